@@ -1,1 +1,27 @@
-//! Placeholder.
+//! What a cache policy says and means: the part of Larder that knows neither Kubernetes nor sockets.
+//!
+//! [`spec`] holds the types that a person writes. [`Policy::compile`] turns them into what a sidecar serves by:
+//! routes that match a normalised path, keys, tags and the barriers that a write raises.
+
+pub mod cache_control;
+pub mod credentials;
+pub mod document;
+pub mod duration;
+pub mod freshness;
+pub mod key;
+pub mod path;
+pub mod policy;
+pub mod purge;
+pub mod size;
+pub mod spec;
+pub mod sql;
+pub mod template;
+
+pub use document::{Document, Metadata};
+pub use duration::Duration;
+pub use key::Key;
+pub use path::NormalPath;
+pub use policy::{Invalid, Policy, Route};
+pub use purge::PurgeName;
+pub use size::ByteSize;
+pub use template::PathTemplate;

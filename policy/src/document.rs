@@ -1,0 +1,128 @@
+//! The file that a sidecar reads: a `CachePolicy`, as `kubectl apply` takes it or as the operator compiled it.
+
+use serde::{Deserialize, Serialize};
+
+use crate::spec::CacheSpec;
+
+/// The API group and version of a [`Document`].
+pub const API_VERSION: &str = "larder.dev/v1alpha1";
+/// The kind of a [`Document`].
+pub const KIND: &str = "CachePolicy";
+
+/// A `CachePolicy` as far as a sidecar is concerned. Fields that this version does not know are left alone, so that an
+/// older sidecar reads what a newer operator wrote; `selector`, `targets`, `capture` and `sidecar` are among them.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Document {
+    /// `larder.dev/v1alpha1`.
+    pub api_version: String,
+    /// `CachePolicy`.
+    pub kind: String,
+    /// Whose it is.
+    #[serde(default)]
+    pub metadata: Metadata,
+    /// What the sidecar serves by.
+    #[serde(default)]
+    pub spec: CacheSpec,
+}
+
+/// Whose a [`Document`] is.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Metadata {
+    /// The policy's name.
+    #[serde(default)]
+    pub name: String,
+    /// The policy's namespace.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub namespace: String,
+}
+
+/// A text that is not a policy.
+#[derive(Debug, thiserror::Error)]
+pub enum InvalidDocument {
+    /// It is not YAML, or a value has the wrong shape.
+    #[error("can't read the policy: {0}")]
+    Yaml(#[from] serde_yaml::Error),
+    /// It is YAML of another kind.
+    #[error("expected apiVersion {API_VERSION} and kind {KIND}, found {api_version:?} and {kind:?}")]
+    OtherKind {
+        /// The `apiVersion` found.
+        api_version: String,
+        /// The `kind` found.
+        kind: String,
+    },
+}
+
+impl Document {
+    /// A document of this version.
+    pub fn new(name: &str, namespace: &str, spec: CacheSpec) -> Self {
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            metadata: Metadata { name: name.to_owned(), namespace: namespace.to_owned() },
+            spec,
+        }
+    }
+
+    /// Reads a document.
+    ///
+    /// # Errors
+    /// If the text is not YAML, or not a `CachePolicy`.
+    pub fn parse(text: &str) -> Result<Self, InvalidDocument> {
+        let document: Self = serde_yaml::from_str(text)?;
+        if document.api_version != API_VERSION || document.kind != KIND {
+            return Err(InvalidDocument::OtherKind {
+                api_version: document.api_version,
+                kind: document.kind,
+            });
+        }
+        Ok(document)
+    }
+
+    /// Writes it; the same document gives the same text.
+    pub fn to_yaml(&self) -> String {
+        serde_yaml::to_string(self).expect("a document has only string keys, which YAML can always write")
+    }
+}
+
+/// The hash by which operator and sidecar name a configuration: 16 hex digits over the text of its file.
+pub fn hash(text: &str) -> String {
+    blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const POLICY: &str = "
+apiVersion: larder.dev/v1alpha1
+kind: CachePolicy
+metadata: {name: shop, namespace: shop, labels: {a: b}}
+spec:
+  selector: {matchLabels: {app: shop}}
+  fromTheFuture: {x: 1}
+  routes:
+  - name: user
+    match: {path: \"/api/users/{id}\"}
+    ttl: 120s
+";
+
+    #[test]
+    fn reads_what_kubectl_takes_and_what_a_newer_operator_writes() {
+        let document = Document::parse(POLICY).unwrap();
+        assert_eq!(document.metadata.name, "shop");
+        assert_eq!(document.spec.routes[0].ttl, Some(crate::Duration::from_secs(120)));
+        let written = document.to_yaml();
+        assert_eq!(Document::parse(&written).unwrap(), document);
+        assert_eq!(hash(&written).len(), 16);
+    }
+
+    #[test]
+    fn says_what_is_wrong_and_where() {
+        let error = Document::parse(&POLICY.replace("120s", "2 minutes")).unwrap_err().to_string();
+        assert!(error.contains("\"2 minutes\" is not a duration: write one such as 500ms"), "{error}");
+        assert!(error.contains("line"), "{error}");
+        let error = Document::parse(&POLICY.replace("CachePolicy", "Deployment")).unwrap_err().to_string();
+        assert!(error.contains("kind CachePolicy"), "{error}");
+    }
+}

@@ -1,0 +1,147 @@
+//! Durations as Gateway API writes them.
+
+use std::{borrow::Cow, fmt, str::FromStr, time};
+
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// A span of time written as [GEP-2257](https://gateway-api.sigs.k8s.io/geps/gep-2257/) has it: one to four pairs of
+/// a whole number of at most five digits and a unit (`h`, `m`, `s`, `ms`), such as `500ms`, `30s` or `1h30m`.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct Duration(pub time::Duration);
+
+impl Duration {
+    /// A duration of whole seconds.
+    pub const fn from_secs(seconds: u64) -> Self {
+        Self(time::Duration::from_secs(seconds))
+    }
+
+    /// A duration of whole milliseconds, the finest that can be written.
+    pub const fn from_millis(milliseconds: u64) -> Self {
+        Self(time::Duration::from_millis(milliseconds))
+    }
+}
+
+/// A text that is not a GEP-2257 duration.
+#[derive(Debug, thiserror::Error)]
+#[error("{0:?} is not a duration: write one such as 500ms, 30s, 5m or 1h30m")]
+pub struct InvalidDuration(String);
+
+impl FromStr for Duration {
+    type Err = InvalidDuration;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || InvalidDuration(text.to_owned());
+        let mut rest = text;
+        let mut total = time::Duration::ZERO;
+        for _ in 0..4 {
+            let digits = rest.bytes().take_while(u8::is_ascii_digit).count();
+            if !(1..=5).contains(&digits) {
+                return Err(invalid());
+            }
+            let (number, after) = rest.split_at(digits);
+            let number: u64 = number.parse().map_err(|_| invalid())?;
+            let unit_length = after.bytes().take_while(u8::is_ascii_alphabetic).count();
+            let (unit, after) = after.split_at(unit_length);
+            total += match unit {
+                "h" => time::Duration::from_secs(number * 3600),
+                "m" => time::Duration::from_secs(number * 60),
+                "s" => time::Duration::from_secs(number),
+                "ms" => time::Duration::from_millis(number),
+                _ => return Err(invalid()),
+            };
+            rest = after;
+            if rest.is_empty() {
+                return Ok(Self(total));
+            }
+        }
+        Err(invalid())
+    }
+}
+
+impl TryFrom<String> for Duration {
+    type Error = InvalidDuration;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        text.parse()
+    }
+}
+
+impl fmt::Display for Duration {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let total = self.0.as_millis();
+        if total == 0 {
+            return f.write_str("0s");
+        }
+        for (size, unit) in [(3_600_000, "h"), (60_000, "m"), (1000, "s"), (1, "ms")] {
+            let number = match unit {
+                "h" => total / size,
+                "m" => total / size % 60,
+                "s" => total / size % 60,
+                _ => total % 1000,
+            };
+            if number > 0 {
+                write!(f, "{number}{unit}")?;
+            }
+        }
+        Ok(())
+    }
+}
+
+impl From<Duration> for String {
+    fn from(duration: Duration) -> Self {
+        duration.to_string()
+    }
+}
+
+impl JsonSchema for Duration {
+    fn schema_name() -> Cow<'static, str> {
+        "Duration".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "maxLength": 32,
+            "x-kubernetes-validations": [{
+                "rule": "self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$')",
+                "message": "write a duration such as 500ms, 30s, 5m or 1h30m",
+            }],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_gep_2257_allows() {
+        for (text, milliseconds) in
+            [("0s", 0), ("500ms", 500), ("120s", 120_000), ("1h30m", 5_400_000), ("1m1s1ms", 61_001)]
+        {
+            assert_eq!(text.parse::<Duration>().unwrap(), Duration::from_millis(milliseconds), "{text}");
+        }
+    }
+
+    #[test]
+    fn refuses_the_rest_and_says_what_to_write() {
+        for text in ["", "1", "s", "1d", "-1s", "1.5s", "123456s", "1h1m1s1ms1ms", " 1s", "1s "] {
+            let error = text.parse::<Duration>().unwrap_err().to_string();
+            assert!(error.ends_with("write one such as 500ms, 30s, 5m or 1h30m"), "{error}");
+        }
+    }
+
+    #[test]
+    fn writes_what_it_reads() {
+        for text in ["0s", "500ms", "2m", "1h30m", "27h46m39s"] {
+            assert_eq!(text.parse::<Duration>().unwrap().to_string(), text);
+        }
+        assert_eq!("120s".parse::<Duration>().unwrap().to_string(), "2m");
+    }
+}

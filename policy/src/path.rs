@@ -1,0 +1,132 @@
+//! Request paths in one form, so that two spellings of a path are one path.
+
+use percent_encoding::percent_decode_str;
+
+/// A request's path, normalised as RFC 3986, section 6.2.2, has it: unreserved characters decoded, the hex digits of the
+/// other escapes in capitals, dot segments resolved. Escapes of reserved characters stay, `%2F` among them.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NormalPath {
+    text: String,
+    ambiguous: bool,
+}
+
+impl NormalPath {
+    /// Normalises the path of a request target.
+    pub fn new(raw: &str) -> Self {
+        let decoded = normalise_escapes(raw);
+        let has_dots = decoded.split('/').any(|segment| matches!(segment, "." | ".."));
+        let ambiguous = has_dots || decoded.contains(['\\', '\0']) || decoded.contains("%5C");
+        let text = if has_dots { resolve_dots(&decoded) } else { decoded };
+        Self { text, ambiguous }
+    }
+
+    /// The normalised path. It starts with `/` if the raw one did.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// True if two servers may read the raw path differently: it had dot segments or backslashes. What such a request
+    /// gets must not be stored under the path that we made of it; what such a request writes may well be there.
+    pub fn is_ambiguous(&self) -> bool {
+        self.ambiguous
+    }
+}
+
+fn normalise_escapes(raw: &str) -> String {
+    if !raw.contains('%') {
+        return raw.to_owned();
+    }
+    let mut text = String::with_capacity(raw.len());
+    let mut rest = raw;
+    while let Some(at) = rest.find('%') {
+        text.push_str(&rest[..at]);
+        let Some(escape) = rest.get(at..at + 3).filter(|e| e[1..].bytes().all(|b| b.is_ascii_hexdigit()))
+        else {
+            text.push('%');
+            rest = &rest[at + 1..];
+            continue;
+        };
+        let byte = percent_decode_str(escape).next().expect("an escape is one byte");
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+            text.push(char::from(byte));
+        } else {
+            text.push_str(&escape.to_ascii_uppercase());
+        }
+        rest = &rest[at + 3..];
+    }
+    text.push_str(rest);
+    text
+}
+
+/// RFC 3986, section 5.2.4.
+fn resolve_dots(path: &str) -> String {
+    let mut kept: Vec<&str> = Vec::new();
+    let mut segments = path.split('/').skip(1).peekable();
+    while let Some(segment) = segments.next() {
+        let last = segments.peek().is_none();
+        match segment {
+            "." if last => kept.push(""),
+            "." => {}
+            ".." => {
+                kept.pop();
+                if last {
+                    kept.push("");
+                }
+            }
+            other => kept.push(other),
+        }
+    }
+    format!("/{}", kept.join("/"))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    #[test]
+    fn two_spellings_are_one_path() {
+        for (raw, normal) in [
+            ("/api/users/1", "/api/users/1"),
+            ("/%61pi/%7euser", "/api/~user"),
+            ("/a%2fb", "/a%2Fb"),
+            ("/caf%c3%a9", "/caf%C3%A9"),
+            ("/100%", "/100%"),
+            ("/%zz", "/%zz"),
+            ("//a", "//a"),
+        ] {
+            let path = NormalPath::new(raw);
+            assert_eq!(path.as_str(), normal, "{raw}");
+            assert!(!path.is_ambiguous(), "{raw}");
+        }
+    }
+
+    #[test]
+    fn what_servers_may_read_differently_is_marked() {
+        for (raw, normal) in [
+            ("/a/../b", "/b"),
+            ("/a/%2e%2E/b", "/b"),
+            ("/a/./b", "/a/b"),
+            ("/a/..", "/"),
+            ("/../a", "/a"),
+            ("/a\\b", "/a\\b"),
+            ("/a%5cb", "/a%5Cb"),
+        ] {
+            let path = NormalPath::new(raw);
+            assert_eq!(path.as_str(), normal, "{raw}");
+            assert!(path.is_ambiguous(), "{raw}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn normalising_twice_changes_nothing(raw in "/[a-zA-Z0-9%./~_\\\\-]{0,40}") {
+            let once = NormalPath::new(&raw);
+            let twice = NormalPath::new(once.as_str());
+            // "%2561" is the escape of "%61": decoding it again would name another path.
+            prop_assume!(!raw.contains("%25"));
+            prop_assert_eq!(once.as_str(), twice.as_str());
+        }
+    }
+}

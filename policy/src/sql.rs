@@ -1,0 +1,94 @@
+//! Queries with parameters of the path, made ready for binding.
+
+/// A query whose `{name}` parameters became `$1`, `$2` ..., each bound as text and cast by the query itself.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct BoundQuery {
+    /// The statement to prepare: it returns one column, a row of the query as JSON text.
+    pub statement: String,
+    /// The parameter that each `$n` stands for.
+    pub parameters: Vec<String>,
+}
+
+/// A query that can't be made ready.
+#[derive(Debug, thiserror::Error, PartialEq, Eq)]
+pub enum InvalidQuery {
+    /// It uses a parameter that the path does not have.
+    #[error("the query uses {{{0}}}, which match.path does not have")]
+    UnknownParameter(String),
+    /// It has more than one statement.
+    #[error("the query must be one statement: take out the ';'")]
+    SeveralStatements,
+}
+
+impl BoundQuery {
+    /// Makes `query` ready. Braces inside quotes are left alone: they belong to a literal such as `'{a,b}'`.
+    ///
+    /// # Errors
+    /// If it names a parameter that is not in `known`, or has several statements.
+    pub fn new(query: &str, known: &[&str]) -> Result<Self, InvalidQuery> {
+        let query = query.trim().trim_end_matches(';');
+        let mut bound = String::with_capacity(query.len() + 64);
+        let mut parameters: Vec<String> = Vec::new();
+        let mut quote = None;
+        let mut rest = query;
+        while let Some(c) = rest.chars().next() {
+            match (quote, c) {
+                (Some(open), c) if c == open => quote = None,
+                (None, '\'' | '"') => quote = Some(c),
+                (None, ';') => return Err(InvalidQuery::SeveralStatements),
+                (None, '{') => {
+                    if let Some((name, after)) = rest[1..].split_once('}') {
+                        if !known.contains(&name) {
+                            return Err(InvalidQuery::UnknownParameter(name.to_owned()));
+                        }
+                        let known_at = parameters.iter().position(|parameter| parameter == name);
+                        let number = known_at.unwrap_or_else(|| {
+                            parameters.push(name.to_owned());
+                            parameters.len() - 1
+                        });
+                        bound.push_str(&format!("${}::text", number + 1));
+                        rest = after;
+                        continue;
+                    }
+                }
+                _ => {}
+            }
+            bound.push(c);
+            rest = &rest[c.len_utf8()..];
+        }
+        Ok(Self {
+            statement: format!("select to_jsonb(answer)::text from (\n{bound}\n) as answer"),
+            parameters,
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn binds_each_parameter_once_as_text() {
+        let query =
+            BoundQuery::new("select * from t where a = {id}::int or b = {id} or c = {k};", &["id", "k"])
+                .unwrap();
+        assert_eq!(
+            query.statement,
+            "select to_jsonb(answer)::text from (\nselect * from t where a = $1::text::int or b = $1::text or c = $2::text\n) as answer"
+        );
+        assert_eq!(query.parameters, ["id", "k"]);
+    }
+
+    #[test]
+    fn leaves_literals_alone() {
+        let query = BoundQuery::new(r#"select v #>> '{a,b}' as "{x}", 'it''s {y}' from t"#, &[]).unwrap();
+        assert!(query.statement.contains(r#"v #>> '{a,b}' as "{x}", 'it''s {y}'"#));
+    }
+
+    #[test]
+    fn refuses_what_it_can_not_bind() {
+        assert_eq!(BoundQuery::new("select {x}", &["id"]), Err(InvalidQuery::UnknownParameter("x".into())));
+        assert_eq!(BoundQuery::new("select 1; drop table t", &[]), Err(InvalidQuery::SeveralStatements));
+        assert!(BoundQuery::new("select ';'", &[]).is_ok());
+    }
+}

@@ -1,0 +1,196 @@
+//! Paths with parameters, such as `/api/users/{id}`.
+
+use std::{borrow::Cow, fmt};
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
+use serde::{Deserialize, Serialize};
+
+/// What RFC 3986, section 2.3, calls unreserved stays as it is; the rest is encoded, so that a value can't break out of the
+/// tag or the path segment it is put into.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// A path whose segments are literal text or one parameter, such as `/api/users/{id}`. A parameter stands for one
+/// segment that is not empty.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(try_from = "String", into = "String")]
+pub struct PathTemplate {
+    text: String,
+    segments: Vec<Segment>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Segment {
+    Literal(String),
+    Parameter(String),
+}
+
+/// A text that is not a path template.
+#[derive(Debug, thiserror::Error)]
+#[error(
+    "{0:?} is not a path: start it with '/', and let each segment be literal text or one {{parameter}}, \
+     such as /api/users/{{id}}"
+)]
+pub struct InvalidTemplate(String);
+
+/// The parameters of a path: names and values, the values percent-decoded.
+pub type Parameters<'a> = Vec<(&'a str, String)>;
+
+impl PathTemplate {
+    /// The template as it was written.
+    pub fn as_str(&self) -> &str {
+        &self.text
+    }
+
+    /// The names of its parameters, in the order of the path.
+    pub fn parameters(&self) -> impl Iterator<Item = &str> {
+        self.segments.iter().filter_map(|segment| match segment {
+            Segment::Parameter(name) => Some(name.as_str()),
+            Segment::Literal(_) => None,
+        })
+    }
+
+    /// The parameters' values if `path`, a normalised one, has this shape.
+    ///
+    /// A segment that does not decode to UTF-8 fits no parameter: nobody could name it in a tag or bind it to a query.
+    pub fn matches(&self, path: &str) -> Option<Parameters<'_>> {
+        let mut values = Vec::new();
+        let mut actual = path.strip_prefix('/')?.split('/');
+        for segment in &self.segments {
+            let text = actual.next()?;
+            match segment {
+                Segment::Literal(literal) if literal == text => {}
+                Segment::Literal(_) => return None,
+                Segment::Parameter(_) if text.is_empty() => return None,
+                Segment::Parameter(name) => {
+                    let value = percent_decode_str(text).decode_utf8().ok()?;
+                    values.push((name.as_str(), value.into_owned()));
+                }
+            }
+        }
+        actual.next().is_none().then_some(values)
+    }
+
+    /// The path with the parameters' values put in, each encoded as one segment.
+    pub fn expand(&self, parameters: &Parameters<'_>) -> String {
+        expand(&self.text, parameters)
+    }
+}
+
+/// `text` with each `{name}` replaced by the parameter's value in an encoded form.
+pub fn expand(text: &str, parameters: &Parameters<'_>) -> String {
+    let mut expanded = text.to_owned();
+    for (name, value) in parameters {
+        let encoded = utf8_percent_encode(value, ENCODED).to_string();
+        expanded = expanded.replace(&format!("{{{name}}}"), &encoded);
+    }
+    expanded
+}
+
+/// The names between braces in `text`.
+pub fn placeholders(text: &str) -> impl Iterator<Item = &str> {
+    text.split('{').skip(1).filter_map(|rest| rest.split_once('}')).map(|(name, _)| name)
+}
+
+impl TryFrom<String> for PathTemplate {
+    type Error = InvalidTemplate;
+
+    fn try_from(text: String) -> Result<Self, Self::Error> {
+        let parsed =
+            text.strip_prefix('/').and_then(|path| path.split('/').map(segment).collect::<Option<Vec<_>>>());
+        match parsed {
+            Some(segments) if text.len() <= 256 => Ok(Self { text, segments }),
+            _ => Err(InvalidTemplate(text)),
+        }
+    }
+}
+
+fn segment(text: &str) -> Option<Segment> {
+    if let Some(name) = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) {
+        let mut characters = name.chars();
+        let starts_well = characters.next().is_some_and(|first| first.is_ascii_alphabetic());
+        return (starts_well && characters.all(|c| c.is_ascii_alphanumeric() || c == '_'))
+            .then(|| Segment::Parameter(name.to_owned()));
+    }
+    let allowed = |c: char| c.is_ascii_graphic() && !"{}?#*\\\"<>^`|".contains(c);
+    (text.chars().all(allowed) && !matches!(text, "." | "..")).then(|| Segment::Literal(text.to_owned()))
+}
+
+impl From<PathTemplate> for String {
+    fn from(template: PathTemplate) -> Self {
+        template.text
+    }
+}
+
+impl fmt::Display for PathTemplate {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.text)
+    }
+}
+
+impl JsonSchema for PathTemplate {
+    fn schema_name() -> Cow<'static, str> {
+        "PathTemplate".into()
+    }
+
+    fn inline_schema() -> bool {
+        true
+    }
+
+    fn json_schema(_: &mut SchemaGenerator) -> Schema {
+        json_schema!({
+            "type": "string",
+            "maxLength": 256,
+            "x-kubernetes-validations": [{
+                "rule": r"self.matches('^(/([A-Za-z0-9._~!$&()+,;=:@%-]*|[{][A-Za-z][A-Za-z0-9_]*[}]))+$')",
+                "message": "start the path with '/', and let each segment be literal text or one {parameter}, such as /api/users/{id}",
+            }],
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn template(text: &str) -> PathTemplate {
+        text.to_owned().try_into().unwrap()
+    }
+
+    #[test]
+    fn a_parameter_is_one_segment_that_is_not_empty() {
+        let user = template("/api/users/{id}");
+        assert_eq!(user.matches("/api/users/42"), Some(vec![("id", "42".to_owned())]));
+        for path in ["/api/users/", "/api/users", "/api/users/42/", "/api/users/42/posts", "/api/user/42"] {
+            assert_eq!(user.matches(path), None, "{path}");
+        }
+        assert_eq!(template("/").matches("/"), Some(vec![]));
+        assert_eq!(template("/api/posts/").matches("/api/posts"), None);
+    }
+
+    #[test]
+    fn a_value_is_decoded_where_it_is_read_and_encoded_where_it_is_put() {
+        let data = template("/data/{key}");
+        let parameters = data.matches("/data/a%2Fb%7D%20c").unwrap();
+        assert_eq!(parameters, vec![("key", "a/b} c".to_owned())]);
+        assert_eq!(expand("item:{key}", &parameters), "item:a%2Fb%7D%20c");
+        assert_eq!(data.expand(&parameters), "/data/a%2Fb%7D%20c");
+        assert_eq!(data.matches("/data/%FF"), None);
+    }
+
+    #[test]
+    fn refuses_what_is_not_a_path() {
+        for text in
+            ["", "users", "/a/{}", "/a/{id}x", "/a/{1}", "/a?b", "/a#b", "/a/*", "/../a", "/a b", "/a/{id"]
+        {
+            let error = PathTemplate::try_from(text.to_owned()).unwrap_err().to_string();
+            assert!(error.contains("such as /api/users/{id}"), "{error}");
+        }
+    }
+
+    #[test]
+    fn finds_placeholders() {
+        assert_eq!(placeholders("a:{x}:{y}").collect::<Vec<_>>(), ["x", "y"]);
+        assert_eq!(placeholders("none {open").count(), 0);
+    }
+}
