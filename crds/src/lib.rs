@@ -1,1 +1,17 @@
-//! Placeholder.
+//! The custom resources of the group `larder.dev`.
+//!
+//! Doc comments here become the descriptions in the custom resource definition: `kubectl explain` prints them. The
+//! `x-kubernetes-validations` are CEL rules; each refuses with a sentence that says what to write instead.
+
+pub mod cache_policy;
+pub mod definition;
+mod schema;
+pub mod selector;
+pub mod status;
+
+pub use cache_policy::{
+    CachePolicy, CachePolicySpec, Capture, CaptureMode, Limits, Requests, Resources, Rollout,
+    RolloutStrategy, SidecarSpec, Target,
+};
+pub use definition::cache_policies;
+pub use status::{CachePolicyStatus, ConditionType, PodCounts};

@@ -1,0 +1,37 @@
+//! Writes the custom resource definitions, or with `--check` says whether the written ones are up to date.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+use larder_crds::definition;
+
+/// Writes the custom resource definitions into `crds/` and into the chart.
+#[derive(Parser)]
+struct Arguments {
+    /// Write nothing; fail when a file is not what would be written.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> Result<()> {
+    let Arguments { check } = Arguments::parse();
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("crds/ is in the workspace")?;
+    let policies = definition::cache_policies();
+    let file = "larder.dev_cachepolicies.yaml";
+    let outputs = [
+        (root.join("crds").join(file), definition::to_yaml(&policies)?),
+        (root.join("charts/larder/templates/crds").join(file), definition::to_chart_template(policies)?),
+    ];
+    for (path, text) in outputs {
+        if check {
+            if fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
+                bail!("{} is out of date: run `cargo run -p larder-crds --bin crdgen`", path.display());
+            }
+        } else {
+            fs::create_dir_all(path.parent().context("a file has a folder")?)?;
+            fs::write(&path, text).with_context(|| format!("could not write {}", path.display()))?;
+        }
+    }
+    Ok(())
+}

@@ -1,0 +1,274 @@
+//! `CachePolicy`: which pods get a cache, and how it serves.
+
+use k8s_openapi::apimachinery::pkg::{
+    api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString,
+};
+use kube::CustomResource;
+use larder_policy::spec::CacheSpec;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use crate::{CachePolicyStatus, schema};
+
+/// Which pods get a cache in front of them, and how it serves.
+#[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[kube(
+    group = "larder.dev",
+    version = "v1alpha1",
+    kind = "CachePolicy",
+    plural = "cachepolicies",
+    shortname = "cpol",
+    category = "larder",
+    namespaced,
+    status = "CachePolicyStatus",
+    derive = "PartialEq",
+    doc = "A cache in front of the pods that a selector names.",
+    printcolumn(
+        name = "Ready",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].status",
+        description = "Whether every matched pod serves by this policy."
+    ),
+    printcolumn(
+        name = "Matched",
+        type_ = "integer",
+        json_path = ".status.pods.matched",
+        description = "Pods that the selector names."
+    ),
+    printcolumn(
+        name = "Injected",
+        type_ = "integer",
+        json_path = ".status.pods.injected",
+        description = "Pods that have the sidecar."
+    ),
+    printcolumn(
+        name = "Current",
+        type_ = "integer",
+        json_path = ".status.pods.current",
+        description = "Pods whose sidecar has answered with this policy's hash."
+    ),
+    printcolumn(
+        name = "Missed",
+        type_ = "integer",
+        json_path = ".status.pods.missed",
+        description = "Pods without the sidecar."
+    ),
+    printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Reason",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].reason",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Message",
+        type_ = "string",
+        json_path = ".status.conditions[?(@.type=='Ready')].message",
+        priority = 1
+    )
+)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "!has(self.routes) || self.routes.all(r, !has(r.from) || r.from.all(f, !has(f.postgres) || (has(self.sources) && self.sources.exists(s, s.name == f.postgres.source))))",
+    "message": "a route's from names a source that spec.sources does not have: add it to spec.sources, or write the name of one that is there",
+}]))]
+pub struct CachePolicySpec {
+    /// The pods, by labels that the pods themselves carry. Of two policies that select a pod, the older one serves it.
+    #[schemars(schema_with = "schema::label_selector")]
+    pub selector: LabelSelector,
+
+    /// The application's ports that the sidecar stands before.
+    #[schemars(
+        length(max = 4),
+        extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = [{
+            "rule": "size(self) > 0",
+            "message": "list at least one port of the application's containers, such as {port: http}",
+        }])
+    )]
+    pub targets: Vec<Target>,
+
+    /// How requests reach the sidecar.
+    #[serde(default)]
+    pub capture: Capture,
+
+    /// The sidecar itself.
+    #[serde(default)]
+    pub sidecar: SidecarSpec,
+
+    /// How it serves.
+    #[serde(flatten)]
+    pub cache: CacheSpec,
+}
+
+/// A port of the application.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Target {
+    /// The container port, by name or number.
+    #[schemars(schema_with = "schema::port")]
+    pub port: IntOrString,
+}
+
+/// How requests reach the sidecar.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Capture {
+    /// The way.
+    #[serde(default)]
+    pub mode: CaptureMode,
+}
+
+/// A way for requests to reach the sidecar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum CaptureMode {
+    /// Larder picks the way that fits and says which in the condition `TrafficCaptured`.
+    #[default]
+    Auto,
+    /// The port's name moves to the sidecar's number: every Service and monitor that names the port reaches the sidecar.
+    NamedPort,
+    /// None: no pod gets a sidecar, and pods that have one lose it.
+    None,
+}
+
+/// The sidecar itself.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct SidecarSpec {
+    /// How it reaches workloads that run already.
+    #[serde(default)]
+    pub rollout: Rollout,
+
+    /// What it may use.
+    #[serde(default)]
+    pub resources: Resources,
+}
+
+/// How the sidecar reaches workloads that run already.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Rollout {
+    /// The way.
+    #[serde(default)]
+    pub strategy: RolloutStrategy,
+}
+
+/// A way for the sidecar to reach workloads that run already.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum RolloutStrategy {
+    /// Deployments and StatefulSets are restarted, by their own update strategy.
+    #[default]
+    Restart,
+    /// Pods get it when they are next created; nothing is restarted.
+    OnCreate,
+}
+
+/// What the sidecar may use.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "quantity(string(self.requests.memory)).compareTo(quantity(string(self.limits.memory))) <= 0",
+        "message": "requests.memory is above limits.memory (128Mi where it is not set): raise limits.memory or lower requests.memory",
+    },
+    {
+        "rule": "!has(self.limits.cpu) || quantity(string(self.requests.cpu)).compareTo(quantity(string(self.limits.cpu))) <= 0",
+        "message": "requests.cpu is above limits.cpu: raise limits.cpu or lower requests.cpu",
+    },
+]))]
+pub struct Resources {
+    /// What the scheduler sets aside.
+    #[serde(default)]
+    pub requests: Requests,
+
+    /// What it never gets more of.
+    #[serde(default)]
+    pub limits: Limits,
+}
+
+/// What the scheduler sets aside for each sidecar.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Requests {
+    /// Processor time.
+    #[serde(default = "default_cpu_request")]
+    #[schemars(schema_with = "schema::quantity")]
+    pub cpu: Quantity,
+
+    /// Memory.
+    #[serde(default = "default_memory_request")]
+    #[schemars(schema_with = "schema::quantity")]
+    pub memory: Quantity,
+}
+
+impl Default for Requests {
+    fn default() -> Self {
+        Self { cpu: default_cpu_request(), memory: default_memory_request() }
+    }
+}
+
+fn default_cpu_request() -> Quantity {
+    Quantity("20m".into())
+}
+
+fn default_memory_request() -> Quantity {
+    Quantity("32Mi".into())
+}
+
+/// What each sidecar never gets more of.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Limits {
+    /// Processor time. Without it there is no limit.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(schema_with = "schema::quantity")]
+    pub cpu: Option<Quantity>,
+
+    /// Memory: `l1.maxSize`, and what requests on their way take.
+    #[serde(default = "default_memory_limit")]
+    #[schemars(schema_with = "schema::quantity")]
+    pub memory: Quantity,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self { cpu: None, memory: default_memory_limit() }
+    }
+}
+
+fn default_memory_limit() -> Quantity {
+    Quantity("128Mi".into())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_is_left_out_has_its_default() {
+        let spec: CachePolicySpec = serde_json::from_value(serde_json::json!({
+            "selector": {"matchLabels": {"app": "shop"}},
+            "targets": [{"port": "http"}],
+            "sidecar": {"resources": {"limits": {"memory": "1Gi"}}},
+        }))
+        .unwrap();
+        assert_eq!(spec.capture.mode, CaptureMode::Auto);
+        assert_eq!(spec.sidecar.rollout.strategy, RolloutStrategy::Restart);
+        assert_eq!(spec.sidecar.resources.requests.cpu.0, "20m");
+        assert_eq!(spec.sidecar.resources.limits.memory.0, "1Gi");
+        assert!(!spec.cache.suspend);
+    }
+
+    #[test]
+    fn the_cache_sits_flat_in_the_spec() {
+        let spec: CachePolicySpec = serde_json::from_value(serde_json::json!({
+            "selector": {"matchLabels": {"app": "shop"}},
+            "targets": [{"port": 8080}],
+            "suspend": true,
+            "l1": {"maxSize": "1Mi"},
+        }))
+        .unwrap();
+        assert!(spec.cache.suspend);
+        assert_eq!(spec.targets[0].port, IntOrString::Int(8080));
+        assert_eq!(serde_json::to_value(&spec).unwrap()["l1"]["maxSize"], "1Mi");
+    }
+}

@@ -1,0 +1,107 @@
+//! Schemas of Kubernetes' own types, with the bounds that CEL's cost estimate needs and with messages of their own.
+
+use schemars::{Schema, SchemaGenerator, json_schema};
+
+/// A container port: a name of at most 15 characters (an IANA service name) or a number.
+pub(crate) fn port(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "maxLength": 64,
+        "x-kubernetes-validations": [{
+            "rule": "type(self) == int ? self > 0 && self < 65536 : size(self) <= 15 && self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$') && self.matches('[a-z]')",
+            "message": "write the name of a container port, such as http, or its number, such as 8080",
+        }],
+    })
+}
+
+/// An amount of processor time or memory.
+pub(crate) fn quantity(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "x-kubernetes-int-or-string": true,
+        "maxLength": 32,
+        "x-kubernetes-validations": [{
+            "rule": "isQuantity(string(self)) && quantity(string(self)).sign() >= 0",
+            "message": "write a quantity such as 20m, 1 or 128Mi",
+        }],
+    })
+}
+
+/// A label selector that selects something in particular.
+pub(crate) fn label_selector(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "object",
+        "x-kubernetes-map-type": "atomic",
+        "x-kubernetes-validations": [{
+            "rule": "(has(self.matchLabels) && size(self.matchLabels) > 0) || (has(self.matchExpressions) && size(self.matchExpressions) > 0)",
+            "message": "an empty selector would select every pod of the namespace: name labels of the pods, such as matchLabels: {app: shop}",
+        }],
+        "properties": {
+            "matchLabels": {
+                "description": "Labels and the values that they must have.",
+                "type": "object",
+                "maxProperties": 16,
+                "additionalProperties": {"type": "string", "maxLength": 63},
+            },
+            "matchExpressions": {
+                "description": "Conditions that all must hold.",
+                "type": "array",
+                "maxItems": 16,
+                "x-kubernetes-list-type": "atomic",
+                "items": {
+                    "type": "object",
+                    "required": ["key", "operator"],
+                    "x-kubernetes-validations": [{
+                        "rule": "self.operator in ['In', 'NotIn'] ? has(self.values) && size(self.values) > 0 : !has(self.values) || size(self.values) == 0",
+                        "message": "In and NotIn need values; Exists and DoesNotExist take none",
+                    }],
+                    "properties": {
+                        "key": {"description": "The label.", "type": "string", "maxLength": 317},
+                        "operator": {
+                            "description": "How the label relates to the values.",
+                            "type": "string",
+                            "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
+                        },
+                        "values": {
+                            "description": "What the label is compared with.",
+                            "type": "array",
+                            "maxItems": 32,
+                            "x-kubernetes-list-type": "atomic",
+                            "items": {"type": "string", "maxLength": 63},
+                        },
+                    },
+                },
+            },
+        },
+    })
+}
+
+/// Conditions as <https://github.com/kubernetes/community/blob/master/contributors/devel/sig-architecture/api-conventions.md>
+/// has them.
+pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({
+        "type": "array",
+        "maxItems": 16,
+        "x-kubernetes-list-type": "map",
+        "x-kubernetes-list-map-keys": ["type"],
+        "items": {
+            "type": "object",
+            "required": ["type", "status", "reason", "message", "lastTransitionTime"],
+            "properties": {
+                "type": {"description": "What it is about.", "type": "string", "maxLength": 316},
+                "status": {"description": "Whether it holds.", "type": "string", "enum": ["True", "False", "Unknown"]},
+                "reason": {"description": "Why, in one word for programs.", "type": "string", "maxLength": 1024},
+                "message": {"description": "Why, for people.", "type": "string", "maxLength": 32768},
+                "lastTransitionTime": {
+                    "description": "When the status last changed.",
+                    "type": "string",
+                    "format": "date-time",
+                },
+                "observedGeneration": {
+                    "description": "The metadata.generation that it was judged by.",
+                    "type": "integer",
+                    "format": "int64",
+                },
+            },
+        },
+    })
+}

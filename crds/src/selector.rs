@@ -1,0 +1,68 @@
+//! Whether labels match a label selector.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
+
+/// Whether `labels` match, as
+/// [Kubernetes](https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors) decides it,
+/// except that an empty selector matches nothing, nor does one with an operator that is not known.
+pub fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
+    let wanted = selector.match_labels.iter().flatten();
+    let expressions = selector.match_expressions.iter().flatten();
+    if wanted.clone().next().is_none() && expressions.clone().next().is_none() {
+        return false;
+    }
+    wanted.into_iter().all(|(key, value)| labels.get(key) == Some(value))
+        && expressions.into_iter().all(|expression| {
+            let value = labels.get(&expression.key);
+            let listed =
+                || value.is_some_and(|value| expression.values.iter().flatten().any(|other| other == value));
+            match expression.operator.as_str() {
+                "In" => listed(),
+                "NotIn" => !listed(),
+                "Exists" => value.is_some(),
+                "DoesNotExist" => value.is_none(),
+                _ => false,
+            }
+        })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    fn check(selector: Value, labels: Value) -> bool {
+        matches(&serde_json::from_value(selector).unwrap(), &serde_json::from_value(labels).unwrap())
+    }
+
+    #[test]
+    fn labels_and_expressions_all_hold() {
+        let selector = json!({
+            "matchLabels": {"app": "shop"},
+            "matchExpressions": [
+                {"key": "tier", "operator": "In", "values": ["web", "api"]},
+                {"key": "track", "operator": "NotIn", "values": ["canary"]},
+                {"key": "team", "operator": "Exists"},
+                {"key": "batch", "operator": "DoesNotExist"},
+            ],
+        });
+        assert!(check(selector.clone(), json!({"app": "shop", "tier": "api", "team": "a"})));
+        assert!(!check(selector.clone(), json!({"app": "other", "tier": "api", "team": "a"})));
+        assert!(!check(selector.clone(), json!({"app": "shop", "team": "a"})));
+        assert!(!check(
+            selector.clone(),
+            json!({"app": "shop", "tier": "api", "team": "a", "track": "canary"})
+        ));
+        assert!(!check(selector.clone(), json!({"app": "shop", "tier": "api"})));
+        assert!(!check(selector, json!({"app": "shop", "tier": "api", "team": "a", "batch": ""})));
+    }
+
+    #[test]
+    fn an_empty_selector_matches_nothing() {
+        assert!(!check(json!({}), json!({"app": "shop"})));
+        assert!(!check(json!({"matchLabels": {}, "matchExpressions": []}), json!({})));
+    }
+}
