@@ -1,0 +1,3 @@
+module larder.dev/cluster/pause
+
+go 1.26

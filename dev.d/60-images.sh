@@ -1,0 +1,155 @@
+# shellcheck shell=bash
+# Images of ours from `cargo build --release`, and what stands beside them where nothing can be pulled.
+
+redis_image=redis:7.0
+postgres_image=postgres:15
+collector_image=otel/opentelemetry-collector:0.155.0
+database_packages=redis-server,redis-tools,postgresql-15,util-linux
+
+# Image, program, and whether it speaks TLS to somebody (then it takes the machine's CA certificates along).
+our_images() {
+  cat <<'LIST'
+larder/operator larder-operator certificates
+larder/sidecar larder-sidecar certificates
+larder/example-shop larder-example-shop -
+larder/e2e-app larder-e2e-app -
+LIST
+}
+
+# variable_of larder/e2e-app: the variable with the image's full name, e2e_app_image.
+variable_of() {
+  local name=${1#larder/}
+  [[ $name != example-shop ]] || name=shop
+  echo "${name//-/_}_image"
+}
+
+build_images() {
+  need_rust
+  need jq jq
+  need_ca_certificates
+  local lock
+  exec {lock}>"$cache/locks/release-build"
+  flock "$lock"
+  # shellcheck disable=SC2046
+  step "cargo build --release" "see the log" cargo build --release $(our_images | awk '{print "-p", $2}')
+  local image program certificates
+  while read -r image program certificates; do
+    pack_image "$image" "$program" "$certificates"
+  done < <(our_images)
+  exec {lock}>&-
+}
+
+need_ca_certificates() {
+  [[ -s /etc/ssl/certs/ca-certificates.crt ]] || install_packages ca-certificates "put your CA certificates at /etc/ssl/certs/ca-certificates.crt"
+}
+
+pack_image() { # IMAGE PROGRAM certificates|-: sets its variable, and leaves $cache/images/<name>-<hash>.tar
+  local image=$1 program=$2 work key archive name=${1#larder/}
+  temporary_folder work
+  mkdir -p "$work/files/etc" "$work/archive"
+  copy_with_libraries "$CARGO_TARGET_DIR/release/$program" "/$program" "$work/files"
+  echo "hosts: files dns" >"$work/files/etc/nsswitch.conf"
+  if [[ $3 == certificates ]]; then
+    install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$work/files/etc/ssl/certs/ca-certificates.crt"
+  fi
+  make_layer "$work/files" "$work/layer.tar"
+  key=$(hash_of "$work/layer.tar" "$program")
+  archive=$cache/images/$name-$key.tar
+  printf -v "$(variable_of "$image")" '%s' "$image:dev-$key"
+  if [[ ! -e $archive ]]; then
+    # The second tag is the same image: what a test of an image change changes to.
+    add_image "$work/archive" "{\"Entrypoint\": [\"/$program\"], \"User\": \"65532:65532\"}" \
+      "$image:dev-$key $image:dev-$key-next" "$work/layer.tar"
+    finish_archive "$work/archive" "$archive.unfinished"
+    mv "$archive.unfinished" "$archive"
+    say "image $image:dev-$key … $(du -h "$archive" | cut -f1)"
+  fi
+  touch "$archive"
+  keep_newest 5 "$cache/images/$name"-*.tar
+}
+
+databases_archive() { # ROOT-FILE-SYSTEM KEY FILE: redis and postgres on the same layer, each as user 999 of its name
+  local work name
+  work=$(mktemp -d "$cache/tmp/databases.XXXX")
+  mkdir "$work/archive"
+  for name in redis postgres; do
+    mkdir -p "$work/$name"/{etc,usr/local/bin}
+    tar -C "$work/$name" -xf "$1" ./etc/passwd ./etc/group
+    sed -i -e '/^redis:/d' -e '/^postgres:/d' "$work/$name/etc/passwd" "$work/$name/etc/group"
+    echo "$name:x:999:" >>"$work/$name/etc/group"
+    install -m 755 "cluster/databases/$name-entrypoint" "$work/$name/usr/local/bin/docker-entrypoint.sh"
+  done
+  echo "redis:x:999:999::/data:/bin/sh" >>"$work/redis/etc/passwd"
+  echo "postgres:x:999:999::/var/lib/postgresql:/bin/bash" >>"$work/postgres/etc/passwd"
+  install -d -m 777 "$work/redis/data"
+  install -d -m 777 "$work/postgres/var/lib/postgresql/data"
+  install -d -m 755 "$work/postgres/docker-entrypoint-initdb.d"
+  install -d -m 3777 "$work/postgres/run/postgresql"
+  make_layer "$work/redis" "$work/redis.tar"
+  make_layer "$work/postgres" "$work/postgres.tar"
+  add_image "$work/archive" '{"Entrypoint": ["docker-entrypoint.sh"], "Cmd": ["redis-server"], "WorkingDir": "/data",
+    "Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"], "ExposedPorts": {"6379/tcp": {}}}' \
+    "$redis_image larder/redis:$2" "$1" "$work/redis.tar"
+  add_image "$work/archive" '{"Entrypoint": ["docker-entrypoint.sh"], "Cmd": ["postgres", "-c", "listen_addresses=*"],
+    "Env": ["PATH=/usr/local/bin:/usr/lib/postgresql/15/bin:/usr/sbin:/usr/bin:/sbin:/bin", "PGDATA=/var/lib/postgresql/data"],
+    "StopSignal": "SIGINT", "ExposedPorts": {"5432/tcp": {}}}' \
+    "$postgres_image larder/postgres:$2" "$1" "$work/postgres.tar"
+  finish_archive "$work/archive" "$3"
+  rm -rf "$work"
+}
+
+collector_archive() { # KEY FILE
+  local work
+  work=$(mktemp -d "$cache/tmp/collector.XXXX")
+  mkdir -p "$work/archive" "$work/files"
+  install -m 755 "$(go_program collector)" "$work/files/otelcol"
+  make_layer "$work/files" "$work/layer.tar"
+  add_image "$work/archive" '{"Entrypoint": ["/otelcol"], "Cmd": ["--config", "/etc/otelcol/config.yaml"], "User": "10001:10001"}' \
+    "$collector_image larder/collector:$1" "$work/layer.tar"
+  finish_archive "$work/archive" "$2"
+  rm -rf "$work"
+}
+
+# Where images can be pulled the nodes pull these by themselves. A second tag with the hash of what they are made from
+# tells a node's old one from a new one.
+need_companion_images() {
+  if registry_answers; then return; fi
+  make_debian_files databases "$database_packages"
+  make_go_program collector
+  local files
+  files=$(debian_files_of databases "$database_packages")
+  databases_key=$(hash_of cluster/databases "${files#"$cache"}" "$(declare -f databases_archive add_image)")
+  databases=$cache/images/databases-image-$databases_key.tar
+  made_once "$databases" "images $redis_image and $postgres_image" "see the log" databases_archive "$files" "$databases_key"
+  collector_key=$(hash_of cluster/collector "$(declare -f collector_archive add_image)")
+  collector=$cache/images/collector-image-$collector_key.tar
+  made_once "$collector" "image $collector_image" "see the log" collector_archive "$collector_key"
+  keep_newest 2 "$cache"/images/databases-image-*.tar
+  keep_newest 2 "$cache"/images/collector-image-*.tar
+}
+
+load_images() {
+  local image program certificates variable archive
+  while read -r image program certificates; do
+    variable=$(variable_of "$image")
+    archive=$cache/images/${image#larder/}-${!variable##*:dev-}.tar
+    load_archive "$archive" "${!variable}" "${!variable}-next"
+  done < <(our_images)
+  if ! registry_answers; then
+    load_archive "$databases" "larder/redis:$databases_key" "larder/postgres:$databases_key"
+    load_archive "$collector" "larder/collector:$collector_key"
+  fi
+}
+
+build_and_load_images() {
+  build_images
+  if cluster_is_ready; then
+    need_companion_images
+    load_images
+  fi
+  local image variable
+  while read -r image _; do
+    variable=$(variable_of "$image")
+    echo "${!variable}"
+  done < <(our_images)
+}

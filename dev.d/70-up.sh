@@ -1,0 +1,111 @@
+# shellcheck shell=bash
+# `up` and `down`, and the chart on the cluster.
+
+install_chart() {
+  step "helm upgrade --install larder" "see the log; kubectl -n larder-system get pods,events" helm_upgrade
+}
+
+helm_upgrade() {
+  helm upgrade --install larder charts/larder --namespace larder-system --create-namespace --wait --timeout 180s \
+    --set operator.image="$operator_image" --set sidecar.image="$sidecar_image"
+}
+
+# What the end-to-end tests and the example need: a cluster with the images and the chart. One run at a time.
+need_larder_on_cluster() {
+  local lock
+  exec {lock}>"$cache/locks/on-cluster"
+  flock --nonblock "$lock" || { say "waiting for another run of ./dev to set up the cluster"; flock "$lock"; }
+  need_cluster
+  need_helm
+  need_companion_images
+  build_images
+  load_images
+  install_chart
+  exec {lock}>&-
+}
+
+up() {
+  local started=$SECONDS example=yes
+  case ${1:-} in
+    --no-example) example=no ;;
+    "") ;;
+    *) usage >&2; exit 2 ;;
+  esac
+  need_larder_on_cluster
+  if [[ $example == yes ]]; then
+    step "apply examples/shop" "see the log; kubectl -n shop get pods,events" apply_example
+    say "up … $((SECONDS - started)) s; \`export KUBECONFIG=$KUBECONFIG\` to look around"
+    transcript
+  else
+    say "up … $((SECONDS - started)) s; \`export KUBECONFIG=$KUBECONFIG\` to look around"
+  fi
+}
+
+# The policy comes last: that is how a person meets it, with the application there already.
+apply_example() {
+  local file
+  kubectl create namespace shop --dry-run=client -o yaml | kubectl apply -f -
+  for file in examples/shop/*.yaml; do
+    [[ $file == */policy.yaml ]] || sed "s#image: larder/example-shop.*#image: $shop_image#" "$file" | kubectl apply -f -
+  done
+  kubectl apply -f examples/shop/policy.yaml
+  kubectl -n shop wait cachepolicy/shop --for=condition=Ready --timeout=180s
+  for file in $(kubectl -n shop get deployments,statefulsets -o name); do
+    kubectl -n shop rollout status "$file" --timeout=180s
+  done
+}
+
+transcript() {
+  local forward port line
+  temporary_folder forward
+  shown_command kubectl get cachepolicies -A
+  kubectl -n shop port-forward service/shop :80 >"$forward/log" 2>&1 &
+  services+=($!)
+  for _ in $(seq 100); do
+    port=$(sed -n 's/^Forwarding from 127.0.0.1:\([0-9]*\).*/\1/p' "$forward/log" | head -n 1)
+    [[ -z $port ]] || break
+    sleep 0.1
+  done
+  [[ -n ${port:-} ]] || fail "kubectl port-forward to the shop: $(tail -n 1 "$forward/log")" "kubectl -n shop get pods"
+  # A run before this one may have left the answer in the cache: the policy's bypass does not ask for it, a purge does.
+  purge_the_shop "$port"
+  for _ in 1 2; do
+    printf '$ curl -i shop/api/users/1\n'
+    curl -s -m 20 -D - -o /dev/null -w 'time: %{time_total} s\n' "http://127.0.0.1:$port/api/users/1" |
+      tr -d '\r' | grep -iE '^(HTTP/|cache-status:|time:)'
+  done
+}
+
+# A write to the user makes what is cached of it stale, as the example's policy says.
+purge_the_shop() { # PORT
+  curl -s -m 20 -o /dev/null -X PUT -H 'content-type: application/json' -d '{"name": "Ada"}' "http://127.0.0.1:$1/api/users/1"
+}
+
+shown_command() {
+  printf '$ %s\n' "$*"
+  "$@"
+}
+
+down() {
+  case ${1:-} in
+    --cache | "") ;;
+    *) usage >&2; exit 2 ;;
+  esac
+  if command -v docker >/dev/null && engine_answers; then
+    local left
+    left=$(docker ps -aq --filter label=io.x-k8s.kind.cluster="$cluster_name")
+    # shellcheck disable=SC2086
+    [[ -z $left ]] || step "take away the cluster" "docker ps" docker rm -fv $left
+    if [[ -f $engine/started-by-us ]]; then
+      docker network rm kind >/dev/null 2>&1 || true
+      step "stop dockerd" "kill \$(cat $engine/pid)" stop_engine
+    fi
+  else
+    stop_engine
+  fi
+  rm -f "$KUBECONFIG" "$cache/cluster"
+  if [[ ${1:-} == --cache ]]; then
+    say "wiping $cache"
+    rm -rf "$cache"
+  fi
+}

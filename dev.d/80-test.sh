@@ -1,0 +1,169 @@
+# shellcheck shell=bash
+# `generate` and `test`.
+
+# Commands that write generated files, and with --check fail where one differs. One line each.
+generators() {
+  cat <<'LIST'
+cargo run -q -p larder-crds --bin crdgen --
+LIST
+}
+
+generate() {
+  case ${1:-} in
+    --check | "") ;;
+    *) usage >&2; exit 2 ;;
+  esac
+  need_rust
+  local generator
+  while read -r generator; do
+    # shellcheck disable=SC2086
+    shown "generate" "run \`./dev generate\` and commit what it writes" $generator "$@"
+  done < <(generators)
+}
+
+run_tests() {
+  local started=$SECONDS
+  case ${1:-all} in
+    all)
+      test_style
+      test_unit
+      test_integration
+      test_e2e
+      test_dependencies
+      ;;
+    unit) test_unit ;;
+    integration) test_integration ;;
+    e2e) test_e2e "${2:-}" ;;
+    *) usage >&2; exit 2 ;;
+  esac
+  took "./dev test ${1:-}" "$started"
+}
+
+test_style() {
+  need_rust
+  shown "format" "run \`cargo fmt\`" cargo fmt --check
+  shown "clippy" "fix what it says" cargo clippy --workspace --all-targets -- -D warnings
+  generate --check
+}
+
+test_unit() {
+  need_rust
+  shown "unit tests" "run one by \`cargo test --workspace --lib --bins NAME\`" cargo test --workspace --lib --bins
+}
+
+test_integration() {
+  need_rust
+  start_redis
+  start_postgres
+  shown "integration tests" "run one by \`./dev test integration\`; they ask for $LARDER_TEST_REDIS_URL and $LARDER_TEST_POSTGRES_URL" \
+    cargo test --workspace --test integration
+}
+
+free_port() { # prints a loopback port that nobody listens on
+  local port
+  while port=$((20000 + RANDOM % 12000)); do
+    if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
+      echo "$port"
+      return
+    fi
+  done
+}
+
+wait_for_port() { # PORT WHAT LOG
+  local _
+  for _ in $(seq 100); do
+    if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then return; fi
+    sleep 0.1
+  done
+  tail -n 20 "$3" >&2
+  fail "$2 does not answer on port $1" "its log is above and in $3"
+}
+
+start_redis() {
+  need redis-server redis-server
+  local port folder
+  port=$(free_port)
+  temporary_folder folder
+  redis-server --bind 127.0.0.1 --port "$port" --save '' --appendonly no --dir "$folder" >"$logs/redis.log" 2>&1 &
+  services+=($!)
+  wait_for_port "$port" redis-server "$logs/redis.log"
+  LARDER_TEST_REDIS_SERVER=$(command -v redis-server)
+  export LARDER_TEST_REDIS_SERVER LARDER_TEST_REDIS_URL=redis://127.0.0.1:$port/
+}
+
+postgres_folder() { # prints the folder of initdb and postgres
+  local folder
+  for folder in $(ls -d /usr/lib/postgresql/*/bin /opt/homebrew/opt/postgresql*/bin 2>/dev/null | sort -rV); do
+    [[ -x $folder/initdb ]] && echo "$folder" && return
+  done
+  folder=$(command -v initdb) && dirname "$folder"
+}
+
+# Postgres refuses to run as root.
+as_database_user() {
+  if [[ $(id -u) == 0 ]]; then
+    setpriv --reuid=postgres --regid=postgres --init-groups -- "$@"
+  else
+    "$@"
+  fi
+}
+
+start_postgres() {
+  local port folder programs
+  postgres_folder >/dev/null || install_packages postgresql-15 "install PostgreSQL 15 or newer"
+  programs=$(postgres_folder)
+  port=$(free_port)
+  folder=$(mktemp -d /tmp/larder-postgres.XXXXXX) # its user may not enter a home folder of root's
+  temporaries+=("$folder")
+  [[ $(id -u) != 0 ]] || chown postgres: "$folder"
+  as_database_user "$programs/initdb" -D "$folder/data" -U larder --auth=trust --encoding=UTF8 --locale=C >"$logs/postgres.log" 2>&1 ||
+    fail "initdb" "see $logs/postgres.log"
+  as_database_user "$programs/postgres" -D "$folder/data" -p "$port" -c listen_addresses=127.0.0.1 \
+    -c unix_socket_directories="$folder" -c fsync=off >>"$logs/postgres.log" 2>&1 &
+  services+=($!)
+  wait_for_port "$port" postgres "$logs/postgres.log"
+  export LARDER_TEST_POSTGRES_URL=postgres://larder@127.0.0.1:$port/postgres
+}
+
+e2e_variables() {
+  cat <<LIST
+KUBECONFIG=$KUBECONFIG
+LARDER_ROOT=$root
+LARDER_HELM=$(command -v helm)
+LARDER_KUBECTL=$(command -v kubectl)
+LARDER_OPERATOR_IMAGE=$operator_image
+LARDER_SIDECAR_IMAGE=$sidecar_image
+LARDER_SIDECAR_IMAGE_NEXT=$sidecar_image-next
+LARDER_SHOP_IMAGE=$shop_image
+LARDER_E2E_APP_IMAGE=$e2e_app_image
+LARDER_REDIS_IMAGE=$redis_image
+LARDER_POSTGRES_IMAGE=$postgres_image
+LARDER_COLLECTOR_IMAGE=$collector_image
+LIST
+}
+
+print_e2e_environment() {
+  build_images >&2
+  e2e_variables | sed 's/^/export /'
+}
+
+test_e2e() { # [NAME]
+  need_larder_on_cluster
+  local variable
+  while read -r variable; do export "${variable?}"; done < <(e2e_variables)
+  # shellcheck disable=SC2086
+  shown "end-to-end tests" "run one by \`./dev test e2e NAME\`; export KUBECONFIG=$KUBECONFIG to look around" \
+    cargo test -p larder-e2e --test e2e ${1:-} -- --test-threads=2
+}
+
+test_dependencies() {
+  [[ -f deny.toml ]] || return 0
+  made_once "$cache/bin/cargo-deny-$cargo_deny_version" "compile cargo-deny $cargo_deny_version" "see the log" install_cargo_deny
+  shown "dependencies" "read what it says; deny.toml has the rules" \
+    "$cache/bin/cargo-deny-$cargo_deny_version/bin/cargo-deny" check bans licenses sources
+}
+
+install_cargo_deny() { # FOLDER
+  CARGO_TARGET_DIR=$1.target cargo install --locked --no-default-features --root "$1" "cargo-deny@$cargo_deny_version"
+  rm -rf "$1.target"
+}
