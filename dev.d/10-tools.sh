@@ -49,7 +49,7 @@ use_or_compile() {
   [[ $(command -v "$name") == "$cache/bin/$name" ]] || PATH=$cache/bin:$PATH
 }
 
-first_version() { grep -oE '[0-9]+\.[0-9]+\.[0-9]+' | head -n 1 || true; }
+first_version() { grep -oE '[0-9]+\.[0-9]+(\.[0-9]+)?' | head -n 1 || true; }
 
 need_kind() {
   use_or_compile kind 0.20.0 "$(kind version 2>/dev/null | first_version)" "sigs.k8s.io/kind@$kind_version"

@@ -141,7 +141,9 @@ need_node_image() {
   node_image=larder/node:$key
   local archive=$cache/images/node-image-$key.tar
   made_once "$archive" "node image" "see the log" node_image_archive "$files" "$node_image"
-  docker image inspect "$node_image" >/dev/null 2>&1 ||
+  if ! docker image inspect "$node_image" >/dev/null 2>&1; then
+    docker image ls -q larder/node | xargs -r docker image rm -f >/dev/null 2>&1 || true
     step "load the node image into the engine" "is there room on the disk? docker system df" docker load -q -i "$archive"
+  fi
   keep_newest 2 "$cache"/images/node-image-*.tar
 }
