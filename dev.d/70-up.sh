@@ -43,20 +43,18 @@ up() {
 
 # The policy comes last: that is how a person meets it, with the application there already.
 apply_example() {
-  local file
-  kubectl create namespace shop --dry-run=client -o yaml | kubectl apply -f -
-  for file in examples/shop/*.yaml; do
-    [[ $file == */policy.yaml ]] || sed "s#image: larder/example-shop.*#image: $shop_image#" "$file" | kubectl apply -f -
-  done
+  local workload
+  kubectl kustomize examples/shop | sed "s#image: larder/example-shop:.*#image: $shop_image#" | kubectl apply -f -
+  kubectl -n shop rollout status deployment/shop --timeout=180s
   kubectl apply -f examples/shop/policy.yaml
   kubectl -n shop wait cachepolicy/shop --for=condition=Ready --timeout=180s
-  for file in $(kubectl -n shop get deployments,statefulsets -o name); do
-    kubectl -n shop rollout status "$file" --timeout=180s
+  for workload in $(kubectl -n shop get deployments,statefulsets -o name); do
+    kubectl -n shop rollout status "$workload" --timeout=180s
   done
 }
 
 transcript() {
-  local forward port line
+  local forward port=
   temporary_folder forward
   shown_command kubectl get cachepolicies -A
   kubectl -n shop port-forward service/shop :80 >"$forward/log" 2>&1 &
@@ -66,19 +64,15 @@ transcript() {
     [[ -z $port ]] || break
     sleep 0.1
   done
-  [[ -n ${port:-} ]] || fail "kubectl port-forward to the shop: $(tail -n 1 "$forward/log")" "kubectl -n shop get pods"
-  # A run before this one may have left the answer in the cache: the policy's bypass does not ask for it, a purge does.
-  purge_the_shop "$port"
+  [[ -n $port ]] || fail "kubectl port-forward to the shop: $(tail -n 1 "$forward/log")" "kubectl -n shop get pods"
+  # What a run before this one left in the cache goes: a write to the user purges it, as the policy says.
+  curl -s -m 20 -o /dev/null -X PATCH -H 'content-type: application/json' -d '{"name": "Ada Lovelace"}' \
+    "http://127.0.0.1:$port/api/users/1"
   for _ in 1 2; do
     printf '$ curl -i shop/api/users/1\n'
     curl -s -m 20 -D - -o /dev/null -w 'time: %{time_total} s\n' "http://127.0.0.1:$port/api/users/1" |
-      tr -d '\r' | grep -iE '^(HTTP/|cache-status:|time:)'
+      tr -d '\r' | grep -iE '^(HTTP/|cache-status:|time:)' || fail "the shop does not answer" "kubectl -n shop get pods"
   done
-}
-
-# A write to the user makes what is cached of it stale, as the example's policy says.
-purge_the_shop() { # PORT
-  curl -s -m 20 -o /dev/null -X PUT -H 'content-type: application/json' -d '{"name": "Ada"}' "http://127.0.0.1:$1/api/users/1"
 }
 
 shown_command() {
