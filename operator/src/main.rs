@@ -1,2 +1,3 @@
-//! Placeholder.
+//! The Larder operator.
+
 fn main() {}

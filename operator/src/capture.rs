@@ -1,0 +1,343 @@
+//! Which ports of a pod are captured, and why a pod's can't be.
+//!
+//! `NamedPort`: the containers of a pod share one network namespace and a port entry is only a note. The entry that bears
+//! the name gets the sidecar's number, and whoever resolves the name (endpoint slices, load balancers, monitors) finds
+//! the sidecar. No privilege is needed, and injected and plain pods live side by side behind one Service.
+
+use std::{fmt, sync::Arc};
+
+use k8s_openapi::{
+    api::networking::v1::{NetworkPolicy, NetworkPolicyPort},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use larder_crds::{Target, selector};
+use serde::{Deserialize, Serialize};
+use serde_json::Value;
+
+use crate::{cli::SidecarSettings, names};
+
+/// A port whose requests go to the sidecar.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "camelCase")]
+pub struct Captured {
+    /// The container that listens.
+    pub container: String,
+    /// The port's name, which now stands for `sidecar_port`.
+    pub name: String,
+    /// The number that the application listens on.
+    pub port: u16,
+    /// The number that the sidecar listens on.
+    pub sidecar_port: u16,
+}
+
+/// Why a pod gets no sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Skip {
+    /// The reason, for programs.
+    pub reason: SkipReason,
+    /// The reason and the remedy, for people.
+    pub message: String,
+}
+
+impl fmt::Display for Skip {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}: {}", self.reason.as_str(), self.message)
+    }
+}
+
+/// The kinds of pods that get no sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum SkipReason {
+    /// The pod uses the node's network.
+    HostNetwork,
+    /// The captured port is published on the node.
+    HostPort,
+    /// A service mesh captures the pod's traffic already.
+    Mesh,
+    /// A NetworkPolicy allows the application's number and not the sidecar's.
+    NetworkPolicy,
+    /// No container has such a port.
+    NoSuchPort,
+    /// The port has no name that a Service could follow.
+    UnnamedPort,
+    /// A container uses one of the sidecar's ports.
+    PortClash,
+    /// The pod has a container of the sidecar's name that the operator did not put there as it is.
+    ForeignSidecar,
+}
+
+impl SkipReason {
+    /// Its name in conditions, events and annotations.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::HostNetwork => "HostNetwork",
+            Self::HostPort => "HostPort",
+            Self::Mesh => "Mesh",
+            Self::NetworkPolicy => "NetworkPolicy",
+            Self::NoSuchPort => "NoSuchPort",
+            Self::UnnamedPort => "UnnamedPort",
+            Self::PortClash => "PortClash",
+            Self::ForeignSidecar => "ForeignSidecar",
+        }
+    }
+}
+
+const MESH_CONTAINERS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
+
+/// The ports of `pod`, a pod's JSON as it was before injection, that go to the sidecar.
+///
+/// # Errors
+/// The reason why there can be no sidecar.
+pub fn capture(
+    pod: &Value,
+    targets: &[Target],
+    settings: &SidecarSettings,
+    network_policies: &[Arc<NetworkPolicy>],
+) -> Result<Vec<Captured>, Skip> {
+    let spec = &pod["spec"];
+    if spec["hostNetwork"] == true {
+        return Err(Skip {
+            reason: SkipReason::HostNetwork,
+            message: "the pod uses the node's network, where a port's name can't be given to a sidecar; \
+                      take hostNetwork out of its template"
+                .into(),
+        });
+    }
+    if let Some(mesh) = all_containers(spec)
+        .find_map(|container| MESH_CONTAINERS.into_iter().find(|mesh| container["name"] == *mesh))
+    {
+        return Err(Skip {
+            reason: SkipReason::Mesh,
+            message: format!(
+                "the container {mesh} captures the pod's traffic; leave the pod out of the mesh"
+            ),
+        });
+    }
+    let taken = |port: u16| settings.data_ports().contains(&port) || port == settings.admin_port;
+    for container in all_containers(spec) {
+        if let Some(port) = ports(container).filter_map(number).find(|port| taken(*port)) {
+            return Err(Skip {
+                reason: SkipReason::PortClash,
+                message: format!(
+                    "the container {} uses port {port}, which the sidecar needs; give the sidecar other ports \
+                     with the chart's sidecar.dataPort and sidecar.adminPort",
+                    text(&container["name"])
+                ),
+            });
+        }
+    }
+
+    let mut captured: Vec<Captured> = Vec::new();
+    for target in targets {
+        let (container, entry) = find(spec, &target.port)?;
+        let (Some(port), Some(name)) = (number(entry), entry["name"].as_str()) else {
+            let port = written(&target.port);
+            return Err(Skip {
+                reason: SkipReason::UnnamedPort,
+                message: format!(
+                    "the container port {port} has no name; give it one, such as http, and let the Service's \
+                     targetPort say that name"
+                ),
+            });
+        };
+        if entry["hostPort"].as_u64().is_some_and(|port| port != 0) {
+            return Err(Skip {
+                reason: SkipReason::HostPort,
+                message: format!("the port {name} is published on the node with hostPort; take that out"),
+            });
+        }
+        if captured.iter().any(|other| other.name == name) {
+            continue;
+        }
+        let offset = u16::try_from(captured.len()).unwrap_or(u16::MAX);
+        let sidecar_port = settings.data_port.saturating_add(offset);
+        if let Some(policy) = closed_by(pod, name, port, sidecar_port, network_policies) {
+            return Err(Skip {
+                reason: SkipReason::NetworkPolicy,
+                message: format!(
+                    "the NetworkPolicy {policy} allows port {port} by number and not {sidecar_port}, where the \
+                     sidecar listens; let it say the port's name, {name}"
+                ),
+            });
+        }
+        let container = text(&container["name"]).to_owned();
+        captured.push(Captured { container, name: name.to_owned(), port, sidecar_port });
+    }
+    Ok(captured)
+}
+
+/// The containers of a pod's spec, the init containers among them.
+fn all_containers(spec: &Value) -> impl Iterator<Item = &Value> {
+    let list = |key: &str| spec[key].as_array().into_iter().flatten();
+    list("containers").chain(list("initContainers")).filter(|container| container["name"] != names::SIDECAR)
+}
+
+fn ports(container: &Value) -> impl Iterator<Item = &Value> {
+    container["ports"]
+        .as_array()
+        .into_iter()
+        .flatten()
+        .filter(|port| port.get("protocol").and_then(Value::as_str).is_none_or(|protocol| protocol == "TCP"))
+}
+
+fn number(entry: &Value) -> Option<u16> {
+    u16::try_from(entry["containerPort"].as_u64()?).ok()
+}
+
+fn text(value: &Value) -> &str {
+    value.as_str().unwrap_or_default()
+}
+
+fn written(port: &IntOrString) -> String {
+    match port {
+        IntOrString::Int(number) => number.to_string(),
+        IntOrString::String(name) => name.clone(),
+    }
+}
+
+/// The container and the port entry that a target means. By number, an entry with a name is preferred.
+fn find<'a>(spec: &'a Value, port: &IntOrString) -> Result<(&'a Value, &'a Value), Skip> {
+    let containers = spec["containers"].as_array().into_iter().flatten();
+    let entries = containers.flat_map(|container| ports(container).map(move |entry| (container, entry)));
+    let mut fitting: Vec<_> = entries
+        .filter(|(_, entry)| match port {
+            IntOrString::Int(wanted) => entry["containerPort"].as_i64() == Some(i64::from(*wanted)),
+            IntOrString::String(name) => entry["name"] == name.as_str(),
+        })
+        .collect();
+    fitting.sort_by_key(|(_, entry)| entry["name"].is_null());
+    fitting.into_iter().next().ok_or_else(|| Skip {
+        reason: SkipReason::NoSuchPort,
+        message: format!(
+            "no container of the pod lists a TCP port {}; add it to the container's ports, or correct the \
+             policy's targets",
+            written(port)
+        ),
+    })
+}
+
+/// The NetworkPolicy that lets requests to the application's number in and would keep them from the sidecar's.
+fn closed_by(
+    pod: &Value,
+    name: &str,
+    port: u16,
+    sidecar_port: u16,
+    network_policies: &[Arc<NetworkPolicy>],
+) -> Option<String> {
+    let labels = serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
+    let allows = |entry: &NetworkPolicyPort, number: u16| {
+        entry.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
+            && match &entry.port {
+                None => true,
+                Some(IntOrString::String(_)) => false,
+                Some(IntOrString::Int(first)) => {
+                    (*first..=entry.end_port.unwrap_or(*first)).contains(&i32::from(number))
+                }
+            }
+    };
+    let named =
+        |entry: &NetworkPolicyPort| matches!(&entry.port, Some(IntOrString::String(other)) if other == name);
+    network_policies.iter().find_map(|policy| {
+        let spec = policy.spec.as_ref()?;
+        let everything = spec.pod_selector.as_ref().is_none_or(|selector| {
+            selector.match_labels.as_ref().is_none_or(|labels| labels.is_empty())
+                && selector.match_expressions.as_ref().is_none_or(|expressions| expressions.is_empty())
+        });
+        if !everything && !spec.pod_selector.as_ref().is_some_and(|own| selector::matches(own, &labels)) {
+            return None;
+        }
+        let ingress =
+            spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|kind| kind == "Ingress"));
+        let closed = ingress
+            && spec.ingress.iter().flatten().filter_map(|rule| rule.ports.as_ref()).any(|entries| {
+                entries.iter().any(|entry| allows(entry, port))
+                    && !entries.iter().any(|entry| allows(entry, sidecar_port) || named(entry))
+            });
+        closed.then(|| policy.metadata.name.clone().unwrap_or_default())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::inject::tests::{pod, settings};
+
+    fn check(pod: &Value, port: Value, policies: Value) -> Result<Vec<Captured>, SkipReason> {
+        let targets = [serde_json::from_value(json!({ "port": port })).unwrap()];
+        let policies: Vec<NetworkPolicy> = serde_json::from_value(policies).unwrap();
+        let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
+        capture(pod, &targets, &settings(), &policies).map_err(|skip| skip.reason)
+    }
+
+    fn http() -> Captured {
+        Captured { container: "app".into(), name: "http".into(), port: 8080, sidecar_port: 24800 }
+    }
+
+    #[test]
+    fn a_port_is_found_by_name_and_by_number() {
+        assert_eq!(check(&pod(), json!("http"), json!([])), Ok(vec![http()]));
+        assert_eq!(check(&pod(), json!(8080), json!([])), Ok(vec![http()]));
+        assert_eq!(check(&pod(), json!("https"), json!([])), Err(SkipReason::NoSuchPort));
+        assert_eq!(check(&pod(), json!(9999), json!([])), Err(SkipReason::NoSuchPort));
+    }
+
+    #[test]
+    fn each_target_gets_a_port_of_its_own() {
+        let targets: Vec<Target> =
+            serde_json::from_value(json!([{"port": "http"}, {"port": 8080}, {"port": "admin"}])).unwrap();
+        let captured = capture(&pod(), &targets, &settings(), &[]).unwrap();
+        let ports: Vec<_> = captured.iter().map(|one| (one.name.as_str(), one.sidecar_port)).collect();
+        assert_eq!(ports, [("http", 24800), ("admin", 24801)]);
+    }
+
+    #[test]
+    fn what_cannot_be_captured_says_why() {
+        let mut unnamed = pod();
+        unnamed["spec"]["containers"][0]["ports"][0].as_object_mut().unwrap().remove("name");
+        assert_eq!(check(&unnamed, json!(8080), json!([])), Err(SkipReason::UnnamedPort));
+
+        let mut host_network = pod();
+        host_network["spec"]["hostNetwork"] = json!(true);
+        assert_eq!(check(&host_network, json!("http"), json!([])), Err(SkipReason::HostNetwork));
+
+        let mut host_port = pod();
+        host_port["spec"]["containers"][0]["ports"][0]["hostPort"] = json!(80);
+        assert_eq!(check(&host_port, json!("http"), json!([])), Err(SkipReason::HostPort));
+
+        let mut mesh = pod();
+        mesh["spec"]["initContainers"] = json!([{"name": "istio-proxy"}]);
+        assert_eq!(check(&mesh, json!("http"), json!([])), Err(SkipReason::Mesh));
+
+        for port in [24800, 24803, 24890] {
+            let mut clash = pod();
+            clash["spec"]["containers"][1]["ports"] = json!([{"containerPort": port}]);
+            assert_eq!(check(&clash, json!("http"), json!([])), Err(SkipReason::PortClash), "{port}");
+        }
+
+        let mut udp = pod();
+        udp["spec"]["containers"][0]["ports"][0]["protocol"] = json!("UDP");
+        assert_eq!(check(&udp, json!("http"), json!([])), Err(SkipReason::NoSuchPort));
+    }
+
+    #[test]
+    fn a_network_policy_must_let_the_sidecar_be_reached() {
+        let policy = |selector: Value, ports: Value| json!([{"metadata": {"name": "web"}, "spec": {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": [{"ports": ports}]}}]);
+        let check = |selector, ports| check(&pod(), json!("http"), policy(selector, ports));
+        let shop = || json!({"matchLabels": {"app": "shop"}});
+        assert_eq!(check(shop(), json!([{"port": 8080}])), Err(SkipReason::NetworkPolicy));
+        assert_eq!(
+            check(json!({}), json!([{"port": 8000, "endPort": 9000}])),
+            Err(SkipReason::NetworkPolicy)
+        );
+        assert!(check(json!({"matchLabels": {"app": "other"}}), json!([{"port": 8080}])).is_ok());
+        assert!(check(shop(), json!([{"port": "http"}])).is_ok());
+        assert!(check(shop(), json!([{"port": 8080}, {"port": 24800}])).is_ok());
+        assert!(check(shop(), json!([{"port": 1024, "endPort": 65535}])).is_ok());
+        assert!(
+            check(shop(), json!([{"port": 9090}])).is_ok(),
+            "the application could not be reached before either"
+        );
+    }
+}

@@ -1,0 +1,179 @@
+//! What the operator is told when it starts.
+
+use std::{net::SocketAddr, ops::RangeInclusive};
+
+use clap::{Parser, Subcommand, ValueEnum};
+
+/// The Larder operator: a controller and an admission webhook.
+#[derive(Debug, Parser)]
+#[command(version, about)]
+pub struct Arguments {
+    /// What to do.
+    #[command(subcommand)]
+    pub command: Command,
+}
+
+/// What the operator can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Runs the controller (on the leading replica) and the webhook (on every replica).
+    Run(RunArguments),
+}
+
+/// How it runs. Every flag can be given as an environment variable.
+#[derive(Clone, Debug, clap::Args)]
+pub struct RunArguments {
+    /// What is injected.
+    #[command(flatten)]
+    pub sidecar: SidecarSettings,
+
+    /// The namespace that the operator itself runs in.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+
+    /// The name of the pod that it runs in, which names the holder of the lease.
+    #[arg(long, env = "POD_NAME")]
+    pub pod_name: String,
+
+    /// The Service through which the API server reaches the webhook, on port 443.
+    #[arg(long, env = "LARDER_WEBHOOK_SERVICE", default_value = "larder-webhook")]
+    pub webhook_service: String,
+
+    /// Where the webhook listens.
+    #[arg(long, env = "LARDER_WEBHOOK_LISTEN", default_value = "0.0.0.0:9443")]
+    pub webhook_listen: SocketAddr,
+
+    /// Where /livez, /readyz and /metrics are served.
+    #[arg(long, env = "LARDER_HEALTH_LISTEN", default_value = "0.0.0.0:8081")]
+    pub health_listen: SocketAddr,
+
+    /// What the API server does with a pod when no webhook answers: Ignore starts it without a sidecar, Fail refuses it.
+    #[arg(long, env = "LARDER_FAILURE_POLICY", default_value = "Ignore")]
+    pub failure_policy: FailurePolicy,
+
+    /// The ClusterRole that owns the webhook configuration, so that taking the role away takes the configuration away.
+    #[arg(long, env = "LARDER_CLUSTER_ROLE", default_value = "larder-operator")]
+    pub cluster_role: String,
+}
+
+/// What is injected, besides what the policy says.
+#[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
+pub struct SidecarSettings {
+    /// The sidecar's image.
+    #[arg(id = "sidecar_image", long = "sidecar-image", env = "LARDER_SIDECAR_IMAGE")]
+    pub image: String,
+
+    /// When the kubelet pulls the image; without it, Kubernetes' own default.
+    #[arg(
+        id = "sidecar_image_pull_policy",
+        long = "sidecar-image-pull-policy",
+        env = "LARDER_SIDECAR_IMAGE_PULL_POLICY"
+    )]
+    pub pull_policy: Option<PullPolicy>,
+
+    /// The port that the sidecar serves the first target on; each further target takes the next.
+    #[arg(
+        id = "sidecar_data_port",
+        long = "sidecar-data-port",
+        env = "LARDER_SIDECAR_DATA_PORT",
+        default_value_t = 24800,
+        value_parser = clap::value_parser!(u16).range(1024..=65500)
+    )]
+    pub data_port: u16,
+
+    /// The port of the sidecar's health, metrics and admin API.
+    #[arg(
+        id = "sidecar_admin_port",
+        long = "sidecar-admin-port",
+        env = "LARDER_SIDECAR_ADMIN_PORT",
+        default_value_t = 24890,
+        value_parser = clap::value_parser!(u16).range(1024..=65500)
+    )]
+    pub admin_port: u16,
+
+    /// How many seconds a pod on its way out keeps serving, so that endpoints can move; 0 adds no wait.
+    #[arg(
+        id = "drain_seconds",
+        long = "drain-seconds",
+        env = "LARDER_DRAIN_SECONDS",
+        default_value_t = 5,
+        value_parser = clap::value_parser!(u32).range(0..=300)
+    )]
+    pub drain_seconds: u32,
+}
+
+/// How many targets a policy may have: the number of data ports that are set aside.
+pub const MAX_TARGETS: u16 = 4;
+
+impl SidecarSettings {
+    /// The ports that targets are served on.
+    pub fn data_ports(&self) -> RangeInclusive<u16> {
+        self.data_port..=self.data_port + (MAX_TARGETS - 1)
+    }
+}
+
+/// When the kubelet pulls an image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum PullPolicy {
+    /// Whenever a pod starts.
+    Always,
+    /// When the node has none of that name.
+    IfNotPresent,
+    /// Never; the node must have it.
+    Never,
+}
+
+impl PullPolicy {
+    /// As a container's `imagePullPolicy`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Always => "Always",
+            Self::IfNotPresent => "IfNotPresent",
+            Self::Never => "Never",
+        }
+    }
+}
+
+/// What the API server does when no webhook answers.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[value(rename_all = "PascalCase")]
+pub enum FailurePolicy {
+    /// Starts the pod without a sidecar.
+    Ignore,
+    /// Refuses the pod.
+    Fail,
+}
+
+impl FailurePolicy {
+    /// As a webhook's `failurePolicy`.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Ignore => "Ignore",
+            Self::Fail => "Fail",
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_the_contract_calls_the_flags() {
+        let Arguments { command: Command::Run(arguments) } = Arguments::parse_from([
+            "larder-operator",
+            "run",
+            "--sidecar-image=larder/sidecar:1",
+            "--sidecar-image-pull-policy=IfNotPresent",
+            "--sidecar-data-port=25000",
+            "--drain-seconds=0",
+            "--namespace=larder-system",
+            "--pod-name=larder-operator-0",
+            "--failure-policy=Fail",
+        ]);
+        assert_eq!(arguments.sidecar.data_ports(), 25000..=25003);
+        assert_eq!(arguments.sidecar.admin_port, 24890);
+        assert_eq!(arguments.failure_policy, FailurePolicy::Fail);
+    }
+}

@@ -1,0 +1,192 @@
+//! From a `CachePolicy` to the document that its sidecars read.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use larder_crds::RolloutStrategy;
+use larder_policy::{
+    Document, Metadata, Policy, document,
+    spec::{CacheSpec, SecretKeyRef, UrlFrom},
+};
+
+use crate::names;
+
+/// The key of the document in the ConfigMap.
+pub const DOCUMENT_KEY: &str = "policy.yaml";
+/// The key of the document's hash in the ConfigMap.
+pub const HASH_KEY: &str = "hash";
+
+/// What sidecars read.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Compiled {
+    /// The document.
+    pub yaml: String,
+    /// Its hash, which a sidecar that serves by it answers with.
+    pub hash: String,
+}
+
+/// Whose a document is.
+#[derive(Clone, Copy, Debug)]
+pub struct Owner<'a> {
+    /// The policy's namespace.
+    pub namespace: &'a str,
+    /// The policy's name.
+    pub name: &'a str,
+    /// What tells it from an earlier policy of that name.
+    pub uid: &'a str,
+}
+
+/// The document of a policy.
+///
+/// # Errors
+/// What is wrong with the policy, one sentence for each fault.
+pub fn compile(owner: Owner<'_>, spec: &CacheSpec) -> Result<Compiled, String> {
+    let mut spec = spec.clone();
+    for url in urls(&mut spec) {
+        if let Some(secret) = url.secret_key_ref.take() {
+            url.file = Some(format!("{}/{}", secret_folder(&secret.name), secret.key));
+        }
+    }
+    Policy::compile(&spec)
+        .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    Ok(write(owner, spec))
+}
+
+/// The document that turns a policy's sidecars to passing everything through.
+pub fn suspended(owner: Owner<'_>) -> Compiled {
+    write(owner, CacheSpec { suspend: true, ..CacheSpec::default() })
+}
+
+fn write(owner: Owner<'_>, spec: CacheSpec) -> Compiled {
+    let metadata = Metadata {
+        name: owner.name.to_owned(),
+        namespace: owner.namespace.to_owned(),
+        uid: owner.uid.to_owned(),
+    };
+    let yaml = Document::new(metadata, spec).to_yaml();
+    let hash = document::hash(&yaml);
+    Compiled { yaml, hash }
+}
+
+/// The Secret keys that a policy refers to, each once, in order.
+pub fn secrets(spec: &CacheSpec) -> Vec<SecretKeyRef> {
+    let mut spec = spec.clone();
+    let mut secrets: Vec<_> = urls(&mut spec).filter_map(|url| url.secret_key_ref.clone()).collect();
+    secrets.sort();
+    secrets.dedup();
+    secrets
+}
+
+/// The folder that a Secret is mounted at, in the sidecar.
+pub fn secret_folder(secret: &str) -> String {
+    format!("/etc/larder/secrets/{secret}")
+}
+
+/// Every place in a policy where a URL comes from elsewhere.
+fn urls(spec: &mut CacheSpec) -> impl Iterator<Item = &mut UrlFrom> {
+    let redis = spec.l2.as_mut().map(|l2| &mut l2.redis.url_from);
+    let postgres = spec.sources.iter_mut().filter_map(|source| source.postgres.as_mut());
+    redis.into_iter().chain(postgres.map(|postgres| &mut postgres.url_from))
+}
+
+/// The ConfigMap that carries the document to the sidecars.
+pub fn config_map(
+    namespace: &str,
+    policy: &str,
+    compiled: &Compiled,
+    strategy: RolloutStrategy,
+) -> ConfigMap {
+    let labels = [(names::MANAGED_BY_LABEL, names::MANAGED_BY), (names::POLICY_LABEL, policy)];
+    let annotations = [(names::ROLLOUT_STRATEGY, strategy_name(strategy))];
+    let data = [(DOCUMENT_KEY, compiled.yaml.as_str()), (HASH_KEY, compiled.hash.as_str())];
+    ConfigMap {
+        metadata: ObjectMeta {
+            name: Some(names::config_map(policy)),
+            namespace: Some(namespace.to_owned()),
+            labels: Some(owned(labels)),
+            annotations: Some(owned(annotations)),
+            ..ObjectMeta::default()
+        },
+        data: Some(owned(data)),
+        ..ConfigMap::default()
+    }
+}
+
+/// How a strategy is written in [`names::ROLLOUT_STRATEGY`].
+pub const fn strategy_name(strategy: RolloutStrategy) -> &'static str {
+    match strategy {
+        RolloutStrategy::Restart => "Restart",
+        RolloutStrategy::OnCreate => "OnCreate",
+    }
+}
+
+/// The hash that a ConfigMap was written with.
+pub fn recorded_hash(config_map: &ConfigMap) -> Option<&str> {
+    config_map.data.as_ref()?.get(HASH_KEY).map(String::as_str)
+}
+
+fn owned<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
+    pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::inject::tests::spec;
+
+    const OWNER: Owner<'_> = Owner { namespace: "shop", name: "shop", uid: "1" };
+
+    fn with_secrets() -> CacheSpec {
+        spec(json!({
+            "l2": {"redis": {"urlFrom": {"secretKeyRef": {"name": "shop-redis", "key": "url"}}}},
+            "sources": [{"name": "catalog", "postgres": {"urlFrom": {"secretKeyRef": {"name": "shop-db", "key": "url"}}}}],
+            "routes": [{"name": "item", "match": {"path": "/data/{key}"}, "ttl": "300s",
+                "from": [{"postgres": {"source": "catalog", "query": "select 1 where {key}::int = 1"}}]}],
+        }))
+        .cache
+    }
+
+    #[test]
+    fn secrets_become_files() {
+        let compiled = compile(OWNER, &with_secrets()).unwrap();
+        let document = Document::parse(&compiled.yaml).unwrap();
+        let redis = document.spec.l2.unwrap().redis.url_from;
+        assert_eq!(redis.file.as_deref(), Some("/etc/larder/secrets/shop-redis/url"));
+        assert_eq!(redis.secret_key_ref, None);
+        assert!(!compiled.yaml.contains("secretKeyRef"), "{}", compiled.yaml);
+        assert_eq!(secrets(&with_secrets()).len(), 2);
+    }
+
+    #[test]
+    fn the_same_policy_gives_the_same_hash() {
+        let first = compile(OWNER, &with_secrets()).unwrap();
+        assert_eq!(first, compile(OWNER, &with_secrets()).unwrap());
+        assert_eq!(first.hash, document::hash(&first.yaml));
+        assert_ne!(first.hash, suspended(OWNER).hash);
+    }
+
+    #[test]
+    fn a_fault_is_told() {
+        let mut spec = with_secrets();
+        spec.sources.clear();
+        let fault = compile(OWNER, &spec).unwrap_err();
+        assert!(fault.contains("catalog"), "{fault}");
+    }
+
+    #[test]
+    fn suspended_documents_say_nothing_else() {
+        let document = Document::parse(&suspended(OWNER).yaml).unwrap();
+        assert_eq!(document.spec, CacheSpec { suspend: true, ..CacheSpec::default() });
+    }
+
+    #[test]
+    fn the_config_map_records_what_it_holds() {
+        let compiled = suspended(OWNER);
+        let map = config_map("shop", "cache", &compiled, RolloutStrategy::OnCreate);
+        assert_eq!(map.metadata.name.as_deref(), Some("larder-cache"));
+        assert_eq!(recorded_hash(&map), Some(compiled.hash.as_str()));
+        assert_eq!(map.metadata.annotations.unwrap()[names::ROLLOUT_STRATEGY], "OnCreate");
+    }
+}

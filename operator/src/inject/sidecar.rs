@@ -1,0 +1,111 @@
+//! The sidecar's container and its volumes.
+
+use std::collections::BTreeMap;
+
+use larder_policy::spec::SecretKeyRef;
+use serde_json::{Value, json};
+
+use super::Context;
+use crate::{capture::Captured, compile, names};
+
+/// The user that the sidecar runs as; the image says the same.
+const USER: u32 = 65532;
+const POLICY_VOLUME: &str = "larder-policy";
+const ADMIN_VOLUME: &str = "larder-admin";
+const POLICY_FOLDER: &str = "/etc/larder/policy";
+const ADMIN_FOLDER: &str = "/etc/larder/admin";
+
+/// The container: a native sidecar, so that the kubelet starts it before the application and stops it after. There is no
+/// startup probe, for nothing waits for it.
+pub(super) fn container(context: &Context<'_>, captured: &[Captured], secrets: &[SecretKeyRef]) -> Value {
+    let settings = context.settings;
+    let mut args = Vec::new();
+    for port in captured {
+        args.push("--listen".to_owned());
+        args.push(format!(":{}", port.sidecar_port));
+        args.push("--upstream".to_owned());
+        args.push(format!("http://127.0.0.1:{}", port.port));
+    }
+    let rest = [
+        "--admin-listen".to_owned(),
+        format!(":{}", settings.admin_port),
+        "--policy".to_owned(),
+        format!("{POLICY_FOLDER}/policy.yaml"),
+        "--admin-token-file".to_owned(),
+        format!("{ADMIN_FOLDER}/token"),
+        "--pod-ip".to_owned(),
+        "$(POD_IP)".to_owned(),
+    ];
+    args.extend(rest);
+    let mut mounts = vec![
+        json!({ "name": POLICY_VOLUME, "mountPath": POLICY_FOLDER, "readOnly": true }),
+        json!({ "name": ADMIN_VOLUME, "mountPath": ADMIN_FOLDER, "readOnly": true }),
+    ];
+    mounts.extend(by_name(secrets).keys().enumerate().map(|(index, name)| {
+        json!({ "name": secret_volume(index), "mountPath": compile::secret_folder(name), "readOnly": true })
+    }));
+    let field = |path: &str| json!({ "fieldRef": { "apiVersion": "v1", "fieldPath": path } });
+    let admin = |path: &str| json!({ "path": path, "port": settings.admin_port, "scheme": "HTTP" });
+    let mut container = json!({
+        "name": names::SIDECAR,
+        "image": settings.image,
+        "restartPolicy": "Always",
+        "args": args,
+        "env": [
+            { "name": "POD_IP", "valueFrom": field("status.podIP") },
+            { "name": "POD_NAME", "valueFrom": field("metadata.name") },
+            { "name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace") },
+            { "name": "LARDER_POLICY", "value": format!("{}/{}", context.namespace, context.policy) },
+        ],
+        "ports": [{ "name": "larder-admin", "containerPort": settings.admin_port, "protocol": "TCP" }],
+        "readinessProbe": { "httpGet": admin("/readyz"), "periodSeconds": 2, "timeoutSeconds": 1, "failureThreshold": 3 },
+        "livenessProbe": { "httpGet": admin("/livez"), "periodSeconds": 10, "timeoutSeconds": 2, "failureThreshold": 3 },
+        "lifecycle": { "preStop": { "exec": {
+            "command": ["/larder-sidecar", "drain", "--admin", format!("127.0.0.1:{}", settings.admin_port)],
+        } } },
+        "resources": context.spec.sidecar.resources,
+        "securityContext": {
+            "runAsNonRoot": true,
+            "runAsUser": USER,
+            "runAsGroup": USER,
+            "allowPrivilegeEscalation": false,
+            "privileged": false,
+            "readOnlyRootFilesystem": true,
+            "capabilities": { "drop": ["ALL"] },
+            "seccompProfile": { "type": "RuntimeDefault" },
+        },
+        "volumeMounts": mounts,
+    });
+    if let Some(policy) = settings.pull_policy {
+        container["imagePullPolicy"] = json!(policy.as_str());
+    }
+    container
+}
+
+/// The volumes. All are optional: the application starts with or without them.
+pub(super) fn volumes(policy: &str, secrets: &[SecretKeyRef]) -> Vec<Value> {
+    let mut volumes = vec![
+        json!({ "name": POLICY_VOLUME, "configMap": { "name": names::config_map(policy), "optional": true } }),
+        json!({ "name": ADMIN_VOLUME, "secret": { "secretName": names::admin_secret(policy), "optional": true } }),
+    ];
+    volumes.extend(by_name(secrets).into_iter().enumerate().map(|(index, (name, keys))| {
+        let items: Vec<_> = keys.iter().map(|key| json!({ "key": key, "path": key })).collect();
+        json!({
+            "name": secret_volume(index),
+            "secret": { "secretName": name, "optional": true, "items": items },
+        })
+    }));
+    volumes
+}
+
+fn secret_volume(index: usize) -> String {
+    format!("larder-secret-{index}")
+}
+
+fn by_name(secrets: &[SecretKeyRef]) -> BTreeMap<&str, Vec<&str>> {
+    let mut names: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    for SecretKeyRef { name, key } in secrets {
+        names.entry(name).or_default().push(key);
+    }
+    names
+}
