@@ -35,6 +35,9 @@ pub struct Metadata {
     /// The policy's namespace.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub namespace: String,
+    /// What tells it from an earlier policy of the same name; empty outside a cluster.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub uid: String,
 }
 
 /// A text that is not a policy.
@@ -55,13 +58,8 @@ pub enum InvalidDocument {
 
 impl Document {
     /// A document of this version.
-    pub fn new(name: &str, namespace: &str, spec: CacheSpec) -> Self {
-        Self {
-            api_version: API_VERSION.to_owned(),
-            kind: KIND.to_owned(),
-            metadata: Metadata { name: name.to_owned(), namespace: namespace.to_owned() },
-            spec,
-        }
+    pub fn new(metadata: Metadata, spec: CacheSpec) -> Self {
+        Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), metadata, spec }
     }
 
     /// Reads a document.

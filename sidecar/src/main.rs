@@ -1,2 +1,26 @@
-//! Placeholder.
-fn main() {}
+//! The cache in front of an application: in memory, in Redis, in Postgres, or the application itself.
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use larder_sidecar::{Args, Command, drain, run};
+
+fn main() -> ExitCode {
+    let args = Args::parse();
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(args.serve.threads())
+        .enable_all()
+        .build()
+        .expect("the runtime needs only threads and an event queue, which a process can have");
+    let outcome = match args.command {
+        Some(Command::Drain(drain)) => runtime.block_on(drain::request(&drain)),
+        None => runtime.block_on(run::serve(args.serve)),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            tracing::error!(error = format!("{error:#}"), "larder-sidecar stopped");
+            ExitCode::FAILURE
+        }
+    }
+}

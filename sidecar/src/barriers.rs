@@ -1,0 +1,347 @@
+//! What purges made stale: the order of purges and fills.
+//!
+//! A purge raises a barrier on a name; an entry that bears the name and whose fill began before is stale. Nothing is
+//! searched for or deleted, so a purge costs the same whatever it covers.
+//!
+//! # Guarantees
+//! - A fill that began before a purge is never served after the purge was applied here, wherever the entry came from.
+//! - The order of purges comes from Redis where there is one, never from a pod's clock.
+//! - A Redis that lost its barriers makes everything older stale: the generation they were counted in is gone with them.
+//! - Memory is bounded: when there are too many barriers, one that covers everything takes their place.
+//!
+//! # Assumptions
+//! [`Barriers::heard`] is told of every purge, or [`Barriers::resync`] is called after a gap.
+
+use std::{
+    collections::HashMap,
+    sync::{
+        PoisonError, RwLock,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use larder_policy::PurgeName;
+
+use crate::clock::monotonic_ms;
+
+/// More barriers than this become one that covers everything.
+pub const MOST_BARRIERS: usize = 16_384;
+
+/// When a fill began, in the order of purges. It is taken before the source is asked.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Stamp {
+    /// What `order` is counted in: it changes when Redis loses its barriers. 0 without Redis.
+    pub generation: u64,
+    /// The number of the last purge before the fill, counted by Redis.
+    pub order: u64,
+    /// The number of the last purge before the fill that only this pod knows of.
+    pub local: u64,
+}
+
+/// A purge's place in both orders. 0: none.
+#[derive(Clone, Copy, Debug, Default)]
+struct Barrier {
+    order: u64,
+    local: u64,
+}
+
+#[derive(Debug, Default)]
+struct Table {
+    generation: u64,
+    order: u64,
+    local: u64,
+    /// Covers every name.
+    floor: Barrier,
+    raised: HashMap<PurgeName, Barrier>,
+}
+
+/// The barriers that a pod knows of.
+#[derive(Debug)]
+pub struct Barriers {
+    table: RwLock<Table>,
+    /// Changes whenever the table does, so that an entry that was checked need not be checked again.
+    version: AtomicU64,
+    bus: Bus,
+}
+
+/// Whether purges of other pods are heard.
+#[derive(Debug)]
+struct Bus {
+    /// When it was last known to work, in [`monotonic_ms`].
+    heard_at: AtomicU64,
+    /// How long what was stored before is trusted without it; `None` if there is no bus.
+    grace_ms: Option<u64>,
+}
+
+/// The barriers as Redis holds them.
+#[derive(Clone, Debug, Default)]
+pub struct Snapshot {
+    /// What orders are counted in.
+    pub generation: u64,
+    /// The last purge.
+    pub order: u64,
+    /// The last purge that covers everything.
+    pub floor: u64,
+    /// The last purge of each name.
+    pub raised: Vec<(PurgeName, u64)>,
+}
+
+impl Barriers {
+    /// For a pod that shares with no other: what it purges itself is all there is.
+    pub fn alone() -> Self {
+        Self::with_grace(None)
+    }
+
+    /// For a pod that hears of purges over a bus, and trusts what it stored for `grace` when it does not.
+    pub fn shared(grace: std::time::Duration) -> Self {
+        Self::with_grace(Some(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)))
+    }
+
+    fn with_grace(grace_ms: Option<u64>) -> Self {
+        Self {
+            table: RwLock::default(),
+            version: AtomicU64::new(1),
+            bus: Bus { heard_at: AtomicU64::new(monotonic_ms()), grace_ms },
+        }
+    }
+
+    fn read<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
+        read(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+    }
+
+    fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
+        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let result = change(&mut table);
+        table.bound();
+        self.version.fetch_add(1, Ordering::Release);
+        result
+    }
+
+    /// The stamp of a fill that begins now without having asked Redis. What Redis knows and this pod does not is later.
+    pub fn stamp(&self) -> Stamp {
+        self.read(|table| Stamp { generation: table.generation, order: table.order, local: table.local })
+    }
+
+    /// The stamp of a fill that begins now, Redis having just said where it stands.
+    pub fn stamp_at(&self, generation: u64, order: u64) -> Stamp {
+        Stamp { generation, order, local: self.read(|table| table.local) }
+    }
+
+    /// The number to remember with an entry that [`Barriers::covers`] said no to.
+    pub fn version(&self) -> u64 {
+        self.version.load(Ordering::Acquire)
+    }
+
+    /// Whether a purge made stale what bears these names and was filled at `stamp`.
+    pub fn covers(&self, names: &[PurgeName], stamp: Stamp) -> bool {
+        self.read(|table| {
+            stamp.generation != table.generation
+                || table.floor.is_after(stamp)
+                || names
+                    .iter()
+                    .any(|name| table.raised.get(name).is_some_and(|barrier| barrier.is_after(stamp)))
+        })
+    }
+
+    /// Whether what came into this pod at `since` ([`monotonic_ms`]) may be served: without the bus, only what is younger
+    /// than the grace.
+    pub fn trusts(&self, since: u64) -> bool {
+        let Some(grace) = self.bus.grace_ms else { return true };
+        let now = monotonic_ms();
+        now.saturating_sub(self.bus.heard_at.load(Ordering::Acquire)) <= grace
+            || now.saturating_sub(since) <= grace
+    }
+
+    /// The bus works.
+    pub fn bus_works(&self) {
+        self.bus.heard_at.fetch_max(monotonic_ms(), Ordering::AcqRel);
+    }
+
+    /// Raises barriers that only this pod knows of, and gives their place in its own order.
+    pub fn raise_locally(&self, names: &[PurgeName]) -> u64 {
+        self.change(|table| {
+            table.local += 1;
+            let local = table.local;
+            for name in names {
+                table.raised.entry(*name).or_default().local = local;
+            }
+            local
+        })
+    }
+
+    /// Covers everything that is stored now.
+    pub fn raise_on_everything(&self) {
+        self.change(|table| {
+            table.local += 1;
+            table.floor.local = table.local;
+        });
+    }
+
+    /// A purge has been ordered by Redis. Its names have no barrier of this pod's alone any more.
+    ///
+    /// Returns false if purges before it were not heard, or its generation is another: then [`Barriers::resync`].
+    #[must_use]
+    pub fn heard(&self, generation: u64, order: u64, names: &[PurgeName]) -> bool {
+        self.change(|table| {
+            if table.generation != generation {
+                return false;
+            }
+            let gapless = order <= table.order + 1;
+            table.order = table.order.max(order);
+            for name in names {
+                let barrier = table.raised.entry(*name).or_default();
+                barrier.order = barrier.order.max(order);
+            }
+            gapless
+        })
+    }
+
+    /// Takes over what Redis holds. Barriers that only this pod knows of stay.
+    pub fn resync(&self, snapshot: &Snapshot) {
+        self.change(|table| {
+            if table.generation != snapshot.generation {
+                for barrier in table.raised.values_mut().chain([&mut table.floor]) {
+                    barrier.order = 0;
+                }
+                table.order = 0;
+            }
+            table.generation = snapshot.generation;
+            table.order = table.order.max(snapshot.order);
+            table.floor.order = table.floor.order.max(snapshot.floor);
+            for (name, order) in &snapshot.raised {
+                let barrier = table.raised.entry(*name).or_default();
+                barrier.order = barrier.order.max(*order);
+            }
+        });
+    }
+
+    /// Redis has ordered these barriers too: what other pods filled since need not fear this pod's own.
+    pub fn settle(&self, names: &[PurgeName], up_to: u64) {
+        self.change(|table| {
+            for name in names {
+                if let Some(barrier) = table.raised.get_mut(name).filter(|barrier| barrier.local <= up_to) {
+                    barrier.local = 0;
+                }
+            }
+        });
+    }
+
+    /// Redis counts in a new generation, which makes everything older stale: no barrier of this pod's own is needed.
+    pub fn settle_everything(&self, up_to: u64) {
+        self.change(|table| {
+            for barrier in
+                table.raised.values_mut().chain([&mut table.floor]).filter(|barrier| barrier.local <= up_to)
+            {
+                barrier.local = 0;
+            }
+        });
+    }
+
+    /// This pod's own barrier on everything; 0 if there is none. It can only be settled with [`Barriers::settle_everything`].
+    pub fn local_floor(&self) -> u64 {
+        self.read(|table| table.floor.local)
+    }
+}
+
+impl Barrier {
+    const fn is_after(self, stamp: Stamp) -> bool {
+        self.order > stamp.order || self.local > stamp.local
+    }
+}
+
+impl Table {
+    fn bound(&mut self) {
+        if self.raised.len() > MOST_BARRIERS {
+            // What only this pod knows of is rare: without any, entries of L2, which have no local stamp, stay usable.
+            let local =
+                self.raised.values().map(|barrier| barrier.local).max().unwrap_or(0).max(self.floor.local);
+            self.floor = Barrier { order: self.order, local };
+            self.raised.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+
+    fn tag(name: &str) -> PurgeName {
+        PurgeName::tag(name)
+    }
+
+    #[test]
+    fn a_fill_that_began_before_a_purge_is_stale() {
+        let barriers = Barriers::alone();
+        let before = barriers.stamp();
+        barriers.raise_locally(&[tag("a")]);
+        assert!(barriers.covers(&[tag("x"), tag("a")], before));
+        assert!(!barriers.covers(&[tag("x")], before));
+        assert!(!barriers.covers(&[tag("a")], barriers.stamp()));
+    }
+
+    #[test]
+    fn the_order_of_redis_counts_whoever_purged() {
+        let barriers = Barriers::shared(Duration::from_secs(5));
+        barriers.resync(&Snapshot { generation: 7, order: 3, floor: 1, raised: vec![(tag("a"), 3)] });
+        let stamp = |order| Stamp { generation: 7, order, local: 0 };
+        assert!(barriers.covers(&[tag("a")], stamp(2)));
+        assert!(!barriers.covers(&[tag("a")], stamp(3)));
+        assert!(barriers.covers(&[tag("b")], stamp(0)), "below the floor");
+        assert!(barriers.heard(7, 4, &[tag("b")]));
+        assert!(barriers.covers(&[tag("b")], stamp(3)));
+        assert!(!barriers.heard(7, 6, &[tag("c")]), "5 was missed");
+        assert!(!barriers.heard(8, 1, &[]), "another generation");
+    }
+
+    #[test]
+    fn barriers_that_were_lost_make_everything_older_stale() {
+        let barriers = Barriers::shared(Duration::from_secs(5));
+        barriers.resync(&Snapshot { generation: 7, order: 9, ..Snapshot::default() });
+        let old = barriers.stamp();
+        barriers.resync(&Snapshot { generation: 8, ..Snapshot::default() });
+        assert!(barriers.covers(&[tag("a")], old));
+        assert!(!barriers.covers(&[tag("a")], barriers.stamp()));
+    }
+
+    #[test]
+    fn a_purge_while_redis_is_away_holds_until_redis_has_it() {
+        let barriers = Barriers::shared(Duration::from_secs(5));
+        barriers.resync(&Snapshot { generation: 7, order: 1, ..Snapshot::default() });
+        let in_redis = Stamp { generation: 7, order: 1, local: 0 };
+        let local = barriers.raise_locally(&[tag("a")]);
+        assert!(barriers.covers(&[tag("a")], in_redis));
+        assert!(barriers.heard(7, 2, &[tag("a")]));
+        barriers.settle(&[tag("a")], local);
+        assert!(barriers.covers(&[tag("a")], in_redis));
+        assert!(
+            !barriers.covers(&[tag("a")], Stamp { generation: 7, order: 2, local: 0 }),
+            "filled by another pod since"
+        );
+    }
+
+    #[test]
+    fn too_many_barriers_become_one() {
+        let barriers = Barriers::alone();
+        let before = barriers.stamp();
+        for number in 0..=MOST_BARRIERS {
+            barriers.raise_locally(&[tag(&number.to_string())]);
+        }
+        assert!(barriers.read(|table| table.raised.len()) <= MOST_BARRIERS);
+        assert!(barriers.covers(&[tag("never purged")], before));
+        assert!(!barriers.covers(&[tag("0")], barriers.stamp()));
+    }
+
+    #[test]
+    fn without_the_bus_only_what_is_young_is_trusted() {
+        let barriers = Barriers::shared(Duration::ZERO);
+        barriers.bus.heard_at.store(0, Ordering::Release);
+        while monotonic_ms() < 2 {
+            std::hint::spin_loop();
+        }
+        assert!(!barriers.trusts(0));
+        assert!(barriers.trusts(u64::MAX));
+        assert!(Barriers::alone().trusts(0));
+    }
+}

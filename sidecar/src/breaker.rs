@@ -1,0 +1,91 @@
+//! A circuit breaker.
+
+use std::{
+    sync::atomic::{AtomicU32, AtomicU64, Ordering},
+    time::Duration,
+};
+
+use crate::clock::monotonic_ms;
+
+/// Keeps a tier that fails off the path of requests: after a few failures in a row nothing is asked of it for a while, then
+/// one request tries.
+///
+/// Guarantees: [`Breaker::allows`] waits for nothing; while it is open, at most one caller per pause is let through.
+#[derive(Debug)]
+pub struct Breaker {
+    failures: AtomicU32,
+    /// When the next try may be made, in [`monotonic_ms`]; 0 while closed.
+    retry_at: AtomicU64,
+    threshold: u32,
+    pause: Duration,
+}
+
+impl Breaker {
+    /// Opens after `threshold` failures in a row, for `pause`.
+    pub const fn new(threshold: u32, pause: Duration) -> Self {
+        Self { failures: AtomicU32::new(0), retry_at: AtomicU64::new(0), threshold, pause }
+    }
+
+    /// Whether the tier may be asked now. A caller that is let through reports how it went.
+    pub fn allows(&self) -> bool {
+        self.allows_at(monotonic_ms())
+    }
+
+    fn allows_at(&self, now: u64) -> bool {
+        let retry_at = self.retry_at.load(Ordering::Acquire);
+        if retry_at == 0 {
+            return true;
+        }
+        now >= retry_at
+            && self
+                .retry_at
+                .compare_exchange(retry_at, self.pause_from(now), Ordering::AcqRel, Ordering::Relaxed)
+                .is_ok()
+    }
+
+    /// The tier answered.
+    pub fn succeeded(&self) {
+        self.failures.store(0, Ordering::Release);
+        self.retry_at.store(0, Ordering::Release);
+    }
+
+    /// The tier did not.
+    pub fn failed(&self) {
+        self.failed_at(monotonic_ms());
+    }
+
+    fn failed_at(&self, now: u64) {
+        if self.failures.fetch_add(1, Ordering::AcqRel) + 1 >= self.threshold {
+            self.retry_at.store(self.pause_from(now), Ordering::Release);
+        }
+    }
+
+    fn pause_from(&self, now: u64) -> u64 {
+        now.saturating_add(u64::try_from(self.pause.as_millis()).unwrap_or(u64::MAX)).max(1)
+    }
+
+    /// Whether the tier is trusted to answer.
+    pub fn is_closed(&self) -> bool {
+        self.retry_at.load(Ordering::Acquire) == 0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn opens_after_failures_in_a_row_and_lets_one_try() {
+        let breaker = Breaker::new(2, Duration::from_millis(100));
+        breaker.failed_at(0);
+        breaker.succeeded();
+        breaker.failed_at(0);
+        assert!(breaker.is_closed() && breaker.allows_at(1));
+        breaker.failed_at(1);
+        assert!(!breaker.is_closed() && !breaker.allows_at(100));
+        assert!(breaker.allows_at(101));
+        assert!(!breaker.allows_at(102), "only one caller tries");
+        breaker.succeeded();
+        assert!(breaker.allows_at(103));
+    }
+}

@@ -1,0 +1,167 @@
+//! The command line.
+
+use std::{fmt, net::IpAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
+
+use clap::{Parser, Subcommand};
+use http::uri::{Authority, Scheme, Uri};
+
+/// A cache in front of an HTTP server.
+///
+/// Without --policy it is a plain shared cache: the server's own Cache-Control decides.
+#[derive(Debug, Parser)]
+#[command(version, args_conflicts_with_subcommands = true)]
+pub struct Args {
+    #[command(flatten)]
+    #[allow(missing_docs)]
+    pub serve: Serve,
+
+    #[command(subcommand)]
+    #[allow(missing_docs)]
+    pub command: Option<Command>,
+}
+
+/// What else the program can do.
+#[derive(Debug, Subcommand)]
+pub enum Command {
+    /// Tell a running sidecar on this host to drain: it goes on answering and asks clients to close their connections.
+    Drain(Drain),
+}
+
+/// How to serve.
+#[derive(Debug, Clone, clap::Args)]
+pub struct Serve {
+    /// Where to listen, such as 127.0.0.1:8300, or :8300 for every address. Each goes with the --upstream in the same place.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8300")]
+    pub listen: Vec<ListenAddress>,
+
+    /// The server to cache, such as http://127.0.0.1:8000.
+    #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
+    pub upstream: Vec<UpstreamUrl>,
+
+    /// Where health, metrics and the admin API listen.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8301")]
+    pub admin_listen: ListenAddress,
+
+    /// A file with the bearer token of the admin API; without it, stats and purges are refused.
+    #[arg(long, value_name = "FILE")]
+    pub admin_token_file: Option<PathBuf>,
+
+    /// A CachePolicy to serve by, read again whenever the file changes. While it is missing everything passes through.
+    #[arg(long, value_name = "FILE")]
+    pub policy: Option<PathBuf>,
+
+    /// Another address to try when the upstream does not listen on its own: an application that binds only to its pod's.
+    #[arg(long, value_name = "IP")]
+    pub pod_ip: Option<IpAddr>,
+
+    /// Worker threads [default: one per core]
+    #[arg(long, value_name = "N")]
+    pub threads: Option<NonZeroUsize>,
+}
+
+impl Serve {
+    /// Worker threads: as asked, or one per core.
+    pub fn threads(&self) -> usize {
+        self.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
+    }
+}
+
+/// Which sidecar to drain.
+#[derive(Debug, clap::Args)]
+pub struct Drain {
+    /// Its admin address, which must be on the loopback interface.
+    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8301")]
+    pub admin: std::net::SocketAddr,
+}
+
+/// An address to listen on: a host and a port, or a port on every address.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ListenAddress {
+    /// The IP address; `None` for every address, IPv6 included where there is one.
+    pub ip: Option<IpAddr>,
+    /// The port; 0 for any that is free.
+    pub port: u16,
+}
+
+impl FromStr for ListenAddress {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || format!("{text:?} is not an address: write 127.0.0.1:8300, [::1]:8300 or :8300");
+        let (ip, port) = text.rsplit_once(':').ok_or_else(invalid)?;
+        let ip = match ip.trim_matches(['[', ']']) {
+            "" => None,
+            "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
+            ip => Some(ip.parse().map_err(|_| invalid())?),
+        };
+        Ok(Self { ip, port: port.parse().map_err(|_| invalid())? })
+    }
+}
+
+impl fmt::Display for ListenAddress {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self.ip {
+            None => write!(f, ":{}", self.port),
+            Some(ip) => std::net::SocketAddr::new(ip, self.port).fmt(f),
+        }
+    }
+}
+
+/// The URL of the server to cache: plain HTTP, a host and perhaps a port.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct UpstreamUrl {
+    /// Host and port.
+    pub authority: Authority,
+}
+
+impl UpstreamUrl {
+    /// The port: the one written, or 80.
+    pub fn port(&self) -> u16 {
+        self.authority.port_u16().unwrap_or(80)
+    }
+}
+
+impl FromStr for UpstreamUrl {
+    type Err = String;
+
+    fn from_str(text: &str) -> Result<Self, Self::Err> {
+        let invalid = || format!("{text:?} is not an upstream: write http://HOST:PORT, without a path");
+        let uri: Uri = text.parse().map_err(|_| invalid())?;
+        match (uri.scheme(), uri.authority(), uri.path(), uri.query()) {
+            (Some(scheme), Some(authority), "" | "/", None) if *scheme == Scheme::HTTP => {
+                Ok(Self { authority: authority.clone() })
+            }
+            _ => Err(invalid()),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn reads_addresses() {
+        let parse = |text: &str| text.parse::<ListenAddress>();
+        assert_eq!(parse(":80").unwrap(), ListenAddress { ip: None, port: 80 });
+        assert_eq!(parse("[::1]:80").unwrap().to_string(), "[::1]:80");
+        assert!(parse("8300").unwrap_err().contains("write 127.0.0.1:8300"));
+        assert!(parse("host:x").is_err());
+    }
+
+    #[test]
+    fn reads_upstreams() {
+        assert_eq!("http://127.0.0.1:8000".parse::<UpstreamUrl>().unwrap().port(), 8000);
+        assert_eq!("http://app/".parse::<UpstreamUrl>().unwrap().port(), 80);
+        for text in ["127.0.0.1:8000", "https://app", "http://app/x", "ftp://app"] {
+            assert!(text.parse::<UpstreamUrl>().unwrap_err().contains("write http://HOST:PORT"), "{text}");
+        }
+    }
+}

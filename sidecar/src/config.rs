@@ -1,0 +1,141 @@
+//! The configuration: read, and read again when it changes.
+
+use std::{
+    path::{Path, PathBuf},
+    sync::Arc,
+    time::Duration,
+};
+
+use arc_swap::{ArcSwap, ArcSwapOption};
+use larder_policy::{Document, Policy, document};
+use tokio::time::{MissedTickBehavior, interval};
+
+use crate::{serving::Serving, telemetry::Telemetry};
+
+/// How often the file is looked at. The kubelet swaps a directory's symbolic link, which watchers of a file don't see.
+const LOOK: Duration = Duration::from_secs(1);
+
+/// What the sidecar serves by, and why it is not what the file says, if it is not.
+#[derive(Debug)]
+pub struct Config {
+    serving: ArcSwap<Serving>,
+    error: ArcSwapOption<String>,
+    telemetry: Arc<Telemetry>,
+}
+
+/// What a look at the file found.
+#[derive(Clone, PartialEq, Eq)]
+enum Seen {
+    Missing,
+    Unreadable(String),
+    Text(String),
+}
+
+impl Config {
+    /// Serves by a policy file, or, without one, as a plain shared cache. The file is read before this returns.
+    pub async fn load(policy: Option<&Path>, telemetry: Arc<Telemetry>) -> Self {
+        let first = match policy {
+            None => Serving::bare(&telemetry),
+            Some(_) => Serving::absent(&telemetry, None),
+        };
+        let config = Self { serving: ArcSwap::from_pointee(first), error: ArcSwapOption::empty(), telemetry };
+        if let Some(policy) = policy {
+            config.apply(look(policy).await);
+        }
+        config
+    }
+
+    /// What is served by now.
+    pub fn serving(&self) -> arc_swap::Guard<Arc<Serving>> {
+        self.serving.load()
+    }
+
+    /// Why the file is not what is served by.
+    pub fn error(&self) -> Option<Arc<String>> {
+        self.error.load_full()
+    }
+
+    /// Looks at the file for as long as the process lives. A file that is refused is kept out, reported, and tried again
+    /// when it changes; one that vanishes means that everything passes.
+    pub async fn watch(self: Arc<Self>, policy: Option<PathBuf>) {
+        let mut ticks = interval(LOOK);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut seen = None;
+        loop {
+            ticks.tick().await;
+            if let Some(policy) = &policy {
+                let now = look(policy).await;
+                if seen.as_ref() != Some(&now) {
+                    self.apply(now.clone());
+                    seen = Some(now);
+                }
+            }
+            self.telemetry.stats.set_tiers(self.serving.load().tiers());
+        }
+    }
+
+    fn apply(&self, seen: Seen) {
+        let current = self.serving.load();
+        match seen {
+            Seen::Missing => {
+                self.error.store(None);
+                if current.hash.is_some() {
+                    tracing::warn!("the policy is gone; everything passes through");
+                    self.exchange(Serving::absent(&self.telemetry, Some(&current)));
+                }
+            }
+            Seen::Unreadable(error) => self.refuse(error),
+            Seen::Text(text) => {
+                let hash = document::hash(&text);
+                if current.hash.as_ref() == Some(&hash) {
+                    self.error.store(None);
+                    return;
+                }
+                match compile(&text) {
+                    Ok((document, policy)) => {
+                        tracing::info!(hash, suspended = policy.suspended, "serving a policy");
+                        self.exchange(Serving::under(
+                            policy,
+                            document.metadata,
+                            hash,
+                            &self.telemetry,
+                            Some(&current),
+                        ));
+                        self.error.store(None);
+                        self.telemetry.stats.reloaded(true);
+                    }
+                    Err(error) => self.refuse(error),
+                }
+            }
+        }
+    }
+
+    fn exchange(&self, serving: Serving) {
+        let endpoint = serving.policy.otlp.as_ref().map(|otlp| otlp.endpoint.as_str());
+        if let Err(error) = self.telemetry.export_to(endpoint) {
+            tracing::error!(error = format!("{error:#}"), "metrics are not exported");
+        }
+        self.serving.store(Arc::new(serving));
+    }
+
+    fn refuse(&self, error: String) {
+        tracing::error!(error, "the policy is refused; going on as before");
+        self.error.store(Some(Arc::new(error)));
+        self.telemetry.stats.reloaded(false);
+    }
+}
+
+async fn look(path: &Path) -> Seen {
+    match tokio::fs::read_to_string(path).await {
+        Ok(text) => Seen::Text(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Seen::Missing,
+        Err(error) => Seen::Unreadable(format!("can't read {}: {error}", path.display())),
+    }
+}
+
+fn compile(text: &str) -> Result<(Document, Policy), String> {
+    let document = Document::parse(text).map_err(|error| error.to_string())?;
+    let policy = Policy::compile(&document.spec)
+        .map_err(|problems| problems.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+    Ok((document, policy))
+}

@@ -1,0 +1,112 @@
+//! Which headers go through a proxy.
+
+use std::net::IpAddr;
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{CONNECTION, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, VIA},
+};
+
+/// Hop-by-hop headers besides those that `Connection` names (RFC 9110, section 7.6.1).
+const HOP_BY_HOP: [HeaderName; 6] = [
+    CONNECTION,
+    PROXY_AUTHENTICATE,
+    TRANSFER_ENCODING,
+    UPGRADE,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+
+/// Takes out what concerns only the connection that a message came on.
+pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let named: Vec<HeaderName> = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .filter_map(|name| name.trim().parse().ok())
+        .collect();
+    for name in named.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+    // "trailers" is a promise that the whole chain must make; we keep trailers, so it may stay.
+    let keeps_trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
+    if !keeps_trailers {
+        headers.remove(TE);
+    }
+}
+
+/// Tells the application whom the request came from and that it came through here (RFC 9110, section 7.6.3).
+pub fn announce(headers: &mut HeaderMap, client: IpAddr) {
+    append_to_list(headers, X_FORWARDED_FOR, &client.to_string());
+    append_to_list(headers, VIA, "1.1 larder");
+}
+
+/// Adds to a list header, on the last of its lines: not every application reads several.
+fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &str) {
+    let lines: Vec<_> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
+    let value = if lines.is_empty() {
+        item.as_bytes().to_vec()
+    } else {
+        [&lines.join(&b", "[..]), item.as_bytes()].join(&b", "[..])
+    };
+    if let Ok(value) = HeaderValue::from_bytes(&value) {
+        headers.insert(name, value);
+    }
+}
+
+/// The protocol that a message wants to change to, or changes to (RFC 9110, section 7.8).
+pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
+    let asked = headers
+        .get_all(CONNECTION)
+        .iter()
+        .filter_map(|line| line.to_str().ok())
+        .flat_map(|line| line.split(','))
+        .any(|name| name.trim().eq_ignore_ascii_case("upgrade"));
+    headers.get(UPGRADE).filter(|_| asked).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn headers(lines: &[(&str, &str)]) -> HeaderMap {
+        lines
+            .iter()
+            .map(|(name, value)| (name.parse::<HeaderName>().unwrap(), HeaderValue::from_str(value).unwrap()))
+            .collect()
+    }
+
+    #[test]
+    fn what_concerns_the_connection_stays_on_it() {
+        let mut map = headers(&[
+            ("connection", "close, X-Secret"),
+            ("x-secret", "1"),
+            ("keep-alive", "timeout=5"),
+            ("te", "gzip"),
+            ("accept", "*/*"),
+        ]);
+        remove_hop_by_hop(&mut map);
+        assert_eq!(map, headers(&[("accept", "*/*")]));
+    }
+
+    #[test]
+    fn a_client_is_added_to_those_before_it() {
+        let mut map = headers(&[("x-forwarded-for", "10.0.0.1"), ("x-forwarded-for", "10.0.0.2")]);
+        announce(&mut map, IpAddr::from([10, 0, 0, 3]));
+        assert_eq!(
+            map,
+            headers(&[("x-forwarded-for", "10.0.0.1, 10.0.0.2, 10.0.0.3"), ("via", "1.1 larder")])
+        );
+    }
+
+    #[test]
+    fn an_upgrade_must_be_named_by_connection() {
+        assert!(
+            upgrade(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])).is_some()
+        );
+        assert!(upgrade(&headers(&[("upgrade", "websocket")])).is_none());
+    }
+}

@@ -1,0 +1,240 @@
+//! The cache that the pods share: Redis.
+//!
+//! A request waits for Redis at most as long as the policy's `timeout`, and not at all while the breaker is open or the
+//! connection is down. [`link`] keeps the connection and hears of purges; [`commands`] is what is said to Redis.
+
+use std::{sync::Arc, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName};
+use larder_policy::{PurgeName, spec};
+
+use crate::{
+    barriers::{Barriers, Stamp},
+    breaker::Breaker,
+    cache_status::Tier,
+    entry::{
+        Entry,
+        codec::{self, Record},
+        variant,
+    },
+    telemetry::Telemetry,
+};
+
+mod commands;
+mod keyspace;
+mod link;
+
+pub use keyspace::Keyspace;
+use link::Link;
+
+/// Failures in a row that open the breaker, and for how long.
+const FAILURES: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+/// A purge must reach Redis before the writer's answer leaves: it is worth more patience than a lookup.
+const PURGE_DEADLINE: Duration = Duration::from_secs(1);
+
+/// Why Redis did not do what it was asked.
+#[derive(Debug, thiserror::Error)]
+pub enum L2Error {
+    /// There is no connection, or the breaker is open.
+    #[error("redis is not connected")]
+    Down,
+    /// It took too long.
+    #[error("redis did not answer within {0:?}")]
+    Deadline(Duration),
+    /// It said no, or the connection broke.
+    #[error("redis: {0}")]
+    Redis(#[from] redis::RedisError),
+}
+
+/// What a lookup found.
+#[derive(Debug)]
+pub struct Lookup {
+    /// Where Redis stands: the stamp of a fill that begins now.
+    pub stamp: Stamp,
+    /// What is stored and not purged.
+    pub found: Found,
+}
+
+/// What is stored in Redis under a key.
+#[derive(Debug)]
+pub enum Found {
+    /// Nothing.
+    Nothing,
+    /// Answers for other values of the headers that `Vary` names.
+    OtherVariants(Vec<HeaderName>),
+    /// An answer that a purge made stale.
+    Purged,
+    /// An answer, under the names that `Vary` listed.
+    Entry(Vec<HeaderName>, Box<Entry>),
+}
+
+/// A shared cache in Redis.
+#[derive(Debug)]
+pub struct L2 {
+    keys: Keyspace,
+    link: Arc<Link>,
+    breaker: Breaker,
+    timeout: Duration,
+    barriers: Arc<Barriers>,
+    telemetry: Arc<Telemetry>,
+}
+
+impl L2 {
+    /// Connects in the background, and again whenever the connection breaks or the URL changes, until it is dropped. What
+    /// `previous` could not tell Redis is told by this one.
+    pub fn start(
+        spec: &spec::Redis,
+        keys: Keyspace,
+        barriers: Arc<Barriers>,
+        telemetry: Arc<Telemetry>,
+        previous: Option<&Self>,
+    ) -> Self {
+        let link = Link::start(spec.url_from.clone(), keys.barriers().to_owned(), Arc::clone(&barriers));
+        if let Some(previous) = previous {
+            link.raise_and_remember(&previous.link.untold());
+        }
+        Self {
+            keys,
+            link,
+            breaker: Breaker::new(FAILURES, PAUSE),
+            timeout: spec.timeout.0,
+            barriers,
+            telemetry,
+        }
+    }
+
+    /// Whether it is connected and trusted to answer.
+    pub fn is_up(&self) -> bool {
+        self.link.connection().is_some() && self.breaker.is_closed()
+    }
+
+    /// Looks up a key, and learns in the same round trip where the order of purges stands.
+    ///
+    /// # Errors
+    /// If Redis is down, slow or unwilling; the request goes on without it.
+    pub async fn lookup(
+        &self,
+        key: &str,
+        request: &HeaderMap,
+        names: &[PurgeName],
+    ) -> Result<Lookup, L2Error> {
+        self.timed("lookup", self.timeout, async {
+            let mut connection = self.link.connection().ok_or(L2Error::Down)?;
+            let primary = self.keys.primary(key);
+            let reply = commands::lookup(&mut connection, self.keys.barriers(), names, &primary).await?;
+            let stamp = self.barriers.stamp_at(reply.generation, reply.order);
+            if stamp.generation != self.barriers.stamp().generation {
+                self.link.request_resync();
+            }
+            let is_purged = |entry: &Entry| {
+                entry.stamp.generation != reply.generation
+                    || entry.stamp.order < reply.barrier
+                    || self.barriers.covers(&entry.names, entry.stamp)
+            };
+            let found = match read(reply.record) {
+                None => Found::Nothing,
+                Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
+                Some(Record::Entry(entry)) => Found::Entry(vec![], Box::new(entry)),
+                Some(Record::Vary(vary)) => {
+                    let record =
+                        commands::get(&mut connection, &self.keys.variant(key, &variant(&vary, request)))
+                            .await?;
+                    match read(record) {
+                        Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
+                        Some(Record::Entry(entry)) => Found::Entry(vary, Box::new(entry)),
+                        _ => Found::OtherVariants(vary),
+                    }
+                }
+            };
+            Ok(Lookup { stamp, found })
+        })
+        .await
+    }
+
+    /// Stores an answer for as long as it is fresh.
+    ///
+    /// # Errors
+    /// If Redis is down, slow or unwilling; nothing is stored then.
+    pub async fn store(
+        &self,
+        key: &str,
+        vary: &[HeaderName],
+        variant: &str,
+        entry: &Entry,
+        fresh_for: Duration,
+    ) -> Result<(), L2Error> {
+        // Nobody waits for this one: a large body may take longer than a lookup.
+        self.timed("store", self.timeout * 10, async {
+            let mut connection = self.link.connection().ok_or(L2Error::Down)?;
+            let mut records = Vec::with_capacity(2);
+            if vary.is_empty() {
+                records.push((self.keys.primary(key), codec::encode(entry)));
+            } else {
+                records.push((self.keys.primary(key), codec::encode_vary(vary)));
+                records.push((self.keys.variant(key, variant), codec::encode(entry)));
+            }
+            Ok(commands::store(&mut connection, &records, fresh_for).await?)
+        })
+        .await
+    }
+
+    /// Raises barriers for every pod and gives their place in the order. When this returns, Redis has them; when it fails,
+    /// this pod has them and tells Redis as soon as it can.
+    ///
+    /// # Errors
+    /// If Redis is down, slow or unwilling.
+    pub async fn purge(&self, names: &[PurgeName]) -> Result<u64, L2Error> {
+        let outcome = self
+            .timed("purge", PURGE_DEADLINE, async {
+                let mut connection = self.link.connection().ok_or(L2Error::Down)?;
+                let (generation, order) =
+                    commands::purge(&mut connection, self.keys.barriers(), names).await?;
+                if !self.barriers.heard(generation, order, names) {
+                    // Not in order here: until the table is Redis' again, this pod's own barrier holds.
+                    self.link.raise_and_remember(names);
+                    self.link.request_resync();
+                }
+                Ok(order)
+            })
+            .await;
+        if outcome.is_err() {
+            self.link.raise_and_remember(names);
+        }
+        outcome
+    }
+
+    async fn timed<T>(
+        &self,
+        operation: &'static str,
+        deadline: Duration,
+        work: impl Future<Output = Result<T, L2Error>>,
+    ) -> Result<T, L2Error> {
+        if !self.breaker.allows() {
+            return Err(L2Error::Down);
+        }
+        let started = std::time::Instant::now();
+        let outcome = tokio::time::timeout(deadline, work).await.unwrap_or(Err(L2Error::Deadline(deadline)));
+        match &outcome {
+            Ok(_) => {
+                self.breaker.succeeded();
+                self.telemetry.tier_answered(Tier::L2, started.elapsed());
+            }
+            Err(L2Error::Down) => {}
+            Err(error) => {
+                self.breaker.failed();
+                self.telemetry.stats.tier_failed(Tier::L2);
+                tracing::debug!(operation, %error, "redis failed");
+            }
+        }
+        outcome
+    }
+}
+
+/// What can't be read is a miss.
+fn read(record: Option<Bytes>) -> Option<Record> {
+    codec::decode(record?)
+        .inspect_err(|error| tracing::debug!(%error, "an entry in redis can't be read"))
+        .ok()
+}

@@ -1,0 +1,171 @@
+//! What is said to Redis.
+//!
+//! One hash per policy holds the barriers: `g`, the generation, a random number; `s`, the number of the last purge; `f`, the
+//! last purge that covers everything; and under each purged name of 16 bytes the number of its last purge. Losing any of
+//! it means losing the generation with it.
+
+use std::{
+    hash::{BuildHasher, Hasher, RandomState},
+    sync::LazyLock,
+    time::Duration,
+};
+
+use bytes::Bytes;
+use larder_policy::PurgeName;
+use redis::{AsyncCommands, RedisResult, Script, aio::MultiplexedConnection};
+
+use crate::barriers::{MOST_BARRIERS, Snapshot};
+
+/// A hash of barriers that nobody touches for this long goes, and what was stored under it is stale.
+const KEEP_BARRIERS: Duration = Duration::from_secs(7 * 24 * 3600);
+
+/// Where Redis stands, and what is stored under a key.
+pub(super) struct LookupReply {
+    pub(super) generation: u64,
+    pub(super) order: u64,
+    /// The last purge of any of the names, or of everything.
+    pub(super) barrier: u64,
+    pub(super) record: Option<Bytes>,
+}
+
+fn new_generation() -> u64 {
+    // 0 is what a pod without Redis counts in.
+    RandomState::new().build_hasher().finish().max(1)
+}
+
+pub(super) async fn lookup(
+    connection: &mut MultiplexedConnection,
+    barriers: &str,
+    names: &[PurgeName],
+    key: &str,
+) -> RedisResult<LookupReply> {
+    let mut fields: Vec<&[u8]> = vec![b"g", b"s", b"f"];
+    fields.extend(names.iter().map(|name| &name.as_bytes()[..]));
+    let mut pipeline = redis::pipe();
+    pipeline.hset_nx(barriers, "g", new_generation()).ignore();
+    pipeline.cmd("HMGET").arg(barriers).arg(&fields);
+    pipeline.get(key);
+    let (numbers, record): (Vec<Option<u64>>, Option<Bytes>) = pipeline.query_async(connection).await?;
+    let number = |at: usize| numbers.get(at).copied().flatten().unwrap_or(0);
+    let barrier = numbers.iter().skip(2).flatten().max().copied().unwrap_or(0);
+    Ok(LookupReply { generation: number(0), order: number(1), barrier, record })
+}
+
+pub(super) async fn get(connection: &mut MultiplexedConnection, key: &str) -> RedisResult<Option<Bytes>> {
+    connection.get(key).await
+}
+
+pub(super) async fn store(
+    connection: &mut MultiplexedConnection,
+    records: &[(String, Bytes)],
+    keep: Duration,
+) -> RedisResult<()> {
+    let milliseconds = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX).max(1);
+    let mut pipeline = redis::pipe();
+    for (key, record) in records {
+        pipeline.cmd("SET").arg(key).arg(&record[..]).arg("PX").arg(milliseconds).ignore();
+    }
+    pipeline.query_async(connection).await
+}
+
+/// Raises barriers, orders them and tells every pod, at once. ARGV: generation if there is none, most barriers, seconds to
+/// keep them, then the names. The message is `<generation> <order> <names>`.
+static PURGE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        redis.call('HSETNX', KEYS[1], 'g', ARGV[1])
+        local order = redis.call('HINCRBY', KEYS[1], 's', 1)
+        for i = 4, #ARGV do redis.call('HSET', KEYS[1], ARGV[i], order) end
+        local generation = redis.call('HGET', KEYS[1], 'g')
+        if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[2]) then
+          redis.call('DEL', KEYS[1])
+          redis.call('HSET', KEYS[1], 'g', generation, 's', order, 'f', order)
+        end
+        redis.call('EXPIRE', KEYS[1], ARGV[3])
+        redis.call('PUBLISH', KEYS[1], generation .. ' ' .. order .. ' ' .. table.concat(ARGV, '', 4))
+        return {generation, order}
+        ",
+    )
+});
+
+pub(super) async fn purge(
+    connection: &mut MultiplexedConnection,
+    barriers: &str,
+    names: &[PurgeName],
+) -> RedisResult<(u64, u64)> {
+    let mut call = PURGE.prepare_invoke();
+    call.key(barriers).arg(new_generation()).arg(MOST_BARRIERS).arg(KEEP_BARRIERS.as_secs());
+    names.iter().for_each(|name| {
+        call.arg(&name.as_bytes()[..]);
+    });
+    call.invoke_async(connection).await
+}
+
+/// Begins a new generation, which makes everything stale, and tells every pod.
+static PURGE_EVERYTHING: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        redis.call('DEL', KEYS[1])
+        redis.call('HSET', KEYS[1], 'g', ARGV[1])
+        redis.call('EXPIRE', KEYS[1], ARGV[2])
+        redis.call('PUBLISH', KEYS[1], ARGV[1] .. ' 0 ')
+        ",
+    )
+});
+
+pub(super) async fn purge_everything(
+    connection: &mut MultiplexedConnection,
+    barriers: &str,
+) -> RedisResult<()> {
+    let mut call = PURGE_EVERYTHING.prepare_invoke();
+    call.key(barriers).arg(new_generation()).arg(KEEP_BARRIERS.as_secs());
+    call.invoke_async(connection).await
+}
+
+/// Reads all barriers.
+pub(super) async fn snapshot(
+    connection: &mut MultiplexedConnection,
+    barriers: &str,
+) -> RedisResult<Snapshot> {
+    let mut pipeline = redis::pipe();
+    pipeline.hset_nx(barriers, "g", new_generation()).ignore();
+    pipeline.cmd("EXPIRE").arg(barriers).arg(KEEP_BARRIERS.as_secs()).ignore();
+    pipeline.hgetall(barriers);
+    let (fields,): (Vec<(Vec<u8>, u64)>,) = pipeline.query_async(connection).await?;
+    let mut snapshot = Snapshot::default();
+    for (field, number) in fields {
+        match &field[..] {
+            b"g" => snapshot.generation = number,
+            b"s" => snapshot.order = number,
+            b"f" => snapshot.floor = number,
+            name => snapshot.raised.extend(PurgeName::from_bytes(name).map(|name| (name, number))),
+        }
+    }
+    Ok(snapshot)
+}
+
+/// What a message on the bus says: generation, order and names.
+pub(super) fn read_message(payload: &[u8]) -> Option<(u64, u64, Vec<PurgeName>)> {
+    let mut parts = payload.splitn(3, |byte| *byte == b' ');
+    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
+    let (generation, order) = (number()?, number()?);
+    let names = parts.next()?.chunks(16).map(PurgeName::from_bytes).collect::<Option<_>>()?;
+    Some((generation, order, names))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_what_the_script_publishes() {
+        let names = [PurgeName::path("/a b"), PurgeName::tag("t")];
+        let mut payload = b"18446744073709551615 7 ".to_vec();
+        names.iter().for_each(|name| payload.extend_from_slice(name.as_bytes()));
+        assert_eq!(read_message(&payload), Some((u64::MAX, 7, names.to_vec())));
+        assert_eq!(read_message(b"5 0 "), Some((5, 0, vec![])));
+        for broken in [&b""[..], b"5", b"5 x ", b"5 7 short"] {
+            assert_eq!(read_message(broken), None);
+        }
+    }
+}

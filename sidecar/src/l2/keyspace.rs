@@ -1,0 +1,59 @@
+//! The names of keys in Redis.
+
+use larder_policy::Metadata;
+
+/// What every key of Larder's begins with.
+const PREFIX: &str = "larder";
+
+/// The keys of one policy: `larder:<namespace>/<policy>:{<blake3 of the key>}:<kind>`. Everything about one answer has the
+/// same hash tag, so it shares a slot of Redis Cluster; two policies never meet.
+#[derive(Clone, Debug)]
+pub struct Keyspace {
+    policy: String,
+    barriers: String,
+}
+
+impl Keyspace {
+    /// The keys of a policy.
+    ///
+    /// Its uid names the barriers: a policy that was deleted and made again does not trust what the first one stored, for
+    /// nobody purged in between.
+    pub fn new(policy: &Metadata) -> Self {
+        let Metadata { name, namespace, uid } = policy;
+        let policy = format!("{PREFIX}:{namespace}/{name}");
+        let barriers = format!("{policy}:barriers:{uid}");
+        Self { policy, barriers }
+    }
+
+    /// The hash that holds the barriers, and the channel on which purges are told.
+    pub fn barriers(&self) -> &str {
+        &self.barriers
+    }
+
+    /// The primary record of a key.
+    pub fn primary(&self, key: &str) -> String {
+        format!("{}:{{{}}}:entry", self.policy, blake3::hash(key.as_bytes()).to_hex())
+    }
+
+    /// One variant of a key.
+    pub fn variant(&self, key: &str, variant: &str) -> String {
+        let variant = &blake3::hash(variant.as_bytes()).to_hex()[..32];
+        format!("{}:{{{}}}:variant:{variant}", self.policy, blake3::hash(key.as_bytes()).to_hex())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn policies_never_meet_and_variants_share_a_slot() {
+        let keys = |name: &str| {
+            Keyspace::new(&Metadata { name: name.into(), namespace: "shop".into(), uid: String::new() })
+        };
+        assert_ne!(keys("a").primary("k"), keys("b").primary("k"));
+        assert!(keys("a").primary("k").starts_with("larder:shop/a:{"));
+        let slot = |key: &str| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
+        assert_eq!(slot(&keys("a").primary("k")), slot(&keys("a").variant("k", "\naccept=x")));
+    }
+}

@@ -1,0 +1,33 @@
+//! The cache in front of an application.
+//!
+//! A request comes in through [`listener`], is taken by [`proxy`], and is answered from [`l1`], [`l2`], [`postgres`] or
+//! [`upstream`]. What is stored is an [`entry`]; [`barriers`] say which entries a purge made stale. [`serving`] holds what
+//! is served by, and [`config`] exchanges it when the policy's file changes. [`run`] wires it all.
+
+pub mod admin;
+pub mod barriers;
+pub mod body;
+pub mod breaker;
+pub mod cache_status;
+pub mod cli;
+pub mod clock;
+pub mod config;
+pub mod drain;
+pub mod entry;
+pub mod headers;
+pub mod l1;
+pub mod l2;
+pub mod listener;
+pub mod postgres;
+pub mod problem;
+pub mod proxy;
+pub mod purge;
+pub mod run;
+pub mod secret;
+pub mod serving;
+pub mod sniff;
+pub mod stats;
+pub mod telemetry;
+pub mod upstream;
+
+pub use cli::{Args, Command};

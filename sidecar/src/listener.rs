@@ -1,0 +1,180 @@
+//! Connections of clients.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{Arc, atomic::Ordering},
+    time::Duration,
+};
+
+use hyper::{server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    net::{TcpListener, TcpStream},
+    time::sleep,
+};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+
+use crate::{
+    cli::ListenAddress,
+    proxy::Proxy,
+    sniff::{self, Protocol, sniff},
+};
+
+mod prefixed;
+
+use prefixed::Prefixed;
+
+/// How long a client may be silent before the application is asked whether it speaks first.
+const SERVER_FIRST: Duration = Duration::from_millis(500);
+/// How long to wait when no connection can be accepted, because there are too many open files.
+const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+
+/// Listens at an address; one without an IP means every address of the host.
+///
+/// # Errors
+/// If the address is taken or not ours.
+pub async fn bind(address: &ListenAddress) -> io::Result<TcpListener> {
+    match address.ip {
+        Some(ip) => TcpListener::bind((ip, address.port)).await,
+        // Where IPv6 exists, its wildcard takes IPv4 too.
+        None => match TcpListener::bind((Ipv6Addr::UNSPECIFIED, address.port)).await {
+            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
+                TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port)).await
+            }
+            outcome => outcome,
+        },
+    }
+}
+
+/// Accepts connections until `shutdown`, and hands each to a task of its own in `tasks`.
+pub async fn accept(
+    listener: TcpListener,
+    proxy: Arc<Proxy>,
+    shutdown: CancellationToken,
+    tasks: TaskTracker,
+) {
+    loop {
+        let accepted = tokio::select! {
+            accepted = listener.accept() => accepted,
+            () = shutdown.cancelled() => return,
+        };
+        match accepted {
+            Ok((stream, client)) => {
+                tasks.spawn(serve(stream, client, Arc::clone(&proxy), shutdown.clone()));
+            }
+            Err(error) => {
+                tracing::warn!(%error, "a connection could not be accepted");
+                sleep(ACCEPT_PAUSE).await;
+            }
+        }
+    }
+}
+
+async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shutdown: CancellationToken) {
+    let stats = &proxy.telemetry().stats;
+    stats.connections.fetch_add(1, Ordering::Relaxed);
+    let _ = stream.set_nodelay(true);
+    let outcome = match first_words(&mut stream, &proxy, &shutdown).await {
+        Ok(FirstWords::Http(beginning)) => {
+            serve_http(Prefixed::new(beginning, stream), client.ip().to_canonical(), &proxy, &shutdown).await
+        }
+        Ok(FirstWords::Other(beginning, application)) => {
+            stats.spliced.fetch_add(1, Ordering::Relaxed);
+            splice(stream, &beginning, application, &proxy).await
+        }
+        Ok(FirstWords::None) => Ok(()),
+        Err(error) => Err(error.into()),
+    };
+    if let Err(error) = outcome {
+        tracing::debug!(%client, error = format!("{error:#}"), "a connection broke");
+    }
+    stats.connections.fetch_sub(1, Ordering::Relaxed);
+}
+
+/// How a connection begins.
+enum FirstWords {
+    /// With what may be an HTTP/1 request.
+    Http(Vec<u8>),
+    /// With something else of the client's, or with the application, which was then connected to already.
+    Other(Vec<u8>, Option<TcpStream>),
+    /// It ends before anybody has said anything.
+    None,
+}
+
+async fn first_words(
+    stream: &mut TcpStream,
+    proxy: &Proxy,
+    shutdown: &CancellationToken,
+) -> io::Result<FirstWords> {
+    let mut beginning = Vec::with_capacity(sniff::ENOUGH);
+    let mut application: Option<TcpStream> = None;
+    let mut silence = std::pin::pin!(sleep(SERVER_FIRST));
+    let mut asked = false;
+    loop {
+        tokio::select! {
+            read = stream.read_buf(&mut beginning) => match (read?, sniff(&beginning)) {
+                (0, _) if beginning.is_empty() => return Ok(FirstWords::None),
+                (_, Protocol::Http1) => return Ok(FirstWords::Http(beginning)),
+                (0, _) | (_, Protocol::Other) => return Ok(FirstWords::Other(beginning, application)),
+                (_, Protocol::Undecided) => {}
+            },
+            () = &mut silence, if !asked => {
+                asked = true;
+                application = proxy.upstream().connect().await.ok();
+            }
+            spoke = spoke_or_left(application.as_ref()), if application.is_some() => {
+                return Ok(match spoke {
+                    Ok(true) => FirstWords::Other(beginning, application),
+                    // Left alone, the application ends a silent connection as it would without us.
+                    Ok(false) | Err(_) => FirstWords::None,
+                });
+            }
+            () = shutdown.cancelled() => return Ok(FirstWords::None),
+        }
+    }
+}
+
+/// Waits until the application says something (true) or ends the connection (false).
+async fn spoke_or_left(application: Option<&TcpStream>) -> io::Result<bool> {
+    match application {
+        Some(application) => Ok(application.peek(&mut [0]).await? > 0),
+        None => std::future::pending().await,
+    }
+}
+
+async fn serve_http(
+    stream: Prefixed,
+    client: IpAddr,
+    proxy: &Arc<Proxy>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let service = service_fn(|request| {
+        let proxy = Arc::clone(proxy);
+        async move { Ok::<_, std::convert::Infallible>(proxy.handle(request, client).await) }
+    });
+    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let mut connection = std::pin::pin!(connection);
+    tokio::select! {
+        ended = connection.as_mut() => return Ok(ended?),
+        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+    }
+    Ok(connection.await?)
+}
+
+/// Passes bytes both ways until either side ends.
+async fn splice(
+    mut client: TcpStream,
+    beginning: &[u8],
+    application: Option<TcpStream>,
+    proxy: &Proxy,
+) -> anyhow::Result<()> {
+    let mut application = match application {
+        Some(application) => application,
+        None => proxy.upstream().connect().await?,
+    };
+    application.write_all(beginning).await?;
+    copy_bidirectional(&mut client, &mut application).await?;
+    Ok(())
+}

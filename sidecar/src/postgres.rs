@@ -1,0 +1,158 @@
+//! A source that answers from Postgres.
+
+use std::{
+    sync::Mutex,
+    time::{Duration, Instant},
+};
+
+use anyhow::Context;
+use bytes::Bytes;
+use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use larder_policy::{spec, sql::BoundQuery, template::Parameters};
+use tokio_postgres::{NoTls, error::SqlState, types::ToSql};
+
+use crate::{breaker::Breaker, secret::read_url};
+
+/// Failures in a row that open the breaker, and for how long.
+const FAILURES: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+/// How often the URL is read again: a Secret's file may change.
+const URL_CHECK: Duration = Duration::from_secs(1);
+
+/// A Postgres server that routes read from. Every statement is read-only and has a deadline.
+#[derive(Debug)]
+pub struct PostgresSource {
+    spec: spec::Postgres,
+    pool: Mutex<Option<Connected>>,
+    breaker: Breaker,
+}
+
+#[derive(Debug)]
+struct Connected {
+    url: String,
+    checked: Instant,
+    pool: Pool,
+}
+
+/// Why Postgres did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum PostgresError {
+    /// It failed too often of late.
+    #[error("postgres is not asked: it failed too often of late")]
+    Down,
+    /// No connection or no answer in time.
+    #[error("postgres did not answer within {0:?}")]
+    Deadline(Duration),
+    /// It can't be reached, or did not like the query.
+    #[error("postgres: {0:#}")]
+    Failed(#[from] anyhow::Error),
+}
+
+impl PostgresSource {
+    /// Connects when it is first asked.
+    pub fn new(spec: spec::Postgres) -> Self {
+        Self { spec, pool: Mutex::new(None), breaker: Breaker::new(FAILURES, PAUSE) }
+    }
+
+    /// What it was made from.
+    pub fn spec(&self) -> &spec::Postgres {
+        &self.spec
+    }
+
+    /// Whether it is trusted to answer.
+    pub fn is_up(&self) -> bool {
+        self.breaker.is_closed()
+    }
+
+    /// Asks it: one row is a JSON object, several are an array, none, or a parameter that the query can't cast, is `None`.
+    ///
+    /// # Errors
+    /// If it can't be reached, is too slow, or does not like the query.
+    pub async fn fetch(
+        &self,
+        query: &BoundQuery,
+        parameters: &Parameters<'_>,
+    ) -> Result<Option<Bytes>, PostgresError> {
+        if !self.breaker.allows() {
+            return Err(PostgresError::Down);
+        }
+        let deadline = self.spec.statement_timeout.0;
+        let outcome = tokio::time::timeout(deadline, self.query(query, parameters))
+            .await
+            .unwrap_or(Err(PostgresError::Deadline(deadline)));
+        match &outcome {
+            Ok(_) => self.breaker.succeeded(),
+            Err(_) => self.breaker.failed(),
+        }
+        outcome
+    }
+
+    async fn query(
+        &self,
+        query: &BoundQuery,
+        parameters: &Parameters<'_>,
+    ) -> Result<Option<Bytes>, PostgresError> {
+        let client = self.pool()?.get().await.context("no connection")?;
+        let statement =
+            client.prepare_cached(&query.statement).await.context("the query can't be prepared")?;
+        let values: Vec<&str> = query
+            .parameters
+            .iter()
+            .filter_map(|name| parameters.iter().find(|(known, _)| known == name))
+            .map(|(_, value)| value.as_str())
+            .collect();
+        let values: Vec<_> = values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+        let rows = match client.query(&statement, &values).await {
+            Ok(rows) => rows,
+            // Class 22, data exception: a value that the query can't cast names nothing that there is.
+            Err(error) if error.code().is_some_and(is_data_exception) => return Ok(None),
+            Err(error) => return Err(anyhow::Error::from(error).context("the query failed").into()),
+        };
+        let texts = rows.iter().map(|row| row.try_get::<_, &str>(0)).collect::<Result<Vec<_>, _>>();
+        Ok(match texts.context("a row is not JSON")?.as_slice() {
+            [] => None,
+            [one] => Some(Bytes::copy_from_slice(one.as_bytes())),
+            several => Some(Bytes::from(format!("[{}]", several.join(",")))),
+        })
+    }
+
+    fn pool(&self) -> anyhow::Result<Pool> {
+        let mut connected = self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
+        if let Some(connected) =
+            connected.as_ref().filter(|connected| connected.checked.elapsed() < URL_CHECK)
+        {
+            return Ok(connected.pool.clone());
+        }
+        let url = read_url(&self.spec.url_from)?;
+        if let Some(connected) = connected.as_mut().filter(|connected| connected.url == url) {
+            connected.checked = Instant::now();
+            return Ok(connected.pool.clone());
+        }
+        let pool = self.connect(&url)?;
+        *connected = Some(Connected { url, checked: Instant::now(), pool: pool.clone() });
+        Ok(pool)
+    }
+
+    fn connect(&self, url: &str) -> anyhow::Result<Pool> {
+        let mut config: tokio_postgres::Config = url.parse().context("the postgres URL can't be used")?;
+        let timeout = self.spec.statement_timeout.0;
+        let own = format!("-c default_transaction_read_only=on -c statement_timeout={}", timeout.as_millis());
+        let options = config.get_options().map_or_else(|| own.clone(), |theirs| format!("{theirs} {own}"));
+        config.options(options).connect_timeout(timeout);
+        if config.get_application_name().is_none() {
+            config.application_name("larder");
+        }
+        let manager =
+            Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
+        let pool = Pool::builder(manager)
+            .max_size(usize::from(self.spec.max_connections_per_pod))
+            .runtime(Runtime::Tokio1)
+            .wait_timeout(Some(timeout))
+            .build()?;
+        Ok(pool)
+    }
+}
+
+fn is_data_exception(code: &SqlState) -> bool {
+    code.code().starts_with("22")
+}

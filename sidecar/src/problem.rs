@@ -1,0 +1,48 @@
+//! The answers that the sidecar makes itself, as problem details (RFC 9457).
+
+use bytes::Bytes;
+use http::{HeaderValue, Response, StatusCode, header};
+use serde_json::json;
+
+use crate::body::Body;
+
+/// What went wrong, as far as the client is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Problem {
+    /// The application refused the connection or broke it off.
+    UpstreamUnreachable,
+    /// No source of the route could answer.
+    SourcesFailed,
+    /// The sources have nothing under this name.
+    NotFound,
+}
+
+impl Problem {
+    const fn status(self) -> StatusCode {
+        match self {
+            Self::UpstreamUnreachable | Self::SourcesFailed => StatusCode::BAD_GATEWAY,
+            Self::NotFound => StatusCode::NOT_FOUND,
+        }
+    }
+
+    const fn detail(self) -> &'static str {
+        match self {
+            Self::UpstreamUnreachable => "the application did not answer",
+            Self::SourcesFailed => "none of the sources of this route could answer",
+            Self::NotFound => "there is nothing under this name",
+        }
+    }
+
+    /// The answer. It carries no `Cache-Status`: no cache had a part in it.
+    pub fn response(self) -> Response<Body> {
+        let status = self.status();
+        let text =
+            json!({"title": status.canonical_reason(), "status": status.as_u16(), "detail": self.detail()});
+        let mut response = Response::new(Body::full(Bytes::from(text.to_string())));
+        *response.status_mut() = status;
+        response
+            .headers_mut()
+            .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        response
+    }
+}

@@ -1,0 +1,104 @@
+//! The whole program.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use anyhow::{Context, ensure};
+use tokio::signal::unix::{SignalKind, signal};
+use tokio_util::{sync::CancellationToken, task::TaskTracker};
+use tracing_subscriber::EnvFilter;
+
+use crate::{
+    admin::{self, Admin},
+    cli::Serve,
+    config::Config,
+    drain::Drain,
+    listener,
+    proxy::Proxy,
+    telemetry::Telemetry,
+    upstream::Upstream,
+};
+
+/// How long answers that are under way may take once the process was told to end.
+const LAST_ANSWERS: Duration = Duration::from_secs(10);
+
+/// Serves until the process is told to end, then finishes what is under way.
+///
+/// # Errors
+/// If an address can't be listened on.
+pub async fn serve(args: Serve) -> anyhow::Result<()> {
+    let Serve { listen, upstream, admin_listen, admin_token_file, policy, pod_ip, threads: _ } = args;
+    log_json();
+    ensure!(
+        listen.len() == upstream.len(),
+        "there are {} --listen and {} --upstream: give them in pairs",
+        listen.len(),
+        upstream.len()
+    );
+
+    let telemetry = Arc::new(Telemetry::new()?);
+    let config = Arc::new(Config::load(policy.as_deref(), Arc::clone(&telemetry)).await);
+    let drain = Arc::new(Drain::default());
+    tokio::spawn(Arc::clone(&config).watch(policy));
+
+    let admin_listener =
+        listener::bind(&admin_listen).await.with_context(|| format!("can't listen on {admin_listen}"))?;
+    tracing::info!(address = %admin_listener.local_addr()?, "admin API");
+    let admin = Arc::new(Admin {
+        config: Arc::clone(&config),
+        telemetry: Arc::clone(&telemetry),
+        drain: Arc::clone(&drain),
+        token_file: admin_token_file,
+        ready: AtomicBool::new(false),
+    });
+    let router = admin::router(Arc::clone(&admin)).into_make_service_with_connect_info::<SocketAddr>();
+    tokio::spawn(async { axum::serve(admin_listener, router).await });
+
+    let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+    for (address, upstream) in listen.iter().zip(upstream) {
+        let listener = listener::bind(address).await.with_context(|| format!("can't listen on {address}"))?;
+        tracing::info!(address = %listener.local_addr()?, upstream = %upstream.authority, "listening");
+        let upstream = Upstream::new(upstream, pod_ip);
+        let proxy = Proxy::new(Arc::clone(&config), upstream, Arc::clone(&telemetry), Arc::clone(&drain));
+        tasks.spawn(listener::accept(listener, Arc::new(proxy), shutdown.clone(), tasks.clone()));
+    }
+    admin.ready.store(true, Ordering::Release);
+
+    told_to_end().await?;
+    drain.begin();
+    shutdown.cancel();
+    tasks.close();
+    if tokio::time::timeout(LAST_ANSWERS, tasks.wait()).await.is_err() {
+        tracing::warn!(connections = tasks.len(), "some connections did not end in time");
+    }
+    telemetry.shutdown().await;
+    tracing::info!("stopped");
+    Ok(())
+}
+
+async fn told_to_end() -> anyhow::Result<()> {
+    let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
+    tokio::select! {
+        _ = terminate.recv() => {}
+        _ = interrupt.recv() => {}
+    }
+    Ok(())
+}
+
+/// Logs as JSON lines on standard error; `RUST_LOG` sets what is logged.
+fn log_json() {
+    let filter =
+        EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,opentelemetry=warn"));
+    tracing_subscriber::fmt()
+        .json()
+        .flatten_event(true)
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .init();
+}

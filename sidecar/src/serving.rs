@@ -1,0 +1,165 @@
+//! What a sidecar serves by at a moment: a policy, and the tiers that it names.
+
+use std::sync::Arc;
+
+use larder_policy::{Metadata, Policy};
+
+use crate::{
+    barriers::Barriers,
+    cache_status::Bypass,
+    l1::L1,
+    l2::{Keyspace, L2},
+    postgres::PostgresSource,
+    stats::RouteStats,
+    telemetry::Telemetry,
+};
+
+/// What requests that no route took are counted under.
+pub const NO_ROUTE: &str = "none";
+
+/// What is served by at a moment. A change of the configuration makes a new one, which takes over the tiers whose
+/// configuration did not change.
+#[derive(Debug)]
+pub struct Serving {
+    /// The configuration's hash; `None` without a file.
+    pub hash: Option<String>,
+    /// The policy.
+    pub policy: Policy,
+    /// Whose policy it is.
+    pub metadata: Metadata,
+    /// Whether requests are looked up at all.
+    pub mode: Mode,
+    /// What purges made stale.
+    pub barriers: Arc<Barriers>,
+    /// The cache in memory.
+    pub l1: Arc<L1>,
+    /// The shared cache.
+    pub l2: Option<Arc<L2>>,
+    sources: Vec<(String, Arc<PostgresSource>)>,
+    route_stats: Vec<Arc<RouteStats>>,
+    no_route_stats: Arc<RouteStats>,
+}
+
+/// Whether requests are looked up at all.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// They are.
+    Serving,
+    /// Everything passes: the policy says so. Writes still purge, so that nothing stale is served when it resumes.
+    Suspended,
+    /// Everything passes: there is no policy.
+    Absent,
+}
+
+impl Mode {
+    /// The mode as the admin API has it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Serving => "serving",
+            Self::Suspended => "suspended",
+            Self::Absent => "absent",
+        }
+    }
+
+    /// Why a request passes, if it does whatever it is.
+    pub const fn bypass(self) -> Option<Bypass> {
+        match self {
+            Self::Serving => None,
+            Self::Suspended => Some(Bypass::Suspended),
+            Self::Absent => Some(Bypass::NoPolicy),
+        }
+    }
+}
+
+impl Serving {
+    /// What a sidecar without a policy serves by.
+    pub fn bare(telemetry: &Arc<Telemetry>) -> Self {
+        Self::new(None, Policy::bare(), Metadata::default(), Mode::Serving, telemetry, None)
+    }
+
+    /// What is served by while the configuration is missing.
+    pub fn absent(telemetry: &Arc<Telemetry>, previous: Option<&Self>) -> Self {
+        Self::new(None, Policy::absent(), Metadata::default(), Mode::Absent, telemetry, previous)
+    }
+
+    /// What is served by under a policy.
+    pub fn under(
+        policy: Policy,
+        metadata: Metadata,
+        hash: String,
+        telemetry: &Arc<Telemetry>,
+        previous: Option<&Self>,
+    ) -> Self {
+        let mode = if policy.suspended { Mode::Suspended } else { Mode::Serving };
+        Self::new(Some(hash), policy, metadata, mode, telemetry, previous)
+    }
+
+    fn new(
+        hash: Option<String>,
+        policy: Policy,
+        metadata: Metadata,
+        mode: Mode,
+        telemetry: &Arc<Telemetry>,
+        previous: Option<&Self>,
+    ) -> Self {
+        let same_order = previous.filter(|previous| {
+            previous.metadata == metadata
+                && previous.policy.redis == policy.redis
+                && previous.policy.l1.bus_grace == policy.l1.bus_grace
+                && previous.mode != Mode::Absent
+        });
+        let (barriers, l2) = match (same_order, &policy.redis) {
+            (Some(previous), _) => (Arc::clone(&previous.barriers), previous.l2.clone()),
+            (None, None) => (Arc::new(Barriers::alone()), None),
+            (None, Some(redis)) => {
+                let barriers = Arc::new(Barriers::shared(policy.l1.bus_grace.0));
+                let predecessor = previous
+                    .filter(|previous| previous.metadata == metadata)
+                    .and_then(|previous| previous.l2.as_deref());
+                let l2 = L2::start(
+                    redis,
+                    Keyspace::new(&metadata),
+                    Arc::clone(&barriers),
+                    Arc::clone(telemetry),
+                    predecessor,
+                );
+                (barriers, Some(Arc::new(l2)))
+            }
+        };
+        let l1 = match same_order.filter(|previous| previous.policy.l1.max_size == policy.l1.max_size) {
+            Some(previous) => Arc::clone(&previous.l1),
+            None => Arc::new(L1::new(policy.l1.max_size.0, Arc::clone(&telemetry.stats.evictions))),
+        };
+        telemetry.stats.l1.store(Some(Arc::clone(&l1)));
+        let sources = policy
+            .sources
+            .iter()
+            .map(|(name, spec)| {
+                let same = previous
+                    .and_then(|previous| previous.source(name))
+                    .filter(|source| source.spec() == spec);
+                (name.clone(), same.cloned().unwrap_or_else(|| Arc::new(PostgresSource::new(spec.clone()))))
+            })
+            .collect();
+        let route_stats = policy.routes().iter().map(|route| telemetry.stats.route(&route.name)).collect();
+        let no_route_stats = telemetry.stats.route(NO_ROUTE);
+        Self { hash, policy, metadata, mode, barriers, l1, l2, sources, route_stats, no_route_stats }
+    }
+
+    /// A Postgres source.
+    pub fn source(&self, name: &str) -> Option<&Arc<PostgresSource>> {
+        self.sources.iter().find(|(known, _)| known == name).map(|(_, source)| source)
+    }
+
+    /// The counters of a route by its place; `None`: of requests that no route took.
+    pub fn route_stats(&self, route: Option<usize>) -> &Arc<RouteStats> {
+        route.and_then(|index| self.route_stats.get(index)).unwrap_or(&self.no_route_stats)
+    }
+
+    /// Which tiers are up.
+    pub fn tiers(&self) -> Vec<(String, bool)> {
+        let redis = self.l2.iter().map(|l2| ("redis".to_owned(), l2.is_up()));
+        let sources = self.sources.iter().map(|(name, source)| (format!("postgres/{name}"), source.is_up()));
+        redis.chain(sources).collect()
+    }
+}

@@ -1,0 +1,100 @@
+//! Whether a connection speaks HTTP/1, from the first bytes that a client sends.
+
+/// The longest beginning that is needed to tell.
+pub const ENOUGH: usize = 40;
+
+/// What a connection speaks.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Protocol {
+    /// HTTP/1: it can be cached.
+    Http1,
+    /// Something else, HTTP/2 with prior knowledge among it: it is passed on as it is.
+    Other,
+    /// Too little has been seen.
+    Undecided,
+}
+
+/// Reads the first bytes as the beginning of a request line (RFC 9112, section 3): a method, a space and a target.
+pub fn sniff(beginning: &[u8]) -> Protocol {
+    const HTTP2: &[u8] = b"PRI * HTTP/2";
+    // A client may send an empty line first (RFC 9112, section 2.2).
+    let line = match beginning {
+        [b'\r', b'\n', line @ ..] | [b'\n', line @ ..] => line,
+        [] | [b'\r'] => return Protocol::Undecided,
+        line => line,
+    };
+    if HTTP2.starts_with(line) || line.starts_with(HTTP2) {
+        return if line.len() >= HTTP2.len() { Protocol::Other } else { Protocol::Undecided };
+    }
+    let method = line.iter().take_while(|byte| is_token(**byte)).count();
+    match (&line[method..], method) {
+        (_, 0) | ([], ENOUGH..) => Protocol::Other,
+        ([] | [b' '], _) => Protocol::Undecided,
+        ([b' ', target @ ..], _) => target_form(&line[..method], target),
+        _ => Protocol::Other,
+    }
+}
+
+/// Origin form, asterisk form, absolute form, or, for CONNECT, a host (RFC 9112, section 3.2).
+fn target_form(method: &[u8], target: &[u8]) -> Protocol {
+    const ABSOLUTE: &[u8] = b"http";
+    let seen = target.len().min(ABSOLUTE.len());
+    match target[0] {
+        b'/' | b'*' => Protocol::Http1,
+        _ if method == b"CONNECT" => Protocol::Http1,
+        _ if !target[..seen].eq_ignore_ascii_case(&ABSOLUTE[..seen]) => Protocol::Other,
+        _ if seen < ABSOLUTE.len() => Protocol::Undecided,
+        _ => Protocol::Http1,
+    }
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn knows_http() {
+        for text in [
+            "GET / HTTP/1.1",
+            "PURGE /x",
+            "M-SEARCH * HTTP/1.1",
+            "OPTIONS http://h/",
+            "\r\nGET /",
+            "CONNECT h:80",
+        ] {
+            assert_eq!(sniff(text.as_bytes()), Protocol::Http1, "{text}");
+        }
+    }
+
+    #[test]
+    fn knows_what_is_not() {
+        for text in [
+            "\x16\x03\x01\x02\x00",
+            "PRI * HTTP/2.0\r\n\r\nSM",
+            "HELO example",
+            "GET key\r\n",
+            "get key\r\n",
+            "get hello\r\n",
+            "get h\r\n",
+            "*1\r\n$4\r\nPING",
+            "\0\0\0\x08",
+            "SSH-2.0-OpenSSH\r\n",
+            "PROXY TCP4 1.2.3.4",
+        ] {
+            assert_eq!(sniff(text.as_bytes()), Protocol::Other, "{text:?}");
+        }
+    }
+
+    #[test]
+    fn waits_for_what_it_needs() {
+        for text in ["", "\r", "G", "GET", "GET ", "GET ht", "PRI", "PRI * HTTP/"] {
+            assert_eq!(sniff(text.as_bytes()), Protocol::Undecided, "{text:?}");
+        }
+        assert_eq!(sniff(&[b'A'; ENOUGH]), Protocol::Other);
+    }
+}

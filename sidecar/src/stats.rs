@@ -1,0 +1,174 @@
+//! What has been counted since the process began. Metrics and the admin API both read it.
+
+use std::{
+    array,
+    collections::BTreeMap,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
+};
+
+use arc_swap::ArcSwapOption;
+use larder_policy::freshness::NotStored;
+
+use crate::{cache_status::Tier, l1::L1};
+
+/// What became of a request, as far as the cache is concerned.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Outcome {
+    /// Answered from what was stored.
+    Hit,
+    /// Looked up, not found, answered by a source or the application.
+    Miss,
+    /// A route matched, but the request was not for the cache.
+    Bypass,
+    /// No route was asked: none matched, the policy is suspended or missing, or it was a write.
+    Pass,
+    /// Nobody could answer.
+    Error,
+}
+
+impl Outcome {
+    /// Every outcome, in the order of metrics.
+    pub const ALL: [Self; 5] = [Self::Hit, Self::Miss, Self::Bypass, Self::Pass, Self::Error];
+
+    /// The outcome as metrics have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Hit => "hit",
+            Self::Miss => "miss",
+            Self::Bypass => "bypass",
+            Self::Pass => "pass",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Who asked for a purge.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum PurgeOrigin {
+    /// The admin API.
+    Api,
+    /// A write that passed through.
+    Write,
+}
+
+impl PurgeOrigin {
+    /// Every origin, in the order of metrics.
+    pub const ALL: [Self; 2] = [Self::Api, Self::Write];
+
+    /// The origin as metrics have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Api => "api",
+            Self::Write => "write",
+        }
+    }
+}
+
+/// What has been counted of one route.
+#[derive(Debug, Default)]
+pub struct RouteStats {
+    requests: [[AtomicU64; Tier::ALL.len()]; Outcome::ALL.len()],
+    not_stored: [AtomicU64; NotStored::ALL.len()],
+}
+
+impl RouteStats {
+    /// A request has been answered.
+    pub fn answered(&self, outcome: Outcome, tier: Tier) {
+        self.requests[outcome as usize][tier.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// An answer was not stored. Returns true the first time for this reason.
+    pub fn not_stored(&self, reason: NotStored) -> bool {
+        self.not_stored[reason as usize].fetch_add(1, Ordering::Relaxed) == 0
+    }
+
+    /// Answered requests.
+    pub fn requests(&self, outcome: Outcome, tier: Tier) -> u64 {
+        self.requests[outcome as usize][tier.index()].load(Ordering::Relaxed)
+    }
+
+    /// Answers that were not stored.
+    pub fn count_not_stored(&self, reason: NotStored) -> u64 {
+        self.not_stored[reason as usize].load(Ordering::Relaxed)
+    }
+}
+
+/// What has been counted since the process began.
+#[derive(Debug, Default)]
+pub struct Stats {
+    routes: Mutex<BTreeMap<String, Arc<RouteStats>>>,
+    purges: [AtomicU64; PurgeOrigin::ALL.len()],
+    tier_errors: [AtomicU64; Tier::ALL.len()],
+    tiers_up: Mutex<Vec<(String, bool)>>,
+    reloads: [AtomicU64; 2],
+    /// Connections that did not speak HTTP and were passed on as they are.
+    pub spliced: AtomicU64,
+    /// Connections that are open.
+    pub connections: AtomicU64,
+    /// Entries that made room for others in L1.
+    pub evictions: Arc<AtomicU64>,
+    /// The cache in memory that is in use.
+    pub l1: ArcSwapOption<L1>,
+}
+
+impl Stats {
+    /// The counters of a route, whatever policies come and go.
+    pub fn route(&self, name: &str) -> Arc<RouteStats> {
+        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(routes.entry(name.to_owned()).or_default())
+    }
+
+    /// All routes that were ever served, by name.
+    pub fn routes(&self) -> Vec<(String, Arc<RouteStats>)> {
+        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        routes.iter().map(|(name, stats)| (name.clone(), Arc::clone(stats))).collect()
+    }
+
+    /// Requests of all routes.
+    pub fn requests(&self, outcome: Outcome, tier: Tier) -> u64 {
+        self.routes().iter().map(|(_, stats)| stats.requests(outcome, tier)).sum()
+    }
+
+    /// Something was purged.
+    pub fn purged(&self, origin: PurgeOrigin) {
+        self.purges[origin as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Purges.
+    pub fn purges(&self, origin: PurgeOrigin) -> u64 {
+        self.purges[origin as usize].load(Ordering::Relaxed)
+    }
+
+    /// A tier failed a request.
+    pub fn tier_failed(&self, tier: Tier) {
+        self.tier_errors[tier.index()].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// How often each tier failed a request.
+    pub fn tier_errors(&self) -> [(Tier, u64); Tier::ALL.len()] {
+        array::from_fn(|index| (Tier::ALL[index], self.tier_errors[index].load(Ordering::Relaxed)))
+    }
+
+    /// Notes which tiers are up.
+    pub fn set_tiers(&self, tiers: Vec<(String, bool)>) {
+        *self.tiers_up.lock().unwrap_or_else(PoisonError::into_inner) = tiers;
+    }
+
+    /// Which tiers were up when last looked at, a second ago at most.
+    pub fn tiers(&self) -> Vec<(String, bool)> {
+        self.tiers_up.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// The configuration changed, and was taken or refused.
+    pub fn reloaded(&self, taken: bool) {
+        self.reloads[usize::from(taken)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Changes of the configuration that were taken or refused.
+    pub fn reloads(&self, taken: bool) -> u64 {
+        self.reloads[usize::from(taken)].load(Ordering::Relaxed)
+    }
+}

@@ -1,0 +1,127 @@
+//! Metrics: what Prometheus scrapes and what is pushed over OTLP. `docs/metrics.md` lists them.
+
+use std::{env, sync::Arc, time::Duration};
+
+use arc_swap::ArcSwap;
+use opentelemetry::{KeyValue, metrics::Histogram};
+use opentelemetry_otlp::{MetricExporter, WithExportConfig};
+use opentelemetry_sdk::{
+    Resource,
+    metrics::{PeriodicReader, SdkMeterProvider},
+};
+use prometheus::Registry;
+
+use crate::{
+    cache_status::Tier,
+    stats::{Outcome, Stats},
+};
+
+mod instruments;
+
+const EXPORT_INTERVAL: Duration = Duration::from_secs(10);
+
+/// Counters, and the instruments that report them.
+#[derive(Debug)]
+pub struct Telemetry {
+    /// What has been counted.
+    pub stats: Arc<Stats>,
+    instruments: ArcSwap<Instruments>,
+}
+
+#[derive(Debug)]
+struct Instruments {
+    endpoint: Option<String>,
+    provider: SdkMeterProvider,
+    registry: Registry,
+    request_duration: Histogram<f64>,
+    tier_duration: Histogram<f64>,
+}
+
+impl Telemetry {
+    /// Metrics for scraping only, until [`Telemetry::export_to`] names a collector.
+    ///
+    /// # Errors
+    /// If an instrument can't be made.
+    pub fn new() -> anyhow::Result<Self> {
+        let stats = Arc::new(Stats::default());
+        let instruments = ArcSwap::from_pointee(Instruments::new(None, &stats)?);
+        Ok(Self { stats, instruments })
+    }
+
+    /// Pushes metrics to a collector from now on; `None`: only to those who scrape.
+    ///
+    /// # Errors
+    /// If the endpoint can't be used.
+    pub fn export_to(&self, endpoint: Option<&str>) -> anyhow::Result<()> {
+        if self.instruments.load().endpoint.as_deref() == endpoint {
+            return Ok(());
+        }
+        let instruments = Arc::new(Instruments::new(endpoint.map(str::to_owned), &self.stats)?);
+        let previous = self.instruments.swap(instruments);
+        // Its last push may take as long as the old collector makes it wait.
+        tokio::task::spawn_blocking(move || previous.provider.shutdown());
+        Ok(())
+    }
+
+    /// Pushes what has not been pushed yet, before the process ends.
+    pub async fn shutdown(&self) {
+        let instruments = self.instruments.load_full();
+        let _ = tokio::task::spawn_blocking(move || instruments.provider.shutdown()).await;
+    }
+
+    /// All metrics in Prometheus' text format.
+    ///
+    /// # Errors
+    /// If one can't be written.
+    pub fn prometheus(&self) -> anyhow::Result<String> {
+        Ok(prometheus::TextEncoder::new().encode_to_string(&self.instruments.load().registry.gather())?)
+    }
+
+    /// The head of an answer was ready after `elapsed`.
+    pub fn answered(&self, route: &str, outcome: Outcome, elapsed: Duration) {
+        let attributes =
+            [KeyValue::new("route", route.to_owned()), KeyValue::new("outcome", outcome.as_str())];
+        self.instruments.load().request_duration.record(elapsed.as_secs_f64(), &attributes);
+    }
+
+    /// A tier did what it was asked after `elapsed`.
+    pub fn tier_answered(&self, tier: Tier, elapsed: Duration) {
+        let attributes = [KeyValue::new("tier", tier.as_str())];
+        self.instruments.load().tier_duration.record(elapsed.as_secs_f64(), &attributes);
+    }
+}
+
+impl Instruments {
+    fn new(endpoint: Option<String>, stats: &Arc<Stats>) -> anyhow::Result<Self> {
+        let registry = Registry::new();
+        let scrape = opentelemetry_prometheus::exporter()
+            .with_registry(registry.clone())
+            .scope_info_enabled(false)
+            .build()?;
+        let mut builder = SdkMeterProvider::builder().with_resource(resource()).with_reader(scrape);
+        if let Some(endpoint) = &endpoint {
+            let exporter = MetricExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
+            builder =
+                builder.with_reader(PeriodicReader::builder(exporter).with_interval(EXPORT_INTERVAL).build());
+        }
+        let provider = builder.build();
+        let (request_duration, tier_duration) = instruments::register(&provider, stats);
+        Ok(Self { endpoint, provider, registry, request_duration, tier_duration })
+    }
+}
+
+/// Who reports, in the terms of OpenTelemetry's semantic conventions. The operator sets the variables.
+fn resource() -> Resource {
+    let attributes = [
+        ("k8s.namespace.name", "POD_NAMESPACE"),
+        ("k8s.pod.name", "POD_NAME"),
+        ("larder.policy", "LARDER_POLICY"),
+    ]
+    .into_iter()
+    .filter_map(|(name, variable)| Some(KeyValue::new(name, env::var(variable).ok()?)));
+    Resource::builder()
+        .with_service_name("larder-sidecar")
+        .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
+        .with_attributes(attributes)
+        .build()
+}

@@ -1,0 +1,160 @@
+//! The instruments, their names and units.
+
+use std::sync::{Arc, atomic::Ordering};
+
+use larder_policy::freshness::NotStored;
+use opentelemetry::{
+    KeyValue,
+    metrics::{Histogram, Meter, MeterProvider as _},
+};
+use opentelemetry_sdk::metrics::SdkMeterProvider;
+
+use crate::{
+    cache_status::Tier,
+    stats::{Outcome, PurgeOrigin, Stats},
+};
+
+/// Seconds, from a hit in memory to a source that takes its time.
+const SECONDS: [f64; 16] =
+    [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
+
+/// Makes every instrument; those that are observed read `stats`. Returns the histograms of requests and of tiers.
+pub(super) fn register(provider: &SdkMeterProvider, stats: &Arc<Stats>) -> (Histogram<f64>, Histogram<f64>) {
+    let meter = provider.meter("larder");
+    observe_requests(&meter, stats);
+    observe_l1(&meter, stats);
+    observe_tiers(&meter, stats);
+    observe_process(&meter, stats);
+    let histogram = |name, description| {
+        meter
+            .f64_histogram(name)
+            .with_unit("s")
+            .with_description(description)
+            .with_boundaries(SECONDS.to_vec())
+            .build()
+    };
+    (
+        histogram("larder.request.duration", "Time until the head of an answer was ready."),
+        histogram("larder.tier.duration", "Time until a tier did what it was asked."),
+    )
+}
+
+fn observe_requests(meter: &Meter, stats: &Arc<Stats>) {
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.requests")
+        .with_description("Requests, by what became of them and by who answered.")
+        .with_callback(move |observer| {
+            for (route, stats) in counted.routes() {
+                for (outcome, tier) in Outcome::ALL.into_iter().flat_map(|o| Tier::ALL.map(|t| (o, t))) {
+                    let count = stats.requests(outcome, tier);
+                    if count > 0 {
+                        let attributes = [
+                            KeyValue::new("route", route.clone()),
+                            KeyValue::new("outcome", outcome.as_str()),
+                            KeyValue::new("tier", tier.as_str()),
+                        ];
+                        observer.observe(count, &attributes);
+                    }
+                }
+            }
+        })
+        .build();
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.not_stored")
+        .with_description("Answers of cached routes that were not stored, by reason.")
+        .with_callback(move |observer| {
+            for (route, stats) in counted.routes() {
+                for reason in NotStored::ALL {
+                    let count = stats.count_not_stored(reason);
+                    if count > 0 {
+                        let attributes =
+                            [KeyValue::new("route", route.clone()), KeyValue::new("reason", reason.as_str())];
+                        observer.observe(count, &attributes);
+                    }
+                }
+            }
+        })
+        .build();
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.purges")
+        .with_description("Purges, by who asked for them.")
+        .with_callback(move |observer| {
+            for origin in PurgeOrigin::ALL {
+                observer.observe(counted.purges(origin), &[KeyValue::new("origin", origin.as_str())]);
+            }
+        })
+        .build();
+}
+
+fn observe_l1(meter: &Meter, stats: &Arc<Stats>) {
+    let gauge = |name, description, read: fn(&crate::l1::L1) -> u64| {
+        let stats = Arc::clone(stats);
+        meter
+            .u64_observable_gauge(name)
+            .with_description(description)
+            .with_callback(move |observer| observer.observe(stats.l1.load().as_deref().map_or(0, read), &[]))
+            .build();
+    };
+    gauge("larder.l1.bytes", "Bytes of keys, headers and bodies in memory.", |l1| l1.bytes());
+    gauge("larder.l1.entries", "Entries in memory.", |l1| l1.entries());
+    gauge("larder.l1.max_bytes", "Bytes that may be in memory.", |l1| l1.max_bytes());
+    let stats = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.l1.evictions")
+        .with_description("Entries that made room for others.")
+        .with_callback(move |observer| observer.observe(stats.evictions.load(Ordering::Relaxed), &[]))
+        .build();
+}
+
+fn observe_tiers(meter: &Meter, stats: &Arc<Stats>) {
+    let known = Arc::clone(stats);
+    meter
+        .u64_observable_gauge("larder.tier.up")
+        .with_description("Whether a tier is connected and trusted to answer.")
+        .with_callback(move |observer| {
+            for (tier, up) in known.tiers() {
+                observer.observe(u64::from(up), &[KeyValue::new("tier", tier)]);
+            }
+        })
+        .build();
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.tier.errors")
+        .with_description("Requests that a tier failed.")
+        .with_callback(move |observer| {
+            for (tier, count) in counted.tier_errors() {
+                if count > 0 {
+                    observer.observe(count, &[KeyValue::new("tier", tier.as_str())]);
+                }
+            }
+        })
+        .build();
+}
+
+fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.spliced_connections")
+        .with_description("Connections that did not speak HTTP/1 and were passed on as they are.")
+        .with_callback(move |observer| observer.observe(counted.spliced.load(Ordering::Relaxed), &[]))
+        .build();
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_gauge("larder.connections")
+        .with_description("Connections that are open.")
+        .with_callback(move |observer| observer.observe(counted.connections.load(Ordering::Relaxed), &[]))
+        .build();
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.config.reloads")
+        .with_description("Changes of the configuration, by whether they were taken.")
+        .with_callback(move |observer| {
+            for (result, taken) in [("ok", true), ("refused", false)] {
+                observer.observe(counted.reloads(taken), &[KeyValue::new("result", result)]);
+            }
+        })
+        .build();
+}

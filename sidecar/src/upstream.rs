@@ -1,0 +1,162 @@
+//! The application.
+
+use std::{
+    future::{Ready, ready},
+    net::{IpAddr, SocketAddr},
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+    vec,
+};
+
+use http::{Request, Response, Uri, uri::PathAndQuery};
+use http_body_util::{Either, Empty};
+use hyper::body::{Bytes, Incoming};
+use hyper_util::{
+    client::legacy::{
+        Client,
+        connect::{HttpConnector, dns::Name},
+    },
+    rt::{TokioExecutor, TokioTimer},
+};
+use tokio::net::TcpStream;
+
+use crate::cli::UpstreamUrl;
+
+/// Shorter than the keep-alive of common servers (Node.js 5 s, Gunicorn 2 s with threads, nginx 75 s), so that we close an
+/// idle connection before the application does.
+const IDLE: Duration = Duration::from_millis(1500);
+const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+
+/// What is sent to the application: the client's body, or none.
+pub type RequestBody = Either<Incoming, Empty<Bytes>>;
+
+/// An application and the connections to it.
+#[derive(Clone, Debug)]
+pub struct Upstream {
+    client: Client<HttpConnector<Addresses>, RequestBody>,
+    url: UpstreamUrl,
+    addresses: Addresses,
+}
+
+/// Why the application did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// It refused the connection or broke it off.
+    #[error(transparent)]
+    Client(#[from] hyper_util::client::legacy::Error),
+}
+
+impl Upstream {
+    /// An application at `url`, or, where it does not listen there, at `pod_ip`.
+    pub fn new(url: UpstreamUrl, pod_ip: Option<IpAddr>) -> Self {
+        let addresses = Addresses::new(&url, pod_ip);
+        let mut connector = HttpConnector::new_with_resolver(addresses.clone());
+        connector.set_nodelay(true);
+        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_idle_timeout(IDLE)
+            .pool_timer(TokioTimer::new())
+            .set_host(false)
+            .build(connector);
+        Self { client, url, addresses }
+    }
+
+    /// Passes a request on. A request without a body that failed on a connection which may have been dead is sent once more
+    /// if its method is idempotent (RFC 9110, section 9.2.2).
+    ///
+    /// # Errors
+    /// If the application refused the connection or broke it off.
+    pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
+        *request.uri_mut() = self.target(request.uri());
+        let again = match request.body() {
+            Either::Right(_) if request.method().is_idempotent() => Some(replica(&request)),
+            _ => None,
+        };
+        match (self.client.request(request).await, again) {
+            (Err(error), Some(again)) if !error.is_connect() => Ok(self.client.request(again).await?),
+            (outcome, _) => Ok(outcome?),
+        }
+    }
+
+    /// Opens a connection of its own, for what is not HTTP.
+    ///
+    /// # Errors
+    /// If nobody listens.
+    pub async fn connect(&self) -> std::io::Result<TcpStream> {
+        let addresses = self.addresses.resolve().await?;
+        let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&addresses[..])).await??;
+        stream.set_nodelay(true)?;
+        Ok(stream)
+    }
+
+    /// The path and query as the client sent them, at the application.
+    fn target(&self, uri: &Uri) -> Uri {
+        let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+        Uri::builder()
+            .scheme("http")
+            .authority(self.url.authority.clone())
+            .path_and_query(path)
+            .build()
+            .expect("a scheme, an authority and a path that each were parsed make a URI")
+    }
+}
+
+fn replica(request: &Request<RequestBody>) -> Request<RequestBody> {
+    let mut replica = Request::new(Either::Right(Empty::new()));
+    *replica.method_mut() = request.method().clone();
+    *replica.uri_mut() = request.uri().clone();
+    *replica.headers_mut() = request.headers().clone();
+    replica
+}
+
+/// Where the application may listen: its own address first, then its pod's.
+#[derive(Clone, Debug)]
+struct Addresses {
+    host: Arc<str>,
+    port: u16,
+    also: Option<IpAddr>,
+}
+
+impl Addresses {
+    fn new(url: &UpstreamUrl, also: Option<IpAddr>) -> Self {
+        let host = url.authority.host().trim_matches(['[', ']']);
+        Self { host: host.into(), port: url.port(), also }
+    }
+
+    async fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
+        let own = tokio::net::lookup_host((&*self.host, self.port)).await?;
+        Ok(own.chain(self.also.map(|ip| SocketAddr::new(ip, self.port))).collect())
+    }
+}
+
+impl tower_service::Service<Name> for Addresses {
+    type Response = vec::IntoIter<SocketAddr>;
+    type Error = std::io::Error;
+    type Future = futures::future::Either<
+        Ready<Result<Self::Response, Self::Error>>,
+        futures::future::BoxFuture<'static, Result<Self::Response, Self::Error>>,
+    >;
+
+    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
+        Poll::Ready(Ok(()))
+    }
+
+    fn call(&mut self, _: Name) -> Self::Future {
+        match self.host.parse::<IpAddr>() {
+            Ok(ip) => {
+                let all: Vec<_> = [Some(ip), self.also]
+                    .into_iter()
+                    .flatten()
+                    .map(|ip| SocketAddr::new(ip, self.port))
+                    .collect();
+                futures::future::Either::Left(ready(Ok(all.into_iter())))
+            }
+            Err(_) => {
+                let addresses = self.clone();
+                let resolved = async move { Ok(addresses.resolve().await?.into_iter()) };
+                futures::future::Either::Right(Box::pin(resolved))
+            }
+        }
+    }
+}
