@@ -26,13 +26,22 @@ end_of_process() { # PID: it and what it started
   kill "$1" 2>/dev/null || true
 }
 
+end_of_service() { # PID: at once, for Postgres too, which takes SIGTERM for a reason to wait for its clients
+  local _
+  kill -INT "$1" 2>/dev/null || return 0
+  for _ in $(seq 50); do
+    kill -0 "$1" 2>/dev/null || return 0
+    sleep 0.1
+  done
+  kill -KILL "$1" 2>/dev/null || true
+}
+
 clean_up() {
   local status=$? pid
   trap - EXIT INT TERM
   [[ -z $child ]] || end_of_process "$child"
   for pid in "${services[@]:+${services[@]}}"; do
-    kill -INT "$pid" 2>/dev/null || true
-    wait "$pid" 2>/dev/null || true
+    end_of_service "$pid"
   done
   [[ ${#temporaries[@]} == 0 ]] || rm -rf "${temporaries[@]}"
   exit "$status"

@@ -7,7 +7,8 @@ install_chart() {
 
 helm_upgrade() {
   helm upgrade --install larder charts/larder --namespace larder-system --create-namespace --wait --timeout 180s \
-    --set operator.image="$operator_image" --set sidecar.image="$sidecar_image"
+    --set image.operator.repository="${operator_image%:*}" --set image.operator.tag="${operator_image##*:}" \
+    --set image.sidecar.repository="${sidecar_image%:*}" --set image.sidecar.tag="${sidecar_image##*:}"
 }
 
 # What the end-to-end tests and the example need: a cluster with the images and the chart. One run at a time.

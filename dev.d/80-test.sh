@@ -99,26 +99,20 @@ postgres_folder() { # prints the folder of initdb and postgres
   folder=$(command -v initdb) && dirname "$folder"
 }
 
-# Postgres refuses to run as root.
-as_database_user() {
-  if [[ $(id -u) == 0 ]]; then
-    setpriv --reuid=postgres --regid=postgres --init-groups -- "$@"
-  else
-    "$@"
-  fi
-}
-
 start_postgres() {
-  local port folder programs
+  local port folder programs as_user=()
   postgres_folder >/dev/null || install_packages postgresql-15 "install PostgreSQL 15 or newer"
   programs=$(postgres_folder)
   port=$(free_port)
   folder=$(mktemp -d /tmp/larder-postgres.XXXXXX) # its user may not enter a home folder of root's
   temporaries+=("$folder")
-  [[ $(id -u) != 0 ]] || chown postgres: "$folder"
-  as_database_user "$programs/initdb" -D "$folder/data" -U larder --auth=trust --encoding=UTF8 --locale=C >"$logs/postgres.log" 2>&1 ||
+  if [[ $(id -u) == 0 ]]; then # Postgres refuses to run as root
+    chown postgres: "$folder"
+    as_user=(setpriv --reuid=postgres --regid=postgres --init-groups --)
+  fi
+  "${as_user[@]}" "$programs/initdb" -D "$folder/data" -U larder --auth=trust --encoding=UTF8 --locale=C >"$logs/postgres.log" 2>&1 ||
     fail "initdb" "see $logs/postgres.log"
-  as_database_user "$programs/postgres" -D "$folder/data" -p "$port" -c listen_addresses=127.0.0.1 \
+  "${as_user[@]}" "$programs/postgres" -D "$folder/data" -p "$port" -c listen_addresses=127.0.0.1 \
     -c unix_socket_directories="$folder" -c fsync=off >>"$logs/postgres.log" 2>&1 &
   services+=($!)
   wait_for_port "$port" postgres "$logs/postgres.log"
