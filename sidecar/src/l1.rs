@@ -41,10 +41,10 @@ impl L1 {
     /// A cache of at most `max_bytes` of keys, headers, bodies and their overhead. `evictions` counts what made room.
     pub fn new(max_bytes: u64, evictions: Arc<AtomicU64>) -> Self {
         let counter = Arc::clone(&evictions);
-        let cache = Cache::builder()
+        let cache = Cache::<Box<str>, Stored>::builder()
             .eviction_policy(EvictionPolicy::lru())
             .max_capacity(max_bytes)
-            .weigher(|key: &Box<str>, stored: &Stored| weight(key, stored))
+            .weigher(|key, stored| weight(key, stored))
             .eviction_listener(move |_, _, cause| {
                 if cause == RemovalCause::Size {
                     counter.fetch_add(1, Ordering::Relaxed);

@@ -63,7 +63,7 @@ pub enum Found {
     /// Nothing.
     Nothing,
     /// Answers for other values of the headers that `Vary` names.
-    OtherVariants(Vec<HeaderName>),
+    OtherVariants,
     /// An answer that a purge made stale.
     Purged,
     /// An answer, under the names that `Vary` listed.
@@ -144,7 +144,7 @@ impl L2 {
                     match read(record) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                         Some(Record::Entry(entry)) => Found::Entry(vary, Box::new(entry)),
-                        _ => Found::OtherVariants(vary),
+                        _ => Found::OtherVariants,
                     }
                 }
             };

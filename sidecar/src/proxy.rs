@@ -144,33 +144,17 @@ impl Proxy {
 
     /// Looks in memory, then in Redis, then asks.
     async fn ask(&self, mut question: Question<'_>, request: Request<Incoming>) -> Answered {
-        let in_memory = look_in_memory(&question);
-        let mut reason = match in_memory {
+        let reason = match look_in_memory(&question) {
             Ok((entry, ttl)) => return question.hit(&entry, Tier::L1, ttl),
             Err(reason) => reason,
         };
         let tags = question.found.route.tags(&question.found.parameters);
         question.names = question.key.purge_names().into_iter().chain(tags).collect();
-        let mut stamp = question.serving.barriers.stamp();
-        if let Some(l2) = &question.serving.l2 {
-            if let Ok(lookup) = l2.lookup(question.key.as_str(), &question.headers, &question.names).await {
-                stamp = lookup.stamp;
-                match lookup.found {
-                    Found::Nothing => {}
-                    Found::OtherVariants(_) => reason = Forward::VaryMiss,
-                    Found::Purged => reason = Forward::Stale,
-                    Found::Entry(vary, entry) => match entry.fresh_for(question.ttl()) {
-                        None => reason = Forward::Stale,
-                        Some(ttl) => {
-                            let entry = Arc::new(*entry);
-                            let variant = variant(&vary, &question.headers);
-                            keep_in_memory(question.serving, question.key.as_str(), &vary, &variant, &entry);
-                            return question.hit(&entry, Tier::L2, ttl);
-                        }
-                    },
-                }
-            }
-        }
+        let (stamp, in_redis) = look_in_redis(&question, reason).await;
+        let reason = match in_redis {
+            Ok((entry, ttl)) => return question.hit(&entry, Tier::L2, ttl),
+            Err(reason) => reason,
+        };
         if question.found.route.sources.is_empty() {
             self.ask_application(question, request, reason, stamp).await
         } else {
@@ -384,6 +368,34 @@ fn look_in_memory(question: &Question<'_>) -> Result<(Arc<Entry>, Duration), For
     };
     let fresh = entry.fresh_for(question.ttl()).filter(|_| !entry.is_purged(&serving.barriers));
     fresh.map(|ttl| (entry, ttl)).ok_or(Forward::Stale)
+}
+
+/// What L2 has for a request, and how much longer it is fresh; or why the request goes on, which is `reason` unless L2
+/// knows better. The stamp is that of a fill that begins now: Redis' if it answered, this pod's otherwise.
+async fn look_in_redis(
+    question: &Question<'_>,
+    reason: Forward,
+) -> (Stamp, Result<(Arc<Entry>, Duration), Forward>) {
+    let (serving, key) = (question.serving, question.key.as_str());
+    let known_here = serving.barriers.stamp();
+    let Some(l2) = &serving.l2 else { return (known_here, Err(reason)) };
+    let Ok(lookup) = l2.lookup(key, &question.headers, &question.names).await else {
+        return (known_here, Err(reason));
+    };
+    let found = match lookup.found {
+        Found::Nothing => Err(reason),
+        Found::OtherVariants => Err(Forward::VaryMiss),
+        Found::Purged => Err(Forward::Stale),
+        Found::Entry(vary, entry) => match entry.fresh_for(question.ttl()) {
+            None => Err(Forward::Stale),
+            Some(ttl) => {
+                let entry = Arc::new(*entry);
+                keep_in_memory(serving, key, &vary, &variant(&vary, &question.headers), &entry);
+                Ok((entry, ttl))
+            }
+        },
+    };
+    (lookup.stamp, found)
 }
 
 fn keep_in_memory(serving: &Serving, key: &str, vary: &[HeaderName], variant: &str, entry: &Arc<Entry>) {

@@ -1,9 +1,9 @@
 //! Metrics: what Prometheus scrapes and what is pushed over OTLP. `docs/metrics.md` lists them.
 
-use std::{env, sync::Arc, time::Duration};
+use std::{collections::HashSet, env, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
-use opentelemetry::{KeyValue, metrics::Histogram};
+use opentelemetry::{Key, KeyValue, metrics::Histogram};
 use opentelemetry_otlp::{MetricExporter, WithExportConfig};
 use opentelemetry_sdk::{
     Resource,
@@ -94,8 +94,11 @@ impl Telemetry {
 impl Instruments {
     fn new(endpoint: Option<String>, stats: &Arc<Stats>) -> anyhow::Result<Self> {
         let registry = Registry::new();
+        // A collector can copy these to every series too; a dashboard then works with either.
+        let on_every_series: HashSet<_> = IDENTITY.iter().map(|(name, _)| Key::new(*name)).collect();
         let scrape = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
+            .with_resource_selector(on_every_series)
             .scope_info_enabled(false)
             .build()?;
         let mut builder = SdkMeterProvider::builder().with_resource(resource()).with_reader(scrape);
@@ -110,15 +113,17 @@ impl Instruments {
     }
 }
 
-/// Who reports, in the terms of OpenTelemetry's semantic conventions. The operator sets the variables.
+/// Who reports, in the terms of OpenTelemetry's semantic conventions, and the variables in which the operator says so.
+const IDENTITY: [(&str, &str); 3] = [
+    ("k8s.namespace.name", "POD_NAMESPACE"),
+    ("k8s.pod.name", "POD_NAME"),
+    ("larder.policy", "LARDER_POLICY"),
+];
+
 fn resource() -> Resource {
-    let attributes = [
-        ("k8s.namespace.name", "POD_NAMESPACE"),
-        ("k8s.pod.name", "POD_NAME"),
-        ("larder.policy", "LARDER_POLICY"),
-    ]
-    .into_iter()
-    .filter_map(|(name, variable)| Some(KeyValue::new(name, env::var(variable).ok()?)));
+    let attributes = IDENTITY
+        .into_iter()
+        .filter_map(|(name, variable)| Some(KeyValue::new(name, env::var(variable).ok()?)));
     Resource::builder()
         .with_service_name("larder-sidecar")
         .with_attribute(KeyValue::new("service.version", env!("CARGO_PKG_VERSION")))
