@@ -1,0 +1,69 @@
+//! What the application is asked for, read from the query of a request.
+
+use std::{str::FromStr, time::Duration};
+
+use http::{HeaderName, HeaderValue, StatusCode};
+
+/// The answer that a query describes: `?status=404&delay=50&size=1000&header=Cache-Control:no-store`.
+#[derive(Debug, PartialEq)]
+pub(crate) struct Wanted {
+    /// The status code; 200 without one.
+    pub(crate) status: StatusCode,
+    /// How long to wait before answering, from milliseconds.
+    pub(crate) delay: Duration,
+    /// How many bytes to pad the body with.
+    pub(crate) size: usize,
+    /// Response headers. A later one of the same name is added, not put in place of the earlier.
+    pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
+}
+
+impl Wanted {
+    /// Reads a query; parameters that are not about the answer are for the cache's key, and ignored here.
+    ///
+    /// # Errors
+    /// The parameter that can't be read.
+    pub(crate) fn parse(query: &str) -> Result<Self, String> {
+        let mut wanted = Self { status: StatusCode::OK, delay: Duration::ZERO, size: 0, headers: Vec::new() };
+        for parameter in query.split('&') {
+            let (name, value) = parameter.split_once('=').unwrap_or((parameter, ""));
+            let unreadable = || format!("can't read {parameter}");
+            match name {
+                "status" => wanted.status = StatusCode::from_str(value).map_err(|_| unreadable())?,
+                "delay" => wanted.delay = Duration::from_millis(value.parse().map_err(|_| unreadable())?),
+                "size" => wanted.size = value.parse().map_err(|_| unreadable())?,
+                "header" => {
+                    let (name, value) = value.split_once(':').ok_or_else(unreadable)?;
+                    let value = value.replace("%20", " ");
+                    wanted.headers.push((
+                        name.parse().map_err(|_| unreadable())?,
+                        value.parse().map_err(|_| unreadable())?,
+                    ));
+                }
+                _ => {}
+            }
+        }
+        Ok(wanted)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_query_describes_the_answer() {
+        let wanted =
+            Wanted::parse("q=1&status=404&delay=5&size=7&header=Vary:*&header=Set-Cookie:a=b;%20c").unwrap();
+        assert_eq!(wanted.status, StatusCode::NOT_FOUND);
+        assert_eq!(wanted.delay, Duration::from_millis(5));
+        assert_eq!(wanted.size, 7);
+        assert_eq!(wanted.headers[0].0, "vary");
+        assert_eq!(wanted.headers[1].1, "a=b; c");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_named() {
+        assert_eq!(Wanted::parse("delay=soon"), Err("can't read delay=soon".to_owned()));
+        assert_eq!(Wanted::parse("header=Vary"), Err("can't read header=Vary".to_owned()));
+    }
+}
