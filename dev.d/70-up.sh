@@ -6,7 +6,16 @@ install_chart() {
 }
 
 helm_upgrade() {
-  helm upgrade --install larder charts/larder --namespace larder-system --create-namespace --wait --timeout 180s \
+  local flag flags=() known status
+  known=$(helm upgrade --help)
+  # Definitions that somebody applied from crds/ become the chart's; the flags are not known to every Helm.
+  for flag in --take-ownership --force-conflicts; do
+    [[ $known != *"$flag"* ]] || flags+=("$flag")
+  done
+  # An interrupted run leaves the release locked.
+  status=$(helm status larder -n larder-system -o json 2>/dev/null | jq -r .info.status || true)
+  [[ $status != pending-* ]] || kubectl -n larder-system delete secret -l "owner=helm,name=larder,status=$status"
+  helm upgrade --install larder charts/larder --namespace larder-system --create-namespace --wait --timeout 180s "${flags[@]}" \
     --set image.operator.repository="${operator_image%:*}" --set image.operator.tag="${operator_image##*:}" \
     --set image.sidecar.repository="${sidecar_image%:*}" --set image.sidecar.tag="${sidecar_image##*:}"
 }
