@@ -1,0 +1,60 @@
+//! `/livez`, `/readyz` and `/metrics`.
+
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+};
+
+use axum::{Router, extract::State, http::StatusCode, routing::get};
+
+use crate::{
+    error::{Error, Result},
+    metrics::Metrics,
+};
+
+/// Whether the webhook can decide over pods: its stores are filled and its certificate is loaded.
+#[derive(Clone, Debug, Default)]
+pub struct Readiness(Arc<AtomicBool>);
+
+impl Readiness {
+    /// It can, from now on.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Whether it can.
+    pub fn get(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+}
+
+/// Serves them until the process ends.
+///
+/// # Errors
+/// If the address can't be listened on.
+pub async fn serve(address: SocketAddr, readiness: Readiness, metrics: Metrics) -> Result<()> {
+    let app = Router::new()
+        .route("/livez", get(|| async { "ok" }))
+        .route("/readyz", get(readyz).with_state(readiness))
+        .route(
+            "/metrics",
+            get(|State(metrics): State<Metrics>| async move { metrics.text() }).with_state(metrics),
+        );
+    let failed = |source| Error::Serve { address, source };
+    axum_server::bind(address).serve(app.into_make_service()).await.map_err(failed)
+}
+
+/// 200 once the webhook can decide over pods, 503 before.
+pub async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, &'static str) {
+    if readiness.get() {
+        (StatusCode::OK, "ok")
+    } else {
+        (
+            StatusCode::SERVICE_UNAVAILABLE,
+            "waiting for the certificate and for the lists of policies and network policies",
+        )
+    }
+}

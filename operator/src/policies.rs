@@ -1,0 +1,197 @@
+//! Which policy serves a pod.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
+use larder_crds::{CachePolicy, CaptureMode, selector};
+
+use crate::{
+    compile::{self, Compiled, Owner},
+    names,
+};
+
+/// A policy as the API server has it. One that can't be read does not keep the others from being served.
+pub type Guarded = DeserializeGuard<CachePolicy>;
+
+/// Why a policy is not in force.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It says what can't be.
+    Invalid(String),
+    /// Its namespace is not for policies.
+    NamespaceExcluded,
+    /// Its pods are served by an older policy.
+    Conflict {
+        /// The older policy.
+        with: String,
+    },
+}
+
+impl Refusal {
+    /// Its name in the condition `Accepted`.
+    pub const fn as_str(&self) -> &'static str {
+        match self {
+            Self::Invalid(_) => "Invalid",
+            Self::NamespaceExcluded => "NamespaceExcluded",
+            Self::Conflict { .. } => "Conflict",
+        }
+    }
+}
+
+/// All policies, and the namespaces that they may not be in.
+#[derive(Clone)]
+pub struct Policies {
+    store: Store<Guarded>,
+    own_namespace: Arc<str>,
+}
+
+/// Kubernetes' own namespace: an outage there is an outage everywhere.
+const KUBE_SYSTEM: &str = "kube-system";
+
+impl Policies {
+    /// The policies in `store`; none is accepted in `own_namespace`, the operator's.
+    pub fn new(store: Store<Guarded>, own_namespace: &str) -> Self {
+        Self { store, own_namespace: own_namespace.into() }
+    }
+
+    /// The policy of that name, whether or not it can be read.
+    pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Guarded>> {
+        self.store
+            .find(|policy| policy.namespace().as_deref() == Some(namespace) && policy.name_any() == name)
+    }
+
+    /// The policies of a namespace that may be served by, the oldest first.
+    pub fn of(&self, namespace: &str) -> Vec<CachePolicy> {
+        let in_namespace = self.store.state_filter(|policy| policy.namespace().as_deref() == Some(namespace));
+        let mut policies: Vec<_> = in_namespace
+            .iter()
+            .filter_map(|policy| policy.0.as_ref().ok())
+            .filter(|policy| self.compile(policy).is_ok() && policy.spec.capture.mode != CaptureMode::None)
+            .cloned()
+            .collect();
+        policies.sort_by_key(age);
+        policies
+    }
+
+    /// The policy that serves a pod with these labels.
+    pub fn deciding(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Option<CachePolicy> {
+        if opted_out(labels) {
+            return None;
+        }
+        self.of(namespace).into_iter().find(|policy| selector::matches(&policy.spec.selector, labels))
+    }
+
+    /// What a policy's sidecars are to read.
+    ///
+    /// # Errors
+    /// Why there is no such document.
+    pub fn compile(&self, policy: &CachePolicy) -> Result<Compiled, Refusal> {
+        let namespace = policy.namespace().unwrap_or_default();
+        if self.excludes(&namespace) {
+            return Err(Refusal::NamespaceExcluded);
+        }
+        let (name, uid) = (policy.name_any(), policy.uid().unwrap_or_default());
+        compile::compile(Owner { namespace: &namespace, name: &name, uid: &uid }, &policy.spec.cache)
+            .map_err(Refusal::Invalid)
+    }
+
+    /// The namespaces that have policies and may have them, in order.
+    pub fn namespaces(&self) -> Vec<String> {
+        let mut namespaces: Vec<_> = self
+            .store
+            .state()
+            .iter()
+            .filter_map(|policy| policy.namespace())
+            .filter(|namespace| !self.excludes(namespace))
+            .collect();
+        namespaces.sort();
+        namespaces.dedup();
+        namespaces
+    }
+
+    fn excludes(&self, namespace: &str) -> bool {
+        namespace == KUBE_SYSTEM || namespace == &*self.own_namespace
+    }
+}
+
+/// Whether a pod with these labels has opted out.
+pub fn opted_out(labels: &BTreeMap<String, String>) -> bool {
+    labels.get(names::INJECT_LABEL).is_some_and(|value| value == "false")
+}
+
+/// Of two policies that select a pod, the one with the smaller age key serves it.
+fn age(policy: &CachePolicy) -> (i64, String) {
+    let created = policy.creation_timestamp().map_or(i64::MAX, |time| time.0.as_second());
+    (created, policy.name_any())
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use kube::runtime::{reflector, watcher};
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    pub(crate) fn policies(list: &[Value]) -> Policies {
+        let (store, mut writer) = reflector::store();
+        for policy in list {
+            let policy: Guarded = serde_json::from_value(policy.clone()).unwrap();
+            writer.apply_watcher_event(&watcher::Event::Apply(policy));
+        }
+        Policies::new(store, "larder-system")
+    }
+
+    pub(crate) fn policy(name: &str, created: &str, labels: Value) -> Value {
+        json!({
+            "apiVersion": "larder.dev/v1alpha1",
+            "kind": "CachePolicy",
+            "metadata": {"name": name, "namespace": "shop", "uid": name, "creationTimestamp": created},
+            "spec": {"selector": {"matchLabels": labels}, "targets": [{"port": "http"}]},
+        })
+    }
+
+    fn labels() -> BTreeMap<String, String> {
+        [("app".to_owned(), "shop".to_owned())].into()
+    }
+
+    #[test]
+    fn the_oldest_serves() {
+        let policies = policies(&[
+            policy("younger", "2026-01-02T00:00:00Z", json!({"app": "shop"})),
+            policy("older", "2026-01-01T00:00:00Z", json!({"app": "shop"})),
+            policy("oldest", "2025-01-01T00:00:00Z", json!({"app": "other"})),
+        ]);
+        assert_eq!(policies.deciding("shop", &labels()).unwrap().name_any(), "older");
+        assert!(policies.deciding("other", &labels()).is_none());
+    }
+
+    #[test]
+    fn a_pod_may_opt_out() {
+        let policies = policies(&[policy("a", "2026-01-01T00:00:00Z", json!({"app": "shop"}))]);
+        let mut labels = labels();
+        labels.insert(names::INJECT_LABEL.into(), "false".into());
+        assert!(policies.deciding("shop", &labels).is_none());
+    }
+
+    #[test]
+    fn what_cannot_be_served_by_decides_nothing() {
+        let mut none = policy("none", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
+        none["spec"]["capture"] = json!({"mode": "None"});
+        let mut unreadable = policy("unreadable", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
+        unreadable["spec"]["l1"] = json!({"maxSize": "99999999999Ei"});
+        let policies =
+            policies(&[none, unreadable, policy("c", "2026-01-03T00:00:00Z", json!({"app": "shop"}))]);
+        assert_eq!(policies.deciding("shop", &labels()).unwrap().name_any(), "c");
+        assert_eq!(policies.namespaces(), ["shop"]);
+        assert!(policies.get("shop", "unreadable").unwrap().0.is_err());
+    }
+
+    #[test]
+    fn no_policy_reaches_into_the_system() {
+        let mut system = policy("a", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
+        system["metadata"]["namespace"] = json!("kube-system");
+        let policies = policies(&[system]);
+        assert!(policies.deciding("kube-system", &labels()).is_none());
+        assert!(policies.namespaces().is_empty());
+    }
+}

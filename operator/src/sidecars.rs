@@ -1,0 +1,89 @@
+//! What the sidecars themselves say about what they serve by.
+
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+
+use futures::{StreamExt, stream};
+use http_body_util::{BodyExt, Empty, Limited};
+use hyper::body::Bytes;
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use serde::Deserialize;
+
+const DEADLINE: Duration = Duration::from_secs(1);
+const MAX_ANSWER: usize = 64 << 10;
+const AT_ONCE: usize = 64;
+
+/// A sidecar's answer to `GET /policy`.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
+pub struct Answer {
+    /// The hash of what it serves by.
+    pub hash: Option<String>,
+    /// Why what is on its disk is not what it serves by.
+    #[serde(default)]
+    pub error: Option<String>,
+    /// Its tiers, and whether they answer it: `up` or `down`.
+    #[serde(default)]
+    pub tiers: BTreeMap<String, String>,
+}
+
+/// A sidecar to ask.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Sidecar {
+    /// The pod's name.
+    pub pod: String,
+    /// The pod's address.
+    pub address: IpAddr,
+    /// The port of its admin API.
+    pub port: u16,
+}
+
+/// Asks sidecars over HTTP, without a token.
+#[derive(Clone, Debug)]
+pub struct Sidecars {
+    client: Client<HttpConnector, Empty<Bytes>>,
+}
+
+impl Sidecars {
+    /// Keeps connections for a while.
+    pub fn new() -> Self {
+        let mut connector = HttpConnector::new();
+        connector.set_connect_timeout(Some(DEADLINE));
+        let client = Client::builder(TokioExecutor::new())
+            .pool_timer(TokioTimer::new())
+            .pool_idle_timeout(Duration::from_secs(20))
+            .build(connector);
+        Self { client }
+    }
+
+    /// Asks all of them at the same time; by pod, the answer or why there is none.
+    pub async fn ask(&self, sidecars: Vec<Sidecar>) -> BTreeMap<String, Result<Answer, String>> {
+        stream::iter(sidecars)
+            .map(|sidecar| async move {
+                let answer = tokio::time::timeout(DEADLINE, self.ask_one(&sidecar)).await;
+                let answer = answer.unwrap_or_else(|_| Err("no answer within 1 s".into()));
+                (sidecar.pod, answer.map_err(|error| error.to_string()))
+            })
+            .buffer_unordered(AT_ONCE)
+            .collect()
+            .await
+    }
+
+    async fn ask_one(&self, sidecar: &Sidecar) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+        let address = std::net::SocketAddr::new(sidecar.address, sidecar.port);
+        let response = self.client.get(format!("http://{address}/policy").parse()?).await?;
+        let status = response.status();
+        if !status.is_success() {
+            return Err(format!("it answers {status}").into());
+        }
+        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes();
+        Ok(serde_json::from_slice(&body)?)
+    }
+}
+
+impl Default for Sidecars {
+    fn default() -> Self {
+        Self::new()
+    }
+}

@@ -1,0 +1,143 @@
+//! The webhook's certificates: a CA of its own and a leaf, in one Secret, renewed by wall clock.
+//!
+//! Every replica watches the Secret and takes up what it finds; any replica may renew, and of two that try, the API server
+//! lets one win (create, or replace with a resourceVersion).
+
+mod authority;
+
+use std::{sync::Arc, time::Duration};
+
+use futures::StreamExt;
+use jiff::Timestamp;
+use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{
+    Api, Client, ResourceExt,
+    api::PostParams,
+    runtime::{WatchStreamExt, watcher},
+};
+use tokio::sync::watch;
+
+pub use authority::Material;
+
+use crate::{
+    error::{Error, Result},
+    names,
+};
+
+/// How often the clock is looked at.
+const TICK: Duration = Duration::from_secs(60);
+
+/// What is taken up from the Secret.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Loaded {
+    /// The leaf's chain, PEM.
+    pub certificate: String,
+    /// The leaf's key, PEM.
+    pub key: String,
+    /// Every CA that may have signed a leaf in use, PEM.
+    pub bundle: String,
+}
+
+/// Keeps the Secret's certificates valid, and tells `loaded` what is in it, until the process ends.
+///
+/// # Errors
+/// If the watch ends.
+pub async fn keep(
+    client: Client,
+    namespace: &str,
+    service: &str,
+    loaded: watch::Sender<Option<Arc<Loaded>>>,
+) -> Result<()> {
+    let secrets: Api<Secret> = Api::namespaced(client, namespace);
+    let dns_names = dns_names(service, namespace);
+    let mut changes = watcher::watch_object(secrets.clone(), names::TLS_SECRET).default_backoff().boxed();
+    let mut clock = tokio::time::interval(TICK);
+    let mut current: Option<Secret> = None;
+    let mut seen = false;
+    loop {
+        tokio::select! {
+            change = changes.next() => match change {
+                None => return Err(Error::WatchEnded),
+                Some(Ok(secret)) => { current = secret; seen = true; }
+                Some(Err(error)) => { tracing::warn!(%error, "the watch of the TLS Secret failed; it is tried again"); continue; }
+            },
+            _ = clock.tick() => {}
+        }
+        if !seen {
+            continue;
+        }
+        if let Some(written) = renew(&secrets, current.as_ref(), &dns_names).await {
+            current = Some(written);
+        }
+        let next = current.as_ref().and_then(|secret| Material::read(secret).ok()).map(|material| {
+            Arc::new(Loaded {
+                certificate: material.leaf.certificate.clone(),
+                key: material.leaf.key.clone(),
+                bundle: material.bundle(),
+            })
+        });
+        if next.is_some() {
+            loaded.send_if_modified(|loaded| {
+                let changed = *loaded != next;
+                *loaded = next;
+                changed
+            });
+        }
+    }
+}
+
+/// Writes the Secret if it is due; what was written. A replica that was beaten to it sees the other's through its watch.
+async fn renew(secrets: &Api<Secret>, current: Option<&Secret>, dns_names: &[String]) -> Option<Secret> {
+    let material = current.and_then(|secret| match Material::read(secret) {
+        Ok(material) => Some(material),
+        Err(error) => {
+            tracing::warn!(%error, "the certificates are made anew");
+            None
+        }
+    });
+    let renewed = match authority::renew(material, dns_names, Timestamp::now()) {
+        Ok(renewed) => renewed?,
+        Err(error) => {
+            tracing::error!(%error, "the certificates could not be renewed; it is tried again in a minute");
+            return None;
+        }
+    };
+    let mut secret = Secret {
+        metadata: ObjectMeta { name: Some(names::TLS_SECRET.into()), ..ObjectMeta::default() },
+        type_: Some("Opaque".into()),
+        ..Secret::default()
+    };
+    secret.labels_mut().insert(names::MANAGED_BY_LABEL.into(), names::MANAGED_BY.into());
+    secret.metadata.annotations = Some(renewed.annotations());
+    secret.data = Some(
+        renewed.data().into_iter().map(|(key, text)| (key.into(), ByteString(text.into_bytes()))).collect(),
+    );
+    let options = PostParams::default();
+    let written = match current {
+        None => secrets.create(&options, &secret).await,
+        Some(current) => {
+            secret.metadata.resource_version = current.resource_version();
+            secrets.replace(names::TLS_SECRET, &options, &secret).await
+        }
+    };
+    match written {
+        Ok(written) => {
+            tracing::info!(secret = names::TLS_SECRET, "wrote the webhook's certificates");
+            Some(written)
+        }
+        Err(kube::Error::Api(status)) if status.code == 409 => None,
+        Err(error) => {
+            tracing::error!(%error, "the TLS Secret could not be written; it is tried again in a minute");
+            None
+        }
+    }
+}
+
+/// The names that the API server may call the webhook by.
+fn dns_names(service: &str, namespace: &str) -> Vec<String> {
+    vec![
+        format!("{service}.{namespace}.svc"),
+        format!("{service}.{namespace}.svc.cluster.local"),
+        format!("{service}.{namespace}"),
+    ]
+}

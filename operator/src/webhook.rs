@@ -1,0 +1,223 @@
+//! The admission webhook: gets a pod that is being made, answers with a JSON patch that puts the sidecar into it.
+//!
+//! The pod stays the JSON that came in; types would drop what they don't know. Nothing that goes wrong here keeps a pod
+//! from being made: the answer is then `allowed` with a warning.
+
+use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+
+use axum::{
+    Json, Router,
+    extract::{DefaultBodyLimit, State},
+    routing::{get, post},
+};
+use axum_server::tls_rustls::RustlsConfig;
+use k8s_openapi::{ByteString, api::networking::v1::NetworkPolicy};
+use kube::{ResourceExt, runtime::reflector::Store};
+use serde_json::{Value, json};
+
+use crate::{
+    cli::SidecarSettings,
+    error::{Error, Result},
+    health::{Readiness, readyz},
+    inject::{Context, Outcome, inject, skipped},
+    metrics::Metrics,
+    policies::Policies,
+    webhook_configuration::INJECT_PATH,
+};
+
+/// The most that an API server sends: an object of etcd's limit, twice, with room.
+const MAX_REVIEW: usize = 8 << 20;
+
+/// What the webhook decides by.
+#[derive(Clone)]
+pub struct Webhook {
+    /// The policies.
+    pub policies: Policies,
+    /// The network policies of all namespaces.
+    pub network_policies: Store<NetworkPolicy>,
+    /// What the operator was started with.
+    pub settings: SidecarSettings,
+    /// What is counted.
+    pub metrics: Metrics,
+}
+
+/// What is done with a pod.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Admission {
+    Injected,
+    Skipped,
+    Unmatched,
+    Error,
+}
+
+impl Admission {
+    const fn as_str(self) -> &'static str {
+        match self {
+            Self::Injected => "injected",
+            Self::Skipped => "skipped",
+            Self::Unmatched => "unmatched",
+            Self::Error => "error",
+        }
+    }
+}
+
+/// Serves it until the process ends.
+///
+/// # Errors
+/// If the address can't be listened on.
+pub async fn serve(
+    address: SocketAddr,
+    certificate: RustlsConfig,
+    readiness: Readiness,
+    webhook: Webhook,
+) -> Result<()> {
+    let app = Router::new()
+        .route(
+            INJECT_PATH,
+            post(review).layer(DefaultBodyLimit::max(MAX_REVIEW)).with_state(Arc::new(webhook)),
+        )
+        .route("/readyz", get(readyz).with_state(readiness));
+    let failed = |source| Error::Serve { address, source };
+    axum_server::bind_rustls(address, certificate).serve(app.into_make_service()).await.map_err(failed)
+}
+
+async fn review(State(webhook): State<Arc<Webhook>>, Json(review): Json<Value>) -> Json<Value> {
+    Json(webhook.review(&review))
+}
+
+impl Webhook {
+    /// The answer to an `AdmissionReview`.
+    pub fn review(&self, review: &Value) -> Value {
+        let request = &review["request"];
+        let mut response = json!({ "uid": request["uid"], "allowed": true });
+        let pod = &request["object"];
+        let admission = match self.decide(request["namespace"].as_str().unwrap_or_default(), pod) {
+            Ok((admission, patched, warning)) => {
+                if let Some(warning) = warning {
+                    response["warnings"] = json!([warning]);
+                }
+                match patched.map(|patched| patch(pod, &patched)).transpose() {
+                    Ok(patch) => {
+                        if let Some(patch) = patch {
+                            response["patchType"] = json!("JSONPatch");
+                            response["patch"] = json!(patch);
+                        }
+                        admission
+                    }
+                    Err(error) => failed(&mut response, &error),
+                }
+            }
+            Err(error) => failed(&mut response, &error),
+        };
+        self.metrics.admissions.with_label_values(&[admission.as_str()]).inc();
+        json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response })
+    }
+
+    /// What becomes of a pod: the pod as it should be, and what to tell whoever makes it.
+    fn decide(&self, namespace: &str, pod: &Value) -> Result<(Admission, Option<Value>, Option<String>)> {
+        let labels = match &pod["metadata"]["labels"] {
+            Value::Null => BTreeMap::new(),
+            labels => serde_json::from_value(labels.clone())?,
+        };
+        let Some(policy) = self.policies.deciding(namespace, &labels) else {
+            return Ok((Admission::Unmatched, None, None));
+        };
+        let network_policies =
+            self.network_policies.state_filter(|other| other.namespace().as_deref() == Some(namespace));
+        let name = policy.name_any();
+        let context = Context {
+            namespace,
+            policy: &name,
+            spec: &policy.spec,
+            settings: &self.settings,
+            network_policies: &network_policies,
+        };
+        Ok(match inject(pod, &context) {
+            Outcome::Injected(injected) => (Admission::Injected, Some(injected.pod), None),
+            Outcome::Skipped(skip) => {
+                let warning =
+                    format!("larder: no cache for this pod, although the policy {name} selects it: {skip}");
+                (Admission::Skipped, Some(skipped(pod, &skip)), Some(warning))
+            }
+        })
+    }
+}
+
+fn patch(before: &Value, after: &Value) -> Result<ByteString> {
+    Ok(ByteString(serde_json::to_vec(&json_patch::diff(before, after))?))
+}
+
+fn failed(response: &mut Value, error: &Error) -> Admission {
+    tracing::error!(%error, uid = %response["uid"], "a pod is made without a decision over it");
+    response["warnings"] = json!([format!("larder: no cache for this pod: {error}")]);
+    Admission::Error
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::runtime::reflector;
+
+    use super::*;
+    use crate::{inject::tests, names, policies::tests as policy_tests};
+
+    fn webhook() -> Webhook {
+        let policies = policy_tests::policies(&[policy_tests::policy(
+            "shop",
+            "2026-01-01T00:00:00Z",
+            json!({"app": "shop"}),
+        )]);
+        let (network_policies, _) = reflector::store();
+        Webhook { policies, network_policies, settings: tests::settings(), metrics: Metrics::new() }
+    }
+
+    fn ask(webhook: &Webhook, namespace: &str, pod: &Value) -> Value {
+        let request = json!({"uid": "1", "namespace": namespace, "object": pod});
+        webhook.review(&json!({"request": request}))["response"].clone()
+    }
+
+    fn apply(pod: &Value, response: &Value) -> Value {
+        let bytes: ByteString = serde_json::from_value(response["patch"].clone()).unwrap();
+        let patch: json_patch::Patch = serde_json::from_slice(&bytes.0).unwrap();
+        let mut pod = pod.clone();
+        json_patch::patch(&mut pod, &patch).unwrap();
+        pod
+    }
+
+    #[test]
+    fn the_patch_makes_the_injected_pod() {
+        let webhook = webhook();
+        let response = ask(&webhook, "shop", &tests::pod());
+        assert_eq!(response["allowed"], true);
+        assert_eq!(response["uid"], "1");
+        let pod = apply(&tests::pod(), &response);
+        assert_eq!(pod["metadata"]["labels"][names::POLICY_LABEL], "shop");
+        assert_eq!(pod["spec"]["aFieldFromTheFuture"], tests::pod()["spec"]["aFieldFromTheFuture"]);
+
+        let again = ask(&webhook, "shop", &pod);
+        assert_eq!(apply(&pod, &again), pod, "a second call changes nothing");
+    }
+
+    #[test]
+    fn a_pod_that_no_policy_selects_is_left_alone() {
+        let response = ask(&webhook(), "other", &tests::pod());
+        assert_eq!(response, json!({"uid": "1", "allowed": true}));
+    }
+
+    #[test]
+    fn a_pod_that_cannot_be_captured_is_made_with_a_warning_and_a_note() {
+        let mut pod = tests::pod();
+        pod["spec"]["hostNetwork"] = json!(true);
+        let response = ask(&webhook(), "shop", &pod);
+        assert_eq!(response["allowed"], true);
+        assert!(response["warnings"][0].as_str().unwrap().contains("HostNetwork"));
+        let note = apply(&pod, &response)["metadata"]["annotations"][names::SKIPPED].clone();
+        assert!(note.as_str().unwrap().starts_with("HostNetwork: "), "{note}");
+    }
+
+    #[test]
+    fn what_cannot_be_read_is_allowed() {
+        let response = ask(&webhook(), "shop", &json!({"metadata": {"labels": 7}}));
+        assert_eq!(response["allowed"], true);
+        assert!(response["warnings"][0].as_str().unwrap().starts_with("larder: "));
+    }
+}

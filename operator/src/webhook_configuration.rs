@@ -1,0 +1,230 @@
+//! The `MutatingWebhookConfiguration`: written here and not by the chart, since it names namespaces and a CA.
+//!
+//! # Guarantees
+//! - Only namespaces that have policies are named; without any there is no webhook at all.
+//! - What others change in it is put back within [`REPAIR`].
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex},
+    time::{Duration, Instant},
+};
+
+use k8s_openapi::{
+    ByteString,
+    api::{admissionregistration::v1::MutatingWebhookConfiguration, rbac::v1::ClusterRole},
+};
+use kube::{
+    Api, Client, ResourceExt,
+    api::{Patch, PatchParams},
+};
+use serde_json::{Value, json};
+use tokio::sync::watch;
+
+use crate::{cli::RunArguments, error::Result, names, policies::Policies, tls::Loaded};
+
+/// How long the API server waits for the webhook.
+const TIMEOUT_SECONDS: u32 = 2;
+/// How often the configuration is applied although nothing has changed here.
+const REPAIR: Duration = Duration::from_secs(10);
+/// The path that pods are posted to.
+pub const INJECT_PATH: &str = "/inject";
+
+/// Keeps the configuration as it should be.
+pub struct Registration {
+    client: Client,
+    arguments: RunArguments,
+    policies: Policies,
+    certificate: watch::Receiver<Option<Arc<Loaded>>>,
+    applied: tokio::sync::Mutex<Option<(Wanted, Instant)>>,
+    named_since: Mutex<HashMap<String, Instant>>,
+}
+
+/// What the configuration depends on.
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Wanted {
+    namespaces: Vec<String>,
+    bundle: String,
+}
+
+impl Registration {
+    /// Nothing is written until [`Self::ensure`].
+    pub fn new(
+        client: Client,
+        arguments: RunArguments,
+        policies: Policies,
+        certificate: watch::Receiver<Option<Arc<Loaded>>>,
+    ) -> Self {
+        Self {
+            client,
+            arguments,
+            policies,
+            certificate,
+            applied: tokio::sync::Mutex::new(None),
+            named_since: Mutex::default(),
+        }
+    }
+
+    /// Writes the configuration if it is not known to be right.
+    ///
+    /// # Errors
+    /// If the API server refuses it.
+    pub async fn ensure(&self) -> Result<()> {
+        let Some(loaded) = self.certificate.borrow().clone() else { return Ok(()) };
+        let wanted = Wanted { namespaces: self.policies.namespaces(), bundle: loaded.bundle.clone() };
+        let mut applied = self.applied.lock().await;
+        if applied.as_ref().is_some_and(|(last, at)| *last == wanted && at.elapsed() < REPAIR) {
+            return Ok(());
+        }
+        let body = configuration(&self.arguments, &wanted, self.owner().await?.as_ref());
+        let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        let options = PatchParams::apply(names::FIELD_MANAGER).force();
+        configurations.patch(names::WEBHOOK_CONFIGURATION, &options, &Patch::Apply(&body)).await?;
+
+        let mut named = self.named_since.lock().expect("no holder panics");
+        named.retain(|namespace, _| wanted.namespaces.contains(namespace));
+        for namespace in &wanted.namespaces {
+            named.entry(namespace.clone()).or_insert_with(Instant::now);
+        }
+        *applied = Some((wanted, Instant::now()));
+        Ok(())
+    }
+
+    /// How long the configuration has named a namespace.
+    pub fn named_for(&self, namespace: &str) -> Option<Duration> {
+        self.named_since.lock().expect("no holder panics").get(namespace).map(Instant::elapsed)
+    }
+
+    /// The bundle that the API server checks the webhook's certificate by.
+    pub fn bundle(&self) -> Option<String> {
+        self.certificate.borrow().as_ref().map(|loaded| loaded.bundle.clone())
+    }
+
+    /// Keeps at it until the process ends or this replica leads no more.
+    pub async fn keep(&self) {
+        let mut clock = tokio::time::interval(REPAIR / 2);
+        let mut certificate = self.certificate.clone();
+        loop {
+            tokio::select! {
+                _ = clock.tick() => {}
+                changed = certificate.changed() => if changed.is_err() { return },
+            }
+            if let Err(error) = self.ensure().await {
+                tracing::error!(%error, "the webhook configuration could not be written; it is tried again");
+            }
+        }
+    }
+
+    /// The ClusterRole, whose end is the configuration's end. There is none when the operator runs outside a cluster.
+    async fn owner(&self) -> Result<Option<Value>> {
+        let roles: Api<ClusterRole> = Api::all(self.client.clone());
+        let role = roles.get_metadata_opt(&self.arguments.cluster_role).await?;
+        Ok(role.map(|role| {
+            json!({
+                "apiVersion": "rbac.authorization.k8s.io/v1",
+                "kind": "ClusterRole",
+                "name": role.name_any(),
+                "uid": role.uid(),
+            })
+        }))
+    }
+}
+
+fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&Value>) -> Value {
+    let webhook = json!({
+        "name": "inject.larder.dev",
+        "admissionReviewVersions": ["v1"],
+        "clientConfig": {
+            "service": {
+                "name": arguments.webhook_service,
+                "namespace": arguments.namespace,
+                "path": INJECT_PATH,
+                "port": 443,
+            },
+            "caBundle": ByteString(wanted.bundle.clone().into_bytes()),
+        },
+        "rules": [{
+            "operations": ["CREATE"],
+            "apiGroups": [""],
+            "apiVersions": ["v1"],
+            "resources": ["pods"],
+            "scope": "Namespaced",
+        }],
+        "namespaceSelector": { "matchExpressions": [
+            { "key": "kubernetes.io/metadata.name", "operator": "In", "values": wanted.namespaces },
+        ] },
+        "objectSelector": { "matchExpressions": [
+            { "key": names::INJECT_LABEL, "operator": "NotIn", "values": ["false"] },
+        ] },
+        "matchConditions": [
+            {
+                "name": "has-labels-that-a-policy-could-select",
+                "expression": "has(object.metadata.labels) && object.metadata.labels.size() > 0",
+            },
+            {
+                "name": "is-not-a-node-s-own-pod",
+                "expression": "!has(object.metadata.annotations) || \
+                    !('kubernetes.io/config.mirror' in object.metadata.annotations)",
+            },
+        ],
+        "failurePolicy": arguments.failure_policy.as_str(),
+        "matchPolicy": "Equivalent",
+        "reinvocationPolicy": "IfNeeded",
+        "sideEffects": "None",
+        "timeoutSeconds": TIMEOUT_SECONDS,
+    });
+    let webhooks = if wanted.namespaces.is_empty() { vec![] } else { vec![webhook] };
+    json!({
+        "apiVersion": "admissionregistration.k8s.io/v1",
+        "kind": "MutatingWebhookConfiguration",
+        "metadata": {
+            "name": names::WEBHOOK_CONFIGURATION,
+            "labels": { names::MANAGED_BY_LABEL: names::MANAGED_BY },
+            "ownerReferences": owner.into_iter().collect::<Vec<_>>(),
+        },
+        "webhooks": webhooks,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::Parser;
+
+    use super::*;
+    use crate::cli::{Arguments, Command};
+
+    fn made(namespaces: &[&str]) -> Value {
+        let Arguments { command: Command::Run(arguments) } = Arguments::parse_from([
+            "larder-operator",
+            "run",
+            "--sidecar-image=s",
+            "--namespace=larder-system",
+            "--pod-name=p",
+        ]);
+        let namespaces = namespaces.iter().map(|&namespace| namespace.to_owned()).collect();
+        let owner = json!({"kind": "ClusterRole"});
+        configuration(&arguments, &Wanted { namespaces, bundle: "PEM".into() }, Some(&owner))
+    }
+
+    #[test]
+    fn it_names_only_namespaces_with_policies() {
+        let made = made(&["shop"]);
+        let webhook = &made["webhooks"][0];
+        assert_eq!(
+            webhook["namespaceSelector"]["matchExpressions"],
+            json!([{"key": "kubernetes.io/metadata.name", "operator": "In", "values": ["shop"]}])
+        );
+        assert_eq!(webhook["failurePolicy"], "Ignore");
+        assert_eq!(webhook["timeoutSeconds"], 2);
+        assert_eq!(webhook["reinvocationPolicy"], "IfNeeded");
+        assert_eq!(webhook["sideEffects"], "None");
+        assert_eq!(webhook["clientConfig"]["caBundle"], "UEVN");
+        assert_eq!(made["metadata"]["ownerReferences"][0]["kind"], "ClusterRole");
+        serde_json::from_value::<MutatingWebhookConfiguration>(made).unwrap();
+    }
+
+    #[test]
+    fn without_policies_there_is_no_webhook() {
+        assert_eq!(made(&[])["webhooks"], json!([]));
+    }
+}
