@@ -5,7 +5,20 @@ install_chart() {
   step "helm upgrade --install larder" "see the log; kubectl -n larder-system get pods,events" helm_upgrade
 }
 
+# explain_failure NAMESPACE: in a step, what a person would look at first, at the end of its log.
+explain_failure() {
+  # shellcheck disable=SC2064
+  trap "[[ \$? == 0 ]] || look_around $1" EXIT
+}
+
+look_around() { # NAMESPACE
+  kubectl -n "$1" get cachepolicies,pods -o wide || true
+  kubectl -n "$1" get events --field-selector type=Warning --sort-by=.lastTimestamp | tail -n 8 || true
+  kubectl -n "$1" logs --selector app.kubernetes.io/name=larder --all-containers --prefix --tail=4 || true
+}
+
 helm_upgrade() {
+  explain_failure larder-system
   local flag flags=() known status
   known=$(helm upgrade --help)
   # Definitions that somebody applied from crds/ become the chart's; the flags are not known to every Helm.
@@ -54,6 +67,7 @@ up() {
 # The policy comes last: that is how a person meets it, with the application there already.
 apply_example() {
   local workload
+  explain_failure shop
   kubectl kustomize examples/shop | sed "s#image: larder/example-shop:.*#image: $shop_image#" | kubectl apply -f -
   kubectl -n shop rollout status deployment/shop --timeout=180s
   kubectl apply -f examples/shop/policy.yaml
