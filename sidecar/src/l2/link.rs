@@ -109,11 +109,16 @@ impl Link {
 impl State {
     async fn keep_connected(self: Arc<Self>) {
         let mut pause = SHORTEST_PAUSE;
+        let mut last_said = String::new();
         loop {
             let was_up = match self.session().await {
                 Ok(never) => match never {},
                 Err((was_up, error)) => {
-                    tracing::warn!(error = format!("{error:#}"), "redis is not connected; going on without");
+                    let error = format!("{error:#}");
+                    if was_up || error != last_said {
+                        tracing::warn!(error, "redis is not connected; going on without");
+                        last_said = error;
+                    }
                     was_up
                 }
             };
