@@ -1,0 +1,62 @@
+//! What is printed when a test fails.
+
+use k8s_openapi::api::core::v1::{Event, Pod};
+use kube::{Api, ResourceExt, api::LogParams};
+use larder_crds::CachePolicy;
+
+use crate::Sandbox;
+
+/// Prints the policies' status, the pods, the Events and the sidecars' logs.
+pub(crate) async fn print(sandbox: &Sandbox) {
+    eprintln!("--- what namespace {} looks like", sandbox.name);
+    if let Err(error) = try_print(sandbox).await {
+        eprintln!("that is all, for {error:#}");
+    }
+}
+
+async fn try_print(sandbox: &Sandbox) -> anyhow::Result<()> {
+    for policy in sandbox.api::<CachePolicy>().list(&Default::default()).await? {
+        let status = serde_yaml::to_string(&policy.status)?;
+        eprintln!("--- policy {}, generation {:?}\n{status}", policy.name_any(), policy.metadata.generation);
+    }
+    let pods = sandbox.api::<Pod>();
+    for pod in pods.list(&Default::default()).await? {
+        print_pod(&pods, &pod).await?;
+    }
+    for event in sandbox.api::<Event>().list(&Default::default()).await? {
+        let about = event.involved_object;
+        eprintln!(
+            "--- Event {} about {} {}: {}",
+            event.reason.unwrap_or_default(),
+            about.kind.unwrap_or_default(),
+            about.name.unwrap_or_default(),
+            event.message.unwrap_or_default()
+        );
+    }
+    Ok(())
+}
+
+async fn print_pod(pods: &Api<Pod>, pod: &Pod) -> anyhow::Result<()> {
+    let name = pod.name_any();
+    let status = pod.status.clone().unwrap_or_default();
+    let leaving = if pod.metadata.deletion_timestamp.is_some() { ", terminating" } else { "" };
+    eprintln!("--- pod {name}: {}{leaving}, {:?}", status.phase.unwrap_or_default(), pod.annotations());
+    let containers = status
+        .init_container_statuses
+        .into_iter()
+        .flatten()
+        .chain(status.container_statuses.into_iter().flatten());
+    for container in containers {
+        eprintln!(
+            "    {}: ready {}, restarts {}, {:?}",
+            container.name, container.ready, container.restart_count, container.state
+        );
+        if container.name == "larder-sidecar" || container.restart_count > 0 {
+            let last =
+                LogParams { container: Some(container.name), tail_lines: Some(40), ..Default::default() };
+            // A container that never started has no log.
+            eprintln!("{}", pods.logs(&name, &last).await.unwrap_or_default());
+        }
+    }
+    Ok(())
+}

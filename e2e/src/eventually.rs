@@ -1,0 +1,38 @@
+//! Waiting for a state.
+
+use std::time::{Duration, Instant};
+
+use anyhow::Context;
+
+/// How often a state is looked at.
+const EVERY: Duration = Duration::from_millis(200);
+
+/// Asks until the answer is `Ok`, for as long as `deadline`.
+///
+/// # Errors
+/// What was waited for, and the last answer, when the deadline has passed.
+pub async fn eventually<T>(
+    what: &str,
+    deadline: Duration,
+    mut ask: impl AsyncFnMut() -> anyhow::Result<T>,
+) -> anyhow::Result<T> {
+    let started = Instant::now();
+    loop {
+        let answer = match tokio::time::timeout(deadline, ask()).await {
+            Ok(answer) => answer,
+            Err(_) => Err(anyhow::anyhow!("no answer to a single look")),
+        };
+        match answer {
+            Ok(value) => return Ok(value),
+            Err(error) if started.elapsed() >= deadline => {
+                return Err(error).with_context(|| format!("waited {deadline:?} for this: {what}"));
+            }
+            Err(_) => tokio::time::sleep(EVERY).await,
+        }
+    }
+}
+
+/// Seconds, for deadlines.
+pub const fn seconds(count: u64) -> Duration {
+    Duration::from_secs(count)
+}
