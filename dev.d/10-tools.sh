@@ -22,7 +22,7 @@ install_packages() { # "PACKAGE..." HOW-ELSEWHERE
 
 apt_install() {
   export DEBIAN_FRONTEND=noninteractive
-  apt-get update -q
+  apt-get update -q || true # a source that is not ours may be out of reach; the installation tells what matters
   # RUNLEVEL=1: a package's own service stays off; ./dev starts what it needs, where it needs it.
   RUNLEVEL=1 apt-get install -q -y --no-install-recommends "$@"
 }
@@ -69,9 +69,11 @@ need_kubectl() {
 }
 
 need_rust() {
+  [[ -z ${rust_is_ready:-} ]] || return 0
   command -v cargo >/dev/null || fail "cargo is missing" "install Rust from rustup.rs; rust-toolchain.toml names the version"
   need cc gcc
   need_room_for_target
+  rust_is_ready=yes
 }
 
 # A target folder that several branches and profiles share grows without end.

@@ -10,7 +10,7 @@ kubernetes_program=$cache/bin/kubernetes-$(hash_of cluster/kubernetes "$kubernet
 
 compile_go() { # FOLDER LDFLAGS TAGS PROGRAM...: the last word is where it goes
   cd "$1" || return
-  CGO_ENABLED=0 go build -trimpath -tags "$3" -ldflags "-s -w $2" -o "$4" .
+  CGO_ENABLED=0 go build -buildvcs=false -trimpath -tags "$3" -ldflags "-s -w $2" -o "$4" .
 }
 
 compile_kubernetes() {
@@ -45,7 +45,7 @@ debian_files() {
 }
 
 make_debian_files() { # NAME PACKAGES: at $(debian_files_of NAME PACKAGES)
-  need mmdebstrap mmdebstrap "without an image registry the images are made by mmdebstrap, which is Debian's: log in to a registry, or use a Debian or Ubuntu machine"
+  need mmdebstrap "mmdebstrap debian-archive-keyring" "without an image registry the images are made by mmdebstrap, which is Debian's: log in to a registry, or use a Debian or Ubuntu machine"
   made_once "$(debian_files_of "$1" "$2")" "Debian root file system of $1" \
     "see the log; is Debian's mirror in reach?" debian_files "$2"
 }
