@@ -137,7 +137,11 @@ LIST
 }
 
 print_e2e_environment() {
-  build_images >&2
+  {
+    need_helm
+    need_kubectl
+    build_images
+  } >&2
   e2e_variables | sed 's/^/export /'
 }
 
