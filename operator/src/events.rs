@@ -1,0 +1,114 @@
+//! Events on a policy, at transitions only: `kubectl describe` shows them, and nobody is told the same thing twice.
+
+use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
+use kube::runtime::events::{Event, EventType};
+use larder_crds::{CachePolicyStatus, ConditionType};
+
+use crate::{rollout::Fault, status::find, workload::Workload};
+
+/// The longest note that an Event may have, in bytes.
+const MAX_NOTE: usize = 1024;
+
+/// What is worth telling about the way from one status to the next.
+pub fn transitions(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus) -> Vec<Event> {
+    let tell = [
+        ConditionType::Accepted,
+        ConditionType::Injected,
+        ConditionType::TrafficCaptured,
+        ConditionType::ConfigCurrent,
+        ConditionType::TiersHealthy,
+    ];
+    let changed = tell.into_iter().filter_map(|kind| {
+        let now = find(after, kind)?;
+        let was = before.and_then(|before| find(before, kind));
+        let same = was.is_some_and(|was| was.status == now.status && was.reason == now.reason);
+        (!same).then(|| of(kind, now)).flatten()
+    });
+    changed.collect()
+}
+
+/// The event of a condition that has changed; states that are only on the way to others have none.
+fn of(kind: ConditionType, now: &Condition) -> Option<Event> {
+    let (type_, action) = match (kind, now.status.as_str(), now.reason.as_str()) {
+        (ConditionType::Injected, "False", "Missed" | "OnCreate" | "CaptureNone") => return None,
+        (ConditionType::ConfigCurrent, "False", reason) if reason != "ConfigRefused" => return None,
+        (_, "Unknown", _) => return None,
+        (ConditionType::Accepted, "True", _) => (EventType::Normal, "Accept"),
+        (ConditionType::Accepted, _, _) => (EventType::Warning, "Accept"),
+        (ConditionType::Injected, "True", _) => (EventType::Normal, "Inject"),
+        (ConditionType::Injected, _, _) => (EventType::Warning, "Inject"),
+        (ConditionType::TrafficCaptured, "True", _) => return None,
+        (ConditionType::TrafficCaptured, _, _) => (EventType::Warning, "Capture"),
+        (ConditionType::ConfigCurrent, "True", _) => (EventType::Normal, "Configure"),
+        (ConditionType::ConfigCurrent, _, _) => (EventType::Warning, "Configure"),
+        (ConditionType::TiersHealthy, "True", "Healthy") => (EventType::Normal, "Watch"),
+        (ConditionType::TiersHealthy, "True", _) => return None,
+        (ConditionType::TiersHealthy, _, _) => (EventType::Warning, "Watch"),
+        (ConditionType::Ready, _, _) => return None,
+    };
+    // A pod that can't be injected is skipped; which of the reasons it is, the note says.
+    let skipped =
+        kind == ConditionType::Injected && now.status == "False" && now.reason != "WebhookUnreachable";
+    let reason = if skipped { "Skipped" } else { &now.reason };
+    let note = if skipped { format!("{}: {}", now.reason, now.message) } else { now.message.clone() };
+    Some(event(type_, reason, action, note))
+}
+
+/// A workload is restarted.
+pub fn rolled(workload: &Workload, fault: Fault) -> Event {
+    let why = match fault {
+        Fault::Missed => "pods have no sidecar yet",
+        Fault::Outdated => "pods have a sidecar of other settings",
+        Fault::Stray => "pods have a sidecar that they should not have any more",
+    };
+    event(EventType::Normal, "Rolled", "Restart", format!("restarted {workload}: {why}"))
+}
+
+fn event(type_: EventType, reason: &str, action: &str, mut note: String) -> Event {
+    if note.len() > MAX_NOTE {
+        let end = (0..=MAX_NOTE - 4).rev().find(|end| note.is_char_boundary(*end)).unwrap_or(0);
+        note.truncate(end);
+        note.push('…');
+    }
+    Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None }
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{policies::Refusal, status::tests::Scene};
+
+    fn reasons(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus) -> Vec<String> {
+        transitions(before, after).into_iter().map(|event| event.reason).collect()
+    }
+
+    #[test]
+    fn a_change_is_told_once() {
+        let after = Scene::default().assess(None);
+        assert_eq!(reasons(None, &after), ["Accepted", "Injected", "Current"]);
+        assert!(reasons(Some(&after), &after).is_empty());
+    }
+
+    #[test]
+    fn trouble_is_a_warning() {
+        let well = Scene::default().assess(None);
+        let conflict =
+            Scene { refusal: Some(Refusal::Conflict { with: "a".into() }), ..Scene::default() }.assess(None);
+        let events = transitions(Some(&well), &conflict);
+        assert_eq!(events[0].reason, "Conflict");
+        assert_eq!(events[0].type_, EventType::Warning);
+        let past = Scene {
+            services: json!([{"metadata": {"name": "s"}, "spec": {"selector": {"app": "shop"}, "ports": [{"port": 8080}]}}]),
+            ..Scene::default()
+        };
+        assert_eq!(reasons(Some(&well), &past.assess(None)), ["NumericTargetPort"]);
+    }
+
+    #[test]
+    fn a_long_note_is_cut_between_characters() {
+        let note = event(EventType::Normal, "R", "A", "é".repeat(2000)).note.unwrap();
+        assert!(note.len() <= MAX_NOTE && note.ends_with('…'), "{}", note.len());
+    }
+}

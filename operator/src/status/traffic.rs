@@ -1,0 +1,151 @@
+//! Whether requests reach the sidecar: by the Services that select the pods.
+
+use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOrString};
+use kube::ResourceExt;
+
+use super::{Observation, Verdict};
+use crate::{capture::Captured, survey::PodReport};
+
+/// How a Service relates to the captured ports.
+enum Way {
+    /// One of its ports names a captured port.
+    Captured,
+    /// One of its ports goes to the application's number.
+    Past(String),
+    /// It has no address of its own: its clients choose the pod and, unless they look up SRV records, the number.
+    Headless,
+    /// It is about other ports.
+    Elsewhere,
+}
+
+pub(super) fn captured(seen: &Observation<'_>) -> Verdict {
+    let injected: Vec<_> = seen.survey.pods.iter().filter(|pod| pod.matched && pod.injected).collect();
+    if injected.is_empty() {
+        return Verdict::new(None, "NoPods", "no pod has the sidecar");
+    }
+    let mut captured = Vec::new();
+    let mut headless = Vec::new();
+    for service in seen.services {
+        let name = service.name_any();
+        let ways = injected
+            .iter()
+            .filter(|pod| selects(service, pod))
+            .flat_map(|pod| pod.captured.iter().map(|port| way(service, port)));
+        for way in ways {
+            match way {
+                Way::Past(message) => {
+                    return Verdict::new(false, "NumericTargetPort", format!("Service {name}: {message}"));
+                }
+                Way::Captured if !captured.contains(&name) => captured.push(name.clone()),
+                Way::Headless if !headless.contains(&name) => headless.push(name.clone()),
+                Way::Captured | Way::Headless | Way::Elsewhere => {}
+            }
+        }
+    }
+    match (captured.as_slice(), headless.as_slice()) {
+        ([], []) => Verdict::new(None, "NoService", "no Service selects the pods"),
+        ([], [name, ..]) => Verdict::new(
+            false,
+            "HeadlessService",
+            format!(
+                "Service {name} is headless: its clients connect to the pods' own numbers and pass the cache by; let \
+                 them use a Service with an address, whose targetPort is the port's name"
+            ),
+        ),
+        (names, []) => {
+            Verdict::new(true, "NamedPort", format!("by the named port of Service {}", names.join(", ")))
+        }
+        (names, [headless, ..]) => Verdict::new(
+            true,
+            "NamedPort",
+            format!(
+                "by the named port of Service {}; clients of the headless Service {headless} that connect to a pod's \
+                 own number pass the cache by",
+                names.join(", ")
+            ),
+        ),
+    }
+}
+
+fn selects(service: &Service, pod: &PodReport) -> bool {
+    let selector = service.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    selector.is_some_and(|selector| {
+        !selector.is_empty() && selector.iter().all(|(key, value)| pod.labels.get(key) == Some(value))
+    })
+}
+
+fn way(service: &Service, captured: &Captured) -> Way {
+    let Some(spec) = service.spec.as_ref() else { return Way::Elsewhere };
+    let ports = || spec.ports.iter().flatten();
+    let number = i32::from(captured.port);
+    let goes_past = ports().any(|port| match &port.target_port {
+        Some(IntOrString::Int(target)) => *target == number,
+        None => port.port == number,
+        Some(IntOrString::String(_)) => false,
+    });
+    let named = ports().any(|port| port.target_port == Some(IntOrString::String(captured.name.clone())));
+    if spec.cluster_ip.as_deref() == Some("None") {
+        return if goes_past || named { Way::Headless } else { Way::Elsewhere };
+    }
+    if goes_past {
+        return Way::Past(format!(
+            "its targetPort {number} goes to the application, past the cache; write targetPort: {}",
+            captured.name
+        ));
+    }
+    if named { Way::Captured } else { Way::Elsewhere }
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_crds::ConditionType::TrafficCaptured;
+    use serde_json::{Value, json};
+
+    use crate::status::tests::Scene;
+
+    fn service(name: &str, port: Value, address: &str) -> Value {
+        json!({"metadata": {"name": name}, "spec": {"clusterIP": address, "selector": {"app": "shop"}, "ports": [port]}})
+    }
+
+    fn scene(services: &[Value]) -> Scene {
+        Scene { services: json!(services), ..Scene::default() }
+    }
+
+    #[test]
+    fn a_named_target_port_is_captured() {
+        let named = || service("web", json!({"port": 80, "targetPort": "http"}), "10.0.0.1");
+        scene(&[named()]).expect(TrafficCaptured, "True", "NamedPort", "Service web");
+        let metrics = service("metrics", json!({"port": 9000, "targetPort": 9000}), "10.0.0.2");
+        scene(&[named(), metrics]).expect(TrafficCaptured, "True", "NamedPort", "Service web");
+    }
+
+    #[test]
+    fn a_numeric_target_port_goes_past() {
+        let named = service("web", json!({"port": 80, "targetPort": "http"}), "10.0.0.1");
+        let numeric = service("old", json!({"port": 80, "targetPort": 8080}), "10.0.0.1");
+        scene(&[named, numeric]).expect(
+            TrafficCaptured,
+            "False",
+            "NumericTargetPort",
+            "Service old: its targetPort 8080",
+        );
+        let implied = service("old", json!({"port": 8080}), "10.0.0.1");
+        scene(&[implied]).expect(TrafficCaptured, "False", "NumericTargetPort", "write targetPort: http");
+    }
+
+    #[test]
+    fn a_headless_service_alone_goes_past() {
+        let headless = || service("peers", json!({"port": 8080, "targetPort": "http"}), "None");
+        scene(&[headless()]).expect(TrafficCaptured, "False", "HeadlessService", "Service peers");
+        let named = service("web", json!({"port": 80, "targetPort": "http"}), "10.0.0.1");
+        scene(&[named, headless()]).expect(TrafficCaptured, "True", "NamedPort", "headless Service peers");
+    }
+
+    #[test]
+    fn without_a_service_nothing_is_known() {
+        scene(&[]).expect(TrafficCaptured, "Unknown", "NoService", "no Service");
+        let other =
+            json!({"metadata": {"name": "o"}, "spec": {"selector": {"app": "o"}, "ports": [{"port": 8080}]}});
+        scene(&[other]).expect(TrafficCaptured, "Unknown", "NoService", "no Service");
+    }
+}

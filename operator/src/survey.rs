@@ -1,0 +1,350 @@
+//! What is true of a policy's pods: which it selects, which have the sidecar, what is wrong with the others.
+
+use std::{collections::BTreeMap, net::IpAddr};
+
+use k8s_openapi::api::core::v1::Pod;
+use kube::ResourceExt;
+use larder_crds::{CachePolicy, selector};
+use serde_json::json;
+
+use crate::{
+    capture::{Captured, Skip},
+    cli::SidecarSettings,
+    compile, inject,
+    inject::{Context, Outcome},
+    names,
+    policies::opted_out,
+    rollout::{Fault, PodState},
+    workload::{self, Workload},
+    world::{World, in_namespace},
+};
+
+/// A policy's pods.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct Survey {
+    /// Those that it selects and that no older policy serves, and those that have its sidecar.
+    pub pods: Vec<PodReport>,
+    /// The workloads that made them, with the state of all their pods here.
+    pub workloads: Vec<(Workload, Vec<PodState>)>,
+    /// The older policy that serves pods which this one selects too.
+    pub conflict: Option<String>,
+}
+
+/// A pod.
+#[derive(Clone, Debug, Default, PartialEq)]
+pub struct PodReport {
+    /// Its name.
+    pub name: String,
+    /// Its labels.
+    pub labels: BTreeMap<String, String>,
+    /// Its address, once it has one.
+    pub address: Option<IpAddr>,
+    /// Whether the policy selects it.
+    pub matched: bool,
+    /// Whether it has the sidecar.
+    pub injected: bool,
+    /// Whether its sidecar is ready.
+    pub ready: bool,
+    /// The port of its sidecar's admin API.
+    pub admin_port: Option<u16>,
+    /// The hash that it was last told of.
+    pub config_hash: Option<String>,
+    /// Its captured ports.
+    pub captured: Vec<Captured>,
+    /// What is wrong with it.
+    pub fault: Option<Fault>,
+    /// Why it can't have a sidecar.
+    pub skip: Option<Skip>,
+}
+
+/// Whose pods to look at.
+#[derive(Clone, Copy)]
+pub struct Subject<'a> {
+    /// The policy's namespace.
+    pub namespace: &'a str,
+    /// The policy's name.
+    pub name: &'a str,
+    /// The policy, unless it is gone.
+    pub policy: Option<&'a CachePolicy>,
+    /// Whether what runs is to be left as it is, since the policy says what can't be.
+    pub frozen: bool,
+    /// The namespace's policies that may be served by, the oldest first.
+    pub others: &'a [CachePolicy],
+    /// What the operator was started with.
+    pub settings: &'a SidecarSettings,
+}
+
+/// Looks at a policy's pods.
+pub fn survey(world: &World, subject: &Subject<'_>) -> Survey {
+    let Subject { namespace, name, policy, frozen, others, settings } = *subject;
+    let network_policies = in_namespace(&world.network_policies, namespace);
+    let context = policy.map(|policy| Context {
+        namespace,
+        policy: name,
+        spec: &policy.spec,
+        settings,
+        network_policies: &network_policies,
+    });
+    let hash = context.map(|context| inject::hash(&context, &compile::secrets(&context.spec.cache)));
+    let mut survey = Survey::default();
+    for pod in in_namespace(&world.pods, namespace).iter().filter(|pod| is_live(pod)) {
+        let labels = pod.labels();
+        let injected = has_sidecar(pod);
+        let ours = injected && labels.get(names::POLICY_LABEL).is_some_and(|owner| owner == name);
+        let selected = policy.is_some_and(|policy| selector::matches(&policy.spec.selector, labels))
+            && !opted_out(labels);
+        if !selected && !ours {
+            continue;
+        }
+        let deciding = others
+            .iter()
+            .filter(|_| !opted_out(labels))
+            .find(|other| selector::matches(&other.spec.selector, labels))
+            .map(ResourceExt::name_any)
+            .filter(|other| policy.is_some() || other != name);
+        if let Some(other) = deciding.as_ref().filter(|other| *other != name) {
+            if selected {
+                survey.conflict = Some(other.clone());
+            }
+            continue;
+        }
+        let workload = workload::of_pod(world, pod);
+        let (fault, skip) = match (&context, &deciding) {
+            _ if frozen => (None, None),
+            (Some(context), Some(_)) => {
+                let template =
+                    workload.as_ref().map(|(workload, _)| inject::inject(&workload.template, context));
+                let right = ours && pod.annotations().get(names::INJECTION_HASH) == hash.as_ref();
+                judge(pod, injected, right, template, context)
+            }
+            _ => (injected.then_some(Fault::Stray), None),
+        };
+        if let Some((workload, newest)) = workload {
+            let state = PodState { fault, newest };
+            match survey.workloads.iter_mut().find(|(known, _)| known.uid == workload.uid) {
+                Some((_, states)) => states.push(state),
+                None => survey.workloads.push((workload, vec![state])),
+            }
+        }
+        survey.pods.push(report(pod, selected, injected, fault, skip));
+    }
+    survey.pods.sort_by(|a, b| a.name.cmp(&b.name));
+    survey
+}
+
+/// What is wrong with a pod that the policy serves. `template` is what would become of a pod that its workload makes now.
+fn judge(
+    pod: &Pod,
+    injected: bool,
+    right: bool,
+    template: Option<Outcome>,
+    context: &Context<'_>,
+) -> (Option<Fault>, Option<Skip>) {
+    match (injected, template) {
+        (true, Some(Outcome::Skipped(skip))) => (Some(Fault::Stray), Some(skip)),
+        (true, _) => ((!right).then_some(Fault::Outdated), None),
+        (false, Some(Outcome::Skipped(skip))) => (None, Some(skip)),
+        (false, _) => match inject::inject(&json!(pod), context) {
+            // Others put into the pod what its template does not show, such as a mesh's sidecar.
+            Outcome::Skipped(skip) => (None, Some(skip)),
+            Outcome::Injected(_) => (Some(Fault::Missed), None),
+        },
+    }
+}
+
+fn report(pod: &Pod, matched: bool, injected: bool, fault: Option<Fault>, skip: Option<Skip>) -> PodReport {
+    let status = pod.status.as_ref();
+    let statuses = status.and_then(|status| status.init_container_statuses.as_ref()).into_iter().flatten();
+    let ready = statuses.into_iter().any(|container| container.name == names::SIDECAR && container.ready);
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let mut ports = containers
+        .filter(|container| container.name == names::SIDECAR)
+        .flat_map(|container| container.ports.iter().flatten());
+    let admin_port = ports.find_map(|port| u16::try_from(port.container_port).ok());
+    let original = json!({ "metadata": { "annotations": pod.annotations() } });
+    PodReport {
+        name: pod.name_any(),
+        labels: pod.labels().clone(),
+        address: status.and_then(|status| status.pod_ip.as_ref()?.parse().ok()),
+        matched,
+        injected,
+        ready,
+        admin_port,
+        config_hash: pod.annotations().get(names::CONFIG_HASH).cloned(),
+        captured: inject::captured_of(&original),
+        fault,
+        skip,
+    }
+}
+
+/// Whether a pod has the sidecar.
+pub fn has_sidecar(pod: &Pod) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    pod.labels().contains_key(names::POLICY_LABEL)
+        && containers.into_iter().any(|container| container.name == names::SIDECAR)
+}
+
+/// Whether a pod has run its course.
+pub fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+fn is_live(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !is_finished(pod)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use kube::runtime::{
+        reflector::{self, Store},
+        watcher,
+    };
+    use serde::de::DeserializeOwned;
+    use serde_json::Value;
+
+    use super::*;
+    use crate::{
+        inject::tests as pods,
+        policies::{Policies, tests as policy_tests},
+    };
+
+    fn store<K>(objects: Vec<Value>) -> Store<K>
+    where
+        K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + 'static,
+    {
+        let (store, mut writer) = reflector::store();
+        for object in objects {
+            writer.apply_watcher_event(&watcher::Event::Apply(serde_json::from_value(object).unwrap()));
+        }
+        store
+    }
+
+    fn world(pods: Vec<Value>) -> World {
+        let template = self::pods::pod();
+        World {
+            pods: store(pods),
+            replica_sets: store(vec![json!({
+                "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
+                "metadata": {"name": "shop-1", "namespace": "shop",
+                    "annotations": {"deployment.kubernetes.io/revision": "1"},
+                    "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "shop", "uid": "d", "controller": true}]},
+            })]),
+            deployments: store(vec![json!({
+                "metadata": {"name": "shop", "namespace": "shop", "uid": "d", "annotations": {"deployment.kubernetes.io/revision": "1"}},
+                "spec": {"selector": {}, "template": {"metadata": template["metadata"], "spec": template["spec"]}},
+            })]),
+            stateful_sets: store(vec![]),
+            services: store(vec![]),
+            network_policies: store(vec![]),
+        }
+    }
+
+    fn plain(name: &str) -> Value {
+        let mut pod = pods::pod();
+        pod["metadata"]["name"] = json!(name);
+        pod["metadata"]["namespace"] = json!("shop");
+        pod["metadata"]["ownerReferences"] = json!([{"apiVersion": "apps/v1", "kind": "ReplicaSet", "name": "shop-1", "uid": "r", "controller": true}]);
+        pod
+    }
+
+    fn injected(name: &str, policies: &Policies) -> Value {
+        let policy = policies.of("shop").remove(0);
+        let settings = pods::settings();
+        let name_of_policy = policy.name_any();
+        let context = Context {
+            namespace: "shop",
+            policy: &name_of_policy,
+            spec: &policy.spec,
+            settings: &settings,
+            network_policies: &[],
+        };
+        match inject::inject(&plain(name), &context) {
+            Outcome::Injected(injected) => injected.pod,
+            Outcome::Skipped(skip) => panic!("{skip}"),
+        }
+    }
+
+    fn shop() -> Policies {
+        policy_tests::policies(&[policy_tests::policy(
+            "shop",
+            "2026-01-01T00:00:00Z",
+            json!({"app": "shop"}),
+        )])
+    }
+
+    fn look(pods: Vec<Value>, name: &str, policies: &Policies, settings: &SidecarSettings) -> Survey {
+        let policy = policies.get("shop", name).and_then(|policy| policy.0.clone().ok());
+        let subject = Subject {
+            namespace: "shop",
+            name,
+            policy: policy.as_ref(),
+            frozen: false,
+            others: &policies.of("shop"),
+            settings,
+        };
+        survey(&world(pods), &subject)
+    }
+
+    fn faults(survey: &Survey) -> Vec<Option<Fault>> {
+        survey.pods.iter().map(|pod| pod.fault).collect()
+    }
+
+    #[test]
+    fn missed_and_right_pods_are_told_apart() {
+        let policies = shop();
+        let survey = look(vec![plain("a"), injected("b", &policies)], "shop", &policies, &pods::settings());
+        assert_eq!(faults(&survey), [Some(Fault::Missed), None]);
+        assert_eq!(survey.workloads.len(), 1);
+        assert_eq!(survey.workloads[0].1[0], PodState { fault: Some(Fault::Missed), newest: true });
+        assert_eq!(survey.pods[1].admin_port, Some(24890));
+        assert_eq!(survey.pods[1].captured[0].port, 8080);
+    }
+
+    #[test]
+    fn another_image_makes_pods_outdated() {
+        let policies = shop();
+        let settings = SidecarSettings { image: "larder/sidecar:2".into(), ..pods::settings() };
+        let survey = look(vec![injected("a", &policies)], "shop", &policies, &settings);
+        assert_eq!(faults(&survey), [Some(Fault::Outdated)]);
+    }
+
+    #[test]
+    fn what_cannot_be_captured_is_not_missed() {
+        let policies = shop();
+        let mut meshed = plain("a");
+        meshed["spec"]["initContainers"] = json!([{"name": "istio-proxy"}]);
+        let survey = look(vec![meshed], "shop", &policies, &pods::settings());
+        assert_eq!(faults(&survey), [None]);
+        assert_eq!(survey.pods[0].skip.as_ref().unwrap().reason, crate::capture::SkipReason::Mesh);
+    }
+
+    #[test]
+    fn sidecars_of_a_policy_that_is_gone_are_strays() {
+        let pod = injected("a", &shop());
+        let survey = look(vec![pod, plain("b")], "shop", &policy_tests::policies(&[]), &pods::settings());
+        assert_eq!(faults(&survey), [Some(Fault::Stray)]);
+        assert!(!survey.pods[0].matched);
+    }
+
+    #[test]
+    fn the_younger_of_two_policies_is_in_conflict() {
+        let policies = policy_tests::policies(&[
+            policy_tests::policy("shop", "2026-01-01T00:00:00Z", json!({"app": "shop"})),
+            policy_tests::policy("late", "2026-01-02T00:00:00Z", json!({"app": "shop"})),
+        ]);
+        let survey = look(vec![plain("a")], "late", &policies, &pods::settings());
+        assert_eq!(survey.conflict.as_deref(), Some("shop"));
+        assert!(survey.pods.is_empty());
+    }
+
+    #[test]
+    fn pods_on_their_way_out_and_finished_ones_do_not_count() {
+        let (mut leaving, mut finished, mut out) = (plain("a"), plain("b"), plain("c"));
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
+        finished["status"] = json!({"phase": "Succeeded"});
+        out["metadata"]["labels"][names::INJECT_LABEL] = json!("false");
+        let survey = look(vec![leaving, finished, out], "shop", &shop(), &pods::settings());
+        assert_eq!(survey, Survey::default());
+    }
+}

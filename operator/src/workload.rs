@@ -1,0 +1,178 @@
+//! Deployments and StatefulSets: whose pods they are, and how far their rollout is.
+
+use std::fmt;
+
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        core::v1::{Pod, PodTemplateSpec},
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use serde_json::{Value, json};
+
+use crate::{names, rollout::Progress, world::World};
+
+/// The annotation by which a Deployment counts its revisions, on itself and on its ReplicaSets.
+const REVISION: &str = "deployment.kubernetes.io/revision";
+/// The label by which a StatefulSet marks its pods' revision.
+const REVISION_HASH: &str = "controller-revision-hash";
+
+/// The kinds that can be restarted.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WorkloadKind {
+    /// A Deployment.
+    Deployment,
+    /// A StatefulSet.
+    StatefulSet,
+}
+
+impl WorkloadKind {
+    /// The kind's name.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Deployment => "Deployment",
+            Self::StatefulSet => "StatefulSet",
+        }
+    }
+}
+
+/// A workload that can be restarted.
+#[derive(Clone, Debug, PartialEq)]
+pub struct Workload {
+    /// Its kind.
+    pub kind: WorkloadKind,
+    /// Its name.
+    pub name: String,
+    /// Its uid.
+    pub uid: String,
+    /// A pod's JSON as it would make one.
+    pub template: Value,
+    /// How far its rollout is.
+    pub progress: Progress,
+}
+
+impl fmt::Display for Workload {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{} {}", self.kind.as_str(), self.name)
+    }
+}
+
+/// The workload that made a pod, and whether it did so from its newest template.
+pub fn of_pod(world: &World, pod: &Pod) -> Option<(Workload, bool)> {
+    let namespace = pod.namespace()?;
+    let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true))?;
+    match owner.kind.as_str() {
+        "StatefulSet" => {
+            let set = world.stateful_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
+            let newest = set.status.as_ref().and_then(|status| status.update_revision.as_ref());
+            let newest = newest.is_some() && pod.labels().get(REVISION_HASH) == newest;
+            Some((of_stateful_set(&set), newest))
+        }
+        "ReplicaSet" => {
+            let set = world.replica_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
+            let owner = set.owner_references().iter().find(|owner| owner.kind == "Deployment")?;
+            let deployment = world.deployments.get(&ObjectRef::new(&owner.name).within(&namespace))?;
+            let newest = deployment.annotations().get(REVISION);
+            let newest = newest.is_some() && set.annotations().get(REVISION) == newest;
+            Some((of_deployment(&deployment), newest))
+        }
+        _ => None,
+    }
+}
+
+fn of_deployment(deployment: &Deployment) -> Workload {
+    let (spec, status) = (deployment.spec.as_ref(), deployment.status.as_ref());
+    let wanted = spec.and_then(|spec| spec.replicas).unwrap_or(1);
+    let complete = status.is_some_and(|status| {
+        status.observed_generation >= deployment.metadata.generation
+            && [status.updated_replicas, status.replicas, status.available_replicas]
+                .iter()
+                .all(|count| count.unwrap_or(0) == wanted)
+    });
+    let rolls = spec.is_some_and(|spec| spec.paused != Some(true));
+    let template = spec.map(|spec| &spec.template);
+    workload(WorkloadKind::Deployment, &deployment.metadata, template, complete, rolls)
+}
+
+fn of_stateful_set(set: &StatefulSet) -> Workload {
+    let (spec, status) = (set.spec.as_ref(), set.status.as_ref());
+    let wanted = spec.and_then(|spec| spec.replicas).unwrap_or(1);
+    let complete = status.is_some_and(|status| {
+        status.observed_generation >= set.metadata.generation
+            && status.replicas == wanted
+            && [status.updated_replicas, status.ready_replicas]
+                .iter()
+                .all(|count| count.unwrap_or(0) == wanted)
+    });
+    let strategy = spec.and_then(|spec| spec.update_strategy.as_ref());
+    let rolls = strategy.is_none_or(|strategy| {
+        let partition = strategy.rolling_update.as_ref().and_then(|update| update.partition);
+        strategy.type_.as_deref() != Some("OnDelete") && partition.unwrap_or(0) == 0
+    });
+    let template = spec.map(|spec| &spec.template);
+    workload(WorkloadKind::StatefulSet, &set.metadata, template, complete, rolls)
+}
+
+fn workload(
+    kind: WorkloadKind,
+    metadata: &ObjectMeta,
+    template: Option<&PodTemplateSpec>,
+    complete: bool,
+    rolls: bool,
+) -> Workload {
+    let template_annotations = template.and_then(|template| template.metadata.as_ref()?.annotations.as_ref());
+    let restarted_at = template_annotations.and_then(|all| all.get(names::RESTARTED_AT)?.parse().ok());
+    let attempts = metadata.annotations.as_ref().and_then(|all| all.get(names::ROLL_ATTEMPTS)?.parse().ok());
+    Workload {
+        kind,
+        name: metadata.name.clone().unwrap_or_default(),
+        uid: metadata.uid.clone().unwrap_or_default(),
+        template: json!(template),
+        progress: Progress { complete, rolls, restarted_at, attempts: attempts.unwrap_or(0) },
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn deployment(status: Value) -> Deployment {
+        serde_json::from_value(json!({
+            "metadata": {"name": "shop", "uid": "u", "generation": 2, "annotations": {names::ROLL_ATTEMPTS: "3"}},
+            "spec": {"replicas": 2, "selector": {}, "template": {
+                "metadata": {"annotations": {names::RESTARTED_AT: "2026-01-01T00:00:00Z"}}, "spec": {"containers": []}}},
+            "status": status,
+        }))
+        .unwrap()
+    }
+
+    #[test]
+    fn a_rollout_is_complete_when_every_replica_is_new_and_available() {
+        let complete =
+            json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
+        let progress = of_deployment(&deployment(complete.clone())).progress;
+        assert!(progress.complete && progress.rolls);
+        assert_eq!(progress.attempts, 3);
+        assert_eq!(progress.restarted_at, Some("2026-01-01T00:00:00Z".parse().unwrap()));
+        for (field, value) in
+            [("observedGeneration", 1), ("replicas", 3), ("updatedReplicas", 1), ("availableReplicas", 1)]
+        {
+            let mut status = complete.clone();
+            status[field] = json!(value);
+            assert!(!of_deployment(&deployment(status)).progress.complete, "{field}");
+        }
+    }
+
+    #[test]
+    fn what_does_not_roll_out_by_itself_is_known() {
+        let set = |strategy: Value| {
+            let set = json!({"metadata": {}, "spec": {"serviceName": "s", "selector": {}, "template": {}, "updateStrategy": strategy}});
+            of_stateful_set(&serde_json::from_value(set).unwrap()).progress.rolls
+        };
+        assert!(set(json!({"type": "RollingUpdate"})));
+        assert!(!set(json!({"type": "OnDelete"})));
+        assert!(!set(json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 1}})));
+    }
+}

@@ -1,0 +1,95 @@
+//! What the leading replica sees of the cluster: lists kept up to date by watches.
+
+use std::{fmt::Debug, hash::Hash, sync::Arc};
+
+use futures::{Stream, StreamExt};
+use k8s_openapi::api::{
+    apps::v1::{Deployment, ReplicaSet, StatefulSet},
+    core::v1::{Pod, Service},
+    networking::v1::NetworkPolicy,
+};
+use kube::{
+    Api, Client, Resource, ResourceExt,
+    core::PartialObjectMeta,
+    runtime::{
+        WatchStreamExt,
+        reflector::{self, Store},
+        watcher,
+    },
+};
+use serde::de::DeserializeOwned;
+
+use crate::error::{Error, Result};
+
+/// The lists.
+#[derive(Clone)]
+pub struct World {
+    /// Pods.
+    pub pods: Store<Pod>,
+    /// ReplicaSets, their metadata alone: they lie between pods and Deployments.
+    pub replica_sets: Store<PartialObjectMeta<ReplicaSet>>,
+    /// Deployments.
+    pub deployments: Store<Deployment>,
+    /// StatefulSets.
+    pub stateful_sets: Store<StatefulSet>,
+    /// Services.
+    pub services: Store<Service>,
+    /// Network policies.
+    pub network_policies: Store<NetworkPolicy>,
+}
+
+impl World {
+    /// Waits until every list is complete.
+    ///
+    /// # Errors
+    /// If a watch has ended.
+    pub async fn ready(&self) -> Result<()> {
+        let Self { pods, replica_sets, deployments, stateful_sets, services, network_policies } = self;
+        let ended = |_| Error::WatchEnded;
+        pods.wait_until_ready().await.map_err(ended)?;
+        replica_sets.wait_until_ready().await.map_err(ended)?;
+        deployments.wait_until_ready().await.map_err(ended)?;
+        stateful_sets.wait_until_ready().await.map_err(ended)?;
+        services.wait_until_ready().await.map_err(ended)?;
+        network_policies.wait_until_ready().await.map_err(ended)
+    }
+}
+
+/// The objects of a list that are in a namespace.
+pub fn in_namespace<K>(store: &Store<K>, namespace: &str) -> Vec<Arc<K>>
+where
+    K: Resource + Clone + 'static,
+    K::DynamicType: Eq + Hash + Clone,
+{
+    store.state_filter(|object| object.meta().namespace.as_deref() == Some(namespace))
+}
+
+/// A list and the changes to it, deletions among them. The list is filled while the changes are read. Who manages which
+/// field is left out: it is half of an object and of no use here.
+pub fn watch<K>(
+    client: &Client,
+    config: watcher::Config,
+) -> (Store<K>, impl Stream<Item = Result<K, watcher::Error>> + use<K>)
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Debug,
+{
+    let (store, writer) = reflector::store();
+    let changes = watcher(Api::<K>::all_with(client.clone(), &K::DynamicType::default()), config)
+        .default_backoff()
+        .modify(|object| object.managed_fields_mut().clear())
+        .reflect(writer)
+        .touched_objects();
+    (store, changes)
+}
+
+/// Reads changes to keep a list filled; a watch that fails is begun again by its own backoff.
+pub async fn drain<T>(changes: impl Stream<Item = Result<T, watcher::Error>>) {
+    changes
+        .for_each(|change| async move {
+            if let Err(error) = change {
+                tracing::warn!(%error, "a watch failed; it is begun again");
+            }
+        })
+        .await;
+}
