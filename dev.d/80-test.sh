@@ -44,11 +44,27 @@ test_style() {
   shown "format" "run \`cargo fmt\`" cargo fmt --check
   shown "clippy" "fix what it says" cargo clippy --workspace --all-targets -- -D warnings
   generate --check
+  need_helm
+  shown "chart" "fix what it says; two renders must be the same" check_chart
+}
+
+check_chart() {
+  local first
+  helm lint --strict --quiet charts/larder
+  first=$(helm template larder charts/larder --namespace larder-system)
+  [[ $first == "$(helm template larder charts/larder --namespace larder-system)" ]]
 }
 
 test_unit() {
   need_rust
   shown "unit tests" "run one by \`cargo test --workspace --lib --bins NAME\`" cargo test --workspace --lib --bins
+  need_go
+  need_helm
+  shown "Tiltfile" "run it by \`cd tilt && go test ./...\`" test_tiltfile
+}
+
+test_tiltfile() {
+  (cd tilt && go test -count=1 ./...)
 }
 
 test_integration() {
