@@ -1,3 +1,20 @@
 //! The Larder operator.
 
-fn main() {}
+use anyhow::Context;
+use clap::Parser;
+use larder_operator::{
+    cli::{Arguments, Command},
+    run::run,
+};
+use tracing_subscriber::EnvFilter;
+
+#[tokio::main]
+async fn main() -> anyhow::Result<()> {
+    let Arguments { command: Command::Run(arguments) } = Arguments::parse();
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt().json().flatten_event(true).with_env_filter(filter).init();
+    rustls::crypto::ring::default_provider()
+        .install_default()
+        .map_err(|_| anyhow::anyhow!("another TLS provider is installed"))?;
+    run(arguments).await.context("the operator has to be started again")
+}

@@ -1,0 +1,89 @@
+//! Takes back what a deleted policy left: its sidecars pass everything through at once, its workloads are restarted without
+//! them, and its ConfigMap goes with the last of its pods.
+//!
+//! A policy has no finalizer, so `kubectl delete` never hangs; the ConfigMap itself is the note of what is left to do, and
+//! survives the operator's absence.
+
+use std::{sync::Arc, time::Duration};
+
+use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
+use kube::{Api, ResourceExt, runtime::controller::Action};
+use larder_crds::{CachePolicy, RolloutStrategy};
+
+use super::Leader;
+use crate::{
+    compile::{self, Owner},
+    error::Result,
+    names,
+    survey::{Subject, has_sidecar, is_finished, survey},
+    world::in_namespace,
+};
+
+/// When to look again while pods still have the sidecar.
+const SOON: Duration = Duration::from_millis(1500);
+
+pub(super) async fn reconcile(map: Arc<ConfigMap>, leader: Arc<Leader>) -> Result<Action> {
+    leader.world.ready().await?;
+    let namespace = map.namespace().unwrap_or_default();
+    let Some(name) = map.labels().get(names::POLICY_LABEL).cloned() else {
+        return Ok(Action::await_change());
+    };
+    if map.name_any() != names::config_map(&name) || map.metadata.deletion_timestamp.is_some() {
+        return Ok(Action::await_change());
+    }
+    let policies: Api<CachePolicy> = Api::namespaced(leader.shared.client.clone(), &namespace);
+    if policies.get_metadata_opt(&name).await?.is_some() {
+        return Ok(Action::await_change());
+    }
+    leader.retire(&namespace, &name, &map).await
+}
+
+impl Leader {
+    async fn retire(&self, namespace: &str, name: &str, map: &ConfigMap) -> Result<Action> {
+        let left = in_namespace(&self.world.pods, namespace).iter().any(|pod| {
+            has_sidecar(pod)
+                && !is_finished(pod)
+                && pod.labels().get(names::POLICY_LABEL).is_some_and(|of| of == name)
+        });
+        if !left {
+            self.shared.registration.ensure().await?;
+            self.delete_config_map(map).await?;
+            tracing::info!(namespace, name, "the last pod of a deleted policy is gone");
+            return Ok(Action::await_change());
+        }
+        let strategy = match map.annotations().get(names::ROLLOUT_STRATEGY).map(String::as_str) {
+            Some("OnCreate") => RolloutStrategy::OnCreate,
+            _ => RolloutStrategy::Restart,
+        };
+        let suspended = compile::suspended(Owner { namespace, name, uid: "" });
+        let wrote = self.put_config_map(namespace, name, &suspended, strategy).await?;
+        let others: Vec<_> =
+            self.shared.policies.of(namespace).into_iter().filter(|other| other.name_any() != name).collect();
+        let surveyed = survey(
+            &self.world,
+            &Subject {
+                namespace,
+                name,
+                policy: None,
+                frozen: false,
+                others: &others,
+                settings: &self.shared.arguments.sidecar,
+            },
+        );
+        self.touch(namespace, &surveyed.pods, &suspended.hash).await?;
+        self.shared.registration.ensure().await?;
+        // In the run after the one that wrote: by then every replica's webhook has seen that the policy is gone.
+        if !wrote && strategy == RolloutStrategy::Restart {
+            let about = ObjectReference {
+                api_version: Some("v1".into()),
+                kind: Some("ConfigMap".into()),
+                name: map.metadata.name.clone(),
+                namespace: Some(namespace.to_owned()),
+                uid: map.uid(),
+                ..ObjectReference::default()
+            };
+            self.roll(namespace, &about, &surveyed, None).await?;
+        }
+        Ok(Action::requeue(SOON))
+    }
+}

@@ -1,0 +1,87 @@
+//! Restarts the workloads whose pods are not what they should be.
+
+use std::time::Duration;
+
+use jiff::{SignedDuration, Timestamp};
+use k8s_openapi::api::core::v1::ObjectReference;
+use tokio::time::Instant;
+
+use super::Leader;
+use crate::{
+    error::Result,
+    events,
+    reach::reach,
+    rollout::{Decision, Fault, decide},
+    survey::Survey,
+};
+
+/// How long the webhook configuration must have named a namespace: API servers take a moment to see it.
+const SETTLING: Duration = Duration::from_secs(1);
+/// How long an answer of the webhook's is good for.
+const REACHED_TRUST: Duration = Duration::from_secs(5);
+/// After a restart the lists of pods and workloads may be out of step for a moment.
+const AFTER_RESTART: SignedDuration = SignedDuration::from_secs(5);
+
+impl Leader {
+    /// Restarts what has to be restarted. `webhook` says why new pods might be missed, if so.
+    pub(super) async fn roll(
+        &self,
+        namespace: &str,
+        about: &ObjectReference,
+        survey: &Survey,
+        webhook: Option<&str>,
+    ) -> Result<()> {
+        for (workload, pods) in &survey.workloads {
+            let now = Timestamp::now();
+            match decide(pods, &workload.progress, now) {
+                Decision::Settled | Decision::Wait | Decision::Manual => {}
+                Decision::Forget => self.forget_attempts(namespace, workload).await?,
+                Decision::Restart(fault) => {
+                    if fault != Fault::Stray && webhook.is_some() {
+                        continue;
+                    }
+                    let mut restarts = self.restarts.lock().await;
+                    if restarts.get(&workload.uid).is_some_and(|at| now < *at + AFTER_RESTART) {
+                        continue;
+                    }
+                    self.restart(namespace, workload, now).await?;
+                    restarts.retain(|_, at| now < *at + AFTER_RESTART);
+                    restarts.insert(workload.uid.clone(), now);
+                    drop(restarts);
+                    self.shared.metrics.rolls.with_label_values(&[fault.as_str()]).inc();
+                    tracing::info!(namespace, %workload, fault = fault.as_str(), "restarted a workload");
+                    self.tell(&events::rolled(workload, fault), about).await;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Why a pod that is made now in `namespace` might be missed, if it might.
+    pub(super) async fn webhook_trouble(&self, namespace: &str) -> Option<String> {
+        let registration = &self.shared.registration;
+        if registration.named_for(namespace).is_none_or(|since| since < SETTLING) {
+            return Some("the webhook's configuration has just begun to name the namespace".into());
+        }
+        let mut reached = self.reached.lock().await;
+        if reached.is_some_and(|at| at.elapsed() < REACHED_TRUST) {
+            return None;
+        }
+        let arguments = &self.shared.arguments;
+        let bundle = registration.bundle()?;
+        match reach(&arguments.webhook_service, &arguments.namespace, &bundle).await {
+            Ok(()) => {
+                *reached = Some(Instant::now());
+                None
+            }
+            Err(error) => Some(error.to_string()),
+        }
+    }
+
+    /// Reports an event. That it can't be is no reason to stop.
+    pub(super) async fn tell(&self, event: &kube::runtime::events::Event, about: &ObjectReference) {
+        if let Err(error) = self.shared.recorder.publish(event, about).await {
+            tracing::warn!(%error, reason = event.reason, "an event could not be reported");
+        }
+    }
+}

@@ -1,0 +1,223 @@
+//! Everything that the controllers write to the API server.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        core::v1::{ConfigMap, Pod, Secret},
+    },
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+use kube::{
+    Api, Resource, ResourceExt,
+    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions},
+    core::ApiResource,
+};
+use larder_crds::{CachePolicy, CachePolicyStatus, RolloutStrategy};
+use serde_json::{Value, json};
+use tokio::time::{Duration, Instant};
+
+use super::Leader;
+use crate::{
+    compile::{self, Compiled},
+    error::{Error, Result},
+    names,
+    survey::PodReport,
+    workload::{Workload, WorkloadKind},
+};
+
+/// How long a policy's token is taken to exist. A token that somebody deleted is made again after this.
+const TOKEN_TRUST: Duration = Duration::from_secs(300);
+/// How many random bytes a token has.
+const TOKEN_BYTES: usize = 32;
+
+impl Leader {
+    /// Writes a policy's ConfigMap if it is missing or was written for another configuration. An edit by hand leaves the
+    /// recorded hash as it is and so stays until the policy changes. Says whether it wrote.
+    pub(super) async fn put_config_map(
+        &self,
+        namespace: &str,
+        policy: &str,
+        compiled: &Compiled,
+        strategy: RolloutStrategy,
+    ) -> Result<bool> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.shared.client.clone(), namespace);
+        let name = names::config_map(policy);
+        let current = maps.get_opt(&name).await?;
+        let recorded = current.as_ref().and_then(compile::recorded_hash);
+        let (map, wrote) = match &current {
+            Some(map) if recorded == Some(compiled.hash.as_str()) => {
+                let strategy = compile::strategy_name(strategy);
+                if map.annotations().get(names::ROLLOUT_STRATEGY).is_none_or(|recorded| recorded != strategy)
+                {
+                    let annotations = json!({ names::ROLLOUT_STRATEGY: strategy });
+                    annotate(&maps, &name, annotations).await?;
+                }
+                (map.clone(), false)
+            }
+            _ => {
+                let map = compile::config_map(namespace, policy, compiled, strategy);
+                let options = PatchParams::apply(names::FIELD_MANAGER).force();
+                (maps.patch(&name, &options, &Patch::Apply(&map)).await?, true)
+            }
+        };
+        self.put_token(namespace, policy, &map).await?;
+        Ok(wrote)
+    }
+
+    /// Makes the Secret with the token for the admin API, unless there is one. It is never read.
+    async fn put_token(&self, namespace: &str, policy: &str, map: &ConfigMap) -> Result<()> {
+        let uid = map.uid().unwrap_or_default();
+        let mut tokens = self.tokens.lock().await;
+        if tokens.get(&uid).is_some_and(|at| at.elapsed() < TOKEN_TRUST) {
+            return Ok(());
+        }
+        let labels = [(names::MANAGED_BY_LABEL, names::MANAGED_BY), (names::POLICY_LABEL, policy)];
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(names::admin_secret(policy)),
+                labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
+                owner_references: Some(vec![OwnerReference {
+                    api_version: "v1".into(),
+                    kind: "ConfigMap".into(),
+                    name: map.name_any(),
+                    uid: uid.clone(),
+                    ..OwnerReference::default()
+                }]),
+                ..ObjectMeta::default()
+            },
+            string_data: Some(BTreeMap::from([("token".to_owned(), new_token()?)])),
+            ..Secret::default()
+        };
+        let secrets: Api<Secret> = Api::namespaced(self.shared.client.clone(), namespace);
+        match secrets.create(&PostParams::default(), &secret).await {
+            Ok(_) => {}
+            Err(error) if is_conflict(&error) => {}
+            Err(error) => return Err(error.into()),
+        }
+        tokens.insert(uid, Instant::now());
+        Ok(())
+    }
+
+    /// Deletes a ConfigMap if it is still as it was seen; its token goes with it.
+    pub(super) async fn delete_config_map(&self, map: &ConfigMap) -> Result<()> {
+        let maps: Api<ConfigMap> =
+            Api::namespaced(self.shared.client.clone(), &map.namespace().unwrap_or_default());
+        let unchanged = Preconditions { uid: map.uid(), resource_version: map.resource_version() };
+        let options = DeleteParams::default().preconditions(unchanged);
+        match maps.delete(&map.name_any(), &options).await {
+            Ok(_) => Ok(()),
+            Err(error) if is_conflict(&error) || is_not_found(&error) => Ok(()),
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    /// Notes the hash on the pods that have another, so that the kubelet refreshes their ConfigMap at once and not in a
+    /// minute or two.
+    pub(super) async fn touch(&self, namespace: &str, pods: &[PodReport], hash: &str) -> Result<()> {
+        let api: Api<Pod> = Api::namespaced(self.shared.client.clone(), namespace);
+        let stale = pods.iter().filter(|pod| pod.injected && pod.config_hash.as_deref() != Some(hash));
+        let touches = stale.map(|pod| annotate(&api, &pod.name, json!({ names::CONFIG_HASH: hash })));
+        for touched in futures::future::join_all(touches).await {
+            touched?;
+        }
+        Ok(())
+    }
+
+    /// Restarts a workload, as `kubectl rollout restart` does.
+    pub(super) async fn restart(&self, namespace: &str, workload: &Workload, now: Timestamp) -> Result<()> {
+        let body = json!({
+            "metadata": { "annotations": { names::ROLL_ATTEMPTS: (workload.progress.attempts + 1).to_string() } },
+            "spec": { "template": { "metadata": { "annotations": { names::RESTARTED_AT: now.to_string() } } } },
+        });
+        self.patch_workload(namespace, workload, body).await
+    }
+
+    /// Forgets how often a workload was restarted without avail.
+    pub(super) async fn forget_attempts(&self, namespace: &str, workload: &Workload) -> Result<()> {
+        let body = json!({ "metadata": { "annotations": { names::ROLL_ATTEMPTS: null } } });
+        self.patch_workload(namespace, workload, body).await
+    }
+
+    async fn patch_workload(&self, namespace: &str, workload: &Workload, body: Value) -> Result<()> {
+        let client = self.shared.client.clone();
+        let (options, body) = (PatchParams::default(), Patch::Merge(&body));
+        let patched = match workload.kind {
+            WorkloadKind::Deployment => {
+                let api: Api<Deployment> = Api::namespaced(client, namespace);
+                api.patch(&workload.name, &options, &body).await.map(drop)
+            }
+            WorkloadKind::StatefulSet => {
+                let api: Api<StatefulSet> = Api::namespaced(client, namespace);
+                api.patch(&workload.name, &options, &body).await.map(drop)
+            }
+        };
+        match patched {
+            Err(error) if !is_not_found(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+
+    /// Writes a policy's status. Fields that `status` leaves out are taken out.
+    pub(super) async fn put_status(
+        &self,
+        namespace: &str,
+        name: &str,
+        status: &CachePolicyStatus,
+    ) -> Result<()> {
+        // Not typed, since the answer may be a policy that can't be read.
+        let resource = ApiResource::erase::<CachePolicy>(&());
+        let policies: Api<DynamicObject> =
+            Api::namespaced_with(self.shared.client.clone(), namespace, &resource);
+        let mut body = json!({ "status": status });
+        for left_out in ["missedPods", "configHash"] {
+            if body["status"].get(left_out).is_none() {
+                body["status"][left_out] = Value::Null;
+            }
+        }
+        match policies.patch_status(name, &PatchParams::default(), &Patch::Merge(&body)).await {
+            Err(error) if !is_not_found(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
+    }
+}
+
+async fn annotate<K>(api: &Api<K>, name: &str, annotations: Value) -> Result<()>
+where
+    K: Clone + serde::de::DeserializeOwned + std::fmt::Debug + Resource,
+{
+    let body = json!({ "metadata": { "annotations": annotations } });
+    match api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&body)).await {
+        Err(error) if !is_not_found(&error) => Err(error.into()),
+        _ => Ok(()),
+    }
+}
+
+fn new_token() -> Result<String> {
+    let mut bytes = [0; TOKEN_BYTES];
+    let random = rustls::crypto::ring::default_provider().secure_random;
+    random.fill(&mut bytes).map_err(|_| Error::Random)?;
+    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn is_conflict(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 409)
+}
+
+fn is_not_found(error: &kube::Error) -> bool {
+    matches!(error, kube::Error::Api(status) if status.code == 404)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn tokens_are_64_hex_digits_and_differ() {
+        let token = new_token().unwrap();
+        assert!(token.len() == 64 && token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
+        assert_ne!(token, new_token().unwrap());
+    }
+}

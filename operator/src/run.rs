@@ -1,0 +1,138 @@
+//! The whole program, from top to bottom.
+
+use std::{sync::Arc, time::Duration};
+
+use axum_server::tls_rustls::RustlsConfig;
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use kube::{
+    Client,
+    runtime::{
+        events::{Recorder, Reporter},
+        watcher,
+    },
+};
+use tokio::{
+    signal::unix::{SignalKind, signal},
+    sync::watch as channel,
+};
+use tokio_util::sync::CancellationToken;
+
+use crate::{
+    cli::RunArguments,
+    controller::Shared,
+    error::{Error, Result},
+    health::{self, Readiness},
+    leader,
+    metrics::Metrics,
+    names,
+    policies::{Guarded, Policies},
+    tls::{self, Loaded},
+    webhook::{self, Webhook},
+    webhook_configuration::Registration,
+    world::{drain, watch},
+};
+
+/// How long the webhook answers after it was told to stop: endpoints take a moment to forget a pod.
+const LINGER: Duration = Duration::from_secs(5);
+
+/// Runs the operator until it is told to stop.
+///
+/// # Errors
+/// If a part of it ends that should not. The kubelet then starts it again.
+pub async fn run(arguments: RunArguments) -> Result<()> {
+    let client = Client::try_default().await?;
+    let metrics = Metrics::new();
+    let readiness = Readiness::default();
+    let stop = CancellationToken::new();
+
+    // Every replica knows the policies and network policies, and has the certificate: it can decide over pods.
+    let (policy_store, policy_changes) = watch::<Guarded>(&client, watcher::Config::default());
+    let (network_policies, network_policy_changes) =
+        watch::<NetworkPolicy>(&client, watcher::Config::default());
+    let policies = Policies::new(policy_store.clone(), &arguments.namespace);
+    let (loaded, certificate) = channel::channel(None);
+    let certificates = tls::keep(client.clone(), &arguments.namespace, &arguments.webhook_service, loaded);
+    let ready = async {
+        policy_store.wait_until_ready().await.map_err(|_| Error::WatchEnded)?;
+        network_policies.wait_until_ready().await.map_err(|_| Error::WatchEnded)
+    };
+    let webhook = Webhook {
+        policies: policies.clone(),
+        network_policies: network_policies.clone(),
+        settings: arguments.sidecar.clone(),
+        metrics: metrics.clone(),
+    };
+    let admission = admit(&arguments, webhook, certificate.clone(), ready, readiness.clone());
+
+    // One of them leads, and writes.
+    let registration = Registration::new(client.clone(), arguments.clone(), policies.clone(), certificate);
+    let reporter =
+        Reporter { controller: names::CONTROLLER.into(), instance: Some(arguments.pod_name.clone()) };
+    let shared = Arc::new(Shared {
+        client: client.clone(),
+        arguments: arguments.clone(),
+        policies,
+        registration: Arc::new(registration),
+        recorder: Recorder::new(client, reporter),
+        metrics: metrics.clone(),
+    });
+    let controllers = async {
+        leader::elect(shared, network_policies.clone(), stop.clone()).await?;
+        tokio::time::sleep(LINGER).await;
+        Ok(())
+    };
+
+    tokio::select! {
+        () = drain(policy_changes) => Err(Error::WatchEnded),
+        () = drain(network_policy_changes) => Err(Error::WatchEnded),
+        ended = certificates => ended,
+        ended = health::serve(arguments.health_listen, readiness, metrics) => ended,
+        ended = admission => ended,
+        ended = controllers => ended,
+        never = stop_on_signal(&stop) => never,
+    }
+}
+
+/// Serves the webhook with whatever certificate there is, from the first one on.
+async fn admit(
+    arguments: &RunArguments,
+    webhook: Webhook,
+    mut certificate: channel::Receiver<Option<Arc<Loaded>>>,
+    ready: impl Future<Output = Result<()>>,
+    readiness: Readiness,
+) -> Result<()> {
+    let address = arguments.webhook_listen;
+    let failed = |source| Error::Serve { address, source };
+    ready.await?;
+    let first = certificate.wait_for(Option::is_some).await.map_err(|_| Error::WatchEnded)?.clone();
+    let Some(first) = first else { return Err(Error::WatchEnded) };
+    let config = RustlsConfig::from_pem(first.certificate.clone().into(), first.key.clone().into());
+    let config = config.await.map_err(failed)?;
+    readiness.set();
+    let renewals = async {
+        while certificate.changed().await.is_ok() {
+            let next = certificate.borrow_and_update().clone();
+            if let Some(next) = next {
+                let pem = (next.certificate.clone().into(), next.key.clone().into());
+                config.reload_from_pem(pem.0, pem.1).await.map_err(failed)?;
+                tracing::info!("serves with a new certificate");
+            }
+        }
+        Err(Error::WatchEnded)
+    };
+    tokio::select! {
+        ended = webhook::serve(address, config.clone(), readiness, webhook) => ended,
+        ended = renewals => ended,
+    }
+}
+
+async fn stop_on_signal(stop: &CancellationToken) -> Result<()> {
+    let interrupted = signal(SignalKind::interrupt());
+    let terminated = signal(SignalKind::terminate());
+    if let (Ok(mut interrupted), Ok(mut terminated)) = (interrupted, terminated) {
+        tokio::select! { _ = interrupted.recv() => {} _ = terminated.recv() => {} }
+        tracing::info!("told to stop");
+        stop.cancel();
+    }
+    std::future::pending().await
+}
