@@ -1,4 +1,5 @@
 //! `CachePolicy`: which pods get a cache, and how it serves.
+#![expect(clippy::duplicated_attributes, reason = "the columns of `kubectl get` share types and priorities")]
 
 use k8s_openapi::apimachinery::pkg::{
     api::resource::Quantity, apis::meta::v1::LabelSelector, util::intstr::IntOrString,
@@ -167,11 +168,11 @@ pub enum RolloutStrategy {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {
-        "rule": "quantity(string(self.requests.memory)).compareTo(quantity(string(self.limits.memory))) <= 0",
+        "rule": "!isQuantity(string(self.requests.memory)) || !isQuantity(string(self.limits.memory)) || quantity(string(self.requests.memory)).compareTo(quantity(string(self.limits.memory))) <= 0",
         "message": "requests.memory is above limits.memory (128Mi where it is not set): raise limits.memory or lower requests.memory",
     },
     {
-        "rule": "!has(self.limits.cpu) || quantity(string(self.requests.cpu)).compareTo(quantity(string(self.limits.cpu))) <= 0",
+        "rule": "!has(self.limits.cpu) || !isQuantity(string(self.requests.cpu)) || !isQuantity(string(self.limits.cpu)) || quantity(string(self.requests.cpu)).compareTo(quantity(string(self.limits.cpu))) <= 0",
         "message": "requests.cpu is above limits.cpu: raise limits.cpu or lower requests.cpu",
     },
 ]))]

@@ -87,7 +87,9 @@ pub fn survey(world: &World, subject: &Subject<'_>) -> Survey {
     });
     let hash = context.map(|context| inject::hash(&context, &compile::secrets(&context.spec.cache)));
     let mut survey = Survey::default();
-    for pod in in_namespace(&world.pods, namespace).iter().filter(|pod| is_live(pod)) {
+    let mut pods = in_namespace(&world.pods, namespace);
+    pods.sort_by_key(|pod| pod.name_any());
+    for pod in pods.iter().filter(|pod| is_live(pod)) {
         let labels = pod.labels();
         let injected = has_sidecar(pod);
         let ours = injected && labels.get(names::POLICY_LABEL).is_some_and(|owner| owner == name);
@@ -128,7 +130,6 @@ pub fn survey(world: &World, subject: &Subject<'_>) -> Survey {
         }
         survey.pods.push(report(pod, selected, injected, fault, skip));
     }
-    survey.pods.sort_by(|a, b| a.name.cmp(&b.name));
     survey
 }
 
