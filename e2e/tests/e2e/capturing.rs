@@ -1,0 +1,90 @@
+//! Which connections reach the sidecar, and what is left alone.
+
+use anyhow::{Context, ensure};
+use k8s_openapi::api::core::v1::Namespace;
+use kube::{Api, api::Patch};
+use larder_crds::ConditionType;
+use larder_e2e::{Workload, in_a_namespace, policy::sidecar_of};
+use serde_json::json;
+
+use super::common::IN_MEMORY;
+
+#[tokio::test]
+async fn a_protocol_that_is_not_http_passes_through_the_captured_port() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (_, agent) = sandbox.with_policy("cache", IN_MEMORY, &Workload::talking("app"), 1).await?;
+        let heard = agent.talk("app:80", &["HELO agent", "\u{16}\u{3}\u{1} not a letter", "QUIT"]).await?;
+        ensure!(
+            heard == ["220 ready", "250 HELO agent", "250 \u{16}\u{3}\u{1} not a letter", "250 QUIT"],
+            "another conversation: {heard:?}"
+        );
+        let pod = &sandbox.pods("app").await?[0];
+        ensure!(sidecar_of(&pod.object).is_some(), "the sidecar was not in between");
+        let metrics = agent.get(&pod.admin("/metrics")).await?.body;
+        let spliced = metrics.lines().find(|line| line.starts_with("larder_spliced_connections_total"));
+        let count =
+            spliced.and_then(|line| line.rsplit(' ').next()).context("spliced connections aren't counted")?;
+        ensure!(count.parse::<f64>()? >= 1.0, "{count} spliced connections");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_pod_on_the_nodes_network_is_left_alone_with_the_reason() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        // The standard that the other tests are held to forbids host networking.
+        let relax = Patch::Merge(
+            json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}),
+        );
+        Api::<Namespace>::all(sandbox.client.clone())
+            .patch(&sandbox.name, &Default::default(), &relax)
+            .await?;
+        let policy = sandbox.policy("cache", IN_MEMORY).await?;
+        policy.injects(&Workload::deployment("app", 1).template()?).await?;
+        let workload = Workload::deployment("app", 1).pod(json!({"hostNetwork": true})).container(json!({
+            "args": ["serve", "--port=18080"],
+            "ports": [{"name": "http", "containerPort": 18080}],
+        }));
+        sandbox.apply(&workload.objects()?).await?;
+        sandbox.rolled_out("app").await?;
+
+        let pod = &sandbox.pods("app").await?[0];
+        ensure!(sidecar_of(&pod.object).is_none(), "it was injected");
+        let skipped = pod.object["metadata"]["annotations"]["larder.dev/skipped"].as_str();
+        ensure!(skipped.is_some_and(|text| text.starts_with("HostNetwork: ")), "{skipped:?}");
+        let injected = policy.condition(ConditionType::Injected, "False").await?;
+        ensure!(
+            format!("{injected:?}").contains("HostNetwork") || injected.message.contains("hostNetwork"),
+            "{injected:?}"
+        );
+        let message = sandbox.event("HostNetwork").await?;
+        ensure!(message.contains("hostNetwork"), "{message}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_service_with_a_numeric_target_port_is_reported_as_not_captured() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let policy = sandbox.policy("cache", IN_MEMORY).await?;
+        let workload = Workload::deployment("app", 1).target_port(json!(8080));
+        sandbox.apply(&workload.objects()?).await?;
+        let agent = sandbox.agent().await?;
+        sandbox.rolled_out("app").await?;
+
+        let captured = policy.condition(ConditionType::TrafficCaptured, "False").await?;
+        ensure!(captured.message.contains("app") && captured.message.contains("targetPort"), "{captured:?}");
+        let message = sandbox.event(&captured.reason).await?;
+        ensure!(message.contains("targetPort"), "{message}");
+        let answer = agent.get("http://app/items/1").await?;
+        ensure!(answer.status == 200, "the application is not reached: {answer:?}");
+
+        // The remedy that it names.
+        sandbox.apply(&workload.target_port(json!("http")).objects()?).await?;
+        policy.condition(ConditionType::TrafficCaptured, "True").await?;
+        Ok(())
+    })
+    .await
+}

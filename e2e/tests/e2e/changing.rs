@@ -1,0 +1,139 @@
+//! A policy that changes while its sidecars run.
+
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, ensure};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use kube::api::Patch;
+use larder_crds::ConditionType;
+use larder_e2e::{
+    Sandbox, Workload, cluster, eventually, eventually::seconds, exec, in_a_namespace, policy, policy::Policy,
+};
+use serde_json::{Value, json};
+
+use super::common::{IN_MEMORY, ensure_hit, get_from, ttl};
+
+#[tokio::test]
+async fn a_changed_ttl_is_served_without_a_restart_and_status_waits_for_every_pod() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        // A sidecar can be stopped from beside it.
+        let workload = Workload::deployment("app", 2).pod(json!({"shareProcessNamespace": true}));
+        let (policy, agent) = sandbox.with_policy("cache", IN_MEMORY, &workload, 2).await?;
+        let pods = sandbox.pods("app").await?;
+        let before = policy.status().await?.config_hash;
+        for pod in &pods {
+            get_from(&agent, pod, "/items/1").await?;
+            let hit = get_from(&agent, pod, "/items/1").await?;
+            ensure!(ttl(&hit)? > 60, "{hit:?}");
+        }
+        let signal = async |what: &str| {
+            let command = ["/larder-e2e-app", "signal", what, "/larder-sidecar --listen"];
+            exec::run(&sandbox.api::<Pod>(), &pods[1].name, "app", &command).await
+        };
+
+        signal("stop").await?;
+        let changed = Instant::now();
+        let mut routes: Value = serde_yaml::from_str::<Value>(IN_MEMORY)?["routes"].take();
+        routes[0]["ttl"] = json!("60s");
+        policy.change(json!({"routes": routes})).await?;
+        eventually("the changed ttl is served", seconds(10), async || {
+            let hit = get_from(&agent, &pods[0], "/items/1").await?;
+            ensure_hit(&hit)?;
+            ensure!(ttl(&hit)? <= 60, "the old ttl: {hit:?}");
+            Ok(())
+        })
+        .await?;
+        eprintln!("the changed ttl was served after {:?}", changed.elapsed());
+        let status = policy
+            .eventually("one of two pods has answered", seconds(10), |status| {
+                ensure!(status.pods.current == 1, "current is not 1");
+                policy::has(status, ConditionType::ConfigCurrent, "False").map(drop)
+            })
+            .await?;
+        ensure!(status.config_hash != before, "the hash is the old one: {status:?}");
+
+        signal("continue").await?;
+        policy.serves(2).await?;
+        let hit = get_from(&agent, &pods[1], "/items/1").await?;
+        ensure_hit(&hit)?;
+        ensure!(ttl(&hit)? <= 60, "status is ahead of the pod: {hit:?}");
+        for pod in sandbox.pods("app").await? {
+            ensure!(pods.iter().any(|before| before.uid == pod.uid), "{} is a new pod", pod.name);
+            let restarts = pod.object["status"]["initContainerStatuses"][0]["restartCount"].as_u64();
+            ensure!(restarts == Some(0), "the sidecar of {} was restarted", pod.name);
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn a_configuration_broken_by_hand_is_kept_out_and_reported() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (policy, agent) =
+            sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 1), 1).await?;
+        let pods = sandbox.pods("app").await?;
+        agent.get("http://app/items/1").await?;
+        ensure_hit(&agent.get("http://app/items/1").await?)?;
+        let good = configuration(sandbox).await?;
+
+        write_configuration(sandbox, "spec: {routes: [{name: broken, ttl: soon").await?;
+        let broken = policy.condition(ConditionType::ConfigCurrent, "False").await?;
+        ensure!(broken.message.contains(&pods[0].name), "it does not name the pod: {broken:?}");
+        let said = agent.get(&pods[0].admin("/policy")).await?.json()?;
+        let error = said["error"].as_str().context("the sidecar reports no error")?;
+        ensure!(broken.message.contains(error), "{broken:?} does not say {error:?}");
+        ensure!(said["state"] == "serving", "it serves no more: {said}");
+        ensure_hit(&agent.get("http://app/items/1").await?)?;
+        policy.condition(ConditionType::Ready, "False").await?;
+
+        write_configuration(sandbox, &good).await?;
+        policy.serves(1).await?;
+        ensure_hit(&agent.get("http://app/items/1").await?)?;
+        Ok(())
+    })
+    .await
+}
+
+async fn configuration(sandbox: &Sandbox) -> anyhow::Result<String> {
+    let config_map = sandbox.api::<ConfigMap>().get("larder-cache").await?;
+    config_map.data.and_then(|mut data| data.remove("policy.yaml")).context("no policy.yaml")
+}
+
+/// Edits the ConfigMap by hand, and touches the pods, so that the kubelet looks at it sooner than in a minute.
+async fn write_configuration(sandbox: &Sandbox, text: &str) -> anyhow::Result<()> {
+    let patch = Patch::Merge(json!({"data": {"policy.yaml": text}}));
+    sandbox.api::<ConfigMap>().patch("larder-cache", &Default::default(), &patch).await?;
+    // A touch that the kubelet sees before it sees the ConfigMap is in vain.
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let touch =
+        Patch::Merge(json!({"metadata": {"annotations": {"larder.dev/e2e": text.len().to_string()}}}));
+    for pod in sandbox.pods("app").await? {
+        sandbox.api::<Pod>().patch(&pod.name, &Default::default(), &touch).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_policy_and_its_deployment_may_come_in_one_apply() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let workload = Workload::deployment("app", 2).container(json!({"args": ["serve"]}));
+        let mut objects = workload.objects()?;
+        objects.push(policy::manifest("cache", IN_MEMORY)?);
+        let documents: Vec<String> = objects.iter().map(serde_yaml::to_string).collect::<Result<_, _>>()?;
+        cluster::kubectl_with_input(
+            &["apply", "--namespace", &sandbox.name, "--filename", "-"],
+            &documents.join("---\n"),
+        )
+        .await?;
+        let agent = sandbox.agent().await?;
+        Policy::of(sandbox, "cache").serves(2).await?;
+        sandbox.rolled_out("app").await?;
+        for pod in sandbox.pods("app").await? {
+            get_from(&agent, &pod, "/items/1").await?;
+            ensure_hit(&get_from(&agent, &pod, "/items/1").await?)?;
+        }
+        Ok(())
+    })
+    .await
+}

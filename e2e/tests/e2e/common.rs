@@ -1,0 +1,66 @@
+//! What several tests say.
+
+use std::collections::BTreeMap;
+
+use anyhow::{Context, ensure};
+use larder_e2e::{Agent, Answer, Ask, sandbox::RunningPod};
+
+/// A policy for the application of the tests, without Redis and without Postgres.
+pub(crate) const IN_MEMORY: &str = r#"
+selector: {matchLabels: {app: app}}
+targets: [{port: http}]
+routes:
+- name: item
+  match: {path: "/items/{id}"}
+  ttl: 300s
+  bypass: {query: {nocache: "true"}}
+  tags: ["item:{id}"]
+- name: items
+  match: {path: /items}
+  ttl: 300s
+"#;
+
+/// The same with Redis.
+pub(crate) fn with_redis() -> String {
+    format!(
+        "{IN_MEMORY}l2:\n  redis: {{urlFrom: {{secretKeyRef: {{name: shop-redis, key: url}}}}, timeout: 250ms}}\n"
+    )
+}
+
+/// Sends a GET to one pod's sidecar, as the Service's clients do.
+pub(crate) async fn get_from(agent: &Agent, pod: &RunningPod, path: &str) -> anyhow::Result<Answer> {
+    agent.send(&Ask::get(&pod.url(path)).header("host", "app")).await
+}
+
+/// How often the applications of these pods were called, by method and path.
+pub(crate) async fn calls(agent: &Agent, pods: &[RunningPod]) -> anyhow::Result<BTreeMap<String, u64>> {
+    let mut sum = BTreeMap::new();
+    for pod in pods {
+        let calls: BTreeMap<String, u64> =
+            serde_json::from_value(agent.get(&pod.app("/calls")).await?.json()?)?;
+        for (call, count) in calls {
+            *sum.entry(call).or_default() += count;
+        }
+    }
+    Ok(sum)
+}
+
+/// Asserts that an answer is a 200 out of the cache.
+pub(crate) fn ensure_hit(answer: &Answer) -> anyhow::Result<()> {
+    ensure!(answer.status == 200 && answer.is_hit(), "not a hit: {answer:?}");
+    Ok(())
+}
+
+/// Asserts that an answer is a 200 that was not in the cache.
+pub(crate) fn ensure_not_hit(answer: &Answer) -> anyhow::Result<()> {
+    ensure!(answer.status == 200 && !answer.is_hit(), "a hit, or no answer: {answer:?}");
+    ensure!(answer.cache_status().contains("larder; fwd="), "nothing about a cache: {answer:?}");
+    Ok(())
+}
+
+/// How many seconds a hit is still fresh for, by its own word.
+pub(crate) fn ttl(answer: &Answer) -> anyhow::Result<u64> {
+    let status = answer.cache_status();
+    let ttl = status.split("; ").find_map(|part| part.strip_prefix("ttl="));
+    ttl.and_then(|ttl| ttl.parse().ok()).with_context(|| format!("no ttl in {answer:?}"))
+}

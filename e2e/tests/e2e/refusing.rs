@@ -1,0 +1,99 @@
+//! Policies that the API server refuses, each with a sentence that says what to write instead.
+
+use anyhow::ensure;
+use larder_crds::ConditionType;
+use larder_e2e::{apply, examples, in_a_namespace, policy};
+use serde_json::{Value, json};
+
+use super::common::IN_MEMORY;
+
+#[tokio::test]
+async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let duration = "write a duration such as 500ms, 30s, 5m or 1h30m";
+        let size = "write a whole number of bytes with a unit, such as 512Ki, 64Mi or 1Gi";
+        let path = "start the path with '/', and let each segment be literal text or one {parameter}";
+        let route = |route: Value| json!({"routes": [route]});
+        let write = |write: Value| json!({"invalidation": {"onWrite": [write]}});
+        for (change, message) in [
+            (json!({"selector": {"matchLabels": null}}), "an empty selector would select every pod"),
+            (json!({"targets": []}), "list at least one port of the application's containers"),
+            (json!({"targets": [{"port": 0}]}), "write the name of a container port, such as http, or its number"),
+            (json!({"capture": {"mode": "Magic"}}), "Unsupported value: \"Magic\""),
+            (json!({"l1": {"maxSize": "lots"}}), size),
+            (json!({"l1": {"busGrace": "5 seconds"}}), duration),
+            (json!({"l2": {"redis": {"urlFrom": {}}}}), "set secretKeyRef: {name: ..., key: ...}"),
+            (json!({"sources": [{"name": "catalog"}]}), "say what the source is: set postgres"),
+            (json!({"telemetry": {"otlp": {"endpoint": "collector:4317"}}}), "write a URL such as http://"),
+            (json!({"sidecar": {"resources": {"requests": {"memory": "1Gi"}}}}), "requests.memory is above limits.memory"),
+            (route(json!({"name": "a", "match": {"path": "/a"}, "ttl": "1d"})), duration),
+            (route(json!({"name": "a", "match": {"path": "a/b"}})), path),
+            (route(json!({"name": "a", "match": {"path": "/a-{id}"}})), path),
+            (route(json!({"name": "a", "match": {"path": "/a", "methods": ["POST"]}})), "Unsupported value: \"POST\""),
+            (
+                route(json!({"name": "a", "match": {"path": "/a/{id}"}, "tags": ["a:{key}"]})),
+                "a tag may only use parameters that match.path has, such as {id}",
+            ),
+            (
+                route(json!({"name": "a", "match": {"path": "/a"}, "from": [{"postgres": {"source": "b", "query": "select 1"}}]})),
+                "a route's from names a source that spec.sources does not have",
+            ),
+            (route(json!({"name": "a", "match": {"path": "/a"}, "from": [{}]})), "say what to ask: set postgres"),
+            (write(json!({"match": {"path": "/a", "methods": ["GET"]}, "purge": {"paths": ["/a"]}})), "list methods that write"),
+            (write(json!({"match": {"path": "/a"}, "purge": {}})), "say what to purge: set tags, paths or both"),
+            (
+                write(json!({"match": {"path": "/a/{id}"}, "purge": {"tags": ["a:{key}"]}})),
+                "purge.tags may only use parameters that match.path has",
+            ),
+            (json!({"cacheEverything": true}), "cacheEverything"),
+        ] {
+            let mut malformed = policy::manifest("malformed", IN_MEMORY)?;
+            for (field, value) in change.as_object().into_iter().flatten() {
+                malformed["spec"][field] = value.clone();
+            }
+            apply::rejects(&sandbox.client, &sandbox.name, &malformed, message).await?;
+        }
+        let long = policy::manifest(&"long".repeat(13), IN_MEMORY)?;
+        apply::rejects(&sandbox.client, &sandbox.name, &long, "shorten metadata.name to at most").await?;
+        for object in examples::shop("policy.yaml", &sandbox.name)? {
+            apply::accepts(&sandbox.client, &sandbox.name, &object).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn of_two_policies_that_select_the_same_pods_the_older_serves() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let workload = larder_e2e::Workload::deployment("app", 1);
+        let (older, agent) = sandbox.with_policy("older", IN_MEMORY, &workload, 1).await?;
+        // Two creations within the same second have the same age.
+        tokio::time::sleep(larder_e2e::eventually::seconds(1)).await;
+        let younger = sandbox.policy("younger", &IN_MEMORY.replace("300s", "60s")).await?;
+
+        let conflict = younger.condition(ConditionType::Accepted, "False").await?;
+        ensure!(conflict.reason.contains("Conflict"), "{conflict:?}");
+        ensure!(conflict.message.contains("older"), "it does not name the other policy: {conflict:?}");
+        older.serves(1).await?;
+        agent.get("http://app/items/1").await?;
+        let hit = agent.get("http://app/items/1").await?;
+        ensure!(super::common::ttl(&hit)? > 60, "the younger policy serves: {hit:?}");
+
+        older.delete().await?;
+        younger.serves(1).await?;
+        let hit = larder_e2e::eventually(
+            "the younger policy serves",
+            larder_e2e::eventually::seconds(10),
+            async || {
+                let hit = agent.get("http://app/items/1").await?;
+                super::common::ensure_hit(&hit)?;
+                Ok(hit)
+            },
+        )
+        .await?;
+        ensure!(super::common::ttl(&hit)? <= 60, "the older policy serves: {hit:?}");
+        Ok(())
+    })
+    .await
+}
