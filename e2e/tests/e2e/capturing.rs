@@ -54,12 +54,9 @@ async fn a_pod_on_the_nodes_network_is_left_alone_with_the_reason() -> anyhow::R
         let skipped = pod.object["metadata"]["annotations"]["larder.dev/skipped"].as_str();
         ensure!(skipped.is_some_and(|text| text.starts_with("HostNetwork: ")), "{skipped:?}");
         let injected = policy.condition(ConditionType::Injected, "False").await?;
-        ensure!(
-            format!("{injected:?}").contains("HostNetwork") || injected.message.contains("hostNetwork"),
-            "{injected:?}"
-        );
-        let message = sandbox.event("HostNetwork").await?;
-        ensure!(message.contains("hostNetwork"), "{message}");
+        ensure!(injected.reason == "HostNetwork" && injected.message.contains("hostNetwork"), "{injected:?}");
+        let message = sandbox.event("Skipped").await?;
+        ensure!(message.contains("HostNetwork") && message.contains(&pod.name), "{message}");
         Ok(())
     })
     .await

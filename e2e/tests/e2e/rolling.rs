@@ -5,12 +5,13 @@
 
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
+use larder_crds::ConditionType;
 use larder_e2e::{
     Agent, Sandbox, Workload, alone_in_the_cluster, cluster, environment, eventually,
     eventually::seconds,
     in_a_namespace,
     load::Load,
-    policy::{Policy, sidecar_of},
+    policy::{self, Policy, sidecar_of},
 };
 use serde_json::json;
 
@@ -105,7 +106,14 @@ async fn suspending_and_resuming_lose_nothing() -> anyhow::Result<()> {
             })
             .await?;
         }
-        policy.serves(2).await?;
+        policy
+            .eventually("both pods have said that they are suspended", seconds(10), |status| {
+                ensure!(status.pods.current == 2, "current is not 2");
+                let ready = policy::has(status, ConditionType::Ready, "False")?;
+                ensure!(ready.reason == "Suspended", "{ready:?}");
+                Ok(())
+            })
+            .await?;
         policy.change(json!({"suspend": false})).await?;
         for pod in &pods {
             let mut first = true;
