@@ -18,11 +18,14 @@ pub fn transitions(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus
         ConditionType::ConfigCurrent,
         ConditionType::TiersHealthy,
     ];
+    let all_injected = after.pods.injected == after.pods.matched;
     let changed = tell.into_iter().filter_map(|kind| {
         let now = find(after, kind)?;
         let was = before.and_then(|before| find(before, kind));
         let same = was.is_some_and(|was| was.status == now.status && was.reason == now.reason);
-        (!same).then(|| of(kind, now)).flatten()
+        // While pods are being replaced the configuration's state goes to and fro with them.
+        let in_passing = kind == ConditionType::ConfigCurrent && now.status == "True" && !all_injected;
+        (!same && !in_passing).then(|| of(kind, now)).flatten()
     });
     changed.collect()
 }

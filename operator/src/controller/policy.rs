@@ -9,7 +9,7 @@ use jiff::Timestamp;
 use kube::{Resource, ResourceExt, runtime::controller::Action};
 use larder_crds::{CachePolicy, CachePolicyStatus, CaptureMode, ConditionType, RolloutStrategy};
 
-use super::Leader;
+use super::{Leader, rolling::WebhookState};
 use crate::{
     compile::{self, Owner},
     error::Result,
@@ -82,9 +82,9 @@ impl Leader {
         if let Ok(compiled) = &compiled {
             self.touch(&namespace, &surveyed.pods, &compiled.hash).await?;
         }
-        let webhook = self.webhook_trouble(&namespace).await;
+        let webhook = self.webhook_state(&namespace).await;
         if compiled.is_ok() && strategy == RolloutStrategy::Restart {
-            self.roll(&namespace, &about, &surveyed, webhook.as_deref()).await?;
+            self.roll(&namespace, &about, &surveyed, &webhook).await?;
         }
         let refusal = match (&compiled, &surveyed.conflict) {
             (Err(refusal), _) => Some(refusal.clone()),
@@ -100,7 +100,10 @@ impl Leader {
             survey: &surveyed,
             answers: &answers,
             services: &in_namespace(&self.world.services, &namespace),
-            webhook: webhook.as_deref(),
+            webhook: match &webhook {
+                WebhookState::Unreachable(error) => Some(error),
+                WebhookState::Answers | WebhookState::Settling => None,
+            },
         };
         let status = status::assess(&seen, policy.status.as_ref(), Timestamp::now());
         if policy.status.as_ref() != Some(&status) {

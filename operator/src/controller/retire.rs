@@ -10,7 +10,7 @@ use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
 use kube::{Api, ResourceExt, runtime::controller::Action};
 use larder_crds::{CachePolicy, RolloutStrategy};
 
-use super::Leader;
+use super::{Leader, rolling::WebhookState};
 use crate::{
     compile::{self, Owner},
     error::Result,
@@ -82,7 +82,7 @@ impl Leader {
                 uid: map.uid(),
                 ..ObjectReference::default()
             };
-            self.roll(namespace, &about, &surveyed, None).await?;
+            self.roll(namespace, &about, &surveyed, &WebhookState::Settling).await?;
         }
         Ok(Action::requeue(SOON))
     }

@@ -22,14 +22,25 @@ const REACHED_TRUST: Duration = Duration::from_secs(5);
 /// After a restart the lists of pods and workloads may be out of step for a moment.
 const AFTER_RESTART: SignedDuration = SignedDuration::from_secs(5);
 
+/// Whether new pods can be counted on to get the sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum WebhookState {
+    /// They can.
+    Answers,
+    /// Not yet: the API server is just being told of the namespace.
+    Settling,
+    /// They can't, and why.
+    Unreachable(String),
+}
+
 impl Leader {
-    /// Restarts what has to be restarted. `webhook` says why new pods might be missed, if so.
+    /// Restarts what has to be restarted. While new pods might be missed, only to take sidecars back.
     pub(super) async fn roll(
         &self,
         namespace: &str,
         about: &ObjectReference,
         survey: &Survey,
-        webhook: Option<&str>,
+        webhook: &WebhookState,
     ) -> Result<()> {
         for (workload, pods) in &survey.workloads {
             let now = Timestamp::now();
@@ -37,7 +48,7 @@ impl Leader {
                 Decision::Settled | Decision::Wait | Decision::Manual => {}
                 Decision::Forget => self.forget_attempts(namespace, workload).await?,
                 Decision::Restart(fault) => {
-                    if fault != Fault::Stray && webhook.is_some() {
+                    if fault != Fault::Stray && *webhook != WebhookState::Answers {
                         continue;
                     }
                     let mut restarts = self.restarts.lock().await;
@@ -57,24 +68,24 @@ impl Leader {
         Ok(())
     }
 
-    /// Why a pod that is made now in `namespace` might be missed, if it might.
-    pub(super) async fn webhook_trouble(&self, namespace: &str) -> Option<String> {
+    /// Whether a pod that is made now in `namespace` gets the sidecar.
+    pub(super) async fn webhook_state(&self, namespace: &str) -> WebhookState {
         let registration = &self.shared.registration;
+        let Some(bundle) = registration.bundle() else { return WebhookState::Settling };
         if registration.named_for(namespace).is_none_or(|since| since < SETTLING) {
-            return Some("the webhook's configuration has just begun to name the namespace".into());
+            return WebhookState::Settling;
         }
         let mut reached = self.reached.lock().await;
         if reached.is_some_and(|at| at.elapsed() < REACHED_TRUST) {
-            return None;
+            return WebhookState::Answers;
         }
         let arguments = &self.shared.arguments;
-        let bundle = registration.bundle()?;
         match reach(&arguments.webhook_service, &arguments.namespace, &bundle).await {
             Ok(()) => {
                 *reached = Some(Instant::now());
-                None
+                WebhookState::Answers
             }
-            Err(error) => Some(error.to_string()),
+            Err(error) => WebhookState::Unreachable(error.to_string()),
         }
     }
 
