@@ -125,6 +125,12 @@ pub fn recorded_hash(config_map: &ConfigMap) -> Option<&str> {
     config_map.data.as_ref()?.get(HASH_KEY).map(String::as_str)
 }
 
+/// The hash of the document that a ConfigMap holds. It is the recorded one unless somebody edited the document by hand.
+pub fn held_hash(config_map: &ConfigMap) -> String {
+    let text = config_map.data.as_ref().and_then(|data| data.get(DOCUMENT_KEY));
+    document::hash(text.map_or("", String::as_str))
+}
+
 fn owned<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
     pairs.into_iter().map(|(key, value)| (key.to_owned(), value.to_owned())).collect()
 }
@@ -187,6 +193,7 @@ mod tests {
         let map = config_map("shop", "cache", &compiled, RolloutStrategy::OnCreate);
         assert_eq!(map.metadata.name.as_deref(), Some("larder-cache"));
         assert_eq!(recorded_hash(&map), Some(compiled.hash.as_str()));
+        assert_eq!(held_hash(&map), compiled.hash);
         assert_eq!(map.metadata.annotations.unwrap()[names::ROLLOUT_STRATEGY], "OnCreate");
     }
 }

@@ -65,9 +65,10 @@ impl Leader {
             }
             other => other,
         };
-        if let Ok(compiled) = &compiled {
-            self.put_config_map(&namespace, &name, compiled, strategy).await?;
-        }
+        let held = match &compiled {
+            Ok(compiled) => Some(self.put_config_map(&namespace, &name, compiled, strategy).await?),
+            Err(_) => None,
+        };
         let surveyed = survey(
             &self.world,
             &Subject {
@@ -79,8 +80,8 @@ impl Leader {
                 settings: &self.shared.arguments.sidecar,
             },
         );
-        if let Ok(compiled) = &compiled {
-            self.touch(&namespace, &surveyed.pods, &compiled.hash).await?;
+        if let Some(held) = &held {
+            self.touch(&namespace, &surveyed.pods, &held.hash).await?;
         }
         let webhook = self.webhook_state(&namespace).await;
         if compiled.is_ok() && strategy == RolloutStrategy::Restart {
@@ -113,7 +114,8 @@ impl Leader {
             }
         }
         tracing::debug!(namespace, name, elapsed = ?started.elapsed(), "looked at a policy");
-        Ok(Action::requeue(if settled(&surveyed, &status) { LATER } else { SOON }))
+        let edited = held.is_some_and(|held| status.config_hash != Some(held.hash));
+        Ok(Action::requeue(if settled(&surveyed, &status) && !edited { LATER } else { SOON }))
     }
 }
 

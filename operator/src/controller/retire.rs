@@ -56,7 +56,7 @@ impl Leader {
             _ => RolloutStrategy::Restart,
         };
         let suspended = compile::suspended(Owner { namespace, name, uid: "" });
-        let wrote = self.put_config_map(namespace, name, &suspended, strategy).await?;
+        let held = self.put_config_map(namespace, name, &suspended, strategy).await?;
         let others: Vec<_> =
             self.shared.policies.of(namespace).into_iter().filter(|other| other.name_any() != name).collect();
         let surveyed = survey(
@@ -70,10 +70,10 @@ impl Leader {
                 settings: &self.shared.arguments.sidecar,
             },
         );
-        self.touch(namespace, &surveyed.pods, &suspended.hash).await?;
+        self.touch(namespace, &surveyed.pods, &held.hash).await?;
         self.shared.registration.ensure().await?;
         // In the run after the one that wrote: by then every replica's webhook has seen that the policy is gone.
-        if !wrote && strategy == RolloutStrategy::Restart {
+        if !held.wrote && strategy == RolloutStrategy::Restart {
             let about = ObjectReference {
                 api_version: Some("v1".into()),
                 kind: Some("ConfigMap".into()),

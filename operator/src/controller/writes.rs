@@ -28,6 +28,15 @@ use crate::{
     workload::{Workload, WorkloadKind},
 };
 
+/// What a policy's ConfigMap holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Held {
+    /// Whether it was just written.
+    pub(super) wrote: bool,
+    /// The hash of the document that is in it.
+    pub(super) hash: String,
+}
+
 /// How long a policy's token is taken to exist. A token that somebody deleted is made again after this.
 const TOKEN_TRUST: Duration = Duration::from_secs(300);
 /// How many random bytes a token has.
@@ -35,14 +44,14 @@ const TOKEN_BYTES: usize = 32;
 
 impl Leader {
     /// Writes a policy's ConfigMap if it is missing or was written for another configuration. An edit by hand leaves the
-    /// recorded hash as it is and so stays until the policy changes. Says whether it wrote.
+    /// recorded hash as it is and so stays until the policy changes.
     pub(super) async fn put_config_map(
         &self,
         namespace: &str,
         policy: &str,
         compiled: &Compiled,
         strategy: RolloutStrategy,
-    ) -> Result<bool> {
+    ) -> Result<Held> {
         let maps: Api<ConfigMap> = Api::namespaced(self.shared.client.clone(), namespace);
         let name = names::config_map(policy);
         let current = maps.get_opt(&name).await?;
@@ -64,7 +73,7 @@ impl Leader {
             }
         };
         self.put_token(namespace, policy, &map).await?;
-        Ok(wrote)
+        Ok(Held { wrote, hash: compile::held_hash(&map) })
     }
 
     /// Makes the Secret with the token for the admin API, unless there is one. It is never read.
