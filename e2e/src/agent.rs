@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, time::Duration};
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::AttachedProcess};
 use serde::{Deserialize, Serialize};
@@ -12,7 +12,7 @@ use tokio::{
     sync::Mutex,
 };
 
-use crate::exec;
+use crate::{eventually, eventually::seconds, exec};
 
 /// The agent's pod and container.
 pub(crate) const NAME: &str = "agent";
@@ -153,6 +153,16 @@ impl Agent {
     /// When there is no answer, with the reason.
     pub async fn get(&self, url: &str) -> anyhow::Result<Answer> {
         self.send(&Ask::get(url)).await
+    }
+
+    /// Waits until a Service of the HTTP application answers: endpoints lag behind the pods.
+    pub async fn reaches(&self, service: &str) -> anyhow::Result<()> {
+        eventually(&format!("the Service {service} answers"), seconds(20), async || {
+            let answer = self.get(&format!("http://{service}/healthz")).await?;
+            ensure!(answer.status == 200, "{answer:?}");
+            Ok(())
+        })
+        .await
     }
 
     /// Listens for a line, then says these and listens for one after each. Gives what was heard.

@@ -8,11 +8,12 @@ use crate::environment;
 /// the Service has port 80.
 pub struct Workload {
     /// What it and its Service are called.
-    name: String,
+    pub(crate) name: String,
     kind: &'static str,
     replicas: u32,
     args: Vec<String>,
-    http: bool,
+    /// It speaks HTTP.
+    pub(crate) http: bool,
     pod: Value,
     container: Value,
     template_labels: Value,

@@ -4,7 +4,7 @@ use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, api::Patch};
 use larder_crds::ConditionType;
-use larder_e2e::{Workload, in_a_namespace, policy::sidecar_of};
+use larder_e2e::{Workload, eventually, eventually::seconds, in_a_namespace, policy::sidecar_of};
 use serde_json::json;
 
 use super::common::IN_MEMORY;
@@ -13,7 +13,10 @@ use super::common::IN_MEMORY;
 async fn a_protocol_that_is_not_http_passes_through_the_captured_port() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let (_, agent) = sandbox.with_policy("cache", IN_MEMORY, &Workload::talking("app"), 1).await?;
-        let heard = agent.talk("app:80", &["HELO agent", "\u{16}\u{3}\u{1} not a letter", "QUIT"]).await?;
+        let heard = eventually("the Service answers", seconds(10), async || {
+            agent.talk("app:80", &["HELO agent", "\u{16}\u{3}\u{1} not a letter", "QUIT"]).await
+        })
+        .await?;
         ensure!(
             heard == ["220 ready", "250 HELO agent", "250 \u{16}\u{3}\u{1} not a letter", "250 QUIT"],
             "another conversation: {heard:?}"
@@ -75,6 +78,7 @@ async fn a_service_with_a_numeric_target_port_is_reported_as_not_captured() -> a
         ensure!(captured.message.contains("app") && captured.message.contains("targetPort"), "{captured:?}");
         let message = sandbox.event(&captured.reason).await?;
         ensure!(message.contains("targetPort"), "{message}");
+        agent.reaches("app").await?;
         let answer = agent.get("http://app/items/1").await?;
         ensure!(answer.status == 200, "the application is not reached: {answer:?}");
 

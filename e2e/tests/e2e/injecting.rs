@@ -65,8 +65,12 @@ async fn probes_and_hooks_go_on_asking_the_application() -> anyhow::Result<()> {
         ensure!(app["lifecycle"]["preStop"].get("sleep").is_none(), "its own hook stays: {app}");
         let original = &pod.object["metadata"]["annotations"]["larder.dev/original"];
         ensure!(original.as_str().is_some_and(|original| original.contains("http")), "{original}");
-        let calls = agent.get(&pod.app("/calls")).await?.json()?;
-        ensure!(calls["GET /ready"].as_u64() > Some(0), "nobody asks whether it is ready: {calls}");
+        eventually("the kubelet asks the application", seconds(10), async || {
+            let calls = agent.get(&pod.app("/calls")).await?.json()?;
+            ensure!(calls["GET /ready"].as_u64() > Some(0), "nobody asks whether it is ready: {calls}");
+            Ok(())
+        })
+        .await?;
 
         let sidecar = sidecar_of(&pod.object).context("no sidecar")?;
         for probe in ["readinessProbe", "livenessProbe"] {

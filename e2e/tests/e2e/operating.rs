@@ -28,6 +28,7 @@ async fn while_the_webhook_is_down_pods_start_and_are_counted_as_missed_and_name
         let started = async {
             sandbox.apply(&workload.objects()?).await?;
             sandbox.rolled_out("app").await?;
+            agent.reaches("app").await?;
             let answer = agent.get("http://app/items/1").await?;
             ensure!(answer.status == 200 && answer.cache_status().is_empty(), "{answer:?}");
             Ok(())

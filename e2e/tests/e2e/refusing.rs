@@ -16,7 +16,7 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
         let route = |route: Value| json!({"routes": [route]});
         let write = |write: Value| json!({"invalidation": {"onWrite": [write]}});
         for (change, message) in [
-            (json!({"selector": {"matchLabels": null}}), "an empty selector would select every pod"),
+            (json!({"selector": {}}), "an empty selector would select every pod"),
             (json!({"targets": []}), "list at least one port of the application's containers"),
             (json!({"targets": [{"port": 0}]}), "write the name of a container port, such as http, or its number"),
             (json!({"capture": {"mode": "Magic"}}), "Unsupported value: \"Magic\""),

@@ -58,6 +58,7 @@ async fn injecting_and_taking_back_lose_nothing() -> anyhow::Result<()> {
         sandbox.apply(&lingering.objects()?).await?;
         let agent = sandbox.agent().await?;
         sandbox.rolled_out("app").await?;
+        agent.reaches("app").await?;
 
         under_load(sandbox, &agent, "inject", async || {
             sandbox.policy("cache", IN_MEMORY).await?.serves(2).await.map(drop)
