@@ -11,7 +11,7 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, Path, Request, State},
+    extract::{ConnectInfo, Path, RawQuery, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
@@ -155,7 +155,13 @@ struct PurgeRequest {
     tags: Vec<String>,
 }
 
-async fn delete_entry(State(admin): State<Arc<Admin>>, Path(key): Path<String>) -> Response {
+/// A key's query may be written as it is or with its `?` encoded.
+async fn delete_entry(
+    State(admin): State<Arc<Admin>>,
+    Path(key): Path<String>,
+    RawQuery(query): RawQuery,
+) -> Response {
+    let key = query.map_or_else(|| key.clone(), |query| format!("{key}?{query}"));
     raise(&admin, PurgeRequest { keys: vec![key], ..PurgeRequest::default() }).await
 }
 
@@ -171,6 +177,10 @@ async fn purge_names(State(admin): State<Arc<Admin>>, body: axum::body::Bytes) -
 
 async fn raise(admin: &Admin, request: PurgeRequest) -> Response {
     let PurgeRequest { keys, paths, tags } = &request;
+    if let Some(path) = paths.iter().find(|path| !path.starts_with('/') || path.contains(['?', '#'])) {
+        let message = format!("{path:?} is not a path: start it with '/' and leave out the query");
+        return (StatusCode::BAD_REQUEST, message).into_response();
+    }
     let names: Vec<_> = keys
         .iter()
         .map(|key| PurgeName::key(key))

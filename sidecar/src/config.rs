@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::Arc,
+    sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
 
@@ -19,12 +19,14 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Config {
     serving: ArcSwap<Serving>,
+    /// What the file was when it was last looked at.
+    seen: Mutex<Option<Seen>>,
     error: ArcSwapOption<String>,
     telemetry: Arc<Telemetry>,
 }
 
 /// What a look at the file found.
-#[derive(Clone, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Missing,
     Unreadable(String),
@@ -38,9 +40,10 @@ impl Config {
             None => Serving::bare(&telemetry),
             Some(_) => Serving::absent(&telemetry, None),
         };
-        let config = Self { serving: ArcSwap::from_pointee(first), error: ArcSwapOption::empty(), telemetry };
+        let (serving, error) = (ArcSwap::from_pointee(first), ArcSwapOption::empty());
+        let config = Self { serving, seen: Mutex::default(), error, telemetry };
         if let Some(policy) = policy {
-            config.apply(look(policy).await);
+            config.refresh(policy).await;
         }
         config
     }
@@ -60,17 +63,20 @@ impl Config {
     pub async fn watch(self: Arc<Self>, policy: Option<PathBuf>) {
         let mut ticks = interval(LOOK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-        let mut seen = None;
         loop {
             ticks.tick().await;
             if let Some(policy) = &policy {
-                let now = look(policy).await;
-                if seen.as_ref() != Some(&now) {
-                    self.apply(now.clone());
-                    seen = Some(now);
-                }
+                self.refresh(policy).await;
             }
             self.telemetry.stats.set_tiers(self.serving.load().tiers());
+        }
+    }
+
+    async fn refresh(&self, policy: &Path) {
+        let now = look(policy).await;
+        let before = self.seen.lock().unwrap_or_else(PoisonError::into_inner).replace(now.clone());
+        if before.as_ref() != Some(&now) {
+            self.apply(now);
         }
     }
 

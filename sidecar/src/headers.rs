@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, VIA},
+    header::{CONNECTION, HOST, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, VIA},
 };
 
 /// Hop-by-hop headers besides those that `Connection` names (RFC 9110, section 7.6.1).
@@ -28,7 +28,8 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|line| line.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    for name in named.iter().chain(&HOP_BY_HOP) {
+    // Host is never only the connection's, whatever a client says: it is in the key.
+    for name in named.iter().filter(|name| *name != HOST).chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
     // "trailers" is a promise that the whole chain must make; we keep trailers, so it may stay.
@@ -36,6 +37,13 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     if !keeps_trailers {
         headers.remove(TE);
     }
+}
+
+/// The same headers in memory of their own. Those that were received share the connection's read buffer: one of them would
+/// keep all of it for as long as it is stored.
+pub fn detached(headers: &HeaderMap) -> HeaderMap {
+    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+    headers.iter().filter_map(|(name, value)| Some((name.clone(), copy(value)?))).collect()
 }
 
 /// Tells the application whom the request came from and that it came through here (RFC 9110, section 7.6.3).
@@ -58,6 +66,9 @@ fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &str) {
 }
 
 /// The protocol that a message wants to change to, or changes to (RFC 9110, section 7.8).
+///
+/// HTTP/2 is none: clients ask for it in passing (Java's does, on the first request of every connection), with a header that
+/// ends here, and what they send is a request like any other.
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = headers
         .get_all(CONNECTION)
@@ -65,7 +76,10 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
         .filter_map(|line| line.to_str().ok())
         .flat_map(|line| line.split(','))
         .any(|name| name.trim().eq_ignore_ascii_case("upgrade"));
-    headers.get(UPGRADE).filter(|_| asked).cloned()
+    headers
+        .get(UPGRADE)
+        .filter(|protocol| asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"))
+        .cloned()
 }
 
 #[cfg(test)]
@@ -82,14 +96,15 @@ mod tests {
     #[test]
     fn what_concerns_the_connection_stays_on_it() {
         let mut map = headers(&[
-            ("connection", "close, X-Secret"),
+            ("connection", "close, X-Secret, Host"),
+            ("host", "shop"),
             ("x-secret", "1"),
             ("keep-alive", "timeout=5"),
             ("te", "gzip"),
             ("accept", "*/*"),
         ]);
         remove_hop_by_hop(&mut map);
-        assert_eq!(map, headers(&[("accept", "*/*")]));
+        assert_eq!(map, headers(&[("host", "shop"), ("accept", "*/*")]));
     }
 
     #[test]
@@ -108,5 +123,6 @@ mod tests {
             upgrade(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])).is_some()
         );
         assert!(upgrade(&headers(&[("upgrade", "websocket")])).is_none());
+        assert!(upgrade(&headers(&[("connection", "Upgrade"), ("upgrade", "h2c")])).is_none());
     }
 }

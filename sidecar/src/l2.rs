@@ -180,14 +180,20 @@ impl L2 {
         .await
     }
 
+    /// Makes everything stale that is stored now, here at once and in Redis before anything is read from it.
+    pub fn purge_everything(&self) {
+        self.link.raise_on_everything();
+    }
+
     /// Raises barriers for every pod and gives their place in the order. When this returns, Redis has them; when it fails,
     /// this pod has them and tells Redis as soon as it can.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling.
     pub async fn purge(&self, names: &[PurgeName]) -> Result<u64, L2Error> {
+        // Whatever the breaker says: lookups that were slow are no reason to leave other pods in the dark.
         let outcome = self
-            .timed("purge", PURGE_DEADLINE, async {
+            .attempt("purge", PURGE_DEADLINE, async {
                 let mut connection = self.link.connection().ok_or(L2Error::Down)?;
                 let (generation, order) =
                     commands::purge(&mut connection, self.keys.barriers(), names).await?;
@@ -214,6 +220,15 @@ impl L2 {
         if !self.breaker.allows() {
             return Err(L2Error::Down);
         }
+        self.attempt(operation, deadline, work).await
+    }
+
+    async fn attempt<T>(
+        &self,
+        operation: &'static str,
+        deadline: Duration,
+        work: impl Future<Output = Result<T, L2Error>>,
+    ) -> Result<T, L2Error> {
         let started = std::time::Instant::now();
         let outcome = tokio::time::timeout(deadline, work).await.unwrap_or(Err(L2Error::Deadline(deadline)));
         match &outcome {

@@ -43,7 +43,10 @@ pub enum PostgresError {
     /// No connection or no answer in time.
     #[error("postgres did not answer within {0:?}")]
     Deadline(Duration),
-    /// It can't be reached, or did not like the query.
+    /// It did not like the query: it works, for other queries.
+    #[error("postgres refused the query: {0}")]
+    Refused(tokio_postgres::Error),
+    /// It can't be reached, or broke down.
     #[error("postgres: {0:#}")]
     Failed(#[from] anyhow::Error),
 }
@@ -81,7 +84,7 @@ impl PostgresSource {
             .await
             .unwrap_or(Err(PostgresError::Deadline(deadline)));
         match &outcome {
-            Ok(_) => self.breaker.succeeded(),
+            Ok(_) | Err(PostgresError::Refused(_)) => self.breaker.succeeded(),
             Err(_) => self.breaker.failed(),
         }
         outcome
@@ -93,8 +96,7 @@ impl PostgresSource {
         parameters: &Parameters<'_>,
     ) -> Result<Option<Bytes>, PostgresError> {
         let client = self.pool()?.get().await.context("no connection")?;
-        let statement =
-            client.prepare_cached(&query.statement).await.context("the query can't be prepared")?;
+        let statement = client.prepare_cached(&query.statement).await.map_err(PostgresError::of_query)?;
         let values: Vec<&str> = query
             .parameters
             .iter()
@@ -106,7 +108,7 @@ impl PostgresSource {
             Ok(rows) => rows,
             // Class 22, data exception: a value that the query can't cast names nothing that there is.
             Err(error) if error.code().is_some_and(is_data_exception) => return Ok(None),
-            Err(error) => return Err(anyhow::Error::from(error).context("the query failed").into()),
+            Err(error) => return Err(PostgresError::of_query(error)),
         };
         let texts = rows.iter().map(|row| row.try_get::<_, &str>(0)).collect::<Result<Vec<_>, _>>();
         Ok(match texts.context("a row is not JSON")?.as_slice() {
@@ -151,6 +153,22 @@ impl PostgresSource {
             .build()?;
         Ok(pool)
     }
+}
+
+impl PostgresError {
+    fn of_query(error: tokio_postgres::Error) -> Self {
+        if error.code().is_some_and(is_the_querys) {
+            Self::Refused(error)
+        } else {
+            Self::Failed(anyhow::Error::from(error).context("the query failed"))
+        }
+    }
+}
+
+/// Classes of errors that another query does not have: unsupported feature, cardinality, constraints, a write in a read-only
+/// transaction, functions, syntax and access rules, PL/pgSQL.
+fn is_the_querys(code: &SqlState) -> bool {
+    matches!(code.code().get(..2), Some("0A" | "21" | "23" | "25" | "2F" | "38" | "39" | "42" | "P0"))
 }
 
 fn is_data_exception(code: &SqlState) -> bool {

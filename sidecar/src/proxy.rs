@@ -32,8 +32,8 @@ use crate::{
     l2::Found,
     problem::Problem,
     purge,
-    serving::{NO_ROUTE, Serving},
-    stats::{Outcome, PurgeOrigin},
+    serving::{Mode, NO_ROUTE, Serving},
+    stats::Outcome,
     telemetry::Telemetry,
     upstream::{RequestBody, Upstream, UpstreamError},
 };
@@ -112,13 +112,22 @@ impl Proxy {
         response
     }
 
-    async fn answer(&self, serving: &Arc<Serving>, request: Request<Incoming>, client: IpAddr) -> Answered {
-        if headers::upgrade(request.headers()).is_some() {
+    async fn answer(
+        &self,
+        serving: &Arc<Serving>,
+        mut request: Request<Incoming>,
+        client: IpAddr,
+    ) -> Answered {
+        let path = NormalPath::new(request.uri().path());
+        let purged = serving.policy.purged_by(request.method(), &path);
+        // A write that purges does so whatever protocol it asks for; a server may ignore that (RFC 9110, section 7.8).
+        if headers::upgrade(request.headers()).is_some() && purged.is_empty() {
             return self.upgrade(request, client).await;
         }
-        let path = NormalPath::new(request.uri().path());
+        // What the application will not see must not be in the key.
+        headers::remove_hop_by_hop(request.headers_mut());
         if !request.method().is_safe() {
-            return self.write(serving, request, client, &path).await;
+            return self.write(serving, request, client, path, purged).await;
         }
         if let Some(bypass) = serving.mode.bypass() {
             return self.pass(request, client, Forward::Bypass(bypass), None).await;
@@ -181,7 +190,7 @@ impl Proxy {
             self.telemetry.tier_answered(Tier::Postgres, started.elapsed());
             let mut response = Response::new(Body::full(body.clone()));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            let parts = question.parts(StatusCode::OK, response.headers().clone(), stamp);
+            let parts = question.parts(StatusCode::OK, response.headers(), stamp);
             let fits = body.len() as u64 <= question.serving.policy.l1.max_object_size.0;
             let fill = Fill::new(&question, parts, vec![]);
             let stored = if fits {
@@ -210,7 +219,7 @@ impl Proxy {
             Err(error) => return unreachable(&error, Some(question.found.index)),
         };
         let (head, body) = response.into_parts();
-        let parts = question.parts(head.status, head.headers.clone(), stamp);
+        let parts = question.parts(head.status, &head.headers, stamp);
         let storable = freshness::storable(head.status, &head.headers, question.ttl()).and_then(header_names);
         let declared =
             head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
@@ -258,19 +267,21 @@ impl Proxy {
         serving: &Arc<Serving>,
         request: Request<Incoming>,
         client: IpAddr,
-        path: &NormalPath,
+        path: NormalPath,
+        purged: Vec<PurgeName>,
     ) -> Answered {
-        let names = serving.policy.purged_by(request.method(), path);
-        if names.is_empty() {
+        if purged.is_empty() && serving.mode != Mode::Absent {
             return self.pass(request, client, Forward::Method, None).await;
         }
-        let (upstream, serving, telemetry) =
-            (self.upstream.clone(), Arc::clone(serving), Arc::clone(&self.telemetry));
+        let (upstream, config, telemetry) =
+            (self.upstream.clone(), Arc::clone(&self.config), Arc::clone(&self.telemetry));
+        let serving = Arc::clone(serving);
         let written = tokio::spawn(async move {
+            let method = request.method().clone();
             let outcome = forward(&upstream, request, client).await;
             // The application may have written before it failed; only its own refusal (4xx) is sure to have changed nothing.
             if !outcome.as_ref().is_ok_and(|response| response.status().is_client_error()) {
-                purge::purge(&serving, &names, PurgeOrigin::Write, &telemetry.stats).await;
+                purge::after_write(&config, &serving, &method, &path, &purged, &telemetry.stats).await;
             }
             outcome
         });
@@ -324,7 +335,8 @@ impl Question<'_> {
         Answered { response, route: Some(self.found.index), outcome, tier }
     }
 
-    fn parts(&self, status: StatusCode, headers: HeaderMap, stamp: Stamp) -> Parts {
+    fn parts(&self, status: StatusCode, headers: &HeaderMap, stamp: Stamp) -> Parts {
+        let headers = headers::detached(headers);
         Parts { status, headers, received_at: wall_ms(), stamp, names: self.names.clone() }
     }
 }

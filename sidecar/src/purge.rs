@@ -1,8 +1,12 @@
 //! Purging: raising barriers in this pod and in every other.
 
-use larder_policy::PurgeName;
+use std::sync::{Arc, atomic::Ordering};
+
+use http::Method;
+use larder_policy::{NormalPath, PurgeName};
 
 use crate::{
+    config::Config,
     l2::L2Error,
     serving::Serving,
     stats::{PurgeOrigin, Stats},
@@ -32,5 +36,35 @@ pub async fn purge(serving: &Serving, names: &[PurgeName], origin: PurgeOrigin, 
                 Purged::Pending(error)
             }
         },
+    }
+}
+
+/// Purges what a write made stale, under what was served by when it came and under what is served by now: it may have been
+/// under way while the policy changed. What could not be purged in Redis, because no policy named one, is remembered.
+pub async fn after_write(
+    config: &Config,
+    then: &Arc<Serving>,
+    method: &Method,
+    path: &NormalPath,
+    names: &[PurgeName],
+    stats: &Stats,
+) {
+    if !names.is_empty() {
+        purge(then, names, PurgeOrigin::Write, stats).await;
+    }
+    let mut done = Arc::clone(then);
+    loop {
+        if done.l2.is_none() {
+            done.missed_writes.store(true, Ordering::SeqCst);
+        }
+        let now = Arc::clone(&config.serving());
+        if Arc::ptr_eq(&now.barriers, &done.barriers) {
+            return;
+        }
+        let names = now.policy.purged_by(method, path);
+        if !names.is_empty() {
+            purge(&now, &names, PurgeOrigin::Write, stats).await;
+        }
+        done = now;
     }
 }

@@ -1,6 +1,9 @@
 //! What a sidecar serves by at a moment: a policy, and the tiers that it names.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use larder_policy::{Metadata, Policy};
 
@@ -35,6 +38,8 @@ pub struct Serving {
     pub l1: Arc<L1>,
     /// The shared cache.
     pub l2: Option<Arc<L2>>,
+    /// Writes passed while no Redis was named: whatever one holds may be stale.
+    pub missed_writes: Arc<AtomicBool>,
     sources: Vec<(String, Arc<PostgresSource>)>,
     route_stats: Vec<Arc<RouteStats>>,
     no_route_stats: Arc<RouteStats>,
@@ -126,6 +131,11 @@ impl Serving {
                 (barriers, Some(Arc::new(l2)))
             }
         };
+        let missed_writes =
+            previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.missed_writes));
+        if let Some(l2) = l2.as_ref().filter(|_| missed_writes.swap(false, Ordering::SeqCst)) {
+            l2.purge_everything();
+        }
         let l1 = match same_order.filter(|previous| previous.policy.l1.max_size == policy.l1.max_size) {
             Some(previous) => Arc::clone(&previous.l1),
             None => Arc::new(L1::new(policy.l1.max_size.0, Arc::clone(&telemetry.stats.evictions))),
@@ -143,7 +153,19 @@ impl Serving {
             .collect();
         let route_stats = policy.routes().iter().map(|route| telemetry.stats.route(&route.name)).collect();
         let no_route_stats = telemetry.stats.route(NO_ROUTE);
-        Self { hash, policy, metadata, mode, barriers, l1, l2, sources, route_stats, no_route_stats }
+        Self {
+            hash,
+            policy,
+            metadata,
+            mode,
+            barriers,
+            l1,
+            l2,
+            missed_writes,
+            sources,
+            route_stats,
+            no_route_stats,
+        }
     }
 
     /// A Postgres source.

@@ -31,11 +31,14 @@ const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// What is sent to the application: the client's body, or none.
 pub type RequestBody = Either<Incoming, Empty<Bytes>>;
 
+/// What the client calls the application. It is not an IP address, for those are connected to without asking [`Addresses`],
+/// and has no port, for that would go before theirs. Nobody else sees it: `Host` is the client's.
+const APPLICATION: &str = "application";
+
 /// An application and the connections to it.
 #[derive(Clone, Debug)]
 pub struct Upstream {
     client: Client<HttpConnector<Addresses>, RequestBody>,
-    url: UpstreamUrl,
     addresses: Addresses,
 }
 
@@ -59,7 +62,7 @@ impl Upstream {
             .pool_timer(TokioTimer::new())
             .set_host(false)
             .build(connector);
-        Self { client, url, addresses }
+        Self { client, addresses }
     }
 
     /// Passes a request on. A request without a body that failed on a connection which may have been dead is sent once more
@@ -68,7 +71,7 @@ impl Upstream {
     /// # Errors
     /// If the application refused the connection or broke it off.
     pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
-        *request.uri_mut() = self.target(request.uri());
+        *request.uri_mut() = target(request.uri());
         let again = match request.body() {
             Either::Right(_) if request.method().is_idempotent() => Some(replica(&request)),
             _ => None,
@@ -89,17 +92,17 @@ impl Upstream {
         stream.set_nodelay(true)?;
         Ok(stream)
     }
+}
 
-    /// The path and query as the client sent them, at the application.
-    fn target(&self, uri: &Uri) -> Uri {
-        let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-        Uri::builder()
-            .scheme("http")
-            .authority(self.url.authority.clone())
-            .path_and_query(path)
-            .build()
-            .expect("a scheme, an authority and a path that each were parsed make a URI")
-    }
+/// The path and query as the client sent them, at the application.
+fn target(uri: &Uri) -> Uri {
+    let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
+    Uri::builder()
+        .scheme("http")
+        .authority(APPLICATION)
+        .path_and_query(path)
+        .build()
+        .expect("a scheme, an authority and a path that each were parsed make a URI")
 }
 
 fn replica(request: &Request<RequestBody>) -> Request<RequestBody> {

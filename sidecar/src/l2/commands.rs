@@ -51,6 +51,13 @@ pub(super) async fn lookup(
     Ok(LookupReply { generation: number(0), order: number(1), barrier, record })
 }
 
+/// Writes as a purge would, and says whether the barriers were lost.
+///
+/// A Redis that answers but takes no writes, out of memory or a replica after a failover, refuses this too.
+pub(super) async fn touch(connection: &mut MultiplexedConnection, barriers: &str) -> RedisResult<bool> {
+    connection.hset_nx(barriers, "g", new_generation()).await
+}
+
 pub(super) async fn get(connection: &mut MultiplexedConnection, key: &str) -> RedisResult<Option<Bytes>> {
     connection.get(key).await
 }

@@ -100,6 +100,12 @@ impl Link {
         self.state.resync.notify_one();
     }
 
+    /// Raises a barrier on everything, here now and in Redis when it is there.
+    pub(super) fn raise_on_everything(&self) {
+        self.state.barriers.raise_on_everything();
+        self.state.resync.notify_one();
+    }
+
     /// What Redis has not heard of.
     pub(super) fn untold(&self) -> Vec<PurgeName> {
         self.state.lock_remembered().names.clone()
@@ -166,6 +172,13 @@ impl State {
                     }
                 }
                 _ = heartbeat.tick() => {
+                    // Both connections: each can break without the other.
+                    let lost = timeout(HEARTBEAT, commands::touch(&mut connection, &self.name))
+                        .await
+                        .context("redis is silent")??;
+                    if lost {
+                        self.catch_up(&mut connection).await?;
+                    }
                     timeout(HEARTBEAT, bus.ping::<()>()).await.context("the bus is silent")??;
                     self.barriers.bus_works();
                     if read_url(&self.url_from)? != url {
@@ -197,14 +210,22 @@ impl State {
         connection: &mut MultiplexedConnection,
         untold: &Remembered,
     ) -> anyhow::Result<()> {
+        let known = self.barriers.stamp();
+        let mut snapshot = commands::snapshot(connection, &self.name).await?;
+        // A Redis that came back as it was earlier has lost purges, and gives their numbers away again.
+        let went_back = snapshot.generation == known.generation && snapshot.order < known.order;
         let local_floor = self.barriers.local_floor();
-        if local_floor > 0 {
+        let everything = went_back || local_floor > 0;
+        if everything {
             commands::purge_everything(connection, &self.name).await?;
         } else if !untold.names.is_empty() {
             commands::purge(connection, &self.name, &untold.names).await?;
         }
-        self.barriers.resync(&commands::snapshot(connection, &self.name).await?);
-        if local_floor > 0 {
+        if everything || !untold.names.is_empty() {
+            snapshot = commands::snapshot(connection, &self.name).await?;
+        }
+        self.barriers.resync(&snapshot);
+        if everything {
             self.barriers.settle_everything(untold.up_to.max(local_floor));
         } else {
             self.barriers.settle(&untold.names, untold.up_to);

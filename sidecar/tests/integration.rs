@@ -1,0 +1,19 @@
+//! The sidecar as a program, against a real Redis and a real Postgres: `./dev test integration` starts both.
+
+// A test says what it expects by failing; so does the harness.
+#![allow(clippy::unwrap_used)]
+
+mod integration {
+    mod harness;
+
+    mod bare;
+    mod barriers;
+    mod configuration;
+    mod connections;
+    mod metrics;
+    mod postgres;
+    mod purging;
+    mod redis_away;
+    mod storing;
+    mod streaming;
+}

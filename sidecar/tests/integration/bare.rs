@@ -1,0 +1,70 @@
+//! A sidecar without a policy: a plain shared cache.
+
+use http::Method;
+
+use super::harness::{Origin, Sidecar, reply};
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cache_control_decides_what_is_stored() {
+    let origin = Origin::start(|seen| async move {
+        let control = seen.path.trim_start_matches('/').replace('_', "=");
+        reply(&[("cache-control", &control)], seen.number.to_string())
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for (path, stored) in [
+        ("/max-age_60", true),
+        ("/s-maxage_60", true),
+        ("/no-store", false),
+        ("/max-age_0", false),
+        ("/", false),
+    ] {
+        let first = sidecar.get(path).await;
+        let second = sidecar.get(path).await;
+        assert_eq!(first.body == second.body, stored, "{path}");
+        assert_eq!(second.hit(), stored.then_some("l1"), "{path}");
+        assert_eq!(first.cache_status().ends_with("; stored"), stored, "{path}: {}", first.cache_status());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_may_ask_for_the_origin() {
+    let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    assert_eq!(sidecar.get("/").await.body, "1");
+    let fresh = sidecar.get_with("/", &[("cache-control", "no-cache")]).await;
+    assert_eq!((fresh.body.as_str(), fresh.cache_status()), ("2", "larder; fwd=request; fwd-status=200"));
+    assert_eq!(sidecar.get("/").await.body, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_passes_and_drops_what_is_stored_under_its_path() {
+    let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/a?x=1").await;
+    sidecar.get("/b").await;
+    let written = sidecar.request(Method::POST, "/a", &[], "words").await;
+    assert_eq!(written.cache_status(), "larder; fwd=method; fwd-status=200");
+    assert_eq!(origin.last().body, "words");
+    assert_eq!(sidecar.get("/a?x=1").await.hit(), None);
+    assert_eq!(sidecar.get("/b").await.hit(), Some("l1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_ready_and_says_that_it_has_no_policy() {
+    let origin = Origin::numbered(&[]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    assert_eq!(sidecar.admin("/livez").await.status, 200);
+    assert_eq!(sidecar.admin("/readyz").await.status, 200);
+    assert!(sidecar.policy().await["hash"].is_null());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_is_not_there_is_a_502() {
+    let origin = Origin::numbered(&[]).await;
+    let address = origin.address;
+    drop(origin);
+    let sidecar = Sidecar::bare(address).await;
+    let answer = sidecar.get("/").await;
+    assert_eq!((answer.status.as_u16(), answer.header("content-type")), (502, "application/problem+json"));
+}

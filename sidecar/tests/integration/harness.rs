@@ -1,0 +1,72 @@
+//! What the tests start, and how they wait.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+    process,
+    sync::atomic::{AtomicU32, Ordering},
+    time::{Duration, Instant},
+};
+
+mod database;
+mod origin;
+mod policy;
+mod redis_server;
+mod relay;
+mod sidecar;
+
+pub(super) use database::Database;
+pub(super) use origin::{Origin, RawOrigin, read_head, reply};
+pub(super) use policy::Policy;
+pub(super) use redis_server::RedisServer;
+pub(super) use relay::Relay;
+pub(super) use sidecar::{Answer, Sidecar, TOKEN, exchange};
+
+/// How long anything that must happen may take.
+const PATIENCE: Duration = Duration::from_secs(15);
+
+/// Polls until `check` gives something.
+pub(super) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
+    let deadline = Instant::now() + PATIENCE;
+    loop {
+        if let Some(found) = check().await {
+            return found;
+        }
+        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
+        tokio::time::sleep(Duration::from_millis(10)).await;
+    }
+}
+
+/// A variable that `./dev test integration` sets.
+pub(super) fn environment(name: &str) -> String {
+    std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run ./dev test integration"))
+}
+
+/// A name that no other test has, in this run or another.
+fn unique(prefix: &str) -> String {
+    static NEXT: AtomicU32 = AtomicU32::new(0);
+    let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
+    format!("{prefix}_{}_{}_{}", process::id(), since.subsec_nanos(), NEXT.fetch_add(1, Ordering::Relaxed))
+}
+
+/// A folder that goes when the test ends.
+#[derive(Debug)]
+struct Folder(PathBuf);
+
+impl Folder {
+    fn new() -> Self {
+        let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique("larder"));
+        fs::create_dir_all(&path).unwrap();
+        Self(path)
+    }
+
+    fn join(&self, name: &str) -> PathBuf {
+        self.0.join(name)
+    }
+}
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = fs::remove_dir_all(&self.0);
+    }
+}

@@ -1,0 +1,165 @@
+//! Applications behind a sidecar, in the test's own process.
+
+use std::{
+    net::SocketAddr,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, Response};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use hyper_util::rt::TokioIo;
+use tokio::{
+    io::AsyncReadExt,
+    net::{TcpListener, TcpStream},
+    task::JoinSet,
+};
+use tokio_util::task::AbortOnDropHandle;
+
+/// A request as the application saw it.
+#[derive(Clone, Debug)]
+pub(crate) struct Seen {
+    /// How many requests there were, this one included.
+    pub(crate) number: usize,
+    pub(crate) method: Method,
+    pub(crate) path: String,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: Bytes,
+}
+
+impl Seen {
+    /// A header's value; empty without it.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+}
+
+/// An answer of the application.
+pub(crate) type Reply = Response<Full<Bytes>>;
+
+/// A 200.
+pub(crate) fn reply(headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
+    let mut response = Response::builder();
+    for (name, value) in headers {
+        response = response.header(*name, *value);
+    }
+    response.body(Full::new(body.into())).unwrap()
+}
+
+/// An HTTP application.
+#[derive(Debug)]
+pub(crate) struct Origin {
+    pub(crate) address: SocketAddr,
+    seen: Arc<Mutex<Vec<Seen>>>,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl Origin {
+    /// An application that answers every request with its number.
+    pub(crate) async fn numbered(headers: &'static [(&'static str, &'static str)]) -> Self {
+        Self::start(move |seen| async move { reply(headers, seen.number.to_string()) }).await
+    }
+
+    /// An application.
+    pub(crate) async fn start<F, Answer>(answer: F) -> Self
+    where
+        F: Fn(Seen) -> Answer + Send + Sync + 'static,
+        Answer: Future<Output = Reply> + Send + 'static,
+    {
+        Self::start_at("127.0.0.1", answer).await
+    }
+
+    /// An application that listens at one address only.
+    pub(crate) async fn start_at<F, Answer>(ip: &str, answer: F) -> Self
+    where
+        F: Fn(Seen) -> Answer + Send + Sync + 'static,
+        Answer: Future<Output = Reply> + Send + 'static,
+    {
+        let (answer, log) = (Arc::new(answer), Arc::<Mutex<Vec<Seen>>>::default());
+        let seen = Arc::clone(&log);
+        let RawOrigin { address, _task } = RawOrigin::start_at(ip, move |stream| {
+            let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
+            let service = service_fn(move |request: Request<Incoming>| {
+                let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
+                async move {
+                    let (head, body) = request.into_parts();
+                    // A request that breaks off was not seen.
+                    let body = body.collect().await?.to_bytes();
+                    let seen = {
+                        let mut log = log.lock().unwrap();
+                        let number = log.len() + 1;
+                        let path = head.uri.to_string();
+                        let seen = Seen { number, method: head.method, path, headers: head.headers, body };
+                        log.push(seen.clone());
+                        seen
+                    };
+                    Ok::<_, hyper::Error>(answer(seen).await)
+                }
+            });
+            async move {
+                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+            }
+        })
+        .await;
+        Self { address, seen, _task }
+    }
+
+    /// How many requests it has seen.
+    pub(crate) fn calls(&self) -> usize {
+        self.seen.lock().unwrap().len()
+    }
+
+    /// The last request it has seen.
+    pub(crate) fn last(&self) -> Seen {
+        self.seen.lock().unwrap().last().unwrap().clone()
+    }
+}
+
+/// An application that speaks as it likes.
+#[derive(Debug)]
+pub(crate) struct RawOrigin {
+    pub(crate) address: SocketAddr,
+    _task: AbortOnDropHandle<()>,
+}
+
+impl RawOrigin {
+    /// An application that talks with each connection as `talk` does.
+    pub(crate) async fn start<F, Talk>(talk: F) -> Self
+    where
+        F: Fn(TcpStream) -> Talk + Send + 'static,
+        Talk: Future<Output = ()> + Send + 'static,
+    {
+        Self::start_at("127.0.0.1", talk).await
+    }
+
+    async fn start_at<F, Talk>(ip: &str, talk: F) -> Self
+    where
+        F: Fn(TcpStream) -> Talk + Send + 'static,
+        Talk: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let task = tokio::spawn(async move {
+            let mut connections = JoinSet::new();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                stream.set_nodelay(true).unwrap();
+                connections.spawn(talk(stream));
+            }
+        });
+        Self { address, _task: AbortOnDropHandle::new(task) }
+    }
+}
+
+/// Reads the head of a message.
+pub(crate) async fn read_head(stream: &mut TcpStream) -> String {
+    let mut head = Vec::new();
+    while !head.ends_with(b"\r\n\r\n") {
+        match stream.read_u8().await {
+            Ok(byte) => head.push(byte),
+            Err(_) => break,
+        }
+    }
+    String::from_utf8(head).unwrap()
+}

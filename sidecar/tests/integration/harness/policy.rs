@@ -1,0 +1,72 @@
+//! A policy in a file.
+
+use std::{fs, path::PathBuf};
+
+use super::{Folder, environment, unique};
+
+/// A policy of its own name, and so with its own keys in Redis, in a file that can be changed.
+#[derive(Debug)]
+pub(crate) struct Policy {
+    folder: Folder,
+    name: String,
+}
+
+impl Policy {
+    /// A policy with this `spec`.
+    pub(crate) fn new(spec: &str) -> Self {
+        let policy = Self { folder: Folder::new(), name: unique("policy") };
+        policy.change(spec);
+        policy
+    }
+
+    /// Puts another `spec` into the file, all at once.
+    pub(crate) fn change(&self, spec: &str) {
+        if spec.contains("LARDER_TEST_REDIS_URL") {
+            environment("LARDER_TEST_REDIS_URL");
+        }
+        let spec = spec.trim_matches('\n').replace('\n', "\n  ");
+        let name = &self.name;
+        self.write(&format!(
+            "apiVersion: larder.dev/v1alpha1\nkind: CachePolicy\nmetadata: {{name: {name}, namespace: itest}}\nspec:\n  {spec}\n"
+        ));
+    }
+
+    /// Puts any text into the file, all at once.
+    pub(crate) fn write(&self, text: &str) {
+        let written = self.folder.join("written");
+        fs::write(&written, text).unwrap();
+        fs::rename(written, self.path()).unwrap();
+    }
+
+    /// Takes the file away.
+    pub(crate) fn vanish(&self) {
+        fs::remove_file(self.path()).unwrap();
+    }
+
+    /// Where the file is.
+    pub(crate) fn path(&self) -> PathBuf {
+        self.folder.join("policy.yaml")
+    }
+
+    /// The hash of the barriers in Redis.
+    pub(crate) fn barriers(&self) -> String {
+        format!("larder:itest/{}:barriers:", self.name)
+    }
+
+    async fn stored_records(&self, redis: &mut redis::aio::MultiplexedConnection) -> usize {
+        let pattern = format!("larder:itest/{}:{{*", self.name);
+        let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(redis).await.unwrap();
+        keys.len()
+    }
+
+    /// Waits until Redis holds so many records of the policy: an entry, or the names of its `Vary`, is one.
+    pub(crate) async fn until_stored(&self, redis: &mut redis::aio::MultiplexedConnection, count: usize) {
+        super::until("records in Redis", async || (self.stored_records(redis).await >= count).then_some(()))
+            .await;
+    }
+
+    /// Whether Redis holds nothing of the policy.
+    pub(crate) async fn nothing_is_stored(&self, redis: &mut redis::aio::MultiplexedConnection) -> bool {
+        self.stored_records(redis).await == 0
+    }
+}

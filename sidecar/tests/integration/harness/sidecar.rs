@@ -1,0 +1,252 @@
+//! The program under test.
+
+use std::{
+    net::SocketAddr,
+    process::Stdio,
+    sync::{Arc, Mutex},
+};
+
+use bytes::Bytes;
+use http::{HeaderMap, Method, Request, StatusCode, header::HOST};
+use http_body_util::{BodyExt, Full};
+use hyper_util::{
+    client::legacy::{Client, connect::HttpConnector},
+    rt::TokioExecutor,
+};
+use rustix::process::{Pid, Signal, kill_process};
+use serde_json::Value;
+use tokio::{
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
+    net::TcpStream,
+    process::{Child, Command},
+};
+
+use super::{Folder, Policy, until};
+
+/// The token of the admin API.
+pub(crate) const TOKEN: &str = "the-token";
+
+/// An answer, whole.
+#[derive(Clone, Debug)]
+pub(crate) struct Answer {
+    pub(crate) status: StatusCode,
+    pub(crate) headers: HeaderMap,
+    pub(crate) body: String,
+}
+
+impl Answer {
+    /// A header's value; empty without it.
+    pub(crate) fn header(&self, name: &str) -> &str {
+        self.headers.get(name).map_or("", |value| value.to_str().unwrap())
+    }
+
+    /// What the sidecar says of it.
+    pub(crate) fn cache_status(&self) -> &str {
+        self.header("cache-status")
+    }
+
+    /// The tier that a hit came from.
+    pub(crate) fn hit(&self) -> Option<&str> {
+        let hit = self.cache_status().strip_prefix("larder; hit; ")?;
+        hit.split("detail=").nth(1)
+    }
+}
+
+/// A running sidecar. It is killed when it is dropped.
+#[derive(Debug)]
+pub(crate) struct Sidecar {
+    pub(crate) address: SocketAddr,
+    pub(crate) admin: SocketAddr,
+    child: Child,
+    client: Client<HttpConnector, Full<Bytes>>,
+    log: Arc<Mutex<Vec<String>>>,
+    _folder: Folder,
+}
+
+impl Sidecar {
+    /// A sidecar without a policy.
+    pub(crate) async fn bare(origin: SocketAddr) -> Self {
+        Self::launch(origin, &[]).await
+    }
+
+    /// A sidecar under a policy, with every tier up.
+    pub(crate) async fn start(policy: &Policy, origin: SocketAddr) -> Self {
+        let sidecar = Self::start_at_once(policy, origin).await;
+        sidecar.until_tiers_are("up").await;
+        sidecar
+    }
+
+    /// A sidecar under a policy, whatever its tiers do.
+    pub(crate) async fn start_at_once(policy: &Policy, origin: SocketAddr) -> Self {
+        Self::launch(origin, &["--policy", policy.path().to_str().unwrap()]).await
+    }
+
+    /// A sidecar with further arguments.
+    pub(crate) async fn launch(origin: SocketAddr, arguments: &[&str]) -> Self {
+        let folder = Folder::new();
+        std::fs::write(folder.join("token"), format!("{TOKEN}\n")).unwrap();
+        let mut child = Command::new(env!("CARGO_BIN_EXE_larder-sidecar"))
+            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--threads", "2"])
+            .arg(format!("--upstream=http://127.0.0.1:{}", origin.port()))
+            .arg("--admin-token-file")
+            .arg(folder.join("token"))
+            .args(arguments)
+            .env_remove("RUST_LOG")
+            .stderr(Stdio::piped())
+            .kill_on_drop(true)
+            .spawn()
+            .unwrap();
+        let log = Arc::<Mutex<Vec<String>>>::default();
+        let mut lines = BufReader::new(child.stderr.take().unwrap()).lines();
+        let written = Arc::clone(&log);
+        tokio::spawn(async move {
+            while let Ok(Some(line)) = lines.next_line().await {
+                written.lock().unwrap().push(line);
+            }
+        });
+        let address_in = |message: &str| {
+            let log = log.lock().unwrap();
+            log.iter().find_map(|line| {
+                let line: Value = serde_json::from_str(line).ok()?;
+                (line["message"] == message).then(|| line["address"].as_str().unwrap().parse().unwrap())
+            })
+        };
+        let admin = until("the sidecar's admin address", async || address_in("admin API")).await;
+        let address = until("the sidecar's address", async || address_in("listening")).await;
+        let client = Client::builder(TokioExecutor::new()).build_http();
+        Self { address, admin, child, client, log, _folder: folder }
+    }
+
+    /// Asks it for a path of `shop.test`.
+    pub(crate) async fn get(&self, path: &str) -> Answer {
+        self.get_with(path, &[]).await
+    }
+
+    /// Asks it for a path of `shop.test`, with headers.
+    pub(crate) async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
+        self.request(Method::GET, path, headers, "").await
+    }
+
+    /// Sends it a write.
+    pub(crate) async fn put(&self, path: &str) -> Answer {
+        self.request(Method::PUT, path, &[], "written").await
+    }
+
+    /// Sends it a request.
+    pub(crate) async fn request(
+        &self,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &'static str,
+    ) -> Answer {
+        let headers: Vec<_> = [("host", "shop.test")].into_iter().chain(headers.iter().copied()).collect();
+        self.send(self.address, method, path, &headers, body).await
+    }
+
+    /// Purges by the admin API.
+    pub(crate) async fn purge(&self, body: &'static str) -> Answer {
+        self.with_token(Method::POST, "/purge", body).await
+    }
+
+    /// Sends a request with the token to the admin API.
+    pub(crate) async fn with_token(&self, method: Method, path: &str, body: &'static str) -> Answer {
+        let token = format!("Bearer {TOKEN}");
+        self.send(self.admin, method, path, &[("authorization", &token)], body).await
+    }
+
+    /// Asks the admin API without a token.
+    pub(crate) async fn admin(&self, path: &str) -> Answer {
+        self.send(self.admin, Method::GET, path, &[], "").await
+    }
+
+    /// What it says it serves by.
+    pub(crate) async fn policy(&self) -> Value {
+        serde_json::from_str(&self.admin("/policy").await.body).unwrap()
+    }
+
+    /// Waits until every tier is `up` or `down`.
+    pub(crate) async fn until_tiers_are(&self, state: &str) {
+        until(&format!("tiers {state}"), async || {
+            let policy = self.policy().await;
+            policy["tiers"].as_object().unwrap().values().all(|is| is == state).then_some(())
+        })
+        .await;
+    }
+
+    /// Waits until it serves by what is in the policy's file.
+    pub(crate) async fn until_it_serves(&self, policy: &Policy) {
+        let hash = larder_policy::document::hash(&std::fs::read_to_string(policy.path()).unwrap());
+        until("the new policy", async || (self.policy().await["hash"] == hash).then_some(())).await;
+        self.until_tiers_are("up").await;
+    }
+
+    /// Waits until it is in a state: `serving`, `suspended` or `absent`.
+    pub(crate) async fn until_state(&self, state: &str) {
+        until(state, async || (self.policy().await["state"] == state).then_some(())).await;
+    }
+
+    /// The sum of a metric over the series whose labels contain all of `labels`.
+    pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
+        let text = self.admin("/metrics").await.body;
+        let series = text.lines().filter_map(|line| line.split_once(' ')).filter(|(series, _)| {
+            series.split('{').next() == Some(name) && labels.iter().all(|label| series.contains(label))
+        });
+        series.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
+    }
+
+    /// Tells it to end.
+    pub(crate) fn terminate(&self) {
+        let pid = Pid::from_raw(i32::try_from(self.child.id().unwrap()).unwrap()).unwrap();
+        kill_process(pid, Signal::TERM).unwrap();
+    }
+
+    /// Waits until it has ended; whether it ended well.
+    pub(crate) async fn ended(&mut self) -> bool {
+        tokio::time::timeout(super::PATIENCE, self.child.wait()).await.unwrap().unwrap().success()
+    }
+
+    async fn send(
+        &self,
+        to: SocketAddr,
+        method: Method,
+        path: &str,
+        headers: &[(&str, &str)],
+        body: &'static str,
+    ) -> Answer {
+        let mut request = Request::builder().method(&method).uri(format!("http://{to}{path}"));
+        for (name, value) in headers {
+            request = request.header(*name, *value);
+        }
+        if !request.headers_ref().unwrap().contains_key(HOST) {
+            request = request.header(HOST, to.to_string());
+        }
+        let request = request.body(Full::new(Bytes::from(body))).unwrap();
+        let exchange = async {
+            let (head, body) = self.client.request(request).await.unwrap().into_parts();
+            let body = body.collect().await.unwrap().to_bytes();
+            let body = String::from_utf8(body.to_vec()).unwrap();
+            Answer { status: head.status, headers: head.headers, body }
+        };
+        let answer = tokio::time::timeout(super::PATIENCE, exchange).await;
+        answer.unwrap_or_else(|_| panic!("{method} {path} was not answered within {:?}", super::PATIENCE))
+    }
+}
+
+impl Drop for Sidecar {
+    fn drop(&mut self) {
+        if std::thread::panicking() {
+            eprintln!("the sidecar at {} said:\n{}", self.address, self.log.lock().unwrap().join("\n"));
+        }
+    }
+}
+
+/// Sends bytes over a connection of its own and reads whatever comes until the other side ends it.
+pub(crate) async fn exchange(to: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u8> {
+    let mut stream = TcpStream::connect(to).await.unwrap();
+    stream.write_all(bytes.as_ref()).await.unwrap();
+    let mut answer = Vec::new();
+    // A reset ends an answer as well as any other end.
+    let _ = tokio::time::timeout(super::PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+    answer
+}

@@ -1,0 +1,191 @@
+//! Purges by the admin API and by writes, in every sidecar.
+
+use http::Method;
+
+use super::harness::{Answer, Origin, Policy, RedisServer, Sidecar, TOKEN, exchange, reply};
+
+const TAGGED: &str = r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
+invalidation:
+  onWrite:
+  - {match: {path: "/{page}"}, purge: {paths: ["/{page}"]}}
+"#;
+
+async fn two(policy: &Policy, origin: &Origin) -> [Sidecar; 2] {
+    [Sidecar::start(policy, origin.address).await, Sidecar::start(policy, origin.address).await]
+}
+
+/// Has both sidecars store a path, the second one from L2.
+async fn warm(policy: &Policy, [a, b]: &[Sidecar; 2], path: &str) -> String {
+    let first = a.get(path).await;
+    policy.until_stored(&mut RedisServer::shared().await, 1).await;
+    let second = b.get(path).await;
+    assert_eq!(first.body, second.body);
+    first.body
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_by_key_path_or_tag_acts_in_every_sidecar() {
+    for body in [
+        r#"{"keys": ["GET:http://shop.test/a"]}"#,
+        r#"{"keys": ["GET:/a"]}"#,
+        r#"{"paths": ["/a"]}"#,
+        r#"{"tags": ["page:a"]}"#,
+        r#"{"keys": ["x"], "paths": ["/x"], "tags": ["x", "page:a"]}"#,
+    ] {
+        let origin = Origin::numbered(&[]).await;
+        let policy = Policy::new(TAGGED);
+        let sidecars = two(&policy, &origin).await;
+        let [a, b] = &sidecars;
+        let old = warm(&policy, &sidecars, "/a").await;
+        let kept = warm(&policy, &sidecars, "/b").await;
+        let purged = a.purge(body).await;
+        assert_eq!(purged.status, 200, "{body}: {}", purged.body);
+        for sidecar in [b, a] {
+            let answer = sidecar.get("/a").await;
+            assert_ne!(answer.body, old, "{body}");
+            assert_eq!(sidecar.get("/b").await.body, kept, "{body}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_is_deleted_by_its_exact_key_or_its_short_one() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(TAGGED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let delete =
+        async |key: &str| sidecar.with_token(Method::DELETE, &format!("/entries/{key}"), "").await.status;
+    for (path, key, other) in [
+        ("/a", "GET:http://shop.test/a", "GET:http://other.test/a"),
+        ("/a", "GET:/a", "GET:/a/"),
+        ("/a?x=1", "GET:/a%3Fx=1", "GET:/a"),
+        ("/a?x=1", "GET:/a?x=1", "GET:/a?x=2"),
+    ] {
+        let stored = sidecar.get(path).await.body;
+        assert_eq!(delete(other).await, 200);
+        assert_eq!(sidecar.get(path).await.body, stored, "{other} is not {path}");
+        assert_eq!(delete(key).await, 200);
+        assert_ne!(sidecar.get(path).await.body, stored, "{key} is {path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_purges_without_the_token() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(TAGGED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let stored = sidecar.get("/a").await.body;
+    let ask = async |authorization: &str| {
+        let body = r#"{"paths": ["/a"]}"#;
+        let length = body.len();
+        let head =
+            format!("POST /purge HTTP/1.1\r\nHost: x\r\nConnection: close\r\nContent-Length: {length}\r\n");
+        String::from_utf8(exchange(sidecar.admin, format!("{head}{authorization}\r\n{body}")).await).unwrap()
+    };
+    let upper = TOKEN.to_uppercase();
+    for wrong in [
+        "",
+        "Authorization: Bearer \r\n",
+        &format!("Authorization: Bearer {upper}\r\n"),
+        "Authorization: Basic x\r\n",
+    ] {
+        assert!(ask(wrong).await.starts_with("HTTP/1.1 401"), "{wrong}");
+    }
+    assert_eq!(sidecar.get("/a").await.body, stored);
+    assert_eq!(sidecar.admin("/stats").await.status, 401);
+    assert_eq!(sidecar.with_token(Method::GET, "/stats", "").await.status, 200);
+    assert!(ask(&format!("Authorization: Bearer {TOKEN}\r\n")).await.starts_with("HTTP/1.1 200"));
+    assert_ne!(sidecar.get("/a").await.body, stored);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_that_names_nothing_is_refused() {
+    let origin = Origin::numbered(&[]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for body in ["", "{}", r#"{"pats": ["/a"]}"#, r#"{"paths": ["a"]}"#, r#"{"paths": ["/a?x=1"]}"#] {
+        assert_eq!(sidecar.purge(body).await.status, 400, "{body}");
+    }
+}
+
+/// An application with a state: PUT changes it, GET tells it.
+async fn stateful() -> Origin {
+    let state = std::sync::Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    Origin::start(move |seen| {
+        let written = usize::from(seen.method == Method::PUT);
+        let now = state.fetch_add(written, std::sync::atomic::Ordering::SeqCst) + written;
+        async move { reply(&[], now.to_string()) }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_write_through_one_sidecar_the_next_get_in_another_is_fresh() {
+    let origin = stateful().await;
+    let policy = Policy::new(TAGGED);
+    let [a, b] = two(&policy, &origin).await;
+    for _ in 0..50 {
+        let written: Answer = a.put("/a").await;
+        assert_eq!(b.get("/a").await.body, written.body);
+        assert_eq!(a.get("/a").await.body, written.body);
+    }
+    assert_eq!(b.get("/a").await.hit(), Some("l1"), "it is in memory in between");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_barrier_is_in_redis_before_the_writers_answer_leaves() {
+    let policy = Policy::new(TAGGED);
+    let origin = stateful().await;
+    let [a, b] = two(&policy, &origin).await;
+    let mut redis = RedisServer::shared().await;
+    for number in 1..=50 {
+        let sidecar = if number % 2 == 0 { &a } else { &b };
+        sidecar.put("/a").await;
+        let purges: u64 =
+            redis::cmd("HGET").arg(policy.barriers()).arg("s").query_async(&mut redis).await.unwrap();
+        assert_eq!(purges, number);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_asks_for_an_upgrade_purges_too() {
+    // Java's HttpClient asks for h2c on the first request of a connection, a PUT among them.
+    let origin = stateful().await;
+    let policy = Policy::new(TAGGED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    assert_eq!(sidecar.get("/a").await.body, "0");
+    for protocol in ["h2c", "something"] {
+        let upgrade =
+            [("connection", "Upgrade, HTTP2-Settings"), ("upgrade", protocol), ("http2-settings", "AAMA")];
+        let written = sidecar.request(Method::PUT, "/a", &upgrade, "x").await;
+        assert_eq!(sidecar.get("/a").await.body, written.body, "{protocol}");
+    }
+    let asked =
+        sidecar.get_with("/a", &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")]).await;
+    assert_eq!(asked.hit(), Some("l1"), "and a GET that asks for h2c may be answered from the cache");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_that_was_refused_purges_nothing() {
+    let origin = Origin::start(|seen| async move {
+        let mut answer = reply(&[], seen.number.to_string());
+        if seen.method == Method::PUT {
+            *answer.status_mut() = if &seen.body[..] == b"written" {
+                http::StatusCode::CONFLICT
+            } else {
+                http::StatusCode::BAD_GATEWAY
+            };
+        }
+        answer
+    })
+    .await;
+    let policy = Policy::new(TAGGED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let stored = sidecar.get("/a").await.body;
+    assert_eq!(sidecar.put("/a").await.status, 409);
+    assert_eq!(sidecar.get("/a").await.body, stored);
+    assert_eq!(sidecar.request(Method::PUT, "/a", &[], "else").await.status, 502);
+    assert_ne!(sidecar.get("/a").await.body, stored, "it may have been written before it failed");
+}

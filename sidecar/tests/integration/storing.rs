@@ -1,0 +1,214 @@
+//! What is stored, under which key, and what is not.
+
+use http::{Method, Response};
+use http_body_util::Full;
+
+use super::harness::{Origin, Policy, RedisServer, Sidecar, reply};
+
+const CACHED: &str = r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 60s}
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_is_followed_by_a_hit() {
+    let origin = Origin::numbered(&[("x-from", "origin"), ("age", "5")]).await;
+    let policy = Policy::new(CACHED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let miss = sidecar.get("/a").await;
+    assert_eq!(miss.cache_status(), "larder; fwd=uri-miss; fwd-status=200; stored");
+    let hit = sidecar.get("/a").await;
+    assert_eq!((hit.hit(), hit.body.as_str(), hit.header("x-from")), (Some("l1"), "1", "origin"));
+    assert!(hit.header("age").parse::<u64>().unwrap() >= 5, "the age that it came with counts");
+    assert_eq!(origin.calls(), 1);
+    let elsewhere = sidecar.get("/not/cached").await;
+    assert_eq!(elsewhere.cache_status(), "larder; fwd=bypass; fwd-status=200; detail=no-route");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn another_sidecar_gets_its_hit_from_l2() {
+    let origin = Origin::numbered(&[("x-from", "origin"), ("x-from", "again")]).await;
+    let policy = Policy::new(CACHED);
+    let (a, b) =
+        (Sidecar::start(&policy, origin.address).await, Sidecar::start(&policy, origin.address).await);
+    a.get("/a").await;
+    policy.until_stored(&mut RedisServer::shared().await, 1).await;
+    let hit = b.get("/a").await;
+    assert_eq!((hit.hit(), hit.body.as_str()), (Some("l2"), "1"));
+    assert_eq!(hit.headers.get_all("x-from").iter().count(), 2);
+    assert_eq!(b.get("/a").await.hit(), Some("l1"), "it is in memory now");
+    assert_eq!(origin.calls(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variants_are_told_apart_in_memory_and_in_redis() {
+    let origin = Origin::start(|seen| async move {
+        let body = format!("{}{}", seen.header("accept-language"), seen.number);
+        reply(&[("vary", "Accept-Language, X-Theme")], body)
+    })
+    .await;
+    let policy = Policy::new(CACHED);
+    let (a, b) =
+        (Sidecar::start(&policy, origin.address).await, Sidecar::start(&policy, origin.address).await);
+    let (en, de) = ([("accept-language", "en")], [("accept-language", "de")]);
+    assert_eq!(a.get_with("/a", &en).await.body, "en1");
+    let other = a.get_with("/a", &de).await;
+    assert_eq!((other.body.as_str(), other.cache_status().contains("fwd=vary-miss")), ("de2", true));
+    assert_eq!(a.get("/a").await.body, "3", "an absent header is a value of its own");
+    policy.until_stored(&mut RedisServer::shared().await, 4).await;
+    for (sidecar, tier) in [(&a, "l1"), (&b, "l2"), (&b, "l1")] {
+        for (headers, body) in [(&en[..], "en1"), (&de, "de2"), (&[], "3")] {
+            let hit = sidecar.get_with("/a", headers).await;
+            assert_eq!((hit.hit(), hit.body.as_str()), (Some(tier), body));
+        }
+    }
+    assert!(b.get_with("/a", &[("accept-language", "fr")]).await.cache_status().contains("fwd=vary-miss"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_must_not_be_shared_is_never_stored() {
+    let origin = Origin::start(|seen| async move {
+        let body = seen.number.to_string();
+        match seen.path.as_str() {
+            "/no-store" => reply(&[("cache-control", "max-age=9, no-store")], body),
+            "/private" => reply(&[("cache-control", "private=\"x\"")], body),
+            "/set-cookie" => reply(&[("set-cookie", "a=b")], body),
+            "/vary-any" => reply(&[("vary", "accept"), ("vary", "*")], body),
+            _ => Response::builder().status(404).body(Full::from(body)).unwrap(),
+        }
+    })
+    .await;
+    let policy = Policy::new(CACHED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for reason in ["no-store", "private", "set-cookie", "vary-any", "status"] {
+        let path = format!("/{reason}");
+        let answers = [sidecar.get(&path).await, sidecar.get(&path).await];
+        assert_ne!(answers[0].body, answers[1].body, "{reason}");
+        assert!(answers.iter().all(|answer| !answer.cache_status().contains("stored")), "{reason}");
+        let label = format!("reason=\"{reason}\"");
+        assert_eq!(sidecar.metric("larder_not_stored_total", &[&label]).await, 2.0, "{reason}");
+    }
+    assert!(policy.nothing_is_stored(&mut RedisServer::shared().await).await);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn requests_that_name_a_person_pass() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(CACHED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let everybodys = sidecar.get("/a").await;
+    for header in ["authorization", "cookie", "x-forwarded-user", "x-auth-request-email"] {
+        let one = sidecar.get_with("/a", &[(header, "me")]).await;
+        assert_eq!(one.cache_status(), "larder; fwd=bypass; fwd-status=200; detail=credentials", "{header}");
+        assert_ne!(one.body, everybodys.body, "{header}");
+        assert_eq!(sidecar.get("/a").await.body, everybodys.body, "{header}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_bypass_by_query_neither_reads_nor_stores() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(
+        r#"
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 60s, bypass: {query: {nocache: "true"}}}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for number in ["1", "2"] {
+        let bypass = sidecar.get("/a?x=1&nocache=true").await;
+        assert_eq!(bypass.body, number);
+        assert_eq!(bypass.cache_status(), "larder; fwd=bypass; fwd-status=200; detail=bypass-query");
+    }
+    assert_eq!(sidecar.get("/a?nocache=false").await.body, "3");
+    assert_eq!(sidecar.get("/a?nocache=false").await.body, "3");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_key_has_the_headers_and_parameters_that_the_route_says() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(
+        r#"
+routes:
+- name: page
+  match: {path: "/{page}"}
+  ttl: 60s
+  key: {query: {ignore: ["utm_*", "ref"]}, headers: [X-Theme, Authorization], ignoreHeaders: [Cookie]}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let body =
+        async |path: &'static str, headers: &[(&str, &str)]| sidecar.get_with(path, headers).await.body;
+    assert_eq!(body("/a?x=1", &[]).await, "1");
+    assert_eq!(body("/a?utm_source=y&x=1&ref=z", &[]).await, "1", "ignored parameters");
+    assert_eq!(body("/a?x=1", &[("cookie", "a=b")]).await, "1", "an ignored header");
+    assert_eq!(body("/a?x=2", &[]).await, "2");
+    assert_eq!(body("/a?x=1", &[("x-theme", "dark")]).await, "3");
+    assert_eq!(body("/a?x=1", &[("x-theme", "dark")]).await, "3");
+    assert_eq!(body("/a?x=1", &[("authorization", "me")]).await, "4");
+    assert_eq!(body("/a?x=1", &[("authorization", "you")]).await, "5");
+    assert_eq!(body("/a?x=1", &[("authorization", "me")]).await, "4");
+    assert_eq!(body("/a?x=1", &[("x-forwarded-proto", "https")]).await, "6", "the client's scheme");
+    assert_eq!(body("/a?x=1", &[("x-forwarded-host", "other.test")]).await, "7", "the client's host");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_header_that_ends_at_the_sidecar_is_not_in_the_key() {
+    // Otherwise a client poisons a key: the application never sees the header, and answers for its absence.
+    let origin = Origin::start(|seen| async move {
+        reply(
+            &[("vary", "x-theme")],
+            format!("{}|{}|{}", seen.header("host"), seen.header("x-lang"), seen.header("x-theme")),
+        )
+    })
+    .await;
+    let policy = Policy::new(
+        r#"
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 60s, key: {headers: [X-Lang]}}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let headers = [("x-lang", "de"), ("x-theme", "dark")];
+    let hidden = [("x-lang", "de"), ("x-theme", "dark"), ("connection", "x-lang, x-theme, host")];
+    assert_eq!(sidecar.get_with("/a", &hidden).await.body, "shop.test||");
+    assert_eq!(sidecar.get_with("/a", &headers).await.body, "shop.test|de|dark");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn head_is_answered_from_the_cache_without_a_body() {
+    let origin = Origin::numbered(&[("x-from", "origin")]).await;
+    let policy = Policy::new(CACHED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for hit in [None, Some("l1")] {
+        let head = sidecar.request(Method::HEAD, "/a", &[], "").await;
+        assert_eq!((head.hit(), head.body.as_str(), head.header("content-length")), (hit, "", "1"));
+    }
+    assert_eq!(origin.calls(), 1);
+    assert_eq!(sidecar.get("/a").await.body, "2", "an answer without a body is none to a GET");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_larger_than_the_bound_passes_and_is_not_stored() {
+    let origin = Origin::start(|seen| async move {
+        let size: usize = seen.path[1..].parse().unwrap();
+        reply(&[], vec![b'x'; size])
+    })
+    .await;
+    let policy = Policy::new(
+        r#"
+l1: {maxSize: 1Mi, maxObjectSize: 100Ki}
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 60s}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for (path, size, hit) in [("/102400", 102_400, Some("l1")), ("/102401", 102_401, None)] {
+        assert_eq!(sidecar.get(path).await.body.len(), size);
+        let second = sidecar.get(path).await;
+        assert_eq!((second.body.len(), second.hit()), (size, hit));
+    }
+    assert_eq!(sidecar.metric("larder_not_stored_total", &["reason=\"too-large\""]).await, 2.0);
+}

@@ -1,0 +1,118 @@
+//! Bodies on their way.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    net::TcpStream,
+    sync::Semaphore,
+};
+
+use super::harness::{Policy, RawOrigin, RedisServer, Sidecar, exchange, read_head, until};
+
+const CACHED: &str = r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 60s}
+"#;
+
+const GET: &str = "GET /a HTTP/1.1\r\nHost: shop.test\r\n\r\n";
+const GET_AND_CLOSE: &str = "GET /a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+
+/// An application that says `first` at once and `second` when it is let, then closes the connection.
+async fn in_two_steps(first: &'static str, second: &'static str) -> (RawOrigin, Arc<Semaphore>) {
+    let gate = Arc::new(Semaphore::new(0));
+    let let_go = Arc::clone(&gate);
+    let origin = RawOrigin::start(move |mut stream| {
+        let gate = Arc::clone(&gate);
+        async move {
+            if read_head(&mut stream).await.is_empty() {
+                return;
+            }
+            stream.write_all(first.as_bytes()).await.unwrap();
+            gate.acquire().await.unwrap().forget();
+            let _ = stream.write_all(second.as_bytes()).await;
+        }
+    })
+    .await;
+    (origin, let_go)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_first_byte_reaches_the_client_before_the_application_sends_the_second() {
+    for (first, second) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\na", "b"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n", "1\r\nb\r\n0\r\n\r\n"),
+        ("HTTP/1.1 200 OK\r\n\r\na", "b"),
+    ] {
+        let (origin, gate) = in_two_steps(first, second).await;
+        let policy = Policy::new(CACHED);
+        let sidecar = Sidecar::start(&policy, origin.address).await;
+        let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+        client.write_all(GET_AND_CLOSE.as_bytes()).await.unwrap();
+        let mut answer = read_head(&mut client).await.into_bytes();
+        while !answer.ends_with(b"a") {
+            answer.push(
+                tokio::time::timeout(Duration::from_secs(10), client.read_u8()).await.unwrap().unwrap(),
+            );
+        }
+        gate.add_permits(1);
+        client.read_to_end(&mut answer).await.unwrap();
+        until("it is stored", async || (sidecar.get("/a").await.hit().is_some()).then_some(())).await;
+        assert_eq!(sidecar.get("/a").await.body, "ab", "{first}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_dies_in_mid_body_leaves_nothing_and_the_client_sees_it() {
+    for (first, whole) in [
+        ("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nhalf", "Content-Length"),
+        ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", "0\r\n\r\n"),
+    ] {
+        let (origin, gate) = in_two_steps(first, "").await;
+        gate.add_permits(100);
+        let policy = Policy::new(CACHED);
+        let sidecar = Sidecar::start(&policy, origin.address).await;
+        let answer = String::from_utf8(exchange(sidecar.address, GET).await).unwrap();
+        assert!(answer.contains("half"), "{answer}");
+        assert!(!answer.ends_with(whole), "the client can tell: {answer}");
+        let label = "reason=\"incomplete\"";
+        assert_eq!(sidecar.metric("larder_not_stored_total", &[label]).await, 1.0, "{first}");
+        assert_eq!(sidecar.metric("larder_l1_entries", &[]).await, 0.0, "{first}");
+        assert!(policy.nothing_is_stored(&mut RedisServer::shared().await).await);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_leaves_in_mid_body_stores_nothing() {
+    let (origin, gate) = in_two_steps("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf", "half").await;
+    let policy = Policy::new(CACHED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let mut client = TcpStream::connect(sidecar.address).await.unwrap();
+    client.write_all(GET.as_bytes()).await.unwrap();
+    read_head(&mut client).await;
+    client.read_exact(&mut [0; 4]).await.unwrap();
+    drop(client);
+    let label = "reason=\"incomplete\"";
+    until("the fill ends", async || {
+        (sidecar.metric("larder_not_stored_total", &[label]).await == 1.0).then_some(())
+    })
+    .await;
+    gate.add_permits(100);
+    assert_eq!(sidecar.metric("larder_l1_entries", &[]).await, 0.0);
+    assert!(policy.nothing_is_stored(&mut RedisServer::shared().await).await);
+    assert_eq!(sidecar.get("/a").await.body, "halfhalf");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_with_trailers_passes_and_is_not_stored() {
+    let first = "HTTP/1.1 200 OK\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
+    let (origin, gate) = in_two_steps(first, "0\r\nx-sum: 7\r\n\r\n").await;
+    gate.add_permits(100);
+    let policy = Policy::new(CACHED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let request = GET_AND_CLOSE.replace("Host", "TE: trailers\r\nHost");
+    let answer = String::from_utf8(exchange(sidecar.address, request).await).unwrap();
+    assert!(answer.to_lowercase().ends_with("0\r\nx-sum: 7\r\n\r\n"), "{answer}");
+    assert_eq!(sidecar.metric("larder_not_stored_total", &["reason=\"trailers\""]).await, 1.0);
+}
