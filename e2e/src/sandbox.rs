@@ -142,6 +142,9 @@ impl Sandbox {
         self.apply(&workload.objects()?).await?;
         let agent = self.agent().await?;
         policy.serves(pods).await?;
+        if workload.kind == "Deployment" {
+            self.rolled_out(&workload.name).await?;
+        }
         if workload.http {
             agent.reaches(&workload.name).await?;
         }

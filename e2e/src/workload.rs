@@ -9,7 +9,7 @@ use crate::environment;
 pub struct Workload {
     /// What it and its Service are called.
     pub(crate) name: String,
-    kind: &'static str,
+    pub(crate) kind: &'static str,
     replicas: u32,
     args: Vec<String>,
     /// It speaks HTTP.

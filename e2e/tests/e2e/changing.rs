@@ -1,6 +1,6 @@
 //! A policy that changes while its sidecars run.
 
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod};
@@ -100,17 +100,10 @@ async fn configuration(sandbox: &Sandbox) -> anyhow::Result<String> {
     config_map.data.and_then(|mut data| data.remove("policy.yaml")).context("no policy.yaml")
 }
 
-/// Edits the ConfigMap by hand, and touches the pods, so that the kubelet looks at it sooner than in a minute.
+/// Edits the ConfigMap by hand.
 async fn write_configuration(sandbox: &Sandbox, text: &str) -> anyhow::Result<()> {
     let patch = Patch::Merge(json!({"data": {"policy.yaml": text}}));
     sandbox.api::<ConfigMap>().patch("larder-cache", &Default::default(), &patch).await?;
-    // A touch that the kubelet sees before it sees the ConfigMap is in vain.
-    tokio::time::sleep(Duration::from_millis(500)).await;
-    let touch =
-        Patch::Merge(json!({"metadata": {"annotations": {"larder.dev/e2e": text.len().to_string()}}}));
-    for pod in sandbox.pods("app").await? {
-        sandbox.api::<Pod>().patch(&pod.name, &Default::default(), &touch).await?;
-    }
     Ok(())
 }
 

@@ -20,6 +20,7 @@ async fn after_a_write_through_one_pod_the_next_read_in_every_pod_is_fresh() -> 
         sandbox.apply(&shop).await?;
         let agent = sandbox.agent().await?;
         policy.serves(2).await?;
+        sandbox.rolled_out("shop").await?;
         policy.condition(ConditionType::TiersHealthy, "True").await?;
         let pods = sandbox.pods("shop").await?;
 

@@ -36,11 +36,9 @@ async fn metrics_arrive_at_a_collector() -> anyhow::Result<()> {
                 &[("outcome", "hit"), ("route", "item"), ("tier", "l1")],
             )?;
             has_series(&exported, "larder_request_duration_seconds_count", &[("outcome", "hit")])?;
-            has_series(
-                &exported,
-                "target_info",
-                &[("k8s_pod_name", &pod.name), ("k8s_namespace_name", &sandbox.name)],
-            )
+            let reporter = [("k8s_pod_name", pod.name.as_str()), ("k8s_namespace_name", &sandbox.name)];
+            has_series(&exported, "larder_requests_total", &reporter)?;
+            has_series(&exported, "larder_l1_entries", &[("service_name", "larder-sidecar")])
         })
         .await
     })
@@ -67,7 +65,10 @@ fn has_series(text: &str, name: &str, labels: &[(&str, &str)]) -> anyhow::Result
 fn collector() -> anyhow::Result<Vec<Value>> {
     let config = json!({
         "receivers": {"otlp": {"protocols": {"grpc": {"endpoint": "0.0.0.0:4317"}}}},
-        "exporters": {"prometheus": {"endpoint": "0.0.0.0:8889"}},
+        "exporters": {"prometheus": {
+            "endpoint": "0.0.0.0:8889",
+            "resource_to_telemetry_conversion": {"enabled": true},
+        }},
         "service": {"pipelines": {"metrics": {"receivers": ["otlp"], "exporters": ["prometheus"]}}},
     });
     Ok(vec![

@@ -130,6 +130,13 @@ async fn data_comes_from_postgres_then_from_the_cache_while_the_application_is_s
         sandbox.rolled_out("postgres").await?;
         policy.condition(ConditionType::TiersHealthy, "True").await?;
         let pods = sandbox.pods("app").await?;
+        // Endpoints lag behind the pods.
+        eventually("the sidecar reaches Postgres", seconds(20), async || {
+            let answer = agent.get("http://app/data/2").await?;
+            ensure!(answer.status == 200, "{answer:?}");
+            Ok(())
+        })
+        .await?;
 
         let first = agent.get("http://app/data/1").await?;
         ensure!(first.is_stored() && first.cache_status().contains("detail=postgres"), "{first:?}");
