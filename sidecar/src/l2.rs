@@ -21,6 +21,7 @@ use crate::{
     telemetry::Telemetry,
 };
 
+mod acknowledgements;
 mod commands;
 mod keyspace;
 mod link;
@@ -185,8 +186,8 @@ impl L2 {
         self.link.raise_on_everything();
     }
 
-    /// Raises barriers for every pod and gives their place in the order. When this returns, Redis has them; when it fails,
-    /// this pod has them and tells Redis as soon as it can.
+    /// Raises barriers for every pod and gives their place in the order. When this returns, Redis has them and so has every
+    /// pod that answers at once; when it fails, this pod has them and tells Redis as soon as it can.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling.
@@ -195,13 +196,16 @@ impl L2 {
         let outcome = self
             .attempt("purge", PURGE_DEADLINE, async {
                 let mut connection = self.link.connection().ok_or(L2Error::Down)?;
-                let (generation, order) =
-                    commands::purge(&mut connection, self.keys.barriers(), names).await?;
+                let acknowledgements = self.link.acknowledgements();
+                let asker = acknowledgements.asker;
+                let (generation, order, pods) =
+                    commands::purge(&mut connection, self.keys.barriers(), asker, names).await?;
                 if !self.barriers.heard(generation, order, names) {
                     // Not in order here: until the table is Redis' again, this pod's own barrier holds.
                     self.link.raise_and_remember(names);
                     self.link.request_resync();
                 }
+                acknowledgements.wait_for(order, pods).await;
                 Ok(order)
             })
             .await;

@@ -28,9 +28,14 @@ pub(super) struct LookupReply {
     pub(super) record: Option<Bytes>,
 }
 
+/// A number that no other pod has; never 0.
+pub(super) fn random() -> u64 {
+    RandomState::new().build_hasher().finish().max(1)
+}
+
 fn new_generation() -> u64 {
     // 0 is what a pod without Redis counts in.
-    RandomState::new().build_hasher().finish().max(1)
+    random()
 }
 
 pub(super) async fn lookup(
@@ -76,32 +81,34 @@ pub(super) async fn store(
 }
 
 /// Raises barriers, orders them and tells every pod, at once. ARGV: generation if there is none, most barriers, seconds to
-/// keep them, then the names. The message is `<generation> <order> <names>`.
+/// keep them, who asks, then the names. The message is `<generation> <order> <who asks> <names>`.
 static PURGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
         redis.call('HSETNX', KEYS[1], 'g', ARGV[1])
         local order = redis.call('HINCRBY', KEYS[1], 's', 1)
-        for i = 4, #ARGV do redis.call('HSET', KEYS[1], ARGV[i], order) end
+        for i = 5, #ARGV do redis.call('HSET', KEYS[1], ARGV[i], order) end
         local generation = redis.call('HGET', KEYS[1], 'g')
         if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[2]) then
           redis.call('DEL', KEYS[1])
           redis.call('HSET', KEYS[1], 'g', generation, 's', order, 'f', order)
         end
         redis.call('EXPIRE', KEYS[1], ARGV[3])
-        redis.call('PUBLISH', KEYS[1], generation .. ' ' .. order .. ' ' .. table.concat(ARGV, '', 4))
-        return {generation, order}
+        local message = generation .. ' ' .. order .. ' ' .. ARGV[4] .. ' ' .. table.concat(ARGV, '', 5)
+        return {generation, order, redis.call('PUBLISH', KEYS[1], message)}
         ",
     )
 });
 
+/// Raises barriers; returns generation, order, and how many pods were told. They acknowledge it to `asker`; 0: to nobody.
 pub(super) async fn purge(
     connection: &mut MultiplexedConnection,
     barriers: &str,
+    asker: u64,
     names: &[PurgeName],
-) -> RedisResult<(u64, u64)> {
+) -> RedisResult<(u64, u64, usize)> {
     let mut call = PURGE.prepare_invoke();
-    call.key(barriers).arg(new_generation()).arg(MOST_BARRIERS).arg(KEEP_BARRIERS.as_secs());
+    call.key(barriers).arg(new_generation()).arg(MOST_BARRIERS).arg(KEEP_BARRIERS.as_secs()).arg(asker);
     names.iter().for_each(|name| {
         call.arg(&name.as_bytes()[..]);
     });
@@ -115,7 +122,7 @@ static PURGE_EVERYTHING: LazyLock<Script> = LazyLock::new(|| {
         redis.call('DEL', KEYS[1])
         redis.call('HSET', KEYS[1], 'g', ARGV[1])
         redis.call('EXPIRE', KEYS[1], ARGV[2])
-        redis.call('PUBLISH', KEYS[1], ARGV[1] .. ' 0 ')
+        redis.call('PUBLISH', KEYS[1], ARGV[1] .. ' 0 0 ')
         ",
     )
 });
@@ -151,13 +158,38 @@ pub(super) async fn snapshot(
     Ok(snapshot)
 }
 
-/// What a message on the bus says: generation, order and names.
-pub(super) fn read_message(payload: &[u8]) -> Option<(u64, u64, Vec<PurgeName>)> {
-    let mut parts = payload.splitn(3, |byte| *byte == b' ');
+/// The channel on which purges are acknowledged to a pod.
+pub(super) fn acknowledgements(barriers: &str, asker: u64) -> String {
+    format!("{barriers}:ack:{asker}")
+}
+
+/// Tells the pod that asked for a purge that it holds here.
+pub(super) async fn acknowledge(
+    connection: &mut MultiplexedConnection,
+    barriers: &str,
+    asker: u64,
+    order: u64,
+) -> RedisResult<()> {
+    connection.publish(acknowledgements(barriers, asker), order).await
+}
+
+/// A purge as it is told on the bus.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Message {
+    pub(super) generation: u64,
+    pub(super) order: u64,
+    /// Who waits until every pod has it; 0: nobody.
+    pub(super) asker: u64,
+    pub(super) names: Vec<PurgeName>,
+}
+
+/// What a message on the bus says.
+pub(super) fn read_message(payload: &[u8]) -> Option<Message> {
+    let mut parts = payload.splitn(4, |byte| *byte == b' ');
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
-    let (generation, order) = (number()?, number()?);
+    let (generation, order, asker) = (number()?, number()?, number()?);
     let names = parts.next()?.chunks(16).map(PurgeName::from_bytes).collect::<Option<_>>()?;
-    Some((generation, order, names))
+    Some(Message { generation, order, asker, names })
 }
 
 #[cfg(test)]
@@ -167,11 +199,13 @@ mod tests {
     #[test]
     fn reads_what_the_script_publishes() {
         let names = [PurgeName::path("/a b"), PurgeName::tag("t")];
-        let mut payload = b"18446744073709551615 7 ".to_vec();
+        let mut payload = b"18446744073709551615 7 9 ".to_vec();
         names.iter().for_each(|name| payload.extend_from_slice(name.as_bytes()));
-        assert_eq!(read_message(&payload), Some((u64::MAX, 7, names.to_vec())));
-        assert_eq!(read_message(b"5 0 "), Some((5, 0, vec![])));
-        for broken in [&b""[..], b"5", b"5 x ", b"5 7 short"] {
+        let told = Message { generation: u64::MAX, order: 7, asker: 9, names: names.to_vec() };
+        assert_eq!(read_message(&payload), Some(told));
+        let everything = Message { generation: 5, order: 0, asker: 0, names: vec![] };
+        assert_eq!(read_message(b"5 0 0 "), Some(everything));
+        for broken in [&b""[..], b"5", b"5 x 0 ", b"5 7 0 short"] {
             assert_eq!(read_message(broken), None);
         }
     }

@@ -17,7 +17,10 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::commands;
+use super::{
+    acknowledgements::Acknowledgements,
+    commands::{self, Message},
+};
 use crate::{barriers::Barriers, secret::read_url};
 
 /// How often the connection is tried, and how long an answer may take.
@@ -50,6 +53,7 @@ struct State {
     connection: ArcSwapOption<MultiplexedConnection>,
     remembered: Mutex<Remembered>,
     resync: Notify,
+    acknowledgements: Acknowledgements,
 }
 
 /// Purges that Redis has not heard of.
@@ -69,6 +73,7 @@ impl Link {
             connection: ArcSwapOption::empty(),
             remembered: Mutex::default(),
             resync: Notify::new(),
+            acknowledgements: Acknowledgements::new(commands::random()),
         });
         let task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&state).keep_connected()));
         Arc::new(Self { state, _task: task })
@@ -77,6 +82,11 @@ impl Link {
     /// The connection, if it is up to date with the barriers.
     pub(super) fn connection(&self) -> Option<MultiplexedConnection> {
         self.state.connection.load().as_deref().cloned()
+    }
+
+    /// Purges that others acknowledge to this pod.
+    pub(super) fn acknowledgements(&self) -> &Acknowledgements {
+        &self.state.acknowledgements
     }
 
     /// Reads all barriers again, soon.
@@ -150,7 +160,8 @@ impl State {
         let pubsub =
             timeout(CONNECT_DEADLINE, client.get_async_pubsub()).await.context("connecting to the bus")??;
         let (mut bus, mut messages) = pubsub.split();
-        bus.subscribe(&self.name).await?;
+        let acknowledgements = commands::acknowledgements(&self.name, self.acknowledgements.asker);
+        bus.subscribe(&[&self.name, &acknowledgements]).await?;
         self.catch_up(&mut connection).await?;
         self.connection.store(Some(Arc::new(connection.clone())));
         *was_up = true;
@@ -165,10 +176,10 @@ impl State {
                 message = messages.next() => {
                     let Some(message) = message else { bail!("the bus was closed") };
                     self.barriers.bus_works();
-                    let heard = commands::read_message(message.get_payload_bytes())
-                        .is_some_and(|(generation, order, names)| self.barriers.heard(generation, order, &names));
-                    if !heard {
-                        self.catch_up(&mut connection).await?;
+                    if message.get_channel_name() == acknowledgements {
+                        self.acknowledgements.count(message.get_payload()?);
+                    } else {
+                        self.hear(message.get_payload_bytes(), &mut connection).await?;
                     }
                 }
                 _ = heartbeat.tick() => {
@@ -189,6 +200,23 @@ impl State {
                 () = self.resync.notified() => self.catch_up(&mut connection).await?,
             }
         }
+    }
+
+    /// Applies a purge, and tells whoever asked for it that it holds here.
+    async fn hear(&self, payload: &[u8], connection: &mut MultiplexedConnection) -> anyhow::Result<()> {
+        let Some(Message { generation, order, asker, names }) = commands::read_message(payload) else {
+            return self.catch_up(connection).await;
+        };
+        if !self.barriers.heard(generation, order, &names) {
+            self.catch_up(connection).await?;
+        }
+        if asker == self.acknowledgements.asker {
+            self.acknowledgements.count(order);
+        } else if asker != 0 {
+            let told = commands::acknowledge(connection, &self.name, asker, order);
+            timeout(HEARTBEAT, told).await.context("redis is silent")??;
+        }
+        Ok(())
     }
 
     /// Tells Redis what it has not heard of and reads all barriers.
@@ -219,7 +247,7 @@ impl State {
         if everything {
             commands::purge_everything(connection, &self.name).await?;
         } else if !untold.names.is_empty() {
-            commands::purge(connection, &self.name, &untold.names).await?;
+            commands::purge(connection, &self.name, 0, &untold.names).await?;
         }
         if everything || !untold.names.is_empty() {
             snapshot = commands::snapshot(connection, &self.name).await?;

@@ -135,6 +135,17 @@ async fn after_a_write_through_one_sidecar_the_next_get_in_another_is_fresh() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_sidecar_that_hangs_does_not_hold_up_writers_for_long() {
+    let origin = stateful().await;
+    let policy = Policy::new(TAGGED);
+    let [a, b] = two(&policy, &origin).await;
+    b.freeze();
+    let asked_at = std::time::Instant::now();
+    assert_eq!(a.put("/a").await.status, 200);
+    assert!(asked_at.elapsed() < std::time::Duration::from_secs(1), "{:?}", asked_at.elapsed());
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn the_barrier_is_in_redis_before_the_writers_answer_leaves() {
     let policy = Policy::new(TAGGED);
     let origin = stateful().await;
