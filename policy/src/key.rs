@@ -2,7 +2,10 @@
 
 use std::fmt::Write as _;
 
-use http::{HeaderMap, Method, header::HOST};
+use http::{
+    HeaderMap, Method,
+    header::{FORWARDED, HOST},
+};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
 use crate::{NormalPath, PurgeName, spec::KeySpec};
@@ -72,6 +75,11 @@ impl Key {
                 part(name, &several.0);
             }
         }
+        if let Some(claims) =
+            Joined::new(headers, FORWARDED.as_str()).and_then(|values| values.host_and_scheme())
+        {
+            part(FORWARDED.as_str(), &claims);
+        }
         for name in &rules.headers {
             if let Some(values) = Joined::new(headers, name) {
                 part(name, &values.0);
@@ -94,6 +102,22 @@ impl Key {
     }
 }
 
+/// Headers by which some applications read another method or another target than the request line's. They are not in the
+/// key, so that a request with one of them must pass.
+const OVERRIDES: [&str; 6] = [
+    "x-http-method",
+    "x-http-method-override",
+    "x-method-override",
+    "x-original-uri",
+    "x-original-url",
+    "x-rewrite-url",
+];
+
+/// Whether a request may mean something else to the application than its request line says.
+pub fn is_overridden(headers: &HeaderMap) -> bool {
+    OVERRIDES.iter().any(|name| headers.contains_key(*name))
+}
+
 /// What could end a scheme or a host in the text of a key.
 const IN_URL: &AsciiSet = &CONTROLS.add(b'%').add(b'#').add(b'/').add(b'?').add(b' ');
 
@@ -110,6 +134,18 @@ impl Joined {
             joined.extend_from_slice(line);
             joined
         })))
+    }
+
+    /// What `Forwarded` (RFC 7239) claims of host and scheme, in a form of our own; who the client was is left out.
+    fn host_and_scheme(&self) -> Option<Vec<u8>> {
+        let pairs = self.0.split(|byte| b",;".contains(byte)).map(<[u8]>::trim_ascii);
+        let claims: Vec<_> = pairs
+            .filter(|pair| {
+                let name = pair.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
+                name.eq_ignore_ascii_case(b"host") || name.eq_ignore_ascii_case(b"proto")
+            })
+            .collect();
+        (!claims.is_empty()).then(|| claims.join(&b';'))
     }
 
     fn first(&self) -> &[u8] {
@@ -227,6 +263,25 @@ mod tests {
             names,
             [PurgeName::key("GET:http://h/p/?a=1"), PurgeName::key("GET:/p/?a=1"), PurgeName::path("/p/"),]
         );
+    }
+
+    #[test]
+    fn what_forwarded_claims_of_the_host_is_in_it_and_the_client_is_not() {
+        let plain = KeyRules::default();
+        let forwarded = |value| key("/p", &[("host", "h"), ("forwarded", value)], &plain);
+        assert_eq!(
+            forwarded("for=192.0.2.1;Host=evil;proto=https, for=192.0.2.2").as_str(),
+            "GET:http://h/p#forwarded=Host%3Devil;proto%3Dhttps"
+        );
+        assert_eq!(forwarded("for=192.0.2.1"), forwarded("for=192.0.2.2"));
+    }
+
+    #[test]
+    fn an_override_is_noticed() {
+        let headers =
+            |name: &'static str| [(http::HeaderName::from_static(name), HeaderValue::from_static("x"))];
+        assert!(is_overridden(&headers("x-original-url").into_iter().collect()));
+        assert!(!is_overridden(&headers("x-original-host").into_iter().collect()));
     }
 
     proptest! {

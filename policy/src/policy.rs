@@ -5,12 +5,15 @@ use std::{collections::BTreeSet, fmt, time};
 use http::{HeaderName, Method};
 
 use crate::{
-    NormalPath, PathTemplate, PurgeName,
+    ByteSize, NormalPath, PathTemplate, PurgeName,
     key::KeyRules,
     spec::{CacheSpec, CacheableMethod, L1, Otlp, Postgres, PurgeSpec, Redis, RouteSpec, UrlFrom},
     sql::BoundQuery,
     template::{Parameters, expand, placeholders},
 };
+
+/// A value in Redis has at most 512 MiB; some of that is for the headers.
+const LARGEST_OBJECT: ByteSize = ByteSize(256 << 20);
 
 /// A policy made ready to serve by. It holds no connection and asks for nothing.
 #[derive(Clone, Debug)]
@@ -130,6 +133,12 @@ impl Policy {
         let CacheSpec { suspend, l1, l2, sources, routes, invalidation, telemetry } = spec;
         if l1.max_object_size > l1.max_size {
             check.refuse("spec.l1.maxObjectSize", "must not be larger than spec.l1.maxSize");
+        }
+        if l1.max_object_size > LARGEST_OBJECT {
+            check.refuse(
+                "spec.l1.maxObjectSize",
+                format!("must not be larger than {LARGEST_OBJECT}, for Redis takes no more than twice that"),
+            );
         }
         let redis = l2.as_ref().map(|l2| l2.redis.clone());
         if let Some(redis) = &redis {
@@ -447,6 +456,7 @@ invalidation:
     fn says_everything_that_is_wrong() {
         let broken = SHOP
             .replace("120s", "0s")
+            .replace("l2:", "l1: {maxSize: 1Gi, maxObjectSize: 512Mi}\nl2:")
             .replace("source: catalog", "source: katalog")
             .replace("user:{id}", "user:{uid}")
             .replace("env: REDIS_URL", "env: REDIS_URL, file: /x");
@@ -455,6 +465,7 @@ invalidation:
         assert_eq!(
             texts,
             [
+                "spec.l1.maxObjectSize: must not be larger than 256Mi, for Redis takes no more than twice that",
                 "spec.l2.redis.urlFrom: set exactly one of secretKeyRef (in a cluster), env or file (outside one)",
                 "spec.routes[0].ttl: must be longer than 0s",
                 "spec.routes[0].tags: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",

@@ -79,6 +79,8 @@ pub enum Bypass {
     Content,
     /// It asks for another protocol.
     Upgrade,
+    /// A header gives it another method or target than its request line.
+    Override,
 }
 
 impl Bypass {
@@ -93,6 +95,7 @@ impl Bypass {
             Self::Range => "range",
             Self::Content => "content",
             Self::Upgrade => "upgrade",
+            Self::Override => "override",
         }
     }
 }

@@ -16,6 +16,7 @@ use hyper::body::Incoming;
 use larder_policy::{
     Key, NormalPath, PurgeName, credentials,
     freshness::{self, NotStored},
+    key,
     policy::Match,
 };
 
@@ -348,6 +349,8 @@ fn not_for_the_cache(serving: &Serving, found: &Match<'_>, request: &Request<Inc
         Some(Forward::Bypass(Bypass::Query))
     } else if credentials::identity_header(headers, &found.route.key).is_some() {
         Some(Forward::Bypass(Bypass::Credentials))
+    } else if key::is_overridden(headers) {
+        Some(Forward::Bypass(Bypass::Override))
     } else if headers.contains_key(RANGE) {
         Some(Forward::Bypass(Bypass::Range))
     } else if !request.body().is_end_stream() {

@@ -76,7 +76,7 @@ fn count(length: usize) -> u16 {
 }
 
 fn put_text(out: &mut BytesMut, text: &[u8]) {
-    out.put_u32(u32::try_from(text.len()).expect("maxObjectSize keeps bodies below 4 GiB in Redis"));
+    out.put_u32(u32::try_from(text.len()).expect("a policy's maxObjectSize is 256 MiB at most"));
     out.put_slice(text);
 }
 
