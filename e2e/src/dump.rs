@@ -4,9 +4,9 @@ use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{Api, ResourceExt, api::LogParams};
 use larder_crds::CachePolicy;
 
-use crate::Sandbox;
+use crate::{Sandbox, cluster};
 
-/// Prints the policies' status, the pods, the Events and the sidecars' logs.
+/// Prints the policies' status, the pods, the Events and the logs.
 pub(crate) async fn print(sandbox: &Sandbox) {
     eprintln!("--- what namespace {} looks like", sandbox.name);
     if let Err(error) = try_print(sandbox).await {
@@ -32,6 +32,13 @@ async fn try_print(sandbox: &Sandbox) -> anyhow::Result<()> {
             about.name.unwrap_or_default(),
             event.message.unwrap_or_default()
         );
+    }
+    let operator = Api::<Pod>::namespaced(sandbox.client.clone(), cluster::NAMESPACE);
+    for pod in operator.list(&Default::default()).await? {
+        let last = LogParams { tail_lines: Some(400), ..Default::default() };
+        let log = operator.logs(&pod.name_any(), &last).await.unwrap_or_default();
+        let about: Vec<_> = log.lines().filter(|line| line.contains(&sandbox.name)).collect();
+        eprintln!("--- {} about it:\n{}", pod.name_any(), about.join("\n"));
     }
     Ok(())
 }

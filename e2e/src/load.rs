@@ -55,6 +55,13 @@ impl Load {
         Ok(Self { kept, fresh })
     }
 
+    /// Ends both loads and gives how many requests got no answer with a status of 2xx.
+    pub async fn lost(self) -> anyhow::Result<u64> {
+        let (kept, fresh) = tokio::join!(self.kept.stop(), self.fresh.stop());
+        let (kept, fresh) = (kept?, fresh?);
+        Ok(kept.sent - kept.ok + fresh.sent - fresh.ok)
+    }
+
     /// Ends both loads and asserts that every request was answered with a status of 2xx.
     pub async fn lost_nothing(self, during: &str) -> anyhow::Result<()> {
         let (kept, fresh) = tokio::join!(self.kept.stop(), self.fresh.stop());

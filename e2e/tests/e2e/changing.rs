@@ -3,7 +3,7 @@
 use std::time::Instant;
 
 use anyhow::{Context, ensure};
-use k8s_openapi::api::core::v1::{ConfigMap, Pod};
+use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::Patch;
 use larder_crds::ConditionType;
 use larder_e2e::{
@@ -105,6 +105,46 @@ async fn write_configuration(sandbox: &Sandbox, text: &str) -> anyhow::Result<()
     let patch = Patch::Merge(json!({"data": {"policy.yaml": text}}));
     sandbox.api::<ConfigMap>().patch("larder-cache", &Default::default(), &patch).await?;
     Ok(())
+}
+
+#[tokio::test]
+async fn a_deleted_policy_passes_everything_through_until_the_last_sidecar_is_gone() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        // Nothing is rolled, so that what the sidecars do without a policy can be seen.
+        let spec = format!("{IN_MEMORY}sidecar: {{rollout: {{strategy: OnCreate}}}}\n");
+        let (policy, agent) = sandbox.with_policy("cache", &spec, &Workload::deployment("app", 1), 1).await?;
+        let injected = sandbox.pods("app").await?.remove(0);
+        agent.get("http://app/items/1").await?;
+        ensure_hit(&agent.get("http://app/items/1").await?)?;
+
+        policy.delete().await?;
+        eventually("the sidecar passes through", seconds(10), async || {
+            let answer = agent.get("http://app/items/1").await?;
+            ensure!(answer.status == 200 && answer.cache_status().contains("fwd=bypass"), "{answer:?}");
+            Ok(())
+        })
+        .await?;
+        let left = sandbox.pods("app").await?;
+        ensure!(left.len() == 1 && left[0].uid == injected.uid, "the pod was replaced: {left:?}");
+        let config_maps = sandbox.api::<ConfigMap>();
+        ensure!(
+            config_maps.get_opt("larder-cache").await?.is_some(),
+            "its ConfigMap went before its sidecar"
+        );
+
+        sandbox.api::<Pod>().delete(&injected.name, &Default::default()).await?;
+        eventually("nothing of the policy is left", seconds(30), async || {
+            let pods = sandbox.pods("app").await?;
+            ensure!(pods.len() == 1 && pods[0].uid != injected.uid, "there is no new pod");
+            ensure!(policy::sidecar_of(&pods[0].object).is_none(), "the new pod has a sidecar");
+            ensure!(config_maps.get_opt("larder-cache").await?.is_none(), "its ConfigMap is left");
+            let secrets = sandbox.api::<Secret>().list(&Default::default()).await?.items;
+            ensure!(secrets.is_empty(), "a Secret is left: {:?}", secrets[0].metadata);
+            Ok(())
+        })
+        .await
+    })
+    .await
 }
 
 #[tokio::test]

@@ -11,6 +11,14 @@ use super::common::{IN_MEMORY, ensure_hit};
 #[tokio::test]
 async fn a_restricted_namespace_takes_the_injected_pod() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
+        let lax = json!({
+            "apiVersion": "v1",
+            "kind": "Pod",
+            "metadata": {"name": "lax"},
+            "spec": {"containers": [{"name": "app", "image": "app"}]},
+        });
+        apply::rejects(&sandbox.client, &sandbox.name, &lax, "violates PodSecurity \"restricted").await?;
+
         let (_, agent) = sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 1), 1).await?;
         let pod = &sandbox.pods("app").await?[0];
         let sidecar = sidecar_of(&pod.object).context("no sidecar")?;

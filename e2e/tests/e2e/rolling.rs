@@ -51,6 +51,24 @@ async fn lose_patience(sandbox: &Sandbox, policy: &Policy<'_>) -> anyhow::Result
 }
 
 #[tokio::test]
+async fn a_rollout_without_larder_is_seen_to_lose_requests() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let workload = Workload::deployment("app", 2);
+        sandbox.apply(&workload.objects()?).await?;
+        let agent = sandbox.agent().await?;
+        sandbox.rolled_out("app").await?;
+        agent.reaches("app").await?;
+        let load = Load::start(&agent, URL).await?;
+        sandbox.apply(&workload.labels(json!({"version": "next"})).objects()?).await?;
+        sandbox.rolled_out("app").await?;
+        sandbox.pods_left("app", 2).await?;
+        ensure!(load.lost().await? > 0, "then the other tests' loads prove nothing");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
 async fn injecting_and_taking_back_lose_nothing() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let lingering =
