@@ -1,7 +1,10 @@
 //! A source that answers from Postgres.
 
 use std::{
-    sync::Mutex,
+    sync::{
+        Arc, Mutex,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
@@ -9,7 +12,9 @@ use anyhow::Context;
 use bytes::Bytes;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
 use larder_policy::{spec, sql::BoundQuery, template::Parameters};
+use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::{NoTls, error::SqlState, types::ToSql};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{breaker::Breaker, secret::read_url};
 
@@ -19,12 +24,23 @@ const PAUSE: Duration = Duration::from_secs(1);
 /// How often the URL is read again: a Secret's file may change.
 const URL_CHECK: Duration = Duration::from_secs(1);
 
+/// How often it is asked whether it is there: a route that nobody asks for says nothing about its source.
+const PROBE: Duration = Duration::from_secs(5);
+
 /// A Postgres server that routes read from. Every statement is read-only and has a deadline.
 #[derive(Debug)]
 pub struct PostgresSource {
+    server: Arc<Server>,
+    _probe: AbortOnDropHandle<()>,
+}
+
+#[derive(Debug)]
+struct Server {
     spec: spec::Postgres,
     pool: Mutex<Option<Connected>>,
     breaker: Breaker,
+    /// Whether it answered when it was last asked for anything.
+    answers: AtomicBool,
 }
 
 #[derive(Debug)]
@@ -52,19 +68,26 @@ pub enum PostgresError {
 }
 
 impl PostgresSource {
-    /// Connects when it is first asked.
-    pub fn new(spec: spec::Postgres) -> Self {
-        Self { spec, pool: Mutex::new(None), breaker: Breaker::new(FAILURES, PAUSE) }
+    /// Connects in the background, to know whether it is there.
+    pub fn start(spec: spec::Postgres) -> Self {
+        let server = Arc::new(Server {
+            spec,
+            pool: Mutex::new(None),
+            breaker: Breaker::new(FAILURES, PAUSE),
+            answers: AtomicBool::new(false),
+        });
+        let probe = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&server).probe()));
+        Self { server, _probe: probe }
     }
 
     /// What it was made from.
     pub fn spec(&self) -> &spec::Postgres {
-        &self.spec
+        &self.server.spec
     }
 
-    /// Whether it is trusted to answer.
+    /// Whether it answered when it was last asked, and is trusted to do so again.
     pub fn is_up(&self) -> bool {
-        self.breaker.is_closed()
+        self.server.answers.load(Ordering::Relaxed) && self.server.breaker.is_closed()
     }
 
     /// Asks it: one row is a JSON object, several are an array, none, or a parameter that the query can't cast, is `None`.
@@ -76,17 +99,43 @@ impl PostgresSource {
         query: &BoundQuery,
         parameters: &Parameters<'_>,
     ) -> Result<Option<Bytes>, PostgresError> {
-        if !self.breaker.allows() {
+        let server = &self.server;
+        if !server.breaker.allows() {
             return Err(PostgresError::Down);
         }
-        let deadline = self.spec.statement_timeout.0;
-        let outcome = tokio::time::timeout(deadline, self.query(query, parameters))
-            .await
-            .unwrap_or(Err(PostgresError::Deadline(deadline)));
+        let outcome = server.in_time(server.query(query, parameters)).await;
         match &outcome {
-            Ok(_) | Err(PostgresError::Refused(_)) => self.breaker.succeeded(),
-            Err(_) => self.breaker.failed(),
+            Ok(_) | Err(PostgresError::Refused(_)) => server.breaker.succeeded(),
+            Err(_) => server.breaker.failed(),
         }
+        outcome
+    }
+}
+
+impl Server {
+    async fn probe(self: Arc<Self>) {
+        let mut ticks = interval(PROBE);
+        ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        loop {
+            ticks.tick().await;
+            let answered = self.in_time(async {
+                let client = self.pool()?.get().await.context("no connection")?;
+                Ok(client.simple_query("").await.context("no answer")?)
+            });
+            if let Err(error) = answered.await {
+                tracing::debug!(%error, "postgres does not answer");
+            }
+        }
+    }
+
+    async fn in_time<T>(
+        &self,
+        work: impl Future<Output = Result<T, PostgresError>>,
+    ) -> Result<T, PostgresError> {
+        let deadline = self.spec.statement_timeout.0;
+        let outcome =
+            tokio::time::timeout(deadline, work).await.unwrap_or(Err(PostgresError::Deadline(deadline)));
+        self.answers.store(matches!(outcome, Ok(_) | Err(PostgresError::Refused(_))), Ordering::Relaxed);
         outcome
     }
 

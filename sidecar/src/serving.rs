@@ -148,7 +148,7 @@ impl Serving {
                 let same = previous
                     .and_then(|previous| previous.source(name))
                     .filter(|source| source.spec() == spec);
-                (name.clone(), same.cloned().unwrap_or_else(|| Arc::new(PostgresSource::new(spec.clone()))))
+                (name.clone(), same.cloned().unwrap_or_else(|| Arc::new(PostgresSource::start(spec.clone()))))
             })
             .collect();
         let route_stats = policy.routes().iter().map(|route| telemetry.stats.route(&route.name)).collect();

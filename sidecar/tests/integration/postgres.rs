@@ -131,6 +131,21 @@ async fn a_query_that_postgres_refuses_does_not_take_its_source_from_other_route
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_server_that_nobody_asks_is_known_to_be_there_or_not() {
+    let database = Database::new(ITEMS).await;
+    let url = environment("LARDER_TEST_POSTGRES_URL");
+    let server = url.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned();
+    let relay = Relay::to(server.parse().unwrap()).await;
+    let port = relay.port;
+    database.reach_by(|url| url.replace(&server, &format!("127.0.0.1:{port}")));
+    let (_origin, _policy, sidecar) = start(&database).await;
+    sidecar.until_tiers_are("up").await;
+    drop(relay);
+    sidecar.until_tiers_are("down").await;
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn without_postgres_stored_rows_are_served_and_others_are_a_502() {
     let database = Database::new(ITEMS).await;
     let url = environment("LARDER_TEST_POSTGRES_URL");
