@@ -1,8 +1,10 @@
 //! What the operator is told when it starts.
 
-use std::{net::SocketAddr, ops::RangeInclusive};
+use std::ops::RangeInclusive;
 
 use clap::{Parser, Subcommand, ValueEnum};
+
+use crate::listen::ListenAddress;
 
 /// The Larder operator: a controller and an admission webhook.
 #[derive(Debug, Parser)]
@@ -39,13 +41,13 @@ pub struct RunArguments {
     #[arg(long, env = "LARDER_WEBHOOK_SERVICE", default_value = "larder-webhook")]
     pub webhook_service: String,
 
-    /// Where the webhook listens.
-    #[arg(long, env = "LARDER_WEBHOOK_LISTEN", default_value = "0.0.0.0:9443")]
-    pub webhook_listen: SocketAddr,
+    /// Where the webhook listens; without an address, on every one.
+    #[arg(long, env = "LARDER_WEBHOOK_LISTEN", default_value = ":9443")]
+    pub webhook_listen: ListenAddress,
 
     /// Where /livez, /readyz and /metrics are served.
-    #[arg(long, env = "LARDER_HEALTH_LISTEN", default_value = "0.0.0.0:8081")]
-    pub health_listen: SocketAddr,
+    #[arg(long, env = "LARDER_HEALTH_LISTEN", default_value = ":8081")]
+    pub health_listen: ListenAddress,
 
     /// What the API server does with a pod when no webhook answers: Ignore starts it without a sidecar, Fail refuses it.
     #[arg(long, env = "LARDER_FAILURE_POLICY", default_value = "Ignore")]

@@ -1,5 +1,7 @@
 //! What can go wrong in the operator.
 
+use crate::listen::ListenAddress;
+
 /// Why a reconciliation or a task failed. Names of variants are the values of the metrics' label `error`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
@@ -38,7 +40,7 @@ pub enum Error {
     #[error("could not serve on {address}: {source}")]
     Serve {
         /// Where it should listen.
-        address: std::net::SocketAddr,
+        address: ListenAddress,
         /// Why it does not.
         source: std::io::Error,
     },

@@ -1,17 +1,15 @@
 //! `/livez`, `/readyz` and `/metrics`.
 
-use std::{
-    net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
 };
 
 use axum::{Router, extract::State, http::StatusCode, routing::get};
 
 use crate::{
     error::{Error, Result},
+    listen::ListenAddress,
     metrics::Metrics,
 };
 
@@ -35,7 +33,7 @@ impl Readiness {
 ///
 /// # Errors
 /// If the address can't be listened on.
-pub async fn serve(address: SocketAddr, readiness: Readiness, metrics: Metrics) -> Result<()> {
+pub async fn serve(address: ListenAddress, readiness: Readiness, metrics: Metrics) -> Result<()> {
     let app = Router::new()
         .route("/livez", get(|| async { "ok" }))
         .route("/readyz", get(readyz).with_state(readiness))
@@ -44,7 +42,8 @@ pub async fn serve(address: SocketAddr, readiness: Readiness, metrics: Metrics) 
             get(|State(metrics): State<Metrics>| async move { metrics.text() }).with_state(metrics),
         );
     let failed = |source| Error::Serve { address, source };
-    axum_server::bind(address).serve(app.into_make_service()).await.map_err(failed)
+    let server = address.bind().and_then(axum_server::from_tcp).map_err(failed)?;
+    server.serve(app.into_make_service()).await.map_err(failed)
 }
 
 /// 200 once the webhook can decide over pods, 503 before.

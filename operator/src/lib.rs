@@ -12,6 +12,7 @@ pub mod events;
 pub mod health;
 pub mod inject;
 pub mod leader;
+pub mod listen;
 pub mod metrics;
 pub mod names;
 pub mod policies;

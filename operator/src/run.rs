@@ -32,7 +32,8 @@ use crate::{
     world::{drain, watch},
 };
 
-/// How long the webhook answers after it was told to stop: endpoints take a moment to forget a pod.
+/// How long the webhook has, after it was told to stop, to answer the calls that it was sent before. That endpoints take
+/// a moment to forget a pod is waited out before, by the pod's `preStop`.
 const LINGER: Duration = Duration::from_secs(5);
 
 /// Runs the operator until it is told to stop.
@@ -62,7 +63,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         settings: arguments.sidecar.clone(),
         metrics: metrics.clone(),
     };
-    let admission = admit(&arguments, webhook, certificate.clone(), ready, readiness.clone());
+    let admission = admit(&arguments, webhook, certificate.clone(), ready, readiness.clone(), &stop);
 
     // One of them leads, and writes.
     let registration = Registration::new(client.clone(), arguments.clone(), policies.clone(), certificate);
@@ -100,6 +101,7 @@ async fn admit(
     mut certificate: channel::Receiver<Option<Arc<Loaded>>>,
     ready: impl Future<Output = Result<()>>,
     readiness: Readiness,
+    stop: &CancellationToken,
 ) -> Result<()> {
     let address = arguments.webhook_listen;
     let failed = |source| Error::Serve { address, source };
@@ -121,7 +123,11 @@ async fn admit(
         Err(Error::WatchEnded)
     };
     tokio::select! {
-        ended = webhook::serve(address, config.clone(), readiness, webhook) => ended,
+        ended = webhook::serve(address, config.clone(), readiness, webhook, stop, LINGER) => {
+            ended?;
+            // It was told to stop; the process ends when the lease is given back too.
+            std::future::pending().await
+        }
         ended = renewals => ended,
     }
 }

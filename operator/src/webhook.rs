@@ -3,23 +3,25 @@
 //! The pod stays the JSON that came in; types would drop what they don't know. Nothing that goes wrong here keeps a pod
 //! from being made: the answer is then `allowed` with a warning.
 
-use std::{collections::BTreeMap, net::SocketAddr, sync::Arc};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
     Json, Router,
     extract::{DefaultBodyLimit, State},
     routing::{get, post},
 };
-use axum_server::tls_rustls::RustlsConfig;
+use axum_server::{Handle, tls_rustls::RustlsConfig};
 use k8s_openapi::{ByteString, api::networking::v1::NetworkPolicy};
 use kube::{ResourceExt, runtime::reflector::Store};
 use serde_json::{Value, json};
+use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::SidecarSettings,
     error::{Error, Result},
     health::{Readiness, readyz},
     inject::{Context, Outcome, inject, skipped},
+    listen::ListenAddress,
     metrics::Metrics,
     policies::Policies,
     webhook_configuration::INJECT_PATH,
@@ -61,15 +63,18 @@ impl Admission {
     }
 }
 
-/// Serves it until the process ends.
+/// Serves it until `stop`. API servers are then told to send their next calls elsewhere, and have `linger` to hear the
+/// answers to those that they have sent.
 ///
 /// # Errors
 /// If the address can't be listened on.
 pub async fn serve(
-    address: SocketAddr,
+    address: ListenAddress,
     certificate: RustlsConfig,
     readiness: Readiness,
     webhook: Webhook,
+    stop: &CancellationToken,
+    linger: Duration,
 ) -> Result<()> {
     let app = Router::new()
         .route(
@@ -78,7 +83,16 @@ pub async fn serve(
         )
         .route("/readyz", get(readyz).with_state(readiness));
     let failed = |source| Error::Serve { address, source };
-    axum_server::bind_rustls(address, certificate).serve(app.into_make_service()).await.map_err(failed)
+    let listener = address.bind().map_err(failed)?;
+    let handle = Handle::new();
+    let server = axum_server::from_tcp_rustls(listener, certificate).map_err(failed)?.handle(handle.clone());
+    let served = server.serve(app.into_make_service());
+    tokio::pin!(served);
+    tokio::select! {
+        ended = &mut served => return ended.map_err(failed),
+        () = stop.cancelled() => handle.graceful_shutdown(Some(linger)),
+    }
+    served.await.map_err(failed)
 }
 
 async fn review(State(webhook): State<Arc<Webhook>>, Json(review): Json<Value>) -> Json<Value> {
