@@ -54,6 +54,7 @@ up() {
     "") ;;
     *) usage >&2; exit 2 ;;
   esac
+  need curl curl
   need_larder_on_cluster
   if [[ $example == yes ]]; then
     step "apply examples/shop" "see the log; kubectl -n shop get pods,events" apply_example
@@ -91,7 +92,7 @@ transcript() {
   [[ -n $port ]] || fail "kubectl port-forward to the shop: $(tail -n 1 "$forward/log")" "kubectl -n shop get pods"
   # What a run before this one left in the cache goes: a write to the user purges it, as the policy says.
   curl -s -m 20 -o /dev/null -X PATCH -H 'content-type: application/json' -d '{"name": "Ada Lovelace"}' \
-    "http://127.0.0.1:$port/api/users/1"
+    "http://127.0.0.1:$port/api/users/1" || fail "the shop does not answer" "kubectl -n shop get pods"
   for _ in 1 2; do
     printf '$ curl -i shop/api/users/1\n'
     curl -s -m 20 -D - -o /dev/null -w 'time: %{time_total} s\n' "http://127.0.0.1:$port/api/users/1" |

@@ -51,8 +51,12 @@ test_style() {
 check_chart() {
   local first
   helm lint --strict --quiet charts/larder
-  first=$(helm template larder charts/larder --namespace larder-system)
-  [[ $first == "$(helm template larder charts/larder --namespace larder-system)" ]]
+  first=$(render_chart)
+  [[ $first == "$(render_chart)" ]]
+}
+
+render_chart() {
+  helm template larder charts/larder --namespace larder-system --kube-version "${kubernetes_version#v}"
 }
 
 test_unit() {
@@ -162,6 +166,7 @@ print_e2e_environment() {
 }
 
 test_e2e() { # [NAME]
+  need curl curl # the README's command asks the sidecar with it
   need_larder_on_cluster
   local variable
   while read -r variable; do export "${variable?}"; done < <(e2e_variables)

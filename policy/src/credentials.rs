@@ -6,21 +6,34 @@ use crate::key::KeyRules;
 
 /// Headers that name a person, in lower case. A name that ends in `-` stands for every header that starts with it.
 ///
-/// `Authorization` is RFC 9110, section 11.6.2; `Cookie` RFC 6265; the rest is what authenticating proxies add in front of
-/// an application.
-const IDENTITY: [&str; 12] = [
+/// `Authorization` is RFC 9110, section 11.6.2; `Cookie` RFC 6265; the rest is what clients of APIs send, and what
+/// authenticating proxies add in front of an application.
+const IDENTITY: [&str; 25] = [
+    "api-key",
     "authorization",
+    "cf-access-",
     "cookie",
     "proxy-authorization",
-    "remote-user",
+    "remote-",
+    "ssl-client-",
+    "x-access-token",
     "x-amzn-oidc-",
+    "x-api-key",
     "x-auth-request-",
+    "x-auth-token",
+    "x-authenticated-",
+    "x-authentik-",
+    "x-consumer-",
     "x-forwarded-access-token",
     "x-forwarded-client-cert",
     "x-forwarded-email",
+    "x-forwarded-groups",
+    "x-forwarded-preferred-username",
     "x-forwarded-user",
+    "x-goog-authenticated-user-",
     "x-goog-iap-jwt-assertion",
-    "x-remote-user",
+    "x-ms-client-principal",
+    "x-remote-",
 ];
 
 /// The first header of a request that names a person and that the route neither keys nor ignores. Such a request passes:

@@ -30,9 +30,10 @@ impl Key {
     /// The key of a request.
     ///
     /// `query` is the raw one; `uri_host` the host of an absolute request target, which goes before `Host`
-    /// (RFC 9112, section 3.2.2).
+    /// (RFC 9112, section 3.2.2). `target` tells the ports of a pod apart, where several are cached.
     pub fn new(
         method: &Method,
+        target: Option<u16>,
         uri_host: Option<&str>,
         path: &NormalPath,
         query: Option<&str>,
@@ -64,6 +65,9 @@ impl Key {
             let _ = write!(text, "{separator}{name}={}", percent_encode(value, IN_FRAGMENT));
             separator = '&';
         };
+        if let Some(port) = target {
+            part("target", port.to_string().as_bytes());
+        }
         if !host.eq_ignore_ascii_case(&own_host.0) {
             part("host", &own_host.0.to_ascii_lowercase());
         }
@@ -80,7 +84,7 @@ impl Key {
         {
             part(FORWARDED.as_str(), &claims);
         }
-        for name in &rules.headers {
+        for name in LINK_HEADERS.into_iter().chain(rules.headers.iter().map(String::as_str)) {
             if let Some(values) = Joined::new(headers, name) {
                 part(name, &values.0);
             }
@@ -101,6 +105,19 @@ impl Key {
         [PurgeName::key(&self.text), PurgeName::key(&format!("{method}:{target}")), PurgeName::path(path)]
     }
 }
+
+/// Headers by which some applications make links and redirects: they are in the key wherever they are present.
+const LINK_HEADERS: [&str; 9] = [
+    "front-end-https",
+    "x-forwarded-port",
+    "x-forwarded-prefix",
+    "x-forwarded-scheme",
+    "x-forwarded-server",
+    "x-forwarded-ssl",
+    "x-host",
+    "x-original-host",
+    "x-url-scheme",
+];
 
 /// Headers by which some applications read another method or another target than the request line's. They are not in the
 /// key, so that a request with one of them must pass.
@@ -157,7 +174,8 @@ fn push_query(text: &mut String, query: Option<&str>, rules: &KeyRules) {
     let mut separator = '?';
     for pair in query.into_iter().flat_map(|query| query.split('&')) {
         let name = pair.split('=').next().unwrap_or(pair);
-        if rules.ignores(name) {
+        // Some applications take ';' for a separator too: what comes after it may not be ignored.
+        if rules.ignores(name) && !pair.contains(';') {
             continue;
         }
         text.push(separator);
@@ -213,7 +231,7 @@ mod tests {
         let headers = headers
             .iter()
             .map(|(name, value)| ((*name).parse().unwrap(), HeaderValue::from_str(value).unwrap()));
-        Key::new(&Method::GET, None, &NormalPath::new(path), query, &headers.collect(), rules)
+        Key::new(&Method::GET, None, None, &NormalPath::new(path), query, &headers.collect(), rules)
     }
 
     fn rules(ignore: &[&str], headers: &[&str]) -> KeyRules {
@@ -244,6 +262,7 @@ mod tests {
         let rules = rules(&["utm_*", "fbclid"], &[]);
         assert_eq!(key("/p?utm_source=x&a=1&fbclid=2", &[], &rules).as_str(), "GET:http:///p?a=1");
         assert_eq!(key("/p?utm_source=x", &[], &rules), key("/p", &[], &rules));
+        assert_ne!(key("/p?utm_source=x;id=9", &[], &rules), key("/p", &[], &rules));
     }
 
     #[test]
@@ -274,6 +293,12 @@ mod tests {
             "GET:http://h/p#forwarded=Host%3Devil;proto%3Dhttps"
         );
         assert_eq!(forwarded("for=192.0.2.1"), forwarded("for=192.0.2.2"));
+    }
+
+    #[test]
+    fn what_applications_make_links_from_is_in_it() {
+        let plain = KeyRules::default();
+        assert_ne!(key("/p", &[("x-forwarded-prefix", "/evil")], &plain), key("/p", &[], &plain));
     }
 
     #[test]

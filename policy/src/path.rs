@@ -1,6 +1,9 @@
 //! Request paths in one form, so that two spellings of a path are one path.
 
-use percent_encoding::percent_decode_str;
+use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
+
+/// An empty set: what is not ASCII is encoded whatever the set.
+const NOT_ASCII: AsciiSet = AsciiSet::EMPTY;
 
 /// A request's path, normalised as RFC 3986, section 6.2.2, has it: unreserved characters decoded, the hex digits of the
 /// other escapes in capitals, dot segments resolved. Escapes of reserved characters stay, `%2F` among them.
@@ -33,11 +36,13 @@ impl NormalPath {
 }
 
 fn normalise_escapes(raw: &str) -> String {
+    // Clients send these bytes as they are or escaped; servers take both for the same.
+    let raw = utf8_percent_encode(raw, &NOT_ASCII).to_string();
     if !raw.contains('%') {
-        return raw.to_owned();
+        return raw;
     }
     let mut text = String::with_capacity(raw.len());
-    let mut rest = raw;
+    let mut rest = raw.as_str();
     while let Some(at) = rest.find('%') {
         text.push_str(&rest[..at]);
         let Some(escape) = rest.get(at..at + 3).filter(|e| e[1..].bytes().all(|b| b.is_ascii_hexdigit()))
@@ -92,6 +97,7 @@ mod tests {
             ("/%61pi/%7euser", "/api/~user"),
             ("/a%2fb", "/a%2Fb"),
             ("/caf%c3%a9", "/caf%C3%A9"),
+            ("/caf\u{e9}", "/caf%C3%A9"),
             ("/100%", "/100%"),
             ("/%zz", "/%zz"),
             ("//a", "//a"),

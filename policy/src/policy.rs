@@ -7,7 +7,9 @@ use http::{HeaderName, Method};
 use crate::{
     ByteSize, NormalPath, PathTemplate, PurgeName,
     key::KeyRules,
-    spec::{CacheSpec, CacheableMethod, L1, Otlp, Postgres, PurgeSpec, Redis, RouteSpec, UrlFrom},
+    spec::{
+        CacheSpec, CacheableMethod, L1, Otlp, Postgres, PurgeSpec, Redis, RouteSpec, SecretKeyRef, UrlFrom,
+    },
     sql::BoundQuery,
     template::{Parameters, expand, placeholders},
 };
@@ -140,6 +142,7 @@ impl Policy {
                 format!("must not be larger than {LARGEST_OBJECT}, for Redis takes no more than twice that"),
             );
         }
+        check.positive("spec.l1.busGrace", l1.bus_grace.0);
         let redis = l2.as_ref().map(|l2| l2.redis.clone());
         if let Some(redis) = &redis {
             check.url_from("spec.l2.redis.urlFrom", &redis.url_from);
@@ -154,6 +157,9 @@ impl Policy {
                 Some(postgres) => {
                     check.url_from(&format!("{at}.postgres.urlFrom"), &postgres.url_from);
                     check.positive(&format!("{at}.postgres.statementTimeout"), postgres.statement_timeout.0);
+                    if postgres.max_connections_per_pod == 0 {
+                        check.refuse(&format!("{at}.postgres.maxConnectionsPerPod"), "must be at least 1");
+                    }
                     compiled_sources.push((source.name.clone(), postgres.clone()));
                 }
             }
@@ -168,6 +174,10 @@ impl Policy {
         let on_write = invalidation.iter().flat_map(|invalidation| &invalidation.on_write).enumerate();
         let writes = on_write
             .map(|(index, write)| {
+                check.methods(
+                    &format!("spec.invalidation.onWrite[{index}].match.methods"),
+                    &write.matches.methods,
+                );
                 let at = format!("spec.invalidation.onWrite[{index}].purge");
                 let PurgeSpec { tags, paths } = &write.purge;
                 let texts = tags.iter().map(String::as_str).chain(paths.iter().map(PathTemplate::as_str));
@@ -203,6 +213,18 @@ impl Policy {
     /// The routes, in the order in which they are tried.
     pub fn routes(&self) -> &[Route] {
         &self.routes
+    }
+
+    /// A hash of all that decides which requests share an answer and how it is purged. What was stored under another shape must
+    /// not be served: it may be somebody else's under the new rules, or bear other tags. Lifetimes are not in it.
+    pub fn shape(&self) -> String {
+        let mut hasher = blake3::Hasher::new();
+        for Route { path, methods, key, bypass_query, tags, sources, name: _, ttl: _ } in &self.routes {
+            hasher.update(
+                format!("{path:?} {methods:?} {key:?} {bypass_query:?} {tags:?} {sources:?}\n").as_bytes(),
+            );
+        }
+        hasher.finalize().to_hex()[..16].to_owned()
     }
 
     /// Whether a client's request directives are honoured, as RFC 9111 has it for a cache without a policy.
@@ -307,11 +329,33 @@ impl Check {
         if set != 1 {
             self.refuse(path, "set exactly one of secretKeyRef (in a cluster), env or file (outside one)");
         }
+        if let Some(SecretKeyRef { name, key }) = secret_key_ref {
+            let in_name = |c: char| c.is_ascii_lowercase() || c.is_ascii_digit() || "-.".contains(c);
+            let in_key = |c: char| c.is_ascii_alphanumeric() || "-._".contains(c);
+            if !name.chars().all(in_name)
+                || name.starts_with(['.', '-'])
+                || !key.chars().all(in_key)
+                || key.starts_with("..")
+            {
+                self.refuse(path, "name a Secret and one of its keys, such as {name: shop-redis, key: url}");
+            }
+        }
     }
 
     fn placeholders(&mut self, path: &str, text: &str, template: &PathTemplate) {
         for name in placeholders(text).filter(|name| !template.parameters().any(|known| known == *name)) {
             self.refuse(path, format!("{text:?} uses {{{name}}}, which {template} does not have"));
+        }
+    }
+
+    fn methods(&mut self, path: &str, methods: &[String]) {
+        let writes = |method: &String| {
+            method.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-')
+                && Method::from_bytes(method.as_bytes()).is_ok_and(|method| !method.is_safe())
+        };
+        for method in methods.iter().filter(|method| !writes(method)) {
+            let message = "is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals";
+            self.refuse(path, format!("{method:?} {message}"));
         }
     }
 
@@ -453,13 +497,23 @@ invalidation:
     }
 
     #[test]
+    fn the_shape_changes_with_keys_and_tags_and_not_with_lifetimes() {
+        let shape = |text: &str| Policy::compile(&spec(text)).unwrap().shape();
+        assert_eq!(shape(SHOP), shape(&SHOP.replace("120s", "60s")));
+        assert_ne!(shape(SHOP), shape(&SHOP.replace("tags: [\"user:{id}\"]", "tags: [\"u:{id}\"]")));
+        assert_ne!(shape(SHOP), shape(&SHOP.replace("ttl: 120s", "ttl: 120s\n  key: {headers: [cookie]}")));
+    }
+
+    #[test]
     fn says_everything_that_is_wrong() {
         let broken = SHOP
             .replace("120s", "0s")
             .replace("l2:", "l1: {maxSize: 1Gi, maxObjectSize: 512Mi}\nl2:")
             .replace("source: catalog", "source: katalog")
             .replace("user:{id}", "user:{uid}")
-            .replace("env: REDIS_URL", "env: REDIS_URL, file: /x");
+            .replace("env: REDIS_URL", "env: REDIS_URL, file: /x")
+            .replace("[PUT, DELETE]", "[put, GET]")
+            .replace("{file: /run/db}", "{secretKeyRef: {name: db, key: ../url}}");
         let problems = Policy::compile(&spec(&broken)).unwrap_err();
         let texts: Vec<_> = problems.iter().map(ToString::to_string).collect();
         assert_eq!(
@@ -467,9 +521,12 @@ invalidation:
             [
                 "spec.l1.maxObjectSize: must not be larger than 256Mi, for Redis takes no more than twice that",
                 "spec.l2.redis.urlFrom: set exactly one of secretKeyRef (in a cluster), env or file (outside one)",
+                "spec.sources[0].postgres.urlFrom: name a Secret and one of its keys, such as {name: shop-redis, key: url}",
                 "spec.routes[0].ttl: must be longer than 0s",
                 "spec.routes[0].tags: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
                 "spec.routes[1].from[0].postgres.source: spec.sources has no \"katalog\"",
+                "spec.invalidation.onWrite[0].match.methods: \"put\" is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals",
+                "spec.invalidation.onWrite[0].match.methods: \"GET\" is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals",
                 "spec.invalidation.onWrite[0].purge: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
             ]
         );

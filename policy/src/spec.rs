@@ -2,7 +2,7 @@
 //!
 //! Doc comments here become the descriptions in the custom resource definition: `kubectl explain` prints them.
 //! The `x-kubernetes-validations` are CEL rules that the API server evaluates; [`crate::Policy::compile`] checks the
-//! same and what CEL can't, for sidecars that no API server stands before.
+//! same where a mistake would go unnoticed, and what CEL can't, for sidecars that no API server stands before.
 
 use std::collections::BTreeMap;
 
@@ -135,6 +135,10 @@ pub struct UrlFrom {
 
 /// One key of a Secret.
 #[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize, JsonSchema)]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.name.matches('^[a-z0-9][a-z0-9.-]*$') && self.key.matches('^[-._a-zA-Z0-9]+$') && !self.key.startsWith('..')",
+    "message": "name a Secret and one of its keys, such as {name: shop-redis, key: url}",
+}]))]
 pub struct SecretKeyRef {
     /// The name of the Secret.
     #[schemars(length(min = 1, max = 253))]

@@ -6,9 +6,13 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
+use crate::NormalPath;
+
 /// What RFC 3986, section 2.3, calls unreserved stays as it is; the rest is encoded, so that a value can't break out of the
 /// tag or the path segment it is put into.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+/// The separator that tags are written with.
+const IN_TAG: &AsciiSet = &ENCODED.remove(b':');
 
 /// A path whose segments are literal text or one parameter, such as `/api/users/{id}`. A parameter stands for one
 /// segment that is not empty.
@@ -87,6 +91,11 @@ pub fn expand(text: &str, parameters: &Parameters<'_>) -> String {
     expanded
 }
 
+/// A tag as people write it, in the form in which it is stored where its values came from a path.
+pub fn encoded_tag(tag: &str) -> String {
+    utf8_percent_encode(tag, IN_TAG).to_string()
+}
+
 /// The names between braces in `text`.
 pub fn placeholders(text: &str) -> impl Iterator<Item = &str> {
     text.split('{').skip(1).filter_map(|rest| rest.split_once('}')).map(|(name, _)| name)
@@ -113,7 +122,9 @@ fn segment(text: &str) -> Option<Segment> {
             .then(|| Segment::Parameter(name.to_owned()));
     }
     let allowed = |c: char| c.is_ascii_graphic() && !"{}?#*\\\"<>^`|".contains(c);
-    (text.chars().all(allowed) && !matches!(text, "." | "..")).then(|| Segment::Literal(text.to_owned()))
+    let literal = NormalPath::new(text);
+    (text.chars().all(allowed) && !literal.is_ambiguous())
+        .then(|| Segment::Literal(literal.as_str().to_owned()))
 }
 
 impl From<PathTemplate> for String {
@@ -165,6 +176,7 @@ mod tests {
             assert_eq!(user.matches(path), None, "{path}");
         }
         assert_eq!(template("/").matches("/"), Some(vec![]));
+        assert!(template("/caf%c3%a9/%61").matches("/caf%C3%A9/a").is_some(), "a literal is normalised too");
         assert_eq!(template("/api/posts/").matches("/api/posts"), None);
     }
 

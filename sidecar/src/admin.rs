@@ -11,13 +11,14 @@ use std::{
 
 use axum::{
     Json, Router,
-    extract::{ConnectInfo, Path, RawQuery, Request, State},
+    extract::{ConnectInfo, Request, State},
     middleware::{self, Next},
     response::{IntoResponse, Response},
     routing::{delete, get, post},
 };
-use http::{StatusCode, header};
-use larder_policy::{NormalPath, PurgeName};
+use http::{StatusCode, Uri, header};
+use larder_policy::{NormalPath, PurgeName, template::encoded_tag};
+use percent_encoding::percent_decode_str;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
@@ -155,14 +156,14 @@ struct PurgeRequest {
     tags: Vec<String>,
 }
 
-/// A key's query may be written as it is or with its `?` encoded.
-async fn delete_entry(
-    State(admin): State<Arc<Admin>>,
-    Path(key): Path<String>,
-    RawQuery(query): RawQuery,
-) -> Response {
-    let key = query.map_or_else(|| key.clone(), |query| format!("{key}?{query}"));
-    raise(&admin, PurgeRequest { keys: vec![key], ..PurgeRequest::default() }).await
+/// The key may be written as it is or encoded, whole or in part. A key can have escapes of its own, so both readings are
+/// purged.
+async fn delete_entry(State(admin): State<Arc<Admin>>, uri: Uri) -> Response {
+    let target = uri.path_and_query().map_or("", |target| target.as_str());
+    let raw = target.strip_prefix("/entries/").unwrap_or(target).to_owned();
+    let decoded = percent_decode_str(&raw).decode_utf8_lossy().into_owned();
+    let keys = if raw == decoded { vec![raw] } else { vec![raw, decoded] };
+    raise(&admin, PurgeRequest { keys, ..PurgeRequest::default() }).await
 }
 
 async fn purge_names(State(admin): State<Arc<Admin>>, body: axum::body::Bytes) -> Response {
@@ -185,7 +186,8 @@ async fn raise(admin: &Admin, request: PurgeRequest) -> Response {
         .iter()
         .map(|key| PurgeName::key(key))
         .chain(paths.iter().map(|path| PurgeName::path(NormalPath::new(path).as_str())))
-        .chain(tags.iter().map(|tag| PurgeName::tag(tag)))
+        // Stored tags have their values encoded; people write them either way.
+        .chain(tags.iter().flat_map(|tag| [PurgeName::tag(tag), PurgeName::tag(&encoded_tag(tag))]))
         .collect();
     if names.is_empty() {
         return (StatusCode::BAD_REQUEST, "say what to purge: keys, paths or tags").into_response();

@@ -73,6 +73,17 @@ struct Bus {
     grace_ms: Option<u64>,
 }
 
+/// How a purge fits what was heard before.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Heard {
+    /// It holds, and so does every purge before it.
+    InOrder,
+    /// It holds; purges before it were not heard yet.
+    AfterGap,
+    /// It does not hold: it is counted in another generation.
+    OtherGeneration,
+}
+
 /// The barriers as Redis holds them.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
@@ -179,20 +190,20 @@ impl Barriers {
 
     /// A purge has been ordered by Redis. Its names have no barrier of this pod's alone any more.
     ///
-    /// Returns false if purges before it were not heard, or its generation is another: then [`Barriers::resync`].
+    /// Unless it is [`Heard::InOrder`], [`Barriers::resync`] is due.
     #[must_use]
-    pub fn heard(&self, generation: u64, order: u64, names: &[PurgeName]) -> bool {
+    pub fn heard(&self, generation: u64, order: u64, names: &[PurgeName]) -> Heard {
         self.change(|table| {
             if table.generation != generation {
-                return false;
+                return Heard::OtherGeneration;
             }
-            let gapless = order <= table.order + 1;
+            let in_order = order <= table.order + 1;
             table.order = table.order.max(order);
             for name in names {
                 let barrier = table.raised.entry(*name).or_default();
                 barrier.order = barrier.order.max(order);
             }
-            gapless
+            if in_order { Heard::InOrder } else { Heard::AfterGap }
         })
     }
 
@@ -289,10 +300,11 @@ mod tests {
         assert!(barriers.covers(&[tag("a")], stamp(2)));
         assert!(!barriers.covers(&[tag("a")], stamp(3)));
         assert!(barriers.covers(&[tag("b")], stamp(0)), "below the floor");
-        assert!(barriers.heard(7, 4, &[tag("b")]));
+        assert_eq!(barriers.heard(7, 4, &[tag("b")]), Heard::InOrder);
         assert!(barriers.covers(&[tag("b")], stamp(3)));
-        assert!(!barriers.heard(7, 6, &[tag("c")]), "5 was missed");
-        assert!(!barriers.heard(8, 1, &[]), "another generation");
+        assert_eq!(barriers.heard(7, 6, &[tag("c")]), Heard::AfterGap, "5 was missed");
+        assert!(barriers.covers(&[tag("c")], stamp(5)));
+        assert_eq!(barriers.heard(8, 1, &[]), Heard::OtherGeneration);
     }
 
     #[test]
@@ -312,7 +324,7 @@ mod tests {
         let in_redis = Stamp { generation: 7, order: 1, local: 0 };
         let local = barriers.raise_locally(&[tag("a")]);
         assert!(barriers.covers(&[tag("a")], in_redis));
-        assert!(barriers.heard(7, 2, &[tag("a")]));
+        assert_eq!(barriers.heard(7, 2, &[tag("a")]), Heard::InOrder);
         barriers.settle(&[tag("a")], local);
         assert!(barriers.covers(&[tag("a")], in_redis));
         assert!(

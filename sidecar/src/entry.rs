@@ -110,6 +110,11 @@ impl Entry {
     }
 }
 
+/// Whether answers that vary by a header can be told apart: not by one that is added to on the way to the application.
+pub fn can_vary_by(name: &HeaderName) -> bool {
+    !["via", "x-forwarded-for"].contains(&name.as_str())
+}
+
 /// The part of a variant's key that the headers named by `Vary` make (RFC 9111, section 4.1): names and values, absent
 /// ones told from empty ones.
 pub fn variant(vary: &[HeaderName], request: &HeaderMap) -> String {

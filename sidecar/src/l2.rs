@@ -10,7 +10,7 @@ use http::{HeaderMap, HeaderName};
 use larder_policy::{PurgeName, spec};
 
 use crate::{
-    barriers::{Barriers, Stamp},
+    barriers::{Barriers, Heard, Stamp},
     breaker::Breaker,
     cache_status::Tier,
     entry::{
@@ -89,12 +89,17 @@ impl L2 {
         spec: &spec::Redis,
         keys: Keyspace,
         barriers: Arc<Barriers>,
+        bus_grace: Duration,
         telemetry: Arc<Telemetry>,
         previous: Option<&Self>,
     ) -> Self {
-        let link = Link::start(spec.url_from.clone(), keys.barriers().to_owned(), Arc::clone(&barriers));
+        let name = keys.barriers().to_owned();
+        let link = Link::start(spec.url_from.clone(), name, Arc::clone(&barriers), bus_grace);
         if let Some(previous) = previous {
             link.raise_and_remember(&previous.link.untold());
+            if previous.barriers.local_floor() > 0 {
+                link.raise_on_everything();
+            }
         }
         Self {
             keys,
@@ -111,19 +116,21 @@ impl L2 {
         self.link.connection().is_some() && self.breaker.is_closed()
     }
 
-    /// Looks up a key, and learns in the same round trip where the order of purges stands.
+    /// Looks up a key, and learns in the same round trip where the order of purges stands. `shape` is the policy's: what was
+    /// stored under another is not found.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling; the request goes on without it.
     pub async fn lookup(
         &self,
+        shape: &str,
         key: &str,
         request: &HeaderMap,
         names: &[PurgeName],
     ) -> Result<Lookup, L2Error> {
         self.timed("lookup", self.timeout, async {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
-            let primary = self.keys.primary(key);
+            let primary = self.keys.primary(shape, key);
             let reply = commands::lookup(&mut connection, self.keys.barriers(), names, &primary).await?;
             let stamp = self.barriers.stamp_at(reply.generation, reply.order);
             if stamp.generation != self.barriers.stamp().generation {
@@ -139,9 +146,11 @@ impl L2 {
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                 Some(Record::Entry(entry)) => Found::Entry(vec![], Box::new(entry)),
                 Some(Record::Vary(vary)) => {
-                    let record =
-                        commands::get(&mut connection, &self.keys.variant(key, &variant(&vary, request)))
-                            .await?;
+                    let record = commands::get(
+                        &mut connection,
+                        &self.keys.variant(shape, key, &variant(&vary, request)),
+                    )
+                    .await?;
                     match read(record) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                         Some(Record::Entry(entry)) => Found::Entry(vary, Box::new(entry)),
@@ -160,6 +169,7 @@ impl L2 {
     /// If Redis is down, slow or unwilling; nothing is stored then.
     pub async fn store(
         &self,
+        shape: &str,
         key: &str,
         vary: &[HeaderName],
         variant: &str,
@@ -171,10 +181,10 @@ impl L2 {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
             let mut records = Vec::with_capacity(2);
             if vary.is_empty() {
-                records.push((self.keys.primary(key), codec::encode(entry)));
+                records.push((self.keys.primary(shape, key), codec::encode(entry)));
             } else {
-                records.push((self.keys.primary(key), codec::encode_vary(vary)));
-                records.push((self.keys.variant(key, variant), codec::encode(entry)));
+                records.push((self.keys.primary(shape, key), codec::encode_vary(vary)));
+                records.push((self.keys.variant(shape, key, variant), codec::encode(entry)));
             }
             Ok(commands::store(&mut connection, &records, fresh_for).await?)
         })
@@ -200,10 +210,11 @@ impl L2 {
                 let asker = acknowledgements.asker;
                 let (generation, order, pods) =
                     commands::purge(&mut connection, self.keys.barriers(), asker, names).await?;
-                if !self.barriers.heard(generation, order, names) {
-                    // Not in order here: until the table is Redis' again, this pod's own barrier holds.
-                    self.link.raise_and_remember(names);
-                    self.link.request_resync();
+                match self.barriers.heard(generation, order, names) {
+                    Heard::InOrder => {}
+                    Heard::AfterGap => self.link.request_resync(),
+                    // Until the table is Redis' again, this pod's own barrier holds.
+                    Heard::OtherGeneration => self.link.raise_and_remember(names),
                 }
                 acknowledgements.wait_for(order, pods).await;
                 Ok(order)

@@ -9,6 +9,7 @@ use std::{
 
 use hyper::{server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
@@ -28,6 +29,9 @@ use prefixed::Prefixed;
 
 /// How long a client may be silent before the application is asked whether it speaks first.
 const SERVER_FIRST: Duration = Duration::from_millis(500);
+/// How long a connection may be quiet before the kernel asks whether the client is still there, and how often it then asks.
+const QUIET: Duration = Duration::from_secs(60);
+const PROBES: Duration = Duration::from_secs(15);
 /// How long to wait when no connection can be accepted, because there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -76,6 +80,9 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shu
     let stats = &proxy.telemetry().stats;
     stats.connections.fetch_add(1, Ordering::Relaxed);
     let _ = stream.set_nodelay(true);
+    // A client that vanished without a word would stay here for good.
+    let _ =
+        SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(QUIET).with_interval(PROBES));
     let outcome = match first_words(&mut stream, &proxy, &shutdown).await {
         Ok(FirstWords::Http(beginning)) => {
             serve_http(Prefixed::new(beginning, stream), client.ip().to_canonical(), &proxy, &shutdown).await
@@ -163,7 +170,7 @@ async fn serve_http(
     Ok(connection.await?)
 }
 
-/// Passes bytes both ways until either side ends.
+/// Passes bytes both ways until both sides have ended.
 async fn splice(
     mut client: TcpStream,
     beginning: &[u8],

@@ -19,7 +19,7 @@ fn main() -> ExitCode {
     match outcome {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
-            tracing::error!(error = format!("{error:#}"), "larder-sidecar stopped");
+            eprintln!("larder-sidecar: {error:#}");
             ExitCode::FAILURE
         }
     }

@@ -27,10 +27,11 @@ use crate::{
     clock::wall_ms,
     config::Config,
     drain::Drain,
-    entry::{Entry, Parts, variant},
+    entry::{Entry, Parts, can_vary_by, variant},
     headers,
     l1::Stored,
     l2::Found,
+    postgres::PostgresError,
     problem::Problem,
     purge,
     serving::{Mode, NO_ROUTE, Serving},
@@ -49,6 +50,8 @@ use fill::Fill;
 pub struct Proxy {
     config: Arc<Config>,
     upstream: Upstream,
+    /// The application's port, where the sidecar stands before several.
+    target: Option<u16>,
     telemetry: Arc<Telemetry>,
     drain: Arc<Drain>,
 }
@@ -79,14 +82,15 @@ impl Question<'_> {
 }
 
 impl Proxy {
-    /// A proxy in front of `upstream`.
+    /// A proxy in front of `upstream`, whose answers are told apart by `target` from those of other ports of the pod.
     pub fn new(
         config: Arc<Config>,
         upstream: Upstream,
+        target: Option<u16>,
         telemetry: Arc<Telemetry>,
         drain: Arc<Drain>,
     ) -> Self {
-        Self { config, upstream, telemetry, drain }
+        Self { config, upstream, target, telemetry, drain }
     }
 
     /// The application, for what is not HTTP.
@@ -121,8 +125,13 @@ impl Proxy {
     ) -> Answered {
         let path = NormalPath::new(request.uri().path());
         let purged = serving.policy.purged_by(request.method(), &path);
-        // A write that purges does so whatever protocol it asks for; a server may ignore that (RFC 9110, section 7.8).
-        if headers::upgrade(request.headers()).is_some() && purged.is_empty() {
+        // A write that purges, and a request of a route, stay what they are whatever protocol they ask for: a server may
+        // ignore that (RFC 9110, section 7.8), and some clients ask with every request. WebSockets come on any path.
+        let tunnel = headers::upgrade(request.headers()).is_some_and(|protocol| {
+            protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
+                || serving.policy.route(request.method(), &path).is_none()
+        });
+        if tunnel && purged.is_empty() {
             return self.upgrade(request, client).await;
         }
         // What the application will not see must not be in the key.
@@ -139,25 +148,30 @@ impl Proxy {
         let Some(found) = serving.policy.route(request.method(), &path) else {
             return self.pass(request, client, Forward::Bypass(Bypass::NoRoute), None).await;
         };
-        if let Some(reason) = not_for_the_cache(serving, &found, &request) {
+        let reason = not_for_the_cache(serving, &found, &request);
+        if let Some(reason) = reason.filter(|_| found.route.sources.is_empty()) {
             return self.pass(request, client, reason, Some(found.index)).await;
         }
-        let uri = request.uri();
+        let (uri, headers) = (request.uri(), request.headers());
         let host = uri.authority().map(|authority| authority.as_str());
-        let key = Key::new(request.method(), host, &path, uri.query(), request.headers(), &found.route.key);
-        self.ask(
-            Question { serving, key, names: Box::new([]), headers: request.headers().clone(), found, client },
-            request,
-        )
-        .await
+        let key =
+            Key::new(request.method(), self.target, host, &path, uri.query(), headers, &found.route.key);
+        let question =
+            Question { serving, key, names: Box::new([]), headers: HeaderMap::new(), found, client };
+        match reason {
+            // What the sources answer depends on the path alone, and the application may have no such path.
+            Some(reason) => self.ask_sources(question, reason, None).await,
+            None => self.ask(question, request).await,
+        }
     }
 
     /// Looks in memory, then in Redis, then asks.
     async fn ask(&self, mut question: Question<'_>, request: Request<Incoming>) -> Answered {
-        let reason = match look_in_memory(&question) {
+        let reason = match look_in_memory(&question, request.headers()) {
             Ok((entry, ttl)) => return question.hit(&entry, Tier::L1, ttl),
             Err(reason) => reason,
         };
+        question.headers = request.headers().clone();
         let tags = question.found.route.tags(&question.found.parameters);
         question.names = question.key.purge_names().into_iter().chain(tags).collect();
         let (stamp, in_redis) = look_in_redis(&question, reason).await;
@@ -168,11 +182,12 @@ impl Proxy {
         if question.found.route.sources.is_empty() {
             self.ask_application(question, request, reason, stamp).await
         } else {
-            self.ask_sources(question, reason, stamp).await
+            self.ask_sources(question, reason, Some(stamp)).await
         }
     }
 
-    async fn ask_sources(&self, question: Question<'_>, reason: Forward, stamp: Stamp) -> Answered {
+    /// Asks the route's sources in order. Without a stamp, nothing is stored.
+    async fn ask_sources(&self, question: Question<'_>, reason: Forward, stamp: Option<Stamp>) -> Answered {
         for ask in &question.found.route.sources {
             let Some(source) = question.serving.source(&ask.source) else { continue };
             let started = Instant::now();
@@ -182,6 +197,8 @@ impl Proxy {
                     self.telemetry.tier_answered(Tier::Postgres, started.elapsed());
                     return question.answered(Problem::NotFound.response(), Outcome::Miss, Tier::Postgres);
                 }
+                // Nothing was asked.
+                Err(PostgresError::Down) => continue,
                 Err(error) => {
                     tracing::warn!(source = ask.source, route = question.found.route.name, %error, "a source failed");
                     self.telemetry.stats.tier_failed(Tier::Postgres);
@@ -191,16 +208,17 @@ impl Proxy {
             self.telemetry.tier_answered(Tier::Postgres, started.elapsed());
             let mut response = Response::new(Body::full(body.clone()));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-            let parts = question.parts(StatusCode::OK, response.headers(), stamp);
-            let fits = body.len() as u64 <= question.serving.policy.l1.max_object_size.0;
-            let fill = Fill::new(&question, parts, vec![]);
-            let stored = if fits {
-                fill.store(body);
-                true
-            } else {
-                fill.refuse(NotStored::TooLarge);
-                false
-            };
+            let stored = stamp.is_some_and(|stamp| {
+                let parts = question.parts(StatusCode::OK, response.headers(), stamp);
+                let fill = Fill::new(&question, parts, vec![]);
+                let fits = body.len() as u64 <= question.serving.policy.l1.max_object_size.0;
+                if fits {
+                    fill.store(body)
+                } else {
+                    fill.refuse(NotStored::TooLarge)
+                }
+                fits
+            });
             CacheStatus::Forwarded { reason, tier: Tier::Postgres, stored }
                 .append_to(response.headers_mut(), StatusCode::OK);
             return question.answered(response, Outcome::Miss, Tier::Postgres);
@@ -217,7 +235,7 @@ impl Proxy {
     ) -> Answered {
         let response = match self.forward(request, question.client).await {
             Ok(response) => response,
-            Err(error) => return unreachable(&error, Some(question.found.index)),
+            Err(error) => return unreachable(error, Some(question.found.index)),
         };
         let (head, body) = response.into_parts();
         let parts = question.parts(head.status, &head.headers, stamp);
@@ -258,7 +276,7 @@ impl Proxy {
     ) -> Answered {
         match self.forward(request, client).await {
             Ok(response) => passed(response, reason, route),
-            Err(error) => unreachable(&error, route),
+            Err(error) => unreachable(error, route),
         }
     }
 
@@ -280,15 +298,15 @@ impl Proxy {
         let written = tokio::spawn(async move {
             let method = request.method().clone();
             let outcome = forward(&upstream, request, client).await;
-            // The application may have written before it failed; only its own refusal (4xx) is sure to have changed nothing.
-            if !outcome.as_ref().is_ok_and(|response| response.status().is_client_error()) {
+            // The application may have written before it failed.
+            if !outcome.as_ref().is_ok_and(|response| changed_nothing(response.status())) {
                 purge::after_write(&config, &serving, &method, &path, &purged, &telemetry.stats).await;
             }
             outcome
         });
         match written.await.expect("a task that is not aborted ends, unless it panics, and then so do we") {
             Ok(response) => passed(response, Forward::Method, None),
-            Err(error) => unreachable(&error, None),
+            Err(error) => unreachable(error, None),
         }
     }
 
@@ -302,7 +320,7 @@ impl Proxy {
         }
         let mut response = match self.upstream.send(request).await {
             Ok(response) => response,
-            Err(error) => return unreachable(&error, None),
+            Err(error) => return unreachable(error, None),
         };
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             headers::remove_hop_by_hop(response.headers_mut());
@@ -342,6 +360,14 @@ impl Question<'_> {
     }
 }
 
+/// Whether a status says that a write was refused. The other client errors say that what it was about is not as the client
+/// thought, so that what is stored of it may not be so either.
+fn changed_nothing(status: StatusCode) -> bool {
+    const NOT_AS_THOUGHT: [StatusCode; 4] =
+        [StatusCode::NOT_FOUND, StatusCode::REQUEST_TIMEOUT, StatusCode::CONFLICT, StatusCode::GONE];
+    status.is_client_error() && !NOT_AS_THOUGHT.contains(&status)
+}
+
 /// Why a request that a route matched is neither looked up nor stored.
 fn not_for_the_cache(serving: &Serving, found: &Match<'_>, request: &Request<Incoming>) -> Option<Forward> {
     let headers = request.headers();
@@ -369,17 +395,15 @@ fn asks_for_the_origin(headers: &HeaderMap) -> bool {
 }
 
 /// What L1 has for a request, and how much longer it is fresh; or why the request goes on.
-fn look_in_memory(question: &Question<'_>) -> Result<(Arc<Entry>, Duration), Forward> {
+fn look_in_memory(question: &Question<'_>, headers: &HeaderMap) -> Result<(Arc<Entry>, Duration), Forward> {
     let (serving, key) = (question.serving, question.key.as_str());
     let entry = match serving.l1.get(key) {
         None => return Err(Forward::UriMiss),
         Some(Stored::Entry(entry)) => entry,
-        Some(Stored::Vary(vary)) => {
-            match serving.l1.get(&format!("{key}{}", variant(&vary, &question.headers))) {
-                Some(Stored::Entry(entry)) => entry,
-                _ => return Err(Forward::VaryMiss),
-            }
-        }
+        Some(Stored::Vary(vary)) => match serving.l1.get(&format!("{key}{}", variant(&vary, headers))) {
+            Some(Stored::Entry(entry)) => entry,
+            _ => return Err(Forward::VaryMiss),
+        },
     };
     let fresh = entry.fresh_for(question.ttl()).filter(|_| !entry.is_purged(&serving.barriers));
     fresh.map(|ttl| (entry, ttl)).ok_or(Forward::Stale)
@@ -394,7 +418,7 @@ async fn look_in_redis(
     let (serving, key) = (question.serving, question.key.as_str());
     let known_here = serving.barriers.stamp();
     let Some(l2) = &serving.l2 else { return (known_here, Err(reason)) };
-    let Ok(lookup) = l2.lookup(key, &question.headers, &question.names).await else {
+    let Ok(lookup) = l2.lookup(&serving.shape, key, &question.headers, &question.names).await else {
         return (known_here, Err(reason));
     };
     let found = match lookup.found {
@@ -422,9 +446,11 @@ fn keep_in_memory(serving: &Serving, key: &str, vary: &[HeaderName], variant: &s
     }
 }
 
-/// A name that is no header's can't be compared, so nothing may be stored under it.
+/// A name that is no header's, or one that we change, can't be compared, so nothing may be stored under it.
 fn header_names(names: Vec<String>) -> Result<Vec<HeaderName>, NotStored> {
-    names.iter().map(|name| name.parse()).collect::<Result<_, _>>().map_err(|_| NotStored::VaryAny)
+    let names: Vec<HeaderName> =
+        names.iter().map(|name| name.parse()).collect::<Result<_, _>>().map_err(|_| NotStored::VaryAny)?;
+    if names.iter().all(can_vary_by) { Ok(names) } else { Err(NotStored::VaryAny) }
 }
 
 async fn forward(
@@ -463,11 +489,8 @@ fn passed(response: Response<Incoming>, reason: Forward, route: Option<usize>) -
     Answered { response, route, outcome, tier: Tier::Application }
 }
 
-fn unreachable(error: &UpstreamError, route: Option<usize>) -> Answered {
-    tracing::warn!(
-        error = format!("{:#}", anyhow::Error::msg(error.to_string())),
-        "the application did not answer"
-    );
+fn unreachable(error: UpstreamError, route: Option<usize>) -> Answered {
+    tracing::warn!(error = format!("{:#}", anyhow::Error::from(error)), "the application did not answer");
     let response = Problem::UpstreamUnreachable.response();
     Answered { response, route, outcome: Outcome::Error, tier: Tier::Nowhere }
 }

@@ -15,11 +15,12 @@ use crate::{
 /// How far a purge has come.
 #[derive(Debug)]
 pub enum Purged {
-    /// Every pod has it or will refuse what it covers: its place in the order.
+    /// Redis has it, and so has every pod that answered within the wait of `l2::acknowledgements`: its place in the order.
     Everywhere(u64),
     /// There is no Redis, so there is nobody to tell: its place in this pod's order.
     Here(u64),
-    /// Redis could not be told yet. This pod has it; other pods serve what they hold in memory for `l1.busGrace` at most.
+    /// Redis could not be told yet. This pod has it, and tells Redis when it can; until then other pods may serve what it
+    /// covers: those that reach Redis as before, the others for `l1.busGrace`.
     Pending(L2Error),
 }
 

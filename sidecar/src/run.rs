@@ -61,11 +61,14 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     tokio::spawn(async { axum::serve(admin_listener, router).await });
 
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
+    let several = listen.len() > 1;
     for (address, upstream) in listen.iter().zip(upstream) {
         let listener = listener::bind(address).await.with_context(|| format!("can't listen on {address}"))?;
         tracing::info!(address = %listener.local_addr()?, upstream = %upstream.authority, "listening");
+        let target = several.then(|| upstream.port());
         let upstream = Upstream::new(upstream, pod_ip);
-        let proxy = Proxy::new(Arc::clone(&config), upstream, Arc::clone(&telemetry), Arc::clone(&drain));
+        let proxy =
+            Proxy::new(Arc::clone(&config), upstream, target, Arc::clone(&telemetry), Arc::clone(&drain));
         tasks.spawn(listener::accept(listener, Arc::new(proxy), shutdown.clone(), tasks.clone()));
     }
     admin.ready.store(true, Ordering::Release);

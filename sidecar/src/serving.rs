@@ -28,6 +28,8 @@ pub struct Serving {
     pub hash: Option<String>,
     /// The policy.
     pub policy: Policy,
+    /// The policy's [`Policy::shape`]: what was stored under another is not served.
+    pub shape: String,
     /// Whose policy it is.
     pub metadata: Metadata,
     /// Whether requests are looked up at all.
@@ -125,6 +127,7 @@ impl Serving {
                     redis,
                     Keyspace::new(&metadata),
                     Arc::clone(&barriers),
+                    policy.l1.bus_grace.0,
                     Arc::clone(telemetry),
                     predecessor,
                 );
@@ -136,7 +139,10 @@ impl Serving {
         if let Some(l2) = l2.as_ref().filter(|_| missed_writes.swap(false, Ordering::SeqCst)) {
             l2.purge_everything();
         }
-        let l1 = match same_order.filter(|previous| previous.policy.l1.max_size == policy.l1.max_size) {
+        let shape = policy.shape();
+        let same_l1 = same_order
+            .filter(|previous| previous.policy.l1.max_size == policy.l1.max_size && previous.shape == shape);
+        let l1 = match same_l1 {
             Some(previous) => Arc::clone(&previous.l1),
             None => Arc::new(L1::new(policy.l1.max_size.0, Arc::clone(&telemetry.stats.evictions))),
         };
@@ -156,6 +162,7 @@ impl Serving {
         Self {
             hash,
             policy,
+            shape,
             metadata,
             mode,
             barriers,

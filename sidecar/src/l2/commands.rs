@@ -115,6 +115,11 @@ pub(super) async fn purge(
     call.invoke_async(connection).await
 }
 
+/// Loads the script of a purge, so that one takes a single round trip.
+pub(super) async fn prepare(connection: &mut MultiplexedConnection) -> RedisResult<()> {
+    PURGE.prepare_invoke().load_async(connection).await.map(drop)
+}
+
 /// Begins a new generation, which makes everything stale, and tells every pod.
 static PURGE_EVERYTHING: LazyLock<Script> = LazyLock::new(|| {
     Script::new(

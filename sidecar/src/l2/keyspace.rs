@@ -6,10 +6,12 @@ use larder_policy::Metadata;
 const PREFIX: &str = "larder";
 
 /// The keys of one policy: `larder:<namespace>/<policy>:{<blake3 of the key>}:<kind>`. Everything about one answer has the
-/// same hash tag, so it shares a slot of Redis Cluster; two policies never meet.
+/// same hash tag, so it shares a slot of Redis Cluster. The policy's uid and shape are in the hash: two policies never meet,
+/// nor two clusters, nor one policy and itself with other keys or tags.
 #[derive(Clone, Debug)]
 pub struct Keyspace {
     policy: String,
+    uid: String,
     barriers: String,
 }
 
@@ -22,7 +24,7 @@ impl Keyspace {
         let Metadata { name, namespace, uid } = policy;
         let policy = format!("{PREFIX}:{namespace}/{name}");
         let barriers = format!("{policy}:barriers:{uid}");
-        Self { policy, barriers }
+        Self { policy, uid: uid.clone(), barriers }
     }
 
     /// The hash that holds the barriers, and the channel on which purges are told.
@@ -31,14 +33,18 @@ impl Keyspace {
     }
 
     /// The primary record of a key.
-    pub fn primary(&self, key: &str) -> String {
-        format!("{}:{{{}}}:entry", self.policy, blake3::hash(key.as_bytes()).to_hex())
+    pub fn primary(&self, shape: &str, key: &str) -> String {
+        format!("{}:{{{}}}:entry", self.policy, self.hash(shape, key))
     }
 
     /// One variant of a key.
-    pub fn variant(&self, key: &str, variant: &str) -> String {
+    pub fn variant(&self, shape: &str, key: &str, variant: &str) -> String {
         let variant = &blake3::hash(variant.as_bytes()).to_hex()[..32];
-        format!("{}:{{{}}}:variant:{variant}", self.policy, blake3::hash(key.as_bytes()).to_hex())
+        format!("{}:{{{}}}:variant:{variant}", self.policy, self.hash(shape, key))
+    }
+
+    fn hash(&self, shape: &str, key: &str) -> blake3::Hash {
+        blake3::hash(format!("{} {shape} {key}", self.uid).as_bytes())
     }
 }
 
@@ -51,9 +57,10 @@ mod tests {
         let keys = |name: &str| {
             Keyspace::new(&Metadata { name: name.into(), namespace: "shop".into(), uid: String::new() })
         };
-        assert_ne!(keys("a").primary("k"), keys("b").primary("k"));
-        assert!(keys("a").primary("k").starts_with("larder:shop/a:{"));
+        assert_ne!(keys("a").primary("s", "k"), keys("b").primary("s", "k"));
+        assert!(keys("a").primary("s", "k").starts_with("larder:shop/a:{"));
+        assert_ne!(keys("a").primary("s", "k"), keys("a").primary("t", "k"));
         let slot = |key: &str| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
-        assert_eq!(slot(&keys("a").primary("k")), slot(&keys("a").variant("k", "\naccept=x")));
+        assert_eq!(slot(&keys("a").primary("s", "k")), slot(&keys("a").variant("s", "k", "\naccept=x")));
     }
 }

@@ -1,7 +1,6 @@
 //! The connection to Redis, and the bus on which pods tell each other of purges.
 
 use std::{
-    mem,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -21,10 +20,14 @@ use super::{
     acknowledgements::Acknowledgements,
     commands::{self, Message},
 };
-use crate::{barriers::Barriers, secret::read_url};
+use crate::{
+    barriers::{Barriers, Heard},
+    secret::read_url,
+};
 
 /// How often the connection is tried, and how long an answer may take.
 const HEARTBEAT: Duration = Duration::from_secs(1);
+const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(20);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
@@ -46,6 +49,8 @@ pub(super) struct Link {
 
 #[derive(Debug)]
 struct State {
+    /// Often enough that one that is late does not use up the grace.
+    heartbeat: Duration,
     url_from: UrlFrom,
     /// The hash of the barriers and the channel of the bus.
     name: String,
@@ -57,7 +62,7 @@ struct State {
 }
 
 /// Purges that Redis has not heard of.
-#[derive(Debug, Default)]
+#[derive(Clone, Debug, Default)]
 struct Remembered {
     names: Vec<PurgeName>,
     /// The last of them, in this pod's own order.
@@ -65,8 +70,14 @@ struct Remembered {
 }
 
 impl Link {
-    pub(super) fn start(url_from: UrlFrom, name: String, barriers: Arc<Barriers>) -> Arc<Self> {
+    pub(super) fn start(
+        url_from: UrlFrom,
+        name: String,
+        barriers: Arc<Barriers>,
+        grace: Duration,
+    ) -> Arc<Self> {
         let state = Arc::new(State {
+            heartbeat: (grace / 3).clamp(SHORTEST_HEARTBEAT, HEARTBEAT),
             url_from,
             name,
             barriers,
@@ -161,13 +172,15 @@ impl State {
             timeout(CONNECT_DEADLINE, client.get_async_pubsub()).await.context("connecting to the bus")??;
         let (mut bus, mut messages) = pubsub.split();
         let acknowledgements = commands::acknowledgements(&self.name, self.acknowledgements.asker);
-        bus.subscribe(&[&self.name, &acknowledgements]).await?;
+        let channels = [&self.name, &acknowledgements];
+        timeout(CONNECT_DEADLINE, bus.subscribe(&channels)).await.context("subscribing to the bus")??;
+        timeout(CONNECT_DEADLINE, commands::prepare(&mut connection)).await.context("preparing")??;
         self.catch_up(&mut connection).await?;
         self.connection.store(Some(Arc::new(connection.clone())));
         *was_up = true;
         tracing::info!("redis is connected");
 
-        let mut heartbeat = interval(HEARTBEAT);
+        let mut heartbeat = interval(self.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut regular_resync = interval(RESYNC);
         regular_resync.reset();
@@ -207,7 +220,7 @@ impl State {
         let Some(Message { generation, order, asker, names }) = commands::read_message(payload) else {
             return self.catch_up(connection).await;
         };
-        if !self.barriers.heard(generation, order, &names) {
+        if self.barriers.heard(generation, order, &names) != Heard::InOrder {
             self.catch_up(connection).await?;
         }
         if asker == self.acknowledgements.asker {
@@ -221,16 +234,16 @@ impl State {
 
     /// Tells Redis what it has not heard of and reads all barriers.
     async fn catch_up(&self, connection: &mut MultiplexedConnection) -> anyhow::Result<()> {
-        let untold = mem::take(&mut *self.lock_remembered());
-        let caught_up = timeout(CONNECT_DEADLINE, self.tell_and_read(connection, &untold))
+        let untold = self.lock_remembered().clone();
+        timeout(CONNECT_DEADLINE, self.tell_and_read(connection, &untold))
             .await
-            .unwrap_or_else(|_| bail!("it took too long"));
-        if caught_up.is_err() {
-            let mut remembered = self.lock_remembered();
-            remembered.names.extend(untold.names);
-            remembered.up_to = remembered.up_to.max(untold.up_to);
-        }
-        caught_up.context("reading the barriers")
+            .unwrap_or_else(|_| bail!("it took too long"))
+            .context("reading the barriers")?;
+        // What came meanwhile was added at the end, unless there was so much that everything is purged.
+        let mut remembered = self.lock_remembered();
+        let told = untold.names.len().min(remembered.names.len());
+        remembered.names.drain(..told);
+        Ok(())
     }
 
     async fn tell_and_read(

@@ -76,9 +76,10 @@ impl Fill {
         if let (Some(l2), Some(fresh_for)) = (self.serving.l2.clone(), entry.fresh_for(ttl)) {
             let (key, vary, variant) =
                 (mem::take(&mut self.key), mem::take(&mut self.vary), mem::take(&mut self.variant));
+            let shape = self.serving.shape.clone();
             tokio::spawn(async move {
                 // A failure is counted where it happens; the entry is in memory all the same.
-                let _ = l2.store(&key, &vary, &variant, &entry, fresh_for).await;
+                let _ = l2.store(&shape, &key, &vary, &variant, &entry, fresh_for).await;
             });
         }
     }

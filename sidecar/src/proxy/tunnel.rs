@@ -4,7 +4,7 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 
-/// Passes bytes both ways until either side ends.
+/// Passes bytes both ways until both sides have ended.
 pub(super) async fn join(client: OnUpgrade, application: OnUpgrade) {
     let (client, application) = match tokio::try_join!(client, application) {
         Ok(both) => both,

@@ -17,6 +17,21 @@ invalidation:
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
+async fn what_was_stored_under_other_keys_or_tags_is_not_served() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(&CACHED.replace("60s", "60s, key: {ignoreHeaders: [authorization]}"));
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    assert_eq!(sidecar.get_with("/a", &[("authorization", "alice")]).await.body, "1");
+    policy.until_stored(&mut RedisServer::shared().await, 1).await;
+    for (number, changed) in ["key: {headers: [authorization]}", "tags: [\"page:{page}\"]"].iter().enumerate()
+    {
+        policy.change(&CACHED.replace("60s", &format!("60s, {changed}")));
+        sidecar.until_it_serves(&policy).await;
+        assert_eq!(sidecar.get("/a").await.body, (number + 2).to_string(), "{changed}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_lower_ttl_shortens_what_is_stored_already() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(CACHED);

@@ -33,6 +33,15 @@ async fn start(database: &Database) -> (Origin, Policy, Sidecar) {
     (origin, policy, sidecar)
 }
 
+/// From now on the database is reached through a relay; dropped, it is gone.
+async fn through_a_relay(database: &Database) -> Relay {
+    let url = environment("LARDER_TEST_POSTGRES_URL");
+    let server = url.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned();
+    let relay = Relay::to(server.parse().unwrap()).await;
+    database.reach_by(|url| url.replace(&server, &format!("127.0.0.1:{}", relay.port)));
+    relay
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn one_row_is_an_object_several_are_an_array_and_none_is_a_404() {
     let database = Database::new(ITEMS).await;
@@ -131,13 +140,23 @@ async fn a_query_that_postgres_refuses_does_not_take_its_source_from_other_route
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_request_that_is_not_for_the_cache_is_answered_by_the_source_all_the_same() {
+    let database = Database::new(ITEMS).await;
+    let (origin, _policy, sidecar) = start(&database).await;
+    for header in [("cookie", "a=b"), ("range", "bytes=0-")] {
+        let answer = sidecar.get_with("/item/3", &[header]).await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, r#"{"key": 3, "value": []}"#));
+        assert!(answer.cache_status().starts_with("larder; fwd=bypass; fwd-status=200; detail="));
+    }
+    assert_eq!(sidecar.get("/item/3").await.hit(), None, "it was not stored");
+    assert_eq!(origin.calls(), 0);
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_nobody_asks_is_known_to_be_there_or_not() {
     let database = Database::new(ITEMS).await;
-    let url = environment("LARDER_TEST_POSTGRES_URL");
-    let server = url.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned();
-    let relay = Relay::to(server.parse().unwrap()).await;
-    let port = relay.port;
-    database.reach_by(|url| url.replace(&server, &format!("127.0.0.1:{port}")));
+    let relay = through_a_relay(&database).await;
     let (_origin, _policy, sidecar) = start(&database).await;
     sidecar.until_tiers_are("up").await;
     drop(relay);
@@ -148,11 +167,7 @@ async fn a_server_that_nobody_asks_is_known_to_be_there_or_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_postgres_stored_rows_are_served_and_others_are_a_502() {
     let database = Database::new(ITEMS).await;
-    let url = environment("LARDER_TEST_POSTGRES_URL");
-    let server = url.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned();
-    let relay = Relay::to(server.parse().unwrap()).await;
-    let port = relay.port;
-    database.reach_by(|url| url.replace(&server, &format!("127.0.0.1:{port}")));
+    let relay = through_a_relay(&database).await;
     let (_origin, _policy, sidecar) = start(&database).await;
     assert_eq!(sidecar.get("/item/1").await.status, 200);
     drop(relay);

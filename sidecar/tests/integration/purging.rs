@@ -179,14 +179,14 @@ async fn a_write_that_asks_for_an_upgrade_purges_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_was_refused_purges_nothing() {
+async fn only_a_write_that_was_refused_purges_nothing() {
     let origin = Origin::start(|seen| async move {
         let mut answer = reply(&[], seen.number.to_string());
         if seen.method == Method::PUT {
-            *answer.status_mut() = if &seen.body[..] == b"written" {
-                http::StatusCode::CONFLICT
-            } else {
-                http::StatusCode::BAD_GATEWAY
+            *answer.status_mut() = match &seen.body[..] {
+                b"written" => http::StatusCode::FORBIDDEN,
+                b"outdated" => http::StatusCode::CONFLICT,
+                _ => http::StatusCode::BAD_GATEWAY,
             };
         }
         answer
@@ -195,8 +195,11 @@ async fn a_write_that_was_refused_purges_nothing() {
     let policy = Policy::new(TAGGED);
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let stored = sidecar.get("/a").await.body;
-    assert_eq!(sidecar.put("/a").await.status, 409);
+    assert_eq!(sidecar.put("/a").await.status, 403);
     assert_eq!(sidecar.get("/a").await.body, stored);
+    assert_eq!(sidecar.request(Method::PUT, "/a", &[], "outdated").await.status, 409);
+    let fresh = sidecar.get("/a").await.body;
+    assert_ne!(fresh, stored, "it is not as the writer thought, and perhaps not as it was stored");
     assert_eq!(sidecar.request(Method::PUT, "/a", &[], "else").await.status, 502);
-    assert_ne!(sidecar.get("/a").await.body, stored, "it may have been written before it failed");
+    assert_ne!(sidecar.get("/a").await.body, fresh, "it may have been written before it failed");
 }

@@ -85,6 +85,8 @@ async fn a_purge_made_while_redis_is_frozen_holds_when_it_goes_on() {
     assert_ne!(a.get("/a").await.body, old, "in the pod that wrote it holds at once");
     redis.thaw();
     until("the other sidecar is fresh", async || (b.get("/a").await.body != old).then_some(())).await;
+    // A pod that is connected has told Redis what it had to tell.
+    a.until_tiers_are("up").await;
     let newcomer = Sidecar::start(&policy, origin.address).await;
     for sidecar in [&newcomer, &a, &b] {
         assert_ne!(sidecar.get("/a").await.body, old);

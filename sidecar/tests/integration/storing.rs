@@ -3,7 +3,7 @@
 use http::{Method, Response};
 use http_body_util::Full;
 
-use super::harness::{Origin, Policy, RedisServer, Sidecar, reply};
+use super::harness::{Origin, Policy, RedisServer, Sidecar, exchange, reply};
 
 const CACHED: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
@@ -24,6 +24,36 @@ async fn a_miss_is_followed_by_a_hit() {
     assert_eq!(origin.calls(), 1);
     let elsewhere = sidecar.get("/not/cached").await;
     assert_eq!(elsewhere.cache_status(), "larder; fwd=bypass; fwd-status=200; detail=no-route");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_asks_for_another_protocol_in_passing_is_answered_from_the_cache() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(CACHED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let asks = [("connection", "Upgrade"), ("upgrade", "TLS/1.2")];
+    assert_eq!(sidecar.get_with("/a", &asks).await.body, "1");
+    assert_eq!(sidecar.get_with("/a", &asks).await.hit(), Some("l1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_ports_of_a_pod_share_no_answers() {
+    let (public, internal) = (Origin::numbered(&[]).await, Origin::numbered(&[]).await);
+    let upstream = format!("http://127.0.0.1:{}", internal.address.port());
+    let policy = Policy::new(CACHED);
+    let file = policy.path();
+    let arguments = ["--policy", file.to_str().unwrap(), "--listen", "127.0.0.1:0", "--upstream", &upstream];
+    let sidecar = Sidecar::launch(public.address, &arguments).await;
+    let request = "GET /a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+    for address in sidecar.addresses(2).await {
+        exchange(address, request).await;
+    }
+    assert_eq!((public.calls(), internal.calls()), (1, 1));
+    sidecar.with_token(Method::DELETE, "/entries/GET:/a", "").await;
+    for address in sidecar.addresses(2).await {
+        exchange(address, request).await;
+    }
+    assert_eq!((public.calls(), internal.calls()), (2, 2), "a key without a host means every port");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -117,6 +117,19 @@ impl Sidecar {
         Self { address, admin, child, client, log, _folder: folder }
     }
 
+    /// Where it listens, once that is in so many places.
+    pub(crate) async fn addresses(&self, count: usize) -> Vec<SocketAddr> {
+        until("every listener", async || {
+            let log = self.log.lock().unwrap().clone();
+            let lines = log.iter().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+            let listening = lines.filter(|line| line["message"] == "listening");
+            let addresses: Vec<_> =
+                listening.map(|line| line["address"].as_str().unwrap().parse().unwrap()).collect();
+            (addresses.len() == count).then_some(addresses)
+        })
+        .await
+    }
+
     /// Asks it for a path of `shop.test`.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.get_with(path, &[]).await
