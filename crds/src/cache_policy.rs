@@ -69,10 +69,20 @@ use crate::{CachePolicyStatus, schema};
     )
 )]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "!has(self.routes) || self.routes.all(r, !has(r.from) || r.from.all(f, !has(f.postgres) || (has(self.sources) && self.sources.exists(s, s.name == f.postgres.source))))",
-    "message": "a route's from names a source that spec.sources does not have: add it to spec.sources, or write the name of one that is there",
-}]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "!isQuantity(string(self.l1.maxSize)) || !isQuantity(string(self.sidecar.resources.limits.memory)) || quantity(string(self.l1.maxSize)).add(quantity('32Mi')).compareTo(quantity(string(self.sidecar.resources.limits.memory))) <= 0",
+        "message": "l1.maxSize and 32Mi for requests on their way do not fit into sidecar.resources.limits.memory (128Mi where it is not set): raise limits.memory or lower l1.maxSize",
+    },
+    {
+        "rule": "!isQuantity(string(self.l1.maxObjectSize)) || !isQuantity(string(self.l1.maxSize)) || quantity(string(self.l1.maxObjectSize)).compareTo(quantity(string(self.l1.maxSize))) <= 0",
+        "message": "l1.maxObjectSize (1Mi where it is not set) is above l1.maxSize: raise l1.maxSize or lower l1.maxObjectSize",
+    },
+    {
+        "rule": "!has(self.routes) || self.routes.all(r, !has(r.from) || r.from.all(f, !has(f.postgres) || (has(self.sources) && self.sources.exists(s, s.name == f.postgres.source))))",
+        "message": "a route's from names a source that spec.sources does not have: add it to spec.sources, or write the name of one that is there",
+    },
+]))]
 pub struct CachePolicySpec {
     /// The pods, by labels that the pods themselves carry. Of two policies that select a pod, the older one serves it.
     #[schemars(schema_with = "schema::label_selector")]
@@ -122,7 +132,7 @@ pub struct Capture {
 /// A way for requests to reach the sidecar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum CaptureMode {
-    /// Larder picks the way that fits and says which in the condition `TrafficCaptured`.
+    /// In this version the same as `NamedPort`.
     #[default]
     Auto,
     /// The port's name moves to the sidecar's number: every Service and monitor that names the port reaches the sidecar.
@@ -224,10 +234,15 @@ pub struct Limits {
     #[schemars(schema_with = "schema::quantity")]
     pub cpu: Option<Quantity>,
 
-    /// Memory: `l1.maxSize`, and what requests on their way take.
+    /// Memory: at least `l1.maxSize` and 32Mi for requests on their way.
     #[serde(default = "default_memory_limit")]
     #[schemars(schema_with = "schema::quantity")]
     pub memory: Quantity,
+}
+
+impl Limits {
+    /// How much of [`Self::memory`] is not for `l1`, in bytes: what requests on their way take.
+    pub const HEADROOM: u64 = 32 << 20;
 }
 
 impl Default for Limits {
@@ -271,5 +286,17 @@ mod tests {
         assert!(spec.cache.suspend);
         assert_eq!(spec.targets[0].port, IntOrString::Int(8080));
         assert_eq!(serde_json::to_value(&spec).unwrap()["l1"]["maxSize"], "1Mi");
+    }
+
+    #[test]
+    fn the_defaults_fit_into_the_memory() {
+        let spec: CachePolicySpec = serde_json::from_value(serde_json::json!({
+            "selector": {"matchLabels": {"app": "shop"}},
+            "targets": [{"port": 8080}],
+        }))
+        .unwrap();
+        let memory: larder_policy::ByteSize = spec.sidecar.resources.limits.memory.0.parse().unwrap();
+        assert!(spec.cache.l1.max_size.0 + Limits::HEADROOM <= memory.0);
+        assert_eq!(Limits::HEADROOM, 32 << 20, "the rules of the spec say 32Mi");
     }
 }

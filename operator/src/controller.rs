@@ -67,7 +67,7 @@ struct Leader {
     restarts: Mutex<HashMap<String, Timestamp>>,
     /// When the webhook last answered.
     reached: Mutex<Option<tokio::time::Instant>>,
-    /// The ConfigMaps, by uid, whose token exists, and since when that is known.
+    /// The ConfigMaps, by uid, whose token exists, and until when that is taken for granted.
     tokens: Mutex<HashMap<String, tokio::time::Instant>>,
 }
 

@@ -34,6 +34,8 @@ pub const CONTROLLER: &str = "larder";
 pub const LEASE: &str = "larder-operator";
 /// The Secret with the webhook's certificates.
 pub const TLS_SECRET: &str = "larder-webhook-tls";
+/// The operator's own Deployment.
+pub const OPERATOR: &str = "larder-operator";
 /// The `MutatingWebhookConfiguration`.
 pub const WEBHOOK_CONFIGURATION: &str = "larder";
 

@@ -3,7 +3,8 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
-use larder_crds::{CachePolicy, CaptureMode, selector};
+use larder_crds::{CachePolicy, CachePolicySpec, CaptureMode, Limits, selector};
+use larder_policy::ByteSize;
 
 use crate::{
     compile::{self, Compiled, Owner},
@@ -60,13 +61,19 @@ impl Policies {
             .find(|policy| policy.namespace().as_deref() == Some(namespace) && policy.name_any() == name)
     }
 
-    /// The policies of a namespace that may be served by, the oldest first.
+    /// The policies of a namespace that may be served by, the oldest first. One that was served by and now says what can't
+    /// be is among them: its pods go on by its last good document, and no other policy takes them.
     pub fn of(&self, namespace: &str) -> Vec<CachePolicy> {
         let in_namespace = self.store.state_filter(|policy| policy.namespace().as_deref() == Some(namespace));
         let mut policies: Vec<_> = in_namespace
             .iter()
             .filter_map(|policy| policy.0.as_ref().ok())
-            .filter(|policy| self.compile(policy).is_ok() && policy.spec.capture.mode != CaptureMode::None)
+            .filter(|policy| policy.spec.capture.mode != CaptureMode::None)
+            .filter(|policy| match self.compile(policy) {
+                Ok(_) => true,
+                Err(Refusal::Invalid(_)) => was_in_force(policy),
+                Err(_) => false,
+            })
             .cloned()
             .collect();
         policies.sort_by_key(age);
@@ -91,8 +98,14 @@ impl Policies {
             return Err(Refusal::NamespaceExcluded);
         }
         let (name, uid) = (policy.name_any(), policy.uid().unwrap_or_default());
-        compile::compile(Owner { namespace: &namespace, name: &name, uid: &uid }, &policy.spec.cache)
-            .map_err(Refusal::Invalid)
+        let compiled =
+            compile::compile(Owner { namespace: &namespace, name: &name, uid: &uid }, &policy.spec.cache);
+        let compiled = compiled.map_err(Refusal::Invalid)?;
+        // The API server says the same, but not of policies from before it had the rule.
+        match overfull(&policy.spec) {
+            Some(fault) => Err(Refusal::Invalid(fault)),
+            None => Ok(compiled),
+        }
     }
 
     /// The namespaces that have policies and may have them, in order.
@@ -117,6 +130,26 @@ impl Policies {
 /// Whether a pod with these labels has opted out.
 pub fn opted_out(labels: &BTreeMap<String, String>) -> bool {
     labels.get(names::INJECT_LABEL).is_some_and(|value| value == "false")
+}
+
+/// Whether a document of the policy's was written once. Its status keeps the hash of the last one.
+fn was_in_force(policy: &CachePolicy) -> bool {
+    policy.status.as_ref().is_some_and(|status| status.config_hash.is_some())
+}
+
+/// What to do about an `l1` that does not fit into the sidecar's memory.
+fn overfull(spec: &CachePolicySpec) -> Option<String> {
+    let limit = &spec.sidecar.resources.limits.memory.0;
+    // Fractions and exponents are for the API server to reckon with.
+    let memory: ByteSize = limit.parse().ok()?;
+    let size = spec.cache.l1.max_size;
+    (size.0.saturating_add(Limits::HEADROOM) > memory.0).then(|| {
+        format!(
+            "l1.maxSize ({size}) and {} for requests on their way do not fit into \
+             sidecar.resources.limits.memory ({limit}): raise limits.memory or lower l1.maxSize",
+            ByteSize(Limits::HEADROOM),
+        )
+    })
 }
 
 /// Of two policies that select a pod, the one with the smaller age key serves it.
@@ -184,6 +217,36 @@ pub(crate) mod tests {
         assert_eq!(policies.deciding("shop", &labels()).unwrap().name_any(), "c");
         assert_eq!(policies.namespaces(), ["shop"]);
         assert!(policies.get("shop", "unreadable").unwrap().0.is_err());
+    }
+
+    #[test]
+    fn a_policy_that_an_edit_broke_keeps_its_pods() {
+        let mut broken = policy("older", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
+        broken["spec"]["l1"] = json!({"maxSize": "1Gi"});
+        let younger = policy("younger", "2026-01-02T00:00:00Z", json!({"app": "shop"}));
+        let never_good = policies(&[broken.clone(), younger.clone()]);
+        assert_eq!(never_good.deciding("shop", &labels()).unwrap().name_any(), "younger");
+
+        broken["status"] = json!({"configHash": "0123456789abcdef", "pods":
+            {"matched": 1, "injected": 1, "current": 1, "ready": 1, "missed": 0}});
+        let edited = policies(&[broken, younger]);
+        assert_eq!(edited.deciding("shop", &labels()).unwrap().name_any(), "older");
+    }
+
+    #[test]
+    fn what_does_not_fit_into_the_memory_is_refused() {
+        let refusal = |l1: &str, memory: &str| {
+            let mut policy = policy("a", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
+            policy["spec"]["l1"] = json!({"maxSize": l1});
+            policy["spec"]["sidecar"] = json!({"resources": {"limits": {"memory": memory}}});
+            let policies = policies(&[policy]);
+            let guarded = policies.get("shop", "a").unwrap();
+            policies.compile(guarded.0.as_ref().unwrap()).err()
+        };
+        assert_eq!(refusal("96Mi", "128Mi"), None);
+        assert_eq!(refusal("1Gi", "1.5Gi"), None, "not reckoned here");
+        let Some(Refusal::Invalid(fault)) = refusal("97Mi", "128Mi") else { panic!() };
+        assert!(fault.contains("l1.maxSize (97Mi) and 32Mi") && fault.contains("128Mi"), "{fault}");
     }
 
     #[test]

@@ -86,11 +86,17 @@ pub fn assess(
         conditions.map(|(kind, verdict)| condition(kind, verdict, seen.generation, previous, now));
     CachePolicyStatus {
         observed_generation: seen.generation,
-        config_hash: seen.hash.map(str::to_owned),
+        config_hash: seen.hash.map(str::to_owned).or_else(|| last_hash(seen, previous)),
         pods,
         missed_pods,
         conditions: conditions.collect(),
     }
+}
+
+/// The hash of a policy's last good document: sidecars go on by it while the policy says what can't be.
+fn last_hash(seen: &Observation<'_>, previous: Option<&CachePolicyStatus>) -> Option<String> {
+    let goes_on = matches!(seen.refusal, Some(Refusal::Invalid(_)));
+    previous.filter(|_| goes_on)?.config_hash.clone()
 }
 
 /// The status of a policy that can't be read. It says the same each time, so that writing it again changes nothing.

@@ -82,6 +82,20 @@ pub fn of_pod(world: &World, pod: &Pod) -> Option<(Workload, bool)> {
     }
 }
 
+/// Whether a Deployment has pods of an older template that it is still replacing. One that has given up is not.
+pub fn is_rolling(deployment: &Deployment) -> bool {
+    let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
+    let Some(status) = &deployment.status else { return true };
+    let mut conditions = status.conditions.iter().flatten();
+    if conditions.any(|condition| condition.reason.as_deref() == Some("ProgressDeadlineExceeded")) {
+        return false;
+    }
+    let updated = status.updated_replicas.unwrap_or(0);
+    status.observed_generation < deployment.metadata.generation
+        || updated < wanted
+        || status.replicas.unwrap_or(0) > updated
+}
+
 fn of_deployment(deployment: &Deployment) -> Workload {
     let (spec, status) = (deployment.spec.as_ref(), deployment.status.as_ref());
     let wanted = spec.and_then(|spec| spec.replicas).unwrap_or(1);
@@ -162,6 +176,22 @@ mod tests {
             let mut status = complete.clone();
             status[field] = json!(value);
             assert!(!of_deployment(&deployment(status)).progress.complete, "{field}");
+        }
+    }
+
+    #[test]
+    fn a_deployment_rolls_while_it_has_older_pods() {
+        let rolling = |status| is_rolling(&deployment(status));
+        let done = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2});
+        assert!(!rolling(done.clone()));
+        for (field, value) in [("observedGeneration", 1), ("replicas", 3), ("updatedReplicas", 1)] {
+            let mut status = done.clone();
+            status[field] = json!(value);
+            assert!(rolling(status.clone()), "{field}");
+            status["observedGeneration"] = json!(2);
+            status["conditions"] =
+                json!([{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}]);
+            assert!(!rolling(status), "{field}");
         }
     }
 

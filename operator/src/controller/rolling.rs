@@ -4,15 +4,17 @@ use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::ObjectReference;
+use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 
 use super::Leader;
 use crate::{
     error::Result,
-    events,
+    events, names,
     reach::reach,
     rollout::{Decision, Fault, decide},
     survey::Survey,
+    workload::is_rolling,
 };
 
 /// How long the webhook configuration must have named a namespace: API servers take a moment to see it.
@@ -27,7 +29,7 @@ const AFTER_RESTART: SignedDuration = SignedDuration::from_secs(5);
 pub(super) enum WebhookState {
     /// They can.
     Answers,
-    /// Not yet: the API server is just being told of the namespace.
+    /// Not yet: the API server is just being told of the namespace, or replicas of another version may still answer.
     Settling,
     /// They can't, and why.
     Unreachable(String),
@@ -73,6 +75,10 @@ impl Leader {
         let registration = &self.shared.registration;
         let Some(bundle) = registration.bundle() else { return WebhookState::Settling };
         if registration.named_for(namespace).is_none_or(|since| since < SETTLING) {
+            return WebhookState::Settling;
+        }
+        let own = ObjectRef::new(names::OPERATOR).within(&self.shared.arguments.namespace);
+        if self.world.deployments.get(&own).is_some_and(|own| is_rolling(&own)) {
             return WebhookState::Settling;
         }
         let mut reached = self.reached.lock().await;

@@ -39,6 +39,8 @@ pub(super) struct Held {
 
 /// How long a policy's token is taken to exist. A token that somebody deleted is made again after this.
 const TOKEN_TRUST: Duration = Duration::from_secs(300);
+/// How long one is that was there before: it may be that of a deleted policy of the same name, and go with it.
+const FOUND_TOKEN_TRUST: Duration = Duration::from_secs(5);
 /// How many random bytes a token has.
 const TOKEN_BYTES: usize = 32;
 
@@ -80,9 +82,10 @@ impl Leader {
     async fn put_token(&self, namespace: &str, policy: &str, map: &ConfigMap) -> Result<()> {
         let uid = map.uid().unwrap_or_default();
         let mut tokens = self.tokens.lock().await;
-        if tokens.get(&uid).is_some_and(|at| at.elapsed() < TOKEN_TRUST) {
+        if tokens.get(&uid).is_some_and(|until| Instant::now() < *until) {
             return Ok(());
         }
+        tokens.retain(|_, until| Instant::now() < *until);
         let labels = [(names::MANAGED_BY_LABEL, names::MANAGED_BY), (names::POLICY_LABEL, policy)];
         let secret = Secret {
             metadata: ObjectMeta {
@@ -101,12 +104,12 @@ impl Leader {
             ..Secret::default()
         };
         let secrets: Api<Secret> = Api::namespaced(self.shared.client.clone(), namespace);
-        match secrets.create(&PostParams::default(), &secret).await {
-            Ok(_) => {}
-            Err(error) if is_conflict(&error) => {}
+        let trust = match secrets.create(&PostParams::default(), &secret).await {
+            Ok(_) => TOKEN_TRUST,
+            Err(error) if is_conflict(&error) => found_trust(map, Timestamp::now()),
             Err(error) => return Err(error.into()),
-        }
-        tokens.insert(uid, Instant::now());
+        };
+        tokens.insert(uid, Instant::now() + trust);
         Ok(())
     }
 
@@ -193,6 +196,14 @@ impl Leader {
     }
 }
 
+/// How long a token that was there before is taken to exist. Beside a ConfigMap that has been there for a while it is the
+/// right one: what belonged to an earlier ConfigMap has been collected by then.
+fn found_trust(map: &ConfigMap, now: Timestamp) -> Duration {
+    let age =
+        map.creation_timestamp().and_then(|created| Duration::try_from(now.duration_since(created.0)).ok());
+    if age.is_some_and(|age| age > TOKEN_TRUST) { TOKEN_TRUST } else { FOUND_TOKEN_TRUST }
+}
+
 async fn annotate<K>(api: &Api<K>, name: &str, annotations: Value) -> Result<()>
 where
     K: Clone + serde::de::DeserializeOwned + std::fmt::Debug + Resource,
@@ -222,6 +233,16 @@ fn is_not_found(error: &kube::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_token_found_beside_a_new_config_map_is_not_trusted_for_long() {
+        let map: ConfigMap =
+            serde_json::from_value(json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}}))
+                .unwrap();
+        assert_eq!(found_trust(&map, "2026-01-01T00:01:00Z".parse().unwrap()), FOUND_TOKEN_TRUST);
+        assert_eq!(found_trust(&map, "2026-01-01T01:00:00Z".parse().unwrap()), TOKEN_TRUST);
+        assert_eq!(found_trust(&ConfigMap::default(), Timestamp::now()), FOUND_TOKEN_TRUST);
+    }
 
     #[test]
     fn tokens_are_64_hex_digits_and_differ() {
