@@ -124,7 +124,7 @@ pub struct Target {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Capture {
-    /// The way.
+    /// The way: `NamedPort`; `Auto`, which in this version is the same; or `None`, by which no pod has a sidecar.
     #[serde(default)]
     pub mode: CaptureMode,
 }

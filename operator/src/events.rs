@@ -33,6 +33,9 @@ pub fn transitions(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus
 /// The event of a condition that has changed; states that are only on the way to others have none.
 fn of(kind: ConditionType, now: &Condition) -> Option<Event> {
     let (type_, action) = match (kind, now.status.as_str(), now.reason.as_str()) {
+        (_, _, "WriteRefused" | "RestartsDoNotHelp") if kind != ConditionType::Ready => {
+            return Some(event(EventType::Warning, &now.reason, "Restart", now.message.clone()));
+        }
         (ConditionType::Injected, "False", "Missed" | "OnCreate" | "CaptureNone") => return None,
         (ConditionType::ConfigCurrent, "False", reason) if reason != "ConfigRefused" => return None,
         (_, "Unknown", _) => return None,

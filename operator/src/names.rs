@@ -21,6 +21,8 @@ pub const SKIPPED: &str = "larder.dev/skipped";
 pub const RESTARTED_AT: &str = "larder.dev/restarted-at";
 /// The annotation of a workload: how many restarts in a row have not brought its pods to what they should be.
 pub const ROLL_ATTEMPTS: &str = "larder.dev/roll-attempts";
+/// The annotation of a workload: what those restarts were for. Another template or other settings are tried anew.
+pub const ROLL_AIM: &str = "larder.dev/roll-aim";
 /// The annotation of a policy's ConfigMap: the policy's rollout strategy, for when the policy is gone.
 pub const ROLLOUT_STRATEGY: &str = "larder.dev/rollout-strategy";
 

@@ -3,14 +3,16 @@
 //! # Guarantees
 //! - A rollout that is under way, or that is stuck for a reason of its own, is left alone. Only when a pod of its newest
 //!   revision is wrong on Larder's account does another begin: the way out of a rollout that Larder itself got stuck.
-//! - Restarts that don't help come ever more rarely: after 10 s, 20 s and so on up to 10 minutes.
+//! - Restarts that don't help come ever more rarely, after 10 s, 20 s and so on, and after [`MOST_ATTEMPTS`] not any more,
+//!   until what they are for changes.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
-const LONGEST_PAUSE: Duration = Duration::from_secs(600);
+/// How many restarts in a row may fail to help.
+pub const MOST_ATTEMPTS: u32 = 4;
 
 /// What is wrong with a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -54,6 +56,15 @@ pub struct Progress {
     pub restarted_at: Option<Timestamp>,
     /// How many of its restarts in a row have not helped.
     pub attempts: u32,
+    /// Whether those were for something else than what a restart would be for now.
+    pub outlived: bool,
+}
+
+impl Progress {
+    /// How many restarts in a row have not brought what a restart would bring now.
+    pub const fn tries(&self) -> u32 {
+        if self.outlived { 0 } else { self.attempts }
+    }
 }
 
 /// What to do.
@@ -69,6 +80,8 @@ pub enum Decision {
     Wait,
     /// Nothing at all: it does not roll out by itself.
     Manual,
+    /// Nothing any more: restarts don't help.
+    GivenUp,
 }
 
 /// What to do with a workload whose pods these are.
@@ -93,8 +106,12 @@ pub fn decide(pods: &[PodState], progress: &Progress, now: Timestamp) -> Decisio
         wrong(true).filter(|fault| *fault != Fault::Missed)
     };
     match fault {
-        Some(fault) if progress.restarted_at.is_none_or(|at| now >= at + pause(progress.attempts)) => {
-            Decision::Restart(fault)
+        Some(fault) if progress.restarted_at.is_none_or(|at| now >= at + pause(progress.tries())) => {
+            if progress.tries() < MOST_ATTEMPTS {
+                Decision::Restart(fault)
+            } else {
+                Decision::GivenUp
+            }
         }
         _ => Decision::Wait,
     }
@@ -102,8 +119,8 @@ pub fn decide(pods: &[PodState], progress: &Progress, now: Timestamp) -> Decisio
 
 /// How long after a restart the next may come.
 fn pause(attempts: u32) -> Duration {
-    let doublings = attempts.saturating_sub(1).min(6);
-    if attempts == 0 { Duration::ZERO } else { (FIRST_PAUSE * 2_u32.pow(doublings)).min(LONGEST_PAUSE) }
+    let doublings = attempts.min(MOST_ATTEMPTS).saturating_sub(1);
+    if attempts == 0 { Duration::ZERO } else { FIRST_PAUSE * 2_u32.pow(doublings) }
 }
 
 #[cfg(test)]
@@ -156,7 +173,11 @@ mod tests {
 
     #[test]
     fn restarts_that_do_not_help_come_ever_more_rarely() {
-        for (attempts, seconds) in [(1, 10), (2, 20), (3, 40), (7, 600), (50, 600)] {
+        use Decision::{GivenUp, Restart};
+        let restart = Restart(Fault::Missed);
+        for (attempts, seconds, then) in
+            [(1, 10, restart), (2, 20, restart), (3, 40, restart), (4, 80, GivenUp), (50, 80, GivenUp)]
+        {
             let progress = |ago: i64| Progress {
                 restarted_at: Some(now() - SignedDuration::from_secs(ago)),
                 attempts,
@@ -164,8 +185,16 @@ mod tests {
             };
             let decide = |ago| decide(&[wrong(Fault::Missed)], &progress(ago), now());
             assert_eq!(decide(seconds - 1), Decision::Wait, "{attempts}");
-            assert_eq!(decide(seconds), Decision::Restart(Fault::Missed), "{attempts}");
+            assert_eq!(decide(seconds), then, "{attempts}");
         }
+    }
+
+    #[test]
+    fn another_aim_is_tried_anew() {
+        let progress =
+            Progress { restarted_at: Some(now()), attempts: MOST_ATTEMPTS, outlived: true, ..complete() };
+        assert_eq!(decide(&[wrong(Fault::Missed)], &progress, now()), Decision::Restart(Fault::Missed));
+        assert_eq!(decide(&[RIGHT], &progress, now()), Decision::Forget);
     }
 
     #[test]

@@ -14,7 +14,13 @@ use larder_crds::{
     CachePolicySpec, CachePolicyStatus, CaptureMode, ConditionType, PodCounts, RolloutStrategy,
 };
 
-use crate::{policies::Refusal, sidecars::Answer, survey::Survey};
+use crate::{
+    policies::Refusal,
+    rollout::{Decision, MOST_ATTEMPTS, decide},
+    sidecars::Answer,
+    survey::Survey,
+    workload::Workload,
+};
 
 /// How many missed pods are named.
 const NAMED: usize = 10;
@@ -38,6 +44,8 @@ pub struct Observation<'a> {
     pub services: &'a [Arc<Service>],
     /// Why the webhook can't be counted on.
     pub webhook: Option<&'a str>,
+    /// The first write that was refused, and what the API server said.
+    pub write_refused: Option<&'a str>,
 }
 
 /// Whether something holds, and why.
@@ -75,7 +83,7 @@ pub fn assess(
     let pods = count(seen);
     let missed_pods: Vec<_> = missed(seen).take(NAMED).map(str::to_owned).collect();
     let accepted = accepted(seen);
-    let injected = injected(seen, &pods);
+    let injected = injected(seen, &pods, now);
     let traffic = traffic::captured(seen);
     let current = config_current(seen, &pods);
     let tiers = tiers_healthy(seen);
@@ -141,7 +149,7 @@ fn count(seen: &Observation<'_>) -> PodCounts {
     for pod in seen.survey.pods.iter().filter(|pod| pod.matched) {
         counts.matched += 1;
         if !pod.injected {
-            counts.missed += 1;
+            counts.missed += i32::from(wants_sidecars(seen));
             continue;
         }
         counts.injected += 1;
@@ -153,9 +161,14 @@ fn count(seen: &Observation<'_>) -> PodCounts {
     counts
 }
 
+fn wants_sidecars(seen: &Observation<'_>) -> bool {
+    seen.spec.capture.mode != CaptureMode::None
+}
+
 fn missed<'a>(seen: &Observation<'a>) -> impl Iterator<Item = &'a str> + use<'a> {
     let pods = seen.survey.pods.iter();
-    pods.filter(|pod| pod.matched && !pod.injected).map(|pod| pod.name.as_str())
+    let wanted = wants_sidecars(seen);
+    pods.filter(move |pod| wanted && pod.matched && !pod.injected).map(|pod| pod.name.as_str())
 }
 
 fn accepted(seen: &Observation<'_>) -> Verdict {
@@ -177,9 +190,9 @@ fn accepted(seen: &Observation<'_>) -> Verdict {
     }
 }
 
-fn injected(seen: &Observation<'_>, pods: &PodCounts) -> Verdict {
+fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp) -> Verdict {
     let surveyed = &seen.survey.pods;
-    if seen.spec.capture.mode == CaptureMode::None {
+    if !wants_sidecars(seen) {
         let left = surveyed.iter().filter(|pod| pod.injected).count();
         return Verdict::new(
             false,
@@ -198,32 +211,80 @@ fn injected(seen: &Observation<'_>, pods: &PodCounts) -> Verdict {
             format!("{of}; pod {}: {}", pod.name, skip.message),
         );
     }
-    if pods.missed == 0 {
-        let outdated = surveyed.iter().filter(|pod| pod.fault.is_some()).count();
-        return match outdated {
-            0 => Verdict::new(true, "Injected", of),
-            _ => Verdict::new(true, "Outdated", format!("{of}; {outdated} are to be replaced by newer ones")),
-        };
+    let outdated = surveyed.iter().filter(|pod| pod.fault.is_some()).count();
+    let complete = pods.missed == 0;
+    if complete && outdated == 0 {
+        return Verdict::new(true, "Injected", of);
     }
-    if let Some(error) = seen.webhook {
+    if let Some(refused) = seen.write_refused {
+        return Verdict::new(complete, "WriteRefused", format!("{of}; {refused}"));
+    }
+    if let Some(error) = seen.webhook.filter(|_| !complete) {
         return Verdict::new(
             false,
             "WebhookUnreachable",
             format!("{of}; no workload is restarted while {error}"),
         );
     }
-    match seen.spec.sidecar.rollout.strategy {
-        RolloutStrategy::Restart => Verdict::new(
-            false,
-            "Missed",
-            format!(
-                "{of}; Deployments and StatefulSets are restarted, other pods must be made again by hand"
-            ),
-        ),
-        RolloutStrategy::OnCreate => {
+    let strategy = seen.spec.sidecar.rollout.strategy;
+    if let Some(workload) = given_up(seen, now).filter(|_| strategy == RolloutStrategy::Restart) {
+        let message = format!(
+            "{of}; {MOST_ATTEMPTS} restarts of {workload} have not helped, so it is restarted no more until its \
+             template or the policy's sidecar changes: check that the API server reaches port 9443 of the operator's \
+             pods (firewalls, NetworkPolicies) and that nothing else takes the sidecar out"
+        );
+        return Verdict::new(complete, "RestartsDoNotHelp", message);
+    }
+    match (strategy, complete) {
+        (RolloutStrategy::OnCreate, false) => {
             Verdict::new(false, "OnCreate", format!("{of}; the others get it when they are made again"))
         }
+        (RolloutStrategy::OnCreate, true) => {
+            let message = format!("{of}; {outdated} of them of other settings, until they are made again");
+            Verdict::new(true, "Outdated", message)
+        }
+        (RolloutStrategy::Restart, false) => {
+            Verdict::new(false, "Missed", format!("{of}; {}", remedy(seen, now)))
+        }
+        (RolloutStrategy::Restart, true) => {
+            let message = format!("{of}; {outdated} are to be replaced by newer ones: {}", remedy(seen, now));
+            Verdict::new(true, "Outdated", message)
+        }
     }
+}
+
+/// A workload that is restarted no more, since that does not help.
+fn given_up<'a>(seen: &Observation<'a>, now: Timestamp) -> Option<&'a Workload> {
+    let workloads = seen.survey.workloads.iter();
+    let mut workloads = workloads.map(|(workload, pods)| (workload, decide(pods, &workload.progress, now)));
+    workloads.find(|(_, decision)| *decision == Decision::GivenUp).map(|(workload, _)| workload)
+}
+
+/// How the pods that are not right become so, where workloads are restarted.
+fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
+    let (mut restarted, mut manual, mut owned) = (false, Vec::new(), 0);
+    for (workload, pods) in &seen.survey.workloads {
+        let wrong = pods.iter().filter(|pod| pod.fault.is_some()).count();
+        owned += wrong;
+        match decide(pods, &workload.progress, now) {
+            Decision::Manual => manual.push(workload.to_string()),
+            _ => restarted |= wrong > 0,
+        }
+    }
+    let mut parts = Vec::new();
+    if restarted {
+        parts.push("Deployments and StatefulSets are restarted".to_owned());
+    }
+    if !manual.is_empty() {
+        parts.push(format!(
+            "the pods of {} must be made again by hand, since it is paused, has a partition or the strategy OnDelete",
+            manual.join(", ")
+        ));
+    }
+    if seen.survey.pods.iter().filter(|pod| pod.fault.is_some()).count() > owned {
+        parts.push("pods of no Deployment or StatefulSet must be made again by hand".to_owned());
+    }
+    parts.join("; ")
 }
 
 fn config_current(seen: &Observation<'_>, pods: &PodCounts) -> Verdict {
@@ -288,11 +349,14 @@ fn ready(seen: &Observation<'_>, pods: &PodCounts, others: [&Verdict; 4]) -> Ver
         let message = "the policy is suspended: every sidecar passes everything through";
         return Verdict::new(false, "Suspended", message);
     }
-    if !injected.is_true() || injected.reason == "Outdated" {
+    if injected.reason != "Injected" {
         return because(injected);
     }
     if !current.is_true() {
-        return because(current);
+        return match seen.write_refused {
+            Some(refused) => Verdict::new(false, "WriteRefused", refused),
+            None => because(current),
+        };
     }
     if pods.ready < pods.injected {
         let message = format!("{} of {} sidecars are ready", pods.ready, pods.injected);
@@ -312,8 +376,9 @@ pub(crate) mod tests {
     use crate::{
         capture::{Captured, Skip, SkipReason},
         inject::tests::spec,
-        rollout::Fault,
+        rollout::{Fault, PodState, Progress},
         survey::PodReport,
+        workload::tests::workload_with,
     };
 
     pub(crate) const HASH: &str = "0123456789abcdef";
@@ -352,6 +417,8 @@ pub(crate) mod tests {
         pub(crate) answers: Vec<(&'static str, Result<Answer, String>)>,
         pub(crate) services: Value,
         pub(crate) webhook: Option<&'static str>,
+        pub(crate) write_refused: Option<&'static str>,
+        pub(crate) workload: Option<Progress>,
     }
 
     impl Default for Scene {
@@ -364,23 +431,30 @@ pub(crate) mod tests {
                 services: json!([{"metadata": {"name": "shop"}, "spec": {"clusterIP": "10.0.0.1", "selector": {"app": "shop"},
                     "ports": [{"port": 80, "targetPort": "http"}]}}]),
                 webhook: None,
+                write_refused: None,
+                workload: None,
             }
         }
     }
 
     impl Scene {
         pub(crate) fn assess(self, previous: Option<&CachePolicyStatus>) -> CachePolicyStatus {
-            let Self { spec: fields, refusal, pods, answers, services, webhook } = self;
+            let Self { spec: fields, refusal, pods, answers, services, webhook, write_refused, workload } =
+                self;
+            let states = || pods.iter().map(|pod| PodState { fault: pod.fault, newest: true }).collect();
+            let workloads =
+                workload.into_iter().map(|progress| (workload_with(progress), states())).collect();
             let services: Vec<Service> = serde_json::from_value(services).unwrap();
             let seen = Observation {
                 generation: Some(3),
                 spec: &spec(fields),
                 refusal: refusal.as_ref(),
                 hash: Some(HASH),
-                survey: &Survey { pods, ..Survey::default() },
+                survey: &Survey { workloads, pods, ..Survey::default() },
                 answers: &answers.into_iter().map(|(pod, answer)| (pod.to_owned(), answer)).collect(),
                 services: &services.into_iter().map(Arc::new).collect::<Vec<_>>(),
                 webhook,
+                write_refused,
             };
             assess(&seen, previous, "2026-01-01T00:00:00Z".parse().unwrap())
         }
@@ -422,6 +496,64 @@ pub(crate) mod tests {
         down.expect(ConditionType::Injected, "False", "WebhookUnreachable", "the webhook does not answer");
         let on_create = Scene { spec: json!({"sidecar": {"rollout": {"strategy": "OnCreate"}}}), ..scene() };
         on_create.expect(ConditionType::Injected, "False", "OnCreate", "made again");
+    }
+
+    #[test]
+    fn what_keeps_pods_without_a_sidecar_is_said() {
+        let complete = Progress { complete: true, rolls: true, ..Progress::default() };
+        let scene = |workload| Scene { pods: vec![missed("b")], workload, ..Scene::default() };
+        let injected = ConditionType::Injected;
+        scene(Some(complete)).expect(injected, "False", "Missed", "StatefulSets are restarted");
+        let paused = scene(Some(Progress { rolls: false, ..complete })).is(injected);
+        assert!(paused.2.contains("Deployment shop must be made again by hand"), "{}", paused.2);
+        assert!(!paused.2.contains("restarted"), "{}", paused.2);
+        let bare = scene(None).is(injected);
+        assert!(bare.2.contains("pods of no Deployment") && !bare.2.contains("restarted"), "{}", bare.2);
+        let futile = || scene(Some(Progress { attempts: MOST_ATTEMPTS, ..complete }));
+        futile().expect(injected, "False", "RestartsDoNotHelp", "port 9443");
+        futile().expect(ConditionType::Ready, "False", "RestartsDoNotHelp", "Deployment shop");
+    }
+
+    #[test]
+    fn a_refused_write_is_in_the_status() {
+        let refused = Some("could not restart Deployment shop: denied");
+        let scene = || Scene { pods: vec![missed("b")], write_refused: refused, ..Scene::default() };
+        scene().expect(ConditionType::Injected, "False", "WriteRefused", "denied");
+        scene().expect(ConditionType::Ready, "False", "WriteRefused", "denied");
+        let touch =
+            || Scene { answers: vec![("a", answer("old"))], write_refused: refused, ..Scene::default() };
+        touch().expect(ConditionType::Injected, "True", "Injected", "1 of 1");
+        touch().expect(ConditionType::Ready, "False", "WriteRefused", "denied");
+    }
+
+    #[test]
+    fn with_capture_none_no_pod_is_missed() {
+        let scene =
+            Scene { spec: json!({"capture": {"mode": "None"}}), pods: vec![missed("b")], ..Scene::default() };
+        let status = scene.assess(None);
+        assert_eq!((status.pods.matched, status.pods.missed), (1, 0));
+        assert!(status.missed_pods.is_empty());
+    }
+
+    #[test]
+    fn a_broken_edit_leaves_the_hash_of_the_last_good_document() {
+        let before = Scene::default().assess(None);
+        let hash_after = |refusal: Refusal| {
+            let seen = Observation {
+                generation: Some(4),
+                spec: &spec(json!({})),
+                refusal: Some(&refusal),
+                hash: None,
+                survey: &Survey::default(),
+                answers: &BTreeMap::new(),
+                services: &[],
+                webhook: None,
+                write_refused: None,
+            };
+            assess(&seen, Some(&before), "2026-01-01T00:00:00Z".parse().unwrap()).config_hash
+        };
+        assert_eq!(hash_after(Refusal::Invalid("typo".into())).as_deref(), Some(HASH));
+        assert_eq!(hash_after(Refusal::NamespaceExcluded), None);
     }
 
     #[test]

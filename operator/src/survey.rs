@@ -121,7 +121,8 @@ pub fn survey(world: &World, subject: &Subject<'_>) -> Survey {
             }
             _ => (injected.then_some(Fault::Stray), None),
         };
-        if let Some((workload, newest)) = workload {
+        if let Some((mut workload, newest)) = workload {
+            workload.aim_at(hash.as_deref().filter(|_| deciding.is_some()));
             let state = PodState { fault, newest };
             match survey.workloads.iter_mut().find(|(known, _)| known.uid == workload.uid) {
                 Some((_, states)) => states.push(state),

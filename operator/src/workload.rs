@@ -51,6 +51,28 @@ pub struct Workload {
     pub template: Value,
     /// How far its rollout is.
     pub progress: Progress,
+    /// What a restart is for: a hash of its template and of what is to be put into it.
+    pub aim: String,
+    /// What its last restart was for.
+    last_aim: Option<String>,
+}
+
+impl Workload {
+    /// Says what is to be put into its pods; `None` is nothing.
+    pub fn aim_at(&mut self, injection: Option<&str>) {
+        let mut template = self.template.clone();
+        if let Some(annotations) =
+            template.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut)
+        {
+            annotations.remove(names::RESTARTED_AT);
+        }
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(injection.unwrap_or_default().as_bytes());
+        hasher.update(&[0]);
+        hasher.update(template.to_string().as_bytes());
+        self.aim = hasher.finalize().to_hex()[..16].to_owned();
+        self.progress.outlived = self.last_aim.as_ref() != Some(&self.aim);
+    }
 }
 
 impl fmt::Display for Workload {
@@ -144,13 +166,25 @@ fn workload(
         name: metadata.name.clone().unwrap_or_default(),
         uid: metadata.uid.clone().unwrap_or_default(),
         template: json!(template),
-        progress: Progress { complete, rolls, restarted_at, attempts: attempts.unwrap_or(0) },
+        progress: Progress {
+            complete,
+            rolls,
+            restarted_at,
+            attempts: attempts.unwrap_or(0),
+            ..Progress::default()
+        },
+        aim: String::new(),
+        last_aim: metadata.annotations.as_ref().and_then(|all| all.get(names::ROLL_AIM).cloned()),
     }
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    pub(crate) fn workload_with(progress: Progress) -> Workload {
+        Workload { progress, ..of_deployment(&deployment(json!({}))) }
+    }
 
     fn deployment(status: Value) -> Deployment {
         serde_json::from_value(json!({
@@ -177,6 +211,31 @@ mod tests {
             status[field] = json!(value);
             assert!(!of_deployment(&deployment(status)).progress.complete, "{field}");
         }
+    }
+
+    #[test]
+    fn a_restart_alone_leaves_the_aim_as_it_was() {
+        let aim = |deployment: &Deployment, injection| {
+            let mut workload = of_deployment(deployment);
+            workload.aim_at(injection);
+            workload
+        };
+        let before = deployment(json!({}));
+        let first = aim(&before, Some("a"));
+        assert!(first.progress.outlived);
+
+        let mut restarted = before.clone();
+        restarted.annotations_mut().insert(names::ROLL_AIM.into(), first.aim.clone());
+        let template = &mut restarted.spec.as_mut().unwrap().template;
+        let annotations = template.metadata.as_mut().unwrap().annotations.as_mut().unwrap();
+        annotations.insert(names::RESTARTED_AT.into(), "2026-02-02T00:00:00Z".into());
+        assert!(!aim(&restarted, Some("a")).progress.outlived);
+        assert!(aim(&restarted, Some("b")).progress.outlived, "other settings");
+        assert!(aim(&restarted, None).progress.outlived);
+
+        let template = &mut restarted.spec.as_mut().unwrap().template;
+        template.metadata.as_mut().unwrap().labels = Some([("a".to_owned(), "b".to_owned())].into());
+        assert!(aim(&restarted, Some("a")).progress.outlived, "another template");
     }
 
     #[test]

@@ -9,12 +9,13 @@ use jiff::Timestamp;
 use kube::{Resource, ResourceExt, runtime::controller::Action};
 use larder_crds::{CachePolicy, CachePolicyStatus, CaptureMode, ConditionType, RolloutStrategy};
 
-use super::{Leader, rolling::WebhookState};
+use super::{Leader, rolling::WebhookState, writes::Refused};
 use crate::{
     compile::{self, Owner},
     error::Result,
     events,
     policies::{Guarded, Refusal},
+    rollout::{Decision, decide},
     sidecars::Sidecar,
     status::{self, Observation},
     survey::{Subject, Survey, survey},
@@ -31,6 +32,7 @@ const LATER: Duration = Duration::from_secs(15);
 /// # Guarantees
 /// - Sidecars are told of a configuration before any pod is restarted for it.
 /// - Nothing is written that is already so: a second run right after the first only reads.
+/// - A write that is refused stops none of the others; the status says what was refused.
 pub(super) async fn reconcile(guarded: Arc<Guarded>, leader: Arc<Leader>) -> Result<Action> {
     leader.world.ready().await?;
     let meta = guarded.meta();
@@ -56,8 +58,10 @@ impl Leader {
         let name = policy.name_any();
         let about = policy.object_ref(&());
         let strategy = policy.spec.sidecar.rollout.strategy;
-        self.shared.registration.ensure().await?;
-
+        let mut refused = Vec::new();
+        if let Err(error) = self.shared.registration.ensure().await {
+            refused.push(Refused { what: "could not write the webhook's configuration".into(), error });
+        }
         let compiled = match self.shared.policies.compile(policy) {
             Ok(_) if policy.spec.capture.mode == CaptureMode::None => {
                 let uid = policy.uid().unwrap_or_default();
@@ -66,7 +70,14 @@ impl Leader {
             other => other,
         };
         let held = match &compiled {
-            Ok(compiled) => Some(self.put_config_map(&namespace, &name, compiled, strategy).await?),
+            Ok(compiled) => match self.put_config_map(&namespace, &name, compiled, strategy).await {
+                Ok(held) => Some(held),
+                Err(error) => {
+                    refused
+                        .push(Refused { what: "could not write the sidecars' configuration".into(), error });
+                    None
+                }
+            },
             Err(_) => None,
         };
         let surveyed = survey(
@@ -81,11 +92,11 @@ impl Leader {
             },
         );
         if let Some(held) = &held {
-            self.touch(&namespace, &surveyed.pods, &held.hash).await?;
+            refused.extend(self.touch(&namespace, &surveyed.pods, &held.hash).await);
         }
         let webhook = self.webhook_state(&namespace).await;
-        if compiled.is_ok() && strategy == RolloutStrategy::Restart {
-            self.roll(&namespace, &about, &surveyed, &webhook).await?;
+        if held.is_some() && strategy == RolloutStrategy::Restart {
+            refused.extend(self.roll(&namespace, &about, &surveyed, &webhook).await);
         }
         let refusal = match (&compiled, &surveyed.conflict) {
             (Err(refusal), _) => Some(refusal.clone()),
@@ -93,6 +104,8 @@ impl Leader {
             (Ok(_), None) => None,
         };
         let answers = self.sidecars.ask(sidecars(&surveyed)).await;
+        let write_refused = refused.first().map(ToString::to_string);
+        let now = Timestamp::now();
         let seen = Observation {
             generation: policy.metadata.generation,
             spec: &policy.spec,
@@ -105,8 +118,9 @@ impl Leader {
                 WebhookState::Unreachable(error) => Some(error),
                 WebhookState::Answers | WebhookState::Settling => None,
             },
+            write_refused: write_refused.as_deref(),
         };
-        let status = status::assess(&seen, policy.status.as_ref(), Timestamp::now());
+        let status = status::assess(&seen, policy.status.as_ref(), now);
         if policy.status.as_ref() != Some(&status) {
             self.put_status(&namespace, &name, &status).await?;
             for event in events::transitions(policy.status.as_ref(), &status) {
@@ -114,8 +128,11 @@ impl Leader {
             }
         }
         tracing::debug!(namespace, name, elapsed = ?started.elapsed(), "looked at a policy");
+        if let Some(first) = refused.into_iter().next() {
+            return Err(first.error);
+        }
         let edited = held.is_some_and(|held| status.config_hash != Some(held.hash));
-        Ok(Action::requeue(if settled(&surveyed, &status) && !edited { LATER } else { SOON }))
+        Ok(Action::requeue(if settled(&surveyed, &status, strategy, now) && !edited { LATER } else { SOON }))
     }
 }
 
@@ -129,18 +146,27 @@ fn sidecars(surveyed: &Survey) -> Vec<Sidecar> {
 }
 
 /// Whether nothing is on its way that the operator will have to see through.
-fn settled(surveyed: &Survey, status: &CachePolicyStatus) -> bool {
-    let on_its_way = surveyed.pods.iter().any(|pod| pod.fault.is_some());
-    let attempts = surveyed.workloads.iter().any(|(workload, _)| workload.progress.attempts > 0);
+fn settled(surveyed: &Survey, status: &CachePolicyStatus, strategy: RolloutStrategy, now: Timestamp) -> bool {
+    // What is wrong with other pods is not the operator's to repair.
+    let on_its_way = strategy == RolloutStrategy::Restart
+        && surveyed.workloads.iter().any(|(workload, pods)| match decide(pods, &workload.progress, now) {
+            Decision::Restart(_) | Decision::Wait | Decision::Forget => true,
+            Decision::Settled | Decision::Manual | Decision::GivenUp => false,
+        });
     let pods = status.pods;
     let tiers = status::find(status, ConditionType::TiersHealthy).is_none_or(|tiers| tiers.status != "False");
-    !on_its_way && !attempts && tiers && pods.current == pods.injected && pods.ready == pods.injected
+    !on_its_way && tiers && pods.current == pods.injected && pods.ready == pods.injected
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::{rollout::Fault, status::tests::right, survey::PodReport};
+    use crate::{
+        rollout::{Fault, PodState, Progress},
+        status::tests::right,
+        survey::PodReport,
+        workload::tests::workload_with,
+    };
 
     fn status(current: i32) -> CachePolicyStatus {
         let mut status = CachePolicyStatus::default();
@@ -153,14 +179,34 @@ mod tests {
     fn surveyed(fault: Option<Fault>) -> Survey {
         let address = Some("10.0.0.1".parse().unwrap());
         let pod = PodReport { fault, address, admin_port: Some(24890), ..right("a") };
-        Survey { pods: vec![pod], ..Survey::default() }
+        let workload = workload_with(Progress { complete: true, rolls: true, ..Progress::default() });
+        Survey {
+            pods: vec![pod],
+            workloads: vec![(workload, vec![PodState { fault, newest: true }])],
+            ..Survey::default()
+        }
     }
 
     #[test]
     fn it_looks_again_soon_while_something_is_on_its_way() {
-        assert!(settled(&surveyed(None), &status(1)));
-        assert!(!settled(&surveyed(None), &status(0)));
-        assert!(!settled(&surveyed(Some(Fault::Missed)), &status(1)));
+        let settled = |surveyed, current| {
+            settled(&surveyed, &status(current), RolloutStrategy::Restart, Timestamp::now())
+        };
+        assert!(settled(surveyed(None), 1));
+        assert!(!settled(surveyed(None), 0));
+        assert!(!settled(surveyed(Some(Fault::Missed)), 1));
+    }
+
+    #[test]
+    fn it_does_not_wait_for_what_it_does_not_repair() {
+        let now = Timestamp::now();
+        let missed = || surveyed(Some(Fault::Missed));
+        assert!(settled(&missed(), &status(1), RolloutStrategy::OnCreate, now));
+        let bare = Survey { workloads: vec![], ..missed() };
+        assert!(settled(&bare, &status(1), RolloutStrategy::Restart, now));
+        let mut paused = missed();
+        paused.workloads[0].0.progress.rolls = false;
+        assert!(settled(&paused, &status(1), RolloutStrategy::Restart, now));
     }
 
     #[test]

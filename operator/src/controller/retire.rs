@@ -70,7 +70,7 @@ impl Leader {
                 settings: &self.shared.arguments.sidecar,
             },
         );
-        self.touch(namespace, &surveyed.pods, &held.hash).await?;
+        let mut refused = self.touch(namespace, &surveyed.pods, &held.hash).await;
         self.shared.registration.ensure().await?;
         // In the run after the one that wrote: by then every replica's webhook has seen that the policy is gone.
         if !held.wrote && strategy == RolloutStrategy::Restart {
@@ -82,8 +82,11 @@ impl Leader {
                 uid: map.uid(),
                 ..ObjectReference::default()
             };
-            self.roll(namespace, &about, &surveyed, &WebhookState::Settling).await?;
+            refused.extend(self.roll(namespace, &about, &surveyed, &WebhookState::Settling).await);
         }
-        Ok(Action::requeue(SOON))
+        match refused.into_iter().next() {
+            Some(first) => Err(first.error),
+            None => Ok(Action::requeue(SOON)),
+        }
     }
 }

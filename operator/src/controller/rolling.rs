@@ -7,14 +7,14 @@ use k8s_openapi::api::core::v1::ObjectReference;
 use kube::runtime::reflector::ObjectRef;
 use tokio::time::Instant;
 
-use super::Leader;
+use super::{Leader, writes::Refused};
 use crate::{
     error::Result,
     events, names,
     reach::reach,
-    rollout::{Decision, Fault, decide},
+    rollout::{Decision, Fault, PodState, decide},
     survey::Survey,
-    workload::is_rolling,
+    workload::{Workload, is_rolling},
 };
 
 /// How long the webhook configuration must have named a namespace: API servers take a moment to see it.
@@ -36,37 +36,52 @@ pub(super) enum WebhookState {
 }
 
 impl Leader {
-    /// Restarts what has to be restarted. While new pods might be missed, only to take sidecars back.
+    /// Restarts what has to be restarted. While new pods might be missed, only to take sidecars back. A workload that can't
+    /// be written keeps none of the others from it.
     pub(super) async fn roll(
         &self,
         namespace: &str,
         about: &ObjectReference,
         survey: &Survey,
         webhook: &WebhookState,
-    ) -> Result<()> {
+    ) -> Vec<Refused> {
+        let mut refused = Vec::new();
         for (workload, pods) in &survey.workloads {
-            let now = Timestamp::now();
-            match decide(pods, &workload.progress, now) {
-                Decision::Settled | Decision::Wait | Decision::Manual => {}
-                Decision::Forget => self.forget_attempts(namespace, workload).await?,
-                Decision::Restart(fault) => {
-                    if fault != Fault::Stray && *webhook != WebhookState::Answers {
-                        continue;
-                    }
-                    let mut restarts = self.restarts.lock().await;
-                    if restarts.get(&workload.uid).is_some_and(|at| now < *at + AFTER_RESTART) {
-                        continue;
-                    }
-                    self.restart(namespace, workload, now).await?;
-                    restarts.retain(|_, at| now < *at + AFTER_RESTART);
-                    restarts.insert(workload.uid.clone(), now);
-                    drop(restarts);
-                    self.shared.metrics.rolls.with_label_values(&[fault.as_str()]).inc();
-                    tracing::info!(namespace, %workload, fault = fault.as_str(), "restarted a workload");
-                    self.tell(&events::rolled(workload, fault), about).await;
-                }
+            if let Err(error) = self.see_to(namespace, about, workload, pods, webhook).await {
+                refused.push(Refused { what: format!("could not restart {workload}"), error });
             }
         }
+        refused
+    }
+
+    async fn see_to(
+        &self,
+        namespace: &str,
+        about: &ObjectReference,
+        workload: &Workload,
+        pods: &[PodState],
+        webhook: &WebhookState,
+    ) -> Result<()> {
+        let now = Timestamp::now();
+        let fault = match decide(pods, &workload.progress, now) {
+            Decision::Settled | Decision::Wait | Decision::Manual | Decision::GivenUp => return Ok(()),
+            Decision::Forget => return self.forget_attempts(namespace, workload).await,
+            Decision::Restart(fault) => fault,
+        };
+        if fault != Fault::Stray && *webhook != WebhookState::Answers {
+            return Ok(());
+        }
+        let mut restarts = self.restarts.lock().await;
+        if restarts.get(&workload.uid).is_some_and(|at| now < *at + AFTER_RESTART) {
+            return Ok(());
+        }
+        self.restart(namespace, workload, now).await?;
+        restarts.retain(|_, at| now < *at + AFTER_RESTART);
+        restarts.insert(workload.uid.clone(), now);
+        drop(restarts);
+        self.shared.metrics.rolls.with_label_values(&[fault.as_str()]).inc();
+        tracing::info!(namespace, %workload, fault = fault.as_str(), "restarted a workload");
+        self.tell(&events::rolled(workload, fault), about).await;
         Ok(())
     }
 

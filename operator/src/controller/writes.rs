@@ -1,6 +1,6 @@
 //! Everything that the controllers write to the API server.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -43,6 +43,24 @@ const TOKEN_TRUST: Duration = Duration::from_secs(300);
 const FOUND_TOKEN_TRUST: Duration = Duration::from_secs(5);
 /// How many random bytes a token has.
 const TOKEN_BYTES: usize = 32;
+
+/// A write that failed while the others went on.
+#[derive(Debug)]
+pub(super) struct Refused {
+    /// What was to be done.
+    pub(super) what: String,
+    /// Why it was not.
+    pub(super) error: Error,
+}
+
+impl fmt::Display for Refused {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.error {
+            Error::Kubernetes(kube::Error::Api(status)) => write!(f, "{}: {}", self.what, status.message),
+            error => write!(f, "{}: {error}", self.what),
+        }
+    }
+}
 
 impl Leader {
     /// Writes a policy's ConfigMap if it is missing or was written for another configuration. An edit by hand leaves the
@@ -127,21 +145,24 @@ impl Leader {
     }
 
     /// Notes the hash on the pods that have another, so that the kubelet refreshes their ConfigMap at once and not in a
-    /// minute or two.
-    pub(super) async fn touch(&self, namespace: &str, pods: &[PodReport], hash: &str) -> Result<()> {
+    /// minute or two. A pod that can't be written keeps none of the others from it.
+    pub(super) async fn touch(&self, namespace: &str, pods: &[PodReport], hash: &str) -> Vec<Refused> {
         let api: Api<Pod> = Api::namespaced(self.shared.client.clone(), namespace);
         let stale = pods.iter().filter(|pod| pod.injected && pod.config_hash.as_deref() != Some(hash));
-        let touches = stale.map(|pod| annotate(&api, &pod.name, json!({ names::CONFIG_HASH: hash })));
-        for touched in futures::future::join_all(touches).await {
-            touched?;
-        }
-        Ok(())
+        let touches = stale.map(async |pod| {
+            let error = annotate(&api, &pod.name, json!({ names::CONFIG_HASH: hash })).await.err()?;
+            Some(Refused { what: format!("could not annotate pod {}", pod.name), error })
+        });
+        futures::future::join_all(touches).await.into_iter().flatten().collect()
     }
 
     /// Restarts a workload, as `kubectl rollout restart` does.
     pub(super) async fn restart(&self, namespace: &str, workload: &Workload, now: Timestamp) -> Result<()> {
         let body = json!({
-            "metadata": { "annotations": { names::ROLL_ATTEMPTS: (workload.progress.attempts + 1).to_string() } },
+            "metadata": { "annotations": {
+                names::ROLL_ATTEMPTS: (workload.progress.tries() + 1).to_string(),
+                names::ROLL_AIM: workload.aim,
+            } },
             "spec": { "template": { "metadata": { "annotations": { names::RESTARTED_AT: now.to_string() } } } },
         });
         self.patch_workload(namespace, workload, body).await
@@ -149,7 +170,8 @@ impl Leader {
 
     /// Forgets how often a workload was restarted without avail.
     pub(super) async fn forget_attempts(&self, namespace: &str, workload: &Workload) -> Result<()> {
-        let body = json!({ "metadata": { "annotations": { names::ROLL_ATTEMPTS: null } } });
+        let body =
+            json!({ "metadata": { "annotations": { names::ROLL_ATTEMPTS: null, names::ROLL_AIM: null } } });
         self.patch_workload(namespace, workload, body).await
     }
 
@@ -233,6 +255,14 @@ fn is_not_found(error: &kube::Error) -> bool {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_refused_write_says_what_the_api_server_said() {
+        let status = serde_json::from_value(json!({"code": 403, "message": "denied by a policy"})).unwrap();
+        let error = Error::Kubernetes(kube::Error::Api(Box::new(status)));
+        let refused = Refused { what: "could not restart Deployment shop".into(), error };
+        assert_eq!(refused.to_string(), "could not restart Deployment shop: denied by a policy");
+    }
 
     #[test]
     fn a_token_found_beside_a_new_config_map_is_not_trusted_for_long() {
