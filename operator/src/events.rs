@@ -84,7 +84,12 @@ mod tests {
     use serde_json::json;
 
     use super::*;
-    use crate::{policies::Refusal, status::tests::Scene};
+    use crate::{
+        policies::Refusal,
+        rollout::{MOST_ATTEMPTS, Progress},
+        status::tests::{Scene, right},
+        survey::PodReport,
+    };
 
     fn reasons(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus) -> Vec<String> {
         transitions(before, after).into_iter().map(|event| event.reason).collect()
@@ -110,6 +115,21 @@ mod tests {
             ..Scene::default()
         };
         assert_eq!(reasons(Some(&well), &past.assess(None)), ["NumericTargetPort"]);
+    }
+
+    #[test]
+    fn what_only_people_can_help_is_told() {
+        let well = Scene::default().assess(None);
+        let pods = vec![PodReport { injected: false, fault: Some(Fault::Missed), ..right("a") }];
+        let progress =
+            Progress { complete: true, rolls: true, attempts: MOST_ATTEMPTS, ..Progress::default() };
+        let scene = || Scene { pods: pods.clone(), answers: vec![], ..Scene::default() };
+        let futile = Scene { workload: Some(progress), ..scene() }.assess(None);
+        let events = transitions(Some(&well), &futile);
+        assert_eq!((events[0].reason.as_str(), events[0].type_), ("RestartsDoNotHelp", EventType::Warning));
+        assert!(reasons(Some(&futile), &futile).is_empty());
+        let refused = Scene { write_refused: Some("denied"), ..scene() }.assess(None);
+        assert_eq!(reasons(Some(&well), &refused)[0], "WriteRefused");
     }
 
     #[test]

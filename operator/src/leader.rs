@@ -38,6 +38,9 @@ pub async fn elect(
     let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
     config.connect_timeout = Some(PATIENCE);
     config.read_timeout = Some(PATIENCE);
+    config.reset_reader_on_write = true;
+    // The client's own retries could outlast the lease.
+    config.default_retry = false;
     let client = Client::try_from(config)?;
     loop {
         let ended = take_part(&client, &shared, &network_policies, &stop).await;

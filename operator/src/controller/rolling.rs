@@ -3,8 +3,9 @@
 use std::time::Duration;
 
 use jiff::{SignedDuration, Timestamp};
-use k8s_openapi::api::core::v1::ObjectReference;
-use kube::runtime::reflector::ObjectRef;
+use k8s_openapi::api::core::v1::{ObjectReference, Pod};
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use larder_crds::selector;
 use tokio::time::Instant;
 
 use super::{Leader, writes::Refused};
@@ -15,6 +16,7 @@ use crate::{
     rollout::{Decision, Fault, PodState, decide},
     survey::Survey,
     workload::{Workload, is_rolling},
+    world::in_namespace,
 };
 
 /// How long the webhook configuration must have named a namespace: API servers take a moment to see it.
@@ -92,8 +94,7 @@ impl Leader {
         if registration.named_for(namespace).is_none_or(|since| since < SETTLING) {
             return WebhookState::Settling;
         }
-        let own = ObjectRef::new(names::OPERATOR).within(&self.shared.arguments.namespace);
-        if self.world.deployments.get(&own).is_some_and(|own| is_rolling(&own)) {
+        if self.is_being_upgraded(Timestamp::now()) {
             return WebhookState::Settling;
         }
         let mut reached = self.reached.lock().await;
@@ -108,6 +109,19 @@ impl Leader {
             }
             Err(error) => WebhookState::Unreachable(error.to_string()),
         }
+    }
+
+    /// Whether replicas of another version may still decide over pods: workloads would be restarted twice.
+    fn is_being_upgraded(&self, now: Timestamp) -> bool {
+        let namespace = &self.shared.arguments.namespace;
+        let own = ObjectRef::new(names::OPERATOR).within(namespace);
+        let Some(own) = self.world.deployments.get(&own) else { return false };
+        // A pod on its way out has until then; it may hold connections of API servers for as long.
+        let leaving = |pod: &Pod| pod.metadata.deletion_timestamp.as_ref().is_some_and(|until| now < until.0);
+        let replica =
+            |pod: &Pod| own.spec.as_ref().is_some_and(|spec| selector::matches(&spec.selector, pod.labels()));
+        is_rolling(&own)
+            || in_namespace(&self.world.pods, namespace).iter().any(|pod| leaving(pod) && replica(pod))
     }
 
     /// Reports an event. That it can't be is no reason to stop.
