@@ -21,6 +21,12 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
             (json!({"targets": [{"port": 0}]}), "write the name of a container port, such as http, or its number"),
             (json!({"capture": {"mode": "Magic"}}), "Unsupported value: \"Magic\""),
             (json!({"l1": {"maxSize": "lots"}}), size),
+            (json!({"l1": {"maxSize": "1Gi"}}), "l1.maxSize and 32Mi"),
+            (json!({"l1": {"maxSize": "1Mi", "maxObjectSize": "2Mi"}}), "l1.maxObjectSize"),
+            (
+                json!({"l2": {"redis": {"urlFrom": {"secretKeyRef": {"name": "redis", "key": "../url"}}}}}),
+                "name a Secret and one of its keys",
+            ),
             (json!({"l1": {"busGrace": "5 seconds"}}), duration),
             (json!({"l2": {"redis": {"urlFrom": {}}}}), "set secretKeyRef: {name: ..., key: ...}"),
             (json!({"sources": [{"name": "catalog"}]}), "say what the source is: set postgres"),
