@@ -8,7 +8,7 @@ use std::{
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{AGE, CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, HOST, RANGE, UPGRADE},
+    header::{AGE, CONNECTION, CONTENT_TYPE, HOST, RANGE, UPGRADE},
 };
 use http_body::Body as _;
 use http_body_util::{Either, Empty};
@@ -209,13 +209,12 @@ impl Proxy {
             let mut response = Response::new(Body::full(body.clone()));
             response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
             let stored = stamp.is_some_and(|stamp| {
-                let parts = question.parts(StatusCode::OK, response.headers(), stamp);
-                let fill = Fill::new(&question, parts, vec![]);
-                let fits = body.len() as u64 <= question.serving.policy.l1.max_object_size.0;
+                let fits = question.fits(body.len() as u64);
                 if fits {
-                    fill.store(body)
+                    let parts = question.parts(StatusCode::OK, response.headers(), stamp);
+                    Fill::new(&question, parts, vec![]).store(body);
                 } else {
-                    fill.refuse(NotStored::TooLarge)
+                    question.serving.not_stored(question.found.index, NotStored::TooLarge);
                 }
                 fits
             });
@@ -233,29 +232,23 @@ impl Proxy {
         reason: Forward,
         stamp: Stamp,
     ) -> Answered {
-        let response = match self.forward(request, question.client).await {
+        let response = match forward(&self.upstream, request, question.client).await {
             Ok(response) => response,
             Err(error) => return unreachable(error, Some(question.found.index)),
         };
         let (head, body) = response.into_parts();
-        let parts = question.parts(head.status, &head.headers, stamp);
-        let storable = freshness::storable(head.status, &head.headers, question.ttl()).and_then(header_names);
-        let declared =
-            head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok()?.parse::<u64>().ok());
-        let too_large = declared.is_some_and(|length| length > question.serving.policy.l1.max_object_size.0)
-            && question.key.as_str().starts_with("GET:");
+        let storable = freshness::storable(head.status, &head.headers, question.ttl())
+            .and_then(header_names)
+            .and_then(|vary| {
+                if question.fits(body.size_hint().lower()) { Ok(vary) } else { Err(NotStored::TooLarge) }
+            });
         let (body, stored) = match storable {
             Ok(vary) => {
-                let fill = Fill::new(&question, parts, vary);
-                if too_large {
-                    fill.refuse(NotStored::TooLarge);
-                    (Body::Stream(body), false)
-                } else {
-                    (Body::tapped(body, Box::new(fill)), true)
-                }
+                let parts = question.parts(head.status, &head.headers, stamp);
+                (Body::tapped(body, Box::new(Fill::new(&question, parts, vary))), true)
             }
             Err(reason) => {
-                Fill::new(&question, parts, vec![]).refuse(reason);
+                question.serving.not_stored(question.found.index, reason);
                 (Body::Stream(body), false)
             }
         };
@@ -274,7 +267,7 @@ impl Proxy {
         reason: Forward,
         route: Option<usize>,
     ) -> Answered {
-        match self.forward(request, client).await {
+        match forward(&self.upstream, request, client).await {
             Ok(response) => passed(response, reason, route),
             Err(error) => unreachable(error, route),
         }
@@ -330,14 +323,6 @@ impl Proxy {
         let response = response.map(Body::Stream);
         Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Application }
     }
-
-    async fn forward(
-        &self,
-        request: Request<Incoming>,
-        client: IpAddr,
-    ) -> Result<Response<Incoming>, UpstreamError> {
-        forward(&self.upstream, request, client).await
-    }
 }
 
 impl Question<'_> {
@@ -352,6 +337,10 @@ impl Question<'_> {
 
     fn answered(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Answered {
         Answered { response, route: Some(self.found.index), outcome, tier }
+    }
+
+    fn fits(&self, length: u64) -> bool {
+        length <= self.serving.policy.l1.max_object_size.0
     }
 
     fn parts(&self, status: StatusCode, headers: &HeaderMap, stamp: Stamp) -> Parts {

@@ -5,7 +5,7 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use larder_policy::{Metadata, Policy};
+use larder_policy::{Metadata, Policy, freshness::NotStored};
 
 use crate::{
     barriers::Barriers,
@@ -183,6 +183,18 @@ impl Serving {
     /// The counters of a route by its place; `None`: of requests that no route took.
     pub fn route_stats(&self, route: Option<usize>) -> &Arc<RouteStats> {
         route.and_then(|index| self.route_stats.get(index)).unwrap_or(&self.no_route_stats)
+    }
+
+    /// Counts why an answer of a route was not stored; the log says it once a reason.
+    pub fn not_stored(&self, route: usize, reason: NotStored) {
+        if self.route_stats(Some(route)).not_stored(reason) {
+            let route = &self.policy.routes()[route].name;
+            tracing::info!(
+                route,
+                reason = reason.as_str(),
+                "an answer was not stored; further ones are only counted"
+            );
+        }
     }
 
     /// Which tiers are up.

@@ -42,13 +42,8 @@ pub struct Upstream {
     addresses: Addresses,
 }
 
-/// Why the application did not answer.
-#[derive(Debug, thiserror::Error)]
-pub enum UpstreamError {
-    /// It refused the connection or broke it off.
-    #[error(transparent)]
-    Client(#[from] hyper_util::client::legacy::Error),
-}
+/// Why the application did not answer: it refused the connection or broke it off.
+pub type UpstreamError = hyper_util::client::legacy::Error;
 
 impl Upstream {
     /// An application at `url`, or, where it does not listen there, at `pod_ip`.
@@ -77,8 +72,8 @@ impl Upstream {
             _ => None,
         };
         match (self.client.request(request).await, again) {
-            (Err(error), Some(again)) if !error.is_connect() => Ok(self.client.request(again).await?),
-            (outcome, _) => Ok(outcome?),
+            (Err(error), Some(again)) if !error.is_connect() => self.client.request(again).await,
+            (outcome, _) => outcome,
         }
     }
 

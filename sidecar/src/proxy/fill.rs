@@ -44,24 +44,12 @@ impl Fill {
         self.keep(body);
     }
 
-    /// Counts why the answer is not stored.
-    pub(super) fn refuse(mut self, reason: NotStored) {
-        self.give_up(reason);
-    }
-
     fn give_up(&mut self, reason: NotStored) {
         if self.parts.take().is_none() {
             return;
         }
         self.collected = BytesMut::new();
-        if self.serving.route_stats(Some(self.route)).not_stored(reason) {
-            let route = &self.serving.policy.routes()[self.route].name;
-            tracing::info!(
-                route,
-                reason = reason.as_str(),
-                "an answer was not stored; further ones are only counted"
-            );
-        }
+        self.serving.not_stored(self.route, reason);
     }
 
     fn keep(&mut self, body: Bytes) {

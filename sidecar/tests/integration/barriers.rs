@@ -2,7 +2,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use http::Method;
 use tokio::sync::Semaphore;
 
 use super::harness::{Origin, Policy, RedisServer, Sidecar, reply, until};
@@ -129,18 +128,7 @@ async fn a_redis_that_came_back_as_it_was_earlier_revives_nothing() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_is_purged_even_if_its_client_left_before_the_answer() {
-    let gate = Arc::new(Semaphore::new(0));
-    let let_through = Arc::clone(&gate);
-    let origin = Origin::start(move |seen| {
-        let gate = Arc::clone(&gate);
-        async move {
-            if seen.method == Method::PUT {
-                gate.acquire().await.unwrap().forget();
-            }
-            reply(&[], seen.number.to_string())
-        }
-    })
-    .await;
+    let (origin, let_through) = Origin::holding_writes().await;
     let policy = Policy::new(TAGGED);
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let stored = sidecar.get("/a").await.body;

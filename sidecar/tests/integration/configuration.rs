@@ -1,11 +1,6 @@
 //! A policy that changes while it is served by.
 
-use std::sync::Arc;
-
-use http::Method;
-use tokio::sync::Semaphore;
-
-use super::harness::{Origin, Policy, RedisServer, Sidecar, reply, until};
+use super::harness::{Origin, Policy, RedisServer, Sidecar, until};
 
 const CACHED: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
@@ -151,18 +146,7 @@ async fn a_suspended_policy_passes_and_a_resumed_one_serves_nothing_that_a_write
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_is_under_way_while_the_policy_changes_purges_under_the_new_one() {
-    let gate = Arc::new(Semaphore::new(0));
-    let let_go = Arc::clone(&gate);
-    let origin = Origin::start(move |seen| {
-        let gate = Arc::clone(&gate);
-        async move {
-            if seen.method == Method::PUT {
-                gate.acquire().await.unwrap().forget();
-            }
-            reply(&[], seen.number.to_string())
-        }
-    })
-    .await;
+    let (origin, let_go) = Origin::holding_writes().await;
     let without_redis =
         CACHED.replace("l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}", "");
     let policy = Policy::new(&without_redis);

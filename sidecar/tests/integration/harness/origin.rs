@@ -10,6 +10,7 @@ use http::{HeaderMap, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
+use tokio::sync::Semaphore;
 use tokio::{
     io::AsyncReadExt,
     net::{TcpListener, TcpStream},
@@ -59,6 +60,23 @@ impl Origin {
     /// An application that answers every request with its number.
     pub(crate) async fn numbered(headers: &'static [(&'static str, &'static str)]) -> Self {
         Self::start(move |seen| async move { reply(headers, seen.number.to_string()) }).await
+    }
+
+    /// An application that answers every request with its number, and each write only when it is given a permit.
+    pub(crate) async fn holding_writes() -> (Self, Arc<Semaphore>) {
+        let permits = Arc::new(Semaphore::new(0));
+        let gate = Arc::clone(&permits);
+        let origin = Self::start(move |seen| {
+            let gate = Arc::clone(&gate);
+            async move {
+                if seen.method == Method::PUT {
+                    gate.acquire().await.unwrap().forget();
+                }
+                reply(&[], seen.number.to_string())
+            }
+        })
+        .await;
+        (origin, permits)
     }
 
     /// An application.
