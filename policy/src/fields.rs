@@ -1,0 +1,41 @@
+//! The header fields of a message, however they are held.
+
+use http::HeaderMap;
+
+/// Header fields in the order in which they came. Names are compared without regard to case (RFC 9110, section 5.1).
+pub trait Fields {
+    /// Every field line: a name, in whatever case, and a value without the white space around it.
+    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])>;
+
+    /// The values of all lines of a field, in order.
+    fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.lines()
+            .filter(move |(known, _)| known.eq_ignore_ascii_case(name.as_bytes()))
+            .map(|(_, value)| value)
+    }
+
+    /// Whether there is a line of a field.
+    fn has(&self, name: &str) -> bool {
+        self.values(name).next().is_some()
+    }
+}
+
+impl Fields for HeaderMap {
+    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
+    }
+
+    fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
+        self.get_all(name).iter().map(|value| value.as_bytes())
+    }
+
+    fn has(&self, name: &str) -> bool {
+        self.contains_key(name)
+    }
+}
+
+impl Fields for [(&[u8], &[u8])] {
+    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.iter().copied()
+    }
+}
