@@ -1,0 +1,97 @@
+//! Who used how much CPU: `/proc/<pid>/stat` and `/proc/stat`, proc(5).
+
+use std::{collections::HashMap, fs, time::Duration};
+
+use anyhow::{Context, Result};
+
+/// `sysconf(_SC_CLK_TCK)`: 100 on every Linux that we run on.
+const TICKS_PER_SECOND: u64 = 100;
+
+struct Stat {
+    parent: u32,
+    /// utime, stime, and those of children that have been waited for, so that one who ends in between still counts.
+    ticks: u64,
+}
+
+/// User and system time of a process and its descendants so far; nothing when it is gone.
+pub fn time_of_tree(root: u32) -> Duration {
+    let all: HashMap<u32, Stat> = fs::read_dir("/proc")
+        .into_iter()
+        .flatten()
+        .filter_map(|entry| {
+            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+            Some((pid, parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))
+        })
+        .collect();
+    let ticks: u64 =
+        all.iter().filter(|(pid, _)| descends(&all, **pid, root)).map(|(_, stat)| stat.ticks).sum();
+    time_of(ticks)
+}
+
+/// For how long nobody used a core, since the machine started.
+///
+/// # Errors
+/// If there is no such core.
+pub fn idle_time(core: usize) -> Result<Duration> {
+    let all = fs::read_to_string("/proc/stat").context("/proc/stat")?;
+    idle_ticks(&all, core).map(time_of).with_context(|| format!("this machine has no core {core}"))
+}
+
+fn idle_ticks(all: &str, core: usize) -> Option<u64> {
+    let name = format!("cpu{core} ");
+    let fields = all.lines().find_map(|line| line.strip_prefix(&name))?;
+    // user, nice, system, idle, iowait, ...
+    fields.split_whitespace().skip(3).take(2).map(|field| field.parse::<u64>().ok()).sum()
+}
+
+fn time_of(ticks: u64) -> Duration {
+    Duration::from_millis(ticks * 1000 / TICKS_PER_SECOND)
+}
+
+fn descends(all: &HashMap<u32, Stat>, mut pid: u32, root: u32) -> bool {
+    // The list was not read at one moment: a reused pid could close a circle.
+    for _ in 0..64 {
+        if pid == root {
+            return true;
+        }
+        match all.get(&pid) {
+            Some(stat) => pid = stat.parent,
+            None => return false,
+        }
+    }
+    false
+}
+
+fn parse(stat: &str) -> Option<Stat> {
+    // The name of the program is in parentheses and may hold any character.
+    let (_, fields) = stat.rsplit_once(')')?;
+    let fields: Vec<&str> = fields.split_whitespace().collect();
+    let ticks = fields.get(11..15)?.iter().map(|field| field.parse::<u64>().ok()).sum::<Option<u64>>()?;
+    Some(Stat { parent: fields.get(1)?.parse().ok()?, ticks })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_a_line_of_proc() {
+        let stat = parse("7 (a) b) S 3 7 7 0 -1 4194560 1 2 3 4 10 20 300 4000 20 0 1 0 5").unwrap();
+        assert_eq!((stat.parent, stat.ticks), (3, 4330));
+        assert!(parse("7 (a) S 3").is_none());
+    }
+
+    #[test]
+    fn reads_how_idle_a_core_was() {
+        let all = "cpu  9 9 9 9 9 9\ncpu0 1 2 3 40 5 6 7\ncpu1 1 2 3 80 5 6 7\n";
+        assert_eq!((idle_ticks(all, 0), idle_ticks(all, 1), idle_ticks(all, 2)), (Some(45), Some(85), None));
+    }
+
+    #[test]
+    fn a_tree_is_its_root_and_all_below() {
+        let stat = |parent| Stat { parent, ticks: 0 };
+        let all = HashMap::from([(1, stat(0)), (2, stat(1)), (3, stat(2)), (4, stat(1))]);
+        assert!(descends(&all, 3, 2) && descends(&all, 2, 2));
+        assert!(!descends(&all, 4, 2) && !descends(&all, 1, 2));
+    }
+}

@@ -1,0 +1,76 @@
+//! One request, by hand: to see that a server answers, and from where.
+
+use std::{
+    io::{Read as _, Write as _},
+    net::{Ipv4Addr, TcpStream},
+    time::Duration,
+};
+
+use anyhow::{Context, Result};
+
+/// An answer as it came.
+#[derive(Debug)]
+pub struct Answer {
+    /// The status code.
+    pub status: u16,
+    head: String,
+    /// How long the body was.
+    pub length: usize,
+}
+
+/// Asks a server on the loopback interface once.
+///
+/// # Errors
+/// If it can't be reached or its answer is not HTTP.
+pub fn get(port: u16, path: &str, headers: &[String]) -> Result<Answer> {
+    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
+    let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n{more}\r\n")?;
+    let mut bytes = Vec::new();
+    stream.read_to_end(&mut bytes)?;
+    Answer::parse(&bytes).with_context(|| format!("not an answer: {}", String::from_utf8_lossy(&bytes)))
+}
+
+impl Answer {
+    fn parse(bytes: &[u8]) -> Option<Self> {
+        let end = bytes.windows(4).position(|window| window == b"\r\n\r\n")?;
+        let head = std::str::from_utf8(&bytes[..end]).ok()?.to_owned();
+        let status = head.split(' ').nth(1)?.parse().ok()?;
+        Some(Self { status, head, length: bytes.len() - end - 4 })
+    }
+
+    /// The value of a header.
+    pub fn header(&self, name: &str) -> Option<&str> {
+        self.head.lines().skip(1).find_map(|line| {
+            let (found, value) = line.split_once(':')?;
+            found.eq_ignore_ascii_case(name).then(|| value.trim())
+        })
+    }
+
+    /// Whether it says that it comes from a cache: `Cache-Status` (RFC 9211), or else `Age` (RFC 9111, 5.1).
+    pub fn says_hit(&self) -> bool {
+        match self.header("cache-status") {
+            Some(status) => status.split(';').any(|parameter| parameter.trim() == "hit"),
+            None => self.header("age").is_some(),
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reads_an_answer() {
+        let answer = |more: &str| {
+            Answer::parse(format!("HTTP/1.1 200 OK\r\nA: b\r\n{more}\r\nxyz").as_bytes()).unwrap()
+        };
+        assert_eq!((answer("").status, answer("").length, answer("").header("a")), (200, 3, Some("b")));
+        assert!(!answer("").says_hit());
+        assert!(answer("Age: 0\r\n").says_hit());
+        assert!(answer("Cache-Status: larder; hit; detail=l1\r\n").says_hit());
+        assert!(!answer("Age: 0\r\nCache-Status: larder; fwd=miss; stored\r\n").says_hit());
+        assert!(Answer::parse(b"HTTP/1.1 200 OK\r\n").is_none());
+    }
+}

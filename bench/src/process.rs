@@ -1,0 +1,96 @@
+//! A process on a core of its own, which ends when its owner is done with it.
+
+use std::{
+    fs::{self, File},
+    net::{Ipv4Addr, TcpListener, TcpStream},
+    path::{Path, PathBuf},
+    process::{Child, Command},
+    thread,
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use rustix::process::{Pid, Signal, kill_process};
+
+const START: Duration = Duration::from_secs(10);
+const STOP: Duration = Duration::from_secs(3);
+
+/// A running server.
+pub struct Process {
+    child: Child,
+    log: PathBuf,
+}
+
+impl Process {
+    /// Starts `command` on `core`, with what it prints in `log`, and waits until it listens on `port`.
+    ///
+    /// # Errors
+    /// If it can't be started, ends, or does not listen within ten seconds; the end of its log is in the message.
+    pub fn start(core: usize, command: &[String], log: PathBuf, port: u16) -> Result<Self> {
+        let output = File::create(&log).with_context(|| log.display().to_string())?;
+        let child = Command::new("taskset")
+            // Whoever kills us leaves nothing behind.
+            .args(["-c", &core.to_string(), "setpriv", "--pdeathsig", "TERM", "--"])
+            .args(command)
+            .stdout(output.try_clone()?)
+            .stderr(output)
+            .spawn()
+            .context("taskset")?;
+        let mut process = Self { child, log };
+        process.wait_for(port).with_context(|| command.join(" "))?;
+        Ok(process)
+    }
+
+    fn wait_for(&mut self, port: u16) -> Result<()> {
+        let deadline = Instant::now() + START;
+        while TcpStream::connect((Ipv4Addr::LOCALHOST, port)).is_err() {
+            if let Some(status) = self.child.try_wait()? {
+                bail!("it ended, {status}:\n{}", end_of(&self.log));
+            }
+            if Instant::now() > deadline {
+                bail!("it does not listen on port {port}:\n{}", end_of(&self.log));
+            }
+            thread::sleep(Duration::from_millis(20));
+        }
+        Ok(())
+    }
+
+    /// Its id.
+    pub fn id(&self) -> u32 {
+        self.child.id()
+    }
+}
+
+impl Drop for Process {
+    fn drop(&mut self) {
+        if let Some(pid) = i32::try_from(self.child.id()).ok().and_then(Pid::from_raw) {
+            // TERM first: nginx takes its workers with it.
+            let _ = kill_process(pid, Signal::TERM);
+        }
+        let deadline = Instant::now() + STOP;
+        while Instant::now() < deadline {
+            if !matches!(self.child.try_wait(), Ok(None)) {
+                return;
+            }
+            thread::sleep(Duration::from_millis(10));
+        }
+        let _ = self.child.kill();
+        let _ = self.child.wait();
+    }
+}
+
+fn end_of(log: &Path) -> String {
+    let text = fs::read_to_string(log).unwrap_or_default();
+    let lines: Vec<&str> = text.lines().collect();
+    lines[lines.len().saturating_sub(10)..].join("\n")
+}
+
+/// Loopback ports that nobody listens on, each another one.
+///
+/// # Errors
+/// If there are none.
+pub fn free_ports(count: usize) -> Result<Vec<u16>> {
+    let held: Vec<TcpListener> =
+        (0..count).map(|_| TcpListener::bind((Ipv4Addr::LOCALHOST, 0))).collect::<Result<_, _>>()?;
+    held.iter().map(|listener| Ok(listener.local_addr()?.port())).collect()
+}

@@ -1,0 +1,37 @@
+# shellcheck shell=bash
+# `bench`: what Larder costs, beside others on the same machine.
+
+run_bench() {
+  case ${1:-} in
+    hit) bench_hit "${@:2}" ;;
+    *) usage >&2; exit 2 ;;
+  esac
+}
+
+bench_hit() { # what else `hit --help` has
+  local started=$SECONDS scratch
+  (($(nproc) >= 2)) || fail "there is one core here" "run it where the servers and the load have a core each"
+  PATH=$PATH:/usr/sbin:/sbin # where HAProxy and nginx are, which is not in everybody's PATH
+  need taskset util-linux
+  need setpriv util-linux
+  need haproxy haproxy
+  need nginx nginx-light
+  [[ $(id -u) != 0 ]] || need ip iproute2
+  need_rust
+  step "cargo build --release" "see the log" cargo build --release -p larder-sidecar -p larder-bench
+  scratch=$(mktemp -d /dev/shm/larder-bench.XXXXXX)
+  temporaries+=("$scratch")
+  shown "hits" "the logs of the servers are gone with them: start the one that failed as bench/src/server.rs does" \
+    on_a_network_of_its_own "$CARGO_TARGET_DIR/release/hit" --scratch "$scratch" "$@"
+  took "./dev bench hit" "$started"
+}
+
+# A cluster on this machine, or what is left of one, has the kernel look at each packet of the loopback interface too.
+on_a_network_of_its_own() { # COMMAND...
+  if [[ $(id -u) != 0 ]] || ! unshare --net true; then
+    "$@"
+    return
+  fi
+  # shellcheck disable=SC2016
+  unshare --net sh -c 'ip link set lo up && exec "$@"' sh "$@"
+}
