@@ -103,6 +103,7 @@ measure_conformance() { # CACHE: leaves $cache/conformance/CACHE.json
   for pid in "$pid" "$server"; do
     kill "$pid" 2>/dev/null || fail "$title or the suite's server died during the tests" "see $log and $logs/conformance-origin.log"
     end_of_conformance_server "$pid"
+    unset 'services[-1]'
   done
 }
 
