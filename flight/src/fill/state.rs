@@ -1,0 +1,244 @@
+//! What the readers of a fill share, and how it changes. All of it is short and runs under the lock.
+
+use std::error::Error;
+use std::sync::Arc;
+use std::task::{Context, Waker};
+
+use bytes::Bytes;
+use http::HeaderMap;
+use slab::Slab;
+
+use super::{FillError, Observer};
+use crate::pieces::{Pieces, Replaced};
+use crate::wakes::{Bell, Wakes};
+
+/// Where the source is.
+pub(super) enum Source<B> {
+    /// Nobody polls it.
+    Idle(B),
+    /// A reader has taken it to poll it.
+    Polled,
+    /// It ended, and these were its trailers.
+    Ended(Option<HeaderMap>),
+    Broken(Arc<dyn Error + Send + Sync>),
+    /// The last reader left before the end.
+    Abandoned,
+}
+
+/// A reader, as the others see it.
+struct Seat {
+    /// How much of the body it has read, in bytes.
+    read: u64,
+    /// It lagged: nothing is kept for it any more.
+    cut: bool,
+    bell: Bell,
+}
+
+pub(super) struct State<B> {
+    pub(super) source: Source<B>,
+    /// Until it is told.
+    pub(super) observer: Option<Box<dyn Observer>>,
+    pub(super) pieces: Pieces,
+    /// Everything since the start is kept.
+    joinable: bool,
+    seats: Slab<Seat>,
+    /// Readers that are not cut off.
+    uncut: usize,
+    /// The source woke while it was being polled.
+    woken: bool,
+}
+
+/// What a reader finds when it is polled.
+pub(super) enum Step<B> {
+    Data(Bytes),
+    /// All data is read.
+    End(Option<HeaderMap>),
+    Failed(FillError),
+    /// Another reader polls the source; this one is woken.
+    Wait,
+    /// This reader polls the source.
+    Turn(B),
+}
+
+impl<B> State<B> {
+    pub(super) fn new(source: Source<B>, observer: Option<Box<dyn Observer>>, joinable: bool) -> Self {
+        let (pieces, seats) = (Pieces::new(), Slab::new());
+        Self { source, observer, pieces, joinable, seats, uncut: 0, woken: false }
+    }
+
+    /// Adds a reader if the body can still be read from its start.
+    pub(super) fn join(&mut self) -> Option<usize> {
+        match self.source {
+            Source::Idle(_) | Source::Polled | Source::Ended(_) if self.joinable => Some(self.admit()),
+            _ => None,
+        }
+    }
+
+    pub(super) fn admit(&mut self) -> usize {
+        self.uncut += 1;
+        self.pieces.owe();
+        self.seats.insert(Seat { read: 0, cut: false, bell: Bell::default() })
+    }
+
+    /// What there is for the reader `id`. `replaced` is to be dropped outside the lock.
+    pub(super) fn step(
+        &mut self,
+        id: usize,
+        cx: &Context<'_>,
+        replaced: &mut Option<Waker>,
+    ) -> Step<B> {
+        let seat = &mut self.seats[id];
+        if seat.cut {
+            return Step::Failed(FillError::Lagged);
+        }
+        if let Some(bytes) = self.pieces.read(seat.read) {
+            seat.read += bytes.len() as u64;
+            seat.bell.rest();
+            self.trim();
+            return Step::Data(bytes);
+        }
+        match &self.source {
+            Source::Ended(trailers) => return Step::End(trailers.clone()),
+            Source::Broken(error) => return Step::Failed(FillError::Broken(Arc::clone(error))),
+            Source::Abandoned => unreachable!("a fill with a reader is not abandoned"),
+            Source::Idle(_) | Source::Polled => {}
+        }
+        // Before the source is polled: it may wake at once, and then this reader is among those who wait.
+        *replaced = seat.bell.wait(cx.waker());
+        match std::mem::replace(&mut self.source, Source::Polled) {
+            Source::Idle(source) => {
+                self.woken = false;
+                Step::Turn(source)
+            }
+            _ => Step::Wait,
+        }
+    }
+
+    /// The source has nothing yet. Those who came while it was being polled are woken if it woke meanwhile: its waker
+    /// found them not yet waiting, or they found the source taken.
+    pub(super) fn put_back(&mut self, source: B) -> Wakes {
+        self.source = Source::Idle(source);
+        let mut wakes = Wakes::default();
+        if std::mem::take(&mut self.woken) {
+            self.ring(&mut wakes);
+        }
+        wakes
+    }
+
+    /// The source wakes.
+    pub(super) fn woken(&mut self) -> Wakes {
+        self.woken = true;
+        let mut wakes = Wakes::default();
+        self.ring(&mut wakes);
+        wakes
+    }
+
+    /// `bytes` came to the reader `id`, whose turn it was; `next` is the source after it. `lag` is how far readers may lie
+    /// apart if not everything is kept.
+    pub(super) fn push(&mut self, id: usize, bytes: &Bytes, next: Source<B>, lag: u64) -> Wakes {
+        let mut wakes = self.settle(id, next);
+        if !self.joinable {
+            self.trim();
+            self.cut(id, lag, bytes.len() as u64, &mut wakes);
+        }
+        let owed = self.uncut - 1;
+        if owed == 0 && !self.joinable {
+            self.pieces.pass(bytes.len());
+        } else {
+            self.pieces.push(bytes.clone(), owed);
+        }
+        self.seats[id].read = self.pieces.end();
+        wakes
+    }
+
+    /// The whole body is there; the last of it came to the reader `id`, or all had come before.
+    pub(super) fn complete(&mut self, id: usize, body: Bytes) -> (Wakes, Replaced) {
+        let wakes = self.settle(id, Source::Ended(None));
+        let end = body.len() as u64;
+        self.seats[id].read = end;
+        let owed = self.seats.iter().filter(|(_, seat)| seat.read < end).count();
+        (wakes, self.pieces.replace(body, owed))
+    }
+
+    /// The turn of `id` is over; all others who wait are woken.
+    pub(super) fn settle(&mut self, id: usize, next: Source<B>) -> Wakes {
+        self.source = next;
+        self.seats[id].bell.rest();
+        let mut wakes = Wakes::default();
+        self.ring(&mut wakes);
+        wakes
+    }
+
+    /// Nobody can join any more, so that what all have read can go.
+    pub(super) fn let_go(&mut self) {
+        self.joinable = false;
+    }
+
+    /// The reader `id` leaves. If it was the last before the end, the source and the observer leave with it.
+    pub(super) fn leave(&mut self, id: usize) -> Left<B> {
+        let seat = self.seats.remove(id);
+        if !seat.cut {
+            self.uncut -= 1;
+            self.pieces.release(seat.read);
+            self.trim();
+        }
+        let mut left = Left { _bell: seat.bell, source: None, observer: None };
+        if self.seats.is_empty() && matches!(self.source, Source::Idle(_)) {
+            left.source = Some(std::mem::replace(&mut self.source, Source::Abandoned));
+            left.observer = self.observer.take();
+            self.joinable = false;
+            self.trim();
+        }
+        left
+    }
+
+    /// Whether the reader `id` has nothing more to get.
+    pub(super) fn is_end(&self, id: usize) -> bool {
+        let seat = &self.seats[id];
+        matches!(self.source, Source::Ended(None)) && !seat.cut && seat.read == self.pieces.end()
+    }
+
+    /// How much is left for the reader `id` if that is known, and how much it has read.
+    pub(super) fn left(&self, id: usize) -> (Option<u64>, u64) {
+        let read = self.seats[id].read;
+        // With trailers to come the length stays open, or a server would announce it and drop them.
+        let left = matches!(self.source, Source::Ended(None)).then(|| self.pieces.end() - read);
+        (left, read)
+    }
+
+    /// Cuts off those who would lie more than `lag` behind with `coming` bytes more. Who has read all is not behind.
+    fn cut(&mut self, id: usize, lag: u64, coming: u64, wakes: &mut Wakes) {
+        if self.pieces.kept() + coming <= lag {
+            return;
+        }
+        let end = self.pieces.end();
+        for (other, seat) in &mut self.seats {
+            if other != id && !seat.cut && seat.read < end && end + coming - seat.read > lag {
+                seat.cut = true;
+                seat.bell.ring(wakes);
+                self.uncut -= 1;
+                self.pieces.release(seat.read);
+            }
+        }
+        self.pieces.trim();
+    }
+
+    fn trim(&mut self) {
+        if !self.joinable {
+            self.pieces.trim();
+        }
+    }
+
+    fn ring(&mut self, wakes: &mut Wakes) {
+        for (_, seat) in &mut self.seats {
+            seat.bell.ring(wakes);
+        }
+    }
+}
+
+/// What a reader takes with it, to be dropped and told outside the lock.
+pub(super) struct Left<B> {
+    _bell: Bell,
+    pub(super) source: Option<Source<B>>,
+    pub(super) observer: Option<Box<dyn Observer>>,
+}
