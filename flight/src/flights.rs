@@ -1,5 +1,8 @@
 //! Single flight: of those who ask for the same key at the same time, one leads and the others wait for what it found.
 
+#[cfg(all(test, not(feature = "shuttle")))]
+mod tests;
+
 use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;

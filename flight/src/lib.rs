@@ -7,6 +7,8 @@ mod fill;
 mod flights;
 mod pieces;
 mod sync;
+#[cfg(all(test, not(feature = "shuttle")))]
+mod testing;
 mod wakes;
 
 pub use fill::{Fill, FillError, GivenUp, Observer, Reader, fill};

@@ -175,8 +175,9 @@ where
             observer.given_up(GivenUp::TooLarge);
         }
         if ends && fits && self.shared.may_end_at(length) {
-            self.complete(Some(bytes.clone()));
-            return Poll::Ready(Some(Ok(Frame::data(bytes))));
+            let last = bytes.len();
+            let body = self.complete(Some(bytes));
+            return Poll::Ready(Some(Ok(Frame::data(body.slice(body.len() - last..)))));
         }
         let next = match self.source.take() {
             Some(source) if !ends => Source::Idle(source),
@@ -224,8 +225,8 @@ where
 }
 
 impl<B> Turn<'_, B> {
-    /// All of the body is there, with `last` to come to this reader.
-    fn complete(&mut self, last: Option<Bytes>) {
+    /// All of the body is there, with `last` to come to this reader. Returns the whole.
+    fn complete(&mut self, last: Option<Bytes>) -> Bytes {
         let (observer, mut pieces) = {
             let mut state = self.shared.lock();
             (state.observer.take(), state.pieces.list())
@@ -238,9 +239,10 @@ impl<B> Turn<'_, B> {
         }
         // From here on readers share the observer's buffer, so that the body is in memory once.
         self.over = true;
-        let (wakes, before) = self.shared.lock().complete(self.id, body);
+        let (wakes, before) = self.shared.lock().complete(self.id, body.clone());
         wakes.wake();
         drop(before);
+        body
     }
 
     /// How a source ends that says it ends at `length`.

@@ -81,12 +81,7 @@ impl<B> State<B> {
     }
 
     /// What there is for the reader `id`. `replaced` is to be dropped outside the lock.
-    pub(super) fn step(
-        &mut self,
-        id: usize,
-        cx: &Context<'_>,
-        replaced: &mut Option<Waker>,
-    ) -> Step<B> {
+    pub(super) fn step(&mut self, id: usize, cx: &Context<'_>, replaced: &mut Option<Waker>) -> Step<B> {
         let seat = &mut self.seats[id];
         if seat.cut {
             return Step::Failed(FillError::Lagged);
