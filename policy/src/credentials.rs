@@ -1,14 +1,12 @@
 //! Requests that name a person.
 
-use http::HeaderMap;
-
-use crate::key::KeyRules;
+use crate::{Fields, key::KeyRules};
 
 /// Headers that name a person, in lower case. A name that ends in `-` stands for every header that starts with it.
 ///
 /// `Authorization` is RFC 9110, section 11.6.2; `Cookie` RFC 6265; the rest is what clients of APIs send, and what
 /// authenticating proxies add in front of an application.
-const IDENTITY: [&str; 25] = [
+pub(crate) const IDENTITY: [&str; 25] = [
     "api-key",
     "authorization",
     "cf-access-",
@@ -38,21 +36,29 @@ const IDENTITY: [&str; 25] = [
 
 /// The first header of a request that names a person and that the route neither keys nor ignores. Such a request passes:
 /// its answer may be that person's.
-pub fn identity_header<'a>(headers: &'a HeaderMap, rules: &KeyRules) -> Option<&'a str> {
-    headers.keys().map(|name| name.as_str()).find(|name| names_a_person(name) && !settled(name, rules))
+pub fn identity_header<'a>(fields: &'a (impl Fields + ?Sized), rules: &KeyRules) -> Option<&'a [u8]> {
+    fields.lines().map(|(name, _)| name).find(|name| names_a_person(name) && !is_settled(name, rules))
 }
 
-fn names_a_person(name: &str) -> bool {
-    IDENTITY.iter().any(|known| if known.ends_with('-') { name.starts_with(known) } else { name == *known })
+/// Whether the route says of a header that names a person what it does to answers: it is in the key, or ignored.
+pub fn is_settled(name: impl AsRef<[u8]>, rules: &KeyRules) -> bool {
+    let is = |listed: &str| listed.as_bytes().eq_ignore_ascii_case(name.as_ref());
+    let mut listed = rules.headers.iter().chain(&rules.ignore_headers);
+    listed.any(|listed| is(listed)) || (!rules.cookies.is_empty() && is("cookie"))
 }
 
-fn settled(name: &str, rules: &KeyRules) -> bool {
-    rules.headers.iter().chain(&rules.ignore_headers).any(|listed| listed == name)
+/// Whether a header names a person. The first letter sorts out most of them.
+pub(crate) fn names_a_person(name: &[u8]) -> bool {
+    let starts = |known: &str| {
+        name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known.as_bytes()))
+    };
+    matches!(name.first().map(u8::to_ascii_lowercase), Some(b'a' | b'c' | b'p' | b'r' | b's' | b'x'))
+        && IDENTITY.iter().any(|known| starts(known) && (known.ends_with('-') || known.len() == name.len()))
 }
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderValue, header::HeaderName};
+    use http::{HeaderMap, HeaderValue, header::HeaderName};
 
     use super::*;
     use crate::spec::KeySpec;
@@ -64,22 +70,32 @@ mod tests {
     #[test]
     fn a_person_is_recognised() {
         let none = KeyRules::default();
-        assert_eq!(identity_header(&headers(&["accept", "cookie"]), &none), Some("cookie"));
-        assert_eq!(identity_header(&headers(&["x-auth-request-email"]), &none), Some("x-auth-request-email"));
+        assert_eq!(identity_header(&headers(&["accept", "cookie"]), &none), Some(&b"cookie"[..]));
+        assert_eq!(
+            identity_header(&headers(&["x-auth-request-email"]), &none),
+            Some(&b"x-auth-request-email"[..])
+        );
         assert_eq!(identity_header(&headers(&["accept", "x-request-id"]), &none), None);
     }
 
     #[test]
     fn unless_the_route_keys_or_ignores_the_header() {
         let rules = KeyRules::new(Some(&KeySpec {
-            query: None,
             headers: vec!["Authorization".into()],
             ignore_headers: vec!["Cookie".into()],
+            ..KeySpec::default()
         }));
         assert_eq!(identity_header(&headers(&["authorization", "cookie"]), &rules), None);
         assert_eq!(
             identity_header(&headers(&["authorization", "x-forwarded-user"]), &rules),
-            Some("x-forwarded-user")
+            Some(&b"x-forwarded-user"[..])
         );
+    }
+
+    #[test]
+    fn or_keys_cookies_by_name() {
+        let rules = KeyRules::new(Some(&KeySpec { cookies: vec!["lang".into()], ..KeySpec::default() }));
+        assert_eq!(identity_header(&headers(&["cookie"]), &rules), None);
+        assert!(is_settled("Cookie", &rules) && !is_settled("authorization", &rules));
     }
 }

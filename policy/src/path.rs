@@ -1,26 +1,49 @@
 //! Request paths in one form, so that two spellings of a path are one path.
 
+use std::borrow::Cow;
+
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 
-/// An empty set: what is not ASCII is encoded whatever the set.
-const NOT_ASCII: AsciiSet = AsciiSet::EMPTY;
+/// What ends a path in a URL can't be in one. What is not ASCII is encoded whatever the set.
+const NOT_IN_PATH: &AsciiSet = &AsciiSet::EMPTY.add(b'?').add(b'#');
+
+/// Bytes that a path has to be looked at closely for.
+const SPECIAL: [bool; 256] = {
+    let mut special = [false; 256];
+    let mut byte = 128;
+    while byte < 256 {
+        special[byte] = true;
+        byte += 1;
+    }
+    special[b'%' as usize] = true;
+    special[b'\\' as usize] = true;
+    special[b'?' as usize] = true;
+    special[b'#' as usize] = true;
+    special[0] = true;
+    special
+};
 
 /// A request's path, normalised as RFC 3986, section 6.2.2, has it: unreserved characters decoded, the hex digits of the
 /// other escapes in capitals, dot segments resolved. Escapes of reserved characters stay, `%2F` among them.
+///
+/// Most paths are in that form already; those are borrowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct NormalPath {
-    text: String,
+pub struct NormalPath<'a> {
+    text: Cow<'a, str>,
     ambiguous: bool,
 }
 
-impl NormalPath {
+impl<'a> NormalPath<'a> {
     /// Normalises the path of a request target.
-    pub fn new(raw: &str) -> Self {
+    pub fn new(raw: &'a str) -> Self {
+        if is_normal(raw) {
+            return Self { text: Cow::Borrowed(raw), ambiguous: false };
+        }
         let decoded = normalise_escapes(raw);
         let has_dots = decoded.split('/').any(|segment| matches!(segment, "." | ".."));
         let ambiguous = has_dots || decoded.contains(['\\', '\0']) || decoded.contains("%5C");
         let text = if has_dots { resolve_dots(&decoded) } else { decoded };
-        Self { text, ambiguous }
+        Self { text: Cow::Owned(text), ambiguous }
     }
 
     /// The normalised path. It starts with `/` if the raw one did.
@@ -33,11 +56,26 @@ impl NormalPath {
     pub fn is_ambiguous(&self) -> bool {
         self.ambiguous
     }
+
+    /// The same path in memory of its own.
+    pub fn into_owned(self) -> NormalPath<'static> {
+        NormalPath { text: Cow::Owned(self.text.into_owned()), ambiguous: self.ambiguous }
+    }
+}
+
+/// Whether there is nothing to normalise: no escape, nothing that is not ASCII, no segment that starts with a dot.
+fn is_normal(raw: &str) -> bool {
+    let mut before = b'/';
+    raw.bytes().all(|byte| {
+        let plain = !SPECIAL[usize::from(byte)] && !(byte == b'.' && before == b'/');
+        before = byte;
+        plain
+    })
 }
 
 fn normalise_escapes(raw: &str) -> String {
     // Clients send these bytes as they are or escaped; servers take both for the same.
-    let raw = utf8_percent_encode(raw, &NOT_ASCII).to_string();
+    let raw = utf8_percent_encode(raw, NOT_IN_PATH).to_string();
     if !raw.contains('%') {
         return raw;
     }
@@ -101,6 +139,8 @@ mod tests {
             ("/100%", "/100%"),
             ("/%zz", "/%zz"),
             ("//a", "//a"),
+            ("/.well-known/a", "/.well-known/a"),
+            ("/a?b#c", "/a%3Fb%23c"),
         ] {
             let path = NormalPath::new(raw);
             assert_eq!(path.as_str(), normal, "{raw}");
@@ -125,7 +165,22 @@ mod tests {
         }
     }
 
+    #[test]
+    fn a_path_in_that_form_is_borrowed() {
+        assert!(matches!(NormalPath::new("/api/users/1;v=2/a.b~c").text, Cow::Borrowed(_)));
+        assert!(matches!(NormalPath::new("/%61").text, Cow::Owned(_)));
+    }
+
     proptest! {
+        #[test]
+        fn what_is_borrowed_is_normal(raw in "[a-z%./?#~é\\\\]{0,12}") {
+            if is_normal(&raw) {
+                prop_assert_eq!(&normalise_escapes(&raw), &raw);
+                prop_assert!(!raw.split('/').any(|segment| matches!(segment, "." | "..")));
+                prop_assert!(!raw.contains('\\'));
+            }
+        }
+
         #[test]
         fn normalising_twice_changes_nothing(raw in "/[a-zA-Z0-9%./~_\\\\-]{0,40}") {
             let once = NormalPath::new(&raw);

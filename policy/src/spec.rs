@@ -4,12 +4,23 @@
 //! The `x-kubernetes-validations` are CEL rules that the API server evaluates; [`crate::Policy::compile`] checks the
 //! same where a mistake would go unnoticed, and what CEL can't, for sidecars that no API server stands before.
 
-use std::collections::BTreeMap;
+mod invalidation;
+mod key;
+mod route;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
+use serde_json::{Value, json};
 
-use crate::{ByteSize, Duration, PathTemplate};
+pub use self::{
+    invalidation::{Invalidation, OnWrite, PurgeSpec, WriteMatch},
+    key::{KeyBody, KeyQuery, KeySpec, QueryOrder},
+    route::{
+        Bypass, CacheableMethod, ClientDirectives, Despite, FromSpec, PostgresQuery, RouteMatch, RouteSpec,
+        StatusSpec,
+    },
+};
+use crate::{ByteSize, Duration};
 
 /// Everything in a policy that concerns the cache itself rather than the pods it sits in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -36,6 +47,20 @@ pub struct CacheSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub routes: Vec<RouteSpec>,
+
+    /// Response headers that say how long an answer is fresh, to this cache rather than to every cache (RFC 9213), besides
+    /// `Larder-Cache-Control`, which always counts. The first of them that an answer carries replaces its `Cache-Control`
+    /// and `Expires`. List `CDN-Cache-Control` only where what it says is meant for a cache in each pod as well.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 4),
+        inner(length(min = 1, max = 128)),
+        extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = rule(
+            &format!("self.all(n, n.matches('{TOKEN}') && n.lowerAscii() != 'cache-control')"),
+            "list names of headers besides Cache-Control, which counts anyway, such as CDN-Cache-Control",
+        ))
+    )]
+    pub targeted_cache_control: Vec<String>,
 
     /// What drops stored answers before their time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -191,203 +216,6 @@ fn default_statement_timeout() -> Duration {
     Duration::from_secs(2)
 }
 
-/// Requests that are answered alike.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "!has(self.tags) || self.tags.all(t, t.findAll('[{][^}]*[}]').all(p, self.match.path.contains(p)))",
-    "message": "a tag may only use parameters that match.path has, such as {id}",
-}]))]
-pub struct RouteSpec {
-    /// What metrics, logs and messages call it.
-    #[schemars(length(min = 1, max = 63))]
-    pub name: String,
-
-    /// Which requests it is for.
-    #[serde(rename = "match")]
-    pub matches: RouteMatch,
-
-    /// How long an answer is fresh. It replaces what `Cache-Control` and `Expires` of the answer say about that; it never
-    /// overrides `no-store` or `private`. Without it the answer's own headers decide.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ttl: Option<Duration>,
-
-    /// Requests that are neither looked up nor stored.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub bypass: Option<Bypass>,
-
-    /// What tells two answers of this route apart, besides method, scheme, host, path and query.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub key: Option<KeySpec>,
-
-    /// Names under which what is stored can be purged; `{id}` stands for that parameter of the path.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
-    pub tags: Vec<String>,
-
-    /// What is asked on a miss, in this order; without it, the application.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 4))]
-    pub from: Vec<FromSpec>,
-}
-
-/// Which requests a route is for.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct RouteMatch {
-    /// The path, whole; `{id}` stands for one segment that is not empty.
-    pub path: PathTemplate,
-
-    /// The methods: GET, HEAD or both. Without it, both; other methods pass through.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 2))]
-    pub methods: Vec<CacheableMethod>,
-}
-
-/// A method whose answers are cached.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "UPPERCASE")]
-pub enum CacheableMethod {
-    /// GET.
-    Get,
-    /// HEAD.
-    Head,
-}
-
-/// Requests that are neither looked up nor stored.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Bypass {
-    /// Query parameters and the value that bypasses, such as `nocache: "true"`.
-    #[schemars(extend("maxProperties" = 16))]
-    pub query: BTreeMap<String, String>,
-}
-
-/// What tells two answers of a route apart.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct KeySpec {
-    /// Which part of the query counts.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub query: Option<KeyQuery>,
-
-    /// Request headers whose value is part of the key. A request with credentials in one of them is cached, for that value
-    /// alone.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 128)))]
-    pub headers: Vec<String>,
-
-    /// Request headers that name a person (`Cookie`, `Authorization`, ...) and do not change this route's answers. Requests
-    /// that carry one would pass through otherwise.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 128)))]
-    pub ignore_headers: Vec<String>,
-}
-
-/// Which part of the query counts.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct KeyQuery {
-    /// Parameters that do not; a `*` at the end stands for the rest of a name, as in `utm_*`.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
-    pub ignore: Vec<String>,
-}
-
-/// One place to ask on a miss. Exactly one member is set.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.postgres)",
-    "message": "say what to ask: set postgres",
-}]))]
-pub struct FromSpec {
-    /// A query to a Postgres source.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub postgres: Option<PostgresQuery>,
-}
-
-/// A query to a Postgres source. One row becomes a JSON object, several an array, none a 404.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PostgresQuery {
-    /// The name of a member of `sources`.
-    #[schemars(length(min = 1, max = 63))]
-    pub source: String,
-
-    /// One SELECT. `{key}` stands for that parameter of the path; it is bound as text, so cast it: `{key}::int`.
-    #[schemars(length(min = 1, max = 4096))]
-    pub query: String,
-}
-
-/// What drops stored answers before their time.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Invalidation {
-    /// Writes that pass through a sidecar, and what they make stale.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64))]
-    pub on_write: Vec<OnWrite>,
-}
-
-/// A kind of write, and what it makes stale.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [
-    {
-        "rule": "(has(self.purge.tags) ? self.purge.tags : []).all(t, t.findAll('[{][^}]*[}]').all(p, self.match.path.contains(p)))",
-        "message": "purge.tags may only use parameters that match.path has, such as {id}",
-    },
-    {
-        "rule": "(has(self.purge.paths) ? self.purge.paths : []).all(t, t.findAll('[{][^}]*[}]').all(p, self.match.path.contains(p)))",
-        "message": "purge.paths may only use parameters that match.path has, such as {id}",
-    },
-]))]
-pub struct OnWrite {
-    /// Which requests are such writes.
-    #[serde(rename = "match")]
-    pub matches: WriteMatch,
-
-    /// What they make stale, in every pod.
-    pub purge: PurgeSpec,
-}
-
-/// Which requests are writes.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "!has(self.methods) || self.methods.all(m, m.matches('^[A-Z][A-Z-]*$') && !(m in ['GET', 'HEAD', 'OPTIONS', 'TRACE']))",
-    "message": "list methods that write, in capitals, such as PUT, PATCH, POST or DELETE",
-}]))]
-pub struct WriteMatch {
-    /// The path, whole; `{id}` stands for one segment that is not empty.
-    pub path: PathTemplate,
-
-    /// The methods. Without it, every method but GET, HEAD, OPTIONS and TRACE.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 16), inner(length(min = 1, max = 32)))]
-    pub methods: Vec<String>,
-}
-
-/// What is made stale.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.tags) || has(self.paths)",
-    "message": "say what to purge: set tags, paths or both",
-}]))]
-pub struct PurgeSpec {
-    /// Everything that bears one of these tags.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 128)))]
-    pub tags: Vec<String>,
-
-    /// Everything under one of these paths, whatever its host, scheme, query and variant.
-    #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(min = 1, max = 16))]
-    pub paths: Vec<PathTemplate>,
-}
-
 /// Where the sidecars report to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -407,4 +235,12 @@ pub struct Otlp {
         "message": "write a URL such as http://otel-collector.observability:4317",
     }]))]
     pub endpoint: String,
+}
+
+/// A token of RFC 9110, section 5.6.2, as a pattern inside a CEL string: the name of a header or of a cookie.
+const TOKEN: &str = r"^[A-Za-z0-9!#$%&*+.^_`|~\\x27-]+$";
+
+/// One CEL rule, with the sentence that the API server answers where it does not hold.
+fn rule(rule: &str, message: &str) -> Value {
+    json!([{"rule": rule, "message": message}])
 }

@@ -58,27 +58,44 @@ impl PathTemplate {
     ///
     /// A segment that does not decode to UTF-8 fits no parameter: nobody could name it in a tag or bind it to a query.
     pub fn matches(&self, path: &str) -> Option<Parameters<'_>> {
-        let mut values = Vec::new();
-        let mut actual = path.strip_prefix('/')?.split('/');
-        for segment in &self.segments {
-            let text = actual.next()?;
-            match segment {
-                Segment::Literal(literal) if literal == text => {}
-                Segment::Literal(_) => return None,
-                Segment::Parameter(_) if text.is_empty() => return None,
-                Segment::Parameter(name) => {
-                    let value = percent_decode_str(text).decode_utf8().ok()?;
-                    values.push((name.as_str(), value.into_owned()));
-                }
-            }
-        }
-        actual.next().is_none().then_some(values)
+        self.covers(path).then(|| {
+            let segments = path[1..].split('/').zip(&self.segments);
+            let values = segments.filter_map(|(text, segment)| match segment {
+                Segment::Parameter(name) => Some((name.as_str(), decoded(text)?.into_owned())),
+                Segment::Literal(_) => None,
+            });
+            values.collect()
+        })
+    }
+
+    /// Whether `path`, a normalised one, has this shape. It allocates nothing, unless a parameter's value has escapes.
+    pub fn covers(&self, path: &str) -> bool {
+        let Some(path) = path.strip_prefix('/') else { return false };
+        let mut actual = path.split('/');
+        let fits = |segment: &Segment| match (segment, actual.next()) {
+            (Segment::Literal(literal), Some(text)) => literal == text,
+            (Segment::Parameter(_), Some(text)) => !text.is_empty(),
+            (_, None) => false,
+        };
+        self.segments.iter().all(fits) && actual.next().is_none() && self.decodes(path)
+    }
+
+    fn decodes(&self, path: &str) -> bool {
+        let mut segments = path.split('/').zip(&self.segments);
+        // An escape is the only way to what is not UTF-8.
+        !path.contains('%')
+            || segments
+                .all(|(text, segment)| matches!(segment, Segment::Literal(_)) || decoded(text).is_some())
     }
 
     /// The path with the parameters' values put in, each encoded as one segment.
     pub fn expand(&self, parameters: &Parameters<'_>) -> String {
         expand(&self.text, parameters)
     }
+}
+
+fn decoded(text: &str) -> Option<Cow<'_, str>> {
+    percent_decode_str(text).decode_utf8().ok()
 }
 
 /// `text` with each `{name}` replaced by the parameter's value in an encoded form.

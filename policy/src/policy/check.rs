@@ -1,15 +1,15 @@
 //! What is wrong with a policy, collected while it is compiled.
 
+mod route;
+
 use std::{collections::BTreeSet, time};
 
-use http::{HeaderName, Method};
+use http::{HeaderName, Method, header::CACHE_CONTROL};
 
-use super::{Invalid, Policy, QuerySource, Route};
+use super::{Invalid, OWN_TARGET, Policy};
 use crate::{
     PathTemplate,
-    key::KeyRules,
-    spec::{RouteSpec, SecretKeyRef, UrlFrom},
-    sql::BoundQuery,
+    spec::{SecretKeyRef, UrlFrom},
     template::placeholders,
 };
 
@@ -83,61 +83,25 @@ impl Check {
         }
     }
 
-    pub(super) fn headers(&mut self, path: &str, names: &[String]) {
-        for name in names.iter().filter(|name| HeaderName::from_bytes(name.as_bytes()).is_err()) {
-            self.refuse(path, format!("{name:?} is not the name of a header"));
+    pub(super) fn headers(&mut self, path: &str, names: impl IntoIterator<Item = impl AsRef<str>>) {
+        for name in names {
+            let name = name.as_ref();
+            if HeaderName::from_bytes(name.as_bytes()).is_err() {
+                self.refuse(path, format!("{name:?} is not the name of a header"));
+            }
         }
     }
 
-    pub(super) fn route(&mut self, index: usize, spec: &RouteSpec, known_sources: &[&str]) -> Route {
-        let at = format!("spec.routes[{index}]");
-        let RouteSpec { name, matches, ttl, bypass, key, tags, from } = spec;
-        if let Some(ttl) = ttl {
-            self.positive(&format!("{at}.ttl"), ttl.0);
-        }
-        tags.iter().for_each(|tag| self.placeholders(&format!("{at}.tags"), tag, &matches.path));
-        if let Some(key) = key {
-            self.headers(&format!("{at}.key.headers"), &key.headers);
-            self.headers(&format!("{at}.key.ignoreHeaders"), &key.ignore_headers);
-        }
-        let parameters: Vec<_> = matches.path.parameters().collect();
-        let mut sources = Vec::new();
-        for (index, from) in from.iter().enumerate() {
-            let at = format!("{at}.from[{index}]");
-            let Some(postgres) = &from.postgres else {
-                self.refuse(&at, "say what to ask: set postgres");
-                continue;
-            };
-            if !known_sources.contains(&postgres.source.as_str()) {
-                self.refuse(
-                    &format!("{at}.postgres.source"),
-                    format!("spec.sources has no {:?}", postgres.source),
-                );
-            }
-            match BoundQuery::new(&postgres.query, &parameters) {
-                Ok(query) => sources.push(QuerySource { source: postgres.source.clone(), query }),
-                Err(error) => self.refuse(&format!("{at}.postgres.query"), error.to_string()),
+    pub(super) fn targets(&mut self, path: &str, names: &[String]) -> Vec<HeaderName> {
+        self.headers(path, names);
+        let mut targets = vec![OWN_TARGET];
+        for name in names.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()) {
+            if name == CACHE_CONTROL {
+                self.refuse(path, "Cache-Control counts anyway: list headers such as CDN-Cache-Control");
+            } else if !targets.contains(&name) {
+                targets.push(name);
             }
         }
-        if !sources.is_empty() && ttl.is_none() {
-            self.refuse(
-                &format!("{at}.ttl"),
-                "a route with from needs a ttl: a row says nothing about how long it is fresh",
-            );
-        }
-        let methods = match matches.methods.as_slice() {
-            [] => vec![Method::GET, Method::HEAD],
-            some => some.iter().map(|method| method.as_method()).collect(),
-        };
-        Route {
-            name: name.clone(),
-            path: Some(matches.path.clone()),
-            methods,
-            ttl: ttl.map(|ttl| ttl.0),
-            key: KeyRules::new(key.as_ref()),
-            bypass_query: bypass.iter().flat_map(|bypass| bypass.query.clone()).collect(),
-            tags: tags.clone(),
-            sources,
-        }
+        targets
     }
 }

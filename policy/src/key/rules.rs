@@ -1,0 +1,94 @@
+//! A route's key rules, ready to be applied.
+
+use super::text::push_escaping_hash;
+use crate::{
+    names::{compare, could_be, is_odd, name_of, pairs},
+    spec::{KeySpec, QueryOrder},
+};
+
+/// A route's key rules, ready to be applied.
+#[derive(Clone, Debug, Default)]
+pub struct KeyRules {
+    /// Lower-case names of the headers in the key.
+    pub headers: Vec<String>,
+    /// Lower-case names of the headers that the route lists as ignored.
+    pub ignore_headers: Vec<String>,
+    /// Names of the cookies in the key.
+    pub cookies: Vec<String>,
+    allow_query: Vec<String>,
+    ignore_query: Vec<String>,
+    query_order: QueryOrder,
+}
+
+impl KeyRules {
+    /// The rules of a route.
+    pub fn new(spec: Option<&KeySpec>) -> Self {
+        let Some(KeySpec { query, headers, ignore_headers, cookies, body: _ }) = spec else {
+            return Self::default();
+        };
+        let lower = |names: &[String]| names.iter().map(|name| name.to_ascii_lowercase()).collect();
+        let query = query.clone().unwrap_or_default();
+        Self {
+            headers: lower(headers),
+            ignore_headers: lower(ignore_headers),
+            cookies: cookies.clone(),
+            allow_query: query.allow,
+            ignore_query: query.ignore,
+            query_order: query.order,
+        }
+    }
+
+    /// Takes a header into the key that a route matches by.
+    pub(crate) fn add_header(&mut self, name: &str) {
+        let name = name.to_ascii_lowercase();
+        if !self.headers.contains(&name) {
+            self.headers.push(name);
+        }
+    }
+
+    /// Makes a parameter count that a route bypasses by, where only some count: what comes close to a bypass without being
+    /// one must not be stored as if the parameter had not been there.
+    pub(crate) fn add_query(&mut self, name: &str) {
+        if !self.allow_query.is_empty() {
+            self.allow_query.push(name.to_owned());
+        }
+    }
+
+    fn counts(&self, pair: &str) -> bool {
+        // Some applications take ';' for a separator too: what comes after it may not be left out.
+        if pair.contains(';') {
+            return true;
+        }
+        let name = name_of(pair);
+        if self.allow_query.is_empty() {
+            return !self.ignore_query.iter().any(|pattern| match pattern.strip_suffix('*') {
+                Some(prefix) => name.starts_with(prefix),
+                None => name == pattern,
+            });
+        }
+        is_odd(name.as_bytes()) || self.allow_query.iter().any(|pattern| could_be(name.as_bytes(), pattern))
+    }
+
+    /// Adds the part of a raw query that counts.
+    pub(super) fn push_query(&self, into: &mut String, query: &str) {
+        let counting = pairs(query).filter(|pair| self.counts(pair));
+        // Where ';' is a separator too, a pair is several, and sorting could swap two of one name.
+        if self.query_order == QueryOrder::Sorted && !query.contains(';') {
+            let mut sorted: Vec<_> = counting.collect();
+            sorted.sort_by(|one, other| compare(name_of(one).as_bytes(), name_of(other).as_bytes()));
+            push_pairs(into, sorted.into_iter());
+        } else {
+            push_pairs(into, counting);
+        }
+    }
+}
+
+fn push_pairs<'a>(into: &mut String, pairs: impl Iterator<Item = &'a str>) {
+    let mut separator = '?';
+    for pair in pairs {
+        into.push(separator);
+        // A client that sends a '#' in a request target, where none can be, must not forge a header's part of the key.
+        push_escaping_hash(into, pair);
+        separator = '&';
+    }
+}

@@ -1,0 +1,278 @@
+use proptest::prelude::*;
+
+use super::*;
+use crate::spec::{KeyQuery, KeySpec, QueryOrder};
+
+fn key(target: &str, headers: &[(&str, &str)], rules: &KeyRules) -> Key {
+    key_with(target, headers, None, rules)
+}
+
+fn key_with(target: &str, headers: &[(&str, &str)], body: Option<&blake3::Hash>, rules: &KeyRules) -> Key {
+    let (path, query) = match target.split_once('?') {
+        Some((path, query)) => (path, Some(query)),
+        None => (target, None),
+    };
+    let lines: Vec<_> = headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+    let fields = lines.as_slice();
+    let path = NormalPath::new(path);
+    let asked = Asked { method: &Method::GET, target: None, uri_host: None, path: &path, query, body };
+    Key::new(&asked, fields, &Survey::of(fields), rules)
+}
+
+fn strings(names: &[&str]) -> Vec<String> {
+    names.iter().map(|&name| name.to_owned()).collect()
+}
+
+fn rules(ignore: &[&str], headers: &[&str]) -> KeyRules {
+    KeyRules::new(Some(&KeySpec {
+        query: Some(KeyQuery { ignore: strings(ignore), ..KeyQuery::default() }),
+        headers: strings(headers),
+        ..KeySpec::default()
+    }))
+}
+
+fn query_rules(allow: &[&str], order: QueryOrder) -> KeyRules {
+    let query = KeyQuery { allow: strings(allow), order, ..KeyQuery::default() };
+    KeyRules::new(Some(&KeySpec { query: Some(query), ..KeySpec::default() }))
+}
+
+#[test]
+fn has_method_scheme_host_path_and_query() {
+    let plain = KeyRules::default();
+    assert_eq!(key("/p/?b=2&a=1", &[("host", "Shop")], &plain).as_str(), "GET:http://shop/p/?b=2&a=1");
+    assert_eq!(
+        key(
+            "/p",
+            &[("host", "shop"), ("x-forwarded-proto", "https"), ("x-forwarded-host", "example.com")],
+            &plain
+        )
+        .as_str(),
+        "GET:https://example.com/p#host=shop"
+    );
+}
+
+#[test]
+fn leaves_out_what_the_route_ignores() {
+    let rules = rules(&["utm_*", "fbclid"], &[]);
+    assert_eq!(key("/p?utm_source=x&a=1&fbclid=2", &[], &rules).as_str(), "GET:http:///p?a=1");
+    assert_eq!(key("/p?utm_source=x", &[], &rules), key("/p", &[], &rules));
+    assert_ne!(key("/p?utm_source=x;id=9", &[], &rules), key("/p", &[], &rules));
+}
+
+#[test]
+fn takes_in_the_headers_that_the_route_names() {
+    let rules = rules(&[], &["Accept-Language"]);
+    assert_eq!(
+        key("/p", &[("host", "h"), ("accept-language", "en, de")], &rules).as_str(),
+        "GET:http://h/p#accept-language=en,%20de"
+    );
+    assert_ne!(key("/p", &[("accept-language", "")], &rules), key("/p", &[], &rules));
+}
+
+#[test]
+fn a_purge_finds_it_by_key_with_and_without_host_and_by_path() {
+    let names = key("/p/?a=1", &[("host", "h")], &KeyRules::default()).purge_names();
+    assert_eq!(
+        names,
+        [PurgeName::key("GET:http://h/p/?a=1"), PurgeName::key("GET:/p/?a=1"), PurgeName::path("/p/"),]
+    );
+}
+
+#[test]
+fn what_forwarded_claims_of_the_host_is_in_it_and_the_client_is_not() {
+    let plain = KeyRules::default();
+    let forwarded = |value| key("/p", &[("host", "h"), ("forwarded", value)], &plain);
+    assert_eq!(
+        forwarded("for=192.0.2.1;Host=evil;proto=https, for=192.0.2.2").as_str(),
+        "GET:http://h/p#forwarded=Host%3Devil;proto%3Dhttps"
+    );
+    assert_eq!(forwarded("for=192.0.2.1"), forwarded("for=192.0.2.2"));
+}
+
+#[test]
+fn what_applications_make_links_from_is_in_it() {
+    let plain = KeyRules::default();
+    assert_ne!(key("/p", &[("x-forwarded-prefix", "/evil")], &plain), key("/p", &[], &plain));
+}
+
+#[test]
+fn only_the_parameters_that_count_are_in_it() {
+    let rules = query_rules(&["page", "filter_*"], QueryOrder::AsSent);
+    assert_eq!(key("/p?x=1&page=2&y=3&filter_a=4", &[], &rules).as_str(), "GET:http:///p?page=2&filter_a=4");
+    assert_eq!(key("/p?x=1", &[], &rules), key("/p", &[], &rules));
+    // An application might read each of these as the page.
+    for query in ["%70age=2", "PAGE=2", "page[]=2", "x=1;page=2", "%u0070age=2", "pag%e=2"] {
+        assert_ne!(key(&format!("/p?{query}"), &[], &rules), key("/p", &[], &rules), "{query}");
+    }
+}
+
+#[test]
+fn a_sorted_query_keeps_what_is_of_one_name_in_order() {
+    let rules = query_rules(&[], QueryOrder::Sorted);
+    let sorted =
+        |query: &str| key(&format!("/?{query}"), &[], &rules).as_str()["GET:http:///?".len()..].to_owned();
+    assert_eq!(sorted("b=1&a=2&b=0&a=1"), "a=2&a=1&b=1&b=0");
+    assert_ne!(sorted("%61=1&a=2"), sorted("a=2&%61=1"));
+    assert_ne!(sorted("A=1&a=2"), sorted("a=2&A=1"));
+    assert_ne!(sorted("a[]=1&a[0]=2"), sorted("a[0]=2&a[]=1"));
+    // Where ';' separates, `b` is 2 and then 1, or 1 and then 2.
+    assert_ne!(sorted("a=1;b=2&b=1"), sorted("b=1&a=1;b=2"));
+}
+
+#[test]
+fn a_body_and_cookies_are_in_it_where_they_are_keyed() {
+    let hash = blake3::hash(b"{}");
+    let rules = KeyRules::new(Some(&KeySpec { cookies: strings(&["lang"]), ..KeySpec::default() }));
+    let both = key_with("/p", &[("cookie", "lang=en")], Some(&hash), &rules);
+    assert_eq!(both.as_str(), format!("GET:http:///p#cookie:lang=en&body:blake3={}", hash.to_hex()));
+}
+
+#[test]
+fn the_port_is_a_number() {
+    let path = NormalPath::new("/");
+    for port in [0, 80, 65535] {
+        let asked = Asked {
+            method: &Method::GET,
+            target: Some(port),
+            uri_host: Some("H"),
+            path: &path,
+            query: None,
+            body: None,
+        };
+        let none: &[(&[u8], &[u8])] = &[];
+        let key = Key::new(&asked, none, &Survey::default(), &KeyRules::default());
+        assert_eq!(key.as_str(), format!("GET:http://h/#target={port}"));
+    }
+}
+
+#[test]
+fn several_hosts_are_all_in_it() {
+    let plain = KeyRules::default();
+    let key = key("/", &[("host", "A b"), ("Host", "B%")], &plain);
+    assert_eq!(key.as_str(), "GET:http://a%20b/#host=a%20b,b%25");
+}
+
+/// All that a key is made of, with few values for each so that some meet.
+#[derive(Clone, Debug, PartialEq)]
+struct Parts {
+    post: bool,
+    host: String,
+    path: String,
+    query: Option<String>,
+    language: Option<String>,
+    cookie: Option<String>,
+    body: Option<u8>,
+}
+
+fn parts() -> impl Strategy<Value = Parts> {
+    let value = || prop_oneof![Just(String::new()), "[a-b&=#%;:?/ ]{1,4}", "[ -~]{0,8}"];
+    // What a Cookie header can carry as one cookie's value.
+    let cookie = prop_oneof!["[a-b&=#%:]{0,4}", "[!#-+./0-:<-~-]{0,8}"];
+    let query = prop_oneof!["[a-b&=#%;]{0,5}", "[!-~]{0,10}"];
+    (
+        any::<bool>(),
+        "[a-z]{0,2}(:80)?",
+        "(/[a-b]{0,2}){1,2}",
+        prop::option::of(query),
+        prop::option::of(value()),
+        prop::option::of(cookie),
+        prop::option::of(0..3_u8),
+    )
+        .prop_map(|(post, host, path, query, language, cookie, body)| Parts {
+            post,
+            host,
+            path,
+            query: query.map(|query| query.replace('#', "%23")),
+            language: language.map(|language| language.trim().to_owned()),
+            cookie,
+            body,
+        })
+}
+
+impl Parts {
+    fn rules() -> KeyRules {
+        KeyRules::new(Some(&KeySpec {
+            headers: strings(&["accept-language"]),
+            cookies: strings(&["lang"]),
+            ..KeySpec::default()
+        }))
+    }
+
+    fn with<T>(&self, read: impl FnOnce(&Asked<'_>, &[(&[u8], &[u8])]) -> T) -> T {
+        let Self { post, host, path, query, language, cookie, body } = self;
+        let path = NormalPath::new(path);
+        let hash = body.map(|body| blake3::hash(&[body]));
+        let asked = Asked {
+            method: if *post { &Method::POST } else { &Method::GET },
+            target: None,
+            uri_host: None,
+            path: &path,
+            query: query.as_deref(),
+            body: hash.as_ref(),
+        };
+        let cookie = cookie.as_ref().map(|value| format!("x=1; lang={value}"));
+        let mut fields: Vec<(&[u8], &[u8])> = vec![(b"host", host.as_bytes())];
+        fields.extend(language.iter().map(|value| (&b"Accept-Language"[..], value.as_bytes())));
+        fields.extend(cookie.iter().map(|value| (&b"Cookie"[..], value.as_bytes())));
+        read(&asked, &fields)
+    }
+
+    fn key(&self) -> Key {
+        self.with(|asked, fields| Key::new(asked, fields, &Survey::of(fields), &Self::rules()))
+    }
+}
+
+proptest! {
+    #[test]
+    fn hosts_and_headers_forge_nobody_elses_key(host in "[ -~]{0,12}", other in "[ -~]{0,12}", value in "[ -~]{0,12}") {
+        let rules = rules(&[], &["accept-language"]);
+        let mine = key("/p", &[("host", &host), ("accept-language", &value)], &rules);
+        let theirs = key("/p", &[("host", &other)], &rules);
+        prop_assert_ne!(mine, theirs);
+    }
+
+    #[test]
+    fn what_differs_never_meets(mine in parts(), theirs in parts()) {
+        prop_assert_eq!(mine == theirs, mine.key() == theirs.key());
+    }
+
+    #[test]
+    fn one_difference_is_enough(mine in parts(), other in parts(), which in 0..7) {
+        let mut theirs = mine.clone();
+        match which {
+            0 => theirs.post = other.post,
+            1 => theirs.host = other.host,
+            2 => theirs.path = other.path,
+            3 => theirs.query = other.query,
+            4 => theirs.language = other.language,
+            5 => theirs.cookie = other.cookie,
+            _ => theirs.body = other.body,
+        }
+        prop_assert_eq!(mine == theirs, mine.key() == theirs.key());
+    }
+
+    #[test]
+    fn what_is_written_is_the_key(parts in parts(), before in "[ -~]{0,40}") {
+        let mut text = before;
+        let spans = parts.with(|asked, fields| {
+            Key::write(&mut text, asked, fields, &Survey::of(fields), &Parts::rules())
+        });
+        let key = parts.key();
+        prop_assert_eq!(&text, key.as_str());
+        prop_assert_eq!(spans.purge_names(&text), key.purge_names());
+        prop_assert_eq!(spans.path(&text), parts.path.as_str());
+        prop_assert_eq!(Key::of(&text, spans), key);
+    }
+
+    #[test]
+    fn a_sorted_query_has_no_order_of_names(
+        pairs in prop::collection::btree_map("[a-z]{1,3}", "[a-z&&[^;]]{0,2}", 0..6).prop_map(|map| {
+            map.into_iter().map(|(name, value)| format!("{name}={value}")).collect::<Vec<_>>()
+        }).prop_flat_map(|pairs| (Just(pairs.clone()), Just(pairs).prop_shuffle())),
+    ) {
+        let rules = query_rules(&[], QueryOrder::Sorted);
+        let (sorted, shuffled) = pairs;
+        let of = |pairs: &[String]| key(&format!("/?{}", pairs.join("&")), &[], &rules);
+        prop_assert_eq!(of(&sorted), of(&shuffled));
+    }
+}

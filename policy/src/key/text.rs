@@ -1,0 +1,130 @@
+//! How the text of a key is written: into a buffer, without memory of its own.
+
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+
+use crate::Fields;
+
+/// Header values are put after a `#`, which no request target contains, with what would blur them encoded.
+const IN_FRAGMENT: &AsciiSet = &CONTROLS.add(b'%').add(b'#').add(b'&').add(b'=').add(b' ');
+/// What could end a scheme or a host in the text of a key.
+const IN_URL: &AsciiSet = &CONTROLS.add(b'%').add(b'#').add(b'/').add(b'?').add(b' ');
+
+/// The first member of a list, or the whole value where it is none.
+pub(super) fn first(value: &[u8]) -> &[u8] {
+    value.split(|&byte| byte == b',').next().unwrap_or(value).trim_ascii()
+}
+
+/// A scheme or a host.
+pub(super) fn push_in_url(into: &mut String, value: &[u8]) {
+    into.extend(percent_encode(value, IN_URL));
+}
+
+/// A pair of a query, in which a `#` has no place.
+pub(super) fn push_escaping_hash(into: &mut String, text: &str) {
+    let mut pieces = text.split('#');
+    into.push_str(pieces.next().unwrap_or_default());
+    for piece in pieces {
+        into.push_str("%23");
+        into.push_str(piece);
+    }
+}
+
+/// The part after the `#`: names and encoded values.
+///
+/// No name has a `=` in it, no encoded value a `=` or a `&`, so that nothing in a value reads as another part. The names of
+/// what is no header have a `:`, which no header's name has.
+pub(super) struct Fragment<'a> {
+    into: &'a mut String,
+    separator: char,
+}
+
+impl<'a> Fragment<'a> {
+    pub(super) fn new(into: &'a mut String) -> Self {
+        Self { into, separator: '#' }
+    }
+
+    /// One part.
+    pub(super) fn part(&mut self, name: &str, value: &[u8]) {
+        self.name(name, "");
+        self.value(value);
+    }
+
+    /// Starts a part whose name has two halves; [`Self::value`] goes on.
+    pub(super) fn name(&mut self, start: &str, end: &str) {
+        self.into.push(self.separator);
+        self.into.push_str(start);
+        self.into.push_str(end);
+        self.into.push('=');
+        self.separator = '&';
+    }
+
+    /// Adds to the value of the part.
+    pub(super) fn value(&mut self, value: &[u8]) {
+        self.into.extend(percent_encode(value, IN_FRAGMENT));
+    }
+
+    /// A number as a part.
+    pub(super) fn number(&mut self, name: &str, mut number: u16) {
+        let mut digits = [b'0'; 5];
+        let mut from = digits.len();
+        loop {
+            from -= 1;
+            digits[from] += (number % 10) as u8;
+            number /= 10;
+            if number == 0 {
+                break;
+            }
+        }
+        self.part(name, &digits[from..]);
+    }
+
+    /// All lines of a header as one (RFC 9110, section 5.3), if there is a line.
+    pub(super) fn header(&mut self, name: &str, fields: &(impl Fields + ?Sized)) {
+        self.lines(name, fields.values(name), Self::value);
+    }
+
+    /// The same in lower case.
+    pub(super) fn lower<'b>(&mut self, name: &str, lines: impl Iterator<Item = &'b [u8]>) {
+        self.lines(name, lines, |fragment, line| {
+            for piece in percent_encode(line, IN_FRAGMENT) {
+                // An escape is a piece of its own, and stays in capitals.
+                let from = fragment.into.len();
+                fragment.into.push_str(piece);
+                if !piece.starts_with('%') {
+                    fragment.into[from..].make_ascii_lowercase();
+                }
+            }
+        });
+    }
+
+    fn lines<'b>(
+        &mut self,
+        name: &str,
+        lines: impl Iterator<Item = &'b [u8]>,
+        push: impl Fn(&mut Self, &[u8]),
+    ) {
+        for (index, line) in lines.enumerate() {
+            match index {
+                0 => self.name(name, ""),
+                _ => self.into.push(','),
+            }
+            push(self, line);
+        }
+    }
+
+    /// What `Forwarded` (RFC 7239) claims of host and scheme, in a form of our own; who the client was is left out.
+    pub(super) fn forwarded(&mut self, name: &str, fields: &(impl Fields + ?Sized)) {
+        let pairs = fields.values(name).flat_map(|line| line.split(|byte| b",;".contains(byte)));
+        let claims = pairs.map(<[u8]>::trim_ascii).filter(|pair| {
+            let name = pair.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
+            name.eq_ignore_ascii_case(b"host") || name.eq_ignore_ascii_case(b"proto")
+        });
+        for (index, claim) in claims.enumerate() {
+            match index {
+                0 => self.name(name, ""),
+                _ => self.into.push(';'),
+            }
+            self.value(claim);
+        }
+    }
+}

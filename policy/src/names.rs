@@ -1,0 +1,104 @@
+//! Names of parameters and cookies, read as loosely as some application might.
+//!
+//! What a route leaves out of a key must not be what an application acts on. Frameworks differ in what they take for one
+//! name: they decode escapes, ignore case, take `.` and `_` for the same, `page[]` for `page`. So whatever could be a name
+//! that counts, counts.
+
+use std::cmp::Ordering;
+
+use percent_encoding::percent_decode;
+
+/// Whether an application might read `name` as one that `pattern` stands for; a `*` at the pattern's end is any rest.
+pub(crate) fn could_be(name: &[u8], pattern: &str) -> bool {
+    let (wanted, open) = match pattern.strip_suffix('*') {
+        Some(start) => (start, true),
+        None => (pattern, false),
+    };
+    let (mut name, mut wanted) = (folded(name), folded(wanted.as_bytes()));
+    loop {
+        match (wanted.next(), name.next()) {
+            (None, after) => return open || after.is_none(),
+            (Some(wanted), Some(actual)) if wanted == actual => {}
+            _ => return false,
+        }
+    }
+}
+
+/// Whether nobody can say how an application reads this name: an escape is broken, or a byte is not ASCII.
+pub(crate) fn is_odd(name: &[u8]) -> bool {
+    let mut at = 0;
+    while let Some(&byte) = name.get(at) {
+        if byte == b'%' && !name.get(at + 1..at + 3).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit))
+        {
+            return true;
+        }
+        at += 1;
+    }
+    percent_decode(name).any(|byte| !byte.is_ascii())
+}
+
+/// An order of names in which those that an application might take for one are equal.
+pub(crate) fn compare(one: &[u8], other: &[u8]) -> Ordering {
+    folded(one).cmp(folded(other))
+}
+
+/// The letters and digits of a name, decoded, up to the first bracket.
+fn folded(name: &[u8]) -> impl Iterator<Item = u8> + '_ {
+    percent_decode(name)
+        .take_while(|byte| !matches!(byte, b'[' | 0))
+        .filter(|byte| byte.is_ascii_alphanumeric() || !byte.is_ascii())
+        .map(|byte| byte.to_ascii_lowercase())
+}
+
+/// Whether a value, as it was sent, might be read as `wanted`.
+pub(crate) fn value_could_be(value: &[u8], wanted: &str) -> bool {
+    let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+    let decoded = || percent_decode(bare).map(|byte| if byte == b'+' { b' ' } else { byte });
+    wanted == "*" || value == wanted.as_bytes() || bare == wanted.as_bytes() || decoded().eq(wanted.bytes())
+}
+
+/// The pairs of a query: each between two `&`.
+pub(crate) fn pairs(query: &str) -> impl Iterator<Item = &str> {
+    query.split('&')
+}
+
+/// The name in a pair.
+pub(crate) fn name_of(pair: &str) -> &str {
+    pair.split('=').next().unwrap_or(pair)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_an_application_might_take_for_a_name_could_be_it() {
+        for name in ["page", "%70age", "PAGE", "page[]", "page%5B0%5D", "p_age", "pa.ge", "+page"] {
+            assert!(could_be(name.as_bytes(), "page"), "{name}");
+        }
+        for name in ["pages", "pag", "", "xpage"] {
+            assert!(!could_be(name.as_bytes(), "page"), "{name}");
+        }
+        assert!(could_be(b"utm_source", "utm_*"));
+        assert!(could_be(b"", "*"));
+        assert!(!could_be(b"ut", "utm_*"));
+    }
+
+    #[test]
+    fn what_nobody_can_read_is_odd() {
+        for (name, odd) in
+            [("page", false), ("%70age", false), ("%u0070age", true), ("p%", true), ("caf%C3%A9", true)]
+        {
+            assert_eq!(is_odd(name.as_bytes()), odd, "{name}");
+        }
+    }
+
+    #[test]
+    fn a_value_may_be_escaped_or_quoted() {
+        for value in ["a b", "a+b", "a%20b", "\"a b\""] {
+            assert!(value_could_be(value.as_bytes(), "a b"), "{value}");
+        }
+        assert!(value_could_be(b"", "*"));
+        assert!(!value_could_be(b"A b", "a b"));
+    }
+}

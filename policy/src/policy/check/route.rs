@@ -1,0 +1,261 @@
+//! What is wrong with a route, collected while it is compiled.
+
+use std::{collections::BTreeMap, time};
+
+use http::{HeaderValue, Method, StatusCode};
+
+use super::Check;
+use crate::{
+    ByteSize, Duration, Lifetimes,
+    key::KeyRules,
+    lifetimes::StoreDespite,
+    policy::route::{BypassRules, QuerySource, Route},
+    spec::{
+        Bypass, CacheableMethod, ClientDirectives, Despite, FromSpec, KeyQuery, KeySpec, RouteSpec,
+        StatusSpec,
+    },
+    sql::BoundQuery,
+};
+
+/// A body is held in memory until its hash is known.
+const LARGEST_KEYED_BODY: ByteSize = ByteSize(1 << 20);
+
+impl Check {
+    pub(in crate::policy) fn route(
+        &mut self,
+        index: usize,
+        spec: &RouteSpec,
+        known_sources: &[&str],
+    ) -> Route {
+        let at = format!("spec.routes[{index}]");
+        let RouteSpec { name, matches, client_directives, bypass, key, tags, from, .. } = spec;
+        let lifetimes = self.lifetimes(&at, spec);
+        tags.iter().for_each(|tag| self.placeholders(&format!("{at}.tags"), tag, &matches.path));
+        self.named_values(&format!("{at}.match.headers"), &matches.headers);
+        let methods = match matches.methods.as_slice() {
+            [] => vec![Method::GET, Method::HEAD],
+            some => some.iter().map(|method| method.as_method()).collect(),
+        };
+        let mut rules = KeyRules::new(key.as_ref());
+        matches.headers.keys().for_each(|name| rules.add_header(name));
+        let body_limit = self.key(&at, key.as_ref(), methods.contains(&Method::POST));
+        let bypass = self.bypass(&format!("{at}.bypass"), bypass.as_ref());
+        bypass.query.iter().for_each(|(name, _)| rules.add_query(name));
+        let parameters: Vec<_> = matches.path.parameters().collect();
+        let sources = self.sources(&at, from, &parameters, known_sources);
+        if !sources.is_empty() && lifetimes.ttl.is_none() {
+            self.refuse(
+                &format!("{at}.ttl"),
+                "a route with from needs a ttl: a row says nothing about how long it is fresh",
+            );
+        }
+        if !sources.is_empty() && methods.contains(&Method::POST) {
+            self.refuse(
+                &format!("{at}.from"),
+                "from answers by the path alone: take POST out of match.methods, or from out of the route",
+            );
+        }
+        Route {
+            name: name.clone(),
+            path: Some(matches.path.clone()),
+            methods,
+            headers: matches.headers.clone().into_iter().collect(),
+            lifetimes,
+            key: rules,
+            body_limit,
+            honours_clients: *client_directives == ClientDirectives::Honor,
+            bypass,
+            tags: tags.clone(),
+            sources,
+        }
+    }
+
+    fn lifetimes(&mut self, at: &str, spec: &RouteSpec) -> Lifetimes {
+        let RouteSpec {
+            ttl, max_ttl, statuses, stale_while_revalidate, stale_if_error, store_despite, ..
+        } = spec;
+        for (field, value) in [("ttl", ttl), ("maxTTL", max_ttl)] {
+            if let Some(value) = value {
+                self.positive(&format!("{at}.{field}"), value.0);
+            }
+        }
+        if ttl.is_some() && max_ttl.is_some() {
+            self.refuse(
+                &format!("{at}.maxTTL"),
+                "ttl replaces the life that an answer gives itself and maxTTL bounds it: set one of them",
+            );
+        }
+        let time = |duration: &Option<Duration>| duration.map(|duration| duration.0);
+        Lifetimes {
+            ttl: time(ttl),
+            max_ttl: time(max_ttl),
+            statuses: self.statuses(&format!("{at}.statuses"), statuses),
+            stale_while_revalidate: time(stale_while_revalidate),
+            stale_if_error: time(stale_if_error),
+            store_despite: despite(store_despite),
+        }
+    }
+
+    fn statuses(&mut self, at: &str, specs: &[StatusSpec]) -> Vec<(StatusCode, Option<time::Duration>)> {
+        let mut statuses: Vec<(StatusCode, _)> = Vec::new();
+        for (index, StatusSpec { code, ttl }) in specs.iter().enumerate() {
+            let at = format!("{at}[{index}]");
+            if let Some(ttl) = ttl {
+                self.positive(&format!("{at}.ttl"), ttl.0);
+            }
+            let known = |status: &StatusCode| statuses.iter().any(|(listed, _)| listed == status);
+            match StatusCode::from_u16(*code).ok().filter(|_| (200..600).contains(code)) {
+                None => {
+                    self.refuse(&format!("{at}.code"), format!("{code} is not a status such as 200 or 404"))
+                }
+                Some(StatusCode::NOT_MODIFIED) => self.refuse(
+                    &format!("{at}.code"),
+                    "a 304 is about an answer that is stored already: list that answer's status, such as 200",
+                ),
+                Some(status) if known(&status) => {
+                    self.refuse(
+                        &format!("{at}.code"),
+                        format!("{code} is listed already: list each status once"),
+                    );
+                }
+                Some(status) => statuses.push((status, ttl.map(|ttl| ttl.0))),
+            }
+        }
+        statuses
+    }
+
+    /// The largest body that is part of the key.
+    fn key(&mut self, at: &str, key: Option<&KeySpec>, has_post: bool) -> Option<u64> {
+        let default = KeySpec::default();
+        let KeySpec { query, headers, ignore_headers, cookies, body } = key.unwrap_or(&default);
+        self.headers(&format!("{at}.key.headers"), headers);
+        self.headers(&format!("{at}.key.ignoreHeaders"), ignore_headers);
+        self.cookies(&format!("{at}.key.cookies"), cookies);
+        if let Some(KeyQuery { allow, ignore, order: _ }) = query {
+            if !allow.is_empty() && !ignore.is_empty() {
+                self.refuse(
+                    &format!("{at}.key.query"),
+                    "allow lists all that counts and ignore all that does not: set one of them",
+                );
+            }
+            for (field, patterns) in [("allow", allow), ("ignore", ignore)] {
+                let bad = |pattern: &&String| {
+                    pattern.is_empty()
+                        || pattern.strip_suffix('*').unwrap_or(pattern).contains(['*', '&', '=', '#'])
+                };
+                for pattern in patterns.iter().filter(bad) {
+                    self.refuse(
+                        &format!("{at}.key.query.{field}"),
+                        format!("{pattern:?} is not the name of a parameter, or its start and a '*', such as utm_*"),
+                    );
+                }
+            }
+        }
+        let largest = body.as_ref().map(|body| body.max_size);
+        if largest.is_some_and(|size| size.0 == 0 || size > LARGEST_KEYED_BODY) {
+            self.refuse(
+                &format!("{at}.key.body.maxSize"),
+                "must be between 1 and 1Mi: a body is held in memory until its hash is known",
+            );
+        }
+        match (has_post, largest) {
+            (true, None) => self.refuse(
+                &format!("{at}.match.methods"),
+                "answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out",
+            ),
+            (false, Some(_)) => self.refuse(
+                &format!("{at}.key.body"),
+                "is for POST: put POST into match.methods, or take key.body out",
+            ),
+            _ => {}
+        }
+        largest.map(|size| size.0)
+    }
+
+    fn bypass(&mut self, at: &str, spec: Option<&Bypass>) -> BypassRules {
+        let Some(Bypass { query, headers, cookies }) = spec else { return BypassRules::default() };
+        if query.is_empty() && headers.is_empty() && cookies.is_empty() {
+            self.refuse(
+                at,
+                "say what bypasses: set query, headers or cookies, such as query: {nocache: \"true\"}",
+            );
+        }
+        self.named_values(&format!("{at}.headers"), headers);
+        self.cookies(&format!("{at}.cookies"), cookies.keys());
+        let pairs = |map: &BTreeMap<String, String>| map.clone().into_iter().collect();
+        BypassRules { query: pairs(query), headers: pairs(headers), cookies: pairs(cookies) }
+    }
+
+    fn sources(
+        &mut self,
+        at: &str,
+        from: &[FromSpec],
+        parameters: &[&str],
+        known_sources: &[&str],
+    ) -> Vec<QuerySource> {
+        let mut sources = Vec::new();
+        for (index, from) in from.iter().enumerate() {
+            let at = format!("{at}.from[{index}]");
+            let Some(postgres) = &from.postgres else {
+                self.refuse(&at, "say what to ask: set postgres");
+                continue;
+            };
+            if !known_sources.contains(&postgres.source.as_str()) {
+                self.refuse(
+                    &format!("{at}.postgres.source"),
+                    format!("spec.sources has no {:?}", postgres.source),
+                );
+            }
+            match BoundQuery::new(&postgres.query, parameters) {
+                Ok(query) => sources.push(QuerySource { source: postgres.source.clone(), query }),
+                Err(error) => self.refuse(&format!("{at}.postgres.query"), error.to_string()),
+            }
+        }
+        sources
+    }
+
+    /// Names of headers, and values that they can have.
+    fn named_values(&mut self, at: &str, headers: &BTreeMap<String, String>) {
+        self.headers(at, headers.keys());
+        for value in headers.values() {
+            if HeaderValue::from_str(value).is_err() || value.trim() != value {
+                self.refuse(at, format!("{value:?} is not a value that a header can have"));
+            }
+        }
+        let lower: Vec<_> = headers.keys().map(|name| name.to_ascii_lowercase()).collect();
+        for (index, name) in lower.iter().enumerate().filter(|(index, name)| lower[..*index].contains(name)) {
+            let _ = index;
+            self.refuse(at, format!("{name:?} is there twice: names of headers have no case"));
+        }
+    }
+
+    fn cookies(&mut self, at: &str, names: impl IntoIterator<Item = impl AsRef<str>>) {
+        for name in names {
+            let name = name.as_ref();
+            let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+            if name.is_empty() || !name.bytes().all(token) {
+                self.refuse(at, format!("{name:?} is not the name of a cookie"));
+            }
+        }
+    }
+}
+
+fn despite(listed: &[Despite]) -> StoreDespite {
+    let has = |despite| listed.contains(&despite);
+    StoreDespite {
+        no_store: has(Despite::NoStore),
+        private: has(Despite::Private),
+        set_cookie: has(Despite::SetCookie),
+        vary_any: has(Despite::VaryAny),
+    }
+}
+
+impl CacheableMethod {
+    fn as_method(self) -> Method {
+        match self {
+            Self::Get => Method::GET,
+            Self::Head => Method::HEAD,
+            Self::Post => Method::POST,
+        }
+    }
+}

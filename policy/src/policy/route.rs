@@ -1,0 +1,190 @@
+//! A route made ready to serve by.
+
+use http::Method;
+
+use crate::{
+    Fields, Lifetimes, NormalPath, PathTemplate, PurgeName,
+    key::{KeyRules, has_cookie},
+    names::{could_be, name_of, value_could_be},
+    sql::BoundQuery,
+    template::{Parameters, expand},
+};
+
+/// Requests that are answered alike.
+#[derive(Clone, Debug)]
+pub struct Route {
+    /// What metrics and logs call it.
+    pub name: String,
+    /// Which paths it is for; `None` in the one route of a sidecar without a policy.
+    pub path: Option<PathTemplate>,
+    pub(super) methods: Vec<Method>,
+    pub(super) headers: Vec<(String, String)>,
+    /// How long answers are fresh, and which are stored.
+    pub lifetimes: Lifetimes,
+    /// What tells its answers apart.
+    pub key: KeyRules,
+    pub(super) body_limit: Option<u64>,
+    /// Whether a client's request directives count (RFC 9111, section 5.2.1).
+    pub honours_clients: bool,
+    pub(super) bypass: BypassRules,
+    pub(super) tags: Vec<String>,
+    /// What is asked on a miss; empty: the application.
+    pub sources: Vec<QuerySource>,
+}
+
+/// A query to one of the policy's sources.
+#[derive(Clone, Debug)]
+pub struct QuerySource {
+    /// The name of the source.
+    pub source: String,
+    /// The query, ready to be bound.
+    pub query: BoundQuery,
+}
+
+/// Names and the values that bypass; `*` is any value.
+#[derive(Clone, Debug, Default)]
+pub(super) struct BypassRules {
+    pub(super) query: Vec<(String, String)>,
+    pub(super) headers: Vec<(String, String)>,
+    pub(super) cookies: Vec<(String, String)>,
+}
+
+/// By what a request asks to be neither looked up nor stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BypassBy {
+    /// A parameter of the query.
+    Query,
+    /// A header.
+    Header,
+    /// A cookie.
+    Cookie,
+}
+
+impl BypassBy {
+    /// The name in logs and metrics.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Query => "query",
+            Self::Header => "header",
+            Self::Cookie => "cookie",
+        }
+    }
+}
+
+/// A request's route.
+#[derive(Clone, Copy, Debug)]
+pub struct Match<'a> {
+    /// Its place in [`super::Policy::routes`].
+    pub index: usize,
+    /// The route.
+    pub route: &'a Route,
+}
+
+impl<'a> Match<'a> {
+    /// The values of the path's parameters, where `path` is the one that matched.
+    pub fn parameters(&self, path: &NormalPath<'_>) -> Parameters<'a> {
+        let template = self.route.path.as_ref();
+        template.and_then(|template| template.matches(path.as_str())).unwrap_or_default()
+    }
+}
+
+impl Route {
+    /// The one route of a sidecar without a policy.
+    pub(super) fn bare() -> Self {
+        Self {
+            name: "default".to_owned(),
+            path: None,
+            methods: vec![Method::GET, Method::HEAD],
+            headers: vec![],
+            lifetimes: Lifetimes::default(),
+            key: KeyRules::default(),
+            body_limit: None,
+            honours_clients: true,
+            bypass: BypassRules::default(),
+            tags: vec![],
+            sources: vec![],
+        }
+    }
+
+    /// Whether a path is one of this route's, whatever else the request is.
+    pub(super) fn covers(&self, path: &str) -> bool {
+        self.path.as_ref().is_none_or(|template| template.covers(path))
+    }
+
+    pub(super) fn matches(&self, method: &Method, path: &str, fields: &(impl Fields + ?Sized)) -> bool {
+        let has = |(name, wanted): &(String, String)| {
+            let mut values = fields.values(name);
+            values.next() == Some(wanted.as_bytes()) && values.next().is_none()
+        };
+        self.methods.contains(method) && self.covers(path) && self.headers.iter().all(has)
+    }
+
+    /// By what a request is neither looked up nor stored, if it is one of those. A name or a value that an application might
+    /// take for the one that bypasses does so too.
+    pub fn bypass(&self, query: Option<&str>, fields: &(impl Fields + ?Sized)) -> Option<BypassBy> {
+        let BypassRules { query: by_query, headers, cookies } = &self.bypass;
+        let in_query = |(name, wanted): &(String, String)| {
+            query.into_iter().flat_map(|query| query.split(['&', ';'])).any(|pair| {
+                let value = pair.split_once('=').map_or("", |(_, value)| value);
+                could_be(name_of(pair).as_bytes(), name) && value_could_be(value.as_bytes(), wanted)
+            })
+        };
+        let in_headers = |(name, wanted): &(String, String)| {
+            fields.values(name).any(|line| {
+                let mut members = line.split(|&byte| byte == b',').map(<[u8]>::trim_ascii);
+                wanted == "*"
+                    || line == wanted.as_bytes()
+                    || members.any(|member| member == wanted.as_bytes())
+            })
+        };
+        if by_query.iter().any(in_query) {
+            Some(BypassBy::Query)
+        } else if headers.iter().any(in_headers) {
+            Some(BypassBy::Header)
+        } else {
+            cookies.iter().any(|(name, wanted)| has_cookie(fields, name, wanted)).then_some(BypassBy::Cookie)
+        }
+    }
+
+    /// The largest request body that is part of the key; `None`: bodies are not. A request to POST with a larger one passes.
+    pub fn body_limit(&self) -> Option<u64> {
+        self.body_limit
+    }
+
+    /// The tags of an answer, with the parameters' values put in.
+    pub fn tags(&self, parameters: &Parameters<'_>) -> impl Iterator<Item = PurgeName> {
+        self.tags.iter().map(|tag| PurgeName::tag(&expand(tag, parameters)))
+    }
+
+    /// All that decides which requests share an answer and how it is purged, as text.
+    pub(super) fn shape(&self) -> String {
+        let Self {
+            name: _,
+            path,
+            methods,
+            headers,
+            lifetimes,
+            key,
+            body_limit,
+            honours_clients: _,
+            bypass,
+            tags,
+            sources,
+        } = self;
+        let Lifetimes {
+            ttl,
+            max_ttl: _,
+            statuses,
+            stale_while_revalidate: _,
+            stale_if_error: _,
+            store_despite,
+        } = lifetimes;
+        // What a route no longer stores must not live on under the TTL of what it does.
+        let codes: Vec<_> = statuses.iter().map(|(code, _)| code.as_u16()).collect();
+        let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite);
+        let keys_body = body_limit.is_some();
+        format!(
+            "{path:?} {methods:?} {headers:?} {stored:?} {key:?} {keys_body} {bypass:?} {tags:?} {sources:?}\n"
+        )
+    }
+}

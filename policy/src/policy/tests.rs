@@ -1,0 +1,225 @@
+use std::time::Duration;
+
+use http::{HeaderMap, StatusCode};
+
+use super::*;
+use crate::{Key, Lifetimes, Survey, key::Asked, lifetimes::StoreDespite};
+
+const SHOP: &str = r#"
+l2: {redis: {urlFrom: {env: REDIS_URL}}}
+sources:
+- {name: catalog, postgres: {urlFrom: {file: /run/db}}}
+routes:
+- name: user
+  match: {path: "/api/users/{id}"}
+  ttl: 120s
+  bypass: {query: {nocache: "true"}}
+  tags: ["user:{id}"]
+- name: item
+  match: {path: "/data/{key}", methods: [GET]}
+  ttl: 300s
+  from: [{postgres: {source: catalog, query: "select key, value from items where key = {key}::int"}}]
+- name: late
+  match: {path: "/api/users/{name}"}
+invalidation:
+  onWrite:
+  - match: {path: "/api/users/{id}", methods: [PUT, DELETE]}
+    purge: {tags: ["user:{id}"], paths: ["/api/users"]}
+"#;
+
+fn spec(text: &str) -> CacheSpec {
+    serde_yaml::from_str(text).unwrap()
+}
+
+fn route<'a>(policy: &'a Policy, method: &Method, path: &str) -> Option<Match<'a>> {
+    policy.route(method, &NormalPath::new(path), &HeaderMap::new())
+}
+
+#[test]
+fn the_first_route_that_matches_decides() {
+    let policy = Policy::compile(&spec(SHOP)).unwrap();
+    let found = route(&policy, &Method::GET, "/api/users/7").unwrap();
+    let parameters = found.parameters(&NormalPath::new("/api/users/7"));
+    assert_eq!((found.index, parameters), (0, vec![("id", "7".to_owned())]));
+    assert!(route(&policy, &Method::HEAD, "/data/7").is_none());
+    assert!(route(&policy, &Method::PUT, "/api/users/7").is_none());
+    assert!(route(&policy, &Method::GET, "/api/users/x/../7").is_none());
+}
+
+#[test]
+fn a_request_bypasses_by_name_and_value() {
+    let text = SHOP.replace(
+        "{query: {nocache: \"true\"}}",
+        "{query: {nocache: \"true\"}, headers: {X-Preview: \"1\"}, cookies: {session: \"*\"}}",
+    );
+    let policy = Policy::compile(&spec(&text)).unwrap();
+    let by = |query, name: &str, value: &str| {
+        policy.routes()[0].bypass(query, &[(name.as_bytes(), value.as_bytes())][..])
+    };
+    assert_eq!(by(Some("a=b&nocache=true"), "accept", "*/*"), Some(BypassBy::Query));
+    assert_eq!(by(Some("a=b;NoCache=t%72ue"), "accept", "*/*"), Some(BypassBy::Query));
+    assert_eq!(by(None, "x-preview", "1"), Some(BypassBy::Header));
+    assert_eq!(by(None, "x-preview", "0, 1"), Some(BypassBy::Header));
+    assert_eq!(by(None, "Cookie", "a=b; session=x"), Some(BypassBy::Cookie));
+    for query in [None, Some("nocache=false"), Some("nocache"), Some("xnocache=true")] {
+        assert_eq!(by(query, "x-preview", "2"), None, "{query:?}");
+    }
+}
+
+#[test]
+fn a_route_may_ask_for_headers_which_are_then_in_the_key() {
+    let text = SHOP.replace("id}\"}\n  ttl", "id}\", headers: {X-Api-Version: \"2\"}}\n  ttl");
+    let policy = Policy::compile(&spec(&text)).unwrap();
+    let found = |values: &[&str]| {
+        let fields: Vec<_> = values.iter().map(|value| (&b"x-api-version"[..], value.as_bytes())).collect();
+        policy.route(&Method::GET, &NormalPath::new("/api/users/7"), fields.as_slice()).unwrap().index
+    };
+    assert_eq!((found(&["2"]), found(&["1"]), found(&[]), found(&["2", "1"])), (0, 2, 2, 2));
+    assert_eq!(policy.routes()[0].key.headers, ["x-api-version"]);
+}
+
+#[test]
+fn what_a_route_says_of_lifetimes_and_clients() {
+    let text = SHOP.replace("ttl: 120s", "maxTTL: 1h\n  statuses: [{code: 200}, {code: 404, ttl: 10s}]\n  staleWhileRevalidate: 0s\n  staleIfError: 10m\n  storeDespite: [NoStore, VaryAny]\n  clientDirectives: Honor");
+    let policy = Policy::compile(&spec(&text)).unwrap();
+    let route = &policy.routes()[0];
+    let seconds = |seconds| Some(Duration::from_secs(seconds));
+    let expected = Lifetimes {
+        ttl: None,
+        max_ttl: seconds(3600),
+        statuses: vec![(StatusCode::OK, None), (StatusCode::NOT_FOUND, seconds(10))],
+        stale_while_revalidate: seconds(0),
+        stale_if_error: seconds(600),
+        store_despite: StoreDespite { no_store: true, vary_any: true, ..StoreDespite::default() },
+    };
+    assert_eq!(route.lifetimes, expected);
+    assert!(route.honours_clients && !policy.routes()[1].honours_clients);
+}
+
+#[test]
+fn a_post_is_told_apart_by_its_body() {
+    let text = SHOP.replace("/api/users/{name}\"}", "/graphql\", methods: [POST]}\n  key: {body: {}}");
+    let policy = Policy::compile(&spec(&text)).unwrap();
+    assert_eq!(route(&policy, &Method::POST, "/graphql").unwrap().route.body_limit(), Some(64 << 10));
+    assert!(route(&policy, &Method::GET, "/graphql").is_none());
+    assert!(policy.covers(&NormalPath::new("/graphql")) && !policy.covers(&NormalPath::new("/other")));
+}
+
+#[test]
+fn targeted_headers_are_our_own_and_those_that_are_listed() {
+    let targets = |text: &str| {
+        let policy = Policy::compile(&spec(text)).unwrap();
+        policy.targets().iter().map(|name| name.as_str().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(targets("{}"), ["larder-cache-control"]);
+    let listed = "targetedCacheControl: [CDN-Cache-Control, Larder-Cache-Control]";
+    assert_eq!(targets(listed), ["larder-cache-control", "cdn-cache-control"]);
+    assert_eq!(Policy::bare().targets()[1], "cdn-cache-control");
+}
+
+#[test]
+fn what_a_route_bypasses_by_counts_where_only_some_parameters_do() {
+    let text = SHOP.replace("  tags: [\"user:{id}\"]\n-", "  key: {query: {allow: [page]}}\n-");
+    let policy = Policy::compile(&spec(&text)).unwrap();
+    let path = NormalPath::new("/api/users/7");
+    let asked = Asked {
+        method: &Method::GET,
+        target: None,
+        uri_host: None,
+        path: &path,
+        query: Some("a=1&nocache=TRUE"),
+        body: None,
+    };
+    let key = Key::new(&asked, &HeaderMap::new(), &Survey::default(), &policy.routes()[0].key);
+    assert_eq!(key.as_str(), "GET:http:///api/users/7?nocache=TRUE");
+}
+
+#[test]
+fn a_write_purges_what_the_policy_names() {
+    let policy = Policy::compile(&spec(SHOP)).unwrap();
+    let mut expected = vec![PurgeName::tag("user:7"), PurgeName::path("/api/users")];
+    expected.sort();
+    assert_eq!(policy.purged_by(&Method::PUT, &NormalPath::new("/api/users/7")), expected);
+    assert_eq!(policy.purged_by(&Method::PUT, &NormalPath::new("/api/users/x/../7")), expected);
+    assert!(policy.purged_by(&Method::PATCH, &NormalPath::new("/api/users/7")).is_empty());
+    assert!(policy.purged_by(&Method::GET, &NormalPath::new("/api/users/7")).is_empty());
+}
+
+#[test]
+fn without_a_policy_everything_is_one_route_and_every_write_purges_its_path() {
+    let bare = Policy::bare();
+    assert!(route(&bare, &Method::GET, "/anything").is_some());
+    assert_eq!(bare.purged_by(&Method::POST, &NormalPath::new("/a")), [PurgeName::path("/a")]);
+    assert!(route(&Policy::absent(), &Method::GET, "/anything").is_none());
+}
+
+#[test]
+fn the_shape_changes_with_keys_and_tags_and_not_with_lifetimes() {
+    let shape = |text: &str| Policy::compile(&spec(text)).unwrap().shape();
+    assert_eq!(shape(SHOP), shape(&SHOP.replace("120s", "60s")));
+    assert_ne!(shape(SHOP), shape(&SHOP.replace("tags: [\"user:{id}\"]", "tags: [\"u:{id}\"]")));
+    assert_ne!(shape(SHOP), shape(&SHOP.replace("ttl: 120s", "ttl: 120s\n  key: {headers: [cookie]}")));
+    for more in [
+        "key: {cookies: [lang]}",
+        "key: {query: {allow: [page]}}",
+        "key: {query: {order: Sorted}}",
+        "storeDespite: [Private]",
+        "statuses: [{code: 404}]",
+    ] {
+        assert_ne!(shape(SHOP), shape(&SHOP.replace("ttl: 120s", &format!("ttl: 120s\n  {more}"))), "{more}");
+    }
+    for more in ["staleIfError: 1h", "clientDirectives: Honor"] {
+        assert_eq!(shape(SHOP), shape(&SHOP.replace("ttl: 120s", &format!("ttl: 120s\n  {more}"))), "{more}");
+    }
+    assert_ne!(shape(SHOP), shape(&format!("{SHOP}targetedCacheControl: [CDN-Cache-Control]")));
+}
+
+#[test]
+fn says_everything_that_is_wrong() {
+    let broken = SHOP
+        .replace("120s", "0s")
+        .replace("l2:", "l1: {maxSize: 1Gi, maxObjectSize: 512Mi}\nl2:")
+        .replace("source: catalog", "source: katalog")
+        .replace("user:{id}", "user:{uid}")
+        .replace("env: REDIS_URL", "env: REDIS_URL, file: /x")
+        .replace("[PUT, DELETE]", "[put, GET]")
+        .replace("{file: /run/db}", "{secretKeyRef: {name: db, key: ../url}}");
+    let problems = Policy::compile(&spec(&broken)).unwrap_err();
+    let texts: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "spec.l1.maxObjectSize: must not be larger than 256Mi, for Redis takes no more than twice that",
+            "spec.l2.redis.urlFrom: set exactly one of secretKeyRef (in a cluster), env or file (outside one)",
+            "spec.sources[0].postgres.urlFrom: name a Secret and one of its keys, such as {name: shop-redis, key: url}",
+            "spec.routes[0].ttl: must be longer than 0s",
+            "spec.routes[0].tags: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
+            "spec.routes[1].from[0].postgres.source: spec.sources has no \"katalog\"",
+            "spec.invalidation.onWrite[0].match.methods: \"put\" is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals",
+            "spec.invalidation.onWrite[0].match.methods: \"GET\" is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals",
+            "spec.invalidation.onWrite[0].purge: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
+        ]
+    );
+}
+
+#[test]
+fn says_everything_that_is_wrong_with_a_route() {
+    let broken = r#"
+targetedCacheControl: [Cache-Control, "a b"]
+routes:
+- name: a
+  match: {path: /a, methods: [POST], headers: {"x y": "1", z: " 2"}}
+  ttl: 1s
+  maxTTL: 0s
+  statuses: [{code: 99}, {code: 304}, {code: 404, ttl: 0s}, {code: 404}]
+  bypass: {}
+  key: {query: {allow: ["a*b"], ignore: ["c=d"]}, cookies: ["e f"]}
+- name: b
+  match: {path: /b}
+  key: {body: {maxSize: 2Mi}}
+  bypass: {cookies: {"g;": "*"}}
+"#;
+    let problems = Policy::compile(&spec(broken)).unwrap_err();
+    let texts: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(texts, [""]);
+}

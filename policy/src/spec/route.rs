@@ -1,0 +1,230 @@
+//! A route as a person writes it.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::KeySpec;
+use crate::{Duration, PathTemplate};
+
+/// Requests that are answered alike.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "!has(self.tags) || self.tags.all(t, t.findAll('[{][^}]*[}]').all(p, self.match.path.contains(p)))",
+        "message": "a tag may only use parameters that match.path has, such as {id}",
+    },
+    {
+        "rule": "!(has(self.ttl) && has(self.maxTTL))",
+        "message": "ttl replaces the life that an answer gives itself and maxTTL bounds it: set one of them",
+    },
+    {
+        "rule": "!has(self.match.methods) || !self.match.methods.exists(m, m == 'POST') || (has(self.key) && has(self.key.body))",
+        "message": "answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
+    },
+    {
+        "rule": "!has(self.key) || !has(self.key.body) || (has(self.match.methods) && self.match.methods.exists(m, m == 'POST'))",
+        "message": "key.body is for POST: put POST into match.methods, or take key.body out",
+    },
+    {
+        "rule": "!has(self.from) || size(self.from) == 0 || has(self.ttl)",
+        "message": "a route with from needs a ttl: a row says nothing about how long it is fresh",
+    },
+    {
+        "rule": "!has(self.from) || size(self.from) == 0 || !has(self.match.methods) || !self.match.methods.exists(m, m == 'POST')",
+        "message": "from answers by the path alone: take POST out of match.methods, or from out of the route",
+    },
+]))]
+pub struct RouteSpec {
+    /// What metrics, logs and messages call it.
+    #[schemars(length(min = 1, max = 63))]
+    pub name: String,
+
+    /// Which requests it is for.
+    #[serde(rename = "match")]
+    pub matches: RouteMatch,
+
+    /// How long an answer is fresh. It replaces what `Cache-Control` and `Expires` of the answer say about that; it never
+    /// overrides `no-store` or `private`, `Set-Cookie` or `Vary: *`, unless `storeDespite` says so. Without it the answer's
+    /// own headers decide.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Duration>,
+
+    /// The longest that an answer is fresh, whatever its own headers say.
+    #[serde(default, rename = "maxTTL", skip_serializing_if = "Option::is_none")]
+    pub max_ttl: Option<Duration>,
+
+    /// The statuses whose answers are stored. Without it: 200 where there is a `ttl`, and what RFC 9111 allows where there
+    /// is none.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 32), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["code"]))]
+    pub statuses: Vec<StatusSpec>,
+
+    /// For how long an answer that is no longer fresh is served at once, while a new one is fetched behind it (RFC 5861).
+    /// It replaces what the answer says about that; `0s` is never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_while_revalidate: Option<Duration>,
+
+    /// For how long an answer that is no longer fresh is served where the application fails: it can't be reached, or
+    /// answers 500, 502, 503 or 504 (RFC 5861). It replaces what the answer says about that; `0s` is never.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub stale_if_error: Option<Duration>,
+
+    /// What is stored although the answer's headers forbid it. Many frameworks send `no-store` by default; look first
+    /// whether they mean it.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "set"))]
+    pub store_despite: Vec<Despite>,
+
+    /// Whether a client's own `Cache-Control` counts, by which it can force a miss.
+    #[serde(default, skip_serializing_if = "ClientDirectives::is_ignore")]
+    pub client_directives: ClientDirectives,
+
+    /// Requests that are neither looked up nor stored.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub bypass: Option<Bypass>,
+
+    /// What tells two answers of this route apart, besides method, scheme, host, path and query.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub key: Option<KeySpec>,
+
+    /// Names under which what is stored can be purged; `{id}` stands for that parameter of the path.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
+    pub tags: Vec<String>,
+
+    /// What is asked on a miss, in this order; without it, the application.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 4))]
+    pub from: Vec<FromSpec>,
+}
+
+/// Which requests a route is for.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct RouteMatch {
+    /// The path, whole; `{id}` stands for one segment that is not empty.
+    pub path: PathTemplate,
+
+    /// The methods: GET, HEAD, or POST where `key.body` is set. Without it, GET and HEAD; other methods pass through.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(max = 3))]
+    pub methods: Vec<CacheableMethod>,
+
+    /// Request headers and the value that each must have, to the letter, such as `x-api-version: "2"`. They are part of
+    /// the key.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
+    pub headers: BTreeMap<String, String>,
+}
+
+/// A method whose answers are cached.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "UPPERCASE")]
+pub enum CacheableMethod {
+    /// GET.
+    Get,
+    /// HEAD.
+    Head,
+    /// POST, told apart by its body.
+    Post,
+}
+
+/// A status whose answers are stored.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "self.code != 304",
+    "message": "a 304 is about an answer that is stored already: list that answer's status, such as 200",
+}]))]
+pub struct StatusSpec {
+    /// The status, such as 404.
+    #[schemars(range(min = 200, max = 599))]
+    pub code: u16,
+
+    /// How long an answer of this status is fresh, in place of the route's `ttl` or of what its headers say.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl: Option<Duration>,
+}
+
+/// What is stored although an answer's headers forbid it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum Despite {
+    /// `Cache-Control: no-store`.
+    NoStore,
+    /// `Cache-Control: private`.
+    Private,
+    /// `Set-Cookie`: the cookie is stored with the answer, and everybody gets it.
+    SetCookie,
+    /// `Vary: *`.
+    VaryAny,
+}
+
+/// Whether a client's own `Cache-Control` counts.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ClientDirectives {
+    /// It does not: a client can't force a miss.
+    #[default]
+    Ignore,
+    /// It does, as RFC 9111 has it.
+    Honor,
+}
+
+impl ClientDirectives {
+    fn is_ignore(&self) -> bool {
+        *self == Self::Ignore
+    }
+}
+
+/// Requests that are neither looked up nor stored. One of these is enough.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "(has(self.query) && size(self.query) > 0) || (has(self.headers) && size(self.headers) > 0) || (has(self.cookies) && size(self.cookies) > 0)",
+    "message": "say what bypasses: set query, headers or cookies, such as query: {nocache: \"true\"}",
+}]))]
+pub struct Bypass {
+    /// Query parameters and the value that bypasses, such as `nocache: "true"`; `"*"` is any value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
+    pub query: BTreeMap<String, String>,
+
+    /// Request headers and the value that bypasses, such as `x-preview: "1"`; `"*"` is any value.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
+    pub headers: BTreeMap<String, String>,
+
+    /// Cookies and the value that bypasses, such as `session: "*"`; `"*"` is any value. A request with other cookies still
+    /// passes through unless `key.cookies`, `key.headers` or `key.ignoreHeaders` deal with them.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
+    pub cookies: BTreeMap<String, String>,
+}
+
+/// One place to ask on a miss. Exactly one member is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.postgres)",
+    "message": "say what to ask: set postgres",
+}]))]
+pub struct FromSpec {
+    /// A query to a Postgres source.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub postgres: Option<PostgresQuery>,
+}
+
+/// A query to a Postgres source. One row becomes a JSON object, several an array, none a 404.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct PostgresQuery {
+    /// The name of a member of `sources`.
+    #[schemars(length(min = 1, max = 63))]
+    pub source: String,
+
+    /// One SELECT. `{key}` stands for that parameter of the path; it is bound as text, so cast it: `{key}::int`.
+    #[schemars(length(min = 1, max = 4096))]
+    pub query: String,
+}
