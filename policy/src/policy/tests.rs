@@ -208,7 +208,7 @@ fn says_everything_that_is_wrong_with_a_route() {
 targetedCacheControl: [Cache-Control, "a b"]
 routes:
 - name: a
-  match: {path: /a, methods: [POST], headers: {"x y": "1", z: " 2"}}
+  match: {path: /a, methods: [POST], headers: {Z: "2", "x y": "1", z: " 2"}}
   ttl: 1s
   maxTTL: 0s
   statuses: [{code: 99}, {code: 304}, {code: 404, ttl: 0s}, {code: 404}]
@@ -221,5 +221,29 @@ routes:
 "#;
     let problems = Policy::compile(&spec(broken)).unwrap_err();
     let texts: Vec<_> = problems.iter().map(ToString::to_string).collect();
-    assert_eq!(texts, [""]);
+    assert_eq!(
+        texts,
+        [
+            "spec.routes[0].maxTTL: must be longer than 0s",
+            "spec.routes[0].maxTTL: ttl replaces the life that an answer gives itself and maxTTL bounds it: set one of them",
+            "spec.routes[0].statuses[0].code: 99 is not a status such as 200 or 404",
+            "spec.routes[0].statuses[1].code: a 304 is about an answer that is stored already: list that answer's status, such as 200",
+            "spec.routes[0].statuses[2].ttl: must be longer than 0s",
+            "spec.routes[0].statuses[3].code: 404 is listed already: list each status once",
+            "spec.routes[0].match.headers: \"x y\" is not the name of a header",
+            "spec.routes[0].match.headers: \" 2\" is not a value that a header can have",
+            "spec.routes[0].match.headers: \"z\" is there twice: names of headers have no case",
+            "spec.routes[0].key.cookies: \"e f\" is not the name of a cookie",
+            "spec.routes[0].key.query: allow lists all that counts and ignore all that does not: set one of them",
+            "spec.routes[0].key.query.allow: \"a*b\" is not the name of a parameter, or its start and a '*', such as utm_*",
+            "spec.routes[0].key.query.ignore: \"c=d\" is not the name of a parameter, or its start and a '*', such as utm_*",
+            "spec.routes[0].match.methods: answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out",
+            "spec.routes[0].bypass: say what bypasses: set query, headers or cookies, such as query: {nocache: \"true\"}",
+            "spec.routes[1].key.body.maxSize: must be between 1 and 1Mi: a body is held in memory until its hash is known",
+            "spec.routes[1].key.body: is for POST: put POST into match.methods, or take key.body out",
+            "spec.routes[1].bypass.cookies: \"g;\" is not the name of a cookie",
+            "spec.targetedCacheControl: \"a b\" is not the name of a header",
+            "spec.targetedCacheControl: Cache-Control counts anyway: list headers such as CDN-Cache-Control",
+        ]
+    );
 }

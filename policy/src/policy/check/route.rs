@@ -1,6 +1,9 @@
 //! What is wrong with a route, collected while it is compiled.
 
-use std::{collections::BTreeMap, time};
+use std::{
+    collections::{BTreeMap, BTreeSet},
+    time,
+};
 
 use http::{HeaderValue, Method, StatusCode};
 
@@ -222,10 +225,11 @@ impl Check {
                 self.refuse(at, format!("{value:?} is not a value that a header can have"));
             }
         }
-        let lower: Vec<_> = headers.keys().map(|name| name.to_ascii_lowercase()).collect();
-        for (index, name) in lower.iter().enumerate().filter(|(index, name)| lower[..*index].contains(name)) {
-            let _ = index;
-            self.refuse(at, format!("{name:?} is there twice: names of headers have no case"));
+        let mut seen = BTreeSet::new();
+        for name in headers.keys().map(|name| name.to_ascii_lowercase()) {
+            if !seen.insert(name.clone()) {
+                self.refuse(at, format!("{name:?} is there twice: names of headers have no case"));
+            }
         }
     }
 
