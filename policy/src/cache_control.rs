@@ -2,141 +2,347 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, header::CACHE_CONTROL};
+use crate::fields::Fields;
 
-/// The response directives that Larder acts on.
+/// The response directives that Larder acts on (RFC 9111, section 5.2.2; RFC 5861).
 ///
-/// Names are read in any case, values quoted or not, and all field lines count (RFC 9111, section 5.2). A directive that is
-/// repeated counts with its most restrictive value (section 4.2.1 allows either; the shorter life is the safer).
+/// Names are read in any case, values quoted or not, and all field lines count (section 5.2). A directive that is repeated
+/// counts with its most restrictive value (section 4.2.1 allows either; the shorter life is the safer).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct CacheControl {
-    /// `no-store`: nothing of the answer may be stored.
+pub struct ResponseDirectives {
+    /// `no-store`: nothing of the answer may be stored (section 5.2.2.5).
     pub no_store: bool,
     /// `private`, with or without field names: not for a shared cache. With names only those fields are private, but a cache
     /// may treat it as the unqualified form (section 5.2.2.7).
     pub private: bool,
-    /// `no-cache`, with or without field names: not without asking the origin.
+    /// `no-cache`, with or without field names: not without asking the origin (section 5.2.2.4).
     pub no_cache: bool,
-    /// `max-age`.
+    /// `must-revalidate`: not stale, whatever happens (section 5.2.2.2).
+    pub must_revalidate: bool,
+    /// `proxy-revalidate`: the same, for shared caches (section 5.2.2.8).
+    pub proxy_revalidate: bool,
+    /// `must-understand`: stored only by a cache that knows what the status means for it (section 5.2.2.3).
+    pub must_understand: bool,
+    /// `public`: may be stored where it could not be otherwise (section 5.2.2.9).
+    pub public: bool,
+    /// `max-age` (section 5.2.2.1).
     pub max_age: Option<Duration>,
-    /// `s-maxage`, which goes before `max-age` in a shared cache.
+    /// `s-maxage`, which goes before `max-age` in a shared cache (section 5.2.2.10).
     pub s_maxage: Option<Duration>,
+    /// `stale-while-revalidate` (RFC 5861, section 3).
+    pub stale_while_revalidate: Option<Duration>,
+    /// `stale-if-error` (RFC 5861, section 4).
+    pub stale_if_error: Option<Duration>,
 }
 
-impl CacheControl {
+impl ResponseDirectives {
     /// Reads all `Cache-Control` field lines.
-    pub fn parse(headers: &HeaderMap) -> Self {
+    pub fn parse(fields: &(impl Fields + ?Sized)) -> Self {
         let mut parsed = Self::default();
-        for line in headers.get_all(CACHE_CONTROL) {
-            for (name, value) in directives(line.as_bytes()) {
-                parsed.add(&name, value.as_deref());
+        for Directive { name, value } in fields.values("cache-control").flat_map(directives) {
+            if let Some(flag) = parsed.flag(name) {
+                *flag = true;
+            } else if let Some(time) = parsed.time(name) {
+                shorten(time, value.seconds().unwrap_or_default());
             }
         }
         parsed
     }
 
-    fn add(&mut self, name: &str, value: Option<&str>) {
-        match name {
-            "no-store" => self.no_store = true,
-            "private" => self.private = true,
-            "no-cache" => self.no_cache = true,
-            "max-age" => shorten(&mut self.max_age, value),
-            "s-maxage" => shorten(&mut self.s_maxage, value),
-            _ => {}
+    /// The directive of this name, if it is one that is there or not.
+    pub(crate) fn flag(&mut self, name: &[u8]) -> Option<&mut bool> {
+        Some(match name {
+            _ if is(name, "no-store") => &mut self.no_store,
+            _ if is(name, "private") => &mut self.private,
+            _ if is(name, "no-cache") => &mut self.no_cache,
+            _ if is(name, "must-revalidate") => &mut self.must_revalidate,
+            _ if is(name, "proxy-revalidate") => &mut self.proxy_revalidate,
+            _ if is(name, "must-understand") => &mut self.must_understand,
+            _ if is(name, "public") => &mut self.public,
+            _ => return None,
+        })
+    }
+
+    /// The directive of this name, if it is one with a number of seconds.
+    pub(crate) fn time(&mut self, name: &[u8]) -> Option<&mut Option<Duration>> {
+        Some(match name {
+            _ if is(name, "max-age") => &mut self.max_age,
+            _ if is(name, "s-maxage") => &mut self.s_maxage,
+            _ if is(name, "stale-while-revalidate") => &mut self.stale_while_revalidate,
+            _ if is(name, "stale-if-error") => &mut self.stale_if_error,
+            _ => return None,
+        })
+    }
+}
+
+/// The request directives that Larder acts on (RFC 9111, section 5.2.1; RFC 5861, section 4). The default asks for nothing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct RequestDirectives {
+    /// `no-cache`: nothing stored, without asking the origin (section 5.2.1.4).
+    pub no_cache: bool,
+    /// `no-store`: the answer is not to be stored (section 5.2.1.5).
+    pub no_store: bool,
+    /// `only-if-cached`: the origin is not to be asked (section 5.2.1.7).
+    pub only_if_cached: bool,
+    /// `max-age`: the oldest that the answer may be (section 5.2.1.1).
+    pub max_age: Option<Duration>,
+    /// `min-fresh`: how much longer it must be fresh (section 5.2.1.3).
+    pub min_fresh: Option<Duration>,
+    /// `max-stale`: how stale it may be (section 5.2.1.2).
+    pub max_stale: Option<MaxStale>,
+    /// `stale-if-error`: how stale it may be if the origin fails (RFC 5861, section 4).
+    pub stale_if_error: Option<Duration>,
+}
+
+/// How stale an answer a client accepts (RFC 9111, section 5.2.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MaxStale {
+    /// However stale it is.
+    Any,
+    /// No more than this past its life.
+    For(Duration),
+}
+
+impl MaxStale {
+    /// Whether it lets pass what is stale for this long.
+    pub fn allows(self, stale_for: Duration) -> bool {
+        match self {
+            Self::Any => true,
+            Self::For(most) => stale_for <= most,
         }
     }
 }
 
-/// A value that is no number means that the answer is stale (RFC 9111, section 4.2.1).
-fn shorten(current: &mut Option<Duration>, value: Option<&str>) {
-    let seconds = value.and_then(delta_seconds).unwrap_or(0);
-    let new = Duration::from_secs(seconds);
-    *current = Some(current.map_or(new, |old| old.min(new)));
-}
-
-/// Delta seconds (RFC 9111, section 1.2.2); what is larger than 2^31 counts as 2^31.
-pub(crate) fn delta_seconds(text: &str) -> Option<u64> {
-    const MOST: u64 = 1 << 31;
-    if text.is_empty() || !text.bytes().all(|byte| byte.is_ascii_digit()) {
-        return None;
+impl RequestDirectives {
+    /// Reads all `Cache-Control` field lines; where there is none, `Pragma: no-cache` means `no-cache` (section 5.4).
+    ///
+    /// A `max-age` that is no number asks for the newest; a number that would relax something and can't be read relaxes
+    /// nothing.
+    pub fn parse(fields: &(impl Fields + ?Sized)) -> Self {
+        let mut parsed = Self::default();
+        if !fields.has("cache-control") {
+            let mut pragmas = fields.values("pragma").flat_map(directives);
+            parsed.no_cache = pragmas.any(|pragma| is(pragma.name, "no-cache"));
+            return parsed;
+        }
+        for directive in fields.values("cache-control").flat_map(directives) {
+            parsed.add(directive);
+        }
+        parsed
     }
-    Some(text.parse().unwrap_or(MOST).min(MOST))
-}
 
-/// The directives of one field line: names in lower case, values without their quotes.
-fn directives(line: &[u8]) -> Vec<(String, Option<String>)> {
-    let line = String::from_utf8_lossy(line);
-    split_outside_quotes(&line)
-        .into_iter()
-        .filter_map(|directive| {
-            let (name, value) = match directive.split_once('=') {
-                Some((name, value)) => (name.trim(), Some(unquote(value.trim()))),
-                None => (directive.trim(), None),
-            };
-            (!name.is_empty()).then(|| (name.to_ascii_lowercase(), value))
-        })
-        .collect()
-}
-
-fn split_outside_quotes(line: &str) -> Vec<&str> {
-    let (mut parts, mut from, mut quoted, mut escaped) = (Vec::new(), 0, false, false);
-    for (at, c) in line.char_indices() {
-        match c {
-            _ if escaped => escaped = false,
-            '\\' if quoted => escaped = true,
-            '"' => quoted = !quoted,
-            ',' if !quoted => {
-                parts.push(&line[from..at]);
-                from = at + 1;
+    fn add(&mut self, Directive { name, value }: Directive<'_>) {
+        let seconds = value.seconds();
+        match name {
+            _ if is(name, "no-cache") => self.no_cache = true,
+            _ if is(name, "no-store") => self.no_store = true,
+            _ if is(name, "only-if-cached") => self.only_if_cached = true,
+            _ if is(name, "max-age") => shorten(&mut self.max_age, seconds.unwrap_or_default()),
+            _ if is(name, "min-fresh") => self.min_fresh = self.min_fresh.max(seconds),
+            _ if is(name, "stale-if-error") => {
+                shorten(&mut self.stale_if_error, seconds.unwrap_or_default());
+            }
+            _ if is(name, "max-stale") => {
+                let new = match (value, seconds) {
+                    (Value::None, _) => MaxStale::Any,
+                    (_, seconds) => MaxStale::For(seconds.unwrap_or_default()),
+                };
+                self.max_stale = Some(match (self.max_stale, new) {
+                    (None | Some(MaxStale::Any), new) => new,
+                    (Some(old), MaxStale::Any) => old,
+                    (Some(MaxStale::For(old)), MaxStale::For(new)) => MaxStale::For(old.min(new)),
+                });
             }
             _ => {}
         }
     }
-    parts.push(&line[from..]);
-    parts
+
+    /// Whether nothing is asked for.
+    pub fn is_empty(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
-fn unquote(value: &str) -> String {
-    let inner = value.strip_prefix('"').and_then(|value| value.strip_suffix('"'));
-    inner.unwrap_or(value).replace('\\', "")
+fn is(name: &[u8], known: &str) -> bool {
+    name.eq_ignore_ascii_case(known.as_bytes())
+}
+
+fn shorten(current: &mut Option<Duration>, new: Duration) {
+    *current = Some(current.map_or(new, |old| old.min(new)));
+}
+
+/// What stands for more seconds than can be held (RFC 9111, section 1.2.2).
+const MOST_SECONDS: u64 = 1 << 31;
+
+/// Delta seconds (RFC 9111, section 1.2.2); what is larger than 2^31 counts as 2^31.
+pub(crate) fn delta_seconds(text: &[u8]) -> Option<Duration> {
+    if text.is_empty() {
+        return None;
+    }
+    let seconds = text.iter().try_fold(0_u64, |seconds, byte| {
+        let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
+        Some((seconds * 10 + digit).min(MOST_SECONDS))
+    })?;
+    Some(Duration::from_secs(seconds))
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Directive<'a> {
+    name: &'a [u8],
+    value: Value<'a>,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Value<'a> {
+    None,
+    /// Without its quotes.
+    Of(&'a [u8]),
+    /// There is white space around the `=`, where the grammar has none.
+    Odd,
+}
+
+impl Value<'_> {
+    fn seconds(self) -> Option<Duration> {
+        match self {
+            Self::Of(text) => delta_seconds(text),
+            Self::None | Self::Odd => None,
+        }
+    }
+}
+
+/// The directives of one field line.
+fn directives(line: &[u8]) -> impl Iterator<Item = Directive<'_>> {
+    members(line).map(|member| {
+        let Some(equals) = member.iter().position(|byte| *byte == b'=') else {
+            return Directive { name: member, value: Value::None };
+        };
+        let (name, value) = (&member[..equals], &member[equals + 1..]);
+        let value = match value {
+            _ if name.trim_ascii() != name || value.trim_ascii() != value => Value::Odd,
+            [b'"', quoted @ .., b'"'] => Value::Of(quoted),
+            _ => Value::Of(value),
+        };
+        Directive { name: name.trim_ascii(), value }
+    })
+}
+
+/// The members of a list (RFC 9110, section 5.6.1), without the empty ones.
+pub(crate) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    split_at_commas(line).map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
+}
+
+/// What lies between the commas of a value that are not inside quotes.
+pub(crate) fn split_at_commas(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut escaped) = (false, false);
+    line.split(move |byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' => return !quoted,
+            _ => {}
+        }
+        false
+    })
 }
 
 #[cfg(test)]
 mod tests {
-    use http::HeaderValue;
-
     use super::*;
+    use crate::testing::headers;
 
-    fn parse(lines: &[&str]) -> CacheControl {
-        CacheControl::parse(
-            &lines.iter().map(|line| (CACHE_CONTROL, HeaderValue::from_str(line).unwrap())).collect(),
-        )
+    const fn seconds(seconds: u64) -> Option<Duration> {
+        Some(Duration::from_secs(seconds))
+    }
+
+    fn parse(lines: &[&str]) -> ResponseDirectives {
+        ResponseDirectives::parse(&headers(
+            &lines.iter().map(|line| ("cache-control", *line)).collect::<Vec<_>>(),
+        ))
+    }
+
+    fn asked(line: &str) -> RequestDirectives {
+        RequestDirectives::parse(&headers(&[("cache-control", line)]))
     }
 
     #[test]
     fn any_case_any_quotes_any_line() {
-        let parsed = parse(&["No-Store, MAX-AGE=\"60\"", "S-MaxAge = 10"]);
-        assert!(parsed.no_store);
-        assert_eq!(
-            (parsed.max_age, parsed.s_maxage),
-            (Some(Duration::from_secs(60)), Some(Duration::from_secs(10)))
-        );
+        let parsed = parse(&["No-Store, MAX-AGE=\"60\",, ", "S-MaxAge=10,must-understand,PUBLIC"]);
+        assert!(parsed.no_store && parsed.must_understand && parsed.public && !parsed.private);
+        assert_eq!((parsed.max_age, parsed.s_maxage), (seconds(60), seconds(10)));
+        let parsed =
+            parse(&["must-revalidate, proxy-revalidate, stale-while-revalidate=1, stale-if-error=2"]);
+        assert!(parsed.must_revalidate && parsed.proxy_revalidate);
+        assert_eq!((parsed.stale_while_revalidate, parsed.stale_if_error), (seconds(1), seconds(2)));
     }
 
     #[test]
     fn a_name_inside_quotes_is_no_directive() {
-        let parsed = parse(&["ext=\"no-store, private\", max-age=5"]);
-        assert!(!parsed.no_store && !parsed.private);
-        assert_eq!(parsed.max_age, Some(Duration::from_secs(5)));
+        for line in [r#"ext="no-store, private", max-age=5"#, r#"max-age=5, ext="\", no-store, private""#] {
+            let parsed = parse(&[line]);
+            assert!(!parsed.no_store && !parsed.private, "{line}");
+            assert_eq!(parsed.max_age, seconds(5), "{line}");
+        }
         assert!(parse(&["private=\"set-cookie, x\""]).private);
+        assert!(parse(&["no-cache = \"x\", no-store =1"]).no_store);
     }
 
     #[test]
     fn odd_ages_are_stale_and_huge_ones_are_capped() {
-        for value in ["max-age=-1", "max-age=1.5", "max-age='60'", "max-age=", "max-age"] {
-            assert_eq!(parse(&[value]).max_age, Some(Duration::ZERO), "{value}");
+        for value in [
+            "max-age=-1",
+            "max-age=1.5",
+            "max-age='60'",
+            "max-age=",
+            "max-age",
+            "max-age=60a",
+            "max-age=a60",
+            "max-age= 60",
+            "max-age =60",
+            "max-age=\"60",
+            "max-age=60, max-age=x",
+        ] {
+            assert_eq!(parse(&[value]).max_age, seconds(0), "{value}");
         }
-        assert_eq!(parse(&["max-age=99999999999999999999"]).max_age, Some(Duration::from_secs(1 << 31)));
-        assert_eq!(parse(&["max-age=60, max-age=10"]).max_age, Some(Duration::from_secs(10)));
+        for value in ["max-age=99999999999999999999", "max-age=2147483649", "max-age=2147483648"] {
+            assert_eq!(parse(&[value]).max_age, seconds(1 << 31), "{value}");
+        }
+        assert_eq!(parse(&["max-age=003600"]).max_age, seconds(3600));
+        assert_eq!(parse(&["max-age=60, max-age=10"]).max_age, seconds(10));
+        assert_eq!(parse(&["max-age=10", "max-age=60"]).max_age, seconds(10));
+    }
+
+    #[test]
+    fn what_a_client_asks() {
+        let parsed = asked("No-Cache, no-store, only-if-cached, max-age=5, min-fresh=6, stale-if-error=7");
+        assert!(parsed.no_cache && parsed.no_store && parsed.only_if_cached && !parsed.is_empty());
+        assert_eq!((parsed.max_age, parsed.min_fresh), (seconds(5), seconds(6)));
+        assert_eq!(parsed.stale_if_error, seconds(7));
+        assert_eq!(asked("max-age=x").max_age, seconds(0));
+        assert_eq!(asked("min-fresh=1, min-fresh=3, min-fresh=x").min_fresh, seconds(3));
+        assert!(asked("no-transform, x=\"no-cache\"").is_empty());
+    }
+
+    #[test]
+    fn max_stale_has_a_number_or_none() {
+        let most = |seconds| Some(MaxStale::For(Duration::from_secs(seconds)));
+        for (line, expected) in [
+            ("max-stale", Some(MaxStale::Any)),
+            ("max-stale=10", most(10)),
+            ("max-stale=10, max-stale", most(10)),
+            ("max-stale, max-stale=10, max-stale=3", most(3)),
+            ("max-stale=x", most(0)),
+            ("max-age=1", None),
+        ] {
+            assert_eq!(asked(line).max_stale, expected, "{line}");
+        }
+    }
+
+    #[test]
+    fn pragma_counts_where_there_is_no_cache_control() {
+        let parse = |lines: &[(&str, &str)]| RequestDirectives::parse(&headers(lines)).no_cache;
+        assert!(parse(&[("pragma", "x, No-Cache")]));
+        assert!(!parse(&[("pragma", "x")]));
+        assert!(!parse(&[("pragma", "no-cache"), ("cache-control", "max-age=1")]));
     }
 }

@@ -4,7 +4,9 @@
 //! routes that match a normalised path, keys, tags and the barriers that a write raises.
 
 pub mod cache_control;
+pub mod claims;
 pub mod credentials;
+pub mod date;
 pub mod document;
 pub mod duration;
 pub mod fields;
@@ -15,11 +17,18 @@ mod names;
 pub mod path;
 pub mod policy;
 pub mod purge;
+pub mod range;
 pub mod size;
 pub mod spec;
 pub mod sql;
+pub mod storing;
 pub mod survey;
+pub mod targeted;
 pub mod template;
+#[cfg(test)]
+mod testing;
+pub mod validation;
+pub mod vary;
 
 pub use document::{Document, Metadata};
 pub use duration::Duration;

@@ -1,0 +1,188 @@
+//! Parts of a body (RFC 9110, section 14).
+
+use std::{fmt, ops::Range};
+
+use http::{
+    HeaderMap,
+    header::{CONTENT_RANGE, ETAG, LAST_MODIFIED},
+};
+
+use crate::{cache_control::members, fields::Fields, validation};
+
+mod pieces;
+#[cfg(test)]
+mod tests;
+
+pub use pieces::Pieces;
+
+/// What of a body a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Asked {
+    /// All of it: there is no `Range`, or one that must be ignored, being of another unit or unreadable (section 14.2).
+    Whole,
+    /// One part.
+    One(Spec),
+    /// Several parts, in any order.
+    Several,
+}
+
+/// One part of a body (section 14.1.2).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Spec {
+    /// From one byte to another, which counts in, or to the end.
+    From {
+        /// The first byte.
+        first: u64,
+        /// The last byte.
+        last: Option<u64>,
+    },
+    /// So many bytes at the end.
+    Last(u64),
+}
+
+/// Reads `Range`. It has one line: several are none that can be read.
+pub fn asked(fields: &(impl Fields + ?Sized)) -> Asked {
+    let mut lines = fields.values("range");
+    match (lines.next(), lines.next()) {
+        (Some(line), None) => parse(line).unwrap_or(Asked::Whole),
+        _ => Asked::Whole,
+    }
+}
+
+fn parse(line: &[u8]) -> Option<Asked> {
+    let (unit, set) = line.split_at_checked(line.iter().position(|byte| *byte == b'=')?)?;
+    if !unit.eq_ignore_ascii_case(b"bytes") {
+        return None;
+    }
+    // All must be readable, for an invalid one makes the whole field invalid (section 14.1.1).
+    let mut specs = members(&set[1..]).map(Spec::parse);
+    let first = specs.next()??;
+    let mut asked = Asked::One(first);
+    for spec in specs {
+        spec?;
+        asked = Asked::Several;
+    }
+    Some(asked)
+}
+
+impl Spec {
+    fn parse(text: &[u8]) -> Option<Self> {
+        let dash = text.iter().position(|byte| *byte == b'-')?;
+        let (first, last) = (&text[..dash], &text[dash + 1..]);
+        if first.is_empty() {
+            return Some(Self::Last(number(last)?));
+        }
+        let first = number(first)?;
+        let last = if last.is_empty() { None } else { Some(number(last)?) };
+        last.is_none_or(|last| first <= last).then_some(Self::From { first, last })
+    }
+
+    /// The bytes of a body of this length; `None` if there are none of them (416).
+    pub fn resolve(self, length: u64) -> Option<Range<u64>> {
+        let range = match self {
+            Self::From { first, last } => {
+                first..last.map_or(length, |last| last.saturating_add(1).min(length))
+            }
+            Self::Last(bytes) => length.saturating_sub(bytes)..length,
+        };
+        (range.start < range.end).then_some(range)
+    }
+}
+
+/// Digits; what is larger than any body counts as the largest number.
+fn number(text: &[u8]) -> Option<u64> {
+    let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
+    let add = |number: u64, byte| Some(number.saturating_mul(10).saturating_add(digit(byte)?));
+    if text.is_empty() { None } else { text.iter().try_fold(0, add) }
+}
+
+/// Which part of a body an answer holds (section 14.4).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct ContentRange {
+    /// The first byte.
+    pub first: u64,
+    /// The last byte, which counts in.
+    pub last: u64,
+    /// The length of the whole body, if it is known.
+    pub total: Option<u64>,
+}
+
+impl ContentRange {
+    /// Reads the header of an answer, if it has one line.
+    pub fn of(headers: &HeaderMap) -> Option<Self> {
+        let mut lines = headers.get_all(CONTENT_RANGE).iter();
+        let line = lines.next().filter(|_| lines.next().is_none())?;
+        Self::parse(line.as_bytes())
+    }
+
+    /// Reads a value such as `bytes 0-99/1000`. One that contradicts itself is none.
+    pub fn parse(value: &[u8]) -> Option<Self> {
+        let (unit, range) = value.split_at_checked(6)?;
+        if !unit.eq_ignore_ascii_case(b"bytes ") {
+            return None;
+        }
+        let slash = range.iter().position(|byte| *byte == b'/')?;
+        let (ends, total) = (&range[..slash], &range[slash + 1..]);
+        let dash = ends.iter().position(|byte| *byte == b'-')?;
+        let (first, last) = (number(&ends[..dash])?, number(&ends[dash + 1..])?);
+        let total = if total == b"*" { None } else { Some(number(total)?) };
+        // u64::MAX is what we read for numbers that are too large.
+        let fits = first <= last && last < u64::MAX && total.is_none_or(|total| last < total);
+        fits.then_some(Self { first, last, total })
+    }
+
+    /// How many bytes the part has.
+    pub fn length(&self) -> u64 {
+        self.last - self.first + 1
+    }
+
+    /// The part as a range.
+    pub fn range(&self) -> Range<u64> {
+        self.first..self.last + 1
+    }
+
+    /// The value that goes with 416: how long the body is (section 15.5.17).
+    pub fn unsatisfied(total: u64) -> String {
+        format!("bytes */{total}")
+    }
+}
+
+impl fmt::Display for ContentRange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "bytes {}-{}/", self.first, self.last)?;
+        match self.total {
+            Some(total) => write!(f, "{total}"),
+            None => f.write_str("*"),
+        }
+    }
+}
+
+/// Whether `If-Range`, if there is one, lets `Range` count for a stored answer (section 13.1.5): the strong comparison of
+/// entity tags, or the very date of a `Last-Modified` that is strong.
+pub fn if_range_holds(fields: &(impl Fields + ?Sized), stored: &HeaderMap) -> bool {
+    let mut lines = fields.values("if-range");
+    match (lines.next(), lines.next()) {
+        (None, _) => true,
+        (Some(asked), None) if validation::is_tag(asked) => {
+            stored.get(ETAG).is_some_and(|tag| validation::strong_match(asked, tag.as_bytes()))
+        }
+        (Some(asked), None) => {
+            let same = stored.get(LAST_MODIFIED).is_some_and(|date| date.as_bytes() == asked);
+            same && validation::has_strong_date(stored)
+        }
+        _ => false,
+    }
+}
+
+/// Whether parts with these headers are of the same body, so that they may be put together (RFC 9110, section 15.3.7.3): they
+/// share a strong validator.
+pub fn may_combine(stored: &HeaderMap, newer: &HeaderMap) -> bool {
+    match (stored.get(ETAG), newer.get(ETAG)) {
+        (Some(stored), Some(newer)) => validation::strong_match(stored.as_bytes(), newer.as_bytes()),
+        (None, None) => {
+            let date = stored.get(LAST_MODIFIED);
+            date.is_some() && date == newer.get(LAST_MODIFIED) && validation::has_strong_date(stored)
+        }
+        _ => false,
+    }
+}

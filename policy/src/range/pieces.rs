@@ -1,0 +1,112 @@
+//! What is there of a body that came in parts (RFC 9110, section 15.3.7.3; RFC 9111, section 3.4).
+
+use std::ops::Range;
+
+use bytes::Bytes;
+
+/// Parts of a body. They never overlap or touch: they are put together as they come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Pieces {
+    total: u64,
+    /// Sorted by where they begin.
+    pieces: Vec<(u64, Bytes)>,
+}
+
+impl Pieces {
+    /// Nothing yet of a body of this length.
+    pub fn new(total: u64) -> Self {
+        Self { total, pieces: Vec::new() }
+    }
+
+    /// The length of the whole body.
+    pub fn total(&self) -> u64 {
+        self.total
+    }
+
+    /// The pieces and where they begin, in order.
+    pub fn iter(&self) -> impl Iterator<Item = (u64, &Bytes)> {
+        self.pieces.iter().map(|(first, bytes)| (*first, bytes))
+    }
+
+    /// Adds a part. `false`, and nothing happens, for one that reaches past the end.
+    pub fn insert(&mut self, first: u64, bytes: Bytes) -> bool {
+        let Some(end) = first.checked_add(length(&bytes)).filter(|end| *end <= self.total) else {
+            return false;
+        };
+        if bytes.is_empty() || self.slice(first..end).is_some() {
+            return true;
+        }
+        // Those that overlap or touch it: they become one piece with it.
+        let from = self.pieces.partition_point(|piece| piece.end() < first);
+        let to = self.pieces.partition_point(|piece| piece.0 <= end);
+        let mut whole = Vec::new();
+        let mut start = first;
+        if let Some((before, old)) = self.pieces[from..to].first().filter(|(before, _)| *before < first) {
+            start = *before;
+            whole.extend_from_slice(&old[..index(first - before)]);
+        }
+        let merged = if from == to {
+            bytes
+        } else {
+            whole.extend_from_slice(&bytes);
+            if let Some(piece) = self.pieces[from..to].last().filter(|piece| piece.end() > end) {
+                whole.extend_from_slice(&piece.1[index(end - piece.0)..]);
+            }
+            whole.into()
+        };
+        self.pieces.splice(from..to, [(start, merged)]);
+        true
+    }
+
+    /// A part of the body, if all of it is there.
+    pub fn slice(&self, range: Range<u64>) -> Option<Bytes> {
+        if range.start >= range.end {
+            return None;
+        }
+        let at = self.pieces.partition_point(|piece| piece.0 <= range.start).checked_sub(1)?;
+        let piece = &self.pieces[at];
+        (range.end <= piece.end())
+            .then(|| piece.1.slice(index(range.start - piece.0)..index(range.end - piece.0)))
+    }
+
+    /// The whole body, if all of it is there.
+    pub fn whole(&self) -> Option<Bytes> {
+        if self.total == 0 { Some(Bytes::new()) } else { self.slice(0..self.total) }
+    }
+
+    /// The one range that would complete it; `None` if nothing is missing, if nothing is there, or if it takes several.
+    pub fn missing(&self) -> Option<Range<u64>> {
+        let (first, last) = (self.pieces.first()?, self.pieces.last()?);
+        match (first.0, last.end() == self.total, self.pieces.as_slice()) {
+            (0, false, [_]) => Some(last.end()..self.total),
+            (0, true, [_, _]) => Some(first.end()..last.0),
+            (missing @ 1.., true, [_]) => Some(0..missing),
+            _ => None,
+        }
+    }
+
+    /// How many bytes are there.
+    pub fn bytes(&self) -> u64 {
+        self.pieces.iter().map(|(_, bytes)| length(bytes)).sum()
+    }
+}
+
+/// A piece ends where the next may begin.
+trait Piece {
+    fn end(&self) -> u64;
+}
+
+impl Piece for (u64, Bytes) {
+    fn end(&self) -> u64 {
+        self.0 + length(&self.1)
+    }
+}
+
+fn length(bytes: &Bytes) -> u64 {
+    u64::try_from(bytes.len()).expect("a usize fits into 64 bits")
+}
+
+/// A place inside a piece that is in memory.
+fn index(offset: u64) -> usize {
+    usize::try_from(offset).expect("it is inside of what is in memory")
+}

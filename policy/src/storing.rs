@@ -1,0 +1,145 @@
+//! Which answers are stored (RFC 9111, section 3).
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    header::{CONTENT_LENGTH, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE},
+};
+
+use crate::{
+    claims::{Claims, is_heuristically_cacheable},
+    freshness,
+    lifetimes::Lifetimes,
+    range::ContentRange,
+    vary,
+};
+
+mod reason;
+#[cfg(test)]
+mod tests;
+
+pub use reason::NotStored;
+
+/// Who asked for an answer, as far as it decides whether others may have it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Asker {
+    /// `GET` or `HEAD`, or `POST` where a route has its body in the key.
+    pub method: Method,
+    /// The request has `Authorization`, which the route neither keys nor ignores.
+    pub authorization: bool,
+    /// The request names a person in a way that the route neither keys nor ignores.
+    pub names_a_person: bool,
+    /// The client asks that nothing be stored: `no-store` (section 5.2.1.5), where it has a say.
+    pub no_store: bool,
+}
+
+/// Whether an answer may be stored, and the names its `Vary` lists, sorted, each once.
+///
+/// # Errors
+/// The reason why not.
+pub fn storable(
+    asker: &Asker,
+    status: StatusCode,
+    headers: &HeaderMap,
+    claims: &Claims,
+    lifetimes: &Lifetimes,
+) -> Result<Vec<HeaderName>, NotStored> {
+    let despite = lifetimes.store_despite;
+    let directives = claims.directives();
+    if ![Method::GET, Method::HEAD, Method::POST].contains(&asker.method) {
+        return Err(NotStored::Method);
+    }
+    if asker.no_store {
+        return Err(NotStored::RequestNoStore);
+    }
+    check_status(status, claims, lifetimes)?;
+    if status == StatusCode::PARTIAL_CONTENT {
+        check_part(asker, headers)?;
+    }
+    // Whoever understands the status ignores no-store beside must-understand (section 5.2.2.3).
+    if directives.no_store && !directives.must_understand && !despite.no_store {
+        return Err(NotStored::NoStore);
+    }
+    if directives.private && !despite.private {
+        return Err(NotStored::Private);
+    }
+    // Section 3.5: one of these says that the answer to somebody who is authorized is for everybody.
+    let for_everybody = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
+    if asker.authorization && !for_everybody {
+        return Err(NotStored::Authorization);
+    }
+    if headers.contains_key(SET_COOKIE) && !despite.set_cookie {
+        return Err(NotStored::SetCookie);
+    }
+    let vary = match vary::names(headers) {
+        Some(names) => names,
+        None if despite.vary_any => vary::usable_names(headers),
+        None => return Err(NotStored::VaryAny),
+    };
+    check_use(asker, claims, lifetimes)?;
+    Ok(vary)
+}
+
+/// The status whose rules a route has for this one: a part is a part of an answer with 200.
+pub(crate) fn counted_as(status: StatusCode) -> StatusCode {
+    if status == StatusCode::PARTIAL_CONTENT { StatusCode::OK } else { status }
+}
+
+/// Section 3: a final status; understood, if that is asked for; and cacheable by itself or because something says so.
+fn check_status(status: StatusCode, claims: &Claims, lifetimes: &Lifetimes) -> Result<(), NotStored> {
+    let is_final = (200..600).contains(&status.as_u16()) && status != StatusCode::NOT_MODIFIED;
+    let stays_unknown = claims.directives().must_understand && !is_understood(status);
+    let said_so = claims.is_explicit()
+        || claims.directives().public
+        || is_heuristically_cacheable(status)
+        || freshness::ttl(claims, lifetimes).is_some();
+    let by_route = lifetimes.stores(counted_as(status)).unwrap_or(true);
+    if is_final && !stays_unknown && said_so && by_route { Ok(()) } else { Err(NotStored::Status) }
+}
+
+/// The final statuses of RFC 9110, section 15: what they mean for a cache is known.
+fn is_understood(status: StatusCode) -> bool {
+    matches!(
+        status.as_u16(),
+        200..=206 | 300..=303 | 305 | 307 | 308 | 400..=417 | 421 | 422 | 426 | 500..=505
+    )
+}
+
+/// A part is stored if it says of what it is a part (section 3.3; RFC 9110, section 15.3.7.1), and comes whole itself. Several
+/// parts in one answer say it inside the body, which we do not read.
+fn check_part(asker: &Asker, headers: &HeaderMap) -> Result<(), NotStored> {
+    let range = ContentRange::of(headers).filter(|range| range.total.is_some());
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    let fits = |range: ContentRange| {
+        lengths.all(|length| length.as_bytes() == range.length().to_string().as_bytes())
+    };
+    if asker.method == Method::GET && range.is_some_and(fits) { Ok(()) } else { Err(NotStored::ContentRange) }
+}
+
+/// What is not fresh for a moment is stored only if it can be validated, or served stale.
+fn check_use(asker: &Asker, claims: &Claims, lifetimes: &Lifetimes) -> Result<(), NotStored> {
+    let said = claims.is_explicit() || freshness::ttl(claims, lifetimes).is_some();
+    // A guess is good enough for what nobody in particular asked for; and POST needs it said (RFC 9110, section 9.3.3).
+    if !said && (asker.names_a_person || asker.method == Method::POST) {
+        return Err(NotStored::NoLifetime);
+    }
+    match freshness::is_of_use(claims, lifetimes) || claims.has_validator() {
+        true => Ok(()),
+        false if said => Err(NotStored::Stale),
+        false => Err(NotStored::NoLifetime),
+    }
+}
+
+/// The headers that are stored (section 3.1): those between a client and a proxy are not; those of one connection are gone
+/// already. Values are copied: those that were received share the connection's read buffer, and one of them would keep all
+/// of it for as long as it is stored.
+pub fn kept_headers(headers: &HeaderMap) -> HeaderMap {
+    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
+    let kept = headers.iter().filter(|(name, _)| !is_for_proxies(name));
+    kept.filter_map(|(name, value)| Some((name.clone(), copy(value)?))).collect()
+}
+
+/// Fields that a shared cache must not store (section 3.1).
+pub(crate) fn is_for_proxies(name: &HeaderName) -> bool {
+    const AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
+    [PROXY_AUTHENTICATE, AUTHENTICATION_INFO, PROXY_AUTHORIZATION].contains(name)
+}

@@ -1,0 +1,93 @@
+//! Which requests an answer is for (RFC 9111, section 4.1).
+
+use std::fmt::Write;
+
+use http::{
+    HeaderMap, HeaderName,
+    header::{ACCEPT_LANGUAGE, VARY, VIA},
+};
+use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
+
+use crate::{
+    cache_control::{members, split_at_commas},
+    fields::Fields,
+};
+
+mod language;
+
+/// Headers that are added to on the way to the origin: what it saw is not what the client sent.
+const CHANGED_HERE: [HeaderName; 2] = [VIA, HeaderName::from_static("x-forwarded-for")];
+
+/// What must not be in the text of a value as it is.
+const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
+
+/// The names that `Vary` lists on all its lines, sorted, each once (RFC 9110, section 12.5.5). `None`: no request is like
+/// another, for one of them is `*`, can't be read, or names a header that is changed here.
+pub fn names(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
+    let names: Option<Vec<HeaderName>> = listed(headers).collect();
+    names.map(sorted).filter(|names| !names.iter().any(|name| CHANGED_HERE.contains(name)))
+}
+
+/// Those of the names that requests can be told apart by, for a route that stores in spite of the others.
+pub(crate) fn usable_names(headers: &HeaderMap) -> Vec<HeaderName> {
+    sorted(listed(headers).flatten().filter(|name| !CHANGED_HERE.contains(name)).collect())
+}
+
+fn listed(headers: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> {
+    let lines = headers.get_all(VARY).iter();
+    // `*` is a token, and so a name that the parser takes.
+    lines
+        .flat_map(|line| members(line.as_bytes()))
+        .map(|name| HeaderName::from_bytes(name).ok().filter(|_| name != b"*"))
+}
+
+fn sorted(mut names: Vec<HeaderName>) -> Vec<HeaderName> {
+    names.sort_by(|one, other| one.as_str().cmp(other.as_str()));
+    names.dedup();
+    names
+}
+
+/// Appends the part of a variant's key that the selecting headers make: for each a line with its name and, if the request
+/// has it, its value.
+///
+/// Requests that differ only in what section 4.1 lets a cache normalise have one text: lines are joined (RFC 9110, section
+/// 5.3), white space around commas goes (but not inside quotes), and the ranges of `Accept-Language` are in lower case and in
+/// the order of their weights. Any two others have different ones. Absent is not the same as empty.
+pub fn write_variant(into: &mut String, names: &[HeaderName], fields: &(impl Fields + ?Sized)) {
+    for name in names {
+        into.push('\n');
+        into.push_str(name.as_str());
+        if *name == ACCEPT_LANGUAGE && language::write(into, fields) {
+            continue;
+        }
+        let mut separator = '=';
+        for value in fields.values(name.as_str()) {
+            into.push(separator);
+            separator = ',';
+            write_value(into, value);
+        }
+    }
+}
+
+/// A value without the white space around its commas.
+fn write_value(into: &mut String, value: &[u8]) {
+    if value.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'%') {
+        // Most values are like this: nothing to trim, nothing to escape.
+        into.extend(value.iter().map(|byte| char::from(*byte)));
+        return;
+    }
+    for (at, part) in split_at_commas(value).enumerate() {
+        if at > 0 {
+            into.push(',');
+        }
+        into.extend(percent_encode(part.trim_ascii(), ESCAPED));
+    }
+}
+
+/// Appends a number in decimal.
+fn write_number(into: &mut String, number: u16) {
+    write!(into, "{number}").expect("a String takes whatever is written to it");
+}
+
+#[cfg(test)]
+mod tests;
