@@ -48,7 +48,7 @@ pub fn is_settled(name: impl AsRef<[u8]>, rules: &KeyRules) -> bool {
 }
 
 /// Whether a header names a person. The first letter sorts out most of them.
-pub(crate) fn names_a_person(name: &[u8]) -> bool {
+pub fn names_a_person(name: &[u8]) -> bool {
     let starts = |known: &str| {
         name.get(..known.len()).is_some_and(|start| start.eq_ignore_ascii_case(known.as_bytes()))
     };

@@ -2,31 +2,22 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll, ready},
+    task::{Context, Poll},
 };
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use hyper::body::Incoming;
+use larder_flight::{FillError, Reader};
 
-/// Told of what passes in a body.
-pub trait Tap: Send + Unpin {
-    /// A piece passed.
-    fn data(&mut self, piece: &Bytes);
-    /// Trailers passed.
-    fn trailers(&mut self);
-    /// The body is whole. Called at most once, before its last piece leaves.
-    fn complete(&mut self);
-}
-
-/// The body of an answer: at hand, or passed on as it comes.
+/// The body of an answer.
 pub enum Body {
     /// At hand.
     Full(Option<Bytes>),
     /// Passed on as it comes.
-    Stream(Incoming),
-    /// Passed on as it comes, with somebody listening. Dropped before its end, it never was complete.
-    Tapped(Incoming, Option<Box<dyn Tap>>),
+    Stream(Source),
+    /// Passed on as it comes, to several who asked for the same, and into the cache.
+    Fill(Reader<Source>),
 }
 
 impl Body {
@@ -35,45 +26,43 @@ impl Body {
         Self::Full((!bytes.is_empty()).then_some(bytes))
     }
 
-    /// A body to listen to.
-    pub fn tapped(incoming: Incoming, mut tap: Box<dyn Tap>) -> Self {
-        if incoming.is_end_stream() {
-            tap.complete();
-            return Self::Stream(incoming);
-        }
-        Self::Tapped(incoming, Some(tap))
+    /// No body.
+    pub const fn empty() -> Self {
+        Self::Full(None)
     }
+
+    /// What the application sends.
+    pub fn stream(network: Incoming) -> Self {
+        Self::Stream(Source::new(network))
+    }
+}
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum BodyError {
+    /// The application broke it off.
+    #[error("the application broke the body off: {0}")]
+    Application(#[from] hyper::Error),
+    /// So it did, or this reader was too far behind the others.
+    #[error(transparent)]
+    Fill(#[from] FillError),
 }
 
 impl HttpBody for Body {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = BodyError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, BodyError>>> {
         match self.get_mut() {
             Self::Full(bytes) => Poll::Ready(bytes.take().map(|bytes| Ok(Frame::data(bytes)))),
-            Self::Stream(incoming) => Pin::new(incoming).poll_frame(context),
-            Self::Tapped(incoming, tap) => {
-                let frame = ready!(Pin::new(&mut *incoming).poll_frame(context));
-                match &frame {
-                    Some(Ok(frame)) => {
-                        if let (Some(tap), Some(piece)) = (tap.as_mut(), frame.data_ref()) {
-                            tap.data(piece);
-                        } else if let Some(tap) = tap.as_mut() {
-                            tap.trailers();
-                        }
-                        // The connection does not ask for more than Content-Length.
-                        if incoming.is_end_stream() {
-                            finish(tap);
-                        }
-                    }
-                    None => finish(tap),
-                    Some(Err(_)) => *tap = None,
-                }
-                Poll::Ready(frame)
+            Self::Stream(source) => {
+                Pin::new(source).poll_frame(context).map(|frame| frame.map(|frame| Ok(frame?)))
+            }
+            Self::Fill(reader) => {
+                Pin::new(reader).poll_frame(context).map(|frame| frame.map(|frame| Ok(frame?)))
             }
         }
     }
@@ -81,20 +70,77 @@ impl HttpBody for Body {
     fn is_end_stream(&self) -> bool {
         match self {
             Self::Full(bytes) => bytes.is_none(),
-            Self::Stream(incoming) | Self::Tapped(incoming, _) => incoming.is_end_stream(),
+            Self::Stream(source) => source.is_end_stream(),
+            Self::Fill(reader) => reader.is_end_stream(),
         }
     }
 
     fn size_hint(&self) -> SizeHint {
         match self {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
-            Self::Stream(incoming) | Self::Tapped(incoming, _) => incoming.size_hint(),
+            Self::Stream(source) => source.size_hint(),
+            Self::Fill(reader) => reader.size_hint(),
         }
     }
 }
 
-fn finish(tap: &mut Option<Box<dyn Tap>>) {
-    if let Some(mut tap) = tap.take() {
-        tap.complete();
+/// What the application sends, perhaps with what was stored of it before and after.
+#[derive(Debug)]
+pub struct Source {
+    before: Option<Bytes>,
+    network: Incoming,
+    after: Option<Bytes>,
+}
+
+impl Source {
+    /// What the application sends.
+    pub fn new(network: Incoming) -> Self {
+        Self { before: None, network, after: None }
+    }
+
+    /// What the application sends, between what is at hand already.
+    pub fn between(before: Bytes, network: Incoming, after: Bytes) -> Self {
+        let some = |bytes: Bytes| (!bytes.is_empty()).then_some(bytes);
+        Self { before: some(before), network, after: some(after) }
+    }
+
+    fn at_hand(&self) -> u64 {
+        [&self.before, &self.after].into_iter().flatten().map(|bytes| bytes.len() as u64).sum()
+    }
+}
+
+impl HttpBody for Source {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        let this = self.get_mut();
+        if let Some(before) = this.before.take() {
+            return Poll::Ready(Some(Ok(Frame::data(before))));
+        }
+        if this.network.is_end_stream() {
+            return Poll::Ready(this.after.take().map(|after| Ok(Frame::data(after))));
+        }
+        match Pin::new(&mut this.network).poll_frame(context) {
+            Poll::Ready(None) => Poll::Ready(this.after.take().map(|after| Ok(Frame::data(after)))),
+            other => other,
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.before.is_none() && self.after.is_none() && self.network.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (network, more) = (self.network.size_hint(), self.at_hand());
+        let mut hint = SizeHint::new();
+        hint.set_lower(network.lower() + more);
+        if let Some(upper) = network.upper() {
+            hint.set_upper(upper + more);
+        }
+        hint
     }
 }

@@ -1,8 +1,9 @@
 //! The `Cache-Status` header (RFC 9211).
 
-use std::time::Duration;
+use std::{fmt, time::Duration};
 
-use http::{HeaderMap, HeaderName, HeaderValue};
+use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use larder_policy::{freshness::Verdict, policy::BypassBy};
 
 /// The header's name.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -52,6 +53,8 @@ pub enum Forward {
     VaryMiss,
     /// What was stored was too old, or purged.
     Stale,
+    /// What was stored was not all that it asks for.
+    Partial,
     /// Its method is never answered from the cache.
     Method,
     /// The client asked for it.
@@ -69,11 +72,15 @@ pub enum Bypass {
     Suspended,
     /// No route of the policy matches.
     NoRoute,
-    /// The route's `bypass` says so.
+    /// The route's `bypass` says so, by a parameter of the query.
     Query,
+    /// The route's `bypass` says so, by a header.
+    Header,
+    /// The route's `bypass` says so, by a cookie.
+    Cookie,
     /// It names a person.
     Credentials,
-    /// It asks for a part.
+    /// It asks for several parts.
     Range,
     /// It has a body.
     Content,
@@ -81,6 +88,8 @@ pub enum Bypass {
     Upgrade,
     /// A header gives it another method or target than its request line.
     Override,
+    /// Only the origin can tell whether its precondition holds.
+    Precondition,
 }
 
 impl Bypass {
@@ -91,11 +100,24 @@ impl Bypass {
             Self::Suspended => "suspended",
             Self::NoRoute => "no-route",
             Self::Query => "bypass-query",
+            Self::Header => "bypass-header",
+            Self::Cookie => "bypass-cookie",
             Self::Credentials => "credentials",
             Self::Range => "range",
             Self::Content => "content",
             Self::Upgrade => "upgrade",
             Self::Override => "override",
+            Self::Precondition => "precondition",
+        }
+    }
+}
+
+impl From<BypassBy> for Bypass {
+    fn from(by: BypassBy) -> Self {
+        match by {
+            BypassBy::Query => Self::Query,
+            BypassBy::Header => Self::Header,
+            BypassBy::Cookie => Self::Cookie,
         }
     }
 }
@@ -106,6 +128,7 @@ impl Forward {
             Self::UriMiss => "uri-miss",
             Self::VaryMiss => "vary-miss",
             Self::Stale => "stale",
+            Self::Partial => "partial",
             Self::Method => "method",
             Self::Request => "request",
             Self::Bypass(_) => "bypass",
@@ -120,39 +143,75 @@ pub enum CacheStatus {
     Hit {
         /// Where that was.
         tier: Tier,
-        /// How much longer it is fresh.
-        ttl: Duration,
+        /// How many seconds longer it is fresh; less than 0 if it is stale.
+        ttl: i64,
     },
-    /// It went forward.
+    /// It went forward, or would have, had another not gone already.
     Forwarded {
         /// Why.
         reason: Forward,
+        /// What the next hop said; `None` if it did not answer.
+        status: Option<StatusCode>,
         /// Who answered.
         tier: Tier,
-        /// Whether the answer goes into the cache when it is complete.
-        stored: bool,
+        /// What became of the answer.
+        answer: Became,
     },
+}
+
+/// What became of an answer that a request went forward for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Became {
+    /// It was passed on.
+    Passed,
+    /// It goes into the cache when it is complete.
+    Stored,
+    /// It is that to another request, which was under way.
+    Collapsed,
+    /// It was an error, and what was stored took its place (RFC 5861, section 4).
+    StaleIfError,
 }
 
 impl CacheStatus {
     /// Adds it after what caches nearer to the origin have said (RFC 9211, section 2).
-    pub fn append_to(self, headers: &mut HeaderMap, status: http::StatusCode) {
-        let text = match self {
-            Self::Hit { tier, ttl } => {
-                format!("larder; hit; ttl={}; detail={}", ttl.as_secs(), tier.as_str())
-            }
-            Self::Forwarded { reason, tier, stored } => {
-                let stored = if stored { "; stored" } else { "" };
-                let detail = match (reason, tier) {
-                    (Forward::Bypass(bypass), _) => format!("; detail={}", bypass.as_str()),
-                    (_, Tier::Application | Tier::Nowhere) => String::new(),
-                    (_, tier) => format!("; detail={}", tier.as_str()),
-                };
-                format!("larder; fwd={}; fwd-status={}{stored}{detail}", reason.as_str(), status.as_u16())
-            }
-        };
-        if let Ok(value) = HeaderValue::try_from(text) {
+    pub fn append_to(self, headers: &mut HeaderMap) {
+        if let Ok(value) = HeaderValue::try_from(self.to_string()) {
             headers.append(CACHE_STATUS, value);
+        }
+    }
+}
+
+/// How many seconds longer an answer is fresh, as `ttl` has it (RFC 9211, section 2.4): less than 0 if it is not.
+pub fn ttl_seconds(verdict: Verdict) -> i64 {
+    let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
+    match verdict {
+        Verdict::Fresh { ttl } => seconds(ttl),
+        Verdict::Stale { stale_for, .. } => -seconds(stale_for),
+    }
+}
+
+impl fmt::Display for CacheStatus {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (reason, status, tier, answer) = match *self {
+            Self::Hit { tier, ttl } => {
+                return write!(f, "larder; hit; ttl={ttl}; detail={}", tier.as_str());
+            }
+            Self::Forwarded { reason, status, tier, answer } => (reason, status, tier, answer),
+        };
+        write!(f, "larder; fwd={}", reason.as_str())?;
+        if let Some(status) = status {
+            write!(f, "; fwd-status={}", status.as_u16())?;
+        }
+        match answer {
+            Became::Stored => f.write_str("; stored")?,
+            Became::Collapsed => f.write_str("; collapsed")?,
+            Became::StaleIfError => return f.write_str("; detail=stale-if-error"),
+            Became::Passed => {}
+        }
+        match (reason, tier) {
+            (Forward::Bypass(bypass), _) => write!(f, "; detail={}", bypass.as_str()),
+            (_, Tier::Application | Tier::Nowhere) => Ok(()),
+            (_, tier) => write!(f, "; detail={}", tier.as_str()),
         }
     }
 }
@@ -161,37 +220,47 @@ impl CacheStatus {
 mod tests {
     use super::*;
 
-    fn text(status: CacheStatus) -> String {
-        let mut headers = HeaderMap::new();
-        status.append_to(&mut headers, http::StatusCode::OK);
-        headers[CACHE_STATUS].to_str().unwrap().to_owned()
-    }
-
     #[test]
     fn a_hit_or_a_forward_and_never_both() {
-        let hit = CacheStatus::Hit { tier: Tier::L1, ttl: Duration::from_millis(117_900) };
-        assert_eq!(text(hit), "larder; hit; ttl=117; detail=l1");
-        let forwarded = |reason, tier, stored| text(CacheStatus::Forwarded { reason, tier, stored });
+        let hit = |ttl| CacheStatus::Hit { tier: Tier::L1, ttl }.to_string();
         assert_eq!(
-            forwarded(Forward::UriMiss, Tier::Application, true),
-            "larder; fwd=uri-miss; fwd-status=200; stored"
+            (hit(117), hit(-3)),
+            ("larder; hit; ttl=117; detail=l1".into(), "larder; hit; ttl=-3; detail=l1".into())
         );
-        assert_eq!(
-            forwarded(Forward::Stale, Tier::Postgres, true),
-            "larder; fwd=stale; fwd-status=200; stored; detail=postgres"
-        );
-        assert_eq!(
-            forwarded(Forward::Bypass(Bypass::NoRoute), Tier::Application, false),
-            "larder; fwd=bypass; fwd-status=200; detail=no-route"
-        );
+        let forwarded = |reason, tier, answer| {
+            CacheStatus::Forwarded { reason, status: Some(StatusCode::OK), tier, answer }.to_string()
+        };
+        for (text, expected) in [
+            (
+                forwarded(Forward::UriMiss, Tier::Application, Became::Stored),
+                "larder; fwd=uri-miss; fwd-status=200; stored",
+            ),
+            (
+                forwarded(Forward::Stale, Tier::Postgres, Became::Stored),
+                "larder; fwd=stale; fwd-status=200; stored; detail=postgres",
+            ),
+            (
+                forwarded(Forward::Bypass(Bypass::NoRoute), Tier::Application, Became::Passed),
+                "larder; fwd=bypass; fwd-status=200; detail=no-route",
+            ),
+            (
+                forwarded(Forward::UriMiss, Tier::Application, Became::Collapsed),
+                "larder; fwd=uri-miss; fwd-status=200; collapsed",
+            ),
+            (
+                forwarded(Forward::Stale, Tier::Application, Became::StaleIfError),
+                "larder; fwd=stale; fwd-status=200; detail=stale-if-error",
+            ),
+        ] {
+            assert_eq!(text, expected);
+        }
     }
 
     #[test]
     fn it_comes_after_what_others_said() {
         let mut headers = HeaderMap::new();
         headers.insert(CACHE_STATUS, HeaderValue::from_static("origin; hit"));
-        CacheStatus::Hit { tier: Tier::L2, ttl: Duration::ZERO }
-            .append_to(&mut headers, http::StatusCode::OK);
+        CacheStatus::Hit { tier: Tier::L2, ttl: 0 }.append_to(&mut headers);
         let all: Vec<_> = headers.get_all(CACHE_STATUS).iter().collect();
         assert_eq!(all, ["origin; hit", "larder; hit; ttl=0; detail=l2"]);
     }

@@ -54,13 +54,13 @@ pub struct Serve {
     #[arg(long, value_name = "IP")]
     pub pod_ip: Option<IpAddr>,
 
-    /// Worker threads [default: one per core]
+    /// Threads that answer requests [default: one per core]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 }
 
 impl Serve {
-    /// Worker threads: as asked, or one per core.
+    /// Threads that answer requests: as asked, or one per core.
     pub fn threads(&self) -> usize {
         self.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
     }

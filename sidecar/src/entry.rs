@@ -5,9 +5,15 @@ use std::{
     time::Duration,
 };
 
-use bytes::Bytes;
-use http::{HeaderMap, HeaderName, StatusCode};
-use larder_policy::{PurgeName, freshness};
+use bytes::{Bytes, BytesMut};
+use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
+use larder_policy::{
+    Lifetimes, PurgeName,
+    cache_control::RequestDirectives,
+    claims::{Claims, Times},
+    freshness::{Standing, judge},
+    range::Pieces,
+};
 
 use crate::{
     barriers::{Barriers, Stamp},
@@ -20,68 +26,72 @@ pub mod codec;
 /// that a changed policy changes what is stored already.
 #[derive(Debug)]
 pub struct Entry {
-    /// The status; 200.
-    pub status: StatusCode,
-    /// The end-to-end headers.
-    pub headers: HeaderMap,
-    /// The body, whole.
-    pub body: Bytes,
-    /// When its head was received, in milliseconds since the Unix epoch.
-    pub received_at: u64,
-    /// When its fill began, in the order of purges.
-    pub stamp: Stamp,
-    /// The names under which it can be purged.
-    pub names: Box<[PurgeName]>,
+    /// What came before the body.
+    pub head: Head,
+    /// The body, or parts of it.
+    pub content: Content,
+    /// The status line and the header fields as HTTP/1 writes them, made once: those that are the same in every answer.
+    rendered: Bytes,
     /// When it came into this pod, in [`monotonic_ms`].
     here_since: u64,
     /// The version of the barriers that it was last checked against.
     checked: AtomicU64,
 }
 
-/// What is to be stored, apart from what the pod adds itself.
-#[derive(Debug)]
-pub struct Parts {
-    /// The status; 200.
+/// What is known of an answer before its body.
+#[derive(Clone, Debug)]
+pub struct Head {
+    /// The status.
     pub status: StatusCode,
-    /// The end-to-end headers.
+    /// The end-to-end header fields. `Content-Length` is among them only in an answer to HEAD.
     pub headers: HeaderMap,
-    /// When the head was received, in milliseconds since the Unix epoch.
-    pub received_at: u64,
-    /// When the fill began, in the order of purges.
+    /// When it was asked for and received.
+    pub times: Times,
+    /// What it says of its own freshness.
+    pub claims: Claims,
+    /// When its fill began, in the order of purges.
     pub stamp: Stamp,
     /// The names under which it can be purged.
     pub names: Box<[PurgeName]>,
 }
 
+/// What is stored of a body.
+#[derive(Clone, Debug)]
+pub enum Content {
+    /// All of it.
+    Whole(Bytes),
+    /// Parts (RFC 9111, section 3.3).
+    Parts(Pieces),
+}
+
+impl Head {
+    /// How it stands now with those who ask for it.
+    pub fn standing(&self, lifetimes: &Lifetimes, asked: &RequestDirectives) -> Standing {
+        judge(&self.claims, lifetimes, self.resident(), asked)
+    }
+
+    /// How long ago it was received.
+    pub fn resident(&self) -> Duration {
+        Duration::from_millis(wall_ms().saturating_sub(self.times.received_at))
+    }
+}
+
 impl Entry {
     /// An entry that comes into this pod now.
-    pub fn new(parts: Parts, body: Bytes) -> Self {
-        let Parts { status, headers, received_at, stamp, names } = parts;
-        Self {
-            status,
-            headers,
-            body,
-            received_at,
-            stamp,
-            names,
-            here_since: monotonic_ms(),
-            checked: AtomicU64::new(0),
+    pub fn new(head: Head, content: Content) -> Self {
+        let rendered = match &content {
+            Content::Whole(body) => render(&head, body.len()),
+            Content::Parts(_) => Bytes::new(),
+        };
+        Self { head, content, rendered, here_since: monotonic_ms(), checked: AtomicU64::new(0) }
+    }
+
+    /// The whole body, and the head as HTTP/1 writes it, without the empty line at its end.
+    pub fn rendered(&self) -> Option<(&Bytes, &Bytes)> {
+        match &self.content {
+            Content::Whole(body) => Some((&self.rendered, body)),
+            Content::Parts(_) => None,
         }
-    }
-
-    /// How much longer it is fresh under a route's `ttl`; `None` if it is not.
-    pub fn fresh_for(&self, ttl: Option<Duration>) -> Option<Duration> {
-        let lifetime = freshness::lifetime(&self.headers, ttl)?;
-        lifetime.checked_sub(self.resident()).filter(|left| !left.is_zero())
-    }
-
-    /// Its age: what it came with and how long it has been stored (RFC 9111, section 4.2.3).
-    pub fn age(&self) -> Duration {
-        freshness::age(&self.headers) + self.resident()
-    }
-
-    fn resident(&self) -> Duration {
-        Duration::from_millis(wall_ms().saturating_sub(self.received_at))
     }
 
     /// Whether a purge, or too long a time without hearing of any, forbids to serve it.
@@ -93,7 +103,7 @@ impl Entry {
         if self.checked.load(Ordering::Acquire) == version {
             return false;
         }
-        let covered = barriers.covers(&self.names, self.stamp);
+        let covered = barriers.covers(&self.head.names, self.head.stamp);
         if !covered {
             self.checked.store(version, Ordering::Release);
         }
@@ -102,67 +112,71 @@ impl Entry {
 
     /// About how many bytes it takes.
     pub fn weight(&self) -> usize {
-        const OVERHEAD: usize = 256;
+        const OVERHEAD: usize = 512;
         const PER_HEADER: usize = 48;
-        let headers: usize =
-            self.headers.iter().map(|(name, value)| PER_HEADER + name.as_str().len() + value.len()).sum();
-        OVERHEAD + headers + self.body.len() + self.names.len() * size_of::<PurgeName>()
+        const PER_PIECE: usize = 48;
+        let headers: usize = self
+            .head
+            .headers
+            .iter()
+            .map(|(name, value)| PER_HEADER + name.as_str().len() + value.len())
+            .sum();
+        let content = match &self.content {
+            Content::Whole(body) => body.len(),
+            Content::Parts(pieces) => pieces.iter().map(|(_, piece)| PER_PIECE + piece.len()).sum(),
+        };
+        OVERHEAD + headers + self.rendered.len() + content + self.head.names.len() * size_of::<PurgeName>()
     }
 }
 
-/// Whether answers that vary by a header can be told apart: not by one that is added to on the way to the application.
-pub fn can_vary_by(name: &HeaderName) -> bool {
-    !["via", "x-forwarded-for"].contains(&name.as_str())
-}
-
-/// The part of a variant's key that the headers named by `Vary` make (RFC 9111, section 4.1): names and values, absent
-/// ones told from empty ones.
-pub fn variant(vary: &[HeaderName], request: &HeaderMap) -> String {
-    let mut text = String::new();
-    for name in vary {
-        text.push('\n');
-        text.push_str(name.as_str());
-        for value in request.get_all(name) {
-            text.push('=');
-            text.push_str(
-                &percent_encoding::percent_encode(value.as_bytes(), percent_encoding::NON_ALPHANUMERIC)
-                    .to_string(),
-            );
+fn render(head: &Head, length: usize) -> Bytes {
+    let mut out = BytesMut::with_capacity(128 + head.headers.len() * 48);
+    out.extend_from_slice(b"HTTP/1.1 ");
+    out.extend_from_slice(head.status.as_str().as_bytes());
+    out.extend_from_slice(b" ");
+    out.extend_from_slice(head.status.canonical_reason().unwrap_or_default().as_bytes());
+    out.extend_from_slice(b"\r\n");
+    for (name, value) in &head.headers {
+        if name == http::header::AGE {
+            continue;
         }
+        out.extend_from_slice(name.as_str().as_bytes());
+        out.extend_from_slice(b": ");
+        out.extend_from_slice(value.as_bytes());
+        out.extend_from_slice(b"\r\n");
     }
-    text
+    // RFC 9110, section 8.6: none in a 204.
+    if head.status != StatusCode::NO_CONTENT && !head.headers.contains_key(CONTENT_LENGTH) {
+        out.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
+    }
+    Bytes::copy_from_slice(&out)
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use http::{HeaderValue, header};
 
     use super::*;
 
-    fn entry(cache_control: &'static str, received_ago: Duration) -> Entry {
-        let headers =
+    /// An answer that was received some time ago.
+    pub(crate) fn head(cache_control: &'static str, received_ago: Duration) -> Head {
+        let headers: HeaderMap =
             [(header::CACHE_CONTROL, HeaderValue::from_static(cache_control))].into_iter().collect();
         let received_at = wall_ms() - u64::try_from(received_ago.as_millis()).unwrap();
+        let times = Times { requested_at: received_at, received_at };
+        let claims = Claims::read(StatusCode::OK, &headers, times, &[]);
         let names = Box::new([PurgeName::path("/")]);
-        Entry::new(
-            Parts { status: StatusCode::OK, headers, received_at, stamp: Stamp::default(), names },
-            Bytes::from_static(b"body"),
-        )
+        Head { status: StatusCode::OK, headers, times, claims, stamp: Stamp::default(), names }
     }
 
-    #[test]
-    fn a_changed_ttl_changes_what_is_stored() {
-        let stored = entry("max-age=60", Duration::from_secs(30));
-        let about = |left: Option<Duration>| left.map(|left| left.as_secs_f64().round());
-        assert_eq!(about(stored.fresh_for(None)), Some(30.0));
-        assert_eq!(about(stored.fresh_for(Some(Duration::from_secs(100)))), Some(70.0));
-        assert_eq!(stored.fresh_for(Some(Duration::from_secs(10))), None);
+    fn entry() -> Entry {
+        Entry::new(head("max-age=60", Duration::ZERO), Content::Whole(Bytes::from_static(b"body")))
     }
 
     #[test]
     fn a_purge_is_seen_at_the_next_read() {
         let barriers = Barriers::alone();
-        let stored = entry("max-age=60", Duration::ZERO);
+        let stored = entry();
         assert!(!stored.is_purged(&barriers) && !stored.is_purged(&barriers));
         barriers.raise_locally(&[PurgeName::path("/other")]);
         assert!(!stored.is_purged(&barriers));
@@ -171,21 +185,12 @@ mod tests {
     }
 
     #[test]
-    fn variants_are_told_apart() {
-        let vary = [header::ACCEPT_ENCODING, header::ACCEPT_LANGUAGE];
-        let request = |lines: &[(HeaderName, &'static str)]| {
-            variant(
-                &vary,
-                &lines
-                    .iter()
-                    .map(|(name, value)| (name, HeaderValue::from_static(value)))
-                    .map(|(n, v)| (n.clone(), v))
-                    .collect(),
-            )
-        };
-        let gzip = request(&[(header::ACCEPT_ENCODING, "gzip")]);
-        assert_eq!(gzip, request(&[(header::ACCEPT, "x"), (header::ACCEPT_ENCODING, "gzip")]));
-        assert_ne!(gzip, request(&[(header::ACCEPT_LANGUAGE, "gzip")]));
-        assert_ne!(request(&[(header::ACCEPT_ENCODING, "")]), request(&[]));
+    fn its_head_is_written_once() {
+        let stored = entry();
+        let (head, body) = stored.rendered().unwrap();
+        assert_eq!(
+            (&head[..], &body[..]),
+            (&b"HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 4\r\n"[..], &b"body"[..])
+        );
     }
 }

@@ -4,7 +4,7 @@ use std::net::IpAddr;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
-    header::{CONNECTION, HOST, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, VIA},
+    header::{CONNECTION, FORWARDED, HOST, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, VIA},
 };
 
 /// Hop-by-hop headers besides those that `Connection` names (RFC 9110, section 7.6.1).
@@ -39,16 +39,17 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// The same headers in memory of their own. Those that were received share the connection's read buffer: one of them would
-/// keep all of it for as long as it is stored.
-pub fn detached(headers: &HeaderMap) -> HeaderMap {
-    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
-    headers.iter().filter_map(|(name, value)| Some((name.clone(), copy(value)?))).collect()
-}
-
-/// Tells the application whom the request came from and that it came through here (RFC 9110, section 7.6.3).
+/// Tells the application whom the request came from and that it came through here (RFC 9110, section 7.6.3), in `Forwarded`
+/// (RFC 7239) too where somebody before us used that.
 pub fn announce(headers: &mut HeaderMap, client: IpAddr) {
     append_to_list(headers, X_FORWARDED_FOR, &client.to_string());
+    if headers.contains_key(FORWARDED) {
+        let node = match client {
+            IpAddr::V4(ip) => format!("for={ip}"),
+            IpAddr::V6(ip) => format!("for=\"[{ip}]\""),
+        };
+        append_to_list(headers, FORWARDED, &node);
+    }
     append_to_list(headers, VIA, "1.1 larder");
 }
 
@@ -80,6 +81,12 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
         .get(UPGRADE)
         .filter(|protocol| asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"))
         .cloned()
+}
+
+/// Asks the application to change to a protocol.
+pub fn ask_for_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
+    headers.insert(CONNECTION, HeaderValue::from_static("upgrade"));
+    headers.insert(UPGRADE, protocol);
 }
 
 #[cfg(test)]
@@ -115,6 +122,13 @@ mod tests {
             map,
             headers(&[("x-forwarded-for", "10.0.0.1, 10.0.0.2, 10.0.0.3"), ("via", "1.1 larder")])
         );
+    }
+
+    #[test]
+    fn forwarded_is_continued_where_it_was_begun() {
+        let mut map = headers(&[("forwarded", "for=192.0.2.1;proto=https")]);
+        announce(&mut map, "::1".parse().unwrap());
+        assert_eq!(map[FORWARDED], "for=192.0.2.1;proto=https, for=\"[::1]\"");
     }
 
     #[test]

@@ -17,6 +17,11 @@ pub enum Stored {
     Entry(Arc<Entry>),
     /// The names that `Vary` listed.
     Vary(Arc<[HeaderName]>),
+    /// Answers under this key are not for sharing: until then ([`crate::clock::monotonic_ms`]), nobody waits for another's.
+    Unshared {
+        /// The end of that.
+        until: u64,
+    },
 }
 
 impl From<Record> for Stored {
@@ -96,6 +101,7 @@ fn weight(key: &str, stored: &Stored) -> u32 {
     const PER_VARY: usize = 128;
     let stored = match stored {
         Stored::Entry(entry) => entry.weight(),
+        Stored::Unshared { .. } => PER_VARY,
         Stored::Vary(names) => PER_VARY + names.iter().map(|name| name.as_str().len()).sum::<usize>(),
     };
     u32::try_from(key.len() + stored).unwrap_or(u32::MAX)
@@ -103,21 +109,16 @@ fn weight(key: &str, stored: &Stored) -> u32 {
 
 #[cfg(test)]
 mod tests {
+    use std::time::Duration;
+
     use bytes::Bytes;
-    use http::{HeaderMap, StatusCode};
 
     use super::*;
-    use crate::{barriers::Stamp, clock::wall_ms, entry::Parts};
+    use crate::entry::{Content, tests::head};
 
     fn stored(size: usize) -> Stored {
-        let parts = Parts {
-            status: StatusCode::OK,
-            headers: HeaderMap::new(),
-            received_at: wall_ms(),
-            stamp: Stamp::default(),
-            names: Box::new([]),
-        };
-        Stored::Entry(Arc::new(Entry::new(parts, Bytes::from(vec![0; size]))))
+        let head = head("max-age=60", Duration::ZERO);
+        Stored::Entry(Arc::new(Entry::new(head, Content::Whole(Bytes::from(vec![0; size])))))
     }
 
     #[test]

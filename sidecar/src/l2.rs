@@ -7,16 +7,15 @@ use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
-use larder_policy::{PurgeName, spec};
+use larder_policy::{PurgeName, spec, vary};
 
 use crate::{
     barriers::{Barriers, Heard, Stamp},
     breaker::Breaker,
     cache_status::Tier,
     entry::{
-        Entry,
+        Entry, Head,
         codec::{self, Record},
-        variant,
     },
     telemetry::Telemetry,
 };
@@ -116,8 +115,8 @@ impl L2 {
         self.link.connection().is_some() && self.breaker.is_closed()
     }
 
-    /// Looks up a key, and learns in the same round trip where the order of purges stands. `shape` is the policy's: what was
-    /// stored under another is not found.
+    /// Looks up a key, and learns in the same round trip where the order of purges stands. `shape` and `targets` are the
+    /// policy's: what was stored under another shape is not found.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling; the request goes on without it.
@@ -127,6 +126,7 @@ impl L2 {
         key: &str,
         request: &HeaderMap,
         names: &[PurgeName],
+        targets: &[HeaderName],
     ) -> Result<Lookup, L2Error> {
         self.timed("lookup", self.timeout, async {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
@@ -137,23 +137,23 @@ impl L2 {
                 self.link.request_resync();
             }
             let is_purged = |entry: &Entry| {
-                entry.stamp.generation != reply.generation
-                    || entry.stamp.order < reply.barrier
-                    || self.barriers.covers(&entry.names, entry.stamp)
+                let Head { stamp, names, .. } = &entry.head;
+                stamp.generation != reply.generation
+                    || stamp.order < reply.barrier
+                    || self.barriers.covers(names, *stamp)
             };
-            let found = match read(reply.record) {
+            let found = match read(reply.record, targets) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                 Some(Record::Entry(entry)) => Found::Entry(vec![], Box::new(entry)),
-                Some(Record::Vary(vary)) => {
-                    let record = commands::get(
-                        &mut connection,
-                        &self.keys.variant(shape, key, &variant(&vary, request)),
-                    )
-                    .await?;
-                    match read(record) {
+                Some(Record::Vary(names)) => {
+                    let mut variant = String::new();
+                    vary::write_variant(&mut variant, &names, request);
+                    let variant = self.keys.variant(shape, key, &variant);
+                    let record = commands::get(&mut connection, &variant).await?;
+                    match read(record, targets) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
-                        Some(Record::Entry(entry)) => Found::Entry(vary, Box::new(entry)),
+                        Some(Record::Entry(entry)) => Found::Entry(names, Box::new(entry)),
                         _ => Found::OtherVariants,
                     }
                 }
@@ -263,8 +263,8 @@ impl L2 {
 }
 
 /// What can't be read is a miss.
-fn read(record: Option<Bytes>) -> Option<Record> {
-    codec::decode(record?)
+fn read(record: Option<Bytes>, targets: &[HeaderName]) -> Option<Record> {
+    codec::decode(record?, targets)
         .inspect_err(|error| tracing::debug!(%error, "an entry in redis can't be read"))
         .ok()
 }

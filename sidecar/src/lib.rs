@@ -14,6 +14,7 @@ pub mod clock;
 pub mod config;
 pub mod drain;
 pub mod entry;
+pub mod gate;
 pub mod headers;
 pub mod l1;
 pub mod l2;

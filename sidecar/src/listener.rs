@@ -7,8 +7,11 @@ use std::{
     time::Duration,
 };
 
-use hyper::{server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
@@ -19,7 +22,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cli::ListenAddress,
-    proxy::Proxy,
+    gate::{Gate, Guarded, Turnstile},
+    proxy::{Client, Lane, Proxy},
     sniff::{self, Protocol, sniff},
 };
 
@@ -32,6 +36,10 @@ const SERVER_FIRST: Duration = Duration::from_millis(500);
 /// How long a connection may be quiet before the kernel asks whether the client is still there, and how often it then asks.
 const QUIET: Duration = Duration::from_secs(60);
 const PROBES: Duration = Duration::from_secs(15);
+/// How often a quiet HTTP/2 connection is pinged.
+const PING: Duration = Duration::from_secs(30);
+/// The largest header list that is taken over HTTP/2, as over HTTP/1.
+const HEADER_LIST: u32 = 64 << 10;
 /// How long to wait when no connection can be accepted, because there are too many open files.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -83,9 +91,11 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shu
     // A client that vanished without a word would stay here for good.
     let _ =
         SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(QUIET).with_interval(PROBES));
+    let ip = client.ip().to_canonical();
     let outcome = match first_words(&mut stream, &proxy, &shutdown).await {
-        Ok(FirstWords::Http(beginning)) => {
-            serve_http(Prefixed::new(beginning, stream), client.ip().to_canonical(), &proxy, &shutdown).await
+        Ok(FirstWords::Http1(beginning)) => serve_http1(stream, &beginning, ip, &proxy, &shutdown).await,
+        Ok(FirstWords::Http2(beginning)) => {
+            serve_http2(Prefixed::new(beginning, stream), ip, &proxy, &shutdown).await
         }
         Ok(FirstWords::Other(beginning, application)) => {
             stats.spliced.fetch_add(1, Ordering::Relaxed);
@@ -103,7 +113,9 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shu
 /// How a connection begins.
 enum FirstWords {
     /// With what may be an HTTP/1 request.
-    Http(Vec<u8>),
+    Http1(Vec<u8>),
+    /// With the preface of HTTP/2.
+    Http2(Vec<u8>),
     /// With something else of the client's, or with the application, which was then connected to already.
     Other(Vec<u8>, Option<TcpStream>),
     /// It ends before anybody has said anything.
@@ -123,7 +135,8 @@ async fn first_words(
         tokio::select! {
             read = stream.read_buf(&mut beginning) => match (read?, sniff(&beginning)) {
                 (0, _) if beginning.is_empty() => return Ok(FirstWords::None),
-                (_, Protocol::Http1) => return Ok(FirstWords::Http(beginning)),
+                (_, Protocol::Http1) => return Ok(FirstWords::Http1(beginning)),
+                (_, Protocol::Http2) => return Ok(FirstWords::Http2(beginning)),
                 (0, _) | (_, Protocol::Other) => return Ok(FirstWords::Other(beginning, application)),
                 (_, Protocol::Undecided) => {}
             },
@@ -151,7 +164,40 @@ async fn spoke_or_left(application: Option<&TcpStream>) -> io::Result<bool> {
     }
 }
 
-async fn serve_http(
+async fn serve_http1(
+    stream: TcpStream,
+    beginning: &[u8],
+    client: IpAddr,
+    proxy: &Arc<Proxy>,
+    shutdown: &CancellationToken,
+) -> anyhow::Result<()> {
+    let turnstile = Arc::new(Turnstile::default());
+    let gate = Gate::new(stream, beginning, Lane::new(Arc::clone(proxy)), Arc::clone(&turnstile));
+    let service = service_fn(|request| {
+        let (proxy, turnstile) = (Arc::clone(proxy), Arc::clone(&turnstile));
+        async move {
+            let client = Client { address: client, turnstile: Some(Arc::clone(&turnstile)) };
+            let response = proxy.handle(request, client).await;
+            Ok::<_, std::convert::Infallible>(response.map(|body| Guarded::new(body, turnstile)))
+        }
+    });
+    // A head that comes in pieces is timed by the gate.
+    let connection = http1::Builder::new().header_read_timeout(None).serve_connection(gate, service);
+    let mut connection = std::pin::pin!(connection.with_upgrades());
+    let outcome = tokio::select! {
+        ended = connection.as_mut() => ended,
+        () = shutdown.cancelled() => {
+            connection.as_mut().graceful_shutdown();
+            connection.await
+        }
+    };
+    if let Some(refusal) = turnstile.refusal() {
+        proxy.telemetry().stats.refused(refusal);
+    }
+    Ok(outcome?)
+}
+
+async fn serve_http2(
     stream: Prefixed,
     client: IpAddr,
     proxy: &Arc<Proxy>,
@@ -159,9 +205,17 @@ async fn serve_http(
 ) -> anyhow::Result<()> {
     let service = service_fn(|request| {
         let proxy = Arc::clone(proxy);
-        async move { Ok::<_, std::convert::Infallible>(proxy.handle(request, client).await) }
+        async move {
+            let client = Client { address: client, turnstile: None };
+            Ok::<_, std::convert::Infallible>(proxy.handle(request, client).await)
+        }
     });
-    let connection = http1::Builder::new().serve_connection(TokioIo::new(stream), service).with_upgrades();
+    let connection = http2::Builder::new(TokioExecutor::new())
+        .timer(TokioTimer::new())
+        .keep_alive_interval(PING)
+        .max_header_list_size(HEADER_LIST)
+        .adaptive_window(true)
+        .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),

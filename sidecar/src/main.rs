@@ -7,8 +7,9 @@ use larder_sidecar::{Args, Command, drain, run};
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    // Requests are answered on threads of their own.
     let runtime = tokio::runtime::Builder::new_multi_thread()
-        .worker_threads(args.serve.threads())
+        .worker_threads(1)
         .enable_all()
         .build()
         .expect("the runtime needs only threads and an event queue, which a process can have");

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
-use crate::body::Body;
+use crate::{body::Body, gate::Refusal};
 
 /// What went wrong, as far as the client is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -15,6 +15,14 @@ pub enum Problem {
     SourcesFailed,
     /// The sources have nothing under this name.
     NotFound,
+    /// The client asked for what is stored and nothing else, and nothing is (RFC 9111, section 5.2.1.7).
+    OnlyIfCached,
+    /// The body of the request broke off.
+    BrokenOff,
+    /// The request was refused while its body came.
+    Refused(Refusal),
+    /// This is no forward proxy.
+    NoTunnel,
 }
 
 impl Problem {
@@ -22,6 +30,10 @@ impl Problem {
         match self {
             Self::UpstreamUnreachable | Self::SourcesFailed => StatusCode::BAD_GATEWAY,
             Self::NotFound => StatusCode::NOT_FOUND,
+            Self::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
+            Self::BrokenOff => StatusCode::BAD_REQUEST,
+            Self::Refused(refusal) => refusal.status(),
+            Self::NoTunnel => StatusCode::NOT_IMPLEMENTED,
         }
     }
 
@@ -30,6 +42,10 @@ impl Problem {
             Self::UpstreamUnreachable => "the application did not answer",
             Self::SourcesFailed => "none of the sources of this route could answer",
             Self::NotFound => "there is nothing under this name",
+            Self::OnlyIfCached => "nothing is stored that may be used, and the request asks for no more",
+            Self::BrokenOff => "the body of the request broke off",
+            Self::Refused(refusal) => refusal.detail(),
+            Self::NoTunnel => "this is no proxy to connect through",
         }
     }
 

@@ -46,7 +46,7 @@ pub async fn after_write(
     config: &Config,
     then: &Arc<Serving>,
     method: &Method,
-    path: &NormalPath,
+    path: &NormalPath<'_>,
     names: &[PurgeName],
     stats: &Stats,
 ) {

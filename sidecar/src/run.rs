@@ -1,22 +1,28 @@
 //! The whole program.
 
 use std::{
-    net::SocketAddr,
+    io,
+    net::{self, SocketAddr},
+    process,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    thread,
     time::Duration,
 };
 
 use anyhow::{Context, ensure};
-use tokio::signal::unix::{SignalKind, signal};
+use tokio::{
+    net::TcpListener,
+    signal::unix::{SignalKind, signal},
+};
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
     admin::{self, Admin},
-    cli::Serve,
+    cli::{Serve, UpstreamUrl},
     config::Config,
     drain::Drain,
     listener,
@@ -33,7 +39,8 @@ const LAST_ANSWERS: Duration = Duration::from_secs(10);
 /// # Errors
 /// If an address can't be listened on.
 pub async fn serve(args: Serve) -> anyhow::Result<()> {
-    let Serve { listen, upstream, admin_listen, admin_token_file, policy, pod_ip, threads: _ } = args;
+    let Serve { listen, upstream, admin_listen, admin_token_file, policy, pod_ip, .. } = args.clone();
+    let threads = args.threads();
     log_json();
     ensure!(
         listen.len() == upstream.len(),
@@ -62,14 +69,35 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
 
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
     let several = listen.len() > 1;
+    let mut doors = Vec::with_capacity(listen.len());
     for (address, upstream) in listen.iter().zip(upstream) {
         let listener = listener::bind(address).await.with_context(|| format!("can't listen on {address}"))?;
         tracing::info!(address = %listener.local_addr()?, upstream = %upstream.authority, "listening");
-        let target = several.then(|| upstream.port());
-        let upstream = Upstream::new(upstream, pod_ip);
-        let proxy =
-            Proxy::new(Arc::clone(&config), upstream, target, Arc::clone(&telemetry), Arc::clone(&drain));
-        tasks.spawn(listener::accept(listener, Arc::new(proxy), shutdown.clone(), tasks.clone()));
+        doors.push(Door {
+            listener: listener.into_std()?,
+            target: several.then(|| upstream.port()),
+            upstream,
+        });
+    }
+    for number in 0..threads {
+        let doors = doors.iter().map(Door::try_clone).collect::<io::Result<Vec<_>>>()?;
+        let proxy = {
+            let (config, telemetry, drain) =
+                (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
+            move |Door { upstream, target, .. }: &Door| {
+                let upstream = Upstream::new(upstream.clone(), pod_ip);
+                let (config, telemetry, drain) =
+                    (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
+                Arc::new(Proxy::new(config, upstream, *target, telemetry, drain))
+            }
+        };
+        let (shutdown, tasks) = (shutdown.clone(), tasks.clone());
+        thread::Builder::new().name(format!("larder-{number}")).spawn(move || {
+            if let Err(error) = work(&doors, proxy, &shutdown, &tasks) {
+                tracing::error!(error = format!("{error:#}"), "a thread ended");
+                process::exit(1);
+            }
+        })?;
     }
     admin.ready.store(true, Ordering::Release);
 
@@ -83,6 +111,40 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     telemetry.shutdown().await;
     tracing::info!("stopped");
     Ok(())
+}
+
+/// Where clients come in, and what they come for.
+struct Door {
+    listener: net::TcpListener,
+    upstream: UpstreamUrl,
+    target: Option<u16>,
+}
+
+impl Door {
+    fn try_clone(&self) -> io::Result<Self> {
+        let Self { listener, upstream, target } = self;
+        Ok(Self { listener: listener.try_clone()?, upstream: upstream.clone(), target: *target })
+    }
+}
+
+/// One thread of several, with connections of its own to clients and to the application: whichever is idle takes the next
+/// client.
+fn work(
+    doors: &[Door],
+    proxy: impl Fn(&Door) -> Arc<Proxy>,
+    shutdown: &CancellationToken,
+    tasks: &TaskTracker,
+) -> anyhow::Result<()> {
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        for door in doors {
+            let listener = TcpListener::from_std(door.listener.try_clone()?)?;
+            tasks.spawn(listener::accept(listener, proxy(door), shutdown.clone(), tasks.clone()));
+        }
+        shutdown.cancelled().await;
+        tasks.wait().await;
+        Ok(())
+    })
 }
 
 async fn told_to_end() -> anyhow::Result<()> {

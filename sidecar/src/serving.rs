@@ -5,7 +5,8 @@ use std::sync::{
     atomic::{AtomicBool, Ordering},
 };
 
-use larder_policy::{Metadata, Policy, freshness::NotStored};
+use larder_flight::Flights;
+use larder_policy::{Metadata, Policy, storing::NotStored};
 
 use crate::{
     barriers::Barriers,
@@ -13,6 +14,7 @@ use crate::{
     l1::L1,
     l2::{Keyspace, L2},
     postgres::PostgresSource,
+    proxy::Landing,
     stats::RouteStats,
     telemetry::Telemetry,
 };
@@ -38,6 +40,8 @@ pub struct Serving {
     pub barriers: Arc<Barriers>,
     /// The cache in memory.
     pub l1: Arc<L1>,
+    /// What is being asked for, for those who want the same.
+    pub flights: Flights<Landing>,
     /// The shared cache.
     pub l2: Option<Arc<L2>>,
     /// Writes passed while no Redis was named: whatever one holds may be stale.
@@ -142,9 +146,12 @@ impl Serving {
         let shape = policy.shape();
         let same_l1 = same_order
             .filter(|previous| previous.policy.l1.max_size == policy.l1.max_size && previous.shape == shape);
-        let l1 = match same_l1 {
-            Some(previous) => Arc::clone(&previous.l1),
-            None => Arc::new(L1::new(policy.l1.max_size.0, Arc::clone(&telemetry.stats.evictions))),
+        let (l1, flights) = match same_l1 {
+            Some(previous) => (Arc::clone(&previous.l1), previous.flights.clone()),
+            None => {
+                let l1 = L1::new(policy.l1.max_size.0, Arc::clone(&telemetry.stats.evictions));
+                (Arc::new(l1), Flights::default())
+            }
         };
         telemetry.stats.l1.store(Some(Arc::clone(&l1)));
         let sources = policy
@@ -167,12 +174,19 @@ impl Serving {
             mode,
             barriers,
             l1,
+            flights,
             l2,
             missed_writes,
             sources,
             route_stats,
             no_route_stats,
         }
+    }
+
+    /// Whether a write that passes must be remembered although nothing here is stale: another policy may have been served by
+    /// before, and will be again.
+    pub fn writes_go_unheard(&self) -> bool {
+        self.mode == Mode::Absent
     }
 
     /// A Postgres source.

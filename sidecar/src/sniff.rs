@@ -1,4 +1,4 @@
-//! Whether a connection speaks HTTP/1, from the first bytes that a client sends.
+//! Which protocol a connection speaks, from the first bytes that a client sends.
 
 /// The longest beginning that is needed to tell.
 pub const ENOUGH: usize = 40;
@@ -6,9 +6,11 @@ pub const ENOUGH: usize = 40;
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/1: it can be cached.
+    /// HTTP/1.
     Http1,
-    /// Something else, HTTP/2 with prior knowledge among it: it is passed on as it is.
+    /// HTTP/2 with prior knowledge (RFC 9113, section 3.3).
+    Http2,
+    /// Something else: it is passed on as it is.
     Other,
     /// Too little has been seen.
     Undecided,
@@ -16,7 +18,7 @@ pub enum Protocol {
 
 /// Reads the first bytes as the beginning of a request line (RFC 9112, section 3): a method, a space and a target.
 pub fn sniff(beginning: &[u8]) -> Protocol {
-    const HTTP2: &[u8] = b"PRI * HTTP/2";
+    const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
     // A client may send an empty line first (RFC 9112, section 2.2).
     let line = match beginning {
         [b'\r', b'\n', line @ ..] | [b'\n', line @ ..] => line,
@@ -24,7 +26,7 @@ pub fn sniff(beginning: &[u8]) -> Protocol {
         line => line,
     };
     if HTTP2.starts_with(line) || line.starts_with(HTTP2) {
-        return if line.len() >= HTTP2.len() { Protocol::Other } else { Protocol::Undecided };
+        return if line.len() >= HTTP2.len() { Protocol::Http2 } else { Protocol::Undecided };
     }
     let method = line.iter().take_while(|byte| is_token(**byte)).count();
     match (&line[method..], method) {
@@ -72,10 +74,15 @@ mod tests {
     }
 
     #[test]
+    fn knows_http2() {
+        assert_eq!(sniff(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0"), Protocol::Http2);
+    }
+
+    #[test]
     fn knows_what_is_not() {
         for text in [
             "\x16\x03\x01\x02\x00",
-            "PRI * HTTP/2.0\r\n\r\nSM",
+            "PRI * HTTP/2.0\r\n\r\nGET",
             "HELO example",
             "GET key\r\n",
             "get key\r\n",
@@ -92,7 +99,7 @@ mod tests {
 
     #[test]
     fn waits_for_what_it_needs() {
-        for text in ["", "\r", "G", "GET", "GET ", "GET ht", "PRI", "PRI * HTTP/"] {
+        for text in ["", "\r", "G", "GET", "GET ", "GET ht", "PRI", "PRI * HTTP/2.0\r\n\r\nSM"] {
             assert_eq!(sniff(text.as_bytes()), Protocol::Undecided, "{text:?}");
         }
         assert_eq!(sniff(&[b'A'; ENOUGH]), Protocol::Other);

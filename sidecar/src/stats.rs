@@ -5,14 +5,14 @@ use std::{
     collections::BTreeMap,
     sync::{
         Arc, Mutex, PoisonError,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
 
 use arc_swap::ArcSwapOption;
-use larder_policy::freshness::NotStored;
+use larder_policy::storing::NotStored;
 
-use crate::{cache_status::Tier, l1::L1};
+use crate::{cache_status::Tier, gate::Refusal, l1::L1};
 
 /// What became of a request, as far as the cache is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -21,6 +21,12 @@ pub enum Outcome {
     Hit,
     /// Looked up, not found, answered by a source or the application.
     Miss,
+    /// Answered from what another request was already asking for.
+    Collapsed,
+    /// Answered from what was stored, after the application said that it still holds.
+    Revalidated,
+    /// Answered from what was stored and too old, because nobody could say better.
+    Stale,
     /// A route matched, but the request was not for the cache.
     Bypass,
     /// No route was asked: none matched, the policy is suspended or missing, or it was a write.
@@ -31,13 +37,25 @@ pub enum Outcome {
 
 impl Outcome {
     /// Every outcome, in the order of metrics.
-    pub const ALL: [Self; 5] = [Self::Hit, Self::Miss, Self::Bypass, Self::Pass, Self::Error];
+    pub const ALL: [Self; 8] = [
+        Self::Hit,
+        Self::Miss,
+        Self::Collapsed,
+        Self::Revalidated,
+        Self::Stale,
+        Self::Bypass,
+        Self::Pass,
+        Self::Error,
+    ];
 
     /// The outcome as metrics have it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Hit => "hit",
             Self::Miss => "miss",
+            Self::Collapsed => "collapsed",
+            Self::Revalidated => "revalidated",
+            Self::Stale => "stale",
             Self::Bypass => "bypass",
             Self::Pass => "pass",
             Self::Error => "error",
@@ -70,14 +88,40 @@ impl PurgeOrigin {
 /// What has been counted of one route.
 #[derive(Debug, Default)]
 pub struct RouteStats {
-    requests: [[AtomicU64; Tier::ALL.len()]; Outcome::ALL.len()],
+    requests: PerThread<[[AtomicU64; Tier::ALL.len()]; Outcome::ALL.len()]>,
     not_stored: [AtomicU64; NotStored::ALL.len()],
+}
+
+/// Counters of which each thread has its own, so that threads that count do not wait for one another's caches.
+#[derive(Debug, Default)]
+struct PerThread<T>([Padded<T>; THREADS]);
+
+/// More threads than this share.
+const THREADS: usize = 8;
+
+/// Two cache lines: some processors fetch them in pairs.
+#[derive(Debug, Default)]
+#[repr(align(128))]
+struct Padded<T>(T);
+
+impl<T> PerThread<T> {
+    fn own(&self) -> &T {
+        static NEXT: AtomicUsize = AtomicUsize::new(0);
+        thread_local! {
+            static PLACE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % THREADS;
+        }
+        &self.0[PLACE.with(|place| *place)].0
+    }
+
+    fn all(&self) -> impl Iterator<Item = &T> {
+        self.0.iter().map(|padded| &padded.0)
+    }
 }
 
 impl RouteStats {
     /// A request has been answered.
     pub fn answered(&self, outcome: Outcome, tier: Tier) {
-        self.requests[outcome as usize][tier.index()].fetch_add(1, Ordering::Relaxed);
+        self.requests.own()[outcome as usize][tier.index()].fetch_add(1, Ordering::Relaxed);
     }
 
     /// An answer was not stored. Returns true the first time for this reason.
@@ -87,7 +131,10 @@ impl RouteStats {
 
     /// Answered requests.
     pub fn requests(&self, outcome: Outcome, tier: Tier) -> u64 {
-        self.requests[outcome as usize][tier.index()].load(Ordering::Relaxed)
+        let of_thread = |counters: &[[AtomicU64; Tier::ALL.len()]; Outcome::ALL.len()]| {
+            counters[outcome as usize][tier.index()].load(Ordering::Relaxed)
+        };
+        self.requests.all().map(of_thread).sum()
     }
 
     /// Answers that were not stored.
@@ -104,6 +151,7 @@ pub struct Stats {
     tier_errors: [AtomicU64; Tier::ALL.len()],
     tiers_up: Mutex<Vec<(String, bool)>>,
     reloads: [AtomicU64; 2],
+    refused: [AtomicU64; Refusal::ALL.len()],
     /// Connections that did not speak HTTP and were passed on as they are.
     pub spliced: AtomicU64,
     /// Connections that are open.
@@ -160,6 +208,16 @@ impl Stats {
     /// Which tiers were up when last looked at, a second ago at most.
     pub fn tiers(&self) -> Vec<(String, bool)> {
         self.tiers_up.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A request was refused.
+    pub fn refused(&self, refusal: Refusal) {
+        self.refused[refusal as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests that were refused.
+    pub fn count_refused(&self, refusal: Refusal) -> u64 {
+        self.refused[refusal as usize].load(Ordering::Relaxed)
     }
 
     /// The configuration changed, and was taken or refused.

@@ -9,8 +9,8 @@ use std::{
     vec,
 };
 
-use http::{Request, Response, Uri, uri::PathAndQuery};
-use http_body_util::{Either, Empty};
+use http::{Request, Response, Uri, Version, header::HOST, uri::PathAndQuery};
+use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::{
     client::legacy::{
@@ -23,13 +23,22 @@ use tokio::net::TcpStream;
 
 use crate::cli::UpstreamUrl;
 
+mod h2;
+
+use h2::Http2;
+
 /// Shorter than the keep-alive of common servers (Node.js 5 s, Gunicorn 2 s with threads, nginx 75 s), so that we close an
 /// idle connection before the application does.
 const IDLE: Duration = Duration::from_millis(1500);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 
-/// What is sent to the application: the client's body, or none.
-pub type RequestBody = Either<Incoming, Empty<Bytes>>;
+/// What is sent to the application: the client's body as it comes, or one at hand, which may be empty.
+pub type RequestBody = Either<Incoming, Full<Bytes>>;
+
+/// No body.
+pub fn no_body() -> RequestBody {
+    Either::Right(Full::default())
+}
 
 /// What the client calls the application. It is not an IP address, for those are connected to without asking [`Addresses`],
 /// and has no port, for that would go before theirs. Nobody else sees it: `Host` is the client's.
@@ -39,11 +48,23 @@ const APPLICATION: &str = "application";
 #[derive(Clone, Debug)]
 pub struct Upstream {
     client: Client<HttpConnector<Addresses>, RequestBody>,
+    http2: Arc<Http2>,
     addresses: Addresses,
 }
 
-/// Why the application did not answer: it refused the connection or broke it off.
-pub type UpstreamError = hyper_util::client::legacy::Error;
+/// Why the application did not answer.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// It refused the connection.
+    #[error("no connection: {0}")]
+    Connect(std::io::Error),
+    /// It refused the connection or broke it off.
+    #[error(transparent)]
+    Http1(#[from] hyper_util::client::legacy::Error),
+    /// It broke the connection off.
+    #[error(transparent)]
+    Http2(#[from] hyper::Error),
+}
 
 impl Upstream {
     /// An application at `url`, or, where it does not listen there, at `pod_ip`.
@@ -57,23 +78,33 @@ impl Upstream {
             .pool_timer(TokioTimer::new())
             .set_host(false)
             .build(connector);
-        Self { client, addresses }
+        Self { client, http2: Arc::new(Http2::new(addresses.clone())), addresses }
     }
 
-    /// Passes a request on. A request without a body that failed on a connection which may have been dead is sent once more
-    /// if its method is idempotent (RFC 9110, section 9.2.2).
+    /// Passes a request on: one that came over HTTP/2 in HTTP/2, if the application speaks that, and every other in HTTP/1.1.
+    ///
+    /// A request whose body is at hand, and that failed on a connection which may have been dead, is sent once more if its
+    /// method is idempotent (RFC 9110, section 9.2.2).
     ///
     /// # Errors
     /// If the application refused the connection or broke it off.
     pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
-        *request.uri_mut() = target(request.uri());
+        if request.version() == Version::HTTP_2 && self.http2.is_spoken().await {
+            let host = request.headers_mut().remove(HOST);
+            let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or(APPLICATION);
+            *request.uri_mut() = target(request.uri(), host).unwrap_or_else(|| request.uri().clone());
+            return self.http2.send(request).await;
+        }
+        *request.version_mut() = Version::HTTP_11;
+        *request.uri_mut() = target(request.uri(), APPLICATION)
+            .expect("a scheme, an authority and a path that each were parsed make a URI");
         let again = match request.body() {
             Either::Right(_) if request.method().is_idempotent() => Some(replica(&request)),
             _ => None,
         };
         match (self.client.request(request).await, again) {
-            (Err(error), Some(again)) if !error.is_connect() => self.client.request(again).await,
-            (outcome, _) => outcome,
+            (Err(error), Some(again)) if !error.is_connect() => Ok(self.client.request(again).await?),
+            (outcome, _) => Ok(outcome?),
         }
     }
 
@@ -82,29 +113,26 @@ impl Upstream {
     /// # Errors
     /// If nobody listens.
     pub async fn connect(&self) -> std::io::Result<TcpStream> {
-        let addresses = self.addresses.resolve().await?;
-        let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&addresses[..])).await??;
-        stream.set_nodelay(true)?;
-        Ok(stream)
+        self.addresses.connect().await
     }
 }
 
-/// The path and query as the client sent them, at the application.
-fn target(uri: &Uri) -> Uri {
+/// The path and query as the client sent them, at a host.
+fn target(uri: &Uri, host: &str) -> Option<Uri> {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
-    Uri::builder()
-        .scheme("http")
-        .authority(APPLICATION)
-        .path_and_query(path)
-        .build()
-        .expect("a scheme, an authority and a path that each were parsed make a URI")
+    Uri::builder().scheme("http").authority(host).path_and_query(path).build().ok()
 }
 
 fn replica(request: &Request<RequestBody>) -> Request<RequestBody> {
-    let mut replica = Request::new(Either::Right(Empty::new()));
+    let body = match request.body() {
+        Either::Right(at_hand) => at_hand.clone(),
+        Either::Left(_) => Full::default(),
+    };
+    let mut replica = Request::new(Either::Right(body));
     *replica.method_mut() = request.method().clone();
     *replica.uri_mut() = request.uri().clone();
     *replica.headers_mut() = request.headers().clone();
+    *replica.extensions_mut() = request.extensions().clone();
     replica
 }
 
@@ -125,6 +153,13 @@ impl Addresses {
     async fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
         let own = tokio::net::lookup_host((&*self.host, self.port)).await?;
         Ok(own.chain(self.also.map(|ip| SocketAddr::new(ip, self.port))).collect())
+    }
+
+    async fn connect(&self) -> std::io::Result<TcpStream> {
+        let addresses = self.resolve().await?;
+        let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&addresses[..])).await??;
+        stream.set_nodelay(true)?;
+        Ok(stream)
     }
 }
 

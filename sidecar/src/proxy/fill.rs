@@ -1,103 +1,110 @@
 //! An answer on its way into the cache.
 
-use std::{mem, sync::Arc};
-
-use bytes::{Bytes, BytesMut};
-use http::HeaderName;
-use larder_policy::freshness::NotStored;
-
-use super::{Question, keep_in_memory};
-use crate::{
-    body::Tap,
-    entry::{Entry, Parts, variant},
-    serving::Serving,
+use std::{
+    mem,
+    sync::{Arc, Mutex, PoisonError},
 };
 
-/// Collects the body of an answer while it passes, and stores the answer when the body is whole.
-///
-/// Dropped before that, it stores nothing: the client left, or the origin died in mid-body.
-pub(super) struct Fill {
-    serving: Arc<Serving>,
-    route: usize,
-    key: String,
-    vary: Vec<HeaderName>,
-    variant: String,
-    parts: Option<Parts>,
-    collected: BytesMut,
+use bytes::Bytes;
+use larder_flight::{GivenUp, Observer};
+use larder_policy::{
+    range::{ContentRange, Pieces, may_combine},
+    storing::NotStored,
+};
+
+use super::{ask::Landing, keep::Place};
+use crate::entry::{Content, Entry, Head};
+
+/// Stores an answer when its body is whole. Until then, those who ask for the same find it in the place where it landed.
+pub(super) struct WholeFill {
+    pub(super) head: Head,
+    pub(super) place: Place,
+    pub(super) slot: Slot,
 }
 
-impl Fill {
-    pub(super) fn new(question: &Question<'_>, parts: Parts, vary: Vec<HeaderName>) -> Self {
-        Self {
-            serving: Arc::clone(question.serving),
-            route: question.found.index,
-            key: question.key.as_str().to_owned(),
-            variant: variant(&vary, &question.headers),
-            vary,
-            parts: Some(parts),
-            collected: BytesMut::new(),
+/// Keeps an answer where those who ask for the same find it, until it is stored or will not be.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Slot(Arc<Mutex<Landed>>);
+
+#[derive(Debug, Default)]
+enum Landed {
+    #[default]
+    NotYet,
+    Here(#[expect(dead_code, reason = "it is held for what its end does")] larder_flight::Landed<Landing>),
+    Gone,
+}
+
+impl Slot {
+    pub(super) fn hold(&self, landed: larder_flight::Landed<Landing>) {
+        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if matches!(*state, Landed::NotYet) {
+            *state = Landed::Here(landed);
         }
     }
 
-    /// Stores the answer with a body that is at hand.
-    pub(super) fn store(mut self, body: Bytes) {
-        self.keep(body);
-    }
-
-    fn give_up(&mut self, reason: NotStored) {
-        if self.parts.take().is_none() {
-            return;
-        }
-        self.collected = BytesMut::new();
-        self.serving.not_stored(self.route, reason);
-    }
-
-    fn keep(&mut self, body: Bytes) {
-        let Some(parts) = &self.parts else { return };
-        if self.serving.barriers.covers(&parts.names, parts.stamp) {
-            return self.give_up(NotStored::Purged);
-        }
-        let Some(parts) = self.parts.take() else { return };
-        let entry = Arc::new(Entry::new(parts, body));
-        keep_in_memory(&self.serving, &self.key, &self.vary, &self.variant, &entry);
-        let ttl = self.serving.policy.routes()[self.route].ttl;
-        if let (Some(l2), Some(fresh_for)) = (self.serving.l2.clone(), entry.fresh_for(ttl)) {
-            let (key, vary, variant) =
-                (mem::take(&mut self.key), mem::take(&mut self.vary), mem::take(&mut self.variant));
-            let shape = self.serving.shape.clone();
-            tokio::spawn(async move {
-                // A failure is counted where it happens; the entry is in memory all the same.
-                let _ = l2.store(&shape, &key, &vary, &variant, &entry, fresh_for).await;
-            });
-        }
+    fn let_go(&self) {
+        let before = mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), Landed::Gone);
+        // What it held may hold the fill: not under the lock.
+        drop(before);
     }
 }
 
-impl Tap for Fill {
-    fn data(&mut self, piece: &Bytes) {
-        if self.parts.is_none() {
-            return;
-        }
-        if (self.collected.len() + piece.len()) as u64 > self.serving.policy.l1.max_object_size.0 {
-            self.give_up(NotStored::TooLarge);
-        } else {
-            self.collected.extend_from_slice(piece);
-        }
+impl Observer for WholeFill {
+    fn complete(self: Box<Self>, body: Bytes) {
+        store(self.head, self.place, Content::Whole(body));
+        self.slot.let_go();
     }
 
-    fn trailers(&mut self) {
-        self.give_up(NotStored::Trailers);
-    }
-
-    fn complete(&mut self) {
-        // A copy takes no more than its length; what grew has room to spare.
-        let body = Bytes::copy_from_slice(&mem::take(&mut self.collected));
-        self.keep(body);
+    fn given_up(self: Box<Self>, why: GivenUp) {
+        self.slot.let_go();
+        not_stored(&self.place, why);
     }
 }
 
-impl Drop for Fill {
-    fn drop(&mut self) {
-        self.give_up(NotStored::Incomplete);
+/// Stores part of an answer, together with what is stored of it already (RFC 9111, section 3.4).
+pub(super) struct PartFill {
+    pub(super) head: Head,
+    pub(super) place: Place,
+    pub(super) range: ContentRange,
+    /// What is stored of the answer.
+    pub(super) known: Option<Arc<Entry>>,
+}
+
+impl Observer for PartFill {
+    fn complete(self: Box<Self>, body: Bytes) {
+        let Self { head, place, range, known } = *self;
+        let Some(total) = range.total.filter(|_| body.len() as u64 == range.last - range.first + 1) else {
+            return place.serving.not_stored(place.route, NotStored::ContentRange);
+        };
+        let known = known.filter(|known| may_combine(&known.head.headers, &head.headers));
+        let mut pieces = match known.as_ref().map(|known| &known.content) {
+            Some(Content::Parts(pieces)) if pieces.total() == total => pieces.clone(),
+            _ => Pieces::new(total),
+        };
+        if !pieces.insert(range.first, body) || pieces.bytes() > place.serving.policy.l1.max_object_size.0 {
+            return place.serving.not_stored(place.route, NotStored::TooLarge);
+        }
+        store(head, place, Content::Parts(pieces));
     }
+
+    fn given_up(self: Box<Self>, why: GivenUp) {
+        not_stored(&self.place, why);
+    }
+}
+
+/// Stores an answer, unless it was purged while it was on its way.
+pub(super) fn store(head: Head, place: Place, content: Content) {
+    if place.serving.barriers.covers(&head.names, head.stamp) {
+        return place.serving.not_stored(place.route, NotStored::Purged);
+    }
+    place.keep(Arc::new(Entry::new(head, content)));
+}
+
+fn not_stored(place: &Place, why: GivenUp) {
+    let reason = match why {
+        GivenUp::TooLarge => NotStored::TooLarge,
+        GivenUp::Trailers => NotStored::Trailers,
+        GivenUp::Broken | GivenUp::Abandoned => NotStored::Incomplete,
+    };
+    place.serving.not_stored(place.route, reason);
 }

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, atomic::Ordering};
 
-use larder_policy::freshness::NotStored;
+use larder_policy::storing::NotStored;
 use opentelemetry::{
     KeyValue,
     metrics::{Histogram, Meter, MeterProvider as _},

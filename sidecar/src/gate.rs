@@ -1,0 +1,384 @@
+//! Where the requests of an HTTP/1 connection come in, before hyper reads them.
+//!
+//! hyper serves the connection; this stands between it and the socket, and reads each head first:
+//! - what is malformed or ambiguous is refused ([`head`], [`framing`]),
+//! - what memory can answer is answered at once, and hyper never sees it ([`AtOnce`]),
+//! - everything else is handed to hyper, one whole request at a time.
+//!
+//! # Guarantees
+//! - Answers leave in the order of their requests: nothing is answered at once while hyper has a request whose answer has
+//!   not been written and flushed.
+//! - hyper is given exactly the bytes of one request, and the next ones when it has answered.
+//! - Interim responses (1xx) leave before the answer that they precede.
+//!
+//! # Assumptions
+//! The body of each of hyper's answers is [`Guarded`] with the connection's [`Turnstile`]. hyper drops a body when its last
+//! piece is in the write buffer, and flushes that buffer before it flushes what is below.
+
+use std::{
+    io,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
+
+use bytes::{Buf, Bytes, BytesMut};
+use hyper::rt::ReadBufCursor;
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::Sleep,
+};
+use tokio_util::io::poll_read_buf;
+
+mod framing;
+mod head;
+mod refusal;
+mod turnstile;
+
+use framing::Framing;
+use head::Scan;
+pub use head::{Head, Lines};
+pub use refusal::Refusal;
+pub use turnstile::{Guarded, Turnstile};
+
+/// How long a head may take from its first byte.
+const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+/// How long a body may pause.
+const BODY_PAUSE: Duration = Duration::from_secs(60);
+/// How long, and for how many bytes, a refused client is listened to, so that it can read why.
+const LINGER: Duration = Duration::from_secs(1);
+const LINGER_BYTES: usize = 256 << 10;
+/// How much is read at once.
+const READ: usize = 8 << 10;
+/// How much of what comes before its turn is kept.
+const EARLY: usize = 16 << 10;
+/// How much is answered at once before it is written.
+const BATCH: usize = 64 << 10;
+
+/// What answers without hyper.
+pub trait AtOnce {
+    /// Writes the whole answer to a request without a body, or nothing at all. A large body is given back, to be written after
+    /// the rest.
+    fn answer(&mut self, head: &Head<'_>, output: &mut BytesMut) -> Answer;
+}
+
+/// Whether a request was answered at once.
+#[derive(Debug)]
+pub enum Answer {
+    /// It is for hyper.
+    No,
+    /// It is answered: what was written, then this.
+    Yes(Bytes),
+}
+
+/// An HTTP/1 connection, as hyper is to see it.
+#[derive(Debug)]
+pub struct Gate<IO, A> {
+    stream: IO,
+    at_once: A,
+    turnstile: Arc<Turnstile>,
+    /// Read, and not yet given to hyper.
+    input: BytesMut,
+    /// No head ends before this place in `input`.
+    searched: usize,
+    /// Written here, and not yet to the stream; then this body.
+    output: BytesMut,
+    output_body: Bytes,
+    turn: Turn,
+    /// Whether everything that hyper wrote is flushed.
+    flushed: bool,
+    timer: Option<Pin<Box<Sleep>>>,
+}
+
+/// Whose turn it is.
+#[derive(Debug)]
+enum Turn {
+    /// The client's: a head comes next.
+    Head,
+    /// hyper is given this much of a head, then the body.
+    Giving(usize, Framing),
+    /// hyper is given the body.
+    Body(Framing),
+    /// hyper's: it has the whole request.
+    Answering,
+    /// Nobody's: the protocol has changed, everything passes.
+    Raw,
+    /// The client was refused, and is listened to for so many bytes.
+    Refused(usize),
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
+    /// A connection that began with `beginning`.
+    pub fn new(stream: IO, beginning: &[u8], at_once: A, turnstile: Arc<Turnstile>) -> Self {
+        Self {
+            stream,
+            at_once,
+            turnstile,
+            input: BytesMut::from(beginning),
+            searched: 0,
+            output: BytesMut::new(),
+            output_body: Bytes::new(),
+            turn: Turn::Head,
+            flushed: true,
+            timer: None,
+        }
+    }
+
+    /// Reads more. 0 is the end.
+    fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
+        if self.input.capacity() - self.input.len() < READ / 8 {
+            self.input.reserve(READ);
+        }
+        poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input)
+    }
+
+    /// Whether a time that began with the first call is over.
+    fn is_over(&mut self, time: Duration, context: &mut Context<'_>) -> bool {
+        let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
+        timer.as_mut().poll(context).is_ready()
+    }
+
+    /// Looks at what `input` begins with, and answers at once what can be.
+    fn next_head(&mut self) -> Scan<Turn> {
+        if head::end(&self.input, self.searched).is_none() {
+            self.searched = self.input.len();
+            return if self.input.len() > head::LONGEST {
+                Scan::Refused(Refusal::HeadTooLarge)
+            } else {
+                Scan::Incomplete
+            };
+        }
+        self.searched = 0;
+        let (at_once, output) = (&mut self.at_once, &mut self.output);
+        let scanned = head::scan(&self.input, |head| {
+            if let Answer::Yes(body) = at_once.answer(head, output) {
+                return Ok(Err(body));
+            }
+            head.check().map(Ok)
+        });
+        match scanned {
+            Scan::Head(length, Ok(Ok(framing))) => {
+                self.turnstile.begin();
+                Scan::Head(length, Turn::Giving(length, framing))
+            }
+            Scan::Head(length, Ok(Err(body))) => {
+                self.input.advance(length);
+                self.output_body = body;
+                Scan::Head(length, Turn::Head)
+            }
+            Scan::Head(_, Err(refusal)) | Scan::Refused(refusal) => Scan::Refused(refusal),
+            Scan::Incomplete => Scan::Refused(Refusal::Syntax),
+        }
+    }
+
+    /// The client's turn.
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn>>> {
+        loop {
+            let refusal = match self.next_head() {
+                Scan::Head(_, Turn::Head) => {
+                    self.timer = None;
+                    if !self.output_body.is_empty() || self.output.len() >= BATCH {
+                        return Poll::Ready(Ok(Some(Turn::Head)));
+                    }
+                    continue;
+                }
+                Scan::Head(_, turn) => {
+                    self.timer = None;
+                    return Poll::Ready(Ok(Some(turn)));
+                }
+                Scan::Refused(refusal) => refusal,
+                Scan::Incomplete => {
+                    if !self.output.is_empty() {
+                        return Poll::Ready(Ok(Some(Turn::Head)));
+                    }
+                    match self.poll_fill(context) {
+                        Poll::Ready(Ok(0)) => return Poll::Ready(Ok(None)),
+                        Poll::Ready(Ok(_)) => continue,
+                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                        Poll::Pending if self.input.is_empty() => return Poll::Pending,
+                        Poll::Pending if !self.is_over(HEAD_DEADLINE, context) => return Poll::Pending,
+                        Poll::Pending => Refusal::TooSlow,
+                    }
+                }
+            };
+            self.turnstile.refuse(refusal);
+            self.output.extend_from_slice(&refusal.answer());
+            self.input.clear();
+            self.timer = None;
+            return Poll::Ready(Ok(Some(Turn::Refused(LINGER_BYTES))));
+        }
+    }
+
+    /// hyper's turn: all that may come from the client is its end, or its next request too early.
+    fn poll_answering(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn>>> {
+        if self.turnstile.has_changed_protocol() {
+            return Poll::Ready(Ok(Some(Turn::Raw)));
+        }
+        if self.flushed && self.turnstile.has_answered() {
+            return Poll::Ready(Ok(Some(Turn::Head)));
+        }
+        self.turnstile.wake_for_interim(context.waker());
+        while self.input.len() < EARLY {
+            if ready!(self.poll_fill(context))? == 0 {
+                return Poll::Ready(Ok(None));
+            }
+        }
+        // Woken when the answer is flushed.
+        Poll::Pending
+    }
+
+    /// Listens to a refused client until it has read why, or for a while.
+    fn poll_linger(&mut self, mut left: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        // It may be gone already.
+        let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(context));
+        while left > 0 && !self.is_over(LINGER, context) {
+            self.input.clear();
+            match ready!(self.poll_fill(context)) {
+                Ok(0) | Err(_) => break,
+                Ok(read) => left = left.saturating_sub(read),
+            }
+            self.turn = Turn::Refused(left);
+        }
+        self.turn = Turn::Refused(0);
+        Poll::Ready(Ok(()))
+    }
+
+    /// Writes what was written here.
+    fn poll_write_own(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        self.turnstile.take_interim(&mut self.output);
+        while !self.output.is_empty() || !self.output_body.is_empty() {
+            let slices = [io::IoSlice::new(&self.output), io::IoSlice::new(&self.output_body)];
+            let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, &slices))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            let own = written.min(self.output.len());
+            self.output.advance(own);
+            self.output_body.advance(written - own);
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn give(&mut self, most: usize, cursor: &mut ReadBufCursor<'_>) -> usize {
+        let length = most.min(cursor.remaining());
+        cursor.put_slice(&self.input[..length]);
+        self.input.advance(length);
+        length
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Read for Gate<IO, A> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        mut cursor: ReadBufCursor<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        loop {
+            ready!(this.poll_write_own(context))?;
+            let next = match &mut this.turn {
+                Turn::Head => ready!(this.poll_head(context))?,
+                Turn::Giving(head, framing) => {
+                    let (head, framing) = (*head, framing.clone());
+                    let given = this.give(head, &mut cursor);
+                    this.turn = match (head - given, framing.has_ended()) {
+                        (0, true) => Turn::Answering,
+                        (0, false) => Turn::Body(framing),
+                        (left, _) => Turn::Giving(left, framing),
+                    };
+                    return Poll::Ready(Ok(()));
+                }
+                Turn::Body(_) if this.input.is_empty() => match this.poll_fill(context) {
+                    Poll::Ready(filled) => {
+                        this.timer = None;
+                        if filled? == 0 {
+                            return Poll::Ready(Ok(()));
+                        }
+                        continue;
+                    }
+                    Poll::Pending if this.is_over(BODY_PAUSE, context) => {
+                        this.turnstile.refuse(Refusal::TooSlow);
+                        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
+                    }
+                    Poll::Pending => {
+                        this.turnstile.wake_for_interim(context.waker());
+                        return Poll::Pending;
+                    }
+                },
+                Turn::Body(framing) => {
+                    let room = this.input.len().min(cursor.remaining());
+                    let taken = framing.take(&this.input[..room]).map_err(|refusal| {
+                        this.turnstile.refuse(refusal);
+                        io::Error::new(io::ErrorKind::InvalidData, refusal.detail())
+                    })?;
+                    let has_ended = framing.has_ended();
+                    this.give(taken, &mut cursor);
+                    if has_ended {
+                        this.turn = Turn::Answering;
+                    }
+                    return Poll::Ready(Ok(()));
+                }
+                Turn::Answering => ready!(this.poll_answering(context))?,
+                Turn::Raw => {
+                    if this.input.is_empty() {
+                        ready!(this.poll_fill(context))?;
+                    }
+                    this.give(this.input.len(), &mut cursor);
+                    return Poll::Ready(Ok(()));
+                }
+                Turn::Refused(left) => {
+                    let left = *left;
+                    return this.poll_linger(left, context);
+                }
+            };
+            match next {
+                Some(turn) => this.turn = turn,
+                None => return Poll::Ready(Ok(())),
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Write for Gate<IO, A> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_write_own(context))?;
+        this.flushed = false;
+        Pin::new(&mut this.stream).poll_write(context, bytes)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[io::IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        ready!(this.poll_write_own(context))?;
+        this.flushed = false;
+        Pin::new(&mut this.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_write_own(context))?;
+        ready!(Pin::new(&mut this.stream).poll_flush(context))?;
+        this.flushed = true;
+        let is_answered = matches!(this.turn, Turn::Answering) && this.turnstile.has_answered();
+        // hyper waits for the stream to become readable, and what is next may have been read already.
+        if is_answered && !this.input.is_empty() {
+            context.waker().wake_by_ref();
+        }
+        Poll::Ready(Ok(()))
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        ready!(this.poll_write_own(context))?;
+        Pin::new(&mut this.stream).poll_shutdown(context)
+    }
+}

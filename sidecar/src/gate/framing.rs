@@ -1,0 +1,193 @@
+//! Where the body of an HTTP/1 request ends (RFC 9112, section 6).
+
+use super::refusal::Refusal;
+
+/// The longest line of a chunk's size and extensions, and the longest trailer section.
+const LONGEST_LINE: usize = 4 << 10;
+const LONGEST_TRAILERS: usize = 16 << 10;
+
+/// How a body is framed, and how much of it is still to come.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Framing {
+    /// There is no body.
+    None,
+    /// So many bytes.
+    Length(u64),
+    /// Chunks.
+    Chunked(Chunks),
+}
+
+impl Framing {
+    pub(super) fn chunked() -> Self {
+        Self::Chunked(Chunks { expecting: Expecting::Size { digits: 0, size: 0 }, length: 0 })
+    }
+
+    /// Whether the body has ended.
+    pub(super) fn has_ended(&self) -> bool {
+        match self {
+            Self::None | Self::Length(0) => true,
+            Self::Length(_) => false,
+            Self::Chunked(chunks) => chunks.expecting == Expecting::Nothing,
+        }
+    }
+
+    /// How many of these bytes belong to the body.
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        match self {
+            Self::None => Ok(0),
+            Self::Length(left) => {
+                let taken = bytes.len().min(usize::try_from(*left).unwrap_or(usize::MAX));
+                *left -= taken as u64;
+                Ok(taken)
+            }
+            Self::Chunked(chunks) => chunks.take(bytes),
+        }
+    }
+}
+
+/// A place in a chunked body (RFC 9112, section 7.1). Only what its grammar has is let through: CRLF ends a line, sizes are
+/// hexadecimal digits, and what follows a size is an extension.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Chunks {
+    expecting: Expecting,
+    /// Of the line or the trailer section so far.
+    length: usize,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Expecting {
+    Size { digits: u8, size: u64 },
+    Extension { size: u64 },
+    SizeLf { size: u64 },
+    Data { left: u64 },
+    DataCr,
+    DataLf,
+    Trailer { line_is_empty: bool },
+    TrailerLf { last: bool },
+    Nothing,
+}
+
+impl Chunks {
+    fn take(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+        let mut at = 0;
+        while at < bytes.len() && self.expecting != Expecting::Nothing {
+            if let Expecting::Data { left } = self.expecting {
+                let taken = (bytes.len() - at).min(usize::try_from(left).unwrap_or(usize::MAX));
+                at += taken;
+                let left = left - taken as u64;
+                self.expecting = if left == 0 { Expecting::DataCr } else { Expecting::Data { left } };
+            } else {
+                self.expecting = self.after(bytes[at]).ok_or(Refusal::Chunking)?;
+                at += 1;
+            }
+        }
+        Ok(at)
+    }
+
+    fn after(&mut self, byte: u8) -> Option<Expecting> {
+        self.length += 1;
+        Some(match (self.expecting, byte) {
+            (Expecting::Size { digits, size }, _) if byte.is_ascii_hexdigit() && digits < 16 => {
+                let digit = u64::from(char::from(byte).to_digit(16)?);
+                Expecting::Size { digits: digits + 1, size: size << 4 | digit }
+            }
+            (Expecting::Size { digits: 1.., size }, b'\r') => Expecting::SizeLf { size },
+            (Expecting::Size { digits: 1.., size }, b';' | b' ' | b'\t') => Expecting::Extension { size },
+            (Expecting::Extension { size }, b'\r') => Expecting::SizeLf { size },
+            (Expecting::Extension { size }, b'\t' | b' '..=b'~' | 0x80..) if self.length <= LONGEST_LINE => {
+                Expecting::Extension { size }
+            }
+            (Expecting::SizeLf { size: 0 }, b'\n') => self.next(Expecting::Trailer { line_is_empty: true }),
+            (Expecting::SizeLf { size }, b'\n') => self.next(Expecting::Data { left: size }),
+            (Expecting::DataCr, b'\r') => Expecting::DataLf,
+            (Expecting::DataLf, b'\n') => self.next(Expecting::Size { digits: 0, size: 0 }),
+            (Expecting::Trailer { line_is_empty: last }, b'\r') => Expecting::TrailerLf { last },
+            (Expecting::Trailer { .. }, b'\t' | b' '..=b'~' | 0x80..) if self.length <= LONGEST_TRAILERS => {
+                Expecting::Trailer { line_is_empty: false }
+            }
+            (Expecting::TrailerLf { last: true }, b'\n') => Expecting::Nothing,
+            (Expecting::TrailerLf { last: false }, b'\n') => Expecting::Trailer { line_is_empty: true },
+            _ => return None,
+        })
+    }
+
+    fn next(&mut self, expecting: Expecting) -> Expecting {
+        self.length = 0;
+        expecting
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn length_of(body: &[u8]) -> Result<Option<usize>, Refusal> {
+        let mut framing = Framing::chunked();
+        let taken = framing.take(body)?;
+        Ok(framing.has_ended().then_some(taken))
+    }
+
+    #[test]
+    fn a_chunked_body_ends_where_it_says() {
+        for body in [
+            "0\r\n\r\n",
+            "3\r\nabc\r\n0\r\n\r\n",
+            "3;name=\"v\"\r\nabc\r\n00\r\nX-Sum: 7\r\n\r\n",
+            "A\r\n0123456789\r\n0\r\n\r\n",
+        ] {
+            let with_more = format!("{body}GET / HTTP/1.1\r\n");
+            assert_eq!(length_of(with_more.as_bytes()), Ok(Some(body.len())), "{body:?}");
+            assert_eq!(length_of(&body.as_bytes()[..body.len() - 1]), Ok(None), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_chunk_is_refused() {
+        for body in [
+            "\r\nabc",
+            "g\r\n",
+            "-1\r\n",
+            "0x3\r\nabc\r\n",
+            "3\nabc\r\n",
+            "3\r\nabcd\r\n",
+            "3\r\nabc\n0\r\n\r\n",
+            "3 \r\rabc",
+            "11111111111111111\r\n",
+            "0\r\nX: a\nb\r\n\r\n",
+        ] {
+            assert_eq!(length_of(body.as_bytes()), Err(Refusal::Chunking), "{body:?}");
+        }
+    }
+
+    #[test]
+    fn a_line_without_end_is_refused() {
+        let endless = format!("1;{}", "x".repeat(LONGEST_LINE + 1));
+        assert_eq!(length_of(endless.as_bytes()), Err(Refusal::Chunking));
+        let endless = format!("0\r\n{}", "x".repeat(LONGEST_TRAILERS + 1));
+        assert_eq!(length_of(endless.as_bytes()), Err(Refusal::Chunking));
+    }
+
+    proptest! {
+        #[test]
+        fn however_it_is_cut(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..5), cuts in proptest::collection::vec(1..20_usize, 0..40)) {
+            let mut body = Vec::new();
+            for chunk in &chunks {
+                body.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());
+                body.extend_from_slice(chunk);
+                body.extend_from_slice(b"\r\n");
+            }
+            body.extend_from_slice(b"0\r\n\r\n");
+            let length = body.len();
+            body.extend_from_slice(b"rest");
+            let (mut framing, mut taken) = (Framing::chunked(), 0);
+            for cut in cuts.into_iter().chain([body.len()]) {
+                let piece = &body[taken..(taken + cut).min(body.len())];
+                taken += framing.take(piece).unwrap();
+            }
+            prop_assert!(framing.has_ended());
+            prop_assert_eq!(taken, length);
+        }
+    }
+}

@@ -1,0 +1,213 @@
+//! The head of an HTTP/1 request, checked before anything else reads it.
+//!
+//! What two servers could read differently is refused here (RFC 9112, section 11.2), so that neither the cache nor the
+//! application ever sees it.
+
+use std::mem::MaybeUninit;
+
+use http::Uri;
+use larder_policy::Fields;
+
+use super::{framing::Framing, refusal::Refusal};
+
+/// The longest head that is read.
+pub(super) const LONGEST: usize = 64 << 10;
+/// The longest request target.
+const LONGEST_TARGET: usize = 32 << 10;
+/// The most field lines.
+const MOST_LINES: usize = 100;
+
+/// The field lines of a head, where they were read.
+#[derive(Debug)]
+pub struct Lines<'a>(&'a [httparse::Header<'a>]);
+
+impl Fields for Lines<'_> {
+    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.0.iter().map(|line| (line.name.as_bytes(), line.value))
+    }
+}
+
+/// A head as it was read.
+#[derive(Debug)]
+pub struct Head<'a> {
+    /// The method.
+    pub method: &'a str,
+    /// The request target.
+    pub target: &'a str,
+    /// The field lines.
+    pub lines: Lines<'a>,
+    /// Whether it is HTTP/1.1, and so persistent unless it says otherwise.
+    pub is_http11: bool,
+}
+
+/// What a buffer begins with.
+#[derive(Debug)]
+pub(super) enum Scan<T> {
+    /// Less than a head.
+    Incomplete,
+    /// A head of so many bytes.
+    Head(usize, T),
+    /// Something that is refused.
+    Refused(Refusal),
+}
+
+/// Where the head ends that a buffer begins with; nothing before `from` ends one.
+pub(super) fn end(buffer: &[u8], from: usize) -> Option<usize> {
+    let mut at = from.saturating_sub(3);
+    while let Some(found) = memchr::memchr(b'\n', &buffer[at..]) {
+        at += found + 1;
+        match &buffer[at..] {
+            // An empty line before the request line does not end anything (RFC 9112, section 2.2).
+            _ if buffer[..at].iter().all(|byte| b"\r\n".contains(byte)) => {}
+            [b'\n', ..] => return Some(at + 1),
+            [b'\r', b'\n', ..] => return Some(at + 2),
+            _ => {}
+        }
+    }
+    None
+}
+
+/// Reads the head that `buffer` begins with, if it is whole, and hands it to `use_it` before it is gone.
+pub(super) fn scan<T>(buffer: &[u8], use_it: impl FnOnce(&Head<'_>) -> T) -> Scan<T> {
+    let mut lines = [const { MaybeUninit::uninit() }; MOST_LINES];
+    let mut request = httparse::Request::new(&mut []);
+    let length = match request.parse_with_uninit_headers(buffer, &mut lines) {
+        Ok(httparse::Status::Complete(length)) => length,
+        Ok(httparse::Status::Partial) => return Scan::Incomplete,
+        Err(httparse::Error::TooManyHeaders) => return Scan::Refused(Refusal::HeadTooLarge),
+        Err(httparse::Error::Version) => return Scan::Refused(Refusal::Version),
+        Err(_) => return Scan::Refused(Refusal::Syntax),
+    };
+    match request {
+        httparse::Request { method: Some(method), path: Some(target), version: Some(version), headers } => {
+            let head = Head { method, target, lines: Lines(headers), is_http11: version == 1 };
+            Scan::Head(length, use_it(&head))
+        }
+        _ => Scan::Refused(Refusal::Syntax),
+    }
+}
+
+impl Head<'_> {
+    /// How the body is framed, if there is nothing wrong with the head.
+    pub(super) fn check(&self) -> Result<Framing, Refusal> {
+        self.check_target()?;
+        self.check_host()?;
+        self.framing()
+    }
+
+    fn check_target(&self) -> Result<(), Refusal> {
+        if self.target.len() > LONGEST_TARGET {
+            return Err(Refusal::TargetTooLong);
+        }
+        // A fragment is never sent (RFC 9110, section 7.1); who reads one may drop it or not.
+        if self.target.contains('#') || Uri::try_from(self.target).is_err() {
+            return Err(Refusal::Target);
+        }
+        Ok(())
+    }
+
+    /// One `Host`, for HTTP/1.1 (RFC 9112, section 3.2).
+    fn check_host(&self) -> Result<(), Refusal> {
+        let mut hosts = self.lines.values("host");
+        match (hosts.next(), hosts.next()) {
+            (None, _) if self.is_http11 => Err(Refusal::Host),
+            (_, Some(_)) => Err(Refusal::Host),
+            (Some(host), None) if !host.iter().copied().all(in_host) => Err(Refusal::Host),
+            _ => Ok(()),
+        }
+    }
+
+    /// RFC 9112, section 6.3, without what a server may tolerate there.
+    fn framing(&self) -> Result<Framing, Refusal> {
+        let mut codings = self.lines.values("transfer-encoding");
+        let mut lengths = self.lines.values("content-length");
+        match (codings.next(), codings.next(), lengths.next(), lengths.next()) {
+            (None, _, None, _) => Ok(Framing::None),
+            (None, _, Some(length), None) => content_length(length).map(Framing::Length),
+            (None, _, Some(_), Some(_)) => Err(Refusal::ContentLength),
+            (Some(_), _, Some(_), _) => Err(Refusal::TwoLengths),
+            (Some(coding), None, None, _) if self.is_http11 && coding.eq_ignore_ascii_case(b"chunked") => {
+                Ok(Framing::chunked())
+            }
+            (Some(_), _, None, _) => Err(Refusal::TransferCoding),
+        }
+    }
+}
+
+fn in_host(byte: u8) -> bool {
+    byte.is_ascii_graphic() && !b"\"#/<>?@\\^`{|}".contains(&byte)
+}
+
+fn content_length(text: &[u8]) -> Result<u64, Refusal> {
+    let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
+    let parsed = std::str::from_utf8(text).ok().filter(|_| digits).and_then(|text| text.parse().ok());
+    parsed.ok_or(Refusal::ContentLength)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn check(text: &str) -> Result<Framing, Refusal> {
+        match scan(text.as_bytes(), |head| head.check()) {
+            Scan::Head(length, checked) => {
+                assert_eq!(end(text.as_bytes(), 0), Some(length), "{text:?}");
+                checked
+            }
+            Scan::Refused(refusal) => Err(refusal),
+            Scan::Incomplete => panic!("incomplete: {text:?}"),
+        }
+    }
+
+    #[test]
+    fn knows_how_a_body_is_framed() {
+        let request = |lines: &str| check(&format!("POST /a HTTP/1.1\r\nHost: shop\r\n{lines}\r\n"));
+        assert_eq!(request(""), Ok(Framing::None));
+        assert_eq!(request("Content-Length: 5\r\n"), Ok(Framing::Length(5)));
+        assert_eq!(request("transfer-encoding: Chunked\r\n"), Ok(Framing::chunked()));
+    }
+
+    #[test]
+    fn refuses_what_two_servers_could_read_differently() {
+        let request = |lines: &str| check(&format!("POST /a HTTP/1.1\r\nHost: shop\r\n{lines}\r\n"));
+        for (lines, refusal) in [
+            ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", Refusal::TwoLengths),
+            ("Content-Length: 5\r\nContent-Length: 5\r\n", Refusal::ContentLength),
+            ("Content-Length: 5, 5\r\n", Refusal::ContentLength),
+            ("Content-Length: +5\r\n", Refusal::ContentLength),
+            ("Content-Length: 99999999999999999999\r\n", Refusal::ContentLength),
+            ("Content-Length:\r\n", Refusal::ContentLength),
+            ("Transfer-Encoding: gzip, chunked\r\n", Refusal::TransferCoding),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Refusal::TransferCoding),
+            ("Transfer-Encoding: xchunked\r\n", Refusal::TransferCoding),
+            ("Transfer-Encoding : chunked\r\n", Refusal::Syntax),
+            ("X: a\r\n b\r\n", Refusal::Syntax),
+            ("X: a\rb\r\n", Refusal::Syntax),
+            ("X: a\0b\r\n", Refusal::Syntax),
+            ("Host: other\r\n", Refusal::Host),
+        ] {
+            assert_eq!(request(lines), Err(refusal), "{lines:?}");
+        }
+        for (text, refusal) in [
+            ("GET /a HTTP/1.1\r\n\r\n", Refusal::Host),
+            ("GET /a HTTP/1.1\r\nHost: a b\r\n\r\n", Refusal::Host),
+            ("GET /a HTTP/1.1\r\nHost: a/b\r\n\r\n", Refusal::Host),
+            ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("GET /a HTTP/2.0\r\nHost: a\r\n\r\n", Refusal::Version),
+            ("POST /a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Refusal::TransferCoding),
+            ("GET  /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
+        ] {
+            assert_eq!(check(text), Err(refusal), "{text:?}");
+        }
+        assert_eq!(check("GET /a HTTP/1.0\r\n\r\n"), Ok(Framing::None));
+    }
+
+    #[test]
+    fn finds_the_end_of_a_head_however_it_comes() {
+        let text = b"\r\nGET / HTTP/1.1\r\nHost: a\r\n\r\nmore";
+        for cut in 0..=text.len() {
+            let expected = (cut >= text.len() - 4).then_some(text.len() - 4);
+            assert_eq!(end(&text[..cut], cut.saturating_sub(1)), expected, "{cut}");
+        }
+    }
+}

@@ -1,0 +1,107 @@
+//! Requests that are refused before anybody acts on them.
+
+use http::StatusCode;
+use serde_json::json;
+
+/// Why a request is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Refusal {
+    /// It is not HTTP/1 as RFC 9112 has it: obsolete line folding, bare CR, a space before a colon, ...
+    Syntax,
+    /// It is not HTTP/1.0 or HTTP/1.1.
+    Version,
+    /// Its target is no target, or has a fragment.
+    Target,
+    /// Its target is too long.
+    TargetTooLong,
+    /// Its head is too large, or has too many fields.
+    HeadTooLarge,
+    /// Its head, or its body, did not come in time.
+    TooSlow,
+    /// It has no `Host`, several, or one that names no host.
+    Host,
+    /// Its `Content-Length` is not one number.
+    ContentLength,
+    /// It has both `Content-Length` and `Transfer-Encoding`.
+    TwoLengths,
+    /// Its transfer coding is not `chunked` alone.
+    TransferCoding,
+    /// A chunk of its body is none.
+    Chunking,
+}
+
+impl Refusal {
+    /// Every reason, in the order of metrics.
+    pub const ALL: [Self; 11] = [
+        Self::Syntax,
+        Self::Version,
+        Self::Target,
+        Self::TargetTooLong,
+        Self::HeadTooLarge,
+        Self::TooSlow,
+        Self::Host,
+        Self::ContentLength,
+        Self::TwoLengths,
+        Self::TransferCoding,
+        Self::Chunking,
+    ];
+
+    /// The reason as metrics have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Syntax => "syntax",
+            Self::Version => "version",
+            Self::Target => "target",
+            Self::TargetTooLong => "target-too-long",
+            Self::HeadTooLarge => "head-too-large",
+            Self::TooSlow => "too-slow",
+            Self::Host => "host",
+            Self::ContentLength => "content-length",
+            Self::TwoLengths => "two-lengths",
+            Self::TransferCoding => "transfer-coding",
+            Self::Chunking => "chunking",
+        }
+    }
+
+    /// The status that says so.
+    pub const fn status(self) -> StatusCode {
+        match self {
+            Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
+            Self::TargetTooLong => StatusCode::URI_TOO_LONG,
+            Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
+            Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
+            Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
+            _ => StatusCode::BAD_REQUEST,
+        }
+    }
+
+    /// What is wrong, for whoever sent it.
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::Syntax => "this is not an HTTP/1.1 request",
+            Self::Version => "send HTTP/1.1 or HTTP/2",
+            Self::Target => "the request target is not a path with a query",
+            Self::TargetTooLong => "the request target is longer than 32 KiB",
+            Self::HeadTooLarge => "the header fields take more than 64 KiB, or are more than 100",
+            Self::TooSlow => "the request did not come in time",
+            Self::Host => "send one Host header with a host in it",
+            Self::ContentLength => "Content-Length is not one number",
+            Self::TwoLengths => "send Content-Length or Transfer-Encoding, not both",
+            Self::TransferCoding => "the only transfer coding is chunked, in HTTP/1.1",
+            Self::Chunking => "the body is not made of chunks",
+        }
+    }
+
+    /// The whole answer, after which the connection is closed.
+    pub(super) fn answer(self) -> Vec<u8> {
+        let status = self.status();
+        let reason = status.canonical_reason().unwrap_or_default();
+        let body = json!({"title": reason, "status": status.as_u16(), "detail": self.detail()}).to_string();
+        format!(
+            "HTTP/1.1 {} {reason}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            status.as_u16(),
+            body.len()
+        )
+        .into_bytes()
+    }
+}

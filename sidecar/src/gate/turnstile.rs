@@ -1,0 +1,127 @@
+//! What the gate of a connection and those who answer its requests tell each other.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU8, Ordering},
+    },
+    task::{Context, Poll, Waker},
+};
+
+use bytes::BytesMut;
+use futures::task::AtomicWaker;
+use http::{HeaderMap, StatusCode};
+use http_body::{Body, Frame, SizeHint};
+
+use super::Refusal;
+
+/// What the gate of a connection and those who answer its requests tell each other.
+#[derive(Debug, Default)]
+pub struct Turnstile {
+    /// hyper has let go of the body of its answer.
+    answered: AtomicBool,
+    changed_protocol: AtomicBool,
+    has_interim: AtomicBool,
+    interim: Mutex<Vec<u8>>,
+    waker: AtomicWaker,
+    /// 1 + the index of the last refusal.
+    refused: AtomicU8,
+}
+
+impl Turnstile {
+    /// hyper is given a request.
+    pub(super) fn begin(&self) {
+        self.answered.store(false, Ordering::Release);
+    }
+
+    pub(super) fn has_answered(&self) -> bool {
+        self.answered.load(Ordering::Acquire)
+    }
+
+    pub(super) fn has_changed_protocol(&self) -> bool {
+        self.changed_protocol.load(Ordering::Acquire)
+    }
+
+    /// The answer to the request under way is 101: what comes after it is not HTTP.
+    pub fn change_protocol(&self) {
+        self.changed_protocol.store(true, Ordering::Release);
+    }
+
+    pub(super) fn refuse(&self, refusal: Refusal) {
+        self.refused.store(refusal as u8 + 1, Ordering::Release);
+    }
+
+    /// Why a request, or the body of one, was refused.
+    pub fn refusal(&self) -> Option<Refusal> {
+        let index = self.refused.load(Ordering::Acquire).checked_sub(1)?;
+        Refusal::ALL.get(usize::from(index)).copied()
+    }
+
+    /// Sends an interim response (RFC 9110, section 15.2) ahead of the answer under way.
+    pub fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
+        let mut text = format!("HTTP/1.1 {status}\r\n").into_bytes();
+        for (name, value) in headers {
+            text.extend_from_slice(name.as_str().as_bytes());
+            text.extend_from_slice(b": ");
+            text.extend_from_slice(value.as_bytes());
+            text.extend_from_slice(b"\r\n");
+        }
+        text.extend_from_slice(b"\r\n");
+        self.interim.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&text);
+        self.has_interim.store(true, Ordering::Release);
+        self.waker.wake();
+    }
+
+    pub(super) fn wake_for_interim(&self, waker: &Waker) {
+        self.waker.register(waker);
+    }
+
+    pub(super) fn take_interim(&self, output: &mut BytesMut) {
+        if self.has_interim.load(Ordering::Relaxed) && self.has_interim.swap(false, Ordering::Acquire) {
+            let mut interim = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
+            output.extend_from_slice(&interim);
+            interim.clear();
+        }
+    }
+}
+
+/// The body of an answer, which tells the gate when hyper has let go of it.
+#[derive(Debug)]
+pub struct Guarded<B> {
+    body: B,
+    turnstile: Arc<Turnstile>,
+}
+
+impl<B> Guarded<B> {
+    /// The body of an answer on a connection.
+    pub fn new(body: B, turnstile: Arc<Turnstile>) -> Self {
+        Self { body, turnstile }
+    }
+}
+
+impl<B> Drop for Guarded<B> {
+    fn drop(&mut self) {
+        self.turnstile.answered.store(true, Ordering::Release);
+    }
+}
+
+impl<B: Body + Unpin> Body for Guarded<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}

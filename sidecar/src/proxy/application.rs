@@ -1,0 +1,318 @@
+//! What the application says, and what becomes of it.
+
+use std::sync::Arc;
+
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{AGE, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG},
+    response::Parts,
+};
+use http_body::Body as _;
+use hyper::body::Incoming;
+use larder_policy::{
+    claims::{Claims, Times},
+    date,
+    range::{self, ContentRange},
+    storing::{self, NotStored, storable},
+    validation, vary,
+};
+
+use super::{
+    Answered, Proxy,
+    ask::{Coming, Landing},
+    fetch::Errand,
+    fill::{PartFill, Slot, WholeFill, store},
+    keep::Place,
+    question::{Ask, Question},
+    refresh::drain,
+    unreachable,
+};
+use crate::{
+    body::{Body, Source},
+    cache_status::{Became, CacheStatus, Tier},
+    clock::wall_ms,
+    entry::{Content, Entry, Head},
+    stats::Outcome,
+    upstream::UpstreamError,
+};
+
+/// An answer of the application as it came.
+struct Received {
+    head: Parts,
+    body: Incoming,
+    times: Times,
+}
+
+impl Proxy {
+    pub(super) async fn ask_application(self: &Arc<Self>, mut errand: Errand) -> Answered {
+        let mut ask = errand.what_to_ask();
+        loop {
+            let received = match self.exchange(&errand.question, &ask).await {
+                Ok(received) => received,
+                Err(error) => return errand.without_an_answer(&error),
+            };
+            let status = received.head.status;
+            match &ask {
+                Ask::WhetherItHolds(_) if status == StatusCode::NOT_MODIFIED => {
+                    match errand.freshened(&received) {
+                        Some(entry) => return errand.still_holds(entry),
+                        // It is about another answer than the one that was asked about.
+                        None => ask = Ask::ForAll,
+                    }
+                }
+                Ask::ForTheRest { .. } if status == StatusCode::PARTIAL_CONTENT => {
+                    match errand.completed(received) {
+                        Some((received, source)) => return errand.deliver(received.0, source, received.1),
+                        None => ask = Ask::ForAll,
+                    }
+                }
+                Ask::ForTheRest { .. } if status == StatusCode::RANGE_NOT_SATISFIABLE => ask = Ask::ForAll,
+                _ if status.is_server_error() => match errand.stand_in(Some(status)) {
+                    Some(answered) => return answered,
+                    None => return errand.deliver(received.head, Source::new(received.body), received.times),
+                },
+                _ => return errand.deliver(received.head, Source::new(received.body), received.times),
+            }
+        }
+    }
+
+    async fn exchange(&self, question: &Question, ask: &Ask) -> Result<Received, UpstreamError> {
+        let requested_at = wall_ms();
+        let response = self.forward(question.outgoing(ask), &question.client).await?;
+        let times = Times { requested_at, received_at: wall_ms() };
+        let (mut head, body) = response.into_parts();
+        // RFC 9110, section 6.6.1.
+        if !head.headers.contains_key(DATE) {
+            let now = date::format(times.received_at / 1000);
+            head.headers.insert(DATE, HeaderValue::from_bytes(&now).expect("a date is visible ASCII"));
+        }
+        Ok(Received { head, body, times })
+    }
+}
+
+impl Errand {
+    fn what_to_ask(&self) -> Ask {
+        let question = &self.question;
+        if question.is_head() {
+            return Ask::AsTheClient;
+        }
+        if let Some(validators) = self.candidate.as_ref().and_then(|entry| validators_of(entry)) {
+            return Ask::WhetherItHolds(validators);
+        }
+        if let Some(ask) = self.part.as_ref().and_then(|part| question.ask_for_the_rest(part)) {
+            return ask;
+        }
+        if self.lead.is_some() || self.candidate.is_some() { Ask::ForAll } else { Ask::AsTheClient }
+    }
+
+    /// What is stored, made fresh by a 304 (RFC 9111, section 4.3.4).
+    fn freshened(&self, received: &Received) -> Option<Entry> {
+        let stored = self.candidate.as_ref()?;
+        if !validation::selects(&received.head.headers, &stored.head.headers) {
+            return None;
+        }
+        let headers =
+            validation::freshen(&stored.head.headers, &storing::kept_headers(&received.head.headers));
+        let status = stored.head.status;
+        let claims = Claims::read(status, &headers, received.times, self.question.serving.policy.targets());
+        let head = Head {
+            status,
+            headers,
+            claims,
+            times: received.times,
+            stamp: self.stamp,
+            names: self.question.names(),
+        };
+        Some(Entry::new(head, stored.content.clone()))
+    }
+
+    fn still_holds(mut self, entry: Entry) -> Answered {
+        let entry = Arc::new(entry);
+        let question = &self.question;
+        let head = &entry.head;
+        let status = head.status;
+        let stored =
+            match storable(&question.asker, status, &head.headers, &head.claims, question.lifetimes()) {
+                Ok(_) if question.serving.barriers.covers(&head.names, head.stamp) => Err(NotStored::Purged),
+                other => other,
+            };
+        let answer = match stored {
+            Ok(vary) => {
+                Place::new(question, vary).keep(Arc::clone(&entry));
+                Became::Stored
+            }
+            Err(reason) => {
+                question.serving.not_stored(question.route, reason);
+                Became::Passed
+            }
+        };
+        let (reason, tier) = (self.reason, Tier::Application);
+        let status = CacheStatus::Forwarded { reason, status: Some(StatusCode::NOT_MODIFIED), tier, answer };
+        let answered = question.answer_with(&entry, status, Outcome::Revalidated, tier);
+        self.land(match answer {
+            Became::Stored => Landing::Stored(entry, tier),
+            _ => Landing::Unshared,
+        });
+        answered
+    }
+
+    /// What was missing of a stored answer, with the rest around it.
+    fn completed(&self, received: Received) -> Option<((Parts, Times), Source)> {
+        let Received { mut head, body, times } = received;
+        let stored = self.part.as_ref()?;
+        let Content::Parts(pieces) = &stored.content else { return None };
+        let missing = pieces.missing()?;
+        let range = ContentRange::of(&head.headers)?;
+        let fits = (range.first, range.last + 1) == (missing.start, missing.end)
+            && range.total == Some(pieces.total())
+            && body.size_hint().exact().is_none_or(|length| length == missing.end - missing.start)
+            && range::may_combine(&stored.head.headers, &head.headers);
+        if !fits {
+            return None;
+        }
+        let (before, after) = (pieces.slice(0..missing.start)?, pieces.slice(missing.end..pieces.total())?);
+        head.status = StatusCode::OK;
+        head.headers = validation::freshen(&stored.head.headers, &head.headers);
+        head.headers.remove(CONTENT_RANGE);
+        head.headers.remove(CONTENT_LENGTH);
+        Some(((head, times), Source::between(before, body, after)))
+    }
+
+    /// An answer from what is stored, in place of an error (RFC 5861, section 4).
+    fn stand_in(&mut self, status: Option<StatusCode>) -> Option<Answered> {
+        let stored = self.candidate.clone()?;
+        let standing = stored.head.standing(self.question.lifetimes(), &self.question.asked);
+        if !standing.verdict.serves_on_error() || stored.is_purged(&self.question.serving.barriers) {
+            return None;
+        }
+        let (reason, answer) = (self.reason, Became::StaleIfError);
+        let status = CacheStatus::Forwarded { reason, status, tier: Tier::L1, answer };
+        let answered = self.question.answer_with(&stored, status, Outcome::Stale, Tier::L1);
+        self.land(Landing::StandIn(stored, status));
+        Some(answered)
+    }
+
+    fn without_an_answer(mut self, error: &UpstreamError) -> Answered {
+        if let Some(answered) = self.stand_in(None) {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the application did not answer; what is stored stands in"
+            );
+            return answered;
+        }
+        let answered = unreachable(error, &self.question.client, Some(self.question.route));
+        self.land(Landing::Problem(crate::problem::Problem::UpstreamUnreachable));
+        answered
+    }
+
+    /// Passes an answer on, and stores it if it may be.
+    fn deliver(mut self, mut head: Parts, source: Source, times: Times) -> Answered {
+        let question = &self.question;
+        let (serving, route) = (Arc::clone(&question.serving), question.route);
+        let claims = Claims::read(head.status, &head.headers, times, serving.policy.targets());
+        let storable = storable(&question.asker, head.status, &head.headers, &claims, question.lifetimes())
+            .and_then(|vary| {
+                if question.fits(source.size_hint().lower()) { Ok(vary) } else { Err(NotStored::TooLarge) }
+            });
+        let vary = match storable {
+            Ok(vary) => vary,
+            Err(reason) => {
+                serving.not_stored(route, reason);
+                if self.lead.is_some() && !head.status.is_server_error() {
+                    question.note_unshared();
+                }
+                self.land(Landing::Unshared);
+                return self.passed_on(head, Body::Stream(source), Became::Passed);
+            }
+        };
+        let stored = self.stored_head(&head, times, claims);
+        let place = Place::new(&self.question, vary);
+        if self.question.is_head() {
+            self.freshen_what_get_stored(&head, times);
+            store(stored, place, Content::Whole(bytes::Bytes::new()));
+            self.land(Landing::Unshared);
+            return self.passed_on(head, Body::Stream(source), Became::Stored);
+        }
+        let limit = serving.policy.l1.max_object_size.0;
+        if head.status == StatusCode::PARTIAL_CONTENT {
+            let Some(range) = ContentRange::of(&head.headers) else {
+                return self.passed_on(head, Body::Stream(source), Became::Passed);
+            };
+            let observer = PartFill { head: stored, place, range, known: self.part.take() };
+            let (_, reader) = larder_flight::fill(source, limit, Box::new(observer));
+            self.land(Landing::Unshared);
+            return self.passed_on(head, Body::Fill(reader), Became::Stored);
+        }
+        let has_it_already = self.question.has_it_already(&stored);
+        let slot = Slot::default();
+        let observer = WholeFill { head: stored.clone(), place: place.clone(), slot: slot.clone() };
+        let (fill, reader) = larder_flight::fill(source, limit, Box::new(observer));
+        if let Some(lead) = self.lead.take() {
+            slot.hold(lead.land(Landing::Coming(Arc::new(Coming { head: stored, place, fill }))));
+        }
+        if has_it_already {
+            tokio::spawn(drain(Body::Fill(reader)));
+            head.status = StatusCode::NOT_MODIFIED;
+            head.headers = validation::not_modified_headers(&head.headers);
+            return self.passed_on(head, Body::empty(), Became::Stored);
+        }
+        self.passed_on(head, Body::Fill(reader), Became::Stored)
+    }
+
+    /// What is stored of the head of an answer.
+    fn stored_head(&self, head: &Parts, times: Times, claims: Claims) -> Head {
+        let mut headers = storing::kept_headers(&head.headers);
+        headers.remove(AGE);
+        if !self.question.is_head() {
+            headers.remove(CONTENT_LENGTH);
+        }
+        let names = self.question.names();
+        Head { status: head.status, headers, times, claims, stamp: self.stamp, names }
+    }
+
+    fn passed_on(&self, head: Parts, body: Body, answer: Became) -> Answered {
+        let status = Some(head.status);
+        let mut response = Response::from_parts(head, body);
+        CacheStatus::Forwarded { reason: self.reason, status, tier: Tier::Application, answer }
+            .append_to(response.headers_mut());
+        self.question.answered(response, Outcome::Miss, Tier::Application)
+    }
+
+    /// RFC 9111, section 4.3.5: an answer to HEAD renews what is stored of GET, or shows that it no longer holds.
+    fn freshen_what_get_stored(&self, head: &Parts, times: Times) {
+        let question = &self.question;
+        let Some(stored) = question.stored_of_get() else { return };
+        let Content::Whole(body) = &stored.content else { return };
+        if head.status != StatusCode::OK || stored.is_purged(&question.serving.barriers) {
+            return;
+        }
+        let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let is_as_long = length.is_none_or(|length| length.parse() == Ok(body.len()));
+        let place = Place::looked_up(question, vary::names(&stored.head.headers).unwrap_or_default());
+        if !is_as_long || !validation::selects(&head.headers, &stored.head.headers) {
+            return place.forget();
+        }
+        let headers = validation::freshen(&stored.head.headers, &storing::kept_headers(&head.headers));
+        let claims = Claims::read(stored.head.status, &headers, times, question.serving.policy.targets());
+        let head = Head { headers, claims, times, ..stored.head.clone() };
+        place.keep(Arc::new(Entry::new(head, stored.content.clone())));
+    }
+}
+
+fn validators_of(entry: &Entry) -> Option<validation::Validators> {
+    match entry.content {
+        Content::Whole(_) => validation::validators(&entry.head.headers),
+        Content::Parts(_) => None,
+    }
+}
+
+impl Question {
+    /// What is missing of an answer, if that is one part of a body that is still the same (RFC 9111, section 3.3).
+    fn ask_for_the_rest(&self, part: &Entry) -> Option<Ask> {
+        let Content::Parts(pieces) = &part.content else { return None };
+        let missing = pieces.missing().filter(|_| matches!(self.range, range::Asked::Whole))?;
+        let if_range = part.head.headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"))?.clone();
+        let range = format!("bytes={}-{}", missing.start, missing.end - 1);
+        Some(Ask::ForTheRest { range: HeaderValue::try_from(range).ok()?, if_range })
+    }
+}

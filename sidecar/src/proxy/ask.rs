@@ -1,0 +1,158 @@
+//! Asking once for all who want the same at the same time.
+
+use std::sync::Arc;
+
+use http::{HeaderValue, Response, header::AGE};
+use larder_flight::{Fill, Joined};
+use larder_policy::validation;
+
+use super::{Answered, Proxy, fetch::Errand, keep::Place, look::Looked, question::Question};
+use crate::{
+    body::{Body, Source},
+    cache_status::{Became, CacheStatus, Forward, Tier},
+    entry::{Entry, Head},
+    problem::Problem,
+    stats::Outcome,
+};
+
+/// How often a request joins others before it goes alone: once for its key, once for its variant, and for leaders that vanish.
+const JOINS: usize = 4;
+
+/// What came of asking, for those who waited.
+#[derive(Clone, Debug)]
+pub enum Landing {
+    /// An answer that is on its way into the cache.
+    Coming(Arc<Coming>),
+    /// An answer that is stored.
+    Stored(Arc<Entry>, Tier),
+    /// An error; what was stored stands in for it.
+    StandIn(Arc<Entry>, CacheStatus),
+    /// An answer of the sidecar's own.
+    Problem(Problem),
+    /// An answer that is not for sharing: each asks for itself.
+    Unshared,
+}
+
+/// An answer on its way into the cache.
+#[derive(Debug)]
+pub struct Coming {
+    pub(super) head: Head,
+    pub(super) place: Place,
+    pub(super) fill: Fill<Source>,
+}
+
+impl Proxy {
+    /// Answers from memory, or asks.
+    pub(super) async fn look_up(self: &Arc<Self>, question: Question) -> Answered {
+        let (part, candidate, reason) = match question.look_in_memory() {
+            Looked::Usable(entry, standing) => {
+                if standing.verdict.refreshes() {
+                    self.refresh_in_background(&question, &entry);
+                }
+                return question.hit(&entry, &standing, Tier::L1);
+            }
+            Looked::Candidate(entry, reason) => (None, Some(entry), reason),
+            Looked::Part(entry) => (Some(entry), None, Forward::Partial),
+            Looked::Nothing(reason) => (None, None, reason),
+            Looked::Unshared => {
+                if question.asked.only_if_cached {
+                    return Answered::problem(Problem::OnlyIfCached, Some(question.route));
+                }
+                return self.fetch(Errand::new(question, None, Forward::UriMiss)).await;
+            }
+        };
+        if question.asked.only_if_cached {
+            return Answered::problem(Problem::OnlyIfCached, Some(question.route));
+        }
+        let may_join = question.may_join(candidate.as_deref());
+        let errand = Errand { candidate, part, ..Errand::new(question, None, reason) };
+        if may_join { self.join(errand).await } else { self.fetch(errand).await }
+    }
+
+    async fn join(self: &Arc<Self>, errand: Errand) -> Answered {
+        let (question, reason) = (&errand.question, errand.reason);
+        let mut key = question.key.as_str().to_owned();
+        for _ in 0..JOINS {
+            let landing = match question.serving.flights.join(&key) {
+                Joined::Lead(lead) => return self.lead(Errand { lead: Some(lead), ..errand }).await,
+                Joined::Wait(wait) => wait.await,
+            };
+            match landing {
+                // The one who asked has left: somebody else asks.
+                None => {}
+                Some(Landing::Coming(coming)) if coming.is_purged(question) => break,
+                Some(Landing::Coming(coming)) if !coming.place.is_for(question) => {
+                    key = coming.place.key_for(question);
+                }
+                Some(Landing::Coming(coming)) => match question.read_along(&coming, reason) {
+                    Some(answered) => return answered,
+                    None => break,
+                },
+                Some(Landing::Stored(entry, tier)) => match question.weigh(entry) {
+                    Looked::Usable(entry, _) => return question.collapsed(&entry, reason, tier),
+                    _ => break,
+                },
+                Some(Landing::StandIn(entry, status)) if !entry.is_purged(&question.serving.barriers) => {
+                    return question.answer_with(&entry, status, Outcome::Stale, Tier::L1);
+                }
+                Some(Landing::Problem(problem)) => {
+                    return Answered::problem(problem, Some(question.route));
+                }
+                Some(Landing::StandIn(..) | Landing::Unshared) => break,
+            }
+        }
+        self.fetch(errand).await
+    }
+
+    async fn lead(self: &Arc<Self>, errand: Errand) -> Answered {
+        // Another may have asked, and stored, since we looked.
+        if let Looked::Usable(entry, standing) = errand.question.look_in_memory()
+            && !standing.verdict.refreshes()
+        {
+            return errand.question.hit(&entry, &standing, Tier::L1);
+        }
+        self.fetch(errand).await
+    }
+}
+
+impl Coming {
+    fn is_purged(&self, question: &Question) -> bool {
+        question.serving.barriers.covers(&self.head.names, self.head.stamp)
+    }
+}
+
+impl Question {
+    /// Whether it may wait for what another asks for: not if it wants something of its own.
+    fn may_join(&self, candidate: Option<&Entry>) -> bool {
+        let wants_a_part = !matches!(self.range, larder_policy::range::Asked::Whole) && candidate.is_none();
+        self.asked.is_empty() && !self.shares_only_what_it_may && !wants_a_part
+    }
+
+    fn collapsed(&self, entry: &Entry, reason: Forward, tier: Tier) -> Answered {
+        let status = Some(entry.head.status);
+        let status = CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed };
+        self.answer_with(entry, status, Outcome::Collapsed, tier)
+    }
+
+    /// An answer from what is on its way, from its start; `None` if that is no longer to be had.
+    fn read_along(&self, coming: &Coming, reason: Forward) -> Option<Answered> {
+        let Coming { head, fill, .. } = coming;
+        let mut response = if self.has_it_already(head) {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = http::StatusCode::NOT_MODIFIED;
+            *response.headers_mut() = validation::not_modified_headers(&head.headers);
+            response
+        } else {
+            let mut response = Response::new(Body::Fill(fill.join()?));
+            *response.status_mut() = head.status;
+            *response.headers_mut() = head.headers.clone();
+            response
+        };
+        let age = head.claims.initial_age() + head.resident();
+        response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
+        let (status, tier) = (Some(head.status), Tier::Application);
+        CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed }
+            .append_to(response.headers_mut());
+        Some(self.answered(response, Outcome::Collapsed, tier))
+    }
+}

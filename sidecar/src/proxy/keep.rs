@@ -1,0 +1,94 @@
+//! Storing.
+
+use std::sync::Arc;
+
+use http::HeaderName;
+use larder_policy::{freshness::keep_for, vary};
+
+use super::question::Question;
+use crate::{clock::monotonic_ms, entry::Entry, l1::Stored, serving::Serving};
+
+/// How long those who ask for what is not for sharing go to the application each by itself, without waiting to learn that.
+const UNSHARED_MS: u64 = 5_000;
+
+/// Where an answer is stored.
+#[derive(Clone, Debug)]
+pub(super) struct Place {
+    pub(super) serving: Arc<Serving>,
+    pub(super) route: usize,
+    key: String,
+    vary: Vec<HeaderName>,
+    variant: String,
+    /// An answer to HEAD stays in this pod's memory.
+    only_here: bool,
+}
+
+impl Place {
+    pub(super) fn new(question: &Question, vary: Vec<HeaderName>) -> Self {
+        let mut variant = String::new();
+        vary::write_variant(&mut variant, &vary, &question.headers);
+        Self {
+            serving: Arc::clone(&question.serving),
+            route: question.route,
+            key: question.key.as_str().to_owned(),
+            vary,
+            variant,
+            only_here: question.is_head(),
+        }
+    }
+
+    /// Where an answer to GET is stored, for what is under the same URL.
+    pub(super) fn looked_up(question: &Question, vary: Vec<HeaderName>) -> Self {
+        let key = question.key_of_get.as_ref().unwrap_or(&question.key).as_str().to_owned();
+        Self { key, only_here: false, ..Self::new(question, vary) }
+    }
+
+    /// The key under which the variant of a request would be stored.
+    pub(super) fn key_for(&self, question: &Question) -> String {
+        let mut key = self.key.clone();
+        vary::write_variant(&mut key, &self.vary, &question.headers);
+        key
+    }
+
+    pub(super) fn is_for(&self, question: &Question) -> bool {
+        self.key_for(question)[self.key.len()..] == self.variant
+    }
+
+    pub(super) fn keep_in_memory(&self, entry: &Arc<Entry>) {
+        let l1 = &self.serving.l1;
+        if self.vary.is_empty() {
+            l1.insert(&self.key, Stored::Entry(Arc::clone(entry)));
+        } else {
+            l1.insert(&format!("{}{}", self.key, self.variant), Stored::Entry(Arc::clone(entry)));
+            l1.insert(&self.key, Stored::Vary(self.vary.as_slice().into()));
+        }
+    }
+
+    /// Takes out of memory what is there.
+    pub(super) fn forget(&self) {
+        self.serving.l1.remove(&format!("{}{}", self.key, self.variant));
+    }
+
+    /// Stores in memory, and in Redis in the background: nobody waits for that.
+    pub(super) fn keep(self, entry: Arc<Entry>) {
+        self.keep_in_memory(&entry);
+        let Some(l2) = self.serving.l2.clone().filter(|_| !self.only_here) else { return };
+        let lifetimes = &self.serving.policy.routes()[self.route].lifetimes;
+        let Some(left) = keep_for(&entry.head.claims, lifetimes).checked_sub(entry.head.resident()) else {
+            return;
+        };
+        tokio::spawn(async move {
+            let Self { serving, key, vary, variant, .. } = self;
+            // A failure is counted where it happens; the entry is in memory all the same.
+            let _ = l2.store(&serving.shape, &key, &vary, &variant, &entry, left).await;
+        });
+    }
+}
+
+impl Question {
+    /// Notes that what it asks for is not for sharing.
+    pub(super) fn note_unshared(&self) {
+        let until = monotonic_ms() + UNSHARED_MS;
+        self.serving.l1.insert(self.key.as_str(), Stored::Unshared { until });
+    }
+}

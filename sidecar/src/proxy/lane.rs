@@ -1,0 +1,120 @@
+//! Answering from memory before anybody else is asked.
+
+use std::sync::Arc;
+
+use bytes::{Bytes, BytesMut};
+use http::Method;
+use larder_policy::{
+    Fields as _, Key, NormalPath, Survey, cache_control::RequestDirectives, credentials, key::Asked,
+};
+
+use super::{Proxy, look::find};
+use crate::{
+    cache_status::{Tier, ttl_seconds},
+    gate::{Answer, AtOnce, Head},
+    serving::Mode,
+    stats::Outcome,
+};
+
+/// A body that is longer is not copied behind its head.
+const COPIED: usize = 16 << 10;
+
+/// Answers what a plain GET asks for and memory holds, fresh and whole. Every other request goes the way of all.
+#[derive(Debug)]
+pub struct Lane {
+    proxy: Arc<Proxy>,
+    /// Used again for each key.
+    key: String,
+}
+
+impl Lane {
+    /// For one connection.
+    pub fn new(proxy: Arc<Proxy>) -> Self {
+        Self { proxy, key: String::new() }
+    }
+
+    fn find(&mut self, head: &Head<'_>, output: &mut BytesMut) -> Option<Bytes> {
+        if head.method != "GET"
+            || !head.is_http11
+            || !head.target.starts_with('/')
+            || self.proxy.drain.is_on()
+        {
+            return None;
+        }
+        let serving = self.proxy.config.serving();
+        let survey = Survey::of(&head.lines);
+        let is_plain = !(survey.has_content()
+            || survey.has_range()
+            || survey.is_conditional()
+            || survey.has_override()
+            || survey.has_connection() && !only_keeps_alive(head));
+        if serving.mode != Mode::Serving || !is_plain {
+            return None;
+        }
+        let (path, query) = match head.target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (head.target, None),
+        };
+        let path = NormalPath::new(path);
+        let found = serving.policy.route(&Method::GET, &path, &head.lines)?;
+        let route = found.route;
+        let names_a_person = survey.names_a_person()
+            && !serving.policy.is_bare()
+            && credentials::identity_header(&head.lines, &route.key).is_some();
+        if names_a_person
+            || route.honours_clients && survey.has_directives()
+            || route.bypass(query, &head.lines).is_some()
+        {
+            return None;
+        }
+        let asked = Asked {
+            method: &Method::GET,
+            target: self.proxy.target,
+            uri_host: None,
+            path: &path,
+            query,
+            body: None,
+        };
+        self.key.clear();
+        Key::write(&mut self.key, &asked, &head.lines, &survey, &route.key);
+        let entry = find(&serving, &self.key, &head.lines).ok()?;
+        let (rendered, body) = entry.rendered()?;
+        if entry.is_purged(&serving.barriers) {
+            return None;
+        }
+        let standing = entry.head.standing(&route.lifetimes, &RequestDirectives::default());
+        if !standing.verdict.serves_now() || standing.verdict.refreshes() {
+            return None;
+        }
+        let mut number = itoa::Buffer::new();
+        output.reserve(rendered.len() + 96 + body.len().min(COPIED));
+        output.extend_from_slice(rendered);
+        output.extend_from_slice(b"age: ");
+        output.extend_from_slice(number.format(standing.age.as_secs()).as_bytes());
+        output.extend_from_slice(b"\r\ncache-status: larder; hit; ttl=");
+        output.extend_from_slice(number.format(ttl_seconds(standing.verdict)).as_bytes());
+        output.extend_from_slice(b"; detail=l1\r\n\r\n");
+        serving.route_stats(Some(found.index)).answered(Outcome::Hit, Tier::L1);
+        if body.len() > COPIED {
+            return Some(body.clone());
+        }
+        output.extend_from_slice(body);
+        Some(Bytes::new())
+    }
+}
+
+impl AtOnce for Lane {
+    fn answer(&mut self, head: &Head<'_>, output: &mut BytesMut) -> Answer {
+        match self.find(head, output) {
+            Some(body) => Answer::Yes(body),
+            None => Answer::No,
+        }
+    }
+}
+
+/// Whether the connection's own header fields say no more than that it goes on.
+fn only_keeps_alive(head: &Head<'_>) -> bool {
+    let others = ["upgrade", "te", "expect", "keep-alive", "proxy-connection"];
+    head.lines.values("connection").all(|value| value.eq_ignore_ascii_case(b"keep-alive"))
+        && !others.iter().any(|name| head.lines.has(name))
+}

@@ -1,0 +1,126 @@
+//! What memory holds for a request.
+
+use std::sync::Arc;
+
+use http::Method;
+use larder_policy::{Fields, Key, freshness::Standing, range, vary};
+
+use super::question::Question;
+use crate::{
+    cache_status::{Bypass, Forward},
+    clock::monotonic_ms,
+    entry::{Content, Entry},
+    l1::Stored,
+    serving::Serving,
+};
+
+/// What memory holds for a request.
+#[derive(Debug)]
+pub(super) enum Looked {
+    /// What answers it.
+    Usable(Arc<Entry>, Standing),
+    /// What may answer it when the application has been asked, and why it does not now.
+    Candidate(Arc<Entry>, Forward),
+    /// What is stored of the answer, which is not all.
+    Part(Arc<Entry>),
+    /// Nothing, and why.
+    Nothing(Forward),
+    /// Nothing, and nothing is waited for: the last answer was not for sharing.
+    Unshared,
+}
+
+impl Question {
+    pub(super) fn look_in_memory(&self) -> Looked {
+        if let Some(key) = &self.key_of_get {
+            let of_get = self.look_under(key);
+            if matches!(of_get, Looked::Usable(..)) {
+                return of_get;
+            }
+        }
+        self.look_under(&self.key)
+    }
+
+    /// What an answer to GET has left in memory, for a HEAD.
+    pub(super) fn stored_of_get(&self) -> Option<Arc<Entry>> {
+        find(&self.serving, self.key_of_get.as_ref()?.as_str(), &self.headers).ok()
+    }
+
+    fn look_under(&self, key: &Key) -> Looked {
+        match find(&self.serving, key.as_str(), &self.headers) {
+            Ok(entry) => self.weigh(entry),
+            Err(Missing::Nothing) => Looked::Nothing(self.why(Forward::UriMiss)),
+            Err(Missing::OtherVariants) => Looked::Nothing(self.why(Forward::VaryMiss)),
+            Err(Missing::Unshared) => Looked::Unshared,
+        }
+    }
+
+    /// What a stored answer is worth to this request.
+    pub(super) fn weigh(&self, entry: Arc<Entry>) -> Looked {
+        let directives = entry.head.claims.directives();
+        let may_be_shared = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
+        if self.shares_only_what_it_may && !may_be_shared {
+            return Looked::Nothing(Forward::Bypass(Bypass::Credentials));
+        }
+        if entry.is_purged(&self.serving.barriers) {
+            return Looked::Nothing(self.why(Forward::Stale));
+        }
+        let standing = entry.head.standing(self.lifetimes(), &self.asked);
+        if let Content::Parts(pieces) = &entry.content {
+            let range = match &self.range {
+                range::Asked::One(spec) => spec.resolve(pieces.total()),
+                _ => None,
+            };
+            let is_there = range.is_some_and(|range| pieces.slice(range).is_some())
+                && range::if_range_holds(&self.headers, &entry.head.headers);
+            if !is_there || !standing.verdict.serves_now() || self.is_head() {
+                return Looked::Part(entry);
+            }
+        }
+        if standing.verdict.serves_now() {
+            Looked::Usable(entry, standing)
+        } else {
+            let without_directives = entry.head.standing(self.lifetimes(), &Default::default());
+            let reason =
+                if without_directives.verdict.serves_now() { Forward::Request } else { Forward::Stale };
+            Looked::Candidate(entry, self.why(reason))
+        }
+    }
+
+    fn why(&self, reason: Forward) -> Forward {
+        if self.shares_only_what_it_may {
+            Forward::Bypass(Bypass::Credentials)
+        } else if self.asked.no_store && self.method == Method::GET {
+            Forward::Request
+        } else {
+            reason
+        }
+    }
+}
+
+/// Why there is no answer under a key.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Missing {
+    Nothing,
+    OtherVariants,
+    Unshared,
+}
+
+/// The answer under a key for a request with these fields.
+pub(super) fn find(serving: &Serving, key: &str, fields: &impl Fields) -> Result<Arc<Entry>, Missing> {
+    match serving.l1.get(key) {
+        None => Err(Missing::Nothing),
+        Some(Stored::Entry(entry)) => Ok(entry),
+        Some(Stored::Unshared { until }) if monotonic_ms() < until => Err(Missing::Unshared),
+        Some(Stored::Unshared { .. }) => Err(Missing::Nothing),
+        Some(Stored::Vary(names)) => {
+            let mut text = String::with_capacity(key.len() + 64);
+            text.push_str(key);
+            vary::write_variant(&mut text, &names, fields);
+            match serving.l1.get(&text) {
+                Some(Stored::Entry(entry)) => Ok(entry),
+                Some(Stored::Unshared { until }) if monotonic_ms() < until => Err(Missing::Unshared),
+                _ => Err(Missing::OtherVariants),
+            }
+        }
+    }
+}

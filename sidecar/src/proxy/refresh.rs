@@ -1,0 +1,59 @@
+//! Renewing what is stored while it is served (RFC 5861, section 3).
+
+use std::sync::Arc;
+
+use futures::future::BoxFuture;
+use http::{Method, header};
+use http_body_util::BodyExt as _;
+use larder_flight::{Joined, Lead};
+use larder_policy::range;
+
+use super::{Proxy, ask::Landing, fetch::Errand, question::Question};
+use crate::{body::Body, cache_status::Forward, entry::Entry};
+
+impl Proxy {
+    /// Asks for what is stored again, unless somebody is asking already. Nobody waits for it.
+    pub(super) fn refresh_in_background(self: &Arc<Self>, question: &Question, stored: &Arc<Entry>) {
+        let question = question.without_its_client();
+        if let Joined::Lead(lead) = question.serving.flights.join(question.key.as_str()) {
+            tokio::spawn(Arc::clone(self).refresh(question, lead, Arc::clone(stored)));
+        }
+    }
+
+    fn refresh(
+        self: Arc<Self>,
+        question: Question,
+        lead: Lead<Landing>,
+        stored: Arc<Entry>,
+    ) -> BoxFuture<'static, ()> {
+        Box::pin(async move {
+            let errand = Errand::new(question, Some(lead), Forward::Stale);
+            let errand = Errand { candidate: Some(stored), is_refresh: true, ..errand };
+            drain(self.fetch(errand).await.response.into_body()).await;
+        })
+    }
+}
+
+/// Reads a body that nobody wants, for the sake of what is made of it.
+pub(super) async fn drain(mut body: Body) {
+    while let Some(Ok(_)) = body.frame().await {}
+}
+
+impl Question {
+    /// The same question for its own sake: of GET, without what this client has or wants of it.
+    fn without_its_client(&self) -> Self {
+        let mut question = self.clone();
+        for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
+            question.headers.remove(name);
+        }
+        question.client.turnstile = None;
+        question.range = range::Asked::Whole;
+        question.asked = Default::default();
+        if let Some(key) = question.key_of_get.take() {
+            question.key = key;
+            question.method = Method::GET;
+            question.asker.method = Method::GET;
+        }
+        question
+    }
+}

@@ -1,0 +1,132 @@
+//! Answers made from what is stored.
+
+use std::ops::Range;
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Response, StatusCode,
+    header::{AGE, CONTENT_LENGTH, CONTENT_RANGE},
+};
+use larder_policy::{
+    freshness::Standing,
+    range::{self, ContentRange},
+    validation::{self, Precondition},
+};
+
+use super::{Answered, question::Question};
+use crate::{
+    body::Body,
+    cache_status::{CacheStatus, Tier, ttl_seconds},
+    entry::{Content, Entry, Head},
+    stats::Outcome,
+};
+
+impl Question {
+    /// An answer that was stored.
+    pub(super) fn hit(&self, entry: &Entry, standing: &Standing, tier: Tier) -> Answered {
+        let status = CacheStatus::Hit { tier, ttl: ttl_seconds(standing.verdict) };
+        self.answer_with(entry, status, Outcome::Hit, tier)
+    }
+
+    /// What is stored, as an answer of which `status` tells how it came to be.
+    pub(super) fn answer_with(
+        &self,
+        entry: &Entry,
+        status: CacheStatus,
+        outcome: Outcome,
+        tier: Tier,
+    ) -> Answered {
+        let mut response = self.response_from(entry);
+        let age = entry.head.claims.initial_age() + entry.head.resident();
+        response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
+        status.append_to(response.headers_mut());
+        self.answered(response, outcome, tier)
+    }
+
+    pub(super) fn answered(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Answered {
+        Answered { response, route: Some(self.route), outcome, tier }
+    }
+
+    fn response_from(&self, entry: &Entry) -> Response<Body> {
+        let head = &entry.head;
+        if self.has_it_already(head) {
+            return with_head(StatusCode::NOT_MODIFIED, validation::not_modified_headers(&head.headers));
+        }
+        match &entry.content {
+            Content::Whole(body) => {
+                if let Some(range) = self.range_of(head, body.len() as u64) {
+                    return match range {
+                        Ok(range) => partial(head, range.clone(), body.len() as u64, slice(body, range)),
+                        Err(()) => unsatisfiable(body.len() as u64),
+                    };
+                }
+                let mut response = with_head(head.status, head.headers.clone());
+                if !self.is_head() {
+                    *response.body_mut() = Body::full(body.clone());
+                } else if head.status != StatusCode::NO_CONTENT {
+                    // One that was stored for a HEAD has the length that the application said.
+                    response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| body.len().into());
+                }
+                response
+            }
+            Content::Parts(pieces) => {
+                let total = pieces.total();
+                let range = self.range_of(head, total).and_then(Result::ok);
+                match range.clone().and_then(|range| Some((range.clone(), pieces.slice(range)?))) {
+                    Some((range, piece)) => partial(head, range, total, piece),
+                    // It is only asked for what it has.
+                    None => unsatisfiable(total),
+                }
+            }
+        }
+    }
+
+    /// Whether the client's own copy is as good (RFC 9110, section 13.2.2).
+    pub(super) fn has_it_already(&self, head: &Head) -> bool {
+        let precondition =
+            validation::evaluate(&self.headers, head.status, &head.headers, head.times.received_at);
+        matches!(precondition, Precondition::NotModified)
+    }
+
+    /// The part of a body that it asks for; `None`: all of it. An error: a part that there is not.
+    fn range_of(&self, head: &Head, length: u64) -> Option<Result<Range<u64>, ()>> {
+        let range::Asked::One(spec) = &self.range else { return None };
+        let is_part = matches!(head.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
+        if !is_part || !range::if_range_holds(&self.headers, &head.headers) {
+            return None;
+        }
+        Some(spec.resolve(length).ok_or(()))
+    }
+}
+
+fn with_head(status: StatusCode, headers: HeaderMap) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    *response.headers_mut() = headers;
+    response
+}
+
+/// RFC 9110, section 15.3.7.
+fn partial(head: &Head, range: Range<u64>, total: u64, piece: Bytes) -> Response<Body> {
+    let mut response = with_head(StatusCode::PARTIAL_CONTENT, head.headers.clone());
+    let content_range = ContentRange { first: range.start, last: range.end - 1, total: Some(total) };
+    if let Ok(value) = HeaderValue::try_from(content_range.to_string()) {
+        response.headers_mut().insert(CONTENT_RANGE, value);
+    }
+    *response.body_mut() = Body::full(piece);
+    response
+}
+
+/// RFC 9110, section 15.5.17.
+fn unsatisfiable(total: u64) -> Response<Body> {
+    let mut response = with_head(StatusCode::RANGE_NOT_SATISFIABLE, HeaderMap::new());
+    if let Ok(value) = HeaderValue::try_from(ContentRange::unsatisfied(total)) {
+        response.headers_mut().insert(CONTENT_RANGE, value);
+    }
+    response
+}
+
+fn slice(body: &Bytes, range: Range<u64>) -> Bytes {
+    let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(body.len());
+    body.slice(place(range.start)..place(range.end))
+}

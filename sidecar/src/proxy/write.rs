@@ -1,0 +1,152 @@
+//! Writes, and what they make stale (RFC 9111, section 4.4).
+
+use std::sync::Arc;
+
+use http::{
+    HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri,
+    header::{CONTENT_LOCATION, HOST, LOCATION},
+};
+use hyper::body::Incoming;
+use larder_policy::{NormalPath, PurgeName};
+
+use super::{Answered, Client, Proxy, passed, passed_body, unreachable};
+use crate::{cache_status::Forward, purge, serving::Serving};
+
+impl Proxy {
+    /// Passes a write on. What it made stale is purged before its answer leaves, and even if the client has left.
+    pub(super) async fn write(
+        self: &Arc<Self>,
+        serving: &Arc<Serving>,
+        request: Request<Incoming>,
+        client: Client,
+        path: &NormalPath<'_>,
+    ) -> Answered {
+        let (proxy, serving, path) = (Arc::clone(self), Arc::clone(serving), path.as_str().to_owned());
+        let from = client.clone();
+        let written = tokio::spawn(async move {
+            let (method, target) = (request.method().clone(), Target::of(&request));
+            let outcome = proxy.forward(request.map(passed_body), &from).await;
+            let path = NormalPath::new(&path);
+            let names = match &outcome {
+                Ok(response) => made_stale(&serving, &method, &path, &target, response),
+                // The application may have written before it failed.
+                Err(_) => made_stale_by_policy(&serving, &method, &path),
+            };
+            if !names.is_empty() || serving.writes_go_unheard() {
+                let stats = &proxy.telemetry.stats;
+                purge::after_write(&proxy.config, &serving, &method, &path, &names, stats).await;
+            }
+            outcome
+        });
+        match written.await.expect("a task that is not aborted ends, unless it panics, and then so do we") {
+            Ok(response) => passed(response, Forward::Method, None),
+            Err(error) => unreachable(&error, &client, None),
+        }
+    }
+}
+
+/// What an answer to a write says is stale: what the policy names, unless nothing was changed; and, unless it is an error, the
+/// write's own path and those that the answer points to on the same host, where they are cached.
+fn made_stale(
+    serving: &Serving,
+    method: &Method,
+    path: &NormalPath<'_>,
+    target: &Target,
+    response: &Response<Incoming>,
+) -> Vec<PurgeName> {
+    let status = response.status();
+    let mut names = Vec::new();
+    if !changed_nothing(status) {
+        names.extend(made_stale_by_policy(serving, method, path));
+    }
+    if status.is_success() || status.is_redirection() {
+        let pointed_to =
+            [LOCATION, CONTENT_LOCATION].map(|name| target.pointed_to(response.headers(), &name));
+        let paths = pointed_to.into_iter().flatten().chain([path.as_str().to_owned()]);
+        let cached = paths.filter(|path| serving.policy.covers(&NormalPath::new(path)));
+        names.extend(cached.map(|path| PurgeName::path(NormalPath::new(&path).as_str())));
+    }
+    names.sort();
+    names.dedup();
+    names
+}
+
+fn made_stale_by_policy(serving: &Serving, method: &Method, path: &NormalPath<'_>) -> Vec<PurgeName> {
+    // A plain cache goes by what the answer says, and by nothing else.
+    if serving.policy.is_bare() { vec![] } else { serving.policy.purged_by(method, path) }
+}
+
+/// Whether a status says that a write was refused. The other client errors say that what it was about is not as the client
+/// thought, so that what is stored of it may not be so either.
+fn changed_nothing(status: StatusCode) -> bool {
+    const NOT_AS_THOUGHT: [StatusCode; 4] =
+        [StatusCode::NOT_FOUND, StatusCode::REQUEST_TIMEOUT, StatusCode::CONFLICT, StatusCode::GONE];
+    status.is_client_error() && !NOT_AS_THOUGHT.contains(&status)
+}
+
+/// Where a write went.
+struct Target {
+    uri: Uri,
+    host: String,
+}
+
+impl Target {
+    fn of(request: &Request<Incoming>) -> Self {
+        let uri = request.uri().clone();
+        let host = match uri.authority() {
+            Some(authority) => authority.as_str().to_owned(),
+            None => {
+                let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+                host.unwrap_or_default().to_owned()
+            }
+        };
+        Self { uri, host }
+    }
+
+    /// The path that a header points to, if that is on the same host (RFC 3986, section 5.2, without what only other hosts
+    /// need).
+    fn pointed_to(&self, headers: &HeaderMap, name: &HeaderName) -> Option<String> {
+        let text = headers.get(name)?.to_str().ok()?.trim();
+        let reference = text.split(['?', '#']).next().unwrap_or(text);
+        let absolute = reference.split_once("://").map(|(_, rest)| rest).or(reference.strip_prefix("//"));
+        if let Some(rest) = absolute {
+            let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
+            return host.eq_ignore_ascii_case(&self.host).then(|| format!("/{path}"));
+        }
+        if reference.starts_with('/') {
+            return Some(reference.to_owned());
+        }
+        let path = self.uri.path();
+        if reference.is_empty() {
+            return Some(path.to_owned());
+        }
+        let folder = &path[..path.rfind('/').map_or(0, |at| at + 1)];
+        Some(format!("{folder}{reference}"))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::HeaderValue;
+
+    use super::*;
+
+    #[test]
+    fn what_an_answer_points_to_is_found_on_the_same_host_alone() {
+        let target = Target { uri: Uri::from_static("/api/users?x=1"), host: "shop:80".into() };
+        let pointed_to = |value: &'static str| {
+            let headers = [(LOCATION, HeaderValue::from_static(value))].into_iter().collect();
+            target.pointed_to(&headers, &LOCATION)
+        };
+        for (value, path) in [
+            ("/api/users/7?y=2", Some("/api/users/7")),
+            ("7", Some("/api/7")),
+            ("http://Shop:80/api/users/7", Some("/api/users/7")),
+            ("//shop:80/a#b", Some("/a")),
+            ("http://other/api/users/7", None),
+            ("", Some("/api/users")),
+        ] {
+            assert_eq!(pointed_to(value).as_deref(), path, "{value}");
+        }
+    }
+}
