@@ -2,7 +2,8 @@
 
 mod reader;
 mod state;
-#[cfg(all(test, not(feature = "shuttle")))]
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests;
 
 use std::error::Error;

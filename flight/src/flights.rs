@@ -1,6 +1,7 @@
 //! Single flight: of those who ask for the same key at the same time, one leads and the others wait for what it found.
 
-#[cfg(all(test, not(feature = "shuttle")))]
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod tests;
 
 use std::collections::HashMap;

@@ -7,7 +7,8 @@ mod fill;
 mod flights;
 mod pieces;
 mod sync;
-#[cfg(all(test, not(feature = "shuttle")))]
+#[cfg(test)]
+#[cfg(not(feature = "shuttle"))]
 mod testing;
 mod wakes;
 

@@ -3,6 +3,8 @@
 //!
 //! Under std's locks there is nothing to schedule: `cargo test -p larder-flight --features shuttle --test shuttle`.
 
+#![allow(clippy::unwrap_used)]
+
 use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::pin::Pin;
