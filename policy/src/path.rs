@@ -67,9 +67,9 @@ impl<'a> NormalPath<'a> {
 fn is_normal(raw: &str) -> bool {
     let mut before = b'/';
     raw.bytes().all(|byte| {
-        let plain = !SPECIAL[usize::from(byte)] && !(byte == b'.' && before == b'/');
+        let special = SPECIAL[usize::from(byte)] || (byte == b'.' && before == b'/');
         before = byte;
-        plain
+        !special
     })
 }
 

@@ -21,6 +21,14 @@ use crate::{Duration, PathTemplate};
         "message": "ttl replaces the life that an answer gives itself and maxTTL bounds it: set one of them",
     },
     {
+        "rule": "!has(self.ttl) || self.ttl.matches('[1-9]')",
+        "message": "ttl must be longer than 0s: to cache nothing, take the route out",
+    },
+    {
+        "rule": "!has(self.maxTTL) || self.maxTTL.matches('[1-9]')",
+        "message": "maxTTL must be longer than 0s: to cache nothing, take the route out",
+    },
+    {
         "rule": "!has(self.match.methods) || !self.match.methods.exists(m, m == 'POST') || (has(self.key) && has(self.key.body))",
         "message": "answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
     },
@@ -47,7 +55,7 @@ pub struct RouteSpec {
     pub matches: RouteMatch,
 
     /// How long an answer is fresh. It replaces what `Cache-Control` and `Expires` of the answer say about that; it never
-    /// overrides `no-store` or `private`, `Set-Cookie` or `Vary: *`, unless `storeDespite` says so. Without it the answer's
+    /// overrides `no-store`, `private`, `Set-Cookie` or `Vary: *`, unless `storeDespite` says so. Without it the answer's
     /// own headers decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Duration>,
@@ -135,10 +143,16 @@ pub enum CacheableMethod {
 /// A status whose answers are stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "self.code != 304",
-    "message": "a 304 is about an answer that is stored already: list that answer's status, such as 200",
-}]))]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "self.code != 304",
+        "message": "a 304 is about an answer that is stored already: list that answer's status, such as 200",
+    },
+    {
+        "rule": "!has(self.ttl) || self.ttl.matches('[1-9]')",
+        "message": "ttl must be longer than 0s: to store nothing of this status, take it out of statuses",
+    },
+]))]
 pub struct StatusSpec {
     /// The status, such as 404.
     #[schemars(range(min = 200, max = 599))]
