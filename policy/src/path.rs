@@ -81,16 +81,20 @@ fn normalise_escapes(raw: &str) -> String {
     }
     let mut text = String::with_capacity(raw.len());
     let mut rest = raw.as_str();
+    let mut stray = None;
     while let Some(at) = rest.find('%') {
         text.push_str(&rest[..at]);
         let Some(escape) = rest.get(at..at + 3).filter(|e| e[1..].bytes().all(|b| b.is_ascii_hexdigit()))
         else {
+            stray = Some(text.len());
             text.push('%');
             rest = &rest[at + 1..];
             continue;
         };
         let byte = percent_decode_str(escape).next().expect("an escape is one byte");
-        if byte.is_ascii_alphanumeric() || b"-._~".contains(&byte) {
+        // Behind a '%' that is no escape, what is decoded could make it one: "%%330" is not "%30".
+        let completes = stray.is_some_and(|stray| text.len() - stray <= 2);
+        if !completes && (byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)) {
             text.push(char::from(byte));
         } else {
             text.push_str(&escape.to_ascii_uppercase());
@@ -138,6 +142,8 @@ mod tests {
             ("/caf\u{e9}", "/caf%C3%A9"),
             ("/100%", "/100%"),
             ("/%zz", "/%zz"),
+            ("/%%330", "/%%330"),
+            ("/%3%30", "/%3%30"),
             ("//a", "//a"),
             ("/.well-known/a", "/.well-known/a"),
             ("/a?b#c", "/a%3Fb%23c"),
