@@ -67,7 +67,7 @@ pub struct KeySpec {
         "message": "allow lists all that counts and ignore all that does not: set one of them",
     },
     {
-        "rule": "(has(self.allow) ? self.allow : []).all(p, p.matches('^[^*&=#]*[*]?$')) && (has(self.ignore) ? self.ignore : []).all(p, p.matches('^[^*&=#]*[*]?$'))",
+        "rule": "(!has(self.allow) || self.allow.all(p, p.matches('^[^*&=#]*[*]?$'))) && (!has(self.ignore) || self.ignore.all(p, p.matches('^[^*&=#]*[*]?$')))",
         "message": "write the name of a parameter, or its start and a '*', such as utm_*",
     },
 ]))]
@@ -86,6 +86,7 @@ pub struct KeyQuery {
 
     /// Whether `?a=1&b=2` and `?b=2&a=1` are told apart.
     #[serde(default, skip_serializing_if = "QueryOrder::is_as_sent")]
+    #[schemars(extend("default" = "AsSent"))]
     pub order: QueryOrder,
 }
 

@@ -88,6 +88,7 @@ pub struct RouteSpec {
 
     /// Whether a client's own `Cache-Control` counts, by which it can force a miss.
     #[serde(default, skip_serializing_if = "ClientDirectives::is_ignore")]
+    #[schemars(extend("default" = "Ignore"))]
     pub client_directives: ClientDirectives,
 
     /// Requests that are neither looked up nor stored.
