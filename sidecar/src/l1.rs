@@ -125,11 +125,11 @@ mod tests {
     fn the_least_recently_used_makes_room() {
         let l1 = L1::new(10_000, Arc::default());
         for key in ["a", "b", "c"] {
-            l1.insert(key, stored(2700));
+            l1.insert(key, stored(2500));
         }
         assert_eq!(l1.entries(), 3);
         assert!(l1.get("a").is_some());
-        l1.insert("d", stored(2700));
+        l1.insert("d", stored(2500));
         assert_eq!(l1.entries(), 3);
         assert!(l1.get("b").is_none() && l1.get("a").is_some() && l1.get("d").is_some());
         assert_eq!(l1.evictions(), 1);

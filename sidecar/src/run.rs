@@ -93,12 +93,14 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         };
         let (shutdown, tasks) = (shutdown.clone(), tasks.clone());
         thread::Builder::new().name(format!("larder-{number}")).spawn(move || {
-            if let Err(error) = work(&doors, proxy, &shutdown, &tasks) {
+            if let Err(error) = work(doors, proxy, &shutdown, &tasks) {
                 tracing::error!(error = format!("{error:#}"), "a thread ended");
                 process::exit(1);
             }
         })?;
     }
+    // Nobody listens any more when the last thread has stopped to.
+    drop(doors);
     admin.ready.store(true, Ordering::Release);
 
     told_to_end().await?;
@@ -130,7 +132,7 @@ impl Door {
 /// One thread of several, with connections of its own to clients and to the application: whichever is idle takes the next
 /// client.
 fn work(
-    doors: &[Door],
+    doors: Vec<Door>,
     proxy: impl Fn(&Door) -> Arc<Proxy>,
     shutdown: &CancellationToken,
     tasks: &TaskTracker,
@@ -138,8 +140,9 @@ fn work(
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         for door in doors {
-            let listener = TcpListener::from_std(door.listener.try_clone()?)?;
-            tasks.spawn(listener::accept(listener, proxy(door), shutdown.clone(), tasks.clone()));
+            let proxy = proxy(&door);
+            let listener = TcpListener::from_std(door.listener)?;
+            tasks.spawn(listener::accept(listener, proxy, shutdown.clone(), tasks.clone()));
         }
         shutdown.cancelled().await;
         tasks.wait().await;

@@ -82,7 +82,6 @@ mod tests {
     fn knows_what_is_not() {
         for text in [
             "\x16\x03\x01\x02\x00",
-            "PRI * HTTP/2.0\r\n\r\nGET",
             "HELO example",
             "GET key\r\n",
             "get key\r\n",

@@ -33,8 +33,11 @@ async fn a_client_may_ask_for_the_origin() {
     let sidecar = Sidecar::bare(origin.address).await;
     assert_eq!(sidecar.get("/").await.body, "1");
     let fresh = sidecar.get_with("/", &[("cache-control", "no-cache")]).await;
-    assert_eq!((fresh.body.as_str(), fresh.cache_status()), ("2", "larder; fwd=request; fwd-status=200"));
-    assert_eq!(sidecar.get("/").await.body, "1");
+    assert_eq!(
+        (fresh.body.as_str(), fresh.cache_status()),
+        ("2", "larder; fwd=request; fwd-status=200; stored")
+    );
+    assert_eq!(sidecar.get("/").await.body, "2", "it is newer than what was stored");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -55,11 +55,7 @@ async fn an_upgraded_connection_is_passed_both_ways() {
 async fn what_is_not_http_is_passed_on_as_it_is() {
     let origin = RawOrigin::start(echo).await;
     let sidecar = Sidecar::bare(origin.address).await;
-    for words in [
-        &b"\x16\x03\x01\x00\xa5\x01\x00\x00"[..],
-        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
-        b"*1\r\n$4\r\nPING\r\n",
-    ] {
+    for words in [&b"\x16\x03\x01\x00\xa5\x01\x00\x00"[..], b"SSH-2.0-client\r\n", b"*1\r\n$4\r\nPING\r\n"] {
         let mut client = connect(&sidecar).await;
         client.write_all(words).await.unwrap();
         read_exactly(&mut client, words).await;
