@@ -42,8 +42,8 @@ pub struct Claims {
     /// From the moment when the origin made it; `None` if nothing says so and nothing lets us guess.
     pub(crate) lifetime: Option<Duration>,
     pub(crate) initial_age: Duration,
-    explicit: bool,
-    validator: bool,
+    pub(crate) explicit: bool,
+    pub(crate) validator: bool,
 }
 
 impl Claims {

@@ -85,9 +85,9 @@ pub fn judge(
     asked: &RequestDirectives,
 ) -> Standing {
     let age = claims.initial_age.saturating_add(resident);
-    let windows = Windows::of(claims, lifetimes);
-    let left = match life(claims, lifetimes, resident) {
-        Ok(_) if windows.never_unasked => Err(Duration::ZERO),
+    let ttl = ttl(claims, lifetimes);
+    let left = match life(claims, lifetimes, ttl, resident) {
+        Ok(_) if never_unasked(claims, ttl) => Err(Duration::ZERO),
         left => left,
     };
     let verdict = match left {
@@ -97,15 +97,28 @@ pub fn judge(
             let use_ = if asked.no_cache { StaleUse::No } else { StaleUse::OnError };
             Verdict::Stale { stale_for: Duration::ZERO, use_ }
         }
-        Err(stale_for) => Verdict::Stale { stale_for, use_: windows.use_of(age, stale_for, asked) },
+        Err(stale_for) => {
+            let use_ = Windows::of(claims, lifetimes, ttl).use_of(age, stale_for, asked);
+            Verdict::Stale { stale_for, use_ }
+        }
     };
     Standing { age, verdict }
 }
 
+/// `no-cache`: not even within its life (section 5.2.2.4), unless a TTL replaces it.
+fn never_unasked(claims: &Claims, ttl: Option<Duration>) -> bool {
+    claims.directives.no_cache && ttl.is_none()
+}
+
 /// How much longer it is within its life, or for how long it has not been: fresh is what is younger than its lifetime
 /// (section 4.2).
-fn life(claims: &Claims, lifetimes: &Lifetimes, resident: Duration) -> Result<Duration, Duration> {
-    if let Some(ttl) = ttl(claims, lifetimes) {
+fn life(
+    claims: &Claims,
+    lifetimes: &Lifetimes,
+    ttl: Option<Duration>,
+    resident: Duration,
+) -> Result<Duration, Duration> {
+    if let Some(ttl) = ttl {
         return left(ttl, resident);
     }
     let age = claims.initial_age.saturating_add(resident);
@@ -138,20 +151,27 @@ fn accepts(asked: &RequestDirectives, age: Duration, ttl: Duration) -> bool {
 /// How long after it was received an answer may be of any use: its life, the longer of its stale windows, and the time for
 /// which a validator is worth keeping.
 pub fn keep_for(claims: &Claims, lifetimes: &Lifetimes) -> Duration {
-    let life = life(claims, lifetimes, Duration::ZERO).unwrap_or_default();
+    let ttl = ttl(claims, lifetimes);
+    let life = life(claims, lifetimes, ttl, Duration::ZERO).unwrap_or_default();
     let worth_validating = if claims.has_validator() {
         life.clamp(Duration::from_secs(10 * 60), Duration::from_secs(24 * 60 * 60))
     } else {
         Duration::ZERO
     };
-    life.saturating_add(Windows::of(claims, lifetimes).longest().max(worth_validating))
+    life.saturating_add(Windows::of(claims, lifetimes, ttl).longest().max(worth_validating))
 }
 
-/// Whether an answer is fresh for a moment after it was received, or may be served stale.
+/// Whether an answer that just came is fresh for a moment, or may be served stale.
 pub(crate) fn is_of_use(claims: &Claims, lifetimes: &Lifetimes) -> bool {
-    let windows = Windows::of(claims, lifetimes);
-    let fresh = !windows.never_unasked && life(claims, lifetimes, Duration::ZERO).is_ok();
-    fresh || !windows.longest().is_zero()
+    let ttl = ttl(claims, lifetimes);
+    let fresh = !never_unasked(claims, ttl) && life(claims, lifetimes, ttl, Duration::ZERO).is_ok();
+    // One that came stale may be past its windows, too.
+    fresh || keep_stale(claims, lifetimes, ttl)
+}
+
+fn keep_stale(claims: &Claims, lifetimes: &Lifetimes, ttl: Option<Duration>) -> bool {
+    let over = life(claims, lifetimes, ttl, Duration::ZERO).err().unwrap_or_default();
+    over < Windows::of(claims, lifetimes, ttl).longest()
 }
 
 #[cfg(test)]

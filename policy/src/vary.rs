@@ -71,9 +71,11 @@ pub fn write_variant(into: &mut String, names: &[HeaderName], fields: &(impl Fie
 
 /// A value without the white space around its commas.
 fn write_value(into: &mut String, value: &[u8]) {
-    if value.iter().all(|byte| byte.is_ascii_graphic() && *byte != b'%') {
-        // Most values are like this: nothing to trim, nothing to escape.
-        into.extend(value.iter().map(|byte| char::from(*byte)));
+    // Most values are like this: nothing to trim, nothing to escape.
+    let plain = |byte: &u8| (b' '..=b'~').contains(byte) && *byte != b'%';
+    let has_no = |byte: u8| !value.contains(&byte);
+    if value.iter().all(plain) && (has_no(b',') || has_no(b' ')) {
+        into.push_str(str::from_utf8(value.trim_ascii()).expect("it is ASCII"));
         return;
     }
     for (at, part) in split_at_commas(value).enumerate() {

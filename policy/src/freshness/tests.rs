@@ -1,1 +1,314 @@
+use http::StatusCode;
+use proptest::prelude::*;
 
+use super::*;
+use crate::{cache_control::MaxStale, claims::Times, testing::headers};
+
+const fn seconds(seconds: u64) -> Duration {
+    Duration::from_secs(seconds)
+}
+
+fn claims(control: &str, age: u64) -> Claims {
+    let lines = [("cache-control", control), ("age", &age.to_string())];
+    Claims::read(StatusCode::OK, &headers(&lines), Times { requested_at: 0, received_at: 0 }, &[])
+}
+
+fn asked(control: &str) -> RequestDirectives {
+    RequestDirectives::parse(&headers(&[("cache-control", control)]))
+}
+
+fn route(ttl: Option<u64>) -> Lifetimes {
+    Lifetimes { ttl: ttl.map(seconds), ..Default::default() }
+}
+
+const fn fresh(ttl: u64) -> Verdict {
+    Verdict::Fresh { ttl: seconds(ttl) }
+}
+
+const fn stale(stale_for: u64, use_: StaleUse) -> Verdict {
+    Verdict::Stale { stale_for: seconds(stale_for), use_ }
+}
+
+use StaleUse::{AsAsked, No, OnError, WhileRevalidating};
+
+#[test]
+fn fresh_is_what_is_younger_than_its_lifetime() {
+    for (control, age, resident, expected) in [
+        ("max-age=60", 0, 0, fresh(60)),
+        ("max-age=60", 10, 0, fresh(50)),
+        ("max-age=60", 10, 49, fresh(1)),
+        ("max-age=60", 10, 50, stale(0, No)),
+        ("max-age=60", 70, 5, stale(15, No)),
+        ("max-age=60, s-maxage=10", 0, 5, fresh(5)),
+        ("max-age=60, no-cache", 0, 0, stale(0, No)),
+        ("max-age=60, must-revalidate", 0, 0, fresh(60)),
+        ("max-age=0", 0, 0, stale(0, No)),
+        ("x", 0, 5, stale(5, No)),
+    ] {
+        let standing = judge(&claims(control, age), &route(None), seconds(resident), &asked(""));
+        assert_eq!(standing.verdict, expected, "{control}, {age}, {resident}");
+        assert_eq!(standing.age, seconds(age + resident));
+    }
+}
+
+#[test]
+fn a_ttl_replaces_what_the_answer_says_and_a_cap_does_not() {
+    let (ttl, capped) = (route(Some(60)), Lifetimes { max_ttl: Some(seconds(60)), ..Default::default() });
+    for control in ["max-age=5", "no-cache", "s-maxage=0, must-revalidate", "x"] {
+        let verdict = |resident| judge(&claims(control, 500), &ttl, seconds(resident), &asked("")).verdict;
+        assert_eq!(verdict(59), fresh(1), "{control}");
+        assert_eq!(verdict(60), stale(0, No), "{control}");
+    }
+    for (control, age, resident, expected) in [
+        ("max-age=5", 0, 0, fresh(5)),
+        ("max-age=500", 0, 0, fresh(60)),
+        ("max-age=500", 100, 10, fresh(50)),
+        ("max-age=500", 480, 10, fresh(10)),
+        ("max-age=500", 100, 70, stale(10, No)),
+        ("max-age=500", 480, 70, stale(50, No)),
+        ("no-cache", 0, 0, stale(0, No)),
+    ] {
+        let standing = judge(&claims(control, age), &capped, seconds(resident), &asked(""));
+        assert_eq!(standing.verdict, expected, "{control}, {age}, {resident}");
+    }
+}
+
+#[test]
+fn a_status_has_a_ttl_of_its_own() {
+    let statuses = vec![(StatusCode::NOT_FOUND, Some(seconds(10))), (StatusCode::OK, None)];
+    let route = Lifetimes { ttl: Some(seconds(60)), statuses, ..Default::default() };
+    for (status, expected) in [(200, fresh(60)), (206, fresh(60)), (404, fresh(10))] {
+        let claims = Claims { status: StatusCode::from_u16(status).unwrap(), ..claims("max-age=5", 0) };
+        assert_eq!(judge(&claims, &route, Duration::ZERO, &asked("")).verdict, expected, "{status}");
+    }
+}
+
+#[test]
+fn stale_windows_of_the_answer() {
+    let both = "stale-while-revalidate=10, stale-if-error=30";
+    for (control, stale_for, expected) in [
+        ("max-age=60", 0, WhileRevalidating),
+        ("max-age=60", 9, WhileRevalidating),
+        ("max-age=60", 10, OnError),
+        ("max-age=60", 29, OnError),
+        ("max-age=60", 30, No),
+        ("s-maxage=60", 9, WhileRevalidating),
+        ("max-age=60, must-revalidate", 5, No),
+        ("max-age=60, proxy-revalidate", 5, No),
+        ("max-age=60, no-cache", 5, No),
+    ] {
+        let claims = claims(&format!("{control}, {both}"), 0);
+        let standing = judge(&claims, &route(None), seconds(60 + stale_for), &asked(""));
+        assert_eq!(standing.verdict, stale(stale_for, expected), "{control}, {stale_for}");
+    }
+}
+
+#[test]
+fn stale_windows_of_the_route() {
+    let windows = |ttl| Lifetimes {
+        ttl,
+        stale_while_revalidate: Some(seconds(10)),
+        stale_if_error: Some(seconds(30)),
+        ..Default::default()
+    };
+    for (ttl, control, stale_for, expected) in [
+        (None, "max-age=60, stale-while-revalidate=100", 10, OnError),
+        (None, "max-age=60", 5, WhileRevalidating),
+        (None, "s-maxage=60", 5, WhileRevalidating),
+        (None, "max-age=60, must-revalidate", 5, No),
+        (Some(seconds(60)), "no-cache, must-revalidate, s-maxage=1", 5, WhileRevalidating),
+        (Some(seconds(60)), "x", 29, OnError),
+        (Some(seconds(60)), "x", 30, No),
+    ] {
+        let standing = judge(&claims(control, 0), &windows(ttl), seconds(60 + stale_for), &asked(""));
+        assert_eq!(standing.verdict, stale(stale_for, expected), "{control}, {stale_for}");
+    }
+    let unknown = judge(&claims("x", 0), &windows(None), Duration::ZERO, &asked(""));
+    assert_eq!(unknown.verdict, stale(0, OnError));
+}
+
+#[test]
+fn what_the_client_asks() {
+    // Its life is 60 s, its age at first 10 s.
+    for (control, request, resident, expected) in [
+        ("max-age=60", "max-age=30", 20, fresh(30)),
+        ("max-age=60", "max-age=30", 21, stale(0, OnError)),
+        ("max-age=60", "min-fresh=30", 20, fresh(30)),
+        ("max-age=60", "min-fresh=31", 20, stale(0, OnError)),
+        ("max-age=60", "no-cache", 0, stale(0, No)),
+        ("max-age=60", "no-store, only-if-cached", 0, fresh(50)),
+        ("max-age=60", "max-stale", 500, stale(450, AsAsked)),
+        ("max-age=60", "max-stale=10", 60, stale(10, AsAsked)),
+        ("max-age=60", "max-stale=10", 61, stale(11, No)),
+        ("max-age=60", "max-stale, max-age=100", 60, stale(10, AsAsked)),
+        ("max-age=60", "max-stale, max-age=60", 60, stale(10, No)),
+        ("max-age=60", "max-stale, no-cache", 60, stale(10, No)),
+        ("max-age=60", "stale-if-error=20", 60, stale(10, OnError)),
+        ("max-age=60", "stale-if-error=10", 60, stale(10, No)),
+        ("max-age=60, stale-while-revalidate=20", "max-age=100", 60, stale(10, OnError)),
+        ("max-age=60, stale-while-revalidate=20", "max-stale=5", 60, stale(10, OnError)),
+        ("max-age=60, stale-while-revalidate=20", "max-stale=15", 60, stale(10, WhileRevalidating)),
+        ("s-maxage=60", "max-stale, stale-if-error=99", 60, stale(10, No)),
+        ("max-age=60, must-revalidate", "max-stale, stale-if-error=99", 60, stale(10, No)),
+        ("max-age=60, proxy-revalidate", "max-stale", 60, stale(10, No)),
+        ("max-age=60, no-cache", "max-stale", 0, stale(0, No)),
+    ] {
+        let standing = judge(&claims(control, 10), &route(None), seconds(resident), &asked(request));
+        assert_eq!(standing.verdict, expected, "{control} for {request} after {resident}");
+    }
+}
+
+#[test]
+fn what_a_verdict_lets_one_do() {
+    for (verdict, now, refreshes, on_error) in [
+        (fresh(1), true, false, true),
+        (stale(1, No), false, false, false),
+        (stale(1, WhileRevalidating), true, true, true),
+        (stale(1, OnError), false, false, true),
+        (stale(1, AsAsked), true, false, true),
+    ] {
+        assert_eq!(
+            (verdict.serves_now(), verdict.refreshes(), verdict.serves_on_error()),
+            (now, refreshes, on_error),
+            "{verdict:?}"
+        );
+    }
+}
+
+#[test]
+fn how_long_it_is_worth_keeping() {
+    for (control, age, ttl, expected) in [
+        ("max-age=60", 10, None, 50),
+        ("max-age=60, stale-if-error=30", 10, None, 80),
+        ("max-age=60, stale-if-error=30, must-revalidate", 10, None, 50),
+        ("max-age=60, stale-if-error=30", 10, Some(5), 35),
+        ("no-cache", 0, None, 0),
+    ] {
+        assert_eq!(keep_for(&claims(control, age), &route(ttl)), seconds(expected), "{control}");
+    }
+    let lines = headers(&[("cache-control", "no-cache"), ("etag", "\"a\"")]);
+    let claims = Claims::read(StatusCode::OK, &lines, Times { requested_at: 0, received_at: 0 }, &[]);
+    assert_eq!(keep_for(&claims, &route(None)), seconds(600));
+}
+
+prop_compose! {
+    /// A time, often one of the extremes.
+    fn time()(time in prop_oneof![
+        3 => (0_u64..300).prop_map(seconds),
+        1 => any::<u64>().prop_map(Duration::from_nanos),
+        1 => Just(Duration::MAX),
+        1 => Just(seconds(1 << 31)),
+    ]) -> Duration { time }
+}
+
+prop_compose! {
+    fn any_claims()(
+        no_cache: bool, must_revalidate: bool, initial_age in time(),
+        lifetime in proptest::option::of(time()), s_maxage in proptest::option::of(time()),
+        stale_while_revalidate in proptest::option::of(time()), stale_if_error in proptest::option::of(time()),
+    ) -> Claims {
+        let directives = ResponseDirectives {
+            no_cache, must_revalidate, s_maxage, stale_while_revalidate, stale_if_error, ..Default::default()
+        };
+        Claims { initial_age, lifetime: s_maxage.or(lifetime), directives, ..claims("", 0) }
+    }
+}
+
+prop_compose! {
+    fn any_route()(
+        ttl in proptest::option::of(time()), max_ttl in proptest::option::of(time()),
+        stale_while_revalidate in proptest::option::of(time()), stale_if_error in proptest::option::of(time()),
+    ) -> Lifetimes {
+        Lifetimes { ttl, max_ttl, stale_while_revalidate, stale_if_error, ..Default::default() }
+    }
+}
+
+prop_compose! {
+    fn any_request()(
+        no_cache: bool, max_age in proptest::option::of(time()), min_fresh in proptest::option::of(time()),
+        max_stale in proptest::option::of(time()), stale_if_error in proptest::option::of(time()),
+    ) -> RequestDirectives {
+        let max_stale = max_stale.map(MaxStale::For);
+        RequestDirectives { no_cache, max_age, min_fresh, max_stale, stale_if_error, ..Default::default() }
+    }
+}
+
+/// How much longer it may be served as fresh.
+fn ttl_left(claims: &Claims, route: &Lifetimes, resident: Duration) -> Duration {
+    match judge(claims, route, resident, &RequestDirectives::default()).verdict {
+        Verdict::Fresh { ttl } => ttl,
+        Verdict::Stale { .. } => Duration::ZERO,
+    }
+}
+
+proptest! {
+    #[test]
+    fn fresh_is_never_older_than_its_life(
+        claims in any_claims(), route in any_route(), asked in any_request(), resident in time(),
+    ) {
+        let standing = judge(&claims, &route, resident, &asked);
+        keep_for(&claims, &route);
+        prop_assert_eq!(standing.age, claims.initial_age.saturating_add(resident));
+        let Verdict::Fresh { ttl } = standing.verdict else { return Ok(()) };
+        prop_assert!(ttl > Duration::ZERO);
+        prop_assert!(!asked.no_cache && asked.max_age.is_none_or(|most| standing.age <= most));
+        match route.ttl {
+            Some(most) => prop_assert!(resident < most),
+            None => {
+                prop_assert!(!claims.directives.no_cache);
+                prop_assert!(standing.age < claims.lifetime.unwrap_or_default());
+                prop_assert!(route.max_ttl.is_none_or(|most| resident < most));
+            }
+        }
+    }
+
+    #[test]
+    fn what_gets_older_gets_no_fresher(
+        claims in any_claims(), route in any_route(), resident in time(), more in time(),
+    ) {
+        let later = resident.saturating_add(more);
+        let asked = RequestDirectives::default();
+        let (now, then) = (judge(&claims, &route, resident, &asked), judge(&claims, &route, later, &asked));
+        prop_assert!(now.age <= then.age);
+        prop_assert!(now.verdict.serves_now() || !then.verdict.serves_now());
+        prop_assert!(now.verdict.serves_on_error() || !then.verdict.serves_on_error());
+        prop_assert!(ttl_left(&claims, &route, resident) >= ttl_left(&claims, &route, later));
+    }
+
+    #[test]
+    fn a_lower_ttl_or_cap_never_lengthens_a_life(
+        claims in any_claims(), route in any_route(), one in time(), other in time(), resident in time(),
+    ) {
+        let (low, high) = (one.min(other), one.max(other));
+        for with in [
+            |route: &Lifetimes, ttl| Lifetimes { ttl: Some(ttl), ..route.clone() },
+            |route: &Lifetimes, cap| Lifetimes { ttl: None, max_ttl: Some(cap), ..route.clone() },
+        ] {
+            let (low, high) = (with(&route, low), with(&route, high));
+            prop_assert!(ttl_left(&claims, &low, resident) <= ttl_left(&claims, &high, resident));
+        }
+    }
+
+    #[test]
+    fn what_must_be_revalidated_is_never_served_stale(
+        claims in any_claims(), route in any_route(), asked in any_request(), resident in time(),
+    ) {
+        let mut claims = claims;
+        claims.directives.must_revalidate = true;
+        let verdict = judge(&claims, &Lifetimes { ttl: None, ..route.clone() }, resident, &asked).verdict;
+        if ttl_left(&claims, &Lifetimes { ttl: None, ..route }, resident).is_zero() {
+            prop_assert!(!verdict.serves_now() && !verdict.serves_on_error());
+        }
+    }
+
+    #[test]
+    fn what_is_not_kept_is_of_no_use(claims in any_claims(), route in any_route(), more in time()) {
+        let resident = keep_for(&claims, &route).saturating_add(more);
+        // At the end of time there is no later.
+        if resident == Duration::MAX || claims.initial_age.checked_add(resident).is_none() {
+            return Ok(());
+        }
+        let verdict = judge(&claims, &route, resident, &RequestDirectives::default()).verdict;
+        prop_assert!(!verdict.serves_now() && !verdict.serves_on_error());
+    }
+}

@@ -2,13 +2,12 @@
 
 use std::time::Duration;
 
-use super::{Claims, Lifetimes, RequestDirectives, ResponseDirectives, StaleUse, ttl};
+use super::{Claims, Lifetimes, RequestDirectives, ResponseDirectives, StaleUse};
 
 /// How long past its life an answer may be served.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Windows {
-    /// `no-cache`: not even within its life (section 5.2.2.4).
-    pub(super) never_unasked: bool,
+    never: bool,
     /// Whether a client may ask for it.
     clients: bool,
     revalidating: Duration,
@@ -16,20 +15,22 @@ pub(super) struct Windows {
 }
 
 impl Windows {
-    pub(super) fn of(claims: &Claims, lifetimes: &Lifetimes) -> Self {
+    /// The windows of an answer whose `ttl` is given by its route, or not.
+    pub(super) fn of(claims: &Claims, lifetimes: &Lifetimes, ttl: Option<Duration>) -> Self {
         let directives = &claims.directives;
-        let replaced = ttl(claims, lifetimes).is_some();
-        let window = |route: Option<Duration>, own: Option<Duration>| route.or(own).unwrap_or_default();
-        let mut windows = Self {
-            never_unasked: directives.no_cache && !replaced,
-            clients: replaced || !forbids_stale(directives) && directives.s_maxage.is_none(),
-            revalidating: window(lifetimes.stale_while_revalidate, directives.stale_while_revalidate),
-            on_error: window(lifetimes.stale_if_error, directives.stale_if_error),
-        };
-        if !replaced && forbids_stale(directives) {
-            (windows.revalidating, windows.on_error) = (Duration::ZERO, Duration::ZERO);
+        if ttl.is_none() && forbids_stale(directives) {
+            let none = Duration::ZERO;
+            return Self { never: true, clients: false, revalidating: none, on_error: none };
         }
-        windows
+        // A route's window follows a life; where nothing says or lets us guess one, it must not stand in for it.
+        let has_life = ttl.is_some() || claims.lifetime.is_some();
+        let route = lifetimes.stale_while_revalidate.filter(|_| has_life);
+        Self {
+            never: false,
+            clients: ttl.is_some() || directives.s_maxage.is_none(),
+            revalidating: route.or(directives.stale_while_revalidate).unwrap_or_default(),
+            on_error: lifetimes.stale_if_error.or(directives.stale_if_error).unwrap_or_default(),
+        }
     }
 
     pub(super) fn longest(&self) -> Duration {
@@ -38,7 +39,7 @@ impl Windows {
 
     /// What an answer is good for that has been past its life for this long.
     pub(super) fn use_of(&self, age: Duration, stale_for: Duration, asked: &RequestDirectives) -> StaleUse {
-        if self.never_unasked || asked.no_cache {
+        if self.never || asked.no_cache {
             return StaleUse::No;
         }
         let young = asked.max_age.is_none_or(|most| age <= most);

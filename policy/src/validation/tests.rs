@@ -1,1 +1,174 @@
+use super::*;
+use crate::testing::headers;
 
+const EARLY: &str = "Sat, 21 Nov 2026 09:00:00 GMT";
+const DATE: &str = "Sat, 21 Nov 2026 10:00:00 GMT";
+const LATE: &str = "Sat, 21 Nov 2026 11:00:00 GMT";
+/// 10:00:00 on that day.
+const RECEIVED: u64 = 1_795_255_200_000;
+
+const TAG: (&str, &str) = ("etag", "\"a\"");
+const WEAK: (&str, &str) = ("etag", "W/\"a\"");
+const MODIFIED: (&str, &str) = ("last-modified", EARLY);
+
+fn judged(asked: &[(&str, &str)], stored: &[(&str, &str)]) -> Precondition {
+    evaluate(&headers(asked), StatusCode::OK, &headers(stored), RECEIVED)
+}
+
+#[test]
+fn if_none_match() {
+    use Precondition::{Holds, NotModified};
+    let list = "if-none-match";
+    for (asked, stored, expected) in [
+        (&[(list, "\"a\"")][..], TAG, NotModified),
+        (&[(list, "\"b\"")], TAG, Holds),
+        (&[(list, "W/\"a\"")], TAG, NotModified),
+        (&[(list, "\"a\"")], WEAK, NotModified),
+        (&[(list, "\"x\", \"a\" ,W/\"y\"")], TAG, NotModified),
+        (&[(list, "\"x\""), (list, "\"a\"")], TAG, NotModified),
+        (&[(list, "\"x,\"a\",y\"")], TAG, Holds),
+        (&[(list, "*")], TAG, NotModified),
+        (&[(list, "*")], ("x", "y"), NotModified),
+        (&[(list, "a")], TAG, Holds),
+        (&[(list, "w/\"a\"")], TAG, Holds),
+        (&[(list, "\"A\"")], TAG, Holds),
+        (&[(list, "")], TAG, Holds),
+        (&[(list, "\"a\"")], MODIFIED, Holds),
+        (&[(list, "\"a,b\\\"")], ("etag", "\"a,b\\\""), NotModified),
+    ] {
+        assert_eq!(judged(asked, &[stored]), expected, "{asked:?}, {stored:?}");
+    }
+}
+
+#[test]
+fn if_modified_since_counts_without_if_none_match() {
+    use Precondition::{Holds, NotModified};
+    for (since, stored, expected) in [
+        (EARLY, &[MODIFIED][..], NotModified),
+        (DATE, &[MODIFIED], NotModified),
+        ("Sat, 21 Nov 2026 08:59:59 GMT", &[MODIFIED], Holds),
+        ("Saturday, 21-Nov-26 09:00:00 GMT", &[MODIFIED], NotModified),
+        (DATE, &[("date", DATE)], NotModified),
+        (EARLY, &[("date", DATE)], Holds),
+        (DATE, &[], NotModified),
+        (EARLY, &[], Holds),
+        ("x", &[MODIFIED], Precondition::None),
+        ("0", &[MODIFIED], Precondition::None),
+    ] {
+        assert_eq!(judged(&[("if-modified-since", since)], stored), expected, "{since}, {stored:?}");
+    }
+    let both = |tag| [("if-none-match", tag), ("if-modified-since", LATE)];
+    assert_eq!(judged(&both("\"b\""), &[TAG, MODIFIED]), Holds);
+    assert_eq!(judged(&both("\"a\""), &[TAG, MODIFIED]), NotModified);
+}
+
+#[test]
+fn other_conditions_and_other_answers() {
+    assert_eq!(judged(&[], &[TAG]), Precondition::None);
+    assert_eq!(judged(&[("if-match", "\"a\""), ("if-none-match", "\"a\"")], &[TAG]), Precondition::Origins);
+    assert_eq!(judged(&[("if-unmodified-since", DATE)], &[TAG]), Precondition::Origins);
+    let asked = headers(&[("if-none-match", "\"a\"")]);
+    assert_eq!(evaluate(&asked, StatusCode::NOT_FOUND, &headers(&[TAG]), RECEIVED), Precondition::None);
+}
+
+#[test]
+fn the_origin_is_asked_by_what_is_stored() {
+    let both = validators(&headers(&[WEAK, MODIFIED])).unwrap();
+    assert_eq!(both.if_none_match, Some(HeaderValue::from_static("W/\"a\"")));
+    assert_eq!(both.if_modified_since, Some(HeaderValue::from_static(EARLY)));
+    assert_eq!(validators(&headers(&[("last-modified", "x"), ("date", DATE)])), None);
+}
+
+#[test]
+fn a_304_is_about_what_has_its_validator() {
+    let other = ("last-modified", LATE);
+    for (newer, stored, expected) in [
+        (&[TAG][..], &[TAG][..], true),
+        (&[TAG], &[("etag", "\"b\"")], false),
+        (&[TAG], &[WEAK], false),
+        (&[TAG], &[MODIFIED], false),
+        (&[WEAK], &[TAG], true),
+        (&[WEAK], &[WEAK], true),
+        (&[WEAK, MODIFIED], &[MODIFIED], true),
+        (&[WEAK], &[MODIFIED], false),
+        (&[TAG, other], &[TAG, MODIFIED], true),
+        (&[MODIFIED], &[TAG, MODIFIED], true),
+        (&[other], &[TAG, MODIFIED], false),
+        (&[], &[TAG], true),
+        (&[], &[], true),
+    ] {
+        assert_eq!(selects(&headers(newer), &headers(stored)), expected, "{newer:?}, {stored:?}");
+    }
+}
+
+#[test]
+fn a_304_freshens_what_does_not_describe_the_bytes() {
+    let stored = headers(&[
+        ("etag", "W/\"a\""),
+        ("content-length", "10"),
+        ("content-encoding", "gzip"),
+        ("content-type", "text/plain"),
+        ("x", "old"),
+        ("x", "older"),
+        ("y", "kept"),
+    ]);
+    let newer = headers(&[
+        ("etag", "\"a\""),
+        ("content-length", "0"),
+        ("content-encoding", "br"),
+        ("content-range", "bytes 0-1/2"),
+        ("content-md5", "x"),
+        ("content-type", "text/html"),
+        ("x", "new"),
+        ("x", "newer"),
+        ("set-cookie", "person=1"),
+        ("connection", "close, X-Hop"),
+        ("x-hop", "1"),
+        ("keep-alive", "1"),
+        ("transfer-encoding", "chunked"),
+        ("proxy-authenticate", "Basic"),
+        ("cache-control", "max-age=5"),
+    ]);
+    let expected = headers(&[
+        ("etag", "W/\"a\""),
+        ("content-length", "10"),
+        ("content-encoding", "gzip"),
+        ("content-type", "text/html"),
+        ("x", "new"),
+        ("x", "newer"),
+        ("y", "kept"),
+        ("cache-control", "max-age=5"),
+    ]);
+    assert_eq!(freshen(&stored, &newer), expected);
+    let old = headers(&[("age", "9"), ("date", EARLY), ("x", "1")]);
+    assert_eq!(freshen(&old, &headers(&[])), headers(&[("x", "1")]));
+    let again = headers(&[("age", "1"), ("date", DATE), ("x", "1")]);
+    assert_eq!(freshen(&old, &headers(&[("age", "1"), ("date", DATE)])), again);
+    let cookie = |value| headers(&[("set-cookie", value)]);
+    assert_eq!(freshen(&cookie("a=1"), &cookie("a=2")), cookie("a=2"));
+    assert_eq!(freshen(&headers(&[MODIFIED]), &headers(&[WEAK])), headers(&[MODIFIED, WEAK]));
+}
+
+#[test]
+fn a_304_of_ours_describes_no_body() {
+    let stored = headers(&[
+        TAG,
+        MODIFIED,
+        ("content-type", "x"),
+        ("content-length", "1"),
+        ("content-encoding", "gzip"),
+        ("content-location", "/a"),
+        ("cache-control", "max-age=5"),
+        ("access-control-allow-origin", "*"),
+        ("vary", "x"),
+    ]);
+    let expected = headers(&[
+        TAG,
+        ("content-location", "/a"),
+        ("cache-control", "max-age=5"),
+        ("access-control-allow-origin", "*"),
+        ("vary", "x"),
+    ]);
+    assert_eq!(not_modified_headers(&stored), expected);
+    assert_eq!(not_modified_headers(&headers(&[MODIFIED])), headers(&[MODIFIED]));
+}

@@ -3,8 +3,8 @@
 use http::{
     HeaderMap, HeaderName,
     header::{
-        CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, ETAG,
-        LAST_MODIFIED, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+        AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
+        DATE, ETAG, LAST_MODIFIED, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
     },
 };
 
@@ -60,8 +60,13 @@ fn same_date(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
 ///   are stored, and a 304 changes no byte; another `ETag`, which would name them by a name that they do not have: the 304 was
 ///   matched to this one (section 4.3.4). One where there was none is taken;
 /// - `Set-Cookie`, unless there is one already: it is stored only by a route that says so, and a 304 is no way around that.
+///
+/// `Age` and `Date` of the stored answer go in any case: they say when it was made, and a 304 is that moment again (section
+/// 5.1 counts from when it "was generated or successfully validated at the origin server").
 pub fn freshen(stored: &HeaderMap, newer: &HeaderMap) -> HeaderMap {
     let mut fresh = stored.clone();
+    fresh.remove(AGE);
+    fresh.remove(DATE);
     for name in newer.keys().filter(|name| replaces(name, stored, newer)) {
         fresh.remove(name);
         for value in newer.get_all(name) {
