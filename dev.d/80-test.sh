@@ -62,6 +62,8 @@ render_chart() {
 test_unit() {
   need_rust
   shown "unit tests" "run one by \`cargo test --workspace --lib --bins NAME\`" cargo test --workspace --lib --bins
+  shown "schedules" "the shared fill under random schedules; shuttle prints the one that failed" \
+    cargo test -p larder-flight --features shuttle --test shuttle
   need_go
   need_helm
   shown "Tiltfile" "run it by \`cd tilt && go test ./...\`" test_tiltfile
@@ -76,7 +78,7 @@ test_integration() {
   start_redis
   start_postgres
   shown "integration tests" "run one by \`./dev test integration\`; they ask for $LARDER_TEST_REDIS_URL and $LARDER_TEST_POSTGRES_URL" \
-    cargo test --workspace --test integration
+    cargo test --workspace --test integration --test allocations
 }
 
 free_port() { # prints a loopback port that nobody listens on

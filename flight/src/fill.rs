@@ -23,9 +23,16 @@ const LEAST_LAG: u64 = 256 * 1024;
 
 /// Told, once, what became of a body as a whole.
 ///
-/// Exactly one of the two is called, once, by whoever reads at that moment, with no lock held. It should return at once:
+/// Exactly one of `complete` and `given_up` is called, once, by whoever reads at that moment, with no lock held. It should return at once:
 /// that reader waits for it.
 pub trait Observer: Send {
+    /// Whether so many bytes more may be kept. If not, it is as if the body were larger than the limit. Called with a lock of the
+    /// fill held: it must neither wait nor call the fill.
+    fn may_keep(&mut self, bytes: u64) -> bool {
+        let _ = bytes;
+        true
+    }
+
     /// The whole body came, and there are no trailers. Called before its last piece leaves to any reader.
     ///
     /// `body` is one buffer of its own: no read buffer is kept alive by it.
@@ -38,7 +45,7 @@ pub trait Observer: Send {
 /// Why a body is not there as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GivenUp {
-    /// It is larger than the limit. Its readers go on.
+    /// It is larger than the limit, or than what may be kept of it. Its readers go on.
     TooLarge,
     /// It ends in trailers, which are for the readers only.
     Trailers,

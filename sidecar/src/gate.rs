@@ -248,8 +248,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
     fn poll_write_own(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.turnstile.take_interim(&mut self.output);
         while !self.output.is_empty() || !self.output_body.is_empty() {
-            let slices = [io::IoSlice::new(&self.output), io::IoSlice::new(&self.output_body)];
-            let written = ready!(Pin::new(&mut self.stream).poll_write_vectored(context, &slices))?;
+            let mut stream = Pin::new(&mut self.stream);
+            let written = if self.output_body.is_empty() {
+                ready!(stream.as_mut().poll_write(context, &self.output))?
+            } else {
+                let slices = [io::IoSlice::new(&self.output), io::IoSlice::new(&self.output_body)];
+                ready!(stream.as_mut().poll_write_vectored(context, &slices))?
+            };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

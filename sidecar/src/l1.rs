@@ -8,7 +8,7 @@ use std::sync::{
 use http::HeaderName;
 use moka::{notification::RemovalCause, policy::EvictionPolicy, sync::Cache};
 
-use crate::entry::{Entry, codec::Record};
+use crate::entry::Entry;
 
 /// What L1 holds under a key: an answer, or the names of the headers that its variants differ by.
 #[derive(Clone, Debug)]
@@ -22,15 +22,6 @@ pub enum Stored {
         /// The end of that.
         until: u64,
     },
-}
-
-impl From<Record> for Stored {
-    fn from(record: Record) -> Self {
-        match record {
-            Record::Entry(entry) => Self::Entry(Arc::new(entry)),
-            Record::Vary(names) => Self::Vary(names.into()),
-        }
-    }
 }
 
 /// An LRU bounded by bytes. A read waits for no lock that another request holds: moka records it aside and brings its order

@@ -145,7 +145,7 @@ impl L2 {
             let found = match read(reply.record, targets) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
-                Some(Record::Entry(entry)) => Found::Entry(vec![], Box::new(entry)),
+                Some(Record::Entry(entry)) => Found::Entry(vec![], entry),
                 Some(Record::Vary(names)) => {
                     let mut variant = String::new();
                     vary::write_variant(&mut variant, &names, request);
@@ -153,7 +153,7 @@ impl L2 {
                     let record = commands::get(&mut connection, &variant).await?;
                     match read(record, targets) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
-                        Some(Record::Entry(entry)) => Found::Entry(names, Box::new(entry)),
+                        Some(Record::Entry(entry)) => Found::Entry(names, entry),
                         _ => Found::OtherVariants,
                     }
                 }

@@ -8,6 +8,7 @@ pub mod admin;
 pub mod barriers;
 pub mod body;
 pub mod breaker;
+pub mod budget;
 pub mod cache_status;
 pub mod cli;
 pub mod clock;

@@ -185,6 +185,7 @@ async fn serve_http1(
     let connection = http1::Builder::new().header_read_timeout(None).serve_connection(gate, service);
     let mut connection = std::pin::pin!(connection.with_upgrades());
     let outcome = tokio::select! {
+        biased;
         ended = connection.as_mut() => ended,
         () = shutdown.cancelled() => {
             connection.as_mut().graceful_shutdown();

@@ -10,6 +10,7 @@ use larder_policy::{Metadata, Policy, storing::NotStored};
 
 use crate::{
     barriers::Barriers,
+    budget::Budget,
     cache_status::Bypass,
     l1::L1,
     l2::{Keyspace, L2},
@@ -40,6 +41,8 @@ pub struct Serving {
     pub barriers: Arc<Barriers>,
     /// The cache in memory.
     pub l1: Arc<L1>,
+    /// What fills may hold in memory.
+    pub fills: Arc<Budget>,
     /// What is being asked for, for those who want the same.
     pub flights: Flights<Landing>,
     /// The shared cache.
@@ -153,6 +156,7 @@ impl Serving {
                 (Arc::new(l1), Flights::default())
             }
         };
+        let fills = Arc::new(Budget::new(policy.l1.max_size.0, policy.l1.max_object_size.0));
         telemetry.stats.l1.store(Some(Arc::clone(&l1)));
         let sources = policy
             .sources
@@ -174,6 +178,7 @@ impl Serving {
             mode,
             barriers,
             l1,
+            fills,
             flights,
             l2,
             missed_writes,

@@ -23,7 +23,7 @@ const KIND_PARTS: u8 = 3;
 #[derive(Debug)]
 pub enum Record {
     /// An answer.
-    Entry(Entry),
+    Entry(Box<Entry>),
     /// The names that `Vary` listed: the answers are stored apart, by the values of these headers.
     Vary(Vec<HeaderName>),
 }
@@ -114,11 +114,11 @@ pub fn decode(mut bytes: Bytes, targets: &[HeaderName]) -> Result<Record, Unread
     let record = match bytes.try_get_u8()? {
         KIND_WHOLE => {
             let head = take_head(&mut bytes, targets)?;
-            Record::Entry(Entry::new(head, Content::Whole(take_text(&mut bytes)?)))
+            Record::Entry(Box::new(Entry::new(head, Content::Whole(take_text(&mut bytes)?))))
         }
         KIND_PARTS => {
             let head = take_head(&mut bytes, targets)?;
-            Record::Entry(Entry::new(head, Content::Parts(take_pieces(&mut bytes)?)))
+            Record::Entry(Box::new(Entry::new(head, Content::Parts(take_pieces(&mut bytes)?))))
         }
         KIND_VARY => {
             let names = (0..bytes.try_get_u16()?).map(|_| take_name(&mut bytes)).collect::<Result<_, _>>()?;
@@ -197,7 +197,7 @@ mod tests {
 
     fn read(bytes: Bytes) -> Entry {
         let Record::Entry(entry) = decode(bytes, &[]).unwrap() else { panic!("not an entry") };
-        entry
+        *entry
     }
 
     #[test]

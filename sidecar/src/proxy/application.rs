@@ -238,14 +238,14 @@ impl Errand {
             let Some(range) = ContentRange::of(&head.headers) else {
                 return self.passed_on(head, Body::Stream(source), Became::Passed);
             };
-            let observer = PartFill { head: stored, place, range, known: self.part.take() };
+            let observer = PartFill::new(stored, place, range, self.part.take());
             let (_, reader) = larder_flight::fill(source, limit, Box::new(observer));
             self.land(Landing::Unshared);
             return self.passed_on(head, Body::Fill(reader), Became::Stored);
         }
         let has_it_already = self.question.has_it_already(&stored);
         let slot = Slot::default();
-        let observer = WholeFill { head: stored.clone(), place: place.clone(), slot: slot.clone() };
+        let observer = WholeFill::new(stored.clone(), place.clone(), slot.clone());
         let (fill, reader) = larder_flight::fill(source, limit, Box::new(observer));
         if let Some(lead) = self.lead.take() {
             slot.hold(lead.land(Landing::Coming(Arc::new(Coming { head: stored, place, fill }))));

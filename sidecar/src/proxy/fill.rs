@@ -13,13 +13,41 @@ use larder_policy::{
 };
 
 use super::{ask::Landing, keep::Place};
-use crate::entry::{Content, Entry, Head};
+use crate::{
+    budget::Share,
+    entry::{Content, Entry, Head},
+};
 
 /// Stores an answer when its body is whole. Until then, those who ask for the same find it in the place where it landed.
 pub(super) struct WholeFill {
-    pub(super) head: Head,
-    pub(super) place: Place,
-    pub(super) slot: Slot,
+    head: Head,
+    place: Place,
+    slot: Slot,
+    room: Room,
+}
+
+impl WholeFill {
+    pub(super) fn new(head: Head, place: Place, slot: Slot) -> Self {
+        let room = Room::in_memory_of(&place);
+        Self { head, place, slot, room }
+    }
+}
+
+/// What a fill holds in memory.
+struct Room {
+    share: Share,
+    was_refused: bool,
+}
+
+impl Room {
+    fn in_memory_of(place: &Place) -> Self {
+        Self { share: Share::new(&place.serving.fills), was_refused: false }
+    }
+
+    fn grow(&mut self, bytes: u64) -> bool {
+        self.was_refused |= !self.share.grow(bytes);
+        !self.was_refused
+    }
 }
 
 /// Keeps an answer where those who ask for the same find it, until it is stored or will not be.
@@ -50,6 +78,10 @@ impl Slot {
 }
 
 impl Observer for WholeFill {
+    fn may_keep(&mut self, bytes: u64) -> bool {
+        self.room.grow(bytes)
+    }
+
     fn complete(self: Box<Self>, body: Bytes) {
         store(self.head, self.place, Content::Whole(body));
         self.slot.let_go();
@@ -57,22 +89,34 @@ impl Observer for WholeFill {
 
     fn given_up(self: Box<Self>, why: GivenUp) {
         self.slot.let_go();
-        not_stored(&self.place, why);
+        not_stored(&self.place, why, &self.room);
     }
 }
 
 /// Stores part of an answer, together with what is stored of it already (RFC 9111, section 3.4).
 pub(super) struct PartFill {
-    pub(super) head: Head,
-    pub(super) place: Place,
-    pub(super) range: ContentRange,
+    head: Head,
+    place: Place,
+    range: ContentRange,
     /// What is stored of the answer.
-    pub(super) known: Option<Arc<Entry>>,
+    known: Option<Arc<Entry>>,
+    room: Room,
+}
+
+impl PartFill {
+    pub(super) fn new(head: Head, place: Place, range: ContentRange, known: Option<Arc<Entry>>) -> Self {
+        let room = Room::in_memory_of(&place);
+        Self { head, place, range, known, room }
+    }
 }
 
 impl Observer for PartFill {
+    fn may_keep(&mut self, bytes: u64) -> bool {
+        self.room.grow(bytes)
+    }
+
     fn complete(self: Box<Self>, body: Bytes) {
-        let Self { head, place, range, known } = *self;
+        let Self { head, place, range, known, room: _held } = *self;
         let Some(total) = range.total.filter(|_| body.len() as u64 == range.last - range.first + 1) else {
             return place.serving.not_stored(place.route, NotStored::ContentRange);
         };
@@ -88,7 +132,7 @@ impl Observer for PartFill {
     }
 
     fn given_up(self: Box<Self>, why: GivenUp) {
-        not_stored(&self.place, why);
+        not_stored(&self.place, why, &self.room);
     }
 }
 
@@ -100,8 +144,9 @@ pub(super) fn store(head: Head, place: Place, content: Content) {
     place.keep(Arc::new(Entry::new(head, content)));
 }
 
-fn not_stored(place: &Place, why: GivenUp) {
+fn not_stored(place: &Place, why: GivenUp, room: &Room) {
     let reason = match why {
+        GivenUp::TooLarge if room.was_refused => NotStored::Busy,
         GivenUp::TooLarge => NotStored::TooLarge,
         GivenUp::Trailers => NotStored::Trailers,
         GivenUp::Broken | GivenUp::Abandoned => NotStored::Incomplete,

@@ -77,7 +77,7 @@ impl Lane {
         };
         self.key.clear();
         Key::write(&mut self.key, &asked, &head.lines, &survey, &route.key);
-        let entry = find(&serving, &self.key, &head.lines).ok()?;
+        let entry = find(&serving, &mut self.key, &head.lines).ok()?;
         let (rendered, body) = entry.rendered()?;
         if entry.is_purged(&serving.barriers) {
             return None;

@@ -42,11 +42,11 @@ impl Question {
 
     /// What an answer to GET has left in memory, for a HEAD.
     pub(super) fn stored_of_get(&self) -> Option<Arc<Entry>> {
-        find(&self.serving, self.key_of_get.as_ref()?.as_str(), &self.headers).ok()
+        find(&self.serving, &mut self.key_of_get.as_ref()?.as_str().to_owned(), &self.headers).ok()
     }
 
     fn look_under(&self, key: &Key) -> Looked {
-        match find(&self.serving, key.as_str(), &self.headers) {
+        match find(&self.serving, &mut key.as_str().to_owned(), &self.headers) {
             Ok(entry) => self.weigh(entry),
             Err(Missing::Nothing) => Looked::Nothing(self.why(Forward::UriMiss)),
             Err(Missing::OtherVariants) => Looked::Nothing(self.why(Forward::VaryMiss)),
@@ -105,18 +105,16 @@ pub(super) enum Missing {
     Unshared,
 }
 
-/// The answer under a key for a request with these fields.
-pub(super) fn find(serving: &Serving, key: &str, fields: &impl Fields) -> Result<Arc<Entry>, Missing> {
+/// The answer under a key for a request with these fields. The key becomes that of the variant, where there are several.
+pub(super) fn find(serving: &Serving, key: &mut String, fields: &impl Fields) -> Result<Arc<Entry>, Missing> {
     match serving.l1.get(key) {
         None => Err(Missing::Nothing),
         Some(Stored::Entry(entry)) => Ok(entry),
         Some(Stored::Unshared { until }) if monotonic_ms() < until => Err(Missing::Unshared),
         Some(Stored::Unshared { .. }) => Err(Missing::Nothing),
         Some(Stored::Vary(names)) => {
-            let mut text = String::with_capacity(key.len() + 64);
-            text.push_str(key);
-            vary::write_variant(&mut text, &names, fields);
-            match serving.l1.get(&text) {
+            vary::write_variant(key, &names, fields);
+            match serving.l1.get(key) {
                 Some(Stored::Entry(entry)) => Ok(entry),
                 Some(Stored::Unshared { until }) if monotonic_ms() < until => Err(Missing::Unshared),
                 _ => Err(Missing::OtherVariants),
