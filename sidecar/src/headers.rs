@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue,
+    HeaderMap, HeaderName, HeaderValue, Version,
     header::{CONNECTION, FORWARDED, HOST, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, VIA},
 };
 
@@ -41,7 +41,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
 
 /// Tells the application whom the request came from and that it came through here (RFC 9110, section 7.6.3), in `Forwarded`
 /// (RFC 7239) too where somebody before us used that.
-pub fn announce(headers: &mut HeaderMap, client: IpAddr) {
+pub fn announce(headers: &mut HeaderMap, client: IpAddr, version: Version) {
     append_to_list(headers, X_FORWARDED_FOR, &client.to_string());
     if headers.contains_key(FORWARDED) {
         let node = match client {
@@ -50,7 +50,12 @@ pub fn announce(headers: &mut HeaderMap, client: IpAddr) {
         };
         append_to_list(headers, FORWARDED, &node);
     }
-    append_to_list(headers, VIA, "1.1 larder");
+    let via = match version {
+        Version::HTTP_2 => "2 larder",
+        Version::HTTP_10 => "1.0 larder",
+        _ => "1.1 larder",
+    };
+    append_to_list(headers, VIA, via);
 }
 
 /// Adds to a list header, on the last of its lines: not every application reads several.
@@ -117,7 +122,7 @@ mod tests {
     #[test]
     fn a_client_is_added_to_those_before_it() {
         let mut map = headers(&[("x-forwarded-for", "10.0.0.1"), ("x-forwarded-for", "10.0.0.2")]);
-        announce(&mut map, IpAddr::from([10, 0, 0, 3]));
+        announce(&mut map, IpAddr::from([10, 0, 0, 3]), Version::HTTP_11);
         assert_eq!(
             map,
             headers(&[("x-forwarded-for", "10.0.0.1, 10.0.0.2, 10.0.0.3"), ("via", "1.1 larder")])
@@ -127,7 +132,7 @@ mod tests {
     #[test]
     fn forwarded_is_continued_where_it_was_begun() {
         let mut map = headers(&[("forwarded", "for=192.0.2.1;proto=https")]);
-        announce(&mut map, "::1".parse().unwrap());
+        announce(&mut map, "::1".parse().unwrap(), Version::HTTP_11);
         assert_eq!(map[FORWARDED], "for=192.0.2.1;proto=https, for=\"[::1]\"");
     }
 

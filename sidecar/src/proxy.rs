@@ -289,7 +289,7 @@ fn only_authorizes(headers: &HeaderMap, route: &Route) -> bool {
 fn outgoing(request: Request<RequestBody>, client: IpAddr) -> Request<RequestBody> {
     let (mut head, body) = request.into_parts();
     headers::remove_hop_by_hop(&mut head.headers);
-    headers::announce(&mut head.headers, client);
+    headers::announce(&mut head.headers, client, head.version);
     // The host of an absolute target goes before Host (RFC 9112, section 3.2.2).
     let host = head.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
     if let Some(host) = host {

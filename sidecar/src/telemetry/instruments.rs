@@ -138,7 +138,7 @@ fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.spliced_connections")
-        .with_description("Connections that did not speak HTTP/1 and were passed on as they are.")
+        .with_description("Connections that did not speak HTTP and were passed on as they are.")
         .with_callback(move |observer| observer.observe(counted.spliced.load(Ordering::Relaxed), &[]))
         .build();
     let counted = Arc::clone(stats);
