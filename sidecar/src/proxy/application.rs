@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::{
-    HeaderValue, Response, StatusCode,
+    HeaderMap, HeaderValue, Response, StatusCode,
     header::{AGE, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG},
     response::Parts,
 };
@@ -81,11 +81,7 @@ impl Proxy {
         let response = self.forward(question.outgoing(ask), &question.client).await?;
         let times = Times { requested_at, received_at: wall_ms() };
         let (mut head, body) = response.into_parts();
-        // RFC 9110, section 6.6.1.
-        if !head.headers.contains_key(DATE) {
-            let now = date::format(times.received_at / 1000);
-            head.headers.insert(DATE, HeaderValue::from_bytes(&now).expect("a date is visible ASCII"));
-        }
+        date_if_missing(&mut head.headers, times.received_at);
         Ok(Received { head, body, times })
     }
 }
@@ -206,7 +202,7 @@ impl Errand {
     }
 
     /// Passes an answer on, and stores it if it may be.
-    fn deliver(mut self, mut head: Parts, source: Source, times: Times) -> Answered {
+    pub(super) fn deliver(mut self, mut head: Parts, source: Source, times: Times) -> Answered {
         let question = &self.question;
         let (serving, route) = (Arc::clone(&question.serving), question.route);
         let claims = Claims::read(head.status, &head.headers, times, serving.policy.targets());
@@ -296,6 +292,14 @@ impl Errand {
         let claims = Claims::read(stored.head.status, &headers, times, question.serving.policy.targets());
         let head = Head { headers, claims, times, ..stored.head.clone() };
         place.keep(Arc::new(Entry::new(head, stored.content.clone())));
+    }
+}
+
+/// RFC 9110, section 6.6.1: who receives an answer without a date, and has a clock, writes it down.
+pub(super) fn date_if_missing(headers: &mut HeaderMap, received_at: u64) {
+    if !headers.contains_key(DATE) {
+        let now = date::format(received_at / 1000);
+        headers.insert(DATE, HeaderValue::from_bytes(&now).expect("a date is visible ASCII"));
     }
 }
 

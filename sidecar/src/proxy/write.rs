@@ -2,15 +2,20 @@
 
 use std::sync::Arc;
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri,
-    header::{CONTENT_LOCATION, HOST, LOCATION},
+    header::{CONTENT_LOCATION, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE},
+    request::Parts,
 };
 use hyper::body::Incoming;
-use larder_policy::{NormalPath, PurgeName};
+use larder_policy::{NormalPath, PurgeName, Survey, claims::Times};
 
-use super::{Answered, Client, Proxy, passed, passed_body, unreachable};
-use crate::{cache_status::Forward, purge, serving::Serving};
+use super::{
+    Answered, Client, Proxy, application::date_if_missing, fetch::Errand, passed, passed_body,
+    question::Question, unreachable,
+};
+use crate::{body::Source, cache_status::Forward, clock::wall_ms, purge, serving::Serving};
 
 impl Proxy {
     /// Passes a write on. What it made stale is purged before its answer leaves, and even if the client has left.
@@ -23,8 +28,11 @@ impl Proxy {
     ) -> Answered {
         let (proxy, serving, path) = (Arc::clone(self), Arc::clone(serving), path.as_str().to_owned());
         let from = client.clone();
+        let posted =
+            (serving.policy.is_bare() && *request.method() == Method::POST).then(|| replica(&request));
+        let for_get = Arc::clone(&serving);
         let written = tokio::spawn(async move {
-            let (method, target) = (request.method().clone(), Target::of(&request));
+            let (method, target) = (request.method().clone(), Target::of(request.uri(), request.headers()));
             let outcome = proxy.forward(request.map(passed_body), &from).await;
             let path = NormalPath::new(&path);
             let names = match &outcome {
@@ -39,10 +47,66 @@ impl Proxy {
             outcome
         });
         match written.await.expect("a task that is not aborted ends, unless it panics, and then so do we") {
-            Ok(response) => passed(response, Forward::Method, None),
+            Ok(response) => match posted.filter(|posted| answers_get(posted, response.headers())) {
+                Some(posted) if response.status() == StatusCode::OK => {
+                    self.keep_for_get(&for_get, posted, response, client)
+                }
+                _ => passed(response, Forward::Method, None),
+            },
             Err(error) => unreachable(&error, &client, None),
         }
     }
+
+    /// Passes on an answer to POST that is one to GET too, and stores it as that (RFC 9110, section 9.3.3), if it says how long it
+    /// is fresh.
+    fn keep_for_get(
+        &self,
+        serving: &Arc<Serving>,
+        mut posted: Parts,
+        response: Response<Incoming>,
+        client: Client,
+    ) -> Answered {
+        let survey = Survey::of(&posted.headers);
+        let Some(route) =
+            serving.policy.route(&Method::GET, &NormalPath::new(posted.uri.path()), &posted.headers)
+        else {
+            return passed(response, Forward::Method, None);
+        };
+        let route = route.index;
+        posted.method = Method::GET;
+        // They were about the POST.
+        for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
+            posted.headers.remove(name);
+        }
+        let mut question = Question::new(serving, route, self.target, posted, Bytes::new(), client, &survey);
+        question.asker.method = Method::POST;
+        let (mut head, body) = response.into_parts();
+        let now = wall_ms();
+        date_if_missing(&mut head.headers, now);
+        let times = Times { requested_at: now, received_at: now };
+        Errand::new(question, None, Forward::Method).deliver(head, Source::new(body), times)
+    }
+}
+
+/// The head of a request, to be used again.
+fn replica(request: &Request<Incoming>) -> Parts {
+    let mut replica = Request::new(());
+    *replica.method_mut() = request.method().clone();
+    *replica.uri_mut() = request.uri().clone();
+    *replica.version_mut() = request.version();
+    *replica.headers_mut() = request.headers().clone();
+    replica.into_parts().0
+}
+
+/// Whether an answer to POST is one to GET of the same target: it says so with `Content-Location`.
+fn answers_get(posted: &Parts, headers: &HeaderMap) -> bool {
+    let target = Target::of(&posted.uri, &posted.headers);
+    let query = |text: &str| text.split_once('?').map(|(_, query)| query.to_owned());
+    let location = headers.get(CONTENT_LOCATION).and_then(|location| location.to_str().ok());
+    location.is_some_and(|location| {
+        target.pointed_to(headers, &CONTENT_LOCATION).as_deref() == Some(posted.uri.path())
+            && query(location).as_deref() == posted.uri.query()
+    })
 }
 
 /// What an answer to a write says is stale: what the policy names, unless nothing was changed; and, unless it is an error, the
@@ -91,12 +155,12 @@ struct Target {
 }
 
 impl Target {
-    fn of(request: &Request<Incoming>) -> Self {
-        let uri = request.uri().clone();
+    fn of(uri: &Uri, headers: &HeaderMap) -> Self {
+        let uri = uri.clone();
         let host = match uri.authority() {
             Some(authority) => authority.as_str().to_owned(),
             None => {
-                let host = request.headers().get(HOST).and_then(|host| host.to_str().ok());
+                let host = headers.get(HOST).and_then(|host| host.to_str().ok());
                 host.unwrap_or_default().to_owned()
             }
         };

@@ -71,3 +71,19 @@ async fn an_application_that_is_not_there_is_a_502() {
     let answer = sidecar.get("/").await;
     assert_eq!((answer.status.as_u16(), answer.header("content-type")), (502, "application/problem+json"));
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_post_that_is_one_to_get_too_is_stored_as_that() {
+    let origin = Origin::start(|seen| async move {
+        let location = seen.header("x-location").to_owned();
+        reply(&[("cache-control", "max-age=60"), ("content-location", &location)], seen.number.to_string())
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.request(Method::POST, "/a?x=1", &[("x-location", "/a?x=1")], "words").await;
+    let hit = sidecar.get("/a?x=1").await;
+    assert_eq!((hit.hit(), hit.body.as_str()), (Some("l1"), "1"));
+    sidecar.request(Method::POST, "/b", &[("x-location", "/c")], "words").await;
+    assert_eq!(sidecar.get("/b").await.hit(), None);
+    assert_eq!(sidecar.get("/c").await.hit(), None);
+}
