@@ -11,6 +11,7 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 
 use crate::{
     cache_status::Tier,
+    gate::Refusal,
     stats::{Outcome, PurgeOrigin, Stats},
 };
 
@@ -135,6 +136,19 @@ fn observe_tiers(meter: &Meter, stats: &Arc<Stats>) {
 }
 
 fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.refused_requests")
+        .with_description("Requests that were refused before anybody acted on them, by reason.")
+        .with_callback(move |observer| {
+            for refusal in Refusal::ALL {
+                let count = counted.count_refused(refusal);
+                if count > 0 {
+                    observer.observe(count, &[KeyValue::new("reason", refusal.as_str())]);
+                }
+            }
+        })
+        .build();
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.spliced_connections")
