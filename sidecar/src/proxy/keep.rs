@@ -86,9 +86,13 @@ impl Place {
 }
 
 impl Question {
-    /// Notes that what it asks for is not for sharing.
+    /// Notes that what it asks for is not for sharing. Other variants stay what they are.
     pub(super) fn note_unshared(&self) {
         let until = monotonic_ms() + UNSHARED_MS;
-        self.serving.l1.insert(self.key.as_str(), Stored::Unshared { until });
+        let (l1, mut key) = (&self.serving.l1, self.key.as_str().to_owned());
+        if let Some(Stored::Vary(names)) = l1.get(&key) {
+            vary::write_variant(&mut key, &names, &self.headers);
+        }
+        l1.insert(&key, Stored::Unshared { until });
     }
 }

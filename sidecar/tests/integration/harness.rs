@@ -14,6 +14,8 @@ mod policy;
 mod redis_server;
 mod relay;
 mod sidecar;
+mod steps;
+mod wire;
 
 pub(super) use database::Database;
 pub(super) use origin::{Origin, RawOrigin, read_head, reply};
@@ -21,6 +23,8 @@ pub(super) use policy::Policy;
 pub(super) use redis_server::RedisServer;
 pub(super) use relay::Relay;
 pub(super) use sidecar::{Answer, Sidecar, TOKEN, exchange};
+pub(super) use steps::Steps;
+pub(super) use wire::{Wire, header};
 
 /// How long anything that must happen may take.
 const PATIENCE: Duration = Duration::from_secs(15);

@@ -208,6 +208,13 @@ impl Sidecar {
         series.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
     }
 
+    /// The memory that it holds, in bytes.
+    pub(crate) fn resident(&self) -> u64 {
+        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+    }
+
     /// Tells it to end.
     pub(crate) fn terminate(&self) {
         self.signal(Signal::TERM);

@@ -1,0 +1,138 @@
+//! A client that says what it likes, byte by byte.
+
+use std::net::SocketAddr;
+
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    net::{TcpSocket, TcpStream},
+    time::timeout,
+};
+
+use super::PATIENCE;
+
+/// A connection of a client that says what it likes. Whatever it waits for must come in time.
+#[derive(Debug)]
+pub(crate) struct Wire {
+    stream: BufReader<TcpStream>,
+}
+
+impl Wire {
+    /// Connects.
+    pub(crate) async fn to(address: SocketAddr) -> Self {
+        let stream = TcpStream::connect(address).await.unwrap();
+        stream.set_nodelay(true).unwrap();
+        Self { stream: BufReader::with_capacity(64 << 10, stream) }
+    }
+
+    /// Connects, with room for little that is not read.
+    pub(crate) async fn narrow(address: SocketAddr) -> Self {
+        let socket = TcpSocket::new_v4().unwrap();
+        socket.set_recv_buffer_size(4 << 10).unwrap();
+        Self { stream: BufReader::with_capacity(1 << 10, socket.connect(address).await.unwrap()) }
+    }
+
+    /// Connects, and asks for a path of `shop.test`.
+    pub(crate) async fn asking(address: SocketAddr, path: &str) -> Self {
+        let mut wire = Self::to(address).await;
+        wire.ask(path).await;
+        wire
+    }
+
+    /// Asks for a path of `shop.test`.
+    pub(crate) async fn ask(&mut self, path: &str) {
+        self.say(format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n")).await;
+    }
+
+    /// Sends bytes.
+    pub(crate) async fn say(&mut self, bytes: impl AsRef<[u8]>) {
+        timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("sent in time").unwrap();
+    }
+
+    /// Sends bytes to one who may have stopped listening.
+    pub(crate) async fn try_to_say(&mut self, bytes: impl AsRef<[u8]>) {
+        let _ = timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("sent in time");
+    }
+
+    /// Reads a head, in lower case; empty at the end.
+    pub(crate) async fn head(&mut self) -> String {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            match timeout(PATIENCE, self.stream.read_u8()).await.expect("a head in time") {
+                Ok(byte) => head.push(byte),
+                Err(_) => break,
+            }
+        }
+        String::from_utf8(head).unwrap().to_lowercase()
+    }
+
+    /// Reads so many bytes.
+    pub(crate) async fn bytes(&mut self, count: usize) -> String {
+        let mut bytes = vec![0; count];
+        timeout(PATIENCE, self.stream.read_exact(&mut bytes)).await.expect("bytes in time").unwrap();
+        String::from_utf8(bytes).unwrap()
+    }
+
+    /// Reads a line, without its end.
+    async fn line(&mut self) -> String {
+        let mut line = String::new();
+        while !line.ends_with("\r\n") {
+            line.push_str(&self.bytes(1).await);
+        }
+        line.trim_end().to_owned()
+    }
+
+    /// Reads what comes in one chunk.
+    pub(crate) async fn chunk(&mut self) -> String {
+        let size = usize::from_str_radix(&self.line().await, 16).unwrap();
+        let chunk = self.bytes(size).await;
+        self.bytes(2).await;
+        chunk
+    }
+
+    /// Reads a chunked body.
+    pub(crate) async fn chunks(&mut self) -> String {
+        let mut body = String::new();
+        loop {
+            match self.chunk().await {
+                chunk if chunk.is_empty() => return body,
+                chunk => body.push_str(&chunk),
+            }
+        }
+    }
+
+    /// Reads an answer that has a length or is chunked: its head in lower case, and its body.
+    pub(crate) async fn answer(&mut self) -> (String, String) {
+        let head = self.head().await;
+        assert!(head.ends_with("\r\n\r\n"), "the connection ended: {head:?}");
+        let body = match header(&head, "content-length") {
+            "" if header(&head, "transfer-encoding") == "chunked" => self.chunks().await,
+            "" => String::new(),
+            length => self.bytes(length.parse().unwrap()).await,
+        };
+        (head, body)
+    }
+
+    /// Reads to the end, however that comes.
+    pub(crate) async fn rest(&mut self) -> Vec<u8> {
+        let mut rest = Vec::new();
+        let _ = timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await.expect("an end in time");
+        rest
+    }
+
+    /// Reads to the end and keeps only how much it was.
+    pub(crate) async fn discard(&mut self) -> u64 {
+        let (mut piece, mut count) = (vec![0; 256 << 10], 0);
+        loop {
+            match timeout(PATIENCE, self.stream.read(&mut piece)).await.expect("more in time") {
+                Ok(0) | Err(_) => return count,
+                Ok(read) => count += read as u64,
+            }
+        }
+    }
+}
+
+/// A header's value in a head in lower case; empty without it.
+pub(crate) fn header<'a>(head: &'a str, name: &str) -> &'a str {
+    let mut lines = head.lines().filter_map(|line| line.split_once(": "));
+    lines.find(|(has, _)| *has == name).map_or("", |(_, value)| value)
+}
