@@ -4,7 +4,9 @@ use std::net::IpAddr;
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Version,
-    header::{CONNECTION, FORWARDED, HOST, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, VIA},
+    header::{
+        CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+    },
 };
 
 /// Hop-by-hop headers besides those that `Connection` names (RFC 9110, section 7.6.1).
@@ -21,6 +23,10 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// Takes out what concerns only the connection that a message came on.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // The coding says where the body ends, and the length would say it to whoever comes next (RFC 9112, section 6.3).
+    if headers.contains_key(TRANSFER_ENCODING) {
+        headers.remove(CONTENT_LENGTH);
+    }
     let named: Vec<HeaderName> = headers
         .get_all(CONNECTION)
         .iter()
@@ -117,6 +123,14 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("host", "shop"), ("accept", "*/*")]));
+    }
+
+    #[test]
+    fn a_length_beside_a_transfer_coding_goes_with_it() {
+        let mut map =
+            headers(&[("content-length", "1"), ("transfer-encoding", "chunked"), ("accept", "*/*")]);
+        remove_hop_by_hop(&mut map);
+        assert_eq!(map, headers(&[("accept", "*/*")]));
     }
 
     #[test]
