@@ -16,13 +16,13 @@ use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
     net::{TcpListener, TcpStream},
-    time::sleep,
+    time::{Instant, sleep},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cli::ListenAddress,
-    gate::{Gate, Guarded, Turnstile},
+    gate::{Gate, Guarded, Refusal, Turnstile},
     proxy::{Client, Lane, Proxy},
     sniff::{self, Protocol, sniff},
 };
@@ -33,6 +33,8 @@ use prefixed::Prefixed;
 
 /// How long a client may be silent before the application is asked whether it speaks first.
 const SERVER_FIRST: Duration = Duration::from_millis(500);
+/// How long the first words may take that tell the protocol, from the first byte. What follows has the gate's time.
+const FIRST_WORDS: Duration = Duration::from_secs(4);
 /// How long a connection may be quiet before the kernel asks whether the client is still there, and how often it then asks.
 const QUIET: Duration = Duration::from_secs(60);
 const PROBES: Duration = Duration::from_secs(15);
@@ -101,6 +103,10 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shu
             stats.spliced.fetch_add(1, Ordering::Relaxed);
             splice(stream, &beginning, application, &proxy).await
         }
+        Ok(FirstWords::TooSlow) => {
+            stats.refused(Refusal::TooSlow);
+            refuse(stream, Refusal::TooSlow).await.map_err(Into::into)
+        }
         Ok(FirstWords::None) => Ok(()),
         Err(error) => Err(error.into()),
     };
@@ -118,6 +124,8 @@ enum FirstWords {
     Http2(Vec<u8>),
     /// With something else of the client's, or with the application, which was then connected to already.
     Other(Vec<u8>, Option<TcpStream>),
+    /// With too little to tell.
+    TooSlow,
     /// It ends before anybody has said anything.
     None,
 }
@@ -130,16 +138,20 @@ async fn first_words(
     let mut beginning = Vec::with_capacity(sniff::ENOUGH);
     let mut application: Option<TcpStream> = None;
     let mut silence = std::pin::pin!(sleep(SERVER_FIRST));
+    let mut deadline = std::pin::pin!(sleep(FIRST_WORDS));
     let mut asked = false;
     loop {
+        let is_silent = beginning.is_empty();
         tokio::select! {
             read = stream.read_buf(&mut beginning) => match (read?, sniff(&beginning)) {
                 (0, _) if beginning.is_empty() => return Ok(FirstWords::None),
                 (_, Protocol::Http1) => return Ok(FirstWords::Http1(beginning)),
                 (_, Protocol::Http2) => return Ok(FirstWords::Http2(beginning)),
                 (0, _) | (_, Protocol::Other) => return Ok(FirstWords::Other(beginning, application)),
+                (_, Protocol::Undecided) if is_silent => deadline.as_mut().reset(Instant::now() + FIRST_WORDS),
                 (_, Protocol::Undecided) => {}
             },
+            () = &mut deadline, if !is_silent => return Ok(FirstWords::TooSlow),
             () = &mut silence, if !asked => {
                 asked = true;
                 application = proxy.upstream().connect().await.ok();
@@ -154,6 +166,12 @@ async fn first_words(
             () = shutdown.cancelled() => return Ok(FirstWords::None),
         }
     }
+}
+
+/// Says why a client is not listened to any longer.
+async fn refuse(mut stream: TcpStream, refusal: Refusal) -> io::Result<()> {
+    stream.write_all(&refusal.answer()).await?;
+    stream.shutdown().await
 }
 
 /// Waits until the application says something (true) or ends the connection (false).

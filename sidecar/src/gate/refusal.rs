@@ -93,7 +93,7 @@ impl Refusal {
     }
 
     /// The whole answer, after which the connection is closed.
-    pub(super) fn answer(self) -> Vec<u8> {
+    pub fn answer(self) -> Vec<u8> {
         let status = self.status();
         let reason = status.canonical_reason().unwrap_or_default();
         let body = json!({"title": reason, "status": status.as_u16(), "detail": self.detail()}).to_string();
