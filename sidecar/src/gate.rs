@@ -141,6 +141,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
 
     /// Looks at what `input` begins with, and answers at once what can be.
     fn next_head(&mut self) -> Scan<Turn> {
+        while let Some(length) = head::empty_line(&self.input) {
+            self.input.advance(length);
+            self.searched = 0;
+            self.timer = None;
+        }
         if head::end(&self.input, self.searched).is_none() {
             self.searched = self.input.len();
             return if self.input.len() > head::LONGEST {
@@ -348,8 +353,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Read for 
 impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Write for Gate<IO, A> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_write_own(context))?;
+        // Even if nothing of it can be written now: hyper may have let go of the body.
         this.flushed = false;
+        ready!(this.poll_write_own(context))?;
         Pin::new(&mut this.stream).poll_write(context, bytes)
     }
 
@@ -359,8 +365,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Write for
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        ready!(this.poll_write_own(context))?;
+        // Even if nothing of it can be written now: hyper may have let go of the body.
         this.flushed = false;
+        ready!(this.poll_write_own(context))?;
         Pin::new(&mut this.stream).poll_write_vectored(context, slices)
     }
 

@@ -14,6 +14,7 @@ mod integration {
     mod postgres;
     mod purging;
     mod redis_away;
+    mod refused;
     mod sharing;
     mod storing;
     mod streaming;
