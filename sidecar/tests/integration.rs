@@ -10,6 +10,7 @@ mod integration {
     mod barriers;
     mod configuration;
     mod connections;
+    mod interim;
     mod metrics;
     mod postgres;
     mod purging;
@@ -18,4 +19,5 @@ mod integration {
     mod sharing;
     mod storing;
     mod streaming;
+    mod upgrades;
 }

@@ -1,0 +1,111 @@
+//! Interim responses (RFC 9110, section 15.2).
+
+use super::harness::{Origin, Sidecar, Steps, Wire, exchange, header, reply};
+
+const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n\r\n";
+const FINAL: &str = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hints_come_before_the_answer_and_are_not_stored() {
+    let origin = Steps::new(&[HINTS, "HTTP/1.1 102 Processing\r\n\r\n", HINTS, FINAL], false).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut client = Wire::asking(sidecar.address, "/a").await;
+    for expected in
+        ["http/1.1 103 early hints\r\nlink: </a.css>; rel=preload\r\n\r\n", "http/1.1 102 processing\r\n\r\n"]
+    {
+        assert_eq!(client.head().await, expected, "while the application holds the rest");
+        origin.let_go(1);
+    }
+    assert!(client.head().await.starts_with("http/1.1 103 "));
+    origin.let_go(1);
+    let (head, body) = client.answer().await;
+    assert!(head.starts_with("http/1.1 200 ") && header(&head, "link").is_empty(), "{head}");
+    assert_eq!(body, "ok");
+    client.ask("/a").await;
+    let (head, _) = client.answer().await;
+    assert!(head.starts_with("http/1.1 200 ") && head.contains("larder; hit"), "{head}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hints_come_before_the_answer_to_a_write() {
+    let origin = Steps::new(&[HINTS, FINAL], false).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut client = Wire::to(sidecar.address).await;
+    client.say("DELETE /a HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
+    assert!(client.head().await.starts_with("http/1.1 103 "));
+    origin.let_go(1);
+    assert_eq!(client.answer().await.1, "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hints_come_behind_the_answer_before() {
+    let origin = Steps::new(&[&(HINTS.to_owned() + FINAL)], false).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut client = Wire::to(sidecar.address).await;
+    let paths = ["/a", "/b", "/a", "/c"];
+    client.say(paths.map(|path| format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n")).concat()).await;
+    for is_miss in [true, true, false, true] {
+        if is_miss {
+            assert!(client.head().await.starts_with("http/1.1 103 "));
+        }
+        let (head, body) = client.answer().await;
+        assert!(head.starts_with("http/1.1 200 "), "{head}");
+        assert_eq!((head.contains("larder; hit"), body.as_str()), (!is_miss, "ok"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_of_http_1_0_gets_the_answer_alone() {
+    let origin = Steps::new(&[&(HINTS.to_owned() + FINAL)], false).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let answer = exchange(sidecar.address, "GET /a HTTP/1.0\r\nHost: shop.test\r\n\r\n").await;
+    let answer = String::from_utf8(answer).unwrap();
+    assert!(answer.starts_with("HTTP/1.0 200 ") && answer.ends_with("\r\n\r\nok"), "{answer}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_waits_to_be_told_to_go_on_is_told_once() {
+    // The application says so too, on its own connection.
+    let origin = Origin::start(|seen| async move { reply(&[], seen.body) }).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for framing in ["Content-Length: 6", "Transfer-Encoding: chunked"] {
+        let mut client = Wire::to(sidecar.address).await;
+        client
+            .say(format!("POST /a HTTP/1.1\r\nHost: shop.test\r\nExpect: 100-continue\r\n{framing}\r\n\r\n"))
+            .await;
+        assert_eq!(client.head().await, "http/1.1 100 continue\r\n\r\n");
+        let pieces: &[&str] = match framing {
+            "Content-Length: 6" => &["abc", "def"],
+            _ => &["3\r\nab", "c\r\n3\r", "\ndef\r\n", "0\r\n\r\n"],
+        };
+        for piece in pieces {
+            client.say(piece).await;
+        }
+        let (head, body) = client.answer().await;
+        assert!(head.starts_with("http/1.1 200 "), "{head}");
+        assert_eq!(body, "abcdef");
+        client.ask("/next").await;
+        assert!(client.answer().await.0.starts_with("http/1.1 200 "));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn to_go_on_is_not_passed_from_the_application() {
+    let origin = Steps::new(&[&("HTTP/1.1 100 Continue\r\n\r\n".to_owned() + HINTS + FINAL)], false).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut client = Wire::asking(sidecar.address, "/a").await;
+    assert!(client.head().await.starts_with("http/1.1 103 "));
+    assert!(client.head().await.starts_with("http/1.1 200 "));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hints_come_while_the_body_of_the_request_does() {
+    let origin = Steps::new(&[HINTS, FINAL], false).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut client = Wire::to(sidecar.address).await;
+    client.say("POST /a HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 4\r\n\r\nab").await;
+    assert!(client.head().await.starts_with("http/1.1 103 "), "before the body is whole");
+    client.say("cd").await;
+    origin.let_go(1);
+    assert_eq!(client.answer().await.1, "ok");
+}
