@@ -56,6 +56,24 @@ const EARLY: usize = 16 << 10;
 /// How much is answered at once before it is written.
 const BATCH: usize = 64 << 10;
 
+/// How long the request is that these bytes begin with, as a connection finds it: `None` while it is not whole. For tests:
+/// a connection does the same piece by piece.
+///
+/// # Errors
+/// If it is refused.
+pub fn request_length(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+    if head::end(bytes, 0).is_none() {
+        return if bytes.len() > head::LONGEST { Err(Refusal::HeadTooLarge) } else { Ok(None) };
+    }
+    let (head, mut framing) = match head::scan(bytes, |head| head.check()) {
+        Scan::Head(length, framing) => (length, framing?),
+        Scan::Refused(refusal) => return Err(refusal),
+        Scan::Incomplete => return Err(Refusal::Syntax),
+    };
+    let body = framing.take(&bytes[head..])?;
+    Ok(framing.has_ended().then_some(head + body))
+}
+
 /// What answers without hyper.
 pub trait AtOnce {
     /// Writes the whole answer to a request without a body, or nothing at all. A large body is given back, to be written after

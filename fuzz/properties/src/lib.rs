@@ -1,0 +1,50 @@
+//! What must hold of whatever comes in from outside.
+//!
+//! Each module has one `check`, which panics where a property does not hold. libFuzzer drives it from `fuzz/`, and the unit
+//! test here feeds it the corpus.
+
+pub mod cache_control;
+pub mod entry;
+pub mod freshness;
+mod input;
+pub mod key;
+pub mod path;
+pub mod policy;
+pub mod range;
+pub mod request;
+pub mod vary;
+
+#[cfg(test)]
+mod tests {
+    use std::{fs, path::Path};
+
+    type Check = fn(&[u8]);
+
+    const TARGETS: [(&str, Check); 9] = [
+        ("cache_control", crate::cache_control::check),
+        ("entry", crate::entry::check),
+        ("freshness", crate::freshness::check),
+        ("key", crate::key::check),
+        ("path", crate::path::check),
+        ("policy", crate::policy::check),
+        ("range", crate::range::check),
+        ("request", crate::request::check),
+        ("vary", crate::vary::check),
+    ];
+
+    #[test]
+    fn all_holds_of_the_corpus() {
+        let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus");
+        let mut folders: Vec<_> =
+            fs::read_dir(&corpus).unwrap().map(|folder| folder.unwrap().file_name()).collect();
+        folders.sort();
+        assert_eq!(folders, TARGETS.map(|(name, _)| name));
+        for (name, check) in TARGETS {
+            for seed in fs::read_dir(corpus.join(name)).unwrap() {
+                let seed = seed.unwrap().path();
+                println!("{}", seed.display()); // shown where one fails
+                check(&fs::read(seed).unwrap());
+            }
+        }
+    }
+}

@@ -1,0 +1,61 @@
+//! Paths and templates. The input is a path, then templates, a line each.
+
+use larder_policy::{NormalPath, PathTemplate};
+
+/// A path in its normal form stays as it is, and means what the raw one did.
+pub fn check(data: &[u8]) {
+    let Ok(text) = str::from_utf8(data) else { return };
+    let mut lines = text.split('\n');
+    let raw = lines.next().unwrap_or_default();
+    let path = NormalPath::new(raw);
+    let normal = path.as_str();
+    let again = NormalPath::new(normal);
+    assert_eq!(again.as_str(), normal, "{raw:?}: once is enough");
+    assert!(path.is_ambiguous() || !again.is_ambiguous(), "{raw:?}");
+    assert!(normal.is_ascii() && !normal.contains(['?', '#']), "{raw:?}: nothing that ends a path");
+    assert!(!normal.split('/').skip(1).any(|segment| segment == "." || segment == ".."), "{raw:?}");
+    assert!(!raw.starts_with('/') || normal.starts_with('/'), "{raw:?}");
+    assert_eq!(path.clone().into_owned(), path);
+    if !path.is_ambiguous() {
+        assert_eq!(decoded(raw), decoded(normal), "{raw:?}: it means the same");
+        let escapes = |text: &str| text.to_ascii_lowercase().matches("%2f").count();
+        assert_eq!(raw.matches('/').count(), normal.matches('/').count(), "{raw:?}: the same segments");
+        assert_eq!(escapes(raw), escapes(normal), "{raw:?}: what is escaped is no separator");
+    }
+    for template in lines.filter_map(|line| PathTemplate::try_from(line.to_owned()).ok()) {
+        let found = template.matches(normal);
+        assert_eq!(found.is_some(), template.covers(normal), "{template} {normal}");
+        let Some(parameters) = found else { continue };
+        assert_eq!(parameters.len(), template.parameters().count());
+        let expanded = template.expand(&parameters);
+        let expanded = NormalPath::new(&expanded);
+        assert!(!expanded.is_ambiguous() || path.is_ambiguous(), "{template} {normal}");
+        let unique = template
+            .parameters()
+            .enumerate()
+            .all(|(at, name)| template.parameters().take(at).all(|earlier| earlier != name));
+        if unique {
+            assert_eq!(template.matches(expanded.as_str()), Some(parameters), "{template} {normal}");
+        }
+    }
+}
+
+/// The bytes that a path stands for; what is no escape stands for itself.
+fn decoded(text: &str) -> Vec<u8> {
+    let mut bytes = Vec::new();
+    let mut rest = text.as_bytes();
+    while let [first, after @ ..] = rest {
+        let digit = |at: usize| after.get(at).and_then(|digit| char::from(*digit).to_digit(16));
+        match (first, digit(0), digit(1)) {
+            (b'%', Some(high), Some(low)) => {
+                bytes.push(u8::try_from(high * 16 + low).expect("two digits are a byte"));
+                rest = &after[2..];
+            }
+            _ => {
+                bytes.push(*first);
+                rest = after;
+            }
+        }
+    }
+    bytes
+}

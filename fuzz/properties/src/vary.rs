@@ -1,0 +1,89 @@
+//! `Vary`. The input is the fields of an answer, then those of two requests.
+
+use larder_policy::vary;
+
+use crate::input::{Message, blocks};
+
+/// Requests have one text if, and only if, their selecting fields are equal once they are normalised (RFC 9111, section 4.1).
+pub fn check(data: &[u8]) {
+    let [answer, one, other] = blocks(data).map(Message::read);
+    let Some(names) = vary::names(&answer.map()) else { return };
+    assert!(names.is_sorted_by(|one, other| one.as_str() < other.as_str()), "sorted, each once");
+    assert!(names.iter().all(|name| name != "*"));
+    let text = |request: &Message| {
+        let (mut text, mut same) = ("before".to_owned(), "before".to_owned());
+        vary::write_variant(&mut text, &names, &request.map());
+        vary::write_variant(&mut same, &names, request.lines().as_slice());
+        assert_eq!(text, same, "however they are held");
+        text
+    };
+    let normal = |request: &Message| -> Vec<_> {
+        names.iter().map(|name| normalised(name.as_str(), &request.values(name.as_str()))).collect()
+    };
+    assert_eq!(text(&one) == text(&other), normal(&one) == normal(&other), "{one:?} {other:?}");
+}
+
+/// A field in a form that is the same where a cache may take two for the same.
+#[derive(PartialEq, Eq)]
+enum Normal {
+    Absent,
+    Languages(Vec<(u16, Vec<u8>)>),
+    Text(Vec<u8>),
+}
+
+fn normalised(name: &str, lines: &[&[u8]]) -> Normal {
+    if lines.is_empty() {
+        return Normal::Absent;
+    }
+    if name == "accept-language"
+        && let Some(languages) = languages(lines)
+    {
+        return Normal::Languages(languages);
+    }
+    let parts: Vec<_> = lines.iter().flat_map(|line| between_commas(line)).collect();
+    Normal::Text(parts.join(&b','))
+}
+
+/// What is between the commas outside of quotes.
+fn between_commas(line: &[u8]) -> Vec<&[u8]> {
+    let (mut parts, mut from, mut at, mut quoted) = (vec![], 0, 0, false);
+    while at < line.len() {
+        match line[at] {
+            b'"' => quoted = !quoted,
+            b'\\' if quoted => at += 1,
+            b',' if !quoted => {
+                parts.push(line[from..at].trim_ascii());
+                from = at + 1;
+            }
+            _ => {}
+        }
+        at += 1;
+    }
+    parts.push(line[from..].trim_ascii());
+    parts
+}
+
+/// Weights and ranges in order, if all can be read (RFC 9110, section 12.5.4), and there are not too many.
+fn languages(lines: &[&[u8]]) -> Option<Vec<(u16, Vec<u8>)>> {
+    let members = lines.iter().flat_map(|line| between_commas(line)).filter(|part| !part.is_empty());
+    let read = |member: &[u8]| {
+        let text = str::from_utf8(member).ok()?.to_ascii_lowercase();
+        let (tag, weight) = match text.split_once(';') {
+            None => (text.as_str(), "q=1"),
+            Some((tag, weight)) => (tag.trim_ascii_end(), weight.trim_ascii_start()),
+        };
+        let is_range = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '*';
+        let (whole, thousandths) = match weight.strip_prefix("q=")?.split_once('.') {
+            None => (weight.strip_prefix("q=")?, ""),
+            Some(halves) => halves,
+        };
+        let digits = thousandths.bytes().all(|byte| byte.is_ascii_digit()) && thousandths.len() <= 3;
+        let number: u16 = format!("{whole}{thousandths:0<3}").parse().ok()?;
+        let fits = ["0", "1"].contains(&whole) && digits && number <= 1000;
+        (fits && !tag.is_empty() && tag.chars().all(is_range))
+            .then(|| (1000 - number, tag.as_bytes().to_vec()))
+    };
+    let mut languages: Vec<_> = members.map(read).collect::<Option<_>>()?;
+    languages.sort();
+    (1..=16).contains(&languages.len()).then_some(languages)
+}
