@@ -93,7 +93,11 @@ fn normalise_escapes(raw: &str) -> String {
         };
         let byte = percent_decode_str(escape).next().expect("an escape is one byte");
         // Behind a '%' that is no escape, what is decoded could make it one: "%%330" is not "%30".
-        let completes = stray.is_some_and(|stray| text.len() - stray <= 2);
+        let completes = byte.is_ascii_hexdigit()
+            && stray.is_some_and(|stray| {
+                let since = &text.as_bytes()[stray + 1..];
+                since.len() < 2 && since.iter().all(u8::is_ascii_hexdigit)
+            });
         if !completes && (byte.is_ascii_alphanumeric() || b"-._~".contains(&byte)) {
             text.push(char::from(byte));
         } else {
@@ -144,6 +148,8 @@ mod tests {
             ("/%zz", "/%zz"),
             ("/%%330", "/%%330"),
             ("/%3%30", "/%3%30"),
+            ("/%/%61", "/%/a"),
+            ("/%%7a", "/%z"),
             ("//a", "//a"),
             ("/.well-known/a", "/.well-known/a"),
             ("/a?b#c", "/a%3Fb%23c"),
