@@ -55,6 +55,9 @@ impl Request {
         let mut words = str::from_utf8(&block[..end]).ok()?.split(' ');
         let method = Method::from_bytes(words.next()?.as_bytes()).ok()?;
         let target = words.next().filter(|target| target.starts_with('/'))?;
+        if target.bytes().any(|byte| byte.is_ascii_control()) {
+            return None; // no server takes it for a target
+        }
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(query.to_owned())),
             None => (target, None),

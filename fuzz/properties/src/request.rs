@@ -24,7 +24,7 @@ use larder_sidecar::gate::request_length;
 
 const NEXT: &[u8] = b"GET /next HTTP/1.1\r\nHost: next\r\n\r\n";
 
-/// What is let through is one request to hyper too, with the same body, and what comes after it is the next request.
+/// What is let through is one request to hyper too, or none: with the same body, and what comes after it is the next request.
 pub fn check(data: &[u8]) {
     let Ok(Some(length)) = request_length(data) else { return };
     for cut in (0..length).step_by(1 + length / 16).chain([length - 1]) {
@@ -34,23 +34,24 @@ pub fn check(data: &[u8]) {
 
     let mut input = data[..length].to_vec();
     input.extend_from_slice(NEXT);
-    match read_by_hyper(&input).as_slice() {
-        [] => panic!("hyper refuses it"),
-        [first, rest @ ..] => {
-            let body = first.body.as_ref().expect("its body is broken");
-            if !first.chunked {
-                assert_eq!(first.length.unwrap_or(0), body.len(), "its body is as long as it says");
-                assert!(input[..length].ends_with(body), "its body is at its end");
-            }
-            match rest {
-                [] => {} // it closes the connection
-                [next] => {
-                    assert_eq!((&next.method, next.target.as_str()), (&Method::GET, "/next"));
-                    assert_eq!(next.body.as_deref(), Some(&b""[..]));
-                }
-                _ => panic!("two requests in one"),
-            }
+    // hyper may be stricter, and refuse it or its body: then nothing that comes after it is read.
+    let seen = read_by_hyper(&input);
+    let Some((first, rest)) = seen.split_first() else { return };
+    let Some(body) = &first.body else {
+        assert!(rest.is_empty(), "a request after a broken body");
+        return;
+    };
+    if !first.chunked {
+        assert_eq!(first.length.unwrap_or(0), body.len(), "its body is as long as it says");
+        assert!(input[..length].ends_with(body), "its body is at its end");
+    }
+    match rest {
+        [] => {} // it closes the connection
+        [next] => {
+            assert_eq!((&next.method, next.target.as_str()), (&Method::GET, "/next"));
+            assert_eq!(next.body.as_deref(), Some(&b""[..]));
         }
+        _ => panic!("two requests in one"),
     }
 }
 
