@@ -29,7 +29,7 @@ use super::{
 };
 use crate::{
     body::{Body, Source},
-    cache_status::{Became, CacheStatus, Forward, Tier},
+    cache_status::{Became, CacheStatus, Tier},
     clock::wall_ms,
     entry::{Content, Entry, Head},
     stats::Outcome,
@@ -214,7 +214,7 @@ impl Errand {
             Ok(vary) => vary,
             Err(reason) => {
                 serving.not_stored(route, reason);
-                if self.lead.is_some() && self.reason == Forward::UriMiss && !head.status.is_server_error() {
+                if self.lead.is_some() && !head.status.is_server_error() {
                     question.note_unshared();
                 }
                 self.land(Landing::Unshared);
