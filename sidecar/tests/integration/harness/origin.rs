@@ -6,7 +6,7 @@ use std::{
 };
 
 use bytes::Bytes;
-use http::{HeaderMap, Method, Request, Response};
+use http::{HeaderMap, HeaderName, Method, Request, Response};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
@@ -60,6 +60,23 @@ impl Origin {
     /// An application that answers every request with its number.
     pub(crate) async fn numbered(headers: &'static [(&'static str, &'static str)]) -> Self {
         Self::start(move |seen| async move { reply(headers, seen.number.to_string()) }).await
+    }
+
+    /// An application that answers with the request's number, under the status that `x-status` names and with the header
+    /// fields that lines of `x-say` have, such as `etag: "a"`.
+    pub(crate) async fn obedient() -> Self {
+        Self::start(|seen| async move {
+            let mut reply = reply(&[], seen.number.to_string());
+            if let Ok(status) = seen.header("x-status").parse() {
+                *reply.status_mut() = status;
+            }
+            for line in seen.headers.get_all("x-say") {
+                let (name, value) = line.to_str().unwrap().split_once(": ").unwrap();
+                reply.headers_mut().append(name.parse::<HeaderName>().unwrap(), value.parse().unwrap());
+            }
+            reply
+        })
+        .await
     }
 
     /// An application that answers every request with its number, and each write only when it is given a permit.

@@ -45,6 +45,12 @@ impl Answer {
         self.header("cache-status")
     }
 
+    /// For how many seconds longer a hit is fresh.
+    pub(crate) fn ttl(&self) -> Option<i64> {
+        let ttl = self.cache_status().strip_prefix("larder; hit; ttl=")?;
+        ttl.split(';').next()?.parse().ok()
+    }
+
     /// The tier that a hit came from.
     pub(crate) fn hit(&self) -> Option<&str> {
         let hit = self.cache_status().strip_prefix("larder; hit; ")?;
