@@ -28,6 +28,12 @@ pub fn names(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
     names.map(sorted).filter(|names| !names.iter().any(|name| CHANGED_HERE.contains(name)))
 }
 
+/// The names under which an answer is stored that may be: all, or those that requests can be told apart by, where its route
+/// stores in spite of the others.
+pub fn names_to_store(headers: &HeaderMap) -> Vec<HeaderName> {
+    names(headers).unwrap_or_else(|| usable_names(headers))
+}
+
 /// Those of the names that requests can be told apart by, for a route that stores in spite of the others.
 pub(crate) fn usable_names(headers: &HeaderMap) -> Vec<HeaderName> {
     sorted(listed(headers).flatten().filter(|name| !CHANGED_HERE.contains(name)).collect())

@@ -20,4 +20,5 @@ mod integration {
     mod storing;
     mod streaming;
     mod upgrades;
+    mod variants;
 }

@@ -132,23 +132,21 @@ impl Errand {
                 Ok(_) if question.serving.barriers.covers(&head.names, head.stamp) => Err(NotStored::Purged),
                 other => other,
             };
-        let answer = match stored {
+        let (answer, landing) = match stored {
             Ok(vary) => {
-                Place::new(question, vary).keep(Arc::clone(&entry));
-                Became::Stored
+                let place = Place::new(question, vary);
+                place.clone().keep(Arc::clone(&entry));
+                (Became::Stored, Landing::Stored(Arc::clone(&entry), Tier::Application, place))
             }
             Err(reason) => {
                 question.serving.not_stored(question.route, reason);
-                Became::Passed
+                (Became::Passed, Landing::Unshared)
             }
         };
         let (reason, tier) = (self.reason, Tier::Application);
         let status = CacheStatus::Forwarded { reason, status: Some(StatusCode::NOT_MODIFIED), tier, answer };
         let answered = question.answer_with(&entry, status, Outcome::Revalidated, tier);
-        self.land(match answer {
-            Became::Stored => Landing::Stored(entry, tier),
-            _ => Landing::Unshared,
-        });
+        self.land(landing);
         answered
     }
 
@@ -184,7 +182,8 @@ impl Errand {
         let (reason, answer) = (self.reason, Became::StaleIfError);
         let status = CacheStatus::Forwarded { reason, status, tier: Tier::L1, answer };
         let answered = self.question.answer_with(&stored, status, Outcome::Stale, Tier::L1);
-        self.land(Landing::StandIn(stored, status));
+        let place = Place::looked_up(&self.question, vary::names_to_store(&stored.head.headers));
+        self.land(Landing::StandIn(stored, status, place));
         Some(answered)
     }
 
@@ -284,7 +283,7 @@ impl Errand {
         }
         let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let is_as_long = length.is_none_or(|length| length.parse() == Ok(body.len()));
-        let place = Place::looked_up(question, vary::names(&stored.head.headers).unwrap_or_default());
+        let place = Place::looked_up(question, vary::names_to_store(&stored.head.headers));
         if !is_as_long || !validation::selects(&head.headers, &stored.head.headers) {
             return place.forget();
         }

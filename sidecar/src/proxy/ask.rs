@@ -23,10 +23,10 @@ const JOINS: usize = 4;
 pub enum Landing {
     /// An answer that is on its way into the cache.
     Coming(Arc<Coming>),
-    /// An answer that is stored.
-    Stored(Arc<Entry>, Tier),
+    /// An answer that is stored, and where: it may be another variant than the one that somebody waits for.
+    Stored(Arc<Entry>, Tier, Place),
     /// An error; what was stored stands in for it.
-    StandIn(Arc<Entry>, CacheStatus),
+    StandIn(Arc<Entry>, CacheStatus, Place),
     /// An answer of the sidecar's own.
     Problem(Problem),
     /// An answer that is not for sharing: each asks for itself.
@@ -81,18 +81,18 @@ impl Proxy {
                 // The one who asked has left: somebody else asks.
                 None => {}
                 Some(Landing::Coming(coming)) if coming.is_purged(question) => break,
-                Some(Landing::Coming(coming)) if !coming.place.is_for(question) => {
-                    key = coming.place.key_for(question);
+                Some(landing) if landing.place().is_some_and(|place| !place.is_for(question)) => {
+                    key = landing.place().map_or(key, |place| place.key_for(question));
                 }
                 Some(Landing::Coming(coming)) => match question.read_along(&coming, reason) {
                     Some(answered) => return answered,
                     None => break,
                 },
-                Some(Landing::Stored(entry, tier)) => match question.weigh(entry) {
+                Some(Landing::Stored(entry, tier, _)) => match question.weigh(entry) {
                     Looked::Usable(entry, _) => return question.collapsed(&entry, reason, tier),
                     _ => break,
                 },
-                Some(Landing::StandIn(entry, status)) if !entry.is_purged(&question.serving.barriers) => {
+                Some(Landing::StandIn(entry, status, _)) if !entry.is_purged(&question.serving.barriers) => {
                     return question.answer_with(&entry, status, Outcome::Stale, Tier::L1);
                 }
                 Some(Landing::Problem(problem)) => {
@@ -117,6 +117,17 @@ impl Proxy {
 
 impl Coming {
     fn is_purged(&self, question: &Question) -> bool {
+impl Landing {
+    /// Where the answer is stored, or will be.
+    fn place(&self) -> Option<&Place> {
+        match self {
+            Self::Coming(coming) => Some(&coming.place),
+            Self::Stored(_, _, place) | Self::StandIn(_, _, place) => Some(place),
+            Self::Problem(_) | Self::Unshared => None,
+        }
+    }
+}
+
         question.serving.barriers.covers(&self.head.names, self.head.stamp)
     }
 }

@@ -99,11 +99,12 @@ impl Proxy {
             }
             Looked::Usable(entry, standing) => {
                 place.keep_in_memory(&entry);
-                if standing.verdict.refreshes() {
-                    self.refresh_in_background(question, &entry);
-                }
                 let answered = question.hit(&entry, &standing, Tier::L2);
-                errand.land(Landing::Stored(entry, Tier::L2));
+                errand.land(Landing::Stored(Arc::clone(&entry), Tier::L2, place));
+                // Whoever renews it leads those who wait for the same: not while this errand does.
+                if standing.verdict.refreshes() {
+                    self.refresh_in_background(&errand.question, &entry);
+                }
                 Some(answered)
             }
             Looked::Candidate(entry, reason) => {
@@ -140,13 +141,14 @@ impl Proxy {
                         let names = errand.question.names();
                         let head = Head { status, headers, times, claims, stamp, names };
                         let entry = Arc::new(Entry::new(head, Content::Whole(body)));
+                        let place = Place::new(&errand.question, vec![]);
                         if serving.barriers.covers(&entry.head.names, stamp) {
                             serving.not_stored(route, NotStored::Purged);
                         } else {
-                            Place::new(&errand.question, vec![]).keep(Arc::clone(&entry));
+                            place.clone().keep(Arc::clone(&entry));
                             answer = Became::Stored;
                         }
-                        errand.land(Landing::Stored(entry, Tier::Postgres));
+                        errand.land(Landing::Stored(entry, Tier::Postgres, place));
                     }
                     Some(_) => {
                         serving.not_stored(route, NotStored::TooLarge);

@@ -13,7 +13,7 @@ const UNSHARED_MS: u64 = 5_000;
 
 /// Where an answer is stored.
 #[derive(Clone, Debug)]
-pub(super) struct Place {
+pub struct Place {
     pub(super) serving: Arc<Serving>,
     pub(super) route: usize,
     key: String,
