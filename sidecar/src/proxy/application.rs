@@ -3,8 +3,8 @@
 use std::sync::Arc;
 
 use http::{
-    HeaderMap, HeaderValue, Response, StatusCode,
-    header::{AGE, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG},
+    HeaderMap, HeaderValue, Method, Response, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG},
     response::Parts,
 };
 use http_body::Body as _;
@@ -257,7 +257,6 @@ impl Errand {
     /// What is stored of the head of an answer.
     fn stored_head(&self, head: &Parts, times: Times, claims: Claims) -> Head {
         let mut headers = storing::kept_headers(&head.headers);
-        headers.remove(AGE);
         if !self.question.is_head() {
             headers.remove(CONTENT_LENGTH);
         }
