@@ -268,7 +268,9 @@ fn not_for_the_cache(
         && (route.body_limit().is_none() || request.method() != Method::POST)
     {
         Some(Bypass::Content)
-    } else if survey.is_conditional() && (headers.has("if-match") || headers.has("if-unmodified-since")) {
+    } else if survey.is_conditional()
+        && (request.method() == Method::POST || headers.has("if-match") || headers.has("if-unmodified-since"))
+    {
         Some(Bypass::Precondition)
     } else if survey.has_range() && matches!(range::asked(headers), range::Asked::Several) {
         Some(Bypass::Range)

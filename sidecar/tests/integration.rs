@@ -16,6 +16,7 @@ mod integration {
     mod purging;
     mod redis_away;
     mod refused;
+    mod routes;
     mod sharing;
     mod storing;
     mod streaming;

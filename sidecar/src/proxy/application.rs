@@ -92,7 +92,9 @@ impl Errand {
         if question.is_head() {
             return Ask::AsTheClient;
         }
-        if let Some(validators) = self.candidate.as_ref().and_then(|entry| validators_of(entry)) {
+        // Of POST, a condition that fails is an error (RFC 9110, section 13.1.2).
+        let stored = self.candidate.as_ref().filter(|_| question.method == Method::GET);
+        if let Some(validators) = stored.and_then(|entry| validators_of(entry)) {
             return Ask::WhetherItHolds(validators);
         }
         if let Some(ask) = self.part.as_ref().and_then(|part| question.ask_for_the_rest(part)) {

@@ -1,0 +1,174 @@
+//! Which requests a route is for, and what tells its answers apart.
+
+use http::Method;
+
+use super::harness::{Origin, Policy, RedisServer, Sidecar, reply};
+
+/// A sidecar under the one route that follows the start of a policy.
+async fn under(origin: &Origin, route: &str) -> (Sidecar, Policy) {
+    let policy = Policy::new(&format!("routes:\n- {route}\n"));
+    (Sidecar::start(&policy, origin.address).await, policy)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_route_matches_by_headers_and_keys_them() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(
+        r#"
+routes:
+- {name: two, match: {path: "/{page}", headers: {x-api-version: "2"}}, ttl: 60s}
+- {name: three, match: {path: "/{page}", headers: {X-Api-Version: "3"}}, ttl: 60s}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let ask = async |version| sidecar.get_with("/a", &[("x-api-version", version)]).await;
+    assert_eq!((ask("2").await.body, ask("3").await.body), ("1".to_owned(), "2".to_owned()));
+    assert_eq!((ask("2").await.body, ask("3").await.body), ("1".to_owned(), "2".to_owned()));
+    for version in ["4", "2, 3", "", " 22"] {
+        assert!(ask(version).await.cache_status().ends_with("detail=no-route"), "{version}");
+    }
+    assert!(sidecar.get("/a").await.cache_status().ends_with("detail=no-route"));
+    let both = sidecar.get_with("/a", &[("x-api-version", "2"), ("x-api-version", "3")]).await;
+    assert!(both.cache_status().ends_with("detail=no-route"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_parameters_that_count() {
+    let origin = Origin::numbered(&[]).await;
+    let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {query: {allow: [page, "f_*"]}}}"#;
+    let (sidecar, _policy) = under(&origin, route).await;
+    for (query, body) in [
+        ("?page=1", "1"),
+        ("?page=1&utm=x", "1"),
+        ("?x=1&page=1", "1"),
+        ("?page=2", "2"),
+        ("", "3"),
+        ("?utm=x", "3"),
+        ("?page=1&f_size=9", "4"),
+        ("?f_size=9&page=1", "5"),
+        ("?page=1&page=2", "6"),
+    ] {
+        assert_eq!(sidecar.get(&format!("/a{query}")).await.body, body, "{query}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_order_of_parameters() {
+    let origin = Origin::numbered(&[]).await;
+    let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {query: {order: Sorted}}}"#;
+    let (sidecar, _policy) = under(&origin, route).await;
+    for (query, body) in
+        [("?a=1&b=2", "1"), ("?b=2&a=1", "1"), ("?a=1&a=2", "2"), ("?a=2&a=1", "3"), ("?a=1&b=3", "4")]
+    {
+        assert_eq!(sidecar.get(&format!("/a{query}")).await.body, body, "{query}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_cookies_that_count() {
+    let origin = Origin::numbered(&[]).await;
+    let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {cookies: [lang]}}"#;
+    let (sidecar, _policy) = under(&origin, route).await;
+    for (cookie, body) in [
+        ("lang=de", "1"),
+        ("session=x; lang=de", "1"),
+        ("lang=en; session=y", "2"),
+        ("session=x", "3"),
+        ("", "3"),
+    ] {
+        let headers = if cookie.is_empty() { vec![] } else { vec![("cookie", cookie)] };
+        assert_eq!(sidecar.get_with("/a", &headers).await.body, body, "{cookie}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn headers_and_cookies_that_bypass() {
+    let origin = Origin::numbered(&[]).await;
+    let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {ignoreHeaders: [cookie]}, bypass: {headers: {x-preview: "1", x-any: "*"}, cookies: {session: "*", edit: "on"}}}"#;
+    let (sidecar, _policy) = under(&origin, route).await;
+    assert_eq!(sidecar.get("/a").await.body, "1");
+    for (name, value, detail) in [
+        ("x-preview", "1", "bypass-header"),
+        ("x-any", "", "bypass-header"),
+        ("x-any", "x", "bypass-header"),
+        ("cookie", "a=b; session=1", "bypass-cookie"),
+        ("cookie", "edit=on", "bypass-cookie"),
+    ] {
+        let answer = sidecar.get_with("/a", &[(name, value)]).await;
+        assert_eq!(answer.cache_status(), format!("larder; fwd=bypass; fwd-status=200; detail={detail}"));
+    }
+    for (name, value) in [("x-preview", "0"), ("cookie", "a=b"), ("cookie", "edit=off")] {
+        assert_eq!(sidecar.get_with("/a", &[(name, value)]).await.hit(), Some("l1"), "{name}: {value}");
+    }
+}
+
+const GRAPHQL: &str = r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: graphql, match: {path: /graphql, methods: [POST]}, ttl: 60s, key: {body: {maxSize: 20}}}
+- {name: page, match: {path: "/{page}"}, ttl: 60s}
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_is_told_apart_by_its_body() {
+    let origin = Origin::start(|seen| async move {
+        reply(&[], format!("{}: {}", seen.number, String::from_utf8(seen.body.to_vec()).unwrap()))
+    })
+    .await;
+    let policy = Policy::new(GRAPHQL);
+    let a = Sidecar::start(&policy, origin.address).await;
+    let post = async |sidecar: &Sidecar, body| sidecar.request(Method::POST, "/graphql", &[], body).await;
+    assert_eq!(post(&a, "{ me }").await.cache_status(), "larder; fwd=uri-miss; fwd-status=200; stored");
+    assert_eq!(post(&a, "{ you }").await.body, "2: { you }");
+    for (body, answer) in [("{ me }", "1: { me }"), ("{ you }", "2: { you }")] {
+        let hit = post(&a, body).await;
+        assert_eq!((hit.hit(), hit.body.as_str()), (Some("l1"), answer));
+    }
+    assert_eq!(post(&a, "").await.body, "3: ");
+    policy.until_stored(&mut RedisServer::shared().await, 3).await;
+    let b = Sidecar::start(&policy, origin.address).await;
+    assert_eq!(post(&b, "{ me }").await.hit(), Some("l2"));
+    for _ in 0..2 {
+        let long = post(&a, "{ all of them, really }").await;
+        assert_eq!(long.cache_status(), "larder; fwd=bypass; fwd-status=200; detail=content");
+        assert_eq!(origin.last().body, "{ all of them, really }");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_that_is_cached_makes_nothing_stale_and_get_is_another_key() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(GRAPHQL);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    assert_eq!(sidecar.get("/graphql").await.body, "1");
+    for body in ["{ me }", "{ me }", "{ all of them, really }"] {
+        sidecar.request(Method::POST, "/graphql", &[], body).await;
+    }
+    assert_eq!(sidecar.get("/graphql").await.hit(), Some("l1"));
+    assert_eq!(sidecar.request(Method::POST, "/graphql", &[], "{ me }").await.hit(), Some("l1"));
+    sidecar.put("/graphql").await;
+    assert_eq!(sidecar.get("/graphql").await.hit(), None);
+    assert_eq!(sidecar.request(Method::POST, "/graphql", &[], "{ me }").await.hit(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_post_is_never_made_conditional() {
+    // RFC 9110, section 13.1.2: of other methods than GET and HEAD, If-None-Match that matches makes a 412.
+    let origin = Origin::start(|seen| async move {
+        let mut answer = reply(&[("etag", "\"a\""), ("cache-control", "max-age=0")], seen.number.to_string());
+        if seen.headers.contains_key("if-none-match") {
+            *answer.status_mut() = http::StatusCode::PRECONDITION_FAILED;
+        }
+        answer
+    })
+    .await;
+    let policy = Policy::new(&GRAPHQL.replace("methods: [POST]}, ttl: 60s", "methods: [POST]}"));
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for number in ["1", "2"] {
+        let answer = sidecar.request(Method::POST, "/graphql", &[], "{ me }").await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, number));
+    }
+    let conditional = [("if-none-match", "\"a\"")];
+    let answer = sidecar.request(Method::POST, "/graphql", &conditional, "{ me }").await;
+    assert_eq!(answer.status, 412, "only the origin can say");
+}
