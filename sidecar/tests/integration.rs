@@ -6,6 +6,7 @@
 mod integration {
     mod harness;
 
+    mod asking;
     mod bare;
     mod barriers;
     mod configuration;

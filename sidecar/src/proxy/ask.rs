@@ -51,22 +51,24 @@ impl Proxy {
                 }
                 return question.hit(&entry, &standing, Tier::L1);
             }
+            _ if question.asked.only_if_cached => return self.only_what_is_stored(question).await,
             Looked::Candidate(entry, reason) => (None, Some(entry), reason),
             Looked::Part(entry) => (Some(entry), None, Forward::Partial),
             Looked::Nothing(reason) => (None, None, reason),
             Looked::Unshared => {
-                if question.asked.only_if_cached {
-                    return Answered::problem(Problem::OnlyIfCached, Some(question.route));
-                }
                 return self.fetch(Errand::new(question, None, Forward::UriMiss)).await;
             }
         };
-        if question.asked.only_if_cached {
-            return Answered::problem(Problem::OnlyIfCached, Some(question.route));
-        }
         let may_join = question.may_join(candidate.as_deref());
         let errand = Errand { candidate, part, ..Errand::new(question, None, reason) };
         if may_join { self.join(errand).await } else { self.fetch(errand).await }
+    }
+
+    /// RFC 9111, section 5.2.1.7: what Redis has is stored, too.
+    async fn only_what_is_stored(self: &Arc<Self>, question: Question) -> Answered {
+        let problem = Answered::problem(Problem::OnlyIfCached, Some(question.route));
+        let mut errand = Errand::new(question, None, Forward::UriMiss);
+        self.look_in_redis(&mut errand).await.unwrap_or(problem)
     }
 
     async fn join(self: &Arc<Self>, errand: Errand) -> Answered {
@@ -115,8 +117,6 @@ impl Proxy {
     }
 }
 
-impl Coming {
-    fn is_purged(&self, question: &Question) -> bool {
 impl Landing {
     /// Where the answer is stored, or will be.
     fn place(&self) -> Option<&Place> {
@@ -128,6 +128,8 @@ impl Landing {
     }
 }
 
+impl Coming {
+    fn is_purged(&self, question: &Question) -> bool {
         question.serving.barriers.covers(&self.head.names, self.head.stamp)
     }
 }

@@ -68,7 +68,7 @@ impl Proxy {
     }
 
     /// An answer from Redis, if it has one; and where the order of purges stands, if it answers.
-    async fn look_in_redis(self: &Arc<Self>, errand: &mut Errand) -> Option<Answered> {
+    pub(super) async fn look_in_redis(self: &Arc<Self>, errand: &mut Errand) -> Option<Answered> {
         let question = &errand.question;
         let l2 = question.serving.l2.as_ref()?;
         let key = question.key_of_get.as_ref().unwrap_or(&question.key);

@@ -1,0 +1,149 @@
+//! What clients ask of caches.
+
+use super::harness::{Origin, Policy, Sidecar};
+
+/// Ten seconds old, for a minute, with a validator.
+const TEN_OLD: [(&str, &str); 3] =
+    [("x-say", "cache-control: max-age=60"), ("x-say", "age: 10"), ("x-say", "etag: \"a\"")];
+/// Ten seconds past its life.
+const TEN_OVER: [(&str, &str); 3] =
+    [("x-say", "cache-control: max-age=60"), ("x-say", "age: 70"), ("x-say", "etag: \"a\"")];
+
+/// What a client gets that asks `directives` for what was stored with the headers of `stored`.
+async fn asked(sidecar: &Sidecar, path: &str, stored: &[(&str, &str)], directives: &str) -> String {
+    sidecar.get_with(path, stored).await;
+    let answer = sidecar.get_with(path, &[stored, &[("cache-control", directives)]].concat()).await;
+    answer.cache_status().to_owned()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_old_and_how_long_fresh_it_may_be() {
+    let origin = Origin::obedient().await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for (at, (directives, hit)) in [
+        ("max-age=40", true),
+        ("max-age=5", false),
+        ("max-age=0", false),
+        ("min-fresh=20", true),
+        ("min-fresh=55", false),
+        ("no-cache", false),
+        ("NO-CACHE", false),
+        ("no-store", true),
+        ("no-transform", true),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let status = asked(&sidecar, &format!("/{at}"), &TEN_OLD, directives).await;
+        assert_eq!(status.contains("; hit; "), hit, "{directives}: {status}");
+        assert_eq!(status.contains("fwd=request"), !hit, "{directives}: {status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn how_stale_it_may_be() {
+    let origin = Origin::obedient().await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let revalidated = |word| [&TEN_OVER[..], &[("x-say", word)]].concat();
+    let (must, proxy) =
+        (revalidated("cache-control: must-revalidate"), revalidated("cache-control: proxy-revalidate"));
+    let shared = revalidated("cache-control: s-maxage=60");
+    for (at, (stored, directives, hit)) in [
+        (&TEN_OVER[..], "max-stale", true),
+        (&TEN_OVER, "max-stale=50", true),
+        (&TEN_OVER, "max-stale=5", false),
+        (&TEN_OVER, "max-age=65, max-stale=50", false),
+        (&TEN_OVER, "max-age=600, max-stale=50", true),
+        (&must, "max-stale", false),
+        (&proxy, "max-stale", false),
+        (&shared, "max-stale", false),
+    ]
+    .into_iter()
+    .enumerate()
+    {
+        let status = asked(&sidecar, &format!("/{at}"), stored, directives).await;
+        assert_eq!(status.starts_with("larder; hit; ttl=-"), hit, "{directives}: {status}");
+        assert_eq!(status.starts_with("larder; fwd=stale"), !hit, "{directives}: {status}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pragma_counts_where_there_is_no_cache_control() {
+    let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/").await;
+    let both = [("pragma", "no-cache"), ("cache-control", "max-age=60")];
+    assert_eq!(sidecar.get_with("/", &both).await.hit(), Some("l1"));
+    assert_eq!(sidecar.get_with("/", &both[..1]).await.body, "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_to_be_stored_is_not() {
+    let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let answer = sidecar.get_with("/", &[("cache-control", "no-store")]).await;
+    assert_eq!(answer.cache_status(), "larder; fwd=request; fwd-status=200");
+    let answer = sidecar.get("/").await;
+    assert_eq!((answer.body.as_str(), answer.hit()), ("2", None));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_but_what_is_stored() {
+    let origin = Origin::obedient().await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let only = ("cache-control", "only-if-cached");
+    let none = sidecar.get_with("/", &[only]).await;
+    assert_eq!((none.status.as_u16(), none.headers.contains_key("cache-status")), (504, false));
+    assert_eq!(origin.calls(), 0);
+    sidecar.get_with("/", &TEN_OLD).await;
+    assert_eq!(sidecar.get_with("/", &[only]).await.hit(), Some("l1"));
+    sidecar.get_with("/stale", &TEN_OVER).await;
+    assert_eq!(sidecar.get_with("/stale", &[only]).await.status, 504);
+    let stale = sidecar.get_with("/stale", &[("cache-control", "only-if-cached, max-stale")]).await;
+    assert_eq!(stale.hit(), Some("l1"));
+    assert_eq!(origin.calls(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_redis_has_is_stored() {
+    let origin = Origin::obedient().await;
+    let policy = Policy::new(
+        r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: page, match: {path: "/{page}"}, clientDirectives: Honor}
+"#,
+    );
+    let a = Sidecar::start(&policy, origin.address).await;
+    let b = Sidecar::start(&policy, origin.address).await;
+    a.get_with("/a", &TEN_OLD).await;
+    policy.until_stored(&mut super::harness::RedisServer::shared().await, 1).await;
+    let only = [("cache-control", "only-if-cached")];
+    assert_eq!(b.get_with("/b", &only).await.status, 504);
+    assert_eq!(b.get_with("/a", &only).await.hit(), Some("l2"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn under_a_policy_the_route_says_whether_clients_are_heard() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(
+        r#"
+routes:
+- {name: deaf, match: {path: "/deaf/{page}"}, ttl: 60s}
+- {name: heard, match: {path: "/heard/{page}"}, ttl: 60s, clientDirectives: Honor}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for (name, value) in
+        [("cache-control", "no-cache"), ("cache-control", "min-fresh=61"), ("pragma", "no-cache")]
+    {
+        let path = |route: &str| format!("/{route}/{name}-{}", value.len());
+        for (path, hit) in [(path("deaf"), true), (path("heard"), false)] {
+            sidecar.get(&path).await;
+            assert_eq!(sidecar.get_with(&path, &[(name, value)]).await.hit().is_some(), hit, "{path}");
+        }
+    }
+    sidecar.get_with("/deaf/x", &[("cache-control", "no-store")]).await;
+    assert_eq!(sidecar.get("/deaf/x").await.hit(), Some("l1"));
+    assert_eq!(sidecar.get_with("/deaf/y", &[("cache-control", "only-if-cached")]).await.status, 200);
+}
