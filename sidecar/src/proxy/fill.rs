@@ -6,8 +6,10 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::{StatusCode, header::CONTENT_RANGE};
 use larder_flight::{GivenUp, Observer};
 use larder_policy::{
+    claims::Claims,
     range::{ContentRange, Pieces, may_combine},
     storing::NotStored,
 };
@@ -116,7 +118,7 @@ impl Observer for PartFill {
     }
 
     fn complete(self: Box<Self>, body: Bytes) {
-        let Self { head, place, range, known, room: _held } = *self;
+        let Self { mut head, place, range, known, room: _held } = *self;
         let Some(total) = range.total.filter(|_| body.len() as u64 == range.last - range.first + 1) else {
             return place.serving.not_stored(place.route, NotStored::ContentRange);
         };
@@ -128,7 +130,18 @@ impl Observer for PartFill {
         if !pieces.insert(range.first, body) || pieces.bytes() > place.serving.policy.l1.max_object_size.0 {
             return place.serving.not_stored(place.route, NotStored::TooLarge);
         }
-        store(head, place, Content::Parts(pieces));
+        let content = match pieces.whole() {
+            // Section 3.4: as if it had come at once.
+            Some(body) => {
+                head.status = StatusCode::OK;
+                head.headers.remove(CONTENT_RANGE);
+                let targets = place.serving.policy.targets();
+                head.claims = Claims::read(head.status, &head.headers, head.times, targets);
+                Content::Whole(body)
+            }
+            None => Content::Parts(pieces),
+        };
+        store(head, place, content);
     }
 
     fn given_up(self: Box<Self>, why: GivenUp) {
