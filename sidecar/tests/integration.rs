@@ -15,12 +15,15 @@ mod integration {
     mod metrics;
     mod postgres;
     mod purging;
+    mod ranges;
     mod redis_away;
     mod refused;
     mod routes;
     mod sharing;
+    mod staleness;
     mod storing;
     mod streaming;
     mod upgrades;
+    mod validating;
     mod variants;
 }

@@ -1,7 +1,8 @@
 //! What the application says, and what becomes of it.
 
-use std::sync::Arc;
+use std::{ops::Range, sync::Arc};
 
+use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Response, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG},
@@ -62,16 +63,22 @@ impl Proxy {
                 }
                 Ask::ForTheRest { .. } if status == StatusCode::PARTIAL_CONTENT => {
                     match errand.completed(received) {
-                        Some((received, source)) => return errand.deliver(received.0, source, received.1),
+                        Some((received, source)) => {
+                            return errand.deliver(status, received.0, source, received.1);
+                        }
                         None => ask = Ask::ForAll,
                     }
                 }
                 Ask::ForTheRest { .. } if status == StatusCode::RANGE_NOT_SATISFIABLE => ask = Ask::ForAll,
-                _ if status.is_server_error() => match errand.stand_in(Some(status)) {
-                    Some(answered) => return answered,
-                    None => return errand.deliver(received.head, Source::new(received.body), received.times),
-                },
-                _ => return errand.deliver(received.head, Source::new(received.body), received.times),
+                _ => {
+                    if is_failure(status)
+                        && let Some(answered) = errand.stand_in(Some(status))
+                    {
+                        return answered;
+                    }
+                    let Received { head, body, times } = received;
+                    return errand.deliver(status, head, Source::new(body), times);
+                }
             }
         }
     }
@@ -166,7 +173,9 @@ impl Errand {
         if !fits {
             return None;
         }
-        let (before, after) = (pieces.slice(0..missing.start)?, pieces.slice(missing.end..pieces.total())?);
+        let slice =
+            |range: Range<u64>| if range.is_empty() { Some(Bytes::new()) } else { pieces.slice(range) };
+        let (before, after) = (slice(0..missing.start)?, slice(missing.end..pieces.total())?);
         head.status = StatusCode::OK;
         head.headers = validation::freshen(&stored.head.headers, &head.headers);
         head.headers.remove(CONTENT_RANGE);
@@ -202,8 +211,15 @@ impl Errand {
         answered
     }
 
-    /// Passes an answer on, and stores it if it may be.
-    pub(super) fn deliver(mut self, mut head: Parts, source: Source, times: Times) -> Answered {
+    /// Passes an answer on, and stores it if it may be. `said` is the status with which the application answered: what it gave
+    /// may have been put together with what is stored.
+    pub(super) fn deliver(
+        mut self,
+        said: StatusCode,
+        mut head: Parts,
+        source: Source,
+        times: Times,
+    ) -> Answered {
         let question = &self.question;
         let (serving, route) = (Arc::clone(&question.serving), question.route);
         let claims = Claims::read(head.status, &head.headers, times, serving.policy.targets());
@@ -219,26 +235,26 @@ impl Errand {
                     question.note_unshared();
                 }
                 self.land(Landing::Unshared);
-                return self.passed_on(head, Body::Stream(source), Became::Passed);
+                return self.passed_on(said, head, Body::Stream(source), Became::Passed);
             }
         };
         let stored = self.stored_head(&head, times, claims);
         let place = Place::new(&self.question, vary);
         if self.question.is_head() {
             self.freshen_what_get_stored(&head, times);
-            store(stored, place, Content::Whole(bytes::Bytes::new()));
+            store(stored, place, Content::Whole(Bytes::new()));
             self.land(Landing::Unshared);
-            return self.passed_on(head, Body::Stream(source), Became::Stored);
+            return self.passed_on(said, head, Body::Stream(source), Became::Stored);
         }
         let limit = serving.policy.l1.max_object_size.0;
         if head.status == StatusCode::PARTIAL_CONTENT {
             let Some(range) = ContentRange::of(&head.headers) else {
-                return self.passed_on(head, Body::Stream(source), Became::Passed);
+                return self.passed_on(said, head, Body::Stream(source), Became::Passed);
             };
             let observer = PartFill::new(stored, place, range, self.part.take());
             let (_, reader) = larder_flight::fill(source, limit, Box::new(observer));
             self.land(Landing::Unshared);
-            return self.passed_on(head, Body::Fill(reader), Became::Stored);
+            return self.passed_on(said, head, Body::Fill(reader), Became::Stored);
         }
         let has_it_already = self.question.has_it_already(&stored);
         let slot = Slot::default();
@@ -251,9 +267,9 @@ impl Errand {
             tokio::spawn(drain(Body::Fill(reader)));
             head.status = StatusCode::NOT_MODIFIED;
             head.headers = validation::not_modified_headers(&head.headers);
-            return self.passed_on(head, Body::empty(), Became::Stored);
+            return self.passed_on(said, head, Body::empty(), Became::Stored);
         }
-        self.passed_on(head, Body::Fill(reader), Became::Stored)
+        self.passed_on(said, head, Body::Fill(reader), Became::Stored)
     }
 
     /// What is stored of the head of an answer.
@@ -266,8 +282,8 @@ impl Errand {
         Head { status: head.status, headers, times, claims, stamp: self.stamp, names }
     }
 
-    fn passed_on(&self, head: Parts, body: Body, answer: Became) -> Answered {
-        let status = Some(head.status);
+    fn passed_on(&self, said: StatusCode, head: Parts, body: Body, answer: Became) -> Answered {
+        let status = Some(said);
         let mut response = Response::from_parts(head, body);
         CacheStatus::Forwarded { reason: self.reason, status, tier: Tier::Application, answer }
             .append_to(response.headers_mut());
@@ -301,6 +317,11 @@ pub(super) fn date_if_missing(headers: &mut HeaderMap, received_at: u64) {
         let now = date::format(received_at / 1000);
         headers.insert(DATE, HeaderValue::from_bytes(&now).expect("a date is visible ASCII"));
     }
+}
+
+/// The statuses that stand for a failure of the application (RFC 5861, section 4).
+fn is_failure(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
 
 fn validators_of(entry: &Entry) -> Option<validation::Validators> {

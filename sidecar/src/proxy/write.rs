@@ -84,7 +84,7 @@ impl Proxy {
         let now = wall_ms();
         date_if_missing(&mut head.headers, now);
         let times = Times { requested_at: now, received_at: now };
-        Errand::new(question, None, Forward::Method).deliver(head, Source::new(body), times)
+        Errand::new(question, None, Forward::Method).deliver(head.status, head, Source::new(body), times)
     }
 }
 

@@ -1,0 +1,164 @@
+//! Asking whether what is stored still holds, and answering clients who ask that of us.
+
+use http::{Response, StatusCode};
+use http_body_util::Full;
+
+use super::harness::{Origin, Sidecar, reply};
+
+const MODIFIED: &str = "Sat, 21 Nov 2020 10:00:00 GMT";
+
+/// A 304.
+fn not_modified(headers: &[(&str, &str)]) -> Response<Full<bytes::Bytes>> {
+    let mut reply = reply(headers, "");
+    *reply.status_mut() = StatusCode::NOT_MODIFIED;
+    reply
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_304_freshens_what_is_stored() {
+    for (validator, value, condition) in [
+        ("etag", "\"a\"", "if-none-match"),
+        ("etag", "W/\"a\"", "if-none-match"),
+        ("last-modified", MODIFIED, "if-modified-since"),
+    ] {
+        let origin = Origin::start(move |seen| async move {
+            if seen.header(condition) == value {
+                not_modified(&[(validator, value), ("cache-control", "max-age=60"), ("x-part", "new")])
+            } else {
+                reply(
+                    &[(validator, value), ("cache-control", "max-age=0"), ("x-part", "old"), ("x-kept", "1")],
+                    seen.number.to_string(),
+                )
+            }
+        })
+        .await;
+        let sidecar = Sidecar::bare(origin.address).await;
+        assert_eq!(sidecar.get("/").await.cache_status(), "larder; fwd=uri-miss; fwd-status=200; stored");
+        let validated = sidecar.get("/").await;
+        assert_eq!(validated.cache_status(), "larder; fwd=stale; fwd-status=304; stored", "{value}");
+        assert_eq!((validated.status, validated.header("x-part")), (StatusCode::OK, "new"));
+        let hit = sidecar.get("/").await;
+        assert_eq!((hit.hit(), hit.body.as_str(), hit.header("x-part")), (Some("l1"), "1", "new"));
+        assert_eq!((hit.header("x-kept"), hit.header("cache-control")), ("1", "max-age=60"));
+        assert_eq!(origin.calls(), 2);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn both_validators_are_sent_and_an_answer_in_full_takes_the_place_of_what_is_stored() {
+    let origin = Origin::start(|seen| async move {
+        let tag = format!("\"{}\"", seen.number);
+        let control = if seen.number == 1 { "no-cache" } else { "max-age=60" };
+        let headers = [("etag", &*tag), ("last-modified", MODIFIED), ("cache-control", control)];
+        reply(&headers, seen.number.to_string())
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/").await;
+    let newer = sidecar.get("/").await;
+    assert_eq!(
+        (newer.body.as_str(), newer.cache_status()),
+        ("2", "larder; fwd=stale; fwd-status=200; stored")
+    );
+    let asked = origin.last();
+    assert_eq!((asked.header("if-none-match"), asked.header("if-modified-since")), ("\"1\"", MODIFIED));
+    let hit = sidecar.get("/").await;
+    assert_eq!((hit.hit(), hit.body.as_str(), hit.header("etag")), (Some("l1"), "2", "\"2\""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_condition_is_judged_by_what_is_stored() {
+    let headers = &[("etag", "\"a\""), ("last-modified", MODIFIED), ("cache-control", "max-age=60")];
+    let origin = Origin::numbered(headers).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/").await;
+    let (before, after) = ("Sat, 21 Nov 2020 09:59:59 GMT", "Sat, 21 Nov 2020 10:00:01 GMT");
+    for (conditions, status) in [
+        (&[("if-none-match", "\"a\"")][..], 304),
+        (&[("if-none-match", "W/\"a\"")], 304),
+        (&[("if-none-match", "\"b, c\", \"a\"")], 304),
+        (&[("if-none-match", "\"b\""), ("if-none-match", "\"a\"")], 304),
+        (&[("if-none-match", "*")], 304),
+        (&[("if-none-match", "\"b\"")], 200),
+        (&[("if-none-match", "\"A\"")], 200),
+        (&[("if-modified-since", MODIFIED)], 304),
+        (&[("if-modified-since", after)], 304),
+        (&[("if-modified-since", before)], 200),
+        (&[("if-modified-since", "yesterday")], 200),
+        (&[("if-none-match", "\"b\""), ("if-modified-since", after)], 200),
+        (&[("if-none-match", "\"a\""), ("if-modified-since", before)], 304),
+        (&[("if-none-match", "\"a\""), ("range", "bytes=0-0")], 304),
+    ] {
+        let answer = sidecar.get_with("/", conditions).await;
+        assert_eq!((answer.status.as_u16(), answer.hit()), (status, Some("l1")), "{conditions:?}");
+        assert_eq!(answer.body, if status == 304 { "" } else { "1" });
+        assert_eq!((answer.header("etag"), answer.header("cache-control")), ("\"a\"", "max-age=60"));
+    }
+    assert_eq!(origin.calls(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_clients_condition_is_judged_by_what_was_validated() {
+    let origin = Origin::start(|seen| async move {
+        if seen.header("if-none-match") == "\"a\"" {
+            not_modified(&[("etag", "\"a\"")])
+        } else {
+            reply(&[("etag", "\"a\""), ("cache-control", "max-age=0")], seen.number.to_string())
+        }
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/").await;
+    for (tag, status, body) in [("\"a\"", 304, ""), ("\"b\"", 200, "1"), ("*", 304, "")] {
+        let answer = sidecar.get_with("/", &[("if-none-match", tag)]).await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (status, body), "{tag}");
+        assert_eq!(answer.cache_status(), "larder; fwd=stale; fwd-status=304; stored");
+        assert_eq!(
+            origin.last().header("if-none-match"),
+            "\"a\"",
+            "the stored answer is what is asked about"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_304_about_another_answer_is_followed_by_asking_for_all() {
+    let origin = Origin::start(|seen| async move {
+        if seen.headers.contains_key("if-none-match") {
+            not_modified(&[("etag", "\"b\"")])
+        } else {
+            reply(&[("etag", "\"a\""), ("cache-control", "max-age=0")], seen.number.to_string())
+        }
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    assert_eq!(sidecar.get("/").await.body, "1");
+    let answer = sidecar.get("/").await;
+    assert_eq!((answer.status, answer.body.as_str()), (StatusCode::OK, "3"));
+    assert_eq!(answer.cache_status(), "larder; fwd=stale; fwd-status=200; stored");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_the_origin_can_judge_passes() {
+    let origin = Origin::numbered(&[("etag", "\"a\""), ("cache-control", "max-age=60")]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/").await;
+    for (name, value) in [("if-match", "\"a\""), ("if-unmodified-since", MODIFIED)] {
+        let answer = sidecar.get_with("/", &[(name, value)]).await;
+        assert_eq!(answer.cache_status(), "larder; fwd=bypass; fwd-status=200; detail=precondition");
+        assert_eq!(origin.last().header(name), value);
+    }
+    assert_eq!(sidecar.get("/").await.body, "1");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_miss_of_a_client_who_has_a_copy_fills_the_cache() {
+    let origin = Origin::numbered(&[("etag", "\"a\""), ("cache-control", "max-age=60")]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let miss = sidecar.get_with("/", &[("if-none-match", "\"a\"")]).await;
+    assert_eq!((miss.status.as_u16(), miss.body.as_str(), miss.header("etag")), (304, "", "\"a\""));
+    assert_eq!(miss.cache_status(), "larder; fwd=uri-miss; fwd-status=200; stored");
+    assert!(!origin.last().headers.contains_key("if-none-match"));
+    super::harness::until("the fill ends", async || (sidecar.get("/").await.hit()).map(drop)).await;
+    assert_eq!((sidecar.get("/").await.body.as_str(), origin.calls()), ("1", 1));
+}
