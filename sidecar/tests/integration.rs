@@ -11,6 +11,7 @@ mod integration {
     mod barriers;
     mod configuration;
     mod connections;
+    mod heads;
     mod interim;
     mod metrics;
     mod postgres;

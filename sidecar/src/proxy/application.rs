@@ -302,7 +302,7 @@ impl Errand {
         let is_as_long = length.is_none_or(|length| length.parse() == Ok(body.len()));
         let place = Place::looked_up(question, vary::names_to_store(&stored.head.headers));
         if !is_as_long || !validation::selects(&head.headers, &stored.head.headers) {
-            return place.forget();
+            return place.forget(question.name_of_get());
         }
         let headers = validation::freshen(&stored.head.headers, &storing::kept_headers(&head.headers));
         let claims = Claims::read(stored.head.status, &headers, times, question.serving.policy.targets());

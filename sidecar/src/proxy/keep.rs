@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use http::HeaderName;
-use larder_policy::{freshness::keep_for, vary};
+use larder_policy::{PurgeName, freshness::keep_for, vary};
 
 use super::question::Question;
 use crate::{clock::monotonic_ms, entry::Entry, l1::Stored, serving::Serving};
@@ -64,9 +64,12 @@ impl Place {
         }
     }
 
-    /// Takes out of memory what is there.
-    pub(super) fn forget(&self) {
+    /// Drops what is there: here at once, and in Redis and other pods soon, where it is purged under `name`.
+    pub(super) fn forget(&self, name: PurgeName) {
         self.serving.l1.remove(&format!("{}{}", self.key, self.variant));
+        let Some(l2) = self.serving.l2.clone() else { return };
+        // A failure is made up for by the link, as that of every purge.
+        tokio::spawn(async move { l2.purge(&[name]).await });
     }
 
     /// Stores in memory, and in Redis in the background: nobody waits for that.

@@ -125,6 +125,12 @@ impl Question {
         self.key.purge_names().into_iter().chain(tags.into_iter().flatten()).collect()
     }
 
+    /// The name under which an answer to GET can be purged, and no other.
+    pub(super) fn name_of_get(&self) -> PurgeName {
+        let [name, ..] = self.key_of_get.as_ref().unwrap_or(&self.key).purge_names();
+        name
+    }
+
     /// Whether a body of so many bytes is stored.
     pub(super) fn fits(&self, length: u64) -> bool {
         length <= self.serving.policy.l1.max_object_size.0

@@ -63,8 +63,8 @@ impl Question {
                 let mut response = with_head(head.status, head.headers.clone());
                 if !self.is_head() {
                     *response.body_mut() = Body::full(body.clone());
-                } else if head.status != StatusCode::NO_CONTENT {
-                    // One that was stored for a HEAD has the length that the application said.
+                } else if head.status != StatusCode::NO_CONTENT && !body.is_empty() {
+                    // One that was stored for a HEAD, without a body, has the length that the application said, if it did.
                     response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| body.len().into());
                 }
                 response

@@ -1,0 +1,89 @@
+//! HEAD.
+
+use http::Method;
+
+use super::harness::{
+    Answer, Origin, Policy, RawOrigin, RedisServer, Sidecar, exchange, read_head, reply, until,
+};
+use tokio::io::AsyncWriteExt;
+
+async fn head(sidecar: &Sidecar, headers: &[(&str, &str)]) -> Answer {
+    sidecar.request(Method::HEAD, "/a", headers, "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_get_stored_answers_head() {
+    let origin = Origin::numbered(&[("cache-control", "max-age=60"), ("etag", "\"a\"")]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/a").await;
+    let hit = head(&sidecar, &[]).await;
+    assert_eq!((hit.hit(), hit.body.as_str(), hit.header("content-length")), (Some("l1"), "", "1"));
+    assert_eq!(head(&sidecar, &[("if-none-match", "\"a\"")]).await.status, 304);
+    assert_eq!(origin.calls(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_head_renews_what_get_stored() {
+    let origin = Origin::obedient().await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let say = [("x-say", "etag: \"a\"")];
+    sidecar.get_with("/a", &[say[0], ("x-say", "cache-control: max-age=0")]).await;
+    let headers = [say[0], ("x-say", "cache-control: max-age=60"), ("x-say", "x-part: new")];
+    assert_eq!(head(&sidecar, &headers).await.hit(), None);
+    assert_eq!(origin.last().method, Method::HEAD);
+    let hit = sidecar.get("/a").await;
+    assert_eq!((hit.hit(), hit.body.as_str(), hit.header("x-part")), (Some("l1"), "1", "new"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_to_head_shows_that_what_get_stored_no_longer_holds() {
+    // To HEAD, another tag or another length.
+    for (tag, body) in [("\"b\"", "same"), ("\"a\"", "longer")] {
+        let origin = Origin::start(move |seen| async move {
+            let (tag, body) = if seen.method == Method::HEAD { (tag, body) } else { ("\"a\"", "same") };
+            reply(&[("cache-control", "max-age=60"), ("etag", tag)], body)
+        })
+        .await;
+        let sidecar = Sidecar::bare(origin.address).await;
+        sidecar.get("/a").await;
+        assert_eq!(head(&sidecar, &[]).await.hit(), Some("l1"));
+        assert_eq!(head(&sidecar, &[("cache-control", "no-cache")]).await.hit(), None);
+        assert_eq!((sidecar.get("/a").await.hit(), origin.calls()), (None, 3), "{tag} {body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_no_longer_holds_does_not_come_back_from_redis() {
+    let origin = Origin::obedient().await;
+    let policy = Policy::new(
+        r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: page, match: {path: "/{page}"}, clientDirectives: Honor}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let fresh = ("x-say", "cache-control: max-age=60");
+    sidecar.get_with("/a", &[fresh, ("x-say", "etag: \"a\"")]).await;
+    policy.until_stored(&mut RedisServer::shared().await, 1).await;
+    head(&sidecar, &[fresh, ("x-say", "etag: \"b\""), ("cache-control", "no-cache")]).await;
+    until("it is dropped", async || (sidecar.get_with("/a", &[fresh]).await.body == "3").then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_length_that_the_application_did_not_say_is_not_made_up() {
+    let origin = RawOrigin::start(|mut stream| async move {
+        while !read_head(&mut stream).await.is_empty() {
+            let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n";
+            stream.write_all(head.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let request = "HEAD /a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+    for stored in ["; stored", "; hit"] {
+        let answer = String::from_utf8(exchange(sidecar.address, request).await).unwrap().to_lowercase();
+        assert!(answer.contains(stored), "{answer}");
+        assert!(!answer.contains("content-length"), "{answer}");
+    }
+}
