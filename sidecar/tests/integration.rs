@@ -11,8 +11,10 @@ mod integration {
     mod barriers;
     mod configuration;
     mod connections;
+    mod controls;
     mod heads;
     mod interim;
+    mod invalidating;
     mod metrics;
     mod postgres;
     mod purging;
