@@ -11,10 +11,13 @@ async fn twice(sidecar: &Sidecar, path: &str, say: &[&str], request: &[(&str, &s
     sidecar.get_with(path, &headers).await
 }
 
+/// What an answer says, what is asked with, and whether the answer is stored.
+type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], bool);
+
 /// Which of these answers are stored by a sidecar, each under a path of its own.
-async fn assert_stored(sidecar: &Sidecar, folder: &str, cases: &[(&[&str], &[(&str, &str)], bool)]) {
+async fn assert_stored(sidecar: &Sidecar, cases: &[Case<'_>]) {
     for (at, (say, request, stored)) in cases.iter().enumerate() {
-        let second = twice(sidecar, &format!("{folder}/{at}"), say, request).await;
+        let second = twice(sidecar, &format!("/{at}"), say, request).await;
         let status = second.cache_status();
         assert_eq!(second.hit(), stored.then_some("l1"), "{say:?} {request:?}: {status}");
     }
@@ -27,7 +30,6 @@ async fn targeted_fields_go_before_cache_control() {
     let (never, long) = ("cache-control: no-store", "cache-control: max-age=60");
     assert_stored(
         &sidecar,
-        "",
         &[
             (&["larder-cache-control: max-age=60", never], &[], true),
             (&["cdn-cache-control: max-age=60", never], &[], true),
@@ -56,7 +58,6 @@ async fn under_a_policy_a_header_for_a_cdn_counts_where_it_is_listed() {
         let sidecar = Sidecar::start(&policy, origin.address).await;
         assert_stored(
             &sidecar,
-            "",
             &[
                 (&["larder-cache-control: max-age=60", never], &[], true),
                 (&["cdn-cache-control: max-age=60", never], &[], cdn),
@@ -70,16 +71,16 @@ async fn under_a_policy_a_header_for_a_cdn_counts_where_it_is_listed() {
 async fn what_somebody_authorized_got_is_shared_if_the_answer_says_so() {
     let origin = Origin::obedient().await;
     let authorized = [("authorization", "Basic x")];
-    let cases: [(&[&str], &[(&str, &str)], bool); 4] = [
+    let cases: [Case<'_>; 4] = [
         (&["cache-control: max-age=60"], &authorized, false),
         (&["cache-control: max-age=60, public"], &authorized, true),
         (&["cache-control: max-age=60, must-revalidate"], &authorized, true),
         (&["cache-control: s-maxage=60"], &authorized, true),
     ];
-    assert_stored(&Sidecar::bare(origin.address).await, "", &cases).await;
+    assert_stored(&Sidecar::bare(origin.address).await, &cases).await;
     let policy = Policy::new("routes:\n- {name: page, match: {path: \"/{page}\"}}\n");
     let sidecar = Sidecar::start(&policy, origin.address).await;
-    assert_stored(&sidecar, "", &cases).await;
+    assert_stored(&sidecar, &cases).await;
     // Under a policy, what is not marked for everybody is not given to them either.
     sidecar.get_with("/plain", &[("x-say", "cache-control: max-age=60")]).await;
     let answer = sidecar.get_with("/plain", &authorized).await;
@@ -91,15 +92,13 @@ async fn what_somebody_authorized_got_is_shared_if_the_answer_says_so() {
 async fn cookies_count_for_a_person_under_a_policy_alone() {
     let origin = Origin::obedient().await;
     let cookie = [("cookie", "a=b")];
-    let cases = |stored| -> [(&'static [&'static str], &[(&str, &str)], bool); 1] {
-        [(&["cache-control: max-age=60"], &[("cookie", "a=b")], stored)]
-    };
+    let cases = |stored| -> [Case<'_>; 1] { [(&["cache-control: max-age=60"], &cookie, stored)] };
     let bare = Sidecar::bare(origin.address).await;
-    assert_stored(&bare, "", &cases(true)).await;
+    assert_stored(&bare, &cases(true)).await;
     assert_eq!(bare.get("/0").await.hit(), Some("l1"), "it is everybody's");
     assert_eq!(bare.get_with("/0", &cookie).await.hit(), Some("l1"));
     let policy = Policy::new("routes:\n- {name: page, match: {path: \"/{page}\"}}\n");
-    assert_stored(&Sidecar::start(&policy, origin.address).await, "", &cases(false)).await;
+    assert_stored(&Sidecar::start(&policy, origin.address).await, &cases(false)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -160,7 +159,6 @@ async fn statuses_and_what_they_need() {
     let understood = "cache-control: max-age=60, no-store, must-understand";
     assert_stored(
         &sidecar,
-        "",
         &[
             (&[modified], &[("x-status", "200")], true),
             (&[modified], &[("x-status", "404")], true),
