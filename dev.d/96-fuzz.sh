@@ -52,7 +52,7 @@ fuzz_one() { # TARGET SECONDS FOLDER: its corpus is copied, for libFuzzer writes
   child=$!
   if ! wait "$child"; then
     child=
-    tail -n 40 "$log" | sed 's/^/    | /' >&2
+    tail -n 40 "$log" | cut -c1-200 | sed 's/^/    | /' >&2
     fail "$target: a property does not hold of the input whose path is above" \
       "run it again by \`./dev fuzz again $target FILE\`; once it is fixed, put it into fuzz/corpus/$target under a name that says what it is"
   fi
