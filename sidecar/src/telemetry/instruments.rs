@@ -142,10 +142,8 @@ fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
         .with_description("Requests that were refused before anybody acted on them, by reason.")
         .with_callback(move |observer| {
             for refusal in Refusal::ALL {
-                let count = counted.count_refused(refusal);
-                if count > 0 {
-                    observer.observe(count, &[KeyValue::new("reason", refusal.as_str())]);
-                }
+                observer
+                    .observe(counted.count_refused(refusal), &[KeyValue::new("reason", refusal.as_str())]);
             }
         })
         .build();
