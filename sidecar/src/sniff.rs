@@ -50,8 +50,8 @@ fn target_form(method: &[u8], target: &[u8]) -> Protocol {
     }
 }
 
-/// RFC 9110, section 5.6.2.
-fn is_token(byte: u8) -> bool {
+/// Whether a byte may be in a token (RFC 9110, section 5.6.2).
+pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 

@@ -1,6 +1,7 @@
 //! Where the body of an HTTP/1 request ends (RFC 9112, section 6).
 
 use super::refusal::Refusal;
+use crate::sniff::is_token;
 
 /// The longest line of a chunk's size and extensions, and the longest trailer section.
 const LONGEST_LINE: usize = 4 << 10;
@@ -56,14 +57,33 @@ pub(super) struct Chunks {
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Expecting {
-    Size { digits: u8, size: u64 },
-    Extension { size: u64 },
-    SizeLf { size: u64 },
-    Data { left: u64 },
+    Size {
+        digits: u8,
+        size: u64,
+    },
+    /// White space after a size: an extension may follow, or the end of the line.
+    AfterSize {
+        size: u64,
+    },
+    Extension {
+        size: u64,
+    },
+    SizeLf {
+        size: u64,
+    },
+    Data {
+        left: u64,
+    },
     DataCr,
     DataLf,
-    Trailer { line_is_empty: bool },
-    TrailerLf { last: bool },
+    /// The name of a trailer field, or the end of them all.
+    TrailerName {
+        is_empty: bool,
+    },
+    TrailerValue,
+    TrailerLf {
+        last: bool,
+    },
     Nothing,
 }
 
@@ -92,21 +112,34 @@ impl Chunks {
                 Expecting::Size { digits: digits + 1, size: size << 4 | digit }
             }
             (Expecting::Size { digits: 1.., size }, b'\r') => Expecting::SizeLf { size },
-            (Expecting::Size { digits: 1.., size }, b';' | b' ' | b'\t') => Expecting::Extension { size },
+            (Expecting::Size { digits: 1.., size } | Expecting::AfterSize { size }, b';') => {
+                Expecting::Extension { size }
+            }
+            (Expecting::Size { digits: 1.., size } | Expecting::AfterSize { size }, b' ' | b'\t')
+                if self.length <= LONGEST_LINE =>
+            {
+                Expecting::AfterSize { size }
+            }
+            (Expecting::AfterSize { size }, b'\r') => Expecting::SizeLf { size },
             (Expecting::Extension { size }, b'\r') => Expecting::SizeLf { size },
             (Expecting::Extension { size }, b'\t' | b' '..=b'~' | 0x80..) if self.length <= LONGEST_LINE => {
                 Expecting::Extension { size }
             }
-            (Expecting::SizeLf { size: 0 }, b'\n') => self.next(Expecting::Trailer { line_is_empty: true }),
+            (Expecting::SizeLf { size: 0 }, b'\n') => self.next(Expecting::TrailerName { is_empty: true }),
             (Expecting::SizeLf { size }, b'\n') => self.next(Expecting::Data { left: size }),
             (Expecting::DataCr, b'\r') => Expecting::DataLf,
             (Expecting::DataLf, b'\n') => self.next(Expecting::Size { digits: 0, size: 0 }),
-            (Expecting::Trailer { line_is_empty: last }, b'\r') => Expecting::TrailerLf { last },
-            (Expecting::Trailer { .. }, b'\t' | b' '..=b'~' | 0x80..) if self.length <= LONGEST_TRAILERS => {
-                Expecting::Trailer { line_is_empty: false }
+            (Expecting::TrailerName { is_empty: true }, b'\r') => Expecting::TrailerLf { last: true },
+            (Expecting::TrailerName { is_empty: false }, b':') => Expecting::TrailerValue,
+            (Expecting::TrailerName { .. }, _) if is_token(byte) && self.length <= LONGEST_TRAILERS => {
+                Expecting::TrailerName { is_empty: false }
+            }
+            (Expecting::TrailerValue, b'\r') => Expecting::TrailerLf { last: false },
+            (Expecting::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) if self.length <= LONGEST_TRAILERS => {
+                Expecting::TrailerValue
             }
             (Expecting::TrailerLf { last: true }, b'\n') => Expecting::Nothing,
-            (Expecting::TrailerLf { last: false }, b'\n') => Expecting::Trailer { line_is_empty: true },
+            (Expecting::TrailerLf { last: false }, b'\n') => Expecting::TrailerName { is_empty: true },
             _ => return None,
         })
     }
@@ -135,7 +168,7 @@ mod tests {
             "0\r\n\r\n",
             "3\r\nabc\r\n0\r\n\r\n",
             "3;name=\"v\"\r\nabc\r\n00\r\nX-Sum: 7\r\n\r\n",
-            "A\r\n0123456789\r\n0\r\n\r\n",
+            "A \t;x\r\n0123456789\r\n0 \r\n\r\n",
         ] {
             let with_more = format!("{body}GET / HTTP/1.1\r\n");
             assert_eq!(length_of(with_more.as_bytes()), Ok(Some(body.len())), "{body:?}");
@@ -156,6 +189,9 @@ mod tests {
             "3 \r\rabc",
             "11111111111111111\r\n",
             "0\r\nX: a\nb\r\n\r\n",
+            "0\r\nx\r\n\r\n",
+            "0\r\n: x\r\n\r\n",
+            "1 a\r\nx\r\n",
         ] {
             assert_eq!(length_of(body.as_bytes()), Err(Refusal::Chunking), "{body:?}");
         }
@@ -165,7 +201,7 @@ mod tests {
     fn a_line_without_end_is_refused() {
         let endless = format!("1;{}", "x".repeat(LONGEST_LINE + 1));
         assert_eq!(length_of(endless.as_bytes()), Err(Refusal::Chunking));
-        let endless = format!("0\r\n{}", "x".repeat(LONGEST_TRAILERS + 1));
+        let endless = format!("0\r\nx:{}", "x".repeat(LONGEST_TRAILERS + 1));
         assert_eq!(length_of(endless.as_bytes()), Err(Refusal::Chunking));
     }
 
