@@ -8,7 +8,7 @@ mod text;
 
 use http::{
     Method,
-    header::{FORWARDED, HOST},
+    header::{CONTENT_ENCODING, CONTENT_TYPE, FORWARDED, HOST},
 };
 
 pub(crate) use self::cookies::has as has_cookie;
@@ -126,6 +126,10 @@ impl Key {
         }
         if let Some(hash) = body {
             fragment.part("body:blake3", hash.to_hex().as_bytes());
+            // They say how the body is read: the same bytes under another type are another question.
+            for name in [CONTENT_ENCODING, CONTENT_TYPE] {
+                fragment.header(name.as_str(), fields);
+            }
         }
         spans
     }

@@ -125,6 +125,10 @@ fn a_body_and_cookies_are_in_it_where_they_are_keyed() {
     let rules = KeyRules::new(Some(&KeySpec { cookies: strings(&["lang"]), ..KeySpec::default() }));
     let both = key_with("/p", &[("cookie", "lang=en")], Some(&hash), &rules);
     assert_eq!(both.as_str(), format!("GET:http:///p#cookie:lang=en&body:blake3={}", hash.to_hex()));
+    let types = ["text/plain", "application/json"].map(|value| [("content-type", value)]);
+    let [text, json] = types.map(|lines| key_with("/p", &lines, Some(&hash), &rules));
+    assert_ne!(text, json, "how the body is read");
+    assert_eq!(key("/p", &types[0], &rules), key("/p", &types[1], &rules), "without a body it says nothing");
 }
 
 #[test]

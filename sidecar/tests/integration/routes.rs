@@ -136,6 +136,22 @@ async fn a_post_is_told_apart_by_its_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn the_same_body_under_another_type_is_another_question() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(GRAPHQL);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for (name, value, number) in [
+        ("content-type", "application/json", "1"),
+        ("content-type", "text/plain", "2"),
+        ("content-encoding", "gzip", "3"),
+        ("content-type", "application/json", "1"),
+    ] {
+        let answer = sidecar.request(Method::POST, "/graphql", &[(name, value)], "{ me }").await;
+        assert_eq!(answer.body, number, "{value}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_post_that_is_cached_makes_nothing_stale_and_get_is_another_key() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(GRAPHQL);
