@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use http::{
     HeaderMap, HeaderName,
-    header::{ACCEPT_LANGUAGE, VARY, VIA},
+    header::{ACCEPT_LANGUAGE, FORWARDED, VARY, VIA},
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
@@ -16,7 +16,7 @@ use crate::{
 mod language;
 
 /// Headers that are added to on the way to the origin: what it saw is not what the client sent.
-const CHANGED_HERE: [HeaderName; 2] = [VIA, HeaderName::from_static("x-forwarded-for")];
+const CHANGED_HERE: [HeaderName; 3] = [FORWARDED, VIA, HeaderName::from_static("x-forwarded-for")];
 
 /// What must not be in the text of a value as it is.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');

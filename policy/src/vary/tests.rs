@@ -26,6 +26,7 @@ fn names_are_sorted_and_each_is_there_once() {
         (&[("vary", "caf\u{e9}")], None),
         (&[("vary", "accept, Via")], None),
         (&[("vary", "x-forwarded-for")], None),
+        (&[("vary", "forwarded")], None),
     ] {
         let names = names(&headers(lines));
         let names: Option<Vec<_>> =
