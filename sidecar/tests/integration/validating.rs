@@ -3,7 +3,7 @@
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
-use super::harness::{Origin, Sidecar, reply};
+use super::harness::{Origin, Policy, Sidecar, reply, until};
 
 const MODIFIED: &str = "Sat, 21 Nov 2020 10:00:00 GMT";
 
@@ -159,6 +159,71 @@ async fn a_miss_of_a_client_who_has_a_copy_fills_the_cache() {
     assert_eq!((miss.status.as_u16(), miss.body.as_str(), miss.header("etag")), (304, "", "\"a\""));
     assert_eq!(miss.cache_status(), "larder; fwd=uri-miss; fwd-status=200; stored");
     assert!(!origin.last().headers.contains_key("if-none-match"));
-    super::harness::until("the fill ends", async || (sidecar.get("/").await.hit()).map(drop)).await;
+    until("the fill ends", async || (sidecar.get("/").await.hit()).map(drop)).await;
     assert_eq!((sidecar.get("/").await.body.as_str(), origin.calls()), ("1", 1));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_routes_ttl_begins_again_with_a_304() {
+    let origin = Origin::start(|seen| async move {
+        if seen.headers.contains_key("if-none-match") {
+            not_modified(&[])
+        } else {
+            reply(&[("etag", "\"a\""), ("age", "1000")], seen.number.to_string())
+        }
+    })
+    .await;
+    let policy = Policy::new("routes:\n- {name: page, match: {path: \"/{page}\"}, ttl: 1s}\n");
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    sidecar.get("/a").await;
+    let validated =
+        until("it is stale", async || Some(sidecar.get("/a").await).filter(|answer| answer.hit().is_none()))
+            .await;
+    assert_eq!(validated.cache_status(), "larder; fwd=stale; fwd-status=304; stored");
+    assert_eq!((validated.body.as_str(), origin.calls()), ("1", 2));
+    let age: u64 = validated.header("age").parse().unwrap();
+    assert!(age < 1000, "validated is as good as made anew: {age}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_304_that_forbids_to_store_leaves_nothing_fresh() {
+    let origin = Origin::start(|seen| async move {
+        if seen.headers.contains_key("if-none-match") {
+            not_modified(&[("cache-control", "no-store"), ("set-cookie", "a=b")])
+        } else {
+            reply(&[("etag", "\"a\""), ("cache-control", "max-age=0")], seen.number.to_string())
+        }
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/").await;
+    for _ in 0..2 {
+        let answer = sidecar.get("/").await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, "1"));
+        assert_eq!(answer.cache_status(), "larder; fwd=stale; fwd-status=304");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn those_who_wait_are_told_by_what_they_have() {
+    let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
+    let permits = std::sync::Arc::clone(&gate);
+    let origin = Origin::start(move |seen| {
+        let gate = std::sync::Arc::clone(&gate);
+        async move {
+            gate.acquire().await.unwrap().forget();
+            reply(&[("etag", "\"a\""), ("cache-control", "max-age=60")], seen.number.to_string())
+        }
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let lets_go = async {
+        until("it is asked for", async || (origin.calls() == 1).then_some(())).await;
+        permits.add_permits(1);
+    };
+    let (has, other) = ([("if-none-match", "\"a\"")], [("if-none-match", "\"b\"")]);
+    let (first, second, third, ()) =
+        tokio::join!(sidecar.get_with("/", &has), sidecar.get_with("/", &other), sidecar.get("/"), lets_go);
+    assert_eq!((first.status.as_u16(), second.status.as_u16(), third.status.as_u16()), (304, 200, 200));
+    assert_eq!((second.body.as_str(), third.body.as_str(), origin.calls()), ("1", "1", 1));
 }
