@@ -31,13 +31,15 @@ pub(super) enum Looked {
 
 impl Question {
     pub(super) fn look_in_memory(&self) -> Looked {
-        if let Some(key) = &self.key_of_get {
-            let of_get = self.look_under(key);
-            if matches!(of_get, Looked::Usable(..)) {
-                return of_get;
-            }
+        let of_get = self.key_of_get.as_ref().map(|key| self.look_under(key));
+        match of_get {
+            Some(of_get @ Looked::Usable(..)) => of_get,
+            Some(of_get @ Looked::Candidate(..)) => match self.look_under(&self.key) {
+                Looked::Nothing(_) => of_get,
+                own => own,
+            },
+            _ => self.look_under(&self.key),
         }
-        self.look_under(&self.key)
     }
 
     /// What an answer to GET has left in memory, for a HEAD.

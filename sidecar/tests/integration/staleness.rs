@@ -245,3 +245,19 @@ async fn a_renewal_that_fails_leaves_what_is_stored() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_get_stored_stands_in_for_head_and_is_renewed_by_get() {
+    let origin = Origin::obedient().await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for (path, window) in [("/error", "stale-if-error"), ("/renewed", "stale-while-revalidate")] {
+        let control = format!("cache-control: max-age=5, {window}=60");
+        let stored = sidecar.get_with(path, &[("x-say", &control), ("x-say", "age: 15")]).await;
+        let head = sidecar.request(http::Method::HEAD, path, &[("x-status", "503")], "").await;
+        assert_eq!((head.status.as_u16(), head.header("content-length")), (200, "1"), "{path}");
+        assert_eq!(stored.body.len(), 1);
+    }
+    until("it is renewed", async || (origin.last().path == "/renewed" && origin.calls() == 4).then_some(()))
+        .await;
+    assert_eq!(origin.last().method, http::Method::GET);
+}
