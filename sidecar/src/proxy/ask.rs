@@ -97,10 +97,11 @@ impl Proxy {
                 Some(Landing::StandIn(entry, status, _)) if !entry.is_purged(&question.serving.barriers) => {
                     return question.answer_with(&entry, status, Outcome::Stale, Tier::L1);
                 }
-                Some(Landing::Problem(problem)) => {
+                // Who has something that may stand in asks for itself.
+                Some(Landing::Problem(problem)) if errand.candidate.is_none() => {
                     return Answered::problem(problem, Some(question.route));
                 }
-                Some(Landing::StandIn(..) | Landing::Unshared) => break,
+                Some(Landing::StandIn(..) | Landing::Problem(_) | Landing::Unshared) => break,
             }
         }
         self.fetch(errand).await
