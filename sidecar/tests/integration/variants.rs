@@ -22,7 +22,7 @@ async fn in_languages(status: StatusCode, control: &'static str) -> (Origin, Arc
         async move {
             let mut answer = reply(&HEADERS, seen.header("accept-language").to_owned());
             answer.headers_mut().insert("cache-control", control.parse().unwrap());
-            if seen.headers.contains_key("if-none-match") {
+            if seen.path == "/" && seen.headers.contains_key("if-none-match") {
                 gate.acquire().await.unwrap().forget();
                 *answer.status_mut() = status;
                 *answer.body_mut() = Default::default();
