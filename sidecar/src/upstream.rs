@@ -9,7 +9,11 @@ use std::{
     vec,
 };
 
-use http::{Request, Response, Uri, Version, header::HOST, uri::PathAndQuery};
+use http::{
+    HeaderMap, HeaderValue, Request, Response, Uri, Version,
+    header::{COOKIE, HOST},
+    uri::PathAndQuery,
+};
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use hyper_util::{
@@ -95,6 +99,9 @@ impl Upstream {
             *request.uri_mut() = target(request.uri(), host).unwrap_or_else(|| request.uri().clone());
             return self.http2.send(request).await;
         }
+        if request.version() == Version::HTTP_2 {
+            join_crumbs(request.headers_mut());
+        }
         *request.version_mut() = Version::HTTP_11;
         *request.uri_mut() = target(request.uri(), APPLICATION)
             .expect("a scheme, an authority and a path that each were parsed make a URI");
@@ -121,6 +128,16 @@ impl Upstream {
 fn target(uri: &Uri, host: &str) -> Option<Uri> {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     Uri::builder().scheme("http").authority(host).path_and_query(path).build().ok()
+}
+
+/// HTTP/2 may have a cookie in several fields, HTTP/1.1 in one (RFC 9113, section 8.2.3).
+fn join_crumbs(headers: &mut HeaderMap) {
+    let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
+    if crumbs.len() > 1
+        && let Ok(cookie) = HeaderValue::from_bytes(&crumbs.join(&b"; "[..]))
+    {
+        headers.insert(COOKIE, cookie);
+    }
 }
 
 fn replica(request: &Request<RequestBody>) -> Request<RequestBody> {

@@ -13,6 +13,7 @@ mod integration {
     mod connections;
     mod controls;
     mod heads;
+    mod http2;
     mod interim;
     mod invalidating;
     mod metrics;

@@ -2,10 +2,7 @@
 
 use std::{
     net::SocketAddr,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
+    sync::{Arc, Mutex},
 };
 
 use tokio::{io::AsyncWriteExt, sync::Semaphore};
@@ -16,8 +13,7 @@ use super::{RawOrigin, read_head, until};
 #[derive(Debug)]
 pub(crate) struct Steps {
     pub(crate) address: SocketAddr,
-    heads: Arc<std::sync::Mutex<Vec<String>>>,
-    answered: Arc<AtomicUsize>,
+    heads: Arc<Mutex<Vec<String>>>,
     permits: Arc<Semaphore>,
     _origin: RawOrigin,
 }
@@ -35,11 +31,10 @@ impl Steps {
         ends: bool,
     ) -> Self {
         let (answer, permits) = (Arc::new(answer), Arc::new(Semaphore::new(0)));
-        let (heads, answered) = (Arc::<std::sync::Mutex<Vec<_>>>::default(), Arc::<AtomicUsize>::default());
-        let (gate, log, done) = (Arc::clone(&permits), Arc::clone(&heads), Arc::clone(&answered));
+        let heads = Arc::<Mutex<Vec<_>>>::default();
+        let (gate, log) = (Arc::clone(&permits), Arc::clone(&heads));
         let origin = RawOrigin::start(move |mut stream| {
-            let (answer, gate, log, done) =
-                (Arc::clone(&answer), Arc::clone(&gate), Arc::clone(&log), Arc::clone(&done));
+            let (answer, gate, log) = (Arc::clone(&answer), Arc::clone(&gate), Arc::clone(&log));
             async move {
                 loop {
                     let head = read_head(&mut stream).await;
@@ -56,7 +51,6 @@ impl Steps {
                             return;
                         }
                     }
-                    done.fetch_add(1, Ordering::SeqCst);
                     if ends {
                         return;
                     }
@@ -64,7 +58,7 @@ impl Steps {
             }
         })
         .await;
-        Self { address: origin.address, heads, answered, permits, _origin: origin }
+        Self { address: origin.address, heads, permits, _origin: origin }
     }
 
     /// Lets it take so many steps.
@@ -80,11 +74,6 @@ impl Steps {
     /// The heads that it has seen.
     pub(crate) fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
-    }
-
-    /// How many answers it has given whole.
-    pub(crate) fn answered(&self) -> usize {
-        self.answered.load(Ordering::SeqCst)
     }
 
     /// Waits until it has been asked so often.
