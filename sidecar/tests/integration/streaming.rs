@@ -8,7 +8,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use super::harness::{Policy, RawOrigin, RedisServer, Sidecar, exchange, read_head, until};
+use super::harness::{Policy, RawOrigin, RedisServer, Sidecar, Steps, Wire, exchange, read_head, until};
 
 const CACHED: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
@@ -115,4 +115,108 @@ async fn an_answer_with_trailers_passes_and_is_not_stored() {
     let answer = String::from_utf8(exchange(sidecar.address, request).await).unwrap();
     assert!(answer.to_lowercase().ends_with("0\r\nx-sum: 7\r\n\r\n"), "{answer}");
     assert_eq!(sidecar.metric("larder_not_stored_total", &["reason=\"trailers\""]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn each_byte_passes_as_it_comes_to_all_who_read() {
+    let steps =
+        ["HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 5\r\n\r\na", "b", "c", "d", "e"];
+    let origin = Steps::new(&steps, false).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut clients = [Wire::asking(sidecar.address, "/a").await, Wire::asking(sidecar.address, "/a").await];
+    for client in &mut clients {
+        client.head().await;
+    }
+    for byte in ["a", "b", "c", "d", "e"] {
+        for client in &mut clients {
+            assert_eq!(client.bytes(1).await, byte, "before the application sends the next");
+        }
+        origin.let_go(1);
+    }
+    assert_eq!(origin.asked(), 1);
+}
+
+/// An application that sends so many bytes, in pieces of 64 KiB, with a length or in chunks.
+async fn endless(length: u64) -> RawOrigin {
+    const PIECE: usize = 64 << 10;
+    RawOrigin::start(move |mut stream| async move {
+        let head = read_head(&mut stream).await;
+        let is_chunked = head.contains("/chunked");
+        let framing = match is_chunked {
+            true => "Transfer-Encoding: chunked".into(),
+            false => format!("Content-Length: {length}"),
+        };
+        let answer = format!("HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n{framing}\r\n\r\n");
+        stream.write_all(answer.as_bytes()).await.unwrap();
+        let mut piece = vec![b'x'; PIECE];
+        if is_chunked {
+            piece = [format!("{PIECE:x}\r\n").as_bytes(), &piece, b"\r\n"].concat();
+        }
+        for _ in 0..length / PIECE as u64 {
+            if stream.write_all(&piece).await.is_err() {
+                return;
+            }
+        }
+        if is_chunked {
+            let _ = stream.write_all(b"0\r\n\r\n").await;
+        }
+    })
+    .await
+}
+
+/// Runs `reading` and returns by how much the sidecar's memory grew at most meanwhile.
+async fn growth_during(sidecar: &Sidecar, reading: impl Future<Output = ()>) -> u64 {
+    let (before, mut reading) = (sidecar.resident(), std::pin::pin!(reading));
+    let mut most = before;
+    loop {
+        tokio::select! {
+            () = reading.as_mut() => return most - before,
+            () = tokio::time::sleep(Duration::from_millis(10)) => most = most.max(sidecar.resident()),
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_gigabyte_passes_with_little_memory() {
+    const LENGTH: u64 = 1 << 30;
+    let origin = endless(LENGTH).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for path in ["/length", "/chunked"] {
+        let grown = growth_during(&sidecar, async {
+            let mut client = Wire::to(sidecar.address).await;
+            client.say(format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")).await;
+            client.head().await;
+            let count = client.discard().await;
+            assert!(count >= LENGTH, "{path}: {count}");
+        })
+        .await;
+        assert!(grown < 64 << 20, "{path}: it grew by {grown} bytes");
+    }
+    assert_eq!(sidecar.metric("larder_not_stored_total", &["reason=\"too-large\""]).await, 2.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_slow_reader_of_a_body_that_is_too_large_costs_little_and_slows_nobody() {
+    const LENGTH: u64 = 64 << 20;
+    let origin = endless(LENGTH).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for path in ["/length", "/chunked"] {
+        let get = format!("GET {path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let mut slow = Wire::narrow(sidecar.address).await;
+        slow.say(&get).await;
+        slow.head().await;
+        let grown = growth_during(&sidecar, async {
+            let mut fast = Wire::to(sidecar.address).await;
+            fast.say(&get).await;
+            fast.head().await;
+            assert!(fast.discard().await >= LENGTH, "{path}");
+        })
+        .await;
+        assert!(grown < 32 << 20, "{path}: it grew by {grown} bytes");
+        // It is whole, or the client can tell that it is not.
+        let rest = slow.rest().await;
+        let cut = (rest.len() as u64) < LENGTH;
+        assert!(path == "/chunked" || !cut, "each has an answer of its own: {}", rest.len());
+        assert!(!cut || !rest.ends_with(b"0\r\n\r\n"), "{path}");
+    }
 }
