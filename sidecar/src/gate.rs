@@ -34,6 +34,8 @@ use tokio_util::io::poll_read_buf;
 mod framing;
 mod head;
 mod refusal;
+#[cfg(test)]
+mod tests;
 mod turnstile;
 
 use framing::Framing;

@@ -1,0 +1,219 @@
+//! hyper on top of the gate, over a pipe.
+
+use std::{convert::Infallible, sync::Arc, time::Duration};
+
+use bytes::{Bytes, BytesMut};
+use http::{Request, Response, StatusCode};
+use http_body_util::{BodyExt, Full};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
+use proptest::{collection::vec, prelude::*};
+use tokio::{
+    io::{AsyncReadExt, AsyncWriteExt},
+    task::yield_now,
+};
+
+use super::*;
+
+/// Answers at once what begins with `/now`; a large body is given back.
+struct Now;
+
+impl AtOnce for Now {
+    fn answer(&mut self, head: &Head<'_>, output: &mut BytesMut) -> Answer {
+        if !head.target.starts_with("/now") {
+            return Answer::No;
+        }
+        let body = body_of(head.target);
+        output.extend_from_slice(
+            format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes(),
+        );
+        if head.target.starts_with("/now-large") {
+            return Answer::Yes(body.into());
+        }
+        output.extend_from_slice(body.as_bytes());
+        Answer::Yes(Bytes::new())
+    }
+}
+
+/// What is answered to a request for `target`, which ends in how long that is.
+fn body_of(target: &str) -> String {
+    let length = target.rsplit('/').next().unwrap().parse().unwrap();
+    target.chars().cycle().take(length).collect()
+}
+
+#[derive(Clone, Debug)]
+enum Ask {
+    Now(usize),
+    NowLarge(usize),
+    /// hyper answers, after so many turns of others, and with so many interim responses before.
+    Later(usize, u8, u8),
+    /// With a body, in one piece or in chunks, that is read or not.
+    Body(usize, bool),
+    EmptyLine,
+}
+
+impl Ask {
+    fn text(&self) -> String {
+        let get = |target: String| format!("GET {target} HTTP/1.1\r\nHost: a\r\n\r\n");
+        match self {
+            Self::Now(length) => get(format!("/now/{length}")),
+            Self::NowLarge(length) => get(format!("/now-large/{length}")),
+            Self::Later(length, turns, interims) => get(format!("/later/{turns}/{interims}/{length}")),
+            Self::Body(length, true) => {
+                let body = format!("{length:x}\r\n{}\r\n0\r\n\r\n", "G".repeat(*length));
+                format!("POST /echo HTTP/1.1\r\nHost: a\r\nTransfer-Encoding: chunked\r\n\r\n{body}")
+            }
+            Self::Body(length, false) => {
+                let body = "G".repeat(*length);
+                format!("POST /echo HTTP/1.1\r\nHost: a\r\nContent-Length: {length}\r\n\r\n{body}")
+            }
+            Self::EmptyLine => "\r\n".into(),
+        }
+    }
+
+    /// How many interim responses and what body it gets.
+    fn expected(&self) -> Option<(u8, String)> {
+        match self {
+            Self::Now(length) => Some((0, body_of(&format!("/now/{length}")))),
+            Self::NowLarge(length) => Some((0, body_of(&format!("/now-large/{length}")))),
+            Self::Later(length, turns, interims) => {
+                Some((*interims, body_of(&format!("/later/{turns}/{interims}/{length}"))))
+            }
+            Self::Body(length, _) => Some((0, "G".repeat(*length))),
+            Self::EmptyLine => None,
+        }
+    }
+}
+
+async fn answer(
+    request: Request<Incoming>,
+    turnstile: Arc<Turnstile>,
+) -> Result<Response<Guarded<Full<Bytes>>>, Infallible> {
+    let target = request.uri().path().to_owned();
+    let body = if target == "/echo" {
+        request.into_body().collect().await.unwrap().to_bytes()
+    } else {
+        let mut numbers = target.split('/').skip(2).map(|number| number.parse::<u8>().unwrap_or(0));
+        let (turns, interims) = (numbers.next().unwrap(), numbers.next().unwrap());
+        for _ in 0..turns {
+            yield_now().await;
+        }
+        for _ in 0..interims {
+            turnstile.send_interim(StatusCode::EARLY_HINTS, &http::HeaderMap::new());
+            yield_now().await;
+        }
+        body_of(&target).into()
+    };
+    Ok(Response::new(Guarded::new(Full::new(body), turnstile)))
+}
+
+/// Sends `pieces` through a pipe of `room` bytes, and reads to the end of the connection.
+async fn exchange(pieces: Vec<Vec<u8>>, room: usize) -> String {
+    let (client, server) = tokio::io::duplex(room);
+    let turnstile = Arc::<Turnstile>::default();
+    let gate = Gate::new(server, &[], Now, Arc::clone(&turnstile));
+    let service = service_fn(move |request| answer(request, Arc::clone(&turnstile)));
+    let serving =
+        async { http1::Builder::new().header_read_timeout(None).serve_connection(gate, service).await };
+    let (mut reader, mut writer) = tokio::io::split(client);
+    let sending = async {
+        for piece in pieces {
+            if writer.write_all(&piece).await.is_err() {
+                return;
+            }
+            yield_now().await;
+        }
+    };
+    let reading = async {
+        let mut answers = Vec::new();
+        let _ = reader.read_to_end(&mut answers).await;
+        String::from_utf8(answers).unwrap()
+    };
+    let all = async { tokio::join!(serving, sending, reading).2 };
+    tokio::time::timeout(Duration::from_secs(20), all).await.expect("all answers in time")
+}
+
+/// The answers that a text is made of, each with how many interim responses came before it.
+fn answers(mut text: &str) -> Vec<(u8, String)> {
+    let (mut answers, mut interims) = (Vec::new(), 0);
+    while let Some((head, rest)) = text.split_once("\r\n\r\n") {
+        if head.starts_with("HTTP/1.1 103") {
+            interims += 1;
+            text = rest;
+            continue;
+        }
+        assert!(head.starts_with("HTTP/1.1 200"), "{head}");
+        let length = head.lines().find_map(|line| line.strip_prefix("content-length: ")).unwrap();
+        let (body, rest) = rest.split_at(length.parse().unwrap());
+        answers.push((interims, body.to_owned()));
+        (interims, text) = (0, rest);
+    }
+    assert_eq!(text, "");
+    answers
+}
+
+fn run<T>(future: impl Future<Output = T>) -> T {
+    tokio::runtime::Builder::new_current_thread().enable_time().build().unwrap().block_on(future)
+}
+
+fn asks() -> impl Strategy<Value = Ask> {
+    prop_oneof![
+        3 => (0..300_usize).prop_map(Ask::Now),
+        1 => (0..100_000_usize).prop_map(Ask::NowLarge),
+        3 => (0..3000_usize, 0..6_u8, 0..3_u8).prop_map(|(length, turns, interims)| Ask::Later(length, turns, interims)),
+        2 => (1..20_000_usize, any::<bool>()).prop_map(|(length, chunked)| Ask::Body(length, chunked)),
+        1 => Just(Ask::EmptyLine),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig::with_cases(64))]
+    #[test]
+    fn every_answer_comes_whole_and_in_order(
+        asks in vec(asks(), 1..25),
+        cuts in vec(1..4000_usize, 0..60),
+        room in prop_oneof![1..64_usize, 64..70_000_usize],
+    ) {
+        let mut text: Vec<u8> = asks.iter().flat_map(|ask| ask.text().into_bytes()).collect();
+        text.extend_from_slice(b"GET /later/0/0/3 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n");
+        let mut pieces = Vec::new();
+        for cut in cuts {
+            let rest = text.split_off(cut.min(text.len()));
+            pieces.push(std::mem::replace(&mut text, rest));
+        }
+        pieces.push(text);
+        pieces.retain(|piece| !piece.is_empty());
+        let expected: Vec<_> =
+            asks.iter().filter_map(Ask::expected).chain([(0, body_of("/later/0/0/3"))]).collect();
+        prop_assert_eq!(answers(&run(exchange(pieces, room))), expected);
+    }
+}
+
+#[test]
+fn however_a_few_requests_are_cut() {
+    let text = [Ask::Now(5), Ask::Later(7, 1, 1), Ask::EmptyLine, Ask::Body(3, true), Ask::Now(2)]
+        .map(|ask| ask.text())
+        .concat()
+        + "GET /later/0/0/3 HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n";
+    let whole = run(exchange(vec![text.clone().into_bytes()], 1 << 16));
+    let whole = answers(&whole);
+    assert_eq!(whole.len(), 5);
+    for cut in 1..text.len() {
+        let (before, after) = text.split_at(cut);
+        let pieces = vec![before.into(), after.into()];
+        assert_eq!(answers(&run(exchange(pieces, 1 << 16))), whole, "cut at {cut}");
+    }
+}
+
+#[test]
+fn a_refusal_comes_behind_the_answers_before_it() {
+    let asks = [Ask::Now(5), Ask::Later(7, 3, 0)].map(|ask| ask.text()).concat();
+    let text = run(exchange(
+        vec![
+            (asks + "GET /now/3 HTTP/1.1\r\nbad\r\n\r\nGET /now/3 HTTP/1.1\r\nHost: a\r\n\r\n").into_bytes(),
+        ],
+        100,
+    ));
+    let (before, refusal) = text.split_once("HTTP/1.1 400 ").unwrap();
+    assert_eq!(answers(before).len(), 2);
+    assert_eq!(refusal.matches("HTTP/1.1").count(), 1, "in what it says, and nothing after: {refusal}");
+}
