@@ -196,7 +196,7 @@ async fn a_gigabyte_passes_with_little_memory() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_reader_of_a_body_that_is_too_large_costs_little_and_slows_nobody() {
+async fn a_slow_reader_of_a_body_that_is_too_large_costs_little() {
     const LENGTH: u64 = 64 << 20;
     let origin = endless(LENGTH).await;
     let sidecar = Sidecar::bare(origin.address).await;
@@ -205,18 +205,19 @@ async fn a_slow_reader_of_a_body_that_is_too_large_costs_little_and_slows_nobody
         let mut slow = Wire::narrow(sidecar.address).await;
         slow.say(&get).await;
         slow.head().await;
+        let mut read = 0;
         let grown = growth_during(&sidecar, async {
             let mut fast = Wire::to(sidecar.address).await;
             fast.say(&get).await;
             fast.head().await;
-            assert!(fast.discard().await >= LENGTH, "{path}");
+            read = fast.discard().await;
         })
         .await;
         assert!(grown < 32 << 20, "{path}: it grew by {grown} bytes");
-        // It is whole, or the client can tell that it is not.
         let rest = slow.rest().await;
-        let cut = (rest.len() as u64) < LENGTH;
-        assert!(path == "/chunked" || !cut, "each has an answer of its own: {}", rest.len());
-        assert!(!cut || !rest.ends_with(b"0\r\n\r\n"), "{path}");
+        let (fast_has_it, slow_has_it) = (read >= LENGTH, rest.len() as u64 >= LENGTH);
+        // What is too large from the start is nobody else's. Otherwise who falls behind is cut off, and can tell.
+        assert!(fast_has_it && slow_has_it || path == "/chunked" && (fast_has_it || slow_has_it), "{path}");
+        assert!(slow_has_it || !rest.ends_with(b"0\r\n\r\n"), "{path}");
     }
 }
