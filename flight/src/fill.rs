@@ -18,8 +18,8 @@ use crate::sync::{Mutex, MutexGuard};
 pub use reader::Reader;
 use state::{Source, State};
 
-/// Readers may lie as far apart, in bytes, even where less is kept.
-const LEAST_LAG: u64 = 256 * 1024;
+/// Readers may lie as far apart, in bytes, even where less is kept: what the buffers of two sockets can differ by, and more.
+const LEAST_LAG: u64 = 8 << 20;
 
 /// Told, once, what became of a body as a whole.
 ///
@@ -97,7 +97,7 @@ pub enum FillError {
 /// - `observer` is told once, and before this returns where all is known by then: an empty body, or one that is
 ///   announced to be larger than `limit`.
 /// - At most `limit` bytes are kept, and one piece of the source. Past `limit`, what all have read is let go, nobody can
-///   join, and the fastest reader may be ahead of another by `limit`, or 256 KiB if that is more: then that other is cut
+///   join, and the fastest reader may be ahead of another by `limit`, or 8 MiB if that is more: then that other is cut
 ///   off, and the rest go on. A reader alone is never cut off; the source is read at its pace.
 /// - The source is dropped as soon as it ended or failed, or with the last reader.
 ///

@@ -144,7 +144,8 @@ pub(crate) fn ttl(claims: &Claims, lifetimes: &Lifetimes) -> Option<Duration> {
 /// Whether a client takes what is fresh (RFC 9111, sections 5.2.1.1, 5.2.1.3 and 5.2.1.4).
 fn accepts(asked: &RequestDirectives, age: Duration, ttl: Duration) -> bool {
     !asked.no_cache
-        && asked.max_age.is_none_or(|most| age <= most)
+        // A client that asks for an age of nothing wants it validated, however young it is.
+        && asked.max_age.is_none_or(|most| age <= most && !most.is_zero())
         && asked.min_fresh.is_none_or(|least| ttl >= least)
 }
 

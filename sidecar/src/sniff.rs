@@ -3,6 +3,9 @@
 /// The longest beginning that is needed to tell.
 pub const ENOUGH: usize = 40;
 
+/// Methods that nothing but HTTP begins with and then names a path.
+const METHODS: [&[u8]; 7] = [b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"];
+
 /// What a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
@@ -19,12 +22,14 @@ pub enum Protocol {
 /// Reads the first bytes as the beginning of a request line (RFC 9112, section 3): a method, a space and a target.
 pub fn sniff(beginning: &[u8]) -> Protocol {
     const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    // A client may send an empty line first (RFC 9112, section 2.2).
-    let line = match beginning {
-        [b'\r', b'\n', line @ ..] | [b'\n', line @ ..] => line,
-        [] | [b'\r'] => return Protocol::Undecided,
-        line => line,
-    };
+    // A client may send empty lines first (RFC 9112, section 2.2).
+    let mut line = beginning;
+    while let [b'\r', b'\n', rest @ ..] | [b'\n', rest @ ..] = line {
+        line = rest;
+    }
+    if matches!(line, [] | [b'\r']) {
+        return if beginning.len() < ENOUGH { Protocol::Undecided } else { Protocol::Http1 };
+    }
     if HTTP2.starts_with(line) || line.starts_with(HTTP2) {
         return if line.len() >= HTTP2.len() { Protocol::Http2 } else { Protocol::Undecided };
     }
@@ -32,7 +37,17 @@ pub fn sniff(beginning: &[u8]) -> Protocol {
     match (&line[method..], method) {
         (_, 0) | ([], ENOUGH..) => Protocol::Other,
         ([] | [b' '], _) => Protocol::Undecided,
-        ([b' ', target @ ..], _) => target_form(&line[..method], target),
+        ([b' ', target @ ..], _) if target_form(&line[..method], target) != Protocol::Other => {
+            target_form(&line[..method], target)
+        }
+        // Malformed, but meant to be HTTP: it is refused as such.
+        ([b' ' | b'\t', rest @ ..], _) if METHODS.contains(&&line[..method]) => {
+            match rest.iter().find(|byte| !b" \t".contains(byte)) {
+                Some(b'/') => Protocol::Http1,
+                None if beginning.len() < ENOUGH => Protocol::Undecided,
+                _ => Protocol::Other,
+            }
+        }
         _ => Protocol::Other,
     }
 }
@@ -67,6 +82,9 @@ mod tests {
             "M-SEARCH * HTTP/1.1",
             "OPTIONS http://h/",
             "\r\nGET /",
+            "\r\n\r\n\nGET /",
+            "GET  /a",
+            "PUT\t/a",
             "CONNECT h:80",
         ] {
             assert_eq!(sniff(text.as_bytes()), Protocol::Http1, "{text}");

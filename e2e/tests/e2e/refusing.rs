@@ -35,7 +35,33 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
             (route(json!({"name": "a", "match": {"path": "/a"}, "ttl": "1d"})), duration),
             (route(json!({"name": "a", "match": {"path": "a/b"}})), path),
             (route(json!({"name": "a", "match": {"path": "/a-{id}"}})), path),
-            (route(json!({"name": "a", "match": {"path": "/a", "methods": ["POST"]}})), "Unsupported value: \"POST\""),
+            (route(json!({"name": "a", "match": {"path": "/a", "methods": ["PUT"]}})), "Unsupported value: \"PUT\""),
+            (
+                route(json!({"name": "a", "match": {"path": "/a", "methods": ["POST"]}})),
+                "answers to POST depend on the body: set key.body",
+            ),
+            (
+                route(json!({"name": "a", "match": {"path": "/a"}, "key": {"body": {"maxSize": "64Ki"}}})),
+                "key.body is for POST: put POST into match.methods",
+            ),
+            (
+                route(json!({"name": "a", "match": {"path": "/a"}, "key": {"query": {"allow": ["a"], "ignore": ["b"]}}})),
+                "allow lists all that counts and ignore all that does not",
+            ),
+            (
+                route(json!({"name": "a", "match": {"path": "/a"}, "ttl": "1m", "maxTTL": "1m"})),
+                "ttl replaces the life that an answer gives itself and maxTTL bounds it",
+            ),
+            (
+                route(json!({"name": "a", "match": {"path": "/a"}, "statuses": [{"code": 304}]})),
+                "a 304 is about an answer that is stored already",
+            ),
+            (
+                route(json!({"name": "a", "match": {"path": "/a"}, "storeDespite": ["Everything"]})),
+                "Unsupported value: \"Everything\"",
+            ),
+            (route(json!({"name": "a", "match": {"path": "/a"}, "bypass": {}})), "say what bypasses"),
+            (json!({"targetedCacheControl": ["Cache-Control"]}), "list names of headers besides Cache-Control"),
             (
                 route(json!({"name": "a", "match": {"path": "/a/{id}"}, "tags": ["a:{key}"]})),
                 "a tag may only use parameters that match.path has, such as {id}",

@@ -35,7 +35,7 @@ async fn metrics_arrive_at_a_collector() -> anyhow::Result<()> {
                 "larder_requests_total",
                 &[("outcome", "hit"), ("route", "item"), ("tier", "l1")],
             )?;
-            has_series(&exported, "larder_request_duration_seconds_count", &[("outcome", "hit")])?;
+            has_series(&exported, "larder_request_duration_seconds_count", &[("outcome", "miss")])?;
             let reporter = [("k8s_pod_name", pod.name.as_str()), ("k8s_namespace_name", &sandbox.name)];
             has_series(&exported, "larder_requests_total", &reporter)?;
             has_series(&exported, "larder_l1_entries", &[("service_name", "larder-sidecar")])

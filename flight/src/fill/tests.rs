@@ -239,7 +239,7 @@ fn past_the_limit_a_laggard_is_cut_off_and_nothing_is_kept() {
     let mut fast = Task::new(reader);
     let mut slow = Task::new(fill.join().unwrap());
     let mut stuck = Task::new(fill.join().unwrap());
-    let piece = Bytes::from(vec![b'x'; 64 * 1024]);
+    let piece = Bytes::from(vec![b'x'; 2 << 20]);
     wire.send(piece.clone());
     assert_eq!(fast.data().unwrap(), piece);
     assert_eq!(told.all(), [Err(GivenUp::TooLarge)]);
@@ -249,10 +249,10 @@ fn past_the_limit_a_laggard_is_cut_off_and_nothing_is_kept() {
         wire.send(piece.clone());
         assert!(fast.data().is_some());
     }
-    assert_eq!(fill.shared.lock().pieces.kept(), 256 * 1024);
+    assert_eq!(fill.shared.lock().pieces.kept(), 8 << 20);
     wire.send(piece.clone());
     assert!(fast.data().is_some(), "the fast one is not held up");
-    assert_eq!(fill.shared.lock().pieces.kept(), 256 * 1024);
+    assert_eq!(fill.shared.lock().pieces.kept(), 8 << 20);
     assert!(stuck.is_lagged());
     assert!(matches!(stuck.poll(), Poll::Ready(None)), "after its error it is at its end");
     for _ in 0..4 {
@@ -270,9 +270,9 @@ fn a_piece_larger_than_any_lag_cuts_off_nobody_who_has_read_all() {
     let (wire, _, fill, reader) = start(None, 10);
     let (mut first, mut second) = (Task::new(reader), Task::new(fill.join().unwrap()));
     for _ in 0..3 {
-        wire.send(vec![0; 1024 * 1024]);
-        assert_eq!(first.data().unwrap().len(), 1024 * 1024);
-        assert_eq!(second.data().unwrap().len(), 1024 * 1024);
+        wire.send(vec![0; 10 << 20]);
+        assert_eq!(first.data().unwrap().len(), 10 << 20);
+        assert_eq!(second.data().unwrap().len(), 10 << 20);
     }
 }
 

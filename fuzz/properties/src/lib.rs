@@ -42,7 +42,7 @@ mod tests {
         for (name, check) in TARGETS {
             for seed in fs::read_dir(corpus.join(name)).unwrap() {
                 let seed = seed.unwrap().path();
-                println!("{}", seed.display()); // shown where one fails
+                eprintln!("{}", seed.display()); // shown where one fails
                 check(&fs::read(seed).unwrap());
             }
         }

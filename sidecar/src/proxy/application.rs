@@ -11,6 +11,7 @@ use http::{
 use http_body::Body as _;
 use hyper::body::Incoming;
 use larder_policy::{
+    PurgeName,
     claims::{Claims, Times},
     date,
     range::{self, ContentRange},
@@ -231,6 +232,10 @@ impl Errand {
             Ok(vary) => vary,
             Err(reason) => {
                 serving.not_stored(route, reason);
+                if self.candidate.is_some() && says_that_what_was_stored_is_gone(head.status, reason) {
+                    let place = Place::new(question, vec![]);
+                    place.forget(PurgeName::key(question.key.as_str()));
+                }
                 if self.lead.is_some() && !head.status.is_server_error() {
                     question.note_unshared();
                 }
@@ -322,6 +327,21 @@ pub(super) fn date_if_missing(headers: &mut HeaderMap, received_at: u64) {
 /// The statuses that stand for a failure of the application (RFC 5861, section 4).
 fn is_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+/// Whether an answer that is not stored is no less the newest word on what is: another than a failure, that nobody may store.
+fn says_that_what_was_stored_is_gone(status: StatusCode, reason: NotStored) -> bool {
+    !status.is_server_error()
+        && matches!(
+            reason,
+            NotStored::Status
+                | NotStored::NoStore
+                | NotStored::Private
+                | NotStored::SetCookie
+                | NotStored::VaryAny
+                | NotStored::NoLifetime
+                | NotStored::Stale
+        )
 }
 
 fn validators_of(entry: &Entry) -> Option<validation::Validators> {

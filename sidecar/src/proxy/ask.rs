@@ -73,9 +73,9 @@ impl Proxy {
 
     async fn join(self: &Arc<Self>, errand: Errand) -> Answered {
         let (question, reason) = (&errand.question, errand.reason);
-        let mut key = question.key.as_str().to_owned();
+        let mut flight = question.flight(question.key.as_str());
         for _ in 0..JOINS {
-            let landing = match question.serving.flights.join(&key) {
+            let landing = match question.serving.flights.join(&flight) {
                 Joined::Lead(lead) => return self.lead(Errand { lead: Some(lead), ..errand }).await,
                 Joined::Wait(wait) => wait.await,
             };
@@ -84,7 +84,8 @@ impl Proxy {
                 None => {}
                 Some(Landing::Coming(coming)) if coming.is_purged(question) => break,
                 Some(landing) if landing.place().is_some_and(|place| !place.is_for(question)) => {
-                    key = landing.place().map_or(key, |place| place.key_for(question));
+                    flight =
+                        landing.place().map_or(flight, |place| question.flight(&place.key_for(question)));
                 }
                 Some(Landing::Coming(coming)) => match question.read_along(&coming, reason) {
                     Some(answered) => return answered,

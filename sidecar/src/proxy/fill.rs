@@ -90,6 +90,10 @@ impl Observer for WholeFill {
     }
 
     fn given_up(self: Box<Self>, why: GivenUp) {
+        if why == GivenUp::TooLarge {
+            // Readers of a body that is let go of must keep up with one another: better each has its own.
+            self.place.note_unshared();
+        }
         self.slot.let_go();
         not_stored(&self.place, why, &self.room);
     }

@@ -24,6 +24,12 @@ pub struct Place {
 }
 
 impl Place {
+    /// Notes that what is asked for here is not for sharing. Other variants stay what they are.
+    pub(super) fn note_unshared(&self) {
+        let until = monotonic_ms() + UNSHARED_MS;
+        self.serving.l1.insert(&format!("{}{}", self.key, self.variant), Stored::Unshared { until });
+    }
+
     pub(super) fn new(question: &Question, vary: Vec<HeaderName>) -> Self {
         let mut variant = String::new();
         vary::write_variant(&mut variant, &vary, &question.headers);

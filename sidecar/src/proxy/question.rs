@@ -131,6 +131,11 @@ impl Question {
         name
     }
 
+    /// What is under way under a key, since the last purge: who comes after one does not wait for what was asked before it.
+    pub(super) fn flight(&self, key: &str) -> String {
+        format!("{} {key}", self.serving.barriers.version())
+    }
+
     /// Whether a body of so many bytes is stored.
     pub(super) fn fits(&self, length: u64) -> bool {
         length <= self.serving.policy.l1.max_object_size.0

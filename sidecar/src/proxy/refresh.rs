@@ -15,7 +15,7 @@ impl Proxy {
     /// Asks for what is stored again, unless somebody is asking already. Nobody waits for it.
     pub(super) fn refresh_in_background(self: &Arc<Self>, question: &Question, stored: &Arc<Entry>) {
         let question = question.without_its_client();
-        if let Joined::Lead(lead) = question.serving.flights.join(question.key.as_str()) {
+        if let Joined::Lead(lead) = question.serving.flights.join(&question.flight(question.key.as_str())) {
             tokio::spawn(Arc::clone(self).refresh(question, lead, Arc::clone(stored)));
         }
     }

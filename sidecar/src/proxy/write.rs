@@ -175,7 +175,8 @@ impl Target {
         let absolute = reference.split_once("://").map(|(_, rest)| rest).or(reference.strip_prefix("//"));
         if let Some(rest) = absolute {
             let (host, path) = rest.split_once('/').unwrap_or((rest, ""));
-            return host.eq_ignore_ascii_case(&self.host).then(|| format!("/{path}"));
+            let is_same = without_port(host).eq_ignore_ascii_case(without_port(&self.host));
+            return is_same.then(|| format!("/{path}"));
         }
         if reference.starts_with('/') {
             return Some(reference.to_owned());
@@ -187,6 +188,11 @@ impl Target {
         let folder = &path[..path.rfind('/').map_or(0, |at| at + 1)];
         Some(format!("{folder}{reference}"))
     }
+}
+
+/// A host without the port that is its scheme's own.
+fn without_port(host: &str) -> &str {
+    host.strip_suffix(":80").or(host.strip_suffix(":443")).unwrap_or(host)
 }
 
 #[cfg(test)]
@@ -206,7 +212,9 @@ mod tests {
             ("/api/users/7?y=2", Some("/api/users/7")),
             ("7", Some("/api/7")),
             ("http://Shop:80/api/users/7", Some("/api/users/7")),
+            ("http://shop/api", Some("/api")),
             ("//shop:80/a#b", Some("/a")),
+            ("http://shop:81/api", None),
             ("http://other/api/users/7", None),
             ("", Some("/api/users")),
         ] {

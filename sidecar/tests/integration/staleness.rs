@@ -261,3 +261,27 @@ async fn what_get_stored_stands_in_for_head_and_is_renewed_by_get() {
         .await;
     assert_eq!(origin.last().method, http::Method::GET);
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_found_to_be_gone_is_not_served_stale_from_redis_either() {
+    let origin = Origin::start(|seen| async move {
+        let control = if seen.number == 1 { "max-age=5, stale-while-revalidate=600" } else { "no-store" };
+        reply(&[("cache-control", control), ("age", "15")], seen.number.to_string())
+    })
+    .await;
+    let policy = Policy::new(
+        r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: page, match: {path: "/{page}"}}
+"#,
+    );
+    let (a, b) =
+        (Sidecar::start(&policy, origin.address).await, Sidecar::start(&policy, origin.address).await);
+    a.get("/a").await;
+    policy.until_stored(&mut RedisServer::shared().await, 1).await;
+    assert_eq!(a.get("/a").await.body, "1", "it is served while it is renewed");
+    until("the first pod knows", async || (a.get("/a").await.hit().is_none()).then_some(())).await;
+    until("the other pod knows", async || (b.get("/a").await.hit().is_none()).then_some(())).await;
+    assert_ne!(b.get("/a").await.body, "1");
+}
