@@ -55,8 +55,9 @@ const LINGER_BYTES: usize = 256 << 10;
 const READ: usize = 8 << 10;
 /// How much of what comes before its turn is kept.
 const EARLY: usize = 16 << 10;
-/// How much is answered at once before it is written.
+/// How much is answered at once before it is written, and how much room for that a connection keeps.
 const BATCH: usize = 64 << 10;
+const KEPT: usize = 8 << 10;
 
 /// How long the request is that these bytes begin with, as a connection finds it: `None` while it is not whole. For tests:
 /// a connection does the same piece by piece.
@@ -80,7 +81,7 @@ pub fn request_length(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
 pub trait AtOnce {
     /// Writes the whole answer to a request without a body, or nothing at all. A large body is given back, to be written after
     /// the rest.
-    fn answer(&mut self, head: &Head<'_>, output: &mut BytesMut) -> Answer;
+    fn answer(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Answer;
 }
 
 /// Whether a request was answered at once.
@@ -102,8 +103,9 @@ pub struct Gate<IO, A> {
     input: BytesMut,
     /// No head ends before this place in `input`.
     searched: usize,
-    /// Written here, and not yet to the stream; then this body.
-    output: BytesMut,
+    /// Written here, and to the stream so far; then this body.
+    output: Vec<u8>,
+    written: usize,
     output_body: Bytes,
     turn: Turn,
     /// Whether everything that hyper wrote is flushed.
@@ -137,7 +139,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
             turnstile,
             input: BytesMut::from(beginning),
             searched: 0,
-            output: BytesMut::new(),
+            output: Vec::new(),
+            written: 0,
             output_body: Bytes::new(),
             turn: Turn::Head,
             flushed: true,
@@ -272,21 +275,27 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
     /// Writes what was written here.
     fn poll_write_own(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.turnstile.take_interim(&mut self.output);
-        while !self.output.is_empty() || !self.output_body.is_empty() {
-            let mut stream = Pin::new(&mut self.stream);
+        if self.output.is_empty() {
+            return Poll::Ready(Ok(()));
+        }
+        while self.written < self.output.len() || !self.output_body.is_empty() {
+            let (stream, own) = (Pin::new(&mut self.stream), &self.output[self.written..]);
             let written = if self.output_body.is_empty() {
-                ready!(stream.as_mut().poll_write(context, &self.output))?
+                ready!(stream.poll_write(context, own))?
             } else {
-                let slices = [io::IoSlice::new(&self.output), io::IoSlice::new(&self.output_body)];
-                ready!(stream.as_mut().poll_write_vectored(context, &slices))?
+                let slices = [io::IoSlice::new(own), io::IoSlice::new(&self.output_body)];
+                ready!(stream.poll_write_vectored(context, &slices))?
             };
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            let own = written.min(self.output.len());
-            self.output.advance(own);
-            self.output_body.advance(written - own);
+            let of_own = written.min(own.len());
+            self.written += of_own;
+            self.output_body.advance(written - of_own);
         }
+        (self.written, self.output_body) = (0, Bytes::new());
+        self.output.clear();
+        self.output.shrink_to(KEPT);
         Poll::Ready(Ok(()))
     }
 

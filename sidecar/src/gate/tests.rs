@@ -2,7 +2,7 @@
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{Request, Response, StatusCode};
 use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
@@ -18,7 +18,7 @@ use super::*;
 struct Now;
 
 impl AtOnce for Now {
-    fn answer(&mut self, head: &Head<'_>, output: &mut BytesMut) -> Answer {
+    fn answer(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Answer {
         if !head.target.starts_with("/now") {
             return Answer::No;
         }

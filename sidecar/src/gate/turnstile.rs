@@ -9,7 +9,6 @@ use std::{
     task::{Context, Poll, Waker},
 };
 
-use bytes::BytesMut;
 use futures::task::AtomicWaker;
 use http::{HeaderMap, StatusCode};
 use http_body::{Body, Frame, SizeHint};
@@ -77,7 +76,7 @@ impl Turnstile {
         self.waker.register(waker);
     }
 
-    pub(super) fn take_interim(&self, output: &mut BytesMut) {
+    pub(super) fn take_interim(&self, output: &mut Vec<u8>) {
         if self.has_interim.load(Ordering::Relaxed) && self.has_interim.swap(false, Ordering::Acquire) {
             let mut interim = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
             output.extend_from_slice(&interim);

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::Method;
 use larder_policy::{
     Fields as _, Key, NormalPath, Survey, cache_control::RequestDirectives, credentials, key::Asked,
@@ -17,7 +17,7 @@ use crate::{
 };
 
 /// A body that is longer is not copied behind its head.
-const COPIED: usize = 16 << 10;
+const COPIED: usize = 4 << 10;
 
 /// Answers what a plain GET asks for and memory holds, fresh and whole. Every other request goes the way of all.
 #[derive(Debug)]
@@ -33,7 +33,7 @@ impl Lane {
         Self { proxy, key: String::new() }
     }
 
-    fn find(&mut self, head: &Head<'_>, output: &mut BytesMut) -> Option<Bytes> {
+    fn find(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
         if head.method != "GET"
             || !head.is_http11
             || !head.target.starts_with('/')
@@ -104,7 +104,7 @@ impl Lane {
 }
 
 impl AtOnce for Lane {
-    fn answer(&mut self, head: &Head<'_>, output: &mut BytesMut) -> Answer {
+    fn answer(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Answer {
         match self.find(head, output) {
             Some(body) => Answer::Yes(body),
             None => Answer::No,
