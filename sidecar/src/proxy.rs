@@ -126,7 +126,11 @@ impl Proxy {
         // A write that purges, and a request of a route, stay what they are whatever protocol they ask for: a server may
         // ignore that (RFC 9110, section 7.8), and some clients ask with every request. WebSockets come on any path.
         let tunnel = headers::upgrade(request.headers()).is_some_and(|protocol| {
-            protocol.as_bytes().eq_ignore_ascii_case(b"websocket") || is_routed(request.headers()).is_none()
+            let in_passing =
+                protocol.as_bytes().get(..4).is_some_and(|name| name.eq_ignore_ascii_case(b"TLS/"));
+            protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
+                || is_routed(request.headers()).is_none()
+                || serving.policy.is_bare() && !in_passing
         });
         if tunnel && (serving.policy.is_bare() || serving.policy.purged_by(&method, &path).is_empty()) {
             return self.upgrade(request, client).await;

@@ -53,7 +53,8 @@ pub struct KeySpec {
     )]
     pub cookies: Vec<String>,
 
-    /// Puts a hash of the request's body into the key, for answers to POST such as GraphQL's.
+    /// Puts a hash of the request's body, its `Content-Type` and its `Content-Encoding` into the key, for answers to POST such as
+    /// GraphQL's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<KeyBody>,
 }
