@@ -16,6 +16,7 @@ use crate::cli;
 #[derive(Debug, Default)]
 pub struct Drain {
     on: AtomicBool,
+    ends: AtomicBool,
 }
 
 impl Drain {
@@ -24,6 +25,17 @@ impl Drain {
         if !self.on.swap(true, Ordering::AcqRel) {
             tracing::info!("draining: clients are asked to close their connections");
         }
+    }
+
+    /// Says that the process ends: what is under way is finished, and nothing else is begun.
+    pub fn end(&self) {
+        self.begin();
+        self.ends.store(true, Ordering::Release);
+    }
+
+    /// Whether the process ends.
+    pub fn is_ending(&self) -> bool {
+        self.ends.load(Ordering::Acquire)
     }
 
     /// Whether it drains.

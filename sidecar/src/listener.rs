@@ -1,9 +1,11 @@
 //! Connections of clients.
 
 use std::{
-    io,
+    future::poll_fn,
+    io, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
     sync::{Arc, atomic::Ordering},
+    task::Poll,
     time::Duration,
 };
 
@@ -202,10 +204,19 @@ async fn serve_http1(
     // A head that comes in pieces is timed by the gate.
     let connection = http1::Builder::new().header_read_timeout(None).serve_connection(gate, service);
     let mut connection = std::pin::pin!(connection.with_upgrades());
-    let outcome = tokio::select! {
-        biased;
-        ended = connection.as_mut() => ended,
-        () = shutdown.cancelled() => {
+    let mut cancelled = std::pin::pin!(shutdown.cancelled());
+    let mut listens = false;
+    let ended = poll_fn(|context| {
+        // It takes a lock that all connections share: once to be woken, and again when there is something to learn.
+        let learns = !mem::replace(&mut listens, true) || proxy.is_ending();
+        if learns && cancelled.as_mut().poll(context).is_ready() {
+            return Poll::Ready(None);
+        }
+        connection.as_mut().poll(context).map(Some)
+    });
+    let outcome = match ended.await {
+        Some(outcome) => outcome,
+        None => {
             connection.as_mut().graceful_shutdown();
             connection.await
         }

@@ -89,6 +89,11 @@ impl Proxy {
         &self.upstream
     }
 
+    /// Whether the process ends.
+    pub fn is_ending(&self) -> bool {
+        self.drain.is_ending()
+    }
+
     /// What has been counted.
     pub fn telemetry(&self) -> &Telemetry {
         &self.telemetry

@@ -104,7 +104,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     admin.ready.store(true, Ordering::Release);
 
     told_to_end().await?;
-    drain.begin();
+    drain.end();
     shutdown.cancel();
     tasks.close();
     if tokio::time::timeout(LAST_ANSWERS, tasks.wait()).await.is_err() {
