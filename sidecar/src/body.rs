@@ -2,7 +2,7 @@
 
 use std::{
     pin::Pin,
-    task::{Context, Poll},
+    task::{Context, Poll, ready},
 };
 
 use bytes::Bytes;
@@ -41,8 +41,8 @@ impl Body {
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
     /// The application broke it off.
-    #[error("the application broke the body off: {0}")]
-    Application(#[from] hyper::Error),
+    #[error(transparent)]
+    Application(#[from] SourceError),
     /// So it did, or this reader was too far behind the others.
     #[error(transparent)]
     Fill(#[from] FillError),
@@ -84,24 +84,45 @@ impl HttpBody for Body {
     }
 }
 
+/// Why the application's body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceError {
+    /// The application broke it off.
+    #[error("the application broke the body off: {0}")]
+    Broken(#[from] hyper::Error),
+    /// It is not as long as it was said to be.
+    #[error("the part that the application sent is not as long as it says")]
+    Length,
+}
+
 /// What the application sends, perhaps with what was stored of it before and after.
 #[derive(Debug)]
 pub struct Source {
     before: Option<Bytes>,
     network: Incoming,
+    /// How much of it is still to come, where that is known from elsewhere.
+    left: Option<u64>,
     after: Option<Bytes>,
 }
 
 impl Source {
     /// What the application sends.
     pub fn new(network: Incoming) -> Self {
-        Self { before: None, network, after: None }
+        Self { before: None, network, left: None, after: None }
     }
 
-    /// What the application sends, between what is at hand already.
-    pub fn between(before: Bytes, network: Incoming, after: Bytes) -> Self {
+    /// What the application sends, which must be `length` bytes, between what is at hand already.
+    pub fn between(before: Bytes, network: Incoming, length: u64, after: Bytes) -> Self {
         let some = |bytes: Bytes| (!bytes.is_empty()).then_some(bytes);
-        Self { before: some(before), network, after: some(after) }
+        Self { before: some(before), network, left: Some(length), after: some(after) }
+    }
+
+    /// The application's part is over.
+    fn end_of_network(&mut self) -> Option<Result<Frame<Bytes>, SourceError>> {
+        match self.left {
+            Some(1..) => Some(Err(SourceError::Length)),
+            _ => self.after.take().map(|after| Ok(Frame::data(after))),
+        }
     }
 
     fn at_hand(&self) -> u64 {
@@ -111,31 +132,44 @@ impl Source {
 
 impl HttpBody for Source {
     type Data = Bytes;
-    type Error = hyper::Error;
+    type Error = SourceError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, SourceError>>> {
         let this = self.get_mut();
         if let Some(before) = this.before.take() {
             return Poll::Ready(Some(Ok(Frame::data(before))));
         }
         if this.network.is_end_stream() {
-            return Poll::Ready(this.after.take().map(|after| Ok(Frame::data(after))));
+            return Poll::Ready(this.end_of_network());
         }
-        match Pin::new(&mut this.network).poll_frame(context) {
-            Poll::Ready(None) => Poll::Ready(this.after.take().map(|after| Ok(Frame::data(after)))),
-            other => other,
+        let frame = match ready!(Pin::new(&mut this.network).poll_frame(context)) {
+            None => return Poll::Ready(this.end_of_network()),
+            Some(frame) => frame?,
+        };
+        if let (Some(left), Some(data)) = (&mut this.left, frame.data_ref()) {
+            let Some(rest) = left.checked_sub(data.len() as u64) else {
+                return Poll::Ready(Some(Err(SourceError::Length)));
+            };
+            *left = rest;
         }
+        Poll::Ready(Some(Ok(frame)))
     }
 
     fn is_end_stream(&self) -> bool {
-        self.before.is_none() && self.after.is_none() && self.network.is_end_stream()
+        self.before.is_none()
+            && self.after.is_none()
+            && self.network.is_end_stream()
+            && !matches!(self.left, Some(1..))
     }
 
     fn size_hint(&self) -> SizeHint {
         let (network, more) = (self.network.size_hint(), self.at_hand());
+        if let Some(left) = self.left {
+            return SizeHint::with_exact(left + more);
+        }
         let mut hint = SizeHint::new();
         hint.set_lower(network.lower() + more);
         if let Some(upper) = network.upper() {

@@ -4,13 +4,13 @@ use std::{net::IpAddr, sync::Arc, time::Instant};
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Version,
+    HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{AUTHORIZATION, CONNECTION, HOST},
 };
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Collected, Either};
-use hyper::body::Incoming;
-use larder_policy::{Fields as _, NormalPath, Route, Survey, credentials, range};
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use larder_policy::{Fields, NormalPath, Route, Survey, credentials, range};
 
 use crate::{
     body::Body,
@@ -128,23 +128,26 @@ impl Proxy {
         let method = request.method().clone();
         let is_routed =
             |headers: &HeaderMap| serving.policy.route(&method, &path, headers).map(|found| found.index);
-        // A write that purges, and a request of a route, stay what they are whatever protocol they ask for: a server may
-        // ignore that (RFC 9110, section 7.8), and some clients ask with every request. WebSockets come on any path.
-        let tunnel = headers::upgrade(request.headers()).is_some_and(|protocol| {
+        // A request of a route stays what it is whatever protocol it asks for: a server may ignore that (RFC 9110, section
+        // 7.8), and some clients ask with every request. WebSockets come on any path.
+        let protocol = headers::upgrade(request.headers()).filter(|protocol| {
             let in_passing =
                 protocol.as_bytes().get(..4).is_some_and(|name| name.eq_ignore_ascii_case(b"TLS/"));
             protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
                 || is_routed(request.headers()).is_none()
                 || serving.policy.is_bare() && !in_passing
         });
-        if tunnel && (serving.policy.is_bare() || serving.policy.purged_by(&method, &path).is_empty()) {
-            return self.upgrade(request, client).await;
+        if method.is_safe() && protocol.is_some() {
+            return self.upgrade(request, client, protocol).await;
         }
+        let from_client = hyper::upgrade::on(&mut request);
         // What the application will not see must not be in the key.
         headers::remove_hop_by_hop(request.headers_mut());
         let route = is_routed(request.headers());
-        if !method.is_safe() && route.is_none() {
-            return self.write(serving, request, client, &path).await;
+        let written = write::method_of(&request);
+        if !written.is_safe() && (route.is_none() || written != method) {
+            let protocol = protocol.map(|protocol| (protocol, from_client));
+            return self.write(serving, request, client, &path, written, protocol).await;
         }
         if let Some(bypass) = serving.mode.bypass() {
             return self.pass(request, client, Forward::Bypass(bypass), None).await;
@@ -156,13 +159,16 @@ impl Proxy {
         };
         let survey = Survey::of(request.headers());
         let rules = &serving.policy.routes()[route];
-        let bypass = not_for_the_cache(serving, rules, &request, &survey);
+        let is_keyed = method == Method::POST && rules.body_limit().is_some();
+        let bypass = not_for_the_cache(serving, rules, uri.query(), request.headers(), &survey)
+            .or((method == Method::POST && survey.is_conditional()).then_some(Bypass::Precondition))
+            .or((!is_keyed && !request.body().is_end_stream()).then_some(Bypass::Content));
         // What the sources answer depends on the path alone, and the application may have no such path.
         if let Some(bypass) = bypass.filter(|_| rules.sources.is_empty()) {
             return self.pass(request, client, Forward::Bypass(bypass), Some(route)).await;
         }
         let (head, body) = request.into_parts();
-        let content = match rules.body_limit().filter(|_| method == Method::POST) {
+        let content = match rules.body_limit().filter(|_| is_keyed) {
             Some(limit) => match read_at_most(limit, body).await {
                 Ok(content) => content,
                 Err(Unread::TooLong(body)) => {
@@ -190,46 +196,45 @@ impl Proxy {
         reason: Forward,
         route: Option<usize>,
     ) -> Answered {
-        match self.forward(request.map(passed_body), &client).await {
+        match self.forward(request.map(passed_body), &client, None).await {
             Ok(response) => passed(response, reason, route),
             Err(error) => unreachable(&error, &client, route),
         }
     }
 
-    /// Sends a request to the application, and interim responses back.
+    /// Sends a request to the application, perhaps asking to change to a protocol, and interim responses back.
     async fn forward(
         &self,
         request: Request<RequestBody>,
         client: &Client,
+        protocol: Option<HeaderValue>,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let mut request = outgoing(request, client.address);
         pass_interim_responses(&mut request, client);
-        let mut response = self.upstream.send(request).await?;
-        headers::remove_hop_by_hop(response.headers_mut());
-        Ok(response)
-    }
-
-    async fn upgrade(&self, mut request: Request<Incoming>, client: Client) -> Answered {
-        let protocol = headers::upgrade(request.headers());
-        let from_client = hyper::upgrade::on(&mut request);
-        let mut request = outgoing(request.map(passed_body), client.address);
         if let Some(protocol) = protocol {
             headers::ask_for_upgrade(request.headers_mut(), protocol);
         }
-        let mut response = match self.upstream.send(request).await {
-            Ok(response) => response,
-            Err(error) => return unreachable(&error, &client, None),
-        };
+        let mut response = self.upstream.send(request).await?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             headers::remove_hop_by_hop(response.headers_mut());
-            return passed(response, Forward::Bypass(Bypass::Upgrade), None);
         }
-        if let Some(turnstile) = &client.turnstile {
-            turnstile.change_protocol();
+        Ok(response)
+    }
+
+    async fn upgrade(
+        &self,
+        mut request: Request<Incoming>,
+        client: Client,
+        protocol: Option<HeaderValue>,
+    ) -> Answered {
+        let from_client = hyper::upgrade::on(&mut request);
+        match self.forward(request.map(passed_body), &client, protocol).await {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                changed_protocol(from_client, response, &client)
+            }
+            Ok(response) => passed(response, Forward::Bypass(Bypass::Upgrade), None),
+            Err(error) => unreachable(&error, &client, None),
         }
-        tokio::spawn(tunnel::join(from_client, hyper::upgrade::on(&mut response)));
-        let response = response.map(Body::stream);
-        Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Application }
     }
 }
 
@@ -259,29 +264,23 @@ async fn read_at_most(limit: u64, body: Incoming) -> Result<Bytes, Unread> {
     body.collect().await.map(Collected::to_bytes).map_err(|_| Unread::BrokenOff)
 }
 
-/// Why a request that a route matched is neither looked up nor stored.
+/// Why a request that a route matched is neither looked up nor stored, whatever its body.
 fn not_for_the_cache(
     serving: &Serving,
     route: &Route,
-    request: &Request<Incoming>,
+    query: Option<&str>,
+    fields: &impl Fields,
     survey: &Survey,
 ) -> Option<Bypass> {
-    let headers = request.headers();
-    if let Some(by) = route.bypass(request.uri().query(), headers) {
+    if let Some(by) = route.bypass(query, fields) {
         Some(by.into())
-    } else if survey.names_a_person() && !serving.policy.is_bare() && !only_authorizes(headers, route) {
+    } else if survey.names_a_person() && !serving.policy.is_bare() && !only_authorizes(fields, route) {
         Some(Bypass::Credentials)
     } else if survey.has_override() {
         Some(Bypass::Override)
-    } else if !request.body().is_end_stream()
-        && (route.body_limit().is_none() || request.method() != Method::POST)
-    {
-        Some(Bypass::Content)
-    } else if survey.is_conditional()
-        && (request.method() == Method::POST || headers.has("if-match") || headers.has("if-unmodified-since"))
-    {
+    } else if survey.is_conditional() && (fields.has("if-match") || fields.has("if-unmodified-since")) {
         Some(Bypass::Precondition)
-    } else if survey.has_range() && matches!(range::asked(headers), range::Asked::Several) {
+    } else if survey.has_range() && matches!(range::asked(fields), range::Asked::Several) {
         Some(Bypass::Range)
     } else {
         None
@@ -290,10 +289,12 @@ fn not_for_the_cache(
 
 /// Whether nothing but `Authorization` names a person that the route neither keys nor ignores: RFC 9111, section 3.5, says when
 /// its answer may be shared.
-fn only_authorizes(headers: &HeaderMap, route: &Route) -> bool {
-    let named =
-        |name: &HeaderName| credentials::names_a_person(name.as_str().as_bytes()) && name != AUTHORIZATION;
-    headers.keys().filter(|name| named(name)).all(|name| credentials::is_settled(name.as_str(), &route.key))
+fn only_authorizes(fields: &impl Fields, route: &Route) -> bool {
+    let named = |name: &[u8]| {
+        credentials::names_a_person(name) && !name.eq_ignore_ascii_case(AUTHORIZATION.as_str().as_bytes())
+    };
+    let mut names = fields.lines().map(|(name, _)| name).filter(|name| named(name));
+    names.all(|name| credentials::is_settled(name, &route.key))
 }
 
 /// The request as the application sees it.
@@ -321,6 +322,16 @@ fn pass_interim_responses(request: &mut Request<RequestBody>, client: &Client) {
             turnstile.send_interim(response.status(), response.headers());
         }
     });
+}
+
+/// From here on, bytes pass both ways.
+fn changed_protocol(from_client: OnUpgrade, mut response: Response<Incoming>, client: &Client) -> Answered {
+    if let Some(turnstile) = &client.turnstile {
+        turnstile.change_protocol();
+    }
+    tokio::spawn(tunnel::join(from_client, hyper::upgrade::on(&mut response)));
+    let response = response.map(Body::stream);
+    Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Application }
 }
 
 fn passed(response: Response<Incoming>, reason: Forward, route: Option<usize>) -> Answered {

@@ -5,7 +5,7 @@ use std::{ops::Range, sync::Arc};
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Response, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG},
+    header::{CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, IF_RANGE},
     response::Parts,
 };
 use http_body::Body as _;
@@ -86,7 +86,7 @@ impl Proxy {
 
     async fn exchange(&self, question: &Question, ask: &Ask) -> Result<Received, UpstreamError> {
         let requested_at = wall_ms();
-        let response = self.forward(question.outgoing(ask), &question.client).await?;
+        let response = self.forward(question.outgoing(ask), &question.client, None).await?;
         let times = Times { requested_at, received_at: wall_ms() };
         let (mut head, body) = response.into_parts();
         date_if_missing(&mut head.headers, times.received_at);
@@ -169,7 +169,6 @@ impl Errand {
         let range = ContentRange::of(&head.headers)?;
         let fits = (range.first, range.last + 1) == (missing.start, missing.end)
             && range.total == Some(pieces.total())
-            && body.size_hint().exact().is_none_or(|length| length == missing.end - missing.start)
             && range::may_combine(&stored.head.headers, &head.headers);
         if !fits {
             return None;
@@ -181,7 +180,7 @@ impl Errand {
         head.headers = validation::freshen(&stored.head.headers, &head.headers);
         head.headers.remove(CONTENT_RANGE);
         head.headers.remove(CONTENT_LENGTH);
-        Some(((head, times), Source::between(before, body, after)))
+        Some(((head, times), Source::between(before, body, missing.end - missing.start, after)))
     }
 
     /// An answer from what is stored, in place of an error (RFC 5861, section 4).
@@ -256,7 +255,13 @@ impl Errand {
             let Some(range) = ContentRange::of(&head.headers) else {
                 return self.passed_on(said, head, Body::Stream(source), Became::Passed);
             };
-            let observer = PartFill::new(stored, place, range, self.part.take());
+            let known = self.part.take();
+            // What answers `If-Range` may leave out what the client has, and we have not (RFC 9110, section 15.3.7).
+            if known.is_none() && self.question.headers.contains_key(IF_RANGE) {
+                serving.not_stored(route, NotStored::ContentRange);
+                return self.passed_on(said, head, Body::Stream(source), Became::Passed);
+            }
+            let observer = PartFill::new(stored, place, range, known);
             let (_, reader) = larder_flight::fill(source, limit, Box::new(observer));
             self.land(Landing::Unshared);
             return self.passed_on(said, head, Body::Fill(reader), Became::Stored);
@@ -269,7 +274,7 @@ impl Errand {
             slot.hold(lead.land(Landing::Coming(Arc::new(Coming { head: stored, place, fill }))));
         }
         if has_it_already {
-            tokio::spawn(drain(Body::Fill(reader)));
+            tokio::spawn(drain(Body::Fill(reader), limit));
             head.status = StatusCode::NOT_MODIFIED;
             head.headers = validation::not_modified_headers(&head.headers);
             return self.passed_on(said, head, Body::empty(), Became::Stored);
@@ -329,9 +334,12 @@ fn is_failure(status: StatusCode) -> bool {
     matches!(status.as_u16(), 500 | 502 | 503 | 504)
 }
 
-/// Whether an answer that is not stored is no less the newest word on what is: another than a failure, that nobody may store.
+/// Whether an answer that is not stored is no less the newest word on what is there, and not on who asked or how.
 fn says_that_what_was_stored_is_gone(status: StatusCode, reason: NotStored) -> bool {
-    !status.is_server_error()
+    let is_about_it = status.is_success()
+        || status.is_redirection()
+        || [StatusCode::NOT_FOUND, StatusCode::GONE].contains(&status);
+    is_about_it
         && matches!(
             reason,
             NotStored::Status

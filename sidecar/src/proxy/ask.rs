@@ -1,10 +1,11 @@
 //! Asking once for all who want the same at the same time.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use http::{HeaderValue, Response, header::AGE};
 use larder_flight::{Fill, Joined};
-use larder_policy::validation;
+use larder_policy::{validation, vary};
+use tokio::time::timeout;
 
 use super::{Answered, Proxy, fetch::Errand, keep::Place, look::Looked, question::Question};
 use crate::{
@@ -17,6 +18,9 @@ use crate::{
 
 /// How often a request joins others before it goes alone: once for its key, once for its variant, and for leaders that vanish.
 const JOINS: usize = 4;
+
+/// How long a request waits for another's answer before it asks for itself.
+const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What came of asking, for those who waited.
 #[derive(Clone, Debug)]
@@ -77,10 +81,11 @@ impl Proxy {
         for _ in 0..JOINS {
             let landing = match question.serving.flights.join(&flight) {
                 Joined::Lead(lead) => return self.lead(Errand { lead: Some(lead), ..errand }).await,
-                Joined::Wait(wait) => wait.await,
+                Joined::Wait(wait) => timeout(PATIENCE, wait).await,
             };
+            let Ok(landing) = landing else { break };
             match landing {
-                // The one who asked has left: somebody else asks.
+                // The one who asked has gone: somebody else asks.
                 None => {}
                 Some(Landing::Coming(coming)) if coming.is_purged(question) => break,
                 Some(landing) if landing.place().is_some_and(|place| !place.is_for(question)) => {
@@ -105,17 +110,29 @@ impl Proxy {
                 Some(Landing::StandIn(..) | Landing::Problem(_) | Landing::Unshared) => break,
             }
         }
-        self.fetch(errand).await
+        // Meanwhile it may have been stored.
+        match errand.question.look_in_memory() {
+            Looked::Usable(entry, standing) if !standing.verdict.refreshes() => {
+                errand.question.hit(&entry, &standing, Tier::L1)
+            }
+            _ => self.fetch(errand).await,
+        }
     }
 
-    async fn lead(self: &Arc<Self>, errand: Errand) -> Answered {
+    async fn lead(self: &Arc<Self>, mut errand: Errand) -> Answered {
         // Another may have asked, and stored, since we looked.
         if let Looked::Usable(entry, standing) = errand.question.look_in_memory()
             && !standing.verdict.refreshes()
         {
-            return errand.question.hit(&entry, &standing, Tier::L1);
+            let answered = errand.question.hit(&entry, &standing, Tier::L1);
+            let place = Place::looked_up(&errand.question, vary::names_to_store(&entry.head.headers));
+            errand.land(Landing::Stored(entry, Tier::L1, place));
+            return answered;
         }
-        self.fetch(errand).await
+        // Others wait for it, whether this client stays or leaves.
+        let proxy = Arc::clone(self);
+        let led = tokio::spawn(async move { proxy.fetch(errand).await });
+        led.await.expect("a task that is not aborted ends, unless it panics, and then so do we")
     }
 }
 

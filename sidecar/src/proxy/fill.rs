@@ -12,6 +12,7 @@ use larder_policy::{
     claims::Claims,
     range::{ContentRange, Pieces, may_combine},
     storing::NotStored,
+    validation,
 };
 
 use super::{ask::Landing, keep::Place};
@@ -134,17 +135,19 @@ impl Observer for PartFill {
         if !pieces.insert(range.first, body) || pieces.bytes() > place.serving.policy.l1.max_object_size.0 {
             return place.serving.not_stored(place.route, NotStored::TooLarge);
         }
+        if let Some(known) = &known {
+            head.headers = validation::freshen(&known.head.headers, &head.headers);
+        }
         let content = match pieces.whole() {
             // Section 3.4: as if it had come at once.
             Some(body) => {
                 head.status = StatusCode::OK;
                 head.headers.remove(CONTENT_RANGE);
-                let targets = place.serving.policy.targets();
-                head.claims = Claims::read(head.status, &head.headers, head.times, targets);
                 Content::Whole(body)
             }
             None => Content::Parts(pieces),
         };
+        head.claims = Claims::read(head.status, &head.headers, head.times, place.serving.policy.targets());
         store(head, place, content);
     }
 

@@ -102,6 +102,9 @@ impl Question {
         if let Some(Stored::Vary(names)) = l1.get(&key) {
             vary::write_variant(&mut key, &names, &self.headers);
         }
-        l1.insert(&key, Stored::Unshared { until });
+        // What is stored may still stand in for an error, or be said to hold.
+        if !matches!(l1.get(&key), Some(Stored::Entry(_))) {
+            l1.insert(&key, Stored::Unshared { until });
+        }
     }
 }

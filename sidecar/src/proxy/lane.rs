@@ -8,7 +8,7 @@ use larder_policy::{
     Fields as _, Key, NormalPath, Survey, cache_control::RequestDirectives, credentials, key::Asked,
 };
 
-use super::{Proxy, look::find};
+use super::{Proxy, look::find, not_for_the_cache};
 use crate::{
     cache_status::{Tier, ttl_seconds},
     gate::{Answer, AtOnce, Head},
@@ -46,7 +46,6 @@ impl Lane {
         let is_plain = !(survey.has_content()
             || survey.has_range()
             || survey.is_conditional()
-            || survey.has_override()
             || survey.has_connection() && !only_keeps_alive(head));
         if serving.mode != Mode::Serving || !is_plain {
             return None;
@@ -58,12 +57,12 @@ impl Lane {
         let path = NormalPath::new(path);
         let found = serving.policy.route(&Method::GET, &path, &head.lines)?;
         let route = found.route;
-        let names_a_person = survey.names_a_person()
-            && !serving.policy.is_bare()
-            && credentials::identity_header(&head.lines, &route.key).is_some();
-        if names_a_person
-            || route.honours_clients && survey.has_directives()
-            || route.bypass(query, &head.lines).is_some()
+        let asks_caches = route.honours_clients && survey.has_directives();
+        // What RFC 9111, section 3.5, says of these takes more than a look.
+        let authorizes = survey.has_authorization() && !credentials::is_settled("authorization", &route.key);
+        if asks_caches
+            || authorizes && !serving.policy.is_bare()
+            || not_for_the_cache(&serving, route, query, &head.lines, &survey).is_some()
         {
             return None;
         }

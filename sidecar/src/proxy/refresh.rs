@@ -1,15 +1,19 @@
 //! Renewing what is stored while it is served (RFC 5861, section 3).
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
 use http::{Method, header};
 use http_body_util::BodyExt as _;
 use larder_flight::{Joined, Lead};
 use larder_policy::range;
+use tokio::time::timeout;
 
 use super::{Proxy, ask::Landing, fetch::Errand, question::Question};
 use crate::{body::Body, cache_status::Forward, entry::Entry};
+
+/// How long a renewal may take, its body included: nobody who waits for it would end one that hangs.
+const DEADLINE: Duration = Duration::from_secs(60);
 
 impl Proxy {
     /// Asks for what is stored again, unless somebody is asking already. Nobody waits for it.
@@ -29,14 +33,24 @@ impl Proxy {
         Box::pin(async move {
             let errand = Errand::new(question, Some(lead), Forward::Stale);
             let errand = Errand { candidate: Some(stored), is_refresh: true, ..errand };
-            drain(self.fetch(errand).await.response.into_body()).await;
+            let limit = errand.question.serving.policy.l1.max_object_size.0;
+            let renewed = async { drain(self.fetch(errand).await.response.into_body(), limit).await };
+            if timeout(DEADLINE, renewed).await.is_err() {
+                tracing::warn!("the application did not renew an answer in {DEADLINE:?}");
+            }
         })
     }
 }
 
-/// Reads a body that nobody wants, for the sake of what is made of it.
-pub(super) async fn drain(mut body: Body) {
-    while let Some(Ok(_)) = body.frame().await {}
+/// Reads a body that nobody wants, for the sake of what is made of it: nothing, if it is passed on, or too large.
+pub(super) async fn drain(mut body: Body, limit: u64) {
+    let mut read = 0;
+    while let (Body::Fill(_), true) = (&body, read <= limit) {
+        match body.frame().await {
+            Some(Ok(frame)) => read += frame.data_ref().map_or(0, |data| data.len() as u64),
+            _ => return,
+        }
+    }
 }
 
 impl Question {

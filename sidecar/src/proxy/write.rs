@@ -4,36 +4,42 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderName, Method, Request, Response, StatusCode, Uri,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri,
     header::{CONTENT_LOCATION, HOST, IF_MODIFIED_SINCE, IF_NONE_MATCH, IF_RANGE, LOCATION, RANGE},
     request::Parts,
 };
-use hyper::body::Incoming;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::{NormalPath, PurgeName, Survey, claims::Times};
 
 use super::{
-    Answered, Client, Proxy, application::date_if_missing, fetch::Errand, passed, passed_body,
-    question::Question, unreachable,
+    Answered, Client, Proxy, application::date_if_missing, changed_protocol, fetch::Errand, passed,
+    passed_body, question::Question, unreachable,
 };
 use crate::{body::Source, cache_status::Forward, clock::wall_ms, purge, serving::Serving};
 
 impl Proxy {
-    /// Passes a write on. What it made stale is purged before its answer leaves, and even if the client has left.
+    /// Passes a write on, by what its `method` is to the application; it may ask to change to a protocol. What it made stale is
+    /// purged before its answer leaves, and even if the client has left.
     pub(super) async fn write(
         self: &Arc<Self>,
         serving: &Arc<Serving>,
         request: Request<Incoming>,
         client: Client,
         path: &NormalPath<'_>,
+        method: Method,
+        protocol: Option<(HeaderValue, OnUpgrade)>,
     ) -> Answered {
         let (proxy, serving, path) = (Arc::clone(self), Arc::clone(serving), path.as_str().to_owned());
         let from = client.clone();
         let posted =
             (serving.policy.is_bare() && *request.method() == Method::POST).then(|| replica(&request));
         let for_get = Arc::clone(&serving);
+        let (asked, from_client) = protocol.unzip();
         let written = tokio::spawn(async move {
-            let (method, target) = (request.method().clone(), Target::of(request.uri(), request.headers()));
-            let outcome = proxy.forward(request.map(passed_body), &from).await;
+            let target = Target::of(request.uri(), request.headers());
+            let requested_at = wall_ms();
+            let outcome = proxy.forward(request.map(passed_body), &from, asked).await;
+            let times = Times { requested_at, received_at: wall_ms() };
             let path = NormalPath::new(&path);
             let names = match &outcome {
                 Ok(response) => made_stale(&serving, &method, &path, &target, response),
@@ -44,15 +50,22 @@ impl Proxy {
                 let stats = &proxy.telemetry.stats;
                 purge::after_write(&proxy.config, &serving, &method, &path, &names, stats).await;
             }
-            outcome
+            outcome.map(|response| (response, times))
         });
         match written.await.expect("a task that is not aborted ends, unless it panics, and then so do we") {
-            Ok(response) => match posted.filter(|posted| answers_get(posted, response.headers())) {
-                Some(posted) if response.status() == StatusCode::OK => {
-                    self.keep_for_get(&for_get, posted, response, client)
+            Ok((response, times)) => {
+                if response.status() == StatusCode::SWITCHING_PROTOCOLS
+                    && let Some(from_client) = from_client
+                {
+                    return changed_protocol(from_client, response, &client);
                 }
-                _ => passed(response, Forward::Method, None),
-            },
+                match posted.filter(|posted| answers_get(posted, response.headers())) {
+                    Some(posted) if response.status() == StatusCode::OK => {
+                        self.keep_for_get(&for_get, posted, response, times, client)
+                    }
+                    _ => passed(response, Forward::Method, None),
+                }
+            }
             Err(error) => unreachable(&error, &client, None),
         }
     }
@@ -64,6 +77,7 @@ impl Proxy {
         serving: &Arc<Serving>,
         mut posted: Parts,
         response: Response<Incoming>,
+        times: Times,
         client: Client,
     ) -> Answered {
         let survey = Survey::of(&posted.headers);
@@ -81,11 +95,18 @@ impl Proxy {
         let mut question = Question::new(serving, route, self.target, posted, Bytes::new(), client, &survey);
         question.asker.method = Method::POST;
         let (mut head, body) = response.into_parts();
-        let now = wall_ms();
-        date_if_missing(&mut head.headers, now);
-        let times = Times { requested_at: now, received_at: now };
+        date_if_missing(&mut head.headers, times.received_at);
         Errand::new(question, None, Forward::Method).deliver(head.status, head, Source::new(body), times)
     }
+}
+
+/// What a request does to the application: frameworks let a header say so, where clients can't send every method.
+pub(super) fn method_of(request: &Request<Incoming>) -> Method {
+    const OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", "x-method-override"];
+    let said = OVERRIDES.iter().find_map(|name| request.headers().get(*name));
+    let said =
+        said.and_then(|said| Method::from_bytes(said.as_bytes().to_ascii_uppercase().trim_ascii()).ok());
+    said.filter(|said| !said.is_safe()).unwrap_or_else(|| request.method().clone())
 }
 
 /// The head of a request, to be used again.

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::harness::{Origin, Policy, Sidecar};
+use super::harness::{Origin, Policy, Sidecar, reply};
 
 const STORED: (&str, &str) = ("x-say", "cache-control: max-age=60");
 
@@ -108,4 +108,38 @@ async fn a_write_drops_every_variant_and_query() {
     for (path, language) in all {
         assert!(!ask(path, language).await, "{path} {language}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_is_one_whatever_else_it_asks_for() {
+    let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let upgrade = [("connection", "Upgrade"), ("upgrade", "websocket")];
+    let override_ = [("x-http-method-override", "DELETE")];
+    for (method, headers) in [(Method::PUT, &upgrade[..]), (Method::GET, &override_)] {
+        let before = sidecar.get("/a").await;
+        assert_eq!(sidecar.get("/a").await.hit(), Some("l1"));
+        sidecar.request(method.clone(), "/a", headers, "").await;
+        let after = sidecar.get("/a").await;
+        assert_eq!(after.hit(), None, "{method}");
+        assert_ne!(after.body, before.body, "{method}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_that_is_about_the_client_drops_nothing() {
+    let origin = Origin::start(|seen| async move {
+        let mut answer = reply(&[("cache-control", "max-age=60")], seen.number.to_string());
+        if seen.headers.contains_key("x-refuse") {
+            *answer.status_mut() = http::StatusCode::TOO_MANY_REQUESTS;
+            answer.headers_mut().remove("cache-control");
+        }
+        answer
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/a").await;
+    let refused = sidecar.get_with("/a", &[("cache-control", "no-cache"), ("x-refuse", "1")]).await;
+    assert_eq!(refused.status, 429);
+    assert_eq!(sidecar.get("/a").await.hit(), Some("l1"));
 }

@@ -3,7 +3,7 @@
 use http::Method;
 use tokio::io::AsyncWriteExt;
 
-use super::harness::{Origin, RawOrigin, Sidecar, read_head, reply, until};
+use super::harness::{Origin, RawOrigin, Sidecar, exchange, read_head, reply, until};
 
 const BODY: &str = "0123456789";
 const MODIFIED: &str = "Sat, 21 Nov 2020 10:00:00 GMT";
@@ -196,4 +196,79 @@ async fn a_head_has_no_parts() {
     let head = sidecar.request(Method::HEAD, "/", &[("range", "bytes=2-4")], "").await;
     assert_eq!((head.status.as_u16(), head.header("content-length")), (200, "10"));
     assert_eq!((head.header("content-range"), head.hit()), ("", Some("l1")));
+}
+
+/// An application that answers each request for a part with a part of `"a"` whose length is not what it says, and others with
+/// the whole.
+async fn with_wrong_lengths(body: &'static str) -> Origin {
+    Origin::start(move |seen| async move {
+        let headers = [("etag", "\"a\""), ("cache-control", "max-age=60")];
+        let (range, body) = match seen.header("range") {
+            "bytes=0-4" => ("bytes 0-4/10", "01234"),
+            "bytes=5-9" => ("bytes 5-9/10", body),
+            _ => return reply(&headers, BODY),
+        };
+        let mut part = reply(&headers, body);
+        *part.status_mut() = http::StatusCode::PARTIAL_CONTENT;
+        part.headers_mut().insert("content-range", range.parse().unwrap());
+        part
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_rest_of_the_wrong_length_makes_no_whole() {
+    for body in ["56", "56789+"] {
+        let origin = with_wrong_lengths(body).await;
+        let sidecar = Sidecar::bare(origin.address).await;
+        assert_eq!(sidecar.get_with("/", &[("range", "bytes=0-4")]).await.body, "01234");
+        let request = "GET / HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+        let answer = exchange(sidecar.address, request).await;
+        let answer = String::from_utf8(answer).unwrap();
+        let (head, received) = answer.split_once("\r\n\r\n").unwrap();
+        assert!(head.contains("content-length: 10") && received != BODY, "it is seen to be cut: {answer}");
+        assert_ne!(sidecar.get("/other").await.hit(), Some("l1"));
+        assert_eq!(
+            sidecar.metric("larder_not_stored_total", &["reason=\"incomplete\""]).await,
+            1.0,
+            "{body}"
+        );
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn parts_keep_what_only_the_first_of_them_says() {
+    let origin = Origin::start(|seen| async move {
+        let first = [("etag", "\"a\""), ("cache-control", "max-age=60"), ("content-type", "text/first")];
+        let (range, body, said) = match seen.header("range") {
+            "bytes=0-4" => ("bytes 0-4/10", "01234", &first[..]),
+            _ => ("bytes 5-9/10", "56789", &first[..2]),
+        };
+        let mut part = reply(said, body);
+        *part.status_mut() = http::StatusCode::PARTIAL_CONTENT;
+        part.headers_mut().insert("content-range", range.parse().unwrap());
+        part
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get_with("/", &[("range", "bytes=0-4")]).await;
+    sidecar.get_with("/", &[("range", "bytes=5-9"), ("if-range", "\"a\"")]).await;
+    let whole = sidecar.get("/").await;
+    assert_eq!((whole.hit(), whole.body.as_str()), (Some("l1"), BODY));
+    assert_eq!(whole.header("content-type"), "text/first");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_range_that_there_is_not_is_nobody_elses() {
+    let origin = Origin::start(|seen| async move {
+        let mut answer = reply(&[("cache-control", "max-age=60")], seen.number.to_string());
+        if seen.headers.contains_key("range") {
+            *answer.status_mut() = http::StatusCode::RANGE_NOT_SATISFIABLE;
+        }
+        answer
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    assert_eq!(sidecar.get_with("/", &[("range", "bytes=99-")]).await.status, 416);
+    assert_eq!(sidecar.get("/").await.status, 200);
 }
