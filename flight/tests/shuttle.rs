@@ -313,6 +313,51 @@ fn past_the_limit_a_reader_sees_all_or_is_told_that_it_lagged() {
     });
 }
 
+/// May keep all pieces but one.
+struct Refusing {
+    told: Told,
+    left: usize,
+}
+
+impl Observer for Refusing {
+    fn may_keep(&mut self, _bytes: u64) -> bool {
+        let (left, refuses) = self.left.overflowing_sub(1);
+        self.left = left;
+        !refuses
+    }
+
+    fn complete(self: Box<Self>, body: Bytes) {
+        Box::new(self.told).complete(body);
+    }
+
+    fn given_up(self: Box<Self>, why: GivenUp) {
+        Box::new(self.told).given_up(why);
+    }
+}
+
+#[test]
+fn where_no_more_may_be_kept_every_reader_still_sees_the_whole_body() {
+    check(|| {
+        let (wire, told) = (Wire::default(), Told::default());
+        let announced = thread_rng().gen_bool(0.5);
+        let source = Source { wire: wire.clone(), left: announced.then_some(10) };
+        let observer = Refusing { told: told.clone(), left: thread_rng().gen_range(0..5) };
+        let (fill, reader) = fill(source, 100, Box::new(observer));
+        let readers = [reader, fill.join().unwrap(), fill.join().unwrap()];
+        let end = (!announced).then_some(Sent::End);
+        let sent = ["aa", "bb", "cc", "dd", "ee"].map(data).into_iter().chain(end).collect();
+        let origin = wire.send(sent);
+        for reader in readers.map(|reader| future::spawn(read(reader))) {
+            let (read, error) = future::block_on(reader).unwrap();
+            assert_eq!(read, b"aabbccddee");
+            assert!(error.is_none());
+        }
+        origin.join().unwrap();
+        assert_eq!(told.once(), Err(GivenUp::TooLarge));
+        assert!(fill.join().is_none());
+    });
+}
+
 /// What those who ask for a key have done.
 #[derive(Default)]
 struct Log {

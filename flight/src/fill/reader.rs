@@ -164,7 +164,8 @@ where
         let ends = self.source.as_ref().is_some_and(Body::is_end_stream);
         let mut state = self.shared.lock();
         let length = state.pieces.end() + bytes.len() as u64;
-        let may_keep = state.observer.as_mut().is_none_or(|observer| observer.may_keep(bytes.len() as u64));
+        // What did not fit once never does again: pieces are gone since then.
+        let may_keep = state.observer.as_mut().is_some_and(|observer| observer.may_keep(bytes.len() as u64));
         let fits = may_keep && length <= self.shared.limit;
         let mut observer = None;
         if !fits {

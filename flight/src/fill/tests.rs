@@ -12,6 +12,8 @@ use http_body_util::{BodyExt, Full};
 
 use super::*;
 
+mod refusing;
+
 type BoxError = Box<dyn Error + Send + Sync>;
 
 #[derive(Default)]
