@@ -30,6 +30,8 @@ pub struct Asker {
     pub names_a_person: bool,
     /// The client asks that nothing be stored: `no-store` (section 5.2.1.5), where it has a say.
     pub no_store: bool,
+    /// The request went to the application with `Range`: what is neither the part nor the whole may be about the range.
+    pub asked_for_part: bool,
 }
 
 /// Whether an answer may be stored, and the names its `Vary` lists, sorted, each once.
@@ -51,7 +53,7 @@ pub fn storable(
     if asker.no_store {
         return Err(NotStored::RequestNoStore);
     }
-    check_status(status, claims, lifetimes)?;
+    check_status(asker, status, claims, lifetimes)?;
     if status == StatusCode::PARTIAL_CONTENT {
         check_part(asker, headers)?;
     }
@@ -84,16 +86,34 @@ pub(crate) fn counted_as(status: StatusCode) -> StatusCode {
     if status == StatusCode::PARTIAL_CONTENT { StatusCode::OK } else { status }
 }
 
-/// Section 3: a final status; understood, if that is asked for; and cacheable by itself or because something says so.
-fn check_status(status: StatusCode, claims: &Claims, lifetimes: &Lifetimes) -> Result<(), NotStored> {
+/// Section 3: a final status; understood, if that is asked for; and cacheable by itself or because something says so. One
+/// that is about what a request asks besides is not for the next one, whatever it says.
+fn check_status(
+    asker: &Asker,
+    status: StatusCode,
+    claims: &Claims,
+    lifetimes: &Lifetimes,
+) -> Result<(), NotStored> {
     let is_final = (200..600).contains(&status.as_u16()) && status != StatusCode::NOT_MODIFIED;
+    let is_for_all = !is_about_one_request(status)
+        && (!asker.asked_for_part || [StatusCode::OK, StatusCode::PARTIAL_CONTENT].contains(&status));
     let stays_unknown = claims.directives().must_understand && !is_understood(status);
     let said_so = claims.is_explicit()
         || claims.directives().public
         || is_heuristically_cacheable(status)
         || freshness::ttl(claims, lifetimes).is_some();
     let by_route = lifetimes.stores(counted_as(status)).unwrap_or(true);
-    if is_final && !stays_unknown && said_so && by_route { Ok(()) } else { Err(NotStored::Status) }
+    let is_stored = is_final && is_for_all && !stays_unknown && said_so && by_route;
+    if is_stored { Ok(()) } else { Err(NotStored::Status) }
+}
+
+/// Answers to preconditions, a range or an expectation (RFC 9110, sections 15.5.13, 15.5.17 and 15.5.18), none of which is
+/// in a key.
+fn is_about_one_request(status: StatusCode) -> bool {
+    matches!(
+        status,
+        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::EXPECTATION_FAILED
+    )
 }
 
 /// The final statuses of RFC 9110, section 15: what they mean for a cache is known.

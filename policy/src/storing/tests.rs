@@ -9,7 +9,13 @@ const ETAG: (&str, &str) = ("etag", "\"a\"");
 const MODIFIED: (&str, &str) = ("last-modified", "Sat, 21 Nov 2020 09:00:00 GMT");
 
 fn anybody() -> Asker {
-    Asker { method: Method::GET, authorization: false, names_a_person: false, no_store: false }
+    Asker {
+        method: Method::GET,
+        authorization: false,
+        names_a_person: false,
+        no_store: false,
+        asked_for_part: false,
+    }
 }
 
 fn try_store(
@@ -77,6 +83,40 @@ fn a_status_is_stored_if_something_says_so() {
         (500, &[("expires", "0"), ETAG], None),
     ] {
         assert_eq!(reason(&anybody(), status, lines, &plain), expected, "{status}, {lines:?}");
+    }
+}
+
+/// They are about the preconditions, the range or the expectation of one request.
+#[test]
+fn an_answer_to_what_one_request_asks_besides_is_never_stored() {
+    let statuses = [412, 416, 417];
+    let routes = [
+        Lifetimes::default(),
+        Lifetimes {
+            statuses: statuses.map(|code| (StatusCode::from_u16(code).unwrap(), MINUTE)).into(),
+            ..Default::default()
+        },
+    ];
+    for (status, route) in statuses.iter().flat_map(|status| routes.iter().map(move |route| (*status, route)))
+    {
+        for lines in [&[FRESH][..], &[ETAG, ("cache-control", "public, max-age=60")]] {
+            assert_eq!(reason(&anybody(), status, lines, route), Some(NotStored::Status), "{status}");
+        }
+    }
+}
+
+#[test]
+fn an_answer_to_who_asked_for_a_part_is_stored_if_it_is_a_part_or_the_whole() {
+    let asker = Asker { asked_for_part: true, ..anybody() };
+    let part = [FRESH, ("content-range", "bytes 0-9/100")];
+    let statuses = [200, 206, 404].map(|code| (StatusCode::from_u16(code).unwrap(), MINUTE));
+    let listed = Lifetimes { statuses: statuses.into(), ..Default::default() };
+    for route in [&Lifetimes::default(), &listed] {
+        assert_eq!(reason(&asker, 200, &[FRESH], route), None);
+        assert_eq!(reason(&asker, 206, &part, route), None);
+        for status in [203, 204, 301, 404, 416, 500] {
+            assert_eq!(reason(&asker, status, &[FRESH], route), Some(NotStored::Status), "{status}");
+        }
     }
 }
 

@@ -76,6 +76,7 @@ impl Question {
             names_a_person: survey.names_a_person()
                 && credentials::identity_header(&head.headers, &rules.key).is_some(),
             no_store: asked.no_store,
+            asked_for_part: false,
         };
         Self {
             key: key(&head.method),
