@@ -70,6 +70,16 @@ fn takes_in_the_headers_that_the_route_names() {
 }
 
 #[test]
+fn cookies_on_lines_of_their_own_are_those_of_one_line() {
+    let rules = rules(&[], &["Cookie", "x"]);
+    let one = key("/p", &[("cookie", "a=b; c=d")], &rules);
+    assert_eq!(one.as_str(), "GET:http:///p#cookie=a%3Db;%20c%3Dd");
+    assert_eq!(key("/p", &[("cookie", "a=b"), ("Cookie", "c=d")], &rules), one);
+    assert_ne!(key("/p", &[("cookie", "a=b,c=d")], &rules), one);
+    assert_eq!(key("/p", &[("x", "a"), ("x", "b")], &rules).as_str(), "GET:http:///p#x=a,b");
+}
+
+#[test]
 fn a_purge_finds_it_by_key_with_and_without_host_and_by_path() {
     let names = key("/p/?a=1", &[("host", "h")], &KeyRules::default()).purge_names();
     assert_eq!(

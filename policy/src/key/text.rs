@@ -78,7 +78,8 @@ impl<'a> Fragment<'a> {
         self.part(name, &digits[from..]);
     }
 
-    /// All lines of a header as one (RFC 9110, section 5.3), if there is a line.
+    /// All lines of a header as one (RFC 9110, section 5.3), if there is a line; those of `Cookie` as its pairs are joined
+    /// (RFC 9113, section 8.2.3).
     pub(super) fn header(&mut self, name: &str, fields: &(impl Fields + ?Sized)) {
         self.lines(name, fields.values(name), Self::value);
     }
@@ -103,10 +104,12 @@ impl<'a> Fragment<'a> {
         lines: impl Iterator<Item = &'b [u8]>,
         push: impl Fn(&mut Self, &[u8]),
     ) {
+        // The text of "; ", as it is where it comes in one line.
+        let between = if name == "cookie" { ";%20" } else { "," };
         for (index, line) in lines.enumerate() {
             match index {
                 0 => self.name(name, ""),
-                _ => self.into.push(','),
+                _ => self.into.push_str(between),
             }
             push(self, line);
         }
