@@ -76,7 +76,7 @@ impl Question {
             names_a_person: survey.names_a_person()
                 && credentials::identity_header(&head.headers, &rules.key).is_some(),
             no_store: asked.no_store,
-            asked_for_part: false,
+            asked_for_part: survey.has_range(),
         };
         Self {
             key: key(&head.method),
