@@ -141,8 +141,13 @@ impl Case {
     /// What is stored is worth it.
     fn check_stored(&self) {
         let claims = self.claims();
-        let nobody =
-            Asker { method: Method::GET, authorization: false, names_a_person: false, no_store: false };
+        let nobody = Asker {
+            method: Method::GET,
+            authorization: false,
+            names_a_person: false,
+            no_store: false,
+            asked_for_part: false,
+        };
         let stored = storable(&nobody, self.status, &self.headers, &claims, &self.lifetimes);
         let somebody = Asker { authorization: true, names_a_person: true, ..nobody.clone() };
         let for_somebody = storable(&somebody, self.status, &self.headers, &claims, &self.lifetimes);

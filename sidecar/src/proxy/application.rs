@@ -169,6 +169,7 @@ impl Errand {
         let range = ContentRange::of(&head.headers)?;
         let fits = (range.first, range.last + 1) == (missing.start, missing.end)
             && range.total == Some(pieces.total())
+            && body.size_hint().exact().is_none_or(|length| length == missing.end - missing.start)
             && range::may_combine(&stored.head.headers, &head.headers);
         if !fits {
             return None;

@@ -5,9 +5,9 @@ use std::{sync::Arc, time::Duration};
 use http::{HeaderValue, Response, header::AGE};
 use larder_flight::{Fill, Joined};
 use larder_policy::{validation, vary};
-use tokio::time::timeout;
+use tokio::{sync::oneshot, time::timeout};
 
-use super::{Answered, Proxy, fetch::Errand, keep::Place, look::Looked, question::Question};
+use super::{Answered, Proxy, fetch::Errand, keep::Place, look::Looked, question::Question, refresh};
 use crate::{
     body::{Body, Source},
     cache_status::{Became, CacheStatus, Forward, Tier},
@@ -130,9 +130,14 @@ impl Proxy {
             return answered;
         }
         // Others wait for it, whether this client stays or leaves.
-        let proxy = Arc::clone(self);
-        let led = tokio::spawn(async move { proxy.fetch(errand).await });
-        led.await.expect("a task that is not aborted ends, unless it panics, and then so do we")
+        let (proxy, (answer, answered)) = (Arc::clone(self), oneshot::channel());
+        let limit = errand.question.serving.policy.l1.max_object_size.0;
+        tokio::spawn(async move {
+            if let Err(Answered { response, .. }) = answer.send(proxy.fetch(errand).await) {
+                refresh::drain(response.into_body(), limit).await;
+            }
+        });
+        answered.await.expect("a task that is not aborted ends, unless it panics, and then so do we")
     }
 }
 

@@ -12,7 +12,7 @@ use tokio::time::timeout;
 use super::{Proxy, ask::Landing, fetch::Errand, question::Question};
 use crate::{body::Body, cache_status::Forward, entry::Entry};
 
-/// How long a renewal may take, its body included: nobody who waits for it would end one that hangs.
+/// How long the application may take for a head, and for a body, that no client waits for: nobody else would end it.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 impl Proxy {
@@ -34,9 +34,9 @@ impl Proxy {
             let errand = Errand::new(question, Some(lead), Forward::Stale);
             let errand = Errand { candidate: Some(stored), is_refresh: true, ..errand };
             let limit = errand.question.serving.policy.l1.max_object_size.0;
-            let renewed = async { drain(self.fetch(errand).await.response.into_body(), limit).await };
-            if timeout(DEADLINE, renewed).await.is_err() {
-                tracing::warn!("the application did not renew an answer in {DEADLINE:?}");
+            match timeout(DEADLINE, self.fetch(errand)).await {
+                Ok(answered) => drain(answered.response.into_body(), limit).await,
+                Err(_) => tracing::warn!("the application did not renew an answer in {DEADLINE:?}"),
             }
         })
     }
@@ -44,13 +44,16 @@ impl Proxy {
 
 /// Reads a body that nobody wants, for the sake of what is made of it: nothing, if it is passed on, or too large.
 pub(super) async fn drain(mut body: Body, limit: u64) {
-    let mut read = 0;
-    while let (Body::Fill(_), true) = (&body, read <= limit) {
-        match body.frame().await {
-            Some(Ok(frame)) => read += frame.data_ref().map_or(0, |data| data.len() as u64),
-            _ => return,
+    let read_all = async {
+        let mut read = 0;
+        while let (Body::Fill(_), true) = (&body, read <= limit) {
+            match body.frame().await {
+                Some(Ok(frame)) => read += frame.data_ref().map_or(0, |data| data.len() as u64),
+                _ => return,
+            }
         }
-    }
+    };
+    let _ = timeout(DEADLINE, read_all).await;
 }
 
 impl Question {
