@@ -140,6 +140,7 @@ impl Policy {
                     &format!("spec.invalidation.onWrite[{index}].match.methods"),
                     &write.matches.methods,
                 );
+                check.no_reads(&format!("spec.invalidation.onWrite[{index}].match"), &write.matches, &routes);
                 let at = format!("spec.invalidation.onWrite[{index}].purge");
                 let PurgeSpec { tags, paths } = &write.purge;
                 let texts = tags.iter().map(String::as_str).chain(paths.iter().map(PathTemplate::as_str));

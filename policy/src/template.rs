@@ -80,6 +80,17 @@ impl PathTemplate {
         self.segments.iter().all(fits) && actual.next().is_none() && self.decodes(path)
     }
 
+    /// Whether some path may have both shapes.
+    pub(crate) fn overlaps(&self, other: &Self) -> bool {
+        let meet = |pair: (&Segment, &Segment)| match pair {
+            (Segment::Literal(one), Segment::Literal(other)) => one == other,
+            (Segment::Literal(text), Segment::Parameter(_))
+            | (Segment::Parameter(_), Segment::Literal(text)) => !text.is_empty(),
+            (Segment::Parameter(_), Segment::Parameter(_)) => true,
+        };
+        self.segments.len() == other.segments.len() && self.segments.iter().zip(&other.segments).all(meet)
+    }
+
     fn decodes(&self, path: &str) -> bool {
         let mut segments = path.split('/').zip(&self.segments);
         // An escape is the only way to what is not UTF-8.

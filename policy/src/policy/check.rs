@@ -6,10 +6,10 @@ use std::{collections::BTreeSet, time};
 
 use http::{HeaderName, Method, header::CACHE_CONTROL};
 
-use super::{Invalid, OWN_TARGET, Policy};
+use super::{Invalid, OWN_TARGET, Policy, Route};
 use crate::{
     PathTemplate,
-    spec::{SecretKeyRef, UrlFrom},
+    spec::{SecretKeyRef, UrlFrom, WriteMatch},
     template::placeholders,
 };
 
@@ -80,6 +80,26 @@ impl Check {
         for method in methods.iter().filter(|method| !writes(method)) {
             let message = "is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals";
             self.refuse(path, format!("{method:?} {message}"));
+        }
+    }
+
+    /// A POST that a route tells apart by its body is a read: no rule may take one under the same path for a write.
+    pub(super) fn no_reads(&mut self, path: &str, rule: &WriteMatch, routes: &[Route]) {
+        let WriteMatch { path: template, methods } = rule;
+        if !methods.is_empty() && !methods.iter().any(|method| method == Method::POST.as_str()) {
+            return;
+        }
+        let reads = |route: &&Route| {
+            route.methods.contains(&Method::POST)
+                && route.path.as_ref().is_some_and(|path| path.overlaps(template))
+        };
+        for route in routes.iter().filter(reads) {
+            let message = format!(
+                "a POST that route {:?} takes is a read, and this rule takes it for a write: \
+                 list match.methods without POST, or take POST out of the route",
+                route.name
+            );
+            self.refuse(path, message);
         }
     }
 

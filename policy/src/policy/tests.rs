@@ -106,6 +106,47 @@ fn a_post_is_told_apart_by_its_body() {
 }
 
 #[test]
+fn a_post_is_a_read_or_a_write() {
+    let problems = |path: &str, read: &str, write: &str| {
+        let text = format!(
+            r#"
+routes:
+- {{name: other, match: {{path: "/{{any}}"}}}}
+- {{name: search, match: {{path: {path:?}, methods: {read}}}, key: {{body: {{}}}}}}
+invalidation:
+  onWrite:
+  - {{match: {{path: /where/no/route/is}}, purge: {{tags: [a]}}}}
+  - {{match: {write}, purge: {{tags: [a]}}}}
+"#
+        );
+        let problems = Policy::compile(&spec(&text)).err().unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let refused = "spec.invalidation.onWrite[1].match: a POST that route \"search\" takes is a read, and this rule takes \
+                   it for a write: list match.methods without POST, or take POST out of the route";
+    for (path, write) in [
+        ("/search", "{path: /search}"),
+        ("/search", "{path: /search, methods: [PUT, POST]}"),
+        ("/search", "{path: \"/{what}\"}"),
+        ("/{what}", "{path: /search}"),
+        ("/{a}/by/{b}", "{path: \"/posts/{c}/x\", methods: [POST]}"),
+        ("/caf%C3%A9", "{path: /caf%c3%a9}"),
+    ] {
+        assert_eq!(problems(path, "[GET, POST]", write), [refused], "{path} {write}");
+    }
+    for (path, write) in [
+        ("/search", "{path: /search, methods: [PUT, DELETE]}"),
+        ("/search", "{path: /search/}"),
+        ("/search/{id}", "{path: \"/search/\"}"),
+        ("/search", "{path: /find}"),
+        ("/{a}/by/{b}", "{path: \"/posts/on/{c}\"}"),
+        ("/{a}/{b}", "{path: \"/{a}\"}"),
+    ] {
+        assert!(problems(path, "[GET, POST]", write).is_empty(), "{path} {write}");
+    }
+}
+
+#[test]
 fn targeted_headers_are_our_own_and_those_that_are_listed() {
     let targets = |text: &str| {
         let policy = Policy::compile(&spec(text)).unwrap();
