@@ -23,6 +23,7 @@ use hyper_util::{
     },
     rt::{TokioExecutor, TokioTimer},
 };
+use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use crate::cli::UpstreamUrl;
@@ -35,6 +36,11 @@ use h2::Http2;
 /// idle connection before the application does.
 const IDLE: Duration = Duration::from_millis(1500);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
+/// How long a connection may be quiet before the kernel asks whether the application is still there, how often it then asks,
+/// and how many times.
+const QUIET: Duration = Duration::from_secs(60);
+const PROBES: Duration = Duration::from_secs(15);
+const MOST_PROBES: u32 = 4;
 
 /// What is sent to the application: the client's body as it comes, or one at hand, which may be empty.
 pub type RequestBody = Either<Incoming, Full<Bytes>>;
@@ -77,6 +83,9 @@ impl Upstream {
         let mut connector = HttpConnector::new_with_resolver(addresses.clone());
         connector.set_nodelay(true);
         connector.set_connect_timeout(Some(CONNECT_DEADLINE));
+        connector.set_keepalive(Some(QUIET));
+        connector.set_keepalive_interval(Some(PROBES));
+        connector.set_keepalive_retries(Some(MOST_PROBES));
         let client = Client::builder(TokioExecutor::new())
             .pool_idle_timeout(IDLE)
             .pool_timer(TokioTimer::new())
@@ -176,6 +185,9 @@ impl Addresses {
         let addresses = self.resolve().await?;
         let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&addresses[..])).await??;
         stream.set_nodelay(true)?;
+        // Not HTTP/2's pings: servers of gRPC end a connection that is pinged more often than every five minutes.
+        let keepalive = TcpKeepalive::new().with_time(QUIET).with_interval(PROBES).with_retries(MOST_PROBES);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         Ok(stream)
     }
 }
