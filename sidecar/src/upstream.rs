@@ -114,10 +114,7 @@ impl Upstream {
         *request.version_mut() = Version::HTTP_11;
         *request.uri_mut() = target(request.uri(), APPLICATION)
             .expect("a scheme, an authority and a path that each were parsed make a URI");
-        let again = match request.body() {
-            Either::Right(_) if request.method().is_idempotent() => Some(replica(&request)),
-            _ => None,
-        };
+        let again = again(&request);
         match (self.client.request(request).await, again) {
             (Err(error), Some(again)) if !error.is_connect() => Ok(self.client.request(again).await?),
             (outcome, _) => Ok(outcome?),
@@ -149,17 +146,19 @@ fn join_crumbs(headers: &mut HeaderMap) {
     }
 }
 
-fn replica(request: &Request<RequestBody>) -> Request<RequestBody> {
+/// The same request, if it may be sent once more: its body is at hand and its method is idempotent.
+fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let body = match request.body() {
-        Either::Right(at_hand) => at_hand.clone(),
-        Either::Left(_) => Full::default(),
+        Either::Right(at_hand) if request.method().is_idempotent() => at_hand.clone(),
+        _ => return None,
     };
-    let mut replica = Request::new(Either::Right(body));
-    *replica.method_mut() = request.method().clone();
-    *replica.uri_mut() = request.uri().clone();
-    *replica.headers_mut() = request.headers().clone();
-    *replica.extensions_mut() = request.extensions().clone();
-    replica
+    let mut again = Request::new(Either::Right(body));
+    *again.method_mut() = request.method().clone();
+    *again.uri_mut() = request.uri().clone();
+    *again.version_mut() = request.version();
+    *again.headers_mut() = request.headers().clone();
+    *again.extensions_mut() = request.extensions().clone();
+    Some(again)
 }
 
 /// Where the application may listen: its own address first, then its pod's.

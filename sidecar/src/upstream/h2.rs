@@ -17,11 +17,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Addresses, RequestBody, UpstreamError};
+use super::{Addresses, RequestBody, UpstreamError, again};
 use crate::clock::monotonic_ms;
 
 /// How long an application is given to show that it speaks HTTP/2, and how long it is remembered that it does not.
-const PROBE: Duration = Duration::from_secs(2);
+const PROBE: Duration = Duration::from_secs(1);
 const REMEMBER_NO_MS: u64 = 10_000;
 /// The client's preface with empty settings, and the kind of the frame that must come first from either side
 /// (RFC 9113, sections 3.4 and 6.5).
@@ -32,25 +32,42 @@ const SETTINGS: u8 = 4;
 #[derive(Debug)]
 pub(super) struct Http2 {
     addresses: Addresses,
-    sender: Mutex<Option<http2::SendRequest<RequestBody>>>,
+    link: Mutex<Option<Link>>,
+    /// Held by the one who finds out whether HTTP/2 is spoken, or who connects.
+    connecting: tokio::sync::Mutex<()>,
+    /// How many connections were made.
+    made: AtomicU64,
     /// When it was last found not to speak HTTP/2, in [`monotonic_ms`]; 0: never.
     refused_at: AtomicU64,
 }
 
+/// A connection, and which it is, counted from 1.
+#[derive(Clone, Debug)]
+struct Link {
+    number: u64,
+    sender: http2::SendRequest<RequestBody>,
+}
+
 impl Http2 {
     pub(super) fn new(addresses: Addresses) -> Self {
-        Self { addresses, sender: Mutex::new(None), refused_at: AtomicU64::new(0) }
+        Self {
+            addresses,
+            link: Mutex::default(),
+            connecting: tokio::sync::Mutex::default(),
+            made: AtomicU64::new(0),
+            refused_at: AtomicU64::new(0),
+        }
     }
 
     /// Whether the application speaks HTTP/2. It is asked with a preface alone, on a connection of its own, so that one which
-    /// does not never sees half a request.
+    /// does not never sees half a request; once, however many want to know.
     pub(super) async fn is_spoken(&self) -> bool {
-        if self.current().is_some() {
-            return true;
+        if let Some(known) = self.is_known_to_be_spoken() {
+            return known;
         }
-        let refused_at = self.refused_at.load(Ordering::Relaxed);
-        if refused_at != 0 && monotonic_ms().saturating_sub(refused_at) < REMEMBER_NO_MS {
-            return false;
+        let _alone = self.connecting.lock().await;
+        if let Some(known) = self.is_known_to_be_spoken() {
+            return known;
         }
         let answered = timeout(PROBE, async {
             let mut stream = self.addresses.connect().await?;
@@ -61,28 +78,64 @@ impl Http2 {
         });
         let speaks = matches!(answered.await, Ok(Ok(true)));
         self.refused_at.store(if speaks { 0 } else { monotonic_ms().max(1) }, Ordering::Relaxed);
+        if speaks {
+            // Those who wait find the connection. If there is none, whoever sends learns why.
+            let _ = self.connect().await;
+        }
         speaks
     }
 
+    fn is_known_to_be_spoken(&self) -> Option<bool> {
+        if self.current().is_some() {
+            return Some(true);
+        }
+        let refused_at = self.refused_at.load(Ordering::Relaxed);
+        let is_recent = refused_at != 0 && monotonic_ms().saturating_sub(refused_at) < REMEMBER_NO_MS;
+        is_recent.then_some(false)
+    }
+
     /// Passes a request on. Its target names the host.
+    ///
+    /// One that failed on a connection which was there before is sent once more on a newer one, if it never left, or if its
+    /// body is at hand and its method is idempotent.
     pub(super) async fn send(
         &self,
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let mut sender = match self.current() {
-            Some(sender) => sender,
-            None => self.connect().await?,
+        let Some(mut link) = self.current() else {
+            return Ok(self.newer_than(0).await?.sender.send_request(request).await?);
         };
-        sender.ready().await?;
-        Ok(sender.send_request(request).await?)
+        let again = again(&request);
+        let mut failed = match link.sender.try_send_request(request).await {
+            Ok(response) => return Ok(response),
+            Err(failed) => failed,
+        };
+        let unsent = failed.take_message();
+        let error = failed.into_error();
+        match unsent.or(again) {
+            Some(request) if !error.is_user() => {
+                Ok(self.newer_than(link.number).await?.sender.send_request(request).await?)
+            }
+            _ => Err(error.into()),
+        }
     }
 
-    fn current(&self) -> Option<http2::SendRequest<RequestBody>> {
-        let sender = self.sender.lock().unwrap_or_else(PoisonError::into_inner);
-        sender.as_ref().filter(|sender| !sender.is_closed()).cloned()
+    fn current(&self) -> Option<Link> {
+        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        link.as_ref().filter(|link| !link.sender.is_closed()).cloned()
     }
 
-    async fn connect(&self) -> Result<http2::SendRequest<RequestBody>, UpstreamError> {
+    /// A connection that was made after the one of this number.
+    async fn newer_than(&self, number: u64) -> Result<Link, UpstreamError> {
+        let _alone = self.connecting.lock().await;
+        match self.current().filter(|link| link.number > number) {
+            Some(link) => Ok(link),
+            None => self.connect().await,
+        }
+    }
+
+    /// Makes a connection the current one. [`Self::connecting`] is held.
+    async fn connect(&self) -> Result<Link, UpstreamError> {
         let stream: TcpStream = self.addresses.connect().await.map_err(UpstreamError::Connect)?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -94,7 +147,8 @@ impl Http2 {
                 tracing::debug!(%error, "a connection to the application broke");
             }
         });
-        *self.sender.lock().unwrap_or_else(PoisonError::into_inner) = Some(sender.clone());
-        Ok(sender)
+        let link = Link { number: 1 + self.made.fetch_add(1, Ordering::Relaxed), sender };
+        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.clone());
+        Ok(link)
     }
 }

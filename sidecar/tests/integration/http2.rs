@@ -1,6 +1,13 @@
 //! HTTP/2 without TLS, on the listener and to the application.
 
-use std::{net::SocketAddr, sync::Arc, time::Duration};
+use std::{
+    net::SocketAddr,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    time::Duration,
+};
 
 use bytes::Bytes;
 use futures::{StreamExt as _, channel::mpsc, future::join_all};
@@ -288,4 +295,67 @@ async fn an_application_that_ends_its_connection_is_connected_to_again() {
         let answer = ask(&mut client, request(Method::GET, "/a", "")).await;
         assert_eq!((answer.status, answer.body.as_str()), (200, "here"), "{number}");
     }
+}
+
+/// An application whose connection breaks at the second request that it sees, and at whatever is posted.
+async fn breaking() -> (RawOrigin, Arc<AtomicUsize>) {
+    let seen = Arc::<AtomicUsize>::default();
+    let count = Arc::clone(&seen);
+    let origin = RawOrigin::start(move |stream| {
+        let count = Arc::clone(&count);
+        async move {
+            let (breaks, mut broken) = mpsc::unbounded::<()>();
+            let service = service_fn(move |request: Request<Incoming>| {
+                let number = count.fetch_add(1, Ordering::SeqCst) + 1;
+                let breaks = breaks.clone();
+                async move {
+                    if number == 2 || request.method() == Method::POST {
+                        let _ = breaks.unbounded_send(());
+                        std::future::pending::<()>().await;
+                    }
+                    Ok::<_, std::convert::Infallible>(Response::new(Full::new(Bytes::from("here"))))
+                }
+            });
+            let connection =
+                http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service);
+            tokio::select! {
+                _ = connection => {}
+                _ = broken.next() => {}
+            }
+        }
+    })
+    .await;
+    (origin, seen)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_may_be_asked_again_is_when_its_connection_breaks() {
+    let (origin, seen) = breaking().await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut client = connect(sidecar.address).await;
+    for path in ["/a", "/b"] {
+        let answer = ask(&mut client, request(Method::GET, path, "")).await;
+        assert_eq!((answer.status, answer.body.as_str()), (200, "here"), "{path}");
+    }
+    assert_eq!(seen.load(Ordering::SeqCst), 3);
+    let answer = ask(&mut client, request(Method::POST, "/c", "x")).await;
+    assert_eq!((answer.status, seen.load(Ordering::SeqCst)), (502, 4));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_is_asked_once_whether_it_speaks_http_2() {
+    let answer = |head: &str| match head.starts_with("GET ") {
+        true => vec!["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".into()],
+        false => vec!["HTTP/1.1 400 Bad Request\r\n\r\n".into()],
+    };
+    let origin = Steps::answering(answer, false).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let client = connect(sidecar.address).await;
+    let answers = join_all((0..20).map(|number| {
+        let mut client = client.clone();
+        async move { ask(&mut client, request(Method::GET, &format!("/{number}"), "")).await }
+    }));
+    assert!(answers.await.iter().all(|answer| answer.body == "ok"));
+    let asked = origin.heads().into_iter().filter(|head| head.starts_with("PRI ")).count();
+    assert_eq!(asked, 1);
 }
