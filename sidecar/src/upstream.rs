@@ -1,7 +1,9 @@
 //! The application.
 
 use std::{
+    error::Error,
     future::{Ready, ready},
+    io, iter,
     net::{IpAddr, SocketAddr},
     sync::Arc,
     task::{Context, Poll},
@@ -116,7 +118,9 @@ impl Upstream {
             .expect("a scheme, an authority and a path that each were parsed make a URI");
         let again = again(&request);
         match (self.client.request(request).await, again) {
-            (Err(error), Some(again)) if !error.is_connect() => Ok(self.client.request(again).await?),
+            (Err(error), Some(again)) if !error.is_connect() && may_have_been_dead(&error) => {
+                Ok(self.client.request(again).await?)
+            }
             (outcome, _) => Ok(outcome?),
         }
     }
@@ -159,6 +163,25 @@ fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     *again.headers_mut() = request.headers().clone();
     *again.extensions_mut() = request.extensions().clone();
     Some(again)
+}
+
+/// Whether a request failed because its connection broke, which it may have done before; not because what came makes no sense.
+fn may_have_been_dead(error: &(dyn Error + 'static)) -> bool {
+    iter::successors(Some(error), |&error| error.source()).any(|error| {
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            error.is_incomplete_message() || error.is_canceled() || error.is_closed()
+        } else if let Some(error) = error.downcast_ref::<io::Error>() {
+            use io::ErrorKind::{
+                BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
+            };
+            matches!(
+                error.kind(),
+                BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
+            )
+        } else {
+            false
+        }
+    })
 }
 
 /// Where the application may listen: its own address first, then its pod's.

@@ -9,7 +9,7 @@ use tokio::{
     sync::Semaphore,
 };
 
-use super::harness::{Origin, RawOrigin, Sidecar, exchange, read_head, reply, until};
+use super::harness::{Origin, RawOrigin, Sidecar, Steps, exchange, read_head, reply, until};
 
 async fn connect(sidecar: &Sidecar) -> TcpStream {
     TcpStream::connect(sidecar.address).await.unwrap()
@@ -188,4 +188,14 @@ async fn an_answer_that_is_under_way_is_finished_before_the_end() {
     assert_eq!((answer.body.as_str(), answer.header("connection")), ("finished", "close"));
     assert!(sidecar.ended().await);
     assert_eq!(idle.read(&mut [0]).await.unwrap_or(0), 0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_answered_with_nonsense_is_not_asked_again() {
+    for (words, asked) in [("nonsense\r\n\r\n", 1), ("", 2)] {
+        let origin = Steps::answering(move |_: &str| vec![words.to_owned()], true).await;
+        let sidecar = Sidecar::bare(origin.address).await;
+        assert_eq!(sidecar.get("/a").await.status.as_u16(), 502, "{words:?}");
+        assert_eq!(origin.heads().len(), asked, "{words:?}");
+    }
 }
