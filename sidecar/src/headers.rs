@@ -8,6 +8,7 @@ use http::{
         CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, VIA,
     },
 };
+use http_body::Body;
 
 /// Hop-by-hop headers besides those that `Connection` names (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 6] = [
@@ -42,6 +43,15 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let keeps_trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     if !keeps_trailers {
         headers.remove(TE);
+    }
+}
+
+/// Has a body whose length is not known sent in chunks over HTTP/1.1 (RFC 9112, section 6.3): of a GET, hyper would send none
+/// otherwise.
+pub fn frame_body(headers: &mut HeaderMap, body: &impl Body) {
+    if !body.is_end_stream() && body.size_hint().exact().is_none() {
+        headers.remove(CONTENT_LENGTH);
+        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 

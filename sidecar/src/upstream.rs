@@ -28,7 +28,7 @@ use hyper_util::{
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-use crate::cli::UpstreamUrl;
+use crate::{cli::UpstreamUrl, headers::frame_body};
 
 mod h2;
 
@@ -114,6 +114,9 @@ impl Upstream {
             join_crumbs(request.headers_mut());
         }
         *request.version_mut() = Version::HTTP_11;
+        let (mut head, body) = request.into_parts();
+        frame_body(&mut head.headers, &body);
+        let mut request = Request::from_parts(head, body);
         *request.uri_mut() = target(request.uri(), APPLICATION)
             .expect("a scheme, an authority and a path that each were parsed make a URI");
         let again = again(&request);

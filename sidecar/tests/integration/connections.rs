@@ -102,6 +102,13 @@ async fn a_request_with_a_body_arrives_however_it_was_sent() {
     let answer = String::from_utf8(exchange(sidecar.address, chunked).await).unwrap();
     assert!(answer.ends_with("\r\n\r\nabcdef"), "{answer}");
     assert_eq!(origin.last().header("transfer-encoding"), "chunked");
+    for method in ["GET", "HEAD", "OPTIONS", "DELETE"] {
+        let head = format!("{method} /a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n");
+        let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n3\r\nabc\r\n3\r\ndef\r\n0\r\n\r\n");
+        exchange(sidecar.address, chunked).await;
+        let seen = origin.last();
+        assert_eq!((seen.method.as_str(), &seen.body[..]), (method, &b"abcdef"[..]));
+    }
 
     let mut client = connect(&sidecar).await;
     let expecting = format!("{head}Content-Length: 6\r\nExpect: 100-continue\r\n\r\n");
