@@ -3,9 +3,10 @@
 use std::net::IpAddr;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING, UPGRADE, VIA,
+        CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING,
+        UPGRADE, VIA,
     },
 };
 use http_body::Body;
@@ -53,6 +54,26 @@ pub fn frame_body(headers: &mut HeaderMap, body: &impl Body) {
         headers.remove(CONTENT_LENGTH);
         headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
+}
+
+/// How often a request may be passed on yet (RFC 9110, section 7.6.2), this time included, which is taken off what it says.
+/// `None`: as often as need be. `Some(0)`: whoever has it answers it.
+pub fn forwards_left(method: &Method, headers: &mut HeaderMap) -> Option<u64> {
+    if *method != Method::OPTIONS && *method != Method::TRACE {
+        return None;
+    }
+    let value = headers.get(MAX_FORWARDS)?.as_bytes();
+    if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
+        return None;
+    }
+    // Too many digits for a number are as many as can be counted.
+    let left = value
+        .iter()
+        .fold(0_u64, |left, digit| left.saturating_mul(10).saturating_add(u64::from(digit - b'0')));
+    if let Some(after) = left.checked_sub(1) {
+        headers.insert(MAX_FORWARDS, after.into());
+    }
+    Some(left)
 }
 
 /// Tells the application whom the request came from and that it came through here (RFC 9110, section 7.6.3), in `Forwarded`
@@ -141,6 +162,24 @@ mod tests {
             headers(&[("content-length", "1"), ("transfer-encoding", "chunked"), ("accept", "*/*")]);
         remove_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("accept", "*/*")]));
+    }
+
+    #[test]
+    fn a_request_is_passed_on_as_often_as_it_says() {
+        for (method, said, left, says) in [
+            (Method::OPTIONS, "3", Some(3), "2"),
+            (Method::TRACE, "1", Some(1), "0"),
+            (Method::OPTIONS, "0", Some(0), "0"),
+            (Method::TRACE, "99999999999999999999", Some(u64::MAX), "18446744073709551614"),
+            (Method::OPTIONS, "-1", None, "-1"),
+            (Method::OPTIONS, "", None, ""),
+            (Method::GET, "0", None, "0"),
+        ] {
+            let mut map = headers(&[("max-forwards", said)]);
+            assert_eq!(forwards_left(&method, &mut map), left, "{method} {said}");
+            assert_eq!(map[MAX_FORWARDS], says, "{method} {said}");
+        }
+        assert_eq!(forwards_left(&Method::OPTIONS, &mut HeaderMap::new()), None);
     }
 
     #[test]
