@@ -183,10 +183,16 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
             if let Answer::Yes(body) = at_once.answer(head, output) {
                 return Ok(Err(body));
             }
-            head.check().map(Ok)
+            head.check().map(|framing| Ok((framing, head.about_the_server())))
         });
         match scanned {
-            Scan::Head(length, Ok(Ok(framing))) => {
+            Scan::Head(mut length, Ok(Ok((framing, rewritten)))) => {
+                if let Some(head) = rewritten {
+                    let rest = self.input.split_off(length);
+                    self.input = BytesMut::from(&head[..]);
+                    self.input.unsplit(rest);
+                    length = head.len();
+                }
                 self.turnstile.begin();
                 Scan::Head(length, Turn::Giving(length, framing))
             }

@@ -102,6 +102,24 @@ impl Head<'_> {
         self.framing()
     }
 
+    /// The head of a question about the server that an absolute target without a path names, in the form that the server is to
+    /// get it in (RFC 9112, section 3.2.4). `None` for everything else.
+    pub(super) fn about_the_server(&self) -> Option<Vec<u8>> {
+        if self.method != "OPTIONS" || self.target.starts_with('/') {
+            return None;
+        }
+        let (_, host) = self.target.split_once("://").filter(|(_, host)| !host.contains(['/', '?']))?;
+        let version = if self.is_http11 { "1.1" } else { "1.0" };
+        let mut head = format!("OPTIONS * HTTP/{version}\r\nHost: {host}\r\n").into_bytes();
+        for (name, value) in self.lines.lines().filter(|(name, _)| !name.eq_ignore_ascii_case(b"host")) {
+            for part in [name, b": ", value, b"\r\n"] {
+                head.extend_from_slice(part);
+            }
+        }
+        head.extend_from_slice(b"\r\n");
+        Some(head)
+    }
+
     fn check_target(&self) -> Result<(), Refusal> {
         if self.target.len() > LONGEST_TARGET {
             return Err(Refusal::TargetTooLong);
@@ -207,6 +225,24 @@ mod tests {
             assert_eq!(check(text), Err(refusal), "{text:?}");
         }
         assert_eq!(check("GET /a HTTP/1.0\r\n\r\n"), Ok(Framing::None));
+    }
+
+    #[test]
+    fn a_question_about_a_server_names_no_path() {
+        for (target, is_one) in [
+            ("http://shop:80", true),
+            ("http://shop:80/", false),
+            ("http://shop:80?a", false),
+            ("/http://shop:80", false),
+            ("*", false),
+        ] {
+            let text = format!("OPTIONS {target} HTTP/1.1\r\nHOST: a\r\nX: b\r\n\r\n");
+            let Scan::Head(_, asked) = scan(text.as_bytes(), |head| head.about_the_server()) else {
+                panic!("{text:?}")
+            };
+            let expected = b"OPTIONS * HTTP/1.1\r\nHost: shop:80\r\nX: b\r\n\r\n";
+            assert_eq!(asked, is_one.then(|| expected.to_vec()), "{target}");
+        }
     }
 
     #[test]

@@ -90,14 +90,18 @@ async fn it_is_no_proxy_to_connect_through() {
 async fn a_question_about_the_server_as_a_whole_passes() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
-    let request = "OPTIONS * HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
-    let answer = String::from_utf8(exchange(sidecar.address, request).await).unwrap();
-    assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
-    let seen = origin.last();
-    assert_eq!(
-        (seen.method.as_str(), seen.path.as_str(), seen.header("host")),
-        ("OPTIONS", "*", "shop.test")
-    );
+    for (target, host) in [("*", "shop.test"), ("http://shop.test", "other.test")] {
+        let request = format!("OPTIONS {target} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n");
+        let answer = String::from_utf8(exchange(sidecar.address, request).await).unwrap();
+        assert!(answer.starts_with("HTTP/1.1 200 "), "{answer}");
+        let seen = origin.last();
+        assert_eq!(
+            (seen.method.as_str(), seen.path.as_str(), seen.header("host")),
+            ("OPTIONS", "*", "shop.test"),
+            "{target}"
+        );
+    }
+    assert_eq!(origin.calls(), 2);
 }
 
 #[tokio::test(flavor = "multi_thread")]
