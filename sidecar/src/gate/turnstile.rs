@@ -10,10 +10,11 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 
 use super::Refusal;
+use crate::headers::remove_hop_by_hop;
 
 /// What the gate of a connection and those who answer its requests tell each other.
 #[derive(Debug, Default)]
@@ -57,10 +58,14 @@ impl Turnstile {
         Refusal::ALL.get(usize::from(index)).copied()
     }
 
-    /// Sends an interim response (RFC 9110, section 15.2) ahead of the answer under way.
+    /// Sends an interim response (RFC 9110, section 15.2) ahead of the answer under way, without what concerns only the
+    /// connection that it came on, and without a length, which none may have (section 8.6).
     pub fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
+        let mut headers = headers.clone();
+        remove_hop_by_hop(&mut headers);
+        headers.remove(CONTENT_LENGTH);
         let mut text = format!("HTTP/1.1 {status}\r\n").into_bytes();
-        for (name, value) in headers {
+        for (name, value) in &headers {
             text.extend_from_slice(name.as_str().as_bytes());
             text.extend_from_slice(b": ");
             text.extend_from_slice(value.as_bytes());

@@ -27,6 +27,16 @@ async fn hints_come_before_the_answer_and_are_not_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_hint_says_nothing_of_the_connection_that_it_came_on() {
+    let hints = "HTTP/1.1 103 Early Hints\r\nConnection: close, X-Own\r\nX-Own: 1\r\nKeep-Alive: timeout=5\r\nLink: </a.css>; rel=preload\r\n\r\n";
+    let origin = Steps::new(&[&(hints.to_owned() + FINAL)], false).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut client = Wire::asking(sidecar.address, "/a").await;
+    assert_eq!(client.head().await, "http/1.1 103 early hints\r\nlink: </a.css>; rel=preload\r\n\r\n");
+    assert_eq!(client.answer().await.1, "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn hints_come_before_the_answer_to_a_write() {
     let origin = Steps::new(&[HINTS, FINAL], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
