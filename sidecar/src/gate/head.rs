@@ -125,10 +125,15 @@ impl Head<'_> {
             return Err(Refusal::TargetTooLong);
         }
         // A fragment is never sent (RFC 9110, section 7.1); who reads one may drop it or not.
-        if self.target.contains('#') || Uri::try_from(self.target).is_err() {
+        if self.target.contains('#') {
             return Err(Refusal::Target);
         }
-        Ok(())
+        let target = Uri::try_from(self.target).map_err(|_| Refusal::Target)?;
+        // Who is named before an `@` may be taken for the host (RFC 9110, section 4.2.4).
+        match target.authority() {
+            Some(authority) if !authority.as_str().bytes().all(in_host) => Err(Refusal::Target),
+            _ => Ok(()),
+        }
     }
 
     /// One `Host`, for HTTP/1.1 (RFC 9112, section 3.2).
@@ -218,6 +223,9 @@ mod tests {
             ("GET /a HTTP/1.1\r\nHost: a b\r\n\r\n", Refusal::Host),
             ("GET /a HTTP/1.1\r\nHost: a/b\r\n\r\n", Refusal::Host),
             ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("GET http://me@a/b HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("GET http://me:secret@a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("GET http://a\"b/ HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
             ("GET /a HTTP/2.0\r\nHost: a\r\n\r\n", Refusal::Version),
             ("POST /a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Refusal::TransferCoding),
             ("GET  /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
@@ -225,6 +233,8 @@ mod tests {
             assert_eq!(check(text), Err(refusal), "{text:?}");
         }
         assert_eq!(check("GET /a HTTP/1.0\r\n\r\n"), Ok(Framing::None));
+        assert_eq!(check("GET http://a:80/me@b HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::None));
+        assert_eq!(check("GET http://[::1]:80/ HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::None));
     }
 
     #[test]
