@@ -180,10 +180,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
         self.searched = 0;
         let (at_once, output) = (&mut self.at_once, &mut self.output);
         let scanned = head::scan(&self.input, |head| {
+            head.check_first()?;
             if let Answer::Yes(body) = at_once.answer(head, output) {
                 return Ok(Err(body));
             }
-            head.check().map(|framing| Ok((framing, head.about_the_server())))
+            head.check_rest().map(|framing| Ok((framing, head.about_the_server())))
         });
         match scanned {
             Scan::Head(mut length, Ok(Ok((framing, rewritten)))) => {

@@ -97,8 +97,25 @@ pub(super) fn scan<T>(buffer: &[u8], use_it: impl FnOnce(&Head<'_>) -> T) -> Sca
 impl Head<'_> {
     /// How the body is framed, if there is nothing wrong with the head.
     pub(super) fn check(&self) -> Result<Framing, Refusal> {
+        self.check_first()?;
+        self.check_rest()
+    }
+
+    /// What is checked of every head, even of one that memory answers: it costs a look at the target, and one at each line.
+    pub(super) fn check_first(&self) -> Result<(), Refusal> {
+        if self.target.len() > LONGEST_TARGET {
+            return Err(Refusal::TargetTooLong);
+        }
+        // A fragment is never sent (RFC 9110, section 7.1); who reads one may drop it or not.
+        if memchr::memchr(b'#', self.target.as_bytes()).is_some() {
+            return Err(Refusal::Target);
+        }
+        self.check_host()
+    }
+
+    /// The rest; how the body is framed.
+    pub(super) fn check_rest(&self) -> Result<Framing, Refusal> {
         self.check_target()?;
-        self.check_host()?;
         self.framing()
     }
 
@@ -121,13 +138,6 @@ impl Head<'_> {
     }
 
     fn check_target(&self) -> Result<(), Refusal> {
-        if self.target.len() > LONGEST_TARGET {
-            return Err(Refusal::TargetTooLong);
-        }
-        // A fragment is never sent (RFC 9110, section 7.1); who reads one may drop it or not.
-        if self.target.contains('#') {
-            return Err(Refusal::Target);
-        }
         let target = Uri::try_from(self.target).map_err(|_| Refusal::Target)?;
         // Who is named before an `@` may be taken for the host (RFC 9110, section 4.2.4).
         match target.authority() {

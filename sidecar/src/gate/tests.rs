@@ -217,3 +217,18 @@ fn a_refusal_comes_behind_the_answers_before_it() {
     assert_eq!(answers(before).len(), 2);
     assert_eq!(refusal.matches("HTTP/1.1").count(), 1, "in what it says, and nothing after: {refusal}");
 }
+
+#[test]
+fn what_is_refused_is_refused_even_where_it_could_be_answered_at_once() {
+    let long = format!("GET /now{}/3 HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(32 << 10));
+    for (text, status) in [
+        ("GET /now/3#b/3 HTTP/1.1\r\nHost: a\r\n\r\n", "400"),
+        ("GET /now/3 HTTP/1.1\r\n\r\n", "400"),
+        ("GET /now/3 HTTP/1.1\r\nHost: a\r\nHost: a\r\n\r\n", "400"),
+        ("GET /now/3 HTTP/1.1\r\nHost: a@b\r\n\r\n", "400"),
+        (&long, "414"),
+    ] {
+        let answer = run(exchange(vec![text.into()], 1 << 16));
+        assert!(answer.starts_with(&format!("HTTP/1.1 {status} ")), "{text:?}: {answer}");
+    }
+}
