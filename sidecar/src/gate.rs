@@ -16,8 +16,8 @@
 //! piece is in the write buffer, and flushes that buffer before it flushes what is below.
 
 use std::{
-    io,
-    pin::Pin,
+    io, mem,
+    pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
     time::Duration,
@@ -48,6 +48,9 @@ pub use turnstile::{Guarded, Turnstile};
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a body may pause.
 const BODY_PAUSE: Duration = Duration::from_secs(60);
+/// A connection ends when it has been idle for this long, or for twice as long: time is measured in these steps, so that a
+/// request costs no timer.
+const IDLE: Duration = Duration::from_secs(10 * 60);
 /// How long, and for how many bytes, a refused client is listened to, so that it can read why.
 const LINGER: Duration = Duration::from_secs(1);
 const LINGER_BYTES: usize = 256 << 10;
@@ -111,6 +114,10 @@ pub struct Gate<IO, A> {
     /// Whether everything that hyper wrote is flushed.
     flushed: bool,
     timer: Option<Pin<Box<Sleep>>>,
+    /// Runs since the connection was idle for the first time, and whether a head has come since it began.
+    idle: Option<Pin<Box<Sleep>>>,
+    used: bool,
+    idle_step: Duration,
 }
 
 /// Whose turn it is.
@@ -145,6 +152,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
             turn: Turn::Head,
             flushed: true,
             timer: None,
+            idle: None,
+            used: false,
+            idle_step: IDLE,
         }
     }
 
@@ -160,6 +170,20 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
     fn is_over(&mut self, time: Duration, context: &mut Context<'_>) -> bool {
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
         timer.as_mut().poll(context).is_ready()
+    }
+
+    /// Whether the connection, which is idle, has been so for too long.
+    fn is_forgotten(&mut self, context: &mut Context<'_>) -> bool {
+        match &self.idle {
+            Some(timer) if !timer.is_elapsed() => return false,
+            Some(_) if !mem::take(&mut self.used) => return true,
+            _ => self.used = false,
+        }
+        let timer = self.idle.insert(Box::pin(tokio::time::sleep(self.idle_step)));
+        // It is polled this once, whatever else the task has done: the task stays the same, and is woken by it.
+        let mut timer = pin!(tokio::task::unconstrained(timer.as_mut()));
+        let _ = timer.as_mut().poll(context);
+        false
     }
 
     /// Looks at what `input` begins with, and answers at once what can be.
@@ -178,6 +202,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
             };
         }
         self.searched = 0;
+        self.used = true;
         let (at_once, output) = (&mut self.at_once, &mut self.output);
         let scanned = head::scan(&self.input, |head| {
             head.check_first()?;
@@ -231,9 +256,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
                         Poll::Ready(Ok(0)) => return Poll::Ready(Ok(None)),
                         Poll::Ready(Ok(_)) => continue,
                         Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                        Poll::Pending if self.input.is_empty() => return Poll::Pending,
-                        Poll::Pending if !self.is_over(HEAD_DEADLINE, context) => return Poll::Pending,
-                        Poll::Pending => Refusal::TooSlow,
+                        Poll::Pending if !self.input.is_empty() => {
+                            if !self.is_over(HEAD_DEADLINE, context) {
+                                return Poll::Pending;
+                            }
+                            Refusal::TooSlow
+                        }
+                        Poll::Pending if self.is_forgotten(context) => return Poll::Ready(Ok(None)),
+                        Poll::Pending => return Poll::Pending,
                     }
                 }
             };

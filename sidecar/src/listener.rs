@@ -40,6 +40,8 @@ const FIRST_WORDS: Duration = Duration::from_secs(4);
 /// How long a connection may be quiet before the kernel asks whether the client is still there, and how often it then asks.
 const QUIET: Duration = Duration::from_secs(60);
 const PROBES: Duration = Duration::from_secs(15);
+/// How long a client may take nothing of what it is sent.
+const UNREAD: Duration = Duration::from_secs(5 * 60);
 /// How often a quiet HTTP/2 connection is pinged.
 const PING: Duration = Duration::from_secs(30);
 /// The largest header list that is taken over HTTP/2, as over HTTP/1.
@@ -95,6 +97,7 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shu
     // A client that vanished without a word would stay here for good.
     let _ =
         SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(QUIET).with_interval(PROBES));
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD));
     let ip = client.ip().to_canonical();
     let outcome = match first_words(&mut stream, &proxy, &shutdown).await {
         Ok(FirstWords::Http1(beginning)) => serve_http1(stream, &beginning, ip, &proxy, &shutdown).await,
