@@ -89,7 +89,12 @@ pub fn write_variant(into: &mut String, names: &[HeaderName], fields: &(impl Fie
             continue;
         }
         let is_list = LISTS.contains(&name.as_str());
-        let between = if *name == COOKIE { "; " } else { "," };
+        let between = match *name {
+            COOKIE => "; ",
+            _ if is_list => ",",
+            // As whoever joins lines writes them.
+            _ => ", ",
+        };
         let mut separator = "=";
         for value in fields.values(name.as_str()) {
             into.push_str(separator);

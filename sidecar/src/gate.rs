@@ -68,6 +68,9 @@ const KEPT: usize = 8 << 10;
 /// # Errors
 /// If it is refused.
 pub fn request_length(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+    if let Some(length) = head::empty_line(bytes) {
+        return Ok(request_length(&bytes[length..])?.map(|rest| length + rest));
+    }
     if head::end(bytes, 0).is_none() {
         return if bytes.len() > head::LONGEST { Err(Refusal::HeadTooLarge) } else { Ok(None) };
     }

@@ -23,6 +23,10 @@ pub enum Problem {
     Refused(Refusal),
     /// This is no forward proxy.
     NoTunnel,
+    /// The request is for whoever has it when it may be passed on no more (RFC 9110, section 7.6.2), and that is here.
+    LastForward,
+    /// So it is, and it is a TRACE, which would give back what proxies added.
+    NoTrace,
 }
 
 impl Problem {
@@ -34,6 +38,8 @@ impl Problem {
             Self::BrokenOff => StatusCode::BAD_REQUEST,
             Self::Refused(refusal) => refusal.status(),
             Self::NoTunnel => StatusCode::NOT_IMPLEMENTED,
+            Self::LastForward => StatusCode::OK,
+            Self::NoTrace => StatusCode::METHOD_NOT_ALLOWED,
         }
     }
 
@@ -46,6 +52,8 @@ impl Problem {
             Self::BrokenOff => "the body of the request broke off",
             Self::Refused(refusal) => refusal.detail(),
             Self::NoTunnel => "this is no proxy to connect through",
+            Self::NoTrace => "TRACE ends here, and is not answered",
+            Self::LastForward => "Max-Forwards is 0, and this is Larder's sidecar",
         }
     }
 

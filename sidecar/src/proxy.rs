@@ -140,6 +140,10 @@ impl Proxy {
         if method.is_safe() && protocol.is_some() {
             return self.upgrade(request, client, protocol).await;
         }
+        if headers::forwards_left(&method, request.headers_mut()) == Some(0) {
+            let problem = if method == Method::TRACE { Problem::NoTrace } else { Problem::LastForward };
+            return Answered::problem(problem, None);
+        }
         let from_client = hyper::upgrade::on(&mut request);
         // What the application will not see must not be in the key.
         headers::remove_hop_by_hop(request.headers_mut());

@@ -40,9 +40,31 @@ fn normalised(name: &str, lines: &[&[u8]]) -> Normal {
     {
         return Normal::Languages(languages);
     }
-    let parts: Vec<_> = lines.iter().flat_map(|line| between_commas(line)).collect();
-    Normal::Text(parts.join(&b','))
+    let whole = lines.iter().map(|line| line.trim_ascii()).collect::<Vec<_>>();
+    Normal::Text(match name {
+        "cookie" => whole.join(&b"; "[..]),
+        _ if LISTS.contains(&name) => {
+            whole.iter().flat_map(|line| between_commas(line)).collect::<Vec<_>>().join(&b',')
+        }
+        _ => whole.join(&b", "[..]),
+    })
 }
+
+/// Fields whose own syntax is a list.
+const LISTS: [&str; 12] = [
+    "accept",
+    "accept-charset",
+    "accept-encoding",
+    "accept-language",
+    "access-control-request-headers",
+    "cache-control",
+    "pragma",
+    "prefer",
+    "priority",
+    "sec-ch-ua",
+    "sec-ch-ua-full-version-list",
+    "te",
+];
 
 /// What is between the commas outside of quotes.
 fn between_commas(line: &[u8]) -> Vec<&[u8]> {

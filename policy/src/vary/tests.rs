@@ -53,7 +53,7 @@ fn requests_that_differ_in_what_does_not_matter_are_alike() {
         variant(&["cookie"], &[("cookie", "a=b"), ("cookie", "c=d")])
     );
     let other = |lines: &[(&str, &str)]| variant(&["x"], lines);
-    assert_eq!(other(&[("x", "a,b")]), other(&[("x", "a"), ("x", " b ")]));
+    assert_eq!(other(&[("x", "a, b")]), other(&[("x", "a"), ("x", " b ")]));
     let language = |value| variant(&["accept-language"], &[("accept-language", value)]);
     for value in ["en;q=0.8, De", "de, en;q=0.8", "DE;q=1.000,EN ; Q=0.80", "en;q=0.8,,de"] {
         assert_eq!(language(value), "\naccept-language:de;1000,en;800", "{value}");
@@ -121,7 +121,7 @@ fn normalised(name: &str, lines: &[Vec<u8>]) -> Option<Vec<u8>> {
             parts.collect::<Vec<_>>().join(&b","[..])
         }
         "cookie" => lines.iter().map(|line| trimmed(line)).collect::<Vec<_>>().join(&b"; "[..]),
-        _ => lines.iter().map(|line| trimmed(line)).collect::<Vec<_>>().join(&b","[..]),
+        _ => lines.iter().map(|line| trimmed(line)).collect::<Vec<_>>().join(&b", "[..]),
     };
     (!lines.is_empty()).then_some(joined)
 }

@@ -234,26 +234,38 @@ fn what_is_refused_is_refused_even_where_it_could_be_answered_at_once() {
 }
 
 #[test]
-fn an_idle_connection_ends_but_not_one_that_is_used() {
-    run(async {
+fn an_idle_connection_ends() {
+    let text = run(async {
         let (mut client, server) = tokio::io::duplex(1 << 16);
         let turnstile = Arc::<Turnstile>::default();
         let mut gate = Gate::new(server, &[], Now, Arc::clone(&turnstile));
-        gate.idle_step = Duration::from_millis(400);
+        gate.idle_step = Duration::from_millis(1);
         let service = service_fn(move |request| answer(request, Arc::clone(&turnstile)));
-        let serving =
-            tokio::spawn(http1::Builder::new().header_read_timeout(None).serve_connection(gate, service));
-        for ask in [Ask::Now(3), Ask::Later(3, 0, 0), Ask::Now(3), Ask::Later(3, 0, 0)].repeat(2) {
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            client.write_all(ask.text().as_bytes()).await.unwrap();
-            let mut head = Vec::new();
-            while !head.ends_with(b"\r\n\r\n") {
-                head.push(client.read_u8().await.expect("it is used"));
-            }
-            client.read_exact(&mut [0; 3]).await.unwrap();
+        let serving = http1::Builder::new().header_read_timeout(None).serve_connection(gate, service);
+        let asks = [Ask::Now(3), Ask::Later(3, 3, 0)].map(|ask| ask.text()).concat();
+        client.write_all(asks.as_bytes()).await.unwrap();
+        let mut text = String::new();
+        let both = async { tokio::join!(serving, client.read_to_string(&mut text)) };
+        let (served, read) =
+            tokio::time::timeout(Duration::from_secs(20), both).await.expect("an end in time");
+        served.unwrap();
+        read.unwrap();
+        text
+    });
+    assert_eq!(answers(&text).len(), 2);
+}
+
+#[test]
+fn a_connection_that_is_used_is_not_idle() {
+    run(async {
+        let mut gate = Gate::new(tokio::io::duplex(1).0, &[], Now, Arc::default());
+        gate.idle_step = Duration::from_millis(1);
+        let mut context = Context::from_waker(std::task::Waker::noop());
+        for is_used in [true, true, false] {
+            assert!(!gate.is_forgotten(&mut context));
+            gate.idle.as_mut().expect("it runs").await;
+            gate.used = is_used;
         }
-        let end = tokio::time::timeout(Duration::from_secs(20), client.read_u8()).await;
-        assert!(end.expect("an end in time").is_err());
-        serving.await.unwrap().unwrap();
+        assert!(gate.is_forgotten(&mut context));
     });
 }

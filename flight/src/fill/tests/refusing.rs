@@ -59,8 +59,8 @@ fn two_readers_read_on_wherever_the_second_is() {
             let mut second = Task::new(fill.join().unwrap());
             let mut first = Task::new(reader);
             let mut came = Vec::new();
-            for at in 0..PIECES.len() {
-                assert_eq!(first.data().unwrap(), PIECES[at]);
+            for (at, piece) in PIECES.iter().enumerate() {
+                assert_eq!(first.data().unwrap(), *piece);
                 if at < read {
                     came.extend(second.data().unwrap());
                 }
