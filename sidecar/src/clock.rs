@@ -1,7 +1,5 @@
 //! Time, as entries and barriers need it: by the kernel's coarse clocks, which are some 4 ms behind and cost next to nothing.
 
-use std::time::{SystemTime, UNIX_EPOCH};
-
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
 /// Milliseconds since the host started: never goes back, means nothing to another pod.
@@ -13,11 +11,6 @@ pub fn monotonic_ms() -> u64 {
 /// purge and a fill.
 pub fn wall_ms() -> u64 {
     millis(clock_gettime(ClockId::RealtimeCoarse))
-}
-
-/// The wall clock's time, for those who write dates.
-pub fn wall_time(ms: u64) -> SystemTime {
-    UNIX_EPOCH + std::time::Duration::from_millis(ms)
 }
 
 fn millis(time: Timespec) -> u64 {

@@ -24,12 +24,6 @@ pub struct Place {
 }
 
 impl Place {
-    /// Notes that what is asked for here is not for sharing. Other variants stay what they are.
-    pub(super) fn note_unshared(&self) {
-        let until = monotonic_ms() + UNSHARED_MS;
-        self.serving.l1.insert(&format!("{}{}", self.key, self.variant), Stored::Unshared { until });
-    }
-
     pub(super) fn new(question: &Question, vary: Vec<HeaderName>) -> Self {
         let mut variant = String::new();
         vary::write_variant(&mut variant, &vary, &question.headers);
@@ -60,19 +54,29 @@ impl Place {
         self.key_for(question)[self.key.len()..] == self.variant
     }
 
+    /// The key of this variant alone.
+    fn own_key(&self) -> String {
+        format!("{}{}", self.key, self.variant)
+    }
+
+    /// Notes that what is asked for here is not for sharing. Other variants stay what they are.
+    pub(super) fn note_unshared(&self) {
+        self.serving.l1.insert(&self.own_key(), unshared_from_now());
+    }
+
     pub(super) fn keep_in_memory(&self, entry: &Arc<Entry>) {
         let l1 = &self.serving.l1;
         if self.vary.is_empty() {
             l1.insert(&self.key, Stored::Entry(Arc::clone(entry)));
         } else {
-            l1.insert(&format!("{}{}", self.key, self.variant), Stored::Entry(Arc::clone(entry)));
+            l1.insert(&self.own_key(), Stored::Entry(Arc::clone(entry)));
             l1.insert(&self.key, Stored::Vary(self.vary.as_slice().into()));
         }
     }
 
     /// Drops what is there: here at once, and in Redis and other pods soon, where it is purged under `name`.
     pub(super) fn forget(&self, name: PurgeName) {
-        self.serving.l1.remove(&format!("{}{}", self.key, self.variant));
+        self.serving.l1.remove(&self.own_key());
         let Some(l2) = self.serving.l2.clone() else { return };
         // A failure is made up for by the link, as that of every purge.
         tokio::spawn(async move { l2.purge(&[name]).await });
@@ -94,17 +98,20 @@ impl Place {
     }
 }
 
+fn unshared_from_now() -> Stored {
+    Stored::Unshared { until: monotonic_ms() + UNSHARED_MS }
+}
+
 impl Question {
     /// Notes that what it asks for is not for sharing. Other variants stay what they are.
     pub(super) fn note_unshared(&self) {
-        let until = monotonic_ms() + UNSHARED_MS;
         let (l1, mut key) = (&self.serving.l1, self.key.as_str().to_owned());
         if let Some(Stored::Vary(names)) = l1.get(&key) {
             vary::write_variant(&mut key, &names, &self.headers);
         }
         // What is stored may still stand in for an error, or be said to hold.
         if !matches!(l1.get(&key), Some(Stored::Entry(_))) {
-            l1.insert(&key, Stored::Unshared { until });
+            l1.insert(&key, unshared_from_now());
         }
     }
 }
