@@ -6,7 +6,7 @@ use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::O
 use larder_crds::RolloutStrategy;
 use larder_policy::{
     Document, Metadata, Policy, document,
-    spec::{CacheSpec, SecretKeyRef, UrlFrom},
+    spec::{CacheSpec, SecretKeyRef},
 };
 
 use crate::names;
@@ -42,9 +42,9 @@ pub struct Owner<'a> {
 /// What is wrong with the policy, one sentence for each fault.
 pub fn compile(owner: Owner<'_>, spec: &CacheSpec) -> Result<Compiled, String> {
     let mut spec = spec.clone();
-    for url in urls(&mut spec) {
-        if let Some(secret) = url.secret_key_ref.take() {
-            url.file = Some(format!("{}/{}", secret_folder(&secret.name), secret.key));
+    for from in spec.secrets_mut() {
+        if let Some(secret) = from.secret_key_ref.take() {
+            from.file = Some(format!("{}/{}", secret_folder(&secret.name), secret.key));
         }
     }
     Policy::compile(&spec)
@@ -71,7 +71,7 @@ fn write(owner: Owner<'_>, spec: CacheSpec) -> Compiled {
 /// The Secret keys that a policy refers to, each once, in order.
 pub fn secrets(spec: &CacheSpec) -> Vec<SecretKeyRef> {
     let mut spec = spec.clone();
-    let mut secrets: Vec<_> = urls(&mut spec).filter_map(|url| url.secret_key_ref.clone()).collect();
+    let mut secrets: Vec<_> = spec.secrets_mut().filter_map(|from| from.secret_key_ref.clone()).collect();
     secrets.sort();
     secrets.dedup();
     secrets
@@ -80,13 +80,6 @@ pub fn secrets(spec: &CacheSpec) -> Vec<SecretKeyRef> {
 /// The folder that a Secret is mounted at, in the sidecar.
 pub fn secret_folder(secret: &str) -> String {
     format!("/etc/larder/secrets/{secret}")
-}
-
-/// Every place in a policy where a URL comes from elsewhere.
-fn urls(spec: &mut CacheSpec) -> impl Iterator<Item = &mut UrlFrom> {
-    let redis = spec.l2.as_mut().map(|l2| &mut l2.redis.url_from);
-    let postgres = spec.sources.iter_mut().filter_map(|source| source.postgres.as_mut());
-    redis.into_iter().chain(postgres.map(|postgres| &mut postgres.url_from))
 }
 
 /// The ConfigMap that carries the document to the sidecars.

@@ -44,6 +44,9 @@ pub struct Claims {
     pub(crate) initial_age: Duration,
     pub(crate) explicit: bool,
     pub(crate) validator: bool,
+    pub(crate) given_ttl: Option<Duration>,
+    pub(crate) delay: Duration,
+    pub(crate) spread: u16,
 }
 
 impl Claims {
@@ -67,7 +70,36 @@ impl Claims {
             initial_age: initial_age(headers, made_at, times),
             explicit: explicit.is_some(),
             validator: headers.contains_key(ETAG) || date_of(headers, &LAST_MODIFIED, now).is_some(),
+            given_ttl: None,
+            delay: times.delay(),
+            spread: 0,
         }
+    }
+
+    /// With the TTL that the answer gives itself where its route says.
+    pub fn with_given_ttl(self, given_ttl: Option<Duration>) -> Self {
+        Self { given_ttl, ..self }
+    }
+
+    /// With its place among answers whose TTLs are to end at different times.
+    pub fn with_spread(self, spread: u16) -> Self {
+        Self { spread, ..self }
+    }
+
+    /// The TTL that the answer gives itself where its route says.
+    pub fn given_ttl(&self) -> Option<Duration> {
+        self.given_ttl
+    }
+
+    /// How long it took until it came.
+    pub fn delay(&self) -> Duration {
+        self.delay
+    }
+
+    /// A TTL, shortened by at most so many hundredths of it: by which part is this answer's own.
+    pub(crate) fn jittered(&self, ttl: Duration, percent: u8) -> Duration {
+        let most = ttl / 100 * u32::from(percent);
+        ttl - most / u32::from(u16::MAX) * u32::from(self.spread)
     }
 
     /// The status of the answer.

@@ -138,7 +138,26 @@ fn left(life: Duration, used: Duration) -> Result<Duration, Duration> {
 
 /// The TTL that replaces what an answer says of itself.
 pub(crate) fn ttl(claims: &Claims, lifetimes: &Lifetimes) -> Option<Duration> {
-    lifetimes.ttl_of(crate::storing::counted_as(claims.status))
+    let given = claims.given_ttl().filter(|_| lifetimes.ttl_from.is_some());
+    let ttl = given.or_else(|| lifetimes.ttl_of(crate::storing::counted_as(claims.status)));
+    ttl.map(|ttl| claims.jittered(ttl, lifetimes.jitter_percent))
+}
+
+/// Whether an answer that is fresh for `left` is renewed now, by XFetch (Vattani, Chierichetti and Lowenstein, Optimal
+/// Probabilistic Cache Stampede Prevention, 2015): the later of many readers, each with a number of its own, is the more
+/// likely to renew it, and the longer it took to make, the earlier.
+///
+/// `random` is anything of 64 bits. Where an answer comes at once, a hundredth of its life, at most a second, counts in place
+/// of the time that it takes.
+pub fn refreshes_early(claims: &Claims, left: Duration, resident: Duration, random: u64) -> bool {
+    let floor = (left.saturating_add(resident) / 100).min(Duration::from_secs(1));
+    let scale = claims.delay().max(floor);
+    // No number of 53 bits has a larger logarithm.
+    if left > scale.saturating_mul(37) {
+        return false;
+    }
+    let uniform = ((random >> 11) + 1) as f64 / (1_u64 << 53) as f64;
+    scale.as_secs_f64() * -uniform.ln() >= left.as_secs_f64()
 }
 
 /// Whether a client takes what is fresh (RFC 9111, sections 5.2.1.1, 5.2.1.3 and 5.2.1.4).

@@ -28,6 +28,7 @@ pub mod template;
 #[cfg(test)]
 mod testing;
 pub mod validation;
+pub mod values;
 pub mod vary;
 
 pub use document::{Document, Metadata};
@@ -41,3 +42,4 @@ pub use purge::PurgeName;
 pub use size::ByteSize;
 pub use survey::Survey;
 pub use template::PathTemplate;
+pub use values::Values;

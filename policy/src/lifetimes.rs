@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use http::StatusCode;
+use http::{HeaderName, StatusCode};
 
 /// What a route says of how long answers are fresh, and of which answers are stored. The default says nothing: the answer's
 /// own headers decide (RFC 9111).
@@ -21,6 +21,27 @@ pub struct Lifetimes {
     pub stale_if_error: Option<Duration>,
     /// What is stored although its headers forbid it.
     pub store_despite: StoreDespite,
+    /// Where an answer says its TTL, which then goes before [`Lifetimes::ttl`].
+    pub ttl_from: Option<TtlFrom>,
+    /// By how many hundredths of it a TTL is shortened at most.
+    pub jitter_percent: u8,
+    /// How long a pod answers from memory before it looks into L2 again.
+    pub in_l1: Option<Duration>,
+    /// The longest that an answer stays in L2.
+    pub in_l2: Option<Duration>,
+    /// Whether an answer that is asked for often is renewed before it ends (XFetch).
+    pub early_refresh: bool,
+    /// How long what stands in for a failed answer is served before the failed place is asked again.
+    pub retry_interval: Duration,
+}
+
+/// Where an answer says how long it is fresh.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum TtlFrom {
+    /// A response header.
+    Header(HeaderName),
+    /// A JSON pointer (RFC 6901) into the body.
+    Json(String),
 }
 
 /// What is stored although its headers forbid it.

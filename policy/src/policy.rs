@@ -10,10 +10,10 @@ use std::fmt;
 use http::{HeaderName, Method};
 
 use self::check::Check;
-pub use self::route::{BypassBy, Match, QuerySource, Route};
+pub use self::route::{Ask, BypassBy, HttpSource, Match, QuerySource, Route};
 use crate::{
     ByteSize, Fields, NormalPath, PathTemplate, PurgeName,
-    spec::{CacheSpec, L1, Otlp, Postgres, PurgeSpec, Redis},
+    spec::{CacheSpec, Http, L1, Otlp, Postgres, PurgeSpec, Redis},
     template::expand,
 };
 
@@ -32,14 +32,25 @@ pub struct Policy {
     pub l1: L1,
     /// The shared cache.
     pub redis: Option<Redis>,
-    /// Postgres servers, by name.
-    pub sources: Vec<(String, Postgres)>,
+    /// Places besides the application that can answer a miss, by name.
+    pub sources: Vec<(String, Source)>,
+    /// The path that stands before those of the admin API under the application's address.
+    pub admin_prefix: Option<String>,
     /// Where metrics are sent.
     pub otlp: Option<Otlp>,
     routes: Vec<Route>,
     writes: Vec<WriteRule>,
     targets: Vec<HeaderName>,
     bare: bool,
+}
+
+/// A place besides the application that can answer a miss.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Source {
+    /// A Postgres server.
+    Postgres(Postgres),
+    /// An HTTP server.
+    Http(Http),
 }
 
 #[derive(Clone, Debug)]
@@ -73,6 +84,7 @@ impl Policy {
             l1: L1::default(),
             redis: None,
             sources: vec![],
+            admin_prefix: None,
             otlp: None,
             routes: vec![Route::bare()],
             writes: vec![],
@@ -92,8 +104,17 @@ impl Policy {
     /// Everything that is wrong with it, not only the first.
     pub fn compile(spec: &CacheSpec) -> Result<Self, Vec<Invalid>> {
         let mut check = Check::default();
-        let CacheSpec { suspend, l1, l2, sources, routes, targeted_cache_control, invalidation, telemetry } =
-            spec;
+        let CacheSpec {
+            suspend,
+            l1,
+            l2,
+            sources,
+            routes,
+            targeted_cache_control,
+            invalidation,
+            telemetry,
+            admin,
+        } = spec;
         if l1.max_object_size > l1.max_size {
             check.refuse("spec.l1.maxObjectSize", "must not be larger than spec.l1.maxSize");
         }
@@ -104,33 +125,27 @@ impl Policy {
             );
         }
         check.positive("spec.l1.busGrace", l1.bus_grace.0);
+        if l1.max_entries == Some(0) {
+            check.refuse("spec.l1.maxEntries", "must be at least 1");
+        }
         let redis = l2.as_ref().map(|l2| l2.redis.clone());
         if let Some(redis) = &redis {
-            check.url_from("spec.l2.redis.urlFrom", &redis.url_from);
-            check.positive("spec.l2.redis.timeout", redis.timeout.0);
+            check.redis("spec.l2.redis", redis);
         }
         check.unique("spec.sources", sources.iter().map(|source| &source.name));
-        let mut compiled_sources = Vec::new();
-        for (index, source) in sources.iter().enumerate() {
-            let at = format!("spec.sources[{index}]");
-            match &source.postgres {
-                None => check.refuse(&at, "say what the source is: set postgres"),
-                Some(postgres) => {
-                    check.url_from(&format!("{at}.postgres.urlFrom"), &postgres.url_from);
-                    check.positive(&format!("{at}.postgres.statementTimeout"), postgres.statement_timeout.0);
-                    if postgres.max_connections_per_pod == 0 {
-                        check.refuse(&format!("{at}.postgres.maxConnectionsPerPod"), "must be at least 1");
-                    }
-                    compiled_sources.push((source.name.clone(), postgres.clone()));
-                }
-            }
+        let sources: Vec<_> = sources
+            .iter()
+            .enumerate()
+            .filter_map(|(index, source)| check.source(&format!("spec.sources[{index}]"), source))
+            .collect();
+        if let Some(admin) = admin {
+            check.admin_prefix("spec.admin.pathPrefix", &admin.path_prefix);
         }
         check.unique("spec.routes", routes.iter().map(|route| &route.name));
-        let names: Vec<_> = compiled_sources.iter().map(|(name, _)| name.as_str()).collect();
         let routes = routes
             .iter()
             .enumerate()
-            .map(|(index, route)| check.route(index, route, &names))
+            .map(|(index, route)| check.route(index, route, &sources))
             .collect::<Vec<_>>();
         let targets = check.targets("spec.targetedCacheControl", targeted_cache_control);
         let on_write = invalidation.iter().flat_map(|invalidation| &invalidation.on_write).enumerate();
@@ -165,7 +180,8 @@ impl Policy {
             suspended: *suspend,
             l1: l1.clone(),
             redis,
-            sources: compiled_sources,
+            sources,
+            admin_prefix: admin.as_ref().map(|admin| admin.path_prefix.clone()),
             otlp,
             routes,
             writes,

@@ -7,6 +7,8 @@
 mod invalidation;
 mod key;
 mod route;
+mod source;
+mod tiers;
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -16,11 +18,12 @@ pub use self::{
     invalidation::{Invalidation, OnWrite, PurgeSpec, WriteMatch},
     key::{KeyBody, KeyQuery, KeySpec, QueryOrder},
     route::{
-        Bypass, CacheableMethod, ClientDirectives, Despite, FromSpec, PostgresQuery, RouteMatch, RouteSpec,
-        StatusSpec,
+        Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, LastKnownGood, RouteMatch,
+        RouteSpec, StatusSpec, TtlFrom,
     },
+    source::{FromSpec, Http, HttpRequest, Persist, Postgres, PostgresQuery, Source, ToApplication},
+    tiers::{Eviction, L1, L2, Redis, Topology},
 };
-use crate::{ByteSize, Duration};
 
 /// Everything in a policy that concerns the cache itself rather than the pods it sits in.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -69,73 +72,46 @@ pub struct CacheSpec {
     /// Where the sidecars report to.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telemetry: Option<Telemetry>,
+
+    /// Puts the admin API, which has a port of its own, under the application's address as well.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub admin: Option<Admin>,
 }
 
-/// The cache in each pod's memory; the least recently used entry makes room.
+/// The admin API under the application's address. It wants its token there as well.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-pub struct L1 {
-    /// How many bytes of keys, headers and bodies a pod keeps.
-    #[serde(default = "default_max_size")]
-    pub max_size: ByteSize,
-
-    /// A body larger than this streams through and is not stored, in memory or in L2.
-    #[serde(default = "default_max_object_size")]
-    pub max_object_size: ByteSize,
-
-    /// How long a pod that lost touch with Redis still trusts what it stored before. A purge that it did not hear of
-    /// can be missed for this long and no longer.
-    #[serde(default = "default_bus_grace")]
-    pub bus_grace: Duration,
+pub struct Admin {
+    /// The path that stands before those of the admin API, such as `/_larder`: its `/stats` is then `/_larder/stats`. The
+    /// application no longer sees requests under it.
+    #[schemars(length(min = 2, max = 128), extend("x-kubernetes-validations" = rule(
+        "self.matches('^(/[A-Za-z0-9._~-]+)+$')",
+        "write a path without an end slash, such as /_larder",
+    )))]
+    pub path_prefix: String,
 }
 
-impl Default for L1 {
-    fn default() -> Self {
-        Self {
-            max_size: default_max_size(),
-            max_object_size: default_max_object_size(),
-            bus_grace: default_bus_grace(),
-        }
+impl CacheSpec {
+    /// Every place where something is read from a Secret, an environment variable or a file.
+    pub fn secrets_mut(&mut self) -> impl Iterator<Item = &mut UrlFrom> {
+        let redis = self.l2.as_mut().map(|l2| &mut l2.redis);
+        let redis = redis.into_iter().flat_map(|redis| {
+            let Redis { url_from, ca_from, .. } = redis;
+            [Some(url_from), ca_from.as_mut()].into_iter().flatten()
+        });
+        let sources = self.sources.iter_mut().flat_map(|source| {
+            let Source { name: _, postgres, http } = source;
+            let postgres = postgres
+                .as_mut()
+                .map(|Postgres { url_from, ca_from, .. }| [Some(url_from), ca_from.as_mut()]);
+            let http = http.as_mut().map(|Http { ca_from, .. }| ca_from.as_mut());
+            postgres.into_iter().flatten().chain(http).flatten()
+        });
+        redis.chain(sources)
     }
 }
 
-fn default_max_size() -> ByteSize {
-    ByteSize(64 << 20)
-}
-
-fn default_max_object_size() -> ByteSize {
-    ByteSize(1 << 20)
-}
-
-fn default_bus_grace() -> Duration {
-    Duration::from_secs(5)
-}
-
-/// The cache that the pods share.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct L2 {
-    /// A Redis server.
-    pub redis: Redis,
-}
-
-/// A Redis server, and how long to wait for it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Redis {
-    /// Where the URL is, such as `redis://:password@redis:6379/0`.
-    pub url_from: UrlFrom,
-
-    /// How long a request waits for Redis before it goes on without.
-    #[serde(default = "default_redis_timeout")]
-    pub timeout: Duration,
-}
-
-fn default_redis_timeout() -> Duration {
-    Duration::from_millis(50)
-}
-
-/// Where a URL that carries a secret is found. Exactly one member is set; in a cluster that is `secretKeyRef`.
+/// Where a text that is a secret, or belongs to one, is found, such as a URL with a password. Exactly one member is set; in a cluster that is `secretKeyRef`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
@@ -172,48 +148,6 @@ pub struct SecretKeyRef {
     /// The key in it.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
-}
-
-/// A place besides the application that can answer a miss. Exactly one kind is set.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.postgres)",
-    "message": "say what the source is: set postgres",
-}]))]
-pub struct Source {
-    /// What routes call it.
-    #[schemars(length(min = 1, max = 63))]
-    pub name: String,
-
-    /// A Postgres server.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub postgres: Option<Postgres>,
-}
-
-/// A Postgres server, and what a pod may ask of it.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct Postgres {
-    /// Where the URL is, such as `postgres://user:password@postgres:5432/shop`.
-    pub url_from: UrlFrom,
-
-    /// How many connections each pod may hold.
-    #[serde(default = "default_max_connections")]
-    #[schemars(range(min = 1, max = 100))]
-    pub max_connections_per_pod: u16,
-
-    /// How long a statement may run, waiting for a connection included.
-    #[serde(default = "default_statement_timeout")]
-    pub statement_timeout: Duration,
-}
-
-fn default_max_connections() -> u16 {
-    2
-}
-
-fn default_statement_timeout() -> Duration {
-    Duration::from_secs(2)
 }
 
 /// Where the sidecars report to.

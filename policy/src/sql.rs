@@ -1,9 +1,13 @@
 //! Queries with parameters of the path, made ready for binding.
 
+use std::borrow::Cow;
+
+use crate::{Values, values::query_parameter};
+
 /// A query whose `{name}` parameters became `$1`, `$2` ..., each bound as text and cast by the query itself.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct BoundQuery {
-    /// The statement to prepare: it returns one column, a row of the query as JSON text.
+    /// The statement to prepare. That of a query returns one column, a row as JSON text.
     pub statement: String,
     /// The parameter that each `$n` stands for.
     pub parameters: Vec<String>,
@@ -12,25 +16,37 @@ pub struct BoundQuery {
 /// A query that can't be made ready.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidQuery {
-    /// It uses a parameter that the path does not have.
-    #[error("the query uses {{{0}}}, which match.path does not have")]
+    /// It uses a parameter that there is not.
+    #[error(
+        "{{{0}}} stands for nothing: use a parameter of match.path, or one of the query such as {{query.page}}"
+    )]
     UnknownParameter(String),
     /// It has more than one statement.
-    #[error("the query must be one statement: take out the ';'")]
+    #[error("write one statement: take out the ';'")]
     SeveralStatements,
 }
 
 impl BoundQuery {
-    /// Makes `query` ready. Braces inside quotes are left alone: they belong to a literal such as `'{a,b}'`.
+    /// Makes a query ready. Braces inside quotes are left alone: they belong to a literal such as `'{a,b}'`.
     ///
     /// # Errors
-    /// If it names a parameter that is not in `known`, or has several statements.
+    /// If it names a parameter that is not in `known` and not of the query, or has several statements.
     pub fn new(query: &str, known: &[&str]) -> Result<Self, InvalidQuery> {
-        let query = query.trim().trim_end_matches(';');
-        let mut bound = String::with_capacity(query.len() + 64);
+        let Self { statement, parameters } = Self::statement(query, known)?;
+        let statement = format!("select to_jsonb(answer)::text from (\n{statement}\n) as answer");
+        Ok(Self { statement, parameters })
+    }
+
+    /// Makes a statement ready that returns nothing. What is said of [`BoundQuery::new`] holds.
+    ///
+    /// # Errors
+    /// As those of [`BoundQuery::new`].
+    pub fn statement(statement: &str, known: &[&str]) -> Result<Self, InvalidQuery> {
+        let statement = statement.trim().trim_end_matches(';');
+        let mut bound = String::with_capacity(statement.len() + 64);
         let mut parameters: Vec<String> = Vec::new();
         let mut quote = None;
-        let mut rest = query;
+        let mut rest = statement;
         while let Some(c) = rest.chars().next() {
             match (quote, c) {
                 (Some(open), c) if c == open => quote = None,
@@ -38,7 +54,7 @@ impl BoundQuery {
                 (None, ';') => return Err(InvalidQuery::SeveralStatements),
                 (None, '{') => {
                     if let Some((name, after)) = rest[1..].split_once('}') {
-                        if !known.contains(&name) {
+                        if !known.contains(&name) && query_parameter(name).is_none() {
                             return Err(InvalidQuery::UnknownParameter(name.to_owned()));
                         }
                         let known_at = parameters.iter().position(|parameter| parameter == name);
@@ -56,10 +72,12 @@ impl BoundQuery {
             bound.push(c);
             rest = &rest[c.len_utf8()..];
         }
-        Ok(Self {
-            statement: format!("select to_jsonb(answer)::text from (\n{bound}\n) as answer"),
-            parameters,
-        })
+        Ok(Self { statement: bound, parameters })
+    }
+
+    /// The values to bind, in the order of `$1`, `$2` ...; none is null.
+    pub fn bind<'a>(&self, values: &'a Values<'_>) -> Vec<Option<Cow<'a, str>>> {
+        self.parameters.iter().map(|name| values.get(name)).collect()
     }
 }
 

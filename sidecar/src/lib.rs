@@ -1,6 +1,6 @@
 //! The cache in front of an application.
 //!
-//! A request comes in through [`listener`], is taken by [`proxy`], and is answered from [`l1`], [`l2`], [`postgres`] or
+//! A request comes in through [`listener`], is taken by [`proxy`], and is answered from [`l1`], [`l2`], [`sources`] or
 //! [`upstream`]. What is stored is an [`entry`]; [`barriers`] say which entries a purge made stale. [`serving`] holds what
 //! is served by, and [`config`] exchanges it when the policy's file changes. [`run`] wires it all.
 
@@ -20,7 +20,6 @@ pub mod headers;
 pub mod l1;
 pub mod l2;
 pub mod listener;
-pub mod postgres;
 pub mod problem;
 pub mod proxy;
 pub mod purge;
@@ -28,6 +27,7 @@ pub mod run;
 pub mod secret;
 pub mod serving;
 pub mod sniff;
+pub mod sources;
 pub mod stats;
 pub mod telemetry;
 pub mod upstream;

@@ -14,8 +14,8 @@ use crate::{
     cache_status::Bypass,
     l1::L1,
     l2::{Keyspace, L2},
-    postgres::PostgresSource,
     proxy::Landing,
+    sources::Source,
     stats::RouteStats,
     telemetry::Telemetry,
 };
@@ -49,7 +49,7 @@ pub struct Serving {
     pub l2: Option<Arc<L2>>,
     /// Writes passed while no Redis was named: whatever one holds may be stale.
     pub missed_writes: Arc<AtomicBool>,
-    sources: Vec<(String, Arc<PostgresSource>)>,
+    sources: Vec<(String, Source)>,
     route_stats: Vec<Arc<RouteStats>>,
     no_route_stats: Arc<RouteStats>,
 }
@@ -161,11 +161,10 @@ impl Serving {
         let sources = policy
             .sources
             .iter()
-            .map(|(name, spec)| {
-                let same = previous
-                    .and_then(|previous| previous.source(name))
-                    .filter(|source| source.spec() == spec);
-                (name.clone(), same.cloned().unwrap_or_else(|| Arc::new(PostgresSource::start(spec.clone()))))
+            .filter_map(|(name, spec)| {
+                let same = previous.and_then(|previous| previous.source(name));
+                let same = same.filter(|source| source.is_of(spec)).cloned();
+                Some((name.clone(), same.or_else(|| Source::start(spec))?))
             })
             .collect();
         let route_stats = policy.routes().iter().map(|route| telemetry.stats.route(&route.name)).collect();
@@ -194,8 +193,8 @@ impl Serving {
         self.mode == Mode::Absent
     }
 
-    /// A Postgres source.
-    pub fn source(&self, name: &str) -> Option<&Arc<PostgresSource>> {
+    /// A source of the policy's.
+    pub fn source(&self, name: &str) -> Option<&Source> {
         self.sources.iter().find(|(known, _)| known == name).map(|(_, source)| source)
     }
 
@@ -219,7 +218,8 @@ impl Serving {
     /// Which tiers are up.
     pub fn tiers(&self) -> Vec<(String, bool)> {
         let redis = self.l2.iter().map(|l2| ("redis".to_owned(), l2.is_up()));
-        let sources = self.sources.iter().map(|(name, source)| (format!("postgres/{name}"), source.is_up()));
+        let sources = self.sources.iter();
+        let sources = sources.map(|(name, source)| (format!("{}/{name}", source.kind()), source.is_up()));
         redis.chain(sources).collect()
     }
 }

@@ -312,3 +312,39 @@ proptest! {
         prop_assert!(!verdict.serves_now() && !verdict.serves_on_error());
     }
 }
+
+#[test]
+fn a_ttl_that_the_answer_gives_goes_before_that_of_the_route() {
+    let given = claims("", 0).with_given_ttl(Some(Duration::from_secs(7)));
+    let route = Lifetimes { ttl: Some(Duration::from_secs(60)), ..Lifetimes::default() };
+    assert_eq!(ttl(&given, &route), Some(Duration::from_secs(60)), "no route asked for it");
+    let from = Some(crate::lifetimes::TtlFrom::Json("/ttl".to_owned()));
+    let route = Lifetimes { ttl_from: from, ..route };
+    assert_eq!(ttl(&given, &route), Some(Duration::from_secs(7)));
+    assert_eq!(ttl(&claims("", 0), &route), Some(Duration::from_secs(60)));
+}
+
+#[test]
+fn ttls_of_one_time_end_apart() {
+    let route = Lifetimes { ttl: Some(Duration::from_secs(100)), jitter_percent: 10, ..Lifetimes::default() };
+    let of = |spread| ttl(&claims("", 0).with_spread(spread), &route).unwrap();
+    assert_eq!(of(0), Duration::from_secs(100));
+    assert!(of(u16::MAX) >= Duration::from_secs(90) && of(u16::MAX) < Duration::from_millis(90_010));
+    assert!(of(30_000) < of(20_000));
+}
+
+#[test]
+fn the_nearer_the_end_and_the_slower_the_source_the_likelier_a_refresh() {
+    let share = |delay: u64, left: u64| {
+        let claims = Claims { delay: Duration::from_millis(delay), ..claims("", 0) };
+        let (left, resident) = (Duration::from_millis(left), Duration::from_millis(10_000 - left));
+        let step = u64::MAX / 1000;
+        (0..1000).filter(|n| refreshes_early(&claims, left, resident, n * step)).count()
+    };
+    assert_eq!(share(100, 9_000), 0, "long before its end");
+    // The chance is e^(-left / delay).
+    assert!((350..390).contains(&share(1_000, 1_000)), "{}", share(1_000, 1_000));
+    assert!((120..150).contains(&share(1_000, 2_000)), "{}", share(1_000, 2_000));
+    assert!(share(0, 50) > 500, "{}: a fast one counts as a hundredth of its life", share(0, 50));
+    assert!(share(500, 1) > 990);
+}

@@ -54,6 +54,11 @@ impl KeyRules {
         }
     }
 
+    /// Whether a parameter of this name is left out of the key.
+    pub(crate) fn ignores(&self, name: &str) -> bool {
+        self.allow_query.is_empty() && !self.counts(name)
+    }
+
     fn counts(&self, pair: &str) -> bool {
         // Some applications take ';' for a separator too: what comes after it may not be left out.
         if pair.contains(';') {

@@ -1,6 +1,7 @@
 //! What is wrong with a policy, collected while it is compiled.
 
 mod route;
+mod tiers;
 
 use std::{collections::BTreeSet, time};
 

@@ -28,17 +28,43 @@ pub struct Route {
     pub honours_clients: bool,
     pub(super) bypass: BypassRules,
     pub(super) tags: Vec<String>,
-    /// What is asked on a miss; empty: the application.
-    pub sources: Vec<QuerySource>,
+    /// What is asked on a miss, the application aside.
+    pub sources: Vec<Ask>,
+    /// Whether the application is asked, after the sources or because there are none.
+    pub asks_application: bool,
+    /// The Postgres source that keeps the last good answer.
+    pub last_known_good: Option<String>,
+    /// Whether answers are wrapped.
+    pub envelope: bool,
 }
 
-/// A query to one of the policy's sources.
+/// One place to ask on a miss, besides the application.
+#[derive(Clone, Debug)]
+pub enum Ask {
+    /// A Postgres source.
+    Postgres(QuerySource),
+    /// An HTTP source.
+    Http(HttpSource),
+}
+
+/// A query to one of the policy's Postgres sources.
 #[derive(Clone, Debug)]
 pub struct QuerySource {
     /// The name of the source.
     pub source: String,
-    /// The query, ready to be bound.
+    /// The query or statement, ready to be bound.
     pub query: BoundQuery,
+}
+
+/// A request to one of the policy's HTTP sources.
+#[derive(Clone, Debug)]
+pub struct HttpSource {
+    /// The name of the source.
+    pub source: String,
+    /// The path, and perhaps a query, with `{name}`s ([`crate::Values::expand_url`]).
+    pub path: String,
+    /// What keeps its answers.
+    pub persist: Option<QuerySource>,
 }
 
 /// Names and the values that bypass; `*` is any value.
@@ -103,6 +129,9 @@ impl Route {
             bypass: BypassRules::default(),
             tags: vec![],
             sources: vec![],
+            asks_application: true,
+            last_known_good: None,
+            envelope: false,
         }
     }
 
@@ -170,6 +199,9 @@ impl Route {
             bypass,
             tags,
             sources,
+            asks_application,
+            last_known_good: _,
+            envelope: _,
         } = self;
         let Lifetimes {
             ttl,
@@ -178,13 +210,19 @@ impl Route {
             stale_while_revalidate: _,
             stale_if_error: _,
             store_despite,
+            ttl_from: _,
+            jitter_percent: _,
+            in_l1: _,
+            in_l2: _,
+            early_refresh: _,
+            retry_interval: _,
         } = lifetimes;
         // What a route no longer stores must not live on under the TTL of what it does.
         let codes: Vec<_> = statuses.iter().map(|(code, _)| code.as_u16()).collect();
         let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite);
         let keys_body = body_limit.is_some();
         format!(
-            "{path:?} {methods:?} {headers:?} {stored:?} {key:?} {keys_body} {bypass:?} {tags:?} {sources:?}\n"
+            "{path:?} {methods:?} {headers:?} {stored:?} {key:?} {keys_body} {bypass:?} {tags:?} {sources:?} {asks_application}\n"
         )
     }
 }

@@ -91,6 +91,8 @@ fn what_a_route_says_of_lifetimes_and_clients() {
         stale_while_revalidate: seconds(0),
         stale_if_error: seconds(600),
         store_despite: StoreDespite { no_store: true, vary_any: true, ..StoreDespite::default() },
+        retry_interval: Duration::from_secs(1),
+        ..Lifetimes::default()
     };
     assert_eq!(route.lifetimes, expected);
     assert!(route.honours_clients && !policy.routes()[1].honours_clients);
@@ -287,4 +289,118 @@ routes:
             "spec.targetedCacheControl: Cache-Control counts anyway: list headers such as CDN-Cache-Control",
         ]
     );
+}
+
+/// What is wrong with a policy of this spec.
+fn problems(text: &str) -> Vec<String> {
+    Policy::compile(&spec(text)).unwrap_err().iter().map(ToString::to_string).collect()
+}
+
+const TIERS: &str = r#"
+l1: {maxEntries: 1000, eviction: TinyLFU}
+l2: {redis: {urlFrom: {env: REDIS}, topology: Sentinel, masterName: shop, hardTimeout: 2s, maxObjectSize: 64Ki}}
+sources:
+- name: db
+  postgres: {urlFrom: {env: DB}, caFrom: {file: /ca.pem}}
+- name: api
+  http: {url: "https://api.example/v2", timeout: 100ms}
+admin: {pathPrefix: /_larder}
+routes:
+- name: item
+  match: {path: "/data/{key}"}
+  ttl: 300s
+  ttlFrom: {json: /ttl}
+  ttlJitterPercent: 10
+  l1TTL: 5s
+  l2TTL: 1h
+  notFoundTTL: 2s
+  earlyRefresh: XFetch
+  lastKnownGood: {source: db}
+  retryInterval: 3s
+  envelope: true
+  key: {query: {allow: [x]}}
+  from:
+  - postgres: {source: db, query: "select v from items where key = {key}::int and page = {query.page}"}
+  - http: {source: api, path: "/products/{key}?page={query.page}", persist: {source: db, statement: "insert into items values ({key}::int, {body}::jsonb) on conflict do nothing"}}
+  - application: {}
+"#;
+
+#[test]
+fn what_tiers_and_sources_are_made_ready() {
+    let policy = Policy::compile(&spec(TIERS)).unwrap();
+    assert_eq!(policy.admin_prefix.as_deref(), Some("/_larder"));
+    let route = &policy.routes()[0];
+    let Lifetimes { statuses, ttl_from, jitter_percent, in_l1, in_l2, early_refresh, retry_interval, .. } =
+        &route.lifetimes;
+    assert_eq!(statuses[1], (StatusCode::NOT_FOUND, Some(Duration::from_secs(2))));
+    assert_eq!(*ttl_from, Some(crate::lifetimes::TtlFrom::Json("/ttl".to_owned())));
+    assert_eq!((*jitter_percent, *early_refresh), (10, true));
+    assert_eq!((*in_l1, *in_l2), (Some(Duration::from_secs(5)), Some(Duration::from_secs(3600))));
+    assert_eq!(*retry_interval, Duration::from_secs(3));
+    assert!(route.asks_application && route.envelope);
+    assert_eq!(route.last_known_good.as_deref(), Some("db"));
+    let [Ask::Postgres(query), Ask::Http(request)] = &route.sources[..] else {
+        panic!("{:?}", route.sources)
+    };
+    assert_eq!(query.query.parameters, ["key", "query.page"]);
+    assert_eq!(request.persist.as_ref().unwrap().query.parameters, ["key", "body"]);
+}
+
+#[test]
+fn what_a_source_is_asked_by_is_in_the_key() {
+    let key = |query: &str| {
+        let policy = Policy::compile(&spec(TIERS)).unwrap();
+        let mut text = String::new();
+        let path = NormalPath::new("/data/1");
+        let asked = crate::key::Asked {
+            method: &Method::GET,
+            target: None,
+            uri_host: None,
+            path: &path,
+            query: Some(query),
+            body: None,
+        };
+        let fields = http::HeaderMap::new();
+        let survey = crate::Survey::of(&fields);
+        crate::Key::write(&mut text, &asked, &fields, &survey, &policy.routes()[0].key);
+        text
+    };
+    assert_ne!(key("page=1"), key("page=2"));
+    assert_eq!(key("other=1"), key("other=2"));
+    let ignored = TIERS.replace("allow: [x]", "ignore: [page]");
+    assert!(problems(&ignored)[0].contains("{query.page}, which the key leaves out"));
+}
+
+#[test]
+fn what_is_wrong_with_tiers_and_sources() {
+    for (from, to, expected) in [
+        ("masterName: shop, ", "", "spec.l2.redis.masterName"),
+        ("topology: Sentinel, ", "", "spec.l2.redis.masterName"),
+        ("hardTimeout: 2s", "hardTimeout: 1ms", "spec.l2.redis.hardTimeout: must not be shorter"),
+        ("maxObjectSize: 64Ki", "maxObjectSize: 0", "spec.l2.redis.maxObjectSize"),
+        ("maxEntries: 1000", "maxEntries: 0", "spec.l1.maxEntries"),
+        ("https://api.example/v2", "ftp://api.example", "spec.sources[1].http.url"),
+        ("https://api.example/v2", "https://me@api.example", "spec.sources[1].http.url"),
+        ("pathPrefix: /_larder", "pathPrefix: /_larder/", "spec.admin.pathPrefix"),
+        ("json: /ttl", "json: ttl", "spec.routes[0].ttlFrom.json"),
+        ("json: /ttl", "header: 'a b'", "spec.routes[0].ttlFrom.header"),
+        ("ttlJitterPercent: 10", "ttlJitterPercent: 51", "spec.routes[0].ttlJitterPercent"),
+        (
+            "lastKnownGood: {source: db}",
+            "lastKnownGood: {source: api}",
+            "spec.routes[0].lastKnownGood.source",
+        ),
+        ("postgres: {source: db,", "postgres: {source: api,", "is no Postgres source"),
+        ("http: {source: api,", "http: {source: db,", "is no HTTP source"),
+        ("http: {source: api,", "http: {source: nowhere,", "spec.sources has no \"nowhere\""),
+        ("/products/{key}", "/products/{id}", "{id} stands for nothing"),
+        (" on conflict do nothing", "", "on conflict do nothing"),
+        ("{body}::jsonb", "{answer}::jsonb", "{answer} stands for nothing"),
+        ("  - application: {}", "  - {}", "spec.routes[0].from[2]: say what to ask"),
+    ] {
+        let text = TIERS.replace(from, to);
+        assert_ne!(text, TIERS, "{from}");
+        let problems = problems(&text);
+        assert!(problems.iter().any(|problem| problem.contains(expected)), "{to}: {problems:?}");
+    }
 }

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::KeySpec;
+use super::{FromSpec, KeySpec, rule};
 use crate::{Duration, PathTemplate};
 
 /// Requests that are answered alike.
@@ -35,6 +35,18 @@ use crate::{Duration, PathTemplate};
     {
         "rule": "!has(self.key) || !has(self.key.body) || (has(self.match.methods) && self.match.methods.exists(m, m == 'POST'))",
         "message": "key.body is for POST: put POST into match.methods, or take key.body out",
+    },
+    {
+        "rule": "!has(self.ttlFrom) || has(self.ttl)",
+        "message": "ttlFrom needs a ttl beside it, for answers that do not say how long they are fresh",
+    },
+    {
+        "rule": "!has(self.notFoundTTL) || (has(self.from) && size(self.from) > 0)",
+        "message": "notFoundTTL is for what no source has: set from, or list 404 in statuses",
+    },
+    {
+        "rule": "!has(self.from) || size(self.from) < 2 || self.from.all(f, !has(f.application)) || (has(self.from[size(self.from) - 1].application) && self.from.filter(f, has(f.application)).size() == 1)",
+        "message": "the application has the last word: put application at the end of from, once",
     },
     {
         "rule": "!has(self.from) || size(self.from) == 0 || has(self.ttl)",
@@ -108,6 +120,96 @@ pub struct RouteSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 4))]
     pub from: Vec<FromSpec>,
+
+    /// Takes the TTL from the answer, in place of `ttl`, which counts where the answer does not say it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ttl_from: Option<TtlFrom>,
+
+    /// By how many hundredths of it a TTL is shortened at most, for each answer by another part, so that what was stored at
+    /// the same time does not end at the same time.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(range(min = 1, max = 50))]
+    pub ttl_jitter_percent: Option<u8>,
+
+    /// How long a pod answers from its own memory before it looks into L2 again, where another may have stored something
+    /// newer. Without it, for as long as the answer is fresh.
+    #[serde(default, rename = "l1TTL", skip_serializing_if = "Option::is_none")]
+    pub l1_ttl: Option<Duration>,
+
+    /// The longest that an answer stays in L2. Without it, for as long as it is of any use.
+    #[serde(default, rename = "l2TTL", skip_serializing_if = "Option::is_none")]
+    pub l2_ttl: Option<Duration>,
+
+    /// How long it is remembered that no source has what was asked for. `0s`: not at all. Only with `from`; 5s without it.
+    #[serde(default, rename = "notFoundTTL", skip_serializing_if = "Option::is_none")]
+    pub not_found_ttl: Option<Duration>,
+
+    /// Whether an answer that is asked for often is renewed before it ends.
+    #[serde(default, skip_serializing_if = "EarlyRefresh::is_never")]
+    #[schemars(extend("default" = "Never"))]
+    pub early_refresh: EarlyRefresh,
+
+    /// Keeps the last good answer in a table of Postgres, where it outlives Redis, and answers with it if everything else
+    /// fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub last_known_good: Option<LastKnownGood>,
+
+    /// How long what stands in for a failed answer is served before the failed place is asked again. Without it, 1s where the
+    /// route has `staleIfError` or `lastKnownGood`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub retry_interval: Option<Duration>,
+
+    /// Wraps each answer: `{"source": "l1", "data": ..., "cached_at": ..., "expires_in_seconds": ...}`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub envelope: bool,
+}
+
+/// Where an answer says how long it is fresh. Exactly one member is set.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rule(
+    "has(self.header) != has(self.json)",
+    "set one of header, such as X-TTL, and json, such as /meta/ttl",
+)))]
+pub struct TtlFrom {
+    /// A response header whose value is a number of seconds, or a duration such as `5m`.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 128))]
+    pub header: Option<String>,
+
+    /// A pointer (RFC 6901) to a number of seconds, or a duration such as `"5m"`, in a JSON body.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 256), extend("x-kubernetes-validations" = rule(
+        "self.startsWith('/')",
+        "write a JSON pointer, such as /meta/ttl",
+    )))]
+    pub json: Option<String>,
+}
+
+/// Whether an answer that is asked for often is renewed before it ends.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum EarlyRefresh {
+    /// It is not.
+    #[default]
+    Never,
+    /// It is renewed in the background, the more likely the nearer its end is and the longer it took to make (Vattani,
+    /// Chierichetti and Lowenstein, Optimal Probabilistic Cache Stampede Prevention, 2015).
+    XFetch,
+}
+
+impl EarlyRefresh {
+    fn is_never(&self) -> bool {
+        *self == Self::Never
+    }
+}
+
+/// Keeps the last good answer in a table of Postgres.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct LastKnownGood {
+    /// The name of a member of `sources`, a Postgres server. The table `larder_last_known_good` is made there if it is not.
+    #[schemars(length(min = 1, max = 63))]
+    pub source: String,
 }
 
 /// Which requests a route is for.
@@ -216,30 +318,4 @@ pub struct Bypass {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
     pub cookies: BTreeMap<String, String>,
-}
-
-/// One place to ask on a miss. Exactly one member is set.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.postgres)",
-    "message": "say what to ask: set postgres",
-}]))]
-pub struct FromSpec {
-    /// A query to a Postgres source.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub postgres: Option<PostgresQuery>,
-}
-
-/// A query to a Postgres source. One row becomes a JSON object, several an array, none a 404.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
-#[serde(rename_all = "camelCase")]
-pub struct PostgresQuery {
-    /// The name of a member of `sources`.
-    #[schemars(length(min = 1, max = 63))]
-    pub source: String,
-
-    /// One SELECT. `{key}` stands for that parameter of the path; it is bound as text, so cast it: `{key}::int`.
-    #[schemars(length(min = 1, max = 4096))]
-    pub query: String,
 }

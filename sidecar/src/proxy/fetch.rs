@@ -6,7 +6,9 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderValue, Response, StatusCode, header::CONTENT_TYPE};
 use larder_flight::Lead;
 use larder_policy::{
+    Values,
     claims::{Claims, Times},
+    policy::Ask,
     storing::NotStored,
 };
 
@@ -18,8 +20,8 @@ use crate::{
     clock::wall_ms,
     entry::{Content, Entry, Head},
     l2::Found,
-    postgres::PostgresError,
     problem::Problem,
+    sources::{Source, postgres::PostgresError},
     stats::Outcome,
 };
 
@@ -174,11 +176,12 @@ impl Proxy {
     async fn ask_each_source(&self, question: &Question) -> Result<Option<Bytes>, SourcesFailed> {
         let Some(found) = question.matched() else { return Err(SourcesFailed) };
         let path = question.path();
-        let parameters = found.parameters(&path);
+        let values = Values { parameters: found.parameters(&path), query: question.query(), body: None };
         for ask in &found.route.sources {
-            let Some(source) = question.serving.source(&ask.source) else { continue };
+            let Ask::Postgres(ask) = ask else { continue };
+            let Some(Source::Postgres(source)) = question.serving.source(&ask.source) else { continue };
             let started = Instant::now();
-            match source.fetch(&ask.query, &parameters).await {
+            match source.fetch(&ask.query, &values).await {
                 Ok(body) => {
                     self.telemetry.tier_answered(Tier::Postgres, started.elapsed());
                     return Ok(body);

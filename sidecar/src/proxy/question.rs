@@ -113,6 +113,10 @@ impl Question {
         self.serving.policy.route(&self.method, &self.path(), &self.headers)
     }
 
+    pub(super) fn query(&self) -> Option<&str> {
+        self.uri.query()
+    }
+
     pub(super) fn path(&self) -> NormalPath<'_> {
         NormalPath::new(self.uri.path())
     }

@@ -12,27 +12,33 @@ use crate::{
     ByteSize, Duration, Lifetimes,
     key::KeyRules,
     lifetimes::StoreDespite,
-    policy::route::{BypassRules, QuerySource, Route},
+    policy::{
+        Source,
+        check::tiers::asked_query_parameters,
+        route::{BypassRules, Route},
+    },
     spec::{
-        Bypass, CacheableMethod, ClientDirectives, Despite, FromSpec, KeyQuery, KeySpec, RouteSpec,
+        Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, KeyQuery, KeySpec, RouteSpec,
         StatusSpec,
     },
-    sql::BoundQuery,
 };
 
 /// A body is held in memory until its hash is known.
 const LARGEST_KEYED_BODY: ByteSize = ByteSize(1 << 20);
+
+/// How long what stands in is served before the failed place is asked again.
+const DEFAULT_RETRY: time::Duration = time::Duration::from_secs(1);
 
 impl Check {
     pub(in crate::policy) fn route(
         &mut self,
         index: usize,
         spec: &RouteSpec,
-        known_sources: &[&str],
+        known_sources: &[(String, Source)],
     ) -> Route {
         let at = format!("spec.routes[{index}]");
         let RouteSpec { name, matches, client_directives, bypass, key, tags, from, .. } = spec;
-        let lifetimes = self.lifetimes(&at, spec);
+        let mut lifetimes = self.lifetimes(&at, spec);
         tags.iter().for_each(|tag| self.placeholders(&format!("{at}.tags"), tag, &matches.path));
         self.named_values(&format!("{at}.match.headers"), &matches.headers);
         let methods = match matches.methods.as_slice() {
@@ -45,14 +51,27 @@ impl Check {
         let bypass = self.bypass(&format!("{at}.bypass"), bypass.as_ref());
         bypass.query.iter().for_each(|(name, _)| rules.add_query(name));
         let parameters: Vec<_> = matches.path.parameters().collect();
-        let sources = self.sources(&at, from, &parameters, known_sources);
-        if !sources.is_empty() && lifetimes.ttl.is_none() {
+        let sources = self.asks(&format!("{at}.from"), from, &parameters, known_sources);
+        for name in from.iter().flat_map(asked_query_parameters) {
+            if rules.ignores(name) {
+                self.refuse(
+                    &format!("{at}.key.query"),
+                    format!("from uses {{query.{name}}}, which the key leaves out: take it out of ignore"),
+                );
+            }
+            rules.add_query(name);
+        }
+        if !from.is_empty() {
+            self.not_found_ttl(&at, spec, &mut lifetimes);
+        }
+        self.last_known_good(&at, spec, known_sources);
+        if !from.is_empty() && lifetimes.ttl.is_none() {
             self.refuse(
                 &format!("{at}.ttl"),
                 "a route with from needs a ttl: a row says nothing about how long it is fresh",
             );
         }
-        if !sources.is_empty() && methods.contains(&Method::POST) {
+        if !from.is_empty() && methods.contains(&Method::POST) {
             self.refuse(
                 &format!("{at}.from"),
                 "from answers by the path alone: take POST out of match.methods, or from out of the route",
@@ -70,14 +89,30 @@ impl Check {
             bypass,
             tags: tags.clone(),
             sources,
+            asks_application: from.is_empty() || from.iter().any(|from| from.application.is_some()),
+            last_known_good: spec.last_known_good.as_ref().map(|known| known.source.clone()),
+            envelope: spec.envelope,
         }
     }
 
     fn lifetimes(&mut self, at: &str, spec: &RouteSpec) -> Lifetimes {
         let RouteSpec {
-            ttl, max_ttl, statuses, stale_while_revalidate, stale_if_error, store_despite, ..
+            ttl,
+            max_ttl,
+            statuses,
+            stale_while_revalidate,
+            stale_if_error,
+            store_despite,
+            ttl_from,
+            ttl_jitter_percent,
+            l1_ttl,
+            l2_ttl,
+            early_refresh,
+            last_known_good,
+            retry_interval,
+            ..
         } = spec;
-        for (field, value) in [("ttl", ttl), ("maxTTL", max_ttl)] {
+        for (field, value) in [("ttl", ttl), ("maxTTL", max_ttl), ("l1TTL", l1_ttl), ("l2TTL", l2_ttl)] {
             if let Some(value) = value {
                 self.positive(&format!("{at}.{field}"), value.0);
             }
@@ -88,7 +123,12 @@ impl Check {
                 "ttl replaces the life that an answer gives itself and maxTTL bounds it: set one of them",
             );
         }
+        if ttl_jitter_percent.is_some_and(|percent| !(1..=50).contains(&percent)) {
+            self.refuse(&format!("{at}.ttlJitterPercent"), "must be between 1 and 50");
+        }
         let time = |duration: &Option<Duration>| duration.map(|duration| duration.0);
+        let has_stand_ins = stale_if_error.is_some() || last_known_good.is_some();
+        let default_retry = if has_stand_ins { DEFAULT_RETRY } else { time::Duration::ZERO };
         Lifetimes {
             ttl: time(ttl),
             max_ttl: time(max_ttl),
@@ -96,6 +136,12 @@ impl Check {
             stale_while_revalidate: time(stale_while_revalidate),
             stale_if_error: time(stale_if_error),
             store_despite: despite(store_despite),
+            ttl_from: self.ttl_from(&format!("{at}.ttlFrom"), ttl_from.as_ref(), ttl.is_some()),
+            jitter_percent: ttl_jitter_percent.unwrap_or(0),
+            in_l1: time(l1_ttl),
+            in_l2: time(l2_ttl),
+            early_refresh: *early_refresh == EarlyRefresh::XFetch,
+            retry_interval: time(retry_interval).unwrap_or(default_retry),
         }
     }
 
@@ -187,34 +233,6 @@ impl Check {
         self.cookies(&format!("{at}.cookies"), cookies.keys());
         let pairs = |map: &BTreeMap<String, String>| map.clone().into_iter().collect();
         BypassRules { query: pairs(query), headers: pairs(headers), cookies: pairs(cookies) }
-    }
-
-    fn sources(
-        &mut self,
-        at: &str,
-        from: &[FromSpec],
-        parameters: &[&str],
-        known_sources: &[&str],
-    ) -> Vec<QuerySource> {
-        let mut sources = Vec::new();
-        for (index, from) in from.iter().enumerate() {
-            let at = format!("{at}.from[{index}]");
-            let Some(postgres) = &from.postgres else {
-                self.refuse(&at, "say what to ask: set postgres");
-                continue;
-            };
-            if !known_sources.contains(&postgres.source.as_str()) {
-                self.refuse(
-                    &format!("{at}.postgres.source"),
-                    format!("spec.sources has no {:?}", postgres.source),
-                );
-            }
-            match BoundQuery::new(&postgres.query, parameters) {
-                Ok(query) => sources.push(QuerySource { source: postgres.source.clone(), query }),
-                Err(error) => self.refuse(&format!("{at}.postgres.query"), error.to_string()),
-            }
-        }
-        sources
     }
 
     /// Names of headers, and values that they can have.

@@ -11,7 +11,7 @@ use std::{
 use anyhow::Context;
 use bytes::Bytes;
 use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
-use larder_policy::{spec, sql::BoundQuery, template::Parameters};
+use larder_policy::{Values, spec, sql::BoundQuery};
 use tokio::time::{MissedTickBehavior, interval};
 use tokio_postgres::{NoTls, error::SqlState, types::ToSql};
 use tokio_util::task::AbortOnDropHandle;
@@ -97,13 +97,13 @@ impl PostgresSource {
     pub async fn fetch(
         &self,
         query: &BoundQuery,
-        parameters: &Parameters<'_>,
+        values: &Values<'_>,
     ) -> Result<Option<Bytes>, PostgresError> {
         let server = &self.server;
         if !server.breaker.allows() {
             return Err(PostgresError::Down);
         }
-        let outcome = server.in_time(server.query(query, parameters)).await;
+        let outcome = server.in_time(server.query(query, values)).await;
         match &outcome {
             Ok(_) | Err(PostgresError::Refused(_)) => server.breaker.succeeded(),
             Err(_) => server.breaker.failed(),
@@ -139,21 +139,12 @@ impl Server {
         outcome
     }
 
-    async fn query(
-        &self,
-        query: &BoundQuery,
-        parameters: &Parameters<'_>,
-    ) -> Result<Option<Bytes>, PostgresError> {
+    async fn query(&self, query: &BoundQuery, values: &Values<'_>) -> Result<Option<Bytes>, PostgresError> {
         let client = self.pool()?.get().await.context("no connection")?;
         let statement = client.prepare_cached(&query.statement).await.map_err(PostgresError::of_query)?;
-        let values: Vec<&str> = query
-            .parameters
-            .iter()
-            .filter_map(|name| parameters.iter().find(|(known, _)| known == name))
-            .map(|(_, value)| value.as_str())
-            .collect();
-        let values: Vec<_> = values.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
-        let rows = match client.query(&statement, &values).await {
+        let bound = query.bind(values);
+        let bound: Vec<_> = bound.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+        let rows = match client.query(&statement, &bound).await {
             Ok(rows) => rows,
             // Class 22, data exception: a value that the query can't cast names nothing that there is.
             Err(error) if error.code().is_some_and(is_data_exception) => return Ok(None),

@@ -1,0 +1,119 @@
+//! What a request says that queries, statements and paths of sources are made of.
+
+use std::borrow::Cow;
+
+use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_percent_encode};
+
+use crate::{
+    names::{name_of, pairs},
+    template::{Parameters, placeholders},
+};
+
+/// What RFC 3986, section 2.3, calls unreserved stays as it is: a value is never more than one part of a URL.
+const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
+
+/// What the names of query parameters begin with.
+const IN_QUERY: &str = "query.";
+/// The answer of a source, in a statement that keeps it.
+pub const BODY: &str = "body";
+
+/// The values that `{name}` stands for: of a parameter of the path, of the query (`query.name`), or the text of an answer
+/// (`body`).
+#[derive(Clone, Debug, Default)]
+pub struct Values<'a> {
+    /// The path's.
+    pub parameters: Parameters<'a>,
+    /// The query as it was sent.
+    pub query: Option<&'a str>,
+    /// The answer that is kept.
+    pub body: Option<&'a str>,
+}
+
+impl Values<'_> {
+    /// The value of a name; `None` if the request has none. Of several parameters of a name in the query, the first counts; `+`
+    /// is a space in it, and what does not decode to UTF-8 is replaced.
+    pub fn get(&self, name: &str) -> Option<Cow<'_, str>> {
+        if let Some(wanted) = name.strip_prefix(IN_QUERY) {
+            let is_it = |pair: &&str| decoded(name_of(pair)) == wanted;
+            let pair = self.query.into_iter().flat_map(pairs).find(is_it)?;
+            return Some(decoded(pair.split_once('=').map_or("", |(_, value)| value)));
+        }
+        let of_path = self.parameters.iter().find(|(known, _)| *known == name);
+        let of_path = of_path.map(|(_, value)| Cow::from(value.as_str()));
+        of_path.or_else(|| self.body.filter(|_| name == BODY).map(Cow::from))
+    }
+
+    /// A path with its `{name}`s replaced, each by its value as one part of a URL, or by nothing.
+    pub fn expand_url(&self, template: &str) -> String {
+        let mut expanded = String::with_capacity(template.len() + 32);
+        let mut rest = template;
+        while let Some((before, name, after)) = rest
+            .split_once('{')
+            .and_then(|(before, rest)| rest.split_once('}').map(|(name, after)| (before, name, after)))
+        {
+            expanded.push_str(before);
+            // Two dots would be another part than the one that the template has.
+            match self.get(name).as_deref() {
+                Some(dots @ ("." | "..")) => expanded.push_str(&dots.replace('.', "%2E")),
+                value => expanded.extend(utf8_percent_encode(value.unwrap_or_default(), ENCODED)),
+            }
+            rest = after;
+        }
+        expanded.push_str(rest);
+        expanded
+    }
+}
+
+/// The parameter of the query that a name stands for.
+pub(crate) fn query_parameter(name: &str) -> Option<&str> {
+    name.strip_prefix(IN_QUERY).filter(|name| !name.is_empty())
+}
+
+/// The query parameters among the `{name}`s of a text.
+pub(crate) fn query_parameters(text: &str) -> impl Iterator<Item = &str> {
+    placeholders(text).filter_map(query_parameter)
+}
+
+fn decoded(text: &str) -> Cow<'_, str> {
+    let text = if text.contains('+') { Cow::from(text.replace('+', " ")) } else { Cow::from(text) };
+    match text {
+        Cow::Borrowed(text) => percent_decode_str(text).decode_utf8_lossy(),
+        Cow::Owned(text) => percent_decode_str(&text).decode_utf8_lossy().into_owned().into(),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn finds_what_the_request_says() {
+        let values = Values {
+            parameters: vec![("key", "a/b".to_owned())],
+            query: Some("x=1&page=2+%26&page=3&%70ath=%2e"),
+            body: Some("{}"),
+        };
+        for (name, expected) in [
+            ("key", Some("a/b")),
+            ("query.page", Some("2 &")),
+            ("query.path", Some(".")),
+            ("query.x", Some("1")),
+            ("query.y", None),
+            ("body", Some("{}")),
+            ("other", None),
+        ] {
+            assert_eq!(values.get(name).as_deref(), expected, "{name}");
+        }
+        assert_eq!(values.expand_url("/p/{key}?page={query.page}&y={query.y}"), "/p/a%2Fb?page=2%20%26&y=");
+    }
+
+    #[test]
+    fn a_value_is_never_more_than_a_part() {
+        for (value, expanded) in
+            [("..", "/a/%2E%2E/b"), ("x?y#z", "/a/x%3Fy%23z/b"), ("{key}", "/a/%7Bkey%7D/b")]
+        {
+            let values = Values { parameters: vec![("key", value.to_owned())], ..Values::default() };
+            assert_eq!(values.expand_url("/a/{key}/b"), expanded);
+        }
+    }
+}
