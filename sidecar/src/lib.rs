@@ -30,6 +30,7 @@ pub mod sniff;
 pub mod sources;
 pub mod stats;
 pub mod telemetry;
+pub mod tls;
 pub mod upstream;
 
 pub use cli::{Args, Command};
