@@ -161,10 +161,10 @@ impl Serving {
         let sources = policy
             .sources
             .iter()
-            .filter_map(|(name, spec)| {
+            .map(|(name, spec)| {
                 let same = previous.and_then(|previous| previous.source(name));
                 let same = same.filter(|source| source.is_of(spec)).cloned();
-                Some((name.clone(), same.or_else(|| Source::start(spec))?))
+                (name.clone(), same.unwrap_or_else(|| Source::start(spec)))
             })
             .collect();
         let route_stats = policy.routes().iter().map(|route| telemetry.stats.route(&route.name)).collect();

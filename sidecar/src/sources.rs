@@ -4,8 +4,10 @@ use std::sync::Arc;
 
 use larder_policy::policy;
 
+pub mod http;
 pub mod postgres;
 
+use http::HttpSource;
 use postgres::PostgresSource;
 
 /// A place besides the application that can answer a miss.
@@ -13,16 +15,16 @@ use postgres::PostgresSource;
 pub enum Source {
     /// A Postgres server.
     Postgres(Arc<PostgresSource>),
+    /// An HTTP server.
+    Http(Arc<HttpSource>),
 }
 
 impl Source {
     /// Makes one ready, in the background.
-    pub fn start(spec: &policy::Source) -> Option<Self> {
+    pub fn start(spec: &policy::Source) -> Self {
         match spec {
-            policy::Source::Postgres(spec) => {
-                Some(Self::Postgres(Arc::new(PostgresSource::start(spec.clone()))))
-            }
-            policy::Source::Http(_) => None,
+            policy::Source::Postgres(spec) => Self::Postgres(Arc::new(PostgresSource::start(spec.clone()))),
+            policy::Source::Http(spec) => Self::Http(Arc::new(HttpSource::start(spec.clone()))),
         }
     }
 
@@ -30,7 +32,8 @@ impl Source {
     pub fn is_of(&self, spec: &policy::Source) -> bool {
         match (self, spec) {
             (Self::Postgres(source), policy::Source::Postgres(spec)) => source.spec() == spec,
-            _ => false,
+            (Self::Http(source), policy::Source::Http(spec)) => source.spec() == spec,
+            (Self::Postgres(_) | Self::Http(_), _) => false,
         }
     }
 
@@ -38,6 +41,7 @@ impl Source {
     pub fn is_up(&self) -> bool {
         match self {
             Self::Postgres(source) => source.is_up(),
+            Self::Http(source) => source.is_up(),
         }
     }
 
@@ -45,6 +49,7 @@ impl Source {
     pub const fn kind(&self) -> &'static str {
         match self {
             Self::Postgres(_) => "postgres",
+            Self::Http(_) => "http",
         }
     }
 }

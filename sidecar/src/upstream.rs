@@ -169,7 +169,7 @@ fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
 }
 
 /// Whether a request failed because its connection broke, which it may have done before; not because what came makes no sense.
-fn may_have_been_dead(error: &(dyn Error + 'static)) -> bool {
+pub(crate) fn may_have_been_dead(error: &(dyn Error + 'static)) -> bool {
     iter::successors(Some(error), |&error| error.source()).any(|error| {
         if let Some(error) = error.downcast_ref::<hyper::Error>() {
             error.is_incomplete_message() || error.is_canceled() || error.is_closed()

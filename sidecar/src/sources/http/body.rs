@@ -1,0 +1,100 @@
+//! What an HTTP source sends.
+
+use std::{
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Instant, Sleep, sleep_until};
+
+use crate::breaker::Breaker;
+
+/// The body of an HTTP source's answer. It fails when the deadline of the answer passes while more is to come; how it ends is
+/// reported to the breaker.
+#[derive(Debug)]
+pub struct HttpBody {
+    network: Incoming,
+    deadline: Pin<Box<Sleep>>,
+    limit: Duration,
+    /// Taken when it is told how this ended.
+    breaker: Option<Arc<Breaker>>,
+}
+
+/// Why a body broke off.
+#[derive(Debug, thiserror::Error)]
+pub enum HttpBodyError {
+    /// It was not whole in time.
+    #[error("the HTTP source's answer was not whole within {0:?}")]
+    Deadline(Duration),
+    /// The source broke it off.
+    #[error("the HTTP source broke the body off: {0}")]
+    Broken(#[from] hyper::Error),
+}
+
+impl HttpBody {
+    pub(super) fn new(network: Incoming, deadline: Instant, limit: Duration, breaker: Arc<Breaker>) -> Self {
+        let deadline = Box::pin(sleep_until(deadline));
+        let mut body = Self { network, deadline, limit, breaker: Some(breaker) };
+        body.tell_if_whole();
+        body
+    }
+
+    /// Whoever reads may stop once there is nothing more to come.
+    fn tell_if_whole(&mut self) {
+        if self.network.is_end_stream() {
+            self.ended(true);
+        }
+    }
+
+    fn ended(&mut self, is_whole: bool) {
+        match self.breaker.take() {
+            Some(breaker) if is_whole => breaker.succeeded(),
+            Some(breaker) => breaker.failed(),
+            None => {}
+        }
+    }
+}
+
+impl Body for HttpBody {
+    type Data = Bytes;
+    type Error = HttpBodyError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, HttpBodyError>>> {
+        let this = self.get_mut();
+        match Pin::new(&mut this.network).poll_frame(context) {
+            Poll::Ready(Some(Ok(frame))) => {
+                this.tell_if_whole();
+                Poll::Ready(Some(Ok(frame)))
+            }
+            Poll::Ready(Some(Err(error))) => {
+                this.ended(false);
+                Poll::Ready(Some(Err(error.into())))
+            }
+            Poll::Ready(None) => {
+                this.ended(true);
+                Poll::Ready(None)
+            }
+            // What has come is passed on, however late whoever reads it is.
+            Poll::Pending => this.deadline.as_mut().poll(context).map(|()| {
+                this.ended(false);
+                Some(Err(HttpBodyError::Deadline(this.limit)))
+            }),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.network.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.network.size_hint()
+    }
+}

@@ -1,0 +1,162 @@
+//! The connections to an HTTP source, and whom they trust.
+
+use std::{
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderValue, Request, Response, Uri,
+    header::{ACCEPT, USER_AGENT},
+};
+use http_body_util::Empty;
+use hyper::body::Incoming;
+use hyper_rustls::{HttpsConnector, HttpsConnectorBuilder};
+use hyper_util::{
+    client::legacy::{self, Builder, connect::HttpConnector},
+    rt::{TokioExecutor, TokioTimer},
+};
+use larder_policy::spec::{self, UrlFrom};
+
+use crate::{secret::read_url, tls::client_config, upstream::may_have_been_dead};
+
+/// How often the certificates are read again: a Secret's file may change.
+const CA_CHECK: Duration = Duration::from_secs(1);
+
+/// How long a connection may be idle, shorter than common servers let it be, and how many of them are kept.
+const IDLE: Duration = Duration::from_secs(4);
+const MOST_IDLE: usize = 16;
+/// How often a connection of HTTP/2 is asked whether it is still there, and for how long: all requests share one, and a
+/// deadline ends only its request.
+const PING: Duration = Duration::from_secs(10);
+const PONG: Duration = Duration::from_secs(5);
+
+/// A client of an HTTP source: one without TLS, or one that trusts what it was told to.
+#[derive(Clone, Debug)]
+pub(super) enum Client {
+    Plain(legacy::Client<HttpConnector, Empty<Bytes>>),
+    Secure(legacy::Client<HttpsConnector<HttpConnector>, Empty<Bytes>>),
+}
+
+impl Client {
+    fn plain(connect_timeout: Duration) -> Self {
+        Self::Plain(builder().build(connector(connect_timeout)))
+    }
+
+    fn secure(connect_timeout: Duration, ca_pem: Option<&str>) -> anyhow::Result<Self> {
+        let config = Arc::unwrap_or_clone(client_config(ca_pem.map(str::as_bytes))?);
+        let mut connector = connector(connect_timeout);
+        connector.enforce_http(false);
+        let connector = HttpsConnectorBuilder::new()
+            .with_tls_config(config)
+            .https_only()
+            .enable_all_versions()
+            .wrap_connector(connector);
+        Ok(Self::Secure(builder().build(connector)))
+    }
+
+    /// Sends a GET; once more, if it failed on a connection that may have been dead.
+    pub(super) async fn get(&self, uri: Uri) -> Result<Response<Incoming>, legacy::Error> {
+        match self.send(uri.clone()).await {
+            Err(error) if !error.is_connect() && may_have_been_dead(&error) => self.send(uri).await,
+            outcome => outcome,
+        }
+    }
+
+    async fn send(&self, uri: Uri) -> Result<Response<Incoming>, legacy::Error> {
+        let mut request = Request::new(Empty::new());
+        *request.uri_mut() = uri;
+        let headers = request.headers_mut();
+        headers.insert(ACCEPT, HeaderValue::from_static("application/json, */*;q=0.5"));
+        headers.insert(USER_AGENT, HeaderValue::from_static("larder"));
+        match self {
+            Self::Plain(client) => client.request(request).await,
+            Self::Secure(client) => client.request(request).await,
+        }
+    }
+}
+
+fn connector(connect_timeout: Duration) -> HttpConnector {
+    let mut connector = HttpConnector::new();
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(connect_timeout));
+    connector
+}
+
+fn builder() -> Builder {
+    let mut builder = legacy::Client::builder(TokioExecutor::new());
+    builder
+        .timer(TokioTimer::new())
+        .pool_timer(TokioTimer::new())
+        .pool_idle_timeout(IDLE)
+        .pool_max_idle_per_host(MOST_IDLE)
+        .http2_keep_alive_interval(PING)
+        .http2_keep_alive_timeout(PONG);
+    builder
+}
+
+/// The client of a source, made anew when the certificates that it trusts change.
+#[derive(Debug)]
+pub(super) struct Clients {
+    is_secure: bool,
+    ca_from: Option<UrlFrom>,
+    connect_timeout: Duration,
+    last: Mutex<Last>,
+}
+
+#[derive(Debug, Default)]
+struct Last {
+    checked: Option<Instant>,
+    /// The last good one, and the certificates that it was made with.
+    good: Option<(Option<String>, Client)>,
+    trouble: Option<String>,
+}
+
+impl Clients {
+    pub(super) fn new(spec: &spec::Http) -> Self {
+        let is_secure = spec.url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
+        let ca_from = spec.ca_from.clone().filter(|_| is_secure);
+        Self { is_secure, ca_from, connect_timeout: spec.hard_timeout.0, last: Mutex::default() }
+    }
+
+    /// The last good client; without one, why there is none.
+    pub(super) fn current(&self) -> Result<Client, String> {
+        let last = self.checked();
+        match &last.good {
+            Some((_, client)) => Ok(client.clone()),
+            None => Err(last.trouble.clone().unwrap_or_default()),
+        }
+    }
+
+    /// Why the last good client is not one that trusts what it should.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.checked().trouble.clone()
+    }
+
+    fn checked(&self) -> MutexGuard<'_, Last> {
+        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        if last.checked.is_none_or(|checked| checked.elapsed() >= CA_CHECK) {
+            last.checked = Some(Instant::now());
+            let trouble = self.renew(&mut last.good).err().map(|error| format!("{error:#}"));
+            if let Some(trouble) = trouble.as_ref().filter(|trouble| last.trouble.as_ref() != Some(trouble)) {
+                tracing::warn!(trouble, "the certificates of an HTTP source can't be used");
+            }
+            last.trouble = trouble;
+        }
+        last
+    }
+
+    fn renew(&self, good: &mut Option<(Option<String>, Client)>) -> anyhow::Result<()> {
+        let pem = self.ca_from.as_ref().map(read_url).transpose()?;
+        if good.as_ref().is_none_or(|(made_with, _)| *made_with != pem) {
+            let client = if self.is_secure {
+                Client::secure(self.connect_timeout, pem.as_deref())?
+            } else {
+                Client::plain(self.connect_timeout)
+            };
+            *good = Some((pem, client));
+        }
+        Ok(())
+    }
+}
