@@ -8,6 +8,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use larder_policy::{PurgeName, spec, vary};
+use tokio::sync::{broadcast, watch};
 
 use crate::{
     barriers::{Barriers, Heard, Stamp},
@@ -22,11 +23,15 @@ use crate::{
 
 mod acknowledgements;
 mod commands;
+mod connection;
+mod generation;
 mod keyspace;
 mod link;
+mod reload;
 
 pub use keyspace::Keyspace;
 use link::Link;
+pub use reload::Reloads;
 
 /// Failures in a row that open the breaker, and for how long.
 const FAILURES: u32 = 5;
@@ -93,7 +98,7 @@ impl L2 {
         previous: Option<&Self>,
     ) -> Self {
         let name = keys.barriers().to_owned();
-        let link = Link::start(spec.url_from.clone(), name, Arc::clone(&barriers), bus_grace);
+        let link = Link::start(spec.clone(), name, Arc::clone(&barriers), bus_grace);
         if let Some(previous) = previous {
             link.raise_and_remember(&previous.link.untold());
             if previous.barriers.local_floor() > 0 {
@@ -113,6 +118,26 @@ impl L2 {
     /// Whether it is connected and trusted to answer.
     pub fn is_up(&self) -> bool {
         self.link.connection().is_some() && self.breaker.is_closed()
+    }
+
+    /// Why it is not connected, or not with the URL and CA that it is given now. It has no password in it.
+    pub fn trouble(&self) -> Option<String> {
+        self.link.trouble()
+    }
+
+    /// How many changes of the URL or the CA were taken over, and how many were refused.
+    pub fn reloads(&self) -> Reloads {
+        self.link.reloads()
+    }
+
+    /// Whether it is connected, and when that changes.
+    pub fn connected(&self) -> watch::Receiver<bool> {
+        self.link.connected()
+    }
+
+    /// What is said on the bus about leases, from now on: each begins with `L `.
+    pub fn lease_messages(&self) -> broadcast::Receiver<Bytes> {
+        self.link.lease_messages()
     }
 
     /// Looks up a key, and learns in the same round trip where the order of purges stands. `shape` and `targets` are the

@@ -1,19 +1,17 @@
 //! What is said to Redis.
 //!
-//! One hash per policy holds the barriers: `g`, the generation, a random number; `s`, the number of the last purge; `f`, the
-//! last purge that covers everything; and under each purged name of 16 bytes the number of its last purge. Losing any of
-//! it means losing the generation with it.
+//! One hash per policy holds the barriers: `g`, the generation ([`super::generation`]); `s`, the number of the last purge;
+//! `f`, the last purge that covers everything; and under each purged name of 16 bytes the number of its last purge. Losing
+//! any of it means losing the generation with it.
 
-use std::{
-    hash::{BuildHasher, Hasher, RandomState},
-    sync::LazyLock,
-    time::Duration,
-};
+use std::{sync::LazyLock, time::Duration};
 
 use bytes::Bytes;
+use futures::try_join;
 use larder_policy::PurgeName;
-use redis::{AsyncCommands, RedisResult, Script, aio::MultiplexedConnection};
+use redis::{AsyncCommands, InfoDict, RedisResult, Script};
 
+use super::connection::Connection;
 use crate::barriers::{MOST_BARRIERS, Snapshot};
 
 /// A hash of barriers that nobody touches for this long goes, and what was stored under it is stale.
@@ -28,18 +26,8 @@ pub(super) struct LookupReply {
     pub(super) record: Option<Bytes>,
 }
 
-/// A number that no other pod has; never 0.
-pub(super) fn random() -> u64 {
-    RandomState::new().build_hasher().finish().max(1)
-}
-
-fn new_generation() -> u64 {
-    // 0 is what a pod without Redis counts in.
-    random()
-}
-
 pub(super) async fn lookup(
-    connection: &mut MultiplexedConnection,
+    connection: &mut Connection,
     barriers: &str,
     names: &[PurgeName],
     key: &str,
@@ -47,28 +35,38 @@ pub(super) async fn lookup(
     let mut fields: Vec<&[u8]> = vec![b"g", b"s", b"f"];
     fields.extend(names.iter().map(|name| &name.as_bytes()[..]));
     let mut pipeline = redis::pipe();
-    pipeline.hset_nx(barriers, "g", new_generation()).ignore();
+    pipeline.hset_nx(barriers, "g", connection.mark().new_generation()).ignore();
     pipeline.cmd("HMGET").arg(barriers).arg(&fields);
-    pipeline.get(key);
-    let (numbers, record): (Vec<Option<u64>>, Option<Bytes>) = pipeline.query_async(connection).await?;
+    let (numbers, record): (Vec<Option<u64>>, Option<Bytes>) = match connection.both() {
+        (counting, None) => pipeline.get(key).query_async(counting).await?,
+        // Two servers at the same time. Whichever answers first, both were asked after the request came: a purge that was
+        // acknowledged before is among the barriers.
+        (counting, Some(cluster)) => {
+            let ((numbers,), record) = try_join!(pipeline.query_async(counting), cluster.get(key))?;
+            (numbers, record)
+        }
+    };
     let number = |at: usize| numbers.get(at).copied().flatten().unwrap_or(0);
     let barrier = numbers.iter().skip(2).flatten().max().copied().unwrap_or(0);
     Ok(LookupReply { generation: number(0), order: number(1), barrier, record })
 }
 
-/// Writes as a purge would, and says whether the barriers were lost.
+/// Writes as a purge would, and says whether the barriers were lost, and what the server is now.
 ///
 /// A Redis that answers but takes no writes, out of memory or a replica after a failover, refuses this too.
-pub(super) async fn touch(connection: &mut MultiplexedConnection, barriers: &str) -> RedisResult<bool> {
-    connection.hset_nx(barriers, "g", new_generation()).await
+pub(super) async fn touch(connection: &mut Connection, barriers: &str) -> RedisResult<(bool, InfoDict)> {
+    let mut pipeline = redis::pipe();
+    pipeline.hset_nx(barriers, "g", connection.mark().new_generation());
+    pipeline.cmd("INFO").arg("replication");
+    pipeline.query_async(connection.counting()).await
 }
 
-pub(super) async fn get(connection: &mut MultiplexedConnection, key: &str) -> RedisResult<Option<Bytes>> {
+pub(super) async fn get(connection: &mut Connection, key: &str) -> RedisResult<Option<Bytes>> {
     connection.get(key).await
 }
 
 pub(super) async fn store(
-    connection: &mut MultiplexedConnection,
+    connection: &mut Connection,
     records: &[(String, Bytes)],
     keep: Duration,
 ) -> RedisResult<()> {
@@ -102,28 +100,35 @@ static PURGE: LazyLock<Script> = LazyLock::new(|| {
 
 /// Raises barriers; returns generation, order, and how many pods were told. They acknowledge it to `asker`; 0: to nobody.
 pub(super) async fn purge(
-    connection: &mut MultiplexedConnection,
+    connection: &mut Connection,
     barriers: &str,
     asker: u64,
     names: &[PurgeName],
 ) -> RedisResult<(u64, u64, usize)> {
     let mut call = PURGE.prepare_invoke();
-    call.key(barriers).arg(new_generation()).arg(MOST_BARRIERS).arg(KEEP_BARRIERS.as_secs()).arg(asker);
+    call.key(barriers)
+        .arg(connection.mark().new_generation())
+        .arg(MOST_BARRIERS)
+        .arg(KEEP_BARRIERS.as_secs())
+        .arg(asker);
     names.iter().for_each(|name| {
         call.arg(&name.as_bytes()[..]);
     });
-    call.invoke_async(connection).await
+    call.invoke_async(connection.counting()).await
 }
 
 /// Loads the script of a purge, so that one takes a single round trip.
-pub(super) async fn prepare(connection: &mut MultiplexedConnection) -> RedisResult<()> {
-    PURGE.prepare_invoke().load_async(connection).await.map(drop)
+pub(super) async fn prepare(connection: &mut Connection) -> RedisResult<()> {
+    PURGE.prepare_invoke().load_async(connection.counting()).await.map(drop)
 }
 
-/// Begins a new generation, which makes everything stale, and tells every pod.
+/// Begins a new generation, which makes everything stale, and tells every pod; unless one has been begun already. ARGV: the
+/// generation, seconds to keep it, the generation that it follows.
 static PURGE_EVERYTHING: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
+        local generation = redis.call('HGET', KEYS[1], 'g')
+        if generation and generation ~= ARGV[3] then return end
         redis.call('DEL', KEYS[1])
         redis.call('HSET', KEYS[1], 'g', ARGV[1])
         redis.call('EXPIRE', KEYS[1], ARGV[2])
@@ -132,25 +137,24 @@ static PURGE_EVERYTHING: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
+/// Ends a generation, and with it everything that was stored in it or before.
 pub(super) async fn purge_everything(
-    connection: &mut MultiplexedConnection,
+    connection: &mut Connection,
     barriers: &str,
+    generation: u64,
 ) -> RedisResult<()> {
     let mut call = PURGE_EVERYTHING.prepare_invoke();
-    call.key(barriers).arg(new_generation()).arg(KEEP_BARRIERS.as_secs());
-    call.invoke_async(connection).await
+    call.key(barriers).arg(connection.mark().new_generation()).arg(KEEP_BARRIERS.as_secs()).arg(generation);
+    call.invoke_async(connection.counting()).await
 }
 
 /// Reads all barriers.
-pub(super) async fn snapshot(
-    connection: &mut MultiplexedConnection,
-    barriers: &str,
-) -> RedisResult<Snapshot> {
+pub(super) async fn snapshot(connection: &mut Connection, barriers: &str) -> RedisResult<Snapshot> {
     let mut pipeline = redis::pipe();
-    pipeline.hset_nx(barriers, "g", new_generation()).ignore();
+    pipeline.hset_nx(barriers, "g", connection.mark().new_generation()).ignore();
     pipeline.cmd("EXPIRE").arg(barriers).arg(KEEP_BARRIERS.as_secs()).ignore();
     pipeline.hgetall(barriers);
-    let (fields,): (Vec<(Vec<u8>, u64)>,) = pipeline.query_async(connection).await?;
+    let (fields,): (Vec<(Vec<u8>, u64)>,) = pipeline.query_async(connection.counting()).await?;
     let mut snapshot = Snapshot::default();
     for (field, number) in fields {
         match &field[..] {
@@ -170,12 +174,12 @@ pub(super) fn acknowledgements(barriers: &str, asker: u64) -> String {
 
 /// Tells the pod that asked for a purge that it holds here.
 pub(super) async fn acknowledge(
-    connection: &mut MultiplexedConnection,
+    connection: &mut Connection,
     barriers: &str,
     asker: u64,
     order: u64,
 ) -> RedisResult<()> {
-    connection.publish(acknowledgements(barriers, asker), order).await
+    connection.counting().publish(acknowledgements(barriers, asker), order).await
 }
 
 /// A purge as it is told on the bus.

@@ -5,13 +5,14 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, bail};
+use anyhow::{Context, bail, ensure};
 use arc_swap::ArcSwapOption;
-use futures::StreamExt;
-use larder_policy::{PurgeName, spec::UrlFrom};
-use redis::{AsyncConnectionConfig, Client, aio::MultiplexedConnection};
+use bytes::Bytes;
+use futures::{StreamExt, future::BoxFuture};
+use larder_policy::{PurgeName, spec};
+use redis::aio::{PubSubSink, PubSubStream};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, broadcast, watch},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -19,28 +20,34 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     acknowledgements::Acknowledgements,
     commands::{self, Message},
+    connection::{CONNECT_DEADLINE, Connection, Opened, Opener, Secrets},
+    generation::{Mark, random},
+    reload::{Newest, Reload, Reloads},
 };
-use crate::{
-    barriers::{Barriers, Heard},
-    secret::read_url,
-};
+use crate::barriers::{Barriers, Heard};
 
 /// How often the connection is tried, and how long an answer may take.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(20);
-const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often the barriers are read afresh without a reason; it also keeps them from expiring.
 const RESYNC: Duration = Duration::from_secs(3600);
 /// More purged names than this are not remembered one by one while Redis is away: everything is purged instead.
 const MOST_REMEMBERED: usize = 4096;
+/// What messages about leases begin with.
+const LEASE: &[u8] = b"L ";
+/// So many messages about leases wait for one who is slow to read them.
+const LEASES: usize = 1024;
 
 /// Keeps a connection to Redis and listens for purges.
 ///
 /// Expected flow: connect, subscribe, tell Redis what was purged while it was away, read all barriers, and only then let
 /// requests use the connection; from then on hear of each purge. Any doubt (a lost connection, a missed number, another
-/// generation) leads back to reading all barriers.
+/// generation) leads back to reading all barriers. If another server counts than the one on which the generation was begun,
+/// everything is stale: it may have lost purges.
+///
+/// A changed URL or CA is tried beside the connection that there is, which goes on until the other is up to date.
 #[derive(Debug)]
 pub(super) struct Link {
     state: Arc<State>,
@@ -51,14 +58,27 @@ pub(super) struct Link {
 struct State {
     /// Often enough that one that is late does not use up the grace.
     heartbeat: Duration,
-    url_from: UrlFrom,
+    spec: spec::Redis,
     /// The hash of the barriers and the channel of the bus.
     name: String,
     barriers: Arc<Barriers>,
-    connection: ArcSwapOption<MultiplexedConnection>,
+    connection: ArcSwapOption<Connection>,
+    /// Whether there is one, for those who wait.
+    connected: watch::Sender<bool>,
+    reload: Reload,
     remembered: Mutex<Remembered>,
     resync: Notify,
     acknowledgements: Acknowledgements,
+    leases: broadcast::Sender<Bytes>,
+}
+
+/// A connection, with the bus at the same server.
+struct Session {
+    connection: Connection,
+    bus: PubSubSink,
+    messages: PubSubStream,
+    /// Ends when another server has become the master.
+    superseded: BoxFuture<'static, ()>,
 }
 
 /// Purges that Redis has not heard of.
@@ -71,28 +91,51 @@ struct Remembered {
 
 impl Link {
     pub(super) fn start(
-        url_from: UrlFrom,
+        spec: spec::Redis,
         name: String,
         barriers: Arc<Barriers>,
         grace: Duration,
     ) -> Arc<Self> {
         let state = Arc::new(State {
             heartbeat: (grace / 3).clamp(SHORTEST_HEARTBEAT, HEARTBEAT),
-            url_from,
+            spec,
             name,
             barriers,
             connection: ArcSwapOption::empty(),
+            connected: watch::Sender::new(false),
+            reload: Reload::default(),
             remembered: Mutex::default(),
             resync: Notify::new(),
-            acknowledgements: Acknowledgements::new(commands::random()),
+            acknowledgements: Acknowledgements::new(random()),
+            leases: broadcast::Sender::new(LEASES),
         });
         let task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&state).keep_connected()));
         Arc::new(Self { state, _task: task })
     }
 
     /// The connection, if it is up to date with the barriers.
-    pub(super) fn connection(&self) -> Option<MultiplexedConnection> {
+    pub(super) fn connection(&self) -> Option<Connection> {
         self.state.connection.load().as_deref().cloned()
+    }
+
+    /// Whether there is a connection, and when that changes.
+    pub(super) fn connected(&self) -> watch::Receiver<bool> {
+        self.state.connected.subscribe()
+    }
+
+    /// Messages about leases, from now on.
+    pub(super) fn lease_messages(&self) -> broadcast::Receiver<Bytes> {
+        self.state.leases.subscribe()
+    }
+
+    /// Why there is no connection, or not with the URL and CA that are given now. It has no password in it.
+    pub(super) fn trouble(&self) -> Option<String> {
+        self.state.reload.trouble()
+    }
+
+    /// How many changes of the URL or the CA were taken over, and refused.
+    pub(super) fn reloads(&self) -> Reloads {
+        self.state.reload.reloads()
     }
 
     /// Purges that others acknowledge to this pod.
@@ -136,92 +179,157 @@ impl Link {
 impl State {
     async fn keep_connected(self: Arc<Self>) {
         let mut pause = SHORTEST_PAUSE;
-        let mut last_said = String::new();
         loop {
-            let was_up = match self.session().await {
-                Ok(never) => match never {},
-                Err((was_up, error)) => {
-                    let error = format!("{error:#}");
-                    if was_up || error != last_said {
-                        tracing::warn!(error, "redis is not connected; going on without");
-                        last_said = error;
+            let error = match self.connect().await {
+                Ok(session) => {
+                    pause = SHORTEST_PAUSE;
+                    match self.stay_connected(session).await {
+                        Ok(never) => match never {},
+                        Err(error) => error,
                     }
-                    was_up
+                }
+                Err(error) => {
+                    pause = (pause * 2).min(LONGEST_PAUSE);
+                    error
                 }
             };
             self.connection.store(None);
-            pause = if was_up { SHORTEST_PAUSE } else { (pause * 2).min(LONGEST_PAUSE) };
+            self.connected.send_replace(false);
+            let error = format!("{error:#}");
+            if self.reload.is_down(error.clone()) {
+                tracing::warn!(error, "redis is not connected; going on without");
+            }
             sleep(pause).await;
         }
     }
 
-    /// Connects and stays connected; returns why it could not, and whether it was connected before.
-    async fn session(&self) -> Result<std::convert::Infallible, (bool, anyhow::Error)> {
-        let mut was_up = false;
-        self.connected(&mut was_up).await.map_err(|error| (was_up, error))
+    /// Connects with the secrets as they are now or, if that fails, with those that worked.
+    async fn connect(&self) -> anyhow::Result<Session> {
+        let newest = self.newest();
+        let in_use = self.reload.instead_of(&newest);
+        let error = match newest.clone() {
+            Ok(secrets) => match self.arrive(secrets, in_use.is_some()).await {
+                Ok(session) => return Ok(session),
+                Err(error) => error,
+            },
+            Err(error) => anyhow::Error::msg(error),
+        };
+        let Some(in_use) = in_use else { return Err(error) };
+        self.reload.refuse(newest.ok(), format!("{error:#}"));
+        self.arrive(in_use, false).await
     }
 
-    async fn connected(&self, was_up: &mut bool) -> anyhow::Result<std::convert::Infallible> {
-        let url = read_url(&self.url_from)?;
-        let client = Client::open(url.as_str()).context("the redis URL can't be used")?;
-        let config = AsyncConnectionConfig::new()
-            .set_connection_timeout(Some(CONNECT_DEADLINE))
-            .set_response_timeout(None);
-        let mut connection = client.get_multiplexed_async_connection_with_config(&config).await?;
-        let pubsub =
-            timeout(CONNECT_DEADLINE, client.get_async_pubsub()).await.context("connecting to the bus")??;
-        let (mut bus, mut messages) = pubsub.split();
-        let acknowledgements = commands::acknowledgements(&self.name, self.acknowledgements.asker);
-        let channels = [&self.name, &acknowledgements];
+    fn newest(&self) -> Newest {
+        Secrets::read(&self.spec).map_err(|error| format!("{error:#}"))
+    }
+
+    /// Connects, catches up, and lets requests use the connection.
+    async fn arrive(&self, secrets: Secrets, moved: bool) -> anyhow::Result<Session> {
+        let mut session = self.open(&secrets).await?;
+        self.catch_up(&mut session.connection, moved).await?;
+        self.accept(&session, secrets);
+        Ok(session)
+    }
+
+    async fn open(&self, secrets: &Secrets) -> anyhow::Result<Session> {
+        let opener = Opener::new(&self.spec, &self.name, secrets)?;
+        let Opened { mut connection, bus, superseded } = opener.open(self.heartbeat * 2).await?;
+        let (mut bus, messages) = bus.split();
+        let channels = [&self.name, &self.acknowledgements_channel()];
         timeout(CONNECT_DEADLINE, bus.subscribe(&channels)).await.context("subscribing to the bus")??;
         timeout(CONNECT_DEADLINE, commands::prepare(&mut connection)).await.context("preparing")??;
-        self.catch_up(&mut connection).await?;
-        self.connection.store(Some(Arc::new(connection.clone())));
-        *was_up = true;
-        tracing::info!("redis is connected");
+        Ok(Session { connection, bus, messages, superseded })
+    }
 
+    fn accept(&self, session: &Session, secrets: Secrets) {
+        self.connection.store(Some(Arc::new(session.connection.clone())));
+        self.reload.take(secrets);
+        self.connected.send_replace(true);
+        tracing::info!("redis is connected");
+    }
+
+    fn acknowledgements_channel(&self) -> String {
+        commands::acknowledgements(&self.name, self.acknowledgements.asker)
+    }
+
+    /// Hears of purges until the connection breaks; returns why it did.
+    async fn stay_connected(&self, mut session: Session) -> anyhow::Result<std::convert::Infallible> {
+        let acknowledgements = self.acknowledgements_channel();
         let mut heartbeat = interval(self.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut regular_resync = interval(RESYNC);
         regular_resync.reset();
+        let mut is_in_doubt = false;
+        // The connection that may take the place of this one.
+        let mut next: Option<BoxFuture<'_, (Secrets, anyhow::Result<Session>)>> = None;
         loop {
+            let connection = &mut session.connection;
             tokio::select! {
-                message = messages.next() => {
+                message = session.messages.next() => {
                     let Some(message) = message else { bail!("the bus was closed") };
                     self.barriers.bus_works();
                     if message.get_channel_name() == acknowledgements {
-                        self.acknowledgements.count(message.get_payload()?);
+                        // What can't be read counts for nobody.
+                        message.get_payload().map(|order| self.acknowledgements.count(order)).ok();
+                    } else if message.get_payload_bytes().starts_with(LEASE) {
+                        // Nobody may be waiting.
+                        self.leases.send(Bytes::copy_from_slice(message.get_payload_bytes())).ok();
                     } else {
-                        self.hear(message.get_payload_bytes(), &mut connection).await?;
+                        is_in_doubt |= !self.hear(message.get_payload_bytes(), connection).await?;
                     }
                 }
                 _ = heartbeat.tick() => {
                     // Both connections: each can break without the other.
-                    let lost = timeout(HEARTBEAT, commands::touch(&mut connection, &self.name))
+                    let (lost, info) = timeout(HEARTBEAT, commands::touch(connection, &self.name))
                         .await
                         .context("redis is silent")??;
-                    if lost {
-                        self.catch_up(&mut connection).await?;
+                    ensure!(Mark::read(&info)? == connection.mark(), "the server has changed its role");
+                    if lost || is_in_doubt {
+                        self.catch_up(connection, false).await?;
+                        is_in_doubt = false;
                     }
-                    timeout(HEARTBEAT, bus.ping::<()>()).await.context("the bus is silent")??;
+                    timeout(HEARTBEAT, session.bus.ping::<()>()).await.context("the bus is silent")??;
                     self.barriers.bus_works();
-                    if read_url(&self.url_from)? != url {
-                        bail!("the URL has changed");
+                    if next.is_none() && let Some(secrets) = self.reload.candidate(self.newest()) {
+                        next = Some(Box::pin(async move {
+                            let opened = self.open(&secrets).await;
+                            (secrets, opened)
+                        }));
                     }
                 }
-                _ = regular_resync.tick() => self.catch_up(&mut connection).await?,
-                () = self.resync.notified() => self.catch_up(&mut connection).await?,
+                (secrets, opened) = async { next.as_mut().expect("it is there: that is asked first").await },
+                    if next.is_some() =>
+                {
+                    next = None;
+                    match self.exchange(opened).await {
+                        Ok(opened) => {
+                            session = opened;
+                            self.accept(&session, secrets);
+                        }
+                        Err(error) => self.reload.refuse(Some(secrets), format!("{error:#}")),
+                    }
+                }
+                () = &mut session.superseded => bail!("the Sentinels name another master"),
+                _ = regular_resync.tick() => self.catch_up(connection, false).await?,
+                () = self.resync.notified() => self.catch_up(connection, false).await?,
             }
         }
     }
 
-    /// Applies a purge, and tells whoever asked for it that it holds here.
-    async fn hear(&self, payload: &[u8], connection: &mut MultiplexedConnection) -> anyhow::Result<()> {
+    /// Catches up with what was opened beside the connection that there is.
+    async fn exchange(&self, opened: anyhow::Result<Session>) -> anyhow::Result<Session> {
+        let mut session = opened?;
+        self.catch_up(&mut session.connection, true).await?;
+        Ok(session)
+    }
+
+    /// Applies a purge, and tells whoever asked for it that it holds here. Says whether it could be read.
+    async fn hear(&self, payload: &[u8], connection: &mut Connection) -> anyhow::Result<bool> {
         let Some(Message { generation, order, asker, names }) = commands::read_message(payload) else {
-            return self.catch_up(connection).await;
+            return Ok(false);
         };
         if self.barriers.heard(generation, order, &names) != Heard::InOrder {
-            self.catch_up(connection).await?;
+            self.catch_up(connection, false).await?;
         }
         if asker == self.acknowledgements.asker {
             self.acknowledgements.count(order);
@@ -229,13 +337,13 @@ impl State {
             let told = commands::acknowledge(connection, &self.name, asker, order);
             timeout(HEARTBEAT, told).await.context("redis is silent")??;
         }
-        Ok(())
+        Ok(true)
     }
 
-    /// Tells Redis what it has not heard of and reads all barriers.
-    async fn catch_up(&self, connection: &mut MultiplexedConnection) -> anyhow::Result<()> {
+    /// Tells Redis what it has not heard of and reads all barriers. `moved` says that it may be another Redis than before.
+    async fn catch_up(&self, connection: &mut Connection, moved: bool) -> anyhow::Result<()> {
         let untold = self.lock_remembered().clone();
-        timeout(CONNECT_DEADLINE, self.tell_and_read(connection, &untold))
+        timeout(CONNECT_DEADLINE, self.tell_and_read(connection, &untold, moved))
             .await
             .unwrap_or_else(|_| bail!("it took too long"))
             .context("reading the barriers")?;
@@ -248,22 +356,29 @@ impl State {
 
     async fn tell_and_read(
         &self,
-        connection: &mut MultiplexedConnection,
+        connection: &mut Connection,
         untold: &Remembered,
+        moved: bool,
     ) -> anyhow::Result<()> {
         let known = self.barriers.stamp();
+        // Whoever began a generation after this has covered it.
+        let local_floor = self.barriers.local_floor();
         let mut snapshot = commands::snapshot(connection, &self.name).await?;
         // A Redis that came back as it was earlier has lost purges, and gives their numbers away again.
         let went_back = snapshot.generation == known.generation && snapshot.order < known.order;
-        let local_floor = self.barriers.local_floor();
-        let everything = went_back || local_floor > 0;
+        // Another server took over, or the same one began anew: it may have gone back and counted on.
+        let elsewhere = !connection.mark().began(snapshot.generation);
+        // This pod purged in the Redis that it comes from what others stored in this one.
+        let unheard = moved && known.generation != 0 && snapshot.generation != known.generation;
+        let everything = went_back || elsewhere || unheard || local_floor > 0;
         if everything {
-            commands::purge_everything(connection, &self.name).await?;
+            commands::purge_everything(connection, &self.name, snapshot.generation).await?;
         } else if !untold.names.is_empty() {
             commands::purge(connection, &self.name, 0, &untold.names).await?;
         }
         if everything || !untold.names.is_empty() {
             snapshot = commands::snapshot(connection, &self.name).await?;
+            ensure!(connection.mark().began(snapshot.generation), "another server has begun to count");
         }
         self.barriers.resync(&snapshot);
         if everything {

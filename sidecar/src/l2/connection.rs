@@ -1,0 +1,279 @@
+//! Connections to Redis: to one server, to the master that Sentinels name, or to a Cluster.
+
+use std::{fmt, time::Duration};
+
+use anyhow::{Context, anyhow, bail};
+use futures::future::{BoxFuture, pending, select_ok};
+use larder_policy::spec::{self, Topology};
+use redis::{
+    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, InfoDict, Pipeline, RedisFuture,
+    RedisResult, TlsMode, Value,
+    aio::{ConnectionLike, MultiplexedConnection, PubSub},
+    cluster::ClusterClientBuilder,
+    cluster_async::ClusterConnection,
+    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
+};
+use tokio::time::{MissedTickBehavior, interval, timeout};
+
+use self::address::{Servers, redirected};
+use super::generation::Mark;
+use crate::secret::{read_ca, read_url};
+
+mod address;
+
+/// How long it may take until a server has answered to a first question.
+pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
+/// How often a Cluster may say that the server of a key is another one.
+const MOST_REDIRECTIONS: usize = 5;
+/// How often, and after how many milliseconds, a Cluster's entry is asked for again: after it moved, and not until a dead
+/// server is back.
+const RETRIES: u32 = 2;
+const RETRY_WAIT: (u64, u64) = (5, 20);
+
+/// What a connection is opened with.
+#[derive(Clone, PartialEq, Eq)]
+pub(super) struct Secrets {
+    url: String,
+    ca: Option<Vec<u8>>,
+}
+
+impl Secrets {
+    /// Reads them afresh.
+    ///
+    /// # Errors
+    /// If one of them is not there. The message has no secret in it.
+    pub(super) fn read(spec: &spec::Redis) -> anyhow::Result<Self> {
+        let ca = spec.ca_from.as_ref().map(read_ca).transpose()?;
+        Ok(Self { url: read_url(&spec.url_from)?, ca })
+    }
+}
+
+/// A connection to the server that counts purges, and to those that hold entries. Clones share the sockets.
+///
+/// Commands that are sent over it go to the server of their first key; those about barriers go over
+/// [`Connection::counting`]. In a Cluster that is a connection to the one server that holds the barriers of this policy: if
+/// another one takes over, it answers `MOVED`, and the connection has had its day.
+#[derive(Clone)]
+pub(super) struct Connection {
+    counting: MultiplexedConnection,
+    cluster: Option<ClusterConnection>,
+    mark: Mark,
+}
+
+impl Connection {
+    /// To the server that counts purges.
+    pub(super) const fn counting(&mut self) -> &mut MultiplexedConnection {
+        &mut self.counting
+    }
+
+    /// To the server that counts purges and, where they are others, to those that hold entries.
+    pub(super) const fn both(&mut self) -> (&mut MultiplexedConnection, Option<&mut ClusterConnection>) {
+        (&mut self.counting, self.cluster.as_mut())
+    }
+
+    /// Which server counts purges.
+    pub(super) const fn mark(&self) -> Mark {
+        self.mark
+    }
+}
+
+impl fmt::Debug for Connection {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Connection")
+            .field("cluster", &self.cluster.is_some())
+            .field("mark", &self.mark)
+            .finish_non_exhaustive()
+    }
+}
+
+impl ConnectionLike for Connection {
+    fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
+        match &mut self.cluster {
+            Some(cluster) => cluster.req_packed_command(command),
+            None => self.counting.req_packed_command(command),
+        }
+    }
+
+    fn req_packed_commands<'a>(
+        &'a mut self,
+        pipeline: &'a Pipeline,
+        offset: usize,
+        count: usize,
+    ) -> RedisFuture<'a, Vec<Value>> {
+        match &mut self.cluster {
+            Some(cluster) => cluster.req_packed_commands(pipeline, offset, count),
+            None => self.counting.req_packed_commands(pipeline, offset, count),
+        }
+    }
+
+    fn get_db(&self) -> i64 {
+        self.counting.get_db()
+    }
+}
+
+/// What was opened.
+pub(super) struct Opened {
+    pub(super) connection: Connection,
+    /// The bus, at the server that counts purges: there, `PUBLISH` knows how many pods it has told. A Cluster passes on what
+    /// is published elsewhere.
+    pub(super) bus: PubSub,
+    /// Ends when another server has become the master.
+    pub(super) superseded: BoxFuture<'static, ()>,
+}
+
+/// Opens connections with the same secrets.
+pub(super) struct Opener<'a> {
+    spec: &'a spec::Redis,
+    /// The key of the barriers.
+    barriers: &'a str,
+    servers: Servers,
+}
+
+impl<'a> Opener<'a> {
+    /// # Errors
+    /// If the URL or the CA can't be used. The message has no password in it.
+    pub(super) fn new(spec: &'a spec::Redis, barriers: &'a str, secrets: &Secrets) -> anyhow::Result<Self> {
+        let servers = Servers::read(secrets)?;
+        if spec.topology == Topology::Standalone && servers.nodes.len() > 1 {
+            bail!("the URL names several hosts: set topology to Sentinel or Cluster");
+        }
+        Ok(Self { spec, barriers, servers })
+    }
+
+    /// Connects. Sentinels are asked again every `patience`.
+    ///
+    /// # Errors
+    /// If nobody answers in time, or not as a master does. The message has no password in it.
+    pub(super) async fn open(&self, patience: Duration) -> anyhow::Result<Opened> {
+        let opened = match self.spec.topology {
+            Topology::Standalone => self.open_standalone().await,
+            Topology::Sentinel => self.open_by_sentinels(patience).await,
+            Topology::Cluster => self.open_cluster().await,
+        };
+        opened.map_err(|error| anyhow!(self.servers.censored(format!("{error:#}"))))
+    }
+
+    fn first(&self) -> &ConnectionInfo {
+        self.servers.nodes.first().expect("a URL that can be used names a host")
+    }
+
+    async fn open_standalone(&self) -> anyhow::Result<Opened> {
+        let client = self.servers.client(self.first().clone())?;
+        let counting = connect(&client).await?;
+        opened(&client, counting, None, Box::pin(pending())).await
+    }
+
+    async fn open_by_sentinels(&self, patience: Duration) -> anyhow::Result<Opened> {
+        let mut sentinels = self.sentinels()?;
+        let client = timeout(CONNECT_DEADLINE, sentinels.async_get_client())
+            .await
+            .context("the Sentinels are silent")?
+            .context("asking the Sentinels")?;
+        let counting = connect(&client).await?;
+        let master = client.get_connection_info().addr().clone();
+        let superseded = superseded(sentinels, master, patience);
+        opened(&client, counting, None, Box::pin(superseded)).await
+    }
+
+    fn sentinels(&self) -> anyhow::Result<SentinelClient> {
+        let name =
+            self.spec.master_name.as_deref().context("set masterName: what the Sentinels call the master")?;
+        let addresses = self.servers.nodes.iter().map(|node| node.addr().clone());
+        let settings = self.first().redis_settings();
+        let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)?
+            .set_client_to_redis_db(settings.db())
+            .set_client_to_redis_protocol(settings.protocol());
+        if let Some(username) = settings.username() {
+            builder = builder.set_client_to_redis_username(username);
+        }
+        if let Some(password) = settings.password() {
+            builder = builder.set_client_to_redis_password(password);
+        }
+        if matches!(self.first().addr(), ConnectionAddr::TcpTls { .. }) {
+            builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
+        }
+        if let Some(certificates) = &self.servers.certificates {
+            builder = builder
+                .set_client_to_redis_certificates(certificates.clone())
+                .set_client_to_sentinel_certificates(certificates.clone());
+        }
+        Ok(builder.build()?)
+    }
+
+    async fn open_cluster(&self) -> anyhow::Result<Opened> {
+        let asked = self.servers.nodes.iter().map(|node| Box::pin(self.server_of_barriers(node)));
+        let ((client, counting), _) = select_ok(asked).await?;
+        let mut builder = ClusterClientBuilder::new(self.servers.nodes.clone())
+            .connection_timeout(CONNECT_DEADLINE)
+            .response_timeout(CONNECT_DEADLINE.max(self.spec.hard_timeout.0))
+            .retries(RETRIES)
+            .min_retry_wait(RETRY_WAIT.0)
+            .max_retry_wait(RETRY_WAIT.1);
+        if let Some(certificates) = &self.servers.certificates {
+            builder = builder.certs(certificates.clone());
+        }
+        let cluster = timeout(CONNECT_DEADLINE * 2, builder.build()?.get_async_connection())
+            .await
+            .context("the Cluster is silent")?
+            .context("connecting to the Cluster")?;
+        opened(&client, counting, Some(cluster), Box::pin(pending())).await
+    }
+
+    /// Asks a server of the Cluster for the barriers, and those that it names in its place.
+    async fn server_of_barriers(
+        &self,
+        node: &ConnectionInfo,
+    ) -> anyhow::Result<(Client, MultiplexedConnection)> {
+        let mut node = node.clone();
+        for _ in 0..MOST_REDIRECTIONS {
+            let client = self.servers.client(node.clone())?;
+            let mut connection = connect(&client).await?;
+            let mut exists = redis::cmd("EXISTS");
+            let exists = exists.arg(self.barriers).exec_async(&mut connection);
+            let Err(error) = timeout(CONNECT_DEADLINE, exists).await.context("the server is silent")? else {
+                return Ok((client, connection));
+            };
+            let Some((address, _)) = error.redirect_node() else { return Err(error.into()) };
+            node = redirected(&node, address)?;
+        }
+        bail!("the Cluster does not say where the barriers are")
+    }
+}
+
+async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
+    let config = AsyncConnectionConfig::new()
+        .set_connection_timeout(Some(CONNECT_DEADLINE))
+        .set_response_timeout(None);
+    client.get_multiplexed_async_connection_with_config(&config).await
+}
+
+async fn opened(
+    client: &Client,
+    mut counting: MultiplexedConnection,
+    cluster: Option<ClusterConnection>,
+    superseded: BoxFuture<'static, ()>,
+) -> anyhow::Result<Opened> {
+    let mut info = redis::cmd("INFO");
+    let info = info.arg("replication").query_async::<InfoDict>(&mut counting);
+    let info = timeout(CONNECT_DEADLINE, info).await.context("the server is silent")??;
+    let connection = Connection { counting, cluster, mark: Mark::read(&info)? };
+    let bus =
+        timeout(CONNECT_DEADLINE, client.get_async_pubsub()).await.context("connecting to the bus")??;
+    Ok(Opened { connection, bus, superseded })
+}
+
+/// Waits until Sentinels name another master. As long as none answers, the one that is known stays.
+async fn superseded(mut sentinels: SentinelClient, master: ConnectionAddr, every: Duration) {
+    let mut ticks = interval(every);
+    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+    ticks.reset();
+    loop {
+        ticks.tick().await;
+        match timeout(CONNECT_DEADLINE, sentinels.async_get_client()).await {
+            Ok(Ok(client)) if client.get_connection_info().addr() != &master => return,
+            Ok(Ok(_)) => {}
+            Ok(Err(error)) => tracing::debug!(%error, "no Sentinel names a master"),
+            Err(_) => tracing::debug!("the Sentinels are silent"),
+        }
+    }
+}

@@ -1,0 +1,124 @@
+//! A URL or a CA that changes while it is used: a bad one is kept out, and what works goes on.
+
+use std::{
+    sync::{Mutex, MutexGuard, PoisonError},
+    time::{Duration, Instant},
+};
+
+use super::connection::Secrets;
+
+/// How often what was refused is tried again: its server may only be starting.
+const RETRY: Duration = Duration::from_secs(5);
+
+/// How often a changed URL or CA was taken over, and refused.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Reloads {
+    /// Changes that were taken over.
+    pub taken: u64,
+    /// Changes that were refused. One that is tried again counts once.
+    pub refused: u64,
+}
+
+/// Which secrets work, and why others do not.
+#[derive(Default)]
+pub(super) struct Reload(Mutex<State>);
+
+#[derive(Default)]
+struct State {
+    /// What connected last.
+    in_use: Option<Secrets>,
+    refused: Option<Refused>,
+    /// Why there is no connection.
+    down: Option<String>,
+    reloads: Reloads,
+}
+
+struct Refused {
+    /// `None`: they could not be read.
+    what: Option<Secrets>,
+    at: Instant,
+    why: String,
+}
+
+/// Secrets as they were read just now; an error says why they could not be.
+pub(super) type Newest = Result<Secrets, String>;
+
+impl Reload {
+    /// What connected last, unless that is what was read.
+    pub(super) fn instead_of(&self, newest: &Newest) -> Option<Secrets> {
+        self.state().in_use.clone().filter(|in_use| newest.as_ref() != Ok(in_use))
+    }
+
+    /// What is to be tried beside the connection that there is, if anything.
+    pub(super) fn candidate(&self, newest: Newest) -> Option<Secrets> {
+        {
+            let mut state = self.state();
+            if newest.as_ref().ok() == state.in_use.as_ref() {
+                state.refused = None;
+                return None;
+            }
+            let known =
+                state.refused.as_ref().filter(|refused| refused.what.as_ref() == newest.as_ref().ok());
+            if known.is_some_and(|refused| refused.at.elapsed() < RETRY) {
+                return None;
+            }
+        }
+        newest.map_err(|error| self.refuse(None, error)).ok()
+    }
+
+    /// They connected.
+    pub(super) fn take(&self, secrets: Secrets) {
+        let mut state = self.state();
+        state.down = None;
+        if state.in_use.as_ref() == Some(&secrets) {
+            return;
+        }
+        state.refused = None;
+        if state.in_use.replace(secrets).is_some() {
+            state.reloads.taken += 1;
+            tracing::info!("redis is connected with the changed URL or CA");
+        }
+    }
+
+    /// They did not connect, or could not be read, and others are in use.
+    pub(super) fn refuse(&self, what: Option<Secrets>, why: String) {
+        let mut state = self.state();
+        if state.refused.as_ref().is_none_or(|refused| refused.what != what) {
+            state.reloads.refused += 1;
+            tracing::error!(error = why, "the changed URL or CA of redis is refused; going on as before");
+        }
+        state.refused = Some(Refused { what, at: Instant::now(), why });
+    }
+
+    /// There is no connection. Says whether that is news.
+    pub(super) fn is_down(&self, why: String) -> bool {
+        let mut state = self.state();
+        let is_news = state.down.as_ref() != Some(&why);
+        state.down = Some(why);
+        is_news
+    }
+
+    /// Why there is no connection, or not the one that is asked for.
+    pub(super) fn trouble(&self) -> Option<String> {
+        let state = self.state();
+        let refused = state
+            .refused
+            .as_ref()
+            .map(|refused| format!("the changed URL or CA is refused: {}", refused.why));
+        state.down.clone().or(refused)
+    }
+
+    pub(super) fn reloads(&self) -> Reloads {
+        self.state().reloads
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl std::fmt::Debug for Reload {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Reload").field("reloads", &self.reloads()).finish_non_exhaustive()
+    }
+}
