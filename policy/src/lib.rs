@@ -27,6 +27,7 @@ pub mod targeted;
 pub mod template;
 #[cfg(test)]
 mod testing;
+pub mod ttl;
 pub mod validation;
 pub mod values;
 pub mod vary;

@@ -7,6 +7,7 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
+use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use hyper::body::Incoming;
 use larder_flight::{FillError, Reader};
 
@@ -18,6 +19,8 @@ pub enum Body {
     Stream(Source),
     /// Passed on as it comes, to several who asked for the same, and into the cache.
     Fill(Reader<Source>),
+    /// One of these, with something before and after it.
+    Between(Option<Bytes>, Box<Body>, Option<Bytes>),
 }
 
 impl Body {
@@ -31,9 +34,14 @@ impl Body {
         Self::Full(None)
     }
 
+    /// A body with something before and after it.
+    pub fn between(before: Bytes, body: Self, after: Bytes) -> Self {
+        Self::Between(Some(before), Box::new(body), Some(after))
+    }
+
     /// What the application sends.
     pub fn stream(network: Incoming) -> Self {
-        Self::Stream(Source::new(network))
+        Self::Stream(Source::new(Network::Application(network)))
     }
 }
 
@@ -64,6 +72,14 @@ impl HttpBody for Body {
             Self::Fill(reader) => {
                 Pin::new(reader).poll_frame(context).map(|frame| frame.map(|frame| Ok(frame?)))
             }
+            Self::Between(before, body, after) => {
+                if let Some(before) = before.take() {
+                    return Poll::Ready(Some(Ok(Frame::data(before))));
+                }
+                let frame =
+                    if body.is_end_stream() { None } else { ready!(Pin::new(body).poll_frame(context)) };
+                Poll::Ready(frame.or_else(|| after.take().map(|after| Ok(Frame::data(after)))))
+            }
         }
     }
 
@@ -72,6 +88,7 @@ impl HttpBody for Body {
             Self::Full(bytes) => bytes.is_none(),
             Self::Stream(source) => source.is_end_stream(),
             Self::Fill(reader) => reader.is_end_stream(),
+            Self::Between(before, body, after) => before.is_none() && after.is_none() && body.is_end_stream(),
         }
     }
 
@@ -80,44 +97,98 @@ impl HttpBody for Body {
             Self::Full(bytes) => SizeHint::with_exact(bytes.as_ref().map_or(0, |bytes| bytes.len() as u64)),
             Self::Stream(source) => source.size_hint(),
             Self::Fill(reader) => reader.size_hint(),
+            Self::Between(before, body, after) => {
+                let more = [before, after].into_iter().flatten().map(|bytes| bytes.len() as u64).sum();
+                longer(&body.size_hint(), more)
+            }
         }
     }
 }
 
-/// Why the application's body broke off.
+/// Why a body broke off on its way here.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The application broke it off.
     #[error("the application broke the body off: {0}")]
     Broken(#[from] hyper::Error),
+    /// A source of the policy's broke it off, or took too long.
+    #[error("the source broke the body off: {0}")]
+    Source(#[source] anyhow::Error),
     /// It is not as long as it was said to be.
     #[error("the part that the application sent is not as long as it says")]
     Length,
 }
 
-/// What the application sends, perhaps with what was stored of it before and after.
+/// A body as it comes.
+#[derive(Debug)]
+pub enum Network {
+    /// From the application.
+    Application(Incoming),
+    /// From a source of the policy's.
+    Source(BoxBody<Bytes, SourceError>),
+}
+
+impl Network {
+    /// A text of a source's.
+    pub fn text(text: Bytes) -> Self {
+        Self::Source(Full::new(text).map_err(|never| match never {}).boxed())
+    }
+}
+
+impl HttpBody for Network {
+    type Data = Bytes;
+    type Error = SourceError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, SourceError>>> {
+        match self.get_mut() {
+            Self::Application(body) => {
+                Pin::new(body).poll_frame(context).map(|frame| frame.map(|frame| Ok(frame?)))
+            }
+            Self::Source(body) => Pin::new(body).poll_frame(context),
+        }
+    }
+
+    fn is_end_stream(&self) -> bool {
+        match self {
+            Self::Application(body) => body.is_end_stream(),
+            Self::Source(body) => body.is_end_stream(),
+        }
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        match self {
+            Self::Application(body) => body.size_hint(),
+            Self::Source(body) => body.size_hint(),
+        }
+    }
+}
+
+/// A body as it comes, perhaps with what was stored of it before and after.
 #[derive(Debug)]
 pub struct Source {
     before: Option<Bytes>,
-    network: Incoming,
+    network: Network,
     /// How much of it is still to come, where that is known from elsewhere.
     left: Option<u64>,
     after: Option<Bytes>,
 }
 
 impl Source {
-    /// What the application sends.
-    pub fn new(network: Incoming) -> Self {
+    /// What is sent, and nothing else.
+    pub fn new(network: Network) -> Self {
         Self { before: None, network, left: None, after: None }
     }
 
-    /// What the application sends, which must be `length` bytes, between what is at hand already.
-    pub fn between(before: Bytes, network: Incoming, length: u64, after: Bytes) -> Self {
+    /// What is sent, which must be `length` bytes, between what is at hand already.
+    pub fn between(before: Bytes, network: Network, length: u64, after: Bytes) -> Self {
         let some = |bytes: Bytes| (!bytes.is_empty()).then_some(bytes);
         Self { before: some(before), network, left: Some(length), after: some(after) }
     }
 
-    /// The application's part is over.
+    /// What is sent is over.
     fn end_of_network(&mut self) -> Option<Result<Frame<Bytes>, SourceError>> {
         match self.left {
             Some(1..) => Some(Err(SourceError::Length)),
@@ -170,11 +241,16 @@ impl HttpBody for Source {
         if let Some(left) = self.left {
             return SizeHint::with_exact(left + more);
         }
-        let mut hint = SizeHint::new();
-        hint.set_lower(network.lower() + more);
-        if let Some(upper) = network.upper() {
-            hint.set_upper(upper + more);
-        }
-        hint
+        longer(&network, more)
     }
+}
+
+/// The length of a body with so many bytes more.
+fn longer(hint: &SizeHint, more: u64) -> SizeHint {
+    let mut longer = SizeHint::new();
+    longer.set_lower(hint.lower() + more);
+    if let Some(upper) = hint.upper() {
+        longer.set_upper(upper + more);
+    }
+    longer
 }

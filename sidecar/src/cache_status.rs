@@ -17,6 +17,10 @@ pub enum Tier {
     L2,
     /// A Postgres source.
     Postgres,
+    /// An HTTP source.
+    Http,
+    /// The table of last good answers.
+    LastKnownGood,
     /// The application.
     Application,
     /// Nobody: it could not be answered.
@@ -25,7 +29,15 @@ pub enum Tier {
 
 impl Tier {
     /// Every tier, in the order of [`Tier::index`].
-    pub const ALL: [Self; 5] = [Self::L1, Self::L2, Self::Postgres, Self::Application, Self::Nowhere];
+    pub const ALL: [Self; 7] = [
+        Self::L1,
+        Self::L2,
+        Self::Postgres,
+        Self::Http,
+        Self::LastKnownGood,
+        Self::Application,
+        Self::Nowhere,
+    ];
 
     /// The tier as headers, metrics and logs have it.
     pub const fn as_str(self) -> &'static str {
@@ -33,6 +45,8 @@ impl Tier {
             Self::L1 => "l1",
             Self::L2 => "l2",
             Self::Postgres => "postgres",
+            Self::Http => "http",
+            Self::LastKnownGood => "last-known-good",
             Self::Application => "app",
             Self::Nowhere => "none",
         }

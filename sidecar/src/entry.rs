@@ -1,7 +1,7 @@
 //! A stored answer.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
@@ -11,7 +11,7 @@ use larder_policy::{
     Lifetimes, PurgeName,
     cache_control::RequestDirectives,
     claims::{Claims, Times},
-    freshness::{Standing, judge},
+    freshness::{self, Standing, judge},
     range::Pieces,
 };
 
@@ -36,6 +36,10 @@ pub struct Entry {
     here_since: u64,
     /// The version of the barriers that it was last checked against.
     checked: AtomicU64,
+    /// Until when it stands in for an answer that failed without anybody being asked again, in [`monotonic_ms`].
+    stands_in_until: AtomicU64,
+    /// Whether it is to be renewed early, as a reader found that had no time for it.
+    renewal_is_due: AtomicBool,
 }
 
 /// What is known of an answer before its body.
@@ -78,12 +82,54 @@ impl Head {
 
 impl Entry {
     /// An entry that comes into this pod now.
-    pub fn new(head: Head, content: Content) -> Self {
+    pub fn new(mut head: Head, content: Content) -> Self {
+        let spread = spread(&head);
+        head.claims = head.claims.with_spread(spread);
         let rendered = match &content {
             Content::Whole(body) => render(&head, body.len()),
             Content::Parts(_) => Bytes::new(),
         };
-        Self { head, content, rendered, here_since: monotonic_ms(), checked: AtomicU64::new(0) }
+        Self {
+            head,
+            content,
+            rendered,
+            here_since: monotonic_ms(),
+            checked: AtomicU64::new(0),
+            stands_in_until: AtomicU64::new(0),
+            renewal_is_due: AtomicBool::new(false),
+        }
+    }
+
+    /// How long it has been in this pod.
+    pub fn here_for(&self) -> Duration {
+        Duration::from_millis(monotonic_ms().saturating_sub(self.here_since))
+    }
+
+    /// It stands in for an answer that failed: for a while, it does so without anybody being asked again.
+    pub fn stands_in_for(&self, interval: Duration) {
+        let until = monotonic_ms().saturating_add(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX));
+        self.stands_in_until.store(until, Ordering::Relaxed);
+    }
+
+    /// Whether it stands in without anybody being asked.
+    pub fn stands_in(&self) -> bool {
+        let until = self.stands_in_until.load(Ordering::Relaxed);
+        until != 0 && monotonic_ms() < until
+    }
+
+    /// Whether it is to be renewed though it is fresh for `left`, by XFetch.
+    pub fn is_renewed_early(&self, left: Duration) -> bool {
+        freshness::refreshes_early(&self.head.claims, left, self.head.resident(), fastrand::u64(..))
+    }
+
+    /// Has it renewed by the next reader that can.
+    pub fn ask_for_renewal(&self) {
+        self.renewal_is_due.store(true, Ordering::Relaxed);
+    }
+
+    /// Whether a reader found that it is to be renewed, which no other reader has heard yet.
+    pub fn takes_renewal(&self) -> bool {
+        self.renewal_is_due.load(Ordering::Relaxed) && self.renewal_is_due.swap(false, Ordering::Relaxed)
     }
 
     /// The whole body, and the head as HTTP/1 writes it, without the empty line at its end.
@@ -127,6 +173,17 @@ impl Entry {
         };
         OVERHEAD + headers + self.rendered.len() + content + self.head.names.len() * size_of::<PurgeName>()
     }
+}
+
+/// Where an answer stands among those that were stored at the same time: the same in every pod.
+fn spread(head: &Head) -> u16 {
+    let name = head.names.first().map_or([0; 8], |name| {
+        let mut start = [0; 8];
+        start.copy_from_slice(&name.as_bytes()[..8]);
+        start
+    });
+    let mixed = (u64::from_le_bytes(name) ^ head.times.received_at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    (mixed >> 48) as u16
 }
 
 fn render(head: &Head, length: usize) -> Bytes {

@@ -1,14 +1,13 @@
 //! The cache that the pods share: Redis.
 //!
-//! A request waits for Redis at most as long as the policy's `timeout`, and not at all while the breaker is open or the
-//! connection is down. [`link`] keeps the connection and hears of purges; [`commands`] is what is said to Redis.
+//! A request waits for Redis at most as long as the policy's `timeout`, or `hardTimeout` if nobody else can answer, and not
+//! at all while the breaker is open or the connection is down. [`link`] keeps the connection and hears of purges; [`commands`] is what is said to Redis.
 
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use larder_policy::{PurgeName, spec, vary};
-use tokio::sync::{broadcast, watch};
 
 use crate::{
     barriers::{Barriers, Heard, Stamp},
@@ -26,10 +25,12 @@ mod commands;
 mod connection;
 mod generation;
 mod keyspace;
+mod lease;
 mod link;
 mod reload;
 
 pub use keyspace::Keyspace;
+pub use lease::{Lease, Leased, Woken};
 use link::Link;
 pub use reload::Reloads;
 
@@ -51,6 +52,15 @@ pub enum L2Error {
     /// It said no, or the connection broke.
     #[error("redis: {0}")]
     Redis(#[from] redis::RedisError),
+}
+
+/// How long a request waits for Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Patience {
+    /// `timeout`: a source can answer.
+    Soft,
+    /// `hardTimeout`: nobody else can.
+    Hard,
 }
 
 /// What a lookup found.
@@ -82,6 +92,8 @@ pub struct L2 {
     link: Arc<Link>,
     breaker: Breaker,
     timeout: Duration,
+    hard_timeout: Duration,
+    max_object_size: Option<u64>,
     barriers: Arc<Barriers>,
     telemetry: Arc<Telemetry>,
 }
@@ -110,6 +122,8 @@ impl L2 {
             link,
             breaker: Breaker::new(FAILURES, PAUSE),
             timeout: spec.timeout.0,
+            hard_timeout: spec.hard_timeout().0,
+            max_object_size: spec.max_object_size.map(|size| size.0),
             barriers,
             telemetry,
         }
@@ -130,16 +144,6 @@ impl L2 {
         self.link.reloads()
     }
 
-    /// Whether it is connected, and when that changes.
-    pub fn connected(&self) -> watch::Receiver<bool> {
-        self.link.connected()
-    }
-
-    /// What is said on the bus about leases, from now on: each begins with `L `.
-    pub fn lease_messages(&self) -> broadcast::Receiver<Bytes> {
-        self.link.lease_messages()
-    }
-
     /// Looks up a key, and learns in the same round trip where the order of purges stands. `shape` and `targets` are the
     /// policy's: what was stored under another shape is not found.
     ///
@@ -152,8 +156,17 @@ impl L2 {
         request: &HeaderMap,
         names: &[PurgeName],
         targets: &[HeaderName],
+        patience: Patience,
     ) -> Result<Lookup, L2Error> {
-        self.timed("lookup", self.timeout, async {
+        let deadline = match patience {
+            Patience::Soft => self.timeout,
+            Patience::Hard => self.hard_timeout,
+        };
+        // Where nobody else can answer it is asked whatever the breaker says: slow is better than nothing.
+        if patience == Patience::Soft && !self.breaker.allows() {
+            return Err(L2Error::Down);
+        }
+        self.attempt("lookup", deadline, async {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
             let primary = self.keys.primary(shape, key);
             let reply = commands::lookup(&mut connection, self.keys.barriers(), names, &primary).await?;
@@ -188,7 +201,12 @@ impl L2 {
         .await
     }
 
-    /// Stores an answer for as long as it is fresh.
+    /// Whether an answer is not too large for it.
+    pub fn takes(&self, entry: &Entry) -> bool {
+        self.max_object_size.is_none_or(|most| entry.weight() as u64 <= most)
+    }
+
+    /// Stores an answer for as long as it is of use.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling; nothing is stored then.
@@ -199,10 +217,10 @@ impl L2 {
         vary: &[HeaderName],
         variant: &str,
         entry: &Entry,
-        fresh_for: Duration,
+        keep: Duration,
     ) -> Result<(), L2Error> {
         // Nobody waits for this one: a large body may take longer than a lookup.
-        self.timed("store", self.timeout * 10, async {
+        self.timed("store", self.hard_timeout, async {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
             let mut records = Vec::with_capacity(2);
             if vary.is_empty() {
@@ -211,7 +229,7 @@ impl L2 {
                 records.push((self.keys.primary(shape, key), codec::encode_vary(vary)));
                 records.push((self.keys.variant(shape, key, variant), codec::encode(entry)));
             }
-            Ok(commands::store(&mut connection, &records, fresh_for).await?)
+            Ok(commands::store(&mut connection, &records, keep).await?)
         })
         .await
     }

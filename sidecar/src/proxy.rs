@@ -1,6 +1,10 @@
 //! The way of a request.
 
-use std::{net::IpAddr, sync::Arc, time::Instant};
+use std::{
+    net::IpAddr,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use bytes::Bytes;
 use http::{
@@ -28,15 +32,20 @@ use crate::{
 
 mod application;
 mod ask;
+mod envelope;
 mod fetch;
 mod fill;
 mod keep;
 mod lane;
 mod look;
+mod persist;
 mod question;
 mod refresh;
+mod rescue;
 mod serve;
+mod sources;
 mod tunnel;
+mod turns;
 mod write;
 
 pub use ask::Landing;
@@ -70,6 +79,16 @@ struct Answered {
     route: Option<usize>,
     outcome: Outcome,
     tier: Tier,
+    /// How long what it gives is stored for yet, if it is.
+    life: Option<Life>,
+}
+
+/// Since when, and for how long yet, an answer is fresh.
+#[derive(Clone, Copy, Debug)]
+struct Life {
+    /// Milliseconds since the Unix epoch.
+    received_at: u64,
+    left: Duration,
 }
 
 impl Proxy {
@@ -104,7 +123,8 @@ impl Proxy {
         let started = Instant::now();
         let serving = Arc::clone(&self.config.serving());
         let is_http2 = request.version() == Version::HTTP_2;
-        let Answered { mut response, route, outcome, tier } = self.answer(&serving, request, client).await;
+        let Answered { mut response, route, outcome, tier, life: _ } =
+            self.answer(&serving, request, client).await;
         serving.route_stats(route).answered(outcome, tier);
         let name = route.map_or(NO_ROUTE, |index| &serving.policy.routes()[index].name);
         self.telemetry.answered(name, outcome, started.elapsed());
@@ -167,7 +187,7 @@ impl Proxy {
         let bypass = not_for_the_cache(serving, rules, uri.query(), request.headers(), &survey)
             .or((method == Method::POST && survey.is_conditional()).then_some(Bypass::Precondition))
             .or((!is_keyed && !request.body().is_end_stream()).then_some(Bypass::Content));
-        // What the sources answer depends on the path alone, and the application may have no such path.
+        // What the sources answer depends on path and query alone, and the application may have no such path.
         if let Some(bypass) = bypass.filter(|_| rules.sources.is_empty()) {
             return self.pass(request, client, Forward::Bypass(bypass), Some(route)).await;
         }
@@ -184,12 +204,14 @@ impl Proxy {
             None => Bytes::new(),
         };
         let question = Question::new(serving, route, self.target, head, content, client, &survey);
-        match bypass {
+        let answered = match bypass {
             None => self.look_up(question).await,
             Some(bypass) => {
-                self.ask_sources(Errand::new(question, None, Forward::Bypass(bypass)), None).await
+                let errand = Errand::new(question, None, Forward::Bypass(bypass));
+                self.ask_sources(Errand { stores: false, ..errand }).await
             }
-        }
+        };
+        if rules.envelope { answered.wrapped() } else { answered }
     }
 
     /// Passes a request on, whatever is stored.
@@ -245,7 +267,7 @@ impl Proxy {
 impl Answered {
     /// An answer of the sidecar's own.
     fn problem(problem: Problem, route: Option<usize>) -> Self {
-        Self { response: problem.response(), route, outcome: Outcome::Error, tier: Tier::Nowhere }
+        Self { response: problem.response(), route, outcome: Outcome::Error, tier: Tier::Nowhere, life: None }
     }
 }
 
@@ -335,7 +357,7 @@ fn changed_protocol(from_client: OnUpgrade, mut response: Response<Incoming>, cl
     }
     tokio::spawn(tunnel::join(from_client, hyper::upgrade::on(&mut response)));
     let response = response.map(Body::stream);
-    Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Application }
+    Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
 }
 
 fn passed(response: Response<Incoming>, reason: Forward, route: Option<usize>) -> Answered {
@@ -344,7 +366,7 @@ fn passed(response: Response<Incoming>, reason: Forward, route: Option<usize>) -
     CacheStatus::Forwarded { reason, status, tier: Tier::Application, answer: Became::Passed }
         .append_to(response.headers_mut());
     let outcome = if route.is_some() { Outcome::Bypass } else { Outcome::Pass };
-    Answered { response, route, outcome, tier: Tier::Application }
+    Answered { response, route, outcome, tier: Tier::Application, life: None }
 }
 
 /// The application did not answer, unless the request broke off before it was whole.

@@ -1,6 +1,6 @@
 //! Places besides the application that can answer a miss.
 
-use std::sync::Arc;
+use std::{error::Error, io, sync::Arc};
 
 use larder_policy::policy;
 
@@ -45,6 +45,15 @@ impl Source {
         }
     }
 
+    /// What is wrong with what it was told of where it is and whom to trust, if anything is; what it was told before counts as
+    /// long as it works. There is no secret in it.
+    pub fn trouble(&self) -> Option<String> {
+        match self {
+            Self::Postgres(source) => source.trouble(),
+            Self::Http(source) => source.trouble(),
+        }
+    }
+
     /// What it is, as metrics and the admin API have it.
     pub const fn kind(&self) -> &'static str {
         match self {
@@ -52,4 +61,15 @@ impl Source {
             Self::Http(_) => "http",
         }
     }
+}
+
+/// Whether a connection failed because of a certificate.
+fn blames_certificate(error: &(dyn Error + 'static)) -> bool {
+    if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
+        return true;
+    }
+    // Its source is that of what it holds.
+    let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
+    let held = held.map(|held| -> &(dyn Error + 'static) { held });
+    held.or_else(|| error.source()).is_some_and(blames_certificate)
 }

@@ -77,17 +77,20 @@ pub struct Http {
     #[serde(default = "default_http_timeout")]
     pub timeout: Duration,
 
-    /// How long an answer may take in all before it is given up.
-    #[serde(default = "default_http_hard_timeout")]
-    pub hard_timeout: Duration,
+    /// How long an answer may take in all before it is given up. Without it, 10s, or `timeout` if that is longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hard_timeout: Option<Duration>,
 }
 
 fn default_http_timeout() -> Duration {
     Duration::from_secs(1)
 }
 
-fn default_http_hard_timeout() -> Duration {
-    Duration::from_secs(10)
+impl Http {
+    /// How long an answer may take in all.
+    pub fn hard_timeout(&self) -> Duration {
+        self.hard_timeout.unwrap_or(self.timeout.max(Duration::from_secs(10)))
+    }
 }
 
 /// One place to ask on a miss. Exactly one member is set.

@@ -124,9 +124,10 @@ pub struct Redis {
     #[serde(default = "default_redis_timeout")]
     pub timeout: Duration,
 
-    /// How long Redis may take where no source could answer, and to take what is stored, for which nobody waits.
-    #[serde(default = "default_redis_hard_timeout")]
-    pub hard_timeout: Duration,
+    /// How long Redis may take where no source could answer, and to take what is stored, for which nobody waits. Without it,
+    /// 1s, or `timeout` if that is longer.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hard_timeout: Option<Duration>,
 
     /// An answer larger than this stays in the memory of its pod. Without it, whatever `l1.maxObjectSize` allows goes to
     /// Redis.
@@ -156,6 +157,9 @@ fn default_redis_timeout() -> Duration {
     Duration::from_millis(50)
 }
 
-fn default_redis_hard_timeout() -> Duration {
-    Duration::from_secs(1)
+impl Redis {
+    /// How long Redis may take where nobody else can answer.
+    pub fn hard_timeout(&self) -> Duration {
+        self.hard_timeout.unwrap_or(self.timeout.max(Duration::from_secs(1)))
+    }
 }

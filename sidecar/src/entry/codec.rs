@@ -3,6 +3,8 @@
 //! A version byte, a kind byte, then the fields in order; integers are big-endian, texts and bodies have their length
 //! before them. What a sidecar can't read, a newer version's or a broken one, is a miss.
 
+use std::time::Duration;
+
 use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use larder_policy::{
@@ -14,7 +16,9 @@ use larder_policy::{
 use super::{Content, Entry, Head};
 use crate::barriers::Stamp;
 
-const VERSION: u8 = 2;
+const VERSION: u8 = 3;
+/// In place of a TTL, where the answer gave itself none.
+const NO_TTL: u64 = u64::MAX;
 const KIND_WHOLE: u8 = 1;
 const KIND_VARY: u8 = 2;
 const KIND_PARTS: u8 = 3;
@@ -50,7 +54,7 @@ impl From<TryGetError> for Unreadable {
 
 /// Writes an answer.
 pub fn encode(entry: &Entry) -> Bytes {
-    let Head { status, headers, times, claims: _, stamp, names } = &entry.head;
+    let Head { status, headers, times, claims, stamp, names } = &entry.head;
     let mut out = BytesMut::with_capacity(entry.weight());
     let kind = match entry.content {
         Content::Whole(_) => KIND_WHOLE,
@@ -61,6 +65,7 @@ pub fn encode(entry: &Entry) -> Bytes {
     out.put_u64(stamp.order);
     out.put_u64(times.requested_at);
     out.put_u64(times.received_at);
+    out.put_u64(claims.given_ttl().map_or(NO_TTL, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(NO_TTL)));
     out.put_u16(status.as_u16());
     out.put_u16(count(names.len()));
     names.iter().for_each(|name| out.put_slice(name.as_bytes()));
@@ -132,6 +137,7 @@ pub fn decode(mut bytes: Bytes, targets: &[HeaderName]) -> Result<Record, Unread
 fn take_head(bytes: &mut Bytes, targets: &[HeaderName]) -> Result<Head, Unreadable> {
     let stamp = Stamp { generation: bytes.try_get_u64()?, order: bytes.try_get_u64()?, local: 0 };
     let times = Times { requested_at: bytes.try_get_u64()?, received_at: bytes.try_get_u64()? };
+    let given_ttl = Some(bytes.try_get_u64()?).filter(|ttl| *ttl != NO_TTL).map(Duration::from_millis);
     let status = StatusCode::from_u16(bytes.try_get_u16()?).map_err(|_| Unreadable::Field("status"))?;
     let names = (0..bytes.try_get_u16()?)
         .map(|_| PurgeName::from_bytes(&take(bytes, 16)?).ok_or(Unreadable::Field("name")))
@@ -143,7 +149,7 @@ fn take_head(bytes: &mut Bytes, targets: &[HeaderName]) -> Result<Head, Unreadab
             HeaderValue::from_maybe_shared(take_text(bytes)?).map_err(|_| Unreadable::Field("header"))?;
         headers.try_append(name, value).map_err(|_| Unreadable::Field("header"))?;
     }
-    let claims = Claims::read(status, &headers, times, targets);
+    let claims = Claims::read(status, &headers, times, targets).with_given_ttl(given_ttl);
     Ok(Head { status, headers, times, claims, stamp, names })
 }
 
@@ -173,8 +179,6 @@ fn take_name(bytes: &mut Bytes) -> Result<HeaderName, Unreadable> {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use http::header;
     use proptest::prelude::*;
 
@@ -184,6 +188,7 @@ mod tests {
     fn whole() -> Entry {
         let stamp = Stamp { generation: 7, order: 3, local: 9 };
         let mut head = Head { stamp, ..head("max-age=60", Duration::from_secs(5)) };
+        head.claims = head.claims.with_given_ttl(Some(Duration::from_millis(1500)));
         head.headers.append(header::VARY, HeaderValue::from_static("accept"));
         head.headers.append(header::VARY, HeaderValue::from_static("accept-language"));
         Entry::new(head, Content::Whole(Bytes::from_static(b"body")))
@@ -206,6 +211,7 @@ mod tests {
         assert_eq!((read.head.status, &read.head.headers), (written.head.status, &written.head.headers));
         assert_eq!(read.rendered().map(|(_, body)| &body[..]), Some(&b"body"[..]));
         assert_eq!(read.head.names, written.head.names);
+        assert_eq!(read.head.claims.given_ttl(), Some(Duration::from_millis(1500)));
         let stamp = Stamp { local: 0, ..written.head.stamp };
         assert_eq!(read.head.stamp, stamp, "a pod's own order means nothing to another");
         let names = vec![header::ACCEPT, header::ACCEPT_ENCODING];
@@ -222,8 +228,8 @@ mod tests {
     #[test]
     fn what_another_version_wrote_is_a_miss() {
         let mut bytes = encode(&whole()).to_vec();
-        bytes[0] = 1;
-        assert_eq!(decode(bytes.into(), &[]).unwrap_err(), Unreadable::Version(1));
+        bytes[0] = 2;
+        assert_eq!(decode(bytes.into(), &[]).unwrap_err(), Unreadable::Version(2));
     }
 
     proptest! {

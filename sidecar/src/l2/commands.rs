@@ -70,10 +70,9 @@ pub(super) async fn store(
     records: &[(String, Bytes)],
     keep: Duration,
 ) -> RedisResult<()> {
-    let milliseconds = u64::try_from(keep.as_millis()).unwrap_or(u64::MAX).max(1);
     let mut pipeline = redis::pipe();
     for (key, record) in records {
-        pipeline.cmd("SET").arg(key).arg(&record[..]).arg("PX").arg(milliseconds).ignore();
+        pipeline.cmd("SET").arg(key).arg(&record[..]).arg("PX").arg(milliseconds(keep)).ignore();
     }
     pipeline.query_async(connection).await
 }
@@ -120,6 +119,92 @@ pub(super) async fn purge(
 /// Loads the script of a purge, so that one takes a single round trip.
 pub(super) async fn prepare(connection: &mut Connection) -> RedisResult<()> {
     PURGE.prepare_invoke().load_async(connection.counting()).await.map(drop)
+}
+
+/// What became of asking for a lease.
+pub(super) enum LeaseReply {
+    /// It is ours; whether something is stored under its key.
+    Granted { is_stored: bool },
+    /// Another has it, for so much longer.
+    Held { left: Duration },
+}
+
+/// Takes a lease, or notes that somebody waits for it. KEYS: lease, those who wait, entry. ARGV: token, milliseconds.
+static LEASE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
+          return {1, redis.call('EXISTS', KEYS[3])}
+        end
+        redis.call('SET', KEYS[2], '1', 'PX', ARGV[2])
+        return {0, redis.call('PTTL', KEYS[1])}
+        ",
+    )
+});
+
+pub(super) async fn lease(
+    connection: &mut Connection,
+    keys: &[String; 2],
+    entry: &str,
+    token: u64,
+    term: Duration,
+) -> RedisResult<LeaseReply> {
+    let mut call = LEASE.prepare_invoke();
+    call.key(&keys[..]).key(entry).arg(token).arg(milliseconds(term));
+    let (granted, number): (bool, i64) = call.invoke_async(connection).await?;
+    Ok(if granted {
+        LeaseReply::Granted { is_stored: number > 0 }
+    } else {
+        LeaseReply::Held { left: Duration::from_millis(u64::try_from(number).unwrap_or(0)) }
+    })
+}
+
+/// Makes a lease last, if it is still this token's. Who waits, waits on. KEYS: lease. ARGV: token, milliseconds.
+static RENEW: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+        return redis.call('PEXPIRE', KEYS[1], ARGV[2])
+        ",
+    )
+});
+
+pub(super) async fn renew(
+    connection: &mut Connection,
+    lease: &str,
+    token: u64,
+    term: Duration,
+) -> RedisResult<bool> {
+    RENEW.key(lease).arg(token).arg(milliseconds(term)).invoke_async(connection).await
+}
+
+/// Gives a lease back, if it is still this token's, and tells those who wait, if anybody does. KEYS: lease, those who wait.
+/// ARGV: token, channel, message.
+static RELEASE: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        if redis.call('GET', KEYS[1]) ~= ARGV[1] then return 0 end
+        redis.call('DEL', KEYS[1])
+        if redis.call('DEL', KEYS[2]) == 1 then redis.call('PUBLISH', ARGV[2], ARGV[3]) end
+        return 1
+        ",
+    )
+});
+
+pub(super) async fn release(
+    connection: &mut Connection,
+    keys: &[String; 2],
+    token: u64,
+    channel: &str,
+    message: &[u8],
+) -> RedisResult<()> {
+    let mut call = RELEASE.prepare_invoke();
+    call.key(&keys[..]).arg(token).arg(channel).arg(message);
+    call.invoke_async::<i64>(connection).await.map(drop)
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
 /// Begins a new generation, which makes everything stale, and tells every pod; unless one has been begun already. ARGV: the

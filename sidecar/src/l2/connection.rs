@@ -205,7 +205,7 @@ impl<'a> Opener<'a> {
         let ((client, counting), _) = select_ok(asked).await?;
         let mut builder = ClusterClientBuilder::new(self.servers.nodes.clone())
             .connection_timeout(CONNECT_DEADLINE)
-            .response_timeout(CONNECT_DEADLINE.max(self.spec.hard_timeout.0))
+            .response_timeout(CONNECT_DEADLINE.max(self.spec.hard_timeout().0))
             .retries(RETRIES)
             .min_retry_wait(RETRY_WAIT.0)
             .max_retry_wait(RETRY_WAIT.1);

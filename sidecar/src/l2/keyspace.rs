@@ -43,6 +43,12 @@ impl Keyspace {
         format!("{}:{{{}}}:variant:{variant}", self.policy, self.hash(shape, key))
     }
 
+    /// The lease of a key, and who waits for it.
+    pub fn lease(&self, shape: &str, key: &str) -> [String; 2] {
+        let hash = self.hash(shape, key);
+        ["lease", "waiting"].map(|kind| format!("{}:{{{hash}}}:{kind}", self.policy))
+    }
+
     fn hash(&self, shape: &str, key: &str) -> blake3::Hash {
         blake3::hash(format!("{} {shape} {key}", self.uid).as_bytes())
     }
@@ -61,6 +67,10 @@ mod tests {
         assert!(keys("a").primary("s", "k").starts_with("larder:shop/a:{"));
         assert_ne!(keys("a").primary("s", "k"), keys("a").primary("t", "k"));
         let slot = |key: &str| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
-        assert_eq!(slot(&keys("a").primary("s", "k")), slot(&keys("a").variant("s", "k", "\naccept=x")));
+        let primary = keys("a").primary("s", "k");
+        assert_eq!(slot(&primary), slot(&keys("a").variant("s", "k", "\naccept=x")));
+        assert!(
+            keys("a").lease("s", "k").iter().all(|lease| slot(lease) == slot(&primary) && *lease != primary)
+        );
     }
 }

@@ -7,12 +7,11 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use arc_swap::ArcSwapOption;
-use bytes::Bytes;
 use futures::{StreamExt, future::BoxFuture};
 use larder_policy::{PurgeName, spec};
 use redis::aio::{PubSubSink, PubSubStream};
 use tokio::{
-    sync::{Notify, broadcast, watch},
+    sync::Notify,
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -22,6 +21,7 @@ use super::{
     commands::{self, Message},
     connection::{CONNECT_DEADLINE, Connection, Opened, Opener, Secrets},
     generation::{Mark, random},
+    lease::Leases,
     reload::{Newest, Reload, Reloads},
 };
 use crate::barriers::{Barriers, Heard};
@@ -35,10 +35,6 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 const RESYNC: Duration = Duration::from_secs(3600);
 /// More purged names than this are not remembered one by one while Redis is away: everything is purged instead.
 const MOST_REMEMBERED: usize = 4096;
-/// What messages about leases begin with.
-const LEASE: &[u8] = b"L ";
-/// So many messages about leases wait for one who is slow to read them.
-const LEASES: usize = 1024;
 
 /// Keeps a connection to Redis and listens for purges.
 ///
@@ -63,13 +59,11 @@ struct State {
     name: String,
     barriers: Arc<Barriers>,
     connection: ArcSwapOption<Connection>,
-    /// Whether there is one, for those who wait.
-    connected: watch::Sender<bool>,
     reload: Reload,
     remembered: Mutex<Remembered>,
     resync: Notify,
     acknowledgements: Acknowledgements,
-    leases: broadcast::Sender<Bytes>,
+    leases: Arc<Leases>,
 }
 
 /// A connection, with the bus at the same server.
@@ -102,12 +96,11 @@ impl Link {
             name,
             barriers,
             connection: ArcSwapOption::empty(),
-            connected: watch::Sender::new(false),
             reload: Reload::default(),
             remembered: Mutex::default(),
             resync: Notify::new(),
             acknowledgements: Acknowledgements::new(random()),
-            leases: broadcast::Sender::new(LEASES),
+            leases: Arc::default(),
         });
         let task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&state).keep_connected()));
         Arc::new(Self { state, _task: task })
@@ -116,16 +109,6 @@ impl Link {
     /// The connection, if it is up to date with the barriers.
     pub(super) fn connection(&self) -> Option<Connection> {
         self.state.connection.load().as_deref().cloned()
-    }
-
-    /// Whether there is a connection, and when that changes.
-    pub(super) fn connected(&self) -> watch::Receiver<bool> {
-        self.state.connected.subscribe()
-    }
-
-    /// Messages about leases, from now on.
-    pub(super) fn lease_messages(&self) -> broadcast::Receiver<Bytes> {
-        self.state.leases.subscribe()
     }
 
     /// Why there is no connection, or not with the URL and CA that are given now. It has no password in it.
@@ -141,6 +124,11 @@ impl Link {
     /// Purges that others acknowledge to this pod.
     pub(super) fn acknowledgements(&self) -> &Acknowledgements {
         &self.state.acknowledgements
+    }
+
+    /// Leases of others that are waited for here.
+    pub(super) fn leases(&self) -> &Arc<Leases> {
+        &self.state.leases
     }
 
     /// Reads all barriers again, soon.
@@ -194,7 +182,7 @@ impl State {
                 }
             };
             self.connection.store(None);
-            self.connected.send_replace(false);
+            self.leases.abandon();
             let error = format!("{error:#}");
             if self.reload.is_down(error.clone()) {
                 tracing::warn!(error, "redis is not connected; going on without");
@@ -244,7 +232,6 @@ impl State {
     fn accept(&self, session: &Session, secrets: Secrets) {
         self.connection.store(Some(Arc::new(session.connection.clone())));
         self.reload.take(secrets);
-        self.connected.send_replace(true);
         tracing::info!("redis is connected");
     }
 
@@ -271,10 +258,7 @@ impl State {
                     if message.get_channel_name() == acknowledgements {
                         // What can't be read counts for nobody.
                         message.get_payload().map(|order| self.acknowledgements.count(order)).ok();
-                    } else if message.get_payload_bytes().starts_with(LEASE) {
-                        // Nobody may be waiting.
-                        self.leases.send(Bytes::copy_from_slice(message.get_payload_bytes())).ok();
-                    } else {
+                    } else if !self.leases.hear(message.get_payload_bytes()) {
                         is_in_doubt |= !self.hear(message.get_payload_bytes(), connection).await?;
                     }
                 }

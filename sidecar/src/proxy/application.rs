@@ -9,7 +9,6 @@ use http::{
     response::Parts,
 };
 use http_body::Body as _;
-use hyper::body::Incoming;
 use larder_policy::{
     PurgeName,
     claims::{Claims, Times},
@@ -30,7 +29,7 @@ use super::{
     unreachable,
 };
 use crate::{
-    body::{Body, Source},
+    body::{Body, Network, Source},
     cache_status::{Became, CacheStatus, Tier},
     clock::wall_ms,
     entry::{Content, Entry, Head},
@@ -41,7 +40,7 @@ use crate::{
 /// An answer of the application as it came.
 struct Received {
     head: Parts,
-    body: Incoming,
+    body: Network,
     times: Times,
 }
 
@@ -51,7 +50,7 @@ impl Proxy {
         loop {
             let received = match self.exchange(&errand.question, &ask).await {
                 Ok(received) => received,
-                Err(error) => return errand.without_an_answer(&error),
+                Err(error) => return self.without_an_answer(errand, &error).await,
             };
             let status = received.head.status;
             match &ask {
@@ -73,7 +72,7 @@ impl Proxy {
                 Ask::ForTheRest { .. } if status == StatusCode::RANGE_NOT_SATISFIABLE => ask = Ask::ForAll,
                 _ => {
                     if is_failure(status)
-                        && let Some(answered) = errand.stand_in(Some(status))
+                        && let Some(answered) = self.rescue(&mut errand, Some(status)).await
                     {
                         return answered;
                     }
@@ -84,13 +83,26 @@ impl Proxy {
         }
     }
 
+    async fn without_an_answer(self: &Arc<Self>, mut errand: Errand, error: &UpstreamError) -> Answered {
+        if let Some(answered) = self.rescue(&mut errand, None).await {
+            tracing::warn!(
+                error = format!("{error:#}"),
+                "the application did not answer; what is stored stands in"
+            );
+            return answered;
+        }
+        let answered = unreachable(error, &errand.question.client, Some(errand.question.route));
+        errand.land(Landing::Problem(crate::problem::Problem::UpstreamUnreachable));
+        answered
+    }
+
     async fn exchange(&self, question: &Question, ask: &Ask) -> Result<Received, UpstreamError> {
         let requested_at = wall_ms();
         let response = self.forward(question.outgoing(ask), &question.client, None).await?;
         let times = Times { requested_at, received_at: wall_ms() };
         let (mut head, body) = response.into_parts();
         date_if_missing(&mut head.headers, times.received_at);
-        Ok(Received { head, body, times })
+        Ok(Received { head, body: Network::Application(body), times })
     }
 }
 
@@ -145,7 +157,7 @@ impl Errand {
         let (answer, landing) = match stored {
             Ok(vary) => {
                 let place = Place::new(question, vary);
-                place.clone().keep(Arc::clone(&entry));
+                place.clone().keep(Arc::clone(&entry), self.lease.take());
                 (Became::Stored, Landing::Stored(Arc::clone(&entry), Tier::Application, place))
             }
             Err(reason) => {
@@ -184,34 +196,6 @@ impl Errand {
         Some(((head, times), Source::between(before, body, missing.end - missing.start, after)))
     }
 
-    /// An answer from what is stored, in place of an error (RFC 5861, section 4).
-    fn stand_in(&mut self, status: Option<StatusCode>) -> Option<Answered> {
-        let stored = self.candidate.clone()?;
-        let standing = stored.head.standing(self.question.lifetimes(), &self.question.asked);
-        if !standing.verdict.serves_on_error() || stored.is_purged(&self.question.serving.barriers) {
-            return None;
-        }
-        let (reason, answer) = (self.reason, Became::StaleIfError);
-        let status = CacheStatus::Forwarded { reason, status, tier: Tier::L1, answer };
-        let answered = self.question.answer_with(&stored, status, Outcome::Stale, Tier::L1);
-        let place = Place::looked_up(&self.question, vary::names_to_store(&stored.head.headers));
-        self.land(Landing::StandIn(stored, status, place));
-        Some(answered)
-    }
-
-    fn without_an_answer(mut self, error: &UpstreamError) -> Answered {
-        if let Some(answered) = self.stand_in(None) {
-            tracing::warn!(
-                error = format!("{error:#}"),
-                "the application did not answer; what is stored stands in"
-            );
-            return answered;
-        }
-        let answered = unreachable(error, &self.question.client, Some(self.question.route));
-        self.land(Landing::Problem(crate::problem::Problem::UpstreamUnreachable));
-        answered
-    }
-
     /// Passes an answer on, and stores it if it may be. `said` is the status with which the application answered: what it gave
     /// may have been put together with what is stored.
     pub(super) fn deliver(
@@ -222,7 +206,7 @@ impl Errand {
         times: Times,
     ) -> Answered {
         let question = &self.question;
-        let (serving, route) = (Arc::clone(&question.serving), question.route);
+        let (serving, route, tier) = (Arc::clone(&question.serving), question.route, self.tier);
         let claims = Claims::read(head.status, &head.headers, times, serving.policy.targets());
         let storable = storable(&question.asker, head.status, &head.headers, &claims, question.lifetimes())
             .and_then(|vary| {
@@ -247,7 +231,7 @@ impl Errand {
         let place = Place::new(&self.question, vary);
         if self.question.is_head() {
             self.freshen_what_get_stored(&head, times);
-            store(stored, place, Content::Whole(Bytes::new()));
+            store(stored, place, Content::Whole(Bytes::new()), None);
             self.land(Landing::Unshared);
             return self.passed_on(said, head, Body::Stream(source), Became::Stored);
         }
@@ -262,17 +246,22 @@ impl Errand {
                 serving.not_stored(route, NotStored::ContentRange);
                 return self.passed_on(said, head, Body::Stream(source), Became::Passed);
             }
-            let observer = PartFill::new(stored, place, range, known);
+            let observer = PartFill::new(stored, place, range, known, self.lease.take());
             let (_, reader) = larder_flight::fill(source, limit, Box::new(observer));
             self.land(Landing::Unshared);
             return self.passed_on(said, head, Body::Fill(reader), Became::Stored);
         }
         let has_it_already = self.question.has_it_already(&stored);
         let slot = Slot::default();
-        let observer = WholeFill::new(stored.clone(), place.clone(), slot.clone());
+        let observer = WholeFill::new(stored.clone(), place.clone(), slot.clone(), self.lease.take());
         let (fill, reader) = larder_flight::fill(source, limit, Box::new(observer));
         if let Some(lead) = self.lead.take() {
-            slot.hold(lead.land(Landing::Coming(Arc::new(Coming { head: stored, place, fill }))));
+            slot.hold(lead.land(Landing::Coming(Arc::new(Coming {
+                head: stored.clone(),
+                place,
+                fill,
+                tier,
+            }))));
         }
         if has_it_already {
             tokio::spawn(drain(Body::Fill(reader), limit));
@@ -280,7 +269,9 @@ impl Errand {
             head.headers = validation::not_modified_headers(&head.headers);
             return self.passed_on(said, head, Body::empty(), Became::Stored);
         }
-        self.passed_on(said, head, Body::Fill(reader), Became::Stored)
+        let life = self.question.life_of(&stored);
+        let answered = self.passed_on(said, head, Body::Fill(reader), Became::Stored);
+        Answered { life: Some(life), ..answered }
     }
 
     /// What is stored of the head of an answer.
@@ -293,12 +284,12 @@ impl Errand {
         Head { status: head.status, headers, times, claims, stamp: self.stamp, names }
     }
 
-    fn passed_on(&self, said: StatusCode, head: Parts, body: Body, answer: Became) -> Answered {
+    pub(super) fn passed_on(&self, said: StatusCode, head: Parts, body: Body, answer: Became) -> Answered {
         let status = Some(said);
         let mut response = Response::from_parts(head, body);
-        CacheStatus::Forwarded { reason: self.reason, status, tier: Tier::Application, answer }
+        CacheStatus::Forwarded { reason: self.reason, status, tier: self.tier, answer }
             .append_to(response.headers_mut());
-        self.question.answered(response, Outcome::Miss, Tier::Application)
+        self.question.answered(response, Outcome::Miss, self.tier)
     }
 
     /// RFC 9111, section 4.3.5: an answer to HEAD renews what is stored of GET, or shows that it no longer holds.
@@ -318,7 +309,7 @@ impl Errand {
         let headers = validation::freshen(&stored.head.headers, &storing::kept_headers(&head.headers));
         let claims = Claims::read(stored.head.status, &headers, times, question.serving.policy.targets());
         let head = Head { headers, claims, times, ..stored.head.clone() };
-        place.keep(Arc::new(Entry::new(head, stored.content.clone())));
+        store(head, place, stored.content.clone(), None);
     }
 }
 

@@ -12,6 +12,7 @@ use crate::{
     body::{Body, Source},
     cache_status::{Became, CacheStatus, Forward, Tier},
     entry::{Entry, Head},
+    l2::Patience,
     problem::Problem,
     stats::Outcome,
 };
@@ -20,7 +21,7 @@ use crate::{
 const JOINS: usize = 4;
 
 /// How long a request waits for another's answer before it asks for itself.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 
 /// What came of asking, for those who waited.
 #[derive(Clone, Debug)]
@@ -43,6 +44,7 @@ pub struct Coming {
     pub(super) head: Head,
     pub(super) place: Place,
     pub(super) fill: Fill<Source>,
+    pub(super) tier: Tier,
 }
 
 impl Proxy {
@@ -50,10 +52,13 @@ impl Proxy {
     pub(super) async fn look_up(self: &Arc<Self>, question: Question) -> Answered {
         let (part, candidate, reason) = match question.look_in_memory() {
             Looked::Usable(entry, standing) => {
-                if standing.verdict.refreshes() {
+                if question.renews(&entry, &standing) {
                     self.refresh_in_background(&question, &entry);
                 }
                 return question.hit(&entry, &standing, Tier::L1);
+            }
+            Looked::StandsIn(entry) => {
+                return question.stand_in(&entry, Forward::Stale, None, Tier::L1).0;
             }
             _ if question.asked.only_if_cached => return self.only_what_is_stored(question).await,
             Looked::Candidate(entry, reason) => (None, Some(entry), reason),
@@ -72,18 +77,24 @@ impl Proxy {
     async fn only_what_is_stored(self: &Arc<Self>, question: Question) -> Answered {
         let problem = Answered::problem(Problem::OnlyIfCached, Some(question.route));
         let mut errand = Errand::new(question, None, Forward::UriMiss);
-        self.look_in_redis(&mut errand).await.unwrap_or(problem)
+        self.look_in_redis(&mut errand, Patience::Hard).await.unwrap_or(problem)
     }
 
-    async fn join(self: &Arc<Self>, errand: Errand) -> Answered {
+    async fn join(self: &Arc<Self>, mut errand: Errand) -> Answered {
+        let patience = errand.soft_timeout().unwrap_or(PATIENCE);
         let (question, reason) = (&errand.question, errand.reason);
         let mut flight = question.flight(question.key.as_str());
         for _ in 0..JOINS {
             let landing = match question.serving.flights.join(&flight) {
                 Joined::Lead(lead) => return self.lead(Errand { lead: Some(lead), ..errand }).await,
-                Joined::Wait(wait) => timeout(PATIENCE, wait).await,
+                Joined::Wait(wait) => timeout(patience, wait).await,
             };
-            let Ok(landing) = landing else { break };
+            let Ok(landing) = landing else {
+                match errand.stand_in(None) {
+                    Some(answered) => return answered,
+                    None => break,
+                }
+            };
             match landing {
                 // The one who asked has gone: somebody else asks.
                 None => {}
@@ -173,7 +184,7 @@ impl Question {
 
     /// An answer from what is on its way, from its start; `None` if that is no longer to be had.
     fn read_along(&self, coming: &Coming, reason: Forward) -> Option<Answered> {
-        let Coming { head, fill, .. } = coming;
+        let Coming { head, fill, tier, .. } = coming;
         let mut response = if self.has_it_already(head) {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = http::StatusCode::NOT_MODIFIED;
@@ -187,9 +198,10 @@ impl Question {
         };
         let age = head.claims.initial_age() + head.resident();
         response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
-        let (status, tier) = (Some(head.status), Tier::Application);
+        let (status, tier) = (Some(head.status), *tier);
         CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed }
             .append_to(response.headers_mut());
-        Some(self.answered(response, Outcome::Collapsed, tier))
+        let answered = self.answered(response, Outcome::Collapsed, tier);
+        Some(Answered { life: Some(self.life_of(head)), ..answered })
     }
 }

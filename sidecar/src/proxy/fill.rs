@@ -3,22 +3,25 @@
 use std::{
     mem,
     sync::{Arc, Mutex, PoisonError},
+    time::Duration,
 };
 
 use bytes::Bytes;
-use http::{StatusCode, header::CONTENT_RANGE};
+use http::{HeaderMap, StatusCode, header::CONTENT_RANGE};
 use larder_flight::{GivenUp, Observer};
 use larder_policy::{
     claims::Claims,
+    lifetimes::TtlFrom,
     range::{ContentRange, Pieces, may_combine},
     storing::NotStored,
-    validation,
+    ttl, validation,
 };
 
 use super::{ask::Landing, keep::Place};
 use crate::{
     budget::Share,
     entry::{Content, Entry, Head},
+    l2::Lease,
 };
 
 /// Stores an answer when its body is whole. Until then, those who ask for the same find it in the place where it landed.
@@ -27,12 +30,13 @@ pub(super) struct WholeFill {
     place: Place,
     slot: Slot,
     room: Room,
+    lease: Option<Lease>,
 }
 
 impl WholeFill {
-    pub(super) fn new(head: Head, place: Place, slot: Slot) -> Self {
+    pub(super) fn new(head: Head, place: Place, slot: Slot, lease: Option<Lease>) -> Self {
         let room = Room::in_memory_of(&place);
-        Self { head, place, slot, room }
+        Self { head, place, slot, room, lease }
     }
 }
 
@@ -86,7 +90,7 @@ impl Observer for WholeFill {
     }
 
     fn complete(self: Box<Self>, body: Bytes) {
-        store(self.head, self.place, Content::Whole(body));
+        store(self.head, self.place, Content::Whole(body), self.lease);
         self.slot.let_go();
     }
 
@@ -108,12 +112,19 @@ pub(super) struct PartFill {
     /// What is stored of the answer.
     known: Option<Arc<Entry>>,
     room: Room,
+    lease: Option<Lease>,
 }
 
 impl PartFill {
-    pub(super) fn new(head: Head, place: Place, range: ContentRange, known: Option<Arc<Entry>>) -> Self {
+    pub(super) fn new(
+        head: Head,
+        place: Place,
+        range: ContentRange,
+        known: Option<Arc<Entry>>,
+        lease: Option<Lease>,
+    ) -> Self {
         let room = Room::in_memory_of(&place);
-        Self { head, place, range, known, room }
+        Self { head, place, range, known, room, lease }
     }
 }
 
@@ -123,7 +134,7 @@ impl Observer for PartFill {
     }
 
     fn complete(self: Box<Self>, body: Bytes) {
-        let Self { mut head, place, range, known, room: _held } = *self;
+        let Self { mut head, place, range, known, room: _held, lease } = *self;
         let Some(total) = range.total.filter(|_| body.len() as u64 == range.last - range.first + 1) else {
             return place.serving.not_stored(place.route, NotStored::ContentRange);
         };
@@ -148,7 +159,7 @@ impl Observer for PartFill {
             None => Content::Parts(pieces),
         };
         head.claims = Claims::read(head.status, &head.headers, head.times, place.serving.policy.targets());
-        store(head, place, content);
+        store(head, place, content, lease);
     }
 
     fn given_up(self: Box<Self>, why: GivenUp) {
@@ -157,11 +168,23 @@ impl Observer for PartFill {
 }
 
 /// Stores an answer, unless it was purged while it was on its way.
-pub(super) fn store(head: Head, place: Place, content: Content) {
+pub(super) fn store(mut head: Head, place: Place, content: Content, lease: Option<Lease>) {
     if place.serving.barriers.covers(&head.names, head.stamp) {
         return place.serving.not_stored(place.route, NotStored::Purged);
     }
-    place.keep(Arc::new(Entry::new(head, content)));
+    let lifetimes = &place.serving.policy.routes()[place.route].lifetimes;
+    let given = lifetimes.ttl_from.as_ref().and_then(|from| given_ttl(from, &head.headers, &content));
+    head.claims = head.claims.with_given_ttl(given);
+    place.keep(Arc::new(Entry::new(head, content)), lease);
+}
+
+/// How long an answer says that it is fresh, where its route says.
+fn given_ttl(from: &TtlFrom, headers: &HeaderMap, content: &Content) -> Option<Duration> {
+    match (from, content) {
+        (TtlFrom::Header(name), _) => ttl::of_header(headers, name),
+        (TtlFrom::Json(pointer), Content::Whole(body)) => ttl::of_json(body, pointer),
+        (TtlFrom::Json(_), Content::Parts(_)) => None,
+    }
 }
 
 fn not_stored(place: &Place, why: GivenUp, room: &Room) {

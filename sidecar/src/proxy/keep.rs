@@ -6,7 +6,7 @@ use http::HeaderName;
 use larder_policy::{PurgeName, freshness::keep_for, vary};
 
 use super::question::Question;
-use crate::{clock::monotonic_ms, entry::Entry, l1::Stored, serving::Serving};
+use crate::{clock::monotonic_ms, entry::Entry, l1::Stored, l2::Lease, serving::Serving};
 
 /// How long those who ask for what is not for sharing go to the application each by itself, without waiting to learn that.
 const UNSHARED_MS: u64 = 5_000;
@@ -74,6 +74,15 @@ impl Place {
         }
     }
 
+    /// Stores in memory, unless something that came later is there.
+    pub(super) fn keep_unless_newer(&self, entry: &Arc<Entry>) {
+        let is_newer = |known: &Entry| known.head.times.received_at >= entry.head.times.received_at;
+        match self.serving.l1.get(&self.own_key()) {
+            Some(Stored::Entry(known)) if is_newer(&known) => {}
+            _ => self.keep_in_memory(entry),
+        }
+    }
+
     /// Drops what is there: here at once, and in Redis and other pods soon, where it is purged under `name`.
     pub(super) fn forget(&self, name: PurgeName) {
         self.serving.l1.remove(&self.own_key());
@@ -82,18 +91,24 @@ impl Place {
         tokio::spawn(async move { l2.purge(&[name]).await });
     }
 
-    /// Stores in memory, and in Redis in the background: nobody waits for that.
-    pub(super) fn keep(self, entry: Arc<Entry>) {
+    /// Stores in memory, and in Redis in the background: nobody waits for that, but other pods, if it was this one's turn.
+    pub(super) fn keep(self, entry: Arc<Entry>, lease: Option<Lease>) {
         self.keep_in_memory(&entry);
-        let Some(l2) = self.serving.l2.clone().filter(|_| !self.only_here) else { return };
-        let lifetimes = &self.serving.policy.routes()[self.route].lifetimes;
-        let Some(left) = keep_for(&entry.head.claims, lifetimes).checked_sub(entry.head.resident()) else {
+        if self.only_here {
             return;
-        };
+        }
+        let lifetimes = &self.serving.policy.routes()[self.route].lifetimes;
+        let left = keep_for(&entry.head.claims, lifetimes).checked_sub(entry.head.resident());
+        let left = left.map(|left| lifetimes.in_l2.map_or(left, |most| left.min(most)));
+        let l2 = self.serving.l2.clone().filter(|l2| l2.takes(&entry));
+        let (Some(left), Some(l2)) = (left, l2) else { return };
         tokio::spawn(async move {
             let Self { serving, key, vary, variant, .. } = self;
             // A failure is counted where it happens; the entry is in memory all the same.
-            let _ = l2.store(&serving.shape, &key, &vary, &variant, &entry, left).await;
+            let stored = l2.store(&serving.shape, &key, &vary, &variant, &entry, left).await;
+            if let (Ok(()), Some(mut lease)) = (stored, lease) {
+                lease.stored();
+            }
         });
     }
 }

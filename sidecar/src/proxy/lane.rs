@@ -5,7 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 use larder_policy::{
-    Fields as _, Key, NormalPath, Survey, cache_control::RequestDirectives, credentials, key::Asked,
+    Fields as _, Key, NormalPath, Survey, cache_control::RequestDirectives, credentials, freshness::Verdict,
+    key::Asked,
 };
 
 use super::{Proxy, look::find, not_for_the_cache};
@@ -57,6 +58,9 @@ impl Lane {
         let path = NormalPath::new(path);
         let found = serving.policy.route(&Method::GET, &path, &head.lines)?;
         let route = found.route;
+        if route.envelope {
+            return None;
+        }
         let asks_caches = route.honours_clients && survey.has_directives();
         // What RFC 9111, section 3.5, says of these takes more than a look.
         let authorizes = survey.has_authorization() && !credentials::is_settled("authorization", &route.key);
@@ -82,7 +86,18 @@ impl Lane {
             return None;
         }
         let standing = entry.head.standing(&route.lifetimes, &RequestDirectives::default());
-        if !standing.verdict.serves_now() || standing.verdict.refreshes() {
+        let lifetimes = &route.lifetimes;
+        if !standing.verdict.serves_now()
+            || standing.verdict.refreshes()
+            || lifetimes.in_l1.is_some_and(|most| entry.here_for() >= most)
+        {
+            return None;
+        }
+        if let Verdict::Fresh { ttl } = standing.verdict
+            && lifetimes.early_refresh
+            && entry.is_renewed_early(ttl)
+        {
+            entry.ask_for_renewal();
             return None;
         }
         let mut number = itoa::Buffer::new();

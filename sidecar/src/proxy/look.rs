@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use http::Method;
-use larder_policy::{Fields, Key, freshness::Standing, range, vary};
+use larder_policy::{
+    Fields, Key,
+    freshness::{Standing, Verdict},
+    range, vary,
+};
 
 use super::question::Question;
 use crate::{
@@ -21,6 +25,8 @@ pub(super) enum Looked {
     Usable(Arc<Entry>, Standing),
     /// What may answer it when the application has been asked, and why it does not now.
     Candidate(Arc<Entry>, Forward),
+    /// What stands in for an answer that failed a moment ago.
+    StandsIn(Arc<Entry>),
     /// What is stored of the answer, which is not all.
     Part(Arc<Entry>),
     /// Nothing, and why.
@@ -49,10 +55,34 @@ impl Question {
 
     fn look_under(&self, key: &Key) -> Looked {
         match find(&self.serving, &mut key.as_str().to_owned(), &self.headers) {
-            Ok(entry) => self.weigh(entry),
+            Ok(entry) => match self.weigh(entry) {
+                Looked::Candidate(entry, _) if entry.stands_in() && self.asked.is_empty() => {
+                    Looked::StandsIn(entry)
+                }
+                // Another pod may have stored something newer in L2.
+                Looked::Usable(entry, _) if !self.keeps_in_l1(&entry) => {
+                    Looked::Candidate(entry, self.why(Forward::Stale))
+                }
+                looked => looked,
+            },
             Err(Missing::Nothing) => Looked::Nothing(self.why(Forward::UriMiss)),
             Err(Missing::OtherVariants) => Looked::Nothing(self.why(Forward::VaryMiss)),
             Err(Missing::Unshared) => Looked::Unshared,
+        }
+    }
+
+    /// Whether what is in memory answers without another look into L2.
+    pub(super) fn keeps_in_l1(&self, entry: &Entry) -> bool {
+        self.lifetimes().in_l1.is_none_or(|most| entry.here_for() < most)
+    }
+
+    /// Whether an answer that is served is to be renewed behind it.
+    pub(super) fn renews(&self, entry: &Entry, standing: &Standing) -> bool {
+        let is_early =
+            |left| self.lifetimes().early_refresh && (entry.takes_renewal() || entry.is_renewed_early(left));
+        match standing.verdict {
+            Verdict::Fresh { ttl } => is_early(ttl),
+            verdict => verdict.refreshes(),
         }
     }
 

@@ -1,6 +1,6 @@
 //! Answers made from what is stored.
 
-use std::ops::Range;
+use std::{ops::Range, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -8,12 +8,12 @@ use http::{
     header::{AGE, CONTENT_LENGTH, CONTENT_RANGE},
 };
 use larder_policy::{
-    freshness::Standing,
+    freshness::{Standing, Verdict},
     range::{self, ContentRange},
     validation::{self, Precondition},
 };
 
-use super::{Answered, question::Question};
+use super::{Answered, Life, question::Question};
 use crate::{
     body::Body,
     cache_status::{CacheStatus, Tier, ttl_seconds},
@@ -40,11 +40,19 @@ impl Question {
         let age = entry.head.claims.initial_age() + entry.head.resident();
         response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
         status.append_to(response.headers_mut());
-        self.answered(response, outcome, tier)
+        Answered { life: Some(self.life_of(&entry.head)), ..self.answered(response, outcome, tier) }
     }
 
     pub(super) fn answered(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Answered {
-        Answered { response, route: Some(self.route), outcome, tier }
+        Answered { response, route: Some(self.route), outcome, tier, life: None }
+    }
+
+    pub(super) fn life_of(&self, head: &Head) -> Life {
+        let left = match head.standing(self.lifetimes(), &self.asked).verdict {
+            Verdict::Fresh { ttl } => ttl,
+            Verdict::Stale { .. } => Duration::ZERO,
+        };
+        Life { received_at: head.times.received_at, left }
     }
 
     fn response_from(&self, entry: &Entry) -> Response<Body> {

@@ -15,7 +15,13 @@ use super::{
     Answered, Client, Proxy, application::date_if_missing, changed_protocol, fetch::Errand, passed,
     passed_body, question::Question, unreachable,
 };
-use crate::{body::Source, cache_status::Forward, clock::wall_ms, purge, serving::Serving};
+use crate::{
+    body::{Network, Source},
+    cache_status::Forward,
+    clock::wall_ms,
+    purge,
+    serving::Serving,
+};
 
 impl Proxy {
     /// Passes a write on, by what its `method` is to the application; it may ask to change to a protocol. What it made stale is
@@ -96,7 +102,12 @@ impl Proxy {
         question.asker.method = Method::POST;
         let (mut head, body) = response.into_parts();
         date_if_missing(&mut head.headers, times.received_at);
-        Errand::new(question, None, Forward::Method).deliver(head.status, head, Source::new(body), times)
+        Errand::new(question, None, Forward::Method).deliver(
+            head.status,
+            head,
+            Source::new(Network::Application(body)),
+            times,
+        )
     }
 }
 

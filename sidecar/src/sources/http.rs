@@ -8,6 +8,7 @@ use http::{
     uri::InvalidUri,
 };
 use hyper::body::Incoming;
+use hyper_util::client::legacy;
 use larder_policy::spec;
 use tokio::time::{Instant, timeout_at};
 
@@ -17,6 +18,7 @@ mod client;
 pub use body::{HttpBody, HttpBodyError};
 
 use self::client::Clients;
+use super::blames_certificate;
 use crate::{breaker::Breaker, headers::remove_hop_by_hop};
 
 /// Failures in a row that open the breaker, and for how long.
@@ -100,11 +102,11 @@ impl HttpSource {
         if !self.breaker.allows() {
             return Err(HttpError::Down);
         }
-        let limit = self.spec.hard_timeout.0;
+        let limit = self.spec.hard_timeout().0;
         let deadline = Instant::now() + limit;
         let outcome = match timeout_at(deadline, client.get(uri)).await {
             Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(HttpError::Failed(error.into())),
+            Ok(Err(error)) => Err(HttpError::of(error)),
             Err(_) => Err(HttpError::Deadline(limit)),
         };
         let response = outcome.inspect_err(|_| self.breaker.failed())?;
@@ -127,7 +129,7 @@ impl HttpSource {
 
     fn found(&self, response: Response<Incoming>, deadline: Instant) -> Response<HttpBody> {
         let (received, body) = response.into_parts();
-        let limit = self.spec.hard_timeout.0;
+        let limit = self.spec.hard_timeout().0;
         let mut response = Response::new(HttpBody::new(body, deadline, limit, Arc::clone(&self.breaker)));
         let headers = response.headers_mut();
         *headers = received.headers;
@@ -136,5 +138,17 @@ impl HttpSource {
             headers.remove(name);
         }
         response
+    }
+}
+
+impl HttpError {
+    fn of(error: legacy::Error) -> Self {
+        let blames_certificate = blames_certificate(&error);
+        let error = anyhow::Error::from(error);
+        Self::Failed(if blames_certificate {
+            error.context("name the CA of its certificate in caFrom")
+        } else {
+            error
+        })
     }
 }

@@ -2,52 +2,55 @@
 
 use std::{
     sync::{
-        Arc, Mutex,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
-    time::{Duration, Instant},
+    time::Duration,
 };
 
 use anyhow::Context;
 use bytes::Bytes;
-use deadpool_postgres::{Manager, ManagerConfig, Pool, RecyclingMethod, Runtime};
+use deadpool_postgres::{Object, PoolError};
 use larder_policy::{Values, spec, sql::BoundQuery};
-use tokio::time::{MissedTickBehavior, interval};
-use tokio_postgres::{NoTls, error::SqlState, types::ToSql};
+use tokio::{
+    sync::{Semaphore, SemaphorePermit},
+    time::{Instant, MissedTickBehavior, interval, timeout_at},
+};
+use tokio_postgres::{error::SqlState, types::ToSql};
 use tokio_util::task::AbortOnDropHandle;
 
-use crate::{breaker::Breaker, secret::read_url};
+mod pools;
+mod url;
+
+use self::pools::Pools;
+use super::blames_certificate;
+use crate::breaker::Breaker;
 
 /// Failures in a row that open the breaker, and for how long.
 const FAILURES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
-/// How often the URL is read again: a Secret's file may change.
+/// How often the URL and the CA are read again: a Secret's file may change.
 const URL_CHECK: Duration = Duration::from_secs(1);
 
 /// How often it is asked whether it is there: a route that nobody asks for says nothing about its source.
 const PROBE: Duration = Duration::from_secs(5);
 
-/// A Postgres server that routes read from. Every statement is read-only and has a deadline.
+/// A Postgres server that routes read from. Queries are read-only, and every statement has a deadline.
 #[derive(Debug)]
 pub struct PostgresSource {
     server: Arc<Server>,
-    _probe: AbortOnDropHandle<()>,
+    _watch: AbortOnDropHandle<()>,
 }
 
 #[derive(Debug)]
 struct Server {
     spec: spec::Postgres,
-    pool: Mutex<Option<Connected>>,
+    pools: Pools,
+    /// As many as connections that may be held: also by a pool and the one in its place together.
+    slots: Semaphore,
     breaker: Breaker,
     /// Whether it answered when it was last asked for anything.
     answers: AtomicBool,
-}
-
-#[derive(Debug)]
-struct Connected {
-    url: String,
-    checked: Instant,
-    pool: Pool,
 }
 
 /// Why Postgres did not answer.
@@ -56,11 +59,15 @@ pub enum PostgresError {
     /// It failed too often of late.
     #[error("postgres is not asked: it failed too often of late")]
     Down,
+    /// All connections were in use for too long. That says nothing of the server, so it does not open the breaker: who uses the
+    /// connections finds out whether it answers.
+    #[error("postgres was not asked: all {0} connections were in use; raise maxConnectionsPerPod")]
+    Busy(u16),
     /// No connection or no answer in time.
     #[error("postgres did not answer within {0:?}")]
     Deadline(Duration),
-    /// It did not like the query: it works, for other queries.
-    #[error("postgres refused the query: {0}")]
+    /// It did not like the statement: it works, for others.
+    #[error("postgres refused the statement: {}", reason(.0))]
     Refused(tokio_postgres::Error),
     /// It can't be reached, or broke down.
     #[error("postgres: {0:#}")]
@@ -71,13 +78,14 @@ impl PostgresSource {
     /// Connects in the background, to know whether it is there.
     pub fn start(spec: spec::Postgres) -> Self {
         let server = Arc::new(Server {
+            pools: Pools::new(&spec),
+            slots: Semaphore::new(usize::from(spec.max_connections_per_pod)),
             spec,
-            pool: Mutex::new(None),
             breaker: Breaker::new(FAILURES, PAUSE),
             answers: AtomicBool::new(false),
         });
-        let probe = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&server).probe()));
-        Self { server, _probe: probe }
+        let watch = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&server).watch()));
+        Self { server, _watch: watch }
     }
 
     /// What it was made from.
@@ -90,6 +98,12 @@ impl PostgresSource {
         self.server.answers.load(Ordering::Relaxed) && self.server.breaker.is_closed()
     }
 
+    /// What is wrong with the URL or the CA as they are now; the last good ones are used then, if there are any. It never has the
+    /// password in it.
+    pub fn trouble(&self) -> Option<String> {
+        self.server.pools.trouble()
+    }
+
     /// Asks it: one row is a JSON object, several are an array, none, or a parameter that the query can't cast, is `None`.
     ///
     /// # Errors
@@ -99,13 +113,57 @@ impl PostgresSource {
         query: &BoundQuery,
         values: &Values<'_>,
     ) -> Result<Option<Bytes>, PostgresError> {
+        self.ask(async |client| {
+            let statement = client.prepare_cached(&query.statement).await?;
+            let bound = query.bind(values);
+            let bound: Vec<_> = bound.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+            let rows = match client.query(&statement, &bound).await {
+                Ok(rows) => rows,
+                // A value that the query can't cast names nothing that there is.
+                Err(error) if error.code().is_some_and(is_data_exception) => return Ok(None),
+                Err(error) => return Err(error),
+            };
+            let texts = rows.iter().map(|row| row.try_get::<_, &str>(0)).collect::<Result<Vec<_>, _>>()?;
+            Ok(match texts.as_slice() {
+                [] => None,
+                [one] => Some(Bytes::copy_from_slice(one.as_bytes())),
+                several => Some(Bytes::from(format!("[{}]", several.join(",")))),
+            })
+        })
+        .await
+    }
+
+    /// Runs a statement that may write, in a transaction of its own, and says how many rows it touched.
+    ///
+    /// # Errors
+    /// If it can't be reached, is too slow, or does not like the statement or a value. Nothing is written then; after
+    /// [`PostgresError::Deadline`] and [`PostgresError::Failed`] nobody knows.
+    pub async fn execute(&self, statement: &BoundQuery, values: &Values<'_>) -> Result<u64, PostgresError> {
+        self.ask(async |client| {
+            let prepared = client.prepare_cached(&statement.statement).await?;
+            let bound = statement.bind(values);
+            let bound: Vec<_> = bound.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
+            let transaction = client.build_transaction().read_only(false).start().await?;
+            let touched = transaction.execute(&prepared, &bound).await?;
+            transaction.commit().await?;
+            Ok(touched)
+        })
+        .await
+    }
+
+    /// Has work done over one of the connections: waiting for it included, within the statement's deadline.
+    pub(super) async fn ask<T>(
+        &self,
+        work: impl AsyncFnOnce(&mut Object) -> Result<T, tokio_postgres::Error>,
+    ) -> Result<T, PostgresError> {
         let server = &self.server;
         if !server.breaker.allows() {
             return Err(PostgresError::Down);
         }
-        let outcome = server.in_time(server.query(query, values)).await;
+        let outcome = server.ask(work).await;
         match &outcome {
             Ok(_) | Err(PostgresError::Refused(_)) => server.breaker.succeeded(),
+            Err(PostgresError::Busy(_)) => {}
             Err(_) => server.breaker.failed(),
         }
         outcome
@@ -113,104 +171,111 @@ impl PostgresSource {
 }
 
 impl Server {
-    async fn probe(self: Arc<Self>) {
-        let mut ticks = interval(PROBE);
+    async fn watch(self: Arc<Self>) {
+        let mut ticks = interval(URL_CHECK);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut probed: Option<Instant> = None;
         loop {
             ticks.tick().await;
-            let answered = self.in_time(async {
-                let client = self.pool()?.get().await.context("no connection")?;
-                Ok(client.simple_query("").await.context("no answer")?)
-            });
-            if let Err(error) = answered.await {
-                tracing::debug!(%error, "postgres does not answer");
+            self.pools.renew().await;
+            if probed.is_none_or(|probed| probed.elapsed() >= PROBE) {
+                probed = Some(Instant::now());
+                self.pools.close_idle();
+                if let Err(error) = self.ask(async |client| client.simple_query("").await).await {
+                    tracing::debug!(%error, "postgres does not answer");
+                }
             }
         }
     }
 
-    async fn in_time<T>(
+    async fn ask<T>(
         &self,
-        work: impl Future<Output = Result<T, PostgresError>>,
+        work: impl AsyncFnOnce(&mut Object) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, PostgresError> {
-        let deadline = self.spec.statement_timeout.0;
-        let outcome =
-            tokio::time::timeout(deadline, work).await.unwrap_or(Err(PostgresError::Deadline(deadline)));
+        let limit = self.spec.statement_timeout.0;
+        let deadline = Instant::now() + limit;
+        let slot = match timeout_at(deadline, self.slots.acquire()).await {
+            Ok(slot) => slot.context("the connections are closed")?,
+            Err(_) => return Err(PostgresError::Busy(self.spec.max_connections_per_pod)),
+        };
+        let asked = async {
+            let mut turn = Turn::begin(&self.pools, slot).await?;
+            let outcome = work(turn.client()).await;
+            turn.hand_back();
+            outcome.map_err(|error| PostgresError::of_statement(error, limit))
+        };
+        let outcome = timeout_at(deadline, asked).await.unwrap_or(Err(PostgresError::Deadline(limit)));
         self.answers.store(matches!(outcome, Ok(_) | Err(PostgresError::Refused(_))), Ordering::Relaxed);
         outcome
     }
+}
 
-    async fn query(&self, query: &BoundQuery, values: &Values<'_>) -> Result<Option<Bytes>, PostgresError> {
-        let client = self.pool()?.get().await.context("no connection")?;
-        let statement = client.prepare_cached(&query.statement).await.map_err(PostgresError::of_query)?;
-        let bound = query.bind(values);
-        let bound: Vec<_> = bound.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
-        let rows = match client.query(&statement, &bound).await {
-            Ok(rows) => rows,
-            // Class 22, data exception: a value that the query can't cast names nothing that there is.
-            Err(error) if error.code().is_some_and(is_data_exception) => return Ok(None),
-            Err(error) => return Err(PostgresError::of_query(error)),
-        };
-        let texts = rows.iter().map(|row| row.try_get::<_, &str>(0)).collect::<Result<Vec<_>, _>>();
-        Ok(match texts.context("a row is not JSON")?.as_slice() {
-            [] => None,
-            [one] => Some(Bytes::copy_from_slice(one.as_bytes())),
-            several => Some(Bytes::from(format!("[{}]", several.join(",")))),
-        })
+/// A connection in use. One that is not handed back is closed: a statement may still run on it, which the next would wait for.
+struct Turn<'a> {
+    client: Option<Object>,
+    _slot: SemaphorePermit<'a>,
+}
+
+impl<'a> Turn<'a> {
+    async fn begin(pools: &Pools, slot: SemaphorePermit<'a>) -> Result<Self, PostgresError> {
+        let client = pools.current()?.get().await.map_err(PostgresError::of_connecting)?;
+        Ok(Self { client: Some(client), _slot: slot })
     }
 
-    fn pool(&self) -> anyhow::Result<Pool> {
-        let mut connected = self.pool.lock().unwrap_or_else(std::sync::PoisonError::into_inner);
-        if let Some(connected) =
-            connected.as_ref().filter(|connected| connected.checked.elapsed() < URL_CHECK)
-        {
-            return Ok(connected.pool.clone());
-        }
-        let url = read_url(&self.spec.url_from)?;
-        if let Some(connected) = connected.as_mut().filter(|connected| connected.url == url) {
-            connected.checked = Instant::now();
-            return Ok(connected.pool.clone());
-        }
-        let pool = self.connect(&url)?;
-        *connected = Some(Connected { url, checked: Instant::now(), pool: pool.clone() });
-        Ok(pool)
+    fn client(&mut self) -> &mut Object {
+        self.client.as_mut().expect("it is taken when the turn ends")
     }
 
-    fn connect(&self, url: &str) -> anyhow::Result<Pool> {
-        let mut config: tokio_postgres::Config = url.parse().context("the postgres URL can't be used")?;
-        let timeout = self.spec.statement_timeout.0;
-        let own = format!("-c default_transaction_read_only=on -c statement_timeout={}", timeout.as_millis());
-        let options = config.get_options().map_or_else(|| own.clone(), |theirs| format!("{theirs} {own}"));
-        config.options(options).connect_timeout(timeout);
-        if config.get_application_name().is_none() {
-            config.application_name("larder");
+    fn hand_back(mut self) {
+        drop(self.client.take());
+    }
+}
+
+impl Drop for Turn<'_> {
+    fn drop(&mut self) {
+        if let Some(client) = self.client.take() {
+            drop(Object::take(client));
         }
-        let manager =
-            Manager::from_config(config, NoTls, ManagerConfig { recycling_method: RecyclingMethod::Fast });
-        let pool = Pool::builder(manager)
-            .max_size(usize::from(self.spec.max_connections_per_pod))
-            .runtime(Runtime::Tokio1)
-            .wait_timeout(Some(timeout))
-            .build()?;
-        Ok(pool)
     }
 }
 
 impl PostgresError {
-    fn of_query(error: tokio_postgres::Error) -> Self {
-        if error.code().is_some_and(is_the_querys) {
-            Self::Refused(error)
+    fn of_connecting(error: PoolError) -> Self {
+        let blames_certificate = blames_certificate(&error);
+        let error = match error {
+            PoolError::Backend(error) => anyhow::Error::from(error),
+            error => error.into(),
+        };
+        Self::Failed(if blames_certificate {
+            error.context("no connection; name the CA of its certificate in caFrom, or write sslmode=disable")
         } else {
-            Self::Failed(anyhow::Error::from(error).context("the query failed"))
+            error.context("no connection")
+        })
+    }
+
+    fn of_statement(error: tokio_postgres::Error, limit: Duration) -> Self {
+        match error.code() {
+            // Postgres has the same deadline, and may be first to notice.
+            Some(&SqlState::QUERY_CANCELED) => Self::Deadline(limit),
+            Some(code) if is_the_statements(code) => Self::Refused(error),
+            _ => Self::Failed(anyhow::Error::from(error).context("the statement failed")),
         }
     }
 }
 
-/// Classes of errors that another query does not have: unsupported feature, cardinality, constraints, a write in a read-only
-/// transaction, functions, syntax and access rules, PL/pgSQL.
-fn is_the_querys(code: &SqlState) -> bool {
-    matches!(code.code().get(..2), Some("0A" | "21" | "23" | "25" | "2F" | "38" | "39" | "42" | "P0"))
+/// What Postgres says; the error alone says "db error".
+fn reason(error: &tokio_postgres::Error) -> String {
+    error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string)
 }
 
+/// Classes of errors that another statement does not have: unsupported feature, cardinality, data, constraints, a write in a
+/// read-only transaction, what others do at the same time, functions, syntax and access rules, PL/pgSQL.
+fn is_the_statements(code: &SqlState) -> bool {
+    let class = code.code().get(..2);
+    matches!(class, Some("0A" | "21" | "22" | "23" | "25" | "2F" | "38" | "39" | "40" | "42" | "P0"))
+}
+
+/// Class 22.
 fn is_data_exception(code: &SqlState) -> bool {
     code.code().starts_with("22")
 }

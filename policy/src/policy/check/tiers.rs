@@ -33,15 +33,15 @@ impl Check {
             let message = "is what Sentinels call the master: set it with topology: Sentinel, and only then";
             self.refuse(&format!("{at}.masterName"), message);
         }
-        self.timeouts(at, timeout.0, hard_timeout.0);
+        self.timeouts(at, timeout.0, hard_timeout.map(|hard| hard.0));
         if max_object_size.is_some_and(|size| size.0 == 0) {
             self.refuse(&format!("{at}.maxObjectSize"), "must be at least 1");
         }
     }
 
-    fn timeouts(&mut self, at: &str, timeout: time::Duration, hard: time::Duration) {
+    fn timeouts(&mut self, at: &str, timeout: time::Duration, hard: Option<time::Duration>) {
         self.positive(&format!("{at}.timeout"), timeout);
-        if hard < timeout {
+        if hard.is_some_and(|hard| hard < timeout) {
             self.refuse(&format!("{at}.hardTimeout"), "must not be shorter than timeout");
         }
     }
@@ -71,7 +71,7 @@ impl Check {
                 if let Some(ca_from) = &http.ca_from {
                     self.url_from(&format!("{at}.caFrom"), ca_from);
                 }
-                self.timeouts(&at, http.timeout.0, http.hard_timeout.0);
+                self.timeouts(&at, http.timeout.0, http.hard_timeout.map(|hard| hard.0));
                 Source::Http(http.clone())
             }
             _ => {

@@ -117,7 +117,7 @@ impl Clients {
     pub(super) fn new(spec: &spec::Http) -> Self {
         let is_secure = spec.url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
         let ca_from = spec.ca_from.clone().filter(|_| is_secure);
-        Self { is_secure, ca_from, connect_timeout: spec.hard_timeout.0, last: Mutex::default() }
+        Self { is_secure, ca_from, connect_timeout: spec.hard_timeout().0, last: Mutex::default() }
     }
 
     /// The last good client; without one, why there is none.

@@ -1,0 +1,227 @@
+//! Leases: of many pods that miss the same key, one asks for it and the others wait for what it stores.
+//!
+//! A lease is a key in Redis with a token and an end. Who waits for one says so in Redis, and is woken over the bus; a
+//! lease whose holder dies runs out. It saves work and decides nothing: two holders at once do no harm.
+
+use std::{
+    collections::HashMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use tokio::{runtime::Handle, sync::oneshot, time::interval};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{L2, L2Error, commands, generation::random};
+
+/// How long a lease lasts without being renewed: so long is waited for a holder that died.
+pub(super) const TERM: Duration = Duration::from_secs(2);
+/// A third: one renewal that is late does not lose it.
+const RENEWAL: Duration = Duration::from_millis(650);
+/// What begins a message on the bus that is about a lease.
+const MARK: &[u8] = b"L ";
+
+/// Who waits in this pod for leases of others.
+#[derive(Debug, Default)]
+pub(super) struct Leases {
+    waiting: Mutex<HashMap<Box<str>, Vec<oneshot::Sender<Woken>>>>,
+}
+
+/// Why somebody who waited for a lease goes on.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Woken {
+    /// What it was about is in Redis.
+    Stored,
+    /// It ended, and nothing was stored: each asks for itself.
+    NotStored,
+    /// Nothing was heard of it for as long as it lasts, or the bus is gone.
+    Silence,
+}
+
+/// What became of asking for a lease.
+#[derive(Debug)]
+pub enum Leased {
+    /// It is ours, and whether something was stored under its key when it became so.
+    Granted(Lease, bool),
+    /// Another pod has it.
+    Held(Waiting),
+}
+
+/// A lease of this pod's. Dropping it gives it back, and wakes those who wait for it.
+#[derive(Debug)]
+pub struct Lease {
+    l2: Arc<L2>,
+    /// Its key, and that of those who wait.
+    keys: [String; 2],
+    token: u64,
+    stored: bool,
+    _renewal: AbortOnDropHandle<()>,
+}
+
+/// Somebody who waits for a lease of another pod's.
+#[derive(Debug)]
+pub struct Waiting {
+    leases: Arc<Leases>,
+    key: Box<str>,
+    woken: oneshot::Receiver<Woken>,
+    left: Duration,
+}
+
+impl Leases {
+    fn register(self: &Arc<Self>, key: &str) -> Waiting {
+        let (sender, woken) = oneshot::channel();
+        self.lock().entry(key.into()).or_default().push(sender);
+        Waiting { leases: Arc::clone(self), key: key.into(), woken, left: TERM }
+    }
+
+    /// Takes a message on the bus, if it is about a lease.
+    pub(super) fn hear(&self, payload: &[u8]) -> bool {
+        let Some(message) = payload.strip_prefix(MARK) else { return false };
+        let Some((outcome, key)) = message.split_first() else { return true };
+        let waiting = std::str::from_utf8(key).ok().and_then(|key| self.lock().remove(key));
+        let woken = if *outcome == b'1' { Woken::Stored } else { Woken::NotStored };
+        for sender in waiting.into_iter().flatten() {
+            // One that has gone away needs no waking.
+            let _ = sender.send(woken);
+        }
+        true
+    }
+
+    /// The bus is gone: nobody is woken any more.
+    pub(super) fn abandon(&self) {
+        self.lock().clear();
+    }
+
+    fn lock(&self) -> MutexGuard<'_, HashMap<Box<str>, Vec<oneshot::Sender<Woken>>>> {
+        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl Waiting {
+    /// Waits until the lease is given back, or for as long as it lasts.
+    pub async fn woken(mut self) -> Woken {
+        match tokio::time::timeout(self.left, &mut self.woken).await {
+            Ok(Ok(woken)) => woken,
+            Ok(Err(_)) | Err(_) => Woken::Silence,
+        }
+    }
+}
+
+impl Drop for Waiting {
+    fn drop(&mut self) {
+        self.woken.close();
+        let mut waiting = self.leases.lock();
+        if let Some(senders) = waiting.get_mut(&self.key) {
+            senders.retain(|sender| !sender.is_closed());
+            if senders.is_empty() {
+                waiting.remove(&self.key);
+            }
+        }
+    }
+}
+
+impl Lease {
+    /// What it was about is in Redis: those who wait find it there.
+    pub fn stored(&mut self) {
+        self.stored = true;
+    }
+}
+
+impl Drop for Lease {
+    fn drop(&mut self) {
+        // Where no runtime is left the process ends, and the lease runs out.
+        let Ok(runtime) = Handle::try_current() else { return };
+        let (l2, keys, token, stored) = (Arc::clone(&self.l2), self.keys.clone(), self.token, self.stored);
+        runtime.spawn(async move { l2.give_back(&keys, token, stored).await });
+    }
+}
+
+impl L2 {
+    /// Asks for the lease of a key.
+    ///
+    /// # Errors
+    /// If Redis is down, slow or unwilling: then there are no leases.
+    pub async fn lease(self: &Arc<Self>, shape: &str, key: &str) -> Result<Leased, L2Error> {
+        let keys = self.keys.lease(shape, key);
+        let primary = self.keys.primary(shape, key);
+        // Before it is asked for: it may be given back at once.
+        let mut waiting = self.link.leases().register(&keys[0]);
+        let token = random();
+        let reply = self
+            .timed("lease", self.timeout, async {
+                let mut connection = self.link.connection().ok_or(L2Error::Down)?;
+                Ok(commands::lease(&mut connection, &keys, &primary, token, TERM).await?)
+            })
+            .await;
+        match reply {
+            // It may have been granted all the same: it runs out.
+            Err(error) => Err(error),
+            Ok(commands::LeaseReply::Granted { is_stored }) => {
+                let renewal = tokio::spawn(Arc::clone(self).keep_renewing(keys.clone(), token));
+                let renewal = AbortOnDropHandle::new(renewal);
+                let lease = Lease { l2: Arc::clone(self), keys, token, stored: false, _renewal: renewal };
+                Ok(Leased::Granted(lease, is_stored))
+            }
+            Ok(commands::LeaseReply::Held { left }) => {
+                waiting.left = left.min(TERM);
+                Ok(Leased::Held(waiting))
+            }
+        }
+    }
+
+    async fn keep_renewing(self: Arc<Self>, keys: [String; 2], token: u64) {
+        let mut ticks = interval(RENEWAL);
+        ticks.tick().await;
+        loop {
+            ticks.tick().await;
+            let renewed = self
+                .timed("renew", self.timeout, async {
+                    let mut connection = self.link.connection().ok_or(L2Error::Down)?;
+                    Ok(commands::renew(&mut connection, &keys[0], token, TERM).await?)
+                })
+                .await;
+            if matches!(renewed, Ok(false)) {
+                return;
+            }
+        }
+    }
+
+    async fn give_back(&self, keys: &[String; 2], token: u64, stored: bool) {
+        let given_back = self
+            .timed("release", self.hard_timeout, async {
+                let mut connection = self.link.connection().ok_or(L2Error::Down)?;
+                let message = [MARK, if stored { b"1" } else { b"0" }, keys[0].as_bytes()].concat();
+                let channel = self.keys.barriers();
+                Ok(commands::release(&mut connection, keys, token, channel, &message).await?)
+            })
+            .await;
+        if let Err(error) = given_back {
+            tracing::debug!(%error, "a lease was not given back; it runs out");
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[tokio::test]
+    async fn who_waits_is_woken_by_the_bus_alone() {
+        let leases = Arc::new(Leases::default());
+        let (one, other) = (leases.register("a"), leases.register("b"));
+        let gone = leases.register("a");
+        drop(gone);
+        assert!(!leases.hear(b"5 7 9 "), "a purge");
+        assert!(leases.hear(b"L 1a"));
+        assert_eq!(one.woken().await, Woken::Stored);
+        assert!(leases.hear(b"L 0b"));
+        assert_eq!(other.woken().await, Woken::NotStored);
+        let last = leases.register("c");
+        leases.abandon();
+        assert_eq!(last.woken().await, Woken::Silence);
+        for broken in [&b"L "[..], b"L 1", b"L 1\xff"] {
+            assert!(leases.hear(broken));
+        }
+        assert!(leases.lock().is_empty());
+    }
+}

