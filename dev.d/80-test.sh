@@ -81,66 +81,6 @@ test_integration() {
     cargo test --workspace --test integration --test allocations
 }
 
-free_port() { # prints a loopback port that nobody listens on
-  local port
-  while port=$((20000 + RANDOM % 12000)); do
-    if ! (exec 3<>"/dev/tcp/127.0.0.1/$port") 2>/dev/null; then
-      echo "$port"
-      return
-    fi
-  done
-}
-
-wait_for_port() { # PORT WHAT LOG
-  local _
-  for _ in $(seq 100); do
-    if (exec 3<>"/dev/tcp/127.0.0.1/$1") 2>/dev/null; then return; fi
-    sleep 0.1
-  done
-  tail -n 20 "$3" >&2
-  fail "$2 does not answer on port $1" "its log is above and in $3"
-}
-
-start_redis() {
-  need redis-server redis-server
-  local port folder
-  port=$(free_port)
-  temporary_folder folder
-  redis-server --bind 127.0.0.1 --port "$port" --save '' --appendonly no --dir "$folder" >"$logs/redis.log" 2>&1 &
-  services+=($!)
-  wait_for_port "$port" redis-server "$logs/redis.log"
-  LARDER_TEST_REDIS_SERVER=$(command -v redis-server)
-  export LARDER_TEST_REDIS_SERVER LARDER_TEST_REDIS_URL=redis://127.0.0.1:$port/
-}
-
-postgres_folder() { # prints the folder of initdb and postgres
-  local folder
-  for folder in $(ls -d /usr/lib/postgresql/*/bin /opt/homebrew/opt/postgresql*/bin 2>/dev/null | sort -rV); do
-    [[ -x $folder/initdb ]] && echo "$folder" && return
-  done
-  folder=$(command -v initdb) && dirname "$folder"
-}
-
-start_postgres() {
-  local port folder programs as_user=()
-  postgres_folder >/dev/null || install_packages postgresql-15 "install PostgreSQL 15 or newer"
-  programs=$(postgres_folder)
-  port=$(free_port)
-  folder=$(mktemp -d /tmp/larder-postgres.XXXXXX) # its user may not enter a home folder of root's
-  temporaries+=("$folder")
-  if [[ $(id -u) == 0 ]]; then # Postgres refuses to run as root
-    chown postgres: "$folder"
-    as_user=(setpriv --reuid=postgres --regid=postgres --init-groups --)
-  fi
-  "${as_user[@]}" "$programs/initdb" -D "$folder/data" -U larder --auth=trust --encoding=UTF8 --locale=C >"$logs/postgres.log" 2>&1 ||
-    fail "initdb" "see $logs/postgres.log"
-  "${as_user[@]}" "$programs/postgres" -D "$folder/data" -p "$port" -c listen_addresses=127.0.0.1 \
-    -c unix_socket_directories="$folder" -c fsync=off >>"$logs/postgres.log" 2>&1 &
-  services+=($!)
-  wait_for_port "$port" postgres "$logs/postgres.log"
-  export LARDER_TEST_POSTGRES_URL=postgres://larder@127.0.0.1:$port/postgres
-}
-
 e2e_variables() {
   cat <<LIST
 KUBECONFIG=$KUBECONFIG
