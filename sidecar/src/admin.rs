@@ -83,11 +83,14 @@ async fn policy(State(admin): State<Arc<Admin>>) -> Json<Value> {
     let serving = admin.config.serving();
     let tiers: serde_json::Map<_, _> =
         serving.tiers().into_iter().map(|(name, up)| (name, json!(if up { "up" } else { "down" }))).collect();
+    let troubles: serde_json::Map<_, _> =
+        serving.troubles().into_iter().map(|(name, why)| (name, json!(why))).collect();
     Json(json!({
         "hash": serving.hash,
         "state": serving.mode.as_str(),
         "error": admin.config.error().as_deref(),
         "tiers": tiers,
+        "troubles": troubles,
     }))
 }
 

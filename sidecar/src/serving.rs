@@ -222,4 +222,9 @@ impl Serving {
         let sources = sources.map(|(name, source)| (format!("{}/{name}", source.kind()), source.is_up()));
         redis.chain(sources).collect()
     }
+
+    /// Why a tier is not connected, or not with the secrets that it is given now. No secret is in it.
+    pub fn troubles(&self) -> Vec<(String, String)> {
+        self.l2.iter().filter_map(|l2| Some(("redis".to_owned(), l2.trouble()?))).collect()
+    }
 }

@@ -6,11 +6,12 @@ use anyhow::{Context, anyhow, bail};
 use futures::future::{BoxFuture, pending, select_ok};
 use larder_policy::spec::{self, Topology};
 use redis::{
-    AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, InfoDict, Pipeline, RedisFuture,
+    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, InfoDict, Pipeline, RedisFuture,
     RedisResult, TlsMode, Value,
     aio::{ConnectionLike, MultiplexedConnection, PubSub},
     cluster::ClusterClientBuilder,
     cluster_async::ClusterConnection,
+    cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo},
     sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
 use tokio::time::{MissedTickBehavior, interval, timeout};
@@ -89,8 +90,15 @@ impl fmt::Debug for Connection {
 impl ConnectionLike for Connection {
     fn req_packed_command<'a>(&'a mut self, command: &'a Cmd) -> RedisFuture<'a, Value> {
         match &mut self.cluster {
-            Some(cluster) => cluster.req_packed_command(command),
             None => self.counting.req_packed_command(command),
+            Some(cluster) => {
+                if !loads_script(command) {
+                    return cluster.req_packed_command(command);
+                }
+                // A server that is down must not keep the others from knowing it.
+                let everywhere = (MultipleNodeRoutingInfo::AllMasters, Some(ResponsePolicy::OneSucceeded));
+                Box::pin(cluster.route_command(command.clone(), RoutingInfo::MultiNode(everywhere)))
+            }
         }
     }
 
@@ -109,6 +117,13 @@ impl ConnectionLike for Connection {
     fn get_db(&self) -> i64 {
         self.counting.get_db()
     }
+}
+
+fn loads_script(command: &Cmd) -> bool {
+    let mut words = command.args_iter();
+    [b"SCRIPT", &b"LOAD"[..]]
+        .into_iter()
+        .all(|word| matches!(words.next(), Some(Arg::Simple(said)) if said == word))
 }
 
 /// What was opened.
