@@ -21,6 +21,8 @@ mod integration {
     mod purging;
     mod ranges;
     mod redis_away;
+    mod redis_secrets;
+    mod redis_topologies;
     mod refused;
     mod routes;
     mod sharing;

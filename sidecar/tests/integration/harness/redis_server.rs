@@ -3,10 +3,12 @@
 use std::{
     fs,
     net::TcpListener,
+    path::PathBuf,
     process::{Child, Command, Stdio},
 };
 
-use redis::{Client, aio::MultiplexedConnection};
+use rcgen::{BasicConstraints, CertificateParams, IsCa, Issuer, KeyPair};
+use redis::{Client, FromRedisValue, TlsCertificates, aio::MultiplexedConnection};
 use rustix::process::{Pid, Signal, kill_process};
 
 use super::{Folder, environment, until};
@@ -14,47 +16,126 @@ use super::{Folder, environment, until};
 /// A Redis server of a test's own.
 #[derive(Debug)]
 pub(crate) struct RedisServer {
-    port: u16,
+    pub(crate) port: u16,
     folder: Folder,
+    arguments: Vec<String>,
+    client: Client,
     child: Child,
+}
+
+/// A loopback port that nobody listens on.
+pub(crate) fn free_port() -> u16 {
+    TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port()
 }
 
 impl RedisServer {
     /// The server that all tests share.
     pub(crate) async fn shared() -> MultiplexedConnection {
-        connect(&environment("LARDER_TEST_REDIS_URL")).await.unwrap()
+        let client = Client::open(environment("LARDER_TEST_REDIS_URL")).unwrap();
+        connect(&client).await.unwrap()
     }
 
     /// Starts a server that keeps nothing on disk unless it is told to.
     pub(crate) async fn start() -> Self {
-        let port = TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap().port();
-        let folder = Folder::new();
-        fs::write(folder.join("url"), format!("redis://127.0.0.1:{port}/\n")).unwrap();
-        let child = launch(port, &folder);
-        let server = Self { port, folder, child };
+        Self::start_with(&[]).await
+    }
+
+    /// Starts a server with further arguments.
+    pub(crate) async fn start_with(arguments: &[&str]) -> Self {
+        let port = free_port();
+        let number = port.to_string();
+        let own = ["--port", &number, "--save", "", "--appendonly", "no"];
+        let url = format!("redis://127.0.0.1:{port}/");
+        Self::launch(port, Folder::new(), [&own, arguments].concat(), Client::open(url).unwrap()).await
+    }
+
+    /// Starts a Sentinel that watches the master on a port, together with others.
+    pub(super) async fn sentinel(master: u16, quorum: usize) -> Self {
+        let (port, folder) = (free_port(), Folder::new());
+        let lines = [
+            format!("port {port}"),
+            format!("sentinel monitor main 127.0.0.1 {master} {quorum}"),
+            "sentinel down-after-milliseconds main 1000".to_owned(),
+            "sentinel failover-timeout main 4000".to_owned(),
+        ];
+        fs::write(folder.join("sentinel.conf"), lines.join("\n")).unwrap();
+        let file = folder.join("sentinel.conf");
+        let url = format!("redis://127.0.0.1:{port}/");
+        let arguments = vec![file.to_str().unwrap(), "--sentinel"];
+        Self::launch(port, folder, arguments, Client::open(url).unwrap()).await
+    }
+
+    /// Starts a server that speaks TLS alone and knows two users: `larder`, who may do what a sidecar does, and `admin`.
+    pub(crate) async fn start_with_tls(password: &str) -> Self {
+        let (port, folder) = (free_port(), Folder::new());
+        let ca = certificates(&folder);
+        let (number, larder) = (port.to_string(), format!(">{password}"));
+        let file = |name: &str| folder.join(name).to_str().unwrap().to_owned();
+        let (certificate, key, bundle) = (file("server.pem"), file("server.key"), file("ca.pem"));
+        let mut arguments = vec!["--port", "0", "--tls-port", &number, "--save", "", "--appendonly", "no"];
+        arguments.extend(["--tls-cert-file", &certificate, "--tls-key-file", &key]);
+        arguments.extend(["--tls-ca-cert-file", &bundle, "--tls-auth-clients", "no"]);
+        arguments.extend(["--user", "larder", "on", &larder, "~larder:*", "&larder:*"]);
+        arguments.extend(["+@all", "-@dangerous", "+info"]);
+        arguments.extend(["--user", "admin", "on", ">admin", "~*", "&*", "+@all"]);
+        arguments.extend(["--user", "default", "off"]);
+        let certificates = TlsCertificates { client_tls: None, root_cert: Some(ca.into_bytes()) };
+        let client = Client::build_with_tls(format!("rediss://admin:admin@127.0.0.1:{port}"), certificates);
+        let arguments: Vec<_> = arguments.into_iter().map(str::to_owned).collect();
+        let server = Self::launch(port, folder, arguments, client.unwrap()).await;
+        server.set_url(&format!("rediss://larder:{password}@127.0.0.1:{port}/"));
+        server
+    }
+
+    async fn launch(port: u16, folder: Folder, arguments: Vec<impl Into<String>>, client: Client) -> Self {
+        let arguments: Vec<_> = arguments.into_iter().map(Into::into).collect();
+        let child = run(&folder, &arguments);
+        let server = Self { port, folder, arguments, client, child };
+        server.set_url(&format!("redis://127.0.0.1:{port}/"));
         server.connection().await;
         server
     }
 
     /// A connection to it, when it answers.
     pub(crate) async fn connection(&self) -> MultiplexedConnection {
-        let url = format!("redis://127.0.0.1:{}/", self.port);
-        until("redis-server answers", async || connect(&url).await.ok()).await
+        until("redis-server answers", async || connect(&self.client).await.ok()).await
     }
 
     /// A policy's `spec` with this server in place of the shared one.
     pub(crate) fn serve(&self, spec: &str) -> String {
-        let file = format!("{{file: {}}}", self.folder.join("url").display());
+        let file = format!("{{file: {}}}", self.url_file().display());
         spec.replace("{env: LARDER_TEST_REDIS_URL}", &file)
+    }
+
+    /// Puts another URL into the file that policies read it from, all at once.
+    pub(crate) fn set_url(&self, url: &str) {
+        let written = self.folder.join("written");
+        fs::write(&written, format!("{url}\n")).unwrap();
+        fs::rename(written, self.url_file()).unwrap();
+    }
+
+    /// The file that policies read the URL from.
+    pub(crate) fn url_file(&self) -> PathBuf {
+        self.folder.join("url")
+    }
+
+    /// Where a certificate of its TLS is: `ca.pem`, or `other.pem`, which has signed nothing.
+    pub(crate) fn file(&self, name: &str) -> PathBuf {
+        self.folder.join(name)
     }
 
     /// Says one thing to it.
     pub(crate) async fn say(&self, words: &[&str]) {
+        self.ask::<redis::Value>(words).await;
+    }
+
+    /// Asks it one thing.
+    pub(crate) async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::Cmd::new();
         words.iter().for_each(|word| {
             command.arg(word);
         });
-        command.exec_async(&mut self.connection().await).await.unwrap();
+        command.query_async(&mut self.connection().await).await.unwrap()
     }
 
     /// Stops it in mid-step: connections stay, nothing answers.
@@ -75,7 +156,7 @@ impl RedisServer {
 
     /// Starts it again on the same port with what it has on disk.
     pub(crate) async fn restart(&mut self) {
-        self.child = launch(self.port, &self.folder);
+        self.child = run(&self.folder, &self.arguments);
         self.connection().await;
     }
 
@@ -91,19 +172,38 @@ impl Drop for RedisServer {
     }
 }
 
-fn launch(port: u16, folder: &Folder) -> Child {
+fn run(folder: &Folder, arguments: &[String]) -> Child {
     Command::new(environment("LARDER_TEST_REDIS_SERVER"))
-        .args(["--bind", "127.0.0.1", "--save", "", "--appendonly", "no", "--port"])
-        .arg(port.to_string())
-        .arg("--dir")
+        .args(arguments)
+        .args(["--bind", "127.0.0.1", "--dir"])
         .arg(&folder.0)
         .stdout(Stdio::null())
         .spawn()
         .unwrap()
 }
 
-async fn connect(url: &str) -> redis::RedisResult<MultiplexedConnection> {
-    let mut connection = Client::open(url)?.get_multiplexed_async_connection().await?;
+async fn connect(client: &Client) -> redis::RedisResult<MultiplexedConnection> {
+    let mut connection = client.get_multiplexed_async_connection().await?;
     redis::cmd("PING").exec_async(&mut connection).await?;
     Ok(connection)
+}
+
+/// Writes a server's certificate, the CA that signed it, and another CA. Returns the first CA.
+fn certificates(folder: &Folder) -> String {
+    let new_ca = |name: &str| {
+        let mut parameters = CertificateParams::new(vec![name.to_owned()]).unwrap();
+        parameters.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
+        let key = KeyPair::generate().unwrap();
+        let certificate = parameters.self_signed(&key).unwrap().pem();
+        (certificate, Issuer::new(parameters, key))
+    };
+    let (ca, issuer) = new_ca("ca.test");
+    let key = KeyPair::generate().unwrap();
+    let names = vec!["127.0.0.1".to_owned(), "localhost".to_owned()];
+    let certificate = CertificateParams::new(names).unwrap().signed_by(&key, &issuer).unwrap();
+    fs::write(folder.join("ca.pem"), &ca).unwrap();
+    fs::write(folder.join("other.pem"), new_ca("other.test").0).unwrap();
+    fs::write(folder.join("server.pem"), certificate.pem()).unwrap();
+    fs::write(folder.join("server.key"), key.serialize_pem()).unwrap();
+    ca
 }

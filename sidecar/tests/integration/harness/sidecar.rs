@@ -200,6 +200,22 @@ impl Sidecar {
         self.until_tiers_are("up").await;
     }
 
+    /// Why a tier is not connected as it should be, once it says so.
+    pub(crate) async fn trouble(&self, tier: &str) -> String {
+        until(&format!("trouble with {tier}"), async || {
+            self.policy().await["troubles"][tier].as_str().map(str::to_owned)
+        })
+        .await
+    }
+
+    /// Waits until no tier is in trouble.
+    pub(crate) async fn until_no_trouble(&self) {
+        until("no trouble", async || {
+            self.policy().await["troubles"].as_object().unwrap().is_empty().then_some(())
+        })
+        .await;
+    }
+
     /// Waits until it is in a state: `serving`, `suspended` or `absent`.
     pub(crate) async fn until_state(&self, state: &str) {
         until(state, async || (self.policy().await["state"] == state).then_some(())).await;
@@ -229,6 +245,11 @@ impl Sidecar {
     /// Stops it in mid-step.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
+    }
+
+    /// Lets it go on.
+    pub(crate) fn thaw(&self) {
+        self.signal(Signal::CONT);
     }
 
     fn signal(&self, signal: Signal) {

@@ -1,0 +1,288 @@
+//! Redis behind Sentinels and as a Cluster, and servers that take over or lose what they had.
+
+use std::time::Duration;
+
+use super::harness::{Cluster, Origin, Policy, RedisServer, Sentinels, Sidecar, until};
+
+const TAGGED: &str = r#"
+l1: {busGrace: 2s}
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 500ms}}
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
+invalidation:
+  onWrite:
+  - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
+"#;
+
+async fn two(policy: &Policy, origin: &Origin) -> [Sidecar; 2] {
+    [Sidecar::start(policy, origin.address).await, Sidecar::start(policy, origin.address).await]
+}
+
+/// Waits until what one stores the other finds in Redis.
+async fn until_shared([a, b]: &[Sidecar; 2]) {
+    let mut page = 0;
+    until("a hit from L2", async || {
+        page += 1;
+        let path = format!("/shared-{page}");
+        let stored = a.get(&path).await.body;
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let found = b.get(&path).await;
+        (found.hit() == Some("l2") && found.body == stored).then_some(())
+    })
+    .await;
+}
+
+/// After each purge in one, no sidecar has the old answer.
+async fn assert_purges_hold(sidecars: &[Sidecar; 2], origin: &Origin, rounds: usize) {
+    for round in 0..rounds {
+        let (writer, reader) = (&sidecars[round % 2], &sidecars[(round + 1) % 2]);
+        writer.get("/purged").await;
+        reader.get("/purged").await;
+        let before = origin.calls();
+        assert_eq!(writer.purge(r#"{"tags": ["page:purged"]}"#).await.status, 200);
+        for sidecar in [reader, writer] {
+            let answer = sidecar.get("/purged").await;
+            let number: usize = answer.body.parse().unwrap();
+            assert!(number > before, "{number}, after {before}: {}", answer.cache_status());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sidecars_share_and_purge_in_a_cluster() {
+    let cluster = Cluster::start().await;
+    let policy = Policy::new(&cluster.serve(TAGGED));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    until_shared(&sidecars).await;
+    assert_purges_hold(&sidecars, &origin, 50).await;
+    // Entries are spread over all servers; variants are where their entry is.
+    let [a, b] = &sidecars;
+    for page in 0..30 {
+        a.get(&format!("/{page}")).await;
+    }
+    for server in &cluster.servers {
+        until("each server holds entries", async || {
+            (server.ask::<usize>(&["DBSIZE"]).await > 1).then_some(())
+        })
+        .await;
+    }
+    let mut from_redis = 0;
+    for page in 0..30 {
+        from_redis += usize::from(b.get(&format!("/{page}")).await.hit() == Some("l2"));
+    }
+    assert!(from_redis >= 25, "{from_redis} of 30 from Redis");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_that_lost_a_server_loses_no_request() {
+    let mut cluster = Cluster::start().await;
+    let policy = Policy::new(&cluster.serve(TAGGED));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    until_shared(&sidecars).await;
+    let home = cluster.server_of(&policy.barriers()).await;
+    // One that holds nothing but entries, then the one that counts as well.
+    for lost in [(home + 1) % 3, home] {
+        let old = sidecars[0].get("/a").await.body;
+        assert_eq!(sidecars[0].purge(r#"{"paths": ["/a"]}"#).await.status, 200);
+        cluster.servers[lost].kill();
+        for page in 0..40 {
+            let sidecar = &sidecars[page % 2];
+            assert_eq!(sidecar.get(&format!("/{lost}-{page}")).await.status, 200);
+            assert_ne!(sidecar.get("/a").await.body, old);
+        }
+        if lost == home {
+            sidecars[0].until_tiers_are("down").await;
+        } else {
+            until_shared(&sidecars).await;
+            assert_purges_hold(&sidecars, &origin, 4).await;
+        }
+        cluster.servers[lost].restart().await;
+        cluster.until_whole().await;
+        until_shared(&sidecars).await;
+        assert_purges_hold(&sidecars, &origin, 4).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn sidecars_follow_the_barriers_to_another_server_of_a_cluster() {
+    let cluster = Cluster::start().await;
+    let policy = Policy::new(&cluster.serve(TAGGED));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    until_shared(&sidecars).await;
+    let key = policy.barriers();
+    let (from, to) = (cluster.server_of(&key).await, (cluster.server_of(&key).await + 1) % 3);
+    let (from, to) = (&cluster.servers[from], &cluster.servers[to]);
+    let slot: u16 = from.ask(&["CLUSTER", "KEYSLOT", &key]).await;
+    let (slot, port) = (slot.to_string(), to.port.to_string());
+    let (from_id, to_id): (String, String) =
+        (from.ask(&["CLUSTER", "MYID"]).await, to.ask(&["CLUSTER", "MYID"]).await);
+    to.say(&["CLUSTER", "SETSLOT", &slot, "IMPORTING", &from_id]).await;
+    from.say(&["CLUSTER", "SETSLOT", &slot, "MIGRATING", &to_id]).await;
+    loop {
+        let keys: Vec<String> = from.ask(&["CLUSTER", "GETKEYSINSLOT", &slot, "10"]).await;
+        let Some(first) = keys.first() else { break };
+        from.say(&["MIGRATE", "127.0.0.1", &port, first, "0", "5000"]).await;
+    }
+    for server in [to, from] {
+        server.say(&["CLUSTER", "SETSLOT", &slot, "NODE", &to_id]).await;
+    }
+    until("the barriers are at the other server", async || {
+        (to.ask::<u16>(&["EXISTS", &key]).await == 1).then_some(())
+    })
+    .await;
+    for sidecar in &sidecars {
+        assert_eq!(sidecar.get("/a").await.status, 200);
+    }
+    until("a purge reaches the other server", async || {
+        (sidecars[0].purge(r#"{"paths": ["/a"]}"#).await.status == 200).then_some(())
+    })
+    .await;
+    until_shared(&sidecars).await;
+    assert_purges_hold(&sidecars, &origin, 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_died_is_succeeded_and_nothing_purged_comes_back() {
+    let mut sentinels = Sentinels::start().await;
+    let policy = Policy::new(&sentinels.serve(TAGGED, ""));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    until_shared(&sidecars).await;
+    assert_purges_hold(&sidecars, &origin, 10).await;
+    let old = sidecars[0].get("/a").await.body;
+    assert_eq!(sidecars[1].get("/a").await.status, 200);
+    assert_eq!(sidecars[0].purge(r#"{"paths": ["/a"]}"#).await.status, 200);
+    sentinels.master.kill();
+    until("redis is connected to the new master", async || {
+        for sidecar in &sidecars {
+            let answer = sidecar.get("/a").await;
+            assert_eq!(answer.status, 200);
+            assert_ne!(answer.body, old);
+        }
+        let info: String = sentinels.replica.ask(&["INFO", "replication"]).await;
+        let masters = sidecars[0].policy().await["tiers"]["redis"] == "up"
+            && sidecars[1].policy().await["tiers"]["redis"] == "up";
+        (info.contains("role:master") && masters).then_some(())
+    })
+    .await;
+    until_shared(&sidecars).await;
+    assert_purges_hold(&sidecars, &origin, 10).await;
+    let newcomer = Sidecar::start(&policy, origin.address).await;
+    assert_ne!(newcomer.get("/a").await.body, old);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_was_replaced_while_it_lives_is_left() {
+    let sentinels = Sentinels::start().await;
+    for server in [&sentinels.master, &sentinels.replica] {
+        server.say(&["ACL", "SETUSER", "larder", "on", ">secret", "~*", "&*", "+@all"]).await;
+    }
+    let policy = Policy::new(&sentinels.serve(TAGGED, "larder:secret@"));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    until_shared(&sidecars).await;
+    // The Sentinels can't reach it, to ask or to tell it anything; the sidecars can.
+    let mut master = sentinels.master.connection().await;
+    for words in [&["ACL", "SETUSER", "default", "off"][..], &["CLIENT", "KILL", "USER", "default"]] {
+        let mut command = redis::cmd(words[0]);
+        command.arg(&words[1..]).exec_async(&mut master).await.unwrap();
+    }
+    until("both are at the new master", async || {
+        for sidecar in &sidecars {
+            assert_eq!(sidecar.get("/a").await.status, 200);
+        }
+        let listening: Vec<String> = sentinels.replica.ask(&["PUBSUB", "CHANNELS", "*:ack:*"]).await;
+        (listening.len() == 2).then_some(())
+    })
+    .await;
+    until_shared(&sidecars).await;
+    assert_purges_hold(&sidecars, &origin, 10).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_went_back_and_counted_on_revives_nothing() {
+    let mut redis = RedisServer::start().await;
+    let policy = Policy::new(&redis.serve(TAGGED));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    let [a, b] = &sidecars;
+    let old = a.get("/a").await.body;
+    policy.until_stored(&mut redis.connection().await, 1).await;
+    assert_eq!(b.get("/a").await.body, old);
+    redis.say(&["SAVE"]).await;
+    assert_eq!(a.purge(r#"{"paths": ["/a"]}"#).await.status, 200);
+    // It comes back without that purge, and gives its number to others before a sidecar looks.
+    a.freeze();
+    b.freeze();
+    redis.kill();
+    redis.restart().await;
+    redis.say(&["HINCRBY", &policy.barriers(), "s", "5"]).await;
+    a.thaw();
+    b.thaw();
+    until_shared(&sidecars).await;
+    let newcomer = Sidecar::start(&policy, origin.address).await;
+    for sidecar in [&newcomer, a, b] {
+        assert_ne!(sidecar.get("/a").await.body, old);
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_broke_costs_nothing_that_is_stored() {
+    let redis = RedisServer::start().await;
+    let policy = Policy::new(&redis.serve(TAGGED));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    let [a, b] = &sidecars;
+    let stored = a.get("/a").await.body;
+    policy.until_stored(&mut redis.connection().await, 1).await;
+    redis.say(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
+    redis.say(&["CLIENT", "KILL", "TYPE", "normal"]).await;
+    until_shared(&sidecars).await;
+    for sidecar in [b, a] {
+        let kept = sidecar.get("/a").await;
+        assert_eq!(kept.body, stored, "{}", kept.cache_status());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_evicts_or_is_flushed_revives_nothing() {
+    let redis = RedisServer::start_with(&["--maxmemory", "4mb", "--maxmemory-policy", "allkeys-lru"]).await;
+    let policy = Policy::new(&redis.serve(TAGGED));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    let [a, b] = &sidecars;
+    let junk = "x".repeat(50_000);
+    for is_flushed in [false, true, false] {
+        let old = a.get("/a").await.body;
+        b.get("/a").await;
+        assert_eq!(a.purge(r#"{"paths": ["/a"]}"#).await.status, 200);
+        let barriers = policy.barriers();
+        let generation = async || redis.ask::<Option<u64>>(&["HGET", &barriers, "g"]).await;
+        let before = generation().await;
+        if is_flushed {
+            redis.say(&["FLUSHALL"]).await;
+        } else {
+            let mut number = 0;
+            until("the barriers are evicted", async || {
+                for _ in 0..200 {
+                    number += 1;
+                    redis.say(&["SET", &format!("junk-{number}"), &junk]).await;
+                }
+                (generation().await != before).then_some(())
+            })
+            .await;
+        }
+        let newcomer = Sidecar::start(&policy, origin.address).await;
+        for sidecar in [&newcomer, b, a] {
+            let answer = sidecar.get("/a").await;
+            assert_eq!(answer.status, 200);
+            assert_ne!(answer.body, old);
+        }
+        redis.say(&["FLUSHALL"]).await;
+        until_shared(&sidecars).await;
+        assert_purges_hold(&sidecars, &origin, 10).await;
+    }
+}
