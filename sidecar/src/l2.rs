@@ -28,6 +28,7 @@ mod keyspace;
 mod lease;
 mod link;
 mod reload;
+mod told;
 
 pub use keyspace::Keyspace;
 pub use lease::{Lease, Leased, Woken};
@@ -245,6 +246,7 @@ impl L2 {
     /// # Errors
     /// If Redis is down, slow or unwilling.
     pub async fn purge(&self, names: &[PurgeName]) -> Result<u64, L2Error> {
+        self.link.will_tell(names);
         // Whatever the breaker says: lookups that were slow are no reason to leave other pods in the dark.
         let outcome = self
             .attempt("purge", PURGE_DEADLINE, async {

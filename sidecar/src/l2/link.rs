@@ -23,6 +23,7 @@ use super::{
     generation::{Mark, random},
     lease::Leases,
     reload::{Newest, Reload, Reloads},
+    told::Told,
 };
 use crate::barriers::{Barriers, Heard};
 
@@ -61,9 +62,21 @@ struct State {
     connection: ArcSwapOption<Connection>,
     reload: Reload,
     remembered: Mutex<Remembered>,
+    told: Told,
     resync: Notify,
     acknowledgements: Acknowledgements,
     leases: Arc<Leases>,
+}
+
+/// Which connection catches up.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum CatchingUp {
+    /// The one that is in use.
+    InUse,
+    /// A new one.
+    New,
+    /// A new one, to another Redis than before, it may be.
+    Moved,
 }
 
 /// A connection, with the bus at the same server.
@@ -98,6 +111,7 @@ impl Link {
             connection: ArcSwapOption::empty(),
             reload: Reload::default(),
             remembered: Mutex::default(),
+            told: Told::default(),
             resync: Notify::new(),
             acknowledgements: Acknowledgements::new(random()),
             leases: Arc::default(),
@@ -136,26 +150,21 @@ impl Link {
         self.state.resync.notify_one();
     }
 
+    /// These names are about to be purged in Redis.
+    pub(super) fn will_tell(&self, names: &[PurgeName]) {
+        self.state.told.add(names);
+    }
+
     /// Raises barriers in this pod and tells Redis of them when it is there.
     pub(super) fn raise_and_remember(&self, names: &[PurgeName]) {
-        if names.is_empty() {
-            return;
-        }
-        let mut remembered = self.state.lock_remembered();
-        remembered.up_to = self.state.barriers.raise_locally(names);
-        if remembered.names.len() + names.len() > MOST_REMEMBERED {
-            remembered.names.clear();
-            self.state.barriers.raise_on_everything();
-        } else {
-            remembered.names.extend_from_slice(names);
-        }
-        self.state.resync.notify_one();
+        self.state.told.add(names);
+        self.state.raise_and_remember(names);
     }
 
     /// Raises a barrier on everything, here now and in Redis when it is there.
     pub(super) fn raise_on_everything(&self) {
-        self.state.barriers.raise_on_everything();
-        self.state.resync.notify_one();
+        self.state.told.add_everything();
+        self.state.raise_on_everything();
     }
 
     /// What Redis has not heard of.
@@ -196,7 +205,10 @@ impl State {
         let newest = self.newest();
         let in_use = self.reload.instead_of(&newest);
         let error = match newest.clone() {
-            Ok(secrets) => match self.arrive(secrets, in_use.is_some()).await {
+            Ok(secrets) => match self
+                .arrive(secrets, if in_use.is_some() { CatchingUp::Moved } else { CatchingUp::New })
+                .await
+            {
                 Ok(session) => return Ok(session),
                 Err(error) => error,
             },
@@ -204,7 +216,7 @@ impl State {
         };
         let Some(in_use) = in_use else { return Err(error) };
         self.reload.refuse(newest.ok(), format!("{error:#}"));
-        self.arrive(in_use, false).await
+        self.arrive(in_use, CatchingUp::New).await
     }
 
     fn newest(&self) -> Newest {
@@ -212,9 +224,9 @@ impl State {
     }
 
     /// Connects, catches up, and lets requests use the connection.
-    async fn arrive(&self, secrets: Secrets, moved: bool) -> anyhow::Result<Session> {
+    async fn arrive(&self, secrets: Secrets, which: CatchingUp) -> anyhow::Result<Session> {
         let mut session = self.open(&secrets).await?;
-        self.catch_up(&mut session.connection, moved).await?;
+        self.catch_up(&mut session.connection, which).await?;
         self.accept(&session, secrets);
         Ok(session)
     }
@@ -269,7 +281,7 @@ impl State {
                         .context("redis is silent")??;
                     ensure!(Mark::read(&info)? == connection.mark(), "the server has changed its role");
                     if lost || is_in_doubt {
-                        self.catch_up(connection, false).await?;
+                        self.catch_up(connection, CatchingUp::InUse).await?;
                         is_in_doubt = false;
                     }
                     timeout(HEARTBEAT, session.bus.ping::<()>()).await.context("the bus is silent")??;
@@ -294,8 +306,8 @@ impl State {
                     }
                 }
                 () = &mut session.superseded => bail!("the Sentinels name another master"),
-                _ = regular_resync.tick() => self.catch_up(connection, false).await?,
-                () = self.resync.notified() => self.catch_up(connection, false).await?,
+                _ = regular_resync.tick() => self.catch_up(connection, CatchingUp::InUse).await?,
+                () = self.resync.notified() => self.catch_up(connection, CatchingUp::InUse).await?,
             }
         }
     }
@@ -303,7 +315,7 @@ impl State {
     /// Catches up with what was opened beside the connection that there is.
     async fn exchange(&self, opened: anyhow::Result<Session>) -> anyhow::Result<Session> {
         let mut session = opened?;
-        self.catch_up(&mut session.connection, true).await?;
+        self.catch_up(&mut session.connection, CatchingUp::Moved).await?;
         Ok(session)
     }
 
@@ -313,7 +325,7 @@ impl State {
             return Ok(false);
         };
         if self.barriers.heard(generation, order, &names) != Heard::InOrder {
-            self.catch_up(connection, false).await?;
+            self.catch_up(connection, CatchingUp::InUse).await?;
         }
         if asker == self.acknowledgements.asker {
             self.acknowledgements.count(order);
@@ -324,10 +336,10 @@ impl State {
         Ok(true)
     }
 
-    /// Tells Redis what it has not heard of and reads all barriers. `moved` says that it may be another Redis than before.
-    async fn catch_up(&self, connection: &mut Connection, moved: bool) -> anyhow::Result<()> {
+    /// Tells Redis what it has not heard of and reads all barriers.
+    async fn catch_up(&self, connection: &mut Connection, which: CatchingUp) -> anyhow::Result<()> {
         let untold = self.lock_remembered().clone();
-        timeout(CONNECT_DEADLINE, self.tell_and_read(connection, &untold, moved))
+        timeout(CONNECT_DEADLINE, self.tell_and_read(connection, &untold, which))
             .await
             .unwrap_or_else(|_| bail!("it took too long"))
             .context("reading the barriers")?;
@@ -342,19 +354,21 @@ impl State {
         &self,
         connection: &mut Connection,
         untold: &Remembered,
-        moved: bool,
+        which: CatchingUp,
     ) -> anyhow::Result<()> {
         let known = self.barriers.stamp();
-        // Whoever began a generation after this has covered it.
+        // Whoever begins a generation after this covers it.
         let local_floor = self.barriers.local_floor();
         let mut snapshot = commands::snapshot(connection, &self.name).await?;
         // A Redis that came back as it was earlier has lost purges, and gives their numbers away again.
         let went_back = snapshot.generation == known.generation && snapshot.order < known.order;
         // Another server took over, or the same one began anew: it may have gone back and counted on.
         let elsewhere = !connection.mark().began(snapshot.generation);
-        // This pod purged in the Redis that it comes from what others stored in this one.
-        let unheard = moved && known.generation != 0 && snapshot.generation != known.generation;
-        let everything = went_back || elsewhere || unheard || local_floor > 0;
+        ensure!(!elsewhere || which != CatchingUp::InUse, "the server has changed its role");
+        // What this pod comes from may have been another Redis than this one, where others are and did not hear of it.
+        let changed =
+            which != CatchingUp::InUse && known.generation != 0 && snapshot.generation != known.generation;
+        let everything = went_back || elsewhere || local_floor > 0 || (changed && which == CatchingUp::Moved);
         if everything {
             commands::purge_everything(connection, &self.name, snapshot.generation).await?;
         } else if !untold.names.is_empty() {
@@ -370,8 +384,35 @@ impl State {
         } else {
             self.barriers.settle(&untold.names, untold.up_to);
         }
+        if changed {
+            // After all is read: a purge that begins now learns that it was told to another Redis.
+            match self.told.recent() {
+                Some(names) => self.raise_and_remember(&names),
+                None => self.raise_on_everything(),
+            }
+        }
         self.barriers.bus_works();
         Ok(())
+    }
+
+    fn raise_and_remember(&self, names: &[PurgeName]) {
+        if names.is_empty() {
+            return;
+        }
+        let mut remembered = self.lock_remembered();
+        remembered.up_to = self.barriers.raise_locally(names);
+        if remembered.names.len() + names.len() > MOST_REMEMBERED {
+            remembered.names.clear();
+            self.raise_on_everything();
+        } else {
+            remembered.names.extend_from_slice(names);
+        }
+        self.resync.notify_one();
+    }
+
+    fn raise_on_everything(&self) {
+        self.barriers.raise_on_everything();
+        self.resync.notify_one();
     }
 
     fn lock_remembered(&self) -> MutexGuard<'_, Remembered> {

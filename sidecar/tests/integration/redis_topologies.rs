@@ -174,22 +174,65 @@ async fn a_master_that_died_is_succeeded_and_nothing_purged_comes_back() {
     assert_ne!(newcomer.get("/a").await.body, old);
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn a_master_that_was_replaced_while_it_lives_is_left() {
-    let sentinels = Sentinels::start().await;
+/// A policy's `spec` that has sidecars be users that Sentinels and replicas are not.
+async fn with_users(sentinels: &Sentinels) -> String {
     for server in [&sentinels.master, &sentinels.replica] {
         server.say(&["ACL", "SETUSER", "larder", "on", ">secret", "~*", "&*", "+@all"]).await;
     }
-    let policy = Policy::new(&sentinels.serve(TAGGED, "larder:secret@"));
+    sentinels.serve(TAGGED, "larder:secret@")
+}
+
+/// Makes Sentinels take a master for dead, so that they can't tell it anything either; sidecars reach it as before.
+async fn isolate(master: &RedisServer) {
+    let mut master = master.connection().await;
+    for words in [&["ACL", "SETUSER", "default", "off"][..], &["CLIENT", "KILL", "USER", "default"]] {
+        redis::cmd(words[0]).arg(&words[1..]).exec_async(&mut master).await.unwrap();
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_was_purged_at_a_replaced_master_is_stale_at_the_new_one() {
+    let sentinels = Sentinels::start().await;
+    let policy = Policy::new(&with_users(&sentinels).await);
+    let slow = Policy::new("");
+    let text = std::fs::read_to_string(policy.path()).unwrap();
+    slow.write(&text.replace("busGrace: 2s", "busGrace: 10s"));
+    policy.write(&text.replace("busGrace: 2s", "busGrace: 200ms"));
+    let origin = Origin::numbered(&[]).await;
+    // The first leaves the master sooner than the second.
+    let sidecars =
+        [Sidecar::start(&policy, origin.address).await, Sidecar::start(&slow, origin.address).await];
+    let [a, b] = &sidecars;
+    until_shared(&sidecars).await;
+    isolate(&sentinels.master).await;
+    let mut pages = Vec::new();
+    until("both are at the new master", async || {
+        let path = format!("/{}", pages.len());
+        let filled = a.get(&path).await.body;
+        let written = b.put(&path).await;
+        assert_eq!(written.status, 200);
+        pages.push((path, filled));
+        let listening: Vec<String> = sentinels.replica.ask(&["PUBSUB", "CHANNELS", "*:ack:*"]).await;
+        (listening.len() == 2 && b.policy().await["tiers"]["redis"] == "up").then_some(())
+    })
+    .await;
+    until_shared(&sidecars).await;
+    for (path, filled) in pages {
+        for sidecar in &sidecars {
+            let answer = sidecar.get(&path).await;
+            assert_ne!(answer.body, filled, "{path}: {}", answer.cache_status());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_was_replaced_while_it_lives_is_left() {
+    let sentinels = Sentinels::start().await;
+    let policy = Policy::new(&with_users(&sentinels).await);
     let origin = Origin::numbered(&[]).await;
     let sidecars = two(&policy, &origin).await;
     until_shared(&sidecars).await;
-    // The Sentinels can't reach it, to ask or to tell it anything; the sidecars can.
-    let mut master = sentinels.master.connection().await;
-    for words in [&["ACL", "SETUSER", "default", "off"][..], &["CLIENT", "KILL", "USER", "default"]] {
-        let mut command = redis::cmd(words[0]);
-        command.arg(&words[1..]).exec_async(&mut master).await.unwrap();
-    }
+    isolate(&sentinels.master).await;
     until("both are at the new master", async || {
         for sidecar in &sidecars {
             assert_eq!(sidecar.get("/a").await.status, 200);
