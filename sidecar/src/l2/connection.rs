@@ -34,8 +34,8 @@ const RETRY_WAIT: (u64, u64) = (5, 20);
 /// What a connection is opened with.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Secrets {
-    url: String,
-    ca: Option<Vec<u8>>,
+    pub(super) url: String,
+    pub(super) ca: Option<Vec<u8>>,
 }
 
 impl Secrets {

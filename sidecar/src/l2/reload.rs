@@ -122,3 +122,49 @@ impl std::fmt::Debug for Reload {
         f.debug_struct("Reload").field("reloads", &self.reloads()).finish_non_exhaustive()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn secrets(url: &str) -> Secrets {
+        Secrets { url: url.to_owned(), ca: None }
+    }
+
+    #[test]
+    fn a_change_is_tried_once_until_it_changes_or_time_has_passed() {
+        let reload = Reload::default();
+        assert!(reload.is_down("starting".to_owned()) && !reload.is_down("starting".to_owned()));
+        reload.take(secrets("a"));
+        assert_eq!((reload.trouble(), reload.reloads()), (None, Reloads::default()));
+        assert!(reload.candidate(Ok(secrets("a"))).is_none());
+        assert!(reload.candidate(Ok(secrets("b"))) == Some(secrets("b")));
+        for _ in 0..2 {
+            reload.refuse(Some(secrets("b")), "no".to_owned());
+            assert!(reload.candidate(Ok(secrets("b"))).is_none());
+        }
+        assert!(reload.trouble().unwrap().ends_with("refused: no"));
+        assert_eq!(reload.reloads(), Reloads { taken: 0, refused: 1 });
+        if let Some(refused) = &mut reload.state().refused {
+            refused.at -= RETRY;
+        }
+        assert!(reload.candidate(Ok(secrets("b"))).is_some(), "its server may have started");
+        assert!(reload.candidate(Ok(secrets("c"))).is_some());
+        assert!(reload.candidate(Err("gone".to_owned())).is_none());
+        assert!(reload.trouble().unwrap().ends_with("refused: gone"));
+        assert!(reload.candidate(Ok(secrets("a"))).is_none());
+        assert_eq!(reload.trouble(), None, "it is as it was");
+        reload.take(secrets("c"));
+        assert_eq!(reload.reloads(), Reloads { taken: 1, refused: 2 });
+    }
+
+    #[test]
+    fn what_worked_is_used_instead_of_what_does_not() {
+        let reload = Reload::default();
+        assert!(reload.instead_of(&Ok(secrets("a"))).is_none());
+        reload.take(secrets("a"));
+        assert!(reload.instead_of(&Ok(secrets("a"))).is_none());
+        assert!(reload.instead_of(&Ok(secrets("b"))) == Some(secrets("a")));
+        assert!(reload.instead_of(&Err("gone".to_owned())) == Some(secrets("a")));
+    }
+}
