@@ -5,6 +5,7 @@ use std::{error::Error, io, sync::Arc};
 use larder_policy::policy;
 
 pub mod http;
+pub mod last_known_good;
 pub mod postgres;
 
 use http::HttpSource;

@@ -69,6 +69,14 @@ pub enum PostgresError {
     /// It did not like the statement: it works, for others.
     #[error("postgres refused the statement: {}", reason(.0))]
     Refused(tokio_postgres::Error),
+    /// It has no tables for the last good answers, and its user may not make them.
+    #[error(
+        "postgres has no tables for the last good answers and its user may not make them: run `{0}` and grant that user select, insert, update and delete on them"
+    )]
+    NoTable(&'static str),
+    /// It does not know of all purges, and can't be told.
+    #[error("postgres is not asked before it knows of all purges")]
+    Untold,
     /// It can't be reached, or broke down.
     #[error("postgres: {0:#}")]
     Failed(#[from] anyhow::Error),
@@ -269,10 +277,10 @@ fn reason(error: &tokio_postgres::Error) -> String {
 }
 
 /// Classes of errors that another statement does not have: unsupported feature, cardinality, data, constraints, a write in a
-/// read-only transaction, what others do at the same time, functions, syntax and access rules, PL/pgSQL.
+/// read-only transaction, functions, a schema that is not there, what others do at the same time, syntax and access rules, PL/pgSQL.
 fn is_the_statements(code: &SqlState) -> bool {
     let class = code.code().get(..2);
-    matches!(class, Some("0A" | "21" | "22" | "23" | "25" | "2F" | "38" | "39" | "40" | "42" | "P0"))
+    matches!(class, Some("0A" | "21" | "22" | "23" | "25" | "2F" | "38" | "39" | "3F" | "40" | "42" | "P0"))
 }
 
 /// Class 22.

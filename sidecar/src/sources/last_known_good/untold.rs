@@ -1,0 +1,147 @@
+//! Purges that Postgres does not know of yet.
+
+use std::{
+    collections::HashMap,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use larder_policy::PurgeName;
+
+/// How many names are kept, 24 bytes each; beyond that, everything is to be forgotten.
+const MOST: usize = 10_000;
+
+/// Purges that Postgres does not know of yet. They are counted, so that one which comes while the same name is being told stays.
+#[derive(Debug, Default)]
+pub(super) struct Untold(Mutex<State>);
+
+#[derive(Debug, Default)]
+struct State {
+    last: u64,
+    names: HashMap<PurgeName, u64>,
+    everything: Option<u64>,
+}
+
+/// Purges as they were at a moment.
+#[derive(Debug)]
+pub(super) struct Snapshot {
+    last: u64,
+    /// `None`: everything.
+    names: Option<Vec<PurgeName>>,
+}
+
+impl Snapshot {
+    /// The names to forget; `None`: everything.
+    pub(super) fn names(&self) -> Option<&[PurgeName]> {
+        self.names.as_deref()
+    }
+}
+
+impl Untold {
+    pub(super) fn is_empty(&self) -> bool {
+        self.state().is_empty()
+    }
+
+    pub(super) fn add(&self, names: &[PurgeName]) {
+        let mut state = self.state();
+        state.last += 1;
+        let last = state.last;
+        state.names.extend(names.iter().map(|name| (*name, last)));
+        if state.names.len() > MOST {
+            state.everything = Some(last);
+        }
+        state.forget_what_everything_covers();
+    }
+
+    pub(super) fn add_everything(&self) {
+        let mut state = self.state();
+        state.last += 1;
+        state.everything = Some(state.last);
+        state.forget_what_everything_covers();
+    }
+
+    pub(super) fn inherit(&self, other: &Self) {
+        match other.snapshot() {
+            Some(Snapshot { names: Some(names), .. }) => self.add(&names),
+            Some(Snapshot { names: None, .. }) => self.add_everything(),
+            None => {}
+        }
+    }
+
+    /// What is to be told, if anything is.
+    pub(super) fn snapshot(&self) -> Option<Snapshot> {
+        let state = self.state();
+        let names = state.everything.is_none().then(|| state.names.keys().copied().collect());
+        (!state.is_empty()).then_some(Snapshot { last: state.last, names })
+    }
+
+    /// Postgres was told.
+    pub(super) fn remove(&self, told: &Snapshot) {
+        let mut state = self.state();
+        state.names.retain(|_, at| *at > told.last);
+        if told.names.is_none() {
+            state.everything = state.everything.filter(|at| *at > told.last);
+        }
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.everything.is_none()
+    }
+
+    fn forget_what_everything_covers(&mut self) {
+        if self.everything.is_some() {
+            self.names.clear();
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tags(range: std::ops::Range<usize>) -> Vec<PurgeName> {
+        range.map(|number| PurgeName::tag(&number.to_string())).collect()
+    }
+
+    fn told(untold: &Untold) -> Option<usize> {
+        untold.snapshot().map(|snapshot| snapshot.names().map_or(usize::MAX, <[_]>::len))
+    }
+
+    #[test]
+    fn a_name_that_is_purged_while_it_is_told_is_told_again() {
+        let untold = Untold::default();
+        assert_eq!(told(&untold), None);
+        untold.add(&tags(0..2));
+        let snapshot = untold.snapshot().unwrap();
+        untold.add(&tags(1..3));
+        untold.remove(&snapshot);
+        assert_eq!(told(&untold), Some(2));
+        untold.remove(&untold.snapshot().unwrap());
+        assert!(untold.is_empty());
+    }
+
+    #[test]
+    fn too_many_names_are_everything() {
+        let untold = Untold::default();
+        untold.add(&tags(0..MOST));
+        assert_eq!(told(&untold), Some(MOST));
+        let snapshot = untold.snapshot().unwrap();
+        untold.add(&tags(MOST..MOST + 1));
+        untold.remove(&snapshot);
+        assert_eq!(told(&untold), Some(usize::MAX), "what was told is not everything");
+        let snapshot = untold.snapshot().unwrap();
+        untold.add_everything();
+        untold.remove(&snapshot);
+        assert_eq!(told(&untold), Some(usize::MAX), "it was purged again meanwhile");
+        let heir = Untold::default();
+        heir.inherit(&untold);
+        assert_eq!(told(&heir), Some(usize::MAX));
+        untold.remove(&untold.snapshot().unwrap());
+        assert!(untold.is_empty());
+    }
+}
