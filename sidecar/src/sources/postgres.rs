@@ -59,9 +59,9 @@ pub enum PostgresError {
     /// It failed too often of late.
     #[error("postgres is not asked: it failed too often of late")]
     Down,
-    /// All connections were in use for too long. That says nothing of the server, so it does not open the breaker: who uses the
-    /// connections finds out whether it answers.
-    #[error("postgres was not asked: all {0} connections were in use; raise maxConnectionsPerPod")]
+    /// All connections were in use for more than half of the time that there was. That says nothing of the server, so it does not
+    /// open the breaker: who uses the connections finds out whether it answers.
+    #[error("all {0} connections to postgres were in use for too long: raise maxConnectionsPerPod")]
     Busy(u16),
     /// No connection or no answer in time.
     #[error("postgres did not answer within {0:?}")]
@@ -201,18 +201,25 @@ impl Server {
         work: impl AsyncFnOnce(&mut Object) -> Result<T, tokio_postgres::Error>,
     ) -> Result<T, PostgresError> {
         let limit = self.spec.statement_timeout.0;
-        let deadline = Instant::now() + limit;
+        let started = Instant::now();
+        let deadline = started + limit;
+        let busy = PostgresError::Busy(self.spec.max_connections_per_pod);
         let slot = match timeout_at(deadline, self.slots.acquire()).await {
             Ok(slot) => slot.context("the connections are closed")?,
-            Err(_) => return Err(PostgresError::Busy(self.spec.max_connections_per_pod)),
+            Err(_) => return Err(busy),
         };
+        let waited = started.elapsed();
         let asked = async {
             let mut turn = Turn::begin(&self.pools, slot).await?;
             let outcome = work(turn.client()).await;
             turn.hand_back();
             outcome.map_err(|error| PostgresError::of_statement(error, limit))
         };
-        let outcome = timeout_at(deadline, asked).await.unwrap_or(Err(PostgresError::Deadline(limit)));
+        let outcome = match timeout_at(deadline, asked).await {
+            Ok(outcome) => outcome,
+            Err(_) if waited > limit / 2 => return Err(busy),
+            Err(_) => Err(PostgresError::Deadline(limit)),
+        };
         self.answers.store(matches!(outcome, Ok(_) | Err(PostgresError::Refused(_))), Ordering::Relaxed);
         outcome
     }

@@ -51,12 +51,19 @@ impl HttpBody {
         }
     }
 
-    fn ended(&mut self, is_whole: bool) {
+    fn ended(&mut self, well: bool) {
         match self.breaker.take() {
-            Some(breaker) if is_whole => breaker.succeeded(),
+            Some(breaker) if well => breaker.succeeded(),
             Some(breaker) => breaker.failed(),
             None => {}
         }
+    }
+}
+
+/// Whoever reads may lose interest: the source has answered so far.
+impl Drop for HttpBody {
+    fn drop(&mut self) {
+        self.ended(true);
     }
 }
 

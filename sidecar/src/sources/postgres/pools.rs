@@ -118,7 +118,9 @@ impl Pools {
         let mut state = self.state();
         match proven {
             Ok(pool) => {
-                tracing::info!("postgres is reached by a new URL or CA");
+                if !is_first {
+                    tracing::info!("postgres is reached by a new URL or CA");
+                }
                 state.current = Some((told, pool));
                 state.refused = None;
                 Ok(())
