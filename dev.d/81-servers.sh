@@ -61,5 +61,5 @@ start_postgres() {
     -c unix_socket_directories="$folder" -c fsync=off >>"$logs/postgres.log" 2>&1 &
   services+=($!)
   wait_for_port "$port" postgres "$logs/postgres.log"
-  export LARDER_TEST_POSTGRES_URL=postgres://larder@127.0.0.1:$port/postgres
+  export LARDER_TEST_POSTGRES_PROGRAMS=$programs LARDER_TEST_POSTGRES_URL=postgres://larder@127.0.0.1:$port/postgres
 }

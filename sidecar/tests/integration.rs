@@ -14,10 +14,13 @@ mod integration {
     mod controls;
     mod heads;
     mod http2;
+    mod http_source;
     mod interim;
     mod invalidating;
+    mod last_known_good;
     mod metrics;
     mod postgres;
+    mod postgres_source;
     mod purging;
     mod ranges;
     mod redis_away;

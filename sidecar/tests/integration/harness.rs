@@ -8,9 +8,11 @@ use std::{
     time::{Duration, Instant},
 };
 
+mod authority;
 mod database;
 mod origin;
 mod policy;
+mod postgres_server;
 mod redis_server;
 mod redis_set;
 mod relay;
@@ -18,9 +20,11 @@ mod sidecar;
 mod steps;
 mod wire;
 
+pub(super) use authority::Authority;
 pub(super) use database::Database;
 pub(super) use origin::{Origin, RawOrigin, read_head, reply};
 pub(super) use policy::Policy;
+pub(super) use postgres_server::PostgresServer;
 pub(super) use redis_server::{RedisServer, free_port};
 pub(super) use redis_set::{Cluster, Sentinels};
 pub(super) use relay::Relay;
@@ -49,7 +53,7 @@ pub(super) fn environment(name: &str) -> String {
 }
 
 /// A name that no other test has, in this run or another.
-fn unique(prefix: &str) -> String {
+pub(super) fn unique(prefix: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     format!("{prefix}_{}_{}_{}", process::id(), since.subsec_nanos(), NEXT.fetch_add(1, Ordering::Relaxed))
@@ -57,16 +61,16 @@ fn unique(prefix: &str) -> String {
 
 /// A folder that goes when the test ends.
 #[derive(Debug)]
-struct Folder(PathBuf);
+pub(super) struct Folder(PathBuf);
 
 impl Folder {
-    fn new() -> Self {
+    pub(super) fn new() -> Self {
         let path = Path::new(env!("CARGO_TARGET_TMPDIR")).join(unique("larder"));
         fs::create_dir_all(&path).unwrap();
         Self(path)
     }
 
-    fn join(&self, name: &str) -> PathBuf {
+    pub(super) fn join(&self, name: &str) -> PathBuf {
         self.0.join(name)
     }
 }

@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use http::Method;
 
-use super::harness::{Database, Origin, Policy, Relay, Sidecar, environment, until};
+use super::harness::{Database, Origin, Policy, Sidecar, until};
 
 const ITEMS: &str = "
 create table items (key int primary key, value jsonb, shelf text);
@@ -31,15 +31,6 @@ async fn start(database: &Database) -> (Origin, Policy, Sidecar) {
     let policy = Policy::new(&database.serve(SPEC));
     let sidecar = Sidecar::start(&policy, origin.address).await;
     (origin, policy, sidecar)
-}
-
-/// From now on the database is reached through a relay; dropped, it is gone.
-async fn through_a_relay(database: &Database) -> Relay {
-    let url = environment("LARDER_TEST_POSTGRES_URL");
-    let server = url.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned();
-    let relay = Relay::to(server.parse().unwrap()).await;
-    database.reach_by(|url| url.replace(&server, &format!("127.0.0.1:{}", relay.port)));
-    relay
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -156,7 +147,7 @@ async fn a_request_that_is_not_for_the_cache_is_answered_by_the_source_all_the_s
 #[tokio::test(flavor = "multi_thread")]
 async fn a_server_that_nobody_asks_is_known_to_be_there_or_not() {
     let database = Database::new(ITEMS).await;
-    let relay = through_a_relay(&database).await;
+    let relay = database.through_a_relay().await;
     let (_origin, _policy, sidecar) = start(&database).await;
     sidecar.until_tiers_are("up").await;
     drop(relay);
@@ -167,7 +158,7 @@ async fn a_server_that_nobody_asks_is_known_to_be_there_or_not() {
 #[tokio::test(flavor = "multi_thread")]
 async fn without_postgres_stored_rows_are_served_and_others_are_a_502() {
     let database = Database::new(ITEMS).await;
-    let relay = through_a_relay(&database).await;
+    let relay = database.through_a_relay().await;
     let (_origin, _policy, sidecar) = start(&database).await;
     assert_eq!(sidecar.get("/item/1").await.status, 200);
     drop(relay);

@@ -1,11 +1,12 @@
 //! A schema of a test's own in Postgres.
 
-use std::fs;
+use std::{fs, path::PathBuf};
 
+use larder_policy::spec::Postgres;
 use tokio_postgres::{Client, NoTls};
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{Folder, environment, unique};
+use super::{Folder, Relay, environment, unique};
 
 /// A schema of a test's own.
 pub(crate) struct Database {
@@ -34,6 +35,47 @@ impl Database {
         let url = change(environment("LARDER_TEST_POSTGRES_URL"));
         let text = format!("{url}?options=-csearch_path%3D{}\n", self.schema);
         fs::write(self.folder.join("url"), text).unwrap();
+    }
+
+    /// From now on it is reached through a relay; dropped, it is gone.
+    pub(crate) async fn through_a_relay(&self) -> Relay {
+        let server = Self::server();
+        let relay = Relay::to(server.parse().unwrap()).await;
+        self.reach_by(|url| url.replace(&server, &format!("127.0.0.1:{}", relay.port)));
+        relay
+    }
+
+    /// From now on it is looked for where nobody is.
+    pub(crate) fn reach_in_vain(&self) {
+        self.reach_by(|url| url.replace(&Self::server(), "127.0.0.1:1"));
+    }
+
+    /// The address and port of the server.
+    fn server() -> String {
+        let url = environment("LARDER_TEST_POSTGRES_URL");
+        url.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned()
+    }
+
+    /// What a source is made from.
+    pub(crate) fn source(&self, settings: &str) -> Postgres {
+        serde_yaml::from_str(&self.serve(&format!("{{urlFrom: DATABASE, {settings}}}"))).unwrap()
+    }
+
+    /// What a source is made from that is reached as this one is now, whatever changes.
+    pub(crate) fn source_as_now(&self, settings: &str) -> Postgres {
+        let (url, copy) = (self.folder.join("url"), self.folder.join(&unique("url")));
+        fs::copy(url, &copy).unwrap();
+        serde_yaml::from_str(&format!("{{urlFrom: {{file: {}}}, {settings}}}", copy.display())).unwrap()
+    }
+
+    /// Where its URL is.
+    pub(crate) fn url_file(&self) -> PathBuf {
+        self.folder.join("url")
+    }
+
+    /// Its name.
+    pub(crate) fn schema(&self) -> &str {
+        &self.schema
     }
 
     /// A policy's `spec` with this database in place of `DATABASE`.
