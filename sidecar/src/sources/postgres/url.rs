@@ -1,6 +1,6 @@
 //! What the URL of a Postgres server says.
 
-use anyhow::{anyhow, bail};
+use anyhow::{Context, bail};
 use tokio_postgres::Config;
 
 /// Reads a URL. `sslmode` may also be `verify-ca` or `verify-full`, as libpq has it: TLS with us always verifies both the
@@ -9,7 +9,10 @@ use tokio_postgres::Config;
 /// # Errors
 /// If it can't be used. The message has nothing of the URL in it: what is wrong may be a piece of the password.
 pub(super) fn parse(url: &str) -> anyhow::Result<Config> {
-    let (server, options) = url.split_once('?').unwrap_or((url, ""));
+    // A password may have a question mark in it.
+    let host = url.find('@').map_or(0, |at| at + 1);
+    let end = url[host..].find('?').map_or(url.len(), |at| host + at);
+    let (server, options) = (&url[..end], url.get(end + 1..).unwrap_or_default());
     let mut known = vec![];
     for option in options.split('&').filter(|option| !option.is_empty()) {
         match option.split_once('=').unwrap_or((option, "")) {
@@ -25,12 +28,13 @@ pub(super) fn parse(url: &str) -> anyhow::Result<Config> {
         }
     }
     let url = if known.is_empty() { server.to_owned() } else { format!("{server}?{}", known.join("&")) };
-    url.parse().map_err(|_| {
-        anyhow!(
-            "the postgres URL can't be used: write postgres://user:password@host:5432/database, with what is not a letter or \
-             a digit in the password percent-encoded, and no option but those of libpq"
-        )
-    })
+    // Past a second '@', a piece of the password would be the name of a database, which Postgres repeats in its errors.
+    let is_clear = server.matches('@').count() <= 1;
+    let config = if is_clear { url.parse().ok() } else { None };
+    config.context(
+        "the postgres URL can't be used: write postgres://user:password@host:5432/database, with what is not a letter or a digit \
+         in the password percent-encoded, and no option but those of libpq",
+    )
 }
 
 #[cfg(test)]
@@ -52,13 +56,18 @@ mod tests {
             assert_eq!(config.get_ssl_mode(), is, "{mode}");
             assert_eq!(config.get_application_name(), Some("a"));
         }
-        assert_eq!(parse("postgres://me@db/shop").unwrap().get_ssl_mode(), SslMode::Prefer);
+        let config = parse("postgres://me:a?sslmode=b@db/shop").unwrap();
+        assert_eq!(
+            (config.get_ssl_mode(), config.get_password()),
+            (SslMode::Prefer, Some(&b"a?sslmode=b"[..]))
+        );
     }
 
     #[test]
     fn what_is_wrong_is_said_without_the_password() {
         for (url, says) in [
-            ("postgres://me:hunter?2=x&y@db/shop", "percent-encoded"),
+            ("postgres://me:hunter?2@db/shop?hunter2=x", "percent-encoded"),
+            ("postgres://me:hunter@2/x@db/shop", "percent-encoded"),
             ("postgres://me:hunter2@db:port/shop", "percent-encoded"),
             ("hunter2", "percent-encoded"),
             ("postgres://me:hunter2@db/shop?sslmode=allow", "sslmode"),
