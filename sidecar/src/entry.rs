@@ -159,7 +159,8 @@ impl Entry {
     /// About how many bytes it takes.
     pub fn weight(&self) -> usize {
         const OVERHEAD: usize = 512;
-        const PER_HEADER: usize = 48;
+        // What `HeaderMap` allocates for a field besides its text.
+        const PER_HEADER: usize = 104;
         const PER_PIECE: usize = 48;
         let headers: usize = self
             .head
