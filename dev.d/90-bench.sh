@@ -4,6 +4,7 @@
 run_bench() {
   case ${1:-} in
     hit) bench_hit "${@:2}" ;;
+    l1) bench_l1 "${@:2}" ;;
     *) usage >&2; exit 2 ;;
   esac
 }
@@ -24,6 +25,14 @@ bench_hit() { # what else `hit --help` has
   shown "hits" "the logs of the servers are gone with them: start the one that failed as bench/src/server.rs does" \
     on_a_network_of_its_own "$CARGO_TARGET_DIR/release/hit" --scratch "$scratch" "$@"
   took "./dev bench hit" "$started"
+}
+
+bench_l1() { # what else `l1 --help` has
+  local started=$SECONDS
+  need_rust
+  step "cargo build --release" "see the log" cargo build --release -p larder-bench --bin l1
+  shown "caches in memory" "run $CARGO_TARGET_DIR/release/l1 by hand" "$CARGO_TARGET_DIR/release/l1" "$@"
+  took "./dev bench l1" "$started"
 }
 
 # A cluster on this machine, or what is left of one, has the kernel look at each packet of the loopback interface too.

@@ -6,8 +6,13 @@ use anyhow::{Context, Result};
 
 use crate::server::Server;
 
-const BEGIN: &str = "<!-- bench hit: written by `./dev bench hit --markdown` -->";
-const END: &str = "<!-- bench hit: end -->";
+/// The lines around what a bench writes.
+fn marks(bench: &str) -> [String; 2] {
+    [
+        format!("<!-- bench {bench}: written by `./dev bench {bench} --markdown` -->"),
+        format!("<!-- bench {bench}: end -->"),
+    ]
+}
 
 /// One round of one server.
 #[derive(Clone, Copy, Debug)]
@@ -57,7 +62,7 @@ impl Row {
 /// The rows as a Markdown table whose columns line up.
 pub fn render(rows: &[Row]) -> String {
     let mut lines = vec![
-        [
+        vec![
             "server",
             "req / CPU-s",
             "to HAProxy",
@@ -68,12 +73,14 @@ pub fn render(rows: &[Row]) -> String {
             "req/s",
             "core busy",
         ]
-        .map(str::to_owned),
+        .into_iter()
+        .map(str::to_owned)
+        .collect(),
     ];
     for row in rows {
         let ratio = |to| ratio(rows, row, to).map_or("".into(), |ratio| format!("{ratio:.2}"));
         let shown = |value: Option<f64>, show: fn(f64) -> String| value.map_or(String::new(), show);
-        lines.push([
+        lines.push(vec![
             row.name.clone(),
             shown(row.median_of(|sample| sample.per_cpu_second), thousands),
             ratio(Server::Haproxy),
@@ -85,8 +92,14 @@ pub fn render(rows: &[Row]) -> String {
             format!("{:.0} %", row.busy() * 100.0),
         ]);
     }
-    let widths: [usize; 9] =
-        std::array::from_fn(|column| lines.iter().map(|line| line[column].len()).max().unwrap_or_default());
+    layout(&lines)
+}
+
+/// Lines of as many cells each, the first of them the titles, as a Markdown table whose columns line up.
+pub fn layout(lines: &[Vec<String>]) -> String {
+    let width =
+        |column: usize| lines.iter().map(|line: &Vec<String>| line[column].len()).max().unwrap_or_default();
+    let widths: Vec<usize> = (0..lines.first().map_or(0, Vec::len)).map(width).collect();
     let mut table = String::new();
     for (number, line) in lines.iter().enumerate() {
         for (column, cell) in line.iter().enumerate() {
@@ -116,7 +129,8 @@ fn ratio(rows: &[Row], row: &Row, to: Server) -> Option<f64> {
     median(pairs.map(|(sample, base)| sample.per_cpu_second / base.per_cpu_second).collect())
 }
 
-fn median(mut values: Vec<f64>) -> Option<f64> {
+/// The middle one, or what is between the two in the middle.
+pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     match values.len() {
@@ -134,25 +148,26 @@ fn milliseconds(value: f64) -> String {
     format!("{value:.2} ms")
 }
 
-/// Puts `text` between this crate's marks in a Markdown file, or makes a file of it where there is none.
+/// Puts `text` between the marks of `./dev bench <bench>` in a Markdown file, or makes a file of it where there is none.
 ///
 /// # Errors
 /// If the file can't be read or written, or lacks the marks.
-pub fn put_into(file: &Path, text: &str) -> Result<()> {
+pub fn put_into(file: &Path, bench: &str, text: &str) -> Result<()> {
+    let [begin, end] = marks(bench);
     let name = || file.display().to_string();
     let old = match fs::read_to_string(file) {
-        Err(error) if error.kind() == ErrorKind::NotFound => format!("{BEGIN}\n{END}\n"),
+        Err(error) if error.kind() == ErrorKind::NotFound => format!("{begin}\n{end}\n"),
         read => read.with_context(name)?,
     };
-    let new = between_marks(&old, text)
-        .with_context(|| format!("{}: needs the lines {BEGIN} and {END}", name()))?;
+    let new = between_marks(&old, text, [&begin, &end])
+        .with_context(|| format!("{}: needs the lines {begin} and {end}", name()))?;
     fs::write(file, new).with_context(name)
 }
 
-fn between_marks(old: &str, text: &str) -> Option<String> {
-    let (before, rest) = old.split_once(BEGIN)?;
-    let (_, after) = rest.split_once(END)?;
-    Some(format!("{before}{BEGIN}\n\n{text}\n{END}{after}"))
+fn between_marks(old: &str, text: &str, [begin, end]: [&str; 2]) -> Option<String> {
+    let (before, rest) = old.split_once(begin)?;
+    let (_, after) = rest.split_once(end)?;
+    Some(format!("{before}{begin}\n\n{text}\n{end}{after}"))
 }
 
 #[cfg(test)]
@@ -201,10 +216,11 @@ mod tests {
 
     #[test]
     fn only_what_is_between_the_marks_changes() {
-        let old = format!("# A\n{BEGIN}\nold\n{END}\n## B\n");
-        let new = between_marks(&old, "new\n").unwrap();
-        assert_eq!(new, format!("# A\n{BEGIN}\n\nnew\n\n{END}\n## B\n"));
-        assert_eq!(between_marks(&new, "new\n"), Some(new.clone()));
-        assert_eq!(between_marks("# A\n", "new"), None);
+        let old = "# A\nBEGIN\nold\nEND\n## B\n";
+        let put = |old| between_marks(old, "new\n", ["BEGIN", "END"]);
+        let new = put(old).unwrap();
+        assert_eq!(new, "# A\nBEGIN\n\nnew\n\nEND\n## B\n");
+        assert_eq!(put(&new), Some(new.clone()));
+        assert_eq!(put("# A\n"), None);
     }
 }

@@ -12,7 +12,7 @@ use crate::{
     barriers::Barriers,
     budget::Budget,
     cache_status::Bypass,
-    l1::L1,
+    l1::{Bounds, L1},
     l2::{Keyspace, L2},
     proxy::Landing,
     sources::Source,
@@ -147,12 +147,16 @@ impl Serving {
             l2.purge_everything();
         }
         let shape = policy.shape();
-        let same_l1 = same_order
-            .filter(|previous| previous.policy.l1.max_size == policy.l1.max_size && previous.shape == shape);
+        let bounds = bounds_of(&policy);
+        let same_l1 = same_order.filter(|previous| {
+            bounds_of(&previous.policy) == bounds
+                && previous.policy.l1.eviction == policy.l1.eviction
+                && previous.shape == shape
+        });
         let (l1, flights) = match same_l1 {
             Some(previous) => (Arc::clone(&previous.l1), previous.flights.clone()),
             None => {
-                let l1 = L1::new(policy.l1.max_size.0, Arc::clone(&telemetry.stats.evictions));
+                let l1 = L1::new(bounds, policy.l1.eviction, Arc::clone(&telemetry.stats.evictions));
                 (Arc::new(l1), Flights::default())
             }
         };
@@ -226,5 +230,38 @@ impl Serving {
     /// Why a tier is not connected, or not with the secrets that it is given now. No secret is in it.
     pub fn troubles(&self) -> Vec<(String, String)> {
         self.l2.iter().filter_map(|l2| Some(("redis".to_owned(), l2.trouble()?))).collect()
+    }
+}
+
+fn bounds_of(policy: &Policy) -> Bounds {
+    Bounds { max_bytes: policy.l1.max_size.0, max_entries: policy.l1.max_entries.map(u64::from) }
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_policy::{ByteSize, spec};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn another_bound_or_eviction_makes_l1_again() {
+        let telemetry = Arc::new(Telemetry::new().unwrap());
+        let under = |change: fn(&mut spec::L1), previous| {
+            let mut policy = Policy::bare();
+            change(&mut policy.l1);
+            Serving::under(policy, Metadata::default(), "hash".to_owned(), &telemetry, previous)
+        };
+        let before = under(|_| (), None);
+        assert!(Arc::ptr_eq(&before.l1, &under(|_| (), Some(&before)).l1));
+        let changes: [fn(&mut spec::L1); 3] = [
+            |l1| l1.max_size = ByteSize(l1.max_size.0 / 2),
+            |l1| l1.max_entries = Some(10),
+            |l1| l1.eviction = spec::Eviction::S3Fifo,
+        ];
+        for change in changes {
+            let after = under(change, Some(&before));
+            assert!(!Arc::ptr_eq(&before.l1, &after.l1));
+            assert_eq!(after.l1.max_entries(), after.policy.l1.max_entries.map(u64::from));
+        }
     }
 }

@@ -19,8 +19,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const HITS: usize = 2000;
-/// What moka does now and then to keep its order is all that there is.
-const MOST_IN_A_HUNDRED: usize = 2;
+/// What the runtime does now and then.
+const MOST_IN_A_THOUSAND: usize = 1;
 
 async fn origin() -> TcpListener {
     TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap()
@@ -80,5 +80,5 @@ async fn a_hit_allocates_next_to_nothing() {
     }
     let change = region.change();
     let allocations = change.allocations + change.reallocations;
-    assert!(allocations * 100 <= HITS * MOST_IN_A_HUNDRED, "{allocations} allocations in {HITS} hits");
+    assert!(allocations * 1000 <= HITS * MOST_IN_A_THOUSAND, "{allocations} allocations in {HITS} hits");
 }

@@ -215,7 +215,7 @@ fn publish(arguments: &Arguments, rows: &[Row]) -> Result<()> {
     }
     say(&format!("\n{text}"))?;
     match &arguments.markdown {
-        Some(file) => table::put_into(file, &text),
+        Some(file) => table::put_into(file, "hit", &text),
         None => Ok(()),
     }
 }

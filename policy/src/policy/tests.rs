@@ -297,7 +297,7 @@ fn problems(text: &str) -> Vec<String> {
 }
 
 const TIERS: &str = r#"
-l1: {maxEntries: 1000, eviction: TinyLFU}
+l1: {maxEntries: 1000, eviction: S3FIFO}
 l2: {redis: {urlFrom: {env: REDIS}, topology: Sentinel, masterName: shop, hardTimeout: 2s, maxObjectSize: 64Ki}}
 sources:
 - name: db

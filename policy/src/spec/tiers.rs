@@ -41,10 +41,10 @@ pub enum Eviction {
     #[default]
     #[serde(rename = "LRU")]
     Lru,
-    /// The least frequently used of late: a scan of many keys that are asked for once does not push out what is asked for
-    /// often.
-    #[serde(rename = "TinyLFU")]
-    TinyLfu,
+    /// One that was not asked for again after it came: a scan of many keys that are asked for once does not push out what is
+    /// asked for often. See [S3-FIFO](https://dl.acm.org/doi/10.1145/3600006.3613147).
+    #[serde(rename = "S3FIFO")]
+    S3Fifo,
 }
 
 impl Eviction {
@@ -56,7 +56,7 @@ impl Eviction {
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lru => "LRU",
-            Self::TinyLfu => "TinyLFU",
+            Self::S3Fifo => "S3FIFO",
         }
     }
 }

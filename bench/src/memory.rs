@@ -1,0 +1,154 @@
+//! What a cache takes of memory, in a process of its own.
+
+use std::fs;
+
+use anyhow::{Context, Result};
+use bytes::Bytes;
+use clap::ValueEnum;
+use http::{HeaderMap, HeaderValue, StatusCode, header};
+use larder_policy::{
+    PurgeName,
+    claims::{Claims, Times},
+};
+use larder_sidecar::{
+    barriers::Stamp,
+    entry::{Content, Entry, Head},
+    l1::Stored,
+};
+use serde::{Deserialize, Serialize};
+
+use crate::{candidates::Cache, traces::Random};
+
+/// The bound of caches that are churned.
+pub const BOUND: u64 = 64 << 20;
+
+/// How many entries are counted in bytes for each.
+const ENTRIES: u32 = 50_000;
+
+/// What is put into a cache.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
+pub enum Fill {
+    /// Nothing makes room: entries of 1 KiB.
+    Entries,
+    /// Ten times the bound, of 256 bytes to 1 MiB.
+    Varied,
+    /// Twice the bound of entries of 64 bytes, then ten times the bound of 1 MiB.
+    SmallThenLarge,
+}
+
+/// What it took.
+#[derive(Clone, Copy, Debug, Serialize, Deserialize)]
+pub struct Taken {
+    /// Resident memory at the end, without what was there before, in bytes.
+    pub resident: u64,
+    /// The most that was resident on the way.
+    pub peak: u64,
+    /// What the cache says that it holds.
+    pub counted: u64,
+    /// How many entries it says that it holds.
+    pub entries: u64,
+}
+
+/// Fills a cache, and looks at this process.
+///
+/// # Errors
+/// If `/proc` does not say what it takes.
+pub fn fill(cache: &dyn Cache, fill: Fill) -> Result<Taken> {
+    let before = resident("VmRSS")?;
+    let mut random = Random(3);
+    let mut number = 0_u32;
+    let mut insert = |size: usize| {
+        cache.insert(&key(number), answer(size));
+        number += 1;
+    };
+    match fill {
+        Fill::Entries => (0..ENTRIES).for_each(|_| insert(1024)),
+        Fill::Varied => until(10 * BOUND, || {
+            let size = varied(&mut random);
+            insert(size);
+            size
+        }),
+        Fill::SmallThenLarge => {
+            until(2 * BOUND, || {
+                insert(64);
+                1024
+            });
+            until(10 * BOUND, || {
+                insert(1 << 20);
+                1 << 20
+            });
+        }
+    }
+    // Before it is asked for anything, which makes some of them tidy up.
+    let (resident, peak) = (resident("VmRSS")?, resident("VmHWM")?);
+    Ok(Taken {
+        resident: resident.saturating_sub(before),
+        peak: peak.saturating_sub(before),
+        counted: cache.bytes(),
+        entries: cache.entries(),
+    })
+}
+
+fn until(total: u64, mut insert: impl FnMut() -> usize) {
+    let mut sum = 0;
+    while sum < total {
+        sum += insert() as u64;
+    }
+}
+
+/// From 256 bytes to 1 MiB, as many of each order of magnitude.
+pub fn varied(random: &mut Random) -> usize {
+    (256.0 * (random.share() * 12.0).exp2()) as usize
+}
+
+/// A key as L1 has them.
+pub fn key(number: u32) -> String {
+    format!("GET http shop.example /api/products/{number}?lang=en")
+}
+
+/// An answer with a body of so many bytes.
+pub fn answer(size: usize) -> Stored {
+    let headers: HeaderMap = [
+        (header::CONTENT_TYPE, "application/json"),
+        (header::CACHE_CONTROL, "max-age=60"),
+        (header::ETAG, "\"33a64df551425fcc55e4d42a148795d9f25f89d4\""),
+        (header::DATE, "Wed, 21 Oct 2015 07:28:00 GMT"),
+    ]
+    .map(|(name, value)| (name, HeaderValue::from_static(value)))
+    .into_iter()
+    .collect();
+    let times = Times { requested_at: 0, received_at: 0 };
+    let claims = Claims::read(StatusCode::OK, &headers, times, &[]);
+    let names = Box::new([PurgeName::path("/api/products")]);
+    let head = Head { status: StatusCode::OK, headers, times, claims, stamp: Stamp::default(), names };
+    Stored::Entry(Entry::new(head, Content::Whole(Bytes::from(vec![b'x'; size]))).into())
+}
+
+fn resident(field: &str) -> Result<u64> {
+    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    parse(&status, field).with_context(|| format!("/proc/self/status has no {field}"))
+}
+
+/// proc(5): `VmRSS:      1234 kB`.
+fn parse(status: &str, field: &str) -> Option<u64> {
+    let line = status.lines().find_map(|line| line.strip_prefix(field)?.strip_prefix(':'))?;
+    line.trim().strip_suffix(" kB")?.parse::<u64>().ok().map(|kibibytes| kibibytes * 1024)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_field_of_the_status() {
+        let status = "VmHWM:\t    2000 kB\nVmRSS:\t    1234 kB\n";
+        assert_eq!(parse(status, "VmRSS"), Some(1234 * 1024));
+        assert_eq!(parse(status, "Vm"), None);
+    }
+
+    #[test]
+    fn sizes_are_within_what_is_said() {
+        let mut random = Random(1);
+        assert!((0..1000).all(|_| (256..=1 << 20).contains(&varied(&mut random))));
+    }
+}

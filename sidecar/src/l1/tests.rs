@@ -1,0 +1,378 @@
+use std::{collections::HashMap, thread, time::Duration};
+
+use bytes::Bytes;
+use proptest::prelude::*;
+
+use super::*;
+use crate::entry::{Content, tests::head};
+
+const POLICIES: [Eviction; 2] = [Eviction::Lru, Eviction::S3Fifo];
+
+fn stored(size: usize) -> Stored {
+    let head = head("max-age=60", Duration::ZERO);
+    Stored::Entry(Arc::new(Entry::new(head, Content::Whole(Bytes::from(vec![0; size])))))
+}
+
+fn l1(max_bytes: u64, max_entries: Option<u64>, eviction: Eviction) -> L1 {
+    L1::new(Bounds { max_bytes, max_entries }, eviction, Arc::default())
+}
+
+/// What an entry of this size counts under a key of one letter.
+fn cost(size: usize) -> u64 {
+    let l1 = l1(u64::MAX, None, Eviction::Lru);
+    l1.insert("a", stored(size));
+    l1.bytes()
+}
+
+fn keys(l1: &L1) -> Vec<String> {
+    let mut keys = Vec::new();
+    l1.for_each(|held| keys.push(held.key.to_owned()));
+    keys.sort();
+    keys
+}
+
+/// The bytes and the number of what is there, one by one.
+fn sums(l1: &L1) -> (u64, u64) {
+    let (mut bytes, mut entries) = (0, 0);
+    l1.for_each(|held| {
+        bytes += held.bytes;
+        entries += 1;
+    });
+    (bytes, entries)
+}
+
+#[test]
+fn the_least_recently_used_makes_room() {
+    let l1 = l1(cost(2500) * 3, None, Eviction::Lru);
+    for key in ["a", "b", "c"] {
+        l1.insert(key, stored(2500));
+    }
+    assert!(l1.get("a").is_some());
+    l1.insert("d", stored(2500));
+    assert_eq!(keys(&l1), ["a", "c", "d"]);
+    l1.insert("c", stored(2500));
+    l1.insert("e", stored(2500));
+    assert_eq!(keys(&l1), ["c", "d", "e"]);
+    assert_eq!((l1.entries(), l1.evictions(), l1.bytes()), (3, 2, l1.max_bytes()));
+}
+
+#[test]
+fn a_large_one_takes_the_place_of_several_and_may_fill_the_cache() {
+    for eviction in POLICIES {
+        let l1 = l1(cost(10_000), None, eviction);
+        for key in ["a", "b", "c"] {
+            l1.insert(key, stored(1));
+        }
+        l1.insert("d", stored(10_000));
+        l1.insert("d", stored(10_000));
+        assert!(l1.bytes() <= l1.max_bytes());
+        if eviction == Eviction::Lru {
+            assert_eq!(keys(&l1), ["d"]);
+        }
+    }
+}
+
+#[test]
+fn what_is_larger_than_the_cache_is_not_stored_nor_what_it_replaces_left() {
+    for eviction in POLICIES {
+        let l1 = l1(cost(100), None, eviction);
+        l1.insert("a", stored(100));
+        assert!(l1.get("a").is_some());
+        l1.insert("a", stored(101));
+        assert!(l1.get("a").is_none());
+        assert_eq!((l1.bytes(), l1.entries(), l1.evictions()), (0, 0, 0));
+    }
+}
+
+#[test]
+fn what_is_removed_or_replaced_gives_its_bytes_back() {
+    for eviction in POLICIES {
+        let l1 = l1(1 << 20, None, eviction);
+        l1.insert("a", stored(100));
+        l1.insert("b", stored(100));
+        let both = l1.bytes();
+        l1.insert("a", stored(150));
+        assert_eq!((l1.bytes(), l1.entries()), (both + 50, 2));
+        l1.insert("a", Stored::Unshared { until: 1 });
+        assert!(matches!(l1.get("a"), Some(Stored::Unshared { until: 1 })));
+        l1.remove("a");
+        l1.remove("a");
+        assert!(l1.get("a").is_none());
+        assert_eq!((l1.bytes(), l1.entries()), (both / 2, 1));
+        l1.remove("b");
+        assert_eq!((l1.bytes(), l1.entries(), l1.evictions()), (0, 0, 0));
+    }
+}
+
+#[test]
+fn what_makes_room_is_freed_at_once() {
+    for eviction in POLICIES {
+        let l1 = l1(cost(100) * 2, None, eviction);
+        let entry = Arc::new(Entry::new(
+            head("max-age=60", Duration::ZERO),
+            Content::Whole(Bytes::from(vec![0; 100])),
+        ));
+        let left = Arc::downgrade(&entry);
+        l1.insert("a", Stored::Entry(entry));
+        l1.insert("b", stored(100));
+        assert!(left.upgrade().is_some());
+        l1.insert("c", stored(100));
+        l1.insert("d", stored(100));
+        assert!(left.upgrade().is_none());
+    }
+}
+
+#[test]
+fn entries_are_bounded_too() {
+    for eviction in POLICIES {
+        let l1 = l1(1 << 20, Some(10), eviction);
+        for number in 0..100 {
+            l1.insert(&number.to_string(), stored(number));
+        }
+        assert_eq!((l1.entries(), l1.evictions(), l1.max_entries()), (10, 90, Some(10)));
+        assert_eq!(sums(&l1), (l1.bytes(), 10));
+    }
+    assert_eq!(sums(&l1(1 << 20, Some(0), Eviction::Lru)), (0, 0));
+}
+
+#[test]
+fn a_scan_takes_the_hot_set_from_an_lru_only() {
+    let hot: Vec<String> = (0..50).map(|number| format!("hot-{number}")).collect();
+    let kept = |eviction| {
+        let l1 = l1(cost(100) * 100, Some(100), eviction);
+        for key in hot.iter().chain(&hot) {
+            if l1.get(key).is_none() {
+                l1.insert(key, stored(90));
+            }
+        }
+        for number in 0..1000 {
+            l1.insert(&format!("scan-{number}"), stored(90));
+        }
+        hot.iter().filter(|key| l1.get(key).is_some()).count()
+    };
+    assert_eq!(kept(Eviction::Lru), 0);
+    assert_eq!(kept(Eviction::S3Fifo), 50);
+}
+
+#[test]
+fn what_comes_back_soon_after_it_left_is_kept() {
+    let l1 = l1(1 << 20, Some(100), Eviction::S3Fifo);
+    let scan = |from: usize| {
+        for number in from..from + 99 {
+            l1.insert(&format!("scan-{number}"), stored(1));
+        }
+    };
+    l1.insert("a", stored(1));
+    scan(0);
+    l1.insert("scan-99", stored(1));
+    assert!(l1.get("a").is_none());
+    l1.insert("a", stored(1));
+    scan(1000);
+    scan(2000);
+    assert!(l1.get("a").is_some());
+}
+
+#[test]
+fn hot_ones_leave_when_they_are_not_asked_for_any_more() {
+    let l1 = l1(1 << 20, Some(100), Eviction::S3Fifo);
+    let ask = |key: String| {
+        if l1.get(&key).is_none() {
+            l1.insert(&key, stored(1));
+        }
+    };
+    for round in 0..20 {
+        for number in 0..80 {
+            ask(format!("old-{number}"));
+            ask(format!("once-{round}-{number}"));
+        }
+    }
+    for _ in 0..20 {
+        for number in 0..80 {
+            ask(format!("new-{number}"));
+        }
+    }
+    let old = keys(&l1).iter().filter(|key| key.starts_with("old")).count();
+    let new = keys(&l1).iter().filter(|key| key.starts_with("new")).count();
+    assert!(old <= 20 && new >= 80, "{old} old ones and {new} new ones");
+}
+
+#[test]
+fn all_are_shown_with_their_hits() {
+    let l1 = l1(1 << 30, None, Eviction::Lru);
+    let most = SHARDS * SHOWN_AT_ONCE * 3;
+    for number in 0..most {
+        l1.insert(&number.to_string(), Stored::Unshared { until: number as u64 });
+    }
+    l1.get("7");
+    l1.get("7");
+    let mut seen = HashMap::new();
+    l1.for_each(|held| {
+        let Stored::Unshared { until } = held.stored else { panic!("{held:?}") };
+        assert_eq!(held.key, until.to_string());
+        assert!(seen.insert(*until, held.hits).is_none());
+    });
+    assert_eq!(seen.len(), most);
+    assert_eq!(seen.values().sum::<u32>(), 2);
+    assert_eq!(seen[&7], 2);
+}
+
+#[test]
+fn both_bounds_hold_while_many_insert_and_the_sums_are_right_after() {
+    const THREADS: u64 = 4;
+    for eviction in POLICIES {
+        let l1 = l1(200_000, Some(150), eviction);
+        let largest = cost(4000) + 10;
+        thread::scope(|scope| {
+            for thread in 0..THREADS {
+                let l1 = &l1;
+                scope.spawn(move || {
+                    let mut random = thread + 1;
+                    for _ in 0..5000 {
+                        random = random
+                            .wrapping_mul(6_364_136_223_846_793_005)
+                            .wrapping_add(1_442_695_040_888_963_407);
+                        let key = format!("{}", (random >> 33) % 500);
+                        match (random >> 50) % 8 {
+                            0 => l1.remove(&key),
+                            1..=3 => drop(l1.get(&key)),
+                            _ => l1.insert(&key, stored((random >> 40) as usize % 4000)),
+                        }
+                        assert!(l1.bytes() <= l1.max_bytes() + THREADS * largest);
+                        assert!(l1.entries() <= 150 + THREADS);
+                    }
+                });
+            }
+        });
+        assert!(l1.bytes() <= 200_000 && l1.entries() <= 150);
+        assert_eq!(sums(&l1), (l1.bytes(), l1.entries()));
+        keys(&l1).iter().for_each(|key| l1.remove(key));
+        assert_eq!((l1.bytes(), l1.entries(), l1.small_bytes.load(Ordering::Relaxed)), (0, 0, 0));
+    }
+}
+
+#[test]
+fn churn_stays_near_the_bound() {
+    for eviction in POLICIES {
+        let l1 = l1(1 << 20, None, eviction);
+        let largest = 64 << 10;
+        for number in 0..2000_usize {
+            l1.insert(&number.to_string(), stored(number * 7919 % largest));
+            assert!(l1.bytes() <= l1.max_bytes());
+            if number > 200 {
+                assert!(l1.bytes() + 2 * largest as u64 > l1.max_bytes(), "{} bytes", l1.bytes());
+            }
+        }
+    }
+}
+
+#[derive(Clone, Debug)]
+enum Operation {
+    Get(u8),
+    Insert(u8, usize),
+    Remove(u8),
+}
+
+fn operations() -> impl Strategy<Value = Vec<Operation>> {
+    let key = 0..40_u8;
+    let operation = prop_oneof![
+        key.clone().prop_map(Operation::Get),
+        (key.clone(), 0..3000_usize).prop_map(|(key, size)| Operation::Insert(key, size)),
+        key.prop_map(Operation::Remove),
+    ];
+    prop::collection::vec(operation, 1..200)
+}
+
+/// An LRU that is nothing but right: the last used is last.
+#[derive(Default)]
+struct Model(Vec<(String, u64)>);
+
+impl Model {
+    fn remove(&mut self, key: &str) -> Option<u64> {
+        let place = self.0.iter().position(|(known, _)| known == key)?;
+        Some(self.0.remove(place).1)
+    }
+
+    fn get(&mut self, key: &str) -> bool {
+        let found = self.remove(key);
+        self.0.extend(found.map(|bytes| (key.to_owned(), bytes)));
+        found.is_some()
+    }
+
+    fn insert(&mut self, key: &str, bytes: u64, bounds: Bounds) {
+        self.remove(key);
+        self.0.push((key.to_owned(), bytes));
+        while self.0.iter().map(|(_, bytes)| bytes).sum::<u64>() > bounds.max_bytes
+            || bounds.max_entries.is_some_and(|most| self.0.len() as u64 > most)
+        {
+            self.0.remove(0);
+        }
+    }
+}
+
+proptest! {
+    #[test]
+    fn both_bounds_hold_and_nothing_is_lost_or_made_up(
+        operations in operations(),
+        max_bytes in 0..30_000_u64,
+        max_entries in prop::option::of(0..20_u64),
+        eviction in prop::sample::select(&POLICIES),
+    ) {
+        let l1 = l1(max_bytes, max_entries, eviction);
+        let mut last = HashMap::new();
+        for operation in operations {
+            match operation {
+                Operation::Get(key) => {
+                    if let Some(Stored::Entry(entry)) = l1.get(&key.to_string()) {
+                        let Content::Whole(body) = &entry.content else { panic!("{entry:?}") };
+                        prop_assert_eq!(Some(&body.len()), last.get(&key));
+                    }
+                }
+                Operation::Insert(key, size) => {
+                    l1.insert(&key.to_string(), stored(size));
+                    last.insert(key, size);
+                }
+                Operation::Remove(key) => {
+                    l1.remove(&key.to_string());
+                    last.remove(&key);
+                    prop_assert!(l1.get(&key.to_string()).is_none());
+                }
+            }
+            prop_assert!(l1.bytes() <= max_bytes);
+            prop_assert!(l1.entries() <= max_entries.unwrap_or(u64::MAX));
+            prop_assert_eq!(sums(&l1), (l1.bytes(), l1.entries()));
+        }
+    }
+
+    /// Reads of several shards with no insert between them have no order, so there is an insert after each.
+    #[test]
+    fn an_lru_keeps_what_a_plain_one_keeps(
+        operations in operations(),
+        max_entries in prop::option::of(3..20_u64),
+    ) {
+        let bounds = Bounds { max_bytes: 30_000, max_entries };
+        let l1 = L1::new(bounds, Eviction::Lru, Arc::default());
+        let mut model = Model::default();
+        let insert = |model: &mut Model, key: &str, size| {
+            let entry = stored(size);
+            model.insert(key, shard::OVERHEAD + (key.len() + entry.weight()) as u64, bounds);
+            l1.insert(key, entry);
+        };
+        for operation in operations {
+            match operation {
+                Operation::Get(key) => {
+                    let key = key.to_string();
+                    prop_assert_eq!(l1.get(&key).is_some(), model.get(&key));
+                    insert(&mut model, "another", 1);
+                }
+                Operation::Insert(key, size) => insert(&mut model, &key.to_string(), size),
+                Operation::Remove(key) => {
+                    l1.remove(&key.to_string());
+                    model.remove(&key.to_string());
+                }
+            }
+            let mut expected: Vec<String> = model.0.iter().map(|(key, _)| key.clone()).collect();
+            expected.sort();
+            prop_assert_eq!(keys(&l1), expected);
+        }
+    }
+}
