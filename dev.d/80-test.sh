@@ -5,6 +5,7 @@
 generators() {
   cat <<'LIST'
 cargo run -q -p larder-crds --bin crdgen --
+cargo run -q -p larder-sidecar --bin openapi --
 LIST
 }
 

@@ -1,35 +1,36 @@
-//! The admin API: health, metrics and the hash for everybody; stats and purges for those who have the token.
+//! The admin API: health, metrics and the hash for everybody; stats, entries and purges for those who have the token.
 
 use std::{
-    net::SocketAddr,
     path::PathBuf,
-    sync::{
-        Arc,
-        atomic::{AtomicBool, Ordering},
+    sync::{Arc, atomic::AtomicBool},
+};
+
+use aide::{
+    axum::{
+        ApiRouter,
+        routing::{delete_with, get_with, post_with},
     },
+    openapi::OpenApi,
 };
+use axum::Router;
+use http::{Method, StatusCode, Uri};
 
-use axum::{
-    Json, Router,
-    extract::{ConnectInfo, Request, State},
-    middleware::{self, Next},
-    response::{IntoResponse, Response},
-    routing::{delete, get, post},
-};
-use http::{StatusCode, Uri, header};
-use larder_policy::{NormalPath, PurgeName, template::encoded_tag};
-use percent_encoding::percent_decode_str;
-use serde::{Deserialize, Serialize};
-use serde_json::{Value, json};
+use crate::{config::Config, drain::Drain, telemetry::Telemetry};
 
-use crate::{
-    cache_status::Tier,
-    config::Config,
-    drain::Drain,
-    purge::{self, Purged},
-    stats::{Outcome, PurgeOrigin},
-    telemetry::Telemetry,
-};
+mod answer;
+mod document;
+mod entries;
+mod explain;
+mod health;
+mod json;
+mod key_text;
+mod pages;
+mod purging;
+mod refused;
+mod stats;
+mod token;
+
+use refused::Refused;
 
 /// What the admin API shows and does.
 #[derive(Debug)]
@@ -42,170 +43,60 @@ pub struct Admin {
     pub drain: Arc<Drain>,
     /// Where the token is. It is read at each request: a Secret's file may change.
     pub token_file: Option<PathBuf>,
+    /// The application's ports.
+    pub targets: Vec<u16>,
     /// Whether every listener is up.
     pub ready: AtomicBool,
 }
 
-/// The admin API.
-pub fn router(admin: Arc<Admin>) -> Router {
-    let guarded = Router::new()
-        .route("/stats", get(stats))
-        .route("/entries/{*key}", delete(delete_entry))
-        .route("/purge", post(purge_names))
-        .route_layer(middleware::from_fn_with_state(Arc::clone(&admin), require_token));
-    Router::new()
-        .route("/livez", get("ok"))
-        .route("/readyz", get(readyz))
-        .route("/metrics", get(metrics))
-        .route("/policy", get(policy))
-        .route("/drain", post(begin_drain))
-        .merge(guarded)
-        .with_state(admin)
+/// Where the admin API is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Door {
+    /// On its own port.
+    Own,
+    /// Under the application's address, for whoever can reach that.
+    Application,
 }
 
-/// Whether the pod can take requests. No tier has a say in it: without any of them, the application still answers.
-async fn readyz(State(admin): State<Arc<Admin>>) -> (StatusCode, &'static str) {
-    if admin.ready.load(Ordering::Acquire) {
-        (StatusCode::OK, "ok")
-    } else {
-        (StatusCode::SERVICE_UNAVAILABLE, "starting")
-    }
-}
-
-async fn metrics(State(admin): State<Arc<Admin>>) -> Response {
-    match admin.telemetry.prometheus() {
-        Ok(text) => ([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response(),
-        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}")).into_response(),
-    }
-}
-
-async fn policy(State(admin): State<Arc<Admin>>) -> Json<Value> {
-    let serving = admin.config.serving();
-    let tiers: serde_json::Map<_, _> =
-        serving.tiers().into_iter().map(|(name, up)| (name, json!(if up { "up" } else { "down" }))).collect();
-    let troubles: serde_json::Map<_, _> =
-        serving.troubles().into_iter().map(|(name, why)| (name, json!(why))).collect();
-    Json(json!({
-        "hash": serving.hash,
-        "state": serving.mode.as_str(),
-        "error": admin.config.error().as_deref(),
-        "tiers": tiers,
-        "troubles": troubles,
-    }))
-}
-
-/// Anybody who can reach a pod could take it out of service otherwise.
-async fn begin_drain(
-    State(admin): State<Arc<Admin>>,
-    ConnectInfo(client): ConnectInfo<SocketAddr>,
-) -> Response {
-    if !client.ip().to_canonical().is_loopback() {
-        return (StatusCode::FORBIDDEN, "only the pod itself can be asked to drain, from 127.0.0.1")
-            .into_response();
-    }
-    admin.drain.begin();
-    StatusCode::NO_CONTENT.into_response()
-}
-
-async fn require_token(State(admin): State<Arc<Admin>>, request: Request, next: Next) -> Response {
-    let given = request
-        .headers()
-        .get(header::AUTHORIZATION)
-        .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
-    let refusal = match (&admin.token_file, given) {
-        (None, _) => "this sidecar has no token: start it with --admin-token-file",
-        (Some(_), None) => "send the token: Authorization: Bearer TOKEN",
-        (Some(file), Some(given)) => match tokio::fs::read(file).await {
-            Err(_) => "the token's file can't be read",
-            // Hashes of equal length are compared in constant time.
-            Ok(token)
-                if blake3::hash(token.trim_ascii()) == blake3::hash(given)
-                    && !token.trim_ascii().is_empty() =>
-            {
-                return next.run(request).await;
-            }
-            Ok(_) => "this is not the token",
-        },
+/// The admin API, at one of its doors.
+pub fn router(admin: Arc<Admin>, door: Door) -> Router {
+    let no_such_path = |uri: Uri| async move {
+        Refused::new(
+            StatusCode::NOT_FOUND,
+            format!("there is no {}: /openapi.json lists what there is", uri.path()),
+        )
     };
-    (StatusCode::UNAUTHORIZED, [(header::WWW_AUTHENTICATE, "Bearer")], refusal).into_response()
+    let no_such_method = |method: Method| async move {
+        Refused::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is none of the methods in Allow"))
+    };
+    let router: Router<Arc<Admin>> = routes(door).into();
+    router.fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(admin)
 }
 
-async fn stats(State(admin): State<Arc<Admin>>) -> Json<Value> {
-    let stats = &admin.telemetry.stats;
-    let of = |outcome| Tier::ALL.into_iter().map(|tier| stats.requests(outcome, tier)).sum::<u64>();
-    let (hits, misses) = (of(Outcome::Hit), of(Outcome::Miss));
-    let serving = admin.config.serving();
-    Json(json!({
-        "hits": hits,
-        "misses": misses,
-        "hit_rate": if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 },
-        "l1_hits": stats.requests(Outcome::Hit, Tier::L1),
-        "l2_hits": stats.requests(Outcome::Hit, Tier::L2),
-        "collapsed": of(Outcome::Collapsed),
-        "revalidated": of(Outcome::Revalidated),
-        "stale": of(Outcome::Stale),
-        "bypassed": of(Outcome::Bypass),
-        "passed": of(Outcome::Pass),
-        "errors": of(Outcome::Error),
-        "l1_entries": serving.l1.entries(),
-        "l1_bytes": serving.l1.bytes(),
-        "l1_evictions": serving.l1.evictions(),
-    }))
+/// The document of the admin API (OpenAPI 3.1), as `openapi.json` has it.
+pub fn document() -> String {
+    let mut document = document::start();
+    let _: Router<Arc<Admin>> = routes(Door::Own).finish_api_with(&mut document, document::finish);
+    let text = serde_json::to_string_pretty::<OpenApi>(&document);
+    text.expect("names of fields are text, and nothing else of it can fail to be JSON") + "\n"
 }
 
-/// What to purge.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields, default)]
-struct PurgeRequest {
-    keys: Vec<String>,
-    paths: Vec<String>,
-    tags: Vec<String>,
-}
-
-/// The key may be written as it is or encoded, whole or in part. A key can have escapes of its own, so both readings are
-/// purged.
-async fn delete_entry(State(admin): State<Arc<Admin>>, uri: Uri) -> Response {
-    let target = uri.path_and_query().map_or("", |target| target.as_str());
-    let raw = target.strip_prefix("/entries/").unwrap_or(target).to_owned();
-    let decoded = percent_decode_str(&raw).decode_utf8_lossy().into_owned();
-    let keys = if raw == decoded { vec![raw] } else { vec![raw, decoded] };
-    raise(&admin, PurgeRequest { keys, ..PurgeRequest::default() }).await
-}
-
-async fn purge_names(State(admin): State<Arc<Admin>>, body: axum::body::Bytes) -> Response {
-    match serde_json::from_slice::<PurgeRequest>(&body) {
-        Ok(request) => raise(&admin, request).await,
-        Err(error) => {
-            let message = format!("send {{\"keys\": [...], \"paths\": [...], \"tags\": [...]}}: {error}");
-            (StatusCode::BAD_REQUEST, message).into_response()
-        }
-    }
-}
-
-async fn raise(admin: &Admin, request: PurgeRequest) -> Response {
-    let PurgeRequest { keys, paths, tags } = &request;
-    if let Some(path) = paths.iter().find(|path| !path.starts_with('/') || path.contains(['?', '#'])) {
-        let message = format!("{path:?} is not a path: start it with '/' and leave out the query");
-        return (StatusCode::BAD_REQUEST, message).into_response();
-    }
-    let names: Vec<_> = keys
-        .iter()
-        .map(|key| PurgeName::key(key))
-        .chain(paths.iter().map(|path| PurgeName::path(NormalPath::new(path).as_str())))
-        // Stored tags have their values encoded; people write them either way.
-        .chain(tags.iter().flat_map(|tag| [PurgeName::tag(tag), PurgeName::tag(&encoded_tag(tag))]))
-        .collect();
-    if names.is_empty() {
-        return (StatusCode::BAD_REQUEST, "say what to purge: keys, paths or tags").into_response();
-    }
-    let serving = Arc::clone(&admin.config.serving());
-    match purge::purge(&serving, &names, PurgeOrigin::Api, &admin.telemetry.stats).await {
-        Purged::Everywhere(order) | Purged::Here(order) => {
-            Json(json!({"purged": request, "order": order})).into_response()
-        }
-        Purged::Pending(error) => {
-            let told = json!({"purged": request, "order": null, "pending": error.to_string()});
-            (StatusCode::ACCEPTED, Json(told)).into_response()
-        }
+fn routes(door: Door) -> ApiRouter<Arc<Admin>> {
+    let routes = ApiRouter::new()
+        .api_route("/livez", get_with(health::livez, health::about_livez))
+        .api_route("/readyz", get_with(health::readyz, health::about_readyz))
+        .api_route("/metrics", get_with(health::metrics, health::about_metrics))
+        .api_route("/policy", get_with(health::policy, health::about_policy))
+        .api_route("/stats", get_with(stats::stats, stats::about))
+        .api_route("/entries/{*key}", get_with(entries::entries, entries::about))
+        .api_route("/entries/{*key}", delete_with(purging::delete_entry, purging::about_delete))
+        .api_route("/purge", post_with(purging::purge, purging::about_purge))
+        .api_route("/explain", post_with(explain::explained, explain::about))
+        .api_route("/openapi.json", get_with(pages::openapi, pages::about_openapi))
+        .api_route("/docs", get_with(pages::docs, pages::about_docs))
+        .api_route("/redoc", get_with(pages::redoc, pages::about_redoc));
+    match door {
+        Door::Own => routes.api_route("/drain", post_with(health::drain, health::about_drain)),
+        Door::Application => routes,
     }
 }

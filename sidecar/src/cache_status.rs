@@ -137,7 +137,8 @@ impl From<BypassBy> for Bypass {
 }
 
 impl Forward {
-    const fn as_str(self) -> &'static str {
+    /// The reason as `fwd` has it (RFC 9211, section 2.2).
+    pub const fn as_str(self) -> &'static str {
         match self {
             Self::UriMiss => "uri-miss",
             Self::VaryMiss => "vary-miss",

@@ -6,6 +6,7 @@ use std::{
     time::{Duration, Instant},
 };
 
+use axum::Router;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
@@ -33,11 +34,13 @@ use crate::{
 mod application;
 mod ask;
 mod envelope;
+pub mod explain;
 mod fetch;
 mod fill;
 mod keep;
 mod lane;
 mod look;
+mod mapped;
 mod persist;
 mod question;
 mod refresh;
@@ -62,6 +65,8 @@ pub struct Proxy {
     target: Option<u16>,
     telemetry: Arc<Telemetry>,
     drain: Arc<Drain>,
+    /// The admin API, for policies that put it under the application's address.
+    admin: Router,
 }
 
 /// Who asks.
@@ -92,15 +97,17 @@ struct Life {
 }
 
 impl Proxy {
-    /// A proxy in front of `upstream`, whose answers are told apart by `target` from those of other ports of the pod.
+    /// A proxy in front of `upstream`, whose answers are told apart by `target` from those of other ports of the pod. `admin` is
+    /// the admin API, for policies that put it under the application's address.
     pub fn new(
         config: Arc<Config>,
         upstream: Upstream,
         target: Option<u16>,
         telemetry: Arc<Telemetry>,
         drain: Arc<Drain>,
+        admin: Router,
     ) -> Self {
-        Self { config, upstream, target, telemetry, drain }
+        Self { config, upstream, target, telemetry, drain, admin }
     }
 
     /// The application, for what is not HTTP.
@@ -146,17 +153,10 @@ impl Proxy {
         let uri = request.uri().clone();
         let path = NormalPath::new(uri.path());
         let method = request.method().clone();
-        let is_routed =
-            |headers: &HeaderMap| serving.policy.route(&method, &path, headers).map(|found| found.index);
-        // A request of a route stays what it is whatever protocol it asks for: a server may ignore that (RFC 9110, section
-        // 7.8), and some clients ask with every request. WebSockets come on any path.
-        let protocol = headers::upgrade(request.headers()).filter(|protocol| {
-            let in_passing =
-                protocol.as_bytes().get(..4).is_some_and(|name| name.eq_ignore_ascii_case(b"TLS/"));
-            protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
-                || is_routed(request.headers()).is_none()
-                || serving.policy.is_bare() && !in_passing
-        });
+        if let Some(path) = mapped::path_in_admin(&serving.policy, &path) {
+            return self.ask_admin(request, path).await;
+        }
+        let protocol = protocol_asked(serving, &method, &path, request.headers());
         if method.is_safe() && protocol.is_some() {
             return self.upgrade(request, client, protocol).await;
         }
@@ -167,7 +167,7 @@ impl Proxy {
         let from_client = hyper::upgrade::on(&mut request);
         // What the application will not see must not be in the key.
         headers::remove_hop_by_hop(request.headers_mut());
-        let route = is_routed(request.headers());
+        let route = serving.policy.route(&method, &path, request.headers()).map(|found| found.index);
         let written = write::method_of(&request);
         if !written.is_safe() && (route.is_none() || written != method) {
             let protocol = protocol.map(|protocol| (protocol, from_client));
@@ -183,16 +183,14 @@ impl Proxy {
         };
         let survey = Survey::of(request.headers());
         let rules = &serving.policy.routes()[route];
-        let is_keyed = method == Method::POST && rules.body_limit().is_some();
-        let bypass = not_for_the_cache(serving, rules, uri.query(), request.headers(), &survey)
-            .or((method == Method::POST && survey.is_conditional()).then_some(Bypass::Precondition))
-            .or((!is_keyed && !request.body().is_end_stream()).then_some(Bypass::Content));
+        let has_content = !request.body().is_end_stream();
+        let bypass = bypass_of(serving, rules, &method, uri.query(), request.headers(), &survey, has_content);
         // What the sources answer depends on path and query alone, and the application may have no such path.
         if let Some(bypass) = bypass.filter(|_| rules.sources.is_empty()) {
             return self.pass(request, client, Forward::Bypass(bypass), Some(route)).await;
         }
         let (head, body) = request.into_parts();
-        let content = match rules.body_limit().filter(|_| is_keyed) {
+        let content = match rules.body_limit().filter(|_| method == Method::POST) {
             Some(limit) => match read_at_most(limit, body).await {
                 Ok(content) => content,
                 Err(Unread::TooLong(body)) => {
@@ -288,6 +286,39 @@ async fn read_at_most(limit: u64, body: Incoming) -> Result<Bytes, Unread> {
         return Err(Unread::TooLong(body));
     }
     body.collect().await.map(Collected::to_bytes).map_err(|_| Unread::BrokenOff)
+}
+
+/// The protocol that a request asks to change to, if it is taken at its word. A request of a route stays what it is whatever
+/// protocol it asks for: a server may ignore that (RFC 9110, section 7.8), and some clients ask with every request. WebSockets
+/// come on any path.
+fn protocol_asked(
+    serving: &Serving,
+    method: &Method,
+    path: &NormalPath<'_>,
+    fields: &HeaderMap,
+) -> Option<HeaderValue> {
+    headers::upgrade(fields).filter(|protocol| {
+        let in_passing = protocol.as_bytes().get(..4).is_some_and(|name| name.eq_ignore_ascii_case(b"TLS/"));
+        protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
+            || serving.policy.route(method, path, fields).is_none()
+            || serving.policy.is_bare() && !in_passing
+    })
+}
+
+/// Why a request that a route matched is neither looked up nor stored.
+fn bypass_of(
+    serving: &Serving,
+    route: &Route,
+    method: &Method,
+    query: Option<&str>,
+    fields: &HeaderMap,
+    survey: &Survey,
+    has_content: bool,
+) -> Option<Bypass> {
+    let is_keyed = *method == Method::POST && route.body_limit().is_some();
+    not_for_the_cache(serving, route, query, fields, survey)
+        .or((*method == Method::POST && survey.is_conditional()).then_some(Bypass::Precondition))
+        .or((!is_keyed && has_content).then_some(Bypass::Content))
 }
 
 /// Why a request that a route matched is neither looked up nor stored, whatever its body.

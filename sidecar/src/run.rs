@@ -21,7 +21,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    admin::{self, Admin},
+    admin::{self, Admin, Door as AdminDoor},
     cli::{Serve, UpstreamUrl},
     config::Config,
     drain::Drain,
@@ -62,9 +62,12 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         telemetry: Arc::clone(&telemetry),
         drain: Arc::clone(&drain),
         token_file: admin_token_file,
+        targets: upstream.iter().map(UpstreamUrl::port).collect(),
         ready: AtomicBool::new(false),
     });
-    let router = admin::router(Arc::clone(&admin)).into_make_service_with_connect_info::<SocketAddr>();
+    let mapped = admin::router(Arc::clone(&admin), AdminDoor::Application);
+    let router =
+        admin::router(Arc::clone(&admin), AdminDoor::Own).into_make_service_with_connect_info::<SocketAddr>();
     tokio::spawn(async { axum::serve(admin_listener, router).await });
 
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
@@ -84,11 +87,12 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         let proxy = {
             let (config, telemetry, drain) =
                 (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
+            let mapped = mapped.clone();
             move |Door { upstream, target, .. }: &Door| {
                 let upstream = Upstream::new(upstream.clone(), pod_ip);
                 let (config, telemetry, drain) =
                     (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
-                Arc::new(Proxy::new(config, upstream, *target, telemetry, drain))
+                Arc::new(Proxy::new(config, upstream, *target, telemetry, drain, mapped.clone()))
             }
         };
         let (shutdown, tasks) = (shutdown.clone(), tasks.clone());

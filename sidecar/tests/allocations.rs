@@ -5,6 +5,7 @@
 
 use std::{alloc::System, net::Ipv4Addr, sync::Arc};
 
+use axum::Router;
 use larder_sidecar::{
     config::Config, drain::Drain, listener, proxy::Proxy, telemetry::Telemetry, upstream::Upstream,
 };
@@ -61,7 +62,14 @@ async fn a_hit_allocates_next_to_nothing() {
     tokio::spawn(answer_each(origin));
     let telemetry = Arc::new(Telemetry::new().unwrap());
     let config = Arc::new(Config::load(None, Arc::clone(&telemetry)).await);
-    let proxy = Proxy::new(config, Upstream::new(url, None), None, telemetry, Arc::new(Drain::default()));
+    let proxy = Proxy::new(
+        config,
+        Upstream::new(url, None),
+        None,
+        telemetry,
+        Arc::new(Drain::default()),
+        Router::new(),
+    );
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(listener::accept(listener, Arc::new(proxy), CancellationToken::new(), TaskTracker::new()));

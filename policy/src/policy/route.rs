@@ -180,9 +180,14 @@ impl Route {
         self.body_limit
     }
 
-    /// The tags of an answer, with the parameters' values put in.
+    /// The names of the tags of an answer.
     pub fn tags(&self, parameters: &Parameters<'_>) -> impl Iterator<Item = PurgeName> {
-        self.tags.iter().map(|tag| PurgeName::tag(&expand(tag, parameters)))
+        self.tag_texts(parameters).map(|tag| PurgeName::tag(&tag))
+    }
+
+    /// The tags of an answer, with the parameters' values put in.
+    pub fn tag_texts(&self, parameters: &Parameters<'_>) -> impl Iterator<Item = String> {
+        self.tags.iter().map(|tag| expand(tag, parameters))
     }
 
     /// All that decides which requests share an answer and how it is purged, as text.

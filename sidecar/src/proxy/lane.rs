@@ -9,7 +9,7 @@ use larder_policy::{
     key::Asked,
 };
 
-use super::{Proxy, look::find, not_for_the_cache};
+use super::{Proxy, look::find, mapped::path_in_admin, not_for_the_cache};
 use crate::{
     cache_status::{Tier, ttl_seconds},
     gate::{Answer, AtOnce, Head},
@@ -56,6 +56,9 @@ impl Lane {
             None => (head.target, None),
         };
         let path = NormalPath::new(path);
+        if path_in_admin(&serving.policy, &path).is_some() {
+            return None;
+        }
         let found = serving.policy.route(&Method::GET, &path, &head.lines)?;
         let route = found.route;
         if route.envelope {
@@ -108,6 +111,7 @@ impl Lane {
         output.extend_from_slice(b"\r\ncache-status: larder; hit; ttl=");
         output.extend_from_slice(number.format(ttl_seconds(standing.verdict)).as_bytes());
         output.extend_from_slice(b"; detail=l1\r\n\r\n");
+        entry.count_hit();
         serving.route_stats(Some(found.index)).answered(Outcome::Hit, Tier::L1);
         if body.len() > COPIED {
             return Some(body.clone());

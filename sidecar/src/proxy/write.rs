@@ -112,7 +112,7 @@ impl Proxy {
 }
 
 /// What a request does to the application: frameworks let a header say so, where clients can't send every method.
-pub(super) fn method_of(request: &Request<Incoming>) -> Method {
+pub(super) fn method_of<B>(request: &Request<B>) -> Method {
     const OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", "x-method-override"];
     let said = OVERRIDES.iter().find_map(|name| request.headers().get(*name));
     let said =

@@ -1,0 +1,224 @@
+//! `GET /entries/{key}`: what is stored under a key.
+
+use std::{collections::BTreeMap, sync::Arc};
+
+use aide::{OperationInput, generate::GenContext, openapi::Operation, transform::TransformOperation};
+use axum::{
+    Json,
+    extract::{FromRequestParts, Path, State},
+};
+use http::{StatusCode, request::Parts};
+use larder_policy::{Lifetimes, policy::Match};
+use percent_encoding::percent_decode_str;
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{
+    Admin,
+    answer::{Answer, Standing},
+    key_text::KeyText,
+    refused::{Refused, refuses},
+    token::{Token, guarded},
+};
+use crate::{
+    clock::monotonic_ms,
+    l1::{Held, Stored},
+    l2::Found,
+    serving::Serving,
+};
+
+/// A key in the path of a request. It may be written as it is or encoded, whole or in part; a key can have escapes of its own,
+/// so there are two readings.
+#[derive(Debug)]
+pub(super) struct Keys(pub(super) Vec<String>);
+
+impl<S: Sync> FromRequestParts<S> for Keys {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, _: &S) -> Result<Self, Refused> {
+        let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
+        let raw = target.strip_prefix("/entries/").unwrap_or(target).to_owned();
+        let decoded = percent_decode_str(&raw).decode_utf8_lossy().into_owned();
+        Ok(Self(if raw == decoded { vec![raw] } else { vec![raw, decoded] }))
+    }
+}
+
+/// How the document describes it.
+#[derive(Deserialize, JsonSchema)]
+struct KeyInPath {
+    /// A whole key as `/stats` lists it, such as `GET:http://shop/api/posts/?page=2#accept-language=de`, or a short one, such as
+    /// `GET:/api/posts/?page=2`, for all hosts and all such headers. Encode it.
+    #[serde(rename = "key")]
+    #[schemars(length(min = 1), example = "GET:/api/posts/")]
+    _key: String,
+}
+
+impl OperationInput for Keys {
+    fn operation_input(context: &mut GenContext, operation: &mut Operation) {
+        Path::<KeyInPath>::operation_input(context, operation);
+    }
+}
+
+/// What is stored under a key.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Entries {
+    /// What is stored, in memory first.
+    entries: Vec<Kept>,
+    /// Whether Redis was asked.
+    redis: Redis,
+}
+
+/// Whether Redis was asked.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Redis {
+    /// Whether it answered. It is asked for whole keys alone.
+    answered: bool,
+    /// Why it did not although it was asked.
+    error: Option<String>,
+}
+
+/// What is stored in one place.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Kept {
+    /// The whole key. That of a variant has a line for each header that it differs by.
+    key: String,
+    /// Where it is.
+    tier: Place,
+    /// The route that takes requests of this key; null if none does.
+    route: Option<String>,
+    /// Whether it is served to a client that asks for nothing special, and why.
+    standing: Standing,
+    /// Whether it is served to such a client now.
+    served: bool,
+    /// The headers that variants differ by.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    vary: Vec<String>,
+    /// The answer, where one is stored and can be read.
+    answer: Option<Answer>,
+}
+
+/// Where something is stored.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Place {
+    /// This pod's memory.
+    L1,
+    /// Redis.
+    L2,
+}
+
+pub(super) async fn entries(
+    _: Token,
+    State(admin): State<Arc<Admin>>,
+    Keys(keys): Keys,
+) -> Result<Json<Entries>, Refused> {
+    let serving = Arc::clone(&admin.config.serving());
+    let mut found = in_memory(&serving, &keys);
+    let mut redis = Redis { answered: false, error: None };
+    for key in keys.iter().filter_map(|key| KeyText::parse(key)) {
+        match in_redis(&serving, key).await {
+            None => {}
+            Some(Ok(kept)) => {
+                redis.answered = true;
+                found.extend(kept);
+            }
+            Some(Err(error)) => redis.error = Some(error),
+        }
+    }
+    if found.is_empty() {
+        let elsewhere = match &redis {
+            Redis { error: Some(error), .. } => format!("; redis could not be asked: {error}"),
+            Redis { answered: true, .. } => "; redis has nothing either".to_owned(),
+            Redis { .. } => String::new(),
+        };
+        let detail = format!("memory holds nothing under {:?}{elsewhere}", keys[0]);
+        return Err(Refused::new(StatusCode::NOT_FOUND, detail));
+    }
+    Ok(Json(Entries { entries: found, redis }))
+}
+
+/// What memory holds under these keys, whole or short, and their variants.
+fn in_memory(serving: &Serving, keys: &[String]) -> Vec<Kept> {
+    // They are looked at when no lock of the cache is held.
+    let mut held = BTreeMap::new();
+    serving.l1.for_each(|Held { key: text, stored, .. }| {
+        let Some(key) = KeyText::parse(text) else { return };
+        if keys.iter().any(|asked| *asked == text || *asked == key.base() || *asked == key.short()) {
+            held.insert(text.to_owned(), stored.clone());
+        }
+    });
+    held.into_iter()
+        .filter_map(|(text, stored)| {
+            let route = KeyText::parse(&text)?.route(serving);
+            let kept = match stored {
+                Stored::Entry(entry) => {
+                    let lifetimes = lifetimes(route);
+                    let standing = Standing::of(&entry, serving, lifetimes);
+                    Kept::new(&text, Place::L1, route, standing, Some(Answer::of(&entry, lifetimes)))
+                }
+                Stored::Vary(names) => {
+                    let vary = names.iter().map(ToString::to_string).collect();
+                    Kept { vary, ..Kept::new(&text, Place::L1, route, Standing::Variants, None) }
+                }
+                Stored::Unshared { until } if monotonic_ms() < until => {
+                    Kept::new(&text, Place::L1, route, Standing::Unshared, None)
+                }
+                Stored::Unshared { .. } => return None,
+            };
+            Some(kept)
+        })
+        .collect()
+}
+
+/// What Redis holds under a key; `None` if there is no Redis.
+async fn in_redis(serving: &Serving, key: KeyText<'_>) -> Option<Result<Option<Kept>, String>> {
+    let l2 = serving.l2.as_ref()?;
+    let (route, headers) = (key.route(serving), key.headers());
+    let names = key.purge_names(route);
+    let lookup = l2.lookup(&serving.shape, key.base(), &headers, &names, serving.policy.targets()).await;
+    let kept = |standing, answer| Kept::new(key.base(), Place::L2, route, standing, answer);
+    Some(match lookup.map(|lookup| lookup.found) {
+        Err(error) => Err(error.to_string()),
+        Ok(Found::Nothing) => Ok(None),
+        Ok(Found::OtherVariants) => Ok(Some(kept(Standing::Variants, None))),
+        Ok(Found::Purged) => Ok(Some(kept(Standing::Purged, None))),
+        Ok(Found::Entry(vary, entry)) => {
+            let lifetimes = lifetimes(route);
+            let standing = Standing::of(&entry, serving, lifetimes);
+            let vary = vary.iter().map(ToString::to_string).collect();
+            Ok(Some(Kept { vary, ..kept(standing, Some(Answer::of(&entry, lifetimes))) }))
+        }
+    })
+}
+
+fn lifetimes(route: Option<Match<'_>>) -> Option<&Lifetimes> {
+    route.map(|found| &found.route.lifetimes)
+}
+
+impl Kept {
+    fn new(
+        key: &str,
+        tier: Place,
+        route: Option<Match<'_>>,
+        standing: Standing,
+        answer: Option<Answer>,
+    ) -> Self {
+        let route = route.map(|found| found.route.name.clone());
+        Self {
+            key: key.to_owned(),
+            tier,
+            route,
+            standing,
+            served: standing.is_served(),
+            vary: vec![],
+            answer,
+        }
+    }
+}
+
+pub(super) fn about(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    let operation = operation.id("entries").tag("cache").summary("What is stored under a key").description(
+        "What this pod's memory and, for a whole key, Redis hold; for how long, and whether it is served.",
+    );
+    refuses::<404>(guarded(operation), "Nothing is stored under this key.")
+}

@@ -1,0 +1,158 @@
+//! What everybody may know: whether the sidecar lives, what it serves by, and its metrics.
+
+use std::{
+    collections::BTreeMap,
+    net::SocketAddr,
+    sync::{Arc, atomic::Ordering},
+};
+
+use aide::transform::TransformOperation;
+use axum::{
+    Json,
+    extract::{ConnectInfo, State},
+    response::{IntoResponse, Response},
+};
+use http::{StatusCode, header};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+use super::{
+    Admin,
+    refused::{Refused, refuses},
+};
+use crate::serving::Mode;
+
+pub(super) async fn livez() -> &'static str {
+    "ok"
+}
+
+pub(super) fn about_livez(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    operation.id("livez").tag("health").summary("Whether the process lives")
+}
+
+/// No tier has a say in it: without any of them, the application still answers.
+pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Result<&'static str, Refused> {
+    if admin.ready.load(Ordering::Acquire) {
+        Ok("ok")
+    } else {
+        Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "it is starting"))
+    }
+}
+
+pub(super) fn about_readyz(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    let operation = operation
+        .id("readyz")
+        .tag("health")
+        .summary("Whether it takes requests")
+        .description("No tier has a say in it: without any of them, the application still answers.");
+    refuses::<503>(operation, "It is starting.")
+}
+
+pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Result<Response, Refused> {
+    match admin.telemetry.prometheus() {
+        Ok(text) => Ok(([(header::CONTENT_TYPE, "text/plain; version=0.0.4")], text).into_response()),
+        Err(error) => Err(Refused::new(StatusCode::INTERNAL_SERVER_ERROR, format!("{error:#}"))),
+    }
+}
+
+pub(super) fn about_metrics(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    let operation = operation.id("metrics").tag("health").summary("Metrics").response_with::<200, String, _>(
+        |response| {
+            response.description("Metrics as Prometheus reads them, version 0.0.4 of its text format.")
+        },
+    );
+    refuses::<500>(operation, "They could not be gathered.")
+}
+
+/// What is served by.
+#[derive(Debug, Serialize, JsonSchema)]
+pub(super) struct Served {
+    /// The hash of the configuration; null without one.
+    hash: Option<String>,
+    /// Whether requests are looked up at all.
+    state: Looking,
+    /// Why the configuration that is there now was refused; null if it was not.
+    error: Option<String>,
+    /// The tiers besides memory, by kind and name.
+    tiers: BTreeMap<String, Up>,
+}
+
+/// Whether requests are looked up at all.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Looking {
+    /// They are.
+    Serving,
+    /// Everything passes: the policy says so.
+    Suspended,
+    /// Everything passes: there is no policy.
+    Absent,
+}
+
+impl From<Mode> for Looking {
+    fn from(mode: Mode) -> Self {
+        match mode {
+            Mode::Serving => Self::Serving,
+            Mode::Suspended => Self::Suspended,
+            Mode::Absent => Self::Absent,
+        }
+    }
+}
+
+/// Whether a tier is trusted to answer.
+#[derive(Debug, Serialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+enum Up {
+    Up,
+    Down,
+}
+
+pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<Served> {
+    let serving = admin.config.serving();
+    let tiers = serving.tiers().into_iter();
+    Json(Served {
+        hash: serving.hash.clone(),
+        state: serving.mode.into(),
+        error: admin.config.error().as_deref().map(ToString::to_string),
+        tiers: tiers.map(|(name, up)| (name, if up { Up::Up } else { Up::Down })).collect(),
+    })
+}
+
+pub(super) fn about_policy(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    operation.id("policy").tag("health").summary("What is served by").response_with::<200, Json<Served>, _>(
+        |response| {
+            response.example(Served {
+                hash: Some("5a1c09b7d2e4".to_owned()),
+                state: Looking::Serving,
+                error: None,
+                tiers: [("redis".to_owned(), Up::Up), ("postgres/catalog".to_owned(), Up::Down)].into(),
+            })
+        },
+    )
+}
+
+/// Anybody who can reach a pod could take it out of service otherwise.
+pub(super) async fn drain(
+    State(admin): State<Arc<Admin>>,
+    ConnectInfo(client): ConnectInfo<SocketAddr>,
+) -> Result<StatusCode, Refused> {
+    if !client.ip().to_canonical().is_loopback() {
+        let detail = "only the pod itself can be asked to drain, from 127.0.0.1";
+        return Err(Refused::new(StatusCode::FORBIDDEN, detail));
+    }
+    admin.drain.begin();
+    Ok(StatusCode::NO_CONTENT)
+}
+
+pub(super) fn about_drain(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    let operation = operation
+        .id("drain")
+        .tag("health")
+        .summary("Ask clients to go elsewhere")
+        .description(
+            "What the pod's preStop hook does. It goes on answering, and asks HTTP/1 clients to close their connections. It is \
+             not there under the application's address.",
+        )
+        .response_with::<204, (), _>(|response| response.description("It drains."));
+    refuses::<403>(operation, "The request does not come from the pod itself.")
+}

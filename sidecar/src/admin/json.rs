@@ -1,0 +1,62 @@
+//! Requests in JSON, read strictly.
+
+use aide::{OperationInput, generate::GenContext, openapi::Operation};
+use axum::{
+    Json,
+    body::{Body, to_bytes},
+    extract::{FromRequest, Request},
+};
+use http::StatusCode;
+use http_body::Body as _;
+use schemars::JsonSchema;
+use serde::de::DeserializeOwned;
+
+use super::refused::Refused;
+
+/// The longest body that is read.
+const LONGEST: usize = 1 << 20;
+
+/// The body of a request, which is a JSON object whatever its `Content-Type` says.
+pub(super) struct Strict<T>(pub(super) T);
+
+/// What may be sent.
+pub(super) trait Sent: DeserializeOwned {
+    /// What it looks like, for those who sent something else.
+    const SHAPE: &'static str;
+}
+
+impl<S: Sync, T: Sent> FromRequest<S> for Strict<T> {
+    type Rejection = Refused;
+
+    async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
+        let body = read(request.into_body()).await?;
+        let malformed = |why: &dyn std::fmt::Display| Refused::malformed(format!("send {}: {why}", T::SHAPE));
+        // A list would be taken for the values of the fields in their order.
+        if body.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
+            return Err(malformed(&"this is not a JSON object"));
+        }
+        serde_json::from_slice(&body).map(Self).map_err(|error| malformed(&error))
+    }
+}
+
+async fn read(body: Body) -> Result<axum::body::Bytes, Refused> {
+    let too_long =
+        || Refused::new(StatusCode::PAYLOAD_TOO_LARGE, format!("send at most {LONGEST} bytes at a time"));
+    if body.size_hint().lower() > LONGEST as u64 {
+        return Err(too_long());
+    }
+    to_bytes(body, LONGEST).await.map_err(|error| {
+        let source = std::error::Error::source(&error);
+        if source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
+            too_long()
+        } else {
+            Refused::malformed("the body broke off")
+        }
+    })
+}
+
+impl<T: JsonSchema> OperationInput for Strict<T> {
+    fn operation_input(context: &mut GenContext, operation: &mut Operation) {
+        Json::<T>::operation_input(context, operation);
+    }
+}

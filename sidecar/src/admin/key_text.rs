@@ -1,0 +1,133 @@
+//! Keys as people write them.
+
+use http::{HeaderMap, HeaderName, HeaderValue, Method};
+use larder_policy::{NormalPath, PurgeName, policy::Match};
+use percent_encoding::percent_decode_str;
+
+use crate::serving::Serving;
+
+/// The text of a whole key, such as `GET:http://shop/a?page=2#accept-language=de`, taken apart ([`larder_policy::Key`]).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct KeyText<'a> {
+    method: &'a str,
+    path: &'a str,
+    query: Option<&'a str>,
+    /// Headers that the route puts into the key, and what else tells requests apart.
+    fragment: &'a str,
+    /// Headers that `Vary` listed: a line each.
+    variant: &'a str,
+    /// All but the variant.
+    base: &'a str,
+}
+
+impl<'a> KeyText<'a> {
+    /// Takes a whole key apart; `None` if it is none.
+    pub(super) fn parse(text: &'a str) -> Option<Self> {
+        let (base, variant) = split_before(text, '\n');
+        let (rest, fragment) = split_before(base, '#');
+        let (method, rest) = rest.split_once(':')?;
+        let (_scheme, rest) = rest.split_once("://")?;
+        let (target, query) = match rest.split_once('?') {
+            Some((target, query)) => (target, Some(query)),
+            None => (rest, None),
+        };
+        let path = &target[target.find('/')?..];
+        Some(Self { method, path, query, fragment, variant, base })
+    }
+
+    /// The key of what its variants are of.
+    pub(super) fn base(&self) -> &'a str {
+        self.base
+    }
+
+    /// The key without scheme, host and headers: `GET:/a?page=2`.
+    pub(super) fn short(&self) -> String {
+        let query = self.query.map(|query| format!("?{query}")).unwrap_or_default();
+        format!("{}:{}{query}", self.method, self.path)
+    }
+
+    /// The headers that are in the key.
+    pub(super) fn headers(&self) -> HeaderMap {
+        let in_key = self.fragment.trim_start_matches('#').split('&').chain(self.variant.split('\n'));
+        in_key
+            .filter_map(|part| {
+                let (name, value) = part.split_once('=')?;
+                let value = percent_decode_str(value).collect::<Vec<_>>();
+                Some((HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(&value).ok()?))
+            })
+            .collect()
+    }
+
+    /// The route that takes requests of this key.
+    pub(super) fn route<'s>(&self, serving: &'s Serving) -> Option<Match<'s>> {
+        let method = Method::from_bytes(self.method.as_bytes()).ok()?;
+        serving.policy.route(&method, &NormalPath::new(self.path), &self.headers())
+    }
+
+    /// The names under which what is stored under this key can be purged.
+    pub(super) fn purge_names(&self, route: Option<Match<'_>>) -> Vec<PurgeName> {
+        let path = NormalPath::new(self.path);
+        let own = [PurgeName::key(self.base), PurgeName::key(&self.short()), PurgeName::path(path.as_str())];
+        let tags = route.map(|found| found.route.tags(&found.parameters(&path)).collect::<Vec<_>>());
+        own.into_iter().chain(tags.into_iter().flatten()).collect()
+    }
+}
+
+fn split_before(text: &str, at: char) -> (&str, &str) {
+    text.split_at(text.find(at).unwrap_or(text.len()))
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_policy::{Key, Survey, key::Asked, key::KeyRules, vary};
+
+    use super::*;
+
+    fn key(target: &str, headers: &[(&'static str, &'static str)]) -> (Key, HeaderMap) {
+        let headers: HeaderMap =
+            headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target, None),
+        };
+        let asked = Asked {
+            method: &Method::GET,
+            target: None,
+            uri_host: None,
+            path: &NormalPath::new(path),
+            query,
+            body: None,
+        };
+        let mut rules = KeyRules::default();
+        rules.headers.push("accept-language".to_owned());
+        (Key::new(&asked, &headers, &Survey::of(&headers), &rules), headers)
+    }
+
+    #[test]
+    fn what_a_key_is_made_of_is_found_in_it() {
+        for target in ["/", "/a/b?x=1&y=%23#z", "/a://b", "/%2F%3F?", "/GET:http://x/y?z"] {
+            let headers =
+                [("host", "shop:8080"), ("accept-language", "de, en;q=0.5&#\u{20}="), ("x-a", "1\n2")];
+            let (key, headers) =
+                key(target, &headers.map(|(name, value)| (name, value.trim_end_matches("\n2"))));
+            let parsed = KeyText::parse(key.as_str()).unwrap();
+            assert_eq!(parsed.purge_names(None), key.purge_names(), "{target}");
+            assert_eq!(parsed.headers()["accept-language"], headers["accept-language"], "{target}");
+            let mut variant = key.as_str().to_owned();
+            let vary = [HeaderName::from_static("x-a"), HeaderName::from_static("x-b")];
+            vary::write_variant(&mut variant, &vary, &headers);
+            let parsed = KeyText::parse(&variant).unwrap();
+            assert_eq!((parsed.base(), parsed.purge_names(None)), (key.as_str(), key.purge_names().to_vec()));
+            let mut again = key.as_str().to_owned();
+            vary::write_variant(&mut again, &vary, &parsed.headers());
+            assert_eq!(again, variant, "its headers are those of the variant");
+        }
+    }
+
+    #[test]
+    fn what_is_no_whole_key_is_none() {
+        for text in ["", "GET", "GET:/a", "GET:http:/a", "GET:http://shop", "http://shop/a"] {
+            assert_eq!(KeyText::parse(text).map(|key| key.base()), None, "{text}");
+        }
+    }
+}

@@ -1,0 +1,139 @@
+//! `POST /purge` and `DELETE /entries/{key}`: purges.
+
+use std::sync::Arc;
+
+use aide::transform::TransformOperation;
+use axum::{
+    Json,
+    extract::State,
+    response::{IntoResponse, Response},
+};
+use http::StatusCode;
+use larder_policy::{NormalPath, PurgeName, template::encoded_tag};
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+use super::{
+    Admin,
+    entries::Keys,
+    json::{Sent, Strict},
+    refused::{Refused, refuses},
+    token::{Token, guarded},
+};
+use crate::{
+    purge::{self, Purged},
+    stats::PurgeOrigin,
+};
+
+/// What to purge: something of one kind at least.
+#[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(
+    extend("anyOf" = [
+        {"required": ["keys"], "properties": {"keys": {"minItems": 1}}},
+        {"required": ["paths"], "properties": {"paths": {"minItems": 1}}},
+        {"required": ["tags"], "properties": {"tags": {"minItems": 1}}},
+    ]),
+    example = json!({"keys": ["GET:/api/posts/"], "paths": ["/api/users/1"], "tags": ["user:1"]}),
+)]
+pub(super) struct Names {
+    /// Whole keys, such as `GET:http://shop/api/posts/`, or short ones, such as `GET:/api/posts/`.
+    keys: Vec<String>,
+    /// Paths, whatever the host, scheme, query and variant.
+    #[schemars(inner(regex(pattern = r"^/[^?#]*$")))]
+    paths: Vec<String>,
+    /// Tags that routes give to answers.
+    tags: Vec<String>,
+}
+
+impl Names {
+    pub(super) fn new(keys: Vec<String>, paths: Vec<String>, tags: Vec<String>) -> Self {
+        Self { keys, paths, tags }
+    }
+}
+
+impl Sent for Names {
+    const SHAPE: &'static str = r#"{"keys": [...], "paths": [...], "tags": [...]}"#;
+}
+
+/// A purge, and how far it has come.
+#[derive(Debug, Serialize, JsonSchema)]
+struct Done {
+    /// What was purged.
+    purged: Names,
+    /// Its place in the order of purges; null while Redis has not been told.
+    order: Option<u64>,
+    /// Why Redis could not be told yet. This pod tells it when it can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pending: Option<String>,
+}
+
+pub(super) async fn delete_entry(
+    _: Token,
+    State(admin): State<Arc<Admin>>,
+    Keys(keys): Keys,
+) -> Result<Response, Refused> {
+    raise(&admin, Names { keys, ..Names::default() }).await
+}
+
+pub(super) async fn purge(
+    _: Token,
+    State(admin): State<Arc<Admin>>,
+    Strict(names): Strict<Names>,
+) -> Result<Response, Refused> {
+    raise(&admin, names).await
+}
+
+async fn raise(admin: &Admin, request: Names) -> Result<Response, Refused> {
+    let Names { keys, paths, tags } = &request;
+    if let Some(path) = paths.iter().find(|path| !path.starts_with('/') || path.contains(['?', '#'])) {
+        let message = format!("{path:?} is not a path: start it with '/' and leave out the query");
+        return Err(Refused::malformed(message));
+    }
+    let names: Vec<_> = keys
+        .iter()
+        .map(|key| PurgeName::key(key))
+        .chain(paths.iter().map(|path| PurgeName::path(NormalPath::new(path).as_str())))
+        // Stored tags have their values encoded; people write them either way.
+        .chain(tags.iter().flat_map(|tag| [PurgeName::tag(tag), PurgeName::tag(&encoded_tag(tag))]))
+        .collect();
+    if names.is_empty() {
+        return Err(Refused::malformed("say what to purge: keys, paths or tags"));
+    }
+    let serving = Arc::clone(&admin.config.serving());
+    let (status, order, pending) =
+        match purge::purge(&serving, &names, PurgeOrigin::Api, &admin.telemetry.stats).await {
+            Purged::Everywhere(order) | Purged::Here(order) => (StatusCode::OK, Some(order), None),
+            Purged::Pending(error) => (StatusCode::ACCEPTED, None, Some(error.to_string())),
+        };
+    Ok((status, Json(Done { purged: request, order, pending })).into_response())
+}
+
+pub(super) fn about_delete(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    let operation = operation.id("deleteEntry").tag("cache").summary("Purge a key").description(
+        "Whether anything is stored under it or not: other pods may have what this one has not.",
+    );
+    answers(guarded(operation))
+}
+
+pub(super) fn about_purge(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    let operation = operation.id("purge").tag("cache").summary("Purge keys, paths and tags").description(
+        "What bears one of these names and was stored before now is not served any more, by any pod.",
+    );
+    let operation = answers(guarded(operation));
+    let operation = refuses::<400>(operation, "The body is not what is to be sent, or names nothing.");
+    refuses::<413>(operation, "The body is longer than 1 MiB.")
+}
+
+fn answers(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    operation
+        .response_with::<200, Json<Done>, _>(|response| {
+            response.description(
+                "Redis has it, and so has every pod that answered at once. Without Redis: this pod has it.",
+            )
+        })
+        .response_with::<202, Json<Done>, _>(|response| {
+            response.description("This pod has it. Redis could not be told yet.")
+        })
+}

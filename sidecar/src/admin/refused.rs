@@ -1,0 +1,79 @@
+//! What the admin API says when it does not do what it is asked, as problem details (RFC 9457).
+
+use aide::{
+    OperationOutput,
+    generate::GenContext,
+    openapi::{MediaType, Operation, Response as ResponseObject, SchemaObject},
+    transform::TransformOperation,
+};
+use axum::response::{IntoResponse, Response};
+use http::{HeaderValue, StatusCode, header};
+use schemars::JsonSchema;
+use serde::Serialize;
+
+/// The media type of problem details (RFC 9457, section 3).
+const PROBLEM_JSON: &str = "application/problem+json";
+
+/// A request that was refused, and why.
+#[derive(Debug)]
+pub(super) struct Refused {
+    status: StatusCode,
+    detail: String,
+}
+
+/// Problem details (RFC 9457).
+#[derive(Debug, Serialize, JsonSchema)]
+struct Problem<'a> {
+    /// The status in words.
+    title: &'a str,
+    /// The status.
+    #[schemars(range(min = 400, max = 599))]
+    status: u16,
+    /// What is wrong, and what to do about it.
+    detail: &'a str,
+}
+
+impl Refused {
+    pub(super) fn new(status: StatusCode, detail: impl Into<String>) -> Self {
+        Self { status, detail: detail.into() }
+    }
+
+    /// A request that makes no sense.
+    pub(super) fn malformed(detail: impl Into<String>) -> Self {
+        Self::new(StatusCode::BAD_REQUEST, detail)
+    }
+}
+
+impl IntoResponse for Refused {
+    fn into_response(self) -> Response {
+        let Self { status, detail } = &self;
+        let title = status.canonical_reason().unwrap_or("Error");
+        let problem = Problem { title, status: status.as_u16(), detail };
+        let body = serde_json::to_vec(&problem).unwrap_or_default();
+        let mut response = (*status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        if *status == StatusCode::UNAUTHORIZED {
+            response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
+        }
+        response
+    }
+}
+
+/// Each operation says itself how it refuses, by [`refuses`].
+impl OperationOutput for Refused {
+    type Inner = ();
+
+    fn operation_response(context: &mut GenContext, _: &mut Operation) -> Option<ResponseObject> {
+        let json_schema = context.schema.subschema_for::<Problem<'static>>();
+        let schema = Some(SchemaObject { json_schema, external_docs: None, example: None });
+        let content = [(PROBLEM_JSON.to_owned(), MediaType { schema, ..MediaType::default() })];
+        Some(ResponseObject { content: content.into_iter().collect(), ..ResponseObject::default() })
+    }
+}
+
+/// Documents that an operation may answer with a status, and when.
+pub(super) fn refuses<'o, const STATUS: u16>(
+    operation: TransformOperation<'o>,
+    when: &'static str,
+) -> TransformOperation<'o> {
+    operation.response_with::<STATUS, Refused, _>(|response| response.description(when))
+}

@@ -1,0 +1,54 @@
+//! Who may see what is stored, and purge it: whoever has the token.
+
+use std::sync::Arc;
+
+use aide::{OperationInput, transform::TransformOperation};
+use axum::extract::FromRequestParts;
+use http::{StatusCode, header, request::Parts};
+
+use super::{
+    Admin,
+    refused::{Refused, refuses},
+};
+
+/// What the document calls the token.
+pub(super) const SCHEME: &str = "token";
+
+/// A request that carries the token. It is the first that a handler asks for, so that nobody learns anything without it.
+#[derive(Debug)]
+pub(super) struct Token;
+
+impl FromRequestParts<Arc<Admin>> for Token {
+    type Rejection = Refused;
+
+    async fn from_request_parts(parts: &mut Parts, admin: &Arc<Admin>) -> Result<Self, Refused> {
+        let given = parts
+            .headers
+            .get(header::AUTHORIZATION)
+            .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+        let refusal = match (&admin.token_file, given) {
+            (None, _) => "this sidecar has no token: start it with --admin-token-file",
+            (Some(_), None) => "send the token: Authorization: Bearer TOKEN",
+            (Some(file), Some(given)) => match tokio::fs::read(file).await {
+                Err(_) => "the token's file can't be read",
+                // Hashes of equal length are compared in constant time.
+                Ok(token)
+                    if blake3::hash(token.trim_ascii()) == blake3::hash(given)
+                        && !token.trim_ascii().is_empty() =>
+                {
+                    return Ok(Self);
+                }
+                Ok(_) => "this is not the token",
+            },
+        };
+        Err(Refused::new(StatusCode::UNAUTHORIZED, refusal))
+    }
+}
+
+/// [`guarded`] documents it.
+impl OperationInput for Token {}
+
+/// Documents that an operation wants the token.
+pub(super) fn guarded(operation: TransformOperation<'_>) -> TransformOperation<'_> {
+    refuses::<401>(operation.security_requirement(SCHEME), "The token is missing or wrong.")
+}

@@ -1,0 +1,27 @@
+//! Writes the document of the admin API, or with `--check` says whether the written one is up to date.
+
+use std::{fs, path::Path};
+
+use anyhow::{Context, Result, bail};
+use clap::Parser;
+
+/// Writes the document of the admin API into `sidecar/openapi.json`.
+#[derive(Parser)]
+struct Arguments {
+    /// Write nothing; fail when the file is not what would be written.
+    #[arg(long)]
+    check: bool,
+}
+
+fn main() -> Result<()> {
+    let Arguments { check } = Arguments::parse();
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
+    let text = larder_sidecar::admin::document();
+    if !check {
+        return fs::write(&path, text).with_context(|| format!("could not write {}", path.display()));
+    }
+    if fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
+        bail!("{} is out of date: run `cargo run -p larder-sidecar --bin openapi`", path.display());
+    }
+    Ok(())
+}

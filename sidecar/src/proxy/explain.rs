@@ -1,0 +1,124 @@
+//! What would become of a request, and why, without asking anybody.
+
+use std::{net::Ipv4Addr, sync::Arc};
+
+use bytes::Bytes;
+use http::{Method, Request};
+use larder_policy::{NormalPath, Survey, policy::Ask};
+
+use super::{Client, bypass_of, look::Looked, protocol_asked, question::Question, write};
+use crate::{
+    cache_status::{Bypass, Forward, Tier},
+    entry::Entry,
+    headers,
+    serving::Serving,
+};
+
+/// What would become of a request.
+#[derive(Debug)]
+pub struct Explanation {
+    /// The place of its route.
+    pub route: Option<usize>,
+    /// The values of the parameters of the route's path, by name.
+    pub parameters: Vec<(String, String)>,
+    /// Its path, normalised.
+    pub path: String,
+    /// Why nothing stored answers it, whatever is stored; `None`: it is looked up.
+    pub passes: Option<Forward>,
+    /// The key under which its answer is stored; `None` without a route.
+    pub key: Option<String>,
+    /// The tags of its answer.
+    pub tags: Vec<String>,
+    /// Who is asked, in this order, until one answers.
+    pub asked: Vec<String>,
+    /// What memory holds for it now; `None` if it is not looked up.
+    pub memory: Option<InMemory>,
+}
+
+/// What memory holds for a request.
+#[derive(Debug)]
+pub struct InMemory {
+    /// Why that does not answer it; `None`: it does.
+    pub forward: Option<Forward>,
+    /// The answer that there is, even if it does not answer the request.
+    pub entry: Option<Arc<Entry>>,
+}
+
+/// Explains what would become of a request to the application at `target`, without asking anybody.
+pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request<Bytes>) -> Explanation {
+    let uri = request.uri().clone();
+    let path = NormalPath::new(uri.path());
+    let mut explanation = Explanation {
+        route: None,
+        parameters: vec![],
+        path: path.as_str().to_owned(),
+        passes: None,
+        key: None,
+        tags: vec![],
+        asked: vec![Tier::Application.as_str().to_owned()],
+        memory: None,
+    };
+    let passes = |reason, explanation| Explanation { passes: Some(reason), ..explanation };
+    let method = request.method().clone();
+    if method.is_safe() && protocol_asked(serving, &method, &path, request.headers()).is_some() {
+        return passes(Forward::Bypass(Bypass::Upgrade), explanation);
+    }
+    headers::remove_hop_by_hop(request.headers_mut());
+    let found = serving.policy.route(&method, &path, request.headers());
+    let written = write::method_of(&request);
+    if !written.is_safe() && (found.is_none() || written != method) {
+        return passes(Forward::Method, explanation);
+    }
+    if let Some(bypass) = serving.mode.bypass() {
+        return passes(Forward::Bypass(bypass), explanation);
+    }
+    let Some(found) = found else {
+        let is_cacheable = matches!(method, Method::GET | Method::HEAD);
+        let reason = if is_cacheable { Forward::Bypass(Bypass::NoRoute) } else { Forward::Method };
+        return passes(reason, explanation);
+    };
+    let parameters = found.parameters(&path);
+    let (route, survey) = (found.route, Survey::of(request.headers()));
+    let has_content = !request.body().is_empty();
+    let bypass = bypass_of(serving, route, &method, uri.query(), request.headers(), &survey, has_content)
+        .or_else(|| {
+            let is_too_long = route.body_limit().is_some_and(|limit| request.body().len() as u64 > limit);
+            is_too_long.then_some(Bypass::Content)
+        });
+    explanation.route = Some(found.index);
+    explanation.passes = bypass.map(Forward::Bypass);
+    explanation.tags = route.tag_texts(&parameters).collect();
+    explanation.parameters = parameters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
+    let nobody = Client { address: Ipv4Addr::LOCALHOST.into(), turnstile: None };
+    let (head, content) = request.into_parts();
+    let question = Question::new(serving, found.index, target, head, content, nobody, &survey);
+    explanation.key = Some(question.key.as_str().to_owned());
+    explanation.asked.clear();
+    if bypass.is_none() {
+        explanation.memory = Some(question.look_in_memory().into());
+        explanation.asked.push(Tier::L1.as_str().to_owned());
+        explanation.asked.extend(serving.l2.is_some().then(|| Tier::L2.as_str().to_owned()));
+    }
+    // What is bypassed goes to the sources where there are some: what they answer depends on the path alone.
+    if !question.asked.only_if_cached {
+        explanation.asked.extend(route.sources.iter().map(|ask| match ask {
+            Ask::Postgres(ask) => format!("postgres/{}", ask.source),
+            Ask::Http(ask) => format!("http/{}", ask.source),
+        }));
+        explanation.asked.extend(route.asks_application.then(|| Tier::Application.as_str().to_owned()));
+    }
+    explanation
+}
+
+impl From<Looked> for InMemory {
+    fn from(looked: Looked) -> Self {
+        let (forward, entry) = match looked {
+            Looked::Usable(entry, _) => (None, Some(entry)),
+            Looked::Candidate(entry, forward) => (Some(forward), Some(entry)),
+            Looked::Part(entry) => (Some(Forward::Partial), Some(entry)),
+            Looked::Nothing(forward) => (Some(forward), None),
+            Looked::Unshared => (Some(Forward::UriMiss), None),
+        };
+        Self { forward, entry }
+    }
+}
