@@ -140,9 +140,14 @@ impl Entry {
         }
     }
 
+    /// Whether it came into this pod so long ago that, without hearing of purges, it is not trusted any more.
+    pub fn is_out_of_touch(&self, barriers: &Barriers) -> bool {
+        !barriers.trusts(self.here_since)
+    }
+
     /// Whether a purge, or too long a time without hearing of any, forbids to serve it.
     pub fn is_purged(&self, barriers: &Barriers) -> bool {
-        if !barriers.trusts(self.here_since) {
+        if self.is_out_of_touch(barriers) {
             return true;
         }
         let version = barriers.version();

@@ -30,8 +30,8 @@ pub(super) struct Answer {
     body_bytes: u64,
     /// Whether that is all of the body.
     complete: bool,
-    /// How often this pod's memory answered with it, or with what was there before.
-    hits: u64,
+    /// How often this pod's memory was asked for it, or for what was there before; null for what is in Redis.
+    pub(super) hits: Option<u32>,
     /// When it was received, as RFC 3339 has it.
     stored_at: String,
     /// How old it is, as `Age` says.
@@ -142,7 +142,7 @@ impl Answer {
             bytes: entry.weight(),
             body_bytes,
             complete,
-            hits: entry.hits(),
+            hits: None,
             stored_at: stored_at.to_string(),
             age_seconds: seconds(head.claims.initial_age() + resident),
             ttl_seconds: verdict.map(|verdict| match verdict {

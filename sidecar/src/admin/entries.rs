@@ -23,7 +23,7 @@ use super::{
 use crate::{
     clock::monotonic_ms,
     l1::{Held, Stored},
-    l2::Found,
+    l2::{Found, Patience},
     serving::Serving,
 };
 
@@ -141,20 +141,21 @@ pub(super) async fn entries(
 fn in_memory(serving: &Serving, keys: &[String]) -> Vec<Kept> {
     // They are looked at when no lock of the cache is held.
     let mut held = BTreeMap::new();
-    serving.l1.for_each(|Held { key: text, stored, .. }| {
+    serving.l1.for_each(|Held { key: text, stored, hits, .. }| {
         let Some(key) = KeyText::parse(text) else { return };
         if keys.iter().any(|asked| *asked == text || *asked == key.base() || *asked == key.short()) {
-            held.insert(text.to_owned(), stored.clone());
+            held.insert(text.to_owned(), (stored.clone(), hits));
         }
     });
     held.into_iter()
-        .filter_map(|(text, stored)| {
+        .filter_map(|(text, (stored, hits))| {
             let route = KeyText::parse(&text)?.route(serving);
             let kept = match stored {
                 Stored::Entry(entry) => {
                     let lifetimes = lifetimes(route);
                     let standing = Standing::of(&entry, serving, lifetimes);
-                    Kept::new(&text, Place::L1, route, standing, Some(Answer::of(&entry, lifetimes)))
+                    let answer = Answer { hits: Some(hits), ..Answer::of(&entry, lifetimes) };
+                    Kept::new(&text, Place::L1, route, standing, Some(answer))
                 }
                 Stored::Vary(names) => {
                     let vary = names.iter().map(ToString::to_string).collect();
@@ -175,7 +176,9 @@ async fn in_redis(serving: &Serving, key: KeyText<'_>) -> Option<Result<Option<K
     let l2 = serving.l2.as_ref()?;
     let (route, headers) = (key.route(serving), key.headers());
     let names = key.purge_names(route);
-    let lookup = l2.lookup(&serving.shape, key.base(), &headers, &names, serving.policy.targets()).await;
+    let lookup = l2
+        .lookup(&serving.shape, key.base(), &headers, &names, serving.policy.targets(), Patience::Hard)
+        .await;
     let kept = |standing, answer| Kept::new(key.base(), Place::L2, route, standing, answer);
     Some(match lookup.map(|lookup| lookup.found) {
         Err(error) => Err(error.to_string()),

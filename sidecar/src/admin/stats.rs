@@ -147,13 +147,13 @@ pub(super) async fn stats(_: Token, State(admin): State<Arc<Admin>>, asked: Aske
 /// How many answers memory holds that no purge covers, and those that are hit most.
 fn held(serving: &Serving, top: usize) -> (u64, Vec<TopKey>) {
     let (mut count, mut most) = (0, BinaryHeap::with_capacity(top + 1));
-    serving.l1.for_each(|Held { key, stored, .. }| {
+    serving.l1.for_each(|Held { key, stored, hits, .. }| {
         let Stored::Entry(entry) = stored else { return };
         if entry.is_purged(&serving.barriers) {
             return;
         }
         count += 1;
-        let hits = entry.hits();
+        let hits = u64::from(hits);
         let least = most.peek().map(|Reverse(TopKey { hits, .. })| *hits);
         if most.len() < top || least.is_some_and(|least| least < hits) {
             most.push(Reverse(TopKey { hits, key: key.to_owned() }));

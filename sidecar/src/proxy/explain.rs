@@ -113,7 +113,7 @@ pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request
 impl From<Looked> for InMemory {
     fn from(looked: Looked) -> Self {
         let (forward, entry) = match looked {
-            Looked::Usable(entry, _) => (None, Some(entry)),
+            Looked::Usable(entry, _) | Looked::StandsIn(entry) => (None, Some(entry)),
             Looked::Candidate(entry, forward) => (Some(forward), Some(entry)),
             Looked::Part(entry) => (Some(Forward::Partial), Some(entry)),
             Looked::Nothing(forward) => (Some(forward), None),

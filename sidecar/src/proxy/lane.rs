@@ -111,7 +111,6 @@ impl Lane {
         output.extend_from_slice(b"\r\ncache-status: larder; hit; ttl=");
         output.extend_from_slice(number.format(ttl_seconds(standing.verdict)).as_bytes());
         output.extend_from_slice(b"; detail=l1\r\n\r\n");
-        entry.count_hit();
         serving.route_stats(Some(found.index)).answered(Outcome::Hit, Tier::L1);
         if body.len() > COPIED {
             return Some(body.clone());

@@ -33,6 +33,6 @@ impl Proxy {
         let (head, body) = answer.into_parts();
         let Ok(body) = body.collect().await else { return Answered::problem(Problem::BrokenOff, None) };
         let response = http::Response::from_parts(head, Body::full(body.to_bytes()));
-        Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Nowhere }
+        Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Nowhere, life: None }
     }
 }
