@@ -158,8 +158,12 @@ impl Policy {
                 check.no_reads(&format!("spec.invalidation.onWrite[{index}].match"), &write.matches, &routes);
                 let at = format!("spec.invalidation.onWrite[{index}].purge");
                 let PurgeSpec { tags, paths } = &write.purge;
-                let texts = tags.iter().map(String::as_str).chain(paths.iter().map(PathTemplate::as_str));
-                texts.for_each(|text| check.placeholders(&at, text, &write.matches.path));
+                for (index, tag) in tags.iter().enumerate() {
+                    check.placeholders(&format!("{at}.tags[{index}]"), tag, &write.matches.path);
+                }
+                for (index, path) in paths.iter().enumerate() {
+                    check.placeholders(&format!("{at}.paths[{index}]"), path.as_str(), &write.matches.path);
+                }
                 if tags.is_empty() && paths.is_empty() {
                     check.refuse(&at, "say what to purge: set tags, paths or both");
                 }
@@ -171,10 +175,8 @@ impl Policy {
             })
             .collect();
         let otlp = telemetry.as_ref().and_then(|telemetry| telemetry.otlp.clone());
-        if let Some(otlp) = otlp.as_ref().filter(|otlp| !otlp.endpoint.starts_with("http://")) {
-            let message =
-                format!("{:?} is not a URL such as http://otel-collector.observability:4317", otlp.endpoint);
-            check.refuse("spec.telemetry.otlp.endpoint", message);
+        if let Some(otlp) = &otlp {
+            check.otlp("spec.telemetry.otlp", otlp);
         }
         check.done(Self {
             suspended: *suspend,

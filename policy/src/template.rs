@@ -149,7 +149,7 @@ fn segment(text: &str) -> Option<Segment> {
         return (starts_well && characters.all(|c| c.is_ascii_alphanumeric() || c == '_'))
             .then(|| Segment::Parameter(name.to_owned()));
     }
-    let allowed = |c: char| c.is_ascii_graphic() && !"{}?#*\\\"<>^`|".contains(c);
+    let allowed = |c: char| c.is_ascii_graphic() && !"{}?#*\\\"'<>^`|".contains(c);
     let literal = NormalPath::new(text);
     (text.chars().all(allowed) && !literal.is_ambiguous())
         .then(|| Segment::Literal(literal.as_str().to_owned()))
@@ -220,9 +220,10 @@ mod tests {
 
     #[test]
     fn refuses_what_is_not_a_path() {
-        for text in
-            ["", "users", "/a/{}", "/a/{id}x", "/a/{1}", "/a?b", "/a#b", "/a/*", "/../a", "/a b", "/a/{id"]
-        {
+        for text in [
+            "", "users", "/a/{}", "/a/{id}x", "/a/{1}", "/a?b", "/a#b", "/a/*", "/../a", "/a b", "/a'b",
+            "/a/{id",
+        ] {
             let error = PathTemplate::try_from(text.to_owned()).unwrap_err().to_string();
             assert!(error.contains("such as /api/users/{id}"), "{error}");
         }

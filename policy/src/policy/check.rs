@@ -78,9 +78,9 @@ impl Check {
             method.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-')
                 && Method::from_bytes(method.as_bytes()).is_ok_and(|method| !method.is_safe())
         };
-        for method in methods.iter().filter(|method| !writes(method)) {
+        for (index, method) in methods.iter().enumerate().filter(|(_, method)| !writes(method)) {
             let message = "is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals";
-            self.refuse(path, format!("{method:?} {message}"));
+            self.refuse(&format!("{path}[{index}]"), format!("{method:?} {message}"));
         }
     }
 
@@ -104,21 +104,27 @@ impl Check {
         }
     }
 
-    pub(super) fn headers(&mut self, path: &str, names: impl IntoIterator<Item = impl AsRef<str>>) {
-        for name in names {
-            let name = name.as_ref();
-            if HeaderName::from_bytes(name.as_bytes()).is_err() {
-                self.refuse(path, format!("{name:?} is not the name of a header"));
-            }
+    pub(super) fn headers(&mut self, path: &str, names: &[String]) {
+        for (index, name) in names.iter().enumerate() {
+            self.header(&format!("{path}[{index}]"), name);
+        }
+    }
+
+    pub(super) fn header(&mut self, path: &str, name: &str) {
+        // The crate takes a quote, which RFC 9110 does not.
+        if HeaderName::from_bytes(name.as_bytes()).is_err() || name.contains('"') {
+            self.refuse(path, format!("{name:?} is not the name of a header"));
         }
     }
 
     pub(super) fn targets(&mut self, path: &str, names: &[String]) -> Vec<HeaderName> {
         self.headers(path, names);
         let mut targets = vec![OWN_TARGET];
-        for name in names.iter().filter_map(|name| HeaderName::from_bytes(name.as_bytes()).ok()) {
+        for (index, name) in names.iter().enumerate() {
+            let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
             if name == CACHE_CONTROL {
-                self.refuse(path, "Cache-Control counts anyway: list headers such as CDN-Cache-Control");
+                let path = format!("{path}[{index}]");
+                self.refuse(&path, "Cache-Control counts anyway: list headers such as CDN-Cache-Control");
             } else if !targets.contains(&name) {
                 targets.push(name);
             }

@@ -236,11 +236,11 @@ fn says_everything_that_is_wrong() {
             "spec.l2.redis.urlFrom: set exactly one of secretKeyRef (in a cluster), env or file (outside one)",
             "spec.sources[0].postgres.urlFrom: name a Secret and one of its keys, such as {name: shop-redis, key: url}",
             "spec.routes[0].ttl: must be longer than 0s",
-            "spec.routes[0].tags: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
+            "spec.routes[0].tags[0]: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
             "spec.routes[1].from[0].postgres.source: spec.sources has no \"katalog\"",
-            "spec.invalidation.onWrite[0].match.methods: \"put\" is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals",
-            "spec.invalidation.onWrite[0].match.methods: \"GET\" is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals",
-            "spec.invalidation.onWrite[0].purge: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
+            "spec.invalidation.onWrite[0].match.methods[0]: \"put\" is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals",
+            "spec.invalidation.onWrite[0].match.methods[1]: \"GET\" is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals",
+            "spec.invalidation.onWrite[0].purge.tags[0]: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
         ]
     );
 }
@@ -276,17 +276,17 @@ routes:
             "spec.routes[0].match.headers: \"x y\" is not the name of a header",
             "spec.routes[0].match.headers: \" 2\" is not a value that a header can have",
             "spec.routes[0].match.headers: \"z\" is there twice: names of headers have no case",
-            "spec.routes[0].key.cookies: \"e f\" is not the name of a cookie",
+            "spec.routes[0].key.cookies[0]: \"e f\" is not the name of a cookie",
             "spec.routes[0].key.query: allow lists all that counts and ignore all that does not: set one of them",
-            "spec.routes[0].key.query.allow: \"a*b\" is not the name of a parameter, or its start and a '*', such as utm_*",
-            "spec.routes[0].key.query.ignore: \"c=d\" is not the name of a parameter, or its start and a '*', such as utm_*",
+            "spec.routes[0].key.query.allow[0]: \"a*b\" is not the name of a parameter, or its start and a '*', such as utm_*",
+            "spec.routes[0].key.query.ignore[0]: \"c=d\" is not the name of a parameter, or its start and a '*', such as utm_*",
             "spec.routes[0].match.methods: answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out",
             "spec.routes[0].bypass: say what bypasses: set query, headers or cookies, such as query: {nocache: \"true\"}",
             "spec.routes[1].key.body.maxSize: must be between 1 and 1Mi: a body is held in memory until its hash is known",
             "spec.routes[1].key.body: is for POST: put POST into match.methods, or take key.body out",
             "spec.routes[1].bypass.cookies: \"g;\" is not the name of a cookie",
-            "spec.targetedCacheControl: \"a b\" is not the name of a header",
-            "spec.targetedCacheControl: Cache-Control counts anyway: list headers such as CDN-Cache-Control",
+            "spec.targetedCacheControl[1]: \"a b\" is not the name of a header",
+            "spec.targetedCacheControl[0]: Cache-Control counts anyway: list headers such as CDN-Cache-Control",
         ]
     );
 }
@@ -382,6 +382,11 @@ fn what_is_wrong_with_tiers_and_sources() {
         ("https://api.example/v2", "ftp://api.example", "spec.sources[1].http.url"),
         ("https://api.example/v2", "https://me@api.example", "spec.sources[1].http.url"),
         ("pathPrefix: /_larder", "pathPrefix: /_larder/", "spec.admin.pathPrefix"),
+        (
+            "admin: ",
+            "telemetry: {otlp: {endpoint: 'http://not a host'}}\nadmin: ",
+            "spec.telemetry.otlp.endpoint",
+        ),
         ("json: /ttl", "json: ttl", "spec.routes[0].ttlFrom.json"),
         ("json: /ttl", "header: 'a b'", "spec.routes[0].ttlFrom.header"),
         ("ttlJitterPercent: 10", "ttlJitterPercent: 51", "spec.routes[0].ttlJitterPercent"),

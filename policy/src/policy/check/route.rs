@@ -39,7 +39,9 @@ impl Check {
         let at = format!("spec.routes[{index}]");
         let RouteSpec { name, matches, client_directives, bypass, key, tags, from, .. } = spec;
         let mut lifetimes = self.lifetimes(&at, spec);
-        tags.iter().for_each(|tag| self.placeholders(&format!("{at}.tags"), tag, &matches.path));
+        for (index, tag) in tags.iter().enumerate() {
+            self.placeholders(&format!("{at}.tags[{index}]"), tag, &matches.path);
+        }
         self.named_values(&format!("{at}.match.headers"), &matches.headers);
         let methods = match matches.methods.as_slice() {
             [] => vec![Method::GET, Method::HEAD],
@@ -179,7 +181,9 @@ impl Check {
         let KeySpec { query, headers, ignore_headers, cookies, body } = key.unwrap_or(&default);
         self.headers(&format!("{at}.key.headers"), headers);
         self.headers(&format!("{at}.key.ignoreHeaders"), ignore_headers);
-        self.cookies(&format!("{at}.key.cookies"), cookies);
+        for (index, name) in cookies.iter().enumerate() {
+            self.cookie(&format!("{at}.key.cookies[{index}]"), name);
+        }
         if let Some(KeyQuery { allow, ignore, order: _ }) = query {
             if !allow.is_empty() && !ignore.is_empty() {
                 self.refuse(
@@ -188,13 +192,13 @@ impl Check {
                 );
             }
             for (field, patterns) in [("allow", allow), ("ignore", ignore)] {
-                let bad = |pattern: &&String| {
+                let bad = |pattern: &str| {
                     pattern.is_empty()
                         || pattern.strip_suffix('*').unwrap_or(pattern).contains(['*', '&', '=', '#'])
                 };
-                for pattern in patterns.iter().filter(bad) {
+                for (index, pattern) in patterns.iter().enumerate().filter(|(_, pattern)| bad(pattern)) {
                     self.refuse(
-                        &format!("{at}.key.query.{field}"),
+                        &format!("{at}.key.query.{field}[{index}]"),
                         format!("{pattern:?} is not the name of a parameter, or its start and a '*', such as utm_*"),
                     );
                 }
@@ -230,14 +234,14 @@ impl Check {
             );
         }
         self.named_values(&format!("{at}.headers"), headers);
-        self.cookies(&format!("{at}.cookies"), cookies.keys());
+        cookies.keys().for_each(|name| self.cookie(&format!("{at}.cookies"), name));
         let pairs = |map: &BTreeMap<String, String>| map.clone().into_iter().collect();
         BypassRules { query: pairs(query), headers: pairs(headers), cookies: pairs(cookies) }
     }
 
     /// Names of headers, and values that they can have.
     fn named_values(&mut self, at: &str, headers: &BTreeMap<String, String>) {
-        self.headers(at, headers.keys());
+        headers.keys().for_each(|name| self.header(at, name));
         for value in headers.values() {
             if HeaderValue::from_str(value).is_err() || value.trim() != value {
                 self.refuse(at, format!("{value:?} is not a value that a header can have"));
@@ -251,13 +255,10 @@ impl Check {
         }
     }
 
-    fn cookies(&mut self, at: &str, names: impl IntoIterator<Item = impl AsRef<str>>) {
-        for name in names {
-            let name = name.as_ref();
-            let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
-            if name.is_empty() || !name.bytes().all(token) {
-                self.refuse(at, format!("{name:?} is not the name of a cookie"));
-            }
+    fn cookie(&mut self, at: &str, name: &str) {
+        let token = |byte: u8| byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte);
+        if name.is_empty() || !name.bytes().all(token) {
+            self.refuse(at, format!("{name:?} is not the name of a cookie"));
         }
     }
 }

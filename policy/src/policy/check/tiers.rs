@@ -12,7 +12,7 @@ use crate::{
         Source,
         route::{Ask, HttpSource, QuerySource},
     },
-    spec::{self, FromSpec, HttpRequest, Persist, PostgresQuery, Redis, RouteSpec, Topology},
+    spec::{self, FromSpec, HttpRequest, Otlp, Persist, PostgresQuery, Redis, RouteSpec, Topology},
     sql::BoundQuery,
     template::placeholders,
     values::{BODY, query_parameters},
@@ -80,6 +80,15 @@ impl Check {
             }
         };
         Some((name.clone(), source))
+    }
+
+    pub(in crate::policy) fn otlp(&mut self, at: &str, otlp: &Otlp) {
+        let Otlp { endpoint } = otlp;
+        if !is_url(endpoint, &["http"]) {
+            let message =
+                format!("{endpoint:?} is not a URL such as http://otel-collector.observability:4317");
+            self.refuse(&format!("{at}.endpoint"), message);
+        }
     }
 
     pub(in crate::policy) fn admin_prefix(&mut self, at: &str, prefix: &str) {
@@ -238,10 +247,14 @@ pub(super) fn asked_query_parameters(from: &FromSpec) -> impl Iterator<Item = &s
 }
 
 fn is_base_url(url: &str) -> bool {
+    is_url(url, &["http", "https"]) && !url.contains(['@', '?', '#'])
+}
+
+/// Whether it is a URL with a host, of one of these schemes.
+fn is_url(url: &str, schemes: &[&str]) -> bool {
     let parsed: Result<Uri, _> = url.parse();
     parsed.is_ok_and(|parsed| {
         parsed.host().is_some_and(|host| !host.is_empty())
-            && matches!(parsed.scheme_str(), Some("http" | "https"))
-            && !url.contains(['@', '?', '#'])
+            && parsed.scheme_str().is_some_and(|scheme| schemes.contains(&scheme))
     })
 }
