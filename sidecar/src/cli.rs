@@ -2,7 +2,7 @@
 
 use std::{fmt, net::IpAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
-use clap::{Parser, Subcommand};
+use clap::{Parser, Subcommand, ValueEnum};
 use http::uri::{Authority, Scheme, Uri};
 
 /// A cache in front of an HTTP server.
@@ -25,6 +25,8 @@ pub struct Args {
 pub enum Command {
     /// Tell a running sidecar on this host to drain: it goes on answering and asks clients to close their connections.
     Drain(Drain),
+    /// Say what is wrong with policies: where, and what to write instead.
+    Check(Check),
 }
 
 /// How to serve.
@@ -72,6 +74,33 @@ pub struct Drain {
     /// Its admin address, which must be on the loopback interface.
     #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8301")]
     pub admin: std::net::SocketAddr,
+}
+
+/// What to check, and what for.
+///
+/// Ends with 0 if all policies are good, 1 if one is not, and 2 if a file can't be read.
+#[derive(Debug, clap::Args)]
+pub struct Check {
+    /// Files with a CachePolicy each, or several between lines of ---; - is standard input.
+    #[arg(value_name = "FILE", required = true)]
+    pub files: Vec<PathBuf>,
+
+    /// Hold them to everything that a cluster asks for, rather than what a sidecar that runs alone does.
+    #[arg(long)]
+    pub cluster: bool,
+
+    /// How to say it.
+    #[arg(long, value_enum, default_value_t = Output::Text)]
+    pub output: Output,
+}
+
+/// How to say what is wrong.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub enum Output {
+    /// A line each, as compilers write.
+    Text,
+    /// A list of objects: file, line, column, path, message.
+    Json,
 }
 
 /// An address to listen on: a host and a port, or a port on every address.

@@ -10,7 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use larder_policy::{Document, Policy, document};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{serving::Serving, telemetry::Telemetry};
+use crate::{check, serving::Serving, telemetry::Telemetry};
 
 /// How often the file is looked at. The kubelet swaps a directory's symbolic link, which watchers of a file don't see.
 const LOOK: Duration = Duration::from_secs(1);
@@ -100,6 +100,13 @@ impl Config {
                 match compile(&text) {
                     Ok((document, policy)) => {
                         tracing::info!(hash, suspended = policy.suspended, "serving a policy");
+                        let unknown = check::unknown_fields(&text);
+                        if !unknown.is_empty() {
+                            tracing::warn!(
+                                fields = unknown.join(", "),
+                                "fields that this version does not know do nothing"
+                            );
+                        }
                         self.exchange(Serving::under(
                             policy,
                             document.metadata,

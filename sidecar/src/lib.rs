@@ -10,6 +10,7 @@ pub mod body;
 pub mod breaker;
 pub mod budget;
 pub mod cache_status;
+pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;

@@ -3,7 +3,7 @@
 use std::process::ExitCode;
 
 use clap::Parser as _;
-use larder_sidecar::{Args, Command, drain, run};
+use larder_sidecar::{Args, Command, check, drain, run};
 
 fn main() -> ExitCode {
     let args = Args::parse();
@@ -14,6 +14,7 @@ fn main() -> ExitCode {
         .build()
         .expect("the runtime needs only threads and an event queue, which a process can have");
     let outcome = match args.command {
+        Some(Command::Check(check)) => return check::run(&check),
         Some(Command::Drain(drain)) => runtime.block_on(drain::request(&drain)),
         None => runtime.block_on(run::serve(args.serve)),
     };

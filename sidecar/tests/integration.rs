@@ -9,6 +9,7 @@ mod integration {
     mod asking;
     mod bare;
     mod barriers;
+    mod checking;
     mod configuration;
     mod connections;
     mod controls;

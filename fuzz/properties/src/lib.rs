@@ -4,6 +4,7 @@
 //! test here feeds it the corpus.
 
 pub mod cache_control;
+pub mod checking;
 pub mod entry;
 pub mod freshness;
 mod input;
@@ -20,8 +21,9 @@ mod tests {
 
     type Check = fn(&[u8]);
 
-    const TARGETS: [(&str, Check); 9] = [
+    const TARGETS: [(&str, Check); 10] = [
         ("cache_control", crate::cache_control::check),
+        ("checking", crate::checking::check),
         ("entry", crate::entry::check),
         ("freshness", crate::freshness::check),
         ("key", crate::key::check),

@@ -136,6 +136,11 @@ impl Sidecar {
         .await
     }
 
+    /// The first line of its log that has this in it.
+    pub(crate) fn logged(&self, text: &str) -> Option<String> {
+        self.log.lock().unwrap().iter().find(|line| line.contains(text)).cloned()
+    }
+
     /// Asks it for a path of `shop.test`.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.get_with(path, &[]).await

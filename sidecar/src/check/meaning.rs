@@ -1,0 +1,163 @@
+//! What [`Policy::compile`] refuses, of as much of a policy as can be read.
+//!
+//! A value that can't be read would hide what is wrong with all the others. So each part of the `spec` (an item of a list,
+//! or a field that is no list) that can't be read is left out, and texts that only have the wrong form are replaced.
+
+use std::collections::{BTreeMap, HashMap};
+
+use larder_policy::{Policy, spec::CacheSpec};
+use serde_json::{Map, Value as Json, json};
+
+use super::{
+    Fault, Kind,
+    path::{is_within, item, locate, member, parent},
+    tree::{Node, Value},
+};
+
+/// What is wrong with the meaning of a policy, besides the faults that were found in its form.
+pub(super) fn faults(root: &Node, found: &[Fault]) -> Vec<Fault> {
+    let Some(spec) = root.get("spec") else { return vec![] };
+    let stand_ins = found.iter().filter_map(|fault| match fault.kind {
+        Kind::Malformed(readable) => Some((fault.path.as_str(), readable)),
+        Kind::Bad | Kind::Unknown => None,
+    });
+    let stand_ins: HashMap<_, _> = stand_ins.collect();
+    let Json::Object(members) = json_of(spec, "spec", &stand_ins) else { return vec![] };
+    let mut parts = Parts::default();
+    let readable: Map<_, _> = members
+        .into_iter()
+        .filter_map(|(name, value)| {
+            let wrap = |value: Json| json!({ &name: value });
+            let kept = parts.keep(value, &member("spec", &name), &wrap)?;
+            Some((name, kept))
+        })
+        .collect();
+    let Parts { lists, unreadable } = parts;
+    let unreadable = unreadable
+        .into_iter()
+        .filter(|(path, _)| !found.iter().any(|fault| is_within(&fault.path, path)))
+        .map(|(path, message)| fault(root, &path, message));
+    let mut faults: Vec<_> = unreadable.collect();
+    let Ok(spec) = serde_json::from_value::<CacheSpec>(Json::Object(readable)) else { return faults };
+    let problems = Policy::compile(&spec).err().unwrap_or_default();
+    faults.extend(problems.into_iter().filter_map(|problem| {
+        let path = as_written(&problem.path, &lists);
+        let is_known = found.iter().any(|fault| fault.path == path);
+        (!is_known && !compares_a_stand_in(root, &path, &stand_ins))
+            .then(|| fault(root, &path, problem.message))
+    }));
+    faults
+}
+
+fn fault(root: &Node, path: &str, message: impl Into<String>) -> Fault {
+    Fault::new(locate(root, path).0, path, message)
+}
+
+/// Whether a plain value beside one that was replaced may be refused only for what stands in.
+fn compares_a_stand_in(root: &Node, path: &str, stand_ins: &HashMap<&str, &str>) -> bool {
+    let is_plain = !matches!(locate(root, path).1.value, Value::List(_) | Value::Object(_));
+    is_plain && stand_ins.keys().any(|replaced| parent(replaced) == parent(path))
+}
+
+/// The value as serde takes it. As in the API server, what is null is not there.
+fn json_of(node: &Node, path: &str, stand_ins: &HashMap<&str, &str>) -> Json {
+    if let Some(readable) = stand_ins.get(path) {
+        return Json::from(*readable);
+    }
+    match &node.value {
+        Value::Null => Json::Null,
+        Value::Bool(word) => Json::from(*word),
+        Value::Number(number) => Json::Number(number.clone()),
+        Value::Text(text) => Json::from(text.as_str()),
+        Value::List(items) => {
+            let items = items.iter().enumerate();
+            items.map(|(index, one)| json_of(one, &item(path, index), stand_ins)).collect()
+        }
+        Value::Object(members) => {
+            let set = members.iter().filter(|member| member.node.value != Value::Null);
+            let json =
+                set.map(|one| (one.name.clone(), json_of(&one.node, &member(path, &one.name), stand_ins)));
+            Json::Object(json.collect())
+        }
+    }
+}
+
+/// The parts of a `spec`.
+#[derive(Default)]
+struct Parts {
+    /// For each list that lost items, where those that are left were.
+    lists: BTreeMap<String, Vec<usize>>,
+    /// What can't be read, and why.
+    unreadable: Vec<(String, String)>,
+}
+
+impl Parts {
+    /// As much of the value at `path` as can be read; `wrap` makes a `spec` of it.
+    fn keep(&mut self, value: Json, path: &str, wrap: &dyn Fn(Json) -> Json) -> Option<Json> {
+        let Err(error) = serde_json::from_value::<CacheSpec>(wrap(value.clone())) else { return Some(value) };
+        match value {
+            Json::Array(items) => {
+                let mut places = Vec::new();
+                let mut kept = Vec::new();
+                for (index, one) in items.into_iter().enumerate() {
+                    let wrap = |one: Json| wrap(json!([one]));
+                    if let Some(one) = self.keep_item(one, &item(path, index), &wrap) {
+                        places.push(index);
+                        kept.push(one);
+                    }
+                }
+                self.lists.insert(path.to_owned(), places);
+                Some(Json::Array(kept))
+            }
+            Json::Object(members) if members.values().any(Json::is_array) => {
+                let mut kept = Map::new();
+                for (name, one) in members {
+                    let wrap = |one: Json| wrap(json!({ &name: one }));
+                    if let Some(one) = self.keep(one, &member(path, &name), &wrap) {
+                        kept.insert(name, one);
+                    }
+                }
+                let kept = Json::Object(kept);
+                serde_json::from_value::<CacheSpec>(wrap(kept.clone())).is_ok().then_some(kept)
+            }
+            _ => {
+                self.unreadable.push((path.to_owned(), error.to_string()));
+                None
+            }
+        }
+    }
+
+    fn keep_item(&mut self, one: Json, path: &str, wrap: &dyn Fn(Json) -> Json) -> Option<Json> {
+        match serde_json::from_value::<CacheSpec>(wrap(one.clone())) {
+            Ok(_) => Some(one),
+            Err(error) => {
+                self.unreadable.push((path.to_owned(), error.to_string()));
+                let stand_in = source_like(&one);
+                serde_json::from_value::<CacheSpec>(wrap(stand_in.clone())).is_ok().then_some(stand_in)
+            }
+        }
+    }
+}
+
+/// A source of the same name and kind: what routes say of it is not wrong because it can't be read.
+fn source_like(one: &Json) -> Json {
+    let name = &one["name"];
+    if one["http"].is_null() {
+        json!({"name": name, "postgres": {"urlFrom": {"env": "URL"}}})
+    } else {
+        json!({"name": name, "http": {"url": "http://source"}})
+    }
+}
+
+/// A path in what was compiled, as it is in the file.
+fn as_written(path: &str, lists: &BTreeMap<String, Vec<usize>>) -> String {
+    for (list, places) in lists {
+        let Some(rest) = path.strip_prefix(list.as_str()).and_then(|rest| rest.strip_prefix('[')) else {
+            continue;
+        };
+        let Some((index, rest)) = rest.split_once(']') else { continue };
+        let place = index.parse().ok().and_then(|index: usize| places.get(index));
+        return place.map_or_else(|| path.to_owned(), |place| format!("{}{rest}", item(list, *place)));
+    }
+    path.to_owned()
+}

@@ -1,0 +1,119 @@
+//! The subcommand: files in, one line a fault out.
+
+use std::{
+    fs,
+    io::{self, Read, Write},
+    path::Path,
+    process::ExitCode,
+};
+
+use larder_policy::document::KIND;
+use serde::Serialize;
+
+use super::{Fault, Found, Place, Report, check};
+use crate::cli::{self, Output};
+
+/// The name of standard input.
+const STANDARD_INPUT: &str = "-";
+
+/// How good the worst of the files was, as the code that the program ends with.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Good = 0,
+    Faulty = 1,
+    Unreadable = 2,
+}
+
+/// A fault, and its file.
+#[derive(Serialize)]
+struct Line<'a> {
+    file: &'a str,
+    #[serde(flatten)]
+    fault: &'a Fault,
+}
+
+/// Checks files and writes what it finds to standard output: 0 if all is good, 1 if not, 2 if a file can't be read.
+pub fn run(args: &cli::Check) -> ExitCode {
+    let place = if args.cluster { Place::Cluster } else { Place::Alone };
+    let mut outcome = Outcome::Good;
+    let mut reports = Vec::new();
+    for file in &args.files {
+        match read(file) {
+            Ok(text) => {
+                let report = check(&text, place);
+                if !report.faults.is_empty() {
+                    outcome = outcome.max(Outcome::Faulty);
+                }
+                reports.push((name(file), report));
+            }
+            Err(error) => {
+                eprintln!("{}: can't read it: {error}", name(file));
+                outcome = Outcome::Unreadable;
+            }
+        }
+    }
+    let written = match args.output {
+        Output::Text => as_text(&reports, place),
+        Output::Json => as_json(&reports),
+    };
+    // Who closes the pipe has read enough.
+    let _ = io::stdout().write_all(written.as_bytes());
+    ExitCode::from(outcome as u8)
+}
+
+fn read(file: &Path) -> io::Result<String> {
+    if file.as_os_str() == STANDARD_INPUT {
+        let mut text = String::new();
+        return io::stdin().read_to_string(&mut text).map(|_| text);
+    }
+    fs::read_to_string(file)
+}
+
+fn name(file: &Path) -> String {
+    if file.as_os_str() == STANDARD_INPUT { "standard input".to_owned() } else { file.display().to_string() }
+}
+
+fn as_text(reports: &[(String, Report)], place: Place) -> String {
+    let mut text = String::new();
+    for (file, Report { policies, skipped, faults }) in reports {
+        for one in skipped {
+            text.push_str(&format!("{file}:{}: {} is no {KIND}, and skipped\n", one.line, one.kind));
+        }
+        if place == Place::Alone && policies.len() + skipped.len() > 1 {
+            text.push_str(&format!("{file}: for --policy, put the policy into a file of its own\n"));
+        }
+        for Fault { line, column, path, message, .. } in faults {
+            let separator = if path.is_empty() { "" } else { ": " };
+            text.push_str(&format!("{file}:{line}:{column}: {path}{separator}{message}\n"));
+        }
+        if faults.is_empty() {
+            policies.iter().for_each(|found| text.push_str(&format!("{file}: {}\n", praise(found))));
+        }
+    }
+    text
+}
+
+fn praise(found: &Found) -> String {
+    let Found { name, routes, sources, writes } = found;
+    let named = if name.is_empty() { KIND.to_owned() } else { format!("{KIND} {name}") };
+    let counted = |count: &usize, one: &str, more: &str| match count {
+        1 => format!("1 {one}"),
+        count => format!("{count} {more}"),
+    };
+    format!(
+        "{named} is good: {}, {}, {}",
+        counted(routes, "route", "routes"),
+        counted(sources, "source", "sources"),
+        counted(writes, "rule for writes", "rules for writes")
+    )
+}
+
+fn as_json(reports: &[(String, Report)]) -> String {
+    let lines = reports.iter().flat_map(|(file, report)| {
+        report.faults.iter().map(move |fault| Line { file: file.as_str(), fault })
+    });
+    let lines: Vec<_> = lines.collect();
+    let mut text = serde_json::to_string_pretty(&lines).expect("a fault is made of texts and numbers");
+    text.push('\n');
+    text
+}

@@ -1,0 +1,322 @@
+//! Small files, good and bad.
+
+mod cel;
+
+use super::*;
+
+const GOOD: &str = r#"apiVersion: larder.dev/v1alpha1
+kind: CachePolicy
+metadata: {name: shop}
+spec:
+  sources:
+  - name: catalog
+    postgres: {urlFrom: {env: CATALOG_URL}}
+  routes:
+  - name: user
+    match: {path: "/api/users/{id}"}
+    ttl: 120s
+    tags: ["user:{id}"]
+  - name: item
+    match:
+      path: "/data/{key}"
+    ttl: 5m
+    from:
+    - postgres:
+        source: catalog
+        query: select value from items where key = {key}::int
+"#;
+
+/// What is wrong, as the program writes it.
+fn said(text: &str, place: Place) -> Vec<String> {
+    let faults = check(text, place).faults;
+    let lines = faults.iter().map(|Fault { line, column, path, message, .. }| {
+        let separator = if path.is_empty() { "" } else { ": " };
+        format!("{line}:{column}: {path}{separator}{message}")
+    });
+    lines.collect()
+}
+
+/// What is wrong with [`GOOD`] once this was replaced in it.
+fn changed(replaced: &str, by: &str) -> Vec<String> {
+    assert!(GOOD.contains(replaced), "{replaced}");
+    said(&GOOD.replacen(replaced, by, 1), Place::Alone)
+}
+
+#[test]
+fn a_good_policy_is_good() {
+    let report = check(GOOD, Place::Alone);
+    assert_eq!(report.faults, []);
+    assert_eq!(report.policies, [Found { name: "shop".into(), routes: 2, sources: 1, writes: 0 }]);
+}
+
+#[test]
+fn each_fault_has_its_place_and_a_remedy() {
+    for (replaced, by, expected) in [
+        (
+            "ttl: 5m",
+            "ttl: 2 minutes",
+            r#"16:10: spec.routes[1].ttl: "2 minutes" is not a duration: write one such as 500ms, 30s, 5m or 1h30m"#,
+        ),
+        ("ttl: 120s", "tll: 120s", "11:5: spec.routes[0].tll: unknown field: did you mean ttl?"),
+        ("  sources:", "  zzz: 1\n  sources:", "5:3: spec.zzz: unknown field: take it out"),
+        (
+            "{env: CATALOG_URL}",
+            "{zzz: 1, env: A}",
+            "7:26: spec.sources[0].postgres.urlFrom.zzz: unknown field: write env or file, or take it out",
+        ),
+        (
+            "{env: CATALOG_URL}",
+            "{secretKeyRef: {name: shop, key: url}}",
+            "7:26: spec.sources[0].postgres.urlFrom.secretKeyRef: only a cluster has Secrets: write env: NAME or file: PATH for a sidecar that runs alone, or check with --cluster",
+        ),
+        (
+            "{env: CATALOG_URL}",
+            "{}",
+            "7:25: spec.sources[0].postgres.urlFrom: set exactly one of secretKeyRef (in a cluster), env or file (outside one)",
+        ),
+        ("ttl: 120s", "ttl: 120", r#"11:10: spec.routes[0].ttl: 120 is not a text: quote it, as in "120""#),
+        (
+            "[\"user:{id}\"]",
+            "user",
+            "12:11: spec.routes[0].tags: \"user\" is not a list: write each item in a line of its own after a dash, or [ONE, OTHER]",
+        ),
+        (
+            "{path: \"/api/users/{id}\"}",
+            "/a",
+            "10:12: spec.routes[0].match: \"/a\" is not an object: write its fields, such as path: ...",
+        ),
+        (
+            "{id}\"]",
+            "{other}\"]",
+            "12:12: spec.routes[0].tags[0]: \"user:{other}\" uses {other}, which /api/users/{id} does not have",
+        ),
+        (
+            "source: catalog",
+            "source: catalogue",
+            "19:17: spec.routes[1].from[0].postgres.source: spec.sources has no \"catalogue\"",
+        ),
+        (
+            "name: item",
+            "name: user",
+            "13:11: spec.routes[1].name: \"user\" is taken: give each a name of its own",
+        ),
+        (
+            "ttl: 120s",
+            "ttl: 120s\n    ttl: 1s",
+            "12:5: spec.routes[0].ttl: is there already, in line 11: take one of them out",
+        ),
+        (
+            "ttl: 120s",
+            "ttl: 120s\n    earlyRefresh: xfetch",
+            "12:19: spec.routes[0].earlyRefresh: \"xfetch\" is not known here: did you mean XFetch?",
+        ),
+        (
+            "ttl: 120s",
+            "ttl: 120s\n    ttlJitterPercent: 51",
+            "12:23: spec.routes[0].ttlJitterPercent: must be between 1 and 50",
+        ),
+        ("name: item", "name: \"\"", "13:11: spec.routes[1].name: must not be empty"),
+        (
+            "larder.dev/v1alpha1",
+            "larder.dev/v2",
+            "1:13: apiVersion: \"larder.dev/v2\" is not known here: did you mean larder.dev/v1alpha1?",
+        ),
+        (
+            "kind: CachePolicy",
+            "kind: CachePolice",
+            "2:7: kind: \"CachePolice\" is not \"CachePolicy\": did you mean that?",
+        ),
+        (
+            "      path: \"/data/{key}\"\n",
+            "      paths: x\n",
+            "15:7: spec.routes[1].match.paths: unknown field: did you mean path?",
+        ),
+    ] {
+        let said = changed(replaced, by);
+        assert!(said.contains(&expected.to_owned()), "{expected}\n{said:#?}");
+    }
+}
+
+#[test]
+fn all_faults_are_found_at_once_and_in_the_order_of_the_file() {
+    let text = GOOD
+        .replacen("CATALOG_URL}}", "CATALOG_URL}, maxConnectionsPerPod: many}", 1)
+        .replacen("ttl: 120s", "ttl: 2 minutes", 1)
+        .replacen("user:{id}", "user:{no}", 1)
+        .replacen("from:", "frm: []\n    from:", 1)
+        .replacen("{key}::int", "{none}::int", 1);
+    let lines: Vec<_> =
+        check(&text, Place::Alone).faults.into_iter().map(|fault| (fault.line, fault.path)).collect();
+    let expected = [
+        (7, "spec.sources[0].postgres.maxConnectionsPerPod"),
+        (11, "spec.routes[0].ttl"),
+        (12, "spec.routes[0].tags[0]"),
+        (17, "spec.routes[1].frm"),
+        (21, "spec.routes[1].from[0].postgres.query"),
+    ];
+    assert_eq!(lines, expected.map(|(line, path)| (line, path.to_owned())));
+}
+
+#[test]
+fn what_follows_an_item_that_can_not_be_read_keeps_its_place() {
+    let text = GOOD.replacen("ttl: 120s", "statuses: no", 1).replacen("{key}::int", "{none}::int", 1);
+    let paths: Vec<_> = check(&text, Place::Alone).faults.into_iter().map(|fault| fault.path).collect();
+    assert_eq!(paths, ["spec.routes[0].statuses", "spec.routes[1].from[0].postgres.query"]);
+}
+
+#[test]
+fn what_is_no_yaml_is_said_where_it_ends() {
+    for text in ["{", "a: b: c", "a:\n- b\n c: [", "\"", "&", "*a", "%", "a: \t- b\n\t- c"] {
+        let report = check(text, Place::Alone);
+        assert!(!report.faults.is_empty(), "{text}");
+        assert!(report.faults[0].line > 0 && report.faults[0].column > 0, "{text}: {report:?}");
+    }
+    assert_eq!(
+        said("", Place::Alone),
+        ["1:1: there is no policy here: write apiVersion: larder.dev/v1alpha1 and kind: CachePolicy"]
+    );
+    let said = changed("metadata: {name: shop}", "metadata: {name: shop");
+    assert!(said[0].contains("this is no YAML: "), "{said:?}");
+}
+
+#[test]
+fn aliases_are_put_in_and_bombs_are_not() {
+    let twice = GOOD.replacen("ttl: 120s", "ttl: &long 120s", 1).replacen("ttl: 5m", "ttl: *long", 1);
+    assert_eq!(said(&twice, Place::Alone), Vec::<String>::new());
+    let bad = twice.replacen("120s", "1 hour", 1);
+    assert_eq!(said(&bad, Place::Alone).len(), 2, "it is wrong wherever it is used");
+
+    let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
+    for level in 1..10 {
+        let uses = vec![format!("*a{}", level - 1); 10].join(", ");
+        bomb.push_str(&format!("a{level}: &a{level} [{uses}]\n"));
+    }
+    let said = said(&bomb, Place::Alone);
+    assert!(said[0].contains("at most 100000 values"), "{said:?}");
+    for (depth, expected) in [(100, "nest more than 64 deep"), (10_000, "this is no YAML")] {
+        let faults = check(&["[".repeat(depth), "]".repeat(depth)].concat(), Place::Alone).faults;
+        assert!(faults[0].message.contains(expected), "{faults:?}");
+    }
+}
+
+#[test]
+fn what_no_sidecar_reads_of_yaml_is_said() {
+    let merged = changed("ttl: 120s", "<<: {ttl: 120s}");
+    assert!(merged[0].contains("11:5: spec.routes[0].<<: a sidecar does not merge"), "{merged:?}");
+    let tagged = changed("ttl: 120s", "ttl: !long 120s");
+    assert!(tagged[0].contains("no use for the tag !long"), "{tagged:?}");
+    let key = changed("ttl: 120s", "[a]: 120s");
+    assert!(key[0].contains("a key must be a text"), "{key:?}");
+    let empty = changed("  routes:\n", "  targetedCacheControl:\n  routes:\n");
+    assert!(empty.iter().all(|said| said.contains("invalid type")), "{empty:?}");
+}
+
+#[test]
+fn a_cluster_asks_for_more_and_takes_only_its_secrets() {
+    let alone = said(GOOD, Place::Cluster);
+    assert_eq!(
+        alone,
+        [
+            "5:3: spec: selector is missing: The pods, by labels that the pods themselves carry",
+            "5:3: spec: targets is missing: The application's ports that the sidecar stands before",
+            "7:26: spec.sources[0].postgres.urlFrom.env: is for a sidecar that runs alone: write secretKeyRef: {name: ..., key: ...}",
+        ]
+        .map(|line| line.replacen("5:3", "4:1", 1))
+    );
+    let cluster = GOOD
+        .replacen(
+            "  sources:",
+            "  selector: {matchLabels: {app: shop}}\n  targets: [{port: http}]\n  sources:",
+            1,
+        )
+        .replacen("{env: CATALOG_URL}", "{secretKeyRef: {name: shop-db, key: url}}", 1);
+    assert_eq!(said(&cluster, Place::Cluster), Vec::<String>::new());
+    let large = cluster.replacen("  sources:", "  l1: {maxSize: 1Gi}\n  sources:", 1);
+    assert!(said(&large, Place::Cluster)[0].contains("do not fit into sidecar.resources.limits.memory"));
+    assert!(!said(&large, Place::Alone).iter().any(|said| said.contains("limits.memory")));
+    let unnamed = cluster.replacen("{name: shop}", "{name: The Shop}", 1);
+    assert!(said(&unnamed, Place::Cluster)[0].contains("\"The Shop\" is not a name"));
+}
+
+#[test]
+fn every_policy_of_a_file_is_checked_and_others_are_skipped() {
+    let file =
+        format!("apiVersion: v1\nkind: Secret\nx: [1]\n---\n{GOOD}---\n{}---\n", GOOD.replace("120s", "x"));
+    let report = check(&file, Place::Alone);
+    assert_eq!(report.skipped, [Skipped { line: 1, kind: "Secret".into() }]);
+    assert_eq!(report.policies.len(), 2);
+    let at: Vec<_> = report.faults.iter().map(|fault| fault.line).collect();
+    assert_eq!(at, [4 + GOOD.lines().count() + 1 + 11]);
+    let others = check("kind: Secret\n", Place::Alone);
+    assert!(others.faults[0].message.contains("there is no policy here"), "{others:?}");
+}
+
+#[test]
+fn what_a_newer_operator_wrote_is_named() {
+    let text = GOOD.replacen("ttl: 120s", "ttl: 120s\n    fromTheFuture: {x: 1}", 1).replacen(
+        "spec:",
+        "spec:\n  new: 1",
+        1,
+    );
+    assert_eq!(unknown_fields(&text), ["spec.new", "spec.routes[0].fromTheFuture"]);
+    assert_eq!(unknown_fields(GOOD), Vec::<String>::new());
+    let of_cluster = GOOD.replacen("{env: CATALOG_URL}", "{secretKeyRef: {name: shop-db, key: url}}", 1);
+    assert_eq!(unknown_fields(&of_cluster), Vec::<String>::new());
+    assert_eq!(unknown_fields("{"), Vec::<String>::new());
+}
+
+#[test]
+fn the_walk_knows_every_word_of_the_definition() {
+    const KNOWN: [&str; 20] = [
+        "additionalProperties",
+        "default",
+        "description",
+        "enum",
+        "format",
+        "items",
+        "maxItems",
+        "maxLength",
+        "maxProperties",
+        "maximum",
+        "minItems",
+        "minLength",
+        "minProperties",
+        "minimum",
+        "properties",
+        "required",
+        "title",
+        "type",
+        "x-kubernetes-map-type",
+        "x-kubernetes-validations",
+    ];
+    const OF_LISTS: [&str; 3] =
+        ["x-kubernetes-int-or-string", "x-kubernetes-list-map-keys", "x-kubernetes-list-type"];
+    cel::each(&schema::definition(), "", &mut |schema, path| {
+        for word in schema.keys() {
+            assert!(KNOWN.contains(&word.as_str()) || OF_LISTS.contains(&word.as_str()), "{path}: {word}");
+        }
+    });
+}
+
+#[test]
+fn the_policies_of_the_examples_are_good() {
+    let root = std::path::Path::new(env!("CARGO_MANIFEST_DIR")).join("../examples");
+    let mut policies = 0;
+    for example in std::fs::read_dir(root).unwrap() {
+        let Ok(files) = std::fs::read_dir(example.unwrap().path()) else { continue };
+        for file in files.map(|file| file.unwrap().path()) {
+            let is_yaml = file.extension().is_some_and(|extension| extension == "yaml");
+            let text = if is_yaml { std::fs::read_to_string(&file).unwrap() } else { continue };
+            if text.lines().any(|line| line == "kind: CachePolicy") {
+                let place = if text.contains("secretKeyRef") || text.contains("selector:") {
+                    Place::Cluster
+                } else {
+                    Place::Alone
+                };
+                assert_eq!(said(&text, place), Vec::<String>::new(), "{}", file.display());
+                policies += 1;
+            }
+        }
+    }
+    assert!(policies > 0);
+}

@@ -1,0 +1,378 @@
+//! Every CEL rule of the definition has a file that it refuses, and so is a rule here.
+
+use std::collections::BTreeMap;
+
+use serde_json::{Map, Value as Json};
+
+use crate::check::{Fault, Place, check, schema};
+
+/// A policy that a cluster takes; fixtures put their fields in before `routes` or change what is there.
+const GOOD: &str = r#"apiVersion: larder.dev/v1alpha1
+kind: CachePolicy
+metadata: {name: shop}
+spec:
+  selector: {matchLabels: {app: shop}}
+  targets: [{port: http}]
+  routes:
+  - name: user
+    match: {path: "/api/users/{id}"}
+    ttl: 120s
+"#;
+
+/// A rule's message; what to replace in [`GOOD`]; by what; and the path of the one fault that it is then.
+type Fixture = (&'static str, &'static str, &'static str, &'static str);
+
+const ROUTE: &str = "    ttl: 120s\n";
+const FIELD: &str = "  routes:\n";
+
+const FIXTURES: &[Fixture] = &[
+    (
+        "shorten metadata.name to at most 50 characters",
+        "name: shop",
+        "name: a-shop-that-has-a-name-of-more-than-50-characters-which-is-long",
+        "",
+    ),
+    (
+        "l1.maxSize and 32Mi for requests on their way do not fit into sidecar.resources.limits.memory (128Mi where it is not set): raise limits.memory or lower l1.maxSize",
+        FIELD,
+        "  l1: {maxSize: 100Mi}\n  routes:\n",
+        "spec",
+    ),
+    (
+        "l1.maxObjectSize (1Mi where it is not set) is above l1.maxSize: raise l1.maxSize or lower l1.maxObjectSize",
+        FIELD,
+        "  l1: {maxSize: 1Ki}\n  routes:\n",
+        "spec.l1.maxObjectSize",
+    ),
+    (
+        "a route's from names a source that spec.sources does not have: add it to spec.sources, or write the name of one that is there",
+        ROUTE,
+        "    ttl: 1s\n    from: [{postgres: {source: none, query: select 1}}]\n",
+        "spec.routes[0].from[0].postgres.source",
+    ),
+    (
+        "write a path without an end slash, such as /_larder",
+        FIELD,
+        "  admin: {pathPrefix: /_larder/}\n  routes:\n",
+        "spec.admin.pathPrefix",
+    ),
+    (
+        "purge.tags may only use parameters that match.path has, such as {id}",
+        FIELD,
+        "  invalidation: {onWrite: [{match: {path: \"/a/{id}\"}, purge: {tags: [\"{no}\"]}}]}\n  routes:\n",
+        "spec.invalidation.onWrite[0].purge.tags[0]",
+    ),
+    (
+        "purge.paths may only use parameters that match.path has, such as {id}",
+        FIELD,
+        "  invalidation: {onWrite: [{match: {path: \"/a/{id}\"}, purge: {paths: [\"/{no}\"]}}]}\n  routes:\n",
+        "spec.invalidation.onWrite[0].purge.paths[0]",
+    ),
+    (
+        "list methods that write, in capitals, such as PUT, PATCH, POST or DELETE",
+        FIELD,
+        "  invalidation: {onWrite: [{match: {path: /a, methods: [GET]}, purge: {paths: [/a]}}]}\n  routes:\n",
+        "spec.invalidation.onWrite[0].match.methods[0]",
+    ),
+    (
+        "start the path with '/', and let each segment be literal text or one {parameter}, such as /api/users/{id}",
+        "/api/users/{id}",
+        "api/users",
+        "spec.routes[0].match.path",
+    ),
+    (
+        "say what to purge: set tags, paths or both",
+        FIELD,
+        "  invalidation: {onWrite: [{match: {path: /a}, purge: {}}]}\n  routes:\n",
+        "spec.invalidation.onWrite[0].purge",
+    ),
+    ("write a duration such as 500ms, 30s, 5m or 1h30m", "ttl: 120s", "ttl: 2 minutes", "spec.routes[0].ttl"),
+    (
+        "write a whole number of bytes with a unit, such as 512Ki, 64Mi or 1Gi",
+        FIELD,
+        "  l1: {maxSize: 1.5Mi}\n  routes:\n",
+        "spec.l1.maxSize",
+    ),
+    (
+        "masterName is what Sentinels call the master: set it with topology: Sentinel, and only then",
+        FIELD,
+        "  l2: {redis: {topology: Sentinel, urlFrom: {secretKeyRef: {name: a, key: b}}}}\n  routes:\n",
+        "spec.l2.redis.masterName",
+    ),
+    (
+        "set secretKeyRef: {name: ..., key: ...}",
+        FIELD,
+        "  l2: {redis: {urlFrom: {}}}\n  routes:\n",
+        "spec.l2.redis.urlFrom",
+    ),
+    (
+        "name a Secret and one of its keys, such as {name: shop-redis, key: url}",
+        FIELD,
+        "  l2: {redis: {urlFrom: {secretKeyRef: {name: A, key: b}}}}\n  routes:\n",
+        "spec.l2.redis.urlFrom",
+    ),
+    (
+        "a tag may only use parameters that match.path has, such as {id}",
+        ROUTE,
+        "    ttl: 1s\n    tags: [\"{no}\"]\n",
+        "spec.routes[0].tags[0]",
+    ),
+    (
+        "ttl replaces the life that an answer gives itself and maxTTL bounds it: set one of them",
+        ROUTE,
+        "    ttl: 1s\n    maxTTL: 1s\n",
+        "spec.routes[0].maxTTL",
+    ),
+    (
+        "ttl must be longer than 0s: to cache nothing, take the route out",
+        "ttl: 120s",
+        "ttl: 0s",
+        "spec.routes[0].ttl",
+    ),
+    (
+        "maxTTL must be longer than 0s: to cache nothing, take the route out",
+        "ttl: 120s",
+        "maxTTL: 0s",
+        "spec.routes[0].maxTTL",
+    ),
+    (
+        "answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
+        "{id}\"",
+        "{id}\", methods: [POST]",
+        "spec.routes[0].match.methods",
+    ),
+    (
+        "key.body is for POST: put POST into match.methods, or take key.body out",
+        ROUTE,
+        "    ttl: 1s\n    key: {body: {}}\n",
+        "spec.routes[0].key.body",
+    ),
+    (
+        "ttlFrom needs a ttl beside it, for answers that do not say how long they are fresh",
+        ROUTE,
+        "    ttlFrom: {header: X-TTL}\n",
+        "spec.routes[0].ttlFrom",
+    ),
+    (
+        "notFoundTTL is for what no source has: set from, or list 404 in statuses",
+        ROUTE,
+        "    notFoundTTL: 1s\n",
+        "spec.routes[0].notFoundTTL",
+    ),
+    (
+        "the application has the last word: put application at the end of from, once",
+        ROUTE,
+        "    ttl: 1s\n    from: [{application: {}}, {application: {}}]\n",
+        "spec.routes[0].from[0]",
+    ),
+    (
+        "a route with from needs a ttl: a row says nothing about how long it is fresh",
+        ROUTE,
+        "    from: [{application: {}}]\n",
+        "spec.routes[0].ttl",
+    ),
+    (
+        "from answers by the path alone: take POST out of match.methods, or from out of the route",
+        "{id}\"}\n    ttl: 120s\n",
+        "{id}\", methods: [POST]}\n    ttl: 1s\n    key: {body: {}}\n    from: [{application: {}}]\n",
+        "spec.routes[0].from",
+    ),
+    (
+        "say what bypasses: set query, headers or cookies, such as query: {nocache: \"true\"}",
+        ROUTE,
+        "    bypass: {}\n",
+        "spec.routes[0].bypass",
+    ),
+    (
+        "say what to ask: set one of postgres, http and application",
+        ROUTE,
+        "    ttl: 1s\n    from: [{}]\n",
+        "spec.routes[0].from[0]",
+    ),
+    (
+        "start path with a slash, and leave out fragments",
+        "  routes:\n  - name: user\n",
+        "  sources: [{name: a, http: {url: http://a}}]\n  routes:\n  - name: user\n    from: [{http: {source: a, path: x}}]\n",
+        "spec.routes[0].from[0].http.path",
+    ),
+    (
+        "pods write the same row at the same time: end the statement with such as on conflict do nothing",
+        "  routes:\n  - name: user\n",
+        "  sources: [{name: a, http: {url: http://a}}, {name: b, postgres: {urlFrom: {secretKeyRef: {name: a, key: b}}}}]\n  routes:\n  - name: user\n    from: [{http: {source: a, path: /x, persist: {source: b, statement: \"insert into a values ({body})\"}}}]\n",
+        "spec.routes[0].from[0].http.persist.statement",
+    ),
+    (
+        "maxSize must be between 1 and 1Mi: a body is held in memory until its hash is known",
+        "{id}\"}\n",
+        "{id}\", methods: [POST]}\n    key: {body: {maxSize: 2Mi}}\n",
+        "spec.routes[0].key.body.maxSize",
+    ),
+    (
+        "list names of cookies, such as language",
+        ROUTE,
+        "    key: {cookies: [\"a b\"]}\n",
+        "spec.routes[0].key.cookies[0]",
+    ),
+    (
+        "list names of headers, such as Accept-Language",
+        ROUTE,
+        "    key: {headers: [\"a b\"]}\n",
+        "spec.routes[0].key.headers[0]",
+    ),
+    (
+        "list names of headers, such as Cookie",
+        ROUTE,
+        "    key: {ignoreHeaders: [\"a b\"]}\n",
+        "spec.routes[0].key.ignoreHeaders[0]",
+    ),
+    (
+        "allow lists all that counts and ignore all that does not: set one of them",
+        ROUTE,
+        "    key: {query: {allow: [a], ignore: [b]}}\n",
+        "spec.routes[0].key.query",
+    ),
+    (
+        "write the name of a parameter, or its start and a '*', such as utm_*",
+        ROUTE,
+        "    key: {query: {ignore: [\"*a\"]}}\n",
+        "spec.routes[0].key.query.ignore[0]",
+    ),
+    (
+        "a 304 is about an answer that is stored already: list that answer's status, such as 200",
+        ROUTE,
+        "    statuses: [{code: 304}]\n",
+        "spec.routes[0].statuses[0].code",
+    ),
+    (
+        "ttl must be longer than 0s: to store nothing of this status, take it out of statuses",
+        ROUTE,
+        "    statuses: [{code: 200, ttl: 0s}]\n",
+        "spec.routes[0].statuses[0].ttl",
+    ),
+    (
+        "set one of header, such as X-TTL, and json, such as /meta/ttl",
+        ROUTE,
+        "    ttl: 1s\n    ttlFrom: {}\n",
+        "spec.routes[0].ttlFrom",
+    ),
+    (
+        "write a JSON pointer, such as /meta/ttl",
+        ROUTE,
+        "    ttl: 1s\n    ttlFrom: {json: ttl}\n",
+        "spec.routes[0].ttlFrom.json",
+    ),
+    (
+        "an empty selector would select every pod of the namespace: name labels of the pods, such as matchLabels: {app: shop}",
+        "{matchLabels: {app: shop}}",
+        "{matchLabels: {}}",
+        "spec.selector",
+    ),
+    (
+        "In and NotIn need values; Exists and DoesNotExist take none",
+        "{matchLabels: {app: shop}}",
+        "{matchExpressions: [{key: a, operator: Exists, values: [b]}]}",
+        "spec.selector.matchExpressions[0]",
+    ),
+    (
+        "requests.memory is above limits.memory (128Mi where it is not set): raise limits.memory or lower requests.memory",
+        FIELD,
+        "  sidecar: {resources: {requests: {memory: 129Mi}}}\n  routes:\n",
+        "spec.sidecar.resources",
+    ),
+    (
+        "requests.cpu is above limits.cpu: raise limits.cpu or lower requests.cpu",
+        FIELD,
+        "  sidecar: {resources: {requests: {cpu: 1}, limits: {cpu: 999m}}}\n  routes:\n",
+        "spec.sidecar.resources",
+    ),
+    (
+        "write a quantity such as 20m, 1 or 128Mi",
+        FIELD,
+        "  sidecar: {resources: {limits: {memory: lots}}}\n  routes:\n",
+        "spec.sidecar.resources.limits.memory",
+    ),
+    (
+        "say what the source is: set one of postgres and http",
+        FIELD,
+        "  sources: [{name: a}]\n  routes:\n",
+        "spec.sources[0]",
+    ),
+    (
+        "write a URL such as https://catalog.example, without user, query or fragment",
+        FIELD,
+        "  sources: [{name: a, http: {url: \"https://me@catalog.example\"}}]\n  routes:\n",
+        "spec.sources[0].http.url",
+    ),
+    (
+        "list names of headers besides Cache-Control, which counts anyway, such as CDN-Cache-Control",
+        FIELD,
+        "  targetedCacheControl: [Cache-Control]\n  routes:\n",
+        "spec.targetedCacheControl[0]",
+    ),
+    (
+        "list at least one port of the application's containers, such as {port: http}",
+        "[{port: http}]",
+        "[]",
+        "spec.targets",
+    ),
+    (
+        "write the name of a container port, such as http, or its number, such as 8080",
+        "port: http",
+        "port: 80801",
+        "spec.targets[0].port",
+    ),
+    (
+        "write a URL such as http://otel-collector.observability:4317",
+        FIELD,
+        "  telemetry: {otlp: {endpoint: \"http://not a host\"}}\n  routes:\n",
+        "spec.telemetry.otlp.endpoint",
+    ),
+];
+
+/// Calls `visit` for each schema in a schema, with its path.
+pub(super) fn each(schema: &Json, path: &str, visit: &mut impl FnMut(&Map<String, Json>, &str)) {
+    let Json::Object(words) = schema else { return };
+    visit(words, path);
+    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
+        each(property, &format!("{path}.{name}"), visit);
+    }
+    each(&schema["items"], &format!("{path}[]"), visit);
+    each(&schema["additionalProperties"], &format!("{path}.*"), visit);
+}
+
+/// Where each rule stands, by its message.
+fn rules() -> BTreeMap<String, Vec<String>> {
+    let mut rules: BTreeMap<String, Vec<String>> = BTreeMap::new();
+    let mut schema = schema::definition();
+    schema["properties"]["status"] = Json::Null;
+    each(&schema, "", &mut |schema, path| {
+        let listed = schema.get("x-kubernetes-validations").and_then(Json::as_array);
+        for rule in listed.into_iter().flatten() {
+            let message = rule["message"].as_str().unwrap().to_owned();
+            rules.entry(message).or_default().push(path.trim_start_matches('.').to_owned());
+        }
+    });
+    rules
+}
+
+#[test]
+fn every_rule_has_a_fixture_and_refuses_it() {
+    assert_eq!(check(GOOD, Place::Cluster).faults, []);
+    let rules = rules();
+    for (message, places) in &rules {
+        let fixture = FIXTURES.iter().find(|(known, ..)| known == message);
+        let Some((_, replaced, by, path)) = fixture else {
+            panic!("write a fixture for the rule {message:?} of {places:?}, and mirror it");
+        };
+        assert!(GOOD.contains(replaced), "{message}");
+        let faults = check(&GOOD.replacen(replaced, by, 1), Place::Cluster).faults;
+        let found: Vec<_> = faults.iter().map(|Fault { path, .. }| path.as_str()).collect();
+        assert_eq!(found, [*path], "{message}: {faults:#?}");
+        let general = path.replace("[0]", "[]");
+        let stands = |place: &String| general.starts_with(place.trim_end_matches(".secretKeyRef"));
+        assert!(places.iter().any(stands), "{message}: {places:?}");
+    }
+    for (message, ..) in FIXTURES {
+        assert!(rules.contains_key(*message), "no rule says {message:?} any more");
+    }
+}

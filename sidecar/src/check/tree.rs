@@ -1,0 +1,378 @@
+//! YAML that knows where each value stands.
+//!
+//! Plain scalars mean what they mean to a sidecar (YAML 1.2). Aliases are put in where they are used, within bounds; merge
+//! keys, tags of other schemas and keys that are no text are refused.
+
+use std::collections::{BTreeMap, HashMap};
+
+use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
+use serde_json::Number;
+
+use super::{Fault, path};
+
+/// How many values a document may have, each use of an alias counted as all that it stands for.
+const MOST_VALUES: usize = 100_000;
+
+/// How deep values may nest; a policy needs 12.
+const DEEPEST: usize = 64;
+
+/// A place in a file.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) struct Mark {
+    /// From 1.
+    pub(super) line: usize,
+    /// In characters, from 1.
+    pub(super) column: usize,
+}
+
+impl From<Span> for Mark {
+    fn from(span: Span) -> Self {
+        // The parser counts columns from 0, whatever its documentation says.
+        Self { line: span.start.line(), column: span.start.col() + 1 }
+    }
+}
+
+/// A value, and where it stands.
+#[derive(Clone, Debug)]
+pub(super) struct Node {
+    pub(super) mark: Mark,
+    pub(super) value: Value,
+    /// How many values it is, itself counted.
+    size: usize,
+}
+
+/// A value.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) enum Value {
+    Null,
+    Bool(bool),
+    Number(Number),
+    Text(String),
+    List(Vec<Node>),
+    Object(Vec<Member>),
+}
+
+/// A member of an object.
+#[derive(Clone, Debug, PartialEq)]
+pub(super) struct Member {
+    pub(super) name: String,
+    pub(super) mark: Mark,
+    pub(super) node: Node,
+}
+
+impl PartialEq for Node {
+    fn eq(&self, other: &Self) -> bool {
+        self.value == other.value
+    }
+}
+
+impl Member {
+    /// Where to point at for what is wrong with the value: at the value, or at the key if the value starts further down.
+    pub(super) fn place(&self) -> Mark {
+        if self.node.mark.line == self.mark.line { self.node.mark } else { self.mark }
+    }
+}
+
+impl Node {
+    /// The member of this name, if this is an object that has one that is not null.
+    pub(super) fn member(&self, name: &str) -> Option<&Member> {
+        let Value::Object(members) = &self.value else { return None };
+        members.iter().find(|member| member.name == name && member.node.value != Value::Null)
+    }
+
+    /// The value of [`Self::member`].
+    pub(super) fn get(&self, name: &str) -> Option<&Self> {
+        self.member(name).map(|member| &member.node)
+    }
+
+    /// The text, if it is one.
+    pub(super) fn as_text(&self) -> Option<&str> {
+        match &self.value {
+            Value::Text(text) => Some(text),
+            _ => None,
+        }
+    }
+
+    /// The items, none if it is no list.
+    pub(super) fn items(&self) -> &[Self] {
+        match &self.value {
+            Value::List(items) => items,
+            _ => &[],
+        }
+    }
+}
+
+/// One document of a file.
+#[derive(Debug)]
+pub(super) struct Document {
+    pub(super) mark: Mark,
+    pub(super) root: Node,
+    /// What is wrong with it as YAML.
+    pub(super) faults: Vec<Fault>,
+}
+
+/// Reads all documents of a file, up to what is no YAML.
+pub(super) fn read(text: &str) -> (Vec<Document>, Option<Fault>) {
+    let mut parser = Parser::new_from_str(text);
+    let mut documents = Vec::new();
+    let mut builder = Builder::default();
+    loop {
+        let (event, span) = match parser.next_event() {
+            None => return (documents, None),
+            Some(Ok(next)) => next,
+            Some(Err(error)) => {
+                let mark = Mark { line: error.marker().line(), column: error.marker().col() + 1 };
+                let fault = Fault::new(mark, "", format!("this is no YAML: {}", error.info()));
+                return (documents, Some(fault));
+            }
+        };
+        match event {
+            Event::DocumentStart(_) => builder = Builder::at(span.into()),
+            Event::DocumentEnd => documents.extend(std::mem::take(&mut builder).done()),
+            event => {
+                if let Err(fault) = builder.take(event, span.into()) {
+                    return (documents, Some(fault));
+                }
+            }
+        }
+    }
+}
+
+/// Makes a tree of events.
+#[derive(Default)]
+struct Builder {
+    mark: Mark,
+    root: Option<Node>,
+    open: Vec<Open>,
+    anchors: HashMap<usize, Node>,
+    values: usize,
+    faults: Vec<Fault>,
+}
+
+/// A list or an object whose end has not come.
+struct Open {
+    mark: Mark,
+    anchor: usize,
+    content: Content,
+}
+
+enum Content {
+    List(Vec<Node>),
+    Object {
+        members: Vec<Member>,
+        /// Where each name was first.
+        names: BTreeMap<String, usize>,
+        key: Option<(String, Mark)>,
+    },
+    /// A key that is a list or an object, which JSON does not have.
+    Key,
+}
+
+impl Builder {
+    fn at(mark: Mark) -> Self {
+        Self { mark, ..Self::default() }
+    }
+
+    fn done(self) -> Option<Document> {
+        let Self { mark, root, faults, .. } = self;
+        root.map(|root| Document { mark, root, faults })
+    }
+
+    fn take(&mut self, event: Event<'_>, mark: Mark) -> Result<(), Fault> {
+        match event {
+            Event::Scalar(text, style, anchor, tag) => {
+                let value = self.scalar(&text, style, tag.as_deref(), mark);
+                self.count(1, mark)?;
+                self.put(Node { mark, value, size: 1 }, anchor);
+            }
+            Event::Alias(anchor) => {
+                // An alias inside what it names: the anchor is not whole yet.
+                let size = self.anchors.get(&anchor).map_or(1, |node| node.size);
+                self.count(size, mark)?;
+                let node = self.anchors.get(&anchor).cloned().ok_or_else(|| {
+                    let message = "this alias stands for nothing that is whole yet: write it out";
+                    Fault::new(mark, &self.path(), message)
+                })?;
+                self.put(Node { mark, ..node }, 0);
+            }
+            Event::SequenceStart(anchor, tag) => {
+                self.open(anchor, tag.as_deref(), mark, Content::List(vec![]))?;
+            }
+            Event::MappingStart(anchor, tag) => {
+                let content = Content::Object { members: vec![], names: BTreeMap::new(), key: None };
+                self.open(anchor, tag.as_deref(), mark, content)?;
+            }
+            Event::SequenceEnd | Event::MappingEnd => {
+                let Some(Open { mark, anchor, content }) = self.open.pop() else { return Ok(()) };
+                let (value, size) = match content {
+                    Content::List(items) => {
+                        let size = items.iter().map(|item| item.size).sum();
+                        (Value::List(items), size)
+                    }
+                    Content::Object { members, .. } => {
+                        let size = members.iter().map(|member| member.node.size).sum();
+                        (Value::Object(members), size)
+                    }
+                    Content::Key => (Value::Null, 0),
+                };
+                self.put(Node { mark, value, size: 1 + size }, anchor);
+            }
+            Event::Nothing
+            | Event::StreamStart
+            | Event::StreamEnd
+            | Event::DocumentStart(_)
+            | Event::DocumentEnd => {}
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, values: usize, mark: Mark) -> Result<(), Fault> {
+        self.values = self.values.saturating_add(values);
+        if self.values <= MOST_VALUES {
+            return Ok(());
+        }
+        let message = format!("a document has at most {MOST_VALUES} values, what aliases stand for included");
+        Err(Fault::new(mark, "", message))
+    }
+
+    fn open(&mut self, anchor: usize, tag: Option<&Tag>, mark: Mark, content: Content) -> Result<(), Fault> {
+        self.known(tag, &["seq", "map"], mark);
+        if self.open.len() >= DEEPEST {
+            return Err(Fault::new(mark, "", format!("values nest more than {DEEPEST} deep here")));
+        }
+        self.count(1, mark)?;
+        let content = if self.wants_key() {
+            self.refuse_key(mark);
+            Content::Key
+        } else {
+            content
+        };
+        self.open.push(Open { mark, anchor, content });
+        Ok(())
+    }
+
+    fn wants_key(&self) -> bool {
+        matches!(
+            self.open.last(),
+            Some(Open { content: Content::Object { key: None, .. } | Content::Key, .. })
+        )
+    }
+
+    fn refuse_key(&mut self, mark: Mark) {
+        self.faults.push(Fault::new(mark, &self.path(), "a key must be a text"));
+    }
+
+    fn put(&mut self, node: Node, anchor: usize) {
+        if anchor != 0 {
+            self.anchors.insert(anchor, node.clone());
+        }
+        if self.wants_key() && matches!(node.value, Value::List(_) | Value::Object(_)) {
+            self.refuse_key(node.mark);
+        }
+        let path = self.path();
+        match self.open.last_mut().map(|open| &mut open.content) {
+            None => self.root = Some(node),
+            Some(Content::Key) => {}
+            Some(Content::List(items)) => items.push(node),
+            Some(Content::Object { key: slot @ None, .. }) => {
+                let Node { mark, value, .. } = node;
+                let name = match value {
+                    Value::Text(text) => text,
+                    Value::Number(number) => number.to_string(),
+                    Value::Bool(word) => word.to_string(),
+                    Value::Null => "null".to_owned(),
+                    Value::List(_) | Value::Object(_) => String::new(),
+                };
+                *slot = Some((name, mark));
+            }
+            Some(Content::Object { members, names, key }) => {
+                let Some((name, mark)) = key.take() else { return };
+                if let Some(line) = names.get(&name) {
+                    let message = format!("is there already, in line {line}: take one of them out");
+                    self.faults.push(Fault::new(mark, &path, message));
+                } else {
+                    names.insert(name.clone(), mark.line);
+                    members.push(Member { name, mark, node });
+                }
+            }
+        }
+    }
+
+    fn scalar(&mut self, text: &str, style: ScalarStyle, tag: Option<&Tag>, mark: Mark) -> Value {
+        self.known(tag, &["str", "int", "float", "bool", "null"], mark);
+        let is_text = tag.is_some_and(|tag| tag.suffix == "str" || tag.suffix.is_empty());
+        let value =
+            if style == ScalarStyle::Plain && !is_text { plain(text) } else { Value::Text(text.to_owned()) };
+        if style == ScalarStyle::Plain && text == "<<" && self.wants_key() {
+            let message = "a sidecar does not merge: write the fields out, or use an alias for a whole value";
+            self.faults.push(Fault::new(mark, &path::member(&self.path(), text), message));
+        }
+        value
+    }
+
+    /// Refuses a tag that is none of YAML's own.
+    fn known(&mut self, tag: Option<&Tag>, names: &[&str], mark: Mark) {
+        let Some(tag) = tag else { return };
+        let is_plain = tag.handle.is_empty() || tag.handle == "!";
+        let known = tag.is_yaml_core_schema() && names.contains(&tag.suffix.as_str());
+        if !known && !(is_plain && tag.suffix.is_empty()) {
+            let message = format!("a policy has no use for the tag {tag}: take it out");
+            self.faults.push(Fault::new(mark, &self.path(), message));
+        }
+    }
+
+    /// The path of what comes next.
+    fn path(&self) -> String {
+        let mut path = String::new();
+        for Open { content, .. } in &self.open {
+            match content {
+                Content::List(items) => path = path::item(&path, items.len()),
+                Content::Object { key: Some((name, _)), .. } => path = path::member(&path, name),
+                Content::Object { key: None, .. } | Content::Key => {}
+            }
+        }
+        path
+    }
+}
+
+/// What a plain scalar means in the core schema of
+/// [YAML 1.2](https://yaml.org/spec/1.2.2/#103-core-schema), as far as JSON can say it.
+fn plain(text: &str) -> Value {
+    match text {
+        "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
+        "true" | "True" | "TRUE" => return Value::Bool(true),
+        "false" | "False" | "FALSE" => return Value::Bool(false),
+        _ => {}
+    }
+    let number = whole(text).or_else(|| {
+        let is_number = text.starts_with(|first: char| first.is_ascii_digit() || "+-.".contains(first));
+        let digits = text.contains(|c: char| c.is_ascii_digit()) && !has_leading_zero(text);
+        (is_number && digits).then(|| text.parse().ok().and_then(Number::from_f64)).flatten()
+    });
+    number.map_or_else(|| Value::Text(text.to_owned()), Value::Number)
+}
+
+fn whole(text: &str) -> Option<Number> {
+    let (negative, digits) = match text.strip_prefix('-') {
+        Some(digits) => (true, digits),
+        None => (false, text.strip_prefix('+').unwrap_or(text)),
+    };
+    let (digits, radix) = [("0x", 16), ("0o", 8), ("0b", 2)]
+        .into_iter()
+        .find_map(|(prefix, radix)| Some((digits.strip_prefix(prefix)?, radix)))
+        .unwrap_or((digits, 10));
+    if digits.is_empty()
+        || !digits.chars().all(|digit| digit.is_digit(radix))
+        || (radix == 10 && has_leading_zero(digits))
+    {
+        return None;
+    }
+    let number = i128::from_str_radix(digits, radix).ok()?;
+    Number::from_i128(if negative { -number } else { number })
+}
+
+/// Such as in `012`, which is a text: YAML 1.1 takes it for another number than people do.
+fn has_leading_zero(text: &str) -> bool {
+    let digits = text.trim_start_matches(['+', '-']).as_bytes();
+    digits.len() > 1 && digits[0] == b'0' && digits[1].is_ascii_digit()
+}
