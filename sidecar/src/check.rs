@@ -23,6 +23,9 @@ use self::{
     tree::{Document, Mark, Node, Value},
 };
 
+/// A kind that differs from ours by more letters was meant.
+const FAR: usize = 3;
+
 /// Where a policy is to be served.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Place {
@@ -103,35 +106,49 @@ pub struct Skipped {
     pub kind: String,
 }
 
-/// Checks all policies of a file.
-pub fn check(text: &str, place: Place) -> Report {
-    let schema = Schema::of_policies(place);
-    let (documents, broken) = tree::read(text);
-    let is_alone = documents.len() == 1 && broken.is_none();
-    let mut report = Report::default();
-    for document in documents.iter().filter(|document| document.root.value != Value::Null) {
-        match kind_of(&document.root) {
-            Ok(()) => {
-                report.policies.push(found(&document.root));
-                report.faults.extend(faults_of(document, &schema));
+/// Checks policies that are to be served at some place.
+#[derive(Debug)]
+pub struct Checker {
+    schema: Schema,
+    place: Place,
+}
+
+impl Checker {
+    /// Reads the definition, which takes longer than to check a file.
+    pub fn new(place: Place) -> Self {
+        Self { schema: Schema::of_policies(place), place }
+    }
+
+    /// Checks all policies of a file.
+    pub fn check(&self, text: &str) -> Report {
+        let (documents, broken) = tree::read(text);
+        let is_alone = documents.len() == 1 && broken.is_none();
+        let mut report = Report::default();
+        for document in documents.iter().filter(|document| document.root.value != Value::Null) {
+            match kind_of(&document.root) {
+                Ok(()) => {
+                    report.policies.push(found(&document.root));
+                    report.faults.extend(faults_of(document, &self.schema));
+                }
+                Err(Some(kind)) if edits::between(&kind, KIND) > FAR => {
+                    report.skipped.push(Skipped { line: document.mark.line, kind });
+                }
+                Err(_) => report.faults.push(other_kind(&document.root)),
             }
-            Err(Some(kind)) if edits::between(&kind, KIND) > 3 => {
-                report.skipped.push(Skipped { line: document.mark.line, kind });
-            }
-            Err(_) => report.faults.push(other_kind(&document.root)),
         }
+        report.faults.extend(broken);
+        if report.policies.is_empty() && report.faults.is_empty() {
+            let message =
+                format!("there is no policy here: write apiVersion: {API_VERSION} and kind: {KIND}");
+            report.faults.push(Fault::new(Mark { line: 1, column: 1 }, "", message));
+        }
+        // A cluster's file is read by kubectl.
+        if report.faults.is_empty() && is_alone && self.place == Place::Alone {
+            report.faults.extend(unread(text));
+        }
+        report.faults.sort();
+        report
     }
-    report.faults.extend(broken);
-    if report.policies.is_empty() && report.faults.is_empty() {
-        let message = format!("there is no policy here: write apiVersion: {API_VERSION} and kind: {KIND}");
-        report.faults.push(Fault::new(Mark { line: 1, column: 1 }, "", message));
-    }
-    // A cluster's file is read by kubectl.
-    if report.faults.is_empty() && is_alone && place == Place::Alone {
-        report.faults.extend(unread(text));
-    }
-    report.faults.sort();
-    report
 }
 
 /// The fields of a policy that this version does not know, and leaves alone; none if the text is no policy.
@@ -153,7 +170,7 @@ fn kind_of(root: &Node) -> Result<(), Option<String>> {
 
 fn other_kind(root: &Node) -> Fault {
     let (mark, found) = path::locate(root, "kind");
-    let message = match found.as_text() {
+    let message = match found.and_then(Node::as_text) {
         Some(kind) => format!("{kind:?} is not {KIND:?}: did you mean that?"),
         None => format!("there is no kind: write apiVersion: {API_VERSION} and kind: {KIND}"),
     };
@@ -161,7 +178,7 @@ fn other_kind(root: &Node) -> Fault {
 }
 
 fn found(root: &Node) -> Found {
-    let count = |path| path::locate(root, path).1.items().len();
+    let count = |path| path::locate(root, path).1.map_or(0, |list| list.items().len());
     let name = root.get("metadata").and_then(|metadata| metadata.get("name")).and_then(Node::as_text);
     Found {
         name: name.unwrap_or_default().to_owned(),

@@ -53,10 +53,11 @@ fn fault(root: &Node, path: &str, message: impl Into<String>) -> Fault {
     Fault::new(locate(root, path).0, path, message)
 }
 
-/// Whether a plain value beside one that was replaced may be refused only for what stands in.
+/// Whether a plain value beside one that was replaced, or none, may be refused only for what stands in.
 fn compares_a_stand_in(root: &Node, path: &str, stand_ins: &HashMap<&str, &str>) -> bool {
-    let is_plain = !matches!(locate(root, path).1.value, Value::List(_) | Value::Object(_));
-    is_plain && stand_ins.keys().any(|replaced| parent(replaced) == parent(path))
+    let has_parts = |node: &Node| matches!(node.value, Value::List(_) | Value::Object(_));
+    !locate(root, path).1.is_some_and(has_parts)
+        && stand_ins.keys().any(|replaced| parent(replaced) == parent(path))
 }
 
 /// The value as serde takes it. As in the API server, what is null is not there.

@@ -22,8 +22,8 @@ pub(super) fn is_within(path: &str, other: &str) -> bool {
     path.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// Where the field at `path` stands, or the nearest one around it that is there; and the value that is there.
-pub(super) fn locate<'a>(root: &'a Node, path: &str) -> (Mark, &'a Node) {
+/// Where the field at `path` stands, or the nearest one around it that is there; and its value, if it is there itself.
+pub(super) fn locate<'a>(root: &'a Node, path: &str) -> (Mark, Option<&'a Node>) {
     let (mut mark, mut node) = (root.mark, root);
     for step in path.split('.').flat_map(|steps| steps.split('[')) {
         let next = match (step.strip_suffix(']'), &node.value) {
@@ -35,8 +35,8 @@ pub(super) fn locate<'a>(root: &'a Node, path: &str) -> (Mark, &'a Node) {
         };
         match next {
             Some(next) => (mark, node) = next,
-            None => break,
+            None => return (mark, None),
         }
     }
-    (mark, node)
+    (mark, Some(node))
 }

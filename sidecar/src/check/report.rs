@@ -10,7 +10,7 @@ use std::{
 use larder_policy::document::KIND;
 use serde::Serialize;
 
-use super::{Fault, Found, Place, Report, check};
+use super::{Checker, Fault, Found, Place, Report};
 use crate::cli::{self, Output};
 
 /// The name of standard input.
@@ -35,12 +35,13 @@ struct Line<'a> {
 /// Checks files and writes what it finds to standard output: 0 if all is good, 1 if not, 2 if a file can't be read.
 pub fn run(args: &cli::Check) -> ExitCode {
     let place = if args.cluster { Place::Cluster } else { Place::Alone };
+    let checker = Checker::new(place);
     let mut outcome = Outcome::Good;
     let mut reports = Vec::new();
     for file in &args.files {
         match read(file) {
             Ok(text) => {
-                let report = check(&text, place);
+                let report = checker.check(&text);
                 if !report.faults.is_empty() {
                     outcome = outcome.max(Outcome::Faulty);
                 }

@@ -19,6 +19,7 @@ pub(super) const DEFINITION: &str = include_str!("../../../crds/larder.dev_cache
 const FEW: usize = 8;
 
 /// The schema of a policy at some place.
+#[derive(Debug)]
 pub(super) struct Schema {
     root: Json,
     place: Place,

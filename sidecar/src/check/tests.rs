@@ -26,6 +26,10 @@ spec:
         query: select value from items where key = {key}::int
 "#;
 
+fn check(text: &str, place: Place) -> Report {
+    Checker::new(place).check(text)
+}
+
 /// What is wrong, as the program writes it.
 fn said(text: &str, place: Place) -> Vec<String> {
     let faults = check(text, place).faults;

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 
 use serde_json::{Map, Value as Json};
 
-use crate::check::{Fault, Place, check, schema};
+use crate::check::{Checker, Fault, Place, schema};
 
 /// A policy that a cluster takes; fixtures put their fields in before `routes` or change what is there.
 const GOOD: &str = r#"apiVersion: larder.dev/v1alpha1
@@ -357,7 +357,8 @@ fn rules() -> BTreeMap<String, Vec<String>> {
 
 #[test]
 fn every_rule_has_a_fixture_and_refuses_it() {
-    assert_eq!(check(GOOD, Place::Cluster).faults, []);
+    let checker = Checker::new(Place::Cluster);
+    assert_eq!(checker.check(GOOD).faults, []);
     let rules = rules();
     for (message, places) in &rules {
         let fixture = FIXTURES.iter().find(|(known, ..)| known == message);
@@ -365,7 +366,7 @@ fn every_rule_has_a_fixture_and_refuses_it() {
             panic!("write a fixture for the rule {message:?} of {places:?}, and mirror it");
         };
         assert!(GOOD.contains(replaced), "{message}");
-        let faults = check(&GOOD.replacen(replaced, by, 1), Place::Cluster).faults;
+        let faults = checker.check(&GOOD.replacen(replaced, by, 1)).faults;
         let found: Vec<_> = faults.iter().map(|Fault { path, .. }| path.as_str()).collect();
         assert_eq!(found, [*path], "{message}: {faults:#?}");
         let general = path.replace("[0]", "[]");
