@@ -78,7 +78,7 @@ mod tests {
             ("1e3", 1000 * ONE),
             ("1E-3", ONE / 1000),
             ("1E", 1_000_000_000_000_000_000 * ONE),
-            ("1.5Gi", ONE * 3 << 29),
+            ("1.5Gi", (ONE * 3) << 29),
         ] {
             assert_eq!(nanos(text), Some(expected), "{text}");
         }

@@ -314,8 +314,9 @@ impl Builder {
     fn known(&mut self, tag: Option<&Tag>, names: &[&str], mark: Mark) {
         let Some(tag) = tag else { return };
         let is_plain = tag.handle.is_empty() || tag.handle == "!";
-        let known = tag.is_yaml_core_schema() && names.contains(&tag.suffix.as_str());
-        if !known && !(is_plain && tag.suffix.is_empty()) {
+        let is_own = tag.is_yaml_core_schema() && names.contains(&tag.suffix.as_str());
+        let is_none = is_plain && tag.suffix.is_empty();
+        if !is_own && !is_none {
             let message = format!("a policy has no use for the tag {tag}: take it out");
             self.faults.push(Fault::new(mark, &self.path(), message));
         }
