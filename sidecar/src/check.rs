@@ -122,7 +122,6 @@ impl Checker {
     /// Checks all policies of a file.
     pub fn check(&self, text: &str) -> Report {
         let (documents, broken) = tree::read(text);
-        let is_alone = documents.len() == 1 && broken.is_none();
         let mut report = Report::default();
         for document in documents.iter().filter(|document| document.root.value != Value::Null) {
             match kind_of(&document.root) {
@@ -137,13 +136,14 @@ impl Checker {
             }
         }
         report.faults.extend(broken);
-        if report.policies.is_empty() && report.faults.is_empty() {
+        if report.policies.is_empty() && report.skipped.is_empty() && report.faults.is_empty() {
             let message =
                 format!("there is no policy here: write apiVersion: {API_VERSION} and kind: {KIND}");
             report.faults.push(Fault::new(Mark { line: 1, column: 1 }, "", message));
         }
         // A cluster's file is read by kubectl.
-        if report.faults.is_empty() && is_alone && self.place == Place::Alone {
+        let is_one = documents.len() == 1 && !report.policies.is_empty();
+        if report.faults.is_empty() && is_one && self.place == Place::Alone {
             report.faults.extend(unread(text));
         }
         report.faults.sort();

@@ -53,6 +53,10 @@ pub fn run(args: &cli::Check) -> ExitCode {
             }
         }
     }
+    if outcome == Outcome::Good && reports.iter().all(|(_, report)| report.policies.is_empty()) {
+        eprintln!("there is no {KIND} in what was given");
+        outcome = Outcome::Faulty;
+    }
     let written = match args.output {
         Output::Text => as_text(&reports, place),
         Output::Json => as_json(&reports),

@@ -78,7 +78,8 @@ fn what_is_no_policy_is_skipped_and_said_so() {
     assert_eq!(code, 0, "{out}");
     assert!(out.starts_with("standard input:1: Secret is no CachePolicy, and skipped\n"), "{out}");
     assert!(out.contains("standard input: CachePolicy shop is good"), "{out}");
-    assert_eq!(check(&["-"], "kind: Secret").2, 1, "there was none");
+    let (_, error, code) = check(&["-"], "kind: Secret");
+    assert_eq!((error.as_str(), code), ("there is no CachePolicy in what was given\n", 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]
