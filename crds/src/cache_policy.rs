@@ -152,6 +152,27 @@ pub struct SidecarSpec {
     /// What it may use.
     #[serde(default)]
     pub resources: Resources,
+
+    /// How much it logs. A change rolls the pods, as one of `resources` does.
+    #[serde(default, skip_serializing_if = "LogLevel::is_info")]
+    #[schemars(extend("default" = "Info"))]
+    pub log_level: LogLevel,
+}
+
+/// How much the sidecar logs.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum LogLevel {
+    /// What an operator wants to know: what it serves by, and what fails.
+    #[default]
+    Info,
+    /// Also a line for each request, each hit and miss, and each question to a source.
+    Debug,
+}
+
+impl LogLevel {
+    fn is_info(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// How the sidecar reaches workloads that run already.

@@ -10,7 +10,7 @@ pub mod selector;
 pub mod status;
 
 pub use cache_policy::{
-    CachePolicy, CachePolicySpec, Capture, CaptureMode, Limits, Requests, Resources, Rollout,
+    CachePolicy, CachePolicySpec, Capture, CaptureMode, Limits, LogLevel, Requests, Resources, Rollout,
     RolloutStrategy, SidecarSpec, Target,
 };
 pub use definition::cache_policies;

@@ -156,6 +156,7 @@ pub fn hash(context: &Context<'_>, secrets: &[SecretKeyRef]) -> String {
         "drainSeconds": drain_seconds,
         "targets": context.spec.targets,
         "resources": context.spec.sidecar.resources,
+        "logLevel": context.spec.sidecar.log_level,
         "secrets": secrets,
     });
     blake3::hash(parts.to_string().as_bytes()).to_hex()[..16].to_owned()
@@ -296,6 +297,23 @@ pub(crate) mod tests {
         assert_eq!(app["livenessProbe"]["tcpSocket"]["port"], 8080);
         assert_eq!(app["startupProbe"]["httpGet"]["port"], "admin", "another port's name still holds");
         assert_eq!(app["lifecycle"]["postStart"]["httpGet"]["port"], 8080);
+    }
+
+    #[test]
+    fn the_sidecar_logs_as_much_as_the_policy_says() {
+        let log = |spec: &Value| {
+            let Outcome::Injected(injected) = run(&pod(), &self::spec(spec.clone()), &settings()) else {
+                panic!("not injected")
+            };
+            let env = injected.pod["spec"]["initContainers"][0]["env"].as_array().unwrap().clone();
+            let log = env.iter().find(|variable| variable["name"] == "RUST_LOG");
+            (log.map(|variable| variable["value"].clone()), injected.hash)
+        };
+        let (info, hash) = log(&json!({}));
+        assert_eq!(info, None);
+        let (debug, other_hash) = log(&json!({"sidecar": {"logLevel": "Debug"}}));
+        assert_eq!(debug, Some(json!("info,opentelemetry=warn,larder_sidecar=debug")));
+        assert_ne!(hash, other_hash, "running pods are not rolled");
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use larder_crds::LogLevel;
 use larder_policy::spec::SecretKeyRef;
 use serde_json::{Value, json};
 
@@ -14,6 +15,8 @@ const POLICY_VOLUME: &str = "larder-policy";
 const ADMIN_VOLUME: &str = "larder-admin";
 const POLICY_FOLDER: &str = "/etc/larder/policy";
 const ADMIN_FOLDER: &str = "/etc/larder/admin";
+/// What `RUST_LOG` says where the policy wants to see more than the sidecar logs by itself.
+const DEBUG_LOG: &str = "info,opentelemetry=warn,larder_sidecar=debug";
 
 /// The container: a native sidecar, so that the kubelet starts it before the application and stops it after. There is no
 /// startup probe, for nothing waits for it.
@@ -46,17 +49,22 @@ pub(super) fn container(context: &Context<'_>, captured: &[Captured], secrets: &
     }));
     let field = |path: &str| json!({ "fieldRef": { "apiVersion": "v1", "fieldPath": path } });
     let admin = |path: &str| json!({ "path": path, "port": settings.admin_port, "scheme": "HTTP" });
+    let mut env = vec![
+        json!({ "name": "POD_IP", "valueFrom": field("status.podIP") }),
+        json!({ "name": "POD_NAME", "valueFrom": field("metadata.name") }),
+        json!({ "name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace") }),
+        json!({ "name": "LARDER_POLICY", "value": format!("{}/{}", context.namespace, context.policy) }),
+    ];
+    match context.spec.sidecar.log_level {
+        LogLevel::Info => {}
+        LogLevel::Debug => env.push(json!({ "name": "RUST_LOG", "value": DEBUG_LOG })),
+    }
     let mut container = json!({
         "name": names::SIDECAR,
         "image": settings.image,
         "restartPolicy": "Always",
         "args": args,
-        "env": [
-            { "name": "POD_IP", "valueFrom": field("status.podIP") },
-            { "name": "POD_NAME", "valueFrom": field("metadata.name") },
-            { "name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace") },
-            { "name": "LARDER_POLICY", "value": format!("{}/{}", context.namespace, context.policy) },
-        ],
+        "env": env,
         "ports": [{ "name": "larder-admin", "containerPort": settings.admin_port, "protocol": "TCP" }],
         "readinessProbe": { "httpGet": admin("/readyz"), "periodSeconds": 2, "timeoutSeconds": 1, "failureThreshold": 3 },
         "livenessProbe": { "httpGet": admin("/livez"), "periodSeconds": 10, "timeoutSeconds": 2, "failureThreshold": 3 },
