@@ -12,6 +12,7 @@ our_images() {
 larder/operator larder-operator certificates
 larder/sidecar larder-sidecar certificates
 larder/example-shop larder-example-shop -
+larder/example-origin larder-example-origin -
 larder/e2e-app larder-e2e-app -
 LIST
 }
@@ -53,13 +54,13 @@ pack_image() { # IMAGE PROGRAM certificates|-: sets its variable, and leaves $ca
     install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$work/files/etc/ssl/certs/ca-certificates.crt"
   fi
   make_layer "$work/files" "$work/layer.tar"
-  key=$(hash_of "$work/layer.tar" "$program")
+  key=$(hash_of "$work/layer.tar" "$program" "$(declare -f pack_image)")
   archive=$cache/images/$name-$key.tar
   printf -v "$(variable_of "$image")" '%s' "$image:dev-$key"
   if [[ ! -e $archive ]]; then
-    # The second tag is the same image: what a test of an image change changes to.
+    # The other tags are the same image: what a test of an image change changes to, and what the examples name.
     add_image "$work/archive" "{\"Entrypoint\": [\"/$program\"], \"User\": \"65532:65532\"}" \
-      "$image:dev-$key $image:dev-$key-next" "$work/layer.tar"
+      "$image:dev-$key $image:dev-$key-next $image:dev" "$work/layer.tar"
     finish_archive "$work/archive" "$archive.unfinished"
     mv "$archive.unfinished" "$archive"
     say "image $image:dev-$key … $(du -h "$archive" | cut -f1)"

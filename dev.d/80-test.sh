@@ -92,6 +92,7 @@ LARDER_OPERATOR_IMAGE=$operator_image
 LARDER_SIDECAR_IMAGE=$sidecar_image
 LARDER_SIDECAR_IMAGE_NEXT=$sidecar_image-next
 LARDER_SHOP_IMAGE=$shop_image
+LARDER_EXAMPLE_ORIGIN_IMAGE=$example_origin_image
 LARDER_E2E_APP_IMAGE=$e2e_app_image
 LARDER_REDIS_IMAGE=$redis_image
 LARDER_POSTGRES_IMAGE=$postgres_image
