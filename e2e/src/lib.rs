@@ -16,6 +16,7 @@ pub mod exec;
 pub mod load;
 pub mod policy;
 pub mod sandbox;
+pub mod users;
 pub mod workload;
 
 pub use agent::{Agent, Answer, Ask};

@@ -37,6 +37,11 @@ impl<'a> Policy<'a> {
         Ok(())
     }
 
+    /// Its spec.
+    pub async fn spec(&self) -> anyhow::Result<Value> {
+        Ok(serde_json::to_value(self.api.get(&self.name).await?.spec)?)
+    }
+
     /// Deletes it.
     pub async fn delete(&self) -> anyhow::Result<()> {
         self.api.delete(&self.name, &Default::default()).await?;

@@ -4,6 +4,11 @@ mod e2e {
     mod capturing;
     mod changing;
     mod common;
+    mod examples_full_path;
+    mod examples_read_through;
+    mod examples_records;
+    mod examples_shop;
+    mod examples_two_level;
     mod injecting;
     mod operating;
     mod purging;

@@ -1,0 +1,122 @@
+//! `examples/shop`: users and posts, with what its policy says of each. `purging` has its writes to users.
+
+use anyhow::{Context, ensure};
+use larder_crds::ConditionType;
+use larder_e2e::{
+    Agent, Answer, Ask, Sandbox, examples, in_a_namespace, policy::Policy, sandbox::RunningPod,
+};
+use serde_json::{Value, json};
+
+use super::common::{calls, ensure_hit, ensure_not_hit, ttl};
+
+#[tokio::test]
+async fn examples_shop_has_two_ttls_a_way_past_the_cache_and_keeps_200s_alone() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (agent, pods) = deploy(sandbox).await?;
+        let pod = &pods[0];
+
+        for (path, seconds) in
+            [("/api/users/1", 91..=120), ("/api/users", 91..=120), ("/api/posts/", 60..=90)]
+        {
+            ensure!(read(&agent, pod, path).await?.is_stored(), "{path} is not stored");
+            let hit = read(&agent, pod, path).await?;
+            ensure_hit(&hit)?;
+            ensure!(seconds.contains(&ttl(&hit)?), "not fresh for that long: {hit:?}");
+        }
+        let before = calls(&agent, &pods).await?["GET /api/posts/"];
+        for _ in 0..2 {
+            let past = read(&agent, pod, "/api/posts/?nocache=true").await?;
+            ensure!(past.cache_status().contains("fwd=bypass"), "not past the cache: {past:?}");
+        }
+        let after = calls(&agent, &pods).await?["GET /api/posts/"];
+        ensure!(after == before + 2, "the application was asked {before} times before, {after} times after");
+
+        let kept = stats(sandbox, &agent, pod).await?["total_cached_keys"].clone();
+        for _ in 0..2 {
+            let nobody = read(&agent, pod, "/api/users/999").await?;
+            ensure!(nobody.status == 404 && !nobody.is_hit() && !nobody.is_stored(), "{nobody:?}");
+        }
+        let stats = stats(sandbox, &agent, pod).await?;
+        ensure!(stats["total_cached_keys"] == kept, "a 404 is kept: {stats}, not {kept}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn examples_shop_drops_posts_by_a_post_and_by_their_key() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (agent, pods) = deploy(sandbox).await?;
+        let warm = async || -> anyhow::Result<()> {
+            for path in ["/api/posts/", "/api/posts/?page=2", "/api/users/1"] {
+                for pod in &pods {
+                    read(&agent, pod, path).await?;
+                    ensure_hit(&read(&agent, pod, path).await?)?;
+                }
+            }
+            Ok(())
+        };
+
+        warm().await?;
+        let post = Ask::new("POST", &pods[0].url("/api/posts/"))
+            .header("host", "shop")
+            .json(&json!({"author": "Ada Lovelace", "title": "On caches"}));
+        let posted = agent.send(&post).await?;
+        ensure!(posted.status == 201, "not posted: {posted:?}");
+        for pod in pods.iter().rev() {
+            let posts = read(&agent, pod, "/api/posts/").await?;
+            ensure!(posts.body.contains("On caches"), "a stale list in {}: {posts:?}", pod.name);
+            ensure_hit(&read(&agent, pod, "/api/users/1").await?)?;
+        }
+
+        warm().await?;
+        let token = sandbox.admin_token("shop").await?;
+        let purge = Ask::new("DELETE", &pods[0].admin("/entries/GET:/api/posts/")).token(&token);
+        let purged = agent.send(&purge).await?;
+        ensure!(purged.status == 200, "not purged: {purged:?}");
+        ensure_not_hit(&read(&agent, &pods[1], "/api/posts/").await?)?;
+        let of_other = read(&agent, &pods[0], "/api/posts/").await?;
+        ensure!(!of_other.cache_status().contains("detail=l1"), "still in memory: {of_other:?}");
+        for pod in &pods {
+            for path in ["/api/posts/?page=2", "/api/users/1"] {
+                ensure_hit(&read(&agent, pod, path).await?)?;
+            }
+        }
+
+        let stats = stats(sandbox, &agent, &pods[0]).await?;
+        eprintln!("stats of the shop: {stats}");
+        for counted in ["hits", "misses", "total_cached_keys"] {
+            ensure!(stats[counted].as_u64() > Some(0), "no {counted}: {stats}");
+        }
+        let top = stats["top_keys"].as_array().with_context(|| format!("no top_keys: {stats}"))?;
+        ensure!(top.iter().any(|key| key.to_string().contains("/api/posts/")), "not asked for most: {stats}");
+        Ok(())
+    })
+    .await
+}
+
+/// The shop with its policy, in two pods.
+async fn deploy(sandbox: &Sandbox) -> anyhow::Result<(Agent, Vec<RunningPod>)> {
+    for file in ["secrets.yaml", "redis.yaml", "postgres.yaml"] {
+        sandbox.apply(&examples::shop(file, &sandbox.name)?).await?;
+    }
+    let shop = examples::shop("shop.yaml", &sandbox.name)?;
+    sandbox.apply(&examples::shop("policy.yaml", &sandbox.name)?).await?;
+    let policy = Policy::of(sandbox, "shop");
+    policy.injects(&shop[0]["spec"]["template"]).await?;
+    sandbox.apply(&shop).await?;
+    let agent = sandbox.agent().await?;
+    policy.serves(2).await?;
+    sandbox.rolled_out("shop").await?;
+    policy.condition(ConditionType::TiersHealthy, "True").await?;
+    Ok((agent, sandbox.pods("shop").await?))
+}
+
+async fn read(agent: &Agent, pod: &RunningPod, path: &str) -> anyhow::Result<Answer> {
+    agent.send(&Ask::get(&pod.url(path)).header("host", "shop")).await
+}
+
+async fn stats(sandbox: &Sandbox, agent: &Agent, pod: &RunningPod) -> anyhow::Result<Value> {
+    let token = sandbox.admin_token("shop").await?;
+    agent.send(&Ask::get(&pod.admin("/stats")).token(&token)).await?.json()
+}

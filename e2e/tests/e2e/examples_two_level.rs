@@ -1,0 +1,70 @@
+//! `examples/two-level`: a slow source behind memory and Redis.
+
+use anyhow::ensure;
+use larder_e2e::{
+    Agent, Ask, Sandbox, eventually, eventually::seconds, examples, in_a_namespace, sandbox::RunningPod,
+    users,
+};
+
+use super::common::{calls, ensure_hit, get_from, ttl};
+
+#[tokio::test]
+async fn examples_two_level_asks_its_slow_source_once_for_100_users_of_3_pods() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (_policy, agent) = examples::deploy(sandbox, "two-level", 3).await?;
+        let pods = sandbox.pods("app").await?;
+
+        let report =
+            users::ask(sandbox, &pods[0], &["--users=100", "--for=0s", "http://app/reports/1"]).await?;
+        report.lost_nothing()?;
+        eprintln!("100 users, one report: {report:?}");
+        ensure!(report.requests == 100 && report.times.max_ms >= 2_000.0, "not cold: {report:?}");
+        let calls = calls(&agent, &pods).await?;
+        ensure!(calls.get("GET /reports/1") == Some(&1), "the source was not asked once: {calls:?}");
+
+        let path = promoted(&agent, &pods).await?;
+        let again = get_from(&agent, &pods[1], &path).await?;
+        ensure_hit(&again)?;
+        ensure!(again.cache_status().contains("detail=l1"), "not promoted into memory: {again:?}");
+        ensure!((1..=30).contains(&ttl(&again)?), "not fresh for 30 s: {again:?}");
+
+        let many = ["--users=100", "--for=0s", "--keys=100", "http://app/reports/{n}"];
+        users::ask(sandbox, &pods[0], &many).await?.lost_nothing()?;
+        counted(sandbox, &agent, &pods).await
+    })
+    .await
+}
+
+/// Fills by one pod until another one answers from Redis, each time by another report, and gives its path.
+async fn promoted(agent: &Agent, pods: &[RunningPod]) -> anyhow::Result<String> {
+    let mut number = 1_000;
+    eventually("what one pod stored is in Redis for another", seconds(30), async || {
+        number += 1;
+        let path = format!("/reports/{number}");
+        let first = get_from(agent, &pods[0], &path).await?;
+        ensure!(first.is_stored(), "not a miss that was stored: {first:?}");
+        let second = get_from(agent, &pods[1], &path).await?;
+        ensure_hit(&second)?;
+        ensure!(second.cache_status().contains("detail=l2"), "not from Redis: {second:?}");
+        ensure!(second.body == first.body, "another body: {second:?}");
+        Ok(path)
+    })
+    .await
+}
+
+/// Waits until the pods together have counted each of what a two-level cache does.
+async fn counted(sandbox: &Sandbox, agent: &Agent, pods: &[RunningPod]) -> anyhow::Result<()> {
+    let token = sandbox.admin_token("two-level").await?;
+    eventually("hits of both levels, misses and evictions are counted", seconds(10), async || {
+        let mut of_pods = Vec::new();
+        for pod in pods {
+            of_pods.push(agent.send(&Ask::get(&pod.admin("/stats")).token(&token)).await?.json()?);
+        }
+        let sum = |name: &str| of_pods.iter().filter_map(|stats| stats[name].as_u64()).sum::<u64>();
+        let sums = ["l1_hits", "l2_hits", "cache_misses", "l1_evictions"].map(|name| (name, sum(name)));
+        ensure!(sums.iter().all(|(_, sum)| *sum > 0), "not all of them: {sums:?}");
+        eprintln!("the pods together: {sums:?}");
+        Ok(())
+    })
+    .await
+}
