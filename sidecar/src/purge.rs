@@ -1,6 +1,6 @@
 //! Purging: raising barriers in this pod and in every other.
 
-use std::sync::{Arc, atomic::Ordering};
+use std::sync::Arc;
 
 use http::Method;
 use larder_policy::{NormalPath, PurgeName};
@@ -28,6 +28,7 @@ pub enum Purged {
 /// older than it.
 pub async fn purge(serving: &Serving, names: &[PurgeName], origin: PurgeOrigin, stats: &Stats) -> Purged {
     stats.purged(origin);
+    serving.forget_last_known_good(names);
     match &serving.l2 {
         None => Purged::Here(serving.barriers.raise_locally(names)),
         Some(l2) => match l2.purge(names).await {
@@ -55,9 +56,7 @@ pub async fn after_write(
     }
     let mut done = Arc::clone(then);
     loop {
-        if done.l2.is_none() {
-            done.missed_writes.store(true, Ordering::SeqCst);
-        }
+        done.note_write();
         let now = Arc::clone(&config.serving());
         if Arc::ptr_eq(&now.barriers, &done.barriers) {
             return;

@@ -6,7 +6,7 @@ use std::sync::{
 };
 
 use larder_flight::Flights;
-use larder_policy::{Metadata, Policy, storing::NotStored};
+use larder_policy::{Metadata, Policy, PurgeName, storing::NotStored};
 
 use crate::{
     barriers::Barriers,
@@ -15,7 +15,7 @@ use crate::{
     l1::{Bounds, L1},
     l2::{Keyspace, L2},
     proxy::Landing,
-    sources::Source,
+    sources::{Source, last_known_good::LastKnownGood},
     stats::RouteStats,
     telemetry::Telemetry,
 };
@@ -47,11 +47,22 @@ pub struct Serving {
     pub flights: Flights<Landing>,
     /// The shared cache.
     pub l2: Option<Arc<L2>>,
-    /// Writes passed while no Redis was named: whatever one holds may be stale.
-    pub missed_writes: Arc<AtomicBool>,
+    /// Who has not heard of writes that passed.
+    pub missed_writes: Arc<MissedWrites>,
     sources: Vec<(String, Source)>,
+    /// The tables of last good answers, by the source that they are in.
+    last_known_good: Vec<(String, Arc<LastKnownGood>)>,
     route_stats: Vec<Arc<RouteStats>>,
     no_route_stats: Arc<RouteStats>,
+}
+
+/// Writes passed while no store was named that could be told: whatever one holds may be stale.
+#[derive(Debug, Default)]
+pub struct MissedWrites {
+    /// No Redis was.
+    pub redis: AtomicBool,
+    /// No table of last good answers was.
+    pub tables: AtomicBool,
 }
 
 /// Whether requests are looked up at all.
@@ -143,7 +154,7 @@ impl Serving {
         };
         let missed_writes =
             previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.missed_writes));
-        if let Some(l2) = l2.as_ref().filter(|_| missed_writes.swap(false, Ordering::SeqCst)) {
+        if let Some(l2) = l2.as_ref().filter(|_| missed_writes.redis.swap(false, Ordering::SeqCst)) {
             l2.purge_everything();
         }
         let shape = policy.shape();
@@ -162,7 +173,7 @@ impl Serving {
         };
         let fills = Arc::new(Budget::new(policy.l1.max_size.0, policy.l1.max_object_size.0));
         telemetry.stats.l1.store(Some(Arc::clone(&l1)));
-        let sources = policy
+        let sources: Vec<_> = policy
             .sources
             .iter()
             .map(|(name, spec)| {
@@ -171,6 +182,13 @@ impl Serving {
                 (name.clone(), same.unwrap_or_else(|| Source::start(spec)))
             })
             .collect();
+        let last_known_good = tables(&policy, &metadata, &sources, previous);
+        if !last_known_good.is_empty() && missed_writes.tables.swap(false, Ordering::SeqCst) {
+            for (_, table) in &last_known_good {
+                let table = Arc::clone(table);
+                tokio::spawn(async move { table.forget_everything().await });
+            }
+        }
         let route_stats = policy.routes().iter().map(|route| telemetry.stats.route(&route.name)).collect();
         let no_route_stats = telemetry.stats.route(NO_ROUTE);
         Self {
@@ -186,6 +204,7 @@ impl Serving {
             l2,
             missed_writes,
             sources,
+            last_known_good,
             route_stats,
             no_route_stats,
         }
@@ -200,6 +219,31 @@ impl Serving {
     /// A source of the policy's.
     pub fn source(&self, name: &str) -> Option<&Source> {
         self.sources.iter().find(|(known, _)| known == name).map(|(_, source)| source)
+    }
+
+    /// Where the last good answers of a route are kept, if they are.
+    pub fn last_known_good(&self, route: usize) -> Option<&Arc<LastKnownGood>> {
+        let source = self.policy.routes()[route].last_known_good.as_ref()?;
+        self.last_known_good.iter().find(|(known, _)| known == source).map(|(_, table)| table)
+    }
+
+    /// A write passed. Who is not there to hear of it has missed it.
+    pub fn note_write(&self) {
+        if self.l2.is_none() {
+            self.missed_writes.redis.store(true, Ordering::SeqCst);
+        }
+        if self.last_known_good.is_empty() {
+            self.missed_writes.tables.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Forgets the last good answers that bear one of these names, soon: until then a barrier covers them.
+    pub fn forget_last_known_good(&self, names: &[PurgeName]) {
+        for (_, table) in &self.last_known_good {
+            let (table, names) = (Arc::clone(table), names.to_vec());
+            // A failure is made up for by the table, as every purge is.
+            tokio::spawn(async move { table.forget(&names).await });
+        }
     }
 
     /// The counters of a route by its place; `None`: of requests that no route took.
@@ -264,4 +308,35 @@ mod tests {
             assert_eq!(after.l1.max_entries(), after.policy.l1.max_entries.map(u64::from));
         }
     }
+}
+
+/// The tables of last good answers, each once. What the ones before could not tell Postgres is told by these.
+fn tables(
+    policy: &Policy,
+    metadata: &Metadata,
+    sources: &[(String, Source)],
+    previous: Option<&Serving>,
+) -> Vec<(String, Arc<LastKnownGood>)> {
+    let owner = format!("{}/{}", metadata.namespace, metadata.name);
+    let mut names: Vec<_> =
+        policy.routes().iter().filter_map(|route| route.last_known_good.clone()).collect();
+    names.sort();
+    names.dedup();
+    let table = |name: String| {
+        let source = sources.iter().find(|(known, _)| *known == name);
+        let Some((_, Source::Postgres(source))) = source else { return None };
+        let before = previous.and_then(|previous| {
+            previous.last_known_good.iter().find(|(known, _)| *known == name).map(|(_, table)| table)
+        });
+        let table = match before {
+            Some(table) if table.is_of(source, &owner) => Arc::clone(table),
+            before => {
+                let table = LastKnownGood::new(Arc::clone(source), owner.clone());
+                before.inspect(|before| table.inherit(before));
+                Arc::new(table)
+            }
+        };
+        Some((name, table))
+    };
+    names.into_iter().filter_map(table).collect()
 }

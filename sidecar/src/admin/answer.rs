@@ -31,7 +31,7 @@ pub(super) struct Answer {
     /// Whether that is all of the body.
     complete: bool,
     /// How often this pod's memory was asked for it, or for what was there before; null for what is in Redis.
-    pub(super) hits: Option<u32>,
+    hits: Option<u32>,
     /// When it was received, as RFC 3339 has it.
     stored_at: String,
     /// How old it is, as `Age` says.
@@ -118,6 +118,11 @@ impl Standing {
 }
 
 impl Answer {
+    /// With how often memory was asked for it.
+    pub(super) fn asked_for(self, hits: u32) -> Self {
+        Self { hits: Some(hits), ..self }
+    }
+
     /// A stored answer under the rules of its route.
     pub(super) fn of(entry: &Entry, lifetimes: Option<&Lifetimes>) -> Self {
         let head = &entry.head;

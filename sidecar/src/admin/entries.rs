@@ -154,7 +154,7 @@ fn in_memory(serving: &Serving, keys: &[String]) -> Vec<Kept> {
                 Stored::Entry(entry) => {
                     let lifetimes = lifetimes(route);
                     let standing = Standing::of(&entry, serving, lifetimes);
-                    let answer = Answer { hits: Some(hits), ..Answer::of(&entry, lifetimes) };
+                    let answer = Answer::of(&entry, lifetimes).asked_for(hits);
                     Kept::new(&text, Place::L1, route, standing, Some(answer))
                 }
                 Stored::Vary(names) => {

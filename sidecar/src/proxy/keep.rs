@@ -1,12 +1,21 @@
 //! Storing.
 
-use std::sync::Arc;
+use std::{
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
-use http::HeaderName;
+use http::{HeaderName, StatusCode};
 use larder_policy::{PurgeName, freshness::keep_for, vary};
 
-use super::question::Question;
-use crate::{clock::monotonic_ms, entry::Entry, l1::Stored, l2::Lease, serving::Serving};
+use super::{question::Question, rescue::last_known_good_id};
+use crate::{
+    clock::{monotonic_ms, wall_ms},
+    entry::{Content, Entry, codec},
+    l1::Stored,
+    l2::Lease,
+    serving::Serving,
+};
 
 /// How long those who ask for what is not for sharing go to the application each by itself, without waiting to learn that.
 const UNSHARED_MS: u64 = 5_000;
@@ -97,6 +106,7 @@ impl Place {
         if self.only_here {
             return;
         }
+        self.keep_as_last_known_good(&entry);
         let lifetimes = &self.serving.policy.routes()[self.route].lifetimes;
         let left = keep_for(&entry.head.claims, lifetimes).checked_sub(entry.head.resident());
         let left = left.map(|left| lifetimes.in_l2.map_or(left, |most| left.min(most)));
@@ -108,6 +118,28 @@ impl Place {
             let stored = l2.store(&serving.shape, &key, &vary, &variant, &entry, left).await;
             if let (Ok(()), Some(mut lease)) = (stored, lease) {
                 lease.stored();
+            }
+        });
+    }
+}
+
+impl Place {
+    /// Keeps an answer for when everything else fails, if its route says so: a whole one, that is the same for everybody.
+    fn keep_as_last_known_good(&self, entry: &Arc<Entry>) {
+        let Some(table) = self.serving.last_known_good(self.route).cloned() else { return };
+        let is_whole = matches!(entry.content, Content::Whole(_));
+        if entry.head.status != StatusCode::OK || !is_whole || !self.vary.is_empty() {
+            return;
+        }
+        let id = last_known_good_id(&self.serving, &self.key);
+        let age = Duration::from_millis(wall_ms().saturating_sub(entry.head.times.requested_at));
+        let (entry, route) = (Arc::clone(entry), self.serving.policy.routes()[self.route].name.clone());
+        tokio::spawn(async move {
+            let now = Instant::now();
+            let asked_at = now.checked_sub(age).unwrap_or(now);
+            let record = codec::encode(&entry);
+            if let Err(error) = table.store(id, &entry.head.names, record, asked_at).await {
+                tracing::debug!(route, %error, "an answer was not kept as the last good one");
             }
         });
     }

@@ -7,9 +7,14 @@ use larder_policy::{policy::Ask, vary};
 
 use super::{Answered, Proxy, ask::Landing, fetch::Errand, keep::Place, question::Question};
 use crate::{
+    barriers::Stamp,
     cache_status::{Became, CacheStatus, Forward, Tier},
-    entry::Entry,
+    entry::{
+        Entry,
+        codec::{self, Record},
+    },
     l2::Patience,
+    serving::Serving,
     sources::Source,
     stats::Outcome,
 };
@@ -110,7 +115,30 @@ impl Question {
 }
 
 impl Question {
-    async fn last_known_good(&self, _stamp: crate::barriers::Stamp) -> Option<Entry> {
-        None
+    /// The last good answer, which no purge made stale: the table knows of those before `stamp`.
+    async fn last_known_good(&self, stamp: Stamp) -> Option<Entry> {
+        let table = self.serving.last_known_good(self.route)?;
+        let key = self.key_of_get.as_ref().unwrap_or(&self.key);
+        let record = match table.load(last_known_good_id(&self.serving, key.as_str())).await {
+            Ok(record) => record?,
+            Err(error) => {
+                self.report("lastKnownGood", &error);
+                return None;
+            }
+        };
+        let Ok(Record::Entry(mut entry)) = codec::decode(record, self.serving.policy.targets()) else {
+            return None;
+        };
+        let own = entry.head.stamp;
+        // An order of another generation, or of one pod, means nothing here.
+        let is_counted = own.generation != 0 && own.generation == stamp.generation;
+        entry.head.stamp = if is_counted { Stamp { local: stamp.local, ..own } } else { stamp };
+        let is_purged = self.serving.barriers.covers(&entry.head.names, entry.head.stamp);
+        (!is_purged).then_some(*entry)
     }
+}
+
+/// What an answer is kept under in a table of last good answers.
+pub(super) fn last_known_good_id(serving: &Serving, key: &str) -> [u8; 32] {
+    *blake3::hash(format!("{} {} {key}", serving.metadata.uid, serving.shape).as_bytes()).as_bytes()
 }

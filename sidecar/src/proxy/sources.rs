@@ -159,7 +159,7 @@ impl Question {
         }
     }
 
-    fn report(&self, source: &str, error: &dyn std::error::Error) {
+    pub(super) fn report(&self, source: &str, error: &dyn std::error::Error) {
         tracing::warn!(source, route = self.route().name, %error, "a source failed");
     }
 }
