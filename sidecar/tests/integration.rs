@@ -24,6 +24,7 @@ mod integration {
     mod postgres_source;
     mod purging;
     mod ranges;
+    mod reading_through;
     mod redis_away;
     mod redis_secrets;
     mod redis_topologies;
