@@ -130,11 +130,15 @@ impl Proxy {
         let started = Instant::now();
         let serving = Arc::clone(&self.config.serving());
         let is_http2 = request.version() == Version::HTTP_2;
+        tracing::debug!(method = %request.method(), target = %request.uri(), "request");
         let Answered { mut response, route, outcome, tier, life: _ } =
             self.answer(&serving, request, client).await;
         serving.route_stats(route).answered(outcome, tier);
         let name = route.map_or(NO_ROUTE, |index| &serving.policy.routes()[index].name);
-        self.telemetry.answered(name, outcome, started.elapsed());
+        let took = started.elapsed();
+        self.telemetry.answered(name, outcome, took);
+        let (status, milliseconds) = (response.status().as_u16(), took.as_secs_f64() * 1000.0);
+        tracing::debug!(route = name, tier = tier.as_str(), status, milliseconds, "{}", outcome.as_str());
         if self.drain.is_on() && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

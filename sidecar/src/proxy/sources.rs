@@ -75,7 +75,10 @@ impl Proxy {
             errand.tier = tier;
             match said {
                 Said::This(head, network) => {
-                    self.telemetry.tier_answered(tier, started.elapsed());
+                    let took = started.elapsed();
+                    self.telemetry.tier_answered(tier, took);
+                    let milliseconds = took.as_secs_f64() * 1000.0;
+                    tracing::debug!(route = route.name, milliseconds, "fetched from {}", tier.as_str());
                     return errand.deliver_from_source(head, network, requested_at);
                 }
                 Said::Nothing => self.telemetry.tier_answered(tier, started.elapsed()),

@@ -275,7 +275,7 @@ async fn a_redis_that_went_back_and_counted_on_revives_nothing() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_connection_that_broke_costs_nothing_that_is_stored() {
     let redis = RedisServer::start().await;
-    let policy = Policy::new(&redis.serve(TAGGED));
+    let policy = Policy::new(&redis.serve(&TAGGED.replace("500ms", "5s")));
     let origin = Origin::numbered(&[]).await;
     let sidecars = two(&policy, &origin).await;
     let [a, b] = &sidecars;
