@@ -29,11 +29,13 @@ run_tests() {
       test_style
       test_unit
       test_integration
+      test_api
       test_e2e
       test_dependencies
       ;;
     unit) test_unit ;;
     integration) test_integration ;;
+    api) test_api ;;
     e2e) test_e2e "${2:-}" ;;
     *) usage >&2; exit 2 ;;
   esac

@@ -6,6 +6,7 @@
 mod integration {
     mod harness;
 
+    mod admin_api;
     mod asking;
     mod bare;
     mod barriers;

@@ -49,7 +49,7 @@ struct KeyInPath {
     /// A whole key as `/stats` lists it, such as `GET:http://shop/api/posts/?page=2#accept-language=de`, or a short one, such as
     /// `GET:/api/posts/?page=2`, for all hosts and all such headers. Encode it.
     #[serde(rename = "key")]
-    #[schemars(length(min = 1), example = "GET:/api/posts/")]
+    #[schemars(length(min = 1), example = "GET:/api/users/1")]
     _key: String,
 }
 

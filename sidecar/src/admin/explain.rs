@@ -1,6 +1,6 @@
 //! `POST /explain`: what would become of a request, and why.
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{collections::BTreeMap, num::NonZeroU16, sync::Arc, time::Duration};
 
 use aide::transform::TransformOperation;
 use axum::{Json, body::Bytes, extract::State};
@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header::HOS
 use larder_policy::{Lifetimes, Route, lifetimes::TtlFrom};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
-use serde_json::json;
+use serde_json::{Number, json};
 
 use super::{
     Admin,
@@ -49,8 +49,8 @@ pub(super) struct Described {
     /// Its headers. `host` and `x-forwarded-proto` are the URL's where they are not given.
     #[serde(default)]
     #[schemars(
-        length(max = 100),
         extend(
+            "maxProperties" = MOST_HEADERS,
             "propertyNames" = {"pattern": r"^[!#$%&'*+.^_`|~0-9A-Za-z-]{1,256}$"},
             "additionalProperties" = {"type": "string", "pattern": r"^[\t -~]*$"},
         )
@@ -60,9 +60,10 @@ pub(super) struct Described {
     #[serde(default)]
     body: String,
     /// The application's port that it is for, where the sidecar stands before several; the first where it is not said.
+    // A number such as 80.0 is an integer in JSON Schema.
     #[serde(default)]
-    #[schemars(range(min = 1))]
-    port: Option<u16>,
+    #[schemars(with = "Option<NonZeroU16>")]
+    port: Option<Number>,
 }
 
 fn get() -> String {
@@ -160,11 +161,16 @@ pub(super) async fn explained(
     State(admin): State<Arc<Admin>>,
     Strict(described): Strict<Described>,
 ) -> Result<Json<Explained>, Refused> {
-    let target = target(&admin.targets, described.port)?;
+    let target = target(&admin.targets, described.port.as_ref().map(port).transpose()?)?;
     let request = described.request()?;
     let serving = Arc::clone(&admin.config.serving());
     let explanation = explain(&serving, target, request);
     Ok(Json(Explained::new(&serving, explanation)))
+}
+
+fn port(number: &Number) -> Result<u16, Refused> {
+    let port = number.as_f64().filter(|port| port.fract() == 0.0 && (1.0..=65535.0).contains(port));
+    port.map(|port| port as u16).ok_or_else(|| Refused::malformed(format!("{number} is not a port")))
 }
 
 /// The port in the key: none where there is only one.
@@ -197,7 +203,8 @@ impl Described {
         let mut fields = HeaderMap::new();
         for (name, value) in &headers {
             let field = HeaderName::from_bytes(name.as_bytes()).ok().filter(|_| name.len() <= 256);
-            let field = field.zip(HeaderValue::from_str(value).ok());
+            let is_text = value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte));
+            let field = field.zip(HeaderValue::from_str(value).ok().filter(|_| is_text));
             let (name, value) =
                 field.ok_or_else(|| Refused::malformed(format!("{name:?}: {value:?} is not a header")))?;
             fields.append(name, value);

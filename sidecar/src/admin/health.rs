@@ -80,6 +80,7 @@ pub(super) struct Served {
 /// Whether requests are looked up at all.
 #[derive(Debug, Serialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
+#[schemars(rename = "State")]
 enum Looking {
     /// They are.
     Serving,

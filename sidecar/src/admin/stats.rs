@@ -28,6 +28,7 @@ const MOST: usize = 100;
 
 /// What has been counted since the process began, and what memory holds now.
 #[derive(Debug, Serialize, JsonSchema)]
+#[schemars(rename = "Stats")]
 pub(super) struct Report {
     /// Requests that were answered from what was stored.
     hits: u64,

@@ -1,0 +1,526 @@
+//! The admin API: what it says of what is stored, and who may ask.
+
+use std::path::Path;
+
+use bytes::Bytes;
+use http::{Method, Request};
+use http_body_util::{BodyExt as _, Full};
+use hyper::client::conn::http2;
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use serde_json::{Value, json};
+
+use super::harness::{Answer, Origin, Policy, RedisServer, Sidecar, TOKEN, Wire, exchange, header, until};
+
+const SHOP: &str = r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s, hardTimeout: 2s}}
+routes:
+- name: user
+  match: {path: "/api/users/{id}"}
+  ttl: 60s
+  staleIfError: 10m
+  bypass: {query: {nocache: "true"}}
+  key: {headers: [accept-language]}
+  tags: ["user:{id}"]
+- {name: page, match: {path: "/{page}"}, ttl: 60s}
+"#;
+
+const IN_MEMORY: &str = "routes: [{name: page, match: {path: \"/{page}\"}, ttl: 60s}]";
+
+/// The paths that want the token, and how they are asked.
+const GUARDED: [(&str, &str); 6] = [
+    ("GET", "/stats"),
+    ("GET", "/entries/GET:/a"),
+    ("DELETE", "/entries/GET:/a"),
+    ("POST", "/purge"),
+    ("POST", "/explain"),
+    ("HEAD", "/stats"),
+];
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_str(&self.body).unwrap_or_else(|_| panic!("{self:?}"))
+    }
+}
+
+/// A refusal says in JSON what is wrong.
+fn assert_refused(answer: &Answer, status: u16, says: &str) {
+    assert_eq!(answer.status, status, "{}", answer.body);
+    assert_eq!(answer.header("content-type"), "application/problem+json");
+    let problem = answer.json();
+    assert_eq!(problem["status"], status);
+    assert!(problem["detail"].as_str().unwrap().contains(says), "{problem} does not say {says:?}");
+}
+
+/// A method, a target and headers of a request that passes, and why it does.
+type Passing<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
+
+async fn explain(sidecar: &Sidecar, request: &Value) -> Answer {
+    let body: &'static str = request.to_string().leak();
+    sidecar.with_token(Method::POST, "/explain", body).await
+}
+
+async fn entries(sidecar: &Sidecar, key: &str) -> Answer {
+    sidecar.with_token(Method::GET, &format!("/entries/{key}"), "").await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn stats_count_and_list_the_keys_that_are_hit_most() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(SHOP);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for path in ["/a", "/b", "/b", "/b", "/a?x=1", "/b", "/a", "/none/at/all"] {
+        sidecar.get(path).await;
+    }
+    policy.until_stored(&mut RedisServer::shared().await, 3).await;
+    let stats = sidecar.with_token(Method::GET, "/stats", "").await.json();
+    for (field, expected) in
+        [("hits", 4), ("l1_hits", 4), ("l2_hits", 0), ("misses", 3), ("cache_misses", 3), ("passed", 1)]
+    {
+        assert_eq!(stats[field], expected, "{field}: {stats}");
+    }
+    assert_eq!((&stats["total_cached_keys"], &stats["l1_evictions"]), (&json!(3), &json!(0)));
+    assert!((stats["hit_rate"].as_f64().unwrap() - 4.0 / 7.0).abs() < 1e-9, "{stats}");
+    assert_eq!(stats["bytes"], stats["l1_bytes"]);
+    let top = json!([
+        {"key": "GET:http://shop.test/b", "hits": 3},
+        {"key": "GET:http://shop.test/a", "hits": 1},
+    ]);
+    let two = sidecar.with_token(Method::GET, "/stats?top=2", "").await.json();
+    assert_eq!(two["top_keys"], top);
+    assert_eq!(stats["top_keys"].as_array().unwrap().len(), 3);
+    for top in ["0", "101", "x", "-1", ""] {
+        let refused = sidecar.with_token(Method::GET, &format!("/stats?top={top}"), "").await;
+        assert_refused(&refused, 400, "1 to 100");
+    }
+    // One that takes its place goes on counting; one that is purged is none.
+    sidecar.with_token(Method::DELETE, "/entries/GET:/b", "").await;
+    let purged = sidecar.with_token(Method::GET, "/stats", "").await.json();
+    assert_eq!((&purged["total_cached_keys"], &purged["top_keys"][0]["hits"]), (&json!(2), &json!(1)));
+    for _ in 0..2 {
+        sidecar.get("/b").await;
+    }
+    let again = sidecar.with_token(Method::GET, "/stats?top=1", "").await.json();
+    assert_eq!(again["top_keys"], json!([{"key": "GET:http://shop.test/b", "hits": 4}]));
+    // Another pod's hit in Redis.
+    let other = Sidecar::start(&policy, origin.address).await;
+    assert_eq!((other.get("/a").await.hit(), other.get("/a").await.hit()), (Some("l2"), Some("l1")));
+    let stats = other.with_token(Method::GET, "/stats", "").await.json();
+    assert_eq!(
+        (&stats["l1_hits"], &stats["l2_hits"], &stats["cache_misses"]),
+        (&json!(1), &json!(1), &json!(0))
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hits_over_http2_and_of_plain_requests_are_counted_alike() {
+    let origin = Origin::numbered(&[]).await;
+    let sidecar = Sidecar::start(&Policy::new(IN_MEMORY), origin.address).await;
+    sidecar.get("/a").await;
+    // A plain request is answered before hyper; one with a condition is not.
+    sidecar.get("/a").await;
+    sidecar.get_with("/a", &[("if-none-match", "\"x\"")]).await;
+    let stats = sidecar.with_token(Method::GET, "/stats", "").await.json();
+    assert_eq!(stats["top_keys"], json!([{"key": "GET:http://shop.test/a", "hits": 2}]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_entry_is_shown_where_it_is_and_with_why_it_is_served() {
+    let origin = Origin::numbered(&[("x-a", "1"), ("x-a", "2")]).await;
+    let policy = Policy::new(SHOP);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    sidecar.get_with("/api/users/1?x=%2F", &[("accept-language", "de")]).await;
+    sidecar.get_with("/api/users/1?x=%2F", &[("accept-language", "de")]).await;
+    policy.until_stored(&mut RedisServer::shared().await, 1).await;
+    let whole = "GET%3Ahttp%3A%2F%2Fshop.test%2Fapi%2Fusers%2F1%3Fx%3D%252F%23accept-language%3Dde";
+    let shown = entries(&sidecar, whole).await.json();
+    let [l1, l2] = shown["entries"].as_array().unwrap().as_slice() else { panic!("{shown}") };
+    for (kept, tier) in [(l1, "l1"), (l2, "l2")] {
+        assert_eq!(kept["tier"], tier);
+        assert_eq!(kept["key"], "GET:http://shop.test/api/users/1?x=%2F#accept-language=de");
+        assert_eq!(
+            (&kept["route"], &kept["standing"], &kept["served"]),
+            (&json!("user"), &json!("fresh"), &json!(true))
+        );
+        let answer = &kept["answer"];
+        assert_eq!(
+            (&answer["status"], &answer["body_bytes"], &answer["complete"]),
+            (&json!(200), &json!(1), &json!(true))
+        );
+        assert_eq!(answer["headers"]["x-a"], json!(["1", "2"]));
+        assert_eq!(answer["purge_names"], 4, "the key with and without its host, the path and the tag");
+        let (ttl, useful) =
+            (answer["ttl_seconds"].as_f64().unwrap(), answer["useful_for_seconds"].as_f64().unwrap());
+        assert!((0.0..=60.0).contains(&ttl) && (60.0..=660.0).contains(&useful), "{answer}");
+        assert!(answer["stored_at"].as_str().unwrap().ends_with('Z'), "{answer}");
+    }
+    assert_eq!((&l1["answer"]["hits"], &shown["redis"]["answered"]), (&json!(1), &json!(true)));
+    // The short key finds what is in memory, encoded or not.
+    for short in ["GET:/api/users/1?x=%2F", "GET%3A%2Fapi%2Fusers%2F1%3Fx%3D%252F"] {
+        let shown = entries(&sidecar, short).await.json();
+        assert_eq!(shown["entries"].as_array().unwrap().len(), 1, "{short}: {shown}");
+    }
+    // A pod that has it not in its memory finds it in Redis.
+    let other = Sidecar::start(&policy, origin.address).await;
+    assert_eq!(entries(&other, whole).await.json()["entries"][0]["tier"], "l2");
+    assert_refused(&entries(&other, "GET:/api/users/1?x=%2F").await, 404, "nothing under");
+    assert_refused(&entries(&other, "GET:http://shop.test/b").await, 404, "redis has nothing either");
+    // A purge shows, in memory and in Redis.
+    assert_eq!(sidecar.purge(r#"{"tags": ["user:1"]}"#).await.status, 200);
+    let shown = entries(&sidecar, whole).await.json();
+    for kept in shown["entries"].as_array().unwrap() {
+        assert_eq!((&kept["standing"], &kept["served"]), (&json!("purged"), &json!(false)), "{shown}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn variants_are_shown_by_the_key_that_they_share_and_by_their_own() {
+    let origin = Origin::numbered(&[("vary", "accept-language")]).await;
+    let policy = Policy::new(&SHOP.replace("  key: {headers: [accept-language]}\n", ""));
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for language in ["de", "en"] {
+        sidecar.get_with("/a", &[("accept-language", language)]).await;
+    }
+    policy.until_stored(&mut RedisServer::shared().await, 3).await;
+    let shown = entries(&sidecar, "GET:http://shop.test/a").await.json();
+    let shown: Vec<_> =
+        shown["entries"].as_array().unwrap().iter().map(|kept| kept["standing"].as_str().unwrap()).collect();
+    assert_eq!(shown, ["variants", "fresh", "fresh", "variants"], "three keys in memory, one in Redis");
+    let own = entries(&sidecar, "GET:http://shop.test/a%0Aaccept-language=de").await.json();
+    let tiers: Vec<_> = own["entries"].as_array().unwrap().iter().map(|kept| &kept["tier"]).collect();
+    assert_eq!(tiers, ["l1", "l2"], "{own}");
+    assert_eq!(own["entries"][1]["vary"], json!(["accept-language"]));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn odd_keys_are_not_there_and_do_no_harm() {
+    let origin = Origin::numbered(&[]).await;
+    let sidecar = Sidecar::start(&Policy::new(SHOP), origin.address).await;
+    let long = "x".repeat(20_000);
+    for key in [
+        "%00",
+        "%FF%FE",
+        "%",
+        "GET",
+        ":",
+        "GET:http://",
+        "GET:http:///",
+        "%2e%2e%2f",
+        "a//b/../c",
+        "%3F%23%0A",
+        &long,
+    ] {
+        let none = entries(&sidecar, key).await;
+        assert_refused(&none, 404, "");
+        assert_eq!(
+            sidecar.with_token(Method::DELETE, &format!("/entries/{key}"), "").await.status,
+            200,
+            "{key}"
+        );
+    }
+    assert_refused(&sidecar.with_token(Method::GET, "/entries/", "").await, 404, "/openapi.json");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_explained_what_becomes_of_a_request() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(SHOP);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let request = json!({
+        "method": "GET",
+        "url": "http://shop.test/api/users/a%2Fb?x=1",
+        "headers": {"Accept-Language": "de"},
+    });
+    let before = explain(&sidecar, &request).await.json();
+    assert_eq!(origin.calls(), 0, "nobody is asked");
+    let route = &before["route"];
+    assert_eq!(
+        (&route["name"], &route["index"], &route["path"]),
+        (&json!("user"), &json!(0), &json!("/api/users/{id}"))
+    );
+    assert_eq!(route["parameters"], json!({"id": "a/b"}));
+    let lifetimes = &route["lifetimes"];
+    assert_eq!(
+        (&lifetimes["ttl_seconds"], &lifetimes["stale_if_error_seconds"]),
+        (&json!(60.0), &json!(600.0))
+    );
+    assert_eq!(before["key"], "GET:http://shop.test/api/users/a%2Fb?x=1#accept-language=de");
+    assert_eq!((&before["bypass"], &before["tiers"]), (&Value::Null, &json!(["l1", "l2", "app"])));
+    assert_eq!(
+        before["purge"],
+        json!({
+            "keys": ["GET:http://shop.test/api/users/a%2Fb?x=1#accept-language=de", "GET:/api/users/a%2Fb?x=1"],
+            "paths": ["/api/users/a%2Fb"],
+            "tags": ["user:a%2Fb"],
+        })
+    );
+    assert_eq!((&before["l1"]["hit"], &before["l1"]["forward"]), (&json!(false), &json!("uri-miss")));
+
+    let ask = || sidecar.get_with("/api/users/a%2Fb?x=1", &[("accept-language", "de")]);
+    ask().await;
+    let after = explain(&sidecar, &request).await.json();
+    assert_eq!((&after["l1"]["hit"], &after["l1"]["standing"]), (&json!(true), &json!("fresh")), "{after}");
+    // What it says to purge by does purge.
+    let purge: &'static str = after["purge"].to_string().leak();
+    assert_eq!(sidecar.purge(purge).await.status, 200);
+    let purged = explain(&sidecar, &request).await.json();
+    assert_eq!((&purged["l1"]["hit"], &purged["l1"]["forward"]), (&json!(false), &json!("stale")));
+    assert_eq!(ask().await.body, "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_explained_why_a_request_passes_as_the_request_itself_says() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(SHOP);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let cases: [Passing<'_>; 8] = [
+        ("GET", "/api/users/1?nocache=true", &[], "bypass-query"),
+        ("GET", "/api/users/1", &[("cookie", "a=b")], "credentials"),
+        ("GET", "/api/users/1", &[("x-http-method-override", "GET")], "override"),
+        ("GET", "/api/users/1", &[("range", "bytes=0-1,3-4")], "range"),
+        ("GET", "/api/users/1", &[("if-match", "\"a\"")], "precondition"),
+        ("GET", "/none/at/all", &[], "no-route"),
+        ("PUT", "/api/users/1", &[], "method"),
+        ("GET", "/api/users/1", &[("x-http-method-override", "DELETE")], "method"),
+    ];
+    for (method, target, headers, reason) in cases {
+        let described = json!({
+            "method": method,
+            "url": format!("http://shop.test{target}"),
+            "headers": headers.iter().copied().collect::<std::collections::BTreeMap<_, _>>(),
+        });
+        let explained = explain(&sidecar, &described).await.json();
+        assert_eq!(
+            (&explained["bypass"], &explained["tiers"]),
+            (&json!(reason), &json!(["app"])),
+            "{described}"
+        );
+        let said = sidecar.request(method.parse().unwrap(), target, headers, "").await;
+        assert!(said.cache_status().contains(reason), "{described}: {}", said.cache_status());
+    }
+    policy.change(&format!("suspend: true\n{SHOP}"));
+    sidecar.until_state("suspended").await;
+    let explained = explain(&sidecar, &json!({"url": "http://shop.test/a"})).await.json();
+    assert_eq!(explained["bypass"], "suspended");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_not_understood_is_refused_with_what_to_send() {
+    let origin = Origin::numbered(&[]).await;
+    let sidecar = Sidecar::start(&Policy::new(IN_MEMORY), origin.address).await;
+    for (path, body, says) in [
+        ("/explain", "", "send {"),
+        ("/explain", "[]", "JSON object"),
+        ("/explain", "{\"url\": \"http://a/\"", "EOF"),
+        ("/explain", "{\"url\": \"http://a/\", \"path\": \"/\"}", "unknown field `path`"),
+        ("/explain", "{\"url\": \"/a\"}", "not a URL"),
+        ("/explain", "{\"url\": \"http://a b/\"}", "not a URL"),
+        ("/explain", "{\"url\": \"http://a/\", \"method\": \"get\"}", "in capitals"),
+        ("/explain", "{\"url\": \"http://a/\", \"headers\": {\"a b\": \"\"}}", "not a header"),
+        ("/explain", "{\"url\": \"http://a/\", \"headers\": {\"a\": \"\\n\"}}", "not a header"),
+        ("/explain", "{\"url\": \"http://a/\", \"headers\": {\"a\": \"\u{84}\"}}", "not a header"),
+        ("/explain", "{\"url\": \"http://a/\", \"port\": 0}", "not a port"),
+        ("/explain", "{\"url\": \"http://a/\", \"port\": 65536}", "not a port"),
+        ("/explain", "{\"url\": \"http://a/\", \"port\": 1.5}", "not a port"),
+        ("/purge", "", "send {"),
+        ("/purge", "[[\"a\"], [], []]", "JSON object"),
+        ("/purge", "{\"key\": []}", "unknown field `key`"),
+        ("/purge", "{}", "say what to purge"),
+        ("/purge", "{\"paths\": [\"a\"]}", "not a path"),
+        ("/purge", "\u{0}", "send {"),
+    ] {
+        assert_refused(&sidecar.with_token(Method::POST, path, body).await, 400, says);
+    }
+    let many: serde_json::Map<_, _> = (0..101).map(|number| (format!("a{number}"), json!(""))).collect();
+    assert_refused(
+        &explain(&sidecar, &json!({"url": "http://a/", "headers": many})).await,
+        400,
+        "at most 100",
+    );
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_too_long_is_not_read() {
+    let origin = Origin::numbered(&[]).await;
+    let sidecar = Sidecar::start(&Policy::new(IN_MEMORY), origin.address).await;
+    for path in ["/purge", "/explain"] {
+        let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n");
+        let mut wire = Wire::to(sidecar.admin).await;
+        wire.say(format!("{head}Content-Length: 1048577\r\n\r\n")).await;
+        assert!(wire.head().await.starts_with("http/1.1 413 "), "{path}");
+        let mut wire = Wire::to(sidecar.admin).await;
+        wire.say(format!("{head}Transfer-Encoding: chunked\r\n\r\n")).await;
+        wire.try_to_say(format!("100001\r\n{}", "x".repeat(0x10_0001))).await;
+        assert!(wire.head().await.starts_with("http/1.1 413 "), "{path}, in chunks");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nobody_learns_or_changes_anything_without_the_token() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(&format!("admin: {{pathPrefix: /_larder}}\n{IN_MEMORY}"));
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    sidecar.get("/a").await;
+    for (to, prefix) in [(sidecar.admin, ""), (sidecar.address, "/_larder")] {
+        for (method, path) in GUARDED {
+            for authorization in [
+                "",
+                "Authorization: Bearer\r\n",
+                "Authorization: Bearer x\r\n",
+                "Authorization: Basic dGhlLXRva2Vu\r\n",
+            ] {
+                // Whether the body is read or not, it makes no difference.
+                let said = exchange(
+                    to,
+                    format!(
+                        "{method} {prefix}{path} HTTP/1.1\r\nHost: a\r\nConnection: close\r\n{authorization}Content-Length: 2\r\n\r\n[]"
+                    ),
+                )
+                .await;
+                let said = String::from_utf8(said).unwrap().to_lowercase();
+                assert!(said.starts_with("http/1.1 401 "), "{method} {prefix}{path}: {said}");
+                assert_eq!(header(&said, "www-authenticate"), "bearer");
+                assert_eq!(header(&said, "content-type"), "application/problem+json");
+            }
+        }
+    }
+    assert_eq!(sidecar.get("/a").await.hit(), Some("l1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn paths_and_methods_that_there_are_not_are_refused_in_json() {
+    let origin = Origin::numbered(&[]).await;
+    let sidecar = Sidecar::start(&Policy::new(IN_MEMORY), origin.address).await;
+    for path in ["/", "/entries", "/Stats", "/stats/", "/docs/x", "//stats"] {
+        assert_refused(&sidecar.admin(path).await, 404, "/openapi.json");
+    }
+    for (method, path, allow) in [
+        (Method::POST, "/stats", "GET,HEAD"),
+        (Method::GET, "/purge", "POST"),
+        (Method::PUT, "/entries/a", "GET,HEAD,DELETE"),
+        (Method::DELETE, "/livez", "GET,HEAD"),
+    ] {
+        let refused = sidecar.with_token(method, path, "").await;
+        assert_refused(&refused, 405, "Allow");
+        assert_eq!(refused.header("allow"), allow, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_document_is_the_committed_one_and_lists_the_routes_that_there_are() {
+    let origin = Origin::numbered(&[]).await;
+    let sidecar = Sidecar::start(&Policy::new(IN_MEMORY), origin.address).await;
+    let served = sidecar.admin("/openapi.json").await;
+    let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
+    assert_eq!(served.body, std::fs::read_to_string(committed).unwrap(), "run ./dev generate");
+    let document = served.json();
+    assert!(document["openapi"].as_str().unwrap().starts_with("3.1"));
+    let guarded: Vec<_> = GUARDED.iter().map(|(method, path)| (method.to_lowercase(), *path)).collect();
+    for (path, item) in document["paths"].as_object().unwrap() {
+        let asked = path.replace("{key}", "GET:/a");
+        for method in ["get", "put", "post", "delete", "patch"] {
+            let answer = sidecar.with_token(method.to_uppercase().parse().unwrap(), &asked, "").await;
+            let documented = &item[method];
+            assert_eq!(documented.is_null(), answer.status == 405, "{method} {path}: {}", answer.status);
+            if documented.is_null() {
+                continue;
+            }
+            let status = answer.status.as_u16().to_string();
+            assert!(!documented["responses"][&status].is_null(), "{method} {path}: {status}");
+            let is_guarded = guarded.contains(&(method.to_owned(), asked.as_str()));
+            assert_eq!(documented["security"] == json!([{"token": []}]), is_guarded, "{method} {path}");
+        }
+    }
+    for page in ["/docs", "/redoc"] {
+        let page = sidecar.admin(page).await;
+        assert_eq!((page.status.as_u16(), page.header("content-type")), (200, "text/html; charset=utf-8"));
+        assert!(page.header("content-security-policy").starts_with("default-src 'none'"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_policy_puts_it_under_the_applications_address() {
+    let origin = Origin::numbered(&[]).await;
+    let two = "routes: [{name: two, match: {path: \"/{a}/{b}\"}, ttl: 60s}]";
+    let policy = Policy::new(two);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    // A route takes these paths, and memory has an answer.
+    for path in ["/_larder/stats", "/_larder/livez"] {
+        sidecar.get(path).await;
+        assert_eq!(sidecar.get(path).await.hit(), Some("l1"), "{path}");
+    }
+    policy.change(&format!("admin: {{pathPrefix: /_larder}}\n{two}"));
+    sidecar.until_it_serves(&policy).await;
+    let calls = origin.calls();
+    let authorization = format!("Bearer {TOKEN}");
+    let token = [("authorization", authorization.as_str())];
+    assert_eq!(sidecar.get("/_larder/livez").await.body, "ok");
+    assert_refused(&sidecar.get("/_larder/stats").await, 401, "send the token");
+    let stats = sidecar.get_with("/_larder/stats?top=1", &token).await.json();
+    assert_eq!(stats["top_keys"].as_array().unwrap().len(), 1);
+    for spelling in ["/x/../_larder/stats", "/%5Flarder/stats", "/./_larder/stats"] {
+        assert_eq!(sidecar.get_with(spelling, &token).await.json()["hits"], stats["hits"], "{spelling}");
+    }
+    let explain = r#"{"url": "http://shop.test/a/b"}"#;
+    let explained = sidecar.request(Method::POST, "/_larder/explain", &token, explain).await.json();
+    assert_eq!(explained["route"]["name"], "two");
+    let found = sidecar.get_with("/_larder/entries/GET:http://shop.test/_larder/livez", &token).await.json();
+    assert_eq!(found["entries"][0]["tier"], "l1");
+    assert_refused(&sidecar.request(Method::POST, "/_larder/drain", &token, "").await, 404, "/drain");
+    for path in ["/_larder", "/_larder/", "/_larder/nothing"] {
+        assert_refused(&sidecar.get(path).await, 404, "/openapi.json");
+    }
+    assert_refused(&sidecar.put("/_larder/stats").await, 405, "Allow");
+    let plain =
+        exchange(sidecar.address, "GET /_larder/livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
+            .await;
+    assert!(plain.ends_with(b"\r\n\r\nok"), "{}", String::from_utf8_lossy(&plain));
+    assert_eq!(origin.calls(), calls, "the application sees nothing of it");
+    // What only begins alike is the application's.
+    assert_eq!(sidecar.get("/_larderx/stats").await.status, 200);
+    assert_eq!(origin.calls(), calls + 1);
+    policy.change(two);
+    sidecar.until_it_serves(&policy).await;
+    until("the application again", async || {
+        (sidecar.get("/_larder/policy").await.header("content-type").is_empty()).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_there_over_http2_too() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(&format!("admin: {{pathPrefix: /_larder}}\n{IN_MEMORY}"));
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let stream = tokio::net::TcpStream::connect(sidecar.address).await.unwrap();
+    let (mut client, connection) =
+        http2::handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+    tokio::spawn(connection);
+    for (method, path, token, body, status, says) in [
+        ("GET", "/_larder/livez", "", "", 200, "ok"),
+        ("GET", "/_larder/stats", "", "", 401, "not the token"),
+        ("GET", "/_larder/stats?top=1", TOKEN, "", 200, "\"hits\":0"),
+        ("POST", "/_larder/explain", TOKEN, "{\"url\": \"http://shop/a\"}", 200, "GET:http://shop/a"),
+        ("POST", "/_larder/drain", TOKEN, "", 404, "/openapi.json"),
+        ("GET", "/a", "", "", 200, "1"),
+    ] {
+        let request = Request::builder().method(method).uri(format!("http://shop.test{path}"));
+        let request = request.header("authorization", format!("Bearer {token}"));
+        let answer = client.send_request(request.body(Full::new(Bytes::from(body))).unwrap()).await.unwrap();
+        assert_eq!(answer.status(), status, "{path}");
+        let body = answer.into_body().collect().await.unwrap().to_bytes();
+        let body = String::from_utf8_lossy(&body);
+        assert!(body.contains(says), "{path}: {body}");
+    }
+    assert_eq!(origin.calls(), 1);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_a_prefix_it_is_on_its_own_port_alone() {
+    let origin = Origin::numbered(&[]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for path in ["/stats", "/policy", "/livez"] {
+        assert_eq!(sidecar.get(path).await.body, origin.calls().to_string(), "{path} is the application's");
+    }
+    let stats = sidecar.with_token(Method::GET, "/stats", "").await.json();
+    assert_eq!(stats["misses"], 3);
+}
