@@ -18,7 +18,9 @@ test_api() {
   policy_of_api_test >"$folder/policy.yaml"
   mkdir -p "$folder/site/api/users"
   echo '{}' >"$folder/site/api/users/1"
-  python3 -m http.server --bind 127.0.0.1 --directory "$folder/site" "$origin" >"$logs/api-origin.log" 2>&1 &
+  # Without this, a process in the background ignores what ends services.
+  python3 -c 'import runpy, signal; signal.signal(signal.SIGINT, signal.SIG_DFL); runpy.run_module("http.server", run_name="__main__")' \
+    --bind 127.0.0.1 --directory "$folder/site" "$origin" >"$logs/api-origin.log" 2>&1 &
   services+=($!)
   "$CARGO_TARGET_DIR/debug/larder-sidecar" --listen "127.0.0.1:$port" --admin-listen "127.0.0.1:$admin" \
     --upstream "http://127.0.0.1:$origin" --policy "$folder/policy.yaml" --admin-token-file "$folder/token" >"$log" 2>&1 &

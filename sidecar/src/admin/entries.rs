@@ -91,7 +91,6 @@ struct Kept {
     /// Whether it is served to such a client now.
     served: bool,
     /// The headers that variants differ by.
-    #[serde(skip_serializing_if = "Vec::is_empty")]
     vary: Vec<String>,
     /// The answer, where one is stored and can be read.
     answer: Option<Answer>,

@@ -48,14 +48,8 @@ impl<'a> KeyText<'a> {
 
     /// The headers that are in the key.
     pub(super) fn headers(&self) -> HeaderMap {
-        let in_key = self.fragment.trim_start_matches('#').split('&').chain(self.variant.split('\n'));
-        in_key
-            .filter_map(|part| {
-                let (name, value) = part.split_once('=')?;
-                let value = percent_decode_str(value).collect::<Vec<_>>();
-                Some((HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(&value).ok()?))
-            })
-            .collect()
+        let of_route = self.fragment.trim_start_matches('#').split('&');
+        of_route.chain(self.variant.split('\n')).filter_map(field).collect()
     }
 
     /// The route that takes requests of this key.
@@ -73,6 +67,24 @@ impl<'a> KeyText<'a> {
     }
 }
 
+/// A header of a key: `name=value`, or the ranges of `Accept-Language`, each with its weight in thousandths
+/// ([`larder_policy::vary::write_variant`]).
+fn field(part: &str) -> Option<(HeaderName, HeaderValue)> {
+    let (name, value) = part.split_at(part.find(['=', ':'])?);
+    let value = match value.strip_prefix(':') {
+        None => percent_decode_str(&value[1..]).collect::<Vec<_>>(),
+        Some(ranges) => {
+            let ranges = ranges.split(',').map(|range| {
+                let (tag, weight) = range.split_once(';')?;
+                let weight: u16 = weight.parse().ok()?;
+                Some(format!("{tag};q={}.{:03}", weight / 1000, weight % 1000))
+            });
+            ranges.collect::<Option<Vec<_>>>()?.join(",").into_bytes()
+        }
+    };
+    Some((HeaderName::from_bytes(name.as_bytes()).ok()?, HeaderValue::from_bytes(&value).ok()?))
+}
+
 fn split_before(text: &str, at: char) -> (&str, &str) {
     text.split_at(text.find(at).unwrap_or(text.len()))
 }
@@ -83,9 +95,8 @@ mod tests {
 
     use super::*;
 
-    fn key(target: &str, headers: &[(&'static str, &'static str)]) -> (Key, HeaderMap) {
-        let headers: HeaderMap =
-            headers.iter().map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap())).collect();
+    /// The key of a request on a route that keys `x-kept`.
+    fn key(target: &str, headers: &HeaderMap) -> Key {
         let (path, query) = match target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
             None => (target, None),
@@ -99,22 +110,29 @@ mod tests {
             body: None,
         };
         let mut rules = KeyRules::default();
-        rules.headers.push("accept-language".to_owned());
-        (Key::new(&asked, &headers, &Survey::of(&headers), &rules), headers)
+        rules.headers.push("x-kept".to_owned());
+        Key::new(&asked, headers, &Survey::of(headers), &rules)
     }
 
     #[test]
     fn what_a_key_is_made_of_is_found_in_it() {
+        let fields = [
+            ("host", "shop:8080"),
+            ("x-kept", "de, en;q=0.5&#\u{20}=%"),
+            ("x-a", "1=2:3%41"),
+            ("accept-language", "de;q=0.8, EN, fr;q=0.005"),
+        ];
+        let headers: HeaderMap = fields
+            .map(|(name, value)| (HeaderName::from_static(name), HeaderValue::from_static(value)))
+            .into_iter()
+            .collect();
+        let vary = ["accept-language", "x-a", "x-b"].map(HeaderName::from_static);
         for target in ["/", "/a/b?x=1&y=%23#z", "/a://b", "/%2F%3F?", "/GET:http://x/y?z"] {
-            let headers =
-                [("host", "shop:8080"), ("accept-language", "de, en;q=0.5&#\u{20}="), ("x-a", "1\n2")];
-            let (key, headers) =
-                key(target, &headers.map(|(name, value)| (name, value.trim_end_matches("\n2"))));
+            let key = key(target, &headers);
             let parsed = KeyText::parse(key.as_str()).unwrap();
             assert_eq!(parsed.purge_names(None), key.purge_names(), "{target}");
-            assert_eq!(parsed.headers()["accept-language"], headers["accept-language"], "{target}");
+            assert_eq!(parsed.headers()["x-kept"], headers["x-kept"], "{target}");
             let mut variant = key.as_str().to_owned();
-            let vary = [HeaderName::from_static("x-a"), HeaderName::from_static("x-b")];
             vary::write_variant(&mut variant, &vary, &headers);
             let parsed = KeyText::parse(&variant).unwrap();
             assert_eq!((parsed.base(), parsed.purge_names(None)), (key.as_str(), key.purge_names().to_vec()));
