@@ -15,8 +15,8 @@ use serde_json::Value;
 const DOCUMENT: &str = "openapi.json";
 
 /// The pages bring all that they need and load nothing from elsewhere, which browsers are told to enforce. They are made of
-/// inline scripts, and Redoc searches in a worker.
-const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline'; style-src 'unsafe-inline'; \
+/// inline scripts, which may compile what they read, and Redoc searches in a worker.
+const CONTENT_SECURITY_POLICY: &str = "default-src 'none'; script-src 'unsafe-inline' 'unsafe-eval'; style-src 'unsafe-inline'; \
                                        img-src data:; font-src data:; worker-src blob:; connect-src 'self'; \
                                        base-uri 'none'; form-action 'none'; frame-ancestors 'none'";
 
