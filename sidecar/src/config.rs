@@ -68,7 +68,12 @@ impl Config {
             if let Some(policy) = &policy {
                 self.refresh(policy).await;
             }
-            self.telemetry.stats.set_tiers(self.serving.load().tiers());
+            let serving = self.serving.load();
+            let (tiers, troubles) = (serving.tiers(), serving.troubles());
+            let is_in_trouble = |name: &String| troubles.iter().any(|(known, _)| known == name);
+            let in_trouble = tiers.iter().map(|(name, _)| (name.clone(), is_in_trouble(name))).collect();
+            self.telemetry.stats.set_troubles(in_trouble);
+            self.telemetry.stats.set_tiers(tiers);
         }
     }
 

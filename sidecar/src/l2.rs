@@ -31,7 +31,7 @@ mod reload;
 mod told;
 
 pub use keyspace::Keyspace;
-pub use lease::{Lease, Leased, Woken};
+pub use lease::{Lease, Leased, Waiting, Woken};
 use link::Link;
 pub use reload::Reloads;
 

@@ -273,7 +273,11 @@ impl Serving {
 
     /// Why a tier is not connected, or not with the secrets that it is given now. No secret is in it.
     pub fn troubles(&self) -> Vec<(String, String)> {
-        self.l2.iter().filter_map(|l2| Some(("redis".to_owned(), l2.trouble()?))).collect()
+        let redis = self.l2.iter().filter_map(|l2| Some(("redis".to_owned(), l2.trouble()?)));
+        let sources = self.sources.iter();
+        let sources = sources
+            .filter_map(|(name, source)| Some((format!("{}/{name}", source.kind()), source.trouble()?)));
+        redis.chain(sources).collect()
     }
 }
 

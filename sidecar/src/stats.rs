@@ -150,6 +150,8 @@ pub struct Stats {
     purges: [AtomicU64; PurgeOrigin::ALL.len()],
     tier_errors: [AtomicU64; Tier::ALL.len()],
     tiers_up: Mutex<Vec<(String, bool)>>,
+    troubles: Mutex<Vec<(String, bool)>>,
+    leases: [AtomicU64; 2],
     reloads: [AtomicU64; 2],
     refused: [AtomicU64; Refusal::ALL.len()],
     /// Connections that did not speak HTTP and were passed on as they are.
@@ -208,6 +210,26 @@ impl Stats {
     /// Which tiers were up when last looked at, a second ago at most.
     pub fn tiers(&self) -> Vec<(String, bool)> {
         self.tiers_up.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// Notes which tiers are in trouble.
+    pub fn set_troubles(&self, troubles: Vec<(String, bool)>) {
+        *self.troubles.lock().unwrap_or_else(PoisonError::into_inner) = troubles;
+    }
+
+    /// Which tiers were in trouble when last looked at, a second ago at most.
+    pub fn troubles(&self) -> Vec<(String, bool)> {
+        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+
+    /// A lease was asked for, and granted or held by another pod.
+    pub fn leased(&self, granted: bool) {
+        self.leases[usize::from(granted)].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Leases that were asked for, and granted or held by another pod.
+    pub fn leases(&self, granted: bool) -> u64 {
+        self.leases[usize::from(granted)].load(Ordering::Relaxed)
     }
 
     /// A request was refused.

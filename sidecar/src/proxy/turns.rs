@@ -2,10 +2,10 @@
 
 use std::sync::Arc;
 
-use tokio::time::{Instant, timeout_at};
+use tokio::time::{Instant, error::Elapsed, timeout_at};
 
 use super::{Answered, Proxy, ask::PATIENCE, fetch::Errand};
-use crate::l2::{Leased, Patience, Woken};
+use crate::l2::{Leased, Patience, Waiting, Woken};
 
 impl Proxy {
     /// Waits while another pod asks for the same, and answers from what it stored. `None`: it is this pod's turn, or everybody
@@ -20,6 +20,7 @@ impl Proxy {
         while Instant::now() < deadline {
             match l2.lease(&serving.shape, key.as_str()).await.ok()? {
                 Leased::Granted(lease, is_stored) => {
+                    self.telemetry.stats.leased(true);
                     // The one before us may have stored it since we looked.
                     let answered = match is_stored {
                         true => self.look_in_redis(errand, Patience::Soft).await,
@@ -30,7 +31,7 @@ impl Proxy {
                     }
                     return answered;
                 }
-                Leased::Held(waiting) => match timeout_at(deadline, waiting.woken()).await {
+                Leased::Held(waiting) => match self.wait_for(waiting, deadline).await {
                     Ok(Woken::Stored | Woken::Silence) => {
                         let answered = self.look_in_redis(errand, Patience::Soft).await;
                         if answered.is_some() {
@@ -42,5 +43,10 @@ impl Proxy {
             }
         }
         None
+    }
+
+    async fn wait_for(&self, waiting: Waiting, deadline: Instant) -> Result<Woken, Elapsed> {
+        self.telemetry.stats.leased(false);
+        timeout_at(deadline, waiting.woken()).await
     }
 }

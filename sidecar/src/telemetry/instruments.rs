@@ -121,6 +121,30 @@ fn observe_tiers(meter: &Meter, stats: &Arc<Stats>) {
             }
         })
         .build();
+    let known = Arc::clone(stats);
+    meter
+        .u64_observable_gauge("larder.tier.trouble")
+        .with_description(
+            "Whether a tier is not connected, or not by what its secrets say now; /policy says why.",
+        )
+        .with_callback(move |observer| {
+            for (tier, has_trouble) in known.troubles() {
+                observer.observe(u64::from(has_trouble), &[KeyValue::new("tier", tier)]);
+            }
+        })
+        .build();
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.leases")
+        .with_description(
+            "Requests that asked for a lease, by whether they got it or waited for another pod's.",
+        )
+        .with_callback(move |observer| {
+            for (outcome, granted) in [("granted", true), ("waited", false)] {
+                observer.observe(counted.leases(granted), &[KeyValue::new("outcome", outcome)]);
+            }
+        })
+        .build();
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.tier.errors")
