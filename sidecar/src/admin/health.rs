@@ -75,6 +75,8 @@ pub(super) struct Served {
     error: Option<String>,
     /// The tiers besides memory, by kind and name.
     tiers: BTreeMap<String, Up>,
+    /// Why a tier is not connected, or not by what its secrets say now, by the tier's kind and name. No secret is in it.
+    troubles: BTreeMap<String, String>,
 }
 
 /// Whether requests are looked up at all.
@@ -116,6 +118,7 @@ pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<Served> {
         state: serving.mode.into(),
         error: admin.config.error().as_deref().map(ToString::to_string),
         tiers: tiers.map(|(name, up)| (name, if up { Up::Up } else { Up::Down })).collect(),
+        troubles: serving.troubles().into_iter().collect(),
     })
 }
 
@@ -127,6 +130,7 @@ pub(super) fn about_policy(operation: TransformOperation<'_>) -> TransformOperat
                 state: Looking::Serving,
                 error: None,
                 tiers: [("redis".to_owned(), Up::Up), ("postgres/catalog".to_owned(), Up::Down)].into(),
+                troubles: [("postgres/catalog".to_owned(), "can't read /run/secrets/url".to_owned())].into(),
             })
         },
     )
