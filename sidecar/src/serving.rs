@@ -285,35 +285,6 @@ fn bounds_of(policy: &Policy) -> Bounds {
     Bounds { max_bytes: policy.l1.max_size.0, max_entries: policy.l1.max_entries.map(u64::from) }
 }
 
-#[cfg(test)]
-mod tests {
-    use larder_policy::{ByteSize, spec};
-
-    use super::*;
-
-    #[tokio::test]
-    async fn another_bound_or_eviction_makes_l1_again() {
-        let telemetry = Arc::new(Telemetry::new().unwrap());
-        let under = |change: fn(&mut spec::L1), previous| {
-            let mut policy = Policy::bare();
-            change(&mut policy.l1);
-            Serving::under(policy, Metadata::default(), "hash".to_owned(), &telemetry, previous)
-        };
-        let before = under(|_| (), None);
-        assert!(Arc::ptr_eq(&before.l1, &under(|_| (), Some(&before)).l1));
-        let changes: [fn(&mut spec::L1); 3] = [
-            |l1| l1.max_size = ByteSize(l1.max_size.0 / 2),
-            |l1| l1.max_entries = Some(10),
-            |l1| l1.eviction = spec::Eviction::S3Fifo,
-        ];
-        for change in changes {
-            let after = under(change, Some(&before));
-            assert!(!Arc::ptr_eq(&before.l1, &after.l1));
-            assert_eq!(after.l1.max_entries(), after.policy.l1.max_entries.map(u64::from));
-        }
-    }
-}
-
 /// The tables of last good answers, each once. What the ones before could not tell Postgres is told by these.
 fn tables(
     policy: &Policy,
@@ -343,4 +314,33 @@ fn tables(
         Some((name, table))
     };
     names.into_iter().filter_map(table).collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_policy::{ByteSize, spec};
+
+    use super::*;
+
+    #[tokio::test]
+    async fn another_bound_or_eviction_makes_l1_again() {
+        let telemetry = Arc::new(Telemetry::new().unwrap());
+        let under = |change: fn(&mut spec::L1), previous| {
+            let mut policy = Policy::bare();
+            change(&mut policy.l1);
+            Serving::under(policy, Metadata::default(), "hash".to_owned(), &telemetry, previous)
+        };
+        let before = under(|_| (), None);
+        assert!(Arc::ptr_eq(&before.l1, &under(|_| (), Some(&before)).l1));
+        let changes: [fn(&mut spec::L1); 3] = [
+            |l1| l1.max_size = ByteSize(l1.max_size.0 / 2),
+            |l1| l1.max_entries = Some(10),
+            |l1| l1.eviction = spec::Eviction::S3Fifo,
+        ];
+        for change in changes {
+            let after = under(change, Some(&before));
+            assert!(!Arc::ptr_eq(&before.l1, &after.l1));
+            assert_eq!(after.l1.max_entries(), after.policy.l1.max_entries.map(u64::from));
+        }
+    }
 }

@@ -93,10 +93,10 @@ impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Kept<B> {
             Some(Err(_)) => this.keeping = None,
             None => {}
         }
-        if frame.is_none() || this.body.is_end_stream() {
-            if let Some(keeping) = this.keeping.take() {
-                tokio::spawn(keeping.keep());
-            }
+        if (frame.is_none() || this.body.is_end_stream())
+            && let Some(keeping) = this.keeping.take()
+        {
+            tokio::spawn(keeping.keep());
         }
         Poll::Ready(frame)
     }
