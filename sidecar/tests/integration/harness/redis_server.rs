@@ -129,13 +129,19 @@ impl RedisServer {
         self.ask::<redis::Value>(words).await;
     }
 
-    /// Asks it one thing.
+    /// Asks it one thing; again, if it closes the connection, as one does that changes its role.
     pub(crate) async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::Cmd::new();
         words.iter().for_each(|word| {
             command.arg(word);
         });
-        command.query_async(&mut self.connection().await).await.unwrap()
+        until("an answer of Redis", async || {
+            match command.query_async(&mut self.connection().await).await {
+                Err(error) if error.is_io_error() => None,
+                answer => Some(answer.unwrap()),
+            }
+        })
+        .await
     }
 
     /// Stops it in mid-step: connections stay, nothing answers.
