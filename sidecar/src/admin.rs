@@ -12,7 +12,7 @@ use aide::{
     },
     openapi::OpenApi,
 };
-use axum::Router;
+use axum::{Router, middleware};
 use http::{Method, StatusCode, Uri};
 
 use crate::{config::Config, drain::Drain, telemetry::Telemetry};
@@ -54,7 +54,7 @@ pub struct Admin {
 pub enum Door {
     /// On its own port.
     Own,
-    /// Under the application's address, for whoever can reach that.
+    /// Under the application's address, where everything but `/livez` and `/readyz` wants the token.
     Application,
 }
 
@@ -70,6 +70,13 @@ pub fn router(admin: Arc<Admin>, door: Door) -> Router {
         Refused::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is none of the methods in Allow"))
     };
     let router: Router<Arc<Admin>> = routes(door).into();
+    let router = match door {
+        Door::Own => router,
+        // Whoever reaches the application reaches this, too.
+        Door::Application => {
+            router.layer(middleware::from_fn_with_state(Arc::clone(&admin), token::for_all_but_health))
+        }
+    };
     router.fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(admin)
 }
 

@@ -33,7 +33,6 @@ mod told;
 pub use keyspace::Keyspace;
 pub use lease::{Lease, Leased, Waiting, Woken};
 use link::Link;
-pub use reload::Reloads;
 
 /// Failures in a row that open the breaker, and for how long.
 const FAILURES: u32 = 5;
@@ -138,11 +137,6 @@ impl L2 {
     /// Why it is not connected, or not with the URL and CA that it is given now. It has no password in it.
     pub fn trouble(&self) -> Option<String> {
         self.link.trouble()
-    }
-
-    /// How many changes of the URL or the CA were taken over, and how many were refused.
-    pub fn reloads(&self) -> Reloads {
-        self.link.reloads()
     }
 
     /// Looks up a key, and learns in the same round trip where the order of purges stands. `shape` and `targets` are the

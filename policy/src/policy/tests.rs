@@ -367,6 +367,12 @@ fn what_a_source_is_asked_by_is_in_the_key() {
     };
     assert_ne!(key("page=1"), key("page=2"));
     assert_eq!(key("other=1"), key("other=2"));
+    let persisted = TIERS.replace("({key}::int, {body}::jsonb)", "({query.page}::int, {body}::jsonb)");
+    let persisted = persisted.replace(" and page = {query.page}", "").replace("?page={query.page}", "");
+    assert_eq!(Policy::compile(&spec(&persisted)).unwrap().routes()[0].sources.len(), 2);
+    assert!(
+        problems(&persisted.replace("allow: [x]", "ignore: [page]"))[0].contains("which the key leaves out")
+    );
     let ignored = TIERS.replace("allow: [x]", "ignore: [page]");
     assert!(problems(&ignored)[0].contains("{query.page}, which the key leaves out"));
 }
@@ -401,6 +407,13 @@ fn what_is_wrong_with_tiers_and_sources() {
         ("/products/{key}", "/products/{id}", "{id} stands for nothing"),
         (" on conflict do nothing", "", "on conflict do nothing"),
         ("{body}::jsonb", "{answer}::jsonb", "{answer} stands for nothing"),
+        ("/products/{key}", "/products/{query.}", "{query.} stands for nothing"),
+        (
+            "\"https://api.example/v2\"",
+            "\"http://api.example\", caFrom: {file: /ca.pem}",
+            "http.caFrom: is for TLS",
+        ),
+        ("/data/{key}", "/data/{key}/{body}", "{body} is the text of the answer"),
         ("  - application: {}", "  - {}", "spec.routes[0].from[2]: say what to ask"),
     ] {
         let text = TIERS.replace(from, to);

@@ -3,7 +3,11 @@
 use std::sync::Arc;
 
 use aide::{OperationInput, transform::TransformOperation};
-use axum::extract::FromRequestParts;
+use axum::{
+    extract::{FromRequestParts, Request, State},
+    middleware::Next,
+    response::{IntoResponse, Response},
+};
 use http::{StatusCode, header, request::Parts};
 
 use super::{
@@ -25,7 +29,9 @@ impl FromRequestParts<Arc<Admin>> for Token {
         let given = parts
             .headers
             .get(header::AUTHORIZATION)
-            .and_then(|value| value.as_bytes().strip_prefix(b"Bearer "));
+            .and_then(|value| value.as_bytes().split_at_checked(7))
+            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "))
+            .map(|(_, given)| given);
         let refusal = match (&admin.token_file, given) {
             (None, _) => "this sidecar has no token: start it with --admin-token-file",
             (Some(_), None) => "send the token: Authorization: Bearer TOKEN",
@@ -42,6 +48,22 @@ impl FromRequestParts<Arc<Admin>> for Token {
             },
         };
         Err(Refused::new(StatusCode::UNAUTHORIZED, refusal))
+    }
+}
+
+/// Lets pass who has the token, or asks for health alone.
+pub(super) async fn for_all_but_health(
+    State(admin): State<Arc<Admin>>,
+    request: Request,
+    next: Next,
+) -> Response {
+    if matches!(request.uri().path(), "/livez" | "/readyz") {
+        return next.run(request).await;
+    }
+    let (mut parts, body) = request.into_parts();
+    match Token::from_request_parts(&mut parts, &admin).await {
+        Ok(Token) => next.run(Request::from_parts(parts, body)).await,
+        Err(refused) => refused.into_response(),
     }
 }
 

@@ -22,7 +22,7 @@ use super::{
     connection::{CONNECT_DEADLINE, Connection, Opened, Opener, Secrets},
     generation::{Mark, random},
     lease::Leases,
-    reload::{Newest, Reload, Reloads},
+    reload::{Newest, Reload},
     told::Told,
 };
 use crate::barriers::{Barriers, Heard};
@@ -128,11 +128,6 @@ impl Link {
     /// Why there is no connection, or not with the URL and CA that are given now. It has no password in it.
     pub(super) fn trouble(&self) -> Option<String> {
         self.state.reload.trouble()
-    }
-
-    /// How many changes of the URL or the CA were taken over, and refused.
-    pub(super) fn reloads(&self) -> Reloads {
-        self.state.reload.reloads()
     }
 
     /// Purges that others acknowledge to this pod.

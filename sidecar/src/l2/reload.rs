@@ -10,15 +10,6 @@ use super::connection::Secrets;
 /// How often what was refused is tried again: its server may only be starting.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// How often a changed URL or CA was taken over, and refused.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Reloads {
-    /// Changes that were taken over.
-    pub taken: u64,
-    /// Changes that were refused. One that is tried again counts once.
-    pub refused: u64,
-}
-
 /// Which secrets work, and why others do not.
 #[derive(Default)]
 pub(super) struct Reload(Mutex<State>);
@@ -30,7 +21,6 @@ struct State {
     refused: Option<Refused>,
     /// Why there is no connection.
     down: Option<String>,
-    reloads: Reloads,
 }
 
 struct Refused {
@@ -75,7 +65,6 @@ impl Reload {
         }
         state.refused = None;
         if state.in_use.replace(secrets).is_some() {
-            state.reloads.taken += 1;
             tracing::info!("redis is connected with the changed URL or CA");
         }
     }
@@ -84,7 +73,6 @@ impl Reload {
     pub(super) fn refuse(&self, what: Option<Secrets>, why: String) {
         let mut state = self.state();
         if state.refused.as_ref().is_none_or(|refused| refused.what != what) {
-            state.reloads.refused += 1;
             tracing::error!(error = why, "the changed URL or CA of redis is refused; going on as before");
         }
         state.refused = Some(Refused { what, at: Instant::now(), why });
@@ -108,10 +96,6 @@ impl Reload {
         state.down.clone().or(refused)
     }
 
-    pub(super) fn reloads(&self) -> Reloads {
-        self.state().reloads
-    }
-
     fn state(&self) -> MutexGuard<'_, State> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
@@ -119,7 +103,7 @@ impl Reload {
 
 impl std::fmt::Debug for Reload {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        f.debug_struct("Reload").field("reloads", &self.reloads()).finish_non_exhaustive()
+        f.debug_struct("Reload").finish_non_exhaustive()
     }
 }
 
@@ -136,7 +120,7 @@ mod tests {
         let reload = Reload::default();
         assert!(reload.is_down("starting".to_owned()) && !reload.is_down("starting".to_owned()));
         reload.take(secrets("a"));
-        assert_eq!((reload.trouble(), reload.reloads()), (None, Reloads::default()));
+        assert_eq!(reload.trouble(), None);
         assert!(reload.candidate(Ok(secrets("a"))).is_none());
         assert!(reload.candidate(Ok(secrets("b"))) == Some(secrets("b")));
         for _ in 0..2 {
@@ -144,7 +128,6 @@ mod tests {
             assert!(reload.candidate(Ok(secrets("b"))).is_none());
         }
         assert!(reload.trouble().unwrap().ends_with("refused: no"));
-        assert_eq!(reload.reloads(), Reloads { taken: 0, refused: 1 });
         if let Some(refused) = &mut reload.state().refused {
             refused.at -= RETRY;
         }
@@ -155,7 +138,7 @@ mod tests {
         assert!(reload.candidate(Ok(secrets("a"))).is_none());
         assert_eq!(reload.trouble(), None, "it is as it was");
         reload.take(secrets("c"));
-        assert_eq!(reload.reloads(), Reloads { taken: 1, refused: 2 });
+        assert!(reload.instead_of(&Ok(secrets("a"))) == Some(secrets("c")));
     }
 
     #[test]

@@ -278,9 +278,12 @@ impl PostgresError {
     }
 }
 
-/// What Postgres says; the error alone says "db error".
+/// What Postgres says, without its details, which may be what rows hold; the error alone says "db error".
 fn reason(error: &tokio_postgres::Error) -> String {
-    error.as_db_error().map_or_else(|| error.to_string(), ToString::to_string)
+    error.as_db_error().map_or_else(
+        || error.to_string(),
+        |error| format!("{}: {} ({})", error.severity(), error.message(), error.code().code()),
+    )
 }
 
 /// Classes of errors that another statement does not have: unsupported feature, cardinality, data, constraints, a write in a

@@ -124,9 +124,7 @@ fn observe_tiers(meter: &Meter, stats: &Arc<Stats>) {
     let known = Arc::clone(stats);
     meter
         .u64_observable_gauge("larder.tier.trouble")
-        .with_description(
-            "Whether a tier is not connected, or not by what its secrets say now; /policy says why.",
-        )
+        .with_description("Whether a URL or a CA can't be used, or Redis is not connected; /policy says why.")
         .with_callback(move |observer| {
             for (tier, has_trouble) in known.troubles() {
                 observer.observe(u64::from(has_trouble), &[KeyValue::new("tier", tier)]);

@@ -1,6 +1,6 @@
 //! A policy that changes while it is served by.
 
-use super::harness::{Origin, Policy, RedisServer, Sidecar, until};
+use super::harness::{Origin, Policy, RedisServer, Sidecar, Wire, until};
 
 const CACHED: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
@@ -162,4 +162,19 @@ async fn a_write_that_is_under_way_while_the_policy_changes_purges_under_the_new
     };
     let (_, old) = tokio::join!(writing, changing);
     assert_ne!(sidecar.get("/a").await.body, old);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_changed_policy_drops_no_connection() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(CACHED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let mut kept = Wire::to(sidecar.address).await;
+    for ttl in ["60s", "50s", "40s"] {
+        policy.change(&CACHED.replace("60s", ttl));
+        sidecar.until_it_serves(&policy).await;
+        kept.ask("/a").await;
+        let (head, body) = kept.answer().await;
+        assert!(head.starts_with("http/1.1 200") && body == "1", "{head}{body}");
+    }
 }

@@ -15,7 +15,7 @@ use crate::{
     spec::{self, FromSpec, HttpRequest, Otlp, Persist, PostgresQuery, Redis, RouteSpec, Topology},
     sql::BoundQuery,
     template::placeholders,
-    values::{BODY, query_parameters},
+    values::{BODY, query_parameter, query_parameters},
 };
 
 /// How long it is remembered that no source has what was asked for.
@@ -70,6 +70,10 @@ impl Check {
                 }
                 if let Some(ca_from) = &http.ca_from {
                     self.url_from(&format!("{at}.caFrom"), ca_from);
+                    if !is_https(&http.url) {
+                        let message = "is for TLS: write url with https, or take caFrom out";
+                        self.refuse(&format!("{at}.caFrom"), message);
+                    }
                 }
                 self.timeouts(&at, http.timeout.0, http.hard_timeout.map(|hard| hard.0));
                 Source::Http(http.clone())
@@ -150,7 +154,7 @@ impl Check {
         if !path.starts_with('/') || path.contains('#') || path.contains(char::is_whitespace) {
             self.refuse(&format!("{at}.path"), "start path with a slash, and leave out fragments and spaces");
         }
-        let is_known = |name: &&str| parameters.contains(name) || name.starts_with("query.");
+        let is_known = |name: &&str| parameters.contains(name) || query_parameter(name).is_some();
         for name in placeholders(path).filter(|name| !is_known(name)) {
             let message = format!(
                 "{{{name}}} stands for nothing: use a parameter of match.path, or one of the query such as {{query.page}}"
@@ -160,6 +164,11 @@ impl Check {
         let persist = persist.as_ref().and_then(|Persist { source, statement }| {
             let at = format!("{at}.persist");
             self.postgres_source(&at, source, sources);
+            if parameters.contains(&BODY) {
+                let message =
+                    "{body} is the text of the answer here: call the parameter of match.path another name";
+                self.refuse(&format!("{at}.statement"), message);
+            }
             if !statement.to_ascii_lowercase().contains("on conflict") {
                 let message =
                     "pods write the same row at the same time: end it with such as on conflict do nothing";
@@ -243,7 +252,13 @@ impl Check {
 pub(super) fn asked_query_parameters(from: &FromSpec) -> impl Iterator<Item = &str> {
     let query = from.postgres.iter().map(|postgres| &postgres.query);
     let path = from.http.iter().map(|http| &http.path);
-    query.chain(path).flat_map(|text| query_parameters(text))
+    let statement =
+        from.http.iter().filter_map(|http| http.persist.as_ref()).map(|persist| &persist.statement);
+    query.chain(path).chain(statement).flat_map(|text| query_parameters(text))
+}
+
+fn is_https(url: &str) -> bool {
+    url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"))
 }
 
 fn is_base_url(url: &str) -> bool {

@@ -19,7 +19,7 @@ use hyper_util::{
 };
 use larder_policy::spec::{self, UrlFrom};
 
-use crate::{secret::read_url, tls::client_config, upstream::may_have_been_dead};
+use crate::{secret::read_ca, tls::client_config, upstream::may_have_been_dead};
 
 /// How often the certificates are read again: a Secret's file may change.
 const CA_CHECK: Duration = Duration::from_secs(1);
@@ -44,8 +44,8 @@ impl Client {
         Self::Plain(builder().build(connector(connect_timeout)))
     }
 
-    fn secure(connect_timeout: Duration, ca_pem: Option<&str>) -> anyhow::Result<Self> {
-        let config = Arc::unwrap_or_clone(client_config(ca_pem.map(str::as_bytes))?);
+    fn secure(connect_timeout: Duration, ca_pem: Option<&[u8]>) -> anyhow::Result<Self> {
+        let config = Arc::unwrap_or_clone(client_config(ca_pem)?);
         let mut connector = connector(connect_timeout);
         connector.enforce_http(false);
         let connector = HttpsConnectorBuilder::new()
@@ -109,14 +109,14 @@ pub(super) struct Clients {
 struct Last {
     checked: Option<Instant>,
     /// The last good one, and the certificates that it was made with.
-    good: Option<(Option<String>, Client)>,
+    good: Option<(Option<Vec<u8>>, Client)>,
     trouble: Option<String>,
 }
 
 impl Clients {
     pub(super) fn new(spec: &spec::Http) -> Self {
         let is_secure = spec.url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
-        let ca_from = spec.ca_from.clone().filter(|_| is_secure);
+        let ca_from = spec.ca_from.clone();
         Self { is_secure, ca_from, connect_timeout: spec.hard_timeout().0, last: Mutex::default() }
     }
 
@@ -147,8 +147,8 @@ impl Clients {
         last
     }
 
-    fn renew(&self, good: &mut Option<(Option<String>, Client)>) -> anyhow::Result<()> {
-        let pem = self.ca_from.as_ref().map(read_url).transpose()?;
+    fn renew(&self, good: &mut Option<(Option<Vec<u8>>, Client)>) -> anyhow::Result<()> {
+        let pem = self.ca_from.as_ref().map(read_ca).transpose()?;
         if good.as_ref().is_none_or(|(made_with, _)| *made_with != pem) {
             let client = if self.is_secure {
                 Client::secure(self.connect_timeout, pem.as_deref())?

@@ -2,7 +2,7 @@
 
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use anyhow::{Context, anyhow};
+use anyhow::{Context, anyhow, ensure};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod};
 use larder_policy::spec;
 use tokio::time::{Duration, Instant, timeout};
@@ -13,7 +13,10 @@ use tokio_postgres::{
 use tokio_postgres_rustls::MakeRustlsConnect;
 
 use super::{PostgresError, url};
-use crate::{secret::read_url, tls::client_config};
+use crate::{
+    secret::{read_ca, read_url},
+    tls::client_config,
+};
 
 /// How long a connection may be idle.
 const IDLE: Duration = Duration::from_secs(60);
@@ -40,7 +43,7 @@ struct State {
 #[derive(Clone, PartialEq)]
 struct Told {
     url: String,
-    ca_pem: Option<String>,
+    ca_pem: Option<Vec<u8>>,
 }
 
 /// Not what it is: it has the password.
@@ -141,7 +144,7 @@ impl Pools {
     }
 
     fn told(&self) -> anyhow::Result<Told> {
-        let ca_pem = self.spec.ca_from.as_ref().map(read_url).transpose()?;
+        let ca_pem = self.spec.ca_from.as_ref().map(read_ca).transpose()?;
         Ok(Told { url: read_url(&self.spec.url_from)?, ca_pem })
     }
 
@@ -167,17 +170,25 @@ impl Pools {
     }
 }
 
-fn manager(config: Config, ca_pem: Option<&str>) -> anyhow::Result<Manager> {
+fn manager(mut config: Config, ca_pem: Option<&[u8]>) -> anyhow::Result<Manager> {
     // Whether a connection was broken is found when it is used: a statement that fails or is late takes it out of the pool.
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+    if ca_pem.is_some() {
+        // Who names a CA wants no connection without.
+        ensure!(
+            config.get_ssl_mode() != SslMode::Disable,
+            "caFrom is for TLS: take sslmode=disable out of the URL, or caFrom"
+        );
+        config.ssl_mode(SslMode::Require);
+    }
     let mode = config.get_ssl_mode();
     if mode == SslMode::Disable {
         return Ok(Manager::from_config(config, NoTls, recycling));
     }
-    let tls = match client_config(ca_pem.map(str::as_bytes)) {
+    let tls = match client_config(ca_pem) {
         Ok(tls) => tls,
         // Where the system trusts nobody, no TLS is better than none that works.
-        Err(_) if mode == SslMode::Prefer && ca_pem.is_none() => {
+        Err(_) if mode == SslMode::Prefer => {
             return Ok(Manager::from_config(config, NoTls, recycling));
         }
         Err(error) => return Err(error),

@@ -135,11 +135,9 @@ impl RedisServer {
         words.iter().for_each(|word| {
             command.arg(word);
         });
-        until("an answer of Redis", async || {
-            match command.query_async(&mut self.connection().await).await {
-                Err(error) if error.is_io_error() => None,
-                answer => Some(answer.unwrap()),
-            }
+        until("an answer of Redis", async || match command.query_async(&mut self.connection().await).await {
+            Err(error) if error.is_io_error() => None,
+            answer => Some(answer.unwrap()),
         })
         .await
     }
