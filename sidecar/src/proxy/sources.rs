@@ -20,7 +20,7 @@ use super::{
 };
 use crate::{
     body::{Network, Source as BodySource, SourceError},
-    cache_status::{Became, Tier},
+    cache_status::Tier,
     clock::wall_ms,
     problem::Problem,
     sources::{
@@ -108,11 +108,8 @@ impl Proxy {
 
 impl Errand {
     fn deliver_from_source(self, head: Parts, network: Network, requested_at: u64) -> Answered {
-        let (status, source) = (head.status, BodySource::new(network));
-        if !self.stores {
-            return self.passed_on(status, head, crate::body::Body::Stream(source), Became::Passed);
-        }
-        self.deliver(status, head, source, Times { requested_at, received_at: wall_ms() })
+        let times = Times { requested_at, received_at: wall_ms() };
+        self.deliver(head.status, head, BodySource::new(network), times)
     }
 }
 
