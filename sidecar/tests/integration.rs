@@ -14,13 +14,17 @@ mod integration {
     mod configuration;
     mod connections;
     mod controls;
+    mod envelope;
+    mod failsafe;
     mod heads;
     mod http2;
     mod http_source;
     mod interim;
     mod invalidating;
     mod last_known_good;
+    mod lifetimes;
     mod metrics;
+    mod negative;
     mod postgres;
     mod postgres_source;
     mod purging;
@@ -33,6 +37,7 @@ mod integration {
     mod routes;
     mod sharing;
     mod staleness;
+    mod stampede;
     mod storing;
     mod streaming;
     mod upgrades;

@@ -12,8 +12,9 @@ impl Proxy {
     /// is to ask for itself.
     pub(super) async fn wait_for_turn(self: &Arc<Self>, errand: &mut Errand) -> Option<Answered> {
         let question = &errand.question;
-        // Only what may be shared in this pod is shared with others.
-        errand.lead.as_ref()?;
+        // Only what may be shared in this pod is shared with others, and an answer to HEAD is not stored for them. A Redis that
+        // was slow is not waited for again.
+        errand.lead.as_ref().filter(|_| !question.is_head() && !errand.redis_was_slow)?;
         let (serving, key) = (Arc::clone(&question.serving), question.key.clone());
         let l2 = serving.l2.as_ref()?;
         let deadline = Instant::now() + PATIENCE;

@@ -54,7 +54,7 @@ impl Policy {
     }
 
     async fn stored_records(&self, redis: &mut redis::aio::MultiplexedConnection) -> usize {
-        let pattern = format!("larder:itest/{}:{{*", self.name);
+        let pattern = format!("larder:itest/{}:*}}:[ev]*", self.name);
         let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(redis).await.unwrap();
         keys.len()
     }
