@@ -22,7 +22,7 @@ use super::{
     Answered, Proxy,
     ask::{Coming, Landing},
     fetch::Errand,
-    fill::{PartFill, Slot, WholeFill, store},
+    fill::{PartFill, Slot, WholeFill, given_ttl, store},
     keep::Place,
     question::{Ask, Question},
     refresh::drain,
@@ -132,7 +132,8 @@ impl Errand {
         let headers =
             validation::freshen(&stored.head.headers, &storing::kept_headers(&received.head.headers));
         let status = stored.head.status;
-        let claims = Claims::read(status, &headers, received.times, self.question.serving.policy.targets());
+        let claims = Claims::read(status, &headers, received.times, self.question.serving.policy.targets())
+            .with_given_ttl(given_ttl(self.question.lifetimes(), &headers, Some(&stored.content)));
         let head = Head {
             status,
             headers,
@@ -283,6 +284,8 @@ impl Errand {
         if !self.question.is_head() {
             headers.remove(CONTENT_LENGTH);
         }
+        // What the body says of it is known when that is whole.
+        let claims = claims.with_given_ttl(given_ttl(self.question.lifetimes(), &headers, None));
         let names = self.question.names();
         Head { status: head.status, headers, times, claims, stamp: self.stamp, names }
     }

@@ -10,6 +10,7 @@ use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header::CONTENT_RANGE};
 use larder_flight::{GivenUp, Observer};
 use larder_policy::{
+    Lifetimes,
     claims::Claims,
     lifetimes::TtlFrom,
     range::{ContentRange, Pieces, may_combine},
@@ -173,17 +174,20 @@ pub(super) fn store(mut head: Head, place: Place, content: Content, lease: Optio
         return place.serving.not_stored(place.route, NotStored::Purged);
     }
     let lifetimes = &place.serving.policy.routes()[place.route].lifetimes;
-    let given = lifetimes.ttl_from.as_ref().and_then(|from| given_ttl(from, &head.headers, &content));
-    head.claims = head.claims.with_given_ttl(given);
+    head.claims = head.claims.with_given_ttl(given_ttl(lifetimes, &head.headers, Some(&content)));
     place.keep(Arc::new(Entry::new(head, content)), lease);
 }
 
 /// How long an answer says that it is fresh, where its route says.
-fn given_ttl(from: &TtlFrom, headers: &HeaderMap, content: &Content) -> Option<Duration> {
-    match (from, content) {
+pub(super) fn given_ttl(
+    lifetimes: &Lifetimes,
+    headers: &HeaderMap,
+    content: Option<&Content>,
+) -> Option<Duration> {
+    match (lifetimes.ttl_from.as_ref()?, content) {
         (TtlFrom::Header(name), _) => ttl::of_header(headers, name),
-        (TtlFrom::Json(pointer), Content::Whole(body)) => ttl::of_json(body, pointer),
-        (TtlFrom::Json(_), Content::Parts(_)) => None,
+        (TtlFrom::Json(pointer), Some(Content::Whole(body))) => ttl::of_json(body, pointer),
+        (TtlFrom::Json(_), Some(Content::Parts(_)) | None) => None,
     }
 }
 
