@@ -78,6 +78,10 @@ impl Question {
 
     /// Whether an answer that is served is to be renewed behind it.
     pub(super) fn renews(&self, entry: &Entry, standing: &Standing) -> bool {
+        // A renewal has just failed.
+        if entry.stands_in() {
+            return false;
+        }
         let is_early =
             |left| self.lifetimes().early_refresh && (entry.takes_renewal() || entry.is_renewed_early(left));
         match standing.verdict {
