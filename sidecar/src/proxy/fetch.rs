@@ -137,7 +137,9 @@ impl Proxy {
                 Some(answered)
             }
             Looked::Candidate(entry, reason) => {
-                errand.candidate.get_or_insert(entry);
+                if errand.is_newer(&entry) {
+                    errand.candidate = Some(entry);
+                }
                 errand.reason = reason;
                 None
             }
