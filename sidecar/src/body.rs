@@ -19,7 +19,7 @@ pub enum Body {
     Stream(Source),
     /// Passed on as it comes, to several who asked for the same, and into the cache.
     Fill(Reader<Source>),
-    /// One of these, with something before and after it.
+    /// One of these without its trailers, with something before and after it.
     Between(Option<Bytes>, Box<Body>, Option<Bytes>),
 }
 
@@ -76,9 +76,15 @@ impl HttpBody for Body {
                 if let Some(before) = before.take() {
                     return Poll::Ready(Some(Ok(Frame::data(before))));
                 }
-                let frame =
-                    if body.is_end_stream() { None } else { ready!(Pin::new(body).poll_frame(context)) };
-                Poll::Ready(frame.or_else(|| after.take().map(|after| Ok(Frame::data(after)))))
+                while !body.is_end_stream() {
+                    match ready!(Pin::new(&mut **body).poll_frame(context)) {
+                        // Nothing can follow trailers, and they are about what is between.
+                        Some(Ok(frame)) if frame.is_trailers() => {}
+                        Some(frame) => return Poll::Ready(Some(frame)),
+                        None => break,
+                    }
+                }
+                Poll::Ready(after.take().map(|after| Ok(Frame::data(after))))
             }
         }
     }

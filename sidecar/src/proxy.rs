@@ -185,6 +185,22 @@ impl Proxy {
             let reason = if is_cacheable { Forward::Bypass(Bypass::NoRoute) } else { Forward::Method };
             return self.pass(request, client, reason, None).await;
         };
+        let rules = &serving.policy.routes()[route];
+        if !rules.envelope {
+            return self.answer_by_route(serving, request, client, route).await;
+        }
+        envelope::ask_for_whole(request.headers_mut());
+        self.answer_by_route(serving, request, client, route).await.wrapped(&method)
+    }
+
+    async fn answer_by_route(
+        self: &Arc<Self>,
+        serving: &Arc<Serving>,
+        request: Request<Incoming>,
+        client: Client,
+        route: usize,
+    ) -> Answered {
+        let (uri, method) = (request.uri().clone(), request.method().clone());
         let survey = Survey::of(request.headers());
         let rules = &serving.policy.routes()[route];
         let has_content = !request.body().is_end_stream();
@@ -206,14 +222,13 @@ impl Proxy {
             None => Bytes::new(),
         };
         let question = Question::new(serving, route, self.target, head, content, client, &survey);
-        let answered = match bypass {
+        match bypass {
             None => self.look_up(question).await,
             Some(bypass) => {
                 let errand = Errand::new(question, None, Forward::Bypass(bypass));
                 self.ask_sources(Errand { stores: false, ..errand }).await
             }
-        };
-        if rules.envelope { answered.wrapped() } else { answered }
+        }
     }
 
     /// Passes a request on, whatever is stored.

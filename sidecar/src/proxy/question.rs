@@ -38,32 +38,18 @@ pub(super) struct Question {
     pub(super) shares_only_what_it_may: bool,
 }
 
-/// Request headers that are about the answer as it is stored.
-const ABOUT_THE_ANSWER: [header::HeaderName; 5] = [
-    header::ACCEPT_ENCODING,
-    header::IF_NONE_MATCH,
-    header::IF_MODIFIED_SINCE,
-    header::IF_RANGE,
-    header::RANGE,
-];
-
 impl Question {
     /// A request of a route, with the body that is in its key, if one is.
     pub(super) fn new(
         serving: &Arc<Serving>,
         route: usize,
         target: Option<u16>,
-        mut head: Parts,
+        head: Parts,
         content: Bytes,
         client: Client,
         survey: &Survey,
     ) -> Self {
         let rules = &serving.policy.routes()[route];
-        let has_range = survey.has_range() && !rules.envelope;
-        if rules.envelope {
-            // They are about the answer, and the client sees what is made of it.
-            ABOUT_THE_ANSWER.iter().for_each(|name| drop(head.headers.remove(name)));
-        }
         let path = NormalPath::new(head.uri.path());
         let is_keyed = rules.body_limit().is_some() && head.method == Method::POST;
         let hash = is_keyed.then(|| blake3::hash(&content));
@@ -90,14 +76,14 @@ impl Question {
             names_a_person: survey.names_a_person()
                 && credentials::identity_header(&head.headers, &rules.key).is_some(),
             no_store: asked.no_store,
-            asked_for_part: has_range,
+            asked_for_part: survey.has_range(),
         };
         Self {
             key: key(&head.method),
             key_of_get: (head.method == Method::HEAD).then(|| key(&Method::GET)),
             serving: Arc::clone(serving),
             route,
-            range: if head.method == Method::GET && has_range {
+            range: if head.method == Method::GET && survey.has_range() {
                 range::asked(&head.headers)
             } else {
                 range::Asked::Whole
