@@ -68,6 +68,8 @@ pub enum Patience {
 pub struct Lookup {
     /// Where Redis stands: the stamp of a fill that begins now.
     pub stamp: Stamp,
+    /// Which variant that is, by the names that `Vary` listed; empty if it listed none.
+    pub variant: String,
     /// What is stored and not purged.
     pub found: Found,
 }
@@ -175,15 +177,15 @@ impl L2 {
                     || stamp.order < reply.barrier
                     || self.barriers.covers(names, *stamp)
             };
+            let mut variant = String::new();
             let found = match read(reply.record, targets) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                 Some(Record::Entry(entry)) => Found::Entry(vec![], entry),
                 Some(Record::Vary(names)) => {
-                    let mut variant = String::new();
                     vary::write_variant(&mut variant, &names, request);
-                    let variant = self.keys.variant(shape, key, &variant);
-                    let record = commands::get(&mut connection, &variant).await?;
+                    let own = self.keys.variant(shape, key, &variant);
+                    let record = commands::get(&mut connection, &own).await?;
                     match read(record, targets) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                         Some(Record::Entry(entry)) => Found::Entry(names, entry),
@@ -191,7 +193,7 @@ impl L2 {
                     }
                 }
             };
-            Ok(Lookup { stamp, found })
+            Ok(Lookup { stamp, variant, found })
         })
         .await
     }

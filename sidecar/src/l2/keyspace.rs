@@ -39,19 +39,24 @@ impl Keyspace {
 
     /// One variant of a key.
     pub fn variant(&self, shape: &str, key: &str, variant: &str) -> String {
-        let variant = &blake3::hash(variant.as_bytes()).to_hex()[..32];
-        format!("{}:{{{}}}:variant:{variant}", self.policy, self.hash(shape, key))
+        format!("{}:{{{}}}:variant:{}", self.policy, self.hash(shape, key), short(variant))
     }
 
-    /// The lease of a key, and who waits for it.
-    pub fn lease(&self, shape: &str, key: &str) -> [String; 2] {
+    /// The lease of a key, or of one variant of it where those are known, and who waits for it.
+    pub fn lease(&self, shape: &str, key: &str, variant: &str) -> [String; 2] {
         let hash = self.hash(shape, key);
-        ["lease", "waiting"].map(|kind| format!("{}:{{{hash}}}:{kind}", self.policy))
+        let variant = if variant.is_empty() { String::new() } else { format!(":{}", short(variant)) };
+        ["lease", "waiting"].map(|kind| format!("{}:{{{hash}}}:{kind}{variant}", self.policy))
     }
 
     fn hash(&self, shape: &str, key: &str) -> blake3::Hash {
         blake3::hash(format!("{} {shape} {key}", self.uid).as_bytes())
     }
+}
+
+/// A variant as keys have it.
+fn short(variant: &str) -> String {
+    blake3::hash(variant.as_bytes()).to_hex()[..32].to_owned()
 }
 
 #[cfg(test)]
@@ -69,8 +74,8 @@ mod tests {
         let slot = |key: &str| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
         let primary = keys("a").primary("s", "k");
         assert_eq!(slot(&primary), slot(&keys("a").variant("s", "k", "\naccept=x")));
-        assert!(
-            keys("a").lease("s", "k").iter().all(|lease| slot(lease) == slot(&primary) && *lease != primary)
-        );
+        let leases = ["", "\naccept=x", "\naccept=y"].map(|variant| keys("a").lease("s", "k", variant));
+        assert!(leases.iter().flatten().all(|lease| slot(lease) == slot(&primary) && *lease != primary));
+        assert!(leases[0] != leases[1] && leases[1] != leases[2]);
     }
 }

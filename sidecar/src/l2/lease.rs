@@ -137,20 +137,23 @@ impl Drop for Lease {
 }
 
 impl L2 {
-    /// Asks for the lease of a key.
+    /// Asks for the lease of a key, or of the variant that a lookup named.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling: then there are no leases.
-    pub async fn lease(self: &Arc<Self>, shape: &str, key: &str) -> Result<Leased, L2Error> {
-        let keys = self.keys.lease(shape, key);
-        let primary = self.keys.primary(shape, key);
+    pub async fn lease(self: &Arc<Self>, shape: &str, key: &str, variant: &str) -> Result<Leased, L2Error> {
+        let keys = self.keys.lease(shape, key, variant);
+        let entry = match variant {
+            "" => self.keys.primary(shape, key),
+            variant => self.keys.variant(shape, key, variant),
+        };
         // Before it is asked for: it may be given back at once.
         let mut waiting = self.link.leases().register(&keys[0]);
         let token = random();
         let reply = self
             .timed("lease", self.timeout, async {
                 let mut connection = self.link.connection().ok_or(L2Error::Down)?;
-                Ok(commands::lease(&mut connection, &keys, &primary, token, TERM).await?)
+                Ok(commands::lease(&mut connection, &keys, &entry, token, TERM).await?)
             })
             .await;
         match reply {

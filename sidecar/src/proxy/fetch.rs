@@ -28,6 +28,8 @@ pub(super) struct Errand {
     pub(super) is_refresh: bool,
     /// Whether what comes of it may be stored.
     pub(super) stores: bool,
+    /// Which variant Redis says that it asks for; empty if it knows of none.
+    pub(super) variant: String,
     /// That it is this pod's turn to ask.
     pub(super) lease: Option<Lease>,
     /// Redis did not say in time what it has.
@@ -48,6 +50,7 @@ impl Errand {
             stamp,
             is_refresh: false,
             stores: true,
+            variant: String::new(),
             lease: None,
             redis_was_slow: false,
             tier: Tier::Application,
@@ -108,6 +111,7 @@ impl Proxy {
         errand.redis_was_slow = matches!(lookup, Err(L2Error::Deadline(_)));
         let lookup = lookup.ok()?;
         errand.stamp = lookup.stamp;
+        errand.variant = lookup.variant;
         let (vary, entry) = match lookup.found {
             Found::Nothing => return None,
             Found::OtherVariants => {

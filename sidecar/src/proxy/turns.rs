@@ -19,7 +19,7 @@ impl Proxy {
         let l2 = serving.l2.as_ref()?;
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
-            match l2.lease(&serving.shape, key.as_str()).await.ok()? {
+            match l2.lease(&serving.shape, key.as_str(), &errand.variant).await.ok()? {
                 Leased::Granted(lease, is_stored) => {
                     self.telemetry.stats.leased(true);
                     // The one before us may have stored it since we looked.
