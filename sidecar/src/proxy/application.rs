@@ -257,8 +257,14 @@ impl Errand {
         }
         let has_it_already = self.question.has_it_already(&stored);
         let slot = Slot::default();
-        let observer = WholeFill::new(stored.clone(), place.clone(), slot.clone(), self.lease.take());
+        let lease = self.lease.take();
+        let others_wait = lease.is_some();
+        let observer = WholeFill::new(stored.clone(), place.clone(), slot.clone(), lease);
         let (fill, reader) = larder_flight::fill(source, limit, Box::new(observer));
+        // Other pods have it when it is whole: that must not take as long as this client takes to read it.
+        if let Some(reader) = fill.join().filter(|_| others_wait) {
+            tokio::spawn(drain(Body::Fill(reader), limit));
+        }
         if let Some(lead) = self.lead.take() {
             slot.hold(lead.land(Landing::Coming(Arc::new(Coming {
                 head: stored.clone(),
