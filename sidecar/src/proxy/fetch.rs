@@ -3,8 +3,9 @@
 use std::sync::Arc;
 
 use larder_flight::Lead;
+use tokio::time::timeout;
 
-use super::{Answered, Proxy, ask::Landing, keep::Place, look::Looked, question::Question};
+use super::{Answered, Proxy, ask::Landing, keep::Place, look::Looked, question::Question, refresh::drain};
 use crate::{
     barriers::Stamp,
     cache_status::{Forward, Tier},
@@ -72,11 +73,34 @@ impl Errand {
 }
 
 impl Proxy {
-    /// Asks Redis, then the route's sources, or the application.
+    /// Asks Redis, then the route's sources, or the application. Where what is stored may stand in, it does so as soon as a
+    /// source takes longer than its `timeout`, whichever pod asks it; what the source says then is stored all the same.
     pub(super) async fn fetch(self: &Arc<Self>, mut errand: Errand) -> Answered {
         if let Some(answered) = self.look_in_redis(&mut errand, Patience::Soft).await {
             return answered;
         }
+        let Some(soft) = errand.soft_timeout() else { return self.ask_in_turn(errand).await };
+        let stand_in = errand.stand_in_later();
+        let limit = errand.question.serving.policy.l1.max_object_size.0;
+        let proxy = Arc::clone(self);
+        let mut asking = tokio::spawn(async move { proxy.ask_in_turn(errand).await });
+        match timeout(soft, &mut asking).await {
+            Ok(answered) => {
+                answered.expect("a task that is not aborted ends, unless it panics, and then so do we")
+            }
+            Err(_) => {
+                tokio::spawn(async move {
+                    if let Ok(Answered { response, .. }) = asking.await {
+                        drain(response.into_body(), limit).await;
+                    }
+                });
+                stand_in.answer()
+            }
+        }
+    }
+
+    /// Asks the route's sources, or the application, when no other pod does.
+    async fn ask_in_turn(self: &Arc<Self>, mut errand: Errand) -> Answered {
         if let Some(answered) = self.wait_for_turn(&mut errand).await {
             return answered;
         }

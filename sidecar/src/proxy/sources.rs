@@ -13,11 +13,8 @@ use larder_policy::{
     claims::Times,
     policy::{Ask, HttpSource, QuerySource},
 };
-use tokio::time::timeout;
 
-use super::{
-    Answered, Proxy, ask::Landing, fetch::Errand, persist::Keeping, question::Question, refresh::drain,
-};
+use super::{Answered, Proxy, ask::Landing, fetch::Errand, persist::Keeping, question::Question};
 use crate::{
     body::{Network, Source as BodySource, SourceError},
     cache_status::Tier,
@@ -39,30 +36,8 @@ enum Said {
 }
 
 impl Proxy {
-    /// Asks the route's sources in order, and the application after them if it is one of them. Where what is stored may stand in,
-    /// it does so as soon as a source takes longer than its `timeout`; what the source says then is stored all the same.
-    pub(super) async fn ask_sources(self: &Arc<Self>, errand: Errand) -> Answered {
-        let Some(soft) = errand.soft_timeout() else { return self.ask_each_source(errand).await };
-        let stand_in = errand.stand_in_later();
-        let limit = errand.question.serving.policy.l1.max_object_size.0;
-        let proxy = Arc::clone(self);
-        let mut asking = tokio::spawn(async move { proxy.ask_each_source(errand).await });
-        match timeout(soft, &mut asking).await {
-            Ok(answered) => {
-                answered.expect("a task that is not aborted ends, unless it panics, and then so do we")
-            }
-            Err(_) => {
-                tokio::spawn(async move {
-                    if let Ok(Answered { response, .. }) = asking.await {
-                        drain(response.into_body(), limit).await;
-                    }
-                });
-                stand_in.answer()
-            }
-        }
-    }
-
-    async fn ask_each_source(self: &Arc<Self>, mut errand: Errand) -> Answered {
+    /// Asks the route's sources in order, and the application after them if it is one of them.
+    pub(super) async fn ask_sources(self: &Arc<Self>, mut errand: Errand) -> Answered {
         let requested_at = wall_ms();
         let route = errand.question.route().clone();
         let mut somebody_failed = false;
