@@ -37,6 +37,9 @@ use crate::{
     upstream::UpstreamError,
 };
 
+/// So much of a body of unknown length is read ahead of its client: less than a reader may lie behind another.
+const MOST_AHEAD: u64 = 4 << 20;
+
 /// An answer of the application as it came.
 struct Received {
     head: Parts,
@@ -259,11 +262,12 @@ impl Errand {
         let slot = Slot::default();
         let lease = self.lease.take();
         let others_wait = lease.is_some();
+        let ahead = if source.size_hint().exact().is_some() { limit } else { limit.min(MOST_AHEAD) };
         let observer = WholeFill::new(stored.clone(), place.clone(), slot.clone(), lease);
         let (fill, reader) = larder_flight::fill(source, limit, Box::new(observer));
         // Other pods have it when it is whole: that must not take as long as this client takes to read it.
         if let Some(reader) = fill.join().filter(|_| others_wait) {
-            tokio::spawn(drain(Body::Fill(reader), limit));
+            tokio::spawn(drain(Body::Fill(reader), ahead));
         }
         if let Some(lead) = self.lead.take() {
             slot.hold(lead.land(Landing::Coming(Arc::new(Coming {
