@@ -10,7 +10,7 @@ use crate::{
 
 mod window;
 
-use window::Windows;
+use window::{Windows, forbids_stale};
 
 /// How old a stored answer is and what may be done with it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -179,6 +179,12 @@ pub fn keep_for(claims: &Claims, lifetimes: &Lifetimes) -> Duration {
         Duration::ZERO
     };
     life.saturating_add(Windows::of(claims, lifetimes, ttl).longest().max(worth_validating))
+}
+
+/// Whether an answer may be served stale at all: not if it says `no-cache`, `must-revalidate` or `proxy-revalidate`, unless a
+/// TTL replaces that (RFC 9111, section 4.2.4).
+pub fn may_be_stale(claims: &Claims, lifetimes: &Lifetimes) -> bool {
+    ttl(claims, lifetimes).is_some() || !forbids_stale(&claims.directives)
 }
 
 /// Whether an answer that just came is fresh for a moment, or may be served stale.

@@ -69,6 +69,6 @@ impl Windows {
 /// `s-maxage` is not among them: it has the meaning of `proxy-revalidate` (section 5.2.2.10), and so forbids what a client
 /// asks for, but who writes a stale window beside it, into the answer or the route, wants it used; it would mean nothing
 /// otherwise.
-fn forbids_stale(directives: &ResponseDirectives) -> bool {
+pub(super) fn forbids_stale(directives: &ResponseDirectives) -> bool {
     directives.no_cache || directives.must_revalidate || directives.proxy_revalidate
 }

@@ -6,7 +6,11 @@ use std::{
 };
 
 use http::{HeaderName, StatusCode};
-use larder_policy::{PurgeName, freshness::keep_for, vary};
+use larder_policy::{
+    PurgeName,
+    freshness::{keep_for, may_be_stale},
+    vary,
+};
 
 use super::{question::Question, rescue::last_known_good_id};
 use crate::{
@@ -128,7 +132,9 @@ impl Place {
     fn keep_as_last_known_good(&self, entry: &Arc<Entry>) {
         let Some(table) = self.serving.last_known_good(self.route).cloned() else { return };
         let is_whole = matches!(entry.content, Content::Whole(_));
-        if entry.head.status != StatusCode::OK || !is_whole || !self.vary.is_empty() {
+        let lifetimes = &self.serving.policy.routes()[self.route].lifetimes;
+        let may_be_stale = may_be_stale(&entry.head.claims, lifetimes);
+        if entry.head.status != StatusCode::OK || !is_whole || !self.vary.is_empty() || !may_be_stale {
             return;
         }
         let id = last_known_good_id(&self.serving, &self.key);

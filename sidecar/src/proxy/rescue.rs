@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use http::StatusCode;
-use larder_policy::{policy::Ask, vary};
+use larder_policy::{freshness::may_be_stale, policy::Ask, vary};
 
 use super::{Answered, Proxy, ask::Landing, fetch::Errand, keep::Place, question::Question};
 use crate::{
@@ -129,6 +129,9 @@ impl Question {
         let Ok(Record::Entry(mut entry)) = codec::decode(record, self.serving.policy.targets()) else {
             return None;
         };
+        if !may_be_stale(&entry.head.claims, self.lifetimes()) {
+            return None;
+        }
         let own = entry.head.stamp;
         // An order of another generation, or of one pod, means nothing here.
         let is_counted = own.generation != 0 && own.generation == stamp.generation;
