@@ -20,13 +20,19 @@ impl Proxy {
         let deadline = Instant::now() + PATIENCE;
         while Instant::now() < deadline {
             match l2.lease(&serving.shape, key.as_str(), &errand.variant).await.ok()? {
-                Leased::Granted(lease, is_stored) => {
+                Leased::Granted(mut lease, is_stored) => {
                     self.telemetry.stats.leased(true);
+                    let variant = errand.variant.clone();
                     // The one before us may have stored it since we looked.
                     let answered = match is_stored {
                         true => self.look_in_redis(errand, Patience::Soft).await,
                         false => None,
                     };
+                    if answered.is_none() && errand.variant != variant {
+                        // There are variants after all: the lease of one is to be had, by those who wait for this, too.
+                        lease.stored();
+                        continue;
+                    }
                     if answered.is_none() {
                         errand.lease = Some(lease);
                     }
