@@ -39,7 +39,7 @@ impl Question {
     pub(super) fn look_in_memory(&self) -> Looked {
         let of_get = self.key_of_get.as_ref().map(|key| self.look_under(key));
         match of_get {
-            Some(of_get @ Looked::Usable(..)) => of_get,
+            Some(of_get @ (Looked::Usable(..) | Looked::StandsIn(_))) => of_get,
             Some(of_get @ Looked::Candidate(..)) => match self.look_under(&self.key) {
                 Looked::Nothing(_) => of_get,
                 own => own,
