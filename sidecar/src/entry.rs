@@ -69,6 +69,17 @@ pub enum Content {
 }
 
 impl Head {
+    /// With its place among the answers that were stored at the same time, by which their TTLs differ: the same in every pod.
+    pub fn spread(self) -> Self {
+        let name = self.names.first().map_or([0; 8], |name| {
+            let mut start = [0; 8];
+            start.copy_from_slice(&name.as_bytes()[..8]);
+            start
+        });
+        let mixed = (u64::from_le_bytes(name) ^ self.times.received_at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+        Self { claims: self.claims.with_spread((mixed >> 48) as u16), ..self }
+    }
+
     /// How it stands now with those who ask for it.
     pub fn standing(&self, lifetimes: &Lifetimes, asked: &RequestDirectives) -> Standing {
         judge(&self.claims, lifetimes, self.resident(), asked)
@@ -82,9 +93,8 @@ impl Head {
 
 impl Entry {
     /// An entry that comes into this pod now.
-    pub fn new(mut head: Head, content: Content) -> Self {
-        let spread = spread(&head);
-        head.claims = head.claims.with_spread(spread);
+    pub fn new(head: Head, content: Content) -> Self {
+        let head = head.spread();
         let rendered = match &content {
             Content::Whole(body) => render(&head, body.len()),
             Content::Parts(_) => Bytes::new(),
@@ -179,17 +189,6 @@ impl Entry {
         };
         OVERHEAD + headers + self.rendered.len() + content + self.head.names.len() * size_of::<PurgeName>()
     }
-}
-
-/// Where an answer stands among those that were stored at the same time: the same in every pod.
-fn spread(head: &Head) -> u16 {
-    let name = head.names.first().map_or([0; 8], |name| {
-        let mut start = [0; 8];
-        start.copy_from_slice(&name.as_bytes()[..8]);
-        start
-    });
-    let mixed = (u64::from_le_bytes(name) ^ head.times.received_at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-    (mixed >> 48) as u16
 }
 
 fn render(head: &Head, length: usize) -> Bytes {

@@ -297,7 +297,7 @@ impl Errand {
         // What the body says of it is known when that is whole.
         let claims = claims.with_given_ttl(given_ttl(self.question.lifetimes(), &headers, None));
         let names = self.question.names();
-        Head { status: head.status, headers, times, claims, stamp: self.stamp, names }
+        Head { status: head.status, headers, times, claims, stamp: self.stamp, names }.spread()
     }
 
     pub(super) fn passed_on(&self, said: StatusCode, head: Parts, body: Body, answer: Became) -> Answered {
