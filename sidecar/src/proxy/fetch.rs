@@ -150,10 +150,7 @@ impl Proxy {
         };
         let place = Place::looked_up(question, vary);
         match question.weigh(Arc::clone(&entry)) {
-            Looked::Usable(entry, _) if errand.is_refresh && !errand.is_newer(&entry) => {
-                errand.candidate = Some(entry);
-                None
-            }
+            Looked::Usable(entry, _) if errand.is_refresh && !errand.is_newer(&entry) => None,
             Looked::Usable(entry, standing) => {
                 place.keep_in_memory(&entry);
                 let answered = question.hit(&entry, &standing, Tier::L2);
