@@ -61,7 +61,11 @@ impl Question {
                 }
                 // Another pod may have stored something newer in L2.
                 Looked::Usable(entry, _) if !self.keeps_in_l1(&entry) => {
-                    Looked::Candidate(entry, self.why(Forward::Stale))
+                    if entry.stands_in() && self.asked.is_empty() {
+                        Looked::StandsIn(entry)
+                    } else {
+                        Looked::Candidate(entry, self.why(Forward::Stale))
+                    }
                 }
                 looked => looked,
             },
