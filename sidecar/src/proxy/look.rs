@@ -94,11 +94,16 @@ impl Question {
         }
     }
 
-    /// What a stored answer is worth to this request.
-    pub(super) fn weigh(&self, entry: Arc<Entry>) -> Looked {
+    /// Whether a stored answer is for who asks (RFC 9111, section 3.5).
+    pub(super) fn may_have(&self, entry: &Entry) -> bool {
         let directives = entry.head.claims.directives();
         let may_be_shared = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
-        if self.shares_only_what_it_may && !may_be_shared {
+        may_be_shared || !self.shares_only_what_it_may
+    }
+
+    /// What a stored answer is worth to this request.
+    pub(super) fn weigh(&self, entry: Arc<Entry>) -> Looked {
+        if !self.may_have(&entry) {
             return Looked::Nothing(Forward::Bypass(Bypass::Credentials));
         }
         if entry.is_purged(&self.serving.barriers) {

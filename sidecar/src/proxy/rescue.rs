@@ -27,6 +27,10 @@ impl Proxy {
         errand: &mut Errand,
         status: Option<StatusCode>,
     ) -> Option<Answered> {
+        // What bypasses the cache is not looked up in any.
+        if !errand.stores {
+            return None;
+        }
         if let Some(answered) = errand.stand_in(status) {
             return Some(answered);
         }
@@ -129,7 +133,7 @@ impl Question {
         let Ok(Record::Entry(mut entry)) = codec::decode(record, self.serving.policy.targets()) else {
             return None;
         };
-        if !may_be_stale(&entry.head.claims, self.lifetimes()) {
+        if !may_be_stale(&entry.head.claims, self.lifetimes()) || !self.may_have(&entry) {
             return None;
         }
         let own = entry.head.stamp;
