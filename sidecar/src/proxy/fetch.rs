@@ -10,7 +10,7 @@ use crate::{
     barriers::Stamp,
     cache_status::{Forward, Tier},
     entry::Entry,
-    l2::{Found, L2Error, Lease, Patience},
+    l2::{Found, Lease, Patience},
 };
 
 /// A request that goes beyond memory, and who waits for what comes of it.
@@ -33,8 +33,8 @@ pub(super) struct Errand {
     pub(super) variant: String,
     /// That it is this pod's turn to ask.
     pub(super) lease: Option<Lease>,
-    /// Redis did not say in time what it has.
-    pub(super) redis_was_slow: bool,
+    /// Redis did not say what it has: it was slow, or not asked because it had been.
+    pub(super) redis_is_silent: bool,
     /// Who is asked.
     pub(super) tier: Tier,
 }
@@ -53,7 +53,7 @@ impl Errand {
             stores: true,
             variant: String::new(),
             lease: None,
-            redis_was_slow: false,
+            redis_is_silent: false,
             tier: Tier::Application,
         }
     }
@@ -132,7 +132,7 @@ impl Proxy {
                 patience,
             )
             .await;
-        errand.redis_was_slow = matches!(lookup, Err(L2Error::Deadline(_)));
+        errand.redis_is_silent = lookup.is_err();
         let lookup = lookup.ok()?;
         errand.stamp = lookup.stamp;
         errand.variant = lookup.variant;

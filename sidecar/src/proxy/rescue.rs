@@ -34,7 +34,7 @@ impl Proxy {
         if let Some(answered) = errand.stand_in(status) {
             return Some(answered);
         }
-        if std::mem::take(&mut errand.redis_was_slow) {
+        if std::mem::take(&mut errand.redis_is_silent) {
             let answered = self.look_in_redis(errand, Patience::Hard).await;
             if let Some(answered) = answered.or_else(|| errand.stand_in(status)) {
                 return Some(answered);
