@@ -11,6 +11,10 @@ impl Proxy {
     /// Waits while another pod asks for the same, and answers from what it stored. `None`: it is this pod's turn, or everybody
     /// is to ask for itself.
     pub(super) async fn wait_for_turn(self: &Arc<Self>, errand: &mut Errand) -> Option<Answered> {
+        // It would be as long about a lease as about a lookup, and one wait is enough.
+        if errand.redis_is_silent {
+            return None;
+        }
         let question = &errand.question;
         // Only what may be shared in this pod is shared with others, and an answer to HEAD is not stored for them. A Redis that
         // was slow is not waited for again.
