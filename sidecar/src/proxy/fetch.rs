@@ -23,8 +23,10 @@ pub(super) struct Errand {
     /// What is stored of the answer.
     pub(super) part: Option<Arc<Entry>>,
     pub(super) reason: Forward,
-    /// Where the order of purges stood when it began.
+    /// Where the order of purges stood when it began, as Redis says.
     pub(super) stamp: Stamp,
+    /// The same, as this pod knew it.
+    pub(super) began: Stamp,
     /// Nobody waits for it: what is stored has been served.
     pub(super) is_refresh: bool,
     /// Whether what comes of it may be stored.
@@ -49,6 +51,7 @@ impl Errand {
             part: None,
             reason,
             stamp,
+            began: stamp,
             is_refresh: false,
             stores: true,
             variant: String::new(),

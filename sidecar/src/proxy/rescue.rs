@@ -40,7 +40,7 @@ impl Proxy {
                 return Some(answered);
             }
         }
-        let entry = errand.question.last_known_good(errand.stamp).await?;
+        let entry = errand.last_known_good().await?;
         Some(errand.stands_in(Arc::new(entry), status, Tier::LastKnownGood))
     }
 }
@@ -118,30 +118,40 @@ impl Question {
     }
 }
 
-impl Question {
-    /// The last good answer, which no purge made stale: the table knows of those before `stamp`.
-    async fn last_known_good(&self, stamp: Stamp) -> Option<Entry> {
-        let table = self.serving.last_known_good(self.route)?;
-        let key = self.key_of_get.as_ref().unwrap_or(&self.key);
-        let record = match table.load(last_known_good_id(&self.serving, key.as_str())).await {
+impl Errand {
+    /// The last good answer, which no purge made stale: the table knows of those before this began.
+    async fn last_known_good(&self) -> Option<Entry> {
+        let question = &self.question;
+        let table = question.serving.last_known_good(question.route)?;
+        let key = question.key_of_get.as_ref().unwrap_or(&question.key);
+        let record = match table.load(last_known_good_id(&question.serving, key.as_str())).await {
             Ok(record) => record?,
             Err(error) => {
-                self.report("lastKnownGood", &error);
+                question.report("lastKnownGood", &error);
                 return None;
             }
         };
-        let Ok(Record::Entry(mut entry)) = codec::decode(record, self.serving.policy.targets()) else {
+        let barriers = &question.serving.barriers;
+        let Ok(Record::Entry(mut entry)) = codec::decode(record, question.serving.policy.targets()) else {
             return None;
         };
-        if !may_be_stale(&entry.head.claims, self.lifetimes()) || !self.may_have(&entry) {
+        if !may_be_stale(&entry.head.claims, question.lifetimes()) || !question.may_have(&entry) {
             return None;
         }
-        let own = entry.head.stamp;
-        // An order of another generation, or of one pod, means nothing here.
+        let (own, stamp) = (entry.head.stamp, self.stamp_in(barriers.stamp().generation));
+        // What was stored in an earlier generation came before all purges of this one; a pod's own order means nothing to another.
         let is_counted = own.generation != 0 && own.generation == stamp.generation;
-        entry.head.stamp = if is_counted { Stamp { local: stamp.local, ..own } } else { stamp };
-        let is_purged = self.serving.barriers.covers(&entry.head.names, entry.head.stamp);
+        let order = if is_counted { own.order } else { 0 };
+        entry.head.stamp = Stamp { order, ..stamp };
+        let is_purged = barriers.covers(&entry.head.names, entry.head.stamp);
         (!is_purged).then_some(*entry)
+    }
+
+    /// Where the order of purges stood when it began, in a generation. Redis may have lost the order, before or after it was
+    /// asked: all that was purged in a generation that this had no part in came later.
+    fn stamp_in(&self, generation: u64) -> Stamp {
+        let known = [self.stamp, self.began].into_iter().find(|stamp| stamp.generation == generation);
+        known.unwrap_or(Stamp { generation, order: 0, local: self.began.local })
     }
 }
 
