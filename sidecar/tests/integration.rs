@@ -16,6 +16,7 @@ mod integration {
     mod controls;
     mod envelope;
     mod failsafe;
+    mod faults;
     mod heads;
     mod http2;
     mod http_source;

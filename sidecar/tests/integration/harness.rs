@@ -10,6 +10,7 @@ use std::{
 
 mod authority;
 mod database;
+mod load;
 mod origin;
 mod policy;
 mod postgres_server;
@@ -22,12 +23,13 @@ mod wire;
 
 pub(super) use authority::Authority;
 pub(super) use database::Database;
+pub(super) use load::{newcomers, p99_of_hits};
 pub(super) use origin::{Origin, RawOrigin, read_head, reply};
 pub(super) use policy::Policy;
 pub(super) use postgres_server::PostgresServer;
 pub(super) use redis_server::{RedisServer, free_port};
 pub(super) use redis_set::{Cluster, Sentinels};
-pub(super) use relay::Relay;
+pub(super) use relay::{Fault, Relay};
 pub(super) use sidecar::{Answer, Sidecar, TOKEN, exchange};
 pub(super) use steps::Steps;
 pub(super) use wire::{Wire, header};

@@ -1,0 +1,216 @@
+//! Redis at fault.
+
+use futures::future::join_all;
+
+use super::*;
+
+const SLOW: Fault = Fault::Slow(Duration::from_millis(500));
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_redis_memory_and_every_source_answer_and_it_is_shared_again_after() {
+    let stand = Stand::new().await;
+    let pods = stand.pods_with(&["/page/hot", "/item/hot", "/page/theirs"]).await;
+    let [near, far] = &pods;
+    for (round, fault) in [Fault::Cut, Fault::Silent, SLOW].into_iter().enumerate() {
+        stand.to_redis.suffer(fault);
+        for path in ["/page/hot", "/item/hot"] {
+            assert_eq!(good(near, path).await.hit(), Some("l1"), "{fault:?}");
+        }
+        // In Redis, and in the other pod.
+        good(far, "/page/theirs").await;
+        for route in ["page", "row", "product", "kept-product"] {
+            let path = format!("/{route}/{round}");
+            let answer = good(far, &path).await;
+            assert_eq!(answer.hit(), None, "{fault:?}");
+            assert_eq!(good(far, &path).await.hit(), Some("l1"), "{fault:?}: it is stored in memory");
+        }
+        if fault != SLOW {
+            until_tier(near, "redis", "down").await;
+        }
+        stand.to_redis.suffer(Fault::Nothing);
+        for pod in &pods {
+            until("redis is back", async || {
+                // A breaker closes when somebody asks.
+                good(pod, &format!("/page/{}", pod.metric("larder_requests_total", &[]).await)).await;
+                (pod.policy().await["tiers"]["redis"] == "up").then_some(())
+            })
+            .await;
+        }
+        stand.until_shared(&pods).await;
+    }
+    assert!(failures(far, "l2").await > 0.0);
+    stand.database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_redis_that_is_not_there_at_the_start_is_taken_when_it_comes() {
+    let stand = Stand::new().await;
+    stand.to_redis.suffer(Fault::Cut);
+    let application = stand.application.relay.address();
+    let mut pods = vec![];
+    for _ in 0..2 {
+        let pod = Sidecar::start_at_once(&stand.policy, application).await;
+        for path in ["/page/a", "/row/a", "/product/a"] {
+            // Postgres may still be connecting.
+            until("an answer", async || (pod.get(path).await.status == 200).then_some(())).await;
+            assert_eq!(good(&pod, path).await.hit(), Some("l1"));
+        }
+        assert_eq!(pod.admin("/readyz").await.status, 200);
+        assert!(!pod.trouble("redis").await.is_empty());
+        until_tier(&pod, "redis", "down").await;
+        pods.push(pod);
+    }
+    stand.to_redis.suffer(Fault::Nothing);
+    let pods: [Sidecar; 2] = pods.try_into().unwrap();
+    for pod in &pods {
+        until_tier(pod, "redis", "up").await;
+        pod.until_no_trouble().await;
+    }
+    stand.until_shared(&pods).await;
+    stand.database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_only_a_slow_redis_has_is_answered_though_it_failed_many() {
+    let stand = Stand::new().await;
+    let paths = ["/product/1", "/product/2", "/product/3", "/product/4", "/product/5", "/product/6"];
+    let [_, near] = stand.pods_with(&paths).await;
+    stand.to_redis.suffer(SLOW);
+    stand.store.relay.suffer(Fault::Cut);
+    assert_eq!(good(&near, paths[0]).await.hit(), Some("l2"));
+    // What is not stored tells the breaker nothing good of Redis.
+    let unstored: Vec<_> = (0..10).map(|number| format!("/page/unstored-{number}")).collect();
+    join_all(unstored.iter().map(|path| good(&near, path))).await;
+    until_tier(&near, "redis", "down").await;
+    for answer in join_all(paths[1..].iter().map(|path| good(&near, path))).await {
+        assert_eq!(answer.hit(), Some("l2"));
+    }
+    stand.database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_request_waits_for_a_slow_redis_once_where_a_source_can_answer() {
+    let stand = Stand::new().await;
+    let pod = stand.pod().await;
+    stand.to_redis.suffer(SLOW);
+    for (path, times) in [("/page/unstored", 1.0), ("/product/a", 2.0)] {
+        good(&pod, path).await;
+        assert_eq!(failures(&pod, "l2").await, times, "{path}: Redis was asked for a turn, too");
+    }
+    stand.database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn after_a_flush_the_last_good_answer_stands_in_at_once() {
+    let stand = Stand::new().await;
+    let pods = stand.pods_with(&["/kept-product/a", "/kept-page/a", "/page/hot"]).await;
+    let [near, far] = &pods;
+    stand.until_kept(2).await;
+    stand.store.relay.suffer(Fault::Cut);
+    stand.application.says(503);
+    for _ in 0..3 {
+        stand.redis.say(&["FLUSHALL"]).await;
+        for answer in join_all(["/kept-product/a", "/kept-page/a"].map(|path| good(far, path))).await {
+            assert!(stood_in(&answer) || answer.hit() == Some("l1"), "{}", answer.cache_status());
+        }
+    }
+    let stand_ins = far.metric("larder_requests_total", &["tier=\"last-known-good\""]).await;
+    assert!(stand_ins >= 2.0, "{stand_ins}");
+    // And without Redis.
+    stand.to_redis.suffer(Fault::Cut);
+    let newcomer = Sidecar::start_at_once(&stand.policy, stand.application.relay.address()).await;
+    until("the last good answer", async || stood_in(&newcomer.get("/kept-product/a").await).then_some(()))
+        .await;
+    stand.to_redis.suffer(Fault::Nothing);
+    stand.store.relay.suffer(Fault::Nothing);
+    stand.application.says(200);
+    good(near, "/page/hot").await;
+    for pod in &pods {
+        until_tier(pod, "redis", "up").await;
+    }
+    until("a new answer", async || (who(&near.get("/kept-product/b").await) == "http").then_some(())).await;
+    stand.until_shared(&pods).await;
+    stand.database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_flush_while_a_source_is_waited_for_costs_no_last_good_answer() {
+    let stand = Stand::new().await;
+    let [_keeps, far] = stand.pods_with(&["/kept-product/a"]).await;
+    stand.until_kept(1).await;
+    // The entry alone: the pod that has it not must ask the source.
+    for key in stand.redis.ask::<Vec<String>>(&["KEYS", "*:{*"]).await {
+        stand.redis.say(&["DEL", &key]).await;
+    }
+    good(&far, "/page/hot").await;
+    stand.store.relay.suffer(Fault::Silent);
+    let asked = stand.store.origin.calls();
+    let flushed = async {
+        until("it is asked", async || (stand.store.origin.calls() > asked).then_some(())).await;
+        stand.redis.say(&["FLUSHALL"]).await;
+        // It learns of that when it looks, and what it stored is of another generation then.
+        let mut number = 0;
+        until("the pod knows", async || {
+            number += 1;
+            good(&far, &format!("/page/{number}")).await;
+            good(&far, "/page/hot").await.hit().is_none().then_some(())
+        })
+        .await;
+        stand.store.relay.suffer(Fault::Cut);
+    };
+    let (answer, ()) = tokio::join!(good(&far, "/kept-product/a"), flushed);
+    assert!(stood_in(&answer), "{}", answer.cache_status());
+    stand.database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_full_redis_counts_as_none() {
+    let stand = Stand::new().await;
+    let pods = stand.pods_with(&["/page/hot", "/page/theirs"]).await;
+    let [near, far] = &pods;
+    stand.redis.say(&["CONFIG", "SET", "maxmemory", "1"]).await;
+    for number in 0..10 {
+        assert_eq!(good(near, "/page/hot").await.hit(), Some("l1"));
+        for route in ["page", "row", "product"] {
+            good(near, &format!("/{route}/{number}")).await;
+        }
+    }
+    let trouble = near.trouble("redis").await;
+    assert!(trouble.contains("OOM"), "{trouble}");
+    assert_eq!(near.policy().await["tiers"]["redis"], "down");
+    assert_eq!(who(&good(far, "/page/theirs").await), "larder; fwd=uri-miss; fwd-status=200; stored");
+    assert!(failures(near, "l2").await > 0.0);
+    stand.redis.say(&["CONFIG", "SET", "maxmemory", "0"]).await;
+    for pod in &pods {
+        pod.until_no_trouble().await;
+    }
+    stand.until_shared(&pods).await;
+    stand.database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_older_than_the_grace_is_asked_for_again_or_stands_in() {
+    let stand = Stand::trusting_for("500ms").await;
+    let pods = stand.pods_with(&["/product/a", "/kept-product/a", "/page/a"]).await;
+    let pod = &pods[0];
+    stand.until_kept(1).await;
+    stand.to_redis.suffer(Fault::Cut);
+    stand.store.relay.suffer(Fault::Cut);
+    // This is what it costs: nobody can tell any more whether it was purged.
+    until("it is no longer trusted", async || (pod.get("/product/a").await.status == 502).then_some(()))
+        .await;
+    let asked = stand.application.origin.calls();
+    until("what was stored is asked for again", async || {
+        good(pod, "/page/a").await;
+        (stand.application.origin.calls() > asked).then_some(())
+    })
+    .await;
+    // The table of last good answers hears of purges by itself.
+    assert!(stood_in(&good(pod, "/kept-product/a").await));
+    stand.to_redis.suffer(Fault::Nothing);
+    stand.store.relay.suffer(Fault::Nothing);
+    until_tier(pod, "redis", "up").await;
+    until("it is stored again", async || (pod.get("/product/a").await.hit() == Some("l1")).then_some(()))
+        .await;
+    stand.database.drop_schema().await;
+}
