@@ -62,7 +62,8 @@ impl Report {
 /// # Errors
 /// When it can't be run.
 pub async fn ask(sandbox: &Sandbox, pod: &RunningPod, arguments: &[&str]) -> anyhow::Result<Report> {
-    let command: Vec<_> = ["/larder-example-origin", "load"].iter().chain(arguments).copied().collect();
+    let command: Vec<_> =
+        ["/larder-example-origin", "load", "--json"].iter().chain(arguments).copied().collect();
     let printed = exec::run(&sandbox.api::<Pod>(), &pod.name, "app", &command).await?;
     serde_json::from_str(&printed).with_context(|| format!("not a report: {printed:?}"))
 }

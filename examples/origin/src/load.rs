@@ -38,13 +38,18 @@ pub(crate) struct Args {
     /// How many values `{n}` has.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     keys: u32,
+
+    /// Print the report as JSON.
+    #[arg(long)]
+    json: bool,
 }
 
-/// Asks, and prints the report as JSON.
+/// Asks, and prints the report.
 pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
     let base: Uri = args.url.replace("{n}", "1").parse()?;
     base.host().context("no host in the URL")?;
     let started = Instant::now();
+    let json = args.json;
     let mut users: JoinSet<_> =
         (0..args.users).map(|user| User::new(args.clone(), user).ask(started)).collect();
     let mut found = Found::default();
@@ -52,7 +57,8 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         found.add(user?);
     }
     let report = found.report(started.elapsed());
-    writeln!(std::io::stdout(), "{}", serde_json::to_string_pretty(&report)?)?;
+    let text = if json { serde_json::to_string(&report)? } else { report.to_string() };
+    writeln!(std::io::stdout(), "{}", text.trim_end())?;
     Ok(())
 }
 

@@ -1,6 +1,6 @@
 //! How requests were answered, as it is printed.
 
-use std::{collections::BTreeMap, time::Duration};
+use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::Serialize;
 
@@ -28,6 +28,23 @@ pub(crate) struct Times {
     p50_ms: f64,
     p99_ms: f64,
     max_ms: f64,
+}
+
+impl fmt::Display for Report {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let Self { requests, failed, failures, seconds, requests_per_second, times, answers } = self;
+        writeln!(f, "{requests} requests in {seconds} s, {requests_per_second} a second, {failed} failed")?;
+        for (reason, count) in failures {
+            writeln!(f, "{count} of them: {reason}")?;
+        }
+        writeln!(f, "{:24}{:>8}{:>12}{:>12}{:>12}", "", "count", "p50 ms", "p99 ms", "max ms")?;
+        let answers = answers.iter().map(|(answer, times)| (answer.as_str(), times));
+        for (answer, times) in [("all", times)].into_iter().chain(answers) {
+            let Times { count, mean_ms: _, p50_ms, p99_ms, max_ms } = times;
+            writeln!(f, "{answer:24}{count:>8}{p50_ms:>12.3}{p99_ms:>12.3}{max_ms:>12.3}")?;
+        }
+        Ok(())
+    }
 }
 
 /// What one user, or several, found.
@@ -132,6 +149,13 @@ mod tests {
         });
         let report = found.report(Duration::from_secs(2));
         assert_eq!((report.requests, report.failed, report.requests_per_second), (103, 3, 51.5));
+        let printed = report.to_string();
+        for line in [
+            "103 requests in 2 s, 51.5 a second, 3 failed\n3 of them: status 503",
+            "100.000     100.000\nhit l1 ",
+        ] {
+            assert!(printed.contains(line), "{line:?} is not in {printed}");
+        }
         let times = &report.answers["hit l1"];
         assert_eq!((times.count, times.mean_ms, times.p50_ms, times.p99_ms), (100, 50.5, 51.0, 100.0));
     }
