@@ -130,7 +130,7 @@ impl Proxy {
         let started = Instant::now();
         let serving = Arc::clone(&self.config.serving());
         let is_http2 = request.version() == Version::HTTP_2;
-        tracing::debug!(method = %request.method(), target = %request.uri(), "request");
+        tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
         let Answered { mut response, route, outcome, tier, life: _ } =
             self.answer(&serving, request, client).await;
         serving.route_stats(route).answered(outcome, tier);

@@ -112,7 +112,7 @@ impl Lane {
         output.extend_from_slice(number.format(ttl_seconds(standing.verdict)).as_bytes());
         output.extend_from_slice(b"; detail=l1\r\n\r\n");
         serving.route_stats(Some(found.index)).answered(Outcome::Hit, Tier::L1);
-        tracing::debug!(method = head.method, target = head.target, "request");
+        tracing::debug!(method = head.method, uri = head.target, "request");
         tracing::debug!(route = route.name, tier = "l1", status = entry.head.status.as_u16(), "hit");
         if body.len() > COPIED {
             return Some(body.clone());
