@@ -43,8 +43,9 @@ impl Values<'_> {
         of_path.or_else(|| self.body.filter(|_| name == BODY).map(Cow::from))
     }
 
-    /// A path with its `{name}`s replaced, each by its value as one part of a URL, or by nothing.
-    pub fn expand_url(&self, template: &str) -> String {
+    /// A path, perhaps with a query, with its `{name}`s replaced, each by its value as one part of a URL, or by nothing. `None` if a
+    /// value in the path is `.` or `..`: however they are written, servers take them for another path.
+    pub fn expand_url(&self, template: &str) -> Option<String> {
         let mut expanded = String::with_capacity(template.len() + 32);
         let mut rest = template;
         while let Some((before, name, after)) = rest
@@ -52,15 +53,15 @@ impl Values<'_> {
             .and_then(|(before, rest)| rest.split_once('}').map(|(name, after)| (before, name, after)))
         {
             expanded.push_str(before);
-            // Two dots would be another part than the one that the template has.
-            match self.get(name).as_deref() {
-                Some(dots @ ("." | "..")) => expanded.push_str(&dots.replace('.', "%2E")),
-                value => expanded.extend(utf8_percent_encode(value.unwrap_or_default(), ENCODED)),
+            let value = self.get(name).unwrap_or_default();
+            if matches!(&*value, "." | "..") && !expanded.contains('?') {
+                return None;
             }
+            expanded.extend(utf8_percent_encode(&value, ENCODED));
             rest = after;
         }
         expanded.push_str(rest);
-        expanded
+        Some(expanded)
     }
 }
 
@@ -104,16 +105,22 @@ mod tests {
         ] {
             assert_eq!(values.get(name).as_deref(), expected, "{name}");
         }
-        assert_eq!(values.expand_url("/p/{key}?page={query.page}&y={query.y}"), "/p/a%2Fb?page=2%20%26&y=");
+        let expanded = values.expand_url("/p/{key}?page={query.page}&y={query.y}");
+        assert_eq!(expanded.as_deref(), Some("/p/a%2Fb?page=2%20%26&y="));
     }
 
     #[test]
     fn a_value_is_never_more_than_a_part() {
-        for (value, expanded) in
-            [("..", "/a/%2E%2E/b"), ("x?y#z", "/a/x%3Fy%23z/b"), ("{key}", "/a/%7Bkey%7D/b")]
-        {
+        for (value, expanded) in [
+            ("..", None),
+            (".", None),
+            ("...", Some("/a/.../b")),
+            ("x?y#z", Some("/a/x%3Fy%23z/b")),
+            ("{key}", Some("/a/%7Bkey%7D/b")),
+        ] {
             let values = Values { parameters: vec![("key", value.to_owned())], ..Values::default() };
-            assert_eq!(values.expand_url("/a/{key}/b"), expanded);
+            assert_eq!(values.expand_url("/a/{key}/b").as_deref(), expanded);
+            assert!(values.expand_url("/a?b={key}").is_some());
         }
     }
 }

@@ -1,7 +1,7 @@
 //! The cache that the pods share: Redis.
 //!
-//! A request waits for Redis at most as long as the policy's `timeout`, or `hardTimeout` if nobody else can answer, and not
-//! at all while the breaker is open or the connection is down. [`link`] keeps the connection and hears of purges; [`commands`] is what is said to Redis.
+//! A request waits for Redis at most as long as the policy's `timeout`, and not at all while the breaker is open or the
+//! connection is down; if nobody else can answer, as long as `hardTimeout`, whatever the breaker says. [`link`] keeps the connection and hears of purges; [`commands`] is what is said to Redis.
 
 use std::{sync::Arc, time::Duration};
 
@@ -70,6 +70,8 @@ pub struct Lookup {
     pub stamp: Stamp,
     /// Which variant that is, by the names that `Vary` listed; empty if it listed none.
     pub variant: String,
+    /// The last purge that covers the key, in the order of `stamp`; 0: none.
+    pub purge: u64,
     /// What is stored and not purged.
     pub found: Found,
 }
@@ -167,6 +169,7 @@ impl L2 {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
             let primary = self.keys.primary(shape, key);
             let reply = commands::lookup(&mut connection, self.keys.barriers(), names, &primary).await?;
+            let purge = reply.barrier;
             let stamp = self.barriers.stamp_at(reply.generation, reply.order);
             if stamp.generation != self.barriers.stamp().generation {
                 self.link.request_resync();
@@ -193,7 +196,7 @@ impl L2 {
                     }
                 }
             };
-            Ok(Lookup { stamp, variant, found })
+            Ok(Lookup { stamp, variant, purge, found })
         })
         .await
     }
@@ -289,7 +292,10 @@ impl L2 {
         let outcome = tokio::time::timeout(deadline, work).await.unwrap_or(Err(L2Error::Deadline(deadline)));
         match &outcome {
             Ok(_) => {
-                self.breaker.succeeded();
+                // One that is quick enough for what nobody waits for may be too slow for requests.
+                if started.elapsed() <= self.timeout {
+                    self.breaker.succeeded();
+                }
                 self.telemetry.tier_answered(Tier::L2, started.elapsed());
             }
             Err(L2Error::Down) => {}

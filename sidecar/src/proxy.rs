@@ -206,7 +206,9 @@ impl Proxy {
         let has_content = !request.body().is_end_stream();
         let bypass = bypass_of(serving, rules, &method, uri.query(), request.headers(), &survey, has_content);
         // What the sources answer depends on path and query alone, and the application may have no such path.
-        if let Some(bypass) = bypass.filter(|_| rules.sources.is_empty()) {
+        // It may have one, and gets the body that came with the request then.
+        let is_for_application = rules.sources.is_empty() || rules.asks_application && has_content;
+        if let Some(bypass) = bypass.filter(|_| is_for_application) {
             return self.pass(request, client, Forward::Bypass(bypass), Some(route)).await;
         }
         let (head, body) = request.into_parts();

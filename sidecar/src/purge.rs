@@ -58,7 +58,7 @@ pub async fn after_write(
     loop {
         done.note_write();
         let now = Arc::clone(&config.serving());
-        if Arc::ptr_eq(&now.barriers, &done.barriers) {
+        if Arc::ptr_eq(&now, &done) {
             return;
         }
         let names = now.policy.purged_by(method, path);

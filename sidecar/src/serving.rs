@@ -185,8 +185,9 @@ impl Serving {
         let last_known_good = tables(&policy, &metadata, &sources, previous);
         if !last_known_good.is_empty() && missed_writes.tables.swap(false, Ordering::SeqCst) {
             for (_, table) in &last_known_good {
+                table.note_everything();
                 let table = Arc::clone(table);
-                tokio::spawn(async move { table.forget_everything().await });
+                tokio::spawn(async move { table.tell().await });
             }
         }
         let route_stats = policy.routes().iter().map(|route| telemetry.stats.route(&route.name)).collect();
@@ -240,9 +241,10 @@ impl Serving {
     /// Forgets the last good answers that bear one of these names, soon: until then a barrier covers them.
     pub fn forget_last_known_good(&self, names: &[PurgeName]) {
         for (_, table) in &self.last_known_good {
-            let (table, names) = (Arc::clone(table), names.to_vec());
-            // A failure is made up for by the table, as every purge is.
-            tokio::spawn(async move { table.forget(&names).await });
+            // What is noted is not loaded; a failure to tell is made up for by the table.
+            table.note(names);
+            let table = Arc::clone(table);
+            tokio::spawn(async move { table.tell().await });
         }
     }
 

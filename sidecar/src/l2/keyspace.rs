@@ -42,11 +42,12 @@ impl Keyspace {
         format!("{}:{{{}}}:variant:{}", self.policy, self.hash(shape, key), short(variant))
     }
 
-    /// The lease of a key, or of one variant of it where those are known, and who waits for it.
-    pub fn lease(&self, shape: &str, key: &str, variant: &str) -> [String; 2] {
+    /// The lease of a key since the last purge of it, or of one variant of it where those are known, and who waits for it: who comes
+    /// after a purge does not wait for what was asked before.
+    pub fn lease(&self, shape: &str, key: &str, variant: &str, purge: u64) -> [String; 2] {
         let hash = self.hash(shape, key);
         let variant = if variant.is_empty() { String::new() } else { format!(":{}", short(variant)) };
-        ["lease", "waiting"].map(|kind| format!("{}:{{{hash}}}:{kind}{variant}", self.policy))
+        ["lease", "waiting"].map(|kind| format!("{}:{{{hash}}}:{kind}{variant}:{purge}", self.policy))
     }
 
     fn hash(&self, shape: &str, key: &str) -> blake3::Hash {
@@ -74,7 +75,7 @@ mod tests {
         let slot = |key: &str| key[key.find('{').unwrap()..=key.find('}').unwrap()].to_owned();
         let primary = keys("a").primary("s", "k");
         assert_eq!(slot(&primary), slot(&keys("a").variant("s", "k", "\naccept=x")));
-        let leases = ["", "\naccept=x", "\naccept=y"].map(|variant| keys("a").lease("s", "k", variant));
+        let leases = ["", "\naccept=x", "\naccept=y"].map(|variant| keys("a").lease("s", "k", variant, 7));
         assert!(leases.iter().flatten().all(|lease| slot(lease) == slot(&primary) && *lease != primary));
         assert!(leases[0] != leases[1] && leases[1] != leases[2]);
     }

@@ -9,7 +9,11 @@ use std::{
     time::Duration,
 };
 
-use tokio::{runtime::Handle, sync::oneshot, time::interval};
+use tokio::{
+    runtime::Handle,
+    sync::oneshot,
+    time::{Instant, interval},
+};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{L2, L2Error, commands, generation::random};
@@ -18,6 +22,8 @@ use super::{L2, L2Error, commands, generation::random};
 pub(super) const TERM: Duration = Duration::from_secs(2);
 /// A third: one renewal that is late does not lose it.
 const RENEWAL: Duration = Duration::from_millis(650);
+/// How long a lease is renewed.
+const LONGEST: Duration = Duration::from_secs(10);
 /// What begins a message on the bus that is about a lease.
 const MARK: &[u8] = b"L ";
 
@@ -137,12 +143,16 @@ impl Drop for Lease {
 }
 
 impl L2 {
-    /// Asks for the lease of a key, or of the variant that a lookup named.
+    /// Asks for the lease of a key under the policy's shape, or of the variant that a lookup named, since the last purge that it
+    /// named.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling: then there are no leases.
-    pub async fn lease(self: &Arc<Self>, shape: &str, key: &str, variant: &str) -> Result<Leased, L2Error> {
-        let keys = self.keys.lease(shape, key, variant);
+    pub async fn lease(
+        self: &Arc<Self>,
+        (shape, key, variant, purge): (&str, &str, &str, u64),
+    ) -> Result<Leased, L2Error> {
+        let keys = self.keys.lease(shape, key, variant, purge);
         let entry = match variant {
             "" => self.keys.primary(shape, key),
             variant => self.keys.variant(shape, key, variant),
@@ -175,7 +185,9 @@ impl L2 {
     async fn keep_renewing(self: Arc<Self>, keys: [String; 2], token: u64) {
         let mut ticks = interval(RENEWAL);
         ticks.tick().await;
-        loop {
+        let began = Instant::now();
+        // The source of one pod may hang while those of others do not.
+        while began.elapsed() < LONGEST {
             ticks.tick().await;
             let renewed = self
                 .timed("renew", self.timeout, async {

@@ -33,6 +33,8 @@ pub(super) struct Errand {
     pub(super) stores: bool,
     /// Which variant Redis says that it asks for; empty if it knows of none.
     pub(super) variant: String,
+    /// The last purge of what is asked for, as Redis says.
+    pub(super) barrier: u64,
     /// That it is this pod's turn to ask.
     pub(super) lease: Option<Lease>,
     /// Redis did not say what it has: it was slow, or not asked because it had been.
@@ -55,6 +57,7 @@ impl Errand {
             is_refresh: false,
             stores: true,
             variant: String::new(),
+            barrier: 0,
             lease: None,
             redis_is_silent: false,
             tier: Tier::Application,
@@ -92,12 +95,18 @@ impl Proxy {
                 answered.expect("a task that is not aborted ends, unless it panics, and then so do we")
             }
             Err(_) => {
+                let Some(answered) = stand_in.answer() else {
+                    // It was purged meanwhile.
+                    return asking
+                        .await
+                        .expect("a task that is not aborted ends, unless it panics, and then so do we");
+                };
                 tokio::spawn(async move {
                     if let Ok(Answered { response, .. }) = asking.await {
                         drain(response.into_body(), limit).await;
                     }
                 });
-                stand_in.answer()
+                answered
             }
         }
     }
@@ -139,6 +148,7 @@ impl Proxy {
         let lookup = lookup.ok()?;
         errand.stamp = lookup.stamp;
         errand.variant = lookup.variant;
+        errand.barrier = lookup.purge;
         let (vary, entry) = match lookup.found {
             Found::Nothing => return None,
             Found::OtherVariants => {

@@ -24,6 +24,9 @@ use crate::{
 /// How long those who ask for what is not for sharing go to the application each by itself, without waiting to learn that.
 const UNSHARED_MS: u64 = 5_000;
 
+/// By how much the difference of two readings of a coarse clock may be off.
+const OFF: Duration = Duration::from_millis(20);
+
 /// Where an answer is stored.
 #[derive(Clone, Debug)]
 pub struct Place {
@@ -99,6 +102,7 @@ impl Place {
     /// Drops what is there: here at once, and in Redis and other pods soon, where it is purged under `name`.
     pub(super) fn forget(&self, name: PurgeName) {
         self.serving.l1.remove(&self.own_key());
+        self.serving.forget_last_known_good(&[name]);
         let Some(l2) = self.serving.l2.clone() else { return };
         // A failure is made up for by the link, as that of every purge.
         tokio::spawn(async move { l2.purge(&[name]).await });
@@ -134,14 +138,18 @@ impl Place {
         let is_whole = matches!(entry.content, Content::Whole(_));
         let lifetimes = &self.serving.policy.routes()[self.route].lifetimes;
         let may_be_stale = may_be_stale(&entry.head.claims, lifetimes);
+        if [StatusCode::NOT_FOUND, StatusCode::GONE].contains(&entry.head.status) {
+            self.serving.forget_last_known_good(entry.head.names.get(..1).unwrap_or_default());
+        }
         if entry.head.status != StatusCode::OK || !is_whole || !self.vary.is_empty() || !may_be_stale {
             return;
         }
         let id = last_known_good_id(&self.serving, &self.key);
-        let age = Duration::from_millis(wall_ms().saturating_sub(entry.head.times.requested_at));
+        // Purges are compared with it: rather too early than too late.
+        let age = Duration::from_millis(wall_ms().saturating_sub(entry.head.times.requested_at)) + OFF;
+        let now = Instant::now();
         let (entry, route) = (Arc::clone(entry), self.serving.policy.routes()[self.route].name.clone());
         tokio::spawn(async move {
-            let now = Instant::now();
             let asked_at = now.checked_sub(age).unwrap_or(now);
             let record = codec::encode(&entry);
             if let Err(error) = table.store(id, &entry.head.names, record, asked_at).await {

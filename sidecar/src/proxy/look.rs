@@ -56,7 +56,7 @@ impl Question {
     fn look_under(&self, key: &Key) -> Looked {
         match find(&self.serving, &mut key.as_str().to_owned(), &self.headers) {
             Ok(entry) => match self.weigh(entry) {
-                Looked::Candidate(entry, _) if entry.stands_in() && self.asked.is_empty() => {
+                Looked::Candidate(entry, _) if entry.stands_in() && self.may_stand_in(&entry) => {
                     Looked::StandsIn(entry)
                 }
                 // Another pod may have stored something newer in L2.
@@ -73,6 +73,13 @@ impl Question {
             Err(Missing::OtherVariants) => Looked::Nothing(self.why(Forward::VaryMiss)),
             Err(Missing::Unshared) => Looked::Unshared,
         }
+    }
+
+    /// Whether an answer still stands in: for as long as it may be served on an error, or as the last good one for as long as it does.
+    fn may_stand_in(&self, entry: &Entry) -> bool {
+        let standing = entry.head.standing(self.lifetimes(), &self.asked);
+        self.asked.is_empty()
+            && (standing.verdict.serves_on_error() || self.route().last_known_good.is_some())
     }
 
     /// Whether what is in memory answers without another look into L2.

@@ -99,8 +99,11 @@ pub(super) struct StandIn {
 }
 
 impl StandIn {
-    pub(super) fn answer(self) -> Answered {
-        self.question.stand_in(&self.stored, self.reason, None, Tier::L1).0
+    /// `None` if it was purged since.
+    pub(super) fn answer(self) -> Option<Answered> {
+        let Self { question, stored, reason } = self;
+        let is_purged = stored.is_purged(&question.serving.barriers);
+        (!is_purged).then(|| question.stand_in(&stored, reason, None, Tier::L1).0)
     }
 }
 

@@ -114,7 +114,8 @@ impl Question {
 
     async fn ask_http(&self, ask: &HttpSource) -> Said {
         let Some(Source::Http(source)) = self.serving.source(&ask.source) else { return Said::Failed };
-        match source.fetch(&self.values().expand_url(&ask.path)).await {
+        let Some(target) = self.values().expand_url(&ask.path) else { return Said::Nothing };
+        match source.fetch(&target).await {
             Ok(HttpFound::Found(response)) => {
                 let keeping = ask.persist.as_ref().map(|persist| self.keeping(persist));
                 said(

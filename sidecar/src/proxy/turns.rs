@@ -1,11 +1,14 @@
 //! Taking turns with other pods: one asks for what several miss.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, error::Elapsed, timeout_at};
 
 use super::{Answered, Proxy, ask::PATIENCE, fetch::Errand};
 use crate::l2::{Leased, Patience, Waiting, Woken};
+
+/// How long a pod waits for others before it asks for itself: in time for those who wait for it in turn.
+const LONGEST_TURN: Duration = PATIENCE.checked_div(2).expect("two is not nothing");
 
 impl Proxy {
     /// Waits while another pod asks for the same, and answers from what it stored. `None`: it is this pod's turn, or everybody
@@ -16,14 +19,14 @@ impl Proxy {
             return None;
         }
         let question = &errand.question;
-        // Only what may be shared in this pod is shared with others, and an answer to HEAD is not stored for them. A Redis that
-        // was slow is not waited for again.
-        errand.lead.as_ref().filter(|_| !question.is_head() && !errand.redis_was_slow)?;
+        // Only what may be shared in this pod is shared with others, and an answer to HEAD is not stored for them.
+        errand.lead.as_ref().filter(|_| !question.is_head())?;
         let (serving, key) = (Arc::clone(&question.serving), question.key.clone());
         let l2 = serving.l2.as_ref()?;
-        let deadline = Instant::now() + PATIENCE;
+        let deadline = Instant::now() + LONGEST_TURN;
         while Instant::now() < deadline {
-            match l2.lease(&serving.shape, key.as_str(), &errand.variant).await.ok()? {
+            let about = (&*serving.shape, key.as_str(), &*errand.variant, errand.barrier);
+            match l2.lease(about).await.ok()? {
                 Leased::Granted(mut lease, is_stored) => {
                     self.telemetry.stats.leased(true);
                     let variant = errand.variant.clone();

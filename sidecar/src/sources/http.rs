@@ -4,7 +4,7 @@ use std::{sync::Arc, time::Duration};
 
 use http::{
     Response, StatusCode, Uri,
-    header::{ALT_SVC, HeaderName, SET_COOKIE, STRICT_TRANSPORT_SECURITY},
+    header::{ALT_SVC, HeaderName, SET_COOKIE, STRICT_TRANSPORT_SECURITY, VARY},
     uri::InvalidUri,
 };
 use hyper::body::Incoming;
@@ -25,9 +25,9 @@ use crate::{breaker::Breaker, headers::remove_hop_by_hop};
 const FAILURES: u32 = 5;
 const PAUSE: Duration = Duration::from_secs(1);
 
-/// What an answer says of the host that it comes from, not of itself.
-const OF_ITS_HOST: [HeaderName; 4] =
-    [SET_COOKIE, ALT_SVC, STRICT_TRANSPORT_SECURITY, HeaderName::from_static("clear-site-data")];
+/// What an answer says of the host that it comes from, not of itself; and by what requests it varies, which ours don't.
+const OF_ITS_HOST: [HeaderName; 5] =
+    [SET_COOKIE, ALT_SVC, STRICT_TRANSPORT_SECURITY, VARY, HeaderName::from_static("clear-site-data")];
 
 /// An HTTP server that routes read from.
 #[derive(Debug)]

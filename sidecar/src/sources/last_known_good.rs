@@ -102,13 +102,31 @@ impl LastKnownGood {
         self.shared.noticing(self.shared.table.load(id).await)
     }
 
+    /// Notes that the answers that bear one of these names are to be forgotten: from now on none of them is loaded.
+    pub fn note(&self, names: &[PurgeName]) {
+        self.shared.untold.add(names);
+    }
+
+    /// Notes that all answers of the policy are to be forgotten: from now on none of them is loaded.
+    pub fn note_everything(&self) {
+        self.shared.untold.add_everything();
+    }
+
+    /// Tells Postgres what was noted.
+    ///
+    /// # Errors
+    /// If Postgres can't be told now. It will be.
+    pub async fn tell(&self) -> Result<(), PostgresError> {
+        self.shared.tell().await
+    }
+
     /// Forgets the answers that bear one of these names.
     ///
     /// # Errors
     /// If Postgres can't be told now. It will be.
     pub async fn forget(&self, names: &[PurgeName]) -> Result<(), PostgresError> {
-        self.shared.untold.add(names);
-        self.shared.tell().await
+        self.note(names);
+        self.tell().await
     }
 
     /// Forgets all answers of the policy.
@@ -116,8 +134,8 @@ impl LastKnownGood {
     /// # Errors
     /// If Postgres can't be told now. It will be.
     pub async fn forget_everything(&self) -> Result<(), PostgresError> {
-        self.shared.untold.add_everything();
-        self.shared.tell().await
+        self.note_everything();
+        self.tell().await
     }
 }
 

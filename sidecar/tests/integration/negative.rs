@@ -8,7 +8,7 @@ use std::sync::{
 use futures::future::join_all;
 use http::StatusCode;
 
-use super::harness::{Database, Origin, Policy, RedisServer, Sidecar, reply, until};
+use super::harness::{Database, Origin, Policy, RedisServer, Sidecar, Wire, reply, until};
 
 const ITEMS: &str = "create table items (key text primary key, value jsonb)";
 
@@ -158,4 +158,28 @@ routes:
         assert_eq!(sidecar.get(path).await.body, "\"\"", "{name}");
     }
     database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_application_gets_the_body_that_came_with_a_request() {
+    let store = store().await.0;
+    let application = Origin::numbered(&[]).await;
+    let spec = SPEC.replace("STORE", &store.address.to_string()).replace("  TTL\n", "");
+    let from = spec.find("  - {postgres: {source").unwrap();
+    let spec =
+        format!("{}  - http: {{source: store, path: \"/{{key}}\"}}\n  - application: {{}}\n", &spec[..from]);
+    let database = Database::new(ITEMS).await;
+    let sidecar = Sidecar::start(&Policy::new(&database.serve(&spec)), application.address).await;
+    // What is taken for a body must not be taken for the next request.
+    let body = "GET /other HTTP/1.1\r\nHost: shop.test\r\n\r\n";
+    let with_body =
+        format!("GET /data/a HTTP/1.1\r\nHost: shop.test\r\nContent-Length: {}\r\n\r\n{body}", body.len());
+    let mut wire = Wire::to(sidecar.address).await;
+    wire.say(with_body).await;
+    let (head, answer) = wire.answer().await;
+    assert!(head.contains("detail=content") && answer == "1", "{head}");
+    assert_eq!(application.last().body, body);
+    wire.ask("/data/b").await;
+    assert_eq!(wire.answer().await.1, "2");
+    assert_eq!(application.calls(), 2);
 }

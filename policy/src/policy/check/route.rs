@@ -125,6 +125,12 @@ impl Check {
                 "ttl replaces the life that an answer gives itself and maxTTL bounds it: set one of them",
             );
         }
+        if ttl_jitter_percent.is_some() && ttl.is_none() {
+            self.refuse(
+                &format!("{at}.ttlJitterPercent"),
+                "shortens the ttl of the route: set one beside it",
+            );
+        }
         if ttl_jitter_percent.is_some_and(|percent| !(1..=50).contains(&percent)) {
             self.refuse(&format!("{at}.ttlJitterPercent"), "must be between 1 and 50");
         }
