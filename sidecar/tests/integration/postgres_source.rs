@@ -62,7 +62,8 @@ async fn tls_is_spoken_as_the_url_says_with_whom_the_ca_vouches_for() {
     for (mode, is_encrypted) in
         [("verify-full", true), ("verify-ca", true), ("require", true), ("prefer", true), ("disable", false)]
     {
-        let secrets = Secrets::new(&url(mode), Some(&authority.pem()));
+        let ca = is_encrypted.then(|| authority.pem());
+        let secrets = Secrets::new(&url(mode), ca.as_deref());
         let said = answer(&secrets.source(), IS_ENCRYPTED).await;
         assert_eq!(said, format!("{{\"ssl\": {is_encrypted}}}"), "{mode}");
     }
@@ -72,6 +73,7 @@ async fn tls_is_spoken_as_the_url_says_with_whom_the_ca_vouches_for() {
         ("the system's roots", url("verify-full"), None),
         ("another name", other_name, Some(authority.pem())),
         ("prefer is not plain text for whoever asks", url("prefer"), Some(stranger.pem())),
+        ("a CA and no TLS", url("disable"), Some(authority.pem())),
     ] {
         let source = Secrets::new(&url, ca.as_deref()).source();
         let error = fetch(&source, "select 1 as one").await.unwrap_err().to_string();
