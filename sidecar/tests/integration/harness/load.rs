@@ -44,7 +44,7 @@ pub(crate) fn newcomers(
         for number in 0.. {
             let path = format!("{}/{client}-{number}", paths[(client + number) % paths.len()]);
             let _ = timeout(patience, async { Connection::to(to).await.ask(&path).await }).await;
-            sleep(Duration::from_millis(20)).await;
+            sleep(Duration::from_millis(50)).await;
         }
         Ok::<_, std::convert::Infallible>(())
     };
