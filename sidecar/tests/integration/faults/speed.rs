@@ -30,7 +30,7 @@ async fn compare(faults: &[(&str, Suffer)], mend: Suffer) {
         suffer(&ill).await;
         for round in 1..=ROUNDS {
             let [well, ill] = measure([&healthy, &faulty]).await;
-            println!("p99 of hits, {what}: {ill:?}, and {well:?} in health");
+            eprintln!("p99 of hits, {what}: {ill:?}, and {well:?} in health");
             if ill <= (well * 2).max(well + NOISE) {
                 break;
             }
