@@ -54,7 +54,7 @@ use crate::{Duration, PathTemplate};
     },
     {
         "rule": "!has(self.from) || size(self.from) == 0 || !has(self.match.methods) || !self.match.methods.exists(m, m == 'POST')",
-        "message": "from answers by the path alone: take POST out of match.methods, or from out of the route",
+        "message": "from answers by path and query: take POST out of match.methods, or from out of the route",
     },
 ]))]
 pub struct RouteSpec {
@@ -87,8 +87,9 @@ pub struct RouteSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_while_revalidate: Option<Duration>,
 
-    /// For how long an answer that is no longer fresh is served where the application fails: it can't be reached, or
-    /// answers 500, 502, 503 or 504 (RFC 5861). It replaces what the answer says about that; `0s` is never.
+    /// For how long an answer that is no longer fresh is served where the application fails (it can't be reached, or answers
+    /// 500, 502, 503 or 504; RFC 5861) or the sources do, and where an HTTP source takes longer than its `timeout`. It replaces
+    /// what the answer says about that; `0s` is never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_if_error: Option<Duration>,
 
@@ -140,7 +141,8 @@ pub struct RouteSpec {
     #[serde(default, rename = "l2TTL", skip_serializing_if = "Option::is_none")]
     pub l2_ttl: Option<Duration>,
 
-    /// How long it is remembered that no source has what was asked for. `0s`: not at all. Only with `from`; 5s without it.
+    /// How long it is remembered that no source has what was asked for. `0s`: not at all. Only with `from`; 5s without it. Where
+    /// `from` ends with `application`, the application's own 404s are stored for as long.
     #[serde(default, rename = "notFoundTTL", skip_serializing_if = "Option::is_none")]
     pub not_found_ttl: Option<Duration>,
 
@@ -150,7 +152,7 @@ pub struct RouteSpec {
     pub early_refresh: EarlyRefresh,
 
     /// Keeps the last good answer in a table of Postgres, where it outlives Redis, and answers with it if everything else
-    /// fails.
+    /// fails. Kept are whole answers with status 200 and without `Vary`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_known_good: Option<LastKnownGood>,
 
@@ -159,7 +161,9 @@ pub struct RouteSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_interval: Option<Duration>,
 
-    /// Wraps each answer: `{"source": "l1", "data": ..., "cached_at": ..., "expires_in_seconds": ...}`.
+    /// Wraps answers: `{"source": "l1", "data": ..., "cached_at": ..., "expires_in_seconds": ...}`. The source is `l1`, `l2`,
+    /// `postgres`, `http` or `application`. Only a 200 in JSON without `Content-Encoding` is wrapped; it loses `ETag`,
+    /// `Last-Modified` and `Accept-Ranges`.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub envelope: bool,
 }
@@ -207,7 +211,8 @@ impl EarlyRefresh {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct LastKnownGood {
-    /// The name of a member of `sources`, a Postgres server. The table `larder_last_known_good` is made there if it is not.
+    /// The name of a member of `sources`, a Postgres server. The tables `larder_last_known_good` and
+    /// `larder_last_known_good_purges` are made there if they are not.
     #[schemars(length(min = 1, max = 63))]
     pub source: String,
 }

@@ -99,7 +99,7 @@ pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request
         explanation.asked.push(Tier::L1.as_str().to_owned());
         explanation.asked.extend(serving.l2.is_some().then(|| Tier::L2.as_str().to_owned()));
     }
-    // What is bypassed goes to the sources where there are some: what they answer depends on the path alone.
+    // What is bypassed goes to the sources where there are some: what they answer depends on path and query alone.
     if !question.asked.only_if_cached {
         explanation.asked.extend(route.sources.iter().map(|ask| match ask {
             Ask::Postgres(ask) => format!("postgres/{}", ask.source),

@@ -76,7 +76,7 @@ impl Check {
         if !from.is_empty() && methods.contains(&Method::POST) {
             self.refuse(
                 &format!("{at}.from"),
-                "from answers by the path alone: take POST out of match.methods, or from out of the route",
+                "from answers by path and query: take POST out of match.methods, or from out of the route",
             );
         }
         Route {

@@ -172,7 +172,7 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].ttl",
     ),
     (
-        "from answers by the path alone: take POST out of match.methods, or from out of the route",
+        "from answers by path and query: take POST out of match.methods, or from out of the route",
         "{id}\"}\n    ttl: 120s\n",
         "{id}\", methods: [POST]}\n    ttl: 1s\n    key: {body: {}}\n    from: [{application: {}}]\n",
         "spec.routes[0].from",
