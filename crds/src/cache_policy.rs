@@ -165,7 +165,8 @@ pub enum LogLevel {
     /// What an operator wants to know: what it serves by, and what fails.
     #[default]
     Info,
-    /// Also a line for each request, each hit and miss, and each question to a source.
+    /// Also a line for each request, each hit and miss, and each question to a source. Targets are logged whole, with
+    /// whatever their queries say.
     Debug,
 }
 
