@@ -73,12 +73,13 @@ pub struct CacheSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telemetry: Option<Telemetry>,
 
-    /// Puts the admin API, which has a port of its own, under the application's address as well.
+    /// Puts the admin API, which has a port of its own, under the application's address as well, where everything but `/livez`
+    /// and `/readyz` wants the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin: Option<Admin>,
 }
 
-/// The admin API under the application's address. It wants its token there as well.
+/// The admin API under the application's address. Everything but `/livez` and `/readyz` wants the token there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Admin {
