@@ -153,7 +153,8 @@ pub struct SidecarSpec {
     #[serde(default)]
     pub resources: Resources,
 
-    /// How much it logs. A change rolls the pods, as one of `resources` does.
+    /// How much it logs. With `Debug` it logs each request's whole target, with whatever the query says. A change rolls the
+    /// pods, as one of `resources` does.
     #[serde(default, skip_serializing_if = "LogLevel::is_info")]
     #[schemars(extend("default" = "Info"))]
     pub log_level: LogLevel,
@@ -165,8 +166,7 @@ pub enum LogLevel {
     /// What an operator wants to know: what it serves by, and what fails.
     #[default]
     Info,
-    /// Also a line for each request, each hit and miss, and each question to a source. Targets are logged whole, with
-    /// whatever their queries say.
+    /// Also a line for each request, each hit and miss, and each question to a source, with whole targets.
     Debug,
 }
 
