@@ -79,8 +79,20 @@ use crate::{CachePolicyStatus, schema};
         "message": "l1.maxObjectSize (1Mi where it is not set) is above l1.maxSize: raise l1.maxSize or lower l1.maxObjectSize",
     },
     {
-        "rule": "!has(self.routes) || self.routes.all(r, !has(r.from) || r.from.all(f, !has(f.postgres) || (has(self.sources) && self.sources.exists(s, s.name == f.postgres.source))))",
-        "message": "a route's from names a source that spec.sources does not have: add it to spec.sources, or write the name of one that is there",
+        "rule": "!has(self.routes) || self.routes.all(r, !has(r.from) || r.from.all(f, !has(f.postgres) || (has(self.sources) && self.sources.exists(s, s.name == f.postgres.source && has(s.postgres)))))",
+        "message": "a route's from.postgres names no Postgres server of spec.sources: add it there, or write the name of one that is there",
+    },
+    {
+        "rule": "!has(self.routes) || self.routes.all(r, !has(r.from) || r.from.all(f, !has(f.http) || (has(self.sources) && self.sources.exists(s, s.name == f.http.source && has(s.http)))))",
+        "message": "a route's from.http names no HTTP server of spec.sources: add it there, or write the name of one that is there",
+    },
+    {
+        "rule": "!has(self.routes) || self.routes.all(r, !has(r.from) || r.from.all(f, !has(f.http) || !has(f.http.persist) || (has(self.sources) && self.sources.exists(s, s.name == f.http.persist.source && has(s.postgres)))))",
+        "message": "a route's persist names no Postgres server of spec.sources: add it there, or write the name of one that is there",
+    },
+    {
+        "rule": "!has(self.routes) || self.routes.all(r, !has(r.lastKnownGood) || (has(self.sources) && self.sources.exists(s, s.name == r.lastKnownGood.source && has(s.postgres))))",
+        "message": "a route's lastKnownGood names no Postgres server of spec.sources: add it there, or write the name of one that is there",
     },
 ]))]
 pub struct CachePolicySpec {

@@ -86,8 +86,8 @@ pub struct Admin {
     /// The path that stands before those of the admin API, such as `/_larder`: its `/stats` is then `/_larder/stats`. The
     /// application no longer sees requests under it.
     #[schemars(length(min = 2, max = 128), extend("x-kubernetes-validations" = rule(
-        "self.matches('^(/[A-Za-z0-9._~-]+)+$')",
-        "write a path without an end slash, such as /_larder",
+        "self.matches('^(/[A-Za-z0-9._~-]+)+$') && !self.matches('/[.][.]?(/|$)')",
+        "write a path without an end slash and without dots alone, such as /_larder",
     )))]
     pub path_prefix: String,
 }

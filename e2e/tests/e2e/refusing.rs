@@ -68,9 +68,9 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
             ),
             (
                 route(json!({"name": "a", "match": {"path": "/a"}, "from": [{"postgres": {"source": "b", "query": "select 1"}}]})),
-                "a route's from names a source that spec.sources does not have",
+                "a route's from.postgres names no Postgres server of spec.sources",
             ),
-            (route(json!({"name": "a", "match": {"path": "/a"}, "from": [{}]})), "say what to ask: set postgres"),
+            (route(json!({"name": "a", "match": {"path": "/a"}, "from": [{}]})), "say what to ask: set one of postgres"),
             (write(json!({"match": {"path": "/a", "methods": ["GET"]}, "purge": {"paths": ["/a"]}})), "list methods that write"),
             (write(json!({"match": {"path": "/a"}, "purge": {}})), "say what to purge: set tags, paths or both"),
             (

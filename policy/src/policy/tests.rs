@@ -388,6 +388,7 @@ fn what_is_wrong_with_tiers_and_sources() {
         ("https://api.example/v2", "ftp://api.example", "spec.sources[1].http.url"),
         ("https://api.example/v2", "https://me@api.example", "spec.sources[1].http.url"),
         ("pathPrefix: /_larder", "pathPrefix: /_larder/", "spec.admin.pathPrefix"),
+        ("pathPrefix: /_larder", "pathPrefix: /_larder/..", "spec.admin.pathPrefix"),
         (
             "admin: ",
             "telemetry: {otlp: {endpoint: 'http://not a host'}}\nadmin: ",
@@ -405,6 +406,7 @@ fn what_is_wrong_with_tiers_and_sources() {
         ("http: {source: api,", "http: {source: db,", "is no HTTP source"),
         ("http: {source: api,", "http: {source: nowhere,", "spec.sources has no \"nowhere\""),
         ("/products/{key}", "/products/{id}", "{id} stands for nothing"),
+        ("/products/{key}", "/products/{query.}", "{query.} stands for nothing"),
         (" on conflict do nothing", "", "on conflict do nothing"),
         ("{body}::jsonb", "{answer}::jsonb", "{answer} stands for nothing"),
         ("/products/{key}", "/products/{query.}", "{query.} stands for nothing"),

@@ -29,6 +29,14 @@ use crate::{Duration, PathTemplate};
         "message": "maxTTL must be longer than 0s: to cache nothing, take the route out",
     },
     {
+        "rule": "!has(self.l1TTL) || self.l1TTL.matches('[1-9]')",
+        "message": "l1TTL must be longer than 0s: leave it out, or write one such as 5s",
+    },
+    {
+        "rule": "!has(self.l2TTL) || self.l2TTL.matches('[1-9]')",
+        "message": "l2TTL must be longer than 0s: leave it out, or write one such as 10m",
+    },
+    {
         "rule": "!has(self.match.methods) || !self.match.methods.exists(m, m == 'POST') || (has(self.key) && has(self.key.body))",
         "message": "answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
     },

@@ -6,6 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::{UrlFrom, rule};
 use crate::Duration;
 
+/// `{query.}` outside quotes, as a pattern inside a CEL string.
+const NO_NAME: &str = r#"^([^\x27"]|\x27[^\x27]*\x27|"[^"]*")*[{]query[.][}]"#;
+
 /// A place besides the application that can answer a miss. Exactly one kind is set.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
@@ -30,6 +33,10 @@ pub struct Source {
 /// A Postgres server, and what a pod may ask of it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rule(
+    "self.statementTimeout.matches('[1-9]')",
+    "statementTimeout must be longer than 0s: write one such as 2s",
+)))]
 pub struct Postgres {
     /// Where the URL is, such as `postgres://user:password@postgres:5432/shop?sslmode=verify-full`.
     pub url_from: UrlFrom,
@@ -59,6 +66,10 @@ fn default_statement_timeout() -> Duration {
 /// An HTTP server, and how long to wait for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rule(
+    "self.timeout.matches('[1-9]')",
+    "timeout must be longer than 0s: write one such as 1s",
+)))]
 pub struct Http {
     /// Where it is: scheme, host, port if need be, and perhaps a path that stands before those of routes, such as
     /// `https://catalog.example/v2`.
@@ -129,7 +140,10 @@ pub struct PostgresQuery {
 
     /// One SELECT. `{key}` stands for that parameter of the path and `{query.page}` for the first one of that name in the
     /// query, null if there is none; they are bound as text, so cast them: `{key}::int`.
-    #[schemars(length(min = 1, max = 4096))]
+    #[schemars(length(min = 1, max = 4096), extend("x-kubernetes-validations" = rule(
+        &format!("!self.matches('{NO_NAME}')"),
+        "name a parameter of the query, such as {query.page}",
+    )))]
     pub query: String,
 }
 
@@ -144,10 +158,16 @@ pub struct HttpRequest {
 
     /// The path, and perhaps a query, such as `/products/{key}?page={query.page}`. Values are encoded, so that none of them
     /// can be more than a part.
-    #[schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = rule(
-        "self.startsWith('/') && !self.contains('#')",
-        "start path with a slash, and leave out fragments",
-    )))]
+    #[schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = [
+        {
+            "rule": r"self.startsWith('/') && !self.contains('#') && !self.matches('[\\s\\pZ]')",
+            "message": "start path with a slash, and leave out fragments and spaces",
+        },
+        {
+            "rule": "!self.contains('{query.}')",
+            "message": "name a parameter of the query in path, such as {query.page}",
+        },
+    ]))]
     pub path: String,
 
     /// Writes what it returned to a Postgres source. The client does not wait for that, and does not learn if it fails.
@@ -165,9 +185,15 @@ pub struct Persist {
 
     /// One INSERT, with `on conflict` for pods that do the same. `{key}` and `{query.page}` stand for what they do in a query and
     /// `{body}` for the text of the answer: cast it, such as `{body}::jsonb`.
-    #[schemars(length(min = 1, max = 4096), extend("x-kubernetes-validations" = rule(
-        "self.lowerAscii().contains('on conflict')",
-        "pods write the same row at the same time: end the statement with such as on conflict do nothing",
-    )))]
+    #[schemars(length(min = 1, max = 4096), extend("x-kubernetes-validations" = [
+        {
+            "rule": "self.lowerAscii().contains('on conflict')",
+            "message": "pods write the same row at the same time: end the statement with such as on conflict do nothing",
+        },
+        {
+            "rule": format!("!self.matches('{NO_NAME}')"),
+            "message": "name a parameter of the query in the statement, such as {query.page}",
+        },
+    ]))]
     pub statement: String,
 }

@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{UrlFrom, rule};
+use super::UrlFrom;
 use crate::{ByteSize, Duration};
 
 /// The cache in each pod's memory.
@@ -96,10 +96,20 @@ pub struct L2 {
 /// Redis, and how long to wait for it.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
-#[schemars(extend("x-kubernetes-validations" = rule(
-    "has(self.masterName) == (has(self.topology) && self.topology == 'Sentinel')",
-    "masterName is what Sentinels call the master: set it with topology: Sentinel, and only then",
-)))]
+#[schemars(extend("x-kubernetes-validations" = [
+    {
+        "rule": "has(self.masterName) == (has(self.topology) && self.topology == 'Sentinel')",
+        "message": "masterName is what Sentinels call the master: set it with topology: Sentinel, and only then",
+    },
+    {
+        "rule": "self.timeout.matches('[1-9]')",
+        "message": "timeout must be longer than 0s: to do without Redis, take l2 out",
+    },
+    {
+        "rule": "!has(self.maxObjectSize) || string(self.maxObjectSize).matches('[1-9]')",
+        "message": "maxObjectSize must be at least 1: to do without Redis, take l2 out",
+    },
+]))]
 pub struct Redis {
     /// Where the URL is, such as `redis://user:password@redis:6379/0`; with `rediss://`, TLS. Of Sentinels and of a Cluster
     /// it lists several: `redis://user:password@host-1:26379,host-2:26379/0`. User, password and number of the database are

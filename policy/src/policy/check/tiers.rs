@@ -101,7 +101,7 @@ impl Check {
             !segment.is_empty() && segment.chars().all(is_plain) && !matches!(segment, "." | "..")
         };
         if !prefix.strip_prefix('/').is_some_and(|path| path.split('/').all(is_segment)) {
-            self.refuse(at, "write a path without an end slash, such as /_larder");
+            self.refuse(at, "write a path without an end slash and without dots alone, such as /_larder");
         }
     }
 

@@ -24,6 +24,7 @@ type Fixture = (&'static str, &'static str, &'static str, &'static str);
 
 const ROUTE: &str = "    ttl: 120s\n";
 const FIELD: &str = "  routes:\n";
+const SOURCES: &str = "  routes:\n  - name: user\n";
 
 const FIXTURES: &[Fixture] = &[
     (
@@ -45,15 +46,33 @@ const FIXTURES: &[Fixture] = &[
         "spec.l1.maxObjectSize",
     ),
     (
-        "a route's from names a source that spec.sources does not have: add it to spec.sources, or write the name of one that is there",
-        ROUTE,
-        "    ttl: 1s\n    from: [{postgres: {source: none, query: select 1}}]\n",
+        "a route's from.postgres names no Postgres server of spec.sources: add it there, or write the name of one that is there",
+        SOURCES,
+        "  sources: [{name: a, http: {url: http://a}}]\n  routes:\n  - name: user\n    from: [{postgres: {source: a, query: select 1}}]\n",
         "spec.routes[0].from[0].postgres.source",
     ),
     (
-        "write a path without an end slash, such as /_larder",
+        "a route's from.http names no HTTP server of spec.sources: add it there, or write the name of one that is there",
+        ROUTE,
+        "    ttl: 1s\n    from: [{http: {source: none, path: /a}}]\n",
+        "spec.routes[0].from[0].http.source",
+    ),
+    (
+        "a route's persist names no Postgres server of spec.sources: add it there, or write the name of one that is there",
+        SOURCES,
+        "  sources: [{name: a, http: {url: http://a}}]\n  routes:\n  - name: user\n    from: [{http: {source: a, path: /x, persist: {source: a, statement: insert on conflict}}}]\n",
+        "spec.routes[0].from[0].http.persist.source",
+    ),
+    (
+        "a route's lastKnownGood names no Postgres server of spec.sources: add it there, or write the name of one that is there",
+        ROUTE,
+        "    ttl: 1s\n    lastKnownGood: {source: none}\n",
+        "spec.routes[0].lastKnownGood.source",
+    ),
+    (
+        "write a path without an end slash and without dots alone, such as /_larder",
         FIELD,
-        "  admin: {pathPrefix: /_larder/}\n  routes:\n",
+        "  admin: {pathPrefix: /_larder/..}\n  routes:\n",
         "spec.admin.pathPrefix",
     ),
     (
@@ -100,6 +119,30 @@ const FIXTURES: &[Fixture] = &[
         "spec.l2.redis.masterName",
     ),
     (
+        "timeout must be longer than 0s: to do without Redis, take l2 out",
+        FIELD,
+        "  l2: {redis: {timeout: 0s, urlFrom: {secretKeyRef: {name: a, key: b}}}}\n  routes:\n",
+        "spec.l2.redis.timeout",
+    ),
+    (
+        "maxObjectSize must be at least 1: to do without Redis, take l2 out",
+        FIELD,
+        "  l2: {redis: {maxObjectSize: 0Ki, urlFrom: {secretKeyRef: {name: a, key: b}}}}\n  routes:\n",
+        "spec.l2.redis.maxObjectSize",
+    ),
+    (
+        "statementTimeout must be longer than 0s: write one such as 2s",
+        FIELD,
+        "  sources: [{name: a, postgres: {statementTimeout: 0s, urlFrom: {secretKeyRef: {name: a, key: b}}}}]\n  routes:\n",
+        "spec.sources[0].postgres.statementTimeout",
+    ),
+    (
+        "timeout must be longer than 0s: write one such as 1s",
+        FIELD,
+        "  sources: [{name: a, http: {url: http://a, timeout: 0ms}}]\n  routes:\n",
+        "spec.sources[0].http.timeout",
+    ),
+    (
         "set secretKeyRef: {name: ..., key: ...}",
         FIELD,
         "  l2: {redis: {urlFrom: {}}}\n  routes:\n",
@@ -134,6 +177,18 @@ const FIXTURES: &[Fixture] = &[
         "ttl: 120s",
         "maxTTL: 0s",
         "spec.routes[0].maxTTL",
+    ),
+    (
+        "l1TTL must be longer than 0s: leave it out, or write one such as 5s",
+        ROUTE,
+        "    l1TTL: 0s\n",
+        "spec.routes[0].l1TTL",
+    ),
+    (
+        "l2TTL must be longer than 0s: leave it out, or write one such as 10m",
+        ROUTE,
+        "    l2TTL: 0s\n",
+        "spec.routes[0].l2TTL",
     ),
     (
         "answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
@@ -190,15 +245,33 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].from[0]",
     ),
     (
-        "start path with a slash, and leave out fragments",
-        "  routes:\n  - name: user\n",
+        "start path with a slash, and leave out fragments and spaces",
+        SOURCES,
         "  sources: [{name: a, http: {url: http://a}}]\n  routes:\n  - name: user\n    from: [{http: {source: a, path: x}}]\n",
         "spec.routes[0].from[0].http.path",
     ),
     (
         "pods write the same row at the same time: end the statement with such as on conflict do nothing",
-        "  routes:\n  - name: user\n",
+        SOURCES,
         "  sources: [{name: a, http: {url: http://a}}, {name: b, postgres: {urlFrom: {secretKeyRef: {name: a, key: b}}}}]\n  routes:\n  - name: user\n    from: [{http: {source: a, path: /x, persist: {source: b, statement: \"insert into a values ({body})\"}}}]\n",
+        "spec.routes[0].from[0].http.persist.statement",
+    ),
+    (
+        "name a parameter of the query in path, such as {query.page}",
+        SOURCES,
+        "  sources: [{name: a, http: {url: http://a}}]\n  routes:\n  - name: user\n    from: [{http: {source: a, path: \"/x?{query.}\"}}]\n",
+        "spec.routes[0].from[0].http.path",
+    ),
+    (
+        "name a parameter of the query, such as {query.page}",
+        SOURCES,
+        "  sources: [{name: b, postgres: {urlFrom: {secretKeyRef: {name: a, key: b}}}}]\n  routes:\n  - name: user\n    from: [{postgres: {source: b, query: \"select '{query.}', {query.}\"}}]\n",
+        "spec.routes[0].from[0].postgres.query",
+    ),
+    (
+        "name a parameter of the query in the statement, such as {query.page}",
+        SOURCES,
+        "  sources: [{name: a, http: {url: http://a}}, {name: b, postgres: {urlFrom: {secretKeyRef: {name: a, key: b}}}}]\n  routes:\n  - name: user\n    from: [{http: {source: a, path: /x, persist: {source: b, statement: \"insert {query.} on conflict\"}}}]\n",
         "spec.routes[0].from[0].http.persist.statement",
     ),
     (
