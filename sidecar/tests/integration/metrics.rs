@@ -55,6 +55,12 @@ async fn what_happens_is_counted_and_every_metric_of_the_dashboard_exists() {
     let dashboard = concat!(env!("CARGO_MANIFEST_DIR"), "/../charts/larder/dashboards/larder.json");
     let wanted = metric_names(&dashboard_queries(&fs::read_to_string(dashboard).unwrap()));
     assert!(wanted.len() > 10, "{wanted:?}");
+    let documented = documented_metrics();
+    assert!(documented.len() > 10, "{documented:?}");
+    let is_shown =
+        |name: &String| [name.clone(), format!("{name}_bucket")].iter().any(|name| wanted.contains(name));
+    let not_shown: Vec<_> = documented.iter().filter(|name| !is_shown(name)).collect();
+    assert!(not_shown.is_empty(), "put them onto the dashboard: {not_shown:?}");
     until("every metric of the dashboard", async || {
         let text = sidecar.admin("/metrics").await.body;
         let known: BTreeSet<_> = text.lines().filter_map(|line| line.split(['{', ' ']).next()).collect();
@@ -66,6 +72,13 @@ async fn what_happens_is_counted_and_every_metric_of_the_dashboard_exists() {
     })
     .await;
     database.drop_schema().await;
+}
+
+/// The metrics that the first column of docs/metrics.md lists.
+fn documented_metrics() -> BTreeSet<String> {
+    let text = include_str!("../../../docs/metrics.md");
+    let rows = text.lines().filter(|line| line.starts_with("| `larder_"));
+    metric_names(&rows.filter_map(|row| row.split('|').nth(1)).collect::<String>())
 }
 
 /// The queries of all panels and variables.
