@@ -71,6 +71,30 @@ fn each_fault_of_each_file_is_a_line() {
     assert!(error.starts_with("/nowhere/shop.yaml: can't read it: "), "{error}");
 }
 
+/// What a page's fenced block of some language holds, the first one after a text.
+fn block<'a>(page: &'a str, after: &str, language: &str) -> &'a str {
+    let (_, rest) = page.split_once(after).unwrap();
+    let (_, rest) = rest.split_once(&format!("```{language}\n")).unwrap();
+    rest.split_once("```").unwrap().0
+}
+
+#[test]
+fn the_page_about_policy_files_shows_what_the_program_says() {
+    let page = include_str!("../../../docs/policy-file.md");
+    let policy = Policy::new("");
+    let path = policy.path().to_str().unwrap().to_owned();
+    let good = block(page, "# A policy in a file", "yaml");
+    policy.write(good);
+    let (out, _, code) = check(&[&path], "");
+    assert_eq!(code, 0, "{out}");
+
+    let bad = good.replace("ttl: 120s\n", "ttl: 2 minutes\n    tgas: [\"user:{id}\"]\n");
+    policy.write(&bad);
+    let (out, _, code) = check(&[&path], "");
+    let said = format!("$ larder-sidecar check shop.yaml\n{}", out.replace(&path, "shop.yaml"));
+    assert_eq!((block(page, "## Check it", ""), code), (said.as_str(), 1));
+}
+
 #[test]
 fn what_is_no_policy_is_skipped_and_said_so() {
     let several = format!("kind: Secret\n---\n{GOOD}");
