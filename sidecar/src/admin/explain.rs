@@ -5,7 +5,10 @@ use std::{collections::BTreeMap, num::NonZeroU16, sync::Arc, time::Duration};
 use aide::transform::TransformOperation;
 use axum::{Json, body::Bytes, extract::State};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header::HOST};
-use larder_policy::{Lifetimes, Route, lifetimes::TtlFrom};
+use larder_policy::{
+    Lifetimes, Route,
+    lifetimes::{StoreDespite, TtlFrom},
+};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, json};
@@ -85,7 +88,8 @@ pub(super) struct Explained {
     bypass: Option<String>,
     /// The key of its answer; null without a route.
     key: Option<String>,
-    /// Who is asked, in this order, until one answers: `l1`, `l2`, a source such as `postgres/catalog`, or `app`.
+    /// Who is asked, in this order, until one answers: `l1`, `l2`, a source such as `postgres/catalog`, or `app`; and
+    /// `last-known-good` if nobody else can.
     tiers: Vec<String>,
     /// What to purge its answer by: as `/purge` takes it. Each of the names does.
     purge: Option<Names>,
@@ -106,6 +110,8 @@ struct ShownRoute {
     parameters: BTreeMap<String, String>,
     /// How long answers live.
     lifetimes: ShownLifetimes,
+    /// Whether answers are wrapped, and say where they come from.
+    envelope: bool,
 }
 
 /// How long answers live. What is null is left to the answer's own header fields.
@@ -132,6 +138,10 @@ struct ShownLifetimes {
     stale_if_error_seconds: Option<f64>,
     /// Whether hot ones are renewed before their life ends.
     early_refresh: bool,
+    /// What is stored although its header fields forbid it: `NoStore`, `Private`, `SetCookie` or `VaryAny`, as in the policy.
+    store_despite: Vec<&'static str>,
+    /// How long what stands in for a failed answer is served before the failed place is asked again.
+    retry_interval_seconds: f64,
 }
 
 /// A status, and how long its answers are fresh.
@@ -282,6 +292,7 @@ impl ShownRoute {
             path: route.path.as_ref().map(ToString::to_string),
             parameters: parameters.into_iter().collect(),
             lifetimes: (&route.lifetimes).into(),
+            envelope: route.envelope,
         }
     }
 }
@@ -294,13 +305,13 @@ impl From<&Lifetimes> for ShownLifetimes {
             statuses,
             stale_while_revalidate,
             stale_if_error,
-            store_despite: _,
+            store_despite,
             ttl_from,
             jitter_percent,
             in_l1,
             in_l2,
             early_refresh,
-            retry_interval: _,
+            retry_interval,
         } = lifetimes;
         let shown = |duration: &Option<Duration>| duration.map(seconds);
         let status = |(status, ttl): &(http::StatusCode, Option<Duration>)| ShownStatus {
@@ -321,8 +332,15 @@ impl From<&Lifetimes> for ShownLifetimes {
             stale_while_revalidate_seconds: shown(stale_while_revalidate),
             stale_if_error_seconds: shown(stale_if_error),
             early_refresh: *early_refresh,
+            store_despite: despite(*store_despite),
+            retry_interval_seconds: seconds(*retry_interval),
         }
     }
+}
+
+fn despite(StoreDespite { no_store, private, set_cookie, vary_any }: StoreDespite) -> Vec<&'static str> {
+    let all = [(no_store, "NoStore"), (private, "Private"), (set_cookie, "SetCookie"), (vary_any, "VaryAny")];
+    all.into_iter().filter_map(|(is_listed, name)| is_listed.then_some(name)).collect()
 }
 
 pub(super) fn about(operation: TransformOperation<'_>) -> TransformOperation<'_> {

@@ -29,7 +29,7 @@ pub struct Explanation {
     pub key: Option<String>,
     /// The tags of its answer.
     pub tags: Vec<String>,
-    /// Who is asked, in this order, until one answers.
+    /// Who is asked, in this order, until one answers; the last good answer if nobody can.
     pub asked: Vec<String>,
     /// What memory holds for it now; `None` if it is not looked up.
     pub memory: Option<InMemory>,
@@ -106,6 +106,11 @@ pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request
             Ask::Http(ask) => format!("http/{}", ask.source),
         }));
         explanation.asked.extend(route.asks_application.then(|| Tier::Application.as_str().to_owned()));
+        // The application's answer to what is bypassed is passed on, whatever it is.
+        let is_rescued = bypass.is_none() || !route.sources.is_empty();
+        if is_rescued && route.last_known_good.is_some() {
+            explanation.asked.push(Tier::LastKnownGood.as_str().to_owned());
+        }
     }
     explanation
 }

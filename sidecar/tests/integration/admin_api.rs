@@ -10,7 +10,9 @@ use hyper_util::rt::{TokioExecutor, TokioIo};
 use percent_encoding::{NON_ALPHANUMERIC, utf8_percent_encode};
 use serde_json::{Value, json};
 
-use super::harness::{Answer, Origin, Policy, RedisServer, Sidecar, TOKEN, Wire, exchange, header, until};
+use super::harness::{
+    Answer, Database, Origin, Policy, RedisServer, Sidecar, TOKEN, Wire, exchange, header, until,
+};
 
 const SHOP: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s, hardTimeout: 2s}}
@@ -23,6 +25,25 @@ routes:
   key: {headers: [accept-language]}
   tags: ["user:{id}"]
 - {name: page, match: {path: "/{page}"}, ttl: 60s}
+"#;
+
+const KEPT: &str = r#"
+sources: [{name: db, postgres: {urlFrom: DATABASE}}]
+routes:
+- name: row
+  match: {path: "/rows/{id}"}
+  ttl: 60s
+  from: [{postgres: {source: db, query: "select {id} as id"}}]
+  lastKnownGood: {source: db}
+  retryInterval: 7s
+  storeDespite: [NoStore, VaryAny]
+  envelope: true
+  bypass: {query: {nocache: "*"}}
+- name: page
+  match: {path: "/{page}"}
+  ttl: 60s
+  lastKnownGood: {source: db}
+  bypass: {query: {nocache: "*"}}
 "#;
 
 const IN_MEMORY: &str = "routes: [{name: page, match: {path: \"/{page}\"}, ttl: 60s}]";
@@ -274,6 +295,34 @@ async fn it_is_explained_what_becomes_of_a_request() {
     let purged = explain(&sidecar, &request).await.json();
     assert_eq!((&purged["l1"]["hit"], &purged["l1"]["forward"]), (&json!(false), &json!("stale")));
     assert_eq!(ask().await.body, "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_explained_what_a_route_says_of_answers_that_fail_and_who_stands_in() {
+    let origin = Origin::numbered(&[]).await;
+    let database = Database::new("").await;
+    let policy = Policy::new(&database.serve(KEPT));
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let explained = async |target: &str| {
+        explain(&sidecar, &json!({"url": format!("http://shop.test{target}")})).await.json()
+    };
+    let row = explained("/rows/1").await;
+    assert_eq!(row["tiers"], json!(["l1", "postgres/db", "last-known-good"]));
+    let (route, lifetimes) = (&row["route"], &row["route"]["lifetimes"]);
+    assert_eq!(route["envelope"], true);
+    assert_eq!(lifetimes["store_despite"], json!(["NoStore", "VaryAny"]));
+    assert_eq!(lifetimes["retry_interval_seconds"], 7.0);
+
+    let page = explained("/page").await;
+    assert_eq!(page["tiers"], json!(["l1", "app", "last-known-good"]));
+    let (route, lifetimes) = (&page["route"], &page["route"]["lifetimes"]);
+    assert_eq!(route["envelope"], false);
+    assert_eq!(lifetimes["store_despite"], json!([]));
+    assert_eq!(lifetimes["retry_interval_seconds"], 1.0, "where something can stand in");
+
+    assert_eq!(explained("/rows/1?nocache=1").await["tiers"], json!(["postgres/db", "last-known-good"]));
+    assert_eq!(explained("/page?nocache=1").await["tiers"], json!(["app"]));
+    database.drop_schema().await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
