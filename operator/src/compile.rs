@@ -159,6 +159,29 @@ mod tests {
     }
 
     #[test]
+    fn certificates_are_secrets_too() {
+        let from = |name: &str| json!({"secretKeyRef": {"name": name, "key": "ca.crt"}});
+        let spec = spec(json!({
+            "l2": {"redis": {"urlFrom": from("redis"), "caFrom": from("redis-ca")}},
+            "sources": [
+                {"name": "catalog", "postgres": {"urlFrom": from("db"), "caFrom": from("db-ca")}},
+                {"name": "shop", "http": {"url": "https://shop.example", "caFrom": from("http-ca")}},
+            ],
+        }))
+        .cache;
+        let names: Vec<_> = secrets(&spec).into_iter().map(|secret| secret.name).collect();
+        assert_eq!(names, ["db", "db-ca", "http-ca", "redis", "redis-ca"]);
+
+        let compiled = compile(OWNER, &spec).unwrap();
+        assert!(!compiled.yaml.contains("secretKeyRef"), "{}", compiled.yaml);
+        let mut spec = Document::parse(&compiled.yaml).unwrap().spec;
+        let mut files: Vec<_> = spec.secrets_mut().filter_map(|from| from.file.clone()).collect();
+        files.sort();
+        let mounted: Vec<_> = names.iter().map(|name| format!("/etc/larder/secrets/{name}/ca.crt")).collect();
+        assert_eq!(files, mounted);
+    }
+
+    #[test]
     fn the_same_policy_gives_the_same_hash() {
         let first = compile(OWNER, &with_secrets()).unwrap();
         assert_eq!(first, compile(OWNER, &with_secrets()).unwrap());
