@@ -20,6 +20,8 @@ pub(super) struct Errand {
     pub(super) lead: Option<Lead<Landing>>,
     /// What is stored and too old: it may be said to hold still, or stand in for an error.
     pub(super) candidate: Option<Arc<Entry>>,
+    /// Where that is stored.
+    pub(super) candidate_in: Tier,
     /// What is stored of the answer.
     pub(super) part: Option<Arc<Entry>>,
     pub(super) reason: Forward,
@@ -50,6 +52,7 @@ impl Errand {
             question,
             lead,
             candidate: None,
+            candidate_in: Tier::L1,
             part: None,
             reason,
             stamp,
@@ -176,7 +179,7 @@ impl Proxy {
             }
             Looked::Candidate(entry, reason) => {
                 if errand.is_newer(&entry) {
-                    errand.candidate = Some(entry);
+                    (errand.candidate, errand.candidate_in) = (Some(entry), Tier::L2);
                 }
                 errand.reason = reason;
                 None

@@ -49,7 +49,7 @@ impl Errand {
     /// An answer from what is stored, in place of an error.
     pub(super) fn stand_in(&mut self, status: Option<StatusCode>) -> Option<Answered> {
         let stored = self.candidate.clone().filter(|_| self.may_stand_in())?;
-        Some(self.stands_in(stored, status, Tier::L1))
+        Some(self.stands_in(stored, status, self.candidate_in))
     }
 
     fn stands_in(&mut self, stored: Arc<Entry>, status: Option<StatusCode>, tier: Tier) -> Answered {
@@ -87,7 +87,7 @@ impl Errand {
     /// What stands in if it takes too long.
     pub(super) fn stand_in_later(&self) -> StandIn {
         let stored = self.candidate.clone().expect("only what is stored can stand in");
-        StandIn { question: self.question.clone(), stored, reason: self.reason }
+        StandIn { question: self.question.clone(), stored, tier: self.candidate_in, reason: self.reason }
     }
 }
 
@@ -95,15 +95,16 @@ impl Errand {
 pub(super) struct StandIn {
     question: Question,
     stored: Arc<Entry>,
+    tier: Tier,
     reason: Forward,
 }
 
 impl StandIn {
     /// `None` if it was purged since.
     pub(super) fn answer(self) -> Option<Answered> {
-        let Self { question, stored, reason } = self;
+        let Self { question, stored, tier, reason } = self;
         let is_purged = stored.is_purged(&question.serving.barriers);
-        (!is_purged).then(|| question.stand_in(&stored, reason, None, Tier::L1).0)
+        (!is_purged).then(|| question.stand_in(&stored, reason, None, tier).0)
     }
 }
 

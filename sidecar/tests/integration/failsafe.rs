@@ -30,7 +30,7 @@ async fn switched() -> (Origin, Switch) {
     let switch = Switch::default();
     let of_origin = switch.clone();
     let origin = Origin::start(move |seen| {
-        let mut reply = reply(&[], seen.number.to_string());
+        let mut reply = reply(&[("content-type", "application/json")], seen.number.to_string());
         if of_origin.fails() {
             *reply.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
         }
@@ -133,6 +133,7 @@ const SHARED: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
 routes:
 - {name: page, match: {path: "/{page}"}, ttl: 1s, staleIfError: 10m, retryInterval: 1h}
+- {name: wrapped, match: {path: "/wrapped/{page}"}, ttl: 1s, staleIfError: 10m, retryInterval: 1h, envelope: true}
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -140,13 +141,19 @@ async fn what_one_pod_stored_stands_in_at_another() {
     let (origin, failing) = switched().await;
     let policy = Policy::new(SHARED);
     let a = Sidecar::start(&policy, origin.address).await;
+    a.get("/wrapped/a").await;
     a.get("/a").await;
-    policy.until_stored(&mut RedisServer::shared().await, 1).await;
+    policy.until_stored(&mut RedisServer::shared().await, 2).await;
     failing.fail(true);
     let b = Sidecar::start(&policy, origin.address).await;
-    assert_eq!(until_it_stands_in(&b, "/a").await, "1");
+    assert_eq!(until_it_stands_in(&b, "/a").await, "2");
+    // What is older is stale as well.
+    for source in ["l2", "l1"] {
+        let answer = b.get("/wrapped/a").await;
+        assert!(answer.body.starts_with(&format!(r#"{{"source":"{source}","data":1,"#)), "{answer:?}");
+    }
     let asked = origin.calls();
-    assert!(stands_in(&b.get("/a").await, "1"));
+    assert!(stands_in(&b.get("/a").await, "2"));
     assert_eq!(origin.calls(), asked);
 }
 
