@@ -133,8 +133,10 @@ routes:
     );
     let (a, b) =
         (Sidecar::start(&policy, origin.address).await, Sidecar::start(&policy, origin.address).await);
-    for path in ["/short", "/long"] {
+    let mut redis = RedisServer::shared().await;
+    for (stored, path) in [(1, "/short"), (2, "/long")] {
         let old = a.get(path).await.body;
+        policy.until_stored(&mut redis, stored).await;
         let new = b.get_with(path, &[("cache-control", "no-cache")]).await.body;
         assert_ne!(new, old);
     }
