@@ -32,7 +32,7 @@ impl RedisServer {
     /// The server that all tests share.
     pub(crate) async fn shared() -> MultiplexedConnection {
         let client = Client::open(environment("LARDER_TEST_REDIS_URL")).unwrap();
-        connect(&client).await.unwrap()
+        until("redis answers", async || connect(&client).await.ok()).await
     }
 
     /// Starts a server that keeps nothing on disk unless it is told to.
