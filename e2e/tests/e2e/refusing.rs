@@ -70,6 +70,15 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
                 route(json!({"name": "a", "match": {"path": "/a"}, "from": [{"postgres": {"source": "b", "query": "select 1"}}]})),
                 "a route's from.postgres names no Postgres server of spec.sources",
             ),
+            (
+                route(json!({"name": "a", "match": {"path": "/a"}, "lastKnownGood": {"source": "b"}})),
+                "a route's lastKnownGood names no Postgres server of spec.sources",
+            ),
+            (
+                route(json!({"name": "a", "match": {"path": "/a"}, "from": [{"postgres": {"source": "b", "query": "select '{', {query.}"}}]})),
+                "name a parameter of the query, such as {query.page}",
+            ),
+            (json!({"admin": {"pathPrefix": "/a/.."}}), "write a path without an end slash and without dots alone"),
             (route(json!({"name": "a", "match": {"path": "/a"}, "from": [{}]})), "say what to ask: set one of postgres"),
             (write(json!({"match": {"path": "/a", "methods": ["GET"]}, "purge": {"paths": ["/a"]}})), "list methods that write"),
             (write(json!({"match": {"path": "/a"}, "purge": {}})), "say what to purge: set tags, paths or both"),
