@@ -68,6 +68,16 @@ pub enum Content {
     Parts(Pieces),
 }
 
+impl Content {
+    /// How many bytes of a body there are.
+    pub fn bytes(&self) -> u64 {
+        match self {
+            Self::Whole(body) => body.len() as u64,
+            Self::Parts(pieces) => pieces.bytes(),
+        }
+    }
+}
+
 impl Head {
     /// With its place among the answers that were stored at the same time, by which their TTLs differ: the same in every pod.
     pub fn spread(self) -> Self {

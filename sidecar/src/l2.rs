@@ -203,7 +203,7 @@ impl L2 {
 
     /// Whether an answer is not too large for it.
     pub fn takes(&self, entry: &Entry) -> bool {
-        self.max_object_size.is_none_or(|most| entry.weight() as u64 <= most)
+        self.max_object_size.is_none_or(|most| entry.content.bytes() <= most)
     }
 
     /// Stores an answer for as long as it is of use.

@@ -45,6 +45,10 @@ use crate::{Duration, PathTemplate};
         "message": "key.body is for POST: put POST into match.methods, or take key.body out",
     },
     {
+        "rule": "!has(self.ttlJitterPercent) || has(self.ttl)",
+        "message": "ttlJitterPercent shortens the ttl of the route: set one beside it",
+    },
+    {
         "rule": "!has(self.ttlFrom) || has(self.ttl)",
         "message": "ttlFrom needs a ttl beside it, for answers that do not say how long they are fresh",
     },

@@ -139,7 +139,7 @@ pub struct Redis {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hard_timeout: Option<Duration>,
 
-    /// An answer larger than this stays in the memory of its pod. Without it, whatever `l1.maxObjectSize` allows goes to
+    /// A body larger than this stays in the memory of its pod. Without it, whatever `l1.maxObjectSize` allows goes to
     /// Redis.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_object_size: Option<ByteSize>,

@@ -128,7 +128,7 @@ impl Check {
         if ttl_jitter_percent.is_some() && ttl.is_none() {
             self.refuse(
                 &format!("{at}.ttlJitterPercent"),
-                "shortens the ttl of the route: set one beside it",
+                "ttlJitterPercent shortens the ttl of the route: set one beside it",
             );
         }
         if ttl_jitter_percent.is_some_and(|percent| !(1..=50).contains(&percent)) {

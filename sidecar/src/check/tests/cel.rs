@@ -203,6 +203,12 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].key.body",
     ),
     (
+        "ttlJitterPercent shortens the ttl of the route: set one beside it",
+        ROUTE,
+        "    ttlJitterPercent: 10\n",
+        "spec.routes[0].ttlJitterPercent",
+    ),
+    (
         "ttlFrom needs a ttl beside it, for answers that do not say how long they are fresh",
         ROUTE,
         "    ttlFrom: {header: X-TTL}\n",
