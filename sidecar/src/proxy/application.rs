@@ -300,7 +300,7 @@ impl Errand {
         Head { status: head.status, headers, times, claims, stamp: self.stamp, names }.spread()
     }
 
-    pub(super) fn passed_on(&self, said: StatusCode, head: Parts, body: Body, answer: Became) -> Answered {
+    fn passed_on(&self, said: StatusCode, head: Parts, body: Body, answer: Became) -> Answered {
         let status = Some(said);
         let mut response = Response::from_parts(head, body);
         CacheStatus::Forwarded { reason: self.reason, status, tier: self.tier, answer }

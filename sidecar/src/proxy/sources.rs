@@ -39,7 +39,8 @@ impl Proxy {
     /// Asks the route's sources in order, and the application after them if it is one of them.
     pub(super) async fn ask_sources(self: &Arc<Self>, mut errand: Errand) -> Answered {
         let requested_at = wall_ms();
-        let route = errand.question.route().clone();
+        let serving = Arc::clone(&errand.question.serving);
+        let route = &serving.policy.routes()[errand.question.route];
         let mut somebody_failed = false;
         for ask in &route.sources {
             let started = Instant::now();

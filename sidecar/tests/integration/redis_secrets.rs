@@ -1,8 +1,6 @@
 //! TLS, users and passwords of Redis, and URLs that change while they are used.
 
-use std::time::Duration;
-
-use super::harness::{Origin, Policy, RedisServer, Sidecar, until};
+use super::harness::{Origin, Policy, RedisServer, Sidecar, two, until, until_shared};
 
 const TAGGED: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 500ms}}
@@ -10,25 +8,6 @@ routes:
 - {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
 "#;
 const PASSWORD: &str = "hunter2";
-
-async fn two(policy: &Policy, origin: &Origin) -> [Sidecar; 2] {
-    [Sidecar::start(policy, origin.address).await, Sidecar::start(policy, origin.address).await]
-}
-
-/// Waits until what one stores the other finds in Redis. No request fails.
-async fn until_shared([a, b]: &[Sidecar; 2]) {
-    let mut page = 0;
-    until("a hit from L2", async || {
-        page += 1;
-        let path = format!("/shared-{page}");
-        assert_eq!(a.get(&path).await.status, 200);
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let found = b.get(&path).await;
-        assert_eq!(found.status, 200);
-        (found.hit() == Some("l2")).then_some(())
-    })
-    .await;
-}
 
 async fn assert_a_purge_holds([a, b]: &[Sidecar; 2]) {
     let old = a.get("/purged").await.body;

@@ -1,8 +1,6 @@
 //! Redis behind Sentinels and as a Cluster, and servers that take over or lose what they had.
 
-use std::time::Duration;
-
-use super::harness::{Cluster, Origin, Policy, RedisServer, Sentinels, Sidecar, until};
+use super::harness::{Cluster, Origin, Policy, RedisServer, Sentinels, Sidecar, two, until, until_shared};
 
 const TAGGED: &str = r#"
 l1: {busGrace: 2s}
@@ -13,24 +11,6 @@ invalidation:
   onWrite:
   - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
 "#;
-
-async fn two(policy: &Policy, origin: &Origin) -> [Sidecar; 2] {
-    [Sidecar::start(policy, origin.address).await, Sidecar::start(policy, origin.address).await]
-}
-
-/// Waits until what one stores the other finds in Redis.
-async fn until_shared([a, b]: &[Sidecar; 2]) {
-    let mut page = 0;
-    until("a hit from L2", async || {
-        page += 1;
-        let path = format!("/shared-{page}");
-        let stored = a.get(&path).await.body;
-        tokio::time::sleep(Duration::from_millis(50)).await;
-        let found = b.get(&path).await;
-        (found.hit() == Some("l2") && found.body == stored).then_some(())
-    })
-    .await;
-}
 
 /// After each purge in one, no sidecar has the old answer.
 async fn assert_purges_hold(sidecars: &[Sidecar; 2], origin: &Origin, rounds: usize) {

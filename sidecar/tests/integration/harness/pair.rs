@@ -1,0 +1,26 @@
+//! Two sidecars that share a Redis.
+
+use std::time::Duration;
+
+use super::{Origin, Policy, Sidecar, until};
+
+/// Two sidecars under one policy, in front of one application.
+pub(crate) async fn two(policy: &Policy, origin: &Origin) -> [Sidecar; 2] {
+    [Sidecar::start(policy, origin.address).await, Sidecar::start(policy, origin.address).await]
+}
+
+/// Waits until what one stores the other finds in Redis. No request fails meanwhile.
+pub(crate) async fn until_shared([a, b]: &[Sidecar; 2]) {
+    let mut page = 0;
+    until("a hit from L2", async || {
+        page += 1;
+        let path = format!("/shared-{page}");
+        let stored = a.get(&path).await;
+        // Who asks before it is in Redis stores its own: a path is good for one try, and the next comes after a while.
+        tokio::time::sleep(Duration::from_millis(50)).await;
+        let found = b.get(&path).await;
+        assert_eq!([stored.status, found.status], [200, 200]);
+        (found.hit() == Some("l2") && found.body == stored.body).then_some(())
+    })
+    .await;
+}
