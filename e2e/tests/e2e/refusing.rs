@@ -29,7 +29,7 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
             ),
             (json!({"l1": {"busGrace": "5 seconds"}}), duration),
             (json!({"l2": {"redis": {"urlFrom": {}}}}), "set secretKeyRef: {name: ..., key: ...}"),
-            (json!({"sources": [{"name": "catalog"}]}), "say what the source is: set postgres"),
+            (json!({"sources": [{"name": "catalog"}]}), "say what the source is: set one of postgres and http"),
             (json!({"telemetry": {"otlp": {"endpoint": "collector:4317"}}}), "write a URL such as http://"),
             (json!({"sidecar": {"resources": {"requests": {"memory": "1Gi"}}}}), "requests.memory is above limits.memory"),
             (route(json!({"name": "a", "match": {"path": "/a"}, "ttl": "1d"})), duration),
