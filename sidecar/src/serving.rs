@@ -185,9 +185,7 @@ impl Serving {
         let last_known_good = tables(&policy, &metadata, &sources, previous);
         if !last_known_good.is_empty() && missed_writes.tables.swap(false, Ordering::SeqCst) {
             for (_, table) in &last_known_good {
-                table.note_everything();
-                let table = Arc::clone(table);
-                tokio::spawn(async move { table.tell().await });
+                tokio::spawn(table.forget_everything());
             }
         }
         let route_stats = policy.routes().iter().map(|route| telemetry.stats.route(&route.name)).collect();
@@ -238,13 +236,11 @@ impl Serving {
         }
     }
 
-    /// Forgets the last good answers that bear one of these names, soon: until then a barrier covers them.
+    /// Forgets the last good answers that bear one of these names: here at once, and in Postgres soon.
     pub fn forget_last_known_good(&self, names: &[PurgeName]) {
         for (_, table) in &self.last_known_good {
-            // What is noted is not loaded; a failure to tell is made up for by the table.
-            table.note(names);
-            let table = Arc::clone(table);
-            tokio::spawn(async move { table.tell().await });
+            // A failure to tell Postgres is made up for by the table.
+            tokio::spawn(table.forget(names));
         }
     }
 

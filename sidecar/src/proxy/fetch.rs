@@ -93,25 +93,22 @@ impl Proxy {
         let limit = errand.question.serving.policy.l1.max_object_size.0;
         let proxy = Arc::clone(self);
         let mut asking = tokio::spawn(async move { proxy.ask_in_turn(errand).await });
-        match timeout(soft, &mut asking).await {
-            Ok(answered) => {
-                answered.expect("a task that is not aborted ends, unless it panics, and then so do we")
-            }
+        let asked = match timeout(soft, &mut asking).await {
+            Ok(asked) => asked,
             Err(_) => {
-                let Some(answered) = stand_in.answer() else {
-                    // It was purged meanwhile.
-                    return asking
-                        .await
-                        .expect("a task that is not aborted ends, unless it panics, and then so do we");
-                };
-                tokio::spawn(async move {
-                    if let Ok(Answered { response, .. }) = asking.await {
-                        drain(response.into_body(), limit).await;
-                    }
-                });
-                answered
+                if let Some(answered) = stand_in.answer() {
+                    tokio::spawn(async move {
+                        if let Ok(Answered { response, .. }) = asking.await {
+                            drain(response.into_body(), limit).await;
+                        }
+                    });
+                    return answered;
+                }
+                // What would have stood in was purged meanwhile.
+                asking.await
             }
-        }
+        };
+        asked.expect("a task that is not aborted ends, unless it panics, and then so do we")
     }
 
     /// Asks the route's sources, or the application, when no other pod does.
@@ -134,7 +131,7 @@ impl Proxy {
     ) -> Option<Answered> {
         let question = &errand.question;
         let l2 = question.serving.l2.as_ref()?;
-        let key = question.key_of_get.as_ref().unwrap_or(&question.key);
+        let key = question.key_of_answer();
         let serving = &question.serving;
         let names = question.names();
         let lookup = l2

@@ -55,7 +55,7 @@ impl Place {
 
     /// Where an answer to GET is stored, for what is under the same URL.
     pub(super) fn looked_up(question: &Question, vary: Vec<HeaderName>) -> Self {
-        let key = question.key_of_get.as_ref().unwrap_or(&question.key).as_str().to_owned();
+        let key = question.key_of_answer().as_str().to_owned();
         Self { key, only_here: false, ..Self::new(question, vary) }
     }
 
@@ -129,9 +129,7 @@ impl Place {
             }
         });
     }
-}
 
-impl Place {
     /// Keeps an answer for when everything else fails, if its route says so: a whole one, that is the same for everybody.
     fn keep_as_last_known_good(&self, entry: &Arc<Entry>) {
         let Some(table) = self.serving.last_known_good(self.route).cloned() else { return };

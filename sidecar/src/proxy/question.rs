@@ -130,9 +130,14 @@ impl Question {
         self.key.purge_names().into_iter().chain(tags.into_iter().flatten()).collect()
     }
 
+    /// The key under which an answer with a body is stored: of a HEAD, that of GET.
+    pub(super) fn key_of_answer(&self) -> &Key {
+        self.key_of_get.as_ref().unwrap_or(&self.key)
+    }
+
     /// The name under which an answer to GET can be purged, and no other.
     pub(super) fn name_of_get(&self) -> PurgeName {
-        let [name, ..] = self.key_of_get.as_ref().unwrap_or(&self.key).purge_names();
+        let [name, ..] = self.key_of_answer().purge_names();
         name
     }
 

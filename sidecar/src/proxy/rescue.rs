@@ -127,7 +127,7 @@ impl Errand {
     async fn last_known_good(&self) -> Option<Entry> {
         let question = &self.question;
         let table = question.serving.last_known_good(question.route)?;
-        let key = question.key_of_get.as_ref().unwrap_or(&question.key);
+        let key = question.key_of_answer();
         let record = match table.load(last_known_good_id(&question.serving, key.as_str())).await {
             Ok(record) => record?,
             Err(error) => {

@@ -102,40 +102,22 @@ impl LastKnownGood {
         self.shared.noticing(self.shared.table.load(id).await)
     }
 
-    /// Notes that the answers that bear one of these names are to be forgotten: from now on none of them is loaded.
-    pub fn note(&self, names: &[PurgeName]) {
+    /// Forgets the answers that bear one of these names: from now on none of them is loaded. What it returns tells Postgres.
+    ///
+    /// # Errors
+    /// If Postgres can't be told now. It will be.
+    pub fn forget(&self, names: &[PurgeName]) -> impl Future<Output = Result<(), PostgresError>> + use<> {
         self.shared.untold.add(names);
+        Arc::clone(&self.shared).tell()
     }
 
-    /// Notes that all answers of the policy are to be forgotten: from now on none of them is loaded.
-    pub fn note_everything(&self) {
+    /// Forgets all answers of the policy: from now on none of them is loaded. What it returns tells Postgres.
+    ///
+    /// # Errors
+    /// If Postgres can't be told now. It will be.
+    pub fn forget_everything(&self) -> impl Future<Output = Result<(), PostgresError>> + use<> {
         self.shared.untold.add_everything();
-    }
-
-    /// Tells Postgres what was noted.
-    ///
-    /// # Errors
-    /// If Postgres can't be told now. It will be.
-    pub async fn tell(&self) -> Result<(), PostgresError> {
-        self.shared.tell().await
-    }
-
-    /// Forgets the answers that bear one of these names.
-    ///
-    /// # Errors
-    /// If Postgres can't be told now. It will be.
-    pub async fn forget(&self, names: &[PurgeName]) -> Result<(), PostgresError> {
-        self.note(names);
-        self.tell().await
-    }
-
-    /// Forgets all answers of the policy.
-    ///
-    /// # Errors
-    /// If Postgres can't be told now. It will be.
-    pub async fn forget_everything(&self) -> Result<(), PostgresError> {
-        self.note_everything();
-        self.tell().await
+        Arc::clone(&self.shared).tell()
     }
 }
 
@@ -152,7 +134,7 @@ impl Shared {
         }
     }
 
-    async fn tell(&self) -> Result<(), PostgresError> {
+    async fn tell(self: Arc<Self>) -> Result<(), PostgresError> {
         let outcome = self.made_and_told().await;
         if outcome.is_err() {
             self.left_untold.notify_one();
