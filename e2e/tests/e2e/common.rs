@@ -3,7 +3,11 @@
 use std::collections::BTreeMap;
 
 use anyhow::{Context, ensure};
-use larder_e2e::{Agent, Answer, Ask, sandbox::RunningPod};
+use larder_crds::ConditionType;
+use larder_e2e::{
+    Agent, Answer, Ask, Sandbox, eventually, eventually::seconds, examples, policy::Policy,
+    sandbox::RunningPod,
+};
 
 /// A policy for the application of the tests, without Redis and without Postgres.
 pub(crate) const IN_MEMORY: &str = r#"
@@ -63,4 +67,42 @@ pub(crate) fn ttl(answer: &Answer) -> anyhow::Result<u64> {
     let status = answer.cache_status();
     let ttl = status.split("; ").find_map(|part| part.strip_prefix("ttl="));
     ttl.and_then(|ttl| ttl.parse().ok()).with_context(|| format!("no ttl in {answer:?}"))
+}
+
+/// Fills by the first pod until the second one answers from Redis, each time by another path, and gives that.
+pub(crate) async fn shared_by_redis(
+    agent: &Agent,
+    pods: &[RunningPod],
+    path: impl Fn(u32) -> String,
+) -> anyhow::Result<String> {
+    let mut number = 0;
+    eventually("what one pod stored is in Redis for another", seconds(30), async || {
+        number += 1;
+        let path = path(number);
+        let first = get_from(agent, &pods[0], &path).await?;
+        ensure!(first.is_stored(), "not a miss that was stored: {first:?}");
+        let second = get_from(agent, &pods[1], &path).await?;
+        ensure_hit(&second)?;
+        ensure!(second.cache_status().contains("detail=l2"), "not from Redis: {second:?}");
+        ensure!(second.body == first.body, "another body: {second:?}");
+        Ok(path)
+    })
+    .await
+}
+
+/// The shop with its policy, in two pods.
+pub(crate) async fn deploy_shop(sandbox: &Sandbox) -> anyhow::Result<(Agent, Vec<RunningPod>)> {
+    for file in ["secrets.yaml", "redis.yaml", "postgres.yaml"] {
+        sandbox.apply(&examples::shop(file, &sandbox.name)?).await?;
+    }
+    let shop = examples::shop("shop.yaml", &sandbox.name)?;
+    sandbox.apply(&examples::shop("policy.yaml", &sandbox.name)?).await?;
+    let policy = Policy::of(sandbox, "shop");
+    policy.injects(&shop[0]["spec"]["template"]).await?;
+    sandbox.apply(&shop).await?;
+    let agent = sandbox.agent().await?;
+    policy.serves(2).await?;
+    sandbox.rolled_out("shop").await?;
+    policy.condition(ConditionType::TiersHealthy, "True").await?;
+    Ok((agent, sandbox.pods("shop").await?))
 }

@@ -1,18 +1,15 @@
 //! `examples/shop`: users and posts, with what its policy says of each. `purging` has its writes to users.
 
 use anyhow::{Context, ensure};
-use larder_crds::ConditionType;
-use larder_e2e::{
-    Agent, Answer, Ask, Sandbox, examples, in_a_namespace, policy::Policy, sandbox::RunningPod,
-};
+use larder_e2e::{Agent, Answer, Ask, Sandbox, in_a_namespace, sandbox::RunningPod};
 use serde_json::{Value, json};
 
-use super::common::{calls, ensure_hit, ensure_not_hit, ttl};
+use super::common::{calls, deploy_shop, ensure_hit, ensure_not_hit, ttl};
 
 #[tokio::test]
 async fn examples_shop_has_two_ttls_a_way_past_the_cache_and_keeps_200s_alone() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
-        let (agent, pods) = deploy(sandbox).await?;
+        let (agent, pods) = deploy_shop(sandbox).await?;
         let pod = &pods[0];
 
         for (path, seconds) in
@@ -46,7 +43,7 @@ async fn examples_shop_has_two_ttls_a_way_past_the_cache_and_keeps_200s_alone() 
 #[tokio::test]
 async fn examples_shop_drops_posts_by_a_post_and_by_their_key() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
-        let (agent, pods) = deploy(sandbox).await?;
+        let (agent, pods) = deploy_shop(sandbox).await?;
         let warm = async || -> anyhow::Result<()> {
             for path in ["/api/posts/", "/api/posts/?page=2", "/api/users/1"] {
                 for pod in &pods {
@@ -93,23 +90,6 @@ async fn examples_shop_drops_posts_by_a_post_and_by_their_key() -> anyhow::Resul
         Ok(())
     })
     .await
-}
-
-/// The shop with its policy, in two pods.
-async fn deploy(sandbox: &Sandbox) -> anyhow::Result<(Agent, Vec<RunningPod>)> {
-    for file in ["secrets.yaml", "redis.yaml", "postgres.yaml"] {
-        sandbox.apply(&examples::shop(file, &sandbox.name)?).await?;
-    }
-    let shop = examples::shop("shop.yaml", &sandbox.name)?;
-    sandbox.apply(&examples::shop("policy.yaml", &sandbox.name)?).await?;
-    let policy = Policy::of(sandbox, "shop");
-    policy.injects(&shop[0]["spec"]["template"]).await?;
-    sandbox.apply(&shop).await?;
-    let agent = sandbox.agent().await?;
-    policy.serves(2).await?;
-    sandbox.rolled_out("shop").await?;
-    policy.condition(ConditionType::TiersHealthy, "True").await?;
-    Ok((agent, sandbox.pods("shop").await?))
 }
 
 async fn read(agent: &Agent, pod: &RunningPod, path: &str) -> anyhow::Result<Answer> {

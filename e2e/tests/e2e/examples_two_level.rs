@@ -6,7 +6,7 @@ use larder_e2e::{
     users,
 };
 
-use super::common::{calls, ensure_hit, get_from, ttl};
+use super::common::{calls, ensure_hit, get_from, shared_by_redis, ttl};
 
 #[tokio::test]
 async fn examples_two_level_asks_its_slow_source_once_for_100_users_of_3_pods() -> anyhow::Result<()> {
@@ -22,7 +22,7 @@ async fn examples_two_level_asks_its_slow_source_once_for_100_users_of_3_pods() 
         let calls = calls(&agent, &pods).await?;
         ensure!(calls.get("GET /reports/1") == Some(&1), "the source was not asked once: {calls:?}");
 
-        let path = promoted(&agent, &pods).await?;
+        let path = shared_by_redis(&agent, &pods, |number| format!("/reports/{}", 1_000 + number)).await?;
         let again = get_from(&agent, &pods[1], &path).await?;
         ensure_hit(&again)?;
         ensure!(again.cache_status().contains("detail=l1"), "not promoted into memory: {again:?}");
@@ -31,23 +31,6 @@ async fn examples_two_level_asks_its_slow_source_once_for_100_users_of_3_pods() 
         let many = ["--users=100", "--for=0s", "--keys=100", "http://app/reports/{n}"];
         users::ask(sandbox, &pods[0], &many).await?.lost_nothing()?;
         counted(sandbox, &agent, &pods).await
-    })
-    .await
-}
-
-/// Fills by one pod until another one answers from Redis, each time by another report, and gives its path.
-async fn promoted(agent: &Agent, pods: &[RunningPod]) -> anyhow::Result<String> {
-    let mut number = 1_000;
-    eventually("what one pod stored is in Redis for another", seconds(30), async || {
-        number += 1;
-        let path = format!("/reports/{number}");
-        let first = get_from(agent, &pods[0], &path).await?;
-        ensure!(first.is_stored(), "not a miss that was stored: {first:?}");
-        let second = get_from(agent, &pods[1], &path).await?;
-        ensure_hit(&second)?;
-        ensure!(second.cache_status().contains("detail=l2"), "not from Redis: {second:?}");
-        ensure!(second.body == first.body, "another body: {second:?}");
-        Ok(path)
     })
     .await
 }

@@ -2,27 +2,15 @@
 
 use anyhow::ensure;
 use larder_crds::ConditionType;
-use larder_e2e::{Agent, Ask, Workload, examples, in_a_namespace, policy::Policy, sandbox::RunningPod};
+use larder_e2e::{Agent, Ask, Workload, examples, in_a_namespace, sandbox::RunningPod};
 use serde_json::{Value, json};
 
-use super::common::{ensure_hit, get_from, with_redis};
+use super::common::{deploy_shop, ensure_hit, get_from, with_redis};
 
 #[tokio::test]
 async fn after_a_write_through_one_pod_the_next_read_in_every_pod_is_fresh() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
-        for file in ["secrets.yaml", "redis.yaml", "postgres.yaml"] {
-            sandbox.apply(&examples::shop(file, &sandbox.name)?).await?;
-        }
-        let shop = examples::shop("shop.yaml", &sandbox.name)?;
-        sandbox.apply(&examples::shop("policy.yaml", &sandbox.name)?).await?;
-        let policy = Policy::of(sandbox, "shop");
-        policy.injects(&shop[0]["spec"]["template"]).await?;
-        sandbox.apply(&shop).await?;
-        let agent = sandbox.agent().await?;
-        policy.serves(2).await?;
-        sandbox.rolled_out("shop").await?;
-        policy.condition(ConditionType::TiersHealthy, "True").await?;
-        let pods = sandbox.pods("shop").await?;
+        let (agent, pods) = deploy_shop(sandbox).await?;
 
         for round in 0..10 {
             let name = format!("Ada {round}");

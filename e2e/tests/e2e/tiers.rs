@@ -5,30 +5,10 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
 use larder_crds::ConditionType;
-use larder_e2e::{
-    Agent, Sandbox, Workload, eventually, eventually::seconds, examples, exec, in_a_namespace,
-    sandbox::RunningPod,
-};
+use larder_e2e::{Sandbox, Workload, eventually, eventually::seconds, examples, exec, in_a_namespace};
 use serde_json::json;
 
-use super::common::{calls, ensure_hit, get_from, with_redis};
-
-/// Fills by one pod until the other one answers from Redis, each time by another key, and gives the path.
-async fn shared_by_redis(agent: &Agent, pods: &[RunningPod], prefix: &str) -> anyhow::Result<String> {
-    let mut number = 0;
-    eventually("what one pod stored is in Redis for the other", seconds(20), async || {
-        number += 1;
-        let path = format!("/items/{prefix}-{number}");
-        let first = get_from(agent, &pods[0], &path).await?;
-        ensure!(first.is_stored(), "not a miss that was stored: {first:?}");
-        let second = get_from(agent, &pods[1], &path).await?;
-        ensure_hit(&second)?;
-        ensure!(second.cache_status().contains("detail=l2"), "not from Redis: {second:?}");
-        ensure!(second.body == first.body, "another body: {second:?}");
-        Ok(path)
-    })
-    .await
-}
+use super::common::{calls, ensure_hit, get_from, shared_by_redis, with_redis};
 
 async fn with_redis_below(sandbox: &Sandbox) -> anyhow::Result<()> {
     for file in ["secrets.yaml", "redis.yaml"] {
@@ -47,7 +27,7 @@ async fn a_hit_comes_from_redis_in_another_pod() -> anyhow::Result<()> {
         policy.condition(ConditionType::TiersHealthy, "True").await?;
         let pods = sandbox.pods("app").await?;
 
-        let path = shared_by_redis(&agent, &pods, "a").await?;
+        let path = shared_by_redis(&agent, &pods, |number| format!("/items/a-{number}")).await?;
         let third = get_from(&agent, &pods[1], &path).await?;
         ensure_hit(&third)?;
         ensure!(
@@ -70,7 +50,7 @@ async fn answers_continue_while_redis_is_stopped() -> anyhow::Result<()> {
         sandbox.rolled_out("redis").await?;
         policy.condition(ConditionType::TiersHealthy, "True").await?;
         let pods = sandbox.pods("app").await?;
-        let path = shared_by_redis(&agent, &pods, "before").await?;
+        let path = shared_by_redis(&agent, &pods, |number| format!("/items/before-{number}")).await?;
 
         sandbox.scale("redis", 0).await?;
         // Longer than l1.busGrace, after which the pods trust less of what they have.
@@ -95,7 +75,7 @@ async fn answers_continue_while_redis_is_stopped() -> anyhow::Result<()> {
 
         sandbox.scale("redis", 1).await?;
         policy.condition(ConditionType::TiersHealthy, "True").await?;
-        shared_by_redis(&agent, &pods, "after").await?;
+        shared_by_redis(&agent, &pods, |number| format!("/items/after-{number}")).await?;
         Ok(())
     })
     .await
