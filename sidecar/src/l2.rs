@@ -59,7 +59,7 @@ pub enum L2Error {
 pub enum Patience {
     /// `timeout`: a source can answer.
     Soft,
-    /// `hardTimeout`: nobody else can.
+    /// `hardTimeout`: nobody else can, or another pod has asked the source already.
     Hard,
 }
 
@@ -157,15 +157,11 @@ impl L2 {
         targets: &[HeaderName],
         patience: Patience,
     ) -> Result<Lookup, L2Error> {
-        let deadline = match patience {
-            Patience::Soft => self.timeout,
-            Patience::Hard => self.hard_timeout,
-        };
         // Where nobody else can answer it is asked whatever the breaker says: slow is better than nothing.
         if patience == Patience::Soft && !self.breaker.allows() {
             return Err(L2Error::Down);
         }
-        self.attempt("lookup", deadline, async {
+        self.attempt("lookup", self.deadline(patience), async {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
             let primary = self.keys.primary(shape, key);
             let reply = commands::lookup(&mut connection, self.keys.barriers(), names, &primary).await?;
@@ -268,6 +264,13 @@ impl L2 {
             self.link.raise_and_remember(names);
         }
         outcome
+    }
+
+    const fn deadline(&self, patience: Patience) -> Duration {
+        match patience {
+            Patience::Soft => self.timeout,
+            Patience::Hard => self.hard_timeout,
+        }
     }
 
     async fn timed<T>(

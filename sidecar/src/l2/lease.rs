@@ -16,7 +16,7 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{L2, L2Error, commands, generation::random};
+use super::{L2, L2Error, Patience, commands, generation::random};
 
 /// How long a lease lasts without being renewed: so long is waited for a holder that died.
 pub(super) const TERM: Duration = Duration::from_secs(2);
@@ -151,6 +151,7 @@ impl L2 {
     pub async fn lease(
         self: &Arc<Self>,
         (shape, key, variant, purge): (&str, &str, &str, u64),
+        patience: Patience,
     ) -> Result<Leased, L2Error> {
         let keys = self.keys.lease(shape, key, variant, purge);
         let entry = match variant {
@@ -161,7 +162,7 @@ impl L2 {
         let mut waiting = self.link.leases().register(&keys[0]);
         let token = random();
         let reply = self
-            .timed("lease", self.timeout, async {
+            .timed("lease", self.deadline(patience), async {
                 let mut connection = self.link.connection().ok_or(L2Error::Down)?;
                 Ok(commands::lease(&mut connection, &keys, &entry, token, TERM).await?)
             })

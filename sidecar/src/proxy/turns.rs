@@ -24,15 +24,16 @@ impl Proxy {
         let (serving, key) = (Arc::clone(&question.serving), question.key.clone());
         let l2 = serving.l2.as_ref()?;
         let deadline = Instant::now() + LONGEST_TURN;
+        let mut patience = Patience::Soft;
         while Instant::now() < deadline {
             let about = (&*serving.shape, key.as_str(), &*errand.variant, errand.barrier);
-            match l2.lease(about).await.ok()? {
+            match l2.lease(about, patience).await.ok()? {
                 Leased::Granted(mut lease, is_stored) => {
                     self.telemetry.stats.leased(true);
                     let variant = errand.variant.clone();
                     // The one before us may have stored it since we looked.
                     let answered = match is_stored {
-                        true => self.look_in_redis(errand, Patience::Soft).await,
+                        true => self.look_in_redis(errand, patience).await,
                         false => None,
                     };
                     if answered.is_none() && errand.variant != variant {
@@ -47,7 +48,9 @@ impl Proxy {
                 }
                 Leased::Held(waiting) => match self.wait_for(waiting, deadline).await {
                     Ok(Woken::Stored | Woken::Silence) => {
-                        let answered = self.look_in_redis(errand, Patience::Soft).await;
+                        // What it has waited for would be lost to a Redis that is slow for a moment.
+                        patience = Patience::Hard;
+                        let answered = self.look_in_redis(errand, patience).await;
                         if answered.is_some() {
                             return answered;
                         }

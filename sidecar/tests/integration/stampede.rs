@@ -11,7 +11,9 @@ use http::Method;
 use redis::aio::MultiplexedConnection;
 use tokio::sync::Semaphore;
 
-use super::harness::{Answer, Cluster, Origin, Policy, RedisServer, Sidecar, Wire, reply, until};
+use super::harness::{
+    Answer, Cluster, Fault, Origin, Policy, RedisServer, Relay, Sidecar, Wire, reply, until,
+};
 
 const SPEC: &str = r#"
 l1: {maxObjectSize: 16Mi}
@@ -148,6 +150,25 @@ async fn another_takes_over_from_a_pod_that_dies() {
     assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == "2"), "{answers:?}");
     assert_eq!(origin.calls(), 2);
     until_nothing_is_leased(&mut redis, &policy).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn who_has_waited_for_another_pod_is_patient_with_redis() {
+    let (origin, permits) = held(&[]).await;
+    let redis = RedisServer::start().await;
+    let relay = Relay::to(([127, 0, 0, 1], redis.port).into()).await;
+    redis.set_url(&format!("redis://{}/", relay.address()));
+    let policy = Policy::new(&redis.serve(SPEC).replace("timeout: 2s,", "timeout: 500ms,"));
+    let pods = three(&policy, &origin).await;
+    let slowing = async {
+        until_asked(&origin, 1).await;
+        until_somebody_waits(&mut redis.connection().await, &policy).await;
+        relay.suffer(Fault::Slow(Duration::from_millis(600)));
+        permits.add_permits(10);
+    };
+    let ((), answers) = tokio::join!(slowing, ask(&pods, 10, "/a"));
+    assert!(answers.iter().all(|answer| answer.status == 200 && answer.body == "1"), "{answers:?}");
+    assert_eq!(origin.calls(), 1);
 }
 
 #[tokio::test(flavor = "multi_thread")]
