@@ -1,25 +1,26 @@
 # shellcheck shell=bash
 # `generate` and `test`.
 
-# Commands that write generated files, and with --check fail where one differs. One line each.
-generators() {
-  cat <<'LIST'
-cargo run -q -p larder-crds --bin crdgen --
-cargo run -q -p larder-sidecar --bin openapi --
-LIST
-}
+# Programs that write generated files, and with --check fail where one differs.
+generators=(crdgen openapi)
 
 generate() {
   case ${1:-} in
     --check | "") ;;
     *) usage >&2; exit 2 ;;
   esac
-  need_rust
+  build_programs "${generators[@]}"
   local generator
-  while read -r generator; do
-    # shellcheck disable=SC2086
-    shown "generate" "run \`./dev generate\` and commit what it writes" $generator "$@"
-  done < <(generators)
+  for generator in "${generators[@]}"; do
+    shown "generate" "run \`./dev generate\` and commit what it writes" "$CARGO_TARGET_DIR/debug/$generator" "$@"
+  done
+}
+
+# With the features that the workspace gives their dependencies, which are those that the tests are built with: what is
+# built by itself has others, and builds them all again.
+build_programs() { # PROGRAM...
+  need_rust
+  step "cargo build --workspace: $*" "see the log" cargo build --workspace "${@/#/--bin=}"
 }
 
 run_tests() {

@@ -6,9 +6,8 @@ schemathesis_version=4.32.5
 schemathesis_examples=${LARDER_API_EXAMPLES:-50} # of each operation and phase
 
 test_api() {
-  need_rust
   need_schemathesis
-  step "cargo build -p larder-sidecar" "see the log" cargo build -p larder-sidecar
+  build_programs larder-sidecar
   local folder log=$logs/api-sidecar.log origin port admin token=of-schemathesis
   temporary_folder folder
   origin=$(free_port)

@@ -19,7 +19,8 @@ bench_hit() { # what else `hit --help` has
   need nginx nginx-light
   [[ $(id -u) != 0 ]] || need ip iproute2
   need_rust
-  step "cargo build --release" "see the log" cargo build --release -p larder-sidecar -p larder-bench
+  build_sidecar
+  step "cargo build --release -p larder-bench" "see the log" cargo build --release -p larder-bench
   scratch=$(mktemp -d /dev/shm/larder-bench.XXXXXX)
   temporaries+=("$scratch")
   shown "hits" "the logs of the servers are gone with them: start the one that failed as bench/src/server.rs does" \

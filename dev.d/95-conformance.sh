@@ -49,7 +49,7 @@ install_suite() { # FOLDER
 
 need_larder() {
   need_rust
-  step "cargo build --release -p larder-sidecar" "see the log" cargo build --release -p larder-sidecar
+  build_sidecar
 }
 need_varnish() { need varnishd varnish; }
 need_nginx() { need nginx nginx; }
