@@ -6,8 +6,11 @@ use larder_crds::CachePolicy;
 
 use crate::{Sandbox, cluster};
 
-/// Prints the policies' status, the pods, the Events and the logs.
-pub(crate) async fn print(sandbox: &Sandbox) {
+/// Prints why the test failed, the policies' status, the pods, the Events and the logs.
+pub(crate) async fn print(sandbox: &Sandbox, why: Option<&anyhow::Error>) {
+    if let Some(why) = why {
+        eprintln!("--- it failed: {why:#}");
+    }
     eprintln!("--- what namespace {} looks like", sandbox.name);
     if let Err(error) = try_print(sandbox).await {
         eprintln!("that is all, for {error:#}");

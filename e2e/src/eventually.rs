@@ -4,6 +4,13 @@ use std::time::{Duration, Instant};
 
 use anyhow::Context;
 
+/// For what a quiet machine does within seconds. A deadline ends what will never be: long ones cost a test that passes nothing,
+/// and one that a busy machine misses says nothing.
+pub const SOON: Duration = Duration::from_secs(60);
+
+/// For pods that start and stop, one after another.
+pub const ROLLED: Duration = Duration::from_secs(240);
+
 /// How often a state is looked at.
 const EVERY: Duration = Duration::from_millis(200);
 

@@ -24,7 +24,11 @@ use kube::{
 use serde_json::{Value, json};
 
 use crate::{
-    Agent, Workload, apply, cluster, dump, eventually, eventually::seconds, policy, policy::Policy, workload,
+    Agent, Workload, apply, cluster, dump, eventually,
+    eventually::{ROLLED, SOON},
+    policy,
+    policy::Policy,
+    workload,
 };
 
 /// The port of the sidecar in front of the first target.
@@ -94,8 +98,11 @@ impl Sandbox {
             .await?;
         let sandbox = Self { client, name };
         let outcome = AssertUnwindSafe(test(&sandbox)).catch_unwind().await;
-        if !matches!(outcome, Ok(Ok(()))) {
-            dump::print(&sandbox).await;
+        match &outcome {
+            Ok(Ok(())) => {}
+            Ok(Err(why)) => dump::print(&sandbox, Some(why)).await,
+            // A panic has printed its own reason.
+            Err(_) => dump::print(&sandbox, None).await,
         }
         if env::var_os("KEEP").is_some() {
             eprintln!("namespace {} is kept", sandbox.name);
@@ -155,7 +162,7 @@ impl Sandbox {
     pub async fn agent(&self) -> anyhow::Result<Agent> {
         self.apply(&[workload::agent()?]).await?;
         let pods = self.api::<Pod>();
-        eventually("the agent runs", seconds(30), async || {
+        eventually("the agent runs", ROLLED, async || {
             let status = pods.get("agent").await?.status.unwrap_or_default();
             ensure!(status.phase.as_deref() == Some("Running"), "{:?}", status.phase);
             Ok(())
@@ -185,7 +192,7 @@ impl Sandbox {
     /// Waits until a Deployment's pods are all new and available, and the old ones gone.
     pub async fn rolled_out(&self, name: &str) -> anyhow::Result<()> {
         let deployments = self.api::<Deployment>();
-        eventually(&format!("{name} has rolled out"), seconds(60), async || {
+        eventually(&format!("{name} has rolled out"), ROLLED, async || {
             let deployment = deployments.get(name).await?;
             let wanted = deployment.spec.and_then(|spec| spec.replicas);
             let status = deployment.status.unwrap_or_default();
@@ -201,7 +208,7 @@ impl Sandbox {
     /// Waits until so many pods of an application are left, those on their way out counted too.
     pub async fn pods_left(&self, app: &str, count: usize) -> anyhow::Result<()> {
         let pods = self.api::<Pod>();
-        eventually(&format!("{count} pods of {app} are left"), seconds(60), async || {
+        eventually(&format!("{count} pods of {app} are left"), ROLLED, async || {
             let list = pods.list_metadata(&ListParams::default().labels(&format!("app={app}"))).await?;
             ensure!(list.items.len() == count, "there are {}", list.items.len());
             Ok(())
@@ -228,7 +235,7 @@ impl Sandbox {
     /// Waits for an Event with that reason, and gives its message.
     pub async fn event(&self, reason: &str) -> anyhow::Result<String> {
         let events = self.api::<Event>();
-        eventually(&format!("an Event {reason}"), seconds(30), async || {
+        eventually(&format!("an Event {reason}"), SOON, async || {
             let list = events.list(&Default::default()).await?.items;
             let found = list.iter().find(|event| event.reason.as_deref() == Some(reason));
             let seen =

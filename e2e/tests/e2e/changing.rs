@@ -7,7 +7,10 @@ use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::Patch;
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Sandbox, Workload, cluster, eventually, eventually::seconds, exec, in_a_namespace, policy, policy::Policy,
+    Sandbox, Workload, cluster, eventually,
+    eventually::{ROLLED, SOON},
+    exec, in_a_namespace, policy,
+    policy::Policy,
 };
 use serde_json::{Value, json};
 
@@ -36,7 +39,7 @@ async fn a_changed_ttl_is_served_without_a_restart_and_status_waits_for_every_po
         let mut routes: Value = serde_yaml::from_str::<Value>(IN_MEMORY)?["routes"].take();
         routes[0]["ttl"] = json!("60s");
         policy.change(json!({"routes": routes})).await?;
-        eventually("the changed ttl is served", seconds(10), async || {
+        eventually("the changed ttl is served", SOON, async || {
             let hit = get_from(&agent, &pods[0], "/items/1").await?;
             ensure_hit(&hit)?;
             ensure!(ttl(&hit)? <= 60, "the old ttl: {hit:?}");
@@ -45,7 +48,7 @@ async fn a_changed_ttl_is_served_without_a_restart_and_status_waits_for_every_po
         .await?;
         eprintln!("the changed ttl was served after {:?}", changed.elapsed());
         let status = policy
-            .eventually("one of two pods has answered", seconds(10), |status| {
+            .eventually("one of two pods has answered", SOON, |status| {
                 ensure!(status.pods.current == 1, "current is not 1");
                 policy::has(status, ConditionType::ConfigCurrent, "False").map(drop)
             })
@@ -118,7 +121,7 @@ async fn a_deleted_policy_passes_everything_through_until_the_last_sidecar_is_go
         ensure_hit(&agent.get("http://app/items/1").await?)?;
 
         policy.delete().await?;
-        eventually("the sidecar passes through", seconds(10), async || {
+        eventually("the sidecar passes through", SOON, async || {
             let answer = agent.get("http://app/items/1").await?;
             ensure!(answer.status == 200 && answer.cache_status().contains("fwd=bypass"), "{answer:?}");
             Ok(())
@@ -133,7 +136,7 @@ async fn a_deleted_policy_passes_everything_through_until_the_last_sidecar_is_go
         );
 
         sandbox.api::<Pod>().delete(&injected.name, &Default::default()).await?;
-        eventually("nothing of the policy is left", seconds(30), async || {
+        eventually("nothing of the policy is left", ROLLED, async || {
             let pods = sandbox.pods("app").await?;
             ensure!(pods.len() == 1 && pods[0].uid != injected.uid, "there is no new pod");
             ensure!(policy::sidecar_of(&pods[0].object).is_none(), "the new pod has a sidecar");

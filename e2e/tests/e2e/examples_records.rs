@@ -3,7 +3,7 @@
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::LogParams;
-use larder_e2e::{Ask, Sandbox, eventually, eventually::seconds, examples, in_a_namespace, users};
+use larder_e2e::{Ask, Sandbox, eventually, eventually::SOON, examples, in_a_namespace, users};
 use serde_json::Value;
 
 use super::common::ensure_hit;
@@ -25,7 +25,7 @@ async fn examples_records_come_from_postgres_once_and_200_users_lose_nothing_in_
         let none = agent.get("http://app/data/1001").await?;
         ensure!(none.status == 404, "there is no such record: {none:?}");
 
-        eventually("the log has a line for each step", seconds(10), async || {
+        eventually("the log has a line for each step", SOON, async || {
             let lines = messages(sandbox, &pod.name).await?;
             for step in ["request", "hit", "miss", "fetched from postgres"] {
                 ensure!(lines.iter().any(|line| line == step), "no line {step:?} in {lines:?}");

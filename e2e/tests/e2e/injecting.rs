@@ -3,7 +3,12 @@
 use anyhow::{Context, ensure};
 use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::api::ListParams;
-use larder_e2e::{Ask, Workload, apply, eventually, eventually::seconds, in_a_namespace, policy::sidecar_of};
+use larder_e2e::{
+    Ask, Workload, apply, eventually,
+    eventually::{ROLLED, SOON},
+    in_a_namespace,
+    policy::sidecar_of,
+};
 use serde_json::{Value, json};
 
 use super::common::{IN_MEMORY, ensure_hit};
@@ -73,7 +78,7 @@ async fn probes_and_hooks_go_on_asking_the_application() -> anyhow::Result<()> {
         ensure!(app["lifecycle"]["preStop"].get("sleep").is_none(), "its own hook stays: {app}");
         let original = &pod.object["metadata"]["annotations"]["larder.dev/original"];
         ensure!(original.as_str().is_some_and(|original| original.contains("http")), "{original}");
-        eventually("the kubelet asks the application", seconds(10), async || {
+        eventually("the kubelet asks the application", SOON, async || {
             let calls = agent.get(&pod.app("/calls")).await?.json()?;
             ensure!(calls["GET /ready"].as_u64() > Some(0), "nobody asks whether it is ready: {calls}");
             Ok(())
@@ -123,7 +128,7 @@ async fn a_running_stateful_set_gets_the_sidecar_and_loses_it() -> anyhow::Resul
     in_a_namespace(async |sandbox| {
         sandbox.apply(&Workload::stateful_set("app", 2).objects()?).await?;
         let agent = sandbox.agent().await?;
-        eventually("the plain pods answer", seconds(30), async || {
+        eventually("the plain pods answer", ROLLED, async || {
             ensure!(agent.get("http://app/items/1").await?.cache_status().is_empty(), "a cache answers");
             Ok(())
         })
@@ -135,7 +140,7 @@ async fn a_running_stateful_set_gets_the_sidecar_and_loses_it() -> anyhow::Resul
             ensure_hit(&super::common::get_from(&agent, &pod, "/items/1").await?)?;
         }
         policy.change(json!({"capture": {"mode": "None"}})).await?;
-        eventually("the sidecars are gone", seconds(60), async || {
+        eventually("the sidecars are gone", ROLLED, async || {
             let pods = sandbox.pods("app").await?;
             ensure!(pods.len() == 2, "{} pods", pods.len());
             for pod in pods {
@@ -208,7 +213,7 @@ async fn the_application_starts_without_the_config_map_and_the_secrets() -> anyh
             "spec": spec,
         });
         sandbox.apply(&[orphan]).await?;
-        let orphan = eventually("the orphan is ready", seconds(30), async || {
+        let orphan = eventually("the orphan is ready", ROLLED, async || {
             let pod = sandbox.pods("orphan").await?.pop().context("not there")?;
             let conditions = pod.object["status"]["conditions"].as_array().cloned().unwrap_or_default();
             let ready = conditions
@@ -237,7 +242,7 @@ async fn a_pod_that_opts_out_stays_as_it_is() -> anyhow::Result<()> {
         sandbox.rolled_out("app").await?;
         ensure!(sidecar_of(&sandbox.pods("app").await?[0].object).is_none(), "it was injected");
         policy
-            .eventually("the pod does not count", seconds(20), |status| {
+            .eventually("the pod does not count", SOON, |status| {
                 ensure!(status.pods.matched == 0 && status.pods.missed == 0, "it counts");
                 Ok(())
             })

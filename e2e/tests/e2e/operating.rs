@@ -8,7 +8,7 @@ use kube::{
 };
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Sandbox, Workload, alone_in_the_cluster, cluster, eventually, eventually::seconds, policy::sidecar_of,
+    Sandbox, Workload, alone_in_the_cluster, cluster, eventually, eventually::ROLLED, policy::sidecar_of,
 };
 use serde_json::json;
 
@@ -38,7 +38,7 @@ async fn while_the_webhook_is_down_pods_start_and_are_counted_as_missed_and_name
         started?;
 
         let status = policy
-            .eventually("the missed pods are counted", seconds(60), |status| {
+            .eventually("the missed pods are counted", ROLLED, |status| {
                 ensure!(status.pods.missed == 2 && status.pods.injected == 0, "missed is not 2");
                 Ok(())
             })
@@ -73,7 +73,7 @@ async fn scale_operator(sandbox: &Sandbox, replicas: i32) -> anyhow::Result<i32>
         return Ok(before);
     }
     let pods = Api::<Pod>::namespaced(sandbox.client.clone(), cluster::NAMESPACE);
-    eventually("the operator is gone", seconds(60), async || {
+    eventually("the operator is gone", ROLLED, async || {
         let left = pods.list(&ListParams::default()).await?.items.len();
         ensure!(left == 0, "{left} pods are left");
         Ok(())

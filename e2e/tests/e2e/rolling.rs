@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Agent, Sandbox, Workload, alone_in_the_cluster, cluster, environment, eventually,
-    eventually::seconds,
+    eventually::{ROLLED, SOON, seconds},
     in_a_namespace,
     load::Load,
     policy::{self, Policy, sidecar_of},
@@ -29,7 +29,7 @@ async fn under_load(
 ) -> anyhow::Result<()> {
     let load = Load::start(agent, URL).await?;
     // The load has begun when its requests are counted.
-    eventually("the load has begun", seconds(10), async || {
+    eventually("the load has begun", SOON, async || {
         let pods = sandbox.pods("app").await?;
         let calls = super::common::calls(agent, &pods).await?;
         ensure!(calls.values().sum::<u64>() >= 50, "{calls:?}");
@@ -88,7 +88,7 @@ async fn injecting_and_taking_back_lose_nothing() -> anyhow::Result<()> {
             .await?;
         under_load(sandbox, &agent, "un-inject by deleting the policy", async || {
             policy.delete().await?;
-            eventually("the sidecars are gone", seconds(60), async || {
+            eventually("the sidecars are gone", ROLLED, async || {
                 for pod in sandbox.pods("app").await? {
                     ensure!(sidecar_of(&pod.object).is_none(), "{} has one", pod.name);
                 }
@@ -111,14 +111,12 @@ async fn suspending_and_resuming_lose_nothing() -> anyhow::Result<()> {
             sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 2), 2).await?;
         let pods = sandbox.pods("app").await?;
         let load = Load::start(&agent, URL).await?;
-        eventually("the cache is in use", seconds(10), async || {
-            ensure_hit(&agent.get("http://app/items/1").await?)
-        })
-        .await?;
+        eventually("the cache is in use", SOON, async || ensure_hit(&agent.get("http://app/items/1").await?))
+            .await?;
 
         policy.change(json!({"suspend": true})).await?;
         for pod in &pods {
-            eventually("the sidecar passes through", seconds(10), async || {
+            eventually("the sidecar passes through", SOON, async || {
                 let answer = super::common::get_from(&agent, pod, "/items/1").await?;
                 ensure!(answer.status == 200 && answer.cache_status().contains("suspended"), "{answer:?}");
                 Ok(())
@@ -126,7 +124,7 @@ async fn suspending_and_resuming_lose_nothing() -> anyhow::Result<()> {
             .await?;
         }
         policy
-            .eventually("both pods have said that they are suspended", seconds(10), |status| {
+            .eventually("both pods have said that they are suspended", SOON, |status| {
                 ensure!(status.pods.current == 2, "current is not 2");
                 let ready = policy::has(status, ConditionType::Ready, "False")?;
                 ensure!(ready.reason == "Suspended", "{ready:?}");
@@ -136,7 +134,7 @@ async fn suspending_and_resuming_lose_nothing() -> anyhow::Result<()> {
         policy.change(json!({"suspend": false})).await?;
         for pod in &pods {
             let mut first = true;
-            eventually("the sidecar caches again", seconds(10), async || {
+            eventually("the sidecar caches again", SOON, async || {
                 let answer = super::common::get_from(&agent, pod, "/items/once").await?;
                 let before_suspension = first && answer.is_hit();
                 first = false;
@@ -205,7 +203,7 @@ async fn set_sidecar_image(sandbox: &Sandbox, image: &str) -> anyhow::Result<()>
 }
 
 async fn every_pod_has_image(sandbox: &Sandbox, image: &str) -> anyhow::Result<()> {
-    eventually(&format!("every pod has {image}"), seconds(90), async || {
+    eventually(&format!("every pod has {image}"), ROLLED, async || {
         let pods = sandbox.api::<Pod>().list(&kube::api::ListParams::default().labels("app=app")).await?;
         ensure!(!pods.items.is_empty(), "no pods");
         for pod in pods {

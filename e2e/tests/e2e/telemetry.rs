@@ -1,7 +1,7 @@
 //! What the sidecars report.
 
 use anyhow::Context;
-use larder_e2e::{Workload, environment, eventually, eventually::seconds, in_a_namespace, workload};
+use larder_e2e::{Workload, environment, eventually, eventually::SOON, in_a_namespace, workload};
 use serde_json::{Value, json};
 
 use super::common::{IN_MEMORY, ensure_hit};
@@ -28,7 +28,7 @@ async fn metrics_arrive_at_a_collector() -> anyhow::Result<()> {
         )?;
         has_series(&scraped, "larder_requests_total", &[("outcome", "miss"), ("tier", "app")])?;
 
-        eventually("the collector has the sidecar's metrics", seconds(45), async || {
+        eventually("the collector has the sidecar's metrics", SOON, async || {
             let exported = agent.get("http://collector:8889/metrics").await?.body;
             has_series(
                 &exported,

@@ -5,7 +5,11 @@ use std::time::{Duration, Instant};
 use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
 use larder_crds::ConditionType;
-use larder_e2e::{Sandbox, Workload, eventually, eventually::seconds, examples, exec, in_a_namespace};
+use larder_e2e::{
+    Sandbox, Workload, eventually,
+    eventually::{SOON, seconds},
+    examples, exec, in_a_namespace,
+};
 use serde_json::json;
 
 use super::common::{calls, ensure_hit, get_from, shared_by_redis, with_redis};
@@ -111,7 +115,7 @@ async fn data_comes_from_postgres_then_from_the_cache_while_the_application_is_s
         policy.condition(ConditionType::TiersHealthy, "True").await?;
         let pods = sandbox.pods("app").await?;
         // Endpoints lag behind the pods.
-        eventually("the sidecar reaches Postgres", seconds(20), async || {
+        eventually("the sidecar reaches Postgres", SOON, async || {
             let answer = agent.get("http://app/data/2").await?;
             ensure!(answer.status == 200, "{answer:?}");
             Ok(())
