@@ -65,7 +65,7 @@ impl Ask {
             url: url.to_owned(),
             headers: Vec::new(),
             body: String::new(),
-            timeout_ms: 5_000,
+            timeout_ms: 20_000,
         }
     }
 
@@ -91,7 +91,7 @@ impl Ask {
         self.header("content-type", "application/json")
     }
 
-    /// How long to wait for the answer; 5 s without.
+    /// How long to wait for the answer; 20 s without.
     pub fn within(mut self, timeout: Duration) -> Self {
         self.timeout_ms = timeout.as_millis() as u64;
         self
@@ -168,9 +168,9 @@ impl Agent {
     /// Listens for a line, then says these and listens for one after each. Gives what was heard.
     ///
     /// # Errors
-    /// When the other side stays silent for 5 s.
+    /// When the other side stays silent for 20 s.
     pub async fn talk(&self, address: &str, lines: &[&str]) -> anyhow::Result<Vec<String>> {
-        let ask = serde_json::json!({"address": address, "lines": lines, "timeoutMs": 5_000});
+        let ask = serde_json::json!({"address": address, "lines": lines, "timeoutMs": 20_000});
         let told = self.tell(&ask.to_string()).await?;
         if let Some(error) = told["error"].as_str() {
             bail!("{address}: {error}");
