@@ -72,6 +72,7 @@ need_rust() {
   [[ -z ${rust_is_ready:-} ]] || return 0
   command -v cargo >/dev/null || fail "cargo is missing" "install Rust from rustup.rs; rust-toolchain.toml names the version"
   need cc "gcc libc6-dev"
+  need make make # of the sidecar's allocator
   need_room_for_target
   rust_is_ready=yes
 }

@@ -1,6 +1,6 @@
 //! What a cache takes of memory, in a process of its own.
 
-use std::fs;
+use std::{fs, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -24,6 +24,9 @@ pub const BOUND: u64 = 64 << 20;
 
 /// How many entries are counted in bytes for each.
 const ENTRIES: u32 = 50_000;
+
+/// How long what is freed takes to leave the process, and more.
+const SETTLED: Duration = Duration::from_millis(500);
 
 /// What is put into a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
@@ -79,7 +82,8 @@ pub fn fill(cache: &dyn Cache, fill: Fill) -> Result<Taken> {
             });
         }
     }
-    // Before it is asked for anything, which makes some of them tidy up.
+    // What is freed is given back soon, not at once. It is not asked for anything before, which makes some of them tidy up.
+    thread::sleep(SETTLED);
     let (resident, peak) = (resident("VmRSS")?, resident("VmHWM")?);
     Ok(Taken {
         resident: resident.saturating_sub(before),

@@ -4,6 +4,11 @@ use std::process::ExitCode;
 
 use clap::Parser as _;
 use larder_sidecar::{Args, Command, check, drain, run};
+use tikv_jemallocator::Jemalloc;
+
+/// What L1 lets go of must leave the process, or it is killed for it: see decision 16.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let args = Args::parse();

@@ -24,6 +24,7 @@ mod integration {
     mod invalidating;
     mod last_known_good;
     mod lifetimes;
+    mod memory;
     mod metrics;
     mod negative;
     mod postgres;

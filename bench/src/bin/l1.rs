@@ -23,6 +23,11 @@ use larder_bench::{
     traces::{KEYS, Random, Trace, Zipf},
 };
 use larder_sidecar::l1::Stored;
+use tikv_jemallocator::Jemalloc;
+
+/// The sidecar's.
+#[global_allocator]
+static ALLOCATOR: Jemalloc = Jemalloc;
 
 /// How many entries of the usual size a cache holds when hits are counted: a twentieth of the keys.
 const HELD: u32 = KEYS / 20;

@@ -235,10 +235,10 @@ impl Sidecar {
         series.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
     }
 
-    /// The memory that it holds, in bytes.
+    /// The memory of its own that is resident (proc(5), `RssAnon`), in bytes.
     pub(crate) fn resident(&self) -> u64 {
         let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("VmRSS:")).unwrap();
+        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
         line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
     }
 
