@@ -8,6 +8,9 @@ use anyhow::Context;
 /// and one that a busy machine misses says nothing.
 pub const SOON: Duration = Duration::from_secs(60);
 
+/// For a changed policy to be in force in the sidecars: sooner than the kubelet finds it by itself, which looks once a minute.
+pub const RELOADED: Duration = Duration::from_secs(20);
+
 /// For pods that start and stop, one after another.
 pub const ROLLED: Duration = Duration::from_secs(240);
 

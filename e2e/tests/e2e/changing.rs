@@ -8,7 +8,7 @@ use kube::api::Patch;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Sandbox, Workload, cluster, eventually,
-    eventually::{ROLLED, SOON},
+    eventually::{RELOADED, ROLLED, SOON},
     exec, in_a_namespace, policy,
     policy::Policy,
 };
@@ -39,7 +39,7 @@ async fn a_changed_ttl_is_served_without_a_restart_and_status_waits_for_every_po
         let mut routes: Value = serde_yaml::from_str::<Value>(IN_MEMORY)?["routes"].take();
         routes[0]["ttl"] = json!("60s");
         policy.change(json!({"routes": routes})).await?;
-        eventually("the changed ttl is served", SOON, async || {
+        eventually("the changed ttl is served", RELOADED, async || {
             let hit = get_from(&agent, &pods[0], "/items/1").await?;
             ensure_hit(&hit)?;
             ensure!(ttl(&hit)? <= 60, "the old ttl: {hit:?}");
@@ -121,7 +121,7 @@ async fn a_deleted_policy_passes_everything_through_until_the_last_sidecar_is_go
         ensure_hit(&agent.get("http://app/items/1").await?)?;
 
         policy.delete().await?;
-        eventually("the sidecar passes through", SOON, async || {
+        eventually("the sidecar passes through", RELOADED, async || {
             let answer = agent.get("http://app/items/1").await?;
             ensure!(answer.status == 200 && answer.cache_status().contains("fwd=bypass"), "{answer:?}");
             Ok(())

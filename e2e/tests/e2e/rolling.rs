@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Agent, Sandbox, Workload, alone_in_the_cluster, cluster, environment, eventually,
-    eventually::{ROLLED, SOON, seconds},
+    eventually::{RELOADED, ROLLED, SOON, seconds},
     in_a_namespace,
     load::Load,
     policy::{self, Policy, sidecar_of},
@@ -116,7 +116,7 @@ async fn suspending_and_resuming_lose_nothing() -> anyhow::Result<()> {
 
         policy.change(json!({"suspend": true})).await?;
         for pod in &pods {
-            eventually("the sidecar passes through", SOON, async || {
+            eventually("the sidecar passes through", RELOADED, async || {
                 let answer = super::common::get_from(&agent, pod, "/items/1").await?;
                 ensure!(answer.status == 200 && answer.cache_status().contains("suspended"), "{answer:?}");
                 Ok(())
@@ -134,7 +134,7 @@ async fn suspending_and_resuming_lose_nothing() -> anyhow::Result<()> {
         policy.change(json!({"suspend": false})).await?;
         for pod in &pods {
             let mut first = true;
-            eventually("the sidecar caches again", SOON, async || {
+            eventually("the sidecar caches again", RELOADED, async || {
                 let answer = super::common::get_from(&agent, pod, "/items/once").await?;
                 let before_suspension = first && answer.is_hit();
                 first = false;

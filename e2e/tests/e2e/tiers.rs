@@ -72,8 +72,9 @@ async fn answers_continue_while_redis_is_stopped() -> anyhow::Result<()> {
             tokio::time::sleep(Duration::from_millis(50)).await;
         }
         times.sort_unstable();
-        // The slowest tenth is the machine's.
-        ensure!(times[times.len() * 9 / 10] < 1_000, "slow without Redis, ms: {times:?}");
+        // The slowest tenth may be the machine's, but nothing hangs.
+        let (usual, slowest) = (times[times.len() * 9 / 10], times[times.len() - 1]);
+        ensure!(usual < 1_000 && slowest < 5_000, "slow without Redis, ms: {times:?}");
         let unhealthy = policy.condition(ConditionType::TiersHealthy, "False").await?;
         ensure!(unhealthy.message.contains("redis"), "it does not name the tier: {unhealthy:?}");
         for pod in sandbox.pods("app").await? {
