@@ -119,7 +119,7 @@ test_e2e() { # [NAME]
   while read -r variable; do export "${variable?}"; done < <(e2e_variables)
   # shellcheck disable=SC2086
   shown "end-to-end tests" "run one by \`./dev test e2e NAME\`; export KUBECONFIG=$KUBECONFIG to look around" \
-    cargo test -p larder-e2e --test e2e ${1:-} -- --test-threads=2
+    cargo test --workspace --test e2e ${1:-} -- --test-threads=2
 }
 
 test_dependencies() {

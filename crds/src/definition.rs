@@ -45,7 +45,7 @@ fn tidy(schema: &mut JSONSchemaProps) {
 /// # Errors
 /// None that this definition can cause; YAML's writer has the type.
 pub fn to_yaml(definition: &CustomResourceDefinition) -> Result<String, serde_yaml::Error> {
-    Ok(format!("# Made by `cargo run -p larder-crds --bin crdgen`.\n{}", serde_yaml::to_string(definition)?))
+    Ok(format!("# Made by `./dev generate`.\n{}", serde_yaml::to_string(definition)?))
 }
 
 /// The definition as a template of the chart: Helm keeps the resource when the chart is uninstalled, and braces mean

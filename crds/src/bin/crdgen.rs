@@ -26,7 +26,7 @@ fn main() -> Result<()> {
     for (path, text) in outputs {
         if check {
             if fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
-                bail!("{} is out of date: run `cargo run -p larder-crds --bin crdgen`", path.display());
+                bail!("{} is out of date: run `./dev generate`", path.display());
             }
         } else {
             fs::create_dir_all(path.parent().context("a file has a folder")?)?;

@@ -134,8 +134,8 @@ pub struct Redis {
     #[serde(default = "default_redis_timeout")]
     pub timeout: Duration,
 
-    /// How long Redis may take where no source could answer, and to take what is stored, for which nobody waits. Without it,
-    /// 1s, or `timeout` if that is longer.
+    /// How long Redis may take where no source could answer, to give what another pod was waited for, and to take what is
+    /// stored, for which nobody waits. Without it, 1s, or `timeout` if that is longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hard_timeout: Option<Duration>,
 

@@ -21,7 +21,7 @@ fn main() -> Result<()> {
         return fs::write(&path, text).with_context(|| format!("could not write {}", path.display()));
     }
     if fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {
-        bail!("{} is out of date: run `cargo run -p larder-sidecar --bin openapi`", path.display());
+        bail!("{} is out of date: run `./dev generate`", path.display());
     }
     Ok(())
 }
