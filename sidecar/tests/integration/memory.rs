@@ -1,8 +1,10 @@
-//! What the process takes of memory, which is what a container is killed for.
+//! What the process keeps of memory.
+
+use std::time::{Duration, Instant};
 
 use futures::{StreamExt, stream};
 
-use super::harness::{Origin, Policy, Sidecar, reply, until};
+use super::harness::{Origin, Policy, Sidecar, reply};
 
 const SPEC: &str = r#"
 l1: {maxSize: 32Mi, maxObjectSize: 1Mi}
@@ -10,8 +12,11 @@ routes:
 - {name: page, match: {path: "/{length}/{number}"}, ttl: 1h}
 "#;
 
-/// `l1.maxSize`, and half of what the operator wants free beside it under the container's limit.
-const MOST: u64 = (32 + 16) << 20;
+const MAX_SIZE: u64 = 32 << 20;
+/// Half of what the operator wants free beside `l1.maxSize` under the container's limit.
+const BESIDE: u64 = 16 << 20;
+/// The allocator takes a few tenths of a second to give back what was freed; with its own settings it would take 10 s.
+const SOON: Duration = Duration::from_secs(5);
 
 async fn fill(sidecar: &Sidecar, length: usize, answers: usize) {
     let ask = async |number| assert_eq!(sidecar.get(&format!("/{length}/{number}")).await.body.len(), length);
@@ -27,10 +32,17 @@ async fn what_l1_lets_go_of_leaves_the_process_whatever_takes_its_place() {
     .await;
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;
-    // Each of them is more than there is room for.
+    let mut evicted = 0.0;
     for (length, answers) in [(20_000, 3_000), (900_000, 400), (64, 31_000), (900_001, 400)] {
         fill(&sidecar, length, answers).await;
-        assert!(sidecar.metric("larder_l1_evictions_total", &[]).await > 0.0);
-        until("memory is near the bound", async || (sidecar.resident() <= MOST).then_some(())).await;
+        let before = std::mem::replace(&mut evicted, sidecar.metric("larder_l1_evictions_total", &[]).await);
+        assert!(evicted > before, "nothing had to go for {length}");
+        let held = sidecar.metric("larder_l1_bytes", &[]).await;
+        assert!(held > 0.9 * MAX_SIZE as f64, "it is not full of {length}: {held}");
+        let filled = Instant::now();
+        while sidecar.resident() > MAX_SIZE + BESIDE {
+            assert!(filled.elapsed() < SOON, "{length}: {} MiB", sidecar.resident() >> 20);
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
     }
 }
