@@ -1,7 +1,8 @@
 //! The cache that the pods share: Redis.
 //!
 //! A request waits for Redis at most as long as the policy's `timeout`, and not at all while the breaker is open or the
-//! connection is down; if nobody else can answer, as long as `hardTimeout`, whatever the breaker says. [`link`] keeps the connection and hears of purges; [`commands`] is what is said to Redis.
+//! connection is down; if nobody else can answer, as long as `hardTimeout`, whatever the breaker says; who has waited for
+//! another pod waits as long for what that pod stored. [`link`] keeps the connection and hears of purges; [`commands`] is what is said to Redis.
 
 use std::{sync::Arc, time::Duration};
 
@@ -59,7 +60,7 @@ pub enum L2Error {
 pub enum Patience {
     /// `timeout`: a source can answer.
     Soft,
-    /// `hardTimeout`: nobody else can, or another pod has asked the source already.
+    /// `hardTimeout`: nobody else can, or another pod has asked a source already.
     Hard,
 }
 
@@ -157,7 +158,7 @@ impl L2 {
         targets: &[HeaderName],
         patience: Patience,
     ) -> Result<Lookup, L2Error> {
-        // Where nobody else can answer it is asked whatever the breaker says: slow is better than nothing.
+        // Slow is better than nothing, and than asking a source twice: the breaker says only what Redis was.
         if patience == Patience::Soft && !self.breaker.allows() {
             return Err(L2Error::Down);
         }

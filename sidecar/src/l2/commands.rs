@@ -116,9 +116,14 @@ pub(super) async fn purge(
     call.invoke_async(connection.counting()).await
 }
 
-/// Loads the script of a purge, so that one takes a single round trip.
+/// Loads the scripts, so that each takes a single round trip from the first time on.
 pub(super) async fn prepare(connection: &mut Connection) -> RedisResult<()> {
-    PURGE.prepare_invoke().load_async(connection.counting()).await.map(drop)
+    PURGE.prepare_invoke().load_async(connection.counting()).await?;
+    for script in [&LEASE, &RENEW, &RELEASE] {
+        // A Cluster that lacks a server can't take them everywhere; then they are loaded where they are called.
+        let _ = script.prepare_invoke().load_async(connection).await;
+    }
+    Ok(())
 }
 
 /// What became of asking for a lease.

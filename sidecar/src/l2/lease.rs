@@ -191,7 +191,7 @@ impl L2 {
         while began.elapsed() < LONGEST {
             ticks.tick().await;
             let renewed = self
-                .timed("renew", self.timeout, async {
+                .timed("renew", self.hard_timeout, async {
                     let mut connection = self.link.connection().ok_or(L2Error::Down)?;
                     Ok(commands::renew(&mut connection, &keys[0], token, TERM).await?)
                 })

@@ -27,13 +27,13 @@ impl Proxy {
         let mut patience = Patience::Soft;
         while Instant::now() < deadline {
             let about = (&*serving.shape, key.as_str(), &*errand.variant, errand.barrier);
-            match l2.lease(about, patience).await.ok()? {
+            match timeout_at(deadline, l2.lease(about, patience)).await.ok()?.ok()? {
                 Leased::Granted(mut lease, is_stored) => {
                     self.telemetry.stats.leased(true);
                     let variant = errand.variant.clone();
                     // The one before us may have stored it since we looked.
                     let answered = match is_stored {
-                        true => self.look_in_redis(errand, patience).await,
+                        true => self.look_until(deadline, errand, patience).await,
                         false => None,
                     };
                     if answered.is_none() && errand.variant != variant {
@@ -46,20 +46,30 @@ impl Proxy {
                     }
                     return answered;
                 }
-                Leased::Held(waiting) => match self.wait_for(waiting, deadline).await {
-                    Ok(Woken::Stored | Woken::Silence) => {
-                        // What it has waited for would be lost to a Redis that is slow for a moment.
-                        patience = Patience::Hard;
-                        let answered = self.look_in_redis(errand, patience).await;
-                        if answered.is_some() {
-                            return answered;
-                        }
+                Leased::Held(waiting) => {
+                    let woken = self.wait_for(waiting, deadline).await.ok()?;
+                    // What it has waited for is not to be lost to a Redis that is slow for a moment.
+                    patience = Patience::Hard;
+                    if woken == Woken::NotStored {
+                        return None;
                     }
-                    Ok(Woken::NotStored) | Err(_) => return None,
-                },
+                    let answered = self.look_until(deadline, errand, patience).await;
+                    if answered.is_some() || errand.redis_is_silent {
+                        return answered;
+                    }
+                }
             }
         }
         None
+    }
+
+    async fn look_until(
+        self: &Arc<Self>,
+        deadline: Instant,
+        errand: &mut Errand,
+        patience: Patience,
+    ) -> Option<Answered> {
+        timeout_at(deadline, self.look_in_redis(errand, patience)).await.ok().flatten()
     }
 
     async fn wait_for(&self, waiting: Waiting, deadline: Instant) -> Result<Woken, Elapsed> {

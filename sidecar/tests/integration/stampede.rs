@@ -158,12 +158,20 @@ async fn who_has_waited_for_another_pod_is_patient_with_redis() {
     let redis = RedisServer::start().await;
     let relay = Relay::to(([127, 0, 0, 1], redis.port).into()).await;
     redis.set_url(&format!("redis://{}/", relay.address()));
-    let policy = Policy::new(&redis.serve(SPEC).replace("timeout: 2s,", "timeout: 500ms,"));
+    let policy = Policy::new(&redis.serve(SPEC).replace("timeout: 2s,", "timeout: 250ms,"));
     let pods = three(&policy, &origin).await;
+    let until_waited = async |times: f64| {
+        until("pods wait for another", async || {
+            let waited = |pod| Sidecar::metric(pod, "larder_leases_total", &["outcome=\"waited\""]);
+            (join_all(pods.iter().map(waited)).await.iter().sum::<f64>() >= times).then_some(())
+        })
+        .await;
+    };
     let slowing = async {
-        until_asked(&origin, 1).await;
-        until_somebody_waits(&mut redis.connection().await, &policy).await;
-        relay.suffer(Fault::Slow(Duration::from_millis(600)));
+        until_waited(2.0).await;
+        relay.suffer(Fault::Slow(Duration::from_millis(300)));
+        // When the lease's term is over they ask for it again, and hear that it was renewed.
+        until_waited(4.0).await;
         permits.add_permits(10);
     };
     let ((), answers) = tokio::join!(slowing, ask(&pods, 10, "/a"));
