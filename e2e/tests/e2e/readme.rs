@@ -1,6 +1,6 @@
 //! The README's commands, taken from the README.
 
-use std::{fs, process::Stdio, time::Duration};
+use std::{env, fs, process::Stdio, time::Duration};
 
 use anyhow::{Context, bail, ensure};
 use larder_e2e::{apply, cluster, environment, eventually, in_a_namespace};
@@ -60,7 +60,14 @@ async fn the_sidecar_of_the_readme_caches_a_server_without_a_cluster() -> anyhow
         .with_context(|| format!("the README's port {upstream} is taken"))?;
     tokio::spawn(serve(server));
     // cargo becomes the program that it runs, which so ends with the test.
-    let mut sidecar = Command::new("sh")
+    let mut command = Command::new("sh");
+    // What cargo tells the tests of their package would have dependencies that look at it built anew, here and after it.
+    for (name, _) in
+        env::vars().filter(|(name, _)| name.starts_with("CARGO_PKG_") || name.starts_with("CARGO_MANIFEST_"))
+    {
+        command.env_remove(name);
+    }
+    let mut sidecar = command
         .args(["-c", &format!("exec {run}")])
         .current_dir(environment::root()?)
         .stdin(Stdio::null())
