@@ -10,8 +10,9 @@ use bytes::Bytes;
 use futures::try_join;
 use larder_policy::PurgeName;
 use redis::{AsyncCommands, InfoDict, RedisResult, Script};
+use tokio::time::timeout;
 
-use super::connection::Connection;
+use super::connection::{CONNECT_DEADLINE, Connection};
 use crate::barriers::{MOST_BARRIERS, Snapshot};
 
 /// A hash of barriers that nobody touches for this long goes, and what was stored under it is stale.
@@ -116,13 +117,17 @@ pub(super) async fn purge(
     call.invoke_async(connection.counting()).await
 }
 
-/// Loads the scripts, so that each takes a single round trip from the first time on.
+/// Loads the scripts, so that each takes a single round trip from the first time on. Those of leases come in the background: they
+/// go to all servers of a Cluster, and one that is lost must not keep the others from use.
 pub(super) async fn prepare(connection: &mut Connection) -> RedisResult<()> {
     PURGE.prepare_invoke().load_async(connection.counting()).await?;
-    for script in [&LEASE, &RENEW, &RELEASE] {
-        // A Cluster that lacks a server can't take them everywhere; then they are loaded where they are called.
-        let _ = script.prepare_invoke().load_async(connection).await;
-    }
+    let mut connection = connection.clone();
+    tokio::spawn(timeout(CONNECT_DEADLINE, async move {
+        for script in [&LEASE, &RENEW, &RELEASE] {
+            // One that is not there is loaded where it is called.
+            let _ = script.prepare_invoke().load_async(&mut connection).await;
+        }
+    }));
     Ok(())
 }
 
