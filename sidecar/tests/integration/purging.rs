@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::harness::{Answer, Origin, Policy, RedisServer, Sidecar, TOKEN, exchange, reply};
+use super::harness::{Answer, Origin, Policy, RedisServer, Sidecar, TOKEN, exchange, reply, two};
 
 const TAGGED: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
@@ -12,10 +12,6 @@ invalidation:
   onWrite:
   - {match: {path: "/{page}"}, purge: {paths: ["/{page}"]}}
 "#;
-
-async fn two(policy: &Policy, origin: &Origin) -> [Sidecar; 2] {
-    [Sidecar::start(policy, origin.address).await, Sidecar::start(policy, origin.address).await]
-}
 
 /// Has both sidecars store a path, the second one from L2.
 async fn warm(policy: &Policy, [a, b]: &[Sidecar; 2], path: &str) -> String {
