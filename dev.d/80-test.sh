@@ -81,6 +81,7 @@ test_integration() {
   need_rust
   start_redis
   start_postgres
+  need_test_applications
   shown "integration tests" "run one by \`./dev test integration\`; they ask for $LARDER_TEST_REDIS_URL and $LARDER_TEST_POSTGRES_URL" \
     cargo test --workspace --test integration --test allocations
 }

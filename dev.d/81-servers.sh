@@ -63,3 +63,36 @@ start_postgres() {
   wait_for_port "$port" postgres "$logs/postgres.log"
   export LARDER_TEST_POSTGRES_PROGRAMS=$programs LARDER_TEST_POSTGRES_URL=postgres://larder@127.0.0.1:$port/postgres
 }
+
+# The applications that some tests put behind the sidecar: Express, nginx and Go's net/http, as people run them
+# (sidecar/tests/applications). Tests start them (sidecar/tests/integration/harness/servers.rs).
+need_test_applications() {
+  local sources=sidecar/tests/applications express go
+  need node nodejs
+  express=$cache/test-express-$(hash_of "$sources/express/package-lock.json")
+  if [[ ! -d $express ]]; then
+    need npm npm
+    made_once "$express" "npm ci: express" "see the log; is the npm registry in reach?" install_express "$root/$sources/express"
+    keep_newest 2 "$cache"/test-express-*
+  fi
+  need nginx nginx-light
+  need_go
+  go=$cache/bin/test-application-go-$(hash_of "$sources/go")
+  made_once "$go" "compile the Go test application" "see the log" compile_go_application "$root/$sources/go"
+  keep_newest 2 "$cache"/bin/test-application-go-*
+  LARDER_TEST_NGINX=$(command -v nginx)
+  LARDER_TEST_NODE=$(command -v node)
+  export LARDER_TEST_EXPRESS=$express LARDER_TEST_GO_APPLICATION=$go LARDER_TEST_NGINX LARDER_TEST_NODE
+}
+
+install_express() { # SOURCES FOLDER
+  mkdir "$2"
+  cp "$1/package.json" "$1/package-lock.json" "$2"
+  cd "$2"
+  npm ci --no-audit --no-fund --ignore-scripts
+}
+
+compile_go_application() { # SOURCES FILE
+  cd "$1"
+  CGO_ENABLED=0 go build -trimpath -ldflags "-s -w" -o "$2" .
+}

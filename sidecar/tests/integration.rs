@@ -7,6 +7,7 @@ mod integration {
     mod harness;
 
     mod admin_api;
+    mod applications;
     mod asking;
     mod bare;
     mod barriers;

@@ -1,0 +1,3 @@
+module larder.dev/test-application
+
+go 1.22
