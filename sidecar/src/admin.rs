@@ -27,10 +27,12 @@ mod key_text;
 mod pages;
 mod purging;
 mod refused;
+mod server;
 mod stats;
 mod token;
 
 use refused::Refused;
+pub use server::serve;
 
 /// What the admin API shows and does.
 #[derive(Debug)]

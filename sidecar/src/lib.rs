@@ -14,6 +14,7 @@ pub mod check;
 pub mod cli;
 pub mod clock;
 pub mod config;
+pub mod connections;
 pub mod drain;
 pub mod entry;
 pub mod gate;

@@ -47,7 +47,7 @@ const PING: Duration = Duration::from_secs(30);
 /// The largest header list that is taken over HTTP/2, as over HTTP/1.
 const HEADER_LIST: u32 = 64 << 10;
 /// How long to wait when no connection can be accepted, because there are too many open files.
-const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
 /// Listens at an address; one without an IP means every address of the host.
 ///

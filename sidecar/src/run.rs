@@ -1,9 +1,7 @@
 //! The whole program.
 
 use std::{
-    io,
-    net::{self, SocketAddr},
-    process,
+    io, net, process,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -66,9 +64,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         ready: AtomicBool::new(false),
     });
     let mapped = admin::router(Arc::clone(&admin), AdminDoor::Application);
-    let router =
-        admin::router(Arc::clone(&admin), AdminDoor::Own).into_make_service_with_connect_info::<SocketAddr>();
-    tokio::spawn(async { axum::serve(admin_listener, router).await });
+    tokio::spawn(admin::serve(admin_listener, admin::router(Arc::clone(&admin), AdminDoor::Own)));
 
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
     let several = listen.len() > 1;

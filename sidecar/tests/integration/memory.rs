@@ -6,6 +6,8 @@ use futures::{StreamExt, stream};
 
 use super::harness::{Origin, Policy, Sidecar, reply};
 
+mod admin;
+
 const SPEC: &str = r#"
 l1: {maxSize: 32Mi, maxObjectSize: 1Mi}
 routes:
@@ -17,6 +19,17 @@ const MAX_SIZE: u64 = 32 << 20;
 const BESIDE: u64 = 16 << 20;
 /// The allocator takes a few tenths of a second to give back what was freed; with its own settings it would take 10 s.
 const SOON: Duration = Duration::from_secs(5);
+
+/// The limit of the sidecar's container where the policy does not say otherwise.
+const LIMIT: u64 = 128 << 20;
+
+async fn until_resident_is_below(sidecar: &Sidecar, bytes: u64, within: Duration) {
+    let began = Instant::now();
+    while sidecar.resident() > bytes {
+        assert!(began.elapsed() < within, "{} MiB", sidecar.resident() >> 20);
+        tokio::time::sleep(Duration::from_millis(50)).await;
+    }
+}
 
 async fn fill(sidecar: &Sidecar, length: usize, answers: usize) {
     let ask = async |number| assert_eq!(sidecar.get(&format!("/{length}/{number}")).await.body.len(), length);
@@ -39,10 +52,6 @@ async fn what_l1_lets_go_of_leaves_the_process_whatever_takes_its_place() {
         assert!(evicted > before, "nothing had to go for {length}");
         let held = sidecar.metric("larder_l1_bytes", &[]).await;
         assert!(held > 0.9 * MAX_SIZE as f64, "it is not full of {length}: {held}");
-        let filled = Instant::now();
-        while sidecar.resident() > MAX_SIZE + BESIDE {
-            assert!(filled.elapsed() < SOON, "{length}: {} MiB", sidecar.resident() >> 20);
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
+        until_resident_is_below(&sidecar, MAX_SIZE + BESIDE, SOON).await;
     }
 }

@@ -21,7 +21,7 @@ use tokio::{
     process::{Child, Command},
 };
 
-use super::{Folder, Policy, until};
+use super::{Folder, Peak, Policy, peak::resident, until};
 
 /// The token of the admin API.
 pub(crate) const TOKEN: &str = "the-token";
@@ -184,6 +184,14 @@ impl Sidecar {
         self.send(self.admin, Method::GET, path, &[], "").await
     }
 
+    /// The status of an answer of the admin API to a client that comes with a connection of its own, as probes do.
+    pub(crate) async fn admin_anew(&self, path: &str) -> StatusCode {
+        let request = format!("GET {path} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n");
+        let answer = exchange(self.admin, request).await;
+        let status = answer.get(9..12).unwrap_or_else(|| panic!("{path} was not answered"));
+        StatusCode::from_bytes(status).unwrap()
+    }
+
     /// What it says it serves by.
     pub(crate) async fn policy(&self) -> Value {
         serde_json::from_str(&self.admin("/policy").await.body).unwrap()
@@ -235,11 +243,14 @@ impl Sidecar {
         series.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
     }
 
-    /// The memory of its own that is resident (proc(5), `RssAnon`), in bytes.
+    /// The memory of its own that is resident, in bytes.
     pub(crate) fn resident(&self) -> u64 {
-        let status = std::fs::read_to_string(format!("/proc/{}/status", self.child.id().unwrap())).unwrap();
-        let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:")).unwrap();
-        line.trim().trim_end_matches(" kB").parse::<u64>().unwrap() << 10
+        resident(self.child.id().unwrap()).unwrap()
+    }
+
+    /// The most memory that is resident from now on.
+    pub(crate) fn peak(&self) -> Peak {
+        Peak::of(self.child.id().unwrap())
     }
 
     /// Tells it to end.
