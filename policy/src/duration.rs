@@ -23,16 +23,56 @@ impl Duration {
     }
 }
 
-/// A text that is not a GEP-2257 duration.
+/// The CEL rule by which the API server holds a text to that form.
+pub const CEL_RULE: &str = "self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$')";
+
+/// A text that is not a GEP-2257 duration. The message names the duration that was meant, where that is plain.
 #[derive(Debug, thiserror::Error)]
-#[error("{0:?} is not a duration: write one such as 500ms, 30s, 5m or 1h30m")]
-pub struct InvalidDuration(String);
+#[error("{text:?} is not a duration: {}", remedy(text))]
+pub struct InvalidDuration {
+    text: String,
+}
+
+impl InvalidDuration {
+    /// Returns what to write instead, such as `write 60s (a number needs a unit)`.
+    pub fn remedy(&self) -> String {
+        remedy(&self.text)
+    }
+}
+
+fn remedy(text: &str) -> String {
+    meant(text).unwrap_or_else(|| "write one such as 500ms, 30s, 5m or 1h30m".to_owned())
+}
+
+/// Returns the advice where the text is one number with a unit that does not exist, with a fraction, or without a unit.
+fn meant(text: &str) -> Option<String> {
+    let digits = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
+    let (number, unit) = text.split_at(digits);
+    let (seconds, reason) = match unit {
+        "" => (1.0, "a number needs a unit"),
+        "d" => (86_400.0, "there is no unit for days"),
+        "w" => (604_800.0, "there is no unit for weeks"),
+        "h" | "m" | "s" if !number.contains('.') => return None,
+        "h" => (3600.0, "fractions are not allowed"),
+        "m" => (60.0, "fractions are not allowed"),
+        "s" => (1.0, "fractions are not allowed"),
+        _ => return None,
+    };
+    let number: f64 = number.parse().ok()?;
+    let total = time::Duration::try_from_secs_f64(number * seconds).ok()?;
+    let written = match unit {
+        // In the unit that was written, or the largest: 1d is 24h, and 90 is 90s.
+        "" if number.fract() == 0.0 => format!("{number}s"),
+        _ => Duration(time::Duration::from_millis(u64::try_from(total.as_millis()).ok()?)).to_string(),
+    };
+    written.parse::<Duration>().is_ok().then(|| format!("write {written} ({reason})"))
+}
 
 impl FromStr for Duration {
     type Err = InvalidDuration;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidDuration(text.to_owned());
+        let invalid = || InvalidDuration { text: text.to_owned() };
         let mut rest = text;
         let mut total = time::Duration::ZERO;
         for _ in 0..4 {
@@ -109,7 +149,7 @@ impl JsonSchema for Duration {
             "type": "string",
             "maxLength": 32,
             "x-kubernetes-validations": [{
-                "rule": "self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$')",
+                "rule": CEL_RULE,
                 "message": "write a duration such as 500ms, 30s, 5m or 1h30m",
             }],
         })
@@ -131,9 +171,27 @@ mod tests {
 
     #[test]
     fn refuses_the_rest_and_says_what_to_write() {
-        for text in ["", "1", "s", "1d", "-1s", "1.5s", "123456s", "1h1m1s1ms1ms", " 1s", "1s "] {
+        for text in
+            ["", "s", ".", "-1s", "1.2.3s", "123456s", "100000000d", "1h1m1s1ms1ms", " 1s", "1s ", "1y"]
+        {
             let error = text.parse::<Duration>().unwrap_err().to_string();
             assert!(error.ends_with("write one such as 500ms, 30s, 5m or 1h30m"), "{error}");
+        }
+    }
+
+    #[test]
+    fn an_error_names_the_duration_that_was_meant() {
+        for (text, meant) in [
+            ("60", "write 60s (a number needs a unit)"),
+            ("0", "write 0s (a number needs a unit)"),
+            ("1.5", "write 1s500ms (a number needs a unit)"),
+            ("1d", "write 24h (there is no unit for days)"),
+            ("0.5d", "write 12h (there is no unit for days)"),
+            ("2w", "write 336h (there is no unit for weeks)"),
+            ("1.5h", "write 1h30m (fractions are not allowed)"),
+        ] {
+            let error = text.parse::<Duration>().unwrap_err().to_string();
+            assert_eq!(error, format!("{text:?} is not a duration: {meant}"));
         }
     }
 

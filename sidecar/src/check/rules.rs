@@ -3,7 +3,7 @@
 
 use std::borrow::Cow;
 
-use larder_policy::{ByteSize, Duration, PathTemplate};
+use larder_policy::{ByteSize, Duration, PathTemplate, duration};
 use serde_json::{Value as Json, json};
 
 use super::{
@@ -46,7 +46,7 @@ const NAME: &str = "is the name of an object";
 
 const RULES: &[Rule] = &[
     Rule {
-        cel: "self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$')",
+        cel: duration::CEL_RULE,
         holds: Form(|text| text.parse::<Duration>().map(drop).map_err(|error| error.to_string()), Some("1s")),
     },
     Rule {

@@ -2,7 +2,11 @@
 
 use std::collections::BTreeSet;
 
-use larder_policy::document::{API_VERSION, KIND};
+use larder_policy::{
+    Duration,
+    document::{API_VERSION, KIND},
+    duration::CEL_RULE,
+};
 use serde_json::{Map, Value as Json, json};
 
 use super::{
@@ -301,6 +305,11 @@ fn mismatch(schema: &Json, node: &Node) -> Option<String> {
         | ("object", Value::Object(_))
         | ("array", Value::List(_)) => (true, String::new()),
         ("integer", _) => (is_whole, "a whole number".to_owned()),
+        ("string", Value::Number(number)) if is_duration(schema) => {
+            // No number is in the form of one; the error names the duration that it would be.
+            let error = number.to_string().parse::<Duration>().err()?;
+            (false, format!("a duration: {}", error.remedy()))
+        }
         ("string", value @ (Value::Bool(_) | Value::Number(_))) => {
             (false, format!("a text: quote it, as in \"{}\"", said(value)))
         }
@@ -314,6 +323,12 @@ fn mismatch(schema: &Json, node: &Node) -> Option<String> {
         _ => (true, String::new()),
     };
     (!fits).then_some(expected)
+}
+
+/// Returns true if the schema is that of a duration.
+fn is_duration(schema: &Json) -> bool {
+    let rules = schema["x-kubernetes-validations"].as_array();
+    rules.into_iter().flatten().any(|one| one["rule"] == CEL_RULE)
 }
 
 fn object(schema: &Json) -> String {

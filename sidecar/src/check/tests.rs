@@ -78,7 +78,16 @@ fn each_fault_has_its_place_and_a_remedy() {
             "{}",
             "7:25: spec.sources[0].postgres.urlFrom: set exactly one of secretKeyRef (in a cluster), env or file (outside one)",
         ),
-        ("ttl: 120s", "ttl: 120", r#"11:10: spec.routes[0].ttl: 120 is not a text: quote it, as in "120""#),
+        (
+            "ttl: 120s",
+            "ttl: 120",
+            "11:10: spec.routes[0].ttl: 120 is not a duration: write 120s (a number needs a unit)",
+        ),
+        (
+            "ttl: 120s",
+            "ttl: 1d",
+            r#"11:10: spec.routes[0].ttl: "1d" is not a duration: write 24h (there is no unit for days)"#,
+        ),
         (
             "[\"user:{id}\"]",
             "user",
