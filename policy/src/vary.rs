@@ -4,7 +4,7 @@ use std::fmt::Write;
 
 use http::{
     HeaderMap, HeaderName,
-    header::{ACCEPT_LANGUAGE, COOKIE, FORWARDED, VARY, VIA},
+    header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, COOKIE, FORWARDED, VARY, VIA},
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
@@ -13,7 +13,7 @@ use crate::{
     fields::Fields,
 };
 
-mod language;
+mod weights;
 
 /// Headers that are added to on the way to the origin: what it saw is not what the client sent.
 const CHANGED_HERE: [HeaderName; 3] = [FORWARDED, VIA, HeaderName::from_static("x-forwarded-for")];
@@ -38,8 +38,9 @@ const LISTS: [&str; 12] = [
 /// What must not be in the text of a value as it is.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// The names that `Vary` lists on all its lines, sorted, each once (RFC 9110, section 12.5.5). `None`: no request is like
-/// another, for one of them is `*`, can't be read, or names a header that is changed here.
+/// The names that `Vary` lists on all its lines, sorted, each once (RFC 9110, section 12.5.5). A response with a
+/// `Content-Encoding` counts as one that varies by `Accept-Encoding`: not every application that compresses says so. `None`: no
+/// request is like another, because one of them is `*`, can't be read, or names a header that is changed here.
 pub fn names(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
     let names: Option<Vec<HeaderName>> = listed(headers).collect();
     names.map(sorted).filter(|names| !names.iter().any(|name| CHANGED_HERE.contains(name)))
@@ -59,9 +60,17 @@ pub(crate) fn usable_names(headers: &HeaderMap) -> Vec<HeaderName> {
 fn listed(headers: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> {
     let lines = headers.get_all(VARY).iter();
     // `*` is a token, and so a name that the parser takes.
+    let by_coding = is_encoded(headers).then_some(Some(ACCEPT_ENCODING));
     lines
         .flat_map(|line| members(line.as_bytes()))
         .map(|name| HeaderName::from_bytes(name).ok().filter(|_| name != b"*"))
+        .chain(by_coding)
+}
+
+/// Returns true if the body has a coding that a client may not know (RFC 9110, section 8.4).
+fn is_encoded(headers: &HeaderMap) -> bool {
+    let lines = headers.get_all(CONTENT_ENCODING).iter();
+    lines.flat_map(|line| members(line.as_bytes())).any(|coding| !coding.eq_ignore_ascii_case(b"identity"))
 }
 
 fn sorted(mut names: Vec<HeaderName>) -> Vec<HeaderName> {
@@ -75,8 +84,8 @@ fn sorted(mut names: Vec<HeaderName>) -> Vec<HeaderName> {
 ///
 /// Requests that differ only in what section 4.1 lets a cache normalise have one text: lines are joined (RFC 9110, section
 /// 5.3), those of `Cookie` as its pairs are (RFC 9113, section 8.2.3); white space around the commas of a field that is a list
-/// goes (but not inside quotes); and the ranges of `Accept-Language` are in lower case and in the order of their weights. Any
-/// two others have different ones. Absent is not the same as empty.
+/// goes (but not inside quotes); and the members of `Accept-Language` and `Accept-Encoding` are in lower case and in the order of
+/// their weights. Any two others have different ones. Absent is not the same as empty.
 ///
 /// Of a field whose syntax is not known to be a list only the ends are trimmed, for a comma may be text in it, as in many a
 /// `User-Agent`. The public test suite has an optional test that wants `Foo: 1,2` and `Foo:  1, 2 ` to be one; section 4.1
@@ -85,7 +94,8 @@ pub fn write_variant(into: &mut String, names: &[HeaderName], fields: &(impl Fie
     for name in names {
         into.push('\n');
         into.push_str(name.as_str());
-        if *name == ACCEPT_LANGUAGE && language::write(into, fields) {
+        let is_weighted = [ACCEPT_LANGUAGE, ACCEPT_ENCODING].contains(name);
+        if is_weighted && weights::write(into, name.as_str(), fields) {
             continue;
         }
         let is_list = LISTS.contains(&name.as_str());

@@ -27,7 +27,7 @@ pub fn check(data: &[u8]) {
 #[derive(PartialEq, Eq)]
 enum Normal {
     Absent,
-    Languages(Vec<(u16, Vec<u8>)>),
+    Weighted(Vec<(u16, Vec<u8>)>),
     Text(Vec<u8>),
 }
 
@@ -35,10 +35,10 @@ fn normalised(name: &str, lines: &[&[u8]]) -> Normal {
     if lines.is_empty() {
         return Normal::Absent;
     }
-    if name == "accept-language"
-        && let Some(languages) = languages(lines)
+    if ["accept-language", "accept-encoding"].contains(&name)
+        && let Some(members) = weighted(lines)
     {
-        return Normal::Languages(languages);
+        return Normal::Weighted(members);
     }
     let whole = lines.iter().map(|line| line.trim_ascii()).collect::<Vec<_>>();
     Normal::Text(match name {
@@ -85,16 +85,16 @@ fn between_commas(line: &[u8]) -> Vec<&[u8]> {
     parts
 }
 
-/// Weights and ranges in order, if all can be read (RFC 9110, section 12.5.4), and there are not too many.
-fn languages(lines: &[&[u8]]) -> Option<Vec<(u16, Vec<u8>)>> {
+/// Weights and names in order, if all can be read (RFC 9110, sections 12.5.3 and 12.5.4), and there are not too many.
+fn weighted(lines: &[&[u8]]) -> Option<Vec<(u16, Vec<u8>)>> {
     let members = lines.iter().flat_map(|line| between_commas(line)).filter(|part| !part.is_empty());
     let read = |member: &[u8]| {
         let text = str::from_utf8(member).ok()?.to_ascii_lowercase();
-        let (tag, weight) = match text.split_once(';') {
+        let (name, weight) = match text.split_once(';') {
             None => (text.as_str(), "q=1"),
-            Some((tag, weight)) => (tag.trim_ascii_end(), weight.trim_ascii_start()),
+            Some((name, weight)) => (name.trim_ascii_end(), weight.trim_ascii_start()),
         };
-        let is_range = |c: char| c.is_ascii_alphanumeric() || c == '-' || c == '*';
+        let is_plain = |c: char| c.is_ascii_alphanumeric() || "-*_.".contains(c);
         let (whole, thousandths) = match weight.strip_prefix("q=")?.split_once('.') {
             None => (weight.strip_prefix("q=")?, ""),
             Some(halves) => halves,
@@ -102,10 +102,10 @@ fn languages(lines: &[&[u8]]) -> Option<Vec<(u16, Vec<u8>)>> {
         let digits = thousandths.bytes().all(|byte| byte.is_ascii_digit()) && thousandths.len() <= 3;
         let number: u16 = format!("{whole}{thousandths:0<3}").parse().ok()?;
         let fits = ["0", "1"].contains(&whole) && digits && number <= 1000;
-        (fits && !tag.is_empty() && tag.chars().all(is_range))
-            .then(|| (1000 - number, tag.as_bytes().to_vec()))
+        (fits && !name.is_empty() && name.chars().all(is_plain))
+            .then(|| (1000 - number, name.as_bytes().to_vec()))
     };
-    let mut languages: Vec<_> = members.map(read).collect::<Option<_>>()?;
-    languages.sort();
-    (1..=16).contains(&languages.len()).then_some(languages)
+    let mut weighted: Vec<_> = members.map(read).collect::<Option<_>>()?;
+    weighted.sort();
+    (1..=16).contains(&weighted.len()).then_some(weighted)
 }

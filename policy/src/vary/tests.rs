@@ -27,6 +27,12 @@ fn names_are_sorted_and_each_is_there_once() {
         (&[("vary", "accept, Via")], None),
         (&[("vary", "x-forwarded-for")], None),
         (&[("vary", "forwarded")], None),
+        (&[("content-encoding", "gzip")], Some(&["accept-encoding"])),
+        (&[("content-encoding", "gzip"), ("vary", "Accept-Encoding, a")], Some(&["a", "accept-encoding"])),
+        (&[("content-encoding", "identity, br")], Some(&["accept-encoding"])),
+        (&[("content-encoding", "Identity")], Some(&[])),
+        (&[("content-encoding", "")], Some(&[])),
+        (&[("content-encoding", "gzip"), ("vary", "*")], None),
     ] {
         let names = names(&headers(lines));
         let names: Option<Vec<_>> =
@@ -57,6 +63,13 @@ fn requests_that_differ_in_what_does_not_matter_are_alike() {
     let language = |value| variant(&["accept-language"], &[("accept-language", value)]);
     for value in ["en;q=0.8, De", "de, en;q=0.8", "DE;q=1.000,EN ; Q=0.80", "en;q=0.8,,de"] {
         assert_eq!(language(value), "\naccept-language:de;1000,en;800", "{value}");
+    }
+    let encoding = |value| variant(&["accept-encoding"], &[("accept-encoding", value)]);
+    for value in ["gzip, br", "br,gzip", "GZIP;q=1, Br ; Q=1.0", "gzip;q=1.000,,br"] {
+        assert_eq!(encoding(value), "\naccept-encoding:br;1000,gzip;1000", "{value}");
+    }
+    for other in ["gzip", "gzip, br;q=0.9", "gzip, br;q=0", "gzip, br, *;q=0", "gzip, br;level=1", ""] {
+        assert_ne!(encoding(other), encoding("gzip, br"), "{other}");
     }
 }
 
@@ -107,7 +120,7 @@ fn simple_values_fit_into_a_buffer_that_was_used() {
     let mut buffer = String::with_capacity(128);
     let before = buffer.as_ptr();
     write_variant(&mut buffer, &names, &request);
-    assert_eq!(buffer, "\naccept-language:de;1000,en;800\naccept-encoding=gzip,deflate,br");
+    assert_eq!(buffer, "\naccept-language:de;1000,en;800\naccept-encoding:br;1000,deflate;1000,gzip;1000");
     assert_eq!(buffer.as_ptr(), before);
 }
 

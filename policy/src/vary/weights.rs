@@ -1,55 +1,58 @@
-//! `Accept-Language`, whose order means nothing beside its weights (RFC 9110, section 12.5.4).
+//! `Accept-Language` and `Accept-Encoding`: lists whose order means nothing beside their weights, and whose members are
+//! compared without regard to case (RFC 9110, sections 12.5.3, 12.5.4 and 8.4.1).
 
 use super::{Fields, members, write_number};
 
-/// How many ranges are put in order; a request with more is not normalised.
-const MOST: usize = 16;
+/// Maximum number of members that are put in order; a request with more is not normalised.
+const MAX_MEMBERS: usize = 16;
 
-/// A language range and its weight, in thousandths.
+/// A language range or a content coding, and its weight in thousandths.
 #[derive(Clone, Copy)]
-struct Range<'a> {
-    tag: &'a [u8],
+struct Member<'a> {
+    name: &'a [u8],
     weight: u16,
 }
 
-/// Appends the ranges in their order; `false`, with nothing appended, if there are none, too many, or one that can't be read.
-pub(super) fn write(into: &mut String, fields: &(impl Fields + ?Sized)) -> bool {
-    let mut ranges = [Range { tag: &[], weight: 0 }; MOST];
+/// Appends the members of a field in the order of their weights, in lower case. Returns false, with nothing appended, if there
+/// are none, too many, or one that can't be parsed.
+pub(super) fn write(into: &mut String, field: &str, fields: &(impl Fields + ?Sized)) -> bool {
+    let mut listed = [Member { name: &[], weight: 0 }; MAX_MEMBERS];
     let mut count = 0;
-    for member in fields.values("accept-language").flat_map(members) {
-        let (Some(slot), Some(range)) = (ranges.get_mut(count), parse(member)) else {
+    for text in fields.values(field).flat_map(members) {
+        let (Some(slot), Some(member)) = (listed.get_mut(count), parse(text)) else {
             return false;
         };
-        *slot = range;
+        *slot = member;
         count += 1;
     }
-    let ranges = &mut ranges[..count];
-    ranges.sort_unstable_by(|one, other| {
+    let listed = &mut listed[..count];
+    listed.sort_unstable_by(|one, other| {
         let by_weight = other.weight.cmp(&one.weight);
-        by_weight.then_with(|| lower(one.tag).cmp(lower(other.tag)))
+        by_weight.then_with(|| lower(one.name).cmp(lower(other.name)))
     });
-    for (at, range) in ranges.iter().enumerate() {
+    for (at, member) in listed.iter().enumerate() {
         // A colon is in no header's name, and where others have "=": a value that is not in this form is never taken for one.
         into.push(if at == 0 { ':' } else { ',' });
-        into.extend(lower(range.tag).map(char::from));
+        into.extend(lower(member.name).map(char::from));
         into.push(';');
-        write_number(into, range.weight);
+        write_number(into, member.weight);
     }
     count > 0
 }
 
-fn lower(tag: &[u8]) -> impl Iterator<Item = u8> {
-    tag.iter().map(u8::to_ascii_lowercase)
+fn lower(name: &[u8]) -> impl Iterator<Item = u8> {
+    name.iter().map(u8::to_ascii_lowercase)
 }
 
-/// `language-range [ weight ]`
-fn parse(member: &[u8]) -> Option<Range<'_>> {
-    let (tag, weight) = match member.iter().position(|byte| *byte == b';') {
-        None => (member, 1000),
-        Some(at) => (member[..at].trim_ascii_end(), weight(member[at + 1..].trim_ascii_start())?),
+/// `( language-range / codings ) [ weight ]`
+fn parse(text: &[u8]) -> Option<Member<'_>> {
+    let (name, weight) = match text.iter().position(|byte| *byte == b';') {
+        None => (text, 1000),
+        Some(at) => (text[..at].trim_ascii_end(), weight(text[at + 1..].trim_ascii_start())?),
     };
-    let is_range = |byte: &u8| byte.is_ascii_alphanumeric() || [b'-', b'*'].contains(byte);
-    (!tag.is_empty() && tag.iter().all(is_range)).then_some(Range { tag, weight })
+    // Of the characters of a token those that ranges and registered codings have.
+    let is_plain = |byte: &u8| byte.is_ascii_alphanumeric() || [b'-', b'*', b'_', b'.'].contains(byte);
+    (!name.is_empty() && name.iter().all(is_plain)).then_some(Member { name, weight })
 }
 
 /// `q=0.8`: at most three digits, at most 1 (RFC 9110, section 12.4.2).
