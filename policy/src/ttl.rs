@@ -8,16 +8,16 @@ use serde_json::Value;
 /// The longest TTL that an answer can give itself.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The TTL in a header: a number of seconds, or a duration such as `5m`. `None` if there is not exactly one, or it is
-/// neither.
+/// The TTL in a header: a number of seconds, or a duration such as `5m`. A negative number is 0. `None` if there is not exactly
+/// one, or it is neither.
 pub fn of_header(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
     let mut lines = headers.get_all(name).iter();
     let line = lines.next().filter(|_| lines.next().is_none())?;
     of_text(line.to_str().ok()?.trim())
 }
 
-/// The TTL that a JSON pointer (RFC 6901) leads to in a body: a number of seconds, or a duration such as `"5m"`. `None` if it
-/// leads to neither, or the body is no JSON.
+/// The TTL that a JSON pointer (RFC 6901) leads to in a body: a number of seconds, or a duration such as `"5m"`. A negative
+/// number is 0. `None` if it leads to neither, or the body is no JSON.
 pub fn of_json(body: &[u8], pointer: &str) -> Option<Duration> {
     let value: Value = serde_json::from_slice(body).ok()?;
     match value.pointer(pointer)? {
@@ -33,7 +33,7 @@ fn of_text(text: &str) -> Option<Duration> {
 }
 
 fn of_number(seconds: f64) -> Option<Duration> {
-    (seconds >= 0.0).then(|| Duration::from_secs_f64(seconds.min(LONGEST.as_secs_f64())))
+    (!seconds.is_nan()).then(|| Duration::from_secs_f64(seconds.clamp(0.0, LONGEST.as_secs_f64())))
 }
 
 #[cfg(test)]
@@ -50,7 +50,11 @@ mod tests {
             ("5m", Some(300_000)),
             (" 7 ", Some(7_000)),
             ("0", Some(0)),
-            ("-1", None),
+            ("-0", Some(0)),
+            ("-1", Some(0)),
+            ("-1.5", Some(0)),
+            ("-1e30", Some(0)),
+            ("-5m", None),
             ("NaN", None),
             ("soon", None),
             ("", None),
@@ -64,7 +68,8 @@ mod tests {
             (r#"{"meta": {"ttl": 90}}"#, Some(90_000)),
             (r#"{"meta": {"ttl": 0.25}}"#, Some(250)),
             (r#"{"meta": {"ttl": "2h"}}"#, Some(7_200_000)),
-            (r#"{"meta": {"ttl": -1}}"#, None),
+            (r#"{"meta": {"ttl": 0}}"#, Some(0)),
+            (r#"{"meta": {"ttl": -1}}"#, Some(0)),
             (r#"{"meta": {"ttl": null}}"#, None),
             (r#"{"meta": {}}"#, None),
             ("no json", None),

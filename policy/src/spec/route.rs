@@ -180,7 +180,9 @@ pub struct RouteSpec {
     pub envelope: bool,
 }
 
-/// Where an answer says how long it is fresh. Exactly one member is set.
+/// Where a response says how long it is fresh. Exactly one member is set. A response that says 0, or a negative number, is not
+/// fresh: it is stored only if it can be validated or served stale. One that says nothing, or anything else, has the route's
+/// `ttl`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rule(

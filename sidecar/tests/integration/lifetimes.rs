@@ -211,7 +211,7 @@ async fn an_answer_says_its_own_ttl() {
         ("/header/1", "300", 300),
         ("/header/2", "5m", 300),
         ("/header/3", "soon", 3_600),
-        ("/header/4", "-5", 3_600),
+        ("/header/4", "-5m", 3_600),
         ("/header/5", "", 3_600),
         ("/json/1", r#"{"meta": {"ttl": 300}}"#, 300),
         ("/json/2", r#"{"meta": {"ttl": "5m"}}"#, 300),
@@ -235,6 +235,28 @@ async fn an_answer_says_its_own_ttl() {
         assert!(near(answer.ttl(), expected), "{path}: {}", answer.cache_status());
     }
     assert_eq!(origin.calls(), cases.len());
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_that_gives_itself_no_time_is_not_served_again() {
+    let origin = Origin::start(|seen| async move {
+        let said = seen.header("x-want").to_owned();
+        if seen.path.starts_with("/json") {
+            return reply(&[], format!(r#"{{"meta": {{"ttl": {said}}}}}"#));
+        }
+        reply(&[("x-ttl", &said)], "body")
+    })
+    .await;
+    let sidecar = Sidecar::start(&Policy::new(TTL_FROM), origin.address).await;
+    for (page, said) in ["0", "-1", "-0.5", "-1e9"].into_iter().enumerate() {
+        for path in [format!("/header/{page}"), format!("/json/{page}")] {
+            let before = origin.calls();
+            for _ in 0..2 {
+                assert_eq!(sidecar.get_with(&path, &[("x-want", said)]).await.hit(), None, "{path}: {said}");
+            }
+            assert_eq!(origin.calls(), before + 2, "{path}: {said}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
