@@ -262,7 +262,10 @@ impl Errand {
         let slot = Slot::default();
         let lease = self.lease.take();
         let others_wait = lease.is_some();
-        let ahead = if source.size_hint().exact().is_some() { limit } else { limit.min(MOST_AHEAD) };
+        let has_length = source.size_hint().exact().is_some();
+        let ahead = if has_length { limit } else { limit.min(MOST_AHEAD) };
+        // A body of unknown length may turn out to be too large: nothing is claimed of it.
+        let became = if has_length { Became::Stored } else { Became::Passed };
         let observer = WholeFill::new(stored.clone(), place.clone(), slot.clone(), lease);
         let (fill, reader) = larder_flight::fill(source, limit, Box::new(observer));
         // Other pods have it when it is whole: that must not take as long as this client takes to read it.
@@ -281,10 +284,10 @@ impl Errand {
             tokio::spawn(drain(Body::Fill(reader), limit));
             head.status = StatusCode::NOT_MODIFIED;
             head.headers = validation::not_modified_headers(&head.headers);
-            return self.passed_on(said, head, Body::empty(), Became::Stored);
+            return self.passed_on(said, head, Body::empty(), became);
         }
         let life = self.question.life_of(&stored);
-        let answered = self.passed_on(said, head, Body::Fill(reader), Became::Stored);
+        let answered = self.passed_on(said, head, Body::Fill(reader), became);
         Answered { life: Some(life), ..answered }
     }
 

@@ -3,7 +3,9 @@
 use http::{Method, Response};
 use http_body_util::Full;
 
-use super::harness::{Origin, Policy, RedisServer, Sidecar, exchange, reply};
+use tokio::io::AsyncWriteExt;
+
+use super::harness::{Origin, Policy, RawOrigin, RedisServer, Sidecar, exchange, read_head, reply, until};
 
 const CACHED: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
@@ -94,6 +96,63 @@ async fn variants_are_told_apart_in_memory_and_in_redis() {
         }
     }
     assert!(b.get_with("/a", &[("accept-language", "fr")]).await.cache_status().contains("fwd=vary-miss"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_encoded_response_is_only_for_clients_that_accept_the_same_codings() {
+    let origin = Origin::start(|seen| async move {
+        match seen.header("accept-encoding") {
+            "" => reply(&[], "plain"),
+            // An application that compresses, and forgets to say `Vary`.
+            _ => reply(&[("content-encoding", "gzip")], "gzipped"),
+        }
+    })
+    .await;
+    let policy = Policy::new(CACHED);
+    let (a, b) =
+        (Sidecar::start(&policy, origin.address).await, Sidecar::start(&policy, origin.address).await);
+    let gzip = |value| [("accept-encoding", value)];
+    assert_eq!(a.get_with("/a", &gzip("gzip, br")).await.body, "gzipped");
+    policy.until_stored(&mut RedisServer::shared().await, 2).await;
+    for pod in [&a, &b] {
+        for same in ["br, gzip", "GZIP;q=1.0,br", "gzip,br"] {
+            assert!(pod.get_with("/a", &gzip(same)).await.hit().is_some(), "{same}");
+        }
+    }
+    for pod in [&a, &b] {
+        let plain = pod.get("/a").await;
+        assert_eq!((plain.body.as_str(), plain.header("content-encoding")), ("plain", ""));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn cache_status_says_stored_only_of_what_is_known_to_fit() {
+    let origin = RawOrigin::start(|mut stream| async move {
+        while let Some(path) = read_head(&mut stream).await.split(' ').nth(1).map(str::to_owned) {
+            let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n";
+            let said = match &*path {
+                "/length" => format!("{head}Content-Length: 5\r\n\r\nsmall"),
+                "/small" => format!("{head}Transfer-Encoding: chunked\r\n\r\n5\r\nsmall\r\n0\r\n\r\n"),
+                _ => format!("{head}Transfer-Encoding: chunked\r\n\r\n2000\r\n{:8192}\r\n0\r\n\r\n", ""),
+            };
+            stream.write_all(said.as_bytes()).await.unwrap();
+        }
+    })
+    .await;
+    let policy = Policy::new("l1: {maxObjectSize: 4Ki}\nroutes: [{name: page, match: {path: \"/{page}\"}}]");
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for (path, claims, is_stored) in
+        [("/length", true, true), ("/small", false, true), ("/large", false, false)]
+    {
+        let first = sidecar.get(path).await;
+        assert_eq!(first.cache_status().contains("stored"), claims, "{path}: {}", first.cache_status());
+        let found = async || sidecar.get(path).await.hit().map(drop);
+        if is_stored {
+            until(path, found).await;
+        } else {
+            assert_eq!(found().await, None, "{path}");
+        }
+    }
 }
 
 #[tokio::test(flavor = "multi_thread")]
