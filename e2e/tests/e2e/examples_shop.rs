@@ -57,13 +57,22 @@ async fn examples_shop_drops_posts_by_a_post_and_by_their_key() -> anyhow::Resul
         warm().await?;
         let post = Ask::new("POST", &pods[0].url("/api/posts/"))
             .header("host", "shop")
-            .json(&json!({"author": "Ada Lovelace", "title": "On caches"}));
+            .json(&json!({"title": "On caches"}));
         let posted = agent.send(&post).await?;
         ensure!(posted.status == 201, "not posted: {posted:?}");
+        ensure!(posted.json()? == json!({"message": "Post created"}), "{posted:?}");
         for pod in pods.iter().rev() {
             let posts = read(&agent, pod, "/api/posts/").await?;
             ensure!(posts.body.contains("On caches"), "a stale list in {}: {posts:?}", pod.name);
             ensure_hit(&read(&agent, pod, "/api/users/1").await?)?;
+        }
+
+        let put = Ask::new("PUT", &pods[1].url("/api/users/1")).header("host", "shop");
+        let updated = agent.send(&put.json(&json!({"name": "Updated User A"}))).await?;
+        ensure!(updated.json()? == json!({"message": "User updated"}), "{updated:?}");
+        for pod in &pods {
+            let user = read(&agent, pod, "/api/users/1").await?.json()?;
+            ensure!(user["name"] == "Updated User A" && user["email"] == "ada@shop.example", "{user}");
         }
 
         warm().await?;

@@ -11,10 +11,12 @@ use axum::{
     routing::get,
 };
 
+use serde::Serialize;
+
 use crate::{
     calls::Calls,
     problem::Problem,
-    store::{NewPost, NewUser, Post, Store, User, UserChange},
+    store::{NewPost, Post, Store, User, UserWrite},
 };
 
 /// The API, each read slower by `delay` and each call counted; `/calls` and `/healthz` are neither.
@@ -30,6 +32,15 @@ pub(crate) fn router(store: Store, calls: Calls, delay: Duration) -> Router {
         .route("/calls", get(move || report(calls)))
         .route("/healthz", get(|| async { "ok" }))
 }
+
+/// The response to a write.
+#[derive(Serialize)]
+struct Message {
+    message: &'static str,
+}
+
+const USER_UPDATED: Message = Message { message: "User updated" };
+const POST_CREATED: Message = Message { message: "Post created" };
 
 async fn count(State(calls): State<Calls>, route: MatchedPath, request: Request, next: Next) -> Response {
     calls.count(request.method().as_str(), route.as_str());
@@ -58,17 +69,18 @@ async fn get_user(State(store): State<Store>, Path(id): Path<i32>) -> Result<Jso
 async fn put_user(
     State(store): State<Store>,
     Path(id): Path<i32>,
-    Json(user): Json<NewUser>,
-) -> Result<Json<User>, Problem> {
-    Ok(Json(store.put_user(id, user).await?))
+    Json(user): Json<UserWrite>,
+) -> Result<Json<Message>, Problem> {
+    store.put_user(id, user).await?;
+    Ok(Json(USER_UPDATED))
 }
 
 async fn change_user(
     State(store): State<Store>,
     Path(id): Path<i32>,
-    Json(change): Json<UserChange>,
-) -> Result<Json<User>, Problem> {
-    store.change_user(id, change).await?.map(Json).ok_or(Problem::NotFound)
+    Json(change): Json<UserWrite>,
+) -> Result<Json<Message>, Problem> {
+    if store.change_user(id, change).await? { Ok(Json(USER_UPDATED)) } else { Err(Problem::NotFound) }
 }
 
 async fn delete_user(State(store): State<Store>, Path(id): Path<i32>) -> Result<StatusCode, Problem> {
@@ -87,6 +99,7 @@ async fn add_post(
     State(store): State<Store>,
     Json(post): Json<NewPost>,
 ) -> Result<impl IntoResponse, Problem> {
-    let post = store.add_post(post).await?;
-    Ok((StatusCode::CREATED, [(LOCATION, format!("/api/posts/{}", post.id))], Json(post)))
+    let id = store.add_post(post).await?;
+    let location = [(LOCATION, format!("/api/posts/{id}"))];
+    Ok((StatusCode::CREATED, location, Json(POST_CREATED)))
 }

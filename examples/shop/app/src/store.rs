@@ -39,16 +39,9 @@ impl From<Row> for User {
     }
 }
 
-/// What a user is replaced by.
+/// A write of a user. Members that are absent keep their values; a new user has an empty text in their place.
 #[derive(Deserialize)]
-pub(crate) struct NewUser {
-    name: String,
-    email: String,
-}
-
-/// What changes about a user; what is absent stays.
-#[derive(Deserialize)]
-pub(crate) struct UserChange {
+pub(crate) struct UserWrite {
     name: Option<String>,
     email: Option<String>,
 }
@@ -57,7 +50,7 @@ pub(crate) struct UserChange {
 #[derive(Serialize)]
 pub(crate) struct Post {
     /// Given by the database.
-    pub(crate) id: i32,
+    id: i32,
     author: String,
     title: String,
 }
@@ -68,11 +61,17 @@ impl From<Row> for Post {
     }
 }
 
-/// A post to be.
+/// A new post.
 #[derive(Deserialize)]
 pub(crate) struct NewPost {
+    /// The name of its author; `anonymous` where it is absent.
+    #[serde(default = "anonymous")]
     author: String,
     title: String,
+}
+
+fn anonymous() -> String {
+    "anonymous".to_owned()
 }
 
 /// A pool of connections to the database.
@@ -112,17 +111,19 @@ impl Store {
         Ok(row.map(User::from))
     }
 
-    pub(crate) async fn put_user(&self, id: i32, user: NewUser) -> Result<User, StoreError> {
-        let statement = "insert into users (id, name, email) values ($1, $2, $3) \
-            on conflict (id) do update set name = excluded.name, email = excluded.email returning *";
-        Ok(self.client().await?.query_one(statement, &[&id, &user.name, &user.email]).await?.into())
+    /// Makes or changes a user.
+    pub(crate) async fn put_user(&self, id: i32, user: UserWrite) -> Result<(), StoreError> {
+        let statement = "insert into users (id, name, email) values ($1, coalesce($2, ''), coalesce($3, '')) \
+            on conflict (id) do update set name = coalesce($2, users.name), email = coalesce($3, users.email)";
+        self.client().await?.execute(statement, &[&id, &user.name, &user.email]).await?;
+        Ok(())
     }
 
-    pub(crate) async fn change_user(&self, id: i32, change: UserChange) -> Result<Option<User>, StoreError> {
-        let statement = "update users set name = coalesce($2, name), email = coalesce($3, email) \
-            where id = $1 returning *";
-        let row = self.client().await?.query_opt(statement, &[&id, &change.name, &change.email]).await?;
-        Ok(row.map(User::from))
+    /// Returns true if there was such a user.
+    pub(crate) async fn change_user(&self, id: i32, change: UserWrite) -> Result<bool, StoreError> {
+        let statement =
+            "update users set name = coalesce($2, name), email = coalesce($3, email) where id = $1";
+        Ok(self.client().await?.execute(statement, &[&id, &change.name, &change.email]).await? > 0)
     }
 
     /// True if there was such a user.
@@ -140,9 +141,10 @@ impl Store {
         Ok(row.map(Post::from))
     }
 
-    pub(crate) async fn add_post(&self, post: NewPost) -> Result<Post, StoreError> {
-        let statement = "insert into posts (author, title) values ($1, $2) returning *";
-        Ok(self.client().await?.query_one(statement, &[&post.author, &post.title]).await?.into())
+    /// Returns the id of the new post.
+    pub(crate) async fn add_post(&self, post: NewPost) -> Result<i32, StoreError> {
+        let statement = "insert into posts (author, title) values ($1, $2) returning id";
+        Ok(self.client().await?.query_one(statement, &[&post.author, &post.title]).await?.get("id"))
     }
 
     async fn client(&self) -> Result<Client, PoolError> {
