@@ -10,7 +10,7 @@ use arc_swap::{ArcSwap, ArcSwapOption};
 use larder_policy::{Document, Policy, document};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{check, serving::Serving, telemetry::Telemetry};
+use crate::{check, entry::authentication::Authentication, serving::Serving, telemetry::Telemetry};
 
 /// How often the file is looked at. The kubelet swaps a directory's symbolic link, which watchers of a file don't see.
 const LOOK: Duration = Duration::from_secs(1);
@@ -23,6 +23,7 @@ pub struct Config {
     seen: Mutex<Option<Seen>>,
     error: ArcSwapOption<String>,
     telemetry: Arc<Telemetry>,
+    authentication: Arc<Authentication>,
 }
 
 /// What a look at the file found.
@@ -35,13 +36,15 @@ enum Seen {
 
 impl Config {
     /// Serves by a policy file, or, without one, as a plain shared cache. The file is read before this returns.
-    pub async fn load(policy: Option<&Path>, telemetry: Arc<Telemetry>) -> Self {
+    /// The token in `token_file` authenticates what is stored in Redis.
+    pub async fn load(policy: Option<&Path>, token_file: Option<PathBuf>, telemetry: Arc<Telemetry>) -> Self {
+        let authentication = Arc::new(Authentication::new(token_file));
         let first = match policy {
-            None => Serving::bare(&telemetry),
-            Some(_) => Serving::absent(&telemetry, None),
+            None => Serving::bare(&telemetry, &authentication),
+            Some(_) => Serving::absent(&telemetry, &authentication, None),
         };
         let (serving, error) = (ArcSwap::from_pointee(first), ArcSwapOption::empty());
-        let config = Self { serving, seen: Mutex::default(), error, telemetry };
+        let config = Self { serving, seen: Mutex::default(), error, telemetry, authentication };
         if let Some(policy) = policy {
             config.refresh(policy).await;
         }
@@ -65,6 +68,7 @@ impl Config {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
+            self.authentication.refresh();
             if let Some(policy) = &policy {
                 self.refresh(policy).await;
             }
@@ -92,7 +96,7 @@ impl Config {
                 self.error.store(None);
                 if current.hash.is_some() {
                     tracing::warn!("the policy is gone; everything passes through");
-                    self.exchange(Serving::absent(&self.telemetry, Some(&current)));
+                    self.exchange(Serving::absent(&self.telemetry, &self.authentication, Some(&current)));
                 }
             }
             Seen::Unreadable(error) => self.refuse(error),
@@ -117,6 +121,7 @@ impl Config {
                             document.metadata,
                             hash,
                             &self.telemetry,
+                            &self.authentication,
                             Some(&current),
                         ));
                         self.error.store(None);

@@ -20,6 +20,7 @@ use crate::{
     clock::{monotonic_ms, wall_ms},
 };
 
+pub mod authentication;
 pub mod codec;
 
 /// A stored answer, as it was received: its own headers and times. How long it is fresh is computed when it is read, so

@@ -6,7 +6,6 @@
 
 use std::{sync::Arc, time::Duration};
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use larder_policy::{PurgeName, spec, vary};
 
@@ -16,7 +15,8 @@ use crate::{
     cache_status::Tier,
     entry::{
         Entry, Head,
-        codec::{self, Record},
+        authentication::Authentication,
+        codec::{self, MAX_VARY_NAMES, Record, Rules},
     },
     telemetry::Telemetry,
 };
@@ -28,12 +28,14 @@ mod generation;
 mod keyspace;
 mod lease;
 mod link;
+mod records;
 mod reload;
 mod told;
 
 pub use keyspace::Keyspace;
 pub use lease::{Lease, Leased, Waiting, Woken};
 use link::Link;
+use records::Records;
 
 /// Failures in a row that open the breaker, and for how long.
 const FAILURES: u32 = 5;
@@ -47,6 +49,9 @@ pub enum L2Error {
     /// There is no connection, or the breaker is open.
     #[error("redis is not connected")]
     Down,
+    /// What is to be stored has more header fields than a record holds.
+    #[error("it is too large for redis")]
+    TooLarge,
     /// It took too long.
     #[error("redis did not answer within {0:?}")]
     Deadline(Duration),
@@ -62,6 +67,15 @@ pub enum Patience {
     Soft,
     /// `hardTimeout`: nobody else can, or another pod has asked a source already.
     Hard,
+}
+
+/// What a stored response must obey to be read.
+#[derive(Clone, Copy, Debug)]
+pub struct Limits<'a> {
+    /// What its head must obey.
+    pub rules: Rules<'a>,
+    /// Maximum length of its body: the policy's `l1.maxObjectSize`.
+    pub max_body: u64,
 }
 
 /// What a lookup found.
@@ -99,6 +113,7 @@ pub struct L2 {
     timeout: Duration,
     hard_timeout: Duration,
     max_object_size: Option<u64>,
+    records: Records,
     barriers: Arc<Barriers>,
     telemetry: Arc<Telemetry>,
 }
@@ -112,6 +127,7 @@ impl L2 {
         barriers: Arc<Barriers>,
         bus_grace: Duration,
         telemetry: Arc<Telemetry>,
+        authentication: Arc<Authentication>,
         previous: Option<&Self>,
     ) -> Self {
         let name = keys.barriers().to_owned();
@@ -129,6 +145,7 @@ impl L2 {
             timeout: spec.timeout.0,
             hard_timeout: spec.hard_timeout().0,
             max_object_size: spec.max_object_size.map(|size| size.0),
+            records: Records::new(authentication, Arc::clone(&telemetry)),
             barriers,
             telemetry,
         }
@@ -141,11 +158,11 @@ impl L2 {
 
     /// Why it is not connected, or not with the URL and CA that it is given now. It has no password in it.
     pub fn trouble(&self) -> Option<String> {
-        self.link.trouble()
+        self.link.trouble().or_else(|| self.records.trouble())
     }
 
-    /// Looks up a key, and learns in the same round trip where the order of purges stands. `shape` and `targets` are the
-    /// policy's: what was stored under another shape is not found.
+    /// Looks up a key, and learns in the same round trip where the order of purges stands. What was stored under another `shape`
+    /// is not found; what is larger than the policy allows is not transferred.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling; the request goes on without it.
@@ -155,7 +172,7 @@ impl L2 {
         key: &str,
         request: &HeaderMap,
         names: &[PurgeName],
-        targets: &[HeaderName],
+        within: Limits<'_>,
         patience: Patience,
     ) -> Result<Lookup, L2Error> {
         // Slow is better than nothing, and than asking a source twice: the breaker says only what Redis was.
@@ -164,8 +181,14 @@ impl L2 {
         }
         self.attempt("lookup", self.deadline(patience), async {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
-            let primary = self.keys.primary(shape, key);
-            let reply = commands::lookup(&mut connection, self.keys.barriers(), names, &primary).await?;
+            // Without authentication nothing is read, and the order of purges is learned all the same.
+            let seal = self.records.seal();
+            let scope = seal.as_ref().map_or_else(|| shape.to_owned(), |seal| seal.scope(shape));
+            let Limits { rules, max_body } = within;
+            let limit = self.limit(max_body);
+            let primary = self.keys.primary(&scope, key);
+            let asked = seal.as_ref().map(|_| (&*primary, limit));
+            let reply = commands::lookup(&mut connection, self.keys.barriers(), names, asked).await?;
             let purge = reply.barrier;
             let stamp = self.barriers.stamp_at(reply.generation, reply.order);
             if stamp.generation != self.barriers.stamp().generation {
@@ -178,15 +201,16 @@ impl L2 {
                     || self.barriers.covers(names, *stamp)
             };
             let mut variant = String::new();
-            let found = match read(reply.record, targets) {
+            let read = |place: &str, record| self.records.read(seal.as_ref()?, place, record, limit, rules);
+            let found = match read(&primary, reply.record) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                 Some(Record::Entry(entry)) => Found::Entry(vec![], entry),
                 Some(Record::Vary(names)) => {
                     vary::write_variant(&mut variant, &names, request);
-                    let own = self.keys.variant(shape, key, &variant);
-                    let record = commands::get(&mut connection, &own).await?;
-                    match read(record, targets) {
+                    let own = self.keys.variant(&scope, key, &variant);
+                    let record = commands::get(&mut connection, &own, limit).await?;
+                    match read(&own, record) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                         Some(Record::Entry(entry)) => Found::Entry(names, entry),
                         _ => Found::OtherVariants,
@@ -203,10 +227,16 @@ impl L2 {
         self.max_object_size.is_none_or(|most| entry.content.bytes() <= most)
     }
 
+    /// Maximum length of a record, where memory takes bodies up to `max_body`.
+    fn limit(&self, max_body: u64) -> u64 {
+        records::limit(self.max_object_size.map_or(max_body, |most| most.min(max_body)))
+    }
+
     /// Stores an answer for as long as it is of use.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling; nothing is stored then.
+    #[expect(clippy::too_many_arguments, reason = "each is a part of where and for how long")]
     pub async fn store(
         &self,
         shape: &str,
@@ -214,17 +244,28 @@ impl L2 {
         vary: &[HeaderName],
         variant: &str,
         entry: &Entry,
+        max_body: u64,
         keep: Duration,
     ) -> Result<(), L2Error> {
         // Nobody waits for this one: a large body may take longer than a lookup.
         self.timed("store", self.hard_timeout, async {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
+            let seal = self.records.seal().ok_or(L2Error::Down)?;
+            let scope = seal.scope(shape);
             let mut records = Vec::with_capacity(2);
             if vary.is_empty() {
-                records.push((self.keys.primary(shape, key), codec::encode(entry)));
+                records.push((self.keys.primary(&scope, key), codec::encode(entry)));
             } else {
-                records.push((self.keys.primary(shape, key), codec::encode_vary(vary)));
-                records.push((self.keys.variant(shape, key, variant), codec::encode(entry)));
+                records.push((self.keys.primary(&scope, key), codec::encode_vary(vary)));
+                records.push((self.keys.variant(&scope, key, variant), codec::encode(entry)));
+            }
+            for (place, record) in &mut records {
+                *record = seal.close(place, std::mem::take(record));
+            }
+            // What would be refused when it is read must not take the place of what is there.
+            let limit = self.limit(max_body);
+            if vary.len() > MAX_VARY_NAMES || records.iter().any(|(_, record)| record.len() as u64 > limit) {
+                return Err(L2Error::TooLarge);
             }
             Ok(commands::store(&mut connection, &records, keep).await?)
         })
@@ -302,7 +343,7 @@ impl L2 {
                 }
                 self.telemetry.tier_answered(Tier::L2, started.elapsed());
             }
-            Err(L2Error::Down) => {}
+            Err(L2Error::Down | L2Error::TooLarge) => {}
             Err(error) => {
                 self.breaker.failed();
                 self.telemetry.stats.tier_failed(Tier::L2);
@@ -311,11 +352,4 @@ impl L2 {
         }
         outcome
     }
-}
-
-/// What can't be read is a miss.
-fn read(record: Option<Bytes>, targets: &[HeaderName]) -> Option<Record> {
-    codec::decode(record?, targets)
-        .inspect_err(|error| tracing::debug!(%error, "an entry in redis can't be read"))
-        .ok()
 }

@@ -48,7 +48,8 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     );
 
     let telemetry = Arc::new(Telemetry::new()?);
-    let config = Arc::new(Config::load(policy.as_deref(), Arc::clone(&telemetry)).await);
+    let config =
+        Arc::new(Config::load(policy.as_deref(), admin_token_file.clone(), Arc::clone(&telemetry)).await);
     let drain = Arc::new(Drain::default());
     tokio::spawn(Arc::clone(&config).watch(policy));
 

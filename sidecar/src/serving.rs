@@ -12,6 +12,7 @@ use crate::{
     barriers::Barriers,
     budget::Budget,
     cache_status::Bypass,
+    entry::authentication::Authentication,
     l1::{Bounds, L1},
     l2::{Keyspace, L2},
     proxy::Landing,
@@ -98,13 +99,19 @@ impl Mode {
 
 impl Serving {
     /// What a sidecar without a policy serves by.
-    pub fn bare(telemetry: &Arc<Telemetry>) -> Self {
-        Self::new(None, Policy::bare(), Metadata::default(), Mode::Serving, telemetry, None)
+    pub fn bare(telemetry: &Arc<Telemetry>, authentication: &Arc<Authentication>) -> Self {
+        let metadata = Metadata::default();
+        Self::new(None, Policy::bare(), metadata, Mode::Serving, telemetry, authentication, None)
     }
 
     /// What is served by while the configuration is missing.
-    pub fn absent(telemetry: &Arc<Telemetry>, previous: Option<&Self>) -> Self {
-        Self::new(None, Policy::absent(), Metadata::default(), Mode::Absent, telemetry, previous)
+    pub fn absent(
+        telemetry: &Arc<Telemetry>,
+        authentication: &Arc<Authentication>,
+        previous: Option<&Self>,
+    ) -> Self {
+        let metadata = Metadata::default();
+        Self::new(None, Policy::absent(), metadata, Mode::Absent, telemetry, authentication, previous)
     }
 
     /// What is served by under a policy.
@@ -113,10 +120,11 @@ impl Serving {
         metadata: Metadata,
         hash: String,
         telemetry: &Arc<Telemetry>,
+        authentication: &Arc<Authentication>,
         previous: Option<&Self>,
     ) -> Self {
         let mode = if policy.suspended { Mode::Suspended } else { Mode::Serving };
-        Self::new(Some(hash), policy, metadata, mode, telemetry, previous)
+        Self::new(Some(hash), policy, metadata, mode, telemetry, authentication, previous)
     }
 
     fn new(
@@ -125,6 +133,7 @@ impl Serving {
         metadata: Metadata,
         mode: Mode,
         telemetry: &Arc<Telemetry>,
+        authentication: &Arc<Authentication>,
         previous: Option<&Self>,
     ) -> Self {
         let same_order = previous.filter(|previous| {
@@ -147,6 +156,7 @@ impl Serving {
                     Arc::clone(&barriers),
                     policy.l1.bus_grace.0,
                     Arc::clone(telemetry),
+                    Arc::clone(authentication),
                     predecessor,
                 );
                 (barriers, Some(Arc::new(l2)))
@@ -323,10 +333,18 @@ mod tests {
     #[tokio::test]
     async fn another_bound_or_eviction_makes_l1_again() {
         let telemetry = Arc::new(Telemetry::new().unwrap());
+        let authentication = Arc::new(Authentication::new(None));
         let under = |change: fn(&mut spec::L1), previous| {
             let mut policy = Policy::bare();
             change(&mut policy.l1);
-            Serving::under(policy, Metadata::default(), "hash".to_owned(), &telemetry, previous)
+            Serving::under(
+                policy,
+                Metadata::default(),
+                "hash".to_owned(),
+                &telemetry,
+                &authentication,
+                previous,
+            )
         };
         let before = under(|_| (), None);
         assert!(Arc::ptr_eq(&before.l1, &under(|_| (), Some(&before)).l1));

@@ -85,6 +85,31 @@ impl PurgeOrigin {
     }
 }
 
+/// Why a record in Redis was refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum RefusedRecord {
+    /// Its MAC is not that of this record under this key.
+    Unauthentic,
+    /// It is no response that a sidecar stores.
+    Malformed,
+    /// It is larger than any record that this policy stores.
+    TooLarge,
+}
+
+impl RefusedRecord {
+    /// Every reason, in the order of metrics.
+    pub const ALL: [Self; 3] = [Self::Unauthentic, Self::Malformed, Self::TooLarge];
+
+    /// The reason as metrics have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Unauthentic => "unauthentic",
+            Self::Malformed => "malformed",
+            Self::TooLarge => "too-large",
+        }
+    }
+}
+
 /// What has been counted of one route.
 #[derive(Debug, Default)]
 pub struct RouteStats {
@@ -154,6 +179,7 @@ pub struct Stats {
     leases: [AtomicU64; 2],
     reloads: [AtomicU64; 2],
     refused: [AtomicU64; Refusal::ALL.len()],
+    refused_records: [AtomicU64; RefusedRecord::ALL.len()],
     /// Connections that did not speak HTTP and were passed on as they are.
     pub spliced: AtomicU64,
     /// Connections that are open.
@@ -240,6 +266,16 @@ impl Stats {
     /// Requests that were refused.
     pub fn count_refused(&self, refusal: Refusal) -> u64 {
         self.refused[refusal as usize].load(Ordering::Relaxed)
+    }
+
+    /// A record in Redis was refused.
+    pub fn refused_record(&self, reason: RefusedRecord) {
+        self.refused_records[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Records in Redis that were refused.
+    pub fn count_refused_records(&self, reason: RefusedRecord) -> u64 {
+        self.refused_records[reason as usize].load(Ordering::Relaxed)
     }
 
     /// The configuration changed, and was taken or refused.

@@ -61,7 +61,7 @@ async fn a_hit_allocates_next_to_nothing() {
     let url = format!("http://{}", origin.local_addr().unwrap()).parse().unwrap();
     tokio::spawn(answer_each(origin));
     let telemetry = Arc::new(Telemetry::new().unwrap());
-    let config = Arc::new(Config::load(None, Arc::clone(&telemetry)).await);
+    let config = Arc::new(Config::load(None, None, Arc::clone(&telemetry)).await);
     let proxy = Proxy::new(
         config,
         Upstream::new(url, None),

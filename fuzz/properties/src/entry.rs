@@ -2,7 +2,7 @@
 //! when it was asked for and received), field lines, and a body.
 
 use bytes::Bytes;
-use http::{HeaderName, StatusCode, header};
+use http::{HeaderMap, HeaderName, StatusCode, header};
 use larder_policy::{
     PurgeName,
     claims::{Claims, Times},
@@ -12,17 +12,21 @@ use larder_sidecar::{
     barriers::Stamp,
     entry::{
         Content, Entry, Head,
-        codec::{Record, Unreadable, decode, encode, encode_vary},
+        authentication::RecordKey,
+        codec::{MAX_VARY_NAMES, Record, Rules, Unreadable, decode, encode, encode_vary},
     },
 };
 
 use crate::input::{Message, blocks, numbers};
 
-const TARGETS: [HeaderName; 1] = [HeaderName::from_static("cdn-cache-control")];
+static TARGETS: [HeaderName; 1] = [HeaderName::from_static("cdn-cache-control")];
+static RULES: Rules<'_> = Rules { targets: &TARGETS, set_cookie: false };
 
-/// What is written is read; whatever else is there is read or refused, and what is read can be written.
+/// What is written is read; whatever else is there is read or refused, and what is read can be written, and is a response of its own:
+/// its head cannot make anybody take its body for another length. Nothing that is not authentic is opened.
 pub fn check(data: &[u8]) {
-    match decode(Bytes::copy_from_slice(data), &TARGETS) {
+    authentic(data);
+    match decode(Bytes::copy_from_slice(data), RULES) {
         Ok(Record::Entry(entry)) => check_entry(&entry),
         Ok(Record::Vary(names)) => check_names(&names),
         Err(error) => {
@@ -34,14 +38,61 @@ pub fn check(data: &[u8]) {
 }
 
 fn check_names(names: &[HeaderName]) {
+    if names.len() > MAX_VARY_NAMES {
+        assert!(decode(encode_vary(names), RULES).is_err());
+        return;
+    }
     let written = encode_vary(names);
-    assert!(matches!(decode(written.clone(), &TARGETS), Ok(Record::Vary(read)) if read == names));
+    assert!(matches!(decode(written.clone(), RULES), Ok(Record::Vary(read)) if read == names));
     check_cuts(&written);
 }
 
+fn authentic(data: &[u8]) {
+    let key = RecordKey::from_token(b"token").expect("a token");
+    assert_eq!(key.open("place", Bytes::copy_from_slice(data)), None);
+    let sealed = key.seal("place", data);
+    assert_eq!(key.open("place", sealed.clone()).as_deref(), Some(data));
+    assert_eq!(key.open("another", sealed), None);
+}
+
+/// What no record may hold.
+fn is_refused(status: StatusCode, headers: &HeaderMap, times: Times, body: Option<&[u8]>) -> bool {
+    const REFUSED: [&str; 12] = [
+        "connection",
+        "http2-settings",
+        "keep-alive",
+        "proxy-authenticate",
+        "proxy-authentication-info",
+        "proxy-authorization",
+        "proxy-connection",
+        "set-cookie",
+        "te",
+        "trailer",
+        "transfer-encoding",
+        "upgrade",
+    ];
+    let code = status.as_u16();
+    // Far beyond every clock.
+    let is_in_time = times.received_at < 1 << 50 && times.requested_at < 1 << 50;
+    !(200..=599).contains(&code)
+        || code == 304
+        || ([204, 205].contains(&code) && body != Some(b""))
+        || headers.keys().any(|name| REFUSED.contains(&name.as_str()))
+        || !is_in_time
+}
+
 fn check_entry(entry: &Entry) {
+    let Head { status, headers, times, .. } = &entry.head;
+    let body = entry.rendered().map(|(_, body)| &body[..]);
+    assert!(!is_refused(*status, headers, *times, body));
+    let mut lengths = headers.get_all(header::CONTENT_LENGTH).iter();
+    assert!(lengths.all(|length| body.is_some_and(|body| *length == body.len().to_string())));
+    let mut entry = Entry::new(entry.head.clone(), entry.content.clone());
+    // It is not written: the body says it.
+    entry.head.headers.remove(header::CONTENT_LENGTH);
+    let entry = &Entry::new(entry.head, entry.content);
     let written = encode(entry);
-    let Ok(Record::Entry(read)) = decode(written.clone(), &TARGETS) else {
+    let Ok(Record::Entry(read)) = decode(written.clone(), RULES) else {
         panic!("what is written is not read: {entry:?}");
     };
     let (Head { status, headers, times, claims, stamp, names }, head) = (&entry.head, &read.head);
@@ -60,10 +111,28 @@ fn check_entry(entry: &Entry) {
 /// Every record that is cut off, or has something after it, is noticed.
 fn check_cuts(written: &Bytes) {
     for cut in (0..written.len()).step_by(1 + written.len() / 16) {
-        assert!(decode(written.slice(..cut), &TARGETS).is_err(), "{cut}");
+        assert!(decode(written.slice(..cut), RULES).is_err(), "{cut}");
     }
     let longer = [written, &b"\0"[..]].concat();
-    assert!(decode(longer.into(), &TARGETS).is_err());
+    assert!(decode(longer.into(), RULES).is_err());
+}
+
+fn check_written(mut entry: Entry, body: Option<&[u8]>) {
+    // Neither is written.
+    for name in ["content-length", "trailer"] {
+        entry.head.headers.remove(name);
+    }
+    let Head { status, headers, times, .. } = &entry.head;
+    // The time of day is not known here: whatever is between is not checked.
+    let latest = times.received_at.max(times.requested_at);
+    if is_refused(*status, headers, *times, body) {
+        // Fields about a connection are left out when they are written.
+        if let Ok(Record::Entry(read)) = decode(encode(&entry), RULES) {
+            check_entry(&read);
+        }
+    } else if latest < 1_700_000_000_000 {
+        check_entry(&entry);
+    }
 }
 
 fn written(data: &[u8]) {
@@ -82,7 +151,7 @@ fn written(data: &[u8]) {
     let body = Bytes::copy_from_slice(body);
     let mut pieces = Pieces::new(total);
     pieces.insert(first, body.clone());
-    check_entry(&Entry::new(head.clone(), Content::Parts(pieces)));
-    check_entry(&Entry::new(head, Content::Whole(body)));
+    check_written(Entry::new(head.clone(), Content::Parts(pieces)), None);
+    check_written(Entry::new(head, Content::Whole(body.clone())), Some(&body));
     check_names(&listed);
 }

@@ -6,7 +6,10 @@
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{
+    HeaderMap, HeaderName, HeaderValue, StatusCode,
+    header::{self, CONTENT_LENGTH, SET_COOKIE},
+};
 use larder_policy::{
     PurgeName,
     claims::{Claims, Times},
@@ -14,14 +17,19 @@ use larder_policy::{
 };
 
 use super::{Content, Entry, Head};
-use crate::barriers::Stamp;
+use crate::{barriers::Stamp, clock::wall_ms};
 
-const VERSION: u8 = 3;
+/// Version of the format. It is part of the keys in Redis, so that releases with different formats never meet.
+pub const VERSION: u8 = 4;
 /// In place of a TTL, where the answer gave itself none.
 const NO_TTL: u64 = u64::MAX;
 const KIND_WHOLE: u8 = 1;
 const KIND_VARY: u8 = 2;
 const KIND_PARTS: u8 = 3;
+/// Maximum number of names that a record of `Vary` lists.
+pub const MAX_VARY_NAMES: usize = 128;
+/// Maximum time by which the clock of the pod that stored a response may be ahead.
+const MAX_CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
 /// What is stored under a key.
 #[derive(Debug)]
@@ -52,6 +60,15 @@ impl From<TryGetError> for Unreadable {
     }
 }
 
+/// The rules that a stored response must obey to be used.
+#[derive(Clone, Copy, Debug)]
+pub struct Rules<'a> {
+    /// The fields of targeted cache control (RFC 9213) that the policy obeys.
+    pub targets: &'a [HeaderName],
+    /// Stored responses may have `Set-Cookie`: the route stores them despite it.
+    pub set_cookie: bool,
+}
+
 /// Writes an answer.
 pub fn encode(entry: &Entry) -> Bytes {
     let Head { status, headers, times, claims, stamp, names } = &entry.head;
@@ -69,8 +86,10 @@ pub fn encode(entry: &Entry) -> Bytes {
     out.put_u16(status.as_u16());
     out.put_u16(count(names.len()));
     names.iter().for_each(|name| out.put_slice(name.as_bytes()));
-    out.put_u16(count(headers.len()));
-    for (name, value) in headers {
+    // The body says how long it is, and a `Trailer` that no trailer followed is about a connection that is over.
+    let kept = || headers.iter().filter(|(name, _)| !HOP_BY_HOP.contains(name) && *name != CONTENT_LENGTH);
+    out.put_u16(count(kept().count()));
+    for (name, value) in kept() {
         put_text(&mut out, name.as_str().as_bytes());
         put_text(&mut out, value.as_bytes());
     }
@@ -106,50 +125,102 @@ fn put_text(out: &mut BytesMut, text: &[u8]) {
     out.put_slice(text);
 }
 
-/// Reads a record; `targets` are the fields of targeted cache control that its reader obeys. Bodies and header values are not
-/// copied.
+/// Reads a record. Bodies and header values are not copied.
 ///
 /// # Errors
-/// If this version did not write it, or it is broken.
-pub fn decode(mut bytes: Bytes, targets: &[HeaderName]) -> Result<Record, Unreadable> {
+/// If this version did not write it, it is broken, or it would not be a response of its own: with a status that is never stored,
+/// with fields that are about one connection (RFC 9110, section 7.6.1) or about framing, or from the future.
+pub fn decode(mut bytes: Bytes, rules: Rules<'_>) -> Result<Record, Unreadable> {
     let version = bytes.try_get_u8()?;
     if version != VERSION {
         return Err(Unreadable::Version(version));
     }
     let record = match bytes.try_get_u8()? {
         KIND_WHOLE => {
-            let head = take_head(&mut bytes, targets)?;
-            Record::Entry(Box::new(Entry::new(head, Content::Whole(take_text(&mut bytes)?))))
+            let head = take_head(&mut bytes, rules)?;
+            let body = take_text(&mut bytes)?;
+            check_framing(&head, Some(&body))?;
+            Record::Entry(Box::new(Entry::new(head, Content::Whole(body))))
         }
         KIND_PARTS => {
-            let head = take_head(&mut bytes, targets)?;
-            Record::Entry(Box::new(Entry::new(head, Content::Parts(take_pieces(&mut bytes)?))))
+            let head = take_head(&mut bytes, rules)?;
+            let pieces = take_pieces(&mut bytes)?;
+            check_framing(&head, None)?;
+            Record::Entry(Box::new(Entry::new(head, Content::Parts(pieces))))
         }
         KIND_VARY => {
-            let names = (0..bytes.try_get_u16()?).map(|_| take_name(&mut bytes)).collect::<Result<_, _>>()?;
-            Record::Vary(names)
+            let count = usize::from(bytes.try_get_u16()?);
+            if count > MAX_VARY_NAMES {
+                return Err(Unreadable::Field("vary"));
+            }
+            Record::Vary((0..count).map(|_| take_name(&mut bytes)).collect::<Result<_, _>>()?)
         }
         _ => return Err(Unreadable::Field("kind")),
     };
     if bytes.has_remaining() { Err(Unreadable::Field("length")) } else { Ok(record) }
 }
 
-fn take_head(bytes: &mut Bytes, targets: &[HeaderName]) -> Result<Head, Unreadable> {
+/// Whether a record may hold responses with this status: final ones, besides 304, which has no content of its own.
+fn is_stored_status(status: StatusCode) -> bool {
+    (200..600).contains(&status.as_u16()) && status != StatusCode::NOT_MODIFIED
+}
+
+/// Fields that are about one connection (RFC 9110, section 7.6.1), or between a client and a proxy (RFC 9111, section 3.1).
+const HOP_BY_HOP: [HeaderName; 11] = [
+    header::CONNECTION,
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    HeaderName::from_static("http2-settings"),
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-authentication-info"),
+    HeaderName::from_static("proxy-connection"),
+];
+
+/// Refuses what would make a client, or the next cache, take the body for longer or shorter than it is.
+fn check_framing(head: &Head, body: Option<&Bytes>) -> Result<(), Unreadable> {
+    let has_no_body = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT].contains(&head.status);
+    if has_no_body && body.is_none_or(|body| !body.is_empty()) {
+        return Err(Unreadable::Field("body"));
+    }
+    let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
+    let fits = |length: &HeaderValue| {
+        body.is_some_and(|body| length.as_bytes() == body.len().to_string().as_bytes())
+    };
+    let is_right = match lengths.next() {
+        None => true,
+        Some(length) => fits(length) && !has_no_body && lengths.next().is_none(),
+    };
+    if is_right { Ok(()) } else { Err(Unreadable::Field("content-length")) }
+}
+
+fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<Head, Unreadable> {
     let stamp = Stamp { generation: bytes.try_get_u64()?, order: bytes.try_get_u64()?, local: 0 };
     let times = Times { requested_at: bytes.try_get_u64()?, received_at: bytes.try_get_u64()? };
     let given_ttl = Some(bytes.try_get_u64()?).filter(|ttl| *ttl != NO_TTL).map(Duration::from_millis);
-    let status = StatusCode::from_u16(bytes.try_get_u16()?).map_err(|_| Unreadable::Field("status"))?;
+    let latest = wall_ms().saturating_add(MAX_CLOCK_SKEW.as_millis() as u64);
+    if times.received_at > latest || times.requested_at > latest {
+        return Err(Unreadable::Field("time"));
+    }
+    let status = StatusCode::from_u16(bytes.try_get_u16()?).ok().filter(|status| is_stored_status(*status));
+    let status = status.ok_or(Unreadable::Field("status"))?;
     let names = (0..bytes.try_get_u16()?)
         .map(|_| PurgeName::from_bytes(&take(bytes, 16)?).ok_or(Unreadable::Field("name")))
         .collect::<Result<_, _>>()?;
     let mut headers = HeaderMap::new();
     for _ in 0..bytes.try_get_u16()? {
         let name = take_name(bytes)?;
+        if HOP_BY_HOP.contains(&name) || name == SET_COOKIE && !rules.set_cookie {
+            return Err(Unreadable::Field("header"));
+        }
         let value =
             HeaderValue::from_maybe_shared(take_text(bytes)?).map_err(|_| Unreadable::Field("header"))?;
         headers.try_append(name, value).map_err(|_| Unreadable::Field("header"))?;
     }
-    let claims = Claims::read(status, &headers, times, targets).with_given_ttl(given_ttl);
+    let claims = Claims::read(status, &headers, times, rules.targets).with_given_ttl(given_ttl);
     Ok(Head { status, headers, times, claims, stamp, names })
 }
 
@@ -185,6 +256,8 @@ mod tests {
     use super::*;
     use crate::entry::tests::head;
 
+    const RULES: Rules<'_> = Rules { targets: &[], set_cookie: false };
+
     fn whole() -> Entry {
         let stamp = Stamp { generation: 7, order: 3, local: 9 };
         let mut head = Head { stamp, ..head("max-age=60", Duration::from_secs(5)) };
@@ -201,7 +274,7 @@ mod tests {
     }
 
     fn read(bytes: Bytes) -> Entry {
-        let Record::Entry(entry) = decode(bytes, &[]).unwrap() else { panic!("not an entry") };
+        let Record::Entry(entry) = decode(bytes, RULES).unwrap() else { panic!("not an entry") };
         *entry
     }
 
@@ -215,7 +288,7 @@ mod tests {
         let stamp = Stamp { local: 0, ..written.head.stamp };
         assert_eq!(read.head.stamp, stamp, "a pod's own order means nothing to another");
         let names = vec![header::ACCEPT, header::ACCEPT_ENCODING];
-        assert!(matches!(decode(encode_vary(&names), &[]).unwrap(), Record::Vary(read) if read == names));
+        assert!(matches!(decode(encode_vary(&names), RULES).unwrap(), Record::Vary(read) if read == names));
     }
 
     #[test]
@@ -229,13 +302,111 @@ mod tests {
     fn what_another_version_wrote_is_a_miss() {
         let mut bytes = encode(&whole()).to_vec();
         bytes[0] = 2;
-        assert_eq!(decode(bytes.into(), &[]).unwrap_err(), Unreadable::Version(2));
+        assert_eq!(decode(bytes.into(), RULES).unwrap_err(), Unreadable::Version(2));
+    }
+
+    /// A record with fields that are never written.
+    fn with(status: u16, fields: &[(&'static str, &'static str)], body: &'static str) -> Bytes {
+        let mut head = head("max-age=60", Duration::ZERO);
+        head.status = StatusCode::from_u16(status).unwrap();
+        // Names of the same length stand for them until it is written.
+        let stand_ins = fields.iter().map(|(name, _)| "z".repeat(name.len()));
+        for ((_, value), name) in fields.iter().zip(stand_ins.clone()) {
+            head.headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_static(value));
+        }
+        let mut bytes =
+            encode(&Entry::new(head, Content::Whole(Bytes::from_static(body.as_bytes())))).to_vec();
+        for ((name, _), stand_in) in fields.iter().zip(stand_ins) {
+            let stands = |window: &[u8]| window == stand_in.as_bytes();
+            let at = bytes.windows(name.len()).position(stands).unwrap();
+            bytes[at..at + name.len()].copy_from_slice(name.as_bytes());
+        }
+        bytes.into()
+    }
+
+    #[test]
+    fn framing_and_hop_by_hop_fields_are_refused() {
+        for name in [
+            "connection",
+            "keep-alive",
+            "proxy-connection",
+            "proxy-authenticate",
+            "proxy-authorization",
+            "proxy-authentication-info",
+            "te",
+            "trailer",
+            "transfer-encoding",
+            "upgrade",
+            "set-cookie",
+        ] {
+            let read = decode(with(200, &[(name, "x")], "body"), RULES);
+            assert_eq!(read.unwrap_err(), Unreadable::Field("header"), "{name}");
+        }
+        let cookies = Rules { set_cookie: true, ..RULES };
+        assert!(decode(with(200, &[("set-cookie", "a=b")], "body"), cookies).is_ok());
+        for (fields, is_read) in [
+            (&[("content-length", "4")][..], true),
+            (&[("content-length", "5")], false),
+            (&[("content-length", "+4")], false),
+            (&[("content-length", "4, 4")], false),
+            (&[("content-length", "4"), ("content-length", "4")], false),
+        ] {
+            assert_eq!(decode(with(200, fields, "body"), RULES).is_ok(), is_read, "{fields:?}");
+        }
+    }
+
+    #[test]
+    fn statuses_that_are_never_stored_are_refused() {
+        for status in [100, 101, 103, 199, 304, 600, 999] {
+            let read = decode(with(status, &[], ""), RULES);
+            assert_eq!(read.unwrap_err(), Unreadable::Field("status"), "{status}");
+        }
+        for status in [204, 205] {
+            assert!(decode(with(status, &[], ""), RULES).is_ok());
+            assert_eq!(decode(with(status, &[], "x"), RULES).unwrap_err(), Unreadable::Field("body"));
+            assert!(decode(with(status, &[("content-length", "0")], ""), RULES).is_err());
+        }
+    }
+
+    #[test]
+    fn line_ends_in_names_and_values_are_refused() {
+        let written = with(200, &[("x-name", "x-value")], "body");
+        for (text, bad) in
+            [("x-name", b'\n'), ("x-name", b':'), ("x-value", b'\r'), ("x-value", b'\n'), ("x-value", 0)]
+        {
+            let mut bytes = written.to_vec();
+            let at = bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+            bytes[at + 1] = bad;
+            assert_eq!(decode(bytes.into(), RULES).unwrap_err(), Unreadable::Field("header"), "{text} {bad}");
+        }
+    }
+
+    #[test]
+    fn a_response_from_the_future_is_refused() {
+        let received_in = |ahead: Duration| {
+            let mut head = head("max-age=60", Duration::ZERO);
+            head.times.received_at += ahead.as_millis() as u64;
+            decode(encode(&Entry::new(head, Content::Whole(Bytes::new()))), RULES)
+        };
+        assert!(received_in(MAX_CLOCK_SKEW / 2).is_ok(), "the clocks of pods differ");
+        assert_eq!(
+            received_in(MAX_CLOCK_SKEW * 2).unwrap_err(),
+            Unreadable::Field("time"),
+            "it would never age"
+        );
+    }
+
+    #[test]
+    fn too_many_names_in_vary_are_refused() {
+        let names = |count| encode_vary(&vec![header::ACCEPT; count]);
+        assert!(decode(names(MAX_VARY_NAMES), RULES).is_ok());
+        assert_eq!(decode(names(MAX_VARY_NAMES + 1), RULES).unwrap_err(), Unreadable::Field("vary"));
     }
 
     proptest! {
         #[test]
         fn broken_bytes_never_panic(noise in proptest::collection::vec(any::<u8>(), 0..64), cut in 0..200_usize, at in 2..100_usize, kind in 0..2) {
-            let _ = decode(Bytes::from(noise.clone()), &[]);
+            let _ = decode(Bytes::from(noise.clone()), RULES);
             let mut bytes = encode(&if kind == 0 { whole() } else { parts() }).to_vec();
             for (offset, byte) in noise.iter().enumerate() {
                 if let Some(place) = bytes.get_mut(at + offset) {
@@ -243,14 +414,14 @@ mod tests {
                 }
             }
             bytes.truncate(cut.max(1));
-            let _ = decode(bytes.into(), &[]);
+            let _ = decode(bytes.into(), RULES);
         }
 
         #[test]
         fn every_cut_is_noticed(cut in 0..160_usize) {
             for entry in [whole(), parts()] {
                 let bytes = encode(&entry);
-                prop_assert!(cut >= bytes.len() || decode(bytes.slice(..cut), &[]).is_err());
+                prop_assert!(cut >= bytes.len() || decode(bytes.slice(..cut), RULES).is_err());
             }
         }
     }

@@ -9,7 +9,7 @@ use std::{sync::LazyLock, time::Duration};
 use bytes::Bytes;
 use futures::try_join;
 use larder_policy::PurgeName;
-use redis::{AsyncCommands, InfoDict, RedisResult, Script};
+use redis::{AsyncCommands, Cmd, InfoDict, RedisResult, Script};
 use tokio::time::timeout;
 
 use super::connection::{CONNECT_DEADLINE, Connection};
@@ -27,26 +27,36 @@ pub(super) struct LookupReply {
     pub(super) record: Option<Bytes>,
 }
 
+/// Asks where Redis stands, and for the record under a key, of which at most so many bytes are used: of a longer one comes one byte
+/// more.
 pub(super) async fn lookup(
     connection: &mut Connection,
     barriers: &str,
     names: &[PurgeName],
-    key: &str,
+    record: Option<(&str, u64)>,
 ) -> RedisResult<LookupReply> {
     let mut fields: Vec<&[u8]> = vec![b"g", b"s", b"f"];
     fields.extend(names.iter().map(|name| &name.as_bytes()[..]));
     let mut pipeline = redis::pipe();
     pipeline.hset_nx(barriers, "g", connection.mark().new_generation()).ignore();
     pipeline.cmd("HMGET").arg(barriers).arg(&fields);
-    let (numbers, record): (Vec<Option<u64>>, Option<Bytes>) = match connection.both() {
-        (counting, None) => pipeline.get(key).query_async(counting).await?,
+    let (numbers, record): (Vec<Option<u64>>, Bytes) = match (connection.both(), record) {
+        ((counting, _), None) => {
+            let (numbers,) = pipeline.query_async(counting).await?;
+            (numbers, Bytes::new())
+        }
+        ((counting, None), Some((key, limit))) => {
+            pipeline.add_command(bounded_get(key, limit)).query_async(counting).await?
+        }
         // Two servers at the same time. Whichever answers first, both were asked after the request came: a purge that was
         // acknowledged before is among the barriers.
-        (counting, Some(cluster)) => {
-            let ((numbers,), record) = try_join!(pipeline.query_async(counting), cluster.get(key))?;
+        ((counting, Some(cluster)), Some((key, limit))) => {
+            let get = bounded_get(key, limit);
+            let ((numbers,), record) = try_join!(pipeline.query_async(counting), get.query_async(cluster))?;
             (numbers, record)
         }
     };
+    let record = Some(record).filter(|record| !record.is_empty());
     let number = |at: usize| numbers.get(at).copied().flatten().unwrap_or(0);
     let barrier = numbers.iter().skip(2).flatten().max().copied().unwrap_or(0);
     Ok(LookupReply { generation: number(0), order: number(1), barrier, record })
@@ -62,8 +72,18 @@ pub(super) async fn touch(connection: &mut Connection, barriers: &str) -> RedisR
     pipeline.query_async(connection.counting()).await
 }
 
-pub(super) async fn get(connection: &mut Connection, key: &str) -> RedisResult<Option<Bytes>> {
-    connection.get(key).await
+/// The record under a key, of which at most `limit` bytes are used: of a longer one comes one byte more.
+pub(super) async fn get(connection: &mut Connection, key: &str, limit: u64) -> RedisResult<Option<Bytes>> {
+    let record: Bytes = bounded_get(key, limit).query_async(connection).await?;
+    Ok(Some(record).filter(|record| !record.is_empty()))
+}
+
+/// One command, as `GET` is: no value that somebody else put there costs more memory than a record of the policy's. A key that is
+/// not there has an empty value.
+fn bounded_get(key: &str, limit: u64) -> Cmd {
+    let mut get = redis::cmd("GETRANGE");
+    get.arg(key).arg(0).arg(limit);
+    get
 }
 
 pub(super) async fn store(
@@ -139,15 +159,21 @@ pub(super) enum LeaseReply {
     Held { left: Duration },
 }
 
-/// Takes a lease, or notes that somebody waits for it. KEYS: lease, those who wait, entry. ARGV: token, milliseconds.
+/// Takes a lease, or notes that somebody waits for it. One that no pod can have taken, since it does not end in time, is taken over.
+/// KEYS: lease, those who wait, entry. ARGV: token, milliseconds.
 static LEASE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
         if redis.call('SET', KEYS[1], ARGV[1], 'NX', 'PX', ARGV[2]) then
           return {1, redis.call('EXISTS', KEYS[3])}
         end
+        local left = redis.call('PTTL', KEYS[1])
+        if left < 0 or left > tonumber(ARGV[2]) then
+          redis.call('SET', KEYS[1], ARGV[1], 'PX', ARGV[2])
+          return {1, redis.call('EXISTS', KEYS[3])}
+        end
         redis.call('SET', KEYS[2], '1', 'PX', ARGV[2])
-        return {0, redis.call('PTTL', KEYS[1])}
+        return {0, left}
         ",
     )
 });

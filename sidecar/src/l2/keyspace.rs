@@ -2,12 +2,15 @@
 
 use larder_policy::Metadata;
 
+use crate::entry::codec;
+
 /// What every key of Larder's begins with.
 const PREFIX: &str = "larder";
 
 /// The keys of one policy: `larder:<namespace>/<policy>:{<blake3 of the key>}:<kind>`. Everything about one answer has the
-/// same hash tag, so it shares a slot of Redis Cluster. The policy's uid and shape are in the hash: two policies never meet,
-/// nor two clusters, nor one policy and itself with other keys or tags.
+/// same hash tag, so it shares a slot of Redis Cluster. The policy's uid, its scope and the version of records are in the hash: two
+/// policies never meet, nor two clusters, nor one policy and itself with other keys or tags, nor sidecars that write records
+/// differently. A scope is the policy's shape and the name of the key that authenticates records.
 #[derive(Clone, Debug)]
 pub struct Keyspace {
     policy: String,
@@ -33,25 +36,25 @@ impl Keyspace {
     }
 
     /// The primary record of a key.
-    pub fn primary(&self, shape: &str, key: &str) -> String {
-        format!("{}:{{{}}}:entry", self.policy, self.hash(shape, key))
+    pub fn primary(&self, scope: &str, key: &str) -> String {
+        format!("{}:{{{}}}:entry", self.policy, self.hash(scope, key))
     }
 
     /// One variant of a key.
-    pub fn variant(&self, shape: &str, key: &str, variant: &str) -> String {
-        format!("{}:{{{}}}:variant:{}", self.policy, self.hash(shape, key), short(variant))
+    pub fn variant(&self, scope: &str, key: &str, variant: &str) -> String {
+        format!("{}:{{{}}}:variant:{}", self.policy, self.hash(scope, key), short(variant))
     }
 
     /// The lease of a key since the last purge of it, or of one variant of it where those are known, and who waits for it: who comes
     /// after a purge does not wait for what was asked before.
-    pub fn lease(&self, shape: &str, key: &str, variant: &str, purge: u64) -> [String; 2] {
-        let hash = self.hash(shape, key);
+    pub fn lease(&self, scope: &str, key: &str, variant: &str, purge: u64) -> [String; 2] {
+        let hash = self.hash(scope, key);
         let variant = if variant.is_empty() { String::new() } else { format!(":{}", short(variant)) };
         ["lease", "waiting"].map(|kind| format!("{}:{{{hash}}}:{kind}{variant}:{purge}", self.policy))
     }
 
-    fn hash(&self, shape: &str, key: &str) -> blake3::Hash {
-        blake3::hash(format!("{} {shape} {key}", self.uid).as_bytes())
+    fn hash(&self, scope: &str, key: &str) -> blake3::Hash {
+        blake3::hash(format!("{} {} {scope} {key}", self.uid, codec::VERSION).as_bytes())
     }
 }
 

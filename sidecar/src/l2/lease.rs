@@ -153,10 +153,12 @@ impl L2 {
         (shape, key, variant, purge): (&str, &str, &str, u64),
         patience: Patience,
     ) -> Result<Leased, L2Error> {
-        let keys = self.keys.lease(shape, key, variant, purge);
+        // Without authentication nothing is stored that another pod could wait for.
+        let scope = self.records.seal().ok_or(L2Error::Down)?.scope(shape);
+        let keys = self.keys.lease(&scope, key, variant, purge);
         let entry = match variant {
-            "" => self.keys.primary(shape, key),
-            variant => self.keys.variant(shape, key, variant),
+            "" => self.keys.primary(&scope, key),
+            variant => self.keys.variant(&scope, key, variant),
         };
         // Before it is asked for: it may be given back at once.
         let mut waiting = self.link.leases().register(&keys[0]);

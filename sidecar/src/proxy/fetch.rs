@@ -135,14 +135,7 @@ impl Proxy {
         let serving = &question.serving;
         let names = question.names();
         let lookup = l2
-            .lookup(
-                &serving.shape,
-                key.as_str(),
-                &question.headers,
-                &names,
-                serving.policy.targets(),
-                patience,
-            )
+            .lookup(&serving.shape, key.as_str(), &question.headers, &names, question.limits(), patience)
             .await;
         errand.redis_is_silent = lookup.is_err();
         let lookup = lookup.ok()?;

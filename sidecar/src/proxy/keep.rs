@@ -123,7 +123,8 @@ impl Place {
         tokio::spawn(async move {
             let Self { serving, key, vary, variant, .. } = self;
             // A failure is counted where it happens; the entry is in memory all the same.
-            let stored = l2.store(&serving.shape, &key, &vary, &variant, &entry, left).await;
+            let most = serving.policy.l1.max_object_size.0;
+            let stored = l2.store(&serving.shape, &key, &vary, &variant, &entry, most, left).await;
             if let (Ok(()), Some(mut lease)) = (stored, lease) {
                 lease.stored();
             }

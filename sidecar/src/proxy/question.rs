@@ -11,7 +11,7 @@ use larder_policy::{
 };
 
 use super::Client;
-use crate::{serving::Serving, upstream::RequestBody};
+use crate::{entry::codec::Rules, l2::Limits, serving::Serving, upstream::RequestBody};
 
 /// A request that may be answered from the cache.
 #[derive(Clone, Debug)]
@@ -106,6 +106,19 @@ impl Question {
 
     pub(super) fn lifetimes(&self) -> &Lifetimes {
         &self.route().lifetimes
+    }
+
+    /// What a response that Redis holds must obey.
+    pub(super) fn limits(&self) -> Limits<'_> {
+        Limits { rules: self.rules(), max_body: self.serving.policy.l1.max_object_size.0 }
+    }
+
+    /// What the head of a stored response must obey.
+    pub(super) fn rules(&self) -> Rules<'_> {
+        Rules {
+            targets: self.serving.policy.targets(),
+            set_cookie: self.lifetimes().store_despite.set_cookie,
+        }
     }
 
     /// Its route again, with the parameters of its path.

@@ -136,7 +136,7 @@ impl Errand {
             }
         };
         let barriers = &question.serving.barriers;
-        let Ok(Record::Entry(mut entry)) = codec::decode(record, question.serving.policy.targets()) else {
+        let Ok(Record::Entry(mut entry)) = codec::decode(record, question.rules()) else {
             return None;
         };
         if !may_be_stale(&entry.head.claims, question.lifetimes()) || !question.may_have(&entry) {

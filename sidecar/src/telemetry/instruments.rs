@@ -12,7 +12,7 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 use crate::{
     cache_status::Tier,
     gate::Refusal,
-    stats::{Outcome, PurgeOrigin, Stats},
+    stats::{Outcome, PurgeOrigin, RefusedRecord, Stats},
 };
 
 /// Seconds, from a hit in memory to a source that takes its time.
@@ -25,6 +25,7 @@ pub(super) fn register(provider: &SdkMeterProvider, stats: &Arc<Stats>) -> (Hist
     observe_requests(&meter, stats);
     observe_l1(&meter, stats);
     observe_tiers(&meter, stats);
+    observe_records(&meter, stats);
     observe_process(&meter, stats);
     let histogram = |name, description| {
         meter
@@ -152,6 +153,20 @@ fn observe_tiers(meter: &Meter, stats: &Arc<Stats>) {
                 if count > 0 {
                     observer.observe(count, &[KeyValue::new("tier", tier.as_str())]);
                 }
+            }
+        })
+        .build();
+}
+
+fn observe_records(meter: &Meter, stats: &Arc<Stats>) {
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.l2.refused_records")
+        .with_description("Records in Redis that were not used because no sidecar of this policy can have written them, by reason.")
+        .with_callback(move |observer| {
+            for reason in RefusedRecord::ALL {
+                let count = counted.count_refused_records(reason);
+                observer.observe(count, &[KeyValue::new("reason", reason.as_str())]);
             }
         })
         .build();

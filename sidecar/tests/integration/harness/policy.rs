@@ -53,10 +53,19 @@ impl Policy {
         format!("larder:itest/{}:barriers:", self.name)
     }
 
-    async fn stored_records(&self, redis: &mut redis::aio::MultiplexedConnection) -> usize {
+    /// The patterns of an ACL that allow what this policy needs: of keys, and of channels.
+    pub(crate) fn access(&self) -> [String; 2] {
+        ["~", "&"].map(|kind| format!("{kind}larder:itest/{}:*", self.name))
+    }
+
+    /// The keys of the policy's records in Redis: entries, variants, and the names of `Vary`.
+    pub(crate) async fn records(&self, redis: &mut redis::aio::MultiplexedConnection) -> Vec<String> {
         let pattern = format!("larder:itest/{}:*}}:[ev]*", self.name);
-        let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(redis).await.unwrap();
-        keys.len()
+        redis::cmd("KEYS").arg(pattern).query_async(redis).await.unwrap()
+    }
+
+    async fn stored_records(&self, redis: &mut redis::aio::MultiplexedConnection) -> usize {
+        self.records(redis).await.len()
     }
 
     /// Waits until Redis holds so many records of the policy: an entry, or the names of its `Vary`, is one.

@@ -66,7 +66,7 @@ pub(crate) struct Sidecar {
     child: Child,
     client: Client<HttpConnector, Full<Bytes>>,
     log: Arc<Mutex<Vec<String>>>,
-    _folder: Folder,
+    folder: Folder,
 }
 
 impl Sidecar {
@@ -91,11 +91,24 @@ impl Sidecar {
     pub(crate) async fn launch(origin: SocketAddr, arguments: &[&str]) -> Self {
         let folder = Folder::new();
         std::fs::write(folder.join("token"), format!("{TOKEN}\n")).unwrap();
+        let token = folder.join("token");
+        let arguments = [&["--admin-token-file", token.to_str().unwrap()], arguments].concat();
+        Self::run(folder, origin, &arguments).await
+    }
+
+    /// A sidecar under a policy without a token: nothing in Redis is authenticated, and the admin API tells little.
+    pub(crate) async fn without_token(policy: &Policy, origin: SocketAddr) -> Self {
+        let path = policy.path();
+        let arguments = ["--policy", path.to_str().unwrap()];
+        let sidecar = Self::run(Folder::new(), origin, &arguments).await;
+        sidecar.until_tiers_are("up").await;
+        sidecar
+    }
+
+    async fn run(folder: Folder, origin: SocketAddr, arguments: &[&str]) -> Self {
         let mut child = Command::new(env!("CARGO_BIN_EXE_larder-sidecar"))
             .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--threads", "2"])
             .arg(format!("--upstream=http://127.0.0.1:{}", origin.port()))
-            .arg("--admin-token-file")
-            .arg(folder.join("token"))
             .args(arguments)
             .env_remove("RUST_LOG")
             .stderr(Stdio::piped())
@@ -120,7 +133,14 @@ impl Sidecar {
         let admin = until("the sidecar's admin address", async || address_in("admin API")).await;
         let address = until("the sidecar's address", async || address_in("listening")).await;
         let client = Client::builder(TokioExecutor::new()).build_http();
-        Self { address, admin, child, client, log, _folder: folder }
+        Self { address, admin, child, client, log, folder }
+    }
+
+    /// Gives it another token, all at once, as the kubelet does.
+    pub(crate) fn set_token(&self, token: &str) {
+        let written = self.folder.join("written");
+        std::fs::write(&written, token).unwrap();
+        std::fs::rename(written, self.folder.join("token")).unwrap();
     }
 
     /// Where it listens, once that is in so many places.

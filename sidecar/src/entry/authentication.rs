@@ -1,0 +1,183 @@
+//! Authentication of the records in Redis.
+//!
+//! Redis is a trust boundary: whoever can write to it must not be able to make a sidecar serve a response of their own. Each
+//! record carries a MAC (BLAKE3, keyed) over the record and the name of the Redis key that it is stored under, so that a record
+//! can be neither made up nor moved to another key.
+//!
+//! The key is derived from the token of the admin API, which all pods of a policy share. A sidecar without
+//! `--admin-token-file` writes and reads records without a MAC.
+//!
+//! # Guarantees
+//! - A record that no holder of the token wrote under this very key is never returned.
+//! - Pods with different tokens use different keys in Redis: while a token is replaced they share less, and nothing fails.
+//!
+//! # Assumptions
+//! The token cannot be guessed: each MAC allows to try guesses. The operator's tokens have 256 random bits.
+
+use std::{io, path::PathBuf, sync::Arc};
+
+use arc_swap::ArcSwap;
+use bytes::{Bytes, BytesMut};
+
+/// Length in bytes of the MAC that ends a record.
+pub const MAC_LENGTH: usize = blake3::OUT_LEN;
+
+const MAC_CONTEXT: &str = "larder 2026-11-26 MAC of a record in Redis";
+const NAME_CONTEXT: &str = "larder 2026-11-26 name of the MAC key of records in Redis";
+
+/// The key that records are authenticated with, read again when its file changes.
+#[derive(Debug)]
+pub struct Authentication {
+    token_file: Option<PathBuf>,
+    current: ArcSwap<State>,
+}
+
+/// The authentication of records at a moment.
+#[derive(Debug)]
+pub enum State {
+    /// The sidecar has no token: records carry no MAC.
+    Off,
+    /// Records carry a MAC made with this key.
+    On(RecordKey),
+    /// The token could not be read yet: no record can be written or read.
+    Unavailable(String),
+}
+
+/// A key that records are authenticated with.
+#[derive(Clone)]
+pub struct RecordKey {
+    mac: [u8; blake3::KEY_LEN],
+    name: String,
+}
+
+impl Authentication {
+    /// Reads the file with the token of the admin API; `None`: records carry no MAC.
+    pub fn new(token_file: Option<PathBuf>) -> Self {
+        let authentication = Self { token_file, current: ArcSwap::from_pointee(State::Off) };
+        authentication.refresh();
+        authentication
+    }
+
+    /// Reads the file again. A token that cannot be read leaves the one before in use.
+    pub fn refresh(&self) {
+        let Some(file) = &self.token_file else { return };
+        let read = std::fs::read(file).and_then(|text| {
+            RecordKey::from_token(&text).ok_or_else(|| io::Error::other("the file is empty"))
+        });
+        let current = self.current.load();
+        match (read, &**current) {
+            (Ok(key), State::On(known)) if known.mac == key.mac => {}
+            (Ok(key), _) => self.current.store(Arc::new(State::On(key))),
+            (Err(_), State::On(_)) => {}
+            (Err(error), _) => {
+                let why = format!("can't read {}: {error}", file.display());
+                self.current.store(Arc::new(State::Unavailable(why)));
+            }
+        }
+    }
+
+    /// The authentication as it is now.
+    pub fn state(&self) -> Arc<State> {
+        self.current.load_full()
+    }
+}
+
+impl RecordKey {
+    /// Derives the key from a token; white space around it does not count. `None` for an empty one.
+    pub fn from_token(token: &[u8]) -> Option<Self> {
+        let token = token.trim_ascii();
+        let name = || blake3::Hash::from(blake3::derive_key(NAME_CONTEXT, token)).to_hex()[..16].to_owned();
+        (!token.is_empty()).then(|| Self { mac: blake3::derive_key(MAC_CONTEXT, token), name: name() })
+    }
+
+    /// The public name of the key, which tells nothing about it.
+    pub fn name(&self) -> &str {
+        &self.name
+    }
+
+    /// Appends the MAC of a record that is stored under `place`.
+    pub fn seal(&self, place: &str, record: &[u8]) -> Bytes {
+        let mut sealed = BytesMut::with_capacity(record.len() + MAC_LENGTH);
+        sealed.extend_from_slice(record);
+        sealed.extend_from_slice(self.mac(place, record).as_bytes());
+        sealed.freeze()
+    }
+
+    /// The record without its MAC; `None` if the MAC is not that of this record under `place`.
+    pub fn open(&self, place: &str, mut sealed: Bytes) -> Option<Bytes> {
+        let mac = sealed.split_off(sealed.len().checked_sub(MAC_LENGTH)?);
+        let mac: [u8; MAC_LENGTH] = mac[..].try_into().ok()?;
+        // Hashes are compared in constant time.
+        (self.mac(place, &sealed) == blake3::Hash::from(mac)).then_some(sealed)
+    }
+
+    fn mac(&self, place: &str, record: &[u8]) -> blake3::Hash {
+        let mut hasher = blake3::Hasher::new_keyed(&self.mac);
+        hasher.update(&(place.len() as u64).to_be_bytes());
+        hasher.update(place.as_bytes());
+        hasher.update(record);
+        hasher.finalize()
+    }
+}
+
+impl std::fmt::Debug for RecordKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("RecordKey").field("name", &self.name).finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn key(token: &str) -> RecordKey {
+        RecordKey::from_token(token.as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn only_the_record_itself_under_its_own_key_is_opened() {
+        let sealed = key("a").seal("place", b"record");
+        assert_eq!(key(" a\n").open("place", sealed.clone()).as_deref(), Some(&b"record"[..]));
+        assert_eq!(key("a").open("other", sealed.clone()), None, "moved to another key");
+        assert_eq!(key("b").open("place", sealed.clone()), None, "another token");
+        assert_eq!(key("a").open("placer", key("a").seal("place", b"record")), None);
+        assert_eq!(key("a").open("place", Bytes::from_static(b"record")), None, "no MAC");
+        assert_eq!(key("a").open("place", Bytes::new()), None);
+        assert_ne!(key("a").name(), key("b").name());
+        assert!(RecordKey::from_token(b" \n").is_none());
+    }
+
+    proptest! {
+        #[test]
+        fn every_changed_byte_is_noticed(record in proptest::collection::vec(any::<u8>(), 0..64), at in any::<prop::sample::Index>(), by in 1..=255_u8) {
+            let mut sealed = key("a").seal("place", &record).to_vec();
+            let at = at.index(sealed.len());
+            sealed[at] ^= by;
+            prop_assert_eq!(key("a").open("place", sealed.into()), None);
+        }
+    }
+
+    #[test]
+    fn a_token_that_cannot_be_read_leaves_the_one_before_in_use() {
+        let file = std::env::temp_dir().join(format!("larder-token-{}", std::process::id()));
+        let _ = std::fs::remove_file(&file);
+        let authentication = Authentication::new(Some(file.clone()));
+        assert!(matches!(&*authentication.state(), State::Unavailable(_)));
+        let name = || match &*authentication.state() {
+            State::On(key) => key.name().to_owned(),
+            state => panic!("{state:?}"),
+        };
+        for (written, known) in [(Some("a"), "a"), (None, "a"), (Some(""), "a"), (Some("b\n"), "b")] {
+            match written {
+                Some(token) => std::fs::write(&file, token).unwrap(),
+                None => std::fs::remove_file(&file).unwrap(),
+            }
+            authentication.refresh();
+            assert_eq!(name(), key(known).name());
+        }
+        std::fs::remove_file(&file).unwrap();
+        assert!(matches!(&*Authentication::new(None).state(), State::Off));
+    }
+}

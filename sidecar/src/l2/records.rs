@@ -1,0 +1,127 @@
+//! Records as they are written to Redis and read from it: bounded in size, authenticated, and refused if no sidecar of this
+//! policy can have written them.
+
+use std::{
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
+
+use bytes::Bytes;
+
+use crate::{
+    clock::monotonic_ms,
+    entry::{
+        authentication::{Authentication, MAC_LENGTH, State},
+        codec::{self, Record, Rules},
+    },
+    stats::RefusedRecord,
+    telemetry::Telemetry,
+};
+
+/// Bytes of a record besides the body that it holds: the header fields, the names of purges, the MAC.
+const MAX_OVERHEAD: u64 = 128 << 10;
+/// How often refused records are in the log, at most.
+const WARNING_INTERVAL: Duration = Duration::from_secs(60);
+
+/// Writes and reads the records of one policy.
+#[derive(Debug)]
+pub(super) struct Records {
+    authentication: Arc<Authentication>,
+    telemetry: Arc<Telemetry>,
+    /// When the next refused record may be in the log, in [`monotonic_ms`].
+    warns_at: AtomicU64,
+}
+
+/// How records are authenticated during one operation. A token that is replaced meanwhile changes nothing of it.
+pub(super) struct Seal(Arc<State>);
+
+impl Records {
+    pub(super) fn new(authentication: Arc<Authentication>, telemetry: Arc<Telemetry>) -> Self {
+        Self { authentication, telemetry, warns_at: AtomicU64::new(0) }
+    }
+
+    /// How records are authenticated now; `None` while the token cannot be read.
+    pub(super) fn seal(&self) -> Option<Seal> {
+        let state = self.authentication.state();
+        (!matches!(*state, State::Unavailable(_))).then_some(Seal(state))
+    }
+
+    /// Why no record can be written or read.
+    pub(super) fn trouble(&self) -> Option<String> {
+        match &*self.authentication.state() {
+            State::Unavailable(why) => Some(format!("records can't be authenticated: {why}")),
+            State::Off | State::On(_) => None,
+        }
+    }
+
+    /// The record that was found under `place`. A record that is refused counts as none.
+    pub(super) fn read(
+        &self,
+        seal: &Seal,
+        place: &str,
+        found: Option<Bytes>,
+        limit: u64,
+        rules: Rules<'_>,
+    ) -> Option<Record> {
+        let found = found?;
+        if found.len() as u64 > limit {
+            return self.refuse(RefusedRecord::TooLarge, place, format!("it has more than {limit} bytes"));
+        }
+        let opened = match &*seal.0 {
+            State::On(key) => key.open(place, found),
+            State::Off | State::Unavailable(_) => Some(found),
+        };
+        let Some(record) = opened else {
+            let why = "no sidecar with this token wrote it under this key".to_owned();
+            return self.refuse(RefusedRecord::Unauthentic, place, why);
+        };
+        match codec::decode(record, rules) {
+            Ok(record) => Some(record),
+            Err(error) => self.refuse(RefusedRecord::Malformed, place, error.to_string()),
+        }
+    }
+
+    fn refuse(&self, reason: RefusedRecord, place: &str, why: String) -> Option<Record> {
+        self.telemetry.stats.refused_record(reason);
+        let (now, next) = (monotonic_ms(), self.warns_at.load(Ordering::Relaxed));
+        let then = now + WARNING_INTERVAL.as_millis() as u64;
+        if now >= next
+            && self.warns_at.compare_exchange(next, then, Ordering::Relaxed, Ordering::Relaxed).is_ok()
+        {
+            let reason = reason.as_str();
+            tracing::warn!(
+                reason,
+                key = place,
+                why,
+                "a record in redis is refused; further ones are counted"
+            );
+        }
+        None
+    }
+}
+
+impl Seal {
+    /// The part of keys in Redis that keeps records apart that are authenticated differently, and policies of different shapes.
+    pub(super) fn scope(&self, shape: &str) -> String {
+        match &*self.0 {
+            State::On(key) => format!("{shape}+{}", key.name()),
+            State::Off | State::Unavailable(_) => shape.to_owned(),
+        }
+    }
+
+    /// The record as it is stored under `place`.
+    pub(super) fn close(&self, place: &str, record: Bytes) -> Bytes {
+        match &*self.0 {
+            State::On(key) => key.seal(place, &record),
+            State::Off | State::Unavailable(_) => record,
+        }
+    }
+}
+
+/// Maximum length of a record, where bodies have at most so many bytes.
+pub(super) const fn limit(max_body: u64) -> u64 {
+    max_body + MAX_OVERHEAD + MAC_LENGTH as u64
+}
