@@ -18,6 +18,7 @@ mod integration {
     mod envelope;
     mod failsafe;
     mod faults;
+    mod hanging;
     mod heads;
     mod http2;
     mod http_source;

@@ -317,6 +317,7 @@ routes:
   earlyRefresh: XFetch
   lastKnownGood: {source: db}
   retryInterval: 3s
+  collapseTimeout: 750ms
   envelope: true
   key: {query: {allow: [x]}}
   from:
@@ -337,6 +338,8 @@ fn what_tiers_and_sources_are_made_ready() {
     assert_eq!((*jitter_percent, *early_refresh), (10, true));
     assert_eq!((*in_l1, *in_l2), (Some(Duration::from_secs(5)), Some(Duration::from_secs(3600))));
     assert_eq!(*retry_interval, Duration::from_secs(3));
+    assert_eq!(route.collapse_timeout, Duration::from_millis(750));
+    assert_eq!(Policy::compile(&spec(SHOP)).unwrap().routes()[0].collapse_timeout, Duration::from_secs(5));
     assert!(route.asks_application && route.envelope);
     assert_eq!(route.last_known_good.as_deref(), Some("db"));
     let [Ask::Postgres(query), Ask::Http(request)] = &route.sources[..] else {
