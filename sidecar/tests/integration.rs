@@ -41,6 +41,7 @@ mod integration {
     mod refused;
     mod routes;
     mod sharing;
+    mod spellings;
     mod staleness;
     mod stampede;
     mod storing;
