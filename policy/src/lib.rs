@@ -31,7 +31,6 @@ pub mod ttl;
 pub mod validation;
 pub mod values;
 pub mod vary;
-pub mod writing;
 
 pub use document::{Document, Metadata};
 pub use duration::Duration;
@@ -45,4 +44,3 @@ pub use size::ByteSize;
 pub use survey::Survey;
 pub use template::PathTemplate;
 pub use values::Values;
-pub use writing::Writing;

@@ -8,9 +8,12 @@
 //! - The order of purges comes from Redis where there is one, never from a pod's clock.
 //! - A Redis that lost its barriers makes everything older stale: the generation they were counted in is gone with them.
 //! - Memory is bounded: when there are too many barriers, one that covers everything takes their place.
+//! - Without proof that every purge until a moment was applied here, nothing is trusted that was asked for longer than the grace
+//!   before now: neither does silence renew trust, nor a message that says nothing of those before it.
 //!
 //! # Assumptions
-//! [`Barriers::heard`] is told of every purge, or [`Barriers::resync`] is called after a gap.
+//! [`Barriers::heard`] is told of every purge, or [`Barriers::resync`] is called after a gap; [`Barriers::prove`] is called with
+//! the time at which a question left whose reply came behind every purge that Redis had ordered until then.
 
 use std::{
     collections::HashMap,
@@ -18,11 +21,12 @@ use std::{
         PoisonError, RwLock,
         atomic::{AtomicU64, Ordering},
     },
+    time::Duration,
 };
 
 use larder_policy::PurgeName;
 
-use crate::clock::monotonic_ms;
+use crate::clock::boot_ms;
 
 /// More barriers than this become one that covers everything.
 pub const MOST_BARRIERS: usize = 16_384;
@@ -36,6 +40,9 @@ pub struct Stamp {
     pub order: u64,
     /// The number of the last purge before the fill that only this pod knows of.
     pub local: u64,
+    /// The time at which this pod asked for it, in [`boot_ms`]; 0 for what another pod asked for. Nothing that was purged before
+    /// is in it, whoever was told.
+    pub asked_at: u64,
 }
 
 /// A purge's place in both orders. 0: none.
@@ -48,7 +55,10 @@ struct Barrier {
 #[derive(Debug, Default)]
 struct Table {
     generation: u64,
+    /// The last purge that this pod knows of.
     order: u64,
+    /// The last purge up to which this pod knows of every one.
+    complete: u64,
     local: u64,
     /// Covers every name.
     floor: Barrier,
@@ -64,13 +74,15 @@ pub struct Barriers {
     bus: Bus,
 }
 
-/// Whether purges of other pods are heard.
+/// Proof that purges of other pods are heard.
 #[derive(Debug)]
 struct Bus {
-    /// When it was last known to work, in [`monotonic_ms`].
-    heard_at: AtomicU64,
-    /// How long what was stored before is trusted without it; `None` if there is no bus.
+    /// Every purge that Redis ordered before this time is applied here, in [`boot_ms`]; 0: unknown.
+    proven_at: AtomicU64,
+    /// How long what was asked for before is trusted without proof, in milliseconds; `None` if there is no bus.
     grace_ms: Option<u64>,
+    /// When this was made, in [`boot_ms`].
+    began_at: u64,
 }
 
 /// How a purge fits what was heard before.
@@ -104,7 +116,7 @@ impl Barriers {
     }
 
     /// For a pod that hears of purges over a bus, and trusts what it stored for `grace` when it does not.
-    pub fn shared(grace: std::time::Duration) -> Self {
+    pub fn shared(grace: Duration) -> Self {
         Self::with_grace(Some(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)))
     }
 
@@ -112,7 +124,7 @@ impl Barriers {
         Self {
             table: RwLock::default(),
             version: AtomicU64::new(1),
-            bus: Bus { heard_at: AtomicU64::new(monotonic_ms()), grace_ms },
+            bus: Bus { proven_at: AtomicU64::new(0), grace_ms, began_at: boot_ms() },
         }
     }
 
@@ -130,12 +142,25 @@ impl Barriers {
 
     /// The stamp of a fill that begins now without having asked Redis. What Redis knows and this pod does not is later.
     pub fn stamp(&self) -> Stamp {
-        self.read(|table| Stamp { generation: table.generation, order: table.order, local: table.local })
+        self.stamp_of(boot_ms())
     }
 
-    /// The stamp of a fill that begins now, Redis having just said where it stands.
-    pub fn stamp_at(&self, generation: u64, order: u64) -> Stamp {
-        Stamp { generation, order, local: self.read(|table| table.local) }
+    /// The stamp of a fill that begins at `now` without having asked Redis.
+    pub fn stamp_of(&self, now: u64) -> Stamp {
+        self.read(|table| Stamp {
+            generation: table.generation,
+            order: table.order,
+            local: table.local,
+            asked_at: now,
+        })
+    }
+
+    /// The stamp of a fill that begins now, Redis having said where it stands; it was asked at `asked_at` ([`boot_ms`]).
+    ///
+    /// This pod may not have heard of all purges up to `order` yet. They were ordered before the source is asked, so none of them
+    /// is about what it will say.
+    pub fn stamp_at(&self, generation: u64, order: u64, asked_at: u64) -> Stamp {
+        Stamp { generation, order, local: self.read(|table| table.local), asked_at }
     }
 
     /// The number to remember with an entry that [`Barriers::covers`] said no to.
@@ -154,18 +179,35 @@ impl Barriers {
         })
     }
 
-    /// Whether what came into this pod at `since` ([`monotonic_ms`]) may be served: without the bus, only what is younger
-    /// than the grace.
-    pub fn trusts(&self, since: u64) -> bool {
-        let Some(grace) = self.bus.grace_ms else { return true };
-        let now = monotonic_ms();
-        now.saturating_sub(self.bus.heard_at.load(Ordering::Acquire)) <= grace
-            || now.saturating_sub(since) <= grace
+    /// Whether what this pod asked for at `asked_at` ([`boot_ms`]) may be served: only what is younger than the grace, if it is not
+    /// proven that purges until then are known.
+    pub fn trusts(&self, asked_at: u64) -> bool {
+        self.bus.grace_ms.is_none() || self.trusts_at(asked_at, boot_ms())
     }
 
-    /// The bus works.
-    pub fn bus_works(&self) {
-        self.bus.heard_at.fetch_max(monotonic_ms(), Ordering::AcqRel);
+    /// [`Barriers::trusts`], at a time.
+    pub fn trusts_at(&self, asked_at: u64, now: u64) -> bool {
+        let Some(grace) = self.bus.grace_ms else { return true };
+        let least = now.saturating_sub(grace);
+        asked_at >= least || self.bus.proven_at.load(Ordering::Acquire) >= least
+    }
+
+    /// Whether purges of other pods are known to be heard: `true` without a bus.
+    pub fn are_current(&self) -> bool {
+        let Some(grace) = self.bus.grace_ms else { return true };
+        self.bus.proven_at.load(Ordering::Acquire).saturating_add(grace) >= boot_ms()
+    }
+
+    /// Every purge that Redis ordered before `asked_at` ([`boot_ms`]) is applied here.
+    pub fn prove(&self, asked_at: u64) {
+        self.bus.proven_at.fetch_max(asked_at, Ordering::AcqRel);
+    }
+
+    /// How long ago it was that all purges were known to be applied here: `None` without a bus.
+    pub fn lag(&self) -> Option<Duration> {
+        self.bus.grace_ms?;
+        let proven_at = self.bus.proven_at.load(Ordering::Acquire).max(self.bus.began_at);
+        Some(Duration::from_millis(boot_ms().saturating_sub(proven_at)))
     }
 
     /// Raises barriers that only this pod knows of, and gives their place in its own order.
@@ -188,7 +230,7 @@ impl Barriers {
         });
     }
 
-    /// A purge has been ordered by Redis. Its names have no barrier of this pod's alone any more.
+    /// The bus told of a purge that Redis has ordered.
     ///
     /// Unless it is [`Heard::InOrder`], [`Barriers::resync`] is due.
     #[must_use]
@@ -197,13 +239,23 @@ impl Barriers {
             if table.generation != generation {
                 return Heard::OtherGeneration;
             }
-            let in_order = order <= table.order + 1;
-            table.order = table.order.max(order);
-            for name in names {
-                let barrier = table.raised.entry(*name).or_default();
-                barrier.order = barrier.order.max(order);
-            }
+            let in_order = order <= table.complete + 1;
+            table.raise(order, names);
+            table.complete = table.complete.max(order);
             if in_order { Heard::InOrder } else { Heard::AfterGap }
+        })
+    }
+
+    /// Redis has ordered a purge of this pod's. The bus may be about to tell of those before it. Whether it holds: not if it is
+    /// counted in another generation.
+    #[must_use]
+    pub fn ordered(&self, generation: u64, order: u64, names: &[PurgeName]) -> bool {
+        self.change(|table| {
+            let is_counted = table.generation == generation;
+            if is_counted {
+                table.raise(order, names);
+            }
+            is_counted
         })
     }
 
@@ -214,10 +266,11 @@ impl Barriers {
                 for barrier in table.raised.values_mut().chain([&mut table.floor]) {
                     barrier.order = 0;
                 }
-                table.order = 0;
+                (table.order, table.complete) = (0, 0);
             }
             table.generation = snapshot.generation;
             table.order = table.order.max(snapshot.order);
+            table.complete = table.complete.max(snapshot.order);
             table.floor.order = table.floor.order.max(snapshot.floor);
             for (name, order) in &snapshot.raised {
                 let barrier = table.raised.entry(*name).or_default();
@@ -261,6 +314,14 @@ impl Barrier {
 }
 
 impl Table {
+    fn raise(&mut self, order: u64, names: &[PurgeName]) {
+        self.order = self.order.max(order);
+        for name in names {
+            let barrier = self.raised.entry(*name).or_default();
+            barrier.order = barrier.order.max(order);
+        }
+    }
+
     fn bound(&mut self) {
         if self.raised.len() > MOST_BARRIERS {
             // What only this pod knows of is rare: without any, entries of L2, which have no local stamp, stay usable.
@@ -274,8 +335,6 @@ impl Table {
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
 
     fn tag(name: &str) -> PurgeName {
@@ -296,7 +355,7 @@ mod tests {
     fn the_order_of_redis_counts_whoever_purged() {
         let barriers = Barriers::shared(Duration::from_secs(5));
         barriers.resync(&Snapshot { generation: 7, order: 3, floor: 1, raised: vec![(tag("a"), 3)] });
-        let stamp = |order| Stamp { generation: 7, order, local: 0 };
+        let stamp = |order| Stamp { generation: 7, order, ..Stamp::default() };
         assert!(barriers.covers(&[tag("a")], stamp(2)));
         assert!(!barriers.covers(&[tag("a")], stamp(3)));
         assert!(barriers.covers(&[tag("b")], stamp(0)), "below the floor");
@@ -321,14 +380,14 @@ mod tests {
     fn a_purge_while_redis_is_away_holds_until_redis_has_it() {
         let barriers = Barriers::shared(Duration::from_secs(5));
         barriers.resync(&Snapshot { generation: 7, order: 1, ..Snapshot::default() });
-        let in_redis = Stamp { generation: 7, order: 1, local: 0 };
+        let in_redis = Stamp { generation: 7, order: 1, ..Stamp::default() };
         let local = barriers.raise_locally(&[tag("a")]);
         assert!(barriers.covers(&[tag("a")], in_redis));
         assert_eq!(barriers.heard(7, 2, &[tag("a")]), Heard::InOrder);
         barriers.settle(&[tag("a")], local);
         assert!(barriers.covers(&[tag("a")], in_redis));
         assert!(
-            !barriers.covers(&[tag("a")], Stamp { generation: 7, order: 2, local: 0 }),
+            !barriers.covers(&[tag("a")], Stamp { generation: 7, order: 2, ..Stamp::default() }),
             "filled by another pod since"
         );
     }
@@ -346,14 +405,26 @@ mod tests {
     }
 
     #[test]
-    fn without_the_bus_only_what_is_young_is_trusted() {
-        let barriers = Barriers::shared(Duration::ZERO);
-        barriers.bus.heard_at.store(0, Ordering::Release);
-        while monotonic_ms() < 2 {
-            std::hint::spin_loop();
-        }
-        assert!(!barriers.trusts(0));
-        assert!(barriers.trusts(u64::MAX));
-        assert!(Barriers::alone().trusts(0));
+    fn a_purge_of_this_pods_own_hides_no_gap() {
+        let barriers = Barriers::shared(Duration::from_secs(5));
+        barriers.resync(&Snapshot { generation: 7, order: 3, ..Snapshot::default() });
+        assert!(barriers.ordered(7, 6, &[tag("own")]), "4 and 5 are on their way");
+        assert!(barriers.covers(&[tag("own")], Stamp { generation: 7, order: 5, ..Stamp::default() }));
+        assert_eq!(barriers.heard(7, 4, &[]), Heard::InOrder);
+        assert_eq!(barriers.heard(7, 6, &[]), Heard::AfterGap, "5 was missed all the same");
+        assert!(!barriers.ordered(8, 1, &[]));
+    }
+
+    #[test]
+    fn without_proof_only_what_was_asked_for_within_the_grace_is_trusted() {
+        let barriers = Barriers::shared(Duration::from_secs(5));
+        assert!(barriers.trusts_at(5_000, 10_000));
+        assert!(!barriers.trusts_at(4_999, 10_000));
+        barriers.prove(6_000);
+        assert!(barriers.trusts_at(0, 11_000));
+        assert!(!barriers.trusts_at(0, 11_001), "it is dated by when it was asked for");
+        barriers.prove(5_000);
+        assert!(barriers.trusts_at(0, 11_000), "an older proof takes nothing away");
+        assert!(Barriers::alone().trusts_at(0, u64::MAX));
     }
 }

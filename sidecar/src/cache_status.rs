@@ -86,8 +86,6 @@ pub enum Bypass {
     Suspended,
     /// No route of the policy matches.
     NoRoute,
-    /// Two servers may read its path differently.
-    AmbiguousPath,
     /// The route's `bypass` says so, by a parameter of the query.
     Query,
     /// The route's `bypass` says so, by a header.
@@ -115,7 +113,6 @@ impl Bypass {
             Self::NoPolicy => "no-policy",
             Self::Suspended => "suspended",
             Self::NoRoute => "no-route",
-            Self::AmbiguousPath => "ambiguous-path",
             Self::Query => "bypass-query",
             Self::Header => "bypass-header",
             Self::Cookie => "bypass-cookie",

@@ -161,9 +161,9 @@ impl Entry {
         }
     }
 
-    /// Whether it came into this pod so long ago that, without hearing of purges, it is not trusted any more.
+    /// Whether it was asked for so long ago that, without proof of having heard of all purges since, it is not trusted any more.
     pub fn is_out_of_touch(&self, barriers: &Barriers) -> bool {
-        !barriers.trusts(self.here_since)
+        !barriers.trusts(self.head.stamp.asked_at)
     }
 
     /// Whether a purge, or too long a time without hearing of any, forbids to serve it.

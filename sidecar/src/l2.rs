@@ -10,9 +10,10 @@ use http::{HeaderMap, HeaderName};
 use larder_policy::{PurgeName, spec, vary};
 
 use crate::{
-    barriers::{Barriers, Heard, Stamp},
+    barriers::{Barriers, Stamp},
     breaker::Breaker,
     cache_status::Tier,
+    clock::boot_ms,
     entry::{
         Entry, Head,
         authentication::Authentication,
@@ -22,14 +23,18 @@ use crate::{
 };
 
 mod acknowledgements;
+mod bus;
+mod catch_up;
 mod commands;
 mod connection;
 mod generation;
 mod keyspace;
 mod lease;
 mod link;
+mod pending;
 mod records;
 mod reload;
+mod subscription;
 mod told;
 
 pub use keyspace::Keyspace;
@@ -151,9 +156,9 @@ impl L2 {
         }
     }
 
-    /// Whether it is connected and trusted to answer.
+    /// Whether it is connected and trusted to answer, and purges of other pods are heard.
     pub fn is_up(&self) -> bool {
-        self.link.connection().is_some() && self.breaker.is_closed()
+        self.link.connection().is_some() && self.breaker.is_closed() && self.barriers.are_current()
     }
 
     /// Why it is not connected, or not with the URL and CA that it is given now. It has no password in it.
@@ -188,9 +193,10 @@ impl L2 {
             let limit = self.limit(max_body);
             let primary = self.keys.primary(&scope, key);
             let asked = seal.as_ref().map(|_| (&*primary, limit));
+            let asked_at = boot_ms();
             let reply = commands::lookup(&mut connection, self.keys.barriers(), names, asked).await?;
             let purge = reply.barrier;
-            let stamp = self.barriers.stamp_at(reply.generation, reply.order);
+            let stamp = self.barriers.stamp_at(reply.generation, reply.order, asked_at);
             if stamp.generation != self.barriers.stamp().generation {
                 self.link.request_resync();
             }
@@ -205,14 +211,14 @@ impl L2 {
             let found = match read(&primary, reply.record) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
-                Some(Record::Entry(entry)) => Found::Entry(vec![], entry),
+                Some(Record::Entry(entry)) => Found::Entry(vec![], dated(entry, asked_at)),
                 Some(Record::Vary(names)) => {
                     vary::write_variant(&mut variant, &names, request);
                     let own = self.keys.variant(&scope, key, &variant);
                     let record = commands::get(&mut connection, &own, limit).await?;
                     match read(&own, record) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
-                        Some(Record::Entry(entry)) => Found::Entry(names, entry),
+                        Some(Record::Entry(entry)) => Found::Entry(names, dated(entry, asked_at)),
                         _ => Found::OtherVariants,
                     }
                 }
@@ -288,17 +294,14 @@ impl L2 {
         let outcome = self
             .attempt("purge", PURGE_DEADLINE, async {
                 let mut connection = self.link.connection().ok_or(L2Error::Down)?;
-                let acknowledgements = self.link.acknowledgements();
-                let asker = acknowledgements.asker;
+                let asker = connection.asker();
                 let (generation, order, pods) =
                     commands::purge(&mut connection, self.keys.barriers(), asker, names).await?;
-                match self.barriers.heard(generation, order, names) {
-                    Heard::InOrder => {}
-                    Heard::AfterGap => self.link.request_resync(),
+                if !self.barriers.ordered(generation, order, names) {
                     // Until the table is Redis' again, this pod's own barrier holds.
-                    Heard::OtherGeneration => self.link.raise_and_remember(names),
+                    self.link.raise_and_remember(names);
                 }
-                acknowledgements.wait_for(order, pods).await;
+                self.link.acknowledgements().wait_for(asker, order, pods).await;
                 Ok(order)
             })
             .await;
@@ -352,4 +355,10 @@ impl L2 {
         }
         outcome
     }
+}
+
+/// An entry that Redis said no purge covers, when it was asked.
+fn dated(mut entry: Box<Entry>, asked_at: u64) -> Box<Entry> {
+    entry.head.stamp.asked_at = asked_at;
+    entry
 }

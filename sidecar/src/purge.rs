@@ -2,7 +2,8 @@
 
 use std::sync::Arc;
 
-use larder_policy::{PurgeName, Writing};
+use http::Method;
+use larder_policy::{NormalPath, PurgeName};
 
 use crate::{
     config::Config,
@@ -45,7 +46,8 @@ pub async fn purge(serving: &Serving, names: &[PurgeName], origin: PurgeOrigin, 
 pub async fn after_write(
     config: &Config,
     then: &Arc<Serving>,
-    writing: &Writing,
+    method: &Method,
+    path: &NormalPath<'_>,
     names: &[PurgeName],
     stats: &Stats,
 ) {
@@ -59,7 +61,7 @@ pub async fn after_write(
         if Arc::ptr_eq(&now, &done) {
             return;
         }
-        let names = now.policy.purged_by(writing);
+        let names = now.policy.purged_by(method, path);
         if !names.is_empty() {
             purge(&now, &names, PurgeOrigin::Write, stats).await;
         }

@@ -183,6 +183,7 @@ impl Serving {
         };
         let fills = Arc::new(Budget::new(policy.l1.max_size.0, policy.l1.max_object_size.0));
         telemetry.stats.l1.store(Some(Arc::clone(&l1)));
+        telemetry.stats.barriers.store(Some(Arc::clone(&barriers)));
         let sources: Vec<_> = policy
             .sources
             .iter()

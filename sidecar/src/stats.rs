@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
 
-use crate::{cache_status::Tier, gate::Refusal, l1::L1};
+use crate::{barriers::Barriers, cache_status::Tier, gate::Refusal, l1::L1};
 
 /// What became of a request, as far as the cache is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -188,6 +188,8 @@ pub struct Stats {
     pub evictions: Arc<AtomicU64>,
     /// The cache in memory that is in use.
     pub l1: ArcSwapOption<L1>,
+    /// The barriers that are in use.
+    pub barriers: ArcSwapOption<Barriers>,
 }
 
 impl Stats {

@@ -11,6 +11,7 @@ mod integration {
     mod asking;
     mod bare;
     mod barriers;
+    mod bus;
     mod checking;
     mod configuration;
     mod connections;
@@ -18,7 +19,6 @@ mod integration {
     mod envelope;
     mod failsafe;
     mod faults;
-    mod hanging;
     mod heads;
     mod http2;
     mod http_source;
@@ -41,7 +41,6 @@ mod integration {
     mod refused;
     mod routes;
     mod sharing;
-    mod spellings;
     mod staleness;
     mod stampede;
     mod storing;

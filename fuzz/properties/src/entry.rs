@@ -97,7 +97,10 @@ fn check_entry(entry: &Entry) {
     };
     let (Head { status, headers, times, claims, stamp, names }, head) = (&entry.head, &read.head);
     assert_eq!((head.status, &head.headers, head.times), (*status, headers, *times));
-    assert_eq!((&head.claims, head.stamp, &head.names), (claims, Stamp { local: 0, ..*stamp }, names));
+    assert_eq!(
+        (&head.claims, head.stamp, &head.names),
+        (claims, Stamp { local: 0, asked_at: 0, ..*stamp }, names)
+    );
     assert_eq!(read.rendered(), entry.rendered());
     match (&read.content, &entry.content) {
         (Content::Whole(read), Content::Whole(body)) => assert_eq!(read, body),
@@ -147,7 +150,14 @@ fn written(data: &[u8]) {
     let names = headers.get_all(header::LINK).iter();
     let names = names.map(|name| PurgeName::key(&String::from_utf8_lossy(name.as_bytes()))).collect();
     let listed: Vec<_> = headers.keys().cloned().collect();
-    let head = Head { status, headers, times, claims, stamp: Stamp { generation, order, local: 1 }, names };
+    let head = Head {
+        status,
+        headers,
+        times,
+        claims,
+        stamp: Stamp { generation, order, local: 1, asked_at: 1 },
+        names,
+    };
     let body = Bytes::copy_from_slice(body);
     let mut pieces = Pieces::new(total);
     pieces.insert(first, body.clone());

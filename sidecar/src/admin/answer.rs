@@ -138,7 +138,7 @@ impl Answer {
         let resident = head.resident();
         let received = i64::try_from(head.times.received_at).ok();
         let stored_at = received.and_then(|at| Timestamp::from_millisecond(at).ok()).unwrap_or_default();
-        let Stamp { generation, order, local } = head.stamp;
+        let Stamp { generation, order, local, asked_at: _ } = head.stamp;
         let verdict =
             lifetimes.map(|lifetimes| head.standing(lifetimes, &RequestDirectives::default()).verdict);
         Self {

@@ -198,7 +198,7 @@ fn check_framing(head: &Head, body: Option<&Bytes>) -> Result<(), Unreadable> {
 }
 
 fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<Head, Unreadable> {
-    let stamp = Stamp { generation: bytes.try_get_u64()?, order: bytes.try_get_u64()?, local: 0 };
+    let stamp = Stamp { generation: bytes.try_get_u64()?, order: bytes.try_get_u64()?, ..Stamp::default() };
     let times = Times { requested_at: bytes.try_get_u64()?, received_at: bytes.try_get_u64()? };
     let given_ttl = Some(bytes.try_get_u64()?).filter(|ttl| *ttl != NO_TTL).map(Duration::from_millis);
     let latest = wall_ms().saturating_add(MAX_CLOCK_SKEW.as_millis() as u64);
@@ -259,7 +259,7 @@ mod tests {
     const RULES: Rules<'_> = Rules { targets: &[], set_cookie: false };
 
     fn whole() -> Entry {
-        let stamp = Stamp { generation: 7, order: 3, local: 9 };
+        let stamp = Stamp { generation: 7, order: 3, local: 9, asked_at: 11 };
         let mut head = Head { stamp, ..head("max-age=60", Duration::from_secs(5)) };
         head.claims = head.claims.with_given_ttl(Some(Duration::from_millis(1500)));
         head.headers.append(header::VARY, HeaderValue::from_static("accept"));
@@ -285,8 +285,8 @@ mod tests {
         assert_eq!(read.rendered().map(|(_, body)| &body[..]), Some(&b"body"[..]));
         assert_eq!(read.head.names, written.head.names);
         assert_eq!(read.head.claims.given_ttl(), Some(Duration::from_millis(1500)));
-        let stamp = Stamp { local: 0, ..written.head.stamp };
-        assert_eq!(read.head.stamp, stamp, "a pod's own order means nothing to another");
+        let stamp = Stamp { local: 0, asked_at: 0, ..written.head.stamp };
+        assert_eq!(read.head.stamp, stamp, "a pod's own order and clock mean nothing to another");
         let names = vec![header::ACCEPT, header::ACCEPT_ENCODING];
         assert!(matches!(decode(encode_vary(&names), RULES).unwrap(), Record::Vary(read) if read == names));
     }

@@ -4,7 +4,7 @@
 //! them races with the message on the bus, and loses about once in a hundred times.
 
 use std::{
-    collections::HashMap,
+    collections::BTreeMap,
     sync::{Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -13,41 +13,56 @@ use tokio::{sync::Notify, time::timeout};
 
 /// How long a purge waits for other pods. One that hangs must not make every writer wait for long.
 const PATIENCE: Duration = Duration::from_millis(100);
-/// Counts that nobody waits for any more are dropped when there are so many.
-const MOST_COUNTS: usize = 1024;
+/// More counts than this are not kept: the oldest go first, which nobody waits for any more.
+const MAX_COUNTS: usize = 4096;
 
 /// Counts the pods that have heard of each purge of this pod's.
-#[derive(Debug)]
+#[derive(Debug, Default)]
 pub(super) struct Acknowledgements {
-    /// What this pod is called on the bus.
-    pub(super) asker: u64,
-    counts: Mutex<HashMap<u64, usize>>,
+    counts: Mutex<Counts>,
     counted: Notify,
 }
 
-impl Acknowledgements {
-    pub(super) fn new(asker: u64) -> Self {
-        Self { asker, counts: Mutex::default(), counted: Notify::new() }
+/// The number of pods in which a purge holds, by what the pod that asked for it was called on the bus then, and its order.
+#[derive(Debug, Default)]
+pub(super) struct Counts(BTreeMap<(u64, u64), usize>);
+
+impl Counts {
+    /// Purges hold in one more pod.
+    pub(super) fn count(&mut self, asker: u64, orders: &[u64]) {
+        for order in orders {
+            *self.0.entry((asker, *order)).or_default() += 1;
+            if self.0.len() > MAX_COUNTS {
+                self.0.pop_first();
+            }
+        }
     }
 
-    /// A pod has heard of a purge.
-    pub(super) fn count(&self, order: u64) {
-        let mut counts = self.counts();
-        if counts.len() >= MOST_COUNTS {
-            counts.clear();
-        }
-        *counts.entry(order).or_default() += 1;
-        drop(counts);
+    /// Whether a purge holds in so many pods.
+    pub(super) fn has_reached(&self, asker: u64, order: u64, pods: usize) -> bool {
+        self.0.get(&(asker, order)).copied().unwrap_or(0) >= pods
+    }
+
+    /// Nobody waits for this purge any more.
+    pub(super) fn forget(&mut self, asker: u64, order: u64) {
+        self.0.remove(&(asker, order));
+    }
+}
+
+impl Acknowledgements {
+    /// A pod has heard of purges that were asked for under this name.
+    pub(super) fn count(&self, asker: u64, orders: &[u64]) {
+        self.counts().count(asker, orders);
         self.counted.notify_waiters();
     }
 
     /// Waits until so many pods have heard of a purge, but not long.
-    pub(super) async fn wait_for(&self, order: u64, pods: usize) {
+    pub(super) async fn wait_for(&self, asker: u64, order: u64, pods: usize) {
         let heard = async {
             loop {
                 let mut counted = std::pin::pin!(self.counted.notified());
                 counted.as_mut().enable();
-                if self.counts().get(&order).copied().unwrap_or(0) >= pods {
+                if self.counts().has_reached(asker, order, pods) {
                     return;
                 }
                 counted.await;
@@ -56,10 +71,10 @@ impl Acknowledgements {
         if timeout(PATIENCE, heard).await.is_err() {
             tracing::debug!(order, pods, "not every pod acknowledged a purge in time");
         }
-        self.counts().remove(&order);
+        self.counts().forget(asker, order);
     }
 
-    fn counts(&self) -> MutexGuard<'_, HashMap<u64, usize>> {
+    fn counts(&self) -> MutexGuard<'_, Counts> {
         self.counts.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
@@ -70,14 +85,25 @@ mod tests {
 
     #[tokio::test]
     async fn waits_for_every_pod() {
-        let acknowledgements = Acknowledgements::new(1);
-        acknowledgements.count(7);
-        let mut waiting = std::pin::pin!(acknowledgements.wait_for(7, 2));
+        let acknowledgements = Acknowledgements::default();
+        acknowledgements.count(1, &[7]);
+        let mut waiting = std::pin::pin!(acknowledgements.wait_for(1, 7, 2));
         assert!(futures::poll!(waiting.as_mut()).is_pending());
-        acknowledgements.count(8);
-        assert!(futures::poll!(waiting.as_mut()).is_pending());
-        acknowledgements.count(7);
+        acknowledgements.count(1, &[8]);
+        acknowledgements.count(2, &[7]);
+        assert!(futures::poll!(waiting.as_mut()).is_pending(), "another purge, and another pod's");
+        acknowledgements.count(1, &[6, 7]);
         waiting.await;
-        assert_eq!(acknowledgements.counts().len(), 1, "what was waited for is forgotten");
+        assert_eq!(acknowledgements.counts().0.len(), 3, "what was waited for is forgotten");
+    }
+
+    #[test]
+    fn what_nobody_waits_for_any_more_makes_room() {
+        let mut counts = Counts::default();
+        for order in 0..10_000 {
+            counts.count(1, &[order]);
+        }
+        assert_eq!(counts.0.len(), MAX_COUNTS);
+        assert!(counts.has_reached(1, 9_999, 1) && !counts.has_reached(1, 0, 1));
     }
 }

@@ -4,12 +4,12 @@
 //! `f`, the last purge that covers everything; and under each purged name of 16 bytes the number of its last purge. Losing
 //! any of it means losing the generation with it.
 
-use std::{sync::LazyLock, time::Duration};
+use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
 use bytes::Bytes;
 use futures::try_join;
 use larder_policy::PurgeName;
-use redis::{AsyncCommands, Cmd, InfoDict, RedisResult, Script};
+use redis::{Cmd, InfoDict, RedisResult, Script};
 use tokio::time::timeout;
 
 use super::connection::{CONNECT_DEADLINE, Connection};
@@ -62,13 +62,20 @@ pub(super) async fn lookup(
     Ok(LookupReply { generation: number(0), order: number(1), barrier, record })
 }
 
-/// Writes as a purge would, and says whether the barriers were lost, and what the server is now.
+/// Writes as a purge would, and says whether the barriers were lost, and what the server is now. Sends a probe after it, which
+/// comes back over the bus behind all that was published at this server before.
 ///
 /// A Redis that answers but takes no writes, out of memory or a replica after a failover, refuses this too.
-pub(super) async fn touch(connection: &mut Connection, barriers: &str) -> RedisResult<(bool, InfoDict)> {
+pub(super) async fn touch(
+    connection: &mut Connection,
+    barriers: &str,
+    own_channel: &str,
+    probe: u64,
+) -> RedisResult<(bool, InfoDict)> {
     let mut pipeline = redis::pipe();
     pipeline.hset_nx(barriers, "g", connection.mark().new_generation());
     pipeline.cmd("INFO").arg("replication");
+    pipeline.publish(own_channel, [PROBE, probe.to_string().as_bytes()].concat()).ignore();
     pipeline.query_async(connection.counting()).await
 }
 
@@ -288,19 +295,44 @@ pub(super) async fn snapshot(connection: &mut Connection, barriers: &str) -> Red
     Ok(snapshot)
 }
 
-/// The channel on which purges are acknowledged to a pod.
-pub(super) fn acknowledgements(barriers: &str, asker: u64) -> String {
+/// The channel of a pod's own: purges are acknowledged to it there, and its probes come back.
+pub(super) fn own_channel(barriers: &str, asker: u64) -> String {
     format!("{barriers}:ack:{asker}")
 }
 
-/// Tells the pod that asked for a purge that it holds here.
+/// Tells the pods that asked for purges that these hold here: one message for each, whatever their number.
 pub(super) async fn acknowledge(
     connection: &mut Connection,
     barriers: &str,
-    asker: u64,
-    order: u64,
+    held: &BTreeMap<u64, Vec<u64>>,
 ) -> RedisResult<()> {
-    connection.counting().publish(acknowledgements(barriers, asker), order).await
+    let mut pipeline = redis::pipe();
+    for (asker, orders) in held {
+        let orders: Vec<_> = orders.iter().map(u64::to_string).collect();
+        pipeline.publish(own_channel(barriers, *asker), orders.join(" ")).ignore();
+    }
+    pipeline.query_async(connection.counting()).await
+}
+
+/// What begins a probe.
+const PROBE: &[u8] = b"P ";
+
+/// What is said on a pod's own channel.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Said {
+    /// By itself: the number of a probe.
+    Probe(u64),
+    /// By another pod: the orders of purges that hold there.
+    Held(Vec<u64>),
+}
+
+/// Reads a message on a pod's own channel.
+pub(super) fn read_own(payload: &[u8]) -> Option<Said> {
+    let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse().ok();
+    match payload.strip_prefix(PROBE) {
+        Some(digits) => number(digits).map(Said::Probe),
+        None => payload.split(|byte| *byte == b' ').map(number).collect::<Option<_>>().map(Said::Held),
+    }
 }
 
 /// A purge as it is told on the bus.
@@ -337,6 +369,15 @@ mod tests {
         assert_eq!(read_message(b"5 0 0 "), Some(everything));
         for broken in [&b""[..], b"5", b"5 x 0 ", b"5 7 0 short"] {
             assert_eq!(read_message(broken), None);
+        }
+    }
+
+    #[test]
+    fn reads_what_a_pod_is_told_alone() {
+        assert_eq!(read_own(b"P 12"), Some(Said::Probe(12)));
+        assert_eq!(read_own(b"7 9"), Some(Said::Held(vec![7, 9])));
+        for broken in [&b""[..], b"P", b"P ", b"P 1 2", b"7 x", b"7 ", b"\xff"] {
+            assert_eq!(read_own(broken), None, "{broken:?}");
         }
     }
 }

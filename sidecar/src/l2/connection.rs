@@ -6,9 +6,9 @@ use anyhow::{Context, anyhow, bail};
 use futures::future::{BoxFuture, pending, select_ok};
 use larder_policy::spec::{self, Topology};
 use redis::{
-    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, InfoDict, Pipeline, RedisFuture,
-    RedisResult, TlsMode, Value,
-    aio::{ConnectionLike, MultiplexedConnection, PubSub},
+    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, InfoDict, Pipeline,
+    ProtocolVersion, RedisFuture, RedisResult, TlsMode, Value,
+    aio::{ConnectionLike, MultiplexedConnection},
     cluster::ClusterClientBuilder,
     cluster_async::ClusterConnection,
     cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo},
@@ -17,7 +17,7 @@ use redis::{
 use tokio::time::{MissedTickBehavior, interval, timeout};
 
 use self::address::{Servers, redirected};
-use super::generation::Mark;
+use super::generation::{Mark, random};
 use crate::secret::{read_ca, read_url};
 
 mod address;
@@ -59,6 +59,7 @@ pub(super) struct Connection {
     counting: MultiplexedConnection,
     cluster: Option<ClusterConnection>,
     mark: Mark,
+    asker: u64,
 }
 
 impl Connection {
@@ -75,6 +76,11 @@ impl Connection {
     /// Which server counts purges.
     pub(super) const fn mark(&self) -> Mark {
         self.mark
+    }
+
+    /// The name under which other pods acknowledge what is purged over this connection.
+    pub(super) const fn asker(&self) -> u64 {
+        self.asker
     }
 }
 
@@ -129,9 +135,9 @@ fn loads_script(command: &Cmd) -> bool {
 /// What was opened.
 pub(super) struct Opened {
     pub(super) connection: Connection,
-    /// The bus, at the server that counts purges: there, `PUBLISH` knows how many pods it has told. A Cluster passes on what
-    /// is published elsewhere.
-    pub(super) bus: PubSub,
+    /// Reaches the server that counts purges, for the bus: there, `PUBLISH` knows how many pods it has told. A Cluster passes on
+    /// what is published elsewhere.
+    pub(super) bus: Client,
     /// Ends when another server has become the master.
     pub(super) superseded: BoxFuture<'static, ()>,
 }
@@ -175,7 +181,7 @@ impl<'a> Opener<'a> {
     async fn open_standalone(&self) -> anyhow::Result<Opened> {
         let client = self.servers.client(self.first().clone())?;
         let counting = connect(&client).await?;
-        opened(&client, counting, None, Box::pin(pending())).await
+        self.opened(&client, counting, None, Box::pin(pending())).await
     }
 
     async fn open_by_sentinels(&self, patience: Duration) -> anyhow::Result<Opened> {
@@ -187,7 +193,7 @@ impl<'a> Opener<'a> {
         let counting = connect(&client).await?;
         let master = client.get_connection_info().addr().clone();
         let superseded = superseded(sentinels, master, patience);
-        opened(&client, counting, None, Box::pin(superseded)).await
+        self.opened(&client, counting, None, Box::pin(superseded)).await
     }
 
     fn sentinels(&self) -> anyhow::Result<SentinelClient> {
@@ -231,7 +237,7 @@ impl<'a> Opener<'a> {
             .await
             .context("the Cluster is silent")?
             .context("connecting to the Cluster")?;
-        opened(&client, counting, Some(cluster), Box::pin(pending())).await
+        self.opened(&client, counting, Some(cluster), Box::pin(pending())).await
     }
 
     /// Asks a server of the Cluster for the barriers, and those that it names in its place.
@@ -253,6 +259,23 @@ impl<'a> Opener<'a> {
         }
         bail!("the Cluster does not say where the barriers are")
     }
+
+    async fn opened(
+        &self,
+        client: &Client,
+        mut counting: MultiplexedConnection,
+        cluster: Option<ClusterConnection>,
+        superseded: BoxFuture<'static, ()>,
+    ) -> anyhow::Result<Opened> {
+        let mut info = redis::cmd("INFO");
+        let info = info.arg("replication").query_async::<InfoDict>(&mut counting);
+        let info = timeout(CONNECT_DEADLINE, info).await.context("the server is silent")??;
+        let connection = Connection { counting, cluster, mark: Mark::read(&info)?, asker: random() };
+        let server = client.get_connection_info();
+        let settings = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
+        let bus = self.servers.client(server.clone().set_redis_settings(settings))?;
+        Ok(Opened { connection, bus, superseded })
+    }
 }
 
 async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
@@ -260,21 +283,6 @@ async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
         .set_connection_timeout(Some(CONNECT_DEADLINE))
         .set_response_timeout(None);
     client.get_multiplexed_async_connection_with_config(&config).await
-}
-
-async fn opened(
-    client: &Client,
-    mut counting: MultiplexedConnection,
-    cluster: Option<ClusterConnection>,
-    superseded: BoxFuture<'static, ()>,
-) -> anyhow::Result<Opened> {
-    let mut info = redis::cmd("INFO");
-    let info = info.arg("replication").query_async::<InfoDict>(&mut counting);
-    let info = timeout(CONNECT_DEADLINE, info).await.context("the server is silent")??;
-    let connection = Connection { counting, cluster, mark: Mark::read(&info)? };
-    let bus =
-        timeout(CONNECT_DEADLINE, client.get_async_pubsub()).await.context("connecting to the bus")??;
-    Ok(Opened { connection, bus, superseded })
 }
 
 /// Waits until Sentinels name another master. As long as none answers, the one that is known stays.

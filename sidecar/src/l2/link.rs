@@ -7,9 +7,8 @@ use std::{
 
 use anyhow::{Context, bail, ensure};
 use arc_swap::ArcSwapOption;
-use futures::{StreamExt, future::BoxFuture};
+use futures::future::BoxFuture;
 use larder_policy::{PurgeName, spec};
-use redis::aio::{PubSubSink, PubSubStream};
 use tokio::{
     sync::Notify,
     time::{MissedTickBehavior, interval, sleep, timeout},
@@ -18,14 +17,17 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{
     acknowledgements::Acknowledgements,
-    commands::{self, Message},
+    catch_up::{CatchUp, CatchingUp, Step},
+    commands,
     connection::{CONNECT_DEADLINE, Connection, Opened, Opener, Secrets},
-    generation::{Mark, random},
+    generation::Mark,
     lease::Leases,
+    pending::Pending,
     reload::{Newest, Reload},
+    subscription::{Inbox, Subscription},
     told::Told,
 };
-use crate::barriers::{Barriers, Heard};
+use crate::{barriers::Barriers, clock::boot_ms};
 
 /// How often the connection is tried, and how long an answer may take.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -34,14 +36,16 @@ const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// How often the barriers are read afresh without a reason; it also keeps them from expiring.
 const RESYNC: Duration = Duration::from_secs(3600);
-/// More purged names than this are not remembered one by one while Redis is away: everything is purged instead.
-const MOST_REMEMBERED: usize = 4096;
+/// How long the bus may take to bring a probe back, in milliseconds: reading all barriers again is quicker than what lags so far
+/// behind.
+const PROBE_TIMEOUT_MS: u64 = 2_000;
 
 /// Keeps a connection to Redis and listens for purges.
 ///
 /// Expected flow: connect, subscribe, tell Redis what was purged while it was away, read all barriers, and only then let
-/// requests use the connection; from then on hear of each purge. Any doubt (a lost connection, a missed number, another
-/// generation) leads back to reading all barriers. If another server counts than the one on which the generation was begun,
+/// requests use the connection; from then on hear of each purge, and prove with each heartbeat that this is so: a probe that was
+/// published comes back over the bus. Any doubt (a lost connection, a missed number, another generation, a probe that does not
+/// come back) leads back to reading all barriers. If another server counts than the one on which the generation was begun,
 /// everything is stale: it may have lost purges.
 ///
 /// A changed URL or CA is tried beside the connection that there is, which goes on until the other is up to date.
@@ -61,39 +65,19 @@ struct State {
     barriers: Arc<Barriers>,
     connection: ArcSwapOption<Connection>,
     reload: Reload,
-    remembered: Mutex<Remembered>,
+    pending: Mutex<Pending>,
     told: Told,
     resync: Notify,
-    acknowledgements: Acknowledgements,
+    acknowledgements: Arc<Acknowledgements>,
     leases: Arc<Leases>,
 }
 
-/// Which connection catches up.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum CatchingUp {
-    /// The one that is in use.
-    InUse,
-    /// A new one.
-    New,
-    /// A new one, to another Redis than before, it may be.
-    Moved,
-}
-
-/// A connection, with the bus at the same server.
+/// A connection, with a subscription to the bus at the same server.
 struct Session {
     connection: Connection,
-    bus: PubSubSink,
-    messages: PubSubStream,
+    bus: Subscription,
     /// Ends when another server has become the master.
     superseded: BoxFuture<'static, ()>,
-}
-
-/// Purges that Redis has not heard of.
-#[derive(Clone, Debug, Default)]
-struct Remembered {
-    names: Vec<PurgeName>,
-    /// The last of them, in this pod's own order.
-    up_to: u64,
 }
 
 impl Link {
@@ -110,10 +94,10 @@ impl Link {
             barriers,
             connection: ArcSwapOption::empty(),
             reload: Reload::default(),
-            remembered: Mutex::default(),
+            pending: Mutex::default(),
             told: Told::default(),
             resync: Notify::new(),
-            acknowledgements: Acknowledgements::new(random()),
+            acknowledgements: Arc::default(),
             leases: Arc::default(),
         });
         let task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&state).keep_connected()));
@@ -147,24 +131,24 @@ impl Link {
 
     /// These names are about to be purged in Redis.
     pub(super) fn will_tell(&self, names: &[PurgeName]) {
-        self.state.told.add(names);
+        self.state.told.add(names, boot_ms());
     }
 
     /// Raises barriers in this pod and tells Redis of them when it is there.
     pub(super) fn raise_and_remember(&self, names: &[PurgeName]) {
-        self.state.told.add(names);
+        self.state.told.add(names, boot_ms());
         self.state.raise_and_remember(names);
     }
 
     /// Raises a barrier on everything, here now and in Redis when it is there.
     pub(super) fn raise_on_everything(&self) {
-        self.state.told.add_everything();
+        self.state.told.add_everything(boot_ms());
         self.state.raise_on_everything();
     }
 
     /// What Redis has not heard of.
     pub(super) fn untold(&self) -> Vec<PurgeName> {
-        self.state.lock_remembered().names.clone()
+        self.state.lock_pending().names.clone()
     }
 }
 
@@ -221,7 +205,7 @@ impl State {
     /// Connects, catches up, and lets requests use the connection.
     async fn arrive(&self, secrets: Secrets, which: CatchingUp) -> anyhow::Result<Session> {
         let mut session = self.open(&secrets).await?;
-        self.catch_up(&mut session.connection, which).await?;
+        self.catch_up(&mut session, which).await?;
         self.accept(&session, secrets);
         Ok(session)
     }
@@ -229,11 +213,16 @@ impl State {
     async fn open(&self, secrets: &Secrets) -> anyhow::Result<Session> {
         let opener = Opener::new(&self.spec, &self.name, secrets)?;
         let Opened { mut connection, bus, superseded } = opener.open(self.heartbeat * 2).await?;
-        let (mut bus, messages) = bus.split();
-        let channels = [&self.name, &self.acknowledgements_channel()];
-        timeout(CONNECT_DEADLINE, bus.subscribe(&channels)).await.context("subscribing to the bus")??;
+        let inbox = Inbox::new(
+            &self.name,
+            connection.asker(),
+            Arc::clone(&self.barriers),
+            Arc::clone(&self.acknowledgements),
+            Arc::clone(&self.leases),
+        );
+        let bus = Subscription::open(&bus, &self.name, inbox, connection.clone()).await?;
         timeout(CONNECT_DEADLINE, commands::prepare(&mut connection)).await.context("preparing")??;
-        Ok(Session { connection, bus, messages, superseded })
+        Ok(Session { connection, bus, superseded })
     }
 
     fn accept(&self, session: &Session, secrets: Secrets) {
@@ -242,45 +231,22 @@ impl State {
         tracing::info!("redis is connected");
     }
 
-    fn acknowledgements_channel(&self) -> String {
-        commands::acknowledgements(&self.name, self.acknowledgements.asker)
-    }
-
     /// Hears of purges until the connection breaks; returns why it did.
     async fn stay_connected(&self, mut session: Session) -> anyhow::Result<std::convert::Infallible> {
-        let acknowledgements = self.acknowledgements_channel();
         let mut heartbeat = interval(self.heartbeat);
         heartbeat.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut regular_resync = interval(RESYNC);
         regular_resync.reset();
-        let mut is_in_doubt = false;
         // The connection that may take the place of this one.
         let mut next: Option<BoxFuture<'_, (Secrets, anyhow::Result<Session>)>> = None;
         loop {
-            let connection = &mut session.connection;
             tokio::select! {
-                message = session.messages.next() => {
-                    let Some(message) = message else { bail!("the bus was closed") };
-                    self.barriers.bus_works();
-                    if message.get_channel_name() == acknowledgements {
-                        // What can't be read counts for nobody.
-                        message.get_payload().map(|order| self.acknowledgements.count(order)).ok();
-                    } else if !self.leases.hear(message.get_payload_bytes()) {
-                        is_in_doubt |= !self.hear(message.get_payload_bytes(), connection).await?;
-                    }
+                () = session.bus.inbox.attention() => {
+                    ensure!(!session.bus.inbox.is_closed(), "the bus was closed");
+                    self.settle(&mut session).await?;
                 }
                 _ = heartbeat.tick() => {
-                    // Both connections: each can break without the other.
-                    let (lost, info) = timeout(HEARTBEAT, commands::touch(connection, &self.name))
-                        .await
-                        .context("redis is silent")??;
-                    ensure!(Mark::read(&info)? == connection.mark(), "the server has changed its role");
-                    if lost || is_in_doubt {
-                        self.catch_up(connection, CatchingUp::InUse).await?;
-                        is_in_doubt = false;
-                    }
-                    timeout(HEARTBEAT, session.bus.ping::<()>()).await.context("the bus is silent")??;
-                    self.barriers.bus_works();
+                    self.beat(&mut session).await?;
                     if next.is_none() && let Some(secrets) = self.reload.candidate(self.newest()) {
                         next = Some(Box::pin(async move {
                             let opened = self.open(&secrets).await;
@@ -301,108 +267,118 @@ impl State {
                     }
                 }
                 () = &mut session.superseded => bail!("the Sentinels name another master"),
-                _ = regular_resync.tick() => self.catch_up(connection, CatchingUp::InUse).await?,
-                () = self.resync.notified() => self.catch_up(connection, CatchingUp::InUse).await?,
+                _ = regular_resync.tick() => self.catch_up(&mut session, CatchingUp::InUse).await?,
+                () = self.resync.notified() => self.catch_up(&mut session, CatchingUp::InUse).await?,
             }
         }
+    }
+
+    /// Tries both connections, each of which can break without the other: what is sent over the one comes back over the other.
+    async fn beat(&self, session: &mut Session) -> anyhow::Result<()> {
+        let Session { connection, bus: Subscription { inbox, .. }, .. } = session;
+        let now = boot_ms();
+        let (probe, awaited_since) = {
+            let mut bus = inbox.bus();
+            let awaited_since = bus.awaited_since();
+            (bus.probe(now), awaited_since)
+        };
+        let is_silent = awaited_since.is_some_and(|since| now.saturating_sub(since) > PROBE_TIMEOUT_MS);
+        ensure!(!is_silent, "the bus is silent");
+        let (lost, info) =
+            timeout(HEARTBEAT, commands::touch(connection, &self.name, inbox.own_channel(), probe))
+                .await
+                .context("redis is silent")??;
+        ensure!(Mark::read(&info)? == connection.mark(), "the server has changed its role");
+        if lost {
+            inbox.bus().doubt();
+        }
+        inbox.vouch(probe);
+        self.settle(session).await
+    }
+
+    /// Reads all barriers if a purge may have been missed.
+    async fn settle(&self, session: &mut Session) -> anyhow::Result<()> {
+        let is_in_doubt = session.bus.inbox.bus().is_in_doubt();
+        if is_in_doubt {
+            self.catch_up(session, CatchingUp::InUse).await?;
+        }
+        Ok(())
     }
 
     /// Catches up with what was opened beside the connection that there is.
     async fn exchange(&self, opened: anyhow::Result<Session>) -> anyhow::Result<Session> {
         let mut session = opened?;
-        self.catch_up(&mut session.connection, CatchingUp::Moved).await?;
+        self.catch_up(&mut session, CatchingUp::Moved).await?;
         Ok(session)
     }
 
-    /// Applies a purge, and tells whoever asked for it that it holds here. Says whether it could be read.
-    async fn hear(&self, payload: &[u8], connection: &mut Connection) -> anyhow::Result<bool> {
-        let Some(Message { generation, order, asker, names }) = commands::read_message(payload) else {
-            return Ok(false);
-        };
-        if self.barriers.heard(generation, order, &names) != Heard::InOrder {
-            self.catch_up(connection, CatchingUp::InUse).await?;
-        }
-        if asker == self.acknowledgements.asker {
-            self.acknowledgements.count(order);
-        } else if asker != 0 {
-            let told = commands::acknowledge(connection, &self.name, asker, order);
-            timeout(HEARTBEAT, told).await.context("redis is silent")??;
-        }
-        Ok(true)
-    }
-
     /// Tells Redis what it has not heard of and reads all barriers.
-    async fn catch_up(&self, connection: &mut Connection, which: CatchingUp) -> anyhow::Result<()> {
-        let untold = self.lock_remembered().clone();
-        timeout(CONNECT_DEADLINE, self.tell_and_read(connection, &untold, which))
+    async fn catch_up(&self, session: &mut Session, which: CatchingUp) -> anyhow::Result<()> {
+        let Session { connection, bus, .. } = session;
+        let doubts = bus.inbox.bus().doubts();
+        let pending = self.lock_pending().clone();
+        let mut catch_up = CatchUp::new(&self.barriers, pending, connection.mark(), which);
+        let asked_at = timeout(CONNECT_DEADLINE, self.tell_and_read(connection, &mut catch_up))
             .await
             .unwrap_or_else(|_| bail!("it took too long"))
             .context("reading the barriers")?;
-        // What came meanwhile was added at the end, unless there was so much that everything is purged.
-        let mut remembered = self.lock_remembered();
-        let told = untold.names.len().min(remembered.names.len());
-        remembered.names.drain(..told);
+        bus.inbox.settle(doubts);
+        self.barriers.prove(asked_at);
+        self.lock_pending().forget(catch_up.pending());
         Ok(())
     }
 
+    /// Returns when the barriers were asked for that are in force now.
     async fn tell_and_read(
         &self,
         connection: &mut Connection,
-        untold: &Remembered,
-        which: CatchingUp,
-    ) -> anyhow::Result<()> {
-        let known = self.barriers.stamp();
-        // Whoever begins a generation after this covers it.
-        let local_floor = self.barriers.local_floor();
-        let mut snapshot = commands::snapshot(connection, &self.name).await?;
-        // A Redis that came back as it was earlier has lost purges, and gives their numbers away again.
-        let went_back = snapshot.generation == known.generation && snapshot.order < known.order;
-        // Another server took over, or the same one began anew: it may have gone back and counted on.
-        let elsewhere = !connection.mark().began(snapshot.generation);
-        ensure!(!elsewhere || which != CatchingUp::InUse, "the server has changed its role");
-        // What this pod comes from may have been another Redis than this one, where others are and did not hear of it.
-        let changed =
-            which != CatchingUp::InUse && known.generation != 0 && snapshot.generation != known.generation;
-        let everything = went_back || elsewhere || local_floor > 0 || (changed && which == CatchingUp::Moved);
-        if everything {
-            commands::purge_everything(connection, &self.name, snapshot.generation).await?;
-        } else if !untold.names.is_empty() {
-            commands::purge(connection, &self.name, 0, &untold.names).await?;
-        }
-        if everything || !untold.names.is_empty() {
-            snapshot = commands::snapshot(connection, &self.name).await?;
-            ensure!(connection.mark().began(snapshot.generation), "another server has begun to count");
-        }
-        self.barriers.resync(&snapshot);
-        if everything {
-            self.barriers.settle_everything(untold.up_to.max(local_floor));
-        } else {
-            self.barriers.settle(&untold.names, untold.up_to);
-        }
-        if changed {
-            // After all is read: a purge that begins now learns that it was told to another Redis.
-            match self.told.recent() {
-                Some(names) => self.raise_and_remember(&names),
-                None => self.raise_on_everything(),
+        catch_up: &mut CatchUp,
+    ) -> anyhow::Result<u64> {
+        let mut asked_at = boot_ms();
+        let mut step = Step::Read;
+        loop {
+            step = match step {
+                Step::Read => {
+                    asked_at = boot_ms();
+                    let snapshot = commands::snapshot(connection, &self.name).await?;
+                    catch_up.read(&self.barriers, &snapshot)?
+                }
+                Step::PurgeEverything(generation) => {
+                    commands::purge_everything(connection, &self.name, generation).await?;
+                    Step::Read
+                }
+                Step::Purge(names) => {
+                    commands::purge(connection, &self.name, 0, &names).await?;
+                    Step::Read
+                }
+                Step::Done { has_changed } => {
+                    if has_changed {
+                        // After all is read: a purge that begins now learns that it was told to another Redis.
+                        match self.told.recent(boot_ms()) {
+                            Some(names) => self.raise_and_remember(&names),
+                            None => self.raise_on_everything(),
+                        }
+                    }
+                    return Ok(asked_at);
+                }
             }
         }
-        self.barriers.bus_works();
-        Ok(())
     }
 
     fn raise_and_remember(&self, names: &[PurgeName]) {
         if names.is_empty() {
             return;
         }
-        let mut remembered = self.lock_remembered();
-        remembered.up_to = self.barriers.raise_locally(names);
-        if remembered.names.len() + names.len() > MOST_REMEMBERED {
-            remembered.names.clear();
-            self.raise_on_everything();
+        let has_room = {
+            let mut pending = self.lock_pending();
+            let up_to = self.barriers.raise_locally(names);
+            pending.add(names, up_to)
+        };
+        if has_room {
+            self.resync.notify_one();
         } else {
-            remembered.names.extend_from_slice(names);
+            self.raise_on_everything();
         }
-        self.resync.notify_one();
     }
 
     fn raise_on_everything(&self) {
@@ -410,7 +386,7 @@ impl State {
         self.resync.notify_one();
     }
 
-    fn lock_remembered(&self) -> MutexGuard<'_, Remembered> {
-        self.remembered.lock().unwrap_or_else(PoisonError::into_inner)
+    fn lock_pending(&self) -> MutexGuard<'_, Pending> {
+        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

@@ -6,13 +6,12 @@
 use std::{
     collections::VecDeque,
     sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
 };
 
 use larder_policy::PurgeName;
 
-/// Longer than a pod stays with a master that was replaced.
-const LATE: Duration = Duration::from_secs(60);
+/// Longer than a pod stays with a master that was replaced, in milliseconds.
+const LATE_MS: u64 = 60_000;
 /// More names than this are not kept one by one.
 const MOST_NAMES: usize = 4096;
 
@@ -22,18 +21,17 @@ pub(super) struct Told(Mutex<Names>);
 
 #[derive(Debug, Default)]
 struct Names {
-    /// The latest last.
-    kept: VecDeque<(Instant, PurgeName)>,
+    /// The latest last, with the time in milliseconds.
+    kept: VecDeque<(u64, PurgeName)>,
     /// When everything was purged, or a name that is not kept.
-    everything_at: Option<Instant>,
+    everything_at: Option<u64>,
 }
 
 impl Told {
     /// These are about to be purged.
-    pub(super) fn add(&self, names: &[PurgeName]) {
-        let now = Instant::now();
+    pub(super) fn add(&self, names: &[PurgeName], now: u64) {
         let mut told = self.lock();
-        while told.kept.front().is_some_and(|(at, _)| is_past(*at)) {
+        while told.kept.front().is_some_and(|(at, _)| is_past(*at, now)) {
             told.kept.pop_front();
         }
         if told.kept.len() + names.len() > MOST_NAMES {
@@ -45,17 +43,17 @@ impl Told {
     }
 
     /// Everything is about to be purged.
-    pub(super) fn add_everything(&self) {
-        self.lock().everything_at = Some(Instant::now());
+    pub(super) fn add_everything(&self, now: u64) {
+        self.lock().everything_at = Some(now);
     }
 
     /// What was purged; `None`: everything.
-    pub(super) fn recent(&self) -> Option<Vec<PurgeName>> {
+    pub(super) fn recent(&self, now: u64) -> Option<Vec<PurgeName>> {
         let told = self.lock();
-        if told.everything_at.is_some_and(|at| !is_past(at)) {
+        if told.everything_at.is_some_and(|at| !is_past(at, now)) {
             return None;
         }
-        Some(told.kept.iter().filter(|(at, _)| !is_past(*at)).map(|(_, name)| *name).collect())
+        Some(told.kept.iter().filter(|(at, _)| !is_past(*at, now)).map(|(_, name)| *name).collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, Names> {
@@ -63,8 +61,8 @@ impl Told {
     }
 }
 
-fn is_past(at: Instant) -> bool {
-    at.elapsed() > LATE
+const fn is_past(at: u64, now: u64) -> bool {
+    now.saturating_sub(at) > LATE_MS
 }
 
 #[cfg(test)]
@@ -74,20 +72,21 @@ mod tests {
     #[test]
     fn too_many_names_are_everything() {
         let told = Told::default();
-        assert_eq!(told.recent(), Some(vec![]));
+        assert_eq!(told.recent(1), Some(vec![]));
         let names: Vec<_> = (0..MOST_NAMES).map(|number| PurgeName::tag(&number.to_string())).collect();
-        told.add(&names);
-        assert_eq!(told.recent(), Some(names));
-        told.add(&[PurgeName::tag("one more")]);
-        assert_eq!(told.recent(), None);
+        told.add(&names, 0);
+        assert_eq!(told.recent(1), Some(names));
+        told.add(&[PurgeName::tag("one more")], 0);
+        assert_eq!(told.recent(1), None);
         assert!(told.lock().kept.is_empty());
     }
 
     #[test]
     fn everything_is_everything() {
         let told = Told::default();
-        told.add(&[PurgeName::tag("a")]);
-        told.add_everything();
-        assert_eq!(told.recent(), None);
+        told.add(&[PurgeName::tag("a")], 0);
+        told.add_everything(0);
+        assert_eq!(told.recent(1), None);
+        assert_eq!(told.recent(LATE_MS + 1), Some(vec![]), "in time it is forgotten");
     }
 }

@@ -35,7 +35,10 @@ impl Proxy {
             return Some(answered);
         }
         if std::mem::take(&mut errand.redis_is_silent) {
+            // The error, which may be stored, was asked for before this.
+            let stamp = errand.stamp;
             let answered = self.look_in_redis(errand, Patience::Hard).await;
+            errand.stamp = stamp;
             if let Some(answered) = answered.or_else(|| errand.stand_in(status)) {
                 return Some(answered);
             }
@@ -155,7 +158,7 @@ impl Errand {
     /// asked: all that was purged in a generation that this had no part in came later.
     fn stamp_in(&self, generation: u64) -> Stamp {
         let known = [self.stamp, self.began].into_iter().find(|stamp| stamp.generation == generation);
-        known.unwrap_or(Stamp { generation, order: 0, local: self.began.local })
+        known.unwrap_or(Stamp { generation, order: 0, ..self.began })
     }
 }
 

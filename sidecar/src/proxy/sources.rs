@@ -63,7 +63,6 @@ impl Proxy {
                     self.telemetry.stats.tier_failed(tier);
                 }
             }
-            errand.goes_on();
         }
         if route.asks_application {
             errand.tier = Tier::Application;

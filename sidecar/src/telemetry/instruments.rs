@@ -10,6 +10,7 @@ use opentelemetry::{
 use opentelemetry_sdk::metrics::SdkMeterProvider;
 
 use crate::{
+    barriers::Barriers,
     cache_status::Tier,
     gate::Refusal,
     stats::{Outcome, PurgeOrigin, RefusedRecord, Stats},
@@ -129,6 +130,17 @@ fn observe_tiers(meter: &Meter, stats: &Arc<Stats>) {
         .with_callback(move |observer| {
             for (tier, has_trouble) in known.troubles() {
                 observer.observe(u64::from(has_trouble), &[KeyValue::new("tier", tier)]);
+            }
+        })
+        .build();
+    let known = Arc::clone(stats);
+    meter
+        .f64_observable_gauge("larder.bus.lag")
+        .with_unit("s")
+        .with_description("Time since all purges that Redis had ordered were known to be applied here.")
+        .with_callback(move |observer| {
+            if let Some(lag) = known.barriers.load().as_deref().and_then(Barriers::lag) {
+                observer.observe(lag.as_secs_f64(), &[]);
             }
         })
         .build();
