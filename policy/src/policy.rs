@@ -13,7 +13,7 @@ use self::check::Check;
 pub use self::route::{Ask, BypassBy, HttpSource, Match, QuerySource, Route};
 use crate::{
     ByteSize, Fields, NormalPath, PathTemplate, PurgeName,
-    spec::{CacheSpec, Http, L1, Otlp, Postgres, PurgeSpec, Redis},
+    spec::{CacheSpec, Http, L1, OtherProtocols, Otlp, Postgres, PurgeSpec, Redis},
     template::expand,
 };
 
@@ -38,6 +38,8 @@ pub struct Policy {
     pub admin_prefix: Option<String>,
     /// Where metrics are sent.
     pub otlp: Option<Otlp>,
+    /// Treatment of connections that do not speak HTTP.
+    pub other_protocols: OtherProtocols,
     routes: Vec<Route>,
     writes: Vec<WriteRule>,
     targets: Vec<HeaderName>,
@@ -86,6 +88,7 @@ impl Policy {
             sources: vec![],
             admin_prefix: None,
             otlp: None,
+            other_protocols: OtherProtocols::Pass,
             routes: vec![Route::bare()],
             writes: vec![],
             targets: vec![OWN_TARGET, HeaderName::from_static("cdn-cache-control")],
@@ -111,6 +114,7 @@ impl Policy {
             sources,
             routes,
             targeted_cache_control,
+            other_protocols,
             invalidation,
             telemetry,
             admin,
@@ -185,6 +189,7 @@ impl Policy {
             sources,
             admin_prefix: admin.as_ref().map(|admin| admin.path_prefix.clone()),
             otlp,
+            other_protocols: *other_protocols,
             routes,
             writes,
             targets,

@@ -65,6 +65,12 @@ pub struct CacheSpec {
     )]
     pub targeted_cache_control: Vec<String>,
 
+    /// Treatment of connections that do not speak HTTP: `Pass` them on to the application as they are, without the cache, its
+    /// rules and its headers, or `Refuse` them. Default `Pass`. A connection counts as another protocol only when that is
+    /// proven; what may be HTTP never does.
+    #[serde(default, skip_serializing_if = "OtherProtocols::is_default")]
+    pub other_protocols: OtherProtocols,
+
     /// What drops stored answers before their time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invalidation: Option<Invalidation>,
@@ -77,6 +83,22 @@ pub struct CacheSpec {
     /// and `/readyz` wants the token.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin: Option<Admin>,
+}
+
+/// Treatment of connections that do not speak HTTP.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum OtherProtocols {
+    /// They are passed on to the application as they are.
+    #[default]
+    Pass,
+    /// They are closed, and the application does not hear of them.
+    Refuse,
+}
+
+impl OtherProtocols {
+    fn is_default(&self) -> bool {
+        *self == Self::default()
+    }
 }
 
 /// The admin API under the application's address. Everything but `/livez` and `/readyz` wants the token there.

@@ -25,6 +25,7 @@ pub mod listener;
 pub mod problem;
 pub mod proxy;
 pub mod purge;
+pub mod refusal_log;
 pub mod run;
 pub mod secret;
 pub mod serving;

@@ -16,9 +16,9 @@ use hyper::{
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, copy_bidirectional},
+    io::{AsyncReadExt, AsyncWriteExt},
     net::{TcpListener, TcpStream},
-    time::{Instant, sleep},
+    time::{sleep, timeout},
 };
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
@@ -26,17 +26,20 @@ use crate::{
     cli::ListenAddress,
     gate::{Gate, Guarded, Refusal, Turnstile},
     proxy::{Client, Lane, Proxy},
-    sniff::{self, Protocol, sniff},
 };
 
+mod first_words;
 mod prefixed;
+mod splice;
 
+use first_words::{FirstWords, Other, first_words};
 use prefixed::Prefixed;
+use splice::{Spliced, splice};
 
-/// How long a client may be silent before the application is asked whether it speaks first.
-const SERVER_FIRST: Duration = Duration::from_millis(500);
-/// How long the first words may take that tell the protocol, from the first byte. What follows has the gate's time.
-const FIRST_WORDS: Duration = Duration::from_secs(4);
+/// How long, and for how many bytes, a refused client is listened to, so that it can read why.
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+const LINGER_BYTES: u64 = 256 << 10;
+
 /// How long a connection may be quiet before the kernel asks whether the client is still there, and how often it then asks.
 const QUIET: Duration = Duration::from_secs(60);
 const PROBES: Duration = Duration::from_secs(15);
@@ -104,13 +107,14 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shu
         Ok(FirstWords::Http2(beginning)) => {
             serve_http2(Prefixed::new(beginning, stream), ip, &proxy, &shutdown).await
         }
-        Ok(FirstWords::Other(beginning, application)) => {
-            stats.spliced.fetch_add(1, Ordering::Relaxed);
-            splice(stream, &beginning, application, &proxy).await
-        }
-        Ok(FirstWords::TooSlow) => {
-            stats.refused(Refusal::TooSlow);
-            refuse(stream, Refusal::TooSlow).await.map_err(Into::into)
+        Ok(FirstWords::Other(other)) => serve_other(stream, other, ip, &proxy).await.map_err(Into::into),
+        Ok(FirstWords::Refused(refusal)) => {
+            proxy.telemetry().refused(refusal, ip);
+            match refusal {
+                // It would not understand why.
+                Refusal::OtherProtocol => Ok(()),
+                _ => refuse(&mut stream, refusal).await.map_err(Into::into),
+            }
         }
         Ok(FirstWords::None) => Ok(()),
         Err(error) => Err(error.into()),
@@ -121,69 +125,24 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shu
     stats.connections.fetch_sub(1, Ordering::Relaxed);
 }
 
-/// How a connection begins.
-enum FirstWords {
-    /// With what may be an HTTP/1 request.
-    Http1(Vec<u8>),
-    /// With the preface of HTTP/2.
-    Http2(Vec<u8>),
-    /// With something else of the client's, or with the application, which was then connected to already.
-    Other(Vec<u8>, Option<TcpStream>),
-    /// With too little to tell.
-    TooSlow,
-    /// It ends before anybody has said anything.
-    None,
-}
-
-async fn first_words(
-    stream: &mut TcpStream,
-    proxy: &Proxy,
-    shutdown: &CancellationToken,
-) -> io::Result<FirstWords> {
-    let mut beginning = Vec::with_capacity(sniff::ENOUGH);
-    let mut application: Option<TcpStream> = None;
-    let mut silence = std::pin::pin!(sleep(SERVER_FIRST));
-    let mut deadline = std::pin::pin!(sleep(FIRST_WORDS));
-    let mut asked = false;
-    loop {
-        let is_silent = beginning.is_empty();
-        tokio::select! {
-            read = stream.read_buf(&mut beginning) => match (read?, sniff(&beginning)) {
-                (0, _) if beginning.is_empty() => return Ok(FirstWords::None),
-                (_, Protocol::Http1) => return Ok(FirstWords::Http1(beginning)),
-                (_, Protocol::Http2) => return Ok(FirstWords::Http2(beginning)),
-                (0, _) | (_, Protocol::Other) => return Ok(FirstWords::Other(beginning, application)),
-                (_, Protocol::Undecided) if is_silent => deadline.as_mut().reset(Instant::now() + FIRST_WORDS),
-                (_, Protocol::Undecided) => {}
-            },
-            () = &mut deadline, if !is_silent => return Ok(FirstWords::TooSlow),
-            () = &mut silence, if !asked => {
-                asked = true;
-                application = proxy.upstream().connect().await.ok();
-            }
-            spoke = spoke_or_left(application.as_ref()), if application.is_some() => {
-                return Ok(match spoke {
-                    Ok(true) => FirstWords::Other(beginning, application),
-                    // Left alone, the application ends a silent connection as it would without us.
-                    Ok(false) | Err(_) => FirstWords::None,
-                });
-            }
-            () = shutdown.cancelled() => return Ok(FirstWords::None),
-        }
-    }
-}
-
-/// Says why a client is not listened to any longer.
-async fn refuse(mut stream: TcpStream, refusal: Refusal) -> io::Result<()> {
+/// Says why a client is not listened to any longer, and lets it read that.
+async fn refuse(stream: &mut TcpStream, refusal: Refusal) -> io::Result<()> {
     stream.write_all(&refusal.answer()).await?;
-    stream.shutdown().await
+    stream.shutdown().await?;
+    let (mut rest, mut nowhere) = (stream.take(LINGER_BYTES), tokio::io::sink());
+    let _ = timeout(LINGER_TIMEOUT, tokio::io::copy(&mut rest, &mut nowhere)).await;
+    Ok(())
 }
 
-/// Waits until the application says something (true) or ends the connection (false).
-async fn spoke_or_left(application: Option<&TcpStream>) -> io::Result<bool> {
-    match application {
-        Some(application) => Ok(application.peek(&mut [0]).await? > 0),
-        None => std::future::pending().await,
+/// Passes on what is not HTTP; refuses what turns out to be after all.
+async fn serve_other(mut stream: TcpStream, other: Other, client: IpAddr, proxy: &Proxy) -> io::Result<()> {
+    proxy.telemetry().stats.spliced.fetch_add(1, Ordering::Relaxed);
+    match splice(&mut stream, other, proxy).await? {
+        Spliced::Ended => Ok(()),
+        Spliced::Http => {
+            proxy.telemetry().refused(Refusal::Syntax, client);
+            refuse(&mut stream, Refusal::Syntax).await
+        }
     }
 }
 
@@ -225,7 +184,7 @@ async fn serve_http1(
         }
     };
     if let Some(refusal) = turnstile.refusal() {
-        proxy.telemetry().stats.refused(refusal);
+        proxy.telemetry().refused(refusal, client);
     }
     Ok(outcome?)
 }
@@ -255,20 +214,4 @@ async fn serve_http2(
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     Ok(connection.await?)
-}
-
-/// Passes bytes both ways until both sides have ended.
-async fn splice(
-    mut client: TcpStream,
-    beginning: &[u8],
-    application: Option<TcpStream>,
-    proxy: &Proxy,
-) -> anyhow::Result<()> {
-    let mut application = match application {
-        Some(application) => application,
-        None => proxy.upstream().connect().await?,
-    };
-    application.write_all(beginning).await?;
-    copy_bidirectional(&mut client, &mut application).await?;
-    Ok(())
 }

@@ -15,7 +15,7 @@ use http::{
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Collected, Either};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use larder_policy::{Fields, NormalPath, Route, Survey, credentials, range};
+use larder_policy::{Fields, NormalPath, Route, Survey, credentials, range, spec::OtherProtocols};
 
 use crate::{
     body::Body,
@@ -113,6 +113,11 @@ impl Proxy {
     /// The application, for what is not HTTP.
     pub fn upstream(&self) -> &Upstream {
         &self.upstream
+    }
+
+    /// Treatment of connections that do not speak HTTP.
+    pub fn other_protocols(&self) -> OtherProtocols {
+        self.config.serving().policy.other_protocols
     }
 
     /// Whether the process ends.

@@ -1,68 +1,124 @@
-//! Which protocol a connection speaks, from the first bytes that a client sends.
+//! Detection of the protocol of a connection, from the first bytes that a client sends.
+//!
+//! What may be HTTP to a lenient server is HTTP here: past this point nothing looks at a connection that was passed on as it is.
+//! So another protocol must be proven, by the whole first line or by a beginning that no HTTP request has. Everything else
+//! goes through the gate, which refuses what is malformed.
+//!
+//! Servers skip more than the empty lines of RFC 9112, section 2.2: white space, lone CRs, control characters, a byte order
+//! mark. The first line is therefore the first one with a visible character in it.
 
-/// The longest beginning that is needed to tell.
-pub const ENOUGH: usize = 40;
+/// Maximum length of a first line that does not tell the protocol, in bytes.
+pub const MAX_FIRST_LINE: usize = 8 << 10;
 
-/// Methods that nothing but HTTP begins with and then names a path.
-const METHODS: [&[u8]; 7] = [b"GET", b"HEAD", b"POST", b"PUT", b"PATCH", b"DELETE", b"OPTIONS"];
+const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
+/// How version 2 of the PROXY protocol begins.
+const PROXY_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
+/// How version 1 of it begins.
+const PROXY_WORD: &[u8] = b"PROXY ";
+/// What precedes the number of a version of HTTP (RFC 9112, section 2.3), in upper case.
+const HTTP_NAME: &[u8] = b"HTTP/";
 
-/// What a connection speaks.
+/// The protocol that a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/1.
+    /// HTTP/1, or what a lenient server could take for it.
     Http1,
     /// HTTP/2 with prior knowledge (RFC 9113, section 3.3).
     Http2,
-    /// Something else: it is passed on as it is.
+    /// The PROXY protocol, behind whose header comes another protocol, such as HTTP.
+    Proxied,
+    /// Another one, proven.
     Other,
-    /// Too little has been seen.
+    /// Another one, unless the rest of the first line names a version of HTTP ([`FirstLine`]).
+    Presumed,
+    /// Not known yet.
     Undecided,
 }
 
-/// Reads the first bytes as the beginning of a request line (RFC 9112, section 3): a method, a space and a target.
-pub fn sniff(beginning: &[u8]) -> Protocol {
-    const HTTP2: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-    // A client may send empty lines first (RFC 9112, section 2.2).
-    let mut line = beginning;
-    while let [b'\r', b'\n', rest @ ..] | [b'\n', rest @ ..] = line {
-        line = rest;
+/// Reads the first bytes of a connection; `is_all` if the client sends no more.
+pub fn sniff(beginning: &[u8], is_all: bool) -> Protocol {
+    match known_beginning(beginning) {
+        Some(Protocol::Undecided) if is_all => {}
+        Some(protocol) => return protocol,
+        None => {}
     }
-    if matches!(line, [] | [b'\r']) {
-        return if beginning.len() < ENOUGH { Protocol::Undecided } else { Protocol::Http1 };
-    }
-    if HTTP2.starts_with(line) || line.starts_with(HTTP2) {
-        return if line.len() >= HTTP2.len() { Protocol::Http2 } else { Protocol::Undecided };
-    }
-    let method = line.iter().take_while(|byte| is_token(**byte)).count();
-    match (&line[method..], method) {
-        (_, 0) | ([], ENOUGH..) => Protocol::Other,
-        ([] | [b' '], _) => Protocol::Undecided,
-        ([b' ', target @ ..], _) if target_form(&line[..method], target) != Protocol::Other => {
-            target_form(&line[..method], target)
-        }
-        // Malformed, but meant to be HTTP: it is refused as such.
-        ([b' ' | b'\t', rest @ ..], _) if METHODS.contains(&&line[..method]) => {
-            match rest.iter().find(|byte| !b" \t".contains(byte)) {
-                Some(b'/') => Protocol::Http1,
-                None if beginning.len() < ENOUGH => Protocol::Undecided,
-                _ => Protocol::Other,
-            }
-        }
-        _ => Protocol::Other,
+    let begins_white = |length| beginning[..length].iter().all(|byte| is_white(*byte));
+    let Some(start) = beginning.iter().position(u8::is_ascii_graphic) else {
+        return if begins_white(beginning.len()) { Protocol::Undecided } else { Protocol::Presumed };
+    };
+    let (line, is_whole) = match memchr::memchr(b'\n', &beginning[start..]) {
+        Some(end) => (&beginning[start..start + end], true),
+        None => (&beginning[start..], false),
+    };
+    if names_http(line) || is_request(line) {
+        Protocol::Http1
+    } else if is_whole || is_all {
+        Protocol::Other
+    } else if !begins_white(start) || begins_otherwise(line) {
+        Protocol::Presumed
+    } else {
+        Protocol::Undecided
     }
 }
 
-/// Origin form, asterisk form, absolute form, or, for CONNECT, a host (RFC 9112, section 3.2).
-fn target_form(method: &[u8], target: &[u8]) -> Protocol {
-    const ABSOLUTE: &[u8] = b"http";
-    let seen = target.len().min(ABSOLUTE.len());
-    match target[0] {
-        b'/' | b'*' => Protocol::Http1,
-        _ if method == b"CONNECT" => Protocol::Http1,
-        _ if !target[..seen].eq_ignore_ascii_case(&ABSOLUTE[..seen]) => Protocol::Other,
-        _ if seen < ABSOLUTE.len() => Protocol::Undecided,
-        _ => Protocol::Http1,
+/// Protocols that are known by how they begin; undecided while that is not whole. TLS is one, because its first message may
+/// well name HTTP: in the list of protocols for ALPN.
+fn known_beginning(beginning: &[u8]) -> Option<Protocol> {
+    if beginning.is_empty() {
+        return Some(Protocol::Undecided);
     }
+    [(HTTP2_PREFACE, Protocol::Http2), (PROXY_SIGNATURE, Protocol::Proxied), (PROXY_WORD, Protocol::Proxied)]
+        .into_iter()
+        .find_map(|(whole, protocol)| match beginning.len() < whole.len() {
+            true => whole.starts_with(beginning).then_some(Protocol::Undecided),
+            false => beginning.starts_with(whole).then_some(protocol),
+        })
+        .or_else(|| client_hello(beginning))
+}
+
+/// A record of TLS with a `ClientHello` of less than 64 KiB (RFC 8446, sections 4 and 5.1).
+fn client_hello(beginning: &[u8]) -> Option<Protocol> {
+    let fits = |place: usize, byte: u8| match place {
+        0 => byte == 22,
+        1 => byte == 3,
+        2 => byte <= 4,
+        3 => byte <= 0x40,
+        5 => byte == 1,
+        6 => byte == 0,
+        _ => true,
+    };
+    const ENOUGH: usize = 7;
+    let seen = &beginning[..beginning.len().min(ENOUGH)];
+    let is_one = seen.iter().enumerate().all(|(place, byte)| fits(place, *byte));
+    is_one.then_some(if seen.len() == ENOUGH { Protocol::Other } else { Protocol::Undecided })
+}
+
+/// Whether a line has the name of HTTP before the number of a version, in upper or lower case.
+fn names_http(line: &[u8]) -> bool {
+    line.windows(HTTP_NAME.len()).any(|window| window.eq_ignore_ascii_case(HTTP_NAME))
+}
+
+/// Whether a line begins with a method and a target: a path, or a URI with a host. HTTP/0.9 has no version behind them, and
+/// some servers still take it.
+fn is_request(line: &[u8]) -> bool {
+    let mut words = line.split(|byte| is_white(*byte)).filter(|word| !word.is_empty());
+    let (Some(method), Some(target)) = (words.next(), words.next()) else { return false };
+    let scheme =
+        target.iter().take_while(|byte| byte.is_ascii_alphanumeric() || b"+-.".contains(byte)).count();
+    method.iter().all(|byte| is_token(*byte))
+        && (target.starts_with(b"/") || target[scheme..].starts_with(b"://") || method == b"CONNECT")
+}
+
+/// Whether an unfinished line has what no method has, or a control character.
+fn begins_otherwise(line: &[u8]) -> bool {
+    let method = line.split(|byte| is_white(*byte)).next().unwrap_or_default();
+    !method.iter().all(|byte| is_token(*byte))
+        || line.iter().any(|byte| byte.is_ascii_control() && !is_white(*byte))
+}
+
+/// Whether some language's trimming or splitting of lines takes a byte for white space.
+fn is_white(byte: u8) -> bool {
+    matches!(byte, b'\t'..=b'\r' | 0x1c..=b' ')
 }
 
 /// Whether a byte may be in a token (RFC 9110, section 5.6.2).
@@ -70,55 +126,204 @@ pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
+/// The rest of the first line of a connection that is passed on because it is presumed not to be HTTP.
+///
+/// No server acts on a request before its first line is whole. As long as a line that names HTTP is not let through to its
+/// end, the presumption does no harm.
+#[derive(Debug, Default)]
+pub struct FirstLine {
+    is_visible: bool,
+    is_over: bool,
+    /// How many bytes of [`HTTP_NAME`] came last.
+    matched: usize,
+}
+
+impl FirstLine {
+    /// Whether these bytes may be passed on: the first line does not name HTTP yet.
+    pub fn admits(&mut self, bytes: &[u8]) -> bool {
+        for byte in bytes {
+            if self.is_over {
+                return true;
+            }
+            self.is_over = *byte == b'\n' && self.is_visible;
+            self.is_visible |= byte.is_ascii_graphic();
+            let byte = byte.to_ascii_uppercase();
+            self.matched = match byte == HTTP_NAME[self.matched] {
+                true => self.matched + 1,
+                false => usize::from(byte == HTTP_NAME[0]),
+            };
+            if self.matched == HTTP_NAME.len() {
+                return false;
+            }
+        }
+        true
+    }
+}
+
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
+    fn of(text: &[u8]) -> Protocol {
+        sniff(text, false)
+    }
+
     #[test]
-    fn knows_http() {
+    fn what_a_server_could_take_for_http_is_http() {
         for text in [
-            "GET / HTTP/1.1",
-            "PURGE /x",
-            "M-SEARCH * HTTP/1.1",
-            "OPTIONS http://h/",
-            "\r\nGET /",
-            "\r\n\r\n\nGET /",
-            "GET  /a",
-            "PUT\t/a",
-            "CONNECT h:80",
+            &b"GET / HTTP/1.1"[..],
+            b"PURGE /x",
+            b"GET /",
+            b"GET  /a",
+            b"PUT\t/a",
+            b"PUT\x0b/a",
+            b"CONNECT h:80",
+            b"M-SEARCH * HTTP/1.1",
+            b"OPTIONS http://h/",
+            b"PUT ftp://shop/x",
+            b"POST rtsp://shop/x RTSP/1.0",
+            b"PUT x:y HTTP/1.1",
+            b"PUT x HTTP/1.1",
+            b"GET ?a HTTP/1.1",
+            b"put /x",
+            b"PUT users/5 http/1.1",
+            b"P\0UT /x HTTP/1.1",
+            b"PUT(/x HTTP/1.1",
+            b"PUT /x\x1bHTTP/1.1",
+            b"\r\nGET /",
+            b"\r\n\r\n\nGET /",
+            b"\rPUT /x HTTP/1.1",
+            b" PUT /x",
+            b"\t\x0b\x0cPUT /x",
+            b"\0PUT /x",
+            b"\0\0\0\x08PUT /x",
+            b"\x16\x03PUT /x",
+            b"\x16\x03\x01  \x01PUT /x",
+            b"\xef\xbb\xbfPUT /x",
+            b"\xef\xbb\xbf\r\nPUT /x",
+            b"\0\n\0\nPUT /x",
+            b"\r\nPRI * HTTP/2.0\r\n\r\nSM\r\n\r\n",
+            b"{\"url\": \"x\"} HTTP/1.1",
         ] {
-            assert_eq!(sniff(text.as_bytes()), Protocol::Http1, "{text}");
+            assert_eq!(of(text), Protocol::Http1, "{:?}", text.escape_ascii().to_string());
         }
     }
 
     #[test]
-    fn knows_http2() {
-        assert_eq!(sniff(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0"), Protocol::Http2);
+    fn http2_is_known_by_its_preface() {
+        assert_eq!(of(b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0"), Protocol::Http2);
     }
 
     #[test]
-    fn knows_what_is_not() {
+    fn what_the_proxy_protocol_hides_is_not_passed_on() {
+        assert_eq!(of(b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\nPUT /x"), Protocol::Proxied);
+        assert_eq!(of(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"), Protocol::Proxied);
+    }
+
+    #[test]
+    fn a_whole_first_line_or_a_client_hello_proves_another_protocol() {
         for text in [
-            "\x16\x03\x01\x02\x00",
-            "HELO example",
-            "GET key\r\n",
-            "get key\r\n",
-            "get hello\r\n",
-            "get h\r\n",
-            "*1\r\n$4\r\nPING",
-            "\0\0\0\x08",
-            "SSH-2.0-OpenSSH\r\n",
-            "PROXY TCP4 1.2.3.4",
+            &b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03\x02http/1.1"[..],
+            b"HELO example\r\n",
+            b"get key\r\n",
+            b"GET key\n",
+            b"KEYS *\r\n",
+            b"*1\r\n$4\r\nPING",
+            b"SSH-2.0-OpenSSH\r\n",
+            b"{\"jsonrpc\": \"2.0\", \"path\": \"/x\"}\n",
         ] {
-            assert_eq!(sniff(text.as_bytes()), Protocol::Other, "{text:?}");
+            assert_eq!(of(text), Protocol::Other, "{:?}", text.escape_ascii().to_string());
+        }
+        assert_eq!(sniff(b"ping", true), Protocol::Other);
+    }
+
+    #[test]
+    fn what_no_request_begins_with_is_presumed_to_be_another_protocol() {
+        for text in [
+            &b"\0\0\0\x08\x04\xd2\x16\x2f"[..],
+            b"\0\0raw",
+            b"AMQP\0\0\x09\x01",
+            b"\x10\x0c\0\x04MQTT",
+            b"\x30\x0c\x02\x01\x01\x60",
+            b"8=FIX.4.4\x019=70",
+            b"<stream:stream to='x'>",
+            b"{\"id\":1}",
+        ] {
+            assert_eq!(of(text), Protocol::Presumed, "{:?}", text.escape_ascii().to_string());
         }
     }
 
     #[test]
-    fn waits_for_what_it_needs() {
-        for text in ["", "\r", "G", "GET", "GET ", "GET ht", "PRI", "PRI * HTTP/2.0\r\n\r\nSM"] {
-            assert_eq!(sniff(text.as_bytes()), Protocol::Undecided, "{text:?}");
+    fn what_tells_too_little_is_waited_for() {
+        for text in [
+            &b""[..],
+            b"\r",
+            b"\r\n\r\n",
+            b"\r\n\r\n\0\r\nQ",
+            b"  ",
+            b"G",
+            b"GET",
+            b"GET ",
+            b"GET ht",
+            b"PUT users/5 HTT",
+            b"PROX",
+            b"PRI",
+            b"PRI * HTTP/2.0\r\n\r\nSM",
+            b"\x16\x03\x01",
+            b"SSH-2.0",
+            &[b'A'; 4000],
+        ] {
+            assert_eq!(of(text), Protocol::Undecided, "{:?}", text.escape_ascii().to_string());
         }
-        assert_eq!(sniff(&[b'A'; ENOUGH]), Protocol::Other);
+    }
+
+    #[test]
+    fn a_first_line_that_names_http_is_not_let_through() {
+        for (text, is_admitted) in [
+            (&b"\0PUT x HTTP/1.1\r\n"[..], false),
+            (b"{ hhttp/2", false),
+            (b"{ HTTHTTP/", false),
+            (b"\0\r\n \r\nx HTTP/", false),
+            (b"\0x\nPUT x HTTP/1.1\r\n", true),
+            (b"\0http: //", true),
+        ] {
+            let mut whole = FirstLine::default();
+            assert_eq!(whole.admits(text), is_admitted, "{:?}", text.escape_ascii().to_string());
+            let mut bytewise = FirstLine::default();
+            assert_eq!(text.chunks(1).all(|byte| bytewise.admits(byte)), is_admitted);
+        }
+    }
+
+    proptest! {
+        /// However it arrives, no first line that names HTTP is passed on to its end.
+        #[test]
+        fn no_http_is_passed_on_however_it_arrives(
+            before in "[\\x00-\\x20\u{feff}]{0,4}",
+            line in "[ -~\\x00\\x0b]{0,30}",
+            version in "(HTTP|http|Http)/[0-9]",
+            cuts in proptest::collection::vec(1..9_usize, 0..20),
+        ) {
+            let text = format!("{before}{line}{version}\r\n");
+            prop_assume!(!text.starts_with("PRI ") && !text.starts_with('\x16'));
+            let (bytes, mut seen) = (text.as_bytes(), 0);
+            for cut in cuts.into_iter().chain([text.len()]) {
+                seen = (seen + cut).min(bytes.len());
+                match sniff(&bytes[..seen], false) {
+                    Protocol::Undecided => {}
+                    Protocol::Presumed => {
+                        let mut first_line = FirstLine::default();
+                        prop_assert!(!(first_line.admits(&bytes[..seen]) && first_line.admits(&bytes[seen..])));
+                        return Ok(());
+                    }
+                    decided => {
+                        prop_assert!(matches!(decided, Protocol::Http1 | Protocol::Proxied), "{decided:?}");
+                        return Ok(());
+                    }
+                }
+            }
+            prop_assert!(false, "undecided");
+        }
     }
 }

@@ -1,6 +1,6 @@
 //! Metrics: what Prometheus scrapes and what is pushed over OTLP. `docs/metrics.md` lists them.
 
-use std::{collections::HashSet, env, sync::Arc, time::Duration};
+use std::{collections::HashSet, env, net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
 use opentelemetry::{Key, KeyValue, metrics::Histogram};
@@ -13,6 +13,8 @@ use prometheus::Registry;
 
 use crate::{
     cache_status::Tier,
+    gate::Refusal,
+    refusal_log::RefusalLog,
     stats::{Outcome, Stats},
 };
 
@@ -25,6 +27,8 @@ const EXPORT_INTERVAL: Duration = Duration::from_secs(10);
 pub struct Telemetry {
     /// What has been counted.
     pub stats: Arc<Stats>,
+    /// The log of refused requests.
+    refusals: RefusalLog,
     instruments: ArcSwap<Instruments>,
 }
 
@@ -45,7 +49,13 @@ impl Telemetry {
     pub fn new() -> anyhow::Result<Self> {
         let stats = Arc::new(Stats::default());
         let instruments = ArcSwap::from_pointee(Instruments::new(None, &stats)?);
-        Ok(Self { stats, instruments })
+        Ok(Self { stats, refusals: RefusalLog::default(), instruments })
+    }
+
+    /// Counts and logs that a request of `client` was refused.
+    pub fn refused(&self, refusal: Refusal, client: IpAddr) {
+        self.stats.refused(refusal);
+        self.refusals.note(refusal, client);
     }
 
     /// Pushes metrics to a collector from now on; `None`: only to those who scrape.

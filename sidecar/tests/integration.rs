@@ -31,6 +31,7 @@ mod integration {
     mod negative;
     mod postgres;
     mod postgres_source;
+    mod protocols;
     mod purging;
     mod ranges;
     mod reading_through;

@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 
-use http::Uri;
+use http::{Uri, uri::Scheme};
 use larder_policy::Fields;
 
 use super::{framing::Framing, refusal::Refusal};
@@ -13,9 +13,9 @@ use super::{framing::Framing, refusal::Refusal};
 /// The longest head that is read.
 pub(super) const LONGEST: usize = 64 << 10;
 /// The longest request target.
-const LONGEST_TARGET: usize = 32 << 10;
+pub(super) const MAX_TARGET: usize = 32 << 10;
 /// The most field lines.
-const MOST_LINES: usize = 100;
+pub(super) const MOST_LINES: usize = 100;
 
 /// The field lines of a head, where they were read.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Head<'_> {
 
     /// What is checked of every head, even of one that memory answers: it costs a look at the target, and one at each line.
     pub(super) fn check_first(&self) -> Result<(), Refusal> {
-        if self.target.len() > LONGEST_TARGET {
+        if self.target.len() > MAX_TARGET {
             return Err(Refusal::TargetTooLong);
         }
         // A fragment is never sent (RFC 9110, section 7.1); who reads one may drop it or not.
@@ -115,6 +115,7 @@ impl Head<'_> {
 
     /// The rest; how the body is framed.
     pub(super) fn check_rest(&self) -> Result<Framing, Refusal> {
+        check_method(self.method)?;
         self.check_target()?;
         self.framing()
     }
@@ -137,8 +138,17 @@ impl Head<'_> {
         Some(head)
     }
 
+    /// A path, an HTTP URI, `*`, or, for CONNECT, a host (RFC 9112, section 3.2). Servers read the path of any other URI as
+    /// that of a request.
     fn check_target(&self) -> Result<(), Refusal> {
         let target = Uri::try_from(self.target).map_err(|_| Refusal::Target)?;
+        let has_form = match target.scheme() {
+            Some(scheme) => *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS,
+            None => self.method == "CONNECT" || self.target == "*" || self.target.starts_with('/'),
+        };
+        if !has_form {
+            return Err(Refusal::Target);
+        }
         // Who is named before an `@` may be taken for the host (RFC 9110, section 4.2.4).
         match target.authority() {
             Some(authority) if !authority.as_str().bytes().all(in_host) => Err(Refusal::Target),
@@ -174,11 +184,17 @@ impl Head<'_> {
     }
 }
 
-fn in_host(byte: u8) -> bool {
+/// A method that is in upper case. Methods are told apart by case (RFC 9110, section 9.1), and some applications do not do so:
+/// to them, `put` is a write like `PUT`.
+pub(super) fn check_method(method: &str) -> Result<(), Refusal> {
+    if method.bytes().any(|byte| byte.is_ascii_lowercase()) { Err(Refusal::Method) } else { Ok(()) }
+}
+
+pub(super) fn in_host(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b"\"#/<>?@\\^`{|}".contains(&byte)
 }
 
-fn content_length(text: &[u8]) -> Result<u64, Refusal> {
+pub(super) fn content_length(text: &[u8]) -> Result<u64, Refusal> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let parsed = std::str::from_utf8(text).ok().filter(|_| digits).and_then(|text| text.parse().ok());
     parsed.ok_or(Refusal::ContentLength)
@@ -239,6 +255,17 @@ mod tests {
             ("GET /a HTTP/2.0\r\nHost: a\r\n\r\n", Refusal::Version),
             ("POST /a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Refusal::TransferCoding),
             ("GET  /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
+            ("\rPUT /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
+            (" PUT /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
+            ("\0PUT /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
+            ("PUT\x0b/a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
+            ("PUT /a http/1.1\r\nHost: a\r\n\r\n", Refusal::Version),
+            ("PUT ftp://a/b HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("PUT a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("PUT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("PUT ?a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+            ("put /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Method),
+            ("PuT /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Method),
         ] {
             assert_eq!(check(text), Err(refusal), "{text:?}");
         }

@@ -10,6 +10,8 @@ pub enum Refusal {
     Syntax,
     /// It is not HTTP/1.0 or HTTP/1.1.
     Version,
+    /// Its method is not in upper case.
+    Method,
     /// Its target is no target, or has a fragment.
     Target,
     /// Its target is too long.
@@ -28,13 +30,18 @@ pub enum Refusal {
     TransferCoding,
     /// A chunk of its body is none.
     Chunking,
+    /// It comes behind a header of the PROXY protocol.
+    ProxyProtocol,
+    /// It is not HTTP, and the policy refuses what is not.
+    OtherProtocol,
 }
 
 impl Refusal {
     /// Every reason, in the order of metrics.
-    pub const ALL: [Self; 11] = [
+    pub const ALL: [Self; 14] = [
         Self::Syntax,
         Self::Version,
+        Self::Method,
         Self::Target,
         Self::TargetTooLong,
         Self::HeadTooLarge,
@@ -44,6 +51,8 @@ impl Refusal {
         Self::TwoLengths,
         Self::TransferCoding,
         Self::Chunking,
+        Self::ProxyProtocol,
+        Self::OtherProtocol,
     ];
 
     /// The reason as metrics have it.
@@ -51,6 +60,7 @@ impl Refusal {
         match self {
             Self::Syntax => "syntax",
             Self::Version => "version",
+            Self::Method => "method",
             Self::Target => "target",
             Self::TargetTooLong => "target-too-long",
             Self::HeadTooLarge => "head-too-large",
@@ -60,6 +70,8 @@ impl Refusal {
             Self::TwoLengths => "two-lengths",
             Self::TransferCoding => "transfer-coding",
             Self::Chunking => "chunking",
+            Self::ProxyProtocol => "proxy-protocol",
+            Self::OtherProtocol => "other-protocol",
         }
     }
 
@@ -80,6 +92,7 @@ impl Refusal {
         match self {
             Self::Syntax => "this is not an HTTP/1.1 request",
             Self::Version => "send HTTP/1.1 or HTTP/2",
+            Self::Method => "write the method in upper case",
             Self::Target => "the request target is not a path with a query",
             Self::TargetTooLong => "the request target is longer than 32 KiB",
             Self::HeadTooLarge => "the header fields take more than 64 KiB, or are more than 100",
@@ -89,6 +102,8 @@ impl Refusal {
             Self::TwoLengths => "send Content-Length or Transfer-Encoding, not both",
             Self::TransferCoding => "the only transfer coding is chunked, in HTTP/1.1",
             Self::Chunking => "the body is not made of chunks",
+            Self::ProxyProtocol => "the PROXY protocol is not spoken here: send the request alone",
+            Self::OtherProtocol => "this is not HTTP, and the policy refuses other protocols",
         }
     }
 

@@ -161,6 +161,11 @@ impl Sidecar {
         self.log.lock().unwrap().iter().find(|line| line.contains(text)).cloned()
     }
 
+    /// The lines of its log that have this in them.
+    pub(crate) fn logged_lines(&self, text: &str) -> Vec<String> {
+        self.log.lock().unwrap().iter().filter(|line| line.contains(text)).cloned().collect()
+    }
+
     /// Asks it for a path of `shop.test`.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.get_with(path, &[]).await

@@ -1,0 +1,67 @@
+//! The log of refused requests, at a bounded rate.
+
+use std::{
+    net::IpAddr,
+    sync::atomic::{AtomicU64, Ordering},
+};
+
+use crate::{clock::monotonic_ms, gate::Refusal};
+
+/// Minimum time between two lines, in milliseconds.
+const LOG_INTERVAL_MS: u64 = 1000;
+
+/// Writes refused requests to the log: the first of each second, with the number of those before it that were left out.
+///
+/// A line for each would let clients fill the disk of the node.
+#[derive(Debug, Default)]
+pub struct RefusalLog {
+    /// When the next line may be written, in [`monotonic_ms`].
+    next_at: AtomicU64,
+    left_out: AtomicU64,
+}
+
+impl RefusalLog {
+    /// Notes that a request of `client` was refused.
+    pub fn note(&self, refusal: Refusal, client: IpAddr) {
+        if let Some(left_out) = self.admits(monotonic_ms()) {
+            tracing::warn!(
+                reason = refusal.as_str(),
+                status = refusal.status().as_u16(),
+                %client,
+                left_out,
+                "refused a request: {}",
+                refusal.detail()
+            );
+        }
+    }
+
+    /// How many lines were left out since the last one, if another may be written.
+    fn admits(&self, now: u64) -> Option<u64> {
+        let next_at = self.next_at.load(Ordering::Relaxed);
+        let is_due = now >= next_at
+            && self
+                .next_at
+                .compare_exchange(next_at, now + LOG_INTERVAL_MS, Ordering::Relaxed, Ordering::Relaxed)
+                .is_ok();
+        if is_due {
+            Some(self.left_out.swap(0, Ordering::Relaxed))
+        } else {
+            self.left_out.fetch_add(1, Ordering::Relaxed);
+            None
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn one_line_a_second_says_how_many_were_left_out() {
+        let log = RefusalLog::default();
+        assert_eq!(log.admits(5), Some(0));
+        assert_eq!([log.admits(5), log.admits(1004)], [None, None]);
+        assert_eq!(log.admits(1005), Some(2));
+        assert_eq!(log.admits(9000), Some(0));
+    }
+}
