@@ -33,6 +33,7 @@ use tokio_util::io::poll_read_buf;
 
 mod framing;
 mod head;
+mod http2;
 mod refusal;
 #[cfg(test)]
 mod tests;
@@ -41,6 +42,7 @@ mod turnstile;
 use framing::Framing;
 use head::Scan;
 pub use head::{Head, Lines};
+pub use http2::check_http2;
 pub use refusal::Refusal;
 pub use turnstile::{Guarded, Turnstile};
 

@@ -12,11 +12,12 @@ use http::{
 use http_body::Body;
 
 /// Hop-by-hop headers besides those that `Connection` names (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 6] = [
+const HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,
     PROXY_AUTHENTICATE,
     TRANSFER_ENCODING,
     UPGRADE,
+    HeaderName::from_static("http2-settings"),
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];
@@ -110,8 +111,9 @@ fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &str) {
 
 /// The protocol that a message wants to change to, or changes to (RFC 9110, section 7.8).
 ///
-/// HTTP/2 is none: clients ask for it in passing (Java's does, on the first request of every connection), with a header that
-/// ends here, and what they send is a request like any other.
+/// HTTP/2 is none, even in a list of several: clients ask for it in passing (Java's does, on the first request of every
+/// connection), with a header that ends here, and what they send is a request like any other. An application that took them at
+/// their word would speak a protocol in which nothing here reads its requests.
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = headers
         .get_all(CONNECTION)
@@ -119,10 +121,13 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
         .filter_map(|line| line.to_str().ok())
         .flat_map(|line| line.split(','))
         .any(|name| name.trim().eq_ignore_ascii_case("upgrade"));
-    headers
-        .get(UPGRADE)
-        .filter(|protocol| asked && !protocol.as_bytes().eq_ignore_ascii_case(b"h2c"))
-        .cloned()
+    let lines: Vec<_> = headers.get_all(UPGRADE).iter().map(HeaderValue::as_bytes).collect();
+    let protocols = lines.join(&b", "[..]);
+    let has_http2 = protocols.split(|byte| *byte == b',').any(|protocol| {
+        let name = protocol.split(|byte| *byte == b'/').next().unwrap_or_default();
+        name.trim_ascii().eq_ignore_ascii_case(b"h2c")
+    });
+    if !asked || has_http2 || lines.is_empty() { None } else { HeaderValue::from_bytes(&protocols).ok() }
 }
 
 /// Asks the application to change to a protocol.
@@ -205,6 +210,17 @@ mod tests {
             upgrade(&headers(&[("connection", "keep-alive, Upgrade"), ("upgrade", "websocket")])).is_some()
         );
         assert!(upgrade(&headers(&[("upgrade", "websocket")])).is_none());
-        assert!(upgrade(&headers(&[("connection", "Upgrade"), ("upgrade", "h2c")])).is_none());
+    }
+
+    #[test]
+    fn an_upgrade_to_http_2_is_none() {
+        for lines in
+            [&["h2c"][..], &["H2C"], &["h2c, x"], &["x,h2c"], &["x", "h2c"], &["x, y", "z ,\tH2c/2 "]]
+        {
+            let lines = lines.iter().map(|line| ("upgrade", *line)).chain([("connection", "Upgrade")]);
+            assert!(upgrade(&headers(&lines.collect::<Vec<_>>())).is_none());
+        }
+        let two = [("connection", "Upgrade"), ("upgrade", "x"), ("upgrade", "h2cx")];
+        assert_eq!(upgrade(&headers(&two)).unwrap(), "x, h2cx");
     }
 }

@@ -24,7 +24,8 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cli::ListenAddress,
-    gate::{Gate, Guarded, Refusal, Turnstile},
+    gate::{Gate, Guarded, Refusal, Turnstile, check_http2},
+    problem::Problem,
     proxy::{Client, Lane, Proxy},
 };
 
@@ -195,9 +196,13 @@ async fn serve_http2(
     proxy: &Arc<Proxy>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request| {
         let proxy = Arc::clone(proxy);
         async move {
+            if let Err(refusal) = check_http2(&mut request) {
+                proxy.telemetry().refused(refusal, client);
+                return Ok(Problem::Refused(refusal).response());
+            }
             let client = Client { address: client, turnstile: None };
             Ok::<_, std::convert::Infallible>(proxy.handle(request, client).await)
         }

@@ -29,9 +29,12 @@ impl FromRequestParts<Arc<Admin>> for Token {
         let given = parts
             .headers
             .get(header::AUTHORIZATION)
-            .and_then(|value| value.as_bytes().split_at_checked(7))
-            .filter(|(scheme, _)| scheme.eq_ignore_ascii_case(b"Bearer "))
-            .map(|(_, given)| given);
+            .and_then(|value| value.as_bytes().split_at_checked("Bearer".len()))
+            .filter(|(scheme, given)| {
+                scheme.eq_ignore_ascii_case(b"Bearer") && matches!(given, [] | [b' ', ..])
+            })
+            // Nothing behind the scheme, and so no blank either, is an empty token.
+            .map(|(_, given)| given.strip_prefix(b" ").unwrap_or_default());
         let refusal = match (&admin.token_file, given) {
             (None, _) => "this sidecar has no token: start it with --admin-token-file",
             (Some(_), None) => "send the token: Authorization: Bearer TOKEN",

@@ -359,3 +359,63 @@ async fn an_application_is_asked_once_whether_it_speaks_http_2() {
     let asked = origin.heads().into_iter().filter(|head| head.starts_with("PRI ")).count();
     assert_eq!(asked, 1);
 }
+
+/// A connection on which a client may say what hyper's does not.
+async fn raw(address: SocketAddr) -> h2::client::SendRequest<Bytes> {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (sender, connection) = h2::client::handshake(stream).await.unwrap();
+    tokio::spawn(async move {
+        let _ = connection.await;
+    });
+    sender
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_http_1_refuses_is_refused_over_http_2() {
+    let origin = cacheable().await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/a").await;
+    let many: Vec<_> = (0..101).map(|_| ("x", "a")).collect();
+    let long: &'static str = format!("http://shop.test/{}", "a".repeat(33 << 10)).leak();
+    const URI: &str = "http://shop.test/a";
+    for (method, uri, lines, status, reason) in [
+        ("GET", "http://user@shop.test/a", &[][..], 400, "host"),
+        ("GET", URI, &[("host", "a/b")], 400, "host"),
+        ("GET", URI, &[("host", "other.test")], 400, "host"),
+        ("GET", URI, &[("host", "shop.test"), ("host", "other.test")], 400, "host"),
+        ("GET", URI, &[("host", "shop.test"), ("host", "shop.test")], 400, "host"),
+        ("PUT", "ftp://shop.test/a", &[], 400, "target"),
+        ("put", URI, &[], 400, "method"),
+        ("GET", URI, &many, 431, "head-too-large"),
+        ("GET", long, &[], 414, "target-too-long"),
+        ("POST", URI, &[("content-length", "0"), ("content-length", "0")], 400, "content-length"),
+    ] {
+        let mut request = Request::builder().method(method).uri(uri);
+        for (name, value) in lines {
+            request = request.header(*name, *value);
+        }
+        let label = format!("reason=\"{reason}\"");
+        let before = sidecar.metric("larder_refused_requests_total", &[&label]).await;
+        let mut client = raw(sidecar.address).await.ready().await.unwrap();
+        let (answer, _) = client.send_request(request.body(()).unwrap(), true).unwrap();
+        let answer = tokio::time::timeout(PATIENCE, answer).await.expect("an answer in time").unwrap();
+        assert_eq!(answer.status(), status, "{method} {uri} {lines:?}");
+        assert_eq!(answer.headers()["content-type"], "application/problem+json");
+        let after = sidecar.metric("larder_refused_requests_total", &[&label]).await;
+        assert_eq!(after, before + 1.0, "{method} {uri} {lines:?}");
+    }
+    // What h2 refuses by itself ends the stream.
+    for (uri, name, value) in [
+        (URI, "connection", "close"),
+        (URI, "transfer-encoding", "chunked"),
+        (URI, "te", "gzip"),
+        (URI, "content-length", "5"),
+        (URI, "content-length", "x"),
+    ] {
+        let request = Request::post(uri).header(name, value).body(()).unwrap();
+        let mut client = raw(sidecar.address).await.ready().await.unwrap();
+        let Ok((answer, _)) = client.send_request(request, true) else { continue };
+        assert!(answer.await.is_err(), "{name}: {value}");
+    }
+    assert_eq!(origin.calls(), 1);
+}

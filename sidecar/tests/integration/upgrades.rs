@@ -149,3 +149,25 @@ async fn events_pass_as_they_come() {
         assert_eq!(client.chunk().await, "");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_application_never_hears_of_an_upgrade_to_http_2() {
+    let origin = Origin::numbered(&[]).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for lines in [
+        "Connection: Upgrade, HTTP2-Settings\r\nUpgrade: h2c\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+        "Connection: Upgrade\r\nUpgrade: h2c, x\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+        "Connection: upgrade\r\nUpgrade: x\r\nUpgrade: H2C\r\nHTTP2-Settings: AAMAAABkAAQAAP__\r\n",
+        "Connection: Upgrade\r\nUpgrade: websocket , h2c/1\r\n",
+    ] {
+        for method in ["GET", "POST"] {
+            let mut client = Wire::to(sidecar.address).await;
+            client
+                .say(format!("{method} /a HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0\r\n{lines}\r\n"))
+                .await;
+            assert!(client.head().await.starts_with("http/1.1 200 "), "{lines:?}");
+            let seen = origin.last();
+            assert_eq!((seen.header("upgrade"), seen.header("http2-settings")), ("", ""), "{lines:?}");
+        }
+    }
+}

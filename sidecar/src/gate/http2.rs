@@ -1,0 +1,146 @@
+//! The head of an HTTP/2 request, held to the rules of HTTP/1.
+//!
+//! What comes over HTTP/2 goes on over HTTP/1 to most applications, so that what one version must not say, the other must not
+//! either. h2 has refused already what RFC 9113 calls malformed and can be told without a body: repeated pseudo-header fields,
+//! fields of a connection, a length that is not the body's.
+
+use http::{
+    HeaderMap, HeaderValue, Request,
+    header::{CONTENT_LENGTH, COOKIE, HOST},
+    uri::Scheme,
+};
+
+use super::{
+    Refusal,
+    head::{MAX_TARGET, MOST_LINES, check_method, content_length, in_host},
+};
+
+/// Refuses what two servers could read differently. White space around values goes, as it does in HTTP/1.
+///
+/// # Errors
+/// The reason, if the head is refused.
+pub fn check_http2<B>(request: &mut Request<B>) -> Result<(), Refusal> {
+    trim_values(request.headers_mut());
+    let headers = request.headers();
+    // The crumbs of a cookie are one field in HTTP/1 (section 8.2.3).
+    let crumbs = headers.get_all(COOKIE).iter().count().saturating_sub(1);
+    if headers.len() - crumbs > MOST_LINES {
+        return Err(Refusal::HeadTooLarge);
+    }
+    check_method(request.method().as_str())?;
+    check_target(request)?;
+    check_host(request)?;
+    check_length(headers)
+}
+
+fn trim_values(headers: &mut HeaderMap) {
+    for value in headers.values_mut() {
+        let trimmed = value.as_bytes().trim_ascii();
+        if trimmed.len() < value.len()
+            && let Ok(trimmed) = HeaderValue::from_bytes(trimmed)
+        {
+            *value = trimmed;
+        }
+    }
+}
+
+/// A path or `*`, of an HTTP URI (RFC 9113, section 8.3.1); CONNECT has neither.
+fn check_target<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let target = request.uri();
+    let path = target.path_and_query().map_or("", |path| path.as_str());
+    let has_form = path == "*" || path.starts_with('/') || request.method() == "CONNECT" && path.is_empty();
+    let is_http = target.scheme().is_none_or(|scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS);
+    if path.len() > MAX_TARGET {
+        Err(Refusal::TargetTooLong)
+    } else if has_form && is_http {
+        Ok(())
+    } else {
+        Err(Refusal::Target)
+    }
+}
+
+/// One host: of `:authority`, of `Host`, or of both alike (RFC 9113, section 8.3.1).
+fn check_host<B>(request: &Request<B>) -> Result<(), Refusal> {
+    let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
+    let mut hosts = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);
+    let host = match (authority, hosts.next(), hosts.next()) {
+        (Some(authority), Some(host), None) if authority.eq_ignore_ascii_case(host) => authority,
+        (Some(host), None, None) | (None, Some(host), None) => host,
+        _ => return Err(Refusal::Host),
+    };
+    if host.iter().copied().all(in_host) { Ok(()) } else { Err(Refusal::Host) }
+}
+
+fn check_length(headers: &HeaderMap) -> Result<(), Refusal> {
+    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
+    match (lengths.next(), lengths.next()) {
+        (None, _) => Ok(()),
+        (Some(length), None) => content_length(length.as_bytes()).map(drop),
+        (Some(_), Some(_)) => Err(Refusal::ContentLength),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderName, Method, Uri};
+
+    use super::*;
+
+    fn check(method: &str, uri: &'static str, lines: &[(&'static str, &str)]) -> Result<(), Refusal> {
+        let mut request = Request::new(());
+        *request.method_mut() = method.parse::<Method>().unwrap();
+        *request.uri_mut() = Uri::from_static(uri);
+        for (name, value) in lines {
+            request
+                .headers_mut()
+                .append(HeaderName::from_static(name), HeaderValue::from_bytes(value.as_bytes()).unwrap());
+        }
+        check_http2(&mut request)
+    }
+
+    #[test]
+    fn what_http_1_refuses_is_refused() {
+        const URI: &str = "http://shop/a";
+        for (method, uri, lines, refusal) in [
+            ("GET", "http://me@shop/a", &[][..], Refusal::Host),
+            ("GET", "http://me:secret@shop/a", &[], Refusal::Host),
+            ("GET", "ftp://shop/a", &[], Refusal::Target),
+            ("get", URI, &[], Refusal::Method),
+            ("GET", URI, &[("host", "other")], Refusal::Host),
+            ("GET", URI, &[("host", "shop:80")], Refusal::Host),
+            ("GET", URI, &[("host", "shop"), ("host", "shop")], Refusal::Host),
+            ("GET", "/a", &[], Refusal::Host),
+            ("GET", "/a", &[("host", "a/b")], Refusal::Host),
+            ("GET", "/a", &[("host", "a b")], Refusal::Host),
+            ("GET", "/a", &[("host", "a"), ("host", "b")], Refusal::Host),
+            ("POST", URI, &[("content-length", "5"), ("content-length", "5")], Refusal::ContentLength),
+            ("POST", URI, &[("content-length", "+5")], Refusal::ContentLength),
+            ("POST", URI, &[("content-length", "5, 5")], Refusal::ContentLength),
+        ] {
+            assert_eq!(check(method, uri, lines), Err(refusal), "{method} {uri} {lines:?}");
+        }
+        assert_eq!(check("GET", URI, &vec![("x", "a"); 101]), Err(Refusal::HeadTooLarge));
+    }
+
+    #[test]
+    fn white_space_around_a_value_goes() {
+        let mut request = Request::get("http://shop/").header("x", "\t a b ").body(()).unwrap();
+        assert_eq!(check_http2(&mut request), Ok(()));
+        assert_eq!(request.headers()["x"], "a b");
+    }
+
+    #[test]
+    fn what_http_1_takes_is_taken() {
+        for (method, uri, lines) in [
+            ("GET", "http://shop/a?b", &vec![("x", "a"); 100][..]),
+            ("GET", "http://shop/", &vec![("cookie", "a=b"); 200]),
+            ("GET", "https://shop:8080/", &[("host", "SHOP:8080")]),
+            ("GET", "/a", &[("host", "shop")]),
+            ("POST", "http://[::1]:80/a", &[("content-length", "5")]),
+            ("OPTIONS", "*", &[("host", "shop")]),
+            ("CONNECT", "shop:80", &[]),
+        ] {
+            assert_eq!(check(method, uri, lines), Ok(()), "{method} {uri} {lines:?}");
+        }
+    }
+}
