@@ -28,7 +28,7 @@ pub struct CachePolicyStatus {
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub missed_pods: Vec<String>,
 
-    /// Accepted, Injected, TrafficCaptured, ConfigCurrent, TiersHealthy and Ready.
+    /// Accepted, Injected, TrafficCaptured, ConfigCurrent, WritesSeen, TiersHealthy and Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
@@ -65,6 +65,8 @@ pub enum ConditionType {
     TrafficCaptured,
     /// Every sidecar serves by the policy as it stands.
     ConfigCurrent,
+    /// Every write to the pods passes a sidecar that purges by it, where the policy has rules for writes.
+    WritesSeen,
     /// Redis and Postgres answer every sidecar.
     TiersHealthy,
     /// All of the above that bear on serving: the policy is in force.
@@ -73,11 +75,12 @@ pub enum ConditionType {
 
 impl ConditionType {
     /// All of them, in the order of a policy's way.
-    pub const ALL: [Self; 6] = [
+    pub const ALL: [Self; 7] = [
         Self::Accepted,
         Self::Injected,
         Self::TrafficCaptured,
         Self::ConfigCurrent,
+        Self::WritesSeen,
         Self::TiersHealthy,
         Self::Ready,
     ];
@@ -89,6 +92,7 @@ impl ConditionType {
             Self::Injected => "Injected",
             Self::TrafficCaptured => "TrafficCaptured",
             Self::ConfigCurrent => "ConfigCurrent",
+            Self::WritesSeen => "WritesSeen",
             Self::TiersHealthy => "TiersHealthy",
             Self::Ready => "Ready",
         }

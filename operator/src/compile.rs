@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
 use larder_crds::RolloutStrategy;
 use larder_policy::{
-    Document, Metadata, Policy, document,
+    Document, Metadata, Policy, coverage, document,
     spec::{CacheSpec, SecretKeyRef},
 };
 
@@ -23,6 +23,8 @@ pub struct Compiled {
     pub yaml: String,
     /// Its hash, which a sidecar that serves by it answers with.
     pub hash: String,
+    /// Whether it is served by only while the coverage beside it allows to.
+    pub follows_coverage: bool,
 }
 
 /// Whose a document is.
@@ -63,9 +65,11 @@ fn write(owner: Owner<'_>, spec: CacheSpec) -> Compiled {
         namespace: owner.namespace.to_owned(),
         uid: owner.uid.to_owned(),
     };
-    let yaml = Document::new(metadata, spec).to_yaml();
+    // What is cached may rely on seeing every write only where writes purge by rules.
+    let follows_coverage = spec.invalidation.as_ref().is_some_and(|rules| !rules.on_write.is_empty());
+    let yaml = Document { follows_coverage, ..Document::new(metadata, spec) }.to_yaml();
     let hash = document::hash(&yaml);
-    Compiled { yaml, hash }
+    Compiled { yaml, hash, follows_coverage }
 }
 
 /// The Secret keys that a policy refers to, each once, in order.
@@ -122,6 +126,18 @@ pub fn recorded_hash(config_map: &ConfigMap) -> Option<&str> {
 pub fn held_hash(config_map: &ConfigMap) -> String {
     let text = config_map.data.as_ref().and_then(|data| data.get(DOCUMENT_KEY));
     document::hash(text.map_or("", String::as_str))
+}
+
+/// Whether the document that a ConfigMap holds is served by only while the coverage allows to. One that can't be read is not
+/// served by, and says nothing.
+pub fn held_follows_coverage(config_map: &ConfigMap) -> bool {
+    let text = config_map.data.as_ref().and_then(|data| data.get(DOCUMENT_KEY));
+    text.and_then(|text| Document::parse(text).ok()).is_some_and(|document| document.follows_coverage)
+}
+
+/// The coverage in a policy's ConfigMap, as text.
+pub fn held_coverage(config_map: &ConfigMap) -> Option<&str> {
+    config_map.data.as_ref()?.get(coverage::FILE_NAME).map(String::as_str)
 }
 
 fn owned<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
@@ -186,6 +202,20 @@ mod tests {
         assert_eq!(first, compile(OWNER, &with_secrets()).unwrap());
         assert_eq!(first.hash, document::hash(&first.yaml));
         assert_ne!(first.hash, suspended(OWNER).hash);
+    }
+
+    #[test]
+    fn only_policies_with_rules_for_writes_follow_their_coverage() {
+        let write = json!({"match": {"path": "/a"}, "purge": {"paths": ["/a"]}});
+        let with = spec(json!({"invalidation": {"onWrite": [write]}})).cache;
+        let compiled = compile(OWNER, &with).unwrap();
+        assert!(compiled.follows_coverage && compiled.yaml.contains("followsCoverage: true"), "{compiled:?}");
+        let map = config_map("shop", "cache", &compiled, RolloutStrategy::Restart);
+        assert!(held_follows_coverage(&map));
+        assert_eq!(held_coverage(&map), None, "it is written beside it");
+        let without = compile(OWNER, &with_secrets()).unwrap();
+        assert!(!without.follows_coverage && !without.yaml.contains("followsCoverage"), "{without:?}");
+        assert!(!suspended(OWNER).follows_coverage);
     }
 
     #[test]

@@ -1,5 +1,6 @@
 //! The controllers that the leading replica runs: one keeps policies in force, one takes back what a deleted policy left.
 
+mod covering;
 mod policy;
 mod retire;
 mod rolling;

@@ -16,6 +16,7 @@ pub fn transitions(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus
         ConditionType::Injected,
         ConditionType::TrafficCaptured,
         ConditionType::ConfigCurrent,
+        ConditionType::WritesSeen,
         ConditionType::TiersHealthy,
     ];
     let all_injected = after.pods.injected == after.pods.matched;
@@ -47,6 +48,9 @@ fn of(kind: ConditionType, now: &Condition) -> Option<Event> {
         (ConditionType::TrafficCaptured, _, _) => (EventType::Warning, "Capture"),
         (ConditionType::ConfigCurrent, "True", _) => (EventType::Normal, "Configure"),
         (ConditionType::ConfigCurrent, _, _) => (EventType::Warning, "Configure"),
+        (ConditionType::WritesSeen, "True", "WritesSeen") => (EventType::Normal, "Cover"),
+        (ConditionType::WritesSeen, "False", "UnseenWrites") => (EventType::Warning, "Cover"),
+        (ConditionType::WritesSeen, _, _) => return None,
         (ConditionType::TiersHealthy, "True", "Healthy") => (EventType::Normal, "Watch"),
         (ConditionType::TiersHealthy, "True", _) => return None,
         (ConditionType::TiersHealthy, _, _) => (EventType::Warning, "Watch"),
@@ -83,8 +87,11 @@ fn event(type_: EventType, reason: &str, action: &str, mut note: String) -> Even
 mod tests {
     use serde_json::json;
 
+    use larder_policy::{coverage::State, spec::UnseenWrites};
+
     use super::*;
     use crate::{
+        coverage::{Assessment, Sight, View},
         policies::Refusal,
         rollout::{MOST_ATTEMPTS, Progress},
         status::tests::{Scene, right},
@@ -115,6 +122,21 @@ mod tests {
             ..Scene::default()
         };
         assert_eq!(reasons(Some(&well), &past.assess(None)), ["NumericTargetPort"]);
+    }
+
+    #[test]
+    fn unseen_writes_are_told_at_once() {
+        let view =
+            |state| View { assessment: Assessment::default(), choice: UnseenWrites::PassThrough, state };
+        let covered = Scene { coverage: Some(view(State::Serving)), ..Scene::default() }.assess(None);
+        assert_eq!(reasons(None, &covered), ["Accepted", "Injected", "Current", "WritesSeen"]);
+        let mut lost = view(State::Interrupted);
+        lost.assessment.unseen = vec![("plain".into(), Sight::Plain)];
+        let lost = Scene { coverage: Some(lost), ..Scene::default() }.assess(Some(&covered));
+        let events = transitions(Some(&covered), &lost);
+        assert_eq!((events[0].reason.as_str(), events[0].type_), ("UnseenWrites", EventType::Warning));
+        assert!(events[0].note.as_ref().unwrap().contains("pod plain"), "{:?}", events[0].note);
+        assert!(reasons(Some(&lost), &lost).is_empty());
     }
 
     #[test]

@@ -1,12 +1,13 @@
 //! The Larder operator: a controller that keeps what runs in line with the policies, and an admission webhook that puts
 //! the sidecar into pods.
 //!
-//! [`inject`], [`capture`], [`compile`], [`rollout`] and [`status`] decide and touch nothing; the rest does as they say.
+//! [`inject`], [`capture`], [`compile`], [`coverage`], [`rollout`] and [`status`] decide and touch nothing; the rest does as they say.
 
 pub mod capture;
 pub mod cli;
 pub mod compile;
 pub mod controller;
+pub mod coverage;
 pub mod error;
 pub mod events;
 pub mod health;

@@ -15,6 +15,9 @@ pub const ORIGINAL: &str = "larder.dev/original";
 /// The annotation of an injected pod: the hash of its policy's configuration. A change makes the kubelet look at the
 /// pod, and so refresh its ConfigMap, at once.
 pub const CONFIG_HASH: &str = "larder.dev/config-hash";
+/// The annotation of an injected pod: what its sidecar is told of the coverage. A change has the kubelet refresh the pod's
+/// ConfigMap, as one of [`CONFIG_HASH`] does.
+pub const COVERAGE: &str = "larder.dev/coverage";
 /// The annotation of a pod that was not injected: `<Reason>: <message>`.
 pub const SKIPPED: &str = "larder.dev/skipped";
 /// The annotation of a pod template: when the operator last restarted the workload.
@@ -30,6 +33,8 @@ pub const ROLLOUT_STRATEGY: &str = "larder.dev/rollout-strategy";
 pub const SIDECAR: &str = "larder-sidecar";
 /// The field manager of what the operator applies.
 pub const FIELD_MANAGER: &str = "larder-operator";
+/// The field manager of the coverage in a policy's ConfigMap: who applies the rest leaves it alone.
+pub const COVERAGE_MANAGER: &str = "larder-operator-coverage";
 /// The name under which the operator reports events.
 pub const CONTROLLER: &str = "larder";
 /// The Lease that the leading replica holds.

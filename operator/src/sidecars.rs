@@ -20,12 +20,22 @@ const AT_ONCE: usize = 64;
 pub struct Answer {
     /// The hash of what it serves by.
     pub hash: Option<String>,
+    /// Whether it looks requests up: `serving`, or why it passes everything through.
+    #[serde(default)]
+    pub state: Option<String>,
     /// Why what is on its disk is not what it serves by.
     #[serde(default)]
     pub error: Option<String>,
     /// Its tiers, and whether they answer it: `up` or `down`.
     #[serde(default)]
     pub tiers: BTreeMap<String, String>,
+}
+
+impl Answer {
+    /// Whether it passes everything through until it is told that every pod has the sidecar.
+    pub fn waits(&self) -> bool {
+        self.state.as_deref() == Some("waiting")
+    }
 }
 
 /// A sidecar to ask.

@@ -3,6 +3,7 @@
 
 mod injected;
 mod traffic;
+mod writes_seen;
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -12,8 +13,9 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use larder_crds::{CachePolicySpec, CachePolicyStatus, CaptureMode, ConditionType, PodCounts};
+use larder_policy::coverage::State;
 
-use crate::{policies::Refusal, sidecars::Answer, survey::Survey};
+use crate::{coverage::View, policies::Refusal, sidecars::Answer, survey::Survey};
 
 /// How many missed pods are named.
 const NAMED: usize = 10;
@@ -33,6 +35,8 @@ pub struct Observation<'a> {
     pub survey: &'a Survey,
     /// What its sidecars said, by pod.
     pub answers: &'a BTreeMap<String, Result<Answer, String>>,
+    /// What the policy relies on seeing, and what its sidecars have been told; `None` where nothing relies on it.
+    pub coverage: Option<&'a View>,
     /// The Services of the namespace.
     pub services: &'a [Arc<Service>],
     /// Why the webhook can't be counted on.
@@ -80,8 +84,9 @@ pub fn assess(
     let traffic = traffic::captured(seen);
     let current = config_current(seen, &pods);
     let tiers = tiers_healthy(seen);
-    let ready = ready(seen, &pods, [&accepted, &injected, &current, &traffic]);
-    let verdicts = [accepted, injected, traffic, current, tiers, ready];
+    let writes = writes_seen::writes_seen(seen);
+    let ready = ready(seen, &pods, [&accepted, &injected, &current, &traffic, &writes]);
+    let verdicts = [accepted, injected, traffic, current, writes, tiers, ready];
     let conditions = ConditionType::ALL.into_iter().zip(verdicts);
     let conditions =
         conditions.map(|(kind, verdict)| condition(kind, verdict, seen.generation, previous, now));
@@ -235,8 +240,8 @@ fn tiers_healthy(seen: &Observation<'_>) -> Verdict {
 }
 
 /// Tiers don't bear on it: a cache without Redis still answers.
-fn ready(seen: &Observation<'_>, pods: &PodCounts, others: [&Verdict; 4]) -> Verdict {
-    let [accepted, injected, current, traffic] = others;
+fn ready(seen: &Observation<'_>, pods: &PodCounts, others: [&Verdict; 5]) -> Verdict {
+    let [accepted, injected, current, traffic, writes] = others;
     let because = |verdict: &Verdict| Verdict::new(false, &verdict.reason, verdict.message.clone());
     if !accepted.is_true() || seen.spec.capture.mode == CaptureMode::None {
         return because(if accepted.is_true() { injected } else { accepted });
@@ -246,7 +251,9 @@ fn ready(seen: &Observation<'_>, pods: &PodCounts, others: [&Verdict; 4]) -> Ver
         return Verdict::new(false, "Suspended", message);
     }
     if injected.reason != "Injected" {
-        return because(injected);
+        let waits = seen.coverage.is_some_and(|view| view.state != State::Serving);
+        let effect = if waits { "; until then every sidecar passes everything through" } else { "" };
+        return Verdict::new(false, &injected.reason, format!("{}{effect}", injected.message));
     }
     if !current.is_true() {
         return match seen.write_refused {
@@ -260,6 +267,9 @@ fn ready(seen: &Observation<'_>, pods: &PodCounts, others: [&Verdict; 4]) -> Ver
     }
     if traffic.holds == Some(false) {
         return because(traffic);
+    }
+    if let Some(waiting) = writes_seen::waiting(seen, writes) {
+        return waiting;
     }
     Verdict::new(true, "Serving", format!("{} pods serve by the policy", pods.current))
 }
@@ -311,6 +321,7 @@ pub(crate) mod tests {
         pub(crate) refusal: Option<Refusal>,
         pub(crate) pods: Vec<PodReport>,
         pub(crate) answers: Vec<(&'static str, Result<Answer, String>)>,
+        pub(crate) coverage: Option<View>,
         pub(crate) services: Value,
         pub(crate) webhook: Option<&'static str>,
         pub(crate) write_refused: Option<&'static str>,
@@ -324,6 +335,7 @@ pub(crate) mod tests {
                 refusal: None,
                 pods: vec![right("a")],
                 answers: vec![("a", answer(HASH))],
+                coverage: None,
                 services: json!([{"metadata": {"name": "shop"}, "spec": {"clusterIP": "10.0.0.1", "selector": {"app": "shop"},
                     "ports": [{"port": 80, "targetPort": "http"}]}}]),
                 webhook: None,
@@ -335,8 +347,17 @@ pub(crate) mod tests {
 
     impl Scene {
         pub(crate) fn assess(self, previous: Option<&CachePolicyStatus>) -> CachePolicyStatus {
-            let Self { spec: fields, refusal, pods, answers, services, webhook, write_refused, workload } =
-                self;
+            let Self {
+                spec: fields,
+                refusal,
+                pods,
+                answers,
+                coverage,
+                services,
+                webhook,
+                write_refused,
+                workload,
+            } = self;
             let states = || pods.iter().map(|pod| PodState { fault: pod.fault, newest: true }).collect();
             let workloads =
                 workload.into_iter().map(|progress| (workload_with(progress), states())).collect();
@@ -348,6 +369,7 @@ pub(crate) mod tests {
                 hash: Some(HASH),
                 survey: &Survey { workloads, pods, ..Survey::default() },
                 answers: &answers.into_iter().map(|(pod, answer)| (pod.to_owned(), answer)).collect(),
+                coverage: coverage.as_ref(),
                 services: &services.into_iter().map(Arc::new).collect::<Vec<_>>(),
                 webhook,
                 write_refused,
@@ -373,7 +395,7 @@ pub(crate) mod tests {
     fn all_is_well() {
         let status = Scene::default().assess(None);
         assert_eq!(status.pods, PodCounts { matched: 1, injected: 1, current: 1, ready: 1, missed: 0 });
-        assert_eq!(status.conditions.len(), 6);
+        assert_eq!(status.conditions.len(), 7);
         for condition in &status.conditions {
             assert_eq!(condition.status, "True", "{condition:?}");
             assert_eq!(condition.observed_generation, Some(3));
@@ -442,6 +464,7 @@ pub(crate) mod tests {
                 hash: None,
                 survey: &Survey::default(),
                 answers: &BTreeMap::new(),
+                coverage: None,
                 services: &[],
                 webhook: None,
                 write_refused: None,

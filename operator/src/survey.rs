@@ -49,6 +49,8 @@ pub struct PodReport {
     pub admin_port: Option<u16>,
     /// The hash that it was last told of.
     pub config_hash: Option<String>,
+    /// The coverage that it was last told of.
+    pub coverage: Option<String>,
     /// Its captured ports.
     pub captured: Vec<Captured>,
     /// What is wrong with it.
@@ -158,11 +160,6 @@ fn report(pod: &Pod, matched: bool, injected: bool, fault: Option<Fault>, skip: 
     let status = pod.status.as_ref();
     let statuses = status.and_then(|status| status.init_container_statuses.as_ref()).into_iter().flatten();
     let ready = statuses.into_iter().any(|container| container.name == names::SIDECAR && container.ready);
-    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let mut ports = containers
-        .filter(|container| container.name == names::SIDECAR)
-        .flat_map(|container| container.ports.iter().flatten());
-    let admin_port = ports.find_map(|port| u16::try_from(port.container_port).ok());
     let original = json!({ "metadata": { "annotations": pod.annotations() } });
     PodReport {
         name: pod.name_any(),
@@ -171,12 +168,22 @@ fn report(pod: &Pod, matched: bool, injected: bool, fault: Option<Fault>, skip: 
         matched,
         injected,
         ready,
-        admin_port,
+        admin_port: admin_port_of(pod),
         config_hash: pod.annotations().get(names::CONFIG_HASH).cloned(),
+        coverage: pod.annotations().get(names::COVERAGE).cloned(),
         captured: inject::captured_of(&original),
         fault,
         skip,
     }
+}
+
+/// The port of a pod's sidecar's admin API.
+pub fn admin_port_of(pod: &Pod) -> Option<u16> {
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let mut ports = containers
+        .filter(|container| container.name == names::SIDECAR)
+        .flat_map(|container| container.ports.iter().flatten());
+    ports.find_map(|port| u16::try_from(port.container_port).ok())
 }
 
 /// Whether a pod has the sidecar.
@@ -207,6 +214,7 @@ pub(crate) mod tests {
 
     use super::*;
     use crate::{
+        coverage::{self, Sight},
         inject::tests as pods,
         policies::{Policies, tests as policy_tests},
     };
@@ -301,6 +309,40 @@ pub(crate) mod tests {
         assert_eq!(survey.workloads[0].1[0], PodState { fault: Some(Fault::Missed), newest: true });
         assert_eq!(survey.pods[1].admin_port, Some(24890));
         assert_eq!(survey.pods[1].captured[0].port, 8080);
+    }
+
+    #[test]
+    fn writers_are_all_pods_that_take_requests() {
+        let policies = shop();
+        let selector = policies.of("shop").remove(0).spec.selector;
+        let placed = |mut pod: Value| {
+            pod["spec"]["nodeName"] = json!("node");
+            pod
+        };
+        let (mut out, mut foreign, mut leaving) = (plain("c"), injected("d", &policies), plain("e"));
+        out["metadata"]["labels"][names::INJECT_LABEL] = json!("false");
+        foreign["metadata"]["labels"][names::POLICY_LABEL] = json!("another");
+        leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:30Z");
+        leaving["status"] = json!({"containerStatuses": [{"name": "app", "image": "i", "imageID": "i", "ready": true,
+            "restartCount": 0, "state": {"running": {}}}]});
+        let mut other = plain("f");
+        other["metadata"]["labels"]["app"] = json!("other");
+        let pods = vec![plain("z"), plain("a"), injected("b", &policies), out, foreign, leaving, other];
+        let world = world(pods.into_iter().map(placed).collect());
+        let now = "2026-01-01T00:00:00Z".parse().unwrap();
+        let writers = coverage::writers(&world, ("shop", "shop"), &selector, now);
+        let found: Vec<_> = writers.iter().map(|writer| (writer.name.as_str(), writer.sight)).collect();
+        let expected = [
+            ("a", Sight::Plain),
+            ("b", Sight::Sidecar),
+            ("c", Sight::OptedOut),
+            ("d", Sight::OtherPolicy),
+            ("e", Sight::Plain),
+            ("z", Sight::Plain),
+        ];
+        assert_eq!(found, expected);
+        assert_eq!(writers[1].admin_port, Some(24890));
+        assert!(writers[4].leaving);
     }
 
     #[test]

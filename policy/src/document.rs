@@ -9,6 +9,9 @@ pub const API_VERSION: &str = "larder.dev/v1alpha1";
 /// The kind of a [`Document`].
 pub const KIND: &str = "CachePolicy";
 
+/// The name of [`Document::follows_coverage`].
+pub const FOLLOWS_COVERAGE: &str = "followsCoverage";
+
 /// A `CachePolicy` as far as a sidecar is concerned. Fields that this version does not know are left alone, so that an
 /// older sidecar reads what a newer operator wrote; `selector`, `targets`, `capture` and `sidecar` are among them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
@@ -24,6 +27,10 @@ pub struct Document {
     /// What the sidecar serves by.
     #[serde(default)]
     pub spec: CacheSpec,
+    /// True in what the operator compiled from a policy that relies on seeing every write: it is served by only while the
+    /// [`Coverage`](crate::Coverage) beside it allows to. A file that a person wrote is served by at once.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub follows_coverage: bool,
 }
 
 /// Whose a [`Document`] is.
@@ -59,7 +66,8 @@ pub enum InvalidDocument {
 impl Document {
     /// A document of this version.
     pub fn new(metadata: Metadata, spec: CacheSpec) -> Self {
-        Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), metadata, spec }
+        let follows_coverage = false;
+        Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), metadata, spec, follows_coverage }
     }
 
     /// Reads a document.

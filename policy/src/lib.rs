@@ -5,6 +5,7 @@
 
 pub mod cache_control;
 pub mod claims;
+pub mod coverage;
 pub mod credentials;
 pub mod date;
 pub mod document;
@@ -32,6 +33,7 @@ pub mod validation;
 pub mod values;
 pub mod vary;
 
+pub use coverage::Coverage;
 pub use document::{Document, Metadata};
 pub use duration::Duration;
 pub use fields::Fields;

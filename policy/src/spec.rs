@@ -15,7 +15,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
 pub use self::{
-    invalidation::{Invalidation, OnWrite, PurgeSpec, WriteMatch},
+    invalidation::{Invalidation, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},
     key::{KeyBody, KeyQuery, KeySpec, QueryOrder},
     route::{
         Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, LastKnownGood, RouteMatch,

@@ -84,6 +84,8 @@ pub enum Bypass {
     NoPolicy,
     /// The policy is suspended.
     Suspended,
+    /// A pod without a sidecar takes writes, or may: the operator has not said yet that every pod has one.
+    WaitingForPods,
     /// No route of the policy matches.
     NoRoute,
     /// The route's `bypass` says so, by a parameter of the query.
@@ -112,6 +114,7 @@ impl Bypass {
         match self {
             Self::NoPolicy => "no-policy",
             Self::Suspended => "suspended",
+            Self::WaitingForPods => "waiting-for-pods",
             Self::NoRoute => "no-route",
             Self::Query => "bypass-query",
             Self::Header => "bypass-header",

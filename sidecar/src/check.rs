@@ -15,7 +15,7 @@ mod schema;
 mod tests;
 mod tree;
 
-use larder_policy::document::{API_VERSION, InvalidDocument, KIND};
+use larder_policy::document::{API_VERSION, FOLLOWS_COVERAGE, InvalidDocument, KIND};
 
 pub use self::report::run;
 use self::{
@@ -157,7 +157,9 @@ pub fn unknown_fields(text: &str) -> Vec<String> {
     let policies = documents.iter().filter(|document| kind_of(&document.root).is_ok());
     let schema = Schema::of_policies(Place::Alone);
     let faults = policies.flat_map(|document| schema.faults(&document.root));
-    faults.filter(|fault| fault.kind == Kind::Unknown).map(|fault| fault.path).collect()
+    // The operator's own, which is in no definition.
+    let is_unknown = |fault: &Fault| fault.kind == Kind::Unknown && fault.path != FOLLOWS_COVERAGE;
+    faults.filter(is_unknown).map(|fault| fault.path).collect()
 }
 
 /// Whether it is a policy; its kind if it has another.

@@ -7,10 +7,15 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use larder_policy::{Document, Policy, document};
+use larder_policy::{Coverage, Document, Metadata, Policy, coverage, document};
 use tokio::time::{MissedTickBehavior, interval};
 
-use crate::{check, entry::authentication::Authentication, serving::Serving, telemetry::Telemetry};
+use crate::{
+    check,
+    entry::authentication::Authentication,
+    serving::{Leave, Serving},
+    telemetry::Telemetry,
+};
 
 /// How often the file is looked at. The kubelet swaps a directory's symbolic link, which watchers of a file don't see.
 const LOOK: Duration = Duration::from_secs(1);
@@ -19,8 +24,8 @@ const LOOK: Duration = Duration::from_secs(1);
 #[derive(Debug)]
 pub struct Config {
     serving: ArcSwap<Serving>,
-    /// What the file was when it was last looked at.
-    seen: Mutex<Option<Seen>>,
+    /// What the files were when they were last looked at.
+    seen: Mutex<Option<(Seen, Option<String>)>>,
     error: ArcSwapOption<String>,
     telemetry: Arc<Telemetry>,
     authentication: Arc<Authentication>,
@@ -76,21 +81,23 @@ impl Config {
             let (tiers, troubles) = (serving.tiers(), serving.troubles());
             let is_in_trouble = |name: &String| troubles.iter().any(|(known, _)| known == name);
             let in_trouble = tiers.iter().map(|(name, _)| (name.clone(), is_in_trouble(name))).collect();
+            self.telemetry.stats.set_mode(serving.mode);
             self.telemetry.stats.set_troubles(in_trouble);
             self.telemetry.stats.set_tiers(tiers);
         }
     }
 
     async fn refresh(&self, policy: &Path) {
-        let now = look(policy).await;
+        let now = (look(policy).await, coverage_beside(policy).await);
         let before = self.seen.lock().unwrap_or_else(PoisonError::into_inner).replace(now.clone());
         if before.as_ref() != Some(&now) {
-            self.apply(now);
+            let (policy, coverage) = now;
+            self.apply(policy, coverage.as_deref());
         }
     }
 
-    fn apply(&self, seen: Seen) {
-        let current = self.serving.load();
+    fn apply(&self, seen: Seen, coverage: Option<&str>) {
+        let current = self.serving.load_full();
         match seen {
             Seen::Missing => {
                 self.error.store(None);
@@ -99,15 +106,21 @@ impl Config {
                     self.exchange(Serving::absent(&self.telemetry, &self.authentication, Some(&current)));
                 }
             }
-            Seen::Unreadable(error) => self.refuse(error),
+            Seen::Unreadable(error) => {
+                self.refuse(error);
+                self.follow(&current, coverage);
+            }
             Seen::Text(text) => {
                 let hash = document::hash(&text);
                 if current.hash.as_ref() == Some(&hash) {
                     self.error.store(None);
+                    self.follow(&current, coverage);
                     return;
                 }
                 match compile(&text) {
                     Ok((document, policy)) => {
+                        let Document { metadata, follows_coverage, .. } = document;
+                        let leave = leave(follows_coverage, &metadata, coverage);
                         tracing::info!(hash, suspended = policy.suspended, "serving a policy");
                         let unknown = check::unknown_fields(&text);
                         if !unknown.is_empty() {
@@ -116,10 +129,14 @@ impl Config {
                                 "fields that this version does not know do nothing"
                             );
                         }
+                        if leave == Leave::Waiting {
+                            tracing::info!("everything passes through until every pod has the sidecar");
+                        }
                         self.exchange(Serving::under(
                             policy,
-                            document.metadata,
+                            metadata,
                             hash,
+                            leave,
                             &self.telemetry,
                             &self.authentication,
                             Some(&current),
@@ -127,10 +144,43 @@ impl Config {
                         self.error.store(None);
                         self.telemetry.stats.reloaded(true);
                     }
-                    Err(error) => self.refuse(error),
+                    Err(error) => {
+                        self.refuse(error);
+                        self.follow(&current, coverage);
+                    }
                 }
             }
         }
+    }
+
+    /// Takes over the coverage of the policy that is served by, where it follows one.
+    fn follow(&self, current: &Serving, coverage: Option<&str>) {
+        let Some(hash) = current.hash.clone() else { return };
+        let follows_coverage = current.leave != Leave::NotNeeded;
+        let leave = leave(follows_coverage, &current.metadata, coverage);
+        if leave == current.leave {
+            return;
+        }
+        match leave {
+            Leave::Waiting => {
+                tracing::warn!(
+                    "a pod without the sidecar takes writes, or may; everything passes through until every pod has it"
+                );
+            }
+            Leave::NotNeeded | Leave::Round(_) => {
+                tracing::info!("every pod has the sidecar; serving from the cache")
+            }
+        }
+        let (policy, metadata) = (current.policy.clone(), current.metadata.clone());
+        self.exchange(Serving::under(
+            policy,
+            metadata,
+            hash,
+            leave,
+            &self.telemetry,
+            &self.authentication,
+            Some(current),
+        ));
     }
 
     fn exchange(&self, serving: Serving) {
@@ -146,6 +196,21 @@ impl Config {
         self.error.store(Some(Arc::new(error)));
         self.telemetry.stats.reloaded(false);
     }
+}
+
+/// The text of the coverage that the operator keeps beside a policy. One that can't be read allows nothing, as a missing one.
+async fn coverage_beside(policy: &Path) -> Option<String> {
+    tokio::fs::read_to_string(policy.with_file_name(coverage::FILE_NAME)).await.ok()
+}
+
+/// Leave to serve by a policy's document.
+fn leave(follows_coverage: bool, metadata: &Metadata, coverage: Option<&str>) -> Leave {
+    if !follows_coverage {
+        return Leave::NotNeeded;
+    }
+    let coverage = coverage.and_then(|text| Coverage::parse(text, &metadata.uid));
+    let round = coverage.as_ref().and_then(Coverage::round);
+    round.map_or(Leave::Waiting, |round| Leave::Round(round.to_owned()))
 }
 
 async fn look(path: &Path) -> Seen {

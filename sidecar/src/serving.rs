@@ -32,12 +32,15 @@ pub struct Serving {
     pub hash: Option<String>,
     /// The policy.
     pub policy: Policy,
-    /// The policy's [`Policy::shape`]: what was stored under another is not served.
+    /// The policy's [`Policy::shape`], and the round of its coverage where it follows one: what was stored under another is not
+    /// served.
     pub shape: String,
     /// Whose policy it is.
     pub metadata: Metadata,
     /// Whether requests are looked up at all.
     pub mode: Mode,
+    /// Leave to serve from the cache, besides the policy's own.
+    pub leave: Leave,
     /// What purges made stale.
     pub barriers: Arc<Barriers>,
     /// The cache in memory.
@@ -73,16 +76,33 @@ pub enum Mode {
     Serving,
     /// Everything passes: the policy says so. Writes still purge, so that nothing stale is served when it resumes.
     Suspended,
+    /// Everything passes: pods without a sidecar take writes, or may. Writes still purge.
+    Waiting,
     /// Everything passes: there is no policy.
     Absent,
 }
 
+/// Leave to serve from the cache, besides the policy's own.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Leave {
+    /// None is needed: no operator knows of the other pods, or nothing depends on seeing their writes.
+    NotNeeded,
+    /// It is needed and not there.
+    Waiting,
+    /// Every write is seen since this round of [`Coverage`](larder_policy::Coverage) began.
+    Round(String),
+}
+
 impl Mode {
+    /// Every mode.
+    pub const ALL: [Self; 4] = [Self::Serving, Self::Suspended, Self::Waiting, Self::Absent];
+
     /// The mode as the admin API has it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Serving => "serving",
             Self::Suspended => "suspended",
+            Self::Waiting => "waiting",
             Self::Absent => "absent",
         }
     }
@@ -92,6 +112,7 @@ impl Mode {
         match self {
             Self::Serving => None,
             Self::Suspended => Some(Bypass::Suspended),
+            Self::Waiting => Some(Bypass::WaitingForPods),
             Self::Absent => Some(Bypass::NoPolicy),
         }
     }
@@ -100,8 +121,8 @@ impl Mode {
 impl Serving {
     /// What a sidecar without a policy serves by.
     pub fn bare(telemetry: &Arc<Telemetry>, authentication: &Arc<Authentication>) -> Self {
-        let metadata = Metadata::default();
-        Self::new(None, Policy::bare(), metadata, Mode::Serving, telemetry, authentication, None)
+        let (metadata, mode) = (Metadata::default(), (Mode::Serving, Leave::NotNeeded));
+        Self::new(None, Policy::bare(), metadata, mode, telemetry, authentication, None)
     }
 
     /// What is served by while the configuration is missing.
@@ -110,8 +131,8 @@ impl Serving {
         authentication: &Arc<Authentication>,
         previous: Option<&Self>,
     ) -> Self {
-        let metadata = Metadata::default();
-        Self::new(None, Policy::absent(), metadata, Mode::Absent, telemetry, authentication, previous)
+        let (metadata, mode) = (Metadata::default(), (Mode::Absent, Leave::NotNeeded));
+        Self::new(None, Policy::absent(), metadata, mode, telemetry, authentication, previous)
     }
 
     /// What is served by under a policy.
@@ -119,19 +140,24 @@ impl Serving {
         policy: Policy,
         metadata: Metadata,
         hash: String,
+        leave: Leave,
         telemetry: &Arc<Telemetry>,
         authentication: &Arc<Authentication>,
         previous: Option<&Self>,
     ) -> Self {
-        let mode = if policy.suspended { Mode::Suspended } else { Mode::Serving };
-        Self::new(Some(hash), policy, metadata, mode, telemetry, authentication, previous)
+        let mode = match &leave {
+            _ if policy.suspended => Mode::Suspended,
+            Leave::Waiting => Mode::Waiting,
+            Leave::NotNeeded | Leave::Round(_) => Mode::Serving,
+        };
+        Self::new(Some(hash), policy, metadata, (mode, leave), telemetry, authentication, previous)
     }
 
     fn new(
         hash: Option<String>,
         policy: Policy,
         metadata: Metadata,
-        mode: Mode,
+        (mode, leave): (Mode, Leave),
         telemetry: &Arc<Telemetry>,
         authentication: &Arc<Authentication>,
         previous: Option<&Self>,
@@ -167,7 +193,11 @@ impl Serving {
         if let Some(l2) = l2.as_ref().filter(|_| missed_writes.redis.swap(false, Ordering::SeqCst)) {
             l2.purge_everything();
         }
-        let shape = policy.shape();
+        // In a round's own keys: what was stored in an earlier one may be older than a write that nobody saw.
+        let shape = match &leave {
+            Leave::NotNeeded | Leave::Waiting => policy.shape(),
+            Leave::Round(round) => format!("{} {round}", policy.shape()),
+        };
         let bounds = bounds_of(&policy);
         let same_l1 = same_order.filter(|previous| {
             bounds_of(&previous.policy) == bounds
@@ -207,6 +237,7 @@ impl Serving {
             shape,
             metadata,
             mode,
+            leave,
             barriers,
             l1,
             fills,
@@ -342,6 +373,7 @@ mod tests {
                 policy,
                 Metadata::default(),
                 "hash".to_owned(),
+                Leave::NotNeeded,
                 &telemetry,
                 &authentication,
                 previous,

@@ -12,7 +12,7 @@ use std::{
 use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
 
-use crate::{barriers::Barriers, cache_status::Tier, gate::Refusal, l1::L1};
+use crate::{barriers::Barriers, cache_status::Tier, gate::Refusal, l1::L1, serving::Mode};
 
 /// What became of a request, as far as the cache is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -174,6 +174,7 @@ pub struct Stats {
     routes: Mutex<BTreeMap<String, Arc<RouteStats>>>,
     purges: [AtomicU64; PurgeOrigin::ALL.len()],
     tier_errors: [AtomicU64; Tier::ALL.len()],
+    mode: Mutex<Option<Mode>>,
     tiers_up: Mutex<Vec<(String, bool)>>,
     troubles: Mutex<Vec<(String, bool)>>,
     leases: [AtomicU64; 2],
@@ -228,6 +229,16 @@ impl Stats {
     /// How often each tier failed a request.
     pub fn tier_errors(&self) -> [(Tier, u64); Tier::ALL.len()] {
         array::from_fn(|index| (Tier::ALL[index], self.tier_errors[index].load(Ordering::Relaxed)))
+    }
+
+    /// Notes whether requests are looked up.
+    pub fn set_mode(&self, mode: Mode) {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = Some(mode);
+    }
+
+    /// Whether requests were looked up at the last look, a second ago at most; `None` before the first one.
+    pub fn mode(&self) -> Option<Mode> {
+        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Notes which tiers are up.

@@ -16,6 +16,7 @@ mod integration {
     mod configuration;
     mod connections;
     mod controls;
+    mod coverage;
     mod envelope;
     mod failsafe;
     mod faults;

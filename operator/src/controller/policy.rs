@@ -1,6 +1,7 @@
 //! Keeps a policy in force: its ConfigMap, its token, the webhook's configuration, its pods, its status.
 
 use std::{
+    collections::BTreeMap,
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -8,10 +9,17 @@ use std::{
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt, runtime::controller::Action};
 use larder_crds::{CachePolicy, CachePolicyStatus, CaptureMode, ConditionType, RolloutStrategy};
+use larder_policy::coverage::State;
 
-use super::{Leader, rolling::WebhookState, writes::Refused};
+use super::{
+    Leader,
+    covering::{Covered, Place},
+    rolling::WebhookState,
+    writes::Refused,
+};
 use crate::{
     compile::{self, Owner},
+    coverage::{Sight, Writer},
     error::Result,
     events,
     policies::{Guarded, Refusal},
@@ -91,8 +99,23 @@ impl Leader {
                 settings: &self.shared.arguments.sidecar,
             },
         );
+        let now = Timestamp::now();
+        let place = Place { namespace: &namespace, policy };
+        let mut coverage = match self.covered(place, held.as_ref(), compiled.is_err(), now).await {
+            Ok(coverage) => coverage,
+            Err(error) => {
+                refused.push(Refused { what: "could not write the coverage".into(), error });
+                None
+            }
+        };
+        // A pod without the sidecar is told of before anybody is asked.
+        if let Some(covered) = &mut coverage {
+            refused.extend(self.tell_coverage(place, covered, &surveyed, &BTreeMap::new(), now).await.err());
+        }
+        let told = |coverage: &Option<Covered>| coverage.as_ref().and_then(|covered| covered.told.clone());
         if let Some(held) = &held {
-            refused.extend(self.touch(&namespace, &surveyed.pods, &held.hash).await);
+            refused
+                .extend(self.touch(&namespace, &surveyed.pods, &held.hash, told(&coverage).as_ref()).await);
         }
         let webhook = self.webhook_state(&namespace).await;
         if held.is_some() && strategy == RolloutStrategy::Restart {
@@ -103,7 +126,18 @@ impl Leader {
             (Ok(_), Some(with)) => Some(Refusal::Conflict { with: with.clone() }),
             (Ok(_), None) => None,
         };
-        let answers = self.sidecars.ask(sidecars(&surveyed)).await;
+        let writers = coverage.as_ref().map_or(&[][..], |covered| &covered.writers);
+        let mut answers = self.sidecars.ask(sidecars(&surveyed, writers)).await;
+        if let Some(covered) = &mut coverage {
+            let before = covered.told.clone();
+            refused.extend(self.tell_coverage(place, covered, &surveyed, &answers, now).await.err());
+            if covered.told != before {
+                let told = covered.told.as_ref();
+                refused.extend(self.touch(&namespace, &surveyed.pods, &covered.hash, told).await);
+            }
+        }
+        answers.retain(|name, _| surveyed.pods.iter().any(|pod| pod.name == *name));
+        let view = coverage.as_ref().and_then(|covered| covered.view(&policy.spec.cache));
         let write_refused = refused.first().map(ToString::to_string);
         let now = Timestamp::now();
         let seen = Observation {
@@ -113,6 +147,7 @@ impl Leader {
             hash: compiled.as_ref().ok().map(|compiled| compiled.hash.as_str()),
             survey: &surveyed,
             answers: &answers,
+            coverage: view.as_ref(),
             services: &in_namespace(&self.world.services, &namespace),
             webhook: match &webhook {
                 WebhookState::Unreachable(error) => Some(error),
@@ -132,17 +167,23 @@ impl Leader {
             return Err(first.error);
         }
         let edited = held.is_some_and(|held| status.config_hash != Some(held.hash));
-        Ok(Action::requeue(if settled(&surveyed, &status, strategy, now) && !edited { LATER } else { SOON }))
+        let heard = answers.values().flatten().all(|answer| !answer.waits())
+            || view.is_some_and(|view| view.state != State::Serving && view.assessment.awaited.is_empty());
+        let rests = settled(&surveyed, &status, strategy, now) && heard && !edited;
+        Ok(Action::requeue(if rests { LATER } else { SOON }))
     }
 }
 
-/// The sidecars that can be asked.
-fn sidecars(surveyed: &Survey) -> Vec<Sidecar> {
+/// The sidecars that can be asked: those of the policy's pods, and of pods on their way out that still take requests.
+fn sidecars(surveyed: &Survey, writers: &[Writer]) -> Vec<Sidecar> {
     let injected = surveyed.pods.iter().filter(|pod| pod.injected && pod.matched);
-    let askable = injected.filter_map(|pod| {
-        Some(Sidecar { pod: pod.name.clone(), address: pod.address?, port: pod.admin_port? })
-    });
-    askable.collect()
+    let askable = injected.map(|pod| (&pod.name, pod.address, pod.admin_port));
+    let leaving = writers.iter().filter(|writer| writer.leaving && writer.sight == Sight::Sidecar);
+    let leaving = leaving.map(|writer| (&writer.name, writer.address, writer.admin_port));
+    let sidecar = |(pod, address, port): (&String, Option<_>, Option<_>)| {
+        Some(Sidecar { pod: pod.clone(), address: address?, port: port? })
+    };
+    askable.chain(leaving).filter_map(sidecar).collect()
 }
 
 /// Whether nothing is on its way that the operator will have to see through.
@@ -211,9 +252,9 @@ mod tests {
 
     #[test]
     fn a_pod_without_an_address_is_not_asked() {
-        assert_eq!(sidecars(&surveyed(None)).len(), 1);
+        assert_eq!(sidecars(&surveyed(None), &[]).len(), 1);
         let mut waiting = surveyed(None);
         waiting.pods[0].address = None;
-        assert!(sidecars(&waiting).is_empty());
+        assert!(sidecars(&waiting, &[]).is_empty());
     }
 }

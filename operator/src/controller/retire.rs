@@ -70,7 +70,7 @@ impl Leader {
                 settings: &self.shared.arguments.sidecar,
             },
         );
-        let mut refused = self.touch(namespace, &surveyed.pods, &held.hash).await;
+        let mut refused = self.touch(namespace, &surveyed.pods, &held.hash, None).await;
         self.shared.registration.ensure().await?;
         // In the run after the one that wrote: by then every replica's webhook has seen that the policy is gone.
         if !held.wrote && strategy == RolloutStrategy::Restart {

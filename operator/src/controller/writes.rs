@@ -16,6 +16,7 @@ use kube::{
     core::ApiResource,
 };
 use larder_crds::{CachePolicy, CachePolicyStatus, RolloutStrategy};
+use larder_policy::{Coverage, coverage};
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant};
 
@@ -35,6 +36,21 @@ pub(super) struct Held {
     pub(super) wrote: bool,
     /// The hash of the document that is in it.
     pub(super) hash: String,
+    /// Whether that document is served by only while the coverage allows to.
+    pub(super) follows_coverage: bool,
+    /// The coverage beside it, as text.
+    pub(super) coverage: Option<String>,
+}
+
+impl Held {
+    fn of(map: &ConfigMap, wrote: bool) -> Self {
+        Self {
+            wrote,
+            hash: compile::held_hash(map),
+            follows_coverage: compile::held_follows_coverage(map),
+            coverage: compile::held_coverage(map).map(str::to_owned),
+        }
+    }
 }
 
 /// How long a policy's token is taken to exist. A token that somebody deleted is made again after this.
@@ -93,7 +109,31 @@ impl Leader {
             }
         };
         self.put_token(namespace, policy, &map).await?;
-        Ok(Held { wrote, hash: compile::held_hash(&map) })
+        Ok(Held::of(&map, wrote))
+    }
+
+    /// What a policy's ConfigMap holds, if there is one.
+    pub(super) async fn held(&self, namespace: &str, policy: &str) -> Result<Option<Held>> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.shared.client.clone(), namespace);
+        let map = maps.get_opt(&names::config_map(policy)).await?;
+        Ok(map.map(|map| Held::of(&map, false)))
+    }
+
+    /// Writes the coverage beside a policy's document, or takes it away. An edit of the document by hand stays.
+    pub(super) async fn put_coverage(
+        &self,
+        namespace: &str,
+        policy: &str,
+        coverage: Option<&Coverage>,
+    ) -> Result<()> {
+        let maps: Api<ConfigMap> = Api::namespaced(self.shared.client.clone(), namespace);
+        let body = json!({ "data": { coverage::FILE_NAME: coverage.map(Coverage::to_json) } });
+        let options =
+            PatchParams { field_manager: Some(names::COVERAGE_MANAGER.into()), ..PatchParams::default() };
+        match maps.patch_metadata(&names::config_map(policy), &options, &Patch::Merge(&body)).await {
+            Err(error) if !is_not_found(&error) => Err(error.into()),
+            _ => Ok(()),
+        }
     }
 
     /// Makes the Secret with the token for the admin API, unless there is one. It is never read.
@@ -144,13 +184,27 @@ impl Leader {
         }
     }
 
-    /// Notes the hash on the pods that have another, so that the kubelet refreshes their ConfigMap at once and not in a
-    /// minute or two. A pod that can't be written keeps none of the others from it.
-    pub(super) async fn touch(&self, namespace: &str, pods: &[PodReport], hash: &str) -> Vec<Refused> {
+    /// Notes the hash and the coverage on the pods that have others, so that the kubelet refreshes their ConfigMap at once and
+    /// not in a minute or two. A pod that can't be written keeps none of the others from it.
+    pub(super) async fn touch(
+        &self,
+        namespace: &str,
+        pods: &[PodReport],
+        hash: &str,
+        coverage: Option<&Coverage>,
+    ) -> Vec<Refused> {
         let api: Api<Pod> = Api::namespaced(self.shared.client.clone(), namespace);
-        let stale = pods.iter().filter(|pod| pod.injected && pod.config_hash.as_deref() != Some(hash));
+        let coverage = coverage.map(|Coverage { state, since, .. }| format!("{state:?} since {since}"));
+        let stale = pods.iter().filter(|pod| {
+            let is_told = coverage.is_none() || pod.coverage == coverage;
+            pod.injected && (pod.config_hash.as_deref() != Some(hash) || !is_told)
+        });
         let touches = stale.map(async |pod| {
-            let error = annotate(&api, &pod.name, json!({ names::CONFIG_HASH: hash })).await.err()?;
+            let mut annotations = json!({ names::CONFIG_HASH: hash });
+            if let Some(coverage) = &coverage {
+                annotations[names::COVERAGE] = json!(coverage);
+            }
+            let error = annotate(&api, &pod.name, annotations).await.err()?;
             Some(Refused { what: format!("could not annotate pod {}", pod.name), error })
         });
         futures::future::join_all(touches).await.into_iter().flatten().collect()

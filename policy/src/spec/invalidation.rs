@@ -13,6 +13,30 @@ pub struct Invalidation {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub on_write: Vec<OnWrite>,
+
+    /// What sidecars do while a pod that the selector names takes requests without a sidecar: a write through it reaches the
+    /// application, and purges nothing. In a cluster only, and only where `onWrite` has rules.
+    #[serde(default, skip_serializing_if = "UnseenWrites::is_pass_through")]
+    #[schemars(extend("default" = "PassThrough"))]
+    pub unseen_writes: UnseenWrites,
+}
+
+/// What sidecars do while a pod takes requests without a sidecar.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum UnseenWrites {
+    /// They pass everything through until every such pod has been replaced or is gone, and then begin with an empty cache. No
+    /// response is older than a write; the application takes all requests meanwhile.
+    #[default]
+    PassThrough,
+    /// They serve from the cache. A response may be older than such a write, for its TTL at most. When the policy is new they
+    /// still wait for the pods that the operator replaces.
+    Serve,
+}
+
+impl UnseenWrites {
+    fn is_pass_through(&self) -> bool {
+        *self == Self::PassThrough
+    }
 }
 
 /// A kind of write, and what it makes stale.

@@ -88,6 +88,8 @@ enum Looking {
     Serving,
     /// Everything passes: the policy says so.
     Suspended,
+    /// Everything passes: a pod without a sidecar takes writes, or may.
+    Waiting,
     /// Everything passes: there is no policy.
     Absent,
 }
@@ -97,6 +99,7 @@ impl From<Mode> for Looking {
         match mode {
             Mode::Serving => Self::Serving,
             Mode::Suspended => Self::Suspended,
+            Mode::Waiting => Self::Waiting,
             Mode::Absent => Self::Absent,
         }
     }

@@ -13,6 +13,7 @@ use crate::{
     barriers::Barriers,
     cache_status::Tier,
     gate::Refusal,
+    serving::Mode,
     stats::{Outcome, PurgeOrigin, RefusedRecord, Stats},
 };
 
@@ -185,6 +186,17 @@ fn observe_records(meter: &Meter, stats: &Arc<Stats>) {
 }
 
 fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
+    let known = Arc::clone(stats);
+    meter
+        .u64_observable_gauge("larder.state")
+        .with_description("Whether requests are looked up, by state: 1 for the one that holds.")
+        .with_callback(move |observer| {
+            let current = known.mode();
+            for mode in Mode::ALL {
+                observer.observe(u64::from(current == Some(mode)), &[KeyValue::new("state", mode.as_str())]);
+            }
+        })
+        .build();
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.refused_requests")

@@ -19,6 +19,34 @@ impl Policy {
         policy
     }
 
+    /// A policy with this `spec` as the operator compiles one that relies on seeing every write.
+    pub(crate) fn compiled(spec: &str) -> Self {
+        let policy = Self::new(spec);
+        let text = fs::read_to_string(policy.path()).unwrap();
+        let text = text.replace("namespace: itest}", "namespace: itest, uid: u-1}");
+        policy.write(&format!("{text}followsCoverage: true\n"));
+        policy
+    }
+
+    /// The same policy in another pod, whose files change at other times. Nothing says there whether every pod has the sidecar.
+    pub(crate) fn elsewhere(&self) -> Self {
+        let policy = Self { folder: Folder::new(), name: self.name.clone() };
+        policy.write(&fs::read_to_string(self.path()).unwrap());
+        policy
+    }
+
+    /// Says beside the file whether every pod has the sidecar, all at once.
+    pub(crate) fn cover(&self, state: &str, since: &str) {
+        self.write_coverage(&format!(r#"{{"policy":"u-1","state":"{state}","since":"{since}"}}"#));
+    }
+
+    /// Puts any text into the file beside it, all at once.
+    pub(crate) fn write_coverage(&self, text: &str) {
+        let written = self.folder.join("written-coverage");
+        fs::write(&written, text).unwrap();
+        fs::rename(written, self.folder.join("coverage.json")).unwrap();
+    }
+
     /// Puts another `spec` into the file, all at once.
     pub(crate) fn change(&self, spec: &str) {
         if spec.contains("LARDER_TEST_REDIS_URL") {

@@ -1,0 +1,105 @@
+//! Tells a policy's sidecars whether every pod that takes requests has one.
+
+use std::collections::BTreeMap;
+
+use jiff::Timestamp;
+use kube::ResourceExt;
+use larder_crds::CachePolicy;
+use larder_policy::{Coverage, spec::CacheSpec};
+
+use super::{
+    Leader,
+    writes::{Held, Refused},
+};
+use crate::{
+    coverage::{self, Assessment, View, Writer},
+    error::Result,
+    sidecars::Answer,
+    survey::Survey,
+};
+
+/// A policy and where it is.
+#[derive(Clone, Copy)]
+pub(super) struct Place<'a> {
+    pub(super) namespace: &'a str,
+    pub(super) policy: &'a CachePolicy,
+}
+
+/// A policy whose sidecars follow its coverage.
+pub(super) struct Covered {
+    /// The pods that take requests.
+    pub(super) writers: Vec<Writer>,
+    /// The hash of the document in the ConfigMap.
+    pub(super) hash: String,
+    /// What is in the ConfigMap now.
+    pub(super) told: Option<Coverage>,
+    assessment: Assessment,
+}
+
+impl Covered {
+    /// What the status says of it.
+    pub(super) fn view(&self, spec: &CacheSpec) -> Option<View> {
+        let state = self.told.as_ref()?.state;
+        Some(View { assessment: self.assessment.clone(), choice: coverage::choice(spec), state })
+    }
+}
+
+impl Leader {
+    /// Looks at the pods of a policy whose sidecars follow its coverage; `None` of another. Where the policy `is_refused`, its
+    /// sidecars go on by the document that is in the ConfigMap, and so does this.
+    pub(super) async fn covered(
+        &self,
+        Place { namespace, policy }: Place<'_>,
+        held: Option<&Held>,
+        is_refused: bool,
+        now: Timestamp,
+    ) -> Result<Option<Covered>> {
+        let (name, uid) = (policy.name_any(), policy.uid().unwrap_or_default());
+        let found = if held.is_none() && is_refused { self.held(namespace, &name).await? } else { None };
+        let Some(held) = held.or(found.as_ref()) else { return Ok(None) };
+        if !held.follows_coverage {
+            if held.coverage.is_some() && !is_refused {
+                // It would be of an earlier time when the policy has rules for writes again.
+                self.put_coverage(namespace, &name, None).await?;
+            }
+            return Ok(None);
+        }
+        let writers = coverage::writers(&self.world, (namespace, &name), &policy.spec.selector, now);
+        Ok(Some(Covered {
+            writers,
+            hash: held.hash.clone(),
+            told: held.coverage.as_deref().and_then(|text| Coverage::parse(text, &uid)),
+            assessment: Assessment::default(),
+        }))
+    }
+
+    /// Writes what the sidecars are to be told now, if that is something else than before.
+    pub(super) async fn tell_coverage(
+        &self,
+        Place { namespace, policy }: Place<'_>,
+        covered: &mut Covered,
+        surveyed: &Survey,
+        answers: &BTreeMap<String, Result<Answer, String>>,
+        now: Timestamp,
+    ) -> Result<(), Refused> {
+        let (name, uid) = (policy.name_any(), policy.uid().unwrap_or_default());
+        let strategy = policy.spec.sidecar.rollout.strategy;
+        covered.assessment = coverage::assess(&covered.writers, answers, &covered.hash);
+        let next = coverage::next(
+            covered.told.as_ref(),
+            &uid,
+            &covered.assessment,
+            coverage::choice(&policy.spec.cache),
+            coverage::awaits_restart(surveyed, &covered.writers, strategy, now),
+            now,
+        );
+        if covered.told.as_ref() == Some(&next) {
+            return Ok(());
+        }
+        tracing::info!(namespace, name, state = ?next.state, "told the sidecars whether every write is seen");
+        let written = self.put_coverage(namespace, &name, Some(&next)).await;
+        written.map_err(|error| Refused { what: "could not write the coverage".into(), error })?;
+        covered.told = Some(next);
+        Ok(())
+    }
+}
