@@ -24,6 +24,41 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
+/// The transfer codings of a message (RFC 9112, section 7).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub enum TransferCoding {
+    /// There is none.
+    #[default]
+    None,
+    /// Nothing but `identity`, which RFC 7230 took back.
+    Identity,
+    /// `chunked`, once.
+    Chunked,
+    /// Anything else: no other is decoded here.
+    Unsupported,
+}
+
+impl TransferCoding {
+    /// The transfer codings of a message.
+    pub fn of(headers: &HeaderMap) -> Self {
+        headers
+            .get_all(TRANSFER_ENCODING)
+            .iter()
+            .fold(Self::None, |coding, line| coding.followed_by(line.as_bytes()))
+    }
+
+    /// These codings and those of a further line.
+    pub fn followed_by(self, line: &[u8]) -> Self {
+        let names = line.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty());
+        let before = if self == Self::None { Self::Identity } else { self };
+        names.fold(before, |coding, name| match coding {
+            Self::Identity if name.eq_ignore_ascii_case(b"identity") => Self::Identity,
+            Self::Identity if name.eq_ignore_ascii_case(b"chunked") => Self::Chunked,
+            _ => Self::Unsupported,
+        })
+    }
+}
+
 /// Takes out what concerns only the connection that a message came on.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // The coding says where the body ends, and the length would say it to whoever comes next (RFC 9112, section 6.3).
@@ -167,6 +202,30 @@ mod tests {
             headers(&[("content-length", "1"), ("transfer-encoding", "chunked"), ("accept", "*/*")]);
         remove_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("accept", "*/*")]));
+    }
+
+    #[test]
+    fn only_chunked_is_a_supported_transfer_coding() {
+        for (lines, coding) in [
+            (&[][..], TransferCoding::None),
+            (&[""], TransferCoding::Identity),
+            (&["identity"], TransferCoding::Identity),
+            (&["chunked"], TransferCoding::Chunked),
+            (&["Chunked"], TransferCoding::Chunked),
+            (&["identity", "chunked"], TransferCoding::Chunked),
+            (&["gzip"], TransferCoding::Unsupported),
+            (&["gzip, chunked"], TransferCoding::Unsupported),
+            (&["gzip", "chunked"], TransferCoding::Unsupported),
+            (&["chunked, gzip"], TransferCoding::Unsupported),
+            (&["chunked, identity"], TransferCoding::Unsupported),
+            (&["chunked", "chunked"], TransferCoding::Unsupported),
+            (&["chunked;q=1"], TransferCoding::Unsupported),
+            (&["xchunked"], TransferCoding::Unsupported),
+            (&["chunkedx"], TransferCoding::Unsupported),
+        ] {
+            let lines: Vec<_> = lines.iter().map(|line| ("transfer-encoding", *line)).collect();
+            assert_eq!(TransferCoding::of(&headers(&lines)), coding, "{lines:?}");
+        }
     }
 
     #[test]

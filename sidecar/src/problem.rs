@@ -4,13 +4,13 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
-use crate::{body::Body, gate::Refusal};
+use crate::{body::Body, gate::Refusal, upstream::UpstreamReason};
 
 /// What went wrong, as far as the client is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
-    /// The application refused the connection or broke it off.
-    UpstreamUnreachable,
+    /// The application gave no response that can be passed on.
+    Upstream(UpstreamReason),
     /// No source of the route could answer.
     SourcesFailed,
     /// The sources have nothing under this name.
@@ -32,10 +32,11 @@ pub enum Problem {
 impl Problem {
     const fn status(self) -> StatusCode {
         match self {
-            Self::UpstreamUnreachable | Self::SourcesFailed => StatusCode::BAD_GATEWAY,
+            Self::Upstream(UpstreamReason::Request) | Self::BrokenOff => StatusCode::BAD_REQUEST,
+            Self::Upstream(UpstreamReason::Timeout) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Upstream(_) | Self::SourcesFailed => StatusCode::BAD_GATEWAY,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
-            Self::BrokenOff => StatusCode::BAD_REQUEST,
             Self::Refused(refusal) => refusal.status(),
             Self::NoTunnel => StatusCode::NOT_IMPLEMENTED,
             Self::LastForward => StatusCode::OK,
@@ -45,7 +46,7 @@ impl Problem {
 
     const fn detail(self) -> &'static str {
         match self {
-            Self::UpstreamUnreachable => "the application did not answer",
+            Self::Upstream(reason) => reason.detail(),
             Self::SourcesFailed => "none of the sources of this route could answer",
             Self::NotFound => "there is nothing under this name",
             Self::OnlyIfCached => "nothing is stored that may be used, and the request asks for no more",

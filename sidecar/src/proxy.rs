@@ -264,7 +264,11 @@ impl Proxy {
         if let Some(protocol) = protocol {
             headers::ask_for_upgrade(request.headers_mut(), protocol);
         }
-        let mut response = self.upstream.send(request).await?;
+        let mut response = self
+            .upstream
+            .send(request)
+            .await
+            .inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             headers::remove_hop_by_hop(response.headers_mut());
         }
@@ -431,6 +435,7 @@ fn unreachable(error: &UpstreamError, client: &Client, route: Option<usize>) -> 
     if let Some(refusal) = client.turnstile.as_deref().and_then(Turnstile::refusal) {
         return Answered::problem(Problem::Refused(refusal), route);
     }
-    tracing::warn!(error = format!("{error:#}"), "the application did not answer");
-    Answered::problem(Problem::UpstreamUnreachable, route)
+    let reason = error.reason();
+    tracing::warn!(reason = reason.as_str(), error = error.chain(), "the application did not respond");
+    Answered::problem(Problem::Upstream(reason), route)
 }

@@ -13,6 +13,7 @@ use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
 
 use crate::{barriers::Barriers, cache_status::Tier, gate::Refusal, l1::L1, serving::Mode};
+use crate::upstream::UpstreamReason;
 
 /// What became of a request, as far as the cache is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -181,6 +182,7 @@ pub struct Stats {
     reloads: [AtomicU64; 2],
     refused: [AtomicU64; Refusal::ALL.len()],
     refused_records: [AtomicU64; RefusedRecord::ALL.len()],
+    upstream_errors: [AtomicU64; UpstreamReason::ALL.len()],
     /// Connections that did not speak HTTP and were passed on as they are.
     pub spliced: AtomicU64,
     /// Connections that are open.
@@ -289,6 +291,16 @@ impl Stats {
     /// Records in Redis that were refused.
     pub fn count_refused_records(&self, reason: RefusedRecord) -> u64 {
         self.refused_records[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// The application failed a request.
+    pub fn upstream_failed(&self, reason: UpstreamReason) {
+        self.upstream_errors[reason as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Requests that the application failed.
+    pub fn upstream_errors(&self, reason: UpstreamReason) -> u64 {
+        self.upstream_errors[reason as usize].load(Ordering::Relaxed)
     }
 
     /// The configuration changed, and was taken or refused.

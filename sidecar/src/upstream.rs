@@ -1,14 +1,9 @@
 //! The application.
 
 use std::{
-    error::Error,
-    future::{Ready, ready},
-    io, iter,
     net::{IpAddr, SocketAddr},
     sync::Arc,
-    task::{Context, Poll},
     time::Duration,
-    vec,
 };
 
 use http::{
@@ -18,25 +13,22 @@ use http::{
 };
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
-use hyper_util::{
-    client::legacy::{
-        Client,
-        connect::{HttpConnector, dns::Name},
-    },
-    rt::{TokioExecutor, TokioTimer},
-};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
 use crate::{cli::UpstreamUrl, headers::frame_body};
 
+mod error;
 mod h2;
+mod head;
+mod http1;
+mod stream;
 
+pub(crate) use error::may_have_been_dead;
+pub use error::{UpstreamError, UpstreamReason};
 use h2::Http2;
+use http1::Http1;
 
-/// Shorter than the keep-alive of common servers (Node.js 5 s, Gunicorn 2 s with threads, nginx 75 s), so that we close an
-/// idle connection before the application does.
-const IDLE: Duration = Duration::from_millis(1500);
 const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
 /// How long a connection may be quiet before the kernel asks whether the application is still there, how often it then asks,
 /// and how many times.
@@ -52,48 +44,26 @@ pub fn no_body() -> RequestBody {
     Either::Right(Full::default())
 }
 
-/// What the client calls the application. It is not an IP address, for those are connected to without asking [`Addresses`],
-/// and has no port, for that would go before theirs. Nobody else sees it: `Host` is the client's.
+/// The authority of a request over HTTP/2 that names no host.
 const APPLICATION: &str = "application";
 
 /// An application and the connections to it.
 #[derive(Clone, Debug)]
 pub struct Upstream {
-    client: Client<HttpConnector<Addresses>, RequestBody>,
+    http1: Arc<Http1>,
     http2: Arc<Http2>,
     addresses: Addresses,
-}
-
-/// Why the application did not answer.
-#[derive(Debug, thiserror::Error)]
-pub enum UpstreamError {
-    /// It refused the connection.
-    #[error("no connection: {0}")]
-    Connect(std::io::Error),
-    /// It refused the connection or broke it off.
-    #[error(transparent)]
-    Http1(#[from] hyper_util::client::legacy::Error),
-    /// It broke the connection off.
-    #[error(transparent)]
-    Http2(#[from] hyper::Error),
 }
 
 impl Upstream {
     /// An application at `url`, or, where it does not listen there, at `pod_ip`.
     pub fn new(url: UpstreamUrl, pod_ip: Option<IpAddr>) -> Self {
         let addresses = Addresses::new(&url, pod_ip);
-        let mut connector = HttpConnector::new_with_resolver(addresses.clone());
-        connector.set_nodelay(true);
-        connector.set_connect_timeout(Some(CONNECT_DEADLINE));
-        connector.set_keepalive(Some(QUIET));
-        connector.set_keepalive_interval(Some(PROBES));
-        connector.set_keepalive_retries(Some(MOST_PROBES));
-        let client = Client::builder(TokioExecutor::new())
-            .pool_idle_timeout(IDLE)
-            .pool_timer(TokioTimer::new())
-            .set_host(false)
-            .build(connector);
-        Self { client, http2: Arc::new(Http2::new(addresses.clone())), addresses }
+        Self {
+            http1: Arc::new(Http1::new(addresses.clone())),
+            http2: Arc::new(Http2::new(addresses.clone())),
+            addresses,
+        }
     }
 
     /// Passes a request on: one that came over HTTP/2 in HTTP/2, if the application speaks that, and every other in HTTP/1.1.
@@ -117,14 +87,13 @@ impl Upstream {
         let (mut head, body) = request.into_parts();
         frame_body(&mut head.headers, &body);
         let mut request = Request::from_parts(head, body);
-        *request.uri_mut() = target(request.uri(), APPLICATION)
-            .expect("a scheme, an authority and a path that each were parsed make a URI");
+        *request.uri_mut() = origin_form(request.uri());
         let again = again(&request);
-        match (self.client.request(request).await, again) {
-            (Err(error), Some(again)) if !error.is_connect() && may_have_been_dead(&error) => {
-                Ok(self.client.request(again).await?)
+        match (self.http1.send(request).await, again) {
+            (Err(UpstreamError::Exchange { source, .. }), Some(again)) if may_have_been_dead(&source) => {
+                self.http1.send(again).await
             }
-            (outcome, _) => Ok(outcome?),
+            (outcome, _) => outcome,
         }
     }
 
@@ -135,6 +104,11 @@ impl Upstream {
     pub async fn connect(&self) -> std::io::Result<TcpStream> {
         self.addresses.connect().await
     }
+}
+
+/// The path and query as the client sent them (RFC 9112, section 3.2.1).
+fn origin_form(uri: &Uri) -> Uri {
+    uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from)
 }
 
 /// The path and query as the client sent them, at a host.
@@ -168,25 +142,6 @@ fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     Some(again)
 }
 
-/// Whether a request failed because its connection broke, which it may have done before; not because what came makes no sense.
-pub(crate) fn may_have_been_dead(error: &(dyn Error + 'static)) -> bool {
-    iter::successors(Some(error), |&error| error.source()).any(|error| {
-        if let Some(error) = error.downcast_ref::<hyper::Error>() {
-            error.is_incomplete_message() || error.is_canceled() || error.is_closed()
-        } else if let Some(error) = error.downcast_ref::<io::Error>() {
-            use io::ErrorKind::{
-                BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected, UnexpectedEof,
-            };
-            matches!(
-                error.kind(),
-                BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected | UnexpectedEof
-            )
-        } else {
-            false
-        }
-    })
-}
-
 /// Where the application may listen: its own address first, then its pod's.
 #[derive(Clone, Debug)]
 struct Addresses {
@@ -214,36 +169,5 @@ impl Addresses {
         let keepalive = TcpKeepalive::new().with_time(QUIET).with_interval(PROBES).with_retries(MOST_PROBES);
         SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
         Ok(stream)
-    }
-}
-
-impl tower_service::Service<Name> for Addresses {
-    type Response = vec::IntoIter<SocketAddr>;
-    type Error = std::io::Error;
-    type Future = futures::future::Either<
-        Ready<Result<Self::Response, Self::Error>>,
-        futures::future::BoxFuture<'static, Result<Self::Response, Self::Error>>,
-    >;
-
-    fn poll_ready(&mut self, _: &mut Context<'_>) -> Poll<Result<(), Self::Error>> {
-        Poll::Ready(Ok(()))
-    }
-
-    fn call(&mut self, _: Name) -> Self::Future {
-        match self.host.parse::<IpAddr>() {
-            Ok(ip) => {
-                let all: Vec<_> = [Some(ip), self.also]
-                    .into_iter()
-                    .flatten()
-                    .map(|ip| SocketAddr::new(ip, self.port))
-                    .collect();
-                futures::future::Either::Left(ready(Ok(all.into_iter())))
-            }
-            Err(_) => {
-                let addresses = self.clone();
-                let resolved = async move { Ok(addresses.resolve().await?.into_iter()) };
-                futures::future::Either::Right(Box::pin(resolved))
-            }
-        }
     }
 }

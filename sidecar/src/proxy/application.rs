@@ -89,13 +89,14 @@ impl Proxy {
     async fn without_an_answer(self: &Arc<Self>, mut errand: Errand, error: &UpstreamError) -> Answered {
         if let Some(answered) = self.rescue(&mut errand, None).await {
             tracing::warn!(
-                error = format!("{error:#}"),
-                "the application did not answer; what is stored stands in"
+                reason = error.reason().as_str(),
+                error = error.chain(),
+                "the application did not respond; what is stored stands in"
             );
             return answered;
         }
         let answered = unreachable(error, &errand.question.client, Some(errand.question.route));
-        errand.land(Landing::Problem(crate::problem::Problem::UpstreamUnreachable));
+        errand.land(Landing::Problem(crate::problem::Problem::Upstream(error.reason())));
         answered
     }
 

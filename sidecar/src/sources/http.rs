@@ -19,7 +19,10 @@ pub use body::{HttpBody, HttpBodyError};
 
 use self::client::Clients;
 use super::blames_certificate;
-use crate::{breaker::Breaker, headers::remove_hop_by_hop};
+use crate::{
+    breaker::Breaker,
+    headers::{TransferCoding, remove_hop_by_hop},
+};
 
 /// Failures in a row that open the breaker, and for how long.
 const FAILURES: u32 = 5;
@@ -64,6 +67,9 @@ pub enum HttpError {
     /// Nobody knows whom to trust, so it was not asked.
     #[error("the HTTP source is not asked: {0}")]
     Trust(String),
+    /// Its body has a transfer coding that is not decoded here.
+    #[error("the HTTP source's response has a transfer coding other than chunked")]
+    TransferCoding,
     /// It can't be reached, broke off, or makes no sense.
     #[error("the HTTP source: {0:#}")]
     Failed(anyhow::Error),
@@ -105,6 +111,9 @@ impl HttpSource {
         let limit = self.spec.hard_timeout().0;
         let deadline = Instant::now() + limit;
         let outcome = match timeout_at(deadline, client.get(uri)).await {
+            Ok(Ok(response)) if TransferCoding::of(response.headers()) == TransferCoding::Unsupported => {
+                Err(HttpError::TransferCoding)
+            }
             Ok(Ok(response)) => Ok(response),
             Ok(Err(error)) => Err(HttpError::of(error)),
             Err(_) => Err(HttpError::Deadline(limit)),

@@ -15,6 +15,7 @@ use crate::{
     gate::Refusal,
     serving::Mode,
     stats::{Outcome, PurgeOrigin, RefusedRecord, Stats},
+    upstream::UpstreamReason,
 };
 
 /// Seconds, from a hit in memory to a source that takes its time.
@@ -28,6 +29,7 @@ pub(super) fn register(provider: &SdkMeterProvider, stats: &Arc<Stats>) -> (Hist
     observe_l1(&meter, stats);
     observe_tiers(&meter, stats);
     observe_records(&meter, stats);
+    observe_upstream(&meter, stats);
     observe_process(&meter, stats);
     let histogram = |name, description| {
         meter
@@ -180,6 +182,20 @@ fn observe_records(meter: &Meter, stats: &Arc<Stats>) {
             for reason in RefusedRecord::ALL {
                 let count = counted.count_refused_records(reason);
                 observer.observe(count, &[KeyValue::new("reason", reason.as_str())]);
+            }
+        })
+        .build();
+}
+
+fn observe_upstream(meter: &Meter, stats: &Arc<Stats>) {
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.upstream.errors")
+        .with_description("Requests that the application gave no usable response to, by reason.")
+        .with_callback(move |observer| {
+            for reason in UpstreamReason::ALL {
+                observer
+                    .observe(counted.upstream_errors(reason), &[KeyValue::new("reason", reason.as_str())]);
             }
         })
         .build();

@@ -17,7 +17,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Addresses, RequestBody, UpstreamError, again};
+use super::{Addresses, RequestBody, UpstreamError, again, head::MAX_HEAD};
 use crate::clock::monotonic_ms;
 
 /// How long an application is given to show that it speaks HTTP/2, and how long it is remembered that it does not.
@@ -46,6 +46,15 @@ pub(super) struct Http2 {
 struct Link {
     number: u64,
     sender: http2::SendRequest<RequestBody>,
+}
+
+impl Link {
+    async fn send(mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
+        self.sender.try_send_request(request).await.map_err(|mut failed| {
+            let was_sent = failed.take_message().is_none();
+            UpstreamError::Exchange { source: failed.into_error(), was_sent }
+        })
+    }
 }
 
 impl Http2 {
@@ -103,7 +112,7 @@ impl Http2 {
         request: Request<RequestBody>,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let Some(mut link) = self.current() else {
-            return Ok(self.newer_than(0).await?.sender.send_request(request).await?);
+            return self.newer_than(0).await?.send(request).await;
         };
         let again = again(&request);
         let mut failed = match link.sender.try_send_request(request).await {
@@ -113,10 +122,8 @@ impl Http2 {
         let unsent = failed.take_message();
         let error = failed.into_error();
         match unsent.or(again) {
-            Some(request) if !error.is_user() => {
-                Ok(self.newer_than(link.number).await?.sender.send_request(request).await?)
-            }
-            _ => Err(error.into()),
+            Some(request) if !error.is_user() => self.newer_than(link.number).await?.send(request).await,
+            unsent => Err(UpstreamError::Exchange { source: error, was_sent: unsent.is_none() }),
         }
     }
 
@@ -140,8 +147,10 @@ impl Http2 {
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .adaptive_window(true)
+            .max_header_list_size(MAX_HEAD as u32)
             .handshake(TokioIo::new(stream))
-            .await?;
+            .await
+            .map_err(|source| UpstreamError::Exchange { source, was_sent: false })?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to the application broke");

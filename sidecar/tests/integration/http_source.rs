@@ -266,3 +266,28 @@ async fn a_connection_that_was_dead_is_replaced() {
     })
     .await;
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_transfer_coding_other_than_chunked_is_an_error() {
+    for (coding, is_supported) in [
+        ("chunked", true),
+        ("Chunked", true),
+        ("gzip, chunked", false),
+        ("gzip\r\nTransfer-Encoding: chunked", false),
+        ("chunked, chunked", false),
+        ("gzip", false),
+        ("xchunked", false),
+    ] {
+        let origin = RawOrigin::start(move |mut stream| async move {
+            read_head(&mut stream).await;
+            let head = format!("HTTP/1.1 200 OK\r\nTransfer-Encoding: {coding}\r\n\r\n");
+            let _ = stream.write_all(format!("{head}2\r\nok\r\n0\r\n\r\n").as_bytes()).await;
+        })
+        .await;
+        match at(origin.address).fetch("/").await {
+            Ok(HttpFound::Found(_)) => assert!(is_supported, "{coding}"),
+            Err(HttpError::TransferCoding) => assert!(!is_supported, "{coding}"),
+            other => panic!("{coding}: {other:?}"),
+        }
+    }
+}

@@ -27,6 +27,8 @@ const CA_CHECK: Duration = Duration::from_secs(1);
 /// How long a connection may be idle, shorter than common servers let it be, and how many of them are kept.
 const IDLE: Duration = Duration::from_secs(4);
 const MOST_IDLE: usize = 16;
+/// Maximum number of header lines of a response, as of the application's.
+const MAX_HEADER_LINES: usize = 1_000;
 /// How often a connection of HTTP/2 is asked whether it is still there, and for how long: all requests share one, and a
 /// deadline ends only its request.
 const PING: Duration = Duration::from_secs(10);
@@ -91,6 +93,7 @@ fn builder() -> Builder {
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(MOST_IDLE)
+        .http1_max_headers(MAX_HEADER_LINES)
         .http2_keep_alive_interval(PING)
         .http2_keep_alive_timeout(PONG);
     builder

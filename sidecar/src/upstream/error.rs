@@ -1,0 +1,198 @@
+//! Reasons why the application did not respond.
+
+use std::{error::Error, io, iter, time::Duration};
+
+use super::head::{HeadError, MAX_HEAD, MAX_LINES};
+
+/// Failure of an exchange with the application.
+#[derive(Debug, thiserror::Error)]
+pub enum UpstreamError {
+    /// No connection was made, so nothing was sent.
+    #[error("no connection to the application")]
+    Connect(#[source] io::Error),
+    /// The exchange failed. `was_sent`: the application may have seen the request.
+    #[error("the exchange with the application failed")]
+    #[allow(missing_docs)]
+    Exchange { source: hyper::Error, was_sent: bool },
+    /// The application did not begin its response in time.
+    #[error("the application did not respond within {0:?}")]
+    Timeout(Duration),
+}
+
+/// Kind of failure of an exchange with the application, as metrics, problem details and the log name it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum UpstreamReason {
+    /// It refused the connection: nobody listens.
+    Refused,
+    /// It did not take the connection in time.
+    ConnectTimeout,
+    /// It can't be reached.
+    Unreachable,
+    /// It closed the connection before its response had begun.
+    ClosedEarly,
+    /// It reset the connection or the stream.
+    Reset,
+    /// Its response has too many header lines.
+    TooManyHeaders,
+    /// The head of its response is too large.
+    HeadTooLarge,
+    /// Its response does not begin with a status line of HTTP/1.
+    MalformedStatusLine,
+    /// A header line of its response can't be understood.
+    MalformedHeader,
+    /// The `Content-Length` of its response is not one number.
+    MalformedLength,
+    /// Its response has a transfer coding other than `chunked`.
+    TransferCoding,
+    /// It did not begin its response in time.
+    Timeout,
+    /// The client broke the body of its request off.
+    Request,
+    /// Something else.
+    Other,
+}
+
+impl UpstreamReason {
+    /// Every reason, in the order of metrics.
+    pub const ALL: [Self; 14] = [
+        Self::Refused,
+        Self::ConnectTimeout,
+        Self::Unreachable,
+        Self::ClosedEarly,
+        Self::Reset,
+        Self::TooManyHeaders,
+        Self::HeadTooLarge,
+        Self::MalformedStatusLine,
+        Self::MalformedHeader,
+        Self::MalformedLength,
+        Self::TransferCoding,
+        Self::Timeout,
+        Self::Request,
+        Self::Other,
+    ];
+
+    /// The reason as metrics and the log have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Refused => "refused",
+            Self::ConnectTimeout => "connect-timeout",
+            Self::Unreachable => "unreachable",
+            Self::ClosedEarly => "closed-early",
+            Self::Reset => "reset",
+            Self::TooManyHeaders => "too-many-headers",
+            Self::HeadTooLarge => "head-too-large",
+            Self::MalformedStatusLine => "malformed-status-line",
+            Self::MalformedHeader => "malformed-header",
+            Self::MalformedLength => "malformed-length",
+            Self::TransferCoding => "transfer-coding",
+            Self::Timeout => "timeout",
+            Self::Request => "request",
+            Self::Other => "other",
+        }
+    }
+
+    /// The reason as a client is told.
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::Refused => "the application refused the connection: nothing listens on its port",
+            Self::ConnectTimeout => "connecting to the application timed out",
+            Self::Unreachable => "the application can't be reached",
+            Self::ClosedEarly => "the application closed the connection before its response had begun",
+            Self::Reset => "the application reset the connection before its response had begun",
+            Self::TooManyHeaders => TOO_MANY_HEADERS,
+            Self::HeadTooLarge => HEAD_TOO_LARGE,
+            Self::MalformedStatusLine => {
+                "the application's response is malformed: it has no status line of HTTP/1"
+            }
+            Self::MalformedHeader => {
+                "the application's response is malformed: a header line can't be understood"
+            }
+            Self::MalformedLength => {
+                "the application's response is malformed: its Content-Length is not one number"
+            }
+            Self::TransferCoding => {
+                "the application's response has an unsupported transfer coding: only chunked over HTTP/1.1 is"
+            }
+            Self::Timeout => "the application did not respond in time: it timed out",
+            Self::Request => "the body of the request broke off",
+            Self::Other => "the exchange with the application failed",
+        }
+    }
+}
+
+const TOO_MANY_HEADERS: &str = "the application's response has too many header lines: more than 1000";
+const HEAD_TOO_LARGE: &str = "the head of the application's response is too large: more than 256 KiB";
+const _: () = assert!(MAX_LINES == 1_000 && MAX_HEAD == 256 << 10, "the details name these");
+
+impl UpstreamError {
+    /// The kind of failure.
+    pub fn reason(&self) -> UpstreamReason {
+        match self {
+            Self::Connect(error) => match error.kind() {
+                io::ErrorKind::ConnectionRefused => UpstreamReason::Refused,
+                io::ErrorKind::TimedOut => UpstreamReason::ConnectTimeout,
+                _ => UpstreamReason::Unreachable,
+            },
+            Self::Exchange { source, .. } => reason_of(source),
+            Self::Timeout(_) => UpstreamReason::Timeout,
+        }
+    }
+
+    /// Whether the application may have seen the request, and may have acted on it.
+    pub const fn may_have_been_sent(&self) -> bool {
+        match self {
+            Self::Connect(_) => false,
+            Self::Exchange { was_sent, .. } => *was_sent,
+            Self::Timeout(_) => true,
+        }
+    }
+
+    /// The error and all that caused it, in one line.
+    pub fn chain(&self) -> String {
+        let causes: Vec<_> = causes(self).map(ToString::to_string).collect();
+        causes.join(": ")
+    }
+}
+
+fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn Error + 'static)> {
+    iter::successors(Some(error), |&error| error.source())
+}
+
+fn reason_of(error: &hyper::Error) -> UpstreamReason {
+    let io = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
+    let head = io.and_then(|io| io.get_ref()?.downcast_ref::<HeadError>());
+    match (head, io.map(io::Error::kind)) {
+        (Some(HeadError::TooManyLines), _) => UpstreamReason::TooManyHeaders,
+        (Some(HeadError::TooLarge), _) => UpstreamReason::HeadTooLarge,
+        (Some(HeadError::StatusLine), _) => UpstreamReason::MalformedStatusLine,
+        (Some(HeadError::Field), _) => UpstreamReason::MalformedHeader,
+        (Some(HeadError::Length), _) => UpstreamReason::MalformedLength,
+        (Some(HeadError::TransferCoding), _) => UpstreamReason::TransferCoding,
+        _ if error.is_user() => UpstreamReason::Request,
+        _ if error.is_parse() => UpstreamReason::MalformedHeader,
+        (None, Some(kind)) if is_reset(kind) => UpstreamReason::Reset,
+        (None, Some(io::ErrorKind::UnexpectedEof)) => UpstreamReason::ClosedEarly,
+        _ if error.is_incomplete_message() || error.is_canceled() || error.is_closed() => {
+            UpstreamReason::ClosedEarly
+        }
+        _ => UpstreamReason::Other,
+    }
+}
+
+const fn is_reset(kind: io::ErrorKind) -> bool {
+    use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
+    matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected)
+}
+
+/// Whether a request failed because its connection broke, which it may have done before; not because what came makes no sense.
+pub(crate) fn may_have_been_dead(error: &(dyn Error + 'static)) -> bool {
+    causes(error).any(|error| {
+        if let Some(error) = error.downcast_ref::<hyper::Error>() {
+            error.is_incomplete_message() || error.is_canceled() || error.is_closed()
+        } else if let Some(error) = error.downcast_ref::<io::Error>() {
+            is_reset(error.kind()) || error.kind() == io::ErrorKind::UnexpectedEof
+        } else {
+            false
+        }
+    })
+}

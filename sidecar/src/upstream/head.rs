@@ -1,0 +1,413 @@
+//! Response heads as applications write them, made such as hyper takes them.
+//!
+//! Browsers and curl take more than RFC 9112 allows, so applications work that send it. What has one meaning is repaired; a head
+//! that clients could understand in different ways, or that would lose what it says about caching, is an error that says why.
+
+use std::borrow::Cow;
+
+use memchr::memchr_iter;
+
+use crate::headers::TransferCoding;
+
+/// Maximum number of header lines of a response.
+pub(super) const MAX_LINES: usize = 1_000;
+/// Maximum size of the head of a response, in bytes.
+pub(super) const MAX_HEAD: usize = 256 << 10;
+
+/// Starts of names whose line must not be lost: they say where the body ends, what it is, and who may have it.
+const SIGNIFICANT: [&str; 10] = [
+    "content-length",
+    "transfer-encoding",
+    "connection",
+    "content-encoding",
+    "content-range",
+    "expires",
+    "pragma",
+    "set-cookie",
+    "surrogate-control",
+    "vary",
+];
+const CACHE_CONTROL: &str = "cache-control";
+
+/// Reason why a response head is not understood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
+pub(super) enum HeadError {
+    /// More than [`MAX_LINES`] header lines.
+    #[error("more than {MAX_LINES} header lines")]
+    TooManyLines,
+    /// More than [`MAX_HEAD`] bytes.
+    #[error("a head of more than {MAX_HEAD} bytes")]
+    TooLarge,
+    /// The first line is not a status line of HTTP/1 (RFC 9112, section 4).
+    #[error("no status line of HTTP/1")]
+    StatusLine,
+    /// A NUL or a lone CR, or a line that is needed and has no valid name (RFC 9112, section 5).
+    #[error("a header line that can't be understood")]
+    Field,
+    /// `Content-Length` is no number, or several (RFC 9112, section 6.3).
+    #[error("a Content-Length that is not one number")]
+    Length,
+    /// A transfer coding other than `chunked`, or one in HTTP/1.0 (RFC 9112, section 6.1).
+    #[error("a transfer coding other than chunked")]
+    TransferCoding,
+}
+
+/// A head that is understood.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Head<'a> {
+    pub(super) status: u16,
+    pub(super) bytes: Cow<'a, [u8]>,
+}
+
+/// Finds the end of a head, past its empty line. `searched` bytes were searched before.
+pub(super) fn end(bytes: &[u8], searched: usize) -> Option<usize> {
+    let from = searched.saturating_sub(2);
+    memchr_iter(b'\n', &bytes[from..]).find_map(|at| {
+        let after = from + at + 1;
+        match &bytes[after..] {
+            [b'\n', ..] => Some(after + 1),
+            [b'\r', b'\n', ..] => Some(after + 2),
+            _ => None,
+        }
+    })
+}
+
+/// Understands a head that is whole, and repairs it where need be. `to_head`: it is the response to a HEAD request, which has no
+/// body.
+///
+/// # Errors
+/// If it has more than one meaning, or too many lines.
+pub(super) fn understand(head: &[u8], to_head: bool) -> Result<Head<'_>, HeadError> {
+    let mut lines = lines(head);
+    let first = lines.next().unwrap_or_default();
+    let status_line = StatusLine::parse(first)?;
+    let (mut count, mut is_clean) = (0, status_line.is_clean);
+    let mut framing = Framing::default();
+    for line in lines {
+        count += 1;
+        match split(line).filter(|_| is_clean) {
+            Some((name, value)) if is_token(name) && value.iter().all(|&byte| is_text(byte)) => {
+                framing.see(name, value);
+            }
+            _ => is_clean = false,
+        }
+    }
+    if count > MAX_LINES {
+        return Err(HeadError::TooManyLines);
+    }
+    let has_body = !to_head && !matches!(status_line.status, 100..=199 | 204 | 304);
+    let bytes = if is_clean && framing.coding != TransferCoding::Identity {
+        if has_body {
+            framing.check(status_line.minor)?;
+        }
+        Cow::Borrowed(head)
+    } else {
+        Cow::Owned(repair(head, &status_line, has_body)?)
+    };
+    Ok(Head { status: status_line.status, bytes })
+}
+
+/// Writes a head anew: a line for each field, without what has no name, and a space for each control character.
+fn repair(head: &[u8], status_line: &StatusLine<'_>, has_body: bool) -> Result<Vec<u8>, HeadError> {
+    let mut fields: Vec<(&[u8], Vec<u8>)> = Vec::new();
+    // Whether what follows on a line of its own belongs to a field that is kept (RFC 9112, section 5.2).
+    let mut is_kept = false;
+    let mut is_doubtful = false;
+    for line in lines(head).skip(1) {
+        if matches!(line.first(), Some(b' ' | b'\t')) && !fields.is_empty() {
+            if is_kept && let Some((_, value)) = fields.last_mut() {
+                value.push(b' ');
+                value.extend(printable(line)?);
+            }
+            continue;
+        }
+        let named = split(line).map(|(name, value)| (name.trim_ascii_end(), value));
+        is_kept = named.is_some_and(|(name, _)| is_token(name));
+        match named.filter(|_| is_kept) {
+            Some((name, value)) => fields.push((name, printable(value)?)),
+            None if is_significant(line) => return Err(HeadError::Field),
+            None => is_doubtful = true,
+        }
+    }
+    let mut framing = Framing::default();
+    fields.iter().for_each(|(name, value)| framing.see(name, value));
+    if has_body {
+        framing.check(status_line.minor)?;
+    }
+    let mut repaired = status_line.written()?;
+    for (name, value) in fields {
+        let is_coding = name.eq_ignore_ascii_case(b"transfer-encoding");
+        is_doubtful |= is_coding || name.eq_ignore_ascii_case(b"content-length");
+        if !is_coding || framing.coding != TransferCoding::Identity {
+            repaired.extend([name, b": ", value.trim_ascii(), b"\r\n"].concat());
+        }
+    }
+    // What the application thinks that it said may differ from what was understood: nothing else is read from this connection.
+    if is_doubtful && status_line.status >= 200 {
+        repaired.extend(b"Connection: close\r\n");
+    }
+    repaired.extend(b"\r\n");
+    Ok(repaired)
+}
+
+/// The lines of a head, without their ends and the empty one.
+fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    lines.enumerate().take_while(|(number, line)| *number == 0 || !line.is_empty()).map(|(_, line)| line)
+}
+
+fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
+    let colon = line.iter().position(|&byte| byte == b':')?;
+    Some((&line[..colon], &line[colon + 1..]))
+}
+
+fn is_token(name: &[u8]) -> bool {
+    !name.is_empty() && name.iter().all(|&byte| is_token_byte(byte))
+}
+
+/// RFC 9110, section 5.6.2.
+fn is_token_byte(byte: u8) -> bool {
+    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+}
+
+/// RFC 9110, section 5.5.
+fn is_text(byte: u8) -> bool {
+    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+}
+
+/// A value with a space for each control character (RFC 9110, section 5.5).
+fn printable(value: &[u8]) -> Result<Vec<u8>, HeadError> {
+    if value.iter().any(|byte| matches!(byte, 0 | b'\r')) {
+        return Err(HeadError::Field);
+    }
+    let spaced = value.trim_ascii().iter().map(|&byte| if is_text(byte) { byte } else { b' ' });
+    Ok(spaced.collect())
+}
+
+/// Whether a line without a valid name would be one that matters, without the characters that make it invalid.
+fn is_significant(line: &[u8]) -> bool {
+    let name = line.split(|&byte| byte == b':').next().unwrap_or_default();
+    let name: String = name
+        .iter()
+        .filter(|&&byte| is_token_byte(byte))
+        .map(|byte| byte.to_ascii_lowercase() as char)
+        .collect();
+    name.contains(CACHE_CONTROL) || SIGNIFICANT.iter().any(|significant| name.starts_with(significant))
+}
+
+/// The first line of a response.
+struct StatusLine<'a> {
+    /// 0 or 1.
+    minor: u8,
+    status: u16,
+    reason: &'a [u8],
+    /// hyper takes it as it is.
+    is_clean: bool,
+}
+
+impl<'a> StatusLine<'a> {
+    fn parse(line: &'a [u8]) -> Result<Self, HeadError> {
+        let (version, rest) = line.split_at_checked(8).ok_or(HeadError::StatusLine)?;
+        let minor = match version {
+            b"HTTP/1.0" => 0,
+            // A later minor version is a superset of those before it (RFC 9110, section 2.5).
+            [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1'..=b'9'] => 1,
+            _ => return Err(HeadError::StatusLine),
+        };
+        let spaces = rest.iter().take_while(|&&byte| byte == b' ').count();
+        let (code, reason) = rest[spaces..].split_at_checked(3).ok_or(HeadError::StatusLine)?;
+        let is_code = code.iter().all(u8::is_ascii_digit) && code[0] != b'0';
+        if !is_code || spaces == 0 || !matches!(reason.first(), None | Some(b' ' | b'\t')) {
+            return Err(HeadError::StatusLine);
+        }
+        let status = code.iter().fold(0, |status, digit| status * 10 + u16::from(digit - b'0'));
+        let is_clean = matches!(version[7], b'0' | b'1')
+            && spaces == 1
+            && reason.first().is_none_or(|&byte| byte == b' ')
+            && reason.iter().all(|&byte| is_text(byte));
+        Ok(Self { minor, status, reason, is_clean })
+    }
+
+    fn written(&self) -> Result<Vec<u8>, HeadError> {
+        let mut line = format!("HTTP/1.{} {} ", self.minor, self.status).into_bytes();
+        line.extend(printable(self.reason).map_err(|_| HeadError::StatusLine)?.trim_ascii());
+        line.extend(b"\r\n");
+        Ok(line)
+    }
+}
+
+/// What a head says about where its body ends (RFC 9112, section 6.3).
+#[derive(Default)]
+struct Framing {
+    coding: TransferCoding,
+    length: Length,
+}
+
+#[derive(Default, PartialEq, Eq)]
+enum Length {
+    #[default]
+    Unknown,
+    Known(u64),
+    Invalid,
+}
+
+impl Framing {
+    fn see(&mut self, name: &[u8], value: &[u8]) {
+        if name.eq_ignore_ascii_case(b"transfer-encoding") {
+            self.coding = self.coding.followed_by(value);
+        } else if name.eq_ignore_ascii_case(b"content-length") {
+            for item in value.split(|&byte| byte == b',') {
+                self.length = match (&self.length, number(item.trim_ascii())) {
+                    (Length::Unknown, Some(length)) => Length::Known(length),
+                    (Length::Known(known), Some(length)) if *known == length => Length::Known(length),
+                    _ => Length::Invalid,
+                };
+            }
+        }
+    }
+
+    fn check(&self, minor: u8) -> Result<(), HeadError> {
+        match self.coding {
+            TransferCoding::Chunked if minor == 1 => Ok(()),
+            TransferCoding::Chunked | TransferCoding::Unsupported => Err(HeadError::TransferCoding),
+            TransferCoding::None | TransferCoding::Identity if self.length == Length::Invalid => {
+                Err(HeadError::Length)
+            }
+            TransferCoding::None | TransferCoding::Identity => Ok(()),
+        }
+    }
+}
+
+fn number(digits: &[u8]) -> Option<u64> {
+    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
+    std::str::from_utf8(digits).ok().filter(|_| is_number)?.parse().ok()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn understood(text: &str) -> Result<String, HeadError> {
+        understand(text.as_bytes(), false).map(|head| String::from_utf8(head.bytes.into_owned()).unwrap())
+    }
+
+    #[test]
+    fn clean_heads_stay_as_they_are() {
+        for head in [
+            "HTTP/1.1 200 OK\r\nA: b\r\nContent-Length: 3\r\n\r\n",
+            "HTTP/1.0 404 Not Found\r\n\r\n",
+            "HTTP/1.1 200\r\nA:b\r\nA:\r\n\r\n",
+            "HTTP/1.1 200 \nA: b\tc\n\n",
+            "HTTP/1.1 200 OK\r\ntransfer-encoding:  Chunked \r\n\r\n",
+            "HTTP/1.1 200 \u{fc}blich\r\nX: \u{fc}\r\nContent-Length: 2, 2\r\n\r\n",
+        ] {
+            let head = head.as_bytes();
+            let Head { bytes, .. } = understand(head, false).unwrap();
+            assert!(matches!(bytes, Cow::Borrowed(bytes) if bytes == head));
+        }
+    }
+
+    #[test]
+    fn faults_with_one_meaning_are_repaired() {
+        for (head, repaired) in [
+            ("HTTP/1.1 200 OK\r\nX-Legacy : a\r\n\r\n", "HTTP/1.1 200 OK\r\nX-Legacy: a\r\n\r\n"),
+            ("HTTP/1.1 200 OK\r\nA: b\x01c\x7f\r\n\r\n", "HTTP/1.1 200 OK\r\nA: b c\r\n\r\n"),
+            (
+                "HTTP/1.1 200 OK\r\nA: b\r\n  c\r\n\td\r\nE: f\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nA: b c d\r\nE: f\r\n\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\n: x\r\nA: b\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nA: b\r\nConnection: close\r\n\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nnonsense\r\n and more\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nA: b\r\nBad Name: x\r\n folded\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nA: b\r\nConnection: close\r\n\r\n",
+            ),
+            ("HTTP/1.1  200   OK\x02\r\nA: b\r\n\r\n", "HTTP/1.1 200 OK\r\nA: b\r\n\r\n"),
+            ("HTTP/1.2 200 OK\r\n\r\n", "HTTP/1.1 200 OK\r\n\r\n"),
+            (
+                "HTTP/1.1 200 OK\r\nCache-Control : no-store\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nCache-Control: no-store\r\n\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nContent-Length : 5\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding : chunked\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\nConnection: close\r\n\r\n",
+            ),
+            (
+                "HTTP/1.1 200 OK\r\nTransfer-Encoding: identity\r\nContent-Length: 5\r\n\r\n",
+                "HTTP/1.1 200 OK\r\nContent-Length: 5\r\nConnection: close\r\n\r\n",
+            ),
+        ] {
+            assert_eq!(understood(head).as_deref(), Ok(repaired), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn faults_with_two_meanings_are_named() {
+        use HeadError::{Field, Length, StatusLine, TransferCoding};
+        for (head, error) in [
+            ("nonsense\r\n\r\n", StatusLine),
+            ("HTTP/2.0 200 OK\r\n\r\n", StatusLine),
+            ("ICY 200 OK\r\n\r\n", StatusLine),
+            ("HTTP/1.1 20 OK\r\n\r\n", StatusLine),
+            ("HTTP/1.1 2000 OK\r\n\r\n", StatusLine),
+            ("HTTP/1.1 099 OK\r\n\r\n", StatusLine),
+            ("HTTP/1.1200 OK\r\n\r\n", StatusLine),
+            ("HTTP/1.1 200 O\0K\r\n\r\n", StatusLine),
+            ("HTTP/1.1 200 OK\r\nA: b\0c\r\n\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nA: b\rSet-Cookie: c\r\n\r\n", Field),
+            ("HTTP/1.1 200 OK\r\n Cache-Control: no-store\r\n\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nCDN-Cache-Control\x01: no-store\r\n\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nSet-Cookie\u{fc}: a=b\r\n\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nContent-\x01Length: 5\r\n\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding chunked\r\n\r\n", Field),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5\r\nContent-Length: 6\r\n\r\n", Length),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 5, 6\r\n\r\n", Length),
+            ("HTTP/1.1 200 OK\r\nContent-Length: +5\r\n\r\n", Length),
+            ("HTTP/1.1 200 OK\r\nContent-Length:\r\n\r\n", Length),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 1\x012\r\n\r\n", Length),
+            ("HTTP/1.1 200 OK\r\nContent-Length: 99999999999999999999\r\n\r\n", Length),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", TransferCoding),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding : gzip, chunked\r\n\r\n", TransferCoding),
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip,\r\n chunked\r\n\r\n", TransferCoding),
+            ("HTTP/1.0 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n", TransferCoding),
+        ] {
+            assert_eq!(understood(head), Err(error), "{head:?}");
+        }
+        let many = format!("HTTP/1.1 200 OK\r\n{}\r\n", "A: b\r\n".repeat(MAX_LINES + 1));
+        assert_eq!(understood(&many), Err(HeadError::TooManyLines));
+    }
+
+    #[test]
+    fn responses_without_a_body_may_say_anything_about_it() {
+        for (head, to_head) in [
+            ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", true),
+            ("HTTP/1.1 204 No Content\r\nTransfer-Encoding: gzip\r\n\r\n", false),
+            ("HTTP/1.1 304 Not Modified\r\nContent-Length: x\r\n\r\n", false),
+        ] {
+            assert!(understand(head.as_bytes(), to_head).is_ok(), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn the_end_is_found_however_a_head_comes() {
+        for head in
+            ["HTTP/1.1 200 OK\r\nA: b\r\n\r\n", "HTTP/1.1 200 OK\n\n", "HTTP/1.1 200 OK\r\nA: b\n\r\n"]
+        {
+            let bytes = [head.as_bytes(), b"body\r\n\r\n"].concat();
+            for cut in 0..head.len() {
+                assert_eq!(end(&bytes[..cut], 0), None, "{head:?} {cut}");
+                assert_eq!(end(&bytes, cut), Some(head.len()), "{head:?} {cut}");
+            }
+        }
+    }
+}

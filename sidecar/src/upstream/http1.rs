@@ -1,0 +1,150 @@
+//! The application's HTTP/1.1 connections.
+
+use std::{
+    sync::{Arc, Mutex, PoisonError},
+    time::Duration,
+};
+
+use http::{Method, Request, Response};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::time::{Instant, sleep_until};
+
+use super::{
+    Addresses, RequestBody, UpstreamError,
+    head::MAX_LINES,
+    stream::{Announcement, ApplicationStream},
+};
+
+/// Shorter than the keep-alive of common servers (Node.js 5 s, Gunicorn 2 s with threads, nginx 75 s), so that an idle
+/// connection is closed here before the application does.
+const IDLE_TIMEOUT: Duration = Duration::from_millis(1500);
+
+/// The connections that have nothing to do, and how to make others.
+#[derive(Debug)]
+pub(super) struct Http1 {
+    addresses: Addresses,
+    idle: Mutex<Idle>,
+}
+
+#[derive(Debug, Default)]
+struct Idle {
+    /// The one that was used last comes last.
+    connections: Vec<(Connection, Instant)>,
+    /// Somebody sees to it that those end that are not used.
+    is_watched: bool,
+}
+
+#[derive(Debug)]
+struct Connection {
+    sender: http1::SendRequest<RequestBody>,
+    announcement: Announcement,
+}
+
+impl Http1 {
+    pub(super) fn new(addresses: Addresses) -> Self {
+        Self { addresses, idle: Mutex::default() }
+    }
+
+    /// Sends a request over a connection that is idle, or over a new one. A request that a connection gives back, because it had
+    /// ended before anything was written, is sent over another.
+    ///
+    /// # Errors
+    /// If the application refused the connection, broke it off, or sent a response that makes no sense.
+    pub(super) async fn send(
+        self: &Arc<Self>,
+        mut request: Request<RequestBody>,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        loop {
+            let idle = self.take_idle();
+            let is_new = idle.is_none();
+            let mut connection = match idle {
+                Some(connection) => connection,
+                None => self.connect().await?,
+            };
+            connection.announcement.announce(*request.method() == Method::HEAD);
+            let mut failed = match connection.sender.try_send_request(request).await {
+                Ok(response) => {
+                    self.take_back(connection);
+                    return Ok(response);
+                }
+                Err(failed) => failed,
+            };
+            match failed.take_message() {
+                Some(unsent) if !is_new => request = unsent,
+                unsent => {
+                    let was_sent = unsent.is_none();
+                    return Err(UpstreamError::Exchange { source: failed.into_error(), was_sent });
+                }
+            }
+        }
+    }
+
+    async fn connect(&self) -> Result<Connection, UpstreamError> {
+        let stream = self.addresses.connect().await.map_err(UpstreamError::Connect)?;
+        let announcement = Announcement::default();
+        let stream = ApplicationStream::new(stream, announcement.clone());
+        let (sender, connection) = http1::Builder::new()
+            .max_headers(MAX_LINES + 1)
+            .handshake(TokioIo::new(stream))
+            .await
+            .map_err(|source| UpstreamError::Exchange { source, was_sent: false })?;
+        tokio::spawn(async move {
+            if let Err(error) = connection.with_upgrades().await {
+                tracing::debug!(%error, "a connection to the application broke");
+            }
+        });
+        Ok(Connection { sender, announcement })
+    }
+
+    fn take_idle(&self) -> Option<Connection> {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        loop {
+            let (connection, since) = idle.connections.pop()?;
+            if connection.sender.is_ready() && since.elapsed() < IDLE_TIMEOUT {
+                return Some(connection);
+            }
+        }
+    }
+
+    /// Takes a connection back, once the body of its response has been read.
+    fn take_back(self: &Arc<Self>, mut connection: Connection) {
+        if connection.sender.is_ready() {
+            return self.keep(connection);
+        }
+        let pool = Arc::clone(self);
+        tokio::spawn(async move {
+            if connection.sender.ready().await.is_ok() {
+                pool.keep(connection);
+            }
+        });
+    }
+
+    fn keep(self: &Arc<Self>, connection: Connection) {
+        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        idle.connections.push((connection, Instant::now()));
+        if !std::mem::replace(&mut idle.is_watched, true) {
+            tokio::spawn(Arc::clone(self).end_idle());
+        }
+    }
+
+    /// Ends connections that nobody uses, until there are none.
+    async fn end_idle(self: Arc<Self>) {
+        loop {
+            let next = {
+                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                idle.connections.retain(|(connection, since)| {
+                    !connection.sender.is_closed() && since.elapsed() < IDLE_TIMEOUT
+                });
+                match idle.connections.first() {
+                    Some((_, since)) => *since + IDLE_TIMEOUT,
+                    None => {
+                        idle.is_watched = false;
+                        return;
+                    }
+                }
+            };
+            sleep_until(next).await;
+        }
+    }
+}

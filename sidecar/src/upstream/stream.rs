@@ -1,0 +1,192 @@
+//! The bytes of an HTTP/1 connection to the application.
+//!
+//! Each response head is understood here before hyper sees it ([`head`]). And a connection that the application has closed is
+//! found closed before a request is written to it, even when the runtime has not heard of that from the kernel yet.
+
+use std::{
+    io::{self, IoSlice, Read},
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicU8, Ordering},
+    },
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, BytesMut};
+use socket2::SockRef;
+use tokio::{
+    io::{AsyncRead, AsyncWrite, ReadBuf},
+    net::TcpStream,
+};
+use tokio_util::io::poll_read_buf;
+
+use super::head::{self, HeadError, MAX_HEAD};
+
+/// Minimum number of bytes to read at once while a head comes.
+const READ: usize = 8 << 10;
+
+/// Announcement of a request, made by its sender before the connection has it.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Announcement(Arc<AtomicU8>);
+
+const NONE: u8 = 0;
+const TO_HEAD: u8 = 1;
+const TO_OTHER: u8 = 2;
+
+impl Announcement {
+    /// Announces a request by HEAD or another method.
+    pub(super) fn announce(&self, is_head: bool) {
+        self.0.store(if is_head { TO_HEAD } else { TO_OTHER }, Ordering::Release);
+    }
+
+    fn is_made(&self) -> bool {
+        self.0.load(Ordering::Acquire) != NONE
+    }
+
+    /// Takes the announcement: whether the request is one by HEAD.
+    fn take(&self) -> Option<bool> {
+        match self.0.swap(NONE, Ordering::AcqRel) {
+            NONE => None,
+            announced => Some(announced == TO_HEAD),
+        }
+    }
+}
+
+/// A connection to the application, as hyper reads and writes it.
+#[derive(Debug)]
+pub(super) struct ApplicationStream {
+    stream: TcpStream,
+    announced: Announcement,
+    state: State,
+    /// Bytes that are understood and not read by hyper yet.
+    understood: BytesMut,
+}
+
+#[derive(Debug)]
+enum State {
+    /// The next bytes are a body's, or nothing is expected at all.
+    Passing,
+    /// The next bytes are a head's.
+    Head { to_head: bool, bytes: BytesMut, searched: usize },
+}
+
+impl ApplicationStream {
+    pub(super) fn new(stream: TcpStream, announced: Announcement) -> Self {
+        Self { stream, announced, state: State::Passing, understood: BytesMut::new() }
+    }
+
+    /// The first bytes that are written once a request was announced are its own, and a head is what comes next.
+    fn begin_request(&mut self) {
+        if matches!(self.state, State::Passing)
+            && let Some(to_head) = self.announced.take()
+        {
+            self.state = State::Head { to_head, bytes: BytesMut::new(), searched: 0 };
+        }
+    }
+
+    /// Reads until a head is whole, and understands it.
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        let State::Head { to_head, bytes, searched } = &mut self.state else { return Poll::Ready(Ok(())) };
+        loop {
+            let empty_lines = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
+            if *searched == 0 {
+                bytes.advance(empty_lines);
+            }
+            if let Some(end) = head::end(bytes, *searched) {
+                let raw = bytes.split_to(end);
+                let understood = head::understand(&raw, *to_head).map_err(invalid)?;
+                self.understood.extend_from_slice(&understood.bytes);
+                *searched = 0;
+                if !matches!(understood.status, 100 | 102..=199) {
+                    self.understood.unsplit(bytes.split());
+                    self.state = State::Passing;
+                }
+                return Poll::Ready(Ok(()));
+            }
+            *searched = bytes.len();
+            if bytes.len() > MAX_HEAD {
+                return Poll::Ready(Err(invalid(HeadError::TooLarge)));
+            }
+            bytes.reserve(READ);
+            if ready!(poll_read_buf(Pin::new(&mut self.stream), context, bytes))? == 0 {
+                // hyper says that the message is incomplete, if anything has come of it.
+                self.understood.unsplit(bytes.split());
+                self.state = State::Passing;
+                return Poll::Ready(Ok(()));
+            }
+        }
+    }
+
+    /// Asks the kernel itself whether the connection has ended, or something came that nobody asked for.
+    fn read_at_once(&self, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = [0; 64];
+        let room = buffer.remaining().min(bytes.len());
+        match (&*SockRef::from(&self.stream)).read(&mut bytes[..room]) {
+            Ok(count) => {
+                buffer.put_slice(&bytes[..count]);
+                Poll::Ready(Ok(()))
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+}
+
+fn invalid(error: HeadError) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, error)
+}
+
+impl AsyncRead for ApplicationStream {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        let this = self.get_mut();
+        if this.understood.is_empty() {
+            ready!(this.poll_head(context))?;
+        }
+        if !this.understood.is_empty() {
+            let count = buffer.remaining().min(this.understood.len());
+            buffer.put_slice(&this.understood.split_to(count));
+            return Poll::Ready(Ok(()));
+        }
+        match Pin::new(&mut this.stream).poll_read(context, buffer) {
+            Poll::Pending if this.announced.is_made() => this.read_at_once(buffer),
+            read => read,
+        }
+    }
+}
+
+impl AsyncWrite for ApplicationStream {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.begin_request();
+        Pin::new(&mut this.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        this.begin_request();
+        Pin::new(&mut this.stream).poll_write_vectored(context, slices)
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+}
