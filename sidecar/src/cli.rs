@@ -52,7 +52,8 @@ pub struct Serve {
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
 
-    /// Another address to try when the upstream does not listen on its own: an application that binds only to its pod's.
+    /// The pod's address. An upstream on a loopback address is called there first, so that it does not take its clients for
+    /// local ones, and on loopback only where that is refused. Any other upstream is called there last.
     #[arg(long, value_name = "IP")]
     pub pod_ip: Option<IpAddr>,
 

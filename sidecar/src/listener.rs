@@ -196,15 +196,21 @@ async fn serve_http2(
     proxy: &Arc<Proxy>,
     shutdown: &CancellationToken,
 ) -> anyhow::Result<()> {
+    // Set when the client had better turn to another pod.
+    let leaves = CancellationToken::new();
     let service = service_fn(|mut request| {
-        let proxy = Arc::clone(proxy);
+        let (proxy, leaves) = (Arc::clone(proxy), leaves.clone());
         async move {
             if let Err(refusal) = check_http2(&mut request) {
                 proxy.telemetry().refused(refusal, client);
                 return Ok(Problem::Refused(refusal).response());
             }
             let client = Client { address: client, turnstile: None };
-            Ok::<_, std::convert::Infallible>(proxy.handle(request, client).await)
+            let response = proxy.handle(request, client).await;
+            if proxy.upstream().is_gone() {
+                leaves.cancel();
+            }
+            Ok::<_, std::convert::Infallible>(response)
         }
     });
     let connection = http2::Builder::new(TokioExecutor::new())
@@ -217,6 +223,7 @@ async fn serve_http2(
     tokio::select! {
         ended = connection.as_mut() => return Ok(ended?),
         () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
+        () = leaves.cancelled() => connection.as_mut().graceful_shutdown(),
     }
     Ok(connection.await?)
 }

@@ -28,7 +28,7 @@ use crate::{
     serving::{NO_ROUTE, Serving},
     stats::Outcome,
     telemetry::Telemetry,
-    upstream::{RequestBody, Upstream, UpstreamError, no_body},
+    upstream::{RequestBody, Upstream, UpstreamError, WhenRefused, no_body},
 };
 
 mod application;
@@ -144,7 +144,8 @@ impl Proxy {
         self.telemetry.answered(name, outcome, took);
         let (status, milliseconds) = (response.status().as_u16(), took.as_secs_f64() * 1000.0);
         tracing::debug!(route = name, tier = tier.as_str(), status, milliseconds, "{}", outcome.as_str());
-        if self.drain.is_on() && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        let asks_to_close = self.drain.is_on() || self.upstream.is_gone();
+        if asks_to_close && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
@@ -246,7 +247,7 @@ impl Proxy {
         reason: Forward,
         route: Option<usize>,
     ) -> Answered {
-        match self.forward(request.map(passed_body), &client, None).await {
+        match self.forward(request.map(passed_body), &client, None, WhenRefused::Retry).await {
             Ok(response) => passed(response, reason, route),
             Err(error) => unreachable(&error, &client, route),
         }
@@ -258,6 +259,7 @@ impl Proxy {
         request: Request<RequestBody>,
         client: &Client,
         protocol: Option<HeaderValue>,
+        refused: WhenRefused,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let mut request = outgoing(request, client.address);
         pass_interim_responses(&mut request, client);
@@ -266,7 +268,7 @@ impl Proxy {
         }
         let mut response = self
             .upstream
-            .send(request)
+            .send(request, refused)
             .await
             .inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -282,7 +284,7 @@ impl Proxy {
         protocol: Option<HeaderValue>,
     ) -> Answered {
         let from_client = hyper::upgrade::on(&mut request);
-        match self.forward(request.map(passed_body), &client, protocol).await {
+        match self.forward(request.map(passed_body), &client, protocol, WhenRefused::Retry).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 changed_protocol(from_client, response, &client)
             }

@@ -26,7 +26,7 @@ use crate::{
     listener,
     proxy::Proxy,
     telemetry::Telemetry,
-    upstream::Upstream,
+    upstream::{Dialer, Upstream},
 };
 
 /// How long answers that are under way may take once the process was told to end.
@@ -76,7 +76,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         doors.push(Door {
             listener: listener.into_std()?,
             target: several.then(|| upstream.port()),
-            upstream,
+            dialer: Arc::new(Dialer::new(&upstream, pod_ip)),
         });
     }
     for number in 0..threads {
@@ -85,8 +85,8 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
             let (config, telemetry, drain) =
                 (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
             let mapped = mapped.clone();
-            move |Door { upstream, target, .. }: &Door| {
-                let upstream = Upstream::new(upstream.clone(), pod_ip);
+            move |Door { dialer, target, .. }: &Door| {
+                let upstream = Upstream::new(Arc::clone(dialer));
                 let (config, telemetry, drain) =
                     (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
                 Arc::new(Proxy::new(config, upstream, *target, telemetry, drain, mapped.clone()))
@@ -119,14 +119,14 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
 /// Where clients come in, and what they come for.
 struct Door {
     listener: net::TcpListener,
-    upstream: UpstreamUrl,
+    dialer: Arc<Dialer>,
     target: Option<u16>,
 }
 
 impl Door {
     fn try_clone(&self) -> io::Result<Self> {
-        let Self { listener, upstream, target } = self;
-        Ok(Self { listener: listener.try_clone()?, upstream: upstream.clone(), target: *target })
+        let Self { listener, dialer, target } = self;
+        Ok(Self { listener: listener.try_clone()?, dialer: Arc::clone(dialer), target: *target })
     }
 }
 

@@ -12,8 +12,8 @@ use std::{
 use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
 
-use crate::{barriers::Barriers, cache_status::Tier, gate::Refusal, l1::L1, serving::Mode};
 use crate::upstream::UpstreamReason;
+use crate::{barriers::Barriers, cache_status::Tier, gate::Refusal, l1::L1, serving::Mode};
 
 /// What became of a request, as far as the cache is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -1,10 +1,6 @@
 //! The application.
 
-use std::{
-    net::{IpAddr, SocketAddr},
-    sync::Arc,
-    time::Duration,
-};
+use std::sync::Arc;
 
 use http::{
     HeaderMap, HeaderValue, Request, Response, Uri, Version,
@@ -13,28 +9,22 @@ use http::{
 };
 use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
-use socket2::{SockRef, TcpKeepalive};
 use tokio::net::TcpStream;
 
-use crate::{cli::UpstreamUrl, headers::frame_body};
+use crate::headers::frame_body;
 
+mod dial;
 mod error;
 mod h2;
 mod head;
 mod http1;
 mod stream;
 
+pub use dial::{Dialer, WhenRefused};
 pub(crate) use error::may_have_been_dead;
 pub use error::{UpstreamError, UpstreamReason};
 use h2::Http2;
 use http1::Http1;
-
-const CONNECT_DEADLINE: Duration = Duration::from_secs(5);
-/// How long a connection may be quiet before the kernel asks whether the application is still there, how often it then asks,
-/// and how many times.
-const QUIET: Duration = Duration::from_secs(60);
-const PROBES: Duration = Duration::from_secs(15);
-const MOST_PROBES: u32 = 4;
 
 /// What is sent to the application: the client's body as it comes, or one at hand, which may be empty.
 pub type RequestBody = Either<Incoming, Full<Bytes>>;
@@ -52,17 +42,16 @@ const APPLICATION: &str = "application";
 pub struct Upstream {
     http1: Arc<Http1>,
     http2: Arc<Http2>,
-    addresses: Addresses,
+    dialer: Arc<Dialer>,
 }
 
 impl Upstream {
-    /// An application at `url`, or, where it does not listen there, at `pod_ip`.
-    pub fn new(url: UpstreamUrl, pod_ip: Option<IpAddr>) -> Self {
-        let addresses = Addresses::new(&url, pod_ip);
+    /// An application that is connected to by `dialer`.
+    pub fn new(dialer: Arc<Dialer>) -> Self {
         Self {
-            http1: Arc::new(Http1::new(addresses.clone())),
-            http2: Arc::new(Http2::new(addresses.clone())),
-            addresses,
+            http1: Arc::new(Http1::new(Arc::clone(&dialer))),
+            http2: Arc::new(Http2::new(Arc::clone(&dialer))),
+            dialer,
         }
     }
 
@@ -73,12 +62,16 @@ impl Upstream {
     ///
     /// # Errors
     /// If the application refused the connection or broke it off.
-    pub async fn send(&self, mut request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
-        if request.version() == Version::HTTP_2 && self.http2.is_spoken().await {
+    pub async fn send(
+        &self,
+        mut request: Request<RequestBody>,
+        refused: WhenRefused,
+    ) -> Result<Response<Incoming>, UpstreamError> {
+        if request.version() == Version::HTTP_2 && self.http2.is_spoken(refused).await? {
             let host = request.headers_mut().remove(HOST);
             let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or(APPLICATION);
             *request.uri_mut() = target(request.uri(), host).unwrap_or_else(|| request.uri().clone());
-            return self.http2.send(request).await;
+            return self.http2.send(request, refused).await;
         }
         if request.version() == Version::HTTP_2 {
             join_crumbs(request.headers_mut());
@@ -89,9 +82,9 @@ impl Upstream {
         let mut request = Request::from_parts(head, body);
         *request.uri_mut() = origin_form(request.uri());
         let again = again(&request);
-        match (self.http1.send(request).await, again) {
+        match (self.http1.send(request, refused).await, again) {
             (Err(UpstreamError::Exchange { source, .. }), Some(again)) if may_have_been_dead(&source) => {
-                self.http1.send(again).await
+                self.http1.send(again, refused).await.map_err(UpstreamError::of_repetition)
             }
             (outcome, _) => outcome,
         }
@@ -101,8 +94,13 @@ impl Upstream {
     ///
     /// # Errors
     /// If nobody listens.
-    pub async fn connect(&self) -> std::io::Result<TcpStream> {
-        self.addresses.connect().await
+    pub async fn connect(&self, refused: WhenRefused) -> std::io::Result<TcpStream> {
+        self.dialer.connect(refused).await
+    }
+
+    /// Whether the application refuses connections, and has done so for longer than a restart takes.
+    pub fn is_gone(&self) -> bool {
+        self.dialer.is_gone()
     }
 }
 
@@ -140,34 +138,4 @@ fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     *again.headers_mut() = request.headers().clone();
     *again.extensions_mut() = request.extensions().clone();
     Some(again)
-}
-
-/// Where the application may listen: its own address first, then its pod's.
-#[derive(Clone, Debug)]
-struct Addresses {
-    host: Arc<str>,
-    port: u16,
-    also: Option<IpAddr>,
-}
-
-impl Addresses {
-    fn new(url: &UpstreamUrl, also: Option<IpAddr>) -> Self {
-        let host = url.authority.host().trim_matches(['[', ']']);
-        Self { host: host.into(), port: url.port(), also }
-    }
-
-    async fn resolve(&self) -> std::io::Result<Vec<SocketAddr>> {
-        let own = tokio::net::lookup_host((&*self.host, self.port)).await?;
-        Ok(own.chain(self.also.map(|ip| SocketAddr::new(ip, self.port))).collect())
-    }
-
-    async fn connect(&self) -> std::io::Result<TcpStream> {
-        let addresses = self.resolve().await?;
-        let stream = tokio::time::timeout(CONNECT_DEADLINE, TcpStream::connect(&addresses[..])).await??;
-        stream.set_nodelay(true)?;
-        // Not HTTP/2's pings: servers of gRPC end a connection that is pinged more often than every five minutes.
-        let keepalive = TcpKeepalive::new().with_time(QUIET).with_interval(PROBES).with_retries(MOST_PROBES);
-        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
-        Ok(stream)
-    }
 }

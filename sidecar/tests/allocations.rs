@@ -7,7 +7,12 @@ use std::{alloc::System, net::Ipv4Addr, sync::Arc};
 
 use axum::Router;
 use larder_sidecar::{
-    config::Config, drain::Drain, listener, proxy::Proxy, telemetry::Telemetry, upstream::Upstream,
+    config::Config,
+    drain::Drain,
+    listener,
+    proxy::Proxy,
+    telemetry::Telemetry,
+    upstream::{Dialer, Upstream},
 };
 use stats_alloc::{INSTRUMENTED_SYSTEM, Region, StatsAlloc};
 use tokio::{
@@ -64,7 +69,7 @@ async fn a_hit_allocates_next_to_nothing() {
     let config = Arc::new(Config::load(None, None, Arc::clone(&telemetry)).await);
     let proxy = Proxy::new(
         config,
-        Upstream::new(url, None),
+        Upstream::new(Arc::new(Dialer::new(&url, None))),
         None,
         telemetry,
         Arc::new(Drain::default()),

@@ -48,6 +48,7 @@ mod integration {
     mod storing;
     mod streaming;
     mod upgrades;
+    mod upstream_connections;
     mod upstream_responses;
     mod validating;
     mod variants;

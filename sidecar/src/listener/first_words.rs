@@ -14,6 +14,7 @@ use crate::{
     gate::Refusal,
     proxy::Proxy,
     sniff::{FirstLine, MAX_FIRST_LINE, Protocol, sniff},
+    upstream::WhenRefused,
 };
 
 /// How long a client may be silent before the application is asked whether it speaks first.
@@ -101,7 +102,7 @@ pub(super) async fn first_words(
             }
             () = &mut silence, if !is_asked => {
                 is_asked = true;
-                application = proxy.upstream().connect().await.ok();
+                application = proxy.upstream().connect(WhenRefused::Fail).await.ok();
             }
             spoken = first_spoken(application.as_ref()), if application.is_some() => match spoken {
                 Ok(Spoken::Words) => {

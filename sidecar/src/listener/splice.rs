@@ -12,7 +12,7 @@ use tokio::{
 };
 
 use super::first_words::Other;
-use crate::{proxy::Proxy, sniff::FirstLine};
+use crate::{proxy::Proxy, sniff::FirstLine, upstream::WhenRefused};
 
 /// The end of a connection that was passed on.
 pub(super) enum Spliced {
@@ -35,7 +35,7 @@ pub(super) async fn splice(client: &mut TcpStream, other: Other, proxy: &Proxy) 
     }
     let mut application = match application {
         Some(application) => application,
-        None => proxy.upstream().connect().await?,
+        None => proxy.upstream().connect(WhenRefused::Retry).await?,
     };
     application.write_all(&beginning).await?;
     match copy_bidirectional(&mut client, &mut application).await {

@@ -34,7 +34,7 @@ use crate::{
     clock::wall_ms,
     entry::{Content, Entry, Head},
     stats::Outcome,
-    upstream::UpstreamError,
+    upstream::{UpstreamError, WhenRefused},
 };
 
 /// So much of a body of unknown length is read ahead of its client: less than a reader may lie behind another.
@@ -51,7 +51,8 @@ impl Proxy {
     pub(super) async fn ask_application(self: &Arc<Self>, mut errand: Errand) -> Answered {
         let mut ask = errand.what_to_ask();
         loop {
-            let received = match self.exchange(&errand.question, &ask).await {
+            let refused = if errand.may_stand_in() { WhenRefused::Fail } else { WhenRefused::Retry };
+            let received = match self.exchange(&errand.question, &ask, refused).await {
                 Ok(received) => received,
                 Err(error) => return self.without_an_answer(errand, &error).await,
             };
@@ -100,9 +101,14 @@ impl Proxy {
         answered
     }
 
-    async fn exchange(&self, question: &Question, ask: &Ask) -> Result<Received, UpstreamError> {
+    async fn exchange(
+        &self,
+        question: &Question,
+        ask: &Ask,
+        refused: WhenRefused,
+    ) -> Result<Received, UpstreamError> {
         let requested_at = wall_ms();
-        let response = self.forward(question.outgoing(ask), &question.client, None).await?;
+        let response = self.forward(question.outgoing(ask), &question.client, None, refused).await?;
         let times = Times { requested_at, received_at: wall_ms() };
         let (mut head, body) = response.into_parts();
         date_if_missing(&mut head.headers, times.received_at);

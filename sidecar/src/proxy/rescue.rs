@@ -64,7 +64,7 @@ impl Errand {
         answered
     }
 
-    fn may_stand_in(&self) -> bool {
+    pub(super) fn may_stand_in(&self) -> bool {
         self.candidate.as_ref().is_some_and(|stored| {
             let standing = stored.head.standing(self.question.lifetimes(), &self.question.asked);
             standing.verdict.serves_on_error() && !stored.is_purged(&self.question.serving.barriers)

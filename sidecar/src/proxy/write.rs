@@ -21,6 +21,7 @@ use crate::{
     clock::wall_ms,
     purge,
     serving::Serving,
+    upstream::WhenRefused,
 };
 
 impl Proxy {
@@ -44,7 +45,12 @@ impl Proxy {
         let written = tokio::spawn(async move {
             let target = Target::of(request.uri(), request.headers());
             let requested_at = wall_ms();
-            let outcome = proxy.forward(request.map(passed_body), &from, asked).await;
+            let outcome = proxy.forward(request.map(passed_body), &from, asked, WhenRefused::Retry).await;
+            if let Err(error) = &outcome
+                && !error.may_have_been_sent()
+            {
+                return outcome.map(|response| (response, Times { requested_at, received_at: requested_at }));
+            }
             let times = Times { requested_at, received_at: wall_ms() };
             let path = NormalPath::new(&path);
             let names = match &outcome {

@@ -7,9 +7,10 @@ use super::head::{HeadError, MAX_HEAD, MAX_LINES};
 /// Failure of an exchange with the application.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
-    /// No connection was made, so nothing was sent.
+    /// No connection was made. `was_sent`: the application may have seen the request over an earlier one.
     #[error("no connection to the application")]
-    Connect(#[source] io::Error),
+    #[allow(missing_docs)]
+    Connect { source: io::Error, was_sent: bool },
     /// The exchange failed. `was_sent`: the application may have seen the request.
     #[error("the exchange with the application failed")]
     #[allow(missing_docs)]
@@ -125,10 +126,23 @@ const HEAD_TOO_LARGE: &str = "the head of the application's response is too larg
 const _: () = assert!(MAX_LINES == 1_000 && MAX_HEAD == 256 << 10, "the details name these");
 
 impl UpstreamError {
+    pub(super) const fn connect(source: io::Error) -> Self {
+        Self::Connect { source, was_sent: false }
+    }
+
+    /// The failure of a request that was sent before.
+    pub(super) fn of_repetition(self) -> Self {
+        match self {
+            Self::Connect { source, .. } => Self::Connect { source, was_sent: true },
+            Self::Exchange { source, .. } => Self::Exchange { source, was_sent: true },
+            Self::Timeout(limit) => Self::Timeout(limit),
+        }
+    }
+
     /// The kind of failure.
     pub fn reason(&self) -> UpstreamReason {
         match self {
-            Self::Connect(error) => match error.kind() {
+            Self::Connect { source, .. } => match source.kind() {
                 io::ErrorKind::ConnectionRefused => UpstreamReason::Refused,
                 io::ErrorKind::TimedOut => UpstreamReason::ConnectTimeout,
                 _ => UpstreamReason::Unreachable,
@@ -141,8 +155,7 @@ impl UpstreamError {
     /// Whether the application may have seen the request, and may have acted on it.
     pub const fn may_have_been_sent(&self) -> bool {
         match self {
-            Self::Connect(_) => false,
-            Self::Exchange { was_sent, .. } => *was_sent,
+            Self::Connect { was_sent, .. } | Self::Exchange { was_sent, .. } => *was_sent,
             Self::Timeout(_) => true,
         }
     }

@@ -2,7 +2,7 @@
 
 use std::{
     sync::{
-        Mutex, PoisonError,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -17,7 +17,11 @@ use tokio::{
     time::timeout,
 };
 
-use super::{Addresses, RequestBody, UpstreamError, again, head::MAX_HEAD};
+use super::{
+    RequestBody, UpstreamError, again,
+    dial::{Dialer, WhenRefused},
+    head::MAX_HEAD,
+};
 use crate::clock::monotonic_ms;
 
 /// How long an application is given to show that it speaks HTTP/2, and how long it is remembered that it does not.
@@ -31,7 +35,7 @@ const SETTINGS: u8 = 4;
 /// The connection to an application that speaks HTTP/2, made when it is needed.
 #[derive(Debug)]
 pub(super) struct Http2 {
-    addresses: Addresses,
+    dialer: Arc<Dialer>,
     link: Mutex<Option<Link>>,
     /// Held by the one who finds out whether HTTP/2 is spoken, or who connects.
     connecting: tokio::sync::Mutex<()>,
@@ -58,9 +62,9 @@ impl Link {
 }
 
 impl Http2 {
-    pub(super) fn new(addresses: Addresses) -> Self {
+    pub(super) fn new(dialer: Arc<Dialer>) -> Self {
         Self {
-            addresses,
+            dialer,
             link: Mutex::default(),
             connecting: tokio::sync::Mutex::default(),
             made: AtomicU64::new(0),
@@ -70,16 +74,19 @@ impl Http2 {
 
     /// Whether the application speaks HTTP/2. It is asked with a preface alone, on a connection of its own, so that one which
     /// does not never sees half a request; once, however many want to know.
-    pub(super) async fn is_spoken(&self) -> bool {
+    ///
+    /// # Errors
+    /// If the application can't be connected to.
+    pub(super) async fn is_spoken(&self, refused: WhenRefused) -> Result<bool, UpstreamError> {
         if let Some(known) = self.is_known_to_be_spoken() {
-            return known;
+            return Ok(known);
         }
         let _alone = self.connecting.lock().await;
         if let Some(known) = self.is_known_to_be_spoken() {
-            return known;
+            return Ok(known);
         }
+        let mut stream = self.dialer.connect(refused).await.map_err(UpstreamError::connect)?;
         let answered = timeout(PROBE, async {
-            let mut stream = self.addresses.connect().await?;
             stream.write_all(PREFACE).await?;
             let mut head = [0; 9];
             stream.read_exact(&mut head).await?;
@@ -89,9 +96,9 @@ impl Http2 {
         self.refused_at.store(if speaks { 0 } else { monotonic_ms().max(1) }, Ordering::Relaxed);
         if speaks {
             // Those who wait find the connection. If there is none, whoever sends learns why.
-            let _ = self.connect().await;
+            let _ = self.connect(refused).await;
         }
-        speaks
+        Ok(speaks)
     }
 
     fn is_known_to_be_spoken(&self) -> Option<bool> {
@@ -110,9 +117,10 @@ impl Http2 {
     pub(super) async fn send(
         &self,
         request: Request<RequestBody>,
+        refused: WhenRefused,
     ) -> Result<Response<Incoming>, UpstreamError> {
         let Some(mut link) = self.current() else {
-            return self.newer_than(0).await?.send(request).await;
+            return self.newer_than(0, refused).await?.send(request).await;
         };
         let again = again(&request);
         let mut failed = match link.sender.try_send_request(request).await {
@@ -120,11 +128,16 @@ impl Http2 {
             Err(failed) => failed,
         };
         let unsent = failed.take_message();
+        let was_sent = unsent.is_none();
         let error = failed.into_error();
-        match unsent.or(again) {
-            Some(request) if !error.is_user() => self.newer_than(link.number).await?.send(request).await,
-            unsent => Err(UpstreamError::Exchange { source: error, was_sent: unsent.is_none() }),
-        }
+        let Some(request) = unsent.or(again).filter(|_| !error.is_user()) else {
+            return Err(UpstreamError::Exchange { source: error, was_sent });
+        };
+        let outcome = match self.newer_than(link.number, refused).await {
+            Ok(link) => link.send(request).await,
+            Err(error) => Err(error),
+        };
+        outcome.map_err(|error| if was_sent { error.of_repetition() } else { error })
     }
 
     fn current(&self) -> Option<Link> {
@@ -133,17 +146,17 @@ impl Http2 {
     }
 
     /// A connection that was made after the one of this number.
-    async fn newer_than(&self, number: u64) -> Result<Link, UpstreamError> {
+    async fn newer_than(&self, number: u64, refused: WhenRefused) -> Result<Link, UpstreamError> {
         let _alone = self.connecting.lock().await;
         match self.current().filter(|link| link.number > number) {
             Some(link) => Ok(link),
-            None => self.connect().await,
+            None => self.connect(refused).await,
         }
     }
 
     /// Makes a connection the current one. [`Self::connecting`] is held.
-    async fn connect(&self) -> Result<Link, UpstreamError> {
-        let stream: TcpStream = self.addresses.connect().await.map_err(UpstreamError::Connect)?;
+    async fn connect(&self, refused: WhenRefused) -> Result<Link, UpstreamError> {
+        let stream: TcpStream = self.dialer.connect(refused).await.map_err(UpstreamError::connect)?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .adaptive_window(true)

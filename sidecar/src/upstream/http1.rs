@@ -1,6 +1,7 @@
 //! The application's HTTP/1.1 connections.
 
 use std::{
+    mem,
     sync::{Arc, Mutex, PoisonError},
     time::Duration,
 };
@@ -11,7 +12,8 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    Addresses, RequestBody, UpstreamError,
+    RequestBody, UpstreamError,
+    dial::{Dialer, WhenRefused},
     head::MAX_LINES,
     stream::{Announcement, ApplicationStream},
 };
@@ -23,7 +25,7 @@ const IDLE_TIMEOUT: Duration = Duration::from_millis(1500);
 /// The connections that have nothing to do, and how to make others.
 #[derive(Debug)]
 pub(super) struct Http1 {
-    addresses: Addresses,
+    dialer: Arc<Dialer>,
     idle: Mutex<Idle>,
 }
 
@@ -42,25 +44,27 @@ struct Connection {
 }
 
 impl Http1 {
-    pub(super) fn new(addresses: Addresses) -> Self {
-        Self { addresses, idle: Mutex::default() }
+    pub(super) fn new(dialer: Arc<Dialer>) -> Self {
+        Self { dialer, idle: Mutex::default() }
     }
 
     /// Sends a request over a connection that is idle, or over a new one. A request that a connection gives back, because it had
-    /// ended before anything was written, is sent over another.
+    /// ended before anything was written, is sent over another; over a second new one, but not over a third.
     ///
     /// # Errors
     /// If the application refused the connection, broke it off, or sent a response that makes no sense.
     pub(super) async fn send(
         self: &Arc<Self>,
         mut request: Request<RequestBody>,
+        refused: WhenRefused,
     ) -> Result<Response<Incoming>, UpstreamError> {
+        let mut may_give_back = true;
         loop {
             let idle = self.take_idle();
             let is_new = idle.is_none();
             let mut connection = match idle {
                 Some(connection) => connection,
-                None => self.connect().await?,
+                None => self.connect(refused).await?,
             };
             connection.announcement.announce(*request.method() == Method::HEAD);
             let mut failed = match connection.sender.try_send_request(request).await {
@@ -71,7 +75,7 @@ impl Http1 {
                 Err(failed) => failed,
             };
             match failed.take_message() {
-                Some(unsent) if !is_new => request = unsent,
+                Some(unsent) if !is_new || mem::take(&mut may_give_back) => request = unsent,
                 unsent => {
                     let was_sent = unsent.is_none();
                     return Err(UpstreamError::Exchange { source: failed.into_error(), was_sent });
@@ -80,8 +84,8 @@ impl Http1 {
         }
     }
 
-    async fn connect(&self) -> Result<Connection, UpstreamError> {
-        let stream = self.addresses.connect().await.map_err(UpstreamError::Connect)?;
+    async fn connect(&self, refused: WhenRefused) -> Result<Connection, UpstreamError> {
+        let stream = self.dialer.connect(refused).await.map_err(UpstreamError::connect)?;
         let announcement = Announcement::default();
         let stream = ApplicationStream::new(stream, announcement.clone());
         let (sender, connection) = http1::Builder::new()
@@ -123,7 +127,7 @@ impl Http1 {
     fn keep(self: &Arc<Self>, connection: Connection) {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         idle.connections.push((connection, Instant::now()));
-        if !std::mem::replace(&mut idle.is_watched, true) {
+        if !mem::replace(&mut idle.is_watched, true) {
             tokio::spawn(Arc::clone(self).end_idle());
         }
     }

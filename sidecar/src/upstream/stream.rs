@@ -190,3 +190,48 @@ impl AsyncWrite for ApplicationStream {
         self.stream.is_write_vectored()
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::{future::poll_fn, io::Write, net::TcpListener};
+
+    use super::*;
+
+    async fn connected() -> (ApplicationStream, std::net::TcpStream, Announcement) {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let stream = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (application, _) = listener.accept().unwrap();
+        let announcement = Announcement::default();
+        (ApplicationStream::new(stream, announcement.clone()), application, announcement)
+    }
+
+    /// Reads without giving the runtime a chance to ask the kernel.
+    async fn read_now(stream: &mut ApplicationStream) -> Option<Vec<u8>> {
+        let mut bytes = [0; 64];
+        let mut buffer = ReadBuf::new(&mut bytes);
+        let read = poll_fn(|context| Poll::Ready(Pin::new(&mut *stream).poll_read(context, &mut buffer)));
+        match read.await {
+            Poll::Ready(outcome) => outcome.map(|()| Some(buffer.filled().to_vec())).unwrap(),
+            Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn a_closed_connection_is_found_closed_before_the_runtime_hears_of_it() {
+        let (mut stream, application, announcement) = connected().await;
+        announcement.announce(false);
+        assert_eq!(read_now(&mut stream).await, None);
+        drop(application);
+        assert_eq!(read_now(&mut stream).await, Some(vec![]));
+    }
+
+    #[tokio::test]
+    async fn what_comes_before_a_request_is_no_head() {
+        let (mut stream, mut application, announcement) = connected().await;
+        assert_eq!(read_now(&mut stream).await, None);
+        let unasked = b"HTTP/1.1 408 Request Timeout\r\n\r\n";
+        application.write_all(unasked).unwrap();
+        announcement.announce(false);
+        assert_eq!(read_now(&mut stream).await.as_deref(), Some(&unasked[..]));
+    }
+}

@@ -111,9 +111,18 @@ impl Origin {
         F: Fn(Seen) -> Answer + Send + Sync + 'static,
         Answer: Future<Output = Reply> + Send + 'static,
     {
+        Self::start_on(SocketAddr::new(ip.parse().unwrap(), 0), answer).await
+    }
+
+    /// An application that listens at one address and port only, where another one may have listened before.
+    pub(crate) async fn start_on<F, Answer>(address: SocketAddr, answer: F) -> Self
+    where
+        F: Fn(Seen) -> Answer + Send + Sync + 'static,
+        Answer: Future<Output = Reply> + Send + 'static,
+    {
         let (answer, log) = (Arc::new(answer), Arc::<Mutex<Vec<Seen>>>::default());
         let seen = Arc::clone(&log);
-        let RawOrigin { address, _task } = RawOrigin::start_at(ip, move |stream| {
+        let RawOrigin { address, _task } = RawOrigin::start_on(address, move |stream| {
             let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
             let service = service_fn(move |request: Request<Incoming>| {
                 let (answer, log) = (Arc::clone(&answer), Arc::clone(&log));
@@ -168,12 +177,22 @@ impl RawOrigin {
         Self::start_at("127.0.0.1", talk).await
     }
 
-    async fn start_at<F, Talk>(ip: &str, talk: F) -> Self
+    /// An application that listens at one address only.
+    pub(crate) async fn start_at<F, Talk>(ip: &str, talk: F) -> Self
     where
         F: Fn(TcpStream) -> Talk + Send + 'static,
         Talk: Future<Output = ()> + Send + 'static,
     {
-        let listener = TcpListener::bind((ip, 0)).await.unwrap();
+        Self::start_on(SocketAddr::new(ip.parse().unwrap(), 0), talk).await
+    }
+
+    /// An application that listens at one address and port only, where another one may have listened before.
+    pub(crate) async fn start_on<F, Talk>(address: SocketAddr, talk: F) -> Self
+    where
+        F: Fn(TcpStream) -> Talk + Send + 'static,
+        Talk: Future<Output = ()> + Send + 'static,
+    {
+        let listener = TcpListener::bind(address).await.unwrap();
         let address = listener.local_addr().unwrap();
         let task = tokio::spawn(async move {
             let mut connections = JoinSet::new();

@@ -1,0 +1,243 @@
+//! Connections to the application: where they go, and how long a refused one is tried again.
+
+use std::{
+    io,
+    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    sync::{
+        Mutex, PoisonError,
+        atomic::{AtomicBool, AtomicU64, Ordering},
+    },
+    time::{Duration, Instant},
+};
+
+use socket2::{SockRef, TcpKeepalive};
+use tokio::{
+    net::{TcpSocket, TcpStream},
+    time::{sleep, timeout},
+};
+
+use crate::{cli::UpstreamUrl, clock::monotonic_ms};
+
+const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
+/// Time without traffic after which the kernel asks whether the application is still there, between its questions, and how many
+/// it asks.
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
+const KEEPALIVE_RETRIES: u32 = 4;
+/// Time for which an address other than the first is used without asking the first.
+const FALLBACK_INTERVAL: Duration = Duration::from_secs(1);
+/// Time for which refused connections are tried again, from the first one on: a container that was killed is back by then, or
+/// its pod is no endpoint any more.
+const REFUSED_GRACE_MS: u64 = 2_000;
+/// Pauses between these tries.
+const MIN_PAUSE: Duration = Duration::from_millis(10);
+const MAX_PAUSE: Duration = Duration::from_millis(100);
+/// Time for which an application that refused a connection is known to be gone.
+const GONE_INTERVAL_MS: u64 = 1_000;
+
+/// What a refused connection means to its request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum WhenRefused {
+    /// The request fails at once: something else can stand in.
+    Fail,
+    /// The connection is tried again for 2 s after the application refused the first one, if it had ever taken one.
+    Retry,
+}
+
+/// An application's addresses, and what is known of them.
+///
+/// Whoever calls from a loopback address is trusted by many applications (`allow 127.0.0.1`, Express' `trust proxy`, Spring's
+/// actuator behind a check of the address). So an application on this host is called at its pod's address, which then is the
+/// caller's, too, and on a loopback address only if nobody listens there.
+#[derive(Debug)]
+pub struct Dialer {
+    host: Box<str>,
+    port: u16,
+    pod_ip: Option<IpAddr>,
+    /// An address that took a connection which the first one had refused, and since when.
+    fallback: Mutex<Option<(SocketAddr, Instant)>>,
+    has_connected: AtomicBool,
+    /// When the first and the last connection was refused since one was taken, in [`monotonic_ms`]; 0: none.
+    refused_since: AtomicU64,
+    refused_last: AtomicU64,
+}
+
+impl Dialer {
+    /// Connections to an application at `url`, in the pod with this address.
+    pub fn new(url: &UpstreamUrl, pod_ip: Option<IpAddr>) -> Self {
+        Self {
+            host: url.authority.host().trim_matches(['[', ']']).into(),
+            port: url.port(),
+            pod_ip,
+            fallback: Mutex::default(),
+            has_connected: AtomicBool::new(false),
+            refused_since: AtomicU64::new(0),
+            refused_last: AtomicU64::new(0),
+        }
+    }
+
+    /// Opens a connection.
+    ///
+    /// # Errors
+    /// If nobody listens at any address, or connecting takes longer than 5 s.
+    pub async fn connect(&self, refused: WhenRefused) -> io::Result<TcpStream> {
+        let mut pause = MIN_PAUSE;
+        loop {
+            let error = match self.dial().await {
+                Ok(stream) => {
+                    self.has_connected.store(true, Ordering::Relaxed);
+                    self.refused_since.store(0, Ordering::Relaxed);
+                    return Ok(stream);
+                }
+                Err(error) => error,
+            };
+            if error.kind() != io::ErrorKind::ConnectionRefused {
+                return Err(error);
+            }
+            let left = self.grace_left();
+            if refused == WhenRefused::Fail || left.is_zero() {
+                return Err(error);
+            }
+            sleep(pause.min(left)).await;
+            pause = (pause * 2).min(MAX_PAUSE);
+        }
+    }
+
+    /// Whether the application refuses connections, and has done so for longer than a restart takes.
+    pub fn is_gone(&self) -> bool {
+        let since = self.refused_since.load(Ordering::Relaxed);
+        if since == 0 {
+            return false;
+        }
+        let now = monotonic_ms();
+        let was_refused = now.saturating_sub(self.refused_last.load(Ordering::Relaxed)) < GONE_INTERVAL_MS;
+        was_refused
+            && (now.saturating_sub(since) >= REFUSED_GRACE_MS || !self.has_connected.load(Ordering::Relaxed))
+    }
+
+    /// Notes that a connection was refused; for how much longer it may be tried again.
+    fn grace_left(&self) -> Duration {
+        let now = monotonic_ms().max(1);
+        self.refused_last.store(now, Ordering::Relaxed);
+        let noted = self.refused_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
+        let since = noted.map_or_else(|since| since, |_| now);
+        if !self.has_connected.load(Ordering::Relaxed) {
+            return Duration::ZERO;
+        }
+        Duration::from_millis(REFUSED_GRACE_MS.saturating_sub(now.saturating_sub(since)))
+    }
+
+    /// Tries each address once.
+    async fn dial(&self) -> io::Result<TcpStream> {
+        if let Some(fallback) = self.fallback()
+            && let Ok(stream) = self.connect_to(fallback).await
+        {
+            return Ok(stream);
+        }
+        let addresses = self.addresses().await?;
+        let mut failure = None;
+        for (index, &address) in addresses.iter().enumerate() {
+            match self.connect_to(address).await {
+                Ok(stream) if index == 0 => return Ok(stream),
+                Ok(stream) => {
+                    // It may have begun to listen everywhere since the first address refused.
+                    if let Ok(first) = self.connect_to(addresses[0]).await {
+                        return Ok(first);
+                    }
+                    self.set_fallback(Some((address, Instant::now())));
+                    return Ok(stream);
+                }
+                // It listens there, and has too much to do.
+                Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
+                Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => failure = Some(error),
+                Err(error) => failure = failure.or(Some(error)),
+            }
+        }
+        self.set_fallback(None);
+        Err(failure
+            .unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the upstream's host has no address")))
+    }
+
+    fn fallback(&self) -> Option<SocketAddr> {
+        let fallback = *self.fallback.lock().unwrap_or_else(PoisonError::into_inner);
+        fallback.filter(|(_, since)| since.elapsed() < FALLBACK_INTERVAL).map(|(address, _)| address)
+    }
+
+    fn set_fallback(&self, fallback: Option<(SocketAddr, Instant)>) {
+        *self.fallback.lock().unwrap_or_else(PoisonError::into_inner) = fallback;
+    }
+
+    /// The addresses in the order of preference: of an application on a loopback address its pod's first.
+    async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
+        let mut ips: Vec<IpAddr> = match self.host.parse() {
+            Ok(ip) => vec![ip],
+            Err(_) => {
+                let found = tokio::net::lookup_host((&*self.host, self.port)).await?;
+                found.map(|address| address.ip()).collect()
+            }
+        };
+        if let Some(pod_ip) = self.pod_ip {
+            if ips.iter().all(IpAddr::is_loopback) {
+                ips.insert(0, pod_ip);
+                // To applications `localhost` is one of these or both.
+                ips.extend([IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)]);
+            } else {
+                ips.push(pod_ip);
+            }
+        }
+        let mut addresses: Vec<SocketAddr> = Vec::with_capacity(ips.len());
+        for ip in ips {
+            let address = SocketAddr::new(ip, self.port);
+            if !addresses.contains(&address) {
+                addresses.push(address);
+            }
+        }
+        Ok(addresses)
+    }
+
+    async fn connect_to(&self, address: SocketAddr) -> io::Result<TcpStream> {
+        let socket = match address {
+            SocketAddr::V4(_) => TcpSocket::new_v4()?,
+            SocketAddr::V6(_) => TcpSocket::new_v6()?,
+        };
+        // The kernel calls an address of its own from the same one, except in 127.0.0.0/8.
+        if address.ip().is_loopback() && Some(address.ip()) == self.pod_ip {
+            socket.bind(SocketAddr::new(address.ip(), 0))?;
+        }
+        let stream = timeout(CONNECT_TIMEOUT, socket.connect(address)).await??;
+        stream.set_nodelay(true)?;
+        // Not HTTP/2's pings: servers of gRPC end a connection that is pinged more often than every five minutes.
+        let keepalive = TcpKeepalive::new()
+            .with_time(KEEPALIVE_IDLE)
+            .with_interval(KEEPALIVE_INTERVAL)
+            .with_retries(KEEPALIVE_RETRIES);
+        SockRef::from(&stream).set_tcp_keepalive(&keepalive)?;
+        Ok(stream)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    async fn ips(url: &str, pod_ip: Option<&str>) -> Vec<String> {
+        let dialer = Dialer::new(&url.parse().unwrap(), pod_ip.map(|ip| ip.parse().unwrap()));
+        let addresses = dialer.addresses().await.unwrap();
+        addresses.into_iter().map(|address| address.to_string()).collect()
+    }
+
+    #[tokio::test]
+    async fn the_pods_address_goes_before_loopback_and_behind_others() {
+        for (url, pod_ip, addresses) in [
+            ("http://127.0.0.1:8000", None, &["127.0.0.1:8000"][..]),
+            ("http://[::1]:8000", None, &["[::1]:8000"]),
+            ("http://127.0.0.1:8000", Some("10.0.0.5"), &["10.0.0.5:8000", "127.0.0.1:8000", "[::1]:8000"]),
+            ("http://[::1]:8000", Some("fd00::5"), &["[fd00::5]:8000", "[::1]:8000", "127.0.0.1:8000"]),
+            ("http://192.0.2.7", Some("10.0.0.5"), &["192.0.2.7:80", "10.0.0.5:80"]),
+        ] {
+            assert_eq!(ips(url, pod_ip).await, addresses, "{url} {pod_ip:?}");
+        }
+        let named = ips("http://localhost:8000", Some("10.0.0.5")).await;
+        assert_eq!(named[0], "10.0.0.5:8000", "{named:?}");
+    }
+}
