@@ -1,62 +1,267 @@
-//! How much of what is on its way into the cache may be in memory at once.
+//! One bound on the memory of everything that is not L1.
+//!
+//! The container's limit is divided in four: what L1 may hold (`l1.maxSize`), what the process takes by itself ([`BASE`]), a quarter of
+//! the rest for what the allocator needs besides, and this budget. Decision 24 says which part of it each kind may have.
+//!
+//! # Guarantees
+//! - What is reserved at the same time is never more than the budget, but for [`Reservation::force`].
+//! - No kind takes more than its part, so that a flood of one leaves room for the others.
+//! - A hit in memory reserves nothing and touches nothing here.
 
 use std::sync::{
     Arc,
     atomic::{AtomicU64, Ordering},
 };
 
-/// What all fills together hold at most, unless one object alone may be larger.
-const MOST: u64 = 16 << 20;
+use bytes::Bytes;
 
-/// A bound on the bytes that all fills together hold. What finds no room passes to its readers all the same, and is not
-/// stored.
+use crate::connections::Connections;
+
+mod limit;
+
+pub use limit::{MemoryLimit, raise_file_limit};
+
+/// What the process takes by itself: code that was changed, threads, connections to tiers.
+pub const BASE: u64 = 16 << 20;
+/// Minimum of the budget, whatever the limit: without any, nothing but hits would be answered.
+const MIN_BYTES: u64 = 12 << 20;
+/// What is taken for the limit where none is known, beyond `l1.maxSize`: as in the default policy.
+const DEFAULT_BESIDE_L1: u64 = 64 << 20;
+/// What an idle connection takes: its task, and the buffers of both parsers.
+pub const CONNECTION: u64 = 16 << 10;
+/// Minimum of the cap on connections.
+const MIN_CONNECTIONS: u64 = 64;
+/// Bytes that are not cached cost less than this to be counted for each.
+const MIN_COUNTED: usize = 4 << 10;
+
+/// What memory is reserved for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Kind {
+    /// Heads of requests that come in pieces, are large, or came over HTTP/2.
+    Heads,
+    /// Bodies of requests that are part of a key, or sent to the admin API.
+    Requests,
+    /// Responses on their way into the cache, to and from Redis and Postgres, and to clients that read slowly.
+    Responses,
+}
+
+impl Kind {
+    /// All of them.
+    pub const ALL: [Self; 3] = [Self::Heads, Self::Requests, Self::Responses];
+
+    /// The kind as metrics have it.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Heads => "heads",
+            Self::Requests => "requests",
+            Self::Responses => "responses",
+        }
+    }
+}
+
+/// A bound on the memory of everything that is not L1.
 #[derive(Debug)]
 pub struct Budget {
-    held: AtomicU64,
-    most: u64,
+    memory: MemoryLimit,
+    /// The connections of clients, which have a quarter of the budget.
+    pub connections: Arc<Connections>,
+    bytes: AtomicU64,
+    /// `l1.maxSize`, and the most that one object may be.
+    l1: AtomicU64,
+    object: AtomicU64,
+    reserved: [AtomicU64; Kind::ALL.len()],
+    refused: [AtomicU64; Kind::ALL.len()],
+    /// Bytes of bodies that are or were stored, and that L1 or a reader still holds.
+    stored: AtomicU64,
+}
+
+impl Default for Budget {
+    fn default() -> Self {
+        Self::new(MemoryLimit::default())
+    }
 }
 
 impl Budget {
-    /// For a cache of `max_size` bytes of objects of at most `max_object_size`.
-    pub fn new(max_size: u64, max_object_size: u64) -> Self {
-        Self { held: AtomicU64::new(0), most: (max_size / 4).min(MOST).max(max_object_size) }
+    /// Of a process with this limit, and the L1 of a sidecar without a policy.
+    pub fn new(memory: MemoryLimit) -> Self {
+        let budget = Self {
+            memory,
+            connections: Arc::new(Connections::new(0)),
+            bytes: AtomicU64::new(0),
+            l1: AtomicU64::new(0),
+            object: AtomicU64::new(0),
+            reserved: Default::default(),
+            refused: Default::default(),
+            stored: AtomicU64::new(0),
+        };
+        budget.leave_room_for(64 << 20, 1 << 20);
+        budget
     }
 
-    /// How much is held now.
-    pub fn held(&self) -> u64 {
-        self.held.load(Ordering::Relaxed)
-    }
-}
-
-/// What one fill holds. It is given back when this is dropped.
-#[derive(Debug)]
-pub struct Share {
-    budget: Arc<Budget>,
-    held: u64,
-}
-
-impl Share {
-    /// Of nothing yet.
-    pub fn new(budget: &Arc<Budget>) -> Self {
-        Self { budget: Arc::clone(budget), held: 0 }
+    /// Leaves room for an L1 of so many bytes, with objects of at most `object`.
+    pub fn leave_room_for(&self, l1: u64, object: u64) {
+        let MemoryLimit { bytes, files } = self.memory;
+        let limit = bytes.unwrap_or(l1.saturating_add(DEFAULT_BESIDE_L1));
+        let budget = (limit.saturating_sub(l1).saturating_sub(BASE) / 4 * 3).max(MIN_BYTES);
+        self.bytes.store(budget, Ordering::Relaxed);
+        self.l1.store(l1, Ordering::Relaxed);
+        self.object.store(object, Ordering::Relaxed);
+        let connections = (budget / 4 / CONNECTION).min(files / 2).max(MIN_CONNECTIONS);
+        self.connections.set_max(usize::try_from(connections).unwrap_or(usize::MAX));
     }
 
-    /// Takes so much more, if there is room.
-    pub fn grow(&mut self, bytes: u64) -> bool {
-        let before = self.budget.held.fetch_add(bytes, Ordering::Relaxed);
-        let fits = before + bytes <= self.budget.most;
-        if fits {
-            self.held += bytes;
-        } else {
-            self.budget.held.fetch_sub(bytes, Ordering::Relaxed);
+    /// All of it, in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.bytes.load(Ordering::Relaxed)
+    }
+
+    /// What is reserved for a kind now, in bytes.
+    pub fn reserved(&self, kind: Kind) -> u64 {
+        let reserved = self.reserved[kind as usize].load(Ordering::Relaxed);
+        if kind == Kind::Responses { reserved + self.read_after_l1() } else { reserved }
+    }
+
+    /// How often something of a kind found no room.
+    pub fn refused(&self, kind: Kind) -> u64 {
+        self.refused[kind as usize].load(Ordering::Relaxed)
+    }
+
+    /// What open connections take, in bytes.
+    pub fn connection_bytes(&self) -> u64 {
+        self.connections.open() as u64 * CONNECTION
+    }
+
+    /// Bodies that L1 has let go of, or has no room for, and that somebody still reads.
+    fn read_after_l1(&self) -> u64 {
+        self.stored.load(Ordering::Relaxed).saturating_sub(self.l1.load(Ordering::Relaxed))
+    }
+
+    /// The most that one kind may take.
+    fn part(&self, kind: Kind) -> u64 {
+        let bytes = self.bytes();
+        match kind {
+            Kind::Heads | Kind::Requests => bytes / 4,
+            // One object always has room, and the buffer of its own that it is copied into when it is whole.
+            Kind::Responses => (bytes / 4 * 3).max(bytes.min(self.object.load(Ordering::Relaxed) * 2)),
+        }
+    }
+
+    /// Takes so many bytes, if there is room.
+    fn take(&self, kind: Kind, bytes: u64) -> bool {
+        self.reserved[kind as usize].fetch_add(bytes, Ordering::Relaxed);
+        let all =
+            Kind::ALL.into_iter().map(|kind| self.reserved(kind)).sum::<u64>() + self.connection_bytes();
+        let fits = self.reserved(kind) <= self.part(kind) && all <= self.bytes();
+        if !fits {
+            self.give_back(kind, bytes);
         }
         fits
     }
+
+    fn give_back(&self, kind: Kind, bytes: u64) {
+        self.reserved[kind as usize].fetch_sub(bytes, Ordering::Relaxed);
+    }
+
+    /// Notes that something of a kind found no room.
+    pub fn refuse(&self, kind: Kind) {
+        self.refused[kind as usize].fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// So many bytes, if there is room.
+    pub fn reserve(self: &Arc<Self>, kind: Kind, bytes: u64) -> Option<Reservation> {
+        let mut reservation = Reservation::new(self, kind);
+        if reservation.grow(bytes) {
+            Some(reservation)
+        } else {
+            self.refuse(kind);
+            None
+        }
+    }
+
+    /// A body that is stored, counted for as long as L1 or a reader holds it.
+    pub fn counted(self: &Arc<Self>, body: Bytes) -> Bytes {
+        if body.len() < MIN_COUNTED {
+            return body;
+        }
+        self.stored.fetch_add(body.len() as u64, Ordering::Relaxed);
+        Bytes::from_owner(Counted { budget: Arc::clone(self), body })
+    }
 }
 
-impl Drop for Share {
+/// A body that is counted.
+struct Counted {
+    budget: Arc<Budget>,
+    body: Bytes,
+}
+
+impl AsRef<[u8]> for Counted {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
+    }
+}
+
+impl Drop for Counted {
     fn drop(&mut self) {
-        self.budget.held.fetch_sub(self.held, Ordering::Relaxed);
+        self.budget.stored.fetch_sub(self.body.len() as u64, Ordering::Relaxed);
+    }
+}
+
+/// Bytes of the budget, which are given back when this is dropped.
+#[derive(Debug)]
+pub struct Reservation {
+    budget: Arc<Budget>,
+    kind: Kind,
+    bytes: u64,
+}
+
+impl Reservation {
+    /// Of nothing yet.
+    pub fn new(budget: &Arc<Budget>, kind: Kind) -> Self {
+        Self { budget: Arc::clone(budget), kind, bytes: 0 }
+    }
+
+    /// How much it is.
+    pub fn bytes(&self) -> u64 {
+        self.bytes
+    }
+
+    /// Takes so many bytes more, if there is room.
+    pub fn grow(&mut self, bytes: u64) -> bool {
+        let fits = self.budget.take(self.kind, bytes);
+        if fits {
+            self.bytes += bytes;
+        }
+        fits
+    }
+
+    /// Notes that something found no room.
+    pub fn refuse(&self) {
+        self.budget.refuse(self.kind);
+    }
+
+    /// Becomes so many bytes, if there is room.
+    pub fn resize(&mut self, bytes: u64) -> bool {
+        match bytes.checked_sub(self.bytes) {
+            Some(more) => more == 0 || self.grow(more),
+            None => {
+                self.budget.give_back(self.kind, self.bytes - bytes);
+                self.bytes = bytes;
+                true
+            }
+        }
+    }
+
+    /// Becomes so many bytes, for somebody who has been told to give back as many.
+    pub fn force(&mut self, bytes: u64) {
+        self.resize(0);
+        self.budget.reserved[self.kind as usize].fetch_add(bytes, Ordering::Relaxed);
+        self.bytes = bytes;
+    }
+}
+
+impl Drop for Reservation {
+    fn drop(&mut self) {
+        self.budget.give_back(self.kind, self.bytes);
     }
 }
 
@@ -64,21 +269,59 @@ impl Drop for Share {
 mod tests {
     use super::*;
 
-    #[test]
-    fn what_finds_no_room_is_refused_until_others_give_back() {
-        let budget = Arc::new(Budget::new(400, 60));
-        let (mut one, mut other) = (Share::new(&budget), Share::new(&budget));
-        assert!(one.grow(60) && other.grow(40));
-        assert!(!other.grow(1));
-        drop(one);
-        assert!(other.grow(60));
-        drop(other);
-        assert_eq!(budget.held(), 0);
+    const MIB: u64 = 1 << 20;
+
+    fn budget(memory: u64, l1: u64, object: u64) -> Arc<Budget> {
+        let budget = Budget::new(MemoryLimit { bytes: Some(memory), ..MemoryLimit::default() });
+        budget.leave_room_for(l1, object);
+        Arc::new(budget)
     }
 
     #[test]
-    fn one_object_always_has_room() {
-        let budget = Arc::new(Budget::new(100, 90));
-        assert!(Share::new(&budget).grow(90));
+    fn no_kind_takes_what_is_for_the_others() {
+        let budget = budget(128 * MIB, 64 * MIB, MIB);
+        assert_eq!(budget.bytes(), 36 * MIB);
+        let heads = budget.reserve(Kind::Heads, 9 * MIB).unwrap();
+        assert!(budget.reserve(Kind::Heads, 1).is_none());
+        let mut responses = budget.reserve(Kind::Responses, 27 * MIB).unwrap();
+        assert!(!responses.grow(1));
+        assert!(budget.reserve(Kind::Requests, 1).is_none(), "all of it is reserved");
+        drop(heads);
+        assert!(budget.reserve(Kind::Requests, 9 * MIB).is_some());
+        assert!(responses.resize(MIB) && responses.bytes() == MIB);
+        drop(responses);
+        assert!(Kind::ALL.into_iter().all(|kind| budget.reserved(kind) == 0));
+        assert_eq!(budget.refused(Kind::Heads), 1);
+    }
+
+    #[test]
+    fn what_fits_beside_l1_as_the_operator_wants_it_is_a_budget() {
+        assert_eq!(budget(96 * MIB, 64 * MIB, MIB).bytes(), 12 * MIB);
+        assert_eq!(budget(32 * MIB, 64 * MIB, MIB).bytes(), MIN_BYTES, "less than L1 alone");
+    }
+
+    #[test]
+    fn one_object_always_has_room_if_there_is_any() {
+        let budget = budget(128 * MIB, 64 * MIB, 16 * MIB);
+        assert!(budget.reserve(Kind::Responses, 32 * MIB).is_some());
+    }
+
+    #[test]
+    fn bodies_that_are_read_after_l1_let_them_go_count() {
+        let budget = budget(96 * MIB, 2 * MIB, MIB);
+        let body = |length: u64| budget.counted(Bytes::from(vec![0; usize::try_from(length).unwrap()]));
+        let held: Vec<_> = (0..4).map(|_| body(MIB)).collect();
+        assert_eq!(budget.reserved(Kind::Responses), 2 * MIB);
+        assert_eq!(&held[0].slice(..3)[..], [0, 0, 0]);
+        drop(held);
+        assert_eq!(budget.reserved(Kind::Responses), 0);
+    }
+
+    #[test]
+    fn the_cap_on_connections_follows_the_budget_and_the_files() {
+        let few = Budget::new(MemoryLimit { bytes: Some(128 * MIB), files: 300 });
+        assert_eq!(few.connections.max(), 150);
+        let many = Budget::new(MemoryLimit { bytes: Some(128 * MIB), files: 1 << 20 });
+        assert_eq!(many.connections.max(), 576);
     }
 }

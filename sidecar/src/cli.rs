@@ -4,6 +4,7 @@ use std::{fmt, net::IpAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use http::uri::{Authority, Scheme, Uri};
+use larder_policy::ByteSize;
 
 /// A cache in front of an HTTP server.
 ///
@@ -56,6 +57,10 @@ pub struct Serve {
     /// local ones, and on loopback only where that is refused. Any other upstream is called there last.
     #[arg(long, value_name = "IP")]
     pub pod_ip: Option<IpAddr>,
+
+    /// How much memory the process may have, such as 128Mi [default: the limit of the control group, else l1.maxSize and 64Mi]
+    #[arg(long, value_name = "BYTES", env = "LARDER_MEMORY_LIMIT")]
+    pub memory_limit: Option<ByteSize>,
 
     /// Threads that answer requests [default: one per core]
     #[arg(long, value_name = "N")]

@@ -19,7 +19,7 @@ use tokio::net::TcpStream;
 
 /// The response to a client that finds no place (RFC 9110, sections 10.2.3 and 15.6.4).
 const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
-    content-type: application/problem+json\r\ncontent-length: 84\r\n\r\n\
+    content-type: application/problem+json\r\ncontent-length: 85\r\n\r\n\
     {\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many connections are open\"}";
 
 /// Tells a client that there is no place for it. What it has sent is read, as far as it is there: a connection that is closed
@@ -28,6 +28,9 @@ pub fn turn_away(stream: &TcpStream) {
     let _ = stream.try_write(NO_PLACE);
     let _ = stream.try_read(&mut [0; 4 << 10]);
 }
+
+/// So many connections must come after one before it makes room because its head is not whole; fewer where few may be open.
+const GRACE: u64 = 32;
 
 /// Activity of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -56,6 +59,8 @@ pub struct Connection {
     phase: AtomicU8,
     must_leave: AtomicBool,
     waker: AtomicWaker,
+    /// Bytes of the budget that its request's head takes.
+    held: AtomicU64,
 }
 
 impl Default for Connection {
@@ -64,6 +69,7 @@ impl Default for Connection {
             phase: AtomicU8::new(Phase::Unfinished as u8),
             must_leave: AtomicBool::new(false),
             waker: AtomicWaker::new(),
+            held: AtomicU64::new(0),
         }
     }
 }
@@ -106,6 +112,11 @@ impl Connection {
         self.phase.load(Ordering::Relaxed) == Phase::Stalled as u8
     }
 
+    /// Notes what its request's head takes of the budget, in bytes.
+    pub fn holds(&self, bytes: u64) {
+        self.held.store(bytes, Ordering::Relaxed);
+    }
+
     /// Whether its place was given to another.
     pub fn must_leave(&self) -> bool {
         self.must_leave.load(Ordering::Acquire)
@@ -117,6 +128,11 @@ impl Connection {
             self.waker.register(context.waker());
         }
         if self.must_leave() { Poll::Ready(()) } else { Poll::Pending }
+    }
+
+    /// Whether its place was given to another, and nothing is served on it.
+    pub fn gives_way(&self) -> bool {
+        self.must_leave() && !self.is_serving()
     }
 
     /// Tells it to leave.
@@ -131,6 +147,8 @@ impl Connection {
 pub struct Connections {
     max: AtomicUsize,
     next: AtomicU64,
+    /// Whether three quarters of the places are taken.
+    is_crowded: AtomicBool,
     /// By the order in which they came.
     open: Mutex<BTreeMap<u64, Arc<Connection>>>,
     dismissed: AtomicU64,
@@ -143,6 +161,7 @@ impl Connections {
         Self {
             max: AtomicUsize::new(max),
             next: AtomicU64::new(0),
+            is_crowded: AtomicBool::new(false),
             open: Mutex::default(),
             dismissed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
@@ -157,6 +176,23 @@ impl Connections {
     /// The cap.
     pub fn max(&self) -> usize {
         self.max.load(Ordering::Relaxed)
+    }
+
+    /// How many are open.
+    pub fn open(&self) -> usize {
+        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+    }
+
+    /// Whether so many are open that idle ones should hold nothing.
+    pub fn is_crowded(&self) -> bool {
+        self.is_crowded.load(Ordering::Relaxed)
+    }
+
+    fn note_crowd(&self, open: usize) {
+        let is_crowded = open >= self.max() / 4 * 3;
+        if is_crowded != self.is_crowded() {
+            self.is_crowded.store(is_crowded, Ordering::Relaxed);
+        }
     }
 
     /// How many were told to leave for others.
@@ -177,13 +213,14 @@ impl Connections {
         let is_admitted = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             while open.len() >= self.max() {
-                let Some(id) = victim(&open) else { break };
+                let Some(id) = victim(&open, id) else { break };
                 leaving.extend(open.remove(&id));
             }
             let has_room = open.len() < self.max();
             if has_room {
                 open.insert(id, Arc::clone(&connection));
             }
+            self.note_crowd(open.len());
             has_room
         };
         self.dismissed.fetch_add(leaving.len() as u64, Ordering::Relaxed);
@@ -194,16 +231,53 @@ impl Connections {
         }
         Some(Admitted { connections: Arc::clone(self), id, connection })
     }
+
+    /// Tells those to leave that have been reading a head for longest, until what they hold is so many bytes; nobody, if all of
+    /// them hold less. `asking` stays.
+    pub fn dismiss_readers(&self, bytes: u64, asking: &Arc<Connection>) -> bool {
+        let (mut leaving, mut held) = (Vec::new(), 0);
+        {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let reads = |connection: &&Arc<Connection>| {
+                let phase = connection.phase.load(Ordering::Relaxed);
+                phase == Phase::Unfinished as u8
+                    && !connection.must_leave()
+                    && !Arc::ptr_eq(connection, asking)
+            };
+            for connection in open.values().filter(reads) {
+                let holds = connection.held.load(Ordering::Relaxed);
+                if holds > 0 {
+                    held += holds;
+                    leaving.push(Arc::clone(connection));
+                }
+                if held >= bytes {
+                    break;
+                }
+            }
+        }
+        if held < bytes {
+            return false;
+        }
+        self.dismissed.fetch_add(leaving.len() as u64, Ordering::Relaxed);
+        leaving.iter().for_each(|connection| connection.dismiss());
+        true
+    }
 }
 
-/// Which connection makes room: the oldest of the first phase in [`Phase::LEAVING`] that any is in. One that has been between
+/// Which connection makes room for the one with the number `coming`: the oldest of the first phase in [`Phase::LEAVING`] that any
+/// is in. One that came just now may not have had the time to send its head: it makes room last. One that has been between
 /// requests since the last look is spared once: it may be in use.
-fn victim(open: &BTreeMap<u64, Arc<Connection>>) -> Option<u64> {
-    let mut oldest: [Option<u64>; Phase::LEAVING.len()] = Default::default();
+fn victim(open: &BTreeMap<u64, Arc<Connection>>, coming: u64) -> Option<u64> {
+    let grace = (open.len() as u64 / 4).min(GRACE);
+    let mut oldest: [Option<u64>; Phase::LEAVING.len() + 1] = Default::default();
     for (id, connection) in open {
         let phase = connection.phase.load(Ordering::Relaxed);
         let place = Phase::LEAVING.iter().position(|leaving| *leaving as u8 == phase);
         let Some(place) = place else { continue };
+        if place == 0 && coming.saturating_sub(*id) <= grace {
+            oldest[Phase::LEAVING.len()].get_or_insert(*id);
+            continue;
+        }
         oldest[place].get_or_insert(*id);
         if place == 0 {
             break;
@@ -233,7 +307,9 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        self.connections.open.lock().unwrap_or_else(PoisonError::into_inner).remove(&self.id);
+        let mut open = self.connections.open.lock().unwrap_or_else(PoisonError::into_inner);
+        open.remove(&self.id);
+        self.connections.note_crowd(open.len());
     }
 }
 
@@ -271,6 +347,29 @@ mod tests {
         let (head, body) = std::str::from_utf8(NO_PLACE).unwrap().split_once("\r\n\r\n").unwrap();
         assert!(head.ends_with(&format!("content-length: {}", body.len())), "{}", body.len());
         assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
+    }
+
+    #[test]
+    fn a_connection_that_came_just_now_has_time_for_its_head() {
+        let connections = Arc::new(Connections::new(8));
+        let mut all = admitted(&connections, 8);
+        all[..7].iter().for_each(|one| one.connection().rests());
+        all.extend(connections.admit());
+        assert_eq!(leaving(&all), [0]);
+    }
+
+    #[test]
+    fn those_who_have_read_their_heads_for_longest_give_their_room() {
+        let connections = Arc::new(Connections::new(8));
+        let all = admitted(&connections, 6);
+        all.iter().for_each(|one| one.connection().holds(10));
+        all[0].connection().serves();
+        all[1].connection().holds(0);
+        let asking = all[2].connection();
+        assert!(connections.dismiss_readers(15, asking));
+        assert_eq!(leaving(&all), [3, 4]);
+        assert!(!connections.dismiss_readers(15, asking), "who was told to leave gives nothing again");
+        assert_eq!(leaving(&all), [3, 4]);
     }
 
     #[test]

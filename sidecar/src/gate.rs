@@ -35,6 +35,7 @@ mod framing;
 mod head;
 mod http2;
 mod refusal;
+mod room;
 #[cfg(test)]
 mod tests;
 mod turnstile;
@@ -44,6 +45,7 @@ use head::Scan;
 pub use head::{Head, Lines};
 pub use http2::check_http2;
 pub use refusal::Refusal;
+use room::Room;
 pub use turnstile::{Guarded, Turnstile};
 
 /// How long a head may take from its first byte.
@@ -59,7 +61,9 @@ const LINGER_BYTES: usize = 256 << 10;
 /// How much is read at once.
 const READ: usize = 8 << 10;
 /// How much of what comes before its turn is kept.
-const EARLY: usize = 16 << 10;
+const EARLY: usize = READ - READ / 8;
+/// How much of a head is read before room is made for it.
+const SMALL_HEAD: usize = 2 * READ;
 /// How much is answered at once before it is written, and how much room for that a connection keeps.
 const BATCH: usize = 64 << 10;
 const KEPT: usize = 8 << 10;
@@ -107,6 +111,7 @@ pub struct Gate<IO, A> {
     stream: IO,
     at_once: A,
     turnstile: Arc<Turnstile>,
+    room: Room,
     /// Read, and not yet given to hyper.
     input: BytesMut,
     /// No head ends before this place in `input`.
@@ -148,6 +153,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
         Self {
             stream,
             at_once,
+            room: Room::new(&turnstile.budget, &turnstile.connection),
             turnstile,
             input: BytesMut::from(beginning),
             searched: 0,
@@ -169,6 +175,39 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
             self.input.reserve(READ);
         }
         poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input)
+    }
+
+    /// Whether there is room for what is read next of a head: twice, for hyper has a copy of it.
+    fn has_room(&mut self) -> bool {
+        let length = self.input.len() + READ;
+        length <= SMALL_HEAD || self.room.make(2 * length)
+    }
+
+    /// The client is waited for in the middle of a head; whether there is room for that.
+    fn may_wait(&mut self) -> bool {
+        self.turnstile.connection.reads_head();
+        !self.turnstile.connection.must_leave() && (self.room.is_taken() || self.room.make(READ))
+    }
+
+    /// The client is waited for between requests; whether there is room for that.
+    fn may_rest(&mut self) -> bool {
+        if self.room.is_taken() || self.turnstile.budget.connections.is_crowded() {
+            self.room.clear();
+            (self.input, self.output) = (BytesMut::new(), Vec::new());
+        }
+        self.turnstile.connection.rests();
+        !self.turnstile.connection.must_leave()
+    }
+
+    /// Notes whether the client takes what it is sent.
+    fn watched<T>(&self, written: Poll<T>) -> Poll<T> {
+        let connection = &self.turnstile.connection;
+        match &written {
+            Poll::Pending => connection.stalls(),
+            Poll::Ready(_) if connection.is_stalled() => connection.serves(),
+            Poll::Ready(_) => {}
+        }
+        written
     }
 
     /// Whether a time that began with the first call is over.
@@ -253,30 +292,32 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
                     return Poll::Ready(Ok(Some(turn)));
                 }
                 Scan::Refused(refusal) => refusal,
-                Scan::Incomplete => {
-                    if !self.output.is_empty() {
-                        return Poll::Ready(Ok(Some(Turn::Head)));
-                    }
-                    match self.poll_fill(context) {
-                        Poll::Ready(Ok(0)) => return Poll::Ready(Ok(None)),
-                        Poll::Ready(Ok(_)) => continue,
-                        Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                        Poll::Pending if !self.input.is_empty() => {
-                            if !self.is_over(HEAD_DEADLINE, context) {
-                                return Poll::Pending;
-                            }
-                            Refusal::TooSlow
+                Scan::Incomplete if !self.output.is_empty() => return Poll::Ready(Ok(Some(Turn::Head))),
+                Scan::Incomplete if !self.has_room() => Refusal::Overloaded,
+                Scan::Incomplete => match self.poll_fill(context) {
+                    Poll::Ready(Ok(0)) => return Poll::Ready(Ok(None)),
+                    Poll::Ready(Ok(_)) => continue,
+                    Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
+                    Poll::Pending if !self.input.is_empty() && !self.may_wait() => Refusal::Overloaded,
+                    Poll::Pending if !self.input.is_empty() => {
+                        if !self.is_over(HEAD_DEADLINE, context) {
+                            return Poll::Pending;
                         }
-                        Poll::Pending if self.is_forgotten(context) => return Poll::Ready(Ok(None)),
-                        Poll::Pending => return Poll::Pending,
+                        Refusal::TooSlow
                     }
-                }
+                    Poll::Pending if !self.may_rest() => return Poll::Ready(Ok(None)),
+                    Poll::Pending if self.is_forgotten(context) => return Poll::Ready(Ok(None)),
+                    Poll::Pending => return Poll::Pending,
+                },
             };
             self.turnstile.refuse(refusal);
             self.output.extend_from_slice(&refusal.answer());
-            self.input.clear();
+            self.input = BytesMut::new();
+            self.room.clear();
             self.timer = None;
-            return Poll::Ready(Ok(Some(Turn::Refused(LINGER_BYTES))));
+            // Who makes room does so at once.
+            let linger = if refusal == Refusal::Overloaded { 0 } else { LINGER_BYTES };
+            return Poll::Ready(Ok(Some(Turn::Refused(linger))));
         }
     }
 
@@ -323,11 +364,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
         while self.written < self.output.len() || !self.output_body.is_empty() {
             let (stream, own) = (Pin::new(&mut self.stream), &self.output[self.written..]);
             let written = if self.output_body.is_empty() {
-                ready!(stream.poll_write(context, own))?
+                stream.poll_write(context, own)
             } else {
                 let slices = [io::IoSlice::new(own), io::IoSlice::new(&self.output_body)];
-                ready!(stream.poll_write_vectored(context, &slices))?
+                stream.poll_write_vectored(context, &slices)
             };
+            let written = ready!(self.watched(written))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
@@ -427,7 +469,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Write for
         // Even if nothing of it can be written now: hyper may have let go of the body.
         this.flushed = false;
         ready!(this.poll_write_own(context))?;
-        Pin::new(&mut this.stream).poll_write(context, bytes)
+        let written = Pin::new(&mut this.stream).poll_write(context, bytes);
+        this.watched(written)
     }
 
     fn poll_write_vectored(
@@ -439,7 +482,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Write for
         // Even if nothing of it can be written now: hyper may have let go of the body.
         this.flushed = false;
         ready!(this.poll_write_own(context))?;
-        Pin::new(&mut this.stream).poll_write_vectored(context, slices)
+        let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
+        this.watched(written)
     }
 
     fn is_write_vectored(&self) -> bool {

@@ -4,11 +4,14 @@ use std::{
     future::poll_fn,
     io, mem,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    pin::pin,
     sync::{Arc, atomic::Ordering},
     task::Poll,
     time::Duration,
 };
 
+use futures::future::select;
+use http_body_util::Either;
 use hyper::{
     server::conn::{http1, http2},
     service::service_fn,
@@ -24,6 +27,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     cli::ListenAddress,
+    connections::{Admitted, turn_away},
     gate::{Gate, Guarded, Refusal, Turnstile, check_http2},
     problem::Problem,
     proxy::{Client, Lane, Proxy},
@@ -31,10 +35,12 @@ use crate::{
 
 mod first_words;
 mod prefixed;
+mod requests;
 mod splice;
 
 use first_words::{FirstWords, Other, first_words};
 use prefixed::Prefixed;
+use requests::Requests;
 use splice::{Spliced, splice};
 
 /// How long, and for how many bytes, a refused client is listened to, so that it can read why.
@@ -50,6 +56,13 @@ const UNREAD: Duration = Duration::from_secs(5 * 60);
 const PING: Duration = Duration::from_secs(30);
 /// The largest header list that is taken over HTTP/2, as over HTTP/1.
 const HEADER_LIST: u32 = 64 << 10;
+/// How much of a body may come over HTTP/2 before it is read, in bytes: of one request, and of all on a connection.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 256 << 10;
+/// How much of a response over HTTP/2 is buffered for a client that does not read it, in bytes.
+const SEND_BUFFER: usize = 64 << 10;
+/// The same over HTTP/1. A request's head must fit in, too.
+const MAX_BUFFER: usize = 80 << 10;
 /// How long to wait when no connection can be accepted, because there are too many open files.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
@@ -83,9 +96,13 @@ pub async fn accept(
             () = shutdown.cancelled() => return,
         };
         match accepted {
-            Ok((stream, client)) => {
-                tasks.spawn(serve(stream, client, Arc::clone(&proxy), shutdown.clone()));
-            }
+            Ok((stream, client)) => match proxy.telemetry().stats.budget.connections.admit() {
+                Some(admitted) => {
+                    let served = serve(stream, client, Arc::clone(&proxy), shutdown.clone(), admitted.into());
+                    tasks.spawn(served);
+                }
+                None => turn_away(&stream),
+            },
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
                 sleep(ACCEPT_PAUSE).await;
@@ -94,9 +111,34 @@ pub async fn accept(
     }
 }
 
-async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shutdown: CancellationToken) {
-    let stats = &proxy.telemetry().stats;
-    stats.connections.fetch_add(1, Ordering::Relaxed);
+/// Serves a connection until it ends, or makes room for another.
+async fn serve(
+    stream: TcpStream,
+    client: SocketAddr,
+    proxy: Arc<Proxy>,
+    shutdown: CancellationToken,
+    place: Arc<Admitted>,
+) {
+    let served = pin!(serve_to_its_end(stream, client, proxy, shutdown, &place));
+    let mut listens = false;
+    let gives_way = poll_fn(|context| {
+        // The task stays the same, and so does who wakes it.
+        if !mem::replace(&mut listens, true) {
+            let _ = place.connection().poll_must_leave(context);
+        }
+        if place.connection().gives_way() { Poll::Ready(()) } else { Poll::Pending }
+    });
+    // It is polled first: an HTTP/1 client is told why.
+    select(served, pin!(gives_way)).await;
+}
+
+async fn serve_to_its_end(
+    mut stream: TcpStream,
+    client: SocketAddr,
+    proxy: Arc<Proxy>,
+    shutdown: CancellationToken,
+    place: &Arc<Admitted>,
+) {
     let _ = stream.set_nodelay(true);
     // A client that vanished without a word would stay here for good.
     let _ =
@@ -104,11 +146,16 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shu
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD));
     let ip = client.ip().to_canonical();
     let outcome = match first_words(&mut stream, &proxy, &shutdown).await {
-        Ok(FirstWords::Http1(beginning)) => serve_http1(stream, &beginning, ip, &proxy, &shutdown).await,
-        Ok(FirstWords::Http2(beginning)) => {
-            serve_http2(Prefixed::new(beginning, stream), ip, &proxy, &shutdown).await
+        Ok(FirstWords::Http1(beginning)) => {
+            serve_http1(stream, &beginning, ip, &proxy, &shutdown, place).await
         }
-        Ok(FirstWords::Other(other)) => serve_other(stream, other, ip, &proxy).await.map_err(Into::into),
+        Ok(FirstWords::Http2(beginning)) => {
+            serve_http2(Prefixed::new(beginning, stream), ip, &proxy, &shutdown, place).await
+        }
+        Ok(FirstWords::Other(other)) => {
+            place.connection().serves();
+            serve_other(stream, other, ip, &proxy).await.map_err(Into::into)
+        }
         Ok(FirstWords::Refused(refusal)) => {
             proxy.telemetry().refused(refusal, ip);
             match refusal {
@@ -123,7 +170,6 @@ async fn serve(mut stream: TcpStream, client: SocketAddr, proxy: Arc<Proxy>, shu
     if let Err(error) = outcome {
         tracing::debug!(%client, error = format!("{error:#}"), "a connection broke");
     }
-    stats.connections.fetch_sub(1, Ordering::Relaxed);
 }
 
 /// Says why a client is not listened to any longer, and lets it read that.
@@ -153,19 +199,24 @@ async fn serve_http1(
     client: IpAddr,
     proxy: &Arc<Proxy>,
     shutdown: &CancellationToken,
+    place: &Arc<Admitted>,
 ) -> anyhow::Result<()> {
-    let turnstile = Arc::new(Turnstile::default());
+    let turnstile = Arc::new(Turnstile::new(&proxy.telemetry().stats.budget, place));
     let gate = Gate::new(stream, beginning, Lane::new(Arc::clone(proxy)), Arc::clone(&turnstile));
     let service = service_fn(|request| {
         let (proxy, turnstile) = (Arc::clone(proxy), Arc::clone(&turnstile));
-        async move {
+        // In a place of its own: a connection that waits does not hold what a request takes.
+        Box::pin(async move {
             let client = Client { address: client, turnstile: Some(Arc::clone(&turnstile)) };
             let response = proxy.handle(request, client).await;
             Ok::<_, std::convert::Infallible>(response.map(|body| Guarded::new(body, turnstile)))
-        }
+        })
     });
     // A head that comes in pieces is timed by the gate.
-    let connection = http1::Builder::new().header_read_timeout(None).serve_connection(gate, service);
+    let connection = http1::Builder::new()
+        .header_read_timeout(None)
+        .max_buf_size(MAX_BUFFER)
+        .serve_connection(gate, service);
     let mut connection = std::pin::pin!(connection.with_upgrades());
     let mut cancelled = std::pin::pin!(shutdown.cancelled());
     let mut listens = false;
@@ -195,29 +246,37 @@ async fn serve_http2(
     client: IpAddr,
     proxy: &Arc<Proxy>,
     shutdown: &CancellationToken,
+    place: &Arc<Admitted>,
 ) -> anyhow::Result<()> {
     // Set when the client had better turn to another pod.
     let leaves = CancellationToken::new();
+    let requests = Requests::new(place);
     let service = service_fn(|mut request| {
-        let (proxy, leaves) = (Arc::clone(proxy), leaves.clone());
+        let (proxy, requests, leaves) = (Arc::clone(proxy), requests.clone(), leaves.clone());
         async move {
             if let Err(refusal) = check_http2(&mut request) {
                 proxy.telemetry().refused(refusal, client);
-                return Ok(Problem::Refused(refusal).response());
+                return Ok(Problem::Refused(refusal).response().map(Either::Left));
             }
+            let budget = &proxy.telemetry().stats.budget;
+            let Some(admitted) = requests.admit(&request, budget) else {
+                return Ok(Problem::Overloaded.response().map(Either::Left));
+            };
             let client = Client { address: client, turnstile: None };
             let response = proxy.handle(request, client).await;
             if proxy.upstream().is_gone() {
                 leaves.cancel();
             }
-            Ok::<_, std::convert::Infallible>(response)
+            Ok::<_, std::convert::Infallible>(response.map(|body| Either::Right(admitted.until_end_of(body))))
         }
     });
     let connection = http2::Builder::new(TokioExecutor::new())
         .timer(TokioTimer::new())
         .keep_alive_interval(PING)
         .max_header_list_size(HEADER_LIST)
-        .adaptive_window(true)
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_send_buf_size(SEND_BUFFER)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {

@@ -21,6 +21,8 @@ pub enum Problem {
     BrokenOff,
     /// The request was refused while its body came.
     Refused(Refusal),
+    /// There is no room for the request.
+    Overloaded,
     /// This is no forward proxy.
     NoTunnel,
     /// The request is for whoever has it when it may be passed on no more (RFC 9110, section 7.6.2), and that is here.
@@ -36,6 +38,7 @@ impl Problem {
             Self::Upstream(UpstreamReason::Timeout) => StatusCode::GATEWAY_TIMEOUT,
             Self::Upstream(_) | Self::SourcesFailed => StatusCode::BAD_GATEWAY,
             Self::NotFound => StatusCode::NOT_FOUND,
+            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
             Self::Refused(refusal) => refusal.status(),
             Self::NoTunnel => StatusCode::NOT_IMPLEMENTED,
@@ -52,6 +55,7 @@ impl Problem {
             Self::OnlyIfCached => "nothing is stored that may be used, and the request asks for no more",
             Self::BrokenOff => "the body of the request broke off",
             Self::Refused(refusal) => refusal.detail(),
+            Self::Overloaded => "too many requests are on their way",
             Self::NoTunnel => "this is no proxy to connect through",
             Self::NoTrace => "TRACE ends here, and is not answered",
             Self::LastForward => "Max-Forwards is 0, and this is Larder's sidecar",
@@ -68,6 +72,9 @@ impl Problem {
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
+        if self == Self::Overloaded {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         response
     }
 }

@@ -20,6 +20,7 @@ use tracing_subscriber::EnvFilter;
 
 use crate::{
     admin::{self, Admin, Door as AdminDoor},
+    budget::{Budget, MemoryLimit, raise_file_limit},
     cli::{Serve, UpstreamUrl},
     config::Config,
     drain::Drain,
@@ -37,7 +38,8 @@ const LAST_ANSWERS: Duration = Duration::from_secs(10);
 /// # Errors
 /// If an address can't be listened on.
 pub async fn serve(args: Serve) -> anyhow::Result<()> {
-    let Serve { listen, upstream, admin_listen, admin_token_file, policy, pod_ip, .. } = args.clone();
+    let Serve { listen, upstream, admin_listen, admin_token_file, policy, pod_ip, memory_limit, .. } =
+        args.clone();
     let threads = args.threads();
     log_json();
     ensure!(
@@ -47,7 +49,9 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         upstream.len()
     );
 
-    let telemetry = Arc::new(Telemetry::new()?);
+    raise_file_limit();
+    let budget = Arc::new(Budget::new(MemoryLimit::of_process(memory_limit.map(|limit| limit.0))));
+    let telemetry = Arc::new(Telemetry::within(budget)?);
     let config =
         Arc::new(Config::load(policy.as_deref(), admin_token_file.clone(), Arc::clone(&telemetry)).await);
     let drain = Arc::new(Drain::default());

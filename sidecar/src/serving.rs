@@ -45,8 +45,8 @@ pub struct Serving {
     pub barriers: Arc<Barriers>,
     /// The cache in memory.
     pub l1: Arc<L1>,
-    /// What fills may hold in memory.
-    pub fills: Arc<Budget>,
+    /// The memory of everything that is not L1.
+    pub budget: Arc<Budget>,
     /// What is being asked for, for those who want the same.
     pub flights: Flights<Landing>,
     /// The shared cache.
@@ -211,7 +211,8 @@ impl Serving {
                 (Arc::new(l1), Flights::default())
             }
         };
-        let fills = Arc::new(Budget::new(policy.l1.max_size.0, policy.l1.max_object_size.0));
+        let budget = Arc::clone(&telemetry.stats.budget);
+        budget.leave_room_for(policy.l1.max_size.0, policy.l1.max_object_size.0);
         telemetry.stats.l1.store(Some(Arc::clone(&l1)));
         telemetry.stats.barriers.store(Some(Arc::clone(&barriers)));
         let sources: Vec<_> = policy
@@ -240,7 +241,7 @@ impl Serving {
             leave,
             barriers,
             l1,
-            fills,
+            budget,
             flights,
             l2,
             missed_writes,

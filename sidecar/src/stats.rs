@@ -12,8 +12,10 @@ use std::{
 use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
 
-use crate::upstream::UpstreamReason;
-use crate::{barriers::Barriers, cache_status::Tier, gate::Refusal, l1::L1, serving::Mode};
+use crate::{
+    barriers::Barriers, budget::Budget, cache_status::Tier, gate::Refusal, l1::L1, serving::Mode,
+    upstream::UpstreamReason,
+};
 
 /// What became of a request, as far as the cache is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -185,17 +187,22 @@ pub struct Stats {
     upstream_errors: [AtomicU64; UpstreamReason::ALL.len()],
     /// Connections that did not speak HTTP and were passed on as they are.
     pub spliced: AtomicU64,
-    /// Connections that are open.
-    pub connections: AtomicU64,
     /// Entries that made room for others in L1.
     pub evictions: Arc<AtomicU64>,
     /// The cache in memory that is in use.
     pub l1: ArcSwapOption<L1>,
     /// The barriers that are in use.
     pub barriers: ArcSwapOption<Barriers>,
+    /// The memory of everything else.
+    pub budget: Arc<Budget>,
 }
 
 impl Stats {
+    /// Of a process with a budget.
+    pub fn within(budget: Arc<Budget>) -> Self {
+        Self { budget, ..Self::default() }
+    }
+
     /// The counters of a route, whatever policies come and go.
     pub fn route(&self, name: &str) -> Arc<RouteStats> {
         let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);

@@ -12,6 +12,7 @@ use opentelemetry_sdk::{
 use prometheus::Registry;
 
 use crate::{
+    budget::Budget,
     cache_status::Tier,
     gate::Refusal,
     refusal_log::RefusalLog,
@@ -47,7 +48,15 @@ impl Telemetry {
     /// # Errors
     /// If an instrument can't be made.
     pub fn new() -> anyhow::Result<Self> {
-        let stats = Arc::new(Stats::default());
+        Self::within(Arc::default())
+    }
+
+    /// The same in a process with a budget, which its metrics show.
+    ///
+    /// # Errors
+    /// If an instrument can't be made.
+    pub fn within(budget: Arc<Budget>) -> anyhow::Result<Self> {
+        let stats = Arc::new(Stats::within(budget));
         let instruments = ArcSwap::from_pointee(Instruments::new(None, &stats)?);
         Ok(Self { stats, refusals: RefusalLog::default(), instruments })
     }

@@ -34,11 +34,13 @@ pub enum Refusal {
     ProxyProtocol,
     /// It is not HTTP, and the policy refuses what is not.
     OtherProtocol,
+    /// There is no room for its head, or its connection gives its place to another.
+    Overloaded,
 }
 
 impl Refusal {
     /// Every reason, in the order of metrics.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Syntax,
         Self::Version,
         Self::Method,
@@ -53,6 +55,7 @@ impl Refusal {
         Self::Chunking,
         Self::ProxyProtocol,
         Self::OtherProtocol,
+        Self::Overloaded,
     ];
 
     /// The reason as metrics have it.
@@ -72,6 +75,7 @@ impl Refusal {
             Self::Chunking => "chunking",
             Self::ProxyProtocol => "proxy-protocol",
             Self::OtherProtocol => "other-protocol",
+            Self::Overloaded => "overloaded",
         }
     }
 
@@ -83,6 +87,7 @@ impl Refusal {
             Self::HeadTooLarge => StatusCode::REQUEST_HEADER_FIELDS_TOO_LARGE,
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
+            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -104,6 +109,7 @@ impl Refusal {
             Self::Chunking => "the body is not made of chunks",
             Self::ProxyProtocol => "the PROXY protocol is not spoken here: send the request alone",
             Self::OtherProtocol => "this is not HTTP, and the policy refuses other protocols",
+            Self::Overloaded => "too many requests are on their way",
         }
     }
 
@@ -112,8 +118,10 @@ impl Refusal {
         let status = self.status();
         let reason = status.canonical_reason().unwrap_or_default();
         let body = json!({"title": reason, "status": status.as_u16(), "detail": self.detail()}).to_string();
+        // RFC 9110, section 10.2.3.
+        let retry = if self == Self::Overloaded { "retry-after: 1\r\n" } else { "" };
         format!(
-            "HTTP/1.1 {} {reason}\r\ncontent-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
+            "HTTP/1.1 {} {reason}\r\n{retry}content-type: application/problem+json\r\ncontent-length: {}\r\nconnection: close\r\n\r\n{body}",
             status.as_u16(),
             body.len()
         )

@@ -14,7 +14,11 @@ use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 
 use super::Refusal;
-use crate::headers::remove_hop_by_hop;
+use crate::{
+    budget::Budget,
+    connections::{Admitted, Connection},
+    headers::remove_hop_by_hop,
+};
 
 /// What the gate of a connection and those who answer its requests tell each other.
 #[derive(Debug, Default)]
@@ -27,12 +31,23 @@ pub struct Turnstile {
     waker: AtomicWaker,
     /// 1 + the index of the last refusal.
     refused: AtomicU8,
+    pub(super) budget: Arc<Budget>,
+    pub(super) connection: Arc<Connection>,
+    /// The place among the connections, which it keeps for as long as anything comes or goes on it.
+    _place: Option<Arc<Admitted>>,
 }
 
 impl Turnstile {
+    /// Of a connection that has a place.
+    pub fn new(budget: &Arc<Budget>, place: &Arc<Admitted>) -> Self {
+        let (connection, _place) = (Arc::clone(place.connection()), Some(Arc::clone(place)));
+        Self { budget: Arc::clone(budget), connection, _place, ..Self::default() }
+    }
+
     /// hyper is given a request.
     pub(super) fn begin(&self) {
         self.answered.store(false, Ordering::Release);
+        self.connection.serves();
     }
 
     pub(super) fn has_answered(&self) -> bool {

@@ -20,7 +20,7 @@ use larder_policy::{
 
 use super::{ask::Landing, keep::Place};
 use crate::{
-    budget::Share,
+    budget::{Kind, Reservation},
     entry::{Content, Entry, Head},
     l2::Lease,
 };
@@ -43,17 +43,22 @@ impl WholeFill {
 
 /// What a fill holds in memory.
 struct Room {
-    share: Share,
+    reservation: Reservation,
     was_refused: bool,
 }
 
 impl Room {
     fn in_memory_of(place: &Place) -> Self {
-        Self { share: Share::new(&place.serving.fills), was_refused: false }
+        let reservation = Reservation::new(&place.serving.budget, Kind::Responses);
+        Self { reservation, was_refused: false }
     }
 
     fn grow(&mut self, bytes: u64) -> bool {
-        self.was_refused |= !self.share.grow(bytes);
+        // Twice: when it is whole, it is copied into a buffer of its own.
+        if !self.was_refused && !self.reservation.grow(2 * bytes) {
+            self.was_refused = true;
+            self.reservation.refuse();
+        }
         !self.was_refused
     }
 }

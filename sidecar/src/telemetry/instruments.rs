@@ -234,7 +234,7 @@ fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
     meter
         .u64_observable_gauge("larder.connections")
         .with_description("Connections that are open.")
-        .with_callback(move |observer| observer.observe(counted.connections.load(Ordering::Relaxed), &[]))
+        .with_callback(move |observer| observer.observe(counted.budget.connections.open() as u64, &[]))
         .build();
     let counted = Arc::clone(stats);
     meter

@@ -1,12 +1,16 @@
 //! What the process keeps of memory.
 
-use std::time::{Duration, Instant};
+use std::{
+    net::SocketAddr,
+    time::{Duration, Instant},
+};
 
 use futures::{StreamExt, stream};
 
 use super::harness::{Origin, Policy, Sidecar, reply};
 
 mod admin;
+mod heads;
 
 const SPEC: &str = r#"
 l1: {maxSize: 32Mi, maxObjectSize: 1Mi}
@@ -22,6 +26,13 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// The limit of the sidecar's container where the policy does not say otherwise.
 const LIMIT: u64 = 128 << 20;
+
+/// A sidecar that is told so.
+async fn limited(origin: SocketAddr, arguments: &[&str]) -> Sidecar {
+    let arguments: Vec<_> =
+        ["--memory-limit", "128Mi"].into_iter().chain(arguments.iter().copied()).collect();
+    Sidecar::launch(origin, &arguments).await
+}
 
 async fn until_resident_is_below(sidecar: &Sidecar, bytes: u64, within: Duration) {
     let began = Instant::now();

@@ -1,0 +1,96 @@
+//! The requests that are under way on a connection of HTTP/2, and what their heads hold.
+
+use std::{
+    pin::Pin,
+    sync::{
+        Arc,
+        atomic::{AtomicUsize, Ordering},
+    },
+    task::{Context, Poll},
+};
+
+use http::Request;
+use http_body::{Body, Frame, SizeHint};
+
+use crate::{
+    budget::{Budget, Kind, Reservation},
+    connections::Admitted,
+};
+
+/// What a field takes besides its text.
+const FIELD: usize = 104;
+
+/// The requests under way on a connection.
+#[derive(Clone, Debug)]
+pub(super) struct Requests {
+    place: Arc<Admitted>,
+    count: Arc<AtomicUsize>,
+}
+
+impl Requests {
+    pub(super) fn new(place: &Arc<Admitted>) -> Self {
+        place.connection().rests();
+        Self { place: Arc::clone(place), count: Arc::default() }
+    }
+
+    /// Counts a request for as long as the returned guard is held. `None` if there is no room for its head.
+    pub(super) fn admit<B>(&self, request: &Request<B>, budget: &Arc<Budget>) -> Option<Underway> {
+        let fields = request.headers().iter();
+        let fields = fields.map(|(name, value)| FIELD + name.as_str().len() + value.len()).sum::<usize>();
+        let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
+        // Twice: the application's request has a copy of it.
+        let reservation = budget.reserve(Kind::Heads, 2 * (fields + target) as u64)?;
+        self.count.fetch_add(1, Ordering::Relaxed);
+        self.place.connection().serves();
+        Some(Underway { requests: self.clone(), _reservation: reservation })
+    }
+}
+
+/// A request under way.
+#[derive(Debug)]
+pub(super) struct Underway {
+    requests: Requests,
+    _reservation: Reservation,
+}
+
+impl Underway {
+    /// The body of its response, with whose end it ends.
+    pub(super) fn until_end_of<B>(self, body: B) -> Counted<B> {
+        Counted { body, _underway: self }
+    }
+}
+
+impl Drop for Underway {
+    fn drop(&mut self) {
+        if self.requests.count.fetch_sub(1, Ordering::Relaxed) == 1 {
+            self.requests.place.connection().rests();
+        }
+    }
+}
+
+/// The body of a response to a request that is counted until then.
+#[derive(Debug)]
+pub(super) struct Counted<B> {
+    body: B,
+    _underway: Underway,
+}
+
+impl<B: Body + Unpin> Body for Counted<B> {
+    type Data = B::Data;
+    type Error = B::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
+        Pin::new(&mut self.body).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
