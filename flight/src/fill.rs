@@ -10,6 +10,7 @@ use std::error::Error;
 use std::fmt;
 use std::sync::Arc;
 use std::task::Wake;
+use std::time::Instant;
 
 use bytes::Bytes;
 use http_body::{Body, SizeHint};
@@ -141,6 +142,12 @@ impl<B> Fill<B> {
     pub fn join(&self) -> Option<Reader<B>> {
         let id = self.shared.lock().join()?;
         Some(Reader::new(Arc::clone(&self.shared), id))
+    }
+
+    /// Returns since when the source has had nothing for a reader that asked it. `None` while it gives, after its end, and while
+    /// nobody asks it: readers that read slowly are not the source's fault.
+    pub fn starved_since(&self) -> Option<Instant> {
+        self.shared.lock().starved_since
     }
 }
 

@@ -1,4 +1,7 @@
 //! Single flight: of those who ask for the same key at the same time, one leads and the others wait for what it found.
+//!
+//! A lead that hangs must not make its key unusable. Whoever has waited long enough, which only the caller can say, overtakes
+//! the flight: it leads in its place, and the others wait for the new lead.
 
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
@@ -10,6 +13,7 @@ use std::hash::BuildHasher;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
+use std::time::Instant;
 
 use slab::Slab;
 
@@ -25,8 +29,10 @@ type Shard<T> = Mutex<HashMap<Arc<str>, Arc<Flight<T>>, Hasher>>;
 ///
 /// # Guarantees
 ///
-/// - At any time at most one [`Lead`] or [`Landed`] is in this map for a key.
-/// - Everybody who waits is woken when the lead lands or is dropped, whatever other waiters do.
+/// - At any time at most one [`Lead`] or [`Landed`] is in this map for a key. One that was overtaken is not in it.
+/// - Everybody who waits is woken when the lead lands, is dropped or is overtaken, whatever other waiters do; and when one that was
+///   overtaken ends after all, because what it found may be of use.
+/// - Of those who overtake the same flight one leads, and the others wait for it.
 /// - Nothing is left of a key once its `Lead` or `Landed` and its waiters are dropped.
 /// - No lock is held while somebody is woken, and none across keys for longer than a lookup in a map.
 ///
@@ -43,14 +49,25 @@ struct Table<T> {
 }
 
 struct Flight<T> {
-    state: Mutex<State<T>>,
+    key: Arc<str>,
+    shared: Mutex<Shared<T>>,
+}
+
+struct Shared<T> {
+    state: State<T>,
+    /// The last sign of life: when it began, or when its lead last said that it goes on.
+    since: Instant,
+    /// Handles of those who wait, polled or not.
+    waits: usize,
+    /// How often those who wait were sent to look again while the lead goes on.
+    releases: u64,
 }
 
 enum State<T> {
     /// Somebody leads; these wait.
     Flying(Slab<Bell>),
     Landed(T),
-    /// The lead was dropped before it landed.
+    /// The lead was dropped before it landed, or was overtaken.
     Lost,
 }
 
@@ -75,12 +92,34 @@ impl<T: Clone + Send> Flights<T> {
     pub fn join(&self, key: &str) -> Joined<T> {
         let mut shard = self.table.shard(key).lock();
         if let Some(flight) = shard.get(key) {
-            return Joined::Wait(Wait { flight: Arc::clone(flight), seat: None });
+            return Joined::Wait(Wait::new(flight));
         }
-        let key: Arc<str> = key.into();
-        let flight = Arc::new(Flight { state: Mutex::new(State::Flying(Slab::new())) });
-        shard.insert(Arc::clone(&key), Arc::clone(&flight));
-        Joined::Lead(Lead(Entry { table: Arc::clone(&self.table), key, flight }))
+        Joined::Lead(self.lead(&mut shard, key.into()))
+    }
+
+    /// Leads in place of the flight that `overdue` waits for, which is not joined any more: those who still wait for its lead are
+    /// sent to join again. Waits instead if another flight is under way under its key by now.
+    ///
+    /// A flight that has landed may be overtaken, too: those who joined it get its outcome all the same.
+    pub fn overtake(&self, overdue: Wait<T>) -> Joined<T> {
+        let flight = &overdue.flight;
+        let lead = {
+            let mut shard = self.table.shard(&flight.key).lock();
+            match shard.get(&flight.key) {
+                Some(current) if !Arc::ptr_eq(current, flight) => return Joined::Wait(Wait::new(current)),
+                _ => self.lead(&mut shard, Arc::clone(&flight.key)),
+            }
+        };
+        // After the key: those who are woken must find the new lead when they join again.
+        flight.end(State::Lost);
+        Joined::Lead(lead)
+    }
+
+    /// Begins a flight, in place of any that is there.
+    fn lead(&self, shard: &mut HashMap<Arc<str>, Arc<Flight<T>>, Hasher>, key: Arc<str>) -> Lead<T> {
+        let flight = Arc::new(Flight::new(Arc::clone(&key)));
+        shard.insert(key, Arc::clone(&flight));
+        Lead(Entry { table: Arc::clone(&self.table), flight })
     }
 
     /// How many keys are under way.
@@ -102,17 +141,20 @@ impl<T> Table<T> {
 }
 
 impl<T> Flight<T> {
+    fn new(key: Arc<str>) -> Self {
+        let state = State::Flying(Slab::new());
+        Self { key, shared: Mutex::new(Shared { state, since: Instant::now(), waits: 0, releases: 0 }) }
+    }
+
     /// Ends the flight and wakes those who wait.
     fn end(&self, outcome: State<T>) {
         let mut wakes = Wakes::default();
         let before = {
-            let mut state = self.state.lock();
-            // Nobody waits for what has landed, and it stays what it is.
-            if let State::Flying(waiters) = &mut *state {
-                for (_, bell) in waiters.iter_mut() {
-                    bell.ring(&mut wakes);
-                }
-                std::mem::replace(&mut *state, outcome)
+            let mut shared = self.shared.lock();
+            // Nobody waits for what has landed or was lost, and it stays what it is.
+            if let State::Flying(waiters) = &mut shared.state {
+                ring(waiters, &mut wakes);
+                std::mem::replace(&mut shared.state, outcome)
             } else {
                 outcome
             }
@@ -120,24 +162,49 @@ impl<T> Flight<T> {
         wakes.wake();
         drop(before);
     }
+
+    /// Sends those who wait to look again. The lead goes on.
+    fn release(&self) {
+        let mut wakes = Wakes::default();
+        {
+            let mut shared = self.shared.lock();
+            shared.releases += 1;
+            if let State::Flying(waiters) = &mut shared.state {
+                ring(waiters, &mut wakes);
+            }
+        }
+        wakes.wake();
+    }
 }
 
-/// A place in the map. Dropped: the key is free, and those who still wait learn that nothing comes.
+fn ring(waiters: &mut Slab<Bell>, wakes: &mut Wakes) {
+    for (_, bell) in waiters.iter_mut() {
+        bell.ring(wakes);
+    }
+}
+
+/// A place in the map. Dropped: the key is free, and those who still wait learn that nothing comes. One that was overtaken has no
+/// place any more: dropped, it sends those who wait for its successor to look again.
 struct Entry<T> {
     table: Arc<Table<T>>,
-    key: Arc<str>,
     flight: Arc<Flight<T>>,
 }
 
 impl<T> Drop for Entry<T> {
     fn drop(&mut self) {
         // First the key, then the waiters: one of them must find it free when it joins again.
-        let removed = {
-            let mut shard = self.table.shard(&self.key).lock();
-            let own = shard.get(&self.key).is_some_and(|flight| Arc::ptr_eq(flight, &self.flight));
-            if own { shard.remove_entry(&self.key) } else { None }
+        let (removed, successor) = {
+            let key = &self.flight.key;
+            let mut shard = self.table.shard(key).lock();
+            match shard.get(key) {
+                Some(flight) if Arc::ptr_eq(flight, &self.flight) => (shard.remove_entry(key), None),
+                other => (None, other.cloned()),
+            }
         };
         self.flight.end(State::Lost);
+        if let Some(successor) = successor {
+            successor.release();
+        }
         drop(removed);
     }
 }
@@ -147,10 +214,33 @@ impl<T> Drop for Entry<T> {
 pub struct Lead<T>(Entry<T>);
 
 impl<T: Clone + Send> Lead<T> {
-    /// Says what was found to those who wait, and to those who come while the returned guard is held.
+    /// Says what was found to those who wait, and to those who come while the returned guard is held. Of a lead that was overtaken
+    /// nobody hears.
     pub fn land(self, outcome: T) -> Landed<T> {
         self.0.flight.end(State::Landed(outcome));
         Landed { _entry: self.0 }
+    }
+
+    /// Gives a sign of life: [`Wait::since`] is now.
+    pub fn goes_on(&self) {
+        self.0.flight.shared.lock().since = Instant::now();
+    }
+
+    /// A handle that tells whether anybody waits, while the lead itself is elsewhere.
+    pub fn audience(&self) -> Audience<T> {
+        Audience { flight: Arc::clone(&self.0.flight) }
+    }
+}
+
+/// Those who wait for a lead.
+pub struct Audience<T> {
+    flight: Arc<Flight<T>>,
+}
+
+impl<T> Audience<T> {
+    /// True if nobody waits. Whoever joins a moment later finds the lead all the same.
+    pub fn is_empty(&self) -> bool {
+        self.flight.shared.lock().waits == 0
     }
 }
 
@@ -160,13 +250,32 @@ pub struct Landed<T> {
     _entry: Entry<T>,
 }
 
-/// Waits for what the lead finds; `None` if the lead was dropped: join again, one of those who waited will lead.
+/// Waits for what the lead finds; `None` if that was dropped or overtaken, or if a lead before it has ended meanwhile: look again,
+/// and join again. One of those who waited will lead, if nobody does.
 ///
-/// It may be dropped at any time and leaves nothing behind. Polled again once it was ready, it says the same again.
+/// It may be dropped at any time and leaves nothing behind. Polled again once it was ready, it is ready again.
 #[must_use = "futures do nothing unless polled"]
 pub struct Wait<T: Clone + Send> {
     flight: Arc<Flight<T>>,
     seat: Option<usize>,
+    /// How many releases there were before it waited.
+    releases: u64,
+}
+
+impl<T: Clone + Send> Wait<T> {
+    fn new(flight: &Arc<Flight<T>>) -> Self {
+        let releases = {
+            let mut shared = flight.shared.lock();
+            shared.waits += 1;
+            shared.releases
+        };
+        Self { flight: Arc::clone(flight), seat: None, releases }
+    }
+
+    /// Returns when the lead last gave a sign of life: when it began, or last said that it [goes on](Lead::goes_on).
+    pub fn since(&self) -> Instant {
+        self.flight.shared.lock().since
+    }
 }
 
 impl<T: Clone + Send> Future for Wait<T> {
@@ -175,17 +284,19 @@ impl<T: Clone + Send> Future for Wait<T> {
     fn poll(self: Pin<&mut Self>, cx: &mut Context<'_>) -> Poll<Self::Output> {
         let this = self.get_mut();
         let mut replaced = None;
-        let mut state = this.flight.state.lock();
-        let found = match &mut *state {
+        let mut shared = this.flight.shared.lock();
+        let is_released = shared.releases != this.releases;
+        let found = match &mut shared.state {
             State::Landed(outcome) => Poll::Ready(Some(outcome.clone())),
             State::Lost => Poll::Ready(None),
+            State::Flying(_) if is_released => Poll::Ready(None),
             State::Flying(waiters) => {
                 let seat = *this.seat.get_or_insert_with(|| waiters.insert(Bell::default()));
                 replaced = waiters[seat].wait(cx.waker());
                 Poll::Pending
             }
         };
-        drop(state);
+        drop(shared);
         drop(replaced);
         found
     }
@@ -193,13 +304,13 @@ impl<T: Clone + Send> Future for Wait<T> {
 
 impl<T: Clone + Send> Drop for Wait<T> {
     fn drop(&mut self) {
-        let Some(seat) = self.seat else { return };
-        let mut state = self.flight.state.lock();
-        let bell = match &mut *state {
-            State::Flying(waiters) => waiters.try_remove(seat),
-            State::Landed(_) | State::Lost => None,
+        let mut shared = self.flight.shared.lock();
+        shared.waits -= 1;
+        let bell = match (&mut shared.state, self.seat) {
+            (State::Flying(waiters), Some(seat)) => waiters.try_remove(seat),
+            _ => None,
         };
-        drop(state);
+        drop(shared);
         drop(bell);
     }
 }
@@ -224,13 +335,19 @@ impl<T> fmt::Debug for Flights<T> {
 
 impl<T> fmt::Debug for Lead<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Lead").field(&self.0.key).finish()
+        f.debug_tuple("Lead").field(&self.0.flight.key).finish()
     }
 }
 
 impl<T> fmt::Debug for Landed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Landed").field(&self._entry.key).finish()
+        f.debug_tuple("Landed").field(&self._entry.flight.key).finish()
+    }
+}
+
+impl<T> fmt::Debug for Audience<T> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("Audience").field(&self.flight.key).finish()
     }
 }
 

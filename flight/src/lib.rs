@@ -13,4 +13,4 @@ mod testing;
 mod wakes;
 
 pub use fill::{Fill, FillError, GivenUp, Observer, Reader, fill};
-pub use flights::{Flights, Joined, Landed, Lead, Wait};
+pub use flights::{Audience, Flights, Joined, Landed, Lead, Wait};

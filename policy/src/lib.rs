@@ -32,6 +32,7 @@ pub mod ttl;
 pub mod validation;
 pub mod values;
 pub mod vary;
+pub mod writing;
 
 pub use coverage::Coverage;
 pub use document::{Document, Metadata};
@@ -46,3 +47,4 @@ pub use size::ByteSize;
 pub use survey::Survey;
 pub use template::PathTemplate;
 pub use values::Values;
+pub use writing::Writing;

@@ -4,73 +4,109 @@ use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
 
+mod readings;
+
+pub(crate) use self::readings::{Readings, decode_fully, fold, loose_texts};
+
 /// What ends a path in a URL can't be in one. What is not ASCII is encoded whatever the set.
 const NOT_IN_PATH: &AsciiSet = &AsciiSet::EMPTY.add(b'?').add(b'#');
 
 /// Bytes that a path has to be looked at closely for.
 const SPECIAL: [bool; 256] = {
     let mut special = [false; 256];
-    let mut byte = 128;
+    let mut byte = 0;
     while byte < 256 {
-        special[byte] = true;
+        special[byte] = byte <= b' ' as usize || byte >= 127;
         byte += 1;
     }
     special[b'%' as usize] = true;
     special[b'\\' as usize] = true;
     special[b'?' as usize] = true;
     special[b'#' as usize] = true;
-    special[0] = true;
+    special[b';' as usize] = true;
     special
 };
 
-/// A request's path, normalised as RFC 3986, section 6.2.2, has it: unreserved characters decoded, the hex digits of the
-/// other escapes in capitals, dot segments resolved. Escapes of reserved characters stay, `%2F` among them.
+/// A request's path: as it was sent, and normalised as RFC 3986, section 6.2.2, has it: unreserved characters decoded, the hex
+/// digits of the other escapes in capitals, dot segments resolved. Escapes of reserved characters stay, `%2F` among them.
 ///
 /// Most paths are in that form already; those are borrowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NormalPath<'a> {
-    text: Cow<'a, str>,
+    sent: Cow<'a, str>,
+    /// `None`: as it was sent.
+    normal: Option<String>,
     ambiguous: bool,
 }
 
 impl<'a> NormalPath<'a> {
     /// Normalises the path of a request target.
     pub fn new(raw: &'a str) -> Self {
-        if is_normal(raw) {
-            return Self { text: Cow::Borrowed(raw), ambiguous: false };
+        let sent = Cow::Borrowed(raw);
+        if is_plain(raw) {
+            return Self { sent, normal: None, ambiguous: false };
         }
-        let decoded = normalise_escapes(raw);
-        let has_dots = decoded.split('/').any(|segment| matches!(segment, "." | ".."));
-        let ambiguous = has_dots || decoded.contains(['\\', '\0']) || decoded.contains("%5C");
-        let text = if has_dots { resolve_dots(&decoded) } else { decoded };
-        Self { text: Cow::Owned(text), ambiguous }
+        let mut normal = normalise_escapes(raw);
+        if normal.split('/').any(|segment| matches!(segment, "." | "..")) {
+            normal = resolve_dots(&normal);
+        }
+        Self { sent, ambiguous: is_ambiguous(raw), normal: (normal != raw).then_some(normal) }
     }
 
     /// The normalised path. It starts with `/` if the raw one did.
     pub fn as_str(&self) -> &str {
-        &self.text
+        self.normal.as_deref().unwrap_or(&self.sent)
     }
 
-    /// True if two servers may read the raw path differently: it had dot segments or backslashes. What such a request
-    /// gets must not be stored under the path that we made of it; what such a request writes may well be there.
+    /// The path as it was sent.
+    pub fn as_sent(&self) -> &str {
+        &self.sent
+    }
+
+    /// True if two servers may read the path differently: it has dot segments, backslashes, `;` parameters, segments that end in
+    /// a dot or a space, broken escapes, escapes of what would separate or end something (`/ \\ ; ? #` and control characters),
+    /// once or twice encoded, or escapes that are no UTF-8. The response to such a request must not be stored, for the route
+    /// that seems to match may not be for what the application reads in it; a write may be one to any of the readings.
     pub fn is_ambiguous(&self) -> bool {
         self.ambiguous
     }
 
     /// The same path in memory of its own.
     pub fn into_owned(self) -> NormalPath<'static> {
-        NormalPath { text: Cow::Owned(self.text.into_owned()), ambiguous: self.ambiguous }
+        NormalPath { sent: Cow::Owned(self.sent.into_owned()), ..self }
     }
 }
 
-/// Whether there is nothing to normalise: no escape, nothing that is not ASCII, no segment that starts with a dot.
-fn is_normal(raw: &str) -> bool {
+/// Whether there is nothing to normalise and nothing that two servers may read differently: no escape, nothing that is not
+/// printable ASCII, no segment that starts or ends with a dot.
+fn is_plain(raw: &str) -> bool {
     let mut before = b'/';
-    raw.bytes().all(|byte| {
-        let special = SPECIAL[usize::from(byte)] || (byte == b'.' && before == b'/');
+    let is_plain = raw.bytes().all(|byte| {
+        let beside_slash = (byte == b'.' && before == b'/') || (byte == b'/' && before == b'.');
         before = byte;
-        !special
-    })
+        !SPECIAL[usize::from(byte)] && !beside_slash
+    });
+    is_plain && before != b'.'
+}
+
+fn is_ambiguous(raw: &str) -> bool {
+    let has_broken_escape = raw
+        .split('%')
+        .skip(1)
+        .any(|after| !after.as_bytes().get(..2).is_some_and(|hex| hex.iter().all(u8::is_ascii_hexdigit)));
+    let Ok(decoded) = percent_decode_str(raw).decode_utf8() else { return true };
+    let separates = |c: char| matches!(c, '\\' | ';' | '?' | '#') || c.is_control();
+    let slashes = |text: &str| text.matches('/').count();
+    // What some decode a second time.
+    let decodes_again = decoded.split('%').skip(1).any(|after| {
+        let escaped = after.get(..2).and_then(|hex| u8::from_str_radix(hex, 16).ok()).map(char::from);
+        escaped.is_some_and(|c| separates(c) || matches!(c, '.' | '/' | '%'))
+    });
+    has_broken_escape
+        || decoded.contains(separates)
+        || decodes_again
+        || slashes(&decoded) != slashes(raw)
+        || decoded.split('/').any(|segment| segment.ends_with(['.', ' ']))
 }
 
 fn normalise_escapes(raw: &str) -> String {
@@ -141,21 +177,17 @@ mod tests {
         for (raw, normal) in [
             ("/api/users/1", "/api/users/1"),
             ("/%61pi/%7euser", "/api/~user"),
-            ("/a%2fb", "/a%2Fb"),
             ("/caf%c3%a9", "/caf%C3%A9"),
             ("/caf\u{e9}", "/caf%C3%A9"),
-            ("/100%", "/100%"),
-            ("/%zz", "/%zz"),
-            ("/%%330", "/%%330"),
-            ("/%3%30", "/%3%30"),
-            ("/%/%61", "/%/a"),
-            ("/%%7a", "/%z"),
+            ("/100%25", "/100%25"),
+            ("/a%2541", "/a%2541"),
             ("//a", "//a"),
             ("/.well-known/a", "/.well-known/a"),
-            ("/a?b#c", "/a%3Fb%23c"),
+            ("/@a%40b/x%2Cy,z", "/@a%40b/x%2Cy,z"),
         ] {
             let path = NormalPath::new(raw);
             assert_eq!(path.as_str(), normal, "{raw}");
+            assert_eq!(path.as_sent(), raw);
             assert!(!path.is_ambiguous(), "{raw}");
         }
     }
@@ -170,26 +202,60 @@ mod tests {
             ("/../a", "/a"),
             ("/a\\b", "/a\\b"),
             ("/a%5cb", "/a%5Cb"),
+            ("/a%2fb", "/a%2Fb"),
+            ("/..%2fa", "/..%2Fa"),
+            ("/a?b#c", "/a%3Fb%23c"),
+            ("/a%3fb", "/a%3Fb"),
+            ("/a%23", "/a%23"),
+            ("/a%00", "/a%00"),
+            ("/a%0d%0a", "/a%0D%0A"),
+            ("/a/..;/b", "/a/..;/b"),
+            ("/a/.;x/b", "/a/.;x/b"),
+            ("/a;x=1", "/a;x=1"),
+            ("/a%3bx", "/a%3Bx"),
+            ("/%252e%252e/a", "/%252e%252e/a"),
+            ("/.%252e/a", "/.%252e/a"),
+            ("/%25%32e/a", "/%252e/a"),
+            ("/a%252fb", "/a%252fb"),
+            ("/a%255cb", "/a%255cb"),
+            ("/a%25252fb", "/a%25252fb"),
+            ("/a%2500", "/a%2500"),
+            ("/a./b", "/a./b"),
+            ("/a%20/b", "/a%20/b"),
+            ("/.../b", "/.../b"),
+            ("/..%20/b", "/..%20/b"),
+            ("/%c0%af", "/%C0%AF"),
+            ("/%ff", "/%FF"),
+            ("/100%", "/100%"),
+            ("/%zz", "/%zz"),
+            ("/%u002e", "/%u002e"),
+            ("/%%330", "/%%330"),
+            ("/%3%30", "/%3%30"),
+            ("/%/%61", "/%/a"),
+            ("/%%7a", "/%z"),
+            ("/a b", "/a b"),
         ] {
             let path = NormalPath::new(raw);
             assert_eq!(path.as_str(), normal, "{raw}");
-            assert!(path.is_ambiguous(), "{raw}");
+            assert!(path.is_ambiguous() || raw == "/a b", "{raw}");
         }
     }
 
     #[test]
     fn a_path_in_that_form_is_borrowed() {
-        assert!(matches!(NormalPath::new("/api/users/1;v=2/a.b~c").text, Cow::Borrowed(_)));
-        assert!(matches!(NormalPath::new("/%61").text, Cow::Owned(_)));
+        for raw in ["/api/users/1,v=2/a.b~c", "/caf%C3%A9", "/.well-known/x"] {
+            let path = NormalPath::new(raw);
+            assert!(path.normal.is_none() && matches!(path.sent, Cow::Borrowed(_)), "{raw}");
+        }
     }
 
     proptest! {
         #[test]
-        fn what_is_borrowed_is_normal(raw in "[a-z%./?#~é\\\\]{0,12}") {
-            if is_normal(&raw) {
+        fn what_is_plain_is_normal(raw in "[a-z%./?#~;é\\\\]{0,12}") {
+            if is_plain(&raw) {
                 prop_assert_eq!(&normalise_escapes(&raw), &raw);
                 prop_assert!(!raw.split('/').any(|segment| matches!(segment, "." | "..")));
-                prop_assert!(!raw.contains('\\'));
+                prop_assert!(!is_ambiguous(&raw));
             }
         }
 

@@ -12,13 +12,17 @@ use http::{HeaderName, Method};
 use self::check::Check;
 pub use self::route::{Ask, BypassBy, HttpSource, Match, QuerySource, Route};
 use crate::{
-    ByteSize, Fields, NormalPath, PathTemplate, PurgeName,
+    ByteSize, Fields, NormalPath, PathTemplate, PurgeName, Writing,
+    path::Readings,
     spec::{CacheSpec, Http, L1, OtherProtocols, Otlp, Postgres, PurgeSpec, Redis},
     template::expand,
 };
 
 /// A value in Redis has at most 512 MiB; some of that is for the headers.
 const LARGEST_OBJECT: ByteSize = ByteSize(256 << 20);
+
+/// The way in which purge names are made: what bears those of another way is found by no purge.
+const PURGE_NAMES: &[u8] = b"loose\n";
 
 /// The targeted header of our own (RFC 9213).
 const OWN_TARGET: HeaderName = HeaderName::from_static("larder-cache-control");
@@ -207,6 +211,7 @@ impl Policy {
     /// answers live is not in it.
     pub fn shape(&self) -> String {
         let mut hasher = blake3::Hasher::new();
+        hasher.update(PURGE_NAMES);
         for route in &self.routes {
             hasher.update(route.shape().as_bytes());
         }
@@ -239,33 +244,57 @@ impl Policy {
         Some(Match { index, route })
     }
 
-    /// Whether answers may be stored under this path: some route is for it, whatever the method. Paths that could be read
-    /// differently count as what they resolve to.
-    pub fn covers(&self, path: &NormalPath<'_>) -> bool {
-        self.routes.iter().any(|route| route.covers(path.as_str()))
+    /// Whether responses may be stored under a path, as somebody sent it: some route is for what some server reads in it,
+    /// whatever the method.
+    pub fn covers(&self, path: &str) -> bool {
+        let readings = Readings::of(path);
+        self.routes.iter().any(|route| match &route.path {
+            None => true,
+            Some(template) => readings.iter().any(|reading| template.matches_reading(reading).is_some()),
+        })
     }
 
-    /// What a write makes stale, if it is one that the policy names or, without a policy, any unsafe one
-    /// (RFC 9111, section 4.4). Paths that could be read differently count as what they resolve to.
-    pub fn purged_by(&self, method: &Method, path: &NormalPath<'_>) -> Vec<PurgeName> {
-        if method.is_safe() {
-            return vec![];
-        }
+    /// What a write makes stale, if it is one that the policy names or, without a policy, any (RFC 9111, section 4.4): by
+    /// whatever it may be to an application.
+    pub fn purged_by(&self, writing: &Writing) -> Vec<PurgeName> {
         if self.bare {
-            return vec![PurgeName::path(path.as_str())];
+            return sorted(writing.paths().iter().flat_map(|path| PurgeName::paths(path)).collect());
         }
-        let mut names = Vec::new();
-        for WriteRule { path: template, methods, purge } in &self.writes {
-            if !methods.is_empty() && !methods.iter().any(|listed| listed == method.as_str()) {
-                continue;
-            }
-            let Some(parameters) = template.matches(path.as_str()) else { continue };
-            names.extend(purge.tags.iter().map(|tag| PurgeName::tag(&expand(tag, &parameters))));
-            let paths = purge.paths.iter().map(|path| path.expand(&parameters));
-            names.extend(paths.map(|path| PurgeName::path(NormalPath::new(&path).as_str())));
-        }
-        names.sort();
-        names.dedup();
-        names
+        let Purges { tags, paths } = self.purges_of(writing);
+        let tags = tags.iter().map(|tag| PurgeName::tag(tag));
+        sorted(tags.chain(paths.iter().flat_map(|path| PurgeName::paths(path))).collect())
     }
+
+    /// The tags and paths that the policy names for a write.
+    pub fn purges_of(&self, writing: &Writing) -> Purges {
+        let mut purges = Purges::default();
+        let readings: Vec<_> = writing.paths().iter().map(|path| Readings::of(path)).collect();
+        let rules = self.writes.iter().filter(|rule| writing.is_one_of(&rule.methods));
+        for WriteRule { path: template, methods: _, purge } in rules {
+            let found =
+                readings.iter().flat_map(Readings::iter).filter_map(|path| template.matches_reading(path));
+            for parameters in found {
+                purges.tags.extend(purge.tags.iter().map(|tag| expand(tag, &parameters)));
+                purges.paths.extend(purge.paths.iter().map(|path| path.expand(&parameters)));
+            }
+        }
+        purges.tags = sorted(purges.tags);
+        purges.paths = sorted(purges.paths);
+        purges
+    }
+}
+
+/// The tags and paths that a write makes stale, values encoded.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Purges {
+    /// Tags.
+    pub tags: Vec<String>,
+    /// Paths.
+    pub paths: Vec<String>,
+}
+
+fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
+    list.sort();
+    list.dedup();
+    list
 }

@@ -1,6 +1,8 @@
 //! The names under which stored answers are purged.
 
-use std::fmt;
+use std::{borrow::Cow, fmt};
+
+use crate::path::{decode_fully, fold, loose_texts};
 
 /// One name of a stored answer, hashed: a key, a path or a tag. An entry has a few of them; a purge raises a barrier on
 /// one, and whatever bears that name and is older is stale. The kinds never meet.
@@ -8,19 +10,27 @@ use std::fmt;
 pub struct PurgeName([u8; 16]);
 
 impl PurgeName {
-    /// A key, with or without scheme and host.
+    /// A key, with or without scheme and host. Keys that differ only in escapes, or in how the host is spelled (RFC 3986, section
+    /// 6.2), have one name.
     pub fn key(key: &str) -> Self {
-        Self::new("key", key)
+        Self::new("key", &decode_fully(&with_normal_host(key)))
     }
 
-    /// A normalised path, whatever the host, scheme, query and variant.
+    /// The path of what is stored, whatever the host, scheme, query and variant. Spellings that an application may take for one
+    /// path have one name.
     pub fn path(path: &str) -> Self {
-        Self::new("path", path)
+        let text = loose_texts(path).next().expect("a path has a reading");
+        Self::new("path", &text)
     }
 
-    /// A tag, its values encoded as [`crate::template::expand`] does.
+    /// The names of all paths that a server may read in `path`: what a purge by that path raises.
+    pub fn paths(path: &str) -> impl Iterator<Item = Self> {
+        loose_texts(path).map(|text| Self::new("path", &text))
+    }
+
+    /// A tag. Tags that differ only in escapes, case or compatible characters have one name.
     pub fn tag(tag: &str) -> Self {
-        Self::new("tag", tag)
+        Self::new("tag", &fold(&decode_fully(tag)))
     }
 
     fn new(kind: &str, name: &str) -> Self {
@@ -42,6 +52,22 @@ impl PurgeName {
     }
 }
 
+/// A key with its scheme and host in lower case, and the host without the port that is its scheme's own and without the root's
+/// dot.
+fn with_normal_host(key: &str) -> Cow<'_, str> {
+    let Some((method, rest)) = key.split_once(':') else { return Cow::Borrowed(key) };
+    let Some((scheme, rest)) = rest.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?', '#']))
+    else {
+        return Cow::Borrowed(key);
+    };
+    let (host, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let (scheme, host) = (scheme.to_ascii_lowercase(), host.to_ascii_lowercase());
+    let port = if scheme == "https" { ":443" } else { ":80" };
+    let host = host.strip_suffix(port).unwrap_or(&host);
+    let host = host.strip_suffix('.').unwrap_or(host);
+    Cow::Owned(format!("{method}:{scheme}://{host}{rest}"))
+}
+
 impl fmt::Debug for PurgeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -59,5 +85,41 @@ mod tests {
         let name = PurgeName::tag("user:42");
         assert_eq!(PurgeName::from_bytes(name.as_bytes()), Some(name));
         assert_eq!(PurgeName::from_bytes(b"short"), None);
+    }
+
+    #[test]
+    fn spellings_of_one_key_meet() {
+        let key = PurgeName::key("GET:http://shop/u/me@x.com?q=a%20b");
+        for spelling in [
+            "GET:http://SHOP/u/me@x.com?q=a%20b",
+            "GET:HTTP://shop:80/u/me%40x.com?q=a b",
+            "GET:http://shop./u/%6De@x.com?q=a%20b",
+        ] {
+            assert_eq!(PurgeName::key(spelling), key, "{spelling}");
+        }
+        for other in [
+            "GET:https://shop/u/me@x.com?q=a%20b",
+            "GET:http://shop:81/u/me@x.com?q=a%20b",
+            "GET:http://shop/u/ME@x.com?q=a%20b",
+            "GET:http://shop/u/me@x.com/?q=a%20b",
+            "HEAD:http://shop/u/me@x.com?q=a%20b",
+        ] {
+            assert_ne!(PurgeName::key(other), key, "{other}");
+        }
+        assert_eq!(PurgeName::key("GET:/a%40://b"), PurgeName::key("GET:/a@://b"));
+    }
+
+    #[test]
+    fn a_tag_meets_what_people_write() {
+        for (stored, written) in [
+            ("user:urn%3Aisbn%3A1", "user:urn:isbn:1"),
+            ("user:a%2Fb", "user:a/b"),
+            ("user:100%25", "user:100%"),
+            ("user:%C3%BC", "user:\u{dc}"),
+            ("user:a%20b", "user:a+b"),
+        ] {
+            assert_eq!(PurgeName::tag(stored), PurgeName::tag(written), "{written}");
+        }
+        assert_ne!(PurgeName::tag("user:1"), PurgeName::tag("user:2"));
     }
 }

@@ -1,6 +1,9 @@
 //! What kinds of header fields a request has, found in one pass.
 
-use crate::{Fields, credentials};
+use crate::{
+    Fields, credentials,
+    writing::{TARGETS, names_a_method},
+};
 
 /// Headers by which some applications make links and redirects: they are in the key wherever they are present.
 pub(crate) const LINK_HEADERS: [&str; 9] = [
@@ -13,17 +16,6 @@ pub(crate) const LINK_HEADERS: [&str; 9] = [
     "x-host",
     "x-original-host",
     "x-url-scheme",
-];
-
-/// Headers by which some applications read another method or another target than the request line's. They are not in the
-/// key, so that a request with one of them must pass.
-const OVERRIDES: [&str; 6] = [
-    "x-http-method",
-    "x-http-method-override",
-    "x-method-override",
-    "x-original-uri",
-    "x-original-url",
-    "x-rewrite-url",
 ];
 
 /// What kinds of header fields a request has. Most requests have few of these, so that whoever asks can skip what they are
@@ -118,6 +110,8 @@ fn kinds_of(name: &[u8]) -> u16 {
         (b'f', 9) if is("forwarded") => FORWARDING,
         (b'f', _) if LINK_HEADERS.iter().any(|known| is(known)) => FORWARDING,
         (b'i', _) if name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"if-")) => CONDITIONAL,
+        // Shorter ones, such as Host, are none, and every request has those.
+        (b'h' | b'm' | b'v' | b'_', 6..) if names_a_method(name) => OVERRIDE,
         (b'k', 10) if is("keep-alive") => CONNECTION,
         (b'p', 6) if is("pragma") => DIRECTIVES,
         (b'p', 16) if is("proxy-connection") => CONNECTION,
@@ -137,7 +131,8 @@ fn extension(name: &[u8]) -> u16 {
     if is(&"x-forwarded-host") || is(&"x-forwarded-proto") || LINK_HEADERS.iter().any(is) {
         kinds |= FORWARDING;
     }
-    if OVERRIDES.iter().any(is) {
+    // They are not in the key.
+    if TARGETS.iter().any(is) || names_a_method(name) {
         kinds |= OVERRIDE;
     }
     if credentials::names_a_person(name) {
@@ -157,10 +152,11 @@ mod tests {
     #[test]
     fn every_kind_is_found_in_any_case() {
         type Asks = fn(Survey) -> bool;
-        let kinds: [(&[&str], Asks); 10] = [
+        let kinds: [(&[&str], Asks); 11] = [
             (&["forwarded", "x-forwarded-host", "x-forwarded-proto"], Survey::has_forwarding),
             (&LINK_HEADERS, Survey::has_forwarding),
-            (&OVERRIDES, Survey::has_override),
+            (&TARGETS, Survey::has_override),
+            (&["x-http-method", "x-method-override", "http-method-override", "method"], Survey::has_override),
             (&["authorization"], Survey::has_authorization),
             (&["cookie"], Survey::has_cookie),
             (
@@ -179,7 +175,7 @@ mod tests {
             for name in names {
                 assert!(asks(survey(name)), "{name}");
                 assert!(asks(survey(&name.to_ascii_uppercase())), "{name}");
-                assert_eq!(survey(&format!("{name}y")).0 & !(PERSON | CONDITIONAL), 0, "{name}");
+                assert_eq!(survey(&format!("{name}y")).0 & !(PERSON | CONDITIONAL | OVERRIDE), 0, "{name}");
             }
         }
     }

@@ -6,13 +6,11 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-use crate::NormalPath;
+use crate::path::{NormalPath, fold};
 
 /// What RFC 3986, section 2.3, calls unreserved stays as it is; the rest is encoded, so that a value can't break out of the
 /// tag or the path segment it is put into.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
-/// The separator that tags are written with.
-const IN_TAG: &AsciiSet = &ENCODED.remove(b':');
 
 /// A path whose segments are literal text or one parameter, such as `/api/users/{id}`. A parameter stands for one
 /// segment that is not empty.
@@ -25,6 +23,7 @@ pub struct PathTemplate {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Segment {
+    /// Decoded.
     Literal(String),
     Parameter(String),
 }
@@ -54,7 +53,7 @@ impl PathTemplate {
         })
     }
 
-    /// The parameters' values if `path`, a normalised one, has this shape.
+    /// The parameters' values if `path`, one that servers read alike ([`NormalPath::is_ambiguous`]), has this shape.
     ///
     /// A segment that does not decode to UTF-8 fits no parameter: nobody could name it in a tag or bind it to a query.
     pub fn matches(&self, path: &str) -> Option<Parameters<'_>> {
@@ -68,12 +67,30 @@ impl PathTemplate {
         })
     }
 
-    /// Whether `path`, a normalised one, has this shape. It allocates nothing, unless a parameter's value has escapes.
+    /// The parameters' values if what some server reads in a path has this shape, whatever the case of its letters.
+    pub(crate) fn matches_reading(&self, reading: &[String]) -> Option<Parameters<'_>> {
+        // A reading has no empty segments.
+        let mut segments = self
+            .segments
+            .iter()
+            .filter(|segment| !matches!(segment, Segment::Literal(text) if text.is_empty()));
+        let mut parameters = Parameters::new();
+        for text in reading {
+            match segments.next()? {
+                Segment::Literal(literal) if fold(literal) == fold(text) => {}
+                Segment::Literal(_) => return None,
+                Segment::Parameter(name) => parameters.push((name, text.clone())),
+            }
+        }
+        segments.next().is_none().then_some(parameters)
+    }
+
+    /// Whether `path`, one that servers read alike, has this shape. It allocates nothing, unless a parameter's value has escapes.
     pub fn covers(&self, path: &str) -> bool {
         let Some(path) = path.strip_prefix('/') else { return false };
         let mut actual = path.split('/');
         let fits = |segment: &Segment| match (segment, actual.next()) {
-            (Segment::Literal(literal), Some(text)) => literal == text,
+            (Segment::Literal(literal), Some(text)) => stands_for(text, literal),
             (Segment::Parameter(_), Some(text)) => !text.is_empty(),
             (_, None) => false,
         };
@@ -105,6 +122,11 @@ impl PathTemplate {
     }
 }
 
+/// Whether a segment of a path is `literal`, escaped or not.
+fn stands_for(text: &str, literal: &str) -> bool {
+    text == literal || text.contains('%') && percent_decode_str(text).eq(literal.bytes())
+}
+
 fn decoded(text: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(text).decode_utf8().ok()
 }
@@ -117,11 +139,6 @@ pub fn expand(text: &str, parameters: &Parameters<'_>) -> String {
         expanded = expanded.replace(&format!("{{{name}}}"), &encoded);
     }
     expanded
-}
-
-/// A tag as people write it, in the form in which it is stored where its values came from a path.
-pub fn encoded_tag(tag: &str) -> String {
-    utf8_percent_encode(tag, IN_TAG).to_string()
 }
 
 /// The names between braces in `text`.
@@ -150,9 +167,10 @@ fn segment(text: &str) -> Option<Segment> {
             .then(|| Segment::Parameter(name.to_owned()));
     }
     let allowed = |c: char| c.is_ascii_graphic() && !"{}?#*\\\"'<>^`|".contains(c);
-    let literal = NormalPath::new(text);
-    (text.chars().all(allowed) && !literal.is_ambiguous())
-        .then(|| Segment::Literal(literal.as_str().to_owned()))
+    let literal = decoded(text)?;
+    // What servers may read differently fits no request that is stored, but a write may have a ';'.
+    let is_one = text.split(';').all(|part| !NormalPath::new(part).is_ambiguous());
+    (text.chars().all(allowed) && is_one).then(|| Segment::Literal(literal.into_owned()))
 }
 
 impl From<PathTemplate> for String {
@@ -204,7 +222,11 @@ mod tests {
             assert_eq!(user.matches(path), None, "{path}");
         }
         assert_eq!(template("/").matches("/"), Some(vec![]));
-        assert!(template("/caf%c3%a9/%61").matches("/caf%C3%A9/a").is_some(), "a literal is normalised too");
+        assert!(template("/caf%c3%a9/%61").matches("/caf%C3%A9/a").is_some(), "a literal may be escaped");
+        for path in ["/@scope/x", "/%40scope/x"] {
+            assert!(template("/@scope/{pkg}").matches(path).is_some(), "{path}");
+            assert!(template("/%40scope/{pkg}").matches(path).is_some(), "{path}");
+        }
         assert_eq!(template("/api/posts/").matches("/api/posts"), None);
     }
 
@@ -222,7 +244,7 @@ mod tests {
     fn refuses_what_is_not_a_path() {
         for text in [
             "", "users", "/a/{}", "/a/{id}x", "/a/{1}", "/a?b", "/a#b", "/a/*", "/../a", "/a b", "/a'b",
-            "/a/{id",
+            "/a/{id", "/a%2Fb", "/a%5Cb", "/%zz", "/%ff", "/a.",
         ] {
             let error = PathTemplate::try_from(text.to_owned()).unwrap_err().to_string();
             assert!(error.contains("such as /api/users/{id}"), "{error}");

@@ -88,6 +88,8 @@ pub enum Bypass {
     WaitingForPods,
     /// No route of the policy matches.
     NoRoute,
+    /// Two servers may read its path differently.
+    AmbiguousPath,
     /// The route's `bypass` says so, by a parameter of the query.
     Query,
     /// The route's `bypass` says so, by a header.
@@ -116,6 +118,7 @@ impl Bypass {
             Self::Suspended => "suspended",
             Self::WaitingForPods => "waiting-for-pods",
             Self::NoRoute => "no-route",
+            Self::AmbiguousPath => "ambiguous-path",
             Self::Query => "bypass-query",
             Self::Header => "bypass-header",
             Self::Cookie => "bypass-cookie",

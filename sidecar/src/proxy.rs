@@ -178,18 +178,17 @@ impl Proxy {
         // What the application will not see must not be in the key.
         headers::remove_hop_by_hop(request.headers_mut());
         let route = serving.policy.route(&method, &path, request.headers()).map(|found| found.index);
-        let written = write::method_of(&request);
-        if !written.is_safe() && (route.is_none() || written != method) {
+        if let Some(writing) = write::writing_of(&request)
+            && (route.is_none() || writing.is_disguised())
+        {
             let protocol = protocol.map(|protocol| (protocol, from_client));
-            return self.write(serving, request, client, &path, written, protocol).await;
+            return self.write(serving, request, client, writing, protocol).await;
         }
         if let Some(bypass) = serving.mode.bypass() {
             return self.pass(request, client, Forward::Bypass(bypass), None).await;
         }
         let Some(route) = route else {
-            let is_cacheable = matches!(method, Method::GET | Method::HEAD);
-            let reason = if is_cacheable { Forward::Bypass(Bypass::NoRoute) } else { Forward::Method };
-            return self.pass(request, client, reason, None).await;
+            return self.pass(request, client, without_route(&method, &path), None).await;
         };
         let rules = &serving.policy.routes()[route];
         if !rules.envelope {
@@ -335,6 +334,15 @@ fn protocol_asked(
             || serving.policy.route(method, path, fields).is_none()
             || serving.policy.is_bare() && !in_passing
     })
+}
+
+/// Why a request that no route takes passes.
+fn without_route(method: &Method, path: &NormalPath<'_>) -> Forward {
+    match *method {
+        Method::GET | Method::HEAD if path.is_ambiguous() => Forward::Bypass(Bypass::AmbiguousPath),
+        Method::GET | Method::HEAD => Forward::Bypass(Bypass::NoRoute),
+        _ => Forward::Method,
+    }
 }
 
 /// Why a request that a route matched is neither looked up nor stored.

@@ -2,8 +2,7 @@
 
 use std::sync::Arc;
 
-use http::Method;
-use larder_policy::{NormalPath, PurgeName};
+use larder_policy::{PurgeName, Writing};
 
 use crate::{
     config::Config,
@@ -46,8 +45,7 @@ pub async fn purge(serving: &Serving, names: &[PurgeName], origin: PurgeOrigin, 
 pub async fn after_write(
     config: &Config,
     then: &Arc<Serving>,
-    method: &Method,
-    path: &NormalPath<'_>,
+    writing: &Writing,
     names: &[PurgeName],
     stats: &Stats,
 ) {
@@ -61,7 +59,7 @@ pub async fn after_write(
         if Arc::ptr_eq(&now, &done) {
             return;
         }
-        let names = now.policy.purged_by(method, path);
+        let names = now.policy.purged_by(writing);
         if !names.is_empty() {
             purge(&now, &names, PurgeOrigin::Write, stats).await;
         }

@@ -20,6 +20,7 @@ mod integration {
     mod envelope;
     mod failsafe;
     mod faults;
+    mod hanging;
     mod heads;
     mod http2;
     mod http_source;
@@ -43,6 +44,7 @@ mod integration {
     mod refused;
     mod routes;
     mod sharing;
+    mod spellings;
     mod staleness;
     mod stampede;
     mod storing;

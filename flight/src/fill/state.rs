@@ -3,6 +3,7 @@
 use std::error::Error;
 use std::sync::Arc;
 use std::task::{Context, Waker};
+use std::time::Instant;
 
 use bytes::Bytes;
 use http::HeaderMap;
@@ -46,6 +47,8 @@ pub(super) struct State<B> {
     uncut: usize,
     /// The source woke while it was being polled.
     woken: bool,
+    /// Since when the source has had nothing for a reader that polled it.
+    pub(super) starved_since: Option<Instant>,
 }
 
 /// What a reader finds when it is polled.
@@ -63,7 +66,7 @@ pub(super) enum Step<B> {
 impl<B> State<B> {
     pub(super) fn new(source: Source<B>, observer: Option<Box<dyn Observer>>, joinable: bool) -> Self {
         let (pieces, seats) = (Pieces::new(), Slab::new());
-        Self { source, observer, pieces, joinable, seats, uncut: 0, woken: false }
+        Self { source, observer, pieces, joinable, seats, uncut: 0, woken: false, starved_since: None }
     }
 
     /// Adds a reader if the body can still be read from its start.
@@ -113,6 +116,7 @@ impl<B> State<B> {
     /// found them not yet waiting, or they found the source taken.
     pub(super) fn put_back(&mut self, source: B) -> Wakes {
         self.source = Source::Idle(source);
+        self.starved_since.get_or_insert_with(Instant::now);
         let mut wakes = Wakes::default();
         if std::mem::take(&mut self.woken) {
             self.ring(&mut wakes);
@@ -158,6 +162,7 @@ impl<B> State<B> {
     /// The turn of `id` is over; all others who wait are woken.
     pub(super) fn settle(&mut self, id: usize, next: Source<B>) -> Wakes {
         self.source = next;
+        self.starved_since = None;
         self.seats[id].bell.rest();
         let mut wakes = Wakes::default();
         self.ring(&mut wakes);

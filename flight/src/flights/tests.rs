@@ -68,6 +68,74 @@ fn a_wait_that_is_dropped_leaves_nothing_behind() {
     let mut gone = wait(flights.join("a"));
     assert!((&mut gone).now_or_never().is_none());
     drop(gone);
-    let State::Flying(waiters) = &*leader.0.flight.state.lock() else { panic!("it has landed") };
+    let shared = leader.0.flight.shared.lock();
+    let State::Flying(waiters) = &shared.state else { panic!("it has landed") };
     assert!(waiters.is_empty());
+    assert_eq!(shared.waits, 0);
+}
+
+#[test]
+fn a_flight_that_is_overtaken_sends_its_waiters_to_the_new_lead() {
+    let flights = Flights::new();
+    let hung = lead(flights.join("a"));
+    let (first, mut second) = (wait(flights.join("a")), wait(flights.join("a")));
+    assert!((&mut second).now_or_never().is_none());
+    let next = lead(flights.overtake(first));
+    assert_eq!(block_on(&mut second), None, "it is to join again");
+    let second = wait(flights.overtake(second));
+    let _landed = next.land(2);
+    assert_eq!(block_on(second), Some(2));
+    drop(hung.land(1));
+    assert_eq!(block_on(wait(flights.join("a"))), Some(2), "nobody hears of the one that was overtaken");
+}
+
+#[test]
+fn of_those_who_overtake_one_leads() {
+    let flights = Flights::<u8>::new();
+    let hung = lead(flights.join("a"));
+    let waits: Vec<_> = (0..5).map(|_| wait(flights.join("a"))).collect();
+    let joined: Vec<_> = waits.into_iter().map(|wait| flights.overtake(wait)).collect();
+    assert_eq!(joined.iter().filter(|joined| matches!(joined, Joined::Lead(_))).count(), 1);
+    assert_eq!(flights.len(), 1);
+    drop((hung, joined));
+    assert!(flights.is_empty());
+}
+
+#[test]
+fn what_has_landed_may_be_overtaken_and_who_joined_it_has_it() {
+    let flights = Flights::new();
+    let stalled = lead(flights.join("a")).land(1);
+    let (before, overdue) = (wait(flights.join("a")), wait(flights.join("a")));
+    let next = lead(flights.overtake(overdue));
+    assert_eq!(block_on(before), Some(1));
+    let after = wait(flights.join("a"));
+    drop(stalled);
+    assert_eq!(block_on(after), None, "what it left behind is to be looked at");
+    let after = wait(flights.join("a"));
+    drop(next.land(2));
+    assert_eq!(block_on(after), Some(2));
+    assert!(flights.is_empty());
+}
+
+#[test]
+fn a_lead_that_goes_on_is_as_one_that_began() {
+    let flights = Flights::<u8>::new();
+    let leader = lead(flights.join("a"));
+    let waiting = wait(flights.join("a"));
+    let began = waiting.since();
+    while Instant::now() == began {}
+    leader.goes_on();
+    assert!(waiting.since() > began);
+}
+
+#[test]
+fn an_audience_is_those_who_wait() {
+    let flights = Flights::<u8>::new();
+    let leader = lead(flights.join("a"));
+    let audience = leader.audience();
+    assert!(audience.is_empty());
+    let one = wait(flights.join("a"));
+    assert!(!audience.is_empty());
+    drop(one);
+    assert!(audience.is_empty());
 }

@@ -1,6 +1,6 @@
 //! Paths and templates. The input is a path, then templates, a line each.
 
-use larder_policy::{NormalPath, PathTemplate};
+use larder_policy::{NormalPath, PathTemplate, PurgeName};
 
 /// A path in its normal form stays as it is, and means what the raw one did.
 pub fn check(data: &[u8]) {
@@ -15,6 +15,9 @@ pub fn check(data: &[u8]) {
     let again = NormalPath::new(normal);
     assert_eq!(again.as_str(), normal, "{raw:?}: once is enough");
     assert!(path.is_ambiguous() || !again.is_ambiguous(), "{raw:?}");
+    let names: Vec<_> = PurgeName::paths(raw).collect();
+    assert!(names.contains(&PurgeName::path(raw)) && names.contains(&PurgeName::path(normal)), "{raw:?}");
+    assert!(path.is_ambiguous() || names.len() == 1, "{raw:?}: whatever server reads it");
     assert!(normal.is_ascii() && !normal.contains(['?', '#']), "{raw:?}: nothing that ends a path");
     assert!(!normal.split('/').skip(1).any(|segment| segment == "." || segment == ".."), "{raw:?}");
     assert!(normal.starts_with('/'), "{raw:?}");
@@ -34,7 +37,8 @@ pub fn check(data: &[u8]) {
     for template in lines.filter_map(|line| PathTemplate::try_from(line.to_owned()).ok()) {
         let found = template.matches(normal);
         assert_eq!(found.is_some(), template.covers(normal), "{template} {normal}");
-        let Some(parameters) = found else { continue };
+        let Some(parameters) = found.filter(|_| !path.is_ambiguous()) else { continue };
+        assert_eq!(template.matches(raw).as_ref(), Some(&parameters), "{template} {raw}: in any spelling");
         assert_eq!(parameters.len(), template.parameters().count());
         let expanded = template.expand(&parameters);
         let expanded = NormalPath::new(&expanded);

@@ -1,7 +1,7 @@
 //! Policies. The input is a policy's file.
 
 use http::{HeaderMap, HeaderValue, Method};
-use larder_policy::{Document, Key, NormalPath, Policy, Survey, key};
+use larder_policy::{Document, Key, NormalPath, Policy, Survey, Writing, key};
 
 const PATHS: [&str; 5] = ["/", "/api/users/7", "/api//", "/a%2Fb/%FF", "/a/../b"];
 
@@ -50,11 +50,13 @@ fn requests(policy: &Policy, path: &str) {
         headers.insert(name, HeaderValue::from_static(value));
     }
     for method in [Method::GET, Method::HEAD, Method::POST, Method::PUT] {
-        let purged = policy.purged_by(&method, &path);
+        let purged = Writing::of(&method, path.as_sent(), None, &headers)
+            .map(|writing| policy.purged_by(&writing))
+            .unwrap_or_default();
         assert!(purged.is_sorted_by(|one, other| one < other), "each once");
         assert!(purged.is_empty() || !method.is_safe());
         let Some(found) = policy.route(&method, &path, &headers) else { continue };
-        assert!(policy.covers(&path) && !path.is_ambiguous() && method != Method::PUT);
+        assert!(policy.covers(path.as_sent()) && !path.is_ambiguous() && method != Method::PUT);
         assert!(method != Method::POST || found.route.body_limit().is_some(), "POST has its body in the key");
         let parameters = found.parameters(&path);
         let names = found.route.path.as_ref().map(|path| path.parameters().count());

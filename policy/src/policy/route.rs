@@ -1,5 +1,7 @@
 //! A route made ready to serve by.
 
+use std::time::Duration;
+
 use http::Method;
 
 use crate::{
@@ -9,6 +11,9 @@ use crate::{
     sql::BoundQuery,
     template::{Parameters, expand},
 };
+
+/// Default of [`Route::collapse_timeout`]: that of nginx's `proxy_cache_lock_timeout` and `proxy_cache_lock_age`.
+pub(super) const DEFAULT_COLLAPSE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Requests that are answered alike.
 #[derive(Clone, Debug)]
@@ -34,6 +39,8 @@ pub struct Route {
     pub asks_application: bool,
     /// The Postgres source that keeps the last good answer.
     pub last_known_good: Option<String>,
+    /// Time without a sign of life after which a request to the origin is no longer waited for by others for the same.
+    pub collapse_timeout: Duration,
     /// Whether answers are wrapped.
     pub envelope: bool,
 }
@@ -131,6 +138,7 @@ impl Route {
             sources: vec![],
             asks_application: true,
             last_known_good: None,
+            collapse_timeout: DEFAULT_COLLAPSE_TIMEOUT,
             envelope: false,
         }
     }
@@ -206,6 +214,7 @@ impl Route {
             sources,
             asks_application,
             last_known_good: _,
+            collapse_timeout: _,
             envelope: _,
         } = self;
         let Lifetimes {

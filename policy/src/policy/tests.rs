@@ -104,7 +104,7 @@ fn a_post_is_told_apart_by_its_body() {
     let policy = Policy::compile(&spec(&text)).unwrap();
     assert_eq!(route(&policy, &Method::POST, "/graphql").unwrap().route.body_limit(), Some(64 << 10));
     assert!(route(&policy, &Method::GET, "/graphql").is_none());
-    assert!(policy.covers(&NormalPath::new("/graphql")) && !policy.covers(&NormalPath::new("/other")));
+    assert!(policy.covers("/graphql") && policy.covers("/GraphQL/") && !policy.covers("/other"));
 }
 
 #[test]
@@ -177,22 +177,106 @@ fn what_a_route_bypasses_by_counts_where_only_some_parameters_do() {
     assert_eq!(key.as_str(), "GET:http:///api/users/7?nocache=TRUE");
 }
 
+fn purged(policy: &Policy, method: &Method, path: &str) -> Vec<PurgeName> {
+    let none: &[(&[u8], &[u8])] = &[];
+    Writing::of(method, path, None, none).map(|writing| policy.purged_by(&writing)).unwrap_or_default()
+}
+
 #[test]
 fn a_write_purges_what_the_policy_names() {
     let policy = Policy::compile(&spec(SHOP)).unwrap();
-    let mut expected = vec![PurgeName::tag("user:7"), PurgeName::path("/api/users")];
-    expected.sort();
-    assert_eq!(policy.purged_by(&Method::PUT, &NormalPath::new("/api/users/7")), expected);
-    assert_eq!(policy.purged_by(&Method::PUT, &NormalPath::new("/api/users/x/../7")), expected);
-    assert!(policy.purged_by(&Method::PATCH, &NormalPath::new("/api/users/7")).is_empty());
-    assert!(policy.purged_by(&Method::GET, &NormalPath::new("/api/users/7")).is_empty());
+    let expected = super::sorted(vec![PurgeName::tag("user:7"), PurgeName::path("/api/users")]);
+    for path in ["/api/users/7", "/api/users/x/../7", "/API/Users/7/", "//api//users/7", "/api%2fusers/7"] {
+        let purged = purged(&policy, &Method::PUT, path);
+        assert!(expected.iter().all(|name| purged.contains(name)), "{path}");
+    }
+    assert_eq!(purged(&policy, &Method::PUT, "/api/users/7"), expected);
+    assert!(purged(&policy, &Method::PATCH, "/api/users/7").is_empty());
+    assert!(purged(&policy, &Method::GET, "/api/users/7").is_empty());
+}
+
+/// What a response to GET of a path can be purged by, besides its key.
+fn names_of(policy: &Policy, path: &str) -> Vec<PurgeName> {
+    let path = NormalPath::new(path);
+    let found = policy.route(&Method::GET, &path, &HeaderMap::new());
+    let found = found.unwrap_or_else(|| panic!("{path:?} has a route"));
+    found.route.tags(&found.parameters(&path)).chain([PurgeName::path(path.as_sent())]).collect()
+}
+
+#[test]
+fn a_write_purges_whatever_characters_and_spellings_a_value_has() {
+    let by = |purge: &str| {
+        let text = format!(
+            r#"
+routes:
+- {{name: user, match: {{path: "/users/{{id}}"}}, ttl: 60s, tags: ["user:{{id}}"]}}
+invalidation:
+  onWrite:
+  - {{match: {{path: "/users/{{id}}"}}, purge: {purge}}}
+"#
+        );
+        Policy::compile(&spec(&text)).unwrap()
+    };
+    let policies = [by(r#"{tags: ["user:{id}"]}"#), by(r#"{paths: ["/users/{id}"]}"#)];
+    for (stored, written) in [
+        (
+            "me@x.com",
+            &["me@x.com", "me%40x.com", "ME%40X.com", "me%2540x.com", "me@x.com/", "me@x.com;v=1"][..],
+        ),
+        ("a,b", &["a,b", "a%2Cb", "a%2cb"]),
+        ("x=", &["x=", "x%3D"]),
+        ("a+b", &["a+b", "a%2Bb", "a%20b"]),
+        ("o'neil", &["o'neil", "o%27neil", "O'Neil"]),
+        ("a(b)", &["a(b)", "a%28b%29"]),
+        ("urn:a:1", &["urn:a:1", "urn%3Aa%3A1"]),
+        ("a!b", &["a!b", "a%21b"]),
+        ("a*b", &["a*b", "a%2Ab"]),
+        ("a$b", &["a$b", "a%24b"]),
+        ("a&b", &["a&b", "a%26b"]),
+        ("%C3%BC", &["%C3%BC", "%c3%bc", "\u{fc}", "\u{dc}", "u%CC%88"]),
+        ("a%20b", &["a%20b", "a b", "a+b"]),
+        ("%25", &["%25", "%"]),
+        ("100%25", &["100%25", "100%", "100%2525"]),
+        ("a%3Cb", &["a<b", "a%3cb"]),
+        ("1", &["1", "%31", "1/", "1//", "1;v=1", "1%3Bv=1", "./1", "1.", "x/../1", "1%00", "1%2f", "1%20"]),
+        ("A", &["a", "A", "%41", "%2541"]),
+    ] {
+        for id in written {
+            for policy in &policies {
+                let names = names_of(policy, &format!("/users/{stored}"));
+                for prefix in ["/users/", "/Users/", "//users/", "/users//"] {
+                    let purged = purged(policy, &Method::PUT, &format!("{prefix}{id}"));
+                    assert!(names.iter().any(|name| purged.contains(name)), "{prefix}{id} is {stored}");
+                }
+            }
+        }
+    }
+    for policy in &policies {
+        let names = names_of(policy, "/users/1");
+        assert!(!purged(policy, &Method::PUT, "/users/2").iter().any(|name| names.contains(name)));
+    }
+}
+
+#[test]
+fn a_write_in_disguise_is_matched_by_whatever_it_may_be() {
+    let policy = Policy::compile(&spec(SHOP)).unwrap();
+    let of = |method: Method, path: &str, query: Option<&str>, line: (&str, &str)| {
+        let fields = [(line.0.as_bytes(), line.1.as_bytes())];
+        let writing = Writing::of(&method, path, query, &fields[..]);
+        writing.is_some_and(|writing| policy.purged_by(&writing).contains(&PurgeName::tag("user:7")))
+    };
+    assert!(of(Method::GET, "/api/users/7", None, ("x-http-method-override", "GET, delete")));
+    assert!(of(Method::POST, "/api/users/7", Some("_method=put"), ("accept", "*/*")));
+    assert!(of(Method::POST, "/api/users/7", None, ("content-type", "multipart/form-data; boundary=x")));
+    assert!(of(Method::PUT, "/index", None, ("x-original-url", "/api/users/7?x=1")));
+    assert!(!of(Method::POST, "/api/users/7", None, ("accept", "*/*")));
 }
 
 #[test]
 fn without_a_policy_everything_is_one_route_and_every_write_purges_its_path() {
     let bare = Policy::bare();
     assert!(route(&bare, &Method::GET, "/anything").is_some());
-    assert_eq!(bare.purged_by(&Method::POST, &NormalPath::new("/a")), [PurgeName::path("/a")]);
+    assert_eq!(purged(&bare, &Method::POST, "/a"), [PurgeName::path("/a")]);
     assert!(route(&Policy::absent(), &Method::GET, "/anything").is_none());
 }
 
@@ -317,6 +401,7 @@ routes:
   earlyRefresh: XFetch
   lastKnownGood: {source: db}
   retryInterval: 3s
+  collapseTimeout: 750ms
   envelope: true
   key: {query: {allow: [x]}}
   from:
@@ -337,6 +422,8 @@ fn what_tiers_and_sources_are_made_ready() {
     assert_eq!((*jitter_percent, *early_refresh), (10, true));
     assert_eq!((*in_l1, *in_l2), (Some(Duration::from_secs(5)), Some(Duration::from_secs(3600))));
     assert_eq!(*retry_interval, Duration::from_secs(3));
+    assert_eq!(route.collapse_timeout, Duration::from_millis(750));
+    assert_eq!(Policy::compile(&spec(SHOP)).unwrap().routes()[0].collapse_timeout, Duration::from_secs(5));
     assert!(route.asks_application && route.envelope);
     assert_eq!(route.last_known_good.as_deref(), Some("db"));
     let [Ask::Postgres(query), Ask::Http(request)] = &route.sources[..] else {

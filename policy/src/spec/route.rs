@@ -37,6 +37,10 @@ use crate::{Duration, PathTemplate};
         "message": "l2TTL must be longer than 0s: leave it out, or write one such as 10m",
     },
     {
+        "rule": "!has(self.collapseTimeout) || self.collapseTimeout.matches('[1-9]')",
+        "message": "collapseTimeout must be longer than 0s: leave it out, or write one such as 5s",
+    },
+    {
         "rule": "!has(self.match.methods) || !self.match.methods.exists(m, m == 'POST') || (has(self.key) && has(self.key.body))",
         "message": "answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
     },
@@ -172,6 +176,13 @@ pub struct RouteSpec {
     /// route has `staleIfError` or `lastKnownGood`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_interval: Option<Duration>,
+
+    /// Time without a sign of life after which a request to the origin is no longer waited for by requests for the same. Until
+    /// then, requests for the same response share one request to the origin. When the response's head, or the next piece of its
+    /// body, has not come for this long, one of those that wait, or the next that comes, asks again, and the others wait for that
+    /// one. No request waits for others for longer than twice this. Set it above what the slowest response takes. Default 5s.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub collapse_timeout: Option<Duration>,
 
     /// Wraps answers: `{"source": "l1", "data": ..., "cached_at": ..., "expires_in_seconds": ...}`. The source is `l1`, `l2`,
     /// `postgres`, `http` or `application`. Only a 200 in JSON without `Content-Encoding` is wrapped; it loses `ETag`,

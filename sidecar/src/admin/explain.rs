@@ -110,6 +110,8 @@ struct ShownRoute {
     parameters: BTreeMap<String, String>,
     /// How long answers live.
     lifetimes: ShownLifetimes,
+    /// Time without a sign of life after which a request to the origin is no longer waited for by others for the same.
+    collapse_timeout_seconds: f64,
     /// Whether answers are wrapped, and say where they come from.
     envelope: bool,
 }
@@ -292,6 +294,7 @@ impl ShownRoute {
             path: route.path.as_ref().map(ToString::to_string),
             parameters: parameters.into_iter().collect(),
             lifetimes: (&route.lifetimes).into(),
+            collapse_timeout_seconds: seconds(route.collapse_timeout),
             envelope: route.envelope,
         }
     }

@@ -61,7 +61,7 @@ impl<'a> KeyText<'a> {
     /// The names under which what is stored under this key can be purged.
     pub(super) fn purge_names(&self, route: Option<Match<'_>>) -> Vec<PurgeName> {
         let path = NormalPath::new(self.path);
-        let own = [PurgeName::key(self.base), PurgeName::key(&self.short()), PurgeName::path(path.as_str())];
+        let own = [PurgeName::key(self.base), PurgeName::key(&self.short()), PurgeName::path(self.path)];
         let tags = route.map(|found| found.route.tags(&found.parameters(&path)).collect::<Vec<_>>());
         own.into_iter().chain(tags.into_iter().flatten()).collect()
     }

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use larder_policy::{NormalPath, PurgeName, template::encoded_tag};
+use larder_policy::PurgeName;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -94,9 +94,8 @@ async fn raise(admin: &Admin, request: Names) -> Result<Response, Refused> {
     let names: Vec<_> = keys
         .iter()
         .map(|key| PurgeName::key(key))
-        .chain(paths.iter().map(|path| PurgeName::path(NormalPath::new(path).as_str())))
-        // Stored tags have their values encoded; people write them either way.
-        .chain(tags.iter().flat_map(|tag| [PurgeName::tag(tag), PurgeName::tag(&encoded_tag(tag))]))
+        .chain(paths.iter().flat_map(|path| PurgeName::paths(path)))
+        .chain(tags.iter().map(|tag| PurgeName::tag(tag)))
         .collect();
     if names.is_empty() {
         return Err(Refused::malformed("say what to purge: keys, paths or tags"));

@@ -22,8 +22,6 @@ use super::{L2, L2Error, Patience, commands, generation::random};
 pub(super) const TERM: Duration = Duration::from_secs(2);
 /// A third: one renewal that is late does not lose it.
 const RENEWAL: Duration = Duration::from_millis(650);
-/// How long a lease is renewed.
-const LONGEST: Duration = Duration::from_secs(10);
 /// What begins a message on the bus that is about a lease.
 const MARK: &[u8] = b"L ";
 
@@ -144,7 +142,7 @@ impl Drop for Lease {
 
 impl L2 {
     /// Asks for the lease of a key under the policy's shape, or of the variant that a lookup named, since the last purge that it
-    /// named.
+    /// named. It ends after `longest` even if it is not given back: the source of one pod may hang while those of others do not.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling: then there are no leases.
@@ -152,6 +150,7 @@ impl L2 {
         self: &Arc<Self>,
         (shape, key, variant, purge): (&str, &str, &str, u64),
         patience: Patience,
+        longest: Duration,
     ) -> Result<Leased, L2Error> {
         // Without authentication nothing is stored that another pod could wait for.
         let scope = self.records.seal().ok_or(L2Error::Down)?.scope(shape);
@@ -166,14 +165,18 @@ impl L2 {
         let reply = self
             .timed("lease", self.deadline(patience), async {
                 let mut connection = self.link.connection().ok_or(L2Error::Down)?;
-                Ok(commands::lease(&mut connection, &keys, &entry, token, TERM).await?)
+                Ok(commands::lease(&mut connection, &keys, &entry, token, TERM.min(longest)).await?)
             })
             .await;
         match reply {
             // It may have been granted all the same: it runs out.
             Err(error) => Err(error),
             Ok(commands::LeaseReply::Granted { is_stored }) => {
-                let renewal = tokio::spawn(Arc::clone(self).keep_renewing(keys.clone(), token));
+                let renewal = tokio::spawn(Arc::clone(self).keep_renewing(
+                    keys.clone(),
+                    token,
+                    Instant::now() + longest,
+                ));
                 let renewal = AbortOnDropHandle::new(renewal);
                 let lease = Lease { l2: Arc::clone(self), keys, token, stored: false, _renewal: renewal };
                 Ok(Leased::Granted(lease, is_stored))
@@ -185,17 +188,19 @@ impl L2 {
         }
     }
 
-    async fn keep_renewing(self: Arc<Self>, keys: [String; 2], token: u64) {
+    async fn keep_renewing(self: Arc<Self>, keys: [String; 2], token: u64, end: Instant) {
         let mut ticks = interval(RENEWAL);
         ticks.tick().await;
-        let began = Instant::now();
-        // The source of one pod may hang while those of others do not.
-        while began.elapsed() < LONGEST {
-            ticks.tick().await;
+        loop {
+            let now = ticks.tick().await;
+            let term = TERM.min(end.saturating_duration_since(now));
+            if term < RENEWAL {
+                return;
+            }
             let renewed = self
                 .timed("renew", self.hard_timeout, async {
                     let mut connection = self.link.connection().ok_or(L2Error::Down)?;
-                    Ok(commands::renew(&mut connection, &keys[0], token, TERM).await?)
+                    Ok(commands::renew(&mut connection, &keys[0], token, term).await?)
                 })
                 .await;
             if matches!(renewed, Ok(false)) {

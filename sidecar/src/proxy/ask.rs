@@ -2,10 +2,15 @@
 
 use std::{sync::Arc, time::Duration};
 
+use futures::FutureExt as _;
 use http::{HeaderValue, Response, header::AGE};
-use larder_flight::{Fill, Joined};
+use http_body_util::BodyExt as _;
+use larder_flight::{Fill, Joined, Reader, Wait};
 use larder_policy::{validation, vary};
-use tokio::{sync::oneshot, time::timeout};
+use tokio::{
+    sync::oneshot,
+    time::{Instant, timeout_at},
+};
 
 use super::{Answered, Proxy, fetch::Errand, keep::Place, look::Looked, question::Question, refresh};
 use crate::{
@@ -17,11 +22,13 @@ use crate::{
     stats::Outcome,
 };
 
-/// How often a request joins others before it goes alone: once for its key, once for its variant, and for leaders that vanish.
-const JOINS: usize = 4;
+/// Maximum number of times that a request joins others before it goes by itself: for its key, for its variant, for leads that vanish
+/// or are overtaken, and for what those leave behind.
+const MAX_JOINS: usize = 8;
 
-/// How long a request waits for another's answer before it asks for itself.
-pub(super) const PATIENCE: Duration = Duration::from_secs(10);
+/// Maximum time that a request waits for others in sum, in the route's `collapseTimeout`: for one that hangs, and for the one that
+/// was sent in its place.
+const MAX_COLLAPSE_TIMEOUTS: u32 = 2;
 
 /// What came of asking, for those who waited.
 #[derive(Clone, Debug)]
@@ -80,33 +87,54 @@ impl Proxy {
         self.look_in_redis(&mut errand, Patience::Hard).await.unwrap_or(problem)
     }
 
+    /// Waits for what another request for the same finds. One that gives no sign of life for the route's `collapseTimeout` is
+    /// overtaken: of those who waited for it one asks again, and the others wait for that one.
     async fn join(self: &Arc<Self>, mut errand: Errand) -> Answered {
-        let patience = errand.soft_timeout().unwrap_or(PATIENCE);
+        let limit = errand.question.route().collapse_timeout;
+        let until = errand.began_at + limit * MAX_COLLAPSE_TIMEOUTS;
+        let until = errand.soft_timeout().map_or(until, |soft| until.min(errand.began_at + soft));
         let (question, reason) = (&errand.question, errand.reason);
+        let flights = &question.serving.flights;
         let mut flight = question.flight(question.key.as_str());
-        for _ in 0..JOINS {
-            let landing = match question.serving.flights.join(&flight) {
+        let mut joined = flights.join(&flight);
+        for _ in 0..MAX_JOINS {
+            let mut wait = match joined {
                 Joined::Lead(lead) => return self.lead(Errand { lead: Some(lead), ..errand }).await,
-                Joined::Wait(wait) => timeout(patience, wait).await,
+                Joined::Wait(wait) => wait,
             };
-            let Ok(landing) = landing else {
-                match errand.stand_in(None) {
+            let landing = match landing_of(&mut wait, limit, until).await {
+                Ok(landing) => landing,
+                Err(Late::Flight) => {
+                    joined = flights.overtake(wait);
+                    continue;
+                }
+                Err(Late::Request) => match errand.stand_in(None) {
                     Some(answered) => return answered,
                     None => break,
-                }
+                },
             };
             match landing {
-                // The one who asked has gone: somebody else asks.
-                None => {}
+                // The lead has gone, or one that was overtaken has left something after all.
+                None => match question.look_in_memory() {
+                    Looked::Usable(..) | Looked::Unshared => break,
+                    _ => joined = flights.join(&flight),
+                },
                 Some(Landing::Coming(coming)) if coming.is_purged(question) => break,
                 Some(landing) if landing.place().is_some_and(|place| !place.is_for(question)) => {
                     flight =
                         landing.place().map_or(flight, |place| question.flight(&place.key_for(question)));
+                    joined = flights.join(&flight);
                 }
-                Some(Landing::Coming(coming)) => match question.read_along(&coming, reason) {
-                    Some(answered) => return answered,
-                    None => break,
-                },
+                Some(Landing::Coming(coming)) => {
+                    if question.has_it_already(&coming.head) {
+                        return question.read_along(&coming, None, reason);
+                    }
+                    match coming.begun(limit, until).await {
+                        Begun::Now(reader) => return question.read_along(&coming, Some(reader), reason),
+                        Begun::Not => joined = flights.overtake(wait),
+                        Begun::Never => break,
+                    }
+                }
                 Some(Landing::Stored(entry, tier, _)) => match question.weigh(entry) {
                     Looked::Usable(entry, _) => return question.collapsed(&entry, reason, tier),
                     _ => break,
@@ -163,11 +191,81 @@ impl Landing {
     }
 }
 
+/// Why a landing is not waited for any longer.
+enum Late {
+    /// The flight gave no sign of life for the route's `collapseTimeout`.
+    Flight,
+    /// The request has waited for as long as it may.
+    Request,
+}
+
+/// Waits for what a flight finds.
+async fn landing_of(
+    wait: &mut Wait<Landing>,
+    limit: Duration,
+    until: Instant,
+) -> Result<Option<Landing>, Late> {
+    loop {
+        let overdue = Instant::from_std(wait.since()) + limit;
+        if let Ok(landing) = timeout_at(overdue.min(until), &mut *wait).await {
+            return Ok(landing);
+        }
+        if until <= overdue {
+            return Err(Late::Request);
+        }
+        // Unless it gave a sign of life meanwhile.
+        if Instant::from_std(wait.since()) + limit == overdue {
+            return Err(Late::Flight);
+        }
+    }
+}
+
+/// Returns true if a flight has given no sign of life for this long: no head of a response, or nothing more of its body.
+pub(super) fn is_overdue(wait: &mut Wait<Landing>, limit: Duration) -> bool {
+    match wait.now_or_never() {
+        None => wait.since().elapsed() >= limit,
+        Some(Some(Landing::Coming(coming))) => coming.is_stalled(limit),
+        Some(_) => false,
+    }
+}
+
+/// The beginning of a body that others read as well.
+enum Begun {
+    /// Some of it is there, or all, if it is empty.
+    Now(Reader<Source>),
+    /// The origin has not sent any of it, or nothing more, for the route's `collapseTimeout`.
+    Not,
+    /// It is no longer to be had from its start, or the request may wait no longer for it.
+    Never,
+}
+
 impl Coming {
     /// Whether a purge, or too long a time without proof that there was none, forbids to give it to those who did not ask first.
     fn is_purged(&self, question: &Question) -> bool {
         let (barriers, Head { names, stamp, .. }) = (&question.serving.barriers, &self.head);
         !barriers.trusts(stamp.asked_at) || barriers.covers(names, *stamp)
+    }
+
+    fn is_stalled(&self, limit: Duration) -> bool {
+        self.fill.starved_since().is_some_and(|since| since.elapsed() >= limit)
+    }
+
+    /// Waits until some of the body is there: who has sent a head to its client can not turn to another response any more.
+    async fn begun(&self, limit: Duration, until: Instant) -> Begun {
+        if self.is_stalled(limit) {
+            return Begun::Not;
+        }
+        // One reads the first piece, and the other still has it before it.
+        let (Some(mut first), Some(reader)) = (self.fill.join(), self.fill.join()) else {
+            return Begun::Never;
+        };
+        let overdue = self.fill.starved_since().map_or_else(Instant::now, Instant::from_std) + limit;
+        match timeout_at(overdue.min(until), first.frame()).await {
+            Ok(Some(Err(_))) => Begun::Never,
+            Ok(_) => Begun::Now(reader),
+            Err(_) if until < overdue => Begun::Never,
+            Err(_) => Begun::Not,
+        }
     }
 }
 
@@ -184,18 +282,18 @@ impl Question {
         self.answer_with(entry, status, Outcome::Collapsed, tier)
     }
 
-    /// An answer from what is on its way, from its start; `None` if that is no longer to be had.
-    fn read_along(&self, coming: &Coming, reason: Forward) -> Option<Answered> {
-        let Coming { head, fill, tier, .. } = coming;
-        let mut response = if self.has_it_already(head) {
+    /// A response from what is on its way, with the body that `reader` reads; without one, the client has it already.
+    fn read_along(&self, coming: &Coming, reader: Option<Reader<Source>>, reason: Forward) -> Answered {
+        let Coming { head, tier, .. } = coming;
+        let mut response = if let Some(reader) = reader {
+            let mut response = Response::new(Body::Fill(reader));
+            *response.status_mut() = head.status;
+            *response.headers_mut() = head.headers.clone();
+            response
+        } else {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = http::StatusCode::NOT_MODIFIED;
             *response.headers_mut() = validation::not_modified_headers(&head.headers);
-            response
-        } else {
-            let mut response = Response::new(Body::Fill(fill.join()?));
-            *response.status_mut() = head.status;
-            *response.headers_mut() = head.headers.clone();
             response
         };
         let age = head.claims.initial_age() + head.resident();
@@ -204,6 +302,6 @@ impl Question {
         CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed }
             .append_to(response.headers_mut());
         let answered = self.answered(response, Outcome::Collapsed, tier);
-        Some(Answered { life: Some(self.life_of(head)), ..answered })
+        Answered { life: Some(self.life_of(head)), ..answered }
     }
 }

@@ -3,10 +3,10 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::Request;
 use larder_policy::{NormalPath, Survey, policy::Ask};
 
-use super::{Client, bypass_of, look::Looked, protocol_asked, question::Question, write};
+use super::{Client, bypass_of, look::Looked, protocol_asked, question::Question, without_route, write};
 use crate::{
     cache_status::{Bypass, Forward, Tier},
     entry::Entry,
@@ -65,17 +65,14 @@ pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request
     }
     headers::remove_hop_by_hop(request.headers_mut());
     let found = serving.policy.route(&method, &path, request.headers());
-    let written = write::method_of(&request);
-    if !written.is_safe() && (found.is_none() || written != method) {
+    if write::writing_of(&request).is_some_and(|writing| found.is_none() || writing.is_disguised()) {
         return passes(Forward::Method, explanation);
     }
     if let Some(bypass) = serving.mode.bypass() {
         return passes(Forward::Bypass(bypass), explanation);
     }
     let Some(found) = found else {
-        let is_cacheable = matches!(method, Method::GET | Method::HEAD);
-        let reason = if is_cacheable { Forward::Bypass(Bypass::NoRoute) } else { Forward::Method };
-        return passes(reason, explanation);
+        return passes(without_route(&method, &path), explanation);
     };
     let parameters = found.parameters(&path);
     let (route, survey) = (found.route, Survey::of(request.headers()));

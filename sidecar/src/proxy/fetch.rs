@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use larder_flight::Lead;
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout};
 
 use super::{Answered, Proxy, ask::Landing, keep::Place, look::Looked, question::Question, refresh::drain};
 use crate::{
@@ -25,6 +25,8 @@ pub(super) struct Errand {
     /// What is stored of the answer.
     pub(super) part: Option<Arc<Entry>>,
     pub(super) reason: Forward,
+    /// When it began to wait, for others in this pod or in another.
+    pub(super) began_at: Instant,
     /// Where the order of purges stood when it began, as Redis says.
     pub(super) stamp: Stamp,
     /// The same, as this pod knew it.
@@ -55,6 +57,7 @@ impl Errand {
             candidate_in: Tier::L1,
             part: None,
             reason,
+            began_at: Instant::now(),
             stamp,
             began: stamp,
             is_refresh: false,
@@ -71,6 +74,13 @@ impl Errand {
     fn is_newer(&self, entry: &Entry) -> bool {
         let known = self.candidate.as_ref().map_or(0, |known| known.head.times.received_at);
         entry.head.times.received_at > known
+    }
+
+    /// Tells those who wait that it goes on: whoever was asked until now has given way to the next.
+    pub(super) fn goes_on(&self) {
+        if let Some(lead) = &self.lead {
+            lead.goes_on();
+        }
     }
 
     /// Tells those who wait what came of it.
@@ -116,6 +126,7 @@ impl Proxy {
         if let Some(answered) = self.wait_for_turn(&mut errand).await {
             return answered;
         }
+        errand.goes_on();
         if errand.question.route().sources.is_empty() {
             self.ask_application(errand).await
         } else {

@@ -99,6 +99,15 @@ impl Place {
         }
     }
 
+    /// Returns true if memory has what was asked for after `entry` was: one that hung and has come back to life does not take the
+    /// place of what was asked for in its stead.
+    fn has_later(&self, entry: &Entry) -> bool {
+        let Some(Stored::Entry(known)) = self.serving.l1.get(&self.own_key()) else { return false };
+        let (known_at, asked_at) = (known.head.times.requested_at, entry.head.times.requested_at);
+        // What is of the future was stored before the clock was set back.
+        asked_at < known_at && known_at <= wall_ms() && !known.is_purged(&self.serving.barriers)
+    }
+
     /// Drops what is there: here at once, and in Redis and other pods soon, where it is purged under `name`.
     pub(super) fn forget(&self, name: PurgeName) {
         self.serving.l1.remove(&self.own_key());
@@ -108,8 +117,12 @@ impl Place {
         tokio::spawn(async move { l2.purge(&[name]).await });
     }
 
-    /// Stores in memory, and in Redis in the background: nobody waits for that, but other pods, if it was this one's turn.
+    /// Stores in memory, and in Redis in the background: nobody waits for that, but other pods, if it was this one's turn. Nothing is
+    /// stored in place of what was asked for later.
     pub(super) fn keep(self, entry: Arc<Entry>, lease: Option<Lease>) {
+        if self.has_later(&entry) {
+            return;
+        }
         self.keep_in_memory(&entry);
         if self.only_here {
             return;

@@ -9,17 +9,31 @@ use larder_flight::{Joined, Lead};
 use larder_policy::range;
 use tokio::time::timeout;
 
-use super::{Proxy, ask::Landing, fetch::Errand, question::Question};
+use super::{
+    Proxy,
+    ask::{Landing, is_overdue},
+    fetch::Errand,
+    question::Question,
+};
 use crate::{body::Body, cache_status::Forward, entry::Entry};
 
 /// How long the application may take for a head, and for a body, that no client waits for: nobody else would end it.
 const DEADLINE: Duration = Duration::from_secs(60);
 
 impl Proxy {
-    /// Asks for what is stored again, unless somebody is asking already. Nobody waits for it.
+    /// Asks for what is stored again, unless somebody is asking already and has given a sign of life within the route's
+    /// `collapseTimeout`. Nobody waits for it.
     pub(super) fn refresh_in_background(self: &Arc<Self>, question: &Question, stored: &Arc<Entry>) {
         let question = question.without_its_client();
-        if let Joined::Lead(lead) = question.serving.flights.join(&question.flight(question.key.as_str())) {
+        let flights = &question.serving.flights;
+        let mut joined = flights.join(&question.flight(question.key.as_str()));
+        if let Joined::Wait(mut wait) = joined {
+            if !is_overdue(&mut wait, question.route().collapse_timeout) {
+                return;
+            }
+            joined = flights.overtake(wait);
+        }
+        if let Joined::Lead(lead) = joined {
             tokio::spawn(Arc::clone(self).refresh(question, lead, Arc::clone(stored)));
         }
     }

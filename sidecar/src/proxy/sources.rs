@@ -63,6 +63,7 @@ impl Proxy {
                     self.telemetry.stats.tier_failed(tier);
                 }
             }
+            errand.goes_on();
         }
         if route.asks_application {
             errand.tier = Tier::Application;

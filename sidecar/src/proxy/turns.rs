@@ -4,11 +4,13 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::time::{Instant, error::Elapsed, timeout_at};
 
-use super::{Answered, Proxy, ask::PATIENCE, fetch::Errand};
+use super::{Answered, Proxy, fetch::Errand};
 use crate::l2::{Leased, Patience, Waiting, Woken};
 
-/// How long a pod waits for others before it asks for itself: in time for those who wait for it in turn.
-const LONGEST_TURN: Duration = PATIENCE.checked_div(2).expect("two is not nothing");
+/// Time that a pod waits for others before it asks by itself, of what those who wait for it in turn allow it.
+fn lease_wait(collapse_timeout: Duration) -> Duration {
+    collapse_timeout * 9 / 10
+}
 
 impl Proxy {
     /// Waits while another pod asks for the same, and answers from what it stored. `None`: it is this pod's turn, or everybody
@@ -23,11 +25,13 @@ impl Proxy {
         errand.lead.as_ref().filter(|_| !question.is_head())?;
         let (serving, key) = (Arc::clone(&question.serving), question.key.clone());
         let l2 = serving.l2.as_ref()?;
-        let deadline = Instant::now() + LONGEST_TURN;
+        let term = errand.question.route().collapse_timeout;
+        let deadline = errand.began_at + lease_wait(term);
         let mut patience = Patience::Soft;
-        while Instant::now() < deadline {
+        loop {
             let about = (&*serving.shape, key.as_str(), &*errand.variant, errand.barrier);
-            match timeout_at(deadline, l2.lease(about, patience)).await.ok()?.ok()? {
+            // Who has no time left takes the lease if it is free: what others hold has hung for long enough.
+            match l2.lease(about, patience, term).await.ok()? {
                 Leased::Granted(mut lease, is_stored) => {
                     self.telemetry.stats.leased(true);
                     let variant = errand.variant.clone();
@@ -36,7 +40,8 @@ impl Proxy {
                         true => self.look_until(deadline, errand, patience).await,
                         false => None,
                     };
-                    if answered.is_none() && errand.variant != variant {
+                    let is_other = errand.variant != variant && Instant::now() < deadline;
+                    if answered.is_none() && is_other {
                         // There are variants after all: the lease of one is to be had, by those who wait for this, too.
                         lease.stored();
                         continue;
@@ -46,6 +51,7 @@ impl Proxy {
                     }
                     return answered;
                 }
+                Leased::Held(_) if deadline <= Instant::now() => return None,
                 Leased::Held(waiting) => {
                     let woken = self.wait_for(waiting, deadline).await.ok()?;
                     // What it has waited for is not to be lost to a Redis that is slow for a moment.
@@ -60,7 +66,6 @@ impl Proxy {
                 }
             }
         }
-        None
     }
 
     async fn look_until(

@@ -9,7 +9,7 @@ use http::{
     request::Parts,
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use larder_policy::{NormalPath, PurgeName, Survey, claims::Times};
+use larder_policy::{NormalPath, PurgeName, Survey, Writing, claims::Times};
 
 use super::{
     Answered, Client, Proxy, application::date_if_missing, changed_protocol, fetch::Errand, passed,
@@ -25,18 +25,17 @@ use crate::{
 };
 
 impl Proxy {
-    /// Passes a write on, by what its `method` is to the application; it may ask to change to a protocol. What it made stale is
-    /// purged before its answer leaves, and even if the client has left.
+    /// Passes a write on; it may ask to change to a protocol. What it made stale is purged before its answer leaves, and even if
+    /// the client has left.
     pub(super) async fn write(
         self: &Arc<Self>,
         serving: &Arc<Serving>,
         request: Request<Incoming>,
         client: Client,
-        path: &NormalPath<'_>,
-        method: Method,
+        writing: Writing,
         protocol: Option<(HeaderValue, OnUpgrade)>,
     ) -> Answered {
-        let (proxy, serving, path) = (Arc::clone(self), Arc::clone(serving), path.as_str().to_owned());
+        let (proxy, serving) = (Arc::clone(self), Arc::clone(serving));
         let from = client.clone();
         let posted =
             (serving.policy.is_bare() && *request.method() == Method::POST).then(|| replica(&request));
@@ -52,15 +51,14 @@ impl Proxy {
                 return outcome.map(|response| (response, Times { requested_at, received_at: requested_at }));
             }
             let times = Times { requested_at, received_at: wall_ms() };
-            let path = NormalPath::new(&path);
             let names = match &outcome {
-                Ok(response) => made_stale(&serving, &method, &path, &target, response),
+                Ok(response) => made_stale(&serving, &writing, &target, response),
                 // The application may have written before it failed.
-                Err(_) => made_stale_by_policy(&serving, &method, &path),
+                Err(_) => made_stale_by_policy(&serving, &writing),
             };
             if !names.is_empty() || serving.writes_go_unheard() {
                 let stats = &proxy.telemetry.stats;
-                purge::after_write(&proxy.config, &serving, &method, &path, &names, stats).await;
+                purge::after_write(&proxy.config, &serving, &writing, &names, stats).await;
             }
             outcome.map(|response| (response, times))
         });
@@ -117,13 +115,10 @@ impl Proxy {
     }
 }
 
-/// What a request does to the application: frameworks let a header say so, where clients can't send every method.
-pub(super) fn method_of<B>(request: &Request<B>) -> Method {
-    const OVERRIDES: [&str; 3] = ["x-http-method", "x-http-method-override", "x-method-override"];
-    let said = OVERRIDES.iter().find_map(|name| request.headers().get(*name));
-    let said =
-        said.and_then(|said| Method::from_bytes(said.as_bytes().to_ascii_uppercase().trim_ascii()).ok());
-    said.filter(|said| !said.is_safe()).unwrap_or_else(|| request.method().clone())
+/// What a request may change, whatever it looks like.
+pub(super) fn writing_of<B>(request: &Request<B>) -> Option<Writing> {
+    let uri = request.uri();
+    Writing::of(request.method(), uri.path(), uri.query(), request.headers())
 }
 
 /// The head of a request, to be used again.
@@ -151,31 +146,30 @@ fn answers_get(posted: &Parts, headers: &HeaderMap) -> bool {
 /// write's own path and those that the answer points to on the same host, where they are cached.
 fn made_stale(
     serving: &Serving,
-    method: &Method,
-    path: &NormalPath<'_>,
+    writing: &Writing,
     target: &Target,
     response: &Response<Incoming>,
 ) -> Vec<PurgeName> {
     let status = response.status();
     let mut names = Vec::new();
     if !changed_nothing(status) {
-        names.extend(made_stale_by_policy(serving, method, path));
+        names.extend(made_stale_by_policy(serving, writing));
     }
     if status.is_success() || status.is_redirection() {
         let pointed_to =
             [LOCATION, CONTENT_LOCATION].map(|name| target.pointed_to(response.headers(), &name));
-        let paths = pointed_to.into_iter().flatten().chain([path.as_str().to_owned()]);
-        let cached = paths.filter(|path| serving.policy.covers(&NormalPath::new(path)));
-        names.extend(cached.map(|path| PurgeName::path(NormalPath::new(&path).as_str())));
+        let paths = writing.paths().iter().chain(pointed_to.iter().flatten());
+        let cached = paths.filter(|path| serving.policy.covers(path));
+        names.extend(cached.flat_map(|path| PurgeName::paths(path)));
     }
     names.sort();
     names.dedup();
     names
 }
 
-fn made_stale_by_policy(serving: &Serving, method: &Method, path: &NormalPath<'_>) -> Vec<PurgeName> {
+fn made_stale_by_policy(serving: &Serving, writing: &Writing) -> Vec<PurgeName> {
     // A plain cache goes by what the answer says, and by nothing else.
-    if serving.policy.is_bare() { vec![] } else { serving.policy.purged_by(method, path) }
+    if serving.policy.is_bare() { vec![] } else { serving.policy.purged_by(writing) }
 }
 
 /// Whether a status says that a write was refused. The other client errors say that what it was about is not as the client

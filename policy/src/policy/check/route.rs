@@ -15,7 +15,7 @@ use crate::{
     policy::{
         Source,
         check::tiers::asked_query_parameters,
-        route::{BypassRules, Route},
+        route::{BypassRules, DEFAULT_COLLAPSE_TIMEOUT, Route},
     },
     spec::{
         Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, KeyQuery, KeySpec, RouteSpec,
@@ -67,6 +67,9 @@ impl Check {
             self.not_found_ttl(&at, spec, &mut lifetimes);
         }
         self.last_known_good(&at, spec, known_sources);
+        if let Some(timeout) = spec.collapse_timeout {
+            self.positive(&format!("{at}.collapseTimeout"), timeout.0);
+        }
         if !from.is_empty() && lifetimes.ttl.is_none() {
             self.refuse(
                 &format!("{at}.ttl"),
@@ -93,6 +96,7 @@ impl Check {
             sources,
             asks_application: from.is_empty() || from.iter().any(|from| from.application.is_some()),
             last_known_good: spec.last_known_good.as_ref().map(|known| known.source.clone()),
+            collapse_timeout: spec.collapse_timeout.map_or(DEFAULT_COLLAPSE_TIMEOUT, |timeout| timeout.0),
             envelope: spec.envelope,
         }
     }

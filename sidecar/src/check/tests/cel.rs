@@ -191,6 +191,12 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].l2TTL",
     ),
     (
+        "collapseTimeout must be longer than 0s: leave it out, or write one such as 5s",
+        ROUTE,
+        "    collapseTimeout: 0s\n",
+        "spec.routes[0].collapseTimeout",
+    ),
+    (
         "answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
         "{id}\"",
         "{id}\", methods: [POST]",

@@ -38,7 +38,7 @@ async fn without_the_application_what_is_stored_anywhere_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_asks_an_application_that_hangs_waits_as_without_a_sidecar_and_nobody_else() {
+async fn hung_upstream_blocks_only_its_own_request() {
     let stand = Stand::new().await;
     let [near, far] = stand.pods_with(&["/page/hot", "/page/theirs", "/renewed-page/a"]).await;
     stand.application.relay.suffer(Fault::Silent);

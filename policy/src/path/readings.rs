@@ -1,0 +1,282 @@
+//! Every path that a server may read in a request's path.
+//!
+//! Servers and frameworks differ in what they take for one path: they decode once or twice, resolve dot segments before or
+//! after that, take `\` for `/`, merge slashes, cut `;` parameters off, ignore case, a trailing slash or trailing dots. A
+//! write is matched with rules, and purges what is stored, by all of these readings: to purge too much costs a miss, to
+//! purge too little serves what is no longer so.
+
+use std::borrow::Cow;
+
+use percent_encoding::percent_decode_str;
+use unicode_normalization::UnicodeNormalization as _;
+
+use super::{is_plain, normalise_escapes, resolve_dots};
+
+/// Rounds of decoding between which dot segments may be resolved.
+const MAX_ROUNDS: usize = 3;
+
+/// The paths that servers may read in one path, each as its segments: decoded, in the case in which they were sent, without
+/// empty ones.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(crate) struct Readings {
+    /// As the loosest servers have them: nothing is left of escapes, dot segments, `;` parameters and trailing dots.
+    loose: Vec<Vec<String>>,
+    /// As strict servers have them: decoded once, with whatever comes of that in a segment.
+    strict: Vec<Vec<String>>,
+}
+
+impl Readings {
+    /// Reads the path of a request target, as it was sent.
+    pub(crate) fn of(path: &str) -> Self {
+        let mut strict = Vec::new();
+        for path in [path, &resolve_dots(&normalise_escapes(path))] {
+            push_new(
+                &mut strict,
+                path.split('/').filter(|part| !part.is_empty()).map(decoded_once).collect(),
+            );
+        }
+        Self { loose: loose_paths(path), strict }
+    }
+
+    /// All of them.
+    pub(crate) fn iter(&self) -> impl Iterator<Item = &[String]> {
+        self.loose.iter().chain(&self.strict).map(Vec::as_slice)
+    }
+}
+
+/// The texts that stand for a path in purge names: one for a path that all servers read alike, several otherwise.
+pub(crate) fn loose_texts(path: &str) -> impl Iterator<Item = String> {
+    loose_paths(path).into_iter().map(|segments| format!("/{}", fold(&segments.join("/"))))
+}
+
+/// `text` in a form in which spellings that an application may take for one are one: no escapes, lower case, compatible
+/// characters alike (Unicode's NFKC), `+` a space.
+pub(crate) fn fold(text: &str) -> String {
+    let lower = text.nfkc().flat_map(char::to_lowercase);
+    let folded: String = lower.map(|c| if c == '+' { ' ' } else { c }).collect();
+    // Lower case may need composing again.
+    folded.nfkc().collect()
+}
+
+/// Decodes escapes until none is left, those that decoding makes included, in one pass.
+pub(crate) fn decode_fully(text: &str) -> Cow<'_, str> {
+    if !text.contains('%') {
+        return Cow::Borrowed(text);
+    }
+    let mut bytes: Vec<u8> = Vec::with_capacity(text.len());
+    for byte in text.bytes() {
+        bytes.push(byte);
+        while let [.., b'%', high, low] = bytes[..]
+            && let (Some(high), Some(low)) = (char::from(high).to_digit(16), char::from(low).to_digit(16))
+        {
+            bytes.truncate(bytes.len() - 3);
+            bytes.push((high * 16 + low) as u8);
+        }
+    }
+    Cow::Owned(text_of(bytes))
+}
+
+fn decoded_once(text: &str) -> String {
+    text_of(percent_decode_str(text).collect())
+}
+
+/// Bytes as UTF-8, or as Latin-1 where they are none; an ASCII character that is written in more bytes than it takes counts as
+/// itself, as careless decoders have it.
+fn text_of(bytes: Vec<u8>) -> String {
+    let bytes = match String::from_utf8(bytes) {
+        Ok(text) => return text,
+        Err(error) => error.into_bytes(),
+    };
+    let mut shortened = Vec::with_capacity(bytes.len());
+    let mut rest = &bytes[..];
+    while let [byte, after @ ..] = rest {
+        let (byte, after) = match rest {
+            [first @ 0xC0..=0xC1, last @ 0x80..=0xBF, after @ ..] => ((first & 1) << 6 | last & 0x3F, after),
+            [0xE0, first @ 0x80..=0x81, last @ 0x80..=0xBF, after @ ..]
+            | [0xF0, 0x80, first @ 0x80..=0x81, last @ 0x80..=0xBF, after @ ..] => {
+                ((first & 1) << 6 | last & 0x3F, after)
+            }
+            _ => (*byte, after),
+        };
+        shortened.push(byte);
+        rest = after;
+    }
+    match String::from_utf8(shortened) {
+        Ok(text) => text,
+        Err(error) => error.into_bytes().into_iter().map(char::from).collect(),
+    }
+}
+
+fn loose_paths(path: &str) -> Vec<Vec<String>> {
+    let mut paths = Vec::new();
+    if is_plain(path) {
+        push_loose(&mut paths, path);
+        return paths;
+    }
+    let mut text = path.to_owned();
+    for _ in 0..MAX_ROUNDS {
+        push_loose(&mut paths, &decode_fully(&text));
+        push_loose(&mut paths, &decode_fully(&resolve_dots(&text)));
+        let decoded = decoded_once(&text);
+        if decoded == text {
+            break;
+        }
+        text = decoded;
+    }
+    paths
+}
+
+/// Adds what may be read in a path without escapes.
+fn push_loose(paths: &mut Vec<Vec<String>>, path: &str) {
+    // Some end a path at what ends one in a URL or in C, some drop what no path has.
+    let cut = path.split(['?', '#', '\0']).next().unwrap_or(path);
+    let printed: String = path.chars().filter(|c| !c.is_control()).collect();
+    for path in [printed.as_str(), cut] {
+        let segments: Vec<&str> = path.split(['/', '\\']).skip(1).map(trimmed).collect();
+        let merged: Vec<&str> = segments.iter().copied().filter(|segment| !segment.is_empty()).collect();
+        // Whether slashes are merged before or after dot segments are resolved makes "/a//../b" two paths.
+        for segments in [segments, merged] {
+            push_new(paths, resolved(&segments));
+        }
+    }
+}
+
+/// A segment without `;` parameters and what some file systems ignore at its end.
+fn trimmed(segment: &str) -> &str {
+    let name = segment.split(';').next().unwrap_or(segment).trim();
+    match name {
+        "." | ".." => name,
+        _ => name.trim_end_matches(['.', ' ']),
+    }
+}
+
+fn resolved(segments: &[&str]) -> Vec<String> {
+    let mut kept: Vec<&str> = Vec::new();
+    for segment in segments {
+        match *segment {
+            "." => {}
+            ".." => {
+                kept.pop();
+            }
+            other => kept.push(other),
+        }
+    }
+    kept.into_iter().filter(|segment| !segment.is_empty()).map(str::to_owned).collect()
+}
+
+fn push_new<T: PartialEq>(list: &mut Vec<T>, item: T) {
+    if !list.contains(&item) {
+        list.push(item);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::NormalPath;
+
+    fn texts(path: &str) -> Vec<String> {
+        loose_texts(path).collect()
+    }
+
+    #[test]
+    fn spellings_of_one_path_meet() {
+        for (path, spellings) in [
+            (
+                "/users/1",
+                &[
+                    "/users/1/",
+                    "//users/1",
+                    "/users//1",
+                    "/Users/1",
+                    "/USERS/1",
+                    "/users/1;v=1",
+                    "/users;x/1",
+                    "/%75sers/1",
+                    "/%2575sers/1",
+                    "/users\\1",
+                    "/users%5C1",
+                    "/users%2F1",
+                    "/users%252f1",
+                    "/users%c0%af1",
+                    "/x/../users/1",
+                    "/users/./1",
+                    "/users/%2e/1",
+                    "/users/x/..;/1",
+                    "/users/x/%252e%252e/1",
+                    "/users/1.",
+                    "/users/1%20",
+                    "/users/1%00",
+                    "/users/1%00.html",
+                    "/users/1%3Fx",
+                    "/users/1%23x",
+                    "/users/1%253fx",
+                    "/%e0%80%afusers/1",
+                    "/users/%EF%BC%91",
+                    "/a%2Fb/../users/1",
+                    "/users%0a/1",
+                    "/x//../users/1",
+                    "/%ff/../users/1",
+                    "/users/1%3B",
+                    "/users/ 1",
+                ][..],
+            ),
+            ("/users/me@x.com", &["/users/me%40x.com", "/users/ME%40x.com", "/users/me%2540x.com"]),
+            ("/u/a%20b", &["/u/a b", "/u/a+b", "/u/a%2Bb", "/u/a%2520b"]),
+            ("/users/%C3%BC", &["/users/\u{fc}", "/users/%c3%9c", "/users/u%CC%88", "/users/%FC"]),
+            ("/", &["", "//", "/.", "/..", "/;x", "/%2F"]),
+        ] {
+            let [text] = &texts(path)[..] else { panic!("{path} has one reading") };
+            for spelling in spellings {
+                assert!(texts(spelling).contains(text), "{spelling} is no {path}: {:?}", texts(spelling));
+            }
+        }
+    }
+
+    #[test]
+    fn other_paths_stay_others() {
+        for (one, other) in [
+            ("/users/1", "/users/2"),
+            ("/users/1", "/users"),
+            ("/users/1", "/users/1/posts"),
+            ("/users/100%25", "/users/100"),
+            ("/users/a,b", "/users/ab"),
+        ] {
+            let one = texts(one);
+            assert!(texts(other).iter().all(|text| !one.contains(text)), "{other}");
+        }
+    }
+
+    #[test]
+    fn decoding_ends_with_what_it_makes_itself() {
+        for (text, decoded) in [
+            ("%2541", "A"),
+            ("%252525252541", "A"),
+            ("%%34%31", "A"),
+            ("%2%35%34%31", "A"),
+            ("100%", "100%"),
+            ("%zz", "%zz"),
+            ("%25", "%"),
+        ] {
+            assert_eq!(decode_fully(text), decoded, "{text}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn a_path_that_servers_read_alike_has_one_reading(raw in "/([a-zA-Z0-9/@.+:~-]|%[0-9a-fA-F]{2}|%25|;|\u{e9}){0,12}") {
+            if !NormalPath::new(&raw).is_ambiguous() {
+                prop_assert_eq!(texts(&raw).len(), 1, "{:?}", texts(&raw));
+            }
+        }
+
+        #[test]
+        fn one_more_escape_changes_no_reading(raw in "/[a-zA-Z0-9/@+:~-]{0,12}", at in any::<prop::sample::Index>()) {
+            let at = at.index(raw.len());
+            let escaped = format!("{}%{:02x}{}", &raw[..at], raw.as_bytes()[at], &raw[at + 1..]);
+            prop_assert!(texts(&escaped).contains(&texts(&raw)[0]), "{}", escaped);
+        }
+    }
+}

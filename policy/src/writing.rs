@@ -1,0 +1,201 @@
+//! Requests that may change something, whatever they look like.
+
+use http::Method;
+use percent_encoding::percent_decode_str;
+
+use crate::{
+    Fields,
+    names::{name_of, pairs},
+};
+
+/// Parts of the names, letters and digits alone, of header fields by which frameworks read another method than the request
+/// line's.
+const METHOD_PARTS: [&[u8]; 5] =
+    [b"methodoverride", b"overridemethod", b"httpmethod", b"httpverb", b"verboverride"];
+/// Such names as a whole.
+const METHOD_NAMES: [&[u8]; 6] =
+    [b"method", b"verb", b"xmethod", b"xverb", b"xoriginalmethod", b"xforwardedmethod"];
+/// Query parameters by which frameworks read another method, in lower case.
+const METHOD_PARAMETERS: [&str; 6] =
+    ["_method", "__method", "_http_method", "$httpmethod", "x-http-method", "x-method"];
+/// Header fields by which frameworks read another target than the request line's.
+pub(crate) const TARGETS: [&str; 3] = ["x-original-uri", "x-original-url", "x-rewrite-url"];
+
+/// The longest name of a header field that names a method.
+const MAX_NAME: usize = 48;
+
+/// A request that may change something: what it may be to an application.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Writing {
+    methods: Vec<Method>,
+    paths: Vec<String>,
+    disguised: bool,
+}
+
+impl Writing {
+    /// Reads a request: its method, what its header fields and its query say the method is, and its path. `None`: however it is
+    /// read, it changes nothing.
+    pub fn of(
+        method: &Method,
+        path: &str,
+        query: Option<&str>,
+        fields: &(impl Fields + ?Sized),
+    ) -> Option<Self> {
+        let said: Vec<Method> = overrides(query, fields).collect();
+        let disguised = !said.is_empty();
+        let mut methods: Vec<Method> = said;
+        if !method.is_safe() {
+            methods.insert(0, method.clone());
+        }
+        if *method == Method::POST && is_form(fields) {
+            // Forms can't send every method, and have a field that says which is meant.
+            methods.extend([Method::PUT, Method::PATCH, Method::DELETE]);
+        }
+        let targets = TARGETS.iter().flat_map(|name| fields.values(name)).filter_map(path_of);
+        let mut paths = vec![path.to_owned()];
+        paths.extend(targets);
+        (!methods.is_empty()).then_some(Self { methods, paths, disguised })
+    }
+
+    /// The methods that an application may carry out, the request line's first; each of them may change something.
+    pub fn methods(&self) -> &[Method] {
+        &self.methods
+    }
+
+    /// The paths that it may be about, as they were sent: the request line's first.
+    pub fn paths(&self) -> &[String] {
+        &self.paths
+    }
+
+    /// Whether a header field or a query parameter says that it is not what its request line says.
+    pub fn is_disguised(&self) -> bool {
+        self.disguised
+    }
+
+    /// Whether it may be one of the methods of a rule; a rule without methods is for all.
+    pub(crate) fn is_one_of(&self, listed: &[String]) -> bool {
+        let is =
+            |listed: &String| self.methods.iter().any(|method| method.as_str().eq_ignore_ascii_case(listed));
+        listed.is_empty() || listed.iter().any(is)
+    }
+}
+
+/// Whether some application may read a method in a header field of this name. CGI and its heirs take `_` for `-`.
+pub(crate) fn names_a_method(name: &[u8]) -> bool {
+    if name.len() > MAX_NAME {
+        return false;
+    }
+    let mut letters = [0; MAX_NAME];
+    let mut count = 0;
+    for byte in name.iter().filter(|byte| byte.is_ascii_alphanumeric()) {
+        letters[count] = byte.to_ascii_lowercase();
+        count += 1;
+    }
+    let letters = &letters[..count];
+    METHOD_NAMES.contains(&letters)
+        || METHOD_PARTS.iter().any(|part| letters.windows(part.len()).any(|window| window == *part))
+}
+
+/// The methods that change something among those that header fields and query parameters say are meant.
+fn overrides(query: Option<&str>, fields: &(impl Fields + ?Sized)) -> impl Iterator<Item = Method> {
+    let in_fields =
+        fields.lines().filter(|(name, _)| names_a_method(name)).flat_map(|(_, value)| methods(value));
+    let in_query = query.into_iter().flat_map(pairs).flat_map(|pair| pair.split(';')).filter_map(|pair| {
+        let name = percent_decode_str(name_of(pair)).decode_utf8_lossy().to_ascii_lowercase();
+        let value = pair.split_once('=').map_or("", |(_, value)| value);
+        let is_one = METHOD_PARAMETERS.contains(&name.as_str()) || name.contains("method-override");
+        is_one.then(|| percent_decode_str(&value.replace('+', " ")).collect::<Vec<u8>>())
+    });
+    in_fields.chain(in_query.flat_map(|value| methods(&value))).filter(|method| !method.is_safe())
+}
+
+/// The methods that a value names: frameworks differ in which of several they take.
+fn methods(value: &[u8]) -> Vec<Method> {
+    let words = value.split(|byte| b",;\"' \t".contains(byte)).filter(|word| !word.is_empty());
+    words.filter_map(|word| Method::from_bytes(&word.to_ascii_uppercase()).ok()).collect()
+}
+
+fn is_form(fields: &(impl Fields + ?Sized)) -> bool {
+    const FORMS: [&[u8]; 2] = [b"application/x-www-form-urlencoded", b"multipart/form-data"];
+    fields.values("content-type").any(|value| {
+        let media_type = value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
+        FORMS.iter().any(|form| media_type.eq_ignore_ascii_case(form))
+    })
+}
+
+/// The path of a target that a header field names.
+fn path_of(value: &[u8]) -> Option<String> {
+    let target = str::from_utf8(value).ok()?.trim();
+    let target = target.split(['?', '#']).next().unwrap_or(target);
+    match target.split_once("://") {
+        Some((_, rest)) => rest.find('/').map(|at| rest[at..].to_owned()),
+        None if target.starts_with('/') => Some(target.to_owned()),
+        None => Some(format!("/{target}")),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn writing(method: &Method, target: &str, lines: &[(&str, &str)]) -> Option<Writing> {
+        let (path, query) = match target.split_once('?') {
+            Some((path, query)) => (path, Some(query)),
+            None => (target, None),
+        };
+        let lines: Vec<_> = lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        Writing::of(method, path, query, lines.as_slice())
+    }
+
+    fn methods(method: &Method, target: &str, lines: &[(&str, &str)]) -> Vec<String> {
+        let writing = writing(method, target, lines);
+        writing.iter().flat_map(Writing::methods).map(ToString::to_string).collect()
+    }
+
+    #[test]
+    fn any_unsafe_override_makes_a_write() {
+        let none: [&str; 0] = [];
+        for (lines, expected) in [
+            (&[("x-http-method-override", "DELETE")][..], &["DELETE"][..]),
+            (&[("x-http-method", "GET"), ("x-http-method-override", "DELETE")], &["DELETE"]),
+            (&[("x-http-method-override", "GET"), ("X-HTTP-Method-Override", "put")], &["PUT"]),
+            (&[("x-method-override", " GET , pAtCh")], &["PATCH"]),
+            (&[("x-http-method", "\"DELETE\"; x")], &["DELETE", "X"]),
+            (&[("X_HTTP_METHOD_OVERRIDE", "DELETE")], &["DELETE"]),
+            (&[("x-method", "POST")], &["POST"]),
+            (&[("http-method-override", "POST")], &["POST"]),
+            (&[("x-http-verb-override", "MOVE")], &["MOVE"]),
+            (&[("x-http-method", "get"), ("x-method-override", "HEAD")], &none),
+            (&[("access-control-request-method", "DELETE")], &none),
+            (&[("x-payment-method", "delete")], &none),
+        ] {
+            assert_eq!(methods(&Method::GET, "/a", lines), expected, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn a_query_or_a_form_may_say_what_is_meant() {
+        for (target, expected) in [
+            ("/a?_method=delete", &["DELETE"][..]),
+            ("/a?x=1&_METHOD=PuT", &["PUT"]),
+            ("/a?x=1;%5Fmethod=%50UT", &["PUT"]),
+            ("/a?x-http-method-override=PATCH", &["PATCH"]),
+            ("/a?_method=GET", &[]),
+            ("/a?method=delete", &[]),
+        ] {
+            assert_eq!(methods(&Method::GET, target, &[]), expected, "{target}");
+        }
+        let form = [("content-type", "application/x-www-form-urlencoded; charset=utf-8")];
+        assert_eq!(methods(&Method::POST, "/a", &form), ["POST", "PUT", "PATCH", "DELETE"]);
+        assert!(!writing(&Method::POST, "/a", &form).unwrap().is_disguised());
+        assert_eq!(methods(&Method::POST, "/a?_method=DELETE", &[]), ["POST", "DELETE"]);
+    }
+
+    #[test]
+    fn it_may_be_about_another_path() {
+        let lines =
+            [("x-original-url", "/b?x=1"), ("x-rewrite-url", "http://shop/c"), ("x-original-uri", "d")];
+        assert_eq!(writing(&Method::PUT, "/a", &lines).unwrap().paths(), ["/a", "/d", "/b", "/c"]);
+        assert_eq!(writing(&Method::GET, "/a", &lines), None);
+    }
+}
