@@ -17,6 +17,7 @@ mod integration {
     mod connections;
     mod controls;
     mod coverage;
+    mod documents;
     mod envelope;
     mod failsafe;
     mod faults;
