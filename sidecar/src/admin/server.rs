@@ -26,8 +26,9 @@ use crate::{
 
 /// Maximum number of connections. The kubelet, Prometheus and the operator need one each.
 const MAX_CONNECTIONS: usize = 64;
-/// Maximum size of a request's head, and of what is buffered of a body, in bytes.
-const MAX_BUFFER: usize = 16 << 10;
+/// Maximum size of a request's head, and of what is buffered of a body, in bytes: that of requests to the application, whose keys are
+/// in targets here.
+const MAX_BUFFER: usize = 64 << 10;
 /// Timeout for a request's head, from the end of the response before it: an idle connection ends, too.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(5);
 /// Timeout for a request's body and what it asks for.
