@@ -82,9 +82,9 @@ impl Upstream {
         let mut request = Request::from_parts(head, body);
         *request.uri_mut() = origin_form(request.uri());
         let again = again(&request);
-        match (self.http1.send(request, refused).await, again) {
+        match (self.http1.send(request, refused, again.is_some()).await, again) {
             (Err(UpstreamError::Exchange { source, .. }), Some(again)) if may_have_been_dead(&source) => {
-                self.http1.send(again, refused).await.map_err(UpstreamError::of_repetition)
+                self.http1.send(again, refused, true).await.map_err(UpstreamError::of_repetition)
             }
             (outcome, _) => outcome,
         }

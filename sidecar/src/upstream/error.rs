@@ -188,6 +188,8 @@ fn reason_of(error: &hyper::Error) -> UpstreamReason {
         _ if error.is_incomplete_message() || error.is_canceled() || error.is_closed() => {
             UpstreamReason::ClosedEarly
         }
+        // What is left of those with a cause are HTTP/2's: a stream or the connection was ended with an error code.
+        _ if error.source().is_some() => UpstreamReason::Reset,
         _ => UpstreamReason::Other,
     }
 }
@@ -208,4 +210,16 @@ pub(crate) fn may_have_been_dead(error: &(dyn Error + 'static)) -> bool {
             false
         }
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reasons_are_counted_each_in_its_place() {
+        for (place, reason) in UpstreamReason::ALL.into_iter().enumerate() {
+            assert_eq!(reason as usize, place, "{}", reason.as_str());
+        }
+    }
 }

@@ -22,6 +22,9 @@ use super::{
 /// connection is closed here before the application does.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(1500);
 
+/// Maximum time for which a connection was idle that takes a request which can't be sent twice: no server ends one so soon.
+const IDLE_LIMIT_FOR_ONCE: Duration = Duration::from_millis(10);
+
 /// The connections that have nothing to do, and how to make others.
 #[derive(Debug)]
 pub(super) struct Http1 {
@@ -48,7 +51,7 @@ impl Http1 {
         Self { dialer, idle: Mutex::default() }
     }
 
-    /// Sends a request over a connection that is idle, or over a new one. A request that a connection gives back, because it had
+    /// Sends a request, which `may_be_repeated` or not, over a connection that is idle, or over a new one. A request that a connection gives back, because it had
     /// ended before anything was written, is sent over another; over a second new one, but not over a third.
     ///
     /// # Errors
@@ -57,10 +60,12 @@ impl Http1 {
         self: &Arc<Self>,
         mut request: Request<RequestBody>,
         refused: WhenRefused,
+        may_be_repeated: bool,
     ) -> Result<Response<Incoming>, UpstreamError> {
+        let idle_limit = if may_be_repeated { IDLE_TIMEOUT } else { IDLE_LIMIT_FOR_ONCE };
         let mut may_give_back = true;
         loop {
-            let idle = self.take_idle();
+            let idle = self.take_idle(idle_limit);
             let is_new = idle.is_none();
             let mut connection = match idle {
                 Some(connection) => connection,
@@ -101,12 +106,14 @@ impl Http1 {
         Ok(Connection { sender, announcement })
     }
 
-    fn take_idle(&self) -> Option<Connection> {
+    /// Takes the connection that was used last, if that is less than `limit` ago. One that is too old is ended, and a new one
+    /// takes its place, so that there are no more of them than requests at the same time.
+    fn take_idle(&self, limit: Duration) -> Option<Connection> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
         loop {
             let (connection, since) = idle.connections.pop()?;
-            if connection.sender.is_ready() && since.elapsed() < IDLE_TIMEOUT {
-                return Some(connection);
+            if connection.sender.is_ready() {
+                return (since.elapsed() < limit).then_some(connection);
             }
         }
     }

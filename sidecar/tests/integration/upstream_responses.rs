@@ -2,7 +2,10 @@
 
 use std::time::Duration;
 
+use bytes::Bytes;
+use http::{Request, Response};
 use http_body_util::{BodyExt, Empty};
+use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -259,11 +262,11 @@ async fn a_response_with_many_header_lines_is_passed_on_and_stored_over_both_ver
         let stream = TcpStream::connect(sidecar.address).await.unwrap();
         let (mut client, connection) = hyper::client::conn::http2::Builder::new(TokioExecutor::new())
             .max_header_list_size(1 << 20)
-            .handshake::<_, Empty<bytes::Bytes>>(TokioIo::new(stream))
+            .handshake::<_, Empty<Bytes>>(TokioIo::new(stream))
             .await
             .unwrap();
         let connection = tokio::spawn(connection);
-        let request = http::Request::get(format!("http://shop.test/{lines}")).body(Empty::new()).unwrap();
+        let request = Request::get(format!("http://shop.test/{lines}")).body(Empty::new()).unwrap();
         let response = client.send_request(request).await.unwrap();
         assert_eq!(response.status(), 200);
         assert!(many(lines).iter().all(|(name, value)| response.headers()[name] == *value), "{lines}");
@@ -288,4 +291,49 @@ async fn a_client_that_breaks_its_body_off_is_no_failure_of_the_application() {
     for reason in ["refused", "closed-early", "reset", "other"] {
         assert_eq!(errors(&sidecar, reason).await, 0.0, "{reason}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_is_understood_however_its_bytes_come() {
+    let said = "\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink : </a>\r\n\r\n\
+                HTTP/1.1 200 OK\r\nX-Legacy : a\r\nContent-Length: 2\r\n\r\nok";
+    let origin = RawOrigin::start(move |mut stream| async move {
+        while !read_head(&mut stream).await.is_empty() {
+            for byte in said.as_bytes() {
+                stream.write_all(&[*byte]).await.unwrap();
+                tokio::task::yield_now().await;
+            }
+        }
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for _ in 0..3 {
+        let answer = sidecar.get("/a").await;
+        assert_eq!((answer.status.as_u16(), answer.header("x-legacy"), &*answer.body), (200, "a", "ok"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_stream_that_is_reset_is_told_as_such() {
+    let origin = RawOrigin::start(|stream| async move {
+        let service = service_fn(|_: Request<Incoming>| async {
+            Err::<Response<Empty<Bytes>>, _>(std::io::Error::other("no"))
+        });
+        let _ =
+            http2::Builder::new(TokioExecutor::new()).serve_connection(TokioIo::new(stream), service).await;
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let stream = TcpStream::connect(sidecar.address).await.unwrap();
+    let (mut client, connection) = hyper::client::conn::http2::handshake::<_, _, Empty<Bytes>>(
+        TokioExecutor::new(),
+        TokioIo::new(stream),
+    )
+    .await
+    .unwrap();
+    let connection = tokio::spawn(connection);
+    let request = Request::post("http://shop.test/a").body(Empty::new()).unwrap();
+    assert_eq!(client.send_request(request).await.unwrap().status(), 502);
+    assert_eq!(errors(&sidecar, "reset").await, 1.0);
+    connection.abort();
 }
