@@ -19,8 +19,9 @@ use crate::{Fields, NormalPath, PurgeName, Survey, survey::LINK_HEADERS};
 /// The key under which an answer is stored, as people read and write it:
 /// `GET:http://shop.example/api/posts/?page=2#accept-language=en`.
 ///
-/// Scheme and host are the client's. A host that differs between `Host` and `X-Forwarded-Host` puts both in: an application
-/// may look at either.
+/// Each part is as the application gets it, byte for byte: two spellings are two keys, for an application may tell them apart.
+/// Purges find both ([`PurgeName`]). Scheme and host are the client's. A host that differs between `Host` and `X-Forwarded-Host`
+/// puts both in: an application may look at either.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     text: String,
@@ -93,13 +94,12 @@ impl Key {
         into.clear();
         into.push_str(method.as_str());
         into.push(':');
-        let authority_from = into.len();
-        push_in_url(into, forwarded(FORWARDED_PROTO).unwrap_or(b"http"));
+        push_in_url(into, forwarded(FORWARDED_PROTO).unwrap_or(PLAIN));
         into.push_str("://");
         push_in_url(into, host);
-        into[authority_from..].make_ascii_lowercase();
         let path_from = into.len();
-        into.push_str(path.as_str());
+        // What is ambiguous is never stored; normalised it has no '?' or '#' that would end it in this text.
+        into.push_str(if path.is_ambiguous() { path.as_str() } else { path.as_sent() });
         let query_from = into.len();
         if let Some(query) = query {
             rules.push_query(into, query);
@@ -111,12 +111,12 @@ impl Key {
         if let Some(port) = target {
             fragment.number("target", port);
         }
-        if own_host(1).is_some() || !host.eq_ignore_ascii_case(own) {
-            // An absent `Host` is written like an empty one.
-            fragment.lower("host", (0..).map_while(|nth| own_host(nth).or((nth == 0).then_some(own))));
+        if own_host(1).is_some() || host != own {
+            // An absent `Host` is sent as an empty one.
+            fragment.lines("host", (0..).map_while(|nth| own_host(nth).or((nth == 0).then_some(own))));
         }
         if survey.has_forwarding() {
-            push_forwarding(&mut fragment, fields);
+            push_forwarding(&mut fragment, fields, own);
         }
         for name in &rules.headers {
             fragment.header(name, fields);
@@ -165,12 +165,16 @@ impl Spans {
 const FORWARDED_HOST: &str = "x-forwarded-host";
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
+/// The scheme where nobody says which.
+const PLAIN: &[u8] = b"http";
+
 /// What of the forwarding headers is not in scheme and host.
-fn push_forwarding(fragment: &mut Fragment<'_>, fields: &(impl Fields + ?Sized)) {
-    for name in [FORWARDED_HOST, FORWARDED_PROTO] {
+fn push_forwarding(fragment: &mut Fragment<'_>, fields: &(impl Fields + ?Sized), own_host: &[u8]) {
+    // To say what is so without it may make a difference, as "http" does where a redirect asks for it.
+    for (name, without) in [(FORWARDED_HOST, own_host), (FORWARDED_PROTO, PLAIN)] {
         let mut lines = fields.values(name);
         let only = lines.next().filter(|_| lines.next().is_none());
-        if only.is_none_or(|line| first(line).len() != line.len()) {
+        if only.is_none_or(|line| first(line).len() != line.len() || line == without) {
             fragment.header(name, fields);
         }
     }

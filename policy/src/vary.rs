@@ -13,7 +13,10 @@ use crate::{
     fields::Fields,
 };
 
+mod canonical;
 mod weights;
+
+pub use self::canonical::canonicalise;
 
 /// Headers that are added to on the way to the origin: what it saw is not what the client sent.
 const CHANGED_HERE: [HeaderName; 3] = [FORWARDED, VIA, HeaderName::from_static("x-forwarded-for")];

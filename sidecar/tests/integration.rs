@@ -32,6 +32,7 @@ mod integration {
     mod memory;
     mod metrics;
     mod negative;
+    mod poisoning;
     mod postgres;
     mod postgres_source;
     mod protocols;

@@ -85,7 +85,8 @@ impl Request {
         let spans = Key::write(&mut text, &asked, lines.as_slice(), &survey, rules);
         assert_eq!(text, key.as_str(), "written is the same as made");
         assert_eq!(Key::of(&text, spans), key);
-        assert_eq!(spans.path(&text), path.as_str());
+        let sent = if path.is_ambiguous() { path.as_str() } else { path.as_sent() };
+        assert_eq!(spans.path(&text), sent);
         assert_eq!(spans.purge_names(&text), key.purge_names());
         assert!(!text.bytes().any(|byte| byte < b' '), "{text:?}: a key is one line");
         key
@@ -95,7 +96,7 @@ impl Request {
     fn told_apart_by(&self, spec: &KeySpec) -> ToldApartBy {
         let joined = |name: &str| {
             let values = self.fields.values(name);
-            (!values.is_empty()).then(|| values.join(&b','))
+            (!values.is_empty()).then(|| values.join(&b", "[..]))
         };
         let lower = |value: &[u8]| first(value).to_ascii_lowercase();
         let own = match &self.host {

@@ -4,6 +4,7 @@ use super::text::push_escaping_hash;
 use crate::{
     names::{compare, could_be, is_odd, name_of, pairs},
     spec::{KeySpec, QueryOrder},
+    survey::LINK_HEADERS,
 };
 
 /// A route's key rules, ready to be applied.
@@ -36,6 +37,14 @@ impl KeyRules {
             ignore_query: query.ignore,
             query_order: query.order,
         }
+    }
+
+    /// Whether a header, in lower case, is in the key wherever a request has it.
+    pub(crate) fn has_header(&self, name: &str) -> bool {
+        let always = ["x-forwarded-host", "x-forwarded-proto", "content-encoding", "content-type"];
+        always.contains(&name)
+            || LINK_HEADERS.contains(&name)
+            || self.headers.iter().any(|known| known == name)
     }
 
     /// Takes a header into the key that a route matches by.
@@ -77,15 +86,34 @@ impl KeyRules {
     /// Adds the part of a raw query that counts.
     pub(super) fn push_query(&self, into: &mut String, query: &str) {
         let counting = pairs(query).filter(|pair| self.counts(pair));
-        // Where ';' is a separator too, a pair is several, and sorting could swap two of one name.
-        if self.query_order == QueryOrder::Sorted && !query.contains(';') {
-            let mut sorted: Vec<_> = counting.collect();
-            sorted.sort_by(|one, other| compare(name_of(one).as_bytes(), name_of(other).as_bytes()));
-            push_pairs(into, sorted.into_iter());
+        if self.sorts(query) {
+            push_pairs(into, sorted(counting).into_iter());
         } else {
             push_pairs(into, counting);
         }
     }
+
+    /// The query that the application gets where that is another than was sent: its parameters in the order that they have in
+    /// the key, then those that are not in the key.
+    pub fn query_to_send(&self, query: &str) -> Option<String> {
+        if !self.sorts(query) {
+            return None;
+        }
+        let (counting, ignored): (Vec<_>, Vec<_>) = pairs(query).partition(|pair| self.counts(pair));
+        let pairs: Vec<_> = sorted(counting.into_iter()).into_iter().chain(ignored).collect();
+        Some(pairs.join("&")).filter(|sorted| sorted != query)
+    }
+
+    fn sorts(&self, query: &str) -> bool {
+        // Where ';' is a separator too, a pair is several, and sorting could swap two of one name.
+        self.query_order == QueryOrder::Sorted && !query.contains(';')
+    }
+}
+
+fn sorted<'a>(pairs: impl Iterator<Item = &'a str>) -> Vec<&'a str> {
+    let mut sorted: Vec<_> = pairs.collect();
+    sorted.sort_by(|one, other| compare(name_of(one).as_bytes(), name_of(other).as_bytes()));
+    sorted
 }
 
 fn push_pairs<'a>(into: &mut String, pairs: impl Iterator<Item = &'a str>) {

@@ -39,7 +39,7 @@ fn query_rules(allow: &[&str], order: QueryOrder) -> KeyRules {
 #[test]
 fn has_method_scheme_host_path_and_query() {
     let plain = KeyRules::default();
-    assert_eq!(key("/p/?b=2&a=1", &[("host", "Shop")], &plain).as_str(), "GET:http://shop/p/?b=2&a=1");
+    assert_eq!(key("/p/?b=2&a=1", &[("host", "Shop")], &plain).as_str(), "GET:http://Shop/p/?b=2&a=1");
     assert_eq!(
         key(
             "/p",
@@ -49,6 +49,30 @@ fn has_method_scheme_host_path_and_query() {
         .as_str(),
         "GET:https://example.com/p#host=shop"
     );
+}
+
+#[test]
+fn spellings_are_told_apart_and_purged_together() {
+    let plain = KeyRules::default();
+    for [one, other] in [
+        [("/users/1", ("host", "shop")), ("/%75sers/1", ("host", "shop"))],
+        [("/caf%C3%A9", ("host", "shop")), ("/caf%c3%a9", ("host", "shop"))],
+        [("/users/a@b", ("host", "shop")), ("/users/a%40b", ("host", "shop"))],
+        [("/users/1", ("host", "shop")), ("/users/1", ("host", "SHOP"))],
+        [("/users/1", ("host", "shop")), ("/users/1", ("host", "shop:80"))],
+        [("/users/1", ("host", "shop")), ("/users/1", ("host", "shop."))],
+        [("/users/1", ("x-forwarded-proto", "https")), ("/users/1", ("x-forwarded-proto", "HTTPS"))],
+    ] {
+        let [one, other] = [one, other].map(|(path, line)| key(path, &[line], &plain));
+        assert_ne!(one, other);
+        assert_eq!(one.purge_names(), other.purge_names(), "{} {}", one.as_str(), other.as_str());
+    }
+    let own = ("host", "shop");
+    for line in [("x-forwarded-proto", "http"), ("x-forwarded-host", "shop"), ("x-forwarded-proto", "")] {
+        assert_ne!(key("/p", &[own, line], &plain), key("/p", &[own], &plain), "{line:?}");
+    }
+    let forwarded = |value| key("/p", &[own, ("forwarded", value)], &plain);
+    assert_ne!(forwarded("host=\"a;b\""), forwarded("host=\"a;c\""));
 }
 
 #[test]
@@ -76,7 +100,7 @@ fn cookies_on_lines_of_their_own_are_those_of_one_line() {
     assert_eq!(one.as_str(), "GET:http:///p#cookie=a%3Db;%20c%3Dd");
     assert_eq!(key("/p", &[("cookie", "a=b"), ("Cookie", "c=d")], &rules), one);
     assert_ne!(key("/p", &[("cookie", "a=b,c=d")], &rules), one);
-    assert_eq!(key("/p", &[("x", "a"), ("x", "b")], &rules).as_str(), "GET:http:///p#x=a,b");
+    assert_eq!(key("/p", &[("x", "a"), ("x", "b")], &rules).as_str(), "GET:http:///p#x=a,%20b");
 }
 
 #[test]
@@ -130,6 +154,15 @@ fn a_sorted_query_keeps_what_is_of_one_name_in_order() {
 }
 
 #[test]
+fn a_sorted_query_is_sent_as_it_is_keyed() {
+    let sorting = query_rules(&["a", "b"], QueryOrder::Sorted);
+    assert_eq!(sorting.query_to_send("b=1&x=0&a=2").as_deref(), Some("a=2&b=1&x=0"));
+    assert_eq!(sorting.query_to_send("a=2&b=1&x=0"), None);
+    assert_eq!(sorting.query_to_send("b=1;c&a=2"), None);
+    assert_eq!(query_rules(&["a", "b"], QueryOrder::AsSent).query_to_send("b=1&a=2"), None);
+}
+
+#[test]
 fn a_body_and_cookies_are_in_it_where_they_are_keyed() {
     let hash = blake3::hash(b"{}");
     let rules = KeyRules::new(Some(&KeySpec { cookies: strings(&["lang"]), ..KeySpec::default() }));
@@ -155,7 +188,7 @@ fn the_port_is_a_number() {
         };
         let none: &[(&[u8], &[u8])] = &[];
         let key = Key::new(&asked, none, &Survey::default(), &KeyRules::default());
-        assert_eq!(key.as_str(), format!("GET:http://h/#target={port}"));
+        assert_eq!(key.as_str(), format!("GET:http://H/#target={port}"));
     }
 }
 
@@ -163,7 +196,7 @@ fn the_port_is_a_number() {
 fn several_hosts_are_all_in_it() {
     let plain = KeyRules::default();
     let key = key("/", &[("host", "A b"), ("Host", "B%")], &plain);
-    assert_eq!(key.as_str(), "GET:http://a%20b/#host=a%20b,b%25");
+    assert_eq!(key.as_str(), "GET:http://A%20b/#host=A%20b,%20B%25");
 }
 
 /// All that a key is made of, with few values for each so that some meet.

@@ -78,46 +78,27 @@ impl<'a> Fragment<'a> {
         self.part(name, &digits[from..]);
     }
 
-    /// All lines of a header as one (RFC 9110, section 5.3), if there is a line; those of `Cookie` as its pairs are joined
-    /// (RFC 9113, section 8.2.3).
+    /// All lines of a header as one, if there is a line: as they are joined before they are sent
+    /// ([`crate::vary::canonicalise`]).
     pub(super) fn header(&mut self, name: &str, fields: &(impl Fields + ?Sized)) {
-        self.lines(name, fields.values(name), Self::value);
+        self.lines(name, fields.values(name));
     }
 
-    /// The same in lower case.
-    pub(super) fn lower<'b>(&mut self, name: &str, lines: impl Iterator<Item = &'b [u8]>) {
-        self.lines(name, lines, |fragment, line| {
-            for piece in percent_encode(line, IN_FRAGMENT) {
-                // An escape is a piece of its own, and stays in capitals.
-                let from = fragment.into.len();
-                fragment.into.push_str(piece);
-                if !piece.starts_with('%') {
-                    fragment.into[from..].make_ascii_lowercase();
-                }
-            }
-        });
-    }
-
-    fn lines<'b>(
-        &mut self,
-        name: &str,
-        lines: impl Iterator<Item = &'b [u8]>,
-        push: impl Fn(&mut Self, &[u8]),
-    ) {
-        // The text of "; ", as it is where it comes in one line.
-        let between = if name == "cookie" { ";%20" } else { "," };
+    /// The same of lines that are at hand.
+    pub(super) fn lines<'b>(&mut self, name: &str, lines: impl Iterator<Item = &'b [u8]>) {
+        let between = if name == "cookie" { ";%20" } else { ",%20" };
         for (index, line) in lines.enumerate() {
             match index {
                 0 => self.name(name, ""),
                 _ => self.into.push_str(between),
             }
-            push(self, line);
+            self.value(line);
         }
     }
 
     /// What `Forwarded` (RFC 7239) claims of host and scheme, in a form of our own; who the client was is left out.
     pub(super) fn forwarded(&mut self, name: &str, fields: &(impl Fields + ?Sized)) {
-        let pairs = fields.values(name).flat_map(|line| line.split(|byte| b",;".contains(byte)));
+        let pairs = fields.values(name).flat_map(unquoted_parts);
         let claims = pairs.map(<[u8]>::trim_ascii).filter(|pair| {
             let name = pair.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
             name.eq_ignore_ascii_case(b"host") || name.eq_ignore_ascii_case(b"proto")
@@ -130,4 +111,19 @@ impl<'a> Fragment<'a> {
             self.value(claim);
         }
     }
+}
+
+/// What is between the commas and semicolons of a value that are not inside quotes.
+fn unquoted_parts(line: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut escaped) = (false, false);
+    line.split(move |byte| {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b',' | b';' => return !quoted,
+            _ => {}
+        }
+        false
+    })
 }

@@ -7,7 +7,7 @@ use http::{HeaderMap, Method, Request, Uri, Version, header, request::Parts};
 use http_body_util::{Either, Full};
 use larder_policy::{
     Key, Lifetimes, NormalPath, PurgeName, Route, Survey, cache_control::RequestDirectives, credentials,
-    key::Asked, policy::Match, range, storing::Asker, validation::Validators,
+    key::Asked, policy::Match, range, storing::Asker, validation::Validators, vary,
 };
 
 use super::Client;
@@ -20,9 +20,10 @@ pub(super) struct Question {
     /// The place of its route.
     pub(super) route: usize,
     pub(super) method: Method,
+    /// What is sent of the target: the query in the order that it has in the key.
     uri: Uri,
     version: Version,
-    /// The client's end-to-end headers, before any of ours are added.
+    /// The client's end-to-end headers, in the spelling in which they are sent, before any of ours are added.
     pub(super) headers: HeaderMap,
     content: Bytes,
     pub(super) client: Client,
@@ -78,20 +79,25 @@ impl Question {
             no_store: asked.no_store,
             asked_for_part: survey.has_range(),
         };
+        let (key, key_of_get) = (key(&head.method), (head.method == Method::HEAD).then(|| key(&Method::GET)));
+        let uri = head.uri.query().and_then(|query| rules.key.query_to_send(query));
+        let uri = uri.and_then(|query| with_query(&head.uri, &query)).unwrap_or_else(|| head.uri.clone());
+        let mut headers = head.headers;
+        vary::canonicalise(&mut headers, &rules.key);
         Self {
-            key: key(&head.method),
-            key_of_get: (head.method == Method::HEAD).then(|| key(&Method::GET)),
+            key,
+            key_of_get,
             serving: Arc::clone(serving),
             route,
             range: if head.method == Method::GET && survey.has_range() {
-                range::asked(&head.headers)
+                range::asked(&headers)
             } else {
                 range::Asked::Whole
             },
             method: head.method,
-            uri: head.uri,
+            uri,
             version: head.version,
-            headers: head.headers,
+            headers,
             content,
             client,
             asked,
@@ -201,6 +207,13 @@ impl Question {
         }
         request
     }
+}
+
+/// The same target with another query.
+fn with_query(uri: &Uri, query: &str) -> Option<Uri> {
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(format!("{}?{query}", uri.path()).parse().ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 /// What the application is asked for.

@@ -42,6 +42,11 @@ const IDS: [(&str, &[&str]); 19] = [
     ("a%252Fb", &["a%2Fb"]),
 ];
 
+/// Whether nothing is stored for an id, because servers may read different ones in it.
+fn is_ambiguous(id: &str) -> bool {
+    ["a;b", "a%2Fb", "a%252Fb"].contains(&id)
+}
+
 /// Whether the response to GET of a path is another than before.
 async fn is_renewed(sidecar: &Sidecar, path: &str, before: &str) -> bool {
     sidecar.get(path).await.body != before
@@ -52,7 +57,8 @@ async fn a_write_purges_an_id_whatever_its_characters_and_its_spelling() {
     let by_path = BY_TAG.replace(r#"purge: {tags: ["user:{id}"]}"#, r#"purge: {paths: ["/users/{id}"]}"#);
     for policy in [BY_TAG, &by_path] {
         let origin = Origin::numbered(&[]).await;
-        let sidecar = Sidecar::start(&Policy::new(policy), origin.address).await;
+        let policy = Policy::new(policy);
+        let sidecar = Sidecar::start(&policy, origin.address).await;
         for (id, spellings) in IDS {
             let path = format!("/users/{id}");
             let other = sidecar.get("/users/other").await.body;
@@ -60,6 +66,11 @@ async fn a_write_purges_an_id_whatever_its_characters_and_its_spelling() {
                 for prefix in ["/users/", "/Users/", "//users/", "/users//", "/%75sers/"] {
                     let written = format!("{prefix}{spelling}");
                     let before = sidecar.get(&path).await.body;
+                    assert_eq!(
+                        is_renewed(&sidecar, &path, &before).await,
+                        is_ambiguous(id),
+                        "GET {path} is stored"
+                    );
                     sidecar.put(&written).await;
                     assert_eq!(origin.last().path, written, "it is sent as it came");
                     assert!(is_renewed(&sidecar, &path, &before).await, "PUT {written}, GET {path}");
@@ -73,7 +84,8 @@ async fn a_write_purges_an_id_whatever_its_characters_and_its_spelling() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_admin_api_purges_an_id_by_tag_path_and_key_as_people_write_it() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(BY_TAG), origin.address).await;
+    let policy = Policy::new(BY_TAG);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for (id, spellings) in IDS {
         let path = format!("/users/{id}");
         let plain = percent_encoding::percent_decode_str(id).decode_utf8().unwrap();
@@ -90,6 +102,11 @@ async fn the_admin_api_purges_an_id_by_tag_path_and_key_as_people_write_it() {
             bodies.truncate(if name == id || *name == plain { 5 } else { 1 });
             for body in bodies {
                 let before = sidecar.get(&path).await.body;
+                assert_eq!(
+                    is_renewed(&sidecar, &path, &before).await,
+                    is_ambiguous(id),
+                    "GET {path} is stored"
+                );
                 let body: &'static str = body.to_string().leak();
                 assert_eq!(sidecar.purge(body).await.status, 200, "{body}");
                 assert!(is_renewed(&sidecar, &path, &before).await, "{body} for {path}");
@@ -136,7 +153,8 @@ async fn a_write_purges_its_own_path_and_what_its_response_points_to_in_any_spel
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_in_disguise_purges_as_what_it_says_it_is() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(BY_TAG), origin.address).await;
+    let policy = Policy::new(BY_TAG);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let form = ("content-type", "application/x-www-form-urlencoded");
     for (method, target, lines) in [
         (Method::GET, "/users/1", &[("x-http-method", "GET"), ("x-http-method-override", "DELETE")][..]),
@@ -171,7 +189,8 @@ async fn a_write_in_disguise_purges_as_what_it_says_it_is() {
 async fn a_literal_matches_however_it_is_escaped() {
     let origin = Origin::numbered(&[]).await;
     let policy = r#"routes: [{name: package, match: {path: "/@scope/{pkg}"}, ttl: 60s, tags: ["{pkg}"]}]"#;
-    let sidecar = Sidecar::start(&Policy::new(policy), origin.address).await;
+    let policy = Policy::new(policy);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for path in ["/@scope/x", "/%40scope/x"] {
         let before = sidecar.get(path).await.body;
         assert!(!is_renewed(&sidecar, path, &before).await, "{path} is stored");
@@ -240,7 +259,8 @@ async fn a_path_that_two_servers_may_read_differently_is_never_stored() {
 async fn an_account_page_of_nginx_is_not_stored_as_a_static_file() {
     let application = Application::nginx().await;
     let policy = r#"routes: [{name: static, match: {path: "/static/{file}"}, ttl: 60s, key: {ignoreHeaders: [cookie]}}]"#;
-    let sidecar = Sidecar::start(&Policy::new(policy), application.address).await;
+    let policy = Policy::new(policy);
+    let sidecar = Sidecar::start(&policy, application.address).await;
     let mut reached = 0;
     // nginx refuses %00, and its body for the two others is no text.
     for path in AMBIGUOUS.iter().filter(|path| !["%00", "%ff", "%c0"].iter().any(|odd| path.contains(odd))) {

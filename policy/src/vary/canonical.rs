@@ -1,0 +1,159 @@
+//! Request fields as the application gets them where a response may be stored: in the one spelling of all that
+//! [`super::write_variant`] takes for alike, so that requests for one stored response are one request to the application.
+
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, COOKIE},
+};
+
+use super::{LISTS, split_at_commas, weights};
+use crate::key::KeyRules;
+
+/// Joins the lines of fields that are lists or in the key (RFC 9110, section 5.3), takes white space around the commas of lists,
+/// and puts the members of `Accept-Language` and `Accept-Encoding` in order. Fields that are neither stay as they are: not every
+/// application reads several lines as one.
+pub fn canonicalise(headers: &mut HeaderMap, rules: &KeyRules) {
+    let changed: Vec<_> = headers
+        .keys()
+        .filter(|name| LISTS.contains(&name.as_str()) || *name == COOKIE || rules.has_header(name.as_str()))
+        .filter_map(|name| canonical(name, headers).map(|value| (name.clone(), value)))
+        .collect();
+    for (name, value) in changed {
+        headers.insert(name, value);
+    }
+}
+
+/// A field's value in its one spelling, if that is another than was sent.
+fn canonical(name: &HeaderName, headers: &HeaderMap) -> Option<HeaderValue> {
+    let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+    let is_list = LISTS.contains(&name.as_str());
+    let first = lines.next()?;
+    if !is_list && lines.next().is_none() {
+        return None;
+    }
+    let value = weighted(name, headers).unwrap_or_else(|| {
+        let lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
+        if is_list {
+            let members: Vec<_> = lines.flat_map(split_at_commas).map(<[u8]>::trim_ascii).collect();
+            members.join(&b","[..])
+        } else {
+            let between: &[u8] = if *name == COOKIE { b"; " } else { b", " };
+            lines.collect::<Vec<_>>().join(between).trim_ascii().to_vec()
+        }
+    });
+    let is_as_sent = value == first && headers.get_all(name).iter().nth(1).is_none();
+    HeaderValue::from_bytes(&value).ok().filter(|_| !is_as_sent)
+}
+
+/// The members of a weighted list in their order, as clients usually write them.
+fn weighted(name: &HeaderName, headers: &HeaderMap) -> Option<Vec<u8>> {
+    let (between, is_language) = match *name {
+        ACCEPT_LANGUAGE => (",", true),
+        ACCEPT_ENCODING => (", ", false),
+        _ => return None,
+    };
+    let mut text = String::new();
+    if !weights::write(&mut text, name.as_str(), headers) {
+        return None;
+    }
+    let members = text[1..].split(',').map(|member| {
+        let (name, weight) = member.split_once(';').expect("each member has a weight");
+        let name = if is_language { language_tag(name) } else { name.to_owned() };
+        match weight {
+            "1000" => name,
+            "0" => format!("{name};q=0"),
+            weight => format!("{name};q=0.{}", format!("{weight:0>3}").trim_end_matches('0')),
+        }
+    });
+    Some(members.collect::<Vec<_>>().join(between).into_bytes())
+}
+
+/// A language tag in the case that RFC 5646, section 2.1.1, recommends: `zh-Hant-TW`.
+fn language_tag(lower: &str) -> String {
+    let mut tag = String::with_capacity(lower.len());
+    let mut after_singleton = false;
+    for (at, part) in lower.split('-').enumerate() {
+        if at > 0 {
+            tag.push('-');
+        }
+        match part.len() {
+            2 if at > 0 && !after_singleton => tag.push_str(&part.to_ascii_uppercase()),
+            4 if at > 0 && !after_singleton => {
+                tag.push_str(&part[..1].to_ascii_uppercase());
+                tag.push_str(&part[1..]);
+            }
+            _ => tag.push_str(part),
+        }
+        after_singleton |= part.len() == 1;
+    }
+    tag
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+    use crate::{spec::KeySpec, testing::headers, vary::write_variant};
+
+    fn canonicalised(lines: &[(&str, &str)]) -> HeaderMap {
+        let mut headers = headers(lines);
+        let rules = KeySpec { headers: vec!["x-a".into()], ..KeySpec::default() };
+        canonicalise(&mut headers, &KeyRules::new(Some(&rules)));
+        headers
+    }
+
+    #[test]
+    fn what_browsers_send_stays_as_it_is_or_keeps_its_meaning() {
+        for (name, sent, expected) in [
+            ("accept-language", "en-US,en;q=0.9,de;q=0.8", "en-US,en;q=0.9,de;q=0.8"),
+            ("accept-language", "de;q=0.80, EN-us , zh-hant-tw;q=0", "en-US,de;q=0.8,zh-Hant-TW;q=0"),
+            ("accept-language", "x-aa-bbbb, *;q=0.001", "x-aa-bbbb,*;q=0.001"),
+            ("accept-language", "en;level=1, de", "en;level=1,de"),
+            ("accept-encoding", "gzip, deflate, br", "br, deflate, gzip"),
+            ("accept", "text/html, */*;q=0.8", "text/html,*/*;q=0.8"),
+            ("user-agent", "a,  b", "a,  b"),
+        ] {
+            assert_eq!(canonicalised(&[(name, sent)]), headers(&[(name, expected)]), "{sent}");
+        }
+        let others = [("x-b", "1"), ("x-b", "2")];
+        assert_eq!(canonicalised(&others), headers(&others));
+        let lines = [("x-a", "1"), ("cookie", "a=b"), ("x-a", "2"), ("cookie", "c=d"), ("host", "h")];
+        assert_eq!(canonicalised(&lines), headers(&[("x-a", "1, 2"), ("cookie", "a=b; c=d"), ("host", "h")]));
+    }
+
+    /// Lines of a field, none of them empty: white space that joining leaves at the end does not arrive.
+    fn lines() -> impl Strategy<Value = Vec<String>> {
+        let line = "(([a-cA-C]{1,2}|\"[a, ]\")(;q=[01](\\.[0-9]{0,2})?)?[ ]?,? ?){1,3}";
+        prop::collection::vec(line, 0..3)
+    }
+
+    proptest! {
+        #[test]
+        fn requests_for_one_variant_are_one_request(
+            one in lines(),
+            other in lines(),
+            name in prop::sample::select(vec!["accept-language", "accept-encoding", "accept", "cookie"]),
+        ) {
+            let [one, other] = [one, other].map(|lines| {
+                headers(&lines.iter().map(|line| (name, line.trim())).collect::<Vec<_>>())
+            });
+            let names = [HeaderName::from_static(name)];
+            let variant = |headers: &HeaderMap| {
+                let mut text = String::new();
+                write_variant(&mut text, &names, headers);
+                text
+            };
+            let sent = |headers: &HeaderMap| {
+                let mut headers = headers.clone();
+                canonicalise(&mut headers, &KeyRules::default());
+                headers
+            };
+            prop_assert_eq!(variant(&one), variant(&sent(&one)), "the same to the cache");
+            prop_assert_eq!(sent(&one), sent(&sent(&one)), "once is enough");
+            if variant(&one) == variant(&other) {
+                prop_assert_eq!(sent(&one), sent(&other));
+            }
+        }
+    }
+}
