@@ -1,6 +1,7 @@
 //! A body that several read while it comes.
 
 mod reader;
+mod room;
 mod state;
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
@@ -17,6 +18,8 @@ use http_body::{Body, SizeHint};
 
 use crate::sync::{Mutex, MutexGuard};
 pub use reader::Reader;
+pub use room::Room;
+use room::Unbounded;
 use state::{Source, State};
 
 /// Readers may lie as far apart, in bytes, even where less is kept: what the buffers of two sockets can differ by, and more.
@@ -112,6 +115,21 @@ where
     B: Body<Data = Bytes> + Unpin + Send,
     B::Error: Into<Box<dyn Error + Send + Sync>>,
 {
+    fill_within(Box::new(Unbounded), source, limit, observer)
+}
+
+/// Does the same as [`fill()`] within a room: where that has no room for what is kept past the limit, those who lie behind by
+/// more than 256 KiB are cut off, and the rest go on.
+pub fn fill_within<B>(
+    room: Box<dyn Room>,
+    source: B,
+    limit: u64,
+    observer: Box<dyn Observer>,
+) -> (Fill<B>, Reader<B>)
+where
+    B: Body<Data = Bytes> + Unpin + Send,
+    B::Error: Into<Box<dyn Error + Send + Sync>>,
+{
     let hint = source.size_hint();
     let (source, joinable, observer) = if source.is_end_stream() && hint.lower() == 0 {
         observer.complete(Bytes::new());
@@ -122,7 +140,7 @@ where
     } else {
         (Source::Idle(source), true, Some(observer))
     };
-    let mut state = State::new(source, observer, joinable);
+    let mut state = State::new(source, observer, room, joinable);
     let id = state.admit();
     let shared = Arc::new(Shared { hint, limit, state: Mutex::new(state) });
     let reader = Reader::new(Arc::clone(&shared), id);

@@ -12,5 +12,5 @@ mod sync;
 mod testing;
 mod wakes;
 
-pub use fill::{Fill, FillError, GivenUp, Observer, Reader, fill};
+pub use fill::{Fill, FillError, GivenUp, Observer, Reader, Room, fill, fill_within};
 pub use flights::{Audience, Flights, Joined, Landed, Lead, Wait};

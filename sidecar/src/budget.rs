@@ -1,6 +1,6 @@
 //! One bound on the memory of everything that is not L1.
 //!
-//! The container's limit is divided in four: what L1 may hold (`l1.maxSize`), what the process takes by itself ([`BASE`]), a quarter of
+//! The container's limit is divided in four: what L1 may hold (`l1.maxSize`), what the process takes by itself ([`BASE`]), a third of
 //! the rest for what the allocator needs besides, and this budget. Decision 24 says which part of it each kind may have.
 //!
 //! # Guarantees
@@ -102,7 +102,7 @@ impl Budget {
     pub fn leave_room_for(&self, l1: u64, object: u64) {
         let MemoryLimit { bytes, files } = self.memory;
         let limit = bytes.unwrap_or(l1.saturating_add(DEFAULT_BESIDE_L1));
-        let budget = (limit.saturating_sub(l1).saturating_sub(BASE) / 4 * 3).max(MIN_BYTES);
+        let budget = (limit.saturating_sub(l1).saturating_sub(BASE) * 2 / 3).max(MIN_BYTES);
         self.bytes.store(budget, Ordering::Relaxed);
         self.l1.store(l1, Ordering::Relaxed);
         self.object.store(object, Ordering::Relaxed);
@@ -147,6 +147,8 @@ impl Budget {
     }
 
     /// Takes so many bytes, if there is room.
+    ///
+    /// Where there is none for a response, the client that has taken nothing for longest makes room for later ones.
     fn take(&self, kind: Kind, bytes: u64) -> bool {
         self.reserved[kind as usize].fetch_add(bytes, Ordering::Relaxed);
         let all =
@@ -154,6 +156,9 @@ impl Budget {
         let fits = self.reserved(kind) <= self.part(kind) && all <= self.bytes();
         if !fits {
             self.give_back(kind, bytes);
+            if kind == Kind::Responses {
+                self.connections.dismiss_stalled();
+            }
         }
         fits
     }
@@ -185,6 +190,18 @@ impl Budget {
         }
         self.stored.fetch_add(body.len() as u64, Ordering::Relaxed);
         Bytes::from_owner(Counted { budget: Arc::clone(self), body })
+    }
+}
+
+/// A body with the room that it takes.
+struct Held {
+    _reservation: Reservation,
+    body: Bytes,
+}
+
+impl AsRef<[u8]> for Held {
+    fn as_ref(&self) -> &[u8] {
+        &self.body
     }
 }
 
@@ -223,6 +240,11 @@ impl Reservation {
     /// How much it is.
     pub fn bytes(&self) -> u64 {
         self.bytes
+    }
+
+    /// A body that holds it for as long as anybody holds the body.
+    pub fn of(self, body: Bytes) -> Bytes {
+        Bytes::from_owner(Held { _reservation: self, body })
     }
 
     /// Takes so many bytes more, if there is room.
@@ -280,14 +302,14 @@ mod tests {
     #[test]
     fn no_kind_takes_what_is_for_the_others() {
         let budget = budget(128 * MIB, 64 * MIB, MIB);
-        assert_eq!(budget.bytes(), 36 * MIB);
-        let heads = budget.reserve(Kind::Heads, 9 * MIB).unwrap();
+        assert_eq!(budget.bytes(), 32 * MIB);
+        let heads = budget.reserve(Kind::Heads, budget.bytes() / 4).unwrap();
         assert!(budget.reserve(Kind::Heads, 1).is_none());
-        let mut responses = budget.reserve(Kind::Responses, 27 * MIB).unwrap();
+        let mut responses = budget.reserve(Kind::Responses, budget.bytes() / 4 * 3).unwrap();
         assert!(!responses.grow(1));
         assert!(budget.reserve(Kind::Requests, 1).is_none(), "all of it is reserved");
         drop(heads);
-        assert!(budget.reserve(Kind::Requests, 9 * MIB).is_some());
+        assert!(budget.reserve(Kind::Requests, 7 * MIB).is_some());
         assert!(responses.resize(MIB) && responses.bytes() == MIB);
         drop(responses);
         assert!(Kind::ALL.into_iter().all(|kind| budget.reserved(kind) == 0));
@@ -322,6 +344,6 @@ mod tests {
         let few = Budget::new(MemoryLimit { bytes: Some(128 * MIB), files: 300 });
         assert_eq!(few.connections.max(), 150);
         let many = Budget::new(MemoryLimit { bytes: Some(128 * MIB), files: 1 << 20 });
-        assert_eq!(many.connections.max(), 576);
+        assert_eq!(many.connections.max(), 512);
     }
 }

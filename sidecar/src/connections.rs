@@ -17,6 +17,8 @@ use std::{
 use futures::task::AtomicWaker;
 use tokio::net::TcpStream;
 
+use crate::clock::monotonic_ms;
+
 /// The response to a client that finds no place (RFC 9110, sections 10.2.3 and 15.6.4).
 const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
     content-type: application/problem+json\r\ncontent-length: 85\r\n\r\n\
@@ -31,6 +33,9 @@ pub fn turn_away(stream: &TcpStream) {
 
 /// So many connections must come after one before it makes room because its head is not whole; fewer where few may be open.
 const GRACE: u64 = 32;
+
+/// A client that has taken nothing for so long, in milliseconds, may be cut off where there is no room for others.
+const STALLED_MS: u64 = 1_000;
 
 /// Activity of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -61,6 +66,8 @@ pub struct Connection {
     waker: AtomicWaker,
     /// Bytes of the budget that its request's head takes.
     held: AtomicU64,
+    /// When its client stopped reading, in [`monotonic_ms`].
+    stalled_at: AtomicU64,
 }
 
 impl Default for Connection {
@@ -70,6 +77,7 @@ impl Default for Connection {
             must_leave: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             held: AtomicU64::new(0),
+            stalled_at: AtomicU64::new(0),
         }
     }
 }
@@ -99,6 +107,9 @@ impl Connection {
 
     /// Notes that the client does not read.
     pub fn stalls(&self) {
+        if !self.is_stalled() {
+            self.stalled_at.store(monotonic_ms(), Ordering::Relaxed);
+        }
         self.enter(Phase::Stalled);
     }
 
@@ -230,6 +241,24 @@ impl Connections {
             return None;
         }
         Some(Admitted { connections: Arc::clone(self), id, connection })
+    }
+
+    /// Cuts off the client that has taken nothing for longest, if any has for a while.
+    pub fn dismiss_stalled(&self) {
+        let longest = {
+            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let stalled =
+                open.values().filter(|connection| connection.is_stalled() && !connection.must_leave());
+            let longest = stalled.min_by_key(|connection| connection.stalled_at.load(Ordering::Relaxed));
+            longest.cloned()
+        };
+        let since = |connection: &Arc<Connection>| {
+            monotonic_ms().saturating_sub(connection.stalled_at.load(Ordering::Relaxed))
+        };
+        if let Some(connection) = longest.filter(|connection| since(connection) >= STALLED_MS) {
+            self.dismissed.fetch_add(1, Ordering::Relaxed);
+            connection.dismiss();
+        }
     }
 
     /// Tells those to leave that have been reading a head for longest, until what they hold is so many bytes; nobody, if all of

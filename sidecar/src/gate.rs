@@ -62,6 +62,8 @@ const LINGER_BYTES: usize = 256 << 10;
 const READ: usize = 8 << 10;
 /// How much of what comes before its turn is kept.
 const EARLY: usize = READ - READ / 8;
+/// What is buffered of a response that its client does not read: hyper's queue, and what has come from the application, in bytes.
+const UNREAD: u64 = 192 << 10;
 /// How much of a head is read before room is made for it.
 const SMALL_HEAD: usize = 2 * READ;
 /// How much is answered at once before it is written, and how much room for that a connection keeps.
@@ -200,12 +202,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
     }
 
     /// Notes whether the client takes what it is sent.
-    fn watched<T>(&self, written: Poll<T>) -> Poll<T> {
+    /// `buffered` bytes wait behind what was written.
+    fn watched<T>(&mut self, written: Poll<T>, buffered: u64) -> Poll<T> {
         let connection = &self.turnstile.connection;
-        match &written {
-            Poll::Pending => connection.stalls(),
-            Poll::Ready(_) if connection.is_stalled() => connection.serves(),
-            Poll::Ready(_) => {}
+        match (&written, connection.is_stalled()) {
+            (Poll::Pending, false) => {
+                connection.stalls();
+                self.room.hold_unread(buffered);
+            }
+            (Poll::Ready(_), true) => {
+                connection.serves();
+                self.room.hold_unread(0);
+            }
+            (Poll::Pending, true) | (Poll::Ready(_), false) => {}
         }
         written
     }
@@ -369,11 +378,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
                 let slices = [io::IoSlice::new(own), io::IoSlice::new(&self.output_body)];
                 stream.poll_write_vectored(context, &slices)
             };
-            let written = ready!(self.watched(written))?;
+            let own = own.len();
+            let written = ready!(self.watched(written, 0))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }
-            let of_own = written.min(own.len());
+            let of_own = written.min(own);
             self.written += of_own;
             self.output_body.advance(written - of_own);
         }
@@ -470,7 +480,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Write for
         this.flushed = false;
         ready!(this.poll_write_own(context))?;
         let written = Pin::new(&mut this.stream).poll_write(context, bytes);
-        this.watched(written)
+        this.watched(written, UNREAD)
     }
 
     fn poll_write_vectored(
@@ -483,7 +493,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Write for
         this.flushed = false;
         ready!(this.poll_write_own(context))?;
         let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
-        this.watched(written)
+        this.watched(written, UNREAD)
     }
 
     fn is_write_vectored(&self) -> bool {

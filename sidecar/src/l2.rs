@@ -6,12 +6,14 @@
 
 use std::{sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use larder_policy::{PurgeName, spec, vary};
 
 use crate::{
     barriers::{Barriers, Stamp},
     breaker::Breaker,
+    budget::Kind,
     cache_status::Tier,
     clock::boot_ms,
     entry::{
@@ -37,6 +39,8 @@ mod reload;
 mod subscription;
 mod told;
 
+use commands::Beginning;
+use connection::Connection;
 pub use keyspace::Keyspace;
 pub use lease::{Lease, Leased, Waiting, Woken};
 use link::Link;
@@ -192,7 +196,7 @@ impl L2 {
             let Limits { rules, max_body } = within;
             let limit = self.limit(max_body);
             let primary = self.keys.primary(&scope, key);
-            let asked = seal.as_ref().map(|_| (&*primary, limit));
+            let asked = seal.as_ref().map(|_| &*primary);
             let asked_at = boot_ms();
             let reply = commands::lookup(&mut connection, self.keys.barriers(), names, asked).await?;
             let purge = reply.barrier;
@@ -208,14 +212,16 @@ impl L2 {
             };
             let mut variant = String::new();
             let read = |place: &str, record| self.records.read(seal.as_ref()?, place, record, limit, rules);
-            let found = match read(&primary, reply.record) {
+            let record = self.whole(&mut connection, &primary, reply.record, limit).await?;
+            let found = match read(&primary, record) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                 Some(Record::Entry(entry)) => Found::Entry(vec![], dated(entry, asked_at)),
                 Some(Record::Vary(names)) => {
                     vary::write_variant(&mut variant, &names, request);
                     let own = self.keys.variant(&scope, key, &variant);
-                    let record = commands::get(&mut connection, &own, limit).await?;
+                    let beginning = commands::begin(&mut connection, &own).await?;
+                    let record = self.whole(&mut connection, &own, beginning, limit).await?;
                     match read(&own, record) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                         Some(Record::Entry(entry)) => Found::Entry(names, dated(entry, asked_at)),
@@ -226,6 +232,26 @@ impl L2 {
             Ok(Lookup { stamp, variant, purge, found })
         })
         .await
+    }
+
+    /// The record that begins so. A long one is transferred only where there is room for it: without, it counts as none.
+    async fn whole(
+        &self,
+        connection: &mut Connection,
+        key: &str,
+        beginning: Beginning,
+        limit: u64,
+    ) -> Result<Option<Bytes>, L2Error> {
+        let Beginning { bytes, length } = beginning;
+        if length <= bytes.len() as u64 {
+            return Ok(Some(bytes).filter(|bytes| !bytes.is_empty()));
+        }
+        // Twice: the client's buffer has a copy of it.
+        let transferred = length.min(limit + 1);
+        let Some(_room) = self.telemetry.stats.budget.reserve(Kind::Responses, 2 * transferred) else {
+            return Ok(None);
+        };
+        Ok(commands::get(connection, key, limit).await?)
     }
 
     /// Whether an answer is not too large for it.

@@ -56,11 +56,14 @@ const UNREAD: Duration = Duration::from_secs(5 * 60);
 const PING: Duration = Duration::from_secs(30);
 /// The largest header list that is taken over HTTP/2, as over HTTP/1.
 const HEADER_LIST: u32 = 64 << 10;
-/// How much of a body may come over HTTP/2 before it is read, in bytes: of one request, and of all on a connection.
-const STREAM_WINDOW: u32 = 64 << 10;
-const CONNECTION_WINDOW: u32 = 256 << 10;
+/// How much of a body may come over HTTP/2 before it is read, in bytes: of one request, and of all on a connection. These are the
+/// windows that every connection begins with (RFC 9113, section 6.9.2). They do not grow.
+const STREAM_WINDOW: u32 = (64 << 10) - 1;
+const CONNECTION_WINDOW: u32 = (64 << 10) - 1;
+/// Maximum number of requests at the same time on a connection of HTTP/2, the fewest that RFC 9113, section 6.5.2, recommends.
+const MAX_STREAMS: u32 = 100;
 /// How much of a response over HTTP/2 is buffered for a client that does not read it, in bytes.
-const SEND_BUFFER: usize = 64 << 10;
+const SEND_BUFFER: usize = 16 << 10;
 /// The same over HTTP/1. A request's head must fit in, too.
 const MAX_BUFFER: usize = 80 << 10;
 /// How long to wait when no connection can be accepted, because there are too many open files.
@@ -277,6 +280,7 @@ async fn serve_http2(
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
         .max_send_buf_size(SEND_BUFFER)
+        .max_concurrent_streams(MAX_STREAMS)
         .serve_connection(TokioIo::new(stream), service);
     let mut connection = std::pin::pin!(connection);
     tokio::select! {

@@ -13,12 +13,13 @@ use http::{
     header::{AUTHORIZATION, CONNECTION, HOST},
 };
 use http_body::Body as _;
-use http_body_util::{BodyExt as _, Collected, Either};
+use http_body_util::{BodyExt as _, Either};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::{Fields, NormalPath, Route, Survey, credentials, range, spec::OtherProtocols};
 
 use crate::{
     body::Body,
+    budget::{Budget, Kind},
     cache_status::{Became, Bypass, CacheStatus, Forward, Tier},
     config::Config,
     drain::Drain,
@@ -218,7 +219,7 @@ impl Proxy {
         }
         let (head, body) = request.into_parts();
         let content = match rules.body_limit().filter(|_| method == Method::POST) {
-            Some(limit) => match read_at_most(limit, body).await {
+            Some(limit) => match read_at_most(limit, body, &serving.budget).await {
                 Ok(content) => content,
                 Err(Unread::TooLong(body)) => {
                     let request = Request::from_parts(head, body);
@@ -307,16 +308,19 @@ fn passed_body(body: Incoming) -> RequestBody {
 
 /// A body that is not in memory.
 enum Unread {
+    /// It is too long, or there is no room for it.
     TooLong(Incoming),
     BrokenOff,
 }
 
 /// Reads a body that says that it is not longer than `limit`.
-async fn read_at_most(limit: u64, body: Incoming) -> Result<Bytes, Unread> {
-    if body.size_hint().upper().is_none_or(|length| length > limit) {
+async fn read_at_most(limit: u64, body: Incoming, budget: &Arc<Budget>) -> Result<Bytes, Unread> {
+    let Some(length) = body.size_hint().upper().filter(|length| *length <= limit) else {
         return Err(Unread::TooLong(body));
-    }
-    body.collect().await.map(Collected::to_bytes).map_err(|_| Unread::BrokenOff)
+    };
+    // Twice: its pieces are copied into one.
+    let Some(room) = budget.reserve(Kind::Requests, 2 * length) else { return Err(Unread::TooLong(body)) };
+    body.collect().await.map(|body| room.of(body.to_bytes())).map_err(|_| Unread::BrokenOff)
 }
 
 /// The protocol that a request asks to change to, if it is taken at its word. A request of a route stays what it is whatever
@@ -426,7 +430,7 @@ fn changed_protocol(from_client: OnUpgrade, mut response: Response<Incoming>, cl
     if let Some(turnstile) = &client.turnstile {
         turnstile.change_protocol();
     }
-    tokio::spawn(tunnel::join(from_client, hyper::upgrade::on(&mut response)));
+    tokio::spawn(tunnel::join(from_client, hyper::upgrade::on(&mut response), client.turnstile.clone()));
     let response = response.map(Body::stream);
     Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
 }

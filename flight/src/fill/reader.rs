@@ -34,6 +34,11 @@ impl<B> Reader<B> {
     pub(super) fn new(shared: Arc<Shared<B>>, id: usize) -> Self {
         Self { shared, id, waker: None, done: false }
     }
+
+    /// Returns whether everything since the start is kept: if not, nothing whole comes of it.
+    pub fn is_kept(&self) -> bool {
+        self.shared.lock().is_joinable()
+    }
 }
 
 impl<B> Body for Reader<B>
@@ -234,7 +239,7 @@ impl<B> Turn<'_, B> {
             (state.observer.take(), state.pieces.list())
         };
         pieces.extend(last);
-        let body = concat(pieces);
+        let body = self.shared.lock().room.whole(concat(pieces));
         drop(self.source.take());
         if let Some(observer) = observer {
             observer.complete(body.clone());

@@ -9,9 +9,12 @@ use bytes::Bytes;
 use http::HeaderMap;
 use slab::Slab;
 
-use super::{FillError, Observer};
+use super::{FillError, Observer, Room};
 use crate::pieces::{Pieces, Replaced};
 use crate::wakes::{Bell, Wakes};
+
+/// Readers may lie as far apart, in bytes, even where there is no room: nobody is cut off who keeps up.
+const NARROW_LAG: u64 = 256 << 10;
 
 /// Where the source is.
 pub(super) enum Source<B> {
@@ -40,6 +43,7 @@ pub(super) struct State<B> {
     /// Until it is told.
     pub(super) observer: Option<Box<dyn Observer>>,
     pub(super) pieces: Pieces,
+    pub(super) room: Box<dyn Room>,
     /// Everything since the start is kept.
     joinable: bool,
     seats: Slab<Seat>,
@@ -64,9 +68,14 @@ pub(super) enum Step<B> {
 }
 
 impl<B> State<B> {
-    pub(super) fn new(source: Source<B>, observer: Option<Box<dyn Observer>>, joinable: bool) -> Self {
+    pub(super) fn new(
+        source: Source<B>,
+        observer: Option<Box<dyn Observer>>,
+        room: Box<dyn Room>,
+        joinable: bool,
+    ) -> Self {
         let (pieces, seats) = (Pieces::new(), Slab::new());
-        Self { source, observer, pieces, joinable, seats, uncut: 0, woken: false, starved_since: None }
+        Self { source, observer, pieces, room, joinable, seats, uncut: 0, woken: false, starved_since: None }
     }
 
     /// Adds a reader if the body can still be read from its start.
@@ -138,7 +147,11 @@ impl<B> State<B> {
         let mut wakes = self.settle(id, next);
         if !self.joinable {
             self.trim();
-            self.cut(id, lag, bytes.len() as u64, &mut wakes);
+            let coming = bytes.len() as u64;
+            self.cut(id, lag, coming, &mut wakes);
+            if self.uncut > 1 && !self.room.resize(self.pieces.kept() + coming) {
+                self.cut(id, NARROW_LAG, coming, &mut wakes);
+            }
         }
         let owed = self.uncut - 1;
         if owed == 0 && !self.joinable {
@@ -192,6 +205,11 @@ impl<B> State<B> {
         left
     }
 
+    /// Whether everything since the start is kept, and will be for as long as there is room.
+    pub(super) fn is_joinable(&self) -> bool {
+        self.joinable
+    }
+
     /// Whether the reader `id` has nothing more to get.
     pub(super) fn is_end(&self, id: usize) -> bool {
         let seat = &self.seats[id];
@@ -226,6 +244,8 @@ impl<B> State<B> {
     fn trim(&mut self) {
         if !self.joinable {
             self.pieces.trim();
+            // Less always fits.
+            let _ = self.room.resize(self.pieces.kept());
         }
     }
 

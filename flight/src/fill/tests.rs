@@ -13,6 +13,7 @@ use http_body_util::{BodyExt, Full};
 use super::*;
 
 mod refusing;
+mod room;
 
 type BoxError = Box<dyn Error + Send + Sync>;
 

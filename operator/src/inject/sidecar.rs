@@ -55,6 +55,9 @@ pub(super) fn container(context: &Context<'_>, captured: &[Captured], secrets: &
         json!({ "name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace") }),
         json!({ "name": "LARDER_POLICY", "value": format!("{}/{}", context.namespace, context.policy) }),
     ];
+    // The container's own limit: what the sidecar may take besides L1 is made from it.
+    let limit = json!({ "resourceFieldRef": { "resource": "limits.memory", "divisor": "0" } });
+    env.push(json!({ "name": "LARDER_MEMORY_LIMIT", "valueFrom": limit }));
     match context.spec.sidecar.log_level {
         LogLevel::Info => {}
         LogLevel::Debug => env.push(json!({ "name": "RUST_LOG", "value": DEBUG_LOG })),

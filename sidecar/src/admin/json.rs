@@ -1,5 +1,7 @@
 //! Requests in JSON, read strictly.
 
+use std::sync::Arc;
+
 use aide::{OperationInput, generate::GenContext, openapi::Operation};
 use axum::{
     Json,
@@ -11,7 +13,8 @@ use http_body::Body as _;
 use schemars::JsonSchema;
 use serde::de::DeserializeOwned;
 
-use super::refused::Refused;
+use super::{Admin, refused::Refused};
+use crate::budget::Kind;
 
 /// The longest body that is read.
 const LONGEST: usize = 1 << 20;
@@ -25,10 +28,15 @@ pub(super) trait Sent: DeserializeOwned {
     const SHAPE: &'static str;
 }
 
-impl<S: Sync, T: Sent> FromRequest<S> for Strict<T> {
+impl<T: Sent> FromRequest<Arc<Admin>> for Strict<T> {
     type Rejection = Refused;
 
-    async fn from_request(request: Request, _: &S) -> Result<Self, Refused> {
+    async fn from_request(request: Request, admin: &Arc<Admin>) -> Result<Self, Refused> {
+        // Twice: what is read of it is as long.
+        let length = request.body().size_hint().upper().unwrap_or(LONGEST as u64).min(LONGEST as u64);
+        let Some(_room) = admin.telemetry.stats.budget.reserve(Kind::Requests, 2 * length) else {
+            return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are on their way"));
+        };
         let body = read(request.into_body()).await?;
         let malformed = |why: &dyn std::fmt::Display| Refused::malformed(format!("send {}: {why}", T::SHAPE));
         // A list would be taken for the values of the fields in their order.

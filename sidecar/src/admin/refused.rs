@@ -51,6 +51,9 @@ impl IntoResponse for Refused {
         let problem = Problem { title, status: status.as_u16(), detail };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
         let mut response = (*status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
+        if *status == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         if *status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }

@@ -13,6 +13,7 @@ pub(super) struct Room {
     budget: Arc<Budget>,
     connection: Arc<Connection>,
     reservation: Reservation,
+    unread: Reservation,
 }
 
 impl Room {
@@ -21,6 +22,7 @@ impl Room {
             budget: Arc::clone(budget),
             connection: Arc::clone(connection),
             reservation: Reservation::new(budget, Kind::Heads),
+            unread: Reservation::new(budget, Kind::Responses),
         }
     }
 
@@ -38,6 +40,14 @@ impl Room {
         }
         self.connection.holds(bytes);
         true
+    }
+
+    /// Notes how much is buffered for a client that does not read. It is there already: where it has no room, the client that has
+    /// read nothing for longest is cut off.
+    pub(super) fn hold_unread(&mut self, bytes: u64) {
+        if !self.unread.resize(bytes) {
+            self.unread.force(bytes);
+        }
     }
 
     pub(super) fn is_taken(&self) -> bool {

@@ -9,7 +9,7 @@ use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 use bytes::Bytes;
 use futures::try_join;
 use larder_policy::PurgeName;
-use redis::{Cmd, InfoDict, RedisResult, Script};
+use redis::{Cmd, InfoDict, Pipeline, RedisResult, Script};
 use tokio::time::timeout;
 
 use super::connection::{CONNECT_DEADLINE, Connection};
@@ -24,39 +24,51 @@ pub(super) struct LookupReply {
     pub(super) order: u64,
     /// The last purge of any of the names, or of everything.
     pub(super) barrier: u64,
-    pub(super) record: Option<Bytes>,
+    pub(super) record: Beginning,
 }
 
-/// Asks where Redis stands, and for the record under a key, of which at most so many bytes are used: of a longer one comes one byte
-/// more.
+/// How much of a record comes at once, in bytes. Most are no longer.
+const BEGINNING: u64 = 64 << 10;
+
+/// The beginning of a record, and how long all of it is.
+#[derive(Default)]
+pub(super) struct Beginning {
+    pub(super) bytes: Bytes,
+    pub(super) length: u64,
+}
+
+/// Asks where Redis stands, and for the beginning of the record under a key.
 pub(super) async fn lookup(
     connection: &mut Connection,
     barriers: &str,
     names: &[PurgeName],
-    record: Option<(&str, u64)>,
+    record: Option<&str>,
 ) -> RedisResult<LookupReply> {
     let mut fields: Vec<&[u8]> = vec![b"g", b"s", b"f"];
     fields.extend(names.iter().map(|name| &name.as_bytes()[..]));
     let mut pipeline = redis::pipe();
     pipeline.hset_nx(barriers, "g", connection.mark().new_generation()).ignore();
     pipeline.cmd("HMGET").arg(barriers).arg(&fields);
-    let (numbers, record): (Vec<Option<u64>>, Bytes) = match (connection.both(), record) {
+    let (numbers, record): (Vec<Option<u64>>, Beginning) = match (connection.both(), record) {
         ((counting, _), None) => {
             let (numbers,) = pipeline.query_async(counting).await?;
-            (numbers, Bytes::new())
+            (numbers, Beginning::default())
         }
-        ((counting, None), Some((key, limit))) => {
-            pipeline.add_command(bounded_get(key, limit)).query_async(counting).await?
+        ((counting, None), Some(key)) => {
+            ask_for_beginning(&mut pipeline, key);
+            let (numbers, bytes, length) = pipeline.query_async(counting).await?;
+            (numbers, Beginning { bytes, length })
         }
         // Two servers at the same time. Whichever answers first, both were asked after the request came: a purge that was
         // acknowledged before is among the barriers.
-        ((counting, Some(cluster)), Some((key, limit))) => {
-            let get = bounded_get(key, limit);
-            let ((numbers,), record) = try_join!(pipeline.query_async(counting), get.query_async(cluster))?;
-            (numbers, record)
+        ((counting, Some(cluster)), Some(key)) => {
+            let mut get = redis::pipe();
+            ask_for_beginning(&mut get, key);
+            let ((numbers,), (bytes, length)) =
+                try_join!(pipeline.query_async(counting), get.query_async(cluster))?;
+            (numbers, Beginning { bytes, length })
         }
     };
-    let record = Some(record).filter(|record| !record.is_empty());
     let number = |at: usize| numbers.get(at).copied().flatten().unwrap_or(0);
     let barrier = numbers.iter().skip(2).flatten().max().copied().unwrap_or(0);
     Ok(LookupReply { generation: number(0), order: number(1), barrier, record })
@@ -77,6 +89,19 @@ pub(super) async fn touch(
     pipeline.cmd("INFO").arg("replication");
     pipeline.publish(own_channel, [PROBE, probe.to_string().as_bytes()].concat()).ignore();
     pipeline.query_async(connection.counting()).await
+}
+
+/// The beginning of the record under a key.
+pub(super) async fn begin(connection: &mut Connection, key: &str) -> RedisResult<Beginning> {
+    let mut pipeline = redis::pipe();
+    ask_for_beginning(&mut pipeline, key);
+    let (bytes, length) = pipeline.query_async(connection).await?;
+    Ok(Beginning { bytes, length })
+}
+
+/// A key that is not there has an empty value.
+fn ask_for_beginning(pipeline: &mut Pipeline, key: &str) {
+    pipeline.cmd("GETRANGE").arg(key).arg(0).arg(BEGINNING - 1).cmd("STRLEN").arg(key);
 }
 
 /// The record under a key, of which at most `limit` bytes are used: of a longer one comes one byte more.

@@ -66,7 +66,7 @@ impl Records {
         limit: u64,
         rules: Rules<'_>,
     ) -> Option<Record> {
-        let found = found?;
+        let found = self.telemetry.stats.budget.counted(found?);
         if found.len() as u64 > limit {
             return self.refuse(RefusedRecord::TooLarge, place, format!("it has more than {limit} bytes"));
         }

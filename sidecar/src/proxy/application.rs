@@ -22,7 +22,7 @@ use super::{
     Answered, Proxy,
     ask::{Coming, Landing},
     fetch::Errand,
-    fill::{PartFill, Slot, WholeFill, given_ttl, store},
+    fill::{LagRoom, PartFill, Slot, WholeFill, given_ttl, store},
     keep::Place,
     question::{Ask, Question},
     refresh::drain,
@@ -261,7 +261,8 @@ impl Errand {
                 return self.passed_on(said, head, Body::Stream(source), Became::Passed);
             }
             let observer = PartFill::new(stored, place, range, known, self.lease.take());
-            let (_, reader) = larder_flight::fill(source, limit, Box::new(observer));
+            let room = Box::new(LagRoom::new(&serving.budget));
+            let (_, reader) = larder_flight::fill_within(room, source, limit, Box::new(observer));
             self.land(Landing::Unshared);
             return self.passed_on(said, head, Body::Fill(reader), Became::Stored);
         }
@@ -274,7 +275,8 @@ impl Errand {
         // A body of unknown length may turn out to be too large: nothing is claimed of it.
         let became = if has_length { Became::Stored } else { Became::Passed };
         let observer = WholeFill::new(stored.clone(), place.clone(), slot.clone(), lease);
-        let (fill, reader) = larder_flight::fill(source, limit, Box::new(observer));
+        let room = Box::new(LagRoom::new(&serving.budget));
+        let (fill, reader) = larder_flight::fill_within(room, source, limit, Box::new(observer));
         // Other pods have it when it is whole: that must not take as long as this client takes to read it.
         if let Some(reader) = fill.join().filter(|_| others_wait) {
             tokio::spawn(drain(Body::Fill(reader), ahead));

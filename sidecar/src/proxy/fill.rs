@@ -20,7 +20,7 @@ use larder_policy::{
 
 use super::{ask::Landing, keep::Place};
 use crate::{
-    budget::{Kind, Reservation},
+    budget::{Budget, Kind, Reservation},
     entry::{Content, Entry, Head},
     l2::Lease,
 };
@@ -60,6 +60,32 @@ impl Room {
             self.reservation.refuse();
         }
         !self.was_refused
+    }
+}
+
+/// Room for what readers that lie apart make a fill keep.
+pub(super) struct LagRoom {
+    budget: Arc<Budget>,
+    reservation: Reservation,
+}
+
+impl LagRoom {
+    pub(super) fn new(budget: &Arc<Budget>) -> Self {
+        Self { budget: Arc::clone(budget), reservation: Reservation::new(budget, Kind::Responses) }
+    }
+}
+
+impl larder_flight::Room for LagRoom {
+    fn resize(&mut self, bytes: u64) -> bool {
+        let fits = self.reservation.resize(bytes);
+        if !fits {
+            self.reservation.refuse();
+        }
+        fits
+    }
+
+    fn whole(&mut self, body: Bytes) -> Bytes {
+        self.budget.counted(body)
     }
 }
 

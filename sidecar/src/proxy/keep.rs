@@ -14,6 +14,7 @@ use larder_policy::{
 
 use super::{question::Question, rescue::last_known_good_id};
 use crate::{
+    budget::{Kind, Reservation},
     clock::{monotonic_ms, wall_ms},
     entry::{Content, Entry, codec},
     l1::Stored,
@@ -26,6 +27,9 @@ const UNSHARED_MS: u64 = 5_000;
 
 /// By how much the difference of two readings of a coarse clock may be off.
 const OFF: Duration = Duration::from_millis(20);
+
+/// Copies of a body while it is written to Redis or Postgres: the record, the command and the client's buffer.
+pub(super) const WRITTEN_COPIES: u64 = 3;
 
 /// Where an answer is stored.
 #[derive(Clone, Debug)]
@@ -133,6 +137,7 @@ impl Place {
         let left = left.map(|left| lifetimes.in_l2.map_or(left, |most| left.min(most)));
         let l2 = self.serving.l2.clone().filter(|l2| l2.takes(&entry));
         let (Some(left), Some(l2)) = (left, l2) else { return };
+        let Some(room) = self.room_to_write(&entry) else { return };
         tokio::spawn(async move {
             let Self { serving, key, vary, variant, .. } = self;
             // A failure is counted where it happens; the entry is in memory all the same.
@@ -141,7 +146,13 @@ impl Place {
             if let (Ok(()), Some(mut lease)) = (stored, lease) {
                 lease.stored();
             }
+            drop(room);
         });
+    }
+
+    /// Room for an answer that is written to a tier.
+    fn room_to_write(&self, entry: &Entry) -> Option<Reservation> {
+        self.serving.budget.reserve(Kind::Responses, WRITTEN_COPIES * entry.content.bytes())
     }
 
     /// Keeps an answer for when everything else fails, if its route says so: a whole one, that is the same for everybody.
@@ -160,6 +171,7 @@ impl Place {
         // Purges are compared with it: rather too early than too late.
         let age = Duration::from_millis(wall_ms().saturating_sub(entry.head.times.requested_at)) + OFF;
         let now = Instant::now();
+        let Some(room) = self.room_to_write(entry) else { return };
         let (entry, route) = (Arc::clone(entry), self.serving.policy.routes()[self.route].name.clone());
         tokio::spawn(async move {
             let asked_at = now.checked_sub(age).unwrap_or(now);
@@ -167,6 +179,7 @@ impl Place {
             if let Err(error) = table.store(id, &entry.head.names, record, asked_at).await {
                 tracing::debug!(route, %error, "an answer was not kept as the last good one");
             }
+            drop(room);
         });
     }
 }

@@ -11,9 +11,10 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use larder_policy::{Values, policy::QuerySource};
 
-use super::question::Question;
+use super::{keep::WRITTEN_COPIES, question::Question};
 use crate::{
     body::{Network, SourceError},
+    budget::{Kind, Reservation},
     sources::Source,
 };
 
@@ -23,6 +24,7 @@ pub(super) struct Keeping {
     question: Arc<Question>,
     persist: QuerySource,
     read: BytesMut,
+    room: Reservation,
     /// A longer one is not kept.
     limit: usize,
 }
@@ -30,7 +32,14 @@ pub(super) struct Keeping {
 impl Question {
     pub(super) fn keeping(&self, persist: &QuerySource) -> Keeping {
         let limit = usize::try_from(self.serving.policy.l1.max_object_size.0).unwrap_or(usize::MAX);
-        Keeping { question: Arc::new(self.clone()), persist: persist.clone(), read: BytesMut::new(), limit }
+        let room = Reservation::new(&self.serving.budget, Kind::Responses);
+        Keeping {
+            question: Arc::new(self.clone()),
+            persist: persist.clone(),
+            read: BytesMut::new(),
+            room,
+            limit,
+        }
     }
 }
 
@@ -48,6 +57,10 @@ impl Keeping {
 
     fn read(&mut self, data: &Bytes) -> bool {
         let fits = self.read.len() + data.len() <= self.limit;
+        if fits && !self.room.grow(WRITTEN_COPIES * data.len() as u64) {
+            self.room.refuse();
+            return false;
+        }
         if fits {
             self.read.extend_from_slice(data);
         } else {
@@ -57,7 +70,7 @@ impl Keeping {
     }
 
     async fn keep(self) {
-        let Self { question, persist, read, .. } = self;
+        let Self { question, persist, read, room: _held, .. } = self;
         let Some(Source::Postgres(source)) = question.serving.source(&persist.source) else { return };
         let Ok(body) = std::str::from_utf8(&read) else {
             return tracing::warn!(route = question.route().name, "an answer is no text, and is not kept");

@@ -60,7 +60,11 @@ impl Proxy {
 pub(super) async fn drain(mut body: Body, limit: u64) {
     let read_all = async {
         let mut read = 0;
-        while let (Body::Fill(_), true) = (&body, read <= limit) {
+        while let Body::Fill(reader) = &body {
+            // Nothing is made of it any more.
+            if read > limit || !reader.is_kept() {
+                return;
+            }
             match body.frame().await {
                 Some(Ok(frame)) => read += frame.data_ref().map_or(0, |data| data.len() as u64),
                 _ => return,

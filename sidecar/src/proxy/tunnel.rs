@@ -1,11 +1,17 @@
 //! Connections that changed their protocol.
 
+use std::sync::Arc;
+
 use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 
+use crate::gate::Turnstile;
+
 /// Passes bytes both ways until both sides have ended.
-pub(super) async fn join(client: OnUpgrade, application: OnUpgrade) {
+///
+/// `turnstile` is of the client's connection, which keeps its place meanwhile.
+pub(super) async fn join(client: OnUpgrade, application: OnUpgrade, turnstile: Option<Arc<Turnstile>>) {
     let (client, application) = match tokio::try_join!(client, application) {
         Ok(both) => both,
         Err(error) => return tracing::debug!(%error, "an upgrade did not happen"),
@@ -14,4 +20,5 @@ pub(super) async fn join(client: OnUpgrade, application: OnUpgrade) {
     if let Err(error) = ended {
         tracing::debug!(%error, "an upgraded connection broke");
     }
+    drop(turnstile);
 }

@@ -11,6 +11,7 @@ use opentelemetry_sdk::metrics::SdkMeterProvider;
 
 use crate::{
     barriers::Barriers,
+    budget::Kind,
     cache_status::Tier,
     gate::Refusal,
     serving::Mode,
@@ -22,6 +23,9 @@ use crate::{
 const SECONDS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
+/// The kind of memory that is reserved for connections, which are counted by their number.
+const CONNECTIONS: &str = "connections";
+
 /// Makes every instrument; those that are observed read `stats`. Returns the histograms of requests and of tiers.
 pub(super) fn register(provider: &SdkMeterProvider, stats: &Arc<Stats>) -> (Histogram<f64>, Histogram<f64>) {
     let meter = provider.meter("larder");
@@ -30,6 +34,7 @@ pub(super) fn register(provider: &SdkMeterProvider, stats: &Arc<Stats>) -> (Hist
     observe_tiers(&meter, stats);
     observe_records(&meter, stats);
     observe_upstream(&meter, stats);
+    observe_memory(&meter, stats);
     observe_process(&meter, stats);
     let histogram = |name, description| {
         meter
@@ -198,6 +203,43 @@ fn observe_upstream(meter: &Meter, stats: &Arc<Stats>) {
                     .observe(counted.upstream_errors(reason), &[KeyValue::new("reason", reason.as_str())]);
             }
         })
+        .build();
+}
+
+fn observe_memory(meter: &Meter, stats: &Arc<Stats>) {
+    let read = Arc::clone(stats);
+    meter
+        .u64_observable_gauge("larder.memory.budget_bytes")
+        .with_description("Bytes that everything but L1 may take together.")
+        .with_callback(move |observer| observer.observe(read.budget.bytes(), &[]))
+        .build();
+    let read = Arc::clone(stats);
+    meter
+        .u64_observable_gauge("larder.memory.reserved_bytes")
+        .with_description("Bytes of the memory budget that are reserved, by what for.")
+        .with_callback(move |observer| {
+            for kind in Kind::ALL {
+                observer.observe(read.budget.reserved(kind), &[KeyValue::new("kind", kind.as_str())]);
+            }
+            observer.observe(read.budget.connection_bytes(), &[KeyValue::new("kind", CONNECTIONS)]);
+        })
+        .build();
+    let read = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.memory.refusals")
+        .with_description("What found no room in the memory budget, by what it was for.")
+        .with_callback(move |observer| {
+            for kind in Kind::ALL {
+                observer.observe(read.budget.refused(kind), &[KeyValue::new("kind", kind.as_str())]);
+            }
+            observer.observe(read.budget.connections.refused(), &[KeyValue::new("kind", CONNECTIONS)]);
+        })
+        .build();
+    let read = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.connections.dismissed")
+        .with_description("Connections that made room for others.")
+        .with_callback(move |observer| observer.observe(read.budget.connections.dismissed(), &[]))
         .build();
 }
 

@@ -24,6 +24,10 @@ use super::{
 };
 use crate::clock::monotonic_ms;
 
+/// How much of one response, and of all, the application may send before it is read, in bytes. A slow client holds up no other
+/// response until a hundred of them do.
+const STREAM_WINDOW: u32 = 64 << 10;
+const CONNECTION_WINDOW: u32 = 8 << 20;
 /// How long an application is given to show that it speaks HTTP/2, and how long it is remembered that it does not.
 const PROBE: Duration = Duration::from_secs(1);
 const REMEMBER_NO_MS: u64 = 10_000;
@@ -159,7 +163,8 @@ impl Http2 {
         let stream: TcpStream = self.dialer.connect(refused).await.map_err(UpstreamError::connect)?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .adaptive_window(true)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
             .max_header_list_size(MAX_HEAD as u32)
             .handshake(TokioIo::new(stream))
             .await

@@ -14,7 +14,7 @@ use tokio::time::{Instant, sleep_until};
 use super::{
     RequestBody, UpstreamError,
     dial::{Dialer, WhenRefused},
-    head::MAX_LINES,
+    head::{MAX_HEAD, MAX_LINES},
     stream::{Announcement, ApplicationStream},
 };
 
@@ -95,6 +95,7 @@ impl Http1 {
         let stream = ApplicationStream::new(stream, announcement.clone());
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_LINES + 1)
+            .max_buf_size(MAX_HEAD + (64 << 10))
             .handshake(TokioIo::new(stream))
             .await
             .map_err(|source| UpstreamError::Exchange { source, was_sent: false })?;

@@ -53,6 +53,9 @@ impl Announcement {
     }
 }
 
+/// Maximum length of a piece of a body, in bytes. A client that does not read holds up a few of them.
+const MAX_PIECE: usize = 32 << 10;
+
 /// A connection to the application, as hyper reads and writes it.
 #[derive(Debug)]
 pub(super) struct ApplicationStream {
@@ -154,7 +157,16 @@ impl AsyncRead for ApplicationStream {
             buffer.put_slice(&this.understood.split_to(count));
             return Poll::Ready(Ok(()));
         }
-        match Pin::new(&mut this.stream).poll_read(context, buffer) {
+        let read = if buffer.remaining() > MAX_PIECE {
+            let mut piece = ReadBuf::new(buffer.initialize_unfilled_to(MAX_PIECE));
+            let read = Pin::new(&mut this.stream).poll_read(context, &mut piece);
+            let count = piece.filled().len();
+            buffer.advance(count);
+            read
+        } else {
+            Pin::new(&mut this.stream).poll_read(context, buffer)
+        };
+        match read {
             Poll::Pending if this.announced.is_made() => this.read_at_once(buffer),
             read => read,
         }

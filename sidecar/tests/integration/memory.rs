@@ -10,7 +10,9 @@ use futures::{StreamExt, stream};
 use super::harness::{Origin, Policy, Sidecar, reply};
 
 mod admin;
+mod bodies;
 mod heads;
+mod readers;
 
 const SPEC: &str = r#"
 l1: {maxSize: 32Mi, maxObjectSize: 1Mi}

@@ -34,6 +34,9 @@ const MAX_HEADER_LINES: usize = 1_000;
 const PING: Duration = Duration::from_secs(10);
 const PONG: Duration = Duration::from_secs(5);
 
+/// Maximum size of a head, and of what is read of a body before it is used, in bytes.
+const MAX_BUFFER: usize = 64 << 10;
+
 /// A client of an HTTP source: one without TLS, or one that trusts what it was told to.
 #[derive(Clone, Debug)]
 pub(super) enum Client {
@@ -95,7 +98,8 @@ fn builder() -> Builder {
         .pool_max_idle_per_host(MOST_IDLE)
         .http1_max_headers(MAX_HEADER_LINES)
         .http2_keep_alive_interval(PING)
-        .http2_keep_alive_timeout(PONG);
+        .http2_keep_alive_timeout(PONG)
+        .http1_max_buf_size(MAX_BUFFER);
     builder
 }
 

@@ -119,6 +119,18 @@ impl Wire {
         rest
     }
 
+    /// Reads so many bytes and keeps none.
+    pub(crate) async fn skip(&mut self, count: usize) {
+        let (mut piece, mut left) = (vec![0; 256 << 10], count);
+        while left > 0 {
+            let most = left.min(piece.len());
+            let read = timeout(PATIENCE, self.stream.read(&mut piece[..most])).await.expect("more in time");
+            let read = read.unwrap();
+            assert!(read > 0, "the body broke off {left} bytes before its end");
+            left -= read;
+        }
+    }
+
     /// Reads to the end and keeps only how much it was.
     pub(crate) async fn discard(&mut self) -> u64 {
         let (mut piece, mut count) = (vec![0; 256 << 10], 0);

@@ -1,0 +1,163 @@
+//! Clients that ask for large responses and do not read them.
+
+use std::{net::SocketAddr, time::Duration};
+
+use bytes::Bytes;
+use http::Request;
+use http_body_util::Empty;
+use hyper::{body::Incoming, client::conn::http2::handshake};
+use hyper_util::rt::{TokioExecutor, TokioIo};
+use tokio::{net::TcpStream, time::sleep};
+
+use super::{LIMIT, limited};
+use crate::integration::harness::{Origin, Policy, Sidecar, Wire, reply};
+
+/// Of each large response, in bytes: as much as may be stored.
+const LENGTH: usize = 16 << 20;
+/// Time in which memory would grow if it did.
+const AFTERMATH: Duration = Duration::from_millis(1_500);
+
+const SPEC: &str = r#"
+l1: {maxSize: 64Mi, maxObjectSize: 16Mi}
+routes:
+- {name: large, match: {path: "/large/{number}"}, ttl: 1h}
+- {name: small, match: {path: "/small/{number}"}, ttl: 1h}
+"#;
+
+const SHARED: &str = r#"
+l1: {maxSize: 64Mi, maxObjectSize: 16Mi}
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}}}
+routes:
+- {name: large, match: {path: "/large/{number}"}, ttl: 1h}
+- {name: small, match: {path: "/small/{number}"}, ttl: 1h}
+"#;
+
+async fn sidecar(policy: &Policy) -> (Origin, Sidecar) {
+    let large = Bytes::from(vec![b'x'; LENGTH]);
+    let origin = Origin::start(move |seen| {
+        let body = if seen.path.contains("/large/") { large.clone() } else { Bytes::from_static(b"small") };
+        async move { reply(&[], body) }
+    })
+    .await;
+    let sidecar = limited(origin.address, &["--policy", policy.path().to_str().unwrap()]).await;
+    sidecar.until_tiers_are("up").await;
+    (origin, sidecar)
+}
+
+/// Looks at memory while others ask for what is stored and for what is not.
+async fn watch(sidecar: &Sidecar, attack: impl Future) {
+    assert_eq!(sidecar.get("/small/0").await.body, "small");
+    let peak = sidecar.peak();
+    let mut held = std::pin::pin!(attack);
+    let held = loop {
+        tokio::select! {
+            held = &mut held => break held,
+            () = sleep(Duration::from_millis(100)) => ordinary_requests(sidecar).await,
+        }
+    };
+    let until = tokio::time::Instant::now() + AFTERMATH;
+    while tokio::time::Instant::now() < until {
+        ordinary_requests(sidecar).await;
+        sleep(Duration::from_millis(100)).await;
+    }
+    eprintln!("peak: {} MiB", peak.bytes() >> 20);
+    assert!(peak.bytes() < LIMIT, "{} MiB", peak.bytes() >> 20);
+    drop(held);
+}
+
+async fn ordinary_requests(sidecar: &Sidecar) {
+    assert_eq!(sidecar.get("/small/0").await.hit(), Some("l1"));
+    let missed = fastrand::u32(1..);
+    assert_eq!(sidecar.get(&format!("/small/{missed}")).await.body, "small");
+}
+
+async fn slow(address: SocketAddr, path: &str) -> Wire {
+    let mut wire = Wire::narrow(address).await;
+    wire.ask(path).await;
+    wire
+}
+
+async fn slow_readers(sidecar: &Sidecar, count: usize, path: impl Fn(usize) -> String) -> Vec<Wire> {
+    let mut wires = Vec::new();
+    for number in 0..count {
+        wires.push(slow(sidecar.address, &path(number)).await);
+    }
+    wires
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_of_different_responses_stay_within_the_limit() {
+    let policy = Policy::new(SPEC);
+    let (_origin, sidecar) = sidecar(&policy).await;
+    watch(&sidecar, slow_readers(&sidecar, 40, |number| format!("/large/{number}"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_of_responses_that_are_for_other_pods_too_stay_within_the_limit() {
+    let policy = Policy::new(SHARED);
+    let (_origin, sidecar) = sidecar(&policy).await;
+    watch(&sidecar, slow_readers(&sidecar, 40, |number| format!("/large/{number}"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_of_one_response_stay_within_the_limit() {
+    let policy = Policy::new(SPEC);
+    let (_origin, sidecar) = sidecar(&policy).await;
+    watch(&sidecar, slow_readers(&sidecar, 200, |_| "/large/1".to_owned())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_of_what_is_not_stored_stay_within_the_limit() {
+    let policy = Policy::new(SPEC);
+    let (_origin, sidecar) = sidecar(&policy).await;
+    watch(&sidecar, slow_readers(&sidecar, 150, |number| format!("/other/large/{number}"))).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_of_what_made_room_in_memory_stay_within_the_limit() {
+    let policy = Policy::new(SPEC);
+    let (_origin, sidecar) = sidecar(&policy).await;
+    let attack = async {
+        let mut wires = Vec::new();
+        for number in 0..20 {
+            let path = format!("/large/{number}");
+            let fast = Wire::asking(sidecar.address, &path).await;
+            wires.push(slow(sidecar.address, &path).await);
+            drop(read_all(fast).await);
+            wires.push(slow(sidecar.address, &path).await);
+        }
+        wires
+    };
+    watch(&sidecar, attack).await;
+}
+
+async fn read_all(mut wire: Wire) -> Wire {
+    let head = wire.head().await;
+    assert!(head.starts_with("http/1.1 200 "), "{head}");
+    wire.skip(LENGTH).await;
+    wire
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn slow_readers_over_http2_stay_within_the_limit() {
+    let policy = Policy::new(SPEC);
+    let (_origin, sidecar) = sidecar(&policy).await;
+    let attack = async {
+        let mut held: Vec<(_, Vec<http::Response<Incoming>>)> = Vec::new();
+        for connection in 0..4 {
+            let stream = TcpStream::connect(sidecar.address).await.unwrap();
+            let (mut sender, driver) = handshake(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
+            tokio::spawn(driver);
+            let mut answers = Vec::new();
+            for number in 0..50 {
+                let uri = format!("http://shop.test/large/{connection}-{number}");
+                let request = Request::get(uri).body(Empty::<Bytes>::new()).unwrap();
+                sender.ready().await.unwrap();
+                answers.push(sender.send_request(request).await.unwrap());
+            }
+            held.push((sender, answers));
+        }
+        held
+    };
+    watch(&sidecar, attack).await;
+}
