@@ -162,6 +162,11 @@ impl<B> Fill<B> {
         Some(Reader::new(Arc::clone(&self.shared), id))
     }
 
+    /// Returns the number of readers that have not been dropped.
+    pub fn readers(&self) -> usize {
+        self.shared.lock().readers()
+    }
+
     /// Returns since when the source has had nothing for a reader that asked it. `None` while it gives, after its end, and while
     /// nobody asks it: readers that read slowly are not the source's fault.
     pub fn starved_since(&self) -> Option<Instant> {

@@ -6,6 +6,7 @@
 mod integration {
     mod harness;
 
+    mod abandoned;
     mod admin_api;
     mod applications;
     mod asking;

@@ -92,6 +92,10 @@ impl<B> State<B> {
         self.seats.insert(Seat { read: 0, cut: false, bell: Bell::default() })
     }
 
+    pub(super) fn readers(&self) -> usize {
+        self.seats.len()
+    }
+
     /// What there is for the reader `id`. `replaced` is to be dropped outside the lock.
     pub(super) fn step(&mut self, id: usize, cx: &Context<'_>, replaced: &mut Option<Waker>) -> Step<B> {
         let seat = &mut self.seats[id];

@@ -25,7 +25,7 @@ use super::{
     fill::{LagRoom, PartFill, Slot, WholeFill, given_ttl, store},
     keep::Place,
     question::{Ask, Question},
-    refresh::drain,
+    refresh::{DEADLINE, drain, drain_ahead},
     unreachable,
 };
 use crate::{
@@ -279,7 +279,7 @@ impl Errand {
         let (fill, reader) = larder_flight::fill_within(room, source, limit, Box::new(observer));
         // Other pods have it when it is whole: that must not take as long as this client takes to read it.
         if let Some(reader) = fill.join().filter(|_| others_wait) {
-            tokio::spawn(drain(Body::Fill(reader), ahead));
+            tokio::spawn(drain_ahead(fill.clone(), reader, ahead));
         }
         if let Some(lead) = self.lead.take() {
             slot.hold(lead.land(Landing::Coming(Arc::new(Coming {
@@ -290,7 +290,7 @@ impl Errand {
             }))));
         }
         if has_it_already {
-            tokio::spawn(drain(Body::Fill(reader), limit));
+            tokio::spawn(drain(Body::Fill(reader), limit, DEADLINE));
             head.status = StatusCode::NOT_MODIFIED;
             head.headers = validation::not_modified_headers(&head.headers);
             return self.passed_on(said, head, Body::empty(), became);

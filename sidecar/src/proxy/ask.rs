@@ -5,11 +5,11 @@ use std::{sync::Arc, time::Duration};
 use futures::FutureExt as _;
 use http::{HeaderValue, Response, header::AGE};
 use http_body_util::BodyExt as _;
-use larder_flight::{Fill, Joined, Reader, Wait};
+use larder_flight::{Audience, Fill, Joined, Lead, Reader, Wait};
 use larder_policy::{validation, vary};
 use tokio::{
     sync::oneshot,
-    time::{Instant, timeout_at},
+    time::{Instant, sleep, timeout_at},
 };
 
 use super::{Answered, Proxy, fetch::Errand, keep::Place, look::Looked, question::Question, refresh};
@@ -29,6 +29,9 @@ const MAX_JOINS: usize = 8;
 /// Maximum time that a request waits for others in sum, in the route's `collapseTimeout`: for one that hangs, and for the one that
 /// was sent in its place.
 const MAX_COLLAPSE_TIMEOUTS: u32 = 2;
+
+/// Time that a fetch goes on after its last client has left.
+pub(super) const ABANDONED_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// What came of asking, for those who waited.
 #[derive(Clone, Debug)]
@@ -91,8 +94,8 @@ impl Proxy {
     /// overtaken: of those who waited for it one asks again, and the others wait for that one.
     async fn join(self: &Arc<Self>, mut errand: Errand) -> Answered {
         let limit = errand.question.route().collapse_timeout;
-        let until = errand.began_at + limit * MAX_COLLAPSE_TIMEOUTS;
-        let until = errand.soft_timeout().map_or(until, |soft| until.min(errand.began_at + soft));
+        let patience = limit * MAX_COLLAPSE_TIMEOUTS;
+        let patience = errand.soft_timeout().map_or(patience, |soft| patience.min(soft));
         let (question, reason) = (&errand.question, errand.reason);
         let flights = &question.serving.flights;
         let mut flight = question.flight(question.key.as_str());
@@ -102,7 +105,7 @@ impl Proxy {
                 Joined::Lead(lead) => return self.lead(Errand { lead: Some(lead), ..errand }).await,
                 Joined::Wait(wait) => wait,
             };
-            let landing = match landing_of(&mut wait, limit, until).await {
+            let landing = match landing_of(&mut wait, limit, errand.began_at + patience).await {
                 Ok(landing) => landing,
                 Err(Late::Flight) => {
                     joined = flights.overtake(wait);
@@ -124,12 +127,14 @@ impl Proxy {
                     flight =
                         landing.place().map_or(flight, |place| question.flight(&place.key_for(question)));
                     joined = flights.join(&flight);
+                    // Nothing hung: it has learned that there are variants.
+                    errand.began_at = Instant::now();
                 }
                 Some(Landing::Coming(coming)) => {
                     if question.has_it_already(&coming.head) {
                         return question.read_along(&coming, None, reason);
                     }
-                    match coming.begun(limit, until).await {
+                    match coming.begun(limit, errand.began_at + patience).await {
                         Begun::Now(reader) => return question.read_along(&coming, Some(reader), reason),
                         Begun::Not => joined = flights.overtake(wait),
                         Begun::Never => break,
@@ -168,15 +173,36 @@ impl Proxy {
             errand.land(Landing::Stored(entry, Tier::L1, place));
             return answered;
         }
-        // Others wait for it, whether this client stays or leaves.
-        let (proxy, (answer, answered)) = (Arc::clone(self), oneshot::channel());
+        // Others may wait for it, whether this client stays or leaves.
+        let audience = errand.lead.as_ref().map(Lead::audience);
+        let (proxy, (mut answer, answered)) = (Arc::clone(self), oneshot::channel());
         let limit = errand.question.serving.policy.l1.max_object_size.0;
         tokio::spawn(async move {
-            if let Err(Answered { response, .. }) = answer.send(proxy.fetch(errand).await) {
-                refresh::drain(response.into_body(), limit).await;
+            let answered = tokio::select! {
+                answered = proxy.fetch(errand) => answered,
+                // The connection to the application ends with the fetch, so that it hears of it.
+                () = abandoned(&mut answer, audience.as_ref()) => {
+                    return tracing::debug!("nobody waits for a response any more");
+                }
+            };
+            if let Err(Answered { response, .. }) = answer.send(answered) {
+                // Those who wait have been told of it, and need a moment to begin to read.
+                refresh::drain(response.into_body(), limit, ABANDONED_TIMEOUT).await;
             }
         });
-        answered.await.expect("a task that is not aborted ends, unless it panics, and then so do we")
+        answered.await.expect("a task that is not abandoned ends, unless it panics, and then so do we")
+    }
+}
+
+/// Waits until the client has left and nobody waits for the same.
+async fn abandoned(answer: &mut oneshot::Sender<Answered>, audience: Option<&Audience<Landing>>) {
+    answer.closed().await;
+    loop {
+        // Who looks again is not among those who wait for a moment.
+        sleep(ABANDONED_TIMEOUT).await;
+        if audience.is_none_or(Audience::is_empty) {
+            return;
+        }
     }
 }
 

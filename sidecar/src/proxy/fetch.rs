@@ -4,8 +4,16 @@ use std::sync::Arc;
 
 use larder_flight::Lead;
 use tokio::time::{Instant, timeout};
+use tokio_util::task::AbortOnDropHandle;
 
-use super::{Answered, Proxy, ask::Landing, keep::Place, look::Looked, question::Question, refresh::drain};
+use super::{
+    Answered, Proxy,
+    ask::Landing,
+    keep::Place,
+    look::Looked,
+    question::Question,
+    refresh::{DEADLINE, drain},
+};
 use crate::{
     barriers::Stamp,
     cache_status::{Forward, Tier},
@@ -102,14 +110,14 @@ impl Proxy {
         let stand_in = errand.stand_in_later();
         let limit = errand.question.serving.policy.l1.max_object_size.0;
         let proxy = Arc::clone(self);
-        let mut asking = tokio::spawn(async move { proxy.ask_in_turn(errand).await });
+        let mut asking = AbortOnDropHandle::new(tokio::spawn(async move { proxy.ask_in_turn(errand).await }));
         let asked = match timeout(soft, &mut asking).await {
             Ok(asked) => asked,
             Err(_) => {
                 if let Some(answered) = stand_in.answer() {
                     tokio::spawn(async move {
-                        if let Ok(Answered { response, .. }) = asking.await {
-                            drain(response.into_body(), limit).await;
+                        if let Ok(Ok(Answered { response, .. })) = timeout(DEADLINE, asking).await {
+                            drain(response.into_body(), limit, DEADLINE).await;
                         }
                     });
                     return answered;

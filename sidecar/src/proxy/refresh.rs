@@ -5,20 +5,24 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use http::{Method, header};
 use http_body_util::BodyExt as _;
-use larder_flight::{Joined, Lead};
+use larder_flight::{Fill, Joined, Lead, Reader};
 use larder_policy::range;
-use tokio::time::timeout;
+use tokio::time::{sleep, timeout};
 
 use super::{
     Proxy,
-    ask::{Landing, is_overdue},
+    ask::{ABANDONED_TIMEOUT, Landing, is_overdue},
     fetch::Errand,
     question::Question,
 };
-use crate::{body::Body, cache_status::Forward, entry::Entry};
+use crate::{
+    body::{Body, Source},
+    cache_status::Forward,
+    entry::Entry,
+};
 
 /// How long the application may take for a head, and for a body, that no client waits for: nobody else would end it.
-const DEADLINE: Duration = Duration::from_secs(60);
+pub(super) const DEADLINE: Duration = Duration::from_secs(60);
 
 impl Proxy {
     /// Asks for what is stored again, unless somebody is asking already and has given a sign of life within the route's
@@ -49,15 +53,15 @@ impl Proxy {
             let errand = Errand { candidate: Some(stored), is_refresh: true, ..errand };
             let limit = errand.question.serving.policy.l1.max_object_size.0;
             match timeout(DEADLINE, self.fetch(errand)).await {
-                Ok(answered) => drain(answered.response.into_body(), limit).await,
+                Ok(answered) => drain(answered.response.into_body(), limit, DEADLINE).await,
                 Err(_) => tracing::warn!("the application did not renew an answer in {DEADLINE:?}"),
             }
         })
     }
 }
 
-/// Reads a body that nobody wants, for the sake of what is made of it: nothing, if it is passed on, or too large.
-pub(super) async fn drain(mut body: Body, limit: u64) {
+/// Reads a body that nobody wants, for so long, for the sake of what is made of it: nothing, if it is passed on, or too large.
+pub(super) async fn drain(mut body: Body, limit: u64, timeout: Duration) {
     let read_all = async {
         let mut read = 0;
         while let Body::Fill(reader) = &body {
@@ -71,7 +75,26 @@ pub(super) async fn drain(mut body: Body, limit: u64) {
             }
         }
     };
-    let _ = timeout(DEADLINE, read_all).await;
+    let _ = tokio::time::timeout(timeout, read_all).await;
+}
+
+/// Reads a body ahead of its clients, for other pods, until it has been the only reader for a while.
+pub(super) async fn drain_ahead(fill: Fill<Source>, reader: Reader<Source>, limit: u64) {
+    let alone = async {
+        let mut was_alone = false;
+        loop {
+            sleep(ABANDONED_TIMEOUT).await;
+            let is_alone = fill.readers() <= 1;
+            if was_alone && is_alone {
+                return;
+            }
+            was_alone = is_alone;
+        }
+    };
+    tokio::select! {
+        () = drain(Body::Fill(reader), limit, DEADLINE) => {}
+        () = alone => {}
+    }
 }
 
 impl Question {
