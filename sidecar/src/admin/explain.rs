@@ -8,6 +8,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header::HOS
 use larder_policy::{
     Lifetimes, Route,
     lifetimes::{StoreDespite, TtlFrom},
+    policy::Purges,
 };
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -24,7 +25,7 @@ use super::{
 };
 use crate::{
     cache_status::Forward,
-    proxy::explain::{Explanation, InMemory, explain},
+    proxy::explain::{EndsHere, Explanation, InMemory, explain},
     serving::Serving,
 };
 
@@ -86,6 +87,12 @@ pub(super) struct Explained {
     /// Why nothing stored answers it, whatever is stored, and nothing of its answer is stored: a reason as `Cache-Status` has
     /// it. Null if it is looked up.
     bypass: Option<String>,
+    /// Why the sidecar responds to it by itself and nobody is asked: `admin` (it is under `admin.pathPrefix`), `connect` or
+    /// `max-forwards`. Null if it does not.
+    ends_here: Option<&'static str>,
+    /// Of a write: what is stale when the application has carried it out, by the rules of `onWrite` and RFC 9111, section 4.4, as
+    /// `/purge` takes it. Null of other requests.
+    on_write: Option<Names>,
     /// The key of its answer; null without a route.
     key: Option<String>,
     /// Who is asked, in this order, until one answers: `l1`, `l2`, a source such as `postgres/catalog`, or `app`; and
@@ -260,7 +267,8 @@ fn taken_apart(url: &str) -> Option<(&str, &str, Uri)> {
 
 impl Explained {
     fn new(serving: &Serving, explanation: Explanation) -> Self {
-        let Explanation { route, parameters, path, passes, key, tags, asked, memory } = explanation;
+        let Explanation { route, parameters, path, ends_here, purges, passes, key, tags, asked, memory } =
+            explanation;
         let route = route.map(|index| (index, &serving.policy.routes()[index]));
         let lifetimes = route.map(|(_, route)| &route.lifetimes);
         let purge = key.as_deref().map(|key| {
@@ -273,6 +281,8 @@ impl Explained {
                 Forward::Bypass(bypass) => bypass.as_str().to_owned(),
                 other => other.as_str().to_owned(),
             }),
+            ends_here: ends_here.map(EndsHere::as_str),
+            on_write: purges.map(|Purges { tags, paths }| Names::new(vec![], paths, tags)),
             key,
             tiers: asked,
             purge,

@@ -39,11 +39,14 @@ use crate::{
 )]
 pub(super) struct Names {
     /// Whole keys, such as `GET:http://shop/api/posts/`, or short ones, such as `GET:/api/posts/`.
+    #[schemars(inner(regex(pattern = r"^(GET|HEAD|POST):([^/?#]*://[^/?#]*)?/")))]
     keys: Vec<String>,
-    /// Paths, whatever the host, scheme, query and variant.
-    #[schemars(inner(regex(pattern = r"^/[^?#]*$")))]
+    /// Whole paths, whatever the host, scheme, query and variant, in any spelling. A segment that ends in `*` is refused, because no
+    /// pattern is matched: write `%2A` for the character.
+    #[schemars(inner(regex(pattern = r"^(/([^/?#*]|[*]+[^/?#*])*)+$")))]
     paths: Vec<String>,
     /// Tags that routes give to answers.
+    #[schemars(inner(regex(pattern = r"^[^ \t]([\s\S]*[^ \t])?$")))]
     tags: Vec<String>,
 }
 
@@ -51,6 +54,44 @@ impl Names {
     pub(super) fn new(keys: Vec<String>, paths: Vec<String>, tags: Vec<String>) -> Self {
         Self { keys, paths, tags }
     }
+
+    /// Why one of the names can be that of no stored response: who sends it would take it for purged.
+    fn names_nothing(&self) -> Option<String> {
+        let Self { keys, paths, tags } = self;
+        let of_key = keys.iter().find(|key| !is_key(key)).map(|key| {
+            format!("{key:?} is not a key: start it with the method, GET, HEAD or POST, as in GET:/api/posts/?page=2")
+        });
+        let of_path = || {
+            paths.iter().find_map(|path| {
+                if !path.starts_with('/') || path.contains(['?', '#']) {
+                    Some(format!("{path:?} is not a path: start it with '/' and leave out the query"))
+                } else if path.split('/').any(|segment| segment.ends_with('*')) {
+                    Some(format!(
+                        "{path:?} is no pattern: a purge by path is of one path, and one by tag of many; write %2A for a '*'"
+                    ))
+                } else {
+                    None
+                }
+            })
+        };
+        let of_tag = || {
+            tags.iter()
+                .find(|tag| tag.is_empty() || tag.trim_matches([' ', '\t']) != *tag)
+                .map(|tag| format!("{tag:?} is the tag of nothing: leave out the blanks at its ends"))
+        };
+        of_key.or_else(of_path).or_else(of_tag)
+    }
+}
+
+/// Whether something may be stored under a key, whole or short.
+fn is_key(key: &str) -> bool {
+    let Some((method, target)) = key.split_once(':') else { return false };
+    let authority = target.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?', '#']));
+    let path = match authority {
+        Some((_, rest)) => &rest[rest.find(['/', '?', '#']).unwrap_or(rest.len())..],
+        None => target,
+    };
+    matches!(method, "GET" | "HEAD" | "POST") && path.starts_with('/')
 }
 
 impl Sent for Names {
@@ -82,15 +123,14 @@ pub(super) async fn purge(
     State(admin): State<Arc<Admin>>,
     Strict(names): Strict<Names>,
 ) -> Result<Response, Refused> {
+    if let Some(reason) = names.names_nothing() {
+        return Err(Refused::malformed(reason));
+    }
     raise(&admin, names).await
 }
 
 async fn raise(admin: &Admin, request: Names) -> Result<Response, Refused> {
     let Names { keys, paths, tags } = &request;
-    if let Some(path) = paths.iter().find(|path| !path.starts_with('/') || path.contains(['?', '#'])) {
-        let message = format!("{path:?} is not a path: start it with '/' and leave out the query");
-        return Err(Refused::malformed(message));
-    }
     let names: Vec<_> = keys
         .iter()
         .map(|key| PurgeName::key(key))

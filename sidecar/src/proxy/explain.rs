@@ -3,10 +3,16 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use bytes::Bytes;
-use http::Request;
-use larder_policy::{NormalPath, Survey, policy::Ask};
+use http::{Method, Request};
+use larder_policy::{
+    NormalPath, Survey,
+    policy::{Ask, Purges},
+};
 
-use super::{Client, bypass_of, look::Looked, protocol_asked, question::Question, without_route, write};
+use super::{
+    Client, bypass_of, look::Looked, mapped::path_in_admin, protocol_asked, question::Question,
+    without_route, write,
+};
 use crate::{
     cache_status::{Bypass, Forward, Tier},
     entry::Entry,
@@ -23,6 +29,10 @@ pub struct Explanation {
     pub parameters: Vec<(String, String)>,
     /// Its path, normalised.
     pub path: String,
+    /// Why the sidecar responds to it by itself, whatever is stored; `None`: it does not.
+    pub ends_here: Option<EndsHere>,
+    /// Of a write: the tags and paths that are stale when the application has carried it out.
+    pub purges: Option<Purges>,
     /// Why nothing stored answers it, whatever is stored; `None`: it is looked up.
     pub passes: Option<Forward>,
     /// The key under which its answer is stored; `None` without a route.
@@ -33,6 +43,28 @@ pub struct Explanation {
     pub asked: Vec<String>,
     /// What memory holds for it now; `None` if it is not looked up.
     pub memory: Option<InMemory>,
+}
+
+/// Why a request goes no further than this sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndsHere {
+    /// It is to the admin API, which the policy puts under the application's address.
+    Admin,
+    /// `CONNECT`: this is no proxy to connect through.
+    Connect,
+    /// `Max-Forwards` is 0 (RFC 9110, section 7.6.2).
+    MaxForwards,
+}
+
+impl EndsHere {
+    /// The reason in the admin API's responses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Connect => "connect",
+            Self::MaxForwards => "max-forwards",
+        }
+    }
 }
 
 /// What memory holds for a request.
@@ -52,6 +84,8 @@ pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request
         route: None,
         parameters: vec![],
         path: path.as_str().to_owned(),
+        ends_here: None,
+        purges: None,
         passes: None,
         key: None,
         tags: vec![],
@@ -59,13 +93,26 @@ pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request
         memory: None,
     };
     let passes = |reason, explanation| Explanation { passes: Some(reason), ..explanation };
+    let ends = |reason, explanation| Explanation { ends_here: Some(reason), asked: vec![], ..explanation };
     let method = request.method().clone();
+    if method == Method::CONNECT {
+        return ends(EndsHere::Connect, explanation);
+    }
+    if path_in_admin(&serving.policy, &path).is_some() {
+        return ends(EndsHere::Admin, explanation);
+    }
     if method.is_safe() && protocol_asked(serving, &method, &path, request.headers()).is_some() {
         return passes(Forward::Bypass(Bypass::Upgrade), explanation);
     }
+    if headers::forwards_left(&method, request.headers_mut()) == Some(0) {
+        return ends(EndsHere::MaxForwards, explanation);
+    }
     headers::remove_hop_by_hop(request.headers_mut());
     let found = serving.policy.route(&method, &path, request.headers());
-    if write::writing_of(&request).is_some_and(|writing| found.is_none() || writing.is_disguised()) {
+    if let Some(writing) = write::writing_of(&request)
+        && (found.is_none() || writing.is_disguised())
+    {
+        explanation.purges = Some(write::purges_of(serving, &writing));
         return passes(Forward::Method, explanation);
     }
     if let Some(bypass) = serving.mode.bypass() {

@@ -9,7 +9,7 @@ use http::{
     request::Parts,
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use larder_policy::{NormalPath, PurgeName, Survey, Writing, claims::Times};
+use larder_policy::{NormalPath, PurgeName, Survey, Writing, claims::Times, policy::Purges};
 
 use super::{
     Answered, Client, Proxy, application::date_if_missing, changed_protocol, fetch::Errand, passed,
@@ -119,6 +119,19 @@ impl Proxy {
 pub(super) fn writing_of<B>(request: &Request<B>) -> Option<Writing> {
     let uri = request.uri();
     Writing::of(request.method(), uri.path(), uri.query(), request.headers())
+}
+
+/// The tags and paths that a write makes stale where it succeeds, but for what the response points to.
+pub(super) fn purges_of(serving: &Serving, writing: &Writing) -> Purges {
+    let mut purges =
+        if serving.policy.is_bare() { Purges::default() } else { serving.policy.purges_of(writing) };
+    let own = writing.paths().iter().filter(|path| serving.policy.covers(path));
+    for path in own {
+        if !purges.paths.contains(path) {
+            purges.paths.push(path.clone());
+        }
+    }
+    purges
 }
 
 /// The head of a request, to be used again.

@@ -361,6 +361,97 @@ async fn it_is_explained_why_a_request_passes_as_the_request_itself_says() {
     assert_eq!(explained["bypass"], "suspended");
 }
 
+const WRITTEN: &str = r#"
+admin: {pathPrefix: /_larder}
+routes:
+- {name: user, match: {path: "/api/users/{id}"}, ttl: 60s, tags: ["user:{id}"]}
+invalidation:
+  onWrite:
+  - {match: {path: "/api/users/{id}", methods: [PUT, DELETE]}, purge: {tags: ["user:{id}"], paths: ["/api/users"]}}
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn it_is_explained_what_a_write_purges_and_what_ends_here_as_the_sidecar_does() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(WRITTEN);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let users = |id: &str| json!({"keys": [], "paths": ["/api/users", format!("/api/users/{id}")], "tags": [format!("user:{id}")]});
+    let own = json!({"keys": [], "paths": ["/api/users/1"], "tags": []});
+    let nothing = json!({"keys": [], "paths": [], "tags": []});
+    for (method, target, header, ends_here, bypass, on_write) in [
+        ("PUT", "/api/users/1", None, Value::Null, json!("method"), users("1")),
+        ("DELETE", "/api/users/me@x.com", None, Value::Null, json!("method"), users("me@x.com")),
+        ("PATCH", "/api/users/1", None, Value::Null, json!("method"), own),
+        (
+            "GET",
+            "/api/users/1",
+            Some(("x-http-method-override", "put")),
+            Value::Null,
+            json!("method"),
+            users("1"),
+        ),
+        ("PUT", "/elsewhere", None, Value::Null, json!("method"), nothing),
+        ("GET", "/api/users/1", None, Value::Null, Value::Null, Value::Null),
+        ("GET", "/api/users/..%2f1", None, Value::Null, json!("ambiguous-path"), Value::Null),
+        ("CONNECT", "/api/users/1", None, json!("connect"), Value::Null, Value::Null),
+        (
+            "OPTIONS",
+            "/api/users/1",
+            Some(("max-forwards", "0")),
+            json!("max-forwards"),
+            Value::Null,
+            Value::Null,
+        ),
+        (
+            "TRACE",
+            "/api/users/1",
+            Some(("max-forwards", "0")),
+            json!("max-forwards"),
+            Value::Null,
+            Value::Null,
+        ),
+        ("OPTIONS", "/api/users/1", Some(("max-forwards", "1")), Value::Null, json!("method"), Value::Null),
+        ("GET", "/_larder/livez", None, json!("admin"), Value::Null, Value::Null),
+        ("PUT", "/_larder/stats", None, json!("admin"), Value::Null, Value::Null),
+    ] {
+        let described = json!({
+            "method": method,
+            "url": format!("http://shop.test{target}"),
+            "headers": header.iter().copied().collect::<std::collections::BTreeMap<_, _>>(),
+        });
+        let explained = explain(&sidecar, &described).await.json();
+        assert_eq!((&explained["ends_here"], &explained["bypass"]), (&ends_here, &bypass), "{described}");
+        // The tags are written with their values encoded.
+        let said = explained["on_write"].to_string().replace("%40", "@");
+        assert_eq!(serde_json::from_str::<Value>(&said).unwrap(), on_write, "{described}");
+        assert_eq!(explained["tiers"] == json!([]), !ends_here.is_null(), "{described}");
+
+        let is_purged = async |id: &str| sidecar.get(&format!("/api/users/{id}")).await.hit().is_none();
+        for id in ["1", "me@x.com", "2"] {
+            is_purged(id).await;
+            assert!(!is_purged(id).await, "{id} is stored");
+        }
+        let calls = origin.calls();
+        let header = header.map(|(name, value)| format!("{name}: {value}\r\n")).unwrap_or_default();
+        let mut wire = Wire::to(sidecar.address).await;
+        let target = if method == "CONNECT" { "shop.test:80" } else { target };
+        wire.say(format!(
+            "{method} {target} HTTP/1.1\r\nHost: shop.test\r\n{header}Connection: close\r\n\r\n"
+        ))
+        .await;
+        wire.rest().await;
+        let asks =
+            explained["l1"]["hit"] != true && ends_here.is_null() && !(method == "GET" && bypass.is_null());
+        assert_eq!(origin.calls(), calls + usize::from(asks), "{described}");
+        for id in ["1", "me@x.com", "2"] {
+            let named = on_write["paths"]
+                .as_array()
+                .is_some_and(|paths| paths.contains(&json!(format!("/api/users/{id}"))));
+            assert_eq!(is_purged(id).await, named, "{described}: {id}");
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_understood_is_refused_with_what_to_send() {
     let origin = Origin::numbered(&[]).await;

@@ -29,7 +29,7 @@ async fn a_purge_by_key_path_or_tag_acts_in_every_sidecar() {
         r#"{"keys": ["GET:/a"]}"#,
         r#"{"paths": ["/a"]}"#,
         r#"{"tags": ["page:a"]}"#,
-        r#"{"keys": ["x"], "paths": ["/x"], "tags": ["x", "page:a"]}"#,
+        r#"{"keys": ["GET:/x"], "paths": ["/x"], "tags": ["x", "page:a"]}"#,
     ] {
         let origin = Origin::numbered(&[]).await;
         let policy = Policy::new(TAGGED);
@@ -98,11 +98,44 @@ async fn nobody_purges_without_the_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purge_that_names_nothing_is_refused() {
+async fn a_purge_that_can_match_nothing_is_refused_with_the_reason() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
-    for body in ["", "{}", r#"{"pats": ["/a"]}"#, r#"{"paths": ["a"]}"#, r#"{"paths": ["/a?x=1"]}"#] {
-        assert_eq!(sidecar.purge(body).await.status, 400, "{body}");
+    for (body, says) in [
+        ("", "send {"),
+        ("{}", "say what to purge"),
+        (r#"{"pats": ["/a"]}"#, "unknown field"),
+        (r#"{"paths": ["a"]}"#, "start it with '/'"),
+        (r#"{"paths": [""]}"#, "start it with '/'"),
+        (r#"{"paths": [" /a"]}"#, "start it with '/'"),
+        (r#"{"paths": ["http://shop/a"]}"#, "start it with '/'"),
+        (r#"{"paths": ["/a?x=1"]}"#, "leave out the query"),
+        (r#"{"paths": ["/a#b"]}"#, "leave out the query"),
+        (r#"{"paths": ["/items/*"]}"#, "is no pattern"),
+        (r#"{"paths": ["/ok", "/items/**/x"]}"#, "is no pattern"),
+        (r#"{"paths": ["/items/user-*"]}"#, "is no pattern"),
+        (r#"{"keys": ["/a"]}"#, "start it with the method"),
+        (r#"{"keys": ["http://shop/a"]}"#, "start it with the method"),
+        (r#"{"keys": ["get:/a"]}"#, "start it with the method"),
+        (r#"{"keys": ["PUT:/a"]}"#, "start it with the method"),
+        (r#"{"keys": ["GET:a"]}"#, "start it with the method"),
+        (r#"{"keys": ["GET:http://shop"]}"#, "start it with the method"),
+        (r#"{"keys": [""]}"#, "start it with the method"),
+        (r#"{"tags": ["user:1 "]}"#, "leave out the blanks"),
+        (r#"{"tags": ["ok", "\tuser:1"]}"#, "leave out the blanks"),
+        (r#"{"tags": [""]}"#, "leave out the blanks"),
+    ] {
+        let refused = sidecar.purge(body).await;
+        assert_eq!(refused.status, 400, "{body}");
+        assert_eq!(refused.header("content-type"), "application/problem+json", "{body}");
+        assert!(refused.body.contains(says), "{body}: {}", refused.body);
+    }
+    for body in [
+        r#"{"paths": ["/users/a*b", "/items/%2A", "/u/a b", "/"]}"#,
+        r#"{"tags": ["a b", "*"]}"#,
+        r#"{"keys": ["GET:/a?x", "HEAD:http://shop/", "POST:https://shop:8443/a?b#c=d"]}"#,
+    ] {
+        assert_eq!(sidecar.purge(body).await.status, 200, "{body}");
     }
 }
 
