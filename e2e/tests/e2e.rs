@@ -4,6 +4,7 @@ mod e2e {
     mod capturing;
     mod changing;
     mod common;
+    mod covering;
     mod examples_full_path;
     mod examples_read_through;
     mod examples_records;

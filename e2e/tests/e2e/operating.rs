@@ -63,7 +63,7 @@ async fn while_the_webhook_is_down_pods_start_and_are_counted_as_missed_and_name
 }
 
 /// Scales the operator, waits until it is so, and gives how many replicas it had.
-async fn scale_operator(sandbox: &Sandbox, replicas: i32) -> anyhow::Result<i32> {
+pub(crate) async fn scale_operator(sandbox: &Sandbox, replicas: i32) -> anyhow::Result<i32> {
     let deployments = Api::<Deployment>::namespaced(sandbox.client.clone(), cluster::NAMESPACE);
     let before = deployments.get(cluster::OPERATOR).await?.spec.and_then(|spec| spec.replicas).unwrap_or(1);
     let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
