@@ -53,9 +53,20 @@ pub struct RunArguments {
     #[arg(long, env = "LARDER_FAILURE_POLICY", default_value = "Ignore")]
     pub failure_policy: FailurePolicy,
 
+    /// Request headers that name a person whatever a policy says, besides those that are known: names, with a * at the start or the
+    /// end at most.
+    #[arg(long, env = "LARDER_IDENTITY_HEADERS", value_delimiter = ',', value_parser = identity_header)]
+    pub identity_headers: Vec<String>,
+
     /// The ClusterRole that owns the webhook configuration, so that taking the role away takes the configuration away.
     #[arg(long, env = "LARDER_CLUSTER_ROLE", default_value = "larder-operator")]
     pub cluster_role: String,
+}
+
+fn identity_header(text: &str) -> Result<String, String> {
+    let is_pattern = larder_policy::credentials::is_pattern(text);
+    let message = "write the name of a header, with a * at the start or the end at most, such as x-shop-*";
+    is_pattern.then(|| text.to_owned()).ok_or_else(|| message.to_owned())
 }
 
 /// What is injected, besides what the policy says.
@@ -173,7 +184,9 @@ mod tests {
             "--namespace=larder-system",
             "--pod-name=larder-operator-0",
             "--failure-policy=Fail",
+            "--identity-headers=x-badge,x-shop-*",
         ]);
+        assert_eq!(arguments.identity_headers, ["x-badge", "x-shop-*"]);
         assert_eq!(arguments.sidecar.data_ports(), 25000..=25003);
         assert_eq!(arguments.sidecar.admin_port, 24890);
         assert_eq!(arguments.failure_policy, FailurePolicy::Fail);

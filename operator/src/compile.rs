@@ -38,12 +38,17 @@ pub struct Owner<'a> {
     pub uid: &'a str,
 }
 
-/// The document of a policy.
+/// The document of a policy. `identity` are headers that name a person whatever the policy says.
 ///
 /// # Errors
 /// What is wrong with the policy, one sentence for each fault.
-pub fn compile(owner: Owner<'_>, spec: &CacheSpec) -> Result<Compiled, String> {
+pub fn compile(owner: Owner<'_>, spec: &CacheSpec, identity: &[String]) -> Result<Compiled, String> {
     let mut spec = spec.clone();
+    for header in identity {
+        if !spec.identity_headers.contains(header) {
+            spec.identity_headers.push(header.clone());
+        }
+    }
     for from in spec.secrets_mut() {
         if let Some(secret) = from.secret_key_ref.take() {
             from.file = Some(format!("{}/{}", secret_folder(&secret.name), secret.key));
@@ -165,7 +170,7 @@ mod tests {
 
     #[test]
     fn secrets_become_files() {
-        let compiled = compile(OWNER, &with_secrets()).unwrap();
+        let compiled = compile(OWNER, &with_secrets(), &[]).unwrap();
         let document = Document::parse(&compiled.yaml).unwrap();
         let redis = document.spec.l2.unwrap().redis.url_from;
         assert_eq!(redis.file.as_deref(), Some("/etc/larder/secrets/shop-redis/url"));
@@ -188,7 +193,7 @@ mod tests {
         let names: Vec<_> = secrets(&spec).into_iter().map(|secret| secret.name).collect();
         assert_eq!(names, ["db", "db-ca", "http-ca", "redis", "redis-ca"]);
 
-        let compiled = compile(OWNER, &spec).unwrap();
+        let compiled = compile(OWNER, &spec, &[]).unwrap();
         assert!(!compiled.yaml.contains("secretKeyRef"), "{}", compiled.yaml);
         let mut spec = Document::parse(&compiled.yaml).unwrap().spec;
         let files: Vec<_> = spec.secrets_mut().filter_map(|from| from.file.clone()).collect();
@@ -198,8 +203,8 @@ mod tests {
 
     #[test]
     fn the_same_policy_gives_the_same_hash() {
-        let first = compile(OWNER, &with_secrets()).unwrap();
-        assert_eq!(first, compile(OWNER, &with_secrets()).unwrap());
+        let first = compile(OWNER, &with_secrets(), &[]).unwrap();
+        assert_eq!(first, compile(OWNER, &with_secrets(), &[]).unwrap());
         assert_eq!(first.hash, document::hash(&first.yaml));
         assert_ne!(first.hash, suspended(OWNER).hash);
     }
@@ -208,21 +213,29 @@ mod tests {
     fn only_policies_with_rules_for_writes_follow_their_coverage() {
         let write = json!({"match": {"path": "/a"}, "purge": {"paths": ["/a"]}});
         let with = spec(json!({"invalidation": {"onWrite": [write]}})).cache;
-        let compiled = compile(OWNER, &with).unwrap();
+        let compiled = compile(OWNER, &with, &[]).unwrap();
         assert!(compiled.follows_coverage && compiled.yaml.contains("followsCoverage: true"), "{compiled:?}");
         let map = config_map("shop", "cache", &compiled, RolloutStrategy::Restart);
         assert!(held_follows_coverage(&map));
         assert_eq!(held_coverage(&map), None, "it is written beside it");
-        let without = compile(OWNER, &with_secrets()).unwrap();
+        let without = compile(OWNER, &with_secrets(), &[]).unwrap();
         assert!(!without.follows_coverage && !without.yaml.contains("followsCoverage"), "{without:?}");
         assert!(!suspended(OWNER).follows_coverage);
+    }
+
+    #[test]
+    fn identities_of_the_whole_cluster_are_in_every_document() {
+        let identity = ["x-shop-*".to_owned(), "x-badge".to_owned()];
+        let spec = spec(json!({"identityHeaders": ["x-badge"]})).cache;
+        let document = Document::parse(&compile(OWNER, &spec, &identity).unwrap().yaml).unwrap();
+        assert_eq!(document.spec.identity_headers, ["x-badge", "x-shop-*"]);
     }
 
     #[test]
     fn a_fault_is_told() {
         let mut spec = with_secrets();
         spec.sources.clear();
-        let fault = compile(OWNER, &spec).unwrap_err();
+        let fault = compile(OWNER, &spec, &[]).unwrap_err();
         assert!(fault.contains("catalog"), "{fault}");
     }
 

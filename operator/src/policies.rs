@@ -44,6 +44,8 @@ impl Refusal {
 pub struct Policies {
     store: Store<Guarded>,
     own_namespace: Arc<str>,
+    /// Headers that name a person whatever a policy says.
+    identity_headers: Arc<[String]>,
 }
 
 /// Kubernetes' own namespace: an outage there is an outage everywhere.
@@ -52,7 +54,12 @@ const KUBE_SYSTEM: &str = "kube-system";
 impl Policies {
     /// The policies in `store`; none is accepted in `own_namespace`, the operator's.
     pub fn new(store: Store<Guarded>, own_namespace: &str) -> Self {
-        Self { store, own_namespace: own_namespace.into() }
+        Self { store, own_namespace: own_namespace.into(), identity_headers: Arc::default() }
+    }
+
+    /// The same, with headers that name a person whatever a policy says.
+    pub fn with_identity_headers(self, headers: &[String]) -> Self {
+        Self { identity_headers: headers.into(), ..self }
     }
 
     /// The policy of that name, whether or not it can be read.
@@ -98,8 +105,8 @@ impl Policies {
             return Err(Refusal::NamespaceExcluded);
         }
         let (name, uid) = (policy.name_any(), policy.uid().unwrap_or_default());
-        let compiled =
-            compile::compile(Owner { namespace: &namespace, name: &name, uid: &uid }, &policy.spec.cache);
+        let owner = Owner { namespace: &namespace, name: &name, uid: &uid };
+        let compiled = compile::compile(owner, &policy.spec.cache, &self.identity_headers);
         let compiled = compiled.map_err(Refusal::Invalid)?;
         // The API server says the same, but not of policies from before it had the rule.
         match overfull(&policy.spec) {

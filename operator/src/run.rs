@@ -50,7 +50,8 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let (policy_store, policy_changes) = watch::<Guarded>(&client, watcher::Config::default());
     let (network_policies, network_policy_changes) =
         watch::<NetworkPolicy>(&client, watcher::Config::default());
-    let policies = Policies::new(policy_store.clone(), &arguments.namespace);
+    let policies = Policies::new(policy_store.clone(), &arguments.namespace)
+        .with_identity_headers(&arguments.identity_headers);
     let (loaded, certificate) = channel::channel(None);
     let certificates = tls::keep(client.clone(), &arguments.namespace, &arguments.webhook_service, loaded);
     let ready = async {

@@ -1,47 +1,19 @@
 //! Requests that name a person.
 
-use crate::{Fields, key::KeyRules};
+mod names;
+mod patterns;
 
-/// Headers that name a person, in lower case and by their first letter. A name that ends in `-` stands for every header that
-/// starts with it.
-///
-/// `Authorization` is RFC 9110, section 11.6.2; `Cookie` RFC 6265; the rest is what clients of APIs send, and what
-/// authenticating proxies add in front of an application.
-pub(crate) const IDENTITY: [(u8, &[&str]); 6] = [
-    (b'a', &["api-key", "authorization"]),
-    (b'c', &["cf-access-", "cookie"]),
-    (b'p', &["proxy-authorization"]),
-    (b'r', &["remote-"]),
-    (b's', &["ssl-client-"]),
-    (
-        b'x',
-        &[
-            "x-access-token",
-            "x-amzn-oidc-",
-            "x-api-key",
-            "x-auth-request-",
-            "x-auth-token",
-            "x-authenticated-",
-            "x-authentik-",
-            "x-consumer-",
-            "x-forwarded-access-token",
-            "x-forwarded-client-cert",
-            "x-forwarded-email",
-            "x-forwarded-groups",
-            "x-forwarded-preferred-username",
-            "x-forwarded-user",
-            "x-goog-authenticated-user-",
-            "x-goog-iap-jwt-assertion",
-            "x-ms-client-principal",
-            "x-remote-",
-        ],
-    ),
-];
+pub(crate) use self::names::is_common;
+pub use self::{
+    names::names_a_person,
+    patterns::{IdentityHeaders, is_pattern},
+};
+use crate::{Fields, key::KeyRules};
 
 /// The first header of a request that names a person and that the route neither keys nor ignores. Such a request passes:
 /// its answer may be that person's.
 pub fn identity_header<'a>(fields: &'a (impl Fields + ?Sized), rules: &KeyRules) -> Option<&'a [u8]> {
-    fields.lines().map(|(name, _)| name).find(|name| names_a_person(name) && !is_settled(name, rules))
+    fields.lines().map(|(name, _)| name).find(|name| is_identity(name, rules) && !is_settled(name, rules))
 }
 
 /// Whether the route says of a header that names a person what it does to answers: it is in the key, or ignored.
@@ -51,14 +23,9 @@ pub fn is_settled(name: impl AsRef<[u8]>, rules: &KeyRules) -> bool {
     listed.any(|listed| is(listed)) || (!rules.cookies.is_empty() && is("cookie"))
 }
 
-/// Whether a header names a person. The first letter sorts out most of them.
-pub fn names_a_person(name: &[u8]) -> bool {
-    let Some(first) = name.first().map(u8::to_ascii_lowercase) else { return false };
-    let Some((_, known)) = IDENTITY.iter().find(|(letter, _)| *letter == first) else { return false };
-    known.iter().any(|known| {
-        let part = if known.ends_with('-') { name.get(..known.len()) } else { Some(name) };
-        part.is_some_and(|part| part.eq_ignore_ascii_case(known.as_bytes()))
-    })
+/// Whether a header names a person, by its name or because the policy says so.
+pub fn is_identity(name: &[u8], rules: &KeyRules) -> bool {
+    names_a_person(name) || rules.identity.covers(name)
 }
 
 #[cfg(test)]
@@ -95,6 +62,17 @@ mod tests {
             identity_header(&headers(&["authorization", "x-forwarded-user"]), &rules),
             Some(&b"x-forwarded-user"[..])
         );
+    }
+
+    #[test]
+    fn a_policy_adds_names() {
+        let mut rules = KeyRules::default();
+        let badge = headers(&["accept", "x-shop-badge"]);
+        assert_eq!(identity_header(&badge, &rules), None);
+        rules.identity = IdentityHeaders::new(&["x-shop-*".to_owned()]);
+        assert_eq!(identity_header(&badge, &rules), Some(&b"x-shop-badge"[..]));
+        rules.ignore_headers = vec!["x-shop-badge".into()];
+        assert_eq!(identity_header(&badge, &rules), None);
     }
 
     #[test]

@@ -11,10 +11,13 @@ use http::{
     header::{CONTENT_ENCODING, CONTENT_TYPE, FORWARDED, HOST},
 };
 
-pub(crate) use self::cookies::has as has_cookie;
+pub(crate) use self::cookies::{has as has_cookie, keyed as keyed_cookies};
 pub use self::rules::KeyRules;
 use self::text::{Fragment, first, push_in_url};
-use crate::{Fields, NormalPath, PurgeName, Survey, survey::LINK_HEADERS};
+use crate::{
+    Fields, NormalPath, PurgeName, Survey,
+    forwarding::{self, Forwarding},
+};
 
 /// The key under which an answer is stored, as people read and write it:
 /// `GET:http://shop.example/api/posts/?page=2#accept-language=en`.
@@ -116,7 +119,7 @@ impl Key {
             fragment.lines("host", (0..).map_while(|nth| own_host(nth).or((nth == 0).then_some(own))));
         }
         if survey.has_forwarding() {
-            push_forwarding(&mut fragment, fields, own);
+            push_forwarding(&mut fragment, fields, own, survey);
         }
         for name in &rules.headers {
             fragment.header(name, fields);
@@ -169,7 +172,12 @@ const FORWARDED_PROTO: &str = "x-forwarded-proto";
 const PLAIN: &[u8] = b"http";
 
 /// What of the forwarding headers is not in scheme and host.
-fn push_forwarding(fragment: &mut Fragment<'_>, fields: &(impl Fields + ?Sized), own_host: &[u8]) {
+fn push_forwarding(
+    fragment: &mut Fragment<'_>,
+    fields: &(impl Fields + ?Sized),
+    own_host: &[u8],
+    survey: &Survey,
+) {
     // To say what is so without it may make a difference, as "http" does where a redirect asks for it.
     for (name, without) in [(FORWARDED_HOST, own_host), (FORWARDED_PROTO, PLAIN)] {
         let mut lines = fields.values(name);
@@ -179,7 +187,18 @@ fn push_forwarding(fragment: &mut Fragment<'_>, fields: &(impl Fields + ?Sized),
         }
     }
     fragment.forwarded(FORWARDED.as_str(), fields);
-    for name in LINK_HEADERS {
+    for name in survey.listed_forwarding() {
         fragment.header(name, fields);
+    }
+    if survey.has_unlisted_forwarding() {
+        let names = fields.lines().map(|(name, _)| name);
+        let names = names.filter(|name| forwarding::of(name) == Some(Forwarding::Unlisted));
+        let mut names: Vec<_> =
+            names.map(|name| String::from_utf8_lossy(name).to_ascii_lowercase()).collect();
+        names.sort();
+        names.dedup();
+        for name in names {
+            fragment.header(&name, fields);
+        }
     }
 }

@@ -11,6 +11,7 @@ pub mod date;
 pub mod document;
 pub mod duration;
 pub mod fields;
+mod forwarding;
 pub mod freshness;
 pub mod key;
 pub mod lifetimes;
@@ -35,6 +36,7 @@ pub mod vary;
 pub mod writing;
 
 pub use coverage::Coverage;
+pub use credentials::IdentityHeaders;
 pub use document::{Document, Metadata};
 pub use duration::Duration;
 pub use fields::Fields;

@@ -1,6 +1,7 @@
 //! A policy made ready to serve by.
 
 mod check;
+mod forwarded;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -12,7 +13,7 @@ use http::{HeaderName, Method};
 use self::check::Check;
 pub use self::route::{Ask, BypassBy, HttpSource, Match, QuerySource, Route};
 use crate::{
-    ByteSize, Fields, NormalPath, PathTemplate, PurgeName, Writing,
+    ByteSize, Fields, IdentityHeaders, NormalPath, PathTemplate, PurgeName, Writing,
     path::Readings,
     spec::{CacheSpec, Http, L1, OtherProtocols, Otlp, Postgres, PurgeSpec, Redis},
     template::expand,
@@ -47,6 +48,7 @@ pub struct Policy {
     routes: Vec<Route>,
     writes: Vec<WriteRule>,
     targets: Vec<HeaderName>,
+    identity: IdentityHeaders,
     bare: bool,
 }
 
@@ -96,6 +98,7 @@ impl Policy {
             routes: vec![Route::bare()],
             writes: vec![],
             targets: vec![OWN_TARGET, HeaderName::from_static("cdn-cache-control")],
+            identity: IdentityHeaders::default(),
             bare: true,
         }
     }
@@ -118,6 +121,7 @@ impl Policy {
             sources,
             routes,
             targeted_cache_control,
+            identity_headers,
             other_protocols,
             invalidation,
             telemetry,
@@ -150,11 +154,15 @@ impl Policy {
             check.admin_prefix("spec.admin.pathPrefix", &admin.path_prefix);
         }
         check.unique("spec.routes", routes.iter().map(|route| &route.name));
-        let routes = routes
+        let mut routes = routes
             .iter()
             .enumerate()
             .map(|(index, route)| check.route(index, route, &sources))
             .collect::<Vec<_>>();
+        let identity = check.identity_headers("spec.identityHeaders", identity_headers);
+        for route in &mut routes {
+            route.key.identity = identity.clone();
+        }
         let targets = check.targets("spec.targetedCacheControl", targeted_cache_control);
         let on_write = invalidation.iter().flat_map(|invalidation| &invalidation.on_write).enumerate();
         let writes = on_write
@@ -197,6 +205,7 @@ impl Policy {
             routes,
             writes,
             targets,
+            identity,
             bare: false,
         })
     }
@@ -222,6 +231,11 @@ impl Policy {
     /// Whether there is no policy: a plain shared cache (RFC 9111), in which nothing but `Authorization` names a person.
     pub fn is_bare(&self) -> bool {
         self.bare
+    }
+
+    /// The headers that name a person besides those that are known.
+    pub fn identity_headers(&self) -> &IdentityHeaders {
+        &self.identity
     }
 
     /// The headers of an answer that go before its `Cache-Control` (RFC 9213), in lower case; the first that it has counts.

@@ -18,8 +18,8 @@ pub use self::{
     invalidation::{Invalidation, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},
     key::{KeyBody, KeyQuery, KeySpec, QueryOrder},
     route::{
-        Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, LastKnownGood, RouteMatch,
-        RouteSpec, StatusSpec, TtlFrom,
+        Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, ForwardHeaders, LastKnownGood,
+        RouteMatch, RouteSpec, StatusSpec, TtlFrom,
     },
     source::{FromSpec, Http, HttpRequest, Persist, Postgres, PostgresQuery, Source, ToApplication},
     tiers::{Eviction, L1, L2, Redis, Topology},
@@ -70,6 +70,20 @@ pub struct CacheSpec {
     /// proven; what may be HTTP never does.
     #[serde(default, skip_serializing_if = "OtherProtocols::is_default")]
     pub other_protocols: OtherProtocols,
+
+    /// Request headers that name a person or a tenant, besides those that are known by name or look like it. A request that
+    /// carries one passes through, unless a route's `key` puts it in the key or ignores it. A `*` at the start or the end stands
+    /// for the rest of a name, as in `x-shop-*`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(
+        length(max = 64),
+        inner(length(min = 1, max = 128)),
+        extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = rule(
+            &format!("self.all(h, h.matches('{IDENTITY_HEADER}') && h.matches('[A-Za-z0-9]'))"),
+            "list names of headers, with a '*' at the start or the end at most, such as x-shop-customer or x-shop-*",
+        ))
+    )]
+    pub identity_headers: Vec<String>,
 
     /// What drops stored answers before their time.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -196,6 +210,9 @@ pub struct Otlp {
 
 /// A token of RFC 9110, section 5.6.2, as a pattern inside a CEL string: the name of a header or of a cookie.
 const TOKEN: &str = r"^[A-Za-z0-9!#$%&*+.^_`|~\\x27-]+$";
+
+/// The same without stars, but perhaps at its ends.
+const IDENTITY_HEADER: &str = r"^[*]?[A-Za-z0-9!#$%&+.^_`|~\\x27-]+[*]?$";
 
 /// One CEL rule, with the sentence that the API server answers where it does not hold.
 fn rule(rule: &str, message: &str) -> Value {

@@ -1,27 +1,19 @@
 //! What kinds of header fields a request has, found in one pass.
 
 use crate::{
-    Fields, credentials,
-    writing::{TARGETS, names_a_method},
+    Fields, IdentityHeaders, credentials,
+    forwarding::{self, Forwarding},
+    writing::names_a_method,
 };
-
-/// Headers by which some applications make links and redirects: they are in the key wherever they are present.
-pub(crate) const LINK_HEADERS: [&str; 9] = [
-    "front-end-https",
-    "x-forwarded-port",
-    "x-forwarded-prefix",
-    "x-forwarded-scheme",
-    "x-forwarded-server",
-    "x-forwarded-ssl",
-    "x-host",
-    "x-original-host",
-    "x-url-scheme",
-];
 
 /// What kinds of header fields a request has. Most requests have few of these, so that whoever asks can skip what they are
 /// about.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Survey(u16);
+pub struct Survey {
+    kinds: u16,
+    /// A bit for each of [`forwarding::LISTED`].
+    listed: u32,
+}
 
 const FORWARDING: u16 = 1;
 const OVERRIDE: u16 = 1 << 1;
@@ -33,16 +25,48 @@ const RANGE: u16 = 1 << 6;
 const DIRECTIVES: u16 = 1 << 7;
 const CONTENT: u16 = 1 << 8;
 const CONNECTION: u16 = 1 << 9;
+const UNLISTED: u16 = 1 << 10;
 
 impl Survey {
     /// Looks at every field once, by length and first letter before anything else.
     pub fn of(fields: &(impl Fields + ?Sized)) -> Self {
-        Self(fields.lines().fold(0, |kinds, (name, _)| kinds | kinds_of(name)))
+        fields.lines().fold(Self::default(), |survey, (name, _)| survey.and(name))
+    }
+
+    /// The same for a policy that says of further headers that they name a person.
+    pub fn under(fields: &(impl Fields + ?Sized), identity: &IdentityHeaders) -> Self {
+        let survey = Self::of(fields);
+        if identity.is_empty()
+            || survey.names_a_person()
+            || !fields.lines().any(|(name, _)| identity.covers(name))
+        {
+            return survey;
+        }
+        Self { kinds: survey.kinds | PERSON, ..survey }
+    }
+
+    fn and(self, name: &[u8]) -> Self {
+        let Self { kinds, listed } = self;
+        match kinds_of(name) {
+            Kinds::Of(more) => Self { kinds: kinds | more, listed },
+            Kinds::Listed(index) => Self { kinds: kinds | FORWARDING, listed: listed | 1 << index },
+        }
     }
 
     /// `Forwarded`, `X-Forwarded-Host`, `X-Forwarded-Proto`, or another header by which applications make links.
     pub fn has_forwarding(self) -> bool {
         self.has(FORWARDING)
+    }
+
+    /// Those listed headers by which applications make links that are there, besides the three, in the order of the key.
+    pub(crate) fn listed_forwarding(self) -> impl Iterator<Item = &'static str> {
+        let names = forwarding::LISTED.into_iter().enumerate();
+        names.filter(move |(index, _)| self.listed & 1 << index != 0).map(|(_, name)| name)
+    }
+
+    /// A header by which applications may make links and that is not listed.
+    pub(crate) fn has_unlisted_forwarding(self) -> bool {
+        self.has(UNLISTED)
     }
 
     /// A request with one of these may mean something else to the application than its request line says: it passes.
@@ -92,15 +116,21 @@ impl Survey {
     }
 
     fn has(self, kind: u16) -> bool {
-        self.0 & kind != 0
+        self.kinds & kind != 0
     }
 }
 
-fn kinds_of(name: &[u8]) -> u16 {
-    let Some(first) = name.first().map(u8::to_ascii_lowercase) else { return 0 };
+/// What kinds a name is of.
+enum Kinds {
+    Of(u16),
+    /// Of [`FORWARDING`], at this index of [`forwarding::LISTED`].
+    Listed(usize),
+}
+
+fn kinds_of(name: &[u8]) -> Kinds {
+    let Some(first) = name.first().map(u8::to_ascii_lowercase) else { return Kinds::Of(0) };
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-    match (first, name.len()) {
-        (b'x', _) => extension(name),
+    Kinds::Of(match (first, name.len()) {
         (b'a', 13) if is("authorization") => AUTHORIZATION | PERSON,
         (b'c', 6) if is("cookie") => COOKIE | PERSON,
         (b'c', 10) if is("connection") => CONNECTION,
@@ -108,7 +138,6 @@ fn kinds_of(name: &[u8]) -> u16 {
         (b'c', 14) if is("content-length") => CONTENT,
         (b'e', 6) if is("expect") => CONNECTION,
         (b'f', 9) if is("forwarded") => FORWARDING,
-        (b'f', _) if LINK_HEADERS.iter().any(|known| is(known)) => FORWARDING,
         (b'i', _) if name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"if-")) => CONDITIONAL,
         // Shorter ones, such as Host, are none, and every request has those.
         (b'h' | b'm' | b'v' | b'_', 6..) if names_a_method(name) => OVERRIDE,
@@ -119,31 +148,28 @@ fn kinds_of(name: &[u8]) -> u16 {
         (b't', 2) if is("te") => CONNECTION,
         (b't', 17) if is("transfer-encoding") => CONTENT,
         (b'u', 7) if is("upgrade") => CONNECTION,
-        _ if credentials::names_a_person(name) => PERSON,
-        _ => 0,
-    }
+        (b'x', 16) if is("x-forwarded-host") => FORWARDING,
+        (b'x', 17) if is("x-forwarded-proto") => FORWARDING,
+        _ if credentials::is_common(name) => 0,
+        _ => return of_others(name),
+    })
 }
 
-/// The kinds of a name that starts with an `x`.
-fn extension(name: &[u8]) -> u16 {
-    let is = |known: &&str| name.eq_ignore_ascii_case(known.as_bytes());
-    let mut kinds = 0;
-    if is(&"x-forwarded-host") || is(&"x-forwarded-proto") || LINK_HEADERS.iter().any(is) {
-        kinds |= FORWARDING;
+/// The kinds of a name that few requests have.
+fn of_others(name: &[u8]) -> Kinds {
+    match forwarding::of(name) {
+        Some(Forwarding::Listed(index)) => Kinds::Listed(index),
+        Some(Forwarding::Unlisted) => Kinds::Of(FORWARDING | UNLISTED),
+        Some(Forwarding::Override) => Kinds::Of(OVERRIDE),
+        None if credentials::names_a_person(name) => Kinds::Of(PERSON),
+        None => Kinds::Of(0),
     }
-    // They are not in the key.
-    if TARGETS.iter().any(is) || names_a_method(name) {
-        kinds |= OVERRIDE;
-    }
-    if credentials::names_a_person(name) {
-        kinds |= PERSON;
-    }
-    kinds
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::writing::TARGETS;
 
     fn survey(name: &str) -> Survey {
         Survey::of(&[(name.as_bytes(), b"x".as_slice())][..])
@@ -154,7 +180,7 @@ mod tests {
         type Asks = fn(Survey) -> bool;
         let kinds: [(&[&str], Asks); 11] = [
             (&["forwarded", "x-forwarded-host", "x-forwarded-proto"], Survey::has_forwarding),
-            (&LINK_HEADERS, Survey::has_forwarding),
+            (&forwarding::LISTED, Survey::has_forwarding),
             (&TARGETS, Survey::has_override),
             (&["x-http-method", "x-method-override", "http-method-override", "method"], Survey::has_override),
             (&["authorization"], Survey::has_authorization),
@@ -175,17 +201,21 @@ mod tests {
             for name in names {
                 assert!(asks(survey(name)), "{name}");
                 assert!(asks(survey(&name.to_ascii_uppercase())), "{name}");
-                assert_eq!(survey(&format!("{name}y")).0 & !(PERSON | CONDITIONAL | OVERRIDE), 0, "{name}");
+                let longer = survey(&format!("{name}y")).kinds;
+                assert_eq!(longer & !(PERSON | CONDITIONAL | FORWARDING | UNLISTED | OVERRIDE), 0, "{name}");
             }
         }
     }
 
     #[test]
-    fn a_person_is_found_wherever_credentials_know_one() {
-        for name in credentials::IDENTITY.iter().flat_map(|(_, names)| *names) {
-            let name = if name.ends_with('-') { format!("{name}Some") } else { name.to_ascii_uppercase() };
-            assert!(survey(&name).names_a_person(), "{name}");
+    fn a_person_is_found_wherever_the_policy_says_so() {
+        let identity = IdentityHeaders::new(&["x-shop-badge".to_owned(), "x-crew-*".to_owned()]);
+        let under = |name: &str| Survey::under(&[(name.as_bytes(), b"x".as_slice())][..], &identity);
+        for name in ["cookie", "X-Session-Token", "X-Shop-Badge", "x-crew-id"] {
+            assert!(under(name).names_a_person(), "{name}");
         }
+        assert!(!under("x-shop-badges").names_a_person());
+        assert!(!survey("x-shop-badge").names_a_person());
     }
 
     #[test]

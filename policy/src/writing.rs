@@ -19,7 +19,8 @@ const METHOD_NAMES: [&[u8]; 6] =
 const METHOD_PARAMETERS: [&str; 6] =
     ["_method", "__method", "_http_method", "$httpmethod", "x-http-method", "x-method"];
 /// Header fields by which frameworks read another target than the request line's.
-pub(crate) const TARGETS: [&str; 3] = ["x-original-uri", "x-original-url", "x-rewrite-url"];
+pub(crate) const TARGETS: [&str; 5] =
+    ["x-original-uri", "x-original-url", "x-rewrite-uri", "x-rewrite-url", "x-waws-unencoded-url"];
 
 /// The longest name of a header field that names a method.
 const MAX_NAME: usize = 48;

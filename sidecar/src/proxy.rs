@@ -207,7 +207,7 @@ impl Proxy {
         route: usize,
     ) -> Answered {
         let (uri, method) = (request.uri().clone(), request.method().clone());
-        let survey = Survey::of(request.headers());
+        let survey = Survey::under(request.headers(), serving.policy.identity_headers());
         let rules = &serving.policy.routes()[route];
         let has_content = !request.body().is_end_stream();
         let bypass = bypass_of(serving, rules, &method, uri.query(), request.headers(), &survey, has_content);
@@ -392,7 +392,8 @@ fn not_for_the_cache(
 /// its answer may be shared.
 fn only_authorizes(fields: &impl Fields, route: &Route) -> bool {
     let named = |name: &[u8]| {
-        credentials::names_a_person(name) && !name.eq_ignore_ascii_case(AUTHORIZATION.as_str().as_bytes())
+        credentials::is_identity(name, &route.key)
+            && !name.eq_ignore_ascii_case(AUTHORIZATION.as_str().as_bytes())
     };
     let mut names = fields.lines().map(|(name, _)| name).filter(|name| named(name));
     names.all(|name| credentials::is_settled(name, &route.key))

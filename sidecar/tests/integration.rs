@@ -26,6 +26,7 @@ mod integration {
     mod heads;
     mod http2;
     mod http_source;
+    mod identities;
     mod interim;
     mod invalidating;
     mod last_known_good;

@@ -22,6 +22,13 @@ pub(super) fn push(fragment: &mut Fragment<'_>, names: &[String], fields: &(impl
     }
 }
 
+/// The cookies that [`push`] puts into the key, as one line in the order in which they came; `None` if there are none.
+pub(crate) fn keyed(names: &[String], fields: &(impl Fields + ?Sized)) -> Option<Vec<u8>> {
+    let counts = |pair: &&[u8]| names.iter().any(|name| might_be(pair, name));
+    let keyed: Vec<_> = pairs(fields).filter(counts).collect();
+    (!keyed.is_empty()).then(|| keyed.join(&b"; "[..]))
+}
+
 /// Whether a request has a cookie that an application might take for `name` with the value `wanted`.
 pub(crate) fn has(fields: &(impl Fields + ?Sized), name: &str, wanted: &str) -> bool {
     pairs(fields).flat_map(names_in).any(|(found, value)| {

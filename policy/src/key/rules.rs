@@ -2,9 +2,9 @@
 
 use super::text::push_escaping_hash;
 use crate::{
+    IdentityHeaders, forwarding,
     names::{compare, could_be, is_odd, name_of, pairs},
     spec::{KeySpec, QueryOrder},
-    survey::LINK_HEADERS,
 };
 
 /// A route's key rules, ready to be applied.
@@ -16,6 +16,8 @@ pub struct KeyRules {
     pub ignore_headers: Vec<String>,
     /// Names of the cookies in the key.
     pub cookies: Vec<String>,
+    /// Headers that the policy says name a person, besides those that are known.
+    pub identity: IdentityHeaders,
     allow_query: Vec<String>,
     ignore_query: Vec<String>,
     query_order: QueryOrder,
@@ -33,6 +35,7 @@ impl KeyRules {
             headers: lower(headers),
             ignore_headers: lower(ignore_headers),
             cookies: cookies.clone(),
+            identity: IdentityHeaders::default(),
             allow_query: query.allow,
             ignore_query: query.ignore,
             query_order: query.order,
@@ -43,7 +46,7 @@ impl KeyRules {
     pub(crate) fn has_header(&self, name: &str) -> bool {
         let always = ["x-forwarded-host", "x-forwarded-proto", "content-encoding", "content-type"];
         always.contains(&name)
-            || LINK_HEADERS.contains(&name)
+            || forwarding::of(name.as_bytes()).is_some_and(|forwarding| forwarding.is_keyed())
             || self.headers.iter().any(|known| known == name)
     }
 

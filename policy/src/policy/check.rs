@@ -9,7 +9,8 @@ use http::{HeaderName, Method, header::CACHE_CONTROL};
 
 use super::{Invalid, OWN_TARGET, Policy, Route};
 use crate::{
-    PathTemplate,
+    IdentityHeaders, PathTemplate,
+    credentials::is_pattern,
     spec::{SecretKeyRef, UrlFrom, WriteMatch},
     template::placeholders,
 };
@@ -115,6 +116,19 @@ impl Check {
         if HeaderName::from_bytes(name.as_bytes()).is_err() || name.contains('"') {
             self.refuse(path, format!("{name:?} is not the name of a header"));
         }
+    }
+
+    pub(super) fn identity_headers(&mut self, path: &str, patterns: &[String]) -> IdentityHeaders {
+        for (index, pattern) in patterns.iter().enumerate().filter(|(_, pattern)| !is_pattern(pattern)) {
+            self.refuse(
+                &format!("{path}[{index}]"),
+                format!(
+                    "{pattern:?} is not the name of a header with a '*' at the start or the end at most, such as \
+                     x-shop-customer or x-shop-*"
+                ),
+            );
+        }
+        IdentityHeaders::new(patterns)
     }
 
     pub(super) fn targets(&mut self, path: &str, names: &[String]) -> Vec<HeaderName> {

@@ -32,6 +32,8 @@ pub struct Route {
     /// Whether a client's request directives count (RFC 9111, section 5.2.1).
     pub honours_clients: bool,
     pub(super) bypass: BypassRules,
+    /// Whether the application gets only those headers that are in the key and those that change nothing.
+    pub(super) forwards_keyed: bool,
     pub(super) tags: Vec<String>,
     /// What is asked on a miss, the application aside.
     pub sources: Vec<Ask>,
@@ -134,6 +136,7 @@ impl Route {
             body_limit: None,
             honours_clients: true,
             bypass: BypassRules::default(),
+            forwards_keyed: false,
             tags: vec![],
             sources: vec![],
             asks_application: true,
@@ -210,6 +213,7 @@ impl Route {
             body_limit,
             honours_clients: _,
             bypass,
+            forwards_keyed,
             tags,
             sources,
             asks_application,
@@ -236,7 +240,7 @@ impl Route {
         let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite);
         let keys_body = body_limit.is_some();
         format!(
-            "{path:?} {methods:?} {headers:?} {stored:?} {key:?} {keys_body} {bypass:?} {tags:?} {sources:?} {asks_application}\n"
+            "{path:?} {methods:?} {headers:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {sources:?} {asks_application}\n"
         )
     }
 }

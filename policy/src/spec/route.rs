@@ -128,6 +128,12 @@ pub struct RouteSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub key: Option<KeySpec>,
 
+    /// Which headers of a request the application gets, where its response may be stored. `Keyed` closes the set: nothing that
+    /// is not in the key can change what others are served. Recommended wherever `key.ignoreHeaders` lists credentials.
+    #[serde(default, skip_serializing_if = "ForwardHeaders::is_all")]
+    #[schemars(extend("default" = "All"))]
+    pub forward_headers: ForwardHeaders,
+
     /// Names under which what is stored can be purged; `{id}` stands for that parameter of the path.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
@@ -317,6 +323,24 @@ pub enum ClientDirectives {
     Ignore,
     /// It does, as RFC 9111 has it.
     Honor,
+}
+
+/// Which headers of a request the application gets, where its response may be stored.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum ForwardHeaders {
+    /// All of them.
+    #[default]
+    All,
+    /// Those in the key: those of `key.headers` and `match.headers`, the cookies of `key.cookies`, host and scheme; and
+    /// `Accept-Encoding`, preconditions and ranges, `Via`, `X-Forwarded-For` and `traceparent`. `User-Agent` is `larder` unless
+    /// it is in the key. Requests that pass through keep all theirs.
+    Keyed,
+}
+
+impl ForwardHeaders {
+    fn is_all(&self) -> bool {
+        *self == Self::All
+    }
 }
 
 impl ClientDirectives {

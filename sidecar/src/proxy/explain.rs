@@ -122,7 +122,7 @@ pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request
         return passes(without_route(&method, &path), explanation);
     };
     let parameters = found.parameters(&path);
-    let (route, survey) = (found.route, Survey::of(request.headers()));
+    let (route, survey) = (found.route, Survey::under(request.headers(), serving.policy.identity_headers()));
     let has_content = !request.body().is_empty();
     let bypass = bypass_of(serving, route, &method, uri.query(), request.headers(), &survey, has_content)
         .or_else(|| {

@@ -43,7 +43,7 @@ impl Lane {
             return None;
         }
         let serving = self.proxy.config.serving();
-        let survey = Survey::of(&head.lines);
+        let survey = Survey::under(&head.lines, serving.policy.identity_headers());
         let is_plain = !(survey.has_content()
             || survey.has_range()
             || survey.is_conditional()

@@ -182,7 +182,7 @@ impl Question {
         *request.uri_mut() = self.uri.clone();
         *request.version_mut() = self.version;
         let headers = request.headers_mut();
-        *headers = self.headers.clone();
+        *headers = self.route().forwarded(&self.headers);
         if matches!(ask, Ask::AsTheClient) {
             return request;
         }

@@ -90,7 +90,7 @@ impl Proxy {
         times: Times,
         client: Client,
     ) -> Answered {
-        let survey = Survey::of(&posted.headers);
+        let survey = Survey::under(&posted.headers, serving.policy.identity_headers());
         let Some(route) =
             serving.policy.route(&Method::GET, &NormalPath::new(posted.uri.path()), &posted.headers)
         else {

@@ -18,8 +18,8 @@ use crate::{
         route::{BypassRules, DEFAULT_COLLAPSE_TIMEOUT, Route},
     },
     spec::{
-        Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, KeyQuery, KeySpec, RouteSpec,
-        StatusSpec,
+        Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, ForwardHeaders, KeyQuery, KeySpec,
+        RouteSpec, StatusSpec,
     },
 };
 
@@ -37,7 +37,8 @@ impl Check {
         known_sources: &[(String, Source)],
     ) -> Route {
         let at = format!("spec.routes[{index}]");
-        let RouteSpec { name, matches, client_directives, bypass, key, tags, from, .. } = spec;
+        let RouteSpec { name, matches, client_directives, bypass, key, tags, from, forward_headers, .. } =
+            spec;
         let mut lifetimes = self.lifetimes(&at, spec);
         for (index, tag) in tags.iter().enumerate() {
             self.placeholders(&format!("{at}.tags[{index}]"), tag, &matches.path);
@@ -92,6 +93,7 @@ impl Check {
             body_limit,
             honours_clients: *client_directives == ClientDirectives::Honor,
             bypass,
+            forwards_keyed: *forward_headers == ForwardHeaders::Keyed,
             tags: tags.clone(),
             sources,
             asks_application: from.is_empty() || from.iter().any(|from| from.application.is_some()),

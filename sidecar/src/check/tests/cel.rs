@@ -389,6 +389,12 @@ const FIXTURES: &[Fixture] = &[
         "spec.sources[0].http.url",
     ),
     (
+        "list names of headers, with a '*' at the start or the end at most, such as x-shop-customer or x-shop-*",
+        FIELD,
+        "  identityHeaders: [x-*-y]\n  routes:\n",
+        "spec.identityHeaders[0]",
+    ),
+    (
         "list names of headers besides Cache-Control, which counts anyway, such as CDN-Cache-Control",
         FIELD,
         "  targetedCacheControl: [Cache-Control]\n  routes:\n",

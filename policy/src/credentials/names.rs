@@ -1,0 +1,369 @@
+//! Names of headers that name a person: known ones, and what the others look like.
+//!
+//! The set of such headers is open: every gateway and every framework has its own. A name that nobody has listed is therefore
+//! taken for one if it has a telling word in it. That costs hits where the word tells nothing, which `Cache-Status` shows and a
+//! route can settle by `key.ignoreHeaders`; a name that is missed costs a person's privacy.
+
+/// Words that tell of a person, or of what a person has, wherever they are in a name. They are found by their first letter.
+const TELLING: [(u8, &[&str]); 17] = [
+    (b'a', &["account", "admin", "apikey", "auth"]),
+    (b'b', &["bearer", "biscuit"]),
+    (b'c', &["cert", "company", "consumer", "cookie", "credential", "csrf", "customer"]),
+    (b'e', &["email", "employee", "entitlement"]),
+    (b'g', &["group"]),
+    (b'i', &["identi", "impersonat"]),
+    (b'j', &["jwt"]),
+    (b'k', &["kerberos"]),
+    (b'l', &["ldap", "login", "logon"]),
+    (b'm', &["macaroon", "member"]),
+    (b'n', &["nonce"]),
+    (b'o', &["oidc", "organi"]),
+    (b'p', &["passphrase", "passw", "permission", "person", "pomerium", "principal", "privilege"]),
+    (b's', &["saml", "secret", "sessid", "session", "signature", "subscri"]),
+    (b't', &["tenant", "token"]),
+    (b'u', &["user"]),
+    (b'x', &["xsrf"]),
+];
+
+/// Words that tell of a person only where they stand alone between hyphens.
+const WORDS: [&str; 27] = [
+    "claims",
+    "dn",
+    "dpop",
+    "guest",
+    "idp",
+    "jwe",
+    "jws",
+    "key",
+    "mfa",
+    "oauth",
+    "org",
+    "orgid",
+    "otp",
+    "owner",
+    "pat",
+    "pin",
+    "profile",
+    "role",
+    "roles",
+    "scope",
+    "scopes",
+    "sid",
+    "sso",
+    "subject",
+    "uid",
+    "visitor",
+    "workspace",
+];
+
+/// Names, or starts of names where they end in a hyphen, that tell of a person without such a word.
+const KNOWN: [&str; 13] = [
+    "cf-access-",
+    "client-id",
+    "device-id",
+    "remote-",
+    "ssl-client-",
+    "tls-client-",
+    "x-client-id",
+    "x-device-id",
+    "x-goog-iap-",
+    "x-okta-",
+    "x-remote-",
+    "x-ssl-client-",
+    "x-tls-client-",
+];
+
+/// Starts and ends of names that have such a word and tell of nobody: the client's software, the browser's own fields, CORS (the
+/// Fetch standard), keys of requests and of caches, and the scheme that Cloudflare's visitors used.
+const HARMLESS_STARTS: [&str; 4] = ["access-control-", "sec-", "service-worker", "upgrade-insecure-"];
+const HARMLESS_ENDS: [&str; 6] =
+    ["authority", "cache-key", "cf-visitor", "idempotency-key", "surrogate-key", "user-agent"];
+
+/// Whether a header names a person, by its name in whatever case. Names that most requests have are sorted out at once.
+pub fn names_a_person(name: &[u8]) -> bool {
+    !is_common(name) && tells(name)
+}
+
+/// Names that most requests have, by length: browsers', those of common clients, and those of tracing.
+pub(crate) fn is_common(name: &[u8]) -> bool {
+    let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+    match name.len() {
+        _ if name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"sec-")) => true,
+        4 => is("host") || is("date") || is("from"),
+        5 => is("range"),
+        6 => is("accept") || is("origin") || is("pragma") || is("expect"),
+        7 => is("referer") || is("upgrade"),
+        8 => is("priority") || is("if-match") || is("if-range"),
+        10 => is("user-agent") || is("connection") || is("keep-alive") || is("tracestate"),
+        11 => is("traceparent"),
+        12 => is("content-type") || is("x-request-id"),
+        13 => is("cache-control") || is("if-none-match"),
+        14 => is("content-length"),
+        15 => is("accept-encoding") || is("accept-language") || is("x-forwarded-for"),
+        16 => is("x-forwarded-host") || is("x-correlation-id"),
+        17 => is("x-forwarded-proto") || is("if-modified-since") || is("transfer-encoding"),
+        _ => false,
+    }
+}
+
+fn tells(name: &[u8]) -> bool {
+    let starts =
+        |known: &str| name.get(..known.len()).is_some_and(|part| part.eq_ignore_ascii_case(known.as_bytes()));
+    let ends = |known: &str| {
+        let from = name.len().checked_sub(known.len());
+        from.is_some_and(|from| name[from..].eq_ignore_ascii_case(known.as_bytes()))
+    };
+    if HARMLESS_STARTS.into_iter().any(starts) || HARMLESS_ENDS.into_iter().any(ends) {
+        return false;
+    }
+    let is_known = |known: &str| starts(known) && (known.ends_with('-') || name.len() == known.len());
+    has_telling_word(name)
+        || name.split(|byte| b"-_".contains(byte)).any(is_word)
+        || KNOWN.into_iter().any(is_known)
+}
+
+fn has_telling_word(name: &[u8]) -> bool {
+    (0..name.len()).any(|from| {
+        let rest = &name[from..];
+        let first = rest[0].to_ascii_lowercase();
+        let Some((_, words)) = TELLING.iter().find(|(letter, _)| *letter == first) else { return false };
+        words
+            .iter()
+            .any(|word| rest.get(..word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes())))
+    }) || has_api_key(name)
+}
+
+/// `api-key` and `api_key` in the middle of a name; at its end the word `key` tells already.
+fn has_api_key(name: &[u8]) -> bool {
+    name.windows(7).any(|part| {
+        part[..3].eq_ignore_ascii_case(b"api")
+            && b"-_".contains(&part[3])
+            && part[4..].eq_ignore_ascii_case(b"key")
+    })
+}
+
+fn is_word(part: &[u8]) -> bool {
+    (2..=9).contains(&part.len()) && WORDS.into_iter().any(|word| part.eq_ignore_ascii_case(word.as_bytes()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn identities_of_gateways_and_frameworks_are_recognised() {
+        for name in [
+            "api-key",
+            "apikey",
+            "authorization",
+            "cf-access-authenticated-user-email",
+            "cf-access-jwt-assertion",
+            "client-cert",
+            "client-cert-chain",
+            "cookie",
+            "cookie2",
+            "dpop",
+            "impersonate-user",
+            "impersonate-group",
+            "ocp-apim-subscription-key",
+            "private-token",
+            "proxy-authorization",
+            "remote-user",
+            "remote-groups",
+            "signature",
+            "signature-input",
+            "ssl-client-cert",
+            "ssl-client-s-dn",
+            "ssl-client-verify",
+            "tls-client-subject",
+            "x-access-token",
+            "x-account-id",
+            "x-amz-security-token",
+            "x-amzn-mtls-clientcert",
+            "x-amzn-oidc-data",
+            "x-amzn-oidc-identity",
+            "x-anonymous-consumer",
+            "x-api-key",
+            "x-api-token",
+            "x-app-user",
+            "x-arr-clientcert",
+            "x-auth",
+            "x-auth-request-email",
+            "x-auth-token",
+            "x-authelia-user",
+            "x-authenticated-groups",
+            "x-authentik-username",
+            "x-client-cert",
+            "x-client-id",
+            "x-consumer-custom-id",
+            "x-consumer-username",
+            "x-credential-identifier",
+            "x-csrf-token",
+            "x-current-user",
+            "x-customer-id",
+            "x-device-id",
+            "x-email",
+            "x-end-user",
+            "x-firebase-auth",
+            "x-forwarded-access-token",
+            "x-forwarded-client-cert",
+            "x-forwarded-email",
+            "x-forwarded-groups",
+            "x-forwarded-preferred-username",
+            "x-forwarded-tls-client-cert",
+            "x-forwarded-user",
+            "x-functions-key",
+            "x-goog-api-key",
+            "x-goog-authenticated-user-email",
+            "x-goog-iap-jwt-assertion",
+            "x-group",
+            "x-hasura-admin-secret",
+            "x-hasura-role",
+            "x-id-token",
+            "x-identity",
+            "x-jwt",
+            "x-jwt-assertion",
+            "x-jwt-payload",
+            "x-login",
+            "x-member-id",
+            "x-ms-client-principal",
+            "x-ms-client-principal-id",
+            "x-ms-token-aad-access-token",
+            "x-okta-sub",
+            "x-org-id",
+            "x-organisation",
+            "x-organization-id",
+            "x-pomerium-claim-email",
+            "x-principal",
+            "x-rapidapi-key",
+            "x-remote-user",
+            "x-roles",
+            "x-scopes",
+            "x-secret",
+            "x-session",
+            "x-session-id",
+            "x-session-token",
+            "x-sessionid",
+            "x-shop-customer",
+            "x-sid",
+            "x-ssl-client-verify",
+            "x-sso-user",
+            "x-subject",
+            "x-tenant",
+            "x-tenant-id",
+            "x-token",
+            "x-uid",
+            "x-user",
+            "x-user-id",
+            "x-userid",
+            "x-username",
+            "x-vault-token",
+            "x-visitor",
+            "x-webauth-user",
+            "x-workspace-id",
+            "x-wp-nonce",
+            "x-xsrf-token",
+            "x_user_id",
+        ] {
+            assert!(names_a_person(name.as_bytes()), "{name}");
+            assert!(names_a_person(name.to_ascii_uppercase().as_bytes()), "{name}");
+        }
+    }
+
+    #[test]
+    fn fields_of_everyday_requests_tell_of_nobody() {
+        for name in [
+            "",
+            "accept",
+            "accept-charset",
+            "accept-datetime",
+            "accept-encoding",
+            "accept-language",
+            "access-control-request-headers",
+            "access-control-request-method",
+            "access-control-request-private-network",
+            "alt-used",
+            "available-dictionary",
+            "b3",
+            "baggage",
+            "cache-control",
+            "cdn-loop",
+            "cf-connecting-ip",
+            "cf-ipcountry",
+            "cf-ray",
+            "cf-visitor",
+            "connection",
+            "content-encoding",
+            "content-length",
+            "content-type",
+            "device-memory",
+            "dnt",
+            "downlink",
+            "dpr",
+            "early-data",
+            "ect",
+            "expect",
+            "forwarded",
+            "grpc-timeout",
+            "host",
+            "idempotency-key",
+            "if-match",
+            "if-none-match",
+            "if-range",
+            "keep-alive",
+            "max-forwards",
+            "origin",
+            "pragma",
+            "prefer",
+            "priority",
+            "range",
+            "referer",
+            "rtt",
+            "save-data",
+            "sec-ch-ua",
+            "sec-fetch-user",
+            "sec-gpc",
+            "sec-purpose",
+            "sec-websocket-key",
+            "service-worker",
+            "te",
+            "traceparent",
+            "tracestate",
+            "true-client-ip",
+            "upgrade-insecure-requests",
+            "user-agent",
+            "via",
+            "viewport-width",
+            "want-content-digest",
+            "x-amzn-trace-id",
+            "x-azure-ref",
+            "x-b3-sampled",
+            "x-b3-spanid",
+            "x-b3-traceid",
+            "x-client-ip",
+            "x-cloud-trace-context",
+            "x-correlation-id",
+            "x-datadog-trace-id",
+            "x-envoy-attempt-count",
+            "x-envoy-expected-rq-timeout-ms",
+            "x-forwarded-for",
+            "x-forwarded-host",
+            "x-forwarded-port",
+            "x-forwarded-prefix",
+            "x-forwarded-proto",
+            "x-forwarded-server",
+            "x-http-method-override",
+            "x-idempotency-key",
+            "x-original-url",
+            "x-queue-start",
+            "x-real-ip",
+            "x-request-id",
+            "x-request-start",
+            "x-requested-with",
+            "x-scheme",
+            "x-user-agent",
+        ] {
+            assert!(!names_a_person(name.as_bytes()), "{name}");
+        }
+    }
+}
