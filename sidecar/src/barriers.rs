@@ -194,8 +194,12 @@ impl Barriers {
 
     /// Whether purges of other pods are known to be heard: `true` without a bus.
     pub fn are_current(&self) -> bool {
-        let Some(grace) = self.bus.grace_ms else { return true };
-        self.bus.proven_at.load(Ordering::Acquire).saturating_add(grace) >= boot_ms()
+        self.is_recent(self.bus.proven_at.load(Ordering::Acquire))
+    }
+
+    /// Whether a time ([`boot_ms`]) is not longer ago than the grace; always without a bus.
+    pub fn is_recent(&self, at: u64) -> bool {
+        self.bus.grace_ms.is_none_or(|grace| at.saturating_add(grace) >= boot_ms())
     }
 
     /// Every purge that Redis ordered before `asked_at` ([`boot_ms`]) is applied here.

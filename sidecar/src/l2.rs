@@ -199,6 +199,7 @@ impl L2 {
             let asked = seal.as_ref().map(|_| &*primary);
             let asked_at = boot_ms();
             let reply = commands::lookup(&mut connection, self.keys.barriers(), names, asked).await?;
+            let said_at = connection.vouched().limit(asked_at);
             let purge = reply.barrier;
             let stamp = self.barriers.stamp_at(reply.generation, reply.order, asked_at);
             if stamp.generation != self.barriers.stamp().generation {
@@ -216,7 +217,7 @@ impl L2 {
             let found = match read(&primary, record) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
-                Some(Record::Entry(entry)) => Found::Entry(vec![], dated(entry, asked_at)),
+                Some(Record::Entry(entry)) => Found::Entry(vec![], dated(entry, said_at)),
                 Some(Record::Vary(names)) => {
                     vary::write_variant(&mut variant, &names, request);
                     let own = self.keys.variant(&scope, key, &variant);
@@ -224,7 +225,7 @@ impl L2 {
                     let record = self.whole(&mut connection, &own, beginning, limit).await?;
                     match read(&own, record) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
-                        Some(Record::Entry(entry)) => Found::Entry(names, dated(entry, asked_at)),
+                        Some(Record::Entry(entry)) => Found::Entry(names, dated(entry, said_at)),
                         _ => Found::OtherVariants,
                     }
                 }
@@ -383,8 +384,8 @@ impl L2 {
     }
 }
 
-/// An entry that Redis said no purge covers, when it was asked.
-fn dated(mut entry: Box<Entry>, asked_at: u64) -> Box<Entry> {
-    entry.head.stamp.asked_at = asked_at;
+/// An entry that no purge covered until `said_at`, as Redis says.
+fn dated(mut entry: Box<Entry>, said_at: u64) -> Box<Entry> {
+    entry.head.stamp.asked_at = said_at;
     entry
 }

@@ -361,7 +361,7 @@ pub(super) fn read_own(payload: &[u8]) -> Option<Said> {
 }
 
 /// A purge as it is told on the bus.
-#[derive(Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Message {
     pub(super) generation: u64,
     pub(super) order: u64,

@@ -3,24 +3,29 @@
 use std::{fmt, time::Duration};
 
 use anyhow::{Context, anyhow, bail};
-use futures::future::{BoxFuture, pending, select_ok};
+use futures::future::{BoxFuture, select_ok};
 use larder_policy::spec::{self, Topology};
 use redis::{
-    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionAddr, ConnectionInfo, InfoDict, Pipeline,
-    ProtocolVersion, RedisFuture, RedisResult, TlsMode, Value,
+    Arg, AsyncConnectionConfig, Client, Cmd, ConnectionInfo, InfoDict, Pipeline, ProtocolVersion,
+    RedisFuture, RedisResult, Value,
     aio::{ConnectionLike, MultiplexedConnection},
     cluster::ClusterClientBuilder,
     cluster_async::ClusterConnection,
     cluster_routing::{MultipleNodeRoutingInfo, ResponsePolicy, RoutingInfo},
-    sentinel::{SentinelClient, SentinelClientBuilder, SentinelServerType},
 };
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::time::timeout;
 
-use self::address::{Servers, redirected};
+use self::{
+    address::{Servers, redirected},
+    sentinels::{Sentinels, never},
+};
 use super::generation::{Mark, random};
 use crate::secret::{read_ca, read_url};
 
 mod address;
+mod sentinels;
+
+pub(super) use sentinels::Vouched;
 
 /// How long it may take until a server has answered to a first question.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
@@ -60,6 +65,7 @@ pub(super) struct Connection {
     cluster: Option<ClusterConnection>,
     mark: Mark,
     asker: u64,
+    vouched: Vouched,
 }
 
 impl Connection {
@@ -76,6 +82,11 @@ impl Connection {
     /// Which server counts purges.
     pub(super) const fn mark(&self) -> Mark {
         self.mark
+    }
+
+    /// When the server was last known to be the one that counts purges.
+    pub(super) const fn vouched(&self) -> &Vouched {
+        &self.vouched
     }
 
     /// The name under which other pods acknowledge what is purged over this connection.
@@ -181,44 +192,19 @@ impl<'a> Opener<'a> {
     async fn open_standalone(&self) -> anyhow::Result<Opened> {
         let client = self.servers.client(self.first().clone())?;
         let counting = connect(&client).await?;
-        self.opened(&client, counting, None, Box::pin(pending())).await
+        self.opened(&client, counting, None, (Vouched::always(), Box::pin(never()))).await
     }
 
     async fn open_by_sentinels(&self, patience: Duration) -> anyhow::Result<Opened> {
-        let mut sentinels = self.sentinels()?;
-        let client = timeout(CONNECT_DEADLINE, sentinels.async_get_client())
-            .await
-            .context("the Sentinels are silent")?
-            .context("asking the Sentinels")?;
-        let counting = connect(&client).await?;
-        let master = client.get_connection_info().addr().clone();
-        let superseded = superseded(sentinels, master, patience);
-        self.opened(&client, counting, None, Box::pin(superseded)).await
-    }
-
-    fn sentinels(&self) -> anyhow::Result<SentinelClient> {
         let name =
             self.spec.master_name.as_deref().context("set masterName: what the Sentinels call the master")?;
-        let addresses = self.servers.nodes.iter().map(|node| node.addr().clone());
-        let settings = self.first().redis_settings();
-        let mut builder = SentinelClientBuilder::new(addresses, name, SentinelServerType::Master)?
-            .set_client_to_redis_db(settings.db())
-            .set_client_to_redis_protocol(settings.protocol());
-        if let Some(username) = settings.username() {
-            builder = builder.set_client_to_redis_username(username);
-        }
-        if let Some(password) = settings.password() {
-            builder = builder.set_client_to_redis_password(password);
-        }
-        if matches!(self.first().addr(), ConnectionAddr::TcpTls { .. }) {
-            builder = builder.set_client_to_redis_tls_mode(TlsMode::Secure);
-        }
-        if let Some(certificates) = &self.servers.certificates {
-            builder = builder
-                .set_client_to_redis_certificates(certificates.clone())
-                .set_client_to_sentinel_certificates(certificates.clone());
-        }
-        Ok(builder.build()?)
+        let mut sentinels = Sentinels::new(&self.servers, name)?;
+        let master = sentinels.master().await?;
+        let client = self.servers.client(redirected(self.first(), &master)?)?;
+        let counting = connect(&client).await?;
+        let vouched = sentinels.vouched.clone();
+        let superseded = Box::pin(sentinels.watch(master, patience));
+        self.opened(&client, counting, None, (vouched, superseded)).await
     }
 
     async fn open_cluster(&self) -> anyhow::Result<Opened> {
@@ -237,7 +223,7 @@ impl<'a> Opener<'a> {
             .await
             .context("the Cluster is silent")?
             .context("connecting to the Cluster")?;
-        self.opened(&client, counting, Some(cluster), Box::pin(pending())).await
+        self.opened(&client, counting, Some(cluster), (Vouched::always(), Box::pin(never()))).await
     }
 
     /// Asks a server of the Cluster for the barriers, and those that it names in its place.
@@ -265,12 +251,12 @@ impl<'a> Opener<'a> {
         client: &Client,
         mut counting: MultiplexedConnection,
         cluster: Option<ClusterConnection>,
-        superseded: BoxFuture<'static, ()>,
+        (vouched, superseded): (Vouched, BoxFuture<'static, ()>),
     ) -> anyhow::Result<Opened> {
         let mut info = redis::cmd("INFO");
         let info = info.arg("replication").query_async::<InfoDict>(&mut counting);
         let info = timeout(CONNECT_DEADLINE, info).await.context("the server is silent")??;
-        let connection = Connection { counting, cluster, mark: Mark::read(&info)?, asker: random() };
+        let connection = Connection { counting, cluster, mark: Mark::read(&info)?, asker: random(), vouched };
         let server = client.get_connection_info();
         let settings = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let bus = self.servers.client(server.clone().set_redis_settings(settings))?;
@@ -283,20 +269,4 @@ async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
         .set_connection_timeout(Some(CONNECT_DEADLINE))
         .set_response_timeout(None);
     client.get_multiplexed_async_connection_with_config(&config).await
-}
-
-/// Waits until Sentinels name another master. As long as none answers, the one that is known stays.
-async fn superseded(mut sentinels: SentinelClient, master: ConnectionAddr, every: Duration) {
-    let mut ticks = interval(every);
-    ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
-    ticks.reset();
-    loop {
-        ticks.tick().await;
-        match timeout(CONNECT_DEADLINE, sentinels.async_get_client()).await {
-            Ok(Ok(client)) if client.get_connection_info().addr() != &master => return,
-            Ok(Ok(_)) => {}
-            Ok(Err(error)) => tracing::debug!(%error, "no Sentinel names a master"),
-            Err(_) => tracing::debug!("the Sentinels are silent"),
-        }
-    }
 }

@@ -109,9 +109,9 @@ impl Link {
         self.state.connection.load().as_deref().cloned()
     }
 
-    /// Why there is no connection, or not with the URL and CA that are given now. It has no password in it.
+    /// Why there is no connection, or not with the URL and CA that are given now, or why it is not trusted. It has no password in it.
     pub(super) fn trouble(&self) -> Option<String> {
-        self.state.reload.trouble()
+        self.state.reload.trouble().or_else(|| self.state.doubt())
     }
 
     /// Purges that others acknowledge to this pod.
@@ -212,10 +212,10 @@ impl State {
 
     async fn open(&self, secrets: &Secrets) -> anyhow::Result<Session> {
         let opener = Opener::new(&self.spec, &self.name, secrets)?;
-        let Opened { mut connection, bus, superseded } = opener.open(self.heartbeat * 2).await?;
+        let Opened { mut connection, bus, superseded } = opener.open(self.heartbeat).await?;
         let inbox = Inbox::new(
             &self.name,
-            connection.asker(),
+            &connection,
             Arc::clone(&self.barriers),
             Arc::clone(&self.acknowledgements),
             Arc::clone(&self.leases),
@@ -323,7 +323,7 @@ impl State {
             .unwrap_or_else(|_| bail!("it took too long"))
             .context("reading the barriers")?;
         bus.inbox.settle(doubts);
-        self.barriers.prove(asked_at);
+        self.barriers.prove(connection.vouched().limit(asked_at));
         self.lock_pending().forget(catch_up.pending());
         Ok(())
     }
@@ -363,6 +363,15 @@ impl State {
                 }
             }
         }
+    }
+
+    /// Why purges of other pods may have been missed although there is a connection.
+    fn doubt(&self) -> Option<String> {
+        let connection = self.connection.load_full().filter(|_| !self.barriers.are_current())?;
+        let is_vouched = self.barriers.is_recent(connection.vouched().limit(boot_ms()));
+        let why =
+            if is_vouched { "the bus is behind" } else { "no majority of the Sentinels names the master" };
+        Some(format!("{why}: only what was asked for within l1.busGrace is served from memory"))
     }
 
     fn raise_and_remember(&self, names: &[PurgeName]) {

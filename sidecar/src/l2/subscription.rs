@@ -23,7 +23,7 @@ use super::{
     acknowledgements::Acknowledgements,
     bus::Bus,
     commands::{self, Said},
-    connection::{CONNECT_DEADLINE, Connection},
+    connection::{CONNECT_DEADLINE, Connection, Vouched},
     lease::Leases,
 };
 use crate::barriers::Barriers;
@@ -45,6 +45,8 @@ pub(super) struct Inbox {
     barriers: Arc<Barriers>,
     acknowledgements: Arc<Acknowledgements>,
     leases: Arc<Leases>,
+    /// When the server was last known to be the one that counts purges: what it says proves nothing of later times.
+    vouched: Vouched,
     /// The channel on which other pods acknowledge, and on which probes come back.
     own_channel: String,
     is_closed: AtomicBool,
@@ -57,16 +59,18 @@ pub(super) struct Inbox {
 impl Inbox {
     pub(super) fn new(
         name: &str,
-        asker: u64,
+        connection: &Connection,
         barriers: Arc<Barriers>,
         acknowledgements: Arc<Acknowledgements>,
         leases: Arc<Leases>,
     ) -> Arc<Self> {
+        let asker = connection.asker();
         Arc::new(Self {
             bus: Mutex::new(Bus::new(asker)),
             barriers,
             acknowledgements,
             leases,
+            vouched: connection.vouched().clone(),
             own_channel: commands::own_channel(name, asker),
             is_closed: AtomicBool::new(false),
             attention: Notify::new(),
@@ -124,7 +128,7 @@ impl Inbox {
 
     fn prove(&self, proven: Option<u64>) {
         if let Some(asked_at) = proven {
-            self.barriers.prove(asked_at);
+            self.barriers.prove(self.vouched.limit(asked_at));
         }
     }
 

@@ -1,6 +1,10 @@
 //! Redis behind Sentinels and as a Cluster, and servers that take over or lose what they had.
 
-use super::harness::{Cluster, Origin, Policy, RedisServer, Sentinels, Sidecar, two, until, until_shared};
+use std::time::{Duration, Instant};
+
+use super::harness::{
+    Cluster, Fault, Folder, Origin, Policy, RedisServer, Relay, Sentinels, Sidecar, two, until, until_shared,
+};
 
 const TAGGED: &str = r#"
 l1: {busGrace: 2s}
@@ -223,6 +227,86 @@ async fn a_master_that_was_replaced_while_it_lives_is_left() {
     .await;
     until_shared(&sidecars).await;
     assert_purges_hold(&sidecars, &origin, 10).await;
+}
+
+/// The `busGrace` of these policies, and what a busy machine may add to it.
+const GRACE: Duration = Duration::from_secs(2);
+const SLACK: Duration = Duration::from_millis(700);
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_master_that_no_majority_of_sentinels_names_is_trusted_for_the_grace() {
+    let sentinels = Sentinels::start().await;
+    let policy = Policy::new(&sentinels.serve(TAGGED, ""));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    let [a, b] = &sidecars;
+    until_shared(&sidecars).await;
+    for silent in [&sentinels.sentinels[..], &sentinels.sentinels[1..]] {
+        let stored = a.get("/a").await.body;
+        assert_eq!(a.get("/a").await.hit(), Some("l1"));
+        silent.iter().for_each(RedisServer::freeze);
+        let trouble = a.trouble("redis").await;
+        assert!(trouble.contains("Sentinels"), "{trouble}");
+        assert_eq!(a.policy().await["tiers"]["redis"], "down");
+        // Neither from memory nor from a Redis that another may have replaced.
+        until("it is asked for again", async || (a.get("/a").await.body != stored).then_some(())).await;
+        assert_ne!(b.get("/a").await.body, stored);
+        // The bus and what is young go on.
+        let filled = b.get("/young").await.body;
+        assert_eq!(b.get("/young").await.body, filled);
+        assert_eq!(a.purge(r#"{"paths": ["/young"]}"#).await.status, 200);
+        assert_ne!(b.get("/young").await.body, filled);
+        silent.iter().for_each(RedisServer::thaw);
+        for sidecar in &sidecars {
+            sidecar.until_no_trouble().await;
+            sidecar.until_tiers_are("up").await;
+        }
+        until_shared(&sidecars).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_is_left_with_the_old_master_serves_nothing_stale_after_the_grace() {
+    let sentinels = Sentinels::start().await;
+    let policy = Policy::new(&with_users(&sentinels).await);
+    let origin = Origin::numbered(&[]).await;
+    // The pod that is left behind reaches the Sentinels by another way.
+    let (folder, mut relays) = (Folder::new(), Vec::new());
+    for sentinel in &sentinels.sentinels {
+        relays.push(Relay::to(([127, 0, 0, 1], sentinel.port).into()).await);
+    }
+    let hosts: Vec<_> = relays.iter().map(|relay| relay.address().to_string()).collect();
+    let url = folder.join("url");
+    std::fs::write(&url, format!("redis://larder:secret@{}/0", hosts.join(","))).unwrap();
+    let text = std::fs::read_to_string(policy.path()).unwrap();
+    let left = Policy::new("");
+    let url_file = sentinels.sentinels[0].url_file();
+    left.write(&text.replace(url_file.to_str().unwrap(), url.to_str().unwrap()));
+    let sidecars =
+        [Sidecar::start(&policy, origin.address).await, Sidecar::start(&left, origin.address).await];
+    let [a, b] = &sidecars;
+    until_shared(&sidecars).await;
+    let old = b.get("/a").await.body;
+    relays.iter().for_each(|relay| relay.suffer(Fault::Parted));
+    isolate(&sentinels.master).await;
+    until("the other pod is at the new master", async || {
+        let listening: Vec<String> = sentinels.replica.ask(&["PUBSUB", "CHANNELS", "*:ack:*"]).await;
+        (listening.len() == 1 && a.policy().await["tiers"]["redis"] == "up").then_some(())
+    })
+    .await;
+    a.get("/b").await;
+    assert_eq!(a.put("/a").await.status, 200);
+    let written_at = Instant::now();
+    while written_at.elapsed() < GRACE + SLACK * 3 {
+        let asked_at = Instant::now();
+        let seen = b.get("/a").await;
+        let late = asked_at.duration_since(written_at);
+        assert!(seen.body != old || late <= GRACE + SLACK, "{late:?} after: {}", seen.cache_status());
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    relays.iter().for_each(|relay| relay.suffer(Fault::Nothing));
+    until_shared(&sidecars).await;
+    assert_purges_hold(&sidecars, &origin, 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -7,7 +7,7 @@ use super::{RedisServer, redis_server::free_port, until};
 pub(crate) struct Sentinels {
     pub(crate) master: RedisServer,
     pub(crate) replica: RedisServer,
-    sentinels: Vec<RedisServer>,
+    pub(crate) sentinels: Vec<RedisServer>,
 }
 
 impl Sentinels {
