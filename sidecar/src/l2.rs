@@ -36,6 +36,8 @@ mod link;
 mod pending;
 mod records;
 mod reload;
+#[cfg(test)]
+mod simulation;
 mod subscription;
 mod told;
 

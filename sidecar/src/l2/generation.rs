@@ -37,6 +37,18 @@ impl Mark {
         (self.0 << RANDOM_BITS) | (random() >> (u64::BITS - RANDOM_BITS)).max(1)
     }
 
+    /// A mark of the simulation's.
+    #[cfg(test)]
+    pub(super) const fn numbered(number: u64) -> Self {
+        Self(number)
+    }
+
+    /// A generation of the simulation's.
+    #[cfg(test)]
+    pub(super) const fn generation(self, number: u64) -> u64 {
+        (self.0 << RANDOM_BITS) | number
+    }
+
     /// Whether a generation was begun on this server.
     pub(super) const fn began(self, generation: u64) -> bool {
         generation >> RANDOM_BITS == self.0

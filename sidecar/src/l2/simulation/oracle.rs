@@ -1,0 +1,90 @@
+//! What must hold, and a record of what there was.
+
+use std::ops::AddAssign;
+
+use super::{pod::PodId, server::ServerId, world::GRACE};
+
+/// What a busy event queue and clocks that drift may add to the grace.
+const SLACK: u64 = 40;
+
+/// Purges that were acknowledged.
+#[derive(Debug, Default)]
+pub(super) struct Oracle {
+    acknowledged: Vec<Acknowledged>,
+    pub(super) seen: Seen,
+}
+
+#[derive(Debug)]
+struct Acknowledged {
+    key: usize,
+    /// What the application says of the key since the write.
+    version: u64,
+    at: u64,
+    server: ServerId,
+    /// The server had been replaced: purges that only it was told of hold in the pods that are with it.
+    was_replaced: bool,
+    /// The pods that it was told to, if they all said so.
+    reached: Vec<PodId>,
+}
+
+/// A read that has been answered.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Read {
+    pub(super) pod: PodId,
+    pub(super) server: Option<ServerId>,
+    pub(super) key: usize,
+    pub(super) began_at: u64,
+    pub(super) version: u64,
+}
+
+/// What there was to see.
+#[derive(Clone, Copy, Debug, Default)]
+pub(super) struct Seen {
+    pub(super) hits: usize,
+    /// Hits on what was purged, in pods that were not reached.
+    pub(super) late_hits: usize,
+    pub(super) lookups: usize,
+    pub(super) joined: usize,
+    pub(super) acknowledged: usize,
+    pub(super) failovers: usize,
+}
+
+impl AddAssign for Seen {
+    fn add_assign(&mut self, other: Self) {
+        self.hits += other.hits;
+        self.late_hits += other.late_hits;
+        self.lookups += other.lookups;
+        self.joined += other.joined;
+        self.acknowledged += other.acknowledged;
+        self.failovers += other.failovers;
+    }
+}
+
+impl Oracle {
+    pub(super) fn acknowledged(
+        &mut self,
+        (key, version, at): (usize, u64, u64),
+        (server, was_replaced): (ServerId, bool),
+        reached: Vec<PodId>,
+    ) {
+        self.seen.acknowledged += 1;
+        self.acknowledged.push(Acknowledged { key, version, at, server, was_replaced, reached });
+    }
+
+    pub(super) fn check(&mut self, read: Read) -> Result<(), String> {
+        let Read { pod, server, key, began_at, version } = read;
+        let removed =
+            |purge: &&Acknowledged| purge.key == key && purge.version > version && purge.at < began_at;
+        for purge in self.acknowledged.iter().filter(removed) {
+            if purge.was_replaced && server != Some(purge.server) {
+                continue;
+            }
+            let late = began_at - purge.at;
+            if purge.reached.contains(&pod) || late > GRACE + SLACK {
+                return Err(format!("{read:?} began {late} ms after {purge:?}"));
+            }
+            self.seen.late_hits += 1;
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,127 @@
+//! A Redis: the scripts of [`commands`](super::super::commands), as they are executed.
+
+use std::collections::HashMap;
+
+use larder_policy::PurgeName;
+
+use super::{
+    super::{commands::Message, generation::Mark},
+    pod::PodId,
+};
+use crate::barriers::Snapshot;
+
+pub(super) type ServerId = usize;
+
+/// A Redis server.
+#[derive(Clone, Debug)]
+pub(super) struct Server {
+    pub(super) mark: Mark,
+    pub(super) is_alive: bool,
+    data: Data,
+    pub(super) subscribers: Vec<Subscriber>,
+    next_generation: u64,
+}
+
+/// What is replicated, and comes back from disk.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Data {
+    generation: u64,
+    order: u64,
+    raised: HashMap<PurgeName, u64>,
+    records: HashMap<usize, Record>,
+}
+
+impl Data {
+    /// As it was before so many purges.
+    pub(super) fn without_the_last(mut self, purges: u64) -> Self {
+        self.order = self.order.saturating_sub(purges);
+        let order = self.order;
+        self.raised.retain(|_, raised| *raised <= order);
+        self
+    }
+}
+
+/// A pod that is subscribed to the bus.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Subscriber {
+    pub(super) pod: PodId,
+    pub(super) session: u64,
+    pub(super) asker: u64,
+}
+
+/// An entry in Redis.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Record {
+    pub(super) version: u64,
+    pub(super) generation: u64,
+    pub(super) order: u64,
+}
+
+/// What a lookup finds.
+#[derive(Clone, Debug)]
+pub(super) struct Reply {
+    pub(super) generation: u64,
+    pub(super) order: u64,
+    pub(super) barrier: u64,
+    pub(super) record: Option<Record>,
+}
+
+impl Server {
+    pub(super) fn new(mark: Mark, data: Data) -> Self {
+        Self { mark, is_alive: true, data, subscribers: Vec::new(), next_generation: 0 }
+    }
+
+    pub(super) fn data(&self) -> Data {
+        self.data.clone()
+    }
+
+    fn ensure_generation(&mut self) -> bool {
+        let is_lost = self.data.generation == 0;
+        if is_lost {
+            self.next_generation += 1;
+            self.data.generation = self.mark.generation(self.next_generation);
+        }
+        is_lost
+    }
+
+    /// Whether the barriers were lost.
+    pub(super) fn touch(&mut self) -> bool {
+        self.ensure_generation()
+    }
+
+    pub(super) fn snapshot(&mut self) -> Snapshot {
+        self.ensure_generation();
+        let Data { generation, order, raised, .. } = &self.data;
+        let raised = raised.iter().map(|(name, order)| (*name, *order)).collect();
+        Snapshot { generation: *generation, order: *order, floor: 0, raised }
+    }
+
+    pub(super) fn purge(&mut self, asker: u64, names: &[PurgeName]) -> Message {
+        self.ensure_generation();
+        self.data.order += 1;
+        let Data { generation, order, raised, .. } = &mut self.data;
+        raised.extend(names.iter().map(|name| (*name, *order)));
+        Message { generation: *generation, order: *order, asker, names: names.to_vec() }
+    }
+
+    pub(super) fn purge_everything(&mut self, follows: u64) -> Option<Message> {
+        if self.data.generation != 0 && self.data.generation != follows {
+            return None;
+        }
+        self.data = Data { records: std::mem::take(&mut self.data.records), ..Data::default() };
+        self.ensure_generation();
+        Some(Message { generation: self.data.generation, order: 0, asker: 0, names: vec![] })
+    }
+
+    pub(super) fn lookup(&mut self, key: usize, names: &[PurgeName]) -> Reply {
+        self.ensure_generation();
+        let Data { generation, order, raised, records } = &self.data;
+        let barrier = names.iter().filter_map(|name| raised.get(name)).max().copied().unwrap_or(0);
+        let record = records.get(&key).copied();
+        Reply { generation: *generation, order: *order, barrier, record }
+    }
+
+    pub(super) fn store(&mut self, key: usize, record: Record) {
+        self.data.records.insert(key, record);
+    }
+}
