@@ -119,7 +119,7 @@ where
 }
 
 /// Does the same as [`fill()`] within a room: where that has no room for what is kept past the limit, those who lie behind by
-/// more than 256 KiB are cut off, and the rest go on.
+/// more than 4 MiB are cut off, and the rest go on.
 pub fn fill_within<B>(
     room: Box<dyn Room>,
     source: B,

@@ -141,8 +141,8 @@ impl Budget {
         let bytes = self.bytes();
         match kind {
             Kind::Heads | Kind::Requests => bytes / 4,
-            // One object always has room, and the buffer of its own that it is copied into when it is whole.
-            Kind::Responses => (bytes / 4 * 3).max(bytes.min(self.object.load(Ordering::Relaxed) * 2)),
+            // One object always has room, and half as much for the buffer that it is copied into when it is whole.
+            Kind::Responses => (bytes / 4 * 3).max(bytes.min(self.object.load(Ordering::Relaxed) / 2 * 3)),
         }
     }
 
@@ -325,7 +325,8 @@ mod tests {
     #[test]
     fn one_object_always_has_room_if_there_is_any() {
         let budget = budget(128 * MIB, 64 * MIB, 16 * MIB);
-        assert!(budget.reserve(Kind::Responses, 32 * MIB).is_some());
+        let _others = budget.reserve(Kind::Heads, 8 * MIB).unwrap();
+        assert!(budget.reserve(Kind::Responses, 24 * MIB).is_some());
     }
 
     #[test]

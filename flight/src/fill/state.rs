@@ -13,8 +13,9 @@ use super::{FillError, Observer, Room};
 use crate::pieces::{Pieces, Replaced};
 use crate::wakes::{Bell, Wakes};
 
-/// Readers may lie as far apart, in bytes, even where there is no room: nobody is cut off who keeps up.
-const NARROW_LAG: u64 = 256 << 10;
+/// Readers may lie as far apart, in bytes, even where there is no room: what the buffers of two sockets differ by, so that nobody is
+/// cut off who keeps up.
+const NARROW_LAG: u64 = 4 << 20;
 
 /// Where the source is.
 pub(super) enum Source<B> {

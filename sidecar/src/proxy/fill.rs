@@ -54,8 +54,8 @@ impl Room {
     }
 
     fn grow(&mut self, bytes: u64) -> bool {
-        // Twice: when it is whole, it is copied into a buffer of its own.
-        if !self.was_refused && !self.reservation.grow(2 * bytes) {
+        // Half as much again: when it is whole, it is copied into a buffer of its own, and few are at the same time.
+        if !self.was_refused && !self.reservation.grow(bytes + bytes / 2) {
             self.was_refused = true;
             self.reservation.refuse();
         }

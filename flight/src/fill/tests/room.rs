@@ -32,8 +32,8 @@ fn start(bytes: u64, limit: u64) -> (Wire, Narrow, Fill<Source>, Reader<Source>)
 
 #[test]
 fn without_room_those_who_lie_behind_are_cut_off_and_the_rest_go_on() {
-    let piece = Bytes::from(vec![b'x'; 200 << 10]);
-    let (wire, room, fill, reader) = start(500 << 10, 1);
+    let piece = Bytes::from(vec![b'x'; 5 << 19]);
+    let (wire, room, fill, reader) = start(6 << 20, 1);
     let mut fast = Task::new(reader);
     let mut close = Task::new(fill.join().unwrap());
     let mut behind = Task::new(fill.join().unwrap());
@@ -43,7 +43,7 @@ fn without_room_those_who_lie_behind_are_cut_off_and_the_rest_go_on() {
     }
     assert_eq!(close.data().unwrap(), piece);
     assert!(!fast.reader.is_kept());
-    assert_eq!(*room.taken.lock().unwrap(), 400 << 10, "what the one behind has not read");
+    assert_eq!(*room.taken.lock().unwrap(), 5 << 20, "what the one behind has not read");
     assert_eq!(close.data().unwrap(), piece);
     wire.send(piece.clone());
     assert_eq!(fast.data().unwrap(), piece);

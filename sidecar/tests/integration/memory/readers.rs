@@ -86,6 +86,14 @@ async fn slow_readers(sidecar: &Sidecar, count: usize, path: impl Fn(usize) -> S
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_response_as_long_as_may_be_is_stored_within_the_default_limit() {
+    let policy = Policy::new(SPEC);
+    let (_origin, sidecar) = sidecar(&policy).await;
+    assert_eq!(sidecar.get("/large/1").await.body.len(), LENGTH);
+    assert_eq!(sidecar.get("/large/1").await.hit(), Some("l1"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn slow_readers_of_different_responses_stay_within_the_limit() {
     let policy = Policy::new(SPEC);
     let (_origin, sidecar) = sidecar(&policy).await;
