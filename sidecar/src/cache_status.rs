@@ -90,6 +90,8 @@ pub enum Bypass {
     NoRoute,
     /// Two servers may read its path differently.
     AmbiguousPath,
+    /// Its target has bytes that none may have (RFC 3986): no key is made of it.
+    Target,
     /// The route's `bypass` says so, by a parameter of the query.
     Query,
     /// The route's `bypass` says so, by a header.
@@ -119,6 +121,7 @@ impl Bypass {
             Self::WaitingForPods => "waiting-for-pods",
             Self::NoRoute => "no-route",
             Self::AmbiguousPath => "ambiguous-path",
+            Self::Target => "target",
             Self::Query => "bypass-query",
             Self::Header => "bypass-header",
             Self::Cookie => "bypass-cookie",

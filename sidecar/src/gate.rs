@@ -17,6 +17,7 @@
 
 use std::{
     io, mem,
+    ops::Range,
     pin::{Pin, pin},
     sync::Arc,
     task::{Context, Poll, ready},
@@ -31,6 +32,7 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+mod aside;
 mod framing;
 mod head;
 mod http2;
@@ -40,6 +42,8 @@ mod room;
 mod tests;
 mod turnstile;
 
+use aside::Aside;
+pub use aside::RawTarget;
 use framing::Framing;
 use head::Scan;
 pub use head::{Head, Lines};
@@ -82,13 +86,26 @@ pub fn request_length(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
     if head::end(bytes, 0).is_none() {
         return if bytes.len() > head::LONGEST { Err(Refusal::HeadTooLarge) } else { Ok(None) };
     }
-    let (head, mut framing) = match head::scan(bytes, |head| head.check()) {
+    let scanned = head::scan(bytes, |head| head.check());
+    if is_of_target(&scanned)
+        && let Some((place, spelled)) = aside::spelled_for_hyper(bytes)
+    {
+        let respelled = [&bytes[..place.start], &spelled, &bytes[place.end..]].concat();
+        let longer = spelled.len() - place.len();
+        return Ok(request_length(&respelled)?.map(|length| length - longer));
+    }
+    let (head, mut framing) = match scanned {
         Scan::Head(length, framing) => (length, framing?),
         Scan::Refused(refusal) => return Err(refusal),
         Scan::Incomplete => return Err(Refusal::Syntax),
     };
     let body = framing.take(&bytes[head..])?;
     Ok(framing.has_ended().then_some(head + body))
+}
+
+/// Whether a head is refused for what may be no more than a byte in its target.
+fn is_of_target<T>(scanned: &Scan<Result<T, Refusal>>) -> bool {
+    matches!(scanned, Scan::Refused(Refusal::Syntax) | Scan::Head(_, Err(Refusal::Target)))
 }
 
 /// What answers without hyper.
@@ -257,22 +274,30 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
         self.searched = 0;
         self.used = true;
         let (at_once, output) = (&mut self.at_once, &mut self.output);
-        let scanned = head::scan(&self.input, |head| {
+        let mut scanned = head::scan(&self.input, |head| {
             head.check_first()?;
             if let Answer::Yes(body) = at_once.answer(head, output) {
                 return Ok(Err(body));
             }
-            head.check_rest().map(|framing| Ok((framing, head.about_the_server())))
+            head.check_rest().map(|framing| Ok((framing, head.rewritten())))
         });
+        let mut raw_target = None;
+        if is_of_target(&scanned)
+            && let Some((place, spelled)) = aside::spelled_for_hyper(&self.input)
+        {
+            raw_target = Some(Bytes::copy_from_slice(&self.input[place.clone()]));
+            self.replace(place, &spelled);
+            scanned =
+                head::scan(&self.input, |head| head.check().map(|framing| Ok((framing, head.rewritten()))));
+        }
         match scanned {
             Scan::Head(mut length, Ok(Ok((framing, rewritten)))) => {
-                if let Some(head) = rewritten {
-                    let rest = self.input.split_off(length);
-                    self.input = BytesMut::from(&head[..]);
-                    self.input.unsplit(rest);
-                    length = head.len();
+                let mut expectations = Vec::new();
+                if let Some(rewritten) = rewritten {
+                    self.replace(0..length, &rewritten.head);
+                    (length, expectations) = (rewritten.head.len(), rewritten.expectations);
                 }
-                self.turnstile.begin();
+                self.turnstile.begin(Aside { target: raw_target, expectations });
                 Scan::Head(length, Turn::Giving(length, framing))
             }
             Scan::Head(length, Ok(Err(body))) => {
@@ -283,6 +308,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
             Scan::Head(_, Err(refusal)) | Scan::Refused(refusal) => Scan::Refused(refusal),
             Scan::Incomplete => Scan::Refused(Refusal::Syntax),
         }
+    }
+
+    /// Has other bytes in a place of `input`.
+    fn replace(&mut self, place: Range<usize>, bytes: &[u8]) {
+        let rest = self.input.split_off(place.end);
+        self.input.truncate(place.start);
+        self.input.extend_from_slice(bytes);
+        self.input.unsplit(rest);
     }
 
     /// The client's turn.

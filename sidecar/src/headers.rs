@@ -5,8 +5,8 @@ use std::net::IpAddr;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, FORWARDED, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, TE, TRANSFER_ENCODING,
-        UPGRADE, VIA,
+        CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, TE,
+        TRANSFER_ENCODING, UPGRADE, VIA,
     },
 };
 use http_body::Body;
@@ -163,6 +163,11 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
         name.trim_ascii().eq_ignore_ascii_case(b"h2c")
     });
     if !asked || has_http2 || lines.is_empty() { None } else { HeaderValue::from_bytes(&protocols).ok() }
+}
+
+/// Whether a client waits to be told to go on with its body (RFC 9110, section 10.1.1).
+pub fn expects_to_go_on(headers: &HeaderMap) -> bool {
+    headers.get_all(EXPECT).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }
 
 /// Asks the application to change to a protocol.

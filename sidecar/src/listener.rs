@@ -11,6 +11,7 @@ use std::{
 };
 
 use futures::future::select;
+use http::{HeaderValue, StatusCode, header::CONNECTION};
 use http_body_util::Either;
 use hyper::{
     server::conn::{http1, http2},
@@ -29,6 +30,7 @@ use crate::{
     cli::ListenAddress,
     connections::{Admitted, turn_away},
     gate::{Gate, Guarded, Refusal, Turnstile, check_http2},
+    headers,
     problem::Problem,
     proxy::{Client, Lane, Proxy},
 };
@@ -206,12 +208,21 @@ async fn serve_http1(
 ) -> anyhow::Result<()> {
     let turnstile = Arc::new(Turnstile::new(&proxy.telemetry().stats.budget, place));
     let gate = Gate::new(stream, beginning, Lane::new(Arc::clone(proxy)), Arc::clone(&turnstile));
-    let service = service_fn(|request| {
+    let service = service_fn(|mut request| {
         let (proxy, turnstile) = (Arc::clone(proxy), Arc::clone(&turnstile));
         // In a place of its own: a connection that waits does not hold what a request takes.
         Box::pin(async move {
+            turnstile.restore(&mut request);
+            let expects = headers::expects_to_go_on(request.headers());
             let client = Client { address: client, turnstile: Some(Arc::clone(&turnstile)) };
-            let response = proxy.handle(request, client).await;
+            let mut response = proxy.handle(request, client).await;
+            if expects
+                && !turnstile.has_told_to_go_on()
+                && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            {
+                // Whether the body comes all the same is the client's to know (RFC 9110, section 10.1.1).
+                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+            }
             Ok::<_, std::convert::Infallible>(response.map(|body| Guarded::new(body, turnstile)))
         })
     });

@@ -10,7 +10,7 @@ use axum::Router;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{AUTHORIZATION, CONNECTION, HOST},
+    header::{AUTHORIZATION, CONNECTION, EXPECT, HOST},
 };
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Either};
@@ -23,7 +23,7 @@ use crate::{
     cache_status::{Became, Bypass, CacheStatus, Forward, Tier},
     config::Config,
     drain::Drain,
-    gate::Turnstile,
+    gate::{RawTarget, Turnstile},
     headers,
     problem::Problem,
     serving::{NO_ROUTE, Serving},
@@ -77,6 +77,18 @@ pub struct Client {
     pub address: IpAddr,
     /// The gate of an HTTP/1 connection.
     pub turnstile: Option<Arc<Turnstile>>,
+}
+
+impl Client {
+    /// Tells the client to go on with its body, if it waits for that: who reads it is here.
+    fn go_on(&self, headers: &mut HeaderMap) {
+        if let Some(turnstile) = &self.turnstile
+            && headers::expects_to_go_on(headers)
+        {
+            headers.remove(EXPECT);
+            turnstile.go_on();
+        }
+    }
 }
 
 /// An answer, and what is to be counted of it.
@@ -145,6 +157,10 @@ impl Proxy {
         self.telemetry.answered(name, outcome, took);
         let (status, milliseconds) = (response.status().as_u16(), took.as_secs_f64() * 1000.0);
         tracing::debug!(route = name, tier = tier.as_str(), status, milliseconds, "{}", outcome.as_str());
+        // The version is that of the connection which the response leaves on (RFC 9110, section 2.5).
+        if response.version() == Version::HTTP_10 {
+            *response.version_mut() = Version::HTTP_11;
+        }
         let asks_to_close = self.drain.is_on() || self.upstream.is_gone();
         if asks_to_close && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -165,6 +181,7 @@ impl Proxy {
         let path = NormalPath::new(uri.path());
         let method = request.method().clone();
         if let Some(path) = mapped::path_in_admin(&serving.policy, &path) {
+            client.go_on(request.headers_mut());
             return self.ask_admin(request, path).await;
         }
         let protocol = protocol_asked(serving, &method, &path, request.headers());
@@ -210,16 +227,19 @@ impl Proxy {
         let survey = Survey::under(request.headers(), serving.policy.identity_headers());
         let rules = &serving.policy.routes()[route];
         let has_content = !request.body().is_end_stream();
-        let bypass = bypass_of(serving, rules, &method, uri.query(), request.headers(), &survey, has_content);
+        let bypass = match request.extensions().get::<RawTarget>() {
+            Some(_) => Some(Bypass::Target),
+            None => bypass_of(serving, rules, &method, uri.query(), request.headers(), &survey, has_content),
+        };
         // What the sources answer depends on path and query alone, and the application may have no such path.
         // It may have one, and gets the body that came with the request then.
         let is_for_application = rules.sources.is_empty() || rules.asks_application && has_content;
         if let Some(bypass) = bypass.filter(|_| is_for_application) {
             return self.pass(request, client, Forward::Bypass(bypass), Some(route)).await;
         }
-        let (head, body) = request.into_parts();
+        let (mut head, body) = request.into_parts();
         let content = match rules.body_limit().filter(|_| method == Method::POST) {
-            Some(limit) => match read_at_most(limit, body, &serving.budget).await {
+            Some(limit) => match read_at_most(limit, body, &serving.budget, &mut head.headers, &client).await {
                 Ok(content) => content,
                 Err(Unread::TooLong(body)) => {
                     let request = Request::from_parts(head, body);
@@ -313,13 +333,20 @@ enum Unread {
     BrokenOff,
 }
 
-/// Reads a body that says that it is not longer than `limit`.
-async fn read_at_most(limit: u64, body: Incoming, budget: &Arc<Budget>) -> Result<Bytes, Unread> {
+/// Reads a body that says that it is not longer than `limit`; its client is told to go on, if it waits for that.
+async fn read_at_most(
+    limit: u64,
+    body: Incoming,
+    budget: &Arc<Budget>,
+    headers: &mut HeaderMap,
+    client: &Client,
+) -> Result<Bytes, Unread> {
     let Some(length) = body.size_hint().upper().filter(|length| *length <= limit) else {
         return Err(Unread::TooLong(body));
     };
     // Twice: its pieces are copied into one.
     let Some(room) = budget.reserve(Kind::Requests, 2 * length) else { return Err(Unread::TooLong(body)) };
+    client.go_on(headers);
     body.collect().await.map(|body| room.of(body.to_bytes())).map_err(|_| Unread::BrokenOff)
 }
 
@@ -414,15 +441,16 @@ fn outgoing(request: Request<RequestBody>, client: IpAddr) -> Request<RequestBod
     Request::from_parts(head, body)
 }
 
-/// RFC 9110, section 15.2: a proxy passes them on, but for 100, which is between it and its own peers, and 101.
+/// RFC 9110, section 15.2: a proxy passes them on, but for a 100 that the client has not asked for, and 101.
 fn pass_interim_responses(request: &mut Request<RequestBody>, client: &Client) {
     let Some(turnstile) = client.turnstile.clone().filter(|_| request.version() == Version::HTTP_11) else {
         return;
     };
-    hyper::ext::on_informational(request, move |response| {
-        if response.status().as_u16() > 101 {
-            turnstile.send_interim(response.status(), response.headers());
-        }
+    let expects = headers::expects_to_go_on(request.headers());
+    hyper::ext::on_informational(request, move |response| match response.status().as_u16() {
+        100 if expects => turnstile.go_on(),
+        102.. => turnstile.send_interim(response.status(), response.headers()),
+        _ => {}
     });
 }
 

@@ -11,13 +11,14 @@ use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use tokio::net::TcpStream;
 
-use crate::headers::frame_body;
+use crate::{gate::RawTarget, headers::frame_body};
 
 mod dial;
 mod error;
 mod h2;
 mod head;
 mod http1;
+mod raw_target;
 mod stream;
 
 pub use dial::{Dialer, WhenRefused};
@@ -81,6 +82,9 @@ impl Upstream {
         frame_body(&mut head.headers, &body);
         let mut request = Request::from_parts(head, body);
         *request.uri_mut() = origin_form(request.uri());
+        if let Some(RawTarget(raw)) = request.extensions_mut().remove() {
+            return raw_target::send(&self.dialer, request, &raw, refused).await;
+        }
         let again = again(&request);
         match (self.http1.send(request, refused, again.is_some()).await, again) {
             (Err(UpstreamError::Exchange { source, .. }), Some(again)) if may_have_been_dead(&source) => {

@@ -53,6 +53,7 @@ mod integration {
     mod stampede;
     mod storing;
     mod streaming;
+    mod targets;
     mod upgrades;
     mod upstream_connections;
     mod upstream_responses;

@@ -5,7 +5,7 @@
 
 use std::mem::MaybeUninit;
 
-use http::{Uri, uri::Scheme};
+use http::{HeaderValue, Uri, uri::Scheme};
 use larder_policy::Fields;
 
 use super::{framing::Framing, refusal::Refusal};
@@ -38,6 +38,13 @@ pub struct Head<'a> {
     pub lines: Lines<'a>,
     /// Whether it is HTTP/1.1, and so persistent unless it says otherwise.
     pub is_http11: bool,
+}
+
+/// A head in another form, and the values of `Expect` that it has no longer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Rewritten {
+    pub(super) head: Vec<u8>,
+    pub(super) expectations: Vec<HeaderValue>,
 }
 
 /// What a buffer begins with.
@@ -120,22 +127,42 @@ impl Head<'_> {
         self.framing()
     }
 
-    /// The head of a question about the server that an absolute target without a path names, in the form that the server is to
-    /// get it in (RFC 9112, section 3.2.4). `None` for everything else.
-    pub(super) fn about_the_server(&self) -> Option<Vec<u8>> {
+    /// The head in the form that hyper is to get it in, where that is another one:
+    /// - a question about the server that an absolute target without a path names has `*` for its target (RFC 9112, section
+    ///   3.2.4),
+    /// - expectations are taken out. Those of HTTP/1.0 mean nothing (RFC 9110, section 10.1.1).
+    pub(super) fn rewritten(&self) -> Option<Rewritten> {
+        let server = self.server_asked_about();
+        let expectations: Vec<_> = self.lines.values("expect").collect();
+        if server.is_none() && expectations.is_empty() {
+            return None;
+        }
+        let (target, version) =
+            (server.map_or(self.target, |_| "*"), if self.is_http11 { "1.1" } else { "1.0" });
+        let mut head = format!("{} {target} HTTP/{version}\r\n", self.method).into_bytes();
+        if let Some(host) = server {
+            head.extend_from_slice(format!("Host: {host}\r\n").as_bytes());
+        }
+        for (name, value) in self.lines.lines() {
+            let is_said = name.eq_ignore_ascii_case(b"host") && server.is_some();
+            if !is_said && !name.eq_ignore_ascii_case(b"expect") {
+                for part in [name, b": ", value, b"\r\n"] {
+                    head.extend_from_slice(part);
+                }
+            }
+        }
+        head.extend_from_slice(b"\r\n");
+        let restored = expectations.into_iter().filter(|_| self.is_http11);
+        let expectations = restored.filter_map(|value| HeaderValue::from_bytes(value).ok()).collect();
+        Some(Rewritten { head, expectations })
+    }
+
+    fn server_asked_about(&self) -> Option<&str> {
         if self.method != "OPTIONS" || self.target.starts_with('/') {
             return None;
         }
         let (_, host) = self.target.split_once("://").filter(|(_, host)| !host.contains(['/', '?']))?;
-        let version = if self.is_http11 { "1.1" } else { "1.0" };
-        let mut head = format!("OPTIONS * HTTP/{version}\r\nHost: {host}\r\n").into_bytes();
-        for (name, value) in self.lines.lines().filter(|(name, _)| !name.eq_ignore_ascii_case(b"host")) {
-            for part in [name, b": ", value, b"\r\n"] {
-                head.extend_from_slice(part);
-            }
-        }
-        head.extend_from_slice(b"\r\n");
-        Some(head)
+        Some(host)
     }
 
     /// A path, an HTTP URI, `*`, or, for CONNECT, a host (RFC 9112, section 3.2). Servers read the path of any other URI as
@@ -284,11 +311,27 @@ mod tests {
             ("*", false),
         ] {
             let text = format!("OPTIONS {target} HTTP/1.1\r\nHOST: a\r\nX: b\r\n\r\n");
-            let Scan::Head(_, asked) = scan(text.as_bytes(), |head| head.about_the_server()) else {
+            let Scan::Head(_, asked) = scan(text.as_bytes(), |head| head.rewritten()) else {
                 panic!("{text:?}")
             };
+            let asked = asked.map(|rewritten| rewritten.head);
             let expected = b"OPTIONS * HTTP/1.1\r\nHost: shop:80\r\nX: b\r\n\r\n";
             assert_eq!(asked, is_one.then(|| expected.to_vec()), "{target}");
+        }
+    }
+
+    #[test]
+    fn expectations_are_taken_out() {
+        for (version, expectations) in [("1.1", &["100-continue", "x"][..]), ("1.0", &[])] {
+            let text = format!(
+                "PUT /a HTTP/{version}\r\nHost: a\r\nexpect: 100-continue\r\nX: b\r\nExpect: x\r\n\r\n"
+            );
+            let Scan::Head(_, rewritten) = scan(text.as_bytes(), |head| head.rewritten()) else {
+                panic!("{text:?}")
+            };
+            let head = format!("PUT /a HTTP/{version}\r\nHost: a\r\nX: b\r\n\r\n").into_bytes();
+            let expectations = expectations.iter().map(|value| HeaderValue::from_static(value)).collect();
+            assert_eq!(rewritten, Some(Rewritten { head, expectations }));
         }
     }
 

@@ -1,6 +1,7 @@
 //! What the gate of a connection and those who answer its requests tell each other.
 
 use std::{
+    mem,
     pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
@@ -10,10 +11,10 @@ use std::{
 };
 
 use futures::task::AtomicWaker;
-use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
+use http::{HeaderMap, Request, StatusCode, header::CONTENT_LENGTH};
 use http_body::{Body, Frame, SizeHint};
 
-use super::Refusal;
+use super::{Refusal, aside::Aside};
 use crate::{
     budget::Budget,
     connections::{Admitted, Connection},
@@ -28,6 +29,10 @@ pub struct Turnstile {
     changed_protocol: AtomicBool,
     has_interim: AtomicBool,
     interim: Mutex<Vec<u8>>,
+    /// The client was told to go on with its body.
+    told_to_go_on: AtomicBool,
+    has_aside: AtomicBool,
+    aside: Mutex<Aside>,
     waker: AtomicWaker,
     /// 1 + the index of the last refusal.
     refused: AtomicU8,
@@ -44,10 +49,34 @@ impl Turnstile {
         Self { budget: Arc::clone(budget), connection, _place, ..Self::default() }
     }
 
-    /// hyper is given a request.
-    pub(super) fn begin(&self) {
+    /// hyper is given a request, without what is set aside.
+    pub(super) fn begin(&self, aside: Aside) {
+        if !aside.is_empty() {
+            *self.aside.lock().unwrap_or_else(PoisonError::into_inner) = aside;
+            self.has_aside.store(true, Ordering::Relaxed);
+        }
+        self.told_to_go_on.store(false, Ordering::Relaxed);
         self.answered.store(false, Ordering::Release);
         self.connection.serves();
+    }
+
+    /// Puts back what was set aside of the request under way.
+    pub fn restore<B>(&self, request: &mut Request<B>) {
+        if self.has_aside.swap(false, Ordering::Relaxed) {
+            mem::take(&mut *self.aside.lock().unwrap_or_else(PoisonError::into_inner)).restore(request);
+        }
+    }
+
+    /// Tells the client to go on with the body that it has announced (RFC 9110, section 15.2.1).
+    pub fn go_on(&self) {
+        if !self.told_to_go_on.swap(true, Ordering::Relaxed) {
+            self.send_interim(StatusCode::CONTINUE, &HeaderMap::new());
+        }
+    }
+
+    /// Whether the client was told to go on with its body.
+    pub fn has_told_to_go_on(&self) -> bool {
+        self.told_to_go_on.load(Ordering::Relaxed)
     }
 
     pub(super) fn has_answered(&self) -> bool {

@@ -119,3 +119,72 @@ async fn hints_come_while_the_body_of_the_request_does() {
     origin.let_go(1);
     assert_eq!(client.answer().await.1, "ok");
 }
+
+const EXPECTING: &str =
+    "POST /a HTTP/1.1\r\nHost: shop.test\r\nExpect: 100-continue\r\nContent-Length: 6\r\n\r\n";
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_the_application_turns_away_is_not_told_to_go_on() {
+    for status in ["417 Expectation Failed", "401 Unauthorized", "413 Content Too Large"] {
+        let words = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno");
+        let origin = Steps::answering(move |_: &str| vec![words.clone()], false).await;
+        let sidecar = Sidecar::bare(origin.address).await;
+        let mut client = Wire::to(sidecar.address).await;
+        client.say(EXPECTING).await;
+        let (head, body) = client.answer().await;
+        assert!(head.starts_with(&format!("http/1.1 {}", status.to_lowercase())), "{head}");
+        assert_eq!((header(&head, "connection"), body.as_str()), ("close", "no"));
+        assert!(origin.heads()[0].to_lowercase().contains("expect: 100-continue"));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn the_application_says_when_a_client_is_to_go_on() {
+    let origin = Steps::new(&["", "HTTP/1.1 100 Continue\r\n\r\n", FINAL], false).await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut client = Wire::to(sidecar.address).await;
+    client.say(EXPECTING).await;
+    origin.until_asked(1).await;
+    assert!(client.is_silent_for(std::time::Duration::from_millis(300)).await, "nobody has agreed yet");
+    origin.let_go(1);
+    assert_eq!(client.head().await, "http/1.1 100 continue\r\n\r\n");
+    client.say("abcdef").await;
+    origin.let_go(1);
+    assert_eq!(client.answer().await.1, "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_does_not_wait_any_longer_is_heard() {
+    // An application that knows nothing of expectations reads the body, and says nothing before.
+    let origin = super::harness::RawOrigin::start(|mut stream| async move {
+        super::harness::read_head(&mut stream).await;
+        let mut body = [0; 6];
+        let _ = tokio::io::AsyncReadExt::read_exact(&mut stream, &mut body).await;
+        let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, FINAL.as_bytes()).await;
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut client = Wire::to(sidecar.address).await;
+    client.say(EXPECTING).await;
+    client.say("abcdef").await;
+    assert_eq!(client.answer().await.1, "ok");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn whoever_reads_a_body_for_its_key_asks_for_it() {
+    let origin = Origin::start(|seen| async move { reply(&[], seen.body) }).await;
+    let policy = super::harness::Policy::new(
+        "routes: [{name: a, match: {path: /a, methods: [POST]}, ttl: 60s, key: {body: {}}}]",
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for _ in 0..2 {
+        let mut client = Wire::to(sidecar.address).await;
+        client.say(EXPECTING).await;
+        assert_eq!(client.head().await, "http/1.1 100 continue\r\n\r\n");
+        client.say("abcdef").await;
+        let (head, body) = client.answer().await;
+        assert!(head.starts_with("http/1.1 200 "), "{head}");
+        assert_eq!(body, "abcdef");
+    }
+    assert_eq!(origin.calls(), 1);
+}

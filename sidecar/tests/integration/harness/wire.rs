@@ -1,9 +1,9 @@
 //! A client that says what it likes, byte by byte.
 
-use std::net::SocketAddr;
+use std::{net::SocketAddr, time::Duration};
 
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt, BufReader},
+    io::{AsyncBufReadExt, AsyncReadExt, AsyncWriteExt, BufReader},
     net::{TcpSocket, TcpStream},
     time::timeout,
 };
@@ -51,6 +51,11 @@ impl Wire {
     /// Sends bytes to one who may have stopped listening.
     pub(crate) async fn try_to_say(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("sent in time");
+    }
+
+    /// Whether nothing comes, not even the end, for a while.
+    pub(crate) async fn is_silent_for(&mut self, time: Duration) -> bool {
+        timeout(time, self.stream.fill_buf()).await.is_err()
     }
 
     /// Reads a head, in lower case; empty at the end.

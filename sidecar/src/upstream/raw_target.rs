@@ -1,0 +1,99 @@
+//! Requests whose target has bytes that hyper can't write.
+//!
+//! Each has a connection of its own, on which the target that hyper writes is replaced by the one that the client sent. They are
+//! rare, and that is simpler than to tell the requests of a shared connection apart.
+
+use std::{
+    io,
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use bytes::{Buf, Bytes};
+use http::{Method, Request, Response};
+use hyper::{body::Incoming, client::conn::http1};
+use hyper_util::rt::TokioIo;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
+
+use super::{
+    RequestBody, UpstreamError,
+    dial::{Dialer, WhenRefused},
+    head::MAX_LINES,
+    stream::{Announcement, ApplicationStream},
+};
+
+/// Sends a request in origin form with another target than it has.
+///
+/// # Errors
+/// If the application refused the connection, broke it off, or sent a response that makes no sense.
+pub(super) async fn send(
+    dialer: &Dialer,
+    request: Request<RequestBody>,
+    target: &[u8],
+    refused: WhenRefused,
+) -> Result<Response<Incoming>, UpstreamError> {
+    let method = request.method().as_str();
+    let announcement = Announcement::default();
+    let stream = dialer.connect(refused).await.map_err(UpstreamError::connect)?;
+    let stream = Respelled {
+        stream: ApplicationStream::new(stream, announcement.clone()),
+        spelled: [method.as_bytes(), b" ", target].concat().into(),
+        replaced: format!("{method} {}", request.uri()).len(),
+    };
+    let failed = |source| UpstreamError::Exchange { source, was_sent: true };
+    let (mut sender, connection) =
+        http1::Builder::new().max_headers(MAX_LINES + 1).handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    tokio::spawn(async move {
+        if let Err(error) = connection.with_upgrades().await {
+            tracing::debug!(%error, "a connection to the application broke");
+        }
+    });
+    announcement.announce(*request.method() == Method::HEAD);
+    sender.send_request(request).await.map_err(failed)
+}
+
+/// A connection that begins with other bytes than those written to it.
+struct Respelled {
+    stream: ApplicationStream,
+    /// The bytes that it begins with, as far as they are not written yet.
+    spelled: Bytes,
+    /// How many of the bytes written to it they stand for, as far as those have not come yet.
+    replaced: usize,
+}
+
+impl AsyncWrite for Respelled {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        while !this.spelled.is_empty() {
+            let written = ready!(Pin::new(&mut this.stream).poll_write(context, &this.spelled))?;
+            if written == 0 {
+                return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
+            }
+            this.spelled.advance(written);
+        }
+        if this.replaced > 0 {
+            let replaced = this.replaced.min(bytes.len());
+            this.replaced -= replaced;
+            return Poll::Ready(Ok(replaced));
+        }
+        Pin::new(&mut this.stream).poll_write(context, bytes)
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+impl AsyncRead for Respelled {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+    }
+}
