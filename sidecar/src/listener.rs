@@ -13,11 +13,7 @@ use std::{
 use futures::future::select;
 use http::{HeaderValue, StatusCode, header::CONNECTION};
 use http_body_util::Either;
-use hyper::{
-    server::conn::{http1, http2},
-    service::service_fn,
-};
-use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use hyper::{server::conn::http1, service::service_fn};
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -29,20 +25,24 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     cli::ListenAddress,
     connections::{Admitted, turn_away},
-    gate::{Gate, Guarded, Refusal, Turnstile, check_http2},
+    gate::{Gate, Guarded, Refusal, Turnstile},
     headers,
+    in_progress::{InProgress, Work},
     problem::Problem,
     proxy::{Client, Lane, Proxy},
 };
 
+mod calm;
 mod first_words;
+mod http2;
 mod prefixed;
 mod requests;
+mod resets;
 mod splice;
 
 use first_words::{FirstWords, Other, first_words};
+use http2::serve_http2;
 use prefixed::Prefixed;
-use requests::Requests;
 use splice::{Spliced, splice};
 
 /// How long, and for how many bytes, a refused client is listened to, so that it can read why.
@@ -54,19 +54,7 @@ const QUIET: Duration = Duration::from_secs(60);
 const PROBES: Duration = Duration::from_secs(15);
 /// How long a client may take nothing of what it is sent.
 const UNREAD: Duration = Duration::from_secs(5 * 60);
-/// How often a quiet HTTP/2 connection is pinged.
-const PING: Duration = Duration::from_secs(30);
-/// The largest header list that is taken over HTTP/2, as over HTTP/1.
-const HEADER_LIST: u32 = 64 << 10;
-/// How much of a body may come over HTTP/2 before it is read, in bytes: of one request, and of all on a connection. These are the
-/// windows that every connection begins with (RFC 9113, section 6.9.2). They do not grow.
-const STREAM_WINDOW: u32 = (64 << 10) - 1;
-const CONNECTION_WINDOW: u32 = (64 << 10) - 1;
-/// Maximum number of requests at the same time on a connection of HTTP/2, the fewest that RFC 9113, section 6.5.2, recommends.
-const MAX_STREAMS: u32 = 100;
-/// How much of a response over HTTP/2 is buffered for a client that does not read it, in bytes.
-const SEND_BUFFER: usize = 16 << 10;
-/// The same over HTTP/1. A request's head must fit in, too.
+/// How much of a response over HTTP/1 is buffered for a client that does not read it, in bytes. A request's head must fit in, too.
 const MAX_BUFFER: usize = 80 << 10;
 /// How long to wait when no connection can be accepted, because there are too many open files.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
@@ -208,13 +196,22 @@ async fn serve_http1(
 ) -> anyhow::Result<()> {
     let turnstile = Arc::new(Turnstile::new(&proxy.telemetry().stats.budget, place));
     let gate = Gate::new(stream, beginning, Lane::new(Arc::clone(proxy)), Arc::clone(&turnstile));
+    let in_progress = Arc::<InProgress>::default();
     let service = service_fn(|mut request| {
         let (proxy, turnstile) = (Arc::clone(proxy), Arc::clone(&turnstile));
+        let work = Work::begin(&proxy.telemetry().stats.in_progress, &in_progress);
         // In a place of its own: a connection that waits does not hold what a request takes.
         Box::pin(async move {
             turnstile.restore(&mut request);
             let expects = headers::expects_to_go_on(request.headers());
-            let client = Client { address: client, turnstile: Some(Arc::clone(&turnstile)) };
+            let Some(work) = work else {
+                proxy.telemetry().refused(Refusal::Overloaded, client);
+                return Ok(Problem::Overloaded
+                    .response()
+                    .map(|body| Guarded::new(Either::Left(body), turnstile)));
+            };
+            let (turnstile_of_client, work_of_client) = (Some(Arc::clone(&turnstile)), Some(work.clone()));
+            let client = Client { address: client, turnstile: turnstile_of_client, work: work_of_client };
             let mut response = proxy.handle(request, client).await;
             if expects
                 && !turnstile.has_told_to_go_on()
@@ -223,7 +220,9 @@ async fn serve_http1(
                 // Whether the body comes all the same is the client's to know (RFC 9110, section 10.1.1).
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            Ok::<_, std::convert::Infallible>(response.map(|body| Guarded::new(body, turnstile)))
+            let response =
+                response.map(|body| Guarded::new(Either::Right(work.until_end_of(body)), turnstile));
+            Ok::<_, std::convert::Infallible>(response)
         })
     });
     // A head that comes in pieces is timed by the gate.
@@ -253,51 +252,4 @@ async fn serve_http1(
         proxy.telemetry().refused(refusal, client);
     }
     Ok(outcome?)
-}
-
-async fn serve_http2(
-    stream: Prefixed,
-    client: IpAddr,
-    proxy: &Arc<Proxy>,
-    shutdown: &CancellationToken,
-    place: &Arc<Admitted>,
-) -> anyhow::Result<()> {
-    // Set when the client had better turn to another pod.
-    let leaves = CancellationToken::new();
-    let requests = Requests::new(place);
-    let service = service_fn(|mut request| {
-        let (proxy, requests, leaves) = (Arc::clone(proxy), requests.clone(), leaves.clone());
-        async move {
-            if let Err(refusal) = check_http2(&mut request) {
-                proxy.telemetry().refused(refusal, client);
-                return Ok(Problem::Refused(refusal).response().map(Either::Left));
-            }
-            let budget = &proxy.telemetry().stats.budget;
-            let Some(admitted) = requests.admit(&request, budget) else {
-                return Ok(Problem::Overloaded.response().map(Either::Left));
-            };
-            let client = Client { address: client, turnstile: None };
-            let response = proxy.handle(request, client).await;
-            if proxy.upstream().is_gone() {
-                leaves.cancel();
-            }
-            Ok::<_, std::convert::Infallible>(response.map(|body| Either::Right(admitted.until_end_of(body))))
-        }
-    });
-    let connection = http2::Builder::new(TokioExecutor::new())
-        .timer(TokioTimer::new())
-        .keep_alive_interval(PING)
-        .max_header_list_size(HEADER_LIST)
-        .initial_stream_window_size(STREAM_WINDOW)
-        .initial_connection_window_size(CONNECTION_WINDOW)
-        .max_send_buf_size(SEND_BUFFER)
-        .max_concurrent_streams(MAX_STREAMS)
-        .serve_connection(TokioIo::new(stream), service);
-    let mut connection = std::pin::pin!(connection);
-    tokio::select! {
-        ended = connection.as_mut() => return Ok(ended?),
-        () = shutdown.cancelled() => connection.as_mut().graceful_shutdown(),
-        () = leaves.cancelled() => connection.as_mut().graceful_shutdown(),
-    }
-    Ok(connection.await?)
 }

@@ -25,6 +25,7 @@ use crate::{
     drain::Drain,
     gate::{RawTarget, Turnstile},
     headers,
+    in_progress::Work,
     problem::Problem,
     serving::{NO_ROUTE, Serving},
     stats::Outcome,
@@ -77,6 +78,8 @@ pub struct Client {
     pub address: IpAddr,
     /// The gate of an HTTP/1 connection.
     pub turnstile: Option<Arc<Turnstile>>,
+    /// The work that its request causes: whatever goes on without it has a clone.
+    pub work: Option<Work>,
 }
 
 impl Client {
@@ -239,7 +242,8 @@ impl Proxy {
         }
         let (mut head, body) = request.into_parts();
         let content = match rules.body_limit().filter(|_| method == Method::POST) {
-            Some(limit) => match read_at_most(limit, body, &serving.budget, &mut head.headers, &client).await {
+            Some(limit) => match read_at_most(limit, body, &serving.budget, &mut head.headers, &client).await
+            {
                 Ok(content) => content,
                 Err(Unread::TooLong(body)) => {
                     let request = Request::from_parts(head, body);

@@ -22,6 +22,7 @@ mod integration {
     mod envelope;
     mod failsafe;
     mod faults;
+    mod floods;
     mod hanging;
     mod heads;
     mod http2;

@@ -36,11 +36,13 @@ pub enum Refusal {
     OtherProtocol,
     /// There is no room for its head, or its connection gives its place to another.
     Overloaded,
+    /// Its client gives up too many of its requests.
+    Resets,
 }
 
 impl Refusal {
     /// Every reason, in the order of metrics.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 16] = [
         Self::Syntax,
         Self::Version,
         Self::Method,
@@ -56,6 +58,7 @@ impl Refusal {
         Self::ProxyProtocol,
         Self::OtherProtocol,
         Self::Overloaded,
+        Self::Resets,
     ];
 
     /// The reason as metrics have it.
@@ -76,6 +79,7 @@ impl Refusal {
             Self::ProxyProtocol => "proxy-protocol",
             Self::OtherProtocol => "other-protocol",
             Self::Overloaded => "overloaded",
+            Self::Resets => "resets",
         }
     }
 
@@ -88,6 +92,7 @@ impl Refusal {
             Self::TooSlow => StatusCode::REQUEST_TIMEOUT,
             Self::TransferCoding => StatusCode::NOT_IMPLEMENTED,
             Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
+            Self::Resets => StatusCode::TOO_MANY_REQUESTS,
             _ => StatusCode::BAD_REQUEST,
         }
     }
@@ -110,6 +115,7 @@ impl Refusal {
             Self::ProxyProtocol => "the PROXY protocol is not spoken here: send the request alone",
             Self::OtherProtocol => "this is not HTTP, and the policy refuses other protocols",
             Self::Overloaded => "too many requests are on their way",
+            Self::Resets => "too many streams were given up: the connection ends",
         }
     }
 

@@ -133,7 +133,7 @@ pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request
     explanation.passes = bypass.map(Forward::Bypass);
     explanation.tags = route.tag_texts(&parameters).collect();
     explanation.parameters = parameters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let nobody = Client { address: Ipv4Addr::LOCALHOST.into(), turnstile: None };
+    let nobody = Client { address: Ipv4Addr::LOCALHOST.into(), turnstile: None, work: None };
     let (head, content) = request.into_parts();
     let question = Question::new(serving, found.index, target, head, content, nobody, &survey);
     explanation.key = Some(question.key.as_str().to_owned());

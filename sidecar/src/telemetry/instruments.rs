@@ -274,6 +274,12 @@ fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
         .build();
     let counted = Arc::clone(stats);
     meter
+        .u64_observable_gauge("larder.requests_in_progress")
+        .with_description("Requests in progress, those included that their client has given up.")
+        .with_callback(move |observer| observer.observe(counted.in_progress.count() as u64, &[]))
+        .build();
+    let counted = Arc::clone(stats);
+    meter
         .u64_observable_gauge("larder.connections")
         .with_description("Connections that are open.")
         .with_callback(move |observer| observer.observe(counted.budget.connections.open() as u64, &[]))

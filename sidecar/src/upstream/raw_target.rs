@@ -41,8 +41,11 @@ pub(super) async fn send(
         replaced: format!("{method} {}", request.uri()).len(),
     };
     let failed = |source| UpstreamError::Exchange { source, was_sent: true };
-    let (mut sender, connection) =
-        http1::Builder::new().max_headers(MAX_LINES + 1).handshake(TokioIo::new(stream)).await.map_err(failed)?;
+    let (mut sender, connection) = http1::Builder::new()
+        .max_headers(MAX_LINES + 1)
+        .handshake(TokioIo::new(stream))
+        .await
+        .map_err(failed)?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
             tracing::debug!(%error, "a connection to the application broke");

@@ -1,0 +1,125 @@
+//! The last frame of an HTTP/2 connection that does too much.
+//!
+//! hyper ends connections in its own ways, none of which says why. What it writes is followed here from frame to frame, so
+//! that a frame can be added where one has ended.
+
+use std::{
+    io::{self, IoSlice},
+    pin::Pin,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+/// Length of the head of a frame in bytes (RFC 9113, section 4.1).
+const FRAME_HEAD: usize = 9;
+/// GOAWAY with `ENHANCE_YOUR_CALM` (sections 6.8 and 7). Whatever was sent may have been acted on.
+const GOAWAY: [u8; FRAME_HEAD + 8] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 11];
+
+/// A connection, and where in a frame the last byte written to it is.
+#[derive(Debug)]
+pub(super) struct FrameWriter<IO> {
+    stream: IO,
+    head: [u8; FRAME_HEAD],
+    /// How much there is of the head.
+    seen: usize,
+    /// How much of the payload is still to come.
+    left: usize,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> FrameWriter<IO> {
+    pub(super) fn new(stream: IO) -> Self {
+        Self { stream, head: [0; FRAME_HEAD], seen: 0, left: 0 }
+    }
+
+    /// Tells the client to calm down, unless it is in the middle of a frame, and that nothing more comes.
+    pub(super) async fn send_calm(&mut self) -> io::Result<()> {
+        if self.seen == 0 && self.left == 0 {
+            self.stream.write_all(&GOAWAY).await?;
+        }
+        self.stream.shutdown().await
+    }
+
+    fn follow(&mut self, mut bytes: &[u8]) {
+        while !bytes.is_empty() {
+            if self.left > 0 {
+                let taken = self.left.min(bytes.len());
+                self.left -= taken;
+                bytes = &bytes[taken..];
+                continue;
+            }
+            self.head[self.seen] = bytes[0];
+            self.seen += 1;
+            bytes = &bytes[1..];
+            if self.seen == FRAME_HEAD {
+                let [high, middle, low, ..] = self.head.map(usize::from);
+                (self.seen, self.left) = (0, high << 16 | middle << 8 | low);
+            }
+        }
+    }
+}
+
+impl<IO: AsyncRead + Unpin> AsyncRead for FrameWriter<IO> {
+    fn poll_read(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_read(context, buffer)
+    }
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FrameWriter<IO> {
+    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write(context, bytes))?;
+        this.follow(&bytes[..written]);
+        Poll::Ready(Ok(written))
+    }
+
+    fn poll_write_vectored(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        slices: &[IoSlice<'_>],
+    ) -> Poll<io::Result<usize>> {
+        let this = self.get_mut();
+        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(context, slices))?;
+        let mut left = written;
+        for slice in slices {
+            let taken = left.min(slice.len());
+            this.follow(&slice[..taken]);
+            left -= taken;
+        }
+        Poll::Ready(Ok(written))
+    }
+
+    fn is_write_vectored(&self) -> bool {
+        self.stream.is_write_vectored()
+    }
+
+    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_flush(context)
+    }
+
+    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.get_mut().stream).poll_shutdown(context)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_frame_is_added_where_one_has_ended() {
+        let mut writer = FrameWriter::new(tokio::io::empty());
+        let frames = [&[0, 0, 2, 4, 0, 0, 0, 0, 0, 1, 2][..], &[0, 0, 0, 1, 0, 0, 0, 0, 0]].concat();
+        let ends: Vec<usize> = (1..=frames.len())
+            .filter(|at| {
+                writer.follow(&frames[at - 1..*at]);
+                writer.seen == 0 && writer.left == 0
+            })
+            .collect();
+        assert_eq!(ends, [11, 20]);
+    }
+}

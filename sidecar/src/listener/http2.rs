@@ -1,0 +1,191 @@
+//! Connections of HTTP/2.
+
+use std::{
+    net::IpAddr,
+    pin::pin,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use http_body_util::Either;
+use hyper::{server::conn::http2, service::service_fn};
+use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use tokio::{
+    io::{AsyncRead, AsyncWrite},
+    time::{MissedTickBehavior, interval},
+};
+use tokio_util::sync::CancellationToken;
+
+use super::{calm::FrameWriter, requests::Requests, resets::Resets};
+use crate::{
+    connections::Admitted,
+    gate::{Refusal, check_http2},
+    in_progress::{InProgress, Work},
+    problem::Problem,
+    proxy::{Client, Proxy},
+};
+
+/// How often a quiet connection is pinged.
+const PING: Duration = Duration::from_secs(30);
+/// Maximum size of a header list, as over HTTP/1.
+const HEADER_LIST: u32 = 64 << 10;
+/// How much of a body may come before it is read, in bytes: of one request, and of all on a connection. These are the windows that
+/// every connection begins with (RFC 9113, section 6.9.2). They do not grow.
+const STREAM_WINDOW: u32 = (64 << 10) - 1;
+const CONNECTION_WINDOW: u32 = (64 << 10) - 1;
+/// How much of a response is buffered for a client that does not read it, in bytes.
+const SEND_BUFFER: usize = 16 << 10;
+/// Maximum number of open streams, the fewest that RFC 9113, section 6.5.2, recommends, and of requests in progress, those
+/// included that their client has given up.
+const MAX_STREAMS: u32 = 100;
+/// How many malformed requests are answered with a reset before the connection ends.
+const MAX_MALFORMED: usize = 128;
+/// A connection ends when nothing has been in progress for this long, or for twice as long, as one of HTTP/1 does.
+const IDLE_INTERVAL: Duration = Duration::from_secs(10 * 60);
+
+/// Serves a connection until it ends, is told to, is idle for too long, or gives up too many streams.
+pub(super) async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin>(
+    stream: IO,
+    client: IpAddr,
+    proxy: &Arc<Proxy>,
+    shutdown: &CancellationToken,
+    place: &Arc<Admitted>,
+) -> anyhow::Result<()> {
+    serve_until_idle(stream, client, proxy, shutdown, place, IDLE_INTERVAL).await
+}
+
+async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
+    stream: IO,
+    client: IpAddr,
+    proxy: &Arc<Proxy>,
+    shutdown: &CancellationToken,
+    place: &Arc<Admitted>,
+    idle_interval: Duration,
+) -> anyhow::Result<()> {
+    // Set when the client had better turn to another pod.
+    let leaves = CancellationToken::new();
+    let requests = Requests::new(place);
+    let in_progress = Arc::<InProgress>::default();
+    in_progress.limit_to(MAX_STREAMS as usize);
+    let (resets, is_used) = (Arc::<Resets>::default(), Arc::new(AtomicBool::new(true)));
+    let service = service_fn(|mut request| {
+        let (proxy, requests, leaves) = (Arc::clone(proxy), requests.clone(), leaves.clone());
+        let stats = &proxy.telemetry().stats;
+        let (stream, work) = (resets.stream(), Work::begin(&stats.in_progress, &in_progress));
+        is_used.store(true, Ordering::Relaxed);
+        async move {
+            let refuse = |problem: Problem| problem.response().map(Either::Left);
+            let response = match (check_http2(&mut request), work) {
+                (Err(refusal), _) => {
+                    proxy.telemetry().refused(refusal, client);
+                    refuse(Problem::Refused(refusal))
+                }
+                (Ok(()), None) => {
+                    proxy.telemetry().refused(Refusal::Overloaded, client);
+                    refuse(Problem::Overloaded)
+                }
+                (Ok(()), Some(work)) => match requests.admit(&request, &proxy.telemetry().stats.budget) {
+                    None => refuse(Problem::Overloaded),
+                    Some(admitted) => {
+                        let client = Client { address: client, turnstile: None, work: Some(work.clone()) };
+                        let response = proxy.handle(request, client).await;
+                        if proxy.upstream().is_gone() {
+                            leaves.cancel();
+                        }
+                        response.map(|body| Either::Right(work.until_end_of(admitted.until_end_of(body))))
+                    }
+                },
+            };
+            Ok::<_, std::convert::Infallible>(response.map(|body| stream.until_end_of(body)))
+        }
+    });
+    let mut writer = FrameWriter::new(stream);
+    let ended = {
+        let connection = http2::Builder::new(TokioExecutor::new())
+            .timer(TokioTimer::new())
+            .keep_alive_interval(PING)
+            .max_header_list_size(HEADER_LIST)
+            .max_concurrent_streams(MAX_STREAMS)
+            .max_local_error_reset_streams(MAX_MALFORMED)
+            .initial_stream_window_size(STREAM_WINDOW)
+            .initial_connection_window_size(CONNECTION_WINDOW)
+            .max_send_buf_size(SEND_BUFFER)
+            .serve_connection(TokioIo::new(&mut writer), service);
+        let mut connection = pin!(connection);
+        let mut looks = interval(idle_interval);
+        looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
+        let mut is_ending = false;
+        loop {
+            let ends = tokio::select! {
+                ended = connection.as_mut() => break Some(ended),
+                () = resets.too_many() => break None,
+                () = shutdown.cancelled(), if !is_ending => true,
+                () = leaves.cancelled(), if !is_ending => true,
+                _ = looks.tick() => in_progress.count() == 0 && !is_used.swap(false, Ordering::Relaxed),
+            };
+            match (ends, is_ending) {
+                (true, false) => {
+                    is_ending = true;
+                    connection.as_mut().graceful_shutdown();
+                }
+                // Nothing came of it for as long as a connection may be idle.
+                (true, true) => break Some(Ok(())),
+                (false, _) => {}
+            }
+        }
+    };
+    match ended {
+        Some(ended) => Ok(ended?),
+        None => {
+            proxy.telemetry().refused(Refusal::Resets, client);
+            Ok(writer.send_calm().await?)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::net::Ipv4Addr;
+
+    use axum::Router;
+    use bytes::Bytes;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::{
+        config::Config,
+        drain::Drain,
+        telemetry::Telemetry,
+        upstream::{Dialer, Upstream},
+    };
+
+    async fn proxy() -> Arc<Proxy> {
+        let telemetry = Arc::new(Telemetry::new().unwrap());
+        let config = Arc::new(Config::load(None, None, Arc::clone(&telemetry)).await);
+        let dialer = Arc::new(Dialer::new(&"http://127.0.0.1:1".parse().unwrap(), None));
+        let (upstream, drain) = (Upstream::new(dialer), Arc::new(Drain::default()));
+        Arc::new(Proxy::new(config, upstream, None, telemetry, drain, Router::new()))
+    }
+
+    #[tokio::test]
+    async fn an_idle_connection_ends() {
+        let (proxy, shutdown) = (proxy().await, CancellationToken::new());
+        let place = Arc::new(proxy.telemetry().stats.budget.connections.admit().unwrap());
+        let (ours, theirs) = tokio::io::duplex(1 << 16);
+        let begun = Instant::now();
+        let (client, idle) = (Ipv4Addr::LOCALHOST.into(), Duration::from_millis(50));
+        let served = serve_until_idle(theirs, client, &proxy, &shutdown, &place, idle);
+        let asked = async {
+            let (sender, connection) = h2::client::handshake(ours).await.unwrap();
+            let _open: h2::client::SendRequest<Bytes> = sender;
+            connection.await
+        };
+        let (served, asked) = tokio::join!(served, asked);
+        served.unwrap();
+        asked.unwrap();
+        assert!(begun.elapsed() >= idle, "{:?}", begun.elapsed());
+    }
+}
