@@ -215,16 +215,30 @@ impl Policy {
         &self.routes
     }
 
-    /// A hash of all that decides which answers are stored, which requests share one and how it is purged. What was stored
-    /// under another shape must not be served: it may be somebody else's under the new rules, or bear other tags. How long
-    /// answers live is not in it.
+    /// A hash of all that decides which answers are stored, which requests share one, how it is purged and by which writes. What
+    /// was stored under another shape must not be served: it may be somebody else's under the new rules, bear other tags, or have
+    /// been changed by writes that purged nothing. How long answers live is not in it.
     pub fn shape(&self) -> String {
+        let Self {
+            suspended: _,
+            l1: _,
+            redis: _,
+            sources: _,
+            admin_prefix: _,
+            otlp: _,
+            other_protocols: _,
+            routes,
+            writes,
+            targets,
+            identity,
+            bare,
+        } = self;
         let mut hasher = blake3::Hasher::new();
         hasher.update(PURGE_NAMES);
-        for route in &self.routes {
+        for route in routes {
             hasher.update(route.shape().as_bytes());
         }
-        hasher.update(format!("{:?}", self.targets).as_bytes());
+        hasher.update(format!("{writes:?} {targets:?} {identity:?} {bare}").as_bytes());
         hasher.finalize().to_hex()[..16].to_owned()
     }
 

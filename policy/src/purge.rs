@@ -33,6 +33,16 @@ impl PurgeName {
         Self::new("tag", &fold(&decode_fully(tag)))
     }
 
+    /// A version of a policy, by its [`crate::Policy::shape`]: everything that is stored under it bears this name.
+    pub fn version(shape: &str) -> Self {
+        Self::new("version", shape)
+    }
+
+    /// A write for which a policy names nothing. No stored response bears this name.
+    pub fn unnamed_write() -> Self {
+        Self::new("write", "")
+    }
+
     fn new(kind: &str, name: &str) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(kind.as_bytes()).update(b":").update(name.as_bytes());
@@ -82,6 +92,7 @@ mod tests {
     fn kinds_never_meet() {
         assert_ne!(PurgeName::key("/a"), PurgeName::path("/a"));
         assert_ne!(PurgeName::tag("/a"), PurgeName::path("/a"));
+        assert_ne!(PurgeName::tag("/a"), PurgeName::version("/a"));
         let name = PurgeName::tag("user:42");
         assert_eq!(PurgeName::from_bytes(name.as_bytes()), Some(name));
         assert_eq!(PurgeName::from_bytes(b"short"), None);

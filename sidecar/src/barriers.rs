@@ -243,7 +243,7 @@ impl Barriers {
             if table.generation != generation {
                 return Heard::OtherGeneration;
             }
-            let in_order = order <= table.complete + 1;
+            let in_order = order <= table.complete.saturating_add(1);
             table.raise(order, names);
             table.complete = table.complete.max(order);
             if in_order { Heard::InOrder } else { Heard::AfterGap }

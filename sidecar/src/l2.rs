@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName};
 use larder_policy::{PurgeName, spec, vary};
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     barriers::{Barriers, Stamp},
@@ -40,6 +41,7 @@ mod reload;
 mod simulation;
 mod subscription;
 mod told;
+mod versions;
 
 use commands::Beginning;
 use connection::Connection;
@@ -47,6 +49,7 @@ pub use keyspace::Keyspace;
 pub use lease::{Lease, Leased, Waiting, Woken};
 use link::Link;
 use records::Records;
+use versions::Version;
 
 /// Failures in a row that open the breaker, and for how long.
 const FAILURES: u32 = 5;
@@ -119,7 +122,11 @@ pub enum Found {
 #[derive(Debug)]
 pub struct L2 {
     keys: Keyspace,
+    /// The policy's shape: what was stored under another is not found.
+    shape: String,
     link: Arc<Link>,
+    version: Arc<Version>,
+    _listing: AbortOnDropHandle<()>,
     breaker: Breaker,
     timeout: Duration,
     hard_timeout: Duration,
@@ -134,7 +141,7 @@ impl L2 {
     /// `previous` could not tell Redis is told by this one.
     pub fn start(
         spec: &spec::Redis,
-        keys: Keyspace,
+        (keys, shape): (Keyspace, &str),
         barriers: Arc<Barriers>,
         bus_grace: Duration,
         telemetry: Arc<Telemetry>,
@@ -142,16 +149,26 @@ impl L2 {
         previous: Option<&Self>,
     ) -> Self {
         let name = keys.barriers().to_owned();
-        let link = Link::start(spec.clone(), name, Arc::clone(&barriers), bus_grace);
+        let version = Version::new(PurgeName::version(shape), name.clone());
+        let link = Link::start(spec.clone(), name, Arc::clone(&version), Arc::clone(&barriers), bus_grace);
+        let listing = Arc::clone(&version).keep_listed(Arc::clone(&link));
         if let Some(previous) = previous {
-            link.raise_and_remember(&previous.link.untold());
+            let mut names = previous.link.untold();
+            // They are names of another version: of this one, whatever is stored may be meant.
+            if previous.has_untold() && previous.version.name() != version.name() {
+                names.push(version.name());
+            }
+            link.raise_and_remember(&names);
             if previous.barriers.local_floor() > 0 {
                 link.raise_on_everything();
             }
         }
         Self {
             keys,
+            shape: shape.to_owned(),
             link,
+            version,
+            _listing: listing,
             breaker: Breaker::new(FAILURES, PAUSE),
             timeout: spec.timeout.0,
             hard_timeout: spec.hard_timeout().0,
@@ -164,7 +181,15 @@ impl L2 {
 
     /// Whether it is connected and trusted to answer, and purges of other pods are heard.
     pub fn is_up(&self) -> bool {
-        self.link.connection().is_some() && self.breaker.is_closed() && self.barriers.are_current()
+        self.link.connection().is_some()
+            && self.version.is_listed()
+            && self.breaker.is_closed()
+            && self.barriers.are_current()
+    }
+
+    /// Whether there are purges, or writes, that Redis could not be told of.
+    pub fn has_untold(&self) -> bool {
+        !self.link.untold().is_empty() || self.version.owes() || self.barriers.local_floor() > 0
     }
 
     /// Why it is not connected, or not with the URL and CA that it is given now. It has no password in it.
@@ -172,14 +197,13 @@ impl L2 {
         self.link.trouble().or_else(|| self.records.trouble())
     }
 
-    /// Looks up a key, and learns in the same round trip where the order of purges stands. What was stored under another `shape`
-    /// is not found; what is larger than the policy allows is not transferred.
+    /// Looks up a key, and learns in the same round trip where the order of purges stands. What is larger than the policy
+    /// allows is not transferred.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling; the request goes on without it.
     pub async fn lookup(
         &self,
-        shape: &str,
         key: &str,
         request: &HeaderMap,
         names: &[PurgeName],
@@ -194,14 +218,20 @@ impl L2 {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
             // Without authentication nothing is read, and the order of purges is learned all the same.
             let seal = self.records.seal();
-            let scope = seal.as_ref().map_or_else(|| shape.to_owned(), |seal| seal.scope(shape));
+            let scope = seal.as_ref().map_or_else(|| self.shape.clone(), |seal| seal.scope(&self.shape));
             let Limits { rules, max_body } = within;
             let limit = self.limit(max_body);
             let primary = self.keys.primary(&scope, key);
             let asked = seal.as_ref().map(|_| &*primary);
+            let (barriers, version) = (self.keys.barriers(), self.version.name());
             let asked_at = boot_ms();
-            let reply = commands::lookup(&mut connection, self.keys.barriers(), names, asked).await?;
+            let reply = commands::lookup(&mut connection, barriers, version, names, asked).await?;
             let said_at = connection.vouched().limit(asked_at);
+            if !reply.is_listed {
+                // Purges of other versions do not cover what is stored under this one.
+                self.version.is_missing();
+                return Err(L2Error::Down);
+            }
             let purge = reply.barrier;
             let stamp = self.barriers.stamp_at(reply.generation, reply.order, asked_at);
             if stamp.generation != self.barriers.stamp().generation {
@@ -271,10 +301,8 @@ impl L2 {
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling; nothing is stored then.
-    #[expect(clippy::too_many_arguments, reason = "each is a part of where and for how long")]
     pub async fn store(
         &self,
-        shape: &str,
         key: &str,
         vary: &[HeaderName],
         variant: &str,
@@ -286,7 +314,7 @@ impl L2 {
         self.timed("store", self.hard_timeout, async {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
             let seal = self.records.seal().ok_or(L2Error::Down)?;
-            let scope = seal.scope(shape);
+            let scope = seal.scope(&self.shape);
             let mut records = Vec::with_capacity(2);
             if vary.is_empty() {
                 records.push((self.keys.primary(&scope, key), codec::encode(entry)));
@@ -325,7 +353,8 @@ impl L2 {
                 let mut connection = self.link.connection().ok_or(L2Error::Down)?;
                 let asker = connection.asker();
                 let (generation, order, pods) =
-                    commands::purge(&mut connection, self.keys.barriers(), asker, names).await?;
+                    commands::purge(&mut connection, self.keys.barriers(), asker, self.version.name(), names)
+                        .await?;
                 if !self.barriers.ordered(generation, order, names) {
                     // Until the table is Redis' again, this pod's own barrier holds.
                     self.link.raise_and_remember(names);
@@ -338,6 +367,14 @@ impl L2 {
             self.link.raise_and_remember(names);
         }
         outcome
+    }
+
+    /// Tells pods of other versions of the policy, if there may be any, of a write for which this version names nothing: what they
+    /// stored before is stale. What Redis can't be told now it is told as soon as it can.
+    pub async fn tell_other_versions(&self) {
+        if self.version.has_others() && self.purge(&[]).await.is_err() {
+            self.version.owe();
+        }
     }
 
     const fn deadline(&self, patience: Patience) -> Duration {

@@ -41,7 +41,8 @@ pub async fn purge(serving: &Serving, names: &[PurgeName], origin: PurgeOrigin, 
 }
 
 /// Purges what a write made stale, under what was served by when it came and under what is served by now: it may have been
-/// under way while the policy changed. What could not be purged in Redis, because no policy named one, is remembered.
+/// under way while the policy changed. Where a policy names nothing, pods that serve by another version of it are told, since that may.
+/// What could not be purged in Redis, because no policy named one, is remembered.
 pub async fn after_write(
     config: &Config,
     then: &Arc<Serving>,
@@ -49,9 +50,7 @@ pub async fn after_write(
     names: &[PurgeName],
     stats: &Stats,
 ) {
-    if !names.is_empty() {
-        purge(then, names, PurgeOrigin::Write, stats).await;
-    }
+    purge_or_tell(then, names, stats).await;
     let mut done = Arc::clone(then);
     loop {
         done.note_write();
@@ -60,9 +59,15 @@ pub async fn after_write(
             return;
         }
         let names = now.policy.purged_by(writing);
-        if !names.is_empty() {
-            purge(&now, &names, PurgeOrigin::Write, stats).await;
-        }
+        purge_or_tell(&now, &names, stats).await;
         done = now;
+    }
+}
+
+async fn purge_or_tell(serving: &Serving, names: &[PurgeName], stats: &Stats) {
+    if names.is_empty() {
+        serving.tell_other_versions().await;
+    } else {
+        purge(serving, names, PurgeOrigin::Write, stats).await;
     }
 }

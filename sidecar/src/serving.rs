@@ -35,6 +35,8 @@ pub struct Serving {
     /// The policy's [`Policy::shape`], and the round of its coverage where it follows one: what was stored under another is not
     /// served.
     pub shape: String,
+    /// The name that everything bears which is stored under this version of the policy.
+    pub version: PurgeName,
     /// Whose policy it is.
     pub metadata: Metadata,
     /// Whether requests are looked up at all.
@@ -162,8 +164,15 @@ impl Serving {
         authentication: &Arc<Authentication>,
         previous: Option<&Self>,
     ) -> Self {
+        // In a round's own keys: what was stored in an earlier one may be older than a write that nobody saw.
+        let shape = match &leave {
+            Leave::NotNeeded | Leave::Waiting => policy.shape(),
+            Leave::Round(round) => format!("{} {round}", policy.shape()),
+        };
+        let version = PurgeName::version(&shape);
         let same_order = previous.filter(|previous| {
             previous.metadata == metadata
+                && previous.shape == shape
                 && previous.policy.redis == policy.redis
                 && previous.policy.l1.bus_grace == policy.l1.bus_grace
                 && previous.mode != Mode::Absent
@@ -178,7 +187,7 @@ impl Serving {
                     .and_then(|previous| previous.l2.as_deref());
                 let l2 = L2::start(
                     redis,
-                    Keyspace::new(&metadata),
+                    (Keyspace::new(&metadata), &shape),
                     Arc::clone(&barriers),
                     policy.l1.bus_grace.0,
                     Arc::clone(telemetry),
@@ -190,19 +199,17 @@ impl Serving {
         };
         let missed_writes =
             previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.missed_writes));
+        if let Some(previous) = previous.filter(|_| policy.redis.is_none())
+            && previous.l2.as_ref().is_some_and(|l2| l2.has_untold())
+        {
+            missed_writes.redis.store(true, Ordering::SeqCst);
+        }
         if let Some(l2) = l2.as_ref().filter(|_| missed_writes.redis.swap(false, Ordering::SeqCst)) {
             l2.purge_everything();
         }
-        // In a round's own keys: what was stored in an earlier one may be older than a write that nobody saw.
-        let shape = match &leave {
-            Leave::NotNeeded | Leave::Waiting => policy.shape(),
-            Leave::Round(round) => format!("{} {round}", policy.shape()),
-        };
         let bounds = bounds_of(&policy);
         let same_l1 = same_order.filter(|previous| {
-            bounds_of(&previous.policy) == bounds
-                && previous.policy.l1.eviction == policy.l1.eviction
-                && previous.shape == shape
+            bounds_of(&previous.policy) == bounds && previous.policy.l1.eviction == policy.l1.eviction
         });
         let (l1, flights) = match same_l1 {
             Some(previous) => (Arc::clone(&previous.l1), previous.flights.clone()),
@@ -224,7 +231,12 @@ impl Serving {
                 (name.clone(), same.unwrap_or_else(|| Source::start(spec)))
             })
             .collect();
-        let last_known_good = tables(&policy, &metadata, &sources, previous);
+        let last_known_good = tables(&policy, &metadata, version, &sources, previous);
+        if let Some(previous) = previous.filter(|_| last_known_good.is_empty())
+            && previous.last_known_good.iter().any(|(_, table)| table.has_untold())
+        {
+            missed_writes.tables.store(true, Ordering::SeqCst);
+        }
         if !last_known_good.is_empty() && missed_writes.tables.swap(false, Ordering::SeqCst) {
             for (_, table) in &last_known_good {
                 tokio::spawn(table.forget_everything());
@@ -236,6 +248,7 @@ impl Serving {
             hash,
             policy,
             shape,
+            version,
             metadata,
             mode,
             leave,
@@ -287,6 +300,16 @@ impl Serving {
         }
     }
 
+    /// A write passed for which this version of the policy names nothing. Others may: what was stored under them before is stale.
+    pub async fn tell_other_versions(&self) {
+        for (_, table) in &self.last_known_good {
+            table.note_unnamed_write();
+        }
+        if let Some(l2) = &self.l2 {
+            l2.tell_other_versions().await;
+        }
+    }
+
     /// The counters of a route by its place; `None`: of requests that no route took.
     pub fn route_stats(&self, route: Option<usize>) -> &Arc<RouteStats> {
         route.and_then(|index| self.route_stats.get(index)).unwrap_or(&self.no_route_stats)
@@ -330,6 +353,7 @@ fn bounds_of(policy: &Policy) -> Bounds {
 fn tables(
     policy: &Policy,
     metadata: &Metadata,
+    version: PurgeName,
     sources: &[(String, Source)],
     previous: Option<&Serving>,
 ) -> Vec<(String, Arc<LastKnownGood>)> {
@@ -345,9 +369,9 @@ fn tables(
             previous.last_known_good.iter().find(|(known, _)| *known == name).map(|(_, table)| table)
         });
         let table = match before {
-            Some(table) if table.is_of(source, &owner) => Arc::clone(table),
+            Some(table) if table.is_of(source, &owner, version) => Arc::clone(table),
             before => {
-                let table = LastKnownGood::new(Arc::clone(source), owner.clone());
+                let table = LastKnownGood::new(Arc::clone(source), owner.clone(), version);
                 before.inspect(|before| table.inherit(before));
                 Arc::new(table)
             }

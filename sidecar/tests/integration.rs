@@ -60,4 +60,5 @@ mod integration {
     mod upstream_responses;
     mod validating;
     mod variants;
+    mod versions;
 }

@@ -217,7 +217,7 @@ impl Route {
             tags,
             sources,
             asks_application,
-            last_known_good: _,
+            last_known_good,
             collapse_timeout: _,
             envelope: _,
         } = self;
@@ -240,7 +240,7 @@ impl Route {
         let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite);
         let keys_body = body_limit.is_some();
         format!(
-            "{path:?} {methods:?} {headers:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {sources:?} {asks_application}\n"
+            "{path:?} {methods:?} {headers:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {sources:?} {asks_application} {last_known_good:?}\n"
         )
     }
 }

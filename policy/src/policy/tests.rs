@@ -281,7 +281,7 @@ fn without_a_policy_everything_is_one_route_and_every_write_purges_its_path() {
 }
 
 #[test]
-fn the_shape_changes_with_keys_and_tags_and_not_with_lifetimes() {
+fn the_shape_changes_with_keys_tags_and_writes_and_not_with_lifetimes() {
     let shape = |text: &str| Policy::compile(&spec(text)).unwrap().shape();
     assert_eq!(shape(SHOP), shape(&SHOP.replace("120s", "60s")));
     assert_ne!(shape(SHOP), shape(&SHOP.replace("tags: [\"user:{id}\"]", "tags: [\"u:{id}\"]")));
@@ -298,6 +298,8 @@ fn the_shape_changes_with_keys_and_tags_and_not_with_lifetimes() {
     for more in ["staleIfError: 1h", "clientDirectives: Honor"] {
         assert_eq!(shape(SHOP), shape(&SHOP.replace("ttl: 120s", &format!("ttl: 120s\n  {more}"))), "{more}");
     }
+    let writes = SHOP.replace("[PUT, DELETE]", "[PUT]");
+    assert!(writes != SHOP && shape(&writes) != shape(SHOP), "other writes purge");
     assert_ne!(shape(SHOP), shape(&format!("{SHOP}targetedCacheControl: [CDN-Cache-Control]")));
 }
 

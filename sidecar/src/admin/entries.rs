@@ -179,7 +179,7 @@ async fn in_redis(serving: &Serving, key: KeyText<'_>) -> Option<Result<Option<K
     let set_cookie = lifetimes(route).is_some_and(|lifetimes| lifetimes.store_despite.set_cookie);
     let rules = Rules { targets: serving.policy.targets(), set_cookie };
     let limits = Limits { rules, max_body: serving.policy.l1.max_object_size.0 };
-    let lookup = l2.lookup(&serving.shape, key.base(), &headers, &names, limits, Patience::Hard).await;
+    let lookup = l2.lookup(key.base(), &headers, &names, limits, Patience::Hard).await;
     let kept = |standing, answer| Kept::new(key.base(), Place::L2, route, standing, answer);
     Some(match lookup.map(|lookup| lookup.found) {
         Err(error) => Err(error.to_string()),

@@ -1,8 +1,9 @@
 //! What is said to Redis.
 //!
 //! One hash per policy holds the barriers: `g`, the generation ([`super::generation`]); `s`, the number of the last purge;
-//! `f`, the last purge that covers everything; and under each purged name of 16 bytes the number of its last purge. Losing
-//! any of it means losing the generation with it.
+//! `f`, the last purge that covers everything; `v`, the versions of the policy that pods serve by ([`super::versions`]), each
+//! as `<name in hex>=<when one was seen last, in seconds>`; and under each purged name of 16 bytes the number of its last purge.
+//! Losing any of it means losing the generation with it.
 
 use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
@@ -24,6 +25,8 @@ pub(super) struct LookupReply {
     pub(super) order: u64,
     /// The last purge of any of the names, or of everything.
     pub(super) barrier: u64,
+    /// The version of the policy is in the list of those that pods serve by.
+    pub(super) is_listed: bool,
     pub(super) record: Beginning,
 }
 
@@ -41,37 +44,56 @@ pub(super) struct Beginning {
 pub(super) async fn lookup(
     connection: &mut Connection,
     barriers: &str,
+    version: PurgeName,
     names: &[PurgeName],
     record: Option<&str>,
 ) -> RedisResult<LookupReply> {
-    let mut fields: Vec<&[u8]> = vec![b"g", b"s", b"f"];
+    let mut fields: Vec<&[u8]> = vec![b"v", b"g", b"s", b"f", version.as_bytes()];
     fields.extend(names.iter().map(|name| &name.as_bytes()[..]));
     let mut pipeline = redis::pipe();
     pipeline.hset_nx(barriers, "g", connection.mark().new_generation()).ignore();
     pipeline.cmd("HMGET").arg(barriers).arg(&fields);
-    let (numbers, record): (Vec<Option<u64>>, Beginning) = match (connection.both(), record) {
+    let (fields, record): (Vec<Option<Bytes>>, Beginning) = match (connection.both(), record) {
         ((counting, _), None) => {
-            let (numbers,) = pipeline.query_async(counting).await?;
-            (numbers, Beginning::default())
+            let (fields,) = pipeline.query_async(counting).await?;
+            (fields, Beginning::default())
         }
         ((counting, None), Some(key)) => {
             ask_for_beginning(&mut pipeline, key);
-            let (numbers, bytes, length) = pipeline.query_async(counting).await?;
-            (numbers, Beginning { bytes, length })
+            let (fields, bytes, length) = pipeline.query_async(counting).await?;
+            (fields, Beginning { bytes, length })
         }
         // Two servers at the same time. Whichever answers first, both were asked after the request came: a purge that was
         // acknowledged before is among the barriers.
         ((counting, Some(cluster)), Some(key)) => {
             let mut get = redis::pipe();
             ask_for_beginning(&mut get, key);
-            let ((numbers,), (bytes, length)) =
+            let ((fields,), (bytes, length)) =
                 try_join!(pipeline.query_async(counting), get.query_async(cluster))?;
-            (numbers, Beginning { bytes, length })
+            (fields, Beginning { bytes, length })
         }
     };
-    let number = |at: usize| numbers.get(at).copied().flatten().unwrap_or(0);
-    let barrier = numbers.iter().skip(2).flatten().max().copied().unwrap_or(0);
-    Ok(LookupReply { generation: number(0), order: number(1), barrier, record })
+    let mut fields = fields.into_iter();
+    let is_listed = fields.next().flatten().is_some_and(|listed| is_in_list(&listed, version));
+    // What is no number was not written by a sidecar: it covers everything.
+    let mut numbers = fields.map(|field| field.map_or(0, |field| number(&field).unwrap_or(u64::MAX)));
+    let (generation, order) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
+    Ok(LookupReply { generation, order, barrier: numbers.max().unwrap_or(0), is_listed, record })
+}
+
+fn number(text: &[u8]) -> Option<u64> {
+    std::str::from_utf8(text).ok()?.parse().ok()
+}
+
+fn is_in_list(listed: &[u8], version: PurgeName) -> bool {
+    let hex = hex(version);
+    listed
+        .split(|byte| *byte == b' ')
+        .any(|one| one.split(|byte| *byte == b'=').next() == Some(hex.as_bytes()))
+}
+
+fn hex(version: PurgeName) -> String {
+    format!("{version:?}")
 }
 
 /// Writes as a purge would, and says whether the barriers were lost, and what the server is now. Sends a probe after it, which
@@ -130,21 +152,29 @@ pub(super) async fn store(
     pipeline.query_async(connection).await
 }
 
-/// Raises barriers, orders them and tells every pod, at once. ARGV: generation if there is none, most barriers, seconds to
-/// keep them, who asks, then the names. The message is `<generation> <order> <who asks> <names>`.
+/// Raises barriers, orders them and tells every pod, at once: on the names, and on each version of the policy but the one whose
+/// names they are. ARGV: generation if there is none, most barriers, seconds to keep them, who asks, the version, then the names.
+/// The message is `<generation> <order> <who asks> <names>`.
 static PURGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
         redis.call('HSETNX', KEYS[1], 'g', ARGV[1])
         local order = redis.call('HINCRBY', KEYS[1], 's', 1)
-        for i = 5, #ARGV do redis.call('HSET', KEYS[1], ARGV[i], order) end
+        local versions = redis.call('HGET', KEYS[1], 'v') or ''
+        local names = {}
+        for i = 6, #ARGV do names[#names + 1] = ARGV[i] end
+        for hex in string.gmatch(versions, '(%x+)=') do
+          local name = string.gsub(hex, '%x%x', function(digits) return string.char(tonumber(digits, 16)) end)
+          if #name == 16 and name ~= ARGV[5] then names[#names + 1] = name end
+        end
+        for _, name in ipairs(names) do redis.call('HSET', KEYS[1], name, order) end
         local generation = redis.call('HGET', KEYS[1], 'g')
         if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[2]) then
           redis.call('DEL', KEYS[1])
-          redis.call('HSET', KEYS[1], 'g', generation, 's', order, 'f', order)
+          redis.call('HSET', KEYS[1], 'g', generation, 's', order, 'f', order, 'v', versions)
         end
         redis.call('EXPIRE', KEYS[1], ARGV[3])
-        local message = generation .. ' ' .. order .. ' ' .. ARGV[4] .. ' ' .. table.concat(ARGV, '', 5)
+        local message = generation .. ' ' .. order .. ' ' .. ARGV[4] .. ' ' .. table.concat(names)
         return {generation, order, redis.call('PUBLISH', KEYS[1], message)}
         ",
     )
@@ -155,6 +185,7 @@ pub(super) async fn purge(
     connection: &mut Connection,
     barriers: &str,
     asker: u64,
+    version: PurgeName,
     names: &[PurgeName],
 ) -> RedisResult<(u64, u64, usize)> {
     let mut call = PURGE.prepare_invoke();
@@ -162,11 +193,68 @@ pub(super) async fn purge(
         .arg(connection.mark().new_generation())
         .arg(MOST_BARRIERS)
         .arg(KEEP_BARRIERS.as_secs())
-        .arg(asker);
+        .arg(asker)
+        .arg(&version.as_bytes()[..]);
     names.iter().for_each(|name| {
         call.arg(&name.as_bytes()[..]);
     });
     call.invoke_async(connection.counting()).await
+}
+
+/// Puts a version of the policy into the list of those that pods serve by, and takes out those that no pod was heard of. One that was
+/// not there, or is to, begins: a barrier on it covers what was stored under it before. ARGV: generation if there is none, the
+/// version in hex and as it is, seconds that a version stays, whether it is to begin.
+static LIST: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        redis.call('HSETNX', KEYS[1], 'g', ARGV[1])
+        local now = tonumber(redis.call('TIME')[1])
+        local begins, others, listed = true, 0, ARGV[2] .. '=' .. now
+        for name, seen in string.gmatch(redis.call('HGET', KEYS[1], 'v') or '', '(%x+)=(%d+)') do
+          if name == ARGV[2] then
+            begins = false
+          elseif now - tonumber(seen) <= tonumber(ARGV[4]) then
+            others = others + 1
+            listed = listed .. ' ' .. name .. '=' .. seen
+          end
+        end
+        redis.call('HSET', KEYS[1], 'v', listed)
+        if begins or ARGV[5] == '1' then
+          local order = redis.call('HINCRBY', KEYS[1], 's', 1)
+          redis.call('HSET', KEYS[1], ARGV[3], order)
+          redis.call('PUBLISH', KEYS[1], redis.call('HGET', KEYS[1], 'g') .. ' ' .. order .. ' 0 ' .. ARGV[3])
+        end
+        return {begins and 1 or 0, others}
+        ",
+    )
+});
+
+/// What the list of versions has become.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Listed {
+    /// The version was not in it: nothing that was stored under it before is used.
+    pub(super) begins: bool,
+    /// How many others are in it.
+    pub(super) others: u64,
+}
+
+/// Puts a version into the list for so long; `again`: as if it had not been there.
+pub(super) async fn list(
+    connection: &mut Connection,
+    barriers: &str,
+    version: PurgeName,
+    presence: Duration,
+    again: bool,
+) -> RedisResult<Listed> {
+    let mut call = LIST.prepare_invoke();
+    call.key(barriers)
+        .arg(connection.mark().new_generation())
+        .arg(hex(version))
+        .arg(&version.as_bytes()[..])
+        .arg(presence.as_secs())
+        .arg(u8::from(again));
+    let (begins, others) = call.invoke_async(connection.counting()).await?;
+    Ok(Listed { begins, others })
 }
 
 /// Loads the scripts, so that each takes a single round trip from the first time on. Those of leases come in the background: they
@@ -307,9 +395,11 @@ pub(super) async fn snapshot(connection: &mut Connection, barriers: &str) -> Red
     pipeline.hset_nx(barriers, "g", connection.mark().new_generation()).ignore();
     pipeline.cmd("EXPIRE").arg(barriers).arg(KEEP_BARRIERS.as_secs()).ignore();
     pipeline.hgetall(barriers);
-    let (fields,): (Vec<(Vec<u8>, u64)>,) = pipeline.query_async(connection.counting()).await?;
+    let (fields,): (Vec<(Vec<u8>, Bytes)>,) = pipeline.query_async(connection.counting()).await?;
     let mut snapshot = Snapshot::default();
-    for (field, number) in fields {
+    for (field, value) in fields {
+        // The list of versions is none.
+        let Some(number) = number(&value) else { continue };
         match &field[..] {
             b"g" => snapshot.generation = number,
             b"s" => snapshot.order = number,

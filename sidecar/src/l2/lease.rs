@@ -141,19 +141,19 @@ impl Drop for Lease {
 }
 
 impl L2 {
-    /// Asks for the lease of a key under the policy's shape, or of the variant that a lookup named, since the last purge that it
+    /// Asks for the lease of a key, or of the variant that a lookup named, since the last purge that it
     /// named. It ends after `longest` even if it is not given back: the source of one pod may hang while those of others do not.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling: then there are no leases.
     pub async fn lease(
         self: &Arc<Self>,
-        (shape, key, variant, purge): (&str, &str, &str, u64),
+        (key, variant, purge): (&str, &str, u64),
         patience: Patience,
         longest: Duration,
     ) -> Result<Leased, L2Error> {
         // Without authentication nothing is stored that another pod could wait for.
-        let scope = self.records.seal().ok_or(L2Error::Down)?.scope(shape);
+        let scope = self.records.seal().ok_or(L2Error::Down)?.scope(&self.shape);
         let keys = self.keys.lease(&scope, key, variant, purge);
         let entry = match variant {
             "" => self.keys.primary(&scope, key),

@@ -26,6 +26,7 @@ use super::{
     reload::{Newest, Reload},
     subscription::{Inbox, Subscription},
     told::Told,
+    versions::Version,
 };
 use crate::{barriers::Barriers, clock::boot_ms};
 
@@ -62,6 +63,8 @@ struct State {
     spec: spec::Redis,
     /// The hash of the barriers and the channel of the bus.
     name: String,
+    /// The version of the policy whose names this pod purges.
+    version: Arc<Version>,
     barriers: Arc<Barriers>,
     connection: ArcSwapOption<Connection>,
     reload: Reload,
@@ -84,6 +87,7 @@ impl Link {
     pub(super) fn start(
         spec: spec::Redis,
         name: String,
+        version: Arc<Version>,
         barriers: Arc<Barriers>,
         grace: Duration,
     ) -> Arc<Self> {
@@ -91,6 +95,7 @@ impl Link {
             heartbeat: (grace / 3).clamp(SHORTEST_HEARTBEAT, HEARTBEAT),
             spec,
             name,
+            version,
             barriers,
             connection: ArcSwapOption::empty(),
             reload: Reload::default(),
@@ -348,10 +353,12 @@ impl State {
                     Step::Read
                 }
                 Step::Purge(names) => {
-                    commands::purge(connection, &self.name, 0, &names).await?;
+                    commands::purge(connection, &self.name, 0, self.version.name(), &names).await?;
                     Step::Read
                 }
                 Step::Done { has_changed } => {
+                    // Before it is used: from now on purges of other versions cover what is stored under this one.
+                    self.version.list(connection).await?;
                     if has_changed {
                         // After all is read: a purge that begins now learns that it was told to another Redis.
                         match self.told.recent(boot_ms()) {

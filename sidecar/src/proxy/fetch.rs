@@ -151,11 +151,8 @@ impl Proxy {
         let question = &errand.question;
         let l2 = question.serving.l2.as_ref()?;
         let key = question.key_of_answer();
-        let serving = &question.serving;
         let names = question.names();
-        let lookup = l2
-            .lookup(&serving.shape, key.as_str(), &question.headers, &names, question.limits(), patience)
-            .await;
+        let lookup = l2.lookup(key.as_str(), &question.headers, &names, question.limits(), patience).await;
         errand.redis_is_silent = lookup.is_err();
         let lookup = lookup.ok()?;
         errand.stamp = lookup.stamp;

@@ -142,7 +142,7 @@ impl Place {
             let Self { serving, key, vary, variant, .. } = self;
             // A failure is counted where it happens; the entry is in memory all the same.
             let most = serving.policy.l1.max_object_size.0;
-            let stored = l2.store(&serving.shape, &key, &vary, &variant, &entry, most, left).await;
+            let stored = l2.store(&key, &vary, &variant, &entry, most, left).await;
             if let (Ok(()), Some(mut lease)) = (stored, lease) {
                 lease.stored();
             }

@@ -146,7 +146,8 @@ impl Question {
             let parameters = found.parameters(&self.path());
             found.route.tags(&parameters).collect::<Vec<_>>()
         });
-        self.key.purge_names().into_iter().chain(tags.into_iter().flatten()).collect()
+        let version = self.serving.l2.is_some().then_some(self.serving.version);
+        self.key.purge_names().into_iter().chain(tags.into_iter().flatten()).chain(version).collect()
     }
 
     /// The key under which an answer with a body is stored: of a HEAD, that of GET.

@@ -150,7 +150,9 @@ impl Errand {
         let is_counted = own.generation != 0 && own.generation == stamp.generation;
         let order = if is_counted { own.order } else { 0 };
         entry.head.stamp = Stamp { order, ..stamp };
-        let is_purged = barriers.covers(&entry.head.names, entry.head.stamp);
+        // The table knows itself what other versions of the policy purged: a version that begins anew, as after a flush, is none.
+        let names = entry.head.names.iter().filter(|name| **name != question.serving.version);
+        let is_purged = barriers.covers(&names.copied().collect::<Vec<_>>(), entry.head.stamp);
         (!is_purged).then_some(*entry)
     }
 

@@ -29,7 +29,7 @@ impl Proxy {
         let deadline = errand.began_at + lease_wait(term);
         let mut patience = Patience::Soft;
         loop {
-            let about = (&*serving.shape, key.as_str(), &*errand.variant, errand.barrier);
+            let about = (key.as_str(), &*errand.variant, errand.barrier);
             // Who has no time left takes the lease if it is free: what others hold has hung for long enough.
             match l2.lease(about, patience, term).await.ok()? {
                 Leased::Granted(mut lease, is_stored) => {

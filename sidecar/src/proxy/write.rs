@@ -51,12 +51,14 @@ impl Proxy {
                 return outcome.map(|response| (response, Times { requested_at, received_at: requested_at }));
             }
             let times = Times { requested_at, received_at: wall_ms() };
+            let may_have_changed =
+                outcome.as_ref().map_or(true, |response| !changed_nothing(response.status()));
             let names = match &outcome {
                 Ok(response) => made_stale(&serving, &writing, &target, response),
                 // The application may have written before it failed.
                 Err(_) => made_stale_by_policy(&serving, &writing),
             };
-            if !names.is_empty() || serving.writes_go_unheard() {
+            if !names.is_empty() || may_have_changed || serving.writes_go_unheard() {
                 let stats = &proxy.telemetry.stats;
                 purge::after_write(&proxy.config, &serving, &writing, &names, stats).await;
             }

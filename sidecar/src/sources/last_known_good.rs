@@ -26,7 +26,8 @@ const AGAIN: Duration = Duration::from_secs(1);
 ///
 /// Guarantees: what was purged is not loaded again. A purge that Postgres could not be told of is kept, in this pod, and told
 /// before anything is loaded or stored; so long, loading fails. An answer that was asked for before a purge of one of its names is
-/// not stored after it, by any pod.
+/// not stored after it, by any pod. A purge under one version of the policy, and a write for which a version names nothing, covers all
+/// that was kept under the others before: their names may be others.
 ///
 /// Assumptions: the clock of Postgres is not set back, and a purge that Postgres was not told of before the pod ends is known
 /// otherwise (Redis).
@@ -52,9 +53,9 @@ struct Shared {
 impl LastKnownGood {
     /// The answers of a policy, such as `shop/shop`, in a database that several policies may share. The tables are made when they
     /// are first needed.
-    pub fn new(source: Arc<PostgresSource>, policy: String) -> Self {
+    pub fn new(source: Arc<PostgresSource>, policy: String, version: PurgeName) -> Self {
         let shared = Arc::new(Shared {
-            table: Table::new(Arc::clone(&source), policy),
+            table: Table::new(Arc::clone(&source), policy, version),
             source,
             untold: Untold::default(),
             telling: tokio::sync::Mutex::default(),
@@ -66,14 +67,24 @@ impl LastKnownGood {
         Self { shared, _teller: teller }
     }
 
-    /// Whether it is of this policy in this source.
-    pub fn is_of(&self, source: &Arc<PostgresSource>, policy: &str) -> bool {
-        Arc::ptr_eq(&self.shared.source, source) && self.shared.table.policy() == policy
+    /// Whether it is of this version of this policy in this source.
+    pub fn is_of(&self, source: &Arc<PostgresSource>, policy: &str, version: PurgeName) -> bool {
+        Arc::ptr_eq(&self.shared.source, source) && self.shared.table.is_of(policy, version)
     }
 
-    /// Takes over the purges that the one before could not tell.
+    /// Whether there are purges, or writes, that Postgres could not be told of.
+    pub fn has_untold(&self) -> bool {
+        !self.shared.untold.is_empty()
+    }
+
+    /// Takes over the purges that the one before could not tell. Where that was for another version of the policy, whatever is kept
+    /// may be meant.
     pub fn inherit(&self, predecessor: &Self) {
-        self.shared.untold.inherit(&predecessor.shared.untold);
+        if self.shared.table.is_of_version_of(&predecessor.shared.table) {
+            self.shared.untold.inherit(&predecessor.shared.untold);
+        } else if predecessor.has_untold() {
+            self.shared.untold.add_everything();
+        }
         self.shared.left_untold.notify_one();
     }
 
@@ -109,6 +120,13 @@ impl LastKnownGood {
     pub fn forget(&self, names: &[PurgeName]) -> impl Future<Output = Result<(), PostgresError>> + use<> {
         self.shared.untold.add(names);
         Arc::clone(&self.shared).tell()
+    }
+
+    /// A write passed for which this version of the policy names nothing. Postgres is told soon, of many at once, and before
+    /// anything is loaded or stored by this pod.
+    pub fn note_unnamed_write(&self) {
+        self.shared.untold.add(&[PurgeName::unnamed_write()]);
+        self.shared.left_untold.notify_one();
     }
 
     /// Forgets all answers of the policy: from now on none of them is loaded. What it returns tells Postgres.

@@ -175,7 +175,8 @@ async fn an_entry_is_shown_where_it_is_and_with_why_it_is_served() {
             (&json!(200), &json!(1), &json!(true))
         );
         assert_eq!(answer["headers"]["x-a"], json!(["1", "2"]));
-        assert_eq!(answer["purge_names"], 4, "the key with and without its host, the path and the tag");
+        let names = "the key with and without its host, the path, the tag and the version of the policy";
+        assert_eq!(answer["purge_names"], 5, "{names}");
         let (ttl, useful) =
             (answer["ttl_seconds"].as_f64().unwrap(), answer["useful_for_seconds"].as_f64().unwrap());
         assert!((0.0..=60.0).contains(&ttl) && (60.0..=660.0).contains(&useful), "{answer}");

@@ -18,7 +18,12 @@ fn keeper(database: &Database) -> LastKnownGood {
     LastKnownGood::new(
         Arc::new(PostgresSource::start(database.source("statementTimeout: 1s"))),
         POLICY.to_owned(),
+        version("one"),
     )
+}
+
+fn version(shape: &str) -> PurgeName {
+    PurgeName::version(shape)
 }
 
 fn tag(name: &str) -> PurgeName {
@@ -57,8 +62,11 @@ async fn policies_share_the_tables_and_nothing_else() {
     let database = Database::new("").await;
     let one = keeper(&database);
     let source = Arc::new(PostgresSource::start(database.source("statementTimeout: 1s")));
-    let other = LastKnownGood::new(Arc::clone(&source), "shop/other".to_owned());
-    assert!(other.is_of(&source, "shop/other") && !other.is_of(&source, POLICY));
+    let other = LastKnownGood::new(Arc::clone(&source), "shop/other".to_owned(), version("one"));
+    assert!(other.is_of(&source, "shop/other", version("one")));
+    assert!(
+        !other.is_of(&source, POLICY, version("one")) && !other.is_of(&source, "shop/other", version("two"))
+    );
     store(&one, &[tag("a")], "one").await;
     store(&other, &[tag("a")], "other").await;
     other.forget_everything().await.unwrap();
@@ -66,6 +74,38 @@ async fn policies_share_the_tables_and_nothing_else() {
     assert_eq!((load(&one).await, load(&other).await), (Some(Bytes::from("one")), None));
     store(&one, &[tag("a")], "again").await;
     assert_eq!(load(&one).await, Some(Bytes::from("again")));
+    database.drop_schema().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_one_version_of_a_policy_purges_covers_what_was_kept_under_another() {
+    let database = Database::new("").await;
+    let one = keeper(&database);
+    let source = Arc::new(PostgresSource::start(database.source("statementTimeout: 1s")));
+    let two = LastKnownGood::new(source, POLICY.to_owned(), version("two"));
+    store(&one, &[tag("a")], "first").await;
+    one.forget(&[tag("b")]).await.unwrap();
+    assert_eq!(load(&one).await, Some(Bytes::from("first")), "its own names say what is meant");
+    let asked_at = Instant::now();
+    two.forget(&[tag("b")]).await.unwrap();
+    assert_eq!(load(&one).await, None, "those of another version do not");
+    one.store(ID, &[tag("a")], Bytes::from("late"), asked_at).await.unwrap();
+    assert_eq!(load(&one).await, None, "it was asked for before");
+    store(&one, &[tag("a")], "second").await;
+    assert_eq!(load(&one).await, Some(Bytes::from("second")));
+    two.note_unnamed_write();
+    until("the write is told", async || load(&one).await.is_none().then_some(())).await;
+    store(&one, &[tag("a")], "third").await;
+    assert_eq!(load(&one).await, Some(Bytes::from("third")));
+    // One that takes over what another version could not tell does not know what its names mean.
+    let far = LastKnownGood::new(
+        Arc::new(PostgresSource::start(database.source_as_now("statementTimeout: 1s"))),
+        POLICY.to_owned(),
+        version("one"),
+    );
+    two.note_unnamed_write();
+    far.inherit(&two);
+    assert_eq!(load(&far).await, None);
     database.drop_schema().await;
 }
 
@@ -94,6 +134,7 @@ async fn a_purge_that_postgres_did_not_hear_of_is_told_before_anything_is_read()
     let far = LastKnownGood::new(
         Arc::new(PostgresSource::start(database.source_as_now("statementTimeout: 1s"))),
         POLICY.to_owned(),
+        version("one"),
     );
     let relay = database.through_a_relay().await;
     let near = keeper(&database);

@@ -15,7 +15,8 @@ use tokio_postgres::{error::SqlState, types::ToSql};
 use crate::sources::postgres::{PostgresError, PostgresSource};
 
 /// What makes the tables. The second one says when a name was last purged, the empty one being everything: an answer that was asked
-/// for before that is not stored after it.
+/// for before that is not stored after it. Under the name of the policy and [`VERSIONS`], it says of each version of the policy when
+/// something was last purged under it: no answer that was kept under another version before is loaded.
 const MAKE: &str = "\
 create table if not exists larder_last_known_good (policy text, id bytea, names bytea[] not null, record bytea not null, \
 stored_at timestamptz not null default now(), primary key (policy, id)); \
@@ -38,9 +39,15 @@ const STORE: &str = "\
 insert into larder_last_known_good as known (policy, id, names, record) select $1::text, $2::bytea, $3::bytea[], $4::bytea \
 where not exists (select from larder_last_known_good_purges where policy = $1 and (name = any($3) or name = '') \
 and (extract(epoch from purged_at) * 1000000)::bigint >= $5) \
+and not exists (select from larder_last_known_good_purges where policy = $6 and name <> $7 \
+and (extract(epoch from purged_at) * 1000000)::bigint >= $5) \
 on conflict (policy, id) do update set names = excluded.names, record = excluded.record, stored_at = excluded.stored_at";
 
-const LOAD: &str = "select record from larder_last_known_good where policy = $1 and id = $2";
+const LOAD: &str = "select record from larder_last_known_good as known where policy = $1 and id = $2 \
+and not exists (select from larder_last_known_good_purges where policy = $3 and name <> $4 and purged_at >= known.stored_at)";
+
+/// What follows the policy where purges are listed by its versions.
+const VERSIONS: &str = " versions";
 
 const PURGE: &str = "\
 insert into larder_last_known_good_purges (policy, name) select $1::text, unnest($2::bytea[]) \
@@ -59,16 +66,24 @@ const LONGEST: Duration = Duration::from_secs(3600);
 pub(super) struct Table {
     source: Arc<PostgresSource>,
     policy: String,
+    /// Where purges are listed by the version of the policy.
+    versions: String,
+    version: PurgeName,
     made: AtomicBool,
 }
 
 impl Table {
-    pub(super) fn new(source: Arc<PostgresSource>, policy: String) -> Self {
-        Self { source, policy, made: AtomicBool::new(false) }
+    pub(super) fn new(source: Arc<PostgresSource>, policy: String, version: PurgeName) -> Self {
+        let versions = format!("{policy}{VERSIONS}");
+        Self { source, policy, versions, version, made: AtomicBool::new(false) }
     }
 
-    pub(super) fn policy(&self) -> &str {
-        &self.policy
+    pub(super) fn is_of(&self, policy: &str, version: PurgeName) -> bool {
+        self.policy == policy && self.version == version
+    }
+
+    pub(super) fn is_of_version_of(&self, other: &Self) -> bool {
+        self.version == other.version
     }
 
     /// Makes the tables if they are not there.
@@ -112,7 +127,9 @@ impl Table {
             let age = asked_at.elapsed();
             if age < LONGEST {
                 let asked_at = now - i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
-                let row: [&(dyn ToSql + Sync); 5] = [&self.policy, &&id[..], &names, &&record[..], &asked_at];
+                let version = &self.version.as_bytes()[..];
+                let row: [&(dyn ToSql + Sync); 7] =
+                    [&self.policy, &&id[..], &names, &&record[..], &asked_at, &self.versions, &version];
                 transaction.execute(&store, &row).await?;
             }
             transaction.commit().await
@@ -123,7 +140,8 @@ impl Table {
     pub(super) async fn load(&self, id: [u8; 32]) -> Result<Option<Bytes>, PostgresError> {
         let loading = self.source.ask(async |client| {
             let load = client.prepare_cached(LOAD).await?;
-            let row = client.query_opt(&load, &[&self.policy, &&id[..]]).await?;
+            let version = &self.version.as_bytes()[..];
+            let row = client.query_opt(&load, &[&self.policy, &&id[..], &self.versions, &version]).await?;
             row.map(|row| row.try_get(0).map(Bytes::copy_from_slice)).transpose()
         });
         self.noticing(loading.await)
@@ -137,6 +155,7 @@ impl Table {
             transaction.execute(LOCK_FORGETTING, &[&self.policy]).await?;
             transaction.execute(FORGET_OLD_PURGES, &[&self.policy]).await?;
             transaction.execute(PURGE, &[&self.policy, &purged]).await?;
+            transaction.execute(PURGE, &[&self.versions, &vec![&self.version.as_bytes()[..]]]).await?;
             match names {
                 Some(_) => transaction.execute(FORGET, &[&self.policy, &purged]).await?,
                 None => transaction.execute(FORGET_EVERYTHING, &[&self.policy]).await?,

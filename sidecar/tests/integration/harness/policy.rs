@@ -47,6 +47,13 @@ impl Policy {
         fs::rename(written, self.folder.join("coverage.json")).unwrap();
     }
 
+    /// The same policy in a file of its own, as another pod has it that hears of changes at another time.
+    pub(crate) fn twin(&self, spec: &str) -> Self {
+        let twin = Self { folder: Folder::new(), name: self.name.clone() };
+        twin.change(spec);
+        twin
+    }
+
     /// Puts another `spec` into the file, all at once.
     pub(crate) fn change(&self, spec: &str) {
         if spec.contains("LARDER_TEST_REDIS_URL") {
