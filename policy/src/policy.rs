@@ -6,7 +6,7 @@ mod route;
 #[cfg(test)]
 mod tests;
 
-use std::fmt;
+use std::{fmt, time::Duration};
 
 use http::{HeaderName, Method};
 
@@ -37,6 +37,8 @@ pub struct Policy {
     pub l1: L1,
     /// The shared cache.
     pub redis: Option<Redis>,
+    /// Maximum time without a word from the application.
+    pub application_timeout: Option<Duration>,
     /// Places besides the application that can answer a miss, by name.
     pub sources: Vec<(String, Source)>,
     /// The path that stands before those of the admin API under the application's address.
@@ -91,6 +93,7 @@ impl Policy {
             suspended: false,
             l1: L1::default(),
             redis: None,
+            application_timeout: None,
             sources: vec![],
             admin_prefix: None,
             otlp: None,
@@ -118,6 +121,7 @@ impl Policy {
             suspend,
             l1,
             l2,
+            application,
             sources,
             routes,
             targeted_cache_control,
@@ -143,6 +147,10 @@ impl Policy {
         let redis = l2.as_ref().map(|l2| l2.redis.clone());
         if let Some(redis) = &redis {
             check.redis("spec.l2.redis", redis);
+        }
+        let application_timeout = application.as_ref().and_then(|application| application.timeout);
+        if let Some(timeout) = application_timeout {
+            check.positive("spec.application.timeout", timeout.0);
         }
         check.unique("spec.sources", sources.iter().map(|source| &source.name));
         let sources: Vec<_> = sources
@@ -198,6 +206,7 @@ impl Policy {
             suspended: *suspend,
             l1: l1.clone(),
             redis,
+            application_timeout: application_timeout.map(|timeout| timeout.0),
             sources,
             admin_prefix: admin.as_ref().map(|admin| admin.path_prefix.clone()),
             otlp,

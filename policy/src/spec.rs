@@ -14,6 +14,8 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
+use crate::Duration;
+
 pub use self::{
     invalidation::{Invalidation, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},
     key::{KeyBody, KeyQuery, KeySpec, QueryOrder},
@@ -40,6 +42,10 @@ pub struct CacheSpec {
     /// The cache that the pods share.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub l2: Option<L2>,
+
+    /// What the pods may ask of the application.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub application: Option<Application>,
 
     /// Where a miss may be answered, besides the application.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -126,6 +132,24 @@ pub struct Admin {
         "write a path without an end slash and without dots alone, such as /_larder",
     )))]
     pub path_prefix: String,
+}
+
+/// The application, as the sidecar beside it sees it.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = rule(
+    "!has(self.timeout) || self.timeout.matches('[1-9]')",
+    "timeout must be longer than 0s: leave it out, or write one such as 30s",
+)))]
+pub struct Application {
+    /// Maximum time without a word from the application: until the head of its response, counted from when it has the request (while
+    /// a body is still sent, from the last piece that it took; the time that the client takes does not count), and then between two
+    /// pieces of the response's body. It holds for every request, of a route or not. A request whose time is over is a failure: what
+    /// `staleIfError` or `lastKnownGood` of the route has stands in, else the response is a 504; a body breaks off. Event streams
+    /// (`text/event-stream`), gRPC and connections that changed their protocol may be silent once their head has come. Without it,
+    /// the application may take as long as its client waits.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub timeout: Option<Duration>,
 }
 
 impl CacheSpec {

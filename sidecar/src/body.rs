@@ -3,13 +3,17 @@
 use std::{
     pin::Pin,
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::Bytes;
 use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
-use hyper::body::Incoming;
 use larder_flight::{FillError, Reader};
+
+mod paced;
+
+pub use paced::Paced;
 
 /// The body of an answer.
 pub enum Body {
@@ -40,7 +44,7 @@ impl Body {
     }
 
     /// What the application sends.
-    pub fn stream(network: Incoming) -> Self {
+    pub fn stream(network: Paced) -> Self {
         Self::Stream(Source::new(Network::Application(network)))
     }
 }
@@ -117,6 +121,9 @@ pub enum SourceError {
     /// The application broke it off.
     #[error("the application broke the body off: {0}")]
     Broken(#[from] hyper::Error),
+    /// The application sent nothing more of it in time.
+    #[error("the application sent nothing more of the body within {0:?}")]
+    Stalled(Duration),
     /// A source of the policy's broke it off, or took too long.
     #[error("the source broke the body off: {0}")]
     Source(#[source] anyhow::Error),
@@ -129,7 +136,7 @@ pub enum SourceError {
 #[derive(Debug)]
 pub enum Network {
     /// From the application.
-    Application(Incoming),
+    Application(Paced),
     /// From a source of the policy's.
     Source(BoxBody<Bytes, SourceError>),
 }
@@ -150,9 +157,7 @@ impl HttpBody for Network {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, SourceError>>> {
         match self.get_mut() {
-            Self::Application(body) => {
-                Pin::new(body).poll_frame(context).map(|frame| frame.map(|frame| Ok(frame?)))
-            }
+            Self::Application(body) => Pin::new(body).poll_frame(context),
             Self::Source(body) => Pin::new(body).poll_frame(context),
         }
     }

@@ -18,7 +18,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::{Fields, NormalPath, Route, Survey, credentials, range, spec::OtherProtocols};
 
 use crate::{
-    body::Body,
+    body::{Body, Paced},
     budget::{Budget, Kind},
     cache_status::{Became, Bypass, CacheStatus, Forward, Tier},
     config::Config,
@@ -30,11 +30,12 @@ use crate::{
     serving::{NO_ROUTE, Serving},
     stats::Outcome,
     telemetry::Telemetry,
-    upstream::{RequestBody, Upstream, UpstreamError, WhenRefused, no_body},
+    upstream::{RequestBody, Upload, Upstream, UpstreamError, WhenRefused, no_body},
 };
 
 mod application;
 mod ask;
+mod deadline;
 mod envelope;
 pub mod explain;
 mod fetch;
@@ -284,21 +285,26 @@ impl Proxy {
         client: &Client,
         protocol: Option<HeaderValue>,
         refused: WhenRefused,
-    ) -> Result<Response<Incoming>, UpstreamError> {
+    ) -> Result<Response<Paced>, UpstreamError> {
         let mut request = outgoing(request, client.address);
         pass_interim_responses(&mut request, client);
         if let Some(protocol) = protocol {
             headers::ask_for_upgrade(request.headers_mut(), protocol);
         }
-        let mut response = self
-            .upstream
-            .send(request, refused)
-            .await
-            .inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
+        let (limit, progress) = (self.application_timeout(), deadline::progress_of(&request));
+        let exchange = self.upstream.send(request, refused);
+        let outcome = match limit {
+            Some(limit) => deadline::head_in_time(exchange, limit, progress.as_deref()).await,
+            None => exchange.await,
+        };
+        let mut response =
+            outcome.inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             headers::remove_hop_by_hop(response.headers_mut());
         }
-        Ok(response)
+        let (head, body) = response.into_parts();
+        let limit = limit.filter(|_| !deadline::may_be_silent(&head));
+        Ok(Response::from_parts(head, Paced::new(body, limit)))
     }
 
     async fn upgrade(
@@ -327,7 +333,7 @@ impl Answered {
 
 /// A client's body, unless there is none.
 fn passed_body(body: Incoming) -> RequestBody {
-    if body.is_end_stream() { no_body() } else { Either::Left(body) }
+    if body.is_end_stream() { no_body() } else { Either::Left(Upload::new(body)) }
 }
 
 /// A body that is not in memory.
@@ -459,7 +465,7 @@ fn pass_interim_responses(request: &mut Request<RequestBody>, client: &Client) {
 }
 
 /// From here on, bytes pass both ways.
-fn changed_protocol(from_client: OnUpgrade, mut response: Response<Incoming>, client: &Client) -> Answered {
+fn changed_protocol(from_client: OnUpgrade, mut response: Response<Paced>, client: &Client) -> Answered {
     if let Some(turnstile) = &client.turnstile {
         turnstile.change_protocol();
     }
@@ -468,7 +474,7 @@ fn changed_protocol(from_client: OnUpgrade, mut response: Response<Incoming>, cl
     Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
 }
 
-fn passed(response: Response<Incoming>, reason: Forward, route: Option<usize>) -> Answered {
+fn passed(response: Response<Paced>, reason: Forward, route: Option<usize>) -> Answered {
     let mut response = response.map(Body::stream);
     let status = Some(response.status());
     CacheStatus::Forwarded { reason, status, tier: Tier::Application, answer: Became::Passed }

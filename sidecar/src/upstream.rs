@@ -20,15 +20,17 @@ mod head;
 mod http1;
 mod raw_target;
 mod stream;
+mod upload;
 
 pub use dial::{Dialer, WhenRefused};
 pub(crate) use error::may_have_been_dead;
 pub use error::{UpstreamError, UpstreamReason};
 use h2::Http2;
 use http1::Http1;
+pub use upload::{Progress, Upload};
 
 /// What is sent to the application: the client's body as it comes, or one at hand, which may be empty.
-pub type RequestBody = Either<Incoming, Full<Bytes>>;
+pub type RequestBody = Either<Upload, Full<Bytes>>;
 
 /// No body.
 pub fn no_body() -> RequestBody {

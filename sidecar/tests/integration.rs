@@ -49,6 +49,7 @@ mod integration {
     mod refused;
     mod routes;
     mod sharing;
+    mod slow_application;
     mod spellings;
     mod staleness;
     mod stampede;

@@ -103,8 +103,8 @@ pub struct RouteSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_while_revalidate: Option<Duration>,
 
-    /// For how long an answer that is no longer fresh is served where the application fails (it can't be reached, or answers
-    /// 500, 502, 503 or 504; RFC 5861) or the sources do, and where an HTTP source takes longer than its `timeout`. It replaces
+    /// For how long an answer that is no longer fresh is served where the application fails (it can't be reached, takes
+    /// longer than `application.timeout`, or answers 500, 502, 503 or 504; RFC 5861) or the sources do, and where an HTTP source takes longer than its `timeout`. It replaces
     /// what the answer says about that; `0s` is never.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_if_error: Option<Duration>,

@@ -16,7 +16,7 @@ use super::{
     passed_body, question::Question, unreachable,
 };
 use crate::{
-    body::{Network, Source},
+    body::{Network, Paced, Source},
     cache_status::Forward,
     clock::wall_ms,
     purge,
@@ -88,7 +88,7 @@ impl Proxy {
         &self,
         serving: &Arc<Serving>,
         mut posted: Parts,
-        response: Response<Incoming>,
+        response: Response<Paced>,
         times: Times,
         client: Client,
     ) -> Answered {
@@ -163,7 +163,7 @@ fn made_stale(
     serving: &Serving,
     writing: &Writing,
     target: &Target,
-    response: &Response<Incoming>,
+    response: &Response<Paced>,
 ) -> Vec<PurgeName> {
     let status = response.status();
     let mut names = Vec::new();

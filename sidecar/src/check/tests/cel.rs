@@ -70,6 +70,12 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].lastKnownGood.source",
     ),
     (
+        "timeout must be longer than 0s: leave it out, or write one such as 30s",
+        FIELD,
+        "  application: {timeout: 0s}\n  routes:\n",
+        "spec.application.timeout",
+    ),
+    (
         "write a path without an end slash and without dots alone, such as /_larder",
         FIELD,
         "  admin: {pathPrefix: /_larder/..}\n  routes:\n",

@@ -1,0 +1,57 @@
+//! A body of the application's that has to go on.
+
+use std::{
+    pin::Pin,
+    task::{Context, Poll},
+    time::Duration,
+};
+
+use bytes::Bytes;
+use http_body::{Body, Frame, SizeHint};
+use hyper::body::Incoming;
+use tokio::time::{Sleep, sleep};
+
+use super::SourceError;
+
+/// A body of the application's, which breaks off when the application has sent nothing for too long to a reader that waits.
+#[derive(Debug)]
+pub struct Paced {
+    body: Incoming,
+    timeout: Option<Duration>,
+    /// The time that the application has left, while somebody waits for it.
+    left: Option<Pin<Box<Sleep>>>,
+}
+
+impl Paced {
+    /// A body between two pieces of which `timeout` may pass; `None`: any time.
+    pub fn new(body: Incoming, timeout: Option<Duration>) -> Self {
+        Self { body, timeout, left: None }
+    }
+}
+
+impl Body for Paced {
+    type Data = Bytes;
+    type Error = SourceError;
+
+    fn poll_frame(
+        self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, SourceError>>> {
+        let this = self.get_mut();
+        if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
+            this.left = None;
+            return Poll::Ready(frame.map(|frame| Ok(frame?)));
+        }
+        let Some(timeout) = this.timeout else { return Poll::Pending };
+        let left = this.left.get_or_insert_with(|| Box::pin(sleep(timeout)));
+        left.as_mut().poll(context).map(|()| Some(Err(SourceError::Stalled(timeout))))
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.body.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        self.body.size_hint()
+    }
+}
