@@ -232,6 +232,7 @@ impl Policy {
             suspended: _,
             l1: _,
             redis: _,
+            application_timeout: _,
             sources: _,
             admin_prefix: _,
             otlp: _,
