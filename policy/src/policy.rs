@@ -267,19 +267,17 @@ impl Policy {
         &self.targets
     }
 
-    /// The first route that matches, if the request's path can be trusted to mean one thing.
+    /// The first route that matches, if the request's path can be trusted to mean one thing. A route that never asks the
+    /// application takes an ambiguous path, too: its sources get the values of parameters, which mean one thing.
     pub fn route(
         &self,
         method: &Method,
         path: &NormalPath<'_>,
         fields: &(impl Fields + ?Sized),
     ) -> Option<Match<'_>> {
-        if path.is_ambiguous() {
-            return None;
-        }
         let mut routes = self.routes.iter().enumerate();
         let (index, route) = routes.find(|(_, route)| route.matches(method, path.as_str(), fields))?;
-        Some(Match { index, route })
+        (!path.is_ambiguous() || !route.asks_application).then_some(Match { index, route })
     }
 
     /// Whether responses may be stored under a path, as somebody sent it: some route is for what some server reads in it,

@@ -44,6 +44,9 @@ fn the_first_route_that_matches_decides() {
     assert!(route(&policy, &Method::HEAD, "/data/7").is_none());
     assert!(route(&policy, &Method::PUT, "/api/users/7").is_none());
     assert!(route(&policy, &Method::GET, "/api/users/x/../7").is_none());
+    assert!(route(&policy, &Method::GET, "/api/users/7;v=1").is_none());
+    let of_sources = route(&policy, &Method::GET, "/data/7;v=1").map(|found| found.route.asks_application);
+    assert_eq!(of_sources, Some(false), "nobody reads the path a second time");
 }
 
 #[test]

@@ -122,7 +122,6 @@ impl Head<'_> {
 
     /// The rest; how the body is framed.
     pub(super) fn check_rest(&self) -> Result<Framing, Refusal> {
-        check_method(self.method)?;
         self.check_target()?;
         self.framing()
     }
@@ -211,12 +210,6 @@ impl Head<'_> {
     }
 }
 
-/// A method that is in upper case. Methods are told apart by case (RFC 9110, section 9.1), and some applications do not do so:
-/// to them, `put` is a write like `PUT`.
-pub(super) fn check_method(method: &str) -> Result<(), Refusal> {
-    if method.bytes().any(|byte| byte.is_ascii_lowercase()) { Err(Refusal::Method) } else { Ok(()) }
-}
-
 pub(super) fn in_host(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b"\"#/<>?@\\^`{|}".contains(&byte)
 }
@@ -291,8 +284,6 @@ mod tests {
             ("PUT a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
             ("PUT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
             ("PUT ?a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("put /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Method),
-            ("PuT /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Method),
         ] {
             assert_eq!(check(text), Err(refusal), "{text:?}");
         }

@@ -12,7 +12,7 @@ use http::{
 
 use super::{
     Refusal,
-    head::{MAX_TARGET, MOST_LINES, check_method, content_length, in_host},
+    head::{MAX_TARGET, MOST_LINES, content_length, in_host},
 };
 
 /// Refuses what two servers could read differently. White space around values goes, as it does in HTTP/1.
@@ -27,7 +27,6 @@ pub fn check_http2<B>(request: &mut Request<B>) -> Result<(), Refusal> {
     if headers.len() - crumbs > MOST_LINES {
         return Err(Refusal::HeadTooLarge);
     }
-    check_method(request.method().as_str())?;
     check_target(request)?;
     check_host(request)?;
     check_length(headers)
@@ -105,7 +104,6 @@ mod tests {
             ("GET", "http://me@shop/a", &[][..], Refusal::Host),
             ("GET", "http://me:secret@shop/a", &[], Refusal::Host),
             ("GET", "ftp://shop/a", &[], Refusal::Target),
-            ("get", URI, &[], Refusal::Method),
             ("GET", URI, &[("host", "other")], Refusal::Host),
             ("GET", URI, &[("host", "shop:80")], Refusal::Host),
             ("GET", URI, &[("host", "shop"), ("host", "shop")], Refusal::Host),

@@ -10,8 +10,6 @@ pub enum Refusal {
     Syntax,
     /// It is not HTTP/1.0 or HTTP/1.1.
     Version,
-    /// Its method is not in upper case.
-    Method,
     /// Its target is no target, or has a fragment.
     Target,
     /// Its target is too long.
@@ -42,10 +40,9 @@ pub enum Refusal {
 
 impl Refusal {
     /// Every reason, in the order of metrics.
-    pub const ALL: [Self; 16] = [
+    pub const ALL: [Self; 15] = [
         Self::Syntax,
         Self::Version,
-        Self::Method,
         Self::Target,
         Self::TargetTooLong,
         Self::HeadTooLarge,
@@ -66,7 +63,6 @@ impl Refusal {
         match self {
             Self::Syntax => "syntax",
             Self::Version => "version",
-            Self::Method => "method",
             Self::Target => "target",
             Self::TargetTooLong => "target-too-long",
             Self::HeadTooLarge => "head-too-large",
@@ -102,7 +98,6 @@ impl Refusal {
         match self {
             Self::Syntax => "this is not an HTTP/1.1 request",
             Self::Version => "send HTTP/1.1 or HTTP/2",
-            Self::Method => "write the method in upper case",
             Self::Target => "the request target is not a path with a query",
             Self::TargetTooLong => "the request target is longer than 32 KiB",
             Self::HeadTooLarge => "the header fields take more than 64 KiB, or are more than 100",

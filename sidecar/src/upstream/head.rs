@@ -72,6 +72,13 @@ pub(super) fn end(bytes: &[u8], searched: usize) -> Option<usize> {
     })
 }
 
+/// Returns true if the bytes, as far as they have come, may begin a head: what is no response is not waited for.
+pub(super) fn may_begin(bytes: &[u8]) -> bool {
+    const VERSION: &[u8] = b"HTTP/1.";
+    let seen = bytes.len().min(VERSION.len());
+    bytes[..seen] == VERSION[..seen]
+}
+
 /// Understands a head that is whole, and repairs it where need be. `to_head`: it is the response to a HEAD request, which has no
 /// body.
 ///
@@ -395,6 +402,16 @@ mod tests {
             ("HTTP/1.1 304 Not Modified\r\nContent-Length: x\r\n\r\n", false),
         ] {
             assert!(understand(head.as_bytes(), to_head).is_ok(), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn what_is_no_response_is_known_by_its_first_bytes() {
+        for begun in [&b""[..], b"H", b"HTTP/1", b"HTTP/1.", b"HTTP/1.1 200 OK\r\n"] {
+            assert!(may_begin(begun), "{begun:?}");
+        }
+        for other in [&b"\0"[..], b"\0\0\0\x04", b"HTTP/2", b"http/1.1", b"<html>", b" HTTP/1.1"] {
+            assert!(!may_begin(other), "{other:?}");
         }
     }
 

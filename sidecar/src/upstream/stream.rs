@@ -107,6 +107,9 @@ impl ApplicationStream {
                 }
                 return Poll::Ready(Ok(()));
             }
+            if !head::may_begin(bytes) {
+                return Poll::Ready(Err(invalid(HeadError::StatusLine)));
+            }
             *searched = bytes.len();
             if bytes.len() > MAX_HEAD {
                 return Poll::Ready(Err(invalid(HeadError::TooLarge)));

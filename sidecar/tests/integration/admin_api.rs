@@ -142,7 +142,8 @@ async fn stats_count_and_list_the_keys_that_are_hit_most() {
 #[tokio::test(flavor = "multi_thread")]
 async fn hits_before_hyper_and_behind_it_are_counted_alike() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(IN_MEMORY), origin.address).await;
+    let policy = Policy::new(IN_MEMORY);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     sidecar.get("/a").await;
     // A plain request is answered before hyper; one with a condition is not.
     sidecar.get("/a").await;
@@ -225,7 +226,8 @@ async fn variants_are_shown_by_the_key_that_they_share_and_by_their_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn odd_keys_are_not_there_and_do_no_harm() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(SHOP), origin.address).await;
+    let policy = Policy::new(SHOP);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let long = "x".repeat(20_000);
     for key in [
         "%00",
@@ -456,7 +458,8 @@ async fn it_is_explained_what_a_write_purges_and_what_ends_here_as_the_sidecar_d
 #[tokio::test(flavor = "multi_thread")]
 async fn what_is_not_understood_is_refused_with_what_to_send() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(IN_MEMORY), origin.address).await;
+    let policy = Policy::new(IN_MEMORY);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for (path, body, says) in [
         ("/explain", "", "send {"),
         ("/explain", "[]", "JSON object"),
@@ -491,7 +494,8 @@ async fn what_is_not_understood_is_refused_with_what_to_send() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_is_too_long_is_not_read() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(IN_MEMORY), origin.address).await;
+    let policy = Policy::new(IN_MEMORY);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for path in ["/purge", "/explain"] {
         let head = format!("POST {path} HTTP/1.1\r\nHost: a\r\nAuthorization: Bearer {TOKEN}\r\n");
         let mut wire = Wire::to(sidecar.admin).await;
@@ -540,7 +544,8 @@ async fn nobody_learns_or_changes_anything_without_the_token() {
 #[tokio::test(flavor = "multi_thread")]
 async fn paths_and_methods_that_there_are_not_are_refused_in_json() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(IN_MEMORY), origin.address).await;
+    let policy = Policy::new(IN_MEMORY);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for path in ["/", "/entries", "/Stats", "/stats/", "/docs/x", "//stats"] {
         assert_refused(&sidecar.admin(path).await, 404, "/openapi.json");
     }
@@ -559,7 +564,8 @@ async fn paths_and_methods_that_there_are_not_are_refused_in_json() {
 #[tokio::test(flavor = "multi_thread")]
 async fn the_document_is_the_committed_one_and_lists_the_routes_that_there_are() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(IN_MEMORY), origin.address).await;
+    let policy = Policy::new(IN_MEMORY);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let served = sidecar.admin("/openapi.json").await;
     let committed = Path::new(env!("CARGO_MANIFEST_DIR")).join("openapi.json");
     assert_eq!(served.body, std::fs::read_to_string(committed).unwrap(), "run ./dev generate");

@@ -17,7 +17,8 @@ invalidation:
 #[tokio::test]
 async fn a_write_through_the_sidecar_makes_a_real_applications_responses_stale() {
     for application in [Application::express().await, Application::go().await] {
-        let sidecar = Sidecar::start(&Policy::new(POLICY), application.address).await;
+        let policy = Policy::new(POLICY);
+        let sidecar = Sidecar::start(&policy, application.address).await;
         for id in ["1", "me@x.com"] {
             let path = format!("/api/users/{id}");
             let version = async || {
@@ -37,7 +38,8 @@ async fn a_write_through_the_sidecar_makes_a_real_applications_responses_stale()
 async fn an_account_page_of_nginx_is_never_stored() {
     let application = Application::nginx().await;
     let policy = "routes: [{name: account, match: {path: /account}, ttl: 60s}]";
-    let sidecar = Sidecar::start(&Policy::new(policy), application.address).await;
+    let policy = Policy::new(policy);
+    let sidecar = Sidecar::start(&policy, application.address).await;
     let account = async |cookie: &str| sidecar.get_with("/account", &[("cookie", cookie)]).await.body;
     assert_eq!(account("session=a").await, "account of session=a");
     assert_eq!(account("session=b").await, "account of session=b");

@@ -94,7 +94,8 @@ routes:
   - {http: {source: store, path: "/{key}"}}
 "#;
     let spec = spec.replace("STORE", &store.address.to_string());
-    let sidecar = Sidecar::start(&Policy::new(&database.serve(&spec)), store.address).await;
+    let policy = Policy::new(&database.serve(&spec));
+    let sidecar = Sidecar::start(&policy, store.address).await;
     for (path, first, data) in [("/data/a", "postgres", r#"{"value": "x"}"#), ("/data/b", "http", ODD)] {
         for expected in [first, "l1"] {
             let answer = sidecar.get(path).await;
@@ -115,7 +116,8 @@ routes:
 #[tokio::test(flavor = "multi_thread")]
 async fn what_the_client_has_or_wants_of_the_data_does_not_matter() {
     let origin = odd().await;
-    let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let lines = [
         ("if-none-match", "\"a\""),
         ("if-none-match", "*"),
@@ -136,7 +138,8 @@ async fn what_the_client_has_or_wants_of_the_data_does_not_matter() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_says_nothing_that_is_not_so_of_get() {
     let origin = odd().await;
-    let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let length = sidecar.get("/stored").await.body.len();
     for path in ["/stored", "/stored", "/other", "/other"] {
         let head = sidecar.request(Method::HEAD, path, &[], "").await;
@@ -153,7 +156,8 @@ async fn a_head_says_nothing_that_is_not_so_of_get() {
 #[tokio::test(flavor = "multi_thread")]
 async fn it_comes_over_http2() {
     let origin = odd().await;
-    let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let stream = TcpStream::connect(sidecar.address).await.unwrap();
     let (mut sender, connection) =
         handshake::<_, _, Empty<Bytes>>(TokioExecutor::new(), TokioIo::new(stream)).await.unwrap();
@@ -173,7 +177,8 @@ async fn data_of_unknown_length_comes_as_it_comes() {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.api+json; charset=utf-8\r\n\
                     Transfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n3\r\n[1,\r\n";
         let origin = Steps::new(&[head, "3\r\n 2]\r\n", end], false).await;
-        let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+        let policy = Policy::new(SPEC);
+        let sidecar = Sidecar::start(&policy, origin.address).await;
         origin.let_go(2);
         let answer = sidecar.get("/a").await;
         assert_eq!(opened(&answer).2, "[1, 2]");
@@ -184,7 +189,8 @@ async fn data_of_unknown_length_comes_as_it_comes() {
 async fn what_breaks_off_does_not_look_whole() {
     let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n[1,2]";
     let origin = Steps::new(&[head], true).await;
-    let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let request = "GET /a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
     let answer = String::from_utf8(super::harness::exchange(sidecar.address, request).await).unwrap();
     assert!(!answer.contains("cached_at"), "{answer}");
@@ -205,13 +211,15 @@ async fn only_json_that_answers_is_wrapped() {
         reply
     })
     .await;
-    let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for path in ["/gone", "/broken", "/text", "/packed", "/nothing"] {
         for _ in 0..2 {
             assert_eq!(sidecar.get(path).await.body, "[]", "{path}");
         }
     }
-    let nowhere = Sidecar::start(&Policy::new(SPEC), ([127, 0, 0, 1], 1).into()).await;
+    let policy = Policy::new(SPEC);
+    let nowhere = Sidecar::start(&policy, ([127, 0, 0, 1], 1).into()).await;
     let answer = nowhere.get("/a").await;
     assert_eq!((answer.status.as_u16(), answer.header("content-type")), (502, "application/problem+json"));
 }
@@ -219,7 +227,8 @@ async fn only_json_that_answers_is_wrapped() {
 #[tokio::test(flavor = "multi_thread")]
 async fn no_data_is_null() {
     let origin = Origin::start(|_| async { reply(&[JSON], "") }).await;
-    let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for _ in 0..2 {
         assert_eq!(opened(&sidecar.get("/a").await).2, "null");
     }
@@ -228,7 +237,8 @@ async fn no_data_is_null() {
 #[tokio::test(flavor = "multi_thread")]
 async fn what_bypasses_the_cache_is_wrapped_too() {
     let origin = odd().await;
-    let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for line in [&[][..], &[("accept-encoding", "gzip"), ("range", "bytes=0-1"), ("if-none-match", "\"a\"")]]
     {
         let answer = sidecar.get_with("/a?nocache=true", line).await;
@@ -244,7 +254,8 @@ async fn it_says_the_ttl_that_the_answer_gave_itself() {
     let origin = Origin::start(|_| async { reply(&[JSON, ("x-ttl", "100")], "[]") }).await;
     let spec =
         SPEC.replace("envelope: true", "envelope: true, ttlFrom: {header: x-ttl}, ttlJitterPercent: 50");
-    let sidecar = Sidecar::start(&Policy::new(&spec), origin.address).await;
+    let policy = Policy::new(&spec);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for number in 0..8 {
         let path = format!("/{number}");
         let (first, second) = (sidecar.get(&path).await, sidecar.get(&path).await);

@@ -30,7 +30,8 @@ async fn what_was_meant_for_a_person_is_not_served_to_others() {
     ];
     for name in names {
         let origin = repeating(name).await;
-        let sidecar = Sidecar::start(&Policy::new(PAGE), origin.address).await;
+        let policy = Policy::new(PAGE);
+        let sidecar = Sidecar::start(&policy, origin.address).await;
         let own = sidecar.get_with("/a", &[(name, "alice")]).await;
         assert_eq!(own.body, "alice", "{name}");
         assert_eq!(own.cache_status(), "larder; fwd=bypass; fwd-status=200; detail=credentials", "{name}");
@@ -60,7 +61,8 @@ async fn another_place_that_a_client_names_is_its_own() {
     ];
     for name in names {
         let origin = repeating(name).await;
-        let sidecar = Sidecar::start(&Policy::new(PAGE), origin.address).await;
+        let policy = Policy::new(PAGE);
+        let sidecar = Sidecar::start(&policy, origin.address).await;
         assert_eq!(sidecar.get_with("/a", &[(name, "evil")]).await.body, "evil", "{name}");
         assert_eq!(sidecar.get("/a").await.body, "", "{name}");
         assert_eq!(sidecar.get("/a").await.hit(), Some("l1"), "{name}");
@@ -71,7 +73,8 @@ async fn another_place_that_a_client_names_is_its_own() {
 #[tokio::test(flavor = "multi_thread")]
 async fn order_of_unlisted_forwarding_headers_does_not_matter() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(PAGE), origin.address).await;
+    let policy = Policy::new(PAGE);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let [one, other] = [("x-forwarded-context", "a"), ("x-real-host", "b")];
     assert_eq!(sidecar.get_with("/a", &[one, other]).await.body, "1");
     assert_eq!(sidecar.get_with("/a", &[other, one]).await.hit(), Some("l1"));
@@ -82,7 +85,8 @@ async fn order_of_unlisted_forwarding_headers_does_not_matter() {
 async fn a_policy_adds_headers_that_name_a_person() {
     let origin = repeating("x-badge").await;
     let spec = format!("identityHeaders: [\"x-badge\", \"x-crew-*\"]\n{PAGE}");
-    let sidecar = Sidecar::start(&Policy::new(&spec), origin.address).await;
+    let policy = Policy::new(&spec);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for name in ["x-badge", "x-crew-number"] {
         let own = sidecar.get_with("/a", &[(name, "7")]).await;
         assert_eq!(own.cache_status(), "larder; fwd=bypass; fwd-status=200; detail=credentials", "{name}");
@@ -93,7 +97,8 @@ async fn a_policy_adds_headers_that_name_a_person() {
     assert_eq!(sidecar.get_with("/a", &[("x-badge", "8")]).await.body, "8");
 
     let keyed = spec.replace("ttl: 60s", "ttl: 60s, key: {headers: [x-badge]}");
-    let sidecar = Sidecar::start(&Policy::new(&keyed), origin.address).await;
+    let policy = Policy::new(&keyed);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     assert_eq!(sidecar.get_with("/a", &[("x-badge", "8")]).await.body, "8");
     assert_eq!(sidecar.get_with("/a", &[("x-badge", "8")]).await.hit(), Some("l1"));
     assert_eq!(sidecar.get_with("/a", &[("x-badge", "9")]).await.body, "9");
@@ -103,7 +108,8 @@ async fn a_policy_adds_headers_that_name_a_person() {
 async fn closed_route_forwards_only_what_is_in_the_key() {
     let route = "ttl: 60s, forwardHeaders: Keyed, key: {headers: [x-lang], cookies: [theme], ignoreHeaders: [authorization]}";
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(&PAGE.replace("ttl: 60s", route)), origin.address).await;
+    let policy = Policy::new(&PAGE.replace("ttl: 60s", route));
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let sent = [
         ("authorization", "Bearer alice"),
         ("cookie", "session=alice; theme=dark"),

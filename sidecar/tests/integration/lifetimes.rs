@@ -247,7 +247,8 @@ async fn a_response_that_gives_itself_no_time_is_not_served_again() {
         reply(&[("x-ttl", &said)], "body")
     })
     .await;
-    let sidecar = Sidecar::start(&Policy::new(TTL_FROM), origin.address).await;
+    let policy = Policy::new(TTL_FROM);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for (page, said) in ["0", "-1", "-0.5", "-1e9"].into_iter().enumerate() {
         for path in [format!("/header/{page}"), format!("/json/{page}")] {
             let before = origin.calls();

@@ -169,7 +169,8 @@ async fn the_application_gets_the_body_that_came_with_a_request() {
     let spec =
         format!("{}  - http: {{source: store, path: \"/{{key}}\"}}\n  - application: {{}}\n", &spec[..from]);
     let database = Database::new(ITEMS).await;
-    let sidecar = Sidecar::start(&Policy::new(&database.serve(&spec)), application.address).await;
+    let policy = Policy::new(&database.serve(&spec));
+    let sidecar = Sidecar::start(&policy, application.address).await;
     // What is taken for a body must not be taken for the next request.
     let body = "GET /other HTTP/1.1\r\nHost: shop.test\r\n\r\n";
     let with_body =

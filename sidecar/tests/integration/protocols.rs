@@ -69,7 +69,8 @@ fn is_of_class(answer: &[u8], class: char) -> bool {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_in_an_odd_spelling_is_refused_or_purges() {
     for application in [Application::express().await, Application::go().await] {
-        let sidecar = Sidecar::start(&Policy::new(POLICY), application.address).await;
+        let policy = Policy::new(POLICY);
+        let sidecar = Sidecar::start(&policy, application.address).await;
         join_all(WRITES.iter().enumerate().map(async |(number, line)| {
             let id = (number + 1).to_string();
             let path = format!("/api/users/{id}");
@@ -94,7 +95,8 @@ async fn a_write_in_an_odd_spelling_is_refused_or_purges() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_arrives_byte_by_byte_is_refused_or_purges() {
     let application = Application::express().await;
-    let sidecar = Sidecar::start(&Policy::new(POLICY), application.address).await;
+    let policy = Policy::new(POLICY);
+    let sidecar = Sidecar::start(&policy, application.address).await;
     join_all(WRITES.iter().enumerate().map(async |(number, line)| {
         let id = (number + 1).to_string();
         let path = format!("/api/users/{id}");
