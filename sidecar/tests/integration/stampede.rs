@@ -187,6 +187,7 @@ async fn without_redis_each_pod_asks_once() {
     let pods = three(&policy, &origin).await;
     let killing = async {
         until_somebody_waits(&mut redis.connection().await, &policy).await;
+        until_asked(&origin, 1).await;
         assert_eq!(origin.calls(), 1);
         redis.kill();
         until_asked(&origin, 3).await;
@@ -280,7 +281,11 @@ async fn a_reader_that_stops_holds_up_no_other_pod() {
     const LENGTH: usize = 12 << 20;
     let origin = Origin::start(|_| async { reply(&[], "x".repeat(LENGTH)) }).await;
     let policy = Policy::new(SPEC);
-    let pods = three(&policy, &origin).await;
+    // What it takes to write so large a response to Redis is in the memory budget.
+    let path = policy.path();
+    let arguments = ["--policy", path.to_str().unwrap(), "--memory-limit", "512Mi"];
+    let pods = join_all((0..2).map(|_| Sidecar::launch(origin.address, &arguments))).await;
+    join_all(pods.iter().map(|pod| pod.until_tiers_are("up"))).await;
     let mut slow = Wire::narrow(pods[0].address).await;
     slow.ask("/a").await;
     slow.head().await;
