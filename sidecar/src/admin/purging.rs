@@ -101,13 +101,27 @@ impl Sent for Names {
 /// A purge, and how far it has come.
 #[derive(Debug, Serialize, JsonSchema)]
 struct Done {
-    /// What was purged.
-    purged: Names,
+    /// The names that were purged.
+    purged: PurgedNames,
     /// Its place in the order of purges; null while Redis has not been told.
     order: Option<u64>,
     /// Why Redis could not be told yet. This pod tells it when it can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pending: Option<String>,
+}
+
+/// The names of a purge. Keys may have any form: `DELETE /entries/{key}` also purges its key as it was sent.
+#[derive(Debug, Serialize, JsonSchema)]
+struct PurgedNames {
+    keys: Vec<String>,
+    paths: Vec<String>,
+    tags: Vec<String>,
+}
+
+impl From<Names> for PurgedNames {
+    fn from(Names { keys, paths, tags }: Names) -> Self {
+        Self { keys, paths, tags }
+    }
 }
 
 pub(super) async fn delete_entry(
@@ -146,7 +160,7 @@ async fn raise(admin: &Admin, request: Names) -> Result<Response, Refused> {
             Purged::Everywhere(order) | Purged::Here(order) => (StatusCode::OK, Some(order), None),
             Purged::Pending(error) => (StatusCode::ACCEPTED, None, Some(error.to_string())),
         };
-    Ok((status, Json(Done { purged: request, order, pending })).into_response())
+    Ok((status, Json(Done { purged: request.into(), order, pending })).into_response())
 }
 
 pub(super) fn about_delete(operation: TransformOperation<'_>) -> TransformOperation<'_> {
