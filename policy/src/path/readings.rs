@@ -49,10 +49,11 @@ pub(crate) fn loose_texts(path: &str) -> impl Iterator<Item = String> {
     loose_paths(path).into_iter().map(|segments| format!("/{}", fold(&segments.join("/"))))
 }
 
-/// `text` in a form in which spellings that an application may take for one are one: no escapes, lower case, compatible
-/// characters alike (Unicode's NFKC), `+` a space.
+/// `text` in a form in which spellings that an application may take for one are one: no escapes, in lower case whatever it is in
+/// capitals ("\u{df}" and "SS" alike), compatible characters alike (Unicode's NFKC), `+` a space.
 pub(crate) fn fold(text: &str) -> String {
-    let lower = text.nfkc().flat_map(char::to_lowercase);
+    let lower =
+        text.nfkc().flat_map(char::to_lowercase).flat_map(char::to_uppercase).flat_map(char::to_lowercase);
     let folded: String = lower.map(|c| if c == '+' { ' ' } else { c }).collect();
     // Lower case may need composing again.
     folded.nfkc().collect()
@@ -226,6 +227,8 @@ mod tests {
             ("/users/me@x.com", &["/users/me%40x.com", "/users/ME%40x.com", "/users/me%2540x.com"]),
             ("/u/a%20b", &["/u/a b", "/u/a+b", "/u/a%2Bb", "/u/a%2520b"]),
             ("/users/%C3%BC", &["/users/\u{fc}", "/users/%c3%9c", "/users/u%CC%88", "/users/%FC"]),
+            ("/users/\u{3c3}\u{3c2}", &["/users/\u{3a3}\u{3a3}", "/users/\u{3c3}\u{3c3}"]),
+            ("/users/stra\u{df}e", &["/users/STRASSE", "/users/stra\u{1e9e}e"]),
             ("/", &["", "//", "/.", "/..", "/;x", "/%2F"]),
         ] {
             let [text] = &texts(path)[..] else { panic!("{path} has one reading") };
