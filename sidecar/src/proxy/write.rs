@@ -16,6 +16,7 @@ use super::{
     passed_body, question::Question, unreachable,
 };
 use crate::{
+    barriers::Stamp,
     body::{Network, Paced, Source},
     cache_status::Forward,
     clock::wall_ms,
@@ -37,9 +38,7 @@ impl Proxy {
     ) -> Answered {
         let (proxy, serving) = (Arc::clone(self), Arc::clone(serving));
         let from = client.clone();
-        let posted =
-            (serving.policy.is_bare() && *request.method() == Method::POST).then(|| replica(&request));
-        let for_get = Arc::clone(&serving);
+        let mut posted = self.posted(&serving, &request, &client);
         let (asked, from_client) = protocol.unzip();
         let written = tokio::spawn(async move {
             let target = Target::of(request.uri(), request.headers());
@@ -48,7 +47,8 @@ impl Proxy {
             if let Err(error) = &outcome
                 && !error.may_have_been_sent()
             {
-                return outcome.map(|response| (response, Times { requested_at, received_at: requested_at }));
+                return outcome
+                    .map(|response| (response, Times { requested_at, received_at: requested_at }, None));
             }
             let times = Times { requested_at, received_at: wall_ms() };
             let may_have_changed =
@@ -58,62 +58,54 @@ impl Proxy {
                 // The application may have written before it failed.
                 Err(_) => made_stale_by_policy(&serving, &writing),
             };
+            if let Some(posted) = &mut posted {
+                posted.responded();
+            }
             if !names.is_empty() || may_have_changed || serving.writes_go_unheard() {
                 let stats = &proxy.telemetry.stats;
                 purge::after_write(&proxy.config, &serving, &writing, &names, stats).await;
             }
-            outcome.map(|response| (response, times))
+            if let Some(posted) = &mut posted {
+                posted.purged();
+            }
+            outcome.map(|response| (response, times, posted))
         });
         match written.await.expect("a task that is not aborted ends, unless it panics, and then so do we") {
-            Ok((response, times)) => {
+            Ok((response, times, posted)) => {
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS
                     && let Some(from_client) = from_client
                 {
                     return changed_protocol(from_client, response, &client);
                 }
-                match posted.filter(|posted| answers_get(posted, response.headers())) {
-                    Some(posted) if response.status() == StatusCode::OK => {
-                        self.keep_for_get(&for_get, posted, response, times, client)
-                    }
-                    _ => passed(response, Forward::Method, None),
+                match posted.filter(|posted| posted.may_be_stored(&response)) {
+                    Some(posted) => posted.keep_for_get(response, times),
+                    None => passed(response, Forward::Method, None),
                 }
             }
             Err(error) => unreachable(&error, &client, None),
         }
     }
 
-    /// Passes on an answer to POST that is one to GET too, and stores it as that (RFC 9110, section 9.3.3), if it says how long it
-    /// is fresh.
-    fn keep_for_get(
-        &self,
-        serving: &Arc<Serving>,
-        mut posted: Parts,
-        response: Response<Paced>,
-        times: Times,
-        client: Client,
-    ) -> Answered {
-        let survey = Survey::under(&posted.headers, serving.policy.identity_headers());
-        let Some(route) =
-            serving.policy.route(&Method::GET, &NormalPath::new(posted.uri.path()), &posted.headers)
-        else {
-            return passed(response, Forward::Method, None);
-        };
-        let route = route.index;
-        posted.method = Method::GET;
-        // They were about the POST.
-        for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
-            posted.headers.remove(name);
+    /// A POST without a policy, whose response may be one to GET as well.
+    fn posted(&self, serving: &Arc<Serving>, request: &Request<Incoming>, client: &Client) -> Option<Posted> {
+        if !serving.policy.is_bare() || *request.method() != Method::POST {
+            return None;
         }
-        let mut question = Question::new(serving, route, self.target, posted, Bytes::new(), client, &survey);
+        let mut head = replica(request);
+        let route =
+            serving.policy.route(&Method::GET, &NormalPath::new(head.uri.path()), &head.headers)?.index;
+        let target = Target::of(&head.uri, &head.headers);
+        let survey = Survey::under(&head.headers, serving.policy.identity_headers());
+        head.method = Method::GET;
+        // They are about the POST.
+        for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
+            head.headers.remove(name);
+        }
+        let mut question =
+            Question::new(serving, route, self.target, head, Bytes::new(), client.clone(), &survey);
         question.asker.method = Method::POST;
-        let (mut head, body) = response.into_parts();
-        date_if_missing(&mut head.headers, times.received_at);
-        Errand::new(question, None, Forward::Method).deliver(
-            head.status,
-            head,
-            Source::new(Network::Application(body)),
-            times,
-        )
+        let (names, stamp) = (question.names(), serving.barriers.stamp());
+        Some(Posted { question, target, names, stamp, is_purged: false })
     }
 }
 
@@ -146,15 +138,57 @@ fn replica(request: &Request<Incoming>) -> Parts {
     replica.into_parts().0
 }
 
-/// Whether an answer to POST is one to GET of the same target: it says so with `Content-Location`.
-fn answers_get(posted: &Parts, headers: &HeaderMap) -> bool {
-    let target = Target::of(&posted.uri, &posted.headers);
-    let query = |text: &str| text.split_once('?').map(|(_, query)| query.to_owned());
-    let location = headers.get(CONTENT_LOCATION).and_then(|location| location.to_str().ok());
-    location.is_some_and(|location| {
-        target.pointed_to(headers, &CONTENT_LOCATION).as_deref() == Some(posted.uri.path())
-            && query(location).as_deref() == posted.uri.query()
-    })
+/// A POST, and what becomes of its response as one to GET of the same target (RFC 9110, section 9.3.3).
+///
+/// The write itself makes stale what was asked for before it, so the response is stored under the stamp behind its own purge;
+/// any other purge since the application was asked may be later than what the response says, and keeps it from being stored.
+struct Posted {
+    question: Question,
+    target: Target,
+    /// Names of the response to GET.
+    names: Box<[PurgeName]>,
+    /// Before the application was asked, then before the write's own purge, then behind it.
+    stamp: Stamp,
+    is_purged: bool,
+}
+
+impl Posted {
+    /// The response has come; what it makes stale is about to be purged.
+    fn responded(&mut self) {
+        let barriers = &self.question.serving.barriers;
+        let before = std::mem::replace(&mut self.stamp, barriers.stamp());
+        self.is_purged = barriers.covers(&self.names, before);
+    }
+
+    /// What the response made stale is purged.
+    fn purged(&mut self) {
+        let before = std::mem::replace(&mut self.stamp, self.question.serving.barriers.stamp());
+        // One is its own, if it raised any: more may be of what it is about.
+        self.is_purged |= self.stamp.local > before.local + 1;
+    }
+
+    /// Whether the response is one to GET of the same target, as it says with `Content-Location`, and no purge came between.
+    fn may_be_stored(&self, response: &Response<Paced>) -> bool {
+        let headers = response.headers();
+        let uri = &self.target.uri;
+        let query = |text: &str| text.split_once('?').map(|(_, query)| query.to_owned());
+        let location = headers.get(CONTENT_LOCATION).and_then(|location| location.to_str().ok());
+        !self.is_purged
+            && response.status() == StatusCode::OK
+            && location.is_some_and(|location| {
+                self.target.pointed_to(headers, &CONTENT_LOCATION).as_deref() == Some(uri.path())
+                    && query(location).as_deref() == uri.query()
+            })
+    }
+
+    /// Passes the response on and stores it as one to GET, if it says how long it is fresh.
+    fn keep_for_get(self, response: Response<Paced>, times: Times) -> Answered {
+        let (mut head, body) = response.into_parts();
+        date_if_missing(&mut head.headers, times.received_at);
+        let mut errand = Errand::new(self.question, None, Forward::Method);
+        (errand.stamp, errand.began) = (self.stamp, self.stamp);
+        errand.deliver(head.status, head, Source::new(Network::Application(body)), times)
+    }
 }
 
 /// What an answer to a write says is stale: what the policy names, unless nothing was changed; and, unless it is an error, the

@@ -1,8 +1,11 @@
 //! A sidecar without a policy: a plain shared cache.
 
-use http::Method;
+use std::sync::Arc;
 
-use super::harness::{Origin, Sidecar, reply};
+use http::Method;
+use tokio::sync::Semaphore;
+
+use super::harness::{Origin, Sidecar, reply, until};
 
 #[tokio::test(flavor = "multi_thread")]
 async fn cache_control_decides_what_is_stored() {
@@ -86,4 +89,39 @@ async fn an_answer_to_post_that_is_one_to_get_too_is_stored_as_that() {
     sidecar.request(Method::POST, "/b", &[("x-location", "/c")], "words").await;
     assert_eq!(sidecar.get("/b").await.hit(), None);
     assert_eq!(sidecar.get("/c").await.hit(), None);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_response_to_post_that_a_later_write_overtook_is_not_stored() {
+    let permits = Arc::new(Semaphore::new(0));
+    let gate = Arc::clone(&permits);
+    let origin = Origin::start(move |seen| {
+        let gate = Arc::clone(&gate);
+        async move {
+            if seen.method == Method::POST {
+                gate.acquire().await.unwrap().forget();
+            }
+            let location = seen.path.clone();
+            reply(
+                &[("cache-control", "max-age=60"), ("content-location", &location)],
+                seen.number.to_string(),
+            )
+        }
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for (overtaken_by, stored) in [("/a", false), ("/b", true)] {
+        let seen = origin.calls();
+        let posting = sidecar.request(Method::POST, "/a", &[], "words");
+        let overtaking = async {
+            until("the POST to arrive", async || (origin.calls() > seen).then_some(())).await;
+            sidecar.put(overtaken_by).await;
+            permits.add_permits(1);
+        };
+        let (posted, ()) = tokio::join!(posting, overtaking);
+        assert_eq!(posted.cache_status().ends_with("; stored"), stored, "PUT {overtaken_by}");
+        let read = sidecar.get("/a").await;
+        assert_eq!(read.hit(), stored.then_some("l1"), "PUT {overtaken_by}");
+        assert_eq!(read.body == posted.body, stored, "PUT {overtaken_by}");
+    }
 }
