@@ -350,7 +350,7 @@ impl L2 {
         // Whatever the breaker says: lookups that were slow are no reason to leave other pods in the dark.
         let outcome = self
             .attempt("purge", PURGE_DEADLINE, async {
-                let mut connection = self.link.connection().ok_or(L2Error::Down)?;
+                let mut connection = self.link.first_connection().await.ok_or(L2Error::Down)?;
                 let asker = connection.asker();
                 let (generation, order, pods) =
                     commands::purge(&mut connection, self.keys.barriers(), asker, self.version.name(), names)

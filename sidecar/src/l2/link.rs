@@ -10,7 +10,7 @@ use arc_swap::ArcSwapOption;
 use futures::future::BoxFuture;
 use larder_policy::{PurgeName, spec};
 use tokio::{
-    sync::Notify,
+    sync::{Notify, watch},
     time::{MissedTickBehavior, interval, sleep, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
@@ -67,6 +67,8 @@ struct State {
     version: Arc<Version>,
     barriers: Arc<Barriers>,
     connection: ArcSwapOption<Connection>,
+    /// The first attempt to connect has ended.
+    has_tried: watch::Sender<bool>,
     reload: Reload,
     pending: Mutex<Pending>,
     told: Told,
@@ -98,6 +100,7 @@ impl Link {
             version,
             barriers,
             connection: ArcSwapOption::empty(),
+            has_tried: watch::Sender::new(false),
             reload: Reload::default(),
             pending: Mutex::default(),
             told: Told::default(),
@@ -112,6 +115,14 @@ impl Link {
     /// The connection, if it is up to date with the barriers.
     pub(super) fn connection(&self) -> Option<Connection> {
         self.state.connection.load().as_deref().cloned()
+    }
+
+    /// The connection, once the first attempt to connect has ended. A policy that has just changed connects anew, and what is
+    /// purged meanwhile must be heard of elsewhere before the writer's response leaves.
+    pub(super) async fn first_connection(&self) -> Option<Connection> {
+        let mut has_tried = self.state.has_tried.subscribe();
+        has_tried.wait_for(|has_tried| *has_tried).await.ok()?;
+        self.connection()
     }
 
     /// Why there is no connection, or not with the URL and CA that are given now, or why it is not trusted. It has no password in it.
@@ -161,7 +172,9 @@ impl State {
     async fn keep_connected(self: Arc<Self>) {
         let mut pause = SHORTEST_PAUSE;
         loop {
-            let error = match self.connect().await {
+            let connected = self.connect().await;
+            self.has_tried.send_replace(true);
+            let error = match connected {
                 Ok(session) => {
                     pause = SHORTEST_PAUSE;
                     match self.stay_connected(session).await {

@@ -42,7 +42,7 @@ struct Stand {
     policy: Policy,
     near: Sidecar,
     far: Sidecar,
-    _far_policy: Policy,
+    far_policy: Policy,
     _folder: Folder,
 }
 
@@ -58,7 +58,7 @@ impl Stand {
         far_policy.write(&text.replace(near_url.to_str().unwrap(), far_url.to_str().unwrap()));
         let near = Sidecar::start(&policy, origin.address).await;
         let far = Sidecar::start(&far_policy, origin.address).await;
-        Self { redis, relay, origin, policy, near, far, _far_policy: far_policy, _folder: folder }
+        Self { redis, relay, origin, policy, near, far, far_policy, _folder: folder }
     }
 
     /// Both pods have a page in memory; returns what it says.
@@ -330,4 +330,17 @@ async fn what_took_longer_than_the_grace_is_no_younger_for_it() {
             assert_eq!(seen.body, "1", "{fault:?}: stored {}", seen.cache_status());
         }
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_write_while_a_changed_policy_connects_to_redis_holds_in_every_pod() {
+    let stand = Stand::new(RedisServer::start().await, stateful().await).await;
+    let old = stand.store("/item").await;
+    stand.relay.suffer(Fault::Far(Duration::from_millis(20)));
+    let text = fs::read_to_string(stand.far_policy.path()).unwrap().replace("page:{page}", "renamed:{page}");
+    stand.far_policy.write(&text);
+    let hash = larder_policy::document::hash(&text);
+    until("the new policy", async || (stand.far.policy().await["hash"] == hash).then_some(())).await;
+    let written = stand.far.put("/item").await;
+    assert_eq!(stand.near.get("/item").await.body, written.body, "{old} was stored before");
 }
