@@ -207,11 +207,15 @@ impl Barriers {
         self.bus.proven_at.fetch_max(asked_at, Ordering::AcqRel);
     }
 
+    /// The time ([`boot_ms`]) until which every purge is known to be applied here; that of its own beginning, if none is proven.
+    pub fn known_until(&self) -> u64 {
+        self.bus.proven_at.load(Ordering::Acquire).max(self.bus.began_at)
+    }
+
     /// How long ago it was that all purges were known to be applied here: `None` without a bus.
     pub fn lag(&self) -> Option<Duration> {
         self.bus.grace_ms?;
-        let proven_at = self.bus.proven_at.load(Ordering::Acquire).max(self.bus.began_at);
-        Some(Duration::from_millis(boot_ms().saturating_sub(proven_at)))
+        Some(Duration::from_millis(boot_ms().saturating_sub(self.known_until())))
     }
 
     /// Raises barriers that only this pod knows of, and gives their place in its own order.

@@ -63,6 +63,9 @@ pub enum L2Error {
     /// There is no connection, or the breaker is open.
     #[error("redis is not connected")]
     Down,
+    /// It took a purge, but another server may have taken its place, whose pods have not heard of it.
+    #[error("no majority of the Sentinels names the master: pods at another one may not have heard of it")]
+    Unproven,
     /// What is to be stored has more header fields than a record holds.
     #[error("it is too large for redis")]
     TooLarge,
@@ -344,14 +347,14 @@ impl L2 {
     /// pod that answers at once; when it fails, this pod has them and tells Redis as soon as it can.
     ///
     /// # Errors
-    /// If Redis is down, slow or unwilling.
+    /// If Redis is down, slow or unwilling, or is not proven to be the one that counts purges.
     pub async fn purge(&self, names: &[PurgeName]) -> Result<u64, L2Error> {
         self.link.will_tell(names);
         // Whatever the breaker says: lookups that were slow are no reason to leave other pods in the dark.
         let outcome = self
             .attempt("purge", PURGE_DEADLINE, async {
                 let mut connection = self.link.first_connection().await.ok_or(L2Error::Down)?;
-                let asker = connection.asker();
+                let (asker, asked_at) = (connection.asker(), boot_ms());
                 let (generation, order, pods) =
                     commands::purge(&mut connection, self.keys.barriers(), asker, self.version.name(), names)
                         .await?;
@@ -360,13 +363,18 @@ impl L2 {
                     self.link.raise_and_remember(names);
                 }
                 self.link.acknowledgements().wait_for(asker, order, pods).await;
-                Ok(order)
+                Ok((order, self.barriers.is_recent(connection.vouched().limit(asked_at))))
             })
             .await;
-        if outcome.is_err() {
-            self.link.raise_and_remember(names);
+        match outcome {
+            Ok((order, true)) => Ok(order),
+            // It holds here. If another master is found, it is told of what was purged since trust was last proven.
+            Ok((_, false)) => Err(L2Error::Unproven),
+            Err(error) => {
+                self.link.raise_and_remember(names);
+                Err(error)
+            }
         }
-        outcome
     }
 
     /// Tells pods of other versions of the policy, if there may be any, of a write for which this version names nothing: what they
@@ -412,7 +420,7 @@ impl L2 {
                 }
                 self.telemetry.tier_answered(Tier::L2, started.elapsed());
             }
-            Err(L2Error::Down | L2Error::TooLarge) => {}
+            Err(L2Error::Down | L2Error::Unproven | L2Error::TooLarge) => {}
             Err(error) => {
                 self.breaker.failed();
                 self.telemetry.stats.tier_failed(Tier::L2);

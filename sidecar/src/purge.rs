@@ -18,7 +18,7 @@ pub enum Purged {
     Everywhere(u64),
     /// There is no Redis, so there is nobody to tell: its place in this pod's order.
     Here(u64),
-    /// Redis could not be told yet. This pod has it, and tells Redis when it can; until then other pods may serve what it
+    /// Redis could not be told yet, or is not proven to be the one that pods listen to. This pod has it, and tells Redis when it can; until then other pods may serve what it
     /// covers: those that reach Redis as before, the others for `l1.busGrace`.
     Pending(L2Error),
 }

@@ -103,9 +103,9 @@ impl Sent for Names {
 struct Done {
     /// The names that were purged.
     purged: PurgedNames,
-    /// Its place in the order of purges; null while Redis has not been told.
+    /// Its place in the order of purges; null while it is pending.
     order: Option<u64>,
-    /// Why Redis could not be told yet. This pod tells it when it can.
+    /// Why Redis could not be told yet, or may not be the one that pods listen to. This pod tells it, or that one, when it can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pending: Option<String>,
 }
@@ -187,6 +187,8 @@ fn answers(operation: TransformOperation<'_>) -> TransformOperation<'_> {
             )
         })
         .response_with::<202, Json<Done>, _>(|response| {
-            response.description("This pod has it. Redis could not be told yet.")
+            response.description(
+                "This pod has it. Redis could not be told yet, or another may have taken its place.",
+            )
         })
 }

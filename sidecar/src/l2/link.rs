@@ -147,18 +147,18 @@ impl Link {
 
     /// These names are about to be purged in Redis.
     pub(super) fn will_tell(&self, names: &[PurgeName]) {
-        self.state.told.add(names, boot_ms());
+        self.state.told.add(names, self.state.barriers.known_until());
     }
 
     /// Raises barriers in this pod and tells Redis of them when it is there.
     pub(super) fn raise_and_remember(&self, names: &[PurgeName]) {
-        self.state.told.add(names, boot_ms());
+        self.state.told.add(names, self.state.barriers.known_until());
         self.state.raise_and_remember(names);
     }
 
     /// Raises a barrier on everything, here now and in Redis when it is there.
     pub(super) fn raise_on_everything(&self) {
-        self.state.told.add_everything(boot_ms());
+        self.state.told.add_everything(self.state.barriers.known_until());
         self.state.raise_on_everything();
     }
 
@@ -374,7 +374,7 @@ impl State {
                     self.version.list(connection).await?;
                     if has_changed {
                         // After all is read: a purge that begins now learns that it was told to another Redis.
-                        match self.told.recent(boot_ms()) {
+                        match self.told.recent(self.barriers.known_until()) {
                             Some(names) => self.raise_and_remember(&names),
                             None => self.raise_on_everything(),
                         }

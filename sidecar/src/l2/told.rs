@@ -2,6 +2,9 @@
 //!
 //! A master that is replaced while it lives takes purges until the pods have left it, and the new one never hears of them:
 //! whoever comes from there tells them again.
+//!
+//! Time is that until which all purges are known to be applied ([`crate::barriers::Barriers::known_until`]): as long as no majority
+//! of the Sentinels vouches for a master, nothing that it was told is forgotten.
 
 use std::{
     collections::VecDeque,
@@ -21,7 +24,7 @@ pub(super) struct Told(Mutex<Names>);
 
 #[derive(Debug, Default)]
 struct Names {
-    /// The latest last, with the time in milliseconds.
+    /// The latest last, with the time in milliseconds until which all purges were known.
     kept: VecDeque<(u64, PurgeName)>,
     /// When everything was purged, or a name that is not kept.
     everything_at: Option<u64>,
