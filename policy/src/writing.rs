@@ -13,8 +13,17 @@ use crate::{
 const METHOD_PARTS: [&[u8]; 5] =
     [b"methodoverride", b"overridemethod", b"httpmethod", b"httpverb", b"verboverride"];
 /// Such names as a whole.
-const METHOD_NAMES: [&[u8]; 6] =
-    [b"method", b"verb", b"xmethod", b"xverb", b"xoriginalmethod", b"xforwardedmethod"];
+const METHOD_NAMES: [&[u8]; 9] = [
+    b"method",
+    b"verb",
+    b"xmethod",
+    b"xverb",
+    b"xoriginalmethod",
+    b"xforwardedmethod",
+    b"xrequestmethod",
+    b"xrestmethod",
+    b"xtunnelmethod",
+];
 /// Query parameters by which frameworks read another method, in lower case.
 const METHOD_PARAMETERS: [&str; 6] =
     ["_method", "__method", "_http_method", "$httpmethod", "x-http-method", "x-method"];
@@ -166,6 +175,8 @@ mod tests {
             (&[("x-method", "POST")], &["POST"]),
             (&[("http-method-override", "POST")], &["POST"]),
             (&[("x-http-verb-override", "MOVE")], &["MOVE"]),
+            (&[("X-Rest-Method", "DELETE")], &["DELETE"]),
+            (&[("x-request-method", "put"), ("x-tunnel-method", "GET")], &["PUT"]),
             (&[("x-http-method", "get"), ("x-method-override", "HEAD")], &none),
             (&[("access-control-request-method", "DELETE")], &none),
             (&[("x-payment-method", "delete")], &none),
