@@ -2,12 +2,13 @@
 //! another method.
 //!
 //! The set is open, as that of headers that name a person: what gateways are known to send is listed, and what looks like it
-//! counts as well. `X-Forwarded-For` and other addresses of clients are not among them: they differ by client, and an
+//! counts as well, with `_` and `.` for `-` too: PHP and other heirs of CGI take them for one. `X-Forwarded-For` and other addresses of clients are not among them: they differ by client, and an
 //! application whose responses depend on them is not cacheable by a shared cache.
 
 use crate::{
     credentials::names_a_person,
-    writing::{TARGETS, names_a_method},
+    names::is_alike,
+    writing::{names_a_method, names_target},
 };
 
 /// Headers by which applications make links and redirects: they are in the key wherever they are present. In the order of the
@@ -73,13 +74,14 @@ pub(crate) fn of(name: &[u8]) -> Option<Forwarding> {
     if let Some(index) = LISTED.iter().position(is) {
         return Some(Forwarding::Listed(index));
     }
-    if TARGETS.iter().any(is) {
+    if names_target(name) {
         return Some(Forwarding::Override);
     }
-    if !name.get(..2).is_some_and(|start| start.eq_ignore_ascii_case(b"x-")) {
-        return None;
+    if LISTED.iter().any(|known| is_alike(name, known)) {
+        return Some(Forwarding::Unlisted);
     }
-    let words = || name[2..].split(|byte| b"-_".contains(byte));
+    let [b'x' | b'X', b'-' | b'_' | b'.', rest @ ..] = name else { return None };
+    let words = || rest.split(|byte| b"-_.".contains(byte));
     let has = |known: &[&str]| {
         words().any(|word| known.iter().any(|known| word.eq_ignore_ascii_case(known.as_bytes())))
     };
@@ -89,8 +91,8 @@ pub(crate) fn of(name: &[u8]) -> Option<Forwarding> {
         return None;
     }
     let is_forwarded = words().next().is_some_and(|word| word.eq_ignore_ascii_case(b"forwarded"));
-    let names_target = has(&["path", "uri", "url"]) && has(&REPLACED) && !has(&["envoy"]);
-    if names_a_method(name) || has(&["method"]) || names_target {
+    let replaces_target = has(&["path", "uri", "url"]) && has(&REPLACED) && !has(&["envoy"]);
+    if names_a_method(name) || has(&["method"]) || replaces_target {
         Some(Forwarding::Override)
     } else if is_forwarded || has(&PLACES) {
         Some(Forwarding::Unlisted)
@@ -102,6 +104,7 @@ pub(crate) fn of(name: &[u8]) -> Option<Forwarding> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::writing::TARGETS;
 
     fn kind(name: &str) -> Option<Forwarding> {
         let kind = of(name.as_bytes());
@@ -134,6 +137,12 @@ mod tests {
             "x-real-host",
             "x-ssl",
             "x-url",
+            "front_end_https",
+            "x.forwarded.host",
+            "x_forwarded_host",
+            "x_forwarded_port",
+            "x_forwarded_proto",
+            "x_forwarded-prefix",
         ] {
             assert_eq!(kind(name), Some(Forwarding::Unlisted), "{name}");
         }
@@ -151,6 +160,8 @@ mod tests {
             "x-override-url",
             "x-rewrite-path",
             "x-url-override",
+            "x.rewrite.url",
+            "x_original_url",
         ]) {
             assert_eq!(kind(name), Some(Forwarding::Override), "{name}");
         }
@@ -184,6 +195,7 @@ mod tests {
             "x-real-ip",
             "x-request-id",
             "x-requested-with",
+            "x_forwarded_for",
         ] {
             assert_eq!(kind(name), None, "{name}");
         }

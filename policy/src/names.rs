@@ -24,6 +24,12 @@ pub(crate) fn could_be(name: &[u8], pattern: &str) -> bool {
     }
 }
 
+/// Whether two names of header fields are one to CGI and its heirs, which have `_` for `-`, as PHP has for `.`.
+pub(crate) fn is_alike(name: &[u8], known: &str) -> bool {
+    let dashed = |byte: &u8| if b"_.".contains(byte) { b'-' } else { byte.to_ascii_lowercase() };
+    name.len() == known.len() && name.iter().map(dashed).eq(known.bytes())
+}
+
 /// Whether nobody can say how an application reads this name: an escape is broken, or a byte is not ASCII.
 pub(crate) fn is_odd(name: &[u8]) -> bool {
     let mut at = 0;

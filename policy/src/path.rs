@@ -3,6 +3,7 @@
 use std::borrow::Cow;
 
 use percent_encoding::{AsciiSet, percent_decode_str, utf8_percent_encode};
+use unicode_normalization::UnicodeNormalization as _;
 
 mod readings;
 
@@ -65,7 +66,7 @@ impl<'a> NormalPath<'a> {
 
     /// True if two servers may read the path differently: it has dot segments, backslashes, `;` parameters, segments that end in
     /// a dot or a space, broken escapes, escapes of what would separate or end something (`/ \\ ; ? #` and control characters),
-    /// once or twice encoded, or escapes that are no UTF-8. The response to such a request must not be stored, for the route
+    /// once or twice encoded, characters that some take for dots or slashes (fullwidth ones), or escapes that are no UTF-8. The response to such a request must not be stored, for the route
     /// that seems to match may not be for what the application reads in it; a write may be one to any of the readings.
     pub fn is_ambiguous(&self) -> bool {
         self.ambiguous
@@ -107,6 +108,19 @@ fn is_ambiguous(raw: &str) -> bool {
         || decodes_again
         || slashes(&decoded) != slashes(raw)
         || decoded.split('/').any(|segment| segment.ends_with(['.', ' ']))
+        || becomes_separated(&decoded)
+}
+
+/// Whether compatible characters (Unicode's NFKC) make other segments of a path: a fullwidth slash, or dots that are one
+/// character.
+fn becomes_separated(decoded: &str) -> bool {
+    if decoded.is_ascii() {
+        return false;
+    }
+    let folded: String = decoded.nfkc().collect();
+    let separators = |text: &str| text.matches(['/', '\\']).count();
+    separators(&folded) != separators(decoded)
+        || folded.split('/').any(|segment| matches!(segment, "." | ".."))
 }
 
 fn normalise_escapes(raw: &str) -> String {
@@ -179,6 +193,7 @@ mod tests {
             ("/%61pi/%7euser", "/api/~user"),
             ("/caf%c3%a9", "/caf%C3%A9"),
             ("/caf\u{e9}", "/caf%C3%A9"),
+            ("/%E6%9C%AC%EF%BC%9F", "/%E6%9C%AC%EF%BC%9F"),
             ("/100%25", "/100%25"),
             ("/a%2541", "/a%2541"),
             ("//a", "//a"),
@@ -233,6 +248,10 @@ mod tests {
             ("/%3%30", "/%3%30"),
             ("/%/%61", "/%/a"),
             ("/%%7a", "/%z"),
+            ("/..%ef%bc%8fa", "/..%EF%BC%8Fa"),
+            ("/a%EF%BC%BCb", "/a%EF%BC%BCb"),
+            ("/\u{ff0e}\u{ff0e}/a", "/%EF%BC%8E%EF%BC%8E/a"),
+            ("/%e2%80%a5/a", "/%E2%80%A5/a"),
             ("/a b", "/a b"),
         ] {
             let path = NormalPath::new(raw);

@@ -5,7 +5,7 @@ use percent_encoding::percent_decode_str;
 
 use crate::{
     Fields,
-    names::{name_of, pairs},
+    names::{is_alike, name_of, pairs},
 };
 
 /// Parts of the names, letters and digits alone, of header fields by which frameworks read another method than the request
@@ -61,7 +61,8 @@ impl Writing {
             // Forms can't send every method, and have a field that says which is meant.
             methods.extend([Method::PUT, Method::PATCH, Method::DELETE]);
         }
-        let targets = TARGETS.iter().flat_map(|name| fields.values(name)).filter_map(path_of);
+        let targets =
+            fields.lines().filter(|(name, _)| names_target(name)).filter_map(|(_, value)| path_of(value));
         let mut paths = vec![path.to_owned()];
         paths.extend(targets);
         (!methods.is_empty()).then_some(Self { methods, paths, disguised })
@@ -104,6 +105,11 @@ pub(crate) fn names_a_method(name: &[u8]) -> bool {
     let letters = &letters[..count];
     METHOD_NAMES.contains(&letters)
         || METHOD_PARTS.iter().any(|part| letters.windows(part.len()).any(|window| window == *part))
+}
+
+/// Whether some application may read a target in a header field of this name.
+pub(crate) fn names_target(name: &[u8]) -> bool {
+    TARGETS.iter().any(|known| is_alike(name, known))
 }
 
 /// The methods that change something among those that header fields and query parameters say are meant.
@@ -207,7 +213,7 @@ mod tests {
     fn it_may_be_about_another_path() {
         let lines =
             [("x-original-url", "/b?x=1"), ("x-rewrite-url", "http://shop/c"), ("x-original-uri", "d")];
-        assert_eq!(writing(&Method::PUT, "/a", &lines).unwrap().paths(), ["/a", "/d", "/b", "/c"]);
+        assert_eq!(writing(&Method::PUT, "/a", &lines).unwrap().paths(), ["/a", "/b", "/c", "/d"]);
         assert_eq!(writing(&Method::GET, "/a", &lines), None);
     }
 }

@@ -25,35 +25,26 @@ const TELLING: [(u8, &[&str]); 17] = [
     (b'x', &["xsrf"]),
 ];
 
-/// Words that tell of a person only where they stand alone between hyphens.
-const WORDS: [&str; 27] = [
-    "claims",
-    "dn",
-    "dpop",
-    "guest",
-    "idp",
-    "jwe",
-    "jws",
-    "key",
-    "mfa",
-    "oauth",
-    "org",
-    "orgid",
-    "otp",
-    "owner",
-    "pat",
-    "pin",
-    "profile",
-    "role",
-    "roles",
-    "scope",
-    "scopes",
-    "sid",
-    "sso",
-    "subject",
-    "uid",
-    "visitor",
-    "workspace",
+/// Words that tell of a person only where they stand alone between hyphens, by their length.
+const WORDS: [&[&str]; 12] = [
+    &[],
+    &[],
+    &["dn"],
+    &[
+        "acl", "idp", "jwe", "jws", "key", "mfa", "oid", "org", "otp", "pat", "pin", "sid", "sig", "sso",
+        "sub", "uid", "upn",
+    ],
+    &["cart", "dpop", "eppn", "hmac", "imsi", "mail", "pass", "role", "svid", "team"],
+    &["actor", "buyer", "creds", "guest", "oauth", "orgid", "owner", "realm", "roles", "scope", "staff"],
+    &[
+        "basket", "behalf", "caller", "claims", "msisdn", "openid", "player", "rights", "scopes", "seller",
+        "spiffe", "ticket",
+    ],
+    &["partner", "patient", "profile", "project", "shopper", "student", "subject", "unionid", "visitor"],
+    &["clientid", "deviceid", "distinct", "merchant", "passport"],
+    &["anonymous", "household", "requester", "requestor", "workspace"],
+    &[],
+    &["affiliation"],
 ];
 
 /// Names, or starts of names where they end in a hyphen, that tell of a person without such a word.
@@ -74,10 +65,23 @@ const KNOWN: [&str; 13] = [
 ];
 
 /// Starts and ends of names that have such a word and tell of nobody: the client's software, the browser's own fields, CORS (the
-/// Fetch standard), keys of requests and of caches, and the scheme that Cloudflare's visitors used.
+/// Fetch standard), keys of requests and of caches, addresses of clients, the scheme that Cloudflare's visitors used, and by what
+/// Vercel proves that it forwarded a request.
 const HARMLESS_STARTS: [&str; 4] = ["access-control-", "sec-", "service-worker", "upgrade-insecure-"];
-const HARMLESS_ENDS: [&str; 6] =
-    ["authority", "cache-key", "cf-visitor", "idempotency-key", "surrogate-key", "user-agent"];
+const HARMLESS_ENDS: [&str; 12] = [
+    "authority",
+    "cache-key",
+    "cf-visitor",
+    "idempotency-key",
+    "remote-addr",
+    "remote-ip",
+    "remote-port",
+    "surrogate-key",
+    "user-agent",
+    "user-ip",
+    "vercel-proxy-signature",
+    "vercel-proxy-signature-ts",
+];
 
 /// Whether a header names a person, by its name in whatever case. Names that most requests have are sorted out at once.
 pub fn names_a_person(name: &[u8]) -> bool {
@@ -118,7 +122,7 @@ fn tells(name: &[u8]) -> bool {
     }
     let is_known = |known: &str| starts(known) && (known.ends_with('-') || name.len() == known.len());
     has_telling_word(name)
-        || name.split(|byte| b"-_".contains(byte)).any(is_word)
+        || name.split(|byte| b"-_.".contains(byte)).any(is_word)
         || KNOWN.into_iter().any(is_known)
 }
 
@@ -143,7 +147,8 @@ fn has_api_key(name: &[u8]) -> bool {
 }
 
 fn is_word(part: &[u8]) -> bool {
-    (2..=9).contains(&part.len()) && WORDS.into_iter().any(|word| part.eq_ignore_ascii_case(word.as_bytes()))
+    let words = WORDS.get(part.len()).copied().unwrap_or_default();
+    words.iter().any(|word| part.eq_ignore_ascii_case(word.as_bytes()))
 }
 
 #[cfg(test)]
@@ -198,6 +203,8 @@ mod tests {
             "x-consumer-custom-id",
             "x-consumer-username",
             "x-credential-identifier",
+            "x-cart-id",
+            "x-clientid",
             "x-csrf-token",
             "x-current-user",
             "x-customer-id",
@@ -230,6 +237,7 @@ mod tests {
             "x-ms-client-principal-id",
             "x-ms-token-aad-access-token",
             "x-okta-sub",
+            "x-on-behalf-of",
             "x-org-id",
             "x-organisation",
             "x-organization-id",
@@ -258,12 +266,18 @@ mod tests {
             "x-userid",
             "x-username",
             "x-vault-token",
+            "x-upn",
             "x-visitor",
+            "x-wx-openid",
             "x-webauth-user",
             "x-workspace-id",
             "x-wp-nonce",
             "x-xsrf-token",
             "x_user_id",
+            "x.api.key",
+            "iv-creds",
+            "eppn",
+            "sub",
         ] {
             assert!(names_a_person(name.as_bytes()), "{name}");
             assert!(names_a_person(name.to_ascii_uppercase().as_bytes()), "{name}");
@@ -336,6 +350,7 @@ mod tests {
             "viewport-width",
             "want-content-digest",
             "x-amzn-trace-id",
+            "x-appengine-user-ip",
             "x-azure-ref",
             "x-b3-sampled",
             "x-b3-spanid",
@@ -358,10 +373,17 @@ mod tests {
             "x-queue-start",
             "x-real-ip",
             "x-request-id",
+            "x-remote-addr",
+            "x-remote-ip",
             "x-request-start",
             "x-requested-with",
             "x-scheme",
             "x-user-agent",
+            "x-vercel-id",
+            "x-vercel-proxy-signature",
+            "x-vercel-proxy-signature-ts",
+            "cloudfront-viewer-address",
+            "remote-addr",
         ] {
             assert!(!names_a_person(name.as_bytes()), "{name}");
         }

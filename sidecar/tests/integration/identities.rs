@@ -16,6 +16,8 @@ async fn repeating(name: &'static str) -> Origin {
 async fn what_was_meant_for_a_person_is_not_served_to_others() {
     let names = [
         "x-session-token",
+        "x-upn",
+        "x-on-behalf-of",
         "X-Session",
         "x-jwt-payload",
         "x-shop-api-key",
@@ -45,6 +47,8 @@ async fn what_was_meant_for_a_person_is_not_served_to_others() {
 async fn another_place_that_a_client_names_is_its_own() {
     let names = [
         "x-forwarded-protocol",
+        "x_forwarded_host",
+        "x.forwarded.proto",
         "x-forwarded-scheme",
         "x-forwarded-ssl",
         "x-forwarded-prefix",

@@ -200,7 +200,7 @@ async fn a_literal_matches_however_it_is_escaped() {
 }
 
 /// Paths that two servers may read differently.
-const AMBIGUOUS: [&str; 24] = [
+const AMBIGUOUS: [&str; 25] = [
     "/static/..%2faccount",
     "/static/..%2Faccount",
     "/static/a%2fb",
@@ -221,6 +221,7 @@ const AMBIGUOUS: [&str; 24] = [
     "/static/..%25252faccount",
     "/static/%2e%2e",
     "/static/%c0%ae%c0%ae%c0%afaccount",
+    "/static/..%ef%bc%8faccount",
     "/static/%ff",
     "/static/a.",
     "/static/a%20",
