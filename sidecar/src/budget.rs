@@ -29,8 +29,12 @@ const MIN_BYTES: u64 = 12 << 20;
 const DEFAULT_BESIDE_L1: u64 = 64 << 20;
 /// What an idle connection takes: its task, and the buffers of both parsers.
 pub const CONNECTION: u64 = 16 << 10;
+/// What a request in progress takes: most of it are the buffers of its connection to the application.
+const REQUEST: u64 = 64 << 10;
 /// Minimum of the cap on connections.
 const MIN_CONNECTIONS: u64 = 64;
+/// A client that has taken nothing for so long, in milliseconds, may be cut off where there is no room for others.
+const STALLED_MS: u64 = 1_000;
 /// Bytes that are not cached cost less than this to be counted for each.
 const MIN_COUNTED: usize = 4 << 10;
 
@@ -115,6 +119,11 @@ impl Budget {
         self.bytes.load(Ordering::Relaxed)
     }
 
+    /// How many requests may be in progress at the same time.
+    pub fn requests(&self) -> u64 {
+        self.bytes() / REQUEST
+    }
+
     /// What is reserved for a kind now, in bytes.
     pub fn reserved(&self, kind: Kind) -> u64 {
         let reserved = self.reserved[kind as usize].load(Ordering::Relaxed);
@@ -157,10 +166,19 @@ impl Budget {
         if !fits {
             self.give_back(kind, bytes);
             if kind == Kind::Responses {
-                self.connections.dismiss_stalled();
+                self.connections.dismiss_stalled(STALLED_MS);
             }
         }
         fits
+    }
+
+    /// Cuts off the client that has taken nothing for longest, however short that is, if more is held for such clients than there
+    /// is room for by an eighth.
+    pub fn end_overdraft(&self) {
+        let part = self.part(Kind::Responses);
+        if self.reserved(Kind::Responses) > part + part / 8 {
+            self.connections.dismiss_stalled(0);
+        }
     }
 
     fn give_back(&self, kind: Kind, bytes: u64) {

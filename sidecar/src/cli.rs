@@ -64,7 +64,7 @@ pub struct Serve {
     #[arg(long, value_name = "BYTES", env = "LARDER_MEMORY_LIMIT")]
     pub memory_limit: Option<ByteSize>,
 
-    /// Maximum number of requests in progress, hits in memory aside; one more gets a 503.
+    /// Maximum number of requests in progress, hits in memory aside, where as many fit into its memory; one more gets a 503.
     #[arg(long, value_name = "N", default_value_t = MAX_IN_PROGRESS)]
     pub max_requests: usize,
 

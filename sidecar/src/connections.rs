@@ -34,9 +34,6 @@ pub fn turn_away(stream: &TcpStream) {
 /// So many connections must come after one before it makes room because its head is not whole; fewer where few may be open.
 const GRACE: u64 = 32;
 
-/// A client that has taken nothing for so long, in milliseconds, may be cut off where there is no room for others.
-const STALLED_MS: u64 = 1_000;
-
 /// Activity of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
@@ -243,8 +240,8 @@ impl Connections {
         Some(Admitted { connections: Arc::clone(self), id, connection })
     }
 
-    /// Cuts off the client that has taken nothing for longest, if any has for a while.
-    pub fn dismiss_stalled(&self) {
+    /// Cuts off the client that has taken nothing for longest, if any has for so many milliseconds.
+    pub fn dismiss_stalled(&self, milliseconds: u64) {
         let longest = {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             let stalled =
@@ -255,7 +252,7 @@ impl Connections {
         let since = |connection: &Arc<Connection>| {
             monotonic_ms().saturating_sub(connection.stalled_at.load(Ordering::Relaxed))
         };
-        if let Some(connection) = longest.filter(|connection| since(connection) >= STALLED_MS) {
+        if let Some(connection) = longest.filter(|connection| since(connection) >= milliseconds) {
             self.dismissed.fetch_add(1, Ordering::Relaxed);
             connection.dismiss();
         }

@@ -14,8 +14,9 @@ use std::{
 
 use http_body::{Body, Frame, SizeHint};
 
-/// Maximum number of requests in progress in the process, unless it is told another. Each takes some 35 kB, most of it buffers of
-/// its connection to the application.
+use crate::budget::Budget;
+
+/// Maximum number of requests in progress in the process, unless it is told another, or fewer fit into its memory.
 pub const MAX_IN_PROGRESS: usize = 1024;
 
 /// Requests in progress, and how many there may be.
@@ -23,11 +24,17 @@ pub const MAX_IN_PROGRESS: usize = 1024;
 pub struct InProgress {
     count: AtomicUsize,
     max: AtomicUsize,
+    /// How many fit into memory.
+    fitting: AtomicUsize,
 }
 
 impl Default for InProgress {
     fn default() -> Self {
-        Self { count: AtomicUsize::new(0), max: AtomicUsize::new(MAX_IN_PROGRESS) }
+        Self {
+            count: AtomicUsize::new(0),
+            max: AtomicUsize::new(MAX_IN_PROGRESS),
+            fitting: AtomicUsize::new(usize::MAX),
+        }
     }
 }
 
@@ -35,6 +42,15 @@ impl InProgress {
     /// Allows so many at most.
     pub fn limit_to(&self, max: usize) {
         self.max.store(max, Ordering::Relaxed);
+    }
+
+    /// Allows no more than fit into memory, whatever else is allowed.
+    pub fn fit_into(&self, budget: &Budget) {
+        self.fitting.store(usize::try_from(budget.requests()).unwrap_or(usize::MAX), Ordering::Relaxed);
+    }
+
+    fn max(&self) -> usize {
+        self.max.load(Ordering::Relaxed).min(self.fitting.load(Ordering::Relaxed))
     }
 
     /// Number of requests in progress.
@@ -57,7 +73,7 @@ impl Counted {
         // It is counted as soon as this exists, and no longer.
         let counted = Self(Arc::clone(among));
         let before = among.count.fetch_add(1, Ordering::Relaxed);
-        (before < among.max.load(Ordering::Relaxed)).then_some(counted)
+        (before < among.max()).then_some(counted)
     }
 }
 
@@ -115,6 +131,16 @@ impl<B: Body + Unpin> Body for WorkBody<B> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::budget::MemoryLimit;
+
+    #[test]
+    fn no_more_are_in_progress_than_fit_into_memory() {
+        let process = Arc::<InProgress>::default();
+        process.fit_into(&Budget::new(MemoryLimit { bytes: Some(128 << 20), ..MemoryLimit::default() }));
+        assert_eq!(process.max(), 512);
+        process.limit_to(10);
+        assert_eq!(process.max(), 10);
+    }
 
     #[test]
     fn work_counts_in_both_places_until_its_last_clone_is_gone() {

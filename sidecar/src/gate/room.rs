@@ -47,6 +47,7 @@ impl Room {
     pub(super) fn hold_unread(&mut self, bytes: u64) {
         if !self.unread.resize(bytes) {
             self.unread.force(bytes);
+            self.budget.end_overdraft();
         }
     }
 

@@ -41,6 +41,10 @@ const SEND_BUFFER: usize = 16 << 10;
 /// Maximum number of open streams, the fewest that RFC 9113, section 6.5.2, recommends, and of requests in progress, those
 /// included that their client has given up.
 const MAX_STREAMS: u32 = 100;
+/// The same for a connection that comes when many are open: streams that a client leaves unread take memory, too.
+const FEW_STREAMS: u32 = 16;
+/// How many connections are few.
+const FEW_CONNECTIONS: usize = 100;
 /// How many malformed requests are answered with a reset before the connection ends.
 const MAX_MALFORMED: usize = 128;
 /// A connection ends when nothing has been in progress for this long, or for twice as long, as one of HTTP/1 does.
@@ -69,7 +73,9 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
     let leaves = CancellationToken::new();
     let requests = Requests::new(place);
     let in_progress = Arc::<InProgress>::default();
-    in_progress.limit_to(MAX_STREAMS as usize);
+    let are_few = proxy.telemetry().stats.budget.connections.open() <= FEW_CONNECTIONS;
+    let max_streams = if are_few { MAX_STREAMS } else { FEW_STREAMS };
+    in_progress.limit_to(max_streams as usize);
     let (resets, is_used) = (Arc::<Resets>::default(), Arc::new(AtomicBool::new(true)));
     let service = service_fn(|mut request| {
         let (proxy, requests, leaves) = (Arc::clone(proxy), requests.clone(), leaves.clone());
@@ -108,7 +114,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .max_header_list_size(HEADER_LIST)
-            .max_concurrent_streams(MAX_STREAMS)
+            .max_concurrent_streams(max_streams)
             .max_local_error_reset_streams(MAX_MALFORMED)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
