@@ -446,7 +446,8 @@ fn outgoing(request: Request<RequestBody>, client: IpAddr) -> Request<RequestBod
     if let Some(host) = host {
         head.headers.insert(HOST, host);
     } else if !head.headers.contains_key(HOST) {
-        head.headers.insert(HOST, HeaderValue::from_static(""));
+        // HTTP/1.1 wants one, and servers refuse an empty one: a health check over HTTP/1.0 has none.
+        head.headers.insert(HOST, HeaderValue::from_static("localhost"));
     }
     Request::from_parts(head, body)
 }

@@ -1,6 +1,6 @@
 //! The sidecar in front of applications as people run them: Express, nginx and Go's net/http.
 
-use super::harness::{Application, Policy, Sidecar};
+use super::harness::{Application, Policy, Sidecar, exchange};
 
 const POLICY: &str = r#"
 routes:
@@ -43,4 +43,16 @@ async fn an_account_page_of_nginx_is_never_stored() {
     let account = async |cookie: &str| sidecar.get_with("/account", &[("cookie", cookie)]).await.body;
     assert_eq!(account("session=a").await, "account of session=a");
     assert_eq!(account("session=b").await, "account of session=b");
+}
+
+#[tokio::test]
+async fn a_health_check_without_a_host_is_served_as_without_the_sidecar() {
+    for application in [Application::nginx().await, Application::express().await, Application::go().await] {
+        let sidecar = Sidecar::bare(application.address).await;
+        for address in [application.address, sidecar.address] {
+            let response = exchange(address, "OPTIONS / HTTP/1.0\r\n\r\n").await;
+            let response = String::from_utf8(response).unwrap();
+            assert_eq!(response.split(' ').nth(1), Some("200"), "{response}");
+        }
+    }
 }
