@@ -46,7 +46,7 @@ pub(super) struct Names {
     #[schemars(inner(regex(pattern = r"^(/([^/?#*]|[*]+[^/?#*])*)+$")))]
     paths: Vec<String>,
     /// Tags that routes give to answers.
-    #[schemars(inner(regex(pattern = r"^[^ \t]([\s\S]*[^ \t])?$")))]
+    #[schemars(inner(regex(pattern = r"^\S([\s\S]*\S)?$")))]
     tags: Vec<String>,
 }
 
@@ -76,7 +76,7 @@ impl Names {
         };
         let of_tag = || {
             tags.iter()
-                .find(|tag| tag.is_empty() || tag.trim_matches([' ', '\t']) != *tag)
+                .find(|tag| tag.is_empty() || tag.trim() != *tag)
                 .map(|tag| format!("{tag:?} is the tag of nothing: leave out the blanks at its ends"))
         };
         of_key.or_else(of_path).or_else(of_tag)

@@ -124,6 +124,7 @@ async fn a_purge_that_can_match_nothing_is_refused_with_the_reason() {
         (r#"{"tags": ["user:1 "]}"#, "leave out the blanks"),
         (r#"{"tags": ["ok", "\tuser:1"]}"#, "leave out the blanks"),
         (r#"{"tags": [""]}"#, "leave out the blanks"),
+        (r#"{"tags": ["user:1\n"]}"#, "leave out the blanks"),
     ] {
         let refused = sidecar.purge(body).await;
         assert_eq!(refused.status, 400, "{body}");
