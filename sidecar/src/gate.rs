@@ -42,8 +42,8 @@ mod room;
 mod tests;
 mod turnstile;
 
-use aside::Aside;
 pub use aside::RawTarget;
+use aside::{Aside, Respelled};
 use framing::Framing;
 use head::Scan;
 pub use head::{Head, Lines};
@@ -88,7 +88,7 @@ pub fn request_length(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
     }
     let scanned = head::scan(bytes, |head| head.check());
     if is_of_target(&scanned)
-        && let Some((place, spelled)) = aside::spelled_for_hyper(bytes)
+        && let Some(Respelled { place, spelled, .. }) = aside::spelled_for_hyper(bytes)
     {
         let respelled = [&bytes[..place.start], &spelled, &bytes[place.end..]].concat();
         let longer = spelled.len() - place.len();
@@ -283,9 +283,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
         });
         let mut raw_target = None;
         if is_of_target(&scanned)
-            && let Some((place, spelled)) = aside::spelled_for_hyper(&self.input)
+            && let Some(Respelled { place, spelled, raw }) = aside::spelled_for_hyper(&self.input)
         {
-            raw_target = Some(Bytes::copy_from_slice(&self.input[place.clone()]));
+            raw_target = Some(raw);
             self.replace(place, &spelled);
             scanned =
                 head::scan(&self.input, |head| head.check().map(|framing| Ok((framing, head.rewritten()))));

@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, num::NonZeroU16, sync::Arc, time::Duration};
 
 use aide::transform::TransformOperation;
 use axum::{Json, body::Bytes, extract::State};
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header::HOST};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header::HOST};
 use larder_policy::{
     Lifetimes, Route,
     lifetimes::{StoreDespite, TtlFrom},
@@ -25,6 +25,7 @@ use super::{
 };
 use crate::{
     cache_status::Forward,
+    gate::RawTarget,
     proxy::explain::{EndsHere, Explanation, InMemory, explain},
     serving::Serving,
 };
@@ -47,7 +48,7 @@ pub(super) struct Described {
     method: String,
     /// Its URL as the client has it.
     #[schemars(regex(
-        pattern = r"^https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?(/[!$-;=@-Z_a-z|~]*)?([?][!$-;=?-_a-z{|}~]*)?$"
+        pattern = r"^https?://[A-Za-z0-9._-]+(:[0-9]{1,5})?(/[^?#\x00-\x20\x7F]*)?([?][^#\x00-\x20\x7F]*)?$"
     ))]
     url: String,
     /// Its headers. `host` and `x-forwarded-proto` are the URL's where they are not given.
@@ -213,7 +214,9 @@ impl Described {
             && method.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-');
         let method = Method::from_bytes(method.as_bytes()).ok().filter(|_| is_method);
         let method = method.ok_or_else(|| Refused::malformed("write the method in capitals, such as GET"))?;
-        let (scheme, authority, target) = taken_apart(&url).ok_or_else(|| {
+        let parts = taken_apart(&url)
+            .and_then(|(scheme, authority, target)| Some((scheme, authority, RawTarget::read(&target)?)));
+        let (scheme, authority, (target, raw_target)) = parts.ok_or_else(|| {
             Refused::malformed(format!("{url:?} is not a URL: write one such as http://shop/a?b=c, encoded"))
         })?;
         if headers.len() > MOST_HEADERS {
@@ -240,12 +243,15 @@ impl Described {
         *request.method_mut() = method;
         *request.uri_mut() = target;
         *request.headers_mut() = fields;
+        if let Some(raw) = raw_target {
+            request.extensions_mut().insert(raw);
+        }
         Ok(request)
     }
 }
 
 /// Scheme, authority and target of a URL: as its pattern in the document has them.
-fn taken_apart(url: &str) -> Option<(&str, &str, Uri)> {
+fn taken_apart(url: &str) -> Option<(&str, &str, String)> {
     let (scheme, rest) = url.split_once("://").filter(|(scheme, _)| matches!(*scheme, "http" | "https"))?;
     let (authority, target) = rest.split_at(rest.find(['/', '?']).unwrap_or(rest.len()));
     let (host, port) = authority.split_once(':').unwrap_or((authority, "0"));
@@ -254,15 +260,8 @@ fn taken_apart(url: &str) -> Option<(&str, &str, Uri)> {
         && host.bytes().all(is_host)
         && matches!(port.len(), 1..=5)
         && port.bytes().all(|byte| byte.is_ascii_digit());
-    let (path, query) = target.split_once('?').unwrap_or((target, ""));
-    let is_path =
-        |byte: u8| matches!(byte, b'!' | b'$'..=b';' | b'=' | b'@'..=b'Z' | b'_' | b'a'..=b'z' | b'|' | b'~');
-    let is_query = |byte: u8| matches!(byte, b'!' | b'$'..=b';' | b'=' | b'?'..=b'_' | b'a'..=b'~');
-    if !is_authority || !path.bytes().all(is_path) || !query.bytes().all(is_query) {
-        return None;
-    }
-    let slash = if path.is_empty() { "/" } else { "" };
-    Some((scheme, authority, format!("{slash}{target}").parse().ok()?))
+    let slash = if target.starts_with('/') { "" } else { "/" };
+    is_authority.then(|| (scheme, authority, format!("{slash}{target}")))
 }
 
 impl Explained {

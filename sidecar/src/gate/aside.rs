@@ -8,7 +8,7 @@
 use std::ops::Range;
 
 use bytes::Bytes;
-use http::{HeaderValue, Request, header::EXPECT};
+use http::{HeaderValue, Request, Uri, header::EXPECT};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
 /// The bytes of a target that are escaped for hyper: what `http::Uri` refuses somewhere in it, and all that is not ASCII.
@@ -17,6 +17,17 @@ const REFUSED: &AsciiSet = &CONTROLS.add(b'"').add(b'<').add(b'>').add(b'`').add
 /// The target of a request as the client sent it, where hyper has another spelling of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawTarget(pub Bytes);
+
+impl RawTarget {
+    /// Reads a path and query as a connection reads those of a request. `None` if that is refused.
+    pub fn read(target: &str) -> Option<(Uri, Option<Self>)> {
+        if let Ok(uri) = target.parse() {
+            return (!target.contains('#')).then_some((uri, None));
+        }
+        let spelled = escaped(target.as_bytes()).filter(|_| target.starts_with('/'))?;
+        Some((spelled.parse().ok()?, Some(Self(Bytes::copy_from_slice(target.as_bytes())))))
+    }
+}
 
 /// What was taken out of a head.
 #[derive(Debug, Default)]
@@ -43,20 +54,49 @@ impl Aside {
     }
 }
 
-/// The place of the target in a head, and how it is spelled for hyper; `None` if that makes no difference, or if it is no
-/// path.
-pub(super) fn spelled_for_hyper(head: &[u8]) -> Option<(Range<usize>, Vec<u8>)> {
+/// A target that hyper is to get in another spelling.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) struct Respelled {
+    /// The place in the head of what is escaped: the path and query.
+    pub(super) place: Range<usize>,
+    /// The same, escaped.
+    pub(super) spelled: Vec<u8>,
+    /// The target that the application is to get: the path and query as they were sent.
+    pub(super) raw: Bytes,
+}
+
+/// The target of a head, respelled for hyper; `None` if that makes no difference, or if it is neither a path nor an HTTP URI.
+pub(super) fn spelled_for_hyper(head: &[u8]) -> Option<Respelled> {
     let line = &head[..memchr::memchr(b'\n', head)?];
     let start = memchr::memchr(b' ', line)? + 1;
     let end = start + memchr::memchr(b' ', &line[start..])?;
+    let start = start + path_from(&line[start..end])?;
     let target = &line[start..end];
-    let is_path = target.starts_with(b"/");
-    // A fragment is refused, and control characters are what requests are split by.
-    if !is_path || target.iter().any(|byte| *byte == b'#' || byte.is_ascii_control()) {
+    let spelled = escaped(target)?.into_bytes();
+    // The path of a URI may be empty; that of a request is not (RFC 9112, section 3.2.1).
+    let slash: &[u8] = if target.starts_with(b"/") { b"" } else { b"/" };
+    let raw = [slash, target].concat().into();
+    Some(Respelled { place: start..end, spelled, raw })
+}
+
+/// A path and query as hyper takes them; `None` if that makes no difference. A fragment is refused, and control characters are what
+/// requests are split by.
+fn escaped(target: &[u8]) -> Option<String> {
+    if target.iter().any(|byte| *byte == b'#' || *byte == b' ' || byte.is_ascii_control()) {
         return None;
     }
-    let spelled = percent_encode(target, REFUSED).to_string().into_bytes();
-    (spelled != target).then_some((start..end, spelled))
+    Some(percent_encode(target, REFUSED).to_string()).filter(|spelled| spelled.as_bytes() != target)
+}
+
+/// Where the path and query begin in a target that is a path or an HTTP URI.
+fn path_from(target: &[u8]) -> Option<usize> {
+    if target.starts_with(b"/") {
+        return Some(0);
+    }
+    let has_scheme =
+        |scheme: &&[u8]| target.get(..scheme.len()).is_some_and(|start| start.eq_ignore_ascii_case(scheme));
+    let authority = [&b"http://"[..], b"https://"].into_iter().find(has_scheme)?.len();
+    Some(authority + memchr::memchr2(b'/', b'?', &target[authority..])?)
 }
 
 #[cfg(test)]
@@ -64,20 +104,65 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_target_is_read_as_of_a_connection() {
+        for (target, spelled, is_raw) in [
+            ("/a?b={c}", Some("/a?b={c}"), false),
+            ("/a?q=<b>", Some("/a?q=%3Cb%3E"), true),
+            ("/a`\u{e9}", Some("/a%60%C3%A9"), true),
+            ("/a?\"", Some("/a?%22"), true),
+            ("/a#b", None, false),
+            ("/a<#b", None, false),
+            ("/a b<", None, false),
+            ("/a\n<", None, false),
+            ("a<", None, false),
+            ("", None, false),
+        ] {
+            let read = RawTarget::read(target);
+            let expected = spelled.map(|spelled| {
+                let raw = is_raw.then(|| RawTarget(Bytes::copy_from_slice(target.as_bytes())));
+                (spelled.parse().unwrap(), raw)
+            });
+            assert_eq!(read, expected, "{target:?}");
+        }
+    }
+
+    #[test]
     fn what_hyper_refuses_is_escaped() {
-        for (target, spelled) in [
-            (&b"/items?filter={\"a\":1}"[..], Some("/items?filter=%7B%22a%22:1%7D")),
-            (b"/a?q=<b>", Some("/a?q=%3Cb%3E")),
-            (b"/a`b", Some("/a%60b")),
-            (b"/caf\xe9", Some("/caf%E9")),
+        for (target, expected) in [
+            (&b"/items?filter={\"a\":1}"[..], Some((0, "/items?filter=%7B%22a%22:1%7D"))),
+            (b"/a?q=<b>", Some((0, "/a?q=%3Cb%3E"))),
+            (b"/a`b", Some((0, "/a%60b"))),
+            (b"/caf\xe9", Some((0, "/caf%E9"))),
+            (b"/http://shop/<", Some((0, "/http://shop/%3C"))),
+            (b"http://shop/<", Some((11, "/%3C"))),
+            (b"HTTPS://shop:80/caf\xe9?\"", Some((15, "/caf%E9?%22"))),
+            (b"http://shop?<", Some((11, "?%3C"))),
+            // The host is not touched, and refused afterwards.
+            (b"http://<shop>/`", Some((13, "/%60"))),
+            (b"http://<shop>/", None),
+            (b"http://<shop>", None),
+            (b"http:///<", Some((7, "/%3C"))),
+            (b"ftp://shop/<", None),
+            (b"http:/shop/<", None),
+            (b"shop/<", None),
+            (b"<", None),
+            (b"*", None),
             (b"/a|b^c\\d", None),
             (b"/a%20b", None),
             (b"/a<b#c", None),
+            (b"http://shop/<#c", None),
             (b"/a\x01<", None),
-            (b"http://shop/<", None),
         ] {
             let head = [b"GET ", target, b" HTTP/1.1\r\n\r\n"].concat();
-            let expected = spelled.map(|text| (4..4 + target.len(), text.as_bytes().to_vec()));
+            let expected = expected.map(|(from, spelled)| {
+                let raw = &target[from..];
+                let slash: &[u8] = if raw.starts_with(b"?") { b"/" } else { b"" };
+                Respelled {
+                    place: 4 + from..4 + target.len(),
+                    spelled: spelled.as_bytes().to_vec(),
+                    raw: [slash, raw].concat().into(),
+                }
+            });
             assert_eq!(spelled_for_hyper(&head), expected, "{:?}", target.escape_ascii().to_string());
         }
     }

@@ -3,6 +3,9 @@
 //! What comes over HTTP/2 goes on over HTTP/1 to most applications, so that what one version must not say, the other must not
 //! either. h2 has refused already what RFC 9113 calls malformed and can be told without a body: repeated pseudo-header fields,
 //! fields of a connection, a length that is not the body's.
+//!
+//! h2 also reads `:path` itself, before anybody here sees it, and is stricter than the rules of HTTP/1: `<`, `>`, a backtick in the
+//! path and `"` in the query are a reset of the stream, bytes that are no UTF-8 the end of the connection. It drops a fragment.
 
 use http::{
     HeaderMap, HeaderValue, Request,

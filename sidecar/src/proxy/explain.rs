@@ -16,6 +16,7 @@ use super::{
 use crate::{
     cache_status::{Bypass, Forward, Tier},
     entry::Entry,
+    gate::RawTarget,
     headers,
     serving::Serving,
 };
@@ -124,7 +125,10 @@ pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request
     let parameters = found.parameters(&path);
     let (route, survey) = (found.route, Survey::under(request.headers(), serving.policy.identity_headers()));
     let has_content = !request.body().is_empty();
-    let bypass = bypass_of(serving, route, &method, uri.query(), request.headers(), &survey, has_content)
+    let is_raw = request.extensions().get::<RawTarget>().is_some();
+    let bypass = is_raw
+        .then_some(Bypass::Target)
+        .or_else(|| bypass_of(serving, route, &method, uri.query(), request.headers(), &survey, has_content))
         .or_else(|| {
             let is_too_long = route.body_limit().is_some_and(|limit| request.body().len() as u64 > limit);
             is_too_long.then_some(Bypass::Content)
