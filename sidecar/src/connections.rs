@@ -58,8 +58,12 @@ impl Phase {
 /// One connection, as those who want its place see it.
 #[derive(Debug)]
 pub struct Connection {
+    /// The application's port, where the sidecar stands before several.
+    target: Option<u16>,
     phase: AtomicU8,
     must_leave: AtomicBool,
+    /// It ends as soon as nothing is under way on it.
+    ends_when_idle: AtomicBool,
     waker: AtomicWaker,
     /// Bytes of the budget that its request's head takes.
     held: AtomicU64,
@@ -69,17 +73,23 @@ pub struct Connection {
 
 impl Default for Connection {
     fn default() -> Self {
+        Self::to(None)
+    }
+}
+
+impl Connection {
+    fn to(target: Option<u16>) -> Self {
         Self {
+            target,
             phase: AtomicU8::new(Phase::Unfinished as u8),
             must_leave: AtomicBool::new(false),
+            ends_when_idle: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             held: AtomicU64::new(0),
             stalled_at: AtomicU64::new(0),
         }
     }
-}
 
-impl Connection {
     fn enter(&self, phase: Phase) {
         // One that is written only when it changes stays in the caches of those who read it.
         if self.phase.load(Ordering::Relaxed) != phase as u8 {
@@ -141,6 +151,21 @@ impl Connection {
     /// Whether its place was given to another, and nothing is served on it.
     pub fn gives_way(&self) -> bool {
         self.must_leave() && !self.is_serving()
+    }
+
+    /// Whether it is to end as soon as nothing is under way on it: it is not told in the middle of anything.
+    pub fn ends_when_idle(&self) -> bool {
+        self.ends_when_idle.load(Ordering::Acquire)
+    }
+
+    /// Marks a connection between requests as seen. One that was seen before, and has rested since, is to end.
+    fn end_if_seen_idle(&self, ends: bool) {
+        let (resting, rested) = (Phase::Resting as u8, Phase::Rested as u8);
+        let seen = self.phase.compare_exchange(resting, rested, Ordering::Relaxed, Ordering::Relaxed);
+        if ends && seen == Err(rested) {
+            self.ends_when_idle.store(true, Ordering::Release);
+            self.waker.wake();
+        }
     }
 
     /// Tells it to leave.
@@ -215,7 +240,12 @@ impl Connections {
 
     /// A place for a connection that came, if need be that of the oldest one that is not being served. `None` if all are.
     pub fn admit(self: &Arc<Self>) -> Option<Admitted> {
-        let connection = Arc::<Connection>::default();
+        self.admit_to(None)
+    }
+
+    /// The same for a client of the application's port `target`, where the sidecar stands before several.
+    pub fn admit_to(self: &Arc<Self>, target: Option<u16>) -> Option<Admitted> {
+        let connection = Arc::new(Connection::to(target));
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut leaving = Vec::new();
         let is_admitted = {
@@ -238,6 +268,14 @@ impl Connections {
             return None;
         }
         Some(Admitted { connections: Arc::clone(self), id, connection })
+    }
+
+    /// Looks at the connections to a target. Those that have been idle since the last look end if `ends` says so; one that was
+    /// used since is spared, so that it is not closed while its next request is on its way.
+    pub fn look_at_idle(&self, target: Option<u16>, ends: bool) {
+        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let of_target = open.values().filter(|connection| connection.target == target);
+        of_target.for_each(|connection| connection.end_if_seen_idle(ends));
     }
 
     /// Cuts off the client that has taken nothing for longest, if any has for so many milliseconds.
@@ -407,6 +445,22 @@ mod tests {
         assert_eq!((leaving(&all), connections.refused()), (vec![], 1));
         drop(all);
         assert!(connections.admit().is_some());
+    }
+
+    #[test]
+    fn a_connection_that_is_used_between_two_looks_does_not_end() {
+        let connections = Arc::new(Connections::new(8));
+        let all = admitted(&connections, 3);
+        let other = connections.admit_to(Some(1)).unwrap();
+        let ends = || [&all[0], &all[1], &all[2], &other].map(|one| one.connection().ends_when_idle());
+        all[..2].iter().chain([&other]).for_each(|one| one.connection().rests());
+        connections.look_at_idle(None, true);
+        connections.look_at_idle(None, false);
+        assert_eq!(ends(), [false; 4]);
+        all[1].connection().serves();
+        all[1].connection().rests();
+        connections.look_at_idle(None, true);
+        assert_eq!(ends(), [true, false, false, false]);
     }
 
     #[test]

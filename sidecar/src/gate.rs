@@ -214,8 +214,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
             self.room.clear();
             (self.input, self.output) = (BytesMut::new(), Vec::new());
         }
-        self.turnstile.connection.rests();
-        !self.turnstile.connection.must_leave()
+        let connection = &self.turnstile.connection;
+        connection.rests();
+        !connection.must_leave() && !connection.ends_when_idle()
     }
 
     /// Notes whether the client takes what it is sent.
@@ -539,8 +540,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Write for
         ready!(Pin::new(&mut this.stream).poll_flush(context))?;
         this.flushed = true;
         let is_answered = matches!(this.turn, Turn::Answering) && this.turnstile.has_answered();
-        // hyper waits for the stream to become readable, and what is next may have been read already.
-        if is_answered && !this.input.is_empty() {
+        // hyper waits for the stream to become readable, and what is next may have been read already. If nothing has, the connection
+        // rests from now on, which only a read notes.
+        if is_answered {
             context.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))

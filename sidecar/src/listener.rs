@@ -35,6 +35,7 @@ use crate::{
 mod calm;
 mod first_words;
 mod http2;
+mod idle;
 mod prefixed;
 mod requests;
 mod resets;
@@ -42,6 +43,7 @@ mod splice;
 
 use first_words::{FirstWords, Other, first_words};
 use http2::serve_http2;
+pub use idle::end_idle;
 use prefixed::Prefixed;
 use splice::{Spliced, splice};
 
@@ -89,7 +91,8 @@ pub async fn accept(
             () = shutdown.cancelled() => return,
         };
         match accepted {
-            Ok((stream, client)) => match proxy.telemetry().stats.budget.connections.admit() {
+            Ok((stream, client)) => match proxy.telemetry().stats.budget.connections.admit_to(proxy.target())
+            {
                 Some(admitted) => {
                     let served = serve(stream, client, Arc::clone(&proxy), shutdown.clone(), admitted.into());
                     tasks.spawn(served);
@@ -115,11 +118,12 @@ async fn serve(
     let served = pin!(serve_to_its_end(stream, client, proxy, shutdown, &place));
     let mut listens = false;
     let gives_way = poll_fn(|context| {
-        // The task stays the same, and so does who wakes it.
-        if !mem::replace(&mut listens, true) {
-            let _ = place.connection().poll_must_leave(context);
+        let connection = place.connection();
+        // The task stays the same, and so does who wakes it, until it was woken.
+        if !mem::replace(&mut listens, true) || connection.ends_when_idle() {
+            let _ = connection.poll_must_leave(context);
         }
-        if place.connection().gives_way() { Poll::Ready(()) } else { Poll::Pending }
+        if connection.gives_way() { Poll::Ready(()) } else { Poll::Pending }
     });
     // It is polled first: an HTTP/1 client is told why.
     select(served, pin!(gives_way)).await;

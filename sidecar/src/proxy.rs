@@ -132,6 +132,11 @@ impl Proxy {
         &self.upstream
     }
 
+    /// The application's port, where the sidecar stands before several.
+    pub fn target(&self) -> Option<u16> {
+        self.target
+    }
+
     /// Treatment of connections that do not speak HTTP.
     pub fn other_protocols(&self) -> OtherProtocols {
         self.config.serving().policy.other_protocols

@@ -87,11 +87,11 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     for (address, upstream) in listen.iter().zip(upstream) {
         let listener = listener::bind(address).await.with_context(|| format!("can't listen on {address}"))?;
         tracing::info!(address = %listener.local_addr()?, upstream = %upstream.authority, "listening");
-        doors.push(Door {
-            listener: listener.into_std()?,
-            target: several.then(|| upstream.port()),
-            dialer: Arc::new(Dialer::new(&upstream, pod_ip)),
-        });
+        let target = several.then(|| upstream.port());
+        let dialer = Arc::new(Dialer::new(&upstream, pod_ip));
+        let connections = Arc::clone(&telemetry.stats.budget.connections);
+        tokio::spawn(listener::end_idle(connections, target, Arc::clone(&dialer)));
+        doors.push(Door { listener: listener.into_std()?, target, dialer });
     }
     for number in 0..threads {
         let doors = doors.iter().map(Door::try_clone).collect::<io::Result<Vec<_>>>()?;

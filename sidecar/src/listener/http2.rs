@@ -1,12 +1,14 @@
 //! Connections of HTTP/2.
 
 use std::{
+    future::poll_fn,
     net::IpAddr,
     pin::pin,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
     },
+    task::Poll,
     time::Duration,
 };
 
@@ -130,6 +132,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
                 () = resets.too_many() => break None,
                 () = shutdown.cancelled(), if !is_ending => true,
                 () = leaves.cancelled(), if !is_ending => true,
+                () = ends_when_idle(place), if !is_ending => true,
                 _ = looks.tick() => in_progress.count() == 0 && !is_used.swap(false, Ordering::Relaxed),
             };
             match (ends, is_ending) {
@@ -150,6 +153,11 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
             Ok(writer.send_calm().await?)
         }
     }
+}
+
+/// Waits until a connection is to end because it is idle. Whoever serves it is woken by then.
+async fn ends_when_idle(place: &Admitted) {
+    poll_fn(|_| if place.connection().ends_when_idle() { Poll::Ready(()) } else { Poll::Pending }).await;
 }
 
 #[cfg(test)]

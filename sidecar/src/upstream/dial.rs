@@ -13,6 +13,7 @@ use std::{
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpSocket, TcpStream},
+    sync::Notify,
     time::{sleep, timeout},
 };
 
@@ -60,6 +61,7 @@ pub struct Dialer {
     /// When the first and the last connection was refused since one was taken, in [`monotonic_ms`]; 0: none.
     refused_since: AtomicU64,
     refused_last: AtomicU64,
+    was_refused: Notify,
 }
 
 impl Dialer {
@@ -73,6 +75,7 @@ impl Dialer {
             has_connected: AtomicBool::new(false),
             refused_since: AtomicU64::new(0),
             refused_last: AtomicU64::new(0),
+            was_refused: Notify::new(),
         }
     }
 
@@ -105,14 +108,22 @@ impl Dialer {
 
     /// Whether the application refuses connections, and has done so for longer than a restart takes.
     pub fn is_gone(&self) -> bool {
+        self.refused_for().is_some_and(|time| {
+            time >= Duration::from_millis(REFUSED_GRACE_MS) || !self.has_connected.load(Ordering::Relaxed)
+        })
+    }
+
+    /// The time for which the application has refused every connection, if it refused one within the last second.
+    pub fn refused_for(&self) -> Option<Duration> {
         let since = self.refused_since.load(Ordering::Relaxed);
-        if since == 0 {
-            return false;
-        }
         let now = monotonic_ms();
-        let was_refused = now.saturating_sub(self.refused_last.load(Ordering::Relaxed)) < GONE_INTERVAL_MS;
-        was_refused
-            && (now.saturating_sub(since) >= REFUSED_GRACE_MS || !self.has_connected.load(Ordering::Relaxed))
+        let is_recent = now.saturating_sub(self.refused_last.load(Ordering::Relaxed)) < GONE_INTERVAL_MS;
+        (since != 0 && is_recent).then(|| Duration::from_millis(now.saturating_sub(since)))
+    }
+
+    /// Waits until the application has refused a connection.
+    pub async fn refused(&self) {
+        self.was_refused.notified().await;
     }
 
     /// Notes that a connection was refused; for how much longer it may be tried again.
@@ -121,6 +132,7 @@ impl Dialer {
         self.refused_last.store(now, Ordering::Relaxed);
         let noted = self.refused_since.compare_exchange(0, now, Ordering::Relaxed, Ordering::Relaxed);
         let since = noted.map_or_else(|since| since, |_| now);
+        self.was_refused.notify_one();
         if !self.has_connected.load(Ordering::Relaxed) {
             return Duration::ZERO;
         }

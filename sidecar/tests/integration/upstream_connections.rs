@@ -299,13 +299,11 @@ async fn requests_wait_for_an_application_that_starts_again() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_application_is_gone_closes_its_clients_connections() {
-    let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
+    let origin = Origin::numbered(&[("cache-control", "max-age=60"), ("connection", "close")]).await;
     let sidecar = Sidecar::bare(origin.address).await;
-    let (mut client, connection) = http2(sidecar.address).await;
-    assert_eq!(client.send_request(get("/stored")).await.unwrap().status(), 200);
     let mut wire = Wire::asking(sidecar.address, "/stored").await;
     wire.answer().await;
-    drop(origin);
+    end(origin).await;
 
     let begun = Instant::now();
     wire.ask("/a").await;
@@ -320,6 +318,7 @@ async fn a_pod_whose_application_is_gone_closes_its_clients_connections() {
         assert_eq!(sidecar.get("/a").await.status, 502);
         assert!(begun.elapsed() < Duration::from_millis(1_500), "{:?}", begun.elapsed());
     }
+    let (mut client, connection) = http2(sidecar.address).await;
     assert_eq!(client.send_request(get("/a")).await.unwrap().status(), 502);
     tokio::time::timeout(Duration::from_secs(10), connection)
         .await
@@ -327,6 +326,52 @@ async fn a_pod_whose_application_is_gone_closes_its_clients_connections() {
         .unwrap()
         .unwrap();
     assert_eq!(sidecar.get("/stored").await.hit(), Some("l1"));
+}
+
+/// Ends an application that closes each connection after its response.
+async fn end(origin: Origin) {
+    let address = origin.address;
+    drop(origin);
+    until("a refused connection", async || TcpStream::connect(address).await.err()).await;
+}
+
+/// Keeps idle connections of both versions to a sidecar whose application then dies, and holds them to end before anything fails.
+async fn assert_idle_connections_end(address: SocketAddr, end_application: impl AsyncFnOnce()) {
+    const IDLE: usize = 12;
+    let sidecar = Sidecar::bare(address).await;
+    let mut idle = Vec::new();
+    for _ in 0..IDLE {
+        let mut wire = Wire::asking(sidecar.address, "/a").await;
+        assert!(wire.answer().await.0.starts_with("http/1.1 200"));
+        idle.push(wire);
+    }
+    let (mut client, connection) = http2(sidecar.address).await;
+    assert_eq!(client.send_request(get("/a")).await.unwrap().status(), 200);
+    end_application().await;
+
+    let failing = async {
+        let mut wire = Wire::asking(sidecar.address, "/a").await;
+        let (head, body) = wire.answer().await;
+        assert!(head.starts_with("http/1.1 502") && body.contains("refused"), "{head}{body}");
+        assert_eq!((header(&head, "connection"), &wire.rest().await[..]), ("close", &b""[..]));
+    };
+    let ends = async {
+        for wire in &mut idle {
+            assert_eq!(wire.rest().await, b"", "a clean end");
+        }
+        let ended = tokio::time::timeout(Duration::from_secs(10), connection).await;
+        ended.expect("the end of the connection").unwrap().unwrap();
+    };
+    tokio::join!(failing, ends);
+    assert_eq!(sidecar.metric("larder_upstream_errors_total", &["reason=\"refused\""]).await, 1.0);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn idle_connections_end_when_the_application_is_gone_before_they_see_a_502() {
+    let origin = Origin::numbered(&[("connection", "close")]).await;
+    assert_idle_connections_end(origin.address, async || end(origin).await).await;
+    let application = Application::go().await;
+    assert_idle_connections_end(application.address, async || drop(application)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

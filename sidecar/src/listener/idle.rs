@@ -1,0 +1,25 @@
+//! The end of idle connections of clients while the application refuses connections.
+
+use std::{sync::Arc, time::Duration};
+
+use tokio::time::sleep;
+
+use crate::{connections::Connections, upstream::Dialer};
+
+/// Time for which an application has refused connections before its clients' idle ones end: servers that start their processes
+/// again by themselves listen sooner.
+const REFUSED_INTERVAL: Duration = Duration::from_millis(500);
+/// Time between two looks at who is idle. A connection that was used in it does not end.
+const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+
+/// Ends the idle connections of a target's clients whenever its application is gone, so that they turn to another pod before they
+/// send a request that would fail. Never returns.
+pub async fn end_idle(connections: Arc<Connections>, target: Option<u16>, dialer: Arc<Dialer>) {
+    loop {
+        dialer.refused().await;
+        while let Some(refused_for) = dialer.refused_for() {
+            connections.look_at_idle(target, refused_for >= REFUSED_INTERVAL);
+            sleep(LOOK_INTERVAL).await;
+        }
+    }
+}
