@@ -254,9 +254,11 @@ impl Sidecar {
         .await;
     }
 
-    /// Waits until it is in a state: `serving`, `suspended` or `absent`.
+    /// Waits until it is in a state: `serving`, `waiting`, `suspended` or `absent`, with every tier up: what was asked for before a
+    /// new version of a policy is listed in Redis is not stored.
     pub(crate) async fn until_state(&self, state: &str) {
         until(state, async || (self.policy().await["state"] == state).then_some(())).await;
+        self.until_tiers_are("up").await;
     }
 
     /// The sum of a metric over the series whose labels contain all of `labels`.
