@@ -163,6 +163,12 @@ impl Barriers {
         Stamp { generation, order, local: self.read(|table| table.local), asked_at }
     }
 
+    /// Counts on from where another pod's table, or an earlier one of this pod's, stands. Nothing is trusted or known to be complete by
+    /// that, and what is filled from now on is stale if Redis has ordered a purge of it since.
+    pub fn count_on_from(&self, Stamp { generation, order, .. }: Stamp) {
+        self.change(|table| (table.generation, table.order) = (generation, order));
+    }
+
     /// The number to remember with an entry that [`Barriers::covers`] said no to.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
@@ -347,6 +353,18 @@ mod tests {
 
     fn tag(name: &str) -> PurgeName {
         PurgeName::tag(name)
+    }
+
+    #[test]
+    fn table_that_counts_on_trusts_nothing_and_keeps_fills_until_a_purge_of_them() {
+        let barriers = Barriers::shared(Duration::from_secs(5));
+        barriers.count_on_from(Stamp { generation: 7, order: 3, ..Stamp::default() });
+        let filled = barriers.stamp();
+        assert!(!barriers.are_current());
+        barriers.resync(&Snapshot { generation: 7, order: 4, floor: 0, raised: vec![(tag("a"), 4)] });
+        assert!(barriers.covers(&[tag("a")], filled) && !barriers.covers(&[tag("b")], filled));
+        barriers.resync(&Snapshot { generation: 8, ..Snapshot::default() });
+        assert!(barriers.covers(&[tag("b")], filled));
     }
 
     #[test]

@@ -141,7 +141,7 @@ pub struct L2 {
 
 impl L2 {
     /// Connects in the background, and again whenever the connection breaks or the URL changes, until it is dropped. What
-    /// `previous` could not tell Redis is told by this one.
+    /// `previous` could not tell Redis, or told one that may have been replaced, is told by this one.
     pub fn start(
         spec: &spec::Redis,
         (keys, shape): (Keyspace, &str),
@@ -152,20 +152,16 @@ impl L2 {
         previous: Option<&Self>,
     ) -> Self {
         let name = keys.barriers().to_owned();
-        let version = Version::new(PurgeName::version(shape), name.clone());
-        let link = Link::start(spec.clone(), name, Arc::clone(&version), Arc::clone(&barriers), bus_grace);
+        let version = Version::new(PurgeName::version(shape), name.clone(), Arc::clone(&barriers));
+        let link = Link::start(
+            spec.clone(),
+            name,
+            Arc::clone(&version),
+            Arc::clone(&barriers),
+            bus_grace,
+            previous.map(|previous| &*previous.link),
+        );
         let listing = Arc::clone(&version).keep_listed(Arc::clone(&link));
-        if let Some(previous) = previous {
-            let mut names = previous.link.untold();
-            // They are names of another version: of this one, whatever is stored may be meant.
-            if previous.has_untold() && previous.version.name() != version.name() {
-                names.push(version.name());
-            }
-            link.raise_and_remember(&names);
-            if previous.barriers.local_floor() > 0 {
-                link.raise_on_everything();
-            }
-        }
         Self {
             keys,
             shape: shape.to_owned(),
@@ -190,9 +186,9 @@ impl L2 {
             && self.barriers.are_current()
     }
 
-    /// Whether there are purges, or writes, that Redis could not be told of.
+    /// Whether there are purges, or writes, that Redis could not be told of, or another may not know of that has taken its place.
     pub fn has_untold(&self) -> bool {
-        !self.link.untold().is_empty() || self.version.owes() || self.barriers.local_floor() > 0
+        self.link.has_untold()
     }
 
     /// Why it is not connected, or not with the URL and CA that it is given now. It has no password in it.
@@ -343,7 +339,8 @@ impl L2 {
         self.link.raise_on_everything();
     }
 
-    /// Raises barriers for every pod and gives their place in the order. When this returns, Redis has them and so has every
+    /// Raises barriers for every pod and gives their place in the order; without names, barriers on all that pods of other versions of the
+    /// policy stored, if there are any, and 0 if there are none. When this returns, Redis has them and so has every
     /// pod that answers at once; when it fails, this pod has them and tells Redis as soon as it can.
     ///
     /// # Errors
@@ -355,14 +352,16 @@ impl L2 {
             .attempt("purge", PURGE_DEADLINE, async {
                 let mut connection = self.link.first_connection().await.ok_or(L2Error::Down)?;
                 let (asker, asked_at) = (connection.asker(), boot_ms());
-                let (generation, order, pods) =
-                    commands::purge(&mut connection, self.keys.barriers(), asker, self.version.name(), names)
-                        .await?;
-                if !self.barriers.ordered(generation, order, names) {
-                    // Until the table is Redis' again, this pod's own barrier holds.
-                    self.link.raise_and_remember(names);
+                let (key, version) = (self.keys.barriers(), self.version.name());
+                let ordered = commands::purge(&mut connection, key, asker, version, names).await?;
+                if let Some((generation, order, pods)) = ordered {
+                    if !self.barriers.ordered(generation, order, names) {
+                        // Until the table is Redis' again, this pod's own barrier holds.
+                        self.link.raise_and_remember(names);
+                    }
+                    self.link.acknowledgements().wait_for(asker, order, pods).await;
                 }
-                self.link.acknowledgements().wait_for(asker, order, pods).await;
+                let order = ordered.map_or(0, |(_, order, _)| order);
                 Ok((order, self.barriers.is_recent(connection.vouched().limit(asked_at))))
             })
             .await;
@@ -380,8 +379,8 @@ impl L2 {
     /// Tells pods of other versions of the policy, if there may be any, of a write for which this version names nothing: what they
     /// stored before is stale. What Redis can't be told now it is told as soon as it can.
     pub async fn tell_other_versions(&self) {
-        if self.version.has_others() && self.purge(&[]).await.is_err() {
-            self.version.owe();
+        if let Err(error) = self.purge(&[]).await {
+            tracing::debug!(%error, "other versions of the policy have not been told of a write yet");
         }
     }
 

@@ -40,6 +40,20 @@ pub async fn purge(serving: &Serving, names: &[PurgeName], origin: PurgeOrigin, 
     }
 }
 
+/// Purges names that somebody asked for under whatever is served by now: where the policy changed meanwhile, what the one before
+/// could not tell Redis yet is purged under the new one.
+pub async fn on_request(config: &Config, names: &[PurgeName], stats: &Stats) -> Purged {
+    let mut serving = Arc::clone(&config.serving());
+    loop {
+        let purged = purge(&serving, names, PurgeOrigin::Api, stats).await;
+        let now = Arc::clone(&config.serving());
+        if matches!(purged, Purged::Everywhere(_)) || Arc::ptr_eq(&now, &serving) {
+            return purged;
+        }
+        serving = now;
+    }
+}
+
 /// Purges what a write made stale, under what was served by when it came and under what is served by now: it may have been
 /// under way while the policy changed. Where a policy names nothing, pods that serve by another version of it are told, since that may.
 /// What could not be purged in Redis, because no policy named one, is remembered.

@@ -21,10 +21,7 @@ use super::{
     refused::{Refused, refuses},
     token::{Token, guarded},
 };
-use crate::{
-    purge::{self, Purged},
-    stats::PurgeOrigin,
-};
+use crate::purge::{self, Purged};
 
 /// What to purge: something of one kind at least.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
@@ -154,12 +151,11 @@ async fn raise(admin: &Admin, request: Names) -> Result<Response, Refused> {
     if names.is_empty() {
         return Err(Refused::malformed("say what to purge: keys, paths or tags"));
     }
-    let serving = Arc::clone(&admin.config.serving());
-    let (status, order, pending) =
-        match purge::purge(&serving, &names, PurgeOrigin::Api, &admin.telemetry.stats).await {
-            Purged::Everywhere(order) | Purged::Here(order) => (StatusCode::OK, Some(order), None),
-            Purged::Pending(error) => (StatusCode::ACCEPTED, None, Some(error.to_string())),
-        };
+    let purged = purge::on_request(&admin.config, &names, &admin.telemetry.stats).await;
+    let (status, order, pending) = match purged {
+        Purged::Everywhere(order) | Purged::Here(order) => (StatusCode::OK, Some(order), None),
+        Purged::Pending(error) => (StatusCode::ACCEPTED, None, Some(error.to_string())),
+    };
     Ok((status, Json(Done { purged: request.into(), order, pending })).into_response())
 }
 

@@ -89,10 +89,10 @@ impl CatchUp {
         self.found = Some(found);
         Ok(if everything {
             Step::PurgeEverything(snapshot.generation)
-        } else if self.pending.names.is_empty() {
+        } else if self.pending.is_empty() {
             self.take_over(barriers, snapshot, found)
         } else {
-            Step::Purge(self.pending.names.clone())
+            Step::Purge(self.pending.to_tell())
         })
     }
 

@@ -13,7 +13,10 @@ use larder_policy::PurgeName;
 use redis::{Cmd, InfoDict, Pipeline, RedisResult, Script};
 use tokio::time::timeout;
 
-use super::connection::{CONNECT_DEADLINE, Connection};
+use super::{
+    connection::{CONNECT_DEADLINE, Connection},
+    versions::{hex, is_in_list},
+};
 use crate::barriers::{MOST_BARRIERS, Snapshot};
 
 /// A hash of barriers that nobody touches for this long goes, and what was stored under it is stale.
@@ -85,18 +88,7 @@ fn number(text: &[u8]) -> Option<u64> {
     std::str::from_utf8(text).ok()?.parse().ok()
 }
 
-fn is_in_list(listed: &[u8], version: PurgeName) -> bool {
-    let hex = hex(version);
-    listed
-        .split(|byte| *byte == b' ')
-        .any(|one| one.split(|byte| *byte == b'=').next() == Some(hex.as_bytes()))
-}
-
-fn hex(version: PurgeName) -> String {
-    format!("{version:?}")
-}
-
-/// Writes as a purge would, and says whether the barriers were lost, and what the server is now. Sends a probe after it, which
+/// Writes as a purge would, and says whether the barriers or the version were lost, and what the server is now. Sends a probe after it, which
 /// comes back over the bus behind all that was published at this server before.
 ///
 /// A Redis that answers but takes no writes, out of memory or a replica after a failover, refuses this too.
@@ -104,13 +96,27 @@ pub(super) async fn touch(
     connection: &mut Connection,
     barriers: &str,
     own_channel: &str,
+    version: PurgeName,
     probe: u64,
-) -> RedisResult<(bool, InfoDict)> {
+) -> RedisResult<Touched> {
     let mut pipeline = redis::pipe();
     pipeline.hset_nx(barriers, "g", connection.mark().new_generation());
+    pipeline.hget(barriers, "v");
     pipeline.cmd("INFO").arg("replication");
     pipeline.publish(own_channel, [PROBE, probe.to_string().as_bytes()].concat()).ignore();
-    pipeline.query_async(connection.counting()).await
+    let (is_lost, listed, info): (bool, Option<Bytes>, InfoDict) =
+        pipeline.query_async(connection.counting()).await?;
+    Ok(Touched { is_lost, is_listed: listed.is_some_and(|listed| is_in_list(&listed, version)), info })
+}
+
+/// What a server says to a heartbeat.
+pub(super) struct Touched {
+    /// The barriers were lost.
+    pub(super) is_lost: bool,
+    /// The version of the policy is in the list of those that pods serve by.
+    pub(super) is_listed: bool,
+    /// What the server is.
+    pub(super) info: InfoDict,
 }
 
 /// The beginning of the record under a key.
@@ -154,12 +160,10 @@ pub(super) async fn store(
 
 /// Raises barriers, orders them and tells every pod, at once: on the names, and on each version of the policy but the one whose
 /// names they are. ARGV: generation if there is none, most barriers, seconds to keep them, who asks, the version, then the names.
-/// The message is `<generation> <order> <who asks> <names>`.
+/// Without any name nothing is ordered. The message is `<generation> <order> <who asks> <names>`.
 static PURGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
-        redis.call('HSETNX', KEYS[1], 'g', ARGV[1])
-        local order = redis.call('HINCRBY', KEYS[1], 's', 1)
         local versions = redis.call('HGET', KEYS[1], 'v') or ''
         local names = {}
         for i = 6, #ARGV do names[#names + 1] = ARGV[i] end
@@ -167,6 +171,9 @@ static PURGE: LazyLock<Script> = LazyLock::new(|| {
           local name = string.gsub(hex, '%x%x', function(digits) return string.char(tonumber(digits, 16)) end)
           if #name == 16 and name ~= ARGV[5] then names[#names + 1] = name end
         end
+        if #names == 0 then return end
+        redis.call('HSETNX', KEYS[1], 'g', ARGV[1])
+        local order = redis.call('HINCRBY', KEYS[1], 's', 1)
         for _, name in ipairs(names) do redis.call('HSET', KEYS[1], name, order) end
         local generation = redis.call('HGET', KEYS[1], 'g')
         if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[2]) then
@@ -180,14 +187,15 @@ static PURGE: LazyLock<Script> = LazyLock::new(|| {
     )
 });
 
-/// Raises barriers; returns generation, order, and how many pods were told. They acknowledge it to `asker`; 0: to nobody.
+/// Raises barriers; returns generation, order, and how many pods were told. They acknowledge it to `asker`; 0: to nobody. Without
+/// names, it raises those on other versions of the policy, and returns `None` if there are none.
 pub(super) async fn purge(
     connection: &mut Connection,
     barriers: &str,
     asker: u64,
     version: PurgeName,
     names: &[PurgeName],
-) -> RedisResult<(u64, u64, usize)> {
+) -> RedisResult<Option<(u64, u64, usize)>> {
     let mut call = PURGE.prepare_invoke();
     call.key(barriers)
         .arg(connection.mark().new_generation())
@@ -202,59 +210,46 @@ pub(super) async fn purge(
 }
 
 /// Puts a version of the policy into the list of those that pods serve by, and takes out those that no pod was heard of. One that was
-/// not there, or is to, begins: a barrier on it covers what was stored under it before. ARGV: generation if there is none, the
-/// version in hex and as it is, seconds that a version stays, whether it is to begin.
+/// not there begins: a barrier on it covers what was stored under it before. ARGV: generation if there is none, the version in hex
+/// and as it is, seconds that a version stays.
 static LIST: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
         redis.call('HSETNX', KEYS[1], 'g', ARGV[1])
         local now = tonumber(redis.call('TIME')[1])
-        local begins, others, listed = true, 0, ARGV[2] .. '=' .. now
+        local begins, listed = true, ARGV[2] .. '=' .. now
         for name, seen in string.gmatch(redis.call('HGET', KEYS[1], 'v') or '', '(%x+)=(%d+)') do
           if name == ARGV[2] then
             begins = false
           elseif now - tonumber(seen) <= tonumber(ARGV[4]) then
-            others = others + 1
             listed = listed .. ' ' .. name .. '=' .. seen
           end
         end
         redis.call('HSET', KEYS[1], 'v', listed)
-        if begins or ARGV[5] == '1' then
-          local order = redis.call('HINCRBY', KEYS[1], 's', 1)
-          redis.call('HSET', KEYS[1], ARGV[3], order)
-          redis.call('PUBLISH', KEYS[1], redis.call('HGET', KEYS[1], 'g') .. ' ' .. order .. ' 0 ' .. ARGV[3])
-        end
-        return {begins and 1 or 0, others}
+        if not begins then return end
+        local generation, order = redis.call('HGET', KEYS[1], 'g'), redis.call('HINCRBY', KEYS[1], 's', 1)
+        redis.call('HSET', KEYS[1], ARGV[3], order)
+        redis.call('PUBLISH', KEYS[1], generation .. ' ' .. order .. ' 0 ' .. ARGV[3])
+        return {generation, order}
         ",
     )
 });
 
-/// What the list of versions has become.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Listed {
-    /// The version was not in it: nothing that was stored under it before is used.
-    pub(super) begins: bool,
-    /// How many others are in it.
-    pub(super) others: u64,
-}
-
-/// Puts a version into the list for so long; `again`: as if it had not been there.
+/// Puts a version into the list for so long. If it was not there, nothing that was stored under it before is used: returns the
+/// generation and the order of that purge.
 pub(super) async fn list(
     connection: &mut Connection,
     barriers: &str,
     version: PurgeName,
     presence: Duration,
-    again: bool,
-) -> RedisResult<Listed> {
+) -> RedisResult<Option<(u64, u64)>> {
     let mut call = LIST.prepare_invoke();
     call.key(barriers)
         .arg(connection.mark().new_generation())
         .arg(hex(version))
         .arg(&version.as_bytes()[..])
-        .arg(presence.as_secs())
-        .arg(u8::from(again));
-    let (begins, others) = call.invoke_async(connection.counting()).await?;
-    Ok(Listed { begins, others })
+        .arg(presence.as_secs());
+    call.invoke_async(connection.counting()).await
 }
 
 /// Loads the scripts, so that each takes a single round trip from the first time on. Those of leases come in the background: they

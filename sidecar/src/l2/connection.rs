@@ -54,6 +54,27 @@ impl Secrets {
     }
 }
 
+/// The identity of a Redis, as a policy and its secrets say it.
+#[derive(PartialEq, Eq)]
+pub(super) struct Server {
+    secrets: Secrets,
+    topology: spec::Topology,
+    master_name: Option<String>,
+}
+
+impl Server {
+    /// The one that these secrets lead to under this part of a policy.
+    pub(super) fn new(secrets: Secrets, spec: &spec::Redis) -> Self {
+        Self { secrets, topology: spec.topology, master_name: spec.master_name.clone() }
+    }
+}
+
+impl fmt::Debug for Server {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Server").finish_non_exhaustive()
+    }
+}
+
 /// A connection to the server that counts purges, and to those that hold entries. Clones share the sockets.
 ///
 /// Commands that are sent over it go to the server of their first key; those about barriers go over

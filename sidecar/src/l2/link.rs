@@ -18,8 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     acknowledgements::Acknowledgements,
     catch_up::{CatchUp, CatchingUp, Step},
-    commands,
-    connection::{CONNECT_DEADLINE, Connection, Opened, Opener, Secrets},
+    commands::{self, Touched},
+    connection::{CONNECT_DEADLINE, Connection, Opened, Opener, Secrets, Server},
     generation::Mark,
     lease::Leases,
     pending::Pending,
@@ -61,6 +61,8 @@ struct State {
     /// Often enough that one that is late does not use up the grace.
     heartbeat: Duration,
     spec: spec::Redis,
+    /// What the policy before was connected with last.
+    came_from: Option<Server>,
     /// The hash of the barriers and the channel of the bus.
     name: String,
     /// The version of the policy whose names this pod purges.
@@ -86,15 +88,21 @@ struct Session {
 }
 
 impl Link {
+    /// Begins to connect. What `previous` could not tell Redis, or told a Redis that may have been replaced, is told by this one.
     pub(super) fn start(
         spec: spec::Redis,
         name: String,
         version: Arc<Version>,
         barriers: Arc<Barriers>,
         grace: Duration,
+        previous: Option<&Self>,
     ) -> Arc<Self> {
+        if let Some(previous) = previous {
+            barriers.count_on_from(previous.state.barriers.stamp());
+        }
         let state = Arc::new(State {
             heartbeat: (grace / 3).clamp(SHORTEST_HEARTBEAT, HEARTBEAT),
+            came_from: previous.and_then(|previous| previous.state.server()),
             spec,
             name,
             version,
@@ -108,6 +116,9 @@ impl Link {
             acknowledgements: Arc::default(),
             leases: Arc::default(),
         });
+        if let Some(previous) = previous {
+            state.inherit(&previous.state);
+        }
         let task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&state).keep_connected()));
         Arc::new(Self { state, _task: task })
     }
@@ -145,12 +156,13 @@ impl Link {
         self.state.resync.notify_one();
     }
 
-    /// These names are about to be purged in Redis.
+    /// These names are about to be purged in Redis; without any, what pods of other versions stored.
     pub(super) fn will_tell(&self, names: &[PurgeName]) {
         self.state.told.add(names, self.state.barriers.known_until());
     }
 
-    /// Raises barriers in this pod and tells Redis of them when it is there.
+    /// Raises barriers in this pod and tells Redis of them when it is there. Without names, Redis is told of a write for which this
+    /// version of the policy names nothing.
     pub(super) fn raise_and_remember(&self, names: &[PurgeName]) {
         self.state.told.add(names, self.state.barriers.known_until());
         self.state.raise_and_remember(names);
@@ -162,13 +174,49 @@ impl Link {
         self.state.raise_on_everything();
     }
 
-    /// What Redis has not heard of.
-    pub(super) fn untold(&self) -> Vec<PurgeName> {
-        self.state.lock_pending().names.clone()
+    /// Whether there are purges, or writes, that Redis has not heard of, or another may not have that has taken its place.
+    pub(super) fn has_untold(&self) -> bool {
+        let State { barriers, told, .. } = &*self.state;
+        let is_proven = barriers.are_current();
+        !self.state.lock_pending().is_empty()
+            || barriers.local_floor() > 0
+            || !is_proven && told.recent(barriers.known_until()).is_none_or(|names| !names.is_empty())
     }
 }
 
 impl State {
+    /// Takes over what the policy before could not tell Redis, and what it told of late.
+    fn inherit(&self, previous: &Self) {
+        let is_of_other_version = previous.version.name() != self.version.name();
+        // Names of another version: of this one, whatever is stored may be meant.
+        let meant = |mut names: Vec<PurgeName>| {
+            if is_of_other_version && !names.is_empty() {
+                names.push(self.version.name());
+            }
+            names
+        };
+        let now = self.barriers.known_until();
+        match previous.told.recent(previous.barriers.known_until()).map(meant) {
+            Some(names) if names.is_empty() => {}
+            Some(names) => self.told.add(&names, now),
+            None => self.told.add_everything(now),
+        }
+        let untold = meant(previous.lock_pending().to_tell());
+        if !untold.is_empty() {
+            self.told.add(&untold, now);
+            self.raise_and_remember(&untold);
+        }
+        if previous.barriers.local_floor() > 0 {
+            self.told.add_everything(now);
+            self.raise_on_everything();
+        }
+    }
+
+    /// What it is, or was last, connected with.
+    fn server(&self) -> Option<Server> {
+        self.reload.in_use().map(|secrets| Server::new(secrets, &self.spec))
+    }
+
     async fn keep_connected(self: Arc<Self>) {
         let mut pause = SHORTEST_PAUSE;
         loop {
@@ -202,18 +250,25 @@ impl State {
         let newest = self.newest();
         let in_use = self.reload.instead_of(&newest);
         let error = match newest.clone() {
-            Ok(secrets) => match self
-                .arrive(secrets, if in_use.is_some() { CatchingUp::Moved } else { CatchingUp::New })
-                .await
-            {
-                Ok(session) => return Ok(session),
-                Err(error) => error,
-            },
+            Ok(secrets) => {
+                let has_moved = in_use.is_some() || self.is_elsewhere(&secrets);
+                let which = if has_moved { CatchingUp::Moved } else { CatchingUp::New };
+                match self.arrive(secrets, which).await {
+                    Ok(session) => return Ok(session),
+                    Err(error) => error,
+                }
+            }
             Err(error) => anyhow::Error::msg(error),
         };
         let Some(in_use) = in_use else { return Err(error) };
         self.reload.refuse(newest.ok(), format!("{error:#}"));
         self.arrive(in_use, CatchingUp::New).await
+    }
+
+    /// Whether these secrets are the first of a policy under which Redis may be another one than under the policy before.
+    fn is_elsewhere(&self, secrets: &Secrets) -> bool {
+        let server = Server::new(secrets.clone(), &self.spec);
+        self.reload.in_use().is_none() && self.came_from.as_ref().is_some_and(|from| *from != server)
     }
 
     fn newest(&self) -> Newest {
@@ -302,12 +357,13 @@ impl State {
         };
         let is_silent = awaited_since.is_some_and(|since| now.saturating_sub(since) > PROBE_TIMEOUT_MS);
         ensure!(!is_silent, "the bus is silent");
-        let (lost, info) =
-            timeout(HEARTBEAT, commands::touch(connection, &self.name, inbox.own_channel(), probe))
-                .await
-                .context("redis is silent")??;
+        let version = self.version.name();
+        let touching = commands::touch(connection, &self.name, inbox.own_channel(), version, probe);
+        let Touched { is_lost, is_listed, info } =
+            timeout(HEARTBEAT, touching).await.context("redis is silent")??;
         ensure!(Mark::read(&info)? == connection.mark(), "the server has changed its role");
-        if lost {
+        if is_lost || !is_listed {
+            // Purges of other versions may not have covered what is stored under this one.
             inbox.bus().doubt();
         }
         inbox.vouch(probe);
@@ -375,6 +431,7 @@ impl State {
                     if has_changed {
                         // After all is read: a purge that begins now learns that it was told to another Redis.
                         match self.told.recent(self.barriers.known_until()) {
+                            Some(names) if names.is_empty() => {}
                             Some(names) => self.raise_and_remember(&names),
                             None => self.raise_on_everything(),
                         }
@@ -396,7 +453,8 @@ impl State {
 
     fn raise_and_remember(&self, names: &[PurgeName]) {
         if names.is_empty() {
-            return;
+            self.lock_pending().unnamed_writes += 1;
+            return self.resync.notify_one();
         }
         let has_room = {
             let mut pending = self.lock_pending();

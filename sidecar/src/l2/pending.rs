@@ -11,6 +11,8 @@ pub(super) struct Pending {
     pub(super) names: Vec<PurgeName>,
     /// The last of them, in this pod's own order.
     pub(super) up_to: u64,
+    /// How many writes passed for which this version of the policy names nothing: what pods of others stored before is stale.
+    pub(super) unnamed_writes: u64,
 }
 
 impl Pending {
@@ -28,9 +30,40 @@ impl Pending {
         has_room
     }
 
+    /// Whether Redis has heard of all.
+    pub(super) const fn is_empty(&self) -> bool {
+        self.names.is_empty() && self.unnamed_writes == 0
+    }
+
+    /// The names that Redis is to be told: that of an unnamed write covers nothing but what other versions stored.
+    pub(super) fn to_tell(&self) -> Vec<PurgeName> {
+        let unnamed = (self.unnamed_writes > 0).then(PurgeName::unnamed_write);
+        self.names.iter().copied().chain(unnamed).collect()
+    }
+
     /// Forgets what Redis was told. What came meanwhile was added at the end, unless there was so much that everything is purged.
     pub(super) fn forget(&mut self, told: &Self) {
+        self.unnamed_writes -= told.unnamed_writes;
         let told = told.names.len().min(self.names.len());
         self.names.drain(..told);
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn what_came_while_redis_was_told_is_told_next() {
+        let mut pending = Pending::default();
+        assert!(pending.is_empty() && pending.add(&[PurgeName::tag("a")], 1));
+        pending.unnamed_writes += 1;
+        let told = pending.clone();
+        assert_eq!(told.to_tell(), [PurgeName::tag("a"), PurgeName::unnamed_write()]);
+        pending.unnamed_writes += 1;
+        pending.forget(&told);
+        assert_eq!((pending.is_empty(), pending.to_tell()), (false, vec![PurgeName::unnamed_write()]));
+        pending.forget(&pending.clone());
+        assert!(pending.is_empty());
     }
 }

@@ -39,6 +39,11 @@ impl Reload {
         self.state().in_use.clone().filter(|in_use| newest.as_ref() != Ok(in_use))
     }
 
+    /// What connected last.
+    pub(super) fn in_use(&self) -> Option<Secrets> {
+        self.state().in_use.clone()
+    }
+
     /// What is to be tried beside the connection that there is, if anything.
     pub(super) fn candidate(&self, newest: Newest) -> Option<Secrets> {
         {

@@ -26,14 +26,19 @@ pub(super) struct Told(Mutex<Names>);
 struct Names {
     /// The latest last, with the time in milliseconds until which all purges were known.
     kept: VecDeque<(u64, PurgeName)>,
+    /// When a write passed for which this version of the policy names nothing.
+    unnamed_write_at: Option<u64>,
     /// When everything was purged, or a name that is not kept.
     everything_at: Option<u64>,
 }
 
 impl Told {
-    /// These are about to be purged.
+    /// These are about to be purged. Without any, they are what pods of other versions stored.
     pub(super) fn add(&self, names: &[PurgeName], now: u64) {
         let mut told = self.lock();
+        if names.is_empty() {
+            told.unnamed_write_at = Some(now);
+        }
         while told.kept.front().is_some_and(|(at, _)| is_past(*at, now)) {
             told.kept.pop_front();
         }
@@ -56,7 +61,10 @@ impl Told {
         if told.everything_at.is_some_and(|at| !is_past(at, now)) {
             return None;
         }
-        Some(told.kept.iter().filter(|(at, _)| !is_past(*at, now)).map(|(_, name)| *name).collect())
+        let unnamed =
+            told.unnamed_write_at.filter(|at| !is_past(*at, now)).map(|_| PurgeName::unnamed_write());
+        let kept = told.kept.iter().filter(|(at, _)| !is_past(*at, now)).map(|(_, name)| *name);
+        Some(kept.chain(unnamed).collect())
     }
 
     fn lock(&self) -> MutexGuard<'_, Names> {
@@ -82,6 +90,16 @@ mod tests {
         told.add(&[PurgeName::tag("one more")], 0);
         assert_eq!(told.recent(1), None);
         assert!(told.lock().kept.is_empty());
+    }
+
+    #[test]
+    fn write_without_a_name_is_told_again_as_such() {
+        let told = Told::default();
+        told.add(&[], 0);
+        told.add(&[PurgeName::tag("a")], 0);
+        told.add(&[], 0);
+        assert_eq!(told.recent(1), Some(vec![PurgeName::tag("a"), PurgeName::unnamed_write()]));
+        assert_eq!(told.recent(LATE_MS + 1), Some(vec![]));
     }
 
     #[test]

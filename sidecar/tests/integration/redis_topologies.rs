@@ -269,35 +269,80 @@ async fn a_master_that_no_majority_of_sentinels_names_is_trusted_for_the_grace()
     }
 }
 
+/// Two pods that share a Redis behind Sentinels, of which the second reaches the Sentinels by ways of its own.
+struct Parting {
+    sentinels: Sentinels,
+    relays: Vec<Relay>,
+    sidecars: [Sidecar; 2],
+    origin: Origin,
+    left: Policy,
+    _policy: Policy,
+    _folder: Folder,
+}
+
+impl Parting {
+    async fn new() -> Self {
+        let sentinels = Sentinels::start().await;
+        let policy = Policy::new(&with_users(&sentinels).await);
+        let origin = Origin::numbered(&[]).await;
+        let (folder, mut relays) = (Folder::new(), Vec::new());
+        for sentinel in &sentinels.sentinels {
+            relays.push(Relay::to(([127, 0, 0, 1], sentinel.port).into()).await);
+        }
+        let hosts: Vec<_> = relays.iter().map(|relay| relay.address().to_string()).collect();
+        let url = folder.join("url");
+        std::fs::write(&url, format!("redis://larder:secret@{}/0", hosts.join(","))).unwrap();
+        let text = std::fs::read_to_string(policy.path()).unwrap();
+        let left = Policy::new("");
+        let url_file = sentinels.sentinels[0].url_file();
+        left.write(&text.replace(url_file.to_str().unwrap(), url.to_str().unwrap()));
+        let sidecars =
+            [Sidecar::start(&policy, origin.address).await, Sidecar::start(&left, origin.address).await];
+        until_shared(&sidecars).await;
+        Self { sentinels, relays, sidecars, origin, left, _policy: policy, _folder: folder }
+    }
+
+    /// Leaves the second pod with a master that is replaced for the first, and returns when that is at the new one.
+    async fn part(&self) {
+        self.relays.iter().for_each(|relay| relay.suffer(Fault::Parted));
+        isolate(&self.sentinels.master).await;
+        until("the other pod is at the new master", async || {
+            let listening: Vec<String> = self.sentinels.replica.ask(&["PUBSUB", "CHANNELS", "*:ack:*"]).await;
+            (listening.len() == 1 && self.sidecars[0].policy().await["tiers"]["redis"] == "up").then_some(())
+        })
+        .await;
+    }
+
+    fn heal(&self) {
+        self.relays.iter().for_each(|relay| relay.suffer(Fault::Nothing));
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn purge_at_a_replaced_master_reaches_the_new_one_although_the_policy_changed_meanwhile() {
+    for (from, to) in [("timeout: 500ms", "timeout: 400ms"), ("page:{page}", "p:{page}")] {
+        let parting = Parting::new().await;
+        let Parting { sidecars: [a, b], left, .. } = &parting;
+        parting.part().await;
+        let old = a.get("/a").await.body;
+        assert_eq!(a.get("/a").await.hit(), Some("l1"));
+        assert_eq!(b.put("/a").await.status, 200);
+        left.write(&std::fs::read_to_string(left.path()).unwrap().replace(from, to));
+        let hash = larder_policy::document::hash(&std::fs::read_to_string(left.path()).unwrap());
+        until("the new policy", async || (b.policy().await["hash"] == hash).then_some(())).await;
+        parting.heal();
+        b.until_tiers_are("up").await;
+        until("the purge", async || (a.get("/a").await.body != old).then_some(())).await;
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_is_left_with_the_old_master_serves_nothing_stale_after_the_grace() {
-    let sentinels = Sentinels::start().await;
-    let policy = Policy::new(&with_users(&sentinels).await);
-    let origin = Origin::numbered(&[]).await;
-    // The pod that is left behind reaches the Sentinels by another way.
-    let (folder, mut relays) = (Folder::new(), Vec::new());
-    for sentinel in &sentinels.sentinels {
-        relays.push(Relay::to(([127, 0, 0, 1], sentinel.port).into()).await);
-    }
-    let hosts: Vec<_> = relays.iter().map(|relay| relay.address().to_string()).collect();
-    let url = folder.join("url");
-    std::fs::write(&url, format!("redis://larder:secret@{}/0", hosts.join(","))).unwrap();
-    let text = std::fs::read_to_string(policy.path()).unwrap();
-    let left = Policy::new("");
-    let url_file = sentinels.sentinels[0].url_file();
-    left.write(&text.replace(url_file.to_str().unwrap(), url.to_str().unwrap()));
-    let sidecars =
-        [Sidecar::start(&policy, origin.address).await, Sidecar::start(&left, origin.address).await];
-    let [a, b] = &sidecars;
-    until_shared(&sidecars).await;
+    let parting = Parting::new().await;
+    let Parting { sidecars, origin, .. } = &parting;
+    let [a, b] = sidecars;
     let old = b.get("/a").await.body;
-    relays.iter().for_each(|relay| relay.suffer(Fault::Parted));
-    isolate(&sentinels.master).await;
-    until("the other pod is at the new master", async || {
-        let listening: Vec<String> = sentinels.replica.ask(&["PUBSUB", "CHANNELS", "*:ack:*"]).await;
-        (listening.len() == 1 && a.policy().await["tiers"]["redis"] == "up").then_some(())
-    })
-    .await;
+    parting.part().await;
     a.get("/b").await;
     assert_eq!(a.put("/a").await.status, 200);
     let written_at = Instant::now();
@@ -308,9 +353,9 @@ async fn a_pod_that_is_left_with_the_old_master_serves_nothing_stale_after_the_g
         assert!(seen.body != old || late <= GRACE + SLACK, "{late:?} after: {}", seen.cache_status());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    relays.iter().for_each(|relay| relay.suffer(Fault::Nothing));
-    until_shared(&sidecars).await;
-    assert_purges_hold(&sidecars, &origin, 4).await;
+    parting.heal();
+    until_shared(sidecars).await;
+    assert_purges_hold(sidecars, origin, 4).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -1,6 +1,6 @@
 //! Policies that change, and change back, and pods that serve by different versions of one: no purge is lost between them.
 
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 use http::Method;
@@ -126,6 +126,18 @@ async fn mixed(other: &str) -> ([Policy; 2], Origin, [Sidecar; 2]) {
     ([first, second], origin, sidecars)
 }
 
+/// Waits until a pod has said a second time which version it serves by, and has heard that there is no other.
+async fn until_it_is_alone(policy: &Policy) {
+    let mut redis = RedisServer::shared().await;
+    let mut first = None;
+    until("it is listed again", async || {
+        let listed: String = redis.hget(policy.barriers(), "v").await.unwrap();
+        let first = first.get_or_insert_with(|| listed.clone());
+        (*first != listed).then_some(())
+    })
+    .await;
+}
+
 /// Has the page in the memory of both, then purges it in one: neither has it.
 async fn assert_purges_cross(other: &str, purge: impl AsyncFn(&Sidecar) -> usize) {
     let (_policies, _origin, sidecars) = mixed(other).await;
@@ -159,6 +171,40 @@ async fn a_write_that_one_version_has_no_rule_for_purges_in_pods_of_another() {
         let written = edit(&without_rule).await;
         let read = number(&with_rule, "/page").await;
         assert!(read > written, "{read} from before {written}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_without_a_rule_purges_in_pods_of_a_version_that_has_just_begun() {
+    let first = Policy::new(&without_rule());
+    let origin = Origin::numbered(&[]).await;
+    let without_rule = Sidecar::start(&first, origin.address).await;
+    until_it_is_alone(&first).await;
+    let second = first.twin(FIRST);
+    let with_rule = Sidecar::start(&second, origin.address).await;
+    for round in 0..4 {
+        number(&with_rule, "/page").await;
+        assert_eq!(with_rule.get("/page").await.hit(), Some("l1"), "round {round}");
+        let written = edit(&without_rule).await;
+        let read = number(&with_rule, "/page").await;
+        assert!(read > written, "round {round}: {read} from before {written}");
+        second.change(&FIRST.replace("page:{page}", &format!("page-{round}:{{page}}")));
+        with_rule.until_it_serves(&second).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn responses_stored_right_after_a_version_began_beside_others_stay() {
+    let first = Policy::new(FIRST);
+    let origin = Origin::numbered(&[]).await;
+    let _other = Sidecar::start(&first, origin.address).await;
+    let second = first.twin(&renamed());
+    let began_at = Instant::now();
+    let sidecar = Sidecar::start(&second, origin.address).await;
+    let stored = number(&sidecar, "/page").await;
+    while began_at.elapsed() < Duration::from_secs(5) {
+        assert_eq!(number(&sidecar, "/page").await, stored, "{:?} after it began", began_at.elapsed());
+        tokio::time::sleep(Duration::from_millis(100)).await;
     }
 }
 
@@ -228,6 +274,30 @@ async fn a_write_while_redis_is_away_is_told_to_other_versions_when_it_is_back()
         let read = number(sidecar, "/page").await;
         assert!(read > written, "{read} from before {written}");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_without_a_rule_while_redis_is_away_is_told_although_the_policy_changed_meanwhile() {
+    let server = RedisServer::start().await;
+    let spec = server.serve(&without_rule());
+    let first = Policy::new(&spec);
+    let second = first.twin(&server.serve(FIRST));
+    let origin = Origin::numbered(&[]).await;
+    let without_rule = Sidecar::start(&first, origin.address).await;
+    let with_rule = Sidecar::start(&second, origin.address).await;
+    number(&with_rule, "/page").await;
+    server.freeze();
+    let written = edit(&without_rule).await;
+    // The same version of the policy, with another connection.
+    first.change(&spec.replace("timeout: 500ms", "timeout: 400ms"));
+    let hash = larder_policy::document::hash(&std::fs::read_to_string(first.path()).unwrap());
+    until("the new policy", async || (without_rule.policy().await["hash"] == hash).then_some(())).await;
+    server.thaw();
+    until("the write is told", async || (number(&with_rule, "/page").await > written).then_some(())).await;
+    // A response that was stored since stays: it was told once.
+    without_rule.until_tiers_are("up").await;
+    let stored = number(&with_rule, "/page").await;
+    assert_eq!(number(&with_rule, "/page").await, stored);
 }
 
 #[tokio::test(flavor = "multi_thread")]
