@@ -43,7 +43,7 @@ const MIN_COUNTED: usize = 4 << 10;
 pub enum Kind {
     /// Heads of requests that come in pieces, are large, or came over HTTP/2.
     Heads,
-    /// Bodies of requests that are part of a key, or sent to the admin API.
+    /// Bodies of requests that are part of a key, sent to the admin API, or kept until an application that speaks HTTP/2 responds.
     Requests,
     /// Responses on their way into the cache, to and from Redis and Postgres, and to clients that read slowly.
     Responses,
@@ -253,6 +253,11 @@ impl Reservation {
     /// Of nothing yet.
     pub fn new(budget: &Arc<Budget>, kind: Kind) -> Self {
         Self { budget: Arc::clone(budget), kind, bytes: 0 }
+    }
+
+    /// The budget that it is part of.
+    pub fn budget(&self) -> &Arc<Budget> {
+        &self.budget
     }
 
     /// How much it is.

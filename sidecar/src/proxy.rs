@@ -296,6 +296,13 @@ impl Proxy {
         if let Some(protocol) = protocol {
             headers::ask_for_upgrade(request.headers_mut(), protocol);
         }
+        if request.version() == Version::HTTP_2 {
+            let budget = &self.telemetry.stats.budget;
+            request = request.map(|body| match body {
+                Either::Left(upload) => Either::Left(upload.kept(budget)),
+                at_hand => at_hand,
+            });
+        }
         let (limit, progress) = (self.application_timeout(), deadline::progress_of(&request));
         let exchange = self.upstream.send(request, refused);
         let outcome = match limit {

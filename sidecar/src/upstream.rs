@@ -137,11 +137,16 @@ fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
         Either::Right(at_hand) if request.method().is_idempotent() => at_hand.clone(),
         _ => return None,
     };
-    let mut again = Request::new(Either::Right(body));
-    *again.method_mut() = request.method().clone();
-    *again.uri_mut() = request.uri().clone();
-    *again.version_mut() = request.version();
-    *again.headers_mut() = request.headers().clone();
-    *again.extensions_mut() = request.extensions().clone();
-    Some(again)
+    Some(head_of(request).map(|()| Either::Right(body)))
+}
+
+/// A request without its body.
+fn head_of(request: &Request<RequestBody>) -> Request<()> {
+    let mut head = Request::new(());
+    *head.method_mut() = request.method().clone();
+    *head.uri_mut() = request.uri().clone();
+    *head.version_mut() = request.version();
+    *head.headers_mut() = request.headers().clone();
+    *head.extensions_mut() = request.extensions().clone();
+    head
 }

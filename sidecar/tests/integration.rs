@@ -58,6 +58,7 @@ mod integration {
     mod targets;
     mod upgrades;
     mod upstream_connections;
+    mod upstream_http2;
     mod upstream_responses;
     mod validating;
     mod variants;

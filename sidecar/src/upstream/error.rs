@@ -33,6 +33,8 @@ pub enum UpstreamReason {
     ClosedEarly,
     /// It reset the connection or the stream.
     Reset,
+    /// It refused the request over HTTP/2 without processing it (RFC 9113, section 8.7).
+    NotProcessed,
     /// Its response has too many header lines.
     TooManyHeaders,
     /// The head of its response is too large.
@@ -55,12 +57,13 @@ pub enum UpstreamReason {
 
 impl UpstreamReason {
     /// Every reason, in the order of metrics.
-    pub const ALL: [Self; 14] = [
+    pub const ALL: [Self; 15] = [
         Self::Refused,
         Self::ConnectTimeout,
         Self::Unreachable,
         Self::ClosedEarly,
         Self::Reset,
+        Self::NotProcessed,
         Self::TooManyHeaders,
         Self::HeadTooLarge,
         Self::MalformedStatusLine,
@@ -80,6 +83,7 @@ impl UpstreamReason {
             Self::Unreachable => "unreachable",
             Self::ClosedEarly => "closed-early",
             Self::Reset => "reset",
+            Self::NotProcessed => "not-processed",
             Self::TooManyHeaders => "too-many-headers",
             Self::HeadTooLarge => "head-too-large",
             Self::MalformedStatusLine => "malformed-status-line",
@@ -100,6 +104,9 @@ impl UpstreamReason {
             Self::Unreachable => "the application can't be reached",
             Self::ClosedEarly => "the application closed the connection before its response had begun",
             Self::Reset => "the application reset the connection before its response had begun",
+            Self::NotProcessed => {
+                "the application has not processed the request: it refuses streams of HTTP/2 at present"
+            }
             Self::TooManyHeaders => TOO_MANY_HEADERS,
             Self::HeadTooLarge => HEAD_TOO_LARGE,
             Self::MalformedStatusLine => {
@@ -181,6 +188,7 @@ fn reason_of(error: &hyper::Error) -> UpstreamReason {
         (Some(HeadError::Field), _) => UpstreamReason::MalformedHeader,
         (Some(HeadError::Length), _) => UpstreamReason::MalformedLength,
         (Some(HeadError::TransferCoding), _) => UpstreamReason::TransferCoding,
+        _ if was_not_processed(error) => UpstreamReason::NotProcessed,
         _ if error.is_user() => UpstreamReason::Request,
         _ if error.is_parse() => UpstreamReason::MalformedHeader,
         (None, Some(kind)) if is_reset(kind) => UpstreamReason::Reset,
@@ -197,6 +205,24 @@ fn reason_of(error: &hyper::Error) -> UpstreamReason {
 const fn is_reset(kind: io::ErrorKind) -> bool {
     use io::ErrorKind::{BrokenPipe, ConnectionAborted, ConnectionReset, NotConnected};
     matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected)
+}
+
+/// Whether the application says that it has not processed a request, which may then be sent again whatever its method (RFC 9113,
+/// section 8.7): it refused the stream, or left the connection before it. h2 fails only those streams with a GOAWAY of the other
+/// side that are above the last one which that names.
+pub(super) fn was_not_processed(error: &(dyn Error + 'static)) -> bool {
+    is_going_away(error)
+        || http2_errors(error)
+            .any(|error| error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
+}
+
+/// Whether a request failed because the application takes no further ones on its connection.
+pub(super) fn is_going_away(error: &(dyn Error + 'static)) -> bool {
+    http2_errors(error).any(|error| error.is_remote() && error.is_go_away())
+}
+
+fn http2_errors<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a h2::Error> {
+    causes(error).filter_map(|error| error.downcast_ref::<h2::Error>())
 }
 
 /// Whether a request failed because its connection broke, which it may have done before; not because what came makes no sense.

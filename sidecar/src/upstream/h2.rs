@@ -1,6 +1,7 @@
 //! An application that speaks HTTP/2 without TLS (RFC 9113, section 3.3): gRPC, above all.
 
 use std::{
+    mem,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicU64, Ordering},
@@ -9,18 +10,25 @@ use std::{
 };
 
 use http::{Request, Response};
-use hyper::{body::Incoming, client::conn::http2};
+use http_body_util::{Either, Full};
+use hyper::{
+    body::{Bytes, Incoming},
+    client::conn::http2,
+};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
-    time::timeout,
+    time::{sleep, timeout},
 };
 
 use super::{
-    RequestBody, UpstreamError, again,
+    RequestBody, UpstreamError,
     dial::{Dialer, WhenRefused},
+    error::{is_going_away, was_not_processed},
     head::MAX_HEAD,
+    head_of,
+    upload::Kept,
 };
 use crate::clock::monotonic_ms;
 
@@ -31,6 +39,8 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 /// How long an application is given to show that it speaks HTTP/2, and how long it is remembered that it does not.
 const PROBE: Duration = Duration::from_secs(1);
 const REMEMBER_NO_MS: u64 = 10_000;
+/// Pauses before a request that was not processed is sent again.
+const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(50)];
 /// The client's preface with empty settings, and the kind of the frame that must come first from either side
 /// (RFC 9113, sections 3.4 and 6.5).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -56,12 +66,48 @@ struct Link {
     sender: http2::SendRequest<RequestBody>,
 }
 
-impl Link {
-    async fn send(mut self, request: Request<RequestBody>) -> Result<Response<Incoming>, UpstreamError> {
-        self.sender.try_send_request(request).await.map_err(|mut failed| {
-            let was_sent = failed.take_message().is_none();
-            UpstreamError::Exchange { source: failed.into_error(), was_sent }
-        })
+/// A request that may have to be sent again.
+struct Copy {
+    head: Request<()>,
+    body: CopiedBody,
+}
+
+enum CopiedBody {
+    AtHand(Full<Bytes>),
+    Kept(Kept),
+    None,
+}
+
+impl Copy {
+    fn of(request: &Request<RequestBody>) -> Self {
+        let body = match request.body() {
+            Either::Right(at_hand) => CopiedBody::AtHand(at_hand.clone()),
+            Either::Left(upload) => upload.to_send_again().map_or(CopiedBody::None, CopiedBody::Kept),
+        };
+        Self { head: head_of(request), body }
+    }
+
+    /// The request from its beginning.
+    fn again(self) -> Option<Request<RequestBody>> {
+        let body = match self.body {
+            CopiedBody::AtHand(body) => Either::Right(body),
+            CopiedBody::Kept(kept) => Either::Left(kept.again()?),
+            CopiedBody::None => return None,
+        };
+        Some(self.head.map(|()| body))
+    }
+
+    /// The same if its body is at hand and its method idempotent.
+    fn again_if_idempotent(self) -> Option<Request<RequestBody>> {
+        let may_repeat = matches!(self.body, CopiedBody::AtHand(_)) && self.head.method().is_idempotent();
+        if may_repeat { self.again() } else { None }
+    }
+
+    /// Keeps nothing of its body any more.
+    fn forget(&self) {
+        if let CopiedBody::Kept(kept) = &self.body {
+            kept.forget();
+        }
     }
 }
 
@@ -116,32 +162,57 @@ impl Http2 {
 
     /// Passes a request on. Its target names the host.
     ///
-    /// One that failed on a connection which was there before is sent once more on a newer one, if it never left, or if its
+    /// One that the application has not processed is sent again, three times in sum, if its body is at hand or all of it that was
+    /// taken is kept. One that failed otherwise on a connection which was there before is sent once more on a newer one, if its
     /// body is at hand and its method is idempotent.
     pub(super) async fn send(
         &self,
-        request: Request<RequestBody>,
+        mut request: Request<RequestBody>,
         refused: WhenRefused,
     ) -> Result<Response<Incoming>, UpstreamError> {
-        let Some(mut link) = self.current() else {
-            return self.newer_than(0, refused).await?.send(request).await;
+        let (mut link, mut was_there) = match self.current() {
+            Some(link) => (link, true),
+            None => (self.newer_than(0, refused).await?, false),
         };
-        let again = again(&request);
-        let mut failed = match link.sender.try_send_request(request).await {
-            Ok(response) => return Ok(response),
-            Err(failed) => failed,
-        };
-        let unsent = failed.take_message();
-        let was_sent = unsent.is_none();
-        let error = failed.into_error();
-        let Some(request) = unsent.or(again).filter(|_| !error.is_user()) else {
-            return Err(UpstreamError::Exchange { source: error, was_sent });
-        };
-        let outcome = match self.newer_than(link.number, refused).await {
-            Ok(link) => link.send(request).await,
-            Err(error) => Err(error),
-        };
-        outcome.map_err(|error| if was_sent { error.of_repetition() } else { error })
+        let (mut pauses, mut was_sent) = (PAUSES.into_iter(), false);
+        loop {
+            let copy = Copy::of(&request);
+            let mut failed = match link.sender.try_send_request(request).await {
+                Ok(response) => {
+                    copy.forget();
+                    return Ok(response);
+                }
+                Err(failed) => failed,
+            };
+            let unsent = failed.take_message();
+            let source = failed.into_error();
+            let (is_refused, is_going_away) = (was_not_processed(&source), is_going_away(&source));
+            let next = if unsent.is_some() || is_refused {
+                match pauses.next() {
+                    Some(pause) => {
+                        sleep(pause).await;
+                        unsent.or_else(|| copy.again())
+                    }
+                    None => None,
+                }
+            } else {
+                was_sent = true;
+                let may_repeat = mem::take(&mut was_there) && !source.is_user();
+                if may_repeat { copy.again_if_idempotent() } else { None }
+            };
+            request = match next {
+                Some(request) => request,
+                None => return Err(UpstreamError::Exchange { source, was_sent }),
+            };
+            let same = self.current().filter(|_| is_refused && !is_going_away);
+            link = match same {
+                Some(link) => link,
+                None => self
+                    .newer_than(link.number, refused)
+                    .await
+                    .map_err(|error| if was_sent { error.of_repetition() } else { error })?,
+            };
+        }
     }
 
     fn current(&self) -> Option<Link> {

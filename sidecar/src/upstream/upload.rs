@@ -1,9 +1,9 @@
-//! The body of a request on its way to the application, and who is waited for.
+//! The body of a request on its way to the application, who is waited for, and the bodies that may be sent twice.
 
 use std::{
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, MutexGuard, PoisonError,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -11,16 +11,59 @@ use std::{
 };
 
 use bytes::Bytes;
+use http::HeaderMap;
 use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 
-use crate::clock::monotonic_ms;
+use crate::{
+    budget::{Budget, Kind, Reservation},
+    clock::monotonic_ms,
+};
+
+/// Maximum length of a body that is kept until the response begins, in bytes: most calls of gRPC are shorter.
+const MAX_KEPT: usize = 64 << 10;
 
 /// A client's body as it comes, which notes when the application takes a piece of it.
 #[derive(Debug)]
 pub struct Upload {
-    body: Incoming,
+    body: Source,
     progress: Arc<Progress>,
+}
+
+#[derive(Debug)]
+enum Source {
+    Once(Incoming),
+    /// The reader with this number, which has taken so many frames.
+    Kept(Kept, u64, usize),
+}
+
+/// A body of which everything that was taken is kept, as far as there is room.
+#[derive(Clone, Debug)]
+pub(super) struct Kept(Arc<Mutex<Inner>>, Arc<Progress>);
+
+#[derive(Debug)]
+struct Inner {
+    body: Incoming,
+    /// The frames taken so far; `None` once they were too many.
+    taken: Option<Vec<Piece>>,
+    reservation: Reservation,
+    /// Whoever reads the body. An earlier one gets nothing any more.
+    reader: u64,
+}
+
+#[derive(Clone, Debug)]
+enum Piece {
+    Data(Bytes),
+    Trailers(HeaderMap),
+}
+
+impl From<Piece> for Frame<Bytes> {
+    fn from(piece: Piece) -> Self {
+        match piece {
+            Piece::Data(data) => Self::data(data),
+            Piece::Trailers(trailers) => Self::trailers(trailers),
+        }
+    }
 }
 
 /// The state of an upload, for somebody who waits for the response to it.
@@ -37,12 +80,96 @@ impl Upload {
     pub fn new(body: Incoming) -> Self {
         let progress =
             Progress { taken_at: AtomicU64::new(monotonic_ms()), waits_for_client: AtomicBool::new(false) };
-        Self { body, progress: Arc::new(progress) }
+        Self { body: Source::Once(body), progress: Arc::new(progress) }
+    }
+
+    /// Keeps what is taken of the body until the response begins, as far as `budget` has room, so that it can be sent again.
+    pub fn kept(self, budget: &Arc<Budget>) -> Self {
+        let Source::Once(body) = self.body else { return self };
+        let (taken, reservation) = (Some(Vec::new()), Reservation::new(budget, Kind::Requests));
+        let inner = Inner { body, taken, reservation, reader: 0 };
+        let kept = Kept(Arc::new(Mutex::new(inner)), Arc::clone(&self.progress));
+        Self { body: Source::Kept(kept, 0, 0), progress: self.progress }
+    }
+
+    /// What is kept of it, if anything is.
+    pub(super) fn to_send_again(&self) -> Option<Kept> {
+        match &self.body {
+            Source::Once(_) => None,
+            Source::Kept(kept, ..) => Some(kept.clone()),
+        }
     }
 
     /// Its state.
     pub fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
+    }
+}
+
+impl Kept {
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// The body from its beginning, if all that was taken of it is kept. Whoever has read it so far gets no more.
+    pub(super) fn again(&self) -> Option<Upload> {
+        let mut inner = self.lock();
+        inner.taken.as_ref()?;
+        inner.reader += 1;
+        Some(Upload { body: Source::Kept(self.clone(), inner.reader, 0), progress: Arc::clone(&self.1) })
+    }
+
+    /// Keeps nothing any more: the application has it.
+    pub(super) fn forget(&self) {
+        self.lock().forget();
+    }
+}
+
+impl Inner {
+    fn forget(&mut self) {
+        self.taken = None;
+        let budget = Arc::clone(self.reservation.budget());
+        self.reservation = Reservation::new(&budget, Kind::Requests);
+    }
+
+    /// Keeps a frame that was taken, if there is room.
+    fn keep(&mut self, frame: &Frame<Bytes>) {
+        let Some(taken) = &mut self.taken else { return };
+        let length = match frame.data_ref() {
+            Some(data) => data.len(),
+            None => frame
+                .trailers_ref()
+                .map_or(0, |trailers| trailers.iter().map(|(_, value)| 104 + value.len()).sum()),
+        };
+        let fits = self.reservation.bytes() + length as u64 <= MAX_KEPT as u64;
+        if !fits || !self.reservation.grow(length as u64) {
+            return self.forget();
+        }
+        // A copy: the piece may be part of a larger buffer.
+        taken.extend(frame.data_ref().map(|data| Piece::Data(Bytes::copy_from_slice(data))));
+        taken.extend(frame.trailers_ref().map(|trailers| Piece::Trailers(trailers.clone())));
+    }
+
+    /// The next frame for a reader that has had so many.
+    fn poll_frame(
+        &mut self,
+        reader: u64,
+        had: usize,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if reader != self.reader {
+            return Poll::Pending;
+        }
+        if let Some(piece) = self.taken.as_ref().and_then(|taken| taken.get(had)) {
+            return Poll::Ready(Some(Ok(piece.clone().into())));
+        }
+        let polled = Pin::new(&mut self.body).poll_frame(context);
+        match &polled {
+            Poll::Ready(Some(Ok(frame))) => self.keep(frame),
+            Poll::Ready(Some(Err(_))) => self.forget(),
+            Poll::Ready(None) | Poll::Pending => {}
+        }
+        polled
     }
 }
 
@@ -65,17 +192,44 @@ impl Body for Upload {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
-        let polled = Pin::new(&mut this.body).poll_frame(context);
+        let polled = match &mut this.body {
+            Source::Once(body) => Pin::new(body).poll_frame(context),
+            Source::Kept(kept, reader, had) => {
+                let polled = kept.lock().poll_frame(*reader, *had, context);
+                *had += usize::from(polled.is_ready());
+                polled
+            }
+        };
         this.progress.taken_at.store(monotonic_ms(), Ordering::Relaxed);
         this.progress.waits_for_client.store(polled.is_pending(), Ordering::Relaxed);
         polled
     }
 
     fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
+        match &self.body {
+            Source::Once(body) => body.is_end_stream(),
+            Source::Kept(kept, _, had) => {
+                let inner = kept.lock();
+                inner.taken.as_ref().is_none_or(|taken| *had >= taken.len()) && inner.body.is_end_stream()
+            }
+        }
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        match &self.body {
+            Source::Once(body) => body.size_hint(),
+            Source::Kept(kept, _, had) => {
+                let inner = kept.lock();
+                let left = inner.taken.iter().flat_map(|taken| taken.iter().skip(*had));
+                let left: usize =
+                    left.map(|piece| if let Piece::Data(data) = piece { data.len() } else { 0 }).sum();
+                let mut hint = inner.body.size_hint();
+                if let Some(upper) = hint.upper() {
+                    hint.set_upper(upper + left as u64);
+                }
+                hint.set_lower(hint.lower() + left as u64);
+                hint
+            }
+        }
     }
 }
