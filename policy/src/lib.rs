@@ -44,7 +44,7 @@ pub use key::Key;
 pub use lifetimes::Lifetimes;
 pub use path::NormalPath;
 pub use policy::{Invalid, Policy, Route};
-pub use purge::PurgeName;
+pub use purge::{PurgeName, WrittenKey};
 pub use size::ByteSize;
 pub use survey::Survey;
 pub use template::PathTemplate;

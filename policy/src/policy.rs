@@ -23,7 +23,7 @@ use crate::{
 const LARGEST_OBJECT: ByteSize = ByteSize(256 << 20);
 
 /// The way in which purge names are made: what bears those of another way is found by no purge.
-const PURGE_NAMES: &[u8] = b"folded\n";
+const PURGE_NAMES: &[u8] = b"folded keys\n";
 
 /// The targeted header of our own (RFC 9213).
 const OWN_TARGET: HeaderName = HeaderName::from_static("larder-cache-control");

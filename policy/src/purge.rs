@@ -2,7 +2,13 @@
 
 use std::{borrow::Cow, fmt};
 
+use unicode_normalization::UnicodeNormalization as _;
+
 use crate::path::{decode_fully, fold, loose_texts};
+
+mod key;
+
+pub use self::key::{InvalidKey, WrittenKey};
 
 /// One name of a stored answer, hashed: a key, a path or a tag. An entry has a few of them; a purge raises a barrier on
 /// one, and whatever bears that name and is older is stale. The kinds never meet.
@@ -10,10 +16,18 @@ use crate::path::{decode_fully, fold, loose_texts};
 pub struct PurgeName([u8; 16]);
 
 impl PurgeName {
-    /// A key, with or without scheme and host. Keys that differ only in escapes, or in how the host is spelled (RFC 3986, section
-    /// 6.2), have one name.
+    /// A key, with or without scheme and host. Keys that differ only in escapes, in compatible characters (Unicode's NFKC), in `+`
+    /// for a space, or in how the host is spelled (RFC 3986, section 6.2), have one name.
     pub fn key(key: &str) -> Self {
-        Self::new("key", &decode_fully(&with_normal_host(key)))
+        let key = with_normal_host(key);
+        let mut text = decode_fully(&key);
+        if text.contains('+') {
+            text = Cow::Owned(text.replace('+', " "));
+        }
+        if !text.is_ascii() {
+            text = Cow::Owned(text.nfkc().collect());
+        }
+        Self::new("key", &text)
     }
 
     /// The path of what is stored, whatever the host, scheme, query and variant. Spellings that an application may take for one
@@ -105,6 +119,8 @@ mod tests {
             "GET:http://SHOP/u/me@x.com?q=a%20b",
             "GET:HTTP://shop:80/u/me%40x.com?q=a b",
             "GET:http://shop./u/%6De@x.com?q=a%20b",
+            "GET:http://shop/u/me@x.com?q=a+b",
+            "GET:http://shop/u/me@x.com?q=a%2Bb",
         ] {
             assert_eq!(PurgeName::key(spelling), key, "{spelling}");
         }
@@ -118,6 +134,7 @@ mod tests {
             assert_ne!(PurgeName::key(other), key, "{other}");
         }
         assert_eq!(PurgeName::key("GET:/a%40://b"), PurgeName::key("GET:/a@://b"));
+        assert_eq!(PurgeName::key("GET:/cafe%CC%81"), PurgeName::key("GET:/caf\u{e9}"));
     }
 
     #[test]

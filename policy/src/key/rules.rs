@@ -87,7 +87,7 @@ impl KeyRules {
     }
 
     /// Adds the part of a raw query that counts.
-    pub(super) fn push_query(&self, into: &mut String, query: &str) {
+    pub(crate) fn push_query(&self, into: &mut String, query: &str) {
         let counting = pairs(query).filter(|pair| self.counts(pair));
         if self.sorts(query) {
             push_pairs(into, sorted(counting).into_iter());

@@ -17,6 +17,7 @@ use super::{
     Admin,
     answer::{Answer, Standing},
     key_text::KeyText,
+    purging::KEY,
     refused::{Refused, refuses},
     token::{Token, guarded},
 };
@@ -50,7 +51,7 @@ struct KeyInPath {
     /// A whole key as `/stats` lists it, such as `GET:http://shop/api/posts/?page=2#accept-language=de`, or a short one, such as
     /// `GET:/api/posts/?page=2`, for all hosts and all such headers. Encode it.
     #[serde(rename = "key")]
-    #[schemars(length(min = 1), example = "GET:/api/users/1")]
+    #[schemars(regex(pattern = KEY), example = "GET:/api/users/1")]
     _key: String,
 }
 

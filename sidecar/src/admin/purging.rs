@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use larder_policy::PurgeName;
+use larder_policy::{PurgeName, WrittenKey};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -23,6 +23,17 @@ use super::{
 };
 use crate::purge::{self, Purged};
 
+/// The keys under which something may be stored ([`WrittenKey::parse`]): short ones, and whole ones with their headers and variant.
+pub(super) const KEY: &str = concat!(
+    r"^(GET|HEAD|POST):(",
+    r"(/([^/?#*]|[*]+[^/?#*])*)+([?][^#]*)?",
+    r"|[^/?#\n]*://[^/?#\n]*(/([^/?#*\n]|[*]+[^/?#*\n])*)+([?][^#\n]*)?(#[^=\n]+=[^\n]*)?(\n[\s\S]*)?",
+    r")$",
+);
+
+/// Maximum length of a path in bytes: that of a request target, 32 KiB, with every byte escaped.
+const MAX_PATH: usize = 3 * (32 << 10);
+
 /// What to purge: something of one kind at least.
 #[derive(Clone, Debug, Default, Serialize, Deserialize, JsonSchema)]
 #[serde(deny_unknown_fields, default)]
@@ -35,8 +46,9 @@ use crate::purge::{self, Purged};
     example = json!({"keys": ["GET:/api/posts/"], "paths": ["/api/users/1"], "tags": ["user:1"]}),
 )]
 pub(super) struct Names {
-    /// Whole keys, such as `GET:http://shop/api/posts/`, or short ones, such as `GET:/api/posts/`.
-    #[schemars(inner(regex(pattern = r"^(GET|HEAD|POST):([^/?#]*://[^/?#]*)?/")))]
+    /// Whole keys, such as `GET:http://shop/api/posts/#accept-language=de`, or short ones, such as `GET:/api/posts/`. Parameters that the
+    /// route leaves out of the key may be in them.
+    #[schemars(inner(regex(pattern = KEY)))]
     keys: Vec<String>,
     /// Whole paths, whatever the host, scheme, query and variant, in any spelling. A segment that ends in `*` is refused, because no
     /// pattern is matched: write `%2A` for the character.
@@ -49,15 +61,23 @@ pub(super) struct Names {
 
 impl Names {
     pub(super) fn new(keys: Vec<String>, paths: Vec<String>, tags: Vec<String>) -> Self {
-        Self { keys, paths, tags }
+        // As it is stored, a name may look like a pattern.
+        let plain = |names: Vec<String>| {
+            let spelled = names.into_iter().map(|name| {
+                let is_pattern = name.split(['/', '?', '#']).any(|segment| segment.ends_with('*'));
+                if is_pattern { name.replace('*', "%2A") } else { name }
+            });
+            spelled.collect()
+        };
+        Self { keys: plain(keys), paths: plain(paths), tags }
     }
 
     /// Why one of the names can be that of no stored response: who sends it would take it for purged.
     fn names_nothing(&self) -> Option<String> {
         let Self { keys, paths, tags } = self;
-        let of_key = keys.iter().find(|key| !is_key(key)).map(|key| {
-            format!("{key:?} is not a key: start it with the method, GET, HEAD or POST, as in GET:/api/posts/?page=2")
-        });
+        let of_key = keys
+            .iter()
+            .find_map(|key| WrittenKey::parse(key).err().map(|reason| format!("{key:?} {reason}")));
         let of_path = || {
             paths.iter().find_map(|path| {
                 if !path.starts_with('/') || path.contains(['?', '#']) {
@@ -66,6 +86,8 @@ impl Names {
                     Some(format!(
                         "{path:?} is no pattern: a purge by path is of one path, and one by tag of many; write %2A for a '*'"
                     ))
+                } else if path.len() > MAX_PATH {
+                    Some(format!("a path of {} bytes is longer than the target of any request", path.len()))
                 } else {
                     None
                 }
@@ -78,17 +100,6 @@ impl Names {
         };
         of_key.or_else(of_path).or_else(of_tag)
     }
-}
-
-/// Whether something may be stored under a key, whole or short.
-fn is_key(key: &str) -> bool {
-    let Some((method, target)) = key.split_once(':') else { return false };
-    let authority = target.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?', '#']));
-    let path = match authority {
-        Some((_, rest)) => &rest[rest.find(['/', '?', '#']).unwrap_or(rest.len())..],
-        None => target,
-    };
-    matches!(method, "GET" | "HEAD" | "POST") && path.starts_with('/')
 }
 
 impl Sent for Names {
@@ -107,7 +118,7 @@ struct Done {
     pending: Option<String>,
 }
 
-/// The names of a purge. Keys may have any form: `DELETE /entries/{key}` also purges its key as it was sent.
+/// The names of a purge. `DELETE /entries/{key}` purges both its key as it was sent and decoded.
 #[derive(Debug, Serialize, JsonSchema)]
 struct PurgedNames {
     keys: Vec<String>,
@@ -124,8 +135,13 @@ impl From<Names> for PurgedNames {
 pub(super) async fn delete_entry(
     _: Token,
     State(admin): State<Arc<Admin>>,
-    Keys(keys): Keys,
+    Keys(mut keys): Keys,
 ) -> Result<Response, Refused> {
+    let names = Names { keys: keys.clone(), ..Names::default() };
+    keys.retain(|key| WrittenKey::parse(key).is_ok());
+    if let Some(reason) = names.names_nothing().filter(|_| keys.is_empty()) {
+        return Err(Refused::malformed(reason));
+    }
     raise(&admin, Names { keys, ..Names::default() }).await
 }
 
@@ -142,9 +158,11 @@ pub(super) async fn purge(
 
 async fn raise(admin: &Admin, request: Names) -> Result<Response, Refused> {
     let Names { keys, paths, tags } = &request;
+    let serving = Arc::clone(&admin.config.serving());
     let names: Vec<_> = keys
         .iter()
-        .map(|key| PurgeName::key(key))
+        .filter_map(|key| WrittenKey::parse(key).ok())
+        .flat_map(|key| key.purge_names(&serving.policy))
         .chain(paths.iter().flat_map(|path| PurgeName::paths(path)))
         .chain(tags.iter().map(|tag| PurgeName::tag(tag)))
         .collect();
@@ -163,7 +181,7 @@ pub(super) fn about_delete(operation: TransformOperation<'_>) -> TransformOperat
     let operation = operation.id("deleteEntry").tag("cache").summary("Purge a key").description(
         "Whether anything is stored under it or not: other pods may have what this one has not.",
     );
-    answers(guarded(operation))
+    refuses::<400>(answers(guarded(operation)), "Nothing can be stored under this key.")
 }
 
 pub(super) fn about_purge(operation: TransformOperation<'_>) -> TransformOperation<'_> {

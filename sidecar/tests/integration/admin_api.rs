@@ -244,11 +244,10 @@ async fn odd_keys_are_not_there_and_do_no_harm() {
     ] {
         let none = entries(&sidecar, key).await;
         assert_refused(&none, 404, "");
-        assert_eq!(
-            sidecar.with_token(Method::DELETE, &format!("/entries/{key}"), "").await.status,
-            200,
-            "{key}"
-        );
+        let deleted = sidecar.with_token(Method::DELETE, &format!("/entries/{key}"), "").await;
+        // A client of HTTP/1.0 may name no host.
+        let expected = if key == "GET:http:///" { 200 } else { 400 };
+        assert_eq!(deleted.status, expected, "{key}: {}", deleted.body);
     }
     assert_refused(&sidecar.with_token(Method::GET, "/entries/", "").await, 404, "/openapi.json");
 }

@@ -121,6 +121,14 @@ async fn a_purge_that_can_match_nothing_is_refused_with_the_reason() {
         (r#"{"keys": ["GET:a"]}"#, "start it with the method"),
         (r#"{"keys": ["GET:http://shop"]}"#, "start it with the method"),
         (r#"{"keys": [""]}"#, "start it with the method"),
+        (r#"{"keys": ["GET:shop/a"]}"#, "start it with the method"),
+        (r#"{"keys": [" GET:/a"]}"#, "start it with the method"),
+        (r#"{"keys": ["GET:/a#x"]}"#, "fragment"),
+        (r#"{"keys": ["GET:/a#accept-language=de"]}"#, "fragment"),
+        (r#"{"keys": ["GET:/a?b#"]}"#, "fragment"),
+        (r#"{"keys": ["GET:http://shop/a#x"]}"#, "fragment"),
+        (r#"{"keys": ["GET:/items/*"]}"#, "is no pattern"),
+        (r#"{"keys": ["GET:http://shop/items/*?a"]}"#, "is no pattern"),
         (r#"{"tags": ["user:1 "]}"#, "leave out the blanks"),
         (r#"{"tags": ["ok", "\tuser:1"]}"#, "leave out the blanks"),
         (r#"{"tags": [""]}"#, "leave out the blanks"),
@@ -131,12 +139,90 @@ async fn a_purge_that_can_match_nothing_is_refused_with_the_reason() {
         assert_eq!(refused.header("content-type"), "application/problem+json", "{body}");
         assert!(refused.body.contains(says), "{body}: {}", refused.body);
     }
+    let long = "a".repeat(97 << 10);
+    for body in [format!(r#"{{"keys": ["GET:/{long}"]}}"#), format!(r#"{{"paths": ["/{long}"]}}"#)] {
+        let refused = sidecar.purge(body.leak()).await;
+        assert_eq!(refused.status, 400);
+        assert!(refused.body.contains("longer than the target"), "{}", refused.body);
+    }
+    for key in ["PUT:/a", "a", "GET:/a%23x", "GET:/items/*"] {
+        let deleted = sidecar.with_token(Method::DELETE, &format!("/entries/{key}"), "").await;
+        // An escaped '#' may be one of the path.
+        let expected = if key.contains('%') { 200 } else { 400 };
+        assert_eq!(deleted.status, expected, "{key}: {}", deleted.body);
+    }
     for body in [
         r#"{"paths": ["/users/a*b", "/items/%2A", "/u/a b", "/"]}"#,
         r#"{"tags": ["a b", "*"]}"#,
         r#"{"keys": ["GET:/a?x", "HEAD:http://shop/", "POST:https://shop:8443/a?b#c=d"]}"#,
     ] {
         assert_eq!(sidecar.purge(body).await.status, 200, "{body}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_key_purges_what_its_route_stores_however_it_is_written() {
+    let origin = Origin::numbered(&[("vary", "x-a")]).await;
+    let policy = Policy::new(
+        r#"
+routes:
+- name: some
+  match: {path: "/some/{id}"}
+  ttl: 60s
+  key: {query: {allow: [page, sort], order: Sorted}, headers: [accept-language]}
+- {name: page, match: {path: "/{page}"}, ttl: 60s, key: {query: {ignore: ["utm_*"]}}}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for (path, keys) in [
+        ("/some/1", &["GET:/some/1?x=1", "GET:/some/1\n", "GET:/some/1 ", "GET:/some/%31?x=1&y=2"][..]),
+        (
+            "/some/1?sort=a&page=2&x=3",
+            &[
+                "GET:/some/1?sort=a&page=2&x=3",
+                "GET:/some/1?sort=a&page=2",
+                "GET:http://shop.test/some/1?x=4&page=2&sort=a#accept-language=de",
+                "GET:http://shop.test/some/1?page=2&sort=a#accept-language=de\nx-a=1",
+            ],
+        ),
+        (
+            "/a?utm_source=b&q=c+d",
+            &["GET:/a?q=c d", "GET:/a?utm_medium=e&q=c%20d", "GET:http://SHOP.test:80/a?q=c%2Bd"],
+        ),
+        ("/cafe%CC%81", &["GET:/caf\u{e9}", "GET:/cafe\u{301}?utm_a=1", "GET:http://shop.test/caf%C3%A9"]),
+        ("/caf%C3%A9", &["GET:/cafe\u{301}", "GET:/cafe%cc%81"]),
+        ("/a*", &["GET:/a%2A"]),
+    ] {
+        for key in keys {
+            let headers = [("accept-language", "de"), ("x-a", "1")];
+            let stored = sidecar.get_with(path, &headers).await.body;
+            assert_eq!(sidecar.get_with(path, &headers).await.body, stored, "{path} is stored");
+            let body = serde_json::json!({"keys": [key]}).to_string();
+            let purged = sidecar.purge(body.leak()).await;
+            assert_eq!(purged.status, 200, "{key:?}: {}", purged.body);
+            assert_ne!(sidecar.get_with(path, &headers).await.body, stored, "{key:?} is {path}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_is_explained_to_purge_a_response_does() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(TAGGED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for path in ["/a", "/a*", "/*?b=*", "/a%2A", "/caf%C3%A9?b=%23", "/a+b"] {
+        let described = serde_json::json!({"url": format!("http://shop.test{path}")}).to_string();
+        let explained = sidecar.with_token(Method::POST, "/explain", described.leak()).await;
+        let explained: serde_json::Value = serde_json::from_str(&explained.body).unwrap();
+        for kind in ["keys", "paths", "tags"] {
+            for name in explained["purge"][kind].as_array().unwrap() {
+                let stored = sidecar.get(path).await.body;
+                let body = serde_json::json!({kind: [name]}).to_string();
+                let purged = sidecar.purge(body.leak()).await;
+                assert_eq!(purged.status, 200, "{name}: {}", purged.body);
+                assert_ne!(sidecar.get(path).await.body, stored, "{name} is {path}");
+            }
+        }
     }
 }
 
