@@ -23,10 +23,12 @@ mod stream;
 mod upload;
 
 pub use dial::{Dialer, WhenRefused};
-pub(crate) use error::may_have_been_dead;
 pub use error::{UpstreamError, UpstreamReason};
+pub(crate) use error::{blames_transfer_coding, may_have_been_dead};
 use h2::Http2;
+pub(crate) use head::{MAX_HEAD, MAX_LINES};
 use http1::Http1;
+pub(crate) use stream::{Announcement, ResponseStream};
 pub use upload::{Progress, Upload};
 
 /// What is sent to the application: the client's body as it comes, or one at hand, which may be empty.

@@ -14,6 +14,7 @@ use tokio::time::{Instant, timeout_at};
 
 mod body;
 mod client;
+mod connector;
 
 pub use body::{HttpBody, HttpBodyError};
 
@@ -22,6 +23,7 @@ use super::blames_certificate;
 use crate::{
     breaker::Breaker,
     headers::{TransferCoding, remove_hop_by_hop},
+    upstream::blames_transfer_coding,
 };
 
 /// Failures in a row that open the breaker, and for how long.
@@ -152,6 +154,9 @@ impl HttpSource {
 
 impl HttpError {
     fn of(error: legacy::Error) -> Self {
+        if blames_transfer_coding(&error) {
+            return Self::TransferCoding;
+        }
         let blames_certificate = blames_certificate(&error);
         let error = anyhow::Error::from(error);
         Self::Failed(if blames_certificate {

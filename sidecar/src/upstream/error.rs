@@ -178,10 +178,19 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     iter::successors(Some(error), |&error| error.source())
 }
 
+/// The error of a response head that was not understood.
+fn head_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a HeadError> {
+    causes(error).find_map(|cause| cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref())
+}
+
+/// Returns true if a response has a transfer coding that is not decoded here.
+pub(crate) fn blames_transfer_coding(error: &(dyn Error + 'static)) -> bool {
+    head_error(error) == Some(&HeadError::TransferCoding)
+}
+
 fn reason_of(error: &hyper::Error) -> UpstreamReason {
     let io = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
-    let head = io.and_then(|io| io.get_ref()?.downcast_ref::<HeadError>());
-    match (head, io.map(io::Error::kind)) {
+    match (head_error(error), io.map(io::Error::kind)) {
         (Some(HeadError::TooManyLines), _) => UpstreamReason::TooManyHeaders,
         (Some(HeadError::TooLarge), _) => UpstreamReason::HeadTooLarge,
         (Some(HeadError::StatusLine), _) => UpstreamReason::MalformedStatusLine,

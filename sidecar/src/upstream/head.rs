@@ -10,9 +10,9 @@ use memchr::memchr_iter;
 use crate::headers::TransferCoding;
 
 /// Maximum number of header lines of a response.
-pub(super) const MAX_LINES: usize = 1_000;
+pub(crate) const MAX_LINES: usize = 1_000;
 /// Maximum size of the head of a response, in bytes.
-pub(super) const MAX_HEAD: usize = 256 << 10;
+pub(crate) const MAX_HEAD: usize = 256 << 10;
 
 /// Starts of names whose line must not be lost: they say where the body ends, what it is, and who may have it.
 const SIGNIFICANT: [&str; 10] = [

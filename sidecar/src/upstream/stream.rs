@@ -1,4 +1,4 @@
-//! The bytes of an HTTP/1 connection to the application.
+//! The bytes of an HTTP/1 connection to the application, or to an HTTP source.
 //!
 //! Each response head is understood here before hyper sees it ([`head`]). And a connection that the application has closed is
 //! found closed before a request is written to it, even when the runtime has not heard of that from the kernel yet.
@@ -14,6 +14,10 @@ use std::{
 };
 
 use bytes::{Buf, BytesMut};
+use hyper_util::{
+    client::legacy::connect::{Connected, Connection},
+    rt::TokioIo,
+};
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -28,24 +32,33 @@ const READ: usize = 8 << 10;
 
 /// Announcement of a request, made by its sender before the connection has it.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Announcement(Arc<AtomicU8>);
+pub(crate) struct Announcement(Arc<AtomicU8>);
 
 const NONE: u8 = 0;
 const TO_HEAD: u8 = 1;
 const TO_OTHER: u8 = 2;
+const ALWAYS: u8 = 3;
 
 impl Announcement {
+    /// Announces every request of a connection that has none by HEAD, and each of which is written before its response begins.
+    pub(crate) fn always() -> Self {
+        Self(Arc::new(AtomicU8::new(ALWAYS)))
+    }
+
     /// Announces a request by HEAD or another method.
     pub(super) fn announce(&self, is_head: bool) {
         self.0.store(if is_head { TO_HEAD } else { TO_OTHER }, Ordering::Release);
     }
 
     fn is_made(&self) -> bool {
-        self.0.load(Ordering::Acquire) != NONE
+        matches!(self.0.load(Ordering::Acquire), TO_HEAD | TO_OTHER)
     }
 
     /// Takes the announcement: whether the request is one by HEAD.
     fn take(&self) -> Option<bool> {
+        if self.0.load(Ordering::Acquire) == ALWAYS {
+            return Some(false);
+        }
         match self.0.swap(NONE, Ordering::AcqRel) {
             NONE => None,
             announced => Some(announced == TO_HEAD),
@@ -56,10 +69,13 @@ impl Announcement {
 /// Maximum length of a piece of a body, in bytes. A client that does not read holds up a few of them.
 const MAX_PIECE: usize = 32 << 10;
 
-/// A connection to the application, as hyper reads and writes it.
+/// A connection to the application.
+pub(super) type ApplicationStream = ResponseStream<TcpStream>;
+
+/// A connection to a server, as hyper reads and writes it.
 #[derive(Debug)]
-pub(super) struct ApplicationStream {
-    stream: TcpStream,
+pub(crate) struct ResponseStream<IO> {
+    stream: IO,
     announced: Announcement,
     state: State,
     /// Bytes that are understood and not read by hyper yet.
@@ -74,8 +90,41 @@ enum State {
     Head { to_head: bool, bytes: BytesMut, searched: usize },
 }
 
-impl ApplicationStream {
-    pub(super) fn new(stream: TcpStream, announced: Announcement) -> Self {
+/// A stream whose kernel may be asked without the runtime.
+pub(crate) trait ReadAtOnce {
+    /// Asks whether the connection has ended, or something came that nobody asked for.
+    fn read_at_once(&self, _buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        Poll::Pending
+    }
+}
+
+impl<T> ReadAtOnce for TokioIo<T> {}
+
+impl ReadAtOnce for TcpStream {
+    fn read_at_once(&self, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
+        let mut bytes = [0; 64];
+        let room = buffer.remaining().min(bytes.len());
+        match (&*SockRef::from(self)).read(&mut bytes[..room]) {
+            Ok(count) => {
+                buffer.put_slice(&bytes[..count]);
+                Poll::Ready(Ok(()))
+            }
+            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
+                Poll::Pending
+            }
+            Err(error) => Poll::Ready(Err(error)),
+        }
+    }
+}
+
+impl<T: Connection> Connection for ResponseStream<TokioIo<T>> {
+    fn connected(&self) -> Connected {
+        self.stream.inner().connected()
+    }
+}
+
+impl<IO> ResponseStream<IO> {
+    pub(crate) fn new(stream: IO, announced: Announcement) -> Self {
         Self { stream, announced, state: State::Passing, understood: BytesMut::new() }
     }
 
@@ -89,7 +138,10 @@ impl ApplicationStream {
     }
 
     /// Reads until a head is whole, and understands it.
-    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>>
+    where
+        IO: AsyncRead + Unpin,
+    {
         let State::Head { to_head, bytes, searched } = &mut self.state else { return Poll::Ready(Ok(())) };
         loop {
             let empty_lines = bytes.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
@@ -123,29 +175,13 @@ impl ApplicationStream {
             }
         }
     }
-
-    /// Asks the kernel itself whether the connection has ended, or something came that nobody asked for.
-    fn read_at_once(&self, buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
-        let mut bytes = [0; 64];
-        let room = buffer.remaining().min(bytes.len());
-        match (&*SockRef::from(&self.stream)).read(&mut bytes[..room]) {
-            Ok(count) => {
-                buffer.put_slice(&bytes[..count]);
-                Poll::Ready(Ok(()))
-            }
-            Err(error) if matches!(error.kind(), io::ErrorKind::WouldBlock | io::ErrorKind::Interrupted) => {
-                Poll::Pending
-            }
-            Err(error) => Poll::Ready(Err(error)),
-        }
-    }
 }
 
 fn invalid(error: HeadError) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, error)
 }
 
-impl AsyncRead for ApplicationStream {
+impl<IO: AsyncRead + ReadAtOnce + Unpin> AsyncRead for ResponseStream<IO> {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -170,13 +206,13 @@ impl AsyncRead for ApplicationStream {
             Pin::new(&mut this.stream).poll_read(context, buffer)
         };
         match read {
-            Poll::Pending if this.announced.is_made() => this.read_at_once(buffer),
+            Poll::Pending if this.announced.is_made() => this.stream.read_at_once(buffer),
             read => read,
         }
     }
 }
 
-impl AsyncWrite for ApplicationStream {
+impl<IO: AsyncWrite + Unpin> AsyncWrite for ResponseStream<IO> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         this.begin_request();

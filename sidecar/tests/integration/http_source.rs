@@ -291,3 +291,60 @@ async fn a_transfer_coding_other_than_chunked_is_an_error() {
         }
     }
 }
+
+/// A source that says this to each request, over one connection.
+async fn saying(said: String) -> RawOrigin {
+    RawOrigin::start(move |mut stream| {
+        let said = said.clone();
+        async move {
+            while !read_head(&mut stream).await.is_empty() {
+                if stream.write_all(said.as_bytes()).await.is_err() {
+                    return;
+                }
+            }
+        }
+    })
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_is_understood_as_the_applications_is() {
+    let many: String = (0..990).map(|number| format!("x-{number}: {}\r\n", "v".repeat(200))).collect();
+    for (lines, name, value) in [
+        ("X-Legacy : a\r\n", "x-legacy", "a"),
+        ("A: b\x01c\r\n", "a", "b c"),
+        ("A: b\r\n c\r\n", "a", "b c"),
+        (": x\r\nA: b\r\n", "a", "b"),
+        (&format!("{many}A: b\r\n"), "a", "b"),
+    ] {
+        let origin = saying(format!("HTTP/1.1 200 OK\r\n{lines}Content-Length: 2\r\n\r\nok")).await;
+        let source = at(origin.address);
+        for _ in 0..3 {
+            let answer = found(&source, "/").await;
+            let case = &lines[..lines.len().min(40)];
+            assert_eq!(
+                (answer.headers()[name].as_bytes(), &answer.body()[..]),
+                (value.as_bytes(), &b"ok"[..]),
+                "{case}"
+            );
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_that_is_not_understood_is_an_error_that_says_why() {
+    for (head, why) in [
+        (format!("HTTP/1.1 200 OK\r\n{}", "A: b\r\n".repeat(1_100)), "more than 1000 header lines"),
+        (format!("HTTP/1.1 200 OK\r\nA: {}\r\n", "b".repeat(300 << 10)), "a head of more than 262144 bytes"),
+        ("nonsense\r\n".into(), "no status line of HTTP/1"),
+        ("HTTP/1.1 200 OK\r\nA: b\0c\r\n".into(), "a header line that can't be understood"),
+        (
+            "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n".into(),
+            "a Content-Length that is not one number",
+        ),
+    ] {
+        let origin = saying(format!("{head}\r\n")).await;
+        let error = at(origin.address).fetch("/").await.unwrap_err().to_string();
+        assert!(error.contains(why), "{why}: {error}");
+    }
+}

@@ -19,7 +19,12 @@ use hyper_util::{
 };
 use larder_policy::spec::{self, UrlFrom};
 
-use crate::{secret::read_ca, tls::client_config, upstream::may_have_been_dead};
+use super::connector::Connector;
+use crate::{
+    secret::read_ca,
+    tls::client_config,
+    upstream::{MAX_HEAD, MAX_LINES, may_have_been_dead},
+};
 
 /// How often the certificates are read again: a Secret's file may change.
 const CA_CHECK: Duration = Duration::from_secs(1);
@@ -27,26 +32,24 @@ const CA_CHECK: Duration = Duration::from_secs(1);
 /// How long a connection may be idle, shorter than common servers let it be, and how many of them are kept.
 const IDLE: Duration = Duration::from_secs(4);
 const MOST_IDLE: usize = 16;
-/// Maximum number of header lines of a response, as of the application's.
-const MAX_HEADER_LINES: usize = 1_000;
 /// How often a connection of HTTP/2 is asked whether it is still there, and for how long: all requests share one, and a
 /// deadline ends only its request.
 const PING: Duration = Duration::from_secs(10);
 const PONG: Duration = Duration::from_secs(5);
 
-/// Maximum size of a head, and of what is read of a body before it is used, in bytes.
-const MAX_BUFFER: usize = 64 << 10;
+/// Room for a head in bytes. Bodies come in smaller pieces.
+const MAX_BUFFER: usize = MAX_HEAD + (64 << 10);
 
 /// A client of an HTTP source: one without TLS, or one that trusts what it was told to.
 #[derive(Clone, Debug)]
 pub(super) enum Client {
-    Plain(legacy::Client<HttpConnector, Empty<Bytes>>),
-    Secure(legacy::Client<HttpsConnector<HttpConnector>, Empty<Bytes>>),
+    Plain(legacy::Client<Connector<HttpConnector>, Empty<Bytes>>),
+    Secure(legacy::Client<Connector<HttpsConnector<HttpConnector>>, Empty<Bytes>>),
 }
 
 impl Client {
     fn plain(connect_timeout: Duration) -> Self {
-        Self::Plain(builder().build(connector(connect_timeout)))
+        Self::Plain(builder().build(Connector(connector(connect_timeout))))
     }
 
     fn secure(connect_timeout: Duration, ca_pem: Option<&[u8]>) -> anyhow::Result<Self> {
@@ -58,7 +61,7 @@ impl Client {
             .https_only()
             .enable_all_versions()
             .wrap_connector(connector);
-        Ok(Self::Secure(builder().build(connector)))
+        Ok(Self::Secure(builder().build(Connector(connector))))
     }
 
     /// Sends a GET; once more, if it failed on a connection that may have been dead.
@@ -96,7 +99,8 @@ fn builder() -> Builder {
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
         .pool_max_idle_per_host(MOST_IDLE)
-        .http1_max_headers(MAX_HEADER_LINES)
+        .http1_max_headers(MAX_LINES + 1)
+        .http2_max_header_list_size(MAX_HEAD as u32)
         .http2_keep_alive_interval(PING)
         .http2_keep_alive_timeout(PONG)
         .http1_max_buf_size(MAX_BUFFER);
