@@ -316,7 +316,7 @@ impl Proxy {
         }
         let (head, body) = response.into_parts();
         let limit = limit.filter(|_| !deadline::may_be_silent(&head));
-        Ok(Response::from_parts(head, Paced::new(body, limit)))
+        Ok(Response::from_parts(head, Paced::new(body, limit, &self.telemetry.stats)))
     }
 
     async fn upgrade(

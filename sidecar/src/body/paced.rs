@@ -2,6 +2,7 @@
 
 use std::{
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll},
     time::Duration,
 };
@@ -12,20 +13,29 @@ use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep};
 
 use super::SourceError;
+use crate::{stats::Stats, upstream::UpstreamReason};
 
-/// A body of the application's, which breaks off when the application has sent nothing for too long to a reader that waits.
+/// A body of the application's, which breaks off when the application has sent nothing for too long to a reader that waits. Why one
+/// broke off is logged and counted: its client can't be told.
 #[derive(Debug)]
 pub struct Paced {
     body: Incoming,
     timeout: Option<Duration>,
     /// The time that the application has left, while somebody waits for it.
     left: Option<Pin<Box<Sleep>>>,
+    stats: Arc<Stats>,
 }
 
 impl Paced {
     /// A body between two pieces of which `timeout` may pass; `None`: any time.
-    pub fn new(body: Incoming, timeout: Option<Duration>) -> Self {
-        Self { body, timeout, left: None }
+    pub fn new(body: Incoming, timeout: Option<Duration>, stats: &Arc<Stats>) -> Self {
+        Self { body, timeout, left: None, stats: Arc::clone(stats) }
+    }
+
+    fn broke_off(&self, reason: UpstreamReason, error: SourceError) -> SourceError {
+        self.stats.upstream_failed(reason);
+        tracing::warn!(reason = reason.as_str(), %error, "a response of the application broke off");
+        error
     }
 }
 
@@ -40,11 +50,15 @@ impl Body for Paced {
         let this = self.get_mut();
         if let Poll::Ready(frame) = Pin::new(&mut this.body).poll_frame(context) {
             this.left = None;
-            return Poll::Ready(frame.map(|frame| Ok(frame?)));
+            return Poll::Ready(frame.map(|frame| {
+                frame.map_err(|error| this.broke_off(UpstreamReason::of_body(&error), error.into()))
+            }));
         }
         let Some(timeout) = this.timeout else { return Poll::Pending };
         let left = this.left.get_or_insert_with(|| Box::pin(sleep(timeout)));
-        left.as_mut().poll(context).map(|()| Some(Err(SourceError::Stalled(timeout))))
+        left.as_mut()
+            .poll(context)
+            .map(|()| Some(Err(this.broke_off(UpstreamReason::Timeout, SourceError::Stalled(timeout)))))
     }
 
     fn is_end_stream(&self) -> bool {

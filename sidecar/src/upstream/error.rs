@@ -47,7 +47,11 @@ pub enum UpstreamReason {
     MalformedLength,
     /// Its response has a transfer coding other than `chunked`.
     TransferCoding,
-    /// It did not begin its response in time.
+    /// It ended the connection or the stream in the middle of a body.
+    ClosedInBody,
+    /// The chunks of a body make no sense (RFC 9112, section 7.1).
+    MalformedBody,
+    /// It did not begin its response in time, or did not go on with its body.
     Timeout,
     /// The client broke the body of its request off.
     Request,
@@ -57,7 +61,7 @@ pub enum UpstreamReason {
 
 impl UpstreamReason {
     /// Every reason, in the order of metrics.
-    pub const ALL: [Self; 15] = [
+    pub const ALL: [Self; 17] = [
         Self::Refused,
         Self::ConnectTimeout,
         Self::Unreachable,
@@ -70,10 +74,22 @@ impl UpstreamReason {
         Self::MalformedHeader,
         Self::MalformedLength,
         Self::TransferCoding,
+        Self::ClosedInBody,
+        Self::MalformedBody,
         Self::Timeout,
         Self::Request,
         Self::Other,
     ];
+
+    /// The reason for which a body broke off.
+    pub fn of_body(error: &hyper::Error) -> Self {
+        let io = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
+        match io.map(io::Error::kind) {
+            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Self::MalformedBody,
+            _ if error.is_parse() => Self::MalformedBody,
+            _ => Self::ClosedInBody,
+        }
+    }
 
     /// The reason as metrics and the log have it.
     pub const fn as_str(self) -> &'static str {
@@ -90,6 +106,8 @@ impl UpstreamReason {
             Self::MalformedHeader => "malformed-header",
             Self::MalformedLength => "malformed-length",
             Self::TransferCoding => "transfer-coding",
+            Self::ClosedInBody => "closed-in-body",
+            Self::MalformedBody => "malformed-body",
             Self::Timeout => "timeout",
             Self::Request => "request",
             Self::Other => "other",
@@ -121,6 +139,8 @@ impl UpstreamReason {
             Self::TransferCoding => {
                 "the application's response has an unsupported transfer coding: only chunked over HTTP/1.1 is"
             }
+            Self::ClosedInBody => "the application ended its response before its body was whole",
+            Self::MalformedBody => "the body of the application's response is malformed",
             Self::Timeout => "the application did not respond in time: it timed out",
             Self::Request => "the body of the request broke off",
             Self::Other => "the exchange with the application failed",

@@ -64,6 +64,9 @@ async fn a_response_that_does_not_begin_in_time_is_a_504_and_the_application_hea
         assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT, "{path}");
         assert_eq!(answer.header("content-type"), "application/problem+json");
         assert!(answer.body.contains("in time"), "{}", answer.body);
+        let timeouts = sidecar.metric("larder_upstream_errors_total", &["reason=\"timeout\""]).await;
+        assert_eq!(timeouts, (number + 1) as f64);
+        assert!(sidecar.logged("the application did not respond").unwrap().contains("\"timeout\""));
         assert!(began.elapsed() > TIMEOUT / 2, "{path}: {:?}", began.elapsed());
         until("the application hears of it", async || {
             (cancelled.load(Ordering::SeqCst) == number + 1).then_some(())

@@ -79,6 +79,49 @@ async fn a_502_says_why_in_its_detail_the_log_and_a_metric() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_breaks_off_says_why_in_the_log_and_a_metric() {
+    let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n";
+    for (said, reason) in [
+        (format!("{head}Content-Length: 9\r\n\r\nok"), "closed-in-body"),
+        (format!("{head}Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"), "closed-in-body"),
+        (format!("{head}Transfer-Encoding: chunked\r\n\r\n9\r\nok"), "closed-in-body"),
+        (format!("{head}Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\nzz\r\n"), "malformed-body"),
+        (format!("{head}Transfer-Encoding: chunked\r\n\r\n2\r\nokay\r\n0\r\n\r\n"), "malformed-body"),
+    ] {
+        let case = said.clone();
+        let (_origin, sidecar) = before(said, true).await;
+        let request = "GET /a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
+        let response = String::from_utf8(exchange(sidecar.address, request).await).unwrap();
+        assert!(!response.contains("okay") && !response.ends_with("0\r\n\r\n"), "{case:?}: {response}");
+        until("the metric", async || (errors(&sidecar, reason).await == 1.0).then_some(())).await;
+        let logged = sidecar.logged("a response of the application broke off").unwrap();
+        assert!(logged.contains(&format!("\"{reason}\"")), "{case:?}: {logged}");
+        assert_eq!(sidecar.metric("larder_l1_entries", &[]).await, 0.0, "{case:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_connection_that_is_not_taken_in_time_is_told_as_such() {
+    // Nobody accepts, and the queue is full.
+    let socket = tokio::net::TcpSocket::new_v4().unwrap();
+    socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
+    let listener = socket.listen(1).unwrap();
+    let address = listener.local_addr().unwrap();
+    let mut queue = Vec::new();
+    while let Ok(Ok(stream)) =
+        tokio::time::timeout(Duration::from_millis(500), TcpStream::connect(address)).await
+    {
+        queue.push(stream);
+    }
+    let sidecar = Sidecar::bare(address).await;
+    let answer = sidecar.get("/a").await;
+    assert_eq!(answer.status, 502);
+    assert!(answer.body.contains("connecting to the application timed out"), "{}", answer.body);
+    assert_eq!(errors(&sidecar, "connect-timeout").await, 1.0);
+    assert!(sidecar.logged("the application did not respond").unwrap().contains("\"connect-timeout\""));
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_refused_and_a_reset_connection_are_told_apart() {
     let origin = RawOrigin::start(|mut stream| async move {
         read_head(&mut stream).await;
