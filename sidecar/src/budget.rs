@@ -119,9 +119,9 @@ impl Budget {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// How many requests may be in progress at the same time.
+    /// How many requests may be in progress at the same time. Each may need a connection to the application.
     pub fn requests(&self) -> u64 {
-        self.bytes() / REQUEST
+        (self.bytes() / REQUEST).min(self.memory.files / 2).max(MIN_CONNECTIONS)
     }
 
     /// What is reserved for a kind now, in bytes.

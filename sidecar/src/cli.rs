@@ -6,8 +6,6 @@ use clap::{Parser, Subcommand, ValueEnum};
 use http::uri::{Authority, Scheme, Uri};
 use larder_policy::ByteSize;
 
-use crate::in_progress::MAX_IN_PROGRESS;
-
 /// A cache in front of an HTTP server.
 ///
 /// Without --policy it is a plain shared cache: the server's own Cache-Control decides.
@@ -60,13 +58,10 @@ pub struct Serve {
     #[arg(long, value_name = "IP")]
     pub pod_ip: Option<IpAddr>,
 
-    /// How much memory the process may have, such as 128Mi [default: the limit of the control group, else l1.maxSize and 64Mi]
+    /// How much memory the process may have, such as 128Mi [default: the limit of the control group, else l1.maxSize and 64Mi].
+    /// It decides how many connections and requests in progress there may be; one more gets a 503.
     #[arg(long, value_name = "BYTES", env = "LARDER_MEMORY_LIMIT")]
     pub memory_limit: Option<ByteSize>,
-
-    /// Maximum number of requests in progress, hits in memory aside, where as many fit into its memory; one more gets a 503.
-    #[arg(long, value_name = "N", default_value_t = MAX_IN_PROGRESS)]
-    pub max_requests: usize,
 
     /// Threads that answer requests [default: one per core]
     #[arg(long, value_name = "N")]

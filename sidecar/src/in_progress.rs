@@ -16,25 +16,16 @@ use http_body::{Body, Frame, SizeHint};
 
 use crate::budget::Budget;
 
-/// Maximum number of requests in progress in the process, unless it is told another, or fewer fit into its memory.
-pub const MAX_IN_PROGRESS: usize = 1024;
-
 /// Requests in progress, and how many there may be.
 #[derive(Debug)]
 pub struct InProgress {
     count: AtomicUsize,
     max: AtomicUsize,
-    /// How many fit into memory.
-    fitting: AtomicUsize,
 }
 
 impl Default for InProgress {
     fn default() -> Self {
-        Self {
-            count: AtomicUsize::new(0),
-            max: AtomicUsize::new(MAX_IN_PROGRESS),
-            fitting: AtomicUsize::new(usize::MAX),
-        }
+        Self { count: AtomicUsize::new(0), max: AtomicUsize::new(usize::MAX) }
     }
 }
 
@@ -44,13 +35,13 @@ impl InProgress {
         self.max.store(max, Ordering::Relaxed);
     }
 
-    /// Allows no more than fit into memory, whatever else is allowed.
+    /// Allows as many as fit into memory.
     pub fn fit_into(&self, budget: &Budget) {
-        self.fitting.store(usize::try_from(budget.requests()).unwrap_or(usize::MAX), Ordering::Relaxed);
+        self.limit_to(usize::try_from(budget.requests()).unwrap_or(usize::MAX));
     }
 
     fn max(&self) -> usize {
-        self.max.load(Ordering::Relaxed).min(self.fitting.load(Ordering::Relaxed))
+        self.max.load(Ordering::Relaxed)
     }
 
     /// Number of requests in progress.
@@ -136,10 +127,12 @@ mod tests {
     #[test]
     fn no_more_are_in_progress_than_fit_into_memory() {
         let process = Arc::<InProgress>::default();
-        process.fit_into(&Budget::new(MemoryLimit { bytes: Some(128 << 20), ..MemoryLimit::default() }));
-        assert_eq!(process.max(), 512);
-        process.limit_to(10);
-        assert_eq!(process.max(), 10);
+        for (mebibytes, files, requests) in
+            [(128, 1024, 512), (1024, 1 << 20, 10_069), (1024, 1024, 512), (16, 1024, 192)]
+        {
+            process.fit_into(&Budget::new(MemoryLimit { bytes: Some(mebibytes << 20), files }));
+            assert_eq!(process.max(), requests, "{mebibytes} MiB, {files} files");
+        }
     }
 
     #[test]

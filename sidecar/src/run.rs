@@ -38,17 +38,8 @@ const LAST_ANSWERS: Duration = Duration::from_secs(10);
 /// # Errors
 /// If an address can't be listened on.
 pub async fn serve(args: Serve) -> anyhow::Result<()> {
-    let Serve {
-        listen,
-        upstream,
-        admin_listen,
-        admin_token_file,
-        policy,
-        pod_ip,
-        memory_limit,
-        max_requests,
-        ..
-    } = args.clone();
+    let Serve { listen, upstream, admin_listen, admin_token_file, policy, pod_ip, memory_limit, .. } =
+        args.clone();
     let threads = args.threads();
     log_json();
     ensure!(
@@ -61,7 +52,6 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     raise_file_limit();
     let budget = Arc::new(Budget::new(MemoryLimit::of_process(memory_limit.map(|limit| limit.0))));
     let telemetry = Arc::new(Telemetry::within(budget)?);
-    telemetry.stats.in_progress.limit_to(max_requests);
     let config =
         Arc::new(Config::load(policy.as_deref(), admin_token_file.clone(), Arc::clone(&telemetry)).await);
     let drain = Arc::new(Drain::default());

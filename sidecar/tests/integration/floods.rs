@@ -84,10 +84,14 @@ async fn a_client_that_resets_its_streams_is_told_to_calm_down() {
 #[tokio::test(flavor = "multi_thread")]
 async fn work_that_goes_on_without_its_client_counts() {
     let (origin, permits, asked) = slow().await;
-    let sidecar = Sidecar::launch(origin.address, &["--max-requests", "10"]).await;
-    let (sender, _connection) = connect(sidecar.address).await;
-    let mut sender = sender.ready().await.unwrap();
-    for number in 0..10 {
+    // The least that a budget is, 12 MiB, at 64 KiB each.
+    const MAX: usize = 192;
+    let sidecar = Sidecar::launch(origin.address, &["--memory-limit", "16Mi"]).await;
+    // One may have 100 in progress.
+    let [one, other] = [connect(sidecar.address).await, connect(sidecar.address).await];
+    let mut senders = [one.0.ready().await.unwrap(), other.0.ready().await.unwrap()];
+    for number in 0..MAX {
+        let sender = &mut senders[number % 2];
         let request = request(Method::PUT, &format!("/{number}"));
         let (response, mut stream) = sender.send_request(request, true).unwrap();
         until("the application is asked", async || (asked.load(Ordering::SeqCst) > number).then_some(()))
@@ -107,9 +111,9 @@ async fn work_that_goes_on_without_its_client_counts() {
     let get = "GET /more HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
     let refused = String::from_utf8(exchange(sidecar.address, get).await).unwrap().to_lowercase();
     assert!(refused.starts_with("http/1.1 503 ") && refused.contains("retry-after: 1\r\n"), "{refused}");
-    assert_eq!(sidecar.metric("larder_requests_in_progress", &[]).await, 10.0);
+    assert_eq!(sidecar.metric("larder_requests_in_progress", &[]).await, MAX as f64);
     assert_eq!(sidecar.metric("larder_refused_requests_total", &["reason=\"overloaded\""]).await, 2.0);
-    permits.add_permits(11);
+    permits.add_permits(MAX + 1);
     until("the work ends", async || {
         (sidecar.metric("larder_requests_in_progress", &[]).await == 0.0).then_some(())
     })
