@@ -63,7 +63,8 @@ pub enum L2Error {
     /// There is no connection, or the breaker is open.
     #[error("redis is not connected")]
     Down,
-    /// It took a purge, but another server may have taken its place, whose pods have not heard of it.
+    /// It took a purge, but another server may have taken its place, whose pods have not heard of it: no majority of the Sentinels
+    /// said otherwise afterwards.
     #[error("no majority of the Sentinels names the master: pods at another one may not have heard of it")]
     Unproven,
     /// What is to be stored has more header fields than a record holds.
@@ -84,6 +85,15 @@ pub enum Patience {
     Soft,
     /// `hardTimeout`: nobody else can, or another pod has asked a source already.
     Hard,
+}
+
+/// Proof that a purge was told to the server that pods listen to, where Sentinels may replace it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Proof {
+    /// They named it within the policy's `busGrace`: a writer waits for no more, since its response can't say what came of it.
+    Recent,
+    /// They named it when they were asked after it had ordered the purge.
+    Afterwards,
 }
 
 /// What a stored response must obey to be read.
@@ -345,7 +355,7 @@ impl L2 {
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling, or is not proven to be the one that counts purges.
-    pub async fn purge(&self, names: &[PurgeName]) -> Result<u64, L2Error> {
+    pub async fn purge(&self, names: &[PurgeName], proof: Proof) -> Result<u64, L2Error> {
         self.link.will_tell(names);
         // Whatever the breaker says: lookups that were slow are no reason to leave other pods in the dark.
         let outcome = self
@@ -354,15 +364,22 @@ impl L2 {
                 let (asker, asked_at) = (connection.asker(), boot_ms());
                 let (key, version) = (self.keys.barriers(), self.version.name());
                 let ordered = commands::purge(&mut connection, key, asker, version, names).await?;
+                let is_named = async {
+                    match proof {
+                        Proof::Recent => self.barriers.is_recent(connection.vouched().limit(asked_at)),
+                        Proof::Afterwards => connection.vouched().is_named().await,
+                    }
+                };
                 if let Some((generation, order, pods)) = ordered {
                     if !self.barriers.ordered(generation, order, names) {
                         // Until the table is Redis' again, this pod's own barrier holds.
                         self.link.raise_and_remember(names);
                     }
-                    self.link.acknowledgements().wait_for(asker, order, pods).await;
+                    let acknowledged = self.link.acknowledgements().wait_for(asker, order, pods);
+                    let ((), is_named) = tokio::join!(acknowledged, is_named);
+                    return Ok((order, is_named));
                 }
-                let order = ordered.map_or(0, |(_, order, _)| order);
-                Ok((order, self.barriers.is_recent(connection.vouched().limit(asked_at))))
+                Ok((0, is_named.await))
             })
             .await;
         match outcome {
@@ -379,7 +396,7 @@ impl L2 {
     /// Tells pods of other versions of the policy, if there may be any, of a write for which this version names nothing: what they
     /// stored before is stale. What Redis can't be told now it is told as soon as it can.
     pub async fn tell_other_versions(&self) {
-        if let Err(error) = self.purge(&[]).await {
+        if let Err(error) = self.purge(&[], Proof::Recent).await {
             tracing::debug!(%error, "other versions of the policy have not been told of a write yet");
         }
     }

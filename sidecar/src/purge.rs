@@ -2,11 +2,11 @@
 
 use std::sync::Arc;
 
-use larder_policy::{PurgeName, Writing};
+use larder_policy::{Policy, PurgeName, Writing};
 
 use crate::{
     config::Config,
-    l2::L2Error,
+    l2::{L2Error, Proof},
     serving::Serving,
     stats::{PurgeOrigin, Stats},
 };
@@ -28,9 +28,13 @@ pub enum Purged {
 pub async fn purge(serving: &Serving, names: &[PurgeName], origin: PurgeOrigin, stats: &Stats) -> Purged {
     stats.purged(origin);
     serving.forget_last_known_good(names);
+    let proof = match origin {
+        PurgeOrigin::Api => Proof::Afterwards,
+        PurgeOrigin::Write => Proof::Recent,
+    };
     match &serving.l2 {
         None => Purged::Here(serving.barriers.raise_locally(names)),
-        Some(l2) => match l2.purge(names).await {
+        Some(l2) => match l2.purge(names, proof).await {
             Ok(order) => Purged::Everywhere(order),
             Err(error) => {
                 tracing::warn!(%error, "a purge has not reached redis yet");
@@ -40,12 +44,12 @@ pub async fn purge(serving: &Serving, names: &[PurgeName], origin: PurgeOrigin, 
     }
 }
 
-/// Purges names that somebody asked for under whatever is served by now: where the policy changed meanwhile, what the one before
-/// could not tell Redis yet is purged under the new one.
-pub async fn on_request(config: &Config, names: &[PurgeName], stats: &Stats) -> Purged {
+/// Purges what somebody asked for, `names` being the names of that under a policy. Where the policy changed meanwhile, what the one
+/// before could not tell Redis yet is purged under the new one.
+pub async fn on_request(config: &Config, names: impl Fn(&Policy) -> Vec<PurgeName>, stats: &Stats) -> Purged {
     let mut serving = Arc::clone(&config.serving());
     loop {
-        let purged = purge(&serving, names, PurgeOrigin::Api, stats).await;
+        let purged = purge(&serving, &names(&serving.policy), PurgeOrigin::Api, stats).await;
         let now = Arc::clone(&config.serving());
         if matches!(purged, Purged::Everywhere(_)) || Arc::ptr_eq(&now, &serving) {
             return purged;

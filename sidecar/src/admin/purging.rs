@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use larder_policy::{PurgeName, WrittenKey};
+use larder_policy::{Policy, PurgeName, WrittenKey};
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -158,18 +158,18 @@ pub(super) async fn purge(
 
 async fn raise(admin: &Admin, request: Names) -> Result<Response, Refused> {
     let Names { keys, paths, tags } = &request;
-    let serving = Arc::clone(&admin.config.serving());
-    let names: Vec<_> = keys
-        .iter()
-        .filter_map(|key| WrittenKey::parse(key).ok())
-        .flat_map(|key| key.purge_names(&serving.policy))
-        .chain(paths.iter().flat_map(|path| PurgeName::paths(path)))
-        .chain(tags.iter().map(|tag| PurgeName::tag(tag)))
-        .collect();
-    if names.is_empty() {
+    let names = |policy: &Policy| -> Vec<_> {
+        keys.iter()
+            .filter_map(|key| WrittenKey::parse(key).ok())
+            .flat_map(|key| key.purge_names(policy))
+            .chain(paths.iter().flat_map(|path| PurgeName::paths(path)))
+            .chain(tags.iter().map(|tag| PurgeName::tag(tag)))
+            .collect()
+    };
+    if names(&admin.config.serving().policy).is_empty() {
         return Err(Refused::malformed("say what to purge: keys, paths or tags"));
     }
-    let purged = purge::on_request(&admin.config, &names, &admin.telemetry.stats).await;
+    let purged = purge::on_request(&admin.config, names, &admin.telemetry.stats).await;
     let (status, order, pending) = match purged {
         Purged::Everywhere(order) | Purged::Here(order) => (StatusCode::OK, Some(order), None),
         Purged::Pending(error) => (StatusCode::ACCEPTED, None, Some(error.to_string())),

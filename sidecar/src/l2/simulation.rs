@@ -50,6 +50,8 @@ enum Broken {
     SentinelsIgnored,
     /// A writer does not wait for acknowledgements.
     AcknowledgementsNotAwaited,
+    /// A purge is acknowledged if the Sentinels named its server within the grace before, whatever they say after it was ordered.
+    VouchedWithinGrace,
 }
 
 fn first_violation(seeds: impl IntoIterator<Item = u64>, broken: Broken) -> Option<String> {
@@ -97,6 +99,7 @@ caught! {
     broken_variant_entry_dated_by_store_is_caught: EntryDatedByStore,
     broken_variant_entry_stamped_by_store_is_caught: EntryStampedByStore,
     broken_variant_joiners_that_do_not_ask_are_caught: JoinersDoNotAsk,
+    broken_variant_vouched_within_the_grace_is_caught: VouchedWithinGrace,
     broken_variant_acknowledged_before_applied_is_caught: AcknowledgedBeforeApplied,
     broken_variant_barriers_not_read_is_caught: BarriersNotRead,
     broken_variant_generation_ignored_is_caught: GenerationIgnored,

@@ -18,7 +18,7 @@ use crate::{
     clock::{monotonic_ms, wall_ms},
     entry::{Content, Entry, codec},
     l1::Stored,
-    l2::Lease,
+    l2::{Lease, Proof},
     serving::Serving,
 };
 
@@ -118,7 +118,7 @@ impl Place {
         self.serving.forget_last_known_good(&[name]);
         let Some(l2) = self.serving.l2.clone() else { return };
         // A failure is made up for by the link, as that of every purge.
-        tokio::spawn(async move { l2.purge(&[name]).await });
+        tokio::spawn(async move { l2.purge(&[name], Proof::Recent).await });
     }
 
     /// Stores in memory, and in Redis in the background: nobody waits for that, but other pods, if it was this one's turn. Nothing is

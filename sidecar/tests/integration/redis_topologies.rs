@@ -234,6 +234,22 @@ const GRACE: Duration = Duration::from_secs(2);
 const SLACK: Duration = Duration::from_millis(700);
 
 #[tokio::test(flavor = "multi_thread")]
+async fn purge_is_acknowledged_while_a_minority_of_the_sentinels_is_silent() {
+    let sentinels = Sentinels::start().await;
+    let policy = Policy::new(&sentinels.serve(TAGGED, ""));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    until_shared(&sidecars).await;
+    sentinels.sentinels[0].freeze();
+    for _ in 0..20 {
+        let asked_at = Instant::now();
+        assert_eq!(sidecars[0].purge(r#"{"paths": ["/a"]}"#).await.status, 200);
+        assert!(asked_at.elapsed() < SLACK, "{:?}", asked_at.elapsed());
+    }
+    sentinels.sentinels[0].thaw();
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_master_that_no_majority_of_sentinels_names_is_trusted_for_the_grace() {
     let sentinels = Sentinels::start().await;
     let policy = Policy::new(&sentinels.serve(TAGGED, ""));
@@ -245,6 +261,9 @@ async fn a_master_that_no_majority_of_sentinels_names_is_trusted_for_the_grace()
         let stored = a.get("/a").await.body;
         assert_eq!(a.get("/a").await.hit(), Some("l1"));
         silent.iter().for_each(RedisServer::freeze);
+        // At once: they may have named another since they were asked last.
+        let purged = a.purge(r#"{"paths": ["/none"]}"#).await;
+        assert_eq!(purged.status, 202, "{}", purged.body);
         let trouble = a.trouble("redis").await;
         assert!(trouble.contains("Sentinels"), "{trouble}");
         assert_eq!(a.policy().await["tiers"]["redis"], "down");

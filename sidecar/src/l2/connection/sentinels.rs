@@ -3,6 +3,7 @@
 use std::{
     collections::HashMap,
     future::pending,
+    pin::pin,
     sync::{
         Arc,
         atomic::{AtomicU64, Ordering},
@@ -11,16 +12,37 @@ use std::{
 };
 
 use anyhow::{Context, anyhow};
-use futures::future::join_all;
+use futures::{StreamExt, stream::FuturesUnordered};
 use redis::{Client, ConnectionInfo, RedisConnectionInfo, RedisResult, aio::MultiplexedConnection};
-use tokio::time::{MissedTickBehavior, interval, timeout};
+use tokio::{
+    sync::Notify,
+    time::{Instant, MissedTickBehavior, interval, sleep_until, timeout},
+};
 
 use super::{CONNECT_DEADLINE, address::Servers, connect};
 use crate::clock::boot_ms;
 
-/// When it was last known that no other server counts purges in the place of this one, in [`boot_ms`]. Clones are one.
+/// How long a purge waits for the Sentinels to say that it was told to the master.
+const PATIENCE: Duration = Duration::from_millis(500);
+/// How long Sentinels that have not answered yet are waited for when a majority has, and somebody waits.
+const STRAGGLERS: Duration = Duration::from_millis(20);
+
+/// When it was last known that no other server counts purges in the place of this one. Clones are one.
 #[derive(Clone, Debug)]
-pub(in crate::l2) struct Vouched(Option<Arc<AtomicU64>>);
+pub(in crate::l2) struct Vouched(Option<Arc<Word>>);
+
+/// The word of the Sentinels.
+#[derive(Debug, Default)]
+struct Word {
+    /// When they were asked for it, in [`boot_ms`].
+    asked_at: AtomicU64,
+    /// How many times they have been asked.
+    asked: AtomicU64,
+    /// Which of these times was the last at which they named the server.
+    named: AtomicU64,
+    changed: Notify,
+    wanted: Notify,
+}
 
 impl Vouched {
     /// For a server that nothing can take the place of, or that knows by itself when another has.
@@ -33,17 +55,58 @@ impl Vouched {
         Self(Some(Arc::default()))
     }
 
-    fn at(&self, now: u64) {
-        if let Self(Some(at)) = self {
-            at.fetch_max(now, Ordering::AcqRel);
+    /// The Sentinels are about to be asked. Returns which time that is.
+    fn begin(&self) -> u64 {
+        self.0.as_ref().map_or(0, |word| word.asked.fetch_add(1, Ordering::AcqRel) + 1)
+    }
+
+    /// They named the server when they were asked for that time, at `asked_at`.
+    fn named(&self, number: u64, asked_at: u64) {
+        if let Self(Some(word)) = self {
+            word.asked_at.fetch_max(asked_at, Ordering::AcqRel);
+            word.named.fetch_max(number, Ordering::AcqRel);
+            word.changed.notify_waiters();
         }
+    }
+
+    /// Somebody wants them to be asked.
+    fn want(&self) {
+        if let Self(Some(word)) = self {
+            word.wanted.notify_one();
+        }
+    }
+
+    /// Waits until somebody wants them to be asked.
+    async fn wanted(&self) {
+        match self {
+            Self(None) => never().await,
+            Self(Some(word)) => word.wanted.notified().await,
+        }
+    }
+
+    /// Has the Sentinels asked, and returns whether they name the server: what it ordered before now was ordered by the master.
+    pub(in crate::l2) async fn is_named(&self) -> bool {
+        let Self(Some(word)) = self else { return true };
+        let before = word.asked.load(Ordering::Acquire);
+        let named = async {
+            loop {
+                let mut changed = pin!(word.changed.notified());
+                changed.as_mut().enable();
+                if word.named.load(Ordering::Acquire) > before {
+                    return;
+                }
+                self.want();
+                changed.await;
+            }
+        };
+        timeout(PATIENCE, named).await.is_ok()
     }
 
     /// A time at which something was asked of the server, or the earlier one until which it was certainly the one to ask.
     pub(in crate::l2) fn limit(&self, asked_at: u64) -> u64 {
         match self {
             Self(None) => asked_at,
-            Self(Some(at)) => asked_at.min(at.load(Ordering::Acquire)),
+            Self(Some(word)) => asked_at.min(word.asked_at.load(Ordering::Acquire)),
         }
     }
 }
@@ -100,8 +163,8 @@ impl Sentinels {
     /// # Errors
     /// If no Sentinel names one that is alive.
     pub(super) async fn master(&mut self) -> anyhow::Result<String> {
-        let now = boot_ms();
-        let said = self.ask(CONNECT_DEADLINE).await;
+        let (now, number) = (boot_ms(), self.vouched.begin());
+        let said = self.ask(CONNECT_DEADLINE, None).await;
         let alive = said.iter().flatten().filter(|said| !said.is_doubtful);
         let Some(latest) = alive.max_by_key(|said| said.epoch) else {
             let is_down = said.iter().flatten().next().is_some();
@@ -110,21 +173,29 @@ impl Sentinels {
             return Err(why.context("asking the Sentinels"));
         };
         let address = latest.address.clone();
-        self.note(&said, &address, now);
+        if judge(&said, &address) == Verdict::Master {
+            self.vouched.named(number, now);
+        }
         Ok(address)
     }
 
-    /// Asks every so often until another server is the master.
+    /// Asks every so often, and when somebody wants to know, until another server is the master.
     pub(super) async fn watch(mut self, master: String, every: Duration) {
         let mut ticks = interval(every);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         ticks.reset();
         let mut last = Verdict::Master;
         loop {
-            ticks.tick().await;
-            let now = boot_ms();
-            let said = self.ask(every).await;
-            let verdict = self.note(&said, &master, now);
+            tokio::select! {
+                _ = ticks.tick() => {}
+                () = self.vouched.wanted() => {}
+            }
+            let (now, number) = (boot_ms(), self.vouched.begin());
+            let said = self.ask(every, Some((&master, now, number))).await;
+            let verdict = judge(&said, &master);
+            if verdict == Verdict::Master {
+                self.vouched.named(number, now);
+            }
             match verdict {
                 Verdict::Superseded => return,
                 Verdict::Unknown if last != Verdict::Unknown => {
@@ -141,17 +212,40 @@ impl Sentinels {
         }
     }
 
-    fn note(&self, said: &[anyhow::Result<Said>], master: &str, asked_at: u64) -> Verdict {
-        let verdict = judge(said, master);
-        if verdict == Verdict::Master {
-            self.vouched.at(asked_at);
+    /// Asks all of them. Where they are asked for the `number`th time, at a time, about a master that a majority names, those that have
+    /// not answered soon are not waited for if somebody wants them to be asked again.
+    async fn ask(
+        &mut self,
+        patience: Duration,
+        about: Option<(&str, u64, u64)>,
+    ) -> Vec<anyhow::Result<Said>> {
+        let (name, vouched) = (&self.name, &self.vouched);
+        let mut said: Vec<_> = self.sentinels.iter().map(|_| Err(anyhow!("a Sentinel is silent"))).collect();
+        let asked = self.sentinels.iter_mut().enumerate();
+        let mut asked: FuturesUnordered<_> =
+            asked.map(|(place, one)| async move { (place, one.ask(name, patience).await) }).collect();
+        let (mut enough_at, mut is_noted) = (None, false);
+        loop {
+            tokio::select! {
+                next = asked.next() => {
+                    let Some((place, one)) = next else { return said };
+                    said[place] = one;
+                    let is_enough = about.is_some_and(|(master, ..)| judge(&said, master) == Verdict::Master);
+                    enough_at = is_enough.then(|| enough_at.unwrap_or_else(|| Instant::now() + STRAGGLERS));
+                }
+                () = sleep_until(enough_at.unwrap_or_else(Instant::now)), if enough_at.is_some() && !is_noted => {
+                    is_noted = true;
+                    if let Some((_, now, number)) = about {
+                        vouched.named(number, now);
+                    }
+                }
+                () = vouched.wanted(), if is_noted && enough_at.is_some() => {
+                    // Whoever it is finds it still wanted.
+                    vouched.want();
+                    return said;
+                }
+            }
         }
-        verdict
-    }
-
-    async fn ask(&mut self, patience: Duration) -> Vec<anyhow::Result<Said>> {
-        let name = &self.name;
-        join_all(self.sentinels.iter_mut().map(|sentinel| sentinel.ask(name, patience))).await
     }
 }
 
@@ -232,11 +326,28 @@ mod tests {
         }
     }
 
+    #[tokio::test]
+    async fn word_that_was_asked_for_before_is_none_of_what_came_after() {
+        let vouched = Vouched::by_sentinels();
+        let before = vouched.begin();
+        let mut is_named = pin!(vouched.is_named());
+        assert!(futures::poll!(is_named.as_mut()).is_pending());
+        vouched.wanted().await;
+        vouched.named(before, 10);
+        assert!(futures::poll!(is_named.as_mut()).is_pending(), "they were asked before");
+        vouched.wanted().await;
+        let after = vouched.begin();
+        vouched.named(after, 10);
+        assert!(is_named.await);
+        assert!(Vouched::always().is_named().await);
+    }
+
     #[test]
     fn what_was_asked_of_a_server_counts_until_it_was_last_vouched_for() {
         let vouched = Vouched::by_sentinels();
         assert_eq!(vouched.limit(10), 0);
-        vouched.at(7);
+        let number = vouched.begin();
+        vouched.named(number, 7);
         assert_eq!((vouched.limit(10), vouched.limit(5)), (7, 5));
         assert_eq!(Vouched::always().limit(10), 10);
     }

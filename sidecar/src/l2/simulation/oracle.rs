@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 
-use super::{pod::PodId, server::ServerId, world::GRACE};
+use super::{pod::PodId, world::GRACE};
 
 /// What a busy event queue and clocks that drift may add to the grace.
 const SLACK: u64 = 40;
@@ -20,9 +20,6 @@ struct Acknowledged {
     /// What the application says of the key since the write.
     version: u64,
     at: u64,
-    server: ServerId,
-    /// The server had been replaced: purges that only it was told of hold in the pods that are with it.
-    was_replaced: bool,
     /// The pods that it was told to, if they all said so.
     reached: Vec<PodId>,
 }
@@ -31,7 +28,6 @@ struct Acknowledged {
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Read {
     pub(super) pod: PodId,
-    pub(super) server: Option<ServerId>,
     pub(super) key: usize,
     pub(super) began_at: u64,
     pub(super) version: u64,
@@ -61,24 +57,16 @@ impl AddAssign for Seen {
 }
 
 impl Oracle {
-    pub(super) fn acknowledged(
-        &mut self,
-        (key, version, at): (usize, u64, u64),
-        (server, was_replaced): (ServerId, bool),
-        reached: Vec<PodId>,
-    ) {
+    pub(super) fn acknowledged(&mut self, (key, version, at): (usize, u64, u64), reached: Vec<PodId>) {
         self.seen.acknowledged += 1;
-        self.acknowledged.push(Acknowledged { key, version, at, server, was_replaced, reached });
+        self.acknowledged.push(Acknowledged { key, version, at, reached });
     }
 
     pub(super) fn check(&mut self, read: Read) -> Result<(), String> {
-        let Read { pod, server, key, began_at, version } = read;
+        let Read { pod, key, began_at, version } = read;
         let removed =
             |purge: &&Acknowledged| purge.key == key && purge.version > version && purge.at < began_at;
         for purge in self.acknowledged.iter().filter(removed) {
-            if purge.was_replaced && server != Some(purge.server) {
-                continue;
-            }
             let late = began_at - purge.at;
             if purge.reached.contains(&pod) || late > GRACE + SLACK {
                 return Err(format!("{read:?} began {late} ms after {purge:?}"));

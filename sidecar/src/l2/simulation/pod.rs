@@ -86,7 +86,18 @@ struct Fetch {
 struct Write {
     key: usize,
     version: u64,
-    ordered: Option<(u64, u64, Vec<PodId>, ServerId)>,
+    ordered: Option<Ordered>,
+}
+
+/// A purge that a server has counted.
+#[derive(Debug)]
+struct Ordered {
+    asker: u64,
+    order: u64,
+    reached: Vec<PodId>,
+    server: ServerId,
+    /// By the pod's clock.
+    at: u64,
 }
 
 /// What happens in a pod.
@@ -234,7 +245,8 @@ impl World {
         let (id, asker) = (self.number(), self.number());
         match &mut self.pods[pod].session {
             Some(session) if session.server == master => {
-                session.vouched_at = session.vouched_at.max(asked_at)
+                session.vouched_at = session.vouched_at.max(asked_at);
+                self.acknowledge_writes(pod);
             }
             Some(_) if self.broken == Broken::SentinelsIgnored => {}
             Some(_) => self.close(pod),
@@ -461,16 +473,17 @@ impl World {
             Replied::Purged { request: Some(write), generation, order, reached } => {
                 let server = self.session(pod).server;
                 let asker = self.session(pod).bus.asker;
+                let at = self.clock(pod);
                 let Some(Write { key, ordered, .. }) = self.pods[pod].writes.get_mut(&write) else {
                     return Ok(());
                 };
-                *ordered = Some((asker, order, reached, server));
+                *ordered = Some(Ordered { asker, order, reached, server, at });
                 let names = names(*key);
                 if !self.pods[pod].barriers.ordered(generation, order, &names[..1]) {
                     self.remember(pod, &names[..1]);
                 }
-                let patience = if self.broken == Broken::AcknowledgementsNotAwaited { 0 } else { PATIENCE };
-                self.later(pod, patience, PodEvent::Impatience(write));
+                self.later(pod, PATIENCE, PodEvent::Impatience(write));
+                self.ask_sentinels(pod, at);
                 self.acknowledge_write(pod, write, true);
             }
             Replied::Acknowledged => {
@@ -496,6 +509,10 @@ impl World {
 
     fn count(&mut self, pod: PodId, asker: u64, orders: &[u64]) {
         self.pods[pod].counts.count(asker, orders);
+        self.acknowledge_writes(pod);
+    }
+
+    fn acknowledge_writes(&mut self, pod: PodId) {
         let mut waiting: Vec<_> = self.pods[pod].writes.keys().copied().collect();
         waiting.sort_unstable();
         for write in waiting {
@@ -503,24 +520,34 @@ impl World {
         }
     }
 
-    /// Lets the writer go, if all pods have acknowledged the purge or it has waited for long enough.
+    /// Lets the writer go, if all pods have acknowledged the purge and the Sentinels were asked after it was ordered, or it has waited
+    /// for long enough. It is told that the purge holds only if the Sentinels have named the server.
     fn acknowledge_write(&mut self, pod: PodId, write: u64, waits: bool) {
         let not_awaited = self.broken == Broken::AcknowledgementsNotAwaited;
-        let Pod { writes, counts, .. } = &mut self.pods[pod];
-        let Some(Write { ordered: Some((asker, order, reached, _)), .. }) = writes.get(&write) else {
+        let now = self.clock(pod);
+        let Pod { writes, counts, session, .. } = &mut self.pods[pod];
+        let Some(Write { ordered: Some(Ordered { asker, order, reached, server, at }), .. }) =
+            writes.get(&write)
+        else {
             return;
         };
-        let is_everywhere = counts.has_reached(*asker, *order, reached.len());
-        if waits && !is_everywhere {
+        let is_everywhere = not_awaited || counts.has_reached(*asker, *order, reached.len());
+        let since = if self.broken == Broken::VouchedWithinGrace { now.saturating_sub(GRACE) } else { *at };
+        let is_vouched =
+            session.as_ref().is_some_and(|session| session.server == *server && session.vouched_at >= since);
+        if waits && !(is_everywhere && is_vouched) {
             return;
         }
         counts.forget(*asker, *order);
-        let Some(Write { key, version, ordered: Some((.., reached, server)) }) = writes.remove(&write) else {
+        let Some(Write { key, version, ordered: Some(Ordered { reached, .. }) }) = writes.remove(&write)
+        else {
             return;
         };
-        let reached = if is_everywhere || not_awaited { reached } else { vec![] };
-        let was_replaced = server != self.master;
-        self.oracle.acknowledged((key, version, self.now), (server, was_replaced), reached);
+        if !is_vouched {
+            return;
+        }
+        let reached = if is_everywhere { reached } else { vec![] };
+        self.oracle.acknowledged((key, version, self.now), reached);
     }
 
     fn read(&mut self, pod: PodId, key: usize, began_at: u64) -> Result<(), String> {
@@ -633,8 +660,7 @@ impl World {
 
     fn answer(&mut self, pod: PodId, key: usize, began_at: u64, version: u64) -> Result<(), String> {
         debug_assert!(key < KEYS);
-        let server = self.pods[pod].session.as_ref().map(|session| session.server);
-        self.oracle.check(Read { pod, server, key, began_at, version })
+        self.oracle.check(Read { pod, key, began_at, version })
     }
 }
 
