@@ -144,7 +144,8 @@ pub struct RouteSpec {
     #[schemars(length(max = 4))]
     pub from: Vec<FromSpec>,
 
-    /// Takes the TTL from the answer, in place of `ttl`, which counts where the answer does not say it.
+    /// Takes the TTL from the answer, in place of `ttl`, which counts where the answer does not say it. With a number of 0 or less the
+    /// answer is not fresh: the next request is a miss or a validation.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl_from: Option<TtlFrom>,
 

@@ -313,3 +313,32 @@ routes:
     ttls.dedup_by_key(|ttl| *ttl / 50);
     assert!(ttls.len() > 6, "{ttls:?}");
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_ttl_from_the_response_of_0_or_less_makes_it_not_fresh() {
+    let origin = Origin::start(|seen| async move {
+        let said = seen.header("x-want").to_owned();
+        if seen.path.starts_with("/json") {
+            return reply(&[], said);
+        }
+        reply(&[("x-ttl", &said)], "body")
+    })
+    .await;
+    let policy = Policy::new(TTL_FROM);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for (path, said) in [
+        ("/header/10", "0"),
+        ("/header/11", "-5"),
+        ("/header/12", "0s"),
+        ("/json/10", r#"{"meta": {"ttl": 0}}"#),
+        ("/json/11", r#"{"meta": {"ttl": -5}}"#),
+        ("/json/12", r#"{"meta": {"ttl": "0s"}}"#),
+    ] {
+        let before = origin.calls();
+        for _ in 0..3 {
+            let answer = sidecar.get_with(path, &[("x-want", said)]).await;
+            assert!(answer.status == 200 && answer.hit().is_none(), "{path} {said}");
+        }
+        assert_eq!(origin.calls(), before + 3, "{path} {said}");
+    }
+}
