@@ -1,7 +1,7 @@
 //! One bound on the memory of everything that is not L1.
 //!
-//! The container's limit is divided in four: what L1 may hold (`l1.maxSize`), what the process takes by itself ([`BASE`]), a third of
-//! the rest for what the allocator needs besides, and this budget. Decision 24 says which part of it each kind may have.
+//! The container's limit is divided in four: what L1 may hold (`l1.maxSize`), what the process takes by itself ([`BASE`]), two fifths
+//! of the rest for what the allocator needs besides, and this budget. Decision 24 says which part of it each kind may have.
 //!
 //! # Guarantees
 //! - What is reserved at the same time is never more than the budget, but for [`Reservation::force`].
@@ -15,22 +15,28 @@ use std::sync::{
 
 use bytes::Bytes;
 
-use crate::connections::Connections;
+use crate::{connections::Connections, in_progress::InProgress};
 
 mod limit;
 
 pub use limit::{MemoryLimit, raise_file_limit};
 
-/// What the process takes by itself: code that was changed, threads, connections to tiers.
-pub const BASE: u64 = 16 << 20;
+/// Memory that the process takes by itself: code, threads, connections to tiers, and what L1 needs besides its bytes.
+pub const BASE: u64 = 20 << 20;
 /// Minimum of the budget, whatever the limit: without any, nothing but hits would be answered.
 const MIN_BYTES: u64 = 12 << 20;
 /// What is taken for the limit where none is known, beyond `l1.maxSize`: as in the default policy.
 const DEFAULT_BESIDE_L1: u64 = 64 << 20;
 /// What an idle connection takes: its task, and the buffers of both parsers.
 pub const CONNECTION: u64 = 16 << 10;
-/// What a request in progress takes: most of it are the buffers of its connection to the application.
+/// Memory that a request in progress takes: its task, and the buffers of its connection to the application.
 const REQUEST: u64 = 64 << 10;
+/// Memory that a connection of HTTP/2 takes besides: the buffers of its frames.
+const HTTP2_CONNECTION: u64 = 32 << 10;
+/// Memory that a stream of HTTP/2 takes while its response is not read.
+const STREAM: u64 = 2 << 10;
+/// Minimum number of streams of a connection, however many connections there are.
+const MIN_STREAMS: u32 = 8;
 /// Minimum of the cap on connections.
 const MIN_CONNECTIONS: u64 = 64;
 /// A client that has taken nothing for so long, in milliseconds, may be cut off where there is no room for others.
@@ -69,7 +75,12 @@ pub struct Budget {
     memory: MemoryLimit,
     /// The connections of clients, which have a quarter of the budget.
     pub connections: Arc<Connections>,
+    /// The requests in progress, hits in memory over HTTP/1 aside.
+    pub in_progress: Arc<InProgress>,
     bytes: AtomicU64,
+    /// Number of open connections of HTTP/2, and of the streams that they may have.
+    http2_connections: AtomicU64,
+    streams: AtomicU64,
     /// `l1.maxSize`, and the most that one object may be.
     l1: AtomicU64,
     object: AtomicU64,
@@ -91,7 +102,10 @@ impl Budget {
         let budget = Self {
             memory,
             connections: Arc::new(Connections::new(0)),
+            in_progress: Arc::default(),
             bytes: AtomicU64::new(0),
+            http2_connections: AtomicU64::new(0),
+            streams: AtomicU64::new(0),
             l1: AtomicU64::new(0),
             object: AtomicU64::new(0),
             reserved: Default::default(),
@@ -106,7 +120,7 @@ impl Budget {
     pub fn leave_room_for(&self, l1: u64, object: u64) {
         let MemoryLimit { bytes, files } = self.memory;
         let limit = bytes.unwrap_or(l1.saturating_add(DEFAULT_BESIDE_L1));
-        let budget = (limit.saturating_sub(l1).saturating_sub(BASE) * 2 / 3).max(MIN_BYTES);
+        let budget = (limit.saturating_sub(l1).saturating_sub(BASE) / 5 * 3).max(MIN_BYTES);
         self.bytes.store(budget, Ordering::Relaxed);
         self.l1.store(l1, Ordering::Relaxed);
         self.object.store(object, Ordering::Relaxed);
@@ -119,9 +133,28 @@ impl Budget {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// How many requests may be in progress at the same time. Each may need a connection to the application.
-    pub fn requests(&self) -> u64 {
-        (self.bytes() / REQUEST).min(self.memory.files / 2).max(MIN_CONNECTIONS)
+    /// Maximum number of requests in progress: as many as fit into half of the budget, and no more than half of the open files,
+    /// because each may need a connection to the application.
+    pub fn places(&self) -> usize {
+        let places = (self.bytes() / 2 / REQUEST).min(self.memory.files / 2).max(MIN_CONNECTIONS);
+        self.in_progress.max().min(usize::try_from(places).unwrap_or(usize::MAX))
+    }
+
+    /// Makes room for a request in progress when all places are taken: the client that has taken nothing for longest is cut off.
+    pub fn make_place(&self) {
+        self.connections.dismiss_stalled(STALLED_MS);
+    }
+
+    /// Streams for a connection of HTTP/2: `max` as long as there are few such connections, fewer as they become many.
+    ///
+    /// A stream that nobody reads takes memory even after its request has ended here. All streams together may have a quarter of
+    /// the budget, and a connection an eighth of what is left of that.
+    pub fn grant_streams(self: &Arc<Self>, max: u32) -> Streams {
+        let free = (self.bytes() / 4 / STREAM).saturating_sub(self.streams.load(Ordering::Relaxed));
+        let count = u32::try_from(free / 8).unwrap_or(max).clamp(MIN_STREAMS.min(max), max);
+        self.http2_connections.fetch_add(1, Ordering::Relaxed);
+        self.streams.fetch_add(count.into(), Ordering::Relaxed);
+        Streams { budget: Arc::clone(self), count }
     }
 
     /// What is reserved for a kind now, in bytes.
@@ -137,7 +170,18 @@ impl Budget {
 
     /// What open connections take, in bytes.
     pub fn connection_bytes(&self) -> u64 {
-        self.connections.open() as u64 * CONNECTION
+        let http2 = self.http2_connections.load(Ordering::Relaxed);
+        self.connections.open() as u64 * CONNECTION + http2 * HTTP2_CONNECTION
+    }
+
+    /// Memory that requests in progress take, in bytes.
+    pub fn request_bytes(&self) -> u64 {
+        self.in_progress.count() as u64 * REQUEST
+    }
+
+    /// Memory that is reserved for all kinds, in bytes.
+    fn reserved_in_sum(&self) -> u64 {
+        Kind::ALL.into_iter().map(|kind| self.reserved(kind)).sum()
     }
 
     /// Bodies that L1 has let go of, or has no room for, and that somebody still reads.
@@ -160,8 +204,7 @@ impl Budget {
     /// Where there is none for a response, the client that has taken nothing for longest makes room for later ones.
     fn take(&self, kind: Kind, bytes: u64) -> bool {
         self.reserved[kind as usize].fetch_add(bytes, Ordering::Relaxed);
-        let all =
-            Kind::ALL.into_iter().map(|kind| self.reserved(kind)).sum::<u64>() + self.connection_bytes();
+        let all = self.reserved_in_sum() + self.connection_bytes() + self.request_bytes();
         let fits = self.reserved(kind) <= self.part(kind) && all <= self.bytes();
         if !fits {
             self.give_back(kind, bytes);
@@ -208,6 +251,27 @@ impl Budget {
         }
         self.stored.fetch_add(body.len() as u64, Ordering::Relaxed);
         Bytes::from_owner(Counted { budget: Arc::clone(self), body })
+    }
+}
+
+/// Streams that a connection of HTTP/2 may have, until this is dropped.
+#[derive(Debug)]
+pub struct Streams {
+    budget: Arc<Budget>,
+    count: u32,
+}
+
+impl Streams {
+    /// Number of the streams.
+    pub fn count(&self) -> u32 {
+        self.count
+    }
+}
+
+impl Drop for Streams {
+    fn drop(&mut self) {
+        self.budget.http2_connections.fetch_sub(1, Ordering::Relaxed);
+        self.budget.streams.fetch_sub(self.count.into(), Ordering::Relaxed);
     }
 }
 
@@ -313,6 +377,7 @@ impl Drop for Reservation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::in_progress::Work;
 
     const MIB: u64 = 1 << 20;
 
@@ -324,8 +389,8 @@ mod tests {
 
     #[test]
     fn no_kind_takes_what_is_for_the_others() {
-        let budget = budget(128 * MIB, 64 * MIB, MIB);
-        assert_eq!(budget.bytes(), 32 * MIB);
+        let budget = budget(134 * MIB, 64 * MIB, MIB);
+        assert_eq!(budget.bytes(), 30 * MIB);
         let heads = budget.reserve(Kind::Heads, budget.bytes() / 4).unwrap();
         assert!(budget.reserve(Kind::Heads, 1).is_none());
         let mut responses = budget.reserve(Kind::Responses, budget.bytes() / 4 * 3).unwrap();
@@ -341,14 +406,15 @@ mod tests {
 
     #[test]
     fn what_fits_beside_l1_as_the_operator_wants_it_is_a_budget() {
-        assert_eq!(budget(96 * MIB, 64 * MIB, MIB).bytes(), 12 * MIB);
+        assert_eq!(budget(98 * MIB, 64 * MIB, MIB).bytes(), MIN_BYTES);
+        assert_eq!(budget(96 * MIB, 64 * MIB, MIB).bytes(), MIN_BYTES, "as little as the operator allows");
         assert_eq!(budget(32 * MIB, 64 * MIB, MIB).bytes(), MIN_BYTES, "less than L1 alone");
     }
 
     #[test]
     fn one_object_always_has_room_if_there_is_any() {
-        let budget = budget(128 * MIB, 64 * MIB, 16 * MIB);
-        let _others = budget.reserve(Kind::Heads, 8 * MIB).unwrap();
+        let budget = budget(134 * MIB, 64 * MIB, 16 * MIB);
+        let _others = budget.reserve(Kind::Heads, 6 * MIB).unwrap();
         assert!(budget.reserve(Kind::Responses, 24 * MIB).is_some());
     }
 
@@ -365,9 +431,34 @@ mod tests {
 
     #[test]
     fn the_cap_on_connections_follows_the_budget_and_the_files() {
-        let few = Budget::new(MemoryLimit { bytes: Some(128 * MIB), files: 300 });
+        let few = Budget::new(MemoryLimit { bytes: Some(134 * MIB), files: 300 });
         assert_eq!(few.connections.max(), 150);
-        let many = Budget::new(MemoryLimit { bytes: Some(128 * MIB), files: 1 << 20 });
-        assert_eq!(many.connections.max(), 512);
+        let many = Budget::new(MemoryLimit { bytes: Some(134 * MIB), files: 1 << 20 });
+        assert_eq!(many.connections.max(), 480);
+    }
+
+    #[test]
+    fn requests_in_progress_leave_less_for_responses() {
+        let budget = budget(134 * MIB, 64 * MIB, MIB);
+        assert_eq!(budget.places(), 240);
+        let works: Vec<_> = (0..240).map(|_| Work::begin(&budget, &Arc::default()).unwrap()).collect();
+        assert!(Work::begin(&budget, &Arc::default()).is_none());
+        assert!(budget.reserve(Kind::Responses, 16 * MIB).is_none());
+        assert!(budget.reserve(Kind::Responses, 15 * MIB).is_some());
+        drop(works);
+        assert!(budget.reserve(Kind::Responses, 16 * MIB).is_some());
+    }
+
+    #[test]
+    fn later_connections_of_http2_have_fewer_streams() {
+        let budget = budget(134 * MIB, 64 * MIB, MIB);
+        let granted: Vec<_> = (0..512).map(|_| budget.grant_streams(100)).collect();
+        assert_eq!((granted[0].count(), granted[20].count(), granted[511].count()), (100, 100, MIN_STREAMS));
+        let all: u64 = granted.iter().map(|streams| u64::from(streams.count())).sum();
+        assert!(all * STREAM < 16 * MIB, "{all}");
+        assert_eq!(budget.connection_bytes(), 512 * HTTP2_CONNECTION);
+        drop(granted);
+        assert_eq!(budget.connection_bytes(), 0);
+        assert_eq!(budget.grant_streams(100).count(), 100);
     }
 }

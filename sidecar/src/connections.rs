@@ -179,6 +179,7 @@ impl Connection {
 #[derive(Debug)]
 pub struct Connections {
     max: AtomicUsize,
+    count: AtomicUsize,
     next: AtomicU64,
     /// Whether three quarters of the places are taken.
     is_crowded: AtomicBool,
@@ -193,6 +194,7 @@ impl Connections {
     pub fn new(max: usize) -> Self {
         Self {
             max: AtomicUsize::new(max),
+            count: AtomicUsize::new(0),
             next: AtomicU64::new(0),
             is_crowded: AtomicBool::new(false),
             open: Mutex::default(),
@@ -213,7 +215,7 @@ impl Connections {
 
     /// How many are open.
     pub fn open(&self) -> usize {
-        self.open.lock().unwrap_or_else(PoisonError::into_inner).len()
+        self.count.load(Ordering::Relaxed)
     }
 
     /// Whether so many are open that idle ones should hold nothing.
@@ -221,7 +223,9 @@ impl Connections {
         self.is_crowded.load(Ordering::Relaxed)
     }
 
-    fn note_crowd(&self, open: usize) {
+    /// Notes how many are open, for those who do not take the lock.
+    fn note(&self, open: usize) {
+        self.count.store(open, Ordering::Relaxed);
         let is_crowded = open >= self.max() / 4 * 3;
         if is_crowded != self.is_crowded() {
             self.is_crowded.store(is_crowded, Ordering::Relaxed);
@@ -258,7 +262,7 @@ impl Connections {
             if has_room {
                 open.insert(id, Arc::clone(&connection));
             }
-            self.note_crowd(open.len());
+            self.note(open.len());
             has_room
         };
         self.dismissed.fetch_add(leaving.len() as u64, Ordering::Relaxed);
@@ -373,7 +377,7 @@ impl Drop for Admitted {
     fn drop(&mut self) {
         let mut open = self.connections.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.remove(&self.id);
-        self.connections.note_crowd(open.len());
+        self.connections.note(open.len());
     }
 }
 

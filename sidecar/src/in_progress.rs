@@ -35,23 +35,14 @@ impl InProgress {
         self.max.store(max, Ordering::Relaxed);
     }
 
-    /// Allows as many as fit into memory.
-    pub fn fit_into(&self, budget: &Budget) {
-        self.limit_to(usize::try_from(budget.requests()).unwrap_or(usize::MAX));
-    }
-
-    fn max(&self) -> usize {
+    /// Maximum number of requests in progress.
+    pub fn max(&self) -> usize {
         self.max.load(Ordering::Relaxed)
     }
 
     /// Number of requests in progress.
     pub fn count(&self) -> usize {
         self.count.load(Ordering::Relaxed)
-    }
-
-    /// Begins a request, if there may be another.
-    pub fn begin(self: &Arc<Self>) -> Option<Counted> {
-        Counted::begin(self)
     }
 }
 
@@ -60,11 +51,12 @@ impl InProgress {
 pub struct Counted(Arc<InProgress>);
 
 impl Counted {
-    fn begin(among: &Arc<InProgress>) -> Option<Self> {
-        // It is counted as soon as this exists, and no longer.
+    /// Begins a request if fewer than `max` are in progress, and returns how many those are.
+    fn begin(among: &Arc<InProgress>, max: usize) -> Option<(Self, usize)> {
+        // Dropping this undoes the addition.
         let counted = Self(Arc::clone(among));
         let before = among.count.fetch_add(1, Ordering::Relaxed);
-        (before < among.max()).then_some(counted)
+        (before < max).then_some((counted, before))
     }
 }
 
@@ -81,9 +73,19 @@ pub struct Work {
 }
 
 impl Work {
-    /// Begins the work for a request, if there may be more in the process and on its connection.
-    pub fn begin(process: &Arc<InProgress>, connection: &Arc<InProgress>) -> Option<Self> {
-        Some(Self { _counted: Arc::new([process.begin()?, connection.begin()?]) })
+    /// Begins the work for a request, if there is a place for it in the process and on its connection.
+    ///
+    /// A connection may have as many places as half of those that nobody has, and one in any case, so that a few connections
+    /// of HTTP/2 do not take all of them.
+    pub fn begin(budget: &Budget, connection: &Arc<InProgress>) -> Option<Self> {
+        let places = budget.places();
+        let Some((process, taken)) = Counted::begin(&budget.in_progress, places) else {
+            budget.make_place();
+            return None;
+        };
+        let share = ((places - taken) / 2).max(1);
+        let (connection, _) = Counted::begin(connection, connection.max().min(share))?;
+        Some(Self { _counted: Arc::new([process, connection]) })
     }
 
     /// The body of the response, which is part of the work.
@@ -121,36 +123,57 @@ impl<B: Body + Unpin> Body for WorkBody<B> {
 
 #[cfg(test)]
 mod tests {
+    use std::iter;
+
     use super::*;
     use crate::budget::MemoryLimit;
 
-    #[test]
-    fn no_more_are_in_progress_than_fit_into_memory() {
-        let process = Arc::<InProgress>::default();
-        for (mebibytes, files, requests) in
-            [(128, 1024, 512), (1024, 1 << 20, 10_069), (1024, 1024, 512), (16, 1024, 192)]
-        {
-            process.fit_into(&Budget::new(MemoryLimit { bytes: Some(mebibytes << 20), files }));
-            assert_eq!(process.max(), requests, "{mebibytes} MiB, {files} files");
-        }
+    fn budget(memory: u64) -> Arc<Budget> {
+        Arc::new(Budget::new(MemoryLimit { bytes: Some(memory), ..MemoryLimit::default() }))
     }
 
     #[test]
     fn work_counts_in_both_places_until_its_last_clone_is_gone() {
-        let (process, connection) = (Arc::<InProgress>::default(), Arc::<InProgress>::default());
+        let (budget, connection) = (budget(128 << 20), Arc::<InProgress>::default());
         connection.limit_to(2);
-        let first = Work::begin(&process, &connection).unwrap();
-        let second = Work::begin(&process, &connection).unwrap();
-        assert!(Work::begin(&process, &connection).is_none(), "the connection has its share");
-        assert_eq!((process.count(), connection.count()), (2, 2));
+        let first = Work::begin(&budget, &connection).unwrap();
+        let second = Work::begin(&budget, &connection).unwrap();
+        assert!(Work::begin(&budget, &connection).is_none(), "the connection has its share");
+        assert_eq!((budget.in_progress.count(), connection.count()), (2, 2));
         let detached = first.clone();
         drop(first);
-        assert!(Work::begin(&process, &connection).is_none(), "its work goes on");
+        assert!(Work::begin(&budget, &connection).is_none(), "its work goes on");
         drop(detached);
-        assert!(Work::begin(&process, &connection).is_some());
-        process.limit_to(1);
-        assert!(Work::begin(&process, &Arc::default()).is_none(), "the process has its share");
+        assert!(Work::begin(&budget, &connection).is_some());
+        budget.in_progress.limit_to(1);
+        assert!(Work::begin(&budget, &Arc::default()).is_none(), "the process has its share");
         drop(second.until_end_of(()));
-        assert_eq!((process.count(), connection.count()), (0, 0));
+        assert_eq!((budget.in_progress.count(), connection.count()), (0, 0));
+    }
+
+    #[test]
+    fn few_connections_leave_places_for_others() {
+        let budget = budget(128 << 20);
+        let mut held = Vec::new();
+        let mut shares = Vec::new();
+        for _ in 0..8 {
+            let connection = Arc::<InProgress>::default();
+            connection.limit_to(100);
+            held.extend(iter::from_fn(|| Work::begin(&budget, &connection)));
+            shares.push(connection.count());
+        }
+        assert!(shares.is_sorted_by(|a, b| a >= b), "{shares:?}");
+        assert!(shares[0] >= budget.places() / 3, "{shares:?}");
+        let others: Vec<Arc<InProgress>> = (0..4).map(|_| Arc::default()).collect();
+        held.extend(others.iter().map(|other| Work::begin(&budget, other).expect("a place")));
+    }
+
+    #[test]
+    fn connection_of_its_own_has_the_last_place() {
+        let budget = budget(128 << 20);
+        budget.in_progress.limit_to(3);
+        let connections: Vec<Arc<InProgress>> = (0..4).map(|_| Arc::default()).collect();
+        let works: Vec<_> = connections.iter().map(|connection| Work::begin(&budget, connection)).collect();
+        assert!(works[..3].iter().all(Option::is_some) && works[3].is_none());
     }
 }

@@ -203,7 +203,7 @@ async fn serve_http1(
     let in_progress = Arc::<InProgress>::default();
     let service = service_fn(|mut request| {
         let (proxy, turnstile) = (Arc::clone(proxy), Arc::clone(&turnstile));
-        let work = Work::begin(&proxy.telemetry().stats.in_progress, &in_progress);
+        let work = Work::begin(&proxy.telemetry().stats.budget, &in_progress);
         // In a place of its own: a connection that waits does not hold what a request takes.
         Box::pin(async move {
             turnstile.restore(&mut request);

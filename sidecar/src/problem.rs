@@ -62,6 +62,13 @@ impl Problem {
         }
     }
 
+    /// The response without content, which takes no memory while a client's window is closed (RFC 9113, section 5.2).
+    pub fn response_without_content(self) -> Response<()> {
+        let mut response = self.response().map(|_| ());
+        response.headers_mut().remove(header::CONTENT_TYPE);
+        response
+    }
+
     /// The answer. It carries no `Cache-Status`: no cache had a part in it.
     pub fn response(self) -> Response<Body> {
         let status = self.status();

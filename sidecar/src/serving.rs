@@ -220,7 +220,6 @@ impl Serving {
         };
         let budget = Arc::clone(&telemetry.stats.budget);
         budget.leave_room_for(policy.l1.max_size.0, policy.l1.max_object_size.0);
-        telemetry.stats.in_progress.fit_into(&budget);
         telemetry.stats.l1.store(Some(Arc::clone(&l1)));
         telemetry.stats.barriers.store(Some(Arc::clone(&barriers)));
         let sources: Vec<_> = policy

@@ -13,8 +13,8 @@ use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
 
 use crate::{
-    barriers::Barriers, budget::Budget, cache_status::Tier, gate::Refusal, in_progress::InProgress, l1::L1,
-    serving::Mode, upstream::UpstreamReason,
+    barriers::Barriers, budget::Budget, cache_status::Tier, gate::Refusal, l1::L1, serving::Mode,
+    upstream::UpstreamReason,
 };
 
 /// What became of a request, as far as the cache is concerned.
@@ -195,8 +195,6 @@ pub struct Stats {
     pub barriers: ArcSwapOption<Barriers>,
     /// The memory of everything else.
     pub budget: Arc<Budget>,
-    /// Requests in progress.
-    pub in_progress: Arc<InProgress>,
 }
 
 impl Stats {

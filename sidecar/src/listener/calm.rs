@@ -6,10 +6,13 @@
 use std::{
     io::{self, IoSlice},
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
 use tokio::io::{AsyncRead, AsyncWrite, AsyncWriteExt, ReadBuf};
+
+use crate::connections::Admitted;
 
 /// Length of the head of a frame in bytes (RFC 9113, section 4.1).
 const FRAME_HEAD: usize = 9;
@@ -20,6 +23,7 @@ const GOAWAY: [u8; FRAME_HEAD + 8] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xf
 #[derive(Debug)]
 pub(super) struct FrameWriter<IO> {
     stream: IO,
+    place: Arc<Admitted>,
     head: [u8; FRAME_HEAD],
     /// How much there is of the head.
     seen: usize,
@@ -28,8 +32,8 @@ pub(super) struct FrameWriter<IO> {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin> FrameWriter<IO> {
-    pub(super) fn new(stream: IO) -> Self {
-        Self { stream, head: [0; FRAME_HEAD], seen: 0, left: 0 }
+    pub(super) fn new(stream: IO, place: &Arc<Admitted>) -> Self {
+        Self { stream, place: Arc::clone(place), head: [0; FRAME_HEAD], seen: 0, left: 0 }
     }
 
     /// Tells the client to calm down, unless it is in the middle of a frame, and that nothing more comes.
@@ -38,6 +42,17 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> FrameWriter<IO> {
             self.stream.write_all(&GOAWAY).await?;
         }
         self.stream.shutdown().await
+    }
+
+    /// Notes whether the client takes what is written to it.
+    fn watched<T>(&self, written: Poll<T>) -> Poll<T> {
+        let connection = self.place.connection();
+        if written.is_pending() {
+            connection.stalls();
+        } else if connection.is_stalled() {
+            connection.serves();
+        }
+        written
     }
 
     fn follow(&mut self, mut bytes: &[u8]) {
@@ -72,7 +87,8 @@ impl<IO: AsyncRead + Unpin> AsyncRead for FrameWriter<IO> {
 impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FrameWriter<IO> {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.stream).poll_write(context, bytes))?;
+        let written = Pin::new(&mut this.stream).poll_write(context, bytes);
+        let written = ready!(this.watched(written))?;
         this.follow(&bytes[..written]);
         Poll::Ready(Ok(written))
     }
@@ -83,7 +99,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FrameWriter<IO> {
         slices: &[IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        let written = ready!(Pin::new(&mut this.stream).poll_write_vectored(context, slices))?;
+        let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
+        let written = ready!(this.watched(written))?;
         let mut left = written;
         for slice in slices {
             let taken = left.min(slice.len());
@@ -109,10 +126,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> AsyncWrite for FrameWriter<IO> {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::connections::Connections;
 
     #[test]
     fn a_frame_is_added_where_one_has_ended() {
-        let mut writer = FrameWriter::new(tokio::io::empty());
+        let place = Arc::new(Arc::new(Connections::new(1)).admit().unwrap());
+        let mut writer = FrameWriter::new(tokio::io::empty(), &place);
         let frames = [&[0, 0, 2, 4, 0, 0, 0, 0, 0, 1, 2][..], &[0, 0, 0, 1, 0, 0, 0, 0, 0]].concat();
         let ends: Vec<usize> = (1..=frames.len())
             .filter(|at| {

@@ -2,6 +2,7 @@
 
 use std::{
     future::poll_fn,
+    future::ready,
     net::IpAddr,
     pin::pin,
     sync::{
@@ -12,7 +13,8 @@ use std::{
     time::Duration,
 };
 
-use http_body_util::Either;
+use futures::future;
+use http_body_util::{Either, Empty};
 use hyper::{server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use tokio::{
@@ -43,10 +45,6 @@ const SEND_BUFFER: usize = 16 << 10;
 /// Maximum number of open streams, the fewest that RFC 9113, section 6.5.2, recommends, and of requests in progress, those
 /// included that their client has given up.
 const MAX_STREAMS: u32 = 100;
-/// The same for a connection that comes when many are open: streams that a client leaves unread take memory, too.
-const FEW_STREAMS: u32 = 16;
-/// How many connections are few.
-const FEW_CONNECTIONS: usize = 100;
 /// How many malformed requests are answered with a reset before the connection ends.
 const MAX_MALFORMED: usize = 128;
 /// A connection ends when nothing has been in progress for this long, or for twice as long, as one of HTTP/1 does.
@@ -75,48 +73,50 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
     let leaves = CancellationToken::new();
     let requests = Requests::new(place);
     let in_progress = Arc::<InProgress>::default();
-    let are_few = proxy.telemetry().stats.budget.connections.open() <= FEW_CONNECTIONS;
-    let max_streams = if are_few { MAX_STREAMS } else { FEW_STREAMS };
-    in_progress.limit_to(max_streams as usize);
+    let streams = proxy.telemetry().stats.budget.grant_streams(MAX_STREAMS);
+    in_progress.limit_to(streams.count() as usize);
     let (resets, is_used) = (Arc::<Resets>::default(), Arc::new(AtomicBool::new(true)));
     let service = service_fn(|mut request| {
         let (proxy, requests, leaves) = (Arc::clone(proxy), requests.clone(), leaves.clone());
-        let stats = &proxy.telemetry().stats;
-        let (stream, work) = (resets.stream(), Work::begin(&stats.in_progress, &in_progress));
+        let (stream, work) = (resets.stream(), Work::begin(&proxy.telemetry().stats.budget, &in_progress));
         is_used.store(true, Ordering::Relaxed);
-        async move {
-            let refuse = |problem: Problem| problem.response().map(Either::Left);
-            let response = match (check_http2(&mut request), work) {
-                (Err(refusal), _) => {
+        let Some(work) = work else {
+            proxy.telemetry().refused(Refusal::Overloaded, client);
+            let response = Problem::Overloaded.response_without_content();
+            return future::Either::Left(ready(Ok(
+                response.map(|()| stream.until_end_of(Either::Left(Empty::new())))
+            )));
+        };
+        // In a place of its own: a stream whose response is not read does not hold what the request took.
+        future::Either::Right(Box::pin(async move {
+            let response = match check_http2(&mut request) {
+                Err(refusal) => {
                     proxy.telemetry().refused(refusal, client);
-                    refuse(Problem::Refused(refusal))
+                    Problem::Refused(refusal).response().map(Either::Left)
                 }
-                (Ok(()), None) => {
-                    proxy.telemetry().refused(Refusal::Overloaded, client);
-                    refuse(Problem::Overloaded)
-                }
-                (Ok(()), Some(work)) => match requests.admit(&request, &proxy.telemetry().stats.budget) {
-                    None => refuse(Problem::Overloaded),
+                Ok(()) => match requests.admit(&request, &proxy.telemetry().stats.budget) {
+                    None => Problem::Overloaded.response().map(Either::Left),
                     Some(admitted) => {
                         let client = Client { address: client, turnstile: None, work: Some(work.clone()) };
                         let response = proxy.handle(request, client).await;
                         if proxy.upstream().is_gone() {
                             leaves.cancel();
                         }
-                        response.map(|body| Either::Right(work.until_end_of(admitted.until_end_of(body))))
+                        response.map(|body| Either::Right(admitted.until_end_of(body)))
                     }
                 },
             };
-            Ok::<_, std::convert::Infallible>(response.map(|body| stream.until_end_of(body)))
-        }
+            let response = response.map(|body| stream.until_end_of(Either::Right(work.until_end_of(body))));
+            Ok::<_, std::convert::Infallible>(response)
+        }))
     });
-    let mut writer = FrameWriter::new(stream);
+    let mut writer = FrameWriter::new(stream, place);
     let ended = {
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
             .keep_alive_interval(PING)
             .max_header_list_size(HEADER_LIST)
-            .max_concurrent_streams(max_streams)
+            .max_concurrent_streams(streams.count())
             .max_local_error_reset_streams(MAX_MALFORMED)
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)

@@ -276,7 +276,7 @@ fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
     meter
         .u64_observable_gauge("larder.requests_in_progress")
         .with_description("Requests in progress, those included that their client has given up.")
-        .with_callback(move |observer| observer.observe(counted.in_progress.count() as u64, &[]))
+        .with_callback(move |observer| observer.observe(counted.budget.in_progress.count() as u64, &[]))
         .build();
     let counted = Arc::clone(stats);
     meter

@@ -67,7 +67,10 @@ impl Announcement {
 }
 
 /// Maximum length of a piece of a body, in bytes. A client that does not read holds up a few of them.
-const MAX_PIECE: usize = 32 << 10;
+///
+/// Less than a power of two: hyper doubles its buffer after a read that fills it, and each piece keeps the buffer that it was read
+/// into, so a piece of 16 KiB would take 32.
+const MAX_PIECE: usize = 15 << 10;
 
 /// A connection to the application.
 pub(super) type ApplicationStream = ResponseStream<TcpStream>;
