@@ -11,6 +11,7 @@ use super::harness::{Origin, Policy, Sidecar, reply};
 
 mod admin;
 mod bodies;
+mod full;
 mod heads;
 mod readers;
 
