@@ -84,7 +84,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
             proxy.telemetry().refused(Refusal::Overloaded, client);
             let response = Problem::Overloaded.response_without_content();
             return future::Either::Left(ready(Ok(
-                response.map(|()| stream.until_end_of(Either::Left(Empty::new())))
+                response.map(|()| stream.refuse(Either::Left(Empty::new())))
             )));
         };
         // In a place of its own: a stream whose response is not read does not hold what the request took.

@@ -50,7 +50,7 @@ impl Balance {
 impl Resets {
     /// A stream, which counts as given up unless it ends.
     pub(super) fn stream(self: &Arc<Self>) -> Stream {
-        Stream { resets: Arc::clone(self), has_ended: false }
+        Stream { resets: Arc::clone(self), end: End::GivenUp }
     }
 
     /// Waits until too many streams were given up.
@@ -59,17 +59,37 @@ impl Resets {
     }
 }
 
+/// End of a stream.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum End {
+    /// Its client did not wait for the end of the response.
+    GivenUp,
+    /// Its response has ended.
+    Whole,
+    /// There was no place for its request.
+    Refused,
+}
+
 /// A stream whose response has not ended.
 #[derive(Debug)]
 pub(super) struct Stream {
     resets: Arc<Resets>,
-    has_ended: bool,
+    end: End,
 }
 
 impl Stream {
     /// Watches whether the body is read to its end.
     pub(super) fn until_end_of<B: Body>(mut self, body: B) -> StreamBody<B> {
-        self.has_ended = body.is_end_stream();
+        if body.is_end_stream() {
+            self.end = End::Whole;
+        }
+        StreamBody { body, stream: self }
+    }
+
+    /// Notes that there was no place for its request. A client that has given up others counts as giving up this one: the work
+    /// for those has the places.
+    pub(super) fn refuse<B: Body>(mut self, body: B) -> StreamBody<B> {
+        self.end = End::Refused;
         StreamBody { body, stream: self }
     }
 }
@@ -77,9 +97,15 @@ impl Stream {
 impl Drop for Stream {
     fn drop(&mut self) {
         let mut balance = self.resets.balance.lock().unwrap_or_else(PoisonError::into_inner);
-        if self.has_ended {
-            balance.ended();
-        } else if balance.reset(monotonic_ms()) {
+        let counts = match self.end {
+            End::Whole => {
+                balance.ended();
+                false
+            }
+            End::Refused => balance.owed > 0,
+            End::GivenUp => true,
+        };
+        if counts && balance.reset(monotonic_ms()) {
             self.resets.too_many.notify_one();
         }
     }
@@ -102,8 +128,9 @@ impl<B: Body + Unpin> Body for StreamBody<B> {
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
         // One that breaks off is not the client's doing.
-        if matches!(frame, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream() {
-            self.stream.has_ended = true;
+        let has_ended = matches!(frame, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream();
+        if has_ended && self.stream.end == End::GivenUp {
+            self.stream.end = End::Whole;
         }
         frame
     }
@@ -150,5 +177,16 @@ mod tests {
         assert_eq!(owed(), 0, "an empty body has ended");
         drop(resets.stream().until_end_of(http_body_util::Full::new(Bytes::from("unread"))));
         assert_eq!(owed(), 1000);
+    }
+
+    #[test]
+    fn refused_stream_counts_for_a_client_that_gave_up_others() {
+        let resets = Arc::<Resets>::default();
+        let owed = || resets.balance.lock().unwrap().owed;
+        drop(resets.stream().refuse(Empty::<Bytes>::new()));
+        assert_eq!(owed(), 0);
+        drop(resets.stream());
+        drop(resets.stream().refuse(Empty::<Bytes>::new()));
+        assert_eq!(owed(), 2000);
     }
 }
