@@ -271,7 +271,7 @@ async fn what_another_pod_has_stored_meanwhile_is_for_those_who_waited() {
     // The lease of the one that hangs has run out.
     let (_redis, began) = (RedisServer::shared().await, Instant::now());
     assert_eq!(b.get("/b").await.body, "3");
-    assert!(began.elapsed() < Duration::from_secs(1));
+    assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());
 }
 
 #[tokio::test(flavor = "multi_thread")]

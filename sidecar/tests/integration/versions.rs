@@ -267,6 +267,9 @@ async fn a_write_while_redis_is_away_is_told_to_other_versions_when_it_is_back()
     until("the write is told", async || (number(&with_rule, "/page").await > written).then_some(())).await;
     // Lost, with everything in it.
     server.kill();
+    for sidecar in [&with_rule, &without_rule] {
+        sidecar.until_tiers_are("down").await;
+    }
     let written = edit(&without_rule).await;
     server.restart().await;
     for sidecar in [&with_rule, &without_rule] {
