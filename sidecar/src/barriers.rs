@@ -19,7 +19,7 @@ use std::{
     collections::HashMap,
     sync::{
         PoisonError, RwLock,
-        atomic::{AtomicU64, Ordering},
+        atomic::{AtomicBool, AtomicU64, Ordering},
     },
     time::Duration,
 };
@@ -83,6 +83,8 @@ struct Bus {
     grace_ms: Option<u64>,
     /// When this was made, in [`boot_ms`].
     began_at: u64,
+    /// The first attempt to hear of purges is under way: no other pod counts on this one yet.
+    is_joining: AtomicBool,
 }
 
 /// How a purge fits what was heard before.
@@ -124,7 +126,12 @@ impl Barriers {
         Self {
             table: RwLock::default(),
             version: AtomicU64::new(1),
-            bus: Bus { proven_at: AtomicU64::new(0), grace_ms, began_at: boot_ms() },
+            bus: Bus {
+                proven_at: AtomicU64::new(0),
+                grace_ms,
+                began_at: boot_ms(),
+                is_joining: AtomicBool::new(false),
+            },
         }
     }
 
@@ -195,7 +202,14 @@ impl Barriers {
     pub fn trusts_at(&self, asked_at: u64, now: u64) -> bool {
         let Some(grace) = self.bus.grace_ms else { return true };
         let least = now.saturating_sub(grace);
-        asked_at >= least || self.bus.proven_at.load(Ordering::Acquire) >= least
+        asked_at >= least && !self.bus.is_joining.load(Ordering::Acquire)
+            || self.bus.proven_at.load(Ordering::Acquire) >= least
+    }
+
+    /// The first attempt to hear of purges begins or has ended. Meanwhile nothing is trusted without proof, however young: a pod that
+    /// is about to hear of purges can be reached, although who purges does not wait for it yet.
+    pub fn set_joining(&self, is_joining: bool) {
+        self.bus.is_joining.store(is_joining, Ordering::Release);
     }
 
     /// Whether purges of other pods are known to be heard: `true` without a bus.
@@ -439,6 +453,17 @@ mod tests {
         assert_eq!(barriers.heard(7, 4, &[]), Heard::InOrder);
         assert_eq!(barriers.heard(7, 6, &[]), Heard::AfterGap, "5 was missed all the same");
         assert!(!barriers.ordered(8, 1, &[]));
+    }
+
+    #[test]
+    fn nothing_is_trusted_without_proof_while_the_first_attempt_to_hear_of_purges_is_under_way() {
+        let barriers = Barriers::shared(Duration::from_secs(5));
+        barriers.set_joining(true);
+        assert!(!barriers.trusts_at(10_000, 10_000));
+        barriers.prove(9_000);
+        assert!(barriers.trusts_at(8_000, 10_000));
+        barriers.set_joining(false);
+        assert!(barriers.trusts_at(20_000, 20_000));
     }
 
     #[test]

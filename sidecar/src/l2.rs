@@ -223,8 +223,11 @@ impl L2 {
         if patience == Patience::Soft && !self.breaker.allows() {
             return Err(L2Error::Down);
         }
-        self.attempt("lookup", self.deadline(patience), async {
-            let mut connection = self.link.connection().ok_or(L2Error::Down)?;
+        let deadline = self.deadline(patience);
+        // Until the first attempt to connect has ended nothing in memory is trusted: it is worth a moment, and no fault of Redis.
+        let connection = tokio::time::timeout(deadline, self.link.first_connection()).await;
+        let mut connection = connection.ok().flatten().ok_or(L2Error::Down)?;
+        self.attempt("lookup", deadline, async {
             // Without authentication nothing is read, and the order of purges is learned all the same.
             let seal = self.records.seal();
             let scope = seal.as_ref().map_or_else(|| self.shape.clone(), |seal| seal.scope(&self.shape));

@@ -1,6 +1,7 @@
 //! The connection to Redis, and the bus on which pods tell each other of purges.
 
 use std::{
+    pin::pin,
     sync::{Arc, Mutex, MutexGuard, PoisonError},
     time::Duration,
 };
@@ -35,6 +36,8 @@ const HEARTBEAT: Duration = Duration::from_secs(1);
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(20);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
+/// Maximum time of the first attempt to connect in which nothing is trusted without proof: a pod that takes longer can't be reached.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
 /// How often the barriers are read afresh without a reason; it also keeps them from expiring.
 const RESYNC: Duration = Duration::from_secs(3600);
 /// How long the bus may take to bring a probe back, in milliseconds: reading all barriers again is quicker than what lags so far
@@ -100,6 +103,7 @@ impl Link {
         if let Some(previous) = previous {
             barriers.count_on_from(previous.state.barriers.stamp());
         }
+        barriers.set_joining(true);
         let state = Arc::new(State {
             heartbeat: (grace / 3).clamp(SHORTEST_HEARTBEAT, HEARTBEAT),
             came_from: previous.and_then(|previous| previous.state.server()),
@@ -131,6 +135,9 @@ impl Link {
     /// The connection, once the first attempt to connect has ended. A policy that has just changed connects anew, and what is
     /// purged meanwhile must be heard of elsewhere before the writer's response leaves.
     pub(super) async fn first_connection(&self) -> Option<Connection> {
+        if let Some(connection) = self.connection() {
+            return Some(connection);
+        }
         let mut has_tried = self.state.has_tried.subscribe();
         has_tried.wait_for(|has_tried| *has_tried).await.ok()?;
         self.connection()
@@ -220,7 +227,7 @@ impl State {
     async fn keep_connected(self: Arc<Self>) {
         let mut pause = SHORTEST_PAUSE;
         loop {
-            let connected = self.connect().await;
+            let connected = self.connect_while_joining().await;
             self.has_tried.send_replace(true);
             let error = match connected {
                 Ok(session) => {
@@ -242,6 +249,18 @@ impl State {
                 tracing::warn!(error, "redis is not connected; going on without");
             }
             sleep(pause).await;
+        }
+    }
+
+    /// Connects. What was asked for meanwhile is not trusted without proof, if it is the first time: other pods purge without waiting
+    /// for one that does not listen yet.
+    async fn connect_while_joining(&self) -> anyhow::Result<Session> {
+        let mut connecting = pin!(self.connect());
+        let in_time = timeout(JOIN_TIMEOUT, &mut connecting).await;
+        self.barriers.set_joining(false);
+        match in_time {
+            Ok(connected) => connected,
+            Err(_) => connecting.await,
         }
     }
 

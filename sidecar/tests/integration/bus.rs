@@ -207,6 +207,25 @@ async fn a_pod_that_redis_can_not_reach_serves_nothing_stale_after_the_grace() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_pod_that_begins_to_listen_under_a_changed_policy_serves_nothing_that_is_purged_meanwhile() {
+    let stand = Stand::new(RedisServer::start().await, stateful().await).await;
+    stand.relay.suffer(Fault::Far(Duration::from_millis(10)));
+    let text = fs::read_to_string(stand.far_policy.path()).unwrap();
+    for round in 0..3 {
+        stand.far_policy.write(&text.replace("page:{page}", &format!("{round}:{{page}}")));
+        // The file is looked at every second.
+        let changed_at = Instant::now();
+        while changed_at.elapsed() < Duration::from_secs(2) {
+            let old = stand.far.get("/item").await.body;
+            assert_eq!(stand.near.put("/item").await.status, 200);
+            let seen = stand.far.get("/item").await;
+            assert_ne!(seen.body, old, "round {round}, {:?}: {}", changed_at.elapsed(), seen.cache_status());
+        }
+        stand.far.until_it_serves(&stand.far_policy).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_bus_alone_is_gone_serves_nothing_stale_after_the_grace() {
     let stand = Stand::new(RedisServer::start().await, stateful().await).await;
     for fault in [Fault::Parted, Fault::Silent, LATE] {
