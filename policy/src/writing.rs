@@ -61,11 +61,14 @@ impl Writing {
             // Forms can't send every method, and have a field that says which is meant.
             methods.extend([Method::PUT, Method::PATCH, Method::DELETE]);
         }
+        if methods.is_empty() {
+            return None;
+        }
         let targets =
-            fields.lines().filter(|(name, _)| names_target(name)).filter_map(|(_, value)| path_of(value));
+            fields.lines().filter(|(name, _)| may_name_target(name)).filter_map(|(_, value)| path_of(value));
         let mut paths = vec![path.to_owned()];
         paths.extend(targets);
-        (!methods.is_empty()).then_some(Self { methods, paths, disguised })
+        Some(Self { methods, paths, disguised })
     }
 
     /// The methods that an application may carry out, the request line's first; each of them may change something.
@@ -110,6 +113,17 @@ pub(crate) fn names_a_method(name: &[u8]) -> bool {
 /// Whether some application may read a target in a header field of this name.
 pub(crate) fn names_target(name: &[u8]) -> bool {
     TARGETS.iter().any(|known| is_alike(name, known))
+}
+
+/// Whether a header field of this name may say what a write is about besides its path: another target, or where MOVE and COPY put
+/// something (RFC 4918, section 10.3). Rather one too many: it only purges more.
+fn may_name_target(name: &[u8]) -> bool {
+    const WORDS: [&[u8]; 4] = [b"path", b"target", b"uri", b"url"];
+    let is_one = |word: &[u8]| WORDS.iter().any(|known| word.eq_ignore_ascii_case(known));
+    name.eq_ignore_ascii_case(b"destination")
+        || names_target(name)
+        || matches!(name, [b'x' | b'X', b'-' | b'_' | b'.', rest @ ..]
+            if rest.split(|byte| b"-_.".contains(byte)).any(is_one))
 }
 
 /// The methods that change something among those that header fields and query parameters say are meant.
@@ -215,5 +229,30 @@ mod tests {
             [("x-original-url", "/b?x=1"), ("x-rewrite-url", "http://shop/c"), ("x-original-uri", "d")];
         assert_eq!(writing(&Method::PUT, "/a", &lines).unwrap().paths(), ["/a", "/b", "/c", "/d"]);
         assert_eq!(writing(&Method::GET, "/a", &lines), None);
+    }
+
+    #[test]
+    fn any_header_that_may_name_a_target_adds_its_path() {
+        let target = |name, value| {
+            let writing = writing(&Method::PUT, "/a", &[(name, value)]).unwrap();
+            writing.paths().get(1).cloned()
+        };
+        for (name, value) in [
+            ("x-original-path", "/b"),
+            ("X-Rewrite-Path", "/b?x"),
+            ("x_original_url", "http://shop/b"),
+            ("x-override-url", "/b"),
+            ("x-forwarded-uri", "/b"),
+            ("x-forwarded-path", "b"),
+            ("x-replaced-path", "/b"),
+            ("x-envoy-original-path", "/b"),
+            ("Destination", "http://shop/b"),
+            ("destination", "/b"),
+        ] {
+            assert_eq!(target(name, value).as_deref(), Some("/b"), "{name}");
+        }
+        for name in ["referer", "x-request-id", "x-pathology", "content-location", "x"] {
+            assert_eq!(target(name, "/b"), None, "{name}");
+        }
     }
 }
