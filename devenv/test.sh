@@ -70,11 +70,13 @@ test_unit() {
     cargo test -p larder-flight --features shuttle --test shuttle
   need_go
   need_helm
-  shown "Tiltfile" "run it by \`cd tilt && go test ./...\`" test_tiltfile
+  shown "repository" "run it by \`cd devenv/tests && go test ./...\`" test_repository
 }
 
-test_tiltfile() {
-  (cd tilt && go test -count=1 ./...)
+# The Tiltfile, the workflows, and what documents name.
+test_repository() {
+  cd devenv/tests
+  go test -count=1 ./...
 }
 
 test_integration() {

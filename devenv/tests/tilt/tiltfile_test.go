@@ -10,7 +10,7 @@ import (
 )
 
 const (
-	root    = ".."
+	root    = "../../.."
 	context = "kind-larder"
 )
 

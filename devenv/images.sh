@@ -127,10 +127,10 @@ need_companion_images() {
   make_go_program collector
   local files
   files=$(debian_files_of databases "$database_packages")
-  databases_key=$(hash_of cluster/databases "${files#"$cache"}" "$(declare -f databases_archive add_image)")
+  databases_key=$(in_environment hash_of cluster/databases "${files#"$cache"}" "$(declare -f databases_archive add_image)")
   databases=$cache/images/databases-image-$databases_key.tar
-  made_once "$databases" "images $redis_image and $postgres_image" "see the log" databases_archive "$files" "$databases_key"
-  collector_key=$(hash_of cluster/collector "$(declare -f collector_archive add_image)")
+  made_once "$databases" "images $redis_image and $postgres_image" "see the log" in_environment databases_archive "$files" "$databases_key"
+  collector_key=$(in_environment hash_of cluster/collector "$(declare -f collector_archive add_image)")
   collector=$cache/images/collector-image-$collector_key.tar
   made_once "$collector" "image $collector_image" "see the log" collector_archive "$collector_key"
   keep_newest 2 "$cache"/images/databases-image-*.tar

@@ -9,7 +9,7 @@ need_cluster() {
   need_node_image
   need_kubectl
   local wanted
-  wanted=$(hash_of cluster/kind.yaml "$node_image")
+  wanted=$(in_environment hash_of cluster/kind.yaml "$node_image")
   if [[ $(cat "$cache/cluster" 2>/dev/null) == "$wanted" ]] && cluster_is_ready; then return; fi
   if kind get clusters 2>/dev/null | grep -qx "$cluster_name"; then
     step "take away the old cluster" "docker ps; kind delete cluster --name $cluster_name" \
@@ -23,7 +23,7 @@ create_cluster() {
   local image=()
   [[ -z $node_image ]] || image=(--image "$node_image")
   rm -f "$KUBECONFIG"
-  kind create cluster --name "$cluster_name" --config cluster/kind.yaml --kubeconfig "$KUBECONFIG" --wait 180s --retain "${image[@]}"
+  kind create cluster --name "$cluster_name" --config devenv/cluster/kind.yaml --kubeconfig "$KUBECONFIG" --wait 180s --retain "${image[@]}"
   kubectl taint nodes --all node-role.kubernetes.io/control-plane- || true
   kubectl wait --for=condition=Ready nodes --all --timeout=120s
   kubectl -n kube-system rollout status deployment/coredns --timeout=120s

@@ -6,7 +6,7 @@ coredns_image=registry.k8s.io/coredns/coredns:v1.14.2
 pause_image=registry.k8s.io/pause:3.10.2
 node_packages=systemd,systemd-sysv,containerd,runc,containernetworking-plugins,nftables,iptables,iproute2,kmod,conntrack,ethtool,socat,hostname,procps,ca-certificates,jq,mount,util-linux,libcap2-bin
 
-kubernetes_program=$cache/bin/kubernetes-$(hash_of cluster/kubernetes "$kubernetes_version")/kubectl
+kubernetes_program=$cache/bin/kubernetes-$(in_environment hash_of cluster/kubernetes "$kubernetes_version")/kubectl
 
 compile_go() { # FOLDER LDFLAGS TAGS PROGRAM...: the last word is where it goes
   cd "$1" || return
@@ -16,7 +16,7 @@ compile_go() { # FOLDER LDFLAGS TAGS PROGRAM...: the last word is where it goes
 compile_kubernetes() {
   local version=k8s.io/component-base/version minor=${kubernetes_version#v1.}
   mkdir -p "$1"
-  compile_go cluster/kubernetes "-X $version.gitVersion=$kubernetes_version -X $version.gitMajor=1 -X $version.gitMinor=${minor%%.*}" \
+  in_environment compile_go cluster/kubernetes "-X $version.gitVersion=$kubernetes_version -X $version.gitMajor=1 -X $version.gitMinor=${minor%%.*}" \
     grpcnotrace "$1/kubectl"
 }
 
@@ -29,10 +29,10 @@ make_kubernetes() {
 make_go_program() { # FOLDER-UNDER-CLUSTER: prints nothing, leaves it at $(go_program FOLDER)
   need_go
   made_once "$(go_program "$1")" "compile $1" "see the log; is the Go module proxy in reach?" \
-    compile_go "cluster/$1" "" ""
+    in_environment compile_go "cluster/$1" "" ""
 }
 
-go_program() { echo "$cache/bin/$1-$(hash_of "cluster/$1")"; }
+go_program() { echo "$cache/bin/$1-$(in_environment hash_of "cluster/$1")"; }
 
 # debian_files PACKAGES FILE: a root file system with those packages, without what nobody reads there.
 debian_files() {
@@ -137,10 +137,10 @@ need_node_image() {
   make_debian_files node "$node_packages"
   local files key
   files=$(debian_files_of node "$node_packages")
-  key=$(hash_of cluster/node cluster/pause cluster/coredns "${kubernetes_program#"$cache"}" "${files#"$cache"}" "$(declare -f node_image_archive kubernetes_images add_image)")
+  key=$(in_environment hash_of cluster/node cluster/pause cluster/coredns "${kubernetes_program#"$cache"}" "${files#"$cache"}" "$(declare -f node_image_archive kubernetes_images add_image)")
   node_image=larder/node:$key
   local archive=$cache/images/node-image-$key.tar
-  made_once "$archive" "node image" "see the log" node_image_archive "$files" "$node_image"
+  made_once "$archive" "node image" "see the log" in_environment node_image_archive "$files" "$node_image"
   if ! docker image inspect "$node_image" >/dev/null 2>&1; then
     docker image ls -q larder/node | xargs -r docker image rm -f >/dev/null 2>&1 || true
     step "load the node image into the engine" "is there room on the disk? docker system df" docker load -q -i "$archive"

@@ -32,7 +32,7 @@ start_engine() {
     echo "waiting for the dockerd that we started"
   else
     rm -f "$engine/pid"
-    install -m 755 cluster/node/runc-within-bounds "$engine/runc-within-bounds"
+    install -m 755 devenv/cluster/node/runc-within-bounds "$engine/runc-within-bounds"
     jq -n --arg data "$engine/data" --arg runc "$engine/runc-within-bounds" '{
       "data-root": $data, "exec-opts": ["native.cgroupdriver=cgroupfs"],
       "default-runtime": "within-bounds", runtimes: {"within-bounds": {path: $runc}},

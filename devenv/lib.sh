@@ -98,6 +98,12 @@ shown() {
   took "$title" "$started"
 }
 
+# in_environment COMMAND...: runs it in devenv/, which the paths under cluster/ are relative to. A hash of a folder has the
+# paths of its files in it: without this, moving devenv/ would compile Kubernetes again.
+in_environment() {
+  (cd "$root/devenv" && "$@")
+}
+
 hash_of() { # FILE-OR-TEXT...: 12 hex digits that change with any of them
   local thing
   for thing in "$@"; do

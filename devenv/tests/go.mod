@@ -1,4 +1,4 @@
-module larder.dev/tilt
+module larder.dev/devenv/tests
 
 go 1.26
 
