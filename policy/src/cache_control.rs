@@ -46,7 +46,17 @@ impl ResponseDirectives {
                 shorten(time, value.seconds().unwrap_or_default());
             }
         }
+        for word in fields.values("cache-control").flat_map(members).flat_map(stray_words) {
+            if let Some(flag) = parsed.restriction(word) {
+                *flag = true;
+            }
+        }
         parsed
+    }
+
+    /// The directive of this name, if it is one that forbids something.
+    fn restriction(&mut self, name: &[u8]) -> Option<&mut bool> {
+        self.flag(name).filter(|_| !is(name, "public") && !is(name, "must-understand"))
     }
 
     /// The directive of this name, if it is one that is there or not.
@@ -186,6 +196,23 @@ pub(crate) fn delta_seconds(text: &[u8]) -> Option<Duration> {
     Some(Duration::from_secs(seconds))
 }
 
+/// The words of a member that is no directive: `max-age=60; private`, `no-store private`, or one with a quote that never ends.
+/// Whoever wrote it meant something, and not to be heard on `private` or `no-store` costs more than a miss.
+fn stray_words(member: &[u8]) -> impl Iterator<Item = &[u8]> {
+    let (mut quoted, mut escaped, mut is_stray) = (false, false, false);
+    for byte in member {
+        match byte {
+            _ if escaped => escaped = false,
+            b'\\' if quoted => escaped = true,
+            b'"' => quoted = !quoted,
+            b';' | b' ' | b'\t' => is_stray |= !quoted,
+            _ => {}
+        }
+    }
+    let words = member.split(|byte| b";, \t\"=".contains(byte));
+    words.filter(move |word| (is_stray || quoted) && !word.is_empty())
+}
+
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 struct Directive<'a> {
     name: &'a [u8],
@@ -285,6 +312,25 @@ mod tests {
         }
         assert!(parse(&["private=\"set-cookie, x\""]).private);
         assert!(parse(&["no-cache = \"x\", no-store =1"]).no_store);
+    }
+
+    #[test]
+    fn a_restriction_is_not_lost_by_how_the_list_is_written() {
+        for line in [
+            "max-age=60; private",
+            "max-age=60;private",
+            "public private",
+            "max-age=60\tPRIVATE",
+            "max-age=60; private=\"x\"",
+            "ext=\"never ends, private",
+        ] {
+            assert!(parse(&[line]).private, "{line}");
+        }
+        assert!(parse(&["no-cache; no-store"]).no_store && parse(&["no-store no-cache"]).no_cache);
+        for line in ["max-age=60; public", "max-age=60 must-understand"] {
+            let parsed = parse(&[line]);
+            assert!(!parsed.public && !parsed.must_understand, "{line}");
+        }
     }
 
     #[test]

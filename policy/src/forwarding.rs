@@ -41,14 +41,51 @@ pub(crate) const LISTED: [&str; 24] = [
 ];
 
 /// Words of names that tell of where a request was sent.
-const PLACES: [&str; 14] = [
-    "basepath", "baseurl", "domain", "host", "hostname", "https", "path", "prefix", "proto", "protocol",
-    "scheme", "ssl", "uri", "url",
+const PLACES: [&str; 16] = [
+    "basepath",
+    "baseurl",
+    "domain",
+    "host",
+    "hostname",
+    "https",
+    "path",
+    "prefix",
+    "proto",
+    "protocol",
+    "scheme",
+    "servername",
+    "ssl",
+    "uri",
+    "url",
+    "vhost",
 ];
+/// Words that tell so behind `X-` alone, and those by which frameworks take what their own middleware or web server said.
+const EXTENDED_PLACES: [&str; 15] = [
+    "accel",
+    "backend",
+    "base",
+    "invoke",
+    "middleware",
+    "nextjs",
+    "origin",
+    "root",
+    "route",
+    "sendfile",
+    "server",
+    "site",
+    "subdomain",
+    "tld",
+    "website",
+];
+/// Words that tell of how a request was sent, even beside a word of who sent it.
+const SCHEMES: [&str; 5] = ["https", "proto", "protocol", "scheme", "ssl"];
 /// Words of names that tell of who sent it: addresses, which differ by client.
 const SENDERS: [&str; 7] = ["addr", "address", "client", "for", "ip", "peer", "remote"];
 /// Words of names that put something in place of what the request line says.
 const REPLACED: [&str; 4] = ["original", "override", "rewrite", "unencoded"];
+
+/// Headers of that kind that have parts of their own in a key.
+const APART: [&str; 4] = ["forwarded", "host", "x-forwarded-host", "x-forwarded-proto"];
 
 /// What a header may make an application take a request for.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -80,21 +117,25 @@ pub(crate) fn of(name: &[u8]) -> Option<Forwarding> {
     if LISTED.iter().any(|known| is_alike(name, known)) {
         return Some(Forwarding::Unlisted);
     }
-    let [b'x' | b'X', b'-' | b'_' | b'.', rest @ ..] = name else { return None };
+    let starts = |start: &str| name.get(..start.len()).is_some_and(|part| is_alike(part, start));
+    let rest = if starts("x-") { &name[2..] } else { name };
     let words = || rest.split(|byte| b"-_.".contains(byte));
     let has = |known: &[&str]| {
         words().any(|word| known.iter().any(|known| word.eq_ignore_ascii_case(known.as_bytes())))
     };
     // Known apart, in scheme and host.
-    let is_common = is(&"x-forwarded-host") || is(&"x-forwarded-proto");
-    if is_common || has(&SENDERS) || names_a_person(name) {
+    let is_common = APART.iter().any(is);
+    // The browser's own fields, and those of CORS.
+    let is_browsers = starts("sec-") || starts("access-control-");
+    let is_senders = has(&SENDERS) && !has(&SCHEMES);
+    if is_common || is_browsers || is_senders || names_a_person(name) {
         return None;
     }
-    let is_forwarded = words().next().is_some_and(|word| word.eq_ignore_ascii_case(b"forwarded"));
+    let is_forwarded = has(&["forwarded"]);
     let replaces_target = has(&["path", "uri", "url"]) && has(&REPLACED) && !has(&["envoy"]);
     if names_a_method(name) || has(&["method"]) || replaces_target {
         Some(Forwarding::Override)
-    } else if is_forwarded || has(&PLACES) {
+    } else if is_forwarded || has(&PLACES) || starts("x-") && has(&EXTENDED_PLACES) || is(&"proxy") {
         Some(Forwarding::Unlisted)
     } else {
         None
@@ -119,7 +160,21 @@ mod tests {
         }
         assert!(LISTED.is_sorted());
         for name in [
+            "fastly-orig-host",
+            "proxy",
+            "x-accel-mapping",
+            "x-api-base",
             "x-app-base-path",
+            "x-client-proto",
+            "x-client-scheme",
+            "x-client-ssl",
+            "x-invoke-query",
+            "x-middleware-subrequest",
+            "x-now-route-matches",
+            "x-sendfile-type",
+            "x-server-name",
+            "x-subdomain",
+            "x-vhost",
             "x-backend-host",
             "x-custom-domain",
             "x-envoy-original-path",
@@ -137,7 +192,16 @@ mod tests {
             "x-real-host",
             "x-ssl",
             "x-url",
+            "base-url",
+            "fastly-ssl",
+            "fly-forwarded-port",
+            "fly-forwarded-proto",
+            "forwarded-host",
+            "forwarded-proto",
             "front_end_https",
+            "host-override",
+            "ssl-offloaded",
+            "wl-proxy-ssl",
             "x.forwarded.host",
             "x_forwarded_host",
             "x_forwarded_port",
@@ -160,6 +224,7 @@ mod tests {
             "x-override-url",
             "x-rewrite-path",
             "x-url-override",
+            "original-url",
             "x.rewrite.url",
             "x_original_url",
         ]) {
@@ -175,8 +240,12 @@ mod tests {
             "x-",
             "cf-connecting-ip",
             "fastly-client-ip",
+            "access-control-request-private-network",
+            "fly-client-ip",
             "forwarded",
+            "forwarded-for",
             "host",
+            "sec-websocket-protocol",
             "true-client-ip",
             "x-amzn-trace-id",
             "x-azure-clientip",

@@ -11,7 +11,7 @@ use http::{
     header::{CONTENT_ENCODING, CONTENT_TYPE, FORWARDED, HOST},
 };
 
-pub(crate) use self::cookies::{has as has_cookie, keyed as keyed_cookies};
+pub(crate) use self::cookies::{has as has_cookie, in_order as cookies_in_order, keyed as keyed_cookies};
 pub use self::rules::KeyRules;
 use self::text::{Fragment, first, push_in_url};
 use crate::{

@@ -111,16 +111,37 @@ fn is_ambiguous(raw: &str) -> bool {
         || becomes_separated(&decoded)
 }
 
-/// Whether compatible characters (Unicode's NFKC) make other segments of a path: a fullwidth slash, or dots that are one
-/// character.
+/// Whether what some servers make of characters beyond ASCII gives a path other segments: compatible characters (Unicode's
+/// NFKC), such as a fullwidth slash or dots that are one character, look-alikes that Windows and IDNA take for slashes and dots, and
+/// characters that are dropped or trimmed because nobody sees them.
 fn becomes_separated(decoded: &str) -> bool {
     if decoded.is_ascii() {
         return false;
     }
-    let folded: String = decoded.nfkc().collect();
+    let folded: String = decoded.nfkc().filter(|c| !is_invisible(*c)).map(look_alike).collect();
     let separators = |text: &str| text.matches(['/', '\\']).count();
     separators(&folded) != separators(decoded)
-        || folded.split('/').any(|segment| matches!(segment, "." | ".."))
+        || folded.split('/').any(|segment| segment.ends_with(|c: char| c == '.' || c.is_whitespace()))
+}
+
+/// Whether a character has no form of its own: a soft hyphen, joiners, marks of direction, selectors of variants, a byte order mark.
+const fn is_invisible(c: char) -> bool {
+    matches!(
+        c,
+        '\u{ad}' | '\u{34f}' | '\u{61c}' | '\u{180b}'..='\u{180f}' | '\u{200b}'..='\u{200f}'
+            | '\u{202a}'..='\u{202e}' | '\u{2060}'..='\u{206f}' | '\u{fe00}'..='\u{fe0f}' | '\u{feff}'
+            | '\u{e0000}'..='\u{e0fff}'
+    )
+}
+
+/// The slash, backslash or dot that a character is taken for by its looks.
+const fn look_alike(c: char) -> char {
+    match c {
+        '\u{2044}' | '\u{2215}' | '\u{29f8}' => '/',
+        '\u{2216}' | '\u{29f5}' | '\u{29f9}' => '\\',
+        '\u{3002}' => '.',
+        other => other,
+    }
 }
 
 fn normalise_escapes(raw: &str) -> String {
@@ -252,6 +273,14 @@ mod tests {
             ("/a%EF%BC%BCb", "/a%EF%BC%BCb"),
             ("/\u{ff0e}\u{ff0e}/a", "/%EF%BC%8E%EF%BC%8E/a"),
             ("/%e2%80%a5/a", "/%E2%80%A5/a"),
+            ("/..%e2%81%84a", "/..%E2%81%84a"),
+            ("/..%e2%88%95a", "/..%E2%88%95a"),
+            ("/a%e2%88%96b", "/a%E2%88%96b"),
+            ("/..%c2%ad/a", "/..%C2%AD/a"),
+            ("/.%e2%80%8b./a", "/.%E2%80%8B./a"),
+            ("/..%c2%a0/a", "/..%C2%A0/a"),
+            ("/..%e3%80%80/a", "/..%E3%80%80/a"),
+            ("/%e3%80%82%ef%bd%a1/a", "/%E3%80%82%EF%BD%A1/a"),
             ("/a b", "/a b"),
         ] {
             let path = NormalPath::new(raw);

@@ -5,8 +5,9 @@ use std::net::IpAddr;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Version,
     header::{
-        CONNECTION, CONTENT_LENGTH, EXPECT, FORWARDED, HOST, MAX_FORWARDS, PROXY_AUTHENTICATE, TE,
-        TRANSFER_ENCODING, UPGRADE, VIA,
+        CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, EXPECT,
+        EXPIRES, FORWARDED, HOST, MAX_FORWARDS, PRAGMA, PROXY_AUTHENTICATE, SET_COOKIE, TE,
+        TRANSFER_ENCODING, UPGRADE, VARY, VIA,
     },
 };
 use http_body::Body;
@@ -21,6 +22,11 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("keep-alive"),
     HeaderName::from_static("proxy-connection"),
 ];
+
+/// Headers that are for every recipient, so that `Connection` must not name them (section 7.6.1): they say who may have a
+/// response, and what it is.
+const END_TO_END: [HeaderName; 9] =
+    [CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, EXPIRES, HOST, PRAGMA, SET_COOKIE, VARY];
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -72,8 +78,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .flat_map(|line| line.split(','))
         .filter_map(|name| name.trim().parse().ok())
         .collect();
-    // Host is never only the connection's, whatever a client says: it is in the key.
-    for name in named.iter().filter(|name| *name != HOST).chain(&HOP_BY_HOP) {
+    for name in named.iter().filter(|name| !END_TO_END.contains(name)).chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
     // "trailers" is a promise that the whole chain must make; we keep trailers, so it may stay.
@@ -199,6 +204,19 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("host", "shop"), ("accept", "*/*")]));
+    }
+
+    #[test]
+    fn what_is_for_every_recipient_is_not_the_connections() {
+        let mut map = headers(&[
+            ("connection", "cache-control, Set-Cookie, vary, x"),
+            ("cache-control", "private"),
+            ("set-cookie", "a=b"),
+            ("vary", "cookie"),
+            ("x", "1"),
+        ]);
+        remove_hop_by_hop(&mut map);
+        assert_eq!(map, headers(&[("cache-control", "private"), ("set-cookie", "a=b"), ("vary", "cookie")]));
     }
 
     #[test]

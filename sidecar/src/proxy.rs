@@ -293,6 +293,7 @@ impl Proxy {
     ) -> Result<Response<Paced>, UpstreamError> {
         let mut request = outgoing(request, client.address);
         pass_interim_responses(&mut request, client);
+        let may_change_protocol = protocol.is_some();
         if let Some(protocol) = protocol {
             headers::ask_for_upgrade(request.headers_mut(), protocol);
         }
@@ -309,6 +310,10 @@ impl Proxy {
             Some(limit) => deadline::head_in_time(exchange, limit, progress.as_deref()).await,
             None => exchange.await,
         };
+        let outcome = outcome.and_then(|response| match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS if !may_change_protocol => Err(UpstreamError::UnexpectedUpgrade),
+            _ => Ok(response),
+        });
         let mut response =
             outcome.inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {

@@ -4,9 +4,11 @@
 //! taken for one if it has a telling word in it. That costs hits where the word tells nothing, which `Cache-Status` shows and a
 //! route can settle by `key.ignoreHeaders`; a name that is missed costs a person's privacy.
 
+use crate::names::is_alike;
+
 /// Words that tell of a person, or of what a person has, wherever they are in a name. They are found by their first letter.
-const TELLING: [(u8, &[&str]); 17] = [
-    (b'a', &["account", "admin", "apikey", "auth"]),
+const TELLING: [(u8, &[&str]); 18] = [
+    (b'a', &["accesskey", "account", "admin", "apikey", "appcheck", "assertion", "auth"]),
     (b'b', &["bearer", "biscuit"]),
     (b'c', &["cert", "company", "consumer", "cookie", "credential", "csrf", "customer"]),
     (b'e', &["email", "employee", "entitlement"]),
@@ -16,12 +18,26 @@ const TELLING: [(u8, &[&str]); 17] = [
     (b'k', &["kerberos"]),
     (b'l', &["ldap", "login", "logon"]),
     (b'm', &["macaroon", "member"]),
-    (b'n', &["nonce"]),
+    (b'n', &["nameid", "nickname", "nonce"]),
     (b'o', &["oidc", "organi"]),
-    (b'p', &["passphrase", "passw", "permission", "person", "pomerium", "principal", "privilege"]),
-    (b's', &["saml", "secret", "sessid", "session", "signature", "subscri"]),
+    (
+        b'p',
+        &[
+            "passcode",
+            "passkey",
+            "passphrase",
+            "passw",
+            "permission",
+            "person",
+            "pomerium",
+            "principal",
+            "privilege",
+        ],
+    ),
+    (b's', &["saml", "secret", "sessid", "session", "signature", "subscri", "sudo"]),
     (b't', &["tenant", "token"]),
-    (b'u', &["user"]),
+    (b'u', &["uidh", "universalid", "user"]),
+    (b'w', &["wallet"]),
     (b'x', &["xsrf"]),
 ];
 
@@ -31,37 +47,83 @@ const WORDS: [&[&str]; 12] = [
     &[],
     &["dn"],
     &[
-        "acl", "idp", "jwe", "jws", "key", "mfa", "oid", "org", "otp", "pat", "pin", "sid", "sig", "sso",
-        "sub", "uid", "upn",
+        "acl", "acr", "did", "idp", "jwe", "jws", "key", "mfa", "oid", "org", "otp", "pat", "pin", "pwd",
+        "sid", "sig", "ssn", "sso", "sub", "uid", "upn", "vip",
     ],
-    &["cart", "dpop", "eppn", "hmac", "imsi", "mail", "pass", "role", "svid", "team"],
-    &["actor", "buyer", "creds", "guest", "oauth", "orgid", "owner", "realm", "roles", "scope", "staff"],
     &[
-        "basket", "behalf", "caller", "claims", "msisdn", "openid", "player", "rights", "scopes", "seller",
-        "spiffe", "ticket",
+        "cart", "doas", "dpop", "eppn", "gaid", "hmac", "idfa", "imsi", "mail", "nick", "pass", "role",
+        "sign", "svid", "team", "udid",
     ],
-    &["partner", "patient", "profile", "project", "shopper", "student", "subject", "unionid", "visitor"],
-    &["clientid", "deviceid", "distinct", "merchant", "passport"],
-    &["anonymous", "household", "requester", "requestor", "workspace"],
-    &[],
-    &["affiliation"],
+    &[
+        "actas", "actor", "buyer", "creds", "grant", "guest", "ident", "oauth", "orgid", "owner", "phone",
+        "realm", "roles", "runas", "scope", "staff", "subno",
+    ],
+    &[
+        "basket", "behalf", "bidder", "caller", "claims", "driver", "grants", "logged", "msisdn", "openid",
+        "player", "rights", "scopes", "seller", "signed", "spiffe", "ticket",
+    ],
+    &[
+        "contact", "learner", "partner", "patient", "profile", "project", "shopper", "student", "subject",
+        "teacher", "unionid", "visitor",
+    ],
+    &["clientid", "delegate", "deviceid", "distinct", "fullname", "merchant", "passport"],
+    &["anonymous", "clearance", "firstname", "household", "namespace", "requester", "requestor", "workspace"],
+    &["delegation", "department"],
+    &["affiliation", "displayname", "fingerprint"],
 ];
 
 /// Names, or starts of names where they end in a hyphen, that tell of a person without such a word.
-const KNOWN: [&str; 13] = [
+const KNOWN: [&str; 32] = [
     "cf-access-",
     "client-id",
+    "cn",
     "device-id",
+    "givenname",
+    "pairwise-id",
+    "persistent-id",
     "remote-",
+    "sap-client",
+    "shib-",
+    "sm-",
+    "sn",
     "ssl-client-",
+    "tailscale-",
+    "targeted-id",
     "tls-client-",
+    "x-amzn-lambda-context",
+    "x-amzn-request-context",
+    "x-apigateway-context",
+    "x-apigateway-event",
     "x-client-id",
     "x-device-id",
     "x-goog-iap-",
+    "x-grafana-id",
     "x-okta-",
     "x-remote-",
     "x-ssl-client-",
+    "x-telegram-init-data",
     "x-tls-client-",
+    "x-up-calling-line-id",
+    "x-viewer-id",
+    "x-vouch-",
+];
+
+/// Two words that tell of a person together, wherever they are in a name.
+const PAIRS: [&str; 14] = [
+    "act-as",
+    "acting-as",
+    "api-key",
+    "apple-id",
+    "application-id",
+    "client-id",
+    "device-id",
+    "display-name",
+    "do-as",
+    "first-name",
+    "full-name",
+    "installation-id",
+    "name-id",
+    "run-as",
 ];
 
 /// Starts and ends of names that have such a word and tell of nobody: the client's software, the browser's own fields, CORS (the
@@ -111,8 +173,7 @@ pub(crate) fn is_common(name: &[u8]) -> bool {
 }
 
 fn tells(name: &[u8]) -> bool {
-    let starts =
-        |known: &str| name.get(..known.len()).is_some_and(|part| part.eq_ignore_ascii_case(known.as_bytes()));
+    let starts = |known: &str| name.get(..known.len()).is_some_and(|part| is_alike(part, known));
     let ends = |known: &str| {
         let from = name.len().checked_sub(known.len());
         from.is_some_and(|from| name[from..].eq_ignore_ascii_case(known.as_bytes()))
@@ -134,16 +195,7 @@ fn has_telling_word(name: &[u8]) -> bool {
         words
             .iter()
             .any(|word| rest.get(..word.len()).is_some_and(|part| part.eq_ignore_ascii_case(word.as_bytes())))
-    }) || has_api_key(name)
-}
-
-/// `api-key` and `api_key` in the middle of a name; at its end the word `key` tells already.
-fn has_api_key(name: &[u8]) -> bool {
-    name.windows(7).any(|part| {
-        part[..3].eq_ignore_ascii_case(b"api")
-            && b"-_".contains(&part[3])
-            && part[4..].eq_ignore_ascii_case(b"key")
-    })
+    }) || PAIRS.into_iter().any(|pair| name.windows(pair.len()).any(|part| is_alike(part, pair)))
 }
 
 fn is_word(part: &[u8]) -> bool {
@@ -275,6 +327,47 @@ mod tests {
             "x-xsrf-token",
             "x_user_id",
             "x.api.key",
+            "ap-client-id",
+            "cn",
+            "displayname",
+            "l5d-client-id",
+            "persistent-id",
+            "remote_name",
+            "sap-client",
+            "shib-application-id",
+            "sm_authdirname",
+            "sm_universalid",
+            "ssl_client_i_dn",
+            "ssl_client_verify",
+            "sudo",
+            "tailscale-app-capabilities",
+            "x-act-as",
+            "x-amzn-request-context",
+            "x-apigateway-event",
+            "x-display-name",
+            "x-fingerprint",
+            "x-full-name",
+            "x-grafana-id",
+            "x-logged-in",
+            "x-name-id",
+            "x-nf-sign",
+            "x-accesskey",
+            "x-apple-id",
+            "x-firebase-appcheck",
+            "x-parse-application-id",
+            "x-parse-installation-id",
+            "x-passkey",
+            "x-phone",
+            "x-run-as",
+            "x-saml-assertion",
+            "x-sudo",
+            "x-telegram-init-data",
+            "x-uidh",
+            "x-up-calling-line-id",
+            "x-up-subno",
+            "x-vault-namespace",
+            "x-vf-acr",
+            "x-wallet-address",
             "iv-creds",
             "eppn",
             "sub",
@@ -352,6 +445,9 @@ mod tests {
             "x-amzn-trace-id",
             "x-appengine-user-ip",
             "x-azure-ref",
+            "surrogate-capability",
+            "x-forwarded-for",
+            "x-ms-client-request-id",
             "x-b3-sampled",
             "x-b3-spanid",
             "x-b3-traceid",

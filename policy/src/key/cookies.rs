@@ -29,6 +29,15 @@ pub(crate) fn keyed(names: &[String], fields: &(impl Fields + ?Sized)) -> Option
     (!keyed.is_empty()).then(|| keyed.join(&b"; "[..]))
 }
 
+/// The `Cookie` lines of a request as one, in which all that [`push`] takes for alike is alike: the cookies in the key in the order
+/// of the key, then those that are not in it as they came; `None` if there are none at all.
+pub(crate) fn in_order(names: &[String], fields: &(impl Fields + ?Sized)) -> Option<Vec<u8>> {
+    let place = |pair: &[u8]| names.iter().position(|name| might_be(pair, name)).unwrap_or(names.len());
+    let mut pairs: Vec<_> = pairs(fields).collect();
+    pairs.sort_by_key(|pair| place(pair));
+    (!pairs.is_empty()).then(|| pairs.join(&b"; "[..]))
+}
+
 /// Whether a request has a cookie that an application might take for `name` with the value `wanted`.
 pub(crate) fn has(fields: &(impl Fields + ?Sized), name: &str, wanted: &str) -> bool {
     pairs(fields).flat_map(names_in).any(|(found, value)| {
@@ -100,6 +109,20 @@ mod tests {
         ] {
             assert!(text(&["lang"], cookie).starts_with("#cookie:="), "{cookie}");
         }
+    }
+
+    #[test]
+    fn cookies_are_sent_in_the_order_of_the_key() {
+        let names = ["lang", "theme"].map(str::to_owned);
+        let sent = |cookie: &str| {
+            let line = in_order(&names, &[(&b"cookie"[..], cookie.as_bytes())][..]);
+            line.map(|line| String::from_utf8(line).unwrap())
+        };
+        for cookie in ["lang=de; theme=x", "theme=x;lang=de", ";theme=x; lang=de ;", "theme=x;;lang=de"] {
+            assert_eq!(sent(cookie).as_deref(), Some("lang=de; theme=x"), "{cookie}");
+        }
+        assert_eq!(sent("b=1; lang=de;a=2; lang=en").as_deref(), Some("lang=de; lang=en; b=1; a=2"));
+        assert_eq!(sent(" ; "), None);
     }
 
     #[test]

@@ -7,9 +7,9 @@ use http::{
 };
 
 use super::{LISTS, split_at_commas, weights};
-use crate::key::KeyRules;
+use crate::key::{KeyRules, cookies_in_order};
 
-/// Joins the lines of fields that are lists or in the key (RFC 9110, section 5.3), takes white space around the commas of lists,
+/// Joins the lines of fields that are lists or in the key (RFC 9110, section 5.3), puts cookies that are in it first, takes white space around the commas of lists,
 /// and puts the members of `Accept-Language` and `Accept-Encoding` in order. Fields that are neither stay as they are: not every
 /// application reads several lines as one.
 pub fn canonicalise(headers: &mut HeaderMap, rules: &KeyRules) {
@@ -20,6 +20,13 @@ pub fn canonicalise(headers: &mut HeaderMap, rules: &KeyRules) {
         .collect();
     for (name, value) in changed {
         headers.insert(name, value);
+    }
+    if !rules.cookies.is_empty() && !rules.has_header(COOKIE.as_str()) && headers.contains_key(COOKIE) {
+        let cookies = cookies_in_order(&rules.cookies, headers);
+        match cookies.and_then(|cookies| HeaderValue::from_bytes(&cookies).ok()) {
+            Some(cookies) => headers.insert(COOKIE, cookies),
+            None => headers.remove(COOKIE),
+        };
     }
 }
 

@@ -18,6 +18,9 @@ pub enum UpstreamError {
     /// The application did not begin its response in time.
     #[error("the application did not respond within {0:?}")]
     Timeout(Duration),
+    /// The application changed to another protocol, and nobody had asked for that.
+    #[error("the application changed the protocol unasked")]
+    UnexpectedUpgrade,
 }
 
 /// Kind of failure of an exchange with the application, as metrics, problem details and the log name it.
@@ -53,6 +56,8 @@ pub enum UpstreamReason {
     MalformedBody,
     /// It did not begin its response in time, or did not go on with its body.
     Timeout,
+    /// It changed to another protocol unasked: a 101 (RFC 9110, section 15.2.2).
+    UnexpectedUpgrade,
     /// The client broke the body of its request off.
     Request,
     /// Something else.
@@ -61,7 +66,7 @@ pub enum UpstreamReason {
 
 impl UpstreamReason {
     /// Every reason, in the order of metrics.
-    pub const ALL: [Self; 17] = [
+    pub const ALL: [Self; 18] = [
         Self::Refused,
         Self::ConnectTimeout,
         Self::Unreachable,
@@ -77,6 +82,7 @@ impl UpstreamReason {
         Self::ClosedInBody,
         Self::MalformedBody,
         Self::Timeout,
+        Self::UnexpectedUpgrade,
         Self::Request,
         Self::Other,
     ];
@@ -109,6 +115,7 @@ impl UpstreamReason {
             Self::ClosedInBody => "closed-in-body",
             Self::MalformedBody => "malformed-body",
             Self::Timeout => "timeout",
+            Self::UnexpectedUpgrade => "unexpected-upgrade",
             Self::Request => "request",
             Self::Other => "other",
         }
@@ -142,6 +149,9 @@ impl UpstreamReason {
             Self::ClosedInBody => "the application ended its response before its body was whole",
             Self::MalformedBody => "the body of the application's response is malformed",
             Self::Timeout => "the application did not respond in time: it timed out",
+            Self::UnexpectedUpgrade => {
+                "the application's response is an unexpected 101: nobody asked for another protocol"
+            }
             Self::Request => "the body of the request broke off",
             Self::Other => "the exchange with the application failed",
         }
@@ -162,7 +172,7 @@ impl UpstreamError {
         match self {
             Self::Connect { source, .. } => Self::Connect { source, was_sent: true },
             Self::Exchange { source, .. } => Self::Exchange { source, was_sent: true },
-            Self::Timeout(limit) => Self::Timeout(limit),
+            other @ (Self::Timeout(_) | Self::UnexpectedUpgrade) => other,
         }
     }
 
@@ -176,6 +186,7 @@ impl UpstreamError {
             },
             Self::Exchange { source, .. } => reason_of(source),
             Self::Timeout(_) => UpstreamReason::Timeout,
+            Self::UnexpectedUpgrade => UpstreamReason::UnexpectedUpgrade,
         }
     }
 
@@ -183,7 +194,7 @@ impl UpstreamError {
     pub const fn may_have_been_sent(&self) -> bool {
         match self {
             Self::Connect { was_sent, .. } | Self::Exchange { was_sent, .. } => *was_sent,
-            Self::Timeout(_) => true,
+            Self::Timeout(_) | Self::UnexpectedUpgrade => true,
         }
     }
 

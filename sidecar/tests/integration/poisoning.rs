@@ -7,9 +7,9 @@ routes:
 - name: user
   match: {path: "/api/users/{id}"}
   ttl: 60s
-  key: {headers: [x-tenant], query: {ignore: ["utm_*"], order: Sorted}}
+  key: {headers: [x-tenant], cookies: [lang, theme], query: {ignore: ["utm_*"], order: Sorted}}
   tags: [all]
-- {name: any, match: {path: "/{a}/{b}"}, ttl: 60s, key: {headers: [X-Tenant], query: {ignore: ["utm_*"]}}, tags: [all]}
+- {name: any, match: {path: "/{a}/{b}"}, ttl: 60s, key: {headers: [X-Tenant], cookies: [theme, lang], query: {ignore: ["utm_*"]}}, tags: [all]}
 "#;
 
 /// Parts of a request, and spellings of each that mean the same or nearly so.
@@ -38,7 +38,7 @@ const QUERIES: [&str; 9] = [
     "?A=1&b=2",
     "?a=1;b=2",
 ];
-const FIELDS: [(&str, &[&[&str]]); 7] = [
+const FIELDS: [(&str, &[&[&str]]); 8] = [
     ("Host", &[&["shop.test"], &["SHOP.test"], &["shop.test:80"], &["shop.test."], &[""]]),
     (
         "X-Forwarded-Proto",
@@ -62,11 +62,27 @@ const FIELDS: [(&str, &[&[&str]]); 7] = [
         "Accept-Language",
         &[&[], &["en, de"], &["de,en"], &["EN, de"], &["de", "en"], &["de;q=1.0, en"], &["en;q=0.9,de"]],
     ),
+    (
+        "Cookie",
+        &[
+            &[],
+            &["lang=de; theme=x"],
+            &["theme=x; lang=de"],
+            &["theme=x;lang=de"],
+            &["lang=de", "theme=x"],
+            &["theme=x;;lang=de;"],
+            &["lang=de; LANG=en"],
+            &["lang=de; lang=en"],
+            &["lang=\"de\"; theme=x"],
+            &[";"],
+        ],
+    ),
     ("Accept-Encoding", &[&[], &["gzip, br"], &["br,gzip"], &["GZIP", "br;q=1"], &["br;q=0.5,gzip"]]),
 ];
 
-/// The place of X-Tenant in a request.
+/// The places of X-Tenant and Cookie in a request.
 const TENANT: usize = 6;
+const COOKIE: usize = 8;
 
 /// A request by the place of each part's spelling.
 type Request = [usize; 2 + FIELDS.len()];
@@ -126,6 +142,7 @@ async fn two_requests_with_one_key_reach_the_application_byte_for_byte_the_same(
             if is_bare {
                 // Without a policy no header is in the key that Vary does not name.
                 other[TENANT] = one[TENANT];
+                other[COOKIE] = one[COOKIE];
             }
             let mut ask = async |request: &Request| {
                 wire.say(text(request)).await;

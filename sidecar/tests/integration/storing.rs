@@ -182,6 +182,28 @@ async fn what_must_not_be_shared_is_never_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_restriction_that_is_written_badly_holds_all_the_same() {
+    let origin = Origin::start(|seen| async move {
+        let said: &[(&str, &str)] = match seen.path.as_str() {
+            "/semicolon" => &[("cache-control", "max-age=60; private")],
+            "/space" => &[("cache-control", "public no-store")],
+            "/quote" => &[("cache-control", "ext=\"x, private")],
+            "/connection" => &[("connection", "cache-control"), ("cache-control", "private")],
+            "/cookie" => &[("connection", "set-cookie"), ("set-cookie", "a=b")],
+            _ => &[("connection", "vary"), ("vary", "*")],
+        };
+        reply(said, seen.number.to_string())
+    })
+    .await;
+    let policy = Policy::new(CACHED);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for path in ["/semicolon", "/space", "/quote", "/connection", "/cookie", "/vary"] {
+        let answers = [sidecar.get(path).await, sidecar.get(path).await];
+        assert_ne!(answers[0].body, answers[1].body, "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn requests_that_name_a_person_pass() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(CACHED);

@@ -70,6 +70,7 @@ async fn a_502_says_why_in_its_detail_the_log_and_a_metric() {
         (format!("{head}Content-Length: 2\r\nContent-Length: 3\r\n\r\nok"), "malformed-length"),
         (format!("{head}Content-Length: two\r\n\r\nok"), "malformed-length"),
         (format!("{head}Transfer-Encoding: gzip, chunked\r\n\r\n0\r\n\r\n"), "transfer-coding"),
+        ("HTTP/1.1 101 On\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n".into(), "unexpected-upgrade"),
     ] {
         let case = said.chars().take(60).collect::<String>();
         let (_origin, sidecar) = before(said, true).await;
