@@ -118,9 +118,25 @@ fn what_forwarded_claims_of_the_host_is_in_it_and_the_client_is_not() {
     let forwarded = |value| key("/p", &[("host", "h"), ("forwarded", value)], &plain);
     assert_eq!(
         forwarded("for=192.0.2.1;Host=evil;proto=https, for=192.0.2.2").as_str(),
-        "GET:http://h/p#forwarded=Host%3Devil;proto%3Dhttps"
+        "GET:http://h/p#forwarded=for%3D;Host%3Devil;proto%3Dhttps,%20for%3D"
     );
     assert_eq!(forwarded("for=192.0.2.1"), forwarded("for=192.0.2.2"));
+    assert_eq!(forwarded("for=a, for=\"[2001:db8::1]:80\";by=_b"), key("/p", &[("host", "h")], &plain));
+    assert_eq!(forwarded("for=1;host=a, for=2"), forwarded("for=3;host=a, for=4"));
+    for naive in [
+        "for=\";host=evil\"",
+        "for=\"a,host=evil\"",
+        "for=\"\\\";host=evil\"",
+        "for=\"x;host=evil",
+        "for=1 host=evil",
+        "for=host=evil",
+        "for =evil",
+        "secret=evil",
+        "evil",
+    ] {
+        assert_ne!(forwarded(naive), key("/p", &[("host", "h")], &plain), "{naive}");
+    }
+    assert_ne!(forwarded("host=a, proto=b"), forwarded("host=a;proto=b"));
 }
 
 #[test]

@@ -96,21 +96,37 @@ impl<'a> Fragment<'a> {
         }
     }
 
-    /// What `Forwarded` (RFC 7239) claims of host and scheme, in a form of our own; who the client was is left out.
+    /// The lines of `Forwarded` (RFC 7239) without the addresses of clients and proxies in them; nothing if there is nothing else.
+    /// An application may look for `host=` without regard to elements and quotes, so that all but a plain `for=` or `by=` counts.
     pub(super) fn forwarded(&mut self, name: &str, fields: &(impl Fields + ?Sized)) {
-        let pairs = fields.values(name).flat_map(unquoted_parts);
-        let claims = pairs.map(<[u8]>::trim_ascii).filter(|pair| {
-            let name = pair.split(|&byte| byte == b'=').next().unwrap_or_default().trim_ascii();
-            name.eq_ignore_ascii_case(b"host") || name.eq_ignore_ascii_case(b"proto")
-        });
-        for (index, claim) in claims.enumerate() {
-            match index {
-                0 => self.name(name, ""),
-                _ => self.into.push(';'),
+        if fields.values(name).flat_map(unquoted_parts).all(|part| node(part).is_some()) {
+            return;
+        }
+        self.name(name, "");
+        for (index, line) in fields.values(name).enumerate() {
+            if index > 0 {
+                self.value(b", ");
             }
-            self.value(claim);
+            let mut end = 0;
+            for part in unquoted_parts(line) {
+                self.value(node(part).unwrap_or(part));
+                end += part.len();
+                self.value(line.get(end..=end).unwrap_or_default());
+                end += 1;
+            }
         }
     }
+}
+
+/// A pair that says no more than who sent a request or took it (RFC 7239, section 6), without that: up to its `=`.
+fn node(pair: &[u8]) -> Option<&[u8]> {
+    let equals = pair.iter().position(|&byte| byte == b'=')?;
+    let (name, value) = (pair[..equals].trim_ascii_start(), &pair[equals + 1..]);
+    let value = value.trim_ascii_end();
+    let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
+    let is_node = bare.iter().all(|byte| byte.is_ascii_alphanumeric() || b".:[]_-".contains(byte));
+    let is_named = name.eq_ignore_ascii_case(b"for") || name.eq_ignore_ascii_case(b"by");
+    (is_named && is_node).then(|| &pair[..=equals])
 }
 
 /// What is between the commas and semicolons of a value that are not inside quotes.
