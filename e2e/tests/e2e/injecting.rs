@@ -136,8 +136,12 @@ async fn a_running_stateful_set_gets_the_sidecar_and_loses_it() -> anyhow::Resul
         let policy = sandbox.policy("cache", IN_MEMORY).await?;
         policy.serves(2).await?;
         for pod in sandbox.pods("app").await? {
-            super::common::get_from(&agent, &pod, "/items/1").await?;
-            ensure_hit(&super::common::get_from(&agent, &pod, "/items/1").await?)?;
+            // The sidecar serves before its application has started.
+            eventually("the second response is a hit", ROLLED, async || {
+                super::common::get_from(&agent, &pod, "/items/1").await?;
+                ensure_hit(&super::common::get_from(&agent, &pod, "/items/1").await?)
+            })
+            .await?;
         }
         policy.change(json!({"capture": {"mode": "None"}})).await?;
         eventually("the sidecars are gone", ROLLED, async || {
