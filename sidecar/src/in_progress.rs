@@ -3,16 +3,10 @@
 //! A client may leave as soon as it has asked, and the work that it has caused goes on: a fill that others share, a write whose
 //! purges must follow. Such work counts, in the process and on the connection that caused it, until it ends.
 
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll},
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
-
-use http_body::{Body, Frame, SizeHint};
 
 use crate::budget::Budget;
 
@@ -87,38 +81,6 @@ impl Work {
         let (connection, _) = Counted::begin(connection, connection.max().min(share))?;
         Some(Self { _counted: Arc::new([process, connection]) })
     }
-
-    /// The body of the response, which is part of the work.
-    pub fn until_end_of<B>(self, body: B) -> WorkBody<B> {
-        WorkBody { body, _work: self }
-    }
-}
-
-/// The body of a response, with the work that it is part of.
-#[derive(Debug)]
-pub struct WorkBody<B> {
-    body: B,
-    _work: Work,
-}
-
-impl<B: Body + Unpin> Body for WorkBody<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
-    }
 }
 
 #[cfg(test)]
@@ -147,7 +109,7 @@ mod tests {
         assert!(Work::begin(&budget, &connection).is_some());
         budget.in_progress.limit_to(1);
         assert!(Work::begin(&budget, &Arc::default()).is_none(), "the process has its share");
-        drop(second.until_end_of(()));
+        drop(second);
         assert_eq!((budget.in_progress.count(), connection.count()), (0, 0));
     }
 

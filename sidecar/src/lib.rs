@@ -19,6 +19,7 @@ pub mod drain;
 pub mod entry;
 pub mod gate;
 pub mod headers;
+pub mod held;
 pub mod in_progress;
 pub mod l1;
 pub mod l2;

@@ -25,8 +25,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use crate::{
     cli::ListenAddress,
     connections::{Admitted, turn_away},
-    gate::{Gate, Guarded, Refusal, Turnstile},
+    gate::{Gate, Refusal, Turnstile},
     headers,
+    held::Held,
     in_progress::{InProgress, Work},
     problem::Problem,
     proxy::{Client, Lane, Proxy},
@@ -210,9 +211,7 @@ async fn serve_http1(
             let expects = headers::expects_to_go_on(request.headers());
             let Some(work) = work else {
                 proxy.telemetry().refused(Refusal::Overloaded, client);
-                return Ok(Problem::Overloaded
-                    .response()
-                    .map(|body| Guarded::new(Either::Left(body), turnstile)));
+                return Ok(Problem::Overloaded.response().map(|body| turnstile.guarded(Either::Left(body))));
             };
             let (turnstile_of_client, work_of_client) = (Some(Arc::clone(&turnstile)), Some(work.clone()));
             let client = Client { address: client, turnstile: turnstile_of_client, work: work_of_client };
@@ -224,8 +223,7 @@ async fn serve_http1(
                 // Whether the body comes all the same is the client's to know (RFC 9110, section 10.1.1).
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            let response =
-                response.map(|body| Guarded::new(Either::Right(work.until_end_of(body)), turnstile));
+            let response = response.map(|body| turnstile.guarded(Either::Right(Held::new(body, work))));
             Ok::<_, std::convert::Infallible>(response)
         })
     });

@@ -103,7 +103,7 @@ async fn answer(
         }
         body_of(&target).into()
     };
-    Ok(Response::new(Guarded::new(Full::new(body), turnstile)))
+    Ok(Response::new(turnstile.guarded(Full::new(body))))
 }
 
 /// Sends `pieces` through a pipe of `room` bytes, and reads to the end of the connection.

@@ -2,23 +2,22 @@
 
 use std::{
     mem,
-    pin::Pin,
     sync::{
         Arc, Mutex, PoisonError,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
-    task::{Context, Poll, Waker},
+    task::Waker,
 };
 
 use futures::task::AtomicWaker;
 use http::{HeaderMap, Request, StatusCode, header::CONTENT_LENGTH};
-use http_body::{Body, Frame, SizeHint};
 
 use super::{Refusal, aside::Aside};
 use crate::{
     budget::Budget,
     connections::{Admitted, Connection},
     headers::remove_hop_by_hop,
+    held::Held,
 };
 
 /// What the gate of a connection and those who answer its requests tell each other.
@@ -132,44 +131,22 @@ impl Turnstile {
             interim.clear();
         }
     }
+
+    /// Returns the body of a response on this connection.
+    pub fn guarded<B>(self: Arc<Self>, body: B) -> Guarded<B> {
+        Held::new(body, Responding(self))
+    }
 }
 
-/// The body of an answer, which tells the gate when hyper has let go of it.
+/// The body of a response, with which the gate is told that hyper has let go of it.
+pub type Guarded<B> = Held<B, Responding>;
+
+/// A response that hyper has not let go of.
 #[derive(Debug)]
-pub struct Guarded<B> {
-    body: B,
-    turnstile: Arc<Turnstile>,
-}
+pub struct Responding(Arc<Turnstile>);
 
-impl<B> Guarded<B> {
-    /// The body of an answer on a connection.
-    pub fn new(body: B, turnstile: Arc<Turnstile>) -> Self {
-        Self { body, turnstile }
-    }
-}
-
-impl<B> Drop for Guarded<B> {
+impl Drop for Responding {
     fn drop(&mut self) {
-        self.turnstile.answered.store(true, Ordering::Release);
-    }
-}
-
-impl<B: Body + Unpin> Body for Guarded<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
+        self.0.answered.store(true, Ordering::Release);
     }
 }

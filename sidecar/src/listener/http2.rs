@@ -27,6 +27,7 @@ use super::{calm::FrameWriter, requests::Requests, resets::Resets};
 use crate::{
     connections::Admitted,
     gate::{Refusal, check_http2},
+    held::Held,
     in_progress::{InProgress, Work},
     problem::Problem,
     proxy::{Client, Proxy},
@@ -102,11 +103,11 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
                         if proxy.upstream().is_gone() {
                             leaves.cancel();
                         }
-                        response.map(|body| Either::Right(admitted.until_end_of(body)))
+                        response.map(|body| Either::Right(Held::new(body, admitted)))
                     }
                 },
             };
-            let response = response.map(|body| stream.until_end_of(Either::Right(work.until_end_of(body))));
+            let response = response.map(|body| stream.until_end_of(Either::Right(Held::new(body, work))));
             Ok::<_, std::convert::Infallible>(response)
         }))
     });

@@ -1,16 +1,11 @@
 //! The requests that are under way on a connection of HTTP/2, and what their heads hold.
 
-use std::{
-    pin::Pin,
-    sync::{
-        Arc,
-        atomic::{AtomicUsize, Ordering},
-    },
-    task::{Context, Poll},
+use std::sync::{
+    Arc,
+    atomic::{AtomicUsize, Ordering},
 };
 
 use http::Request;
-use http_body::{Body, Frame, SizeHint};
 
 use crate::{
     budget::{Budget, Kind, Reservation},
@@ -53,44 +48,10 @@ pub(super) struct Underway {
     _reservation: Reservation,
 }
 
-impl Underway {
-    /// The body of its response, with whose end it ends.
-    pub(super) fn until_end_of<B>(self, body: B) -> Counted<B> {
-        Counted { body, _underway: self }
-    }
-}
-
 impl Drop for Underway {
     fn drop(&mut self) {
         if self.requests.count.fetch_sub(1, Ordering::Relaxed) == 1 {
             self.requests.place.connection().rests();
         }
-    }
-}
-
-/// The body of a response to a request that is counted until then.
-#[derive(Debug)]
-pub(super) struct Counted<B> {
-    body: B,
-    _underway: Underway,
-}
-
-impl<B: Body + Unpin> Body for Counted<B> {
-    type Data = B::Data;
-    type Error = B::Error;
-
-    fn poll_frame(
-        mut self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
-        Pin::new(&mut self.body).poll_frame(context)
-    }
-
-    fn is_end_stream(&self) -> bool {
-        self.body.is_end_stream()
-    }
-
-    fn size_hint(&self) -> SizeHint {
-        self.body.size_hint()
     }
 }
