@@ -3,7 +3,7 @@
 use std::net::IpAddr;
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, Version,
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Version,
     header::{
         CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, EXPECT,
         EXPIRES, FORWARDED, HOST, MAX_FORWARDS, PRAGMA, PROXY_AUTHENTICATE, SET_COOKIE, TE,
@@ -97,9 +97,16 @@ pub fn frame_body(headers: &mut HeaderMap, body: &impl Body) {
     }
 }
 
-/// How often a request may be passed on yet (RFC 9110, section 7.6.2), this time included, which is taken off what it says.
-/// `None`: as often as need be. `Some(0)`: whoever has it answers it.
-pub fn forwards_left(method: &Method, headers: &mut HeaderMap) -> Option<u64> {
+/// Takes one off the number of times that a request may be passed on.
+pub fn count_forward<B>(request: &mut Request<B>) {
+    if let Some(left) = forwards_left(request.method(), request.headers()) {
+        request.headers_mut().insert(MAX_FORWARDS, left.saturating_sub(1).into());
+    }
+}
+
+/// Returns how often a request may still be passed on, this time included (RFC 9110, section 7.6.2). `None` is without a limit, and
+/// 0 is for the recipient to respond to.
+pub fn forwards_left(method: &Method, headers: &HeaderMap) -> Option<u64> {
     if *method != Method::OPTIONS && *method != Method::TRACE {
         return None;
     }
@@ -108,13 +115,8 @@ pub fn forwards_left(method: &Method, headers: &mut HeaderMap) -> Option<u64> {
         return None;
     }
     // Too many digits for a number are as many as can be counted.
-    let left = value
-        .iter()
-        .fold(0_u64, |left, digit| left.saturating_mul(10).saturating_add(u64::from(digit - b'0')));
-    if let Some(after) = left.checked_sub(1) {
-        headers.insert(MAX_FORWARDS, after.into());
-    }
-    Some(left)
+    let more = |left: u64, digit: &u8| left.saturating_mul(10).saturating_add(u64::from(digit - b'0'));
+    Some(value.iter().fold(0, more))
 }
 
 /// Tells the application whom the request came from and that it came through here (RFC 9110, section 7.6.3), in `Forwarded`
@@ -262,11 +264,14 @@ mod tests {
             (Method::OPTIONS, "", None, ""),
             (Method::GET, "0", None, "0"),
         ] {
-            let mut map = headers(&[("max-forwards", said)]);
-            assert_eq!(forwards_left(&method, &mut map), left, "{method} {said}");
-            assert_eq!(map[MAX_FORWARDS], says, "{method} {said}");
+            let mut request = Request::new(());
+            *request.method_mut() = method.clone();
+            *request.headers_mut() = headers(&[("max-forwards", said)]);
+            assert_eq!(forwards_left(&method, request.headers()), left, "{method} {said}");
+            count_forward(&mut request);
+            assert_eq!(request.headers()[MAX_FORWARDS], says, "{method} {said}");
         }
-        assert_eq!(forwards_left(&Method::OPTIONS, &mut HeaderMap::new()), None);
+        assert_eq!(forwards_left(&Method::OPTIONS, &HeaderMap::new()), None);
     }
 
     #[test]

@@ -10,12 +10,12 @@ use axum::Router;
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
-    header::{AUTHORIZATION, CONNECTION, EXPECT, HOST},
+    header::{CONNECTION, EXPECT, HOST},
 };
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Either};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use larder_policy::{Fields, NormalPath, Route, Survey, credentials, range, spec::OtherProtocols};
+use larder_policy::{Survey, spec::OtherProtocols};
 
 use crate::{
     body::{Body, Paced},
@@ -23,7 +23,7 @@ use crate::{
     cache_status::{Became, Bypass, CacheStatus, Forward, Tier},
     config::Config,
     drain::Drain,
-    gate::{RawTarget, Turnstile},
+    gate::Turnstile,
     headers,
     in_progress::Work,
     problem::Problem,
@@ -35,6 +35,7 @@ use crate::{
 
 mod application;
 mod ask;
+mod classify;
 mod deadline;
 mod envelope;
 pub mod explain;
@@ -55,6 +56,7 @@ mod turns;
 mod write;
 
 pub use ask::Landing;
+use classify::{Disposition, EndsHere, classify};
 use fetch::Errand;
 pub use lane::Lane;
 use question::Question;
@@ -183,46 +185,34 @@ impl Proxy {
         mut request: Request<Incoming>,
         client: Client,
     ) -> Answered {
-        if *request.method() == Method::CONNECT {
-            return Answered::problem(Problem::NoTunnel, None);
-        }
-        let uri = request.uri().clone();
-        let path = NormalPath::new(uri.path());
-        let method = request.method().clone();
-        if let Some(path) = mapped::path_in_admin(&serving.policy, &path) {
-            client.go_on(request.headers_mut());
-            return self.ask_admin(request, path).await;
-        }
-        let protocol = protocol_asked(serving, &method, &path, request.headers());
-        if method.is_safe() && protocol.is_some() {
-            return self.upgrade(request, client, protocol).await;
-        }
-        if headers::forwards_left(&method, request.headers_mut()) == Some(0) {
-            let problem = if method == Method::TRACE { Problem::NoTrace } else { Problem::LastForward };
-            return Answered::problem(problem, None);
-        }
+        let (upgrade, has_content) = (headers::upgrade(request.headers()), !request.body().is_end_stream());
         let from_client = hyper::upgrade::on(&mut request);
         // What the application will not see must not be in the key.
         headers::remove_hop_by_hop(request.headers_mut());
-        let route = serving.policy.route(&method, &path, request.headers()).map(|found| found.index);
-        if let Some(writing) = write::writing_of(&request)
-            && (route.is_none() || writing.is_disguised())
-        {
-            let protocol = protocol.map(|protocol| (protocol, from_client));
-            return self.write(serving, request, client, writing, protocol).await;
+        let disposition = classify(serving, &request, upgrade, has_content);
+        headers::count_forward(&mut request);
+        match disposition {
+            Disposition::End(EndsHere::Connect) => Answered::problem(Problem::NoTunnel, None),
+            Disposition::End(EndsHere::Admin) => self.ask_admin(serving, request, &client).await,
+            Disposition::End(EndsHere::MaxForwards) => {
+                let is_trace = *request.method() == Method::TRACE;
+                Answered::problem(if is_trace { Problem::NoTrace } else { Problem::LastForward }, None)
+            }
+            Disposition::Upgrade(protocol) => self.upgrade(request, client, protocol, from_client).await,
+            Disposition::Write { writing, protocol } => {
+                let protocol = protocol.map(|protocol| (protocol, from_client));
+                self.write(serving, request, client, writing, protocol).await
+            }
+            Disposition::Pass(reason) => self.pass(request, client, reason, None).await,
+            Disposition::Route { index, survey, bypass } => {
+                if !serving.policy.routes()[index].envelope {
+                    return self.answer_by_route(serving, request, client, index, &survey, bypass).await;
+                }
+                let method = request.method().clone();
+                envelope::ask_for_whole(request.headers_mut());
+                self.answer_by_route(serving, request, client, index, &survey, bypass).await.wrapped(&method)
+            }
         }
-        if let Some(bypass) = serving.mode.bypass() {
-            return self.pass(request, client, Forward::Bypass(bypass), None).await;
-        }
-        let Some(route) = route else {
-            return self.pass(request, client, without_route(&method, &path), None).await;
-        };
-        let rules = &serving.policy.routes()[route];
-        if !rules.envelope {
-            return self.answer_by_route(serving, request, client, route).await;
-        }
-        envelope::ask_for_whole(request.headers_mut());
-        self.answer_by_route(serving, request, client, route).await.wrapped(&method)
     }
 
     async fn answer_by_route(
@@ -231,15 +221,11 @@ impl Proxy {
         request: Request<Incoming>,
         client: Client,
         route: usize,
+        survey: &Survey,
+        bypass: Option<Bypass>,
     ) -> Answered {
-        let (uri, method) = (request.uri().clone(), request.method().clone());
-        let survey = Survey::under(request.headers(), serving.policy.identity_headers());
         let rules = &serving.policy.routes()[route];
         let has_content = !request.body().is_end_stream();
-        let bypass = match request.extensions().get::<RawTarget>() {
-            Some(_) => Some(Bypass::Target),
-            None => bypass_of(serving, rules, &method, uri.query(), request.headers(), &survey, has_content),
-        };
         // What the sources answer depends on path and query alone, and the application may have no such path.
         // It may have one, and gets the body that came with the request then.
         let is_for_application = rules.sources.is_empty() || rules.asks_application && has_content;
@@ -247,7 +233,7 @@ impl Proxy {
             return self.pass(request, client, Forward::Bypass(bypass), Some(route)).await;
         }
         let (mut head, body) = request.into_parts();
-        let content = match rules.body_limit().filter(|_| method == Method::POST) {
+        let content = match rules.body_limit().filter(|_| head.method == Method::POST) {
             Some(limit) => match read_at_most(limit, body, &serving.budget, &mut head.headers, &client).await
             {
                 Ok(content) => content,
@@ -259,7 +245,7 @@ impl Proxy {
             },
             None => Bytes::new(),
         };
-        let question = Question::new(serving, route, self.target, head, content, client, &survey);
+        let question = Question::new(serving, route, self.target, head, content, client, survey);
         match bypass {
             None => self.look_up(question).await,
             Some(bypass) => {
@@ -326,12 +312,12 @@ impl Proxy {
 
     async fn upgrade(
         &self,
-        mut request: Request<Incoming>,
+        request: Request<Incoming>,
         client: Client,
-        protocol: Option<HeaderValue>,
+        protocol: HeaderValue,
+        from_client: OnUpgrade,
     ) -> Answered {
-        let from_client = hyper::upgrade::on(&mut request);
-        match self.forward(request.map(passed_body), &client, protocol, WhenRefused::Retry).await {
+        match self.forward(request.map(passed_body), &client, Some(protocol), WhenRefused::Retry).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 changed_protocol(from_client, response, &client)
             }
@@ -375,82 +361,6 @@ async fn read_at_most(
     let Some(room) = budget.reserve(Kind::Requests, 2 * length) else { return Err(Unread::TooLong(body)) };
     client.go_on(headers);
     body.collect().await.map(|body| room.of(body.to_bytes())).map_err(|_| Unread::BrokenOff)
-}
-
-/// The protocol that a request asks to change to, if it is taken at its word. A request of a route stays what it is whatever
-/// protocol it asks for: a server may ignore that (RFC 9110, section 7.8), and some clients ask with every request. WebSockets
-/// come on any path.
-fn protocol_asked(
-    serving: &Serving,
-    method: &Method,
-    path: &NormalPath<'_>,
-    fields: &HeaderMap,
-) -> Option<HeaderValue> {
-    headers::upgrade(fields).filter(|protocol| {
-        let in_passing = protocol.as_bytes().get(..4).is_some_and(|name| name.eq_ignore_ascii_case(b"TLS/"));
-        protocol.as_bytes().eq_ignore_ascii_case(b"websocket")
-            || serving.policy.route(method, path, fields).is_none()
-            || serving.policy.is_bare() && !in_passing
-    })
-}
-
-/// Why a request that no route takes passes.
-fn without_route(method: &Method, path: &NormalPath<'_>) -> Forward {
-    match *method {
-        Method::GET | Method::HEAD if path.is_ambiguous() => Forward::Bypass(Bypass::AmbiguousPath),
-        Method::GET | Method::HEAD => Forward::Bypass(Bypass::NoRoute),
-        _ => Forward::Method,
-    }
-}
-
-/// Why a request that a route matched is neither looked up nor stored.
-fn bypass_of(
-    serving: &Serving,
-    route: &Route,
-    method: &Method,
-    query: Option<&str>,
-    fields: &HeaderMap,
-    survey: &Survey,
-    has_content: bool,
-) -> Option<Bypass> {
-    let is_keyed = *method == Method::POST && route.body_limit().is_some();
-    not_for_the_cache(serving, route, query, fields, survey)
-        .or((*method == Method::POST && survey.is_conditional()).then_some(Bypass::Precondition))
-        .or((!is_keyed && has_content).then_some(Bypass::Content))
-}
-
-/// Why a request that a route matched is neither looked up nor stored, whatever its body.
-fn not_for_the_cache(
-    serving: &Serving,
-    route: &Route,
-    query: Option<&str>,
-    fields: &impl Fields,
-    survey: &Survey,
-) -> Option<Bypass> {
-    if let Some(by) = route.bypass(query, fields) {
-        Some(by.into())
-    } else if survey.names_a_person() && !serving.policy.is_bare() && !only_authorizes(fields, route) {
-        Some(Bypass::Credentials)
-    } else if survey.has_override() {
-        Some(Bypass::Override)
-    } else if survey.is_conditional() && (fields.has("if-match") || fields.has("if-unmodified-since")) {
-        Some(Bypass::Precondition)
-    } else if survey.has_range() && matches!(range::asked(fields), range::Asked::Several) {
-        Some(Bypass::Range)
-    } else {
-        None
-    }
-}
-
-/// Whether nothing but `Authorization` names a person that the route neither keys nor ignores: RFC 9111, section 3.5, says when
-/// its answer may be shared.
-fn only_authorizes(fields: &impl Fields, route: &Route) -> bool {
-    let named = |name: &[u8]| {
-        credentials::is_identity(name, &route.key)
-            && !name.eq_ignore_ascii_case(AUTHORIZATION.as_str().as_bytes())
-    };
-    let mut names = fields.lines().map(|(name, _)| name).filter(|name| named(name));
-    names.all(|name| credentials::is_settled(name, &route.key))
 }
 
 /// The request as the application sees it.

@@ -3,20 +3,23 @@
 use std::{net::Ipv4Addr, sync::Arc};
 
 use bytes::Bytes;
-use http::{Method, Request};
+use http::Request;
 use larder_policy::{
-    NormalPath, Survey,
+    NormalPath,
     policy::{Ask, Purges},
 };
 
+pub use super::classify::EndsHere;
 use super::{
-    Client, bypass_of, look::Looked, mapped::path_in_admin, protocol_asked, question::Question,
-    without_route, write,
+    Client,
+    classify::{Disposition, classify},
+    look::Looked,
+    question::Question,
+    write,
 };
 use crate::{
     cache_status::{Bypass, Forward, Tier},
     entry::Entry,
-    gate::RawTarget,
     headers,
     serving::Serving,
 };
@@ -46,28 +49,6 @@ pub struct Explanation {
     pub memory: Option<InMemory>,
 }
 
-/// Why a request goes no further than this sidecar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum EndsHere {
-    /// It is to the admin API, which the policy puts under the application's address.
-    Admin,
-    /// `CONNECT`: this is no proxy to connect through.
-    Connect,
-    /// `Max-Forwards` is 0 (RFC 9110, section 7.6.2).
-    MaxForwards,
-}
-
-impl EndsHere {
-    /// The reason in the admin API's responses.
-    pub fn as_str(self) -> &'static str {
-        match self {
-            Self::Admin => "admin",
-            Self::Connect => "connect",
-            Self::MaxForwards => "max-forwards",
-        }
-    }
-}
-
 /// What memory holds for a request.
 #[derive(Debug)]
 pub struct InMemory {
@@ -94,52 +75,35 @@ pub fn explain(serving: &Arc<Serving>, target: Option<u16>, mut request: Request
         memory: None,
     };
     let passes = |reason, explanation| Explanation { passes: Some(reason), ..explanation };
-    let ends = |reason, explanation| Explanation { ends_here: Some(reason), asked: vec![], ..explanation };
-    let method = request.method().clone();
-    if method == Method::CONNECT {
-        return ends(EndsHere::Connect, explanation);
-    }
-    if path_in_admin(&serving.policy, &path).is_some() {
-        return ends(EndsHere::Admin, explanation);
-    }
-    if method.is_safe() && protocol_asked(serving, &method, &path, request.headers()).is_some() {
-        return passes(Forward::Bypass(Bypass::Upgrade), explanation);
-    }
-    if headers::forwards_left(&method, request.headers_mut()) == Some(0) {
-        return ends(EndsHere::MaxForwards, explanation);
-    }
+    let (upgrade, has_content) = (headers::upgrade(request.headers()), !request.body().is_empty());
     headers::remove_hop_by_hop(request.headers_mut());
-    let found = serving.policy.route(&method, &path, request.headers());
-    if let Some(writing) = write::writing_of(&request)
-        && (found.is_none() || writing.is_disguised())
-    {
-        explanation.purges = Some(write::purges_of(serving, &writing));
-        return passes(Forward::Method, explanation);
-    }
-    if let Some(bypass) = serving.mode.bypass() {
-        return passes(Forward::Bypass(bypass), explanation);
-    }
-    let Some(found) = found else {
-        return passes(without_route(&method, &path), explanation);
+    let (index, survey, bypass) = match classify(serving, &request, upgrade, has_content) {
+        Disposition::End(reason) => {
+            return Explanation { ends_here: Some(reason), asked: vec![], ..explanation };
+        }
+        Disposition::Upgrade(_) => return passes(Forward::Bypass(Bypass::Upgrade), explanation),
+        Disposition::Write { writing, .. } => {
+            explanation.purges = Some(write::purges_of(serving, &writing));
+            return passes(Forward::Method, explanation);
+        }
+        Disposition::Pass(reason) => return passes(reason, explanation),
+        Disposition::Route { index, survey, bypass } => (index, survey, bypass),
     };
-    let parameters = found.parameters(&path);
-    let (route, survey) = (found.route, Survey::under(request.headers(), serving.policy.identity_headers()));
-    let has_content = !request.body().is_empty();
-    let is_raw = request.extensions().get::<RawTarget>().is_some();
-    let bypass = is_raw
-        .then_some(Bypass::Target)
-        .or_else(|| bypass_of(serving, route, &method, uri.query(), request.headers(), &survey, has_content))
-        .or_else(|| {
-            let is_too_long = route.body_limit().is_some_and(|limit| request.body().len() as u64 > limit);
-            is_too_long.then_some(Bypass::Content)
-        });
-    explanation.route = Some(found.index);
+    let route = &serving.policy.routes()[index];
+    let parameters = serving
+        .policy
+        .route(request.method(), &path, request.headers())
+        .map(|found| found.parameters(&path))
+        .unwrap_or_default();
+    let is_too_long = route.body_limit().is_some_and(|limit| request.body().len() as u64 > limit);
+    let bypass = bypass.or_else(|| is_too_long.then_some(Bypass::Content));
+    explanation.route = Some(index);
     explanation.passes = bypass.map(Forward::Bypass);
     explanation.tags = route.tag_texts(&parameters).collect();
     explanation.parameters = parameters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let nobody = Client { address: Ipv4Addr::LOCALHOST.into(), turnstile: None, work: None };
     let (head, content) = request.into_parts();
-    let question = Question::new(serving, found.index, target, head, content, nobody, &survey);
+    let question = Question::new(serving, index, target, head, content, nobody, &survey);
     explanation.key = Some(question.key.as_str().to_owned());
     explanation.asked.clear();
     if bypass.is_none() {

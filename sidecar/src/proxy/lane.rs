@@ -9,7 +9,11 @@ use larder_policy::{
     key::Asked,
 };
 
-use super::{Proxy, look::find, mapped::path_in_admin, not_for_the_cache};
+use super::{
+    Proxy,
+    classify::{not_for_the_cache, path_in_admin},
+    look::find,
+};
 use crate::{
     cache_status::{Tier, ttl_seconds},
     gate::{Answer, AtOnce, Head},

@@ -4,21 +4,23 @@ use axum::{Router, body};
 use http::{Request, Uri};
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use larder_policy::{NormalPath, Policy};
+use larder_policy::NormalPath;
 use tower_service::Service as _;
 
-use super::{Answered, Proxy};
-use crate::{body::Body, cache_status::Tier, problem::Problem, stats::Outcome};
-
-/// The path that a request has to the admin API, if it is one to it: no route takes it then.
-pub(super) fn path_in_admin<'p>(policy: &Policy, path: &'p NormalPath<'_>) -> Option<&'p str> {
-    let rest = path.as_str().strip_prefix(policy.admin_prefix.as_deref()?)?;
-    if rest.is_empty() { Some("/") } else { rest.starts_with('/').then_some(rest) }
-}
+use super::{Answered, Client, Proxy, classify::path_in_admin};
+use crate::{body::Body, cache_status::Tier, problem::Problem, serving::Serving, stats::Outcome};
 
 impl Proxy {
-    /// Has the admin API answer. Its answers are short, but for its pages, and made at once.
-    pub(super) async fn ask_admin(&self, mut request: Request<Incoming>, path: &str) -> Answered {
+    /// Has the admin API respond. Its responses are short, its pages aside, and made at once.
+    pub(super) async fn ask_admin(
+        &self,
+        serving: &Serving,
+        mut request: Request<Incoming>,
+        client: &Client,
+    ) -> Answered {
+        client.go_on(request.headers_mut());
+        let normal = NormalPath::new(request.uri().path());
+        let path = path_in_admin(&serving.policy, &normal).unwrap_or("/");
         let target = match request.uri().query() {
             Some(query) => format!("{path}?{query}").parse::<Uri>(),
             None => path.parse(),

@@ -1,0 +1,168 @@
+//! Classification of requests: the only place that decides what becomes of a request before anything stored is looked at.
+//!
+//! The proxy acts on the [`Disposition`] and `/explain` reports it. The fast path for hits responds to a subset of what is
+//! classified as a [`Disposition::Route`] without a bypass.
+
+use http::{HeaderMap, HeaderValue, Method, Request, header::AUTHORIZATION};
+use larder_policy::{Fields, NormalPath, Policy, Route, Survey, Writing, credentials, range};
+
+use super::write::writing_of;
+use crate::{
+    cache_status::{Bypass, Forward},
+    gate::RawTarget,
+    headers,
+    serving::Serving,
+};
+
+/// Treatment of a request.
+#[derive(Debug)]
+pub(super) enum Disposition {
+    /// Goes no further than this sidecar.
+    End(EndsHere),
+    /// Passes, and asks the application to change to this protocol.
+    Upgrade(HeaderValue),
+    /// Passes, may ask to change to a protocol, and purges what it makes stale.
+    Write { writing: Writing, protocol: Option<HeaderValue> },
+    /// Passes without a route.
+    Pass(Forward),
+    /// Is looked up and stored by the route in this place, unless there is a bypass.
+    Route { index: usize, survey: Survey, bypass: Option<Bypass> },
+}
+
+/// Reason why a request goes no further than this sidecar.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum EndsHere {
+    /// Sent to the admin API, which the policy puts under the application's address.
+    Admin,
+    /// `CONNECT`: this is no proxy to connect through.
+    Connect,
+    /// `Max-Forwards` is 0 (RFC 9110, section 7.6.2).
+    MaxForwards,
+}
+
+impl EndsHere {
+    /// Returns the reason in the admin API's responses.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Admin => "admin",
+            Self::Connect => "connect",
+            Self::MaxForwards => "max-forwards",
+        }
+    }
+}
+
+/// Classifies a request from which the fields of its connection were removed. `upgrade` is the protocol that those asked for.
+pub(super) fn classify<B>(
+    serving: &Serving,
+    request: &Request<B>,
+    upgrade: Option<HeaderValue>,
+    has_content: bool,
+) -> Disposition {
+    let (method, fields) = (request.method(), request.headers());
+    if *method == Method::CONNECT {
+        return Disposition::End(EndsHere::Connect);
+    }
+    let path = NormalPath::new(request.uri().path());
+    if path_in_admin(&serving.policy, &path).is_some() {
+        return Disposition::End(EndsHere::Admin);
+    }
+    let found = serving.policy.route(method, &path, fields);
+    let protocol =
+        upgrade.filter(|protocol| is_taken_at_its_word(&serving.policy, protocol, found.is_some()));
+    if let Some(protocol) = protocol.as_ref().filter(|_| method.is_safe()) {
+        return Disposition::Upgrade(protocol.clone());
+    }
+    if headers::forwards_left(method, fields) == Some(0) {
+        return Disposition::End(EndsHere::MaxForwards);
+    }
+    if let Some(writing) = writing_of(request)
+        && (found.is_none() || writing.is_disguised())
+    {
+        return Disposition::Write { writing, protocol };
+    }
+    if let Some(bypass) = serving.mode.bypass() {
+        return Disposition::Pass(Forward::Bypass(bypass));
+    }
+    let Some(found) = found else {
+        return Disposition::Pass(without_route(method, &path));
+    };
+    let survey = Survey::under(fields, serving.policy.identity_headers());
+    let bypass = match request.extensions().get::<RawTarget>() {
+        Some(_) => Some(Bypass::Target),
+        None => bypass_of(serving, found.route, request, &survey, has_content),
+    };
+    Disposition::Route { index: found.index, survey, bypass }
+}
+
+/// Returns the path of a request within the admin API if the policy puts that under the application's address.
+pub(super) fn path_in_admin<'p>(policy: &Policy, path: &'p NormalPath<'_>) -> Option<&'p str> {
+    let rest = path.as_str().strip_prefix(policy.admin_prefix.as_deref()?)?;
+    if rest.is_empty() { Some("/") } else { rest.starts_with('/').then_some(rest) }
+}
+
+/// Reports whether a request that asks for a protocol may change to it. A request of a route stays what it is whatever protocol
+/// it asks for: a server may ignore that (RFC 9110, section 7.8), and some clients ask with every request. WebSockets come on any
+/// path.
+fn is_taken_at_its_word(policy: &Policy, protocol: &HeaderValue, has_route: bool) -> bool {
+    let protocol = protocol.as_bytes();
+    let in_passing = protocol.get(..4).is_some_and(|name| name.eq_ignore_ascii_case(b"TLS/"));
+    protocol.eq_ignore_ascii_case(b"websocket") || !has_route || policy.is_bare() && !in_passing
+}
+
+/// Returns the reason why a request passes that no route takes.
+fn without_route(method: &Method, path: &NormalPath<'_>) -> Forward {
+    match *method {
+        Method::GET | Method::HEAD if path.is_ambiguous() => Forward::Bypass(Bypass::AmbiguousPath),
+        Method::GET | Method::HEAD => Forward::Bypass(Bypass::NoRoute),
+        _ => Forward::Method,
+    }
+}
+
+/// Returns the reason why a request of a route is neither looked up nor stored.
+fn bypass_of<B>(
+    serving: &Serving,
+    route: &Route,
+    request: &Request<B>,
+    survey: &Survey,
+    has_content: bool,
+) -> Option<Bypass> {
+    let is_post = *request.method() == Method::POST;
+    let fields: &HeaderMap = request.headers();
+    not_for_the_cache(serving, route, request.uri().query(), fields, survey)
+        .or((is_post && survey.is_conditional()).then_some(Bypass::Precondition))
+        .or((!(is_post && route.body_limit().is_some()) && has_content).then_some(Bypass::Content))
+}
+
+/// Returns the reason why a request of a route is neither looked up nor stored, whatever its content.
+pub(super) fn not_for_the_cache(
+    serving: &Serving,
+    route: &Route,
+    query: Option<&str>,
+    fields: &impl Fields,
+    survey: &Survey,
+) -> Option<Bypass> {
+    if let Some(by) = route.bypass(query, fields) {
+        Some(by.into())
+    } else if survey.names_a_person() && !serving.policy.is_bare() && !only_authorizes(fields, route) {
+        Some(Bypass::Credentials)
+    } else if survey.has_override() {
+        Some(Bypass::Override)
+    } else if survey.is_conditional() && (fields.has("if-match") || fields.has("if-unmodified-since")) {
+        Some(Bypass::Precondition)
+    } else if survey.has_range() && matches!(range::asked(fields), range::Asked::Several) {
+        Some(Bypass::Range)
+    } else {
+        None
+    }
+}
+
+/// Reports whether nothing but `Authorization` carries credentials that the route neither keys nor ignores: RFC 9111, section 3.5,
+/// says when the response may be shared.
+fn only_authorizes(fields: &impl Fields, route: &Route) -> bool {
+    let named = |name: &[u8]| {
+        credentials::is_identity(name, &route.key)
+            && !name.eq_ignore_ascii_case(AUTHORIZATION.as_str().as_bytes())
+    };
+    let mut names = fields.lines().map(|(name, _)| name).filter(|name| named(name));
+    names.all(|name| credentials::is_settled(name, &route.key))
+}
