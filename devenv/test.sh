@@ -34,10 +34,12 @@ run_tests() {
       test_e2e
       test_dependencies
       ;;
+    style) test_style ;;
     unit) test_unit ;;
     integration) test_integration ;;
     api) test_api ;;
     e2e) test_e2e "${2:-}" ;;
+    deny) test_dependencies "${@:2}" ;;
     *) usage >&2; exit 2 ;;
   esac
   took "./dev test ${1:-}" "$started"
@@ -47,9 +49,17 @@ test_style() {
   need_rust
   shown "format" "run \`cargo fmt\`" cargo fmt --check
   shown "clippy" "fix what it says" cargo clippy --workspace --all-targets -- -D warnings
+  need shellcheck shellcheck
+  shown "shell scripts" "fix what it says" check_scripts
   generate --check
   need_helm
   shown "chart" "fix what it says; two renders must be the same" check_chart
+}
+
+# Every shell script that is committed, by its first line.
+check_scripts() {
+  # shellcheck disable=SC2016
+  git ls-files -z | xargs -0 awk '/^#!.*sh$|^# shellcheck shell=/ {print FILENAME} {nextfile}' | xargs -d '\n' shellcheck --severity=warning
 }
 
 check_chart() {
@@ -125,11 +135,17 @@ test_e2e() { # [NAME]
     cargo test --workspace --test e2e ${1:-} -- --test-threads=2
 }
 
-test_dependencies() {
-  [[ -f deny.toml ]] || return 0
+test_dependencies() { # [--advisories]: known vulnerabilities too, from a database that must be in reach
+  local checks=(bans licenses sources)
+  case ${1:-} in
+    --advisories) checks+=(advisories) ;;
+    "") ;;
+    *) usage >&2; exit 2 ;;
+  esac
+  need_rust
   made_once "$cache/bin/cargo-deny-$cargo_deny_version" "compile cargo-deny $cargo_deny_version" "see the log" install_cargo_deny
   shown "dependencies" "read what it says; deny.toml has the rules" \
-    "$cache/bin/cargo-deny-$cargo_deny_version/bin/cargo-deny" check bans licenses sources
+    "$cache/bin/cargo-deny-$cargo_deny_version/bin/cargo-deny" check "${checks[@]}"
 }
 
 install_cargo_deny() { # FOLDER
