@@ -1,7 +1,10 @@
 package repository
 
 import (
+	"cmp"
+	"io/fs"
 	"net/url"
+	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -61,6 +64,35 @@ func TestPathsInTheGuidesExist(t *testing.T) {
 			if !slices.Contains(examples, found[1]) && !exists(found[1]) {
 				t.Errorf("%s: %s does not exist", path, found[1])
 			}
+		}
+	}
+}
+
+var namedTest = regexp.MustCompile("`((?:[a-z0-9_]+::)+)([a-z0-9]+_[a-z0-9_]+)`")
+
+func TestTestsNamedByTheGuideExist(t *testing.T) {
+	sources := ""
+	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
+		if err != nil || entry.IsDir() && slices.Contains([]string{"target", ".git", "node_modules"}, entry.Name()) {
+			return cmp.Or(err, fs.SkipDir)
+		}
+		if strings.HasSuffix(path, ".rs") {
+			text, err := os.ReadFile(path)
+			sources += string(text)
+			return err
+		}
+		return nil
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	named := namedTest.FindAllStringSubmatch(read(t, "CONTRIBUTING.md"), -1)
+	if len(named) < 3 {
+		t.Errorf("CONTRIBUTING.md names %d tests", len(named))
+	}
+	for _, found := range named {
+		if !strings.Contains(sources, "fn "+found[2]+"(") {
+			t.Errorf("CONTRIBUTING.md: %s%s does not exist", found[1], found[2])
 		}
 	}
 }

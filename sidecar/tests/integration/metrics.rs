@@ -68,6 +68,10 @@ async fn what_happens_is_counted_and_every_metric_of_the_dashboard_exists() {
         if !missing.is_empty() {
             eprintln!("missing: {missing:?}");
         }
+        let reported = text.lines().filter_map(|line| line.strip_prefix("# TYPE ")?.split(' ').next());
+        let undocumented: Vec<_> =
+            reported.filter(|name| name.starts_with("larder_") && !documented.contains(*name)).collect();
+        assert!(undocumented.is_empty(), "list them in docs/metrics.md: {undocumented:?}");
         missing.is_empty().then_some(())
     })
     .await;

@@ -116,7 +116,9 @@ impl Check {
         let mut asks = Vec::new();
         for (index, one) in from.iter().enumerate() {
             let at = format!("{at}[{index}]");
-            match (&one.postgres, &one.http, &one.application) {
+            // Taken apart, here and in `asked_query_parameters`, so that a new member is not forgotten.
+            let FromSpec { postgres, http, application } = one;
+            match (postgres, http, application) {
                 (Some(PostgresQuery { source, query }), None, None) => {
                     let at = format!("{at}.postgres");
                     self.postgres_source(&at, source, sources);
@@ -250,10 +252,10 @@ impl Check {
 
 /// The query parameters that a place to ask is asked by.
 pub(super) fn asked_query_parameters(from: &FromSpec) -> impl Iterator<Item = &str> {
-    let query = from.postgres.iter().map(|postgres| &postgres.query);
-    let path = from.http.iter().map(|http| &http.path);
-    let statement =
-        from.http.iter().filter_map(|http| http.persist.as_ref()).map(|persist| &persist.statement);
+    let FromSpec { postgres, http, application: _ } = from;
+    let query = postgres.iter().map(|postgres| &postgres.query);
+    let path = http.iter().map(|http| &http.path);
+    let statement = http.iter().filter_map(|http| http.persist.as_ref()).map(|persist| &persist.statement);
     query.chain(path).chain(statement).flat_map(|text| query_parameters(text))
 }
 
