@@ -1,4 +1,4 @@
-//! `CachePolicy`: which pods get a cache, and how it serves.
+//! `CachePolicy`: the pods that get a cache, and the cache's configuration.
 #![expect(clippy::duplicated_attributes, reason = "the columns of `kubectl get` share types and priorities")]
 
 use k8s_openapi::apimachinery::pkg::{
@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::{CachePolicyStatus, schema};
 
-/// Which pods get a cache in front of them, and how it serves.
+/// A cache in front of the pods of an application, and its configuration.
 #[derive(CustomResource, Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[kube(
     group = "larder.dev",
@@ -72,7 +72,7 @@ use crate::{CachePolicyStatus, schema};
 #[schemars(extend("x-kubernetes-validations" = [
     {
         "rule": "!isQuantity(string(self.l1.maxSize)) || !isQuantity(string(self.sidecar.resources.limits.memory)) || quantity(string(self.l1.maxSize)).add(quantity('32Mi')).compareTo(quantity(string(self.sidecar.resources.limits.memory))) <= 0",
-        "message": "l1.maxSize and 32Mi for requests on their way do not fit into sidecar.resources.limits.memory (128Mi where it is not set): raise limits.memory or lower l1.maxSize",
+        "message": "l1.maxSize and 32Mi for requests in progress do not fit into sidecar.resources.limits.memory (128Mi where it is not set): raise limits.memory or lower l1.maxSize",
     },
     {
         "rule": "!isQuantity(string(self.l1.maxObjectSize)) || !isQuantity(string(self.l1.maxSize)) || quantity(string(self.l1.maxObjectSize)).compareTo(quantity(string(self.l1.maxSize))) <= 0",
@@ -96,11 +96,12 @@ use crate::{CachePolicyStatus, schema};
     },
 ]))]
 pub struct CachePolicySpec {
-    /// The pods, by labels that the pods themselves carry. Of two policies that select a pod, the older one serves it.
+    /// Selector of the pods, by labels that the pods themselves carry. Of two policies that select a pod, the older one
+    /// serves it.
     #[schemars(schema_with = "schema::label_selector")]
     pub selector: LabelSelector,
 
-    /// The application's ports that the sidecar stands before.
+    /// Ports of the application that are served through the sidecar.
     #[schemars(
         length(max = 4),
         extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = [{
@@ -110,7 +111,7 @@ pub struct CachePolicySpec {
     )]
     pub targets: Vec<Target>,
 
-    /// How requests reach the sidecar.
+    /// Capture of the requests by the sidecar.
     #[serde(default)]
     pub capture: Capture,
 
@@ -118,7 +119,7 @@ pub struct CachePolicySpec {
     #[serde(default)]
     pub sidecar: SidecarSpec,
 
-    /// How it serves.
+    /// Configuration of the cache.
     #[serde(flatten)]
     pub cache: CacheSpec,
 }
@@ -127,29 +128,29 @@ pub struct CachePolicySpec {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Target {
-    /// The container port, by name or number.
+    /// Container port, by name or number.
     #[schemars(schema_with = "schema::port")]
     pub port: IntOrString,
 }
 
-/// How requests reach the sidecar.
+/// Capture of the requests by the sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Capture {
-    /// The way: `NamedPort`; `Auto`, which in this version is the same; or `None`, by which no pod has a sidecar.
+    /// Capture mode: `NamedPort`; `Auto`, which is the same in this version; or `None`, which gives no pod a sidecar.
     #[serde(default)]
     pub mode: CaptureMode,
 }
 
-/// A way for requests to reach the sidecar.
+/// Capture mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum CaptureMode {
-    /// In this version the same as `NamedPort`.
+    /// The same as `NamedPort` in this version.
     #[default]
     Auto,
     /// The port's name moves to the sidecar's number: every Service and monitor that names the port reaches the sidecar.
     NamedPort,
-    /// None: no pod gets a sidecar, and pods that have one lose it.
+    /// No capture: no pod gets a sidecar, and pods that have one lose it.
     None,
 }
 
@@ -157,28 +158,28 @@ pub enum CaptureMode {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct SidecarSpec {
-    /// How it reaches workloads that run already.
+    /// Rollout of the sidecar to running workloads.
     #[serde(default)]
     pub rollout: Rollout,
 
-    /// What it may use.
+    /// Resources of the sidecar.
     #[serde(default)]
     pub resources: Resources,
 
-    /// How much it logs. With `Debug` it logs each request's whole target, with whatever the query says. A change rolls the
-    /// pods, as one of `resources` does.
+    /// Verbosity of the sidecar's log. `Debug` logs the whole target of each request, query included. A change rolls
+    /// the pods, as a change of `resources` does.
     #[serde(default, skip_serializing_if = "LogLevel::is_info")]
     #[schemars(extend("default" = "Info"))]
     pub log_level: LogLevel,
 }
 
-/// How much the sidecar logs.
+/// Verbosity of the sidecar's log.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum LogLevel {
-    /// What an operator wants to know: what it serves by, and what fails.
+    /// Events that matter in operation: the configuration in use, and failures.
     #[default]
     Info,
-    /// Also a line for each request, each hit and miss, and each question to a source, with whole targets.
+    /// Also a line for each request, each hit and miss, and each request to a source, with whole targets.
     Debug,
 }
 
@@ -188,26 +189,26 @@ impl LogLevel {
     }
 }
 
-/// How the sidecar reaches workloads that run already.
+/// Rollout of the sidecar to running workloads.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
-    /// The way.
+    /// Rollout strategy. Default `Restart`.
     #[serde(default)]
     pub strategy: RolloutStrategy,
 }
 
-/// A way for the sidecar to reach workloads that run already.
+/// Rollout strategy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RolloutStrategy {
-    /// Deployments and StatefulSets are restarted, by their own update strategy.
+    /// Restart Deployments and StatefulSets, by their own update strategy.
     #[default]
     Restart,
-    /// Pods get it when they are next created; nothing is restarted.
+    /// Restart nothing; pods get the sidecar when they are next created.
     OnCreate,
 }
 
-/// What the sidecar may use.
+/// Resources of the sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -221,20 +222,20 @@ pub enum RolloutStrategy {
     },
 ]))]
 pub struct Resources {
-    /// What the scheduler sets aside.
+    /// Resources that the scheduler reserves for each sidecar.
     #[serde(default)]
     pub requests: Requests,
 
-    /// What it never gets more of.
+    /// Limits of each sidecar.
     #[serde(default)]
     pub limits: Limits,
 }
 
-/// What the scheduler sets aside for each sidecar.
+/// Resources that the scheduler reserves for each sidecar.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Requests {
-    /// Processor time.
+    /// CPU time.
     #[serde(default = "default_cpu_request")]
     #[schemars(schema_with = "schema::quantity")]
     pub cpu: Quantity,
@@ -259,23 +260,23 @@ fn default_memory_request() -> Quantity {
     Quantity("32Mi".into())
 }
 
-/// What each sidecar never gets more of.
+/// Limits of each sidecar.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Limits {
-    /// Processor time. Without it there is no limit.
+    /// CPU time. Default: no limit.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(schema_with = "schema::quantity")]
     pub cpu: Option<Quantity>,
 
-    /// Memory: at least `l1.maxSize` and 32Mi for requests on their way.
+    /// Memory: at least `l1.maxSize` plus 32Mi for requests in progress.
     #[serde(default = "default_memory_limit")]
     #[schemars(schema_with = "schema::quantity")]
     pub memory: Quantity,
 }
 
 impl Limits {
-    /// How much of [`Self::memory`] is not for `l1`, in bytes: what requests on their way take.
+    /// The part of [`Self::memory`] that is reserved for requests in progress, in bytes.
     pub const HEADROOM: u64 = 32 << 20;
 }
 

@@ -1,4 +1,4 @@
-//! The custom resource definitions, as the API server and the chart get them.
+//! The custom resource definitions, in their forms for the API server and the chart.
 
 use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
     CustomResourceDefinition, JSONSchemaProps, JSONSchemaPropsOrArray, ValidationRule,
@@ -7,11 +7,11 @@ use kube::CustomResourceExt;
 
 use crate::CachePolicy;
 
-/// The longest name that a policy may have: objects named after it (`larder-<name>-admin`) and labels that carry it
+/// Maximum length of a policy's name, so that names derived from it (`larder-<name>-admin`) and labels that carry it
 /// stay within 63 characters.
 pub const MAX_NAME: usize = 50;
 
-/// The definition of `CachePolicy`.
+/// Returns the definition of `CachePolicy`.
 pub fn cache_policies() -> CustomResourceDefinition {
     let mut definition = CachePolicy::crd();
     for version in &mut definition.spec.versions {
@@ -27,8 +27,8 @@ pub fn cache_policies() -> CustomResourceDefinition {
     definition
 }
 
-/// Takes out what is not right for an API server. An explicit null then means what leaving the field out means, where
-/// `nullable` would keep it from its default; the formats of unsigned integers are unknown to it.
+/// Removes parts of a schema that do not suit an API server. An explicit null then equals an absent field, where
+/// `nullable` would disable the default; the formats of unsigned integers are unknown to it.
 fn tidy(schema: &mut JSONSchemaProps) {
     schema.nullable = None;
     if schema.format.as_deref().is_some_and(|format| format.starts_with("uint")) {
@@ -40,7 +40,7 @@ fn tidy(schema: &mut JSONSchemaProps) {
     }
 }
 
-/// The definition as YAML, with a first line that says where it comes from.
+/// Returns the definition as YAML, with a first line that names its source.
 ///
 /// # Errors
 /// None that this definition can cause; YAML's writer has the type.
@@ -48,8 +48,8 @@ pub fn to_yaml(definition: &CustomResourceDefinition) -> Result<String, serde_ya
     Ok(format!("# Made by `./dev generate`.\n{}", serde_yaml::to_string(definition)?))
 }
 
-/// The definition as a template of the chart: Helm keeps the resource when the chart is uninstalled, and braces mean
-/// themselves.
+/// Returns the definition as a template of the chart: Helm retains the resource when the chart is uninstalled, and
+/// braces are escaped.
 ///
 /// # Errors
 /// None that this definition can cause; YAML's writer has the type.

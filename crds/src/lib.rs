@@ -1,7 +1,7 @@
 //! The custom resources of the group `larder.dev`.
 //!
 //! Doc comments here become the descriptions in the custom resource definition: `kubectl explain` prints them. The
-//! `x-kubernetes-validations` are CEL rules; each refuses with a sentence that says what to write instead.
+//! `x-kubernetes-validations` are CEL rules; the message of each names the remedy.
 
 pub mod cache_policy;
 pub mod definition;

@@ -1,4 +1,4 @@
-//! Schemas of Kubernetes' own types, with the bounds that CEL's cost estimate needs and with messages of their own.
+//! Schemas of Kubernetes' own types, with the limits that CEL's cost estimate needs and with messages of their own.
 
 use schemars::{Schema, SchemaGenerator, json_schema};
 
@@ -14,7 +14,7 @@ pub(crate) fn port(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// An amount of processor time or memory.
+/// An amount of CPU time or memory.
 pub(crate) fn quantity(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "x-kubernetes-int-or-string": true,
@@ -26,7 +26,7 @@ pub(crate) fn quantity(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// A label selector that selects something in particular.
+/// A label selector that is not empty.
 pub(crate) fn label_selector(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "object",
@@ -57,12 +57,12 @@ pub(crate) fn label_selector(_: &mut SchemaGenerator) -> Schema {
                     "properties": {
                         "key": {"description": "The label.", "type": "string", "maxLength": 317},
                         "operator": {
-                            "description": "How the label relates to the values.",
+                            "description": "Relation of the label to the values.",
                             "type": "string",
                             "enum": ["In", "NotIn", "Exists", "DoesNotExist"],
                         },
                         "values": {
-                            "description": "What the label is compared with.",
+                            "description": "Values that the label is compared with.",
                             "type": "array",
                             "maxItems": 32,
                             "x-kubernetes-list-type": "atomic",
@@ -75,8 +75,8 @@ pub(crate) fn label_selector(_: &mut SchemaGenerator) -> Schema {
     })
 }
 
-/// Conditions as <https://github.com/kubernetes/community/blob/master/contributors/devel/sig-architecture/api-conventions.md>
-/// has them.
+/// Conditions in the format of the [API
+/// conventions](https://github.com/kubernetes/community/blob/master/contributors/devel/sig-architecture/api-conventions.md).
 pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
     json_schema!({
         "type": "array",
@@ -87,17 +87,17 @@ pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
             "type": "object",
             "required": ["type", "status", "reason", "message", "lastTransitionTime"],
             "properties": {
-                "type": {"description": "What it is about.", "type": "string", "maxLength": 316},
-                "status": {"description": "Whether it holds.", "type": "string", "enum": ["True", "False", "Unknown"]},
-                "reason": {"description": "Why, in one word for programs.", "type": "string", "maxLength": 1024},
-                "message": {"description": "Why, for people.", "type": "string", "maxLength": 32768},
+                "type": {"description": "Type of the condition.", "type": "string", "maxLength": 316},
+                "status": {"description": "True if the condition holds.", "type": "string", "enum": ["True", "False", "Unknown"]},
+                "reason": {"description": "Reason in one word, for programs.", "type": "string", "maxLength": 1024},
+                "message": {"description": "Reason as a sentence, for users.", "type": "string", "maxLength": 32768},
                 "lastTransitionTime": {
-                    "description": "When the status last changed.",
+                    "description": "Time at which the status last changed.",
                     "type": "string",
                     "format": "date-time",
                 },
                 "observedGeneration": {
-                    "description": "The metadata.generation that it was judged by.",
+                    "description": "The metadata.generation that the condition was derived from.",
                     "type": "integer",
                     "format": "int64",
                 },

@@ -1,12 +1,12 @@
-//! Whether labels match a label selector.
+//! Evaluation of label selectors.
 
 use std::collections::BTreeMap;
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 
-/// Whether `labels` match, as
-/// [Kubernetes](https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors) decides it,
-/// except that an empty selector matches nothing, nor does one with an operator that is not known.
+/// Returns true if `labels` match, by the rules of
+/// [Kubernetes](https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors), except that
+/// an empty selector, or one with an unknown operator, matches nothing.
 pub fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
     let wanted = selector.match_labels.iter().flatten();
     let expressions = selector.match_expressions.iter().flatten();

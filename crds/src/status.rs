@@ -1,4 +1,4 @@
-//! What the operator reports about a `CachePolicy`.
+//! The status of a `CachePolicy`.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use schemars::JsonSchema;
@@ -6,55 +6,54 @@ use serde::{Deserialize, Serialize};
 
 use crate::schema;
 
-/// What became of the policy, as last seen.
+/// Observed state of the policy.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CachePolicyStatus {
-    /// The metadata.generation that the rest is about.
+    /// The metadata.generation that was observed.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub observed_generation: Option<i64>,
 
-    /// What a sidecar that serves by this policy answers with: 16 hexadecimal digits of the BLAKE3 hash of its
-    /// configuration.
+    /// Hash of the configuration that sidecars should run: 16 hexadecimal digits of BLAKE3.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_hash: Option<String>,
 
-    /// The pods, counted.
+    /// Numbers of pods.
     #[serde(default)]
     pub pods: PodCounts,
 
-    /// The names of missed pods, ten at most.
+    /// Names of pods without a sidecar, ten at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
     pub missed_pods: Vec<String>,
 
-    /// Accepted, Injected, TrafficCaptured, ConfigCurrent, WritesSeen, TiersHealthy and Ready.
+    /// Conditions: Accepted, Injected, TrafficCaptured, ConfigCurrent, WritesSeen, TiersHealthy and Ready.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(schema_with = "schema::conditions")]
     pub conditions: Vec<Condition>,
 }
 
-/// The pods that the selector names, counted. Pods that are on their way out or have opted out don't count.
+/// Numbers of the pods that the selector matches. Pods that are terminating or have opted out do not count.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PodCounts {
-    /// Pods that the selector names.
+    /// Pods that the selector matches.
     pub matched: i32,
 
-    /// Those that have the sidecar.
+    /// Matched pods that have the sidecar.
     pub injected: i32,
 
-    /// Those whose sidecar has answered with this policy's hash.
+    /// Matched pods whose sidecar runs this policy's current configuration.
     pub current: i32,
 
-    /// Those whose sidecar is ready.
+    /// Matched pods whose sidecar is ready.
     pub ready: i32,
 
-    /// Those that have no sidecar.
+    /// Matched pods that have no sidecar.
     pub missed: i32,
 }
 
-/// What a condition is about.
+/// Types of conditions.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum ConditionType {
     /// The policy is valid and no older one selects the same pods.
@@ -63,18 +62,18 @@ pub enum ConditionType {
     Injected,
     /// The Services that select the pods send their requests to the sidecar.
     TrafficCaptured,
-    /// Every sidecar serves by the policy as it stands.
+    /// Every sidecar runs the current configuration of the policy.
     ConfigCurrent,
-    /// Every write to the pods passes a sidecar that purges by it, where the policy has rules for writes.
+    /// Every write to the pods passes through a sidecar that purges by it, where the policy has rules for writes.
     WritesSeen,
-    /// Redis and Postgres answer every sidecar.
+    /// Redis and Postgres respond to every sidecar.
     TiersHealthy,
-    /// All of the above that bear on serving: the policy is in force.
+    /// The policy is in force: the conditions that affect serving hold.
     Ready,
 }
 
 impl ConditionType {
-    /// All of them, in the order of a policy's way.
+    /// All types, in the order in which they become true.
     pub const ALL: [Self; 7] = [
         Self::Accepted,
         Self::Injected,
@@ -85,7 +84,7 @@ impl ConditionType {
         Self::Ready,
     ];
 
-    /// Its name in `status.conditions[].type`.
+    /// Returns the value of `status.conditions[].type`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Accepted => "Accepted",

@@ -152,7 +152,7 @@ fn overfull(spec: &CachePolicySpec) -> Option<String> {
     let size = spec.cache.l1.max_size;
     (size.0.saturating_add(Limits::HEADROOM) > memory.0).then(|| {
         format!(
-            "l1.maxSize ({size}) and {} for requests on their way do not fit into \
+            "l1.maxSize ({size}) and {} for requests in progress do not fit into \
              sidecar.resources.limits.memory ({limit}): raise limits.memory or lower l1.maxSize",
             ByteSize(Limits::HEADROOM),
         )

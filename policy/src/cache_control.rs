@@ -10,24 +10,24 @@ use crate::fields::Fields;
 /// counts with its most restrictive value (section 4.2.1 allows either; the shorter life is the safer).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct ResponseDirectives {
-    /// `no-store`: nothing of the answer may be stored (section 5.2.2.5).
+    /// `no-store`: no part of the response may be stored (section 5.2.2.5).
     pub no_store: bool,
-    /// `private`, with or without field names: not for a shared cache. With names only those fields are private, but a cache
-    /// may treat it as the unqualified form (section 5.2.2.7).
+    /// `private`, with or without field names: a shared cache must not store the response. With names only those fields
+    /// are private, but a cache may treat it as the unqualified form (section 5.2.2.7).
     pub private: bool,
-    /// `no-cache`, with or without field names: not without asking the origin (section 5.2.2.4).
+    /// `no-cache`, with or without field names: must not be served without validation (section 5.2.2.4).
     pub no_cache: bool,
-    /// `must-revalidate`: not stale, whatever happens (section 5.2.2.2).
+    /// `must-revalidate`: must never be served stale (section 5.2.2.2).
     pub must_revalidate: bool,
-    /// `proxy-revalidate`: the same, for shared caches (section 5.2.2.8).
+    /// `proxy-revalidate`: a shared cache must never serve it stale (section 5.2.2.8).
     pub proxy_revalidate: bool,
-    /// `must-understand`: stored only by a cache that knows what the status means for it (section 5.2.2.3).
+    /// `must-understand`: may be stored only by a cache that understands the status (section 5.2.2.3).
     pub must_understand: bool,
     /// `public`: may be stored where it could not be otherwise (section 5.2.2.9).
     pub public: bool,
     /// `max-age` (section 5.2.2.1).
     pub max_age: Option<Duration>,
-    /// `s-maxage`, which goes before `max-age` in a shared cache (section 5.2.2.10).
+    /// `s-maxage`, which takes precedence over `max-age` in a shared cache (section 5.2.2.10).
     pub s_maxage: Option<Duration>,
     /// `stale-while-revalidate` (RFC 5861, section 3).
     pub stale_while_revalidate: Option<Duration>,
@@ -54,12 +54,12 @@ impl ResponseDirectives {
         parsed
     }
 
-    /// The directive of this name, if it is one that forbids something.
+    /// Returns the directive of this name, if it is a restriction without an argument.
     fn restriction(&mut self, name: &[u8]) -> Option<&mut bool> {
         self.flag(name).filter(|_| !is(name, "public") && !is(name, "must-understand"))
     }
 
-    /// The directive of this name, if it is one that is there or not.
+    /// Returns the directive of this name, if it is one without an argument.
     pub(crate) fn flag(&mut self, name: &[u8]) -> Option<&mut bool> {
         Some(match name {
             _ if is(name, "no-store") => &mut self.no_store,
@@ -73,7 +73,7 @@ impl ResponseDirectives {
         })
     }
 
-    /// The directive of this name, if it is one with a number of seconds.
+    /// Returns the directive of this name, if it is one with a number of seconds.
     pub(crate) fn time(&mut self, name: &[u8]) -> Option<&mut Option<Duration>> {
         Some(match name {
             _ if is(name, "max-age") => &mut self.max_age,
@@ -85,36 +85,37 @@ impl ResponseDirectives {
     }
 }
 
-/// The request directives that Larder acts on (RFC 9111, section 5.2.1; RFC 5861, section 4). The default asks for nothing.
+/// The request directives that Larder acts on (RFC 9111, section 5.2.1; RFC 5861, section 4). The default requests
+/// nothing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct RequestDirectives {
-    /// `no-cache`: nothing stored, without asking the origin (section 5.2.1.4).
+    /// `no-cache`: nothing stored may be served without validation (section 5.2.1.4).
     pub no_cache: bool,
-    /// `no-store`: the answer is not to be stored (section 5.2.1.5).
+    /// `no-store`: the response must not be stored (section 5.2.1.5).
     pub no_store: bool,
-    /// `only-if-cached`: the origin is not to be asked (section 5.2.1.7).
+    /// `only-if-cached`: the request must not be forwarded to the origin (section 5.2.1.7).
     pub only_if_cached: bool,
-    /// `max-age`: the oldest that the answer may be (section 5.2.1.1).
+    /// `max-age`: maximum age of the response (section 5.2.1.1).
     pub max_age: Option<Duration>,
-    /// `min-fresh`: how much longer it must be fresh (section 5.2.1.3).
+    /// `min-fresh`: minimum time that the response must remain fresh (section 5.2.1.3).
     pub min_fresh: Option<Duration>,
-    /// `max-stale`: how stale it may be (section 5.2.1.2).
+    /// `max-stale`: maximum staleness of the response (section 5.2.1.2).
     pub max_stale: Option<MaxStale>,
-    /// `stale-if-error`: how stale it may be if the origin fails (RFC 5861, section 4).
+    /// `stale-if-error`: maximum staleness of the response if the origin fails (RFC 5861, section 4).
     pub stale_if_error: Option<Duration>,
 }
 
-/// How stale an answer a client accepts (RFC 9111, section 5.2.1.2).
+/// The staleness that a client accepts (RFC 9111, section 5.2.1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum MaxStale {
-    /// However stale it is.
+    /// Any staleness.
     Any,
-    /// No more than this past its life.
+    /// At most this long past the freshness lifetime.
     For(Duration),
 }
 
 impl MaxStale {
-    /// Whether it lets pass what is stale for this long.
+    /// Returns true if a response that has been stale for this long is acceptable.
     pub fn allows(self, stale_for: Duration) -> bool {
         match self {
             Self::Any => true,
@@ -167,7 +168,7 @@ impl RequestDirectives {
         }
     }
 
-    /// Whether nothing is asked for.
+    /// Returns true if there are no directives.
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
@@ -181,10 +182,10 @@ fn shorten(current: &mut Option<Duration>, new: Duration) {
     *current = Some(current.map_or(new, |old| old.min(new)));
 }
 
-/// What stands for more seconds than can be held (RFC 9111, section 1.2.2).
+/// Stands for any number of seconds that is too large to represent (RFC 9111, section 1.2.2).
 const MOST_SECONDS: u64 = 1 << 31;
 
-/// Delta seconds (RFC 9111, section 1.2.2); what is larger than 2^31 counts as 2^31.
+/// Parses delta seconds (RFC 9111, section 1.2.2); a value above 2^31 counts as 2^31.
 pub(crate) fn delta_seconds(text: &[u8]) -> Option<Duration> {
     if text.is_empty() {
         return None;
@@ -222,9 +223,9 @@ struct Directive<'a> {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Value<'a> {
     None,
-    /// Without its quotes.
+    /// The argument, without its quotes.
     Of(&'a [u8]),
-    /// There is white space around the `=`, where the grammar has none.
+    /// An argument with white space around the `=`, where the grammar allows none.
     Odd,
 }
 
@@ -258,7 +259,7 @@ pub(crate) fn members(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     split_at_commas(line).map(<[u8]>::trim_ascii).filter(|member| !member.is_empty())
 }
 
-/// What lies between the commas of a value that are not inside quotes.
+/// Splits a value at the commas that are not inside quotes.
 pub(crate) fn split_at_commas(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let (mut quoted, mut escaped) = (false, false);
     line.split(move |byte| {

@@ -1,4 +1,4 @@
-//! What an answer says of itself, read once when it comes, so that a read needs only arithmetic.
+//! The cache metadata of a response, read once when it arrives, so that a lookup needs only arithmetic.
 
 use std::time::Duration;
 
@@ -12,15 +12,15 @@ use crate::{
     date, targeted,
 };
 
-/// The longest life that is guessed.
+/// Maximum heuristic freshness lifetime.
 const LONGEST_GUESS: Duration = Duration::from_secs(24 * 60 * 60);
 
-/// When an answer was asked for and when its head came, by the wall clock: milliseconds since the Unix epoch.
+/// Wall-clock times of a request and of its response's head, in milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Times {
-    /// When the request was sent: `request_time` (RFC 9111, section 4.2.3).
+    /// Time at which the request was sent: `request_time` (RFC 9111, section 4.2.3).
     pub requested_at: u64,
-    /// When the head was received: `response_time`.
+    /// Time at which the head was received: `response_time`.
     pub received_at: u64,
 }
 
@@ -34,12 +34,13 @@ impl Times {
     }
 }
 
-/// What an answer says of itself.
+/// The cache metadata of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Claims {
     pub(crate) status: StatusCode,
     pub(crate) directives: ResponseDirectives,
-    /// From the moment when the origin made it; `None` if nothing says so and nothing lets us guess.
+    /// Freshness lifetime from the moment when the origin generated the response; `None` if it is neither explicit nor
+    /// can be derived heuristically.
     pub(crate) lifetime: Option<Duration>,
     pub(crate) initial_age: Duration,
     pub(crate) explicit: bool,
@@ -50,7 +51,8 @@ pub struct Claims {
 }
 
 impl Claims {
-    /// Reads the end-to-end headers of an answer. `targets` are the fields that go before `Cache-Control` (RFC 9213).
+    /// Reads the end-to-end headers of a response. `targets` are the fields that take precedence over `Cache-Control`
+    /// (RFC 9213).
     pub fn read(status: StatusCode, headers: &HeaderMap, times: Times, targets: &[HeaderName]) -> Self {
         let targeted = targeted::directives(headers, targets);
         let directives = targeted.unwrap_or_else(|| ResponseDirectives::parse(headers));
@@ -76,97 +78,100 @@ impl Claims {
         }
     }
 
-    /// With the TTL that the answer gives itself where its route says.
+    /// Adds the TTL that the response states where its route looks for one.
     pub fn with_given_ttl(self, given_ttl: Option<Duration>) -> Self {
         Self { given_ttl, ..self }
     }
 
-    /// With its place among answers whose TTLs are to end at different times.
+    /// Adds the response's position among responses whose TTLs are to end at different times.
     pub fn with_spread(self, spread: u16) -> Self {
         Self { spread, ..self }
     }
 
-    /// The TTL that the answer gives itself where its route says.
+    /// Returns the TTL that the response states where its route looks for one.
     pub fn given_ttl(&self) -> Option<Duration> {
         self.given_ttl
     }
 
-    /// How long it took until it came.
+    /// Returns the time from the request to the response's head.
     pub fn delay(&self) -> Duration {
         self.delay
     }
 
-    /// A TTL, shortened by at most so many hundredths of it: by which part is this answer's own.
+    /// Shortens a TTL by up to this many percent, by a fraction that is specific to the response.
     pub(crate) fn jittered(&self, ttl: Duration, percent: u8) -> Duration {
         let most = ttl / 100 * u32::from(percent);
         ttl - most / u32::from(u16::MAX) * u32::from(self.spread)
     }
 
-    /// The status of the answer.
+    /// Returns the status of the response.
     pub fn status(&self) -> StatusCode {
         self.status
     }
 
-    /// The directives that count: those of a targeted field, or of `Cache-Control`.
+    /// Returns the effective directives: those of a targeted field, otherwise of `Cache-Control`.
     pub fn directives(&self) -> &ResponseDirectives {
         &self.directives
     }
 
-    /// How old it was when it came: `corrected_initial_age` (RFC 9111, section 4.2.3).
+    /// Returns the age of the response on arrival: `corrected_initial_age` (RFC 9111, section 4.2.3).
     pub fn initial_age(&self) -> Duration {
         self.initial_age
     }
 
-    /// Whether it can be validated: an `ETag`, or a `Last-Modified` that is a date (RFC 9111, section 4.3.1).
+    /// Returns true if the response can be validated: an `ETag`, or a `Last-Modified` that is a date (RFC 9111, section
+    /// 4.3.1).
     pub fn has_validator(&self) -> bool {
         self.validator
     }
 
-    /// Whether it says itself how long it is fresh: `s-maxage`, `max-age` or `Expires` (RFC 9111, section 4.2.1).
+    /// Returns true if the response declares its freshness: `s-maxage`, `max-age` or `Expires` (RFC 9111, section
+    /// 4.2.1).
     pub fn is_explicit(&self) -> bool {
         self.explicit
     }
 }
 
-/// Statuses that a cache may store without being told so (RFC 9110, section 15.1).
+/// Returns true for the statuses that are heuristically cacheable (RFC 9110, section 15.1).
 pub(crate) fn is_heuristically_cacheable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 204 | 206 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
-/// A field that is a date, if it has one line and that is one.
+/// Parses a date field that has exactly one line.
 fn date_of(headers: &HeaderMap, name: &HeaderName, now: i64) -> Option<i64> {
     let mut lines = headers.get_all(name).iter();
     let value = lines.next().filter(|_| lines.next().is_none())?;
     date::parse(value.as_bytes(), now)
 }
 
-/// From one date to a later one; nothing, if it is not later.
+/// Returns the time from one date to a later one, zero if it is not later.
 fn between(from: i64, to: i64) -> Duration {
     Duration::from_secs(u64::try_from(to.saturating_sub(from)).unwrap_or(0))
 }
 
-/// `Expires` less `Date` (RFC 9111, sections 4.2.1 and 5.3): one that is no date, as well as several, is in the past.
+/// Returns `Expires` minus `Date` (RFC 9111, sections 4.2.1 and 5.3): an invalid date, or several, counts as past.
 fn expires(headers: &HeaderMap, made_at: i64, now: i64) -> Option<Duration> {
     headers
         .contains_key(EXPIRES)
         .then(|| date_of(headers, &EXPIRES, now).map_or(Duration::ZERO, |expires| between(made_at, expires)))
 }
 
-/// The heuristic that RFC 9111, section 4.2.2, names: a tenth of the time for which it has not changed. At most a day.
+/// Returns the heuristic lifetime of RFC 9111, section 4.2.2: a tenth of the time since the last modification, at most
+/// a day.
 fn guess(headers: &HeaderMap, made_at: i64, now: i64) -> Option<Duration> {
     let modified = date_of(headers, &LAST_MODIFIED, now)?;
     Some((between(modified, made_at) / 10).min(LONGEST_GUESS))
 }
 
-/// `corrected_initial_age` (RFC 9111, section 4.2.3). Dates are whole seconds, so `apparent_age` is too: the rest of the
-/// second in which we received it must not age it.
+/// Computes `corrected_initial_age` (RFC 9111, section 4.2.3). Dates are whole seconds, and so is `apparent_age`: the
+/// fraction of the second in which the response was received must not age it.
 fn initial_age(headers: &HeaderMap, made_at: Option<i64>, times: Times) -> Duration {
     let apparent = made_at.map_or(Duration::ZERO, |made_at| between(made_at, times.received_second()));
     apparent.max(age(headers).saturating_add(times.delay()))
 }
 
-/// The `Age` that an answer came with (RFC 9111, section 5.1): of several values the first counts, an invalid one is
-/// ignored.
+/// Returns the `Age` that a response arrived with (RFC 9111, section 5.1): of several values the first counts, an
+/// invalid one is ignored.
 pub fn age(headers: &HeaderMap) -> Duration {
     let first = headers.get(AGE).and_then(|line| members(line.as_bytes()).next());
     first.and_then(delta_seconds).unwrap_or_default()

@@ -1,54 +1,55 @@
-//! Coverage: the operator's word that every pod that takes requests has a sidecar, so that every write is seen.
+//! Coverage: the operator's confirmation that every pod that takes requests has a sidecar, so that every write is seen.
 //!
-//! The operator keeps it in a file beside the [`Document`](crate::Document), outside of what the document's hash covers: a
-//! change of coverage neither rolls a pod nor makes one outdated.
+//! The operator stores it in a file beside the [`Document`](crate::Document), outside the document's hash: a change of
+//! coverage neither rolls a pod nor makes one outdated.
 //!
 //! # Guarantees
-//! - What was stored during one [`State::Serving`] is never served in another: [`Coverage::round`] names it, and is part of
-//!   what stored responses are found by.
-//! - A document that follows its coverage is not served by without one: a missing, malformed or foreign file means waiting.
+//! - A response that was stored during one [`State::Serving`] is never served in another: [`Coverage::round`]
+//!   identifies the period and is part of the key of stored responses.
+//! - A document that follows its coverage is not in force without one: while the file is missing, malformed or foreign,
+//!   the sidecar waits.
 
 use serde::{Deserialize, Serialize};
 
-/// The name of the file, beside the policy's own.
+/// Name of the file, beside the policy's own.
 pub const FILE_NAME: &str = "coverage.json";
 
-/// Whether every pod that takes requests has the sidecar.
+/// The coverage of a policy: the state of its pods' sidecars as the operator sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Coverage {
-    /// The uid of the policy that it is about. An earlier policy of the same name has another.
+    /// The uid of the policy. An earlier policy of the same name has another.
     pub policy: String,
-    /// Whether its sidecars may serve from the cache.
+    /// The permission to serve from the cache.
     pub state: State,
-    /// When the state began, to the microsecond (RFC 3339).
+    /// Time at which the state began, to the microsecond (RFC 3339).
     pub since: String,
 }
 
-/// Whether sidecars may serve from the cache.
+/// Permission to serve from the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum State {
-    /// Not yet: pods without the sidecar, or sidecars of an earlier policy, take writes.
+    /// Not permitted yet: pods without the sidecar, or sidecars of an earlier policy, take writes.
     Waiting,
-    /// They may.
+    /// Permitted.
     Serving,
-    /// Not any more, until the pods that have no sidecar are repaired.
+    /// Suspended until the pods without a sidecar are repaired.
     Interrupted,
 }
 
 impl Coverage {
-    /// Reads the coverage of a policy. `None` if the text is none, or is about another policy.
+    /// Parses the coverage of a policy. Returns `None` if the text is invalid or belongs to another policy.
     pub fn parse(text: &str, uid: &str) -> Option<Self> {
         serde_json::from_str(text).ok().filter(|coverage: &Self| coverage.policy == uid)
     }
 
-    /// Writes it; the same coverage gives the same text.
+    /// Serializes the coverage; equal coverage gives equal text.
     pub fn to_json(&self) -> String {
         serde_json::to_string(self)
             .expect("a struct of texts has only string keys, which JSON can always write")
     }
 
-    /// The name of the time of serving that it stands for; `None` while sidecars may not serve.
+    /// Returns the identifier of the current serving period; `None` while sidecars may not serve.
     pub fn round(&self) -> Option<&str> {
         (self.state == State::Serving).then_some(self.since.as_str())
     }

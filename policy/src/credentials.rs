@@ -1,4 +1,4 @@
-//! Requests that name a person.
+//! Requests that identify a user.
 
 mod names;
 mod patterns;
@@ -10,20 +10,21 @@ pub use self::{
 };
 use crate::{Fields, key::KeyRules};
 
-/// The first header of a request that names a person and that the route neither keys nor ignores. Such a request passes:
-/// its answer may be that person's.
+/// Returns the first header of a request that identifies a user and that the route neither keys nor ignores. Such a
+/// request passes through, because its response may be personal.
 pub fn identity_header<'a>(fields: &'a (impl Fields + ?Sized), rules: &KeyRules) -> Option<&'a [u8]> {
     fields.lines().map(|(name, _)| name).find(|name| is_identity(name, rules) && !is_settled(name, rules))
 }
 
-/// Whether the route says of a header that names a person what it does to answers: it is in the key, or ignored.
+/// Returns true if the route decides the effect of a credential header on responses: the header is in the key, or
+/// ignored.
 pub fn is_settled(name: impl AsRef<[u8]>, rules: &KeyRules) -> bool {
     let is = |listed: &str| listed.as_bytes().eq_ignore_ascii_case(name.as_ref());
     let mut listed = rules.headers.iter().chain(&rules.ignore_headers);
     listed.any(|listed| is(listed)) || (!rules.cookies.is_empty() && is("cookie"))
 }
 
-/// Whether a header names a person, by its name or because the policy says so.
+/// Returns true if a header identifies a user, by its name or because the policy lists it.
 pub fn is_identity(name: &[u8], rules: &KeyRules) -> bool {
     names_a_person(name) || rules.identity.covers(name)
 }

@@ -5,14 +5,14 @@ const DAYS: [&[u8]; 7] =
 const MONTHS: [&[u8; 3]; 12] =
     [b"Jan", b"Feb", b"Mar", b"Apr", b"May", b"Jun", b"Jul", b"Aug", b"Sep", b"Oct", b"Nov", b"Dec"];
 
-/// The last second that an IMF-fixdate can say: the end of the year 9999.
+/// The last second that an IMF-fixdate can express: the end of the year 9999.
 const LAST: u64 = 253_402_300_799;
 
-/// Reads an IMF-fixdate, or one of the obsolete forms of RFC 850 and asctime, which a recipient must accept: seconds since
-/// the Unix epoch. `now`, in the same unit, says which century the two digits of an RFC 850 year mean.
+/// Parses an IMF-fixdate, or one of the obsolete forms of RFC 850 and asctime, which a recipient must accept, into
+/// seconds since the Unix epoch. `now`, in the same unit, determines the century of the two-digit year of RFC 850.
 ///
-/// Names of days and months, and GMT, are read in any case; a day of the week that is not that of the date is let pass.
-/// Anything else is no date.
+/// Names of days and months, and GMT, are case-insensitive; a day of the week that does not match the date is accepted.
+/// Anything else is not a date.
 pub fn parse(value: &[u8], now: i64) -> Option<i64> {
     match value {
         [_, _, _, b',', ..] => imf_fixdate(value),
@@ -32,7 +32,8 @@ fn imf_fixdate(value: &[u8]) -> Option<i64> {
     seconds(year, month(&[*m1, *m2, *m3])?, digits(&[*d1, *d2])?, gmt(time)?)
 }
 
-/// `Sunday, 06-Nov-94 08:49:37 GMT`: a year that would be more than 50 years ahead is the last one with these digits.
+/// `Sunday, 06-Nov-94 08:49:37 GMT`: a year that would be more than 50 years ahead is the latest past one with these
+/// digits.
 fn rfc850(value: &[u8], now: i64) -> Option<i64> {
     let comma = value.iter().position(|byte| *byte == b',')?;
     let (day, rest) = value.split_at(comma);
@@ -109,19 +110,19 @@ fn gmt(text: &[u8]) -> Option<i64> {
     time_of_day(&[*h1, *h2], &[*m1, *m2], &[*s1, *s2])
 }
 
-/// The grammar has a 60th second, for leap seconds.
+/// Parses a time of day. The grammar allows a 60th second, for leap seconds.
 fn time_of_day(hour: &[u8], minute: &[u8], second: &[u8]) -> Option<i64> {
     let (hour, minute, second) = (digits(hour)?, digits(minute)?, digits(second)?);
     (hour < 24 && minute < 60 && second <= 60).then_some(hour * 3600 + minute * 60 + second)
 }
 
-/// Seconds since the epoch, if there is such a day.
+/// Returns seconds since the epoch, if the day exists.
 fn seconds(year: i64, month: i64, day: i64, time: i64) -> Option<i64> {
     let days = days(year, month, day);
     (civil(days) == (year, month, day)).then_some(days * 86_400 + time)
 }
 
-/// Days since 1970-01-01 in the Gregorian calendar, by eras of 400 years that begin in March.
+/// Returns days since 1970-01-01 in the Gregorian calendar, by eras of 400 years that begin in March.
 fn days(year: i64, month: i64, day: i64) -> i64 {
     let year = if month > 2 { year } else { year - 1 };
     let (era, of_era) = (year.div_euclid(400), year.rem_euclid(400));
@@ -129,7 +130,7 @@ fn days(year: i64, month: i64, day: i64) -> i64 {
     era * 146_097 + of_era * 365 + of_era / 4 - of_era / 100 + of_year - 719_468
 }
 
-/// The year, month and day of a number of days since 1970-01-01.
+/// Returns the year, month and day of a number of days since 1970-01-01.
 fn civil(days: i64) -> (i64, i64, i64) {
     let days = days.saturating_add(719_468);
     let (era, of_era) = (days.div_euclid(146_097), days.rem_euclid(146_097));
@@ -141,7 +142,7 @@ fn civil(days: i64) -> (i64, i64, i64) {
     (year + era * 400 + i64::from(month <= 2), month, day)
 }
 
-/// The IMF-fixdate of a time in seconds since the epoch; what lies past the year 9999 is its end.
+/// Formats a time in seconds since the epoch as an IMF-fixdate; later times are capped at the end of the year 9999.
 pub fn format(seconds: u64) -> [u8; 29] {
     let seconds = i64::try_from(seconds.min(LAST)).unwrap_or(0);
     let (days, time) = (seconds / 86_400, seconds % 86_400);

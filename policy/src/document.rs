@@ -1,4 +1,4 @@
-//! The file that a sidecar reads: a `CachePolicy`, as `kubectl apply` takes it or as the operator compiled it.
+//! The configuration file of a sidecar: a `CachePolicy`, as `kubectl apply` takes it or as the operator compiled it.
 
 use serde::{Deserialize, Serialize};
 
@@ -12,8 +12,8 @@ pub const KIND: &str = "CachePolicy";
 /// The name of [`Document::follows_coverage`].
 pub const FOLLOWS_COVERAGE: &str = "followsCoverage";
 
-/// A `CachePolicy` as far as a sidecar is concerned. Fields that this version does not know are left alone, so that an
-/// older sidecar reads what a newer operator wrote; `selector`, `targets`, `capture` and `sidecar` are among them.
+/// A `CachePolicy` as far as a sidecar is concerned. Unknown fields are ignored, so that an older sidecar can read the
+/// output of a newer operator; `selector`, `targets`, `capture` and `sidecar` are among them.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]
 pub struct Document {
@@ -21,19 +21,19 @@ pub struct Document {
     pub api_version: String,
     /// `CachePolicy`.
     pub kind: String,
-    /// Whose it is.
+    /// Name and namespace of the policy.
     #[serde(default)]
     pub metadata: Metadata,
-    /// What the sidecar serves by.
+    /// Configuration of the sidecar.
     #[serde(default)]
     pub spec: CacheSpec,
-    /// True in what the operator compiled from a policy that relies on seeing every write: it is served by only while the
-    /// [`Coverage`](crate::Coverage) beside it allows to. A file that a person wrote is served by at once.
+    /// True in the operator's output for a policy that relies on seeing every write: the sidecar serves only while the
+    /// [`Coverage`](crate::Coverage) beside it allows that. A handwritten file is in force at once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follows_coverage: bool,
 }
 
-/// Whose a [`Document`] is.
+/// Identity of the policy of a [`Document`].
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Metadata {
     /// The policy's name.
@@ -42,7 +42,7 @@ pub struct Metadata {
     /// The policy's namespace.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub namespace: String,
-    /// What tells it from an earlier policy of the same name; empty outside a cluster.
+    /// The uid, which distinguishes the policy from an earlier one of the same name; empty outside a cluster.
     #[serde(default, skip_serializing_if = "String::is_empty")]
     pub uid: String,
 }
@@ -50,10 +50,10 @@ pub struct Metadata {
 /// A text that is not a policy.
 #[derive(Debug, thiserror::Error)]
 pub enum InvalidDocument {
-    /// It is not YAML, or a value has the wrong shape.
+    /// The text is not YAML, or a value has the wrong type.
     #[error("can't read the policy: {0}")]
     Yaml(#[from] serde_yaml::Error),
-    /// It is YAML of another kind.
+    /// The text is YAML of another kind.
     #[error("expected apiVersion {API_VERSION} and kind {KIND}, found {api_version:?} and {kind:?}")]
     OtherKind {
         /// The `apiVersion` found.
@@ -64,13 +64,13 @@ pub enum InvalidDocument {
 }
 
 impl Document {
-    /// A document of this version.
+    /// Creates a document of this version.
     pub fn new(metadata: Metadata, spec: CacheSpec) -> Self {
         let follows_coverage = false;
         Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), metadata, spec, follows_coverage }
     }
 
-    /// Reads a document.
+    /// Parses a document.
     ///
     /// # Errors
     /// If the text is not YAML, or not a `CachePolicy`.
@@ -85,13 +85,13 @@ impl Document {
         Ok(document)
     }
 
-    /// Writes it; the same document gives the same text.
+    /// Serializes the document; equal documents give equal text.
     pub fn to_yaml(&self) -> String {
         serde_yaml::to_string(self).expect("a document has only string keys, which YAML can always write")
     }
 }
 
-/// The hash by which operator and sidecar name a configuration: 16 hex digits over the text of its file.
+/// Returns the hash that identifies a configuration to operator and sidecar: 16 hex digits over the text of its file.
 pub fn hash(text: &str) -> String {
     blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
 }

@@ -1,12 +1,12 @@
-//! Durations as Gateway API writes them.
+//! Durations in the format of Gateway API.
 
 use std::{borrow::Cow, fmt, str::FromStr, time};
 
 use schemars::{JsonSchema, Schema, SchemaGenerator, json_schema};
 use serde::{Deserialize, Serialize};
 
-/// A span of time written as [GEP-2257](https://gateway-api.sigs.k8s.io/geps/gep-2257/) has it: one to four pairs of
-/// a whole number of at most five digits and a unit (`h`, `m`, `s`, `ms`), such as `500ms`, `30s` or `1h30m`.
+/// A span of time in the format of [GEP-2257](https://gateway-api.sigs.k8s.io/geps/gep-2257/): one to four pairs of a
+/// whole number of at most five digits and a unit (`h`, `m`, `s`, `ms`), such as `500ms`, `30s` or `1h30m`.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct Duration(pub time::Duration);
@@ -17,16 +17,16 @@ impl Duration {
         Self(time::Duration::from_secs(seconds))
     }
 
-    /// A duration of whole milliseconds, the finest that can be written.
+    /// A duration of whole milliseconds, the finest unit of the format.
     pub const fn from_millis(milliseconds: u64) -> Self {
         Self(time::Duration::from_millis(milliseconds))
     }
 }
 
-/// The CEL rule by which the API server holds a text to that form.
+/// The CEL rule by which the API server enforces the format.
 pub const CEL_RULE: &str = "self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$')";
 
-/// A text that is not a GEP-2257 duration. The message names the duration that was meant, where that is plain.
+/// A text that is not a GEP-2257 duration. The message suggests the intended duration, where that is plain.
 #[derive(Debug, thiserror::Error)]
 #[error("{text:?} is not a duration: {}", remedy(text))]
 pub struct InvalidDuration {
@@ -34,7 +34,7 @@ pub struct InvalidDuration {
 }
 
 impl InvalidDuration {
-    /// Returns what to write instead, such as `write 60s (a number needs a unit)`.
+    /// Returns the text to write instead, such as `write 60s (a number needs a unit)`.
     pub fn remedy(&self) -> String {
         remedy(&self.text)
     }
@@ -44,7 +44,7 @@ fn remedy(text: &str) -> String {
     meant(text).unwrap_or_else(|| "write one such as 500ms, 30s, 5m or 1h30m".to_owned())
 }
 
-/// Returns the advice where the text is one number with a unit that does not exist, with a fraction, or without a unit.
+/// Returns advice where the text is one number with a unit that does not exist, with a fraction, or without a unit.
 fn meant(text: &str) -> Option<String> {
     let digits = text.bytes().take_while(|byte| byte.is_ascii_digit() || *byte == b'.').count();
     let (number, unit) = text.split_at(digits);

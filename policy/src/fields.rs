@@ -1,20 +1,20 @@
-//! The header fields of a message, however they are held.
+//! Access to the header fields of a message, independent of their representation.
 
 use http::HeaderMap;
 
-/// Header fields in the order in which they came. Names are compared without regard to case (RFC 9110, section 5.1).
+/// Header fields in the order in which they arrived. Names are compared case-insensitively (RFC 9110, section 5.1).
 pub trait Fields {
-    /// Every field line: a name, in whatever case, and a value without the white space around it.
+    /// Returns every field line: a name, in any case, and a value without the white space around it.
     fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])>;
 
-    /// The values of all lines of a field, in order.
+    /// Returns the values of all lines of a field, in order.
     fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.lines()
             .filter(move |(known, _)| known.eq_ignore_ascii_case(name.as_bytes()))
             .map(|(_, value)| value)
     }
 
-    /// Whether there is a line of a field.
+    /// Returns true if the field has at least one line.
     fn has(&self, name: &str) -> bool {
         self.values(name).next().is_some()
     }

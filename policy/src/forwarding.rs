@@ -1,9 +1,10 @@
-//! Headers by which an application may take a request for another: for one to another host or scheme, of another path, or of
+//! Headers that may make an application treat a request as another: to another host or scheme, of another path, or of
 //! another method.
 //!
-//! The set is open, as that of headers that name a person: what gateways are known to send is listed, and what looks like it
-//! counts as well, with `_` and `.` for `-` too: PHP and other heirs of CGI take them for one. `X-Forwarded-For` and other addresses of clients are not among them: they differ by client, and an
-//! application whose responses depend on them is not cacheable by a shared cache.
+//! The set is open, like that of headers that identify a user: headers that gateways are known to send are listed, and
+//! names that resemble them count as well, with `_` and `.` for `-` too, because PHP and other descendants of CGI treat
+//! these alike. `X-Forwarded-For` and other client addresses are not included: they differ by client, and an
+//! application whose responses depend on them cannot be cached by a shared cache.
 
 use crate::{
     credentials::names_a_person,
@@ -11,8 +12,7 @@ use crate::{
     writing::{names_a_method, names_target},
 };
 
-/// Headers by which applications make links and redirects: they are in the key wherever they are present. In the order of the
-/// key.
+/// Headers from which applications build links and redirects. Each is in the key wherever it is present, in this order.
 pub(crate) const LISTED: [&str; 24] = [
     "cf-visitor",
     "cloudfront-forwarded-proto",
@@ -40,7 +40,7 @@ pub(crate) const LISTED: [&str; 24] = [
     "x-url-scheme",
 ];
 
-/// Words of names that tell of where a request was sent.
+/// Words in names that refer to the place where a request was sent.
 const PLACES: [&str; 16] = [
     "basepath",
     "baseurl",
@@ -59,7 +59,7 @@ const PLACES: [&str; 16] = [
     "url",
     "vhost",
 ];
-/// Words that tell so behind `X-` alone, and those by which frameworks take what their own middleware or web server said.
+/// Words that refer to a place only after `X-`, and words of headers in which frameworks trust their own middleware or web server.
 const EXTENDED_PLACES: [&str; 15] = [
     "accel",
     "backend",
@@ -77,35 +77,35 @@ const EXTENDED_PLACES: [&str; 15] = [
     "tld",
     "website",
 ];
-/// Words that tell of how a request was sent, even beside a word of who sent it.
+/// Words in names that refer to the scheme of a request, even beside a word that refers to the sender.
 const SCHEMES: [&str; 5] = ["https", "proto", "protocol", "scheme", "ssl"];
-/// Words of names that tell of who sent it: addresses, which differ by client.
+/// Words in names that refer to the sender: addresses, which differ by client.
 const SENDERS: [&str; 7] = ["addr", "address", "client", "for", "ip", "peer", "remote"];
-/// Words of names that put something in place of what the request line says.
+/// Words in names of headers that replace a part of the request line.
 const REPLACED: [&str; 4] = ["original", "override", "rewrite", "unencoded"];
 
-/// Headers of that kind that have parts of their own in a key.
+/// Headers that refer to a place and have parts of their own in a key.
 const APART: [&str; 4] = ["forwarded", "host", "x-forwarded-host", "x-forwarded-proto"];
 
-/// What a header may make an application take a request for.
+/// The effect that a header may have on the application's reading of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Forwarding {
-    /// One to another place, by the header at this index of [`LISTED`]: it is in the key.
+    /// Another place, by the header at this index of [`LISTED`]: the header is in the key.
     Listed(usize),
-    /// One to another place, by a header that is not listed: it is in the key.
+    /// Another place, by a header that is not listed: the header is in the key.
     Unlisted,
-    /// One of another method or target: it passes, because it is not stored under the path that it is about.
+    /// Another method or target: the request passes through, because its response does not belong under its path.
     Override,
 }
 
 impl Forwarding {
-    /// Whether the header is in the key.
+    /// Returns true if the header is in the key.
     pub(crate) const fn is_keyed(self) -> bool {
         matches!(self, Self::Listed(_) | Self::Unlisted)
     }
 }
 
-/// What a header may make an application take a request for, by its name in whatever case.
+/// Returns the effect that a header may have, by its name in any case.
 pub(crate) fn of(name: &[u8]) -> Option<Forwarding> {
     let is = |known: &&str| name.eq_ignore_ascii_case(known.as_bytes());
     if let Some(index) = LISTED.iter().position(is) {

@@ -1,4 +1,4 @@
-//! Whether a stored answer may be served (RFC 9111, section 4.2; RFC 5861).
+//! Freshness of stored responses (RFC 9111, section 4.2; RFC 5861).
 
 use std::time::Duration;
 
@@ -12,48 +12,48 @@ mod window;
 
 use window::{Windows, forbids_stale};
 
-/// How old a stored answer is and what may be done with it.
+/// The age of a stored response and its permitted use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Standing {
-    /// `current_age` (RFC 9111, section 4.2.3): what `Age` says.
+    /// `current_age` (RFC 9111, section 4.2.3): the value of `Age`.
     pub age: Duration,
-    /// What may be done with it.
+    /// The permitted use.
     pub verdict: Verdict,
 }
 
-/// What may be done with a stored answer.
+/// Permitted use of a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Verdict {
-    /// It may be served.
+    /// Fresh: may be served.
     Fresh {
-        /// For how much longer.
+        /// Remaining freshness lifetime.
         ttl: Duration,
     },
-    /// It may be served only after the origin was asked, or as `use_` says.
+    /// Stale: may be served only after validation, or as `use_` permits.
     Stale {
-        /// For how long it has been past its life; zero for one that is within it and that its own `no-cache`, or the
-        /// client, keeps from being served.
+        /// Time since the freshness lifetime ended; zero for a response that is still within it, but whose own
+        /// `no-cache`, or the client, forbids serving it.
         stale_for: Duration,
-        /// What it is good for nevertheless.
+        /// Use without validation.
         use_: StaleUse,
     },
 }
 
-/// What an answer that is not fresh is good for.
+/// Permitted use of a response that is not fresh.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum StaleUse {
-    /// Nothing but being validated.
+    /// Validation only.
     No,
-    /// May be served while it is refreshed in the background (RFC 5861, section 3). May be served if the origin fails, too.
+    /// May be served while it is refreshed in the background (RFC 5861, section 3), and also if the origin fails.
     WhileRevalidating,
-    /// May be served if the origin was asked and failed (RFC 5861, section 4).
+    /// May be served if a request to the origin failed (RFC 5861, section 4).
     OnError,
-    /// May be served as it is: the client said how stale it may be (RFC 9111, section 5.2.1.2).
+    /// May be served as it is: the client accepts its staleness (RFC 9111, section 5.2.1.2).
     AsAsked,
 }
 
 impl Verdict {
-    /// Whether it may be served now.
+    /// Returns true if the response may be served now.
     pub fn serves_now(self) -> bool {
         match self {
             Self::Fresh { .. } => true,
@@ -61,23 +61,23 @@ impl Verdict {
         }
     }
 
-    /// Whether it must be refreshed in the background when it is served now.
+    /// Returns true if the response must be refreshed in the background when it is served now.
     pub fn refreshes(self) -> bool {
         matches!(self, Self::Stale { use_: StaleUse::WhileRevalidating, .. })
     }
 
-    /// Whether it may be served if the origin fails.
+    /// Returns true if the response may be served when the origin fails.
     pub fn serves_on_error(self) -> bool {
         !matches!(self, Self::Stale { use_: StaleUse::No, .. })
     }
 }
 
-/// What may be done with an answer that was received `resident` ago, by what it says, by what its route says and by what the
-/// client asks; pass the default where the client has no say.
+/// Evaluates a response that was received `resident` ago, by its own metadata, its route and the client's directives;
+/// pass the default where the client's directives are ignored.
 ///
-/// A route's `ttl` replaces lifetimes, `Expires`, `no-cache` and `must-revalidate`, and is counted from when the answer was
-/// received: its `Age` does not matter. All of it is computed at every read, so that a changed policy changes what is
-/// stored already.
+/// A route's `ttl` replaces lifetimes, `Expires`, `no-cache` and `must-revalidate`, and starts when the response was
+/// received: its `Age` does not matter. Everything is computed on every lookup, so that a changed policy applies to
+/// responses that are already stored.
 pub fn judge(
     claims: &Claims,
     lifetimes: &Lifetimes,
@@ -105,13 +105,14 @@ pub fn judge(
     Standing { age, verdict }
 }
 
-/// `no-cache`: not even within its life (section 5.2.2.4), unless a TTL replaces it.
+/// Returns true for `no-cache`, which forbids serving even a response within its lifetime (section 5.2.2.4), unless a
+/// TTL replaces it.
 fn never_unasked(claims: &Claims, ttl: Option<Duration>) -> bool {
     claims.directives.no_cache && ttl.is_none()
 }
 
-/// How much longer it is within its life, or for how long it has not been: fresh is what is younger than its lifetime
-/// (section 4.2).
+/// Returns the remaining lifetime, or the time since it ended: a response is fresh while it is younger than its
+/// lifetime (section 4.2).
 fn life(
     claims: &Claims,
     lifetimes: &Lifetimes,
@@ -136,19 +137,19 @@ fn left(life: Duration, used: Duration) -> Result<Duration, Duration> {
     if used < life { Ok(life - used) } else { Err(used - life) }
 }
 
-/// The TTL that replaces what an answer says of itself.
+/// Returns the TTL that replaces the response's own lifetime.
 pub(crate) fn ttl(claims: &Claims, lifetimes: &Lifetimes) -> Option<Duration> {
     let given = claims.given_ttl().filter(|_| lifetimes.ttl_from.is_some());
     let ttl = given.or_else(|| lifetimes.ttl_of(crate::storing::counted_as(claims.status)));
     ttl.map(|ttl| claims.jittered(ttl, lifetimes.jitter_percent))
 }
 
-/// Whether an answer that is fresh for `left` is renewed now, by XFetch (Vattani, Chierichetti and Lowenstein, Optimal
-/// Probabilistic Cache Stampede Prevention, 2015): the later of many readers, each with a number of its own, is the more
-/// likely to renew it, and the longer it took to make, the earlier.
+/// Decides whether a response that is fresh for `left` is refreshed now, by XFetch (Vattani, Chierichetti and
+/// Lowenstein, Optimal Probabilistic Cache Stampede Prevention, 2015). Each lookup passes its own random number; the
+/// probability rises as the response nears its expiry, and earlier for one that took long to produce.
 ///
-/// `random` is anything of 64 bits. Where an answer comes at once, a hundredth of its life, at most a second, counts in place
-/// of the time that it takes.
+/// `random` is any 64 bits. Where a response arrives at once, a hundredth of its lifetime, at most a second, replaces
+/// the time that it took.
 pub fn refreshes_early(claims: &Claims, left: Duration, resident: Duration, random: u64) -> bool {
     let floor = (left.saturating_add(resident) / 100).min(Duration::from_secs(1));
     let scale = claims.delay().max(floor);
@@ -160,7 +161,7 @@ pub fn refreshes_early(claims: &Claims, left: Duration, resident: Duration, rand
     scale.as_secs_f64() * -uniform.ln() >= left.as_secs_f64()
 }
 
-/// Whether a client takes what is fresh (RFC 9111, sections 5.2.1.1, 5.2.1.3 and 5.2.1.4).
+/// Returns true if a client accepts a fresh response (RFC 9111, sections 5.2.1.1, 5.2.1.3 and 5.2.1.4).
 fn accepts(asked: &RequestDirectives, age: Duration, ttl: Duration) -> bool {
     !asked.no_cache
         // A client that asks for an age of nothing wants it validated, however young it is.
@@ -168,8 +169,8 @@ fn accepts(asked: &RequestDirectives, age: Duration, ttl: Duration) -> bool {
         && asked.min_fresh.is_none_or(|least| ttl >= least)
 }
 
-/// How long after it was received an answer may be of any use: its life, the longer of its stale windows, and the time for
-/// which a validator is worth keeping.
+/// Returns the time after receipt for which a response can be of use: its lifetime, the longer of its stale windows,
+/// and the time for which its validator is worth storing.
 pub fn keep_for(claims: &Claims, lifetimes: &Lifetimes) -> Duration {
     let ttl = ttl(claims, lifetimes);
     let life = life(claims, lifetimes, ttl, Duration::ZERO).unwrap_or_default();
@@ -181,13 +182,13 @@ pub fn keep_for(claims: &Claims, lifetimes: &Lifetimes) -> Duration {
     life.saturating_add(Windows::of(claims, lifetimes, ttl).longest().max(worth_validating))
 }
 
-/// Whether an answer may be served stale at all: not if it says `no-cache`, `must-revalidate` or `proxy-revalidate`, unless a
-/// TTL replaces that (RFC 9111, section 4.2.4).
+/// Returns true if a response may be served stale at all: not with `no-cache`, `must-revalidate` or `proxy-revalidate`,
+/// unless a TTL replaces them (RFC 9111, section 4.2.4).
 pub fn may_be_stale(claims: &Claims, lifetimes: &Lifetimes) -> bool {
     ttl(claims, lifetimes).is_some() || !forbids_stale(&claims.directives)
 }
 
-/// Whether an answer that just came is fresh for a moment, or may be served stale.
+/// Returns true if a response that just arrived is fresh for a moment, or may be served stale.
 pub(crate) fn is_of_use(claims: &Claims, lifetimes: &Lifetimes) -> bool {
     let ttl = ttl(claims, lifetimes);
     let fresh = !never_unasked(claims, ttl) && life(claims, lifetimes, ttl, Duration::ZERO).is_ok();

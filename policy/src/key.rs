@@ -1,4 +1,4 @@
-//! What tells two answers apart.
+//! Cache keys.
 
 mod cookies;
 mod rules;
@@ -19,19 +19,19 @@ use crate::{
     forwarding::{self, Forwarding},
 };
 
-/// The key under which an answer is stored, as people read and write it:
+/// The key under which a response is stored, in readable form:
 /// `GET:http://shop.example/api/posts/?page=2#accept-language=en`.
 ///
-/// Each part is as the application gets it, byte for byte: two spellings are two keys, for an application may tell them apart.
-/// Purges find both ([`PurgeName`]). Scheme and host are the client's. A host that differs between `Host` and `X-Forwarded-Host`
-/// puts both in: an application may look at either.
+/// Each part is as the application receives it, byte for byte: two spellings are two keys, because an application may
+/// distinguish them. Purges find both ([`PurgeName`]). Scheme and host are the client's. If `Host` and
+/// `X-Forwarded-Host` differ, both are included, because an application may use either.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     text: String,
     spans: Spans,
 }
 
-/// Where the parts of a key's text are.
+/// Positions of the parts within a key's text.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub struct Spans {
     method: usize,
@@ -40,14 +40,14 @@ pub struct Spans {
     fragment: usize,
 }
 
-/// What a request asks for, besides its header fields.
+/// The parts of a request that enter its key, besides its header fields.
 #[derive(Clone, Copy, Debug)]
 pub struct Asked<'a> {
-    /// The method whose answer is looked for.
+    /// The method whose response is looked up.
     pub method: &'a Method,
-    /// Tells the ports of a pod apart, where several are cached.
+    /// Distinguishes the ports of a pod, where several are cached.
     pub target: Option<u16>,
-    /// The host of an absolute request target, which goes before `Host` (RFC 9112, section 3.2.2).
+    /// The host of an absolute request target, which takes precedence over `Host` (RFC 9112, section 3.2.2).
     pub uri_host: Option<&'a str>,
     /// The path.
     pub path: &'a NormalPath<'a>,
@@ -58,7 +58,7 @@ pub struct Asked<'a> {
 }
 
 impl Key {
-    /// The key of a request.
+    /// Builds the key of a request.
     pub fn new(
         asked: &Asked<'_>,
         fields: &(impl Fields + ?Sized),
@@ -70,13 +70,13 @@ impl Key {
         Self { text, spans }
     }
 
-    /// A key whose text was [written](Self::write) into a buffer.
+    /// Wraps a key whose text was [written](Self::write) into a buffer.
     pub fn of(text: &str, spans: Spans) -> Self {
         Self { text: text.to_owned(), spans }
     }
 
-    /// Writes the text of the key in place of what is in `into`. It allocates nothing where that is large enough, but for a
-    /// query that is to be sorted.
+    /// Writes the text of the key over the contents of `into`. Allocates nothing if the buffer is large enough, except
+    /// for a query that is to be sorted.
     pub fn write(
         into: &mut String,
         asked: &Asked<'_>,
@@ -137,19 +137,19 @@ impl Key {
         spans
     }
 
-    /// The key as people read it.
+    /// Returns the key in readable form.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The names under which a purge finds what is stored under this key, tags aside.
+    /// Returns the names under which a purge finds the response stored under this key, tags aside.
     pub fn purge_names(&self) -> [PurgeName; 3] {
         self.spans.purge_names(&self.text)
     }
 }
 
 impl Spans {
-    /// The names under which a purge finds what is stored under the key of this text.
+    /// Returns the names under which a purge finds the response stored under the key of this text.
     pub fn purge_names(self, text: &str) -> [PurgeName; 3] {
         let (method, target) = (&text[..self.method], &text[self.path..self.fragment]);
         [
@@ -159,7 +159,7 @@ impl Spans {
         ]
     }
 
-    /// The path in the key of this text.
+    /// Returns the path in the key of this text.
     pub fn path(self, text: &str) -> &str {
         &text[self.path..self.query]
     }
@@ -168,10 +168,10 @@ impl Spans {
 const FORWARDED_HOST: &str = "x-forwarded-host";
 const FORWARDED_PROTO: &str = "x-forwarded-proto";
 
-/// The scheme where nobody says which.
+/// The default scheme, where none is known.
 const PLAIN: &[u8] = b"http";
 
-/// What of the forwarding headers is not in scheme and host.
+/// Adds the forwarding headers that are not covered by scheme and host.
 fn push_forwarding(
     fragment: &mut Fragment<'_>,
     fields: &(impl Fields + ?Sized),

@@ -1,6 +1,6 @@
-//! What a cache policy says and means: the part of Larder that knows neither Kubernetes nor sockets.
+//! The cache policy and its semantics: the part of Larder that knows neither Kubernetes nor sockets.
 //!
-//! [`spec`] holds the types that a person writes. [`Policy::compile`] turns them into what a sidecar serves by:
+//! [`spec`] holds the types of the YAML document. [`Policy::compile`] turns them into the sidecar's runtime form:
 //! routes that match a normalised path, keys, tags and the barriers that a write raises.
 
 pub mod cache_control;

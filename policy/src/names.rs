@@ -1,14 +1,15 @@
-//! Names of parameters and cookies, read as loosely as some application might.
+//! Names of parameters and cookies, compared as loosely as any application might.
 //!
-//! What a route leaves out of a key must not be what an application acts on. Frameworks differ in what they take for one
-//! name: they decode escapes, ignore case, take `.` and `_` for the same, `page[]` for `page`. So whatever could be a name
-//! that counts, counts.
+//! A parameter that a route leaves out of the key must not be one that an application acts on. Frameworks differ in the
+//! names that they treat as equal: they decode escapes, ignore case, treat `.` and `_` alike, and `page[]` as `page`.
+//! So every name that could be a keyed one is treated as keyed.
 
 use std::cmp::Ordering;
 
 use percent_encoding::percent_decode;
 
-/// Whether an application might read `name` as one that `pattern` stands for; a `*` at the pattern's end is any rest.
+/// Returns true if an application might read `name` as one that `pattern` matches; a `*` at the pattern's end stands
+/// for any rest.
 pub(crate) fn could_be(name: &[u8], pattern: &str) -> bool {
     let (wanted, open) = match pattern.strip_suffix('*') {
         Some(start) => (start, true),
@@ -24,13 +25,13 @@ pub(crate) fn could_be(name: &[u8], pattern: &str) -> bool {
     }
 }
 
-/// Whether two names of header fields are one to CGI and its heirs, which have `_` for `-`, as PHP has for `.`.
+/// Returns true if two header names are equal to CGI and its descendants, which use `_` for `-`, as PHP does for `.`.
 pub(crate) fn is_alike(name: &[u8], known: &str) -> bool {
     let dashed = |byte: &u8| if b"_.".contains(byte) { b'-' } else { byte.to_ascii_lowercase() };
     name.len() == known.len() && name.iter().map(dashed).eq(known.bytes())
 }
 
-/// Whether nobody can say how an application reads this name: an escape is broken, or a byte is not ASCII.
+/// Returns true if an application's reading of this name is unpredictable: an escape is broken, or a byte is not ASCII.
 pub(crate) fn is_odd(name: &[u8]) -> bool {
     let mut at = 0;
     while let Some(&byte) = name.get(at) {
@@ -43,12 +44,12 @@ pub(crate) fn is_odd(name: &[u8]) -> bool {
     percent_decode(name).any(|byte| !byte.is_ascii())
 }
 
-/// An order of names in which those that an application might take for one are equal.
+/// Orders names so that those that an application might treat as one are equal.
 pub(crate) fn compare(one: &[u8], other: &[u8]) -> Ordering {
     folded(one).cmp(folded(other))
 }
 
-/// The letters and digits of a name, decoded, up to the first bracket.
+/// Returns the letters and digits of a name, decoded, up to the first bracket.
 fn folded(name: &[u8]) -> impl Iterator<Item = u8> + '_ {
     percent_decode(name)
         .take_while(|byte| !matches!(byte, b'[' | 0))
@@ -56,19 +57,19 @@ fn folded(name: &[u8]) -> impl Iterator<Item = u8> + '_ {
         .map(|byte| byte.to_ascii_lowercase())
 }
 
-/// Whether a value, as it was sent, might be read as `wanted`.
+/// Returns true if an application might read a value, as it was sent, as `wanted`.
 pub(crate) fn value_could_be(value: &[u8], wanted: &str) -> bool {
     let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
     let decoded = || percent_decode(bare).map(|byte| if byte == b'+' { b' ' } else { byte });
     wanted == "*" || value == wanted.as_bytes() || bare == wanted.as_bytes() || decoded().eq(wanted.bytes())
 }
 
-/// The pairs of a query: each between two `&`.
+/// Splits a query into its pairs, at each `&`.
 pub(crate) fn pairs(query: &str) -> impl Iterator<Item = &str> {
     query.split('&')
 }
 
-/// The name in a pair.
+/// Returns the name in a pair.
 pub(crate) fn name_of(pair: &str) -> &str {
     pair.split('=').next().unwrap_or(pair)
 }

@@ -1,4 +1,4 @@
-//! Request paths in one form, so that two spellings of a path are one path.
+//! Request paths in a normal form, so that two spellings of a path are equal.
 
 use std::borrow::Cow;
 
@@ -9,10 +9,10 @@ mod readings;
 
 pub(crate) use self::readings::{Readings, decode_fully, fold, loose_texts};
 
-/// What ends a path in a URL can't be in one. What is not ASCII is encoded whatever the set.
+/// Characters that end a path in a URL. Non-ASCII characters are encoded regardless of the set.
 const NOT_IN_PATH: &AsciiSet = &AsciiSet::EMPTY.add(b'?').add(b'#');
 
-/// Bytes that a path has to be looked at closely for.
+/// Bytes whose presence requires normalisation.
 const SPECIAL: [bool; 256] = {
     let mut special = [false; 256];
     let mut byte = 0;
@@ -28,14 +28,15 @@ const SPECIAL: [bool; 256] = {
     special
 };
 
-/// A request's path: as it was sent, and normalised as RFC 3986, section 6.2.2, has it: unreserved characters decoded, the hex
-/// digits of the other escapes in capitals, dot segments resolved. Escapes of reserved characters stay, `%2F` among them.
+/// A request's path: as it was sent, and normalised by RFC 3986, section 6.2.2: unreserved characters decoded, the hex
+/// digits of the other escapes in capitals, dot segments resolved. Escapes of reserved characters stay, `%2F` among
+/// them.
 ///
-/// Most paths are in that form already; those are borrowed.
+/// Most paths are already in normal form; those are borrowed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NormalPath<'a> {
     sent: Cow<'a, str>,
-    /// `None`: as it was sent.
+    /// The normal form; `None` if it equals the path as sent.
     normal: Option<String>,
     ambiguous: bool,
 }
@@ -54,32 +55,33 @@ impl<'a> NormalPath<'a> {
         Self { sent, ambiguous: is_ambiguous(raw), normal: (normal != raw).then_some(normal) }
     }
 
-    /// The normalised path. It starts with `/` if the raw one did.
+    /// Returns the normalised path. Starts with `/` if the raw one did.
     pub fn as_str(&self) -> &str {
         self.normal.as_deref().unwrap_or(&self.sent)
     }
 
-    /// The path as it was sent.
+    /// Returns the path as it was sent.
     pub fn as_sent(&self) -> &str {
         &self.sent
     }
 
-    /// True if two servers may read the path differently: it has dot segments, backslashes, `;` parameters, segments that end in
-    /// a dot or a space, broken escapes, escapes of what would separate or end something (`/ \\ ; ? #` and control characters),
-    /// once or twice encoded, characters that some take for dots or slashes (fullwidth ones), or escapes that are no UTF-8. The response to such a request must not be stored, for the route
-    /// that seems to match may not be for what the application reads in it; a write may be one to any of the readings.
+    /// Returns true if two servers may read the path differently: it has dot segments, backslashes, `;` parameters,
+    /// segments that end in a dot or a space, broken escapes, escapes of separators or terminators (`/ \\ ; ? #` and
+    /// control characters), once or twice encoded, characters that some servers treat as dots or slashes (fullwidth
+    /// ones), or escapes that are not UTF-8. The response to such a request must not be stored, because the application
+    /// may read a path in it that belongs to another route; a write may be one to any of the readings.
     pub fn is_ambiguous(&self) -> bool {
         self.ambiguous
     }
 
-    /// The same path in memory of its own.
+    /// Copies the path into memory of its own.
     pub fn into_owned(self) -> NormalPath<'static> {
         NormalPath { sent: Cow::Owned(self.sent.into_owned()), ..self }
     }
 }
 
-/// Whether there is nothing to normalise and nothing that two servers may read differently: no escape, nothing that is not
-/// printable ASCII, no segment that starts or ends with a dot.
+/// Returns true if there is nothing to normalise and no ambiguity: no escape, only printable ASCII, no segment that
+/// starts or ends with a dot.
 fn is_plain(raw: &str) -> bool {
     let mut before = b'/';
     let is_plain = raw.bytes().all(|byte| {
@@ -111,9 +113,9 @@ fn is_ambiguous(raw: &str) -> bool {
         || becomes_separated(&decoded)
 }
 
-/// Whether what some servers make of characters beyond ASCII gives a path other segments: compatible characters (Unicode's
-/// NFKC), such as a fullwidth slash or dots that are one character, look-alikes that Windows and IDNA take for slashes and dots, and
-/// characters that are dropped or trimmed because nobody sees them.
+/// Returns true if some servers' treatment of non-ASCII characters changes the segments of a path: compatible characters
+/// (Unicode's NFKC), such as a fullwidth slash or dots that are one character, look-alikes that Windows and IDNA treat as
+/// slashes and dots, and invisible characters that are dropped or trimmed.
 fn becomes_separated(decoded: &str) -> bool {
     if decoded.is_ascii() {
         return false;
@@ -180,7 +182,7 @@ fn normalise_escapes(raw: &str) -> String {
     text
 }
 
-/// RFC 3986, section 5.2.4.
+/// Removes dot segments (RFC 3986, section 5.2.4).
 fn resolve_dots(path: &str) -> String {
     let mut kept: Vec<&str> = Vec::new();
     let mut segments = path.split('/').skip(1).peekable();

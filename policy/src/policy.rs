@@ -1,4 +1,4 @@
-//! A policy made ready to serve by.
+//! A compiled policy.
 
 mod check;
 mod forwarded;
@@ -19,31 +19,31 @@ use crate::{
     template::expand,
 };
 
-/// A value in Redis has at most 512 MiB; some of that is for the headers.
+/// Maximum size of a stored body. A value in Redis has at most 512 MiB; a part of that is for the headers.
 const LARGEST_OBJECT: ByteSize = ByteSize(256 << 20);
 
-/// The way in which purge names are made: what bears those of another way is found by no purge.
+/// Identifies the derivation of purge names: responses with names of another derivation are found by no purge.
 const PURGE_NAMES: &[u8] = b"folded keys\n";
 
-/// The targeted header of our own (RFC 9213).
+/// Larder's own targeted header (RFC 9213).
 const OWN_TARGET: HeaderName = HeaderName::from_static("larder-cache-control");
 
-/// A policy made ready to serve by. It holds no connection and asks for nothing.
+/// A compiled policy. Holds no connection and does no I/O.
 #[derive(Clone, Debug)]
 pub struct Policy {
-    /// Nothing is looked up or stored.
+    /// True if nothing is looked up or stored.
     pub suspended: bool,
-    /// The bounds of the cache in memory.
+    /// Limits of the cache in memory.
     pub l1: L1,
     /// The shared cache.
     pub redis: Option<Redis>,
-    /// Maximum time without a word from the application.
+    /// Maximum time that the application may be silent.
     pub application_timeout: Option<Duration>,
-    /// Places besides the application that can answer a miss, by name.
+    /// Origins besides the application that can serve a miss, by name.
     pub sources: Vec<(String, Source)>,
-    /// The path that stands before those of the admin API under the application's address.
+    /// Prefix of the admin API's paths under the application's address.
     pub admin_prefix: Option<String>,
-    /// Where metrics are sent.
+    /// Destination of traces and metrics.
     pub otlp: Option<Otlp>,
     /// Treatment of connections that do not speak HTTP.
     pub other_protocols: OtherProtocols,
@@ -54,7 +54,7 @@ pub struct Policy {
     bare: bool,
 }
 
-/// A place besides the application that can answer a miss.
+/// An origin besides the application that can serve a miss.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Source {
     /// A Postgres server.
@@ -70,12 +70,12 @@ struct WriteRule {
     purge: PurgeSpec,
 }
 
-/// One thing wrong with a policy: where, and what to write instead.
+/// One error in a policy: the field, and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Invalid {
     /// The field, such as `spec.routes[2].tags[0]`.
     pub path: String,
-    /// What is wrong and what to write instead.
+    /// The error and its remedy.
     pub message: String,
 }
 
@@ -86,8 +86,8 @@ impl fmt::Display for Invalid {
 }
 
 impl Policy {
-    /// What a sidecar without a policy serves by: a plain shared cache. The origin's headers decide, and a client's
-    /// request directives are honoured.
+    /// The policy of a sidecar that has none: a plain shared cache. The origin's headers decide, and a client's request
+    /// directives are honoured.
     pub fn bare() -> Self {
         Self {
             suspended: false,
@@ -106,15 +106,15 @@ impl Policy {
         }
     }
 
-    /// What a sidecar serves by when its configuration is missing: everything passes through.
+    /// The policy of a sidecar whose configuration is missing: everything passes through.
     pub fn absent() -> Self {
         Self { routes: vec![], bare: false, ..Self::bare() }
     }
 
-    /// Makes a policy ready.
+    /// Compiles a policy.
     ///
     /// # Errors
-    /// Everything that is wrong with it, not only the first.
+    /// All errors in the policy, not only the first.
     pub fn compile(spec: &CacheSpec) -> Result<Self, Vec<Invalid>> {
         let mut check = Check::default();
         let CacheSpec {
@@ -137,7 +137,7 @@ impl Policy {
         if l1.max_object_size > LARGEST_OBJECT {
             check.refuse(
                 "spec.l1.maxObjectSize",
-                format!("must not be larger than {LARGEST_OBJECT}, for Redis takes no more than twice that"),
+                format!("must not be larger than {LARGEST_OBJECT}, because Redis accepts at most twice that"),
             );
         }
         check.positive("spec.l1.busGrace", l1.bus_grace.0);
@@ -189,7 +189,7 @@ impl Policy {
                     check.placeholders(&format!("{at}.paths[{index}]"), path.as_str(), &write.matches.path);
                 }
                 if tags.is_empty() && paths.is_empty() {
-                    check.refuse(&at, "say what to purge: set tags, paths or both");
+                    check.refuse(&at, "nothing to purge: set tags, paths or both");
                 }
                 WriteRule {
                     path: write.matches.path.clone(),
@@ -219,14 +219,15 @@ impl Policy {
         })
     }
 
-    /// The routes, in the order in which they are tried.
+    /// Returns the routes, in the order in which they are tried.
     pub fn routes(&self) -> &[Route] {
         &self.routes
     }
 
-    /// A hash of all that decides which answers are stored, which requests share one, how it is purged and by which writes. What
-    /// was stored under another shape must not be served: it may be somebody else's under the new rules, bear other tags, or have
-    /// been changed by writes that purged nothing. How long answers live is not in it.
+    /// Returns a hash of everything that decides which responses are stored, which requests share one, how it is purged
+    /// and by which writes. A response that was stored under another hash must not be served: under the new rules it
+    /// may belong to another user, have other tags, or have been changed by writes that purged nothing. Lifetimes are
+    /// not part of it.
     pub fn shape(&self) -> String {
         let Self {
             suspended: _,
@@ -252,23 +253,25 @@ impl Policy {
         hasher.finalize().to_hex()[..16].to_owned()
     }
 
-    /// Whether there is no policy: a plain shared cache (RFC 9111), in which nothing but `Authorization` names a person.
+    /// Returns true if there is no policy: a plain shared cache (RFC 9111), in which only `Authorization` identifies a
+    /// user.
     pub fn is_bare(&self) -> bool {
         self.bare
     }
 
-    /// The headers that name a person besides those that are known.
+    /// Returns the headers that identify a user, besides those that are known.
     pub fn identity_headers(&self) -> &IdentityHeaders {
         &self.identity
     }
 
-    /// The headers of an answer that go before its `Cache-Control` (RFC 9213), in lower case; the first that it has counts.
+    /// Returns the response headers that take precedence over `Cache-Control` (RFC 9213), in lower case; the first that
+    /// a response has counts.
     pub fn targets(&self) -> &[HeaderName] {
         &self.targets
     }
 
-    /// The first route that matches, if the request's path can be trusted to mean one thing. A route that never asks the
-    /// application takes an ambiguous path, too: its sources get the values of parameters, which mean one thing.
+    /// Returns the first route that matches, if the request's path is unambiguous. A route that never involves the
+    /// application accepts an ambiguous path too: its sources receive the values of parameters, which are unambiguous.
     pub fn route(
         &self,
         method: &Method,
@@ -280,8 +283,8 @@ impl Policy {
         (!path.is_ambiguous() || !route.asks_application).then_some(Match { index, route })
     }
 
-    /// Whether responses may be stored under a path, as somebody sent it: some route is for what some server reads in it,
-    /// whatever the method.
+    /// Returns true if responses may be stored under a path, as it was sent: a route matches some server's reading of
+    /// it, with any method.
     pub fn covers(&self, path: &str) -> bool {
         let readings = Readings::of(path);
         self.routes.iter().any(|route| match &route.path {
@@ -290,8 +293,8 @@ impl Policy {
         })
     }
 
-    /// What a write makes stale, if it is one that the policy names or, without a policy, any (RFC 9111, section 4.4): by
-    /// whatever it may be to an application.
+    /// Returns the names that a write invalidates, if the policy has a rule for it or, without a policy, for any write
+    /// (RFC 9111, section 4.4), by every reading that an application may have.
     pub fn purged_by(&self, writing: &Writing) -> Vec<PurgeName> {
         if self.bare {
             return sorted(writing.paths().iter().flat_map(|path| PurgeName::paths(path)).collect());
@@ -301,7 +304,7 @@ impl Policy {
         sorted(tags.chain(paths.iter().flat_map(|path| PurgeName::paths(path))).collect())
     }
 
-    /// The tags and paths that the policy names for a write.
+    /// Returns the tags and paths that the policy names for a write.
     pub fn purges_of(&self, writing: &Writing) -> Purges {
         let mut purges = Purges::default();
         let readings: Vec<_> = writing.paths().iter().map(|path| Readings::of(path)).collect();
@@ -320,7 +323,7 @@ impl Policy {
     }
 }
 
-/// The tags and paths that a write makes stale, values encoded.
+/// The tags and paths that a write invalidates, values encoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Purges {
     /// Tags.

@@ -1,4 +1,4 @@
-//! The names under which stored answers are purged.
+//! The names under which stored responses are purged.
 
 use std::{borrow::Cow, fmt};
 
@@ -10,14 +10,14 @@ mod key;
 
 pub use self::key::{InvalidKey, WrittenKey};
 
-/// One name of a stored answer, hashed: a key, a path or a tag. An entry has a few of them; a purge raises a barrier on
-/// one, and whatever bears that name and is older is stale. The kinds never meet.
+/// One name of a stored response, hashed: a key, a path or a tag. An entry has a few of them; a purge raises a barrier
+/// on one, which invalidates every older entry with that name. Names of different kinds never collide.
 #[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
 pub struct PurgeName([u8; 16]);
 
 impl PurgeName {
-    /// A key, with or without scheme and host. Keys that differ only in escapes, in compatible characters (Unicode's NFKC), in `+`
-    /// for a space, or in how the host is spelled (RFC 3986, section 6.2), have one name.
+    /// The name of a key, with or without scheme and host. Keys that differ only in escapes, in compatible characters
+    /// (Unicode's NFKC), in `+` for a space, or in the spelling of the host (RFC 3986, section 6.2), have one name.
     pub fn key(key: &str) -> Self {
         let key = with_normal_host(key);
         let mut text = decode_fully(&key);
@@ -30,29 +30,29 @@ impl PurgeName {
         Self::new("key", &text)
     }
 
-    /// The path of what is stored, whatever the host, scheme, query and variant. Spellings that an application may take for one
-    /// path have one name.
+    /// The name of a path, regardless of host, scheme, query and variant. Spellings that an application may treat as
+    /// one path have one name.
     pub fn path(path: &str) -> Self {
         let text = loose_texts(path).next().expect("a path has a reading");
         Self::new("path", &text)
     }
 
-    /// The names of all paths that a server may read in `path`: what a purge by that path raises.
+    /// Returns the names of all paths that a server may read in `path`: those that a purge by that path raises.
     pub fn paths(path: &str) -> impl Iterator<Item = Self> {
         loose_texts(path).map(|text| Self::new("path", &text))
     }
 
-    /// A tag. Tags that differ only in escapes, case or compatible characters have one name.
+    /// The name of a tag. Tags that differ only in escapes, case or compatible characters have one name.
     pub fn tag(tag: &str) -> Self {
         Self::new("tag", &fold(&decode_fully(tag)))
     }
 
-    /// A version of a policy, by its [`crate::Policy::shape`]: everything that is stored under it bears this name.
+    /// The name of a policy's version, by its [`crate::Policy::shape`]: shared by everything that is stored under it.
     pub fn version(shape: &str) -> Self {
         Self::new("version", shape)
     }
 
-    /// A write for which a policy names nothing. No stored response bears this name.
+    /// The name of a write for which a policy names nothing. No stored response has this name.
     pub fn unnamed_write() -> Self {
         Self::new("write", "")
     }
@@ -65,19 +65,19 @@ impl PurgeName {
         Self(hash)
     }
 
-    /// The name as it travels: 16 bytes.
+    /// Returns the wire form of the name: 16 bytes.
     pub fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
-    /// A name that has travelled; `None` if it is not 16 bytes long.
+    /// Parses the wire form of a name; `None` if it is not 16 bytes long.
     pub fn from_bytes(bytes: &[u8]) -> Option<Self> {
         bytes.try_into().ok().map(Self)
     }
 }
 
-/// A key with its scheme and host in lower case, and the host without the port that is its scheme's own and without the root's
-/// dot.
+/// Returns a key with its scheme and host in lower case, and the host without the default port of its scheme and
+/// without the root's dot.
 fn with_normal_host(key: &str) -> Cow<'_, str> {
     let Some((method, rest)) = key.split_once(':') else { return Cow::Borrowed(key) };
     let Some((scheme, rest)) = rest.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?', '#']))

@@ -15,10 +15,11 @@ mod tests;
 
 pub use pieces::Pieces;
 
-/// What of a body a request asks for.
+/// The part of a body that a request selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Asked {
-    /// All of it: there is no `Range`, or one that must be ignored, being of another unit or unreadable (section 14.2).
+    /// The whole body: there is no `Range`, or one that must be ignored because its unit is unknown or it cannot be
+    /// parsed (section 14.2).
     Whole,
     /// One part.
     One(Spec),
@@ -29,18 +30,18 @@ pub enum Asked {
 /// One part of a body (section 14.1.2).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Spec {
-    /// From one byte to another, which counts in, or to the end.
+    /// From one byte to another, inclusive, or to the end.
     From {
         /// The first byte.
         first: u64,
         /// The last byte.
         last: Option<u64>,
     },
-    /// So many bytes at the end.
+    /// The given number of bytes at the end.
     Last(u64),
 }
 
-/// Reads `Range`. It has one line: several are none that can be read.
+/// Parses `Range`, which must have exactly one line.
 pub fn asked(fields: &(impl Fields + ?Sized)) -> Asked {
     let mut lines = fields.values("range");
     match (lines.next(), lines.next()) {
@@ -77,7 +78,7 @@ impl Spec {
         last.is_none_or(|last| first <= last).then_some(Self::From { first, last })
     }
 
-    /// The bytes of a body of this length; `None` if there are none of them (416).
+    /// Returns the bytes of a body of this length; `None` if there are none (416).
     pub fn resolve(self, length: u64) -> Option<Range<u64>> {
         let range = match self {
             Self::From { first, last } => {
@@ -89,33 +90,33 @@ impl Spec {
     }
 }
 
-/// Digits; what is larger than any body counts as the largest number.
+/// Parses digits; a value beyond any body counts as the largest number.
 fn number(text: &[u8]) -> Option<u64> {
     let digit = |byte: &u8| byte.is_ascii_digit().then(|| u64::from(byte - b'0'));
     let add = |number: u64, byte| Some(number.saturating_mul(10).saturating_add(digit(byte)?));
     if text.is_empty() { None } else { text.iter().try_fold(0, add) }
 }
 
-/// Which part of a body an answer holds (section 14.4).
+/// The part of a body that a response contains (section 14.4).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ContentRange {
     /// The first byte.
     pub first: u64,
-    /// The last byte, which counts in.
+    /// The last byte, inclusive.
     pub last: u64,
     /// The length of the whole body, if it is known.
     pub total: Option<u64>,
 }
 
 impl ContentRange {
-    /// Reads the header of an answer, if it has one line.
+    /// Reads the header of a response, if it has exactly one line.
     pub fn of(headers: &HeaderMap) -> Option<Self> {
         let mut lines = headers.get_all(CONTENT_RANGE).iter();
         let line = lines.next().filter(|_| lines.next().is_none())?;
         Self::parse(line.as_bytes())
     }
 
-    /// Reads a value such as `bytes 0-99/1000`. One that contradicts itself is none.
+    /// Parses a value such as `bytes 0-99/1000`. Returns `None` if it contradicts itself.
     pub fn parse(value: &[u8]) -> Option<Self> {
         let (unit, range) = value.split_at_checked(6)?;
         if !unit.eq_ignore_ascii_case(b"bytes ") {
@@ -131,17 +132,17 @@ impl ContentRange {
         fits.then_some(Self { first, last, total })
     }
 
-    /// How many bytes the part has.
+    /// Returns the number of bytes in the part.
     pub fn length(&self) -> u64 {
         self.last - self.first + 1
     }
 
-    /// The part as a range.
+    /// Returns the part as a range.
     pub fn range(&self) -> Range<u64> {
         self.first..self.last + 1
     }
 
-    /// The value that goes with 416: how long the body is (section 15.5.17).
+    /// Returns the value for a 416, with the length of the body (section 15.5.17).
     pub fn unsatisfied(total: u64) -> String {
         format!("bytes */{total}")
     }
@@ -157,8 +158,8 @@ impl fmt::Display for ContentRange {
     }
 }
 
-/// Whether `If-Range`, if there is one, lets `Range` count for a stored answer (section 13.1.5): the strong comparison of
-/// entity tags, or the very date of a `Last-Modified` that is strong.
+/// Returns true if `If-Range` is absent or holds for a stored response, so that `Range` applies (section 13.1.5): by
+/// strong comparison of entity tags, or an exact match of a `Last-Modified` that is strong.
 pub fn if_range_holds(fields: &(impl Fields + ?Sized), stored: &HeaderMap) -> bool {
     let mut lines = fields.values("if-range");
     match (lines.next(), lines.next()) {
@@ -174,8 +175,8 @@ pub fn if_range_holds(fields: &(impl Fields + ?Sized), stored: &HeaderMap) -> bo
     }
 }
 
-/// Whether parts with these headers are of the same body, so that they may be put together (RFC 9110, section 15.3.7.3): they
-/// share a strong validator.
+/// Returns true if parts with these headers belong to the same body and may be combined (RFC 9110, section 15.3.7.3):
+/// they share a strong validator.
 pub fn may_combine(stored: &HeaderMap, newer: &HeaderMap) -> bool {
     match (stored.get(ETAG), newer.get(ETAG)) {
         (Some(stored), Some(newer)) => validation::strong_match(stored.as_bytes(), newer.as_bytes()),

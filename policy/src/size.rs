@@ -1,4 +1,4 @@
-//! Numbers of bytes, as Kubernetes writes them.
+//! Numbers of bytes in Kubernetes' format.
 
 use std::{borrow::Cow, fmt, str::FromStr};
 
@@ -66,7 +66,7 @@ impl From<ByteSize> for String {
     }
 }
 
-/// What YAML makes of a size: `4096` is a number, `64Mi` a text.
+/// The YAML forms of a size: `4096` is a number, `64Mi` a text.
 #[derive(Deserialize)]
 #[serde(untagged)]
 enum Written {

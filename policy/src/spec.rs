@@ -1,8 +1,9 @@
-//! The part of a `CachePolicy` that a sidecar serves by, as a person writes it.
+//! The part of a `CachePolicy` that sidecars run, as written in YAML.
 //!
-//! Doc comments here become the descriptions in the custom resource definition: `kubectl explain` prints them.
-//! The `x-kubernetes-validations` are CEL rules that the API server evaluates; [`crate::Policy::compile`] checks the
-//! same where a mistake would go unnoticed, and what CEL can't, for sidecars that no API server stands before.
+//! Doc comments here become the descriptions in the custom resource definition: `kubectl explain` prints them. The
+//! `x-kubernetes-validations` are CEL rules that the API server evaluates. [`crate::Policy::compile`] repeats those
+//! whose violation would go unnoticed, because a sidecar outside Kubernetes has no API server in front of it, and adds
+//! what CEL cannot express.
 
 mod invalidation;
 mod key;
@@ -27,11 +28,12 @@ pub use self::{
     tiers::{Eviction, L1, L2, Redis, Topology},
 };
 
-/// Everything in a policy that concerns the cache itself rather than the pods it sits in.
+/// The cache itself, without the pods that it is added to.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct CacheSpec {
-    /// True: every sidecar passes everything through at once, stores and serves nothing.
+    /// Suspends the cache: every sidecar passes all requests through at once, stores nothing and serves nothing from
+    /// the cache.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub suspend: bool,
 
@@ -43,23 +45,24 @@ pub struct CacheSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub l2: Option<L2>,
 
-    /// What the pods may ask of the application.
+    /// Limits on requests to the application.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application: Option<Application>,
 
-    /// Where a miss may be answered, besides the application.
+    /// Origins besides the application that can serve a miss.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub sources: Vec<Source>,
 
-    /// What is cached. The first route that matches a request decides; a request that no route matches passes through.
+    /// Requests that are cached. The first route that matches a request decides; a request that no route matches passes
+    /// through.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub routes: Vec<RouteSpec>,
 
-    /// Response headers that say how long an answer is fresh, to this cache rather than to every cache (RFC 9213), besides
-    /// `Larder-Cache-Control`, which always counts. The first of them that an answer carries replaces its `Cache-Control`
-    /// and `Expires`. List `CDN-Cache-Control` only where what it says is meant for a cache in each pod as well.
+    /// Response headers that carry cache directives for this cache only (RFC 9213), besides `Larder-Cache-Control`,
+    /// which always counts. The first of them that a response carries replaces its `Cache-Control` and `Expires`. List
+    /// `CDN-Cache-Control` only where its directives are meant for a cache in each pod as well.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 4),
@@ -77,9 +80,9 @@ pub struct CacheSpec {
     #[serde(default, skip_serializing_if = "OtherProtocols::is_default")]
     pub other_protocols: OtherProtocols,
 
-    /// Request headers that name a person or a tenant, besides those that are known by name or look like it. A request that
-    /// carries one passes through, unless a route's `key` puts it in the key or ignores it. A `*` at the start or the end stands
-    /// for the rest of a name, as in `x-shop-*`.
+    /// Request headers that identify a user or a tenant, besides those that are known by name or pattern. A request
+    /// that carries one passes through, unless a route's `key` includes or ignores the header. A `*` at the start or
+    /// the end stands for the rest of a name, as in `x-shop-*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 64),
@@ -91,16 +94,16 @@ pub struct CacheSpec {
     )]
     pub identity_headers: Vec<String>,
 
-    /// What drops stored answers before their time.
+    /// Events that invalidate stored responses before they expire.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub invalidation: Option<Invalidation>,
 
-    /// Where the sidecars report to.
+    /// Export of traces and metrics.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub telemetry: Option<Telemetry>,
 
-    /// Puts the admin API, which has a port of its own, under the application's address as well, where everything but `/livez`
-    /// and `/readyz` wants the token.
+    /// Serves the admin API, which has a port of its own, under the application's address as well. Everything but
+    /// `/livez` and `/readyz` requires the token there.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub admin: Option<Admin>,
 }
@@ -108,10 +111,10 @@ pub struct CacheSpec {
 /// Treatment of connections that do not speak HTTP.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum OtherProtocols {
-    /// They are passed on to the application as they are.
+    /// Pass the connection on to the application unchanged.
     #[default]
     Pass,
-    /// They are closed, and the application does not hear of them.
+    /// Close the connection without involving the application.
     Refuse,
 }
 
@@ -121,12 +124,12 @@ impl OtherProtocols {
     }
 }
 
-/// The admin API under the application's address. Everything but `/livez` and `/readyz` wants the token there.
+/// The admin API under the application's address. Everything but `/livez` and `/readyz` requires the token there.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Admin {
-    /// The path that stands before those of the admin API, such as `/_larder`: its `/stats` is then `/_larder/stats`. The
-    /// application no longer sees requests under it.
+    /// Prefix of the admin API's paths, such as `/_larder`: `/stats` is then `/_larder/stats`. The application no
+    /// longer receives requests under it.
     #[schemars(length(min = 2, max = 128), extend("x-kubernetes-validations" = rule(
         "self.matches('^(/[A-Za-z0-9._~-]+)+$') && !self.matches('/[.][.]?(/|$)')",
         "write a path without an end slash and without dots alone, such as /_larder",
@@ -134,7 +137,7 @@ pub struct Admin {
     pub path_prefix: String,
 }
 
-/// The application, as the sidecar beside it sees it.
+/// The application, as the sidecar in its pod sees it.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rule(
@@ -142,18 +145,18 @@ pub struct Admin {
     "timeout must be longer than 0s: leave it out, or write one such as 30s",
 )))]
 pub struct Application {
-    /// Maximum time without a word from the application: until the head of its response, counted from when it has the request (while
-    /// a body is still sent, from the last piece that it took; the time that the client takes does not count), and then between two
-    /// pieces of the response's body. It holds for every request, of a route or not. A request whose time is over is a failure: what
-    /// `staleIfError` or `lastKnownGood` of the route has stands in, else the response is a 504; a body breaks off. Event streams
-    /// (`text/event-stream`), gRPC and connections that changed their protocol may be silent once their head has come. Without it,
-    /// the application may take as long as its client waits.
+    /// Maximum time that the application may be silent: before the head of its response, counted from the moment it has
+    /// the whole request (while a body is still being sent, from the last piece it accepted; time that the client takes
+    /// does not count), and then between two pieces of the response body. Applies to every request, on a route or not.
+    /// On timeout, the route's `staleIfError` or `lastKnownGood` supplies the response, otherwise it is a 504; a body
+    /// that has begun breaks off. Event streams (`text/event-stream`), gRPC and upgraded connections may be silent once
+    /// their head has arrived. Default: no limit besides the client's own patience.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,
 }
 
 impl CacheSpec {
-    /// Every place where something is read from a Secret, an environment variable or a file.
+    /// Every reference to a Secret, an environment variable or a file.
     pub fn secrets_mut(&mut self) -> impl Iterator<Item = &mut UrlFrom> {
         let redis = self.l2.as_mut().map(|l2| &mut l2.redis);
         let redis = redis.into_iter().flat_map(|redis| {
@@ -172,7 +175,8 @@ impl CacheSpec {
     }
 }
 
-/// Where a text that is a secret, or belongs to one, is found, such as a URL with a password. Exactly one member is set; in a cluster that is `secretKeyRef`.
+/// Reference to a text that is secret or belongs to a secret, such as a URL with a password. Set exactly one member; in
+/// a cluster that is `secretKeyRef`.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
@@ -180,16 +184,17 @@ impl CacheSpec {
     "message": "set secretKeyRef: {name: ..., key: ...}",
 }]))]
 pub struct UrlFrom {
-    /// A key of a Secret in the policy's namespace. It is mounted into the sidecar; the operator never reads it.
+    /// A key of a Secret in the policy's namespace. The Secret is mounted into the sidecar; the operator never reads
+    /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub secret_key_ref: Option<SecretKeyRef>,
 
-    /// Outside Kubernetes: the name of an environment variable.
+    /// Name of an environment variable, outside Kubernetes.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
     pub env: Option<String>,
 
-    /// Outside Kubernetes: the path of a file. White space around its text is dropped.
+    /// Path of a file, outside Kubernetes. Surrounding white space in the file is dropped.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(skip)]
     pub file: Option<String>,
@@ -202,16 +207,16 @@ pub struct UrlFrom {
     "message": "name a Secret and one of its keys, such as {name: shop-redis, key: url}",
 }]))]
 pub struct SecretKeyRef {
-    /// The name of the Secret.
+    /// Name of the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub name: String,
 
-    /// The key in it.
+    /// Key within the Secret.
     #[schemars(length(min = 1, max = 253))]
     pub key: String,
 }
 
-/// Where the sidecars report to.
+/// Export of traces and metrics.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Telemetry {
@@ -220,7 +225,7 @@ pub struct Telemetry {
     pub otlp: Option<Otlp>,
 }
 
-/// An OpenTelemetry Collector.
+/// URL of the collector's OTLP/gRPC receiver, such as `http://otel-collector.observability:4317`.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Otlp {
@@ -232,10 +237,10 @@ pub struct Otlp {
     pub endpoint: String,
 }
 
-/// A token of RFC 9110, section 5.6.2, as a pattern inside a CEL string: the name of a header or of a cookie.
+/// A [`TOKEN`] with a star allowed only at the start or the end, as a pattern inside a CEL string.
 const TOKEN: &str = r"^[A-Za-z0-9!#$%&*+.^_`|~\\x27-]+$";
 
-/// The same without stars, but perhaps at its ends.
+/// One CEL rule, with the message that the API server returns when it does not hold.
 const IDENTITY_HEADER: &str = r"^[*]?[A-Za-z0-9!#$%&+.^_`|~\\x27-]+[*]?$";
 
 /// One CEL rule, with the sentence that the API server answers where it does not hold.

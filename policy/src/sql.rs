@@ -1,4 +1,4 @@
-//! Queries with parameters of the path, made ready for binding.
+//! Queries with parameters of the path, compiled for binding.
 
 use std::borrow::Cow;
 
@@ -13,31 +13,31 @@ pub struct BoundQuery {
     pub parameters: Vec<String>,
 }
 
-/// A query that can't be made ready.
+/// A query that cannot be compiled.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum InvalidQuery {
-    /// It uses a parameter that there is not.
+    /// The query uses an unknown parameter.
     #[error(
         "{{{0}}} stands for nothing: use a parameter of match.path, or one of the query such as {{query.page}}"
     )]
     UnknownParameter(String),
-    /// It has more than one statement.
+    /// The query has more than one statement.
     #[error("write one statement: take out the ';'")]
     SeveralStatements,
 }
 
 impl BoundQuery {
-    /// Makes a query ready. Braces inside quotes are left alone: they belong to a literal such as `'{a,b}'`.
+    /// Compiles a query. Braces inside quotes are left alone: they belong to a literal such as `'{a,b}'`.
     ///
     /// # Errors
-    /// If it names a parameter that is not in `known` and not of the query, or has several statements.
+    /// If it names a parameter that is neither in `known` nor of the query, or has several statements.
     pub fn new(query: &str, known: &[&str]) -> Result<Self, InvalidQuery> {
         let Self { statement, parameters } = Self::statement(query, known)?;
         let statement = format!("select to_jsonb(answer)::text from (\n{statement}\n) as answer");
         Ok(Self { statement, parameters })
     }
 
-    /// Makes a statement ready that returns nothing. What is said of [`BoundQuery::new`] holds.
+    /// Compiles a statement that returns nothing, by the rules of [`BoundQuery::new`].
     ///
     /// # Errors
     /// As those of [`BoundQuery::new`].
@@ -75,7 +75,7 @@ impl BoundQuery {
         Ok(Self { statement: bound, parameters })
     }
 
-    /// The values to bind, in the order of `$1`, `$2` ...; none is null.
+    /// Returns the values to bind, in the order of `$1`, `$2` ...; a missing value is null.
     pub fn bind<'a>(&self, values: &'a Values<'_>) -> Vec<Option<Cow<'a, str>>> {
         self.parameters.iter().map(|name| values.get(name)).collect()
     }

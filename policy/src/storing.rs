@@ -1,4 +1,4 @@
-//! Which answers are stored (RFC 9111, section 3).
+//! The rules for storing responses (RFC 9111, section 3).
 
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
@@ -19,25 +19,26 @@ mod tests;
 
 pub use reason::NotStored;
 
-/// Who asked for an answer, as far as it decides whether others may have it.
+/// The properties of a request that decide whether its response may be shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Asker {
     /// `GET` or `HEAD`, or `POST` where a route has its body in the key.
     pub method: Method,
-    /// The request has `Authorization`, which the route neither keys nor ignores.
+    /// True if the request has `Authorization`, which the route neither keys nor ignores.
     pub authorization: bool,
-    /// The request names a person in a way that the route neither keys nor ignores.
+    /// True if the request identifies a user in a way that the route neither keys nor ignores.
     pub names_a_person: bool,
-    /// The client asks that nothing be stored: `no-store` (section 5.2.1.5), where it has a say.
+    /// True if the client forbids storing: `no-store` (section 5.2.1.5), where its directives are honoured.
     pub no_store: bool,
-    /// The request went to the application with `Range`: what is neither the part nor the whole may be about the range.
+    /// True if the request was forwarded with `Range`: a response that is neither the part nor the whole may refer to
+    /// the range.
     pub asked_for_part: bool,
 }
 
-/// Whether an answer may be stored, and the names its `Vary` lists, sorted, each once.
+/// Returns the names in `Vary`, sorted and unique, if the response may be stored.
 ///
 /// # Errors
-/// The reason why not.
+/// The reason that it must not be stored.
 pub fn storable(
     asker: &Asker,
     status: StatusCode,
@@ -81,13 +82,13 @@ pub fn storable(
     Ok(vary)
 }
 
-/// The status whose rules a route has for this one: a part is a part of an answer with 200.
+/// Returns the status whose rules apply to this one: a part counts as a part of a response with 200.
 pub(crate) fn counted_as(status: StatusCode) -> StatusCode {
     if status == StatusCode::PARTIAL_CONTENT { StatusCode::OK } else { status }
 }
 
-/// Section 3: a final status; understood, if that is asked for; and cacheable by itself or because something says so. One
-/// that is about what a request asks besides is not for the next one, whatever it says.
+/// Checks the status (section 3): final; understood, if that is required; and cacheable, by itself or by an explicit
+/// directive. A status that refers to other properties of the request is never stored.
 fn check_status(
     asker: &Asker,
     status: StatusCode,
@@ -107,8 +108,8 @@ fn check_status(
     if is_stored { Ok(()) } else { Err(NotStored::Status) }
 }
 
-/// Answers to preconditions, a range or an expectation (RFC 9110, sections 15.5.13, 15.5.17 and 15.5.18), none of which is
-/// in a key.
+/// Returns true for responses to preconditions, a range or an expectation (RFC 9110, sections 15.5.13, 15.5.17 and
+/// 15.5.18), none of which is in a key.
 fn is_about_one_request(status: StatusCode) -> bool {
     matches!(
         status,
@@ -116,7 +117,7 @@ fn is_about_one_request(status: StatusCode) -> bool {
     )
 }
 
-/// The final statuses of RFC 9110, section 15: what they mean for a cache is known.
+/// Returns true for the final statuses of RFC 9110, section 15, whose meaning for a cache is known.
 fn is_understood(status: StatusCode) -> bool {
     matches!(
         status.as_u16(),
@@ -124,8 +125,8 @@ fn is_understood(status: StatusCode) -> bool {
     )
 }
 
-/// A part is stored if it says of what it is a part (section 3.3; RFC 9110, section 15.3.7.1), and comes whole itself. Several
-/// parts in one answer say it inside the body, which we do not read.
+/// Checks that a part states its position in the whole (section 3.3; RFC 9110, section 15.3.7.1), and is itself
+/// complete. A response with several parts states this inside the body, which is not parsed.
 fn check_part(asker: &Asker, headers: &HeaderMap) -> Result<(), NotStored> {
     let range = ContentRange::of(headers).filter(|range| range.total.is_some());
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
@@ -135,7 +136,7 @@ fn check_part(asker: &Asker, headers: &HeaderMap) -> Result<(), NotStored> {
     if asker.method == Method::GET && range.is_some_and(fits) { Ok(()) } else { Err(NotStored::ContentRange) }
 }
 
-/// What is not fresh for a moment is stored only if it can be validated, or served stale.
+/// Checks that a response is fresh for a moment, can be validated, or may be served stale.
 fn check_use(asker: &Asker, claims: &Claims, lifetimes: &Lifetimes) -> Result<(), NotStored> {
     let said = claims.is_explicit() || freshness::ttl(claims, lifetimes).is_some();
     // A guess is good enough for what nobody in particular asked for; and POST needs it said (RFC 9110, section 9.3.3).
@@ -149,16 +150,16 @@ fn check_use(asker: &Asker, claims: &Claims, lifetimes: &Lifetimes) -> Result<()
     }
 }
 
-/// The headers that are stored (section 3.1): those between a client and a proxy are not; those of one connection are gone
-/// already. Values are copied: those that were received share the connection's read buffer, and one of them would keep all
-/// of it for as long as it is stored.
+/// Returns the headers to store (section 3.1), without those between a client and a proxy; those of one connection are
+/// already gone. Values are copied: received ones share the connection's read buffer, and a stored reference would pin
+/// all of it.
 pub fn kept_headers(headers: &HeaderMap) -> HeaderMap {
     let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
     let kept = headers.iter().filter(|(name, _)| !is_for_proxies(name));
     kept.filter_map(|(name, value)| Some((name.clone(), copy(value)?))).collect()
 }
 
-/// Fields that a shared cache must not store (section 3.1).
+/// Returns true for fields that a shared cache must not store (section 3.1).
 pub(crate) fn is_for_proxies(name: &HeaderName) -> bool {
     const AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
     [PROXY_AUTHENTICATE, AUTHENTICATION_INFO, PROXY_AUTHORIZATION].contains(name)

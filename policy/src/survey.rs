@@ -1,4 +1,4 @@
-//! What kinds of header fields a request has, found in one pass.
+//! The kinds of header fields in a request, found in one pass.
 
 use crate::{
     Fields, IdentityHeaders, credentials,
@@ -6,8 +6,7 @@ use crate::{
     writing::names_a_method,
 };
 
-/// What kinds of header fields a request has. Most requests have few of these, so that whoever asks can skip what they are
-/// about.
+/// The kinds of header fields in a request. Most requests have few of these, so later stages can skip work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Survey {
     kinds: u16,
@@ -28,12 +27,12 @@ const CONNECTION: u16 = 1 << 9;
 const UNLISTED: u16 = 1 << 10;
 
 impl Survey {
-    /// Looks at every field once, by length and first letter before anything else.
+    /// Examines every field once, by length and first letter first.
     pub fn of(fields: &(impl Fields + ?Sized)) -> Self {
         fields.lines().fold(Self::default(), |survey, (name, _)| survey.and(name))
     }
 
-    /// The same for a policy that says of further headers that they name a person.
+    /// Examines every field once, for a policy that declares further headers to identify a user.
     pub fn under(fields: &(impl Fields + ?Sized), identity: &IdentityHeaders) -> Self {
         let survey = Self::of(fields);
         if identity.is_empty()
@@ -53,64 +52,68 @@ impl Survey {
         }
     }
 
-    /// `Forwarded`, `X-Forwarded-Host`, `X-Forwarded-Proto`, or another header by which applications make links.
+    /// Returns true for `Forwarded`, `X-Forwarded-Host`, `X-Forwarded-Proto`, or another header from which applications
+    /// build links.
     pub fn has_forwarding(self) -> bool {
         self.has(FORWARDING)
     }
 
-    /// Those listed headers by which applications make links that are there, besides the three, in the order of the key.
+    /// Returns the listed headers from which applications build links that are present, besides the three, in the order
+    /// of the key.
     pub(crate) fn listed_forwarding(self) -> impl Iterator<Item = &'static str> {
         let names = forwarding::LISTED.into_iter().enumerate();
         names.filter(move |(index, _)| self.listed & 1 << index != 0).map(|(_, name)| name)
     }
 
-    /// A header by which applications may make links and that is not listed.
+    /// Returns true for an unlisted header from which applications may build links.
     pub(crate) fn has_unlisted_forwarding(self) -> bool {
         self.has(UNLISTED)
     }
 
-    /// A request with one of these may mean something else to the application than its request line says: it passes.
+    /// Returns true for a header that may override the request line for the application; the request then passes
+    /// through.
     pub fn has_override(self) -> bool {
         self.has(OVERRIDE)
     }
 
-    /// A header that names a person, `Authorization` and `Cookie` included: see [`credentials::identity_header`].
+    /// Returns true for a header that identifies a user, `Authorization` and `Cookie` included: see
+    /// [`credentials::identity_header`].
     pub fn names_a_person(self) -> bool {
         self.has(PERSON)
     }
 
-    /// `Authorization`.
+    /// Returns true for `Authorization`.
     pub fn has_authorization(self) -> bool {
         self.has(AUTHORIZATION)
     }
 
-    /// `Cookie`.
+    /// Returns true for `Cookie`.
     pub fn has_cookie(self) -> bool {
         self.has(COOKIE)
     }
 
-    /// A precondition (RFC 9110, section 13.1), `If-Range` among them.
+    /// Returns true for a precondition (RFC 9110, section 13.1), `If-Range` included.
     pub fn is_conditional(self) -> bool {
         self.has(CONDITIONAL)
     }
 
-    /// `Range`.
+    /// Returns true for `Range`.
     pub fn has_range(self) -> bool {
         self.has(RANGE)
     }
 
-    /// `Cache-Control` or `Pragma`.
+    /// Returns true for `Cache-Control` or `Pragma`.
     pub fn has_directives(self) -> bool {
         self.has(DIRECTIVES)
     }
 
-    /// `Content-Length` or `Transfer-Encoding`.
+    /// Returns true for `Content-Length` or `Transfer-Encoding`.
     pub fn has_content(self) -> bool {
         self.has(CONTENT)
     }
 
-    /// Fields that are about the connection, or that ask for something of it: `Connection`, `Upgrade`, `TE`, `Expect`,
-    /// `Keep-Alive`, `Proxy-Connection`.
+    /// Returns true for fields about the connection: `Connection`, `Upgrade`, `TE`, `Expect`, `Keep-Alive`,
+    /// `Proxy-Connection`.
     pub fn has_connection(self) -> bool {
         self.has(CONNECTION)
     }
@@ -120,10 +123,10 @@ impl Survey {
     }
 }
 
-/// What kinds a name is of.
+/// The kinds that a name belongs to.
 enum Kinds {
     Of(u16),
-    /// Of [`FORWARDING`], at this index of [`forwarding::LISTED`].
+    /// A member of [`FORWARDING`], at this index of [`forwarding::LISTED`].
     Listed(usize),
 }
 
@@ -155,7 +158,7 @@ fn kinds_of(name: &[u8]) -> Kinds {
     })
 }
 
-/// The kinds of a name that few requests have.
+/// Returns the kinds of a name that few requests have.
 fn of_others(name: &[u8]) -> Kinds {
     match forwarding::of(name) {
         Some(Forwarding::Listed(index)) => Kinds::Listed(index),

@@ -7,8 +7,8 @@ use sfv::{BareItem, Dictionary, ListEntry, Parser, Version};
 
 use crate::cache_control::{ResponseDirectives, delta_seconds};
 
-/// What the first field of a target list that is there, valid and not empty says (section 2.2). Where there is one, neither
-/// `Cache-Control` nor `Expires` is looked at.
+/// Returns the directives of the first field of a target list that is present, valid and not empty (section 2.2). If
+/// there is one, `Cache-Control` and `Expires` are ignored.
 pub fn directives(headers: &HeaderMap, targets: &[HeaderName]) -> Option<ResponseDirectives> {
     targets.iter().filter(|name| headers.contains_key(*name)).find_map(|name| {
         // Several lines are one Structured Field (RFC 9651, section 4.2).
@@ -17,9 +17,9 @@ pub fn directives(headers: &HeaderMap, targets: &[HeaderName]) -> Option<Respons
     })
 }
 
-/// Reads a Dictionary; `None` for what must be ignored as a whole (section 2.1): an empty field, one that does not parse, and
-/// one with a directive that we know and whose value is not of its type. The RFC wants such values not to be consumed; RFC
-/// 9651, section 2, wants what breaks a field's own rules to do what a parsing error does.
+/// Parses a Dictionary; `None` for a field that must be ignored as a whole (section 2.1): an empty one, one that does
+/// not parse, and one with a known directive whose value has the wrong type. RFC 9213 ignores such values; RFC 9651,
+/// section 2, treats a violation of a field's own rules as a parsing error.
 fn parse(value: &[u8]) -> Option<ResponseDirectives> {
     // RFC 9213 is written against RFC 8941, which has neither dates nor display strings.
     let members: Dictionary = Parser::new(value).with_version(Version::Rfc8941).parse().ok()?;
@@ -38,7 +38,7 @@ fn parse(value: &[u8]) -> Option<ResponseDirectives> {
     Some(parsed)
 }
 
-/// A directive without a value is true; only `no-cache` and `private` may list fields, in a String.
+/// Returns true for a directive without a value; only `no-cache` and `private` may list fields, in a String.
 fn is_there(name: &[u8], member: &ListEntry) -> Option<bool> {
     match bare(member)? {
         BareItem::Boolean(true) => Some(true),
@@ -47,13 +47,14 @@ fn is_there(name: &[u8], member: &ListEntry) -> Option<bool> {
     }
 }
 
-/// An Integer. One below zero is of the right type but says nothing that can be fresh (RFC 9111, section 4.2.1).
+/// Parses an Integer. A negative one has the right type, but declares nothing that can be fresh (RFC 9111, section
+/// 4.2.1).
 fn seconds(member: &ListEntry) -> Option<Duration> {
     let number = i64::from(bare(member)?.as_integer()?);
     Some(delta_seconds(number.to_string().as_bytes()).unwrap_or_default())
 }
 
-/// The value; parameters are ignored (section 2.1).
+/// Returns the value; parameters are ignored (section 2.1).
 fn bare(member: &ListEntry) -> Option<&BareItem> {
     match member {
         ListEntry::Item(item) => Some(&item.bare_item),

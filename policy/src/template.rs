@@ -8,12 +8,12 @@ use serde::{Deserialize, Serialize};
 
 use crate::path::{NormalPath, fold};
 
-/// What RFC 3986, section 2.3, calls unreserved stays as it is; the rest is encoded, so that a value can't break out of the
-/// tag or the path segment it is put into.
+/// Characters to encode: all but the unreserved ones of RFC 3986, section 2.3, so that a value cannot escape from its
+/// tag or path segment.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// A path whose segments are literal text or one parameter, such as `/api/users/{id}`. A parameter stands for one
-/// segment that is not empty.
+/// A path whose segments are literal text or one parameter, such as `/api/users/{id}`. A parameter matches one
+/// non-empty segment.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PathTemplate {
@@ -23,7 +23,7 @@ pub struct PathTemplate {
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Segment {
-    /// Decoded.
+    /// The literal, decoded.
     Literal(String),
     Parameter(String),
 }
@@ -40,12 +40,12 @@ pub struct InvalidTemplate(String);
 pub type Parameters<'a> = Vec<(&'a str, String)>;
 
 impl PathTemplate {
-    /// The template as it was written.
+    /// Returns the template as it was written.
     pub fn as_str(&self) -> &str {
         &self.text
     }
 
-    /// The names of its parameters, in the order of the path.
+    /// Returns the names of the parameters, in the order of the path.
     pub fn parameters(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
             Segment::Parameter(name) => Some(name.as_str()),
@@ -53,9 +53,10 @@ impl PathTemplate {
         })
     }
 
-    /// The parameters' values if `path`, one that servers read alike ([`NormalPath::is_ambiguous`]), has this shape.
+    /// Returns the parameters' values if `path`, an unambiguous one ([`NormalPath::is_ambiguous`]), matches.
     ///
-    /// A segment that does not decode to UTF-8 fits no parameter: nobody could name it in a tag or bind it to a query.
+    /// A segment that does not decode to UTF-8 matches no parameter: it could not appear in a tag or be bound to a
+    /// query.
     pub fn matches(&self, path: &str) -> Option<Parameters<'_>> {
         self.covers(path).then(|| {
             let segments = path[1..].split('/').zip(&self.segments);
@@ -67,7 +68,7 @@ impl PathTemplate {
         })
     }
 
-    /// The parameters' values if what some server reads in a path has this shape, whatever the case of its letters.
+    /// Returns the parameters' values if one reading of a path matches, case-insensitively.
     pub(crate) fn matches_reading(&self, reading: &[String]) -> Option<Parameters<'_>> {
         // A reading has no empty segments.
         let mut segments = self
@@ -85,7 +86,7 @@ impl PathTemplate {
         segments.next().is_none().then_some(parameters)
     }
 
-    /// Whether `path`, one that servers read alike, has this shape. It allocates nothing, unless a parameter's value has escapes.
+    /// Returns true if `path`, an unambiguous one, matches. Allocates nothing, unless a parameter's value has escapes.
     pub fn covers(&self, path: &str) -> bool {
         let Some(path) = path.strip_prefix('/') else { return false };
         let mut actual = path.split('/');
@@ -97,7 +98,7 @@ impl PathTemplate {
         self.segments.iter().all(fits) && actual.next().is_none() && self.decodes(path)
     }
 
-    /// Whether some path may have both shapes.
+    /// Returns true if some path can match both templates.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
         let meet = |pair: (&Segment, &Segment)| match pair {
             (Segment::Literal(one), Segment::Literal(other)) => one == other,
@@ -116,13 +117,13 @@ impl PathTemplate {
                 .all(|(text, segment)| matches!(segment, Segment::Literal(_)) || decoded(text).is_some())
     }
 
-    /// The path with the parameters' values put in, each encoded as one segment.
+    /// Returns the path with the parameters' values inserted, each encoded as one segment.
     pub fn expand(&self, parameters: &Parameters<'_>) -> String {
         expand(&self.text, parameters)
     }
 }
 
-/// Whether a segment of a path is `literal`, escaped or not.
+/// Returns true if a segment of a path is `literal`, escaped or not.
 fn stands_for(text: &str, literal: &str) -> bool {
     text == literal || text.contains('%') && percent_decode_str(text).eq(literal.bytes())
 }
@@ -131,7 +132,7 @@ fn decoded(text: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(text).decode_utf8().ok()
 }
 
-/// `text` with each `{name}` replaced by the parameter's value in an encoded form.
+/// Returns `text` with each `{name}` replaced by the parameter's encoded value.
 pub fn expand(text: &str, parameters: &Parameters<'_>) -> String {
     let mut expanded = text.to_owned();
     for (name, value) in parameters {
@@ -141,7 +142,7 @@ pub fn expand(text: &str, parameters: &Parameters<'_>) -> String {
     expanded
 }
 
-/// The names between braces in `text`.
+/// Returns the names between braces in `text`.
 pub fn placeholders(text: &str) -> impl Iterator<Item = &str> {
     text.split('{').skip(1).filter_map(|rest| rest.split_once('}')).map(|(name, _)| name)
 }

@@ -1,8 +1,8 @@
-//! What the tests of this crate share.
+//! Helpers for the tests of this crate.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
-/// Header lines, in order.
+/// Builds header lines, in order.
 pub(crate) fn headers(lines: &[(&str, &str)]) -> HeaderMap {
     lines
         .iter()

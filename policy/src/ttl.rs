@@ -1,23 +1,23 @@
-//! How long an answer says that it is fresh, where its route says.
+//! The TTL that a response states where its route looks for one.
 
 use std::time::Duration;
 
 use http::{HeaderMap, HeaderName};
 use serde_json::Value;
 
-/// The longest TTL that an answer can give itself.
+/// Maximum TTL that a response can state.
 const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
-/// The TTL in a header: a number of seconds, or a duration such as `5m`. A negative number is 0. `None` if there is not exactly
-/// one, or it is neither.
+/// Returns the TTL in a header: a number of seconds, or a duration such as `5m`. A negative number is 0. `None` if
+/// there is not exactly one, or it is neither.
 pub fn of_header(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
     let mut lines = headers.get_all(name).iter();
     let line = lines.next().filter(|_| lines.next().is_none())?;
     of_text(line.to_str().ok()?.trim())
 }
 
-/// The TTL that a JSON pointer (RFC 6901) leads to in a body: a number of seconds, or a duration such as `"5m"`. A negative
-/// number is 0. `None` if it leads to neither, or the body is no JSON.
+/// Returns the TTL at a JSON pointer (RFC 6901) in a body: a number of seconds, or a duration such as `"5m"`. A
+/// negative number is 0. `None` if there is neither, or the body is not JSON.
 pub fn of_json(body: &[u8], pointer: &str) -> Option<Duration> {
     let value: Value = serde_json::from_slice(body).ok()?;
     match value.pointer(pointer)? {

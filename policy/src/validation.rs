@@ -11,21 +11,22 @@ mod update;
 
 pub use update::{freshen, not_modified_headers, selects};
 
-/// What the conditions of a request mean for a stored answer.
+/// The effect of a request's conditions on a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Precondition {
-    /// There is none.
+    /// The request has no condition.
     None,
-    /// The condition holds: the answer is sent.
+    /// The condition holds: the response is sent.
     Holds,
-    /// The client has it already: 304.
+    /// The client already has the response: 304.
     NotModified,
-    /// Only the origin can say: `If-Match` and `If-Unmodified-Since` are not a cache's to judge (RFC 9111, section 4.3.2).
+    /// Only the origin can decide: a cache must not evaluate `If-Match` and `If-Unmodified-Since` (RFC 9111, section
+    /// 4.3.2).
     Origins,
 }
 
-/// Judges the conditions of a GET or HEAD for a stored answer (RFC 9111, section 4.3.2; the order is that of RFC 9110, section
-/// 13.2.2). `received_at_ms` is when it was received, in milliseconds since the epoch.
+/// Evaluates the conditions of a GET or HEAD against a stored response (RFC 9111, section 4.3.2, in the order of RFC
+/// 9110, section 13.2.2). `received_at_ms` is its time of receipt, in milliseconds since the epoch.
 pub fn evaluate(
     fields: &(impl Fields + ?Sized),
     status: StatusCode,
@@ -52,7 +53,7 @@ pub fn evaluate(
     if unmodified { Precondition::NotModified } else { Precondition::Holds }
 }
 
-/// Whether `If-None-Match` lists the tag of what is stored, by weak comparison, or is `*` (RFC 9110, section 13.1.2).
+/// Returns true if `If-None-Match` lists the stored tag, by weak comparison, or is `*` (RFC 9110, section 13.1.2).
 fn matches_any(fields: &(impl Fields + ?Sized), stored: Option<&HeaderValue>) -> bool {
     let mut lines = fields.values("if-none-match");
     lines.any(|line| {
@@ -61,14 +62,14 @@ fn matches_any(fields: &(impl Fields + ?Sized), stored: Option<&HeaderValue>) ->
     })
 }
 
-/// A field that has one line, which is a date.
+/// Parses a date field that has exactly one line.
 fn only_date(fields: &(impl Fields + ?Sized), name: &str, now: i64) -> Option<i64> {
     let mut lines = fields.values(name);
     let line = lines.next().filter(|_| lines.next().is_none())?;
     date::parse(line, now)
 }
 
-/// The entity tags of a list. A backslash escapes nothing in them (RFC 9110, section 8.8.3).
+/// Returns the entity tags of a list. A backslash escapes nothing in them (RFC 9110, section 8.8.3).
 fn tags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let mut quoted = false;
     line.split(move |byte| {
@@ -79,7 +80,7 @@ fn tags(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     .filter(|tag| !tag.is_empty())
 }
 
-/// Whether it is an entity tag and not a date.
+/// Returns true for an entity tag, false for a date.
 pub(crate) fn is_tag(value: &[u8]) -> bool {
     value.starts_with(b"\"") || value.starts_with(b"W/\"")
 }
@@ -88,18 +89,18 @@ fn is_weak(tag: &[u8]) -> bool {
     tag.starts_with(b"W/")
 }
 
-/// The same, whether weak or not (RFC 9110, section 8.8.3.2).
+/// Compares two entity tags, weak or not (RFC 9110, section 8.8.3.2).
 fn weak_match(one: &[u8], other: &[u8]) -> bool {
     one.strip_prefix(b"W/").unwrap_or(one) == other.strip_prefix(b"W/").unwrap_or(other)
 }
 
-/// The same, and neither is weak (RFC 9110, section 8.8.3.2).
+/// Compares two entity tags, neither of which may be weak (RFC 9110, section 8.8.3.2).
 pub(crate) fn strong_match(one: &[u8], other: &[u8]) -> bool {
     one == other && !is_weak(one)
 }
 
-/// Whether `Last-Modified` is a strong validator: what was changed twice in one second would have the same, unless the answer
-/// was made later than in that second (RFC 9110, section 8.8.2.2).
+/// Returns true if `Last-Modified` is a strong validator: two changes within one second have the same date, unless the
+/// response was generated later than in that second (RFC 9110, section 8.8.2.2).
 pub(crate) fn has_strong_date(headers: &HeaderMap) -> bool {
     // The century of a two-digit year does not matter for the difference of two dates of one answer.
     let date_of = |name: &str| only_date(headers, name, 0);
@@ -107,7 +108,7 @@ pub(crate) fn has_strong_date(headers: &HeaderMap) -> bool {
     modified.zip(made).is_some_and(|(modified, made)| modified < made)
 }
 
-/// What is sent to ask the origin whether a stored answer is still good (RFC 9111, section 4.3.1).
+/// The conditions of a validation request (RFC 9111, section 4.3.1).
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Validators {
     /// The stored `ETag`.
@@ -116,7 +117,7 @@ pub struct Validators {
     pub if_modified_since: Option<HeaderValue>,
 }
 
-/// The validators of a stored answer; `None` if it has none.
+/// Returns the validators of a stored response; `None` if it has none.
 pub fn validators(stored: &HeaderMap) -> Option<Validators> {
     let validators = Validators {
         if_none_match: stored.get(ETAG).cloned(),

@@ -1,4 +1,4 @@
-//! What a request says that queries, statements and paths of sources are made of.
+//! Values of a request that are inserted into queries, statements and paths of sources.
 
 use std::borrow::Cow;
 
@@ -9,29 +9,30 @@ use crate::{
     template::{Parameters, placeholders},
 };
 
-/// What RFC 3986, section 2.3, calls unreserved stays as it is: a value is never more than one part of a URL.
+/// Characters to encode: all but the unreserved ones of RFC 3986, section 2.3, so that a value is never more than one
+/// part of a URL.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
-/// What the names of query parameters begin with.
+/// Prefix of the names of query parameters.
 const IN_QUERY: &str = "query.";
-/// The answer of a source, in a statement that keeps it.
+/// Name of a source's response body, in a statement that persists it.
 pub const BODY: &str = "body";
 
-/// The values that `{name}` stands for: of a parameter of the path, of the query (`query.name`), or the text of an answer
-/// (`body`).
+/// The values that `{name}` stands for: a parameter of the path, of the query (`query.name`), or the text of a response
+/// body (`body`).
 #[derive(Clone, Debug, Default)]
 pub struct Values<'a> {
-    /// The path's.
+    /// Parameters of the path.
     pub parameters: Parameters<'a>,
     /// The query as it was sent.
     pub query: Option<&'a str>,
-    /// The answer that is kept.
+    /// The response body to persist.
     pub body: Option<&'a str>,
 }
 
 impl Values<'_> {
-    /// The value of a name; `None` if the request has none. Of several parameters of a name in the query, the first counts; `+`
-    /// is a space in it, and what does not decode to UTF-8 is replaced.
+    /// Returns the value of a name; `None` if the request has none. Of several parameters of a name in the query, the
+    /// first counts; `+` is a space in it, and invalid UTF-8 is replaced.
     pub fn get(&self, name: &str) -> Option<Cow<'_, str>> {
         if let Some(wanted) = name.strip_prefix(IN_QUERY) {
             let is_it = |pair: &&str| decoded(name_of(pair)) == wanted;
@@ -43,8 +44,8 @@ impl Values<'_> {
         of_path.or_else(|| self.body.filter(|_| name == BODY).map(Cow::from))
     }
 
-    /// A path, perhaps with a query, with its `{name}`s replaced, each by its value as one part of a URL, or by nothing. `None` if a
-    /// value in the path is `.` or `..`: however they are written, servers take them for another path.
+    /// Expands a path with an optional query: each `{name}` becomes its value as one part of a URL, or nothing. Returns
+    /// `None` if a value in the path is `.` or `..`: however they are written, servers resolve them to another path.
     pub fn expand_url(&self, template: &str) -> Option<String> {
         let mut expanded = String::with_capacity(template.len() + 32);
         let mut rest = template;
@@ -65,12 +66,12 @@ impl Values<'_> {
     }
 }
 
-/// The parameter of the query that a name stands for.
+/// Returns the parameter of the query that a name refers to.
 pub(crate) fn query_parameter(name: &str) -> Option<&str> {
     name.strip_prefix(IN_QUERY).filter(|name| !name.is_empty())
 }
 
-/// The query parameters among the `{name}`s of a text.
+/// Returns the query parameters among the `{name}`s of a text.
 pub(crate) fn query_parameters(text: &str) -> impl Iterator<Item = &str> {
     placeholders(text).filter_map(query_parameter)
 }

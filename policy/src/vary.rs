@@ -1,4 +1,4 @@
-//! Which requests an answer is for (RFC 9111, section 4.1).
+//! Selection of variants by `Vary` (RFC 9111, section 4.1).
 
 use std::fmt::Write;
 
@@ -18,10 +18,10 @@ mod weights;
 
 pub use self::canonical::canonicalise;
 
-/// Headers that are added to on the way to the origin: what it saw is not what the client sent.
+/// Headers that are extended on the way to the origin, whose value there differs from the client's.
 const CHANGED_HERE: [HeaderName; 3] = [FORWARDED, VIA, HeaderName::from_static("x-forwarded-for")];
 
-/// Fields of requests whose own syntax is a list: white space around its commas means nothing (RFC 9110, section 5.6.1; RFC
+/// Request fields whose syntax is a list: white space around the commas is insignificant (RFC 9110, section 5.6.1; RFC
 /// 7240; RFC 9651; the Fetch standard).
 const LISTS: [&str; 12] = [
     "accept",
@@ -38,24 +38,25 @@ const LISTS: [&str; 12] = [
     "te",
 ];
 
-/// What must not be in the text of a value as it is.
+/// Characters that are escaped in the text of a value.
 const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 
-/// The names that `Vary` lists on all its lines, sorted, each once (RFC 9110, section 12.5.5). A response with a
-/// `Content-Encoding` counts as one that varies by `Accept-Encoding`: not every application that compresses says so. `None`: no
-/// request is like another, because one of them is `*`, can't be read, or names a header that is changed here.
+/// Returns the names that `Vary` lists on all its lines, sorted and unique (RFC 9110, section 12.5.5). A response with
+/// a `Content-Encoding` is treated as varying by `Accept-Encoding`, because not every application that compresses
+/// declares it. `None`: the response matches no other request, because one of the names is `*`, is invalid, or is a
+/// header that changes here.
 pub fn names(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
     let names: Option<Vec<HeaderName>> = listed(headers).collect();
     names.map(sorted).filter(|names| !names.iter().any(|name| CHANGED_HERE.contains(name)))
 }
 
-/// The names under which an answer is stored that may be: all, or those that requests can be told apart by, where its route
-/// stores in spite of the others.
+/// Returns the names under which a storable response is stored: all, or the distinguishable ones if its route overrides
+/// the others.
 pub fn names_to_store(headers: &HeaderMap) -> Vec<HeaderName> {
     names(headers).unwrap_or_else(|| usable_names(headers))
 }
 
-/// Those of the names that requests can be told apart by, for a route that stores in spite of the others.
+/// Returns the names by which requests can be distinguished, for a route that overrides the others.
 pub(crate) fn usable_names(headers: &HeaderMap) -> Vec<HeaderName> {
     sorted(listed(headers).flatten().filter(|name| !CHANGED_HERE.contains(name)).collect())
 }
@@ -82,17 +83,18 @@ fn sorted(mut names: Vec<HeaderName>) -> Vec<HeaderName> {
     names
 }
 
-/// Appends the part of a variant's key that the selecting headers make: for each a line with its name and, if the request
-/// has it, its value.
+/// Appends the part of a variant's key that the selecting headers make: for each a line with its name and, if the
+/// request has it, its value.
 ///
-/// Requests that differ only in what section 4.1 lets a cache normalise have one text: lines are joined (RFC 9110, section
-/// 5.3), those of `Cookie` as its pairs are (RFC 9113, section 8.2.3); white space around the commas of a field that is a list
-/// goes (but not inside quotes); and the members of `Accept-Language` and `Accept-Encoding` are in lower case and in the order of
-/// their weights. Any two others have different ones. Absent is not the same as empty.
+/// Requests that differ only in ways that section 4.1 lets a cache normalise have one text: lines are joined (RFC 9110,
+/// section 5.3), those of `Cookie` as its pairs are (RFC 9113, section 8.2.3); white space around the commas of a list
+/// field is removed (but not inside quotes); and the members of `Accept-Language` and `Accept-Encoding` are in lower
+/// case and in the order of their weights. All other differences are preserved. An absent field differs from an empty
+/// one.
 ///
-/// Of a field whose syntax is not known to be a list only the ends are trimmed, for a comma may be text in it, as in many a
-/// `User-Agent`. The public test suite has an optional test that wants `Foo: 1,2` and `Foo:  1, 2 ` to be one; section 4.1
-/// lets a cache do that only where it is known to change nothing.
+/// A field that is not known to be a list is only trimmed at its ends, because a comma may be text in it, as in many a
+/// `User-Agent`. The public test suite has an optional test that expects `Foo: 1,2` and `Foo:  1, 2 ` to be equal;
+/// section 4.1 permits that only where it is known to change nothing.
 pub fn write_variant(into: &mut String, names: &[HeaderName], fields: &(impl Fields + ?Sized)) {
     for name in names {
         into.push('\n');
@@ -117,7 +119,7 @@ pub fn write_variant(into: &mut String, names: &[HeaderName], fields: &(impl Fie
     }
 }
 
-/// A value without the white space at its ends and, of a list, around its commas.
+/// Appends a value without the white space at its ends and, in a list, around its commas.
 fn write_value(into: &mut String, value: &[u8], is_list: bool) {
     // Most values are like this: nothing to trim, nothing to escape.
     let plain = |byte: &u8| (b' '..=b'~').contains(byte) && *byte != b'%';

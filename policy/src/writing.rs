@@ -8,11 +8,11 @@ use crate::{
     names::{is_alike, name_of, pairs},
 };
 
-/// Parts of the names, letters and digits alone, of header fields by which frameworks read another method than the request
-/// line's.
+/// Parts of the names, letters and digits alone, of header fields from which frameworks read another method than the
+/// request line's.
 const METHOD_PARTS: [&[u8]; 5] =
     [b"methodoverride", b"overridemethod", b"httpmethod", b"httpverb", b"verboverride"];
-/// Such names as a whole.
+/// Complete names, letters and digits alone, of header fields from which frameworks read another method.
 const METHOD_NAMES: [&[u8]; 9] = [
     b"method",
     b"verb",
@@ -24,17 +24,17 @@ const METHOD_NAMES: [&[u8]; 9] = [
     b"xrestmethod",
     b"xtunnelmethod",
 ];
-/// Query parameters by which frameworks read another method, in lower case.
+/// Query parameters from which frameworks read another method, in lower case.
 const METHOD_PARAMETERS: [&str; 6] =
     ["_method", "__method", "_http_method", "$httpmethod", "x-http-method", "x-method"];
-/// Header fields by which frameworks read another target than the request line's.
+/// Header fields from which frameworks read another target than the request line's.
 pub(crate) const TARGETS: [&str; 5] =
     ["x-original-uri", "x-original-url", "x-rewrite-uri", "x-rewrite-url", "x-waws-unencoded-url"];
 
-/// The longest name of a header field that names a method.
+/// Maximum length of the name of a header field that overrides the method.
 const MAX_NAME: usize = 48;
 
-/// A request that may change something: what it may be to an application.
+/// A request that may change something, with every reading that an application may have of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Writing {
     methods: Vec<Method>,
@@ -43,8 +43,8 @@ pub struct Writing {
 }
 
 impl Writing {
-    /// Reads a request: its method, what its header fields and its query say the method is, and its path. `None`: however it is
-    /// read, it changes nothing.
+    /// Reads a request: its method, the methods that its header fields and query declare, and its path. Returns `None`
+    /// if it changes nothing under any reading.
     pub fn of(
         method: &Method,
         path: &str,
@@ -71,22 +71,23 @@ impl Writing {
         Some(Self { methods, paths, disguised })
     }
 
-    /// The methods that an application may carry out, the request line's first; each of them may change something.
+    /// Returns the methods that an application may carry out, the request line's first; each of them may change
+    /// something.
     pub fn methods(&self) -> &[Method] {
         &self.methods
     }
 
-    /// The paths that it may be about, as they were sent: the request line's first.
+    /// Returns the paths that the request may refer to, as they were sent, the request line's first.
     pub fn paths(&self) -> &[String] {
         &self.paths
     }
 
-    /// Whether a header field or a query parameter says that it is not what its request line says.
+    /// Returns true if a header field or a query parameter contradicts the request line.
     pub fn is_disguised(&self) -> bool {
         self.disguised
     }
 
-    /// Whether it may be one of the methods of a rule; a rule without methods is for all.
+    /// Returns true if the request may have one of the methods of a rule; a rule without methods matches all.
     pub(crate) fn is_one_of(&self, listed: &[String]) -> bool {
         let is =
             |listed: &String| self.methods.iter().any(|method| method.as_str().eq_ignore_ascii_case(listed));
@@ -94,7 +95,8 @@ impl Writing {
     }
 }
 
-/// Whether some application may read a method in a header field of this name. CGI and its heirs take `_` for `-`.
+/// Returns true if some application may read a method in a header field of this name. CGI and its descendants read `_`
+/// as `-`.
 pub(crate) fn names_a_method(name: &[u8]) -> bool {
     if name.len() > MAX_NAME {
         return false;
@@ -110,13 +112,13 @@ pub(crate) fn names_a_method(name: &[u8]) -> bool {
         || METHOD_PARTS.iter().any(|part| letters.windows(part.len()).any(|window| window == *part))
 }
 
-/// Whether some application may read a target in a header field of this name.
+/// Returns true if some application may read a target in a header field of this name.
 pub(crate) fn names_target(name: &[u8]) -> bool {
     TARGETS.iter().any(|known| is_alike(name, known))
 }
 
-/// Whether a header field of this name may say what a write is about besides its path: another target, or where MOVE and COPY put
-/// something (RFC 4918, section 10.3). Rather one too many: it only purges more.
+/// Returns true if a header field of this name may extend a write beyond its path: to another target, or to the destination
+/// of MOVE and COPY (RFC 4918, section 10.3). Errs on the side of true, which only purges more.
 fn may_name_target(name: &[u8]) -> bool {
     const WORDS: [&[u8]; 4] = [b"path", b"target", b"uri", b"url"];
     let is_one = |word: &[u8]| WORDS.iter().any(|known| word.eq_ignore_ascii_case(known));
@@ -126,7 +128,7 @@ fn may_name_target(name: &[u8]) -> bool {
             if rest.split(|byte| b"-_.".contains(byte)).any(is_one))
 }
 
-/// The methods that change something among those that header fields and query parameters say are meant.
+/// Returns the unsafe methods that header fields and query parameters declare.
 fn overrides(query: Option<&str>, fields: &(impl Fields + ?Sized)) -> impl Iterator<Item = Method> {
     let in_fields =
         fields.lines().filter(|(name, _)| names_a_method(name)).flat_map(|(_, value)| methods(value));
@@ -139,7 +141,7 @@ fn overrides(query: Option<&str>, fields: &(impl Fields + ?Sized)) -> impl Itera
     in_fields.chain(in_query.flat_map(|value| methods(&value))).filter(|method| !method.is_safe())
 }
 
-/// The methods that a value names: frameworks differ in which of several they take.
+/// Returns the methods in a value: frameworks differ in which of several they use.
 fn methods(value: &[u8]) -> Vec<Method> {
     let words = value.split(|byte| b",;\"' \t".contains(byte)).filter(|word| !word.is_empty());
     words.filter_map(|word| Method::from_bytes(&word.to_ascii_uppercase()).ok()).collect()
@@ -153,7 +155,7 @@ fn is_form(fields: &(impl Fields + ?Sized)) -> bool {
     })
 }
 
-/// The path of a target that a header field names.
+/// Returns the path of a target in a header field.
 fn path_of(value: &[u8]) -> Option<String> {
     let target = str::from_utf8(value).ok()?.trim();
     let target = target.split(['?', '#']).next().unwrap_or(target);

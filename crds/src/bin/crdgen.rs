@@ -1,4 +1,4 @@
-//! Writes the custom resource definitions, or with `--check` says whether the written ones are up to date.
+//! Writes the custom resource definitions; with `--check`, verifies that they are up to date.
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,7 @@ use larder_crds::definition;
 /// Writes the custom resource definitions into `crds/` and into the chart.
 #[derive(Parser)]
 struct Arguments {
-    /// Write nothing; fail when a file is not what would be written.
+    /// Write nothing; fail if a file is out of date.
     #[arg(long)]
     check: bool,
 }

@@ -29,7 +29,7 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
             ),
             (json!({"l1": {"busGrace": "5 seconds"}}), duration),
             (json!({"l2": {"redis": {"urlFrom": {}}}}), "set secretKeyRef: {name: ..., key: ...}"),
-            (json!({"sources": [{"name": "catalog"}]}), "say what the source is: set one of postgres and http"),
+            (json!({"sources": [{"name": "catalog"}]}), "a source needs a kind: set one of postgres and http"),
             (json!({"telemetry": {"otlp": {"endpoint": "collector:4317"}}}), "write a URL such as http://"),
             (json!({"sidecar": {"resources": {"requests": {"memory": "1Gi"}}}}), "requests.memory is above limits.memory"),
             (route(json!({"name": "a", "match": {"path": "/a"}, "ttl": "1d"})), duration),
@@ -38,7 +38,7 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
             (route(json!({"name": "a", "match": {"path": "/a", "methods": ["PUT"]}})), "Unsupported value: \"PUT\""),
             (
                 route(json!({"name": "a", "match": {"path": "/a", "methods": ["POST"]}})),
-                "answers to POST depend on the body: set key.body",
+                "responses to POST depend on the body: set key.body",
             ),
             (
                 route(json!({"name": "a", "match": {"path": "/a"}, "key": {"body": {"maxSize": "64Ki"}}})),
@@ -46,21 +46,21 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
             ),
             (
                 route(json!({"name": "a", "match": {"path": "/a"}, "key": {"query": {"allow": ["a"], "ignore": ["b"]}}})),
-                "allow lists all that counts and ignore all that does not",
+                "allow and ignore exclude each other",
             ),
             (
                 route(json!({"name": "a", "match": {"path": "/a"}, "ttl": "1m", "maxTTL": "1m"})),
-                "ttl replaces the life that an answer gives itself and maxTTL bounds it",
+                "ttl replaces the lifetime that a response declares and maxTTL limits it",
             ),
             (
                 route(json!({"name": "a", "match": {"path": "/a"}, "statuses": [{"code": 304}]})),
-                "a 304 is about an answer that is stored already",
+                "a 304 refers to a response that is already stored",
             ),
             (
                 route(json!({"name": "a", "match": {"path": "/a"}, "storeDespite": ["Everything"]})),
                 "Unsupported value: \"Everything\"",
             ),
-            (route(json!({"name": "a", "match": {"path": "/a"}, "bypass": {}})), "say what bypasses"),
+            (route(json!({"name": "a", "match": {"path": "/a"}, "bypass": {}})), "bypass needs a condition"),
             (json!({"targetedCacheControl": ["Cache-Control"]}), "list names of headers besides Cache-Control"),
             (
                 route(json!({"name": "a", "match": {"path": "/a/{id}"}, "tags": ["a:{key}"]})),
@@ -79,9 +79,9 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
                 "name a parameter of the query, such as {query.page}",
             ),
             (json!({"admin": {"pathPrefix": "/a/.."}}), "write a path without an end slash and without dots alone"),
-            (route(json!({"name": "a", "match": {"path": "/a"}, "from": [{}]})), "say what to ask: set one of postgres"),
+            (route(json!({"name": "a", "match": {"path": "/a"}, "from": [{}]})), "an entry of from needs an origin: set one of postgres"),
             (write(json!({"match": {"path": "/a", "methods": ["GET"]}, "purge": {"paths": ["/a"]}})), "list methods that write"),
-            (write(json!({"match": {"path": "/a"}, "purge": {}})), "say what to purge: set tags, paths or both"),
+            (write(json!({"match": {"path": "/a"}, "purge": {}})), "nothing to purge: set tags, paths or both"),
             (
                 write(json!({"match": {"path": "/a/{id}"}, "purge": {"tags": ["a:{key}"]}})),
                 "purge.tags may only use parameters that match.path has",

@@ -1,12 +1,12 @@
-//! Names of headers that name a person: known ones, and what the others look like.
+//! Names of headers that identify a user: known ones, and the pattern of the others.
 //!
-//! The set of such headers is open: every gateway and every framework has its own. A name that nobody has listed is therefore
-//! taken for one if it has a telling word in it. That costs hits where the word tells nothing, which `Cache-Status` shows and a
-//! route can settle by `key.ignoreHeaders`; a name that is missed costs a person's privacy.
+//! The set of such headers is open: every gateway and every framework has its own. A name that is not listed is
+//! therefore treated as one if it contains a telltale word. A false positive costs hits, is visible in `Cache-Status`
+//! and can be settled by `key.ignoreHeaders`; a false negative costs a user's privacy.
 
 use crate::names::is_alike;
 
-/// Words that tell of a person, or of what a person has, wherever they are in a name. They are found by their first letter.
+/// Words that indicate a user, or a user's possessions, anywhere in a name. Indexed by first letter.
 const TELLING: [(u8, &[&str]); 18] = [
     (b'a', &["accesskey", "account", "admin", "apikey", "appcheck", "assertion", "auth"]),
     (b'b', &["bearer", "biscuit"]),
@@ -41,7 +41,7 @@ const TELLING: [(u8, &[&str]); 18] = [
     (b'x', &["xsrf"]),
 ];
 
-/// Words that tell of a person only where they stand alone between hyphens, by their length.
+/// Words that indicate a user only where they stand alone between hyphens, indexed by length.
 const WORDS: [&[&str]; 12] = [
     &[],
     &[],
@@ -72,7 +72,7 @@ const WORDS: [&[&str]; 12] = [
     &["affiliation", "displayname", "fingerprint"],
 ];
 
-/// Names, or starts of names where they end in a hyphen, that tell of a person without such a word.
+/// Names that identify a user without a telltale word; an entry that ends in a hyphen is a prefix.
 const KNOWN: [&str; 32] = [
     "cf-access-",
     "client-id",
@@ -126,9 +126,9 @@ const PAIRS: [&str; 14] = [
     "run-as",
 ];
 
-/// Starts and ends of names that have such a word and tell of nobody: the client's software, the browser's own fields, CORS (the
-/// Fetch standard), keys of requests and of caches, addresses of clients, the scheme that Cloudflare's visitors used, and by what
-/// Vercel proves that it forwarded a request.
+/// Prefixes and suffixes of names that contain a telltale word but identify nobody: the client's software, the
+/// browser's own fields, CORS (the Fetch standard), keys of requests and of caches, addresses of clients, the scheme
+/// that Cloudflare's visitors used, and Vercel's proof that it forwarded a request.
 const HARMLESS_STARTS: [&str; 4] = ["access-control-", "sec-", "service-worker", "upgrade-insecure-"];
 const HARMLESS_ENDS: [&str; 12] = [
     "authority",
@@ -145,12 +145,12 @@ const HARMLESS_ENDS: [&str; 12] = [
     "vercel-proxy-signature-ts",
 ];
 
-/// Whether a header names a person, by its name in whatever case. Names that most requests have are sorted out at once.
+/// Returns true if a header identifies a user, by its name in any case. Common names are ruled out first.
 pub fn names_a_person(name: &[u8]) -> bool {
     !is_common(name) && tells(name)
 }
 
-/// Names that most requests have, by length: browsers', those of common clients, and those of tracing.
+/// Returns true for names that most requests have, by length: those of browsers, of common clients and of tracing.
 pub(crate) fn is_common(name: &[u8]) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
     match name.len() {

@@ -1,29 +1,29 @@
-//! Headers that a policy, or whoever runs the operator, says name a person.
+//! Headers that the policy, or the operator's configuration, declares to identify a user.
 
-/// Names of headers, where a `*` at the start or the end stands for the rest of a name.
+/// Names of headers, in which a `*` at the start or the end stands for the rest of a name.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct IdentityHeaders(Vec<Pattern>);
 
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Pattern {
-    /// In lower case, without stars.
+    /// The name in lower case, without stars.
     text: String,
     has_start: bool,
     has_end: bool,
 }
 
 impl IdentityHeaders {
-    /// Reads names and patterns such as `x-shop-customer`, `x-shop-*` and `*-customer`.
+    /// Parses names and patterns such as `x-shop-customer`, `x-shop-*` and `*-customer`.
     pub fn new(patterns: &[String]) -> Self {
         Self(patterns.iter().map(|pattern| Pattern::new(pattern)).collect())
     }
 
-    /// Whether there are none.
+    /// Returns true if there are no patterns.
     pub fn is_empty(&self) -> bool {
         self.0.is_empty()
     }
 
-    /// Whether one of them is the name of a header, in whatever case.
+    /// Returns true if one of the patterns matches the name of a header, in any case.
     pub fn covers(&self, name: &[u8]) -> bool {
         self.0.iter().any(|pattern| pattern.is(name))
     }
@@ -48,7 +48,8 @@ impl Pattern {
     }
 }
 
-/// Whether a text is the name of a header, or such a pattern: with at least one letter or digit besides the stars.
+/// Returns true if a text is the name of a header, or such a pattern: with at least one letter or digit besides the
+/// stars.
 pub fn is_pattern(text: &str) -> bool {
     let text = text.strip_prefix('*').unwrap_or(text);
     let text = text.strip_suffix('*').unwrap_or(text);

@@ -1,21 +1,21 @@
-//! How long past its life an answer may be served (RFC 9111, section 4.2.4; RFC 5861).
+//! Stale windows: the time past its lifetime that a response may be served (RFC 9111, section 4.2.4; RFC 5861).
 
 use std::time::Duration;
 
 use super::{Claims, Lifetimes, RequestDirectives, ResponseDirectives, StaleUse};
 
-/// How long past its life an answer may be served.
+/// The time past its lifetime that a response may be served.
 #[derive(Clone, Copy, Debug)]
 pub(super) struct Windows {
     never: bool,
-    /// Whether a client may ask for it.
+    /// True if a client may request a stale response.
     clients: bool,
     revalidating: Duration,
     on_error: Duration,
 }
 
 impl Windows {
-    /// The windows of an answer whose `ttl` is given by its route, or not.
+    /// Computes the windows of a response, with the `ttl` of its route if it has one.
     pub(super) fn of(claims: &Claims, lifetimes: &Lifetimes, ttl: Option<Duration>) -> Self {
         let directives = &claims.directives;
         if ttl.is_none() && forbids_stale(directives) {
@@ -37,7 +37,7 @@ impl Windows {
         self.revalidating.max(self.on_error)
     }
 
-    /// What an answer is good for that has been past its life for this long.
+    /// Returns the permitted use of a response that has been stale for this long.
     pub(super) fn use_of(&self, age: Duration, stale_for: Duration, asked: &RequestDirectives) -> StaleUse {
         if self.never || asked.no_cache {
             return StaleUse::No;
@@ -58,17 +58,16 @@ impl Windows {
         }
     }
 
-    /// The window that the client gives (RFC 5861, section 4).
+    /// Returns the window that the client grants (RFC 5861, section 4).
     fn clients_on_error(&self, asked: &RequestDirectives) -> Duration {
         asked.stale_if_error.filter(|_| self.clients).unwrap_or_default()
     }
 }
 
-/// Whether an answer must never be served stale (section 4.2.4).
+/// Returns true if a response must never be served stale (section 4.2.4).
 ///
-/// `s-maxage` is not among them: it has the meaning of `proxy-revalidate` (section 5.2.2.10), and so forbids what a client
-/// asks for, but who writes a stale window beside it, into the answer or the route, wants it used; it would mean nothing
-/// otherwise.
+/// `s-maxage` does not count here. It implies `proxy-revalidate` (section 5.2.2.10), and so overrules a client's
+/// directives; but a stale window beside it, in the response or the route, would mean nothing if it did.
 pub(super) fn forbids_stale(directives: &ResponseDirectives) -> bool {
     directives.no_cache || directives.must_revalidate || directives.proxy_revalidate
 }

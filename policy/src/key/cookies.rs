@@ -6,7 +6,7 @@ use crate::{
     names::{could_be, is_odd, value_could_be},
 };
 
-/// Adds a part for every cookie that an application might take for one of `names`, in the order of `names`.
+/// Adds a part for every cookie that an application might read as one of `names`, in the order of `names`.
 pub(super) fn push(fragment: &mut Fragment<'_>, names: &[String], fields: &(impl Fields + ?Sized)) {
     for name in names {
         for pair in pairs(fields).filter(|pair| might_be(pair, name)) {
@@ -22,15 +22,16 @@ pub(super) fn push(fragment: &mut Fragment<'_>, names: &[String], fields: &(impl
     }
 }
 
-/// The cookies that [`push`] puts into the key, as one line in the order in which they came; `None` if there are none.
+/// Returns the cookies that [`push`] adds to the key, as one line in the order in which they arrived; `None` if there
+/// are none.
 pub(crate) fn keyed(names: &[String], fields: &(impl Fields + ?Sized)) -> Option<Vec<u8>> {
     let counts = |pair: &&[u8]| names.iter().any(|name| might_be(pair, name));
     let keyed: Vec<_> = pairs(fields).filter(counts).collect();
     (!keyed.is_empty()).then(|| keyed.join(&b"; "[..]))
 }
 
-/// The `Cookie` lines of a request as one, in which all that [`push`] takes for alike is alike: the cookies in the key in the order
-/// of the key, then those that are not in it as they came; `None` if there are none at all.
+/// Returns the `Cookie` lines of a request as one, equal for all requests that [`push`] treats as equal: the cookies in the
+/// key in the order of the key, then the others in their own order; `None` if there are none.
 pub(crate) fn in_order(names: &[String], fields: &(impl Fields + ?Sized)) -> Option<Vec<u8>> {
     let place = |pair: &[u8]| names.iter().position(|name| might_be(pair, name)).unwrap_or(names.len());
     let mut pairs: Vec<_> = pairs(fields).collect();
@@ -38,14 +39,14 @@ pub(crate) fn in_order(names: &[String], fields: &(impl Fields + ?Sized)) -> Opt
     (!pairs.is_empty()).then(|| pairs.join(&b"; "[..]))
 }
 
-/// Whether a request has a cookie that an application might take for `name` with the value `wanted`.
+/// Returns true if a request has a cookie that an application might read as `name` with the value `wanted`.
 pub(crate) fn has(fields: &(impl Fields + ?Sized), name: &str, wanted: &str) -> bool {
     pairs(fields).flat_map(names_in).any(|(found, value)| {
         could_be(found, name) && (wanted == "*" || value.is_some_and(|value| value_could_be(value, wanted)))
     })
 }
 
-/// The pairs of all `Cookie` lines (RFC 6265, section 4.2.1): HTTP/2 may send each on a line of its own.
+/// Returns the pairs of all `Cookie` lines (RFC 6265, section 4.2.1): HTTP/2 may send each on a line of its own.
 fn pairs(fields: &(impl Fields + ?Sized)) -> impl Iterator<Item = &[u8]> {
     let pairs = fields.values("cookie").flat_map(|line| line.split(|&byte| byte == b';'));
     pairs.map(<[u8]>::trim_ascii).filter(|pair| !pair.is_empty())
@@ -55,7 +56,8 @@ fn might_be(pair: &[u8], name: &str) -> bool {
     names_in(pair).any(|(found, _)| could_be(found, name) || is_odd(found))
 }
 
-/// The names in a pair: its own, and what a parser that separates by commas, white space or quotes takes for more.
+/// Returns the names in a pair: its own, and those that a parser finds if it also splits at commas, white space or
+/// quotes.
 fn names_in(pair: &[u8]) -> impl Iterator<Item = (&[u8], Option<&[u8]>)> {
     let own = split(pair);
     let inner = pair.split(|byte| b", \t\"".contains(byte)).skip(1).map(split);

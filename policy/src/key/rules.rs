@@ -1,4 +1,4 @@
-//! A route's key rules, ready to be applied.
+//! A route's compiled key rules.
 
 use super::text::push_escaping_hash;
 use crate::{
@@ -7,7 +7,7 @@ use crate::{
     spec::{KeySpec, QueryOrder},
 };
 
-/// A route's key rules, ready to be applied.
+/// A route's compiled key rules.
 #[derive(Clone, Debug, Default)]
 pub struct KeyRules {
     /// Lower-case names of the headers in the key.
@@ -16,7 +16,7 @@ pub struct KeyRules {
     pub ignore_headers: Vec<String>,
     /// Names of the cookies in the key.
     pub cookies: Vec<String>,
-    /// Headers that the policy says name a person, besides those that are known.
+    /// Headers that the policy declares to identify a user, besides those that are known.
     pub identity: IdentityHeaders,
     allow_query: Vec<String>,
     ignore_query: Vec<String>,
@@ -24,7 +24,7 @@ pub struct KeyRules {
 }
 
 impl KeyRules {
-    /// The rules of a route.
+    /// Compiles the rules of a route.
     pub fn new(spec: Option<&KeySpec>) -> Self {
         let Some(KeySpec { query, headers, ignore_headers, cookies, body: _ }) = spec else {
             return Self::default();
@@ -42,7 +42,7 @@ impl KeyRules {
         }
     }
 
-    /// Whether a header, in lower case, is in the key wherever a request has it.
+    /// Returns true if a header, in lower case, is in the key wherever a request has it.
     pub(crate) fn has_header(&self, name: &str) -> bool {
         let always = ["x-forwarded-host", "x-forwarded-proto", "content-encoding", "content-type"];
         always.contains(&name)
@@ -50,7 +50,7 @@ impl KeyRules {
             || self.headers.iter().any(|known| known == name)
     }
 
-    /// Takes a header into the key that a route matches by.
+    /// Adds a header that the route matches by to the key.
     pub(crate) fn add_header(&mut self, name: &str) {
         let name = name.to_ascii_lowercase();
         if !self.headers.contains(&name) {
@@ -58,15 +58,15 @@ impl KeyRules {
         }
     }
 
-    /// Makes a parameter count that a route bypasses by, where only some count: what comes close to a bypass without being
-    /// one must not be stored as if the parameter had not been there.
+    /// Adds a parameter that the route bypasses by to the key, where `allow` lists only some: a response to an almost
+    /// matching bypass must not be stored as if the parameter were absent.
     pub(crate) fn add_query(&mut self, name: &str) {
         if !self.allow_query.is_empty() {
             self.allow_query.push(name.to_owned());
         }
     }
 
-    /// Whether a parameter of this name is left out of the key.
+    /// Returns true if a parameter of this name is left out of the key.
     pub(crate) fn ignores(&self, name: &str) -> bool {
         self.allow_query.is_empty() && !self.counts(name)
     }
@@ -86,7 +86,7 @@ impl KeyRules {
         is_odd(name.as_bytes()) || self.allow_query.iter().any(|pattern| could_be(name.as_bytes(), pattern))
     }
 
-    /// Adds the part of a raw query that counts.
+    /// Adds the keyed part of a raw query.
     pub(crate) fn push_query(&self, into: &mut String, query: &str) {
         let counting = pairs(query).filter(|pair| self.counts(pair));
         if self.sorts(query) {
@@ -96,8 +96,8 @@ impl KeyRules {
         }
     }
 
-    /// The query that the application gets where that is another than was sent: its parameters in the order that they have in
-    /// the key, then those that are not in the key.
+    /// Returns the query to send to the application if it differs from the client's: the keyed parameters in the order
+    /// of the key, then the others.
     pub fn query_to_send(&self, query: &str) -> Option<String> {
         if !self.sorts(query) {
             return None;

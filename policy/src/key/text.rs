@@ -1,25 +1,25 @@
-//! How the text of a key is written: into a buffer, without memory of its own.
+//! Writes the text of a key into a buffer, without allocations of its own.
 
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
 use crate::Fields;
 
-/// Header values are put after a `#`, which no request target contains, with what would blur them encoded.
+/// Bytes that are encoded in the fragment. Header values follow a `#`, which no request target contains.
 const IN_FRAGMENT: &AsciiSet = &CONTROLS.add(b'%').add(b'#').add(b'&').add(b'=').add(b' ');
-/// What could end a scheme or a host in the text of a key.
+/// Bytes that could end a scheme or a host in the text of a key.
 const IN_URL: &AsciiSet = &CONTROLS.add(b'%').add(b'#').add(b'/').add(b'?').add(b' ');
 
-/// The first member of a list, or the whole value where it is none.
+/// Returns the first member of a list, or the whole value if it is not a list.
 pub(super) fn first(value: &[u8]) -> &[u8] {
     value.split(|&byte| byte == b',').next().unwrap_or(value).trim_ascii()
 }
 
-/// A scheme or a host.
+/// Adds a scheme or a host.
 pub(super) fn push_in_url(into: &mut String, value: &[u8]) {
     into.extend(percent_encode(value, IN_URL));
 }
 
-/// A pair of a query, in which a `#` has no place.
+/// Adds a pair of a query, in which a `#` is not allowed.
 pub(super) fn push_escaping_hash(into: &mut String, text: &str) {
     let mut pieces = text.split('#');
     into.push_str(pieces.next().unwrap_or_default());
@@ -31,8 +31,8 @@ pub(super) fn push_escaping_hash(into: &mut String, text: &str) {
 
 /// The part after the `#`: names and encoded values.
 ///
-/// No name has a `=` in it, no encoded value a `=` or a `&`, so that nothing in a value reads as another part. The names of
-/// what is no header have a `:`, which no header's name has.
+/// No name contains a `=`, no encoded value a `=` or a `&`, so that nothing in a value reads as another part. Names
+/// that are not headers contain a `:`, which no header's name does.
 pub(super) struct Fragment<'a> {
     into: &'a mut String,
     separator: char,
@@ -43,13 +43,13 @@ impl<'a> Fragment<'a> {
         Self { into, separator: '#' }
     }
 
-    /// One part.
+    /// Adds one part.
     pub(super) fn part(&mut self, name: &str, value: &[u8]) {
         self.name(name, "");
         self.value(value);
     }
 
-    /// Starts a part whose name has two halves; [`Self::value`] goes on.
+    /// Starts a part whose name has two halves, continued by [`Self::value`].
     pub(super) fn name(&mut self, start: &str, end: &str) {
         self.into.push(self.separator);
         self.into.push_str(start);
@@ -63,7 +63,7 @@ impl<'a> Fragment<'a> {
         self.into.extend(percent_encode(value, IN_FRAGMENT));
     }
 
-    /// A number as a part.
+    /// Adds a number as a part.
     pub(super) fn number(&mut self, name: &str, mut number: u16) {
         let mut digits = [b'0'; 5];
         let mut from = digits.len();
@@ -78,13 +78,13 @@ impl<'a> Fragment<'a> {
         self.part(name, &digits[from..]);
     }
 
-    /// All lines of a header as one, if there is a line: as they are joined before they are sent
+    /// Adds all lines of a header as one, if there are any, joined as they are before they are forwarded
     /// ([`crate::vary::canonicalise`]).
     pub(super) fn header(&mut self, name: &str, fields: &(impl Fields + ?Sized)) {
         self.lines(name, fields.values(name));
     }
 
-    /// The same of lines that are at hand.
+    /// Adds the given lines of a header as one.
     pub(super) fn lines<'b>(&mut self, name: &str, lines: impl Iterator<Item = &'b [u8]>) {
         let between = if name == "cookie" { ";%20" } else { ",%20" };
         for (index, line) in lines.enumerate() {
@@ -96,8 +96,9 @@ impl<'a> Fragment<'a> {
         }
     }
 
-    /// The lines of `Forwarded` (RFC 7239) without the addresses of clients and proxies in them; nothing if there is nothing else.
-    /// An application may look for `host=` without regard to elements and quotes, so that all but a plain `for=` or `by=` counts.
+    /// Adds the lines of `Forwarded` (RFC 7239) without the addresses of clients and proxies; nothing if there is nothing else.
+    /// Everything but a plain `for=` or `by=` counts, because an application may search for `host=` regardless of elements and
+    /// quotes.
     pub(super) fn forwarded(&mut self, name: &str, fields: &(impl Fields + ?Sized)) {
         if fields.values(name).flat_map(unquoted_parts).all(|part| node(part).is_some()) {
             return;
@@ -118,7 +119,7 @@ impl<'a> Fragment<'a> {
     }
 }
 
-/// A pair that says no more than who sent a request or took it (RFC 7239, section 6), without that: up to its `=`.
+/// Returns a pair that only identifies a node (RFC 7239, section 6), up to its `=`, without the node.
 fn node(pair: &[u8]) -> Option<&[u8]> {
     let equals = pair.iter().position(|&byte| byte == b'=')?;
     let (name, value) = (pair[..equals].trim_ascii_start(), &pair[equals + 1..]);
@@ -129,7 +130,7 @@ fn node(pair: &[u8]) -> Option<&[u8]> {
     (is_named && is_node).then(|| &pair[..=equals])
 }
 
-/// What is between the commas and semicolons of a value that are not inside quotes.
+/// Splits a value at the commas and semicolons that are not inside quotes.
 fn unquoted_parts(line: &[u8]) -> impl Iterator<Item = &[u8]> {
     let (mut quoted, mut escaped) = (false, false);
     line.split(move |byte| {

@@ -1,9 +1,9 @@
 //! Every path that a server may read in a request's path.
 //!
-//! Servers and frameworks differ in what they take for one path: they decode once or twice, resolve dot segments before or
-//! after that, take `\` for `/`, merge slashes, cut `;` parameters off, ignore case, a trailing slash or trailing dots. A
-//! write is matched with rules, and purges what is stored, by all of these readings: to purge too much costs a miss, to
-//! purge too little serves what is no longer so.
+//! Servers and frameworks differ in the paths that they treat as equal: they decode once or twice, resolve dot segments
+//! before or after that, read `\` as `/`, merge slashes, cut off `;` parameters, ignore case, a trailing slash or
+//! trailing dots. A write is matched with rules, and purges stored responses, by all of these readings: purging too
+//! much costs a miss, purging too little serves outdated responses.
 
 use std::borrow::Cow;
 
@@ -15,13 +15,13 @@ use super::{is_plain, normalise_escapes, resolve_dots};
 /// Rounds of decoding between which dot segments may be resolved.
 const MAX_ROUNDS: usize = 3;
 
-/// The paths that servers may read in one path, each as its segments: decoded, in the case in which they were sent, without
-/// empty ones.
+/// The paths that servers may read in one path, each as its segments: decoded, in the case in which they were sent,
+/// without empty ones.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Readings {
-    /// As the loosest servers have them: nothing is left of escapes, dot segments, `;` parameters and trailing dots.
+    /// Readings of the most lenient servers: no escapes, dot segments, `;` parameters or trailing dots are left.
     loose: Vec<Vec<String>>,
-    /// As strict servers have them: decoded once, with whatever comes of that in a segment.
+    /// Readings of strict servers: decoded once, with the result unchanged in its segment.
     strict: Vec<Vec<String>>,
 }
 
@@ -38,18 +38,18 @@ impl Readings {
         Self { loose: loose_paths(path), strict }
     }
 
-    /// All of them.
+    /// Returns all readings.
     pub(crate) fn iter(&self) -> impl Iterator<Item = &[String]> {
         self.loose.iter().chain(&self.strict).map(Vec::as_slice)
     }
 }
 
-/// The texts that stand for a path in purge names: one for a path that all servers read alike, several otherwise.
+/// Returns the texts that stand for a path in purge names: one for an unambiguous path, several otherwise.
 pub(crate) fn loose_texts(path: &str) -> impl Iterator<Item = String> {
     loose_paths(path).into_iter().map(|segments| format!("/{}", fold(&segments.join("/"))))
 }
 
-/// `text` in a form in which spellings that an application may take for one are one: no escapes, in lower case whatever it is in
+/// Folds `text` so that spellings that an application may treat as equal become equal: no escapes, in lower case of its
 /// capitals ("\u{df}" and "SS" alike), compatible characters alike (Unicode's NFKC), `+` a space.
 pub(crate) fn fold(text: &str) -> String {
     let lower =
@@ -59,7 +59,7 @@ pub(crate) fn fold(text: &str) -> String {
     folded.nfkc().collect()
 }
 
-/// Decodes escapes until none is left, those that decoding makes included, in one pass.
+/// Decodes escapes until none is left, those that decoding creates included, in one pass.
 pub(crate) fn decode_fully(text: &str) -> Cow<'_, str> {
     if !text.contains('%') {
         return Cow::Borrowed(text);
@@ -81,8 +81,8 @@ fn decoded_once(text: &str) -> String {
     text_of(percent_decode_str(text).collect())
 }
 
-/// Bytes as UTF-8, or as Latin-1 where they are none; an ASCII character that is written in more bytes than it takes counts as
-/// itself, as careless decoders have it.
+/// Returns bytes as UTF-8, or as Latin-1 if they are not UTF-8; an overlong encoding of an ASCII character counts as
+/// that character, as in lenient decoders.
 fn text_of(bytes: Vec<u8>) -> String {
     let bytes = match String::from_utf8(bytes) {
         Ok(text) => return text,
@@ -127,7 +127,7 @@ fn loose_paths(path: &str) -> Vec<Vec<String>> {
     paths
 }
 
-/// Adds what may be read in a path without escapes.
+/// Adds the readings of a path without escapes.
 fn push_loose(paths: &mut Vec<Vec<String>>, path: &str) {
     // Some end a path at what ends one in a URL or in C, some drop what no path has.
     let cut = path.split(['?', '#', '\0']).next().unwrap_or(path);
@@ -142,7 +142,7 @@ fn push_loose(paths: &mut Vec<Vec<String>>, path: &str) {
     }
 }
 
-/// A segment without `;` parameters and what some file systems ignore at its end.
+/// Removes `;` parameters, and the trailing characters that some file systems ignore, from a segment.
 fn trimmed(segment: &str) -> &str {
     let name = segment.split(';').next().unwrap_or(segment).trim();
     match name {

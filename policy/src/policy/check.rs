@@ -1,4 +1,4 @@
-//! What is wrong with a policy, collected while it is compiled.
+//! Errors in a policy, collected while it is compiled.
 
 mod route;
 mod tiers;
@@ -15,7 +15,7 @@ use crate::{
     template::placeholders,
 };
 
-/// Collects what is wrong.
+/// Collects errors.
 #[derive(Default)]
 pub(super) struct Check {
     problems: Vec<Invalid>,
@@ -80,12 +80,14 @@ impl Check {
                 && Method::from_bytes(method.as_bytes()).is_ok_and(|method| !method.is_safe())
         };
         for (index, method) in methods.iter().enumerate().filter(|(_, method)| !writes(method)) {
-            let message = "is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals";
+            let message =
+                "is not a method that writes: list one such as PUT, PATCH, POST or DELETE, in capitals";
             self.refuse(&format!("{path}[{index}]"), format!("{method:?} {message}"));
         }
     }
 
-    /// A POST that a route tells apart by its body is a read: no rule may take one under the same path for a write.
+    /// Rejects a rule that treats a POST under a route's path as a write, although the route distinguishes it by its
+    /// body and so reads by it.
     pub(super) fn no_reads(&mut self, path: &str, rule: &WriteMatch, routes: &[Route]) {
         let WriteMatch { path: template, methods } = rule;
         if !methods.is_empty() && !methods.iter().any(|method| method == Method::POST.as_str()) {

@@ -1,4 +1,4 @@
-//! What the application gets of a request that may be answered from the cache.
+//! The part of a cacheable request that is forwarded to the application.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -11,9 +11,9 @@ use http::{
 use super::Route;
 use crate::{forwarding, key::keyed_cookies};
 
-/// Headers that go through whatever the key is: scheme and host, which are in it; what the response says of itself by
-/// `Content-Encoding`, `ETag`, `Last-Modified` and its status; and whom the request came from and by what way, which a shared
-/// cache takes for no reason to answer otherwise.
+/// Headers that are forwarded whatever the key is: scheme and host, which are in it; those whose effect the response
+/// declares by `Content-Encoding`, `ETag`, `Last-Modified` and its status; and the sender and way of the request, on
+/// which no cacheable response may depend.
 const SAFE: [HeaderName; 14] = [
     HOST,
     FORWARDED,
@@ -30,14 +30,14 @@ const SAFE: [HeaderName; 14] = [
     HeaderName::from_static("x-forwarded-for"),
     HeaderName::from_static("traceparent"),
 ];
-/// The same for requests whose body is in the key: how it is read is in the key, too.
+/// Headers that are also forwarded where the body is in the key, because the key covers how it is read.
 const OF_BODY: [HeaderName; 3] = [CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE];
 
-/// What the application is told of the client's software.
+/// The `User-Agent` that the application receives in place of the client's.
 const AGENT: HeaderValue = HeaderValue::from_static("larder");
 
 impl Route {
-    /// The headers that the application gets of a request that may be answered from the cache: all, or, with
+    /// Returns the headers to forward to the application for a request that may be served from the cache: all, or, with
     /// `forwardHeaders: Keyed`, those in the key and those that change no response.
     pub fn forwarded(&self, fields: &HeaderMap) -> HeaderMap {
         if !self.forwards_keyed {

@@ -1,4 +1,4 @@
-//! A route made ready to serve by.
+//! A compiled route.
 
 use std::time::Duration;
 
@@ -15,39 +15,40 @@ use crate::{
 /// Default of [`Route::collapse_timeout`]: that of nginx's `proxy_cache_lock_timeout` and `proxy_cache_lock_age`.
 pub(super) const DEFAULT_COLLAPSE_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Requests that are answered alike.
+/// Requests that are cached in the same way.
 #[derive(Clone, Debug)]
 pub struct Route {
-    /// What metrics and logs call it.
+    /// Name in metrics and logs.
     pub name: String,
-    /// Which paths it is for; `None` in the one route of a sidecar without a policy.
+    /// Paths that the route applies to; `None` in the one route of a sidecar without a policy.
     pub path: Option<PathTemplate>,
     pub(super) methods: Vec<Method>,
     pub(super) headers: Vec<(String, String)>,
-    /// How long answers are fresh, and which are stored.
+    /// Rules on freshness and storing.
     pub lifetimes: Lifetimes,
-    /// What tells its answers apart.
+    /// Rules for the cache key.
     pub key: KeyRules,
     pub(super) body_limit: Option<u64>,
-    /// Whether a client's request directives count (RFC 9111, section 5.2.1).
+    /// True if a client's request directives are honoured (RFC 9111, section 5.2.1).
     pub honours_clients: bool,
     pub(super) bypass: BypassRules,
-    /// Whether the application gets only those headers that are in the key and those that change nothing.
+    /// True if only headers in the key, and those that change no response, are forwarded to the application.
     pub(super) forwards_keyed: bool,
     pub(super) tags: Vec<String>,
-    /// What is asked on a miss, the application aside.
+    /// Origins to try on a miss, the application aside.
     pub sources: Vec<Ask>,
-    /// Whether the application is asked, after the sources or because there are none.
+    /// True if the application is an origin, after the sources or because there are none.
     pub asks_application: bool,
-    /// The Postgres source that keeps the last good answer.
+    /// The Postgres source that persists the last good response.
     pub last_known_good: Option<String>,
-    /// Time without a sign of life after which a request to the origin is no longer waited for by others for the same.
+    /// Time without progress after which other requests for the same response no longer wait for a request to the
+    /// origin.
     pub collapse_timeout: Duration,
-    /// Whether answers are wrapped.
+    /// True if responses are wrapped.
     pub envelope: bool,
 }
 
-/// One place to ask on a miss, besides the application.
+/// One origin to try on a miss, besides the application.
 #[derive(Clone, Debug)]
 pub enum Ask {
     /// A Postgres source.
@@ -59,7 +60,7 @@ pub enum Ask {
 /// A query to one of the policy's Postgres sources.
 #[derive(Clone, Debug)]
 pub struct QuerySource {
-    /// The name of the source.
+    /// Name of the source.
     pub source: String,
     /// The query or statement, ready to be bound.
     pub query: BoundQuery,
@@ -68,15 +69,15 @@ pub struct QuerySource {
 /// A request to one of the policy's HTTP sources.
 #[derive(Clone, Debug)]
 pub struct HttpSource {
-    /// The name of the source.
+    /// Name of the source.
     pub source: String,
-    /// The path, and perhaps a query, with `{name}`s ([`crate::Values::expand_url`]).
+    /// Path with an optional query and `{name}` placeholders ([`crate::Values::expand_url`]).
     pub path: String,
-    /// What keeps its answers.
+    /// The statement that persists the source's responses.
     pub persist: Option<QuerySource>,
 }
 
-/// Names and the values that bypass; `*` is any value.
+/// Names, each with the value that bypasses; `*` matches any value.
 #[derive(Clone, Debug, Default)]
 pub(super) struct BypassRules {
     pub(super) query: Vec<(String, String)>,
@@ -84,7 +85,7 @@ pub(super) struct BypassRules {
     pub(super) cookies: Vec<(String, String)>,
 }
 
-/// By what a request asks to be neither looked up nor stored.
+/// The part of a request that makes it bypass the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BypassBy {
     /// A parameter of the query.
@@ -96,7 +97,7 @@ pub enum BypassBy {
 }
 
 impl BypassBy {
-    /// The name in logs and metrics.
+    /// Returns the name in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Query => "query",
@@ -109,14 +110,14 @@ impl BypassBy {
 /// A request's route.
 #[derive(Clone, Copy, Debug)]
 pub struct Match<'a> {
-    /// Its place in [`super::Policy::routes`].
+    /// Index in [`super::Policy::routes`].
     pub index: usize,
     /// The route.
     pub route: &'a Route,
 }
 
 impl<'a> Match<'a> {
-    /// The values of the path's parameters, where `path` is the one that matched.
+    /// Returns the values of the path's parameters, where `path` is the one that matched.
     pub fn parameters(&self, path: &NormalPath<'_>) -> Parameters<'a> {
         let template = self.route.path.as_ref();
         template.and_then(|template| template.matches(path.as_str())).unwrap_or_default()
@@ -146,7 +147,7 @@ impl Route {
         }
     }
 
-    /// Whether a path is one of this route's, whatever else the request is.
+    /// Returns true if a path belongs to this route, whatever else the request is.
     pub(super) fn covers(&self, path: &str) -> bool {
         self.path.as_ref().is_none_or(|template| template.covers(path))
     }
@@ -159,8 +160,8 @@ impl Route {
         self.methods.contains(method) && self.covers(path) && self.headers.iter().all(has)
     }
 
-    /// By what a request is neither looked up nor stored, if it is one of those. A name or a value that an application might
-    /// take for the one that bypasses does so too.
+    /// Returns the part of a request that makes it bypass the cache, if there is one. A name or a value that an
+    /// application might read as the bypassing one counts as well.
     pub fn bypass(&self, query: Option<&str>, fields: &(impl Fields + ?Sized)) -> Option<BypassBy> {
         let BypassRules { query: by_query, headers, cookies } = &self.bypass;
         let in_query = |(name, wanted): &(String, String)| {
@@ -186,22 +187,23 @@ impl Route {
         }
     }
 
-    /// The largest request body that is part of the key; `None`: bodies are not. A request to POST with a larger one passes.
+    /// Returns the maximum size of a request body that is part of the key; `None` if bodies are not. A POST with a
+    /// larger body passes through.
     pub fn body_limit(&self) -> Option<u64> {
         self.body_limit
     }
 
-    /// The names of the tags of an answer.
+    /// Returns the purge names of the tags of a response.
     pub fn tags(&self, parameters: &Parameters<'_>) -> impl Iterator<Item = PurgeName> {
         self.tag_texts(parameters).map(|tag| PurgeName::tag(&tag))
     }
 
-    /// The tags of an answer, with the parameters' values put in.
+    /// Returns the tags of a response, with the parameters' values inserted.
     pub fn tag_texts(&self, parameters: &Parameters<'_>) -> impl Iterator<Item = String> {
         self.tags.iter().map(|tag| expand(tag, parameters))
     }
 
-    /// All that decides which requests share an answer and how it is purged, as text.
+    /// Returns everything that decides which requests share a response and how it is purged, as text.
     pub(super) fn shape(&self) -> String {
         let Self {
             name: _,

@@ -321,14 +321,14 @@ fn says_everything_that_is_wrong() {
     assert_eq!(
         texts,
         [
-            "spec.l1.maxObjectSize: must not be larger than 256Mi, for Redis takes no more than twice that",
+            "spec.l1.maxObjectSize: must not be larger than 256Mi, because Redis accepts at most twice that",
             "spec.l2.redis.urlFrom: set exactly one of secretKeyRef (in a cluster), env or file (outside one)",
             "spec.sources[0].postgres.urlFrom: name a Secret and one of its keys, such as {name: shop-redis, key: url}",
             "spec.routes[0].ttl: must be longer than 0s",
             "spec.routes[0].tags[0]: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
             "spec.routes[1].from[0].postgres.source: spec.sources has no \"katalog\"",
-            "spec.invalidation.onWrite[0].match.methods[0]: \"put\" is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals",
-            "spec.invalidation.onWrite[0].match.methods[1]: \"GET\" is no method that writes: list such as PUT, PATCH, POST or DELETE, in capitals",
+            "spec.invalidation.onWrite[0].match.methods[0]: \"put\" is not a method that writes: list one such as PUT, PATCH, POST or DELETE, in capitals",
+            "spec.invalidation.onWrite[0].match.methods[1]: \"GET\" is not a method that writes: list one such as PUT, PATCH, POST or DELETE, in capitals",
             "spec.invalidation.onWrite[0].purge.tags[0]: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
         ]
     );
@@ -357,20 +357,20 @@ routes:
         texts,
         [
             "spec.routes[0].maxTTL: must be longer than 0s",
-            "spec.routes[0].maxTTL: ttl replaces the life that an answer gives itself and maxTTL bounds it: set one of them",
+            "spec.routes[0].maxTTL: ttl replaces the lifetime that a response declares and maxTTL limits it: set one of them",
             "spec.routes[0].statuses[0].code: 99 is not a status such as 200 or 404",
-            "spec.routes[0].statuses[1].code: a 304 is about an answer that is stored already: list that answer's status, such as 200",
+            "spec.routes[0].statuses[1].code: a 304 refers to a response that is already stored: list the status of that response, such as 200",
             "spec.routes[0].statuses[2].ttl: must be longer than 0s",
             "spec.routes[0].statuses[3].code: 404 is listed already: list each status once",
             "spec.routes[0].match.headers: \"x y\" is not the name of a header",
             "spec.routes[0].match.headers: \" 2\" is not a value that a header can have",
-            "spec.routes[0].match.headers: \"z\" is there twice: names of headers have no case",
+            "spec.routes[0].match.headers: \"z\" appears twice: header names are case-insensitive",
             "spec.routes[0].key.cookies[0]: \"e f\" is not the name of a cookie",
-            "spec.routes[0].key.query: allow lists all that counts and ignore all that does not: set one of them",
+            "spec.routes[0].key.query: allow and ignore exclude each other: set one of them",
             "spec.routes[0].key.query.allow[0]: \"a*b\" is not the name of a parameter, or its start and a '*', such as utm_*",
             "spec.routes[0].key.query.ignore[0]: \"c=d\" is not the name of a parameter, or its start and a '*', such as utm_*",
-            "spec.routes[0].match.methods: answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out",
-            "spec.routes[0].bypass: say what bypasses: set query, headers or cookies, such as query: {nocache: \"true\"}",
+            "spec.routes[0].match.methods: responses to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out",
+            "spec.routes[0].bypass: bypass needs a condition: set query, headers or cookies, such as query: {nocache: \"true\"}",
             "spec.routes[1].key.body.maxSize: must be between 1 and 1Mi: a body is held in memory until its hash is known",
             "spec.routes[1].key.body: is for POST: put POST into match.methods, or take key.body out",
             "spec.routes[1].bypass.cookies: \"g;\" is not the name of a cookie",
@@ -508,7 +508,7 @@ fn what_is_wrong_with_tiers_and_sources() {
             "http.caFrom: is for TLS",
         ),
         ("/data/{key}", "/data/{key}/{body}", "{body} is the text of the answer"),
-        ("  - application: {}", "  - {}", "spec.routes[0].from[2]: say what to ask"),
+        ("  - application: {}", "  - {}", "spec.routes[0].from[2]: an entry of from needs an origin"),
     ] {
         let text = TIERS.replace(from, to);
         assert_ne!(text, TIERS, "{from}");

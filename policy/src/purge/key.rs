@@ -1,4 +1,4 @@
-//! Keys as people write them for a purge.
+//! Keys as written by hand for a purge.
 
 use std::fmt;
 
@@ -8,27 +8,27 @@ use crate::{Policy, key::KeyRules, path::Readings};
 /// Maximum length of the path and query of a key: that of a request target, 32 KiB, with every byte escaped.
 const MAX_TARGET: usize = 3 * (32 << 10);
 
-/// A key that somebody wrote, whole or short, taken apart.
+/// The parts of a key as it was written, complete or abbreviated.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct WrittenKey<'a> {
-    /// Method, and scheme and host of a whole key.
+    /// Method, and scheme and host of a complete key.
     start: &'a str,
     path: &'a str,
     query: Option<&'a str>,
-    /// The headers of a whole key, from the `#` on.
+    /// The headers of a complete key, from the `#` on.
     fragment: &'a str,
 }
 
-/// The reason why nothing is ever stored under a key.
+/// The reason that nothing is ever stored under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum InvalidKey {
-    /// It does not start with a method whose responses are stored and a path.
+    /// The key does not start with a method whose responses are stored and a path.
     NoMethod,
-    /// It is a short one with a fragment, or a whole one with another than headers.
+    /// An abbreviated key has a fragment, or a complete one has a fragment that is not made of headers.
     Fragment,
-    /// A segment of its path ends in `*`.
+    /// A segment of the path ends in `*`.
     Pattern,
-    /// Its path and query are longer than those of any request.
+    /// Path and query are longer than those of any request.
     TooLong,
 }
 
@@ -51,7 +51,7 @@ impl fmt::Display for InvalidKey {
 }
 
 impl<'a> WrittenKey<'a> {
-    /// Takes a key apart. The lines of a variant, behind a whole key, are left out.
+    /// Parses a key. The lines of a variant, after a complete key, are dropped.
     ///
     /// # Errors
     /// If nothing is ever stored under it.
@@ -83,8 +83,9 @@ impl<'a> WrittenKey<'a> {
         }
     }
 
-    /// The names of what may be stored under this key: as it was written, without what is at its end by accident, and as the
-    /// routes of a policy write it, which leave parameters out and sort them.
+    /// Returns the names of everything that may be stored under this key: as it was written, without accidental
+    /// trailing characters, and in the form that the routes of a policy give it, which leave out parameters and sort
+    /// them.
     pub fn purge_names(&self, policy: &Policy) -> Vec<PurgeName> {
         let readings = Readings::of(self.path);
         let routes = policy.routes().iter().filter(|route| match &route.path {
@@ -100,7 +101,7 @@ impl<'a> WrittenKey<'a> {
         names
     }
 
-    /// The key as it was written, or with the query that a route's rules make of its own.
+    /// Returns the key as it was written, or with the query that a route's rules make of its own.
     fn text(&self, rules: Option<&KeyRules>) -> String {
         let mut text = format!("{}{}", self.start, self.path);
         match (self.query, rules) {
@@ -113,7 +114,8 @@ impl<'a> WrittenKey<'a> {
     }
 }
 
-/// Where the path begins in a key, and whether that is a whole one: behind the method, and scheme and host if there are any.
+/// Returns the position of the path in a key, and true if the key is complete: the path follows the method, and scheme
+/// and host if there are any.
 fn target_from(key: &str) -> Option<(usize, bool)> {
     let (method, rest) =
         key.split_once(':').filter(|(method, _)| matches!(*method, "GET" | "HEAD" | "POST"))?;

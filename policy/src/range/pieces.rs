@@ -1,19 +1,19 @@
-//! What is there of a body that came in parts (RFC 9110, section 15.3.7.3; RFC 9111, section 3.4).
+//! The available parts of a body that arrived in pieces (RFC 9110, section 15.3.7.3; RFC 9111, section 3.4).
 
 use std::ops::Range;
 
 use bytes::Bytes;
 
-/// Parts of a body. They never overlap or touch: they are put together as they come.
+/// Parts of a body. They never overlap or touch, because they are merged as they arrive.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Pieces {
     total: u64,
-    /// Sorted by where they begin.
+    /// Pieces, sorted by offset.
     pieces: Vec<(u64, Bytes)>,
 }
 
 impl Pieces {
-    /// Nothing yet of a body of this length.
+    /// Creates an empty set for a body of this length.
     pub fn new(total: u64) -> Self {
         Self { total, pieces: Vec::new() }
     }
@@ -23,12 +23,12 @@ impl Pieces {
         self.total
     }
 
-    /// The pieces and where they begin, in order.
+    /// Returns the pieces with their offsets, in order.
     pub fn iter(&self) -> impl Iterator<Item = (u64, &Bytes)> {
         self.pieces.iter().map(|(first, bytes)| (*first, bytes))
     }
 
-    /// Adds a part. `false`, and nothing happens, for one that reaches past the end.
+    /// Adds a part. Returns `false`, without effect, for one that extends past the end.
     pub fn insert(&mut self, first: u64, bytes: Bytes) -> bool {
         let Some(end) = first.checked_add(length(&bytes)).filter(|end| *end <= self.total) else {
             return false;
@@ -58,7 +58,7 @@ impl Pieces {
         true
     }
 
-    /// A part of the body, if all of it is there.
+    /// Returns a part of the body, if all of it is available.
     pub fn slice(&self, range: Range<u64>) -> Option<Bytes> {
         if range.start >= range.end {
             return None;
@@ -69,12 +69,13 @@ impl Pieces {
             .then(|| piece.1.slice(index(range.start - piece.0)..index(range.end - piece.0)))
     }
 
-    /// The whole body, if all of it is there.
+    /// Returns the whole body, if all of it is available.
     pub fn whole(&self) -> Option<Bytes> {
         if self.total == 0 { Some(Bytes::new()) } else { self.slice(0..self.total) }
     }
 
-    /// The one range that would complete it; `None` if nothing is missing, if nothing is there, or if it takes several.
+    /// Returns the one range that would complete the body; `None` if nothing is missing, nothing is available, or
+    /// several ranges are missing.
     pub fn missing(&self) -> Option<Range<u64>> {
         let (first, last) = (self.pieces.first()?, self.pieces.last()?);
         match (first.0, last.end() == self.total, self.pieces.as_slice()) {
@@ -85,13 +86,13 @@ impl Pieces {
         }
     }
 
-    /// How many bytes are there.
+    /// Returns the number of available bytes.
     pub fn bytes(&self) -> u64 {
         self.pieces.iter().map(|(_, bytes)| length(bytes)).sum()
     }
 }
 
-/// A piece ends where the next may begin.
+/// A piece, with the offset at which the next may begin.
 trait Piece {
     fn end(&self) -> u64;
 }
@@ -106,7 +107,7 @@ fn length(bytes: &Bytes) -> u64 {
     u64::try_from(bytes.len()).expect("a usize fits into 64 bits")
 }
 
-/// A place inside a piece that is in memory.
+/// Converts an offset inside a piece that is in memory.
 fn index(offset: u64) -> usize {
     usize::try_from(offset).expect("it is inside of what is in memory")
 }

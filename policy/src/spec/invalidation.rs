@@ -1,35 +1,35 @@
-//! What drops stored answers before their time, as a person writes it.
+//! Invalidation of stored responses, as written in a policy.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use crate::PathTemplate;
 
-/// What drops stored answers before their time.
+/// Events that invalidate stored responses before they expire.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Invalidation {
-    /// Writes that pass through a sidecar, and what they make stale.
+    /// Writes that pass through a sidecar, and the stored responses that each invalidates.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 64))]
     pub on_write: Vec<OnWrite>,
 
-    /// What sidecars do while a pod that the selector names takes requests without a sidecar: a write through it reaches the
-    /// application, and purges nothing. In a cluster only, and only where `onWrite` has rules.
+    /// Behaviour while a pod that the selector matches receives requests without a sidecar: a write through such a pod
+    /// reaches the application and purges nothing. Applies only in a cluster, and only where `onWrite` has rules.
     #[serde(default, skip_serializing_if = "UnseenWrites::is_pass_through")]
     #[schemars(extend("default" = "PassThrough"))]
     pub unseen_writes: UnseenWrites,
 }
 
-/// What sidecars do while a pod takes requests without a sidecar.
+/// Behaviour while a pod receives requests without a sidecar.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum UnseenWrites {
-    /// They pass everything through until every such pod has been replaced or is gone, and then begin with an empty cache. No
-    /// response is older than a write; the application takes all requests meanwhile.
+    /// Pass everything through until every such pod has been replaced or is gone, then begin with an empty cache. No
+    /// response is older than a write; meanwhile the application receives all requests.
     #[default]
     PassThrough,
-    /// They serve from the cache. A response may be older than such a write, for its TTL at most. When the policy is new they
-    /// still wait for the pods that the operator replaces.
+    /// Serve from the cache. A response may be older than such a write, by its TTL at most. When the policy is new,
+    /// sidecars still wait for the pods that the operator replaces.
     Serve,
 }
 
@@ -39,7 +39,7 @@ impl UnseenWrites {
     }
 }
 
-/// A kind of write, and what it makes stale.
+/// A kind of write, and the stored responses that it invalidates.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
@@ -53,15 +53,15 @@ impl UnseenWrites {
     },
 ]))]
 pub struct OnWrite {
-    /// Which requests are such writes.
+    /// Requests that count as this write.
     #[serde(rename = "match")]
     pub matches: WriteMatch,
 
-    /// What they make stale, in every pod.
+    /// Stored responses that the write invalidates, in every pod.
     pub purge: PurgeSpec,
 }
 
-/// Which requests are writes.
+/// Criteria that identify a write.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
@@ -69,29 +69,29 @@ pub struct OnWrite {
     "message": "list methods that write, in capitals, such as PUT, PATCH, POST or DELETE",
 }]))]
 pub struct WriteMatch {
-    /// The path, whole; `{id}` stands for one segment that is not empty.
+    /// Template of the whole path; `{id}` stands for one non-empty segment.
     pub path: PathTemplate,
 
-    /// The methods. Without it, every method but GET, HEAD, OPTIONS and TRACE.
+    /// Methods that count as writes. Default: every method but GET, HEAD, OPTIONS and TRACE.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 32)))]
     pub methods: Vec<String>,
 }
 
-/// What is made stale.
+/// Stored responses to invalidate.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
     "rule": "has(self.tags) || has(self.paths)",
-    "message": "say what to purge: set tags, paths or both",
+    "message": "nothing to purge: set tags, paths or both",
 }]))]
 pub struct PurgeSpec {
-    /// Everything that bears one of these tags.
+    /// Tags: every stored response with one of them is invalidated.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 128)))]
     pub tags: Vec<String>,
 
-    /// Everything under one of these paths, whatever its host, scheme, query and variant.
+    /// Paths: every stored response under one of them is invalidated, regardless of host, scheme, query and variant.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
     pub paths: Vec<PathTemplate>,

@@ -1,4 +1,4 @@
-//! What tells two answers of a route apart, as a person writes it.
+//! The cache key of a route, as written in a policy.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,16 +6,16 @@ use serde::{Deserialize, Serialize};
 use super::{TOKEN, rule};
 use crate::ByteSize;
 
-/// What tells two answers of a route apart.
+/// Parts of a request that distinguish responses of a route.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct KeySpec {
-    /// Which part of the query counts.
+    /// Query parameters that are part of the key. Default: all of them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<KeyQuery>,
 
-    /// Request headers whose value is part of the key. A request with credentials in one of them is cached, for that value
-    /// alone.
+    /// Request headers whose value is part of the key. A request with credentials in one of them is cached, for that
+    /// value only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),
@@ -27,8 +27,8 @@ pub struct KeySpec {
     )]
     pub headers: Vec<String>,
 
-    /// Request headers that name a person (`Cookie`, `Authorization`, ...) and do not change this route's answers. Requests
-    /// that carry one would pass through otherwise.
+    /// Request headers that identify a user (`Cookie`, `Authorization`, ...) but do not change this route's responses.
+    /// Requests that carry one would pass through otherwise.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),
@@ -40,8 +40,8 @@ pub struct KeySpec {
     )]
     pub ignore_headers: Vec<String>,
 
-    /// Cookies whose value is part of the key. A request with a `Cookie` header is then cached: the route says by this
-    /// list that no other cookie changes its answers.
+    /// Cookies whose value is part of the key. A request with a `Cookie` header is then cached: with this list, the
+    /// route declares that no other cookie changes its responses.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),
@@ -53,19 +53,19 @@ pub struct KeySpec {
     )]
     pub cookies: Vec<String>,
 
-    /// Puts a hash of the request's body, its `Content-Type` and its `Content-Encoding` into the key, for answers to POST such as
-    /// GraphQL's.
+    /// Adds a hash of the request's body, `Content-Type` and `Content-Encoding` to the key, to cache responses to POST
+    /// such as GraphQL's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<KeyBody>,
 }
 
-/// Which part of the query counts.
+/// Query parameters that are part of the key.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {
         "rule": "!(has(self.allow) && has(self.ignore))",
-        "message": "allow lists all that counts and ignore all that does not: set one of them",
+        "message": "allow and ignore exclude each other: set one of them",
     },
     {
         "rule": "(!has(self.allow) || self.allow.all(p, p.matches('^[^*&=#]*[*]?$'))) && (!has(self.ignore) || self.ignore.all(p, p.matches('^[^*&=#]*[*]?$')))",
@@ -73,31 +73,32 @@ pub struct KeySpec {
     },
 ]))]
 pub struct KeyQuery {
-    /// The only parameters that count; a `*` at the end stands for the rest of a name, as in `filter_*`. Names that an
-    /// application might read as one of these count too, such as `PAGE` and `page[]` for `page`; so do those that `bypass`
-    /// looks at. To leave out the whole query, set `ignore: ["*"]`.
+    /// The only parameters in the key; a `*` at the end stands for the rest of a name, as in `filter_*`. Names that an
+    /// application might read as one of these are included too, such as `PAGE` and `page[]` for `page`, and so are
+    /// those that `bypass` examines. To leave out the whole query, set `ignore: ["*"]`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 32), inner(length(min = 1, max = 128)), extend("x-kubernetes-list-type" = "set"))]
     pub allow: Vec<String>,
 
-    /// Parameters that do not; a `*` at the end stands for the rest of a name, as in `utm_*`.
+    /// Parameters to leave out of the key; a `*` at the end stands for the rest of a name, as in `utm_*`.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 32), inner(length(min = 1, max = 128)))]
     pub ignore: Vec<String>,
 
-    /// Whether `?a=1&b=2` and `?b=2&a=1` are told apart.
+    /// Significance of the order of parameters: `AsSent` distinguishes `?a=1&b=2` from `?b=2&a=1`, `Sorted` does not.
+    /// Default `AsSent`.
     #[serde(default, skip_serializing_if = "QueryOrder::is_as_sent")]
     #[schemars(extend("default" = "AsSent"))]
     pub order: QueryOrder,
 }
 
-/// Whether the order of parameters tells two queries apart.
+/// Significance of the order of query parameters.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum QueryOrder {
-    /// It does.
+    /// Order distinguishes two queries.
     #[default]
     AsSent,
-    /// It does not, but for the order of parameters of one name.
+    /// Order does not distinguish two queries, except among parameters of the same name.
     Sorted,
 }
 
@@ -107,7 +108,7 @@ impl QueryOrder {
     }
 }
 
-/// How the body of a request counts.
+/// The request body as a part of the key.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
@@ -115,7 +116,7 @@ impl QueryOrder {
     "message": "maxSize must be between 1 and 1Mi: a body is held in memory until its hash is known",
 }]))]
 pub struct KeyBody {
-    /// A request with a larger body passes through.
+    /// Maximum size of the request body. A request with a larger body passes through.
     #[serde(default = "default_body_size")]
     pub max_size: ByteSize,
 }

@@ -1,4 +1,4 @@
-//! Where a miss may be answered, as a person writes it.
+//! Origins besides the application, as written in a policy.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -6,18 +6,18 @@ use serde::{Deserialize, Serialize};
 use super::{UrlFrom, rule};
 use crate::Duration;
 
-/// `{query.}` outside quotes, as a pattern inside a CEL string.
+/// A statement with `{query.}` outside quotes, as a pattern inside a CEL string.
 const NO_NAME: &str = r#"^([^\x27"]|\x27[^\x27]*\x27|"[^"]*")*[{]query[.][}]"#;
 
-/// A place besides the application that can answer a miss. Exactly one kind is set.
+/// An origin besides the application that can serve a miss. Set exactly one kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rule(
     "has(self.postgres) != has(self.http)",
-    "say what the source is: set one of postgres and http",
+    "a source needs a kind: set one of postgres and http",
 )))]
 pub struct Source {
-    /// What routes call it.
+    /// Name by which routes refer to the source.
     #[schemars(length(min = 1, max = 63))]
     pub name: String,
 
@@ -30,7 +30,7 @@ pub struct Source {
     pub http: Option<Http>,
 }
 
-/// A Postgres server, and what a pod may ask of it.
+/// A Postgres server, and the limits on its use by each pod.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rule(
@@ -38,19 +38,19 @@ pub struct Source {
     "statementTimeout must be longer than 0s: write one such as 2s",
 )))]
 pub struct Postgres {
-    /// Where the URL is, such as `postgres://user:password@postgres:5432/shop?sslmode=verify-full`.
+    /// Reference to the URL, such as `postgres://user:password@postgres:5432/shop?sslmode=verify-full`.
     pub url_from: UrlFrom,
 
-    /// Where the certificates are that TLS trusts, in PEM, in place of the system's.
+    /// Reference to the CA certificates that TLS trusts, in PEM, in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_from: Option<UrlFrom>,
 
-    /// How many connections each pod may hold.
+    /// Maximum number of connections of each pod.
     #[serde(default = "default_max_connections")]
     #[schemars(range(min = 1, max = 100))]
     pub max_connections_per_pod: u16,
 
-    /// How long a statement may run, waiting for a connection included.
+    /// Maximum time of a statement, waiting for a connection included.
     #[serde(default = "default_statement_timeout")]
     pub statement_timeout: Duration,
 }
@@ -63,7 +63,7 @@ fn default_statement_timeout() -> Duration {
     Duration::from_secs(2)
 }
 
-/// An HTTP server, and how long to wait for it.
+/// An HTTP server, and the limits on its use.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rule(
@@ -71,7 +71,7 @@ fn default_statement_timeout() -> Duration {
     "timeout must be longer than 0s: write one such as 1s",
 )))]
 pub struct Http {
-    /// Where it is: scheme, host, port if need be, and perhaps a path that stands before those of routes, such as
+    /// Base URL: scheme, host, optional port and an optional path that is put before those of routes, such as
     /// `https://catalog.example/v2`.
     #[schemars(length(max = 512), extend("x-kubernetes-validations" = rule(
         "isURL(self) && url(self).getScheme() in ['http', 'https'] && !self.contains('@') && !self.contains('?') && !self.contains('#')",
@@ -79,16 +79,16 @@ pub struct Http {
     )))]
     pub url: String,
 
-    /// Where the certificates are that TLS trusts, in PEM, in place of the system's.
+    /// Reference to the CA certificates that TLS trusts, in PEM, in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_from: Option<UrlFrom>,
 
-    /// How long a request waits if what is stored, though no longer fresh, may answer it (`staleIfError`). The source is
-    /// waited for in the background then, and what it says is stored.
+    /// Maximum time that a request waits for the source if a stale response may be served instead (`staleIfError`).
+    /// After that, the stale response is served, and the source's response is awaited in the background and stored.
     #[serde(default = "default_http_timeout")]
     pub timeout: Duration,
 
-    /// How long an answer may take in all before it is given up. Without it, 10s, or `timeout` if that is longer.
+    /// Maximum time of a request to the source. Default: 10s, or `timeout` if that is longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hard_timeout: Option<Duration>,
 }
@@ -98,18 +98,18 @@ fn default_http_timeout() -> Duration {
 }
 
 impl Http {
-    /// How long an answer may take in all.
+    /// Maximum time of a request to the source, default included.
     pub fn hard_timeout(&self) -> Duration {
         self.hard_timeout.unwrap_or(self.timeout.max(Duration::from_secs(10)))
     }
 }
 
-/// One place to ask on a miss. Exactly one member is set.
+/// One origin to try on a miss. Set exactly one member.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = rule(
     "(has(self.postgres) ? 1 : 0) + (has(self.http) ? 1 : 0) + (has(self.application) ? 1 : 0) == 1",
-    "say what to ask: set one of postgres, http and application",
+    "an entry of from needs an origin: set one of postgres, http and application",
 )))]
 pub struct FromSpec {
     /// A query to a Postgres source.
@@ -120,26 +120,26 @@ pub struct FromSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub http: Option<HttpRequest>,
 
-    /// The application, after the others. Write `application: {}`.
+    /// The application, after the other origins. Write `application: {}`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub application: Option<ToApplication>,
 }
 
-/// The application, asked as it would be without `from`.
+/// The application, requested as it would be without `from`.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct ToApplication {}
 
-/// A query to a Postgres source. One row becomes a JSON object, several an array; none is left to the next place to ask, and
-/// is a 404 after the last.
+/// A query to a Postgres source. One row becomes a JSON object, several become an array. Without a row the next origin
+/// is tried; after the last, the response is a 404.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct PostgresQuery {
-    /// The name of a member of `sources`.
+    /// Name of a member of `sources`.
     #[schemars(length(min = 1, max = 63))]
     pub source: String,
 
-    /// One SELECT. `{key}` stands for that parameter of the path and `{query.page}` for the first one of that name in the
-    /// query, null if there is none; they are bound as text, so cast them: `{key}::int`.
+    /// One SELECT. `{key}` stands for that parameter of the path and `{query.page}` for the first query parameter of
+    /// that name, null if there is none. They are bound as text, so cast them: `{key}::int`.
     #[schemars(length(min = 1, max = 4096), extend("x-kubernetes-validations" = rule(
         &format!("!self.matches('{NO_NAME}')"),
         "name a parameter of the query, such as {query.page}",
@@ -147,17 +147,17 @@ pub struct PostgresQuery {
     pub query: String,
 }
 
-/// A GET to an HTTP source. Its 404 or 410 is left to the next place to ask, and is a 404 after the last; of other statuses
-/// only 200 is an answer.
+/// A GET to an HTTP source. After a 404 or 410 the next origin is tried; after the last, the response is a 404. Of
+/// other statuses, only a 200 is used.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct HttpRequest {
-    /// The name of a member of `sources`.
+    /// Name of a member of `sources`.
     #[schemars(length(min = 1, max = 63))]
     pub source: String,
 
-    /// The path, and perhaps a query, such as `/products/{key}?page={query.page}`. Values are encoded, so that none of them
-    /// can be more than a part.
+    /// Path with an optional query, such as `/products/{key}?page={query.page}`. Values are encoded, so none of them
+    /// can alter the rest of the URL.
     #[schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = [
         {
             "rule": r"self.startsWith('/') && !self.contains('#') && !self.matches('[\\s\\pZ]')",
@@ -170,25 +170,26 @@ pub struct HttpRequest {
     ]))]
     pub path: String,
 
-    /// Writes what it returned to a Postgres source. The client does not wait for that, and does not learn if it fails.
+    /// Persists the response body in a Postgres source. The client does not wait for the statement, and does not learn
+    /// of its failure.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub persist: Option<Persist>,
 }
 
-/// A statement that keeps what an HTTP source returned.
+/// A statement that persists what an HTTP source returned.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Persist {
-    /// The name of a member of `sources`, a Postgres server.
+    /// Name of a member of `sources`, a Postgres server.
     #[schemars(length(min = 1, max = 63))]
     pub source: String,
 
-    /// One INSERT, with `on conflict` for pods that do the same. `{key}` and `{query.page}` stand for what they do in a query and
-    /// `{body}` for the text of the answer: cast it, such as `{body}::jsonb`.
+    /// One INSERT, with `on conflict` because other pods may insert the same row. `{key}` and `{query.page}` have the
+    /// same meaning as in a query; `{body}` stands for the text of the response body: cast it, such as `{body}::jsonb`.
     #[schemars(length(min = 1, max = 4096), extend("x-kubernetes-validations" = [
         {
             "rule": "self.lowerAscii().contains('on conflict')",
-            "message": "pods write the same row at the same time: end the statement with such as on conflict do nothing",
+            "message": "pods write the same row at the same time: end the statement with a clause such as on conflict do nothing",
         },
         {
             "rule": format!("!self.matches('{NO_NAME}')"),

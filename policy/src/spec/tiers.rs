@@ -1,4 +1,4 @@
-//! The caches, in each pod and shared, as a person writes them.
+//! The caches, in each pod and shared, as written in a policy.
 
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
@@ -10,39 +10,39 @@ use crate::{ByteSize, Duration};
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct L1 {
-    /// How many bytes of keys, headers, bodies and their overhead a pod keeps.
+    /// Maximum memory of the cache in each pod: keys, headers, bodies and their overhead.
     #[serde(default = "default_max_size")]
     pub max_size: ByteSize,
 
-    /// How many answers a pod keeps at most, however small they are. Without it, `maxSize` alone bounds them.
+    /// Maximum number of stored responses in each pod, however small. Default: only `maxSize` limits them.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(range(min = 1, max = 100_000_000))]
     pub max_entries: Option<u32>,
 
-    /// A body larger than this streams through and is not stored, in memory or in L2.
+    /// Maximum size of a stored body. A larger one streams through and is not stored, in memory or in L2.
     #[serde(default = "default_max_object_size")]
     pub max_object_size: ByteSize,
 
-    /// Which answer makes room for another.
+    /// Eviction policy: the choice of the stored response that makes room for another. Default `LRU`.
     #[serde(default, skip_serializing_if = "Eviction::is_default")]
     #[schemars(extend("default" = "LRU"))]
     pub eviction: Eviction,
 
-    /// How long a pod that lost touch with Redis still trusts what it stored before. A purge that it did not hear of
-    /// can be missed for this long and no longer.
+    /// Maximum time that a pod trusts its stored responses after it lost its connection to Redis. A purge that the pod
+    /// missed can go unnoticed for this long and no longer.
     #[serde(default = "default_bus_grace")]
     pub bus_grace: Duration,
 }
 
-/// Which answer makes room for another.
+/// Eviction policy: the choice of the stored response that makes room for another.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Eviction {
-    /// The least recently used.
+    /// Evicts the least recently used.
     #[default]
     #[serde(rename = "LRU")]
     Lru,
-    /// One that was not asked for again after it came: a scan of many keys that are asked for once does not push out what is
-    /// asked for often. See [S3-FIFO](https://dl.acm.org/doi/10.1145/3600006.3613147).
+    /// Evicts first what was not requested again after it was stored: a scan of many keys that are requested once does
+    /// not evict popular responses. See [S3-FIFO](https://dl.acm.org/doi/10.1145/3600006.3613147).
     #[serde(rename = "S3FIFO")]
     S3Fifo,
 }
@@ -52,7 +52,7 @@ impl Eviction {
         *self == Self::default()
     }
 
-    /// The name in a policy.
+    /// Name in a policy.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Lru => "LRU",
@@ -93,13 +93,13 @@ pub struct L2 {
     pub redis: Redis,
 }
 
-/// Redis, and how long to wait for it.
+/// Redis connection and timeouts.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {
         "rule": "has(self.masterName) == (has(self.topology) && self.topology == 'Sentinel')",
-        "message": "masterName is what Sentinels call the master: set it with topology: Sentinel, and only then",
+        "message": "masterName is the name by which Sentinels monitor the master: set it with topology: Sentinel, and only then",
     },
     {
         "rule": "self.timeout.matches('[1-9]')",
@@ -111,47 +111,47 @@ pub struct L2 {
     },
 ]))]
 pub struct Redis {
-    /// Where the URL is, such as `redis://user:password@redis:6379/0`; with `rediss://`, TLS. Of Sentinels and of a Cluster
-    /// it lists several: `redis://user:password@host-1:26379,host-2:26379/0`. User, password and number of the database are
-    /// those of the servers that hold data.
+    /// Reference to the URL, such as `redis://user:password@redis:6379/0`; `rediss://` uses TLS. For Sentinel and
+    /// Cluster the URL lists several hosts: `redis://user:password@host-1:26379,host-2:26379/0`. User, password and
+    /// database number are those of the data servers.
     pub url_from: UrlFrom,
 
-    /// How the servers hang together.
+    /// Redis deployment topology. Default `Standalone`.
     #[serde(default, skip_serializing_if = "Topology::is_default")]
     #[schemars(extend("default" = "Standalone"))]
     pub topology: Topology,
 
-    /// What Sentinels call the master.
+    /// Name by which the Sentinels monitor the master. Requires `topology: Sentinel`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     #[schemars(length(min = 1, max = 253))]
     pub master_name: Option<String>,
 
-    /// Where the certificates are that TLS trusts, in PEM, in place of the system's.
+    /// Reference to the CA certificates that TLS trusts, in PEM, in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ca_from: Option<UrlFrom>,
 
-    /// How long a request waits for Redis before it goes on without.
+    /// Maximum time that a request waits for Redis before it continues without.
     #[serde(default = "default_redis_timeout")]
     pub timeout: Duration,
 
-    /// How long Redis may take where no source could answer, to give what another pod was waited for, and to take what is
-    /// stored, for which nobody waits. Without it, 1s, or `timeout` if that is longer.
+    /// Timeout for Redis operations that have no alternative: lookups after every source failed, reads of a response
+    /// that another pod was fetching, and background writes. Default: 1s, or `timeout` if that is longer.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub hard_timeout: Option<Duration>,
 
-    /// A body larger than this stays in the memory of its pod. Without it, whatever `l1.maxObjectSize` allows goes to
-    /// Redis.
+    /// Maximum size of a body in Redis. A larger one is stored only in the memory of its pod. Default:
+    /// `l1.maxObjectSize`.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub max_object_size: Option<ByteSize>,
 }
 
-/// How several Redis servers hang together.
+/// Redis deployment topology.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum Topology {
-    /// One server, or an address that leads to the one that takes writes.
+    /// One server, or an address that leads to the server that accepts writes.
     #[default]
     Standalone,
-    /// A master and replicas, of which Sentinels say who is which.
+    /// A master and its replicas, monitored by Sentinels.
     Sentinel,
     /// Redis Cluster.
     Cluster,
@@ -168,7 +168,7 @@ fn default_redis_timeout() -> Duration {
 }
 
 impl Redis {
-    /// How long Redis may take where nobody else can answer.
+    /// Timeout for Redis operations that have no alternative, default included.
     pub fn hard_timeout(&self) -> Duration {
         self.hard_timeout.unwrap_or(self.timeout.max(Duration::from_secs(1)))
     }

@@ -1,39 +1,39 @@
-//! Why an answer is not stored.
+//! The reasons for not storing a response.
 
-/// Why an answer is not stored.
+/// The reason for not storing a response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum NotStored {
-    /// Its status is not one that is stored.
+    /// The status is not one that is stored.
     Status,
-    /// The request's method is not one whose answers are stored.
+    /// The request's method is not one whose responses are stored.
     Method,
     /// `Cache-Control: no-store`.
     NoStore,
     /// `Cache-Control: private`.
     Private,
-    /// The client asked that nothing be stored.
+    /// The client forbade storing.
     RequestNoStore,
-    /// The request has `Authorization`, and the answer does not say that it is for everybody.
+    /// The request has `Authorization`, and the response does not permit sharing.
     Authorization,
-    /// It sets a cookie.
+    /// The response sets a cookie.
     SetCookie,
-    /// `Vary: *`, or by a header that can't be told apart here.
+    /// `Vary: *`, or by a header that is indistinguishable here.
     VaryAny,
-    /// It is a part of a body that does not say of what, or not truly.
+    /// The response is a part of a body without a valid position.
     ContentRange,
-    /// Neither the route nor the answer says how long it is fresh, and it can't be validated.
+    /// Neither the route nor the response declares a lifetime, and the response cannot be validated.
     NoLifetime,
-    /// It came stale, and it can't be validated.
+    /// The response arrived stale, and cannot be validated.
     Stale,
-    /// Its body is larger than `maxObjectSize`.
+    /// The body is larger than `maxObjectSize`.
     TooLarge,
-    /// Its body was cut off, or the client left before its end.
+    /// The body was cut off, or the client left before its end.
     Incomplete,
-    /// It was purged while it was on its way.
+    /// The response was purged while it was in flight.
     Purged,
-    /// It carries trailers.
+    /// The response has trailers.
     Trailers,
-    /// Too many are being stored at this moment.
+    /// Too many responses are being stored at this moment.
     Busy,
 }
 
@@ -58,7 +58,7 @@ impl NotStored {
         Self::Busy,
     ];
 
-    /// The reason as metrics and logs have it.
+    /// Returns the reason in metrics and logs.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Status => "status",

@@ -1,4 +1,4 @@
-//! What a 304 does to a stored answer, and what one of ours carries.
+//! The update of a stored response by a 304, and the headers of a generated 304.
 
 use http::{
     HeaderMap, HeaderName,
@@ -11,7 +11,7 @@ use http::{
 use super::{is_weak, strong_match, weak_match};
 use crate::{cache_control::members, storing::is_for_proxies};
 
-/// Digests of a body, or of what it is a part of (RFC 9530; RFC 1864).
+/// Digests of a body, or of the representation that it is a part of (RFC 9530; RFC 1864).
 const DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("content-md5"),
@@ -30,9 +30,9 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     UPGRADE,
 ];
 
-/// Whether a 304 is about a stored answer (RFC 9111, section 4.3.4): its strong validator is that of the stored one; or it has
-/// none that is strong, and a weak one is that of the stored one. One without any answers the condition that we sent, which
-/// named nothing but the stored one.
+/// Returns true if a 304 selects a stored response (RFC 9111, section 4.3.4): its strong validator equals the stored
+/// one; or it has no strong one, and a weak one equals the stored one. A 304 without validators refers to the condition
+/// that was sent, which named only the stored response.
 pub fn selects(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
     if let Some(tag) = not_modified.get(ETAG) {
         let compare = if is_weak(tag.as_bytes()) { weak_match } else { strong_match };
@@ -50,19 +50,20 @@ fn same_date(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
     date.is_some() && date == not_modified.get(LAST_MODIFIED)
 }
 
-/// The stored headers with those of a 304 in place of their like (RFC 9111, section 3.2). What is in memory of the connection
-/// still must be copied (`storing::kept_headers`).
+/// Returns the stored headers updated by those of a 304 (RFC 9111, section 3.2). Headers that still share the
+/// connection's memory must be copied (`storing::kept_headers`).
 ///
-/// Not taken are:
+/// Excluded are:
 /// - `Content-Length`, by name;
-/// - what must not be stored (section 3.1): fields of the connection, and between a client and a proxy;
-/// - what "the stored response depends upon": `Content-Encoding`, `Content-Range` and digests say how to read the bytes that
-///   are stored, and a 304 changes no byte; another `ETag`, which would name them by a name that they do not have: the 304 was
-///   matched to this one (section 4.3.4). One where there was none is taken;
-/// - `Set-Cookie`, unless there is one already: it is stored only by a route that says so, and a 304 is no way around that.
+/// - fields that must not be stored (section 3.1): those of the connection, and between a client and a proxy;
+/// - fields that "the stored response depends upon": `Content-Encoding`, `Content-Range` and digests describe the
+///   stored bytes, and a 304 changes no byte; a different `ETag`, because the 304 was matched to the stored one
+///   (section 4.3.4). An `ETag` where there was none is taken;
+/// - `Set-Cookie`, unless one is stored already: only a route with `storeDespite` stores it, and a 304 must not
+///   circumvent that.
 ///
-/// `Age` and `Date` of the stored answer go in any case: they say when it was made, and a 304 is that moment again (section
-/// 5.1 counts from when it "was generated or successfully validated at the origin server").
+/// `Age` and `Date` of the stored response are dropped in any case: they state when it was generated, and a 304 resets
+/// that (section 5.1 counts from the time when it "was generated or successfully validated at the origin server").
 pub fn freshen(stored: &HeaderMap, newer: &HeaderMap) -> HeaderMap {
     let mut fresh = stored.clone();
     fresh.remove(AGE);
@@ -89,8 +90,8 @@ fn replaces(name: &HeaderName, stored: &HeaderMap, newer: &HeaderMap) -> bool {
     !of_the_bytes && !of_the_connection && !refused && !DIGESTS.contains(name) && !is_for_proxies(name)
 }
 
-/// What a 304 carries of a stored answer (RFC 9110, section 15.4.5): all but what describes a body that it does not have. Of
-/// that, `Content-Location` and `ETag` stay, and `Last-Modified` where there is no `ETag`.
+/// Returns the headers of a 304 for a stored response (RFC 9110, section 15.4.5): all but those that describe the
+/// absent body. Of these, `Content-Location` and `ETag` stay, and `Last-Modified` if there is no `ETag`.
 pub fn not_modified_headers(stored: &HeaderMap) -> HeaderMap {
     let mut headers = stored.clone();
     let described = [CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE];

@@ -1,5 +1,6 @@
-//! Request fields as the application gets them where a response may be stored: in the one spelling of all that
-//! [`super::write_variant`] takes for alike, so that requests for one stored response are one request to the application.
+//! Canonical request fields for the application where a response may be stored: the one spelling of all that
+//! [`super::write_variant`] treats as equal, so that requests for one stored response are one request to the
+//! application.
 
 use http::{
     HeaderMap, HeaderName, HeaderValue,
@@ -9,9 +10,9 @@ use http::{
 use super::{LISTS, split_at_commas, weights};
 use crate::key::{KeyRules, cookies_in_order};
 
-/// Joins the lines of fields that are lists or in the key (RFC 9110, section 5.3), puts cookies that are in it first, takes white space around the commas of lists,
-/// and puts the members of `Accept-Language` and `Accept-Encoding` in order. Fields that are neither stay as they are: not every
-/// application reads several lines as one.
+/// Joins the lines of fields that are lists or in the key (RFC 9110, section 5.3), puts keyed cookies first, removes white
+/// space around the commas of lists, and sorts the members of `Accept-Language` and `Accept-Encoding`. Other fields stay as
+/// they are, because not every application reads several lines as one.
 pub fn canonicalise(headers: &mut HeaderMap, rules: &KeyRules) {
     let changed: Vec<_> = headers
         .keys()
@@ -30,7 +31,7 @@ pub fn canonicalise(headers: &mut HeaderMap, rules: &KeyRules) {
     }
 }
 
-/// A field's value in its one spelling, if that is another than was sent.
+/// Returns the canonical value of a field, if it differs from the value sent.
 fn canonical(name: &HeaderName, headers: &HeaderMap) -> Option<HeaderValue> {
     let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
     let is_list = LISTS.contains(&name.as_str());
@@ -52,7 +53,7 @@ fn canonical(name: &HeaderName, headers: &HeaderMap) -> Option<HeaderValue> {
     HeaderValue::from_bytes(&value).ok().filter(|_| !is_as_sent)
 }
 
-/// The members of a weighted list in their order, as clients usually write them.
+/// Returns the members of a weighted list in their order, in the usual notation of clients.
 fn weighted(name: &HeaderName, headers: &HeaderMap) -> Option<Vec<u8>> {
     let (between, is_language) = match *name {
         ACCEPT_LANGUAGE => (",", true),
@@ -75,7 +76,7 @@ fn weighted(name: &HeaderName, headers: &HeaderMap) -> Option<Vec<u8>> {
     Some(members.collect::<Vec<_>>().join(between).into_bytes())
 }
 
-/// A language tag in the case that RFC 5646, section 2.1.1, recommends: `zh-Hant-TW`.
+/// Returns a language tag in the case that RFC 5646, section 2.1.1, recommends: `zh-Hant-TW`.
 fn language_tag(lower: &str) -> String {
     let mut tag = String::with_capacity(lower.len());
     let mut after_singleton = false;
@@ -129,7 +130,7 @@ mod tests {
         assert_eq!(canonicalised(&lines), headers(&[("x-a", "1, 2"), ("cookie", "a=b; c=d"), ("host", "h")]));
     }
 
-    /// Lines of a field, none of them empty: white space that joining leaves at the end does not arrive.
+    /// Lines of a field, none of them empty: trailing white space from joining does not arrive.
     fn lines() -> impl Strategy<Value = Vec<String>> {
         let line = "(([a-cA-C]{1,2}|\"[a, ]\")(;q=[01](\\.[0-9]{0,2})?)?[ ]?,? ?){1,3}";
         prop::collection::vec(line, 0..3)

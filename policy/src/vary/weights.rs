@@ -1,9 +1,9 @@
-//! `Accept-Language` and `Accept-Encoding`: lists whose order means nothing beside their weights, and whose members are
-//! compared without regard to case (RFC 9110, sections 12.5.3, 12.5.4 and 8.4.1).
+//! `Accept-Language` and `Accept-Encoding`: lists whose order is insignificant beside their weights, and whose members
+//! are case-insensitive (RFC 9110, sections 12.5.3, 12.5.4 and 8.4.1).
 
 use super::{Fields, members, write_number};
 
-/// Maximum number of members that are put in order; a request with more is not normalised.
+/// Maximum number of members that are sorted; a request with more is not normalised.
 const MAX_MEMBERS: usize = 16;
 
 /// A language range or a content coding, and its weight in thousandths.

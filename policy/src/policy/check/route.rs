@@ -1,4 +1,4 @@
-//! What is wrong with a route, collected while it is compiled.
+//! Errors in a route, collected while it is compiled.
 
 use std::{
     collections::{BTreeMap, BTreeSet},
@@ -23,10 +23,10 @@ use crate::{
     },
 };
 
-/// A body is held in memory until its hash is known.
+/// Maximum body in a key, because a body is held in memory until its hash is known.
 const LARGEST_KEYED_BODY: ByteSize = ByteSize(1 << 20);
 
-/// How long what stands in is served before the failed place is asked again.
+/// Default time that a fallback response is served before the failed origin is tried again.
 const DEFAULT_RETRY: time::Duration = time::Duration::from_secs(1);
 
 impl Check {
@@ -74,13 +74,13 @@ impl Check {
         if !from.is_empty() && lifetimes.ttl.is_none() {
             self.refuse(
                 &format!("{at}.ttl"),
-                "a route with from needs a ttl: a row says nothing about how long it is fresh",
+                "a route with from needs a ttl: a row does not declare how long it is fresh",
             );
         }
         if !from.is_empty() && methods.contains(&Method::POST) {
             self.refuse(
                 &format!("{at}.from"),
-                "from answers by path and query: take POST out of match.methods, or from out of the route",
+                "from selects responses by path and query only: take POST out of match.methods, or from out of the route",
             );
         }
         Route {
@@ -128,7 +128,7 @@ impl Check {
         if ttl.is_some() && max_ttl.is_some() {
             self.refuse(
                 &format!("{at}.maxTTL"),
-                "ttl replaces the life that an answer gives itself and maxTTL bounds it: set one of them",
+                "ttl replaces the lifetime that a response declares and maxTTL limits it: set one of them",
             );
         }
         if ttl_jitter_percent.is_some() && ttl.is_none() {
@@ -173,7 +173,7 @@ impl Check {
                 }
                 Some(StatusCode::NOT_MODIFIED) => self.refuse(
                     &format!("{at}.code"),
-                    "a 304 is about an answer that is stored already: list that answer's status, such as 200",
+                    "a 304 refers to a response that is already stored: list the status of that response, such as 200",
                 ),
                 Some(status) if known(&status) => {
                     self.refuse(
@@ -187,7 +187,7 @@ impl Check {
         statuses
     }
 
-    /// The largest body that is part of the key.
+    /// Returns the maximum size of a body that is part of the key.
     fn key(&mut self, at: &str, key: Option<&KeySpec>, has_post: bool) -> Option<u64> {
         let default = KeySpec::default();
         let KeySpec { query, headers, ignore_headers, cookies, body } = key.unwrap_or(&default);
@@ -200,7 +200,7 @@ impl Check {
             if !allow.is_empty() && !ignore.is_empty() {
                 self.refuse(
                     &format!("{at}.key.query"),
-                    "allow lists all that counts and ignore all that does not: set one of them",
+                    "allow and ignore exclude each other: set one of them",
                 );
             }
             for (field, patterns) in [("allow", allow), ("ignore", ignore)] {
@@ -226,7 +226,7 @@ impl Check {
         match (has_post, largest) {
             (true, None) => self.refuse(
                 &format!("{at}.match.methods"),
-                "answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out",
+                "responses to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out",
             ),
             (false, Some(_)) => self.refuse(
                 &format!("{at}.key.body"),
@@ -242,7 +242,7 @@ impl Check {
         if query.is_empty() && headers.is_empty() && cookies.is_empty() {
             self.refuse(
                 at,
-                "say what bypasses: set query, headers or cookies, such as query: {nocache: \"true\"}",
+                "bypass needs a condition: set query, headers or cookies, such as query: {nocache: \"true\"}",
             );
         }
         self.named_values(&format!("{at}.headers"), headers);
@@ -251,7 +251,7 @@ impl Check {
         BypassRules { query: pairs(query), headers: pairs(headers), cookies: pairs(cookies) }
     }
 
-    /// Names of headers, and values that they can have.
+    /// Checks names of headers, and values that they can have.
     fn named_values(&mut self, at: &str, headers: &BTreeMap<String, String>) {
         headers.keys().for_each(|name| self.header(at, name));
         for value in headers.values() {
@@ -262,7 +262,7 @@ impl Check {
         let mut seen = BTreeSet::new();
         for name in headers.keys().map(|name| name.to_ascii_lowercase()) {
             if !seen.insert(name.clone()) {
-                self.refuse(at, format!("{name:?} is there twice: names of headers have no case"));
+                self.refuse(at, format!("{name:?} appears twice: header names are case-insensitive"));
             }
         }
     }

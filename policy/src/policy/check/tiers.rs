@@ -1,4 +1,4 @@
-//! What is wrong with tiers, and with what routes ask of them.
+//! Errors in tiers, and in the parts of routes that use them.
 
 use std::time;
 
@@ -18,7 +18,7 @@ use crate::{
     values::{BODY, query_parameter, query_parameters},
 };
 
-/// How long it is remembered that no source has what was asked for.
+/// Default time that a "not found" from every source is cached.
 const NOT_FOUND_TTL: time::Duration = time::Duration::from_secs(5);
 
 impl Check {
@@ -30,7 +30,7 @@ impl Check {
             self.url_from(&format!("{at}.caFrom"), ca_from);
         }
         if master_name.is_some() != (*topology == Topology::Sentinel) {
-            let message = "is what Sentinels call the master: set it with topology: Sentinel, and only then";
+            let message = "is the name by which Sentinels monitor the master: set it with topology: Sentinel, and only then";
             self.refuse(&format!("{at}.masterName"), message);
         }
         self.timeouts(at, timeout.0, hard_timeout.map(|hard| hard.0));
@@ -79,7 +79,7 @@ impl Check {
                 Source::Http(http.clone())
             }
             _ => {
-                self.refuse(at, "say what the source is: set one of postgres and http");
+                self.refuse(at, "a source needs a kind: set one of postgres and http");
                 return None;
             }
         };
@@ -105,7 +105,7 @@ impl Check {
         }
     }
 
-    /// What is asked on a miss, but for the application.
+    /// Compiles the origins of a miss, except the application.
     pub(super) fn asks(
         &mut self,
         at: &str,
@@ -132,9 +132,15 @@ impl Check {
                 }
                 (None, None, Some(_)) if index + 1 == from.len() => {}
                 (None, None, Some(_)) => {
-                    self.refuse(&at, "the application has the last word: put application at the end of from");
+                    self.refuse(
+                        &at,
+                        "the application is always the last origin: put application at the end of from",
+                    );
                 }
-                _ => self.refuse(&at, "say what to ask: set one of postgres, http and application"),
+                _ => self.refuse(
+                    &at,
+                    "an entry of from needs an origin: set one of postgres, http and application",
+                ),
             }
         }
         asks
@@ -173,7 +179,7 @@ impl Check {
             }
             if !statement.to_ascii_lowercase().contains("on conflict") {
                 let message =
-                    "pods write the same row at the same time: end it with such as on conflict do nothing";
+                    "pods write the same row at the same time: end it with a clause such as on conflict do nothing";
                 self.refuse(&format!("{at}.statement"), message);
             }
             let known: Vec<_> = parameters.iter().copied().chain([BODY]).collect();
@@ -196,7 +202,7 @@ impl Check {
         }
     }
 
-    /// What no source has is a 404, which is stored for a time of its own.
+    /// Sets the lifetime of the 404 that stands for "not found" from every source.
     pub(super) fn not_found_ttl(&mut self, at: &str, spec: &RouteSpec, lifetimes: &mut Lifetimes) {
         let listed = |code| lifetimes.statuses.iter().any(|(status, _)| *status == code);
         if listed(StatusCode::NOT_FOUND) {
@@ -217,7 +223,7 @@ impl Check {
 
     pub(super) fn last_known_good(&mut self, at: &str, spec: &RouteSpec, sources: &[(String, Source)]) {
         if spec.not_found_ttl.is_some() && spec.from.is_empty() {
-            let message = "is for what no source has: set from, or list 404 in statuses";
+            let message = "applies when no source has a result: set from, or list 404 in statuses";
             self.refuse(&format!("{at}.notFoundTTL"), message);
         }
         if let Some(known) = &spec.last_known_good {
@@ -233,7 +239,7 @@ impl Check {
     ) -> Option<TtlFrom> {
         let spec = spec?;
         if !has_ttl {
-            self.refuse(at, "needs a ttl beside it, for answers that do not say how long they are fresh");
+            self.refuse(at, "needs a ttl beside it, which applies to responses that state none: set one");
         }
         match (&spec.header, &spec.json) {
             (Some(header), None) => match HeaderName::from_bytes(header.as_bytes()) {
@@ -250,7 +256,7 @@ impl Check {
     }
 }
 
-/// The query parameters that a place to ask is asked by.
+/// Returns the query parameters that an origin uses.
 pub(super) fn asked_query_parameters(from: &FromSpec) -> impl Iterator<Item = &str> {
     let FromSpec { postgres, http, application: _ } = from;
     let query = postgres.iter().map(|postgres| &postgres.query);
@@ -267,7 +273,7 @@ fn is_base_url(url: &str) -> bool {
     is_url(url, &["http", "https"]) && !url.contains(['@', '?', '#'])
 }
 
-/// Whether it is a URL with a host, of one of these schemes.
+/// Returns true for a URL with a host and one of these schemes.
 fn is_url(url: &str, schemes: &[&str]) -> bool {
     let parsed: Result<Uri, _> = url.parse();
     parsed.is_ok_and(|parsed| {

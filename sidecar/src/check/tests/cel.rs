@@ -34,7 +34,7 @@ const FIXTURES: &[Fixture] = &[
         "",
     ),
     (
-        "l1.maxSize and 32Mi for requests on their way do not fit into sidecar.resources.limits.memory (128Mi where it is not set): raise limits.memory or lower l1.maxSize",
+        "l1.maxSize and 32Mi for requests in progress do not fit into sidecar.resources.limits.memory (128Mi where it is not set): raise limits.memory or lower l1.maxSize",
         FIELD,
         "  l1: {maxSize: 100Mi}\n  routes:\n",
         "spec",
@@ -106,7 +106,7 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].match.path",
     ),
     (
-        "say what to purge: set tags, paths or both",
+        "nothing to purge: set tags, paths or both",
         FIELD,
         "  invalidation: {onWrite: [{match: {path: /a}, purge: {}}]}\n  routes:\n",
         "spec.invalidation.onWrite[0].purge",
@@ -119,7 +119,7 @@ const FIXTURES: &[Fixture] = &[
         "spec.l1.maxSize",
     ),
     (
-        "masterName is what Sentinels call the master: set it with topology: Sentinel, and only then",
+        "masterName is the name by which Sentinels monitor the master: set it with topology: Sentinel, and only then",
         FIELD,
         "  l2: {redis: {topology: Sentinel, urlFrom: {secretKeyRef: {name: a, key: b}}}}\n  routes:\n",
         "spec.l2.redis.masterName",
@@ -167,7 +167,7 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].tags[0]",
     ),
     (
-        "ttl replaces the life that an answer gives itself and maxTTL bounds it: set one of them",
+        "ttl replaces the lifetime that a response declares and maxTTL limits it: set one of them",
         ROUTE,
         "    ttl: 1s\n    maxTTL: 1s\n",
         "spec.routes[0].maxTTL",
@@ -203,7 +203,7 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].collapseTimeout",
     ),
     (
-        "answers to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
+        "responses to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out of match.methods",
         "{id}\"",
         "{id}\", methods: [POST]",
         "spec.routes[0].match.methods",
@@ -221,43 +221,43 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].ttlJitterPercent",
     ),
     (
-        "ttlFrom needs a ttl beside it, for answers that do not say how long they are fresh",
+        "ttlFrom needs a ttl beside it, which applies to responses that state none: set one",
         ROUTE,
         "    ttlFrom: {header: X-TTL}\n",
         "spec.routes[0].ttlFrom",
     ),
     (
-        "notFoundTTL is for what no source has: set from, or list 404 in statuses",
+        "notFoundTTL applies when no source has a result: set from, or list 404 in statuses",
         ROUTE,
         "    notFoundTTL: 1s\n",
         "spec.routes[0].notFoundTTL",
     ),
     (
-        "the application has the last word: put application at the end of from, once",
+        "the application is always the last origin: put application at the end of from, once",
         ROUTE,
         "    ttl: 1s\n    from: [{application: {}}, {application: {}}]\n",
         "spec.routes[0].from[0]",
     ),
     (
-        "a route with from needs a ttl: a row says nothing about how long it is fresh",
+        "a route with from needs a ttl: a row does not declare how long it is fresh",
         ROUTE,
         "    from: [{application: {}}]\n",
         "spec.routes[0].ttl",
     ),
     (
-        "from answers by path and query: take POST out of match.methods, or from out of the route",
+        "from selects responses by path and query only: take POST out of match.methods, or from out of the route",
         "{id}\"}\n    ttl: 120s\n",
         "{id}\", methods: [POST]}\n    ttl: 1s\n    key: {body: {}}\n    from: [{application: {}}]\n",
         "spec.routes[0].from",
     ),
     (
-        "say what bypasses: set query, headers or cookies, such as query: {nocache: \"true\"}",
+        "bypass needs a condition: set query, headers or cookies, such as query: {nocache: \"true\"}",
         ROUTE,
         "    bypass: {}\n",
         "spec.routes[0].bypass",
     ),
     (
-        "say what to ask: set one of postgres, http and application",
+        "an entry of from needs an origin: set one of postgres, http and application",
         ROUTE,
         "    ttl: 1s\n    from: [{}]\n",
         "spec.routes[0].from[0]",
@@ -269,7 +269,7 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].from[0].http.path",
     ),
     (
-        "pods write the same row at the same time: end the statement with such as on conflict do nothing",
+        "pods write the same row at the same time: end the statement with a clause such as on conflict do nothing",
         SOURCES,
         "  sources: [{name: a, http: {url: http://a}}, {name: b, postgres: {urlFrom: {secretKeyRef: {name: a, key: b}}}}]\n  routes:\n  - name: user\n    from: [{http: {source: a, path: /x, persist: {source: b, statement: \"insert into a values ({body})\"}}}]\n",
         "spec.routes[0].from[0].http.persist.statement",
@@ -317,7 +317,7 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].key.ignoreHeaders[0]",
     ),
     (
-        "allow lists all that counts and ignore all that does not: set one of them",
+        "allow and ignore exclude each other: set one of them",
         ROUTE,
         "    key: {query: {allow: [a], ignore: [b]}}\n",
         "spec.routes[0].key.query",
@@ -329,7 +329,7 @@ const FIXTURES: &[Fixture] = &[
         "spec.routes[0].key.query.ignore[0]",
     ),
     (
-        "a 304 is about an answer that is stored already: list that answer's status, such as 200",
+        "a 304 refers to a response that is already stored: list the status of that response, such as 200",
         ROUTE,
         "    statuses: [{code: 304}]\n",
         "spec.routes[0].statuses[0].code",
@@ -383,7 +383,7 @@ const FIXTURES: &[Fixture] = &[
         "spec.sidecar.resources.limits.memory",
     ),
     (
-        "say what the source is: set one of postgres and http",
+        "a source needs a kind: set one of postgres and http",
         FIELD,
         "  sources: [{name: a}]\n  routes:\n",
         "spec.sources[0]",
