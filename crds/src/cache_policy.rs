@@ -295,7 +295,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_is_left_out_has_its_default() {
+    fn omitted_fields_have_their_defaults() {
         let spec: CachePolicySpec = serde_json::from_value(serde_json::json!({
             "selector": {"matchLabels": {"app": "shop"}},
             "targets": [{"port": "http"}],

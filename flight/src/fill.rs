@@ -1,4 +1,4 @@
-//! A body that several read while it comes.
+//! A body that several readers read while it arrives.
 
 mod reader;
 mod room;
@@ -22,45 +22,45 @@ pub use room::Room;
 use room::Unbounded;
 use state::{Source, State};
 
-/// Readers may lie as far apart, in bytes, even where less is kept: what the buffers of two sockets can differ by, and more.
+/// Minimum lag, in bytes, that readers may always have: more than the buffers of two sockets can differ by.
 const LEAST_LAG: u64 = 8 << 20;
 
-/// Told, once, what became of a body as a whole.
+/// Observes, once, the fate of a body as a whole.
 ///
-/// Exactly one of `complete` and `given_up` is called, once, by whoever reads at that moment, with no lock held. It should return at once:
-/// that reader waits for it.
+/// Exactly one of `complete` and `given_up` is called, once, by the current reader, with no lock held. Implementations
+/// should return at once, because that reader waits.
 pub trait Observer: Send {
-    /// Whether so many bytes more may be kept. If not, it is as if the body were larger than the limit. Called with a lock of the
-    /// fill held: it must neither wait nor call the fill.
+    /// Returns true if this many more bytes may be held. If not, the body is treated as larger than the limit. Called
+    /// with a lock of the fill held: must neither wait nor call the fill.
     fn may_keep(&mut self, bytes: u64) -> bool {
         let _ = bytes;
         true
     }
 
-    /// The whole body came, and there are no trailers. Called before its last piece leaves to any reader.
+    /// Receives the whole body, which has no trailers. Called before its last piece leaves to any reader.
     ///
-    /// `body` is one buffer of its own: no read buffer is kept alive by it.
+    /// `body` is one buffer of its own: it does not keep a read buffer alive.
     fn complete(self: Box<Self>, body: Bytes);
 
-    /// There will be no whole body to keep.
+    /// Reports that there will be no whole body.
     fn given_up(self: Box<Self>, why: GivenUp);
 }
 
-/// Why a body is not there as a whole.
+/// The reason that a body is not available as a whole.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
 pub enum GivenUp {
-    /// It is larger than the limit, or than what may be kept of it. Its readers go on.
+    /// The body is larger than the limit, or than the memory granted for it. Its readers continue.
     TooLarge,
-    /// It ends in trailers, which are for the readers only.
+    /// The body ends in trailers, which are for the readers only.
     Trailers,
-    /// The source failed, or ended at another length than it had announced.
+    /// The source failed, or ended at another length than announced.
     Broken,
     /// All readers were dropped before the end, and the source with them.
     Abandoned,
 }
 
 impl GivenUp {
-    /// All of them.
+    /// All reasons.
     pub const ALL: [Self; 4] = [Self::TooLarge, Self::Trailers, Self::Broken, Self::Abandoned];
 
     /// A stable name, for metrics and logs.
@@ -74,42 +74,42 @@ impl GivenUp {
     }
 }
 
-/// Why a reader does not see the end of the body.
+/// The reason that a reader does not reach the end of the body.
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FillError {
-    /// The source failed, after what was read so far.
+    /// The source failed, after the part read so far.
     #[error("the body broke off: {0}")]
     Broken(#[source] Arc<dyn Error + Send + Sync>),
-    /// This reader was too far behind the others when no more could be kept for it.
+    /// The reader was too far behind the others when no more memory was available.
     #[error("the reader fell too far behind the others")]
     Lagged,
 }
 
-/// Lets `source` be read by several while it comes. Returns a handle to join by, and the first reader.
+/// Lets several readers read `source` while it arrives. Returns a handle to join, and the first reader.
 ///
-/// The readers drive it: one who has read everything so far polls the source, and what comes is there for all. There is
-/// no task, so nothing comes faster than somebody reads.
+/// The readers drive it: a reader that has read everything so far polls the source, and the data is available to all.
+/// There is no task, so nothing arrives faster than somebody reads.
 ///
 /// # Guarantees
-///
 /// - Every reader gets the bytes of the source from its start, in order, then its trailers, its end or its error. The
 ///   one exception is [`FillError::Lagged`].
-/// - At most one reader polls the source at a time. All who have read everything are woken when something came, and when
-///   the source wakes: a reader that polled the source and is then dropped, or never polled again, strands nobody.
-/// - No lock is held while the source is polled or dropped, while somebody is woken, or while the observer is called. So
-///   the source may wake at once and from any thread, and all of these may use this fill.
-/// - `observer` is told once, and before this returns where all is known by then: an empty body, or one that is
+/// - At most one reader polls the source at a time. All readers that have read everything are woken when data arrives,
+///   and when the source wakes: a reader that polled the source and is then dropped, or never polled again, strands
+///   nobody.
+/// - No lock is held while the source is polled or dropped, while a reader is woken, or while the observer is called.
+///   The source may therefore wake at once and from any thread, and all of these may use this fill.
+/// - `observer` is called once, and before this returns where everything is known by then: an empty body, or one
 ///   announced to be larger than `limit`.
-/// - At most `limit` bytes are kept, and one piece of the source. Past `limit`, what all have read is let go, nobody can
-///   join, and the fastest reader may be ahead of another by `limit`, or 8 MiB if that is more: then that other is cut
-///   off, and the rest go on. A reader alone is never cut off; the source is read at its pace.
+/// - At most `limit` bytes are held, and one piece of the source. Past `limit`, data that all have read is released,
+///   nobody can join, and the fastest reader may be ahead of another by `limit`, or 8 MiB if that is more: then the
+///   slower one is cut off, and the rest continue. A sole reader is never cut off; the source is read at its pace.
 /// - The source is dropped as soon as it ended or failed, or with the last reader.
 ///
 /// # Assumptions
-///
-/// - Every reader that is not dropped is polled when it was woken. One that stops reading without being dropped holds up
-///   nobody, but keeps up to the bytes above in memory, and the source open where it is the only one.
-/// - The source is not polled after it said `is_end_stream()`, which promises that there are no trailers either.
+/// - Every reader that is not dropped is polled when it was woken. One that stops reading without being dropped holds
+///   up nobody, but holds up to the bytes above in memory, and the source open where it is the only one.
+/// - The source is not polled after it returned true from `is_end_stream()`, which promises that there are no trailers
+///   either.
 pub fn fill<B>(source: B, limit: u64, observer: Box<dyn Observer>) -> (Fill<B>, Reader<B>)
 where
     B: Body<Data = Bytes> + Unpin + Send,
@@ -118,8 +118,8 @@ where
     fill_within(Box::new(Unbounded), source, limit, observer)
 }
 
-/// Does the same as [`fill()`] within a room: where that has no room for what is kept past the limit, those who lie behind by
-/// more than 4 MiB are cut off, and the rest go on.
+/// Works as [`fill()`], within a room: if the room has no space for data held past the limit, readers that are more
+/// than 4 MiB behind are cut off, and the rest continue.
 pub fn fill_within<B>(
     room: Box<dyn Room>,
     source: B,
@@ -147,16 +147,16 @@ where
     (Fill { shared }, reader)
 }
 
-/// A handle to join a body by while it comes, and after. It keeps what is kept of the body, and not the source: that
-/// goes with the last reader.
+/// A handle to join a body, while it arrives and after. Holds the buffered part of the body, but not the source: that
+/// is dropped with the last reader.
 pub struct Fill<B> {
     shared: Arc<Shared<B>>,
 }
 
 impl<B> Fill<B> {
-    /// Another reader, from the start of the body.
+    /// Adds a reader, from the start of the body.
     ///
-    /// `None` once the source failed, the last reader was dropped before the end, or the start was let go of.
+    /// `None` once the source failed, the last reader was dropped before the end, or the start was released.
     pub fn join(&self) -> Option<Reader<B>> {
         let id = self.shared.lock().join()?;
         Some(Reader::new(Arc::clone(&self.shared), id))
@@ -167,16 +167,16 @@ impl<B> Fill<B> {
         self.shared.lock().readers()
     }
 
-    /// Returns since when the source has had nothing for a reader that asked it. `None` while it gives, after its end, and while
-    /// nobody asks it: readers that read slowly are not the source's fault.
+    /// Returns the time since which the source has had nothing for a reader that polled it. `None` while it delivers,
+    /// after its end, and while nobody polls it, because slow readers are not the source's fault.
     pub fn starved_since(&self) -> Option<Instant> {
         self.shared.lock().starved_since
     }
 }
 
-/// What all readers share.
+/// State shared by all readers.
 struct Shared<B> {
-    /// What the source said of its length at the start.
+    /// The source's size hint at the start.
     hint: SizeHint,
     limit: u64,
     state: Mutex<State<B>>,
@@ -187,18 +187,18 @@ impl<B> Shared<B> {
         self.state.lock()
     }
 
-    /// How far the readers may lie apart once the limit is passed.
+    /// Returns the maximum lag between readers once the limit is passed.
     fn lag(&self) -> u64 {
         self.limit.max(LEAST_LAG)
     }
 
-    /// Whether a body may end at `length`, by what was announced.
+    /// Returns true if a body may end at `length`, by its announced length.
     fn may_end_at(&self, length: u64) -> bool {
         self.hint.lower() <= length && self.hint.upper().is_none_or(|upper| length <= upper)
     }
 }
 
-/// The waker that the source gets: it wakes all who wait, whoever polled.
+/// The waker that the source gets: it wakes all waiting readers, whichever polled.
 impl<B: Send> Wake for Shared<B> {
     fn wake(self: Arc<Self>) {
         self.wake_by_ref();

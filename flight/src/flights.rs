@@ -1,7 +1,7 @@
-//! Single flight: of those who ask for the same key at the same time, one leads and the others wait for what it found.
+//! Single flight: of concurrent requests for the same key, one leads and the others wait for its outcome.
 //!
-//! A lead that hangs must not make its key unusable. Whoever has waited long enough, which only the caller can say, overtakes
-//! the flight: it leads in its place, and the others wait for the new lead.
+//! A lead that hangs must not make its key unusable. A request that has waited long enough, as its caller decides,
+//! overtakes the flight: it leads in its place, and the others wait for the new lead.
 
 #[cfg(test)]
 #[cfg(not(feature = "shuttle"))]
@@ -25,20 +25,18 @@ const SHARDS: usize = 16;
 
 type Shard<T> = Mutex<HashMap<Arc<str>, Arc<Flight<T>>, Hasher>>;
 
-/// What is under way, by key.
+/// The flights in progress, by key.
 ///
 /// # Guarantees
-///
 /// - At any time at most one [`Lead`] or [`Landed`] is in this map for a key. One that was overtaken is not in it.
-/// - Everybody who waits is woken when the lead lands, is dropped or is overtaken, whatever other waiters do; and when one that was
-///   overtaken ends after all, because what it found may be of use.
-/// - Of those who overtake the same flight one leads, and the others wait for it.
+/// - Every waiter is woken when the lead lands, is dropped or is overtaken, whatever other waiters do; and when an
+///   overtaken lead ends after all, because its outcome may be of use.
+/// - Of several that overtake the same flight one leads, and the others wait for it.
 /// - Nothing is left of a key once its `Lead` or `Landed` and its waiters are dropped.
-/// - No lock is held while somebody is woken, and none across keys for longer than a lookup in a map.
+/// - No lock is held while a waiter is woken, and none across keys for longer than a lookup in a map.
 ///
 /// # Assumptions
-///
-/// - `T` is cheap to clone (an `Arc`, a few words): it is cloned for each who waits, under the lock of that flight.
+/// - `T` is cheap to clone (an `Arc`, a few words): it is cloned for each waiter, under the lock of that flight.
 pub struct Flights<T> {
     table: Arc<Table<T>>,
 }
@@ -55,40 +53,40 @@ struct Flight<T> {
 
 struct Shared<T> {
     state: State<T>,
-    /// The last sign of life: when it began, or when its lead last said that it goes on.
+    /// The last progress: the start, or the last call of [`Lead::goes_on`].
     since: Instant,
-    /// Handles of those who wait, polled or not.
+    /// Handles of waiters, polled or not.
     waits: usize,
-    /// How often those who wait were sent to look again while the lead goes on.
+    /// Number of times that waiters were sent to look again while the lead continued.
     releases: u64,
 }
 
 enum State<T> {
-    /// Somebody leads; these wait.
+    /// A lead is in flight, with these waiters.
     Flying(Slab<Bell>),
     Landed(T),
     /// The lead was dropped before it landed, or was overtaken.
     Lost,
 }
 
-/// What became of asking for a key.
+/// Result of joining a key.
 #[derive(Debug)]
 pub enum Joined<T: Clone + Send> {
-    /// Nobody was asking: the caller does, and must [`Lead::land`] what it finds.
+    /// No flight was in progress: the caller leads, and must [`Lead::land`] its outcome.
     Lead(Lead<T>),
-    /// Somebody is asking, or has just found something.
+    /// A flight is in progress, or has just landed.
     Wait(Wait<T>),
 }
 
 impl<T: Clone + Send> Flights<T> {
-    /// A map with nothing under way.
+    /// Creates a map without flights.
     pub fn new() -> Self {
         let hasher = Hasher::default();
         let shards = std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(hasher.clone())));
         Self { table: Arc::new(Table { hasher, shards }) }
     }
 
-    /// Leads for `key` or waits for the one who does.
+    /// Leads for `key` or waits for its current lead.
     pub fn join(&self, key: &str) -> Joined<T> {
         let mut shard = self.table.shard(key).lock();
         if let Some(flight) = shard.get(key) {
@@ -97,8 +95,8 @@ impl<T: Clone + Send> Flights<T> {
         Joined::Lead(self.lead(&mut shard, key.into()))
     }
 
-    /// Leads in place of the flight that `overdue` waits for, which is not joined any more: those who still wait for its lead are
-    /// sent to join again. Waits instead if another flight is under way under its key by now.
+    /// Leads in place of the flight that `overdue` waits for, which can no longer be joined: its remaining waiters are
+    /// sent to join again. Waits instead if another flight is by now in progress under its key.
     ///
     /// A flight that has landed may be overtaken, too: those who joined it get its outcome all the same.
     pub fn overtake(&self, overdue: Wait<T>) -> Joined<T> {
@@ -122,12 +120,12 @@ impl<T: Clone + Send> Flights<T> {
         Lead(Entry { table: Arc::clone(&self.table), flight })
     }
 
-    /// How many keys are under way.
+    /// Returns the number of keys in flight.
     pub fn len(&self) -> usize {
         self.table.shards.iter().map(|shard| shard.lock().len()).sum()
     }
 
-    /// Whether nothing is under way.
+    /// Returns true if nothing is in flight.
     pub fn is_empty(&self) -> bool {
         self.len() == 0
     }
@@ -146,7 +144,7 @@ impl<T> Flight<T> {
         Self { key, shared: Mutex::new(Shared { state, since: Instant::now(), waits: 0, releases: 0 }) }
     }
 
-    /// Ends the flight and wakes those who wait.
+    /// Ends the flight and wakes its waiters.
     fn end(&self, outcome: State<T>) {
         let mut wakes = Wakes::default();
         let before = {
@@ -163,7 +161,7 @@ impl<T> Flight<T> {
         drop(before);
     }
 
-    /// Sends those who wait to look again. The lead goes on.
+    /// Sends waiters to look again. The lead continues.
     fn release(&self) {
         let mut wakes = Wakes::default();
         {
@@ -183,8 +181,8 @@ fn ring(waiters: &mut Slab<Bell>, wakes: &mut Wakes) {
     }
 }
 
-/// A place in the map. Dropped: the key is free, and those who still wait learn that nothing comes. One that was overtaken has no
-/// place any more: dropped, it sends those who wait for its successor to look again.
+/// An entry of the map. On drop, the key is free, and remaining waiters learn that nothing comes. An overtaken entry is
+/// no longer in the map: on drop, it sends the waiters of its successor to look again.
 struct Entry<T> {
     table: Arc<Table<T>>,
     flight: Arc<Flight<T>>,
@@ -209,56 +207,56 @@ impl<T> Drop for Entry<T> {
     }
 }
 
-/// The duty to ask the origin. Dropped without landing: the key is free, and those who wait get `None`.
+/// The duty to fetch from the origin. If dropped without landing, the key is free, and waiters get `None`.
 #[must_use = "dropped, it sends those who wait away"]
 pub struct Lead<T>(Entry<T>);
 
 impl<T: Clone + Send> Lead<T> {
-    /// Says what was found to those who wait, and to those who come while the returned guard is held. Of a lead that was overtaken
-    /// nobody hears.
+    /// Gives the outcome to waiters, and to those who join while the returned guard is held. The outcome of an
+    /// overtaken lead reaches nobody.
     pub fn land(self, outcome: T) -> Landed<T> {
         self.0.flight.end(State::Landed(outcome));
         Landed { _entry: self.0 }
     }
 
-    /// Gives a sign of life: [`Wait::since`] is now.
+    /// Reports progress: [`Wait::since`] is now.
     pub fn goes_on(&self) {
         self.0.flight.shared.lock().since = Instant::now();
     }
 
-    /// A handle that tells whether anybody waits, while the lead itself is elsewhere.
+    /// Returns a handle that observes waiters, while the lead itself is elsewhere.
     pub fn audience(&self) -> Audience<T> {
         Audience { flight: Arc::clone(&self.0.flight) }
     }
 }
 
-/// Those who wait for a lead.
+/// The waiters of a lead.
 pub struct Audience<T> {
     flight: Arc<Flight<T>>,
 }
 
 impl<T> Audience<T> {
-    /// True if nobody waits. Whoever joins a moment later finds the lead all the same.
+    /// Returns true if nobody waits. Anyone who joins a moment later still finds the lead.
     pub fn is_empty(&self) -> bool {
         self.flight.shared.lock().waits == 0
     }
 }
 
-/// What was found, for those who come. Dropped: the key is free. Those who joined before still get the outcome.
+/// The outcome, for those who join later. On drop, the key is free. Those who joined before still get the outcome.
 #[must_use = "dropped, those who come ask the origin again"]
 pub struct Landed<T> {
     _entry: Entry<T>,
 }
 
-/// Waits for what the lead finds; `None` if that was dropped or overtaken, or if a lead before it has ended meanwhile: look again,
-/// and join again. One of those who waited will lead, if nobody does.
+/// Waits for the outcome of the lead; `None` if the lead was dropped or overtaken, or if an earlier lead has ended
+/// meanwhile: look up and join again. One of the waiters will lead, if nobody does.
 ///
-/// It may be dropped at any time and leaves nothing behind. Polled again once it was ready, it is ready again.
+/// May be dropped at any time without a trace. Polled again once it was ready, it is ready again.
 #[must_use = "futures do nothing unless polled"]
 pub struct Wait<T: Clone + Send> {
     flight: Arc<Flight<T>>,
     seat: Option<usize>,
-    /// How many releases there were before it waited.
+    /// Number of releases before this wait began.
     releases: u64,
 }
 
@@ -272,7 +270,7 @@ impl<T: Clone + Send> Wait<T> {
         Self { flight: Arc::clone(flight), seat: None, releases }
     }
 
-    /// Returns when the lead last gave a sign of life: when it began, or last said that it [goes on](Lead::goes_on).
+    /// Returns the time of the lead's last progress: its start, or its last [call](Lead::goes_on).
     pub fn since(&self) -> Instant {
         self.flight.shared.lock().since
     }

@@ -1,7 +1,7 @@
-//! One question to the origin for all who ask it.
+//! One request to the origin for all concurrent requests of a key.
 //!
-//! [`Flights`] sees to it that of those who ask for the same key at the same time one asks the origin; [`fill()`] lets
-//! all of them read the answer's body while it comes. Neither starts tasks nor needs a runtime.
+//! [`Flights`] lets one of the concurrent requests for a key reach the origin; [`fill()`] lets all of them read the
+//! response body while it arrives. Neither starts tasks nor needs a runtime.
 
 mod fill;
 mod flights;

@@ -1,19 +1,19 @@
-//! The pieces of a body that are kept, and by how many each is still to be read.
+//! The buffered pieces of a body, each with the number of readers that have yet to read it.
 
 use std::collections::VecDeque;
 
 use bytes::{Bytes, BytesMut};
 
-/// So many pieces are kept as they came; then small ones are joined.
+/// Number of pieces above which small ones are joined.
 const COMPACT_AT: usize = 1024;
-/// How large pieces become that are joined, in bytes.
+/// Size of joined pieces, in bytes.
 const JOINED: usize = 16 * 1024;
 
 struct Piece {
-    /// Where it ends in the body.
+    /// End offset in the body.
     end: u64,
     bytes: Bytes,
-    /// Readers who have not read it to its end.
+    /// Number of readers that have not read the piece to its end.
     owed: usize,
 }
 
@@ -23,13 +23,13 @@ impl Piece {
     }
 }
 
-/// Pieces that are kept no more, to be dropped outside the lock.
+/// Released pieces, to be dropped outside the lock.
 #[must_use = "drop them outside the lock"]
 pub(crate) struct Replaced {
     _pieces: VecDeque<Piece>,
 }
 
-/// What is kept of a body: a run of bytes that ends where the body ends so far.
+/// The buffered part of a body: a run of bytes up to its current end.
 ///
 /// Positions are offsets in the body, so pieces may be joined under a reader that is in the middle of one.
 pub(crate) struct Pieces {
@@ -44,17 +44,17 @@ impl Pieces {
         Self { pieces: VecDeque::new(), end: 0, kept: 0, compact_at: COMPACT_AT }
     }
 
-    /// The bytes of the body so far.
+    /// Returns the number of bytes of the body so far.
     pub(crate) fn end(&self) -> u64 {
         self.end
     }
 
-    /// The bytes that are held.
+    /// Returns the number of buffered bytes.
     pub(crate) fn kept(&self) -> u64 {
         self.kept
     }
 
-    /// Adds what came, to be read by `owed` readers.
+    /// Adds bytes, to be read by `owed` readers.
     pub(crate) fn push(&mut self, bytes: Bytes, owed: usize) {
         self.end += bytes.len() as u64;
         self.kept += bytes.len() as u64;
@@ -64,13 +64,13 @@ impl Pieces {
         }
     }
 
-    /// Counts what came and keeps nothing of it.
+    /// Advances past bytes without buffering them.
     pub(crate) fn pass(&mut self, length: usize) {
         debug_assert!(self.pieces.is_empty(), "what is kept ends where the body does");
         self.end += length as u64;
     }
 
-    /// The whole body takes the place of its pieces; `owed` readers have not read it to its end.
+    /// Replaces the pieces by the whole body; `owed` readers have not read it to its end.
     pub(crate) fn replace(&mut self, whole: Bytes, owed: usize) -> Replaced {
         self.end = whole.len() as u64;
         self.kept = self.end;
@@ -79,7 +79,7 @@ impl Pieces {
         Replaced { _pieces: before }
     }
 
-    /// The piece at `from`, for a reader that has read so far; `None` at the end.
+    /// Returns the piece at `from`, for a reader at that position; `None` at the end.
     pub(crate) fn read(&mut self, from: u64) -> Option<Bytes> {
         let at = self.at(from);
         let piece = self.pieces.get_mut(at)?;
@@ -89,14 +89,14 @@ impl Pieces {
         Some(if skip == 0 { piece.bytes.clone() } else { piece.bytes.slice(skip..) })
     }
 
-    /// A reader that has read nothing is added.
+    /// Adds a reader that has read nothing.
     pub(crate) fn owe(&mut self) {
         for piece in &mut self.pieces {
             piece.owed += 1;
         }
     }
 
-    /// A reader that has read up to `from` reads no further.
+    /// Removes a reader that has read up to `from`.
     pub(crate) fn release(&mut self, from: u64) {
         let at = self.at(from);
         for piece in self.pieces.range_mut(at..) {
@@ -104,24 +104,24 @@ impl Pieces {
         }
     }
 
-    /// Lets go of what all have read.
+    /// Releases data that all have read.
     pub(crate) fn trim(&mut self) {
         while let Some(piece) = self.pieces.pop_front_if(|piece| piece.owed == 0) {
             self.kept -= piece.bytes.len() as u64;
         }
     }
 
-    /// What is kept, in order.
+    /// Returns the buffered pieces, in order.
     pub(crate) fn list(&self) -> Vec<Bytes> {
         self.pieces.iter().map(|piece| piece.bytes.clone()).collect()
     }
 
-    /// The first piece that ends past `from`.
+    /// Returns the first piece that ends past `from`.
     fn at(&self, from: u64) -> usize {
         self.pieces.partition_point(|piece| piece.end <= from)
     }
 
-    /// Joins small neighbours: a body that comes byte by byte must not cost a piece for each.
+    /// Joins small neighbours: a body that arrives byte by byte must not cost a piece for each.
     fn compact(&mut self) {
         let mut joined: VecDeque<Piece> = VecDeque::new();
         let mut run: Vec<Piece> = Vec::new();
@@ -141,7 +141,7 @@ impl Pieces {
     }
 }
 
-/// One piece of a run. Whoever has not read the last of them has not read the whole.
+/// Joins a run into one piece. A reader that has not read the last of them has not read the whole.
 fn join(run: &mut Vec<Piece>, length: usize) -> Option<Piece> {
     if run.len() < 2 {
         return run.pop();
@@ -154,7 +154,7 @@ fn join(run: &mut Vec<Piece>, length: usize) -> Option<Piece> {
     Some(Piece { end, bytes: bytes.freeze(), owed })
 }
 
-/// One buffer of its own for `pieces`, which keeps no read buffer alive.
+/// Copies `pieces` into one buffer, which keeps no read buffer alive.
 pub(crate) fn concat(mut pieces: Vec<Bytes>) -> Bytes {
     if pieces.len() == 1 {
         return own(pieces.remove(0));
@@ -166,7 +166,7 @@ pub(crate) fn concat(mut pieces: Vec<Bytes>) -> Bytes {
     whole.freeze()
 }
 
-/// `bytes` as they are if they fill most of a buffer that nobody else holds, else a copy.
+/// Returns `bytes` unchanged if they fill most of a buffer without other holders, otherwise a copy.
 fn own(bytes: Bytes) -> Bytes {
     match bytes.try_into_mut() {
         Ok(buffer) if buffer.len() >= buffer.capacity() / 4 * 3 => buffer.freeze(),

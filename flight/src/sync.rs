@@ -1,4 +1,4 @@
-//! The one lock that is used here: std's, or shuttle's, which tries every order of those who take it.
+//! The one lock of this crate: std's, or shuttle's, which explores every order of its holders.
 
 #[cfg(not(feature = "shuttle"))]
 use std::sync as imp;
@@ -10,7 +10,7 @@ use std::sync::PoisonError;
 
 pub(crate) use imp::MutexGuard;
 
-/// A lock that a panic does not poison: what it guards is whole whenever it is let go.
+/// A lock that a panic does not poison: its data is consistent whenever it is released.
 pub(crate) struct Mutex<T>(imp::Mutex<T>);
 
 impl<T> Mutex<T> {
@@ -23,10 +23,10 @@ impl<T> Mutex<T> {
     }
 }
 
-/// How keys are hashed: by a secret of this process, for clients choose the keys.
+/// Hasher of keys, with a secret of this process, because clients choose the keys.
 #[cfg(not(feature = "shuttle"))]
 pub(crate) type Hasher = std::hash::RandomState;
 
-/// A schedule can only be run again where nothing is random.
+/// Hasher without randomness, so that a schedule can be replayed.
 #[cfg(feature = "shuttle")]
 pub(crate) type Hasher = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;

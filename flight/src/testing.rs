@@ -1,4 +1,4 @@
-//! What the tests need to run a future.
+//! Helpers to run a future in tests.
 
 use std::pin::pin;
 use std::sync::Arc;

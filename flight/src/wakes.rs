@@ -1,8 +1,8 @@
-//! Wakers: kept under a lock, woken and dropped outside it, for either may run code that takes the same lock.
+//! Wakers: stored under a lock, woken and dropped outside it, because either may run code that takes the same lock.
 
 use std::task::Waker;
 
-/// Where one waits.
+/// The waker of one waiter.
 #[derive(Debug, Default)]
 pub(crate) struct Bell {
     waker: Option<Waker>,
@@ -20,12 +20,12 @@ impl Bell {
         }
     }
 
-    /// Waits no more. The waker is kept: the next wait is likely the same task's.
+    /// Stops waiting. The waker is retained, because the next wait is likely the same task's.
     pub(crate) fn rest(&mut self) {
         self.waiting = false;
     }
 
-    /// Waits no more; `into` wakes it.
+    /// Stops waiting; `into` wakes the waiter.
     pub(crate) fn ring(&mut self, into: &mut Wakes) {
         if std::mem::take(&mut self.waiting)
             && let Some(waker) = self.waker.take()
@@ -35,7 +35,7 @@ impl Bell {
     }
 }
 
-/// Those to be woken once the lock is let go.
+/// Wakers to call once the lock is released.
 #[derive(Debug, Default)]
 #[must_use = "wake them outside the lock"]
 pub(crate) struct Wakes {

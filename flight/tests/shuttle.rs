@@ -1,5 +1,4 @@
-//! Thousands of schedules of those who read, wait, come and leave. Shuttle fails a schedule in which somebody waits for
-//! ever.
+//! Thousands of schedules of readers, waiters, joins and drops. Shuttle fails a schedule in which one waits forever.
 //!
 //! Under std's locks there is nothing to schedule: `cargo test -p larder-flight --features shuttle --test shuttle`.
 
@@ -21,7 +20,7 @@ use shuttle::{future, thread};
 
 const SCHEDULES: usize = 2_000;
 
-/// Schedules at random, and ones with few switches, which find what needs a long stop at the wrong place.
+/// Runs random schedules, and ones with few switches, which find bugs that need a long stop at the wrong place.
 fn check(test: fn()) {
     shuttle::check_random(test, SCHEDULES);
     shuttle::check_pct(test, SCHEDULES, 3);
@@ -47,7 +46,7 @@ struct Origin {
 struct Wire(Arc<Mutex<Origin>>);
 
 impl Wire {
-    /// Sends all of it from a thread of its own, with a wake after each.
+    /// Sends all items from a thread of its own, with a wake after each.
     fn send(&self, all: Vec<Sent>) -> thread::JoinHandle<()> {
         let wire = self.clone();
         thread::spawn(move || {
@@ -162,7 +161,7 @@ fn data(piece: &'static str) -> Sent {
     Sent::Data(Bytes::from_static(piece.as_bytes()))
 }
 
-/// Reads to the end, and says what came and how it ended.
+/// Reads to the end; returns the data and how it ended.
 async fn read(mut reader: Reader<Source>) -> (Vec<u8>, Option<FillError>) {
     let mut read = Vec::new();
     while let Some(frame) = reader.frame().await {
@@ -175,7 +174,7 @@ async fn read(mut reader: Reader<Source>) -> (Vec<u8>, Option<FillError>) {
     (read, None)
 }
 
-/// Polls so often, ready or not.
+/// Polls this many times, ready or not.
 async fn poll(reader: &mut Reader<Source>, times: usize) {
     for _ in 0..times {
         poll_fn(|cx| {
@@ -313,7 +312,7 @@ fn past_the_limit_a_reader_sees_all_or_is_told_that_it_lagged() {
     });
 }
 
-/// May keep all pieces but one.
+/// Accepts all pieces but one.
 struct Refusing {
     told: Told,
     left: usize,
@@ -358,7 +357,7 @@ fn where_no_more_may_be_kept_every_reader_still_sees_the_whole_body() {
     });
 }
 
-/// What those who ask for a key have done.
+/// Actions of those who joined a key.
 #[derive(Default)]
 struct Log {
     leading: usize,
@@ -366,7 +365,7 @@ struct Log {
     vanished: usize,
 }
 
-/// Asks until there is an outcome. Some who lead vanish, and some who wait leave.
+/// Joins until there is an outcome. Some leads vanish, and some waiters leave.
 async fn ask(
     flights: Flights<u8>,
     log: Arc<Mutex<Log>>,
@@ -429,7 +428,7 @@ fn one_leads_and_everybody_ends() {
     });
 }
 
-/// Asks until there is an outcome, and overtakes, once, a flight that somebody else leads.
+/// Joins until there is an outcome, and overtakes, once, another's flight.
 async fn ask_in_haste(flights: Flights<u8>, log: Arc<Mutex<Log>>, hangs: bool) {
     let mut may_overtake = true;
     let mut joined = flights.join("key");

@@ -1,8 +1,8 @@
-//! Which ports of a pod are captured, and why a pod's can't be.
+//! Captured ports of a pod, or the reason that a pod has none.
 //!
-//! `NamedPort`: the containers of a pod share one network namespace and a port entry is only a note. The entry that bears
-//! the name gets the sidecar's number, and whoever resolves the name (endpoint slices, load balancers, monitors) finds
-//! the sidecar. No privilege is needed, and injected and plain pods live side by side behind one Service.
+//! `NamedPort`: the containers of a pod share one network namespace and a port entry is only a note. The sidecar's
+//! number moves to the entry that has the name, and everything that resolves the name (endpoint slices, load balancers,
+//! monitors) finds the sidecar. No privilege is needed, and injected and plain pods coexist behind one Service.
 
 use std::{fmt, sync::Arc};
 
@@ -22,7 +22,7 @@ use crate::{cli::SidecarSettings, names};
 pub struct Captured {
     /// The container that listens.
     pub container: String,
-    /// The port's name, which now stands for `sidecar_port`.
+    /// The port's name, which now refers to `sidecar_port`.
     pub name: String,
     /// The number that the application listens on.
     pub port: u16,
@@ -30,12 +30,12 @@ pub struct Captured {
     pub sidecar_port: u16,
 }
 
-/// Why a pod gets no sidecar.
+/// The reason that a pod gets no sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Skip {
     /// The reason, for programs.
     pub reason: SkipReason,
-    /// The reason and the remedy, for people.
+    /// The reason and the remedy, for users.
     pub message: String,
 }
 
@@ -54,7 +54,7 @@ pub enum SkipReason {
     HostPort,
     /// A service mesh captures the pod's traffic already.
     Mesh,
-    /// A NetworkPolicy allows the application's number and not the sidecar's.
+    /// A NetworkPolicy allows the application's port and not the sidecar's.
     NetworkPolicy,
     /// No container has such a port.
     NoSuchPort,
@@ -62,12 +62,12 @@ pub enum SkipReason {
     UnnamedPort,
     /// A container uses one of the sidecar's ports.
     PortClash,
-    /// The pod has a container of the sidecar's name that the operator did not put there as it is.
+    /// The pod has a container with the sidecar's name that differs from the operator's.
     ForeignSidecar,
 }
 
 impl SkipReason {
-    /// Its name in conditions, events and annotations.
+    /// Returns the name in conditions, events and annotations.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::HostNetwork => "HostNetwork",
@@ -84,10 +84,10 @@ impl SkipReason {
 
 const MESH_CONTAINERS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 
-/// The ports of `pod`, a pod's JSON as it was before injection, that go to the sidecar.
+/// Returns the ports of `pod`, a pod's JSON before injection, that the sidecar captures.
 ///
 /// # Errors
-/// The reason why there can be no sidecar.
+/// The reason that there can be no sidecar.
 pub fn capture(
     pod: &Value,
     targets: &[Target],
@@ -109,7 +109,7 @@ pub fn capture(
         return Err(Skip {
             reason: SkipReason::Mesh,
             message: format!(
-                "the container {mesh} captures the pod's traffic; leave the pod out of the mesh"
+                "the container {mesh} captures the pod's traffic; exclude the pod from the mesh"
             ),
         });
     }
@@ -135,15 +135,15 @@ pub fn capture(
             return Err(Skip {
                 reason: SkipReason::UnnamedPort,
                 message: format!(
-                    "the container port {port} has no name; give it one, such as http, and let the Service's \
-                     targetPort say that name"
+                    "the container port {port} has no name; name it, such as http, and set the Service's \
+                     targetPort to that name"
                 ),
             });
         };
         if entry["hostPort"].as_u64().is_some_and(|port| port != 0) {
             return Err(Skip {
                 reason: SkipReason::HostPort,
-                message: format!("the port {name} is published on the node with hostPort; take that out"),
+                message: format!("the port {name} is published on the node with hostPort; remove hostPort"),
             });
         }
         if captured.iter().any(|other| other.name == name) {
@@ -156,7 +156,7 @@ pub fn capture(
                 reason: SkipReason::NetworkPolicy,
                 message: format!(
                     "the NetworkPolicy {policy} allows port {port} by number and not {sidecar_port}, where the \
-                     sidecar listens; let it say the port's name, {name}"
+                     sidecar listens; refer to the port by its name, {name}"
                 ),
             });
         }
@@ -166,7 +166,7 @@ pub fn capture(
     Ok(captured)
 }
 
-/// The containers of a pod's spec, the init containers among them.
+/// Returns the containers of a pod's spec, init containers included.
 fn all_containers(spec: &Value) -> impl Iterator<Item = &Value> {
     let list = |key: &str| spec[key].as_array().into_iter().flatten();
     list("containers").chain(list("initContainers")).filter(|container| container["name"] != names::SIDECAR)
@@ -195,7 +195,7 @@ fn written(port: &IntOrString) -> String {
     }
 }
 
-/// The container and the port entry that a target means. By number, an entry with a name is preferred.
+/// Returns the container and the port entry of a target. By number, an entry with a name is preferred.
 fn find<'a>(spec: &'a Value, port: &IntOrString) -> Result<(&'a Value, &'a Value), Skip> {
     let containers = spec["containers"].as_array().into_iter().flatten();
     let entries = containers.flat_map(|container| ports(container).map(move |entry| (container, entry)));
@@ -216,7 +216,7 @@ fn find<'a>(spec: &'a Value, port: &IntOrString) -> Result<(&'a Value, &'a Value
     })
 }
 
-/// The NetworkPolicy that lets requests to the application's number in and would keep them from the sidecar's.
+/// Returns the NetworkPolicy that admits requests to the application's port and would block them at the sidecar's.
 fn closed_by(
     pod: &Value,
     name: &str,
@@ -293,7 +293,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_captured_says_why() {
+    fn uncapturable_pod_is_skipped_with_reason() {
         let mut unnamed = pod();
         unnamed["spec"]["containers"][0]["ports"][0].as_object_mut().unwrap().remove("name");
         assert_eq!(check(&unnamed, json!(8080), json!([])), Err(SkipReason::UnnamedPort));

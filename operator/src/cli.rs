@@ -1,4 +1,4 @@
-//! What the operator is told when it starts.
+//! Command line of the operator.
 
 use std::ops::RangeInclusive;
 
@@ -10,30 +10,30 @@ use crate::listen::ListenAddress;
 #[derive(Debug, Parser)]
 #[command(version, about)]
 pub struct Arguments {
-    /// What to do.
+    /// Command to run.
     #[command(subcommand)]
     pub command: Command,
 }
 
-/// What the operator can do.
+/// Commands of the operator.
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the controller (on the leading replica) and the webhook (on every replica).
     Run(RunArguments),
 }
 
-/// How it runs. Every flag can be given as an environment variable.
+/// Options of `run`. Every flag can be given as an environment variable.
 #[derive(Clone, Debug, clap::Args)]
 pub struct RunArguments {
-    /// What is injected.
+    /// Settings of injected sidecars.
     #[command(flatten)]
     pub sidecar: SidecarSettings,
 
-    /// The namespace that the operator itself runs in.
+    /// The operator's own namespace.
     #[arg(long, env = "POD_NAMESPACE")]
     pub namespace: String,
 
-    /// The name of the pod that it runs in, which names the holder of the lease.
+    /// The name of the operator's own pod, which identifies the holder of the lease.
     #[arg(long, env = "POD_NAME")]
     pub pod_name: String,
 
@@ -41,24 +41,24 @@ pub struct RunArguments {
     #[arg(long, env = "LARDER_WEBHOOK_SERVICE", default_value = "larder-webhook")]
     pub webhook_service: String,
 
-    /// Where the webhook listens; without an address, on every one.
+    /// Listen address of the webhook; a port alone listens on every address.
     #[arg(long, env = "LARDER_WEBHOOK_LISTEN", default_value = ":9443")]
     pub webhook_listen: ListenAddress,
 
-    /// Where /livez, /readyz and /metrics are served.
+    /// Listen address of /livez, /readyz and /metrics.
     #[arg(long, env = "LARDER_HEALTH_LISTEN", default_value = ":8081")]
     pub health_listen: ListenAddress,
 
-    /// What the API server does with a pod when no webhook answers: Ignore starts it without a sidecar, Fail refuses it.
+    /// Treatment of new pods when no webhook responds: Ignore starts them without a sidecar, Fail rejects them.
     #[arg(long, env = "LARDER_FAILURE_POLICY", default_value = "Ignore")]
     pub failure_policy: FailurePolicy,
 
-    /// Request headers that name a person whatever a policy says, besides those that are known: names, with a * at the start or the
-    /// end at most.
+    /// Request headers that identify a user under every policy, besides those that are known: names, with a * at the
+    /// start or the end at most.
     #[arg(long, env = "LARDER_IDENTITY_HEADERS", value_delimiter = ',', value_parser = identity_header)]
     pub identity_headers: Vec<String>,
 
-    /// The ClusterRole that owns the webhook configuration, so that taking the role away takes the configuration away.
+    /// The ClusterRole that owns the webhook configuration, so that deleting the role deletes the configuration.
     #[arg(long, env = "LARDER_CLUSTER_ROLE", default_value = "larder-operator")]
     pub cluster_role: String,
 }
@@ -69,14 +69,14 @@ fn identity_header(text: &str) -> Result<String, String> {
     is_pattern.then(|| text.to_owned()).ok_or_else(|| message.to_owned())
 }
 
-/// What is injected, besides what the policy says.
+/// Settings of injected sidecars that no policy decides.
 #[derive(Clone, Debug, PartialEq, Eq, clap::Args)]
 pub struct SidecarSettings {
     /// The sidecar's image.
     #[arg(id = "sidecar_image", long = "sidecar-image", env = "LARDER_SIDECAR_IMAGE")]
     pub image: String,
 
-    /// When the kubelet pulls the image; without it, Kubernetes' own default.
+    /// Pull policy of the image. Default: Kubernetes' own.
     #[arg(
         id = "sidecar_image_pull_policy",
         long = "sidecar-image-pull-policy",
@@ -84,7 +84,7 @@ pub struct SidecarSettings {
     )]
     pub pull_policy: Option<PullPolicy>,
 
-    /// The port that the sidecar serves the first target on; each further target takes the next.
+    /// The sidecar's port for the first target; each further target takes the next number.
     #[arg(
         id = "sidecar_data_port",
         long = "sidecar-data-port",
@@ -104,7 +104,7 @@ pub struct SidecarSettings {
     )]
     pub admin_port: u16,
 
-    /// How many seconds a pod on its way out keeps serving, so that endpoints can move; 0 adds no wait.
+    /// Seconds that a terminating pod continues to serve while endpoints are updated; 0 adds no wait.
     #[arg(
         id = "drain_seconds",
         long = "drain-seconds",
@@ -115,30 +115,30 @@ pub struct SidecarSettings {
     pub drain_seconds: u32,
 }
 
-/// How many targets a policy may have: the number of data ports that are set aside.
+/// Maximum number of targets of a policy, which is the number of reserved data ports.
 pub const MAX_TARGETS: u16 = 4;
 
 impl SidecarSettings {
-    /// The ports that targets are served on.
+    /// Returns the ports on which targets are served.
     pub fn data_ports(&self) -> RangeInclusive<u16> {
         self.data_port..=self.data_port + (MAX_TARGETS - 1)
     }
 }
 
-/// When the kubelet pulls an image.
+/// Image pull policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
 pub enum PullPolicy {
-    /// Whenever a pod starts.
+    /// Pull whenever a pod starts.
     Always,
-    /// When the node has none of that name.
+    /// Pull if the image is not on the node.
     IfNotPresent,
-    /// Never; the node must have it.
+    /// Never pull; the image must be on the node.
     Never,
 }
 
 impl PullPolicy {
-    /// As a container's `imagePullPolicy`.
+    /// Returns the value of a container's `imagePullPolicy`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Always => "Always",
@@ -148,18 +148,18 @@ impl PullPolicy {
     }
 }
 
-/// What the API server does when no webhook answers.
+/// The API server's treatment of a pod when no webhook responds.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[value(rename_all = "PascalCase")]
 pub enum FailurePolicy {
-    /// Starts the pod without a sidecar.
+    /// Start the pod without a sidecar.
     Ignore,
-    /// Refuses the pod.
+    /// Reject the pod.
     Fail,
 }
 
 impl FailurePolicy {
-    /// As a webhook's `failurePolicy`.
+    /// Returns the value of a webhook's `failurePolicy`.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Ignore => "Ignore",
@@ -173,7 +173,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_the_contract_calls_the_flags() {
+    fn flags_have_their_contracted_names() {
         let Arguments { command: Command::Run(arguments) } = Arguments::parse_from([
             "larder-operator",
             "run",

@@ -1,4 +1,4 @@
-//! From a `CachePolicy` to the document that its sidecars read.
+//! Compilation of a `CachePolicy` into the document that its sidecars read.
 
 use std::collections::BTreeMap;
 
@@ -16,32 +16,32 @@ pub const DOCUMENT_KEY: &str = "policy.yaml";
 /// The key of the document's hash in the ConfigMap.
 pub const HASH_KEY: &str = "hash";
 
-/// What sidecars read.
+/// A compiled policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
     /// The document.
     pub yaml: String,
-    /// Its hash, which a sidecar that serves by it answers with.
+    /// The hash of the document, by which a sidecar identifies its configuration.
     pub hash: String,
-    /// Whether it is served by only while the coverage beside it allows to.
+    /// True if sidecars run the document only while the coverage beside it permits that.
     pub follows_coverage: bool,
 }
 
-/// Whose a document is.
+/// Identity of the policy of a document.
 #[derive(Clone, Copy, Debug)]
 pub struct Owner<'a> {
     /// The policy's namespace.
     pub namespace: &'a str,
     /// The policy's name.
     pub name: &'a str,
-    /// What tells it from an earlier policy of that name.
+    /// The uid, which distinguishes the policy from an earlier one of the same name.
     pub uid: &'a str,
 }
 
-/// The document of a policy. `identity` are headers that name a person whatever the policy says.
+/// Compiles a policy. `identity` are headers that identify a user under every policy.
 ///
 /// # Errors
-/// What is wrong with the policy, one sentence for each fault.
+/// The errors in the policy, one sentence each.
 pub fn compile(owner: Owner<'_>, spec: &CacheSpec, identity: &[String]) -> Result<Compiled, String> {
     let mut spec = spec.clone();
     for header in identity {
@@ -59,7 +59,7 @@ pub fn compile(owner: Owner<'_>, spec: &CacheSpec, identity: &[String]) -> Resul
     Ok(write(owner, spec))
 }
 
-/// The document that turns a policy's sidecars to passing everything through.
+/// Returns the document with which a policy's sidecars pass everything through.
 pub fn suspended(owner: Owner<'_>) -> Compiled {
     write(owner, CacheSpec { suspend: true, ..CacheSpec::default() })
 }
@@ -77,7 +77,7 @@ fn write(owner: Owner<'_>, spec: CacheSpec) -> Compiled {
     Compiled { yaml, hash, follows_coverage }
 }
 
-/// The Secret keys that a policy refers to, each once, in order.
+/// Returns the Secret keys that a policy refers to, each once, in order.
 pub fn secrets(spec: &CacheSpec) -> Vec<SecretKeyRef> {
     let mut spec = spec.clone();
     let mut secrets: Vec<_> = spec.secrets_mut().filter_map(|from| from.secret_key_ref.clone()).collect();
@@ -86,12 +86,12 @@ pub fn secrets(spec: &CacheSpec) -> Vec<SecretKeyRef> {
     secrets
 }
 
-/// The folder that a Secret is mounted at, in the sidecar.
+/// Returns the folder in the sidecar at which a Secret is mounted.
 pub fn secret_folder(secret: &str) -> String {
     format!("/etc/larder/secrets/{secret}")
 }
 
-/// The ConfigMap that carries the document to the sidecars.
+/// Returns the ConfigMap that delivers the document to the sidecars.
 pub fn config_map(
     namespace: &str,
     policy: &str,
@@ -114,7 +114,7 @@ pub fn config_map(
     }
 }
 
-/// How a strategy is written in [`names::ROLLOUT_STRATEGY`].
+/// Returns a strategy's value in [`names::ROLLOUT_STRATEGY`].
 pub const fn strategy_name(strategy: RolloutStrategy) -> &'static str {
     match strategy {
         RolloutStrategy::Restart => "Restart",
@@ -122,25 +122,26 @@ pub const fn strategy_name(strategy: RolloutStrategy) -> &'static str {
     }
 }
 
-/// The hash that a ConfigMap was written with.
+/// Returns the hash that is recorded in a ConfigMap.
 pub fn recorded_hash(config_map: &ConfigMap) -> Option<&str> {
     config_map.data.as_ref()?.get(HASH_KEY).map(String::as_str)
 }
 
-/// The hash of the document that a ConfigMap holds. It is the recorded one unless somebody edited the document by hand.
+/// Returns the hash of the document in a ConfigMap. Differs from the recorded one only after a manual edit of the
+/// document.
 pub fn held_hash(config_map: &ConfigMap) -> String {
     let text = config_map.data.as_ref().and_then(|data| data.get(DOCUMENT_KEY));
     document::hash(text.map_or("", String::as_str))
 }
 
-/// Whether the document that a ConfigMap holds is served by only while the coverage allows to. One that can't be read is not
-/// served by, and says nothing.
+/// Returns true if sidecars run the document in a ConfigMap only while the coverage permits that. An invalid document
+/// is not run, and returns false.
 pub fn held_follows_coverage(config_map: &ConfigMap) -> bool {
     let text = config_map.data.as_ref().and_then(|data| data.get(DOCUMENT_KEY));
     text.and_then(|text| Document::parse(text).ok()).is_some_and(|document| document.follows_coverage)
 }
 
-/// The coverage in a policy's ConfigMap, as text.
+/// Returns the coverage in a policy's ConfigMap, as text.
 pub fn held_coverage(config_map: &ConfigMap) -> Option<&str> {
     config_map.data.as_ref()?.get(coverage::FILE_NAME).map(String::as_str)
 }
@@ -232,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fault_is_told() {
+    fn compile_error_is_reported() {
         let mut spec = with_secrets();
         spec.sources.clear();
         let fault = compile(OWNER, &spec, &[]).unwrap_err();

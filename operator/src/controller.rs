@@ -1,4 +1,4 @@
-//! The controllers that the leading replica runs: one keeps policies in force, one takes back what a deleted policy left.
+//! The controllers of the leading replica: one reconciles policies, one cleans up after deleted policies.
 
 mod covering;
 mod policy;
@@ -38,41 +38,41 @@ use crate::{
     world::{World, drain, watch},
 };
 
-/// Changes that come this close together are looked at once.
+/// Changes within this time are reconciled together.
 const DEBOUNCE: Duration = Duration::from_millis(200);
-/// How long after a failure it is tried again.
+/// Delay before a failed reconciliation is retried.
 const RETRY: Duration = Duration::from_secs(3);
 
-/// What the controllers work with.
+/// Dependencies of the controllers.
 pub struct Shared {
-    /// The API server.
+    /// Client of the API server.
     pub client: Client,
-    /// What the operator was started with.
+    /// Command-line arguments of the operator.
     pub arguments: RunArguments,
     /// All policies.
     pub policies: Policies,
     /// The webhook's configuration.
     pub registration: Arc<Registration>,
-    /// Whom events come from.
+    /// Source of events.
     pub recorder: Recorder,
-    /// What is counted.
+    /// Metrics of the operator.
     pub metrics: Metrics,
 }
 
-/// [`Shared`], and what only a leader has.
+/// [`Shared`], and the state of a leader.
 struct Leader {
     shared: Arc<Shared>,
     world: World,
     sidecars: Sidecars,
-    /// When each workload was last restarted from here: a list may be older than that.
+    /// Time of the last restart of each workload by this replica; cached lists may be older.
     restarts: Mutex<HashMap<String, Timestamp>>,
-    /// When the webhook last answered.
+    /// Time at which the webhook last responded.
     reached: Mutex<Option<tokio::time::Instant>>,
-    /// The ConfigMaps, by uid, whose token exists, and until when that is taken for granted.
+    /// The ConfigMaps, by uid, whose token exists, each with the time until which this is assumed.
     tokens: Mutex<HashMap<String, tokio::time::Instant>>,
 }
 
-/// Runs the controllers until it is dropped. It must be run by one replica at a time.
+/// Runs the controllers until it is dropped. Only one replica may run it at a time.
 pub async fn lead(
     shared: Arc<Shared>,
     network_policies: Store<k8s_openapi::api::networking::v1::NetworkPolicy>,
@@ -143,7 +143,7 @@ pub async fn lead(
         .run(retire::reconcile, retry, leader.clone());
 
     shared.metrics.leader.set(1);
-    tracing::info!("this replica leads");
+    tracing::info!("this replica is the leader");
     tokio::join!(
         count(in_force, "policy", &shared.metrics),
         count(taken_back, "retire", &shared.metrics),
@@ -154,7 +154,7 @@ pub async fn lead(
 
 static NO_LABELS: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
 
-/// The policies that select an object's pods, or that put a sidecar into it.
+/// Returns the policies that select an object's pods, or that put a sidecar into it.
 fn selecting(
     policies: &Store<Guarded>,
     object: &impl Resource,
@@ -170,7 +170,7 @@ fn selecting(
     concerned.iter().map(|policy| ObjectRef::from_obj(&**policy)).collect()
 }
 
-/// What an object's label says that it belongs to.
+/// Returns the policy that an object's label names as its owner.
 fn owner<K: Resource<DynamicType = ()>>(
     object: &impl Resource,
     labels: &std::collections::BTreeMap<String, String>,
@@ -180,7 +180,7 @@ fn owner<K: Resource<DynamicType = ()>>(
 }
 
 fn retry<K>(_: Arc<K>, error: &Error, _: Arc<Leader>) -> Action {
-    tracing::warn!(%error, "a reconciliation failed; it is tried again");
+    tracing::warn!(%error, "a reconciliation failed; retrying");
     Action::requeue(RETRY)
 }
 
@@ -202,7 +202,7 @@ async fn count<K: Resource>(
                 Err(Outcome::ObjectNotFound(_)) => return,
                 Err(Outcome::ReconcilerFailed(error, _)) => error.as_str(),
                 Err(Outcome::QueueError(error)) => {
-                    tracing::warn!(%error, controller, "a watch failed; it is begun again");
+                    tracing::warn!(%error, controller, "a watch failed; restarting it");
                     "Watch"
                 }
                 Err(_) => "Other",

@@ -1,12 +1,14 @@
-//! Whether every write to a policy's pods passes a sidecar that purges by it, and what sidecars are told of that.
+//! Coverage of writes: the state of the pods through which writes to a policy's application pass, and the state that
+//! its sidecars receive.
 //!
 //! # Guarantees
-//! - Sidecars of a new policy are told to serve only when every pod that takes requests has its sidecar, and every such
-//!   sidecar has said that it runs the policy: until then a write may purge nothing.
-//! - Each time of serving has a name of its own, so that what was stored before an interruption is not served after it.
+//! - Sidecars of a new policy serve only when every pod that takes requests has its sidecar, and every such sidecar has
+//!   confirmed that it runs the policy: until then a write may purge nothing.
+//! - Each serving period has an identifier of its own, so that a response stored before an interruption is not served
+//!   after it.
 //!
 //! # Assumptions
-//! A pod that the selector does not name changes nothing that is cached, and no Service leads past the sidecar
+//! A pod outside the selector changes nothing that is cached, and no Service leads past the sidecar
 //! (`TrafficCaptured`).
 
 use std::{collections::BTreeMap, net::IpAddr};
@@ -30,43 +32,43 @@ use crate::{
     world::{World, in_namespace},
 };
 
-/// How long after its grace period a pod on its way out is taken to run yet, where nobody has seen it end.
+/// Time after its grace period for which a terminating pod is assumed to run, while its end has not been observed.
 const OVERDUE: SignedDuration = SignedDuration::from_secs(30);
-/// Reasons to wait that a container is only on its way by.
+/// Waiting reasons that a container only passes through.
 const STARTING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
-/// A pod that the selector names and that takes requests, or will in a moment.
+/// A selected pod that takes requests, or will in a moment.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Writer {
     /// The pod's name.
     pub name: String,
-    /// What sees writes through it.
+    /// Visibility of writes through the pod.
     pub sight: Sight,
     /// The pod's address, once it has one.
     pub address: Option<IpAddr>,
-    /// The port of its sidecar's admin API.
+    /// The port of the sidecar's admin API.
     pub admin_port: Option<u16>,
-    /// Whether it is on its way out.
+    /// True if the pod is terminating.
     pub leaving: bool,
 }
 
-/// What sees writes through a pod.
+/// Visibility of writes through a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Sight {
-    /// The policy's sidecar.
+    /// Seen by the policy's sidecar.
     Sidecar,
-    /// Nothing: it has no sidecar.
+    /// Unseen: the pod has no sidecar.
     Plain,
-    /// Nothing: it has opted out.
+    /// Unseen: the pod has opted out.
     OptedOut,
-    /// Another policy's sidecar, which purges nothing of this one's.
+    /// Unseen: the sidecar belongs to another policy, and purges nothing of this one's.
     OtherPolicy,
-    /// Nothing: its sidecar has said that it has no configuration.
+    /// Unseen: the sidecar reports that it has no configuration.
     NoPolicy,
 }
 
 impl Sight {
-    /// Why writes through the pod are not seen, as the end of a sentence about it.
+    /// Returns the reason that writes through the pod are unseen, as the end of a sentence about it.
     const fn why(self) -> &'static str {
         match self {
             Self::Sidecar => "has the sidecar",
@@ -78,30 +80,31 @@ impl Sight {
     }
 }
 
-/// How far writes are seen.
+/// Visibility of writes through all pods of a policy.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Assessment {
-    /// Pods through which writes are not seen, and why.
+    /// Pods through which writes are unseen, with the reason.
     pub unseen: Vec<(String, Sight)>,
-    /// Pods whose sidecar has not said that it runs the policy as it stands.
+    /// Pods whose sidecar has not confirmed that it runs the current policy.
     pub awaited: Vec<String>,
 }
 
-/// What a policy relies on, and what its sidecars have been told.
+/// The coverage of a policy, as its status reports it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct View {
-    /// How far writes are seen.
+    /// Visibility of writes through all pods.
     pub assessment: Assessment,
-    /// What sidecars do while some are not.
+    /// Behaviour of sidecars while some writes are unseen.
     pub choice: UnseenWrites,
-    /// What they have been told.
+    /// The state that the sidecars received.
     pub state: State,
 }
 
-/// The pods that take requests, or will in a moment.
+/// Returns the pods that take requests, or will in a moment.
 ///
-/// A pod counts from when its containers are made, not from when it is ready: word of it takes seconds to reach the sidecars.
-/// It counts until it is gone, for it answers what it was asked before. One that is stuck on its way does not.
+/// A pod counts from the creation of its containers, not from its readiness, because the news of it takes seconds to
+/// reach the sidecars. It counts until it is gone, because it completes requests that it received before. A pod that is
+/// stuck during creation does not count.
 pub fn writers(
     world: &World,
     (namespace, name): (&str, &str),
@@ -155,7 +158,8 @@ fn takes_requests(pod: &Pod, now: Timestamp) -> bool {
     is_ready || is_placed && !all().any(is_stuck)
 }
 
-/// How far writes through these pods are seen, by what their sidecars have said of the configuration of this `hash`.
+/// Assesses the visibility of writes through these pods, by the reports of their sidecars on the configuration with
+/// this `hash`.
 pub fn assess(
     writers: &[Writer],
     answers: &BTreeMap<String, Result<Answer, String>>,
@@ -176,7 +180,8 @@ pub fn assess(
     assessment
 }
 
-/// What sidecars are told next. `uid` is the policy's; `awaits_restart`: pods without the sidecar are about to be replaced.
+/// Returns the next state for the sidecars. `uid` is the policy's; `awaits_restart` means that pods without the sidecar
+/// are about to be replaced.
 pub fn next(
     before: Option<&Coverage>,
     uid: &str,
@@ -202,7 +207,7 @@ pub fn next(
     told(State::Serving)
 }
 
-/// Whether the operator is about to replace pods that have no sidecar, or they are going already.
+/// Returns true if the operator is about to replace pods that have no sidecar, or they are terminating already.
 pub fn awaits_restart(
     surveyed: &Survey,
     writers: &[Writer],
@@ -217,13 +222,14 @@ pub fn awaits_restart(
     restarts || writers.iter().any(|writer| writer.leaving && writer.sight == Sight::Plain)
 }
 
-/// What sidecars do while writes are not seen.
+/// Returns the behaviour of sidecars while writes are unseen.
 pub fn choice(spec: &CacheSpec) -> UnseenWrites {
     spec.invalidation.as_ref().map(|invalidation| invalidation.unseen_writes).unwrap_or_default()
 }
 
 impl Assessment {
-    /// Which pods writes are not seen through, and why, as a sentence; `None` if every write is seen.
+    /// Returns a sentence that names the pods through which writes are unseen, and the reason; `None` if every write is
+    /// seen.
     pub fn message(&self) -> Option<String> {
         let (name, sight) = self.unseen.first()?;
         let others = match self.unseen.len() - 1 {
@@ -278,7 +284,7 @@ mod tests {
     }
 
     #[test]
-    fn pods_count_from_their_making_until_they_are_gone() {
+    fn pods_count_from_creation_until_they_are_gone() {
         let running = container(json!({"running": {"startedAt": "2026-01-01T00:00:00Z"}}));
         let waiting = |reason: &str| container(json!({"waiting": {"reason": reason}}));
         assert!(takes(json!({})), "no status of its containers yet");
@@ -314,7 +320,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_sidecar_has_not_said_is_awaited() {
+    fn unconfirmed_sidecar_is_awaited() {
         let pods = ["current", "older", "silent", "new", "empty"].map(|name| writer(name, Sight::Sidecar));
         let answers = [
             ("current".to_owned(), answer(Some("h"))),
@@ -372,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn policy_that_was_made_again_starts_anew() {
+    fn recreated_policy_starts_a_new_period() {
         let earlier = Coverage { policy: "earlier".into(), ..step(None, &seen(), UnseenWrites::PassThrough) };
         assert_eq!(step(Some(&earlier), &unseen(), UnseenWrites::PassThrough).state, State::Waiting);
     }

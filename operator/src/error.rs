@@ -1,21 +1,21 @@
-//! What can go wrong in the operator.
+//! Errors of the operator.
 
 use crate::listen::ListenAddress;
 
-/// Why a reconciliation or a task failed. Names of variants are the values of the metrics' label `error`.
+/// Cause of a failed reconciliation or task. Names of variants are the values of the metrics' label `error`.
 #[derive(Debug, thiserror::Error)]
 pub enum Error {
-    /// The API server refused, or did not answer.
+    /// The API server rejected a request, or did not respond.
     #[error("kubernetes api: {0}")]
     Kubernetes(#[from] kube::Error),
     /// A watch ended, which only happens when the process is ending.
     #[error("a watch has ended; the process is shutting down or must be restarted")]
     WatchEnded,
     /// A certificate could not be made.
-    #[error("could not make a certificate: {0}")]
+    #[error("could not create a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
-    /// The TLS Secret does not hold what it should; it is replaced.
-    #[error("the Secret {secret} holds no usable {key}; delete it to have it made anew")]
+    /// The TLS Secret has invalid contents; it is replaced.
+    #[error("the Secret {secret} has no valid {key}; delete it to have it recreated")]
     BadSecret {
         /// The Secret.
         secret: &'static str,
@@ -26,31 +26,31 @@ pub enum Error {
     #[error("json: {0}")]
     Json(#[from] serde_json::Error),
     /// The system has no random numbers.
-    #[error("the system gave no random bytes")]
+    #[error("the system provides no random bytes")]
     Random,
-    /// The webhook does not answer through its Service.
-    #[error("the webhook does not answer at {address}: {reason}")]
+    /// The webhook does not respond through its Service.
+    #[error("the webhook does not respond at {address}: {reason}")]
     WebhookUnreachable {
-        /// Where it was asked.
+        /// URL of the request.
         address: String,
-        /// What went wrong.
+        /// Cause of the failure.
         reason: String,
     },
     /// A server could not be started, or failed.
     #[error("could not serve on {address}: {source}")]
     Serve {
-        /// Where it should listen.
+        /// Listen address.
         address: ListenAddress,
-        /// Why it does not.
+        /// Cause of the failure.
         source: std::io::Error,
     },
-    /// The lease can't be held.
+    /// The lease cannot be acquired.
     #[error("leader election: {0}")]
     Lease(#[from] kube_lease_manager::LeaseManagerError),
 }
 
 impl Error {
-    /// The variant's name, for metrics.
+    /// Returns the variant's name, for metrics.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Kubernetes(_) => "Kubernetes",
@@ -66,5 +66,5 @@ impl Error {
     }
 }
 
-/// The result of what can fail here.
+/// Result of an operation of the operator.
 pub type Result<T, E = Error> = std::result::Result<T, E>;

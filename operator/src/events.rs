@@ -1,4 +1,4 @@
-//! Events on a policy, at transitions only: `kubectl describe` shows them, and nobody is told the same thing twice.
+//! Events on a policy, at transitions only: `kubectl describe` shows them, and none is repeated.
 
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
@@ -6,10 +6,10 @@ use larder_crds::{CachePolicyStatus, ConditionType};
 
 use crate::{rollout::Fault, status::find, workload::Workload};
 
-/// The longest note that an Event may have, in bytes.
+/// Maximum length of an Event's note, in bytes.
 const MAX_NOTE: usize = 1024;
 
-/// What is worth telling about the way from one status to the next.
+/// Returns the events for the transition from one status to the next.
 pub fn transitions(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus) -> Vec<Event> {
     let tell = [
         ConditionType::Accepted,
@@ -31,7 +31,7 @@ pub fn transitions(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus
     changed.collect()
 }
 
-/// The event of a condition that has changed; states that are only on the way to others have none.
+/// Returns the event for a changed condition; intermediate states have none.
 fn of(kind: ConditionType, now: &Condition) -> Option<Event> {
     let (type_, action) = match (kind, now.status.as_str(), now.reason.as_str()) {
         (_, _, "WriteRefused" | "RestartsDoNotHelp") if kind != ConditionType::Ready => {
@@ -64,12 +64,12 @@ fn of(kind: ConditionType, now: &Condition) -> Option<Event> {
     Some(event(type_, reason, action, note))
 }
 
-/// A workload is restarted.
+/// Returns the event for the restart of a workload.
 pub fn rolled(workload: &Workload, fault: Fault) -> Event {
     let why = match fault {
-        Fault::Missed => "pods have no sidecar yet",
-        Fault::Outdated => "pods have a sidecar of other settings",
-        Fault::Stray => "pods have a sidecar that they should not have any more",
+        Fault::Missed => "pods have no sidecar",
+        Fault::Outdated => "pods have a sidecar with outdated settings",
+        Fault::Stray => "pods have a sidecar that they should no longer have",
     };
     event(EventType::Normal, "Rolled", "Restart", format!("restarted {workload}: {why}"))
 }
@@ -103,14 +103,14 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_told_once() {
+    fn change_emits_one_event() {
         let after = Scene::default().assess(None);
         assert_eq!(reasons(None, &after), ["Accepted", "Injected", "Current"]);
         assert!(reasons(Some(&after), &after).is_empty());
     }
 
     #[test]
-    fn trouble_is_a_warning() {
+    fn failure_emits_a_warning() {
         let well = Scene::default().assess(None);
         let conflict =
             Scene { refusal: Some(Refusal::Conflict { with: "a".into() }), ..Scene::default() }.assess(None);
@@ -125,7 +125,7 @@ mod tests {
     }
 
     #[test]
-    fn unseen_writes_are_told_at_once() {
+    fn unseen_writes_emit_an_event_at_once() {
         let view =
             |state| View { assessment: Assessment::default(), choice: UnseenWrites::PassThrough, state };
         let covered = Scene { coverage: Some(view(State::Serving)), ..Scene::default() }.assess(None);
@@ -140,7 +140,7 @@ mod tests {
     }
 
     #[test]
-    fn what_only_people_can_help_is_told() {
+    fn event_is_emitted_when_the_user_must_act() {
         let well = Scene::default().assess(None);
         let pods = vec![PodReport { injected: false, fault: Some(Fault::Missed), ..right("a") }];
         let progress =

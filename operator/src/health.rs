@@ -13,26 +13,26 @@ use crate::{
     metrics::Metrics,
 };
 
-/// Whether the webhook can decide over pods: its stores are filled and its certificate is loaded.
+/// Readiness of the webhook: its stores are filled and its certificate is loaded.
 #[derive(Clone, Debug, Default)]
 pub struct Readiness(Arc<AtomicBool>);
 
 impl Readiness {
-    /// It can, from now on.
+    /// Marks the webhook as ready.
     pub fn set(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Whether it can.
+    /// Returns true if the webhook is ready.
     pub fn get(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 }
 
-/// Serves them until the process ends.
+/// Serves the endpoints until the process ends.
 ///
 /// # Errors
-/// If the address can't be listened on.
+/// If it cannot listen on the address.
 pub async fn serve(address: ListenAddress, readiness: Readiness, metrics: Metrics) -> Result<()> {
     let app = Router::new()
         .route("/livez", get(|| async { "ok" }))
@@ -46,7 +46,7 @@ pub async fn serve(address: ListenAddress, readiness: Readiness, metrics: Metric
     server.serve(app.into_make_service()).await.map_err(failed)
 }
 
-/// 200 once the webhook can decide over pods, 503 before.
+/// Responds with 200 once the webhook is ready, 503 before.
 pub async fn readyz(State(readiness): State<Readiness>) -> (StatusCode, &'static str) {
     if readiness.get() {
         (StatusCode::OK, "ok")

@@ -1,8 +1,8 @@
-//! Puts the sidecar into a pod: a pure function over the pod's JSON.
+//! Injection of the sidecar into a pod: a pure function over the pod's JSON.
 //!
 //! # Guarantees
-//! - What the operator's types don't know survives: the pod is never read into them.
-//! - `inject(inject(pod)) == inject(pod)`: an admission webhook is called again when others changed the pod.
+//! - Fields that the operator's types do not know survive: the pod is never parsed into them.
+//! - `inject(inject(pod)) == inject(pod)`: an admission webhook is called again when other webhooks changed the pod.
 //! - The injected pod passes the `restricted` Pod Security Standard if the pod did.
 //! - Probes and lifecycle hooks of the application reach the application, as before.
 
@@ -25,12 +25,12 @@ use crate::{
 /// The default of a pod's `terminationGracePeriodSeconds`.
 const DEFAULT_GRACE_SECONDS: u64 = 30;
 
-/// What became of a pod.
+/// Result of an injection.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
-    /// It has the sidecar.
+    /// The pod has the sidecar.
     Injected(Injected),
-    /// It can't have one.
+    /// The pod cannot have the sidecar.
     Skipped(Skip),
 }
 
@@ -39,13 +39,13 @@ pub enum Outcome {
 pub struct Injected {
     /// The pod's JSON.
     pub pod: Value,
-    /// The hash of what went into it.
+    /// The hash of the injection's inputs.
     pub hash: String,
-    /// Its captured ports.
+    /// The captured ports.
     pub captured: Vec<Captured>,
 }
 
-/// What decides over an injection, besides the pod itself.
+/// Inputs of an injection, besides the pod itself.
 #[derive(Clone, Copy, Debug)]
 pub struct Context<'a> {
     /// The policy's namespace, which is the pod's.
@@ -54,13 +54,13 @@ pub struct Context<'a> {
     pub policy: &'a str,
     /// The policy.
     pub spec: &'a CachePolicySpec,
-    /// What the operator was started with.
+    /// Settings of injected sidecars.
     pub settings: &'a SidecarSettings,
     /// The namespace's network policies.
     pub network_policies: &'a [Arc<NetworkPolicy>],
 }
 
-/// Puts the sidecar into `pod`, a pod's JSON, or says why that can't be.
+/// Injects the sidecar into `pod`, a pod's JSON, or returns the reason against it.
 pub fn inject(pod: &Value, context: &Context<'_>) -> Outcome {
     let secrets = compile::secrets(&context.spec.cache);
     let hash = hash(context, &secrets);
@@ -70,8 +70,8 @@ pub fn inject(pod: &Value, context: &Context<'_>) -> Outcome {
             return Outcome::Skipped(Skip {
                 reason: SkipReason::ForeignSidecar,
                 message: format!(
-                    "the pod has a container {} already, of other settings; take it and the annotations of \
-                     larder.dev out of its template",
+                    "the pod already has a container {} with other settings; remove it and the larder.dev \
+                     annotations from the pod template",
                     names::SIDECAR
                 ),
             });
@@ -120,20 +120,20 @@ pub fn inject(pod: &Value, context: &Context<'_>) -> Outcome {
     Outcome::Injected(Injected { pod, hash, captured })
 }
 
-/// `pod` with a note of why it has no sidecar.
+/// Returns `pod` with an annotation that states the reason for the missing sidecar.
 pub fn skipped(pod: &Value, skip: &Skip) -> Value {
     let mut pod = pod.clone();
     map(member(&mut pod, "metadata"), "annotations").insert(names::SKIPPED.into(), json!(skip.to_string()));
     pod
 }
 
-/// Whether a pod's JSON has the sidecar.
+/// Returns true if a pod's JSON has the sidecar.
 pub fn has_sidecar(pod: &Value) -> bool {
     let containers = pod["spec"]["initContainers"].as_array().into_iter().flatten();
     containers.into_iter().any(|container| container["name"] == names::SIDECAR)
 }
 
-/// The ports that were captured when the pod was injected.
+/// Returns the ports that were captured when the pod was injected.
 pub fn captured_of(pod: &Value) -> Vec<Captured> {
     pod["metadata"]["annotations"][names::ORIGINAL]
         .as_str()
@@ -142,8 +142,8 @@ pub fn captured_of(pod: &Value) -> Vec<Captured> {
         .unwrap_or_default()
 }
 
-/// A hash over all that decides what an injected pod looks like, the pod itself aside. It goes through JSON, whose
-/// objects are sorted here, so that it is the same in every replica.
+/// Hashes everything that decides the shape of an injected pod, the pod itself aside. The input is JSON with sorted
+/// objects, so that the hash is equal in every replica.
 pub fn hash(context: &Context<'_>, secrets: &[SecretKeyRef]) -> String {
     let SidecarSettings { image, pull_policy, data_port, admin_port, drain_seconds } = context.settings;
     let parts = json!({
@@ -162,7 +162,8 @@ pub fn hash(context: &Context<'_>, secrets: &[SecretKeyRef]) -> String {
     blake3::hash(parts.to_string().as_bytes()).to_hex()[..16].to_owned()
 }
 
-/// Gives the entry with the port's name the sidecar's number, and the application's number an entry without a name.
+/// Assigns the sidecar's number to the entry with the port's name, and the application's number to an entry without a
+/// name.
 fn move_name(container: &mut Value, captured: &Captured) {
     let Some(ports) = container["ports"].as_array_mut() else { return };
     if let Some(entry) = ports.iter_mut().find(|entry| entry["name"] == captured.name.as_str()) {
@@ -177,7 +178,7 @@ fn move_name(container: &mut Value, captured: &Captured) {
     }
 }
 
-/// The fields of a container that injection may rewrite, as they are.
+/// Returns the fields of a container that injection may rewrite, unchanged.
 fn rewritten_fields(container: &Value) -> Value {
     let fields = ["ports", "readinessProbe", "livenessProbe", "startupProbe", "lifecycle"];
     fields
@@ -216,7 +217,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// What the operator is started with in tests.
+    /// Returns the settings of sidecars in tests.
     pub(crate) fn settings() -> SidecarSettings {
         SidecarSettings {
             image: "larder/sidecar:1".into(),
@@ -227,7 +228,7 @@ pub(crate) mod tests {
         }
     }
 
-    /// A pod that passes `restricted`, with two containers.
+    /// Returns a pod that passes `restricted`, with two containers.
     pub(crate) fn pod() -> Value {
         json!({
             "apiVersion": "v1",
@@ -397,7 +398,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_original_is_kept() {
+    fn original_values_are_recorded() {
         let after = injected(&pod(), &spec(json!({})));
         let original: Value =
             serde_json::from_str(after["metadata"]["annotations"][names::ORIGINAL].as_str().unwrap())
@@ -441,7 +442,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_note_of_having_been_skipped_goes_when_the_pod_is_injected() {
+    fn skip_annotation_is_removed_on_injection() {
         let skip = Skip { reason: SkipReason::Mesh, message: "istio".into() };
         let noted = skipped(&pod(), &skip);
         assert_eq!(noted["metadata"]["annotations"][names::SKIPPED], "Mesh: istio");

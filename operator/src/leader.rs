@@ -13,20 +13,21 @@ use crate::{
     names,
 };
 
-/// How many seconds a leader that has gone silent still counts as leading.
+/// Seconds for which a silent leader is still considered leading.
 const LEASE_SECONDS: u64 = 15;
-/// How many seconds before the end of that it renews.
+/// Seconds before the end of the lease at which the leader renews it.
 const GRACE_SECONDS: u64 = 5;
-/// How long the API server may take to be connected to, and again to answer. Together less than [`GRACE_SECONDS`]: a
-/// renewal that hangs has failed before the lease has run out.
+/// Timeout for connecting to the API server, and again for its response. Together less than [`GRACE_SECONDS`], so that
+/// a hung renewal fails before the lease expires.
 const PATIENCE: Duration = Duration::from_secs(2);
-/// How long after a failure it is tried again.
+/// Delay before a failed attempt is retried.
 const RETRY: Duration = Duration::from_secs(2);
 
-/// Leads whenever the lease is this replica's, until `stop`; then the lease is given back, so that another leads at once.
+/// Leads whenever this replica holds the lease, until `stop`; the lease is then released, so that another replica leads
+/// at once.
 ///
 /// # Guarantees
-/// - The controllers end when the lease can't be renewed, before another replica may take it.
+/// - The controllers end when the lease cannot be renewed, before another replica may acquire it.
 ///
 /// # Errors
 /// If the controllers end by themselves.
@@ -48,7 +49,7 @@ pub async fn elect(
         match ended {
             // A new start reads the lease: it may still be this replica's.
             Err(error @ Error::Lease(_)) => {
-                tracing::warn!(%error, "the lease can't be held; this replica does not lead until it can");
+                tracing::warn!(%error, "could not acquire the lease; this replica does not lead until it can");
             }
             other => return other,
         }
@@ -59,7 +60,7 @@ pub async fn elect(
     }
 }
 
-/// Takes part in the election until `stop`, or until the API server fails it.
+/// Takes part in the election until `stop`, or until requests to the API server fail.
 async fn take_part(
     client: &Client,
     shared: &Arc<Shared>,
@@ -83,11 +84,11 @@ async fn take_part(
         }
         if !is_leader {
             shared.metrics.leader.set(0);
-            tracing::info!("this replica does not lead any more");
+            tracing::info!("this replica is no longer the leader");
         }
     }
     if let Err(error) = manager.release().await {
-        tracing::warn!(%error, "the lease could not be given back; another replica leads when it has run out");
+        tracing::warn!(%error, "could not release the lease; another replica leads once it expires");
     }
     Ok(())
 }

@@ -1,7 +1,8 @@
-//! The Larder operator: a controller that keeps what runs in line with the policies, and an admission webhook that puts
-//! the sidecar into pods.
+//! The Larder operator: a controller that reconciles policies, and an admission webhook that injects the sidecar into
+//! pods.
 //!
-//! [`inject`], [`capture`], [`compile`], [`coverage`], [`rollout`] and [`status`] decide and touch nothing; the rest does as they say.
+//! [`inject`], [`capture`], [`compile`], [`coverage`], [`rollout`] and [`status`] are pure decisions; the other modules
+//! carry them out.
 
 pub mod capture;
 pub mod cli;

@@ -1,4 +1,4 @@
-//! Where the operator listens.
+//! Listen addresses.
 
 use std::{
     fmt, io,
@@ -6,16 +6,17 @@ use std::{
     str::FromStr,
 };
 
-/// `:9443` listens on every address of the pod; `127.0.0.1:9443` and `[::1]:9443` on that one.
+/// A listen address: `:9443` is port 9443 on every address of the pod; `127.0.0.1:9443` and `[::1]:9443` only on that
+/// one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct ListenAddress {
-    /// The address; without it, every one.
+    /// The address; `None` means every address.
     pub ip: Option<IpAddr>,
     /// The port.
     pub port: u16,
 }
 
-/// A text that is not where one can listen.
+/// A text that is not a listen address.
 #[derive(Debug, thiserror::Error)]
 #[error(
     "{0:?} is not an address to listen on: write :9443 for every address, or one address such as 127.0.0.1:9443"
@@ -23,10 +24,10 @@ pub struct ListenAddress {
 pub struct InvalidAddress(String);
 
 impl ListenAddress {
-    /// Listens there.
+    /// Binds the address.
     ///
     /// # Errors
-    /// If the address is taken or not ours.
+    /// If the address is taken or does not belong to this host.
     pub fn bind(self) -> io::Result<TcpListener> {
         let listener = match self.ip {
             Some(ip) => TcpListener::bind((ip, self.port)),
@@ -71,7 +72,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn addresses_are_read_as_they_are_written() {
+    fn addresses_round_trip() {
         for text in [":9443", "127.0.0.1:9443", "[::1]:9443", "0.0.0.0:8081"] {
             assert_eq!(text.parse::<ListenAddress>().unwrap().to_string(), text);
         }

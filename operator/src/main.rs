@@ -16,5 +16,5 @@ async fn main() -> anyhow::Result<()> {
     rustls::crypto::ring::default_provider()
         .install_default()
         .map_err(|_| anyhow::anyhow!("another TLS provider is installed"))?;
-    run(arguments).await.context("the operator has to be started again")
+    run(arguments).await.context("the operator must be restarted")
 }

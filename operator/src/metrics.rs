@@ -2,22 +2,22 @@
 
 use prometheus::{IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
 
-/// What the operator counts.
+/// Metrics of the operator.
 #[derive(Clone, Debug)]
 pub struct Metrics {
     registry: Registry,
-    /// Reconciliations, by controller and error (empty when it went well).
+    /// Reconciliations, by controller and error (empty on success).
     pub reconciles: IntCounterVec,
-    /// Pods that were looked at when they were made, by outcome: injected, skipped, unmatched or error.
+    /// Pods that the webhook examined, by outcome: injected, skipped, unmatched or error.
     pub admissions: IntCounterVec,
-    /// Restarts of workloads, by why.
+    /// Restarts of workloads, by reason.
     pub rolls: IntCounterVec,
     /// 1 while this replica leads.
     pub leader: IntGauge,
 }
 
 impl Metrics {
-    /// Counters at zero.
+    /// Creates counters at zero.
     pub fn new() -> Self {
         let counter = |name: &str, help: &str, labels: &[&str]| {
             IntCounterVec::new(Opts::new(name, help), labels).expect("the name is valid")
@@ -31,10 +31,10 @@ impl Metrics {
             ),
             admissions: counter(
                 "larder_operator_admissions_total",
-                "Pods that the webhook looked at, by outcome.",
+                "Pods that the webhook examined, by outcome.",
                 &["outcome"],
             ),
-            rolls: counter("larder_operator_rolls_total", "Restarts of workloads, by why.", &["reason"]),
+            rolls: counter("larder_operator_rolls_total", "Restarts of workloads, by reason.", &["reason"]),
             leader: IntGauge::new("larder_operator_leader", "1 while this replica leads.")
                 .expect("the name is valid"),
         };
@@ -48,7 +48,7 @@ impl Metrics {
         metrics
     }
 
-    /// All of it in Prometheus' text format.
+    /// Returns all metrics in Prometheus' text format.
     pub fn text(&self) -> String {
         let families = self.registry.gather();
         TextEncoder::new().encode_to_string(&families).unwrap_or_else(|error| format!("# {error}\n"))

@@ -1,4 +1,4 @@
-//! Which policy serves a pod.
+//! Selection of the policy that serves a pod.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -11,17 +11,17 @@ use crate::{
     names,
 };
 
-/// A policy as the API server has it. One that can't be read does not keep the others from being served.
+/// A policy as stored in the API server. An invalid one does not affect the others.
 pub type Guarded = DeserializeGuard<CachePolicy>;
 
-/// Why a policy is not in force.
+/// The reason that a policy is not in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Refusal {
-    /// It says what can't be.
+    /// The policy is invalid, with the errors.
     Invalid(String),
-    /// Its namespace is not for policies.
+    /// The policy's namespace is excluded.
     NamespaceExcluded,
-    /// Its pods are served by an older policy.
+    /// The policy's pods are served by an older policy.
     Conflict {
         /// The older policy.
         with: String,
@@ -29,7 +29,7 @@ pub enum Refusal {
 }
 
 impl Refusal {
-    /// Its name in the condition `Accepted`.
+    /// Returns the reason in the condition `Accepted`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "Invalid",
@@ -39,37 +39,37 @@ impl Refusal {
     }
 }
 
-/// All policies, and the namespaces that they may not be in.
+/// All policies, and the namespaces in which they have no effect.
 #[derive(Clone)]
 pub struct Policies {
     store: Store<Guarded>,
     own_namespace: Arc<str>,
-    /// Headers that name a person whatever a policy says.
+    /// Headers that identify a user under every policy.
     identity_headers: Arc<[String]>,
 }
 
-/// Kubernetes' own namespace: an outage there is an outage everywhere.
+/// Kubernetes' own namespace, where an outage would affect the whole cluster.
 const KUBE_SYSTEM: &str = "kube-system";
 
 impl Policies {
-    /// The policies in `store`; none is accepted in `own_namespace`, the operator's.
+    /// Wraps the policies in `store`; none is accepted in `own_namespace`, the operator's.
     pub fn new(store: Store<Guarded>, own_namespace: &str) -> Self {
         Self { store, own_namespace: own_namespace.into(), identity_headers: Arc::default() }
     }
 
-    /// The same, with headers that name a person whatever a policy says.
+    /// Adds headers that identify a user under every policy.
     pub fn with_identity_headers(self, headers: &[String]) -> Self {
         Self { identity_headers: headers.into(), ..self }
     }
 
-    /// The policy of that name, whether or not it can be read.
+    /// Returns the policy of that name, valid or not.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Guarded>> {
         self.store
             .find(|policy| policy.namespace().as_deref() == Some(namespace) && policy.name_any() == name)
     }
 
-    /// The policies of a namespace that may be served by, the oldest first. One that was served by and now says what can't
-    /// be is among them: its pods go on by its last good document, and no other policy takes them.
+    /// Returns the policies of a namespace that may be in force, the oldest first. An invalid policy that was in force
+    /// before is included: its pods continue with its last good document, and no other policy takes them.
     pub fn of(&self, namespace: &str) -> Vec<CachePolicy> {
         let in_namespace = self.store.state_filter(|policy| policy.namespace().as_deref() == Some(namespace));
         let mut policies: Vec<_> = in_namespace
@@ -87,7 +87,7 @@ impl Policies {
         policies
     }
 
-    /// The policy that serves a pod with these labels.
+    /// Returns the policy that serves a pod with these labels.
     pub fn deciding(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Option<CachePolicy> {
         if opted_out(labels) {
             return None;
@@ -95,10 +95,10 @@ impl Policies {
         self.of(namespace).into_iter().find(|policy| selector::matches(&policy.spec.selector, labels))
     }
 
-    /// What a policy's sidecars are to read.
+    /// Returns the document for a policy's sidecars.
     ///
     /// # Errors
-    /// Why there is no such document.
+    /// The reason that there is none.
     pub fn compile(&self, policy: &CachePolicy) -> Result<Compiled, Refusal> {
         let namespace = policy.namespace().unwrap_or_default();
         if self.excludes(&namespace) {
@@ -115,7 +115,7 @@ impl Policies {
         }
     }
 
-    /// The namespaces that have policies and may have them, in order.
+    /// Returns the namespaces with policies in which policies may be in force, in order.
     pub fn namespaces(&self) -> Vec<String> {
         let mut namespaces: Vec<_> = self
             .store
@@ -134,17 +134,17 @@ impl Policies {
     }
 }
 
-/// Whether a pod with these labels has opted out.
+/// Returns true if a pod with these labels has opted out.
 pub fn opted_out(labels: &BTreeMap<String, String>) -> bool {
     labels.get(names::INJECT_LABEL).is_some_and(|value| value == "false")
 }
 
-/// Whether a document of the policy's was written once. Its status keeps the hash of the last one.
+/// Returns true if a document of the policy was written before. The policy's status records the hash of the last one.
 fn was_in_force(policy: &CachePolicy) -> bool {
     policy.status.as_ref().is_some_and(|status| status.config_hash.is_some())
 }
 
-/// What to do about an `l1` that does not fit into the sidecar's memory.
+/// Returns the remedy for an `l1` that does not fit into the sidecar's memory.
 fn overfull(spec: &CachePolicySpec) -> Option<String> {
     let limit = &spec.sidecar.resources.limits.memory.0;
     // Fractions and exponents are for the API server to reckon with.
@@ -159,7 +159,7 @@ fn overfull(spec: &CachePolicySpec) -> Option<String> {
     })
 }
 
-/// Of two policies that select a pod, the one with the smaller age key serves it.
+/// Returns the age key of a policy. Of two policies that select a pod, the one with the smaller key serves it.
 fn age(policy: &CachePolicy) -> (i64, String) {
     let created = policy.creation_timestamp().map_or(i64::MAX, |time| time.0.as_second());
     (created, policy.name_any())
@@ -214,7 +214,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_served_by_decides_nothing() {
+    fn invalid_policy_serves_no_pod() {
         let mut none = policy("none", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
         none["spec"]["capture"] = json!({"mode": "None"});
         let mut unreadable = policy("unreadable", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
@@ -227,7 +227,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_policy_that_an_edit_broke_keeps_its_pods() {
+    fn policy_broken_by_an_edit_retains_its_pods() {
         let mut broken = policy("older", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
         broken["spec"]["l1"] = json!({"maxSize": "1Gi"});
         let younger = policy("younger", "2026-01-02T00:00:00Z", json!({"app": "shop"}));
@@ -241,7 +241,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_does_not_fit_into_the_memory_is_refused() {
+    fn oversized_l1_is_rejected() {
         let refusal = |l1: &str, memory: &str| {
             let mut policy = policy("a", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
             policy["spec"]["l1"] = json!({"maxSize": l1});
@@ -257,7 +257,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn no_policy_reaches_into_the_system() {
+    fn system_namespaces_accept_no_policy() {
         let mut system = policy("a", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
         system["metadata"]["namespace"] = json!("kube-system");
         let policies = policies(&[system]);

@@ -1,5 +1,5 @@
-//! Whether the webhook answers where the API server calls it: through its Service, with a certificate that its bundle
-//! vouches for. Workloads are not restarted for pods that were missed while it does not.
+//! Reachability of the webhook as the API server calls it: through its Service, with a certificate that its bundle
+//! verifies. Workloads are not restarted for missed pods while the webhook is unreachable.
 
 use std::{sync::Arc, time::Duration};
 
@@ -17,19 +17,19 @@ use crate::error::{Error, Result};
 
 const DEADLINE: Duration = Duration::from_secs(2);
 
-/// Asks for the webhook's readiness through its Service.
+/// Requests the webhook's readiness through its Service.
 ///
 /// # Errors
-/// If there is no answer, no trust or no readiness.
+/// If there is no response, no trust or no readiness.
 pub async fn reach(service: &str, namespace: &str, bundle: &str) -> Result<()> {
     let host = format!("{service}.{namespace}.svc");
     let unreachable =
         |reason: String| Error::WebhookUnreachable { address: format!("https://{host}/readyz"), reason };
     match tokio::time::timeout(DEADLINE, ask(&host, bundle)).await {
         Ok(Ok(StatusCode::OK)) => Ok(()),
-        Ok(Ok(status)) => Err(unreachable(format!("it answers {status}"))),
+        Ok(Ok(status)) => Err(unreachable(format!("it responds with {status}"))),
         Ok(Err(error)) => Err(unreachable(error.to_string())),
-        Err(_) => Err(unreachable("no answer within 2 s".into())),
+        Err(_) => Err(unreachable("no response within 2 s".into())),
     }
 }
 

@@ -1,32 +1,32 @@
-//! Whether to restart a workload: one rule for pods that were missed, are outdated, or should lose their sidecar.
+//! Restart decisions: one rule for pods that were missed, are outdated, or should lose their sidecar.
 //!
 //! # Guarantees
-//! - A rollout that is under way, or that is stuck for a reason of its own, is left alone. Only when a pod of its newest
-//!   revision is wrong on Larder's account does another begin: the way out of a rollout that Larder itself got stuck.
-//! - Restarts that don't help come ever more rarely, after 10 s, 20 s and so on, and after [`MOST_ATTEMPTS`] not any more,
-//!   until what they are for changes.
+//! - A rollout in progress, or one that is stuck for a reason of its own, is not disturbed. Only if a pod of its newest
+//!   revision has a fault of Larder's does another begin, which resolves a rollout that Larder itself blocked.
+//! - Ineffective restarts are repeated at growing intervals, after 10 s, 20 s and so on, and no more than
+//!   [`MOST_ATTEMPTS`] times until their aim changes.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
 const FIRST_PAUSE: Duration = Duration::from_secs(10);
-/// How many restarts in a row may fail to help.
+/// Maximum number of consecutive ineffective restarts.
 pub const MOST_ATTEMPTS: u32 = 4;
 
-/// What is wrong with a pod.
+/// A pod's deviation from the desired state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Fault {
-    /// It has no sidecar and should have one.
+    /// The pod should have a sidecar and has none.
     Missed,
-    /// Its sidecar is of other settings.
+    /// The pod's sidecar has outdated settings.
     Outdated,
-    /// It has a sidecar and should have none.
+    /// The pod should have no sidecar and has one.
     Stray,
 }
 
 impl Fault {
-    /// Its name in metrics and events.
+    /// Returns the name in metrics and events.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Missed => "Missed",
@@ -39,52 +39,52 @@ impl Fault {
 /// A pod of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodState {
-    /// What is wrong with it.
+    /// The pod's deviation from the desired state.
     pub fault: Option<Fault>,
-    /// Whether it was made from the workload's newest template.
+    /// True if the pod was created from the workload's newest template.
     pub newest: bool,
 }
 
-/// How far a workload's own rollout is.
+/// Progress of a workload's own rollout.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Progress {
-    /// Whether every replica is of the newest template, and available.
+    /// True if every replica is of the newest template, and available.
     pub complete: bool,
-    /// Whether a changed template would be rolled out at all: not while paused, nor with `OnDelete`.
+    /// True if a changed template would be rolled out: false while paused, and with `OnDelete`.
     pub rolls: bool,
-    /// When the operator last restarted it.
+    /// Time of the operator's last restart of the workload.
     pub restarted_at: Option<Timestamp>,
-    /// How many of its restarts in a row have not helped.
+    /// Number of consecutive ineffective restarts.
     pub attempts: u32,
-    /// Whether those were for something else than what a restart would be for now.
+    /// True if those restarts had another aim than a restart would have now.
     pub outlived: bool,
 }
 
 impl Progress {
-    /// How many restarts in a row have not brought what a restart would bring now.
+    /// Returns the number of consecutive ineffective restarts with the current aim.
     pub const fn tries(&self) -> u32 {
         if self.outlived { 0 } else { self.attempts }
     }
 }
 
-/// What to do.
+/// The action for a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Decision {
-    /// Nothing: its pods are right.
+    /// None: its pods are right.
     Settled,
-    /// Forget the attempts: its pods are right.
+    /// Reset the attempts: its pods are right.
     Forget,
-    /// Restart it, for the first of these faults.
+    /// Restart the workload, for the first of these faults.
     Restart(Fault),
-    /// Nothing yet: its rollout is under way, or the pause is not over.
+    /// Wait: a rollout is in progress, or the pause is not over.
     Wait,
-    /// Nothing at all: it does not roll out by itself.
+    /// None: the workload does not roll out by itself.
     Manual,
-    /// Nothing any more: restarts don't help.
+    /// None: restarts have no effect.
     GivenUp,
 }
 
-/// What to do with a workload whose pods these are.
+/// Decides the action for a workload with these pods.
 pub fn decide(pods: &[PodState], progress: &Progress, now: Timestamp) -> Decision {
     let wrong = |newest_only: bool| {
         pods.iter().filter(|pod| pod.newest || !newest_only).filter_map(|pod| pod.fault).max()
@@ -117,7 +117,7 @@ pub fn decide(pods: &[PodState], progress: &Progress, now: Timestamp) -> Decisio
     }
 }
 
-/// How long after a restart the next may come.
+/// Returns the minimum time between a restart and the next.
 fn pause(attempts: u32) -> Duration {
     let doublings = attempts.min(MOST_ATTEMPTS).saturating_sub(1);
     if attempts == 0 { Duration::ZERO } else { FIRST_PAUSE * 2_u32.pow(doublings) }
@@ -153,7 +153,7 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_under_way_is_left_alone() {
+    fn rollout_in_progress_is_not_disturbed() {
         let under_way = Progress { complete: false, ..complete() };
         let old = PodState { fault: Some(Fault::Outdated), newest: false };
         assert_eq!(decide(&[RIGHT, old], &under_way, now()), Decision::Wait);
@@ -165,14 +165,14 @@ mod tests {
     }
 
     #[test]
-    fn a_rollout_that_the_sidecar_got_stuck_is_replaced() {
+    fn rollout_blocked_by_the_sidecar_is_replaced() {
         let stuck = Progress { complete: false, ..complete() };
         assert_eq!(decide(&[wrong(Fault::Outdated)], &stuck, now()), Decision::Restart(Fault::Outdated));
         assert_eq!(decide(&[wrong(Fault::Stray)], &stuck, now()), Decision::Restart(Fault::Stray));
     }
 
     #[test]
-    fn restarts_that_do_not_help_come_ever_more_rarely() {
+    fn ineffective_restarts_back_off() {
         use Decision::{GivenUp, Restart};
         let restart = Restart(Fault::Missed);
         for (attempts, seconds, then) in
@@ -190,7 +190,7 @@ mod tests {
     }
 
     #[test]
-    fn another_aim_is_tried_anew() {
+    fn new_aim_resets_the_attempts() {
         let progress =
             Progress { restarted_at: Some(now()), attempts: MOST_ATTEMPTS, outlived: true, ..complete() };
         assert_eq!(decide(&[wrong(Fault::Missed)], &progress, now()), Decision::Restart(Fault::Missed));
@@ -198,14 +198,14 @@ mod tests {
     }
 
     #[test]
-    fn attempts_are_forgotten_when_the_pods_are_right() {
+    fn attempts_reset_when_the_pods_are_right() {
         let progress = Progress { attempts: 3, ..complete() };
         assert_eq!(decide(&[RIGHT], &progress, now()), Decision::Forget);
         assert_eq!(decide(&[RIGHT], &Progress { complete: false, ..progress }, now()), Decision::Wait);
     }
 
     #[test]
-    fn what_does_not_roll_out_by_itself_is_left_to_people() {
+    fn workload_without_automatic_rollout_is_left_to_the_user() {
         let paused = Progress { rolls: false, ..complete() };
         assert_eq!(decide(&[wrong(Fault::Missed)], &paused, now()), Decision::Manual);
     }

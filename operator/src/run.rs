@@ -1,4 +1,4 @@
-//! The whole program, from top to bottom.
+//! The operator's process, from start to stop.
 
 use std::{sync::Arc, time::Duration};
 
@@ -32,14 +32,14 @@ use crate::{
     world::{drain, watch},
 };
 
-/// How long the webhook has, after it was told to stop, to answer the calls that it was sent before. That endpoints take
-/// a moment to forget a pod is waited out before, by the pod's `preStop`.
+/// Time that the webhook has, after the stop signal, to respond to calls in progress. The delay until endpoints drop
+/// the pod is covered before, by the pod's `preStop`.
 const LINGER: Duration = Duration::from_secs(5);
 
-/// Runs the operator until it is told to stop.
+/// Runs the operator until the stop signal.
 ///
 /// # Errors
-/// If a part of it ends that should not. The kubelet then starts it again.
+/// If a part ends unexpectedly. The kubelet then restarts the operator.
 pub async fn run(arguments: RunArguments) -> Result<()> {
     let client = Client::try_default().await?;
     let metrics = Metrics::new();
@@ -95,7 +95,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     }
 }
 
-/// Serves the webhook with whatever certificate there is, from the first one on.
+/// Serves the webhook with the current certificate, from the first one on.
 async fn admit(
     arguments: &RunArguments,
     webhook: Webhook,
@@ -118,7 +118,7 @@ async fn admit(
             if let Some(next) = next {
                 let pem = (next.certificate.clone().into(), next.key.clone().into());
                 config.reload_from_pem(pem.0, pem.1).await.map_err(failed)?;
-                tracing::info!("serves with a new certificate");
+                tracing::info!("serving with a new certificate");
             }
         }
         Err(Error::WatchEnded)
@@ -138,7 +138,7 @@ async fn stop_on_signal(stop: &CancellationToken) -> Result<()> {
     let terminated = signal(SignalKind::terminate());
     if let (Ok(mut interrupted), Ok(mut terminated)) = (interrupted, terminated) {
         tokio::select! { _ = interrupted.recv() => {} _ = terminated.recv() => {} }
-        tracing::info!("told to stop");
+        tracing::info!("stopping");
         stop.cancel();
     }
     std::future::pending().await

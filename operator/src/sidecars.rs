@@ -1,4 +1,4 @@
-//! What the sidecars themselves say about what they serve by.
+//! Reports of the sidecars on their configuration.
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
@@ -15,48 +15,48 @@ const DEADLINE: Duration = Duration::from_secs(1);
 const MAX_ANSWER: usize = 64 << 10;
 const AT_ONCE: usize = 64;
 
-/// A sidecar's answer to `GET /policy`.
+/// A sidecar's response to `GET /policy`.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
 pub struct Answer {
-    /// The hash of what it serves by.
+    /// The hash of the configuration that the sidecar runs.
     pub hash: Option<String>,
-    /// Whether it looks requests up: `serving`, or why it passes everything through.
+    /// `serving`, or the reason that the sidecar passes everything through.
     #[serde(default)]
     pub state: Option<String>,
-    /// Why what is on its disk is not what it serves by.
+    /// The error that prevents the configuration on disk from being loaded.
     #[serde(default)]
     pub error: Option<String>,
-    /// Its tiers, and whether they answer it: `up` or `down`.
+    /// The sidecar's tiers: `up` or `down`.
     #[serde(default)]
     pub tiers: BTreeMap<String, String>,
 }
 
 impl Answer {
-    /// Whether it passes everything through until it is told that every pod has the sidecar.
+    /// Returns true if the sidecar passes everything through until it learns that every pod has the sidecar.
     pub fn waits(&self) -> bool {
         self.state.as_deref() == Some("waiting")
     }
 }
 
-/// A sidecar to ask.
+/// A sidecar to poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Sidecar {
     /// The pod's name.
     pub pod: String,
     /// The pod's address.
     pub address: IpAddr,
-    /// The port of its admin API.
+    /// The port of the admin API.
     pub port: u16,
 }
 
-/// Asks sidecars over HTTP, without a token.
+/// Client that polls sidecars over HTTP, without a token.
 #[derive(Clone, Debug)]
 pub struct Sidecars {
     client: Client<HttpConnector, Empty<Bytes>>,
 }
 
 impl Sidecars {
-    /// Keeps connections for a while.
+    /// Creates a client that reuses connections for a while.
     pub fn new() -> Self {
         let mut connector = HttpConnector::new();
         connector.set_connect_timeout(Some(DEADLINE));
@@ -67,12 +67,12 @@ impl Sidecars {
         Self { client }
     }
 
-    /// Asks all of them at the same time; by pod, the answer or why there is none.
+    /// Polls all sidecars concurrently; returns, by pod, the response or the error.
     pub async fn ask(&self, sidecars: Vec<Sidecar>) -> BTreeMap<String, Result<Answer, String>> {
         stream::iter(sidecars)
             .map(|sidecar| async move {
                 let answer = tokio::time::timeout(DEADLINE, self.ask_one(&sidecar)).await;
-                let answer = answer.unwrap_or_else(|_| Err("no answer within 1 s".into()));
+                let answer = answer.unwrap_or_else(|_| Err("no response within 1 s".into()));
                 (sidecar.pod, answer.map_err(|error| error.to_string()))
             })
             .buffer_unordered(AT_ONCE)
@@ -85,7 +85,7 @@ impl Sidecars {
         let response = self.client.get(format!("http://{address}/policy").parse()?).await?;
         let status = response.status();
         if !status.is_success() {
-            return Err(format!("it answers {status}").into());
+            return Err(format!("it responds with {status}").into());
         }
         let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes();
         Ok(serde_json::from_slice(&body)?)

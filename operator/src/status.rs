@@ -1,5 +1,5 @@
-//! From what was seen to what a policy's status says. Nothing here is assumed: a pod counts as current when its sidecar
-//! has said so.
+//! The status of a policy, derived from observations. Nothing is assumed: a pod counts as current when its sidecar has
+//! confirmed it.
 
 mod injected;
 mod traffic;
@@ -17,35 +17,35 @@ use larder_policy::coverage::State;
 
 use crate::{coverage::View, policies::Refusal, sidecars::Answer, survey::Survey};
 
-/// How many missed pods are named.
+/// Maximum number of missed pods that are named.
 const NAMED: usize = 10;
 
-/// What was seen.
+/// Inputs of a status.
 #[derive(Clone, Copy)]
 pub struct Observation<'a> {
     /// The policy's `metadata.generation`.
     pub generation: Option<i64>,
     /// The policy.
     pub spec: &'a CachePolicySpec,
-    /// Why it is not in force.
+    /// The reason that the policy is not in force.
     pub refusal: Option<&'a Refusal>,
-    /// The hash of what its sidecars should serve by.
+    /// The hash of the configuration that sidecars should run.
     pub hash: Option<&'a str>,
-    /// Its pods.
+    /// The policy's pods.
     pub survey: &'a Survey,
-    /// What its sidecars said, by pod.
+    /// Responses of the sidecars, by pod.
     pub answers: &'a BTreeMap<String, Result<Answer, String>>,
-    /// What the policy relies on seeing, and what its sidecars have been told; `None` where nothing relies on it.
+    /// The policy's coverage; `None` if nothing relies on it.
     pub coverage: Option<&'a View>,
     /// The Services of the namespace.
     pub services: &'a [Arc<Service>],
-    /// Why the webhook can't be counted on.
+    /// The reason that the webhook is not ready.
     pub webhook: Option<&'a str>,
-    /// The first write that was refused, and what the API server said.
+    /// The first rejected write, with the API server's message.
     pub write_refused: Option<&'a str>,
 }
 
-/// Whether something holds, and why.
+/// The status of a condition, with reason and message.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Verdict {
     holds: Option<bool>,
@@ -71,7 +71,7 @@ impl Verdict {
     }
 }
 
-/// The status of a policy. Conditions whose status is what it was keep their `lastTransitionTime`.
+/// Derives the status of a policy. Conditions with an unchanged status retain their `lastTransitionTime`.
 pub fn assess(
     seen: &Observation<'_>,
     previous: Option<&CachePolicyStatus>,
@@ -99,13 +99,14 @@ pub fn assess(
     }
 }
 
-/// The hash of a policy's last good document: sidecars go on by it while the policy says what can't be.
+/// Returns the hash of a policy's last good document, which sidecars continue to run while the policy is invalid.
 fn last_hash(seen: &Observation<'_>, previous: Option<&CachePolicyStatus>) -> Option<String> {
     let goes_on = matches!(seen.refusal, Some(Refusal::Invalid(_)));
     previous.filter(|_| goes_on)?.config_hash.clone()
 }
 
-/// The status of a policy that can't be read. It says the same each time, so that writing it again changes nothing.
+/// Returns the status of a policy that cannot be parsed. The result is stable, so that writing it again changes
+/// nothing.
 pub fn unreadable(generation: Option<i64>, created: Option<Timestamp>, error: &str) -> CachePolicyStatus {
     let verdict = || Verdict::new(false, "Invalid", format!("the policy can't be read: {error}"));
     let at = created.unwrap_or(Timestamp::UNIX_EPOCH);
@@ -118,7 +119,7 @@ pub fn unreadable(generation: Option<i64>, created: Option<Timestamp>, error: &s
     }
 }
 
-/// The condition of a kind.
+/// Returns the condition of a type.
 pub fn find(status: &CachePolicyStatus, kind: ConditionType) -> Option<&Condition> {
     status.conditions.iter().find(|condition| condition.type_ == kind.as_str())
 }
@@ -176,10 +177,10 @@ fn accepted(seen: &Observation<'_>) -> Verdict {
             let message = match refusal {
                 Refusal::Invalid(faults) => faults.clone(),
                 Refusal::NamespaceExcluded => {
-                    "policies have no effect in the operator's own namespace and in kube-system; apply it elsewhere".into()
+                    "policies have no effect in the operator's own namespace and in kube-system; apply the policy elsewhere".into()
                 }
                 Refusal::Conflict { with } => format!(
-                    "the older policy {with} selects the same pods and serves them; let the selectors differ, or \
+                    "the older policy {with} selects the same pods and serves them; separate the selectors, or \
                      delete one of the two"
                 ),
             };
@@ -198,15 +199,22 @@ fn config_current(seen: &Observation<'_>, pods: &PodCounts) -> Verdict {
     if let Some((pod, error)) = refused {
         return Verdict::new(false, "ConfigRefused", format!("pod {}: {error}", pod.name));
     }
-    let of =
-        format!("{} of {} sidecars serve by {}", pods.current, pods.injected, seen.hash.unwrap_or("nothing"));
+    let of = format!(
+        "{} of {} sidecars run configuration {}",
+        pods.current,
+        pods.injected,
+        seen.hash.unwrap_or("none")
+    );
     if pods.current == pods.injected {
         return Verdict::new(true, "Current", of);
     }
     let mut others = answers().filter(|(_, answer)| answer.hash.as_deref() != seen.hash);
     if let Some((pod, answer)) = others.next() {
-        let hash = answer.hash.as_deref().unwrap_or("nothing");
-        return Verdict::new(false, "Pending", format!("{of}; pod {} serves by {hash}", pod.name));
+        let state = match &answer.hash {
+            Some(hash) => format!("runs configuration {hash}"),
+            None => "has no configuration loaded".to_owned(),
+        };
+        return Verdict::new(false, "Pending", format!("{of}; pod {} {state}", pod.name));
     }
     let silent = injected().find_map(|pod| Some((pod, seen.answers.get(&pod.name)?.as_ref().err()?)));
     match silent {
@@ -229,17 +237,18 @@ fn tiers_healthy(seen: &Observation<'_>) -> Verdict {
         }
     }
     if !down.is_empty() {
-        let list = down.iter().map(|(tier, pods)| format!("{tier} does not answer pod {}", pods.join(", ")));
+        let list =
+            down.iter().map(|(tier, pods)| format!("{tier} does not respond to pod {}", pods.join(", ")));
         return Verdict::new(false, "TierDown", list.collect::<Vec<_>>().join("; "));
     }
     match (answered, tiers) {
-        (false, _) => Verdict::new(None, "NoAnswer", "no sidecar has answered yet"),
-        (true, 0) => Verdict::new(true, "NoTiers", "the policy names neither Redis nor Postgres"),
-        (true, _) => Verdict::new(true, "Healthy", "every tier answers every sidecar"),
+        (false, _) => Verdict::new(None, "NoAnswer", "no sidecar has responded yet"),
+        (true, 0) => Verdict::new(true, "NoTiers", "the policy uses neither Redis nor Postgres"),
+        (true, _) => Verdict::new(true, "Healthy", "every tier responds to every sidecar"),
     }
 }
 
-/// Tiers don't bear on it: a cache without Redis still answers.
+/// Derives the condition `Ready`. Tiers do not affect it, because a cache without Redis still serves.
 fn ready(seen: &Observation<'_>, pods: &PodCounts, others: [&Verdict; 5]) -> Verdict {
     let [accepted, injected, current, traffic, writes] = others;
     let because = |verdict: &Verdict| Verdict::new(false, &verdict.reason, verdict.message.clone());
@@ -271,7 +280,7 @@ fn ready(seen: &Observation<'_>, pods: &PodCounts, others: [&Verdict; 5]) -> Ver
     if let Some(waiting) = writes_seen::waiting(seen, writes) {
         return waiting;
     }
-    Verdict::new(true, "Serving", format!("{} pods serve by the policy", pods.current))
+    Verdict::new(true, "Serving", format!("{} pods serve with the policy in force", pods.current))
 }
 
 #[cfg(test)]
@@ -315,7 +324,7 @@ pub(crate) mod tests {
         Ok(Answer { hash: Some(hash.into()), ..Answer::default() })
     }
 
-    /// A test's scene; what is not said is as it should be.
+    /// Inputs of a test; defaults describe a healthy state.
     pub(crate) struct Scene {
         pub(crate) spec: Value,
         pub(crate) refusal: Option<Refusal>,
@@ -392,7 +401,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn all_is_well() {
+    fn healthy_policy_has_true_conditions() {
         let status = Scene::default().assess(None);
         assert_eq!(status.pods, PodCounts { matched: 1, injected: 1, current: 1, ready: 1, missed: 0 });
         assert_eq!(status.conditions.len(), 7);
@@ -410,20 +419,20 @@ pub(crate) mod tests {
         assert_eq!(status.missed_pods, ["b", "c"]);
         scene().expect(ConditionType::Injected, "False", "Missed", "1 of 3");
         scene().expect(ConditionType::Ready, "False", "Missed", "1 of 3");
-        let down = Scene { webhook: Some("the webhook does not answer"), ..scene() };
-        down.expect(ConditionType::Injected, "False", "WebhookUnreachable", "the webhook does not answer");
+        let down = Scene { webhook: Some("the webhook does not respond"), ..scene() };
+        down.expect(ConditionType::Injected, "False", "WebhookUnreachable", "the webhook does not respond");
         let on_create = Scene { spec: json!({"sidecar": {"rollout": {"strategy": "OnCreate"}}}), ..scene() };
-        on_create.expect(ConditionType::Injected, "False", "OnCreate", "made again");
+        on_create.expect(ConditionType::Injected, "False", "OnCreate", "recreated");
     }
 
     #[test]
-    fn what_keeps_pods_without_a_sidecar_is_said() {
+    fn injected_reports_the_obstacle() {
         let complete = Progress { complete: true, rolls: true, ..Progress::default() };
         let scene = |workload| Scene { pods: vec![missed("b")], workload, ..Scene::default() };
         let injected = ConditionType::Injected;
         scene(Some(complete)).expect(injected, "False", "Missed", "StatefulSets are restarted");
         let paused = scene(Some(Progress { rolls: false, ..complete })).is(injected);
-        assert!(paused.2.contains("Deployment shop must be made again by hand"), "{}", paused.2);
+        assert!(paused.2.contains("Deployment shop must be recreated manually"), "{}", paused.2);
         assert!(!paused.2.contains("restarted"), "{}", paused.2);
         let bare = scene(None).is(injected);
         assert!(bare.2.contains("pods of no Deployment") && !bare.2.contains("restarted"), "{}", bare.2);
@@ -433,7 +442,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_refused_write_is_in_the_status() {
+    fn rejected_write_is_in_the_status() {
         let refused = Some("could not restart Deployment shop: denied");
         let scene = || Scene { pods: vec![missed("b")], write_refused: refused, ..Scene::default() };
         scene().expect(ConditionType::Injected, "False", "WriteRefused", "denied");
@@ -483,7 +492,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_skipped_pod_says_why() {
+    fn skipped_pod_reports_its_reason() {
         let skip = Skip { reason: SkipReason::HostNetwork, message: "take hostNetwork out".into() };
         let pod = PodReport { skip: Some(skip), fault: None, ..missed("b") };
         let scene = Scene { pods: vec![pod], ..Scene::default() };
@@ -491,14 +500,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_sidecar_is_current_when_it_says_so() {
+    fn sidecar_is_current_once_confirmed() {
         let scene = |answers| Scene { answers, ..Scene::default() };
         scene(vec![]).expect(ConditionType::ConfigCurrent, "False", "Pending", "have not started");
         scene(vec![("a", answer("old"))]).expect(
             ConditionType::ConfigCurrent,
             "False",
             "Pending",
-            "pod a serves by old",
+            "pod a runs configuration old",
         );
         let silent = vec![("a", Err("connection refused".to_owned()))];
         scene(silent).expect(
@@ -524,12 +533,12 @@ pub(crate) mod tests {
         let mut down = answer(HASH).unwrap();
         down.tiers = [("redis".to_owned(), "down".to_owned())].into();
         let scene = || Scene { answers: vec![("a", Ok(down.clone()))], ..Scene::default() };
-        scene().expect(ConditionType::TiersHealthy, "False", "TierDown", "redis does not answer pod a");
+        scene().expect(ConditionType::TiersHealthy, "False", "TierDown", "redis does not respond to pod a");
         scene().expect(ConditionType::Ready, "True", "Serving", "1 pods");
     }
 
     #[test]
-    fn a_policy_that_is_not_in_force_says_why() {
+    fn policy_not_in_force_reports_its_reason() {
         let conflict =
             || Scene { refusal: Some(Refusal::Conflict { with: "older".into() }), ..Scene::default() };
         conflict().expect(ConditionType::Accepted, "False", "Conflict", "older");
@@ -557,7 +566,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_policy_that_cannot_be_read_says_the_same_each_time() {
+    fn unreadable_policy_has_a_stable_status() {
         let once = unreadable(Some(1), Some(Timestamp::UNIX_EPOCH), "l1.maxSize");
         assert_eq!(once, unreadable(Some(1), Some(Timestamp::UNIX_EPOCH), "l1.maxSize"));
         assert_eq!(find(&once, ConditionType::Ready).unwrap().status, "False");

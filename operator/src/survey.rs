@@ -1,4 +1,4 @@
-//! What is true of a policy's pods: which it selects, which have the sidecar, what is wrong with the others.
+//! The observed state of a policy's pods: their selection, their sidecars and their faults.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -22,61 +22,61 @@ use crate::{
 /// A policy's pods.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct Survey {
-    /// Those that it selects and that no older policy serves, and those that have its sidecar.
+    /// Pods that the policy selects and that no older policy serves, and pods that have its sidecar.
     pub pods: Vec<PodReport>,
-    /// The workloads that made them, with the state of all their pods here.
+    /// The workloads that own them, with the state of all their pods here.
     pub workloads: Vec<(Workload, Vec<PodState>)>,
-    /// The older policy that serves pods which this one selects too.
+    /// The older policy that serves pods which this one also selects.
     pub conflict: Option<String>,
 }
 
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PodReport {
-    /// Its name.
+    /// The pod's name.
     pub name: String,
-    /// Its labels.
+    /// The pod's labels.
     pub labels: BTreeMap<String, String>,
-    /// Its address, once it has one.
+    /// The pod's address, once it has one.
     pub address: Option<IpAddr>,
-    /// Whether the policy selects it.
+    /// True if the policy selects the pod.
     pub matched: bool,
-    /// Whether it has the sidecar.
+    /// True if the pod has the sidecar.
     pub injected: bool,
-    /// Whether its sidecar is ready.
+    /// True if the sidecar is ready.
     pub ready: bool,
-    /// The port of its sidecar's admin API.
+    /// The port of the sidecar's admin API.
     pub admin_port: Option<u16>,
-    /// The hash that it was last told of.
+    /// The annotated hash of the configuration.
     pub config_hash: Option<String>,
-    /// The coverage that it was last told of.
+    /// The annotated coverage.
     pub coverage: Option<String>,
-    /// Its captured ports.
+    /// The captured ports.
     pub captured: Vec<Captured>,
-    /// What is wrong with it.
+    /// The pod's deviation from the desired state.
     pub fault: Option<Fault>,
-    /// Why it can't have a sidecar.
+    /// The reason that the pod cannot have a sidecar.
     pub skip: Option<Skip>,
 }
 
-/// Whose pods to look at.
+/// The policy whose pods are examined.
 #[derive(Clone, Copy)]
 pub struct Subject<'a> {
     /// The policy's namespace.
     pub namespace: &'a str,
     /// The policy's name.
     pub name: &'a str,
-    /// The policy, unless it is gone.
+    /// The policy, unless it was deleted.
     pub policy: Option<&'a CachePolicy>,
-    /// Whether what runs is to be left as it is, since the policy says what can't be.
+    /// True if the running state is to be left as it is, because the policy is invalid.
     pub frozen: bool,
-    /// The namespace's policies that may be served by, the oldest first.
+    /// The namespace's policies that may be in force, the oldest first.
     pub others: &'a [CachePolicy],
-    /// What the operator was started with.
+    /// Settings of injected sidecars.
     pub settings: &'a SidecarSettings,
 }
 
-/// Looks at a policy's pods.
+/// Examines a policy's pods.
 pub fn survey(world: &World, subject: &Subject<'_>) -> Survey {
     let Subject { namespace, name, policy, frozen, others, settings } = *subject;
     let network_policies = in_namespace(&world.network_policies, namespace);
@@ -136,7 +136,8 @@ pub fn survey(world: &World, subject: &Subject<'_>) -> Survey {
     survey
 }
 
-/// What is wrong with a pod that the policy serves. `template` is what would become of a pod that its workload makes now.
+/// Returns the fault of a pod that the policy serves. `template` is the result of injecting the pod that its workload
+/// would create now.
 fn judge(
     pod: &Pod,
     injected: bool,
@@ -177,7 +178,7 @@ fn report(pod: &Pod, matched: bool, injected: bool, fault: Option<Fault>, skip: 
     }
 }
 
-/// The port of a pod's sidecar's admin API.
+/// Returns the port of the admin API of a pod's sidecar.
 pub fn admin_port_of(pod: &Pod) -> Option<u16> {
     let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     let mut ports = containers
@@ -186,14 +187,14 @@ pub fn admin_port_of(pod: &Pod) -> Option<u16> {
     ports.find_map(|port| u16::try_from(port.container_port).ok())
 }
 
-/// Whether a pod has the sidecar.
+/// Returns true if a pod has the sidecar.
 pub fn has_sidecar(pod: &Pod) -> bool {
     let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     pod.labels().contains_key(names::POLICY_LABEL)
         && containers.into_iter().any(|container| container.name == names::SIDECAR)
 }
 
-/// Whether a pod has run its course.
+/// Returns true if a pod has completed.
 pub fn is_finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
     matches!(phase, Some("Succeeded" | "Failed"))
@@ -301,7 +302,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn missed_and_right_pods_are_told_apart() {
+    fn missed_and_injected_pods_are_distinguished() {
         let policies = shop();
         let survey = look(vec![plain("a"), injected("b", &policies)], "shop", &policies, &pods::settings());
         assert_eq!(faults(&survey), [Some(Fault::Missed), None]);
@@ -354,7 +355,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_cannot_be_captured_is_not_missed() {
+    fn uncapturable_pod_is_not_missed() {
         let policies = shop();
         let mut meshed = plain("a");
         meshed["spec"]["initContainers"] = json!([{"name": "istio-proxy"}]);

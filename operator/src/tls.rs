@@ -1,7 +1,7 @@
 //! The webhook's certificates: a CA of its own and a leaf, in one Secret, renewed by wall clock.
 //!
-//! Every replica watches the Secret and takes up what it finds; any replica may renew, and of two that try, the API server
-//! lets one win (create, or replace with a resourceVersion).
+//! Every replica watches the Secret and loads its contents; any replica may renew, and of two concurrent writes the API
+//! server accepts one (create, or replace with a resourceVersion).
 
 mod authority;
 
@@ -24,10 +24,10 @@ use crate::{
     names,
 };
 
-/// How often the clock is looked at.
+/// Interval of the renewal check.
 const TICK: Duration = Duration::from_secs(60);
 
-/// What is taken up from the Secret.
+/// Contents of the Secret that are loaded.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Loaded {
     /// The leaf's chain, PEM.
@@ -38,7 +38,7 @@ pub struct Loaded {
     pub bundle: String,
 }
 
-/// Keeps the Secret's certificates valid, and tells `loaded` what is in it, until the process ends.
+/// Maintains valid certificates in the Secret, and reports its contents to `loaded`, until the process ends.
 ///
 /// # Errors
 /// If the watch ends.
@@ -59,7 +59,7 @@ pub async fn keep(
             change = changes.next() => match change {
                 None => return Err(Error::WatchEnded),
                 Some(Ok(secret)) => { current = secret; seen = true; }
-                Some(Err(error)) => { tracing::warn!(%error, "the watch of the TLS Secret failed; it is tried again"); continue; }
+                Some(Err(error)) => { tracing::warn!(%error, "the watch of the TLS Secret failed; retrying"); continue; }
             },
             _ = clock.tick() => {}
         }
@@ -86,19 +86,20 @@ pub async fn keep(
     }
 }
 
-/// Writes the Secret if it is due; what was written. A replica that was beaten to it sees the other's through its watch.
+/// Writes the Secret if a renewal is due, and returns its contents. A replica that lost a concurrent write sees the
+/// other's through its watch.
 async fn renew(secrets: &Api<Secret>, current: Option<&Secret>, dns_names: &[String]) -> Option<Secret> {
     let material = current.and_then(|secret| match Material::read(secret) {
         Ok(material) => Some(material),
         Err(error) => {
-            tracing::warn!(%error, "the certificates are made anew");
+            tracing::warn!(%error, "recreating the certificates");
             None
         }
     });
     let renewed = match authority::renew(material, dns_names, Timestamp::now()) {
         Ok(renewed) => renewed?,
         Err(error) => {
-            tracing::error!(%error, "the certificates could not be renewed; it is tried again in a minute");
+            tracing::error!(%error, "could not renew the certificates; retrying in a minute");
             return None;
         }
     };
@@ -127,13 +128,13 @@ async fn renew(secrets: &Api<Secret>, current: Option<&Secret>, dns_names: &[Str
         }
         Err(kube::Error::Api(status)) if status.code == 409 => None,
         Err(error) => {
-            tracing::error!(%error, "the TLS Secret could not be written; it is tried again in a minute");
+            tracing::error!(%error, "could not write the TLS Secret; retrying in a minute");
             None
         }
     }
 }
 
-/// The names that the API server may call the webhook by.
+/// Returns the names by which the API server may call the webhook.
 fn dns_names(service: &str, namespace: &str) -> Vec<String> {
     vec![
         format!("{service}.{namespace}.svc"),

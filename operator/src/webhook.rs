@@ -1,7 +1,7 @@
-//! The admission webhook: gets a pod that is being made, answers with a JSON patch that puts the sidecar into it.
+//! The admission webhook: receives a pod that is being created, responds with a JSON patch that injects the sidecar.
 //!
-//! The pod stays the JSON that came in; types would drop what they don't know. Nothing that goes wrong here keeps a pod
-//! from being made: the answer is then `allowed` with a warning.
+//! The pod remains the JSON that was received, because types would drop unknown fields. No failure here prevents the
+//! creation of a pod: the response is then `allowed` with a warning.
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
@@ -27,23 +27,23 @@ use crate::{
     webhook_configuration::INJECT_PATH,
 };
 
-/// The most that an API server sends: an object of etcd's limit, twice, with room.
+/// Maximum size of an AdmissionReview: an object of etcd's limit, twice, with a margin.
 const MAX_REVIEW: usize = 8 << 20;
 
-/// What the webhook decides by.
+/// Dependencies of the webhook.
 #[derive(Clone)]
 pub struct Webhook {
     /// The policies.
     pub policies: Policies,
     /// The network policies of all namespaces.
     pub network_policies: Store<NetworkPolicy>,
-    /// What the operator was started with.
+    /// Settings of injected sidecars.
     pub settings: SidecarSettings,
-    /// What is counted.
+    /// Metrics of the operator.
     pub metrics: Metrics,
 }
 
-/// What is done with a pod.
+/// Outcome of an admission.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Admission {
     Injected,
@@ -63,11 +63,11 @@ impl Admission {
     }
 }
 
-/// Serves it until `stop`. API servers are then told to send their next calls elsewhere, and have `linger` to hear the
-/// answers to those that they have sent.
+/// Serves the webhook until `stop`. API servers are then told to send their next calls elsewhere, and have `linger` to
+/// receive the responses to calls in progress.
 ///
 /// # Errors
-/// If the address can't be listened on.
+/// If it cannot listen on the address.
 pub async fn serve(
     address: ListenAddress,
     certificate: RustlsConfig,
@@ -100,7 +100,7 @@ async fn review(State(webhook): State<Arc<Webhook>>, Json(review): Json<Value>) 
 }
 
 impl Webhook {
-    /// The answer to an `AdmissionReview`.
+    /// Returns the response to an `AdmissionReview`.
     pub fn review(&self, review: &Value) -> Value {
         let request = &review["request"];
         let mut response = json!({ "uid": request["uid"], "allowed": true });
@@ -127,7 +127,7 @@ impl Webhook {
         json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response })
     }
 
-    /// What becomes of a pod: the pod as it should be, and what to tell whoever makes it.
+    /// Decides the admission of a pod: the outcome, the changed pod and the warning for the client.
     fn decide(&self, namespace: &str, pod: &Value) -> Result<(Admission, Option<Value>, Option<String>)> {
         let labels = match &pod["metadata"]["labels"] {
             Value::Null => BTreeMap::new(),
@@ -162,7 +162,7 @@ fn patch(before: &Value, after: &Value) -> Result<ByteString> {
 }
 
 fn failed(response: &mut Value, error: &Error) -> Admission {
-    tracing::error!(%error, uid = %response["uid"], "a pod is made without a decision over it");
+    tracing::error!(%error, uid = %response["uid"], "admission failed; admitting the pod without a sidecar");
     response["warnings"] = json!([format!("larder: no cache for this pod: {error}")]);
     Admission::Error
 }
@@ -218,7 +218,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_that_cannot_be_captured_is_made_with_a_warning_and_a_note() {
+    fn uncapturable_pod_is_admitted_with_warning_and_annotation() {
         let mut pod = tests::pod();
         pod["spec"]["hostNetwork"] = json!(true);
         let response = ask(&webhook(), "shop", &pod);
@@ -229,7 +229,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_allowed() {
+    fn unreadable_review_is_allowed() {
         let response = ask(&webhook(), "shop", &json!({"metadata": {"labels": 7}}));
         assert_eq!(response["allowed"], true);
         assert!(response["warnings"][0].as_str().unwrap().starts_with("larder: "));

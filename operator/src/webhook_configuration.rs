@@ -1,8 +1,8 @@
-//! The `MutatingWebhookConfiguration`: written here and not by the chart, since it names namespaces and a CA.
+//! The `MutatingWebhookConfiguration`, written here and not by the chart, because it names namespaces and a CA.
 //!
 //! # Guarantees
 //! - Only namespaces that have policies are named; without any there is no webhook at all.
-//! - What others change in it is put back within [`REPAIR`].
+//! - Changes by others are reverted within [`REPAIR`].
 
 use std::{
     collections::HashMap,
@@ -23,14 +23,14 @@ use tokio::sync::watch;
 
 use crate::{cli::RunArguments, error::Result, names, policies::Policies, tls::Loaded};
 
-/// How long the API server waits for the webhook.
+/// Seconds that the API server waits for the webhook.
 const TIMEOUT_SECONDS: u32 = 2;
-/// How often the configuration is applied although nothing has changed here.
+/// Interval at which the configuration is applied even without changes here.
 const REPAIR: Duration = Duration::from_secs(10);
-/// The path that pods are posted to.
+/// The path that admissions are posted to.
 pub const INJECT_PATH: &str = "/inject";
 
-/// Keeps the configuration as it should be.
+/// Maintains the configuration.
 pub struct Registration {
     client: Client,
     arguments: RunArguments,
@@ -40,7 +40,7 @@ pub struct Registration {
     named_since: Mutex<HashMap<String, Instant>>,
 }
 
-/// What the configuration depends on.
+/// Inputs of the configuration.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Wanted {
     namespaces: Vec<String>,
@@ -48,7 +48,7 @@ struct Wanted {
 }
 
 impl Registration {
-    /// Nothing is written until [`Self::ensure`].
+    /// Creates a registration that writes nothing until [`Self::ensure`].
     pub fn new(
         client: Client,
         arguments: RunArguments,
@@ -65,10 +65,10 @@ impl Registration {
         }
     }
 
-    /// Writes the configuration if it is not known to be right.
+    /// Writes the configuration if it is not known to be current.
     ///
     /// # Errors
-    /// If the API server refuses it.
+    /// If the API server rejects it.
     pub async fn ensure(&self) -> Result<()> {
         let Some(loaded) = self.certificate.borrow().clone() else { return Ok(()) };
         let wanted = Wanted { namespaces: self.policies.namespaces(), bundle: loaded.bundle.clone() };
@@ -90,17 +90,17 @@ impl Registration {
         Ok(())
     }
 
-    /// How long the configuration has named a namespace.
+    /// Returns the time for which the configuration has named a namespace.
     pub fn named_for(&self, namespace: &str) -> Option<Duration> {
         self.named_since.lock().expect("no holder panics").get(namespace).map(Instant::elapsed)
     }
 
-    /// The bundle that the API server checks the webhook's certificate by.
+    /// Returns the bundle with which the API server verifies the webhook's certificate.
     pub fn bundle(&self) -> Option<String> {
         self.certificate.borrow().as_ref().map(|loaded| loaded.bundle.clone())
     }
 
-    /// Keeps at it until the process ends or this replica leads no more.
+    /// Reapplies the configuration until the process ends or this replica stops leading.
     pub async fn keep(&self) {
         let mut clock = tokio::time::interval(REPAIR / 2);
         let mut certificate = self.certificate.clone();
@@ -110,12 +110,12 @@ impl Registration {
                 changed = certificate.changed() => if changed.is_err() { return },
             }
             if let Err(error) = self.ensure().await {
-                tracing::error!(%error, "the webhook configuration could not be written; it is tried again");
+                tracing::error!(%error, "could not write the webhook configuration; retrying");
             }
         }
     }
 
-    /// The ClusterRole, whose end is the configuration's end. There is none when the operator runs outside a cluster.
+    /// Returns the ClusterRole that owns the configuration. There is none when the operator runs outside a cluster.
     async fn owner(&self) -> Result<Option<Value>> {
         let roles: Api<ClusterRole> = Api::all(self.client.clone());
         let role = roles.get_metadata_opt(&self.arguments.cluster_role).await?;
@@ -207,7 +207,7 @@ mod tests {
     }
 
     #[test]
-    fn it_names_only_namespaces_with_policies() {
+    fn names_only_namespaces_with_policies() {
         let made = made(&["shop"]);
         let webhook = &made["webhooks"][0];
         assert_eq!(

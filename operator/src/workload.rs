@@ -1,4 +1,4 @@
-//! Deployments and StatefulSets: whose pods they are, and how far their rollout is.
+//! Deployments and StatefulSets: the owners of pods, and the progress of their rollouts.
 
 use std::fmt;
 
@@ -19,7 +19,7 @@ const REVISION: &str = "deployment.kubernetes.io/revision";
 /// The label by which a StatefulSet marks its pods' revision.
 const REVISION_HASH: &str = "controller-revision-hash";
 
-/// The kinds that can be restarted.
+/// Kinds of workloads that can be restarted.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WorkloadKind {
     /// A Deployment.
@@ -29,7 +29,7 @@ pub enum WorkloadKind {
 }
 
 impl WorkloadKind {
-    /// The kind's name.
+    /// Returns the kind's name.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Deployment => "Deployment",
@@ -41,24 +41,24 @@ impl WorkloadKind {
 /// A workload that can be restarted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
-    /// Its kind.
+    /// Kind of the workload.
     pub kind: WorkloadKind,
-    /// Its name.
+    /// Name of the workload.
     pub name: String,
-    /// Its uid.
+    /// uid of the workload.
     pub uid: String,
-    /// A pod's JSON as it would make one.
+    /// JSON of a pod as the workload would create it.
     pub template: Value,
-    /// How far its rollout is.
+    /// Progress of the rollout.
     pub progress: Progress,
-    /// What a restart is for: a hash of its template and of what is to be put into it.
+    /// The aim of a restart: a hash of the template and of the injection.
     pub aim: String,
-    /// What its last restart was for.
+    /// The aim of the last restart.
     last_aim: Option<String>,
 }
 
 impl Workload {
-    /// Says what is to be put into its pods; `None` is nothing.
+    /// Sets the injection that a restart would apply; `None` means no sidecar.
     pub fn aim_at(&mut self, injection: Option<&str>) {
         let mut template = self.template.clone();
         if let Some(annotations) =
@@ -81,7 +81,7 @@ impl fmt::Display for Workload {
     }
 }
 
-/// The workload that made a pod, and whether it did so from its newest template.
+/// Returns the workload that owns a pod, and true if the pod was created from its newest template.
 pub fn of_pod(world: &World, pod: &Pod) -> Option<(Workload, bool)> {
     let namespace = pod.namespace()?;
     let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true))?;
@@ -104,7 +104,7 @@ pub fn of_pod(world: &World, pod: &Pod) -> Option<(Workload, bool)> {
     }
 }
 
-/// Whether a Deployment has pods of an older template that it is still replacing. One that has given up is not.
+/// Returns true if a Deployment is still replacing pods of an older template. A rollout that has failed returns false.
 pub fn is_rolling(deployment: &Deployment) -> bool {
     let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let Some(status) = &deployment.status else { return true };
@@ -255,7 +255,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn what_does_not_roll_out_by_itself_is_known() {
+    fn workload_without_automatic_rollout_is_detected() {
         let set = |strategy: Value| {
             let set = json!({"metadata": {}, "spec": {"serviceName": "s", "selector": {}, "template": {}, "updateStrategy": strategy}});
             of_stateful_set(&serde_json::from_value(set).unwrap()).progress.rolls

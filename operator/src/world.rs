@@ -1,4 +1,4 @@
-//! What the leading replica sees of the cluster: lists kept up to date by watches.
+//! The leading replica's view of the cluster: lists that watches update.
 
 use std::{fmt::Debug, hash::Hash, sync::Arc};
 
@@ -21,12 +21,12 @@ use serde::de::DeserializeOwned;
 
 use crate::error::{Error, Result};
 
-/// The lists.
+/// The watched lists.
 #[derive(Clone)]
 pub struct World {
     /// Pods.
     pub pods: Store<Pod>,
-    /// ReplicaSets, their metadata alone: they lie between pods and Deployments.
+    /// ReplicaSets, their metadata only, because they connect pods to Deployments.
     pub replica_sets: Store<PartialObjectMeta<ReplicaSet>>,
     /// Deployments.
     pub deployments: Store<Deployment>,
@@ -55,7 +55,7 @@ impl World {
     }
 }
 
-/// The objects of a list that are in a namespace.
+/// Returns the objects of a list that are in a namespace.
 pub fn in_namespace<K>(store: &Store<K>, namespace: &str) -> Vec<Arc<K>>
 where
     K: Resource + Clone + 'static,
@@ -64,8 +64,8 @@ where
     store.state_filter(|object| object.meta().namespace.as_deref() == Some(namespace))
 }
 
-/// A list and the changes to it, deletions among them. The list is filled while the changes are read. Who manages which
-/// field is left out: it is half of an object and of no use here.
+/// Watches objects: returns a list and its changes, deletions included. The list is filled while the changes are read.
+/// Managed fields are dropped, because they are half of an object and of no use here.
 pub fn watch<K>(
     client: &Client,
     config: watcher::Config,
@@ -83,12 +83,12 @@ where
     (store, changes)
 }
 
-/// Reads changes to keep a list filled; a watch that fails is begun again by its own backoff.
+/// Reads changes to keep a list current; a failed watch is restarted with its own backoff.
 pub async fn drain<T>(changes: impl Stream<Item = Result<T, watcher::Error>>) {
     changes
         .for_each(|change| async move {
             if let Err(error) = change {
-                tracing::warn!(%error, "a watch failed; it is begun again");
+                tracing::warn!(%error, "a watch failed; restarting it");
             }
         })
         .await;

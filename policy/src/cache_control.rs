@@ -294,7 +294,7 @@ mod tests {
     }
 
     #[test]
-    fn any_case_any_quotes_any_line() {
+    fn directives_parse_in_any_case_quotes_and_line() {
         let parsed = parse(&["No-Store, MAX-AGE=\"60\",, ", "S-MaxAge=10,must-understand,PUBLIC"]);
         assert!(parsed.no_store && parsed.must_understand && parsed.public && !parsed.private);
         assert_eq!((parsed.max_age, parsed.s_maxage), (seconds(60), seconds(10)));
@@ -360,7 +360,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_client_asks() {
+    fn request_directives_are_parsed() {
         let parsed = asked("No-Cache, no-store, only-if-cached, max-age=5, min-fresh=6, stale-if-error=7");
         assert!(parsed.no_cache && parsed.no_store && parsed.only_if_cached && !parsed.is_empty());
         assert_eq!((parsed.max_age, parsed.min_fresh), (seconds(5), seconds(6)));

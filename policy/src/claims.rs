@@ -202,7 +202,7 @@ mod tests {
     }
 
     #[test]
-    fn a_shared_cache_prefers_s_maxage_then_max_age_then_expires() {
+    fn s_maxage_precedes_max_age_precedes_expires() {
         for (lines, expected) in [
             (&[("cache-control", "max-age=10, s-maxage=60"), EXPIRES, DATE][..], Some(60)),
             (&[("cache-control", "max-age=60"), EXPIRES, DATE], Some(60)),
@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn a_life_is_guessed_where_the_status_lets_us() {
+    fn lifetime_is_heuristic_for_cacheable_statuses() {
         assert_eq!(lifetime(&[MODIFIED, DATE]), Some(360));
         assert!(!read(200, &[MODIFIED, DATE]).is_explicit());
         assert_eq!(lifetime(&[("last-modified", "Sat, 21 Nov 2020 09:00:00 GMT")]), Some(86_400));
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn the_age_it_came_with() {
+    fn age_header_counts() {
         for (lines, expected) in [
             (&[("age", "10")][..], 10),
             (&[("age", "10"), DATE], 10),
@@ -266,7 +266,7 @@ mod tests {
     }
 
     #[test]
-    fn validators() {
+    fn validators_are_recognised() {
         assert!(read(200, &[("etag", "\"a\"")]).has_validator());
         assert!(read(200, &[MODIFIED]).has_validator());
         assert!(!read(200, &[("last-modified", "x")]).has_validator());

@@ -41,7 +41,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_is_recognised() {
+    fn identity_header_is_recognised() {
         let none = KeyRules::default();
         assert_eq!(identity_header(&headers(&["accept", "cookie"]), &none), Some(&b"cookie"[..]));
         assert_eq!(
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn unless_the_route_keys_or_ignores_the_header() {
+    fn keyed_or_ignored_header_identifies_nobody() {
         let rules = KeyRules::new(Some(&KeySpec {
             headers: vec!["Authorization".into()],
             ignore_headers: vec!["Cookie".into()],
@@ -66,7 +66,7 @@ mod tests {
     }
 
     #[test]
-    fn a_policy_adds_names() {
+    fn policy_adds_identity_headers() {
         let mut rules = KeyRules::default();
         let badge = headers(&["accept", "x-shop-badge"]);
         assert_eq!(identity_header(&badge, &rules), None);
@@ -77,7 +77,7 @@ mod tests {
     }
 
     #[test]
-    fn or_keys_cookies_by_name() {
+    fn cookie_header_is_settled_by_keyed_cookies() {
         let rules = KeyRules::new(Some(&KeySpec { cookies: vec!["lang".into()], ..KeySpec::default() }));
         assert_eq!(identity_header(&headers(&["cookie"]), &rules), None);
         assert!(is_settled("Cookie", &rules) && !is_settled("authorization", &rules));

@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_almost_a_date_is_none() {
+    fn near_dates_are_rejected() {
         for text in [
             "",
             "0",

@@ -124,7 +124,7 @@ spec:
     }
 
     #[test]
-    fn says_what_is_wrong_and_where() {
+    fn error_names_the_place_and_the_cause() {
         let error = Document::parse(&POLICY.replace("120s", "2 minutes")).unwrap_err().to_string();
         assert!(error.contains("\"2 minutes\" is not a duration: write one such as 500ms"), "{error}");
         assert!(error.contains("line"), "{error}");

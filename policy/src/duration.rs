@@ -170,7 +170,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_the_rest_and_says_what_to_write() {
+    fn invalid_duration_is_rejected_with_a_remedy() {
         for text in
             ["", "s", ".", "-1s", "1.2.3s", "123456s", "100000000d", "1h1m1s1ms1ms", " 1s", "1s ", "1y"]
         {
@@ -180,7 +180,7 @@ mod tests {
     }
 
     #[test]
-    fn an_error_names_the_duration_that_was_meant() {
+    fn error_suggests_the_intended_duration() {
         for (text, meant) in [
             ("60", "write 60s (a number needs a unit)"),
             ("0", "write 0s (a number needs a unit)"),
@@ -196,7 +196,7 @@ mod tests {
     }
 
     #[test]
-    fn writes_what_it_reads() {
+    fn duration_round_trips() {
         for text in ["0s", "500ms", "2m", "1h30m", "27h46m39s"] {
             assert_eq!(text.parse::<Duration>().unwrap().to_string(), text);
         }

@@ -154,7 +154,7 @@ mod tests {
     }
 
     #[test]
-    fn places_are_in_the_key_whoever_names_them() {
+    fn forwarded_places_are_in_the_key() {
         for (index, name) in LISTED.iter().enumerate() {
             assert_eq!(kind(name), Some(Forwarding::Listed(index)));
         }
@@ -213,7 +213,7 @@ mod tests {
     }
 
     #[test]
-    fn what_replaces_the_request_line_passes() {
+    fn request_line_overrides_pass_through() {
         for name in TARGETS.into_iter().chain([
             "x-http-method",
             "x-http-method-override",
@@ -233,7 +233,7 @@ mod tests {
     }
 
     #[test]
-    fn addresses_persons_and_the_rest_are_something_else() {
+    fn addresses_and_identities_are_not_forwarding() {
         for name in [
             "",
             "x",

@@ -14,6 +14,8 @@ pub mod fields;
 mod forwarding;
 pub mod freshness;
 pub mod key;
+#[cfg(test)]
+mod language;
 pub mod lifetimes;
 mod names;
 pub mod path;

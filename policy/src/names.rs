@@ -79,7 +79,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_application_might_take_for_a_name_could_be_it() {
+    fn ambiguous_names_could_be_equal() {
         for name in ["page", "%70age", "PAGE", "page[]", "page%5B0%5D", "p_age", "pa.ge", "+page"] {
             assert!(could_be(name.as_bytes(), "page"), "{name}");
         }
@@ -92,7 +92,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_can_read_is_odd() {
+    fn unpredictable_names_are_odd() {
         for (name, odd) in
             [("page", false), ("%70age", false), ("%u0070age", true), ("p%", true), ("caf%C3%A9", true)]
         {

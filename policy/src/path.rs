@@ -126,7 +126,7 @@ fn becomes_separated(decoded: &str) -> bool {
         || folded.split('/').any(|segment| segment.ends_with(|c: char| c == '.' || c.is_whitespace()))
 }
 
-/// Whether a character has no form of its own: a soft hyphen, joiners, marks of direction, selectors of variants, a byte order mark.
+/// Returns true if a character is invisible: a soft hyphen, joiners, marks of direction, selectors of variants, a byte order mark.
 const fn is_invisible(c: char) -> bool {
     matches!(
         c,
@@ -231,7 +231,7 @@ mod tests {
     }
 
     #[test]
-    fn what_servers_may_read_differently_is_marked() {
+    fn ambiguous_paths_are_marked() {
         for (raw, normal) in [
             ("/a/../b", "/b"),
             ("/a/%2e%2E/b", "/b"),
@@ -292,7 +292,7 @@ mod tests {
     }
 
     #[test]
-    fn a_path_in_that_form_is_borrowed() {
+    fn normalised_path_is_borrowed() {
         for raw in ["/api/users/1,v=2/a.b~c", "/caf%C3%A9", "/.well-known/x"] {
             let path = NormalPath::new(raw);
             assert!(path.normal.is_none() && matches!(path.sent, Cow::Borrowed(_)), "{raw}");

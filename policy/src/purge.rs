@@ -103,7 +103,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn kinds_never_meet() {
+    fn kinds_of_names_never_collide() {
         assert_ne!(PurgeName::key("/a"), PurgeName::path("/a"));
         assert_ne!(PurgeName::tag("/a"), PurgeName::path("/a"));
         assert_ne!(PurgeName::tag("/a"), PurgeName::version("/a"));
@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_of_one_key_meet() {
+    fn spellings_of_one_key_share_a_name() {
         let key = PurgeName::key("GET:http://shop/u/me@x.com?q=a%20b");
         for spelling in [
             "GET:http://SHOP/u/me@x.com?q=a%20b",
@@ -138,7 +138,7 @@ mod tests {
     }
 
     #[test]
-    fn a_tag_meets_what_people_write() {
+    fn tag_matches_handwritten_spellings() {
         for (stored, written) in [
             ("user:urn%3Aisbn%3A1", "user:urn:isbn:1"),
             ("user:a%2Fb", "user:a/b"),

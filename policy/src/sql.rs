@@ -104,7 +104,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_it_can_not_bind() {
+    fn unbindable_query_is_rejected() {
         assert_eq!(BoundQuery::new("select {x}", &["id"]), Err(InvalidQuery::UnknownParameter("x".into())));
         assert_eq!(BoundQuery::new("select 1; drop table t", &[]), Err(InvalidQuery::SeveralStatements));
         assert!(BoundQuery::new("select ';'", &[]).is_ok());

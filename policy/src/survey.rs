@@ -211,7 +211,7 @@ mod tests {
     }
 
     #[test]
-    fn a_person_is_found_wherever_the_policy_says_so() {
+    fn identity_headers_of_the_policy_are_found() {
         let identity = IdentityHeaders::new(&["x-shop-badge".to_owned(), "x-crew-*".to_owned()]);
         let under = |name: &str| Survey::under(&[(name.as_bytes(), b"x".as_slice())][..], &identity);
         for name in ["cookie", "X-Session-Token", "X-Shop-Badge", "x-crew-id"] {
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn most_fields_are_of_no_kind() {
+    fn common_fields_have_no_kind() {
         for name in
             ["", "host", "accept", "accept-encoding", "user-agent", "content-type", "referer", "x-request-id"]
         {

@@ -232,7 +232,7 @@ mod tests {
     }
 
     #[test]
-    fn a_value_is_decoded_where_it_is_read_and_encoded_where_it_is_put() {
+    fn values_are_decoded_on_match_and_encoded_on_expansion() {
         let data = template("/data/{key}");
         let parameters = data.matches("/data/a%2Fb%7D%20c").unwrap();
         assert_eq!(parameters, vec![("key", "a/b} c".to_owned())]);
@@ -242,7 +242,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_is_not_a_path() {
+    fn invalid_path_is_rejected() {
         for text in [
             "", "users", "/a/{}", "/a/{id}x", "/a/{1}", "/a?b", "/a#b", "/a/*", "/../a", "/a b", "/a'b",
             "/a/{id", "/a%2Fb", "/a%5Cb", "/%zz", "/%ff", "/a.",

@@ -89,7 +89,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_what_the_request_says() {
+    fn values_of_the_request_are_found() {
         let values = Values {
             parameters: vec![("key", "a/b".to_owned())],
             query: Some("x=1&page=2+%26&page=3&%70ath=%2e"),

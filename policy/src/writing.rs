@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn a_query_or_a_form_may_say_what_is_meant() {
+    fn query_or_form_may_override_the_method() {
         for (target, expected) in [
             ("/a?_method=delete", &["DELETE"][..]),
             ("/a?x=1&_METHOD=PuT", &["PUT"]),
@@ -226,7 +226,7 @@ mod tests {
     }
 
     #[test]
-    fn it_may_be_about_another_path() {
+    fn write_may_refer_to_another_path() {
         let lines =
             [("x-original-url", "/b?x=1"), ("x-rewrite-url", "http://shop/c"), ("x-original-uri", "d")];
         assert_eq!(writing(&Method::PUT, "/a", &lines).unwrap().paths(), ["/a", "/b", "/c", "/d"]);

@@ -17,15 +17,15 @@ use crate::pieces::concat;
 
 type Polled = Poll<Option<Result<Frame<Bytes>, FillError>>>;
 
-/// Reads a body from its start, while it comes. See [`fill()`](super::fill()) for what holds between readers.
+/// Reads a body from its start, while it arrives. See [`fill()`](super::fill()) for the guarantees between readers.
 ///
-/// `size_hint` and `is_end_stream` are those of the source, as far as this reader is, so a `Content-Length` survives.
-/// After its end or its error it stays at its end.
+/// `size_hint` and `is_end_stream` are those of the source at this reader's position, so a `Content-Length` survives.
+/// After its end or its error the reader stays at its end.
 #[must_use = "dropped, it reads nothing, and the last one drops the source"]
 pub struct Reader<B> {
     shared: Arc<Shared<B>>,
     id: usize,
-    /// The source's waker, made when this reader first polls it.
+    /// The source's waker, created when this reader first polls it.
     waker: Option<Waker>,
     done: bool,
 }
@@ -35,7 +35,7 @@ impl<B> Reader<B> {
         Self { shared, id, waker: None, done: false }
     }
 
-    /// Returns whether everything since the start is kept: if not, nothing whole comes of it.
+    /// Returns true if everything since the start is still held; if not, there will be no whole body.
     pub fn is_kept(&self) -> bool {
         self.shared.lock().is_joinable()
     }
@@ -112,13 +112,14 @@ impl<B> fmt::Debug for Reader<B> {
     }
 }
 
-/// A reader's turn at the source: nobody else polls it until this is over. Every way out says what became of it.
+/// A reader's turn at the source: no other reader polls it until the turn is over. Every exit reports the state of the
+/// source.
 struct Turn<'a, B> {
     shared: &'a Shared<B>,
     id: usize,
-    /// Until it is given back, or dropped because it is at its end.
+    /// The source, until it is returned, or dropped at its end.
     source: Option<B>,
-    /// The others know what became of the source.
+    /// True once the others know the state of the source.
     over: bool,
 }
 
@@ -155,7 +156,7 @@ where
         Poll::Pending
     }
 
-    /// The source is to be polled again, by this reader or another, and will not wake by itself.
+    /// Ends the turn with a source that must be polled again, by this reader or another, and will not wake by itself.
     fn again(self, waker: &Waker) -> Polled {
         if self.source.as_ref().is_some_and(Body::is_end_stream) {
             return self.ended();
@@ -232,7 +233,7 @@ where
 }
 
 impl<B> Turn<'_, B> {
-    /// All of the body is there, with `last` to come to this reader. Returns the whole.
+    /// Completes the body, with `last` delivered to this reader. Returns the whole.
     fn complete(&mut self, last: Option<Bytes>) -> Bytes {
         let (observer, mut pieces) = {
             let mut state = self.shared.lock();
@@ -252,7 +253,7 @@ impl<B> Turn<'_, B> {
         body
     }
 
-    /// How a source ends that says it ends at `length`.
+    /// Returns the end of a source that claims to end at `length`.
     fn end(&self, length: u64) -> Source<B> {
         if self.shared.may_end_at(length) {
             return Source::Ended(None);

@@ -1,21 +1,21 @@
-//! Room in memory for what a fill keeps.
+//! Memory reserved for the data that a fill holds.
 
 use bytes::Bytes;
 
-/// Room in memory for what is kept of a body for readers that lie apart, once it can't be joined any more.
+/// Memory for data of a body that is held for lagging readers, once the body can no longer be joined.
 ///
-/// Called with a lock of the fill held: it must neither wait nor call the fill.
+/// Called with a lock of the fill held: must neither wait nor call the fill.
 pub trait Room: Send {
-    /// Makes the room so many bytes. Returns whether there is as much; if not, it stays as it was.
+    /// Resizes the room to this many bytes. Returns true on success; if not, the size is unchanged.
     fn resize(&mut self, bytes: u64) -> bool;
 
-    /// Returns the whole body as its readers are to get it, such as one that notes who holds it.
+    /// Returns the whole body in the form for its readers, such as one that tracks its holders.
     fn whole(&mut self, body: Bytes) -> Bytes {
         body
     }
 }
 
-/// Room without end.
+/// A room without a limit.
 pub(super) struct Unbounded;
 
 impl Room for Unbounded {

@@ -1,4 +1,4 @@
-//! What the readers of a fill share, and how it changes. All of it is short and runs under the lock.
+//! State shared by the readers of a fill, and its transitions. All of them are short and run under the lock.
 
 use std::error::Error;
 use std::sync::Arc;
@@ -13,17 +13,17 @@ use super::{FillError, Observer, Room};
 use crate::pieces::{Pieces, Replaced};
 use crate::wakes::{Bell, Wakes};
 
-/// Readers may lie as far apart, in bytes, even where there is no room: what the buffers of two sockets differ by, so that nobody is
-/// cut off who keeps up.
+/// Minimum lag, in bytes, that readers may have even without room: the difference between the buffers of two sockets,
+/// so that no reader that keeps up is cut off.
 const NARROW_LAG: u64 = 4 << 20;
 
-/// Where the source is.
+/// State of the source.
 pub(super) enum Source<B> {
-    /// Nobody polls it.
+    /// Nobody polls the source.
     Idle(B),
-    /// A reader has taken it to poll it.
+    /// A reader has taken the source to poll it.
     Polled,
-    /// It ended, and these were its trailers.
+    /// The source ended, with these trailers.
     Ended(Option<HeaderMap>),
     Broken(Arc<dyn Error + Send + Sync>),
     /// The last reader left before the end.
@@ -32,31 +32,31 @@ pub(super) enum Source<B> {
 
 /// A reader, as the others see it.
 struct Seat {
-    /// How much of the body it has read, in bytes.
+    /// Number of bytes that the reader has read.
     read: u64,
-    /// It lagged: nothing is kept for it any more.
+    /// True if the reader lagged and nothing is held for it any more.
     cut: bool,
     bell: Bell,
 }
 
 pub(super) struct State<B> {
     pub(super) source: Source<B>,
-    /// Until it is told.
+    /// The observer, until it is called.
     pub(super) observer: Option<Box<dyn Observer>>,
     pub(super) pieces: Pieces,
     pub(super) room: Box<dyn Room>,
-    /// Everything since the start is kept.
+    /// True if everything since the start is held.
     joinable: bool,
     seats: Slab<Seat>,
     /// Readers that are not cut off.
     uncut: usize,
-    /// The source woke while it was being polled.
+    /// True if the source woke while it was being polled.
     woken: bool,
-    /// Since when the source has had nothing for a reader that polled it.
+    /// Time since which the source has had nothing for a reader that polled it.
     pub(super) starved_since: Option<Instant>,
 }
 
-/// What a reader finds when it is polled.
+/// Result of polling a reader.
 pub(super) enum Step<B> {
     Data(Bytes),
     /// All data is read.
@@ -97,7 +97,7 @@ impl<B> State<B> {
         self.seats.len()
     }
 
-    /// What there is for the reader `id`. `replaced` is to be dropped outside the lock.
+    /// Returns the next step for the reader `id`. `replaced` is to be dropped outside the lock.
     pub(super) fn step(&mut self, id: usize, cx: &Context<'_>, replaced: &mut Option<Waker>) -> Step<B> {
         let seat = &mut self.seats[id];
         if seat.cut {
@@ -126,8 +126,8 @@ impl<B> State<B> {
         }
     }
 
-    /// The source has nothing yet. Those who came while it was being polled are woken if it woke meanwhile: its waker
-    /// found them not yet waiting, or they found the source taken.
+    /// Returns a source that has nothing yet. Readers that arrived during the poll are woken if it woke meanwhile: its
+    /// waker found them not yet waiting, or they found the source taken.
     pub(super) fn put_back(&mut self, source: B) -> Wakes {
         self.source = Source::Idle(source);
         self.starved_since.get_or_insert_with(Instant::now);
@@ -138,7 +138,7 @@ impl<B> State<B> {
         wakes
     }
 
-    /// The source wakes.
+    /// Handles a wake of the source.
     pub(super) fn woken(&mut self) -> Wakes {
         self.woken = true;
         let mut wakes = Wakes::default();
@@ -146,8 +146,8 @@ impl<B> State<B> {
         wakes
     }
 
-    /// `bytes` came to the reader `id`, whose turn it was; `next` is the source after it. `lag` is how far readers may lie
-    /// apart if not everything is kept.
+    /// Adds `bytes`, which arrived at the reader `id` in its turn; `next` is the source after it. `lag` is the maximum
+    /// distance between readers if not everything is held.
     pub(super) fn push(&mut self, id: usize, bytes: &Bytes, next: Source<B>, lag: u64) -> Wakes {
         let mut wakes = self.settle(id, next);
         if !self.joinable {
@@ -168,7 +168,7 @@ impl<B> State<B> {
         wakes
     }
 
-    /// The whole body is there; the last of it came to the reader `id`, or all had come before.
+    /// Completes the body; its last part arrived at the reader `id`, or all had arrived before.
     pub(super) fn complete(&mut self, id: usize, body: Bytes) -> (Wakes, Replaced) {
         let wakes = self.settle(id, Source::Ended(None));
         let end = body.len() as u64;
@@ -177,7 +177,7 @@ impl<B> State<B> {
         (wakes, self.pieces.replace(body, owed))
     }
 
-    /// The turn of `id` is over; all others who wait are woken.
+    /// Ends the turn of `id`; all other waiting readers are woken.
     pub(super) fn settle(&mut self, id: usize, next: Source<B>) -> Wakes {
         self.source = next;
         self.starved_since = None;
@@ -187,12 +187,12 @@ impl<B> State<B> {
         wakes
     }
 
-    /// Nobody can join any more, so that what all have read can go.
+    /// Closes the body to new readers, so that data that all have read can be released.
     pub(super) fn let_go(&mut self) {
         self.joinable = false;
     }
 
-    /// The reader `id` leaves. If it was the last before the end, the source and the observer leave with it.
+    /// Removes the reader `id`. If it was the last before the end, the source and the observer leave with it.
     pub(super) fn leave(&mut self, id: usize) -> Left<B> {
         let seat = self.seats.remove(id);
         if !seat.cut {
@@ -210,18 +210,18 @@ impl<B> State<B> {
         left
     }
 
-    /// Whether everything since the start is kept, and will be for as long as there is room.
+    /// Returns true if everything since the start is held, and will be as long as there is room.
     pub(super) fn is_joinable(&self) -> bool {
         self.joinable
     }
 
-    /// Whether the reader `id` has nothing more to get.
+    /// Returns true if the reader `id` has nothing more to read.
     pub(super) fn is_end(&self, id: usize) -> bool {
         let seat = &self.seats[id];
         matches!(self.source, Source::Ended(None)) && !seat.cut && seat.read == self.pieces.end()
     }
 
-    /// How much is left for the reader `id` if that is known, and how much it has read.
+    /// Returns the number of bytes left for the reader `id` if known, and the number it has read.
     pub(super) fn left(&self, id: usize) -> (Option<u64>, u64) {
         let read = self.seats[id].read;
         // With trailers to come the length stays open, or a server would announce it and drop them.
@@ -229,7 +229,8 @@ impl<B> State<B> {
         (left, read)
     }
 
-    /// Cuts off those who would lie more than `lag` behind with `coming` bytes more. Who has read all is not behind.
+    /// Cuts off readers that would lag by more than `lag` with `coming` more bytes. A reader that has read everything
+    /// does not lag.
     fn cut(&mut self, id: usize, lag: u64, coming: u64, wakes: &mut Wakes) {
         if self.pieces.kept() + coming <= lag {
             return;
@@ -261,7 +262,7 @@ impl<B> State<B> {
     }
 }
 
-/// What a reader takes with it, to be dropped and told outside the lock.
+/// Parts that a leaving reader takes with it, to be dropped and called outside the lock.
 pub(super) struct Left<B> {
     _bell: Bell,
     pub(super) source: Option<Source<B>>,

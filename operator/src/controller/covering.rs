@@ -1,4 +1,4 @@
-//! Tells a policy's sidecars whether every pod that takes requests has one.
+//! Informs a policy's sidecars when every pod that takes requests has one.
 
 use std::collections::BTreeMap;
 
@@ -18,7 +18,7 @@ use crate::{
     survey::Survey,
 };
 
-/// A policy and where it is.
+/// A policy and its location.
 #[derive(Clone, Copy)]
 pub(super) struct Place<'a> {
     pub(super) namespace: &'a str,
@@ -31,13 +31,13 @@ pub(super) struct Covered {
     pub(super) writers: Vec<Writer>,
     /// The hash of the document in the ConfigMap.
     pub(super) hash: String,
-    /// What is in the ConfigMap now.
+    /// The coverage in the ConfigMap now.
     pub(super) told: Option<Coverage>,
     assessment: Assessment,
 }
 
 impl Covered {
-    /// What the status says of it.
+    /// Returns the coverage for the status.
     pub(super) fn view(&self, spec: &CacheSpec) -> Option<View> {
         let state = self.told.as_ref()?.state;
         Some(View { assessment: self.assessment.clone(), choice: coverage::choice(spec), state })
@@ -45,8 +45,8 @@ impl Covered {
 }
 
 impl Leader {
-    /// Looks at the pods of a policy whose sidecars follow its coverage; `None` of another. Where the policy `is_refused`, its
-    /// sidecars go on by the document that is in the ConfigMap, and so does this.
+    /// Examines the pods of a policy whose sidecars follow its coverage; returns `None` for other policies. While the
+    /// policy `is_refused`, its sidecars continue to run the document in the ConfigMap, which is examined instead.
     pub(super) async fn covered(
         &self,
         Place { namespace, policy }: Place<'_>,
@@ -73,7 +73,7 @@ impl Leader {
         }))
     }
 
-    /// Writes what the sidecars are to be told now, if that is something else than before.
+    /// Writes the coverage for the sidecars, if it has changed.
     pub(super) async fn tell_coverage(
         &self,
         Place { namespace, policy }: Place<'_>,
@@ -96,7 +96,7 @@ impl Leader {
         if covered.told.as_ref() == Some(&next) {
             return Ok(());
         }
-        tracing::info!(namespace, name, state = ?next.state, "told the sidecars whether every write is seen");
+        tracing::info!(namespace, name, state = ?next.state, "changed the coverage of the sidecars");
         let written = self.put_coverage(namespace, &name, Some(&next)).await;
         written.map_err(|error| Refused { what: "could not write the coverage".into(), error })?;
         covered.told = Some(next);

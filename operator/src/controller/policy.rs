@@ -1,4 +1,4 @@
-//! Keeps a policy in force: its ConfigMap, its token, the webhook's configuration, its pods, its status.
+//! Reconciles a policy: its ConfigMap, its token, the webhook's configuration, its pods, its status.
 
 use std::{
     collections::BTreeMap,
@@ -30,17 +30,17 @@ use crate::{
     world::in_namespace,
 };
 
-/// When to look again while something is on its way.
+/// Requeue interval while a change is in progress.
 const SOON: Duration = Duration::from_millis(1500);
-/// When to look again otherwise: sidecars are asked, since nothing else tells when a tier goes.
+/// Requeue interval otherwise: sidecars are polled, because nothing else reports the loss of a tier.
 const LATER: Duration = Duration::from_secs(15);
 
-/// Brings what runs in line with a policy, and says in its status how far that is.
+/// Reconciles a policy and reports the progress in its status.
 ///
 /// # Guarantees
-/// - Sidecars are told of a configuration before any pod is restarted for it.
-/// - Nothing is written that is already so: a second run right after the first only reads.
-/// - A write that is refused stops none of the others; the status says what was refused.
+/// - Sidecars receive a configuration before any pod is restarted for it.
+/// - Writes happen only on a difference: a second run right after the first only reads.
+/// - A rejected write stops none of the others; the status reports it.
 pub(super) async fn reconcile(guarded: Arc<Guarded>, leader: Arc<Leader>) -> Result<Action> {
     leader.world.ready().await?;
     let meta = guarded.meta();
@@ -162,7 +162,7 @@ impl Leader {
                 self.tell(&event, &about).await;
             }
         }
-        tracing::debug!(namespace, name, elapsed = ?started.elapsed(), "looked at a policy");
+        tracing::debug!(namespace, name, elapsed = ?started.elapsed(), "reconciled a policy");
         if let Some(first) = refused.into_iter().next() {
             return Err(first.error);
         }
@@ -174,7 +174,8 @@ impl Leader {
     }
 }
 
-/// The sidecars that can be asked: those of the policy's pods, and of pods on their way out that still take requests.
+/// Returns the sidecars that can be polled: those of the policy's pods, and of terminating pods that still take
+/// requests.
 fn sidecars(surveyed: &Survey, writers: &[Writer]) -> Vec<Sidecar> {
     let injected = surveyed.pods.iter().filter(|pod| pod.injected && pod.matched);
     let askable = injected.map(|pod| (&pod.name, pod.address, pod.admin_port));
@@ -186,7 +187,7 @@ fn sidecars(surveyed: &Survey, writers: &[Writer]) -> Vec<Sidecar> {
     askable.chain(leaving).filter_map(sidecar).collect()
 }
 
-/// Whether nothing is on its way that the operator will have to see through.
+/// Returns true if no change is in progress that the operator has to follow.
 fn settled(surveyed: &Survey, status: &CachePolicyStatus, strategy: RolloutStrategy, now: Timestamp) -> bool {
     // What is wrong with other pods is not the operator's to repair.
     let on_its_way = strategy == RolloutStrategy::Restart
@@ -229,7 +230,7 @@ mod tests {
     }
 
     #[test]
-    fn it_looks_again_soon_while_something_is_on_its_way() {
+    fn requeues_soon_while_a_change_is_in_progress() {
         let settled = |surveyed, current| {
             settled(&surveyed, &status(current), RolloutStrategy::Restart, Timestamp::now())
         };
@@ -239,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn it_does_not_wait_for_what_it_does_not_repair() {
+    fn does_not_wait_for_pods_that_it_does_not_repair() {
         let now = Timestamp::now();
         let missed = || surveyed(Some(Fault::Missed));
         assert!(settled(&missed(), &status(1), RolloutStrategy::OnCreate, now));

@@ -1,7 +1,7 @@
-//! Takes back what a deleted policy left: its sidecars pass everything through at once, its workloads are restarted without
-//! them, and its ConfigMap goes with the last of its pods.
+//! Cleans up after a deleted policy: its sidecars pass everything through at once, its workloads are restarted without
+//! them, and its ConfigMap is deleted with the last of its pods.
 //!
-//! A policy has no finalizer, so `kubectl delete` never hangs; the ConfigMap itself is the note of what is left to do, and
+//! A policy has no finalizer, so `kubectl delete` never hangs; the ConfigMap itself records the remaining work, and
 //! survives the operator's absence.
 
 use std::{sync::Arc, time::Duration};
@@ -19,7 +19,7 @@ use crate::{
     world::in_namespace,
 };
 
-/// When to look again while pods still have the sidecar.
+/// Requeue interval while pods still have the sidecar.
 const SOON: Duration = Duration::from_millis(1500);
 
 pub(super) async fn reconcile(map: Arc<ConfigMap>, leader: Arc<Leader>) -> Result<Action> {

@@ -1,4 +1,4 @@
-//! Restarts the workloads whose pods are not what they should be.
+//! Restarts workloads whose pods differ from the desired state.
 
 use std::time::Duration;
 
@@ -19,27 +19,29 @@ use crate::{
     world::in_namespace,
 };
 
-/// How long the webhook configuration must have named a namespace: API servers take a moment to see it.
+/// Minimum time that the webhook configuration must have named a namespace, because API servers observe it with a
+/// delay.
 const SETTLING: Duration = Duration::from_secs(1);
-/// How long an answer of the webhook's is good for.
+/// Time for which a response of the webhook is trusted.
 const REACHED_TRUST: Duration = Duration::from_secs(5);
-/// After a restart the lists of pods and workloads may be out of step for a moment.
+/// Time after a restart during which the lists of pods and workloads may be inconsistent.
 const AFTER_RESTART: SignedDuration = SignedDuration::from_secs(5);
 
-/// Whether new pods can be counted on to get the sidecar.
+/// Readiness of the webhook for new pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum WebhookState {
-    /// They can.
+    /// New pods get the sidecar.
     Answers,
-    /// Not yet: the API server is just being told of the namespace, or replicas of another version may still answer.
+    /// Not ready yet: the API server is only learning of the namespace, or replicas of another version may still
+    /// respond.
     Settling,
-    /// They can't, and why.
+    /// The webhook is unreachable, with the reason.
     Unreachable(String),
 }
 
 impl Leader {
-    /// Restarts what has to be restarted. While new pods might be missed, only to take sidecars back. A workload that can't
-    /// be written keeps none of the others from it.
+    /// Restarts the workloads that need it. While the webhook might miss new pods, only to remove sidecars. A workload
+    /// that cannot be written does not affect the others.
     pub(super) async fn roll(
         &self,
         namespace: &str,
@@ -87,7 +89,7 @@ impl Leader {
         Ok(())
     }
 
-    /// Whether a pod that is made now in `namespace` gets the sidecar.
+    /// Returns the readiness of the webhook for a pod that is created now in `namespace`.
     pub(super) async fn webhook_state(&self, namespace: &str) -> WebhookState {
         let registration = &self.shared.registration;
         let Some(bundle) = registration.bundle() else { return WebhookState::Settling };
@@ -111,7 +113,8 @@ impl Leader {
         }
     }
 
-    /// Whether replicas of another version may still decide over pods: workloads would be restarted twice.
+    /// Returns true if replicas of another version may still serve admissions, in which case workloads would be
+    /// restarted twice.
     fn is_being_upgraded(&self, now: Timestamp) -> bool {
         let namespace = &self.shared.arguments.namespace;
         let own = ObjectRef::new(names::OPERATOR).within(namespace);
@@ -124,10 +127,10 @@ impl Leader {
             || in_namespace(&self.world.pods, namespace).iter().any(|pod| leaving(pod) && replica(pod))
     }
 
-    /// Reports an event. That it can't be is no reason to stop.
+    /// Reports an event. A failure to report it is only logged.
     pub(super) async fn tell(&self, event: &kube::runtime::events::Event, about: &ObjectReference) {
         if let Err(error) = self.shared.recorder.publish(event, about).await {
-            tracing::warn!(%error, reason = event.reason, "an event could not be reported");
+            tracing::warn!(%error, reason = event.reason, "could not report an event");
         }
     }
 }

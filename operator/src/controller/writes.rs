@@ -1,4 +1,4 @@
-//! Everything that the controllers write to the API server.
+//! All writes of the controllers to the API server.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -29,16 +29,16 @@ use crate::{
     workload::{Workload, WorkloadKind},
 };
 
-/// What a policy's ConfigMap holds.
+/// Contents of a policy's ConfigMap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Held {
-    /// Whether it was just written.
+    /// True if the ConfigMap was just written.
     pub(super) wrote: bool,
-    /// The hash of the document that is in it.
+    /// The hash of the document in it.
     pub(super) hash: String,
-    /// Whether that document is served by only while the coverage allows to.
+    /// True if sidecars run the document only while the coverage permits that.
     pub(super) follows_coverage: bool,
-    /// The coverage beside it, as text.
+    /// The coverage beside the document, as text.
     pub(super) coverage: Option<String>,
 }
 
@@ -53,19 +53,20 @@ impl Held {
     }
 }
 
-/// How long a policy's token is taken to exist. A token that somebody deleted is made again after this.
+/// Time for which a policy's token is assumed to exist. A deleted token is recreated after this.
 const TOKEN_TRUST: Duration = Duration::from_secs(300);
-/// How long one is that was there before: it may be that of a deleted policy of the same name, and go with it.
+/// Time for which a token that was found is assumed to exist, because it may belong to a deleted policy of the same
+/// name and be collected with it.
 const FOUND_TOKEN_TRUST: Duration = Duration::from_secs(5);
-/// How many random bytes a token has.
+/// Number of random bytes in a token.
 const TOKEN_BYTES: usize = 32;
 
-/// A write that failed while the others went on.
+/// A failed write, after which the others continued.
 #[derive(Debug)]
 pub(super) struct Refused {
-    /// What was to be done.
+    /// The attempted action.
     pub(super) what: String,
-    /// Why it was not.
+    /// The cause.
     pub(super) error: Error,
 }
 
@@ -79,8 +80,8 @@ impl fmt::Display for Refused {
 }
 
 impl Leader {
-    /// Writes a policy's ConfigMap if it is missing or was written for another configuration. An edit by hand leaves the
-    /// recorded hash as it is and so stays until the policy changes.
+    /// Writes a policy's ConfigMap if it is missing or was written for another configuration. A manual edit leaves the
+    /// recorded hash unchanged and so persists until the policy changes.
     pub(super) async fn put_config_map(
         &self,
         namespace: &str,
@@ -112,14 +113,14 @@ impl Leader {
         Ok(Held::of(&map, wrote))
     }
 
-    /// What a policy's ConfigMap holds, if there is one.
+    /// Returns the contents of a policy's ConfigMap, if there is one.
     pub(super) async fn held(&self, namespace: &str, policy: &str) -> Result<Option<Held>> {
         let maps: Api<ConfigMap> = Api::namespaced(self.shared.client.clone(), namespace);
         let map = maps.get_opt(&names::config_map(policy)).await?;
         Ok(map.map(|map| Held::of(&map, false)))
     }
 
-    /// Writes the coverage beside a policy's document, or takes it away. An edit of the document by hand stays.
+    /// Writes or removes the coverage beside a policy's document. A manual edit of the document persists.
     pub(super) async fn put_coverage(
         &self,
         namespace: &str,
@@ -136,7 +137,7 @@ impl Leader {
         }
     }
 
-    /// Makes the Secret with the token for the admin API, unless there is one. It is never read.
+    /// Creates the Secret with the token for the admin API, if it is missing. The token is never read.
     async fn put_token(&self, namespace: &str, policy: &str, map: &ConfigMap) -> Result<()> {
         let uid = map.uid().unwrap_or_default();
         let mut tokens = self.tokens.lock().await;
@@ -171,7 +172,7 @@ impl Leader {
         Ok(())
     }
 
-    /// Deletes a ConfigMap if it is still as it was seen; its token goes with it.
+    /// Deletes a ConfigMap if it is unchanged since it was observed; its token is deleted with it.
     pub(super) async fn delete_config_map(&self, map: &ConfigMap) -> Result<()> {
         let maps: Api<ConfigMap> =
             Api::namespaced(self.shared.client.clone(), &map.namespace().unwrap_or_default());
@@ -184,8 +185,8 @@ impl Leader {
         }
     }
 
-    /// Notes the hash and the coverage on the pods that have others, so that the kubelet refreshes their ConfigMap at once and
-    /// not in a minute or two. A pod that can't be written keeps none of the others from it.
+    /// Annotates pods with the hash and the coverage if theirs differ, so that the kubelet refreshes their ConfigMap at
+    /// once and not in a minute or two. A pod that cannot be written does not affect the others.
     pub(super) async fn touch(
         &self,
         namespace: &str,
@@ -222,7 +223,7 @@ impl Leader {
         self.patch_workload(namespace, workload, body).await
     }
 
-    /// Forgets how often a workload was restarted without avail.
+    /// Resets the number of a workload's ineffective restarts.
     pub(super) async fn forget_attempts(&self, namespace: &str, workload: &Workload) -> Result<()> {
         let body =
             json!({ "metadata": { "annotations": { names::ROLL_ATTEMPTS: null, names::ROLL_AIM: null } } });
@@ -248,7 +249,7 @@ impl Leader {
         }
     }
 
-    /// Writes a policy's status. Fields that `status` leaves out are taken out.
+    /// Writes a policy's status. Fields that `status` omits are removed.
     pub(super) async fn put_status(
         &self,
         namespace: &str,
@@ -272,8 +273,8 @@ impl Leader {
     }
 }
 
-/// How long a token that was there before is taken to exist. Beside a ConfigMap that has been there for a while it is the
-/// right one: what belonged to an earlier ConfigMap has been collected by then.
+/// Returns the time for which a token that was found is assumed to exist. Beside a ConfigMap of some age it is the
+/// right one, because tokens of an earlier ConfigMap have been collected by then.
 fn found_trust(map: &ConfigMap, now: Timestamp) -> Duration {
     let age =
         map.creation_timestamp().and_then(|created| Duration::try_from(now.duration_since(created.0)).ok());
@@ -311,7 +312,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_refused_write_says_what_the_api_server_said() {
+    fn rejected_write_reports_the_api_servers_message() {
         let status = serde_json::from_value(json!({"code": 403, "message": "denied by a policy"})).unwrap();
         let error = Error::Kubernetes(kube::Error::Api(Box::new(status)));
         let refused = Refused { what: "could not restart Deployment shop".into(), error };

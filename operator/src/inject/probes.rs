@@ -1,13 +1,13 @@
-//! Probes and lifecycle hooks: they say a port's name, and must keep meaning the application's number.
+//! Probes and lifecycle hooks, which refer to a port by name and must continue to reach the application's number.
 
 use serde_json::{Map, Value, json};
 
 const PROBES: [&str; 3] = ["readinessProbe", "livenessProbe", "startupProbe"];
 const HOOKS: [&str; 2] = ["postStart", "preStop"];
-/// The members of a probe or hook that have a port that may be a name; `grpc` takes numbers only.
+/// Members of a probe or hook with a port that may be a name; `grpc` takes numbers only.
 const ACTIONS: [&str; 2] = ["httpGet", "tcpSocket"];
 
-/// Puts `number` wherever a probe or hook of `container` says `name`.
+/// Replaces `name` by `number` in every probe or hook of `container`.
 pub(super) fn redirect(container: &mut Value, name: &str, number: u16) {
     let redirect = |handler: Option<&mut Value>| {
         let Some(handler) = handler.and_then(Value::as_object_mut) else { return };
@@ -27,7 +27,7 @@ pub(super) fn redirect(container: &mut Value, name: &str, number: u16) {
     }
 }
 
-/// Lets a container without a `preStop` wait before it is told to stop. Says whether it did.
+/// Adds a wait before termination to a container without a `preStop`. Returns true if it did.
 pub(super) fn sleep_before_stop(container: &mut Value, seconds: u32) -> bool {
     let has_hook = container.get("lifecycle").and_then(|lifecycle| lifecycle.get("preStop"));
     if seconds == 0 || has_hook.is_some_and(|hook| !hook.is_null()) {

@@ -9,17 +9,17 @@ use serde_json::{Value, json};
 use super::Context;
 use crate::{capture::Captured, compile, names};
 
-/// The user that the sidecar runs as; the image says the same.
+/// The user of the sidecar's process, equal to the image's.
 const USER: u32 = 65532;
 const POLICY_VOLUME: &str = "larder-policy";
 const ADMIN_VOLUME: &str = "larder-admin";
 const POLICY_FOLDER: &str = "/etc/larder/policy";
 const ADMIN_FOLDER: &str = "/etc/larder/admin";
-/// What `RUST_LOG` says where the policy wants to see more than the sidecar logs by itself.
+/// Value of `RUST_LOG` for `sidecar.logLevel: Debug`.
 const DEBUG_LOG: &str = "info,opentelemetry=warn,larder_sidecar=debug";
 
-/// The container: a native sidecar, so that the kubelet starts it before the application and stops it after. There is no
-/// startup probe, for nothing waits for it.
+/// Returns the container: a native sidecar, so that the kubelet starts it before the application and stops it after.
+/// There is no startup probe, because nothing waits for it.
 pub(super) fn container(context: &Context<'_>, captured: &[Captured], secrets: &[SecretKeyRef]) -> Value {
     let settings = context.settings;
     let mut args = Vec::new();
@@ -93,7 +93,7 @@ pub(super) fn container(context: &Context<'_>, captured: &[Captured], secrets: &
     container
 }
 
-/// The volumes. All are optional: the application starts with or without them.
+/// Returns the volumes. All are optional: the application starts with or without them.
 pub(super) fn volumes(policy: &str, secrets: &[SecretKeyRef]) -> Vec<Value> {
     let mut volumes = vec![
         json!({ "name": POLICY_VOLUME, "configMap": { "name": names::config_map(policy), "optional": true } }),

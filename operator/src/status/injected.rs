@@ -1,4 +1,4 @@
-//! Whether the pods have the sidecar, and what becomes of those that do not.
+//! The condition `Injected`: the progress of giving every pod the sidecar.
 
 use jiff::Timestamp;
 use larder_crds::{PodCounts, RolloutStrategy};
@@ -9,7 +9,7 @@ use crate::{
     workload::Workload,
 };
 
-/// The verdict behind the condition `Injected`.
+/// Derives the condition `Injected`.
 pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp) -> Verdict {
     let surveyed = &seen.survey.pods;
     if !wants_sidecars(seen) {
@@ -21,7 +21,7 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
         );
     }
     if pods.matched == 0 {
-        return Verdict::new(None, "NoPods", "no pod has the labels that the selector names");
+        return Verdict::new(None, "NoPods", "the selector matches no pod");
     }
     let of = format!("{} of {} pods have the sidecar", pods.injected, pods.matched);
     if let Some((pod, skip)) = surveyed.iter().find_map(|pod| Some((pod, pod.skip.as_ref()?))) {
@@ -49,38 +49,42 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
     let strategy = seen.spec.sidecar.rollout.strategy;
     if let Some(workload) = given_up(seen, now).filter(|_| strategy == RolloutStrategy::Restart) {
         let message = format!(
-            "{of}; {MOST_ATTEMPTS} restarts of {workload} have not helped, so it is restarted no more until its \
+            "{of}; {MOST_ATTEMPTS} restarts of {workload} have not helped; no further restarts until its \
              template or the policy's sidecar changes: check that the API server reaches port 9443 of the operator's \
-             pods (firewalls, NetworkPolicies) and that nothing else takes the sidecar out"
+             pods (firewalls, NetworkPolicies) and that nothing else removes the sidecar"
         );
         return Verdict::new(complete, "RestartsDoNotHelp", message);
     }
     match (strategy, complete) {
         (RolloutStrategy::OnCreate, false) => {
-            Verdict::new(false, "OnCreate", format!("{of}; the others get it when they are made again"))
+            Verdict::new(false, "OnCreate", format!("{of}; the others get it when they are recreated"))
         }
         (RolloutStrategy::OnCreate, true) => {
-            let message = format!("{of}; {outdated} of them of other settings, until they are made again");
+            let message =
+                format!("{of}; {outdated} of them with outdated settings, until they are recreated");
             Verdict::new(true, "Outdated", message)
         }
         (RolloutStrategy::Restart, false) => {
             Verdict::new(false, "Missed", format!("{of}; {}", remedy(seen, now)))
         }
         (RolloutStrategy::Restart, true) => {
-            let message = format!("{of}; {outdated} are to be replaced by newer ones: {}", remedy(seen, now));
+            let message = format!(
+                "{of}; {outdated} have outdated settings and are being replaced: {}",
+                remedy(seen, now)
+            );
             Verdict::new(true, "Outdated", message)
         }
     }
 }
 
-/// A workload that is restarted no more, since that does not help.
+/// Returns a workload that is no longer restarted, because restarts have no effect.
 fn given_up<'a>(seen: &Observation<'a>, now: Timestamp) -> Option<&'a Workload> {
     let workloads = seen.survey.workloads.iter();
     let mut workloads = workloads.map(|(workload, pods)| (workload, decide(pods, &workload.progress, now)));
     workloads.find(|(_, decision)| *decision == Decision::GivenUp).map(|(workload, _)| workload)
 }
 
-/// How the pods that are not right become so, where workloads are restarted.
+/// Returns the remedy for pods that deviate, where workloads are restarted.
 fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
     let (mut restarted, mut manual, mut owned) = (false, Vec::new(), 0);
     for (workload, pods) in &seen.survey.workloads {
@@ -97,12 +101,12 @@ fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
     }
     if !manual.is_empty() {
         parts.push(format!(
-            "the pods of {} must be made again by hand, since it is paused, has a partition or the strategy OnDelete",
+            "the pods of {} must be recreated manually, because it is paused, has a partition or the strategy OnDelete",
             manual.join(", ")
         ));
     }
     if seen.survey.pods.iter().filter(|pod| pod.fault.is_some()).count() > owned {
-        parts.push("pods of no Deployment or StatefulSet must be made again by hand".to_owned());
+        parts.push("pods of no Deployment or StatefulSet must be recreated manually".to_owned());
     }
     parts.join("; ")
 }

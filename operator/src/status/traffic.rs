@@ -1,4 +1,4 @@
-//! Whether requests reach the sidecar: by the Services that select the pods.
+//! The condition `TrafficCaptured`, derived from the Services that select the pods.
 
 use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOrString};
 use kube::ResourceExt;
@@ -6,15 +6,16 @@ use kube::ResourceExt;
 use super::{Observation, Verdict};
 use crate::{capture::Captured, survey::PodReport};
 
-/// How a Service relates to the captured ports.
+/// Relation of a Service to the captured ports.
 enum Way {
-    /// One of its ports names a captured port.
+    /// One of its ports refers to a captured port by name.
     Captured,
-    /// One of its ports goes to the application's number.
+    /// One of its ports leads to the application's number.
     Past(String),
-    /// It has no address of its own: its clients choose the pod and, unless they look up SRV records, the number.
+    /// The Service has no address of its own: its clients choose the pod and, unless they look up SRV records, the
+    /// number.
     Headless,
-    /// It is about other ports.
+    /// The Service concerns other ports.
     Elsewhere,
 }
 
@@ -48,8 +49,8 @@ pub(super) fn captured(seen: &Observation<'_>) -> Verdict {
             false,
             "HeadlessService",
             format!(
-                "Service {name} is headless: its clients connect to the pods' own numbers and pass the cache by; let \
-                 them use a Service with an address, whose targetPort is the port's name"
+                "Service {name} is headless: its clients connect to the application's port and bypass the cache; use \
+                 a Service with a cluster IP, whose targetPort is the port's name"
             ),
         ),
         (names, []) => {
@@ -59,8 +60,8 @@ pub(super) fn captured(seen: &Observation<'_>) -> Verdict {
             true,
             "NamedPort",
             format!(
-                "by the named port of Service {}; clients of the headless Service {headless} that connect to a pod's \
-                 own number pass the cache by",
+                "by the named port of Service {}; clients of the headless Service {headless} that connect to the \
+                 application's port bypass the cache",
                 names.join(", ")
             ),
         ),
@@ -89,7 +90,7 @@ fn way(service: &Service, captured: &Captured) -> Way {
     }
     if goes_past {
         return Way::Past(format!(
-            "its targetPort {number} goes to the application, past the cache; write targetPort: {}",
+            "its targetPort {number} bypasses the cache; write targetPort: {}",
             captured.name
         ));
     }
@@ -120,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_numeric_target_port_goes_past() {
+    fn numeric_target_port_bypasses_the_sidecar() {
         let named = service("web", json!({"port": 80, "targetPort": "http"}), "10.0.0.1");
         let numeric = service("old", json!({"port": 80, "targetPort": 8080}), "10.0.0.1");
         scene(&[named, numeric]).expect(
@@ -134,7 +135,7 @@ mod tests {
     }
 
     #[test]
-    fn a_headless_service_alone_goes_past() {
+    fn headless_service_alone_bypasses_the_sidecar() {
         let headless = || service("peers", json!({"port": 8080, "targetPort": "http"}), "None");
         scene(&[headless()]).expect(TrafficCaptured, "False", "HeadlessService", "Service peers");
         let named = service("web", json!({"port": 80, "targetPort": "http"}), "10.0.0.1");

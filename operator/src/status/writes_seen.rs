@@ -1,4 +1,4 @@
-//! Whether every write to the pods passes a sidecar that purges by it.
+//! The condition `WritesSeen`: every write to the pods passes through a sidecar that purges by it.
 
 use larder_crds::RolloutStrategy;
 use larder_policy::{coverage::State, spec::UnseenWrites};
@@ -8,10 +8,10 @@ use crate::coverage::Sight;
 
 /// The reason while a new policy waits for its pods.
 pub(super) const WAITING: &str = "WaitingForPods";
-/// The reason when pods take writes that nothing sees.
+/// The reason when pods take writes that no sidecar sees.
 pub(super) const UNSEEN: &str = "UnseenWrites";
 
-/// The verdict behind the condition `WritesSeen`.
+/// Derives the condition `WritesSeen`.
 pub(super) fn writes_seen(seen: &Observation<'_>) -> Verdict {
     let Some(view) = seen.coverage else {
         return match seen.refusal {
@@ -23,7 +23,7 @@ pub(super) fn writes_seen(seen: &Observation<'_>) -> Verdict {
     };
     let effect = match (view.state, view.choice) {
         (State::Serving, _) => {
-            "responses may be older than such a write, for their TTL at most, as invalidation.unseenWrites says"
+            "responses may be older than such a write, by their TTL at most (invalidation.unseenWrites: Serve)"
         }
         (State::Waiting | State::Interrupted, UnseenWrites::PassThrough) => {
             "every sidecar passes everything through until each pod has a sidecar"
@@ -39,15 +39,15 @@ pub(super) fn writes_seen(seen: &Observation<'_>) -> Verdict {
     }
     if view.state != State::Serving {
         let message = match view.assessment.awaited.first() {
-            Some(pod) => format!("waiting for the sidecar of pod {pod} to say that it runs the policy"),
-            None => "every pod has the sidecar; the sidecars are being told".to_owned(),
+            Some(pod) => format!("waiting for the sidecar of pod {pod} to confirm that it runs the policy"),
+            None => "every pod has the sidecar; informing the sidecars".to_owned(),
         };
         return Verdict::new(false, WAITING, message);
     }
     Verdict::new(true, "WritesSeen", "every pod that takes requests has the sidecar")
 }
 
-/// Why the sidecars serve nothing from the cache although all else is well, if that is so.
+/// Returns the reason that sidecars serve nothing from the cache although all other conditions hold, if there is one.
 pub(super) fn waiting(seen: &Observation<'_>, writes: &Verdict) -> Option<Verdict> {
     let view = seen.coverage?;
     if view.state != State::Serving {
@@ -56,22 +56,22 @@ pub(super) fn waiting(seen: &Observation<'_>, writes: &Verdict) -> Option<Verdic
     let answers = || seen.answers.values().filter_map(|answer| answer.as_ref().ok());
     let waiting = answers().filter(|answer| answer.waits()).count();
     let message = format!(
-        "{waiting} of {} sidecars have not heard yet that every pod has the sidecar; they pass everything through",
+        "{waiting} of {} sidecars have not yet learned that every pod has the sidecar, and pass everything through",
         answers().count()
     );
     (waiting > 0).then(|| Verdict::new(false, WAITING, message))
 }
 
-/// What a person can do, where the operator does nothing by itself.
+/// Returns the remedy for the user, where the operator does nothing by itself.
 fn remedy(seen: &Observation<'_>) -> Option<&'static str> {
     let view = seen.coverage?;
     let has = |sight| view.assessment.unseen.iter().any(|(_, of)| *of == sight);
     if has(Sight::OptedOut) {
         return Some(match view.choice {
             UnseenWrites::PassThrough => {
-                "let the selector leave the pod out, take the label off, or set invalidation.unseenWrites: Serve"
+                "exclude the pod from the selector, remove the label, or set invalidation.unseenWrites: Serve"
             }
-            UnseenWrites::Serve => "let the selector leave the pod out, or take the label off",
+            UnseenWrites::Serve => "exclude the pod from the selector, or remove the label",
         });
     }
     let on_create = seen.spec.sidecar.rollout.strategy == RolloutStrategy::OnCreate;
@@ -82,12 +82,12 @@ fn remedy(seen: &Observation<'_>) -> Option<&'static str> {
              Restart, or set invalidation.unseenWrites: Serve",
         ),
         UnseenWrites::Serve if on_create => {
-            Some("restart the pods by hand, or set sidecar.rollout.strategy: Restart")
+            Some("restart the pods manually, or set sidecar.rollout.strategy: Restart")
         }
-        UnseenWrites::PassThrough => Some(
-            "the condition Injected says how the pods get one; invalidation.unseenWrites: Serve goes on without",
-        ),
-        UnseenWrites::Serve => Some("the condition Injected says how the pods get one"),
+        UnseenWrites::PassThrough => {
+            Some("see the condition Injected for the remedy, or set invalidation.unseenWrites: Serve")
+        }
+        UnseenWrites::Serve => Some("see the condition Injected for the remedy"),
     }
 }
 
@@ -114,7 +114,7 @@ mod tests {
     }
 
     #[test]
-    fn every_write_is_seen_or_the_policy_does_not_care() {
+    fn writes_seen_is_true_when_seen_or_irrelevant() {
         Scene::default().expect(WritesSeen, "True", "NoRules", "no onWrite rules");
         let covered = || scene(State::Serving, UnseenWrites::PassThrough, None, "Restart");
         covered().expect(WritesSeen, "True", "WritesSeen", "every pod");
@@ -122,7 +122,7 @@ mod tests {
     }
 
     #[test]
-    fn first_rollout_waits_and_says_so() {
+    fn first_rollout_waits_and_reports_it() {
         let waits = || scene(State::Waiting, UnseenWrites::PassThrough, Some(Sight::Plain), "Restart");
         waits().expect(WritesSeen, "False", "WaitingForPods", "writes through pod plain are not seen");
         waits().expect(Ready, "False", "WaitingForPods", "passes everything through");
@@ -136,21 +136,21 @@ mod tests {
         passes().expect(WritesSeen, "False", "UnseenWrites", "passes everything through");
         passes().expect(Ready, "False", "WaitingForPods", "pod plain");
         let serves = || scene(State::Serving, UnseenWrites::Serve, Some(Sight::OptedOut), "Restart");
-        serves().expect(WritesSeen, "False", "UnseenWrites", "for their TTL at most");
-        serves().expect(WritesSeen, "False", "UnseenWrites", "take the label off");
+        serves().expect(WritesSeen, "False", "UnseenWrites", "by their TTL at most");
+        serves().expect(WritesSeen, "False", "UnseenWrites", "remove the label");
         serves().expect(Ready, "True", "Serving", "1 pods");
     }
 
     #[test]
-    fn sidecars_that_have_not_heard_yet_are_not_ready() {
+    fn uninformed_sidecars_are_not_ready() {
         let covered = scene(State::Serving, UnseenWrites::PassThrough, None, "Restart");
         let waits = Answer { hash: Some(HASH.into()), state: Some("waiting".into()), ..Answer::default() };
         let unheard = Scene { answers: vec![("a", Ok(waits))], ..covered };
-        unheard.expect(Ready, "False", "WaitingForPods", "1 of 1 sidecars have not heard");
+        unheard.expect(Ready, "False", "WaitingForPods", "1 of 1 sidecars have not yet learned");
     }
 
     #[test]
-    fn sidecar_that_runs_something_older_is_named() {
+    fn sidecar_with_an_older_configuration_is_named() {
         let mut scene = scene(State::Waiting, UnseenWrites::PassThrough, None, "Restart");
         scene.coverage.as_mut().unwrap().assessment.awaited = vec!["older".into()];
         scene.expect(WritesSeen, "False", "WaitingForPods", "pod older");

@@ -1,9 +1,9 @@
-//! What is in the TLS Secret, and what has to be in it at a given time.
+//! The contents of the TLS Secret, as found and as required at a given time.
 //!
 //! # Guarantees
-//! - A leaf is renewed when two thirds of its life are over, a CA likewise.
+//! - A leaf is renewed after two thirds of its lifetime, and so is a CA.
 //! - A new CA is in the bundle at least [`HEAD_START`] before it signs anything, so that API servers know it by then.
-//! - The bundle keeps the CA before until no leaf of its can be in use.
+//! - The bundle retains the previous CA until none of its leaves can be in use.
 
 use std::{collections::BTreeMap, time::Duration};
 
@@ -21,9 +21,9 @@ use crate::{
 
 const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(30 * 24);
 const CA_LIFE: SignedDuration = SignedDuration::from_hours(365 * 24);
-/// How long a new CA is in the bundle before it signs.
+/// Minimum time that a new CA is in the bundle before it signs.
 const HEAD_START: SignedDuration = SignedDuration::from_hours(1);
-/// Clocks differ: certificates are valid from a little before they were made.
+/// Tolerated clock difference: certificates are valid from this long before their creation.
 const SKEW: SignedDuration = SignedDuration::from_mins(5);
 
 const CA: &str = "ca";
@@ -32,32 +32,32 @@ const PREVIOUS_CA: &str = "previous-ca";
 const LEAF: &str = "tls";
 const BUNDLE: &str = "ca-bundle.crt";
 
-/// A certificate, its key and when it was made.
+/// A certificate, its key and its time of creation.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Issued {
     /// PEM.
     pub certificate: String,
     /// PEM.
     pub key: String,
-    /// When it was made.
+    /// Time of creation.
     pub at: Timestamp,
 }
 
-/// All that is in the Secret.
+/// Contents of the Secret.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Material {
-    /// What the webhook serves with.
+    /// The certificate that the webhook serves with.
     pub leaf: Issued,
-    /// What signs leaves.
+    /// The CA that signs leaves.
     pub ca: Issued,
-    /// What will sign them.
+    /// The CA that will sign leaves next.
     pub next_ca: Option<Issued>,
-    /// What signed them before.
+    /// The CA that signed leaves before.
     pub previous_ca: Option<Issued>,
 }
 
 impl Material {
-    /// What is in a Secret.
+    /// Parses a Secret.
     ///
     /// # Errors
     /// If something is missing or is not text.
@@ -82,13 +82,13 @@ impl Material {
         Ok(material)
     }
 
-    /// Every CA that may have signed a leaf in use.
+    /// Returns every CA that may have signed a leaf in use.
     pub fn bundle(&self) -> String {
         let others = self.next_ca.iter().chain(&self.previous_ca);
         std::iter::once(&self.ca).chain(others).map(|ca| ca.certificate.as_str()).collect()
     }
 
-    /// The Secret's data.
+    /// Returns the Secret's data.
     pub fn data(&self) -> BTreeMap<&'static str, String> {
         let Self { leaf, ca, next_ca, previous_ca } = self;
         let mut data = BTreeMap::from([
@@ -109,7 +109,7 @@ impl Material {
         data
     }
 
-    /// The Secret's annotations: when each was made.
+    /// Returns the Secret's annotations: the time of each creation.
     pub fn annotations(&self) -> BTreeMap<String, String> {
         let Self { leaf, ca, next_ca, previous_ca } = self;
         let all = [
@@ -126,10 +126,10 @@ fn issued_at(name: &str) -> String {
     format!("larder.dev/{name}-issued-at")
 }
 
-/// What has to be in the Secret at `now`, if that is not what is in it.
+/// Returns the contents that the Secret must have at `now`, if they differ from the current ones.
 ///
 /// # Errors
-/// If a certificate could not be made.
+/// If a certificate could not be created.
 pub(super) fn renew(
     current: Option<Material>,
     dns_names: &[String],
@@ -166,8 +166,8 @@ fn new_ca(now: Timestamp) -> Result<Issued> {
     Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem(), at: now })
 }
 
-/// The same time gives the same name, so that a CA can sign when only its key and its time are known; two CAs have two
-/// names, so that nobody takes one for the other.
+/// Returns the parameters of a CA. The name is derived from the time, so that a CA can sign when only its key and its
+/// time are known, and two CAs never share a name.
 fn ca_params(at: Timestamp) -> CertificateParams {
     let mut params = CertificateParams::default();
     params.distinguished_name = rcgen::DistinguishedName::new();
@@ -197,7 +197,7 @@ fn new_leaf(ca: &Issued, dns_names: &[String], now: Timestamp) -> Result<Issued>
     Ok(Issued { certificate: certificate.pem(), key: key.serialize_pem(), at: now })
 }
 
-/// The time since 1970.
+/// Returns the time since 1970.
 fn seconds(at: Timestamp) -> Duration {
     Duration::from_secs(u64::try_from(at.as_second()).unwrap_or(0))
 }
@@ -229,7 +229,7 @@ mod tests {
         renew(None, &names(), start()).unwrap().unwrap()
     }
 
-    /// Whether a client that trusts `bundle` takes `leaf` at `at`.
+    /// Returns true if a client that trusts `bundle` accepts `leaf` at `at`.
     fn trusts(bundle: &str, leaf: &str, at: Timestamp) -> bool {
         let mut roots = RootCertStore::empty();
         for certificate in CertificateDer::pem_slice_iter(bundle.as_bytes()) {
@@ -250,7 +250,7 @@ mod tests {
     }
 
     #[test]
-    fn a_fresh_one_is_trusted_and_is_read_back() {
+    fn fresh_authority_is_trusted_and_round_trips() {
         let material = fresh();
         assert!(trusts(&material.bundle(), &material.leaf.certificate, start()));
         assert_eq!(Material::read(&written(&material)).unwrap(), material);
@@ -288,7 +288,7 @@ mod tests {
     }
 
     #[test]
-    fn after_a_year_of_absence_everything_is_made_anew() {
+    fn everything_is_recreated_after_a_year_of_absence() {
         let before = fresh();
         let after = renew(Some(before.clone()), &names(), days(366)).unwrap().unwrap();
         assert_ne!(after.ca, before.ca);
@@ -296,7 +296,7 @@ mod tests {
     }
 
     #[test]
-    fn a_broken_secret_is_not_taken() {
+    fn broken_secret_is_rejected() {
         let mut secret = written(&fresh());
         secret.data.as_mut().unwrap().insert("ca.key".into(), ByteString(b"x".to_vec()));
         assert!(Material::read(&secret).is_err());

@@ -378,7 +378,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_of_everyday_requests_tell_of_nobody() {
+    fn common_request_headers_identify_nobody() {
         for name in [
             "",
             "accept",

@@ -32,7 +32,7 @@ const fn stale(stale_for: u64, use_: StaleUse) -> Verdict {
 use StaleUse::{AsAsked, No, OnError, WhileRevalidating};
 
 #[test]
-fn fresh_is_what_is_younger_than_its_lifetime() {
+fn response_is_fresh_while_younger_than_its_lifetime() {
     for (control, age, resident, expected) in [
         ("max-age=60", 0, 0, fresh(60)),
         ("max-age=60", 10, 0, fresh(50)),
@@ -52,7 +52,7 @@ fn fresh_is_what_is_younger_than_its_lifetime() {
 }
 
 #[test]
-fn a_ttl_replaces_what_the_answer_says_and_a_cap_does_not() {
+fn ttl_replaces_the_declared_lifetime_and_a_cap_does_not() {
     let (ttl, capped) = (route(Some(60)), Lifetimes { max_ttl: Some(seconds(60)), ..Default::default() });
     for control in ["max-age=5", "no-cache", "s-maxage=0, must-revalidate", "x"] {
         let verdict = |resident| judge(&claims(control, 500), &ttl, seconds(resident), &asked("")).verdict;
@@ -84,7 +84,7 @@ fn a_status_has_a_ttl_of_its_own() {
 }
 
 #[test]
-fn stale_windows_of_the_answer() {
+fn stale_windows_follow_the_response() {
     let both = "stale-while-revalidate=10, stale-if-error=30";
     for (control, stale_for, expected) in [
         ("max-age=60", 0, WhileRevalidating),
@@ -104,7 +104,7 @@ fn stale_windows_of_the_answer() {
 }
 
 #[test]
-fn stale_windows_of_the_route() {
+fn stale_windows_follow_the_route() {
     let windows = |ttl| Lifetimes {
         ttl,
         stale_while_revalidate: Some(seconds(10)),
@@ -128,7 +128,7 @@ fn stale_windows_of_the_route() {
 }
 
 #[test]
-fn what_the_client_asks() {
+fn request_directives_limit_freshness() {
     // Its life is 60 s, its age at first 10 s.
     for (control, request, resident, expected) in [
         ("max-age=60", "max-age=30", 20, fresh(30)),
@@ -159,7 +159,7 @@ fn what_the_client_asks() {
 }
 
 #[test]
-fn what_a_verdict_lets_one_do() {
+fn verdict_decides_the_permitted_use() {
     for (verdict, now, refreshes, on_error) in [
         (fresh(1), true, false, true),
         (stale(1, No), false, false, false),
@@ -176,7 +176,7 @@ fn what_a_verdict_lets_one_do() {
 }
 
 #[test]
-fn how_long_it_is_worth_keeping() {
+fn storage_time_covers_lifetime_stale_window_and_validator() {
     for (control, age, ttl, expected) in [
         ("max-age=60", 10, None, 50),
         ("max-age=60, stale-if-error=30", 10, None, 80),
@@ -233,7 +233,7 @@ prop_compose! {
     }
 }
 
-/// How much longer it may be served as fresh.
+/// Returns the remaining freshness lifetime.
 fn ttl_left(claims: &Claims, route: &Lifetimes, resident: Duration) -> Duration {
     match judge(claims, route, resident, &RequestDirectives::default()).verdict {
         Verdict::Fresh { ttl } => ttl,
@@ -314,7 +314,7 @@ proptest! {
 }
 
 #[test]
-fn a_ttl_that_the_answer_gives_goes_before_that_of_the_route() {
+fn ttl_stated_by_the_response_precedes_the_routes() {
     let given = claims("", 0).with_given_ttl(Some(Duration::from_secs(7)));
     let route = Lifetimes { ttl: Some(Duration::from_secs(60)), ..Lifetimes::default() };
     assert_eq!(ttl(&given, &route), Some(Duration::from_secs(60)), "no route asked for it");
@@ -325,7 +325,7 @@ fn a_ttl_that_the_answer_gives_goes_before_that_of_the_route() {
 }
 
 #[test]
-fn ttls_of_one_time_end_apart() {
+fn jittered_ttls_end_at_different_times() {
     let route = Lifetimes { ttl: Some(Duration::from_secs(100)), jitter_percent: 10, ..Lifetimes::default() };
     let of = |spread| ttl(&claims("", 0).with_spread(spread), &route).unwrap();
     assert_eq!(of(0), Duration::from_secs(100));
@@ -334,7 +334,7 @@ fn ttls_of_one_time_end_apart() {
 }
 
 #[test]
-fn the_nearer_the_end_and_the_slower_the_source_the_likelier_a_refresh() {
+fn early_refresh_is_likelier_near_expiry_and_for_slow_sources() {
     let share = |delay: u64, left: u64| {
         let claims = Claims { delay: Duration::from_millis(delay), ..claims("", 0) };
         let (left, resident) = (Duration::from_millis(left), Duration::from_millis(10_000 - left));

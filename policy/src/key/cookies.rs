@@ -87,7 +87,7 @@ mod tests {
     }
 
     #[test]
-    fn only_those_that_are_named_are_in_it_in_the_order_of_the_route() {
+    fn only_named_cookies_are_keyed_in_route_order() {
         assert_eq!(
             text(&["lang", "theme"], "theme=dark; session=1; lang=en"),
             "#cookie:lang=en&cookie:theme=dark"
@@ -99,7 +99,7 @@ mod tests {
     }
 
     #[test]
-    fn what_an_application_might_take_for_it_is_in_it() {
+    fn ambiguous_cookie_names_are_keyed() {
         for cookie in [
             "%6Cang=de",
             "LANG=de",

@@ -52,7 +52,7 @@ fn has_method_scheme_host_path_and_query() {
 }
 
 #[test]
-fn spellings_are_told_apart_and_purged_together() {
+fn spellings_have_distinct_keys_and_shared_purge_names() {
     let plain = KeyRules::default();
     for [one, other] in [
         [("/users/1", ("host", "shop")), ("/%75sers/1", ("host", "shop"))],
@@ -104,7 +104,7 @@ fn cookies_on_lines_of_their_own_are_those_of_one_line() {
 }
 
 #[test]
-fn a_purge_finds_it_by_key_with_and_without_host_and_by_path() {
+fn purge_matches_by_key_with_and_without_host_and_by_path() {
     let names = key("/p/?a=1", &[("host", "h")], &KeyRules::default()).purge_names();
     assert_eq!(
         names,
@@ -113,7 +113,7 @@ fn a_purge_finds_it_by_key_with_and_without_host_and_by_path() {
 }
 
 #[test]
-fn what_forwarded_claims_of_the_host_is_in_it_and_the_client_is_not() {
+fn forwarded_host_is_keyed_and_client_is_not() {
     let plain = KeyRules::default();
     let forwarded = |value| key("/p", &[("host", "h"), ("forwarded", value)], &plain);
     assert_eq!(
@@ -140,13 +140,13 @@ fn what_forwarded_claims_of_the_host_is_in_it_and_the_client_is_not() {
 }
 
 #[test]
-fn what_applications_make_links_from_is_in_it() {
+fn link_building_headers_are_keyed() {
     let plain = KeyRules::default();
     assert_ne!(key("/p", &[("x-forwarded-prefix", "/evil")], &plain), key("/p", &[], &plain));
 }
 
 #[test]
-fn only_the_parameters_that_count_are_in_it() {
+fn only_allowed_parameters_are_keyed() {
     let rules = query_rules(&["page", "filter_*"], QueryOrder::AsSent);
     assert_eq!(key("/p?x=1&page=2&y=3&filter_a=4", &[], &rules).as_str(), "GET:http:///p?page=2&filter_a=4");
     assert_eq!(key("/p?x=1", &[], &rules), key("/p", &[], &rules));
@@ -157,7 +157,7 @@ fn only_the_parameters_that_count_are_in_it() {
 }
 
 #[test]
-fn a_sorted_query_keeps_what_is_of_one_name_in_order() {
+fn sorted_query_preserves_order_within_a_name() {
     let rules = query_rules(&[], QueryOrder::Sorted);
     let sorted =
         |query: &str| key(&format!("/?{query}"), &[], &rules).as_str()["GET:http:///?".len()..].to_owned();
@@ -179,7 +179,7 @@ fn a_sorted_query_is_sent_as_it_is_keyed() {
 }
 
 #[test]
-fn a_body_and_cookies_are_in_it_where_they_are_keyed() {
+fn body_and_cookies_are_keyed_on_request() {
     let hash = blake3::hash(b"{}");
     let rules = KeyRules::new(Some(&KeySpec { cookies: strings(&["lang"]), ..KeySpec::default() }));
     let both = key_with("/p", &[("cookie", "lang=en")], Some(&hash), &rules);
@@ -209,7 +209,7 @@ fn the_port_is_a_number() {
 }
 
 #[test]
-fn several_hosts_are_all_in_it() {
+fn several_hosts_are_all_keyed() {
     let plain = KeyRules::default();
     let key = key("/", &[("host", "A b"), ("Host", "B%")], &plain);
     assert_eq!(key.as_str(), "GET:http://A%20b/#host=A%20b,%20B%25");

@@ -183,7 +183,7 @@ mod tests {
     }
 
     #[test]
-    fn spellings_of_one_path_meet() {
+    fn spellings_of_one_path_share_a_reading() {
         for (path, spellings) in [
             (
                 "/users/1",
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn other_paths_stay_others() {
+    fn different_paths_stay_different() {
         for (one, other) in [
             ("/users/1", "/users/2"),
             ("/users/1", "/users"),
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn decoding_ends_with_what_it_makes_itself() {
+    fn decoding_covers_escapes_that_decoding_creates() {
         for (text, decoded) in [
             ("%2541", "A"),
             ("%252525252541", "A"),

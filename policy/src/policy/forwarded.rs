@@ -108,7 +108,7 @@ mod tests {
     ];
 
     #[test]
-    fn only_what_is_in_the_key_or_changes_nothing_goes_through() {
+    fn only_keyed_and_neutral_headers_are_forwarded() {
         let route = "forwardHeaders: Keyed, key: {headers: [accept], cookies: [lang], ignoreHeaders: [authorization]}";
         let expected = [
             "accept-encoding: gzip",
@@ -124,7 +124,7 @@ mod tests {
     }
 
     #[test]
-    fn a_keyed_cookie_header_and_agent_go_through_whole() {
+    fn keyed_cookie_header_and_agent_are_forwarded_whole() {
         let lines = forwarded("forwardHeaders: Keyed, key: {headers: [Cookie, User-Agent]}", &SENT[4..8]);
         let expected = [
             "cookie: other=2; lang=en",
@@ -137,13 +137,13 @@ mod tests {
     }
 
     #[test]
-    fn all_go_through_unless_the_route_says_otherwise() {
+    fn all_headers_are_forwarded_by_default() {
         assert_eq!(ForwardHeaders::default(), ForwardHeaders::All);
         assert_eq!(forwarded("ttl: 1s", &SENT).len(), SENT.len());
     }
 
     #[test]
-    fn a_body_in_the_key_goes_with_what_says_how_to_read_it() {
+    fn keyed_body_is_forwarded_with_its_content_headers() {
         let route = "forwardHeaders: Keyed, key: {body: {}}";
         let route = route.replace("key", "match: {path: /a, methods: [POST]}, key");
         let spec = format!("routes: [{{name: a, {route}}}]");

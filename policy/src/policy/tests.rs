@@ -82,7 +82,7 @@ fn a_route_may_ask_for_headers_which_are_then_in_the_key() {
 }
 
 #[test]
-fn what_a_route_says_of_lifetimes_and_clients() {
+fn route_decides_lifetimes_and_client_directives() {
     let text = SHOP.replace("ttl: 120s", "maxTTL: 1h\n  statuses: [{code: 200}, {code: 404, ttl: 10s}]\n  staleWhileRevalidate: 0s\n  staleIfError: 10m\n  storeDespite: [NoStore, VaryAny]\n  clientDirectives: Honor");
     let policy = Policy::compile(&spec(&text)).unwrap();
     let route = &policy.routes()[0];
@@ -102,7 +102,7 @@ fn what_a_route_says_of_lifetimes_and_clients() {
 }
 
 #[test]
-fn a_post_is_told_apart_by_its_body() {
+fn posts_are_distinguished_by_body() {
     let text = SHOP.replace("/api/users/{name}\"}", "/graphql\", methods: [POST]}\n  key: {body: {}}");
     let policy = Policy::compile(&spec(&text)).unwrap();
     assert_eq!(route(&policy, &Method::POST, "/graphql").unwrap().route.body_limit(), Some(64 << 10));
@@ -164,7 +164,7 @@ fn targeted_headers_are_our_own_and_those_that_are_listed() {
 }
 
 #[test]
-fn what_a_route_bypasses_by_counts_where_only_some_parameters_do() {
+fn bypass_parameters_are_keyed_beside_allowed_ones() {
     let text = SHOP.replace("  tags: [\"user:{id}\"]\n-", "  key: {query: {allow: [page]}}\n-");
     let policy = Policy::compile(&spec(&text)).unwrap();
     let path = NormalPath::new("/api/users/7");
@@ -198,7 +198,7 @@ fn a_write_purges_what_the_policy_names() {
     assert!(purged(&policy, &Method::GET, "/api/users/7").is_empty());
 }
 
-/// What a response to GET of a path can be purged by, besides its key.
+/// Returns the purge names of the response to GET of a path, without its key.
 fn names_of(policy: &Policy, path: &str) -> Vec<PurgeName> {
     let path = NormalPath::new(path);
     let found = policy.route(&Method::GET, &path, &HeaderMap::new());
@@ -207,7 +207,7 @@ fn names_of(policy: &Policy, path: &str) -> Vec<PurgeName> {
 }
 
 #[test]
-fn a_write_purges_whatever_characters_and_spellings_a_value_has() {
+fn write_purges_any_spelling_of_a_value() {
     let by = |purge: &str| {
         let text = format!(
             r#"
@@ -261,7 +261,7 @@ invalidation:
 }
 
 #[test]
-fn a_write_in_disguise_is_matched_by_whatever_it_may_be() {
+fn disguised_write_matches_every_reading() {
     let policy = Policy::compile(&spec(SHOP)).unwrap();
     let of = |method: Method, path: &str, query: Option<&str>, line: (&str, &str)| {
         let fields = [(line.0.as_bytes(), line.1.as_bytes())];
@@ -307,7 +307,7 @@ fn the_shape_changes_with_keys_tags_and_writes_and_not_with_lifetimes() {
 }
 
 #[test]
-fn says_everything_that_is_wrong() {
+fn every_policy_error_is_reported() {
     let broken = SHOP
         .replace("120s", "0s")
         .replace("l2:", "l1: {maxSize: 1Gi, maxObjectSize: 512Mi}\nl2:")
@@ -335,7 +335,7 @@ fn says_everything_that_is_wrong() {
 }
 
 #[test]
-fn says_everything_that_is_wrong_with_a_route() {
+fn every_route_error_is_reported() {
     let broken = r#"
 targetedCacheControl: [Cache-Control, "a b"]
 routes:
@@ -380,7 +380,7 @@ routes:
     );
 }
 
-/// What is wrong with a policy of this spec.
+/// Returns the errors in a policy with this spec.
 fn problems(text: &str) -> Vec<String> {
     Policy::compile(&spec(text)).unwrap_err().iter().map(ToString::to_string).collect()
 }
@@ -416,7 +416,7 @@ routes:
 "#;
 
 #[test]
-fn what_tiers_and_sources_are_made_ready() {
+fn tiers_and_sources_are_compiled() {
     let policy = Policy::compile(&spec(TIERS)).unwrap();
     assert_eq!(policy.admin_prefix.as_deref(), Some("/_larder"));
     let route = &policy.routes()[0];
@@ -439,7 +439,7 @@ fn what_tiers_and_sources_are_made_ready() {
 }
 
 #[test]
-fn what_a_source_is_asked_by_is_in_the_key() {
+fn source_parameters_are_keyed() {
     let key = |query: &str| {
         let policy = Policy::compile(&spec(TIERS)).unwrap();
         let mut text = String::new();
@@ -470,7 +470,7 @@ fn what_a_source_is_asked_by_is_in_the_key() {
 }
 
 #[test]
-fn what_is_wrong_with_tiers_and_sources() {
+fn every_tier_and_source_error_is_reported() {
     for (from, to, expected) in [
         ("masterName: shop, ", "", "spec.l2.redis.masterName"),
         ("topology: Sentinel, ", "", "spec.l2.redis.masterName"),

@@ -187,7 +187,7 @@ mod tests {
     }
 
     #[test]
-    fn a_key_meets_what_a_route_makes_of_it() {
+    fn handwritten_key_matches_the_routes_form() {
         let policy = "
 routes:
 - {name: some, match: {path: \"/some/{id}\"}, ttl: 60s, key: {query: {allow: [page, sort], order: Sorted}}}

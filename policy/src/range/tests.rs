@@ -62,7 +62,7 @@ fn parts_of_ten_bytes() {
 }
 
 #[test]
-fn content_range_says_what_it_reads() {
+fn content_range_round_trips() {
     for value in ["bytes 0-9/100", "bytes 99-99/100", "bytes 0-9/*"] {
         assert_eq!(ContentRange::parse(value.as_bytes()).unwrap().to_string(), value);
     }
@@ -123,7 +123,7 @@ fn parts_are_put_together_if_they_share_a_strong_validator() {
 }
 
 #[test]
-fn what_is_missing() {
+fn missing_range_is_found() {
     let pieces = |parts: &[(u64, &'static str)]| {
         let mut pieces = Pieces::new(10);
         for (first, text) in parts {

@@ -39,7 +39,7 @@ fn control(value: &str) -> [(&str, &str); 1] {
 }
 
 #[test]
-fn a_plain_cache_does_as_the_headers_say() {
+fn plain_cache_follows_the_headers() {
     for (lines, expected) in [
         (&control("max-age=60")[..], None),
         (&control("s-maxage=60, private=\"x\""), Some(NotStored::Private)),
@@ -66,7 +66,7 @@ fn a_plain_cache_does_as_the_headers_say() {
 }
 
 #[test]
-fn a_status_is_stored_if_something_says_so() {
+fn status_is_stored_with_an_explicit_directive() {
     let plain = Lifetimes::default();
     for status in [200, 201, 204, 299, 302, 400, 404, 418, 499, 500, 503, 599] {
         assert_eq!(reason(&anybody(), status, &[FRESH], &plain), None, "{status}");
@@ -86,9 +86,9 @@ fn a_status_is_stored_if_something_says_so() {
     }
 }
 
-/// They are about the preconditions, the range or the expectation of one request.
+/// Statuses that refer to the preconditions, the range or the expectation of one request.
 #[test]
-fn an_answer_to_what_one_request_asks_besides_is_never_stored() {
+fn response_specific_to_one_request_is_never_stored() {
     let statuses = [412, 416, 417];
     let routes = [
         Lifetimes::default(),
@@ -106,7 +106,7 @@ fn an_answer_to_what_one_request_asks_besides_is_never_stored() {
 }
 
 #[test]
-fn an_answer_to_who_asked_for_a_part_is_stored_if_it_is_a_part_or_the_whole() {
+fn response_to_a_range_is_stored_if_part_or_whole() {
     let asker = Asker { asked_for_part: true, ..anybody() };
     let part = [FRESH, ("content-range", "bytes 0-9/100")];
     let statuses = [200, 206, 404].map(|code| (StatusCode::from_u16(code).unwrap(), MINUTE));
@@ -121,7 +121,7 @@ fn an_answer_to_who_asked_for_a_part_is_stored_if_it_is_a_part_or_the_whole() {
 }
 
 #[test]
-fn must_understand_is_for_statuses_that_are_understood() {
+fn must_understand_requires_a_known_status() {
     for (status, value, expected) in [
         (200, "max-age=60, must-understand, no-store", None),
         (200, "max-age=60, must-understand", None),
@@ -136,7 +136,7 @@ fn must_understand_is_for_statuses_that_are_understood() {
 }
 
 #[test]
-fn who_asked() {
+fn credentials_prevent_storing() {
     let authorized = Asker { authorization: true, ..anybody() };
     let known = Asker { names_a_person: true, ..anybody() };
     let secretive = Asker { no_store: true, ..anybody() };
@@ -194,7 +194,7 @@ fn a_route_lists_statuses() {
 }
 
 #[test]
-fn a_route_stores_in_spite_of_what_it_names() {
+fn route_overrides_the_named_restrictions() {
     let despite = StoreDespite { no_store: true, private: true, set_cookie: true, vary_any: true };
     let route = Lifetimes { ttl: MINUTE, store_despite: despite, ..Default::default() };
     let lines = [("cache-control", "no-store, private"), ("set-cookie", "a=b"), ("vary", "b, *, via, a")];
@@ -203,7 +203,7 @@ fn a_route_stores_in_spite_of_what_it_names() {
 }
 
 #[test]
-fn a_part_says_of_what() {
+fn part_requires_a_valid_content_range() {
     let part = |range, length| [FRESH, ("content-range", range), ("content-length", length)];
     let plain = Lifetimes::default();
     for (range, length, stored) in [
@@ -225,7 +225,7 @@ fn a_part_says_of_what() {
 }
 
 #[test]
-fn what_is_for_proxies_is_not_kept() {
+fn proxy_headers_are_not_stored() {
     let all = headers(&[
         ("proxy-authenticate", "Basic"),
         ("proxy-authentication-info", "x"),

@@ -63,7 +63,7 @@ fn if_modified_since_counts_without_if_none_match() {
 }
 
 #[test]
-fn other_conditions_and_other_answers() {
+fn other_conditions_are_left_to_the_origin() {
     assert_eq!(judged(&[], &[TAG]), Precondition::None);
     assert_eq!(judged(&[("if-match", "\"a\""), ("if-none-match", "\"a\"")], &[TAG]), Precondition::Origins);
     assert_eq!(judged(&[("if-unmodified-since", DATE)], &[TAG]), Precondition::Origins);
@@ -72,7 +72,7 @@ fn other_conditions_and_other_answers() {
 }
 
 #[test]
-fn the_origin_is_asked_by_what_is_stored() {
+fn validation_uses_the_stored_validators() {
     let both = validators(&headers(&[WEAK, MODIFIED])).unwrap();
     assert_eq!(both.if_none_match, Some(HeaderValue::from_static("W/\"a\"")));
     assert_eq!(both.if_modified_since, Some(HeaderValue::from_static(EARLY)));
@@ -80,7 +80,7 @@ fn the_origin_is_asked_by_what_is_stored() {
 }
 
 #[test]
-fn a_304_is_about_what_has_its_validator() {
+fn a_304_selects_by_validator() {
     let other = ("last-modified", LATE);
     for (newer, stored, expected) in [
         (&[TAG][..], &[TAG][..], true),
@@ -102,7 +102,7 @@ fn a_304_is_about_what_has_its_validator() {
 }
 
 #[test]
-fn a_304_freshens_what_does_not_describe_the_bytes() {
+fn a_304_updates_headers_that_do_not_describe_the_bytes() {
     let stored = headers(&[
         ("etag", "W/\"a\""),
         ("content-length", "10"),
@@ -150,7 +150,7 @@ fn a_304_freshens_what_does_not_describe_the_bytes() {
 }
 
 #[test]
-fn a_304_of_ours_describes_no_body() {
+fn generated_304_describes_no_body() {
     let stored = headers(&[
         TAG,
         MODIFIED,

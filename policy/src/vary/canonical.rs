@@ -112,7 +112,7 @@ mod tests {
     }
 
     #[test]
-    fn what_browsers_send_stays_as_it_is_or_keeps_its_meaning() {
+    fn browser_headers_retain_their_meaning() {
         for (name, sent, expected) in [
             ("accept-language", "en-US,en;q=0.9,de;q=0.8", "en-US,en;q=0.9,de;q=0.8"),
             ("accept-language", "de;q=0.80, EN-us , zh-hant-tw;q=0", "en-US,de;q=0.8,zh-Hant-TW;q=0"),

@@ -42,7 +42,7 @@ fn names_are_sorted_and_each_is_there_once() {
 }
 
 #[test]
-fn requests_that_differ_in_what_does_not_matter_are_alike() {
+fn insignificant_differences_share_a_variant() {
     let accept = |lines: &[(&str, &str)]| variant(&["accept"], lines);
     let one = accept(&[("accept", "a, b")]);
     assert_eq!(one, "\naccept=a,b");
@@ -74,7 +74,7 @@ fn requests_that_differ_in_what_does_not_matter_are_alike() {
 }
 
 #[test]
-fn requests_that_differ_are_told_apart() {
+fn different_requests_have_different_variants() {
     let texts = [
         variant(&["a", "b"], &[]),
         variant(&["a", "b"], &[("a", "")]),
@@ -105,7 +105,7 @@ fn requests_that_differ_are_told_apart() {
 }
 
 #[test]
-fn an_odd_accept_language_is_taken_as_it_is() {
+fn invalid_accept_language_is_not_normalised() {
     let many = (0..17).map(|n| format!("l{n}")).collect::<Vec<_>>().join(",");
     for value in ["en;q=2", "en;q=0.1234", "en;q=", "en;x=1", "e n", "en;1000", "", "en;q=1.001", &many] {
         let text = variant(&["accept-language"], &[("accept-language", value)]);
@@ -124,7 +124,7 @@ fn simple_values_fit_into_a_buffer_that_was_used() {
     assert_eq!(buffer.as_ptr(), before);
 }
 
-/// What section 4.1 leaves of a field.
+/// Returns the normal form of a field by section 4.1.
 fn normalised(name: &str, lines: &[Vec<u8>]) -> Option<Vec<u8>> {
     let trimmed = |line: &[u8]| line.trim_ascii().to_vec();
     let joined = match name {

@@ -230,8 +230,8 @@ fn a_cluster_asks_for_more_and_takes_only_its_secrets() {
     assert_eq!(
         alone,
         [
-            "5:3: spec: selector is missing: The pods, by labels that the pods themselves carry",
-            "5:3: spec: targets is missing: The application's ports that the sidecar stands before",
+            "5:3: spec: selector is missing: Selector of the pods, by labels that the pods themselves carry",
+            "5:3: spec: targets is missing: Ports of the application that are served through the sidecar",
             "7:26: spec.sources[0].postgres.urlFrom.env: is for a sidecar that runs alone: write secretKeyRef: {name: ..., key: ...}",
         ]
         .map(|line| line.replacen("5:3", "4:1", 1))

@@ -1,10 +1,10 @@
-//! An observer that may keep no more in the middle of a body.
+//! An observer that refuses further memory in the middle of a body.
 
 use super::*;
 
 const PIECES: [&str; 5] = ["aa", "bb", "cc", "dd", "ee"];
 
-/// May keep all pieces but the one at `refused`.
+/// Accepts all pieces but the one at `refused`.
 struct Refusing {
     told: Told,
     came: usize,
@@ -26,7 +26,7 @@ impl Observer for Refusing {
     }
 }
 
-/// Announced, its last piece is its end as well; else its end comes after it.
+/// Starts a fill. If announced, its last piece is its end as well; otherwise the end comes after it.
 fn start(announced: bool, refused: usize) -> (Wire, Told, Fill<Source>, Reader<Source>) {
     let (wire, told) = (Wire::default(), Told::default());
     wire.0.lock().unwrap().length = announced.then_some(10);

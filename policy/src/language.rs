@@ -1,0 +1,120 @@
+//! The voice of doc comments and descriptions, in the whole workspace: each begins with a noun phrase or a verb.
+
+use std::{
+    fs,
+    path::{Path, PathBuf},
+};
+
+/// Words that a comment must not begin with: it would be a headless clause, or refer to a neighbouring item.
+const FORBIDDEN: [&str; 11] =
+    ["What", "Whether", "Who", "Which", "Whose", "How", "It", "Its", "They", "So", "That"];
+
+/// Folders that are not yet translated. Remove an entry once its folder is; never add one.
+const EXCEPTIONS: [&str; 5] = ["bench", "e2e", "examples", "fuzz", "sidecar"];
+
+/// Generated files and folders of others.
+const SKIPPED: [&str; 3] = ["target", "node_modules", "corpus"];
+
+#[test]
+fn comments_begin_with_a_noun_phrase_or_a_verb() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = Vec::new();
+    collect(&root, &mut files);
+    assert!(files.len() > 100, "only {} files found below {}", files.len(), root.display());
+    let mut found = Vec::new();
+    for file in files {
+        let name = file.strip_prefix(&root).unwrap().display().to_string();
+        let text = fs::read_to_string(&file).unwrap();
+        let violations: Vec<_> =
+            if name.ends_with(".rs") { comments(&text).collect() } else { descriptions(&text).collect() };
+        found.extend(violations.into_iter().map(|(line, start)| format!("{name}:{line}: {start}")));
+    }
+    assert!(
+        found.is_empty(),
+        "begin each of these with a noun phrase or a verb, such as \"Returns…\" or \"Maximum…\":\n{}",
+        found.join("\n")
+    );
+}
+
+#[test]
+fn every_exception_is_still_needed() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    for folder in EXCEPTIONS {
+        let mut files = Vec::new();
+        collect(&root.join(folder), &mut files);
+        let needed = files.iter().any(|file| comments(&fs::read_to_string(file).unwrap()).next().is_some());
+        assert!(needed, "{folder} is translated: remove it from EXCEPTIONS");
+    }
+}
+
+#[test]
+fn forbidden_openings_are_found_with_their_lines() {
+    let source = [
+        "//! Names.",
+        "//!",
+        "//! What follows is not a first line.",
+        "/// The name.",
+        "/// It has no spaces.",
+        "fn a() {}",
+        "    /// Whether it is.",
+        "    fn b() {}",
+        "/// Itself a noun.",
+        "#[test]",
+        "/// How, after an attribute.",
+    ]
+    .join("\n");
+    let found: Vec<_> = comments(&source).collect();
+    assert_eq!(found, [(7, "Whether it is."), (11, "How, after an attribute.")]);
+    let yaml = "description: What it is.\n  description: |-\n    How it is.\n  description: 'Who.'\n  description: A thing.\n";
+    let found: Vec<_> = descriptions(yaml).map(|(line, _)| line).collect();
+    assert_eq!(found, [1, 3, 4]);
+}
+
+/// Collects Rust sources and custom resource definitions, without [`EXCEPTIONS`] at the root.
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+    for entry in fs::read_dir(folder).unwrap() {
+        let path = entry.unwrap().path();
+        let name = path.file_name().unwrap().to_string_lossy().into_owned();
+        if path.is_dir() {
+            let is_root = folder.ends_with("..");
+            let is_excepted = is_root && EXCEPTIONS.contains(&&*name);
+            if !(name.starts_with('.') || SKIPPED.contains(&&*name) || is_excepted) {
+                collect(&path, files);
+            }
+        } else if name.ends_with(".rs") || name == "larder.dev_cachepolicies.yaml" {
+            files.push(path);
+        }
+    }
+}
+
+/// Returns the first lines of doc comments that begin with a forbidden word, with their numbers.
+fn comments(source: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut above = "";
+    source.lines().enumerate().filter_map(move |(index, line)| {
+        let (marker, text) = line.trim_start().split_at_checked(3).unwrap_or_default();
+        let marker = if ["///", "//!"].contains(&marker) { marker } else { "" };
+        let is_first = !marker.is_empty() && marker != above;
+        above = marker;
+        (is_first && is_forbidden(text.trim())).then_some((index + 1, text.trim()))
+    })
+}
+
+/// Returns the first lines of YAML descriptions that begin with a forbidden word, with their numbers.
+fn descriptions(yaml: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut block = false;
+    yaml.lines().enumerate().filter_map(move |(index, line)| {
+        let text = match line.trim_start().strip_prefix("description:") {
+            Some(text) => text.trim().trim_start_matches(['\'', '"']),
+            None if block => line.trim(),
+            None => return None,
+        };
+        block = text.starts_with(['|', '>']);
+        is_forbidden(text).then_some((index + 1, text))
+    })
+}
+
+/// Returns true if the first word of a text is in [`FORBIDDEN`], its apostrophe and punctuation aside.
+fn is_forbidden(text: &str) -> bool {
+    let word = text.split(|character: char| !character.is_ascii_alphabetic()).next().unwrap_or_default();
+    FORBIDDEN.contains(&word)
+}
