@@ -1,18 +1,18 @@
-//! The answer that all servers give: the same headers and as many bytes as the path asks for.
+//! The response of all servers: the same headers and as many bytes as the path requests.
 
 use bytes::Bytes;
 use http_body_util::Full;
 use hyper::{Response, StatusCode, header};
 
-/// The longest body, in bytes.
+/// Maximum size of a body, in bytes.
 const LONGEST: usize = 64 << 20;
 
-/// How many bytes a path such as `/1024` asks for.
+/// Returns the number of bytes that a path such as `/1024` requests.
 pub fn size_of(path: &str) -> Option<usize> {
     path.strip_prefix('/')?.parse().ok().filter(|size| *size <= LONGEST)
 }
 
-/// What is at this path: a cacheable body of so many bytes, or 404.
+/// Returns the response for this path: a cacheable body of that size, or 404.
 pub fn at(path: &str) -> Response<Full<Bytes>> {
     let Some(size) = size_of(path) else {
         let mut missing = Response::new(Full::default());

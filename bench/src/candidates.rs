@@ -1,4 +1,4 @@
-//! What L1 could be: caches that hold what L1 holds, each bounded by the same bytes.
+//! Candidates for L1: caches with L1's contents, each limited to the same number of bytes.
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -16,17 +16,17 @@ use quick_cache::OptionsBuilder;
 
 /// A cache.
 pub trait Cache: Send + Sync {
-    /// What is stored under a key.
+    /// Returns the entry stored under a key.
     fn get(&self, key: &str) -> Option<Stored>;
     /// Stores under a key.
     fn insert(&self, key: &str, stored: Stored);
-    /// How many entries it says it holds.
+    /// Returns the number of entries that the cache reports.
     fn entries(&self) -> u64;
-    /// How many bytes it says it holds.
+    /// Returns the number of bytes that the cache reports.
     fn bytes(&self) -> u64;
 }
 
-/// Whose cache it is, and by which policy.
+/// A library and its eviction policy.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 #[expect(missing_docs, reason = "they are what `name` says")]
 pub enum Candidate {
@@ -41,7 +41,7 @@ pub enum Candidate {
 }
 
 impl Candidate {
-    /// All of them.
+    /// All candidates.
     pub const ALL: [Self; 8] = [
         Self::LarderLru,
         Self::LarderS3Fifo,
@@ -53,7 +53,7 @@ impl Candidate {
         Self::Mutexes,
     ];
 
-    /// Its name in tables.
+    /// Returns the name in tables.
     pub const fn name(self) -> &'static str {
         match self {
             Self::LarderLru => "Larder LRU",
@@ -67,7 +67,7 @@ impl Candidate {
         }
     }
 
-    /// A cache of `max_bytes`, of which some expect to know about how many entries that is.
+    /// Creates a cache of `max_bytes`; some need the approximate number of entries.
     pub fn make(self, max_bytes: u64, about: usize) -> Box<dyn Cache> {
         match self {
             Self::LarderLru => larder(max_bytes, Eviction::Lru),
@@ -89,7 +89,7 @@ impl Candidate {
     }
 }
 
-/// What an entry counts in each of them: as much as in L1.
+/// Returns the weight of an entry in each of them, equal to L1's.
 fn weight(key: &str, stored: &Stored) -> u64 {
     const OVERHEAD: usize = 192;
     (OVERHEAD + key.len() + stored.weight()) as u64
@@ -210,7 +210,7 @@ impl Cache for Foyer {
     }
 }
 
-/// The plainest one: LRUs that each have a part of the bytes and a lock.
+/// The simplest candidate: LRUs that each have a part of the bytes and a lock.
 struct Mutexes {
     shards: Vec<Mutex<Shard>>,
     hasher: RandomState,

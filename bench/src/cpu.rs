@@ -1,4 +1,4 @@
-//! Who used how much CPU: `/proc/<pid>/stat` and `/proc/stat`, proc(5).
+//! CPU time by process: `/proc/<pid>/stat` and `/proc/stat`, proc(5).
 
 use std::{collections::HashMap, fs, time::Duration};
 
@@ -9,11 +9,12 @@ const TICKS_PER_SECOND: u64 = 100;
 
 struct Stat {
     parent: u32,
-    /// utime, stime, and those of children that have been waited for, so that one who ends in between still counts.
+    /// utime, stime, and those of children that have been waited for, so that a child that ends in between still
+    /// counts.
     ticks: u64,
 }
 
-/// User and system time of a process and its descendants so far; nothing when it is gone.
+/// Returns the user and system time of a process and its descendants so far; nothing after its end.
 pub fn time_of_tree(root: u32) -> Duration {
     let all: HashMap<u32, Stat> = fs::read_dir("/proc")
         .into_iter()
@@ -28,7 +29,7 @@ pub fn time_of_tree(root: u32) -> Duration {
     time_of(ticks)
 }
 
-/// For how long nobody used a core, since the machine started.
+/// Returns the idle time of a core since the machine started.
 ///
 /// # Errors
 /// If there is no such core.

@@ -1,6 +1,7 @@
-//! What a hit costs: caches side by side, in requests per second of their own CPU. What L1 could be: libraries side by side.
+//! The cost of a hit: caches side by side, in requests per second of their own CPU. The choice of L1: libraries side by
+//! side.
 //!
-//! `docs/benchmarks.md` says how to run it and how to read it.
+//! `docs/benchmarks.md` explains how to run and read the results.
 
 pub mod answer;
 pub mod candidates;

@@ -5,28 +5,28 @@ use std::{path::PathBuf, process::Command};
 use anyhow::{Context, Result, ensure};
 use serde::{Deserialize, Serialize};
 
-/// What the load is to do.
+/// Parameters of a run.
 pub struct Load {
     /// The program.
     pub program: PathBuf,
-    /// The core that it runs on.
+    /// The core of the load.
     pub core: usize,
     /// Bytes of the object.
     pub size: u64,
     /// Connections, each with one request at a time.
     pub connections: usize,
-    /// How long it lasts.
+    /// Duration in seconds.
     pub seconds: u64,
     /// Further request headers, `Name: value`.
     pub headers: Vec<String>,
 }
 
-/// What it found. Every answer was a 200 with the whole object: it fails otherwise.
+/// Result of a run. Every response was a 200 with the whole object: the run fails otherwise.
 #[derive(Clone, Copy, Debug, Deserialize, Serialize)]
 pub struct Report {
-    /// Answers.
+    /// Number of responses.
     pub requests: u64,
-    /// How long it lasted, in microseconds.
+    /// Duration in microseconds.
     pub micros: u64,
     /// CPU time that the load itself used, in microseconds.
     pub cpu_micros: u64,
@@ -37,10 +37,10 @@ pub struct Report {
 }
 
 impl Load {
-    /// Asks the server on this loopback port.
+    /// Sends requests to the server on this loopback port.
     ///
     /// # Errors
-    /// If the load can't be run, or if an answer is missing or is not the object.
+    /// If the load cannot be run, or if a response is missing or is not the object.
     pub fn run(&self, port: u16) -> Result<Report> {
         let mut command = Command::new("taskset");
         command.args(["-c", &self.core.to_string()]).arg(&self.program);

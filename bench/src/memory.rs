@@ -1,4 +1,4 @@
-//! What a cache takes of memory, in a process of its own.
+//! The memory of a cache, in a process of its own.
 
 use std::{fs, thread, time::Duration};
 
@@ -19,43 +19,43 @@ use serde::{Deserialize, Serialize};
 
 use crate::{candidates::Cache, traces::Random};
 
-/// The bound of caches that are churned.
+/// Limit of caches that are churned.
 pub const BOUND: u64 = 64 << 20;
 
-/// How many entries are counted in bytes for each.
+/// Number of entries for the bytes per entry.
 const ENTRIES: u32 = 50_000;
 
-/// How long what is freed takes to leave the process, and more.
+/// Time after which freed memory has left the process.
 const SETTLED: Duration = Duration::from_millis(500);
 
-/// What is put into a cache.
+/// Contents of a cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, ValueEnum)]
 pub enum Fill {
-    /// Nothing makes room: entries of 1 KiB.
+    /// Entries of 1 KiB, without evictions.
     Entries,
-    /// Ten times the bound, of 256 bytes to 1 MiB.
+    /// Ten times the limit, of 256 bytes to 1 MiB.
     Varied,
-    /// Twice the bound of entries of 64 bytes, then ten times the bound of 1 MiB.
+    /// Twice the limit of entries of 64 bytes, then ten times the limit of 1 MiB.
     SmallThenLarge,
 }
 
-/// What it took.
+/// Measured memory.
 #[derive(Clone, Copy, Debug, Serialize, Deserialize)]
 pub struct Taken {
-    /// Resident memory at the end, without what was there before, in bytes.
+    /// Resident memory at the end, minus that at the start, in bytes.
     pub resident: u64,
-    /// The most that was resident on the way.
+    /// Maximum resident memory.
     pub peak: u64,
-    /// What the cache says that it holds.
+    /// Number of bytes that the cache reports.
     pub counted: u64,
-    /// How many entries it says that it holds.
+    /// Number of entries that the cache reports.
     pub entries: u64,
 }
 
-/// Fills a cache, and looks at this process.
+/// Fills a cache, and measures this process.
 ///
 /// # Errors
-/// If `/proc` does not say what it takes.
+/// If `/proc` does not report the memory.
 pub fn fill(cache: &dyn Cache, fill: Fill) -> Result<Taken> {
     let before = resident("VmRSS")?;
     let mut random = Random(3);
@@ -100,17 +100,17 @@ fn until(total: u64, mut insert: impl FnMut() -> usize) {
     }
 }
 
-/// From 256 bytes to 1 MiB, as many of each order of magnitude.
+/// Returns a size from 256 bytes to 1 MiB, with equal shares of each order of magnitude.
 pub fn varied(random: &mut Random) -> usize {
     (256.0 * (random.share() * 12.0).exp2()) as usize
 }
 
-/// A key as L1 has them.
+/// Returns a key in L1's format.
 pub fn key(number: u32) -> String {
     format!("GET http shop.example /api/products/{number}?lang=en")
 }
 
-/// An answer with a body of so many bytes.
+/// Returns a response with a body of this size.
 pub fn answer(size: usize) -> Stored {
     let headers: HeaderMap = [
         (header::CONTENT_TYPE, "application/json"),

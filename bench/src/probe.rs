@@ -1,4 +1,4 @@
-//! One request, by hand: to see that a server answers, and from where.
+//! A single request, to check that a server responds, and from where.
 
 use std::{
     io::{Read as _, Write as _},
@@ -8,20 +8,20 @@ use std::{
 
 use anyhow::{Context, Result};
 
-/// An answer as it came.
+/// A response as received.
 #[derive(Debug)]
 pub struct Answer {
     /// The status code.
     pub status: u16,
     head: String,
-    /// How long the body was.
+    /// Length of the body.
     pub length: usize,
 }
 
-/// Asks a server on the loopback interface once.
+/// Sends one request to a server on the loopback interface.
 ///
 /// # Errors
-/// If it can't be reached or its answer is not HTTP.
+/// If it cannot be reached or its response is not HTTP.
 pub fn get(port: u16, path: &str, headers: &[String]) -> Result<Answer> {
     let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(5)))?;
@@ -40,7 +40,7 @@ impl Answer {
         Some(Self { status, head, length: bytes.len() - end - 4 })
     }
 
-    /// The value of a header.
+    /// Returns the value of a header.
     pub fn header(&self, name: &str) -> Option<&str> {
         self.head.lines().skip(1).find_map(|line| {
             let (found, value) = line.split_once(':')?;
@@ -48,7 +48,7 @@ impl Answer {
         })
     }
 
-    /// Whether it says that it comes from a cache: `Cache-Status` (RFC 9211), or else `Age` (RFC 9111, 5.1).
+    /// Returns true if the response came from a cache: `Cache-Status` (RFC 9211), or else `Age` (RFC 9111, 5.1).
     pub fn says_hit(&self) -> bool {
         match self.header("cache-status") {
             Some(status) => status.split(';').any(|parameter| parameter.trim() == "hit"),

@@ -55,7 +55,7 @@ impl Process {
         Ok(())
     }
 
-    /// Its id.
+    /// Returns the process id.
     pub fn id(&self) -> u32 {
         self.child.id()
     }
@@ -85,7 +85,7 @@ fn end_of(log: &Path) -> String {
     lines[lines.len().saturating_sub(10)..].join("\n")
 }
 
-/// Loopback ports that nobody listens on, each another one.
+/// Returns distinct loopback ports that are free.
 ///
 /// # Errors
 /// If there are none.

@@ -8,10 +8,10 @@ use hyper::{Response, server::conn::http1, service::service_fn};
 use hyper_util::rt::TokioIo;
 use tokio::net::TcpListener;
 
-/// Answers each path by `answer`, until the process ends.
+/// Serves each path by `answer`, until the process ends.
 ///
 /// # Errors
-/// If the address can't be listened on.
+/// If it cannot listen on the address.
 pub fn forever<F>(listen: SocketAddr, answer: F) -> anyhow::Result<()>
 where
     F: Fn(&str) -> Response<Full<Bytes>> + Send + Sync + 'static,

@@ -11,7 +11,7 @@ use clap::ValueEnum;
 
 use crate::process::{Process, free_ports};
 
-/// Who is measured.
+/// A measured server.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Server {
     /// The sidecar without a policy.
@@ -24,7 +24,7 @@ pub enum Server {
     Ceiling,
 }
 
-/// Where the programs are, and where their files go.
+/// Locations of the programs and their files.
 pub struct Place {
     /// The folder of this crate's programs.
     pub programs: PathBuf,
@@ -32,27 +32,27 @@ pub struct Place {
     pub larder: PathBuf,
     /// A folder on tmpfs.
     pub scratch: PathBuf,
-    /// The core that the servers run on.
+    /// The core of the servers.
     pub core: usize,
 }
 
 /// A server that listens.
 pub struct Running {
-    /// Who it is.
+    /// The server.
     pub server: Server,
-    /// Its name and version.
+    /// Name and version.
     pub name: String,
-    /// Its process.
+    /// The process.
     pub process: Process,
-    /// Where it listens.
+    /// The port.
     pub port: u16,
 }
 
 impl Server {
-    /// All of them, in the order of the table.
+    /// All servers, in the order of the table.
     pub const ALL: [Self; 4] = [Self::Larder, Self::Haproxy, Self::Nginx, Self::Ceiling];
 
-    /// Its name in files.
+    /// Returns the name in files.
     pub fn as_str(self) -> &'static str {
         match self {
             Self::Larder => "larder",
@@ -62,15 +62,15 @@ impl Server {
         }
     }
 
-    /// Whether its hits say so; nginx 1.22 sends no `Age`, and the ceiling has nothing but hits.
+    /// Returns true if hits are recognisable; nginx 1.22 sends no `Age`, and the ceiling has nothing but hits.
     pub fn says_hit(self) -> bool {
         matches!(self, Self::Larder | Self::Haproxy)
     }
 
-    /// Starts it in front of the origin.
+    /// Starts the server in front of the origin.
     ///
     /// # Errors
-    /// If it does not come to listen.
+    /// If it does not start to listen.
     pub fn start(self, place: &Place, origin: u16, path: &str) -> Result<Running> {
         let ports = free_ports(2)?;
         let (port, admin) = (ports[0], ports[1]);
@@ -200,7 +200,7 @@ fn display(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// The first word that starts with a digit, of what a program prints about itself, up to a distribution's suffix.
+/// Returns the first word that starts with a digit in a program's version output, up to a distribution's suffix.
 fn version(program: &str, flag: &str) -> Result<String> {
     let output = Command::new(program).arg(flag).output().with_context(|| program.to_owned())?;
     let text = [output.stdout, output.stderr].concat();

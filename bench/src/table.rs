@@ -1,4 +1,4 @@
-//! What was measured, as a table.
+//! Results as a table.
 
 use std::{fmt::Write as _, fs, io::ErrorKind, path::Path};
 
@@ -6,7 +6,7 @@ use anyhow::{Context, Result};
 
 use crate::server::Server;
 
-/// The lines around what a bench writes.
+/// Returns the lines around a bench's output.
 fn marks(bench: &str) -> [String; 2] {
     [
         format!("<!-- bench {bench}: written by `./dev bench {bench} --markdown` -->"),
@@ -17,15 +17,15 @@ fn marks(bench: &str) -> [String; 2] {
 /// One round of one server.
 #[derive(Clone, Copy, Debug)]
 pub struct Sample {
-    /// Answers for each second of the server's CPU.
+    /// Responses for each second of the server's CPU.
     pub per_cpu_second: f64,
-    /// Answers a second.
+    /// Responses per second.
     pub per_second: f64,
-    /// How much of its core the server used, 1 for all of it.
+    /// Share of its core that the server used, 1 for all of it.
     pub busy: f64,
-    /// How much of its core nobody used.
+    /// Share of the core that was idle.
     pub idle: f64,
-    /// Answers for each second of the load's CPU.
+    /// Responses for each second of the load's CPU.
     pub load_per_cpu_second: f64,
     /// Median latency, in milliseconds.
     pub p50: f64,
@@ -35,11 +35,11 @@ pub struct Sample {
 
 /// All rounds of one server, in the order in which they were measured.
 pub struct Row {
-    /// Who it is.
+    /// The server.
     pub server: Server,
-    /// Its name and version.
+    /// Name and version.
     pub name: String,
-    /// One for each round.
+    /// One sample for each round.
     pub samples: Vec<Sample>,
 }
 
@@ -48,12 +48,12 @@ impl Row {
         median(self.samples.iter().map(value).collect())
     }
 
-    /// How busy the server was, in the median round.
+    /// Returns the server's share of its core, in the median round.
     pub fn busy(&self) -> f64 {
         self.median_of(|sample| sample.busy).unwrap_or_default()
     }
 
-    /// How idle its core was, in the median round.
+    /// Returns the idle share of the core, in the median round.
     pub fn idle(&self) -> f64 {
         self.median_of(|sample| sample.idle).unwrap_or_default()
     }
@@ -121,15 +121,15 @@ pub fn layout(lines: &[Vec<String>]) -> String {
     table
 }
 
-/// The median over the rounds of what `row` did in a round, over what `to` did in the same one: what slows the machine
-/// down for a while slows both.
+/// Returns the median over the rounds of the ratio of `row` to `to` in the same round, because a slowdown of the
+/// machine affects both.
 fn ratio(rows: &[Row], row: &Row, to: Server) -> Option<f64> {
     let base = rows.iter().find(|row| row.server == to)?;
     let pairs = row.samples.iter().zip(&base.samples);
     median(pairs.map(|(sample, base)| sample.per_cpu_second / base.per_cpu_second).collect())
 }
 
-/// The middle one, or what is between the two in the middle.
+/// Returns the median: the middle value, or the mean of the two in the middle.
 pub fn median(mut values: Vec<f64>) -> Option<f64> {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;

@@ -1,9 +1,9 @@
-//! What is asked for: traces of keys, the same at every run.
+//! Traces of keys, the same in every run.
 
-/// How many keys there are that may be asked for again.
+/// Number of keys that recur.
 pub const KEYS: u32 = 100_000;
 
-/// How many requests a trace has.
+/// Number of requests in a trace.
 pub const REQUESTS: usize = 2_000_000;
 
 /// SplitMix64.
@@ -25,11 +25,11 @@ impl Random {
     }
 }
 
-/// Keys by rank: the first is asked for most, the n-th as often as `1 / n^skew` says.
+/// Keys by rank: the first is the most frequent, the n-th has the frequency `1 / n^skew`.
 pub struct Zipf(Vec<f64>);
 
 impl Zipf {
-    /// Of so many keys.
+    /// Creates a distribution of this many keys.
     pub fn new(keys: u32, skew: f64) -> Self {
         let mut sum = 0.0;
         let mut sums: Vec<f64> = (1..=keys)
@@ -54,16 +54,16 @@ impl Zipf {
 pub enum Trace {
     /// Zipf's law.
     Zipf(f64),
-    /// Zipf's law, and in between, time and again, thousands of keys that are asked for once.
+    /// Zipf's law, interleaved with thousands of keys that are requested once.
     Scan(f64),
-    /// Zipf's law, and what is asked for most is another key after a while.
+    /// Zipf's law, with a most frequent key that changes over time.
     Moving(f64),
-    /// One key after another, and from the first one again: so many times what the cache holds.
+    /// One key after another, then again from the first: this many times the capacity of the cache.
     Loop(f64),
 }
 
 impl Trace {
-    /// What is measured.
+    /// The measured traces.
     pub const ALL: [Self; 8] = [
         Self::Zipf(0.7),
         Self::Zipf(0.9),
@@ -75,7 +75,7 @@ impl Trace {
         Self::Loop(1.2),
     ];
 
-    /// Its name in tables.
+    /// Returns the name in tables.
     pub fn name(self) -> String {
         match self {
             Self::Zipf(skew) => format!("Zipf {skew}"),
@@ -85,7 +85,7 @@ impl Trace {
         }
     }
 
-    /// The keys, of which a cache holds about `held`.
+    /// Returns the keys, of which a cache holds about `held`.
     pub fn keys(self, held: u32) -> Vec<u32> {
         const SCAN: u32 = 10_000;
         let mut random = Random(7);

@@ -53,7 +53,7 @@ pub struct Answer {
     pub headers: BTreeMap<String, Vec<String>>,
     /// The body, as text.
     pub body: String,
-    /// How long it took, connecting included.
+    /// Duration of the request, connecting included.
     pub time_ms: u64,
 }
 
@@ -91,7 +91,7 @@ impl Ask {
         self.header("content-type", "application/json")
     }
 
-    /// How long to wait for the answer; 20 s without.
+    /// Sets the timeout of the response; default 20 s.
     pub fn within(mut self, timeout: Duration) -> Self {
         self.timeout_ms = timeout.as_millis() as u64;
         self
@@ -104,22 +104,22 @@ impl Answer {
         self.headers.get(name).map(|values| values.join(", ")).unwrap_or_default()
     }
 
-    /// What the caches on the way did, in their words.
+    /// Returns the `Cache-Status` of the response.
     pub fn cache_status(&self) -> String {
         self.header("cache-status")
     }
 
-    /// It came out of the cache.
+    /// Returns true if the response came from the cache.
     pub fn is_hit(&self) -> bool {
         self.cache_status().starts_with("larder; hit")
     }
 
-    /// It was not in the cache, which was asked.
+    /// Returns true if the cache was looked up and had no response.
     pub fn is_miss(&self) -> bool {
         self.cache_status().contains("fwd=uri-miss")
     }
 
-    /// It was not in the cache, and is now.
+    /// Returns true if the response was not in the cache, and is stored now.
     pub fn is_stored(&self) -> bool {
         self.is_miss() && self.cache_status().contains("; stored")
     }

@@ -51,7 +51,7 @@ pub async fn rejects(client: &Client, namespace: &str, object: &Value, message: 
     }
 }
 
-/// What the API server, webhooks included, would make of an object.
+/// Returns the object that the API server, webhooks included, would create.
 pub async fn dry_run(client: &Client, namespace: &str, object: &Value) -> anyhow::Result<DynamicObject> {
     let name = object["metadata"]["name"].as_str().context("no metadata.name")?;
     let mut parameters = PatchParams::apply("larder-e2e").force().dry_run();

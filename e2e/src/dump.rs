@@ -1,4 +1,4 @@
-//! What is printed when a test fails.
+//! Diagnostics of a failed test.
 
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{Api, ResourceExt, api::LogParams};

@@ -1,4 +1,4 @@
-//! What the tests are told by variables of the environment.
+//! Settings of the tests, from environment variables.
 
 use std::{env, path::PathBuf};
 

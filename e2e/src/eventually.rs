@@ -14,7 +14,7 @@ pub const RELOADED: Duration = Duration::from_secs(20);
 /// For pods that start and stop, one after another.
 pub const ROLLED: Duration = Duration::from_secs(240);
 
-/// How often a state is looked at.
+/// Polling interval.
 const EVERY: Duration = Duration::from_millis(200);
 
 /// Asks until the answer is `Ok`, for as long as `deadline`.

@@ -15,7 +15,7 @@ pub fn shop(file: &str, namespace: &str) -> anyhow::Result<Vec<Value>> {
     for_namespace(&text, namespace)
 }
 
-/// What `kubectl apply -k examples/<name>` would apply, for `namespace`, without the namespace itself.
+/// Returns the objects of `kubectl apply -k examples/<name>`, for `namespace`, without the namespace itself.
 async fn kustomized(name: &str, namespace: &str) -> anyhow::Result<Vec<Value>> {
     let text = cluster::tool("LARDER_KUBECTL", &["kustomize", &format!("examples/{name}")]).await?;
     let mut objects = for_namespace(&text, namespace)?;

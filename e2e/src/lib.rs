@@ -1,4 +1,4 @@
-//! What the end-to-end tests stand on: a throw-away namespace for each, an agent in it to send requests from, and
+//! Foundation of the end-to-end tests: a throw-away namespace for each, an agent in it to send requests from, and
 //! ways to wait for a state instead of for a time.
 //!
 //! # Assumptions

@@ -22,7 +22,7 @@ struct Running {
     process: AttachedProcess,
 }
 
-/// What came of one load.
+/// Result of one load.
 #[derive(Debug, Deserialize)]
 pub struct Report {
     /// Requests sent.

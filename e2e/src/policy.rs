@@ -14,7 +14,7 @@ use crate::{
 /// A policy of a test's namespace.
 pub struct Policy<'a> {
     sandbox: &'a Sandbox,
-    /// Its name.
+    /// Name of the policy.
     pub name: String,
     api: Api<CachePolicy>,
 }
@@ -40,7 +40,7 @@ impl<'a> Policy<'a> {
         Ok(())
     }
 
-    /// Its spec.
+    /// Returns the spec.
     pub async fn spec(&self) -> anyhow::Result<Value> {
         Ok(serde_json::to_value(self.api.get(&self.name).await?.spec)?)
     }
@@ -51,7 +51,7 @@ impl<'a> Policy<'a> {
         Ok(())
     }
 
-    /// Its status, if it is about the policy as it stands.
+    /// Returns the status, if it refers to the current generation.
     pub async fn status(&self) -> anyhow::Result<CachePolicyStatus> {
         let policy = self.api.get(&self.name).await?;
         let status = policy.status.context("it has no status yet")?;
@@ -128,7 +128,7 @@ pub fn has<'s>(
     Ok(condition)
 }
 
-/// Whether a pod, as JSON, has the sidecar.
+/// Returns true if a pod, as JSON, has the sidecar.
 pub fn has_sidecar(pod: &Value) -> bool {
     sidecar_of(pod).is_some()
 }

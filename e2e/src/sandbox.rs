@@ -48,11 +48,11 @@ pub struct Sandbox {
 /// A pod that is there to stay.
 #[derive(Clone, Debug)]
 pub struct RunningPod {
-    /// Its name.
+    /// Name of the pod.
     pub name: String,
-    /// Its address.
+    /// Address of the pod.
     pub ip: String,
-    /// What tells it from another of the same name.
+    /// uid, which distinguishes the pod from another of the same name.
     pub uid: String,
     /// All of it.
     pub object: Value,

@@ -8,7 +8,7 @@ use serde::Deserialize;
 
 use crate::{Sandbox, exec, sandbox::RunningPod};
 
-/// What they found.
+/// Result of the load.
 #[derive(Debug, Deserialize)]
 pub struct Report {
     /// Requests, answered or not.
@@ -25,7 +25,7 @@ pub struct Report {
     pub answers: BTreeMap<String, Times>,
 }
 
-/// How long answers took.
+/// Response times.
 #[derive(Clone, Copy, Debug, Deserialize)]
 pub struct Times {
     /// Answers.
@@ -50,7 +50,7 @@ impl Report {
         Ok(())
     }
 
-    /// How many answers the cache said this of, in so many words or more: `hit` is a hit anywhere.
+    /// Returns the number of responses with this outcome or a more specific one: `hit` is a hit anywhere.
     pub fn count(&self, outcome: &str) -> u64 {
         let of = |said: &str| said == outcome || said.starts_with(&format!("{outcome} "));
         self.answers.iter().filter(|(said, _)| of(said)).map(|(_, times)| times.count).sum()

@@ -7,12 +7,12 @@ use crate::environment;
 /// An application, `app` unless it is named otherwise: its pods are labelled `app: <name>`, their port is `http`, and
 /// the Service has port 80.
 pub struct Workload {
-    /// What it and its Service are called.
+    /// Name of the workload and its Service.
     pub(crate) name: String,
     pub(crate) kind: &'static str,
     replicas: u32,
     args: Vec<String>,
-    /// It speaks HTTP.
+    /// True if the application speaks HTTP.
     pub(crate) http: bool,
     pod: Value,
     container: Value,
@@ -50,7 +50,7 @@ impl Workload {
         }
     }
 
-    /// It goes on serving for so many seconds after SIGTERM.
+    /// Continues to serve for this many seconds after SIGTERM.
     pub fn lingering(mut self, seconds: u32) -> Self {
         self.args.push(format!("--linger={seconds}"));
         self
@@ -74,7 +74,7 @@ impl Workload {
         self
     }
 
-    /// What the Service's port leads to; `http` without.
+    /// Sets the target of the Service's port; default `http`.
     pub fn target_port(mut self, port: Value) -> Self {
         self.target_port = port;
         self
@@ -168,12 +168,12 @@ pub(crate) fn agent() -> anyhow::Result<Value> {
     }))
 }
 
-/// What the `restricted` Pod Security Standard asks of a pod.
+/// Returns the fields that the `restricted` Pod Security Standard requires of a pod.
 pub fn restricted_pod() -> Value {
     json!({"runAsNonRoot": true, "runAsUser": 65532, "seccompProfile": {"type": "RuntimeDefault"}})
 }
 
-/// What the `restricted` Pod Security Standard asks of a container.
+/// Returns the fields that the `restricted` Pod Security Standard requires of a container.
 pub fn restricted_container() -> Value {
     json!({"allowPrivilegeEscalation": false, "capabilities": {"drop": ["ALL"]}, "readOnlyRootFilesystem": true})
 }

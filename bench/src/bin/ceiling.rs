@@ -1,18 +1,18 @@
-//! What hyper can do when all that is left of a cache is a map: the ceiling of every server that is built on it.
+//! The ceiling of every server that is built on hyper: hyper with a map in place of a cache.
 
 use std::{collections::HashMap, net::SocketAddr};
 
 use clap::Parser;
 use larder_bench::{answer, serve};
 
-/// Answers from a map of ready responses, and does nothing else.
+/// Serves ready responses from a map, and does nothing else.
 #[derive(Parser)]
 struct Arguments {
-    /// Where to listen.
+    /// Listen address.
     #[arg(long, default_value = "127.0.0.1:8000")]
     listen: SocketAddr,
 
-    /// What is in the map; each path asks for so many bytes.
+    /// Paths in the map; each requests its number of bytes.
     #[arg(long, default_value = "/1024")]
     path: Vec<String>,
 }

@@ -1,4 +1,4 @@
-//! `./dev bench hit`: what a hit costs each server in CPU time, in interleaved rounds.
+//! `./dev bench hit`: the CPU time of a hit in each server, in interleaved rounds.
 
 use std::{
     env,
@@ -19,28 +19,28 @@ use larder_bench::{
     table::{self, Row, Sample},
 };
 
-/// A server whose core was idle for longer waited for the load.
+/// Share of idle time above which a server waited for the load.
 const IDLE: f64 = 0.05;
 
-/// A server that had less of its core was held up by something else.
+/// Share of CPU time below which a server was held up by other processes.
 const BUSY: f64 = 0.9;
 
-/// Measures what a hit costs each server, in requests per second of its own CPU.
+/// Measures the cost of a hit in each server, in requests per second of its own CPU.
 #[derive(Parser)]
 struct Arguments {
-    /// How many rounds count; one more, before them, does not.
+    /// Number of measured rounds; one more, before them, is discarded.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 
-    /// How many seconds each server is measured for in a round.
+    /// Seconds for which each server is measured in a round.
     #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
     seconds: u64,
 
-    /// How many connections ask, each one request at a time.
+    /// Number of connections, each with one request at a time.
     #[arg(long, default_value_t = 64)]
     connections: usize,
 
-    /// How many bytes the object has.
+    /// Size of the object in bytes.
     #[arg(long, default_value_t = 1024)]
     size: u64,
 
@@ -60,7 +60,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     larder: Option<PathBuf>,
 
-    /// A folder on tmpfs for configurations, logs and nginx's cache; whoever made it removes it.
+    /// A folder on tmpfs for configurations, logs and nginx's cache; its creator removes it.
     #[arg(long, value_name = "FOLDER")]
     scratch: PathBuf,
 
@@ -103,7 +103,7 @@ fn main() -> Result<()> {
     publish(&arguments, &rows)
 }
 
-/// Starts the servers, warms each, and leaves them without an origin: whatever they answer from now on is a hit.
+/// Starts the servers, warms each, and leaves them without an origin: every response from now on is a hit.
 fn start(arguments: &Arguments, place: &Place, path: &str) -> Result<Vec<Running>> {
     let port = free_ports(1)?[0];
     let program = place.programs.join("origin").display().to_string();
@@ -125,7 +125,7 @@ fn start(arguments: &Arguments, place: &Place, path: &str) -> Result<Vec<Running
     Ok(servers)
 }
 
-/// Asks until the answer is a hit, for those who say so; twice for the others.
+/// Sends requests until the response is a hit, where the server reports hits; otherwise twice.
 fn warm(arguments: &Arguments, running: &Running, path: &str) -> Result<()> {
     let deadline = Instant::now() + Duration::from_secs(5);
     check(arguments, running, path)?;

@@ -1,4 +1,4 @@
-//! `./dev bench l1`: what L1 could be, side by side: how much it hits, how fast it is, and what it takes of memory.
+//! `./dev bench l1`: candidates for L1 side by side: hit ratio, speed and memory.
 
 use std::{
     env,
@@ -25,24 +25,24 @@ use larder_bench::{
 use larder_sidecar::l1::Stored;
 use tikv_jemallocator::Jemalloc;
 
-/// The sidecar's.
+/// The sidecar's allocator.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
-/// How many entries of the usual size a cache holds when hits are counted: a twentieth of the keys.
+/// Number of entries of the usual size in a cache when hits are counted: a twentieth of the keys.
 const HELD: u32 = KEYS / 20;
 
-/// How many keys are asked for one after another when time is measured, over and over.
+/// Number of keys that are looked up in turn, repeatedly, when time is measured.
 const ASKED: usize = 1 << 18;
 
-/// Compares what L1 could be.
+/// Compares candidates for L1.
 #[derive(Parser)]
 struct Arguments {
-    /// How many rounds of measuring time count; one more, before them, does not.
+    /// Number of measured rounds; one more, before them, is discarded.
     #[arg(long, default_value_t = 5)]
     rounds: usize,
 
-    /// For how long each is measured in a round, in milliseconds.
+    /// Milliseconds for which each candidate is measured in a round.
     #[arg(long, default_value_t = 400)]
     milliseconds: u64,
 
@@ -54,7 +54,7 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
 
-    /// Only fill the one candidate, and print what this process took.
+    /// Fill only this candidate, and print the memory of this process.
     #[arg(long, hide = true)]
     fill: Option<Fill>,
 }
@@ -75,7 +75,7 @@ fn main() -> Result<()> {
     }
 }
 
-/// Which share of a trace each answers.
+/// Returns the hit ratio of each candidate on each trace.
 fn hits(candidates: &[Candidate]) -> Result<String> {
     let mut lines = vec![titles("hits, %", Trace::ALL.map(Trace::name))];
     lines[0].push("Zipf 0.9, sizes".to_owned());
@@ -112,7 +112,7 @@ fn bounded(candidate: Candidate) -> Box<dyn Cache> {
     candidate.make(usual_bytes() * u64::from(HELD), HELD as usize)
 }
 
-/// What an entry of 1 KiB counts.
+/// Returns the weight of an entry of 1 KiB.
 fn usual_bytes() -> u64 {
     let one = Candidate::LarderLru.make(u64::MAX, 1);
     one.insert(&memory::key(10_000), memory::answer(1024));
@@ -133,7 +133,7 @@ fn share(cache: &dyn Cache, trace: &[u32], answer: impl Fn(u32) -> Stored) -> St
     format!("{:.1}", hits as f64 * 100.0 / (trace.len() - warm) as f64)
 }
 
-/// How many look-ups a second each does.
+/// Returns the lookups per second of each candidate.
 fn speed(arguments: &Arguments, candidates: &[Candidate]) -> Result<String> {
     let span = Duration::from_millis(arguments.milliseconds);
     let cases = [(true, 1), (true, 2), (false, 1), (false, 2)];
@@ -225,7 +225,7 @@ fn per_second(cache: &dyn Cache, keys: &[String], answer: &Stored, threads: usiz
     asked.load(Ordering::Relaxed) as f64 / span.as_secs_f64()
 }
 
-/// What each takes of memory.
+/// Returns the memory of each candidate.
 fn memory(candidates: &[Candidate]) -> Result<String> {
     let mebibytes = |bytes: u64| format!("{:.0}", bytes as f64 / f64::from(1 << 20));
     let mut lines = vec![titles(

@@ -1,7 +1,7 @@
-//! The load: a few connections that ask for one object, each again as soon as it has the answer.
+//! The load: a few connections that request one object, each again as soon as it has the response.
 //!
-//! It makes one read and one write a request. wrk, which also changes what epoll waits for twice a request, is no
-//! faster than the servers that it would have to keep busy.
+//! Each request takes one read and one write. wrk, which also changes its epoll interest twice a request, is no faster
+//! than the servers that it would have to keep busy.
 
 use std::{
     io::{self, Write as _},
@@ -19,28 +19,28 @@ use tokio::{
     task::JoinSet,
 };
 
-/// How long an answer may take.
+/// Maximum time of a response.
 const PATIENCE: Duration = Duration::from_secs(10);
 
-/// Room for the head of an answer, in bytes.
+/// Maximum size of a response's head, in bytes.
 const HEAD: usize = 16 << 10;
 
-/// Asks for one object over and over, and fails at the first answer that is not it.
+/// Requests one object repeatedly, and fails at the first wrong response.
 #[derive(Parser)]
 struct Arguments {
-    /// Whom to ask.
+    /// Address of the server.
     #[arg(long)]
     server: SocketAddr,
 
-    /// How many bytes to ask for.
+    /// Size of the object to request, in bytes.
     #[arg(long)]
     size: usize,
 
-    /// How many connections.
+    /// Number of connections.
     #[arg(long)]
     connections: usize,
 
-    /// How many seconds.
+    /// Duration in seconds.
     #[arg(long)]
     seconds: u64,
 
@@ -99,7 +99,7 @@ async fn run(arguments: &Arguments) -> Result<Report> {
     })
 }
 
-/// Asks until the deadline, and says how long each answer took, in microseconds.
+/// Sends requests until the deadline; returns the time of each response, in microseconds.
 async fn ask(mut stream: TcpStream, request: Arc<[u8]>, size: usize, deadline: Instant) -> Result<Vec<u64>> {
     let mut latencies = Vec::with_capacity(1 << 14);
     let mut buffer = vec![0; size + HEAD];
@@ -123,8 +123,8 @@ async fn ask(mut stream: TcpStream, request: Arc<[u8]>, size: usize, deadline: I
     Ok(latencies)
 }
 
-/// Whether an answer of `size` bytes is all here. Its body has no line ends, so the blank line before the last `size`
-/// bytes can only be the end of the head.
+/// Returns true if a response of `size` bytes is complete. Its body has no line ends, so the blank line before the last
+/// `size` bytes can only be the end of the head.
 fn is_whole(answer: &[u8], size: usize) -> bool {
     answer.len().checked_sub(size).is_some_and(|head| answer[..head].ends_with(b"\r\n\r\n"))
 }

@@ -5,10 +5,10 @@ use std::net::SocketAddr;
 use clap::Parser;
 use larder_bench::{answer, serve};
 
-/// Answers any GET of /N with N bytes that are fresh for an hour.
+/// Serves any GET of /N with N bytes that are fresh for an hour.
 #[derive(Parser)]
 struct Arguments {
-    /// Where to listen.
+    /// Listen address.
     #[arg(long, default_value = "127.0.0.1:8000")]
     listen: SocketAddr,
 }

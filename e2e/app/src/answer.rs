@@ -1,27 +1,27 @@
-//! What the application is asked for, read from the query of a request.
+//! Instructions to the application, in the query of a request.
 
 use std::{str::FromStr, time::Duration};
 
 use http::{HeaderName, HeaderValue, StatusCode};
 
-/// The answer that a query describes: `?status=404&delay=50&size=1000&header=Cache-Control:no-store`.
+/// The response that a query describes: `?status=404&delay=50&size=1000&header=Cache-Control:no-store`.
 #[derive(Debug, PartialEq)]
 pub(crate) struct Wanted {
-    /// The status code; 200 without one.
+    /// Status code; default 200.
     pub(crate) status: StatusCode,
-    /// How long to wait before answering, from milliseconds.
+    /// Delay of the response, from milliseconds.
     pub(crate) delay: Duration,
-    /// How many bytes to pad the body with.
+    /// Minimum size of the body, in bytes.
     pub(crate) size: usize,
     /// Response headers. A later one of the same name is added, not put in place of the earlier.
     pub(crate) headers: Vec<(HeaderName, HeaderValue)>,
 }
 
 impl Wanted {
-    /// Reads a query; parameters that are not about the answer are for the cache's key, and ignored here.
+    /// Parses a query; other parameters belong to the cache's key, and are ignored here.
     ///
     /// # Errors
-    /// The parameter that can't be read.
+    /// The parameter that is invalid.
     pub(crate) fn parse(query: &str) -> Result<Self, String> {
         let mut wanted = Self { status: StatusCode::OK, delay: Duration::ZERO, size: 0, headers: Vec::new() };
         for parameter in query.split('&') {

@@ -1,8 +1,8 @@
-//! Load at a constant rate: a request is sent when it is due, whether those before it were answered or not.
+//! Load at a constant rate: a request is sent when it is due, independent of the responses to earlier ones.
 //!
 //! # Guarantees
-//! A request is sent again in one case alone: hyper gave it back unsent, because the server had closed the idle
-//! connection. That is counted (`resent`). Every other failure is one in `errors`.
+//! A request is sent again in one case alone: hyper returned it unsent, because the server had closed the idle
+//! connection. That is counted (`resent`). Every other failure counts in `errors`.
 
 use std::{
     collections::{BTreeMap, VecDeque},
@@ -29,24 +29,24 @@ const TIMEOUT: Duration = Duration::from_secs(5);
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to ask for; `{n}` in it becomes the number of the request modulo 50.
+    /// URL to request; `{n}` in it becomes the number of the request modulo 50.
     #[arg(long)]
     url: String,
     /// Requests per second.
     #[arg(long, default_value_t = 200)]
     rate: u32,
-    /// How many seconds, if standard input does not end before.
+    /// Maximum duration in seconds, if standard input does not end before.
     #[arg(long, default_value_t = 60)]
     duration: u64,
     /// A connection for each request.
     #[arg(long)]
     no_keep_alive: bool,
-    /// How many connections are kept, with keep-alive, as long as each answer comes before the next request is due.
+    /// Number of keep-alive connections, as long as each response arrives before the next request is due.
     #[arg(long, default_value_t = 8)]
     connections: usize,
 }
 
-/// What is printed at the end.
+/// Report at the end.
 #[derive(Debug, Default, Serialize)]
 struct Report {
     sent: u64,
@@ -58,7 +58,7 @@ struct Report {
     resets: u64,
     /// Given back unsent by hyper and sent again.
     resent: u64,
-    /// The first few errors, in words, with the second they came in.
+    /// The first few errors, in words, with the second in which they occurred.
     examples: Vec<String>,
     p50_ms: u64,
     p99_ms: u64,
@@ -209,7 +209,7 @@ impl Load {
     }
 }
 
-/// A request that got no whole answer.
+/// A request without a complete response.
 struct Failure {
     kind: &'static str,
     words: String,

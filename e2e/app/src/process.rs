@@ -7,7 +7,7 @@ use rustix::process::{Pid, Signal, getpid, kill_process};
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
-    /// What to send.
+    /// The signal.
     #[arg(value_enum)]
     signal: What,
     /// A text that the command line of the process contains.

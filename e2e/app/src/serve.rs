@@ -1,7 +1,7 @@
 //! The application.
 //!
-//! It has no `preStop` and no patience: SIGTERM ends the process at once, listener and connections with it, so that
-//! only a drain around it can save a request. With `--linger` it is an application that survives a plain rollout.
+//! Has no `preStop` and no patience: SIGTERM ends the process at once, listener and connections with it, so that only a
+//! drain around it can save a request. With `--linger` the application survives a plain rollout.
 
 use std::{
     collections::BTreeMap,
@@ -31,7 +31,7 @@ pub(crate) struct Args {
     /// The port to listen on.
     #[arg(long, default_value_t = 8080)]
     port: u16,
-    /// How many seconds to go on serving after SIGTERM.
+    /// Seconds for which to continue serving after SIGTERM.
     #[arg(long, default_value_t = 0)]
     linger: u64,
 }
@@ -41,7 +41,7 @@ struct App(Arc<AppState>);
 
 #[derive(Default)]
 struct AppState {
-    /// How often each method and path was asked for.
+    /// Number of calls of each method and path.
     calls: Mutex<BTreeMap<String, u64>>,
     /// SIGTERM was received, and the process lingers.
     terminating: AtomicBool,

@@ -1,4 +1,4 @@
-//! Which connections reach the sidecar, and what is left alone.
+//! Connections that reach the sidecar, and those that do not.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Namespace;

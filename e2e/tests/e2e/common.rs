@@ -1,4 +1,4 @@
-//! What several tests say.
+//! Helpers of several tests.
 
 use std::collections::BTreeMap;
 
@@ -23,7 +23,7 @@ routes:
   ttl: 300s
 "#;
 
-/// The same with Redis.
+/// A policy for the application of the tests, with Redis.
 pub(crate) fn with_redis() -> String {
     format!(
         "{IN_MEMORY}l2:\n  redis: {{urlFrom: {{secretKeyRef: {{name: shop-redis, key: url}}}}, timeout: 250ms}}\n"
@@ -35,7 +35,7 @@ pub(crate) async fn get_from(agent: &Agent, pod: &RunningPod, path: &str) -> any
     agent.send(&Ask::get(&pod.url(path)).header("host", "app")).await
 }
 
-/// How often the applications of these pods were called, by method and path.
+/// Returns the number of calls of the pods' applications, by method and path.
 pub(crate) async fn calls(agent: &Agent, pods: &[RunningPod]) -> anyhow::Result<BTreeMap<String, u64>> {
     let mut sum = BTreeMap::new();
     for pod in pods {
@@ -61,7 +61,7 @@ pub(crate) fn ensure_not_hit(answer: &Answer) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// How many seconds a hit is still fresh for, by its own word.
+/// Returns the remaining TTL of a hit in seconds, from its `Cache-Status`.
 pub(crate) fn ttl(answer: &Answer) -> anyhow::Result<u64> {
     let status = answer.cache_status();
     let ttl = status.split("; ").find_map(|part| part.strip_prefix("ttl="));

@@ -103,7 +103,7 @@ async fn rows_eventually(sandbox: &Sandbox, count: u64) -> anyhow::Result<(u64, 
     .await
 }
 
-/// How many products Postgres has, and how many different ones.
+/// Returns the number of products in Postgres, and of distinct ones.
 async fn rows(sandbox: &Sandbox) -> anyhow::Result<(u64, u64)> {
     let pods = sandbox.pods("postgres").await?;
     let query = "select count(*), count(distinct id) from products";

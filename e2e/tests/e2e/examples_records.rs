@@ -71,7 +71,7 @@ fn number(stats: &Value, name: &str) -> anyhow::Result<f64> {
     stats[name].as_f64().with_context(|| format!("no {name} in {stats}"))
 }
 
-/// What the lines of the sidecar's log say.
+/// Returns the messages in the sidecar's log.
 async fn messages(sandbox: &Sandbox, pod: &str) -> anyhow::Result<Vec<String>> {
     let of_sidecar = LogParams { container: Some("larder-sidecar".to_owned()), ..Default::default() };
     let log = sandbox.api::<Pod>().logs(pod, &of_sidecar).await?;

@@ -1,4 +1,4 @@
-//! What drops stored answers before their time.
+//! Invalidation of stored responses.
 
 use anyhow::ensure;
 use larder_crds::ConditionType;

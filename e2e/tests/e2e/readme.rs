@@ -21,7 +21,7 @@ fn blocks(language: &str) -> anyhow::Result<Vec<String>> {
     Ok(blocks.map(str::to_owned).collect())
 }
 
-/// Its commands, one a line but where a line ends in a backslash.
+/// Returns the README's commands, one a line but where a line ends in a backslash.
 fn commands() -> anyhow::Result<Vec<String>> {
     let lines = blocks("sh")?.concat().replace("\\\n", " ");
     let commands = lines.lines().map(|line| line.trim().trim_start_matches("$ ").to_owned());

@@ -1,4 +1,4 @@
-//! What is answered from the cache, and what is not.
+//! Requests that are served from the cache, and those that are not.
 
 use anyhow::ensure;
 use larder_e2e::{Ask, Workload, in_a_namespace};

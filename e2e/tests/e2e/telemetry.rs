@@ -1,4 +1,4 @@
-//! What the sidecars report.
+//! Metrics and traces of the sidecars.
 
 use anyhow::Context;
 use larder_e2e::{Workload, environment, eventually, eventually::SOON, in_a_namespace, workload};

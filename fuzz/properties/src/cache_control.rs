@@ -1,4 +1,4 @@
-//! `Cache-Control` of answers and requests, and targeted fields. The input is field lines.
+//! `Cache-Control` of responses and requests, and targeted fields. The input is field lines.
 
 use std::time::Duration;
 
@@ -14,7 +14,8 @@ use crate::input::Message;
 const OURS: HeaderName = HeaderName::from_static("larder-cache-control");
 const CDN: HeaderName = HeaderName::from_static("cdn-cache-control");
 
-/// Fields hold however they are held, in any case, on one line or several; more of them never allow more.
+/// Fields have the same meaning in any representation, in any case, on one line or several; more of them never allow
+/// more.
 pub fn check(data: &[u8]) {
     let message = Message::read(data);
     response(&message);
@@ -61,7 +62,7 @@ fn request(message: &Message) {
     }
 }
 
-/// The first valid one decides, and then nothing else is looked at.
+/// The first valid field decides, and the others are ignored.
 fn targeted_fields(message: &Message) {
     let headers = message.map();
     let only = |name: HeaderName| targeted::directives(&headers, &[name]);

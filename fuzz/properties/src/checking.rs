@@ -1,4 +1,4 @@
-//! What `larder-sidecar check` says. The input is a policy's file.
+//! Output of `larder-sidecar check`. The input is a policy's file.
 
 use std::sync::LazyLock;
 
@@ -8,7 +8,7 @@ use larder_sidecar::check::{Checker, Place};
 static ALONE: LazyLock<Checker> = LazyLock::new(|| Checker::new(Place::Alone));
 static CLUSTER: LazyLock<Checker> = LazyLock::new(|| Checker::new(Place::Cluster));
 
-/// Whatever is in a file, something is said of it, of a place in it; and what is called good is served.
+/// Every file yields a report that refers to places in it, and a valid file is served.
 pub fn check(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     in_its_place(&CLUSTER, text);
@@ -18,7 +18,7 @@ pub fn check(data: &[u8]) {
     }
 }
 
-/// Whether all is good.
+/// Returns true if the file is valid.
 fn in_its_place(checker: &Checker, text: &str) -> bool {
     let report = checker.check(text);
     assert!(report.faults.is_sorted());

@@ -1,5 +1,5 @@
-//! Stored entries. The input is a record as Redis holds it; and, read in another way, numbers (status, generation, order,
-//! when it was asked for and received), field lines, and a body.
+//! Stored entries. The input is a record as Redis holds it; and, read in another way, numbers (status, generation,
+//! order, times of the request and of the response), field lines, and a body.
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode, header};
@@ -22,8 +22,8 @@ use crate::input::{Message, blocks, numbers};
 static TARGETS: [HeaderName; 1] = [HeaderName::from_static("cdn-cache-control")];
 static RULES: Rules<'_> = Rules { targets: &TARGETS, set_cookie: false };
 
-/// What is written is read; whatever else is there is read or refused, and what is read can be written, and is a response of its own:
-/// its head cannot make anybody take its body for another length. Nothing that is not authentic is opened.
+/// Written records are read; other input is read or rejected, and everything that is read can be written, and is a
+/// valid response: its head cannot change the length of its body. Nothing that is not authentic is opened.
 pub fn check(data: &[u8]) {
     authentic(data);
     match decode(Bytes::copy_from_slice(data), RULES) {
@@ -55,7 +55,7 @@ fn authentic(data: &[u8]) {
     assert_eq!(key.open("another", sealed), None);
 }
 
-/// What no record may hold.
+/// Returns true for contents that no record may have.
 fn is_refused(status: StatusCode, headers: &HeaderMap, times: Times, body: Option<&[u8]>) -> bool {
     const REFUSED: [&str; 12] = [
         "connection",

@@ -1,6 +1,6 @@
-//! `Age`, `Expires`, dates and how long an answer is fresh. The input is numbers, the fields of the answer, and those of a
-//! request. The numbers are: its status, when it was asked for and received, for how long it has been here (all in ms), and
-//! the route's `ttl`, `maxTTL`, `staleWhileRevalidate` and `staleIfError` in seconds, or `-`.
+//! `Age`, `Expires`, dates and freshness. The input is numbers, the fields of the response, and those of a request. The
+//! numbers are: its status, the times of the request and of the response, its time in the cache (all in ms), and the
+//! route's `ttl`, `maxTTL`, `staleWhileRevalidate` and `staleIfError` in seconds, or `-`.
 
 use std::time::Duration;
 
@@ -17,7 +17,7 @@ use larder_policy::{
 
 use crate::input::{Message, blocks, numbers};
 
-/// Fresh is only what is younger than its life, by whatever says how long that is; and what is of use is kept.
+/// A response is fresh only while younger than its lifetime, from whatever source; and a usable one is stored.
 pub fn check(data: &[u8]) {
     let [numbers_, answer, request] = blocks(data);
     let [status, requested_at, received_at, resident, ttl, max_ttl, revalidating, on_error] =
@@ -59,7 +59,7 @@ struct Case {
     resident: Duration,
 }
 
-/// What is read as a date is the date that is written.
+/// A parsed date is the date that was written.
 fn dates(case: &Case) {
     let now = i64::try_from(case.times.received_at / 1000).expect("a 1000th of it fits");
     for value in case.headers.values() {
@@ -120,7 +120,7 @@ impl Case {
         }
     }
 
-    /// Its own life (RFC 9111, section 4.2.1), or the longest that may be guessed.
+    /// Returns the declared lifetime (RFC 9111, section 4.2.1), or the maximum heuristic one.
     fn life(&self, claims: &Claims) -> Option<Duration> {
         let now = i64::try_from(self.times.received_at / 1000).expect("a 1000th of it fits");
         let date_of = |name: &str| {
@@ -138,7 +138,7 @@ impl Case {
         date_of("last-modified").map(|_| Duration::from_secs(24 * 60 * 60))
     }
 
-    /// What is stored is worth it.
+    /// Checks that a stored response is of use.
     fn check_stored(&self) {
         let claims = self.claims();
         let nobody = Asker {

@@ -1,4 +1,4 @@
-//! Inputs as people write them: blocks between empty lines, of field lines or numbers.
+//! Handwritten inputs: blocks between empty lines, of field lines or numbers.
 
 use http::{HeaderMap, HeaderName, HeaderValue};
 
@@ -15,12 +15,12 @@ pub(crate) fn blocks<const COUNT: usize>(data: &[u8]) -> [&[u8]; COUNT] {
     })
 }
 
-/// Field lines, as they stay when a server has read them.
+/// Field lines in the form that a server has parsed.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(crate) struct Message(pub(crate) Vec<(HeaderName, HeaderValue)>);
 
 impl Message {
-    /// The lines of a block that are field lines.
+    /// Returns the lines of a block that are field lines.
     pub(crate) fn read(block: &[u8]) -> Self {
         let line = |line: &[u8]| {
             let colon = line.iter().position(|byte| *byte == b':')?;
@@ -34,17 +34,17 @@ impl Message {
         self.0.iter().cloned().collect()
     }
 
-    /// The lines as they come from the wire.
+    /// Returns the lines as they arrive from the wire.
     pub(crate) fn lines(&self) -> Vec<(&[u8], &[u8])> {
         self.0.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes())).collect()
     }
 
-    /// The values of a field.
+    /// Returns the values of a field.
     pub(crate) fn values(&self, name: &str) -> Vec<&[u8]> {
         self.0.iter().filter(|(known, _)| known == name).map(|(_, value)| value.as_bytes()).collect()
     }
 
-    /// The same with every value changed.
+    /// Returns the message with every value changed.
     pub(crate) fn with_values(&self, change: impl Fn(&[u8]) -> Vec<u8>) -> Self {
         let change = |value: &HeaderValue| {
             HeaderValue::from_bytes(&change(value.as_bytes())).expect("a change keeps it a value")
@@ -52,7 +52,7 @@ impl Message {
         Self(self.0.iter().map(|(name, value)| (name.clone(), change(value))).collect())
     }
 
-    /// The same with one more line.
+    /// Returns the message with one more line.
     pub(crate) fn and(&self, name: &'static str, value: &'static str) -> Self {
         let mut more = self.clone();
         more.0.push((HeaderName::from_static(name), HeaderValue::from_static(value)));

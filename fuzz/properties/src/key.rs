@@ -9,8 +9,8 @@ use larder_policy::{
 
 use crate::input::{Message, blocks};
 
-/// Where a key is written it is the same; and two requests have one key only if all that a route tells them apart by is the
-/// same: no host, query, header or cookie forges another part of it.
+/// A key is independent of the buffer; and two requests share a key only if everything that the route distinguishes is
+/// equal: no host, query, header or cookie forges another part of it.
 pub fn check(data: &[u8]) {
     let [one, other] = blocks(data);
     let (Some(one), Some(other)) = (Request::read(one), Request::read(other)) else { return };
@@ -92,7 +92,7 @@ impl Request {
         key
     }
 
-    /// What must differ where two requests could get different answers.
+    /// Returns everything that must differ where two requests could have different responses.
     fn told_apart_by(&self, spec: &KeySpec) -> ToldApartBy {
         let joined = |name: &str| {
             let values = self.fields.values(name);
@@ -121,7 +121,7 @@ impl Request {
         }
     }
 
-    /// The values of a cookie that is sent as it should be.
+    /// Returns the values of a cookie that is sent in its regular form.
     fn cookies(&self, name: &str) -> Vec<Vec<u8>> {
         let lines = self.fields.0.iter().filter(|(known, _)| known == "cookie").map(|(_, value)| value);
         let pairs = lines.flat_map(|line: &HeaderValue| line.as_bytes().split(|byte| *byte == b';'));

@@ -1,7 +1,7 @@
-//! What must hold of whatever comes in from outside.
+//! Properties of all input from outside.
 //!
-//! Each module has one `check`, which panics where a property does not hold. libFuzzer drives it from `fuzz/`, and the unit
-//! test here feeds it the corpus.
+//! Each module has one `check`, which panics where a property does not hold. libFuzzer drives it from `fuzz/`, and the
+//! unit test here feeds it the corpus.
 
 pub mod cache_control;
 pub mod checking;

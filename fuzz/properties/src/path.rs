@@ -62,7 +62,7 @@ fn escaped(text: &str) -> String {
     text.chars().map(escape).collect()
 }
 
-/// The bytes that a path stands for; what is no escape stands for itself.
+/// Returns the bytes that a path stands for; invalid escapes stand for themselves.
 fn decoded(text: &str) -> Vec<u8> {
     let mut bytes = Vec::new();
     let mut rest = text.as_bytes();

@@ -5,7 +5,7 @@ use larder_policy::{Document, Key, NormalPath, Policy, Survey, Writing, key};
 
 const PATHS: [&str; 5] = ["/", "/api/users/7", "/api//", "/a%2Fb/%FF", "/a/../b"];
 
-/// A file that is a policy is written as it was read and compiles to the same; its routes are for the paths that they cover.
+/// A valid policy is written as it was read and compiles to the same; its routes match the paths that they cover.
 pub fn check(data: &[u8]) {
     let Ok(text) = str::from_utf8(data) else { return };
     let document = match Document::parse(text) {

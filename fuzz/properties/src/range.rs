@@ -1,12 +1,12 @@
-//! Parts of bodies. The input is field lines, then numbers: the length of a body, and where parts of it begin and how long
-//! they are.
+//! Parts of bodies. The input is field lines, then numbers: the length of a body, and the offsets and lengths of its
+//! parts.
 
 use bytes::Bytes;
 use larder_policy::range::{Asked, ContentRange, Pieces, Spec, asked};
 
 use crate::input::{Message, blocks, numbers};
 
-/// What is read means what it says, and pieces are the body that they are of.
+/// A parsed range has the meaning of its text, and pieces equal the body that they belong to.
 pub fn check(data: &[u8]) {
     let [fields, parts] = blocks(data);
     let message = Message::read(fields);
@@ -54,7 +54,7 @@ fn content_range(value: &[u8]) {
     }
 }
 
-/// Beside a body of which it is known byte by byte what is there.
+/// Compares pieces with a body whose presence is known byte by byte.
 fn pieces(numbers: [Option<u64>; 33]) {
     let total = numbers[0].unwrap_or(0).min(128);
     let byte = |at: usize| u8::try_from(at % 251).expect("it is less than 251");

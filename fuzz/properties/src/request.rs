@@ -1,4 +1,4 @@
-//! Requests on an HTTP/1 connection. The input is what a client sends.
+//! Requests on an HTTP/1 connection. The input is a client's bytes.
 
 use std::{
     cell::RefCell,
@@ -24,7 +24,7 @@ use larder_sidecar::gate::request_length;
 
 const NEXT: &[u8] = b"GET /next HTTP/1.1\r\nHost: next\r\n\r\n";
 
-/// What is let through is one request to hyper too, or none: with the same body, and what comes after it is the next request.
+/// Accepted input is one request to hyper too, or none: with the same body, and followed by the next request.
 pub fn check(data: &[u8]) {
     let Ok(Some(length)) = request_length(data) else { return };
     for cut in (0..length).step_by(1 + length / 16).chain([length - 1]) {
@@ -64,7 +64,7 @@ struct Seen {
     body: Option<Bytes>,
 }
 
-/// The requests that a connection with these bytes has, as hyper reads it.
+/// Returns the requests that hyper reads from a connection with these bytes.
 fn read_by_hyper(input: &[u8]) -> Vec<Seen> {
     let seen = RefCell::new(vec![]);
     let service = service_fn(|request: Request<Incoming>| async {
@@ -85,7 +85,7 @@ fn read_by_hyper(input: &[u8]) -> Vec<Seen> {
     seen.into_inner()
 }
 
-/// A connection that sends its bytes and ends, and takes everything.
+/// A connection that sends its bytes and ends, and accepts everything.
 struct Wire<'a> {
     input: &'a [u8],
 }

@@ -1,4 +1,4 @@
-//! `Vary`. The input is the fields of an answer, then those of two requests.
+//! `Vary`. The input is the fields of a response, then those of two requests.
 
 use larder_policy::vary;
 
@@ -23,7 +23,7 @@ pub fn check(data: &[u8]) {
     assert_eq!(text(&one) == text(&other), normal(&one) == normal(&other), "{one:?} {other:?}");
 }
 
-/// A field in a form that is the same where a cache may take two for the same.
+/// A field in a form that is equal where a cache may treat two as equal.
 #[derive(PartialEq, Eq)]
 enum Normal {
     Absent,
@@ -50,7 +50,7 @@ fn normalised(name: &str, lines: &[&[u8]]) -> Normal {
     })
 }
 
-/// Fields whose own syntax is a list.
+/// Fields whose syntax is a list.
 const LISTS: [&str; 12] = [
     "accept",
     "accept-charset",
@@ -66,7 +66,7 @@ const LISTS: [&str; 12] = [
     "te",
 ];
 
-/// What is between the commas outside of quotes.
+/// Splits a value at the commas outside of quotes.
 fn between_commas(line: &[u8]) -> Vec<&[u8]> {
     let (mut parts, mut from, mut at, mut quoted) = (vec![], 0, 0, false);
     while at < line.len() {
