@@ -18,6 +18,7 @@ pub mod connections;
 pub mod drain;
 pub mod entry;
 pub mod gate;
+pub mod head_room;
 pub mod headers;
 pub mod held;
 pub mod in_progress;

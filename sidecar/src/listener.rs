@@ -26,7 +26,7 @@ use crate::{
     cli::ListenAddress,
     connections::{Admitted, turn_away},
     gate::{Gate, Refusal, Turnstile},
-    headers,
+    head_room, headers,
     held::Held,
     in_progress::{InProgress, Work},
     problem::Problem,
@@ -223,7 +223,9 @@ async fn serve_http1(
                 // Whether the body comes all the same is the client's to know (RFC 9110, section 10.1.1).
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
-            let response = response.map(|body| turnstile.guarded(Either::Right(Held::new(body, work))));
+            let room = head_room::take(&mut response);
+            let response =
+                response.map(|body| turnstile.guarded(Either::Right(Held::new(body, (work, room)))));
             Ok::<_, std::convert::Infallible>(response)
         })
     });

@@ -36,9 +36,9 @@ impl Problem {
         match self {
             Self::Upstream(UpstreamReason::Request) | Self::BrokenOff => StatusCode::BAD_REQUEST,
             Self::Upstream(UpstreamReason::Timeout) => StatusCode::GATEWAY_TIMEOUT,
+            Self::Upstream(UpstreamReason::NoRoom) | Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::Upstream(_) | Self::SourcesFailed => StatusCode::BAD_GATEWAY,
             Self::NotFound => StatusCode::NOT_FOUND,
-            Self::Overloaded => StatusCode::SERVICE_UNAVAILABLE,
             Self::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
             Self::Refused(refusal) => refusal.status(),
             Self::NoTunnel => StatusCode::NOT_IMPLEMENTED,
@@ -79,7 +79,7 @@ impl Problem {
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if self == Self::Overloaded {
+        if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
         response

@@ -24,6 +24,7 @@ use crate::{
     config::Config,
     drain::Drain,
     gate::Turnstile,
+    head_room::{self, AtClient},
     headers,
     in_progress::Work,
     problem::Problem,
@@ -168,11 +169,16 @@ impl Proxy {
         self.telemetry.answered(name, outcome, took);
         let (status, milliseconds) = (response.status().as_u16(), took.as_secs_f64() * 1000.0);
         tracing::debug!(route = name, tier = tier.as_str(), status, milliseconds, "{}", outcome.as_str());
+        let room = head_room::make(&mut response, &self.telemetry.stats.budget);
+        if room == AtClient::NoRoom {
+            response = Problem::Overloaded.response();
+        }
         // The version is that of the connection which the response leaves on (RFC 9110, section 2.5).
         if response.version() == Version::HTTP_10 {
             *response.version_mut() = Version::HTTP_11;
         }
-        let asks_to_close = self.drain.is_on() || self.upstream.is_gone();
+        // hyper keeps the buffer that it has written a large head to.
+        let asks_to_close = self.drain.is_on() || self.upstream.is_gone() || room == AtClient::Large;
         if asks_to_close && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }

@@ -90,7 +90,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
                 (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
             let mapped = mapped.clone();
             move |Door { dialer, target, .. }: &Door| {
-                let upstream = Upstream::new(Arc::clone(dialer));
+                let upstream = Upstream::new(Arc::clone(dialer), Arc::clone(&telemetry.stats.budget));
                 let (config, telemetry, drain) =
                     (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
                 Arc::new(Proxy::new(config, upstream, *target, telemetry, drain, mapped.clone()))

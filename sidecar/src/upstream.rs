@@ -11,7 +11,7 @@ use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use tokio::net::TcpStream;
 
-use crate::{gate::RawTarget, headers::frame_body};
+use crate::{budget::Budget, gate::RawTarget, headers::frame_body};
 
 mod dial;
 mod error;
@@ -48,15 +48,17 @@ pub struct Upstream {
     http1: Arc<Http1>,
     http2: Arc<Http2>,
     dialer: Arc<Dialer>,
+    budget: Arc<Budget>,
 }
 
 impl Upstream {
-    /// An application that is connected to by `dialer`.
-    pub fn new(dialer: Arc<Dialer>) -> Self {
+    /// An application that is connected to by `dialer`. Large heads of its responses take room of `budget`.
+    pub fn new(dialer: Arc<Dialer>, budget: Arc<Budget>) -> Self {
         Self {
-            http1: Arc::new(Http1::new(Arc::clone(&dialer))),
+            http1: Arc::new(Http1::new(Arc::clone(&dialer), Arc::clone(&budget))),
             http2: Arc::new(Http2::new(Arc::clone(&dialer))),
             dialer,
+            budget,
         }
     }
 
@@ -87,7 +89,7 @@ impl Upstream {
         let mut request = Request::from_parts(head, body);
         *request.uri_mut() = origin_form(request.uri());
         if let Some(RawTarget(raw)) = request.extensions_mut().remove() {
-            return raw_target::send(&self.dialer, request, &raw, refused).await;
+            return raw_target::send((&self.dialer, &self.budget), request, &raw, refused).await;
         }
         let again = again(&request);
         match (self.http1.send(request, refused, again.is_some()).await, again) {

@@ -69,7 +69,7 @@ async fn a_hit_allocates_next_to_nothing() {
     let config = Arc::new(Config::load(None, None, Arc::clone(&telemetry)).await);
     let proxy = Proxy::new(
         config,
-        Upstream::new(Arc::new(Dialer::new(&url, None))),
+        Upstream::new(Arc::new(Dialer::new(&url, None)), Arc::clone(&telemetry.stats.budget)),
         None,
         telemetry,
         Arc::new(Drain::default()),

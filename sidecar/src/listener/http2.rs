@@ -27,6 +27,7 @@ use super::{calm::FrameWriter, requests::Requests, resets::Resets};
 use crate::{
     connections::Admitted,
     gate::{Refusal, check_http2},
+    head_room,
     held::Held,
     in_progress::{InProgress, Work},
     problem::Problem,
@@ -90,7 +91,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
         };
         // In a place of its own: a stream whose response is not read does not hold what the request took.
         future::Either::Right(Box::pin(async move {
-            let response = match check_http2(&mut request) {
+            let mut response = match check_http2(&mut request) {
                 Err(refusal) => {
                     proxy.telemetry().refused(refusal, client);
                     Problem::Refused(refusal).response().map(Either::Left)
@@ -107,7 +108,9 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
                     }
                 },
             };
-            let response = response.map(|body| stream.until_end_of(Either::Right(Held::new(body, work))));
+            let room = head_room::take(&mut response);
+            let held = (work, room);
+            let response = response.map(|body| stream.until_end_of(Either::Right(Held::new(body, held))));
             Ok::<_, std::convert::Infallible>(response)
         }))
     });
@@ -181,7 +184,8 @@ mod tests {
         let telemetry = Arc::new(Telemetry::new().unwrap());
         let config = Arc::new(Config::load(None, None, Arc::clone(&telemetry)).await);
         let dialer = Arc::new(Dialer::new(&"http://127.0.0.1:1".parse().unwrap(), None));
-        let (upstream, drain) = (Upstream::new(dialer), Arc::new(Drain::default()));
+        let upstream = Upstream::new(dialer, Arc::clone(&telemetry.stats.budget));
+        let drain = Arc::new(Drain::default());
         Arc::new(Proxy::new(config, upstream, None, telemetry, drain, Router::new()))
     }
 

@@ -42,6 +42,8 @@ pub enum UpstreamReason {
     TooManyHeaders,
     /// The head of its response is too large.
     HeadTooLarge,
+    /// There is no memory for the large head of its response.
+    NoRoom,
     /// Its response does not begin with a status line of HTTP/1.
     MalformedStatusLine,
     /// A header line of its response can't be understood.
@@ -66,7 +68,7 @@ pub enum UpstreamReason {
 
 impl UpstreamReason {
     /// Every reason, in the order of metrics.
-    pub const ALL: [Self; 18] = [
+    pub const ALL: [Self; 19] = [
         Self::Refused,
         Self::ConnectTimeout,
         Self::Unreachable,
@@ -75,6 +77,7 @@ impl UpstreamReason {
         Self::NotProcessed,
         Self::TooManyHeaders,
         Self::HeadTooLarge,
+        Self::NoRoom,
         Self::MalformedStatusLine,
         Self::MalformedHeader,
         Self::MalformedLength,
@@ -108,6 +111,7 @@ impl UpstreamReason {
             Self::NotProcessed => "not-processed",
             Self::TooManyHeaders => "too-many-headers",
             Self::HeadTooLarge => "head-too-large",
+            Self::NoRoom => "no-room",
             Self::MalformedStatusLine => "malformed-status-line",
             Self::MalformedHeader => "malformed-header",
             Self::MalformedLength => "malformed-length",
@@ -134,6 +138,9 @@ impl UpstreamReason {
             }
             Self::TooManyHeaders => TOO_MANY_HEADERS,
             Self::HeadTooLarge => HEAD_TOO_LARGE,
+            Self::NoRoom => {
+                "the head of the application's response is large, and there is no memory for it at present"
+            }
             Self::MalformedStatusLine => {
                 "the application's response is malformed: it has no status line of HTTP/1"
             }
@@ -224,6 +231,7 @@ fn reason_of(error: &hyper::Error) -> UpstreamReason {
     match (head_error(error), io.map(io::Error::kind)) {
         (Some(HeadError::TooManyLines), _) => UpstreamReason::TooManyHeaders,
         (Some(HeadError::TooLarge), _) => UpstreamReason::HeadTooLarge,
+        (Some(HeadError::NoRoom), _) => UpstreamReason::NoRoom,
         (Some(HeadError::StatusLine), _) => UpstreamReason::MalformedStatusLine,
         (Some(HeadError::Field), _) => UpstreamReason::MalformedHeader,
         (Some(HeadError::Length), _) => UpstreamReason::MalformedLength,

@@ -38,6 +38,9 @@ pub(super) enum HeadError {
     /// More than [`MAX_HEAD`] bytes.
     #[error("a head of more than {MAX_HEAD} bytes")]
     TooLarge,
+    /// Too large for what memory is left.
+    #[error("no room for a large head")]
+    NoRoom,
     /// The first line is not a status line of HTTP/1 (RFC 9112, section 4).
     #[error("no status line of HTTP/1")]
     StatusLine,

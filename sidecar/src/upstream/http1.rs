@@ -17,6 +17,7 @@ use super::{
     head::{MAX_HEAD, MAX_LINES},
     stream::{Announcement, ApplicationStream},
 };
+use crate::budget::Budget;
 
 /// Shorter than the keep-alive of common servers (Node.js 5 s, Gunicorn 2 s with threads, nginx 75 s), so that an idle
 /// connection is closed here before the application does.
@@ -29,6 +30,7 @@ const IDLE_LIMIT_FOR_ONCE: Duration = Duration::from_millis(10);
 #[derive(Debug)]
 pub(super) struct Http1 {
     dialer: Arc<Dialer>,
+    budget: Arc<Budget>,
     idle: Mutex<Idle>,
 }
 
@@ -47,8 +49,8 @@ struct Connection {
 }
 
 impl Http1 {
-    pub(super) fn new(dialer: Arc<Dialer>) -> Self {
-        Self { dialer, idle: Mutex::default() }
+    pub(super) fn new(dialer: Arc<Dialer>, budget: Arc<Budget>) -> Self {
+        Self { dialer, budget, idle: Mutex::default() }
     }
 
     /// Sends a request, which `may_be_repeated` or not, over a connection that is idle, or over a new one. A request that a connection gives back, because it had
@@ -73,8 +75,12 @@ impl Http1 {
             };
             connection.announcement.announce(*request.method() == Method::HEAD);
             let mut failed = match connection.sender.try_send_request(request).await {
-                Ok(response) => {
-                    self.take_back(connection);
+                Ok(mut response) => {
+                    match connection.announcement.take_room() {
+                        // hyper's buffer has grown with the head, and would stay so: the connection ends with the body.
+                        Some(room) => drop(response.extensions_mut().insert(room)),
+                        None => self.take_back(connection),
+                    }
                     return Ok(response);
                 }
                 Err(failed) => failed,
@@ -91,7 +97,7 @@ impl Http1 {
 
     async fn connect(&self, refused: WhenRefused) -> Result<Connection, UpstreamError> {
         let stream = self.dialer.connect(refused).await.map_err(UpstreamError::connect)?;
-        let announcement = Announcement::default();
+        let announcement = Announcement::within(&self.budget);
         let stream = ApplicationStream::new(stream, announcement.clone());
         let (sender, connection) = http1::Builder::new()
             .max_headers(MAX_LINES + 1)

@@ -6,6 +6,7 @@
 use std::{
     io,
     pin::Pin,
+    sync::Arc,
     task::{Context, Poll, ready},
 };
 
@@ -21,19 +22,20 @@ use super::{
     head::MAX_LINES,
     stream::{Announcement, ApplicationStream},
 };
+use crate::budget::Budget;
 
 /// Sends a request in origin form with another target than it has.
 ///
 /// # Errors
 /// If the application refused the connection, broke it off, or sent a response that makes no sense.
 pub(super) async fn send(
-    dialer: &Dialer,
+    (dialer, budget): (&Dialer, &Arc<Budget>),
     request: Request<RequestBody>,
     target: &[u8],
     refused: WhenRefused,
 ) -> Result<Response<Incoming>, UpstreamError> {
     let method = request.method().as_str();
-    let announcement = Announcement::default();
+    let announcement = Announcement::within(budget);
     let stream = dialer.connect(refused).await.map_err(UpstreamError::connect)?;
     let stream = Respelled {
         stream: ApplicationStream::new(stream, announcement.clone()),
@@ -52,7 +54,11 @@ pub(super) async fn send(
         }
     });
     announcement.announce(*request.method() == Method::HEAD);
-    sender.send_request(request).await.map_err(failed)
+    let mut response = sender.send_request(request).await.map_err(failed)?;
+    if let Some(room) = announcement.take_room() {
+        response.extensions_mut().insert(room);
+    }
+    Ok(response)
 }
 
 /// A connection that begins with other bytes than those written to it.

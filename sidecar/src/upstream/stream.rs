@@ -7,10 +7,11 @@ use std::{
     io::{self, IoSlice, Read},
     pin::Pin,
     sync::{
-        Arc,
+        Arc, Mutex, PoisonError,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll, ready},
+    time::Duration,
 };
 
 use bytes::{Buf, BytesMut};
@@ -22,17 +23,33 @@ use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
     net::TcpStream,
+    time::{Instant, Sleep, sleep},
 };
 use tokio_util::io::poll_read_buf;
 
 use super::head::{self, HeadError, MAX_HEAD};
+use crate::{
+    budget::{Budget, Reservation},
+    head_room::{self, HeadRoom},
+};
 
 /// Minimum number of bytes to read at once while a head comes.
 const READ: usize = 8 << 10;
 
-/// Announcement of a request, made by its sender before the connection has it.
+/// Time for which a large head waits for room, and how often it looks.
+const ROOM_DEADLINE: Duration = Duration::from_secs(1);
+const ROOM_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Announcement of a request, made by its sender before the connection has it; and room for the head of its response.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Announcement(Arc<AtomicU8>);
+pub(crate) struct Announcement(Arc<Announced>);
+
+#[derive(Debug, Default)]
+struct Announced {
+    request: AtomicU8,
+    budget: Option<Arc<Budget>>,
+    room: Mutex<Option<HeadRoom>>,
+}
 
 const NONE: u8 = 0;
 const TO_HEAD: u8 = 1;
@@ -42,24 +59,38 @@ const ALWAYS: u8 = 3;
 impl Announcement {
     /// Announces every request of a connection that has none by HEAD, and each of which is written before its response begins.
     pub(crate) fn always() -> Self {
-        Self(Arc::new(AtomicU8::new(ALWAYS)))
+        Self(Arc::new(Announced { request: AtomicU8::new(ALWAYS), ..Announced::default() }))
+    }
+
+    /// None yet. Large heads of responses take room of `budget`.
+    pub(super) fn within(budget: &Arc<Budget>) -> Self {
+        Self(Arc::new(Announced { budget: Some(Arc::clone(budget)), ..Announced::default() }))
+    }
+
+    /// Takes the room that was made for the head of the response, if that is large.
+    pub(super) fn take_room(&self) -> Option<HeadRoom> {
+        self.0.room.lock().unwrap_or_else(PoisonError::into_inner).take()
+    }
+
+    fn leave_room(&self, room: HeadRoom) {
+        *self.0.room.lock().unwrap_or_else(PoisonError::into_inner) = Some(room);
     }
 
     /// Announces a request by HEAD or another method.
     pub(super) fn announce(&self, is_head: bool) {
-        self.0.store(if is_head { TO_HEAD } else { TO_OTHER }, Ordering::Release);
+        self.0.request.store(if is_head { TO_HEAD } else { TO_OTHER }, Ordering::Release);
     }
 
     fn is_made(&self) -> bool {
-        matches!(self.0.load(Ordering::Acquire), TO_HEAD | TO_OTHER)
+        matches!(self.0.request.load(Ordering::Acquire), TO_HEAD | TO_OTHER)
     }
 
     /// Takes the announcement: whether the request is one by HEAD.
     fn take(&self) -> Option<bool> {
-        if self.0.load(Ordering::Acquire) == ALWAYS {
+        if self.0.request.load(Ordering::Acquire) == ALWAYS {
             return Some(false);
         }
-        match self.0.swap(NONE, Ordering::AcqRel) {
+        match self.0.request.swap(NONE, Ordering::AcqRel) {
             NONE => None,
             announced => Some(announced == TO_HEAD),
         }
@@ -83,6 +114,10 @@ pub(crate) struct ResponseStream<IO> {
     state: State,
     /// Bytes that are understood and not read by hyper yet.
     understood: BytesMut,
+    /// Room for a head that comes, if it is large.
+    room: Option<Reservation>,
+    /// Since when there has been none, and when it is looked for again.
+    waiting: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 #[derive(Debug)]
@@ -128,7 +163,14 @@ impl<T: Connection> Connection for ResponseStream<TokioIo<T>> {
 
 impl<IO> ResponseStream<IO> {
     pub(crate) fn new(stream: IO, announced: Announcement) -> Self {
-        Self { stream, announced, state: State::Passing, understood: BytesMut::new() }
+        Self {
+            stream,
+            announced,
+            state: State::Passing,
+            understood: BytesMut::new(),
+            room: None,
+            waiting: None,
+        }
     }
 
     /// The first bytes that are written once a request was announced are its own, and a head is what comes next.
@@ -156,9 +198,11 @@ impl<IO> ResponseStream<IO> {
                 let understood = head::understand(&raw, *to_head).map_err(invalid)?;
                 self.understood.extend_from_slice(&understood.bytes);
                 *searched = 0;
+                let room = self.room.take().map(|room| HeadRoom::of(room, end));
                 if !matches!(understood.status, 100 | 102..=199) {
                     self.understood.unsplit(bytes.split());
                     self.state = State::Passing;
+                    room.into_iter().for_each(|room| self.announced.leave_room(room));
                 }
                 return Poll::Ready(Ok(()));
             }
@@ -169,6 +213,12 @@ impl<IO> ResponseStream<IO> {
             if bytes.len() > MAX_HEAD {
                 return Poll::Ready(Err(invalid(HeadError::TooLarge)));
             }
+            if bytes.len() > head_room::SMALL
+                && self.room.is_none()
+                && let Some(budget) = &self.announced.0.budget
+            {
+                self.room = Some(ready!(poll_room(budget, &mut self.waiting, context))?);
+            }
             bytes.reserve(READ);
             if ready!(poll_read_buf(Pin::new(&mut self.stream), context, bytes))? == 0 {
                 // hyper says that the message is incomplete, if anything has come of it.
@@ -177,6 +227,26 @@ impl<IO> ResponseStream<IO> {
                 return Poll::Ready(Ok(()));
             }
         }
+    }
+}
+
+/// Makes room for a head, or waits until there is some, while nothing more of it is read.
+fn poll_room(
+    budget: &Arc<Budget>,
+    waiting: &mut Option<(Instant, Pin<Box<Sleep>>)>,
+    context: &mut Context<'_>,
+) -> Poll<io::Result<Reservation>> {
+    loop {
+        if let Some(room) = HeadRoom::reserve(budget, MAX_HEAD) {
+            *waiting = None;
+            return Poll::Ready(Ok(room));
+        }
+        let (since, timer) = waiting.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(ROOM_INTERVAL))));
+        if since.elapsed() >= ROOM_DEADLINE {
+            return Poll::Ready(Err(invalid(HeadError::NoRoom)));
+        }
+        ready!(timer.as_mut().poll(context));
+        timer.as_mut().reset(Instant::now() + ROOM_INTERVAL);
     }
 }
 
@@ -197,6 +267,9 @@ impl<IO: AsyncRead + ReadAtOnce + Unpin> AsyncRead for ResponseStream<IO> {
         if !this.understood.is_empty() {
             let count = buffer.remaining().min(this.understood.len());
             buffer.put_slice(&this.understood.split_to(count));
+            if this.understood.is_empty() {
+                this.understood = BytesMut::new();
+            }
             return Poll::Ready(Ok(()));
         }
         let read = if buffer.remaining() > MAX_PIECE {

@@ -14,6 +14,7 @@ mod bodies;
 mod full;
 mod heads;
 mod readers;
+mod response_heads;
 
 const SPEC: &str = r#"
 l1: {maxSize: 32Mi, maxObjectSize: 1Mi}

@@ -7,7 +7,7 @@ use futures::{StreamExt, stream};
 use http::Request;
 use tokio::{net::TcpStream, task::AbortHandle, time::sleep};
 
-use super::{LIMIT, limited};
+use super::{LIMIT, limited, response_heads};
 use crate::integration::harness::{Origin, Policy, Sidecar, Wire, reply};
 
 const LARGE: usize = 16 << 20;
@@ -32,6 +32,9 @@ async fn stays_within_the_limit<T, A: Future<Output = T>>(attack: impl FnOnce(So
         async move {
             if seen.path.starts_with("/never/") {
                 std::future::pending::<()>().await;
+            }
+            if seen.path.starts_with("/heads/") {
+                return response_heads::reply_with_a_large_head();
             }
             reply(&[], body)
         }
@@ -100,6 +103,11 @@ async fn slow_readers_beside_a_full_l1_stay_within_the_limit() {
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_readers_of_new_responses_beside_a_full_l1_stay_within_the_limit() {
     stays_within_the_limit(async |address| ask_and_read_nothing(address, 400, "/large/new-").await).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn large_response_heads_beside_a_full_l1_stay_within_the_limit() {
+    stays_within_the_limit(async |address| ask_and_read_nothing(address, 300, "/heads/").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
