@@ -31,6 +31,11 @@ pub fn turn_away(stream: &TcpStream) {
     let _ = stream.try_read(&mut [0; 4 << 10]);
 }
 
+/// Time, in milliseconds, for which one that was found between requests is spared: it may be in use.
+const SPARED_MS: u64 = 250;
+/// Time, in milliseconds, after which a client that takes nothing makes room before one that may be in use.
+const STALLED_MS: u64 = 1_000;
+
 /// So many connections must come after one before it makes room because its head is not whole; fewer where few may be open.
 const GRACE: u64 = 32;
 
@@ -51,8 +56,15 @@ enum Phase {
 }
 
 impl Phase {
-    /// Those that may make room, in the order in which they are asked to.
-    const LEAVING: [Self; 4] = [Self::Unfinished, Self::Rested, Self::Resting, Self::Stalled];
+    /// Those that may make room, in the order in which they are asked to, and for how many milliseconds they have been so.
+    const LEAVING: [(Self, u64); 6] = [
+        (Self::Unfinished, 0),
+        (Self::Rested, SPARED_MS),
+        (Self::Stalled, STALLED_MS),
+        (Self::Rested, 0),
+        (Self::Resting, 0),
+        (Self::Stalled, 0),
+    ];
 }
 
 /// One connection, as those who want its place see it.
@@ -67,8 +79,8 @@ pub struct Connection {
     waker: AtomicWaker,
     /// Bytes of the budget that its request's head takes.
     held: AtomicU64,
-    /// When its client stopped reading, in [`monotonic_ms`].
-    stalled_at: AtomicU64,
+    /// When its client stopped reading, or it was found between requests, in [`monotonic_ms`].
+    since: AtomicU64,
 }
 
 impl Default for Connection {
@@ -86,7 +98,7 @@ impl Connection {
             ends_when_idle: AtomicBool::new(false),
             waker: AtomicWaker::new(),
             held: AtomicU64::new(0),
-            stalled_at: AtomicU64::new(0),
+            since: AtomicU64::new(0),
         }
     }
 
@@ -115,7 +127,7 @@ impl Connection {
     /// Notes that the client does not read.
     pub fn stalls(&self) {
         if !self.is_stalled() {
-            self.stalled_at.store(monotonic_ms(), Ordering::Relaxed);
+            self.since.store(monotonic_ms(), Ordering::Relaxed);
         }
         self.enter(Phase::Stalled);
     }
@@ -158,11 +170,25 @@ impl Connection {
         self.ends_when_idle.load(Ordering::Acquire)
     }
 
+    /// Marks a connection between requests as seen. Returns true if it was seen before, and has rested since.
+    fn see_idle(&self) -> bool {
+        let (resting, rested) = (Phase::Resting as u8, Phase::Rested as u8);
+        if self.phase.load(Ordering::Relaxed) == resting {
+            self.since.store(monotonic_ms(), Ordering::Relaxed);
+        }
+        let seen = self.phase.compare_exchange(resting, rested, Ordering::Relaxed, Ordering::Relaxed);
+        seen == Err(rested)
+    }
+
+    /// Returns the time for which it has stalled, or been known to rest, in milliseconds.
+    fn lasts(&self, now: u64) -> u64 {
+        now.saturating_sub(self.since.load(Ordering::Relaxed))
+    }
+
     /// Marks a connection between requests as seen. One that was seen before, and has rested since, is to end.
     fn end_if_seen_idle(&self, ends: bool) {
-        let (resting, rested) = (Phase::Resting as u8, Phase::Rested as u8);
-        let seen = self.phase.compare_exchange(resting, rested, Ordering::Relaxed, Ordering::Relaxed);
-        if ends && seen == Err(rested) {
+        let was_seen = self.see_idle();
+        if ends && was_seen {
             self.ends_when_idle.store(true, Ordering::Release);
             self.waker.wake();
         }
@@ -185,6 +211,8 @@ pub struct Connections {
     is_crowded: AtomicBool,
     /// By the order in which they came.
     open: Mutex<BTreeMap<u64, Arc<Connection>>>,
+    /// When somebody last looked at who is idle, in [`monotonic_ms`].
+    looked_at: AtomicU64,
     dismissed: AtomicU64,
     refused: AtomicU64,
 }
@@ -198,6 +226,7 @@ impl Connections {
             next: AtomicU64::new(0),
             is_crowded: AtomicBool::new(false),
             open: Mutex::default(),
+            looked_at: AtomicU64::new(0),
             dismissed: AtomicU64::new(0),
             refused: AtomicU64::new(0),
         }
@@ -254,6 +283,13 @@ impl Connections {
         let mut leaving = Vec::new();
         let is_admitted = {
             let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            if self.is_crowded() && monotonic_ms() >= self.looked_at.load(Ordering::Relaxed) + SPARED_MS {
+                // When all places are taken it is known who has been idle.
+                self.looked_at.store(monotonic_ms(), Ordering::Relaxed);
+                for connection in open.values() {
+                    connection.see_idle();
+                }
+            }
             while open.len() >= self.max() {
                 let Some(id) = victim(&open, id) else { break };
                 leaving.extend(open.remove(&id));
@@ -288,11 +324,11 @@ impl Connections {
             let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
             let stalled =
                 open.values().filter(|connection| connection.is_stalled() && !connection.must_leave());
-            let longest = stalled.min_by_key(|connection| connection.stalled_at.load(Ordering::Relaxed));
+            let longest = stalled.min_by_key(|connection| connection.since.load(Ordering::Relaxed));
             longest.cloned()
         };
         let since = |connection: &Arc<Connection>| {
-            monotonic_ms().saturating_sub(connection.stalled_at.load(Ordering::Relaxed))
+            monotonic_ms().saturating_sub(connection.since.load(Ordering::Relaxed))
         };
         if let Some(connection) = longest.filter(|connection| since(connection) >= milliseconds) {
             self.dismissed.fetch_add(1, Ordering::Relaxed);
@@ -333,14 +369,17 @@ impl Connections {
 }
 
 /// Which connection makes room for the one with the number `coming`: the oldest of the first phase in [`Phase::LEAVING`] that any
-/// is in. One that came just now may not have had the time to send its head: it makes room last. One that has been between
-/// requests since the last look is spared once: it may be in use.
+/// is in for long enough. One that came just now may not have had the time to send its head: it makes room last. One that has been between
+/// requests since the last look is spared for a while: it may be in use.
 fn victim(open: &BTreeMap<u64, Arc<Connection>>, coming: u64) -> Option<u64> {
+    let now = monotonic_ms();
     let grace = (open.len() as u64 / 4).min(GRACE);
     let mut oldest: [Option<u64>; Phase::LEAVING.len() + 1] = Default::default();
     for (id, connection) in open {
         let phase = connection.phase.load(Ordering::Relaxed);
-        let place = Phase::LEAVING.iter().position(|leaving| *leaving as u8 == phase);
+        let place = Phase::LEAVING.iter().position(|(leaving, time)| {
+            *leaving as u8 == phase && (*time == 0 || connection.lasts(now) >= *time)
+        });
         let Some(place) = place else { continue };
         if place == 0 && coming.saturating_sub(*id) <= grace {
             oldest[Phase::LEAVING.len()].get_or_insert(*id);
@@ -351,8 +390,7 @@ fn victim(open: &BTreeMap<u64, Arc<Connection>>, coming: u64) -> Option<u64> {
             break;
         }
         if phase == Phase::Resting as u8 {
-            let (from, to) = (Phase::Resting as u8, Phase::Rested as u8);
-            let _ = connection.phase.compare_exchange(from, to, Ordering::Relaxed, Ordering::Relaxed);
+            connection.see_idle();
         }
     }
     oldest.into_iter().flatten().next()
@@ -465,6 +503,21 @@ mod tests {
         all[1].connection().rests();
         connections.look_at_idle(None, true);
         assert_eq!(ends(), [true, false, false, false]);
+    }
+
+    #[test]
+    fn a_connection_in_use_outlives_those_whose_clients_have_taken_nothing_for_long() {
+        let connections = Arc::new(Connections::new(3));
+        let mut all = admitted(&connections, 3);
+        all[0].connection().rests();
+        all[1..].iter().for_each(|one| one.connection().stalls());
+        all.extend(connections.admit());
+        assert_eq!(leaving(&all), [0], "they may just be slow");
+        all[3].connection().rests();
+        let long_ago = monotonic_ms().saturating_sub(STALLED_MS);
+        all[2].connection().since.store(long_ago, Ordering::Relaxed);
+        all.extend(connections.admit());
+        assert_eq!(leaving(&all), [0, 2]);
     }
 
     #[test]
