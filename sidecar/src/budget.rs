@@ -31,6 +31,8 @@ const DEFAULT_BESIDE_L1: u64 = 64 << 20;
 pub const CONNECTION: u64 = 16 << 10;
 /// Memory that a request in progress takes: its task, and the buffers of its connection to the application.
 const REQUEST: u64 = 64 << 10;
+/// Memory that a response takes while its client over HTTP/1 does not read: the buffers of both parsers, and pieces between them.
+pub const UNREAD: u64 = 112 << 10;
 /// Memory that a connection of HTTP/2 takes besides: the buffers of its frames.
 const HTTP2_CONNECTION: u64 = 32 << 10;
 /// Memory that a stream of HTTP/2 takes while its response is not read.
@@ -51,13 +53,15 @@ pub enum Kind {
     Heads,
     /// Bodies of requests that are part of a key, sent to the admin API, or kept until an application that speaks HTTP/2 responds.
     Requests,
-    /// Responses on their way into the cache, to and from Redis and Postgres, and to clients that read slowly.
+    /// Responses on their way into the cache, and to and from Redis and Postgres.
     Responses,
+    /// Responses that wait for clients over HTTP/1 which read slowly.
+    Unread,
 }
 
 impl Kind {
     /// All of them.
-    pub const ALL: [Self; 3] = [Self::Heads, Self::Requests, Self::Responses];
+    pub const ALL: [Self; 4] = [Self::Heads, Self::Requests, Self::Responses, Self::Unread];
 
     /// The kind as metrics have it.
     pub const fn as_str(self) -> &'static str {
@@ -65,6 +69,7 @@ impl Kind {
             Self::Heads => "heads",
             Self::Requests => "requests",
             Self::Responses => "responses",
+            Self::Unread => "unread",
         }
     }
 }
@@ -196,6 +201,7 @@ impl Budget {
             Kind::Heads | Kind::Requests => bytes / 4,
             // One object always has room, and half as much for the buffer that it is copied into when it is whole.
             Kind::Responses => (bytes / 4 * 3).max(bytes.min(self.object.load(Ordering::Relaxed) / 2 * 3)),
+            Kind::Unread => bytes,
         }
     }
 
@@ -204,8 +210,7 @@ impl Budget {
     /// Where there is none for a response, the client that has taken nothing for longest makes room for later ones.
     fn take(&self, kind: Kind, bytes: u64) -> bool {
         self.reserved[kind as usize].fetch_add(bytes, Ordering::Relaxed);
-        let all = self.reserved_in_sum() + self.connection_bytes() + self.request_bytes();
-        let fits = self.reserved(kind) <= self.part(kind) && all <= self.bytes();
+        let fits = self.reserved(kind) <= self.part(kind) && self.sum_for(kind) <= self.bytes();
         if !fits {
             self.give_back(kind, bytes);
             if kind == Kind::Responses {
@@ -215,11 +220,22 @@ impl Budget {
         fits
     }
 
-    /// Cuts off the client that has taken nothing for longest, however short that is, if more is held for such clients than there
-    /// is room for by an eighth.
+    /// Returns the bytes that are taken for all kinds, as they limit what one kind may take.
+    ///
+    /// Responses on their way into the cache leave room for the clients of all requests in progress to read slowly: a client that
+    /// does so must not be cut off for the sake of a response that others may ask for.
+    fn sum_for(&self, kind: Kind) -> u64 {
+        let sum = self.reserved_in_sum() + self.connection_bytes() + self.request_bytes();
+        if kind != Kind::Responses {
+            return sum;
+        }
+        sum + (self.in_progress.count() as u64 * UNREAD).saturating_sub(self.reserved(Kind::Unread))
+    }
+
+    /// Cuts off the client that has taken nothing for longest, however short that is, if the budget is overdrawn by an eighth.
     pub fn end_overdraft(&self) {
-        let part = self.part(Kind::Responses);
-        if self.reserved(Kind::Responses) > part + part / 8 {
+        let bytes = self.bytes();
+        if self.sum_for(Kind::Unread) > bytes + bytes / 8 {
             self.connections.dismiss_stalled(0);
         }
     }
@@ -377,6 +393,8 @@ impl Drop for Reservation {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use std::iter;
+
     use crate::in_progress::Work;
 
     const MIB: u64 = 1 << 20;
@@ -443,10 +461,22 @@ mod tests {
         assert_eq!(budget.places(), 240);
         let works: Vec<_> = (0..240).map(|_| Work::begin(&budget, &Arc::default()).unwrap()).collect();
         assert!(Work::begin(&budget, &Arc::default()).is_none());
-        assert!(budget.reserve(Kind::Responses, 16 * MIB).is_none());
-        assert!(budget.reserve(Kind::Responses, 15 * MIB).is_some());
+        assert!(budget.reserve(Kind::Unread, 16 * MIB).is_none());
+        assert!(budget.reserve(Kind::Unread, 15 * MIB).is_some());
+        assert!(budget.reserve(Kind::Responses, 1).is_none(), "their clients may read slowly");
         drop(works);
         assert!(budget.reserve(Kind::Responses, 16 * MIB).is_some());
+    }
+
+    #[test]
+    fn responses_to_store_leave_room_for_slow_readers() {
+        let budget = budget(134 * MIB, 64 * MIB, 12 * MIB);
+        let _works: Vec<_> = (0..60).map(|_| Work::begin(&budget, &Arc::default()).unwrap()).collect();
+        let mut fills = Vec::new();
+        fills.extend(iter::from_fn(|| budget.reserve(Kind::Responses, MIB)));
+        assert!(fills.len() >= 15, "{}", fills.len());
+        let unread: Vec<_> = (0..60).map_while(|_| budget.reserve(Kind::Unread, UNREAD)).collect();
+        assert_eq!(unread.len(), 60);
     }
 
     #[test]

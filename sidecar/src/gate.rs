@@ -52,6 +52,8 @@ pub use refusal::Refusal;
 use room::Room;
 pub use turnstile::{Guarded, Turnstile};
 
+use crate::budget::UNREAD;
+
 /// How long a head may take from its first byte.
 const HEAD_DEADLINE: Duration = Duration::from_secs(10);
 /// How long a body may pause.
@@ -66,8 +68,6 @@ const LINGER_BYTES: usize = 256 << 10;
 const READ: usize = 8 << 10;
 /// How much of what comes before its turn is kept.
 const EARLY: usize = READ - READ / 8;
-/// What is buffered of a response that its client does not read: hyper's queue, and what has come from the application, in bytes.
-const UNREAD: u64 = 192 << 10;
 /// How much of a head is read before room is made for it.
 const SMALL_HEAD: usize = 2 * READ;
 /// How much is answered at once before it is written, and how much room for that a connection keeps.

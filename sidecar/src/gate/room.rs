@@ -22,7 +22,7 @@ impl Room {
             budget: Arc::clone(budget),
             connection: Arc::clone(connection),
             reservation: Reservation::new(budget, Kind::Heads),
-            unread: Reservation::new(budget, Kind::Responses),
+            unread: Reservation::new(budget, Kind::Unread),
         }
     }
 
