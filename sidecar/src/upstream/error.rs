@@ -166,8 +166,8 @@ impl UpstreamReason {
 }
 
 const TOO_MANY_HEADERS: &str = "the application's response has too many header lines: more than 1000";
-const HEAD_TOO_LARGE: &str = "the head of the application's response is too large: more than 256 KiB";
-const _: () = assert!(MAX_LINES == 1_000 && MAX_HEAD == 256 << 10, "the details name these");
+const HEAD_TOO_LARGE: &str = "the head of the application's response is too large: more than 128 KiB";
+const _: () = assert!(MAX_LINES == 1_000 && MAX_HEAD == 128 << 10, "the details name these");
 
 impl UpstreamError {
     pub(super) const fn connect(source: io::Error) -> Self {

@@ -12,7 +12,7 @@ use crate::headers::TransferCoding;
 /// Maximum number of header lines of a response.
 pub(crate) const MAX_LINES: usize = 1_000;
 /// Maximum size of the head of a response, in bytes.
-pub(crate) const MAX_HEAD: usize = 256 << 10;
+pub(crate) const MAX_HEAD: usize = 128 << 10;
 
 /// Starts of names whose line must not be lost: they say where the body ends, what it is, and who may have it.
 const SIGNIFICANT: [&str; 10] = [

@@ -12,7 +12,7 @@ use super::{LIMIT, limited};
 use crate::integration::harness::{Origin, Policy, Wire, reply};
 
 /// Length of a head, in bytes: almost as long as one may be.
-const HEAD: usize = 250_000;
+const HEAD: usize = 125_000;
 const LINES: usize = 500;
 /// Time in which memory would grow if it did.
 const AFTERMATH: Duration = Duration::from_millis(1_500);
