@@ -210,10 +210,14 @@ impl Budget {
     /// Where there is none for a response, the client that has taken nothing for longest makes room for later ones.
     fn take(&self, kind: Kind, bytes: u64) -> bool {
         self.reserved[kind as usize].fetch_add(bytes, Ordering::Relaxed);
-        let fits = self.reserved(kind) <= self.part(kind) && self.sum_for(kind) <= self.bytes();
+        // What L1 has let go of counts among the responses, and it is slow readers that still hold it.
+        let is_within = |kind| self.reserved(kind) <= self.part(kind);
+        let fits = is_within(kind)
+            && (kind != Kind::Unread || is_within(Kind::Responses))
+            && self.sum_for(kind) <= self.bytes();
         if !fits {
             self.give_back(kind, bytes);
-            if kind == Kind::Responses {
+            if matches!(kind, Kind::Responses | Kind::Unread) {
                 self.connections.dismiss_stalled(STALLED_MS);
             }
         }
@@ -232,10 +236,13 @@ impl Budget {
         sum + (self.in_progress.count() as u64 * UNREAD).saturating_sub(self.reserved(Kind::Unread))
     }
 
-    /// Cuts off the client that has taken nothing for longest, however short that is, if the budget is overdrawn by an eighth.
+    /// Cuts off the client that has taken nothing for longest, however short that is, if the budget is overdrawn by an eighth, or
+    /// the part of responses, which includes what L1 has let go of and somebody still reads.
     pub fn end_overdraft(&self) {
-        let bytes = self.bytes();
-        if self.sum_for(Kind::Unread) > bytes + bytes / 8 {
+        let is_overdrawn = |taken, most| taken > most + most / 8;
+        if is_overdrawn(self.sum_for(Kind::Unread), self.bytes())
+            || is_overdrawn(self.reserved(Kind::Responses), self.part(Kind::Responses))
+        {
             self.connections.dismiss_stalled(0);
         }
     }
