@@ -309,7 +309,7 @@ async fn saying(said: String) -> RawOrigin {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_head_is_understood_as_the_applications_is() {
-    let many: String = (0..990).map(|number| format!("x-{number}: {}\r\n", "v".repeat(200))).collect();
+    let many: String = (0..990).map(|number| format!("x-{number}: {}\r\n", "v".repeat(100))).collect();
     for (lines, name, value) in [
         ("X-Legacy : a\r\n", "x-legacy", "a"),
         ("A: b\x01c\r\n", "a", "b c"),
@@ -335,7 +335,7 @@ async fn a_head_is_understood_as_the_applications_is() {
 async fn a_head_that_is_not_understood_is_an_error_that_says_why() {
     for (head, why) in [
         (format!("HTTP/1.1 200 OK\r\n{}", "A: b\r\n".repeat(1_100)), "more than 1000 header lines"),
-        (format!("HTTP/1.1 200 OK\r\nA: {}\r\n", "b".repeat(300 << 10)), "a head of more than 262144 bytes"),
+        (format!("HTTP/1.1 200 OK\r\nA: {}\r\n", "b".repeat(300 << 10)), "a head of more than 131072 bytes"),
         ("nonsense\r\n".into(), "no status line of HTTP/1"),
         ("HTTP/1.1 200 OK\r\nA: b\0c\r\n".into(), "a header line that can't be understood"),
         (
