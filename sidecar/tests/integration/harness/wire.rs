@@ -86,6 +86,11 @@ impl Wire {
         line.trim_end().to_owned()
     }
 
+    /// Waits until there is something to read. Nothing is lost if somebody stops waiting.
+    pub(crate) async fn until_readable(&mut self) {
+        self.stream.fill_buf().await.unwrap();
+    }
+
     /// Reads what comes in one chunk.
     pub(crate) async fn chunk(&mut self) -> String {
         let size = usize::from_str_radix(&self.line().await, 16).unwrap();
