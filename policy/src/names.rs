@@ -2,7 +2,7 @@
 //!
 //! A parameter that a route leaves out of the key must not be one that an application acts on. Frameworks differ in the
 //! names that they treat as equal: they decode escapes, ignore case, treat `.` and `_` alike, and `page[]` as `page`.
-//! So every name that could be a keyed one is treated as keyed.
+//! Every name that could be a keyed one is therefore treated as keyed.
 
 use std::cmp::Ordering;
 

@@ -15,9 +15,14 @@ use std::sync::{
 
 use bytes::Bytes;
 
-use crate::{connections::Connections, in_progress::InProgress};
+use crate::{
+    connections::{Connections, STALLED_MS},
+    in_progress::InProgress,
+};
 
 mod limit;
+#[cfg(test)]
+mod tests;
 
 pub use limit::{MemoryLimit, raise_file_limit};
 
@@ -41,8 +46,6 @@ const STREAM: u64 = 2 << 10;
 const MIN_STREAMS: u32 = 8;
 /// Minimum of the cap on connections.
 const MIN_CONNECTIONS: u64 = 64;
-/// A client that has taken nothing for so long, in milliseconds, may be cut off where there is no room for others.
-const STALLED_MS: u64 = 1_000;
 /// Bytes that are not cached cost less than this to be counted for each.
 const MIN_COUNTED: usize = 4 << 10;
 
@@ -142,11 +145,11 @@ impl Budget {
     /// because each may need a connection to the application.
     pub fn places(&self) -> usize {
         let places = (self.bytes() / 2 / REQUEST).min(self.memory.files / 2).max(MIN_CONNECTIONS);
-        self.in_progress.max().min(usize::try_from(places).unwrap_or(usize::MAX))
+        usize::try_from(places).unwrap_or(usize::MAX)
     }
 
-    /// Makes room for a request in progress when all places are taken: the client that has taken nothing for longest is cut off.
-    pub fn make_place(&self) {
+    /// Makes room for others, where there is none: the client that has taken nothing for longest is cut off.
+    pub fn make_room(&self) {
         self.connections.dismiss_stalled(STALLED_MS);
     }
 
@@ -218,7 +221,7 @@ impl Budget {
         if !fits {
             self.give_back(kind, bytes);
             if matches!(kind, Kind::Responses | Kind::Unread) {
-                self.connections.dismiss_stalled(STALLED_MS);
+                self.make_room();
             }
         }
         fits
@@ -342,11 +345,6 @@ impl Reservation {
         Self { budget: Arc::clone(budget), kind, bytes: 0 }
     }
 
-    /// The budget that it is part of.
-    pub fn budget(&self) -> &Arc<Budget> {
-        &self.budget
-    }
-
     /// How much it is.
     pub fn bytes(&self) -> u64 {
         self.bytes
@@ -394,108 +392,5 @@ impl Reservation {
 impl Drop for Reservation {
     fn drop(&mut self) {
         self.budget.give_back(self.kind, self.bytes);
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-    use std::iter;
-
-    use crate::in_progress::Work;
-
-    const MIB: u64 = 1 << 20;
-
-    fn budget(memory: u64, l1: u64, object: u64) -> Arc<Budget> {
-        let budget = Budget::new(MemoryLimit { bytes: Some(memory), ..MemoryLimit::default() });
-        budget.leave_room_for(l1, object);
-        Arc::new(budget)
-    }
-
-    #[test]
-    fn no_kind_takes_what_is_for_the_others() {
-        let budget = budget(134 * MIB, 64 * MIB, MIB);
-        assert_eq!(budget.bytes(), 30 * MIB);
-        let heads = budget.reserve(Kind::Heads, budget.bytes() / 4).unwrap();
-        assert!(budget.reserve(Kind::Heads, 1).is_none());
-        let mut responses = budget.reserve(Kind::Responses, budget.bytes() / 4 * 3).unwrap();
-        assert!(!responses.grow(1));
-        assert!(budget.reserve(Kind::Requests, 1).is_none(), "all of it is reserved");
-        drop(heads);
-        assert!(budget.reserve(Kind::Requests, 7 * MIB).is_some());
-        assert!(responses.resize(MIB) && responses.bytes() == MIB);
-        drop(responses);
-        assert!(Kind::ALL.into_iter().all(|kind| budget.reserved(kind) == 0));
-        assert_eq!(budget.refused(Kind::Heads), 1);
-    }
-
-    #[test]
-    fn what_fits_beside_l1_as_the_operator_wants_it_is_a_budget() {
-        assert_eq!(budget(98 * MIB, 64 * MIB, MIB).bytes(), MIN_BYTES);
-        assert_eq!(budget(96 * MIB, 64 * MIB, MIB).bytes(), MIN_BYTES, "as little as the operator allows");
-        assert_eq!(budget(32 * MIB, 64 * MIB, MIB).bytes(), MIN_BYTES, "less than L1 alone");
-    }
-
-    #[test]
-    fn one_object_always_has_room_if_there_is_any() {
-        let budget = budget(134 * MIB, 64 * MIB, 16 * MIB);
-        let _others = budget.reserve(Kind::Heads, 6 * MIB).unwrap();
-        assert!(budget.reserve(Kind::Responses, 24 * MIB).is_some());
-    }
-
-    #[test]
-    fn bodies_that_are_read_after_l1_let_them_go_count() {
-        let budget = budget(96 * MIB, 2 * MIB, MIB);
-        let body = |length: u64| budget.counted(Bytes::from(vec![0; usize::try_from(length).unwrap()]));
-        let held: Vec<_> = (0..4).map(|_| body(MIB)).collect();
-        assert_eq!(budget.reserved(Kind::Responses), 2 * MIB);
-        assert_eq!(&held[0].slice(..3)[..], [0, 0, 0]);
-        drop(held);
-        assert_eq!(budget.reserved(Kind::Responses), 0);
-    }
-
-    #[test]
-    fn the_cap_on_connections_follows_the_budget_and_the_files() {
-        let few = Budget::new(MemoryLimit { bytes: Some(134 * MIB), files: 300 });
-        assert_eq!(few.connections.max(), 150);
-        let many = Budget::new(MemoryLimit { bytes: Some(134 * MIB), files: 1 << 20 });
-        assert_eq!(many.connections.max(), 480);
-    }
-
-    #[test]
-    fn requests_in_progress_leave_less_for_responses() {
-        let budget = budget(134 * MIB, 64 * MIB, MIB);
-        assert_eq!(budget.places(), 240);
-        let works: Vec<_> = (0..240).map(|_| Work::begin(&budget, &Arc::default()).unwrap()).collect();
-        assert!(Work::begin(&budget, &Arc::default()).is_none());
-        assert!(budget.reserve(Kind::Unread, 16 * MIB).is_none());
-        assert!(budget.reserve(Kind::Unread, 15 * MIB).is_some());
-        assert!(budget.reserve(Kind::Responses, 1).is_none(), "their clients may read slowly");
-        drop(works);
-        assert!(budget.reserve(Kind::Responses, 16 * MIB).is_some());
-    }
-
-    #[test]
-    fn responses_to_store_leave_room_for_slow_readers() {
-        let budget = budget(134 * MIB, 64 * MIB, 12 * MIB);
-        let _works: Vec<_> = (0..60).map(|_| Work::begin(&budget, &Arc::default()).unwrap()).collect();
-        let mut fills = Vec::new();
-        fills.extend(iter::from_fn(|| budget.reserve(Kind::Responses, MIB)));
-        assert!(fills.len() >= 15, "{}", fills.len());
-        let unread: Vec<_> = (0..60).map_while(|_| budget.reserve(Kind::Unread, UNREAD)).collect();
-        assert_eq!(unread.len(), 60);
-    }
-
-    #[test]
-    fn later_connections_of_http2_have_fewer_streams() {
-        let budget = budget(134 * MIB, 64 * MIB, MIB);
-        let granted: Vec<_> = (0..512).map(|_| budget.grant_streams(100)).collect();
-        assert_eq!((granted[0].count(), granted[20].count(), granted[511].count()), (100, 100, MIN_STREAMS));
-        let all: u64 = granted.iter().map(|streams| u64::from(streams.count())).sum();
-        assert!(all * STREAM < 16 * MIB, "{all}");
-        assert_eq!(budget.connection_bytes(), 512 * HTTP2_CONNECTION);
-        drop(granted);
-        assert_eq!(budget.connection_bytes(), 0);
-        assert_eq!(budget.grant_streams(100).count(), 100);
     }
 }

@@ -58,8 +58,8 @@ pub struct Serve {
     #[arg(long, value_name = "IP")]
     pub pod_ip: Option<IpAddr>,
 
-    /// How much memory the process may have, such as 128Mi [default: the limit of the control group, else l1.maxSize and 64Mi].
-    /// It decides how many connections and requests in progress there may be; one more gets a 503.
+    /// Memory that the process may have, such as 128Mi [default: the limit of the control group, else l1.maxSize and 64Mi].
+    /// The number of connections and of requests in progress follows from this; one more gets a 503.
     #[arg(long, value_name = "BYTES", env = "LARDER_MEMORY_LIMIT")]
     pub memory_limit: Option<ByteSize>,
 

@@ -19,6 +19,9 @@ use tokio::net::TcpStream;
 
 use crate::clock::monotonic_ms;
 
+#[cfg(test)]
+mod tests;
+
 /// The response to a client that finds no place (RFC 9110, sections 10.2.3 and 15.6.4).
 const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
     content-type: application/problem+json\r\ncontent-length: 85\r\n\r\n\
@@ -33,8 +36,8 @@ pub fn turn_away(stream: &TcpStream) {
 
 /// Time, in milliseconds, for which one that was found between requests is spared: it may be in use.
 const SPARED_MS: u64 = 250;
-/// Time, in milliseconds, after which a client that takes nothing makes room before one that may be in use.
-const STALLED_MS: u64 = 1_000;
+/// Time, in milliseconds, after which a client that takes nothing makes room for others.
+pub const STALLED_MS: u64 = 1_000;
 
 /// So many connections must come after one before it makes room because its head is not whole; fewer where few may be open.
 const GRACE: u64 = 32;
@@ -74,7 +77,7 @@ pub struct Connection {
     target: Option<u16>,
     phase: AtomicU8,
     must_leave: AtomicBool,
-    /// It ends as soon as nothing is under way on it.
+    /// Set when the connection is to end as soon as nothing is under way on it.
     ends_when_idle: AtomicBool,
     waker: AtomicWaker,
     /// Bytes of the budget that its request's head takes.
@@ -165,7 +168,7 @@ impl Connection {
         self.must_leave() && !self.is_serving()
     }
 
-    /// Whether it is to end as soon as nothing is under way on it: it is not told in the middle of anything.
+    /// Returns true if the connection is to end as soon as nothing is under way on it.
     pub fn ends_when_idle(&self) -> bool {
         self.ends_when_idle.load(Ordering::Acquire)
     }
@@ -276,7 +279,7 @@ impl Connections {
         self.admit_to(None)
     }
 
-    /// The same for a client of the application's port `target`, where the sidecar stands before several.
+    /// Admits a client of the application's port `target`, where the sidecar stands before several.
     pub fn admit_to(self: &Arc<Self>, target: Option<u16>) -> Option<Admitted> {
         let connection = Arc::new(Connection::to(target));
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -327,10 +330,8 @@ impl Connections {
             let longest = stalled.min_by_key(|connection| connection.since.load(Ordering::Relaxed));
             longest.cloned()
         };
-        let since = |connection: &Arc<Connection>| {
-            monotonic_ms().saturating_sub(connection.since.load(Ordering::Relaxed))
-        };
-        if let Some(connection) = longest.filter(|connection| since(connection) >= milliseconds) {
+        let now = monotonic_ms();
+        if let Some(connection) = longest.filter(|connection| connection.lasts(now) >= milliseconds) {
             self.dismissed.fetch_add(1, Ordering::Relaxed);
             connection.dismiss();
         }
@@ -416,121 +417,5 @@ impl Drop for Admitted {
         let mut open = self.connections.open.lock().unwrap_or_else(PoisonError::into_inner);
         open.remove(&self.id);
         self.connections.note(open.len());
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    fn admitted(connections: &Arc<Connections>, count: usize) -> Vec<Admitted> {
-        (0..count).map(|_| connections.admit().unwrap()).collect()
-    }
-
-    fn leaving(all: &[Admitted]) -> Vec<usize> {
-        (0..all.len()).filter(|at| all[*at].connection().must_leave()).collect()
-    }
-
-    #[test]
-    fn the_oldest_unfinished_connection_makes_room_before_idle_ones() {
-        let connections = Arc::new(Connections::new(4));
-        let mut all = admitted(&connections, 4);
-        all[0].connection().serves();
-        all[1].connection().rests();
-        all.extend(connections.admit());
-        assert_eq!(leaving(&all), [2]);
-        all[3].connection().stalls();
-        all[4].connection().serves();
-        all.extend(connections.admit());
-        assert_eq!(leaving(&all), [1, 2], "an idle one before one that does not read");
-        all[5].connection().serves();
-        all.extend(connections.admit());
-        assert_eq!(leaving(&all), [1, 2, 3]);
-    }
-
-    #[test]
-    fn the_response_without_a_place_is_as_long_as_it_says() {
-        let (head, body) = std::str::from_utf8(NO_PLACE).unwrap().split_once("\r\n\r\n").unwrap();
-        assert!(head.ends_with(&format!("content-length: {}", body.len())), "{}", body.len());
-        assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
-    }
-
-    #[test]
-    fn a_connection_that_came_just_now_has_time_for_its_head() {
-        let connections = Arc::new(Connections::new(8));
-        let mut all = admitted(&connections, 8);
-        all[..7].iter().for_each(|one| one.connection().rests());
-        all.extend(connections.admit());
-        assert_eq!(leaving(&all), [0]);
-    }
-
-    #[test]
-    fn those_who_have_read_their_heads_for_longest_give_their_room() {
-        let connections = Arc::new(Connections::new(8));
-        let all = admitted(&connections, 6);
-        all.iter().for_each(|one| one.connection().holds(10));
-        all[0].connection().serves();
-        all[1].connection().holds(0);
-        let asking = all[2].connection();
-        assert!(connections.dismiss_readers(15, asking));
-        assert_eq!(leaving(&all), [3, 4]);
-        assert!(!connections.dismiss_readers(15, asking), "who was told to leave gives nothing again");
-        assert_eq!(leaving(&all), [3, 4]);
-    }
-
-    #[test]
-    fn who_is_served_keeps_its_place() {
-        let connections = Arc::new(Connections::new(2));
-        let all = admitted(&connections, 2);
-        all.iter().for_each(|one| one.connection().serves());
-        assert!(connections.admit().is_none());
-        assert_eq!((leaving(&all), connections.refused()), (vec![], 1));
-        drop(all);
-        assert!(connections.admit().is_some());
-    }
-
-    #[test]
-    fn a_connection_that_is_used_between_two_looks_does_not_end() {
-        let connections = Arc::new(Connections::new(8));
-        let all = admitted(&connections, 3);
-        let other = connections.admit_to(Some(1)).unwrap();
-        let ends = || [&all[0], &all[1], &all[2], &other].map(|one| one.connection().ends_when_idle());
-        all[..2].iter().chain([&other]).for_each(|one| one.connection().rests());
-        connections.look_at_idle(None, true);
-        connections.look_at_idle(None, false);
-        assert_eq!(ends(), [false; 4]);
-        all[1].connection().serves();
-        all[1].connection().rests();
-        connections.look_at_idle(None, true);
-        assert_eq!(ends(), [true, false, false, false]);
-    }
-
-    #[test]
-    fn a_connection_in_use_outlives_those_whose_clients_have_taken_nothing_for_long() {
-        let connections = Arc::new(Connections::new(3));
-        let mut all = admitted(&connections, 3);
-        all[0].connection().rests();
-        all[1..].iter().for_each(|one| one.connection().stalls());
-        all.extend(connections.admit());
-        assert_eq!(leaving(&all), [0], "they may just be slow");
-        all[3].connection().rests();
-        let long_ago = monotonic_ms().saturating_sub(STALLED_MS);
-        all[2].connection().since.store(long_ago, Ordering::Relaxed);
-        all.extend(connections.admit());
-        assert_eq!(leaving(&all), [0, 2]);
-    }
-
-    #[test]
-    fn an_idle_connection_that_is_used_outlives_an_older_look() {
-        let connections = Arc::new(Connections::new(3));
-        let mut all = admitted(&connections, 3);
-        all.iter().for_each(|one| one.connection().rests());
-        all.extend(connections.admit());
-        assert_eq!(leaving(&all), [0]);
-        // The other two were seen idle. One of them has been used since.
-        all[1].connection().rests();
-        all[3].connection().serves();
-        all.extend(connections.admit());
-        assert_eq!(leaving(&all), [0, 2]);
     }
 }

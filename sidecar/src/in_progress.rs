@@ -74,7 +74,7 @@ impl Work {
     pub fn begin(budget: &Budget, connection: &Arc<InProgress>) -> Option<Self> {
         let places = budget.places();
         let Some((process, taken)) = Counted::begin(&budget.in_progress, places) else {
-            budget.make_place();
+            budget.make_room();
             return None;
         };
         let share = ((places - taken) / 2).max(1);
@@ -107,8 +107,9 @@ mod tests {
         assert!(Work::begin(&budget, &connection).is_none(), "its work goes on");
         drop(detached);
         assert!(Work::begin(&budget, &connection).is_some());
-        budget.in_progress.limit_to(1);
+        let others: Vec<_> = iter::from_fn(|| Work::begin(&budget, &Arc::default())).collect();
         assert!(Work::begin(&budget, &Arc::default()).is_none(), "the process has its share");
+        drop(others);
         drop(second);
         assert_eq!((budget.in_progress.count(), connection.count()), (0, 0));
     }
@@ -133,7 +134,8 @@ mod tests {
     #[test]
     fn connection_of_its_own_has_the_last_place() {
         let budget = budget(128 << 20);
-        budget.in_progress.limit_to(3);
+        let _others: Vec<_> =
+            (3..budget.places()).map(|_| Work::begin(&budget, &Arc::default()).unwrap()).collect();
         let connections: Vec<Arc<InProgress>> = (0..4).map(|_| Arc::default()).collect();
         let works: Vec<_> = connections.iter().map(|connection| Work::begin(&budget, connection)).collect();
         assert!(works[..3].iter().all(Option::is_some) && works[3].is_none());

@@ -63,7 +63,7 @@ pub enum L2Error {
     /// There is no connection, or the breaker is open.
     #[error("redis is not connected")]
     Down,
-    /// It took a purge, but another server may have taken its place, whose pods have not heard of it: no majority of the Sentinels
+    /// The server took a purge, but another may have taken its place, whose pods have not heard of it: no majority of the Sentinels
     /// said otherwise afterwards.
     #[error("no majority of the Sentinels names the master: pods at another one may not have heard of it")]
     Unproven,
@@ -90,9 +90,9 @@ pub enum Patience {
 /// Proof that a purge was told to the server that pods listen to, where Sentinels may replace it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Proof {
-    /// They named it within the policy's `busGrace`: a writer waits for no more, since its response can't say what came of it.
+    /// The Sentinels named it within the policy's `busGrace`: a writer waits for no more, since its response can't say what came of it.
     Recent,
-    /// They named it when they were asked after it had ordered the purge.
+    /// The Sentinels named it when they were asked after it had ordered the purge.
     Afterwards,
 }
 
@@ -196,7 +196,7 @@ impl L2 {
             && self.barriers.are_current()
     }
 
-    /// Whether there are purges, or writes, that Redis could not be told of, or another may not know of that has taken its place.
+    /// Returns true if there are purges, or writes, that Redis could not be told of, or that a server in its place may not know of.
     pub fn has_untold(&self) -> bool {
         self.link.has_untold()
     }

@@ -62,10 +62,13 @@ impl Problem {
         }
     }
 
-    /// The response without content, which takes no memory while a client's window is closed (RFC 9113, section 5.2).
+    /// Returns the response without content, which takes no memory while a client's window is closed (RFC 9113, section 5.2).
     pub fn response_without_content(self) -> Response<()> {
-        let mut response = self.response().map(|_| ());
-        response.headers_mut().remove(header::CONTENT_TYPE);
+        let mut response = Response::new(());
+        *response.status_mut() = self.status();
+        if self.status() == StatusCode::SERVICE_UNAVAILABLE {
+            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+        }
         response
     }
 
@@ -74,14 +77,11 @@ impl Problem {
         let status = self.status();
         let text =
             json!({"title": status.canonical_reason(), "status": status.as_u16(), "detail": self.detail()});
-        let mut response = Response::new(Body::full(Bytes::from(text.to_string())));
-        *response.status_mut() = status;
+        let body = Body::full(Bytes::from(text.to_string()));
+        let mut response = self.response_without_content().map(|()| body);
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));
-        if status == StatusCode::SERVICE_UNAVAILABLE {
-            response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
-        }
         response
     }
 }

@@ -89,7 +89,7 @@ impl Upstream {
         let mut request = Request::from_parts(head, body);
         *request.uri_mut() = origin_form(request.uri());
         if let Some(RawTarget(raw)) = request.extensions_mut().remove() {
-            return raw_target::send((&self.dialer, &self.budget), request, &raw, refused).await;
+            return raw_target::send(&self.dialer, &self.budget, request, &raw, refused).await;
         }
         let again = again(&request);
         match (self.http1.send(request, refused, again.is_some()).await, again) {

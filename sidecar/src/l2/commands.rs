@@ -109,13 +109,13 @@ pub(super) async fn touch(
     Ok(Touched { is_lost, is_listed: listed.is_some_and(|listed| is_in_list(&listed, version)), info })
 }
 
-/// What a server says to a heartbeat.
+/// Response of a server to a heartbeat.
 pub(super) struct Touched {
     /// The barriers were lost.
     pub(super) is_lost: bool,
     /// The version of the policy is in the list of those that pods serve by.
     pub(super) is_listed: bool,
-    /// What the server is.
+    /// Properties of the server.
     pub(super) info: InfoDict,
 }
 

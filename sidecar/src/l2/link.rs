@@ -64,7 +64,7 @@ struct State {
     /// Often enough that one that is late does not use up the grace.
     heartbeat: Duration,
     spec: spec::Redis,
-    /// What the policy before was connected with last.
+    /// The server that the policy before was connected with last.
     came_from: Option<Server>,
     /// The hash of the barriers and the channel of the bus.
     name: String,
@@ -181,7 +181,7 @@ impl Link {
         self.state.raise_on_everything();
     }
 
-    /// Whether there are purges, or writes, that Redis has not heard of, or another may not have that has taken its place.
+    /// Returns true if there are purges, or writes, that Redis has not heard of, or that a server in its place may not have.
     pub(super) fn has_untold(&self) -> bool {
         let State { barriers, told, .. } = &*self.state;
         let is_proven = barriers.are_current();
@@ -219,7 +219,7 @@ impl State {
         }
     }
 
-    /// What it is, or was last, connected with.
+    /// Returns the server that this is, or was last, connected with.
     fn server(&self) -> Option<Server> {
         self.reload.in_use().map(|secrets| Server::new(secrets, &self.spec))
     }
@@ -284,7 +284,7 @@ impl State {
         self.arrive(in_use, CatchingUp::New).await
     }
 
-    /// Whether these secrets are the first of a policy under which Redis may be another one than under the policy before.
+    /// Returns true if these secrets are the first of a policy under which Redis may be another one than under the policy before.
     fn is_elsewhere(&self, secrets: &Secrets) -> bool {
         let server = Server::new(secrets.clone(), &self.spec);
         self.reload.in_use().is_none() && self.came_from.as_ref().is_some_and(|from| *from != server)

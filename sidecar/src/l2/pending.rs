@@ -11,7 +11,7 @@ pub(super) struct Pending {
     pub(super) names: Vec<PurgeName>,
     /// The last of them, in this pod's own order.
     pub(super) up_to: u64,
-    /// How many writes passed for which this version of the policy names nothing: what pods of others stored before is stale.
+    /// Number of writes for which this version of the policy names nothing: responses that pods of others stored before are stale.
     pub(super) unnamed_writes: u64,
 }
 
@@ -30,7 +30,7 @@ impl Pending {
         has_room
     }
 
-    /// Whether Redis has heard of all.
+    /// Returns true if Redis has heard of all.
     pub(super) const fn is_empty(&self) -> bool {
         self.names.is_empty() && self.unnamed_writes == 0
     }

@@ -36,7 +36,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{commands, connection::Connection, link::Link};
 use crate::barriers::Barriers;
 
-/// How often a pod says which version it serves by.
+/// Time between two announcements of the version that a pod serves by.
 const INTERVAL: Duration = Duration::from_secs(1);
 /// How long a version stays in the list without a pod.
 const PRESENCE: Duration = Duration::from_secs(30);
@@ -109,7 +109,7 @@ impl Version {
     }
 }
 
-/// Whether a list of versions has this one in it.
+/// Returns true if a list of versions has this one in it.
 pub(super) fn is_in_list(listed: &[u8], version: PurgeName) -> bool {
     let hex = hex(version);
     listed

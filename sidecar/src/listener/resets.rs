@@ -62,9 +62,9 @@ impl Resets {
 /// End of a stream.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum End {
-    /// Its client did not wait for the end of the response.
+    /// The client did not wait for the end of the response.
     GivenUp,
-    /// Its response has ended.
+    /// The response has ended.
     Whole,
     /// There was no place for its request.
     Refused,

@@ -36,7 +36,7 @@ pub enum UpstreamReason {
     ClosedEarly,
     /// It reset the connection or the stream.
     Reset,
-    /// It refused the request over HTTP/2 without processing it (RFC 9113, section 8.7).
+    /// The application refused the request over HTTP/2 without processing it (RFC 9113, section 8.7).
     NotProcessed,
     /// Its response has too many header lines.
     TooManyHeaders,
@@ -52,13 +52,13 @@ pub enum UpstreamReason {
     MalformedLength,
     /// Its response has a transfer coding other than `chunked`.
     TransferCoding,
-    /// It ended the connection or the stream in the middle of a body.
+    /// The application ended the connection or the stream in the middle of a body.
     ClosedInBody,
     /// The chunks of a body make no sense (RFC 9112, section 7.1).
     MalformedBody,
-    /// It did not begin its response in time, or did not go on with its body.
+    /// The application did not begin its response in time, or did not go on with its body.
     Timeout,
-    /// It changed to another protocol unasked: a 101 (RFC 9110, section 15.2.2).
+    /// The application changed to another protocol unasked: a 101 (RFC 9110, section 15.2.2).
     UnexpectedUpgrade,
     /// The client broke the body of its request off.
     Request,
@@ -255,7 +255,7 @@ const fn is_reset(kind: io::ErrorKind) -> bool {
     matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected)
 }
 
-/// Whether the application says that it has not processed a request, which may then be sent again whatever its method (RFC 9113,
+/// Returns true if the application says that it has not processed a request, which may then be sent again whatever its method (RFC 9113,
 /// section 8.7): it refused the stream, or left the connection before it. h2 fails only those streams with a GOAWAY of the other
 /// side that are above the last one which that names.
 pub(super) fn was_not_processed(error: &(dyn Error + 'static)) -> bool {
@@ -264,7 +264,7 @@ pub(super) fn was_not_processed(error: &(dyn Error + 'static)) -> bool {
             .any(|error| error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
-/// Whether a request failed because the application takes no further ones on its connection.
+/// Returns true if a request failed because the application takes no further ones on its connection.
 pub(super) fn is_going_away(error: &(dyn Error + 'static)) -> bool {
     http2_errors(error).any(|error| error.is_remote() && error.is_go_away())
 }

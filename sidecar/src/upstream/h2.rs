@@ -97,7 +97,7 @@ impl Copy {
         Some(self.head.map(|()| body))
     }
 
-    /// The same if its body is at hand and its method idempotent.
+    /// Returns the request from its beginning if its body is at hand and its method idempotent.
     fn again_if_idempotent(self) -> Option<Request<RequestBody>> {
         let may_repeat = matches!(self.body, CopiedBody::AtHand(_)) && self.head.method().is_idempotent();
         if may_repeat { self.again() } else { None }

@@ -29,7 +29,8 @@ use crate::budget::Budget;
 /// # Errors
 /// If the application refused the connection, broke it off, or sent a response that makes no sense.
 pub(super) async fn send(
-    (dialer, budget): (&Dialer, &Arc<Budget>),
+    dialer: &Dialer,
+    budget: &Arc<Budget>,
     request: Request<RequestBody>,
     target: &[u8],
     refused: WhenRefused,

@@ -92,7 +92,7 @@ impl Upload {
         Self { body: Source::Kept(kept, 0, 0), progress: self.progress }
     }
 
-    /// What is kept of it, if anything is.
+    /// Returns the part of the body that is held to be sent again, if any is.
     pub(super) fn to_send_again(&self) -> Option<Kept> {
         match &self.body {
             Source::Once(_) => None,
@@ -128,8 +128,7 @@ impl Kept {
 impl Inner {
     fn forget(&mut self) {
         self.taken = None;
-        let budget = Arc::clone(self.reservation.budget());
-        self.reservation = Reservation::new(&budget, Kind::Requests);
+        self.reservation.resize(0);
     }
 
     /// Keeps a frame that was taken, if there is room.

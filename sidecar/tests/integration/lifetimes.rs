@@ -195,16 +195,21 @@ routes:
 - {name: json, match: {path: "/json/{page}"}, ttl: 1h, ttlFrom: {json: /meta/ttl}}
 "#;
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_answer_says_its_own_ttl() {
-    let origin = Origin::start(|seen| async move {
+/// An application whose responses say the TTL that the request wants, in a header or in their content.
+async fn origin_that_says_a_ttl() -> Origin {
+    Origin::start(|seen| async move {
         let said = seen.header("x-want").to_owned();
         if seen.path.starts_with("/json") {
             return reply(&[], said);
         }
         reply(&[("x-ttl", &said)], "body")
     })
-    .await;
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_answer_says_its_own_ttl() {
+    let origin = origin_that_says_a_ttl().await;
     let policy = Policy::new(TTL_FROM);
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let cases = [
@@ -316,14 +321,7 @@ routes:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_ttl_from_the_response_of_0_or_less_makes_it_not_fresh() {
-    let origin = Origin::start(|seen| async move {
-        let said = seen.header("x-want").to_owned();
-        if seen.path.starts_with("/json") {
-            return reply(&[], said);
-        }
-        reply(&[("x-ttl", &said)], "body")
-    })
-    .await;
+    let origin = origin_that_says_a_ttl().await;
     let policy = Policy::new(TTL_FROM);
     let sidecar = Sidecar::start(&policy, origin.address).await;
     for (path, said) in [

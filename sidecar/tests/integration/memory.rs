@@ -5,9 +5,12 @@ use std::{
     time::{Duration, Instant},
 };
 
+use bytes::Bytes;
 use futures::{StreamExt, stream};
+use http::Request;
+use tokio::{net::TcpStream, task::AbortHandle};
 
-use super::harness::{Origin, Policy, Sidecar, reply};
+use super::harness::{Origin, Policy, Sidecar, Wire, reply};
 
 mod admin;
 mod bodies;
@@ -30,6 +33,53 @@ const SOON: Duration = Duration::from_secs(5);
 
 /// The limit of the sidecar's container where the policy does not say otherwise.
 const LIMIT: u64 = 128 << 20;
+
+/// Time in which memory would grow if it did.
+const AFTERMATH: Duration = Duration::from_millis(1_500);
+/// Length of a large response, in bytes: as much as may be stored.
+const LARGE: usize = 16 << 20;
+
+const LARGE_AND_SMALL: &str = r#"
+l1: {maxSize: 64Mi, maxObjectSize: 16Mi}
+routes:
+- {name: large, match: {path: "/large/{number}"}, ttl: 1h}
+- {name: small, match: {path: "/small/{number}"}, ttl: 1h}
+"#;
+
+/// Clients that ask for `<path><number>` and read nothing.
+async fn ask_and_read_nothing(address: SocketAddr, count: usize, path: &str) -> Vec<Wire> {
+    let ask = async |number| {
+        let mut wire = Wire::narrow(address).await;
+        wire.ask(&format!("{path}{number}")).await;
+        wire
+    };
+    stream::iter(0..count).map(ask).buffer_unordered(64).collect().await
+}
+
+/// A client that asks for `<path><number>` over a connection of HTTP/2, with a hundred numbers from `first` on, and lets go of no
+/// response.
+async fn hold_streams(
+    address: SocketAddr,
+    client: &h2::client::Builder,
+    path: String,
+    first: usize,
+) -> AbortHandle {
+    let stream = TcpStream::connect(address).await.unwrap();
+    let (mut sender, driver) = client.handshake::<_, Bytes>(stream).await.unwrap();
+    tokio::spawn(async move {
+        let ask = async {
+            let mut responses = Vec::new();
+            for number in first..first + 100 {
+                let request = Request::get(format!("http://shop.test{path}{number}")).body(()).unwrap();
+                sender = sender.ready().await?;
+                responses.push(sender.send_request(request, true)?.0);
+            }
+            std::future::pending::<Result<(), h2::Error>>().await
+        };
+        let _ = tokio::join!(driver, ask);
+    })
+    .abort_handle()
+}
 
 /// A sidecar that is told so.
 async fn limited(origin: SocketAddr, arguments: &[&str]) -> Sidecar {

@@ -62,13 +62,18 @@ async fn a_real_application_responds_to_any_target_as_without_the_sidecar() {
     }
 }
 
-#[tokio::test(flavor = "multi_thread")]
-async fn an_odd_target_reaches_the_application_byte_for_byte_and_is_not_stored() {
-    let origin = Steps::answering(
+/// An application of which every response may be stored.
+async fn cacheable() -> Steps {
+    Steps::answering(
         |_: &str| vec!["HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok".into()],
         true,
     )
-    .await;
+    .await
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn an_odd_target_reaches_the_application_byte_for_byte_and_is_not_stored() {
+    let origin = cacheable().await;
     let policy = Policy::new("routes: [{name: all, match: {path: \"/{item}\"}, ttl: 60s}]");
     for sidecar in [Sidecar::bare(origin.address).await, Sidecar::start(&policy, origin.address).await] {
         for target in ["/items?filter={\"a\":1}", "/a`b", "/a?q=<b>"] {
@@ -189,7 +194,7 @@ async fn a_fragment_and_a_host_with_odd_bytes_stay_refused() {
     assert_eq!(origin.heads().len(), 0);
 }
 
-/// What a target comes to over HTTP/2.
+/// Outcome of a target over HTTP/2.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Outcome {
     /// A response of 200.
@@ -236,11 +241,7 @@ async fn over_http2(sidecar: &Sidecar, target: &[u8]) -> Outcome {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn over_http2_an_odd_target_passes_unless_the_library_resets_it() {
-    let origin = Steps::answering(
-        |_: &str| vec!["HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok".into()],
-        true,
-    )
-    .await;
+    let origin = cacheable().await;
     let sidecar = Sidecar::bare(origin.address).await;
     for target in [
         "/items?filter={%22a%22:1}",

@@ -22,9 +22,9 @@ use tokio::{
 use super::{CONNECT_DEADLINE, address::Servers, connect};
 use crate::clock::boot_ms;
 
-/// How long a purge waits for the Sentinels to say that it was told to the master.
+/// Time for which a purge waits for the Sentinels to say that it was told to the master.
 const PATIENCE: Duration = Duration::from_millis(500);
-/// How long Sentinels that have not answered yet are waited for when a majority has, and somebody waits.
+/// Time for which Sentinels that are still silent are waited for when a majority has responded, and somebody waits.
 const STRAGGLERS: Duration = Duration::from_millis(20);
 
 /// When it was last known that no other server counts purges in the place of this one. Clones are one.
@@ -36,9 +36,9 @@ pub(in crate::l2) struct Vouched(Option<Arc<Word>>);
 struct Word {
     /// When they were asked for it, in [`boot_ms`].
     asked_at: AtomicU64,
-    /// How many times they have been asked.
+    /// Number of times that the Sentinels have been asked.
     asked: AtomicU64,
-    /// Which of these times was the last at which they named the server.
+    /// Number of the last time at which the Sentinels named the server.
     named: AtomicU64,
     changed: Notify,
     wanted: Notify,
@@ -60,7 +60,7 @@ impl Vouched {
         self.0.as_ref().map_or(0, |word| word.asked.fetch_add(1, Ordering::AcqRel) + 1)
     }
 
-    /// They named the server when they were asked for that time, at `asked_at`.
+    /// Notes that the Sentinels named the server when they were asked for that time, at `asked_at`.
     fn named(&self, number: u64, asked_at: u64) {
         if let Self(Some(word)) = self {
             word.asked_at.fetch_max(asked_at, Ordering::AcqRel);

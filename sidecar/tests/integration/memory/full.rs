@@ -1,28 +1,19 @@
 //! Clients that make the sidecar hold as much as they can beside a full L1.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use http::Request;
-use tokio::{net::TcpStream, task::AbortHandle, time::sleep};
+use tokio::{task::AbortHandle, time::sleep};
 
-use super::{LIMIT, limited, response_heads};
-use crate::integration::harness::{Origin, Policy, Sidecar, Wire, reply};
+use super::{
+    AFTERMATH, LARGE, LARGE_AND_SMALL, LIMIT, ask_and_read_nothing, hold_streams, limited, response_heads,
+};
+use crate::integration::harness::{Origin, Policy, Sidecar, reply};
 
-const LARGE: usize = 16 << 20;
 const SMALL: usize = 20_000;
 /// Memory that a release build takes once L1 is full; a debug build takes some 20 MiB more.
 const FULL: u64 = 84 << 20;
-/// Time in which memory would grow if it did.
-const AFTERMATH: Duration = Duration::from_millis(1_500);
-
-const SPEC: &str = r#"
-l1: {maxSize: 64Mi, maxObjectSize: 16Mi}
-routes:
-- {name: large, match: {path: "/large/{number}"}, ttl: 1h}
-- {name: small, match: {path: "/small/{number}"}, ttl: 1h}
-"#;
 
 /// Fills L1, lets clients hold what `attack` returns, and looks at what the process takes for that.
 async fn stays_within_the_limit<T, A: Future<Output = T>>(attack: impl FnOnce(SocketAddr) -> A) {
@@ -40,7 +31,7 @@ async fn stays_within_the_limit<T, A: Future<Output = T>>(attack: impl FnOnce(So
         }
     })
     .await;
-    let policy = Policy::new(SPEC);
+    let policy = Policy::new(LARGE_AND_SMALL);
     let sidecar = limited(origin.address, &["--policy", policy.path().to_str().unwrap()]).await;
     fill_l1(&sidecar).await;
     let (before, peak) = (sidecar.resident(), sidecar.peak());
@@ -61,37 +52,11 @@ async fn fill_l1(sidecar: &Sidecar) {
     assert_eq!(sidecar.get("/small/0").await.hit(), Some("l1"));
 }
 
-async fn ask_and_read_nothing(address: SocketAddr, count: usize, path: &str) -> Vec<Wire> {
-    let ask = async |number| {
-        let mut wire = Wire::narrow(address).await;
-        wire.ask(&format!("{path}{number}")).await;
-        wire
-    };
-    stream::iter(0..count).map(ask).buffer_unordered(32).collect().await
-}
-
 /// Connections of HTTP/2 whose clients let nothing of a response's content come.
 async fn close_windows(address: SocketAddr, connections: usize, path: &str) -> Vec<AbortHandle> {
-    let open = async |connection| {
-        let stream = TcpStream::connect(address).await.unwrap();
-        let (mut sender, driver) =
-            h2::client::Builder::new().initial_window_size(0).handshake::<_, Bytes>(stream).await.unwrap();
-        let path = path.to_owned();
-        tokio::spawn(async move {
-            let ask = async {
-                let mut responses = Vec::new();
-                for number in 0..100 {
-                    let uri = format!("http://shop.test{path}{}", connection * 100 + number);
-                    let request = Request::get(uri).body(()).unwrap();
-                    sender = sender.ready().await?;
-                    responses.push(sender.send_request(request, true)?.0);
-                }
-                std::future::pending::<Result<(), h2::Error>>().await
-            };
-            let _ = tokio::join!(driver, ask);
-        })
-        .abort_handle()
-    };
+    let mut client = h2::client::Builder::new();
+    client.initial_window_size(0);
+    let open = async |connection| hold_streams(address, &client, path.to_owned(), connection * 100).await;
     stream::iter(0..connections).map(open).buffer_unordered(32).collect().await
 }
 

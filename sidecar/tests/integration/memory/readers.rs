@@ -9,20 +9,8 @@ use hyper::{body::Incoming, client::conn::http2::handshake};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{net::TcpStream, time::sleep};
 
-use super::{LIMIT, limited};
+use super::{AFTERMATH, LARGE, LARGE_AND_SMALL, LIMIT, limited};
 use crate::integration::harness::{Origin, Policy, Sidecar, Wire, reply};
-
-/// Of each large response, in bytes: as much as may be stored.
-const LENGTH: usize = 16 << 20;
-/// Time in which memory would grow if it did.
-const AFTERMATH: Duration = Duration::from_millis(1_500);
-
-const SPEC: &str = r#"
-l1: {maxSize: 64Mi, maxObjectSize: 16Mi}
-routes:
-- {name: large, match: {path: "/large/{number}"}, ttl: 1h}
-- {name: small, match: {path: "/small/{number}"}, ttl: 1h}
-"#;
 
 const SHARED: &str = r#"
 l1: {maxSize: 64Mi, maxObjectSize: 16Mi}
@@ -33,7 +21,7 @@ routes:
 "#;
 
 async fn sidecar(policy: &Policy) -> (Origin, Sidecar) {
-    let large = Bytes::from(vec![b'x'; LENGTH]);
+    let large = Bytes::from(vec![b'x'; LARGE]);
     let origin = Origin::start(move |seen| {
         let body = if seen.path.contains("/large/") { large.clone() } else { Bytes::from_static(b"small") };
         async move { reply(&[], body) }
@@ -87,15 +75,15 @@ async fn slow_readers(sidecar: &Sidecar, count: usize, path: impl Fn(usize) -> S
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_response_as_long_as_may_be_is_stored_within_the_default_limit() {
-    let policy = Policy::new(SPEC);
+    let policy = Policy::new(LARGE_AND_SMALL);
     let (_origin, sidecar) = sidecar(&policy).await;
-    assert_eq!(sidecar.get("/large/1").await.body.len(), LENGTH);
+    assert_eq!(sidecar.get("/large/1").await.body.len(), LARGE);
     assert_eq!(sidecar.get("/large/1").await.hit(), Some("l1"));
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_readers_of_different_responses_stay_within_the_limit() {
-    let policy = Policy::new(SPEC);
+    let policy = Policy::new(LARGE_AND_SMALL);
     let (_origin, sidecar) = sidecar(&policy).await;
     watch(&sidecar, slow_readers(&sidecar, 40, |number| format!("/large/{number}"))).await;
 }
@@ -109,21 +97,21 @@ async fn slow_readers_of_responses_that_are_for_other_pods_too_stay_within_the_l
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_readers_of_one_response_stay_within_the_limit() {
-    let policy = Policy::new(SPEC);
+    let policy = Policy::new(LARGE_AND_SMALL);
     let (_origin, sidecar) = sidecar(&policy).await;
     watch(&sidecar, slow_readers(&sidecar, 200, |_| "/large/1".to_owned())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_readers_of_what_is_not_stored_stay_within_the_limit() {
-    let policy = Policy::new(SPEC);
+    let policy = Policy::new(LARGE_AND_SMALL);
     let (_origin, sidecar) = sidecar(&policy).await;
     watch(&sidecar, slow_readers(&sidecar, 150, |number| format!("/other/large/{number}"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_readers_of_what_made_room_in_memory_stay_within_the_limit() {
-    let policy = Policy::new(SPEC);
+    let policy = Policy::new(LARGE_AND_SMALL);
     let (_origin, sidecar) = sidecar(&policy).await;
     let attack = async {
         let mut wires = Vec::new();
@@ -142,13 +130,13 @@ async fn slow_readers_of_what_made_room_in_memory_stay_within_the_limit() {
 async fn read_all(mut wire: Wire) -> Wire {
     let head = wire.head().await;
     assert!(head.starts_with("http/1.1 200 "), "{head}");
-    wire.skip(LENGTH).await;
+    wire.skip(LARGE).await;
     wire
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn slow_readers_over_http2_stay_within_the_limit() {
-    let policy = Policy::new(SPEC);
+    let policy = Policy::new(LARGE_AND_SMALL);
     let (_origin, sidecar) = sidecar(&policy).await;
     let attack = async {
         let mut held: Vec<(_, Vec<http::Response<Incoming>>)> = Vec::new();

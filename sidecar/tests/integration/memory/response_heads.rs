@@ -1,21 +1,19 @@
 //! Responses with large heads: of many requests at the same time, to clients that read and to clients that do not.
 
-use std::{net::SocketAddr, time::Duration};
+use std::net::SocketAddr;
 
 use bytes::Bytes;
 use futures::{StreamExt, stream};
-use http::{Request, Response};
+use http::Response;
 use http_body_util::Full;
-use tokio::{net::TcpStream, time::sleep};
+use tokio::time::sleep;
 
-use super::{LIMIT, limited};
+use super::{AFTERMATH, LIMIT, ask_and_read_nothing, hold_streams, limited};
 use crate::integration::harness::{Origin, Policy, Wire, reply};
 
 /// Length of a head, in bytes: almost as long as one may be.
 const HEAD: usize = 125_000;
 const LINES: usize = 500;
-/// Time in which memory would grow if it did.
-const AFTERMATH: Duration = Duration::from_millis(1_500);
 
 const SPEC: &str = r#"
 l1: {maxSize: 64Mi, maxObjectSize: 1Mi}
@@ -57,49 +55,22 @@ async fn stays_within_the_limit<T, A: Future<Output = T>>(attack: impl FnOnce(So
     assert_eq!(sidecar.get("/small/1").await.body, "small");
 }
 
-async fn ask_and_read_nothing(address: SocketAddr, path: &str) -> Vec<Wire> {
-    let ask = async |number| {
-        let mut wire = Wire::narrow(address).await;
-        wire.ask(&format!("{path}{number}")).await;
-        wire
-    };
-    stream::iter(0..300).map(ask).buffer_unordered(64).collect().await
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn large_response_heads_for_clients_that_do_not_read_stay_within_the_limit() {
-    stays_within_the_limit(async |address| ask_and_read_nothing(address, "/other/").await).await;
+    stays_within_the_limit(async |address| ask_and_read_nothing(address, 300, "/other/").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_response_heads_that_are_stored_stay_within_the_limit() {
-    stays_within_the_limit(async |address| ask_and_read_nothing(address, "/page/0?").await).await;
+    stays_within_the_limit(async |address| ask_and_read_nothing(address, 300, "/page/0?").await).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn large_response_heads_over_http2_stay_within_the_limit() {
-    let ask = async |address: SocketAddr, connection: usize| {
-        let stream = TcpStream::connect(address).await.unwrap();
-        let (mut sender, driver) = h2::client::Builder::new()
-            .max_header_list_size(1 << 20)
-            .handshake::<_, Bytes>(stream)
-            .await
-            .unwrap();
-        let path = move |number: usize| format!("http://shop.test/other/{connection}-{number}");
-        tokio::spawn(async move {
-            let ask = async {
-                let mut responses = Vec::new();
-                for number in 0..100 {
-                    sender = sender.ready().await?;
-                    responses
-                        .push(sender.send_request(Request::get(path(number)).body(()).unwrap(), true)?.0);
-                }
-                std::future::pending::<Result<(), h2::Error>>().await
-            };
-            let _ = tokio::join!(driver, ask);
-        })
-        .abort_handle()
-    };
+    let mut client = h2::client::Builder::new();
+    client.max_header_list_size(1 << 20);
+    let ask =
+        async |address, connection| hold_streams(address, &client, format!("/other/{connection}-"), 0).await;
     let attack = async |address| {
         let clients: Vec<_> = stream::iter(0..10).then(|number| ask(address, number)).collect().await;
         clients
