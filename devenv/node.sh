@@ -52,7 +52,9 @@ make_debian_files() { # NAME PACKAGES: at $(debian_files_of NAME PACKAGES)
 
 debian_files_of() { echo "$cache/images/$1-files-$(hash_of "$2").tar"; }
 
-# Every image that kubeadm asks for is the same layer under another name; kube-proxy has nft besides.
+# Every image that kubeadm asks for is the same layer under another name; kube-proxy has nft and the names of protocols besides.
+# Without /etc/protocols nft lists `tcp` as 6. kube-proxy, which lists its sets once an hour, takes that for other elements and
+# deletes them: no Service is reachable then, and each later sync fails at `delete element`.
 kubernetes_images() { # ROOT-FILE-SYSTEM WORK FILE
   local files=$1 work=$2 path='"Env": ["PATH=/usr/local/bin:/usr/sbin:/usr/bin"]' name library
   mkdir -p "$work"/{archive,kubernetes/usr/local/bin,proxy,coredns,pause}
@@ -66,6 +68,7 @@ kubernetes_images() { # ROOT-FILE-SYSTEM WORK FILE
   mkdir "$work/files"
   tar -C "$work/files" --exclude='./dev/*' -xf "$files"
   install -D -m 755 "$work/files/usr/sbin/nft" "$work/proxy/usr/sbin/nft"
+  install -D -m 644 "$work/files/etc/protocols" "$work/proxy/etc/protocols"
   for library in $(chroot "$work/files" ldd /usr/sbin/nft | grep -oE '/[^ ]+'); do
     mkdir -p "$work/proxy$(dirname "$library")"
     cp -L "$work/files$library" "$work/proxy$library"
