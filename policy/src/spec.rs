@@ -149,7 +149,8 @@ pub struct Application {
     /// the whole request (while a body is still being sent, from the last piece it accepted; time that the client takes
     /// does not count), and then between two pieces of the response body. Applies to every request, on a route or not.
     /// On timeout, the route's `staleIfError` or `lastKnownGood` supplies the response, otherwise it is a 504; a body
-    /// that has begun breaks off. Event streams (`text/event-stream`), gRPC and upgraded connections may be silent once
+    /// that has begun breaks off. A write goes on without its client for up to 60 s after its 504, unless a quarter of
+    /// the places for requests are taken by such writes, and purges again when its response arrives. Event streams (`text/event-stream`), gRPC and upgraded connections may be silent once
     /// their head has arrived. Default: no limit besides the client's own patience.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub timeout: Option<Duration>,

@@ -17,7 +17,7 @@ use bytes::Bytes;
 
 use crate::{
     connections::{Connections, STALLED_MS},
-    in_progress::InProgress,
+    in_progress::{self, InProgress},
 };
 
 mod limit;
@@ -85,6 +85,8 @@ pub struct Budget {
     pub connections: Arc<Connections>,
     /// The requests in progress, hits in memory over HTTP/1 aside.
     pub in_progress: Arc<InProgress>,
+    /// The writes among them that go on after their clients were told that they take too long.
+    late_writes: Arc<InProgress>,
     bytes: AtomicU64,
     /// Number of open connections of HTTP/2, and of the streams that they may have.
     http2_connections: AtomicU64,
@@ -111,6 +113,7 @@ impl Budget {
             memory,
             connections: Arc::new(Connections::new(0)),
             in_progress: Arc::default(),
+            late_writes: Arc::default(),
             bytes: AtomicU64::new(0),
             http2_connections: AtomicU64::new(0),
             streams: AtomicU64::new(0),
@@ -146,6 +149,11 @@ impl Budget {
     pub fn places(&self) -> usize {
         let places = (self.bytes() / 2 / REQUEST).min(self.memory.files / 2).max(MIN_CONNECTIONS);
         usize::try_from(places).unwrap_or(usize::MAX)
+    }
+
+    /// Lets a write go on after its client was told that it takes too long, if such writes have less than a quarter of the places.
+    pub fn late_write(&self) -> Option<in_progress::Counted> {
+        Some(in_progress::Counted::begin(&self.late_writes, self.places() / 4)?.0)
     }
 
     /// Makes room for others, where there is none: the client that has taken nothing for longest is cut off.

@@ -46,7 +46,7 @@ pub struct Counted(Arc<InProgress>);
 
 impl Counted {
     /// Begins a request if fewer than `max` are in progress, and returns how many those are.
-    fn begin(among: &Arc<InProgress>, max: usize) -> Option<(Self, usize)> {
+    pub(crate) fn begin(among: &Arc<InProgress>, max: usize) -> Option<(Self, usize)> {
         // Dropping this undoes the addition.
         let counted = Self(Arc::clone(among));
         let before = among.count.fetch_add(1, Ordering::Relaxed);

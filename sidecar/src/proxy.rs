@@ -31,7 +31,7 @@ use crate::{
     serving::{NO_ROUTE, Serving},
     stats::Outcome,
     telemetry::Telemetry,
-    upstream::{RequestBody, Upload, Upstream, UpstreamError, WhenRefused, no_body},
+    upstream::{Abandoned, RequestBody, Upload, Upstream, UpstreamError, WhenRefused, no_body},
 };
 
 mod application;
@@ -58,6 +58,7 @@ mod write;
 
 pub use ask::Landing;
 use classify::{Disposition, EndsHere, classify};
+use deadline::Exchange;
 use fetch::Errand;
 pub use lane::Lane;
 use question::Question;
@@ -283,9 +284,22 @@ impl Proxy {
         protocol: Option<HeaderValue>,
         refused: WhenRefused,
     ) -> Result<Response<Paced>, UpstreamError> {
-        let mut request = outgoing(request, client.address);
-        pass_interim_responses(&mut request, client);
         let may_change_protocol = protocol.is_some();
+        let mut exchange = self.begin(request, client, protocol, refused);
+        self.response_to(&mut exchange, may_change_protocol).await
+    }
+
+    /// Begins to send a request to the application.
+    fn begin(
+        &self,
+        request: Request<RequestBody>,
+        client: &Client,
+        protocol: Option<HeaderValue>,
+        refused: WhenRefused,
+    ) -> Exchange {
+        let mut request = outgoing(request, client.address);
+        let abandoned = Abandoned::default();
+        pass_interim_responses(&mut request, client, &abandoned);
         if let Some(protocol) = protocol {
             headers::ask_for_upgrade(request.headers_mut(), protocol);
         }
@@ -296,13 +310,16 @@ impl Proxy {
                 at_hand => at_hand,
             });
         }
-        let (limit, progress) = (self.application_timeout(), deadline::progress_of(&request));
-        let exchange = self.upstream.send(request, refused);
-        let outcome = match limit {
-            Some(limit) => deadline::head_in_time(exchange, limit, progress.as_deref()).await,
-            None => exchange.await,
-        };
-        let outcome = outcome.and_then(|response| match response.status() {
+        Exchange::new(self.upstream.clone(), request, refused, abandoned, self.application_timeout())
+    }
+
+    /// Waits for the response to a request, as long as the policy lets it take.
+    async fn response_to(
+        &self,
+        exchange: &mut Exchange,
+        may_change_protocol: bool,
+    ) -> Result<Response<Paced>, UpstreamError> {
+        let outcome = exchange.head_in_time().await.and_then(|response| match response.status() {
             StatusCode::SWITCHING_PROTOCOLS if !may_change_protocol => Err(UpstreamError::UnexpectedUpgrade),
             _ => Ok(response),
         });
@@ -312,7 +329,7 @@ impl Proxy {
             headers::remove_hop_by_hop(response.headers_mut());
         }
         let (head, body) = response.into_parts();
-        let limit = limit.filter(|_| !deadline::may_be_silent(&head));
+        let limit = exchange.limit().filter(|_| !deadline::may_be_silent(&head));
         Ok(Response::from_parts(head, Paced::new(body, limit, &self.telemetry.stats)))
     }
 
@@ -386,12 +403,14 @@ fn outgoing(request: Request<RequestBody>, client: IpAddr) -> Request<RequestBod
 }
 
 /// RFC 9110, section 15.2: a proxy passes them on, but for a 100 that the client has not asked for, and 101.
-fn pass_interim_responses(request: &mut Request<RequestBody>, client: &Client) {
+fn pass_interim_responses(request: &mut Request<RequestBody>, client: &Client, abandoned: &Abandoned) {
     let Some(turnstile) = client.turnstile.clone().filter(|_| request.version() == Version::HTTP_11) else {
         return;
     };
-    let expects = headers::expects_to_go_on(request.headers());
+    let (expects, abandoned) = (headers::expects_to_go_on(request.headers()), abandoned.clone());
     hyper::ext::on_informational(request, move |response| match response.status().as_u16() {
+        // The client has its response, and may be waiting for another one.
+        _ if abandoned.is_set() => {}
         100 if expects => turnstile.go_on(),
         102.. => turnstile.send_interim(response.status(), response.headers()),
         _ => {}

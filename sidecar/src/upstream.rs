@@ -1,6 +1,9 @@
 //! The application.
 
-use std::sync::Arc;
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
 
 use http::{
     HeaderMap, HeaderValue, Request, Response, Uri, Version,
@@ -33,6 +36,33 @@ pub use upload::{Progress, Upload};
 
 /// What is sent to the application: the client's body as it comes, or one at hand, which may be empty.
 pub type RequestBody = Either<Upload, Full<Bytes>>;
+
+/// Extension of a request with which its sender gives it up: it is not sent any more, unless it has been sent already.
+#[derive(Clone, Debug, Default)]
+pub struct Abandoned(Arc<AtomicBool>);
+
+impl Abandoned {
+    /// Gives the request up.
+    pub fn set(&self) {
+        self.0.store(true, Ordering::Release);
+    }
+
+    /// Returns true if the request was given up.
+    pub fn is_set(&self) -> bool {
+        self.0.load(Ordering::Acquire)
+    }
+
+    /// Checks that a request which is about to be sent was not given up.
+    ///
+    /// # Errors
+    /// If the request was given up.
+    fn check<B>(request: &Request<B>) -> Result<(), UpstreamError> {
+        match request.extensions().get::<Self>() {
+            Some(abandoned) if abandoned.is_set() => Err(UpstreamError::Abandoned),
+            _ => Ok(()),
+        }
+    }
+}
 
 /// No body.
 pub fn no_body() -> RequestBody {

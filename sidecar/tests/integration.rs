@@ -31,6 +31,7 @@ mod integration {
     mod interim;
     mod invalidating;
     mod last_known_good;
+    mod late_writes;
     mod lifetimes;
     mod memory;
     mod metrics;

@@ -97,3 +97,12 @@ fn later_connections_of_http2_have_fewer_streams() {
     assert_eq!(budget.connection_bytes(), 0);
     assert_eq!(budget.grant_streams(100).count(), 100);
 }
+
+#[test]
+fn late_writes_have_a_quarter_of_the_places() {
+    let budget = budget(134 * MIB, 64 * MIB, MIB);
+    let writes: Vec<_> = iter::from_fn(|| budget.late_write()).collect();
+    assert_eq!(writes.len(), budget.places() / 4);
+    drop(writes);
+    assert!(budget.late_write().is_some());
+}

@@ -1,16 +1,29 @@
 //! The time that the application may take (`application.timeout` of a policy).
 
-use std::{pin::pin, time::Duration};
+use std::{sync::Arc, time::Duration};
 
-use http::{HeaderMap, Request, StatusCode, header::CONTENT_TYPE, response::Parts};
+use futures::future::BoxFuture;
+use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE, response::Parts};
 use http_body_util::Either;
+use hyper::body::Incoming;
 use tokio::time::{sleep, timeout};
 
 use super::Proxy;
 use crate::{
     serving::Mode,
-    upstream::{Progress, RequestBody, UpstreamError},
+    upstream::{Abandoned, Progress, RequestBody, Upstream, UpstreamError, WhenRefused},
 };
+
+/// Time that a write goes on after its client was told that it takes too long.
+pub(super) const LATE_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
+
+/// A request on its way to the application. Dropped, it ends the connection, so that the application hears of it.
+pub(super) struct Exchange {
+    response: BoxFuture<'static, Result<Response<Incoming>, UpstreamError>>,
+    progress: Option<Arc<Progress>>,
+    abandoned: Abandoned,
+    limit: Option<Duration>,
+}
 
 impl Proxy {
     /// The time that the application may take for a word, if the policy that is in force says so.
@@ -20,33 +33,52 @@ impl Proxy {
     }
 }
 
-/// The progress of a request's body, unless that is at hand.
-pub(super) fn progress_of(request: &Request<RequestBody>) -> Option<std::sync::Arc<Progress>> {
-    match request.body() {
-        Either::Left(upload) => Some(upload.progress()),
-        Either::Right(_) => None,
+impl Exchange {
+    /// Sends a request whose response must begin within `limit`.
+    pub(super) fn new(
+        upstream: Upstream,
+        mut request: Request<RequestBody>,
+        refused: WhenRefused,
+        abandoned: Abandoned,
+        limit: Option<Duration>,
+    ) -> Self {
+        let progress = match request.body() {
+            Either::Left(upload) => Some(upload.progress()),
+            Either::Right(_) => None,
+        };
+        request.extensions_mut().insert(abandoned.clone());
+        let response = Box::pin(async move { upstream.send(request, refused).await });
+        Self { response, progress, abandoned, limit }
     }
-}
 
-/// Waits for the head of a response. Dropped with the exchange, the connection ends, so that the application hears of it.
-pub(super) async fn head_in_time<T>(
-    exchange: impl Future<Output = Result<T, UpstreamError>>,
-    limit: Duration,
-    progress: Option<&Progress>,
-) -> Result<T, UpstreamError> {
-    let mut exchange = pin!(exchange);
-    if let Ok(outcome) = timeout(limit, &mut exchange).await {
-        return outcome;
+    /// Maximum time that the response may be silent before it begins, and between two pieces of its body.
+    pub(super) fn limit(&self) -> Option<Duration> {
+        self.limit
     }
-    // The client may have been waited for meanwhile.
-    while let Some(left) = progress.and_then(|progress| limit.checked_sub(progress.waited_for_application()))
-    {
-        tokio::select! {
-            outcome = &mut exchange => return outcome,
-            () = sleep(left.max(Duration::from_millis(1))) => {}
+
+    /// Waits for the head of the response for as long as the policy lets it take.
+    pub(super) async fn head_in_time(&mut self) -> Result<Response<Incoming>, UpstreamError> {
+        let Some(limit) = self.limit else { return (&mut self.response).await };
+        if let Ok(outcome) = timeout(limit, &mut self.response).await {
+            return outcome;
         }
+        // The client may have been waited for meanwhile.
+        while let Some(left) =
+            self.progress.as_ref().and_then(|progress| limit.checked_sub(progress.waited_for_application()))
+        {
+            tokio::select! {
+                outcome = &mut self.response => return outcome,
+                () = sleep(left.max(Duration::from_millis(1))) => {}
+            }
+        }
+        self.abandoned.set();
+        Err(UpstreamError::Timeout(limit))
     }
-    Err(UpstreamError::Timeout(limit))
+
+    /// Waits so long for the head of a response that was too late for its client. `None` if it does not come.
+    pub(super) async fn late_head(self, within: Duration) -> Option<Response<Incoming>> {
+        timeout(within, self.response).await.ok()?.ok()
+    }
 }
 
 /// Returns true if the body of a response may be silent for any time: an event stream, gRPC, or another protocol.
@@ -58,4 +90,23 @@ fn is_stream(headers: &HeaderMap) -> bool {
     let Some(content_type) = headers.get(CONTENT_TYPE) else { return false };
     let content_type = content_type.as_bytes().to_ascii_lowercase();
     [&b"text/event-stream"[..], b"application/grpc"].iter().any(|kind| content_type.starts_with(kind))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::future::pending;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn late_write_ends_in_time() {
+        let limit = Some(Duration::from_millis(10));
+        let abandoned = Abandoned::default();
+        let mut exchange =
+            Exchange { response: Box::pin(pending()), progress: None, abandoned: abandoned.clone(), limit };
+        assert!(matches!(exchange.head_in_time().await, Err(UpstreamError::Timeout(_))));
+        assert!(abandoned.is_set());
+        let late = timeout(LATE_WRITE_TIMEOUT, exchange.late_head(Duration::from_millis(10)));
+        assert!(late.await.unwrap().is_none());
+    }
 }

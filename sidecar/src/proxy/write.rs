@@ -12,8 +12,8 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::{NormalPath, PurgeName, Survey, Writing, claims::Times, policy::Purges};
 
 use super::{
-    Answered, Client, Proxy, application::date_if_missing, changed_protocol, fetch::Errand, passed,
-    passed_body, question::Question, unreachable,
+    Answered, Client, Proxy, application::date_if_missing, changed_protocol, deadline::LATE_WRITE_TIMEOUT,
+    fetch::Errand, passed, passed_body, question::Question, unreachable,
 };
 use crate::{
     barriers::Stamp,
@@ -22,12 +22,12 @@ use crate::{
     clock::wall_ms,
     purge,
     serving::Serving,
-    upstream::WhenRefused,
+    upstream::{UpstreamError, WhenRefused},
 };
 
 impl Proxy {
     /// Passes a write on; it may ask to change to a protocol. What it made stale is purged before its answer leaves, and even if
-    /// the client has left.
+    /// the client has left. One that the application has not answered in time goes on without its client, and purges again.
     pub(super) async fn write(
         self: &Arc<Self>,
         serving: &Arc<Serving>,
@@ -42,8 +42,11 @@ impl Proxy {
         let (asked, from_client) = protocol.unzip();
         let written = tokio::spawn(async move {
             let target = Target::of(request.uri(), request.headers());
+            let write = Write { serving, writing, target };
             let requested_at = wall_ms();
-            let outcome = proxy.forward(request.map(passed_body), &from, asked, WhenRefused::Retry).await;
+            let may_change_protocol = asked.is_some();
+            let mut exchange = proxy.begin(request.map(passed_body), &from, asked, WhenRefused::Retry);
+            let outcome = proxy.response_to(&mut exchange, may_change_protocol).await;
             if let Err(error) = &outcome
                 && !error.may_have_been_sent()
             {
@@ -51,22 +54,21 @@ impl Proxy {
                     .map(|response| (response, Times { requested_at, received_at: requested_at }, None));
             }
             let times = Times { requested_at, received_at: wall_ms() };
-            let may_have_changed =
-                outcome.as_ref().map_or(true, |response| !changed_nothing(response.status()));
-            let names = match &outcome {
-                Ok(response) => made_stale(&serving, &writing, &target, response),
-                // The application may have written before it failed.
-                Err(_) => made_stale_by_policy(&serving, &writing),
-            };
             if let Some(posted) = &mut posted {
                 posted.responded();
             }
-            if !names.is_empty() || may_have_changed || serving.writes_go_unheard() {
-                let stats = &proxy.telemetry.stats;
-                purge::after_write(&proxy.config, &serving, &writing, &names, stats).await;
-            }
+            write.purge(&proxy, outcome.as_ref().ok()).await;
             if let Some(posted) = &mut posted {
                 posted.purged();
+            }
+            if matches!(outcome, Err(UpstreamError::Timeout(_)))
+                && let Some(late) = proxy.telemetry.stats.budget.late_write()
+            {
+                tokio::spawn(async move {
+                    let _in_progress = (from, late);
+                    let response = exchange.late_head(LATE_WRITE_TIMEOUT).await;
+                    write.purge(&proxy, response.as_ref()).await;
+                });
             }
             outcome.map(|response| (response, times, posted))
         });
@@ -191,29 +193,45 @@ impl Posted {
     }
 }
 
-/// What an answer to a write says is stale: what the policy names, unless nothing was changed; and, unless it is an error, the
-/// write's own path and those that the answer points to on the same host, where they are cached.
-fn made_stale(
-    serving: &Serving,
-    writing: &Writing,
-    target: &Target,
-    response: &Response<Paced>,
-) -> Vec<PurgeName> {
-    let status = response.status();
-    let mut names = Vec::new();
-    if !changed_nothing(status) {
-        names.extend(made_stale_by_policy(serving, writing));
+/// A write that was sent, and what it may make stale.
+struct Write {
+    serving: Arc<Serving>,
+    writing: Writing,
+    target: Target,
+}
+
+impl Write {
+    /// Purges what the write has made stale by its response; without one, the application may have written all the same.
+    async fn purge<B>(&self, proxy: &Proxy, response: Option<&Response<B>>) {
+        let Self { serving, writing, .. } = self;
+        let may_have_changed = response.is_none_or(|response| !changed_nothing(response.status()));
+        let names = match response {
+            Some(response) => self.made_stale(response.status(), response.headers()),
+            None => made_stale_by_policy(serving, writing),
+        };
+        if !names.is_empty() || may_have_changed || serving.writes_go_unheard() {
+            purge::after_write(&proxy.config, serving, writing, &names, &proxy.telemetry.stats).await;
+        }
     }
-    if status.is_success() || status.is_redirection() {
-        let pointed_to =
-            [LOCATION, CONTENT_LOCATION].map(|name| target.pointed_to(response.headers(), &name));
-        let paths = writing.paths().iter().chain(pointed_to.iter().flatten());
-        let cached = paths.filter(|path| serving.policy.covers(path));
-        names.extend(cached.flat_map(|path| PurgeName::paths(path)));
+
+    /// What an answer to a write says is stale: what the policy names, unless nothing was changed; and, unless it is an error, the
+    /// write's own path and those that the answer points to on the same host, where they are cached.
+    fn made_stale(&self, status: StatusCode, headers: &HeaderMap) -> Vec<PurgeName> {
+        let Self { serving, writing, target } = self;
+        let mut names = Vec::new();
+        if !changed_nothing(status) {
+            names.extend(made_stale_by_policy(serving, writing));
+        }
+        if status.is_success() || status.is_redirection() {
+            let pointed_to = [LOCATION, CONTENT_LOCATION].map(|name| target.pointed_to(headers, &name));
+            let paths = writing.paths().iter().chain(pointed_to.iter().flatten());
+            let cached = paths.filter(|path| serving.policy.covers(path));
+            names.extend(cached.flat_map(|path| PurgeName::paths(path)));
+        }
+        names.sort();
+        names.dedup();
+        names
     }
-    names.sort();
-    names.dedup();
-    names
 }
 
 fn made_stale_by_policy(serving: &Serving, writing: &Writing) -> Vec<PurgeName> {

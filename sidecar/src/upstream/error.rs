@@ -18,6 +18,9 @@ pub enum UpstreamError {
     /// The application did not begin its response in time.
     #[error("the application did not respond within {0:?}")]
     Timeout(Duration),
+    /// The request was given up before it was sent.
+    #[error("nobody waits for the response any more")]
+    Abandoned,
     /// The application changed to another protocol, and nobody had asked for that.
     #[error("the application changed the protocol unasked")]
     UnexpectedUpgrade,
@@ -179,7 +182,7 @@ impl UpstreamError {
         match self {
             Self::Connect { source, .. } => Self::Connect { source, was_sent: true },
             Self::Exchange { source, .. } => Self::Exchange { source, was_sent: true },
-            other @ (Self::Timeout(_) | Self::UnexpectedUpgrade) => other,
+            other @ (Self::Timeout(_) | Self::Abandoned | Self::UnexpectedUpgrade) => other,
         }
     }
 
@@ -192,7 +195,7 @@ impl UpstreamError {
                 _ => UpstreamReason::Unreachable,
             },
             Self::Exchange { source, .. } => reason_of(source),
-            Self::Timeout(_) => UpstreamReason::Timeout,
+            Self::Timeout(_) | Self::Abandoned => UpstreamReason::Timeout,
             Self::UnexpectedUpgrade => UpstreamReason::UnexpectedUpgrade,
         }
     }
@@ -201,7 +204,8 @@ impl UpstreamError {
     pub const fn may_have_been_sent(&self) -> bool {
         match self {
             Self::Connect { was_sent, .. } | Self::Exchange { was_sent, .. } => *was_sent,
-            Self::Timeout(_) | Self::UnexpectedUpgrade => true,
+            // It may have been sent before it was sent again.
+            Self::Timeout(_) | Self::Abandoned | Self::UnexpectedUpgrade => true,
         }
     }
 

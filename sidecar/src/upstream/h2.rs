@@ -23,7 +23,7 @@ use tokio::{
 };
 
 use super::{
-    RequestBody, UpstreamError,
+    Abandoned, RequestBody, UpstreamError,
     dial::{Dialer, WhenRefused},
     error::{is_going_away, was_not_processed},
     head::MAX_HEAD,
@@ -176,6 +176,7 @@ impl Http2 {
         };
         let (mut pauses, mut was_sent) = (PAUSES.into_iter(), false);
         loop {
+            Abandoned::check(&request)?;
             let copy = Copy::of(&request);
             let mut failed = match link.sender.try_send_request(request).await {
                 Ok(response) => {

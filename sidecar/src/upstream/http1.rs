@@ -12,7 +12,7 @@ use hyper_util::rt::TokioIo;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
-    RequestBody, UpstreamError,
+    Abandoned, RequestBody, UpstreamError,
     dial::{Dialer, WhenRefused},
     head::{MAX_HEAD, MAX_LINES},
     stream::{Announcement, ApplicationStream},
@@ -73,6 +73,7 @@ impl Http1 {
                 Some(connection) => connection,
                 None => self.connect(refused).await?,
             };
+            Abandoned::check(&request)?;
             connection.announcement.announce(*request.method() == Method::HEAD);
             let mut failed = match connection.sender.try_send_request(request).await {
                 Ok(mut response) => {

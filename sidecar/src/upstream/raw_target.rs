@@ -17,7 +17,7 @@ use hyper_util::rt::TokioIo;
 use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 
 use super::{
-    RequestBody, UpstreamError,
+    Abandoned, RequestBody, UpstreamError,
     dial::{Dialer, WhenRefused},
     head::MAX_LINES,
     stream::{Announcement, ApplicationStream},
@@ -54,6 +54,7 @@ pub(super) async fn send(
             tracing::debug!(%error, "a connection to the application broke");
         }
     });
+    Abandoned::check(&request)?;
     announcement.announce(*request.method() == Method::HEAD);
     let mut response = sender.send_request(request).await.map_err(failed)?;
     if let Some(room) = announcement.take_room() {

@@ -56,14 +56,14 @@ async fn a_response_that_does_not_begin_in_time_is_a_504_and_the_application_hea
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;
     hangs.store(true, Ordering::SeqCst);
-    let requests =
-        [(Method::GET, "/a"), (Method::GET, "/no/route/at/all"), (Method::PUT, "/a"), (Method::POST, "/b")];
+    let requests = [(Method::GET, "/a"), (Method::GET, "/no/route/at/all"), (Method::HEAD, "/a")];
     for (number, (method, path)) in requests.into_iter().enumerate() {
+        let is_head = method == Method::HEAD;
         let began = Instant::now();
         let answer = sidecar.request(method, path, &[], "body").await;
         assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT, "{path}");
         assert_eq!(answer.header("content-type"), "application/problem+json");
-        assert!(answer.body.contains("in time"), "{}", answer.body);
+        assert!(is_head || answer.body.contains("in time"), "{}", answer.body);
         let timeouts = sidecar.metric("larder_upstream_errors_total", &["reason=\"timeout\""]).await;
         assert_eq!(timeouts, (number + 1) as f64);
         assert!(sidecar.logged("the application did not respond").unwrap().contains("\"timeout\""));
