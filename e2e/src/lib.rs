@@ -16,10 +16,12 @@ pub mod exec;
 pub mod load;
 pub mod policy;
 pub mod sandbox;
+pub mod timeline;
 pub mod users;
 pub mod workload;
 
 pub use agent::{Agent, Answer, Ask};
 pub use eventually::eventually;
 pub use sandbox::{Sandbox, alone_in_the_cluster, in_a_namespace};
+pub use timeline::Timeline;
 pub use workload::Workload;

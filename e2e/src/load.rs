@@ -1,8 +1,9 @@
 //! Load at a constant rate from the agent, and what came of it.
 
-use std::collections::BTreeMap;
+use std::{collections::BTreeMap, fmt};
 
 use anyhow::{Context, ensure};
+use jiff::Timestamp;
 use kube::api::AttachedProcess;
 use serde::Deserialize;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
@@ -37,14 +38,46 @@ pub struct Report {
     pub resets: u64,
     /// Requests that the client had not yet sent when it saw that the server had closed the connection.
     pub resent: u64,
-    /// Some of the errors, in words.
-    pub examples: Vec<String>,
+    /// The first requests without a response of 2xx.
+    pub lost: Vec<Lost>,
     /// The median of the times.
     pub p50_ms: u64,
     /// The 99th percentile of the times.
     pub p99_ms: u64,
     /// The longest time.
     pub max_ms: u64,
+}
+
+/// A request without a response of 2xx.
+#[derive(Debug, Deserialize)]
+pub struct Lost {
+    /// Milliseconds since 1970 at which it was sent.
+    pub sent_at_ms: i64,
+    /// Milliseconds until it was given up.
+    pub took_ms: u64,
+    /// The phase in which it was lost: `connect`, `response` (sent, and no head has come) or `body`.
+    pub phase: String,
+    /// The client's address of its connection, if there was one.
+    pub local: Option<String>,
+    /// Number of responses that the connection had brought before.
+    pub earlier: u32,
+    /// The pod that sent the last of them.
+    pub pod: Option<String>,
+    /// The error, in words, or the status.
+    pub cause: String,
+}
+
+impl fmt::Display for Lost {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let sent = Timestamp::from_millisecond(self.sent_at_ms).unwrap_or_default();
+        let Self { took_ms, phase, earlier, cause, .. } = self;
+        let local = self.local.as_deref().unwrap_or("no address");
+        let pod = self.pod.as_deref().unwrap_or("a pod that is not known");
+        write!(
+            f,
+            "{sent:.3} in the phase {phase} after {took_ms} ms, from {local}, {earlier} responses before, to {pod}: {cause}"
+        )
+    }
 }
 
 impl Load {
@@ -65,7 +98,8 @@ impl Load {
     /// Ends both loads and asserts that every request was answered with a status of 2xx.
     pub async fn lost_nothing(self, during: &str) -> anyhow::Result<()> {
         let (kept, fresh) = tokio::join!(self.kept.stop(), self.fresh.stop());
-        for (report, which) in [(kept?, "with keep-alive"), (fresh?, "without keep-alive")] {
+        let reports = [(kept?, "with keep-alive"), (fresh?, "without keep-alive")];
+        for (report, which) in &reports {
             eprintln!(
                 "{during}, {which}: {} sent, {} lost, p50 {} ms, p99 {} ms, max {} ms, {} resent unsent",
                 report.sent,
@@ -75,6 +109,11 @@ impl Load {
                 report.max_ms,
                 report.resent
             );
+            for lost in &report.lost {
+                eprintln!("    lost: {lost}");
+            }
+        }
+        for (report, which) in &reports {
             ensure!(report.sent > 100, "{during}, {which}: hardly a load: {report:?}");
             ensure!(report.ok == report.sent, "{during}, {which}: requests were lost: {report:?}");
         }

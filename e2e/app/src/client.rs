@@ -103,7 +103,7 @@ async fn answer(line: &str) -> anyhow::Result<Told> {
 
 async fn http(uri: &Uri, request: Request<Full<Bytes>>) -> anyhow::Result<Told> {
     let started = Instant::now();
-    let mut connection = connection::open(uri).await.context("connect")?;
+    let (mut connection, _) = connection::open(uri).await.context("connect")?;
     let (head, body) = connection.send_request(request).await?.into_parts();
     let body = body.collect().await.context("the body broke off")?.to_bytes();
     let mut headers = BTreeMap::<_, Vec<_>>::new();

@@ -2,20 +2,22 @@
 //!
 //! # Guarantees
 //! A request is sent again in one case alone: hyper returned it unsent, because the server had closed the idle
-//! connection. That is counted (`resent`). Every other failure counts in `errors`.
+//! connection. That is counted (`resent`). Every other failure counts in `errors`, and the first of them are told one by
+//! one (`lost`).
 
 use std::{
     collections::{BTreeMap, VecDeque},
     io::{Read, Write},
+    net::SocketAddr,
     sync::{Arc, Mutex, PoisonError},
     thread,
-    time::{Duration, Instant},
+    time::{Duration, Instant, SystemTime, UNIX_EPOCH},
 };
 
 use bytes::Bytes;
 use http::{Request, Uri, header};
 use http_body_util::{BodyExt, Full};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 use tokio::{
     sync::oneshot,
     task::JoinSet,
@@ -26,6 +28,8 @@ use crate::connection::{self, Connection};
 
 /// A request that takes longer is an error.
 const TIMEOUT: Duration = Duration::from_secs(5);
+/// Maximum number of lost requests that are told one by one.
+const MAX_LOST: usize = 64;
 
 #[derive(clap::Args)]
 pub(crate) struct Args {
@@ -58,19 +62,70 @@ struct Report {
     resets: u64,
     /// Given back unsent by hyper and sent again.
     resent: u64,
-    /// The first few errors, in words, with the second in which they occurred.
-    examples: Vec<String>,
+    /// The first requests without a response of 2xx.
+    lost: Vec<Lost>,
     p50_ms: u64,
     p99_ms: u64,
     max_ms: u64,
+}
+
+/// A request without a response of 2xx.
+#[derive(Clone, Debug, Serialize)]
+struct Lost {
+    /// Milliseconds since 1970 at which it was sent.
+    sent_at_ms: u64,
+    took_ms: u64,
+    /// The phase in which it was lost.
+    phase: Phase,
+    /// The client's address of its connection, if there was one.
+    local: Option<SocketAddr>,
+    /// Number of responses that the connection had brought before.
+    earlier: u32,
+    /// The pod that sent the last of them. A new connection's is unknown: the client sees the Service's address only.
+    pod: Option<String>,
+    /// The error, in words, or the status.
+    cause: String,
+}
+
+#[derive(Clone, Copy, Debug, Serialize)]
+#[serde(rename_all = "snake_case")]
+enum Phase {
+    /// The connection is being opened.
+    Connect,
+    /// The request is sent, and no head of a response has come.
+    Response,
+    /// The head has come, and the body not all of it.
+    Body,
+}
+
+/// The state of a request, told if it is lost.
+struct Trace {
+    phase: Phase,
+    local: Option<SocketAddr>,
+    earlier: u32,
+    pod: Option<String>,
+}
+
+/// A connection between two requests.
+struct Kept {
+    sender: Connection,
+    local: SocketAddr,
+    responses: u32,
+    /// The pod at its other end, as its last response says.
+    pod: Option<String>,
+}
+
+/// The part of a response that names the pod.
+#[derive(Deserialize)]
+struct Answer {
+    pod: String,
 }
 
 struct Load {
     uri: Uri,
     url: String,
     keep: usize,
-    started: Instant,
-    idle: Mutex<VecDeque<Connection>>,
+    idle: Mutex<VecDeque<Kept>>,
     results: Mutex<Results>,
 }
 
@@ -86,7 +141,6 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
         uri: args.url.replace("{n}", "0").parse()?,
         url: args.url,
         keep: if args.no_keep_alive { 0 } else { args.connections },
-        started: Instant::now(),
         idle: Mutex::default(),
         results: Mutex::default(),
     });
@@ -117,30 +171,42 @@ pub(crate) async fn run(args: Args) -> anyhow::Result<()> {
 
 impl Load {
     async fn request(&self, number: u64) {
-        let started = Instant::now();
-        let outcome = match timeout(TIMEOUT, self.send(number)).await {
+        let (started, sent_at) = (Instant::now(), SystemTime::now());
+        let trace = Mutex::new(Trace { phase: Phase::Connect, local: None, earlier: 0, pod: None });
+        let outcome = match timeout(TIMEOUT, self.send(number, &trace)).await {
             Ok(outcome) => outcome,
             Err(_) => Err(Failure { kind: "timeout", words: format!("no answer in {TIMEOUT:?}") }),
         };
         let mut results = self.results.lock().unwrap_or_else(PoisonError::into_inner);
-        results.times.push(started.elapsed().as_millis() as u64);
+        let took_ms = started.elapsed().as_millis() as u64;
+        results.times.push(took_ms);
         let report = &mut results.report;
         report.sent += 1;
-        match outcome {
-            Ok(status) if (200..300).contains(&status) => report.ok += 1,
-            Ok(status) => *report.not_2xx.entry(status).or_default() += 1,
+        let cause = match outcome {
+            Ok(status) if (200..300).contains(&status) => {
+                report.ok += 1;
+                return;
+            }
+            Ok(status) => {
+                *report.not_2xx.entry(status).or_default() += 1;
+                format!("status {status}")
+            }
             Err(failure) => {
                 *report.errors.entry(failure.kind.to_owned()).or_default() += 1;
                 report.resets += u64::from(failure.kind == "reset");
-                if report.examples.len() < 5 {
-                    let second = self.started.elapsed().as_secs_f32();
-                    report.examples.push(format!("at {second:.1} s: {}", failure.words));
-                }
+                failure.words
             }
+        };
+        if report.lost.len() < MAX_LOST {
+            let Trace { phase, local, earlier, pod } =
+                trace.into_inner().unwrap_or_else(PoisonError::into_inner);
+            let sent_at_ms = sent_at.duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis() as u64);
+            report.lost.push(Lost { sent_at_ms, took_ms, phase, local, earlier, pod, cause });
         }
     }
 
-    async fn send(&self, number: u64) -> Result<u16, Failure> {
+    async fn send(&self, number: u64, trace: &Mutex<Trace>) -> Result<u16, Failure> {
+        let enter = |phase| trace.lock().unwrap_or_else(PoisonError::into_inner).phase = phase;
         let uri: Uri =
             self.url.replace("{n}", &(number % 50).to_string()).parse().map_err(Failure::of("url"))?;
         let path = uri.path_and_query().map_or("/", |path| path.as_str());
@@ -151,14 +217,32 @@ impl Load {
         }
         let mut request = request.body(Full::new(Bytes::new())).map_err(Failure::of("url"))?;
         loop {
-            let (mut connection, reused) = match self.take() {
-                Some(connection) => (connection, true),
-                None => (connection::open(&self.uri).await.map_err(Failure::of("connect"))?, false),
+            enter(Phase::Connect);
+            let mut connection = match self.take() {
+                Some(connection) => connection,
+                None => {
+                    let (sender, local) =
+                        connection::open(&self.uri).await.map_err(Failure::of("connect"))?;
+                    Kept { sender, local, responses: 0, pod: None }
+                }
             };
-            match connection.try_send_request(request).await {
+            let reused = connection.responses > 0;
+            *trace.lock().unwrap_or_else(PoisonError::into_inner) = Trace {
+                phase: Phase::Response,
+                local: Some(connection.local),
+                earlier: connection.responses,
+                pod: connection.pod.clone(),
+            };
+            match connection.sender.try_send_request(request).await {
                 Ok(response) => {
+                    enter(Phase::Body);
                     let status = response.status().as_u16();
-                    response.into_body().collect().await.map_err(Failure::of("body"))?;
+                    let body = response.into_body().collect().await.map_err(Failure::of("body"))?.to_bytes();
+                    connection.responses += 1;
+                    if let Ok(answer) = serde_json::from_slice::<Answer>(&body) {
+                        connection.pod = Some(answer.pod.clone());
+                        trace.lock().unwrap_or_else(PoisonError::into_inner).pod = Some(answer.pod);
+                    }
                     self.give_back(connection).await;
                     return Ok(status);
                 }
@@ -178,14 +262,14 @@ impl Load {
     }
 
     /// The connection that has been idle the longest, once there are enough of them.
-    fn take(&self) -> Option<Connection> {
+    fn take(&self) -> Option<Kept> {
         let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
-        idle.retain(|connection| !connection.is_closed());
+        idle.retain(|connection| !connection.sender.is_closed());
         if idle.len() < self.keep { None } else { idle.pop_front() }
     }
 
-    async fn give_back(&self, mut connection: Connection) {
-        if self.keep > 0 && connection.ready().await.is_ok() {
+    async fn give_back(&self, mut connection: Kept) {
+        if self.keep > 0 && connection.sender.ready().await.is_ok() {
             let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
             idle.push_back(connection);
             // A slow moment opened more: the oldest go.

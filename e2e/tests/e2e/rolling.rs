@@ -7,7 +7,7 @@ use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Agent, Sandbox, Workload, alone_in_the_cluster, cluster, environment, eventually,
+    Agent, Sandbox, Timeline, Workload, alone_in_the_cluster, cluster, environment, eventually,
     eventually::{RELOADED, ROLLED, SOON, seconds},
     in_a_namespace,
     load::Load,
@@ -27,6 +27,7 @@ async fn under_load(
     name: &str,
     step: impl AsyncFnOnce() -> anyhow::Result<()>,
 ) -> anyhow::Result<()> {
+    let timeline = Timeline::of(sandbox, "app");
     let load = Load::start(agent, URL).await?;
     // The load has begun when its requests are counted.
     eventually("the load has begun", SOON, async || {
@@ -40,7 +41,11 @@ async fn under_load(
     sandbox.rolled_out("app").await?;
     sandbox.pods_left("app", 2).await?;
     tokio::time::sleep(seconds(1)).await;
-    load.lost_nothing(name).await
+    let outcome = load.lost_nothing(name).await;
+    if outcome.is_err() {
+        timeline.print();
+    }
+    outcome
 }
 
 /// The same application without its patience: only Larder's drain saves it from now on.
