@@ -1,20 +1,96 @@
-//! Captured ports of a pod, or the reason that a pod has none.
+//! Capture of a pod's requests by the sidecar, or the reason that a pod has none.
 //!
-//! `NamedPort`: the containers of a pod share one network namespace and a port entry is only a note. The sidecar's
-//! number moves to the entry that has the name, and everything that resolves the name (endpoint slices, load balancers,
-//! monitors) finds the sidecar. No privilege is needed, and injected and plain pods coexist behind one Service.
+//! A capture mode is a [`Mode`], and a file beside this one that makes its [`Plan`] for a pod. Everything that depends on
+//! the mode is a `match` on one of the two, so that the compiler names each place that a further mode has to fill.
+
+mod named_port;
+mod probes;
 
 use std::{fmt, sync::Arc};
 
-use k8s_openapi::{
-    api::networking::v1::{NetworkPolicy, NetworkPolicyPort},
-    apimachinery::pkg::util::intstr::IntOrString,
-};
-use larder_crds::{Target, selector};
+use k8s_openapi::api::networking::v1::NetworkPolicy;
+use larder_crds::{CaptureMode, Target};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
+pub use self::named_port::NamedPort;
 use crate::{cli::SidecarSettings, names};
+
+/// A way to capture requests.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Mode {
+    /// The port's name moves to the sidecar: see [`NamedPort`].
+    NamedPort,
+}
+
+impl Mode {
+    /// Every mode.
+    pub const ALL: [Self; 1] = [Self::NamedPort];
+
+    /// Returns the mode that a policy asks for; `None` gives no pod a sidecar.
+    pub const fn of(mode: CaptureMode) -> Option<Self> {
+        match mode {
+            CaptureMode::Auto | CaptureMode::NamedPort => Some(Self::NamedPort),
+            CaptureMode::None => None,
+        }
+    }
+
+    /// Returns the mode's part of the injection hash. Its number grows when the mode changes pods in another way, so that
+    /// pods of the former way are replaced.
+    pub const fn fingerprint(self) -> &'static str {
+        match self {
+            Self::NamedPort => "NamedPort/1",
+        }
+    }
+}
+
+/// Inputs of a plan, besides the pod.
+#[derive(Clone, Copy, Debug)]
+pub struct Inputs<'a> {
+    /// The policy's targets.
+    pub targets: &'a [Target],
+    /// Settings of injected sidecars.
+    pub settings: &'a SidecarSettings,
+    /// The namespace's network policies.
+    pub network_policies: &'a [Arc<NetworkPolicy>],
+}
+
+/// The changes to a pod by which its requests reach the sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Plan {
+    /// Port names move to the sidecar.
+    NamedPort(NamedPort),
+}
+
+impl Plan {
+    /// Plans the capture of `pod`, a pod's JSON before injection.
+    ///
+    /// # Errors
+    /// The reason that there can be no sidecar.
+    pub fn new(mode: CaptureMode, pod: &Value, inputs: &Inputs<'_>) -> Result<Self, Skip> {
+        match Mode::of(mode) {
+            Some(Mode::NamedPort) => NamedPort::plan(pod, inputs).map(Self::NamedPort),
+            None => Err(Skip {
+                reason: SkipReason::CaptureNone,
+                message: "the policy's capture.mode is None; set Auto to have requests captured".into(),
+            }),
+        }
+    }
+
+    /// Returns the ports whose requests go to the sidecar.
+    pub fn captured(&self) -> &[Captured] {
+        match self {
+            Self::NamedPort(plan) => plan.captured(),
+        }
+    }
+
+    /// Changes the pod's own containers. The sidecar is added by the injection.
+    pub fn apply(&self, pod: &mut Value) {
+        match self {
+            Self::NamedPort(plan) => plan.apply(pod),
+        }
+    }
+}
 
 /// A port whose requests go to the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +98,7 @@ use crate::{cli::SidecarSettings, names};
 pub struct Captured {
     /// The container that listens.
     pub container: String,
-    /// The port's name, which now refers to `sidecar_port`.
+    /// The port's name, which refers to `sidecar_port` in the injected pod.
     pub name: String,
     /// The number that the application listens on.
     pub port: u16,
@@ -64,6 +140,8 @@ pub enum SkipReason {
     PortClash,
     /// The pod has a container with the sidecar's name that differs from the operator's.
     ForeignSidecar,
+    /// The policy captures nothing.
+    CaptureNone,
 }
 
 impl SkipReason {
@@ -78,35 +156,19 @@ impl SkipReason {
             Self::UnnamedPort => "UnnamedPort",
             Self::PortClash => "PortClash",
             Self::ForeignSidecar => "ForeignSidecar",
+            Self::CaptureNone => "CaptureNone",
         }
     }
 }
 
 const MESH_CONTAINERS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 
-/// Returns the ports of `pod`, a pod's JSON before injection, that the sidecar captures.
-///
-/// # Errors
-/// The reason that there can be no sidecar.
-pub fn capture(
-    pod: &Value,
-    targets: &[Target],
-    settings: &SidecarSettings,
-    network_policies: &[Arc<NetworkPolicy>],
-) -> Result<Vec<Captured>, Skip> {
-    let spec = &pod["spec"];
-    if spec["hostNetwork"] == true {
-        return Err(Skip {
-            reason: SkipReason::HostNetwork,
-            message: "the pod uses the node's network, where a port's name can't be given to a sidecar; \
-                      take hostNetwork out of its template"
-                .into(),
-        });
-    }
-    if let Some(mesh) = all_containers(spec)
-        .find_map(|container| MESH_CONTAINERS.into_iter().find(|mesh| container["name"] == *mesh))
-    {
-        return Err(Skip {
+/// Returns the reason that a pod can have no sidecar in any mode.
+fn unfit(spec: &Value, settings: &SidecarSettings) -> Option<Skip> {
+    let mesh = all_containers(spec)
+        .find_map(|container| MESH_CONTAINERS.into_iter().find(|mesh| container["name"] == *mesh));
+    if let Some(mesh) = mesh {
+        return Some(Skip {
             reason: SkipReason::Mesh,
             message: format!(
                 "the container {mesh} captures the pod's traffic; exclude the pod from the mesh"
@@ -114,56 +176,17 @@ pub fn capture(
         });
     }
     let taken = |port: u16| settings.data_ports().contains(&port) || port == settings.admin_port;
-    for container in all_containers(spec) {
-        if let Some(port) = ports(container).filter_map(number).find(|port| taken(*port)) {
-            return Err(Skip {
-                reason: SkipReason::PortClash,
-                message: format!(
-                    "the container {} uses port {port}, which the sidecar needs; give the sidecar other ports \
-                     with the chart's sidecar.dataPort and sidecar.adminPort",
-                    text(&container["name"])
-                ),
-            });
-        }
-    }
-
-    let mut captured: Vec<Captured> = Vec::new();
-    for target in targets {
-        let (container, entry) = find(spec, &target.port)?;
-        let (Some(port), Some(name)) = (number(entry), entry["name"].as_str()) else {
-            let port = written(&target.port);
-            return Err(Skip {
-                reason: SkipReason::UnnamedPort,
-                message: format!(
-                    "the container port {port} has no name; name it, such as http, and set the Service's \
-                     targetPort to that name"
-                ),
-            });
-        };
-        if entry["hostPort"].as_u64().is_some_and(|port| port != 0) {
-            return Err(Skip {
-                reason: SkipReason::HostPort,
-                message: format!("the port {name} is published on the node with hostPort; remove hostPort"),
-            });
-        }
-        if captured.iter().any(|other| other.name == name) {
-            continue;
-        }
-        let offset = u16::try_from(captured.len()).unwrap_or(u16::MAX);
-        let sidecar_port = settings.data_port.saturating_add(offset);
-        if let Some(policy) = closed_by(pod, name, port, sidecar_port, network_policies) {
-            return Err(Skip {
-                reason: SkipReason::NetworkPolicy,
-                message: format!(
-                    "the NetworkPolicy {policy} allows port {port} by number and not {sidecar_port}, where the \
-                     sidecar listens; refer to the port by its name, {name}"
-                ),
-            });
-        }
-        let container = text(&container["name"]).to_owned();
-        captured.push(Captured { container, name: name.to_owned(), port, sidecar_port });
-    }
-    Ok(captured)
+    all_containers(spec).find_map(|container| {
+        let port = ports(container).filter_map(number).find(|port| taken(*port))?;
+        Some(Skip {
+            reason: SkipReason::PortClash,
+            message: format!(
+                "the container {} uses port {port}, which the sidecar needs; give the sidecar other ports with the \
+                 chart's sidecar.dataPort and sidecar.adminPort",
+                text(&container["name"])
+            ),
+        })
+    })
 }
 
 /// Returns the containers of a pod's spec, init containers included.
@@ -188,75 +211,6 @@ fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
 }
 
-fn written(port: &IntOrString) -> String {
-    match port {
-        IntOrString::Int(number) => number.to_string(),
-        IntOrString::String(name) => name.clone(),
-    }
-}
-
-/// Returns the container and the port entry of a target. By number, an entry with a name is preferred.
-fn find<'a>(spec: &'a Value, port: &IntOrString) -> Result<(&'a Value, &'a Value), Skip> {
-    let containers = spec["containers"].as_array().into_iter().flatten();
-    let entries = containers.flat_map(|container| ports(container).map(move |entry| (container, entry)));
-    let mut fitting: Vec<_> = entries
-        .filter(|(_, entry)| match port {
-            IntOrString::Int(wanted) => entry["containerPort"].as_i64() == Some(i64::from(*wanted)),
-            IntOrString::String(name) => entry["name"] == name.as_str(),
-        })
-        .collect();
-    fitting.sort_by_key(|(_, entry)| entry["name"].is_null());
-    fitting.into_iter().next().ok_or_else(|| Skip {
-        reason: SkipReason::NoSuchPort,
-        message: format!(
-            "no container of the pod lists a TCP port {}; add it to the container's ports, or correct the \
-             policy's targets",
-            written(port)
-        ),
-    })
-}
-
-/// Returns the NetworkPolicy that admits requests to the application's port and would block them at the sidecar's.
-fn closed_by(
-    pod: &Value,
-    name: &str,
-    port: u16,
-    sidecar_port: u16,
-    network_policies: &[Arc<NetworkPolicy>],
-) -> Option<String> {
-    let labels = serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
-    let allows = |entry: &NetworkPolicyPort, number: u16| {
-        entry.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
-            && match &entry.port {
-                None => true,
-                Some(IntOrString::String(_)) => false,
-                Some(IntOrString::Int(first)) => {
-                    (*first..=entry.end_port.unwrap_or(*first)).contains(&i32::from(number))
-                }
-            }
-    };
-    let named =
-        |entry: &NetworkPolicyPort| matches!(&entry.port, Some(IntOrString::String(other)) if other == name);
-    network_policies.iter().find_map(|policy| {
-        let spec = policy.spec.as_ref()?;
-        let everything = spec.pod_selector.as_ref().is_none_or(|selector| {
-            selector.match_labels.as_ref().is_none_or(|labels| labels.is_empty())
-                && selector.match_expressions.as_ref().is_none_or(|expressions| expressions.is_empty())
-        });
-        if !everything && !spec.pod_selector.as_ref().is_some_and(|own| selector::matches(own, &labels)) {
-            return None;
-        }
-        let ingress =
-            spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|kind| kind == "Ingress"));
-        let closed = ingress
-            && spec.ingress.iter().flatten().filter_map(|rule| rule.ports.as_ref()).any(|entries| {
-                entries.iter().any(|entry| allows(entry, port))
-                    && !entries.iter().any(|entry| allows(entry, sidecar_port) || named(entry))
-            });
-        closed.then(|| policy.metadata.name.clone().unwrap_or_default())
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -264,80 +218,25 @@ mod tests {
     use super::*;
     use crate::inject::tests::{pod, settings};
 
-    fn check(pod: &Value, port: Value, policies: Value) -> Result<Vec<Captured>, SkipReason> {
-        let targets = [serde_json::from_value(json!({ "port": port })).unwrap()];
-        let policies: Vec<NetworkPolicy> = serde_json::from_value(policies).unwrap();
-        let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
-        capture(pod, &targets, &settings(), &policies).map_err(|skip| skip.reason)
-    }
-
-    fn http() -> Captured {
-        Captured { container: "app".into(), name: "http".into(), port: 8080, sidecar_port: 24800 }
-    }
-
     #[test]
-    fn a_port_is_found_by_name_and_by_number() {
-        assert_eq!(check(&pod(), json!("http"), json!([])), Ok(vec![http()]));
-        assert_eq!(check(&pod(), json!(8080), json!([])), Ok(vec![http()]));
-        assert_eq!(check(&pod(), json!("https"), json!([])), Err(SkipReason::NoSuchPort));
-        assert_eq!(check(&pod(), json!(9999), json!([])), Err(SkipReason::NoSuchPort));
-    }
-
-    #[test]
-    fn each_target_gets_a_port_of_its_own() {
-        let targets: Vec<Target> =
-            serde_json::from_value(json!([{"port": "http"}, {"port": 8080}, {"port": "admin"}])).unwrap();
-        let captured = capture(&pod(), &targets, &settings(), &[]).unwrap();
-        let ports: Vec<_> = captured.iter().map(|one| (one.name.as_str(), one.sidecar_port)).collect();
-        assert_eq!(ports, [("http", 24800), ("admin", 24801)]);
-    }
-
-    #[test]
-    fn uncapturable_pod_is_skipped_with_reason() {
-        let mut unnamed = pod();
-        unnamed["spec"]["containers"][0]["ports"][0].as_object_mut().unwrap().remove("name");
-        assert_eq!(check(&unnamed, json!(8080), json!([])), Err(SkipReason::UnnamedPort));
-
-        let mut host_network = pod();
-        host_network["spec"]["hostNetwork"] = json!(true);
-        assert_eq!(check(&host_network, json!("http"), json!([])), Err(SkipReason::HostNetwork));
-
-        let mut host_port = pod();
-        host_port["spec"]["containers"][0]["ports"][0]["hostPort"] = json!(80);
-        assert_eq!(check(&host_port, json!("http"), json!([])), Err(SkipReason::HostPort));
-
-        let mut mesh = pod();
-        mesh["spec"]["initContainers"] = json!([{"name": "istio-proxy"}]);
-        assert_eq!(check(&mesh, json!("http"), json!([])), Err(SkipReason::Mesh));
-
-        for port in [24800, 24803, 24890] {
-            let mut clash = pod();
-            clash["spec"]["containers"][1]["ports"] = json!([{"containerPort": port}]);
-            assert_eq!(check(&clash, json!("http"), json!([])), Err(SkipReason::PortClash), "{port}");
+    fn modes_have_different_fingerprints() {
+        for mode in Mode::ALL {
+            let same = Mode::ALL.into_iter().filter(|other| other.fingerprint() == mode.fingerprint());
+            assert_eq!(same.count(), 1, "{mode:?}");
         }
-
-        let mut udp = pod();
-        udp["spec"]["containers"][0]["ports"][0]["protocol"] = json!("UDP");
-        assert_eq!(check(&udp, json!("http"), json!([])), Err(SkipReason::NoSuchPort));
     }
 
     #[test]
-    fn a_network_policy_must_let_the_sidecar_be_reached() {
-        let policy = |selector: Value, ports: Value| json!([{"metadata": {"name": "web"}, "spec": {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": [{"ports": ports}]}}]);
-        let check = |selector, ports| check(&pod(), json!("http"), policy(selector, ports));
-        let shop = || json!({"matchLabels": {"app": "shop"}});
-        assert_eq!(check(shop(), json!([{"port": 8080}])), Err(SkipReason::NetworkPolicy));
+    fn capture_none_plans_nothing() {
+        let targets = [serde_json::from_value(json!({"port": "http"})).unwrap()];
+        let settings = settings();
+        let inputs = Inputs { targets: &targets, settings: &settings, network_policies: &[] };
         assert_eq!(
-            check(json!({}), json!([{"port": 8000, "endPort": 9000}])),
-            Err(SkipReason::NetworkPolicy)
+            Plan::new(CaptureMode::None, &pod(), &inputs).unwrap_err().reason,
+            SkipReason::CaptureNone
         );
-        assert!(check(json!({"matchLabels": {"app": "other"}}), json!([{"port": 8080}])).is_ok());
-        assert!(check(shop(), json!([{"port": "http"}])).is_ok());
-        assert!(check(shop(), json!([{"port": 8080}, {"port": 24800}])).is_ok());
-        assert!(check(shop(), json!([{"port": 1024, "endPort": 65535}])).is_ok());
-        assert!(
-            check(shop(), json!([{"port": 9090}])).is_ok(),
-            "the application could not be reached before either"
-        );
+        let [auto, named] =
+            [CaptureMode::Auto, CaptureMode::NamedPort].map(|mode| Plan::new(mode, &pod(), &inputs).unwrap());
+        assert_eq!(auto, named);
     }
 }

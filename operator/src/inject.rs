@@ -6,7 +6,7 @@
 //! - The injected pod passes the `restricted` Pod Security Standard if the pod did.
 //! - Probes and lifecycle hooks of the application reach the application, as before.
 
-mod probes;
+mod pre_stop;
 mod sidecar;
 
 use std::sync::Arc;
@@ -17,7 +17,7 @@ use larder_policy::spec::SecretKeyRef;
 use serde_json::{Map, Value, json};
 
 use crate::{
-    capture::{Captured, Skip, SkipReason, capture},
+    capture::{Captured, Inputs, Mode, Plan, Skip, SkipReason},
     cli::SidecarSettings,
     compile, names,
 };
@@ -79,27 +79,30 @@ pub fn inject(pod: &Value, context: &Context<'_>) -> Outcome {
         let captured = captured_of(pod);
         return Outcome::Injected(Injected { pod: pod.clone(), hash, captured });
     }
-    let captured = match capture(pod, &context.spec.targets, context.settings, context.network_policies) {
-        Ok(captured) => captured,
+    let inputs = Inputs {
+        targets: &context.spec.targets,
+        settings: context.settings,
+        network_policies: context.network_policies,
+    };
+    let plan = match Plan::new(context.spec.capture.mode, pod, &inputs) {
+        Ok(plan) => plan,
         Err(skip) => return Outcome::Skipped(skip),
     };
+    let captured = plan.captured().to_vec();
 
-    let mut pod = pod.clone();
+    let before = pod;
+    let mut pod = before.clone();
+    plan.apply(&mut pod);
     let mut original = json!({ "captured": captured, "containers": {} });
     let mut sleeps = false;
-    let containers = pod["spec"]["containers"].as_array_mut();
-    for container in containers.into_iter().flatten() {
-        let name = container["name"].as_str().unwrap_or_default().to_owned();
-        let own: Vec<_> = captured.iter().filter(|one| one.container == name).collect();
-        if own.is_empty() {
-            continue;
+    let containers = before["spec"]["containers"].as_array().into_iter().flatten();
+    let changed = pod["spec"]["containers"].as_array_mut().into_iter().flatten();
+    for (before, container) in containers.zip(changed) {
+        let name = before["name"].as_str().unwrap_or_default();
+        if captured.iter().any(|one| one.container == name) {
+            original["containers"][name] = rewritten_fields(before);
+            sleeps |= pre_stop::sleep_before_stop(container, context.settings.drain_seconds);
         }
-        original["containers"][&name] = rewritten_fields(container);
-        for port in own {
-            move_name(container, port);
-            probes::redirect(container, &port.name, port.port);
-        }
-        sleeps |= probes::sleep_before_stop(container, context.settings.drain_seconds);
     }
     let spec = member(&mut pod, "spec");
     if sleeps {
@@ -148,6 +151,7 @@ pub fn hash(context: &Context<'_>, secrets: &[SecretKeyRef]) -> String {
     let SidecarSettings { image, pull_policy, data_port, admin_port, drain_seconds } = context.settings;
     let parts = json!({
         "layout": 1,
+        "capture": Mode::of(context.spec.capture.mode).map(Mode::fingerprint),
         "policy": context.policy,
         "image": image,
         "pullPolicy": pull_policy.map(|policy| policy.as_str()),
@@ -160,22 +164,6 @@ pub fn hash(context: &Context<'_>, secrets: &[SecretKeyRef]) -> String {
         "secrets": secrets,
     });
     blake3::hash(parts.to_string().as_bytes()).to_hex()[..16].to_owned()
-}
-
-/// Assigns the sidecar's number to the entry with the port's name, and the application's number to an entry without a
-/// name.
-fn move_name(container: &mut Value, captured: &Captured) {
-    let Some(ports) = container["ports"].as_array_mut() else { return };
-    if let Some(entry) = ports.iter_mut().find(|entry| entry["name"] == captured.name.as_str()) {
-        entry["containerPort"] = json!(captured.sidecar_port);
-    }
-    let listed = |entry: &Value| {
-        entry["containerPort"] == captured.port
-            && entry.get("protocol").is_none_or(|protocol| protocol == "TCP")
-    };
-    if !ports.iter().any(listed) {
-        ports.push(json!({ "containerPort": captured.port, "protocol": "TCP" }));
-    }
 }
 
 /// Returns the fields of a container that injection may rewrite, unchanged.
@@ -429,6 +417,23 @@ pub(crate) mod tests {
         );
         let redis = json!({"l2": {"redis": {"urlFrom": {"secretKeyRef": {"name": "a", "key": "url"}}}}});
         assert_ne!(base, hash(&spec(redis), &settings()), "a Secret more needs another pod");
+    }
+
+    #[test]
+    fn another_capture_mode_gives_another_hash() {
+        let hash = |mode: &str| {
+            let (spec, settings) = (spec(json!({"capture": {"mode": mode}})), settings());
+            let context = Context {
+                namespace: "shop",
+                policy: "shop",
+                spec: &spec,
+                settings: &settings,
+                network_policies: &[],
+            };
+            self::hash(&context, &[])
+        };
+        assert_eq!(hash("Auto"), hash("NamedPort"), "they are the same mode, and switching rolls no pod");
+        assert_ne!(hash("Auto"), hash("None"));
     }
 
     #[test]

@@ -3,10 +3,11 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
-use larder_crds::{CachePolicy, CachePolicySpec, CaptureMode, Limits, selector};
+use larder_crds::{CachePolicy, CachePolicySpec, Limits, selector};
 use larder_policy::ByteSize;
 
 use crate::{
+    capture::Mode,
     compile::{self, Compiled, Owner},
     names,
 };
@@ -75,7 +76,7 @@ impl Policies {
         let mut policies: Vec<_> = in_namespace
             .iter()
             .filter_map(|policy| policy.0.as_ref().ok())
-            .filter(|policy| policy.spec.capture.mode != CaptureMode::None)
+            .filter(|policy| Mode::of(policy.spec.capture.mode).is_some())
             .filter(|policy| match self.compile(policy) {
                 Ok(_) => true,
                 Err(Refusal::Invalid(_)) => was_in_force(policy),

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt, runtime::controller::Action};
-use larder_crds::{CachePolicy, CachePolicyStatus, CaptureMode, ConditionType, RolloutStrategy};
+use larder_crds::{CachePolicy, CachePolicyStatus, ConditionType, RolloutStrategy};
 use larder_policy::coverage::State;
 
 use super::{
@@ -18,6 +18,7 @@ use super::{
     writes::Refused,
 };
 use crate::{
+    capture::Mode,
     compile::{self, Owner},
     coverage::{Sight, Writer},
     error::Result,
@@ -71,7 +72,7 @@ impl Leader {
             refused.push(Refused { what: "could not write the webhook's configuration".into(), error });
         }
         let compiled = match self.shared.policies.compile(policy) {
-            Ok(_) if policy.spec.capture.mode == CaptureMode::None => {
+            Ok(_) if Mode::of(policy.spec.capture.mode).is_none() => {
                 let uid = policy.uid().unwrap_or_default();
                 Ok(compile::suspended(Owner { namespace: &namespace, name: &name, uid: &uid }))
             }

@@ -4,7 +4,10 @@ use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOr
 use kube::ResourceExt;
 
 use super::{Observation, Verdict};
-use crate::{capture::Captured, survey::PodReport};
+use crate::{
+    capture::{Captured, Mode},
+    survey::PodReport,
+};
 
 /// Relation of a Service to the captured ports.
 enum Way {
@@ -19,7 +22,15 @@ enum Way {
     Elsewhere,
 }
 
+/// Derives the condition `TrafficCaptured`, which depends on the way that requests reach the sidecar.
 pub(super) fn captured(seen: &Observation<'_>) -> Verdict {
+    match Mode::of(seen.spec.capture.mode) {
+        // With `None`, pods that still have a sidecar got it by its port's name.
+        Some(Mode::NamedPort) | None => named_port(seen),
+    }
+}
+
+fn named_port(seen: &Observation<'_>) -> Verdict {
     let injected: Vec<_> = seen.survey.pods.iter().filter(|pod| pod.matched && pod.injected).collect();
     if injected.is_empty() {
         return Verdict::new(None, "NoPods", "no pod has the sidecar");

@@ -1,0 +1,279 @@
+//! `capture.mode: NamedPort`.
+//!
+//! The containers of a pod share one network namespace and a port entry is only a note. The sidecar's number moves to the
+//! entry that has the name, and everything that resolves the name (endpoint slices, load balancers, monitors) finds the
+//! sidecar. No privilege is needed, and injected and plain pods coexist behind one Service.
+
+use std::sync::Arc;
+
+use k8s_openapi::{
+    api::networking::v1::{NetworkPolicy, NetworkPolicyPort},
+    apimachinery::pkg::util::intstr::IntOrString,
+};
+use larder_crds::selector;
+use serde_json::{Value, json};
+
+use super::{Captured, Inputs, Skip, SkipReason, number, ports, probes, text, unfit};
+
+/// The ports of a pod whose names move to the sidecar.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct NamedPort {
+    captured: Vec<Captured>,
+}
+
+impl NamedPort {
+    /// Finds the ports to capture in a pod's JSON.
+    ///
+    /// # Errors
+    /// The reason that there can be no sidecar.
+    pub fn plan(pod: &Value, inputs: &Inputs<'_>) -> Result<Self, Skip> {
+        let Inputs { targets, settings, network_policies } = *inputs;
+        let spec = &pod["spec"];
+        if spec["hostNetwork"] == true {
+            return Err(Skip {
+                reason: SkipReason::HostNetwork,
+                message: "the pod uses the node's network, where a port's name can't be given to a sidecar; \
+                          take hostNetwork out of its template"
+                    .into(),
+            });
+        }
+        if let Some(skip) = unfit(spec, settings) {
+            return Err(skip);
+        }
+        let mut captured: Vec<Captured> = Vec::new();
+        for target in targets {
+            let (container, entry) = find(spec, &target.port)?;
+            let (Some(port), Some(name)) = (number(entry), entry["name"].as_str()) else {
+                let port = written(&target.port);
+                return Err(Skip {
+                    reason: SkipReason::UnnamedPort,
+                    message: format!(
+                        "the container port {port} has no name; name it, such as http, and set the Service's \
+                         targetPort to that name"
+                    ),
+                });
+            };
+            if entry["hostPort"].as_u64().is_some_and(|port| port != 0) {
+                return Err(Skip {
+                    reason: SkipReason::HostPort,
+                    message: format!(
+                        "the port {name} is published on the node with hostPort; remove hostPort"
+                    ),
+                });
+            }
+            if captured.iter().any(|other| other.name == name) {
+                continue;
+            }
+            let offset = u16::try_from(captured.len()).unwrap_or(u16::MAX);
+            let sidecar_port = settings.data_port.saturating_add(offset);
+            if let Some(policy) = closed_by(pod, name, port, sidecar_port, network_policies) {
+                return Err(Skip {
+                    reason: SkipReason::NetworkPolicy,
+                    message: format!(
+                        "the NetworkPolicy {policy} allows port {port} by number and not {sidecar_port}, where the \
+                         sidecar listens; refer to the port by its name, {name}"
+                    ),
+                });
+            }
+            let container = text(&container["name"]).to_owned();
+            captured.push(Captured { container, name: name.to_owned(), port, sidecar_port });
+        }
+        Ok(Self { captured })
+    }
+
+    /// Returns the captured ports.
+    pub fn captured(&self) -> &[Captured] {
+        &self.captured
+    }
+
+    /// Moves the names in the pod's containers, and points probes and hooks at the application's number.
+    pub fn apply(&self, pod: &mut Value) {
+        for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
+            for port in &self.captured {
+                if container["name"] == port.container.as_str() {
+                    move_name(container, port);
+                    probes::redirect(container, &port.name, port.port);
+                }
+            }
+        }
+    }
+}
+
+/// Assigns the sidecar's number to the entry with the port's name, and the application's number to an entry without a
+/// name.
+fn move_name(container: &mut Value, captured: &Captured) {
+    let Some(ports) = container["ports"].as_array_mut() else { return };
+    if let Some(entry) = ports.iter_mut().find(|entry| entry["name"] == captured.name.as_str()) {
+        entry["containerPort"] = json!(captured.sidecar_port);
+    }
+    let listed = |entry: &Value| {
+        entry["containerPort"] == captured.port
+            && entry.get("protocol").is_none_or(|protocol| protocol == "TCP")
+    };
+    if !ports.iter().any(listed) {
+        ports.push(json!({ "containerPort": captured.port, "protocol": "TCP" }));
+    }
+}
+
+fn written(port: &IntOrString) -> String {
+    match port {
+        IntOrString::Int(number) => number.to_string(),
+        IntOrString::String(name) => name.clone(),
+    }
+}
+
+/// Returns the container and the port entry of a target. By number, an entry with a name is preferred.
+fn find<'a>(spec: &'a Value, port: &IntOrString) -> Result<(&'a Value, &'a Value), Skip> {
+    let containers = spec["containers"].as_array().into_iter().flatten();
+    let entries = containers.flat_map(|container| ports(container).map(move |entry| (container, entry)));
+    let mut fitting: Vec<_> = entries
+        .filter(|(_, entry)| match port {
+            IntOrString::Int(wanted) => entry["containerPort"].as_i64() == Some(i64::from(*wanted)),
+            IntOrString::String(name) => entry["name"] == name.as_str(),
+        })
+        .collect();
+    fitting.sort_by_key(|(_, entry)| entry["name"].is_null());
+    fitting.into_iter().next().ok_or_else(|| Skip {
+        reason: SkipReason::NoSuchPort,
+        message: format!(
+            "no container of the pod lists a TCP port {}; add it to the container's ports, or correct the \
+             policy's targets",
+            written(port)
+        ),
+    })
+}
+
+/// Returns the NetworkPolicy that admits requests to the application's port and would block them at the sidecar's.
+fn closed_by(
+    pod: &Value,
+    name: &str,
+    port: u16,
+    sidecar_port: u16,
+    network_policies: &[Arc<NetworkPolicy>],
+) -> Option<String> {
+    let labels = serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
+    let allows = |entry: &NetworkPolicyPort, number: u16| {
+        entry.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
+            && match &entry.port {
+                None => true,
+                Some(IntOrString::String(_)) => false,
+                Some(IntOrString::Int(first)) => {
+                    (*first..=entry.end_port.unwrap_or(*first)).contains(&i32::from(number))
+                }
+            }
+    };
+    let named =
+        |entry: &NetworkPolicyPort| matches!(&entry.port, Some(IntOrString::String(other)) if other == name);
+    network_policies.iter().find_map(|policy| {
+        let spec = policy.spec.as_ref()?;
+        let everything = spec.pod_selector.as_ref().is_none_or(|selector| {
+            selector.match_labels.as_ref().is_none_or(|labels| labels.is_empty())
+                && selector.match_expressions.as_ref().is_none_or(|expressions| expressions.is_empty())
+        });
+        if !everything && !spec.pod_selector.as_ref().is_some_and(|own| selector::matches(own, &labels)) {
+            return None;
+        }
+        let ingress =
+            spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|kind| kind == "Ingress"));
+        let closed = ingress
+            && spec.ingress.iter().flatten().filter_map(|rule| rule.ports.as_ref()).any(|entries| {
+                entries.iter().any(|entry| allows(entry, port))
+                    && !entries.iter().any(|entry| allows(entry, sidecar_port) || named(entry))
+            });
+        closed.then(|| policy.metadata.name.clone().unwrap_or_default())
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use larder_crds::Target;
+
+    use super::*;
+    use crate::inject::tests::{pod, settings};
+
+    fn plan(
+        pod: &Value,
+        targets: &[Target],
+        network_policies: &[Arc<NetworkPolicy>],
+    ) -> Result<Vec<Captured>, Skip> {
+        let plan = NamedPort::plan(pod, &Inputs { targets, settings: &settings(), network_policies })?;
+        Ok(plan.captured)
+    }
+
+    fn check(pod: &Value, port: Value, policies: Value) -> Result<Vec<Captured>, SkipReason> {
+        let targets = [serde_json::from_value(json!({ "port": port })).unwrap()];
+        let policies: Vec<NetworkPolicy> = serde_json::from_value(policies).unwrap();
+        let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
+        plan(pod, &targets, &policies).map_err(|skip| skip.reason)
+    }
+
+    fn http() -> Captured {
+        Captured { container: "app".into(), name: "http".into(), port: 8080, sidecar_port: 24800 }
+    }
+
+    #[test]
+    fn a_port_is_found_by_name_and_by_number() {
+        assert_eq!(check(&pod(), json!("http"), json!([])), Ok(vec![http()]));
+        assert_eq!(check(&pod(), json!(8080), json!([])), Ok(vec![http()]));
+        assert_eq!(check(&pod(), json!("https"), json!([])), Err(SkipReason::NoSuchPort));
+        assert_eq!(check(&pod(), json!(9999), json!([])), Err(SkipReason::NoSuchPort));
+    }
+
+    #[test]
+    fn each_target_gets_a_port_of_its_own() {
+        let targets: Vec<Target> =
+            serde_json::from_value(json!([{"port": "http"}, {"port": 8080}, {"port": "admin"}])).unwrap();
+        let captured = plan(&pod(), &targets, &[]).unwrap();
+        let ports: Vec<_> = captured.iter().map(|one| (one.name.as_str(), one.sidecar_port)).collect();
+        assert_eq!(ports, [("http", 24800), ("admin", 24801)]);
+    }
+
+    #[test]
+    fn uncapturable_pod_is_skipped_with_reason() {
+        let mut unnamed = pod();
+        unnamed["spec"]["containers"][0]["ports"][0].as_object_mut().unwrap().remove("name");
+        assert_eq!(check(&unnamed, json!(8080), json!([])), Err(SkipReason::UnnamedPort));
+
+        let mut host_network = pod();
+        host_network["spec"]["hostNetwork"] = json!(true);
+        assert_eq!(check(&host_network, json!("http"), json!([])), Err(SkipReason::HostNetwork));
+
+        let mut host_port = pod();
+        host_port["spec"]["containers"][0]["ports"][0]["hostPort"] = json!(80);
+        assert_eq!(check(&host_port, json!("http"), json!([])), Err(SkipReason::HostPort));
+
+        let mut mesh = pod();
+        mesh["spec"]["initContainers"] = json!([{"name": "istio-proxy"}]);
+        assert_eq!(check(&mesh, json!("http"), json!([])), Err(SkipReason::Mesh));
+
+        for port in [24800, 24803, 24890] {
+            let mut clash = pod();
+            clash["spec"]["containers"][1]["ports"] = json!([{"containerPort": port}]);
+            assert_eq!(check(&clash, json!("http"), json!([])), Err(SkipReason::PortClash), "{port}");
+        }
+
+        let mut udp = pod();
+        udp["spec"]["containers"][0]["ports"][0]["protocol"] = json!("UDP");
+        assert_eq!(check(&udp, json!("http"), json!([])), Err(SkipReason::NoSuchPort));
+    }
+
+    #[test]
+    fn a_network_policy_must_let_the_sidecar_be_reached() {
+        let policy = |selector: Value, ports: Value| json!([{"metadata": {"name": "web"}, "spec": {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": [{"ports": ports}]}}]);
+        let check = |selector, ports| check(&pod(), json!("http"), policy(selector, ports));
+        let shop = || json!({"matchLabels": {"app": "shop"}});
+        assert_eq!(check(shop(), json!([{"port": 8080}])), Err(SkipReason::NetworkPolicy));
+        assert_eq!(
+            check(json!({}), json!([{"port": 8000, "endPort": 9000}])),
+            Err(SkipReason::NetworkPolicy)
+        );
+        assert!(check(json!({"matchLabels": {"app": "other"}}), json!([{"port": 8080}])).is_ok());
+        assert!(check(shop(), json!([{"port": "http"}])).is_ok());
+        assert!(check(shop(), json!([{"port": 8080}, {"port": 24800}])).is_ok());
+        assert!(check(shop(), json!([{"port": 1024, "endPort": 65535}])).is_ok());
+        assert!(
+            check(shop(), json!([{"port": 9090}])).is_ok(),
+            "the application could not be reached before either"
+        );
+    }
+}

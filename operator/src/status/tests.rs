@@ -1,0 +1,280 @@
+//! Tests of the status as a whole.
+
+use serde_json::{Value, json};
+
+use super::*;
+use crate::{
+    capture::{Captured, Skip, SkipReason},
+    inject::tests::spec,
+    rollout::{Fault, MOST_ATTEMPTS, PodState, Progress},
+    survey::PodReport,
+    workload::tests::workload_with,
+};
+
+pub(crate) const HASH: &str = "0123456789abcdef";
+
+pub(crate) fn right(name: &str) -> PodReport {
+    PodReport {
+        name: name.into(),
+        labels: [("app".to_owned(), "shop".to_owned())].into(),
+        matched: true,
+        injected: true,
+        ready: true,
+        captured: vec![Captured {
+            container: "app".into(),
+            name: "http".into(),
+            port: 8080,
+            sidecar_port: 24800,
+        }],
+        ..PodReport::default()
+    }
+}
+
+fn missed(name: &str) -> PodReport {
+    let fault = Some(Fault::Missed);
+    PodReport { injected: false, ready: false, captured: vec![], fault, ..right(name) }
+}
+
+fn answer(hash: &str) -> Result<Answer, String> {
+    Ok(Answer { hash: Some(hash.into()), ..Answer::default() })
+}
+
+/// Inputs of a test; defaults describe a healthy state.
+pub(crate) struct Scene {
+    pub(crate) spec: Value,
+    pub(crate) refusal: Option<Refusal>,
+    pub(crate) pods: Vec<PodReport>,
+    pub(crate) answers: Vec<(&'static str, Result<Answer, String>)>,
+    pub(crate) coverage: Option<View>,
+    pub(crate) services: Value,
+    pub(crate) webhook: Option<&'static str>,
+    pub(crate) write_refused: Option<&'static str>,
+    pub(crate) workload: Option<Progress>,
+}
+
+impl Default for Scene {
+    fn default() -> Self {
+        Self {
+            spec: json!({}),
+            refusal: None,
+            pods: vec![right("a")],
+            answers: vec![("a", answer(HASH))],
+            coverage: None,
+            services: json!([{"metadata": {"name": "shop"}, "spec": {"clusterIP": "10.0.0.1", "selector": {"app": "shop"},
+                "ports": [{"port": 80, "targetPort": "http"}]}}]),
+            webhook: None,
+            write_refused: None,
+            workload: None,
+        }
+    }
+}
+
+impl Scene {
+    pub(crate) fn assess(self, previous: Option<&CachePolicyStatus>) -> CachePolicyStatus {
+        let Self {
+            spec: fields,
+            refusal,
+            pods,
+            answers,
+            coverage,
+            services,
+            webhook,
+            write_refused,
+            workload,
+        } = self;
+        let states = || pods.iter().map(|pod| PodState { fault: pod.fault, newest: true }).collect();
+        let workloads = workload.into_iter().map(|progress| (workload_with(progress), states())).collect();
+        let services: Vec<Service> = serde_json::from_value(services).unwrap();
+        let seen = Observation {
+            generation: Some(3),
+            spec: &spec(fields),
+            refusal: refusal.as_ref(),
+            hash: Some(HASH),
+            survey: &Survey { workloads, pods, ..Survey::default() },
+            answers: &answers.into_iter().map(|(pod, answer)| (pod.to_owned(), answer)).collect(),
+            coverage: coverage.as_ref(),
+            services: &services.into_iter().map(Arc::new).collect::<Vec<_>>(),
+            webhook,
+            write_refused,
+        };
+        assess(&seen, previous, "2026-01-01T00:00:00Z".parse().unwrap())
+    }
+
+    pub(crate) fn is(self, kind: ConditionType) -> (String, String, String) {
+        let status = self.assess(None);
+        let condition = find(&status, kind).unwrap();
+        (condition.status.clone(), condition.reason.clone(), condition.message.clone())
+    }
+
+    #[track_caller]
+    pub(crate) fn expect(self, kind: ConditionType, status: &str, reason: &str, message: &str) {
+        let (was, why, told) = self.is(kind);
+        assert_eq!((was.as_str(), why.as_str()), (status, reason), "{told}");
+        assert!(told.contains(message), "{told}");
+    }
+}
+
+#[test]
+fn healthy_policy_has_true_conditions() {
+    let status = Scene::default().assess(None);
+    assert_eq!(status.pods, PodCounts { matched: 1, injected: 1, current: 1, ready: 1, missed: 0 });
+    assert_eq!(status.conditions.len(), 7);
+    for condition in &status.conditions {
+        assert_eq!(condition.status, "True", "{condition:?}");
+        assert_eq!(condition.observed_generation, Some(3));
+    }
+}
+
+#[test]
+fn missed_pods_are_counted_and_named() {
+    let scene = || Scene { pods: vec![right("a"), missed("b"), missed("c")], ..Scene::default() };
+    let status = scene().assess(None);
+    assert_eq!(status.pods, PodCounts { matched: 3, injected: 1, current: 1, ready: 1, missed: 2 });
+    assert_eq!(status.missed_pods, ["b", "c"]);
+    scene().expect(ConditionType::Injected, "False", "Missed", "1 of 3");
+    scene().expect(ConditionType::Ready, "False", "Missed", "1 of 3");
+    let down = Scene { webhook: Some("the webhook does not respond"), ..scene() };
+    down.expect(ConditionType::Injected, "False", "WebhookUnreachable", "the webhook does not respond");
+    let on_create = Scene { spec: json!({"sidecar": {"rollout": {"strategy": "OnCreate"}}}), ..scene() };
+    on_create.expect(ConditionType::Injected, "False", "OnCreate", "recreated");
+}
+
+#[test]
+fn injected_reports_the_obstacle() {
+    let complete = Progress { complete: true, rolls: true, ..Progress::default() };
+    let scene = |workload| Scene { pods: vec![missed("b")], workload, ..Scene::default() };
+    let injected = ConditionType::Injected;
+    scene(Some(complete)).expect(injected, "False", "Missed", "StatefulSets are restarted");
+    let paused = scene(Some(Progress { rolls: false, ..complete })).is(injected);
+    assert!(paused.2.contains("Deployment shop must be recreated manually"), "{}", paused.2);
+    assert!(!paused.2.contains("restarted"), "{}", paused.2);
+    let bare = scene(None).is(injected);
+    assert!(bare.2.contains("pods of no Deployment") && !bare.2.contains("restarted"), "{}", bare.2);
+    let futile = || scene(Some(Progress { attempts: MOST_ATTEMPTS, ..complete }));
+    futile().expect(injected, "False", "RestartsDoNotHelp", "port 9443");
+    futile().expect(ConditionType::Ready, "False", "RestartsDoNotHelp", "Deployment shop");
+}
+
+#[test]
+fn rejected_write_is_in_the_status() {
+    let refused = Some("could not restart Deployment shop: denied");
+    let scene = || Scene { pods: vec![missed("b")], write_refused: refused, ..Scene::default() };
+    scene().expect(ConditionType::Injected, "False", "WriteRefused", "denied");
+    scene().expect(ConditionType::Ready, "False", "WriteRefused", "denied");
+    let touch = || Scene { answers: vec![("a", answer("old"))], write_refused: refused, ..Scene::default() };
+    touch().expect(ConditionType::Injected, "True", "Injected", "1 of 1");
+    touch().expect(ConditionType::Ready, "False", "WriteRefused", "denied");
+}
+
+#[test]
+fn with_capture_none_no_pod_is_missed() {
+    let scene =
+        Scene { spec: json!({"capture": {"mode": "None"}}), pods: vec![missed("b")], ..Scene::default() };
+    let status = scene.assess(None);
+    assert_eq!((status.pods.matched, status.pods.missed), (1, 0));
+    assert!(status.missed_pods.is_empty());
+}
+
+#[test]
+fn a_broken_edit_leaves_the_hash_of_the_last_good_document() {
+    let before = Scene::default().assess(None);
+    let hash_after = |refusal: Refusal| {
+        let seen = Observation {
+            generation: Some(4),
+            spec: &spec(json!({})),
+            refusal: Some(&refusal),
+            hash: None,
+            survey: &Survey::default(),
+            answers: &BTreeMap::new(),
+            coverage: None,
+            services: &[],
+            webhook: None,
+            write_refused: None,
+        };
+        assess(&seen, Some(&before), "2026-01-01T00:00:00Z".parse().unwrap()).config_hash
+    };
+    assert_eq!(hash_after(Refusal::Invalid("typo".into())).as_deref(), Some(HASH));
+    assert_eq!(hash_after(Refusal::NamespaceExcluded), None);
+}
+
+#[test]
+fn at_most_ten_missed_pods_are_named() {
+    let pods = (0..20).map(|number| missed(&number.to_string())).collect();
+    let status = Scene { pods, ..Scene::default() }.assess(None);
+    assert_eq!((status.pods.missed, status.missed_pods.len()), (20, 10));
+}
+
+#[test]
+fn skipped_pod_reports_its_reason() {
+    let skip = Skip { reason: SkipReason::HostNetwork, message: "take hostNetwork out".into() };
+    let pod = PodReport { skip: Some(skip), fault: None, ..missed("b") };
+    let scene = Scene { pods: vec![pod], ..Scene::default() };
+    scene.expect(ConditionType::Injected, "False", "HostNetwork", "pod b: take hostNetwork out");
+}
+
+#[test]
+fn sidecar_is_current_once_confirmed() {
+    let scene = |answers| Scene { answers, ..Scene::default() };
+    scene(vec![]).expect(ConditionType::ConfigCurrent, "False", "Pending", "have not started");
+    scene(vec![("a", answer("old"))]).expect(
+        ConditionType::ConfigCurrent,
+        "False",
+        "Pending",
+        "pod a runs configuration old",
+    );
+    let silent = vec![("a", Err("connection refused".to_owned()))];
+    scene(silent).expect(ConditionType::ConfigCurrent, "False", "Unreachable", "pod a: connection refused");
+    let mut refused = answer(HASH).unwrap();
+    refused.error = Some("line 3: not YAML".into());
+    let refused = || vec![("a", Ok(refused.clone()))];
+    scene(refused()).expect(
+        ConditionType::ConfigCurrent,
+        "False",
+        "ConfigRefused",
+        "pod a: line 3: not YAML",
+    );
+    scene(refused()).expect(ConditionType::Ready, "False", "ConfigRefused", "line 3");
+}
+
+#[test]
+fn a_tier_that_is_down_does_not_make_the_policy_unready() {
+    let mut down = answer(HASH).unwrap();
+    down.tiers = [("redis".to_owned(), "down".to_owned())].into();
+    let scene = || Scene { answers: vec![("a", Ok(down.clone()))], ..Scene::default() };
+    scene().expect(ConditionType::TiersHealthy, "False", "TierDown", "redis does not respond to pod a");
+    scene().expect(ConditionType::Ready, "True", "Serving", "1 pods");
+}
+
+#[test]
+fn policy_not_in_force_reports_its_reason() {
+    let conflict = || Scene { refusal: Some(Refusal::Conflict { with: "older".into() }), ..Scene::default() };
+    conflict().expect(ConditionType::Accepted, "False", "Conflict", "older");
+    conflict().expect(ConditionType::Ready, "False", "Conflict", "older");
+    let suspended = Scene { spec: json!({"suspend": true}), ..Scene::default() };
+    suspended.expect(ConditionType::Ready, "False", "Suspended", "passes everything through");
+    let none = Scene { spec: json!({"capture": {"mode": "None"}}), ..Scene::default() };
+    none.expect(ConditionType::Ready, "False", "CaptureNone", "1 pods");
+    let empty = Scene { pods: vec![], answers: vec![], ..Scene::default() };
+    empty.expect(ConditionType::Ready, "False", "NoPods", "selector");
+}
+
+#[test]
+fn a_transition_is_dated_when_it_happens() {
+    let mut before = Scene::default().assess(None);
+    let long_ago = Time("2020-01-01T00:00:00Z".parse().unwrap());
+    for condition in &mut before.conditions {
+        condition.last_transition_time = long_ago.clone();
+    }
+    let same = Scene::default().assess(Some(&before));
+    assert_eq!(same, before);
+    let suspended = Scene { spec: json!({"suspend": true}), ..Scene::default() }.assess(Some(&before));
+    assert_ne!(find(&suspended, ConditionType::Ready).unwrap().last_transition_time, long_ago);
+    assert_eq!(find(&suspended, ConditionType::Accepted).unwrap().last_transition_time, long_ago);
+}
+
+#[test]
+fn unreadable_policy_has_a_stable_status() {
+    let once = unreadable(Some(1), Some(Timestamp::UNIX_EPOCH), "l1.maxSize");
+    assert_eq!(once, unreadable(Some(1), Some(Timestamp::UNIX_EPOCH), "l1.maxSize"));
+    assert_eq!(find(&once, ConditionType::Ready).unwrap().status, "False");
+}
