@@ -292,7 +292,16 @@ fn default_memory_limit() -> Quantity {
 
 #[cfg(test)]
 mod tests {
+    use kube::Resource;
+
     use super::*;
+
+    #[test]
+    fn the_resource_has_the_names_that_other_crates_use() {
+        assert_eq!(CachePolicy::group(&()), larder_api::GROUP);
+        assert_eq!(CachePolicy::api_version(&()), larder_api::API_VERSION);
+        assert_eq!(CachePolicy::kind(&()), larder_api::KIND);
+    }
 
     #[test]
     fn omitted_fields_have_their_defaults() {

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, time::Duration};
 use anyhow::{Context, bail, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::{Api, api::AttachedProcess};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Serialize, de::DeserializeOwned};
 use serde_json::Value;
 use tokio::{
     io::{AsyncBufRead, AsyncBufReadExt, AsyncWrite, AsyncWriteExt, BufReader},
@@ -122,6 +122,11 @@ impl Answer {
     /// Returns true if the response was not in the cache, and is stored now.
     pub fn is_stored(&self) -> bool {
         self.is_miss() && self.cache_status().contains("; stored")
+    }
+
+    /// Reads the body as JSON of a type.
+    pub fn read<T: DeserializeOwned>(&self) -> anyhow::Result<T> {
+        serde_json::from_str(&self.body).with_context(|| format!("not the type: {self:?}"))
     }
 
     /// The body as JSON.

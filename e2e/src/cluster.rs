@@ -9,12 +9,10 @@ use tokio::{
 };
 
 use crate::{environment, eventually, eventually::ROLLED};
+use larder_api::names;
 
 /// Where Larder runs.
 pub const NAMESPACE: &str = "larder-system";
-
-/// The operator's Deployment.
-pub const OPERATOR: &str = "larder-operator";
 
 /// Held to read by a test that minds its own namespace, to write by one that disturbs all.
 static IN_USE: RwLock<()> = RwLock::const_new(());
@@ -45,7 +43,7 @@ pub async fn client() -> anyhow::Result<Client> {
 pub async fn operator_is_ready(client: &Client) -> anyhow::Result<()> {
     let deployments = Api::<Deployment>::namespaced(client.clone(), NAMESPACE);
     eventually("the operator is ready", ROLLED, async || {
-        let deployment = deployments.get(OPERATOR).await?;
+        let deployment = deployments.get(names::OPERATOR).await?;
         let wanted = deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1);
         let status = deployment.status.unwrap_or_default();
         ensure!(wanted > 0, "it is scaled to 0");

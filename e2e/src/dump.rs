@@ -2,6 +2,7 @@
 
 use k8s_openapi::api::core::v1::{Event, Pod};
 use kube::{Api, ResourceExt, api::LogParams};
+use larder_api::names;
 use larder_crds::CachePolicy;
 
 use crate::{Sandbox, cluster};
@@ -61,7 +62,7 @@ async fn print_pod(pods: &Api<Pod>, pod: &Pod) -> anyhow::Result<()> {
             "    {}: ready {}, restarts {}, {:?}",
             container.name, container.ready, container.restart_count, container.state
         );
-        if container.name == "larder-sidecar" || container.restart_count > 0 {
+        if container.name == names::SIDECAR || container.restart_count > 0 {
             let last =
                 LogParams { container: Some(container.name), tail_lines: Some(40), ..Default::default() };
             // A container that never started has no log.

@@ -3,6 +3,7 @@
 use anyhow::{Context, ensure};
 use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::{Api, api::Patch};
+use larder_api::{API_VERSION, KIND, names};
 use larder_crds::{CachePolicy, CachePolicyStatus, ConditionType};
 use serde_json::{Value, json};
 
@@ -22,9 +23,7 @@ pub struct Policy<'a> {
 /// A policy as it would be applied, from the YAML of its spec.
 pub fn manifest(name: &str, spec: &str) -> anyhow::Result<Value> {
     let spec: Value = serde_yaml::from_str(spec).context("the spec is not YAML")?;
-    Ok(
-        json!({"apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy", "metadata": {"name": name}, "spec": spec}),
-    )
+    Ok(json!({"apiVersion": API_VERSION, "kind": KIND, "metadata": {"name": name}, "spec": spec}))
 }
 
 impl<'a> Policy<'a> {
@@ -136,5 +135,5 @@ pub fn has_sidecar(pod: &Value) -> bool {
 /// The sidecar's container of a pod, as JSON.
 pub fn sidecar_of(pod: &Value) -> Option<&Value> {
     let containers = pod["spec"]["initContainers"].as_array()?;
-    containers.iter().find(|container| container["name"] == "larder-sidecar")
+    containers.iter().find(|container| container["name"] == names::SIDECAR)
 }

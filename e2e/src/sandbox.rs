@@ -21,6 +21,7 @@ use kube::{
     Api, Client, ResourceExt,
     api::{DynamicObject, ListParams, Patch},
 };
+use larder_api::{names, ports};
 use serde_json::{Value, json};
 
 use crate::{
@@ -30,12 +31,6 @@ use crate::{
     policy::Policy,
     workload,
 };
-
-/// The port of the sidecar in front of the first target.
-pub const DATA_PORT: u16 = 24800;
-
-/// The sidecar's admin port.
-pub const ADMIN_PORT: u16 = 24890;
 
 /// A namespace of a test's own, in which the `restricted` Pod Security Standard is enforced.
 pub struct Sandbox {
@@ -226,7 +221,7 @@ impl Sandbox {
 
     /// The token for the admin port of a policy's sidecars.
     pub async fn admin_token(&self, policy: &str) -> anyhow::Result<String> {
-        let secret = self.api::<Secret>().get(&format!("larder-{policy}-admin")).await?;
+        let secret = self.api::<Secret>().get(&names::admin_secret(policy)).await?;
         let token =
             secret.data.and_then(|mut data| data.remove("token")).context("the Secret has no token")?;
         Ok(String::from_utf8(token.0)?)
@@ -256,12 +251,12 @@ impl Sandbox {
 impl RunningPod {
     /// A URL of this pod's sidecar.
     pub fn url(&self, path: &str) -> String {
-        format!("http://{}:{DATA_PORT}{path}", self.ip)
+        format!("http://{}:{}{path}", self.ip, ports::DATA)
     }
 
     /// A URL of this pod's sidecar's admin port.
     pub fn admin(&self, path: &str) -> String {
-        format!("http://{}:{ADMIN_PORT}{path}", self.ip)
+        format!("http://{}:{}{path}", self.ip, ports::ADMIN)
     }
 
     /// A URL of this pod's application, the sidecar left out.

@@ -9,12 +9,13 @@ mod probes;
 use std::{fmt, sync::Arc};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use larder_api::names;
 use larder_crds::{CaptureMode, Target};
 use serde::{Deserialize, Serialize};
 use serde_json::Value;
 
 pub use self::named_port::NamedPort;
-use crate::{cli::SidecarSettings, names};
+use crate::cli::SidecarSettings;
 
 /// A way to capture requests.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -4,7 +4,7 @@ use std::ops::RangeInclusive;
 
 use clap::{Parser, Subcommand, ValueEnum};
 
-use crate::listen::ListenAddress;
+use larder_api::{ListenAddress, names, ports};
 
 /// The Larder operator: a controller and an admission webhook.
 #[derive(Debug, Parser)]
@@ -38,7 +38,7 @@ pub struct RunArguments {
     pub pod_name: String,
 
     /// The Service through which the API server reaches the webhook, on port 443.
-    #[arg(long, env = "LARDER_WEBHOOK_SERVICE", default_value = "larder-webhook")]
+    #[arg(long, env = "LARDER_WEBHOOK_SERVICE", default_value = names::WEBHOOK_SERVICE)]
     pub webhook_service: String,
 
     /// Listen address of the webhook; a port alone listens on every address.
@@ -59,7 +59,7 @@ pub struct RunArguments {
     pub identity_headers: Vec<String>,
 
     /// The ClusterRole that owns the webhook configuration, so that deleting the role deletes the configuration.
-    #[arg(long, env = "LARDER_CLUSTER_ROLE", default_value = "larder-operator")]
+    #[arg(long, env = "LARDER_CLUSTER_ROLE", default_value = names::OPERATOR)]
     pub cluster_role: String,
 }
 
@@ -89,7 +89,7 @@ pub struct SidecarSettings {
         id = "sidecar_data_port",
         long = "sidecar-data-port",
         env = "LARDER_SIDECAR_DATA_PORT",
-        default_value_t = 24800,
+        default_value_t = ports::DATA,
         value_parser = clap::value_parser!(u16).range(1024..=65500)
     )]
     pub data_port: u16,
@@ -99,7 +99,7 @@ pub struct SidecarSettings {
         id = "sidecar_admin_port",
         long = "sidecar-admin-port",
         env = "LARDER_SIDECAR_ADMIN_PORT",
-        default_value_t = 24890,
+        default_value_t = ports::ADMIN,
         value_parser = clap::value_parser!(u16).range(1024..=65500)
     )]
     pub admin_port: u16,
@@ -188,7 +188,7 @@ mod tests {
         ]);
         assert_eq!(arguments.identity_headers, ["x-badge", "x-shop-*"]);
         assert_eq!(arguments.sidecar.data_ports(), 25000..=25003);
-        assert_eq!(arguments.sidecar.admin_port, 24890);
+        assert_eq!(arguments.sidecar.admin_port, ports::ADMIN);
         assert_eq!(arguments.failure_policy, FailurePolicy::Fail);
     }
 }

@@ -3,18 +3,12 @@
 use std::collections::BTreeMap;
 
 use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use larder_api::{annotations, config_map, labels, names};
 use larder_crds::RolloutStrategy;
 use larder_policy::{
-    Document, Metadata, Policy, coverage, document,
+    Document, Metadata, Policy, document,
     spec::{CacheSpec, SecretKeyRef},
 };
-
-use crate::names;
-
-/// The key of the document in the ConfigMap.
-pub const DOCUMENT_KEY: &str = "policy.yaml";
-/// The key of the document's hash in the ConfigMap.
-pub const HASH_KEY: &str = "hash";
 
 /// A compiled policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -98,9 +92,9 @@ pub fn config_map(
     compiled: &Compiled,
     strategy: RolloutStrategy,
 ) -> ConfigMap {
-    let labels = [(names::MANAGED_BY_LABEL, names::MANAGED_BY), (names::POLICY_LABEL, policy)];
-    let annotations = [(names::ROLLOUT_STRATEGY, strategy_name(strategy))];
-    let data = [(DOCUMENT_KEY, compiled.yaml.as_str()), (HASH_KEY, compiled.hash.as_str())];
+    let labels = [(labels::MANAGED_BY, labels::MANAGER), (labels::POLICY, policy)];
+    let annotations = [(annotations::ROLLOUT_STRATEGY, strategy_name(strategy))];
+    let data = [(config_map::DOCUMENT, compiled.yaml.as_str()), (config_map::HASH, compiled.hash.as_str())];
     ConfigMap {
         metadata: ObjectMeta {
             name: Some(names::config_map(policy)),
@@ -114,7 +108,7 @@ pub fn config_map(
     }
 }
 
-/// Returns a strategy's value in [`names::ROLLOUT_STRATEGY`].
+/// Returns a strategy's value in [`annotations::ROLLOUT_STRATEGY`].
 pub const fn strategy_name(strategy: RolloutStrategy) -> &'static str {
     match strategy {
         RolloutStrategy::Restart => "Restart",
@@ -124,26 +118,26 @@ pub const fn strategy_name(strategy: RolloutStrategy) -> &'static str {
 
 /// Returns the hash that is recorded in a ConfigMap.
 pub fn recorded_hash(config_map: &ConfigMap) -> Option<&str> {
-    config_map.data.as_ref()?.get(HASH_KEY).map(String::as_str)
+    config_map.data.as_ref()?.get(config_map::HASH).map(String::as_str)
 }
 
 /// Returns the hash of the document in a ConfigMap. Differs from the recorded one only after a manual edit of the
 /// document.
 pub fn held_hash(config_map: &ConfigMap) -> String {
-    let text = config_map.data.as_ref().and_then(|data| data.get(DOCUMENT_KEY));
+    let text = config_map.data.as_ref().and_then(|data| data.get(config_map::DOCUMENT));
     document::hash(text.map_or("", String::as_str))
 }
 
 /// Returns true if sidecars run the document in a ConfigMap only while the coverage permits that. An invalid document
 /// is not run, and returns false.
 pub fn held_follows_coverage(config_map: &ConfigMap) -> bool {
-    let text = config_map.data.as_ref().and_then(|data| data.get(DOCUMENT_KEY));
+    let text = config_map.data.as_ref().and_then(|data| data.get(config_map::DOCUMENT));
     text.and_then(|text| Document::parse(text).ok()).is_some_and(|document| document.follows_coverage)
 }
 
 /// Returns the coverage in a policy's ConfigMap, as text.
 pub fn held_coverage(config_map: &ConfigMap) -> Option<&str> {
-    config_map.data.as_ref()?.get(coverage::FILE_NAME).map(String::as_str)
+    config_map.data.as_ref()?.get(config_map::COVERAGE).map(String::as_str)
 }
 
 fn owned<const N: usize>(pairs: [(&str, &str); N]) -> BTreeMap<String, String> {
@@ -253,6 +247,6 @@ mod tests {
         assert_eq!(map.metadata.name.as_deref(), Some("larder-cache"));
         assert_eq!(recorded_hash(&map), Some(compiled.hash.as_str()));
         assert_eq!(held_hash(&map), compiled.hash);
-        assert_eq!(map.metadata.annotations.unwrap()[names::ROLLOUT_STRATEGY], "OnCreate");
+        assert_eq!(map.metadata.annotations.unwrap()[annotations::ROLLOUT_STRATEGY], "OnCreate");
     }
 }

@@ -24,6 +24,7 @@ use kube::{
         watcher,
     },
 };
+use larder_api::{labels, names};
 use larder_crds::selector;
 use tokio::sync::Mutex;
 
@@ -31,7 +32,6 @@ use crate::{
     cli::RunArguments,
     error::Error,
     metrics::Metrics,
-    names,
     policies::{Guarded, Policies},
     sidecars::Sidecars,
     webhook_configuration::Registration,
@@ -86,7 +86,7 @@ pub async fn lead(
     let (services, service_changes) = watch::<Service>(client, everything());
     let (policies, policy_changes) = watch::<Guarded>(client, everything());
     let (_, deleted_policies) = watch::<Guarded>(client, everything());
-    let labelled = everything().labels(names::POLICY_LABEL);
+    let labelled = everything().labels(labels::POLICY);
     let (config_maps, config_map_changes) = watch::<ConfigMap>(client, labelled.clone());
     let (_, other_config_map_changes) = watch::<ConfigMap>(client, labelled);
 
@@ -161,7 +161,7 @@ fn selecting(
     labels: &std::collections::BTreeMap<String, String>,
 ) -> Vec<ObjectRef<Guarded>> {
     let namespace = object.meta().namespace.as_deref();
-    let label = labels.get(names::POLICY_LABEL);
+    let label = labels.get(labels::POLICY);
     let concerned = policies.state_filter(|policy| {
         policy.namespace().as_deref() == namespace
             && (label == Some(&policy.name_any())
@@ -176,7 +176,7 @@ fn owner<K: Resource<DynamicType = ()>>(
     labels: &std::collections::BTreeMap<String, String>,
 ) -> Option<ObjectRef<K>> {
     let namespace = object.meta().namespace.as_deref()?;
-    Some(ObjectRef::new(labels.get(names::POLICY_LABEL)?).within(namespace))
+    Some(ObjectRef::new(labels.get(labels::POLICY)?).within(namespace))
 }
 
 fn retry<K>(_: Arc<K>, error: &Error, _: Arc<Leader>) -> Action {

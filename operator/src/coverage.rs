@@ -16,6 +16,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ContainerStatus, Pod};
 use kube::ResourceExt;
+use larder_api::{admin::PolicyReport, labels};
 use larder_crds::{RolloutStrategy, selector};
 use larder_policy::{
     Coverage,
@@ -24,10 +25,8 @@ use larder_policy::{
 };
 
 use crate::{
-    names,
     policies::opted_out,
     rollout::{Decision, Fault, decide},
-    sidecars::Answer,
     survey::{Survey, admin_port_of, has_sidecar, is_finished},
     world::{World, in_namespace},
 };
@@ -115,7 +114,7 @@ pub fn writers(
     pods.retain(|pod| selector::matches(selector, pod.labels()) && takes_requests(pod, now));
     pods.sort_by_key(|pod| pod.name_any());
     let writer = |pod: &Pod| {
-        let owner = pod.labels().get(names::POLICY_LABEL).filter(|_| has_sidecar(pod));
+        let owner = pod.labels().get(labels::POLICY).filter(|_| has_sidecar(pod));
         let sight = match owner {
             Some(owner) if owner == name => Sight::Sidecar,
             Some(_) => Sight::OtherPolicy,
@@ -162,7 +161,7 @@ fn takes_requests(pod: &Pod, now: Timestamp) -> bool {
 /// this `hash`.
 pub fn assess(
     writers: &[Writer],
-    answers: &BTreeMap<String, Result<Answer, String>>,
+    answers: &BTreeMap<String, Result<PolicyReport, String>>,
     hash: &str,
 ) -> Assessment {
     let mut assessment = Assessment::default();
@@ -315,8 +314,8 @@ mod tests {
         Writer { name: name.into(), sight, address: None, admin_port: None, leaving: false }
     }
 
-    fn answer(hash: Option<&str>) -> Result<Answer, String> {
-        Ok(Answer { hash: hash.map(str::to_owned), ..Answer::default() })
+    fn answer(hash: Option<&str>) -> Result<PolicyReport, String> {
+        Ok(PolicyReport { hash: hash.map(str::to_owned), ..PolicyReport::default() })
     }
 
     #[test]

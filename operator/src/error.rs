@@ -1,6 +1,6 @@
 //! Errors of the operator.
 
-use crate::listen::ListenAddress;
+use larder_api::ListenAddress;
 
 /// Cause of a failed reconciliation or task. Names of variants are the values of the metrics' label `error`.
 #[derive(Debug, thiserror::Error)]

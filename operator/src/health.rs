@@ -9,9 +9,9 @@ use axum::{Router, extract::State, http::StatusCode, routing::get};
 
 use crate::{
     error::{Error, Result},
-    listen::ListenAddress,
     metrics::Metrics,
 };
+use larder_api::ListenAddress;
 
 /// Readiness of the webhook: its stores are filled and its certificate is loaded.
 #[derive(Clone, Debug, Default)]

@@ -12,6 +12,7 @@ mod sidecar;
 use std::sync::Arc;
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
+use larder_api::{annotations, labels, names};
 use larder_crds::CachePolicySpec;
 use larder_policy::spec::SecretKeyRef;
 use serde_json::{Map, Value, json};
@@ -19,7 +20,7 @@ use serde_json::{Map, Value, json};
 use crate::{
     capture::{Captured, Inputs, Mode, Plan, Skip, SkipReason},
     cli::SidecarSettings,
-    compile, names,
+    compile,
 };
 
 /// The default of a pod's `terminationGracePeriodSeconds`.
@@ -66,7 +67,7 @@ pub fn inject(pod: &Value, context: &Context<'_>) -> Outcome {
     let hash = hash(context, &secrets);
     if has_sidecar(pod) {
         let annotations = &pod["metadata"]["annotations"];
-        if annotations[names::INJECTION_HASH] != hash.as_str() {
+        if annotations[annotations::INJECTION_HASH] != hash.as_str() {
             return Outcome::Skipped(Skip {
                 reason: SkipReason::ForeignSidecar,
                 message: format!(
@@ -115,18 +116,19 @@ pub fn inject(pod: &Value, context: &Context<'_>) -> Outcome {
     list(spec, "volumes").extend(sidecar::volumes(context.policy, &secrets));
 
     let metadata = member(&mut pod, "metadata");
-    map(metadata, "labels").insert(names::POLICY_LABEL.into(), json!(context.policy));
+    map(metadata, "labels").insert(labels::POLICY.into(), json!(context.policy));
     let annotations = map(metadata, "annotations");
-    annotations.remove(names::SKIPPED);
-    annotations.insert(names::INJECTION_HASH.into(), json!(hash));
-    annotations.insert(names::ORIGINAL.into(), json!(original.to_string()));
+    annotations.remove(annotations::SKIPPED);
+    annotations.insert(annotations::INJECTION_HASH.into(), json!(hash));
+    annotations.insert(annotations::ORIGINAL.into(), json!(original.to_string()));
     Outcome::Injected(Injected { pod, hash, captured })
 }
 
 /// Returns `pod` with an annotation that states the reason for the missing sidecar.
 pub fn skipped(pod: &Value, skip: &Skip) -> Value {
     let mut pod = pod.clone();
-    map(member(&mut pod, "metadata"), "annotations").insert(names::SKIPPED.into(), json!(skip.to_string()));
+    map(member(&mut pod, "metadata"), "annotations")
+        .insert(annotations::SKIPPED.into(), json!(skip.to_string()));
     pod
 }
 
@@ -138,7 +140,7 @@ pub fn has_sidecar(pod: &Value) -> bool {
 
 /// Returns the ports that were captured when the pod was injected.
 pub fn captured_of(pod: &Value) -> Vec<Captured> {
-    pod["metadata"]["annotations"][names::ORIGINAL]
+    pod["metadata"]["annotations"][annotations::ORIGINAL]
         .as_str()
         .and_then(|text| serde_json::from_str::<Value>(text).ok())
         .and_then(|original| serde_json::from_value(original["captured"].clone()).ok())
@@ -389,7 +391,7 @@ pub(crate) mod tests {
     fn original_values_are_recorded() {
         let after = injected(&pod(), &spec(json!({})));
         let original: Value =
-            serde_json::from_str(after["metadata"]["annotations"][names::ORIGINAL].as_str().unwrap())
+            serde_json::from_str(after["metadata"]["annotations"][annotations::ORIGINAL].as_str().unwrap())
                 .unwrap();
         let before = pod();
         let app = &before["spec"]["containers"][0];
@@ -450,7 +452,7 @@ pub(crate) mod tests {
     fn skip_annotation_is_removed_on_injection() {
         let skip = Skip { reason: SkipReason::Mesh, message: "istio".into() };
         let noted = skipped(&pod(), &skip);
-        assert_eq!(noted["metadata"]["annotations"][names::SKIPPED], "Mesh: istio");
+        assert_eq!(noted["metadata"]["annotations"][annotations::SKIPPED], "Mesh: istio");
         assert_eq!(injected(&noted, &spec(json!({}))), injected(&pod(), &spec(json!({}))));
     }
 

@@ -10,8 +10,8 @@ use tokio_util::sync::CancellationToken;
 use crate::{
     controller::{Shared, lead},
     error::{Error, Result},
-    names,
 };
+use larder_api::names;
 
 /// Seconds for which a silent leader is still considered leading.
 const LEASE_SECONDS: u64 = 15;

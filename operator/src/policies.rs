@@ -3,13 +3,13 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
+use larder_api::labels;
 use larder_crds::{CachePolicy, CachePolicySpec, Limits, selector};
 use larder_policy::ByteSize;
 
 use crate::{
     capture::Mode,
     compile::{self, Compiled, Owner},
-    names,
 };
 
 /// A policy as stored in the API server. An invalid one does not affect the others.
@@ -137,7 +137,7 @@ impl Policies {
 
 /// Returns true if a pod with these labels has opted out.
 pub fn opted_out(labels: &BTreeMap<String, String>) -> bool {
-    labels.get(names::INJECT_LABEL).is_some_and(|value| value == "false")
+    labels.get(labels::INJECT).is_some_and(|value| value == "false")
 }
 
 /// Returns true if a document of the policy was written before. The policy's status records the hash of the last one.
@@ -210,7 +210,7 @@ pub(crate) mod tests {
     fn a_pod_may_opt_out() {
         let policies = policies(&[policy("a", "2026-01-01T00:00:00Z", json!({"app": "shop"}))]);
         let mut labels = labels();
-        labels.insert(names::INJECT_LABEL.into(), "false".into());
+        labels.insert(labels::INJECT.into(), "false".into());
         assert!(policies.deciding("shop", &labels).is_none());
     }
 

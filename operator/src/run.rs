@@ -11,6 +11,7 @@ use kube::{
         watcher,
     },
 };
+use larder_api::names;
 use tokio::{
     signal::unix::{SignalKind, signal},
     sync::watch as channel,
@@ -24,7 +25,6 @@ use crate::{
     health::{self, Readiness},
     leader,
     metrics::Metrics,
-    names,
     policies::{Guarded, Policies},
     tls::{self, Loaded},
     webhook::{self, Webhook},

@@ -9,34 +9,11 @@ use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use serde::Deserialize;
+use larder_api::admin::{PolicyReport, path};
 
 const DEADLINE: Duration = Duration::from_secs(1);
-const MAX_ANSWER: usize = 64 << 10;
+const MAX_REPORT: usize = 64 << 10;
 const AT_ONCE: usize = 64;
-
-/// A sidecar's response to `GET /policy`.
-#[derive(Clone, Debug, Default, PartialEq, Eq, Deserialize)]
-pub struct Answer {
-    /// The hash of the configuration that the sidecar runs.
-    pub hash: Option<String>,
-    /// `serving`, or the reason that the sidecar passes everything through.
-    #[serde(default)]
-    pub state: Option<String>,
-    /// The error that prevents the configuration on disk from being loaded.
-    #[serde(default)]
-    pub error: Option<String>,
-    /// The sidecar's tiers: `up` or `down`.
-    #[serde(default)]
-    pub tiers: BTreeMap<String, String>,
-}
-
-impl Answer {
-    /// Returns true if the sidecar passes everything through until it learns that every pod has the sidecar.
-    pub fn waits(&self) -> bool {
-        self.state.as_deref() == Some("waiting")
-    }
-}
 
 /// A sidecar to poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -68,7 +45,7 @@ impl Sidecars {
     }
 
     /// Polls all sidecars concurrently; returns, by pod, the response or the error.
-    pub async fn ask(&self, sidecars: Vec<Sidecar>) -> BTreeMap<String, Result<Answer, String>> {
+    pub async fn ask(&self, sidecars: Vec<Sidecar>) -> BTreeMap<String, Result<PolicyReport, String>> {
         stream::iter(sidecars)
             .map(|sidecar| async move {
                 let answer = tokio::time::timeout(DEADLINE, self.ask_one(&sidecar)).await;
@@ -80,14 +57,17 @@ impl Sidecars {
             .await
     }
 
-    async fn ask_one(&self, sidecar: &Sidecar) -> Result<Answer, Box<dyn std::error::Error + Send + Sync>> {
+    async fn ask_one(
+        &self,
+        sidecar: &Sidecar,
+    ) -> Result<PolicyReport, Box<dyn std::error::Error + Send + Sync>> {
         let address = std::net::SocketAddr::new(sidecar.address, sidecar.port);
-        let response = self.client.get(format!("http://{address}/policy").parse()?).await?;
+        let response = self.client.get(format!("http://{address}{}", path::POLICY).parse()?).await?;
         let status = response.status();
         if !status.is_success() {
             return Err(format!("it responds with {status}").into());
         }
-        let body = Limited::new(response.into_body(), MAX_ANSWER).collect().await?.to_bytes();
+        let body = Limited::new(response.into_body(), MAX_REPORT).collect().await?.to_bytes();
         Ok(serde_json::from_slice(&body)?)
     }
 }

@@ -14,10 +14,11 @@ use k8s_openapi::{
     api::core::v1::Service,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
+use larder_api::admin::{PolicyReport, TierState};
 use larder_crds::{CachePolicySpec, CachePolicyStatus, ConditionType, PodCounts};
 use larder_policy::coverage::State;
 
-use crate::{capture::Mode, coverage::View, policies::Refusal, sidecars::Answer, survey::Survey};
+use crate::{capture::Mode, coverage::View, policies::Refusal, survey::Survey};
 
 /// Maximum number of missed pods that are named.
 const NAMED: usize = 10;
@@ -36,7 +37,7 @@ pub struct Observation<'a> {
     /// The policy's pods.
     pub survey: &'a Survey,
     /// Responses of the sidecars, by pod.
-    pub answers: &'a BTreeMap<String, Result<Answer, String>>,
+    pub answers: &'a BTreeMap<String, Result<PolicyReport, String>>,
     /// The policy's coverage; `None` if nothing relies on it.
     pub coverage: Option<&'a View>,
     /// The Services of the namespace.
@@ -233,7 +234,7 @@ fn tiers_healthy(seen: &Observation<'_>) -> Verdict {
         answered = true;
         for (tier, state) in &answer.tiers {
             tiers += 1;
-            if state != "up" {
+            if *state != TierState::Up {
                 down.entry(tier).or_default().push(pod);
             }
         }

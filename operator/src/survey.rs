@@ -4,6 +4,7 @@ use std::{collections::BTreeMap, net::IpAddr};
 
 use k8s_openapi::api::core::v1::Pod;
 use kube::ResourceExt;
+use larder_api::{annotations, labels, names};
 use larder_crds::{CachePolicy, selector};
 use serde_json::json;
 
@@ -12,7 +13,6 @@ use crate::{
     cli::SidecarSettings,
     compile, inject,
     inject::{Context, Outcome},
-    names,
     policies::opted_out,
     rollout::{Fault, PodState},
     workload::{self, Workload},
@@ -94,7 +94,7 @@ pub fn survey(world: &World, subject: &Subject<'_>) -> Survey {
     for pod in pods.iter().filter(|pod| is_live(pod)) {
         let labels = pod.labels();
         let injected = has_sidecar(pod);
-        let ours = injected && labels.get(names::POLICY_LABEL).is_some_and(|owner| owner == name);
+        let ours = injected && labels.get(labels::POLICY).is_some_and(|owner| owner == name);
         let selected = policy.is_some_and(|policy| selector::matches(&policy.spec.selector, labels))
             && !opted_out(labels);
         if !selected && !ours {
@@ -118,7 +118,7 @@ pub fn survey(world: &World, subject: &Subject<'_>) -> Survey {
             (Some(context), Some(_)) => {
                 let template =
                     workload.as_ref().map(|(workload, _)| inject::inject(&workload.template, context));
-                let right = ours && pod.annotations().get(names::INJECTION_HASH) == hash.as_ref();
+                let right = ours && pod.annotations().get(annotations::INJECTION_HASH) == hash.as_ref();
                 judge(pod, injected, right, template, context)
             }
             _ => (injected.then_some(Fault::Stray), None),
@@ -170,8 +170,8 @@ fn report(pod: &Pod, matched: bool, injected: bool, fault: Option<Fault>, skip: 
         injected,
         ready,
         admin_port: admin_port_of(pod),
-        config_hash: pod.annotations().get(names::CONFIG_HASH).cloned(),
-        coverage: pod.annotations().get(names::COVERAGE).cloned(),
+        config_hash: pod.annotations().get(annotations::CONFIG_HASH).cloned(),
+        coverage: pod.annotations().get(annotations::COVERAGE).cloned(),
         captured: inject::captured_of(&original),
         fault,
         skip,
@@ -190,7 +190,7 @@ pub fn admin_port_of(pod: &Pod) -> Option<u16> {
 /// Returns true if a pod has the sidecar.
 pub fn has_sidecar(pod: &Pod) -> bool {
     let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    pod.labels().contains_key(names::POLICY_LABEL)
+    pod.labels().contains_key(labels::POLICY)
         && containers.into_iter().any(|container| container.name == names::SIDECAR)
 }
 
@@ -321,8 +321,8 @@ pub(crate) mod tests {
             pod
         };
         let (mut out, mut foreign, mut leaving) = (plain("c"), injected("d", &policies), plain("e"));
-        out["metadata"]["labels"][names::INJECT_LABEL] = json!("false");
-        foreign["metadata"]["labels"][names::POLICY_LABEL] = json!("another");
+        out["metadata"]["labels"][labels::INJECT] = json!("false");
+        foreign["metadata"]["labels"][labels::POLICY] = json!("another");
         leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:30Z");
         leaving["status"] = json!({"containerStatuses": [{"name": "app", "image": "i", "imageID": "i", "ready": true,
             "restartCount": 0, "state": {"running": {}}}]});
@@ -388,7 +388,7 @@ pub(crate) mod tests {
         let (mut leaving, mut finished, mut out) = (plain("a"), plain("b"), plain("c"));
         leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         finished["status"] = json!({"phase": "Succeeded"});
-        out["metadata"]["labels"][names::INJECT_LABEL] = json!("false");
+        out["metadata"]["labels"][labels::INJECT] = json!("false");
         let survey = look(vec![leaving, finished, out], "shop", &shop(), &pods::settings());
         assert_eq!(survey, Survey::default());
     }

@@ -15,14 +15,12 @@ use kube::{
     api::PostParams,
     runtime::{WatchStreamExt, watcher},
 };
+use larder_api::{labels, names};
 use tokio::sync::watch;
 
 pub use authority::Material;
 
-use crate::{
-    error::{Error, Result},
-    names,
-};
+use crate::error::{Error, Result};
 
 /// Interval of the renewal check.
 const TICK: Duration = Duration::from_secs(60);
@@ -108,7 +106,7 @@ async fn renew(secrets: &Api<Secret>, current: Option<&Secret>, dns_names: &[Str
         type_: Some("Opaque".into()),
         ..Secret::default()
     };
-    secret.labels_mut().insert(names::MANAGED_BY_LABEL.into(), names::MANAGED_BY.into());
+    secret.labels_mut().insert(labels::MANAGED_BY.into(), labels::MANAGER.into());
     secret.metadata.annotations = Some(renewed.annotations());
     secret.data = Some(
         renewed.data().into_iter().map(|(key, text)| (key.into(), ByteString(text.into_bytes()))).collect(),

@@ -13,6 +13,7 @@ use axum::{
 use axum_server::{Handle, tls_rustls::RustlsConfig};
 use k8s_openapi::{ByteString, api::networking::v1::NetworkPolicy};
 use kube::{ResourceExt, runtime::reflector::Store};
+use larder_api::ListenAddress;
 use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
@@ -21,7 +22,6 @@ use crate::{
     error::{Error, Result},
     health::{Readiness, readyz},
     inject::{Context, Outcome, inject, skipped},
-    listen::ListenAddress,
     metrics::Metrics,
     policies::Policies,
     webhook_configuration::INJECT_PATH,
@@ -170,9 +170,10 @@ fn failed(response: &mut Value, error: &Error) -> Admission {
 #[cfg(test)]
 mod tests {
     use kube::runtime::reflector;
+    use larder_api::{annotations, labels};
 
     use super::*;
-    use crate::{inject::tests, names, policies::tests as policy_tests};
+    use crate::{inject::tests, policies::tests as policy_tests};
 
     fn webhook() -> Webhook {
         let policies = policy_tests::policies(&[policy_tests::policy(
@@ -204,7 +205,7 @@ mod tests {
         assert_eq!(response["allowed"], true);
         assert_eq!(response["uid"], "1");
         let pod = apply(&tests::pod(), &response);
-        assert_eq!(pod["metadata"]["labels"][names::POLICY_LABEL], "shop");
+        assert_eq!(pod["metadata"]["labels"][labels::POLICY], "shop");
         assert_eq!(pod["spec"]["aFieldFromTheFuture"], tests::pod()["spec"]["aFieldFromTheFuture"]);
 
         let again = ask(&webhook, "shop", &pod);
@@ -224,7 +225,7 @@ mod tests {
         let response = ask(&webhook(), "shop", &pod);
         assert_eq!(response["allowed"], true);
         assert!(response["warnings"][0].as_str().unwrap().contains("HostNetwork"));
-        let note = apply(&pod, &response)["metadata"]["annotations"][names::SKIPPED].clone();
+        let note = apply(&pod, &response)["metadata"]["annotations"][annotations::SKIPPED].clone();
         assert!(note.as_str().unwrap().starts_with("HostNetwork: "), "{note}");
     }
 

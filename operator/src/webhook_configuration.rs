@@ -18,10 +18,11 @@ use kube::{
     Api, Client, ResourceExt,
     api::{Patch, PatchParams},
 };
+use larder_api::{labels, names};
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::{cli::RunArguments, error::Result, names, policies::Policies, tls::Loaded};
+use crate::{cli::RunArguments, error::Result, policies::Policies, tls::Loaded};
 
 /// Seconds that the API server waits for the webhook.
 const TIMEOUT_SECONDS: u32 = 2;
@@ -154,7 +155,7 @@ fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&Value
             { "key": "kubernetes.io/metadata.name", "operator": "In", "values": wanted.namespaces },
         ] },
         "objectSelector": { "matchExpressions": [
-            { "key": names::INJECT_LABEL, "operator": "NotIn", "values": ["false"] },
+            { "key": labels::INJECT, "operator": "NotIn", "values": ["false"] },
         ] },
         "matchConditions": [
             {
@@ -179,7 +180,7 @@ fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&Value
         "kind": "MutatingWebhookConfiguration",
         "metadata": {
             "name": names::WEBHOOK_CONFIGURATION,
-            "labels": { names::MANAGED_BY_LABEL: names::MANAGED_BY },
+            "labels": { labels::MANAGED_BY: labels::MANAGER },
             "ownerReferences": owner.into_iter().collect::<Vec<_>>(),
         },
         "webhooks": webhooks,

@@ -10,9 +10,10 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use larder_api::annotations;
 use serde_json::{Value, json};
 
-use crate::{names, rollout::Progress, world::World};
+use crate::{rollout::Progress, world::World};
 
 /// The annotation by which a Deployment counts its revisions, on itself and on its ReplicaSets.
 const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -64,7 +65,7 @@ impl Workload {
         if let Some(annotations) =
             template.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut)
         {
-            annotations.remove(names::RESTARTED_AT);
+            annotations.remove(annotations::RESTARTED_AT);
         }
         let mut hasher = blake3::Hasher::new();
         hasher.update(injection.unwrap_or_default().as_bytes());
@@ -159,8 +160,9 @@ fn workload(
     rolls: bool,
 ) -> Workload {
     let template_annotations = template.and_then(|template| template.metadata.as_ref()?.annotations.as_ref());
-    let restarted_at = template_annotations.and_then(|all| all.get(names::RESTARTED_AT)?.parse().ok());
-    let attempts = metadata.annotations.as_ref().and_then(|all| all.get(names::ROLL_ATTEMPTS)?.parse().ok());
+    let restarted_at = template_annotations.and_then(|all| all.get(annotations::RESTARTED_AT)?.parse().ok());
+    let attempts =
+        metadata.annotations.as_ref().and_then(|all| all.get(annotations::ROLL_ATTEMPTS)?.parse().ok());
     Workload {
         kind,
         name: metadata.name.clone().unwrap_or_default(),
@@ -174,7 +176,7 @@ fn workload(
             ..Progress::default()
         },
         aim: String::new(),
-        last_aim: metadata.annotations.as_ref().and_then(|all| all.get(names::ROLL_AIM).cloned()),
+        last_aim: metadata.annotations.as_ref().and_then(|all| all.get(annotations::ROLL_AIM).cloned()),
     }
 }
 
@@ -188,9 +190,9 @@ pub(crate) mod tests {
 
     fn deployment(status: Value) -> Deployment {
         serde_json::from_value(json!({
-            "metadata": {"name": "shop", "uid": "u", "generation": 2, "annotations": {names::ROLL_ATTEMPTS: "3"}},
+            "metadata": {"name": "shop", "uid": "u", "generation": 2, "annotations": {annotations::ROLL_ATTEMPTS: "3"}},
             "spec": {"replicas": 2, "selector": {}, "template": {
-                "metadata": {"annotations": {names::RESTARTED_AT: "2026-01-01T00:00:00Z"}}, "spec": {"containers": []}}},
+                "metadata": {"annotations": {annotations::RESTARTED_AT: "2026-01-01T00:00:00Z"}}, "spec": {"containers": []}}},
             "status": status,
         }))
         .unwrap()
@@ -225,10 +227,10 @@ pub(crate) mod tests {
         assert!(first.progress.outlived);
 
         let mut restarted = before.clone();
-        restarted.annotations_mut().insert(names::ROLL_AIM.into(), first.aim.clone());
+        restarted.annotations_mut().insert(annotations::ROLL_AIM.into(), first.aim.clone());
         let template = &mut restarted.spec.as_mut().unwrap().template;
         let annotations = template.metadata.as_mut().unwrap().annotations.as_mut().unwrap();
-        annotations.insert(names::RESTARTED_AT.into(), "2026-02-02T00:00:00Z".into());
+        annotations.insert(annotations::RESTARTED_AT.into(), "2026-02-02T00:00:00Z".into());
         assert!(!aim(&restarted, Some("a")).progress.outlived);
         assert!(aim(&restarted, Some("b")).progress.outlived, "other settings");
         assert!(aim(&restarted, None).progress.outlived);

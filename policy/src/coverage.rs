@@ -11,9 +11,6 @@
 
 use serde::{Deserialize, Serialize};
 
-/// Name of the file, beside the policy's own.
-pub const FILE_NAME: &str = "coverage.json";
-
 /// The coverage of a policy: the state of its pods' sidecars as the operator sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "camelCase")]

@@ -1,13 +1,9 @@
 //! The configuration file of a sidecar: a `CachePolicy`, as `kubectl apply` takes it or as the operator compiled it.
 
+use larder_api::{API_VERSION, KIND};
 use serde::{Deserialize, Serialize};
 
 use crate::spec::CacheSpec;
-
-/// The API group and version of a [`Document`].
-pub const API_VERSION: &str = "larder.dev/v1alpha1";
-/// The kind of a [`Document`].
-pub const KIND: &str = "CachePolicy";
 
 /// The name of [`Document::follows_coverage`].
 pub const FOLLOWS_COVERAGE: &str = "followsCoverage";

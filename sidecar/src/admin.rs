@@ -14,6 +14,7 @@ use aide::{
 };
 use axum::{Router, middleware};
 use http::{Method, StatusCode, Uri};
+use larder_api::admin::path;
 
 use crate::{config::Config, drain::Drain, telemetry::Telemetry};
 
@@ -91,21 +92,22 @@ pub fn document() -> String {
 }
 
 fn routes(door: Door) -> ApiRouter<Arc<Admin>> {
+    let entries = format!("{}{{*key}}", path::ENTRIES);
     let routes = ApiRouter::new()
-        .api_route("/livez", get_with(health::livez, health::about_livez))
-        .api_route("/readyz", get_with(health::readyz, health::about_readyz))
-        .api_route("/metrics", get_with(health::metrics, health::about_metrics))
-        .api_route("/policy", get_with(health::policy, health::about_policy))
-        .api_route("/stats", get_with(stats::stats, stats::about))
-        .api_route("/entries/{*key}", get_with(entries::entries, entries::about))
-        .api_route("/entries/{*key}", delete_with(purging::delete_entry, purging::about_delete))
-        .api_route("/purge", post_with(purging::purge, purging::about_purge))
-        .api_route("/explain", post_with(explain::explained, explain::about))
-        .api_route("/openapi.json", get_with(pages::openapi, pages::about_openapi))
-        .api_route("/docs", get_with(pages::docs, pages::about_docs))
-        .api_route("/redoc", get_with(pages::redoc, pages::about_redoc));
+        .api_route(path::LIVEZ, get_with(health::livez, health::about_livez))
+        .api_route(path::READYZ, get_with(health::readyz, health::about_readyz))
+        .api_route(path::METRICS, get_with(health::metrics, health::about_metrics))
+        .api_route(path::POLICY, get_with(health::policy, health::about_policy))
+        .api_route(path::STATS, get_with(stats::stats, stats::about))
+        .api_route(&entries, get_with(entries::entries, entries::about))
+        .api_route(&entries, delete_with(purging::delete_entry, purging::about_delete))
+        .api_route(path::PURGE, post_with(purging::purge, purging::about_purge))
+        .api_route(path::EXPLAIN, post_with(explain::explained, explain::about))
+        .api_route(path::OPENAPI, get_with(pages::openapi, pages::about_openapi))
+        .api_route(path::DOCS, get_with(pages::docs, pages::about_docs))
+        .api_route(path::REDOC, get_with(pages::redoc, pages::about_redoc));
     match door {
-        Door::Own => routes.api_route("/drain", post_with(health::drain, health::about_drain)),
+        Door::Own => routes.api_route(path::DRAIN, post_with(health::drain, health::about_drain)),
         Door::Application => routes,
     }
 }

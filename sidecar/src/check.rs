@@ -15,7 +15,8 @@ mod schema;
 mod tests;
 mod tree;
 
-use larder_policy::document::{API_VERSION, FOLLOWS_COVERAGE, InvalidDocument, KIND};
+use larder_api::{API_VERSION, KIND};
+use larder_policy::document::{FOLLOWS_COVERAGE, InvalidDocument};
 
 pub use self::report::run;
 use self::{

@@ -1,9 +1,10 @@
 //! The command line.
 
-use std::{fmt, net::IpAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
+use std::{net::IpAddr, num::NonZeroUsize, path::PathBuf, str::FromStr};
 
 use clap::{Parser, Subcommand, ValueEnum};
 use http::uri::{Authority, Scheme, Uri};
+use larder_api::{ListenAddress, ports};
 use larder_policy::ByteSize;
 
 /// A cache in front of an HTTP server.
@@ -34,7 +35,7 @@ pub enum Command {
 #[derive(Debug, Clone, clap::Args)]
 pub struct Serve {
     /// Where to listen, such as 127.0.0.1:8300, or :8300 for every address. Each goes with the --upstream in the same place.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8300")]
+    #[arg(long, value_name = "ADDRESS", default_value = ports::ALONE_DATA)]
     pub listen: Vec<ListenAddress>,
 
     /// The server to cache, such as http://127.0.0.1:8000.
@@ -42,7 +43,7 @@ pub struct Serve {
     pub upstream: Vec<UpstreamUrl>,
 
     /// Where health, metrics and the admin API listen.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8301")]
+    #[arg(long, value_name = "ADDRESS", default_value = ports::ALONE_ADMIN)]
     pub admin_listen: ListenAddress,
 
     /// A file with the bearer token of the admin API; without it, stats and purges are refused.
@@ -79,7 +80,7 @@ impl Serve {
 #[derive(Debug, clap::Args)]
 pub struct Drain {
     /// Its admin address, which must be on the loopback interface.
-    #[arg(long, value_name = "ADDRESS", default_value = "127.0.0.1:8301")]
+    #[arg(long, value_name = "ADDRESS", default_value = ports::ALONE_ADMIN)]
     pub admin: std::net::SocketAddr,
 }
 
@@ -108,39 +109,6 @@ pub enum Output {
     Text,
     /// A list of objects: file, line, column, path, message.
     Json,
-}
-
-/// An address to listen on: a host and a port, or a port on every address.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct ListenAddress {
-    /// The IP address; `None` for every address, IPv6 included where there is one.
-    pub ip: Option<IpAddr>,
-    /// The port; 0 for any that is free.
-    pub port: u16,
-}
-
-impl FromStr for ListenAddress {
-    type Err = String;
-
-    fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || format!("{text:?} is not an address: write 127.0.0.1:8300, [::1]:8300 or :8300");
-        let (ip, port) = text.rsplit_once(':').ok_or_else(invalid)?;
-        let ip = match ip.trim_matches(['[', ']']) {
-            "" => None,
-            "localhost" => Some(IpAddr::from([127, 0, 0, 1])),
-            ip => Some(ip.parse().map_err(|_| invalid())?),
-        };
-        Ok(Self { ip, port: port.parse().map_err(|_| invalid())? })
-    }
-}
-
-impl fmt::Display for ListenAddress {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self.ip {
-            None => write!(f, ":{}", self.port),
-            Some(ip) => std::net::SocketAddr::new(ip, self.port).fmt(f),
-        }
-    }
 }
 
 /// The URL of the server to cache: plain HTTP, a host and perhaps a port.
@@ -181,15 +149,6 @@ mod tests {
     #[test]
     fn the_command_line_is_consistent() {
         Args::command().debug_assert();
-    }
-
-    #[test]
-    fn reads_addresses() {
-        let parse = |text: &str| text.parse::<ListenAddress>();
-        assert_eq!(parse(":80").unwrap(), ListenAddress { ip: None, port: 80 });
-        assert_eq!(parse("[::1]:80").unwrap().to_string(), "[::1]:80");
-        assert!(parse("8300").unwrap_err().contains("write 127.0.0.1:8300"));
-        assert!(parse("host:x").is_err());
     }
 
     #[test]

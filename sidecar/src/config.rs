@@ -7,7 +7,8 @@ use std::{
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
-use larder_policy::{Coverage, Document, Metadata, Policy, coverage, document};
+use larder_api::config_map;
+use larder_policy::{Coverage, Document, Metadata, Policy, document};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
@@ -200,7 +201,7 @@ impl Config {
 
 /// The text of the coverage that the operator keeps beside a policy. One that can't be read allows nothing, as a missing one.
 async fn coverage_beside(policy: &Path) -> Option<String> {
-    tokio::fs::read_to_string(policy.with_file_name(coverage::FILE_NAME)).await.ok()
+    tokio::fs::read_to_string(policy.with_file_name(config_map::COVERAGE)).await.ok()
 }
 
 /// Leave to serve by a policy's document.

@@ -55,7 +55,7 @@ pub async fn request(args: &cli::Drain) -> anyhow::Result<()> {
         let connection = tokio::spawn(connection);
         let request = Request::builder()
             .method(Method::POST)
-            .uri("/drain")
+            .uri(larder_api::admin::path::DRAIN)
             .header(http::header::HOST, args.admin.to_string())
             .body(Empty::<Bytes>::new())?;
         let status = sender.send_request(request).await?.status();

@@ -3,7 +3,7 @@
 use std::{
     future::poll_fn,
     io, mem,
-    net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
+    net::{IpAddr, SocketAddr},
     pin::pin,
     sync::{Arc, atomic::Ordering},
     task::Poll,
@@ -14,6 +14,7 @@ use futures::future::select;
 use http::{HeaderValue, StatusCode, header::CONNECTION};
 use http_body_util::Either;
 use hyper::{server::conn::http1, service::service_fn};
+use larder_api::ListenAddress;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
@@ -23,7 +24,6 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    cli::ListenAddress,
     connections::{Admitted, turn_away},
     gate::{Gate, Refusal, Turnstile},
     head_room, headers,
@@ -62,21 +62,12 @@ const MAX_BUFFER: usize = 80 << 10;
 /// How long to wait when no connection can be accepted, because there are too many open files.
 pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
 
-/// Listens at an address; one without an IP means every address of the host.
+/// Binds a listen address.
 ///
 /// # Errors
-/// If the address is taken or not ours.
-pub async fn bind(address: &ListenAddress) -> io::Result<TcpListener> {
-    match address.ip {
-        Some(ip) => TcpListener::bind((ip, address.port)).await,
-        // Where IPv6 exists, its wildcard takes IPv4 too.
-        None => match TcpListener::bind((Ipv6Addr::UNSPECIFIED, address.port)).await {
-            Err(error) if error.kind() != io::ErrorKind::AddrInUse => {
-                TcpListener::bind((Ipv4Addr::UNSPECIFIED, address.port)).await
-            }
-            outcome => outcome,
-        },
-    }
+/// If the address is taken or does not belong to this host.
+pub fn bind(address: ListenAddress) -> io::Result<TcpListener> {
+    TcpListener::from_std(address.bind()?)
 }
 
 /// Accepts connections until `shutdown`, and hands each to a task of its own in `tasks`.

@@ -58,7 +58,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     tokio::spawn(Arc::clone(&config).watch(policy));
 
     let admin_listener =
-        listener::bind(&admin_listen).await.with_context(|| format!("can't listen on {admin_listen}"))?;
+        listener::bind(admin_listen).with_context(|| format!("can't listen on {admin_listen}"))?;
     tracing::info!(address = %admin_listener.local_addr()?, "admin API");
     let admin = Arc::new(Admin {
         config: Arc::clone(&config),
@@ -75,7 +75,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     let several = listen.len() > 1;
     let mut doors = Vec::with_capacity(listen.len());
     for (address, upstream) in listen.iter().zip(upstream) {
-        let listener = listener::bind(address).await.with_context(|| format!("can't listen on {address}"))?;
+        let listener = listener::bind(*address).with_context(|| format!("can't listen on {address}"))?;
         tracing::info!(address = %listener.local_addr()?, upstream = %upstream.authority, "listening");
         let target = several.then(|| upstream.port());
         let dialer = Arc::new(Dialer::new(&upstream, pod_ip));

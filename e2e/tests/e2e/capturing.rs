@@ -3,6 +3,7 @@
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, api::Patch};
+use larder_api::{admin::path, annotations};
 use larder_crds::ConditionType;
 use larder_e2e::{Workload, eventually, eventually::SOON, in_a_namespace, policy::sidecar_of};
 use serde_json::json;
@@ -23,7 +24,7 @@ async fn a_protocol_that_is_not_http_passes_through_the_captured_port() -> anyho
         );
         let pod = &sandbox.pods("app").await?[0];
         ensure!(sidecar_of(&pod.object).is_some(), "the sidecar was not in between");
-        let metrics = agent.get(&pod.admin("/metrics")).await?.body;
+        let metrics = agent.get(&pod.admin(path::METRICS)).await?.body;
         let spliced = metrics.lines().find(|line| line.starts_with("larder_spliced_connections_total"));
         let count =
             spliced.and_then(|line| line.rsplit(' ').next()).context("spliced connections aren't counted")?;
@@ -54,7 +55,7 @@ async fn a_pod_on_the_nodes_network_is_left_alone_with_the_reason() -> anyhow::R
 
         let pod = &sandbox.pods("app").await?[0];
         ensure!(sidecar_of(&pod.object).is_none(), "it was injected");
-        let skipped = pod.object["metadata"]["annotations"]["larder.dev/skipped"].as_str();
+        let skipped = pod.object["metadata"]["annotations"][annotations::SKIPPED].as_str();
         ensure!(skipped.is_some_and(|text| text.starts_with("HostNetwork: ")), "{skipped:?}");
         let injected = policy.condition(ConditionType::Injected, "False").await?;
         ensure!(injected.reason == "HostNetwork" && injected.message.contains("hostNetwork"), "{injected:?}");

@@ -5,6 +5,10 @@ use std::time::Instant;
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::Patch;
+use larder_api::{
+    admin::{PolicyReport, State, path},
+    config_map, names,
+};
 use larder_crds::ConditionType;
 use larder_e2e::{
     Sandbox, Workload, cluster, eventually,
@@ -83,10 +87,10 @@ async fn a_configuration_broken_by_hand_is_kept_out_and_reported() -> anyhow::Re
         write_configuration(sandbox, "spec: {routes: [{name: broken, ttl: soon").await?;
         let broken = policy.condition(ConditionType::ConfigCurrent, "False").await?;
         ensure!(broken.message.contains(&pods[0].name), "it does not name the pod: {broken:?}");
-        let said = agent.get(&pods[0].admin("/policy")).await?.json()?;
-        let error = said["error"].as_str().context("the sidecar reports no error")?;
+        let said: PolicyReport = agent.get(&pods[0].admin(path::POLICY)).await?.read()?;
+        let error = said.error.as_deref().context("the sidecar reports no error")?;
         ensure!(broken.message.contains(error), "{broken:?} does not say {error:?}");
-        ensure!(said["state"] == "serving", "it serves no more: {said}");
+        ensure!(said.state == State::Serving, "it serves no more: {said:?}");
         ensure_hit(&agent.get("http://app/items/1").await?)?;
         policy.condition(ConditionType::Ready, "False").await?;
 
@@ -99,14 +103,14 @@ async fn a_configuration_broken_by_hand_is_kept_out_and_reported() -> anyhow::Re
 }
 
 async fn configuration(sandbox: &Sandbox) -> anyhow::Result<String> {
-    let config_map = sandbox.api::<ConfigMap>().get("larder-cache").await?;
-    config_map.data.and_then(|mut data| data.remove("policy.yaml")).context("no policy.yaml")
+    let config_map = sandbox.api::<ConfigMap>().get(&names::config_map("cache")).await?;
+    config_map.data.and_then(|mut data| data.remove(config_map::DOCUMENT)).context("no document")
 }
 
 /// Edits the ConfigMap by hand.
 async fn write_configuration(sandbox: &Sandbox, text: &str) -> anyhow::Result<()> {
-    let patch = Patch::Merge(json!({"data": {"policy.yaml": text}}));
-    sandbox.api::<ConfigMap>().patch("larder-cache", &Default::default(), &patch).await?;
+    let patch = Patch::Merge(json!({"data": {config_map::DOCUMENT: text}}));
+    sandbox.api::<ConfigMap>().patch(&names::config_map("cache"), &Default::default(), &patch).await?;
     Ok(())
 }
 
@@ -131,7 +135,7 @@ async fn a_deleted_policy_passes_everything_through_until_the_last_sidecar_is_go
         ensure!(left.len() == 1 && left[0].uid == injected.uid, "the pod was replaced: {left:?}");
         let config_maps = sandbox.api::<ConfigMap>();
         ensure!(
-            config_maps.get_opt("larder-cache").await?.is_some(),
+            config_maps.get_opt(&names::config_map("cache")).await?.is_some(),
             "its ConfigMap went before its sidecar"
         );
 
@@ -140,7 +144,10 @@ async fn a_deleted_policy_passes_everything_through_until_the_last_sidecar_is_go
             let pods = sandbox.pods("app").await?;
             ensure!(pods.len() == 1 && pods[0].uid != injected.uid, "there is no new pod");
             ensure!(policy::sidecar_of(&pods[0].object).is_none(), "the new pod has a sidecar");
-            ensure!(config_maps.get_opt("larder-cache").await?.is_none(), "its ConfigMap is left");
+            ensure!(
+                config_maps.get_opt(&names::config_map("cache")).await?.is_none(),
+                "its ConfigMap is left"
+            );
             let secrets = sandbox.api::<Secret>().list(&Default::default()).await?.items;
             ensure!(secrets.is_empty(), "a Secret is left: {:?}", secrets[0].metadata);
             Ok(())

@@ -4,6 +4,7 @@ use std::time::Instant;
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Pod;
+use larder_api::labels;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Agent, Ask, Sandbox, Workload, alone_in_the_cluster, eventually,
@@ -141,7 +142,7 @@ async fn plain_pod_that_appears_later_is_reported_and_treated_as_the_policy_chos
         plain["apiVersion"] = json!("v1");
         plain["kind"] = json!("Pod");
         plain["metadata"]["name"] = json!("plain");
-        plain["metadata"]["labels"]["larder.dev/inject"] = json!("false");
+        plain["metadata"]["labels"][labels::INJECT] = json!("false");
         sandbox.apply(&[plain]).await?;
         let made = Instant::now();
         policy.condition(ConditionType::WritesSeen, "False").await?;

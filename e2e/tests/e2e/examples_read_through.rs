@@ -2,6 +2,7 @@
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Pod;
+use larder_api::admin::path;
 use larder_e2e::{
     Agent, Ask, Sandbox, eventually, eventually::SOON, examples, exec, in_a_namespace, policy::Policy, users,
 };
@@ -87,7 +88,7 @@ async fn measure(sandbox: &Sandbox, how: &str, lasting: &str, url: &str, keys: u
 async fn after_a_purge(sandbox: &Sandbox, agent: &Agent, path: &str) -> anyhow::Result<larder_e2e::Answer> {
     let token = sandbox.admin_token("read-through").await?;
     let pods = sandbox.pods("app").await?;
-    let purge = Ask::new("POST", &pods[0].admin("/purge")).json(&json!({"paths": [path]})).token(&token);
+    let purge = Ask::new("POST", &pods[0].admin(path::PURGE)).json(&json!({"paths": [path]})).token(&token);
     let purged = agent.send(&purge).await?;
     ensure!(purged.status == 200, "not purged: {purged:?}");
     agent.get(&format!("http://app{path}")).await

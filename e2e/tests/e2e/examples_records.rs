@@ -3,6 +3,10 @@
 use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use kube::api::LogParams;
+use larder_api::{
+    admin::{Stats, path},
+    names,
+};
 use larder_e2e::{Ask, Sandbox, eventually, eventually::SOON, examples, in_a_namespace, users};
 use serde_json::Value;
 
@@ -51,13 +55,14 @@ async fn examples_records_come_from_postgres_once_and_200_users_lose_nothing_in_
         ensure!(queries.p50_ms > 2.0 * hits.p50_ms, "memory is not faster: {report:?}");
 
         let token = sandbox.admin_token("records").await?;
-        let stats = agent.send(&Ask::get("http://app/_larder/stats").token(&token)).await?.json()?;
-        eprintln!("stats: {stats}");
-        let (hits, misses) = (number(&stats, "hits")?, number(&stats, "misses")?);
-        ensure!(hits >= hits_of(&report) as f64, "hits that are not counted: {stats}");
-        ensure!((100.0..=report.requests as f64).contains(&misses), "100 records were asked for: {stats}");
-        let rate = number(&stats, "hit_rate")?;
-        ensure!((rate - hits / (hits + misses)).abs() < 0.001, "not the rate of these: {stats}");
+        let ask = Ask::get(&format!("http://app/_larder{}", path::STATS)).token(&token);
+        let stats: Stats = agent.send(&ask).await?.read()?;
+        eprintln!("stats: {stats:?}");
+        let (hits, misses) = (stats.hits, stats.misses);
+        ensure!(hits >= hits_of(&report), "hits that are not counted: {stats:?}");
+        ensure!((100..=report.requests).contains(&misses), "100 records were asked for: {stats:?}");
+        let rate = hits as f64 / (hits + misses) as f64;
+        ensure!((stats.hit_rate - rate).abs() < 0.001, "not the rate of these: {stats:?}");
         Ok(())
     })
     .await
@@ -67,13 +72,9 @@ fn hits_of(report: &users::Report) -> u64 {
     report.count("hit")
 }
 
-fn number(stats: &Value, name: &str) -> anyhow::Result<f64> {
-    stats[name].as_f64().with_context(|| format!("no {name} in {stats}"))
-}
-
 /// Returns the messages in the sidecar's log.
 async fn messages(sandbox: &Sandbox, pod: &str) -> anyhow::Result<Vec<String>> {
-    let of_sidecar = LogParams { container: Some("larder-sidecar".to_owned()), ..Default::default() };
+    let of_sidecar = LogParams { container: Some(names::SIDECAR.to_owned()), ..Default::default() };
     let log = sandbox.api::<Pod>().logs(pod, &of_sidecar).await?;
     let lines = log.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
     Ok(lines.filter_map(|line| line["message"].as_str().map(str::to_owned)).collect())

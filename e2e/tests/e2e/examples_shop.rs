@@ -1,8 +1,9 @@
 //! `examples/shop`: users and posts, with what its policy says of each. `purging` has its writes to users.
 
-use anyhow::{Context, ensure};
+use anyhow::ensure;
+use larder_api::admin::{Stats, path};
 use larder_e2e::{Agent, Answer, Ask, Sandbox, in_a_namespace, sandbox::RunningPod};
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::common::{calls, deploy_shop, ensure_hit, ensure_not_hit, ttl};
 
@@ -28,13 +29,13 @@ async fn examples_shop_has_two_ttls_a_way_past_the_cache_and_keeps_200s_alone() 
         let after = calls(&agent, &pods).await?["GET /api/posts/"];
         ensure!(after == before + 2, "the application was asked {before} times before, {after} times after");
 
-        let kept = stats(sandbox, &agent, pod).await?["total_cached_keys"].clone();
+        let kept = stats(sandbox, &agent, pod).await?.total_cached_keys;
         for _ in 0..2 {
             let nobody = read(&agent, pod, "/api/users/999").await?;
             ensure!(nobody.status == 404 && !nobody.is_hit() && !nobody.is_stored(), "{nobody:?}");
         }
         let stats = stats(sandbox, &agent, pod).await?;
-        ensure!(stats["total_cached_keys"] == kept, "a 404 is kept: {stats}, not {kept}");
+        ensure!(stats.total_cached_keys == kept, "a 404 is kept: {stats:?}, not {kept}");
         Ok(())
     })
     .await
@@ -90,12 +91,11 @@ async fn examples_shop_drops_posts_by_a_post_and_by_their_key() -> anyhow::Resul
         }
 
         let stats = stats(sandbox, &agent, &pods[0]).await?;
-        eprintln!("stats of the shop: {stats}");
-        for counted in ["hits", "misses", "total_cached_keys"] {
-            ensure!(stats[counted].as_u64() > Some(0), "no {counted}: {stats}");
-        }
-        let top = stats["top_keys"].as_array().with_context(|| format!("no top_keys: {stats}"))?;
-        ensure!(top.iter().any(|key| key.to_string().contains("/api/posts/")), "not asked for most: {stats}");
+        eprintln!("stats of the shop: {stats:?}");
+        let counted = [stats.hits, stats.misses, stats.total_cached_keys];
+        ensure!(counted.iter().all(|count| *count > 0), "not counted: {stats:?}");
+        let top = &stats.top_keys;
+        ensure!(top.iter().any(|top| top.key.contains("/api/posts/")), "not asked for most: {stats:?}");
         Ok(())
     })
     .await
@@ -105,7 +105,7 @@ async fn read(agent: &Agent, pod: &RunningPod, path: &str) -> anyhow::Result<Ans
     agent.send(&Ask::get(&pod.url(path)).header("host", "shop")).await
 }
 
-async fn stats(sandbox: &Sandbox, agent: &Agent, pod: &RunningPod) -> anyhow::Result<Value> {
+async fn stats(sandbox: &Sandbox, agent: &Agent, pod: &RunningPod) -> anyhow::Result<Stats> {
     let token = sandbox.admin_token("shop").await?;
-    agent.send(&Ask::get(&pod.admin("/stats")).token(&token)).await?.json()
+    agent.send(&Ask::get(&pod.admin(path::STATS)).token(&token)).await?.read()
 }

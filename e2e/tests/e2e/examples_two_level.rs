@@ -1,6 +1,7 @@
 //! `examples/two-level`: a slow source behind memory and Redis.
 
 use anyhow::ensure;
+use larder_api::admin::{Stats, path};
 use larder_e2e::{
     Agent, Ask, Sandbox, eventually, eventually::SOON, examples, in_a_namespace, sandbox::RunningPod, users,
 };
@@ -38,12 +39,17 @@ async fn examples_two_level_asks_its_slow_source_once_for_100_users_of_3_pods() 
 async fn counted(sandbox: &Sandbox, agent: &Agent, pods: &[RunningPod]) -> anyhow::Result<()> {
     let token = sandbox.admin_token("two-level").await?;
     eventually("hits of both levels, misses and evictions are counted", SOON, async || {
-        let mut of_pods = Vec::new();
+        let mut of_pods: Vec<Stats> = Vec::new();
         for pod in pods {
-            of_pods.push(agent.send(&Ask::get(&pod.admin("/stats")).token(&token)).await?.json()?);
+            of_pods.push(agent.send(&Ask::get(&pod.admin(path::STATS)).token(&token)).await?.read()?);
         }
-        let sum = |name: &str| of_pods.iter().filter_map(|stats| stats[name].as_u64()).sum::<u64>();
-        let sums = ["l1_hits", "l2_hits", "cache_misses", "l1_evictions"].map(|name| (name, sum(name)));
+        let sum = |count: fn(&Stats) -> u64| of_pods.iter().map(count).sum::<u64>();
+        let sums = [
+            ("l1_hits", sum(|stats| stats.l1_hits)),
+            ("l2_hits", sum(|stats| stats.l2_hits)),
+            ("cache_misses", sum(|stats| stats.cache_misses)),
+            ("l1_evictions", sum(|stats| stats.l1_evictions)),
+        ];
         ensure!(sums.iter().all(|(_, sum)| *sum > 0), "not all of them: {sums:?}");
         eprintln!("the pods together: {sums:?}");
         Ok(())

@@ -3,6 +3,7 @@
 use anyhow::{Context, ensure};
 use k8s_openapi::api::{core::v1::Pod, discovery::v1::EndpointSlice};
 use kube::api::ListParams;
+use larder_api::{admin::path, annotations, labels, ports};
 use larder_e2e::{
     Ask, Workload, apply, eventually,
     eventually::{ROLLED, SOON},
@@ -33,11 +34,7 @@ async fn a_restricted_namespace_takes_the_injected_pod() -> anyhow::Result<()> {
         ensure!(context["capabilities"] == json!({"drop": ["ALL"]}), "{context}");
         ensure!(context["readOnlyRootFilesystem"] == true, "{context}");
         ensure!(context["seccompProfile"]["type"] == "RuntimeDefault", "{context}");
-        ensure!(
-            pod.object["metadata"]["labels"]["larder.dev/policy"] == "cache",
-            "{}",
-            pod.object["metadata"]
-        );
+        ensure!(pod.object["metadata"]["labels"][labels::POLICY] == "cache", "{}", pod.object["metadata"]);
         agent.get("http://app/items/1").await?;
         ensure_hit(&agent.get("http://app/items/1").await?)
     })
@@ -60,7 +57,7 @@ async fn probes_and_hooks_go_on_asking_the_application() -> anyhow::Result<()> {
 
         let ports = app["ports"].as_array().context("no ports")?;
         let http = ports.iter().find(|port| port["name"] == "http").context("the name is gone")?;
-        ensure!(http["containerPort"] == 24800, "the name does not lead to the sidecar: {ports:?}");
+        ensure!(http["containerPort"] == ports::DATA, "the name does not lead to the sidecar: {ports:?}");
         let own = ports
             .iter()
             .find(|port| port["containerPort"] == 8080)
@@ -76,7 +73,7 @@ async fn probes_and_hooks_go_on_asking_the_application() -> anyhow::Result<()> {
             ensure!(asked["port"] == 8080, "{pointer} asks the sidecar: {asked}");
         }
         ensure!(app["lifecycle"]["preStop"].get("sleep").is_none(), "its own hook stays: {app}");
-        let original = &pod.object["metadata"]["annotations"]["larder.dev/original"];
+        let original = &pod.object["metadata"]["annotations"][annotations::ORIGINAL];
         ensure!(original.as_str().is_some_and(|original| original.contains("http")), "{original}");
         eventually("the kubelet asks the application", SOON, async || {
             let calls = agent.get(&pod.app("/calls")).await?.json()?;
@@ -99,7 +96,7 @@ async fn probes_and_hooks_go_on_asking_the_application() -> anyhow::Result<()> {
             .flat_map(|slice| slice.ports.iter().flatten())
             .filter_map(|port| port.port)
             .collect();
-        ensure!(ports == [24800], "the Service leads to {ports:?}");
+        ensure!(ports == [i32::from(ports::DATA)], "the Service leads to {ports:?}");
         Ok(())
     })
     .await
@@ -229,7 +226,7 @@ async fn the_application_starts_without_the_config_map_and_the_secrets() -> anyh
         .await?;
         let answer = agent.get(&orphan.url("/items/1")).await?;
         ensure!(answer.status == 200 && answer.cache_status().contains("no-policy"), "{answer:?}");
-        let refused = agent.send(&Ask::get(&orphan.admin("/stats")).token("")).await?;
+        let refused = agent.send(&Ask::get(&orphan.admin(path::STATS)).token("")).await?;
         ensure!(refused.status == 401, "no token lets everybody in: {refused:?}");
         Ok(())
     })
@@ -241,7 +238,7 @@ async fn a_pod_that_opts_out_stays_as_it_is() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let policy = sandbox.policy("cache", IN_MEMORY).await?;
         policy.injects(&Workload::deployment("app", 1).template()?).await?;
-        let workload = Workload::deployment("app", 1).labels(json!({"larder.dev/inject": "false"}));
+        let workload = Workload::deployment("app", 1).labels(json!({labels::INJECT: "false"}));
         sandbox.apply(&workload.objects()?).await?;
         sandbox.rolled_out("app").await?;
         ensure!(sidecar_of(&sandbox.pods("app").await?[0].object).is_none(), "it was injected");

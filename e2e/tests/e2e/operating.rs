@@ -6,6 +6,7 @@ use kube::{
     Api,
     api::{ListParams, Patch},
 };
+use larder_api::names;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Sandbox, Workload, alone_in_the_cluster, cluster, eventually, eventually::ROLLED, policy::sidecar_of,
@@ -65,9 +66,9 @@ async fn while_the_webhook_is_down_pods_start_and_are_counted_as_missed_and_name
 /// Scales the operator, waits until it is so, and gives how many replicas it had.
 pub(crate) async fn scale_operator(sandbox: &Sandbox, replicas: i32) -> anyhow::Result<i32> {
     let deployments = Api::<Deployment>::namespaced(sandbox.client.clone(), cluster::NAMESPACE);
-    let before = deployments.get(cluster::OPERATOR).await?.spec.and_then(|spec| spec.replicas).unwrap_or(1);
+    let before = deployments.get(names::OPERATOR).await?.spec.and_then(|spec| spec.replicas).unwrap_or(1);
     let patch = Patch::Merge(json!({"spec": {"replicas": replicas}}));
-    deployments.patch(cluster::OPERATOR, &Default::default(), &patch).await?;
+    deployments.patch(names::OPERATOR, &Default::default(), &patch).await?;
     if replicas > 0 {
         cluster::operator_is_ready(&sandbox.client).await?;
         return Ok(before);

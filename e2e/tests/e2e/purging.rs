@@ -1,6 +1,7 @@
 //! Invalidation of stored responses.
 
 use anyhow::ensure;
+use larder_api::admin::{Stats, path};
 use larder_crds::ConditionType;
 use larder_e2e::{Agent, Ask, Workload, examples, in_a_namespace, sandbox::RunningPod};
 use serde_json::{Value, json};
@@ -59,10 +60,10 @@ async fn keys_paths_and_tags_are_purged_by_those_who_have_the_token() -> anyhow:
         let [asked, other] = &pods[..] else { anyhow::bail!("not two pods: {pods:?}") };
 
         for ask in [
-            Ask::get(&asked.admin("/stats")),
-            Ask::new("POST", &asked.admin("/purge")).json(&json!({"tags": ["item:1"]})),
+            Ask::get(&asked.admin(path::STATS)),
+            Ask::new("POST", &asked.admin(path::PURGE)).json(&json!({"tags": ["item:1"]})),
             Ask::new("DELETE", &asked.admin("/entries/GET%3A%2Fitems%2F1")),
-            Ask::new("POST", &asked.admin("/purge"))
+            Ask::new("POST", &asked.admin(path::PURGE))
                 .json(&json!({"tags": ["item:1"]}))
                 .token("not-the-token"),
         ] {
@@ -73,7 +74,7 @@ async fn keys_paths_and_tags_are_purged_by_those_who_have_the_token() -> anyhow:
 
         let by_key = Ask::new("DELETE", &asked.admin("/entries/GET%3Ahttp%3A%2F%2Fapp%2Fitems%2F1"));
         purges(&agent, &pods, &by_key.token(&token), &["/items/1"], &["/items/2", "/items/1?a=b"]).await?;
-        let post = |names: Value| Ask::new("POST", &other.admin("/purge")).json(&names).token(&token);
+        let post = |names: Value| Ask::new("POST", &other.admin(path::PURGE)).json(&names).token(&token);
         let keys = post(json!({"keys": ["GET:/items/1"]}));
         purges(&agent, &pods, &keys, &["/items/1"], &["/items/2", "/items/1?a=b"]).await?;
         let paths = post(json!({"paths": ["/items/1"]}));
@@ -84,8 +85,8 @@ async fn keys_paths_and_tags_are_purged_by_those_who_have_the_token() -> anyhow:
 
         let nothing = agent.send(&post(json!({}))).await?;
         ensure!(nothing.status == 400, "an empty purge is a mistake: {nothing:?}");
-        let stats = agent.send(&Ask::get(&asked.admin("/stats")).token(&token)).await?;
-        ensure!(stats.status == 200 && stats.json()?["hits"].as_u64() > Some(0), "{stats:?}");
+        let stats = agent.send(&Ask::get(&asked.admin(path::STATS)).token(&token)).await?;
+        ensure!(stats.status == 200 && stats.read::<Stats>()?.hits > 0, "{stats:?}");
         Ok(())
     })
     .await

@@ -1,6 +1,7 @@
 //! Metrics and traces of the sidecars.
 
 use anyhow::Context;
+use larder_api::{admin::path, names};
 use larder_e2e::{Workload, environment, eventually, eventually::SOON, in_a_namespace, workload};
 use serde_json::{Value, json};
 
@@ -20,7 +21,7 @@ async fn metrics_arrive_at_a_collector() -> anyhow::Result<()> {
         ensure_hit(&agent.get("http://app/items/1").await?)?;
 
         let pod = &sandbox.pods("app").await?[0];
-        let scraped = agent.get(&pod.admin("/metrics")).await?.body;
+        let scraped = agent.get(&pod.admin(path::METRICS)).await?.body;
         has_series(
             &scraped,
             "larder_requests_total",
@@ -38,7 +39,7 @@ async fn metrics_arrive_at_a_collector() -> anyhow::Result<()> {
             has_series(&exported, "larder_request_duration_seconds_count", &[("outcome", "miss")])?;
             let reporter = [("k8s_pod_name", pod.name.as_str()), ("k8s_namespace_name", &sandbox.name)];
             has_series(&exported, "larder_requests_total", &reporter)?;
-            has_series(&exported, "larder_l1_entries", &[("service_name", "larder-sidecar")])
+            has_series(&exported, "larder_l1_entries", &[("service_name", names::SIDECAR)])
         })
         .await
     })

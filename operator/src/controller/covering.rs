@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 
 use jiff::Timestamp;
 use kube::ResourceExt;
+use larder_api::admin::PolicyReport;
 use larder_crds::CachePolicy;
 use larder_policy::{Coverage, spec::CacheSpec};
 
@@ -14,7 +15,6 @@ use super::{
 use crate::{
     coverage::{self, Assessment, View, Writer},
     error::Result,
-    sidecars::Answer,
     survey::Survey,
 };
 
@@ -79,7 +79,7 @@ impl Leader {
         Place { namespace, policy }: Place<'_>,
         covered: &mut Covered,
         surveyed: &Survey,
-        answers: &BTreeMap<String, Result<Answer, String>>,
+        answers: &BTreeMap<String, Result<PolicyReport, String>>,
         now: Timestamp,
     ) -> Result<(), Refused> {
         let (name, uid) = (policy.name_any(), policy.uid().unwrap_or_default());

@@ -8,6 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt, runtime::controller::Action};
+use larder_api::admin::State as CacheState;
 use larder_crds::{CachePolicy, CachePolicyStatus, ConditionType, RolloutStrategy};
 use larder_policy::coverage::State;
 
@@ -168,7 +169,7 @@ impl Leader {
             return Err(first.error);
         }
         let edited = held.is_some_and(|held| status.config_hash != Some(held.hash));
-        let heard = answers.values().flatten().all(|answer| !answer.waits())
+        let heard = answers.values().flatten().all(|answer| answer.state != CacheState::Waiting)
             || view.is_some_and(|view| view.state != State::Serving && view.assessment.awaited.is_empty());
         let rests = settled(&surveyed, &status, strategy, now) && heard && !edited;
         Ok(Action::requeue(if rests { LATER } else { SOON }))

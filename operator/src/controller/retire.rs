@@ -8,13 +8,13 @@ use std::{sync::Arc, time::Duration};
 
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
 use kube::{Api, ResourceExt, runtime::controller::Action};
+use larder_api::{annotations, labels, names};
 use larder_crds::{CachePolicy, RolloutStrategy};
 
 use super::{Leader, rolling::WebhookState};
 use crate::{
     compile::{self, Owner},
     error::Result,
-    names,
     survey::{Subject, has_sidecar, is_finished, survey},
     world::in_namespace,
 };
@@ -25,7 +25,7 @@ const SOON: Duration = Duration::from_millis(1500);
 pub(super) async fn reconcile(map: Arc<ConfigMap>, leader: Arc<Leader>) -> Result<Action> {
     leader.world.ready().await?;
     let namespace = map.namespace().unwrap_or_default();
-    let Some(name) = map.labels().get(names::POLICY_LABEL).cloned() else {
+    let Some(name) = map.labels().get(labels::POLICY).cloned() else {
         return Ok(Action::await_change());
     };
     if map.name_any() != names::config_map(&name) || map.metadata.deletion_timestamp.is_some() {
@@ -43,7 +43,7 @@ impl Leader {
         let left = in_namespace(&self.world.pods, namespace).iter().any(|pod| {
             has_sidecar(pod)
                 && !is_finished(pod)
-                && pod.labels().get(names::POLICY_LABEL).is_some_and(|of| of == name)
+                && pod.labels().get(labels::POLICY).is_some_and(|of| of == name)
         });
         if !left {
             self.shared.registration.ensure().await?;
@@ -51,7 +51,7 @@ impl Leader {
             tracing::info!(namespace, name, "the last pod of a deleted policy is gone");
             return Ok(Action::await_change());
         }
-        let strategy = match map.annotations().get(names::ROLLOUT_STRATEGY).map(String::as_str) {
+        let strategy = match map.annotations().get(annotations::ROLLOUT_STRATEGY).map(String::as_str) {
             Some("OnCreate") => RolloutStrategy::OnCreate,
             _ => RolloutStrategy::Restart,
         };

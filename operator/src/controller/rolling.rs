@@ -5,13 +5,14 @@ use std::time::Duration;
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
+use larder_api::names;
 use larder_crds::selector;
 use tokio::time::Instant;
 
 use super::{Leader, writes::Refused};
 use crate::{
     error::Result,
-    events, names,
+    events,
     reach::reach,
     rollout::{Decision, Fault, PodState, decide},
     survey::Survey,

@@ -15,8 +15,9 @@ use kube::{
     api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions},
     core::ApiResource,
 };
+use larder_api::{annotations, config_map, labels, names};
 use larder_crds::{CachePolicy, CachePolicyStatus, RolloutStrategy};
-use larder_policy::{Coverage, coverage};
+use larder_policy::Coverage;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant};
 
@@ -24,7 +25,6 @@ use super::Leader;
 use crate::{
     compile::{self, Compiled},
     error::{Error, Result},
-    names,
     survey::PodReport,
     workload::{Workload, WorkloadKind},
 };
@@ -96,9 +96,12 @@ impl Leader {
         let (map, wrote) = match &current {
             Some(map) if recorded == Some(compiled.hash.as_str()) => {
                 let strategy = compile::strategy_name(strategy);
-                if map.annotations().get(names::ROLLOUT_STRATEGY).is_none_or(|recorded| recorded != strategy)
+                if map
+                    .annotations()
+                    .get(annotations::ROLLOUT_STRATEGY)
+                    .is_none_or(|recorded| recorded != strategy)
                 {
-                    let annotations = json!({ names::ROLLOUT_STRATEGY: strategy });
+                    let annotations = json!({ annotations::ROLLOUT_STRATEGY: strategy });
                     annotate(&maps, &name, annotations).await?;
                 }
                 (map.clone(), false)
@@ -128,7 +131,7 @@ impl Leader {
         coverage: Option<&Coverage>,
     ) -> Result<()> {
         let maps: Api<ConfigMap> = Api::namespaced(self.shared.client.clone(), namespace);
-        let body = json!({ "data": { coverage::FILE_NAME: coverage.map(Coverage::to_json) } });
+        let body = json!({ "data": { config_map::COVERAGE: coverage.map(Coverage::to_json) } });
         let options =
             PatchParams { field_manager: Some(names::COVERAGE_MANAGER.into()), ..PatchParams::default() };
         match maps.patch_metadata(&names::config_map(policy), &options, &Patch::Merge(&body)).await {
@@ -145,7 +148,7 @@ impl Leader {
             return Ok(());
         }
         tokens.retain(|_, until| Instant::now() < *until);
-        let labels = [(names::MANAGED_BY_LABEL, names::MANAGED_BY), (names::POLICY_LABEL, policy)];
+        let labels = [(labels::MANAGED_BY, labels::MANAGER), (labels::POLICY, policy)];
         let secret = Secret {
             metadata: ObjectMeta {
                 name: Some(names::admin_secret(policy)),
@@ -201,9 +204,9 @@ impl Leader {
             pod.injected && (pod.config_hash.as_deref() != Some(hash) || !is_told)
         });
         let touches = stale.map(async |pod| {
-            let mut annotations = json!({ names::CONFIG_HASH: hash });
+            let mut annotations = json!({ annotations::CONFIG_HASH: hash });
             if let Some(coverage) = &coverage {
-                annotations[names::COVERAGE] = json!(coverage);
+                annotations[annotations::COVERAGE] = json!(coverage);
             }
             let error = annotate(&api, &pod.name, annotations).await.err()?;
             Some(Refused { what: format!("could not annotate pod {}", pod.name), error })
@@ -215,18 +218,17 @@ impl Leader {
     pub(super) async fn restart(&self, namespace: &str, workload: &Workload, now: Timestamp) -> Result<()> {
         let body = json!({
             "metadata": { "annotations": {
-                names::ROLL_ATTEMPTS: (workload.progress.tries() + 1).to_string(),
-                names::ROLL_AIM: workload.aim,
+                annotations::ROLL_ATTEMPTS: (workload.progress.tries() + 1).to_string(),
+                annotations::ROLL_AIM: workload.aim,
             } },
-            "spec": { "template": { "metadata": { "annotations": { names::RESTARTED_AT: now.to_string() } } } },
+            "spec": { "template": { "metadata": { "annotations": { annotations::RESTARTED_AT: now.to_string() } } } },
         });
         self.patch_workload(namespace, workload, body).await
     }
 
     /// Resets the number of a workload's ineffective restarts.
     pub(super) async fn forget_attempts(&self, namespace: &str, workload: &Workload) -> Result<()> {
-        let body =
-            json!({ "metadata": { "annotations": { names::ROLL_ATTEMPTS: null, names::ROLL_AIM: null } } });
+        let body = json!({ "metadata": { "annotations": { annotations::ROLL_ATTEMPTS: null, annotations::ROLL_AIM: null } } });
         self.patch_workload(namespace, workload, body).await
     }
 

@@ -2,12 +2,13 @@
 
 use std::collections::BTreeMap;
 
+use larder_api::{admin::path, config_map, names};
 use larder_crds::LogLevel;
 use larder_policy::spec::SecretKeyRef;
 use serde_json::{Value, json};
 
 use super::Context;
-use crate::{capture::Captured, compile, names};
+use crate::{capture::Captured, compile};
 
 /// The user of the sidecar's process, equal to the image's.
 const USER: u32 = 65532;
@@ -33,7 +34,7 @@ pub(super) fn container(context: &Context<'_>, captured: &[Captured], secrets: &
         "--admin-listen".to_owned(),
         format!(":{}", settings.admin_port),
         "--policy".to_owned(),
-        format!("{POLICY_FOLDER}/policy.yaml"),
+        format!("{POLICY_FOLDER}/{}", config_map::DOCUMENT),
         "--admin-token-file".to_owned(),
         format!("{ADMIN_FOLDER}/token"),
         "--pod-ip".to_owned(),
@@ -69,8 +70,8 @@ pub(super) fn container(context: &Context<'_>, captured: &[Captured], secrets: &
         "args": args,
         "env": env,
         "ports": [{ "name": "larder-admin", "containerPort": settings.admin_port, "protocol": "TCP" }],
-        "readinessProbe": { "httpGet": admin("/readyz"), "periodSeconds": 2, "timeoutSeconds": 1, "failureThreshold": 3 },
-        "livenessProbe": { "httpGet": admin("/livez"), "periodSeconds": 10, "timeoutSeconds": 2, "failureThreshold": 3 },
+        "readinessProbe": { "httpGet": admin(path::READYZ), "periodSeconds": 2, "timeoutSeconds": 1, "failureThreshold": 3 },
+        "livenessProbe": { "httpGet": admin(path::LIVEZ), "periodSeconds": 10, "timeoutSeconds": 2, "failureThreshold": 3 },
         "lifecycle": { "preStop": { "exec": {
             "command": ["/larder-sidecar", "drain", "--admin", format!("127.0.0.1:{}", settings.admin_port)],
         } } },

@@ -35,8 +35,8 @@ fn missed(name: &str) -> PodReport {
     PodReport { injected: false, ready: false, captured: vec![], fault, ..right(name) }
 }
 
-fn answer(hash: &str) -> Result<Answer, String> {
-    Ok(Answer { hash: Some(hash.into()), ..Answer::default() })
+fn answer(hash: &str) -> Result<PolicyReport, String> {
+    Ok(PolicyReport { hash: Some(hash.into()), ..PolicyReport::default() })
 }
 
 /// Inputs of a test; defaults describe a healthy state.
@@ -44,7 +44,7 @@ pub(crate) struct Scene {
     pub(crate) spec: Value,
     pub(crate) refusal: Option<Refusal>,
     pub(crate) pods: Vec<PodReport>,
-    pub(crate) answers: Vec<(&'static str, Result<Answer, String>)>,
+    pub(crate) answers: Vec<(&'static str, Result<PolicyReport, String>)>,
     pub(crate) coverage: Option<View>,
     pub(crate) services: Value,
     pub(crate) webhook: Option<&'static str>,
@@ -239,7 +239,7 @@ fn sidecar_is_current_once_confirmed() {
 #[test]
 fn a_tier_that_is_down_does_not_make_the_policy_unready() {
     let mut down = answer(HASH).unwrap();
-    down.tiers = [("redis".to_owned(), "down".to_owned())].into();
+    down.tiers = [("redis".to_owned(), TierState::Down)].into();
     let scene = || Scene { answers: vec![("a", Ok(down.clone()))], ..Scene::default() };
     scene().expect(ConditionType::TiersHealthy, "False", "TierDown", "redis does not respond to pod a");
     scene().expect(ConditionType::Ready, "True", "Serving", "1 pods");

@@ -1,5 +1,6 @@
 //! The condition `WritesSeen`: every write to the pods passes through a sidecar that purges by it.
 
+use larder_api::admin::State as CacheState;
 use larder_crds::RolloutStrategy;
 use larder_policy::{coverage::State, spec::UnseenWrites};
 
@@ -54,7 +55,7 @@ pub(super) fn waiting(seen: &Observation<'_>, writes: &Verdict) -> Option<Verdic
         return Some(Verdict::new(false, WAITING, writes.message.clone()));
     }
     let answers = || seen.answers.values().filter_map(|answer| answer.as_ref().ok());
-    let waiting = answers().filter(|answer| answer.waits()).count();
+    let waiting = answers().filter(|answer| answer.state == CacheState::Waiting).count();
     let message = format!(
         "{waiting} of {} sidecars have not yet learned that every pod has the sidecar, and pass everything through",
         answers().count()
@@ -93,13 +94,13 @@ fn remedy(seen: &Observation<'_>) -> Option<&'static str> {
 
 #[cfg(test)]
 mod tests {
+    use larder_api::admin::PolicyReport;
     use larder_crds::ConditionType::{Ready, WritesSeen};
     use serde_json::json;
 
     use super::*;
     use crate::{
         coverage::{Assessment, View},
-        sidecars::Answer,
         status::tests::{HASH, Scene},
     };
 
@@ -144,7 +145,8 @@ mod tests {
     #[test]
     fn uninformed_sidecars_are_not_ready() {
         let covered = scene(State::Serving, UnseenWrites::PassThrough, None, "Restart");
-        let waits = Answer { hash: Some(HASH.into()), state: Some("waiting".into()), ..Answer::default() };
+        let waits =
+            PolicyReport { hash: Some(HASH.into()), state: CacheState::Waiting, ..PolicyReport::default() };
         let unheard = Scene { answers: vec![("a", Ok(waits))], ..covered };
         unheard.expect(Ready, "False", "WaitingForPods", "1 of 1 sidecars have not yet learned");
     }

@@ -14,10 +14,8 @@ use rcgen::{
     KeyUsagePurpose,
 };
 
-use crate::{
-    error::{Error, Result},
-    names,
-};
+use crate::error::{Error, Result};
+use larder_api::{annotations, names};
 
 const LEAF_LIFE: SignedDuration = SignedDuration::from_hours(30 * 24);
 const CA_LIFE: SignedDuration = SignedDuration::from_hours(365 * 24);
@@ -67,7 +65,8 @@ impl Material {
             String::from_utf8(bytes.clone()).ok()
         };
         let issued = |name: &str| {
-            let at = secret.metadata.annotations.as_ref()?.get(&issued_at(name))?.parse().ok()?;
+            let at =
+                secret.metadata.annotations.as_ref()?.get(&annotations::issued_at(name))?.parse().ok()?;
             Some(Issued { certificate: text(format!("{name}.crt"))?, key: text(format!("{name}.key"))?, at })
         };
         let bad = |key| Error::BadSecret { secret: names::TLS_SECRET, key };
@@ -118,12 +117,10 @@ impl Material {
             (NEXT_CA, next_ca.as_ref()),
             (PREVIOUS_CA, previous_ca.as_ref()),
         ];
-        all.into_iter().filter_map(|(name, issued)| Some((issued_at(name), issued?.at.to_string()))).collect()
+        all.into_iter()
+            .filter_map(|(name, issued)| Some((annotations::issued_at(name), issued?.at.to_string())))
+            .collect()
     }
-}
-
-fn issued_at(name: &str) -> String {
-    format!("larder.dev/{name}-issued-at")
 }
 
 /// Returns the contents that the Secret must have at `now`, if they differ from the current ones.

@@ -1,4 +1,4 @@
-//! `GET /entries/{key}`: what is stored under a key.
+//! `GET /entries/{key}`: stored responses of a key.
 
 use std::{collections::BTreeMap, sync::Arc};
 
@@ -8,16 +8,16 @@ use axum::{
     extract::{FromRequestParts, Path, State},
 };
 use http::{StatusCode, request::Parts};
+use larder_api::admin::{Entries, Entry, KEY_PATTERN, Place, RedisLookup, Standing, StoredResponse};
 use larder_policy::{Lifetimes, policy::Match};
 use percent_encoding::percent_decode_str;
 use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 
 use super::{
     Admin,
-    answer::{Answer, Standing},
+    answer::{standing, stored_response},
     key_text::KeyText,
-    purging::KEY,
     refused::{Refused, refuses},
     token::{Token, guarded},
 };
@@ -51,7 +51,7 @@ struct KeyInPath {
     /// A whole key as `/stats` lists it, such as `GET:http://shop/api/posts/?page=2#accept-language=de`, or a short one, such as
     /// `GET:/api/posts/?page=2`, for all hosts and all such headers. Encode it.
     #[serde(rename = "key")]
-    #[schemars(regex(pattern = KEY), example = "GET:/api/users/1")]
+    #[schemars(regex(pattern = KEY_PATTERN), example = "GET:/api/users/1")]
     _key: String,
 }
 
@@ -61,53 +61,6 @@ impl OperationInput for Keys {
     }
 }
 
-/// What is stored under a key.
-#[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Entries {
-    /// What is stored, in memory first.
-    entries: Vec<Kept>,
-    /// Whether Redis was asked.
-    redis: Redis,
-}
-
-/// Whether Redis was asked.
-#[derive(Debug, Serialize, JsonSchema)]
-struct Redis {
-    /// Whether it answered. It is asked for whole keys alone.
-    answered: bool,
-    /// Why it did not although it was asked.
-    error: Option<String>,
-}
-
-/// What is stored in one place.
-#[derive(Debug, Serialize, JsonSchema)]
-struct Kept {
-    /// The whole key. That of a variant has a line for each header that it differs by.
-    key: String,
-    /// Where it is.
-    tier: Place,
-    /// The route that takes requests of this key; null if none does.
-    route: Option<String>,
-    /// Whether it is served to a client that asks for nothing special, and why.
-    standing: Standing,
-    /// Whether it is served to such a client now.
-    served: bool,
-    /// The headers that variants differ by.
-    vary: Vec<String>,
-    /// The answer, where one is stored and can be read.
-    answer: Option<Answer>,
-}
-
-/// Where something is stored.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-enum Place {
-    /// This pod's memory.
-    L1,
-    /// Redis.
-    L2,
-}
-
 pub(super) async fn entries(
     _: Token,
     State(admin): State<Arc<Admin>>,
@@ -115,7 +68,7 @@ pub(super) async fn entries(
 ) -> Result<Json<Entries>, Refused> {
     let serving = Arc::clone(&admin.config.serving());
     let mut found = in_memory(&serving, &keys);
-    let mut redis = Redis { answered: false, error: None };
+    let mut redis = RedisLookup::default();
     for key in keys.iter().filter_map(|key| KeyText::parse(key)) {
         match in_redis(&serving, key).await {
             None => {}
@@ -128,9 +81,9 @@ pub(super) async fn entries(
     }
     if found.is_empty() {
         let elsewhere = match &redis {
-            Redis { error: Some(error), .. } => format!("; redis could not be asked: {error}"),
-            Redis { answered: true, .. } => "; redis has nothing either".to_owned(),
-            Redis { .. } => String::new(),
+            RedisLookup { error: Some(error), .. } => format!("; redis could not be asked: {error}"),
+            RedisLookup { answered: true, .. } => "; redis has nothing either".to_owned(),
+            RedisLookup { .. } => String::new(),
         };
         let detail = format!("memory holds nothing under {:?}{elsewhere}", keys[0]);
         return Err(Refused::new(StatusCode::NOT_FOUND, detail));
@@ -139,7 +92,7 @@ pub(super) async fn entries(
 }
 
 /// What memory holds under these keys, whole or short, and their variants.
-fn in_memory(serving: &Serving, keys: &[String]) -> Vec<Kept> {
+fn in_memory(serving: &Serving, keys: &[String]) -> Vec<Entry> {
     // They are looked at when no lock of the cache is held.
     let mut held = BTreeMap::new();
     serving.l1.for_each(|Held { key: text, stored, hits, .. }| {
@@ -152,18 +105,18 @@ fn in_memory(serving: &Serving, keys: &[String]) -> Vec<Kept> {
         .filter_map(|(text, (stored, hits))| {
             let route = KeyText::parse(&text)?.route(serving);
             let kept = match stored {
-                Stored::Entry(entry) => {
+                Stored::Entry(stored) => {
                     let lifetimes = lifetimes(route);
-                    let standing = Standing::of(&entry, serving, lifetimes);
-                    let answer = Answer::of(&entry, lifetimes).asked_for(hits);
-                    Kept::new(&text, Place::L1, route, standing, Some(answer))
+                    let state = standing(&stored, serving, lifetimes);
+                    let answer = StoredResponse { hits: Some(hits), ..stored_response(&stored, lifetimes) };
+                    entry(&text, Place::L1, route, state, Some(answer))
                 }
                 Stored::Vary(names) => {
                     let vary = names.iter().map(ToString::to_string).collect();
-                    Kept { vary, ..Kept::new(&text, Place::L1, route, Standing::Variants, None) }
+                    Entry { vary, ..entry(&text, Place::L1, route, Standing::Variants, None) }
                 }
                 Stored::Unshared { until } if monotonic_ms() < until => {
-                    Kept::new(&text, Place::L1, route, Standing::Unshared, None)
+                    entry(&text, Place::L1, route, Standing::Unshared, None)
                 }
                 Stored::Unshared { .. } => return None,
             };
@@ -173,7 +126,7 @@ fn in_memory(serving: &Serving, keys: &[String]) -> Vec<Kept> {
 }
 
 /// What Redis holds under a key; `None` if there is no Redis.
-async fn in_redis(serving: &Serving, key: KeyText<'_>) -> Option<Result<Option<Kept>, String>> {
+async fn in_redis(serving: &Serving, key: KeyText<'_>) -> Option<Result<Option<Entry>, String>> {
     let l2 = serving.l2.as_ref()?;
     let (route, headers) = (key.route(serving), key.headers());
     let names = key.purge_names(route);
@@ -181,17 +134,17 @@ async fn in_redis(serving: &Serving, key: KeyText<'_>) -> Option<Result<Option<K
     let rules = Rules { targets: serving.policy.targets(), set_cookie };
     let limits = Limits { rules, max_body: serving.policy.l1.max_object_size.0 };
     let lookup = l2.lookup(key.base(), &headers, &names, limits, Patience::Hard).await;
-    let kept = |standing, answer| Kept::new(key.base(), Place::L2, route, standing, answer);
+    let kept = |state, answer| entry(key.base(), Place::L2, route, state, answer);
     Some(match lookup.map(|lookup| lookup.found) {
         Err(error) => Err(error.to_string()),
         Ok(Found::Nothing) => Ok(None),
         Ok(Found::OtherVariants) => Ok(Some(kept(Standing::Variants, None))),
         Ok(Found::Purged) => Ok(Some(kept(Standing::Purged, None))),
-        Ok(Found::Entry(vary, entry)) => {
+        Ok(Found::Entry(vary, stored)) => {
             let lifetimes = lifetimes(route);
-            let standing = Standing::of(&entry, serving, lifetimes);
+            let state = standing(&stored, serving, lifetimes);
             let vary = vary.iter().map(ToString::to_string).collect();
-            Ok(Some(Kept { vary, ..kept(standing, Some(Answer::of(&entry, lifetimes))) }))
+            Ok(Some(Entry { vary, ..kept(state, Some(stored_response(&stored, lifetimes))) }))
         }
     })
 }
@@ -200,25 +153,17 @@ fn lifetimes(route: Option<Match<'_>>) -> Option<&Lifetimes> {
     route.map(|found| &found.route.lifetimes)
 }
 
-impl Kept {
-    fn new(
-        key: &str,
-        tier: Place,
-        route: Option<Match<'_>>,
-        standing: Standing,
-        answer: Option<Answer>,
-    ) -> Self {
-        let route = route.map(|found| found.route.name.clone());
-        Self {
-            key: key.to_owned(),
-            tier,
-            route,
-            standing,
-            served: standing.is_served(),
-            vary: vec![],
-            answer,
-        }
-    }
+/// Returns an entry without the headers by which variants differ.
+fn entry(
+    key: &str,
+    tier: Place,
+    route: Option<Match<'_>>,
+    standing: Standing,
+    answer: Option<StoredResponse>,
+) -> Entry {
+    let route = route.map(|found| found.route.name.clone());
+    let served = standing.is_served();
+    Entry { key: key.to_owned(), tier, route, standing, served, vary: vec![], answer }
 }
 
 pub(super) fn about(operation: TransformOperation<'_>) -> TransformOperation<'_> {

@@ -1,7 +1,6 @@
 //! What everybody may know: whether the sidecar lives, what it serves by, and its metrics.
 
 use std::{
-    collections::BTreeMap,
     net::SocketAddr,
     sync::{Arc, atomic::Ordering},
 };
@@ -13,8 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header};
-use schemars::JsonSchema;
-use serde::Serialize;
+use larder_api::admin::{PolicyReport, State as CacheState, TierState};
 
 use super::{
     Admin,
@@ -64,79 +62,45 @@ pub(super) fn about_metrics(operation: TransformOperation<'_>) -> TransformOpera
     refuses::<500>(operation, "They could not be gathered.")
 }
 
-/// What is served by.
-#[derive(Debug, Serialize, JsonSchema)]
-pub(super) struct Served {
-    /// The hash of the configuration; null without one.
-    hash: Option<String>,
-    /// Whether requests are looked up at all.
-    state: Looking,
-    /// Why the configuration that is there now was refused; null if it was not.
-    error: Option<String>,
-    /// The tiers besides memory, by kind and name.
-    tiers: BTreeMap<String, Up>,
-    /// Why a tier is not connected, or not by what its secrets say now, by the tier's kind and name. No secret is in it.
-    troubles: BTreeMap<String, String>,
-}
-
-/// Whether requests are looked up at all.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-#[schemars(rename = "State")]
-enum Looking {
-    /// They are.
-    Serving,
-    /// Everything passes: the policy says so.
-    Suspended,
-    /// Everything passes: a pod without a sidecar takes writes, or may.
-    Waiting,
-    /// Everything passes: there is no policy.
-    Absent,
-}
-
-impl From<Mode> for Looking {
-    fn from(mode: Mode) -> Self {
-        match mode {
-            Mode::Serving => Self::Serving,
-            Mode::Suspended => Self::Suspended,
-            Mode::Waiting => Self::Waiting,
-            Mode::Absent => Self::Absent,
-        }
+fn state(mode: Mode) -> CacheState {
+    match mode {
+        Mode::Serving => CacheState::Serving,
+        Mode::Suspended => CacheState::Suspended,
+        Mode::Waiting => CacheState::Waiting,
+        Mode::Absent => CacheState::Absent,
     }
 }
 
-/// Whether a tier is trusted to answer.
-#[derive(Debug, Serialize, JsonSchema)]
-#[serde(rename_all = "lowercase")]
-enum Up {
-    Up,
-    Down,
-}
-
-pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<Served> {
+pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<PolicyReport> {
     let serving = admin.config.serving();
     let tiers = serving.tiers().into_iter();
-    Json(Served {
+    Json(PolicyReport {
         hash: serving.hash.clone(),
-        state: serving.mode.into(),
+        state: state(serving.mode),
         error: admin.config.error().as_deref().map(ToString::to_string),
-        tiers: tiers.map(|(name, up)| (name, if up { Up::Up } else { Up::Down })).collect(),
+        tiers: tiers.map(|(name, up)| (name, if up { TierState::Up } else { TierState::Down })).collect(),
         troubles: serving.troubles().into_iter().collect(),
     })
 }
 
 pub(super) fn about_policy(operation: TransformOperation<'_>) -> TransformOperation<'_> {
-    operation.id("policy").tag("health").summary("What is served by").response_with::<200, Json<Served>, _>(
-        |response| {
-            response.example(Served {
+    operation
+        .id("policy")
+        .tag("health")
+        .summary("What is served by")
+        .response_with::<200, Json<PolicyReport>, _>(|response| {
+            response.example(PolicyReport {
                 hash: Some("5a1c09b7d2e4".to_owned()),
-                state: Looking::Serving,
+                state: CacheState::Serving,
                 error: None,
-                tiers: [("redis".to_owned(), Up::Up), ("postgres/catalog".to_owned(), Up::Down)].into(),
+                tiers: [
+                    ("redis".to_owned(), TierState::Up),
+                    ("postgres/catalog".to_owned(), TierState::Down),
+                ]
+                .into(),
                 troubles: [("postgres/catalog".to_owned(), "can't read /run/secrets/url".to_owned())].into(),
             })
-        },
-    )
+        })
 }
 
 /// Anybody who can reach a pod could take it out of service otherwise.

@@ -8,29 +8,13 @@ use aide::{
 };
 use axum::response::{IntoResponse, Response};
 use http::{HeaderValue, StatusCode, header};
-use schemars::JsonSchema;
-use serde::Serialize;
-
-/// The media type of problem details (RFC 9457, section 3).
-const PROBLEM_JSON: &str = "application/problem+json";
+use larder_api::admin::Problem;
 
 /// A request that was refused, and why.
 #[derive(Debug)]
 pub(super) struct Refused {
     status: StatusCode,
     detail: String,
-}
-
-/// Problem details (RFC 9457).
-#[derive(Debug, Serialize, JsonSchema)]
-struct Problem<'a> {
-    /// The status in words.
-    title: &'a str,
-    /// The status.
-    #[schemars(range(min = 400, max = 599))]
-    status: u16,
-    /// What is wrong, and what to do about it.
-    detail: &'a str,
 }
 
 impl Refused {
@@ -46,15 +30,15 @@ impl Refused {
 
 impl IntoResponse for Refused {
     fn into_response(self) -> Response {
-        let Self { status, detail } = &self;
-        let title = status.canonical_reason().unwrap_or("Error");
+        let Self { status, detail } = self;
+        let title = status.canonical_reason().unwrap_or("Error").to_owned();
         let problem = Problem { title, status: status.as_u16(), detail };
         let body = serde_json::to_vec(&problem).unwrap_or_default();
-        let mut response = (*status, [(header::CONTENT_TYPE, PROBLEM_JSON)], body).into_response();
-        if *status == StatusCode::SERVICE_UNAVAILABLE {
+        let mut response = (status, [(header::CONTENT_TYPE, Problem::MEDIA_TYPE)], body).into_response();
+        if status == StatusCode::SERVICE_UNAVAILABLE {
             response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
         }
-        if *status == StatusCode::UNAUTHORIZED {
+        if status == StatusCode::UNAUTHORIZED {
             response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static("Bearer"));
         }
         response
@@ -66,9 +50,9 @@ impl OperationOutput for Refused {
     type Inner = ();
 
     fn operation_response(context: &mut GenContext, _: &mut Operation) -> Option<ResponseObject> {
-        let json_schema = context.schema.subschema_for::<Problem<'static>>();
+        let json_schema = context.schema.subschema_for::<Problem>();
         let schema = Some(SchemaObject { json_schema, external_docs: None, example: None });
-        let content = [(PROBLEM_JSON.to_owned(), MediaType { schema, ..MediaType::default() })];
+        let content = [(Problem::MEDIA_TYPE.to_owned(), MediaType { schema, ..MediaType::default() })];
         Some(ResponseObject { content: content.into_iter().collect(), ..ResponseObject::default() })
     }
 }

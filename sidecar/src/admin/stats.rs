@@ -1,4 +1,4 @@
-//! `GET /stats`: what has been counted.
+//! `GET /stats`: counters.
 
 use std::{cmp::Reverse, collections::BinaryHeap, sync::Arc};
 
@@ -8,8 +8,7 @@ use axum::{
     extract::{FromRequestParts, Query, State},
 };
 use http::request::Parts;
-use schemars::JsonSchema;
-use serde::{Deserialize, Serialize};
+use larder_api::admin::{MAX_TOP_KEYS, Stats, StatsQuery, TopKey};
 
 use super::{
     Admin,
@@ -23,96 +22,27 @@ use crate::{
     stats::Outcome,
 };
 
-/// How many keys are listed at most.
-const MOST: usize = 100;
-
-/// What has been counted since the process began, and what memory holds now.
-#[derive(Debug, Serialize, JsonSchema)]
-#[schemars(rename = "Stats")]
-pub(super) struct Report {
-    /// Requests that were answered from what was stored.
-    hits: u64,
-    /// Requests that went to a source or to the application, and were the first to.
-    misses: u64,
-    /// Hits among hits and misses, 0 to 1.
-    #[schemars(range(min = 0, max = 1))]
-    hit_rate: f64,
-    /// Hits in this pod's memory.
-    l1_hits: u64,
-    /// Hits in Redis.
-    l2_hits: u64,
-    /// Requests that were looked up and that neither memory nor Redis answered: misses, those who waited for what another
-    /// asked for, and those whose answer the application had to confirm.
-    cache_misses: u64,
-    /// Requests that waited for what another was asking for already.
-    collapsed: u64,
-    /// Requests that were answered from what was stored once the application had said that it still holds.
-    revalidated: u64,
-    /// Requests that were answered from what was too old, because nobody could say better.
-    stale: u64,
-    /// Requests of a route that were not for the cache.
-    bypassed: u64,
-    /// Requests of no route.
-    passed: u64,
-    /// Requests that nobody could answer.
-    errors: u64,
-    /// The keys in memory, notes about answers that can't be shared among them.
-    l1_entries: u64,
-    /// How many bytes they take.
-    l1_bytes: u64,
-    /// How many made room for others.
-    l1_evictions: u64,
-    /// The keys in memory with an answer that no purge covers.
-    total_cached_keys: u64,
-    /// How many bytes memory takes: `l1_bytes`.
-    bytes: u64,
-    /// The keys among them that memory answered with most often, most often first.
-    top_keys: Vec<TopKey>,
-}
-
-/// A key, and how often memory answered with what is under it.
-#[derive(Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, JsonSchema)]
-struct TopKey {
-    // The order of fields is the order in the list.
-    /// Hits since it came, or since what was there before it came.
-    hits: u64,
-    /// The key.
-    key: String,
-}
-
-/// How much to list.
-#[derive(Debug, Deserialize, JsonSchema)]
-#[serde(default)]
-pub(super) struct Asked {
-    /// How many keys to list.
-    #[schemars(range(min = 1, max = 100))]
-    top: usize,
-}
-
-impl Default for Asked {
-    fn default() -> Self {
-        Self { top: 10 }
-    }
-}
+/// The query of a request, checked.
+pub(super) struct Asked(StatsQuery);
 
 impl<S: Send + Sync> FromRequestParts<S> for Asked {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
-        match Query::<Self>::from_request_parts(parts, state).await {
-            Ok(Query(asked)) if (1..=MOST).contains(&asked.top) => Ok(asked),
-            _ => Err(Refused::malformed(format!("ask for 1 to {MOST} keys: /stats?top=10"))),
+        match Query::<StatsQuery>::from_request_parts(parts, state).await {
+            Ok(Query(asked)) if (1..=MAX_TOP_KEYS).contains(&asked.top) => Ok(Self(asked)),
+            _ => Err(Refused::malformed(format!("ask for 1 to {MAX_TOP_KEYS} keys: /stats?top=10"))),
         }
     }
 }
 
 impl OperationInput for Asked {
     fn operation_input(context: &mut aide::generate::GenContext, operation: &mut aide::openapi::Operation) {
-        Query::<Self>::operation_input(context, operation);
+        Query::<StatsQuery>::operation_input(context, operation);
     }
 }
 
-pub(super) async fn stats(_: Token, State(admin): State<Arc<Admin>>, asked: Asked) -> Json<Report> {
+pub(super) async fn stats(_: Token, State(admin): State<Arc<Admin>>, Asked(asked): Asked) -> Json<Stats> {
     let stats = &admin.telemetry.stats;
     let of = |outcome| Tier::ALL.into_iter().map(|tier| stats.requests(outcome, tier)).sum::<u64>();
     let beyond = |outcome| {
@@ -123,7 +53,7 @@ pub(super) async fn stats(_: Token, State(admin): State<Arc<Admin>>, asked: Aske
     let serving = admin.config.serving();
     let (total_cached_keys, top_keys) = held(&serving, asked.top);
     let l1_bytes = serving.l1.bytes();
-    Json(Report {
+    Json(Stats {
         hits,
         misses,
         hit_rate: if hits + misses == 0 { 0.0 } else { hits as f64 / (hits + misses) as f64 },

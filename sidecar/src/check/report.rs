@@ -7,7 +7,7 @@ use std::{
     process::ExitCode,
 };
 
-use larder_policy::document::KIND;
+use larder_api::KIND;
 use serde::Serialize;
 
 use super::{Checker, Fault, Found, Place, Report};

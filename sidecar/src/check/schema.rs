@@ -2,11 +2,8 @@
 
 use std::collections::BTreeSet;
 
-use larder_policy::{
-    Duration,
-    document::{API_VERSION, KIND},
-    duration::CEL_RULE,
-};
+use larder_api::{API_VERSION, KIND};
+use larder_policy::{Duration, duration::CEL_RULE};
 use serde_json::{Map, Value as Json, json};
 
 use super::{

@@ -2,7 +2,10 @@
 
 use std::{io::Write, process::Stdio};
 
-use super::harness::{Origin, Policy, Sidecar, until};
+use super::{
+    documents::document_text,
+    harness::{Origin, Policy, Sidecar, until},
+};
 
 const GOOD: &str = "apiVersion: larder.dev/v1alpha1
 kind: CachePolicy
@@ -80,7 +83,7 @@ fn block<'a>(page: &'a str, after: &str, language: &str) -> &'a str {
 
 #[test]
 fn the_page_about_policy_files_shows_what_the_program_says() {
-    let page = include_str!("../../../docs/policy-file.md");
+    let page = &document_text("policy-file.md");
     let policy = Policy::new("");
     let path = policy.path().to_str().unwrap().to_owned();
     let good = block(page, "# A policy in a file", "yaml");

@@ -2,7 +2,10 @@
 
 use std::{collections::BTreeSet, fs};
 
-use super::harness::{Database, Origin, Policy, Sidecar, exchange, reply, until};
+use super::{
+    documents::document_text,
+    harness::{Database, Origin, Policy, Sidecar, exchange, reply, until},
+};
 
 const SPEC: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
@@ -80,7 +83,7 @@ async fn what_happens_is_counted_and_every_metric_of_the_dashboard_exists() {
 
 /// The metrics that the first column of docs/metrics.md lists.
 fn documented_metrics() -> BTreeSet<String> {
-    let text = include_str!("../../../docs/metrics.md");
+    let text = document_text("metrics.md");
     let rows = text.lines().filter(|line| line.starts_with("| `larder_"));
     metric_names(&rows.filter_map(|row| row.split('|').nth(1)).collect::<String>())
 }

@@ -1,0 +1,67 @@
+//! `GET /policy`.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// The configuration in force, and the state of the tiers.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PolicyReport {
+    /// Hash of the configuration in force; null without one.
+    pub hash: Option<String>,
+    /// State of the cache.
+    pub state: State,
+    /// The error that prevents the configuration on disk from being loaded; null if there is none.
+    pub error: Option<String>,
+    /// State of the tiers besides memory, by kind and name, such as `redis` or `postgres/catalog`.
+    pub tiers: BTreeMap<String, TierState>,
+    /// Errors of tiers that are not connected, or not with their current secrets, by the tier's kind and name. They
+    /// contain no secret.
+    pub troubles: BTreeMap<String, String>,
+}
+
+/// State of the cache.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum State {
+    /// Requests are looked up in the cache.
+    Serving,
+    /// Everything passes through, because the policy is suspended.
+    Suspended,
+    /// Everything passes through, because a pod without a sidecar receives writes, or may.
+    Waiting,
+    /// Everything passes through, because there is no policy.
+    Absent,
+    /// A state that this version does not know.
+    #[default]
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
+}
+
+/// State of a tier.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "lowercase")]
+pub enum TierState {
+    /// The tier responds.
+    Up,
+    /// The tier does not respond, and requests do without it.
+    Down,
+    /// A state that this version does not know.
+    #[serde(other)]
+    #[schemars(skip)]
+    Unknown,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn reports_of_newer_versions_can_be_read() {
+        let newer = r#"{"hash": null, "state": "warming", "tiers": {"redis": "slow"}, "troubles": {}, "regions": []}"#;
+        let newer: PolicyReport = serde_json::from_str(newer).unwrap();
+        assert_eq!((newer.state, newer.tiers["redis"]), (State::Unknown, TierState::Unknown));
+    }
+}

@@ -1,0 +1,68 @@
+//! `POST /purge` and `DELETE /entries/{key}`.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+use serde_json::json;
+
+/// Pattern of keys under which a response may be stored: short ones, and whole ones with their headers and variant.
+pub const KEY_PATTERN: &str = concat!(
+    r"^(GET|HEAD|POST):(",
+    r"(/([^/?#*]|[*]+[^/?#*])*)+([?][^#]*)?",
+    r"|[^/?#\n]*://[^/?#\n]*(/([^/?#*\n]|[*]+[^/?#*\n])*)+([?][^#\n]*)?(#[^=\n]+=[^\n]*)?(\n[\s\S]*)?",
+    r")$",
+);
+
+/// Names to purge, at least one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(deny_unknown_fields, default)]
+#[schemars(
+    extend("anyOf" = [
+        {"required": ["keys"], "properties": {"keys": {"minItems": 1}}},
+        {"required": ["paths"], "properties": {"paths": {"minItems": 1}}},
+        {"required": ["tags"], "properties": {"tags": {"minItems": 1}}},
+    ]),
+    example = json!({"keys": ["GET:/api/posts/"], "paths": ["/api/users/1"], "tags": ["user:1"]}),
+)]
+pub struct PurgeRequest {
+    /// Whole keys, such as `GET:http://shop/api/posts/#accept-language=de`, or short ones, such as `GET:/api/posts/`.
+    /// Parameters that the route leaves out of the key may be in them.
+    #[schemars(inner(regex(pattern = KEY_PATTERN)))]
+    pub keys: Vec<String>,
+    /// Whole paths, for every host, scheme, query and variant, in any spelling. A segment that ends in `*` is refused,
+    /// because no pattern is matched: write `%2A` for the character.
+    #[schemars(inner(regex(pattern = r"^(/([^/?#*]|[*]+[^/?#*])*)+$")))]
+    pub paths: Vec<String>,
+    /// Tags that routes give to responses.
+    #[schemars(inner(regex(pattern = r"^\S([\s\S]*\S)?$")))]
+    pub tags: Vec<String>,
+}
+
+/// A purge and its progress.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PurgeReport {
+    /// The names that were purged.
+    pub purged: PurgedNames,
+    /// Place in the order of purges; null while the purge is pending.
+    pub order: Option<u64>,
+    /// The reason that Redis does not have the purge yet, or may not be the server that pods listen to. This pod repeats
+    /// the purge there when it can.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub pending: Option<String>,
+}
+
+/// Names of a purge. `DELETE /entries/{key}` purges both its key as sent and the decoded one.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PurgedNames {
+    /// Keys, whole or short.
+    pub keys: Vec<String>,
+    /// Paths.
+    pub paths: Vec<String>,
+    /// Tags.
+    pub tags: Vec<String>,
+}
+
+impl From<PurgeRequest> for PurgedNames {
+    fn from(PurgeRequest { keys, paths, tags }: PurgeRequest) -> Self {
+        Self { keys, paths, tags }
+    }
+}

@@ -1,0 +1,27 @@
+//! Annotations on pods, workloads and the operator's objects.
+
+/// On an injected pod: a hash of the injection's inputs, compared to find pods that must be replaced.
+pub const INJECTION_HASH: &str = "larder.dev/injection-hash";
+/// On an injected pod: the original values of rewritten fields, as JSON.
+pub const ORIGINAL: &str = "larder.dev/original";
+/// On an injected pod: the hash of its policy's configuration. A change makes the kubelet examine the pod, and so
+/// refresh its ConfigMap, at once.
+pub const CONFIG_HASH: &str = "larder.dev/config-hash";
+/// On an injected pod: the coverage for its sidecar. A change makes the kubelet refresh the pod's ConfigMap, like a
+/// change of [`CONFIG_HASH`].
+pub const COVERAGE: &str = "larder.dev/coverage";
+/// On a pod that was not injected: `<Reason>: <message>`.
+pub const SKIPPED: &str = "larder.dev/skipped";
+/// On a pod template: the time of the operator's last restart of the workload.
+pub const RESTARTED_AT: &str = "larder.dev/restarted-at";
+/// On a workload: the number of consecutive restarts that did not correct its pods.
+pub const ROLL_ATTEMPTS: &str = "larder.dev/roll-attempts";
+/// On a workload: the aim of those restarts. Another template or other settings reset the attempts.
+pub const ROLL_AIM: &str = "larder.dev/roll-aim";
+/// On a policy's ConfigMap: the policy's rollout strategy, for use after the policy is deleted.
+pub const ROLLOUT_STRATEGY: &str = "larder.dev/rollout-strategy";
+
+/// Returns the annotation of the webhook's Secret with the time of issue of one of its certificates.
+pub fn issued_at(certificate: &str) -> String {
+    format!("larder.dev/{certificate}-issued-at")
+}

@@ -1,0 +1,10 @@
+//! Labels on pods and on the operator's objects.
+
+/// The policy of an injected pod or of a policy's ConfigMap, by name.
+pub const POLICY: &str = "larder.dev/policy";
+/// The label by which a pod opts out, when its value is `false`.
+pub const INJECT: &str = "larder.dev/inject";
+/// The label of objects that the operator created; its value is [`MANAGER`].
+pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";
+/// The value of [`MANAGED_BY`].
+pub const MANAGER: &str = "larder";
