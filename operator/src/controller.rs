@@ -11,11 +11,13 @@ use std::{collections::HashMap, sync::Arc, time::Duration};
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    apps::v1::{Deployment, StatefulSet},
+    apps::v1::{Deployment, ReplicaSet, StatefulSet},
     core::v1::{ConfigMap, Pod, Service},
+    networking::v1::NetworkPolicy,
 };
 use kube::{
     Client, Resource, ResourceExt,
+    core::PartialObjectMeta,
     runtime::{
         Controller,
         controller::{Action, Config},
@@ -34,8 +36,9 @@ use crate::{
     metrics::Metrics,
     policies::{Guarded, Policies},
     sidecars::Sidecars,
+    watched::{Watched, watch},
     webhook_configuration::Registration,
-    world::{World, drain, watch},
+    world::World,
 };
 
 /// Changes within this time are reconciled together.
@@ -51,6 +54,10 @@ pub struct Shared {
     pub arguments: RunArguments,
     /// All policies.
     pub policies: Policies,
+    /// The watch of the policies.
+    pub watched_policies: Watched<Guarded>,
+    /// Network policies.
+    pub network_policies: Store<NetworkPolicy>,
     /// The webhook's configuration.
     pub registration: Arc<Registration>,
     /// Source of events.
@@ -73,69 +80,72 @@ struct Leader {
 }
 
 /// Runs the controllers until it is dropped. Only one replica may run it at a time.
-pub async fn lead(
-    shared: Arc<Shared>,
-    network_policies: Store<k8s_openapi::api::networking::v1::NetworkPolicy>,
-) {
-    let client = &shared.client;
+pub async fn lead(shared: Arc<Shared>) {
+    let (client, metrics) = (&shared.client, &shared.metrics);
     let everything = watcher::Config::default;
-    let (pods, pod_changes) = watch::<Pod>(client, everything());
-    let (replica_sets, replica_set_changes) = watch(client, everything());
-    let (deployments, deployment_changes) = watch::<Deployment>(client, everything());
-    let (stateful_sets, stateful_set_changes) = watch::<StatefulSet>(client, everything());
-    let (services, service_changes) = watch::<Service>(client, everything());
-    let (policies, policy_changes) = watch::<Guarded>(client, everything());
-    let (_, deleted_policies) = watch::<Guarded>(client, everything());
+    let (pods, watch_pods) = watch::<Pod>(client, everything(), metrics);
+    let (replica_sets, watch_replica_sets) =
+        watch::<PartialObjectMeta<ReplicaSet>>(client, everything(), metrics);
+    let (deployments, watch_deployments) = watch::<Deployment>(client, everything(), metrics);
+    let (stateful_sets, watch_stateful_sets) = watch::<StatefulSet>(client, everything(), metrics);
+    let (services, watch_services) = watch::<Service>(client, everything(), metrics);
     let labelled = everything().labels(labels::POLICY);
-    let (config_maps, config_map_changes) = watch::<ConfigMap>(client, labelled.clone());
-    let (_, other_config_map_changes) = watch::<ConfigMap>(client, labelled);
+    let (config_maps, watch_config_maps) = watch::<ConfigMap>(client, labelled, metrics);
+    // Every replica watches these.
+    let policies = &shared.watched_policies;
 
-    let world = World { pods, replica_sets, deployments, stateful_sets, services, network_policies };
     let leader = Arc::new(Leader {
         shared: shared.clone(),
-        world,
+        world: World {
+            pods: pods.store(),
+            replica_sets: replica_sets.store(),
+            deployments: deployments.store(),
+            stateful_sets: stateful_sets.store(),
+            services: services.store(),
+            network_policies: shared.network_policies.clone(),
+        },
         sidecars: Sidecars::new(),
         restarts: Mutex::default(),
         reached: Mutex::default(),
         tokens: Mutex::default(),
     });
 
-    let store = policies.clone();
-    let of_pod = move |pod: Pod| selecting(&store, &pod, pod.labels());
-    let store = policies.clone();
-    let of_deployment = move |deployment: Deployment| {
+    let store = policies.store();
+    let of_pod = move |pod: Arc<Pod>| selecting(&store, &*pod, pod.labels());
+    let store = policies.store();
+    let of_deployment = move |deployment: Arc<Deployment>| {
         let template = deployment.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
         selecting(
             &store,
-            &deployment,
+            &*deployment,
             template.and_then(|template| template.labels.as_ref()).unwrap_or(&NO_LABELS),
         )
     };
-    let store = policies.clone();
-    let of_stateful_set = move |set: StatefulSet| {
+    let store = policies.store();
+    let of_stateful_set = move |set: Arc<StatefulSet>| {
         let template = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
-        selecting(&store, &set, template.and_then(|template| template.labels.as_ref()).unwrap_or(&NO_LABELS))
+        selecting(&store, &*set, template.and_then(|template| template.labels.as_ref()).unwrap_or(&NO_LABELS))
     };
-    let store = policies.clone();
-    let of_service = move |service: Service| {
+    let store = policies.store();
+    let of_service = move |service: Arc<Service>| {
         let namespace = service.namespace();
         let all = store.state_filter(|policy| policy.namespace() == namespace);
         all.iter().map(|policy| ObjectRef::from_obj(&**policy)).collect::<Vec<_>>()
     };
-    let of_config_map = |map: ConfigMap| owner::<Guarded>(&map, map.labels());
+    let of_config_map = |map: Arc<ConfigMap>| owner::<Guarded>(&*map, map.labels());
 
     let config = Config::default().debounce(DEBOUNCE);
-    let in_force = Controller::for_stream(policy_changes, policies)
+    let in_force = Controller::for_shared_stream(policies.subscribe(), policies.store())
         .with_config(config.clone())
-        .watches_stream(pod_changes, of_pod)
-        .watches_stream(deployment_changes, of_deployment)
-        .watches_stream(stateful_set_changes, of_stateful_set)
-        .watches_stream(service_changes, of_service)
-        .watches_stream(other_config_map_changes, of_config_map)
+        .watches_shared_stream(pods.subscribe(), of_pod)
+        .watches_shared_stream(deployments.subscribe(), of_deployment)
+        .watches_shared_stream(stateful_sets.subscribe(), of_stateful_set)
+        .watches_shared_stream(services.subscribe(), of_service)
+        .watches_shared_stream(config_maps.subscribe(), of_config_map)
         .run(policy::reconcile, retry, leader.clone());
-    let taken_back = Controller::for_stream(config_map_changes, config_maps)
+    let taken_back = Controller::for_shared_stream(config_maps.subscribe(), config_maps.store())
         .with_config(config)
-        .watches_stream(deleted_policies, |policy: Guarded| {
+        .watches_shared_stream(policies.subscribe(), |policy: Arc<Guarded>| {
             policy.namespace().map(|namespace| {
                 ObjectRef::<ConfigMap>::new(&names::config_map(&policy.name_any())).within(&namespace)
             })
@@ -145,9 +155,14 @@ pub async fn lead(
     shared.metrics.leader.set(1);
     tracing::info!("this replica is the leader");
     tokio::join!(
+        watch_pods,
+        watch_replica_sets,
+        watch_deployments,
+        watch_stateful_sets,
+        watch_services,
+        watch_config_maps,
         count(in_force, "policy", &shared.metrics),
         count(taken_back, "retire", &shared.metrics),
-        drain(replica_set_changes),
         shared.registration.keep(),
     );
 }

@@ -2,8 +2,7 @@
 
 use std::{sync::Arc, time::Duration};
 
-use k8s_openapi::api::networking::v1::NetworkPolicy;
-use kube::{Client, Config, runtime::reflector::Store};
+use kube::{Client, Config};
 use kube_lease_manager::LeaseManagerBuilder;
 use tokio_util::sync::CancellationToken;
 
@@ -31,11 +30,7 @@ const RETRY: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// If the controllers end by themselves.
-pub async fn elect(
-    shared: Arc<Shared>,
-    network_policies: Store<NetworkPolicy>,
-    stop: CancellationToken,
-) -> Result<()> {
+pub async fn elect(shared: Arc<Shared>, stop: CancellationToken) -> Result<()> {
     let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
     config.connect_timeout = Some(PATIENCE);
     config.read_timeout = Some(PATIENCE);
@@ -44,7 +39,7 @@ pub async fn elect(
     config.default_retry = false;
     let client = Client::try_from(config)?;
     loop {
-        let ended = take_part(&client, &shared, &network_policies, &stop).await;
+        let ended = take_part(&client, &shared, &stop).await;
         shared.metrics.leader.set(0);
         match ended {
             // A new start reads the lease: it may still be this replica's.
@@ -61,12 +56,7 @@ pub async fn elect(
 }
 
 /// Takes part in the election until `stop`, or until requests to the API server fail.
-async fn take_part(
-    client: &Client,
-    shared: &Arc<Shared>,
-    network_policies: &Store<NetworkPolicy>,
-    stop: &CancellationToken,
-) -> Result<()> {
+async fn take_part(client: &Client, shared: &Arc<Shared>, stop: &CancellationToken) -> Result<()> {
     let manager = LeaseManagerBuilder::new(client.clone(), names::LEASE)
         .with_namespace(&shared.arguments.namespace)
         .with_identity(&shared.arguments.pod_name)
@@ -80,7 +70,7 @@ async fn take_part(
         tokio::select! {
             () = stop.cancelled() => break,
             changed = manager.changed() => is_leader = changed?,
-            () = lead(shared.clone(), network_policies.clone()), if is_leader => return Err(Error::WatchEnded),
+            () = lead(shared.clone()), if is_leader => return Err(Error::WatchEnded),
         }
         if !is_leader {
             shared.metrics.leader.set(0);

@@ -23,6 +23,7 @@ pub mod sidecars;
 pub mod status;
 pub mod survey;
 pub mod tls;
+pub mod watched;
 pub mod webhook;
 pub mod webhook_configuration;
 pub mod workload;

@@ -12,6 +12,8 @@ pub struct Metrics {
     pub admissions: IntCounterVec,
     /// Restarts of workloads, by reason.
     pub rolls: IntCounterVec,
+    /// Failures of watches, by the kind of object.
+    pub watch_failures: IntCounterVec,
     /// 1 while this replica leads.
     pub leader: IntGauge,
 }
@@ -35,14 +37,20 @@ impl Metrics {
                 &["outcome"],
             ),
             rolls: counter("larder_operator_rolls_total", "Restarts of workloads, by reason.", &["reason"]),
+            watch_failures: counter(
+                "larder_operator_watch_failures_total",
+                "Failures of watches, by the kind of object.",
+                &["kind"],
+            ),
             leader: IntGauge::new("larder_operator_leader", "1 while this replica leads.")
                 .expect("the name is valid"),
         };
-        let Self { registry, reconciles, admissions, rolls, leader } = &metrics;
+        let Self { registry, reconciles, admissions, rolls, watch_failures, leader } = &metrics;
         let registered = registry
             .register(Box::new(reconciles.clone()))
             .and_then(|()| registry.register(Box::new(admissions.clone())))
             .and_then(|()| registry.register(Box::new(rolls.clone())))
+            .and_then(|()| registry.register(Box::new(watch_failures.clone())))
             .and_then(|()| registry.register(Box::new(leader.clone())));
         registered.expect("no two metrics have one name");
         metrics

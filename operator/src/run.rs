@@ -27,9 +27,9 @@ use crate::{
     metrics::Metrics,
     policies::{Guarded, Policies},
     tls::{self, Loaded},
+    watched::watch,
     webhook::{self, Webhook},
     webhook_configuration::Registration,
-    world::{drain, watch},
 };
 
 /// Time that the webhook has, after the stop signal, to respond to calls in progress. The delay until endpoints drop
@@ -47,9 +47,10 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let stop = CancellationToken::new();
 
     // Every replica knows the policies and network policies, and has the certificate: it can decide over pods.
-    let (policy_store, policy_changes) = watch::<Guarded>(&client, watcher::Config::default());
-    let (network_policies, network_policy_changes) =
-        watch::<NetworkPolicy>(&client, watcher::Config::default());
+    let (watched_policies, watch_policies) = watch::<Guarded>(&client, watcher::Config::default(), &metrics);
+    let (network_policies, watch_network_policies) =
+        watch::<NetworkPolicy>(&client, watcher::Config::default(), &metrics);
+    let (policy_store, network_policies) = (watched_policies.store(), network_policies.store());
     let policies = Policies::new(policy_store.clone(), &arguments.namespace)
         .with_identity_headers(&arguments.identity_headers);
     let (loaded, certificate) = channel::channel(None);
@@ -74,19 +75,21 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         client: client.clone(),
         arguments: arguments.clone(),
         policies,
+        watched_policies,
+        network_policies: network_policies.clone(),
         registration: Arc::new(registration),
         recorder: Recorder::new(client, reporter),
         metrics: metrics.clone(),
     });
     let controllers = async {
-        leader::elect(shared, network_policies.clone(), stop.clone()).await?;
+        leader::elect(shared, stop.clone()).await?;
         tokio::time::sleep(LINGER).await;
         Ok(())
     };
 
     tokio::select! {
-        () = drain(policy_changes) => Err(Error::WatchEnded),
-        () = drain(network_policy_changes) => Err(Error::WatchEnded),
+        () = watch_policies => Err(Error::WatchEnded),
+        () = watch_network_policies => Err(Error::WatchEnded),
         ended = certificates => ended,
         ended = health::serve(arguments.health_listen, readiness, metrics) => ended,
         ended = admission => ended,

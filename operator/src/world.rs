@@ -1,23 +1,13 @@
 //! The leading replica's view of the cluster: lists that watches update.
 
-use std::{fmt::Debug, hash::Hash, sync::Arc};
+use std::{hash::Hash, sync::Arc};
 
-use futures::{Stream, StreamExt};
 use k8s_openapi::api::{
     apps::v1::{Deployment, ReplicaSet, StatefulSet},
     core::v1::{Pod, Service},
     networking::v1::NetworkPolicy,
 };
-use kube::{
-    Api, Client, Resource, ResourceExt,
-    core::PartialObjectMeta,
-    runtime::{
-        WatchStreamExt,
-        reflector::{self, Store},
-        watcher,
-    },
-};
-use serde::de::DeserializeOwned;
+use kube::{Resource, core::PartialObjectMeta, runtime::reflector::Store};
 
 use crate::error::{Error, Result};
 
@@ -62,34 +52,4 @@ where
     K::DynamicType: Eq + Hash + Clone,
 {
     store.state_filter(|object| object.meta().namespace.as_deref() == Some(namespace))
-}
-
-/// Watches objects: returns a list and its changes, deletions included. The list is filled while the changes are read.
-/// Managed fields are dropped, because they are half of an object and of no use here.
-pub fn watch<K>(
-    client: &Client,
-    config: watcher::Config,
-) -> (Store<K>, impl Stream<Item = Result<K, watcher::Error>> + use<K>)
-where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
-    K::DynamicType: Default + Eq + Hash + Clone + Debug,
-{
-    let (store, writer) = reflector::store();
-    let changes = watcher(Api::<K>::all_with(client.clone(), &K::DynamicType::default()), config)
-        .default_backoff()
-        .modify(|object| object.managed_fields_mut().clear())
-        .reflect(writer)
-        .touched_objects();
-    (store, changes)
-}
-
-/// Reads changes to keep a list current; a failed watch is restarted with its own backoff.
-pub async fn drain<T>(changes: impl Stream<Item = Result<T, watcher::Error>>) {
-    changes
-        .for_each(|change| async move {
-            if let Err(error) = change {
-                tracing::warn!(%error, "a watch failed; restarting it");
-            }
-        })
-        .await;
 }
