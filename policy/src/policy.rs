@@ -6,7 +6,7 @@ mod route;
 #[cfg(test)]
 mod tests;
 
-use std::{fmt, time::Duration};
+use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderName, Method};
 
@@ -47,7 +47,7 @@ pub struct Policy {
     pub otlp: Option<Otlp>,
     /// Treatment of connections that do not speak HTTP.
     pub other_protocols: OtherProtocols,
-    routes: Vec<Route>,
+    routes: Vec<Arc<Route>>,
     writes: Vec<WriteRule>,
     targets: Vec<HeaderName>,
     identity: IdentityHeaders,
@@ -98,7 +98,7 @@ impl Policy {
             admin_prefix: None,
             otlp: None,
             other_protocols: OtherProtocols::Pass,
-            routes: vec![Route::bare()],
+            routes: vec![Arc::new(Route::bare())],
             writes: vec![],
             targets: vec![OWN_TARGET, HeaderName::from_static("cdn-cache-control")],
             identity: IdentityHeaders::default(),
@@ -211,7 +211,7 @@ impl Policy {
             admin_prefix: admin.as_ref().map(|admin| admin.path_prefix.clone()),
             otlp,
             other_protocols: *other_protocols,
-            routes,
+            routes: routes.into_iter().map(Arc::new).collect(),
             writes,
             targets,
             identity,
@@ -220,7 +220,7 @@ impl Policy {
     }
 
     /// Returns the routes, in the order in which they are tried.
-    pub fn routes(&self) -> &[Route] {
+    pub fn routes(&self) -> &[Arc<Route>] {
         &self.routes
     }
 
@@ -278,9 +278,8 @@ impl Policy {
         path: &NormalPath<'_>,
         fields: &(impl Fields + ?Sized),
     ) -> Option<Match<'_>> {
-        let mut routes = self.routes.iter().enumerate();
-        let (index, route) = routes.find(|(_, route)| route.matches(method, path.as_str(), fields))?;
-        (!path.is_ambiguous() || !route.asks_application).then_some(Match { index, route })
+        let route = self.routes.iter().find(|route| route.matches(method, path.as_str(), fields))?;
+        (!path.is_ambiguous() || !route.asks_application).then_some(Match { route })
     }
 
     /// Returns true if responses may be stored under a path, as it was sent: a route matches some server's reading of

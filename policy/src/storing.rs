@@ -8,7 +8,7 @@ use http::{
 use crate::{
     claims::{Claims, is_heuristically_cacheable},
     freshness,
-    lifetimes::Lifetimes,
+    lifetimes::{Lifetimes, counted_as},
     range::ContentRange,
     vary,
 };
@@ -80,11 +80,6 @@ pub fn storable(
     };
     check_use(asker, claims, lifetimes)?;
     Ok(vary)
-}
-
-/// Returns the status whose rules apply to this one: a part counts as a part of a response with 200.
-pub(crate) fn counted_as(status: StatusCode) -> StatusCode {
-    if status == StatusCode::PARTIAL_CONTENT { StatusCode::OK } else { status }
 }
 
 /// Checks the status (section 3): final; understood, if that is required; and cacheable, by itself or by an explicit

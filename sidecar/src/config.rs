@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 use crate::{
     check,
     entry::authentication::Authentication,
-    serving::{Leave, Serving},
+    serving::{Leave, Snapshot},
     telemetry::Telemetry,
 };
 
@@ -24,7 +24,7 @@ const LOOK: Duration = Duration::from_secs(1);
 /// What the sidecar serves by, and why it is not what the file says, if it is not.
 #[derive(Debug)]
 pub struct Config {
-    serving: ArcSwap<Serving>,
+    snapshot: ArcSwap<Snapshot>,
     /// What the files were when they were last looked at.
     seen: Mutex<Option<(Seen, Option<String>)>>,
     error: ArcSwapOption<String>,
@@ -46,20 +46,25 @@ impl Config {
     pub async fn load(policy: Option<&Path>, token_file: Option<PathBuf>, telemetry: Arc<Telemetry>) -> Self {
         let authentication = Arc::new(Authentication::new(token_file));
         let first = match policy {
-            None => Serving::bare(&telemetry, &authentication),
-            Some(_) => Serving::absent(&telemetry, &authentication, None),
+            None => Snapshot::bare(&telemetry, &authentication),
+            Some(_) => Snapshot::absent(&telemetry, &authentication, None),
         };
-        let (serving, error) = (ArcSwap::from_pointee(first), ArcSwapOption::empty());
-        let config = Self { serving, seen: Mutex::default(), error, telemetry, authentication };
+        let (snapshot, error) = (ArcSwap::from_pointee(first), ArcSwapOption::empty());
+        let config = Self { snapshot, seen: Mutex::default(), error, telemetry, authentication };
         if let Some(policy) = policy {
             config.refresh(policy).await;
         }
         config
     }
 
-    /// What is served by now.
-    pub fn serving(&self) -> arc_swap::Guard<Arc<Serving>> {
-        self.serving.load()
+    /// Returns the policy in force.
+    pub fn snapshot(&self) -> Arc<Snapshot> {
+        self.snapshot.load_full()
+    }
+
+    /// Returns the policy in force without a reference of its own, for code that does not hold it across an `await`.
+    pub fn snapshot_guard(&self) -> arc_swap::Guard<Arc<Snapshot>> {
+        self.snapshot.load()
     }
 
     /// Why the file is not what is served by.
@@ -78,11 +83,11 @@ impl Config {
             if let Some(policy) = &policy {
                 self.refresh(policy).await;
             }
-            let serving = self.serving.load();
-            let (tiers, troubles) = (serving.tiers(), serving.troubles());
+            let snapshot = self.snapshot.load();
+            let (tiers, troubles) = (snapshot.tiers(), snapshot.troubles());
             let is_in_trouble = |name: &String| troubles.iter().any(|(known, _)| known == name);
             let in_trouble = tiers.iter().map(|(name, _)| (name.clone(), is_in_trouble(name))).collect();
-            self.telemetry.stats.set_mode(serving.mode);
+            self.telemetry.stats.set_mode(snapshot.mode);
             self.telemetry.stats.set_troubles(in_trouble);
             self.telemetry.stats.set_tiers(tiers);
         }
@@ -98,13 +103,13 @@ impl Config {
     }
 
     fn apply(&self, seen: Seen, coverage: Option<&str>) {
-        let current = self.serving.load_full();
+        let current = self.snapshot.load_full();
         match seen {
             Seen::Missing => {
                 self.error.store(None);
                 if current.hash.is_some() {
                     tracing::warn!("the policy is gone; everything passes through");
-                    self.exchange(Serving::absent(&self.telemetry, &self.authentication, Some(&current)));
+                    self.exchange(Snapshot::absent(&self.telemetry, &self.authentication, Some(&current)));
                 }
             }
             Seen::Unreadable(error) => {
@@ -133,7 +138,7 @@ impl Config {
                         if leave == Leave::Waiting {
                             tracing::info!("everything passes through until every pod has the sidecar");
                         }
-                        self.exchange(Serving::under(
+                        self.exchange(Snapshot::under(
                             policy,
                             metadata,
                             hash,
@@ -155,10 +160,10 @@ impl Config {
     }
 
     /// Takes over the coverage of the policy that is served by, where it follows one.
-    fn follow(&self, current: &Serving, coverage: Option<&str>) {
+    fn follow(&self, current: &Snapshot, coverage: Option<&str>) {
         let Some(hash) = current.hash.clone() else { return };
         let follows_coverage = current.leave != Leave::NotNeeded;
-        let leave = leave(follows_coverage, &current.metadata, coverage);
+        let leave = leave(follows_coverage, &current.store.metadata, coverage);
         if leave == current.leave {
             return;
         }
@@ -172,8 +177,8 @@ impl Config {
                 tracing::info!("every pod has the sidecar; serving from the cache")
             }
         }
-        let (policy, metadata) = (current.policy.clone(), current.metadata.clone());
-        self.exchange(Serving::under(
+        let (policy, metadata) = (Arc::clone(&current.policy), current.store.metadata.clone());
+        self.exchange(Snapshot::under(
             policy,
             metadata,
             hash,
@@ -184,12 +189,12 @@ impl Config {
         ));
     }
 
-    fn exchange(&self, serving: Serving) {
-        let endpoint = serving.policy.otlp.as_ref().map(|otlp| otlp.endpoint.as_str());
+    fn exchange(&self, snapshot: Snapshot) {
+        let endpoint = snapshot.policy.otlp.as_ref().map(|otlp| otlp.endpoint.as_str());
         if let Err(error) = self.telemetry.export_to(endpoint) {
             tracing::error!(error = format!("{error:#}"), "metrics are not exported");
         }
-        self.serving.store(Arc::new(serving));
+        self.snapshot.store(Arc::new(snapshot));
     }
 
     fn refuse(&self, error: String) {

@@ -15,6 +15,7 @@ use crate::{
     barriers::{Barriers, Stamp},
     breaker::Breaker,
     budget::Kind,
+    cache_key::CacheKey,
     cache_status::Tier,
     clock::boot_ms,
     entry::{
@@ -315,9 +316,7 @@ impl L2 {
     /// If Redis is down, slow or unwilling; nothing is stored then.
     pub async fn store(
         &self,
-        key: &str,
-        vary: &[HeaderName],
-        variant: &str,
+        key: &CacheKey,
         entry: &Entry,
         max_body: u64,
         keep: Duration,
@@ -328,11 +327,12 @@ impl L2 {
             let seal = self.records.seal().ok_or(L2Error::Down)?;
             let scope = seal.scope(&self.shape);
             let mut records = Vec::with_capacity(2);
+            let (primary, vary) = (key.primary(), key.vary());
             if vary.is_empty() {
-                records.push((self.keys.primary(&scope, key), codec::encode(entry)));
+                records.push((self.keys.primary(&scope, primary), codec::encode(entry)));
             } else {
-                records.push((self.keys.primary(&scope, key), codec::encode_vary(vary)));
-                records.push((self.keys.variant(&scope, key, variant), codec::encode(entry)));
+                records.push((self.keys.primary(&scope, primary), codec::encode_vary(vary)));
+                records.push((self.keys.variant(&scope, primary, key.variant()), codec::encode(entry)));
             }
             for (place, record) in &mut records {
                 *record = seal.close(place, std::mem::take(record));

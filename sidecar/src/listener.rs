@@ -28,9 +28,10 @@ use crate::{
     gate::{Gate, Refusal, Turnstile},
     head_room, headers,
     held::Held,
-    in_progress::{InProgress, Work},
+    in_progress::InProgress,
     problem::Problem,
-    proxy::{Client, Lane, Proxy},
+    proxy::{Client, FastPath, Proxy},
+    work::Work,
 };
 
 mod calm;
@@ -191,7 +192,7 @@ async fn serve_http1(
     place: &Arc<Admitted>,
 ) -> anyhow::Result<()> {
     let turnstile = Arc::new(Turnstile::new(&proxy.telemetry().stats.budget, place));
-    let gate = Gate::new(stream, beginning, Lane::new(Arc::clone(proxy)), Arc::clone(&turnstile));
+    let gate = Gate::new(stream, beginning, FastPath::new(Arc::clone(proxy)), Arc::clone(&turnstile));
     let in_progress = Arc::<InProgress>::default();
     let service = service_fn(|mut request| {
         let (proxy, turnstile) = (Arc::clone(proxy), Arc::clone(&turnstile));

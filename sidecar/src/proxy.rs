@@ -15,7 +15,7 @@ use http::{
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Either};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use larder_policy::{Survey, spec::OtherProtocols};
+use larder_policy::{Route, Survey, spec::OtherProtocols};
 
 use crate::{
     body::{Body, Paced},
@@ -26,42 +26,42 @@ use crate::{
     gate::Turnstile,
     head_room::{self, AtClient},
     headers,
-    in_progress::Work,
     problem::Problem,
-    serving::{NO_ROUTE, Serving},
+    serving::{NO_ROUTE, Snapshot},
     stats::Outcome,
     telemetry::Telemetry,
     upstream::{Abandoned, RequestBody, Upload, Upstream, UpstreamError, WhenRefused, no_body},
+    work::Work,
 };
 
-mod application;
-mod ask;
+mod admin_mount;
 mod classify;
+mod collapse;
 mod deadline;
+mod deliver;
 mod envelope;
 pub mod explain;
+mod fallback;
+mod fast_path;
 mod fetch;
-mod fill;
-mod keep;
-mod lane;
-mod look;
-mod mapped;
+mod lease;
+mod memory;
+mod origin;
 mod persist;
-mod question;
+mod pipeline;
+mod redis;
 mod refresh;
-mod rescue;
-mod serve;
+mod request;
+mod response;
 mod sources;
 mod tunnel;
-mod turns;
 mod write;
 
-pub use ask::Landing;
 use classify::{Disposition, EndsHere, classify};
 use deadline::Exchange;
-use fetch::Errand;
-pub use lane::Lane;
-use question::Question;
+pub use fast_path::FastPath;
+use fetch::{Fetch, Purpose};
+use request::CacheRequest;
 
 /// Answers requests from the cache, from the route's sources, or from the application.
 #[derive(Debug)]
@@ -102,7 +102,7 @@ impl Client {
 /// An answer, and what is to be counted of it.
 struct Answered {
     response: Response<Body>,
-    route: Option<usize>,
+    route: Option<Arc<Route>>,
     outcome: Outcome,
     tier: Tier,
     /// How long what it gives is stored for yet, if it is.
@@ -143,7 +143,7 @@ impl Proxy {
 
     /// Treatment of connections that do not speak HTTP.
     pub fn other_protocols(&self) -> OtherProtocols {
-        self.config.serving().policy.other_protocols
+        self.config.snapshot().policy.other_protocols
     }
 
     /// Whether the process ends.
@@ -159,13 +159,13 @@ impl Proxy {
     /// Answers a request. Whatever fails on the way, there is an answer.
     pub async fn handle(self: &Arc<Self>, request: Request<Incoming>, client: Client) -> Response<Body> {
         let started = Instant::now();
-        let serving = Arc::clone(&self.config.serving());
+        let snapshot = self.config.snapshot();
         let is_http2 = request.version() == Version::HTTP_2;
         tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
         let Answered { mut response, route, outcome, tier, life: _ } =
-            self.answer(&serving, request, client).await;
-        serving.route_stats(route).answered(outcome, tier);
-        let name = route.map_or(NO_ROUTE, |index| &serving.policy.routes()[index].name);
+            self.answer(&snapshot, request, client).await;
+        snapshot.route_stats(route.as_deref()).answered(outcome, tier);
+        let name = route.as_ref().map_or(NO_ROUTE, |route| &route.name);
         let took = started.elapsed();
         self.telemetry.answered(name, outcome, took);
         let (status, milliseconds) = (response.status().as_u16(), took.as_secs_f64() * 1000.0);
@@ -188,7 +188,7 @@ impl Proxy {
 
     async fn answer(
         self: &Arc<Self>,
-        serving: &Arc<Serving>,
+        snapshot: &Arc<Snapshot>,
         mut request: Request<Incoming>,
         client: Client,
     ) -> Answered {
@@ -196,11 +196,11 @@ impl Proxy {
         let from_client = hyper::upgrade::on(&mut request);
         // What the application will not see must not be in the key.
         headers::remove_hop_by_hop(request.headers_mut());
-        let disposition = classify(serving, &request, upgrade, has_content);
+        let disposition = classify(snapshot, &request, upgrade, has_content);
         headers::count_forward(&mut request);
         match disposition {
             Disposition::End(EndsHere::Connect) => Answered::problem(Problem::NoTunnel, None),
-            Disposition::End(EndsHere::Admin) => self.ask_admin(serving, request, &client).await,
+            Disposition::End(EndsHere::Admin) => self.ask_admin(snapshot, request, &client).await,
             Disposition::End(EndsHere::MaxForwards) => {
                 let is_trace = *request.method() == Method::TRACE;
                 Answered::problem(if is_trace { Problem::NoTrace } else { Problem::LastForward }, None)
@@ -208,56 +208,57 @@ impl Proxy {
             Disposition::Upgrade(protocol) => self.upgrade(request, client, protocol, from_client).await,
             Disposition::Write { writing, protocol } => {
                 let protocol = protocol.map(|protocol| (protocol, from_client));
-                self.write(serving, request, client, writing, protocol).await
+                self.write(snapshot, request, client, writing, protocol).await
             }
             Disposition::Pass(reason) => self.pass(request, client, reason, None).await,
-            Disposition::Route { index, survey, bypass } => {
-                if !serving.policy.routes()[index].envelope {
-                    return self.answer_by_route(serving, request, client, index, &survey, bypass).await;
+            Disposition::Route { route, survey, bypass } => {
+                if !route.envelope {
+                    return self.serve_route(snapshot, request, client, &route, &survey, bypass).await;
                 }
                 let method = request.method().clone();
                 envelope::ask_for_whole(request.headers_mut());
-                self.answer_by_route(serving, request, client, index, &survey, bypass).await.wrapped(&method)
+                self.serve_route(snapshot, request, client, &route, &survey, bypass).await.wrapped(&method)
             }
         }
     }
 
-    async fn answer_by_route(
+    async fn serve_route(
         self: &Arc<Self>,
-        serving: &Arc<Serving>,
+        snapshot: &Arc<Snapshot>,
         request: Request<Incoming>,
         client: Client,
-        route: usize,
+        route: &Arc<Route>,
         survey: &Survey,
         bypass: Option<Bypass>,
     ) -> Answered {
-        let rules = &serving.policy.routes()[route];
         let has_content = !request.body().is_end_stream();
-        // What the sources answer depends on path and query alone, and the application may have no such path.
-        // It may have one, and gets the body that came with the request then.
-        let is_for_application = rules.sources.is_empty() || rules.asks_application && has_content;
+        // A source's response depends on path and query alone, so a bypass does not need the application, which may not have the path
+        // at all. If it has, it gets the body that came with the request.
+        let is_for_application = route.sources.is_empty() || route.asks_application && has_content;
         if let Some(bypass) = bypass.filter(|_| is_for_application) {
             return self.pass(request, client, Forward::Bypass(bypass), Some(route)).await;
         }
         let (mut head, body) = request.into_parts();
-        let content = match rules.body_limit().filter(|_| head.method == Method::POST) {
-            Some(limit) => match read_at_most(limit, body, &serving.budget, &mut head.headers, &client).await
-            {
-                Ok(content) => content,
-                Err(Unread::TooLong(body)) => {
-                    let request = Request::from_parts(head, body);
-                    return self.pass(request, client, Forward::Bypass(Bypass::Content), Some(route)).await;
+        let content = match route.body_limit().filter(|_| head.method == Method::POST) {
+            Some(limit) => {
+                let budget = &snapshot.store.budget;
+                match read_at_most(limit, body, budget, &mut head.headers, &client).await {
+                    Ok(content) => content,
+                    Err(Unread::TooLong(body)) => {
+                        let (request, reason) = (Request::from_parts(head, body), Bypass::Content);
+                        return self.pass(request, client, Forward::Bypass(reason), Some(route)).await;
+                    }
+                    Err(Unread::BrokenOff) => return Answered::problem(Problem::BrokenOff, Some(route)),
                 }
-                Err(Unread::BrokenOff) => return Answered::problem(Problem::BrokenOff, Some(route)),
-            },
+            }
             None => Bytes::new(),
         };
-        let question = Question::new(serving, route, self.target, head, content, client, survey);
+        let request = CacheRequest::new(snapshot, route, self.target, head, content, client, survey);
         match bypass {
-            None => self.look_up(question).await,
+            None => self.respond(request).await,
             Some(bypass) => {
-                let errand = Errand::new(question, None, Forward::Bypass(bypass));
-                self.ask_sources(Errand { stores: false, ..errand }).await
+                let fetch = Fetch::new(request, Purpose::Bypass, Forward::Bypass(bypass));
+                self.fetch_from_origins(fetch).await
             }
         }
     }
@@ -268,7 +269,7 @@ impl Proxy {
         request: Request<Incoming>,
         client: Client,
         reason: Forward,
-        route: Option<usize>,
+        route: Option<&Arc<Route>>,
     ) -> Answered {
         match self.forward(request.map(passed_body), &client, None, WhenRefused::Retry).await {
             Ok(response) => passed(response, reason, route),
@@ -352,7 +353,8 @@ impl Proxy {
 
 impl Answered {
     /// An answer of the sidecar's own.
-    fn problem(problem: Problem, route: Option<usize>) -> Self {
+    fn problem(problem: Problem, route: Option<&Arc<Route>>) -> Self {
+        let route = route.cloned();
         Self { response: problem.response(), route, outcome: Outcome::Error, tier: Tier::Nowhere, life: None }
     }
 }
@@ -427,17 +429,17 @@ fn changed_protocol(from_client: OnUpgrade, mut response: Response<Paced>, clien
     Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
 }
 
-fn passed(response: Response<Paced>, reason: Forward, route: Option<usize>) -> Answered {
+fn passed(response: Response<Paced>, reason: Forward, route: Option<&Arc<Route>>) -> Answered {
     let mut response = response.map(Body::stream);
     let status = Some(response.status());
     CacheStatus::Forwarded { reason, status, tier: Tier::Application, answer: Became::Passed }
         .append_to(response.headers_mut());
     let outcome = if route.is_some() { Outcome::Bypass } else { Outcome::Pass };
-    Answered { response, route, outcome, tier: Tier::Application, life: None }
+    Answered { response, route: route.cloned(), outcome, tier: Tier::Application, life: None }
 }
 
 /// The application did not answer, unless the request broke off before it was whole.
-fn unreachable(error: &UpstreamError, client: &Client, route: Option<usize>) -> Answered {
+fn unreachable(error: &UpstreamError, client: &Client, route: Option<&Arc<Route>>) -> Answered {
     if let Some(refusal) = client.turnstile.as_deref().and_then(Turnstile::refusal) {
         return Answered::problem(Problem::Refused(refusal), route);
     }

@@ -7,7 +7,7 @@ use larder_policy::{Policy, PurgeName, Writing};
 use crate::{
     config::Config,
     l2::{L2Error, Proof},
-    serving::Serving,
+    serving::Snapshot,
     stats::{PurgeOrigin, Stats},
 };
 
@@ -25,15 +25,15 @@ pub enum Purged {
 
 /// Makes stale whatever bears one of these names and was filled before now. When it returns, no answer from this pod is
 /// older than it.
-pub async fn purge(serving: &Serving, names: &[PurgeName], origin: PurgeOrigin, stats: &Stats) -> Purged {
+pub async fn purge(snapshot: &Snapshot, names: &[PurgeName], origin: PurgeOrigin, stats: &Stats) -> Purged {
     stats.purged(origin);
-    serving.forget_last_known_good(names);
+    snapshot.store.forget_last_known_good(names);
     let proof = match origin {
         PurgeOrigin::Api => Proof::Afterwards,
         PurgeOrigin::Write => Proof::Recent,
     };
-    match &serving.l2 {
-        None => Purged::Here(serving.barriers.raise_locally(names)),
+    match &snapshot.store.l2 {
+        None => Purged::Here(snapshot.store.barriers.raise_locally(names)),
         Some(l2) => match l2.purge(names, proof).await {
             Ok(order) => Purged::Everywhere(order),
             Err(error) => {
@@ -47,14 +47,14 @@ pub async fn purge(serving: &Serving, names: &[PurgeName], origin: PurgeOrigin, 
 /// Purges what somebody asked for, `names` being the names of that under a policy. Where the policy changed meanwhile, what the one
 /// before could not tell Redis yet is purged under the new one.
 pub async fn on_request(config: &Config, names: impl Fn(&Policy) -> Vec<PurgeName>, stats: &Stats) -> Purged {
-    let mut serving = Arc::clone(&config.serving());
+    let mut snapshot = config.snapshot();
     loop {
-        let purged = purge(&serving, &names(&serving.policy), PurgeOrigin::Api, stats).await;
-        let now = Arc::clone(&config.serving());
-        if matches!(purged, Purged::Everywhere(_)) || Arc::ptr_eq(&now, &serving) {
+        let purged = purge(&snapshot, &names(&snapshot.policy), PurgeOrigin::Api, stats).await;
+        let now = config.snapshot();
+        if matches!(purged, Purged::Everywhere(_)) || Arc::ptr_eq(&now, &snapshot) {
             return purged;
         }
-        serving = now;
+        snapshot = now;
     }
 }
 
@@ -63,7 +63,7 @@ pub async fn on_request(config: &Config, names: impl Fn(&Policy) -> Vec<PurgeNam
 /// What could not be purged in Redis, because no policy named one, is remembered.
 pub async fn after_write(
     config: &Config,
-    then: &Arc<Serving>,
+    then: &Arc<Snapshot>,
     writing: &Writing,
     names: &[PurgeName],
     stats: &Stats,
@@ -71,8 +71,8 @@ pub async fn after_write(
     purge_or_tell(then, names, stats).await;
     let mut done = Arc::clone(then);
     loop {
-        done.note_write();
-        let now = Arc::clone(&config.serving());
+        done.store.note_write();
+        let now = config.snapshot();
         if Arc::ptr_eq(&now, &done) {
             return;
         }
@@ -82,10 +82,10 @@ pub async fn after_write(
     }
 }
 
-async fn purge_or_tell(serving: &Serving, names: &[PurgeName], stats: &Stats) {
+async fn purge_or_tell(snapshot: &Snapshot, names: &[PurgeName], stats: &Stats) {
     if names.is_empty() {
-        serving.tell_other_versions().await;
+        snapshot.store.tell_other_versions().await;
     } else {
-        purge(serving, names, PurgeOrigin::Write, stats).await;
+        purge(snapshot, names, PurgeOrigin::Write, stats).await;
     }
 }

@@ -1,17 +1,30 @@
-//! Places besides the application that can answer a miss.
+//! Origins besides the application that can serve a miss.
+//!
+//! A kind of source answers for itself: a new one is a variant here, its spec in the policy and its module.
 
-use std::{error::Error, io, sync::Arc};
+use std::{error::Error, io, sync::Arc, time::Duration};
 
-use larder_policy::policy;
+use ::http::{HeaderValue, Response, header::CONTENT_TYPE};
+use http_body_util::BodyExt as _;
+use larder_policy::{
+    Values,
+    policy::{self, Ask},
+    sql::BoundQuery,
+};
+
+use crate::{
+    body::{Network, SourceError},
+    cache_status::Tier,
+};
 
 pub mod http;
 pub mod last_known_good;
 pub mod postgres;
 
-use http::HttpSource;
-use postgres::PostgresSource;
+use http::{HttpError, HttpFound, HttpSource};
+use postgres::{PostgresError, PostgresSource};
 
-/// A place besides the application that can answer a miss.
+/// An origin besides the application that can serve a miss.
 #[derive(Clone, Debug)]
 pub enum Source {
     /// A Postgres server.
@@ -20,8 +33,19 @@ pub enum Source {
     Http(Arc<HttpSource>),
 }
 
+/// Reason why a source has no response.
+#[derive(Debug, thiserror::Error)]
+pub enum SourceFailure {
+    /// Its breaker is open: it was not asked.
+    #[error("the source is not asked because it failed repeatedly")]
+    Down,
+    /// It was asked, or could not be, and failed.
+    #[error("{0}")]
+    Failed(anyhow::Error),
+}
+
 impl Source {
-    /// Makes one ready, in the background.
+    /// Starts a source in the background.
     pub fn start(spec: &policy::Source) -> Self {
         match spec {
             policy::Source::Postgres(spec) => Self::Postgres(Arc::new(PostgresSource::start(spec.clone()))),
@@ -29,7 +53,7 @@ impl Source {
         }
     }
 
-    /// Whether it was made from this.
+    /// Returns true if the source was started from this spec.
     pub fn is_of(&self, spec: &policy::Source) -> bool {
         match (self, spec) {
             (Self::Postgres(source), policy::Source::Postgres(spec)) => source.spec() == spec,
@@ -38,7 +62,71 @@ impl Source {
         }
     }
 
-    /// Whether it is trusted to answer.
+    /// Fetches the response that a route asks for; `None` if the source has none.
+    ///
+    /// # Errors
+    /// If the source can't be asked, or fails.
+    pub async fn fetch(
+        &self,
+        ask: &Ask,
+        values: &Values<'_>,
+    ) -> Result<Option<Response<Network>>, SourceFailure> {
+        match (self, ask) {
+            (Self::Postgres(source), Ask::Postgres(ask)) => {
+                let Some(row) = source.fetch(&ask.query, values).await? else { return Ok(None) };
+                let mut response = Response::new(Network::text(row));
+                response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
+                Ok(Some(response))
+            }
+            (Self::Http(source), Ask::Http(ask)) => {
+                let Some(target) = values.expand_url(&ask.path) else { return Ok(None) };
+                match source.fetch(&target).await? {
+                    HttpFound::NotFound => Ok(None),
+                    HttpFound::Found(response) => Ok(Some(response.map(|body| {
+                        Network::Source(body.map_err(|error| SourceError::Source(error.into())).boxed())
+                    }))),
+                }
+            }
+            (Self::Postgres(_) | Self::Http(_), _) => Err(self.unfit("serve what the route asks for")),
+        }
+    }
+
+    /// Runs a statement that persists a response.
+    ///
+    /// # Errors
+    /// If the source can't be asked, fails, or takes no statements.
+    pub async fn execute(&self, statement: &BoundQuery, values: &Values<'_>) -> Result<(), SourceFailure> {
+        match self {
+            Self::Postgres(source) => {
+                source.execute(statement, values).await?;
+                Ok(())
+            }
+            Self::Http(_) => Err(self.unfit("persist responses")),
+        }
+    }
+
+    fn unfit(&self, purpose: &str) -> SourceFailure {
+        SourceFailure::Failed(anyhow::anyhow!("a source of kind {} can't {purpose}", self.label()))
+    }
+
+    /// Returns the time after which a stale response that may be served in place of an error is served in place of a slow source;
+    /// `None` if the source is waited for.
+    pub fn soft_timeout(&self) -> Option<Duration> {
+        match self {
+            Self::Postgres(_) => None,
+            Self::Http(source) => Some(source.spec().timeout.0),
+        }
+    }
+
+    /// Returns the tier of its responses.
+    pub const fn tier(&self) -> Tier {
+        match self {
+            Self::Postgres(_) => Tier::Postgres,
+            Self::Http(_) => Tier::Http,
+        }
+    }
+
+    /// Returns true if the source is trusted to respond.
     pub fn is_up(&self) -> bool {
         match self {
             Self::Postgres(source) => source.is_up(),
@@ -46,8 +134,8 @@ impl Source {
         }
     }
 
-    /// What is wrong with what it was told of where it is and whom to trust, if anything is; what it was told before counts as
-    /// long as it works. There is no secret in it.
+    /// Returns the error in the URL or the CA that the source is given now, if there is one: the last good ones stay in use. The text
+    /// has no secret in it.
     pub fn trouble(&self) -> Option<String> {
         match self {
             Self::Postgres(source) => source.trouble(),
@@ -55,21 +143,36 @@ impl Source {
         }
     }
 
-    /// What it is, as metrics and the admin API have it.
-    pub const fn kind(&self) -> &'static str {
-        match self {
-            Self::Postgres(_) => "postgres",
-            Self::Http(_) => "http",
+    /// Returns the kind of the source in metrics and the admin API.
+    pub const fn label(&self) -> &'static str {
+        self.tier().as_str()
+    }
+}
+
+impl From<PostgresError> for SourceFailure {
+    fn from(error: PostgresError) -> Self {
+        match error {
+            PostgresError::Down => Self::Down,
+            error => Self::Failed(error.into()),
         }
     }
 }
 
-/// Whether a connection failed because of a certificate.
+impl From<HttpError> for SourceFailure {
+    fn from(error: HttpError) -> Self {
+        match error {
+            HttpError::Down => Self::Down,
+            error => Self::Failed(error.into()),
+        }
+    }
+}
+
+/// Returns true if a connection failed because of a certificate.
 fn blames_certificate(error: &(dyn Error + 'static)) -> bool {
     if let Some(rustls::Error::InvalidCertificate(_)) = error.downcast_ref() {
         return true;
     }
-    // Its source is that of what it holds.
+    // The source of an I/O error is that of the error it wraps.
     let held = error.downcast_ref::<io::Error>().and_then(io::Error::get_ref);
     let held = held.map(|held| -> &(dyn Error + 'static) { held });
     held.or_else(|| error.source()).is_some_and(blames_certificate)

@@ -13,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
 
 use crate::{
-    barriers::Barriers, budget::Budget, cache_status::Tier, gate::Refusal, l1::L1, serving::Mode,
+    barriers::Barriers, budget::Budget, cache_status::Tier, gate::Refusal, l1::L1, mode::Mode,
     upstream::UpstreamReason,
 };
 

@@ -1,6 +1,6 @@
 //! A compiled route.
 
-use std::time::Duration;
+use std::{sync::Arc, time::Duration};
 
 use http::Method;
 
@@ -18,6 +18,8 @@ pub(super) const DEFAULT_COLLAPSE_TIMEOUT: Duration = Duration::from_secs(5);
 /// Requests that are cached in the same way.
 #[derive(Clone, Debug)]
 pub struct Route {
+    /// Index in [`super::Policy::routes`].
+    pub index: usize,
     /// Name in metrics and logs.
     pub name: String,
     /// Paths that the route applies to; `None` in the one route of a sidecar without a policy.
@@ -55,6 +57,23 @@ pub enum Ask {
     Postgres(QuerySource),
     /// An HTTP source.
     Http(HttpSource),
+}
+
+impl Ask {
+    /// Returns the name of the source.
+    pub fn source(&self) -> &str {
+        match self {
+            Self::Postgres(QuerySource { source, .. }) | Self::Http(HttpSource { source, .. }) => source,
+        }
+    }
+
+    /// Returns the statement that persists the source's responses, if the policy has one.
+    pub fn persist(&self) -> Option<&QuerySource> {
+        match self {
+            Self::Postgres(_) => None,
+            Self::Http(request) => request.persist.as_ref(),
+        }
+    }
 }
 
 /// A query to one of the policy's Postgres sources.
@@ -110,10 +129,8 @@ impl BypassBy {
 /// A request's route.
 #[derive(Clone, Copy, Debug)]
 pub struct Match<'a> {
-    /// Index in [`super::Policy::routes`].
-    pub index: usize,
     /// The route.
-    pub route: &'a Route,
+    pub route: &'a Arc<Route>,
 }
 
 impl<'a> Match<'a> {
@@ -128,6 +145,7 @@ impl Route {
     /// The one route of a sidecar without a policy.
     pub(super) fn bare() -> Self {
         Self {
+            index: 0,
             name: "default".to_owned(),
             path: None,
             methods: vec![Method::GET, Method::HEAD],
@@ -206,6 +224,7 @@ impl Route {
     /// Returns everything that decides which requests share a response and how it is purged, as text.
     pub(super) fn shape(&self) -> String {
         let Self {
+            index: _,
             name: _,
             path,
             methods,

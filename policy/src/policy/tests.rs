@@ -40,7 +40,7 @@ fn the_first_route_that_matches_decides() {
     let policy = Policy::compile(&spec(SHOP)).unwrap();
     let found = route(&policy, &Method::GET, "/api/users/7").unwrap();
     let parameters = found.parameters(&NormalPath::new("/api/users/7"));
-    assert_eq!((found.index, parameters), (0, vec![("id", "7".to_owned())]));
+    assert_eq!((found.route.index, parameters), (0, vec![("id", "7".to_owned())]));
     assert!(route(&policy, &Method::HEAD, "/data/7").is_none());
     assert!(route(&policy, &Method::PUT, "/api/users/7").is_none());
     assert!(route(&policy, &Method::GET, "/api/users/x/../7").is_none());
@@ -75,7 +75,7 @@ fn a_route_may_ask_for_headers_which_are_then_in_the_key() {
     let policy = Policy::compile(&spec(&text)).unwrap();
     let found = |values: &[&str]| {
         let fields: Vec<_> = values.iter().map(|value| (&b"x-api-version"[..], value.as_bytes())).collect();
-        policy.route(&Method::GET, &NormalPath::new("/api/users/7"), fields.as_slice()).unwrap().index
+        policy.route(&Method::GET, &NormalPath::new("/api/users/7"), fields.as_slice()).unwrap().route.index
     };
     assert_eq!((found(&["2"]), found(&["1"]), found(&[]), found(&["2", "1"])), (0, 2, 2, 2));
     assert_eq!(policy.routes()[0].key.headers, ["x-api-version"]);

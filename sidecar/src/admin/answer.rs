@@ -13,19 +13,20 @@ use larder_policy::{
 use crate::{
     barriers::Stamp,
     entry::{Content, Entry},
-    serving::{Mode, Serving},
+    mode::Mode,
+    serving::Snapshot,
 };
 
 /// Returns the state of an entry under the rules of its route.
-pub(super) fn standing(entry: &Entry, serving: &Serving, lifetimes: Option<&Lifetimes>) -> Standing {
+pub(super) fn standing(entry: &Entry, snapshot: &Snapshot, lifetimes: Option<&Lifetimes>) -> Standing {
     let Some(lifetimes) = lifetimes else {
-        return if serving.mode == Mode::Serving { Standing::NoRoute } else { Standing::Passing };
+        return if snapshot.mode == Mode::Serving { Standing::NoRoute } else { Standing::Passing };
     };
-    if serving.mode != Mode::Serving {
+    if snapshot.mode != Mode::Serving {
         Standing::Passing
-    } else if entry.is_out_of_touch(&serving.barriers) {
+    } else if entry.is_out_of_touch(&snapshot.store.barriers) {
         Standing::BusSilent
-    } else if entry.is_purged(&serving.barriers) {
+    } else if entry.is_purged(&snapshot.store.barriers) {
         Standing::Purged
     } else if matches!(entry.content, Content::Parts(_)) {
         Standing::Partial

@@ -26,7 +26,7 @@ use crate::{
     entry::codec::Rules,
     l1::{Held, Stored},
     l2::{Found, Limits, Patience},
-    serving::Serving,
+    serving::Snapshot,
 };
 
 /// A key in the path of a request. It may be written as it is or encoded, whole or in part; a key can have escapes of its own,
@@ -66,11 +66,11 @@ pub(super) async fn entries(
     State(admin): State<Arc<Admin>>,
     Keys(keys): Keys,
 ) -> Result<Json<Entries>, Refused> {
-    let serving = Arc::clone(&admin.config.serving());
-    let mut found = in_memory(&serving, &keys);
+    let snapshot = admin.config.snapshot();
+    let mut found = in_memory(&snapshot, &keys);
     let mut redis = RedisLookup::default();
     for key in keys.iter().filter_map(|key| KeyText::parse(key)) {
-        match in_redis(&serving, key).await {
+        match in_redis(&snapshot, key).await {
             None => {}
             Some(Ok(kept)) => {
                 redis.answered = true;
@@ -92,10 +92,10 @@ pub(super) async fn entries(
 }
 
 /// What memory holds under these keys, whole or short, and their variants.
-fn in_memory(serving: &Serving, keys: &[String]) -> Vec<Entry> {
+fn in_memory(snapshot: &Snapshot, keys: &[String]) -> Vec<Entry> {
     // They are looked at when no lock of the cache is held.
     let mut held = BTreeMap::new();
-    serving.l1.for_each(|Held { key: text, stored, hits, .. }| {
+    snapshot.store.l1.for_each(|Held { key: text, stored, hits, .. }| {
         let Some(key) = KeyText::parse(text) else { return };
         if keys.iter().any(|asked| *asked == text || *asked == key.base() || *asked == key.short()) {
             held.insert(text.to_owned(), (stored.clone(), hits));
@@ -103,11 +103,11 @@ fn in_memory(serving: &Serving, keys: &[String]) -> Vec<Entry> {
     });
     held.into_iter()
         .filter_map(|(text, (stored, hits))| {
-            let route = KeyText::parse(&text)?.route(serving);
+            let route = KeyText::parse(&text)?.route(snapshot);
             let kept = match stored {
                 Stored::Entry(stored) => {
                     let lifetimes = lifetimes(route);
-                    let state = standing(&stored, serving, lifetimes);
+                    let state = standing(&stored, snapshot, lifetimes);
                     let answer = StoredResponse { hits: Some(hits), ..stored_response(&stored, lifetimes) };
                     entry(&text, Place::L1, route, state, Some(answer))
                 }
@@ -126,13 +126,13 @@ fn in_memory(serving: &Serving, keys: &[String]) -> Vec<Entry> {
 }
 
 /// What Redis holds under a key; `None` if there is no Redis.
-async fn in_redis(serving: &Serving, key: KeyText<'_>) -> Option<Result<Option<Entry>, String>> {
-    let l2 = serving.l2.as_ref()?;
-    let (route, headers) = (key.route(serving), key.headers());
+async fn in_redis(snapshot: &Snapshot, key: KeyText<'_>) -> Option<Result<Option<Entry>, String>> {
+    let l2 = snapshot.store.l2.as_ref()?;
+    let (route, headers) = (key.route(snapshot), key.headers());
     let names = key.purge_names(route);
     let set_cookie = lifetimes(route).is_some_and(|lifetimes| lifetimes.store_despite.set_cookie);
-    let rules = Rules { targets: serving.policy.targets(), set_cookie };
-    let limits = Limits { rules, max_body: serving.policy.l1.max_object_size.0 };
+    let rules = Rules { targets: snapshot.policy.targets(), set_cookie };
+    let limits = Limits { rules, max_body: snapshot.policy.l1.max_object_size.0 };
     let lookup = l2.lookup(key.base(), &headers, &names, limits, Patience::Hard).await;
     let kept = |state, answer| entry(key.base(), Place::L2, route, state, answer);
     Some(match lookup.map(|lookup| lookup.found) {
@@ -142,7 +142,7 @@ async fn in_redis(serving: &Serving, key: KeyText<'_>) -> Option<Result<Option<E
         Ok(Found::Purged) => Ok(Some(kept(Standing::Purged, None))),
         Ok(Found::Entry(vary, stored)) => {
             let lifetimes = lifetimes(route);
-            let state = standing(&stored, serving, lifetimes);
+            let state = standing(&stored, snapshot, lifetimes);
             let vary = vary.iter().map(ToString::to_string).collect();
             Ok(Some(Entry { vary, ..kept(state, Some(stored_response(&stored, lifetimes))) }))
         }

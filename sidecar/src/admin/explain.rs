@@ -29,7 +29,7 @@ use crate::{
     cache_status::Forward,
     gate::RawTarget,
     proxy::explain::{Explanation as Found, InMemory, explain},
-    serving::Serving,
+    serving::Snapshot,
 };
 
 impl Sent for ExplainRequest {
@@ -44,9 +44,9 @@ pub(super) async fn explained(
 ) -> Result<Json<Explanation>, Refused> {
     let target = target(&admin.targets, described.port.as_ref().map(port).transpose()?)?;
     let request = request(described)?;
-    let serving = Arc::clone(&admin.config.serving());
-    let found = explain(&serving, target, request);
-    Ok(Json(explanation(&serving, found)))
+    let snapshot = admin.config.snapshot();
+    let found = explain(&snapshot, target, request);
+    Ok(Json(explanation(&snapshot, found)))
 }
 
 fn port(number: &Number) -> Result<u16, Refused> {
@@ -123,16 +123,15 @@ fn taken_apart(url: &str) -> Option<(&str, &str, String)> {
     is_authority.then(|| (scheme, authority, format!("{slash}{target}")))
 }
 
-fn explanation(serving: &Serving, found: Found) -> Explanation {
+fn explanation(snapshot: &Snapshot, found: Found) -> Explanation {
     let Found { route, parameters, path, ends_here, purges, passes, key, tags, asked, memory } = found;
-    let route = route.map(|index| (index, &serving.policy.routes()[index]));
-    let lifetimes = route.map(|(_, route)| &route.lifetimes);
+    let lifetimes = route.as_ref().map(|route| &route.lifetimes);
     let purge = key.as_deref().map(|key| {
         let short = KeyText::parse(key).map(|key| key.short());
         request_for([key.to_owned()].into_iter().chain(short).collect(), vec![path], tags)
     });
     Explanation {
-        route: route.map(|(index, route)| shown_route(index, route, parameters)),
+        route: route.as_ref().map(|route| shown_route(route, parameters)),
         bypass: passes.map(|reason| match reason {
             Forward::Bypass(bypass) => bypass.as_str().to_owned(),
             other => other.as_str().to_owned(),
@@ -145,16 +144,16 @@ fn explanation(serving: &Serving, found: Found) -> Explanation {
         l1: memory.map(|InMemory { forward, entry }| ExplainedMemory {
             hit: forward.is_none(),
             forward: forward.map(|reason| reason.as_str().to_owned()),
-            standing: entry.as_ref().map(|entry| standing(entry, serving, lifetimes)),
+            standing: entry.as_ref().map(|entry| standing(entry, snapshot, lifetimes)),
             answer: entry.as_ref().map(|entry| stored_response(entry, lifetimes)),
         }),
     }
 }
 
-fn shown_route(index: usize, route: &Route, parameters: Vec<(String, String)>) -> ExplainedRoute {
+fn shown_route(route: &Route, parameters: Vec<(String, String)>) -> ExplainedRoute {
     ExplainedRoute {
         name: route.name.clone(),
-        index,
+        index: route.index,
         path: route.path.as_ref().map(ToString::to_string),
         parameters: parameters.into_iter().collect(),
         lifetimes: shown_lifetimes(&route.lifetimes),

@@ -18,7 +18,7 @@ use super::{
     Admin,
     refused::{Refused, refuses},
 };
-use crate::serving::Mode;
+use crate::mode::Mode;
 
 pub(super) async fn livez() -> &'static str {
     "ok"
@@ -72,14 +72,14 @@ fn state(mode: Mode) -> CacheState {
 }
 
 pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<PolicyReport> {
-    let serving = admin.config.serving();
-    let tiers = serving.tiers().into_iter();
+    let snapshot = admin.config.snapshot();
+    let tiers = snapshot.tiers().into_iter();
     Json(PolicyReport {
-        hash: serving.hash.clone(),
-        state: state(serving.mode),
+        hash: snapshot.hash.clone(),
+        state: state(snapshot.mode),
         error: admin.config.error().as_deref().map(ToString::to_string),
         tiers: tiers.map(|(name, up)| (name, if up { TierState::Up } else { TierState::Down })).collect(),
-        troubles: serving.troubles().into_iter().collect(),
+        troubles: snapshot.troubles().into_iter().collect(),
     })
 }
 

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cache_status::Tier,
     l1::{Held, Stored},
-    serving::Serving,
+    serving::Snapshot,
     stats::Outcome,
 };
 
@@ -50,9 +50,9 @@ pub(super) async fn stats(_: Token, State(admin): State<Arc<Admin>>, Asked(asked
         tiers.map(|tier| stats.requests(outcome, tier)).sum::<u64>()
     };
     let (hits, misses) = (of(Outcome::Hit), of(Outcome::Miss));
-    let serving = admin.config.serving();
-    let (total_cached_keys, top_keys) = held(&serving, asked.top);
-    let l1_bytes = serving.l1.bytes();
+    let snapshot = admin.config.snapshot();
+    let (total_cached_keys, top_keys) = held(&snapshot, asked.top);
+    let l1_bytes = snapshot.store.l1.bytes();
     Json(Stats {
         hits,
         misses,
@@ -66,9 +66,9 @@ pub(super) async fn stats(_: Token, State(admin): State<Arc<Admin>>, Asked(asked
         bypassed: of(Outcome::Bypass),
         passed: of(Outcome::Pass),
         errors: of(Outcome::Error),
-        l1_entries: serving.l1.entries(),
+        l1_entries: snapshot.store.l1.entries(),
         l1_bytes,
-        l1_evictions: serving.l1.evictions(),
+        l1_evictions: snapshot.store.l1.evictions(),
         total_cached_keys,
         bytes: l1_bytes,
         top_keys,
@@ -76,11 +76,11 @@ pub(super) async fn stats(_: Token, State(admin): State<Arc<Admin>>, Asked(asked
 }
 
 /// How many answers memory holds that no purge covers, and those that are hit most.
-fn held(serving: &Serving, top: usize) -> (u64, Vec<TopKey>) {
+fn held(snapshot: &Snapshot, top: usize) -> (u64, Vec<TopKey>) {
     let (mut count, mut most) = (0, BinaryHeap::with_capacity(top + 1));
-    serving.l1.for_each(|Held { key, stored, hits, .. }| {
+    snapshot.store.l1.for_each(|Held { key, stored, hits, .. }| {
         let Stored::Entry(entry) = stored else { return };
-        if entry.is_purged(&serving.barriers) {
+        if entry.is_purged(&snapshot.store.barriers) {
             return;
         }
         count += 1;

@@ -1,7 +1,7 @@
 use std::iter;
 
 use super::*;
-use crate::in_progress::Work;
+use crate::work::Work;
 
 const MIB: u64 = 1 << 20;
 

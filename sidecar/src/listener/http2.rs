@@ -29,9 +29,10 @@ use crate::{
     gate::{Refusal, check_http2},
     head_room,
     held::Held,
-    in_progress::{InProgress, Work},
+    in_progress::InProgress,
     problem::Problem,
     proxy::{Client, Proxy},
+    work::Work,
 };
 
 /// How often a quiet connection is pinged.

@@ -3,6 +3,8 @@
 //! The proxy acts on the [`Disposition`] and `/explain` reports it. The fast path for hits responds to a subset of what is
 //! classified as a [`Disposition::Route`] without a bypass.
 
+use std::sync::Arc;
+
 use http::{HeaderMap, HeaderValue, Method, Request, header::AUTHORIZATION};
 use larder_policy::{Fields, NormalPath, Policy, Route, Survey, Writing, credentials, range};
 
@@ -11,7 +13,7 @@ use crate::{
     cache_status::{Bypass, Forward},
     gate::RawTarget,
     headers,
-    serving::Serving,
+    serving::Snapshot,
 };
 
 /// Treatment of a request.
@@ -25,8 +27,8 @@ pub(super) enum Disposition {
     Write { writing: Writing, protocol: Option<HeaderValue> },
     /// Passes without a route.
     Pass(Forward),
-    /// Is looked up and stored by the route in this place, unless there is a bypass.
-    Route { index: usize, survey: Survey, bypass: Option<Bypass> },
+    /// Is looked up and stored by this route, unless there is a bypass.
+    Route { route: Arc<Route>, survey: Survey, bypass: Option<Bypass> },
 }
 
 /// Reason why a request goes no further than this sidecar.
@@ -53,7 +55,7 @@ impl EndsHere {
 
 /// Classifies a request from which the fields of its connection were removed. `upgrade` is the protocol that those asked for.
 pub(super) fn classify<B>(
-    serving: &Serving,
+    snapshot: &Snapshot,
     request: &Request<B>,
     upgrade: Option<HeaderValue>,
     has_content: bool,
@@ -63,12 +65,12 @@ pub(super) fn classify<B>(
         return Disposition::End(EndsHere::Connect);
     }
     let path = NormalPath::new(request.uri().path());
-    if path_in_admin(&serving.policy, &path).is_some() {
+    if path_in_admin(&snapshot.policy, &path).is_some() {
         return Disposition::End(EndsHere::Admin);
     }
-    let found = serving.policy.route(method, &path, fields);
+    let found = snapshot.policy.route(method, &path, fields);
     let protocol =
-        upgrade.filter(|protocol| is_taken_at_its_word(&serving.policy, protocol, found.is_some()));
+        upgrade.filter(|protocol| is_taken_at_its_word(&snapshot.policy, protocol, found.is_some()));
     if let Some(protocol) = protocol.as_ref().filter(|_| method.is_safe()) {
         return Disposition::Upgrade(protocol.clone());
     }
@@ -80,18 +82,18 @@ pub(super) fn classify<B>(
     {
         return Disposition::Write { writing, protocol };
     }
-    if let Some(bypass) = serving.mode.bypass() {
+    if let Some(bypass) = snapshot.mode.bypass() {
         return Disposition::Pass(Forward::Bypass(bypass));
     }
     let Some(found) = found else {
         return Disposition::Pass(without_route(method, &path));
     };
-    let survey = Survey::under(fields, serving.policy.identity_headers());
+    let survey = Survey::under(fields, snapshot.policy.identity_headers());
     let bypass = match request.extensions().get::<RawTarget>() {
         Some(_) => Some(Bypass::Target),
-        None => bypass_of(serving, found.route, request, &survey, has_content),
+        None => bypass_of(snapshot, found.route, request, &survey, has_content),
     };
-    Disposition::Route { index: found.index, survey, bypass }
+    Disposition::Route { route: Arc::clone(found.route), survey, bypass }
 }
 
 /// Returns the path of a request within the admin API if the policy puts that under the application's address.
@@ -120,7 +122,7 @@ fn without_route(method: &Method, path: &NormalPath<'_>) -> Forward {
 
 /// Returns the reason why a request of a route is neither looked up nor stored.
 fn bypass_of<B>(
-    serving: &Serving,
+    snapshot: &Snapshot,
     route: &Route,
     request: &Request<B>,
     survey: &Survey,
@@ -128,14 +130,14 @@ fn bypass_of<B>(
 ) -> Option<Bypass> {
     let is_post = *request.method() == Method::POST;
     let fields: &HeaderMap = request.headers();
-    not_for_the_cache(serving, route, request.uri().query(), fields, survey)
+    not_for_the_cache(snapshot, route, request.uri().query(), fields, survey)
         .or((is_post && survey.is_conditional()).then_some(Bypass::Precondition))
         .or((!(is_post && route.body_limit().is_some()) && has_content).then_some(Bypass::Content))
 }
 
 /// Returns the reason why a request of a route is neither looked up nor stored, whatever its content.
 pub(super) fn not_for_the_cache(
-    serving: &Serving,
+    snapshot: &Snapshot,
     route: &Route,
     query: Option<&str>,
     fields: &impl Fields,
@@ -143,7 +145,7 @@ pub(super) fn not_for_the_cache(
 ) -> Option<Bypass> {
     if let Some(by) = route.bypass(query, fields) {
         Some(by.into())
-    } else if survey.names_a_person() && !serving.policy.is_bare() && !only_authorizes(fields, route) {
+    } else if survey.names_a_person() && !snapshot.policy.is_bare() && !only_authorizes(fields, route) {
         Some(Bypass::Credentials)
     } else if survey.has_override() {
         Some(Bypass::Override)

@@ -10,7 +10,7 @@ use tokio::time::{sleep, timeout};
 
 use super::Proxy;
 use crate::{
-    serving::Mode,
+    mode::Mode,
     upstream::{Abandoned, Progress, RequestBody, Upstream, UpstreamError, WhenRefused},
 };
 
@@ -28,8 +28,8 @@ pub(super) struct Exchange {
 impl Proxy {
     /// The time that the application may take for a word, if the policy that is in force says so.
     pub(super) fn application_timeout(&self) -> Option<Duration> {
-        let serving = self.config.serving();
-        serving.policy.application_timeout.filter(|_| serving.mode == Mode::Serving)
+        let snapshot = self.config.snapshot_guard();
+        snapshot.policy.application_timeout.filter(|_| snapshot.mode == Mode::Serving)
     }
 }
 

@@ -1,4 +1,4 @@
-//! Keeping what an HTTP source returned.
+//! Persisting of what a source returned (`persist` of a policy).
 
 use std::{
     pin::Pin,
@@ -11,48 +11,39 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::BodyExt as _;
 use larder_policy::{Values, policy::QuerySource};
 
-use super::{keep::WRITTEN_COPIES, question::Question};
+use super::request::CacheRequest;
 use crate::{
     body::{Network, SourceError},
     budget::{Kind, Reservation},
-    sources::Source,
+    store::slot::WRITTEN_COPIES,
 };
 
-/// What keeps an answer when it is whole. Nobody waits for that, and nobody learns if it fails.
+/// Persists a response when its body is complete. Nothing waits for that, and a failure is only logged.
 #[derive(Debug)]
-pub(super) struct Keeping {
-    question: Arc<Question>,
-    persist: QuerySource,
+pub(super) struct Persisting {
+    request: Arc<CacheRequest>,
+    statement: QuerySource,
     read: BytesMut,
     room: Reservation,
-    /// A longer one is not kept.
+    /// Maximum length of a body that is persisted.
     limit: usize,
 }
 
-impl Question {
-    pub(super) fn keeping(&self, persist: &QuerySource) -> Keeping {
-        let limit = usize::try_from(self.serving.policy.l1.max_object_size.0).unwrap_or(usize::MAX);
-        let room = Reservation::new(&self.serving.budget, Kind::Responses);
-        Keeping {
-            question: Arc::new(self.clone()),
-            persist: persist.clone(),
+impl Persisting {
+    /// Creates what persists the response to a request with this statement.
+    pub(super) fn new(request: &CacheRequest, statement: &QuerySource) -> Self {
+        Self {
+            request: Arc::new(request.clone()),
+            statement: statement.clone(),
             read: BytesMut::new(),
-            room,
-            limit,
+            room: Reservation::new(&request.store().budget, Kind::Responses),
+            limit: usize::try_from(request.max_body()).unwrap_or(usize::MAX),
         }
     }
-}
 
-impl Keeping {
-    /// A body of which every byte passes on as it comes, and which is kept when it is whole.
-    pub(super) fn body(
-        body: impl HttpBody<Data = Bytes, Error = SourceError> + Send + Sync + Unpin + 'static,
-        keeping: Option<Self>,
-    ) -> Network {
-        Network::Source(match keeping {
-            Some(keeping) => Kept { body, keeping: Some(keeping) }.boxed(),
-            None => body.boxed(),
-        })
+    /// Wraps a body whose frames pass on as they come, and which is persisted when it is complete.
+    pub(super) fn wrap(self, body: Network) -> Network {
+        Network::Source(PersistedBody { body, persisting: Some(self) }.boxed())
     }
 
     fn read(&mut self, data: &Bytes) -> bool {
@@ -64,59 +55,60 @@ impl Keeping {
         if fits {
             self.read.extend_from_slice(data);
         } else {
-            tracing::warn!(route = self.question.route().name, "an answer is too large to be kept");
+            tracing::warn!(route = self.request.route.name, "a response is too large to be persisted");
         }
         fits
     }
 
-    async fn keep(self) {
-        let Self { question, persist, read, room: _held, .. } = self;
-        let Some(Source::Postgres(source)) = question.serving.source(&persist.source) else { return };
+    async fn persist(self) {
+        let Self { request, statement, read, room: _held, .. } = self;
+        let route = &request.route.name;
+        let Some(source) = request.snapshot.source(&statement.source) else { return };
         let Ok(body) = std::str::from_utf8(&read) else {
-            return tracing::warn!(route = question.route().name, "an answer is no text, and is not kept");
+            return tracing::warn!(route, "a response is not valid UTF-8 and is not persisted");
         };
-        let values = Values { body: Some(body), ..question.values() };
-        if let Err(error) = source.execute(&persist.query, &values).await {
-            let (source, route) = (&persist.source, &question.route().name);
-            tracing::warn!(source, route, %error, "an answer was not kept");
+        let values = Values { body: Some(body), ..request.values() };
+        if let Err(error) = source.execute(&statement.query, &values).await {
+            tracing::warn!(source = statement.source, route, %error, "a response was not persisted");
         }
     }
 }
 
-struct Kept<B> {
-    body: B,
-    keeping: Option<Keeping>,
+struct PersistedBody {
+    body: Network,
+    persisting: Option<Persisting>,
 }
 
-impl<B: HttpBody<Data = Bytes> + Unpin> HttpBody for Kept<B> {
+impl HttpBody for PersistedBody {
     type Data = Bytes;
-    type Error = B::Error;
+    type Error = SourceError;
 
     fn poll_frame(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,
-    ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
+    ) -> Poll<Option<Result<Frame<Bytes>, SourceError>>> {
         let this = self.get_mut();
         let frame = ready!(Pin::new(&mut this.body).poll_frame(context));
         match &frame {
             Some(Ok(frame)) => {
-                let fits = |keeping: &mut Keeping| frame.data_ref().is_none_or(|data| keeping.read(data));
-                this.keeping.take_if(|keeping| !fits(keeping));
+                let fits =
+                    |persisting: &mut Persisting| frame.data_ref().is_none_or(|data| persisting.read(data));
+                this.persisting.take_if(|persisting| !fits(persisting));
             }
-            Some(Err(_)) => this.keeping = None,
+            Some(Err(_)) => this.persisting = None,
             None => {}
         }
         if (frame.is_none() || this.body.is_end_stream())
-            && let Some(keeping) = this.keeping.take()
+            && let Some(persisting) = this.persisting.take()
         {
-            tokio::spawn(keeping.keep());
+            tokio::spawn(persisting.persist());
         }
         Poll::Ready(frame)
     }
 
     fn is_end_stream(&self) -> bool {
-        // Until it was told to be kept it is not over.
-        self.keeping.is_none() && self.body.is_end_stream()
+        // Persisting begins with the end of the body, which must be polled for.
+        self.persisting.is_none() && self.body.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {

@@ -1,71 +1,69 @@
-//! Renewing what is stored while it is served (RFC 5861, section 3).
+//! Refreshing of stored responses while they are served (RFC 5861, section 3).
 
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use http::{Method, header};
 use http_body_util::BodyExt as _;
 use larder_flight::{Fill, Joined, Lead, Reader};
-use larder_policy::range;
 use tokio::time::{sleep, timeout};
 
 use super::{
     Proxy,
-    ask::{ABANDONED_TIMEOUT, Landing, is_overdue},
-    fetch::Errand,
-    question::Question,
+    collapse::{ABANDONED_TIMEOUT, is_overdue},
+    fetch::{Fetch, Purpose},
+    request::CacheRequest,
 };
 use crate::{
     body::{Body, Source},
-    cache_status::Forward,
+    cache_status::{Forward, Tier},
     entry::Entry,
+    store::in_flight::FetchOutcome,
 };
 
-/// How long the application may take for a head, and for a body, that no client waits for: nobody else would end it.
-pub(super) const DEADLINE: Duration = Duration::from_secs(60);
+/// Maximum time for the head, and for the body, of a response that no client waits for: no client would end it.
+pub(super) const REFRESH_TIMEOUT: Duration = Duration::from_secs(60);
 
 impl Proxy {
-    /// Asks for what is stored again, unless somebody is asking already and has given a sign of life within the route's
-    /// `collapseTimeout`. Nobody waits for it.
-    pub(super) fn refresh_in_background(self: &Arc<Self>, question: &Question, stored: &Arc<Entry>) {
-        let question = question.without_its_client();
-        let flights = &question.serving.flights;
-        let mut joined = flights.join(&question.flight(question.key.as_str()));
+    /// Fetches a stored response again, unless a fetch is under way that has shown progress within the route's `collapseTimeout`.
+    pub(super) fn refresh_in_background(self: &Arc<Self>, request: &CacheRequest, stored: &Arc<Entry>) {
+        let request = request.without_its_client();
+        let flights = &request.snapshot.flights;
+        let mut joined = flights.join(&request.flight(request.key.as_str()));
         if let Joined::Wait(mut wait) = joined {
-            if !is_overdue(&mut wait, question.route().collapse_timeout) {
+            if !is_overdue(&mut wait, request.route.collapse_timeout) {
                 return;
             }
             joined = flights.overtake(wait);
         }
         if let Joined::Lead(lead) = joined {
-            tokio::spawn(Arc::clone(self).refresh(question, lead, Arc::clone(stored)));
+            tokio::spawn(Arc::clone(self).refresh(request, lead, Arc::clone(stored)));
         }
     }
 
     fn refresh(
         self: Arc<Self>,
-        question: Question,
-        lead: Lead<Landing>,
+        request: CacheRequest,
+        lead: Lead<FetchOutcome>,
         stored: Arc<Entry>,
     ) -> BoxFuture<'static, ()> {
         Box::pin(async move {
-            let errand = Errand::new(question, Some(lead), Forward::Stale);
-            let errand = Errand { candidate: Some(stored), is_refresh: true, ..errand };
-            let limit = errand.question.serving.policy.l1.max_object_size.0;
-            match timeout(DEADLINE, self.fetch(errand)).await {
-                Ok(answered) => drain(answered.response.into_body(), limit, DEADLINE).await,
-                Err(_) => tracing::warn!("the application did not renew an answer in {DEADLINE:?}"),
+            let mut fetch = Fetch::new(request, Purpose::Refresh, Forward::Stale);
+            (fetch.lead, fetch.known.stale) = (Some(lead), Some((stored, Tier::L1)));
+            let limit = fetch.request.max_body();
+            match timeout(REFRESH_TIMEOUT, self.fetch(fetch)).await {
+                Ok(answered) => drain(answered.response.into_body(), limit, REFRESH_TIMEOUT).await,
+                Err(_) => tracing::warn!("the application did not refresh a response in {REFRESH_TIMEOUT:?}"),
             }
         })
     }
 }
 
-/// Reads a body that nobody wants, for so long, for the sake of what is made of it: nothing, if it is passed on, or too large.
+/// Reads a body without a client, for this time at most, so that it is stored. One that is passed on or too large is not read.
 pub(super) async fn drain(mut body: Body, limit: u64, timeout: Duration) {
     let read_all = async {
         let mut read = 0;
         while let Body::Fill(reader) = &body {
-            // Nothing is made of it any more.
+            // It will not be stored any more.
             if read > limit || !reader.is_kept() {
                 return;
             }
@@ -92,26 +90,7 @@ pub(super) async fn drain_ahead(fill: Fill<Source>, reader: Reader<Source>, limi
         }
     };
     tokio::select! {
-        () = drain(Body::Fill(reader), limit, DEADLINE) => {}
+        () = drain(Body::Fill(reader), limit, REFRESH_TIMEOUT) => {}
         () = alone => {}
-    }
-}
-
-impl Question {
-    /// The same question for its own sake: of GET, without what this client has or wants of it.
-    fn without_its_client(&self) -> Self {
-        let mut question = self.clone();
-        for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
-            question.headers.remove(name);
-        }
-        question.client.turnstile = None;
-        question.range = range::Asked::Whole;
-        question.asked = Default::default();
-        if let Some(key) = question.key_of_get.take() {
-            question.key = key;
-            question.method = Method::GET;
-            question.asker.method = Method::GET;
-        }
-        question
     }
 }

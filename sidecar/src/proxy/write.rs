@@ -12,8 +12,13 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::{NormalPath, PurgeName, Survey, Writing, claims::Times, policy::Purges};
 
 use super::{
-    Answered, Client, Proxy, application::date_if_missing, changed_protocol, deadline::LATE_WRITE_TIMEOUT,
-    fetch::Errand, passed, passed_body, question::Question, unreachable,
+    Answered, Client, Proxy, changed_protocol,
+    deadline::LATE_WRITE_TIMEOUT,
+    fetch::{Fetch, Purpose},
+    origin::date_if_missing,
+    passed, passed_body,
+    request::CacheRequest,
+    unreachable,
 };
 use crate::{
     barriers::Stamp,
@@ -21,7 +26,7 @@ use crate::{
     cache_status::Forward,
     clock::wall_ms,
     purge,
-    serving::Serving,
+    serving::Snapshot,
     upstream::{UpstreamError, WhenRefused},
 };
 
@@ -30,19 +35,19 @@ impl Proxy {
     /// the client has left. One that the application has not answered in time goes on without its client, and purges again.
     pub(super) async fn write(
         self: &Arc<Self>,
-        serving: &Arc<Serving>,
+        snapshot: &Arc<Snapshot>,
         request: Request<Incoming>,
         client: Client,
         writing: Writing,
         protocol: Option<(HeaderValue, OnUpgrade)>,
     ) -> Answered {
-        let (proxy, serving) = (Arc::clone(self), Arc::clone(serving));
+        let (proxy, snapshot) = (Arc::clone(self), Arc::clone(snapshot));
         let from = client.clone();
-        let mut posted = self.posted(&serving, &request, &client);
+        let mut posted = self.posted(&snapshot, &request, &client);
         let (asked, from_client) = protocol.unzip();
         let written = tokio::spawn(async move {
             let target = Target::of(request.uri(), request.headers());
-            let write = Write { serving, writing, target };
+            let write = Write { snapshot, writing, target };
             let requested_at = wall_ms();
             let may_change_protocol = asked.is_some();
             let mut exchange = proxy.begin(request.map(passed_body), &from, asked, WhenRefused::Retry);
@@ -89,25 +94,31 @@ impl Proxy {
     }
 
     /// A POST without a policy, whose response may be one to GET as well.
-    fn posted(&self, serving: &Arc<Serving>, request: &Request<Incoming>, client: &Client) -> Option<Posted> {
-        if !serving.policy.is_bare() || *request.method() != Method::POST {
+    fn posted(
+        &self,
+        snapshot: &Arc<Snapshot>,
+        request: &Request<Incoming>,
+        client: &Client,
+    ) -> Option<Posted> {
+        if !snapshot.policy.is_bare() || *request.method() != Method::POST {
             return None;
         }
         let mut head = replica(request);
-        let route =
-            serving.policy.route(&Method::GET, &NormalPath::new(head.uri.path()), &head.headers)?.index;
+        let route = Arc::clone(
+            snapshot.policy.route(&Method::GET, &NormalPath::new(head.uri.path()), &head.headers)?.route,
+        );
         let target = Target::of(&head.uri, &head.headers);
-        let survey = Survey::under(&head.headers, serving.policy.identity_headers());
+        let survey = Survey::under(&head.headers, snapshot.policy.identity_headers());
         head.method = Method::GET;
         // They are about the POST.
         for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
             head.headers.remove(name);
         }
-        let mut question =
-            Question::new(serving, route, self.target, head, Bytes::new(), client.clone(), &survey);
-        question.asker.method = Method::POST;
-        let (names, stamp) = (question.names(), serving.barriers.stamp());
-        Some(Posted { question, target, names, stamp, is_purged: false })
+        let mut request =
+            CacheRequest::new(snapshot, &route, self.target, head, Bytes::new(), client.clone(), &survey);
+        request.facts.method = Method::POST;
+        let (names, stamp) = (request.names(), snapshot.store.barriers.stamp());
+        Some(Posted { request, target, names, stamp, is_purged: false })
     }
 }
 
@@ -118,10 +129,10 @@ pub(super) fn writing_of<B>(request: &Request<B>) -> Option<Writing> {
 }
 
 /// The tags and paths that a write makes stale where it succeeds, but for what the response points to.
-pub(super) fn purges_of(serving: &Serving, writing: &Writing) -> Purges {
+pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> Purges {
     let mut purges =
-        if serving.policy.is_bare() { Purges::default() } else { serving.policy.purges_of(writing) };
-    let own = writing.paths().iter().filter(|path| serving.policy.covers(path));
+        if snapshot.policy.is_bare() { Purges::default() } else { snapshot.policy.purges_of(writing) };
+    let own = writing.paths().iter().filter(|path| snapshot.policy.covers(path));
     for path in own {
         if !purges.paths.contains(path) {
             purges.paths.push(path.clone());
@@ -145,7 +156,7 @@ fn replica(request: &Request<Incoming>) -> Parts {
 /// The write itself makes stale what was asked for before it, so the response is stored under the stamp behind its own purge;
 /// any other purge since the application was asked may be later than what the response says, and keeps it from being stored.
 struct Posted {
-    question: Question,
+    request: CacheRequest,
     target: Target,
     /// Names of the response to GET.
     names: Box<[PurgeName]>,
@@ -157,14 +168,14 @@ struct Posted {
 impl Posted {
     /// The response has come; what it makes stale is about to be purged.
     fn responded(&mut self) {
-        let barriers = &self.question.serving.barriers;
+        let barriers = &self.request.store().barriers;
         let before = std::mem::replace(&mut self.stamp, barriers.stamp());
         self.is_purged = barriers.covers(&self.names, before);
     }
 
     /// What the response made stale is purged.
     fn purged(&mut self) {
-        let before = std::mem::replace(&mut self.stamp, self.question.serving.barriers.stamp());
+        let before = std::mem::replace(&mut self.stamp, self.request.store().barriers.stamp());
         // One is its own, if it raised any: more may be of what it is about.
         self.is_purged |= self.stamp.local > before.local + 1;
     }
@@ -187,15 +198,15 @@ impl Posted {
     fn keep_for_get(self, response: Response<Paced>, times: Times) -> Answered {
         let (mut head, body) = response.into_parts();
         date_if_missing(&mut head.headers, times.received_at);
-        let mut errand = Errand::new(self.question, None, Forward::Method);
-        (errand.stamp, errand.began) = (self.stamp, self.stamp);
-        errand.deliver(head.status, head, Source::new(Network::Application(body)), times)
+        let mut fetch = Fetch::new(self.request, Purpose::Serve, Forward::Method);
+        (fetch.known.stamp, fetch.known.own_stamp) = (self.stamp, self.stamp);
+        fetch.deliver(head.status, head, Source::new(Network::Application(body)), times)
     }
 }
 
 /// A write that was sent, and what it may make stale.
 struct Write {
-    serving: Arc<Serving>,
+    snapshot: Arc<Snapshot>,
     writing: Writing,
     target: Target,
 }
@@ -203,29 +214,29 @@ struct Write {
 impl Write {
     /// Purges what the write has made stale by its response; without one, the application may have written all the same.
     async fn purge<B>(&self, proxy: &Proxy, response: Option<&Response<B>>) {
-        let Self { serving, writing, .. } = self;
+        let Self { snapshot, writing, .. } = self;
         let may_have_changed = response.is_none_or(|response| !changed_nothing(response.status()));
         let names = match response {
             Some(response) => self.made_stale(response.status(), response.headers()),
-            None => made_stale_by_policy(serving, writing),
+            None => made_stale_by_policy(snapshot, writing),
         };
-        if !names.is_empty() || may_have_changed || serving.writes_go_unheard() {
-            purge::after_write(&proxy.config, serving, writing, &names, &proxy.telemetry.stats).await;
+        if !names.is_empty() || may_have_changed || snapshot.writes_go_unheard() {
+            purge::after_write(&proxy.config, snapshot, writing, &names, &proxy.telemetry.stats).await;
         }
     }
 
     /// What an answer to a write says is stale: what the policy names, unless nothing was changed; and, unless it is an error, the
     /// write's own path and those that the answer points to on the same host, where they are cached.
     fn made_stale(&self, status: StatusCode, headers: &HeaderMap) -> Vec<PurgeName> {
-        let Self { serving, writing, target } = self;
+        let Self { snapshot, writing, target } = self;
         let mut names = Vec::new();
         if !changed_nothing(status) {
-            names.extend(made_stale_by_policy(serving, writing));
+            names.extend(made_stale_by_policy(snapshot, writing));
         }
         if status.is_success() || status.is_redirection() {
             let pointed_to = [LOCATION, CONTENT_LOCATION].map(|name| target.pointed_to(headers, &name));
             let paths = writing.paths().iter().chain(pointed_to.iter().flatten());
-            let cached = paths.filter(|path| serving.policy.covers(path));
+            let cached = paths.filter(|path| snapshot.policy.covers(path));
             names.extend(cached.flat_map(|path| PurgeName::paths(path)));
         }
         names.sort();
@@ -234,9 +245,9 @@ impl Write {
     }
 }
 
-fn made_stale_by_policy(serving: &Serving, writing: &Writing) -> Vec<PurgeName> {
+fn made_stale_by_policy(snapshot: &Snapshot, writing: &Writing) -> Vec<PurgeName> {
     // A plain cache goes by what the answer says, and by nothing else.
-    if serving.policy.is_bare() { vec![] } else { serving.policy.purged_by(writing) }
+    if snapshot.policy.is_bare() { vec![] } else { snapshot.policy.purged_by(writing) }
 }
 
 /// Whether a status says that a write was refused. The other client errors say that what it was about is not as the client

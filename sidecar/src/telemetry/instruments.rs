@@ -14,7 +14,7 @@ use crate::{
     budget::Kind,
     cache_status::Tier,
     gate::Refusal,
-    serving::Mode,
+    mode::Mode,
     stats::{Outcome, PurgeOrigin, RefusedRecord, Stats},
     upstream::UpstreamReason,
 };

@@ -84,6 +84,7 @@ impl Check {
             );
         }
         Route {
+            index,
             name: name.clone(),
             path: Some(matches.path.clone()),
             methods,

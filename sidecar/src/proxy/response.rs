@@ -1,6 +1,6 @@
-//! Answers made from what is stored.
+//! Responses made from stored ones.
 
-use std::{ops::Range, time::Duration};
+use std::{ops::Range, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{
@@ -13,7 +13,7 @@ use larder_policy::{
     validation::{self, Precondition},
 };
 
-use super::{Answered, Life, question::Question};
+use super::{Answered, Life, request::CacheRequest};
 use crate::{
     body::Body,
     cache_status::{CacheStatus, Tier, ttl_seconds},
@@ -21,15 +21,15 @@ use crate::{
     stats::Outcome,
 };
 
-impl Question {
-    /// An answer that was stored.
+impl CacheRequest {
+    /// Returns a hit.
     pub(super) fn hit(&self, entry: &Entry, standing: &Standing, tier: Tier) -> Answered {
         let status = CacheStatus::Hit { tier, ttl: ttl_seconds(standing.verdict) };
-        self.answer_with(entry, status, Outcome::Hit, tier)
+        self.response_with(entry, status, Outcome::Hit, tier)
     }
 
-    /// What is stored, as an answer of which `status` tells how it came to be.
-    pub(super) fn answer_with(
+    /// Returns a stored response with this `Cache-Status`.
+    pub(super) fn response_with(
         &self,
         entry: &Entry,
         status: CacheStatus,
@@ -44,11 +44,11 @@ impl Question {
     }
 
     pub(super) fn answered(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Answered {
-        Answered { response, route: Some(self.route), outcome, tier, life: None }
+        Answered { response, route: Some(Arc::clone(&self.route)), outcome, tier, life: None }
     }
 
     pub(super) fn life_of(&self, head: &Head) -> Life {
-        let left = match head.standing(self.lifetimes(), &self.asked).verdict {
+        let left = match head.standing(self.lifetimes(), &self.directives).verdict {
             Verdict::Fresh { ttl } => ttl,
             Verdict::Stale { .. } => Duration::ZERO,
         };
@@ -82,21 +82,24 @@ impl Question {
                 let range = self.range_of(head, total).and_then(Result::ok);
                 match range.clone().and_then(|range| Some((range.clone(), pieces.slice(range)?))) {
                     Some((range, piece)) => partial(head, range, total, piece),
-                    // It is only asked for what it has.
+                    // Only a request for a stored part comes here.
                     None => unsatisfiable(total),
                 }
             }
         }
     }
 
-    /// Whether the client's own copy is as good (RFC 9110, section 13.2.2).
+    /// Returns true if the client's own copy is still valid (RFC 9110, section 13.2.2).
     pub(super) fn has_it_already(&self, head: &Head) -> bool {
         let precondition =
             validation::evaluate(&self.headers, head.status, &head.headers, head.times.received_at);
         matches!(precondition, Precondition::NotModified)
     }
 
-    /// The part of a body that it asks for; `None`: all of it. An error: a part that there is not.
+    /// Returns the part of a body that the request asks for, or `None` for all of it.
+    ///
+    /// # Errors
+    /// If the body does not have that part.
     fn range_of(&self, head: &Head, length: u64) -> Option<Result<Range<u64>, ()>> {
         let range::Asked::One(spec) = &self.range else { return None };
         let is_part = matches!(head.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);

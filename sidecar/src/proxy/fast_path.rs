@@ -1,4 +1,4 @@
-//! Answering from memory before anybody else is asked.
+//! The fast path: hits in memory for plain GETs, without the machinery of a request.
 
 use std::sync::Arc;
 
@@ -12,28 +12,27 @@ use larder_policy::{
 use super::{
     Proxy,
     classify::{not_for_the_cache, path_in_admin},
-    look::find,
 };
 use crate::{
     cache_status::{Tier, ttl_seconds},
     gate::{Answer, AtOnce, Head},
-    serving::Mode,
+    mode::Mode,
     stats::Outcome,
 };
 
-/// A body that is longer is not copied behind its head.
-const COPIED: usize = 4 << 10;
+/// Maximum length of a body that is copied behind its head, in bytes.
+const MAX_COPIED: usize = 4 << 10;
 
-/// Answers what a plain GET asks for and memory holds, fresh and whole. Every other request goes the way of all.
+/// Responds to plain GETs for whole, fresh responses in memory. Every other request takes the slow path.
 #[derive(Debug)]
-pub struct Lane {
+pub struct FastPath {
     proxy: Arc<Proxy>,
-    /// Used again for each key.
+    /// Buffer for keys.
     key: String,
 }
 
-impl Lane {
-    /// For one connection.
+impl FastPath {
+    /// Creates the fast path of one connection.
     pub fn new(proxy: Arc<Proxy>) -> Self {
         Self { proxy, key: String::new() }
     }
@@ -46,13 +45,13 @@ impl Lane {
         {
             return None;
         }
-        let serving = self.proxy.config.serving();
-        let survey = Survey::under(&head.lines, serving.policy.identity_headers());
+        let snapshot = self.proxy.config.snapshot_guard();
+        let survey = Survey::under(&head.lines, snapshot.policy.identity_headers());
         let is_plain = !(survey.has_content()
             || survey.has_range()
             || survey.is_conditional()
             || survey.has_connection() && !only_keeps_alive(head));
-        if serving.mode != Mode::Serving || !is_plain {
+        if snapshot.mode != Mode::Serving || !is_plain {
             return None;
         }
         let (path, query) = match head.target.split_once('?') {
@@ -60,20 +59,20 @@ impl Lane {
             None => (head.target, None),
         };
         let path = NormalPath::new(path);
-        if path_in_admin(&serving.policy, &path).is_some() {
+        if path_in_admin(&snapshot.policy, &path).is_some() {
             return None;
         }
-        let found = serving.policy.route(&Method::GET, &path, &head.lines)?;
+        let found = snapshot.policy.route(&Method::GET, &path, &head.lines)?;
         let route = found.route;
         if route.envelope {
             return None;
         }
         let asks_caches = route.honours_clients && survey.has_directives();
-        // What RFC 9111, section 3.5, says of these takes more than a look.
+        // RFC 9111, section 3.5, is for the slow path.
         let authorizes = survey.has_authorization() && !credentials::is_settled("authorization", &route.key);
         if asks_caches
-            || authorizes && !serving.policy.is_bare()
-            || not_for_the_cache(&serving, route, query, &head.lines, &survey).is_some()
+            || authorizes && !snapshot.policy.is_bare()
+            || not_for_the_cache(&snapshot, route, query, &head.lines, &survey).is_some()
         {
             return None;
         }
@@ -87,9 +86,9 @@ impl Lane {
         };
         self.key.clear();
         Key::write(&mut self.key, &asked, &head.lines, &survey, &route.key);
-        let entry = find(&serving, &mut self.key, &head.lines).ok()?;
+        let entry = snapshot.store.find(&mut self.key, &head.lines).ok()?;
         let (rendered, body) = entry.rendered()?;
-        if entry.is_purged(&serving.barriers) {
+        if entry.is_purged(&snapshot.store.barriers) {
             return None;
         }
         let standing = entry.head.standing(&route.lifetimes, &RequestDirectives::default());
@@ -108,17 +107,17 @@ impl Lane {
             return None;
         }
         let mut number = itoa::Buffer::new();
-        output.reserve(rendered.len() + 96 + body.len().min(COPIED));
+        output.reserve(rendered.len() + 96 + body.len().min(MAX_COPIED));
         output.extend_from_slice(rendered);
         output.extend_from_slice(b"age: ");
         output.extend_from_slice(number.format(standing.age.as_secs()).as_bytes());
         output.extend_from_slice(b"\r\ncache-status: larder; hit; ttl=");
         output.extend_from_slice(number.format(ttl_seconds(standing.verdict)).as_bytes());
         output.extend_from_slice(b"; detail=l1\r\n\r\n");
-        serving.route_stats(Some(found.index)).answered(Outcome::Hit, Tier::L1);
+        snapshot.route_stats(Some(route)).answered(Outcome::Hit, Tier::L1);
         tracing::debug!(method = head.method, uri = head.target, "request");
         tracing::debug!(route = route.name, tier = "l1", status = entry.head.status.as_u16(), "hit");
-        if body.len() > COPIED {
+        if body.len() > MAX_COPIED {
             return Some(body.clone());
         }
         output.extend_from_slice(body);
@@ -126,7 +125,7 @@ impl Lane {
     }
 }
 
-impl AtOnce for Lane {
+impl AtOnce for FastPath {
     fn answer(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Answer {
         match self.find(head, output) {
             Some(body) => Answer::Yes(body),
@@ -135,7 +134,7 @@ impl AtOnce for Lane {
     }
 }
 
-/// Whether the connection's own header fields say no more than that it goes on.
+/// Returns true if the connection's own header fields only keep it alive.
 fn only_keeps_alive(head: &Head<'_>) -> bool {
     let others = ["upgrade", "te", "expect", "keep-alive", "proxy-connection"];
     head.lines.values("connection").all(|value| value.eq_ignore_ascii_case(b"keep-alive"))

@@ -1,0 +1,75 @@
+//! Identity of a stored response.
+
+use http::HeaderName;
+use larder_policy::{Fields, vary};
+
+/// Key of a stored response: the primary key of its request and, where the response has `Vary`, its variant (RFC 9111,
+/// section 4.1).
+#[derive(Clone, Debug)]
+pub struct CacheKey {
+    primary: String,
+    vary: Vec<HeaderName>,
+    variant: String,
+}
+
+impl CacheKey {
+    /// Creates the key of a response with these names in `Vary` to a request with these fields.
+    pub fn new(primary: &str, vary: Vec<HeaderName>, fields: &impl Fields) -> Self {
+        let mut variant = String::new();
+        vary::write_variant(&mut variant, &vary, fields);
+        Self { primary: primary.to_owned(), vary, variant }
+    }
+
+    /// Returns the part that all variants share.
+    pub fn primary(&self) -> &str {
+        &self.primary
+    }
+
+    /// Returns the request header names that select the variant; none if the response does not vary.
+    pub fn vary(&self) -> &[HeaderName] {
+        &self.vary
+    }
+
+    /// Returns the part that is this variant's alone; empty if the response does not vary.
+    pub fn variant(&self) -> &str {
+        &self.variant
+    }
+
+    /// Returns the whole key as one text.
+    pub fn whole(&self) -> String {
+        format!("{}{}", self.primary, self.variant)
+    }
+
+    /// Returns the whole key of the variant that a request with these fields selects.
+    pub fn selected_by(&self, fields: &impl Fields) -> String {
+        let mut key = self.primary.clone();
+        vary::write_variant(&mut key, &self.vary, fields);
+        key
+    }
+
+    /// Returns true if a request with these fields selects this variant.
+    pub fn is_selected_by(&self, fields: &impl Fields) -> bool {
+        self.selected_by(fields)[self.primary.len()..] == self.variant
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::{HeaderMap, HeaderValue, header::ACCEPT_LANGUAGE};
+
+    use super::*;
+
+    #[test]
+    fn a_key_is_selected_by_requests_for_its_own_variant_alone() {
+        let request = |language: &'static str| {
+            HeaderMap::from_iter([(ACCEPT_LANGUAGE, HeaderValue::from_static(language))])
+        };
+        let german = CacheKey::new("GET:/a", vec![ACCEPT_LANGUAGE], &request("de"));
+        assert!(german.is_selected_by(&request("de")) && !german.is_selected_by(&request("fr")));
+        assert_eq!(german.selected_by(&request("de")), german.whole());
+        assert!(german.whole().starts_with(german.primary()));
+        let plain = CacheKey::new("GET:/a", vec![], &request("de"));
+        assert_eq!((plain.variant(), plain.whole()), ("", "GET:/a".to_owned()));
+        assert!(plain.is_selected_by(&request("fr")));
+    }
+}

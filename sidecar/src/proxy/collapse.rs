@@ -1,0 +1,251 @@
+//! The stage that waits for another request that fetches the same response.
+
+use std::{
+    ops::ControlFlow::{Break, Continue},
+    sync::Arc,
+    time::Duration,
+};
+
+use futures::FutureExt as _;
+use http::{HeaderValue, Response, header::AGE};
+use http_body_util::BodyExt as _;
+use larder_flight::{Joined, Lead, Reader, Wait};
+use larder_policy::{range, validation};
+use tokio::time::{Instant, timeout_at};
+
+use super::{Answered, Proxy, fetch::Fetch, memory::Lookup, pipeline::Step, request::CacheRequest};
+use crate::{
+    body::{Body, Source},
+    cache_status::{Became, CacheStatus, Forward, Tier},
+    entry::{Entry, Head},
+    stats::Outcome,
+    store::in_flight::{FetchOutcome, InFlight},
+};
+
+/// Maximum number of times that a request joins others before it fetches by itself: for its key, for its variant, and for leads
+/// that vanish or are overtaken.
+const MAX_JOINS: usize = 8;
+
+/// Maximum time that a request waits for others in total, in multiples of the route's `collapseTimeout`: once for a fetch that
+/// hangs, and once for the one that replaces it.
+const MAX_COLLAPSE_TIMEOUTS: u32 = 2;
+
+/// Time that a fetch goes on after its last client has left.
+pub(super) const ABANDONED_TIMEOUT: Duration = Duration::from_secs(1);
+
+impl Proxy {
+    /// Waits for another request that fetches the same response, and responds with that; passes the fetch on if there is none, as
+    /// their lead. A fetch that shows no progress for the route's `collapseTimeout` is overtaken: of the requests that waited for
+    /// it one fetches again, and the others wait for that one.
+    pub(super) async fn collapse(self: &Arc<Self>, mut fetch: Fetch) -> Step {
+        if !fetch.may_wait() {
+            return Continue(fetch);
+        }
+        let limit = fetch.request.route.collapse_timeout;
+        let patience = limit * MAX_COLLAPSE_TIMEOUTS;
+        let patience = fetch.soft_timeout().map_or(patience, |soft| patience.min(soft));
+        let (request, reason) = (&fetch.request, fetch.reason);
+        let flights = &request.snapshot.flights;
+        let mut flight = request.flight(request.key.as_str());
+        let mut joined = flights.join(&flight);
+        for _ in 0..MAX_JOINS {
+            let mut wait = match joined {
+                Joined::Lead(lead) => return fetch.led_by(lead),
+                Joined::Wait(wait) => wait,
+            };
+            let outcome = match outcome_of(&mut wait, limit, fetch.began_waiting + patience).await {
+                Ok(outcome) => outcome,
+                Err(Overdue::Flight) => {
+                    joined = flights.overtake(wait);
+                    continue;
+                }
+                Err(Overdue::Request) => match fetch.fallback_response(None) {
+                    Some(answered) => return Break(answered),
+                    None => break,
+                },
+            };
+            match outcome {
+                // The lead has gone, or one that was overtaken has stored something after all.
+                None => match request.lookup() {
+                    Lookup::Usable(..) | Lookup::Unshared => break,
+                    _ => joined = flights.join(&flight),
+                },
+                Some(FetchOutcome::InFlight(response)) if response.is_purged(request) => break,
+                Some(outcome)
+                    if outcome.slot().is_some_and(|slot| !slot.key().is_selected_by(&request.headers)) =>
+                {
+                    let key = outcome.slot().map(|slot| slot.key().selected_by(&request.headers));
+                    flight = key.map_or(flight, |key| request.flight(&key));
+                    joined = flights.join(&flight);
+                    // Nothing hung: the request has learned that there are variants.
+                    fetch.began_waiting = Instant::now();
+                }
+                Some(FetchOutcome::InFlight(response)) => {
+                    if request.has_it_already(&response.head) {
+                        return Break(request.read_along(&response, None, reason));
+                    }
+                    match response.begun(limit, fetch.began_waiting + patience).await {
+                        Begun::Now(reader) => {
+                            return Break(request.read_along(&response, Some(reader), reason));
+                        }
+                        Begun::Not => joined = flights.overtake(wait),
+                        Begun::Never => break,
+                    }
+                }
+                Some(FetchOutcome::Stored(entry, tier, _)) => match request.evaluate(entry) {
+                    Lookup::Usable(entry, _) => return Break(request.collapsed(&entry, reason, tier)),
+                    _ => break,
+                },
+                Some(FetchOutcome::Fallback(entry, status, _))
+                    if !entry.is_purged(&request.store().barriers) =>
+                {
+                    return Break(request.response_with(&entry, status, Outcome::Stale, Tier::L1));
+                }
+                // A request with a stale response of its own tries by itself.
+                Some(FetchOutcome::Problem(problem)) if fetch.known.stale.is_none() => {
+                    return Break(Answered::problem(problem, Some(&request.route)));
+                }
+                Some(FetchOutcome::Fallback(..) | FetchOutcome::Problem(_) | FetchOutcome::Unshared) => break,
+            }
+        }
+        // A response may have been stored meanwhile.
+        match fetch.request.lookup() {
+            Lookup::Usable(entry, standing) if !standing.verdict.refreshes() => {
+                Break(fetch.request.hit(&entry, &standing, Tier::L1))
+            }
+            _ => Continue(fetch),
+        }
+    }
+}
+
+impl Fetch {
+    /// Returns true if the request may wait for another's response: not if it needs one of its own.
+    fn may_wait(&self) -> bool {
+        let request = &self.request;
+        let wants_part = !matches!(request.range, range::Asked::Whole) && self.known.stale.is_none();
+        !self.known.is_unshared && request.directives.is_empty() && !request.is_authorized && !wants_part
+    }
+
+    /// Responds from memory if another request has stored a response meanwhile, and otherwise becomes the lead.
+    fn led_by(mut self, lead: Lead<FetchOutcome>) -> Step {
+        self.lead = Some(lead);
+        if let Lookup::Usable(entry, standing) = self.request.lookup()
+            && !standing.verdict.refreshes()
+        {
+            let answered = self.request.hit(&entry, &standing, Tier::L1);
+            let slot = self.request.slot_of(&entry);
+            self.finish(FetchOutcome::Stored(entry, Tier::L1, slot));
+            return Break(answered);
+        }
+        Continue(self)
+    }
+}
+
+/// Reason why an outcome is not waited for any longer.
+enum Overdue {
+    /// The fetch showed no progress for the route's `collapseTimeout`.
+    Flight,
+    /// The request has waited as long as it may.
+    Request,
+}
+
+/// Waits for the outcome of a fetch; `None` if it was given up.
+async fn outcome_of(
+    wait: &mut Wait<FetchOutcome>,
+    limit: Duration,
+    until: Instant,
+) -> Result<Option<FetchOutcome>, Overdue> {
+    loop {
+        let overdue = Instant::from_std(wait.since()) + limit;
+        if let Ok(outcome) = timeout_at(overdue.min(until), &mut *wait).await {
+            return Ok(outcome);
+        }
+        if until <= overdue {
+            return Err(Overdue::Request);
+        }
+        // Unless it has shown progress meanwhile.
+        if Instant::from_std(wait.since()) + limit == overdue {
+            return Err(Overdue::Flight);
+        }
+    }
+}
+
+/// Returns true if a fetch has shown no progress for this long: no head of a response, or nothing more of its body.
+pub(super) fn is_overdue(wait: &mut Wait<FetchOutcome>, limit: Duration) -> bool {
+    match wait.now_or_never() {
+        None => wait.since().elapsed() >= limit,
+        Some(Some(FetchOutcome::InFlight(response))) => response.is_stalled(limit),
+        Some(_) => false,
+    }
+}
+
+/// Beginning of a body that other requests read as well.
+enum Begun {
+    /// The first piece is there, or the body is empty.
+    Now(Reader<Source>),
+    /// The origin has sent none of it, or nothing more, for the route's `collapseTimeout`.
+    Not,
+    /// Its start is gone, or the request may not wait any longer.
+    Never,
+}
+
+impl InFlight {
+    /// Returns true if a purge, or too long a time without proof that there was none, forbids to serve it to a later request.
+    fn is_purged(&self, request: &CacheRequest) -> bool {
+        let (barriers, Head { names, stamp, .. }) = (&request.store().barriers, &self.head);
+        !barriers.trusts(stamp.asked_at) || barriers.covers(names, *stamp)
+    }
+
+    fn is_stalled(&self, limit: Duration) -> bool {
+        self.fill.starved_since().is_some_and(|since| since.elapsed() >= limit)
+    }
+
+    /// Waits until some of the body is there: a request whose client has a head can't turn to another response any more.
+    async fn begun(&self, limit: Duration, until: Instant) -> Begun {
+        if self.is_stalled(limit) {
+            return Begun::Not;
+        }
+        // One reads the first piece, which the other still has before it.
+        let (Some(mut first), Some(reader)) = (self.fill.join(), self.fill.join()) else {
+            return Begun::Never;
+        };
+        let overdue = self.fill.starved_since().map_or_else(Instant::now, Instant::from_std) + limit;
+        match timeout_at(overdue.min(until), first.frame()).await {
+            Ok(Some(Err(_))) => Begun::Never,
+            Ok(_) => Begun::Now(reader),
+            Err(_) if until < overdue => Begun::Never,
+            Err(_) => Begun::Not,
+        }
+    }
+}
+
+impl CacheRequest {
+    fn collapsed(&self, entry: &Entry, reason: Forward, tier: Tier) -> Answered {
+        let status = Some(entry.head.status);
+        let status = CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed };
+        self.response_with(entry, status, Outcome::Collapsed, tier)
+    }
+
+    /// Returns a response that is on its way, with the body that `reader` reads; without one, the client has it already.
+    fn read_along(&self, response: &InFlight, reader: Option<Reader<Source>>, reason: Forward) -> Answered {
+        let InFlight { head, tier, .. } = response;
+        let mut response = if let Some(reader) = reader {
+            let mut response = Response::new(Body::Fill(reader));
+            *response.status_mut() = head.status;
+            *response.headers_mut() = head.headers.clone();
+            response
+        } else {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = http::StatusCode::NOT_MODIFIED;
+            *response.headers_mut() = validation::not_modified_headers(&head.headers);
+            response
+        };
+        let age = head.claims.initial_age() + head.resident();
+        response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
+        let (status, tier) = (Some(head.status), *tier);
+        CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed }
+            .append_to(response.headers_mut());
+        let answered = self.answered(response, Outcome::Collapsed, tier);
+        Answered { life: Some(self.life_of(head)), ..answered }
+    }
+}

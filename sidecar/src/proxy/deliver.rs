@@ -1,0 +1,194 @@
+//! Delivery of a response to the client, to those who wait for the same, and into the cache.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{
+    Response, StatusCode,
+    header::{CONTENT_LENGTH, IF_RANGE},
+    response::Parts,
+};
+use http_body::Body as _;
+use larder_policy::{
+    PurgeName,
+    claims::{Claims, Times},
+    range::ContentRange,
+    storing::{self, NotStored, storable},
+    validation,
+};
+
+use super::{
+    Answered,
+    fetch::{Fetch, Purpose},
+    origin::Received,
+    refresh::{REFRESH_TIMEOUT, drain, drain_ahead},
+};
+use crate::{
+    body::{Body, Source},
+    cache_status::{Became, CacheStatus},
+    entry::{Content, Head},
+    stats::Outcome,
+    store::{
+        fill::{LagRoom, PartFill, WholeFill, store, ttl_from_response},
+        in_flight::{FetchOutcome, InFlight, InFlightGuard},
+    },
+};
+
+/// Maximum length of a body of unknown length that is read ahead of its client, in bytes: less than the distance that readers may
+/// have from one another.
+const MAX_AHEAD: u64 = 4 << 20;
+
+impl Fetch {
+    /// Delivers a response as its origin sent it.
+    pub(super) fn deliver_received(self, received: Received) -> Answered {
+        let Received { head, body, times } = received;
+        self.deliver(head.status, head, Source::new(body), times)
+    }
+
+    /// Delivers a response, and stores it if it may be stored. `received` is the status that the origin sent: the response may be
+    /// combined with stored parts.
+    pub(super) fn deliver(
+        mut self,
+        received: StatusCode,
+        mut head: Parts,
+        source: Source,
+        times: Times,
+    ) -> Answered {
+        if self.purpose == Purpose::Bypass {
+            return self.passed_on(received, head, Body::Stream(source), Became::Passed);
+        }
+        let request = &self.request;
+        let (cache, tier) = (Arc::clone(request.store()), self.tier);
+        let claims = Claims::read(head.status, &head.headers, times, cache.policy.targets());
+        let storable = storable(&request.facts, head.status, &head.headers, &claims, request.lifetimes())
+            .and_then(|vary| {
+                if request.fits(source.size_hint().lower()) { Ok(vary) } else { Err(NotStored::TooLarge) }
+            });
+        let vary = match storable {
+            Ok(vary) => vary,
+            Err(reason) => {
+                cache.not_stored(&request.route, reason);
+                if self.known.stale.is_some() && replaces_the_stored_response(head.status, reason) {
+                    request.slot(vec![]).forget(PurgeName::key(request.key.as_str()));
+                }
+                if self.lead.is_some() && !head.status.is_server_error() {
+                    cache.note_unshared(request.key.as_str(), &request.headers);
+                }
+                self.finish(FetchOutcome::Unshared);
+                return self.passed_on(received, head, Body::Stream(source), Became::Passed);
+            }
+        };
+        let stored = self.stored_head(&head, times, claims);
+        let slot = self.request.slot(vary);
+        if self.request.is_head() {
+            self.freshen_response_to_get(&head, times);
+            store(stored, slot, Content::Whole(Bytes::new()), None);
+            self.finish(FetchOutcome::Unshared);
+            return self.passed_on(received, head, Body::Stream(source), Became::Stored);
+        }
+        let limit = self.request.max_body();
+        if head.status == StatusCode::PARTIAL_CONTENT {
+            let Some(range) = ContentRange::of(&head.headers) else {
+                return self.passed_on(received, head, Body::Stream(source), Became::Passed);
+            };
+            let known = self.known.part.take();
+            // A response to `If-Range` may leave out what the client has and this cache has not (RFC 9110, section 15.3.7).
+            if known.is_none() && self.request.headers.contains_key(IF_RANGE) {
+                cache.not_stored(&self.request.route, NotStored::ContentRange);
+                return self.passed_on(received, head, Body::Stream(source), Became::Passed);
+            }
+            let observer = PartFill::new(stored, slot, range, known, self.lease.take());
+            let room = Box::new(LagRoom::new(&cache.budget));
+            let (_, reader) = larder_flight::fill_within(room, source, limit, Box::new(observer));
+            self.finish(FetchOutcome::Unshared);
+            return self.passed_on(received, head, Body::Fill(reader), Became::Stored);
+        }
+        let has_it_already = self.request.has_it_already(&stored);
+        let guard = InFlightGuard::default();
+        let lease = self.lease.take();
+        let others_wait = lease.is_some();
+        let has_length = source.size_hint().exact().is_some();
+        let ahead = if has_length { limit } else { limit.min(MAX_AHEAD) };
+        // A body of unknown length may turn out to be too large, so it is not said to be stored.
+        let became = if has_length { Became::Stored } else { Became::Passed };
+        let observer = WholeFill::new(stored.clone(), slot.clone(), guard.clone(), lease);
+        let room = Box::new(LagRoom::new(&cache.budget));
+        let (fill, reader) = larder_flight::fill_within(room, source, limit, Box::new(observer));
+        // Other pods get the complete body, which must not take as long as this client takes to read it.
+        if let Some(reader) = fill.join().filter(|_| others_wait) {
+            tokio::spawn(drain_ahead(fill.clone(), reader, ahead));
+        }
+        if let Some(lead) = self.lead.take() {
+            let response = InFlight { head: stored.clone(), slot, fill, tier };
+            guard.hold(lead.land(FetchOutcome::InFlight(Arc::new(response))));
+        }
+        if has_it_already {
+            tokio::spawn(drain(Body::Fill(reader), limit, REFRESH_TIMEOUT));
+            head.status = StatusCode::NOT_MODIFIED;
+            head.headers = validation::not_modified_headers(&head.headers);
+            return self.passed_on(received, head, Body::empty(), became);
+        }
+        let life = self.request.life_of(&stored);
+        let answered = self.passed_on(received, head, Body::Fill(reader), became);
+        Answered { life: Some(life), ..answered }
+    }
+
+    /// Returns the head of a response as it is stored.
+    fn stored_head(&self, head: &Parts, times: Times, claims: Claims) -> Head {
+        let mut headers = storing::kept_headers(&head.headers);
+        if !self.request.is_head() {
+            headers.remove(CONTENT_LENGTH);
+        }
+        // A TTL in the body is known when the body is complete.
+        let claims = claims.with_given_ttl(ttl_from_response(self.request.lifetimes(), &headers, None));
+        let names = self.request.names();
+        Head { status: head.status, headers, times, claims, stamp: self.known.stamp, names }.spread()
+    }
+
+    fn passed_on(&self, received: StatusCode, head: Parts, body: Body, answer: Became) -> Answered {
+        let status = Some(received);
+        let mut response = Response::from_parts(head, body);
+        CacheStatus::Forwarded { reason: self.reason, status, tier: self.tier, answer }
+            .append_to(response.headers_mut());
+        self.request.answered(response, Outcome::Miss, self.tier)
+    }
+
+    /// Freshens the stored response to GET with one to HEAD, or drops it if that shows another one (RFC 9111, section 4.3.5).
+    fn freshen_response_to_get(&self, head: &Parts, times: Times) {
+        let request = &self.request;
+        let Some(stored) = request.stored_of_get() else { return };
+        let Content::Whole(body) = &stored.content else { return };
+        if head.status != StatusCode::OK || stored.is_purged(&request.store().barriers) {
+            return;
+        }
+        let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let is_as_long = length.is_none_or(|length| length.parse() == Ok(body.len()));
+        let slot = request.slot_of(&stored);
+        if !is_as_long || !validation::selects(&head.headers, &stored.head.headers) {
+            return slot.forget(request.name_of_get());
+        }
+        let headers = validation::freshen(&stored.head.headers, &storing::kept_headers(&head.headers));
+        let claims = Claims::read(stored.head.status, &headers, times, request.snapshot.policy.targets());
+        let head = Head { headers, claims, times, ..stored.head.clone() };
+        store(head, slot, stored.content.clone(), None);
+    }
+}
+
+/// Returns true if a response that is not stored shows nonetheless that the stored one is outdated, and is not about the client or
+/// its request.
+fn replaces_the_stored_response(status: StatusCode, reason: NotStored) -> bool {
+    let is_about_resource = status.is_success()
+        || status.is_redirection()
+        || [StatusCode::NOT_FOUND, StatusCode::GONE].contains(&status);
+    is_about_resource
+        && matches!(
+            reason,
+            NotStored::Status
+                | NotStored::NoStore
+                | NotStored::Private
+                | NotStored::SetCookie
+                | NotStored::VaryAny
+                | NotStored::NoLifetime
+                | NotStored::Stale
+        )
+}

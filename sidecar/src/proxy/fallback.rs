@@ -1,0 +1,194 @@
+//! The stage that serves what is stored in place of an error (RFC 5861, section 4).
+
+use std::{sync::Arc, time::Duration};
+
+use http::StatusCode;
+use larder_policy::freshness::may_be_stale;
+
+use super::{
+    Answered, Proxy,
+    fetch::{Fetch, Purpose},
+    origin::Failure,
+    request::CacheRequest,
+    unreachable,
+};
+use crate::{
+    barriers::Stamp,
+    cache_status::{Became, CacheStatus, Forward, Tier},
+    entry::{
+        Entry,
+        codec::{self, Record},
+    },
+    l2::Patience,
+    problem::Problem,
+    stats::Outcome,
+    store::in_flight::FetchOutcome,
+};
+
+impl Proxy {
+    /// Responds to a request whose last origin failed: with what is stored, or with the error.
+    pub(super) async fn fall_back(self: &Arc<Self>, mut fetch: Fetch, failure: Failure) -> Answered {
+        let status = match &failure {
+            Failure::Response(received) => Some(received.head.status),
+            Failure::Sources | Failure::NoResponse(_) => None,
+        };
+        if let Some(answered) = self.stored_in_place_of(&mut fetch, status).await {
+            if let Failure::NoResponse(error) = &failure {
+                tracing::warn!(
+                    reason = error.reason().as_str(),
+                    error = error.chain(),
+                    "the application did not respond; a stored response is served"
+                );
+            }
+            return answered;
+        }
+        let route = Arc::clone(&fetch.request.route);
+        match failure {
+            Failure::Response(received) => fetch.deliver_received(received),
+            Failure::Sources => {
+                fetch.finish(FetchOutcome::Problem(Problem::SourcesFailed));
+                Answered::problem(Problem::SourcesFailed, Some(&route))
+            }
+            Failure::NoResponse(error) => {
+                let answered = unreachable(&error, &fetch.request.client, Some(&route));
+                fetch.finish(FetchOutcome::Problem(Problem::Upstream(error.reason())));
+                answered
+            }
+        }
+    }
+
+    /// Returns a stored response in place of an error with this status, or of none: from memory, from a Redis that was slow, or the
+    /// last known good one.
+    async fn stored_in_place_of(
+        self: &Arc<Self>,
+        fetch: &mut Fetch,
+        status: Option<StatusCode>,
+    ) -> Option<Answered> {
+        if fetch.purpose == Purpose::Bypass {
+            return None;
+        }
+        if let Some(answered) = fetch.fallback_response(status) {
+            return Some(answered);
+        }
+        if std::mem::take(&mut fetch.known.redis_is_silent) {
+            // The error, which may be stored, is older than this lookup.
+            let stamp = fetch.known.stamp;
+            let answered = self.look_in_redis(fetch, Patience::Hard).await;
+            fetch.known.stamp = stamp;
+            if let Some(answered) = answered.or_else(|| fetch.fallback_response(status)) {
+                return Some(answered);
+            }
+        }
+        let entry = fetch.last_known_good().await?;
+        Some(fetch.fall_back_to(Arc::new(entry), status, Tier::LastKnownGood))
+    }
+}
+
+impl Fetch {
+    /// Returns the stale response in place of an error, if it may be served on one.
+    pub(super) fn fallback_response(&mut self, status: Option<StatusCode>) -> Option<Answered> {
+        let (entry, tier) = self.known.stale.clone().filter(|_| self.may_fall_back())?;
+        Some(self.fall_back_to(entry, status, tier))
+    }
+
+    fn fall_back_to(&mut self, entry: Arc<Entry>, status: Option<StatusCode>, tier: Tier) -> Answered {
+        entry.stands_in_for(self.request.lifetimes().retry_interval);
+        let slot = self.request.slot_of(&entry);
+        slot.store_in_memory_unless_newer(&entry);
+        let (answered, cache_status) = self.request.fallback(&entry, self.reason, status, tier);
+        self.finish(FetchOutcome::Fallback(entry, cache_status, slot));
+        answered
+    }
+
+    /// Returns true if the stale response may be served in place of an error.
+    pub(super) fn may_fall_back(&self) -> bool {
+        self.known.stale().is_some_and(|stale| {
+            let standing = stale.head.standing(self.request.lifetimes(), &self.request.directives);
+            standing.verdict.serves_on_error() && !stale.is_purged(&self.request.store().barriers)
+        })
+    }
+
+    /// Returns the time after which a slow source gives way to the stale response, if that may be served in place of an error.
+    pub(super) fn soft_timeout(&self) -> Option<Duration> {
+        if self.purpose == Purpose::Refresh || !self.may_fall_back() {
+            return None;
+        }
+        self.request.sources().filter_map(|(_, source)| source.soft_timeout()).max()
+    }
+
+    /// Returns the stale response that a slow source gives way to, and the time after which it does.
+    pub(super) fn fallback_when_slow(&self) -> Option<(Duration, Fallback)> {
+        let soft_timeout = self.soft_timeout()?;
+        let (stored, tier) = self.known.stale.clone()?;
+        Some((soft_timeout, Fallback { request: self.request.clone(), stored, tier, reason: self.reason }))
+    }
+
+    /// Returns the last known good response, unless a purge covers it. The table knows of the purges before this fetch.
+    async fn last_known_good(&self) -> Option<Entry> {
+        let request = &self.request;
+        let store = request.store();
+        let table = store.last_known_good(&request.route)?;
+        let record = match table.load(store.last_known_good_id(request.key_with_body().as_str())).await {
+            Ok(record) => record?,
+            Err(error) => {
+                request.log_failure("lastKnownGood", &error);
+                return None;
+            }
+        };
+        let barriers = &store.barriers;
+        let Ok(Record::Entry(mut entry)) = codec::decode(record, request.rules()) else {
+            return None;
+        };
+        if !may_be_stale(&entry.head.claims, request.lifetimes()) || !request.may_receive(&entry) {
+            return None;
+        }
+        let (own, stamp) = (entry.head.stamp, self.stamp_in(barriers.stamp().generation));
+        // A response of an earlier generation is older than all purges of this one; a pod's own order means nothing to another pod.
+        let is_counted = own.generation != 0 && own.generation == stamp.generation;
+        let order = if is_counted { own.order } else { 0 };
+        entry.head.stamp = Stamp { order, ..stamp };
+        // The table knows the purges of other versions itself; the barrier on a version that begins anew, as after a flush, is none.
+        let names = entry.head.names.iter().filter(|name| **name != store.version);
+        let is_purged = barriers.covers(&names.copied().collect::<Vec<_>>(), entry.head.stamp);
+        (!is_purged).then_some(*entry)
+    }
+
+    /// Returns the position in the order of purges, in this generation, when the fetch began. Redis may have lost the order before or
+    /// after the lookup: all purges of a generation that this fetch has not seen are later.
+    fn stamp_in(&self, generation: u64) -> Stamp {
+        let (stamp, own_stamp) = (self.known.stamp, self.known.own_stamp);
+        let known = [stamp, own_stamp].into_iter().find(|stamp| stamp.generation == generation);
+        known.unwrap_or(Stamp { generation, order: 0, ..own_stamp })
+    }
+}
+
+/// A stale response that is served if fetching takes too long.
+pub(super) struct Fallback {
+    request: CacheRequest,
+    stored: Arc<Entry>,
+    tier: Tier,
+    reason: Forward,
+}
+
+impl Fallback {
+    /// Returns the response, unless it was purged since.
+    pub(super) fn response(self) -> Option<Answered> {
+        let Self { request, stored, tier, reason } = self;
+        let is_purged = stored.is_purged(&request.store().barriers);
+        (!is_purged).then(|| request.fallback(&stored, reason, None, tier).0)
+    }
+}
+
+impl CacheRequest {
+    /// Returns a stored response in place of one that failed.
+    pub(super) fn fallback(
+        &self,
+        stored: &Entry,
+        reason: Forward,
+        status: Option<StatusCode>,
+        tier: Tier,
+    ) -> (Answered, CacheStatus) {
+        let cache_status = CacheStatus::Forwarded { reason, status, tier, answer: Became::StaleIfError };
+        (self.response_with(stored, cache_status, Outcome::Stale, tier), cache_status)
+    }
+}

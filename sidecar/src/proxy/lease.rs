@@ -1,0 +1,98 @@
+//! The stage that waits for another pod that fetches the same response.
+
+use std::{
+    ops::ControlFlow::{Break, Continue},
+    sync::Arc,
+    time::Duration,
+};
+
+use tokio::time::{Instant, error::Elapsed, timeout_at};
+
+use super::{Answered, Proxy, fetch::Fetch, pipeline::Step};
+use crate::l2::{Leased, Patience, Waiting, Woken};
+
+/// Returns the time that a pod waits for others before it fetches by itself: less than the requests wait that it leads.
+fn lease_wait(collapse_timeout: Duration) -> Duration {
+    collapse_timeout * 9 / 10
+}
+
+impl Proxy {
+    /// Waits while another pod holds the lease, and responds with what that pod stored; passes the fetch on once this pod holds it, or
+    /// if every pod is to fetch its own.
+    pub(super) async fn wait_for_lease(self: &Arc<Self>, mut fetch: Fetch) -> Step {
+        match self.wait_for_other_pods(&mut fetch).await {
+            Some(answered) => Break(answered),
+            None => {
+                fetch.shows_progress();
+                Continue(fetch)
+            }
+        }
+    }
+
+    async fn wait_for_other_pods(self: &Arc<Self>, fetch: &mut Fetch) -> Option<Answered> {
+        // Redis would be as slow with a lease as with the lookup, and one wait is enough.
+        if fetch.known.redis_is_silent {
+            return None;
+        }
+        let request = &fetch.request;
+        // Other pods get what requests in this pod share, and no response to HEAD.
+        fetch.lead.as_ref().filter(|_| !request.is_head())?;
+        let (store, key) = (Arc::clone(request.store()), request.key.clone());
+        let l2 = store.l2.as_ref()?;
+        let term = request.route.collapse_timeout;
+        let deadline = fetch.began_waiting + lease_wait(term);
+        let mut patience = Patience::Soft;
+        loop {
+            let about = (key.as_str(), &*fetch.known.variant, fetch.known.purge);
+            // Without time left, a free lease is taken all the same: what another pod holds has hung for long enough.
+            match l2.lease(about, patience, term).await.ok()? {
+                Leased::Granted(mut lease, is_stored) => {
+                    self.telemetry.stats.leased(true);
+                    let variant = fetch.known.variant.clone();
+                    // The holder before may have stored a response since the lookup.
+                    let answered = match is_stored {
+                        true => self.look_until(deadline, fetch, patience).await,
+                        false => None,
+                    };
+                    let is_other = fetch.known.variant != variant && Instant::now() < deadline;
+                    if answered.is_none() && is_other {
+                        // There are variants after all: those who wait for this lease need that of their variant, too.
+                        lease.stored();
+                        continue;
+                    }
+                    if answered.is_none() {
+                        fetch.lease = Some(lease);
+                    }
+                    return answered;
+                }
+                Leased::Held(_) if deadline <= Instant::now() => return None,
+                Leased::Held(waiting) => {
+                    let woken = self.wait_for(waiting, deadline).await.ok()?;
+                    // A Redis that is slow for a moment must not cost what was waited for.
+                    patience = Patience::Hard;
+                    if woken == Woken::NotStored {
+                        return None;
+                    }
+                    let answered = self.look_until(deadline, fetch, patience).await;
+                    if answered.is_some() || fetch.known.redis_is_silent {
+                        return answered;
+                    }
+                }
+            }
+        }
+    }
+
+    async fn look_until(
+        self: &Arc<Self>,
+        deadline: Instant,
+        fetch: &mut Fetch,
+        patience: Patience,
+    ) -> Option<Answered> {
+        timeout_at(deadline, self.look_in_redis(fetch, patience)).await.ok().flatten()
+    }
+
+    async fn wait_for(&self, waiting: Waiting, deadline: Instant) -> Result<Woken, Elapsed> {
+        self.telemetry.stats.leased(false);
+        timeout_at(deadline, waiting.woken()).await
+    }
+}

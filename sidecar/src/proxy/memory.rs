@@ -1,0 +1,193 @@
+//! The stage that looks into memory.
+
+use std::{
+    ops::ControlFlow::{Break, Continue},
+    sync::Arc,
+};
+
+use http::Method;
+use larder_policy::{
+    Key,
+    freshness::{Standing, Verdict},
+    range,
+};
+
+use super::{
+    Answered, Proxy,
+    fetch::{Fetch, Known, Purpose},
+    pipeline::Step,
+    request::CacheRequest,
+};
+use crate::{
+    cache_status::{Bypass, Forward, Tier},
+    entry::{Content, Entry},
+    l2::Patience,
+    problem::Problem,
+    store::Missing,
+};
+
+/// Result of a lookup in a tier.
+#[derive(Debug)]
+pub(super) enum Lookup {
+    /// A response that may be served.
+    Usable(Arc<Entry>, Standing),
+    /// A response that may be served after revalidation or in place of an error, and the reason why not now.
+    Stale(Arc<Entry>, Forward),
+    /// A stale response that replaces an error for a while.
+    Fallback(Arc<Entry>),
+    /// A response of which parts are stored that do not suffice.
+    Part(Arc<Entry>),
+    /// No response, and the reason.
+    Nothing(Forward),
+    /// No response, and none to wait for: the last one was not shareable.
+    Unshared,
+}
+
+impl Proxy {
+    /// Responds from memory, or passes on what is known from it.
+    pub(super) async fn look_in_memory(self: &Arc<Self>, request: CacheRequest) -> Step {
+        let lookup = request.lookup();
+        let is_unshared = matches!(lookup, Lookup::Unshared);
+        let (stale, part, reason) = match lookup {
+            Lookup::Usable(entry, standing) => {
+                if request.is_due_for_refresh(&entry, &standing) {
+                    self.refresh_in_background(&request, &entry);
+                }
+                return Break(request.hit(&entry, &standing, Tier::L1));
+            }
+            Lookup::Fallback(entry) => {
+                return Break(request.fallback(&entry, Forward::Stale, None, Tier::L1).0);
+            }
+            _ if request.directives.only_if_cached => return Break(self.only_if_cached(request).await),
+            Lookup::Stale(entry, reason) => (Some((entry, Tier::L1)), None, reason),
+            Lookup::Part(entry) => (None, Some(entry), Forward::Partial),
+            Lookup::Nothing(reason) => (None, None, reason),
+            Lookup::Unshared => (None, None, Forward::UriMiss),
+        };
+        let mut fetch = Fetch::new(request, Purpose::Serve, reason);
+        fetch.known = Known { stale, part, is_unshared, ..fetch.known };
+        Continue(fetch)
+    }
+
+    /// Responds from what is stored (RFC 9111, section 5.2.1.7), which includes Redis.
+    async fn only_if_cached(self: &Arc<Self>, request: CacheRequest) -> Answered {
+        let problem = Answered::problem(Problem::OnlyIfCached, Some(&request.route));
+        let mut fetch = Fetch::new(request, Purpose::Serve, Forward::UriMiss);
+        self.look_in_redis(&mut fetch, Patience::Hard).await.unwrap_or(problem)
+    }
+}
+
+impl CacheRequest {
+    /// Looks the request up in memory: a HEAD under the key of GET as well.
+    pub(super) fn lookup(&self) -> Lookup {
+        let of_get = self.key_of_get.as_ref().map(|key| self.lookup_under(key));
+        match of_get {
+            Some(of_get @ (Lookup::Usable(..) | Lookup::Fallback(_))) => of_get,
+            Some(of_get @ Lookup::Stale(..)) => match self.lookup_under(&self.key) {
+                Lookup::Nothing(_) => of_get,
+                own => own,
+            },
+            _ => self.lookup_under(&self.key),
+        }
+    }
+
+    /// Returns the stored response to GET of a HEAD.
+    pub(super) fn stored_of_get(&self) -> Option<Arc<Entry>> {
+        self.store().find(&mut self.key_of_get.as_ref()?.as_str().to_owned(), &self.headers).ok()
+    }
+
+    fn lookup_under(&self, key: &Key) -> Lookup {
+        match self.store().find(&mut key.as_str().to_owned(), &self.headers) {
+            Ok(entry) => match self.evaluate(entry) {
+                Lookup::Stale(entry, _) if entry.stands_in() && self.may_fall_back(&entry) => {
+                    Lookup::Fallback(entry)
+                }
+                // Another pod may have stored something newer in L2.
+                Lookup::Usable(entry, _) if !self.is_within_l1_ttl(&entry) => {
+                    if entry.stands_in() && self.directives.is_empty() {
+                        Lookup::Fallback(entry)
+                    } else {
+                        Lookup::Stale(entry, self.why(Forward::Stale))
+                    }
+                }
+                looked => looked,
+            },
+            Err(Missing::Nothing) => Lookup::Nothing(self.why(Forward::UriMiss)),
+            Err(Missing::OtherVariants) => Lookup::Nothing(self.why(Forward::VaryMiss)),
+            Err(Missing::Unshared) => Lookup::Unshared,
+        }
+    }
+
+    /// Returns true if a response may still replace an error: as long as it may be served on one, or as the last known good one.
+    fn may_fall_back(&self, entry: &Entry) -> bool {
+        let standing = entry.head.standing(self.lifetimes(), &self.directives);
+        self.directives.is_empty()
+            && (standing.verdict.serves_on_error() || self.route.last_known_good.is_some())
+    }
+
+    /// Returns true if a response in memory serves without another look into L2.
+    fn is_within_l1_ttl(&self, entry: &Entry) -> bool {
+        self.lifetimes().in_l1.is_none_or(|most| entry.here_for() < most)
+    }
+
+    /// Returns true if a response that is served is to be refreshed in the background.
+    fn is_due_for_refresh(&self, entry: &Entry, standing: &Standing) -> bool {
+        // A refresh has just failed.
+        if entry.stands_in() {
+            return false;
+        }
+        let is_early =
+            |left| self.lifetimes().early_refresh && (entry.takes_renewal() || entry.is_renewed_early(left));
+        match standing.verdict {
+            Verdict::Fresh { ttl } => is_early(ttl),
+            verdict => verdict.refreshes(),
+        }
+    }
+
+    /// Returns true if a stored response may be served to this client (RFC 9111, section 3.5).
+    pub(super) fn may_receive(&self, entry: &Entry) -> bool {
+        let directives = entry.head.claims.directives();
+        let may_be_shared = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
+        may_be_shared || !self.is_authorized
+    }
+
+    /// Evaluates a stored response for this request.
+    pub(super) fn evaluate(&self, entry: Arc<Entry>) -> Lookup {
+        if !self.may_receive(&entry) {
+            return Lookup::Nothing(Forward::Bypass(Bypass::Credentials));
+        }
+        if entry.is_purged(&self.store().barriers) {
+            return Lookup::Nothing(self.why(Forward::Stale));
+        }
+        let standing = entry.head.standing(self.lifetimes(), &self.directives);
+        if let Content::Parts(pieces) = &entry.content {
+            let range = match &self.range {
+                range::Asked::One(spec) => spec.resolve(pieces.total()),
+                _ => None,
+            };
+            let is_there = range.is_some_and(|range| pieces.slice(range).is_some())
+                && range::if_range_holds(&self.headers, &entry.head.headers);
+            if !is_there || !standing.verdict.serves_now() || self.is_head() {
+                return Lookup::Part(entry);
+            }
+        }
+        if standing.verdict.serves_now() {
+            Lookup::Usable(entry, standing)
+        } else {
+            let without_directives = entry.head.standing(self.lifetimes(), &Default::default());
+            let reason =
+                if without_directives.verdict.serves_now() { Forward::Request } else { Forward::Stale };
+            Lookup::Stale(entry, self.why(reason))
+        }
+    }
+
+    fn why(&self, reason: Forward) -> Forward {
+        if self.is_authorized {
+            Forward::Bypass(Bypass::Credentials)
+        } else if self.directives.no_store && self.method == Method::GET {
+            Forward::Request
+        } else {
+            reason
+        }
+    }
+}

@@ -1,0 +1,242 @@
+//! The stage that asks the application.
+
+use std::{
+    ops::{
+        ControlFlow::{self, Break, Continue},
+        Range,
+    },
+    sync::Arc,
+};
+
+use bytes::Bytes;
+use http::{
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG},
+    response::Parts,
+};
+use http_body::Body as _;
+use larder_policy::{
+    claims::{Claims, Times},
+    date,
+    range::{self, ContentRange},
+    storing::{self, NotStored, storable},
+    validation,
+};
+
+use super::{
+    Answered, Proxy,
+    fetch::Fetch,
+    request::{CacheRequest, OriginRequest},
+};
+use crate::{
+    body::{Network, Source},
+    cache_status::{Became, CacheStatus, Tier},
+    clock::wall_ms,
+    entry::{Content, Entry, Head},
+    stats::Outcome,
+    store::{fill::ttl_from_response, in_flight::FetchOutcome},
+    upstream::{UpstreamError, WhenRefused},
+};
+
+/// Response of an origin as it came.
+pub(super) struct Received {
+    pub(super) head: Parts,
+    pub(super) body: Network,
+    pub(super) times: Times,
+}
+
+/// Failure of the last origin that was asked.
+pub(super) enum Failure {
+    /// A source failed and no other had a response.
+    Sources,
+    /// The application did not respond.
+    NoResponse(UpstreamError),
+    /// The application responded with an error of its own.
+    Response(Received),
+}
+
+impl Proxy {
+    /// Responds from the application, or passes its failure on. Without the application, the failure is that of the sources.
+    pub(super) async fn ask_application(
+        self: &Arc<Self>,
+        mut fetch: Fetch,
+    ) -> ControlFlow<Answered, (Fetch, Failure)> {
+        if !fetch.request.route.asks_application {
+            return Continue((fetch, Failure::Sources));
+        }
+        fetch.tier = Tier::Application;
+        let mut kind = fetch.request_to_origin();
+        loop {
+            let refused = if fetch.may_fall_back() { WhenRefused::Fail } else { WhenRefused::Retry };
+            let received = match self.exchange(&fetch.request, &kind, refused).await {
+                Ok(received) => received,
+                Err(error) => return Continue((fetch, Failure::NoResponse(error))),
+            };
+            let status = received.head.status;
+            match &kind {
+                OriginRequest::Revalidation(_) if status == StatusCode::NOT_MODIFIED => {
+                    match fetch.freshened(&received) {
+                        Some(entry) => return Break(fetch.revalidated(entry)),
+                        // It is about another response than the one that was asked about.
+                        None => kind = OriginRequest::Whole,
+                    }
+                }
+                OriginRequest::Rest { .. } if status == StatusCode::PARTIAL_CONTENT => {
+                    match fetch.completed(received) {
+                        Some(((head, times), source)) => {
+                            return Break(fetch.deliver(status, head, source, times));
+                        }
+                        None => kind = OriginRequest::Whole,
+                    }
+                }
+                OriginRequest::Rest { .. } if status == StatusCode::RANGE_NOT_SATISFIABLE => {
+                    kind = OriginRequest::Whole;
+                }
+                _ if is_failure(status) => return Continue((fetch, Failure::Response(received))),
+                _ => return Break(fetch.deliver_received(received)),
+            }
+        }
+    }
+
+    async fn exchange(
+        &self,
+        request: &CacheRequest,
+        kind: &OriginRequest,
+        refused: WhenRefused,
+    ) -> Result<Received, UpstreamError> {
+        let requested_at = wall_ms();
+        let response = self.forward(request.outgoing(kind), &request.client, None, refused).await?;
+        let times = Times { requested_at, received_at: wall_ms() };
+        let (mut head, body) = response.into_parts();
+        date_if_missing(&mut head.headers, times.received_at);
+        Ok(Received { head, body: Network::Application(body), times })
+    }
+}
+
+impl Fetch {
+    fn request_to_origin(&self) -> OriginRequest {
+        let request = &self.request;
+        if request.is_head() {
+            return OriginRequest::Unchanged;
+        }
+        let stale = self.known.stale();
+        // Of POST, a condition that fails is an error (RFC 9110, section 13.1.2).
+        let revalidated = stale.filter(|_| request.method == Method::GET);
+        if let Some(validators) = revalidated.and_then(|entry| validators_of(entry)) {
+            return OriginRequest::Revalidation(validators);
+        }
+        if let Some(rest) = self.known.part.as_ref().and_then(|part| request.request_for_rest(part)) {
+            return rest;
+        }
+        if self.lead.is_some() || stale.is_some() { OriginRequest::Whole } else { OriginRequest::Unchanged }
+    }
+
+    /// Returns the stored response, freshened by a 304 (RFC 9111, section 4.3.4).
+    fn freshened(&self, received: &Received) -> Option<Entry> {
+        let stored = self.known.stale()?;
+        if !validation::selects(&received.head.headers, &stored.head.headers) {
+            return None;
+        }
+        let headers =
+            validation::freshen(&stored.head.headers, &storing::kept_headers(&received.head.headers));
+        let status = stored.head.status;
+        let ttl = ttl_from_response(self.request.lifetimes(), &headers, Some(&stored.content));
+        let claims = Claims::read(status, &headers, received.times, self.request.snapshot.policy.targets())
+            .with_given_ttl(ttl);
+        let head = Head {
+            status,
+            headers,
+            claims,
+            times: received.times,
+            stamp: self.known.stamp,
+            names: self.request.names(),
+        };
+        Some(Entry::new(head, stored.content.clone()))
+    }
+
+    /// Responds with a stored response that the application has revalidated.
+    fn revalidated(mut self, entry: Entry) -> Answered {
+        let entry = Arc::new(entry);
+        let request = &self.request;
+        let head = &entry.head;
+        let status = head.status;
+        let store = request.store();
+        let stored = match storable(&request.facts, status, &head.headers, &head.claims, request.lifetimes())
+        {
+            Ok(_) if store.barriers.covers(&head.names, head.stamp) => Err(NotStored::Purged),
+            other => other,
+        };
+        let (became, outcome) = match stored {
+            Ok(vary) => {
+                let slot = request.slot(vary);
+                slot.clone().store(Arc::clone(&entry), self.lease.take());
+                (Became::Stored, FetchOutcome::Stored(Arc::clone(&entry), Tier::Application, slot))
+            }
+            Err(reason) => {
+                store.not_stored(&request.route, reason);
+                (Became::Passed, FetchOutcome::Unshared)
+            }
+        };
+        let (reason, tier) = (self.reason, Tier::Application);
+        let status = Some(StatusCode::NOT_MODIFIED);
+        let status = CacheStatus::Forwarded { reason, status, tier, answer: became };
+        let answered = request.response_with(&entry, status, Outcome::Revalidated, tier);
+        self.finish(outcome);
+        answered
+    }
+
+    /// Returns the missing part of a stored response with the stored parts around it.
+    fn completed(&self, received: Received) -> Option<((Parts, Times), Source)> {
+        let Received { mut head, body, times } = received;
+        let stored = self.known.part.as_ref()?;
+        let Content::Parts(pieces) = &stored.content else { return None };
+        let missing = pieces.missing()?;
+        let range = ContentRange::of(&head.headers)?;
+        let fits = (range.first, range.last + 1) == (missing.start, missing.end)
+            && range.total == Some(pieces.total())
+            && body.size_hint().exact().is_none_or(|length| length == missing.end - missing.start)
+            && range::may_combine(&stored.head.headers, &head.headers);
+        if !fits {
+            return None;
+        }
+        let slice =
+            |range: Range<u64>| if range.is_empty() { Some(Bytes::new()) } else { pieces.slice(range) };
+        let (before, after) = (slice(0..missing.start)?, slice(missing.end..pieces.total())?);
+        head.status = StatusCode::OK;
+        head.headers = validation::freshen(&stored.head.headers, &head.headers);
+        head.headers.remove(CONTENT_RANGE);
+        head.headers.remove(CONTENT_LENGTH);
+        Some(((head, times), Source::between(before, body, missing.end - missing.start, after)))
+    }
+}
+
+impl CacheRequest {
+    /// Returns the request for the missing part of a response of which parts are stored (RFC 9111, section 3.3).
+    fn request_for_rest(&self, part: &Entry) -> Option<OriginRequest> {
+        let Content::Parts(pieces) = &part.content else { return None };
+        let missing = pieces.missing().filter(|_| matches!(self.range, range::Asked::Whole))?;
+        let if_range = part.head.headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"))?.clone();
+        let range = format!("bytes={}-{}", missing.start, missing.end - 1);
+        Some(OriginRequest::Rest { range: HeaderValue::try_from(range).ok()?, if_range })
+    }
+}
+
+/// Adds `Date` to a response that has none (RFC 9110, section 6.6.1).
+pub(super) fn date_if_missing(headers: &mut HeaderMap, received_at: u64) {
+    if !headers.contains_key(DATE) {
+        let now = date::format(received_at / 1000);
+        headers.insert(DATE, HeaderValue::from_bytes(&now).expect("a date is visible ASCII"));
+    }
+}
+
+/// Returns true for the statuses in place of which a stale response may be served (RFC 5861, section 4).
+fn is_failure(status: StatusCode) -> bool {
+    matches!(status.as_u16(), 500 | 502 | 503 | 504)
+}
+
+fn validators_of(entry: &Entry) -> Option<validation::Validators> {
+    match entry.content {
+        Content::Whole(_) => validation::validators(&entry.head.headers),
+        Content::Parts(_) => None,
+    }
+}

@@ -1,0 +1,138 @@
+//! The stages of a request that may be served from the cache, in their order.
+//!
+//! A stage either responds (`Break`) or passes the fetch on to the next one (`Continue`).
+
+use std::{
+    convert::Infallible,
+    ops::ControlFlow::{self, Break, Continue},
+    sync::Arc,
+};
+
+use larder_flight::Lead;
+use tokio::{
+    sync::oneshot,
+    time::{sleep, timeout},
+};
+use tokio_util::task::AbortOnDropHandle;
+
+use super::{
+    Answered, Proxy,
+    collapse::ABANDONED_TIMEOUT,
+    fetch::Fetch,
+    refresh::{REFRESH_TIMEOUT, drain},
+    request::CacheRequest,
+};
+use crate::{l2::Patience, store::in_flight::FetchOutcome};
+
+/// Result of a stage.
+pub(super) type Step = ControlFlow<Answered, Fetch>;
+
+/// Result of the last stage, which always responds.
+type Last = ControlFlow<Answered, Infallible>;
+
+impl Proxy {
+    /// Responds to a request of a route.
+    pub(super) async fn respond(self: &Arc<Self>, request: CacheRequest) -> Answered {
+        let stages = async || -> Last {
+            let fetch = self.look_in_memory(request).await?;
+            let fetch = self.collapse(fetch).await?;
+            Break(match fetch.lead {
+                Some(_) => self.fetch_detached(fetch).await,
+                None => self.fetch(fetch).await,
+            })
+        };
+        response_of(stages().await)
+    }
+
+    /// Responds beyond this pod's memory.
+    pub(super) async fn fetch(self: &Arc<Self>, fetch: Fetch) -> Answered {
+        let stages = async || -> Last {
+            let fetch = self.ask_redis(fetch, Patience::Soft).await?;
+            Break(self.within_soft_timeout(fetch).await)
+        };
+        response_of(stages().await)
+    }
+
+    /// Responds from the origins as soon as no other pod asks them for the same.
+    async fn fetch_in_turn(self: &Arc<Self>, fetch: Fetch) -> Answered {
+        let stages = async || -> Last {
+            let fetch = self.wait_for_lease(fetch).await?;
+            Break(self.fetch_from_origins(fetch).await)
+        };
+        response_of(stages().await)
+    }
+
+    /// Responds from the origins: the route's sources, then the application, and in place of an error what is stored.
+    pub(super) async fn fetch_from_origins(self: &Arc<Self>, fetch: Fetch) -> Answered {
+        let stages = async || -> Last {
+            let fetch = self.ask_sources(fetch).await?;
+            let (fetch, failure) = self.ask_application(fetch).await?;
+            Break(self.fall_back(fetch, failure).await)
+        };
+        response_of(stages().await)
+    }
+
+    /// Fetches for several clients: the fetch goes on when the one that began it leaves, until nobody waits for it.
+    async fn fetch_detached(self: &Arc<Self>, fetch: Fetch) -> Answered {
+        let audience = fetch.lead.as_ref().map(Lead::audience);
+        let (proxy, (mut sender, response)) = (Arc::clone(self), oneshot::channel());
+        let limit = fetch.request.max_body();
+        tokio::spawn(async move {
+            let abandoned = async {
+                sender.closed().await;
+                loop {
+                    // A request that looks again is not in the audience for a moment.
+                    sleep(ABANDONED_TIMEOUT).await;
+                    if audience.as_ref().is_none_or(larder_flight::Audience::<FetchOutcome>::is_empty) {
+                        return;
+                    }
+                }
+            };
+            let answered = tokio::select! {
+                answered = proxy.fetch(fetch) => answered,
+                // The connection to the application ends with the fetch, so that it hears of it.
+                () = abandoned => return tracing::debug!("nobody waits for a response any more"),
+            };
+            if let Err(Answered { response, .. }) = sender.send(answered) {
+                // Those who wait have been told, and need a moment to begin to read.
+                drain(response.into_body(), limit, ABANDONED_TIMEOUT).await;
+            }
+        });
+        response.await.expect("a task that is not abandoned ends, unless it panics, and then so do we")
+    }
+
+    /// Fetches and, if a stored response may stand in, responds with that as soon as a source takes longer than its `timeout`. The
+    /// source's response is stored all the same.
+    async fn within_soft_timeout(self: &Arc<Self>, fetch: Fetch) -> Answered {
+        let Some((soft, fallback)) = fetch.fallback_when_slow() else {
+            return self.fetch_in_turn(fetch).await;
+        };
+        let limit = fetch.request.max_body();
+        let proxy = Arc::clone(self);
+        let mut fetching =
+            AbortOnDropHandle::new(tokio::spawn(async move { proxy.fetch_in_turn(fetch).await }));
+        let answered = match timeout(soft, &mut fetching).await {
+            Ok(answered) => answered,
+            Err(_) => {
+                if let Some(answered) = fallback.response() {
+                    tokio::spawn(async move {
+                        if let Ok(Ok(Answered { response, .. })) = timeout(REFRESH_TIMEOUT, fetching).await {
+                            drain(response.into_body(), limit, REFRESH_TIMEOUT).await;
+                        }
+                    });
+                    return answered;
+                }
+                // The stored response was purged meanwhile.
+                fetching.await
+            }
+        };
+        answered.expect("a task that is not aborted ends, unless it panics, and then so do we")
+    }
+}
+
+fn response_of(last: Last) -> Answered {
+    match last {
+        Break(answered) => answered,
+        Continue(never) => match never {},
+    }
+}

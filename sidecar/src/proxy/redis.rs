@@ -1,0 +1,86 @@
+//! The stage that asks Redis.
+
+use std::{ops::ControlFlow, sync::Arc};
+
+use super::{
+    Answered, Proxy,
+    fetch::{Fetch, Purpose},
+    memory::Lookup,
+    pipeline::Step,
+};
+use crate::{
+    cache_key::CacheKey,
+    cache_status::{Forward, Tier},
+    l2::{Found, Patience},
+    store::{in_flight::FetchOutcome, slot::CacheSlot},
+};
+
+impl Proxy {
+    /// Responds from Redis, or passes on what is known since.
+    pub(super) async fn ask_redis(self: &Arc<Self>, mut fetch: Fetch, patience: Patience) -> Step {
+        match self.look_in_redis(&mut fetch, patience).await {
+            Some(answered) => ControlFlow::Break(answered),
+            None => ControlFlow::Continue(fetch),
+        }
+    }
+
+    /// Responds from Redis if it has a usable response, and otherwise learns from it what is stored and purged.
+    pub(super) async fn look_in_redis(
+        self: &Arc<Self>,
+        fetch: &mut Fetch,
+        patience: Patience,
+    ) -> Option<Answered> {
+        let Fetch { request, known, .. } = fetch;
+        let store = request.store();
+        let l2 = store.l2.as_ref()?;
+        let (key, names) = (request.key_with_body().as_str(), request.names());
+        let lookup = l2.lookup(key, &request.headers, &names, request.limits(), patience).await;
+        known.redis_is_silent = lookup.is_err();
+        let lookup = lookup.ok()?;
+        known.stamp = lookup.stamp;
+        known.variant = lookup.variant;
+        known.purge = lookup.purge;
+        let (vary, entry) = match lookup.found {
+            Found::Nothing => return None,
+            Found::OtherVariants => {
+                fetch.reason = Forward::VaryMiss;
+                return None;
+            }
+            Found::Purged => {
+                fetch.reason = Forward::Stale;
+                return None;
+            }
+            Found::Entry(vary, entry) => (vary, Arc::new(*entry)),
+        };
+        let slot = CacheSlot::shared(store, &request.route, CacheKey::new(key, vary, &request.headers));
+        match request.evaluate(entry) {
+            Lookup::Usable(entry, _)
+                if fetch.purpose == Purpose::Refresh && !known.is_outdated_by(&entry) =>
+            {
+                None
+            }
+            Lookup::Usable(entry, standing) => {
+                slot.store_in_memory(&entry);
+                let answered = request.hit(&entry, &standing, Tier::L2);
+                fetch.finish(FetchOutcome::Stored(Arc::clone(&entry), Tier::L2, slot));
+                // The refresh leads those who wait for the same, so this fetch must not lead them any more.
+                if standing.verdict.refreshes() {
+                    self.refresh_in_background(&fetch.request, &entry);
+                }
+                Some(answered)
+            }
+            Lookup::Stale(entry, reason) => {
+                if known.is_outdated_by(&entry) {
+                    known.stale = Some((entry, Tier::L2));
+                }
+                fetch.reason = reason;
+                None
+            }
+            Lookup::Part(entry) => {
+                known.part.get_or_insert(entry);
+                None
+            }
+            Lookup::Fallback(_) | Lookup::Nothing(_) | Lookup::Unshared => None,
+        }
+    }
+}

@@ -1,0 +1,273 @@
+//! Requests that may be served from the cache.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, Method, Request, Uri, Version, header, request::Parts};
+use http_body_util::{Either, Full};
+use larder_policy::{
+    Key, Lifetimes, NormalPath, PurgeName, Route, Survey, Values, cache_control::RequestDirectives,
+    credentials, key::Asked, policy::Match, range, storing::Asker, validation::Validators, vary,
+};
+
+use super::Client;
+use crate::{
+    cache_key::CacheKey,
+    entry::{Entry, codec::Rules},
+    l2::Limits,
+    serving::Snapshot,
+    store::{Store, slot::CacheSlot},
+    upstream::RequestBody,
+};
+
+/// A request that may be served from the cache.
+#[derive(Clone, Debug)]
+pub(super) struct CacheRequest {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) route: Arc<Route>,
+    pub(super) method: Method,
+    /// Target as it is sent: its query is in the order of the key.
+    uri: Uri,
+    version: Version,
+    /// The client's end-to-end headers as they are sent, before any of the sidecar's are added.
+    pub(super) headers: HeaderMap,
+    content: Bytes,
+    pub(super) client: Client,
+    pub(super) key: Key,
+    /// Key of the same request with GET, if this one is a HEAD.
+    pub(super) key_of_get: Option<Key>,
+    /// The client's cache directives, if the route honours them.
+    pub(super) directives: RequestDirectives,
+    pub(super) range: range::Asked,
+    /// Facts on which storing of the response depends.
+    pub(super) facts: Asker,
+    /// True if it carries an `Authorization` that the route neither keys nor ignores: only a response that RFC 9111, section 3.5,
+    /// lets be shared may be served.
+    pub(super) is_authorized: bool,
+}
+
+impl CacheRequest {
+    /// Creates a request of a route. `content` is the body that is part of the key, or empty.
+    pub(super) fn new(
+        snapshot: &Arc<Snapshot>,
+        route: &Arc<Route>,
+        target: Option<u16>,
+        head: Parts,
+        content: Bytes,
+        client: Client,
+        survey: &Survey,
+    ) -> Self {
+        let path = NormalPath::new(head.uri.path());
+        let is_keyed = route.body_limit().is_some() && head.method == Method::POST;
+        let hash = is_keyed.then(|| blake3::hash(&content));
+        let key = |method: &Method| {
+            let asked = Asked {
+                method,
+                target,
+                uri_host: head.uri.authority().map(|authority| authority.as_str()),
+                path: &path,
+                query: head.uri.query(),
+                body: hash.as_ref(),
+            };
+            Key::new(&asked, &head.headers, survey, &route.key)
+        };
+        let directives = if route.honours_clients && survey.has_directives() {
+            RequestDirectives::parse(&head.headers)
+        } else {
+            RequestDirectives::default()
+        };
+        let authorizes = survey.has_authorization() && !credentials::is_settled("authorization", &route.key);
+        let facts = Asker {
+            method: head.method.clone(),
+            authorization: authorizes,
+            names_a_person: survey.names_a_person()
+                && credentials::identity_header(&head.headers, &route.key).is_some(),
+            no_store: directives.no_store,
+            asked_for_part: survey.has_range(),
+        };
+        let (key, key_of_get) = (key(&head.method), (head.method == Method::HEAD).then(|| key(&Method::GET)));
+        let uri = head.uri.query().and_then(|query| route.key.query_to_send(query));
+        let uri = uri.and_then(|query| with_query(&head.uri, &query)).unwrap_or_else(|| head.uri.clone());
+        let mut headers = head.headers;
+        vary::canonicalise(&mut headers, &route.key);
+        Self {
+            key,
+            key_of_get,
+            snapshot: Arc::clone(snapshot),
+            route: Arc::clone(route),
+            range: if head.method == Method::GET && survey.has_range() {
+                range::asked(&headers)
+            } else {
+                range::Asked::Whole
+            },
+            method: head.method,
+            uri,
+            version: head.version,
+            headers,
+            content,
+            client,
+            directives,
+            facts,
+            is_authorized: authorizes && !snapshot.policy.is_bare(),
+        }
+    }
+
+    pub(super) fn store(&self) -> &Arc<Store> {
+        &self.snapshot.store
+    }
+
+    pub(super) fn lifetimes(&self) -> &Lifetimes {
+        &self.route.lifetimes
+    }
+
+    /// Returns the limits of a response in Redis.
+    pub(super) fn limits(&self) -> Limits<'_> {
+        Limits { rules: self.rules(), max_body: self.max_body() }
+    }
+
+    /// Returns the maximum length of a stored body.
+    pub(super) fn max_body(&self) -> u64 {
+        self.snapshot.policy.l1.max_object_size.0
+    }
+
+    /// Returns the rules for the head of a stored response.
+    pub(super) fn rules(&self) -> Rules<'_> {
+        Rules {
+            targets: self.snapshot.policy.targets(),
+            set_cookie: self.lifetimes().store_despite.set_cookie,
+        }
+    }
+
+    /// Returns the values for the placeholders of a source's query or path.
+    pub(super) fn values(&self) -> Values<'_> {
+        let parameters = self.matched().map(|found| found.parameters(&self.path())).unwrap_or_default();
+        Values { parameters, query: self.uri.query(), body: None }
+    }
+
+    fn matched(&self) -> Option<Match<'_>> {
+        self.snapshot.policy.route(&self.method, &self.path(), &self.headers)
+    }
+
+    fn path(&self) -> NormalPath<'_> {
+        NormalPath::new(self.uri.path())
+    }
+
+    /// Returns the names under which the response can be purged.
+    pub(super) fn names(&self) -> Box<[PurgeName]> {
+        let tags = self.matched().map(|found| {
+            let parameters = found.parameters(&self.path());
+            found.route.tags(&parameters).collect::<Vec<_>>()
+        });
+        let store = self.store();
+        let version = store.l2.is_some().then_some(store.version);
+        self.key.purge_names().into_iter().chain(tags.into_iter().flatten()).chain(version).collect()
+    }
+
+    /// Returns the key under which a response with a body is stored: of a HEAD, that of GET.
+    pub(super) fn key_with_body(&self) -> &Key {
+        self.key_of_get.as_ref().unwrap_or(&self.key)
+    }
+
+    /// Returns the place of the response to this request.
+    pub(super) fn slot(&self, vary: Vec<HeaderName>) -> CacheSlot {
+        let key = CacheKey::new(self.key.as_str(), vary, &self.headers);
+        let create = if self.is_head() { CacheSlot::only_here } else { CacheSlot::shared };
+        create(self.store(), &self.route, key)
+    }
+
+    /// Returns the place of a stored response to GET.
+    pub(super) fn slot_of(&self, entry: &Entry) -> CacheSlot {
+        self.store().slot_of(&self.route, self.key_with_body().as_str(), entry, &self.headers)
+    }
+
+    /// Returns the name under which the response to GET alone can be purged.
+    pub(super) fn name_of_get(&self) -> PurgeName {
+        let [name, ..] = self.key_with_body().purge_names();
+        name
+    }
+
+    /// Returns the name of fetches for a key that began after the last purge: a request after a purge does not wait for a fetch
+    /// that began before it.
+    pub(super) fn flight(&self, key: &str) -> String {
+        format!("{} {key}", self.store().barriers.version())
+    }
+
+    /// Returns true if a body of this length may be stored.
+    pub(super) fn fits(&self, length: u64) -> bool {
+        length <= self.max_body()
+    }
+
+    pub(super) fn is_head(&self) -> bool {
+        self.method == Method::HEAD
+    }
+
+    /// Returns the request to the application: the client's own, or one with the preconditions that `kind` needs.
+    pub(super) fn outgoing(&self, kind: &OriginRequest) -> Request<RequestBody> {
+        let mut request = Request::new(Either::Right(Full::new(self.content.clone())));
+        *request.method_mut() = self.method.clone();
+        *request.uri_mut() = self.uri.clone();
+        *request.version_mut() = self.version;
+        let headers = request.headers_mut();
+        *headers = self.route.forwarded(&self.headers);
+        if matches!(kind, OriginRequest::Unchanged) {
+            return request;
+        }
+        for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
+            headers.remove(name);
+        }
+        match kind {
+            OriginRequest::Unchanged | OriginRequest::Whole => {}
+            OriginRequest::Revalidation(Validators { if_none_match, if_modified_since }) => {
+                let lines =
+                    [(header::IF_NONE_MATCH, if_none_match), (header::IF_MODIFIED_SINCE, if_modified_since)];
+                for (name, value) in lines {
+                    if let Some(value) = value {
+                        headers.insert(name, value.clone());
+                    }
+                }
+            }
+            OriginRequest::Rest { range, if_range } => {
+                headers.insert(header::RANGE, range.clone());
+                headers.insert(header::IF_RANGE, if_range.clone());
+            }
+        }
+        request
+    }
+
+    /// Returns the same request without its client's preconditions, range and directives, and with GET in place of HEAD.
+    pub(super) fn without_its_client(&self) -> Self {
+        let mut request = self.clone();
+        for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
+            request.headers.remove(name);
+        }
+        request.client.turnstile = None;
+        request.range = range::Asked::Whole;
+        request.directives = RequestDirectives::default();
+        if let Some(key) = request.key_of_get.take() {
+            request.key = key;
+            request.method = Method::GET;
+            request.facts.method = Method::GET;
+        }
+        request
+    }
+}
+
+/// Returns a target with its query replaced.
+fn with_query(uri: &Uri, query: &str) -> Option<Uri> {
+    let mut parts = uri.clone().into_parts();
+    parts.path_and_query = Some(format!("{}?{query}", uri.path()).parse().ok()?);
+    Uri::from_parts(parts).ok()
+}
+
+/// Request to the application on behalf of a client.
+#[derive(Debug)]
+pub(super) enum OriginRequest {
+    /// The client's own, with its preconditions and range.
+    Unchanged,
+    /// For the whole response, whatever the client has.
+    Whole,
+    /// For the whole response, unless the stored one is still valid (RFC 9111, section 4.3.1).
+    Revalidation(Validators),
+    /// For the part that is missing from the stored response.
+    Rest { range: http::HeaderValue, if_range: http::HeaderValue },
+}

@@ -1,0 +1,148 @@
+//! Storage of responses under one version of the policy: memory, Redis and the last known good responses.
+//!
+//! Nothing in here knows of requests: the request path looks up and stores through it, and tells it of writes.
+
+use std::sync::{
+    Arc,
+    atomic::{AtomicBool, Ordering},
+};
+
+use larder_policy::{Fields, Metadata, Policy, PurgeName, Route, storing::NotStored, vary};
+
+use crate::{
+    barriers::Barriers,
+    budget::Budget,
+    clock::monotonic_ms,
+    entry::Entry,
+    l1::{L1, Stored},
+    l2::L2,
+    sources::last_known_good::LastKnownGood,
+    stats::RouteStats,
+};
+
+pub mod fill;
+pub mod in_flight;
+pub mod slot;
+
+/// Tiers that store responses, and the rules under which they do.
+#[derive(Debug)]
+pub struct Store {
+    /// The policy.
+    pub policy: Arc<Policy>,
+    /// Hash of the policy's rules on storing, with the round of its coverage where it follows one: a response that was stored under
+    /// another is not served.
+    pub fingerprint: String,
+    /// Purge name of everything that is stored under this fingerprint.
+    pub version: PurgeName,
+    /// Namespace, name and UID of the policy.
+    pub metadata: Metadata,
+    /// Purges that apply in this pod.
+    pub barriers: Arc<Barriers>,
+    /// The cache in memory.
+    pub l1: Arc<L1>,
+    /// The shared cache.
+    pub l2: Option<Arc<L2>>,
+    /// The memory of everything that is not L1.
+    pub budget: Arc<Budget>,
+    /// Writes that no store was told of.
+    pub missed_writes: Arc<MissedWrites>,
+    /// Tables of last known good responses, by the name of their source.
+    pub last_known_good: Vec<(String, Arc<LastKnownGood>)>,
+    /// Counters of the routes, in their order.
+    pub route_stats: Vec<Arc<RouteStats>>,
+}
+
+/// Stores that were not named by any policy when a write passed: a response in one of them may be stale.
+#[derive(Debug, Default)]
+pub struct MissedWrites {
+    /// True if a write passed while there was no Redis.
+    pub redis: AtomicBool,
+    /// True if a write passed while there was no table of last known good responses.
+    pub tables: AtomicBool,
+}
+
+/// Reason why memory has no response under a key.
+#[derive(Clone, Copy, Debug)]
+pub enum Missing {
+    /// Nothing is stored.
+    Nothing,
+    /// Only responses with other values of the headers in `Vary` are stored.
+    OtherVariants,
+    /// The last response was not shareable, so there is nothing to wait for.
+    Unshared,
+}
+
+impl Store {
+    /// Finds the response under a key in memory, for a request with these fields. Where responses vary, `key` becomes that of the
+    /// selected variant.
+    ///
+    /// # Errors
+    /// The reason why there is none.
+    pub fn find(&self, key: &mut String, fields: &impl Fields) -> Result<Arc<Entry>, Missing> {
+        match self.l1.get(key) {
+            None => Err(Missing::Nothing),
+            Some(Stored::Entry(entry)) => Ok(entry),
+            Some(Stored::Unshared { until }) if monotonic_ms() < until => Err(Missing::Unshared),
+            Some(Stored::Unshared { .. }) => Err(Missing::Nothing),
+            Some(Stored::Vary(names)) => {
+                vary::write_variant(key, &names, fields);
+                match self.l1.get(key) {
+                    Some(Stored::Entry(entry)) => Ok(entry),
+                    Some(Stored::Unshared { until }) if monotonic_ms() < until => Err(Missing::Unshared),
+                    _ => Err(Missing::OtherVariants),
+                }
+            }
+        }
+    }
+
+    /// Returns the table of a route's last known good responses, if it has one.
+    pub fn last_known_good(&self, route: &Route) -> Option<&Arc<LastKnownGood>> {
+        let source = route.last_known_good.as_ref()?;
+        self.last_known_good.iter().find(|(known, _)| known == source).map(|(_, table)| table)
+    }
+
+    /// Returns the key of a response in a table of last known good responses.
+    pub fn last_known_good_id(&self, key: &str) -> [u8; 32] {
+        *blake3::hash(format!("{} {} {key}", self.metadata.uid, self.fingerprint).as_bytes()).as_bytes()
+    }
+
+    /// Counts the reason why a response of a route was not stored; the log has the first of each reason.
+    pub fn not_stored(&self, route: &Route, reason: NotStored) {
+        if self.route_stats[route.index].not_stored(reason) {
+            tracing::info!(
+                route = route.name,
+                reason = reason.as_str(),
+                "a response was not stored; further ones are only counted"
+            );
+        }
+    }
+
+    /// Remembers that a write passed for the stores that are not there to be told.
+    pub fn note_write(&self) {
+        if self.l2.is_none() {
+            self.missed_writes.redis.store(true, Ordering::SeqCst);
+        }
+        if self.last_known_good.is_empty() {
+            self.missed_writes.tables.store(true, Ordering::SeqCst);
+        }
+    }
+
+    /// Drops the last known good responses that bear one of these names: in this pod at once, and in Postgres soon.
+    pub fn forget_last_known_good(&self, names: &[PurgeName]) {
+        for (_, table) in &self.last_known_good {
+            // The table makes up for a failure to tell Postgres.
+            tokio::spawn(table.forget(names));
+        }
+    }
+
+    /// Tells pods with other versions of the policy of a write for which this version names nothing: responses that were stored
+    /// there before are stale.
+    pub async fn tell_other_versions(&self) {
+        for (_, table) in &self.last_known_good {
+            table.note_unnamed_write();
+        }
+        if let Some(l2) = &self.l2 {
+            l2.tell_other_versions().await;
+        }
+    }
+}
