@@ -13,7 +13,7 @@ mod listen;
 pub mod names;
 pub mod ports;
 
-pub use listen::{InvalidAddress, ListenAddress};
+pub use listen::{AddressError, ListenAddress};
 
 /// The API group of Larder's resources.
 pub const GROUP: &str = "larder.dev";

@@ -21,7 +21,7 @@ pub struct ListenAddress {
 #[error(
     "{0:?} is not an address to listen on: write :8300 for every address, or one address such as 127.0.0.1:8300 or [::1]:8300"
 )]
-pub struct InvalidAddress(String);
+pub struct AddressError(String);
 
 impl ListenAddress {
     /// Binds the address. The listener is non-blocking.
@@ -45,10 +45,10 @@ impl ListenAddress {
 }
 
 impl FromStr for ListenAddress {
-    type Err = InvalidAddress;
+    type Err = AddressError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidAddress(text.to_owned());
+        let invalid = || AddressError(text.to_owned());
         let (host, port) = text.rsplit_once(':').ok_or_else(invalid)?;
         let bare = host.strip_prefix('[').and_then(|host| host.strip_suffix(']'));
         let ip = match (host, bare) {

@@ -12,7 +12,7 @@ use tokio::{
     sync::Mutex,
 };
 
-use crate::{eventually, eventually::SOON, exec};
+use crate::{eventually, eventually::SHORT_TIMEOUT, exec};
 
 /// The agent's pod and container.
 pub(crate) const NAME: &str = "agent";
@@ -162,7 +162,7 @@ impl Agent {
 
     /// Waits until a Service of the HTTP application answers: endpoints lag behind the pods.
     pub async fn reaches(&self, service: &str) -> anyhow::Result<()> {
-        eventually(&format!("the Service {service} answers"), SOON, async || {
+        eventually(&format!("the Service {service} answers"), SHORT_TIMEOUT, async || {
             let answer = self.get(&format!("http://{service}/healthz")).await?;
             ensure!(answer.status == 200, "{answer:?}");
             Ok(())

@@ -8,7 +8,7 @@ use tokio::{
     sync::{OnceCell, RwLock, RwLockReadGuard, RwLockWriteGuard},
 };
 
-use crate::{environment, eventually, eventually::ROLLED};
+use crate::{environment, eventually, eventually::ROLLOUT_TIMEOUT};
 use larder_api::names;
 
 /// Where Larder runs.
@@ -42,7 +42,7 @@ pub async fn client() -> anyhow::Result<Client> {
 /// Waits until every replica of the operator is ready and of its latest template.
 pub async fn operator_is_ready(client: &Client) -> anyhow::Result<()> {
     let deployments = Api::<Deployment>::namespaced(client.clone(), NAMESPACE);
-    eventually("the operator is ready", ROLLED, async || {
+    eventually("the operator is ready", ROLLOUT_TIMEOUT, async || {
         let deployment = deployments.get(names::OPERATOR).await?;
         let wanted = deployment.spec.and_then(|spec| spec.replicas).unwrap_or(1);
         let status = deployment.status.unwrap_or_default();

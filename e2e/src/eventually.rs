@@ -6,16 +6,16 @@ use anyhow::Context;
 
 /// For what a quiet machine does within seconds. A deadline ends what will never be: long ones cost a test that passes nothing,
 /// and one that a busy machine misses says nothing.
-pub const SOON: Duration = Duration::from_secs(60);
+pub const SHORT_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// For a changed policy to be in force in the sidecars: sooner than the kubelet finds it by itself, which looks once a minute.
-pub const RELOADED: Duration = Duration::from_secs(20);
+pub const RELOAD_TIMEOUT: Duration = Duration::from_secs(20);
 
 /// For pods that start and stop, one after another.
-pub const ROLLED: Duration = Duration::from_secs(240);
+pub const ROLLOUT_TIMEOUT: Duration = Duration::from_secs(240);
 
 /// Polling interval.
-const EVERY: Duration = Duration::from_millis(200);
+const POLL_INTERVAL: Duration = Duration::from_millis(200);
 
 /// Asks until the answer is `Ok`, for as long as `deadline`.
 ///
@@ -37,7 +37,7 @@ pub async fn eventually<T>(
             Err(error) if started.elapsed() >= deadline => {
                 return Err(error).with_context(|| format!("waited {deadline:?} for this: {what}"));
             }
-            Err(_) => tokio::time::sleep(EVERY).await,
+            Err(_) => tokio::time::sleep(POLL_INTERVAL).await,
         }
     }
 }

@@ -9,7 +9,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Sandbox, eventually,
-    eventually::{ROLLED, SOON},
+    eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
 };
 
 /// A policy of a test's namespace.
@@ -81,7 +81,7 @@ impl<'a> Policy<'a> {
     /// Waits until the policy is in force in so many pods and no others are selected.
     pub async fn serves(&self, pods: i32) -> anyhow::Result<CachePolicyStatus> {
         let what = format!("policy {} is in force in {pods} pods", self.name);
-        self.eventually(&what, ROLLED, |status| {
+        self.eventually(&what, ROLLOUT_TIMEOUT, |status| {
             let counts = status.pods;
             ensure!(counts.matched == pods, "matched is not {pods}");
             ensure!(counts.missed == 0, "missed is not 0");
@@ -96,7 +96,8 @@ impl<'a> Policy<'a> {
     /// Waits until a condition has that status, and gives it.
     pub async fn condition(&self, which: ConditionType, wanted: &str) -> anyhow::Result<Condition> {
         let what = format!("condition {} of policy {} is {wanted}", which.as_str(), self.name);
-        let status = self.eventually(&what, SOON, |status| has(status, which, wanted).map(drop)).await?;
+        let status =
+            self.eventually(&what, SHORT_TIMEOUT, |status| has(status, which, wanted).map(drop)).await?;
         has(&status, which, wanted).cloned()
     }
 
@@ -106,7 +107,7 @@ impl<'a> Policy<'a> {
         pod["apiVersion"] = json!("v1");
         pod["kind"] = json!("Pod");
         pod["metadata"]["name"] = json!("larder-e2e-probe");
-        eventually("the webhook injects", SOON, async || {
+        eventually("the webhook injects", SHORT_TIMEOUT, async || {
             let pod = crate::apply::dry_run(&self.sandbox.client, &self.sandbox.name, &pod).await?;
             ensure!(has_sidecar(&pod.data), "a pod would be created without the sidecar: {:?}", pod.metadata);
             Ok(())

@@ -26,7 +26,7 @@ use serde_json::{Value, json};
 
 use crate::{
     Agent, Workload, apply, cluster, dump, eventually,
-    eventually::{ROLLED, SOON},
+    eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     policy,
     policy::Policy,
     workload,
@@ -157,7 +157,7 @@ impl Sandbox {
     pub async fn agent(&self) -> anyhow::Result<Agent> {
         self.apply(&[workload::agent()?]).await?;
         let pods = self.api::<Pod>();
-        eventually("the agent runs", ROLLED, async || {
+        eventually("the agent runs", ROLLOUT_TIMEOUT, async || {
             let status = pods.get("agent").await?.status.unwrap_or_default();
             ensure!(status.phase.as_deref() == Some("Running"), "{:?}", status.phase);
             Ok(())
@@ -187,7 +187,7 @@ impl Sandbox {
     /// Waits until a Deployment's pods are all new and available, and the old ones gone.
     pub async fn rolled_out(&self, name: &str) -> anyhow::Result<()> {
         let deployments = self.api::<Deployment>();
-        eventually(&format!("{name} has rolled out"), ROLLED, async || {
+        eventually(&format!("{name} has rolled out"), ROLLOUT_TIMEOUT, async || {
             let deployment = deployments.get(name).await?;
             let wanted = deployment.spec.and_then(|spec| spec.replicas);
             let status = deployment.status.unwrap_or_default();
@@ -203,7 +203,7 @@ impl Sandbox {
     /// Waits until so many pods of an application are left, those on their way out counted too.
     pub async fn pods_left(&self, app: &str, count: usize) -> anyhow::Result<()> {
         let pods = self.api::<Pod>();
-        eventually(&format!("{count} pods of {app} are left"), ROLLED, async || {
+        eventually(&format!("{count} pods of {app} are left"), ROLLOUT_TIMEOUT, async || {
             let list = pods.list_metadata(&ListParams::default().labels(&format!("app={app}"))).await?;
             ensure!(list.items.len() == count, "there are {}", list.items.len());
             Ok(())
@@ -230,7 +230,7 @@ impl Sandbox {
     /// Waits for an Event with that reason, and gives its message.
     pub async fn event(&self, reason: &str) -> anyhow::Result<String> {
         let events = self.api::<Event>();
-        eventually(&format!("an Event {reason}"), SOON, async || {
+        eventually(&format!("an Event {reason}"), SHORT_TIMEOUT, async || {
             let list = events.list(&Default::default()).await?.items;
             let found = list.iter().find(|event| event.reason.as_deref() == Some(reason));
             let seen =

@@ -23,7 +23,7 @@ use room::Unbounded;
 use state::{Source, State};
 
 /// Minimum lag, in bytes, that readers may always have: more than the buffers of two sockets can differ by.
-const LEAST_LAG: u64 = 8 << 20;
+const MIN_LAG: u64 = 8 << 20;
 
 /// Observes, once, the fate of a body as a whole.
 ///
@@ -189,7 +189,7 @@ impl<B> Shared<B> {
 
     /// Returns the maximum lag between readers once the limit is passed.
     fn lag(&self) -> u64 {
-        self.limit.max(LEAST_LAG)
+        self.limit.max(MIN_LAG)
     }
 
     /// Returns true if a body may end at `length`, by its announced length.

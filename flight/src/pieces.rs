@@ -7,7 +7,7 @@ use bytes::{Bytes, BytesMut};
 /// Number of pieces above which small ones are joined.
 const COMPACT_AT: usize = 1024;
 /// Size of joined pieces, in bytes.
-const JOINED: usize = 16 * 1024;
+const MAX_JOINED: usize = 16 * 1024;
 
 struct Piece {
     /// End offset in the body.
@@ -127,7 +127,7 @@ impl Pieces {
         let mut run: Vec<Piece> = Vec::new();
         let mut length = 0;
         for piece in std::mem::take(&mut self.pieces) {
-            if length + piece.bytes.len() > JOINED {
+            if length + piece.bytes.len() > MAX_JOINED {
                 joined.extend(join(&mut run, length));
                 length = 0;
             }

@@ -49,7 +49,7 @@ pub fn compile(owner: Owner<'_>, spec: &CacheSpec, identity: &[String]) -> Resul
         }
     }
     Policy::compile(&spec)
-        .map_err(|faults| faults.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
+        .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
     Ok(write(owner, spec))
 }
 
@@ -230,8 +230,8 @@ mod tests {
     fn compile_error_is_reported() {
         let mut spec = with_secrets();
         spec.sources.clear();
-        let fault = compile(OWNER, &spec, &[]).unwrap_err();
-        assert!(fault.contains("catalog"), "{fault}");
+        let error = compile(OWNER, &spec, &[]).unwrap_err();
+        assert!(error.contains("catalog"), "{error}");
     }
 
     #[test]

@@ -2,8 +2,8 @@
 
 mod covering;
 mod policy;
-mod retire;
 mod rolling;
+mod teardown;
 mod writes;
 
 use std::{collections::HashMap, sync::Arc, time::Duration};
@@ -36,18 +36,18 @@ use crate::{
     metrics::Metrics,
     policies::{Guarded, Policies},
     sidecars::Sidecars,
+    stores::Stores,
     watched::{Watched, watch},
     webhook_configuration::Registration,
-    world::World,
 };
 
 /// Changes within this time are reconciled together.
-const DEBOUNCE: Duration = Duration::from_millis(200);
+const DEBOUNCE_INTERVAL: Duration = Duration::from_millis(200);
 /// Delay before a failed reconciliation is retried.
-const RETRY: Duration = Duration::from_secs(3);
+const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
 /// Dependencies of the controllers.
-pub struct Shared {
+pub struct Dependencies {
     /// Client of the API server.
     pub client: Client,
     /// Command-line arguments of the operator.
@@ -66,10 +66,10 @@ pub struct Shared {
     pub metrics: Metrics,
 }
 
-/// [`Shared`], and the state of a leader.
-struct Leader {
-    shared: Arc<Shared>,
-    world: World,
+/// Context of the reconciliations: [`Dependencies`], the watched lists and what the leading replica remembers.
+struct Context {
+    dependencies: Arc<Dependencies>,
+    stores: Stores,
     sidecars: Sidecars,
     /// Time of the last restart of each workload by this replica; cached lists may be older.
     restarts: Mutex<HashMap<String, Timestamp>>,
@@ -80,8 +80,8 @@ struct Leader {
 }
 
 /// Runs the controllers until it is dropped. Only one replica may run it at a time.
-pub async fn lead(shared: Arc<Shared>) {
-    let (client, metrics) = (&shared.client, &shared.metrics);
+pub async fn lead(dependencies: Arc<Dependencies>) {
+    let (client, metrics) = (&dependencies.client, &dependencies.metrics);
     let everything = watcher::Config::default;
     let (pods, watch_pods) = watch::<Pod>(client, everything(), metrics);
     let (replica_sets, watch_replica_sets) =
@@ -92,17 +92,17 @@ pub async fn lead(shared: Arc<Shared>) {
     let labelled = everything().labels(labels::POLICY);
     let (config_maps, watch_config_maps) = watch::<ConfigMap>(client, labelled, metrics);
     // Every replica watches these.
-    let policies = &shared.watched_policies;
+    let policies = &dependencies.watched_policies;
 
-    let leader = Arc::new(Leader {
-        shared: shared.clone(),
-        world: World {
+    let context = Arc::new(Context {
+        dependencies: dependencies.clone(),
+        stores: Stores {
             pods: pods.store(),
             replica_sets: replica_sets.store(),
             deployments: deployments.store(),
             stateful_sets: stateful_sets.store(),
             services: services.store(),
-            network_policies: shared.network_policies.clone(),
+            network_policies: dependencies.network_policies.clone(),
         },
         sidecars: Sidecars::new(),
         restarts: Mutex::default(),
@@ -134,7 +134,7 @@ pub async fn lead(shared: Arc<Shared>) {
     };
     let of_config_map = |map: Arc<ConfigMap>| owner::<Guarded>(&*map, map.labels());
 
-    let config = Config::default().debounce(DEBOUNCE);
+    let config = Config::default().debounce(DEBOUNCE_INTERVAL);
     let in_force = Controller::for_shared_stream(policies.subscribe(), policies.store())
         .with_config(config.clone())
         .watches_shared_stream(pods.subscribe(), of_pod)
@@ -142,7 +142,7 @@ pub async fn lead(shared: Arc<Shared>) {
         .watches_shared_stream(stateful_sets.subscribe(), of_stateful_set)
         .watches_shared_stream(services.subscribe(), of_service)
         .watches_shared_stream(config_maps.subscribe(), of_config_map)
-        .run(policy::reconcile, retry, leader.clone());
+        .run(policy::reconcile, error_policy, context.clone());
     let taken_back = Controller::for_shared_stream(config_maps.subscribe(), config_maps.store())
         .with_config(config)
         .watches_shared_stream(policies.subscribe(), |policy: Arc<Guarded>| {
@@ -150,9 +150,9 @@ pub async fn lead(shared: Arc<Shared>) {
                 ObjectRef::<ConfigMap>::new(&names::config_map(&policy.name_any())).within(&namespace)
             })
         })
-        .run(retire::reconcile, retry, leader.clone());
+        .run(teardown::reconcile, error_policy, context.clone());
 
-    shared.metrics.leader.set(1);
+    dependencies.metrics.leader.set(1);
     tracing::info!("this replica is the leader");
     tokio::join!(
         watch_pods,
@@ -161,9 +161,9 @@ pub async fn lead(shared: Arc<Shared>) {
         watch_stateful_sets,
         watch_services,
         watch_config_maps,
-        count(in_force, "policy", &shared.metrics),
-        count(taken_back, "retire", &shared.metrics),
-        shared.registration.keep(),
+        count(in_force, "policy", &dependencies.metrics),
+        count(taken_back, "teardown", &dependencies.metrics),
+        dependencies.registration.keep(),
     );
 }
 
@@ -194,9 +194,9 @@ fn owner<K: Resource<DynamicType = ()>>(
     Some(ObjectRef::new(labels.get(labels::POLICY)?).within(namespace))
 }
 
-fn retry<K>(_: Arc<K>, error: &Error, _: Arc<Leader>) -> Action {
+fn error_policy<K>(_: Arc<K>, error: &Error, _: Arc<Context>) -> Action {
     tracing::warn!(%error, "a reconciliation failed; retrying");
-    Action::requeue(RETRY)
+    Action::requeue(RETRY_INTERVAL)
 }
 
 async fn count<K: Resource>(

@@ -26,13 +26,13 @@ use larder_policy::{
 
 use crate::{
     policies::opted_out,
-    rollout::{Decision, Fault, decide},
-    survey::{Survey, admin_port_of, has_sidecar, is_finished},
-    world::{World, in_namespace},
+    policy_pods::{PolicyPods, admin_port_of, has_sidecar, is_finished},
+    rollout::{Decision, Deviation, decide},
+    stores::{Stores, in_namespace},
 };
 
 /// Time after its grace period for which a terminating pod is assumed to run, while its end has not been observed.
-const OVERDUE: SignedDuration = SignedDuration::from_secs(30);
+const OVERDUE_LIMIT: SignedDuration = SignedDuration::from_secs(30);
 /// Waiting reasons that a container only passes through.
 const STARTING: [&str; 2] = ["ContainerCreating", "PodInitializing"];
 
@@ -105,12 +105,12 @@ pub struct View {
 /// reach the sidecars. It counts until it is gone, because it completes requests that it received before. A pod that is
 /// stuck during creation does not count.
 pub fn writers(
-    world: &World,
+    stores: &Stores,
     (namespace, name): (&str, &str),
     selector: &k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
     now: Timestamp,
 ) -> Vec<Writer> {
-    let mut pods = in_namespace(&world.pods, namespace);
+    let mut pods = in_namespace(&stores.pods, namespace);
     pods.retain(|pod| selector::matches(selector, pod.labels()) && takes_requests(pod, now));
     pods.sort_by_key(|pod| pod.name_any());
     let writer = |pod: &Pod| {
@@ -144,7 +144,7 @@ fn takes_requests(pod: &Pod, now: Timestamp) -> bool {
         return false;
     }
     if let Some(until) = &pod.metadata.deletion_timestamp {
-        return containers().any(runs) && now < until.0 + OVERDUE;
+        return containers().any(runs) && now < until.0 + OVERDUE_LIMIT;
     }
     let conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
     let is_ready = conditions.into_iter().any(|one| one.type_ == "Ready" && one.status == "True");
@@ -208,14 +208,14 @@ pub fn next(
 
 /// Returns true if the operator is about to replace pods that have no sidecar, or they are terminating already.
 pub fn awaits_restart(
-    surveyed: &Survey,
+    policy_pods: &PolicyPods,
     writers: &[Writer],
     strategy: RolloutStrategy,
     now: Timestamp,
 ) -> bool {
     let restarts = strategy == RolloutStrategy::Restart
-        && surveyed.workloads.iter().any(|(workload, pods)| {
-            let lacks = pods.iter().any(|pod| pod.fault == Some(Fault::Missed));
+        && policy_pods.workloads.iter().any(|(workload, pods)| {
+            let lacks = pods.iter().any(|pod| pod.deviation == Some(Deviation::Missed));
             lacks && matches!(decide(pods, &workload.progress, now), Decision::Restart(_) | Decision::Wait)
         });
     restarts || writers.iter().any(|writer| writer.leaving && writer.sight == Sight::Plain)
@@ -386,20 +386,20 @@ mod tests {
     fn serve_waits_only_for_pods_that_are_replaced() {
         let first = |awaits| next(None, "u", &unseen(), UnseenWrites::Serve, awaits, now()).state;
         assert_eq!((first(true), first(false)), (State::Waiting, State::Serving));
-        let survey = |progress| Survey {
+        let policy_pods = |progress| PolicyPods {
             workloads: vec![(
                 workload_with(progress),
-                vec![PodState { fault: Some(Fault::Missed), newest: true }],
+                vec![PodState { deviation: Some(Deviation::Missed), newest: true }],
             )],
-            ..Survey::default()
+            ..PolicyPods::default()
         };
         let rolls = Progress { complete: true, rolls: true, ..Progress::default() };
-        let awaits = |progress, strategy| awaits_restart(&survey(progress), &[], strategy, now());
+        let awaits = |progress, strategy| awaits_restart(&policy_pods(progress), &[], strategy, now());
         assert!(awaits(rolls, RolloutStrategy::Restart));
         assert!(!awaits(rolls, RolloutStrategy::OnCreate));
         assert!(!awaits(Progress { rolls: false, ..rolls }, RolloutStrategy::Restart));
         let leaving = Writer { leaving: true, ..writer("a", Sight::Plain) };
-        assert!(awaits_restart(&Survey::default(), &[leaving], RolloutStrategy::OnCreate, now()));
+        assert!(awaits_restart(&PolicyPods::default(), &[leaving], RolloutStrategy::OnCreate, now()));
     }
 
     #[test]

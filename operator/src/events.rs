@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 use larder_crds::{CachePolicyStatus, ConditionType};
 
-use crate::{rollout::Fault, status::find, workload::Workload};
+use crate::{rollout::Deviation, status::find, workload::Workload};
 
 /// Maximum length of an Event's note, in bytes.
 const MAX_NOTE: usize = 1024;
@@ -65,11 +65,11 @@ fn of(kind: ConditionType, now: &Condition) -> Option<Event> {
 }
 
 /// Returns the event for the restart of a workload.
-pub fn rolled(workload: &Workload, fault: Fault) -> Event {
-    let why = match fault {
-        Fault::Missed => "pods have no sidecar",
-        Fault::Outdated => "pods have a sidecar with outdated settings",
-        Fault::Stray => "pods have a sidecar that they should no longer have",
+pub fn rolled(workload: &Workload, deviation: Deviation) -> Event {
+    let why = match deviation {
+        Deviation::Missed => "pods have no sidecar",
+        Deviation::Outdated => "pods have a sidecar with outdated settings",
+        Deviation::Stray => "pods have a sidecar that they should no longer have",
     };
     event(EventType::Normal, "Rolled", "Restart", format!("restarted {workload}: {why}"))
 }
@@ -92,10 +92,10 @@ mod tests {
     use super::*;
     use crate::{
         coverage::{Assessment, Sight, View},
-        policies::Refusal,
-        rollout::{MOST_ATTEMPTS, Progress},
+        policies::PolicyError,
+        policy_pods::PodReport,
+        rollout::{MAX_ATTEMPTS, Progress},
         status::tests::{Scene, right},
-        survey::PodReport,
     };
 
     fn reasons(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus) -> Vec<String> {
@@ -113,7 +113,8 @@ mod tests {
     fn failure_emits_a_warning() {
         let well = Scene::default().assess(None);
         let conflict =
-            Scene { refusal: Some(Refusal::Conflict { with: "a".into() }), ..Scene::default() }.assess(None);
+            Scene { policy_error: Some(PolicyError::Conflict { with: "a".into() }), ..Scene::default() }
+                .assess(None);
         let events = transitions(Some(&well), &conflict);
         assert_eq!(events[0].reason, "Conflict");
         assert_eq!(events[0].type_, EventType::Warning);
@@ -142,15 +143,15 @@ mod tests {
     #[test]
     fn event_is_emitted_when_the_user_must_act() {
         let well = Scene::default().assess(None);
-        let pods = vec![PodReport { injected: false, fault: Some(Fault::Missed), ..right("a") }];
+        let pods = vec![PodReport { injected: false, deviation: Some(Deviation::Missed), ..right("a") }];
         let progress =
-            Progress { complete: true, rolls: true, attempts: MOST_ATTEMPTS, ..Progress::default() };
+            Progress { complete: true, rolls: true, attempts: MAX_ATTEMPTS, ..Progress::default() };
         let scene = || Scene { pods: pods.clone(), answers: vec![], ..Scene::default() };
         let futile = Scene { workload: Some(progress), ..scene() }.assess(None);
         let events = transitions(Some(&well), &futile);
         assert_eq!((events[0].reason.as_str(), events[0].type_), ("RestartsDoNotHelp", EventType::Warning));
         assert!(reasons(Some(&futile), &futile).is_empty());
-        let refused = Scene { write_refused: Some("denied"), ..scene() }.assess(None);
+        let refused = Scene { write_error: Some("denied"), ..scene() }.assess(None);
         assert_eq!(reasons(Some(&well), &refused)[0], "WriteRefused");
     }
 

@@ -48,7 +48,7 @@ pub struct Injected {
 
 /// Inputs of an injection, besides the pod itself.
 #[derive(Clone, Copy, Debug)]
-pub struct Context<'a> {
+pub struct Injection<'a> {
     /// The policy's namespace, which is the pod's.
     pub namespace: &'a str,
     /// The policy's name.
@@ -62,9 +62,9 @@ pub struct Context<'a> {
 }
 
 /// Injects the sidecar into `pod`, a pod's JSON, or returns the reason against it.
-pub fn inject(pod: &Value, context: &Context<'_>) -> Outcome {
-    let secrets = compile::secrets(&context.spec.cache);
-    let hash = hash(context, &secrets);
+pub fn inject(pod: &Value, injection: &Injection<'_>) -> Outcome {
+    let secrets = compile::secrets(&injection.spec.cache);
+    let hash = hash(injection, &secrets);
     if has_sidecar(pod) {
         let annotations = &pod["metadata"]["annotations"];
         if annotations[annotations::INJECTION_HASH] != hash.as_str() {
@@ -81,11 +81,11 @@ pub fn inject(pod: &Value, context: &Context<'_>) -> Outcome {
         return Outcome::Injected(Injected { pod: pod.clone(), hash, captured });
     }
     let inputs = Inputs {
-        targets: &context.spec.targets,
-        settings: context.settings,
-        network_policies: context.network_policies,
+        targets: &injection.spec.targets,
+        settings: injection.settings,
+        network_policies: injection.network_policies,
     };
-    let plan = match Plan::new(context.spec.capture.mode, pod, &inputs) {
+    let plan = match Plan::new(injection.spec.capture.mode, pod, &inputs) {
         Ok(plan) => plan,
         Err(skip) => return Outcome::Skipped(skip),
     };
@@ -102,21 +102,21 @@ pub fn inject(pod: &Value, context: &Context<'_>) -> Outcome {
         let name = before["name"].as_str().unwrap_or_default();
         if captured.iter().any(|one| one.container == name) {
             original["containers"][name] = rewritten_fields(before);
-            sleeps |= pre_stop::sleep_before_stop(container, context.settings.drain_seconds);
+            sleeps |= pre_stop::sleep_before_stop(container, injection.settings.drain_seconds);
         }
     }
     let spec = member(&mut pod, "spec");
     if sleeps {
         let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
         original["terminationGracePeriodSeconds"] = json!(grace);
-        let grace = grace.unwrap_or(DEFAULT_GRACE_SECONDS) + u64::from(context.settings.drain_seconds);
+        let grace = grace.unwrap_or(DEFAULT_GRACE_SECONDS) + u64::from(injection.settings.drain_seconds);
         spec.insert("terminationGracePeriodSeconds".into(), json!(grace));
     }
-    list(spec, "initContainers").push(sidecar::container(context, &captured, &secrets));
-    list(spec, "volumes").extend(sidecar::volumes(context.policy, &secrets));
+    list(spec, "initContainers").push(sidecar::container(injection, &captured, &secrets));
+    list(spec, "volumes").extend(sidecar::volumes(injection.policy, &secrets));
 
     let metadata = member(&mut pod, "metadata");
-    map(metadata, "labels").insert(labels::POLICY.into(), json!(context.policy));
+    map(metadata, "labels").insert(labels::POLICY.into(), json!(injection.policy));
     let annotations = map(metadata, "annotations");
     annotations.remove(annotations::SKIPPED);
     annotations.insert(annotations::INJECTION_HASH.into(), json!(hash));
@@ -149,20 +149,20 @@ pub fn captured_of(pod: &Value) -> Vec<Captured> {
 
 /// Hashes everything that decides the shape of an injected pod, the pod itself aside. The input is JSON with sorted
 /// objects, so that the hash is equal in every replica.
-pub fn hash(context: &Context<'_>, secrets: &[SecretKeyRef]) -> String {
-    let SidecarSettings { image, pull_policy, data_port, admin_port, drain_seconds } = context.settings;
+pub fn hash(injection: &Injection<'_>, secrets: &[SecretKeyRef]) -> String {
+    let SidecarSettings { image, pull_policy, data_port, admin_port, drain_seconds } = injection.settings;
     let parts = json!({
         "layout": 1,
-        "capture": Mode::of(context.spec.capture.mode).map(Mode::fingerprint),
-        "policy": context.policy,
+        "capture": Mode::of(injection.spec.capture.mode).map(Mode::fingerprint),
+        "policy": injection.policy,
         "image": image,
         "pullPolicy": pull_policy.map(|policy| policy.as_str()),
         "dataPort": data_port,
         "adminPort": admin_port,
         "drainSeconds": drain_seconds,
-        "targets": context.spec.targets,
-        "resources": context.spec.sidecar.resources,
-        "logLevel": context.spec.sidecar.log_level,
+        "targets": injection.spec.targets,
+        "resources": injection.spec.sidecar.resources,
+        "logLevel": injection.spec.sidecar.log_level,
         "secrets": secrets,
     });
     blake3::hash(parts.to_string().as_bytes()).to_hex()[..16].to_owned()
@@ -255,7 +255,7 @@ pub(crate) mod tests {
     }
 
     fn run(pod: &Value, spec: &CachePolicySpec, settings: &SidecarSettings) -> Outcome {
-        inject(pod, &Context { namespace: "shop", policy: "shop", spec, settings, network_policies: &[] })
+        inject(pod, &Injection { namespace: "shop", policy: "shop", spec, settings, network_policies: &[] })
     }
 
     fn injected(pod: &Value, spec: &CachePolicySpec) -> Value {
@@ -425,14 +425,14 @@ pub(crate) mod tests {
     fn another_capture_mode_gives_another_hash() {
         let hash = |mode: &str| {
             let (spec, settings) = (spec(json!({"capture": {"mode": mode}})), settings());
-            let context = Context {
+            let injection = Injection {
                 namespace: "shop",
                 policy: "shop",
                 spec: &spec,
                 settings: &settings,
                 network_policies: &[],
             };
-            self::hash(&context, &[])
+            self::hash(&injection, &[])
         };
         assert_eq!(hash("Auto"), hash("NamedPort"), "they are the same mode, and switching rolls no pod");
         assert_ne!(hash("Auto"), hash("None"));

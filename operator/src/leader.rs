@@ -7,7 +7,7 @@ use kube_lease_manager::LeaseManagerBuilder;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    controller::{Shared, lead},
+    controller::{Dependencies, lead},
     error::{Error, Result},
 };
 use larder_api::names;
@@ -18,9 +18,9 @@ const LEASE_SECONDS: u64 = 15;
 const GRACE_SECONDS: u64 = 5;
 /// Timeout for connecting to the API server, and again for its response. Together less than [`GRACE_SECONDS`], so that
 /// a hung renewal fails before the lease expires.
-const PATIENCE: Duration = Duration::from_secs(2);
+const API_TIMEOUT: Duration = Duration::from_secs(2);
 /// Delay before a failed attempt is retried.
-const RETRY: Duration = Duration::from_secs(2);
+const RETRY_INTERVAL: Duration = Duration::from_secs(2);
 
 /// Leads whenever this replica holds the lease, until `stop`; the lease is then released, so that another replica leads
 /// at once.
@@ -30,17 +30,17 @@ const RETRY: Duration = Duration::from_secs(2);
 ///
 /// # Errors
 /// If the controllers end by themselves.
-pub async fn elect(shared: Arc<Shared>, stop: CancellationToken) -> Result<()> {
+pub async fn elect(dependencies: Arc<Dependencies>, stop: CancellationToken) -> Result<()> {
     let mut config = Config::infer().await.map_err(kube::Error::InferConfig)?;
-    config.connect_timeout = Some(PATIENCE);
-    config.read_timeout = Some(PATIENCE);
+    config.connect_timeout = Some(API_TIMEOUT);
+    config.read_timeout = Some(API_TIMEOUT);
     config.reset_reader_on_write = true;
     // The client's own retries could outlast the lease.
     config.default_retry = false;
     let client = Client::try_from(config)?;
     loop {
-        let ended = take_part(&client, &shared, &stop).await;
-        shared.metrics.leader.set(0);
+        let ended = take_part(&client, &dependencies, &stop).await;
+        dependencies.metrics.leader.set(0);
         match ended {
             // A new start reads the lease: it may still be this replica's.
             Err(error @ Error::Lease(_)) => {
@@ -50,17 +50,21 @@ pub async fn elect(shared: Arc<Shared>, stop: CancellationToken) -> Result<()> {
         }
         tokio::select! {
             () = stop.cancelled() => return Ok(()),
-            () = tokio::time::sleep(RETRY) => {}
+            () = tokio::time::sleep(RETRY_INTERVAL) => {}
         }
     }
 }
 
 /// Takes part in the election until `stop`, or until requests to the API server fail.
-async fn take_part(client: &Client, shared: &Arc<Shared>, stop: &CancellationToken) -> Result<()> {
+async fn take_part(
+    client: &Client,
+    dependencies: &Arc<Dependencies>,
+    stop: &CancellationToken,
+) -> Result<()> {
     let manager = LeaseManagerBuilder::new(client.clone(), names::LEASE)
-        .with_namespace(&shared.arguments.namespace)
-        .with_identity(&shared.arguments.pod_name)
-        .with_field_manager(format!("{}-{}", names::LEASE, shared.arguments.pod_name))
+        .with_namespace(&dependencies.arguments.namespace)
+        .with_identity(&dependencies.arguments.pod_name)
+        .with_field_manager(format!("{}-{}", names::LEASE, dependencies.arguments.pod_name))
         .with_duration(LEASE_SECONDS)
         .with_grace(GRACE_SECONDS)
         .build()
@@ -70,10 +74,10 @@ async fn take_part(client: &Client, shared: &Arc<Shared>, stop: &CancellationTok
         tokio::select! {
             () = stop.cancelled() => break,
             changed = manager.changed() => is_leader = changed?,
-            () = lead(shared.clone()), if is_leader => return Err(Error::WatchEnded),
+            () = lead(dependencies.clone()), if is_leader => return Err(Error::WatchEnded),
         }
         if !is_leader {
-            shared.metrics.leader.set(0);
+            dependencies.metrics.leader.set(0);
             tracing::info!("this replica is no longer the leader");
         }
     }

@@ -17,7 +17,7 @@ pub type Guarded = DeserializeGuard<CachePolicy>;
 
 /// The reason that a policy is not in force.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum PolicyError {
     /// The policy is invalid, with the errors.
     Invalid(String),
     /// The policy's namespace is excluded.
@@ -29,7 +29,7 @@ pub enum Refusal {
     },
 }
 
-impl Refusal {
+impl PolicyError {
     /// Returns the reason in the condition `Accepted`.
     pub const fn as_str(&self) -> &'static str {
         match self {
@@ -79,7 +79,7 @@ impl Policies {
             .filter(|policy| Mode::of(policy.spec.capture.mode).is_some())
             .filter(|policy| match self.compile(policy) {
                 Ok(_) => true,
-                Err(Refusal::Invalid(_)) => was_in_force(policy),
+                Err(PolicyError::Invalid(_)) => was_in_force(policy),
                 Err(_) => false,
             })
             .cloned()
@@ -100,18 +100,18 @@ impl Policies {
     ///
     /// # Errors
     /// The reason that there is none.
-    pub fn compile(&self, policy: &CachePolicy) -> Result<Compiled, Refusal> {
+    pub fn compile(&self, policy: &CachePolicy) -> Result<Compiled, PolicyError> {
         let namespace = policy.namespace().unwrap_or_default();
         if self.excludes(&namespace) {
-            return Err(Refusal::NamespaceExcluded);
+            return Err(PolicyError::NamespaceExcluded);
         }
         let (name, uid) = (policy.name_any(), policy.uid().unwrap_or_default());
         let owner = Owner { namespace: &namespace, name: &name, uid: &uid };
         let compiled = compile::compile(owner, &policy.spec.cache, &self.identity_headers);
-        let compiled = compiled.map_err(Refusal::Invalid)?;
+        let compiled = compiled.map_err(PolicyError::Invalid)?;
         // The API server says the same, but not of policies from before it had the rule.
         match overfull(&policy.spec) {
-            Some(fault) => Err(Refusal::Invalid(fault)),
+            Some(error) => Err(PolicyError::Invalid(error)),
             None => Ok(compiled),
         }
     }
@@ -243,7 +243,7 @@ pub(crate) mod tests {
 
     #[test]
     fn oversized_l1_is_rejected() {
-        let refusal = |l1: &str, memory: &str| {
+        let policy_error = |l1: &str, memory: &str| {
             let mut policy = policy("a", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
             policy["spec"]["l1"] = json!({"maxSize": l1});
             policy["spec"]["sidecar"] = json!({"resources": {"limits": {"memory": memory}}});
@@ -251,10 +251,10 @@ pub(crate) mod tests {
             let guarded = policies.get("shop", "a").unwrap();
             policies.compile(guarded.0.as_ref().unwrap()).err()
         };
-        assert_eq!(refusal("96Mi", "128Mi"), None);
-        assert_eq!(refusal("1Gi", "1.5Gi"), None, "not reckoned here");
-        let Some(Refusal::Invalid(fault)) = refusal("97Mi", "128Mi") else { panic!() };
-        assert!(fault.contains("l1.maxSize (97Mi) and 32Mi") && fault.contains("128Mi"), "{fault}");
+        assert_eq!(policy_error("96Mi", "128Mi"), None);
+        assert_eq!(policy_error("1Gi", "1.5Gi"), None, "not reckoned here");
+        let Some(PolicyError::Invalid(error)) = policy_error("97Mi", "128Mi") else { panic!() };
+        assert!(error.contains("l1.maxSize (97Mi) and 32Mi") && error.contains("128Mi"), "{error}");
     }
 
     #[test]

@@ -15,7 +15,7 @@ use tokio_rustls::TlsConnector;
 
 use crate::error::{Error, Result};
 
-const DEADLINE: Duration = Duration::from_secs(2);
+const REACH_TIMEOUT: Duration = Duration::from_secs(2);
 
 /// Requests the webhook's readiness through its Service.
 ///
@@ -25,7 +25,7 @@ pub async fn reach(service: &str, namespace: &str, bundle: &str) -> Result<()> {
     let host = format!("{service}.{namespace}.svc");
     let unreachable =
         |reason: String| Error::WebhookUnreachable { address: format!("https://{host}/readyz"), reason };
-    match tokio::time::timeout(DEADLINE, ask(&host, bundle)).await {
+    match tokio::time::timeout(REACH_TIMEOUT, ask(&host, bundle)).await {
         Ok(Ok(StatusCode::OK)) => Ok(()),
         Ok(Ok(status)) => Err(unreachable(format!("it responds with {status}"))),
         Ok(Err(error)) => Err(unreachable(error.to_string())),

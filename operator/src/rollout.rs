@@ -2,21 +2,21 @@
 //!
 //! # Guarantees
 //! - A rollout in progress, or one that is stuck for a reason of its own, is not disturbed. Only if a pod of its newest
-//!   revision has a fault of Larder's does another begin, which resolves a rollout that Larder itself blocked.
+//!   revision deviates from what Larder wants does another begin, which resolves a rollout that Larder itself blocked.
 //! - Ineffective restarts are repeated at growing intervals, after 10 s, 20 s and so on, and no more than
-//!   [`MOST_ATTEMPTS`] times until their aim changes.
+//!   [`MAX_ATTEMPTS`] times until their aim changes.
 
 use std::time::Duration;
 
 use jiff::Timestamp;
 
-const FIRST_PAUSE: Duration = Duration::from_secs(10);
+const FIRST_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum number of consecutive ineffective restarts.
-pub const MOST_ATTEMPTS: u32 = 4;
+pub const MAX_ATTEMPTS: u32 = 4;
 
 /// A pod's deviation from the desired state.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Fault {
+pub enum Deviation {
     /// The pod should have a sidecar and has none.
     Missed,
     /// The pod's sidecar has outdated settings.
@@ -25,7 +25,7 @@ pub enum Fault {
     Stray,
 }
 
-impl Fault {
+impl Deviation {
     /// Returns the name in metrics and events.
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -40,7 +40,7 @@ impl Fault {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodState {
     /// The pod's deviation from the desired state.
-    pub fault: Option<Fault>,
+    pub deviation: Option<Deviation>,
     /// True if the pod was created from the workload's newest template.
     pub newest: bool,
 }
@@ -74,8 +74,8 @@ pub enum Decision {
     Settled,
     /// Reset the attempts: its pods are right.
     Forget,
-    /// Restart the workload, for the first of these faults.
-    Restart(Fault),
+    /// Restart the workload, for the first of these deviations.
+    Restart(Deviation),
     /// Wait: a rollout is in progress, or the pause is not over.
     Wait,
     /// None: the workload does not roll out by itself.
@@ -87,7 +87,7 @@ pub enum Decision {
 /// Decides the action for a workload with these pods.
 pub fn decide(pods: &[PodState], progress: &Progress, now: Timestamp) -> Decision {
     let wrong = |newest_only: bool| {
-        pods.iter().filter(|pod| pod.newest || !newest_only).filter_map(|pod| pod.fault).max()
+        pods.iter().filter(|pod| pod.newest || !newest_only).filter_map(|pod| pod.deviation).max()
     };
     if wrong(false).is_none() {
         return match (progress.attempts, progress.complete) {
@@ -99,16 +99,16 @@ pub fn decide(pods: &[PodState], progress: &Progress, now: Timestamp) -> Decisio
     if !progress.rolls {
         return Decision::Manual;
     }
-    let fault = if progress.complete {
+    let deviation = if progress.complete {
         wrong(false)
     } else {
         // A pod that was missed answers requests; its rollout gets its time. Others may be why it does not end.
-        wrong(true).filter(|fault| *fault != Fault::Missed)
+        wrong(true).filter(|deviation| *deviation != Deviation::Missed)
     };
-    match fault {
-        Some(fault) if progress.restarted_at.is_none_or(|at| now >= at + pause(progress.tries())) => {
-            if progress.tries() < MOST_ATTEMPTS {
-                Decision::Restart(fault)
+    match deviation {
+        Some(deviation) if progress.restarted_at.is_none_or(|at| now >= at + pause(progress.tries())) => {
+            if progress.tries() < MAX_ATTEMPTS {
+                Decision::Restart(deviation)
             } else {
                 Decision::GivenUp
             }
@@ -119,8 +119,8 @@ pub fn decide(pods: &[PodState], progress: &Progress, now: Timestamp) -> Decisio
 
 /// Returns the minimum time between a restart and the next.
 fn pause(attempts: u32) -> Duration {
-    let doublings = attempts.min(MOST_ATTEMPTS).saturating_sub(1);
-    if attempts == 0 { Duration::ZERO } else { FIRST_PAUSE * 2_u32.pow(doublings) }
+    let doublings = attempts.min(MAX_ATTEMPTS).saturating_sub(1);
+    if attempts == 0 { Duration::ZERO } else { FIRST_INTERVAL * 2_u32.pow(doublings) }
 }
 
 #[cfg(test)]
@@ -129,10 +129,10 @@ mod tests {
 
     use super::*;
 
-    const RIGHT: PodState = PodState { fault: None, newest: true };
+    const RIGHT: PodState = PodState { deviation: None, newest: true };
 
-    fn wrong(fault: Fault) -> PodState {
-        PodState { fault: Some(fault), newest: true }
+    fn wrong(deviation: Deviation) -> PodState {
+        PodState { deviation: Some(deviation), newest: true }
     }
 
     fn now() -> Timestamp {
@@ -145,8 +145,8 @@ mod tests {
 
     #[test]
     fn a_complete_rollout_with_a_wrong_pod_is_restarted() {
-        for fault in [Fault::Missed, Fault::Outdated, Fault::Stray] {
-            assert_eq!(decide(&[RIGHT, wrong(fault)], &complete(), now()), Decision::Restart(fault));
+        for deviation in [Deviation::Missed, Deviation::Outdated, Deviation::Stray] {
+            assert_eq!(decide(&[RIGHT, wrong(deviation)], &complete(), now()), Decision::Restart(deviation));
         }
         assert_eq!(decide(&[RIGHT], &complete(), now()), Decision::Settled);
         assert_eq!(decide(&[], &complete(), now()), Decision::Settled);
@@ -155,10 +155,10 @@ mod tests {
     #[test]
     fn rollout_in_progress_is_not_disturbed() {
         let under_way = Progress { complete: false, ..complete() };
-        let old = PodState { fault: Some(Fault::Outdated), newest: false };
+        let old = PodState { deviation: Some(Deviation::Outdated), newest: false };
         assert_eq!(decide(&[RIGHT, old], &under_way, now()), Decision::Wait);
         assert_eq!(
-            decide(&[wrong(Fault::Missed)], &under_way, now()),
+            decide(&[wrong(Deviation::Missed)], &under_way, now()),
             Decision::Wait,
             "a crashing application"
         );
@@ -167,14 +167,17 @@ mod tests {
     #[test]
     fn rollout_blocked_by_the_sidecar_is_replaced() {
         let stuck = Progress { complete: false, ..complete() };
-        assert_eq!(decide(&[wrong(Fault::Outdated)], &stuck, now()), Decision::Restart(Fault::Outdated));
-        assert_eq!(decide(&[wrong(Fault::Stray)], &stuck, now()), Decision::Restart(Fault::Stray));
+        assert_eq!(
+            decide(&[wrong(Deviation::Outdated)], &stuck, now()),
+            Decision::Restart(Deviation::Outdated)
+        );
+        assert_eq!(decide(&[wrong(Deviation::Stray)], &stuck, now()), Decision::Restart(Deviation::Stray));
     }
 
     #[test]
     fn ineffective_restarts_back_off() {
         use Decision::{GivenUp, Restart};
-        let restart = Restart(Fault::Missed);
+        let restart = Restart(Deviation::Missed);
         for (attempts, seconds, then) in
             [(1, 10, restart), (2, 20, restart), (3, 40, restart), (4, 80, GivenUp), (50, 80, GivenUp)]
         {
@@ -183,7 +186,7 @@ mod tests {
                 attempts,
                 ..complete()
             };
-            let decide = |ago| decide(&[wrong(Fault::Missed)], &progress(ago), now());
+            let decide = |ago| decide(&[wrong(Deviation::Missed)], &progress(ago), now());
             assert_eq!(decide(seconds - 1), Decision::Wait, "{attempts}");
             assert_eq!(decide(seconds), then, "{attempts}");
         }
@@ -192,8 +195,11 @@ mod tests {
     #[test]
     fn new_aim_resets_the_attempts() {
         let progress =
-            Progress { restarted_at: Some(now()), attempts: MOST_ATTEMPTS, outlived: true, ..complete() };
-        assert_eq!(decide(&[wrong(Fault::Missed)], &progress, now()), Decision::Restart(Fault::Missed));
+            Progress { restarted_at: Some(now()), attempts: MAX_ATTEMPTS, outlived: true, ..complete() };
+        assert_eq!(
+            decide(&[wrong(Deviation::Missed)], &progress, now()),
+            Decision::Restart(Deviation::Missed)
+        );
         assert_eq!(decide(&[RIGHT], &progress, now()), Decision::Forget);
     }
 
@@ -207,6 +213,6 @@ mod tests {
     #[test]
     fn workload_without_automatic_rollout_is_left_to_the_user() {
         let paused = Progress { rolls: false, ..complete() };
-        assert_eq!(decide(&[wrong(Fault::Missed)], &paused, now()), Decision::Manual);
+        assert_eq!(decide(&[wrong(Deviation::Missed)], &paused, now()), Decision::Manual);
     }
 }

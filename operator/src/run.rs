@@ -20,7 +20,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::RunArguments,
-    controller::Shared,
+    controller::Dependencies,
     error::{Error, Result},
     health::{self, Readiness},
     leader,
@@ -34,7 +34,7 @@ use crate::{
 
 /// Time that the webhook has, after the stop signal, to respond to calls in progress. The delay until endpoints drop
 /// the pod is covered before, by the pod's `preStop`.
-const LINGER: Duration = Duration::from_secs(5);
+const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Runs the operator until the stop signal.
 ///
@@ -71,7 +71,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let registration = Registration::new(client.clone(), arguments.clone(), policies.clone(), certificate);
     let reporter =
         Reporter { controller: names::CONTROLLER.into(), instance: Some(arguments.pod_name.clone()) };
-    let shared = Arc::new(Shared {
+    let dependencies = Arc::new(Dependencies {
         client: client.clone(),
         arguments: arguments.clone(),
         policies,
@@ -82,8 +82,8 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         metrics: metrics.clone(),
     });
     let controllers = async {
-        leader::elect(shared, stop.clone()).await?;
-        tokio::time::sleep(LINGER).await;
+        leader::elect(dependencies, stop.clone()).await?;
+        tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
         Ok(())
     };
 
@@ -127,7 +127,7 @@ async fn admit(
         Err(Error::WatchEnded)
     };
     tokio::select! {
-        ended = webhook::serve(address, config.clone(), readiness, webhook, stop, LINGER) => {
+        ended = webhook::serve(address, config.clone(), readiness, webhook, stop, SHUTDOWN_TIMEOUT) => {
             ended?;
             // It was told to stop; the process ends when the lease is given back too.
             std::future::pending().await

@@ -11,9 +11,9 @@ use hyper_util::{
 };
 use larder_api::admin::{PolicyReport, path};
 
-const DEADLINE: Duration = Duration::from_secs(1);
+const POLL_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_REPORT: usize = 64 << 10;
-const AT_ONCE: usize = 64;
+const MAX_CONCURRENT: usize = 64;
 
 /// A sidecar to poll.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -36,7 +36,7 @@ impl Sidecars {
     /// Creates a client that reuses connections for a while.
     pub fn new() -> Self {
         let mut connector = HttpConnector::new();
-        connector.set_connect_timeout(Some(DEADLINE));
+        connector.set_connect_timeout(Some(POLL_TIMEOUT));
         let client = Client::builder(TokioExecutor::new())
             .pool_timer(TokioTimer::new())
             .pool_idle_timeout(Duration::from_secs(20))
@@ -48,11 +48,11 @@ impl Sidecars {
     pub async fn ask(&self, sidecars: Vec<Sidecar>) -> BTreeMap<String, Result<PolicyReport, String>> {
         stream::iter(sidecars)
             .map(|sidecar| async move {
-                let answer = tokio::time::timeout(DEADLINE, self.ask_one(&sidecar)).await;
+                let answer = tokio::time::timeout(POLL_TIMEOUT, self.ask_one(&sidecar)).await;
                 let answer = answer.unwrap_or_else(|_| Err("no response within 1 s".into()));
                 (sidecar.pod, answer.map_err(|error| error.to_string()))
             })
-            .buffer_unordered(AT_ONCE)
+            .buffer_unordered(MAX_CONCURRENT)
             .collect()
             .await
     }

@@ -18,10 +18,10 @@ use larder_api::admin::{PolicyReport, TierState};
 use larder_crds::{CachePolicySpec, CachePolicyStatus, ConditionType, PodCounts};
 use larder_policy::coverage::State;
 
-use crate::{capture::Mode, coverage::View, policies::Refusal, survey::Survey};
+use crate::{capture::Mode, coverage::View, policies::PolicyError, policy_pods::PolicyPods};
 
 /// Maximum number of missed pods that are named.
-const NAMED: usize = 10;
+const MAX_NAMED: usize = 10;
 
 /// Inputs of a status.
 #[derive(Clone, Copy)]
@@ -31,11 +31,11 @@ pub struct Observation<'a> {
     /// The policy.
     pub spec: &'a CachePolicySpec,
     /// The reason that the policy is not in force.
-    pub refusal: Option<&'a Refusal>,
+    pub policy_error: Option<&'a PolicyError>,
     /// The hash of the configuration that sidecars should run.
     pub hash: Option<&'a str>,
     /// The policy's pods.
-    pub survey: &'a Survey,
+    pub policy_pods: &'a PolicyPods,
     /// Responses of the sidecars, by pod.
     pub answers: &'a BTreeMap<String, Result<PolicyReport, String>>,
     /// The policy's coverage; `None` if nothing relies on it.
@@ -45,7 +45,7 @@ pub struct Observation<'a> {
     /// The reason that the webhook is not ready.
     pub webhook: Option<&'a str>,
     /// The first rejected write, with the API server's message.
-    pub write_refused: Option<&'a str>,
+    pub write_error: Option<&'a str>,
 }
 
 /// The status of a condition, with reason and message.
@@ -81,7 +81,7 @@ pub fn assess(
     now: Timestamp,
 ) -> CachePolicyStatus {
     let pods = count(seen);
-    let missed_pods: Vec<_> = missed(seen).take(NAMED).map(str::to_owned).collect();
+    let missed_pods: Vec<_> = missed(seen).take(MAX_NAMED).map(str::to_owned).collect();
     let accepted = accepted(seen);
     let injected = injected::injected(seen, &pods, now);
     let traffic = traffic::captured(seen);
@@ -104,7 +104,7 @@ pub fn assess(
 
 /// Returns the hash of a policy's last good document, which sidecars continue to run while the policy is invalid.
 fn last_hash(seen: &Observation<'_>, previous: Option<&CachePolicyStatus>) -> Option<String> {
-    let goes_on = matches!(seen.refusal, Some(Refusal::Invalid(_)));
+    let goes_on = matches!(seen.policy_error, Some(PolicyError::Invalid(_)));
     previous.filter(|_| goes_on)?.config_hash.clone()
 }
 
@@ -148,7 +148,7 @@ fn condition(
 
 fn count(seen: &Observation<'_>) -> PodCounts {
     let mut counts = PodCounts::default();
-    for pod in seen.survey.pods.iter().filter(|pod| pod.matched) {
+    for pod in seen.policy_pods.pods.iter().filter(|pod| pod.matched) {
         counts.matched += 1;
         if !pod.injected {
             counts.missed += i32::from(wants_sidecars(seen));
@@ -168,26 +168,26 @@ fn wants_sidecars(seen: &Observation<'_>) -> bool {
 }
 
 fn missed<'a>(seen: &Observation<'a>) -> impl Iterator<Item = &'a str> + use<'a> {
-    let pods = seen.survey.pods.iter();
+    let pods = seen.policy_pods.pods.iter();
     let wanted = wants_sidecars(seen);
     pods.filter(move |pod| wanted && pod.matched && !pod.injected).map(|pod| pod.name.as_str())
 }
 
 fn accepted(seen: &Observation<'_>) -> Verdict {
-    match seen.refusal {
+    match seen.policy_error {
         None => Verdict::new(true, "Accepted", "the policy is valid"),
-        Some(refusal) => {
-            let message = match refusal {
-                Refusal::Invalid(faults) => faults.clone(),
-                Refusal::NamespaceExcluded => {
+        Some(policy_error) => {
+            let message = match policy_error {
+                PolicyError::Invalid(deviations) => deviations.clone(),
+                PolicyError::NamespaceExcluded => {
                     "policies have no effect in the operator's own namespace and in kube-system; apply the policy elsewhere".into()
                 }
-                Refusal::Conflict { with } => format!(
+                PolicyError::Conflict { with } => format!(
                     "the older policy {with} selects the same pods and serves them; separate the selectors, or \
                      delete one of the two"
                 ),
             };
-            Verdict::new(false, refusal.as_str(), message)
+            Verdict::new(false, policy_error.as_str(), message)
         }
     }
 }
@@ -196,7 +196,7 @@ fn config_current(seen: &Observation<'_>, pods: &PodCounts) -> Verdict {
     if pods.injected == 0 {
         return Verdict::new(None, "NoPods", "no pod has the sidecar");
     }
-    let injected = || seen.survey.pods.iter().filter(|pod| pod.matched && pod.injected);
+    let injected = || seen.policy_pods.pods.iter().filter(|pod| pod.matched && pod.injected);
     let answers = || injected().filter_map(|pod| Some((pod, seen.answers.get(&pod.name)?.as_ref().ok()?)));
     let refused = answers().find_map(|(pod, answer)| Some((pod, answer.error.as_ref()?)));
     if let Some((pod, error)) = refused {
@@ -268,7 +268,7 @@ fn ready(seen: &Observation<'_>, pods: &PodCounts, others: [&Verdict; 5]) -> Ver
         return Verdict::new(false, &injected.reason, format!("{}{effect}", injected.message));
     }
     if !current.is_true() {
-        return match seen.write_refused {
+        return match seen.write_error {
             Some(refused) => Verdict::new(false, "WriteRefused", refused),
             None => because(current),
         };

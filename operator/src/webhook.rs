@@ -21,14 +21,14 @@ use crate::{
     cli::SidecarSettings,
     error::{Error, Result},
     health::{Readiness, readyz},
-    inject::{Context, Outcome, inject, skipped},
+    inject::{Injection, Outcome, inject, skipped},
     metrics::Metrics,
     policies::Policies,
     webhook_configuration::INJECT_PATH,
 };
 
 /// Maximum size of an AdmissionReview: an object of etcd's limit, twice, with a margin.
-const MAX_REVIEW: usize = 8 << 20;
+const MAX_REVIEW_BYTES: usize = 8 << 20;
 
 /// Dependencies of the webhook.
 #[derive(Clone)]
@@ -79,7 +79,7 @@ pub async fn serve(
     let app = Router::new()
         .route(
             INJECT_PATH,
-            post(review).layer(DefaultBodyLimit::max(MAX_REVIEW)).with_state(Arc::new(webhook)),
+            post(review).layer(DefaultBodyLimit::max(MAX_REVIEW_BYTES)).with_state(Arc::new(webhook)),
         )
         .route("/readyz", get(readyz).with_state(readiness));
     let failed = |source| Error::Serve { address, source };
@@ -139,14 +139,14 @@ impl Webhook {
         let network_policies =
             self.network_policies.state_filter(|other| other.namespace().as_deref() == Some(namespace));
         let name = policy.name_any();
-        let context = Context {
+        let injection = Injection {
             namespace,
             policy: &name,
             spec: &policy.spec,
             settings: &self.settings,
             network_policies: &network_policies,
         };
-        Ok(match inject(pod, &context) {
+        Ok(match inject(pod, &injection) {
             Outcome::Injected(injected) => (Admission::Injected, Some(injected.pod), None),
             Outcome::Skipped(skip) => {
                 let warning =

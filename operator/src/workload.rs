@@ -13,7 +13,7 @@ use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use larder_api::annotations;
 use serde_json::{Value, json};
 
-use crate::{rollout::Progress, world::World};
+use crate::{rollout::Progress, stores::Stores};
 
 /// The annotation by which a Deployment counts its revisions, on itself and on its ReplicaSets.
 const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -83,20 +83,20 @@ impl fmt::Display for Workload {
 }
 
 /// Returns the workload that owns a pod, and true if the pod was created from its newest template.
-pub fn of_pod(world: &World, pod: &Pod) -> Option<(Workload, bool)> {
+pub fn of_pod(stores: &Stores, pod: &Pod) -> Option<(Workload, bool)> {
     let namespace = pod.namespace()?;
     let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true))?;
     match owner.kind.as_str() {
         "StatefulSet" => {
-            let set = world.stateful_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
+            let set = stores.stateful_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
             let newest = set.status.as_ref().and_then(|status| status.update_revision.as_ref());
             let newest = newest.is_some() && pod.labels().get(REVISION_HASH) == newest;
             Some((of_stateful_set(&set), newest))
         }
         "ReplicaSet" => {
-            let set = world.replica_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
+            let set = stores.replica_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
             let owner = set.owner_references().iter().find(|owner| owner.kind == "Deployment")?;
-            let deployment = world.deployments.get(&ObjectRef::new(&owner.name).within(&namespace))?;
+            let deployment = stores.deployments.get(&ObjectRef::new(&owner.name).within(&namespace))?;
             let newest = deployment.annotations().get(REVISION);
             let newest = newest.is_some() && set.annotations().get(REVISION) == newest;
             Some((of_deployment(&deployment), newest))

@@ -183,7 +183,7 @@ fn shorten(current: &mut Option<Duration>, new: Duration) {
 }
 
 /// Stands for any number of seconds that is too large to represent (RFC 9111, section 1.2.2).
-const MOST_SECONDS: u64 = 1 << 31;
+const MAX_SECONDS: u64 = 1 << 31;
 
 /// Parses delta seconds (RFC 9111, section 1.2.2); a value above 2^31 counts as 2^31.
 pub(crate) fn delta_seconds(text: &[u8]) -> Option<Duration> {
@@ -192,7 +192,7 @@ pub(crate) fn delta_seconds(text: &[u8]) -> Option<Duration> {
     }
     let seconds = text.iter().try_fold(0_u64, |seconds, byte| {
         let digit = byte.is_ascii_digit().then(|| u64::from(byte - b'0'))?;
-        Some((seconds * 10 + digit).min(MOST_SECONDS))
+        Some((seconds * 10 + digit).min(MAX_SECONDS))
     })?;
     Some(Duration::from_secs(seconds))
 }

@@ -13,7 +13,7 @@ use crate::{
 };
 
 /// Maximum heuristic freshness lifetime.
-const LONGEST_GUESS: Duration = Duration::from_secs(24 * 60 * 60);
+const MAX_HEURISTIC_TTL: Duration = Duration::from_secs(24 * 60 * 60);
 
 /// Wall-clock times of a request and of its response's head, in milliseconds since the Unix epoch.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -160,7 +160,7 @@ fn expires(headers: &HeaderMap, made_at: i64, now: i64) -> Option<Duration> {
 /// a day.
 fn guess(headers: &HeaderMap, made_at: i64, now: i64) -> Option<Duration> {
     let modified = date_of(headers, &LAST_MODIFIED, now)?;
-    Some((between(modified, made_at) / 10).min(LONGEST_GUESS))
+    Some((between(modified, made_at) / 10).min(MAX_HEURISTIC_TTL))
 }
 
 /// Computes `corrected_initial_age` (RFC 9111, section 4.2.3). Dates are whole seconds, and so is `apparent_age`: the

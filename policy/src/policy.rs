@@ -20,7 +20,7 @@ use crate::{
 };
 
 /// Maximum size of a stored body. A value in Redis has at most 512 MiB; a part of that is for the headers.
-const LARGEST_OBJECT: ByteSize = ByteSize(256 << 20);
+const MAX_OBJECT_SIZE: ByteSize = ByteSize(256 << 20);
 
 /// Identifies the derivation of purge names: responses with names of another derivation are found by no purge.
 const PURGE_NAMES: &[u8] = b"folded keys\n";
@@ -134,10 +134,12 @@ impl Policy {
         if l1.max_object_size > l1.max_size {
             check.refuse("spec.l1.maxObjectSize", "must not be larger than spec.l1.maxSize");
         }
-        if l1.max_object_size > LARGEST_OBJECT {
+        if l1.max_object_size > MAX_OBJECT_SIZE {
             check.refuse(
                 "spec.l1.maxObjectSize",
-                format!("must not be larger than {LARGEST_OBJECT}, because Redis accepts at most twice that"),
+                format!(
+                    "must not be larger than {MAX_OBJECT_SIZE}, because Redis accepts at most twice that"
+                ),
             );
         }
         check.positive("spec.l1.busGrace", l1.bus_grace.0);

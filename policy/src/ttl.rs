@@ -6,7 +6,7 @@ use http::{HeaderMap, HeaderName};
 use serde_json::Value;
 
 /// Maximum TTL that a response can state.
-const LONGEST: Duration = Duration::from_secs(365 * 24 * 60 * 60);
+const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Returns the TTL in a header: a number of seconds, or a duration such as `5m`. A negative number is 0. `None` if
 /// there is not exactly one, or it is neither.
@@ -28,12 +28,12 @@ pub fn of_json(body: &[u8], pointer: &str) -> Option<Duration> {
 }
 
 fn of_text(text: &str) -> Option<Duration> {
-    let duration = text.parse::<crate::Duration>().ok().map(|duration| duration.0.min(LONGEST));
+    let duration = text.parse::<crate::Duration>().ok().map(|duration| duration.0.min(MAX_TTL));
     duration.or_else(|| of_number(text.parse().ok()?))
 }
 
 fn of_number(seconds: f64) -> Option<Duration> {
-    (!seconds.is_nan()).then(|| Duration::from_secs_f64(seconds.clamp(0.0, LONGEST.as_secs_f64())))
+    (!seconds.is_nan()).then(|| Duration::from_secs_f64(seconds.clamp(0.0, MAX_TTL.as_secs_f64())))
 }
 
 #[cfg(test)]

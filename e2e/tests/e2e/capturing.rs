@@ -5,7 +5,7 @@ use k8s_openapi::api::core::v1::Namespace;
 use kube::{Api, api::Patch};
 use larder_api::{admin::path, annotations};
 use larder_crds::ConditionType;
-use larder_e2e::{Workload, eventually, eventually::SOON, in_a_namespace, policy::sidecar_of};
+use larder_e2e::{Workload, eventually, eventually::SHORT_TIMEOUT, in_a_namespace, policy::sidecar_of};
 use serde_json::json;
 
 use super::common::IN_MEMORY;
@@ -14,7 +14,7 @@ use super::common::IN_MEMORY;
 async fn a_protocol_that_is_not_http_passes_through_the_captured_port() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let (_, agent) = sandbox.with_policy("cache", IN_MEMORY, &Workload::talking("app"), 1).await?;
-        let heard = eventually("the Service answers", SOON, async || {
+        let heard = eventually("the Service answers", SHORT_TIMEOUT, async || {
             agent.talk("app:80", &["HELO agent", "\u{16}\u{3}\u{1} not a letter", "QUIT"]).await
         })
         .await?;

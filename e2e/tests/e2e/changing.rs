@@ -12,7 +12,7 @@ use larder_api::{
 use larder_crds::ConditionType;
 use larder_e2e::{
     Sandbox, Workload, cluster, eventually,
-    eventually::{RELOADED, ROLLED, SOON},
+    eventually::{RELOAD_TIMEOUT, ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     exec, in_a_namespace, policy,
     policy::Policy,
 };
@@ -43,7 +43,7 @@ async fn a_changed_ttl_is_served_without_a_restart_and_status_waits_for_every_po
         let mut routes: Value = serde_yaml::from_str::<Value>(IN_MEMORY)?["routes"].take();
         routes[0]["ttl"] = json!("60s");
         policy.change(json!({"routes": routes})).await?;
-        eventually("the changed ttl is served", RELOADED, async || {
+        eventually("the changed ttl is served", RELOAD_TIMEOUT, async || {
             let hit = get_from(&agent, &pods[0], "/items/1").await?;
             ensure_hit(&hit)?;
             ensure!(ttl(&hit)? <= 60, "the old ttl: {hit:?}");
@@ -52,7 +52,7 @@ async fn a_changed_ttl_is_served_without_a_restart_and_status_waits_for_every_po
         .await?;
         eprintln!("the changed ttl was served after {:?}", changed.elapsed());
         let status = policy
-            .eventually("one of two pods has answered", SOON, |status| {
+            .eventually("one of two pods has answered", SHORT_TIMEOUT, |status| {
                 ensure!(status.pods.current == 1, "current is not 1");
                 policy::has(status, ConditionType::ConfigCurrent, "False").map(drop)
             })
@@ -125,7 +125,7 @@ async fn a_deleted_policy_passes_everything_through_until_the_last_sidecar_is_go
         ensure_hit(&agent.get("http://app/items/1").await?)?;
 
         policy.delete().await?;
-        eventually("the sidecar passes through", RELOADED, async || {
+        eventually("the sidecar passes through", RELOAD_TIMEOUT, async || {
             let answer = agent.get("http://app/items/1").await?;
             ensure!(answer.status == 200 && answer.cache_status().contains("fwd=bypass"), "{answer:?}");
             Ok(())
@@ -140,7 +140,7 @@ async fn a_deleted_policy_passes_everything_through_until_the_last_sidecar_is_go
         );
 
         sandbox.api::<Pod>().delete(&injected.name, &Default::default()).await?;
-        eventually("nothing of the policy is left", ROLLED, async || {
+        eventually("nothing of the policy is left", ROLLOUT_TIMEOUT, async || {
             let pods = sandbox.pods("app").await?;
             ensure!(pods.len() == 1 && pods[0].uid != injected.uid, "there is no new pod");
             ensure!(policy::sidecar_of(&pods[0].object).is_none(), "the new pod has a sidecar");

@@ -5,7 +5,8 @@ use std::collections::BTreeMap;
 use anyhow::{Context, ensure};
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Agent, Answer, Ask, Sandbox, eventually, eventually::SOON, examples, policy::Policy, sandbox::RunningPod,
+    Agent, Answer, Ask, Sandbox, eventually, eventually::SHORT_TIMEOUT, examples, policy::Policy,
+    sandbox::RunningPod,
 };
 
 /// A policy for the application of the tests, without Redis and without Postgres.
@@ -75,7 +76,7 @@ pub(crate) async fn shared_by_redis(
     path: impl Fn(u32) -> String,
 ) -> anyhow::Result<String> {
     let mut number = 0;
-    eventually("what one pod stored is in Redis for another", SOON, async || {
+    eventually("what one pod stored is in Redis for another", SHORT_TIMEOUT, async || {
         number += 1;
         let path = path(number);
         let first = get_from(agent, &pods[0], &path).await?;

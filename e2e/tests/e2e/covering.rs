@@ -8,7 +8,7 @@ use larder_api::labels;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Agent, Ask, Sandbox, Workload, alone_in_the_cluster, eventually,
-    eventually::{RELOADED, ROLLED, seconds},
+    eventually::{RELOAD_TIMEOUT, ROLLOUT_TIMEOUT, seconds},
     examples, in_a_namespace,
     policy::{Policy, sidecar_of},
     sandbox::RunningPod,
@@ -43,7 +43,7 @@ async fn write_and_read(
     let mut rounds_left = 5;
     let begun = Instant::now();
     for round in 0.. {
-        ensure!(begun.elapsed() < ROLLED, "the policy is not in force after {round} rounds");
+        ensure!(begun.elapsed() < ROLLOUT_TIMEOUT, "the policy is not in force after {round} rounds");
         let name = format!("{label} {round}");
         let put = Ask::new("PUT", "http://shop/api/users/1")
             .json(&json!({"name": name, "email": "ada@shop.example"}))
@@ -92,7 +92,7 @@ async fn first_rollout_and_a_policy_made_again_serve_nothing_stale_under_writes(
         }
         let agent = sandbox.agent().await?;
         sandbox.rolled_out("shop").await?;
-        eventually("the plain shop answers", ROLLED, async || {
+        eventually("the plain shop answers", ROLLOUT_TIMEOUT, async || {
             let answer = agent.get("http://shop/api/users/1").await?;
             ensure!(answer.status == 200 && answer.cache_status().is_empty(), "{answer:?}");
             Ok(())
@@ -118,7 +118,7 @@ async fn first_rollout_and_a_policy_made_again_serve_nothing_stale_under_writes(
 /// Waits until a pod's sidecar passes everything through, or answers from the cache.
 async fn passes(agent: &Agent, pod: &RunningPod, wanted: bool) -> anyhow::Result<()> {
     let what = if wanted { "the sidecar passes everything through" } else { "the sidecar serves again" };
-    eventually(what, RELOADED, async || {
+    eventually(what, RELOAD_TIMEOUT, async || {
         let answer = get_from(agent, pod, "/items/1").await?;
         let waits = answer.cache_status().contains("detail=waiting-for-pods");
         ensure!(waits == wanted && (wanted || answer.is_hit()), "{answer:?}");

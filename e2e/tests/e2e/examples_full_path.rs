@@ -1,7 +1,7 @@
 //! `examples/full-path`: keyed by path and query, each answer in an envelope.
 
 use anyhow::{Context, ensure};
-use larder_e2e::{Agent, eventually, eventually::SOON, examples, in_a_namespace};
+use larder_e2e::{Agent, eventually, eventually::SHORT_TIMEOUT, examples, in_a_namespace};
 use serde_json::{Value, json};
 
 #[tokio::test]
@@ -33,7 +33,7 @@ async fn examples_full_path_says_whence_and_since_when_and_for_how_long() -> any
         let none = agent.get("http://app/data?foo=nothing").await?;
         ensure!(none.status == 404, "there is no such row: {none:?}");
 
-        let renewed = eventually("the answer is no longer fresh", SOON, async || {
+        let renewed = eventually("the answer is no longer fresh", SHORT_TIMEOUT, async || {
             let answer = envelope(&agent, "/data?foo=bar").await?;
             ensure!(answer["source"] == "postgres", "still from the cache: {answer}");
             Ok(answer)

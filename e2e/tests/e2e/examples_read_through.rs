@@ -4,7 +4,8 @@ use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::Pod;
 use larder_api::admin::path;
 use larder_e2e::{
-    Agent, Ask, Sandbox, eventually, eventually::SOON, examples, exec, in_a_namespace, policy::Policy, users,
+    Agent, Ask, Sandbox, eventually, eventually::SHORT_TIMEOUT, examples, exec, in_a_namespace,
+    policy::Policy, users,
 };
 use serde_json::{Value, json};
 
@@ -22,7 +23,7 @@ async fn examples_read_through_keeps_in_postgres_what_the_api_said_once() -> any
         );
         let none = agent.get("http://app/products/999").await?;
         ensure!(none.status == 404, "there is no such product: {none:?}");
-        eventually("the product is in Postgres", SOON, async || {
+        eventually("the product is in Postgres", SHORT_TIMEOUT, async || {
             ensure!(rows(sandbox).await? == (1, 1), "it is not");
             Ok(())
         })
@@ -30,7 +31,7 @@ async fn examples_read_through_keeps_in_postgres_what_the_api_said_once() -> any
         let kept = after_a_purge(sandbox, &agent, "/products/7").await?;
         ensure!(kept.cache_status().contains("detail=postgres"), "not from Postgres: {kept:?}");
         ensure!(kept.json()? == first.json()?, "not what the API said: {kept:?}");
-        eventually("it is a hit, whichever pod is asked", SOON, async || {
+        eventually("it is a hit, whichever pod is asked", SHORT_TIMEOUT, async || {
             ensure_hit(&agent.get("http://app/products/7").await?)
         })
         .await?;
@@ -96,7 +97,7 @@ async fn after_a_purge(sandbox: &Sandbox, agent: &Agent, path: &str) -> anyhow::
 
 /// Waits for so many rows, and counts them as [`rows`] does.
 async fn rows_eventually(sandbox: &Sandbox, count: u64) -> anyhow::Result<(u64, u64)> {
-    eventually(&format!("{count} products are in Postgres"), SOON, async || {
+    eventually(&format!("{count} products are in Postgres"), SHORT_TIMEOUT, async || {
         let rows = rows(sandbox).await?;
         ensure!(rows.0 >= count, "there are {rows:?}");
         Ok(rows)

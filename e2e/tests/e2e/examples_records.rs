@@ -7,7 +7,7 @@ use larder_api::{
     admin::{Stats, path},
     names,
 };
-use larder_e2e::{Ask, Sandbox, eventually, eventually::SOON, examples, in_a_namespace, users};
+use larder_e2e::{Ask, Sandbox, eventually, eventually::SHORT_TIMEOUT, examples, in_a_namespace, users};
 use serde_json::Value;
 
 use super::common::ensure_hit;
@@ -29,7 +29,7 @@ async fn examples_records_come_from_postgres_once_and_200_users_lose_nothing_in_
         let none = agent.get("http://app/data/1001").await?;
         ensure!(none.status == 404, "there is no such record: {none:?}");
 
-        eventually("the log has a line for each step", SOON, async || {
+        eventually("the log has a line for each step", SHORT_TIMEOUT, async || {
             let lines = messages(sandbox, &pod.name).await?;
             for step in ["request", "hit", "miss", "fetched from postgres"] {
                 ensure!(lines.iter().any(|line| line == step), "no line {step:?} in {lines:?}");

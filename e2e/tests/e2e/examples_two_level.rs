@@ -3,7 +3,8 @@
 use anyhow::ensure;
 use larder_api::admin::{Stats, path};
 use larder_e2e::{
-    Agent, Ask, Sandbox, eventually, eventually::SOON, examples, in_a_namespace, sandbox::RunningPod, users,
+    Agent, Ask, Sandbox, eventually, eventually::SHORT_TIMEOUT, examples, in_a_namespace,
+    sandbox::RunningPod, users,
 };
 
 use super::common::{calls, ensure_hit, get_from, shared_by_redis, ttl};
@@ -38,7 +39,7 @@ async fn examples_two_level_asks_its_slow_source_once_for_100_users_of_3_pods() 
 /// Waits until the pods together have counted each of what a two-level cache does.
 async fn counted(sandbox: &Sandbox, agent: &Agent, pods: &[RunningPod]) -> anyhow::Result<()> {
     let token = sandbox.admin_token("two-level").await?;
-    eventually("hits of both levels, misses and evictions are counted", SOON, async || {
+    eventually("hits of both levels, misses and evictions are counted", SHORT_TIMEOUT, async || {
         let mut of_pods: Vec<Stats> = Vec::new();
         for pod in pods {
             of_pods.push(agent.send(&Ask::get(&pod.admin(path::STATS)).token(&token)).await?.read()?);

@@ -6,7 +6,7 @@ use kube::api::ListParams;
 use larder_api::{admin::path, annotations, labels, ports};
 use larder_e2e::{
     Ask, Workload, apply, eventually,
-    eventually::{ROLLED, SOON},
+    eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     in_a_namespace,
     policy::sidecar_of,
 };
@@ -75,7 +75,7 @@ async fn probes_and_hooks_go_on_asking_the_application() -> anyhow::Result<()> {
         ensure!(app["lifecycle"]["preStop"].get("sleep").is_none(), "its own hook stays: {app}");
         let original = &pod.object["metadata"]["annotations"][annotations::ORIGINAL];
         ensure!(original.as_str().is_some_and(|original| original.contains("http")), "{original}");
-        eventually("the kubelet asks the application", SOON, async || {
+        eventually("the kubelet asks the application", SHORT_TIMEOUT, async || {
             let calls = agent.get(&pod.app("/calls")).await?.json()?;
             ensure!(calls["GET /ready"].as_u64() > Some(0), "nobody asks whether it is ready: {calls}");
             Ok(())
@@ -125,7 +125,7 @@ async fn a_running_stateful_set_gets_the_sidecar_and_loses_it() -> anyhow::Resul
     in_a_namespace(async |sandbox| {
         sandbox.apply(&Workload::stateful_set("app", 2).objects()?).await?;
         let agent = sandbox.agent().await?;
-        eventually("the plain pods answer", ROLLED, async || {
+        eventually("the plain pods answer", ROLLOUT_TIMEOUT, async || {
             ensure!(agent.get("http://app/items/1").await?.cache_status().is_empty(), "a cache answers");
             Ok(())
         })
@@ -134,14 +134,14 @@ async fn a_running_stateful_set_gets_the_sidecar_and_loses_it() -> anyhow::Resul
         policy.serves(2).await?;
         for pod in sandbox.pods("app").await? {
             // The sidecar serves before its application has started.
-            eventually("the second response is a hit", ROLLED, async || {
+            eventually("the second response is a hit", ROLLOUT_TIMEOUT, async || {
                 super::common::get_from(&agent, &pod, "/items/1").await?;
                 ensure_hit(&super::common::get_from(&agent, &pod, "/items/1").await?)
             })
             .await?;
         }
         policy.change(json!({"capture": {"mode": "None"}})).await?;
-        eventually("the sidecars are gone", ROLLED, async || {
+        eventually("the sidecars are gone", ROLLOUT_TIMEOUT, async || {
             let pods = sandbox.pods("app").await?;
             ensure!(pods.len() == 2, "{} pods", pods.len());
             for pod in pods {
@@ -214,7 +214,7 @@ async fn the_application_starts_without_the_config_map_and_the_secrets() -> anyh
             "spec": spec,
         });
         sandbox.apply(&[orphan]).await?;
-        let orphan = eventually("the orphan is ready", ROLLED, async || {
+        let orphan = eventually("the orphan is ready", ROLLOUT_TIMEOUT, async || {
             let pod = sandbox.pods("orphan").await?.pop().context("not there")?;
             let conditions = pod.object["status"]["conditions"].as_array().cloned().unwrap_or_default();
             let ready = conditions
@@ -243,7 +243,7 @@ async fn a_pod_that_opts_out_stays_as_it_is() -> anyhow::Result<()> {
         sandbox.rolled_out("app").await?;
         ensure!(sidecar_of(&sandbox.pods("app").await?[0].object).is_none(), "it was injected");
         policy
-            .eventually("the pod does not count", SOON, |status| {
+            .eventually("the pod does not count", SHORT_TIMEOUT, |status| {
                 ensure!(status.pods.matched == 0 && status.pods.missed == 0, "it counts");
                 Ok(())
             })

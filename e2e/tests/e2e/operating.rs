@@ -9,7 +9,8 @@ use kube::{
 use larder_api::names;
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Sandbox, Workload, alone_in_the_cluster, cluster, eventually, eventually::ROLLED, policy::sidecar_of,
+    Sandbox, Workload, alone_in_the_cluster, cluster, eventually, eventually::ROLLOUT_TIMEOUT,
+    policy::sidecar_of,
 };
 use serde_json::json;
 
@@ -39,7 +40,7 @@ async fn while_the_webhook_is_down_pods_start_and_are_counted_as_missed_and_name
         started?;
 
         let status = policy
-            .eventually("the missed pods are counted", ROLLED, |status| {
+            .eventually("the missed pods are counted", ROLLOUT_TIMEOUT, |status| {
                 ensure!(status.pods.missed == 2 && status.pods.injected == 0, "missed is not 2");
                 Ok(())
             })
@@ -74,7 +75,7 @@ pub(crate) async fn scale_operator(sandbox: &Sandbox, replicas: i32) -> anyhow::
         return Ok(before);
     }
     let pods = Api::<Pod>::namespaced(sandbox.client.clone(), cluster::NAMESPACE);
-    eventually("the operator is gone", ROLLED, async || {
+    eventually("the operator is gone", ROLLOUT_TIMEOUT, async || {
         let left = pods.list(&ListParams::default()).await?.items.len();
         ensure!(left == 0, "{left} pods are left");
         Ok(())

@@ -8,7 +8,7 @@ use k8s_openapi::api::core::v1::Pod;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Agent, Sandbox, Timeline, Workload, alone_in_the_cluster, cluster, environment, eventually,
-    eventually::{RELOADED, ROLLED, SOON, seconds},
+    eventually::{RELOAD_TIMEOUT, ROLLOUT_TIMEOUT, SHORT_TIMEOUT, seconds},
     in_a_namespace,
     load::Load,
     policy::{self, Policy, sidecar_of},
@@ -30,7 +30,7 @@ async fn under_load(
     let timeline = Timeline::of(sandbox, "app");
     let load = Load::start(agent, URL).await?;
     // The load has begun when its requests are counted.
-    eventually("the load has begun", SOON, async || {
+    eventually("the load has begun", SHORT_TIMEOUT, async || {
         let pods = sandbox.pods("app").await?;
         let calls = super::common::calls(agent, &pods).await?;
         ensure!(calls.values().sum::<u64>() >= 50, "{calls:?}");
@@ -93,7 +93,7 @@ async fn injecting_and_taking_back_lose_nothing() -> anyhow::Result<()> {
             .await?;
         under_load(sandbox, &agent, "un-inject by deleting the policy", async || {
             policy.delete().await?;
-            eventually("the sidecars are gone", ROLLED, async || {
+            eventually("the sidecars are gone", ROLLOUT_TIMEOUT, async || {
                 for pod in sandbox.pods("app").await? {
                     ensure!(sidecar_of(&pod.object).is_none(), "{} has one", pod.name);
                 }
@@ -116,12 +116,14 @@ async fn suspending_and_resuming_lose_nothing() -> anyhow::Result<()> {
             sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 2), 2).await?;
         let pods = sandbox.pods("app").await?;
         let load = Load::start(&agent, URL).await?;
-        eventually("the cache is in use", SOON, async || ensure_hit(&agent.get("http://app/items/1").await?))
-            .await?;
+        eventually("the cache is in use", SHORT_TIMEOUT, async || {
+            ensure_hit(&agent.get("http://app/items/1").await?)
+        })
+        .await?;
 
         policy.change(json!({"suspend": true})).await?;
         for pod in &pods {
-            eventually("the sidecar passes through", RELOADED, async || {
+            eventually("the sidecar passes through", RELOAD_TIMEOUT, async || {
                 let answer = super::common::get_from(&agent, pod, "/items/1").await?;
                 ensure!(answer.status == 200 && answer.cache_status().contains("suspended"), "{answer:?}");
                 Ok(())
@@ -129,7 +131,7 @@ async fn suspending_and_resuming_lose_nothing() -> anyhow::Result<()> {
             .await?;
         }
         policy
-            .eventually("both pods have said that they are suspended", SOON, |status| {
+            .eventually("both pods have said that they are suspended", SHORT_TIMEOUT, |status| {
                 ensure!(status.pods.current == 2, "current is not 2");
                 let ready = policy::has(status, ConditionType::Ready, "False")?;
                 ensure!(ready.reason == "Suspended", "{ready:?}");
@@ -139,7 +141,7 @@ async fn suspending_and_resuming_lose_nothing() -> anyhow::Result<()> {
         policy.change(json!({"suspend": false})).await?;
         for pod in &pods {
             let mut first = true;
-            eventually("the sidecar caches again", RELOADED, async || {
+            eventually("the sidecar caches again", RELOAD_TIMEOUT, async || {
                 let answer = super::common::get_from(&agent, pod, "/items/once").await?;
                 let before_suspension = first && answer.is_hit();
                 first = false;
@@ -208,7 +210,7 @@ async fn set_sidecar_image(sandbox: &Sandbox, image: &str) -> anyhow::Result<()>
 }
 
 async fn every_pod_has_image(sandbox: &Sandbox, image: &str) -> anyhow::Result<()> {
-    eventually(&format!("every pod has {image}"), ROLLED, async || {
+    eventually(&format!("every pod has {image}"), ROLLOUT_TIMEOUT, async || {
         let pods = sandbox.api::<Pod>().list(&kube::api::ListParams::default().labels("app=app")).await?;
         ensure!(!pods.items.is_empty(), "no pods");
         for pod in pods {

@@ -2,7 +2,7 @@
 
 use anyhow::Context;
 use larder_api::{admin::path, names};
-use larder_e2e::{Workload, environment, eventually, eventually::SOON, in_a_namespace, workload};
+use larder_e2e::{Workload, environment, eventually, eventually::SHORT_TIMEOUT, in_a_namespace, workload};
 use serde_json::{Value, json};
 
 use super::common::{IN_MEMORY, ensure_hit};
@@ -29,7 +29,7 @@ async fn metrics_arrive_at_a_collector() -> anyhow::Result<()> {
         )?;
         has_series(&scraped, "larder_requests_total", &[("outcome", "miss"), ("tier", "app")])?;
 
-        eventually("the collector has the sidecar's metrics", SOON, async || {
+        eventually("the collector has the sidecar's metrics", SHORT_TIMEOUT, async || {
             let exported = agent.get("http://collector:8889/metrics").await?.body;
             has_series(
                 &exported,

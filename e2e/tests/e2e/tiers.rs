@@ -7,7 +7,7 @@ use k8s_openapi::api::core::v1::Pod;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Sandbox, Workload, eventually,
-    eventually::{SOON, seconds},
+    eventually::{SHORT_TIMEOUT, seconds},
     examples, exec, in_a_namespace,
 };
 use serde_json::json;
@@ -119,7 +119,7 @@ async fn data_comes_from_postgres_then_from_the_cache_while_the_application_is_s
         policy.condition(ConditionType::TiersHealthy, "True").await?;
         let pods = sandbox.pods("app").await?;
         // Endpoints lag behind the pods.
-        eventually("the sidecar reaches Postgres", SOON, async || {
+        eventually("the sidecar reaches Postgres", SHORT_TIMEOUT, async || {
             let answer = agent.get("http://app/data/2").await?;
             ensure!(answer.status == 200, "{answer:?}");
             Ok(())

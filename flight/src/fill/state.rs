@@ -15,7 +15,7 @@ use crate::wakes::{Bell, Wakes};
 
 /// Minimum lag, in bytes, that readers may have even without room: the difference between the buffers of two sockets,
 /// so that no reader that keeps up is cut off.
-const NARROW_LAG: u64 = 4 << 20;
+const NARROW_LAG_LIMIT: u64 = 4 << 20;
 
 /// State of the source.
 pub(super) enum Source<B> {
@@ -155,7 +155,7 @@ impl<B> State<B> {
             let coming = bytes.len() as u64;
             self.cut(id, lag, coming, &mut wakes);
             if self.uncut > 1 && !self.room.resize(self.pieces.kept() + coming) {
-                self.cut(id, NARROW_LAG, coming, &mut wakes);
+                self.cut(id, NARROW_LAG_LIMIT, coming, &mut wakes);
             }
         }
         let owed = self.uncut - 1;

@@ -31,7 +31,7 @@ fn response(message: &Message) {
     if let Some(joined) = joined(message) {
         assert_eq!(parsed, ResponseDirectives::parse(&joined.map()), "on one line or several");
     }
-    assert!(times(&parsed).iter().flatten().all(|time| *time <= LONGEST));
+    assert!(times(&parsed).iter().flatten().all(|time| *time <= MAX_DELTA));
 
     let more = ResponseDirectives::parse(&message.and("cache-control", "no-store, max-age=7, x=\",").map());
     assert_eq!(
@@ -72,7 +72,7 @@ fn targeted_fields(message: &Message) {
     let claims = Claims::read(StatusCode::OK, &headers, times, &[OURS, CDN]);
     assert_eq!(*claims.directives(), parsed.unwrap_or_else(|| ResponseDirectives::parse(&headers)));
     if let Some(parsed) = parsed {
-        assert!(self::times(&parsed).iter().flatten().all(|time| *time <= LONGEST));
+        assert!(self::times(&parsed).iter().flatten().all(|time| *time <= MAX_DELTA));
         let other = message.and("cache-control", "no-store, max-age=1").and("expires", "0").map();
         let with_other = Claims::read(StatusCode::OK, &other, times, &[OURS, CDN]);
         assert_eq!(with_other.directives(), claims.directives());
@@ -80,7 +80,7 @@ fn targeted_fields(message: &Message) {
     }
 }
 
-const LONGEST: Duration = Duration::from_secs(1 << 31);
+const MAX_DELTA: Duration = Duration::from_secs(1 << 31);
 const SEVEN: Duration = Duration::from_secs(7);
 
 fn times(directives: &ResponseDirectives) -> [Option<Duration>; 4] {

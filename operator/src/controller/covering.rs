@@ -9,13 +9,13 @@ use larder_crds::CachePolicy;
 use larder_policy::{Coverage, spec::CacheSpec};
 
 use super::{
-    Leader,
-    writes::{Held, Refused},
+    Context,
+    writes::{Held, WriteError},
 };
 use crate::{
     coverage::{self, Assessment, View, Writer},
     error::Result,
-    survey::Survey,
+    policy_pods::PolicyPods,
 };
 
 /// A policy and its location.
@@ -32,19 +32,19 @@ pub(super) struct Covered {
     /// The hash of the document in the ConfigMap.
     pub(super) hash: String,
     /// The coverage in the ConfigMap now.
-    pub(super) told: Option<Coverage>,
+    pub(super) published: Option<Coverage>,
     assessment: Assessment,
 }
 
 impl Covered {
     /// Returns the coverage for the status.
     pub(super) fn view(&self, spec: &CacheSpec) -> Option<View> {
-        let state = self.told.as_ref()?.state;
+        let state = self.published.as_ref()?.state;
         Some(View { assessment: self.assessment.clone(), choice: coverage::choice(spec), state })
     }
 }
 
-impl Leader {
+impl Context {
     /// Examines the pods of a policy whose sidecars follow its coverage; returns `None` for other policies. While the
     /// policy `is_refused`, its sidecars continue to run the document in the ConfigMap, which is examined instead.
     pub(super) async fn covered(
@@ -64,42 +64,42 @@ impl Leader {
             }
             return Ok(None);
         }
-        let writers = coverage::writers(&self.world, (namespace, &name), &policy.spec.selector, now);
+        let writers = coverage::writers(&self.stores, (namespace, &name), &policy.spec.selector, now);
         Ok(Some(Covered {
             writers,
             hash: held.hash.clone(),
-            told: held.coverage.as_deref().and_then(|text| Coverage::parse(text, &uid)),
+            published: held.coverage.as_deref().and_then(|text| Coverage::parse(text, &uid)),
             assessment: Assessment::default(),
         }))
     }
 
     /// Writes the coverage for the sidecars, if it has changed.
-    pub(super) async fn tell_coverage(
+    pub(super) async fn publish_coverage(
         &self,
         Place { namespace, policy }: Place<'_>,
         covered: &mut Covered,
-        surveyed: &Survey,
+        policy_pods: &PolicyPods,
         answers: &BTreeMap<String, Result<PolicyReport, String>>,
         now: Timestamp,
-    ) -> Result<(), Refused> {
+    ) -> Result<(), WriteError> {
         let (name, uid) = (policy.name_any(), policy.uid().unwrap_or_default());
         let strategy = policy.spec.sidecar.rollout.strategy;
         covered.assessment = coverage::assess(&covered.writers, answers, &covered.hash);
         let next = coverage::next(
-            covered.told.as_ref(),
+            covered.published.as_ref(),
             &uid,
             &covered.assessment,
             coverage::choice(&policy.spec.cache),
-            coverage::awaits_restart(surveyed, &covered.writers, strategy, now),
+            coverage::awaits_restart(policy_pods, &covered.writers, strategy, now),
             now,
         );
-        if covered.told.as_ref() == Some(&next) {
+        if covered.published.as_ref() == Some(&next) {
             return Ok(());
         }
         tracing::info!(namespace, name, state = ?next.state, "changed the coverage of the sidecars");
         let written = self.put_coverage(namespace, &name, Some(&next)).await;
-        written.map_err(|error| Refused { what: "could not write the coverage".into(), error })?;
-        covered.told = Some(next);
+        written.map_err(|error| WriteError { what: "could not write the coverage".into(), error })?;
+        covered.published = Some(next);
         Ok(())
     }
 }

@@ -13,10 +13,10 @@ use larder_crds::{CachePolicy, CachePolicyStatus, ConditionType, RolloutStrategy
 use larder_policy::coverage::State;
 
 use super::{
-    Leader,
+    Context,
     covering::{Covered, Place},
     rolling::WebhookState,
-    writes::Refused,
+    writes::WriteError,
 };
 use crate::{
     capture::Mode,
@@ -24,18 +24,18 @@ use crate::{
     coverage::{Sight, Writer},
     error::Result,
     events,
-    policies::{Guarded, Refusal},
+    policies::{Guarded, PolicyError},
+    policy_pods::{PolicyPods, Subject, policy_pods},
     rollout::{Decision, decide},
     sidecars::Sidecar,
     status::{self, Observation},
-    survey::{Subject, Survey, survey},
-    world::in_namespace,
+    stores::in_namespace,
 };
 
 /// Requeue interval while a change is in progress.
-const SOON: Duration = Duration::from_millis(1500);
+const CHANGE_INTERVAL: Duration = Duration::from_millis(1500);
 /// Requeue interval otherwise: sidecars are polled, because nothing else reports the loss of a tier.
-const LATER: Duration = Duration::from_secs(15);
+const IDLE_INTERVAL: Duration = Duration::from_secs(15);
 
 /// Reconciles a policy and reports the progress in its status.
 ///
@@ -43,36 +43,36 @@ const LATER: Duration = Duration::from_secs(15);
 /// - Sidecars receive a configuration before any pod is restarted for it.
 /// - Writes happen only on a difference: a second run right after the first only reads.
 /// - A rejected write stops none of the others; the status reports it.
-pub(super) async fn reconcile(guarded: Arc<Guarded>, leader: Arc<Leader>) -> Result<Action> {
-    leader.world.ready().await?;
+pub(super) async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action> {
+    context.stores.ready().await?;
     let meta = guarded.meta();
     if meta.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
     match &guarded.0 {
-        Ok(policy) => leader.keep_in_force(policy).await,
+        Ok(policy) => context.reconcile_policy(policy).await,
         Err(invalid) => {
             let (namespace, name) = (guarded.namespace().unwrap_or_default(), guarded.name_any());
             let created = meta.creation_timestamp.as_ref().map(|time| time.0);
             let status = status::unreadable(meta.generation, created, &invalid.error);
-            leader.put_status(&namespace, &name, &status).await?;
-            Ok(Action::requeue(LATER))
+            context.put_status(&namespace, &name, &status).await?;
+            Ok(Action::requeue(IDLE_INTERVAL))
         }
     }
 }
 
-impl Leader {
-    async fn keep_in_force(&self, policy: &CachePolicy) -> Result<Action> {
+impl Context {
+    async fn reconcile_policy(&self, policy: &CachePolicy) -> Result<Action> {
         let started = Instant::now();
         let namespace = policy.namespace().unwrap_or_default();
         let name = policy.name_any();
         let about = policy.object_ref(&());
         let strategy = policy.spec.sidecar.rollout.strategy;
-        let mut refused = Vec::new();
-        if let Err(error) = self.shared.registration.ensure().await {
-            refused.push(Refused { what: "could not write the webhook's configuration".into(), error });
+        let mut failed = Vec::new();
+        if let Err(error) = self.dependencies.registration.ensure().await {
+            failed.push(WriteError { what: "could not write the webhook's configuration".into(), error });
         }
-        let compiled = match self.shared.policies.compile(policy) {
+        let compiled = match self.dependencies.policies.compile(policy) {
             Ok(_) if Mode::of(policy.spec.capture.mode).is_none() => {
                 let uid = policy.uid().unwrap_or_default();
                 Ok(compile::suspended(Owner { namespace: &namespace, name: &name, uid: &uid }))
@@ -83,22 +83,24 @@ impl Leader {
             Ok(compiled) => match self.put_config_map(&namespace, &name, compiled, strategy).await {
                 Ok(held) => Some(held),
                 Err(error) => {
-                    refused
-                        .push(Refused { what: "could not write the sidecars' configuration".into(), error });
+                    failed.push(WriteError {
+                        what: "could not write the sidecars' configuration".into(),
+                        error,
+                    });
                     None
                 }
             },
             Err(_) => None,
         };
-        let surveyed = survey(
-            &self.world,
+        let policy_pods = policy_pods(
+            &self.stores,
             &Subject {
                 namespace: &namespace,
                 name: &name,
                 policy: Some(policy),
                 frozen: compiled.is_err(),
-                others: &self.shared.policies.of(&namespace),
-                settings: &self.shared.arguments.sidecar,
+                others: &self.dependencies.policies.of(&namespace),
+                settings: &self.dependencies.arguments.sidecar,
             },
         );
         let now = Timestamp::now();
@@ -106,80 +108,84 @@ impl Leader {
         let mut coverage = match self.covered(place, held.as_ref(), compiled.is_err(), now).await {
             Ok(coverage) => coverage,
             Err(error) => {
-                refused.push(Refused { what: "could not write the coverage".into(), error });
+                failed.push(WriteError { what: "could not write the coverage".into(), error });
                 None
             }
         };
-        // A pod without the sidecar is told of before anybody is asked.
+        // Sidecars hear of a pod that has none before any is polled.
         if let Some(covered) = &mut coverage {
-            refused.extend(self.tell_coverage(place, covered, &surveyed, &BTreeMap::new(), now).await.err());
+            failed.extend(
+                self.publish_coverage(place, covered, &policy_pods, &BTreeMap::new(), now).await.err(),
+            );
         }
-        let told = |coverage: &Option<Covered>| coverage.as_ref().and_then(|covered| covered.told.clone());
+        let published =
+            |coverage: &Option<Covered>| coverage.as_ref().and_then(|covered| covered.published.clone());
         if let Some(held) = &held {
-            refused
-                .extend(self.touch(&namespace, &surveyed.pods, &held.hash, told(&coverage).as_ref()).await);
+            failed.extend(
+                self.touch(&namespace, &policy_pods.pods, &held.hash, published(&coverage).as_ref()).await,
+            );
         }
         let webhook = self.webhook_state(&namespace).await;
         if held.is_some() && strategy == RolloutStrategy::Restart {
-            refused.extend(self.roll(&namespace, &about, &surveyed, &webhook).await);
+            failed.extend(self.roll(&namespace, &about, &policy_pods, &webhook).await);
         }
-        let refusal = match (&compiled, &surveyed.conflict) {
-            (Err(refusal), _) => Some(refusal.clone()),
-            (Ok(_), Some(with)) => Some(Refusal::Conflict { with: with.clone() }),
+        let policy_error = match (&compiled, &policy_pods.conflict) {
+            (Err(policy_error), _) => Some(policy_error.clone()),
+            (Ok(_), Some(with)) => Some(PolicyError::Conflict { with: with.clone() }),
             (Ok(_), None) => None,
         };
         let writers = coverage.as_ref().map_or(&[][..], |covered| &covered.writers);
-        let mut answers = self.sidecars.ask(sidecars(&surveyed, writers)).await;
+        let mut answers = self.sidecars.ask(sidecars(&policy_pods, writers)).await;
         if let Some(covered) = &mut coverage {
-            let before = covered.told.clone();
-            refused.extend(self.tell_coverage(place, covered, &surveyed, &answers, now).await.err());
-            if covered.told != before {
-                let told = covered.told.as_ref();
-                refused.extend(self.touch(&namespace, &surveyed.pods, &covered.hash, told).await);
+            let before = covered.published.clone();
+            failed.extend(self.publish_coverage(place, covered, &policy_pods, &answers, now).await.err());
+            if covered.published != before {
+                let published = covered.published.as_ref();
+                failed.extend(self.touch(&namespace, &policy_pods.pods, &covered.hash, published).await);
             }
         }
-        answers.retain(|name, _| surveyed.pods.iter().any(|pod| pod.name == *name));
+        answers.retain(|name, _| policy_pods.pods.iter().any(|pod| pod.name == *name));
         let view = coverage.as_ref().and_then(|covered| covered.view(&policy.spec.cache));
-        let write_refused = refused.first().map(ToString::to_string);
+        let write_error = failed.first().map(ToString::to_string);
         let now = Timestamp::now();
         let seen = Observation {
             generation: policy.metadata.generation,
             spec: &policy.spec,
-            refusal: refusal.as_ref(),
+            policy_error: policy_error.as_ref(),
             hash: compiled.as_ref().ok().map(|compiled| compiled.hash.as_str()),
-            survey: &surveyed,
+            policy_pods: &policy_pods,
             answers: &answers,
             coverage: view.as_ref(),
-            services: &in_namespace(&self.world.services, &namespace),
+            services: &in_namespace(&self.stores.services, &namespace),
             webhook: match &webhook {
                 WebhookState::Unreachable(error) => Some(error),
                 WebhookState::Answers | WebhookState::Settling => None,
             },
-            write_refused: write_refused.as_deref(),
+            write_error: write_error.as_deref(),
         };
         let status = status::assess(&seen, policy.status.as_ref(), now);
         if policy.status.as_ref() != Some(&status) {
             self.put_status(&namespace, &name, &status).await?;
             for event in events::transitions(policy.status.as_ref(), &status) {
-                self.tell(&event, &about).await;
+                self.publish(&event, &about).await;
             }
         }
         tracing::debug!(namespace, name, elapsed = ?started.elapsed(), "reconciled a policy");
-        if let Some(first) = refused.into_iter().next() {
+        if let Some(first) = failed.into_iter().next() {
             return Err(first.error);
         }
         let edited = held.is_some_and(|held| status.config_hash != Some(held.hash));
         let heard = answers.values().flatten().all(|answer| answer.state != CacheState::Waiting)
             || view.is_some_and(|view| view.state != State::Serving && view.assessment.awaited.is_empty());
-        let rests = settled(&surveyed, &status, strategy, now) && heard && !edited;
-        Ok(Action::requeue(if rests { LATER } else { SOON }))
+        let rests = settled(&policy_pods, &status, strategy, now) && heard && !edited;
+        Ok(Action::requeue(if rests { IDLE_INTERVAL } else { CHANGE_INTERVAL }))
     }
 }
 
 /// Returns the sidecars that can be polled: those of the policy's pods, and of terminating pods that still take
 /// requests.
-fn sidecars(surveyed: &Survey, writers: &[Writer]) -> Vec<Sidecar> {
-    let injected = surveyed.pods.iter().filter(|pod| pod.injected && pod.matched);
+fn sidecars(policy_pods: &PolicyPods, writers: &[Writer]) -> Vec<Sidecar> {
+    let injected = policy_pods.pods.iter().filter(|pod| pod.injected && pod.matched);
     let askable = injected.map(|pod| (&pod.name, pod.address, pod.admin_port));
     let leaving = writers.iter().filter(|writer| writer.leaving && writer.sight == Sight::Sidecar);
     let leaving = leaving.map(|writer| (&writer.name, writer.address, writer.admin_port));
@@ -190,10 +196,15 @@ fn sidecars(surveyed: &Survey, writers: &[Writer]) -> Vec<Sidecar> {
 }
 
 /// Returns true if no change is in progress that the operator has to follow.
-fn settled(surveyed: &Survey, status: &CachePolicyStatus, strategy: RolloutStrategy, now: Timestamp) -> bool {
+fn settled(
+    policy_pods: &PolicyPods,
+    status: &CachePolicyStatus,
+    strategy: RolloutStrategy,
+    now: Timestamp,
+) -> bool {
     // What is wrong with other pods is not the operator's to repair.
     let on_its_way = strategy == RolloutStrategy::Restart
-        && surveyed.workloads.iter().any(|(workload, pods)| match decide(pods, &workload.progress, now) {
+        && policy_pods.workloads.iter().any(|(workload, pods)| match decide(pods, &workload.progress, now) {
             Decision::Restart(_) | Decision::Wait | Decision::Forget => true,
             Decision::Settled | Decision::Manual | Decision::GivenUp => false,
         });
@@ -206,9 +217,9 @@ fn settled(surveyed: &Survey, status: &CachePolicyStatus, strategy: RolloutStrat
 mod tests {
     use super::*;
     use crate::{
-        rollout::{Fault, PodState, Progress},
+        policy_pods::PodReport,
+        rollout::{Deviation, PodState, Progress},
         status::tests::right,
-        survey::PodReport,
         workload::tests::workload_with,
     };
 
@@ -220,33 +231,33 @@ mod tests {
         status
     }
 
-    fn surveyed(fault: Option<Fault>) -> Survey {
+    fn policy_pods(deviation: Option<Deviation>) -> PolicyPods {
         let address = Some("10.0.0.1".parse().unwrap());
-        let pod = PodReport { fault, address, admin_port: Some(24890), ..right("a") };
+        let pod = PodReport { deviation, address, admin_port: Some(24890), ..right("a") };
         let workload = workload_with(Progress { complete: true, rolls: true, ..Progress::default() });
-        Survey {
+        PolicyPods {
             pods: vec![pod],
-            workloads: vec![(workload, vec![PodState { fault, newest: true }])],
-            ..Survey::default()
+            workloads: vec![(workload, vec![PodState { deviation, newest: true }])],
+            ..PolicyPods::default()
         }
     }
 
     #[test]
     fn requeues_soon_while_a_change_is_in_progress() {
-        let settled = |surveyed, current| {
-            settled(&surveyed, &status(current), RolloutStrategy::Restart, Timestamp::now())
+        let settled = |policy_pods, current| {
+            settled(&policy_pods, &status(current), RolloutStrategy::Restart, Timestamp::now())
         };
-        assert!(settled(surveyed(None), 1));
-        assert!(!settled(surveyed(None), 0));
-        assert!(!settled(surveyed(Some(Fault::Missed)), 1));
+        assert!(settled(policy_pods(None), 1));
+        assert!(!settled(policy_pods(None), 0));
+        assert!(!settled(policy_pods(Some(Deviation::Missed)), 1));
     }
 
     #[test]
     fn does_not_wait_for_pods_that_it_does_not_repair() {
         let now = Timestamp::now();
-        let missed = || surveyed(Some(Fault::Missed));
+        let missed = || policy_pods(Some(Deviation::Missed));
         assert!(settled(&missed(), &status(1), RolloutStrategy::OnCreate, now));
-        let bare = Survey { workloads: vec![], ..missed() };
+        let bare = PolicyPods { workloads: vec![], ..missed() };
         assert!(settled(&bare, &status(1), RolloutStrategy::Restart, now));
         let mut paused = missed();
         paused.workloads[0].0.progress.rolls = false;
@@ -255,8 +266,8 @@ mod tests {
 
     #[test]
     fn a_pod_without_an_address_is_not_asked() {
-        assert_eq!(sidecars(&surveyed(None), &[]).len(), 1);
-        let mut waiting = surveyed(None);
+        assert_eq!(sidecars(&policy_pods(None), &[]).len(), 1);
+        let mut waiting = policy_pods(None);
         waiting.pods[0].address = None;
         assert!(sidecars(&waiting, &[]).is_empty());
     }

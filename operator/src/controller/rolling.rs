@@ -9,20 +9,20 @@ use larder_api::names;
 use larder_crds::selector;
 use tokio::time::Instant;
 
-use super::{Leader, writes::Refused};
+use super::{Context, writes::WriteError};
 use crate::{
     error::Result,
     events,
+    policy_pods::PolicyPods,
     reach::reach,
-    rollout::{Decision, Fault, PodState, decide},
-    survey::Survey,
+    rollout::{Decision, Deviation, PodState, decide},
+    stores::in_namespace,
     workload::{Workload, is_rolling},
-    world::in_namespace,
 };
 
 /// Minimum time that the webhook configuration must have named a namespace, because API servers observe it with a
 /// delay.
-const SETTLING: Duration = Duration::from_secs(1);
+const SETTLING_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for which a response of the webhook is trusted.
 const REACHED_TRUST: Duration = Duration::from_secs(5);
 /// Time after a restart during which the lists of pods and workloads may be inconsistent.
@@ -40,26 +40,26 @@ pub(super) enum WebhookState {
     Unreachable(String),
 }
 
-impl Leader {
+impl Context {
     /// Restarts the workloads that need it. While the webhook might miss new pods, only to remove sidecars. A workload
     /// that cannot be written does not affect the others.
     pub(super) async fn roll(
         &self,
         namespace: &str,
         about: &ObjectReference,
-        survey: &Survey,
+        policy_pods: &PolicyPods,
         webhook: &WebhookState,
-    ) -> Vec<Refused> {
-        let mut refused = Vec::new();
-        for (workload, pods) in &survey.workloads {
-            if let Err(error) = self.see_to(namespace, about, workload, pods, webhook).await {
-                refused.push(Refused { what: format!("could not restart {workload}"), error });
+    ) -> Vec<WriteError> {
+        let mut failed = Vec::new();
+        for (workload, pods) in &policy_pods.workloads {
+            if let Err(error) = self.reconcile_workload(namespace, about, workload, pods, webhook).await {
+                failed.push(WriteError { what: format!("could not restart {workload}"), error });
             }
         }
-        refused
+        failed
     }
 
-    async fn see_to(
+    async fn reconcile_workload(
         &self,
         namespace: &str,
         about: &ObjectReference,
@@ -68,12 +68,12 @@ impl Leader {
         webhook: &WebhookState,
     ) -> Result<()> {
         let now = Timestamp::now();
-        let fault = match decide(pods, &workload.progress, now) {
+        let deviation = match decide(pods, &workload.progress, now) {
             Decision::Settled | Decision::Wait | Decision::Manual | Decision::GivenUp => return Ok(()),
             Decision::Forget => return self.forget_attempts(namespace, workload).await,
-            Decision::Restart(fault) => fault,
+            Decision::Restart(deviation) => deviation,
         };
-        if fault != Fault::Stray && *webhook != WebhookState::Answers {
+        if deviation != Deviation::Stray && *webhook != WebhookState::Answers {
             return Ok(());
         }
         let mut restarts = self.restarts.lock().await;
@@ -84,17 +84,17 @@ impl Leader {
         restarts.retain(|_, at| now < *at + AFTER_RESTART);
         restarts.insert(workload.uid.clone(), now);
         drop(restarts);
-        self.shared.metrics.rolls.with_label_values(&[fault.as_str()]).inc();
-        tracing::info!(namespace, %workload, fault = fault.as_str(), "restarted a workload");
-        self.tell(&events::rolled(workload, fault), about).await;
+        self.dependencies.metrics.rolls.with_label_values(&[deviation.as_str()]).inc();
+        tracing::info!(namespace, %workload, deviation = deviation.as_str(), "restarted a workload");
+        self.publish(&events::rolled(workload, deviation), about).await;
         Ok(())
     }
 
     /// Returns the readiness of the webhook for a pod that is created now in `namespace`.
     pub(super) async fn webhook_state(&self, namespace: &str) -> WebhookState {
-        let registration = &self.shared.registration;
+        let registration = &self.dependencies.registration;
         let Some(bundle) = registration.bundle() else { return WebhookState::Settling };
-        if registration.named_for(namespace).is_none_or(|since| since < SETTLING) {
+        if registration.named_for(namespace).is_none_or(|since| since < SETTLING_INTERVAL) {
             return WebhookState::Settling;
         }
         if self.is_being_upgraded(Timestamp::now()) {
@@ -104,7 +104,7 @@ impl Leader {
         if reached.is_some_and(|at| at.elapsed() < REACHED_TRUST) {
             return WebhookState::Answers;
         }
-        let arguments = &self.shared.arguments;
+        let arguments = &self.dependencies.arguments;
         match reach(&arguments.webhook_service, &arguments.namespace, &bundle).await {
             Ok(()) => {
                 *reached = Some(Instant::now());
@@ -117,20 +117,20 @@ impl Leader {
     /// Returns true if replicas of another version may still serve admissions, in which case workloads would be
     /// restarted twice.
     fn is_being_upgraded(&self, now: Timestamp) -> bool {
-        let namespace = &self.shared.arguments.namespace;
+        let namespace = &self.dependencies.arguments.namespace;
         let own = ObjectRef::new(names::OPERATOR).within(namespace);
-        let Some(own) = self.world.deployments.get(&own) else { return false };
+        let Some(own) = self.stores.deployments.get(&own) else { return false };
         // A pod on its way out has until then; it may hold connections of API servers for as long.
         let leaving = |pod: &Pod| pod.metadata.deletion_timestamp.as_ref().is_some_and(|until| now < until.0);
         let replica =
             |pod: &Pod| own.spec.as_ref().is_some_and(|spec| selector::matches(&spec.selector, pod.labels()));
         is_rolling(&own)
-            || in_namespace(&self.world.pods, namespace).iter().any(|pod| leaving(pod) && replica(pod))
+            || in_namespace(&self.stores.pods, namespace).iter().any(|pod| leaving(pod) && replica(pod))
     }
 
     /// Reports an event. A failure to report it is only logged.
-    pub(super) async fn tell(&self, event: &kube::runtime::events::Event, about: &ObjectReference) {
-        if let Err(error) = self.shared.recorder.publish(event, about).await {
+    pub(super) async fn publish(&self, event: &kube::runtime::events::Event, about: &ObjectReference) {
+        if let Err(error) = self.dependencies.recorder.publish(event, about).await {
             tracing::warn!(%error, reason = event.reason, "could not report an event");
         }
     }

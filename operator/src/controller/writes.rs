@@ -21,11 +21,11 @@ use larder_policy::Coverage;
 use serde_json::{Value, json};
 use tokio::time::{Duration, Instant};
 
-use super::Leader;
+use super::Context;
 use crate::{
     compile::{self, Compiled},
     error::{Error, Result},
-    survey::PodReport,
+    policy_pods::PodReport,
     workload::{Workload, WorkloadKind},
 };
 
@@ -63,14 +63,14 @@ const TOKEN_BYTES: usize = 32;
 
 /// A failed write, after which the others continued.
 #[derive(Debug)]
-pub(super) struct Refused {
+pub(super) struct WriteError {
     /// The attempted action.
     pub(super) what: String,
     /// The cause.
     pub(super) error: Error,
 }
 
-impl fmt::Display for Refused {
+impl fmt::Display for WriteError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         match &self.error {
             Error::Kubernetes(kube::Error::Api(status)) => write!(f, "{}: {}", self.what, status.message),
@@ -79,7 +79,7 @@ impl fmt::Display for Refused {
     }
 }
 
-impl Leader {
+impl Context {
     /// Writes a policy's ConfigMap if it is missing or was written for another configuration. A manual edit leaves the
     /// recorded hash unchanged and so persists until the policy changes.
     pub(super) async fn put_config_map(
@@ -89,7 +89,7 @@ impl Leader {
         compiled: &Compiled,
         strategy: RolloutStrategy,
     ) -> Result<Held> {
-        let maps: Api<ConfigMap> = Api::namespaced(self.shared.client.clone(), namespace);
+        let maps: Api<ConfigMap> = Api::namespaced(self.dependencies.client.clone(), namespace);
         let name = names::config_map(policy);
         let current = maps.get_opt(&name).await?;
         let recorded = current.as_ref().and_then(compile::recorded_hash);
@@ -118,7 +118,7 @@ impl Leader {
 
     /// Returns the contents of a policy's ConfigMap, if there is one.
     pub(super) async fn held(&self, namespace: &str, policy: &str) -> Result<Option<Held>> {
-        let maps: Api<ConfigMap> = Api::namespaced(self.shared.client.clone(), namespace);
+        let maps: Api<ConfigMap> = Api::namespaced(self.dependencies.client.clone(), namespace);
         let map = maps.get_opt(&names::config_map(policy)).await?;
         Ok(map.map(|map| Held::of(&map, false)))
     }
@@ -130,7 +130,7 @@ impl Leader {
         policy: &str,
         coverage: Option<&Coverage>,
     ) -> Result<()> {
-        let maps: Api<ConfigMap> = Api::namespaced(self.shared.client.clone(), namespace);
+        let maps: Api<ConfigMap> = Api::namespaced(self.dependencies.client.clone(), namespace);
         let body = json!({ "data": { config_map::COVERAGE: coverage.map(Coverage::to_json) } });
         let options =
             PatchParams { field_manager: Some(names::COVERAGE_MANAGER.into()), ..PatchParams::default() };
@@ -165,7 +165,7 @@ impl Leader {
             string_data: Some(BTreeMap::from([("token".to_owned(), new_token()?)])),
             ..Secret::default()
         };
-        let secrets: Api<Secret> = Api::namespaced(self.shared.client.clone(), namespace);
+        let secrets: Api<Secret> = Api::namespaced(self.dependencies.client.clone(), namespace);
         let trust = match secrets.create(&PostParams::default(), &secret).await {
             Ok(_) => TOKEN_TRUST,
             Err(error) if is_conflict(&error) => found_trust(map, Timestamp::now()),
@@ -178,7 +178,7 @@ impl Leader {
     /// Deletes a ConfigMap if it is unchanged since it was observed; its token is deleted with it.
     pub(super) async fn delete_config_map(&self, map: &ConfigMap) -> Result<()> {
         let maps: Api<ConfigMap> =
-            Api::namespaced(self.shared.client.clone(), &map.namespace().unwrap_or_default());
+            Api::namespaced(self.dependencies.client.clone(), &map.namespace().unwrap_or_default());
         let unchanged = Preconditions { uid: map.uid(), resource_version: map.resource_version() };
         let options = DeleteParams::default().preconditions(unchanged);
         match maps.delete(&map.name_any(), &options).await {
@@ -196,8 +196,8 @@ impl Leader {
         pods: &[PodReport],
         hash: &str,
         coverage: Option<&Coverage>,
-    ) -> Vec<Refused> {
-        let api: Api<Pod> = Api::namespaced(self.shared.client.clone(), namespace);
+    ) -> Vec<WriteError> {
+        let api: Api<Pod> = Api::namespaced(self.dependencies.client.clone(), namespace);
         let coverage = coverage.map(|Coverage { state, since, .. }| format!("{state:?} since {since}"));
         let stale = pods.iter().filter(|pod| {
             let is_told = coverage.is_none() || pod.coverage == coverage;
@@ -209,7 +209,7 @@ impl Leader {
                 annotations[annotations::COVERAGE] = json!(coverage);
             }
             let error = annotate(&api, &pod.name, annotations).await.err()?;
-            Some(Refused { what: format!("could not annotate pod {}", pod.name), error })
+            Some(WriteError { what: format!("could not annotate pod {}", pod.name), error })
         });
         futures::future::join_all(touches).await.into_iter().flatten().collect()
     }
@@ -233,7 +233,7 @@ impl Leader {
     }
 
     async fn patch_workload(&self, namespace: &str, workload: &Workload, body: Value) -> Result<()> {
-        let client = self.shared.client.clone();
+        let client = self.dependencies.client.clone();
         let (options, body) = (PatchParams::default(), Patch::Merge(&body));
         let patched = match workload.kind {
             WorkloadKind::Deployment => {
@@ -261,7 +261,7 @@ impl Leader {
         // Not typed, since the answer may be a policy that can't be read.
         let resource = ApiResource::erase::<CachePolicy>(&());
         let policies: Api<DynamicObject> =
-            Api::namespaced_with(self.shared.client.clone(), namespace, &resource);
+            Api::namespaced_with(self.dependencies.client.clone(), namespace, &resource);
         let mut body = json!({ "status": status });
         for left_out in ["missedPods", "configHash"] {
             if body["status"].get(left_out).is_none() {
@@ -317,7 +317,7 @@ mod tests {
     fn rejected_write_reports_the_api_servers_message() {
         let status = serde_json::from_value(json!({"code": 403, "message": "denied by a policy"})).unwrap();
         let error = Error::Kubernetes(kube::Error::Api(Box::new(status)));
-        let refused = Refused { what: "could not restart Deployment shop".into(), error };
+        let refused = WriteError { what: "could not restart Deployment shop".into(), error };
         assert_eq!(refused.to_string(), "could not restart Deployment shop: denied by a policy");
     }
 

@@ -7,7 +7,7 @@ use larder_crds::LogLevel;
 use larder_policy::spec::SecretKeyRef;
 use serde_json::{Value, json};
 
-use super::Context;
+use super::Injection;
 use crate::{capture::Captured, compile};
 
 /// The user of the sidecar's process, equal to the image's.
@@ -21,8 +21,8 @@ const DEBUG_LOG: &str = "info,opentelemetry=warn,larder_sidecar=debug";
 
 /// Returns the container: a native sidecar, so that the kubelet starts it before the application and stops it after.
 /// There is no startup probe, because nothing waits for it.
-pub(super) fn container(context: &Context<'_>, captured: &[Captured], secrets: &[SecretKeyRef]) -> Value {
-    let settings = context.settings;
+pub(super) fn container(injection: &Injection<'_>, captured: &[Captured], secrets: &[SecretKeyRef]) -> Value {
+    let settings = injection.settings;
     let mut args = Vec::new();
     for port in captured {
         args.push("--listen".to_owned());
@@ -54,12 +54,12 @@ pub(super) fn container(context: &Context<'_>, captured: &[Captured], secrets: &
         json!({ "name": "POD_IP", "valueFrom": field("status.podIP") }),
         json!({ "name": "POD_NAME", "valueFrom": field("metadata.name") }),
         json!({ "name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace") }),
-        json!({ "name": "LARDER_POLICY", "value": format!("{}/{}", context.namespace, context.policy) }),
+        json!({ "name": "LARDER_POLICY", "value": format!("{}/{}", injection.namespace, injection.policy) }),
     ];
     // The container's own limit: what the sidecar may take besides L1 is made from it.
     let limit = json!({ "resourceFieldRef": { "resource": "limits.memory", "divisor": "0" } });
     env.push(json!({ "name": "LARDER_MEMORY_LIMIT", "valueFrom": limit }));
-    match context.spec.sidecar.log_level {
+    match injection.spec.sidecar.log_level {
         LogLevel::Info => {}
         LogLevel::Debug => env.push(json!({ "name": "RUST_LOG", "value": DEBUG_LOG })),
     }
@@ -75,7 +75,7 @@ pub(super) fn container(context: &Context<'_>, captured: &[Captured], secrets: &
         "lifecycle": { "preStop": { "exec": {
             "command": ["/larder-sidecar", "drain", "--admin", format!("127.0.0.1:{}", settings.admin_port)],
         } } },
-        "resources": context.spec.sidecar.resources,
+        "resources": injection.spec.sidecar.resources,
         "securityContext": {
             "runAsNonRoot": true,
             "runAsUser": USER,

@@ -5,15 +5,15 @@ use larder_crds::{PodCounts, RolloutStrategy};
 
 use super::{Observation, Verdict, wants_sidecars};
 use crate::{
-    rollout::{Decision, MOST_ATTEMPTS, decide},
+    rollout::{Decision, MAX_ATTEMPTS, decide},
     workload::Workload,
 };
 
 /// Derives the condition `Injected`.
 pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp) -> Verdict {
-    let surveyed = &seen.survey.pods;
+    let policy_pods = &seen.policy_pods.pods;
     if !wants_sidecars(seen) {
-        let left = surveyed.iter().filter(|pod| pod.injected).count();
+        let left = policy_pods.iter().filter(|pod| pod.injected).count();
         return Verdict::new(
             false,
             "CaptureNone",
@@ -24,19 +24,19 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
         return Verdict::new(None, "NoPods", "the selector matches no pod");
     }
     let of = format!("{} of {} pods have the sidecar", pods.injected, pods.matched);
-    if let Some((pod, skip)) = surveyed.iter().find_map(|pod| Some((pod, pod.skip.as_ref()?))) {
+    if let Some((pod, skip)) = policy_pods.iter().find_map(|pod| Some((pod, pod.skip.as_ref()?))) {
         return Verdict::new(
             false,
             skip.reason.as_str(),
             format!("{of}; pod {}: {}", pod.name, skip.message),
         );
     }
-    let outdated = surveyed.iter().filter(|pod| pod.fault.is_some()).count();
+    let outdated = policy_pods.iter().filter(|pod| pod.deviation.is_some()).count();
     let complete = pods.missed == 0;
     if complete && outdated == 0 {
         return Verdict::new(true, "Injected", of);
     }
-    if let Some(refused) = seen.write_refused {
+    if let Some(refused) = seen.write_error {
         return Verdict::new(complete, "WriteRefused", format!("{of}; {refused}"));
     }
     if let Some(error) = seen.webhook.filter(|_| !complete) {
@@ -49,7 +49,7 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
     let strategy = seen.spec.sidecar.rollout.strategy;
     if let Some(workload) = given_up(seen, now).filter(|_| strategy == RolloutStrategy::Restart) {
         let message = format!(
-            "{of}; {MOST_ATTEMPTS} restarts of {workload} have not helped; no further restarts until its \
+            "{of}; {MAX_ATTEMPTS} restarts of {workload} have not helped; no further restarts until its \
              template or the policy's sidecar changes: check that the API server reaches port 9443 of the operator's \
              pods (firewalls, NetworkPolicies) and that nothing else removes the sidecar"
         );
@@ -79,7 +79,7 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
 
 /// Returns a workload that is no longer restarted, because restarts have no effect.
 fn given_up<'a>(seen: &Observation<'a>, now: Timestamp) -> Option<&'a Workload> {
-    let workloads = seen.survey.workloads.iter();
+    let workloads = seen.policy_pods.workloads.iter();
     let mut workloads = workloads.map(|(workload, pods)| (workload, decide(pods, &workload.progress, now)));
     workloads.find(|(_, decision)| *decision == Decision::GivenUp).map(|(workload, _)| workload)
 }
@@ -87,8 +87,8 @@ fn given_up<'a>(seen: &Observation<'a>, now: Timestamp) -> Option<&'a Workload> 
 /// Returns the remedy for pods that deviate, where workloads are restarted.
 fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
     let (mut restarted, mut manual, mut owned) = (false, Vec::new(), 0);
-    for (workload, pods) in &seen.survey.workloads {
-        let wrong = pods.iter().filter(|pod| pod.fault.is_some()).count();
+    for (workload, pods) in &seen.policy_pods.workloads {
+        let wrong = pods.iter().filter(|pod| pod.deviation.is_some()).count();
         owned += wrong;
         match decide(pods, &workload.progress, now) {
             Decision::Manual => manual.push(workload.to_string()),
@@ -105,7 +105,7 @@ fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
             manual.join(", ")
         ));
     }
-    if seen.survey.pods.iter().filter(|pod| pod.fault.is_some()).count() > owned {
+    if seen.policy_pods.pods.iter().filter(|pod| pod.deviation.is_some()).count() > owned {
         parts.push("pods of no Deployment or StatefulSet must be recreated manually".to_owned());
     }
     parts.join("; ")

@@ -6,8 +6,8 @@ use super::*;
 use crate::{
     capture::{Captured, Skip, SkipReason},
     inject::tests::spec,
-    rollout::{Fault, MOST_ATTEMPTS, PodState, Progress},
-    survey::PodReport,
+    policy_pods::PodReport,
+    rollout::{Deviation, MAX_ATTEMPTS, PodState, Progress},
     workload::tests::workload_with,
 };
 
@@ -31,8 +31,8 @@ pub(crate) fn right(name: &str) -> PodReport {
 }
 
 fn missed(name: &str) -> PodReport {
-    let fault = Some(Fault::Missed);
-    PodReport { injected: false, ready: false, captured: vec![], fault, ..right(name) }
+    let deviation = Some(Deviation::Missed);
+    PodReport { injected: false, ready: false, captured: vec![], deviation, ..right(name) }
 }
 
 fn answer(hash: &str) -> Result<PolicyReport, String> {
@@ -42,13 +42,13 @@ fn answer(hash: &str) -> Result<PolicyReport, String> {
 /// Inputs of a test; defaults describe a healthy state.
 pub(crate) struct Scene {
     pub(crate) spec: Value,
-    pub(crate) refusal: Option<Refusal>,
+    pub(crate) policy_error: Option<PolicyError>,
     pub(crate) pods: Vec<PodReport>,
     pub(crate) answers: Vec<(&'static str, Result<PolicyReport, String>)>,
     pub(crate) coverage: Option<View>,
     pub(crate) services: Value,
     pub(crate) webhook: Option<&'static str>,
-    pub(crate) write_refused: Option<&'static str>,
+    pub(crate) write_error: Option<&'static str>,
     pub(crate) workload: Option<Progress>,
 }
 
@@ -56,14 +56,14 @@ impl Default for Scene {
     fn default() -> Self {
         Self {
             spec: json!({}),
-            refusal: None,
+            policy_error: None,
             pods: vec![right("a")],
             answers: vec![("a", answer(HASH))],
             coverage: None,
             services: json!([{"metadata": {"name": "shop"}, "spec": {"clusterIP": "10.0.0.1", "selector": {"app": "shop"},
                 "ports": [{"port": 80, "targetPort": "http"}]}}]),
             webhook: None,
-            write_refused: None,
+            write_error: None,
             workload: None,
         }
     }
@@ -73,29 +73,29 @@ impl Scene {
     pub(crate) fn assess(self, previous: Option<&CachePolicyStatus>) -> CachePolicyStatus {
         let Self {
             spec: fields,
-            refusal,
+            policy_error,
             pods,
             answers,
             coverage,
             services,
             webhook,
-            write_refused,
+            write_error,
             workload,
         } = self;
-        let states = || pods.iter().map(|pod| PodState { fault: pod.fault, newest: true }).collect();
+        let states = || pods.iter().map(|pod| PodState { deviation: pod.deviation, newest: true }).collect();
         let workloads = workload.into_iter().map(|progress| (workload_with(progress), states())).collect();
         let services: Vec<Service> = serde_json::from_value(services).unwrap();
         let seen = Observation {
             generation: Some(3),
             spec: &spec(fields),
-            refusal: refusal.as_ref(),
+            policy_error: policy_error.as_ref(),
             hash: Some(HASH),
-            survey: &Survey { workloads, pods, ..Survey::default() },
+            policy_pods: &PolicyPods { workloads, pods, ..PolicyPods::default() },
             answers: &answers.into_iter().map(|(pod, answer)| (pod.to_owned(), answer)).collect(),
             coverage: coverage.as_ref(),
             services: &services.into_iter().map(Arc::new).collect::<Vec<_>>(),
             webhook,
-            write_refused,
+            write_error,
         };
         assess(&seen, previous, "2026-01-01T00:00:00Z".parse().unwrap())
     }
@@ -150,7 +150,7 @@ fn injected_reports_the_obstacle() {
     assert!(!paused.2.contains("restarted"), "{}", paused.2);
     let bare = scene(None).is(injected);
     assert!(bare.2.contains("pods of no Deployment") && !bare.2.contains("restarted"), "{}", bare.2);
-    let futile = || scene(Some(Progress { attempts: MOST_ATTEMPTS, ..complete }));
+    let futile = || scene(Some(Progress { attempts: MAX_ATTEMPTS, ..complete }));
     futile().expect(injected, "False", "RestartsDoNotHelp", "port 9443");
     futile().expect(ConditionType::Ready, "False", "RestartsDoNotHelp", "Deployment shop");
 }
@@ -158,10 +158,10 @@ fn injected_reports_the_obstacle() {
 #[test]
 fn rejected_write_is_in_the_status() {
     let refused = Some("could not restart Deployment shop: denied");
-    let scene = || Scene { pods: vec![missed("b")], write_refused: refused, ..Scene::default() };
+    let scene = || Scene { pods: vec![missed("b")], write_error: refused, ..Scene::default() };
     scene().expect(ConditionType::Injected, "False", "WriteRefused", "denied");
     scene().expect(ConditionType::Ready, "False", "WriteRefused", "denied");
-    let touch = || Scene { answers: vec![("a", answer("old"))], write_refused: refused, ..Scene::default() };
+    let touch = || Scene { answers: vec![("a", answer("old"))], write_error: refused, ..Scene::default() };
     touch().expect(ConditionType::Injected, "True", "Injected", "1 of 1");
     touch().expect(ConditionType::Ready, "False", "WriteRefused", "denied");
 }
@@ -178,23 +178,23 @@ fn with_capture_none_no_pod_is_missed() {
 #[test]
 fn a_broken_edit_leaves_the_hash_of_the_last_good_document() {
     let before = Scene::default().assess(None);
-    let hash_after = |refusal: Refusal| {
+    let hash_after = |policy_error: PolicyError| {
         let seen = Observation {
             generation: Some(4),
             spec: &spec(json!({})),
-            refusal: Some(&refusal),
+            policy_error: Some(&policy_error),
             hash: None,
-            survey: &Survey::default(),
+            policy_pods: &PolicyPods::default(),
             answers: &BTreeMap::new(),
             coverage: None,
             services: &[],
             webhook: None,
-            write_refused: None,
+            write_error: None,
         };
         assess(&seen, Some(&before), "2026-01-01T00:00:00Z".parse().unwrap()).config_hash
     };
-    assert_eq!(hash_after(Refusal::Invalid("typo".into())).as_deref(), Some(HASH));
-    assert_eq!(hash_after(Refusal::NamespaceExcluded), None);
+    assert_eq!(hash_after(PolicyError::Invalid("typo".into())).as_deref(), Some(HASH));
+    assert_eq!(hash_after(PolicyError::NamespaceExcluded), None);
 }
 
 #[test]
@@ -207,7 +207,7 @@ fn at_most_ten_missed_pods_are_named() {
 #[test]
 fn skipped_pod_reports_its_reason() {
     let skip = Skip { reason: SkipReason::HostNetwork, message: "take hostNetwork out".into() };
-    let pod = PodReport { skip: Some(skip), fault: None, ..missed("b") };
+    let pod = PodReport { skip: Some(skip), deviation: None, ..missed("b") };
     let scene = Scene { pods: vec![pod], ..Scene::default() };
     scene.expect(ConditionType::Injected, "False", "HostNetwork", "pod b: take hostNetwork out");
 }
@@ -247,7 +247,8 @@ fn a_tier_that_is_down_does_not_make_the_policy_unready() {
 
 #[test]
 fn policy_not_in_force_reports_its_reason() {
-    let conflict = || Scene { refusal: Some(Refusal::Conflict { with: "older".into() }), ..Scene::default() };
+    let conflict =
+        || Scene { policy_error: Some(PolicyError::Conflict { with: "older".into() }), ..Scene::default() };
     conflict().expect(ConditionType::Accepted, "False", "Conflict", "older");
     conflict().expect(ConditionType::Ready, "False", "Conflict", "older");
     let suspended = Scene { spec: json!({"suspend": true}), ..Scene::default() };

@@ -6,7 +6,7 @@ use kube::ResourceExt;
 use super::{Observation, Verdict};
 use crate::{
     capture::{Captured, Mode},
-    survey::PodReport,
+    policy_pods::PodReport,
 };
 
 /// Relation of a Service to the captured ports.
@@ -31,7 +31,7 @@ pub(super) fn captured(seen: &Observation<'_>) -> Verdict {
 }
 
 fn named_port(seen: &Observation<'_>) -> Verdict {
-    let injected: Vec<_> = seen.survey.pods.iter().filter(|pod| pod.matched && pod.injected).collect();
+    let injected: Vec<_> = seen.policy_pods.pods.iter().filter(|pod| pod.matched && pod.injected).collect();
     if injected.is_empty() {
         return Verdict::new(None, "NoPods", "no pod has the sidecar");
     }

@@ -15,11 +15,11 @@ pub(super) const UNSEEN: &str = "UnseenWrites";
 /// Derives the condition `WritesSeen`.
 pub(super) fn writes_seen(seen: &Observation<'_>) -> Verdict {
     let Some(view) = seen.coverage else {
-        return match seen.refusal {
+        return match seen.policy_error {
             None => {
                 Verdict::new(true, "NoRules", "the policy has no onWrite rules that rely on seeing writes")
             }
-            Some(refusal) => Verdict::new(None, refusal.as_str(), "the policy is not in force"),
+            Some(policy_error) => Verdict::new(None, policy_error.as_str(), "the policy is not in force"),
         };
     };
     let effect = match (view.state, view.choice) {

@@ -3,7 +3,7 @@ use crate::testing::headers;
 
 const EARLY: &str = "Sat, 21 Nov 2026 09:00:00 GMT";
 const DATE: &str = "Sat, 21 Nov 2026 10:00:00 GMT";
-const LATE: &str = "Sat, 21 Nov 2026 11:00:00 GMT";
+const LATER_DATE: &str = "Sat, 21 Nov 2026 11:00:00 GMT";
 /// 10:00:00 on that day.
 const RECEIVED: u64 = 1_795_255_200_000;
 
@@ -57,7 +57,7 @@ fn if_modified_since_counts_without_if_none_match() {
     ] {
         assert_eq!(judged(&[("if-modified-since", since)], stored), expected, "{since}, {stored:?}");
     }
-    let both = |tag| [("if-none-match", tag), ("if-modified-since", LATE)];
+    let both = |tag| [("if-none-match", tag), ("if-modified-since", LATER_DATE)];
     assert_eq!(judged(&both("\"b\""), &[TAG, MODIFIED]), Holds);
     assert_eq!(judged(&both("\"a\""), &[TAG, MODIFIED]), NotModified);
 }
@@ -81,7 +81,7 @@ fn validation_uses_the_stored_validators() {
 
 #[test]
 fn a_304_selects_by_validator() {
-    let other = ("last-modified", LATE);
+    let other = ("last-modified", LATER_DATE);
     for (newer, stored, expected) in [
         (&[TAG][..], &[TAG][..], true),
         (&[TAG], &[("etag", "\"b\"")], false),

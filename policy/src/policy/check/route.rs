@@ -24,10 +24,10 @@ use crate::{
 };
 
 /// Maximum body in a key, because a body is held in memory until its hash is known.
-const LARGEST_KEYED_BODY: ByteSize = ByteSize(1 << 20);
+const MAX_KEYED_BODY: ByteSize = ByteSize(1 << 20);
 
 /// Default time that a fallback response is served before the failed origin is tried again.
-const DEFAULT_RETRY: time::Duration = time::Duration::from_secs(1);
+const DEFAULT_RETRY_INTERVAL: time::Duration = time::Duration::from_secs(1);
 
 impl Check {
     pub(in crate::policy) fn route(
@@ -143,7 +143,7 @@ impl Check {
         }
         let time = |duration: &Option<Duration>| duration.map(|duration| duration.0);
         let has_stand_ins = stale_if_error.is_some() || last_known_good.is_some();
-        let default_retry = if has_stand_ins { DEFAULT_RETRY } else { time::Duration::ZERO };
+        let default_retry = if has_stand_ins { DEFAULT_RETRY_INTERVAL } else { time::Duration::ZERO };
         Lifetimes {
             ttl: time(ttl),
             max_ttl: time(max_ttl),
@@ -218,7 +218,7 @@ impl Check {
             }
         }
         let largest = body.as_ref().map(|body| body.max_size);
-        if largest.is_some_and(|size| size.0 == 0 || size > LARGEST_KEYED_BODY) {
+        if largest.is_some_and(|size| size.0 == 0 || size > MAX_KEYED_BODY) {
             self.refuse(
                 &format!("{at}.key.body.maxSize"),
                 "must be between 1 and 1Mi: a body is held in memory until its hash is known",

@@ -1,4 +1,4 @@
-//! The observed state of a policy's pods: their selection, their sidecars and their faults.
+//! The observed state of a policy's pods: their selection, their sidecars and their deviations.
 
 use std::{collections::BTreeMap, net::IpAddr};
 
@@ -12,16 +12,16 @@ use crate::{
     capture::{Captured, Skip},
     cli::SidecarSettings,
     compile, inject,
-    inject::{Context, Outcome},
+    inject::{Injection, Outcome},
     policies::opted_out,
-    rollout::{Fault, PodState},
+    rollout::{Deviation, PodState},
+    stores::{Stores, in_namespace},
     workload::{self, Workload},
-    world::{World, in_namespace},
 };
 
 /// A policy's pods.
 #[derive(Clone, Debug, Default, PartialEq)]
-pub struct Survey {
+pub struct PolicyPods {
     /// Pods that the policy selects and that no older policy serves, and pods that have its sidecar.
     pub pods: Vec<PodReport>,
     /// The workloads that own them, with the state of all their pods here.
@@ -54,7 +54,7 @@ pub struct PodReport {
     /// The captured ports.
     pub captured: Vec<Captured>,
     /// The pod's deviation from the desired state.
-    pub fault: Option<Fault>,
+    pub deviation: Option<Deviation>,
     /// The reason that the pod cannot have a sidecar.
     pub skip: Option<Skip>,
 }
@@ -77,19 +77,19 @@ pub struct Subject<'a> {
 }
 
 /// Examines a policy's pods.
-pub fn survey(world: &World, subject: &Subject<'_>) -> Survey {
+pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
     let Subject { namespace, name, policy, frozen, others, settings } = *subject;
-    let network_policies = in_namespace(&world.network_policies, namespace);
-    let context = policy.map(|policy| Context {
+    let network_policies = in_namespace(&stores.network_policies, namespace);
+    let injection = policy.map(|policy| Injection {
         namespace,
         policy: name,
         spec: &policy.spec,
         settings,
         network_policies: &network_policies,
     });
-    let hash = context.map(|context| inject::hash(&context, &compile::secrets(&context.spec.cache)));
-    let mut survey = Survey::default();
-    let mut pods = in_namespace(&world.pods, namespace);
+    let hash = injection.map(|injection| inject::hash(&injection, &compile::secrets(&injection.spec.cache)));
+    let mut policy_pods = PolicyPods::default();
+    let mut pods = in_namespace(&stores.pods, namespace);
     pods.sort_by_key(|pod| pod.name_any());
     for pod in pods.iter().filter(|pod| is_live(pod)) {
         let labels = pod.labels();
@@ -108,56 +108,62 @@ pub fn survey(world: &World, subject: &Subject<'_>) -> Survey {
             .filter(|other| policy.is_some() || other != name);
         if let Some(other) = deciding.as_ref().filter(|other| *other != name) {
             if selected {
-                survey.conflict = Some(other.clone());
+                policy_pods.conflict = Some(other.clone());
             }
             continue;
         }
-        let workload = workload::of_pod(world, pod);
-        let (fault, skip) = match (&context, &deciding) {
+        let workload = workload::of_pod(stores, pod);
+        let (deviation, skip) = match (&injection, &deciding) {
             _ if frozen => (None, None),
-            (Some(context), Some(_)) => {
+            (Some(injection), Some(_)) => {
                 let template =
-                    workload.as_ref().map(|(workload, _)| inject::inject(&workload.template, context));
+                    workload.as_ref().map(|(workload, _)| inject::inject(&workload.template, injection));
                 let right = ours && pod.annotations().get(annotations::INJECTION_HASH) == hash.as_ref();
-                judge(pod, injected, right, template, context)
+                judge(pod, injected, right, template, injection)
             }
-            _ => (injected.then_some(Fault::Stray), None),
+            _ => (injected.then_some(Deviation::Stray), None),
         };
         if let Some((mut workload, newest)) = workload {
             workload.aim_at(hash.as_deref().filter(|_| deciding.is_some()));
-            let state = PodState { fault, newest };
-            match survey.workloads.iter_mut().find(|(known, _)| known.uid == workload.uid) {
+            let state = PodState { deviation, newest };
+            match policy_pods.workloads.iter_mut().find(|(known, _)| known.uid == workload.uid) {
                 Some((_, states)) => states.push(state),
-                None => survey.workloads.push((workload, vec![state])),
+                None => policy_pods.workloads.push((workload, vec![state])),
             }
         }
-        survey.pods.push(report(pod, selected, injected, fault, skip));
+        policy_pods.pods.push(report(pod, selected, injected, deviation, skip));
     }
-    survey
+    policy_pods
 }
 
-/// Returns the fault of a pod that the policy serves. `template` is the result of injecting the pod that its workload
+/// Returns the deviation of a pod that the policy serves. `template` is the result of injecting the pod that its workload
 /// would create now.
 fn judge(
     pod: &Pod,
     injected: bool,
     right: bool,
     template: Option<Outcome>,
-    context: &Context<'_>,
-) -> (Option<Fault>, Option<Skip>) {
+    injection: &Injection<'_>,
+) -> (Option<Deviation>, Option<Skip>) {
     match (injected, template) {
-        (true, Some(Outcome::Skipped(skip))) => (Some(Fault::Stray), Some(skip)),
-        (true, _) => ((!right).then_some(Fault::Outdated), None),
+        (true, Some(Outcome::Skipped(skip))) => (Some(Deviation::Stray), Some(skip)),
+        (true, _) => ((!right).then_some(Deviation::Outdated), None),
         (false, Some(Outcome::Skipped(skip))) => (None, Some(skip)),
-        (false, _) => match inject::inject(&json!(pod), context) {
+        (false, _) => match inject::inject(&json!(pod), injection) {
             // Others put into the pod what its template does not show, such as a mesh's sidecar.
             Outcome::Skipped(skip) => (None, Some(skip)),
-            Outcome::Injected(_) => (Some(Fault::Missed), None),
+            Outcome::Injected(_) => (Some(Deviation::Missed), None),
         },
     }
 }
 
-fn report(pod: &Pod, matched: bool, injected: bool, fault: Option<Fault>, skip: Option<Skip>) -> PodReport {
+fn report(
+    pod: &Pod,
+    matched: bool,
+    injected: bool,
+    deviation: Option<Deviation>,
+    skip: Option<Skip>,
+) -> PodReport {
     let status = pod.status.as_ref();
     let statuses = status.and_then(|status| status.init_container_statuses.as_ref()).into_iter().flatten();
     let ready = statuses.into_iter().any(|container| container.name == names::SIDECAR && container.ready);
@@ -173,7 +179,7 @@ fn report(pod: &Pod, matched: bool, injected: bool, fault: Option<Fault>, skip: 
         config_hash: pod.annotations().get(annotations::CONFIG_HASH).cloned(),
         coverage: pod.annotations().get(annotations::COVERAGE).cloned(),
         captured: inject::captured_of(&original),
-        fault,
+        deviation,
         skip,
     }
 }
@@ -231,9 +237,9 @@ pub(crate) mod tests {
         store
     }
 
-    fn world(pods: Vec<Value>) -> World {
+    fn stores(pods: Vec<Value>) -> Stores {
         let template = self::pods::pod();
-        World {
+        Stores {
             pods: store(pods),
             replica_sets: store(vec![json!({
                 "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
@@ -263,14 +269,14 @@ pub(crate) mod tests {
         let policy = policies.of("shop").remove(0);
         let settings = pods::settings();
         let name_of_policy = policy.name_any();
-        let context = Context {
+        let injection = Injection {
             namespace: "shop",
             policy: &name_of_policy,
             spec: &policy.spec,
             settings: &settings,
             network_policies: &[],
         };
-        match inject::inject(&plain(name), &context) {
+        match inject::inject(&plain(name), &injection) {
             Outcome::Injected(injected) => injected.pod,
             Outcome::Skipped(skip) => panic!("{skip}"),
         }
@@ -284,7 +290,7 @@ pub(crate) mod tests {
         )])
     }
 
-    fn look(pods: Vec<Value>, name: &str, policies: &Policies, settings: &SidecarSettings) -> Survey {
+    fn look(pods: Vec<Value>, name: &str, policies: &Policies, settings: &SidecarSettings) -> PolicyPods {
         let policy = policies.get("shop", name).and_then(|policy| policy.0.clone().ok());
         let subject = Subject {
             namespace: "shop",
@@ -294,22 +300,26 @@ pub(crate) mod tests {
             others: &policies.of("shop"),
             settings,
         };
-        survey(&world(pods), &subject)
+        policy_pods(&stores(pods), &subject)
     }
 
-    fn faults(survey: &Survey) -> Vec<Option<Fault>> {
-        survey.pods.iter().map(|pod| pod.fault).collect()
+    fn deviations(policy_pods: &PolicyPods) -> Vec<Option<Deviation>> {
+        policy_pods.pods.iter().map(|pod| pod.deviation).collect()
     }
 
     #[test]
     fn missed_and_injected_pods_are_distinguished() {
         let policies = shop();
-        let survey = look(vec![plain("a"), injected("b", &policies)], "shop", &policies, &pods::settings());
-        assert_eq!(faults(&survey), [Some(Fault::Missed), None]);
-        assert_eq!(survey.workloads.len(), 1);
-        assert_eq!(survey.workloads[0].1[0], PodState { fault: Some(Fault::Missed), newest: true });
-        assert_eq!(survey.pods[1].admin_port, Some(24890));
-        assert_eq!(survey.pods[1].captured[0].port, 8080);
+        let policy_pods =
+            look(vec![plain("a"), injected("b", &policies)], "shop", &policies, &pods::settings());
+        assert_eq!(deviations(&policy_pods), [Some(Deviation::Missed), None]);
+        assert_eq!(policy_pods.workloads.len(), 1);
+        assert_eq!(
+            policy_pods.workloads[0].1[0],
+            PodState { deviation: Some(Deviation::Missed), newest: true }
+        );
+        assert_eq!(policy_pods.pods[1].admin_port, Some(24890));
+        assert_eq!(policy_pods.pods[1].captured[0].port, 8080);
     }
 
     #[test]
@@ -329,9 +339,9 @@ pub(crate) mod tests {
         let mut other = plain("f");
         other["metadata"]["labels"]["app"] = json!("other");
         let pods = vec![plain("z"), plain("a"), injected("b", &policies), out, foreign, leaving, other];
-        let world = world(pods.into_iter().map(placed).collect());
+        let stores = stores(pods.into_iter().map(placed).collect());
         let now = "2026-01-01T00:00:00Z".parse().unwrap();
-        let writers = coverage::writers(&world, ("shop", "shop"), &selector, now);
+        let writers = coverage::writers(&stores, ("shop", "shop"), &selector, now);
         let found: Vec<_> = writers.iter().map(|writer| (writer.name.as_str(), writer.sight)).collect();
         let expected = [
             ("a", Sight::Plain),
@@ -350,8 +360,8 @@ pub(crate) mod tests {
     fn another_image_makes_pods_outdated() {
         let policies = shop();
         let settings = SidecarSettings { image: "larder/sidecar:2".into(), ..pods::settings() };
-        let survey = look(vec![injected("a", &policies)], "shop", &policies, &settings);
-        assert_eq!(faults(&survey), [Some(Fault::Outdated)]);
+        let policy_pods = look(vec![injected("a", &policies)], "shop", &policies, &settings);
+        assert_eq!(deviations(&policy_pods), [Some(Deviation::Outdated)]);
     }
 
     #[test]
@@ -359,17 +369,18 @@ pub(crate) mod tests {
         let policies = shop();
         let mut meshed = plain("a");
         meshed["spec"]["initContainers"] = json!([{"name": "istio-proxy"}]);
-        let survey = look(vec![meshed], "shop", &policies, &pods::settings());
-        assert_eq!(faults(&survey), [None]);
-        assert_eq!(survey.pods[0].skip.as_ref().unwrap().reason, crate::capture::SkipReason::Mesh);
+        let policy_pods = look(vec![meshed], "shop", &policies, &pods::settings());
+        assert_eq!(deviations(&policy_pods), [None]);
+        assert_eq!(policy_pods.pods[0].skip.as_ref().unwrap().reason, crate::capture::SkipReason::Mesh);
     }
 
     #[test]
     fn sidecars_of_a_policy_that_is_gone_are_strays() {
         let pod = injected("a", &shop());
-        let survey = look(vec![pod, plain("b")], "shop", &policy_tests::policies(&[]), &pods::settings());
-        assert_eq!(faults(&survey), [Some(Fault::Stray)]);
-        assert!(!survey.pods[0].matched);
+        let policy_pods =
+            look(vec![pod, plain("b")], "shop", &policy_tests::policies(&[]), &pods::settings());
+        assert_eq!(deviations(&policy_pods), [Some(Deviation::Stray)]);
+        assert!(!policy_pods.pods[0].matched);
     }
 
     #[test]
@@ -378,9 +389,9 @@ pub(crate) mod tests {
             policy_tests::policy("shop", "2026-01-01T00:00:00Z", json!({"app": "shop"})),
             policy_tests::policy("late", "2026-01-02T00:00:00Z", json!({"app": "shop"})),
         ]);
-        let survey = look(vec![plain("a")], "late", &policies, &pods::settings());
-        assert_eq!(survey.conflict.as_deref(), Some("shop"));
-        assert!(survey.pods.is_empty());
+        let policy_pods = look(vec![plain("a")], "late", &policies, &pods::settings());
+        assert_eq!(policy_pods.conflict.as_deref(), Some("shop"));
+        assert!(policy_pods.pods.is_empty());
     }
 
     #[test]
@@ -389,7 +400,7 @@ pub(crate) mod tests {
         leaving["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         finished["status"] = json!({"phase": "Succeeded"});
         out["metadata"]["labels"][labels::INJECT] = json!("false");
-        let survey = look(vec![leaving, finished, out], "shop", &shop(), &pods::settings());
-        assert_eq!(survey, Survey::default());
+        let policy_pods = look(vec![leaving, finished, out], "shop", &shop(), &pods::settings());
+        assert_eq!(policy_pods, PolicyPods::default());
     }
 }

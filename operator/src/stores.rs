@@ -13,7 +13,7 @@ use crate::error::{Error, Result};
 
 /// The watched lists.
 #[derive(Clone)]
-pub struct World {
+pub struct Stores {
     /// Pods.
     pub pods: Store<Pod>,
     /// ReplicaSets, their metadata only, because they connect pods to Deployments.
@@ -28,7 +28,7 @@ pub struct World {
     pub network_policies: Store<NetworkPolicy>,
 }
 
-impl World {
+impl Stores {
     /// Waits until every list is complete.
     ///
     /// # Errors

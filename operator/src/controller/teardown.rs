@@ -11,19 +11,19 @@ use kube::{Api, ResourceExt, runtime::controller::Action};
 use larder_api::{annotations, labels, names};
 use larder_crds::{CachePolicy, RolloutStrategy};
 
-use super::{Leader, rolling::WebhookState};
+use super::{Context, rolling::WebhookState};
 use crate::{
     compile::{self, Owner},
     error::Result,
-    survey::{Subject, has_sidecar, is_finished, survey},
-    world::in_namespace,
+    policy_pods::{Subject, has_sidecar, is_finished, policy_pods},
+    stores::in_namespace,
 };
 
 /// Requeue interval while pods still have the sidecar.
-const SOON: Duration = Duration::from_millis(1500);
+const CHANGE_INTERVAL: Duration = Duration::from_millis(1500);
 
-pub(super) async fn reconcile(map: Arc<ConfigMap>, leader: Arc<Leader>) -> Result<Action> {
-    leader.world.ready().await?;
+pub(super) async fn reconcile(map: Arc<ConfigMap>, context: Arc<Context>) -> Result<Action> {
+    context.stores.ready().await?;
     let namespace = map.namespace().unwrap_or_default();
     let Some(name) = map.labels().get(labels::POLICY).cloned() else {
         return Ok(Action::await_change());
@@ -31,22 +31,22 @@ pub(super) async fn reconcile(map: Arc<ConfigMap>, leader: Arc<Leader>) -> Resul
     if map.name_any() != names::config_map(&name) || map.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let policies: Api<CachePolicy> = Api::namespaced(leader.shared.client.clone(), &namespace);
+    let policies: Api<CachePolicy> = Api::namespaced(context.dependencies.client.clone(), &namespace);
     if policies.get_metadata_opt(&name).await?.is_some() {
         return Ok(Action::await_change());
     }
-    leader.retire(&namespace, &name, &map).await
+    context.teardown(&namespace, &name, &map).await
 }
 
-impl Leader {
-    async fn retire(&self, namespace: &str, name: &str, map: &ConfigMap) -> Result<Action> {
-        let left = in_namespace(&self.world.pods, namespace).iter().any(|pod| {
+impl Context {
+    async fn teardown(&self, namespace: &str, name: &str, map: &ConfigMap) -> Result<Action> {
+        let left = in_namespace(&self.stores.pods, namespace).iter().any(|pod| {
             has_sidecar(pod)
                 && !is_finished(pod)
                 && pod.labels().get(labels::POLICY).is_some_and(|of| of == name)
         });
         if !left {
-            self.shared.registration.ensure().await?;
+            self.dependencies.registration.ensure().await?;
             self.delete_config_map(map).await?;
             tracing::info!(namespace, name, "the last pod of a deleted policy is gone");
             return Ok(Action::await_change());
@@ -57,21 +57,26 @@ impl Leader {
         };
         let suspended = compile::suspended(Owner { namespace, name, uid: "" });
         let held = self.put_config_map(namespace, name, &suspended, strategy).await?;
-        let others: Vec<_> =
-            self.shared.policies.of(namespace).into_iter().filter(|other| other.name_any() != name).collect();
-        let surveyed = survey(
-            &self.world,
+        let others: Vec<_> = self
+            .dependencies
+            .policies
+            .of(namespace)
+            .into_iter()
+            .filter(|other| other.name_any() != name)
+            .collect();
+        let policy_pods = policy_pods(
+            &self.stores,
             &Subject {
                 namespace,
                 name,
                 policy: None,
                 frozen: false,
                 others: &others,
-                settings: &self.shared.arguments.sidecar,
+                settings: &self.dependencies.arguments.sidecar,
             },
         );
-        let mut refused = self.touch(namespace, &surveyed.pods, &held.hash, None).await;
-        self.shared.registration.ensure().await?;
+        let mut failed = self.touch(namespace, &policy_pods.pods, &held.hash, None).await;
+        self.dependencies.registration.ensure().await?;
         // In the run after the one that wrote: by then every replica's webhook has seen that the policy is gone.
         if !held.wrote && strategy == RolloutStrategy::Restart {
             let about = ObjectReference {
@@ -82,11 +87,11 @@ impl Leader {
                 uid: map.uid(),
                 ..ObjectReference::default()
             };
-            refused.extend(self.roll(namespace, &about, &surveyed, &WebhookState::Settling).await);
+            failed.extend(self.roll(namespace, &about, &policy_pods, &WebhookState::Settling).await);
         }
-        match refused.into_iter().next() {
+        match failed.into_iter().next() {
             Some(first) => Err(first.error),
-            None => Ok(Action::requeue(SOON)),
+            None => Ok(Action::requeue(CHANGE_INTERVAL)),
         }
     }
 }
