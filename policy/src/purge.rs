@@ -17,7 +17,8 @@ pub struct PurgeName([u8; 16]);
 
 impl PurgeName {
     /// The name of a key, with or without scheme and host. Keys that differ only in escapes, in compatible characters
-    /// (Unicode's NFKC), in `+` for a space, or in the spelling of the host (RFC 3986, section 6.2), have one name.
+    /// (Unicode's NFKC), in `+` for a space, in empty pairs of the query, such as the one of `/a?`, or in the spelling
+    /// of the host (RFC 3986, section 6.2), have one name.
     pub fn key(key: &str) -> Self {
         let key = with_normal_host(key);
         let mut text = decode_fully(&key);
@@ -27,7 +28,7 @@ impl PurgeName {
         if !text.is_ascii() {
             text = Cow::Owned(text.nfkc().collect());
         }
-        Self::new("key", &text)
+        Self::new("key", &without_empty_pairs(&text))
     }
 
     /// The name of a path, regardless of host, scheme, query and variant. Spellings that an application may treat as
@@ -92,6 +93,29 @@ fn with_normal_host(key: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{method}:{scheme}://{host}{rest}"))
 }
 
+/// Returns a decoded key without the empty pairs of its query and its fragment, and without the separators of those
+/// that have no pair left.
+fn without_empty_pairs(key: &str) -> Cow<'_, str> {
+    let is_separator = |byte: &u8| matches!(byte, b'?' | b'&' | b'#');
+    let ends_pair = |next: Option<&u8>| next.is_none_or(|next| matches!(next, b'&' | b'#'));
+    let bytes = key.as_bytes();
+    let is_empty_at = |at: usize| is_separator(&bytes[at]) && ends_pair(bytes.get(at + 1));
+    if !(0..bytes.len()).any(is_empty_at) {
+        return Cow::Borrowed(key);
+    }
+    let (target, fragment) = key.split_once('#').map_or((key, None), |(target, rest)| (target, Some(rest)));
+    let (path, query) = target.split_once('?').map_or((target, None), |(path, query)| (path, Some(query)));
+    let mut text = path.to_owned();
+    for (first, pairs) in [('?', query), ('#', fragment)] {
+        let pairs = pairs.into_iter().flat_map(|pairs| pairs.split('&')).filter(|pair| !pair.is_empty());
+        for (number, pair) in pairs.enumerate() {
+            text.push(if number == 0 { first } else { '&' });
+            text.push_str(pair);
+        }
+    }
+    Cow::Owned(text)
+}
+
 impl fmt::Debug for PurgeName {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.iter().try_for_each(|byte| write!(f, "{byte:02x}"))
@@ -135,6 +159,24 @@ mod tests {
         }
         assert_eq!(PurgeName::key("GET:/a%40://b"), PurgeName::key("GET:/a@://b"));
         assert_eq!(PurgeName::key("GET:/cafe%CC%81"), PurgeName::key("GET:/caf\u{e9}"));
+    }
+
+    #[test]
+    fn empty_pairs_of_a_query_make_no_difference() {
+        for (spellings, other) in [
+            (&["GET:/x", "GET:/x?", "GET:/x?&", "GET:/x?&&"][..], "GET:/x?="),
+            (&["GET:http://a/x", "GET:http://a:80/x?", "GET:http://a/x?&"], "GET:http://a/x/"),
+            (&["GET:http://a/x#b=c", "GET:http://a/x?#b=c", "GET:http://a/x?&#b=c"], "GET:http://a/x?b=c"),
+            (&["GET:/x?a=1&b=", "GET:/x?&a=1&&b=&", "GET:/x?a=1&&&b="], "GET:/x?a=1&b"),
+            (&["GET:/x&", "GET:/x&?", "GET:/x&?&"], "GET:/x"),
+            (&["GET:/x?a?", "GET:/x?a?&"], "GET:/x?a"),
+        ] {
+            let name = PurgeName::key(spellings[0]);
+            for spelling in spellings {
+                assert_eq!(PurgeName::key(spelling), name, "{spelling}");
+            }
+            assert_ne!(PurgeName::key(other), name, "{other}");
+        }
     }
 
     #[test]

@@ -116,6 +116,32 @@ async fn the_admin_api_purges_an_id_by_tag_path_and_key_as_people_write_it() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn empty_query_is_purged_with_none_and_none_with_an_empty_one() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(r#"routes: [{name: page, match: {path: "/{page}"}, ttl: 60s}]"#);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let all = ["/x", "/x?", "/x?&"];
+    for key in ["/x", "/x?", "/x?&&", "http://shop.test/x", "http://shop.test/x?"] {
+        for path in all {
+            sidecar.get(path).await;
+            assert!(sidecar.get(path).await.hit().is_some(), "{path}");
+        }
+        let body: &'static str = format!(r#"{{"keys": ["GET:{key}"]}}"#).leak();
+        assert_eq!(sidecar.purge(body).await.status, 200, "{body}");
+        for path in all {
+            assert_eq!(sidecar.get(path).await.hit(), None, "{path} by {key}");
+        }
+    }
+    for written in all {
+        sidecar.put(written).await;
+        for path in all {
+            assert_eq!(sidecar.get(path).await.hit(), None, "{path} by PUT {written}");
+            assert!(sidecar.get(path).await.hit().is_some());
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_write_purges_its_own_path_and_what_its_response_points_to_in_any_spelling() {
     let origin = Origin::obedient().await;
     let with_policy = Policy::new(r#"routes: [{name: user, match: {path: "/users/{id}"}, ttl: 60s}]"#);
