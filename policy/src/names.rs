@@ -50,7 +50,7 @@ pub(crate) fn compare(one: &[u8], other: &[u8]) -> Ordering {
 }
 
 /// Returns the letters and digits of a name, decoded, up to the first bracket.
-fn folded(name: &[u8]) -> impl Iterator<Item = u8> + '_ {
+pub(crate) fn folded(name: &[u8]) -> impl Iterator<Item = u8> + '_ {
     percent_decode(name)
         .take_while(|byte| !matches!(byte, b'[' | 0))
         .filter(|byte| byte.is_ascii_alphanumeric() || !byte.is_ascii())

@@ -1,19 +1,26 @@
 //! Requests that may change something, whatever they look like.
 
 use http::Method;
-use percent_encoding::percent_decode_str;
+use percent_encoding::{percent_decode, percent_decode_str};
 
 use crate::{
     Fields,
-    names::{is_alike, name_of, pairs},
+    names::{folded, is_alike, name_of, pairs},
 };
 
 /// Parts of the names, letters and digits alone, of header fields from which frameworks read another method than the
 /// request line's.
-const METHOD_PARTS: [&[u8]; 5] =
-    [b"methodoverride", b"overridemethod", b"httpmethod", b"httpverb", b"verboverride"];
+const METHOD_PARTS: [&[u8]; 7] = [
+    b"methodoverride",
+    b"overridemethod",
+    b"httpmethod",
+    b"httprequestmethod",
+    b"tunneledmethod",
+    b"httpverb",
+    b"verboverride",
+];
 /// Complete names, letters and digits alone, of header fields from which frameworks read another method.
-const METHOD_NAMES: [&[u8]; 9] = [
+const METHOD_NAMES: [&[u8]; 10] = [
     b"method",
     b"verb",
     b"xmethod",
@@ -21,12 +28,15 @@ const METHOD_NAMES: [&[u8]; 9] = [
     b"xoriginalmethod",
     b"xforwardedmethod",
     b"xrequestmethod",
+    b"xrequestedmethod",
     b"xrestmethod",
     b"xtunnelmethod",
 ];
-/// Query parameters from which frameworks read another method, in lower case.
-const METHOD_PARAMETERS: [&str; 6] =
-    ["_method", "__method", "_http_method", "$httpmethod", "x-http-method", "x-method"];
+/// Methods that the parameter `method`, with no sign before it, may name: Akka's and Restlet's tunnels read one there,
+/// and so do other applications, for other purposes.
+const METHODS_OF_PLAIN_PARAMETER: [Method; 4] = [Method::POST, Method::PUT, Method::PATCH, Method::DELETE];
+/// Minimum length of the name of a parameter from which frameworks read another method: `xverb`.
+const MIN_PARAMETER: usize = 5;
 /// Header fields from which frameworks read another target than the request line's.
 pub(crate) const TARGETS: [&str; 5] =
     ["x-original-uri", "x-original-url", "x-rewrite-uri", "x-rewrite-url", "x-waws-unencoded-url"];
@@ -54,11 +64,11 @@ impl Writing {
         let said: Vec<Method> = overrides(query, fields).collect();
         let disguised = !said.is_empty();
         let mut methods: Vec<Method> = said;
-        if !method.is_safe() {
+        if !is_safe(method) {
             methods.insert(0, method.clone());
         }
-        if *method == Method::POST && is_form(fields) {
-            // Forms can't send every method, and have a field that says which is meant.
+        if *method == Method::POST && may_have_method_in_body(fields) {
+            // Forms can't send every method, and have a field that says which is meant. Some frameworks read it in JSON, too.
             methods.extend([Method::PUT, Method::PATCH, Method::DELETE]);
         }
         if methods.is_empty() {
@@ -95,6 +105,12 @@ impl Writing {
     }
 }
 
+/// Returns true if a method is safe: a request with it asks for no change (RFC 9110, section 9.2.1). `QUERY` is, and has
+/// content.
+pub fn is_safe(method: &Method) -> bool {
+    method.is_safe() || method.as_str() == "QUERY"
+}
+
 /// Returns true if some application may read a method in a header field of this name. CGI and its descendants read `_`
 /// as `-`.
 pub(crate) fn names_a_method(name: &[u8]) -> bool {
@@ -107,7 +123,10 @@ pub(crate) fn names_a_method(name: &[u8]) -> bool {
         letters[count] = byte.to_ascii_lowercase();
         count += 1;
     }
-    let letters = &letters[..count];
+    letters_name_a_method(&letters[..count])
+}
+
+fn letters_name_a_method(letters: &[u8]) -> bool {
     METHOD_NAMES.contains(&letters)
         || METHOD_PARTS.iter().any(|part| letters.windows(part.len()).any(|window| window == *part))
 }
@@ -132,13 +151,57 @@ fn may_name_target(name: &[u8]) -> bool {
 fn overrides(query: Option<&str>, fields: &(impl Fields + ?Sized)) -> impl Iterator<Item = Method> {
     let in_fields =
         fields.lines().filter(|(name, _)| names_a_method(name)).flat_map(|(_, value)| methods(value));
-    let in_query = query.into_iter().flat_map(pairs).flat_map(|pair| pair.split(';')).filter_map(|pair| {
-        let name = percent_decode_str(name_of(pair)).decode_utf8_lossy().to_ascii_lowercase();
-        let value = pair.split_once('=').map_or("", |(_, value)| value);
-        let is_one = METHOD_PARAMETERS.contains(&name.as_str()) || name.contains("method-override");
-        is_one.then(|| percent_decode_str(&value.replace('+', " ")).collect::<Vec<u8>>())
-    });
-    in_fields.chain(in_query.flat_map(|value| methods(&value))).filter(|method| !method.is_safe())
+    in_fields.filter(|method| !is_safe(method)).chain(query.into_iter().flat_map(overrides_in_query))
+}
+
+/// Returns true if a parameter of a query declares an unsafe method.
+pub fn is_disguised_by(query: &str) -> bool {
+    overrides_in_query(query).next().is_some()
+}
+
+/// Returns the unsafe methods that parameters of a query declare.
+fn overrides_in_query(query: &str) -> impl Iterator<Item = Method> {
+    let pairs = pairs(query).flat_map(|pair| pair.split(';'));
+    pairs.filter_map(|pair| Some((parameter(name_of(pair).as_bytes())?, pair))).flat_map(|(kind, pair)| {
+        let value = pair.split_once('=').map_or("", |(_, value)| value).replace('+', " ");
+        let methods = methods(&percent_decode_str(&value).collect::<Vec<u8>>()).into_iter();
+        methods.filter(move |method| match kind {
+            Parameter::OfMethod => !is_safe(method),
+            Parameter::Plain => METHODS_OF_PLAIN_PARAMETER.contains(method),
+        })
+    })
+}
+
+/// A parameter from which some framework reads a method.
+#[derive(Clone, Copy)]
+enum Parameter {
+    /// One of a name that means nothing else.
+    OfMethod,
+    /// `method`.
+    Plain,
+}
+
+fn parameter(name: &[u8]) -> Option<Parameter> {
+    if name.len() < MIN_PARAMETER {
+        return None;
+    }
+    let mut letters = [0; MAX_NAME];
+    let mut count = 0;
+    for byte in folded(name) {
+        *letters.get_mut(count)? = byte;
+        count += 1;
+    }
+    let letters = &letters[..count];
+    if !letters_name_a_method(letters) {
+        return None;
+    }
+    // Without what marks it, as in `_method` and `$verb`, it is a word of the application's.
+    let first = percent_decode(name).next();
+    match letters {
+        b"method" if first.is_some_and(|byte| byte.is_ascii_alphanumeric()) => Some(Parameter::Plain),
+        b"verb" if first.is_some_and(|byte| byte.is_ascii_alphanumeric()) => None,
+        _ => Some(Parameter::OfMethod),
+    }
 }
 
 /// Returns the methods in a value: frameworks differ in which of several they use.
@@ -147,11 +210,14 @@ fn methods(value: &[u8]) -> Vec<Method> {
     words.filter_map(|word| Method::from_bytes(&word.to_ascii_uppercase()).ok()).collect()
 }
 
-fn is_form(fields: &(impl Fields + ?Sized)) -> bool {
-    const FORMS: [&[u8]; 2] = [b"application/x-www-form-urlencoded", b"multipart/form-data"];
+fn may_have_method_in_body(fields: &(impl Fields + ?Sized)) -> bool {
+    const TYPES: [&[u8]; 4] =
+        [b"application/x-www-form-urlencoded", b"multipart/form-data", b"application/json", b"text/json"];
     fields.values("content-type").any(|value| {
         let media_type = value.split(|byte| *byte == b';').next().unwrap_or_default().trim_ascii();
-        FORMS.iter().any(|form| media_type.eq_ignore_ascii_case(form))
+        let ends = media_type.len().saturating_sub(b"+json".len());
+        TYPES.iter().any(|known| media_type.eq_ignore_ascii_case(known))
+            || media_type[ends..].eq_ignore_ascii_case(b"+json")
     })
 }
 
@@ -199,7 +265,12 @@ mod tests {
             (&[("x-http-verb-override", "MOVE")], &["MOVE"]),
             (&[("X-Rest-Method", "DELETE")], &["DELETE"]),
             (&[("x-request-method", "put"), ("x-tunnel-method", "GET")], &["PUT"]),
+            (&[("X-Requested-Method", "DELETE")], &["DELETE"]),
+            (&[("x_requested_method", "PUT")], &["PUT"]),
+            (&[("X-HTTP-Request-Method", "PATCH")], &["PATCH"]),
+            (&[("x-tunneled-method", "PUT")], &["PUT"]),
             (&[("x-http-method", "get"), ("x-method-override", "HEAD")], &none),
+            (&[("x-http-method-override", "QUERY")], &none),
             (&[("access-control-request-method", "DELETE")], &none),
             (&[("x-payment-method", "delete")], &none),
         ] {
@@ -214,15 +285,66 @@ mod tests {
             ("/a?x=1&_METHOD=PuT", &["PUT"]),
             ("/a?x=1;%5Fmethod=%50UT", &["PUT"]),
             ("/a?x-http-method-override=PATCH", &["PATCH"]),
+            ("/a?_method[]=delete", &["DELETE"]),
+            ("/a?_method%5B0%5D=delete", &["DELETE"]),
+            ("/a?_METHOD=Delete", &["DELETE"]),
+            ("/a?__METHOD__=PUT", &["PUT"]),
+            ("/a?:method=PUT", &["PUT"]),
+            ("/a?_HttpMethod=PATCH", &["PATCH"]),
+            ("/a?$httpMethod=PATCH", &["PATCH"]),
+            ("/a?_http_method=PATCH", &["PATCH"]),
+            ("/a?_method_override=PATCH", &["PATCH"]),
+            ("/a?methodOverride=PATCH", &["PATCH"]),
+            ("/a?x-tunneled-method=PUT", &["PUT"]),
+            ("/a?X-HTTP-Method=MERGE", &["MERGE"]),
+            ("/a?_method=anything", &["ANYTHING"]),
+            ("/a?method=DELETE", &["DELETE"]),
+            ("/a?Method=post&x", &["POST"]),
+            ("/a?method[]=put", &["PUT"]),
             ("/a?_method=GET", &[]),
-            ("/a?method=delete", &[]),
+            ("/a?_method=QUERY", &[]),
+            ("/a?method=card", &[]),
+            ("/a?method=get", &[]),
+            ("/a?verb=delete", &[]),
+            ("/a?payment_method=delete", &[]),
+            ("/a?methods=delete", &[]),
+            ("/a?method", &[]),
+            ("/a?_method=", &[]),
         ] {
             assert_eq!(methods(&Method::GET, target, &[]), expected, "{target}");
+            let query = target.split_once('?').unwrap().1;
+            assert_eq!(is_disguised_by(query), !expected.is_empty(), "{target}");
         }
         let form = [("content-type", "application/x-www-form-urlencoded; charset=utf-8")];
         assert_eq!(methods(&Method::POST, "/a", &form), ["POST", "PUT", "PATCH", "DELETE"]);
         assert!(!writing(&Method::POST, "/a", &form).unwrap().is_disguised());
         assert_eq!(methods(&Method::POST, "/a?_method=DELETE", &[]), ["POST", "DELETE"]);
+    }
+
+    #[test]
+    fn post_of_json_may_override_the_method_in_its_content() {
+        for media_type in
+            ["application/json", "Application/JSON;charset=utf-8", "application/vnd.api+json", "text/json"]
+        {
+            let all = methods(&Method::POST, "/a", &[("content-type", media_type)]);
+            assert_eq!(all, ["POST", "PUT", "PATCH", "DELETE"], "{media_type}");
+        }
+        for media_type in ["text/html", "application/xml", "json", ""] {
+            assert_eq!(
+                methods(&Method::POST, "/a", &[("content-type", media_type)]),
+                ["POST"],
+                "{media_type}"
+            );
+        }
+    }
+
+    #[test]
+    fn query_is_safe() {
+        let query = Method::from_bytes(b"QUERY").unwrap();
+        assert_eq!(writing(&query, "/a", &[("content-type", "application/json")]), None);
+        assert_eq!(methods(&query, "/a", &[("x-http-method-override", "PUT")]), ["PUT"]);
+        let lower = Method::from_bytes(b"query").unwrap();
+        assert_eq!(methods(&lower, "/a", &[]), ["query"]);
     }
 
     #[test]

@@ -13,6 +13,7 @@ use crate::{
     credentials::is_pattern,
     spec::{SecretKeyRef, UrlFrom, WriteMatch},
     template::placeholders,
+    writing::is_safe,
 };
 
 /// Collects errors.
@@ -77,7 +78,7 @@ impl Check {
     pub(super) fn methods(&mut self, path: &str, methods: &[String]) {
         let writes = |method: &String| {
             method.bytes().all(|byte| byte.is_ascii_uppercase() || byte == b'-')
-                && Method::from_bytes(method.as_bytes()).is_ok_and(|method| !method.is_safe())
+                && Method::from_bytes(method.as_bytes()).is_ok_and(|method| !is_safe(&method))
         };
         for (index, method) in methods.iter().enumerate().filter(|(_, method)| !writes(method)) {
             let message =

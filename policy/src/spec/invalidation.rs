@@ -65,14 +65,16 @@ pub struct OnWrite {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "!has(self.methods) || self.methods.all(m, m.matches('^[A-Z][A-Z-]*$') && !(m in ['GET', 'HEAD', 'OPTIONS', 'TRACE']))",
+    "rule": "!has(self.methods) || self.methods.all(m, m.matches('^[A-Z][A-Z-]*$') && !(m in ['GET', 'HEAD', 'OPTIONS', 'TRACE', 'QUERY']))",
     "message": "list methods that write, in capitals, such as PUT, PATCH, POST or DELETE",
 }]))]
 pub struct WriteMatch {
     /// Template of the whole path; `{id}` stands for one non-empty segment.
     pub path: PathTemplate,
 
-    /// Methods that count as writes. Default: every method but GET, HEAD, OPTIONS and TRACE.
+    /// Methods that count as writes. Default: every method but GET, HEAD, OPTIONS, TRACE and QUERY. A request counts with
+    /// each method that a header, a parameter or the content may put in place of its own: a POST of a form or of JSON
+    /// as PUT, PATCH and DELETE, too.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 16), inner(length(min = 1, max = 32)))]
     pub methods: Vec<String>,

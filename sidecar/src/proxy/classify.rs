@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, Request, header::AUTHORIZATION};
-use larder_policy::{Fields, NormalPath, Policy, Route, Survey, Writing, credentials, range};
+use larder_policy::{Fields, NormalPath, Policy, Route, Survey, Writing, credentials, range, writing};
 
 use super::write::writing_of;
 use crate::{
@@ -71,7 +71,7 @@ pub(super) fn classify<B>(
     let found = snapshot.policy.route(method, &path, fields);
     let protocol =
         upgrade.filter(|protocol| is_taken_at_its_word(&snapshot.policy, protocol, found.is_some()));
-    if let Some(protocol) = protocol.as_ref().filter(|_| method.is_safe()) {
+    if let Some(protocol) = protocol.as_ref().filter(|_| writing::is_safe(method)) {
         return Disposition::Upgrade(protocol.clone());
     }
     if headers::forwards_left(method, fields) == Some(0) {

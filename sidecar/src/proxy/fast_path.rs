@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Method;
 use larder_policy::{
     Fields as _, Key, NormalPath, Survey, cache_control::RequestDirectives, credentials, freshness::Verdict,
-    key::Asked,
+    key::Asked, writing,
 };
 
 use super::{
@@ -58,6 +58,10 @@ impl FastPath {
             Some((path, query)) => (path, Some(query)),
             None => (head.target, None),
         };
+        // The key may leave the parameter out.
+        if query.is_some_and(writing::is_disguised_by) {
+            return None;
+        }
         let path = NormalPath::new(path);
         if path_in_admin(&snapshot.policy, &path).is_some() {
             return None;

@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::harness::{Application, Origin, Policy, Sidecar};
+use super::harness::{Application, Origin, Policy, Sidecar, reply};
 
 const BY_TAG: &str = r#"
 routes:
@@ -190,6 +190,13 @@ async fn a_write_in_disguise_purges_as_what_it_says_it_is() {
         (Method::HEAD, "/users/1", &[("x_http_method_override", "PUT")]),
         (Method::OPTIONS, "/users/1", &[("x-method", "PUT")]),
         (Method::GET, "/users/1?_method=delete", &[]),
+        (Method::GET, "/users/1?_method[]=DELETE", &[]),
+        (Method::GET, "/users/1?_HttpMethod=PATCH", &[]),
+        (Method::GET, "/users/1?x-tunneled-method=PUT", &[]),
+        (Method::GET, "/users/1?method=delete", &[]),
+        (Method::GET, "/users/1", &[("X-Requested-Method", "put")]),
+        (Method::HEAD, "/users/1?_method=PUT", &[]),
+        (Method::POST, "/users/1", &[("content-type", "application/json")]),
         (Method::POST, "/users/1?_method=PUT", &[]),
         (Method::POST, "/users/1", &[("x-http-method-override", "PUT")]),
         (Method::POST, "/users/1", &[form]),
@@ -204,10 +211,47 @@ async fn a_write_in_disguise_purges_as_what_it_says_it_is() {
     for (method, lines) in [
         (Method::GET, &[("x-http-method-override", "GET")][..]),
         (Method::OPTIONS, &[("access-control-request-method", "DELETE")]),
+        (Method::from_bytes(b"QUERY").unwrap(), &[]),
+        (Method::from_bytes(b"QUERY").unwrap(), &[("x-http-method-override", "GET")]),
+        (Method::GET, &[("x-http-method-override", "QUERY")]),
     ] {
         let before = sidecar.get("/users/1").await.body;
         sidecar.request(method.clone(), "/users/1", lines, "").await;
         assert!(!is_renewed(&sidecar, "/users/1", &before).await, "{method} {lines:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_by_a_parameter_that_is_not_in_the_key_reaches_the_application() {
+    let origin = Origin::numbered(&[]).await;
+    for key in ["query: {allow: [page]}", "query: {ignore: [\"*\"]}", "query: {ignore: [_method, method]}"] {
+        let policy = Policy::new(&format!(
+            "routes: [{{name: user, match: {{path: \"/users/{{id}}\"}}, ttl: 60s, key: {{{key}}}}}]"
+        ));
+        let sidecar = Sidecar::start(&policy, origin.address).await;
+        for query in ["?_method=DELETE", "?method=delete", "?_method[]=put", "?_HttpMethod=PATCH"] {
+            let path = format!("/users/1{query}");
+            let before = sidecar.get("/users/1").await.body;
+            assert!(!is_renewed(&sidecar, "/users/1", &before).await);
+            let calls = origin.calls();
+            let answer = sidecar.get(&path).await;
+            assert_eq!((answer.hit(), origin.calls()), (None, calls + 1), "{path} {key}");
+            assert!(is_renewed(&sidecar, "/users/1", &before).await, "{path} {key}");
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn query_passes_with_its_content_and_is_not_stored() {
+    let origin = Origin::start(async |seen| reply(&[("cache-control", "max-age=60")], seen.body)).await;
+    let policy = Policy::new(BY_TAG);
+    let query = Method::from_bytes(b"QUERY").unwrap();
+    for sidecar in [Sidecar::bare(origin.address).await, Sidecar::start(&policy, origin.address).await] {
+        for content in ["a", "b"] {
+            let answer = sidecar.request(query.clone(), "/users/1", &[], content).await;
+            assert_eq!((answer.body.as_str(), origin.last().method.as_str()), (content, "QUERY"));
+            assert!(answer.cache_status().contains("fwd=method"), "{}", answer.cache_status());
+        }
     }
 }
 
