@@ -45,7 +45,7 @@ pub struct Claims {
     pub(crate) initial_age: Duration,
     pub(crate) explicit: bool,
     pub(crate) validator: bool,
-    pub(crate) given_ttl: Option<Duration>,
+    pub(crate) ttl_from_response: Option<Duration>,
     pub(crate) delay: Duration,
     pub(crate) spread: u16,
 }
@@ -72,15 +72,15 @@ impl Claims {
             initial_age: initial_age(headers, made_at, times),
             explicit: explicit.is_some(),
             validator: headers.contains_key(ETAG) || date_of(headers, &LAST_MODIFIED, now).is_some(),
-            given_ttl: None,
+            ttl_from_response: None,
             delay: times.delay(),
             spread: 0,
         }
     }
 
     /// Adds the TTL that the response states where its route looks for one.
-    pub fn with_given_ttl(self, given_ttl: Option<Duration>) -> Self {
-        Self { given_ttl, ..self }
+    pub fn with_ttl_from_response(self, ttl_from_response: Option<Duration>) -> Self {
+        Self { ttl_from_response, ..self }
     }
 
     /// Adds the response's position among responses whose TTLs are to end at different times.
@@ -89,8 +89,8 @@ impl Claims {
     }
 
     /// Returns the TTL that the response states where its route looks for one.
-    pub fn given_ttl(&self) -> Option<Duration> {
-        self.given_ttl
+    pub fn ttl_from_response(&self) -> Option<Duration> {
+        self.ttl_from_response
     }
 
     /// Returns the time from the request to the response's head.

@@ -5,7 +5,7 @@ mod patterns;
 
 pub(crate) use self::names::is_common;
 pub use self::{
-    names::names_a_person,
+    names::names_credentials,
     patterns::{IdentityHeaders, is_pattern},
 };
 use crate::{Fields, key::KeyRules};
@@ -26,7 +26,7 @@ pub fn is_settled(name: impl AsRef<[u8]>, rules: &KeyRules) -> bool {
 
 /// Returns true if a header identifies a user, by its name or because the policy lists it.
 pub fn is_identity(name: &[u8], rules: &KeyRules) -> bool {
-    names_a_person(name) || rules.identity.covers(name)
+    names_credentials(name) || rules.identity.covers(name)
 }
 
 #[cfg(test)]

@@ -45,7 +45,7 @@ pub struct Metadata {
 
 /// A text that is not a policy.
 #[derive(Debug, thiserror::Error)]
-pub enum InvalidDocument {
+pub enum DocumentError {
     /// The text is not YAML, or a value has the wrong type.
     #[error("can't read the policy: {0}")]
     Yaml(#[from] serde_yaml::Error),
@@ -70,13 +70,10 @@ impl Document {
     ///
     /// # Errors
     /// If the text is not YAML, or not a `CachePolicy`.
-    pub fn parse(text: &str) -> Result<Self, InvalidDocument> {
+    pub fn parse(text: &str) -> Result<Self, DocumentError> {
         let document: Self = serde_yaml::from_str(text)?;
         if document.api_version != API_VERSION || document.kind != KIND {
-            return Err(InvalidDocument::OtherKind {
-                api_version: document.api_version,
-                kind: document.kind,
-            });
+            return Err(DocumentError::OtherKind { api_version: document.api_version, kind: document.kind });
         }
         Ok(document)
     }

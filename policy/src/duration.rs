@@ -29,11 +29,11 @@ pub const CEL_RULE: &str = "self.matches('^([0-9]{1,5}(h|m|s|ms)){1,4}$')";
 /// A text that is not a GEP-2257 duration. The message suggests the intended duration, where that is plain.
 #[derive(Debug, thiserror::Error)]
 #[error("{text:?} is not a duration: {}", remedy(text))]
-pub struct InvalidDuration {
+pub struct DurationError {
     text: String,
 }
 
-impl InvalidDuration {
+impl DurationError {
     /// Returns the text to write instead, such as `write 60s (a number needs a unit)`.
     pub fn remedy(&self) -> String {
         remedy(&self.text)
@@ -69,10 +69,10 @@ fn meant(text: &str) -> Option<String> {
 }
 
 impl FromStr for Duration {
-    type Err = InvalidDuration;
+    type Err = DurationError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
-        let invalid = || InvalidDuration { text: text.to_owned() };
+        let invalid = || DurationError { text: text.to_owned() };
         let mut rest = text;
         let mut total = time::Duration::ZERO;
         for _ in 0..4 {
@@ -101,7 +101,7 @@ impl FromStr for Duration {
 }
 
 impl TryFrom<String> for Duration {
-    type Error = InvalidDuration;
+    type Error = DurationError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         text.parse()

@@ -7,7 +7,7 @@
 //! application whose responses depend on them cannot be cached by a shared cache.
 
 use crate::{
-    credentials::names_a_person,
+    credentials::names_credentials,
     names::is_alike,
     writing::{names_a_method, names_target},
 };
@@ -128,7 +128,7 @@ pub(crate) fn of(name: &[u8]) -> Option<Forwarding> {
     // The browser's own fields, and those of CORS.
     let is_browsers = starts("sec-") || starts("access-control-");
     let is_senders = has(&SENDERS) && !has(&SCHEMES);
-    if is_common || is_browsers || is_senders || names_a_person(name) {
+    if is_common || is_browsers || is_senders || names_credentials(name) {
         return None;
     }
     let is_forwarded = has(&["forwarded"]);

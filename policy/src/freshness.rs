@@ -139,7 +139,7 @@ fn left(life: Duration, used: Duration) -> Result<Duration, Duration> {
 
 /// Returns the TTL that replaces the response's own lifetime.
 pub(crate) fn ttl(claims: &Claims, lifetimes: &Lifetimes) -> Option<Duration> {
-    let given = claims.given_ttl().filter(|_| lifetimes.ttl_from.is_some());
+    let given = claims.ttl_from_response().filter(|_| lifetimes.ttl_from.is_some());
     let ttl = given.or_else(|| lifetimes.ttl_of(crate::lifetimes::counted_as(claims.status)));
     ttl.map(|ttl| claims.jittered(ttl, lifetimes.jitter_percent))
 }

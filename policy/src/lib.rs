@@ -45,7 +45,7 @@ pub use fields::Fields;
 pub use key::Key;
 pub use lifetimes::Lifetimes;
 pub use path::NormalPath;
-pub use policy::{Invalid, Policy, Route};
+pub use policy::{FieldError, Policy, Route};
 pub use purge::{PurgeName, WrittenKey};
 pub use size::ByteSize;
 pub use survey::Survey;

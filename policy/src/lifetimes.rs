@@ -25,9 +25,9 @@ pub struct Lifetimes {
     /// Maximum TTL jitter in percent.
     pub jitter_percent: u8,
     /// Maximum time that a pod serves from memory before it checks L2 again.
-    pub in_l1: Option<Duration>,
+    pub l1_ttl: Option<Duration>,
     /// Maximum time that a response stays in L2.
-    pub in_l2: Option<Duration>,
+    pub l2_ttl: Option<Duration>,
     /// True if popular responses are refreshed before they expire (XFetch).
     pub early_refresh: bool,
     /// Time that a fallback response is served before the failed origin is tried again.

@@ -72,14 +72,14 @@ struct WriteRule {
 
 /// One error in a policy: the field, and the remedy.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Invalid {
+pub struct FieldError {
     /// The field, such as `spec.routes[2].tags[0]`.
     pub path: String,
     /// The error and its remedy.
     pub message: String,
 }
 
-impl fmt::Display for Invalid {
+impl fmt::Display for FieldError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         write!(f, "{}: {}", self.path, self.message)
     }
@@ -115,7 +115,7 @@ impl Policy {
     ///
     /// # Errors
     /// All errors in the policy, not only the first.
-    pub fn compile(spec: &CacheSpec) -> Result<Self, Vec<Invalid>> {
+    pub fn compile(spec: &CacheSpec) -> Result<Self, Vec<FieldError>> {
         let mut check = Check::default();
         let CacheSpec {
             suspend,
@@ -230,7 +230,7 @@ impl Policy {
     /// and by which writes. A response that was stored under another hash must not be served: under the new rules it
     /// may belong to another user, have other tags, or have been changed by writes that purged nothing. Lifetimes are
     /// not part of it.
-    pub fn shape(&self) -> String {
+    pub fn fingerprint(&self) -> String {
         let Self {
             suspended: _,
             l1: _,
@@ -249,7 +249,7 @@ impl Policy {
         let mut hasher = blake3::Hasher::new();
         hasher.update(PURGE_NAMES);
         for route in routes {
-            hasher.update(route.shape().as_bytes());
+            hasher.update(route.fingerprint().as_bytes());
         }
         hasher.update(format!("{writes:?} {targets:?} {identity:?} {bare}").as_bytes());
         hasher.finalize().to_hex()[..16].to_owned()

@@ -8,7 +8,7 @@ use crate::path::{decode_fully, fold, loose_texts};
 
 mod key;
 
-pub use self::key::{InvalidKey, WrittenKey};
+pub use self::key::{KeyError, WrittenKey};
 
 /// One name of a stored response, hashed: a key, a path or a tag. An entry has a few of them; a purge raises a barrier
 /// on one, which invalidates every older entry with that name. Names of different kinds never collide.
@@ -48,9 +48,9 @@ impl PurgeName {
         Self::new("tag", &fold(&decode_fully(tag)))
     }
 
-    /// The name of a policy's version, by its [`crate::Policy::shape`]: shared by everything that is stored under it.
-    pub fn version(shape: &str) -> Self {
-        Self::new("version", shape)
+    /// The name of a policy's version, by its [`crate::Policy::fingerprint`]: shared by everything that is stored under it.
+    pub fn version(fingerprint: &str) -> Self {
+        Self::new("version", fingerprint)
     }
 
     /// The name of a write for which a policy names nothing. No stored response has this name.

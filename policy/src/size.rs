@@ -29,10 +29,10 @@ const SUFFIXES: [(&str, u64); 11] = [
 /// A text that is not a whole number of bytes.
 #[derive(Debug, thiserror::Error)]
 #[error("{0:?} is not a size: write a whole number of bytes with a unit, such as 512Ki, 64Mi or 1Gi")]
-pub struct InvalidSize(String);
+pub struct SizeError(String);
 
 impl FromStr for ByteSize {
-    type Err = InvalidSize;
+    type Err = SizeError;
 
     fn from_str(text: &str) -> Result<Self, Self::Err> {
         let (number, unit) = SUFFIXES
@@ -40,14 +40,14 @@ impl FromStr for ByteSize {
             .find_map(|(suffix, unit)| Some((text.strip_suffix(suffix)?, *unit)))
             .unwrap_or((text, 1));
         if !number.bytes().all(|byte| byte.is_ascii_digit()) {
-            return Err(InvalidSize(text.to_owned()));
+            return Err(SizeError(text.to_owned()));
         }
         number
             .parse::<u64>()
             .ok()
             .and_then(|number| number.checked_mul(unit))
             .map(Self)
-            .ok_or_else(|| InvalidSize(text.to_owned()))
+            .ok_or_else(|| SizeError(text.to_owned()))
     }
 }
 
@@ -75,7 +75,7 @@ enum Written {
 }
 
 impl TryFrom<Written> for ByteSize {
-    type Error = InvalidSize;
+    type Error = SizeError;
 
     fn try_from(written: Written) -> Result<Self, Self::Error> {
         match written {

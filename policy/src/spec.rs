@@ -158,7 +158,7 @@ pub struct Application {
 
 impl CacheSpec {
     /// Every reference to a Secret, an environment variable or a file.
-    pub fn secrets_mut(&mut self) -> impl Iterator<Item = &mut UrlFrom> {
+    pub fn secrets_mut(&mut self) -> impl Iterator<Item = &mut ValueFrom> {
         let redis = self.l2.as_mut().map(|l2| &mut l2.redis);
         let redis = redis.into_iter().flat_map(|redis| {
             let Redis { url_from, ca_from, .. } = redis;
@@ -184,7 +184,7 @@ impl CacheSpec {
     "rule": "has(self.secretKeyRef)",
     "message": "set secretKeyRef: {name: ..., key: ...}",
 }]))]
-pub struct UrlFrom {
+pub struct ValueFrom {
     /// A key of a Secret in the policy's namespace. The Secret is mounted into the sidecar; the operator never reads
     /// it.
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -15,7 +15,7 @@ pub struct BoundQuery {
 
 /// A query that cannot be compiled.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum InvalidQuery {
+pub enum QueryError {
     /// The query uses an unknown parameter.
     #[error(
         "{{{0}}} stands for nothing: use a parameter of match.path, or one of the query such as {{query.page}}"
@@ -31,7 +31,7 @@ impl BoundQuery {
     ///
     /// # Errors
     /// If it names a parameter that is neither in `known` nor of the query, or has several statements.
-    pub fn new(query: &str, known: &[&str]) -> Result<Self, InvalidQuery> {
+    pub fn new(query: &str, known: &[&str]) -> Result<Self, QueryError> {
         let Self { statement, parameters } = Self::statement(query, known)?;
         let statement = format!("select to_jsonb(answer)::text from (\n{statement}\n) as answer");
         Ok(Self { statement, parameters })
@@ -41,7 +41,7 @@ impl BoundQuery {
     ///
     /// # Errors
     /// As those of [`BoundQuery::new`].
-    pub fn statement(statement: &str, known: &[&str]) -> Result<Self, InvalidQuery> {
+    pub fn statement(statement: &str, known: &[&str]) -> Result<Self, QueryError> {
         let statement = statement.trim().trim_end_matches(';');
         let mut bound = String::with_capacity(statement.len() + 64);
         let mut parameters: Vec<String> = Vec::new();
@@ -51,11 +51,11 @@ impl BoundQuery {
             match (quote, c) {
                 (Some(open), c) if c == open => quote = None,
                 (None, '\'' | '"') => quote = Some(c),
-                (None, ';') => return Err(InvalidQuery::SeveralStatements),
+                (None, ';') => return Err(QueryError::SeveralStatements),
                 (None, '{') => {
                     if let Some((name, after)) = rest[1..].split_once('}') {
                         if !known.contains(&name) && query_parameter(name).is_none() {
-                            return Err(InvalidQuery::UnknownParameter(name.to_owned()));
+                            return Err(QueryError::UnknownParameter(name.to_owned()));
                         }
                         let known_at = parameters.iter().position(|parameter| parameter == name);
                         let number = known_at.unwrap_or_else(|| {
@@ -105,8 +105,8 @@ mod tests {
 
     #[test]
     fn unbindable_query_is_rejected() {
-        assert_eq!(BoundQuery::new("select {x}", &["id"]), Err(InvalidQuery::UnknownParameter("x".into())));
-        assert_eq!(BoundQuery::new("select 1; drop table t", &[]), Err(InvalidQuery::SeveralStatements));
+        assert_eq!(BoundQuery::new("select {x}", &["id"]), Err(QueryError::UnknownParameter("x".into())));
+        assert_eq!(BoundQuery::new("select 1; drop table t", &[]), Err(QueryError::SeveralStatements));
         assert!(BoundQuery::new("select ';'", &[]).is_ok());
     }
 }

@@ -27,7 +27,7 @@ pub struct Asker {
     /// True if the request has `Authorization`, which the route neither keys nor ignores.
     pub authorization: bool,
     /// True if the request identifies a user in a way that the route neither keys nor ignores.
-    pub names_a_person: bool,
+    pub has_credentials: bool,
     /// True if the client forbids storing: `no-store` (section 5.2.1.5), where its directives are honoured.
     pub no_store: bool,
     /// True if the request was forwarded with `Range`: a response that is neither the part nor the whole may refer to
@@ -135,7 +135,7 @@ fn check_part(asker: &Asker, headers: &HeaderMap) -> Result<(), NotStored> {
 fn check_use(asker: &Asker, claims: &Claims, lifetimes: &Lifetimes) -> Result<(), NotStored> {
     let said = claims.is_explicit() || freshness::ttl(claims, lifetimes).is_some();
     // A guess is good enough for what nobody in particular asked for; and POST needs it said (RFC 9110, section 9.3.3).
-    if !said && (asker.names_a_person || asker.method == Method::POST) {
+    if !said && (asker.has_credentials || asker.method == Method::POST) {
         return Err(NotStored::NoLifetime);
     }
     match freshness::is_of_use(claims, lifetimes) || claims.has_validator() {

@@ -36,7 +36,7 @@ impl Survey {
     pub fn under(fields: &(impl Fields + ?Sized), identity: &IdentityHeaders) -> Self {
         let survey = Self::of(fields);
         if identity.is_empty()
-            || survey.names_a_person()
+            || survey.has_credentials()
             || !fields.lines().any(|(name, _)| identity.covers(name))
         {
             return survey;
@@ -78,7 +78,7 @@ impl Survey {
 
     /// Returns true for a header that identifies a user, `Authorization` and `Cookie` included: see
     /// [`credentials::identity_header`].
-    pub fn names_a_person(self) -> bool {
+    pub fn has_credentials(self) -> bool {
         self.has(PERSON)
     }
 
@@ -164,7 +164,7 @@ fn of_others(name: &[u8]) -> Kinds {
         Some(Forwarding::Listed(index)) => Kinds::Listed(index),
         Some(Forwarding::Unlisted) => Kinds::Of(FORWARDING | UNLISTED),
         Some(Forwarding::Override) => Kinds::Of(OVERRIDE),
-        None if credentials::names_a_person(name) => Kinds::Of(PERSON),
+        None if credentials::names_credentials(name) => Kinds::Of(PERSON),
         None => Kinds::Of(0),
     }
 }
@@ -215,10 +215,10 @@ mod tests {
         let identity = IdentityHeaders::new(&["x-shop-badge".to_owned(), "x-crew-*".to_owned()]);
         let under = |name: &str| Survey::under(&[(name.as_bytes(), b"x".as_slice())][..], &identity);
         for name in ["cookie", "X-Session-Token", "X-Shop-Badge", "x-crew-id"] {
-            assert!(under(name).names_a_person(), "{name}");
+            assert!(under(name).has_credentials(), "{name}");
         }
-        assert!(!under("x-shop-badges").names_a_person());
-        assert!(!survey("x-shop-badge").names_a_person());
+        assert!(!under("x-shop-badges").has_credentials());
+        assert!(!survey("x-shop-badge").has_credentials());
     }
 
     #[test]

@@ -34,7 +34,7 @@ enum Segment {
     "{0:?} is not a path: start it with '/', and let each segment be literal text or one {{parameter}}, \
      such as /api/users/{{id}}"
 )]
-pub struct InvalidTemplate(String);
+pub struct TemplateError(String);
 
 /// The parameters of a path: names and values, the values percent-decoded.
 pub type Parameters<'a> = Vec<(&'a str, String)>;
@@ -148,14 +148,14 @@ pub fn placeholders(text: &str) -> impl Iterator<Item = &str> {
 }
 
 impl TryFrom<String> for PathTemplate {
-    type Error = InvalidTemplate;
+    type Error = TemplateError;
 
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let parsed =
             text.strip_prefix('/').and_then(|path| path.split('/').map(segment).collect::<Option<Vec<_>>>());
         match parsed {
             Some(segments) if text.len() <= 256 => Ok(Self { text, segments }),
-            _ => Err(InvalidTemplate(text)),
+            _ => Err(TemplateError(text)),
         }
     }
 }

@@ -16,7 +16,7 @@ mod tests;
 mod tree;
 
 use larder_api::{API_VERSION, KIND};
-use larder_policy::document::{FOLLOWS_COVERAGE, InvalidDocument};
+use larder_policy::document::{DocumentError, FOLLOWS_COVERAGE};
 
 pub use self::report::run;
 use self::{
@@ -203,10 +203,10 @@ fn faults_of(document: &Document, schema: &Schema) -> Vec<Fault> {
 fn unread(text: &str) -> Option<Fault> {
     let error = larder_policy::Document::parse(text).err()?;
     let mark = match &error {
-        InvalidDocument::Yaml(error) => {
+        DocumentError::Yaml(error) => {
             error.location().map(|at| Mark { line: at.line(), column: at.column() })
         }
-        InvalidDocument::OtherKind { .. } => None,
+        DocumentError::OtherKind { .. } => None,
     };
     Some(Fault::new(mark.unwrap_or(Mark { line: 1, column: 1 }), "", error.to_string()))
 }

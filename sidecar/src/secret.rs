@@ -3,13 +3,13 @@
 use std::{env, fs};
 
 use anyhow::{Context, bail};
-use larder_policy::spec::UrlFrom;
+use larder_policy::spec::ValueFrom;
 
 /// Reads a URL afresh: a Secret's file may have changed.
 ///
 /// # Errors
 /// If it is not there, or if it is a reference that only the operator can follow. The message never has the URL in it.
-pub fn read_url(from: &UrlFrom) -> anyhow::Result<String> {
+pub fn read_url(from: &ValueFrom) -> anyhow::Result<String> {
     Ok(read(from).context("urlFrom")?.trim().to_owned())
 }
 
@@ -17,21 +17,21 @@ pub fn read_url(from: &UrlFrom) -> anyhow::Result<String> {
 ///
 /// # Errors
 /// If it is not there, or if it is a reference that only the operator can follow.
-pub fn read_ca(from: &UrlFrom) -> anyhow::Result<Vec<u8>> {
+pub fn read_ca(from: &ValueFrom) -> anyhow::Result<Vec<u8>> {
     Ok(read(from).context("caFrom")?.into_bytes())
 }
 
-fn read(from: &UrlFrom) -> anyhow::Result<String> {
+fn read(from: &ValueFrom) -> anyhow::Result<String> {
     match from {
-        UrlFrom { file: Some(path), .. } => {
+        ValueFrom { file: Some(path), .. } => {
             fs::read_to_string(path).with_context(|| format!("reading {path}"))
         }
-        UrlFrom { env: Some(name), .. } => {
+        ValueFrom { env: Some(name), .. } => {
             env::var(name).with_context(|| format!("the environment variable {name}"))
         }
-        UrlFrom { secret_key_ref: Some(_), .. } => {
+        ValueFrom { secret_key_ref: Some(_), .. } => {
             bail!("secretKeyRef works only in a cluster: set env or file")
         }
-        UrlFrom { .. } => bail!("it is empty: set env or file"),
+        ValueFrom { .. } => bail!("it is empty: set env or file"),
     }
 }

@@ -98,8 +98,8 @@ impl Snapshot {
     ) -> Self {
         // A round has keys of its own: a response of an earlier one may be older than a write that no sidecar saw.
         let fingerprint = match &leave {
-            Leave::NotNeeded | Leave::Waiting => policy.shape(),
-            Leave::Round(round) => format!("{} {round}", policy.shape()),
+            Leave::NotNeeded | Leave::Waiting => policy.fingerprint(),
+            Leave::Round(round) => format!("{} {round}", policy.fingerprint()),
         };
         let version = PurgeName::version(&fingerprint);
         let same_order = previous.filter(|previous| {

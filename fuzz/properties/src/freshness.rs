@@ -144,12 +144,12 @@ impl Case {
         let nobody = Asker {
             method: Method::GET,
             authorization: false,
-            names_a_person: false,
+            has_credentials: false,
             no_store: false,
             asked_for_part: false,
         };
         let stored = storable(&nobody, self.status, &self.headers, &claims, &self.lifetimes);
-        let somebody = Asker { authorization: true, names_a_person: true, ..nobody.clone() };
+        let somebody = Asker { authorization: true, has_credentials: true, ..nobody.clone() };
         let for_somebody = storable(&somebody, self.status, &self.headers, &claims, &self.lifetimes);
         if let Ok(names) = &stored {
             assert!(!keep_for(&claims, &self.lifetimes).is_zero(), "it is of some use");

@@ -146,7 +146,7 @@ const HARMLESS_ENDS: [&str; 12] = [
 ];
 
 /// Returns true if a header identifies a user, by its name in any case. Common names are ruled out first.
-pub fn names_a_person(name: &[u8]) -> bool {
+pub fn names_credentials(name: &[u8]) -> bool {
     !is_common(name) && tells(name)
 }
 
@@ -372,8 +372,8 @@ mod tests {
             "eppn",
             "sub",
         ] {
-            assert!(names_a_person(name.as_bytes()), "{name}");
-            assert!(names_a_person(name.to_ascii_uppercase().as_bytes()), "{name}");
+            assert!(names_credentials(name.as_bytes()), "{name}");
+            assert!(names_credentials(name.to_ascii_uppercase().as_bytes()), "{name}");
         }
     }
 
@@ -481,7 +481,7 @@ mod tests {
             "cloudfront-viewer-address",
             "remote-addr",
         ] {
-            assert!(!names_a_person(name.as_bytes()), "{name}");
+            assert!(!names_credentials(name.as_bytes()), "{name}");
         }
     }
 }

@@ -315,7 +315,7 @@ proptest! {
 
 #[test]
 fn ttl_stated_by_the_response_precedes_the_routes() {
-    let given = claims("", 0).with_given_ttl(Some(Duration::from_secs(7)));
+    let given = claims("", 0).with_ttl_from_response(Some(Duration::from_secs(7)));
     let route = Lifetimes { ttl: Some(Duration::from_secs(60)), ..Lifetimes::default() };
     assert_eq!(ttl(&given, &route), Some(Duration::from_secs(60)), "no route asked for it");
     let from = Some(crate::lifetimes::TtlFrom::Json("/ttl".to_owned()));

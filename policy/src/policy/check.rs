@@ -7,11 +7,11 @@ use std::{collections::BTreeSet, time};
 
 use http::{HeaderName, Method, header::CACHE_CONTROL};
 
-use super::{Invalid, OWN_TARGET, Policy, Route};
+use super::{FieldError, OWN_TARGET, Policy, Route};
 use crate::{
     IdentityHeaders, PathTemplate,
     credentials::is_pattern,
-    spec::{SecretKeyRef, UrlFrom, WriteMatch},
+    spec::{SecretKeyRef, ValueFrom, WriteMatch},
     template::placeholders,
     writing::is_safe,
 };
@@ -19,15 +19,15 @@ use crate::{
 /// Collects errors.
 #[derive(Default)]
 pub(super) struct Check {
-    problems: Vec<Invalid>,
+    problems: Vec<FieldError>,
 }
 
 impl Check {
     pub(super) fn refuse(&mut self, path: &str, message: impl Into<String>) {
-        self.problems.push(Invalid { path: path.to_owned(), message: message.into() });
+        self.problems.push(FieldError { path: path.to_owned(), message: message.into() });
     }
 
-    pub(super) fn done(self, policy: Policy) -> Result<Policy, Vec<Invalid>> {
+    pub(super) fn done(self, policy: Policy) -> Result<Policy, Vec<FieldError>> {
         if self.problems.is_empty() { Ok(policy) } else { Err(self.problems) }
     }
 
@@ -49,8 +49,8 @@ impl Check {
         }
     }
 
-    pub(super) fn url_from(&mut self, path: &str, from: &UrlFrom) {
-        let UrlFrom { secret_key_ref, env, file } = from;
+    pub(super) fn url_from(&mut self, path: &str, from: &ValueFrom) {
+        let ValueFrom { secret_key_ref, env, file } = from;
         let set =
             [secret_key_ref.is_some(), env.is_some(), file.is_some()].into_iter().filter(|set| *set).count();
         if set != 1 {

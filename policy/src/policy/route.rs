@@ -32,7 +32,7 @@ pub struct Route {
     pub key: KeyRules,
     pub(super) body_limit: Option<u64>,
     /// True if a client's request directives are honoured (RFC 9111, section 5.2.1).
-    pub honours_clients: bool,
+    pub honor_request_directives: bool,
     pub(super) bypass: BypassRules,
     /// True if only headers in the key, and those that change no response, are forwarded to the application.
     pub(super) forwards_keyed: bool,
@@ -153,7 +153,7 @@ impl Route {
             lifetimes: Lifetimes::default(),
             key: KeyRules::default(),
             body_limit: None,
-            honours_clients: true,
+            honor_request_directives: true,
             bypass: BypassRules::default(),
             forwards_keyed: false,
             tags: vec![],
@@ -222,7 +222,7 @@ impl Route {
     }
 
     /// Returns everything that decides which requests share a response and how it is purged, as text.
-    pub(super) fn shape(&self) -> String {
+    pub(super) fn fingerprint(&self) -> String {
         let Self {
             index: _,
             name: _,
@@ -232,7 +232,7 @@ impl Route {
             lifetimes,
             key,
             body_limit,
-            honours_clients: _,
+            honor_request_directives: _,
             bypass,
             forwards_keyed,
             tags,
@@ -251,8 +251,8 @@ impl Route {
             store_despite,
             ttl_from: _,
             jitter_percent: _,
-            in_l1: _,
-            in_l2: _,
+            l1_ttl: _,
+            l2_ttl: _,
             early_refresh: _,
             retry_interval: _,
         } = lifetimes;

@@ -98,7 +98,7 @@ fn route_decides_lifetimes_and_client_directives() {
         ..Lifetimes::default()
     };
     assert_eq!(route.lifetimes, expected);
-    assert!(route.honours_clients && !policy.routes()[1].honours_clients);
+    assert!(route.honor_request_directives && !policy.routes()[1].honor_request_directives);
 }
 
 #[test]
@@ -285,10 +285,13 @@ fn without_a_policy_everything_is_one_route_and_every_write_purges_its_path() {
 
 #[test]
 fn the_shape_changes_with_keys_tags_and_writes_and_not_with_lifetimes() {
-    let shape = |text: &str| Policy::compile(&spec(text)).unwrap().shape();
-    assert_eq!(shape(SHOP), shape(&SHOP.replace("120s", "60s")));
-    assert_ne!(shape(SHOP), shape(&SHOP.replace("tags: [\"user:{id}\"]", "tags: [\"u:{id}\"]")));
-    assert_ne!(shape(SHOP), shape(&SHOP.replace("ttl: 120s", "ttl: 120s\n  key: {headers: [cookie]}")));
+    let fingerprint = |text: &str| Policy::compile(&spec(text)).unwrap().fingerprint();
+    assert_eq!(fingerprint(SHOP), fingerprint(&SHOP.replace("120s", "60s")));
+    assert_ne!(fingerprint(SHOP), fingerprint(&SHOP.replace("tags: [\"user:{id}\"]", "tags: [\"u:{id}\"]")));
+    assert_ne!(
+        fingerprint(SHOP),
+        fingerprint(&SHOP.replace("ttl: 120s", "ttl: 120s\n  key: {headers: [cookie]}"))
+    );
     for more in [
         "key: {cookies: [lang]}",
         "key: {query: {allow: [page]}}",
@@ -296,14 +299,22 @@ fn the_shape_changes_with_keys_tags_and_writes_and_not_with_lifetimes() {
         "storeDespite: [Private]",
         "statuses: [{code: 404}]",
     ] {
-        assert_ne!(shape(SHOP), shape(&SHOP.replace("ttl: 120s", &format!("ttl: 120s\n  {more}"))), "{more}");
+        assert_ne!(
+            fingerprint(SHOP),
+            fingerprint(&SHOP.replace("ttl: 120s", &format!("ttl: 120s\n  {more}"))),
+            "{more}"
+        );
     }
     for more in ["staleIfError: 1h", "clientDirectives: Honor"] {
-        assert_eq!(shape(SHOP), shape(&SHOP.replace("ttl: 120s", &format!("ttl: 120s\n  {more}"))), "{more}");
+        assert_eq!(
+            fingerprint(SHOP),
+            fingerprint(&SHOP.replace("ttl: 120s", &format!("ttl: 120s\n  {more}"))),
+            "{more}"
+        );
     }
     let writes = SHOP.replace("[PUT, DELETE]", "[PUT]");
-    assert!(writes != SHOP && shape(&writes) != shape(SHOP), "other writes purge");
-    assert_ne!(shape(SHOP), shape(&format!("{SHOP}targetedCacheControl: [CDN-Cache-Control]")));
+    assert!(writes != SHOP && fingerprint(&writes) != fingerprint(SHOP), "other writes purge");
+    assert_ne!(fingerprint(SHOP), fingerprint(&format!("{SHOP}targetedCacheControl: [CDN-Cache-Control]")));
 }
 
 #[test]
@@ -420,12 +431,13 @@ fn tiers_and_sources_are_compiled() {
     let policy = Policy::compile(&spec(TIERS)).unwrap();
     assert_eq!(policy.admin_prefix.as_deref(), Some("/_larder"));
     let route = &policy.routes()[0];
-    let Lifetimes { statuses, ttl_from, jitter_percent, in_l1, in_l2, early_refresh, retry_interval, .. } =
-        &route.lifetimes;
+    let Lifetimes {
+        statuses, ttl_from, jitter_percent, l1_ttl, l2_ttl, early_refresh, retry_interval, ..
+    } = &route.lifetimes;
     assert_eq!(statuses[1], (StatusCode::NOT_FOUND, Some(Duration::from_secs(2))));
     assert_eq!(*ttl_from, Some(crate::lifetimes::TtlFrom::Json("/ttl".to_owned())));
     assert_eq!((*jitter_percent, *early_refresh), (10, true));
-    assert_eq!((*in_l1, *in_l2), (Some(Duration::from_secs(5)), Some(Duration::from_secs(3600))));
+    assert_eq!((*l1_ttl, *l2_ttl), (Some(Duration::from_secs(5)), Some(Duration::from_secs(3600))));
     assert_eq!(*retry_interval, Duration::from_secs(3));
     assert_eq!(route.collapse_timeout, Duration::from_millis(750));
     assert_eq!(Policy::compile(&spec(SHOP)).unwrap().routes()[0].collapse_timeout, Duration::from_secs(5));

@@ -21,7 +21,7 @@ pub struct WrittenKey<'a> {
 
 /// The reason that nothing is ever stored under a key.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum InvalidKey {
+pub enum KeyError {
     /// The key does not start with a method whose responses are stored and a path.
     NoMethod,
     /// An abbreviated key has a fragment, or a complete one has a fragment that is not made of headers.
@@ -32,7 +32,7 @@ pub enum InvalidKey {
     TooLong,
 }
 
-impl fmt::Display for InvalidKey {
+impl fmt::Display for KeyError {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Self::NoMethod => {
@@ -55,16 +55,16 @@ impl<'a> WrittenKey<'a> {
     ///
     /// # Errors
     /// If nothing is ever stored under it.
-    pub fn parse(text: &'a str) -> Result<Self, InvalidKey> {
+    pub fn parse(text: &'a str) -> Result<Self, KeyError> {
         let base = text.split('\n').next().unwrap_or(text);
         let (text, from, is_whole) = match (target_from(base), target_from(text)) {
             (Some((from, true)), _) => (base, from, true),
             (_, Some((from, false))) => (text, from, false),
-            _ => return Err(InvalidKey::NoMethod),
+            _ => return Err(KeyError::NoMethod),
         };
         let (start, rest) = text.split_at(from);
         if !rest.starts_with('/') {
-            return Err(InvalidKey::NoMethod);
+            return Err(KeyError::NoMethod);
         }
         let (target, fragment) = rest.split_at(rest.find('#').unwrap_or(rest.len()));
         let (path, query) = match target.split_once('?') {
@@ -73,11 +73,11 @@ impl<'a> WrittenKey<'a> {
         };
         let is_header = |text: &str| text.split_once('=').is_some_and(|(name, _)| !name.is_empty());
         if target.len() > MAX_TARGET {
-            Err(InvalidKey::TooLong)
+            Err(KeyError::TooLong)
         } else if !(fragment.is_empty() || is_whole && is_header(&fragment[1..])) {
-            Err(InvalidKey::Fragment)
+            Err(KeyError::Fragment)
         } else if path.split('/').any(|segment| segment.ends_with('*')) {
-            Err(InvalidKey::Pattern)
+            Err(KeyError::Pattern)
         } else {
             Ok(Self { start, path, query, fragment })
         }
@@ -134,7 +134,7 @@ mod tests {
     fn a_key_under_which_nothing_is_stored_is_invalid() {
         for (reason, keys) in [
             (
-                InvalidKey::NoMethod,
+                KeyError::NoMethod,
                 &[
                     "",
                     "/a",
@@ -149,24 +149,24 @@ mod tests {
                 ][..],
             ),
             (
-                InvalidKey::NoMethod,
+                KeyError::NoMethod,
                 &["GET:http://shop", "GET:http://shop?a", "GET:http://shop#a=b", "GET:\n/a"],
             ),
             (
-                InvalidKey::NoMethod,
+                KeyError::NoMethod,
                 &["GET:http://shop\n/a", "GET:ht\ntp://shop/a", "GET:?a", "GET:#a", "GET:*"],
             ),
-            (InvalidKey::Fragment, &["GET:/a#x", "GET:/a#", "GET:/a#x=y", "GET:/a?b#x=y", "HEAD:/#"]),
-            (InvalidKey::Fragment, &["GET:http://shop/a#x", "GET:http://shop/a#", "GET:http://shop/a#=x"]),
-            (InvalidKey::Fragment, &["GET:http://shop/a?b#x\nc=d"]),
-            (InvalidKey::Pattern, &["GET:/items/*", "GET:/*/a", "GET:http://shop/a*?b", "POST:/a**"]),
+            (KeyError::Fragment, &["GET:/a#x", "GET:/a#", "GET:/a#x=y", "GET:/a?b#x=y", "HEAD:/#"]),
+            (KeyError::Fragment, &["GET:http://shop/a#x", "GET:http://shop/a#", "GET:http://shop/a#=x"]),
+            (KeyError::Fragment, &["GET:http://shop/a?b#x\nc=d"]),
+            (KeyError::Pattern, &["GET:/items/*", "GET:/*/a", "GET:http://shop/a*?b", "POST:/a**"]),
         ] {
             for key in keys {
                 assert_eq!(WrittenKey::parse(key), Err(reason), "{key:?}");
             }
         }
         let long = format!("GET:/{}", "a".repeat(MAX_TARGET));
-        assert_eq!(WrittenKey::parse(&long), Err(InvalidKey::TooLong));
+        assert_eq!(WrittenKey::parse(&long), Err(KeyError::TooLong));
         assert!(WrittenKey::parse(&long[..long.len() - 1]).is_ok());
         for key in [
             "GET:/",

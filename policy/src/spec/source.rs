@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{UrlFrom, rule};
+use super::{ValueFrom, rule};
 use crate::Duration;
 
 /// A statement with `{query.}` outside quotes, as a pattern inside a CEL string.
@@ -39,11 +39,11 @@ pub struct Source {
 )))]
 pub struct Postgres {
     /// Reference to the URL, such as `postgres://user:password@postgres:5432/shop?sslmode=verify-full`.
-    pub url_from: UrlFrom,
+    pub url_from: ValueFrom,
 
     /// Reference to the CA certificates that TLS trusts, in PEM, in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_from: Option<UrlFrom>,
+    pub ca_from: Option<ValueFrom>,
 
     /// Maximum number of connections of each pod.
     #[serde(default = "default_max_connections")]
@@ -81,7 +81,7 @@ pub struct Http {
 
     /// Reference to the CA certificates that TLS trusts, in PEM, in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_from: Option<UrlFrom>,
+    pub ca_from: Option<ValueFrom>,
 
     /// Maximum time that a request waits for the source if a stale response may be served instead (`staleIfError`).
     /// After that, the stale response is served, and the source's response is awaited in the background and stored.

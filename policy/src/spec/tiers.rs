@@ -3,7 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::UrlFrom;
+use super::ValueFrom;
 use crate::{ByteSize, Duration};
 
 /// The cache in each pod's memory.
@@ -114,7 +114,7 @@ pub struct Redis {
     /// Reference to the URL, such as `redis://user:password@redis:6379/0`; `rediss://` uses TLS. For Sentinel and
     /// Cluster the URL lists several hosts: `redis://user:password@host-1:26379,host-2:26379/0`. User, password and
     /// database number are those of the data servers.
-    pub url_from: UrlFrom,
+    pub url_from: ValueFrom,
 
     /// Redis deployment topology. Default `Standalone`.
     #[serde(default, skip_serializing_if = "Topology::is_default")]
@@ -128,7 +128,7 @@ pub struct Redis {
 
     /// Reference to the CA certificates that TLS trusts, in PEM, in place of the system's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub ca_from: Option<UrlFrom>,
+    pub ca_from: Option<ValueFrom>,
 
     /// Maximum time that a request waits for Redis before it continues without.
     #[serde(default = "default_redis_timeout")]

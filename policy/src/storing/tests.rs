@@ -12,7 +12,7 @@ fn anybody() -> Asker {
     Asker {
         method: Method::GET,
         authorization: false,
-        names_a_person: false,
+        has_credentials: false,
         no_store: false,
         asked_for_part: false,
     }
@@ -138,7 +138,7 @@ fn must_understand_requires_a_known_status() {
 #[test]
 fn credentials_prevent_storing() {
     let authorized = Asker { authorization: true, ..anybody() };
-    let known = Asker { names_a_person: true, ..anybody() };
+    let known = Asker { has_credentials: true, ..anybody() };
     let secretive = Asker { no_store: true, ..anybody() };
     let post = Asker { method: Method::POST, ..anybody() };
     let put = Asker { method: Method::PUT, ..anybody() };

@@ -82,7 +82,9 @@ pub fn encode(entry: &Entry) -> Bytes {
     out.put_u64(stamp.order);
     out.put_u64(times.requested_at);
     out.put_u64(times.received_at);
-    out.put_u64(claims.given_ttl().map_or(NO_TTL, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(NO_TTL)));
+    out.put_u64(
+        claims.ttl_from_response().map_or(NO_TTL, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(NO_TTL)),
+    );
     out.put_u16(status.as_u16());
     out.put_u16(count(names.len()));
     names.iter().for_each(|name| out.put_slice(name.as_bytes()));
@@ -200,7 +202,8 @@ fn check_framing(head: &Head, body: Option<&Bytes>) -> Result<(), Unreadable> {
 fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<Head, Unreadable> {
     let stamp = Stamp { generation: bytes.try_get_u64()?, order: bytes.try_get_u64()?, ..Stamp::default() };
     let times = Times { requested_at: bytes.try_get_u64()?, received_at: bytes.try_get_u64()? };
-    let given_ttl = Some(bytes.try_get_u64()?).filter(|ttl| *ttl != NO_TTL).map(Duration::from_millis);
+    let ttl_from_response =
+        Some(bytes.try_get_u64()?).filter(|ttl| *ttl != NO_TTL).map(Duration::from_millis);
     let latest = wall_ms().saturating_add(MAX_CLOCK_SKEW.as_millis() as u64);
     if times.received_at > latest || times.requested_at > latest {
         return Err(Unreadable::Field("time"));
@@ -220,7 +223,8 @@ fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<Head, Unreadable> {
             HeaderValue::from_maybe_shared(take_text(bytes)?).map_err(|_| Unreadable::Field("header"))?;
         headers.try_append(name, value).map_err(|_| Unreadable::Field("header"))?;
     }
-    let claims = Claims::read(status, &headers, times, rules.targets).with_given_ttl(given_ttl);
+    let claims =
+        Claims::read(status, &headers, times, rules.targets).with_ttl_from_response(ttl_from_response);
     Ok(Head { status, headers, times, claims, stamp, names })
 }
 
@@ -261,7 +265,7 @@ mod tests {
     fn whole() -> Entry {
         let stamp = Stamp { generation: 7, order: 3, local: 9, asked_at: 11 };
         let mut head = Head { stamp, ..head("max-age=60", Duration::from_secs(5)) };
-        head.claims = head.claims.with_given_ttl(Some(Duration::from_millis(1500)));
+        head.claims = head.claims.with_ttl_from_response(Some(Duration::from_millis(1500)));
         head.headers.append(header::VARY, HeaderValue::from_static("accept"));
         head.headers.append(header::VARY, HeaderValue::from_static("accept-language"));
         Entry::new(head, Content::Whole(Bytes::from_static(b"body")))
@@ -284,7 +288,7 @@ mod tests {
         assert_eq!((read.head.status, &read.head.headers), (written.head.status, &written.head.headers));
         assert_eq!(read.rendered().map(|(_, body)| &body[..]), Some(&b"body"[..]));
         assert_eq!(read.head.names, written.head.names);
-        assert_eq!(read.head.claims.given_ttl(), Some(Duration::from_millis(1500)));
+        assert_eq!(read.head.claims.ttl_from_response(), Some(Duration::from_millis(1500)));
         let stamp = Stamp { local: 0, asked_at: 0, ..written.head.stamp };
         assert_eq!(read.head.stamp, stamp, "a pod's own order and clock mean nothing to another");
         let names = vec![header::ACCEPT, header::ACCEPT_ENCODING];

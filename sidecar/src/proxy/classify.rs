@@ -145,7 +145,7 @@ pub(super) fn not_for_the_cache(
 ) -> Option<Bypass> {
     if let Some(by) = route.bypass(query, fields) {
         Some(by.into())
-    } else if survey.names_a_person() && !snapshot.policy.is_bare() && !only_authorizes(fields, route) {
+    } else if survey.has_credentials() && !snapshot.policy.is_bare() && !only_authorizes(fields, route) {
         Some(Bypass::Credentials)
     } else if survey.has_override() {
         Some(Bypass::Override)

@@ -140,7 +140,8 @@ impl Fetch {
             headers.remove(CONTENT_LENGTH);
         }
         // A TTL in the body is known when the body is complete.
-        let claims = claims.with_given_ttl(ttl_from_response(self.request.lifetimes(), &headers, None));
+        let claims =
+            claims.with_ttl_from_response(ttl_from_response(self.request.lifetimes(), &headers, None));
         let names = self.request.names();
         Head { status: head.status, headers, times, claims, stamp: self.known.stamp, names }.spread()
     }

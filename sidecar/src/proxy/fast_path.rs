@@ -71,7 +71,7 @@ impl FastPath {
         if route.envelope {
             return None;
         }
-        let asks_caches = route.honours_clients && survey.has_directives();
+        let asks_caches = route.honor_request_directives && survey.has_directives();
         // RFC 9111, section 3.5, is for the slow path.
         let authorizes = survey.has_authorization() && !credentials::is_settled("authorization", &route.key);
         if asks_caches
@@ -99,7 +99,7 @@ impl FastPath {
         let lifetimes = &route.lifetimes;
         if !standing.verdict.serves_now()
             || standing.verdict.refreshes()
-            || lifetimes.in_l1.is_some_and(|most| entry.here_for() >= most)
+            || lifetimes.l1_ttl.is_some_and(|most| entry.here_for() >= most)
         {
             return None;
         }

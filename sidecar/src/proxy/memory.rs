@@ -127,7 +127,7 @@ impl CacheRequest {
 
     /// Returns true if a response in memory serves without another look into L2.
     fn is_within_l1_ttl(&self, entry: &Entry) -> bool {
-        self.lifetimes().in_l1.is_none_or(|most| entry.here_for() < most)
+        self.lifetimes().l1_ttl.is_none_or(|most| entry.here_for() < most)
     }
 
     /// Returns true if a response that is served is to be refreshed in the background.

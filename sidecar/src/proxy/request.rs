@@ -71,7 +71,7 @@ impl CacheRequest {
             };
             Key::new(&asked, &head.headers, survey, &route.key)
         };
-        let directives = if route.honours_clients && survey.has_directives() {
+        let directives = if route.honor_request_directives && survey.has_directives() {
             RequestDirectives::parse(&head.headers)
         } else {
             RequestDirectives::default()
@@ -80,7 +80,7 @@ impl CacheRequest {
         let facts = Asker {
             method: head.method.clone(),
             authorization: authorizes,
-            names_a_person: survey.names_a_person()
+            has_credentials: survey.has_credentials()
                 && credentials::identity_header(&head.headers, &route.key).is_some(),
             no_store: directives.no_store,
             asked_for_part: survey.has_range(),

@@ -177,7 +177,7 @@ pub fn store(mut head: Head, slot: CacheSlot, content: Content, lease: Option<Le
         return slot.store.not_stored(&slot.route, NotStored::Purged);
     }
     let ttl = ttl_from_response(&slot.route.lifetimes, &head.headers, Some(&content));
-    head.claims = head.claims.with_given_ttl(ttl);
+    head.claims = head.claims.with_ttl_from_response(ttl);
     slot.store(Arc::new(Entry::new(head, content)), lease);
 }
 

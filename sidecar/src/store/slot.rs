@@ -117,7 +117,7 @@ impl CacheSlot {
         self.persist_as_last_known_good(&entry);
         let lifetimes = self.lifetimes();
         let left = keep_for(&entry.head.claims, lifetimes).checked_sub(entry.head.resident());
-        let left = left.map(|left| lifetimes.in_l2.map_or(left, |most| left.min(most)));
+        let left = left.map(|left| lifetimes.l2_ttl.map_or(left, |most| left.min(most)));
         let l2 = self.store.l2.clone().filter(|l2| l2.takes(&entry));
         let (Some(left), Some(l2)) = (left, l2) else { return };
         let Some(room) = self.room_to_write(&entry) else { return };

@@ -17,7 +17,7 @@ use hyper_util::{
     client::legacy::{self, Builder, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use larder_policy::spec::{self, UrlFrom};
+use larder_policy::spec::{self, ValueFrom};
 
 use super::connector::Connector;
 use crate::{
@@ -111,7 +111,7 @@ fn builder() -> Builder {
 #[derive(Debug)]
 pub(super) struct Clients {
     is_secure: bool,
-    ca_from: Option<UrlFrom>,
+    ca_from: Option<ValueFrom>,
     connect_timeout: Duration,
     last: Mutex<Last>,
 }
