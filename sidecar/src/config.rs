@@ -57,6 +57,13 @@ impl Config {
         config
     }
 
+    #[cfg(test)]
+    pub(crate) fn of(snapshot: Snapshot, telemetry: Arc<Telemetry>) -> Self {
+        let authentication = Arc::new(Authentication::new(None));
+        let (snapshot, error) = (ArcSwap::from_pointee(snapshot), ArcSwapOption::empty());
+        Self { snapshot, seen: Mutex::default(), error, telemetry, authentication }
+    }
+
     /// Returns the policy in force.
     pub fn snapshot(&self) -> Arc<Snapshot> {
         self.snapshot.load_full()

@@ -46,6 +46,8 @@ pub use aside::RawTarget;
 use aside::{Aside, Respelled};
 use framing::Framing;
 use head::Scan;
+#[cfg(test)]
+pub(crate) use head::with_valid_head;
 pub use head::{Head, Lines};
 pub use http2::check_http2;
 pub use refusal::Refusal;

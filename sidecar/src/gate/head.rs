@@ -101,6 +101,15 @@ pub(super) fn scan<T>(buffer: &[u8], use_it: impl FnOnce(&Head<'_>) -> T) -> Sca
     }
 }
 
+/// Hands the head that `buffer` begins with to `use_it` if it is complete and valid.
+#[cfg(test)]
+pub(crate) fn with_valid_head<T>(buffer: &[u8], use_it: impl FnOnce(&Head<'_>) -> T) -> Option<T> {
+    match scan(buffer, |head| head.check().is_ok().then(|| use_it(head))) {
+        Scan::Head(_, result) => result,
+        Scan::Incomplete | Scan::Refused(_) => None,
+    }
+}
+
 impl Head<'_> {
     /// How the body is framed, if there is nothing wrong with the head.
     pub(super) fn check(&self) -> Result<Framing, Refusal> {

@@ -20,6 +20,9 @@ use crate::{
     stats::Outcome,
 };
 
+#[cfg(test)]
+mod tests;
+
 /// Maximum length of a body that is copied behind its head, in bytes.
 const MAX_COPIED: usize = 4 << 10;
 
