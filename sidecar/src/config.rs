@@ -91,11 +91,11 @@ impl Config {
                 self.refresh(policy).await;
             }
             let snapshot = self.snapshot.load();
-            let (tiers, troubles) = (snapshot.tiers(), snapshot.troubles());
-            let is_in_trouble = |name: &String| troubles.iter().any(|(known, _)| known == name);
-            let in_trouble = tiers.iter().map(|(name, _)| (name.clone(), is_in_trouble(name))).collect();
+            let (tiers, last_errors) = (snapshot.tiers(), snapshot.last_errors());
+            let has_error = |name: &String| last_errors.iter().any(|(known, _)| known == name);
+            let degraded = tiers.iter().map(|(name, _)| (name.clone(), has_error(name))).collect();
             self.telemetry.stats.set_mode(snapshot.mode);
-            self.telemetry.stats.set_troubles(in_trouble);
+            self.telemetry.stats.set_degraded(degraded);
             self.telemetry.stats.set_tiers(tiers);
         }
     }

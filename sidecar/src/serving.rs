@@ -218,11 +218,11 @@ impl Snapshot {
 
     /// Returns each tier that is not connected, or not with the secrets that it is given now, with the error. No text has a secret in
     /// it.
-    pub fn troubles(&self) -> Vec<(String, String)> {
+    pub fn last_errors(&self) -> Vec<(String, String)> {
         let redis = self.store.l2.iter().filter_map(|l2| Some(("redis".to_owned(), l2.trouble()?)));
         let sources = self.sources.iter();
         let sources = sources
-            .filter_map(|(name, source)| Some((format!("{}/{name}", source.label()), source.trouble()?)));
+            .filter_map(|(name, source)| Some((format!("{}/{name}", source.label()), source.last_error()?)));
         redis.chain(sources).collect()
     }
 }

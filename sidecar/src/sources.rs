@@ -136,10 +136,10 @@ impl Source {
 
     /// Returns the error in the URL or the CA that the source is given now, if there is one: the last good ones stay in use. The text
     /// has no secret in it.
-    pub fn trouble(&self) -> Option<String> {
+    pub fn last_error(&self) -> Option<String> {
         match self {
-            Self::Postgres(source) => source.trouble(),
-            Self::Http(source) => source.trouble(),
+            Self::Postgres(source) => source.last_error(),
+            Self::Http(source) => source.last_error(),
         }
     }
 

@@ -179,7 +179,7 @@ pub struct Stats {
     tier_errors: [AtomicU64; Tier::ALL.len()],
     mode: Mutex<Option<Mode>>,
     tiers_up: Mutex<Vec<(String, bool)>>,
-    troubles: Mutex<Vec<(String, bool)>>,
+    degraded: Mutex<Vec<(String, bool)>>,
     leases: [AtomicU64; 2],
     reloads: [AtomicU64; 2],
     refused: [AtomicU64; Refusal::ALL.len()],
@@ -260,14 +260,14 @@ impl Stats {
         self.tiers_up.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
-    /// Notes which tiers are in trouble.
-    pub fn set_troubles(&self, troubles: Vec<(String, bool)>) {
-        *self.troubles.lock().unwrap_or_else(PoisonError::into_inner) = troubles;
+    /// Notes each tier, and whether it is degraded: not connected, or not with its current secrets.
+    pub fn set_degraded(&self, degraded: Vec<(String, bool)>) {
+        *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = degraded;
     }
 
-    /// Which tiers were in trouble when last looked at, a second ago at most.
-    pub fn troubles(&self) -> Vec<(String, bool)> {
-        self.troubles.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    /// Returns each tier, and whether it was degraded a second ago at most.
+    pub fn degraded(&self) -> Vec<(String, bool)> {
+        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A lease was asked for, and granted or held by another pod.

@@ -18,7 +18,9 @@ pub struct PolicyReport {
     pub tiers: BTreeMap<String, TierState>,
     /// Errors of tiers that are not connected, or not with their current secrets, by the tier's kind and name. They
     /// contain no secret.
-    pub troubles: BTreeMap<String, String>,
+    #[serde(default)]
+    #[schemars(required)]
+    pub last_errors: BTreeMap<String, String>,
 }
 
 /// State of the cache.
@@ -60,8 +62,16 @@ mod tests {
 
     #[test]
     fn reports_of_newer_versions_can_be_read() {
-        let newer = r#"{"hash": null, "state": "warming", "tiers": {"redis": "slow"}, "troubles": {}, "regions": []}"#;
+        let newer = r#"{"hash": null, "state": "warming", "tiers": {"redis": "slow"}, "last_errors": {}, "regions": []}"#;
         let newer: PolicyReport = serde_json::from_str(newer).unwrap();
         assert_eq!((newer.state, newer.tiers["redis"]), (State::Unknown, TierState::Unknown));
+    }
+
+    #[test]
+    fn reports_with_the_former_name_of_last_errors_can_be_read() {
+        let former =
+            r#"{"hash": "h", "state": "serving", "error": null, "tiers": {}, "troubles": {"redis": "down"}}"#;
+        let former: PolicyReport = serde_json::from_str(former).unwrap();
+        assert_eq!(former.hash.as_deref(), Some("h"));
     }
 }

@@ -79,7 +79,7 @@ pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<PolicyReport
         state: state(snapshot.mode),
         error: admin.config.error().as_deref().map(ToString::to_string),
         tiers: tiers.map(|(name, up)| (name, if up { TierState::Up } else { TierState::Down })).collect(),
-        troubles: snapshot.troubles().into_iter().collect(),
+        last_errors: snapshot.last_errors().into_iter().collect(),
     })
 }
 
@@ -98,7 +98,8 @@ pub(super) fn about_policy(operation: TransformOperation<'_>) -> TransformOperat
                     ("postgres/catalog".to_owned(), TierState::Down),
                 ]
                 .into(),
-                troubles: [("postgres/catalog".to_owned(), "can't read /run/secrets/url".to_owned())].into(),
+                last_errors: [("postgres/catalog".to_owned(), "can't read /run/secrets/url".to_owned())]
+                    .into(),
             })
         })
 }

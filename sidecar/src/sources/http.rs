@@ -95,8 +95,8 @@ impl HttpSource {
     }
 
     /// What is wrong with the certificates that it is told to trust; the last good ones are used then, if there are any.
-    pub fn trouble(&self) -> Option<String> {
-        self.clients.trouble()
+    pub fn last_error(&self) -> Option<String> {
+        self.clients.last_error()
     }
 
     /// Asks it by GET for a path and query, which follow the path of its URL. Connecting, the head and the body together have

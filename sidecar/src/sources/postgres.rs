@@ -108,8 +108,8 @@ impl PostgresSource {
 
     /// What is wrong with the URL or the CA as they are now; the last good ones are used then, if there are any. It never has the
     /// password in it.
-    pub fn trouble(&self) -> Option<String> {
-        self.server.pools.trouble()
+    pub fn last_error(&self) -> Option<String> {
+        self.server.pools.last_error()
     }
 
     /// Asks it: one row is a JSON object, several are an array, none, or a parameter that the query can't cast, is `None`.

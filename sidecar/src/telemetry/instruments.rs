@@ -133,11 +133,11 @@ fn observe_tiers(meter: &Meter, stats: &Arc<Stats>) {
         .build();
     let known = Arc::clone(stats);
     meter
-        .u64_observable_gauge("larder.tier.trouble")
-        .with_description("Whether a URL or a CA can't be used, or Redis is not connected; /policy says why.")
+        .u64_observable_gauge("larder.tier.degraded")
+        .with_description("1 if the tier's URL or CA can't be used as they are now, or Redis is not connected; /policy says why.")
         .with_callback(move |observer| {
-            for (tier, has_trouble) in known.troubles() {
-                observer.observe(u64::from(has_trouble), &[KeyValue::new("tier", tier)]);
+            for (tier, is_degraded) in known.degraded() {
+                observer.observe(u64::from(is_degraded), &[KeyValue::new("tier", tier)]);
             }
         })
         .build();

@@ -82,7 +82,7 @@ async fn a_request_says_what_it_must_and_an_answer_loses_what_is_its_hosts() {
         assert_eq!(seen.header("accept"), "application/json, */*;q=0.5");
         assert_eq!(seen.header("user-agent"), "larder");
         assert_eq!(seen.headers.len(), 3);
-        assert!(source.is_up() && source.trouble().is_none());
+        assert!(source.is_up() && source.last_error().is_none());
     }
 }
 
@@ -172,20 +172,21 @@ async fn a_ca_may_change_and_a_bad_one_is_kept_out() {
     let [one, other] =
         [one.address, other.address].map(|address| source(&format!("https://{address}"), &settings));
     assert!(matches!(one.fetch("/").await, Err(HttpError::Trust(_))));
-    assert!(!one.is_up() && one.trouble().is_some());
+    assert!(!one.is_up() && one.last_error().is_some());
     write(&first.pem());
     until("it is trusted", async || one.fetch("/").await.ok()).await;
     write("no certificate");
-    until("trouble", async || one.trouble().filter(|trouble| trouble.contains("no certificate"))).await;
+    until("an error", async || one.last_error().filter(|last_error| last_error.contains("no certificate")))
+        .await;
     assert!(one.is_up());
     found(&one, "/").await;
     fs::remove_file(&ca).unwrap();
-    until("trouble", async || one.trouble().filter(|trouble| trouble.contains("reading"))).await;
+    until("an error", async || one.last_error().filter(|last_error| last_error.contains("reading"))).await;
     found(&one, "/").await;
     write(&second.pem());
     until("the other is trusted", async || other.fetch("/").await.ok()).await;
     until("the one is not", async || one.fetch("/").await.err()).await;
-    assert_eq!(one.trouble(), None);
+    assert_eq!(one.last_error(), None);
 }
 
 /// A server that says this much of an answer and then waits until whoever asked goes away.

@@ -90,7 +90,7 @@ async fn a_url_or_ca_that_can_not_be_used_is_kept_out_until_it_changes() {
     let secrets = Secrets::new(&first, Some(&authority.pem()));
     let source = secrets.source();
     assert_eq!(answer(&source, USER).await, r#"{"name": "larder"}"#);
-    assert_eq!(source.trouble(), None);
+    assert_eq!(source.last_error(), None);
     for (file, bad, says) in [
         ("url", server.url("larder", "wrong-password", "require"), "authentication failed"),
         ("url", first.replace("@127.0.0.1", "@127.0.0.1:x"), "percent-encoded"),
@@ -100,21 +100,21 @@ async fn a_url_or_ca_that_can_not_be_used_is_kept_out_until_it_changes() {
     ] {
         let good = fs::read_to_string(secrets.0.join(file)).unwrap();
         secrets.write(file, &bad);
-        let trouble = until("trouble", async || source.trouble()).await;
-        assert!(trouble.contains(says), "{trouble}");
+        let last_error = until("an error", async || source.last_error()).await;
+        assert!(last_error.contains(says), "{last_error}");
         assert!(
-            !trouble.contains("wrong-password") && !trouble.contains(PostgresServer::PASSWORD),
-            "{trouble}"
+            !last_error.contains("wrong-password") && !last_error.contains(PostgresServer::PASSWORD),
+            "{last_error}"
         );
         assert_eq!(answer(&source, USER).await, r#"{"name": "larder"}"#, "the last good one still works");
         secrets.write(file, &good);
-        until("no trouble", async || source.trouble().is_none().then_some(())).await;
+        until("no error", async || source.last_error().is_none().then_some(())).await;
     }
     server.run("create role second login password 'open'").await;
     secrets.write("url", &server.url("second", "open", "require"));
     until("the new user", async || (answer(&source, USER).await == r#"{"name": "second"}"#).then_some(()))
         .await;
-    assert_eq!(source.trouble(), None);
+    assert_eq!(source.last_error(), None);
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -124,10 +124,10 @@ async fn a_source_that_began_without_its_secret_works_when_it_comes() {
     fs::remove_file(database.url_file()).unwrap();
     let source = PostgresSource::start(database.source("statementTimeout: 1s"));
     assert!(matches!(fetch(&source, "select 1 as one").await, Err(PostgresError::Failed(_))));
-    assert!(source.trouble().is_some() && !source.is_up());
+    assert!(source.last_error().is_some() && !source.is_up());
     fs::write(database.url_file(), url).unwrap();
     until("an answer", async || fetch(&source, "select 1 as one").await.ok()).await;
-    assert_eq!(source.trouble(), None);
+    assert_eq!(source.last_error(), None);
     database.drop_schema().await;
 }
 

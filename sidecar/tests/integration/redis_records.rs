@@ -262,6 +262,6 @@ async fn the_access_of_one_policy_suffices_for_it_and_for_no_other() {
     assert!(refused.is_empty(), "{refused:?}");
     // The same user is of no use to another policy.
     let stranger = Sidecar::start_at_once(&other, origin.address).await;
-    let why = stranger.trouble("redis").await;
+    let why = stranger.last_error("redis").await;
     assert!(why.contains("NOPERM") || why.contains("permission"), "{why}");
 }

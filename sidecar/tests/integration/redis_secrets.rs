@@ -47,21 +47,21 @@ async fn a_server_that_the_ca_does_not_know_is_not_spoken_to() {
     trust("other.pem");
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::start_at_once(&policy, origin.address).await;
-    let trouble = sidecar.trouble("redis").await;
-    assert!(trouble.contains("certificate") && !trouble.contains(PASSWORD), "{trouble}");
+    let last_error = sidecar.last_error("redis").await;
+    assert!(last_error.contains("certificate") && !last_error.contains(PASSWORD), "{last_error}");
     assert_eq!(sidecar.get("/a").await.status, 200);
     trust("ca.pem");
     sidecar.until_tiers_are("up").await;
-    sidecar.until_no_trouble().await;
+    sidecar.until_no_error().await;
     // And a CA that is exchanged for a wrong one takes nothing away.
     trust("other.pem");
-    let trouble = sidecar.trouble("redis").await;
-    assert!(trouble.contains("certificate"), "{trouble}");
+    let last_error = sidecar.last_error("redis").await;
+    assert!(last_error.contains("certificate"), "{last_error}");
     let sidecars = [sidecar, Sidecar::start_at_once(&policy, origin.address).await];
     assert_eq!(sidecars[0].policy().await["tiers"]["redis"], "up");
     assert_eq!(sidecars[1].get("/a").await.status, 200);
     trust("ca.pem");
-    sidecars[0].until_no_trouble().await;
+    sidecars[0].until_no_error().await;
     until_shared(&sidecars).await;
 }
 
@@ -77,8 +77,8 @@ async fn a_wrong_password_is_named_as_the_reason_and_not_told() {
         Sidecar::start_at_once(&policy, origin.address).await,
     ];
     for sidecar in &sidecars {
-        let trouble = sidecar.trouble("redis").await;
-        assert!(trouble.contains("authentication") || trouble.contains("WRONGPASS"), "{trouble}");
+        let last_error = sidecar.last_error("redis").await;
+        assert!(last_error.contains("authentication") || last_error.contains("WRONGPASS"), "{last_error}");
         assert!(!sidecar.policy().await.to_string().contains(PASSWORD));
         for _ in 0..5 {
             assert_eq!(sidecar.get("/a").await.status, 200);
@@ -88,7 +88,7 @@ async fn a_wrong_password_is_named_as_the_reason_and_not_told() {
     redis.set_url(&format!("redis://larder:right@127.0.0.1:{}/", redis.port));
     until_shared(&sidecars).await;
     for sidecar in &sidecars {
-        sidecar.until_no_trouble().await;
+        sidecar.until_no_error().await;
     }
 }
 
@@ -196,15 +196,15 @@ async fn a_bad_url_is_kept_out_and_the_connection_goes_on() {
     ] {
         redis.set_url(&bad);
         for sidecar in &sidecars {
-            let trouble = sidecar.trouble("redis").await;
-            assert!(trouble.contains("refused") && !trouble.contains(PASSWORD), "{bad}: {trouble}");
+            let last_error = sidecar.last_error("redis").await;
+            assert!(last_error.contains("refused") && !last_error.contains(PASSWORD), "{bad}: {last_error}");
             assert_eq!(sidecar.policy().await["tiers"]["redis"], "up");
         }
         until_shared(&sidecars).await;
         assert_a_purge_holds(&sidecars).await;
         redis.set_url(&good);
         for sidecar in &sidecars {
-            sidecar.until_no_trouble().await;
+            sidecar.until_no_error().await;
         }
     }
 }
@@ -217,13 +217,13 @@ async fn a_connection_that_breaks_while_the_url_is_bad_is_opened_as_it_was() {
     let sidecars = two(&policy, &origin).await;
     redis.set_url("nonsense");
     for sidecar in &sidecars {
-        sidecar.trouble("redis").await;
+        sidecar.last_error("redis").await;
     }
     redis.say(&["CLIENT", "KILL", "TYPE", "normal"]).await;
     redis.say(&["CLIENT", "KILL", "TYPE", "pubsub"]).await;
     until_shared(&sidecars).await;
     for sidecar in &sidecars {
-        assert!(sidecar.trouble("redis").await.contains("refused"));
+        assert!(sidecar.last_error("redis").await.contains("refused"));
     }
 }
 
@@ -236,9 +236,9 @@ async fn a_server_that_was_only_starting_is_taken_when_it_is_there() {
     let mut late = RedisServer::start().await;
     late.kill();
     redis.set_url(&format!("redis://127.0.0.1:{}/", late.port));
-    sidecar.trouble("redis").await;
+    sidecar.last_error("redis").await;
     late.restart().await;
-    sidecar.until_no_trouble().await;
+    sidecar.until_no_error().await;
     assert_eq!(sidecar.policy().await["tiers"]["redis"], "up");
     sidecar.get("/a").await;
     policy.until_stored(&mut late.connection().await, 1).await;

@@ -264,8 +264,8 @@ async fn a_master_that_no_majority_of_sentinels_names_is_trusted_for_the_grace()
         // At once: they may have named another since they were asked last.
         let purged = a.purge(r#"{"paths": ["/none"]}"#).await;
         assert_eq!(purged.status, 202, "{}", purged.body);
-        let trouble = a.trouble("redis").await;
-        assert!(trouble.contains("Sentinels"), "{trouble}");
+        let last_error = a.last_error("redis").await;
+        assert!(last_error.contains("Sentinels"), "{last_error}");
         assert_eq!(a.policy().await["tiers"]["redis"], "down");
         // Neither from memory nor from a Redis that another may have replaced.
         until("it is asked for again", async || (a.get("/a").await.body != stored).then_some(())).await;
@@ -280,7 +280,7 @@ async fn a_master_that_no_majority_of_sentinels_names_is_trusted_for_the_grace()
         assert_ne!(b.get("/young").await.body, filled);
         silent.iter().for_each(RedisServer::thaw);
         for sidecar in &sidecars {
-            sidecar.until_no_trouble().await;
+            sidecar.until_no_error().await;
             sidecar.until_tiers_are("up").await;
         }
         assert_eq!(a.purge(r#"{"paths": ["/young"]}"#).await.status, 200);

@@ -121,7 +121,7 @@ struct Last {
     checked: Option<Instant>,
     /// The last good one, and the certificates that it was made with.
     good: Option<(Option<Vec<u8>>, Client)>,
-    trouble: Option<String>,
+    last_error: Option<String>,
 }
 
 impl Clients {
@@ -136,24 +136,26 @@ impl Clients {
         let last = self.checked();
         match &last.good {
             Some((_, client)) => Ok(client.clone()),
-            None => Err(last.trouble.clone().unwrap_or_default()),
+            None => Err(last.last_error.clone().unwrap_or_default()),
         }
     }
 
     /// Why the last good client is not one that trusts what it should.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.checked().trouble.clone()
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.checked().last_error.clone()
     }
 
     fn checked(&self) -> MutexGuard<'_, Last> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
         if last.checked.is_none_or(|checked| checked.elapsed() >= CA_CHECK) {
             last.checked = Some(Instant::now());
-            let trouble = self.renew(&mut last.good).err().map(|error| format!("{error:#}"));
-            if let Some(trouble) = trouble.as_ref().filter(|trouble| last.trouble.as_ref() != Some(trouble)) {
-                tracing::warn!(trouble, "the certificates of an HTTP source can't be used");
+            let last_error = self.renew(&mut last.good).err().map(|error| format!("{error:#}"));
+            if let Some(last_error) =
+                last_error.as_ref().filter(|last_error| last.last_error.as_ref() != Some(last_error))
+            {
+                tracing::warn!(last_error, "the certificates of an HTTP source can't be used");
             }
-            last.trouble = trouble;
+            last.last_error = last_error;
         }
         last
     }

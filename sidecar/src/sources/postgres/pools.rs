@@ -36,7 +36,7 @@ struct State {
     current: Option<(Told, Pool)>,
     /// What was kept out, and when.
     refused: Option<(Told, Instant)>,
-    trouble: Option<String>,
+    last_error: Option<String>,
 }
 
 /// Where the server is, and whom to trust.
@@ -72,13 +72,13 @@ impl Pools {
         let state = self.state();
         match &state.current {
             Some((_, pool)) => Ok(pool.clone()),
-            None => Err(PostgresError::Failed(anyhow!(state.trouble.clone().unwrap_or_default()))),
+            None => Err(PostgresError::Failed(anyhow!(state.last_error.clone().unwrap_or_default()))),
         }
     }
 
     /// Why the pool in use is not that of what the URL and the CA are now.
-    pub(super) fn trouble(&self) -> Option<String> {
-        self.state().trouble.clone()
+    pub(super) fn last_error(&self) -> Option<String> {
+        self.state().last_error.clone()
     }
 
     /// Closes connections that were idle for long.
@@ -90,8 +90,8 @@ impl Pools {
 
     /// Changes over to what the URL and the CA are now, if they changed and can be used.
     pub(super) async fn renew(&self) {
-        let trouble = self.try_renewing().await.err().map(|error| format!("{error:#}"));
-        self.complain(trouble);
+        let last_error = self.try_renewing().await.err().map(|error| format!("{error:#}"));
+        self.complain(last_error);
     }
 
     async fn try_renewing(&self) -> anyhow::Result<()> {
@@ -104,7 +104,7 @@ impl Pools {
             }
             let refused = state.refused.as_ref();
             if refused.is_some_and(|(refused, at)| *refused == told && at.elapsed() < AGAIN) {
-                return state.trouble.clone().map_or(Ok(()), |trouble| Err(anyhow!(trouble)));
+                return state.last_error.clone().map_or(Ok(()), |last_error| Err(anyhow!(last_error)));
             }
             state.current.is_none()
         };
@@ -135,12 +135,14 @@ impl Pools {
         }
     }
 
-    fn complain(&self, trouble: Option<String>) {
+    fn complain(&self, last_error: Option<String>) {
         let mut state = self.state();
-        if let Some(trouble) = trouble.as_ref().filter(|trouble| state.trouble.as_ref() != Some(trouble)) {
-            tracing::warn!(trouble, "the URL or the CA of a postgres source can't be used");
+        if let Some(last_error) =
+            last_error.as_ref().filter(|last_error| state.last_error.as_ref() != Some(last_error))
+        {
+            tracing::warn!(last_error, "the URL or the CA of a postgres source can't be used");
         }
-        state.trouble = trouble;
+        state.last_error = last_error;
     }
 
     fn told(&self) -> anyhow::Result<Told> {

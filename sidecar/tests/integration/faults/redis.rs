@@ -56,7 +56,7 @@ async fn a_redis_that_is_not_there_at_the_start_is_taken_when_it_comes() {
             assert_eq!(good(&pod, path).await.hit(), Some("l1"));
         }
         assert_eq!(pod.admin("/readyz").await.status, 200);
-        assert!(!pod.trouble("redis").await.is_empty());
+        assert!(!pod.last_error("redis").await.is_empty());
         until_tier(&pod, "redis", "down").await;
         pods.push(pod);
     }
@@ -64,7 +64,7 @@ async fn a_redis_that_is_not_there_at_the_start_is_taken_when_it_comes() {
     let pods: [Sidecar; 2] = pods.try_into().unwrap();
     for pod in &pods {
         until_tier(pod, "redis", "up").await;
-        pod.until_no_trouble().await;
+        pod.until_no_error().await;
     }
     stand.until_shared(&pods).await;
     stand.database.drop_schema().await;
@@ -175,14 +175,14 @@ async fn a_full_redis_counts_as_none() {
             good(near, &format!("/{route}/{number}")).await;
         }
     }
-    let trouble = near.trouble("redis").await;
-    assert!(trouble.contains("OOM"), "{trouble}");
+    let last_error = near.last_error("redis").await;
+    assert!(last_error.contains("OOM"), "{last_error}");
     assert_eq!(near.policy().await["tiers"]["redis"], "down");
     assert_eq!(who(&good(far, "/page/theirs").await), "larder; fwd=uri-miss; fwd-status=200; stored");
     assert!(failures(near, "l2").await > 0.0);
     stand.redis.say(&["CONFIG", "SET", "maxmemory", "0"]).await;
     for pod in &pods {
-        pod.until_no_trouble().await;
+        pod.until_no_error().await;
     }
     stand.until_shared(&pods).await;
     stand.database.drop_schema().await;

@@ -239,17 +239,17 @@ impl Sidecar {
     }
 
     /// Why a tier is not connected as it should be, once it says so.
-    pub(crate) async fn trouble(&self, tier: &str) -> String {
-        until(&format!("trouble with {tier}"), async || {
-            self.policy().await["troubles"][tier].as_str().map(str::to_owned)
+    pub(crate) async fn last_error(&self, tier: &str) -> String {
+        until(&format!("an error of {tier}"), async || {
+            self.policy().await["last_errors"][tier].as_str().map(str::to_owned)
         })
         .await
     }
 
-    /// Waits until no tier is in trouble.
-    pub(crate) async fn until_no_trouble(&self) {
-        until("no trouble", async || {
-            self.policy().await["troubles"].as_object().unwrap().is_empty().then_some(())
+    /// Waits until no tier is in last_error.
+    pub(crate) async fn until_no_error(&self) {
+        until("no error", async || {
+            self.policy().await["last_errors"].as_object().unwrap().is_empty().then_some(())
         })
         .await;
     }
