@@ -15,7 +15,7 @@ pub(crate) use self::cookies::{has as has_cookie, in_order as cookies_in_order, 
 pub use self::rules::KeyRules;
 use self::text::{Fragment, first, push_in_url};
 use crate::{
-    Fields, NormalPath, PurgeName, Survey,
+    Fields, HeaderKinds, NormalPath, PurgeName,
     forwarding::{self, Forwarding},
 };
 
@@ -62,11 +62,11 @@ impl Key {
     pub fn new(
         asked: &Asked<'_>,
         fields: &(impl Fields + ?Sized),
-        survey: &Survey,
+        kinds: &HeaderKinds,
         rules: &KeyRules,
     ) -> Self {
         let mut text = String::with_capacity(128);
-        let spans = Self::write(&mut text, asked, fields, survey, rules);
+        let spans = Self::write(&mut text, asked, fields, kinds, rules);
         Self { text, spans }
     }
 
@@ -81,7 +81,7 @@ impl Key {
         into: &mut String,
         asked: &Asked<'_>,
         fields: &(impl Fields + ?Sized),
-        survey: &Survey,
+        kinds: &HeaderKinds,
         rules: &KeyRules,
     ) -> Spans {
         let Asked { method, target, uri_host, path, query, body } = *asked;
@@ -90,7 +90,7 @@ impl Key {
             None => fields.values(HOST.as_str()).nth(nth),
         };
         let forwarded =
-            |name| survey.has_forwarding().then(|| fields.values(name).next()).flatten().map(first);
+            |name| kinds.has_forwarding().then(|| fields.values(name).next()).flatten().map(first);
         let own = own_host(0).unwrap_or_default();
         let host = forwarded(FORWARDED_HOST).unwrap_or_else(|| first(own));
 
@@ -118,13 +118,13 @@ impl Key {
             // An absent `Host` is sent as an empty one.
             fragment.lines("host", (0..).map_while(|nth| own_host(nth).or((nth == 0).then_some(own))));
         }
-        if survey.has_forwarding() {
-            push_forwarding(&mut fragment, fields, own, survey);
+        if kinds.has_forwarding() {
+            push_forwarding(&mut fragment, fields, own, kinds);
         }
         for name in &rules.headers {
             fragment.header(name, fields);
         }
-        if survey.has_cookie() {
+        if kinds.has_cookie() {
             cookies::push(&mut fragment, &rules.cookies, fields);
         }
         if let Some(hash) = body {
@@ -176,7 +176,7 @@ fn push_forwarding(
     fragment: &mut Fragment<'_>,
     fields: &(impl Fields + ?Sized),
     own_host: &[u8],
-    survey: &Survey,
+    kinds: &HeaderKinds,
 ) {
     // To say what is so without it may make a difference, as "http" does where a redirect asks for it.
     for (name, without) in [(FORWARDED_HOST, own_host), (FORWARDED_PROTO, PLAIN)] {
@@ -187,10 +187,10 @@ fn push_forwarding(
         }
     }
     fragment.forwarded(FORWARDED.as_str(), fields);
-    for name in survey.listed_forwarding() {
+    for name in kinds.listed_forwarding() {
         fragment.header(name, fields);
     }
-    if survey.has_unlisted_forwarding() {
+    if kinds.has_unlisted_forwarding() {
         let names = fields.lines().map(|(name, _)| name);
         let names = names.filter(|name| forwarding::of(name) == Some(Forwarding::Unlisted));
         let mut names: Vec<_> =

@@ -15,7 +15,7 @@ use http::{
 use http_body::Body as _;
 use http_body_util::{BodyExt as _, Either};
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use larder_policy::{Route, Survey, spec::OtherProtocols};
+use larder_policy::{HeaderKinds, Route, spec::OtherProtocols};
 
 use crate::{
     body::{Body, Paced},
@@ -211,13 +211,13 @@ impl Proxy {
                 self.write(snapshot, request, client, writing, protocol).await
             }
             Disposition::Pass(reason) => self.pass(request, client, reason, None).await,
-            Disposition::Route { route, survey, bypass } => {
+            Disposition::Route { route, kinds, bypass } => {
                 if !route.envelope {
-                    return self.serve_route(snapshot, request, client, &route, &survey, bypass).await;
+                    return self.serve_route(snapshot, request, client, &route, &kinds, bypass).await;
                 }
                 let method = request.method().clone();
                 envelope::ask_for_whole(request.headers_mut());
-                self.serve_route(snapshot, request, client, &route, &survey, bypass).await.wrapped(&method)
+                self.serve_route(snapshot, request, client, &route, &kinds, bypass).await.wrapped(&method)
             }
         }
     }
@@ -228,7 +228,7 @@ impl Proxy {
         request: Request<Incoming>,
         client: Client,
         route: &Arc<Route>,
-        survey: &Survey,
+        kinds: &HeaderKinds,
         bypass: Option<Bypass>,
     ) -> Answered {
         let has_content = !request.body().is_end_stream();
@@ -253,7 +253,7 @@ impl Proxy {
             }
             None => Bytes::new(),
         };
-        let request = CacheRequest::new(snapshot, route, self.target, head, content, client, survey);
+        let request = CacheRequest::new(snapshot, route, self.target, head, content, client, kinds);
         match bypass {
             None => self.respond(request).await,
             Some(bypass) => {

@@ -2,7 +2,7 @@
 
 use http::{HeaderValue, Method};
 use larder_policy::{
-    Key, NormalPath, Survey,
+    HeaderKinds, Key, NormalPath,
     key::{Asked, KeyRules},
     spec::{KeyQuery, KeySpec, QueryOrder},
 };
@@ -78,11 +78,11 @@ impl Request {
             body: None,
         };
         let (map, lines) = (self.fields.map(), self.fields.lines());
-        let survey = Survey::of(&map);
-        assert_eq!(survey, Survey::of(lines.as_slice()));
-        let key = Key::new(&asked, &map, &survey, rules);
+        let kinds = HeaderKinds::of(&map);
+        assert_eq!(kinds, HeaderKinds::of(lines.as_slice()));
+        let key = Key::new(&asked, &map, &kinds, rules);
         let mut text = "what was there before".to_owned();
-        let spans = Key::write(&mut text, &asked, lines.as_slice(), &survey, rules);
+        let spans = Key::write(&mut text, &asked, lines.as_slice(), &kinds, rules);
         assert_eq!(text, key.as_str(), "written is the same as made");
         assert_eq!(Key::of(&text, spans), key);
         let sent = if path.is_ambiguous() { path.as_str() } else { path.as_sent() };

@@ -1,7 +1,7 @@
 //! Policies. The input is a policy's file.
 
 use http::{HeaderMap, HeaderValue, Method};
-use larder_policy::{Document, Key, NormalPath, Policy, Survey, Writing, key};
+use larder_policy::{Document, HeaderKinds, Key, NormalPath, Policy, Writing, key};
 
 const PATHS: [&str; 5] = ["/", "/api/users/7", "/api//", "/a%2Fb/%FF", "/a/../b"];
 
@@ -67,7 +67,7 @@ fn requests(policy: &Policy, path: &str) {
         let _ = found.route.bypass(query, &headers);
         let asked =
             key::Asked { method: &method, target: None, uri_host: None, path: &path, query, body: None };
-        let key = Key::new(&asked, &headers, &Survey::of(&headers), &found.route.key);
+        let key = Key::new(&asked, &headers, &HeaderKinds::of(&headers), &found.route.key);
         assert!(key.as_str().starts_with(&format!("{method}:http://shop{}", path.as_sent())));
     }
 }

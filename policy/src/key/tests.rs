@@ -16,7 +16,7 @@ fn key_with(target: &str, headers: &[(&str, &str)], body: Option<&blake3::Hash>,
     let fields = lines.as_slice();
     let path = NormalPath::new(path);
     let asked = Asked { method: &Method::GET, target: None, uri_host: None, path: &path, query, body };
-    Key::new(&asked, fields, &Survey::of(fields), rules)
+    Key::new(&asked, fields, &HeaderKinds::of(fields), rules)
 }
 
 fn strings(names: &[&str]) -> Vec<String> {
@@ -203,7 +203,7 @@ fn the_port_is_a_number() {
             body: None,
         };
         let none: &[(&[u8], &[u8])] = &[];
-        let key = Key::new(&asked, none, &Survey::default(), &KeyRules::default());
+        let key = Key::new(&asked, none, &HeaderKinds::default(), &KeyRules::default());
         assert_eq!(key.as_str(), format!("GET:http://H/#target={port}"));
     }
 }
@@ -281,7 +281,7 @@ impl Parts {
     }
 
     fn key(&self) -> Key {
-        self.with(|asked, fields| Key::new(asked, fields, &Survey::of(fields), &Self::rules()))
+        self.with(|asked, fields| Key::new(asked, fields, &HeaderKinds::of(fields), &Self::rules()))
     }
 }
 
@@ -318,7 +318,7 @@ proptest! {
     fn what_is_written_is_the_key(parts in parts(), before in "[ -~]{0,40}") {
         let mut text = before;
         let spans = parts.with(|asked, fields| {
-            Key::write(&mut text, asked, fields, &Survey::of(fields), &Parts::rules())
+            Key::write(&mut text, asked, fields, &HeaderKinds::of(fields), &Parts::rules())
         });
         let key = parts.key();
         prop_assert_eq!(&text, key.as_str());

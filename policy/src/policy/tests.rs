@@ -3,7 +3,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use super::*;
-use crate::{Key, Lifetimes, Survey, key::Asked, lifetimes::StoreDespite};
+use crate::{HeaderKinds, Key, Lifetimes, key::Asked, lifetimes::StoreDespite};
 
 const SHOP: &str = r#"
 l2: {redis: {urlFrom: {env: REDIS_URL}}}
@@ -176,7 +176,7 @@ fn bypass_parameters_are_keyed_beside_allowed_ones() {
         query: Some("a=1&nocache=TRUE"),
         body: None,
     };
-    let key = Key::new(&asked, &HeaderMap::new(), &Survey::default(), &policy.routes()[0].key);
+    let key = Key::new(&asked, &HeaderMap::new(), &HeaderKinds::default(), &policy.routes()[0].key);
     assert_eq!(key.as_str(), "GET:http:///api/users/7?nocache=TRUE");
 }
 
@@ -465,8 +465,8 @@ fn source_parameters_are_keyed() {
             body: None,
         };
         let fields = http::HeaderMap::new();
-        let survey = crate::Survey::of(&fields);
-        crate::Key::write(&mut text, &asked, &fields, &survey, &policy.routes()[0].key);
+        let kinds = crate::HeaderKinds::of(&fields);
+        crate::Key::write(&mut text, &asked, &fields, &kinds, &policy.routes()[0].key);
         text
     };
     assert_ne!(key("page=1"), key("page=2"));

@@ -91,7 +91,7 @@ fn split_before(text: &str, at: char) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
-    use larder_policy::{Key, Survey, key::Asked, key::KeyRules, vary};
+    use larder_policy::{HeaderKinds, Key, key::Asked, key::KeyRules, vary};
 
     use super::*;
 
@@ -111,7 +111,7 @@ mod tests {
         };
         let mut rules = KeyRules::default();
         rules.headers.push("x-kept".to_owned());
-        Key::new(&asked, headers, &Survey::of(headers), &rules)
+        Key::new(&asked, headers, &HeaderKinds::of(headers), &rules)
     }
 
     #[test]

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, Request, header::AUTHORIZATION};
-use larder_policy::{Fields, NormalPath, Policy, Route, Survey, Writing, credentials, range, writing};
+use larder_policy::{Fields, HeaderKinds, NormalPath, Policy, Route, Writing, credentials, range, writing};
 
 use super::write::writing_of;
 use crate::{
@@ -28,7 +28,7 @@ pub(super) enum Disposition {
     /// Passes without a route.
     Pass(Forward),
     /// Is looked up and stored by this route, unless there is a bypass.
-    Route { route: Arc<Route>, survey: Survey, bypass: Option<Bypass> },
+    Route { route: Arc<Route>, kinds: HeaderKinds, bypass: Option<Bypass> },
 }
 
 /// Reason why a request goes no further than this sidecar.
@@ -88,12 +88,12 @@ pub(super) fn classify<B>(
     let Some(found) = found else {
         return Disposition::Pass(without_route(method, &path));
     };
-    let survey = Survey::under(fields, snapshot.policy.identity_headers());
+    let kinds = HeaderKinds::under(fields, snapshot.policy.identity_headers());
     let bypass = match request.extensions().get::<RawTarget>() {
         Some(_) => Some(Bypass::Target),
-        None => bypass_of(snapshot, found.route, request, &survey, has_content),
+        None => bypass_of(snapshot, found.route, request, &kinds, has_content),
     };
-    Disposition::Route { route: Arc::clone(found.route), survey, bypass }
+    Disposition::Route { route: Arc::clone(found.route), kinds, bypass }
 }
 
 /// Returns the path of a request within the admin API if the policy puts that under the application's address.
@@ -125,13 +125,13 @@ fn bypass_of<B>(
     snapshot: &Snapshot,
     route: &Route,
     request: &Request<B>,
-    survey: &Survey,
+    kinds: &HeaderKinds,
     has_content: bool,
 ) -> Option<Bypass> {
     let is_post = *request.method() == Method::POST;
     let fields: &HeaderMap = request.headers();
-    not_for_the_cache(snapshot, route, request.uri().query(), fields, survey)
-        .or((is_post && survey.is_conditional()).then_some(Bypass::Precondition))
+    not_for_the_cache(snapshot, route, request.uri().query(), fields, kinds)
+        .or((is_post && kinds.is_conditional()).then_some(Bypass::Precondition))
         .or((!(is_post && route.body_limit().is_some()) && has_content).then_some(Bypass::Content))
 }
 
@@ -141,17 +141,17 @@ pub(super) fn not_for_the_cache(
     route: &Route,
     query: Option<&str>,
     fields: &impl Fields,
-    survey: &Survey,
+    kinds: &HeaderKinds,
 ) -> Option<Bypass> {
     if let Some(by) = route.bypass(query, fields) {
         Some(by.into())
-    } else if survey.has_credentials() && !snapshot.policy.is_bare() && !only_authorizes(fields, route) {
+    } else if kinds.has_credentials() && !snapshot.policy.is_bare() && !only_authorizes(fields, route) {
         Some(Bypass::Credentials)
-    } else if survey.has_override() {
+    } else if kinds.has_override() {
         Some(Bypass::Override)
-    } else if survey.is_conditional() && (fields.has("if-match") || fields.has("if-unmodified-since")) {
+    } else if kinds.is_conditional() && (fields.has("if-match") || fields.has("if-unmodified-since")) {
         Some(Bypass::Precondition)
-    } else if survey.has_range() && matches!(range::asked(fields), range::Asked::Several) {
+    } else if kinds.has_range() && matches!(range::asked(fields), range::Asked::Several) {
         Some(Bypass::Range)
     } else {
         None

@@ -74,7 +74,7 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
     let passes = |reason, explanation| Explanation { passes: Some(reason), ..explanation };
     let (upgrade, has_content) = (headers::upgrade(request.headers()), !request.body().is_empty());
     headers::remove_hop_by_hop(request.headers_mut());
-    let (route, survey, bypass) = match classify(snapshot, &request, upgrade, has_content) {
+    let (route, kinds, bypass) = match classify(snapshot, &request, upgrade, has_content) {
         Disposition::End(reason) => {
             return Explanation { ends_here: Some(reason), asked: vec![], ..explanation };
         }
@@ -84,7 +84,7 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
             return passes(Forward::Method, explanation);
         }
         Disposition::Pass(reason) => return passes(reason, explanation),
-        Disposition::Route { route, survey, bypass } => (route, survey, bypass),
+        Disposition::Route { route, kinds, bypass } => (route, kinds, bypass),
     };
     let parameters = snapshot
         .policy
@@ -99,7 +99,7 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
     explanation.parameters = parameters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
     let nobody = Client { address: Ipv4Addr::LOCALHOST.into(), turnstile: None, work: None };
     let (head, content) = request.into_parts();
-    let request = CacheRequest::new(snapshot, &route, target, head, content, nobody, &survey);
+    let request = CacheRequest::new(snapshot, &route, target, head, content, nobody, &kinds);
     explanation.key = Some(request.key.as_str().to_owned());
     explanation.asked.clear();
     if bypass.is_none() {

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 use larder_policy::{
-    Fields as _, Key, NormalPath, Survey, cache_control::RequestDirectives, credentials, freshness::Verdict,
-    key::Asked, writing,
+    Fields as _, HeaderKinds, Key, NormalPath, cache_control::RequestDirectives, credentials,
+    freshness::Verdict, key::Asked, writing,
 };
 
 use super::{
@@ -49,11 +49,11 @@ impl FastPath {
             return None;
         }
         let snapshot = self.proxy.config.snapshot_guard();
-        let survey = Survey::under(&head.lines, snapshot.policy.identity_headers());
-        let is_plain = !(survey.has_content()
-            || survey.has_range()
-            || survey.is_conditional()
-            || survey.has_connection() && !only_keeps_alive(head));
+        let kinds = HeaderKinds::under(&head.lines, snapshot.policy.identity_headers());
+        let is_plain = !(kinds.has_content()
+            || kinds.has_range()
+            || kinds.is_conditional()
+            || kinds.has_connection() && !only_keeps_alive(head));
         if snapshot.mode != Mode::Serving || !is_plain {
             return None;
         }
@@ -74,12 +74,12 @@ impl FastPath {
         if route.envelope {
             return None;
         }
-        let asks_caches = route.honor_request_directives && survey.has_directives();
+        let asks_caches = route.honor_request_directives && kinds.has_directives();
         // RFC 9111, section 3.5, is for the slow path.
-        let authorizes = survey.has_authorization() && !credentials::is_settled("authorization", &route.key);
+        let authorizes = kinds.has_authorization() && !credentials::is_settled("authorization", &route.key);
         if asks_caches
             || authorizes && !snapshot.policy.is_bare()
-            || not_for_the_cache(&snapshot, route, query, &head.lines, &survey).is_some()
+            || not_for_the_cache(&snapshot, route, query, &head.lines, &kinds).is_some()
         {
             return None;
         }
@@ -92,7 +92,7 @@ impl FastPath {
             body: None,
         };
         self.key.clear();
-        Key::write(&mut self.key, &asked, &head.lines, &survey, &route.key);
+        Key::write(&mut self.key, &asked, &head.lines, &kinds, &route.key);
         let entry = snapshot.store.find(&mut self.key, &head.lines).ok()?;
         let (rendered, body) = entry.rendered()?;
         if entry.is_purged(&snapshot.store.barriers) {

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, Uri, Version, header, request::Parts};
 use http_body_util::{Either, Full};
 use larder_policy::{
-    Key, Lifetimes, NormalPath, PurgeName, Route, Survey, Values, cache_control::RequestDirectives,
+    HeaderKinds, Key, Lifetimes, NormalPath, PurgeName, Route, Values, cache_control::RequestDirectives,
     credentials, key::Asked, policy::Match, range, storing::Asker, validation::Validators, vary,
 };
 
@@ -55,7 +55,7 @@ impl CacheRequest {
         head: Parts,
         content: Bytes,
         client: Client,
-        survey: &Survey,
+        kinds: &HeaderKinds,
     ) -> Self {
         let path = NormalPath::new(head.uri.path());
         let is_keyed = route.body_limit().is_some() && head.method == Method::POST;
@@ -69,21 +69,21 @@ impl CacheRequest {
                 query: head.uri.query(),
                 body: hash.as_ref(),
             };
-            Key::new(&asked, &head.headers, survey, &route.key)
+            Key::new(&asked, &head.headers, kinds, &route.key)
         };
-        let directives = if route.honor_request_directives && survey.has_directives() {
+        let directives = if route.honor_request_directives && kinds.has_directives() {
             RequestDirectives::parse(&head.headers)
         } else {
             RequestDirectives::default()
         };
-        let authorizes = survey.has_authorization() && !credentials::is_settled("authorization", &route.key);
+        let authorizes = kinds.has_authorization() && !credentials::is_settled("authorization", &route.key);
         let facts = Asker {
             method: head.method.clone(),
             authorization: authorizes,
-            has_credentials: survey.has_credentials()
+            has_credentials: kinds.has_credentials()
                 && credentials::identity_header(&head.headers, &route.key).is_some(),
             no_store: directives.no_store,
-            asked_for_part: survey.has_range(),
+            asked_for_part: kinds.has_range(),
         };
         let (key, key_of_get) = (key(&head.method), (head.method == Method::HEAD).then(|| key(&Method::GET)));
         let uri = head.uri.query().and_then(|query| route.key.query_to_send(query));
@@ -95,7 +95,7 @@ impl CacheRequest {
             key_of_get,
             snapshot: Arc::clone(snapshot),
             route: Arc::clone(route),
-            range: if head.method == Method::GET && survey.has_range() {
+            range: if head.method == Method::GET && kinds.has_range() {
                 range::asked(&headers)
             } else {
                 range::Asked::Whole

@@ -9,7 +9,7 @@ use http::{
     request::Parts,
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use larder_policy::{NormalPath, PurgeName, Survey, Writing, claims::Times, policy::Purges};
+use larder_policy::{HeaderKinds, NormalPath, PurgeName, Writing, claims::Times, policy::Purges};
 
 use super::{
     Answered, Client, Proxy, changed_protocol,
@@ -108,14 +108,14 @@ impl Proxy {
             snapshot.policy.route(&Method::GET, &NormalPath::new(head.uri.path()), &head.headers)?.route,
         );
         let target = Target::of(&head.uri, &head.headers);
-        let survey = Survey::under(&head.headers, snapshot.policy.identity_headers());
+        let kinds = HeaderKinds::under(&head.headers, snapshot.policy.identity_headers());
         head.method = Method::GET;
         // They are about the POST.
         for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
             head.headers.remove(name);
         }
         let mut request =
-            CacheRequest::new(snapshot, &route, self.target, head, Bytes::new(), client.clone(), &survey);
+            CacheRequest::new(snapshot, &route, self.target, head, Bytes::new(), client.clone(), &kinds);
         request.facts.method = Method::POST;
         let (names, stamp) = (request.names(), snapshot.store.barriers.stamp());
         Some(Posted { request, target, names, stamp, is_purged: false })

@@ -8,7 +8,7 @@ use crate::{
 
 /// The kinds of header fields in a request. Most requests have few of these, so later stages can skip work.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub struct Survey {
+pub struct HeaderKinds {
     kinds: u16,
     /// A bit for each of [`forwarding::LISTED`].
     listed: u32,
@@ -16,7 +16,7 @@ pub struct Survey {
 
 const FORWARDING: u16 = 1;
 const OVERRIDE: u16 = 1 << 1;
-const PERSON: u16 = 1 << 2;
+const CREDENTIALS: u16 = 1 << 2;
 const AUTHORIZATION: u16 = 1 << 3;
 const COOKIE: u16 = 1 << 4;
 const CONDITIONAL: u16 = 1 << 5;
@@ -26,22 +26,22 @@ const CONTENT: u16 = 1 << 8;
 const CONNECTION: u16 = 1 << 9;
 const UNLISTED: u16 = 1 << 10;
 
-impl Survey {
+impl HeaderKinds {
     /// Examines every field once, by length and first letter first.
     pub fn of(fields: &(impl Fields + ?Sized)) -> Self {
-        fields.lines().fold(Self::default(), |survey, (name, _)| survey.and(name))
+        fields.lines().fold(Self::default(), |header_kinds, (name, _)| header_kinds.and(name))
     }
 
     /// Examines every field once, for a policy that declares further headers to identify a user.
     pub fn under(fields: &(impl Fields + ?Sized), identity: &IdentityHeaders) -> Self {
-        let survey = Self::of(fields);
+        let header_kinds = Self::of(fields);
         if identity.is_empty()
-            || survey.has_credentials()
+            || header_kinds.has_credentials()
             || !fields.lines().any(|(name, _)| identity.covers(name))
         {
-            return survey;
+            return header_kinds;
         }
-        Self { kinds: survey.kinds | PERSON, ..survey }
+        Self { kinds: header_kinds.kinds | CREDENTIALS, ..header_kinds }
     }
 
     fn and(self, name: &[u8]) -> Self {
@@ -79,7 +79,7 @@ impl Survey {
     /// Returns true for a header that identifies a user, `Authorization` and `Cookie` included: see
     /// [`credentials::identity_header`].
     pub fn has_credentials(self) -> bool {
-        self.has(PERSON)
+        self.has(CREDENTIALS)
     }
 
     /// Returns true for `Authorization`.
@@ -134,8 +134,8 @@ fn kinds_of(name: &[u8]) -> Kinds {
     let Some(first) = name.first().map(u8::to_ascii_lowercase) else { return Kinds::Of(0) };
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
     Kinds::Of(match (first, name.len()) {
-        (b'a', 13) if is("authorization") => AUTHORIZATION | PERSON,
-        (b'c', 6) if is("cookie") => COOKIE | PERSON,
+        (b'a', 13) if is("authorization") => AUTHORIZATION | CREDENTIALS,
+        (b'c', 6) if is("cookie") => COOKIE | CREDENTIALS,
         (b'c', 10) if is("connection") => CONNECTION,
         (b'c', 13) if is("cache-control") => DIRECTIVES,
         (b'c', 14) if is("content-length") => CONTENT,
@@ -164,7 +164,7 @@ fn of_others(name: &[u8]) -> Kinds {
         Some(Forwarding::Listed(index)) => Kinds::Listed(index),
         Some(Forwarding::Unlisted) => Kinds::Of(FORWARDING | UNLISTED),
         Some(Forwarding::Override) => Kinds::Of(OVERRIDE),
-        None if credentials::names_credentials(name) => Kinds::Of(PERSON),
+        None if credentials::names_credentials(name) => Kinds::Of(CREDENTIALS),
         None => Kinds::Of(0),
     }
 }
@@ -174,38 +174,45 @@ mod tests {
     use super::*;
     use crate::writing::TARGETS;
 
-    fn survey(name: &str) -> Survey {
-        Survey::of(&[(name.as_bytes(), b"x".as_slice())][..])
+    fn header_kinds(name: &str) -> HeaderKinds {
+        HeaderKinds::of(&[(name.as_bytes(), b"x".as_slice())][..])
     }
 
     #[test]
     fn every_kind_is_found_in_any_case() {
-        type Asks = fn(Survey) -> bool;
+        type Asks = fn(HeaderKinds) -> bool;
         let kinds: [(&[&str], Asks); 11] = [
-            (&["forwarded", "x-forwarded-host", "x-forwarded-proto"], Survey::has_forwarding),
-            (&forwarding::LISTED, Survey::has_forwarding),
-            (&TARGETS, Survey::has_override),
-            (&["x-http-method", "x-method-override", "http-method-override", "method"], Survey::has_override),
-            (&["authorization"], Survey::has_authorization),
-            (&["cookie"], Survey::has_cookie),
+            (&["forwarded", "x-forwarded-host", "x-forwarded-proto"], HeaderKinds::has_forwarding),
+            (&forwarding::LISTED, HeaderKinds::has_forwarding),
+            (&TARGETS, HeaderKinds::has_override),
+            (
+                &["x-http-method", "x-method-override", "http-method-override", "method"],
+                HeaderKinds::has_override,
+            ),
+            (&["authorization"], HeaderKinds::has_authorization),
+            (&["cookie"], HeaderKinds::has_cookie),
             (
                 &["if-match", "if-none-match", "if-modified-since", "if-unmodified-since", "if-range"],
-                Survey::is_conditional,
+                HeaderKinds::is_conditional,
             ),
-            (&["range"], Survey::has_range),
-            (&["cache-control", "pragma"], Survey::has_directives),
-            (&["content-length", "transfer-encoding"], Survey::has_content),
+            (&["range"], HeaderKinds::has_range),
+            (&["cache-control", "pragma"], HeaderKinds::has_directives),
+            (&["content-length", "transfer-encoding"], HeaderKinds::has_content),
             (
                 &["connection", "upgrade", "te", "expect", "keep-alive", "proxy-connection"],
-                Survey::has_connection,
+                HeaderKinds::has_connection,
             ),
         ];
         for (names, asks) in kinds {
             for name in names {
-                assert!(asks(survey(name)), "{name}");
-                assert!(asks(survey(&name.to_ascii_uppercase())), "{name}");
-                let longer = survey(&format!("{name}y")).kinds;
-                assert_eq!(longer & !(PERSON | CONDITIONAL | FORWARDING | UNLISTED | OVERRIDE), 0, "{name}");
+                assert!(asks(header_kinds(name)), "{name}");
+                assert!(asks(header_kinds(&name.to_ascii_uppercase())), "{name}");
+                let longer = header_kinds(&format!("{name}y")).kinds;
+                assert_eq!(
+                    longer & !(CREDENTIALS | CONDITIONAL | FORWARDING | UNLISTED | OVERRIDE),
+                    0,
+                    "{name}"
+                );
             }
         }
     }
@@ -213,12 +220,12 @@ mod tests {
     #[test]
     fn identity_headers_of_the_policy_are_found() {
         let identity = IdentityHeaders::new(&["x-shop-badge".to_owned(), "x-crew-*".to_owned()]);
-        let under = |name: &str| Survey::under(&[(name.as_bytes(), b"x".as_slice())][..], &identity);
+        let under = |name: &str| HeaderKinds::under(&[(name.as_bytes(), b"x".as_slice())][..], &identity);
         for name in ["cookie", "X-Session-Token", "X-Shop-Badge", "x-crew-id"] {
             assert!(under(name).has_credentials(), "{name}");
         }
         assert!(!under("x-shop-badges").has_credentials());
-        assert!(!survey("x-shop-badge").has_credentials());
+        assert!(!header_kinds("x-shop-badge").has_credentials());
     }
 
     #[test]
@@ -226,7 +233,7 @@ mod tests {
         for name in
             ["", "host", "accept", "accept-encoding", "user-agent", "content-type", "referer", "x-request-id"]
         {
-            assert_eq!(survey(name), Survey::default(), "{name}");
+            assert_eq!(header_kinds(name), HeaderKinds::default(), "{name}");
         }
     }
 }
