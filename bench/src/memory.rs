@@ -8,7 +8,7 @@ use clap::ValueEnum;
 use http::{HeaderMap, HeaderValue, StatusCode, header};
 use larder_policy::{
     PurgeName,
-    claims::{Claims, Times},
+    response_meta::{ResponseMeta, Times},
 };
 use larder_sidecar::{
     barriers::Stamp,
@@ -122,9 +122,9 @@ pub fn answer(size: usize) -> Stored {
     .into_iter()
     .collect();
     let times = Times { requested_at: 0, received_at: 0 };
-    let claims = Claims::read(StatusCode::OK, &headers, times, &[]);
+    let meta = ResponseMeta::read(StatusCode::OK, &headers, times, &[]);
     let names = Box::new([PurgeName::path("/api/products")]);
-    let head = Head { status: StatusCode::OK, headers, times, claims, stamp: Stamp::default(), names };
+    let head = Head { status: StatusCode::OK, headers, times, meta, stamp: Stamp::default(), names };
     Stored::Entry(Entry::new(head, Content::Whole(Bytes::from(vec![b'x'; size]))).into())
 }
 

@@ -4,8 +4,8 @@ use std::time::Duration;
 
 use crate::{
     cache_control::{RequestDirectives, ResponseDirectives},
-    claims::Claims,
     lifetimes::Lifetimes,
+    response_meta::ResponseMeta,
 };
 
 mod window;
@@ -79,15 +79,15 @@ impl Verdict {
 /// received: its `Age` does not matter. Everything is computed on every lookup, so that a changed policy applies to
 /// responses that are already stored.
 pub fn judge(
-    claims: &Claims,
+    meta: &ResponseMeta,
     lifetimes: &Lifetimes,
     resident: Duration,
     asked: &RequestDirectives,
 ) -> Standing {
-    let age = claims.initial_age.saturating_add(resident);
-    let ttl = ttl(claims, lifetimes);
-    let left = match life(claims, lifetimes, ttl, resident) {
-        Ok(_) if never_unasked(claims, ttl) => Err(Duration::ZERO),
+    let age = meta.initial_age.saturating_add(resident);
+    let ttl = ttl(meta, lifetimes);
+    let left = match life(meta, lifetimes, ttl, resident) {
+        Ok(_) if never_unasked(meta, ttl) => Err(Duration::ZERO),
         left => left,
     };
     let verdict = match left {
@@ -98,7 +98,7 @@ pub fn judge(
             Verdict::Stale { stale_for: Duration::ZERO, use_ }
         }
         Err(stale_for) => {
-            let use_ = Windows::of(claims, lifetimes, ttl).use_of(age, stale_for, asked);
+            let use_ = Windows::of(meta, lifetimes, ttl).use_of(age, stale_for, asked);
             Verdict::Stale { stale_for, use_ }
         }
     };
@@ -107,14 +107,14 @@ pub fn judge(
 
 /// Returns true for `no-cache`, which forbids serving even a response within its lifetime (section 5.2.2.4), unless a
 /// TTL replaces it.
-fn never_unasked(claims: &Claims, ttl: Option<Duration>) -> bool {
-    claims.directives.no_cache && ttl.is_none()
+fn never_unasked(meta: &ResponseMeta, ttl: Option<Duration>) -> bool {
+    meta.directives.no_cache && ttl.is_none()
 }
 
 /// Returns the remaining lifetime, or the time since it ended: a response is fresh while it is younger than its
 /// lifetime (section 4.2).
 fn life(
-    claims: &Claims,
+    meta: &ResponseMeta,
     lifetimes: &Lifetimes,
     ttl: Option<Duration>,
     resident: Duration,
@@ -122,8 +122,8 @@ fn life(
     if let Some(ttl) = ttl {
         return left(ttl, resident);
     }
-    let age = claims.initial_age.saturating_add(resident);
-    let own = left(claims.lifetime.unwrap_or_default(), age);
+    let age = meta.initial_age.saturating_add(resident);
+    let own = left(meta.lifetime.unwrap_or_default(), age);
     // What the route caps is the time in this cache, whatever the answer did before it came.
     match (own, lifetimes.max_ttl.map(|most| left(most, resident))) {
         (own, None) => own,
@@ -138,10 +138,10 @@ fn left(life: Duration, used: Duration) -> Result<Duration, Duration> {
 }
 
 /// Returns the TTL that replaces the response's own lifetime.
-pub(crate) fn ttl(claims: &Claims, lifetimes: &Lifetimes) -> Option<Duration> {
-    let given = claims.ttl_from_response().filter(|_| lifetimes.ttl_from.is_some());
-    let ttl = given.or_else(|| lifetimes.ttl_of(crate::lifetimes::counted_as(claims.status)));
-    ttl.map(|ttl| claims.jittered(ttl, lifetimes.jitter_percent))
+pub(crate) fn ttl(meta: &ResponseMeta, lifetimes: &Lifetimes) -> Option<Duration> {
+    let given = meta.ttl_from_response().filter(|_| lifetimes.ttl_from.is_some());
+    let ttl = given.or_else(|| lifetimes.ttl_of(crate::lifetimes::counted_as(meta.status)));
+    ttl.map(|ttl| meta.jittered(ttl, lifetimes.jitter_percent))
 }
 
 /// Decides whether a response that is fresh for `left` is refreshed now, by XFetch (Vattani, Chierichetti and
@@ -150,9 +150,9 @@ pub(crate) fn ttl(claims: &Claims, lifetimes: &Lifetimes) -> Option<Duration> {
 ///
 /// `random` is any 64 bits. Where a response arrives at once, a hundredth of its lifetime, at most a second, replaces
 /// the time that it took.
-pub fn refreshes_early(claims: &Claims, left: Duration, resident: Duration, random: u64) -> bool {
+pub fn refreshes_early(meta: &ResponseMeta, left: Duration, resident: Duration, random: u64) -> bool {
     let floor = (left.saturating_add(resident) / 100).min(Duration::from_secs(1));
-    let scale = claims.delay().max(floor);
+    let scale = meta.delay().max(floor);
     // No number of 53 bits has a larger logarithm.
     if left > scale.saturating_mul(37) {
         return false;
@@ -171,34 +171,34 @@ fn accepts(asked: &RequestDirectives, age: Duration, ttl: Duration) -> bool {
 
 /// Returns the time after receipt for which a response can be of use: its lifetime, the longer of its stale windows,
 /// and the time for which its validator is worth storing.
-pub fn keep_for(claims: &Claims, lifetimes: &Lifetimes) -> Duration {
-    let ttl = ttl(claims, lifetimes);
-    let life = life(claims, lifetimes, ttl, Duration::ZERO).unwrap_or_default();
-    let worth_validating = if claims.has_validator() {
+pub fn keep_for(meta: &ResponseMeta, lifetimes: &Lifetimes) -> Duration {
+    let ttl = ttl(meta, lifetimes);
+    let life = life(meta, lifetimes, ttl, Duration::ZERO).unwrap_or_default();
+    let worth_validating = if meta.has_validator() {
         life.clamp(Duration::from_secs(10 * 60), Duration::from_secs(24 * 60 * 60))
     } else {
         Duration::ZERO
     };
-    life.saturating_add(Windows::of(claims, lifetimes, ttl).longest().max(worth_validating))
+    life.saturating_add(Windows::of(meta, lifetimes, ttl).longest().max(worth_validating))
 }
 
 /// Returns true if a response may be served stale at all: not with `no-cache`, `must-revalidate` or `proxy-revalidate`,
 /// unless a TTL replaces them (RFC 9111, section 4.2.4).
-pub fn may_be_stale(claims: &Claims, lifetimes: &Lifetimes) -> bool {
-    ttl(claims, lifetimes).is_some() || !forbids_stale(&claims.directives)
+pub fn may_be_stale(meta: &ResponseMeta, lifetimes: &Lifetimes) -> bool {
+    ttl(meta, lifetimes).is_some() || !forbids_stale(&meta.directives)
 }
 
 /// Returns true if a response that just arrived is fresh for a moment, or may be served stale.
-pub(crate) fn is_of_use(claims: &Claims, lifetimes: &Lifetimes) -> bool {
-    let ttl = ttl(claims, lifetimes);
-    let fresh = !never_unasked(claims, ttl) && life(claims, lifetimes, ttl, Duration::ZERO).is_ok();
+pub(crate) fn is_of_use(meta: &ResponseMeta, lifetimes: &Lifetimes) -> bool {
+    let ttl = ttl(meta, lifetimes);
+    let fresh = !never_unasked(meta, ttl) && life(meta, lifetimes, ttl, Duration::ZERO).is_ok();
     // One that came stale may be past its windows, too.
-    fresh || keep_stale(claims, lifetimes, ttl)
+    fresh || keep_stale(meta, lifetimes, ttl)
 }
 
-fn keep_stale(claims: &Claims, lifetimes: &Lifetimes, ttl: Option<Duration>) -> bool {
-    let over = life(claims, lifetimes, ttl, Duration::ZERO).err().unwrap_or_default();
-    over < Windows::of(claims, lifetimes, ttl).longest()
+fn keep_stale(meta: &ResponseMeta, lifetimes: &Lifetimes, ttl: Option<Duration>) -> bool {
+    let over = life(meta, lifetimes, ttl, Duration::ZERO).err().unwrap_or_default();
+    over < Windows::of(meta, lifetimes, ttl).longest()
 }
 
 #[cfg(test)]

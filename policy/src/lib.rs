@@ -4,7 +4,6 @@
 //! routes that match a normalised path, keys, tags and the barriers that a write raises.
 
 pub mod cache_control;
-pub mod claims;
 pub mod coverage;
 pub mod credentials;
 pub mod date;
@@ -23,6 +22,7 @@ pub mod path;
 pub mod policy;
 pub mod purge;
 pub mod range;
+pub mod response_meta;
 pub mod size;
 pub mod spec;
 pub mod sql;

@@ -6,10 +6,10 @@ use http::{
 };
 
 use crate::{
-    claims::{Claims, is_heuristically_cacheable},
     freshness,
     lifetimes::{Lifetimes, counted_as},
     range::ContentRange,
+    response_meta::{ResponseMeta, is_heuristically_cacheable},
     vary,
 };
 
@@ -43,18 +43,18 @@ pub fn storable(
     asker: &Asker,
     status: StatusCode,
     headers: &HeaderMap,
-    claims: &Claims,
+    meta: &ResponseMeta,
     lifetimes: &Lifetimes,
 ) -> Result<Vec<HeaderName>, NotStored> {
     let despite = lifetimes.store_despite;
-    let directives = claims.directives();
+    let directives = meta.directives();
     if ![Method::GET, Method::HEAD, Method::POST].contains(&asker.method) {
         return Err(NotStored::Method);
     }
     if asker.no_store {
         return Err(NotStored::RequestNoStore);
     }
-    check_status(asker, status, claims, lifetimes)?;
+    check_status(asker, status, meta, lifetimes)?;
     if status == StatusCode::PARTIAL_CONTENT {
         check_part(asker, headers)?;
     }
@@ -78,7 +78,7 @@ pub fn storable(
         None if despite.vary_any => vary::usable_names(headers),
         None => return Err(NotStored::VaryAny),
     };
-    check_use(asker, claims, lifetimes)?;
+    check_use(asker, meta, lifetimes)?;
     Ok(vary)
 }
 
@@ -87,17 +87,17 @@ pub fn storable(
 fn check_status(
     asker: &Asker,
     status: StatusCode,
-    claims: &Claims,
+    meta: &ResponseMeta,
     lifetimes: &Lifetimes,
 ) -> Result<(), NotStored> {
     let is_final = (200..600).contains(&status.as_u16()) && status != StatusCode::NOT_MODIFIED;
     let is_for_all = !is_about_one_request(status)
         && (!asker.asked_for_part || [StatusCode::OK, StatusCode::PARTIAL_CONTENT].contains(&status));
-    let stays_unknown = claims.directives().must_understand && !is_understood(status);
-    let said_so = claims.is_explicit()
-        || claims.directives().public
+    let stays_unknown = meta.directives().must_understand && !is_understood(status);
+    let said_so = meta.is_explicit()
+        || meta.directives().public
         || is_heuristically_cacheable(status)
-        || freshness::ttl(claims, lifetimes).is_some();
+        || freshness::ttl(meta, lifetimes).is_some();
     let by_route = lifetimes.stores(counted_as(status)).unwrap_or(true);
     let is_stored = is_final && is_for_all && !stays_unknown && said_so && by_route;
     if is_stored { Ok(()) } else { Err(NotStored::Status) }
@@ -132,13 +132,13 @@ fn check_part(asker: &Asker, headers: &HeaderMap) -> Result<(), NotStored> {
 }
 
 /// Checks that a response is fresh for a moment, can be validated, or may be served stale.
-fn check_use(asker: &Asker, claims: &Claims, lifetimes: &Lifetimes) -> Result<(), NotStored> {
-    let said = claims.is_explicit() || freshness::ttl(claims, lifetimes).is_some();
+fn check_use(asker: &Asker, meta: &ResponseMeta, lifetimes: &Lifetimes) -> Result<(), NotStored> {
+    let said = meta.is_explicit() || freshness::ttl(meta, lifetimes).is_some();
     // A guess is good enough for what nobody in particular asked for; and POST needs it said (RFC 9110, section 9.3.3).
     if !said && (asker.has_credentials || asker.method == Method::POST) {
         return Err(NotStored::NoLifetime);
     }
-    match freshness::is_of_use(claims, lifetimes) || claims.has_validator() {
+    match freshness::is_of_use(meta, lifetimes) || meta.has_validator() {
         true => Ok(()),
         false if said => Err(NotStored::Stale),
         false => Err(NotStored::NoLifetime),

@@ -10,9 +10,9 @@ use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
 use larder_policy::{
     Lifetimes, PurgeName,
     cache_control::RequestDirectives,
-    claims::{Claims, Times},
     freshness::{self, Standing, judge},
     range::Pieces,
+    response_meta::{ResponseMeta, Times},
 };
 
 use crate::{
@@ -53,7 +53,7 @@ pub struct Head {
     /// When it was asked for and received.
     pub times: Times,
     /// What it says of its own freshness.
-    pub claims: Claims,
+    pub meta: ResponseMeta,
     /// When its fill began, in the order of purges.
     pub stamp: Stamp,
     /// The names under which it can be purged.
@@ -88,12 +88,12 @@ impl Head {
             start
         });
         let mixed = (u64::from_le_bytes(name) ^ self.times.received_at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self { claims: self.claims.with_spread((mixed >> 48) as u16), ..self }
+        Self { meta: self.meta.with_spread((mixed >> 48) as u16), ..self }
     }
 
     /// How it stands now with those who ask for it.
     pub fn standing(&self, lifetimes: &Lifetimes, asked: &RequestDirectives) -> Standing {
-        judge(&self.claims, lifetimes, self.resident(), asked)
+        judge(&self.meta, lifetimes, self.resident(), asked)
     }
 
     /// How long ago it was received.
@@ -140,7 +140,7 @@ impl Entry {
 
     /// Whether it is to be renewed though it is fresh for `left`, by XFetch.
     pub fn is_renewed_early(&self, left: Duration) -> bool {
-        freshness::refreshes_early(&self.head.claims, left, self.head.resident(), fastrand::u64(..))
+        freshness::refreshes_early(&self.head.meta, left, self.head.resident(), fastrand::u64(..))
     }
 
     /// Has it renewed by the next reader that can.
@@ -237,9 +237,9 @@ pub(crate) mod tests {
             [(header::CACHE_CONTROL, HeaderValue::from_static(cache_control))].into_iter().collect();
         let received_at = wall_ms() - u64::try_from(received_ago.as_millis()).unwrap();
         let times = Times { requested_at: received_at, received_at };
-        let claims = Claims::read(StatusCode::OK, &headers, times, &[]);
+        let meta = ResponseMeta::read(StatusCode::OK, &headers, times, &[]);
         let names = Box::new([PurgeName::path("/")]);
-        Head { status: StatusCode::OK, headers, times, claims, stamp: Stamp::default(), names }
+        Head { status: StatusCode::OK, headers, times, meta, stamp: Stamp::default(), names }
     }
 
     fn entry() -> Entry {

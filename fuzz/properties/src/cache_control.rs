@@ -5,7 +5,7 @@ use std::time::Duration;
 use http::{HeaderName, HeaderValue, StatusCode, header::CACHE_CONTROL};
 use larder_policy::{
     cache_control::{RequestDirectives, ResponseDirectives},
-    claims::{Claims, Times},
+    response_meta::{ResponseMeta, Times},
     targeted,
 };
 
@@ -69,14 +69,14 @@ fn targeted_fields(message: &Message) {
     let parsed = targeted::directives(&headers, &[OURS, CDN]);
     assert_eq!(parsed, only(OURS).or_else(|| only(CDN)));
     let times = Times { requested_at: 0, received_at: 0 };
-    let claims = Claims::read(StatusCode::OK, &headers, times, &[OURS, CDN]);
-    assert_eq!(*claims.directives(), parsed.unwrap_or_else(|| ResponseDirectives::parse(&headers)));
+    let meta = ResponseMeta::read(StatusCode::OK, &headers, times, &[OURS, CDN]);
+    assert_eq!(*meta.directives(), parsed.unwrap_or_else(|| ResponseDirectives::parse(&headers)));
     if let Some(parsed) = parsed {
         assert!(self::times(&parsed).iter().flatten().all(|time| *time <= MAX_DELTA));
         let other = message.and("cache-control", "no-store, max-age=1").and("expires", "0").map();
-        let with_other = Claims::read(StatusCode::OK, &other, times, &[OURS, CDN]);
-        assert_eq!(with_other.directives(), claims.directives());
-        assert_eq!(with_other.is_explicit(), claims.is_explicit());
+        let with_other = ResponseMeta::read(StatusCode::OK, &other, times, &[OURS, CDN]);
+        assert_eq!(with_other.directives(), meta.directives());
+        assert_eq!(with_other.is_explicit(), meta.is_explicit());
     }
 }
 

@@ -5,8 +5,8 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use larder_policy::{
     PurgeName,
-    claims::{Claims, Times},
     range::Pieces,
+    response_meta::{ResponseMeta, Times},
 };
 use larder_sidecar::{
     barriers::Stamp,
@@ -95,11 +95,11 @@ fn check_entry(entry: &Entry) {
     let Ok(Record::Entry(read)) = decode(written.clone(), RULES) else {
         panic!("what is written is not read: {entry:?}");
     };
-    let (Head { status, headers, times, claims, stamp, names }, head) = (&entry.head, &read.head);
+    let (Head { status, headers, times, meta, stamp, names }, head) = (&entry.head, &read.head);
     assert_eq!((head.status, &head.headers, head.times), (*status, headers, *times));
     assert_eq!(
-        (&head.claims, head.stamp, &head.names),
-        (claims, Stamp { local: 0, asked_at: 0, ..*stamp }, names)
+        (&head.meta, head.stamp, &head.names),
+        (meta, Stamp { local: 0, asked_at: 0, ..*stamp }, names)
     );
     assert_eq!(read.rendered(), entry.rendered());
     match (&read.content, &entry.content) {
@@ -146,7 +146,7 @@ fn written(data: &[u8]) {
     let Some(status) = status else { return };
     let headers = Message::read(fields).map();
     let times = Times { requested_at, received_at };
-    let claims = Claims::read(status, &headers, times, &TARGETS);
+    let meta = ResponseMeta::read(status, &headers, times, &TARGETS);
     let names = headers.get_all(header::LINK).iter();
     let names = names.map(|name| PurgeName::key(&String::from_utf8_lossy(name.as_bytes()))).collect();
     let listed: Vec<_> = headers.keys().cloned().collect();
@@ -154,7 +154,7 @@ fn written(data: &[u8]) {
         status,
         headers,
         times,
-        claims,
+        meta,
         stamp: Stamp { generation, order, local: 1, asked_at: 1 },
         names,
     };

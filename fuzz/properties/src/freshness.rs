@@ -8,9 +8,9 @@ use http::{HeaderMap, Method, StatusCode, header::EXPIRES};
 use larder_policy::{
     Lifetimes,
     cache_control::RequestDirectives,
-    claims::{self, Claims, Times},
     date,
     freshness::{StaleUse, Verdict, judge, keep_for},
+    response_meta::{self, ResponseMeta, Times},
     storing::{Asker, storable},
     validation,
 };
@@ -71,17 +71,17 @@ fn dates(case: &Case) {
 }
 
 impl Case {
-    fn claims(&self) -> Claims {
-        Claims::read(self.status, &self.headers, self.times, &[])
+    fn meta(&self) -> ResponseMeta {
+        ResponseMeta::read(self.status, &self.headers, self.times, &[])
     }
 
     fn check(&self, asked: &RequestDirectives) {
-        let claims = self.claims();
+        let meta = self.meta();
         let Self { lifetimes, resident, .. } = self;
-        let directives = claims.directives();
-        let standing = judge(&claims, lifetimes, *resident, asked);
-        assert_eq!(standing.age, claims.initial_age().saturating_add(*resident));
-        assert!(claims.initial_age() >= claims::age(&self.headers), "it is as old as it says");
+        let directives = meta.directives();
+        let standing = judge(&meta, lifetimes, *resident, asked);
+        assert_eq!(standing.age, meta.initial_age().saturating_add(*resident));
+        assert!(meta.initial_age() >= response_meta::age(&self.headers), "it is as old as it says");
         match standing.verdict {
             Verdict::Fresh { ttl } => {
                 assert!(!ttl.is_zero() && !asked.no_cache);
@@ -91,7 +91,7 @@ impl Case {
                     assert_eq!(resident.checked_add(ttl), Some(most));
                 } else {
                     assert!(!directives.no_cache);
-                    let life = self.life(&claims).expect("fresh without a life");
+                    let life = self.life(&meta).expect("fresh without a life");
                     assert!(standing.age < life, "{standing:?} {life:?}");
                     assert!(standing.age + ttl <= life);
                     assert!(lifetimes.max_ttl.is_none_or(|most| *resident + ttl <= most));
@@ -107,27 +107,27 @@ impl Case {
             }
         }
         // It only gets older.
-        let earlier = judge(&claims, lifetimes, *resident / 2, asked).verdict;
+        let earlier = judge(&meta, lifetimes, *resident / 2, asked).verdict;
         let served = standing.verdict.serves_now();
         if asked.max_stale.is_none() && asked.min_fresh.is_none() {
             assert!(!served || earlier.serves_now(), "{earlier:?} then {standing:?}");
         }
         if asked.is_empty() {
             assert!(
-                !served || *resident < keep_for(&claims, lifetimes),
+                !served || *resident < keep_for(&meta, lifetimes),
                 "it is kept for as long as it is of use"
             );
         }
     }
 
     /// Returns the declared lifetime (RFC 9111, section 4.2.1), or the maximum heuristic one.
-    fn life(&self, claims: &Claims) -> Option<Duration> {
+    fn life(&self, meta: &ResponseMeta) -> Option<Duration> {
         let now = i64::try_from(self.times.received_at / 1000).expect("a 1000th of it fits");
         let date_of = |name: &str| {
             let mut lines = self.headers.get_all(name).iter();
             lines.next().filter(|_| lines.next().is_none()).and_then(|line| date::parse(line.as_bytes(), now))
         };
-        let directives = claims.directives();
+        let directives = meta.directives();
         if let Some(life) = directives.s_maxage.or(directives.max_age) {
             return Some(life);
         }
@@ -140,7 +140,7 @@ impl Case {
 
     /// Checks that a stored response is of use.
     fn check_stored(&self) {
-        let claims = self.claims();
+        let meta = self.meta();
         let nobody = Asker {
             method: Method::GET,
             authorization: false,
@@ -148,19 +148,19 @@ impl Case {
             no_store: false,
             asked_for_part: false,
         };
-        let stored = storable(&nobody, self.status, &self.headers, &claims, &self.lifetimes);
+        let stored = storable(&nobody, self.status, &self.headers, &meta, &self.lifetimes);
         let somebody = Asker { authorization: true, has_credentials: true, ..nobody.clone() };
-        let for_somebody = storable(&somebody, self.status, &self.headers, &claims, &self.lifetimes);
+        let for_somebody = storable(&somebody, self.status, &self.headers, &meta, &self.lifetimes);
         if let Ok(names) = &stored {
-            assert!(!keep_for(&claims, &self.lifetimes).is_zero(), "it is of some use");
+            assert!(!keep_for(&meta, &self.lifetimes).is_zero(), "it is of some use");
             assert!(names.is_sorted_by(|one, other| one.as_str() < other.as_str()));
-            let directives = claims.directives();
+            let directives = meta.directives();
             assert!(!directives.private && (!directives.no_store || directives.must_understand));
             assert!(!self.headers.contains_key("set-cookie"));
         }
         if let Ok(names) = for_somebody {
             assert_eq!(stored, Ok(names), "what is stored for somebody is stored for everybody");
-            let directives = claims.directives();
+            let directives = meta.directives();
             assert!(directives.public || directives.must_revalidate || directives.s_maxage.is_some());
         }
     }

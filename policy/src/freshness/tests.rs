@@ -2,15 +2,15 @@ use http::StatusCode;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{cache_control::MaxStale, claims::Times, testing::headers};
+use crate::{cache_control::MaxStale, response_meta::Times, testing::headers};
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
 }
 
-fn claims(control: &str, age: u64) -> Claims {
+fn meta(control: &str, age: u64) -> ResponseMeta {
     let lines = [("cache-control", control), ("age", &age.to_string())];
-    Claims::read(StatusCode::OK, &headers(&lines), Times { requested_at: 0, received_at: 0 }, &[])
+    ResponseMeta::read(StatusCode::OK, &headers(&lines), Times { requested_at: 0, received_at: 0 }, &[])
 }
 
 fn asked(control: &str) -> RequestDirectives {
@@ -45,7 +45,7 @@ fn response_is_fresh_while_younger_than_its_lifetime() {
         ("max-age=0", 0, 0, stale(0, No)),
         ("x", 0, 5, stale(5, No)),
     ] {
-        let standing = judge(&claims(control, age), &route(None), seconds(resident), &asked(""));
+        let standing = judge(&meta(control, age), &route(None), seconds(resident), &asked(""));
         assert_eq!(standing.verdict, expected, "{control}, {age}, {resident}");
         assert_eq!(standing.age, seconds(age + resident));
     }
@@ -55,7 +55,7 @@ fn response_is_fresh_while_younger_than_its_lifetime() {
 fn ttl_replaces_the_declared_lifetime_and_a_cap_does_not() {
     let (ttl, capped) = (route(Some(60)), Lifetimes { max_ttl: Some(seconds(60)), ..Default::default() });
     for control in ["max-age=5", "no-cache", "s-maxage=0, must-revalidate", "x"] {
-        let verdict = |resident| judge(&claims(control, 500), &ttl, seconds(resident), &asked("")).verdict;
+        let verdict = |resident| judge(&meta(control, 500), &ttl, seconds(resident), &asked("")).verdict;
         assert_eq!(verdict(59), fresh(1), "{control}");
         assert_eq!(verdict(60), stale(0, No), "{control}");
     }
@@ -68,7 +68,7 @@ fn ttl_replaces_the_declared_lifetime_and_a_cap_does_not() {
         ("max-age=500", 480, 70, stale(50, No)),
         ("no-cache", 0, 0, stale(0, No)),
     ] {
-        let standing = judge(&claims(control, age), &capped, seconds(resident), &asked(""));
+        let standing = judge(&meta(control, age), &capped, seconds(resident), &asked(""));
         assert_eq!(standing.verdict, expected, "{control}, {age}, {resident}");
     }
 }
@@ -78,8 +78,8 @@ fn a_status_has_a_ttl_of_its_own() {
     let statuses = vec![(StatusCode::NOT_FOUND, Some(seconds(10))), (StatusCode::OK, None)];
     let route = Lifetimes { ttl: Some(seconds(60)), statuses, ..Default::default() };
     for (status, expected) in [(200, fresh(60)), (206, fresh(60)), (404, fresh(10))] {
-        let claims = Claims { status: StatusCode::from_u16(status).unwrap(), ..claims("max-age=5", 0) };
-        assert_eq!(judge(&claims, &route, Duration::ZERO, &asked("")).verdict, expected, "{status}");
+        let meta = ResponseMeta { status: StatusCode::from_u16(status).unwrap(), ..meta("max-age=5", 0) };
+        assert_eq!(judge(&meta, &route, Duration::ZERO, &asked("")).verdict, expected, "{status}");
     }
 }
 
@@ -97,8 +97,8 @@ fn stale_windows_follow_the_response() {
         ("max-age=60, proxy-revalidate", 5, No),
         ("max-age=60, no-cache", 5, No),
     ] {
-        let claims = claims(&format!("{control}, {both}"), 0);
-        let standing = judge(&claims, &route(None), seconds(60 + stale_for), &asked(""));
+        let meta = meta(&format!("{control}, {both}"), 0);
+        let standing = judge(&meta, &route(None), seconds(60 + stale_for), &asked(""));
         assert_eq!(standing.verdict, stale(stale_for, expected), "{control}, {stale_for}");
     }
 }
@@ -120,10 +120,10 @@ fn stale_windows_follow_the_route() {
         (Some(seconds(60)), "x", 29, OnError),
         (Some(seconds(60)), "x", 30, No),
     ] {
-        let standing = judge(&claims(control, 0), &windows(ttl), seconds(60 + stale_for), &asked(""));
+        let standing = judge(&meta(control, 0), &windows(ttl), seconds(60 + stale_for), &asked(""));
         assert_eq!(standing.verdict, stale(stale_for, expected), "{control}, {stale_for}");
     }
-    let unknown = judge(&claims("x", 0), &windows(None), Duration::ZERO, &asked(""));
+    let unknown = judge(&meta("x", 0), &windows(None), Duration::ZERO, &asked(""));
     assert_eq!(unknown.verdict, stale(0, OnError));
 }
 
@@ -153,7 +153,7 @@ fn request_directives_limit_freshness() {
         ("max-age=60, proxy-revalidate", "max-stale", 60, stale(10, No)),
         ("max-age=60, no-cache", "max-stale", 0, stale(0, No)),
     ] {
-        let standing = judge(&claims(control, 10), &route(None), seconds(resident), &asked(request));
+        let standing = judge(&meta(control, 10), &route(None), seconds(resident), &asked(request));
         assert_eq!(standing.verdict, expected, "{control} for {request} after {resident}");
     }
 }
@@ -184,11 +184,11 @@ fn storage_time_covers_lifetime_stale_window_and_validator() {
         ("max-age=60, stale-if-error=30", 10, Some(5), 35),
         ("no-cache", 0, None, 0),
     ] {
-        assert_eq!(keep_for(&claims(control, age), &route(ttl)), seconds(expected), "{control}");
+        assert_eq!(keep_for(&meta(control, age), &route(ttl)), seconds(expected), "{control}");
     }
     let lines = headers(&[("cache-control", "no-cache"), ("etag", "\"a\"")]);
-    let claims = Claims::read(StatusCode::OK, &lines, Times { requested_at: 0, received_at: 0 }, &[]);
-    assert_eq!(keep_for(&claims, &route(None)), seconds(600));
+    let meta = ResponseMeta::read(StatusCode::OK, &lines, Times { requested_at: 0, received_at: 0 }, &[]);
+    assert_eq!(keep_for(&meta, &route(None)), seconds(600));
 }
 
 prop_compose! {
@@ -206,11 +206,11 @@ prop_compose! {
         no_cache: bool, must_revalidate: bool, initial_age in time(),
         lifetime in proptest::option::of(time()), s_maxage in proptest::option::of(time()),
         stale_while_revalidate in proptest::option::of(time()), stale_if_error in proptest::option::of(time()),
-    ) -> Claims {
+    ) -> ResponseMeta {
         let directives = ResponseDirectives {
             no_cache, must_revalidate, s_maxage, stale_while_revalidate, stale_if_error, ..Default::default()
         };
-        Claims { initial_age, lifetime: s_maxage.or(lifetime), directives, ..claims("", 0) }
+        ResponseMeta { initial_age, lifetime: s_maxage.or(lifetime), directives, ..meta("", 0) }
     }
 }
 
@@ -234,8 +234,8 @@ prop_compose! {
 }
 
 /// Returns the remaining freshness lifetime.
-fn ttl_left(claims: &Claims, route: &Lifetimes, resident: Duration) -> Duration {
-    match judge(claims, route, resident, &RequestDirectives::default()).verdict {
+fn ttl_left(meta: &ResponseMeta, route: &Lifetimes, resident: Duration) -> Duration {
+    match judge(meta, route, resident, &RequestDirectives::default()).verdict {
         Verdict::Fresh { ttl } => ttl,
         Verdict::Stale { .. } => Duration::ZERO,
     }
@@ -244,19 +244,19 @@ fn ttl_left(claims: &Claims, route: &Lifetimes, resident: Duration) -> Duration 
 proptest! {
     #[test]
     fn fresh_is_never_older_than_its_life(
-        claims in any_claims(), route in any_route(), asked in any_request(), resident in time(),
+        meta in any_claims(), route in any_route(), asked in any_request(), resident in time(),
     ) {
-        let standing = judge(&claims, &route, resident, &asked);
-        keep_for(&claims, &route);
-        prop_assert_eq!(standing.age, claims.initial_age.saturating_add(resident));
+        let standing = judge(&meta, &route, resident, &asked);
+        keep_for(&meta, &route);
+        prop_assert_eq!(standing.age, meta.initial_age.saturating_add(resident));
         let Verdict::Fresh { ttl } = standing.verdict else { return Ok(()) };
         prop_assert!(ttl > Duration::ZERO);
         prop_assert!(!asked.no_cache && asked.max_age.is_none_or(|most| standing.age <= most));
         match route.ttl {
             Some(most) => prop_assert!(resident < most),
             None => {
-                prop_assert!(!claims.directives.no_cache);
-                prop_assert!(standing.age < claims.lifetime.unwrap_or_default());
+                prop_assert!(!meta.directives.no_cache);
+                prop_assert!(standing.age < meta.lifetime.unwrap_or_default());
                 prop_assert!(route.max_ttl.is_none_or(|most| resident < most));
             }
         }
@@ -264,20 +264,20 @@ proptest! {
 
     #[test]
     fn what_gets_older_gets_no_fresher(
-        claims in any_claims(), route in any_route(), resident in time(), more in time(),
+        meta in any_claims(), route in any_route(), resident in time(), more in time(),
     ) {
         let later = resident.saturating_add(more);
         let asked = RequestDirectives::default();
-        let (now, then) = (judge(&claims, &route, resident, &asked), judge(&claims, &route, later, &asked));
+        let (now, then) = (judge(&meta, &route, resident, &asked), judge(&meta, &route, later, &asked));
         prop_assert!(now.age <= then.age);
         prop_assert!(now.verdict.serves_now() || !then.verdict.serves_now());
         prop_assert!(now.verdict.serves_on_error() || !then.verdict.serves_on_error());
-        prop_assert!(ttl_left(&claims, &route, resident) >= ttl_left(&claims, &route, later));
+        prop_assert!(ttl_left(&meta, &route, resident) >= ttl_left(&meta, &route, later));
     }
 
     #[test]
     fn a_lower_ttl_or_cap_never_lengthens_a_life(
-        claims in any_claims(), route in any_route(), one in time(), other in time(), resident in time(),
+        meta in any_claims(), route in any_route(), one in time(), other in time(), resident in time(),
     ) {
         let (low, high) = (one.min(other), one.max(other));
         for with in [
@@ -285,49 +285,49 @@ proptest! {
             |route: &Lifetimes, cap| Lifetimes { ttl: None, max_ttl: Some(cap), ..route.clone() },
         ] {
             let (low, high) = (with(&route, low), with(&route, high));
-            prop_assert!(ttl_left(&claims, &low, resident) <= ttl_left(&claims, &high, resident));
+            prop_assert!(ttl_left(&meta, &low, resident) <= ttl_left(&meta, &high, resident));
         }
     }
 
     #[test]
     fn what_must_be_revalidated_is_never_served_stale(
-        claims in any_claims(), route in any_route(), asked in any_request(), resident in time(),
+        meta in any_claims(), route in any_route(), asked in any_request(), resident in time(),
     ) {
-        let mut claims = claims;
-        claims.directives.must_revalidate = true;
-        let verdict = judge(&claims, &Lifetimes { ttl: None, ..route.clone() }, resident, &asked).verdict;
-        if ttl_left(&claims, &Lifetimes { ttl: None, ..route }, resident).is_zero() {
+        let mut meta = meta;
+        meta.directives.must_revalidate = true;
+        let verdict = judge(&meta, &Lifetimes { ttl: None, ..route.clone() }, resident, &asked).verdict;
+        if ttl_left(&meta, &Lifetimes { ttl: None, ..route }, resident).is_zero() {
             prop_assert!(!verdict.serves_now() && !verdict.serves_on_error());
         }
     }
 
     #[test]
-    fn what_is_not_kept_is_of_no_use(claims in any_claims(), route in any_route(), more in time()) {
-        let resident = keep_for(&claims, &route).saturating_add(more);
+    fn what_is_not_kept_is_of_no_use(meta in any_claims(), route in any_route(), more in time()) {
+        let resident = keep_for(&meta, &route).saturating_add(more);
         // At the end of time there is no later.
-        if resident == Duration::MAX || claims.initial_age.checked_add(resident).is_none() {
+        if resident == Duration::MAX || meta.initial_age.checked_add(resident).is_none() {
             return Ok(());
         }
-        let verdict = judge(&claims, &route, resident, &RequestDirectives::default()).verdict;
+        let verdict = judge(&meta, &route, resident, &RequestDirectives::default()).verdict;
         prop_assert!(!verdict.serves_now() && !verdict.serves_on_error());
     }
 }
 
 #[test]
 fn ttl_stated_by_the_response_precedes_the_routes() {
-    let given = claims("", 0).with_ttl_from_response(Some(Duration::from_secs(7)));
+    let given = meta("", 0).with_ttl_from_response(Some(Duration::from_secs(7)));
     let route = Lifetimes { ttl: Some(Duration::from_secs(60)), ..Lifetimes::default() };
     assert_eq!(ttl(&given, &route), Some(Duration::from_secs(60)), "no route asked for it");
     let from = Some(crate::lifetimes::TtlFrom::Json("/ttl".to_owned()));
     let route = Lifetimes { ttl_from: from, ..route };
     assert_eq!(ttl(&given, &route), Some(Duration::from_secs(7)));
-    assert_eq!(ttl(&claims("", 0), &route), Some(Duration::from_secs(60)));
+    assert_eq!(ttl(&meta("", 0), &route), Some(Duration::from_secs(60)));
 }
 
 #[test]
 fn jittered_ttls_end_at_different_times() {
     let route = Lifetimes { ttl: Some(Duration::from_secs(100)), jitter_percent: 10, ..Lifetimes::default() };
-    let of = |spread| ttl(&claims("", 0).with_spread(spread), &route).unwrap();
+    let of = |spread| ttl(&meta("", 0).with_spread(spread), &route).unwrap();
     assert_eq!(of(0), Duration::from_secs(100));
     assert!(of(u16::MAX) >= Duration::from_secs(90) && of(u16::MAX) < Duration::from_millis(90_010));
     assert!(of(30_000) < of(20_000));
@@ -336,10 +336,10 @@ fn jittered_ttls_end_at_different_times() {
 #[test]
 fn early_refresh_is_likelier_near_expiry_and_for_slow_sources() {
     let share = |delay: u64, left: u64| {
-        let claims = Claims { delay: Duration::from_millis(delay), ..claims("", 0) };
+        let meta = ResponseMeta { delay: Duration::from_millis(delay), ..meta("", 0) };
         let (left, resident) = (Duration::from_millis(left), Duration::from_millis(10_000 - left));
         let step = u64::MAX / 1000;
-        (0..1000).filter(|n| refreshes_early(&claims, left, resident, n * step)).count()
+        (0..1000).filter(|n| refreshes_early(&meta, left, resident, n * step)).count()
     };
     assert_eq!(share(100, 9_000), 0, "long before its end");
     // The chance is e^(-left / delay).

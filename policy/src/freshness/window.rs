@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Claims, Lifetimes, RequestDirectives, ResponseDirectives, StaleUse};
+use super::{Lifetimes, RequestDirectives, ResponseDirectives, ResponseMeta, StaleUse};
 
 /// The time past its lifetime that a response may be served.
 #[derive(Clone, Copy, Debug)]
@@ -16,14 +16,14 @@ pub(super) struct Windows {
 
 impl Windows {
     /// Computes the windows of a response, with the `ttl` of its route if it has one.
-    pub(super) fn of(claims: &Claims, lifetimes: &Lifetimes, ttl: Option<Duration>) -> Self {
-        let directives = &claims.directives;
+    pub(super) fn of(meta: &ResponseMeta, lifetimes: &Lifetimes, ttl: Option<Duration>) -> Self {
+        let directives = &meta.directives;
         if ttl.is_none() && forbids_stale(directives) {
             let none = Duration::ZERO;
             return Self { never: true, clients: false, revalidating: none, on_error: none };
         }
         // A route's window follows a life; where nothing says or lets us guess one, it must not stand in for it.
-        let has_life = ttl.is_some() || claims.lifetime.is_some();
+        let has_life = ttl.is_some() || meta.lifetime.is_some();
         let route = lifetimes.stale_while_revalidate.filter(|_| has_life);
         Self {
             never: false,

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{claims::Times, lifetimes::StoreDespite, testing::headers};
+use crate::{lifetimes::StoreDespite, response_meta::Times, testing::headers};
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 const FRESH: (&str, &str) = ("cache-control", "max-age=60");
@@ -27,7 +27,7 @@ fn try_store(
     let (status, headers) = (StatusCode::from_u16(status).unwrap(), headers(lines));
     let times = Times { requested_at: 1_795_255_200_000, received_at: 1_795_255_200_000 };
     let targets = [HeaderName::from_static("cdn-cache-control")];
-    storable(asker, status, &headers, &Claims::read(status, &headers, times, &targets), route)
+    storable(asker, status, &headers, &ResponseMeta::read(status, &headers, times, &targets), route)
 }
 
 fn reason(asker: &Asker, status: u16, lines: &[(&str, &str)], route: &Lifetimes) -> Option<NotStored> {

@@ -67,13 +67,13 @@ pub(super) fn stored_response(entry: &Entry, lifetimes: Option<&Lifetimes>) -> S
         complete,
         hits: None,
         stored_at: stored_at.to_string(),
-        age_seconds: seconds(head.claims.initial_age() + resident),
+        age_seconds: seconds(head.meta.initial_age() + resident),
         ttl_seconds: verdict.map(|verdict| match verdict {
             Verdict::Fresh { ttl } => seconds(ttl),
             Verdict::Stale { stale_for, .. } => -seconds(stale_for),
         }),
         useful_for_seconds: lifetimes
-            .map(|lifetimes| seconds(keep_for(&head.claims, lifetimes).saturating_sub(resident))),
+            .map(|lifetimes| seconds(keep_for(&head.meta, lifetimes).saturating_sub(resident))),
         stamp: api::Stamp { generation: format!("{generation:x}"), order, local },
         purge_names: head.names.len(),
     }

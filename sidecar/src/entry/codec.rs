@@ -12,8 +12,8 @@ use http::{
 };
 use larder_policy::{
     PurgeName,
-    claims::{Claims, Times},
     range::Pieces,
+    response_meta::{ResponseMeta, Times},
 };
 
 use super::{Content, Entry, Head};
@@ -71,7 +71,7 @@ pub struct Rules<'a> {
 
 /// Writes an answer.
 pub fn encode(entry: &Entry) -> Bytes {
-    let Head { status, headers, times, claims, stamp, names } = &entry.head;
+    let Head { status, headers, times, meta, stamp, names } = &entry.head;
     let mut out = BytesMut::with_capacity(entry.weight());
     let kind = match entry.content {
         Content::Whole(_) => KIND_WHOLE,
@@ -83,7 +83,7 @@ pub fn encode(entry: &Entry) -> Bytes {
     out.put_u64(times.requested_at);
     out.put_u64(times.received_at);
     out.put_u64(
-        claims.ttl_from_response().map_or(NO_TTL, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(NO_TTL)),
+        meta.ttl_from_response().map_or(NO_TTL, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(NO_TTL)),
     );
     out.put_u16(status.as_u16());
     out.put_u16(count(names.len()));
@@ -223,9 +223,9 @@ fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<Head, Unreadable> {
             HeaderValue::from_maybe_shared(take_text(bytes)?).map_err(|_| Unreadable::Field("header"))?;
         headers.try_append(name, value).map_err(|_| Unreadable::Field("header"))?;
     }
-    let claims =
-        Claims::read(status, &headers, times, rules.targets).with_ttl_from_response(ttl_from_response);
-    Ok(Head { status, headers, times, claims, stamp, names })
+    let meta =
+        ResponseMeta::read(status, &headers, times, rules.targets).with_ttl_from_response(ttl_from_response);
+    Ok(Head { status, headers, times, meta, stamp, names })
 }
 
 fn take_pieces(bytes: &mut Bytes) -> Result<Pieces, Unreadable> {
@@ -265,7 +265,7 @@ mod tests {
     fn whole() -> Entry {
         let stamp = Stamp { generation: 7, order: 3, local: 9, asked_at: 11 };
         let mut head = Head { stamp, ..head("max-age=60", Duration::from_secs(5)) };
-        head.claims = head.claims.with_ttl_from_response(Some(Duration::from_millis(1500)));
+        head.meta = head.meta.with_ttl_from_response(Some(Duration::from_millis(1500)));
         head.headers.append(header::VARY, HeaderValue::from_static("accept"));
         head.headers.append(header::VARY, HeaderValue::from_static("accept-language"));
         Entry::new(head, Content::Whole(Bytes::from_static(b"body")))
@@ -288,7 +288,7 @@ mod tests {
         assert_eq!((read.head.status, &read.head.headers), (written.head.status, &written.head.headers));
         assert_eq!(read.rendered().map(|(_, body)| &body[..]), Some(&b"body"[..]));
         assert_eq!(read.head.names, written.head.names);
-        assert_eq!(read.head.claims.ttl_from_response(), Some(Duration::from_millis(1500)));
+        assert_eq!(read.head.meta.ttl_from_response(), Some(Duration::from_millis(1500)));
         let stamp = Stamp { local: 0, asked_at: 0, ..written.head.stamp };
         assert_eq!(read.head.stamp, stamp, "a pod's own order and clock mean nothing to another");
         let names = vec![header::ACCEPT, header::ACCEPT_ENCODING];

@@ -240,7 +240,7 @@ impl CacheRequest {
             *response.headers_mut() = validation::not_modified_headers(&head.headers);
             response
         };
-        let age = head.claims.initial_age() + head.resident();
+        let age = head.meta.initial_age() + head.resident();
         response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
         let (status, tier) = (Some(head.status), *tier);
         CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed }

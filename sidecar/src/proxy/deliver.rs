@@ -11,8 +11,8 @@ use http::{
 use http_body::Body as _;
 use larder_policy::{
     PurgeName,
-    claims::{Claims, Times},
     range::ContentRange,
+    response_meta::{ResponseMeta, Times},
     storing::{self, NotStored, storable},
     validation,
 };
@@ -59,8 +59,8 @@ impl Fetch {
         }
         let request = &self.request;
         let (cache, tier) = (Arc::clone(request.store()), self.tier);
-        let claims = Claims::read(head.status, &head.headers, times, cache.policy.targets());
-        let storable = storable(&request.facts, head.status, &head.headers, &claims, request.lifetimes())
+        let meta = ResponseMeta::read(head.status, &head.headers, times, cache.policy.targets());
+        let storable = storable(&request.facts, head.status, &head.headers, &meta, request.lifetimes())
             .and_then(|vary| {
                 if request.fits(source.size_hint().lower()) { Ok(vary) } else { Err(NotStored::TooLarge) }
             });
@@ -78,7 +78,7 @@ impl Fetch {
                 return self.passed_on(received, head, Body::Stream(source), Became::Passed);
             }
         };
-        let stored = self.stored_head(&head, times, claims);
+        let stored = self.stored_head(&head, times, meta);
         let slot = self.request.slot(vary);
         if self.request.is_head() {
             self.freshen_response_to_get(&head, times);
@@ -134,16 +134,15 @@ impl Fetch {
     }
 
     /// Returns the head of a response as it is stored.
-    fn stored_head(&self, head: &Parts, times: Times, claims: Claims) -> Head {
+    fn stored_head(&self, head: &Parts, times: Times, meta: ResponseMeta) -> Head {
         let mut headers = storing::kept_headers(&head.headers);
         if !self.request.is_head() {
             headers.remove(CONTENT_LENGTH);
         }
         // A TTL in the body is known when the body is complete.
-        let claims =
-            claims.with_ttl_from_response(ttl_from_response(self.request.lifetimes(), &headers, None));
+        let meta = meta.with_ttl_from_response(ttl_from_response(self.request.lifetimes(), &headers, None));
         let names = self.request.names();
-        Head { status: head.status, headers, times, claims, stamp: self.known.stamp, names }.spread()
+        Head { status: head.status, headers, times, meta, stamp: self.known.stamp, names }.spread()
     }
 
     fn passed_on(&self, received: StatusCode, head: Parts, body: Body, answer: Became) -> Answered {
@@ -169,8 +168,8 @@ impl Fetch {
             return slot.forget(request.name_of_get());
         }
         let headers = validation::freshen(&stored.head.headers, &storing::kept_headers(&head.headers));
-        let claims = Claims::read(stored.head.status, &headers, times, request.snapshot.policy.targets());
-        let head = Head { headers, claims, times, ..stored.head.clone() };
+        let meta = ResponseMeta::read(stored.head.status, &headers, times, request.snapshot.policy.targets());
+        let head = Head { headers, meta, times, ..stored.head.clone() };
         store(head, slot, stored.content.clone(), None);
     }
 }

@@ -139,7 +139,7 @@ impl Fetch {
         let Ok(Record::Entry(mut entry)) = codec::decode(record, request.rules()) else {
             return None;
         };
-        if !may_be_stale(&entry.head.claims, request.lifetimes()) || !request.may_receive(&entry) {
+        if !may_be_stale(&entry.head.meta, request.lifetimes()) || !request.may_receive(&entry) {
             return None;
         }
         let (own, stamp) = (entry.head.stamp, self.stamp_in(barriers.stamp().generation));

@@ -146,7 +146,7 @@ impl CacheRequest {
 
     /// Returns true if a stored response may be served to this client (RFC 9111, section 3.5).
     pub(super) fn may_receive(&self, entry: &Entry) -> bool {
-        let directives = entry.head.claims.directives();
+        let directives = entry.head.meta.directives();
         let may_be_shared = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
         may_be_shared || !self.is_authorized
     }

@@ -16,9 +16,9 @@ use http::{
 };
 use http_body::Body as _;
 use larder_policy::{
-    claims::{Claims, Times},
     date,
     range::{self, ContentRange},
+    response_meta::{ResponseMeta, Times},
     storing::{self, NotStored, storable},
     validation,
 };
@@ -141,12 +141,13 @@ impl Fetch {
             validation::freshen(&stored.head.headers, &storing::kept_headers(&received.head.headers));
         let status = stored.head.status;
         let ttl = ttl_from_response(self.request.lifetimes(), &headers, Some(&stored.content));
-        let claims = Claims::read(status, &headers, received.times, self.request.snapshot.policy.targets())
-            .with_ttl_from_response(ttl);
+        let meta =
+            ResponseMeta::read(status, &headers, received.times, self.request.snapshot.policy.targets())
+                .with_ttl_from_response(ttl);
         let head = Head {
             status,
             headers,
-            claims,
+            meta,
             times: received.times,
             stamp: self.known.stamp,
             names: self.request.names(),
@@ -161,8 +162,7 @@ impl Fetch {
         let head = &entry.head;
         let status = head.status;
         let store = request.store();
-        let stored = match storable(&request.facts, status, &head.headers, &head.claims, request.lifetimes())
-        {
+        let stored = match storable(&request.facts, status, &head.headers, &head.meta, request.lifetimes()) {
             Ok(_) if store.barriers.covers(&head.names, head.stamp) => Err(NotStored::Purged),
             other => other,
         };

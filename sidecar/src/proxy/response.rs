@@ -37,7 +37,7 @@ impl CacheRequest {
         tier: Tier,
     ) -> Answered {
         let mut response = self.response_from(entry);
-        let age = entry.head.claims.initial_age() + entry.head.resident();
+        let age = entry.head.meta.initial_age() + entry.head.resident();
         response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
         status.append_to(response.headers_mut());
         Answered { life: Some(self.life_of(&entry.head)), ..self.answered(response, outcome, tier) }

@@ -8,7 +8,7 @@ use std::{
 
 use http::{Response, header::CONTENT_LENGTH};
 use http_body_util::BodyExt as _;
-use larder_policy::{claims::Times, policy::Ask};
+use larder_policy::{policy::Ask, response_meta::Times};
 
 use super::{
     Proxy, fetch::Fetch, origin::Received, persist::Persisting, pipeline::Step, request::CacheRequest,

@@ -9,7 +9,7 @@ use http::{
     request::Parts,
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use larder_policy::{HeaderKinds, NormalPath, PurgeName, Writing, claims::Times, policy::Purges};
+use larder_policy::{HeaderKinds, NormalPath, PurgeName, Writing, policy::Purges, response_meta::Times};
 
 use super::{
     Answered, Client, Proxy, changed_protocol,

@@ -7,9 +7,9 @@ use http::{HeaderMap, StatusCode, header::CONTENT_RANGE};
 use larder_flight::{GivenUp, Observer};
 use larder_policy::{
     Lifetimes,
-    claims::Claims,
     lifetimes::TtlFrom,
     range::{ContentRange, Pieces, may_combine},
+    response_meta::ResponseMeta,
     storing::NotStored,
     ttl, validation,
 };
@@ -162,7 +162,7 @@ impl Observer for PartFill {
             }
             None => Content::Parts(pieces),
         };
-        head.claims = Claims::read(head.status, &head.headers, head.times, slot.store.policy.targets());
+        head.meta = ResponseMeta::read(head.status, &head.headers, head.times, slot.store.policy.targets());
         store(head, slot, content, lease);
     }
 
@@ -177,7 +177,7 @@ pub fn store(mut head: Head, slot: CacheSlot, content: Content, lease: Option<Le
         return slot.store.not_stored(&slot.route, NotStored::Purged);
     }
     let ttl = ttl_from_response(&slot.route.lifetimes, &head.headers, Some(&content));
-    head.claims = head.claims.with_ttl_from_response(ttl);
+    head.meta = head.meta.with_ttl_from_response(ttl);
     slot.store(Arc::new(Entry::new(head, content)), lease);
 }
 

@@ -116,7 +116,7 @@ impl CacheSlot {
         }
         self.persist_as_last_known_good(&entry);
         let lifetimes = self.lifetimes();
-        let left = keep_for(&entry.head.claims, lifetimes).checked_sub(entry.head.resident());
+        let left = keep_for(&entry.head.meta, lifetimes).checked_sub(entry.head.resident());
         let left = left.map(|left| lifetimes.l2_ttl.map_or(left, |most| left.min(most)));
         let l2 = self.store.l2.clone().filter(|l2| l2.takes(&entry));
         let (Some(left), Some(l2)) = (left, l2) else { return };
@@ -141,7 +141,7 @@ impl CacheSlot {
     fn persist_as_last_known_good(&self, entry: &Arc<Entry>) {
         let Some(table) = self.store.last_known_good(&self.route).cloned() else { return };
         let is_whole = matches!(entry.content, Content::Whole(_));
-        let may_be_stale = may_be_stale(&entry.head.claims, self.lifetimes());
+        let may_be_stale = may_be_stale(&entry.head.meta, self.lifetimes());
         if [StatusCode::NOT_FOUND, StatusCode::GONE].contains(&entry.head.status) {
             self.store.forget_last_known_good(entry.head.names.get(..1).unwrap_or_default());
         }

@@ -36,7 +36,7 @@ impl Times {
 
 /// The cache metadata of a response.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Claims {
+pub struct ResponseMeta {
     pub(crate) status: StatusCode,
     pub(crate) directives: ResponseDirectives,
     /// Freshness lifetime from the moment when the origin generated the response; `None` if it is neither explicit nor
@@ -50,7 +50,7 @@ pub struct Claims {
     pub(crate) spread: u16,
 }
 
-impl Claims {
+impl ResponseMeta {
     /// Reads the end-to-end headers of a response. `targets` are the fields that take precedence over `Cache-Control`
     /// (RFC 9213).
     pub fn read(status: StatusCode, headers: &HeaderMap, times: Times, targets: &[HeaderName]) -> Self {
@@ -192,9 +192,9 @@ mod tests {
     const EXPIRES: (&str, &str) = ("expires", "Sat, 21 Nov 2026 10:00:30 GMT");
     const MODIFIED: (&str, &str) = ("last-modified", "Sat, 21 Nov 2026 09:00:00 GMT");
 
-    fn read(status: u16, lines: &[(&str, &str)]) -> Claims {
+    fn read(status: u16, lines: &[(&str, &str)]) -> ResponseMeta {
         let times = Times { requested_at: NOW, received_at: NOW };
-        Claims::read(StatusCode::from_u16(status).unwrap(), &headers(lines), times, &TARGETS)
+        ResponseMeta::read(StatusCode::from_u16(status).unwrap(), &headers(lines), times, &TARGETS)
     }
 
     fn lifetime(lines: &[(&str, &str)]) -> Option<u64> {
@@ -261,8 +261,8 @@ mod tests {
             assert_eq!(read(200, lines).initial_age().as_secs(), expected, "{lines:?}");
         }
         let slow = Times { requested_at: NOW - 3_000, received_at: NOW };
-        let claims = Claims::read(StatusCode::OK, &headers(&[("age", "2"), DATE]), slow, &[]);
-        assert_eq!(claims.initial_age(), Duration::from_secs(5));
+        let meta = ResponseMeta::read(StatusCode::OK, &headers(&[("age", "2"), DATE]), slow, &[]);
+        assert_eq!(meta.initial_age(), Duration::from_secs(5));
     }
 
     #[test]
@@ -284,7 +284,7 @@ mod tests {
                     map.insert(name, value);
                 }
             }
-            Claims::read(StatusCode::OK, &map, Times { requested_at, received_at }, &TARGETS);
+            ResponseMeta::read(StatusCode::OK, &map, Times { requested_at, received_at }, &TARGETS);
         }
     }
 }
