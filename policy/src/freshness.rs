@@ -14,16 +14,16 @@ use window::{Windows, forbids_stale};
 
 /// The age of a stored response and its permitted use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct Standing {
+pub struct Freshness {
     /// `current_age` (RFC 9111, section 4.2.3): the value of `Age`.
     pub age: Duration,
     /// The permitted use.
-    pub verdict: Verdict,
+    pub state: State,
 }
 
 /// Permitted use of a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Verdict {
+pub enum State {
     /// Fresh: may be served.
     Fresh {
         /// Remaining freshness lifetime.
@@ -52,7 +52,7 @@ pub enum StaleUse {
     AsAsked,
 }
 
-impl Verdict {
+impl State {
     /// Returns true if the response may be served now.
     pub fn serves_now(self) -> bool {
         match self {
@@ -78,31 +78,31 @@ impl Verdict {
 /// A route's `ttl` replaces lifetimes, `Expires`, `no-cache` and `must-revalidate`, and starts when the response was
 /// received: its `Age` does not matter. Everything is computed on every lookup, so that a changed policy applies to
 /// responses that are already stored.
-pub fn judge(
+pub fn evaluate(
     meta: &ResponseMeta,
     lifetimes: &Lifetimes,
     resident: Duration,
     asked: &RequestDirectives,
-) -> Standing {
+) -> Freshness {
     let age = meta.initial_age.saturating_add(resident);
     let ttl = ttl(meta, lifetimes);
     let left = match life(meta, lifetimes, ttl, resident) {
         Ok(_) if never_unasked(meta, ttl) => Err(Duration::ZERO),
         left => left,
     };
-    let verdict = match left {
-        Ok(ttl) if accepts(asked, age, ttl) => Verdict::Fresh { ttl },
+    let state = match left {
+        Ok(ttl) if accepts(asked, age, ttl) => State::Fresh { ttl },
         // The client alone does not want it: its wish for a newer one can't be met if the origin fails.
         Ok(_) => {
             let use_ = if asked.no_cache { StaleUse::No } else { StaleUse::OnError };
-            Verdict::Stale { stale_for: Duration::ZERO, use_ }
+            State::Stale { stale_for: Duration::ZERO, use_ }
         }
         Err(stale_for) => {
             let use_ = Windows::of(meta, lifetimes, ttl).use_of(age, stale_for, asked);
-            Verdict::Stale { stale_for, use_ }
+            State::Stale { stale_for, use_ }
         }
     };
-    Standing { age, verdict }
+    Freshness { age, state }
 }
 
 /// Returns true for `no-cache`, which forbids serving even a response within its lifetime (section 5.2.2.4), unless a

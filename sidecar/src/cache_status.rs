@@ -3,7 +3,7 @@
 use std::{fmt, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
-use larder_policy::{freshness::Verdict, policy::BypassBy};
+use larder_policy::{freshness::State, policy::BypassBy};
 
 /// The header's name.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
@@ -206,11 +206,11 @@ impl CacheStatus {
 }
 
 /// How many seconds longer an answer is fresh, as `ttl` has it (RFC 9211, section 2.4): less than 0 if it is not.
-pub fn ttl_seconds(verdict: Verdict) -> i64 {
+pub fn ttl_seconds(state: State) -> i64 {
     let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
-    match verdict {
-        Verdict::Fresh { ttl } => seconds(ttl),
-        Verdict::Stale { stale_for, .. } => -seconds(stale_for),
+    match state {
+        State::Fresh { ttl } => seconds(ttl),
+        State::Stale { stale_for, .. } => -seconds(stale_for),
     }
 }
 

@@ -10,7 +10,7 @@ use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
 use larder_policy::{
     Lifetimes, PurgeName,
     cache_control::RequestDirectives,
-    freshness::{self, Standing, judge},
+    freshness::{self, Freshness, evaluate},
     range::Pieces,
     response_meta::{ResponseMeta, Times},
 };
@@ -92,8 +92,8 @@ impl Head {
     }
 
     /// How it stands now with those who ask for it.
-    pub fn standing(&self, lifetimes: &Lifetimes, asked: &RequestDirectives) -> Standing {
-        judge(&self.meta, lifetimes, self.resident(), asked)
+    pub fn freshness(&self, lifetimes: &Lifetimes, asked: &RequestDirectives) -> Freshness {
+        evaluate(&self.meta, lifetimes, self.resident(), asked)
     }
 
     /// How long ago it was received.

@@ -9,7 +9,7 @@ use larder_policy::{
     Lifetimes,
     cache_control::RequestDirectives,
     date,
-    freshness::{StaleUse, Verdict, judge, keep_for},
+    freshness::{StaleUse, State, evaluate, keep_for},
     response_meta::{self, ResponseMeta, Times},
     storing::{Asker, storable},
     validation,
@@ -79,25 +79,25 @@ impl Case {
         let meta = self.meta();
         let Self { lifetimes, resident, .. } = self;
         let directives = meta.directives();
-        let standing = judge(&meta, lifetimes, *resident, asked);
-        assert_eq!(standing.age, meta.initial_age().saturating_add(*resident));
+        let freshness = evaluate(&meta, lifetimes, *resident, asked);
+        assert_eq!(freshness.age, meta.initial_age().saturating_add(*resident));
         assert!(meta.initial_age() >= response_meta::age(&self.headers), "it is as old as it says");
-        match standing.verdict {
-            Verdict::Fresh { ttl } => {
+        match freshness.state {
+            State::Fresh { ttl } => {
                 assert!(!ttl.is_zero() && !asked.no_cache);
-                assert!(asked.max_age.is_none_or(|most| standing.age <= most));
+                assert!(asked.max_age.is_none_or(|most| freshness.age <= most));
                 assert!(asked.min_fresh.is_none_or(|least| ttl >= least));
                 if let Some(most) = lifetimes.ttl {
                     assert_eq!(resident.checked_add(ttl), Some(most));
                 } else {
                     assert!(!directives.no_cache);
                     let life = self.life(&meta).expect("fresh without a life");
-                    assert!(standing.age < life, "{standing:?} {life:?}");
-                    assert!(standing.age + ttl <= life);
+                    assert!(freshness.age < life, "{freshness:?} {life:?}");
+                    assert!(freshness.age + ttl <= life);
                     assert!(lifetimes.max_ttl.is_none_or(|most| *resident + ttl <= most));
                 }
             }
-            Verdict::Stale { stale_for, use_ } => {
+            State::Stale { stale_for, use_ } => {
                 let forbids =
                     directives.no_cache || directives.must_revalidate || directives.proxy_revalidate;
                 if lifetimes.ttl.is_none() && forbids && !stale_for.is_zero() {
@@ -107,10 +107,10 @@ impl Case {
             }
         }
         // It only gets older.
-        let earlier = judge(&meta, lifetimes, *resident / 2, asked).verdict;
-        let served = standing.verdict.serves_now();
+        let earlier = evaluate(&meta, lifetimes, *resident / 2, asked).state;
+        let served = freshness.state.serves_now();
         if asked.max_stale.is_none() && asked.min_fresh.is_none() {
-            assert!(!served || earlier.serves_now(), "{earlier:?} then {standing:?}");
+            assert!(!served || earlier.serves_now(), "{earlier:?} then {freshness:?}");
         }
         if asked.is_empty() {
             assert!(

@@ -21,12 +21,12 @@ fn route(ttl: Option<u64>) -> Lifetimes {
     Lifetimes { ttl: ttl.map(seconds), ..Default::default() }
 }
 
-const fn fresh(ttl: u64) -> Verdict {
-    Verdict::Fresh { ttl: seconds(ttl) }
+const fn fresh(ttl: u64) -> State {
+    State::Fresh { ttl: seconds(ttl) }
 }
 
-const fn stale(stale_for: u64, use_: StaleUse) -> Verdict {
-    Verdict::Stale { stale_for: seconds(stale_for), use_ }
+const fn stale(stale_for: u64, use_: StaleUse) -> State {
+    State::Stale { stale_for: seconds(stale_for), use_ }
 }
 
 use StaleUse::{AsAsked, No, OnError, WhileRevalidating};
@@ -45,9 +45,9 @@ fn response_is_fresh_while_younger_than_its_lifetime() {
         ("max-age=0", 0, 0, stale(0, No)),
         ("x", 0, 5, stale(5, No)),
     ] {
-        let standing = judge(&meta(control, age), &route(None), seconds(resident), &asked(""));
-        assert_eq!(standing.verdict, expected, "{control}, {age}, {resident}");
-        assert_eq!(standing.age, seconds(age + resident));
+        let freshness = evaluate(&meta(control, age), &route(None), seconds(resident), &asked(""));
+        assert_eq!(freshness.state, expected, "{control}, {age}, {resident}");
+        assert_eq!(freshness.age, seconds(age + resident));
     }
 }
 
@@ -55,9 +55,9 @@ fn response_is_fresh_while_younger_than_its_lifetime() {
 fn ttl_replaces_the_declared_lifetime_and_a_cap_does_not() {
     let (ttl, capped) = (route(Some(60)), Lifetimes { max_ttl: Some(seconds(60)), ..Default::default() });
     for control in ["max-age=5", "no-cache", "s-maxage=0, must-revalidate", "x"] {
-        let verdict = |resident| judge(&meta(control, 500), &ttl, seconds(resident), &asked("")).verdict;
-        assert_eq!(verdict(59), fresh(1), "{control}");
-        assert_eq!(verdict(60), stale(0, No), "{control}");
+        let state = |resident| evaluate(&meta(control, 500), &ttl, seconds(resident), &asked("")).state;
+        assert_eq!(state(59), fresh(1), "{control}");
+        assert_eq!(state(60), stale(0, No), "{control}");
     }
     for (control, age, resident, expected) in [
         ("max-age=5", 0, 0, fresh(5)),
@@ -68,8 +68,8 @@ fn ttl_replaces_the_declared_lifetime_and_a_cap_does_not() {
         ("max-age=500", 480, 70, stale(50, No)),
         ("no-cache", 0, 0, stale(0, No)),
     ] {
-        let standing = judge(&meta(control, age), &capped, seconds(resident), &asked(""));
-        assert_eq!(standing.verdict, expected, "{control}, {age}, {resident}");
+        let freshness = evaluate(&meta(control, age), &capped, seconds(resident), &asked(""));
+        assert_eq!(freshness.state, expected, "{control}, {age}, {resident}");
     }
 }
 
@@ -79,7 +79,7 @@ fn a_status_has_a_ttl_of_its_own() {
     let route = Lifetimes { ttl: Some(seconds(60)), statuses, ..Default::default() };
     for (status, expected) in [(200, fresh(60)), (206, fresh(60)), (404, fresh(10))] {
         let meta = ResponseMeta { status: StatusCode::from_u16(status).unwrap(), ..meta("max-age=5", 0) };
-        assert_eq!(judge(&meta, &route, Duration::ZERO, &asked("")).verdict, expected, "{status}");
+        assert_eq!(evaluate(&meta, &route, Duration::ZERO, &asked("")).state, expected, "{status}");
     }
 }
 
@@ -98,8 +98,8 @@ fn stale_windows_follow_the_response() {
         ("max-age=60, no-cache", 5, No),
     ] {
         let meta = meta(&format!("{control}, {both}"), 0);
-        let standing = judge(&meta, &route(None), seconds(60 + stale_for), &asked(""));
-        assert_eq!(standing.verdict, stale(stale_for, expected), "{control}, {stale_for}");
+        let freshness = evaluate(&meta, &route(None), seconds(60 + stale_for), &asked(""));
+        assert_eq!(freshness.state, stale(stale_for, expected), "{control}, {stale_for}");
     }
 }
 
@@ -120,11 +120,11 @@ fn stale_windows_follow_the_route() {
         (Some(seconds(60)), "x", 29, OnError),
         (Some(seconds(60)), "x", 30, No),
     ] {
-        let standing = judge(&meta(control, 0), &windows(ttl), seconds(60 + stale_for), &asked(""));
-        assert_eq!(standing.verdict, stale(stale_for, expected), "{control}, {stale_for}");
+        let freshness = evaluate(&meta(control, 0), &windows(ttl), seconds(60 + stale_for), &asked(""));
+        assert_eq!(freshness.state, stale(stale_for, expected), "{control}, {stale_for}");
     }
-    let unknown = judge(&meta("x", 0), &windows(None), Duration::ZERO, &asked(""));
-    assert_eq!(unknown.verdict, stale(0, OnError));
+    let unknown = evaluate(&meta("x", 0), &windows(None), Duration::ZERO, &asked(""));
+    assert_eq!(unknown.state, stale(0, OnError));
 }
 
 #[test]
@@ -153,14 +153,14 @@ fn request_directives_limit_freshness() {
         ("max-age=60, proxy-revalidate", "max-stale", 60, stale(10, No)),
         ("max-age=60, no-cache", "max-stale", 0, stale(0, No)),
     ] {
-        let standing = judge(&meta(control, 10), &route(None), seconds(resident), &asked(request));
-        assert_eq!(standing.verdict, expected, "{control} for {request} after {resident}");
+        let freshness = evaluate(&meta(control, 10), &route(None), seconds(resident), &asked(request));
+        assert_eq!(freshness.state, expected, "{control} for {request} after {resident}");
     }
 }
 
 #[test]
 fn verdict_decides_the_permitted_use() {
-    for (verdict, now, refreshes, on_error) in [
+    for (state, now, refreshes, on_error) in [
         (fresh(1), true, false, true),
         (stale(1, No), false, false, false),
         (stale(1, WhileRevalidating), true, true, true),
@@ -168,9 +168,9 @@ fn verdict_decides_the_permitted_use() {
         (stale(1, AsAsked), true, false, true),
     ] {
         assert_eq!(
-            (verdict.serves_now(), verdict.refreshes(), verdict.serves_on_error()),
+            (state.serves_now(), state.refreshes(), state.serves_on_error()),
             (now, refreshes, on_error),
-            "{verdict:?}"
+            "{state:?}"
         );
     }
 }
@@ -235,9 +235,9 @@ prop_compose! {
 
 /// Returns the remaining freshness lifetime.
 fn ttl_left(meta: &ResponseMeta, route: &Lifetimes, resident: Duration) -> Duration {
-    match judge(meta, route, resident, &RequestDirectives::default()).verdict {
-        Verdict::Fresh { ttl } => ttl,
-        Verdict::Stale { .. } => Duration::ZERO,
+    match evaluate(meta, route, resident, &RequestDirectives::default()).state {
+        State::Fresh { ttl } => ttl,
+        State::Stale { .. } => Duration::ZERO,
     }
 }
 
@@ -246,17 +246,17 @@ proptest! {
     fn fresh_is_never_older_than_its_life(
         meta in any_claims(), route in any_route(), asked in any_request(), resident in time(),
     ) {
-        let standing = judge(&meta, &route, resident, &asked);
+        let freshness = evaluate(&meta, &route, resident, &asked);
         keep_for(&meta, &route);
-        prop_assert_eq!(standing.age, meta.initial_age.saturating_add(resident));
-        let Verdict::Fresh { ttl } = standing.verdict else { return Ok(()) };
+        prop_assert_eq!(freshness.age, meta.initial_age.saturating_add(resident));
+        let State::Fresh { ttl } = freshness.state else { return Ok(()) };
         prop_assert!(ttl > Duration::ZERO);
-        prop_assert!(!asked.no_cache && asked.max_age.is_none_or(|most| standing.age <= most));
+        prop_assert!(!asked.no_cache && asked.max_age.is_none_or(|most| freshness.age <= most));
         match route.ttl {
             Some(most) => prop_assert!(resident < most),
             None => {
                 prop_assert!(!meta.directives.no_cache);
-                prop_assert!(standing.age < meta.lifetime.unwrap_or_default());
+                prop_assert!(freshness.age < meta.lifetime.unwrap_or_default());
                 prop_assert!(route.max_ttl.is_none_or(|most| resident < most));
             }
         }
@@ -268,10 +268,10 @@ proptest! {
     ) {
         let later = resident.saturating_add(more);
         let asked = RequestDirectives::default();
-        let (now, then) = (judge(&meta, &route, resident, &asked), judge(&meta, &route, later, &asked));
+        let (now, then) = (evaluate(&meta, &route, resident, &asked), evaluate(&meta, &route, later, &asked));
         prop_assert!(now.age <= then.age);
-        prop_assert!(now.verdict.serves_now() || !then.verdict.serves_now());
-        prop_assert!(now.verdict.serves_on_error() || !then.verdict.serves_on_error());
+        prop_assert!(now.state.serves_now() || !then.state.serves_now());
+        prop_assert!(now.state.serves_on_error() || !then.state.serves_on_error());
         prop_assert!(ttl_left(&meta, &route, resident) >= ttl_left(&meta, &route, later));
     }
 
@@ -295,9 +295,9 @@ proptest! {
     ) {
         let mut meta = meta;
         meta.directives.must_revalidate = true;
-        let verdict = judge(&meta, &Lifetimes { ttl: None, ..route.clone() }, resident, &asked).verdict;
+        let state = evaluate(&meta, &Lifetimes { ttl: None, ..route.clone() }, resident, &asked).state;
         if ttl_left(&meta, &Lifetimes { ttl: None, ..route }, resident).is_zero() {
-            prop_assert!(!verdict.serves_now() && !verdict.serves_on_error());
+            prop_assert!(!state.serves_now() && !state.serves_on_error());
         }
     }
 
@@ -308,8 +308,8 @@ proptest! {
         if resident == Duration::MAX || meta.initial_age.checked_add(resident).is_none() {
             return Ok(());
         }
-        let verdict = judge(&meta, &route, resident, &RequestDirectives::default()).verdict;
-        prop_assert!(!verdict.serves_now() && !verdict.serves_on_error());
+        let state = evaluate(&meta, &route, resident, &RequestDirectives::default()).state;
+        prop_assert!(!state.serves_now() && !state.serves_on_error());
     }
 }
 

@@ -7,7 +7,7 @@ use larder_api::admin::{self as api, Standing, StoredResponse};
 use larder_policy::{
     Lifetimes,
     cache_control::RequestDirectives,
-    freshness::{StaleUse, Verdict, keep_for},
+    freshness::{StaleUse, State, keep_for},
 };
 
 use crate::{
@@ -31,13 +31,13 @@ pub(super) fn standing(entry: &Entry, snapshot: &Snapshot, lifetimes: Option<&Li
     } else if matches!(entry.content, Content::Parts(_)) {
         Standing::Partial
     } else {
-        match entry.head.standing(lifetimes, &RequestDirectives::default()).verdict {
-            Verdict::Fresh { .. } => Standing::Fresh,
-            Verdict::Stale { use_: StaleUse::WhileRevalidating | StaleUse::AsAsked, .. } => {
+        match entry.head.freshness(lifetimes, &RequestDirectives::default()).state {
+            State::Fresh { .. } => Standing::Fresh,
+            State::Stale { use_: StaleUse::WhileRevalidating | StaleUse::AsAsked, .. } => {
                 Standing::StaleWhileRevalidate
             }
-            Verdict::Stale { use_: StaleUse::OnError, .. } => Standing::StaleIfError,
-            Verdict::Stale { use_: StaleUse::No, .. } => Standing::Stale,
+            State::Stale { use_: StaleUse::OnError, .. } => Standing::StaleIfError,
+            State::Stale { use_: StaleUse::No, .. } => Standing::Stale,
         }
     }
 }
@@ -58,7 +58,7 @@ pub(super) fn stored_response(entry: &Entry, lifetimes: Option<&Lifetimes>) -> S
     let received = i64::try_from(head.times.received_at).ok();
     let stored_at = received.and_then(|at| Timestamp::from_millisecond(at).ok()).unwrap_or_default();
     let Stamp { generation, order, local, asked_at: _ } = head.stamp;
-    let verdict = lifetimes.map(|lifetimes| head.standing(lifetimes, &RequestDirectives::default()).verdict);
+    let state = lifetimes.map(|lifetimes| head.freshness(lifetimes, &RequestDirectives::default()).state);
     StoredResponse {
         status: head.status.as_u16(),
         headers,
@@ -68,9 +68,9 @@ pub(super) fn stored_response(entry: &Entry, lifetimes: Option<&Lifetimes>) -> S
         hits: None,
         stored_at: stored_at.to_string(),
         age_seconds: seconds(head.meta.initial_age() + resident),
-        ttl_seconds: verdict.map(|verdict| match verdict {
-            Verdict::Fresh { ttl } => seconds(ttl),
-            Verdict::Stale { stale_for, .. } => -seconds(stale_for),
+        ttl_seconds: state.map(|state| match state {
+            State::Fresh { ttl } => seconds(ttl),
+            State::Stale { stale_for, .. } => -seconds(stale_for),
         }),
         useful_for_seconds: lifetimes
             .map(|lifetimes| seconds(keep_for(&head.meta, lifetimes).saturating_sub(resident))),

@@ -110,8 +110,8 @@ impl Proxy {
         }
         // A response may have been stored meanwhile.
         match fetch.request.lookup() {
-            Lookup::Usable(entry, standing) if !standing.verdict.refreshes() => {
-                Break(fetch.request.hit(&entry, &standing, Tier::L1))
+            Lookup::Usable(entry, freshness) if !freshness.state.refreshes() => {
+                Break(fetch.request.hit(&entry, &freshness, Tier::L1))
             }
             _ => Continue(fetch),
         }
@@ -129,10 +129,10 @@ impl Fetch {
     /// Responds from memory if another request has stored a response meanwhile, and otherwise becomes the lead.
     fn led_by(mut self, lead: Lead<FetchOutcome>) -> Step {
         self.lead = Some(lead);
-        if let Lookup::Usable(entry, standing) = self.request.lookup()
-            && !standing.verdict.refreshes()
+        if let Lookup::Usable(entry, freshness) = self.request.lookup()
+            && !freshness.state.refreshes()
         {
-            let answered = self.request.hit(&entry, &standing, Tier::L1);
+            let answered = self.request.hit(&entry, &freshness, Tier::L1);
             let slot = self.request.slot_of(&entry);
             self.finish(FetchOutcome::Stored(entry, Tier::L1, slot));
             return Break(answered);

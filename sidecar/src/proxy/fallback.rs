@@ -103,8 +103,8 @@ impl Fetch {
     /// Returns true if the stale response may be served in place of an error.
     pub(super) fn may_fall_back(&self) -> bool {
         self.known.stale().is_some_and(|stale| {
-            let standing = stale.head.standing(self.request.lifetimes(), &self.request.directives);
-            standing.verdict.serves_on_error() && !stale.is_purged(&self.request.store().barriers)
+            let freshness = stale.head.freshness(self.request.lifetimes(), &self.request.directives);
+            freshness.state.serves_on_error() && !stale.is_purged(&self.request.store().barriers)
         })
     }
 

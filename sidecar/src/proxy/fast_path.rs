@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Method;
 use larder_policy::{
     Fields as _, HeaderKinds, Key, NormalPath, cache_control::RequestDirectives, credentials,
-    freshness::Verdict, key::Asked, writing,
+    freshness::State, key::Asked, writing,
 };
 
 use super::{
@@ -98,15 +98,15 @@ impl FastPath {
         if entry.is_purged(&snapshot.store.barriers) {
             return None;
         }
-        let standing = entry.head.standing(&route.lifetimes, &RequestDirectives::default());
+        let freshness = entry.head.freshness(&route.lifetimes, &RequestDirectives::default());
         let lifetimes = &route.lifetimes;
-        if !standing.verdict.serves_now()
-            || standing.verdict.refreshes()
+        if !freshness.state.serves_now()
+            || freshness.state.refreshes()
             || lifetimes.l1_ttl.is_some_and(|most| entry.here_for() >= most)
         {
             return None;
         }
-        if let Verdict::Fresh { ttl } = standing.verdict
+        if let State::Fresh { ttl } = freshness.state
             && lifetimes.early_refresh
             && entry.is_renewed_early(ttl)
         {
@@ -117,9 +117,9 @@ impl FastPath {
         output.reserve(rendered.len() + 96 + body.len().min(MAX_COPIED));
         output.extend_from_slice(rendered);
         output.extend_from_slice(b"age: ");
-        output.extend_from_slice(number.format(standing.age.as_secs()).as_bytes());
+        output.extend_from_slice(number.format(freshness.age.as_secs()).as_bytes());
         output.extend_from_slice(b"\r\ncache-status: larder; hit; ttl=");
-        output.extend_from_slice(number.format(ttl_seconds(standing.verdict)).as_bytes());
+        output.extend_from_slice(number.format(ttl_seconds(freshness.state)).as_bytes());
         output.extend_from_slice(b"; detail=l1\r\n\r\n");
         snapshot.route_stats(Some(route)).answered(Outcome::Hit, Tier::L1);
         tracing::debug!(method = head.method, uri = head.target, "request");

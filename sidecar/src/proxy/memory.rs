@@ -8,7 +8,7 @@ use std::{
 use http::Method;
 use larder_policy::{
     Key,
-    freshness::{Standing, Verdict},
+    freshness::{Freshness, State},
     range,
 };
 
@@ -30,7 +30,7 @@ use crate::{
 #[derive(Debug)]
 pub(super) enum Lookup {
     /// A response that may be served.
-    Usable(Arc<Entry>, Standing),
+    Usable(Arc<Entry>, Freshness),
     /// A response that may be served after revalidation or in place of an error, and the reason why not now.
     Stale(Arc<Entry>, Forward),
     /// A stale response that replaces an error for a while.
@@ -49,11 +49,11 @@ impl Proxy {
         let lookup = request.lookup();
         let is_unshared = matches!(lookup, Lookup::Unshared);
         let (stale, part, reason) = match lookup {
-            Lookup::Usable(entry, standing) => {
-                if request.is_due_for_refresh(&entry, &standing) {
+            Lookup::Usable(entry, freshness) => {
+                if request.is_due_for_refresh(&entry, &freshness) {
                     self.refresh_in_background(&request, &entry);
                 }
-                return Break(request.hit(&entry, &standing, Tier::L1));
+                return Break(request.hit(&entry, &freshness, Tier::L1));
             }
             Lookup::Fallback(entry) => {
                 return Break(request.fallback(&entry, Forward::Stale, None, Tier::L1).0);
@@ -120,9 +120,9 @@ impl CacheRequest {
 
     /// Returns true if a response may still replace an error: as long as it may be served on one, or as the last known good one.
     fn may_fall_back(&self, entry: &Entry) -> bool {
-        let standing = entry.head.standing(self.lifetimes(), &self.directives);
+        let freshness = entry.head.freshness(self.lifetimes(), &self.directives);
         self.directives.is_empty()
-            && (standing.verdict.serves_on_error() || self.route.last_known_good.is_some())
+            && (freshness.state.serves_on_error() || self.route.last_known_good.is_some())
     }
 
     /// Returns true if a response in memory serves without another look into L2.
@@ -131,16 +131,16 @@ impl CacheRequest {
     }
 
     /// Returns true if a response that is served is to be refreshed in the background.
-    fn is_due_for_refresh(&self, entry: &Entry, standing: &Standing) -> bool {
+    fn is_due_for_refresh(&self, entry: &Entry, freshness: &Freshness) -> bool {
         // A refresh has just failed.
         if entry.stands_in() {
             return false;
         }
         let is_early =
             |left| self.lifetimes().early_refresh && (entry.takes_renewal() || entry.is_renewed_early(left));
-        match standing.verdict {
-            Verdict::Fresh { ttl } => is_early(ttl),
-            verdict => verdict.refreshes(),
+        match freshness.state {
+            State::Fresh { ttl } => is_early(ttl),
+            state => state.refreshes(),
         }
     }
 
@@ -159,7 +159,7 @@ impl CacheRequest {
         if entry.is_purged(&self.store().barriers) {
             return Lookup::Nothing(self.why(Forward::Stale));
         }
-        let standing = entry.head.standing(self.lifetimes(), &self.directives);
+        let freshness = entry.head.freshness(self.lifetimes(), &self.directives);
         if let Content::Parts(pieces) = &entry.content {
             let range = match &self.range {
                 range::Asked::One(spec) => spec.resolve(pieces.total()),
@@ -167,16 +167,16 @@ impl CacheRequest {
             };
             let is_there = range.is_some_and(|range| pieces.slice(range).is_some())
                 && range::if_range_holds(&self.headers, &entry.head.headers);
-            if !is_there || !standing.verdict.serves_now() || self.is_head() {
+            if !is_there || !freshness.state.serves_now() || self.is_head() {
                 return Lookup::Part(entry);
             }
         }
-        if standing.verdict.serves_now() {
-            Lookup::Usable(entry, standing)
+        if freshness.state.serves_now() {
+            Lookup::Usable(entry, freshness)
         } else {
-            let without_directives = entry.head.standing(self.lifetimes(), &Default::default());
+            let without_directives = entry.head.freshness(self.lifetimes(), &Default::default());
             let reason =
-                if without_directives.verdict.serves_now() { Forward::Request } else { Forward::Stale };
+                if without_directives.state.serves_now() { Forward::Request } else { Forward::Stale };
             Lookup::Stale(entry, self.why(reason))
         }
     }

@@ -59,12 +59,12 @@ impl Proxy {
             {
                 None
             }
-            Lookup::Usable(entry, standing) => {
+            Lookup::Usable(entry, freshness) => {
                 slot.store_in_memory(&entry);
-                let answered = request.hit(&entry, &standing, Tier::L2);
+                let answered = request.hit(&entry, &freshness, Tier::L2);
                 fetch.finish(FetchOutcome::Stored(Arc::clone(&entry), Tier::L2, slot));
                 // The refresh leads those who wait for the same, so this fetch must not lead them any more.
-                if standing.verdict.refreshes() {
+                if freshness.state.refreshes() {
                     self.refresh_in_background(&fetch.request, &entry);
                 }
                 Some(answered)

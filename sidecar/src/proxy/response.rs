@@ -8,7 +8,7 @@ use http::{
     header::{AGE, CONTENT_LENGTH, CONTENT_RANGE},
 };
 use larder_policy::{
-    freshness::{Standing, Verdict},
+    freshness::{Freshness, State},
     range::{self, ContentRange},
     validation::{self, Precondition},
 };
@@ -23,8 +23,8 @@ use crate::{
 
 impl CacheRequest {
     /// Returns a hit.
-    pub(super) fn hit(&self, entry: &Entry, standing: &Standing, tier: Tier) -> Answered {
-        let status = CacheStatus::Hit { tier, ttl: ttl_seconds(standing.verdict) };
+    pub(super) fn hit(&self, entry: &Entry, freshness: &Freshness, tier: Tier) -> Answered {
+        let status = CacheStatus::Hit { tier, ttl: ttl_seconds(freshness.state) };
         self.response_with(entry, status, Outcome::Hit, tier)
     }
 
@@ -48,9 +48,9 @@ impl CacheRequest {
     }
 
     pub(super) fn life_of(&self, head: &Head) -> Life {
-        let left = match head.standing(self.lifetimes(), &self.directives).verdict {
-            Verdict::Fresh { ttl } => ttl,
-            Verdict::Stale { .. } => Duration::ZERO,
+        let left = match head.freshness(self.lifetimes(), &self.directives).state {
+            State::Fresh { ttl } => ttl,
+            State::Stale { .. } => Duration::ZERO,
         };
         Life { received_at: head.times.received_at, left }
     }
