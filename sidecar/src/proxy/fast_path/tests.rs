@@ -8,7 +8,7 @@ use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
 use http_body_util::BodyExt as _;
 use larder_policy::{
     Policy,
-    claims::{Claims, Times},
+    response_meta::{ResponseMeta, Times},
 };
 use proptest::{prelude::*, sample::subsequence, test_runner::TestRunner};
 
@@ -139,13 +139,13 @@ impl Fixture {
         }
         let upgrade = headers::upgrade(request.headers());
         headers::remove_hop_by_hop(request.headers_mut());
-        let Disposition::Route { route, survey, bypass } = classify(&self.snapshot, &request, upgrade, false)
+        let Disposition::Route { route, kinds, bypass } = classify(&self.snapshot, &request, upgrade, false)
         else {
             return None;
         };
         let client = Client { address: Ipv4Addr::LOCALHOST.into(), turnstile: None, work: None };
         let (head, ()) = request.into_parts();
-        let request = CacheRequest::new(&self.snapshot, &route, None, head, Bytes::new(), client, &survey);
+        let request = CacheRequest::new(&self.snapshot, &route, None, head, Bytes::new(), client, &kinds);
         Some((request, bypass.is_some()))
     }
 
@@ -156,9 +156,9 @@ impl Fixture {
             (header::DATE, HeaderValue::from_static("Thu, 01 Jan 2026 00:00:00 GMT")),
         ]);
         let times = Times { requested_at: wall_ms(), received_at: wall_ms() };
-        let claims = Claims::read(StatusCode::OK, &headers, times, &[]);
+        let meta = ResponseMeta::read(StatusCode::OK, &headers, times, &[]);
         let (stamp, names) = (request.store().barriers.stamp(), request.names());
-        let head = StoredHead { status: StatusCode::OK, headers, times, claims, stamp, names };
+        let head = StoredHead { status: StatusCode::OK, headers, times, meta, stamp, names };
         let body = Content::Whole(Bytes::from(request.key.as_str().to_owned()));
         request.slot(vec![]).store(Arc::new(Entry::new(head, body)), None);
     }
