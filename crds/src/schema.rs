@@ -8,7 +8,7 @@ pub(crate) fn port(_: &mut SchemaGenerator) -> Schema {
         "x-kubernetes-int-or-string": true,
         "maxLength": 64,
         "x-kubernetes-validations": [{
-            "rule": "type(self) == int ? self > 0 && self < 65536 : size(self) <= 15 && self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$') && self.matches('[a-z]')",
+            "rule": "self != string(self) ? self > 0 && self < 65536 : size(self) <= 15 && self.matches('^[a-z0-9]([a-z0-9-]*[a-z0-9])?$') && self.matches('[a-z]')",
             "message": "write the name of a container port, such as http, or its number, such as 8080",
         }],
     })

@@ -12,6 +12,9 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "Written", into = "String")]
 pub struct ByteSize(pub u64);
 
+/// The CEL rule by which the API server enforces the format.
+pub const CEL_RULE: &str = "string(self).matches('^[0-9]+([KMGTPE]i|[kMGTP])?$')";
+
 const SUFFIXES: [(&str, u64); 11] = [
     ("Ei", 1 << 60),
     ("Pi", 1 << 50),
@@ -99,7 +102,7 @@ impl JsonSchema for ByteSize {
             "x-kubernetes-int-or-string": true,
             "maxLength": 24,
             "x-kubernetes-validations": [{
-                "rule": "type(self) == int ? self >= 0 : self.matches('^[0-9]+([KMGTPE]i|[kMGTP])?$')",
+                "rule": CEL_RULE,
                 "message": "write a whole number of bytes with a unit, such as 512Ki, 64Mi or 1Gi",
             }],
         })

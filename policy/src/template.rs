@@ -8,6 +8,10 @@ use serde::{Deserialize, Serialize};
 
 use crate::path::{NormalPath, fold};
 
+/// The CEL rule by which the API server enforces the format.
+pub const CEL_RULE: &str =
+    r"self.matches('^(/([A-Za-z0-9._~!$&()+,;=:@%-]*|[{][A-Za-z][A-Za-z0-9_]*[}]))+$')";
+
 /// Characters to encode: all but the unreserved ones of RFC 3986, section 2.3, so that a value cannot escape from its
 /// tag or path segment.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
@@ -200,7 +204,7 @@ impl JsonSchema for PathTemplate {
             "type": "string",
             "maxLength": 256,
             "x-kubernetes-validations": [{
-                "rule": r"self.matches('^(/([A-Za-z0-9._~!$&()+,;=:@%-]*|[{][A-Za-z][A-Za-z0-9_]*[}]))+$')",
+                "rule": CEL_RULE,
                 "message": "start the path with '/', and let each segment be literal text or one {parameter}, such as /api/users/{id}",
             }],
         })

@@ -1,212 +1,124 @@
-//! What is wrong with a policy's file: where, and what to write instead.
-//!
-//! The rules are the cluster's. `schema` holds a file to the custom resource definition itself, `rules` to those of its CEL
-//! rules that are about what a sidecar does not read, and `meaning` to what [`larder_policy::Policy::compile`] refuses,
-//! which the rest of the CEL rules mirror.
+//! The subcommand `check`: files in, one line per error out.
 
-mod edits;
-mod meaning;
-mod path;
-mod quantity;
-mod report;
-mod rules;
-mod schema;
-#[cfg(test)]
-mod tests;
-mod tree;
-
-use larder_api::{API_VERSION, KIND};
-use larder_policy::document::{DocumentError, FOLLOWS_COVERAGE};
-
-pub use self::report::run;
-use self::{
-    schema::Schema,
-    tree::{Document, Mark, Node, Value},
+use std::{
+    fs,
+    io::{self, Read, Write},
+    path::Path,
+    process::ExitCode,
 };
 
-/// A kind that differs from ours by more letters was meant.
-const FAR: usize = 3;
+use larder_api::KIND;
+use larder_lint::{Checker, Diagnostic, Environment, Found, Report};
+use serde::Serialize;
 
-/// Where a policy is to be served.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Place {
-    /// By a sidecar alone (`--policy`): `selector` and `targets` may be left out, and secrets come from `env` or `file`.
-    Alone,
-    /// In a cluster: the API server reads it.
-    Cluster,
+use crate::cli::{self, Output};
+
+/// The name of standard input.
+const STANDARD_INPUT: &str = "-";
+
+/// The worst outcome of the files, which is the exit code.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+enum Outcome {
+    Good = 0,
+    Faulty = 1,
+    Unreadable = 2,
 }
 
-/// One thing wrong with a file.
-#[derive(Clone, Debug, PartialEq, Eq, PartialOrd, Ord, serde::Serialize)]
-pub struct Fault {
-    /// From 1.
-    pub line: usize,
-    /// In characters, from 1.
-    pub column: usize,
-    /// The field, such as `spec.routes[2].tags[0]`; empty where it is the file as a whole.
-    pub path: String,
-    /// What is wrong, and what to write instead.
-    pub message: String,
-    #[serde(skip)]
-    kind: Kind,
+/// An error and its file.
+#[derive(Serialize)]
+struct Line<'a> {
+    file: &'a str,
+    #[serde(flatten)]
+    diagnostic: &'a Diagnostic,
 }
 
-/// What a fault means to who reads the rest.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
-enum Kind {
-    /// The value can't be relied on.
-    #[default]
-    Bad,
-    /// A sidecar leaves the field alone.
-    Unknown,
-    /// The value is a text of the wrong form; of this one it would be readable.
-    Malformed(&'static str),
-}
-
-impl Fault {
-    fn new(mark: Mark, path: &str, message: impl Into<String>) -> Self {
-        let Mark { line, column } = mark;
-        Self { line, column, path: path.to_owned(), message: message.into(), kind: Kind::default() }
-    }
-
-    fn of_kind(self, kind: Kind) -> Self {
-        Self { kind, ..self }
-    }
-}
-
-/// What was found in a file.
-#[derive(Clone, Debug, Default)]
-pub struct Report {
-    /// The policies, good or not.
-    pub policies: Vec<Found>,
-    /// What is in the file besides.
-    pub skipped: Vec<Skipped>,
-    /// What is wrong, in the order of the file.
-    pub faults: Vec<Fault>,
-}
-
-/// A policy in a file.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Found {
-    /// `metadata.name`; empty without one.
-    pub name: String,
-    /// How many routes it has.
-    pub routes: usize,
-    /// How many sources.
-    pub sources: usize,
-    /// How many rules about writes.
-    pub writes: usize,
-}
-
-/// A document that is no policy.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Skipped {
-    /// Where it starts.
-    pub line: usize,
-    /// Its `kind`.
-    pub kind: String,
-}
-
-/// Checks policies that are to be served at some place.
-#[derive(Debug)]
-pub struct Checker {
-    schema: Schema,
-    place: Place,
-}
-
-impl Checker {
-    /// Reads the definition, which takes longer than to check a file.
-    pub fn new(place: Place) -> Self {
-        Self { schema: Schema::of_policies(place), place }
-    }
-
-    /// Checks all policies of a file.
-    pub fn check(&self, text: &str) -> Report {
-        let (documents, broken) = tree::read(text);
-        let mut report = Report::default();
-        for document in documents.iter().filter(|document| document.root.value != Value::Null) {
-            match kind_of(&document.root) {
-                Ok(()) => {
-                    report.policies.push(found(&document.root));
-                    report.faults.extend(faults_of(document, &self.schema));
+/// Checks files and writes what it finds to standard output: 0 if all is good, 1 if not, 2 if a file can't be read.
+pub fn run(args: &cli::Check) -> ExitCode {
+    let environment = if args.cluster { Environment::Cluster } else { Environment::Alone };
+    let checker = Checker::new(environment);
+    let mut outcome = Outcome::Good;
+    let mut reports = Vec::new();
+    for file in &args.files {
+        match read(file) {
+            Ok(text) => {
+                let report = checker.check(&text);
+                if !report.diagnostics.is_empty() {
+                    outcome = outcome.max(Outcome::Faulty);
                 }
-                Err(Some(kind)) if edits::between(&kind, KIND) > FAR => {
-                    report.skipped.push(Skipped { line: document.mark.line, kind });
-                }
-                Err(_) => report.faults.push(other_kind(&document.root)),
+                reports.push((name(file), report));
+            }
+            Err(error) => {
+                eprintln!("{}: can't read it: {error}", name(file));
+                outcome = Outcome::Unreadable;
             }
         }
-        report.faults.extend(broken);
-        if report.policies.is_empty() && report.skipped.is_empty() && report.faults.is_empty() {
-            let message =
-                format!("there is no policy here: write apiVersion: {API_VERSION} and kind: {KIND}");
-            report.faults.push(Fault::new(Mark { line: 1, column: 1 }, "", message));
-        }
-        // A cluster's file is read by kubectl.
-        let is_one = documents.len() == 1 && !report.policies.is_empty();
-        if report.faults.is_empty() && is_one && self.place == Place::Alone {
-            report.faults.extend(unread(text));
-        }
-        report.faults.sort();
-        report
     }
-}
-
-/// The fields of a policy that this version does not know, and leaves alone; none if the text is no policy.
-pub fn unknown_fields(text: &str) -> Vec<String> {
-    let (documents, _) = tree::read(text);
-    let policies = documents.iter().filter(|document| kind_of(&document.root).is_ok());
-    let schema = Schema::of_policies(Place::Alone);
-    let faults = policies.flat_map(|document| schema.faults(&document.root));
-    // The operator's own, which is in no definition.
-    let is_unknown = |fault: &Fault| fault.kind == Kind::Unknown && fault.path != FOLLOWS_COVERAGE;
-    faults.filter(is_unknown).map(|fault| fault.path).collect()
-}
-
-/// Whether it is a policy; its kind if it has another.
-fn kind_of(root: &Node) -> Result<(), Option<String>> {
-    match root.get("kind").and_then(Node::as_text) {
-        Some(KIND) => Ok(()),
-        other => Err(other.map(ToOwned::to_owned)),
+    if outcome == Outcome::Good && reports.iter().all(|(_, report)| report.policies.is_empty()) {
+        eprintln!("there is no {KIND} in what was given");
+        outcome = Outcome::Faulty;
     }
-}
-
-fn other_kind(root: &Node) -> Fault {
-    let (mark, found) = path::locate(root, "kind");
-    let message = match found.and_then(Node::as_text) {
-        Some(kind) => format!("{kind:?} is not {KIND:?}: did you mean that?"),
-        None => format!("there is no kind: write apiVersion: {API_VERSION} and kind: {KIND}"),
+    let written = match args.output {
+        Output::Text => as_text(&reports, environment),
+        Output::Json => as_json(&reports),
     };
-    Fault::new(mark, "kind", message)
+    // Who closes the pipe has read enough.
+    let _ = io::stdout().write_all(written.as_bytes());
+    ExitCode::from(outcome as u8)
 }
 
-fn found(root: &Node) -> Found {
-    let count = |path| path::locate(root, path).1.map_or(0, |list| list.items().len());
-    let name = root.get("metadata").and_then(|metadata| metadata.get("name")).and_then(Node::as_text);
-    Found {
-        name: name.unwrap_or_default().to_owned(),
-        routes: count("spec.routes"),
-        sources: count("spec.sources"),
-        writes: count("spec.invalidation.onWrite"),
+fn read(file: &Path) -> io::Result<String> {
+    if file.as_os_str() == STANDARD_INPUT {
+        let mut text = String::new();
+        return io::stdin().read_to_string(&mut text).map(|_| text);
     }
+    fs::read_to_string(file)
 }
 
-fn faults_of(document: &Document, schema: &Schema) -> Vec<Fault> {
-    let mut faults = document.faults.clone();
-    faults.extend(schema.faults(&document.root));
-    let meant = meaning::faults(&document.root, &faults);
-    faults.extend(meant);
-    faults
+fn name(file: &Path) -> String {
+    if file.as_os_str() == STANDARD_INPUT { "standard input".to_owned() } else { file.display().to_string() }
 }
 
-/// What only the reader of the sidecar itself minds.
-fn unread(text: &str) -> Option<Fault> {
-    let error = larder_policy::Document::parse(text).err()?;
-    let mark = match &error {
-        DocumentError::Yaml(error) => {
-            error.location().map(|at| Mark { line: at.line(), column: at.column() })
+fn as_text(reports: &[(String, Report)], environment: Environment) -> String {
+    let mut text = String::new();
+    for (file, Report { policies, skipped, diagnostics }) in reports {
+        for one in skipped {
+            text.push_str(&format!("{file}:{}: {} is no {KIND}, and skipped\n", one.line, one.kind));
         }
-        DocumentError::OtherKind { .. } => None,
+        if environment == Environment::Alone && policies.len() + skipped.len() > 1 {
+            text.push_str(&format!("{file}: for --policy, put the policy into a file of its own\n"));
+        }
+        for Diagnostic { line, column, path, message, .. } in diagnostics {
+            let separator = if path.is_empty() { "" } else { ": " };
+            text.push_str(&format!("{file}:{line}:{column}: {path}{separator}{message}\n"));
+        }
+        if diagnostics.is_empty() {
+            policies.iter().for_each(|found| text.push_str(&format!("{file}: {}\n", praise(found))));
+        }
+    }
+    text
+}
+
+fn praise(found: &Found) -> String {
+    let Found { name, routes, sources, writes } = found;
+    let named = if name.is_empty() { KIND.to_owned() } else { format!("{KIND} {name}") };
+    let counted = |count: &usize, one: &str, more: &str| match count {
+        1 => format!("1 {one}"),
+        count => format!("{count} {more}"),
     };
-    Some(Fault::new(mark.unwrap_or(Mark { line: 1, column: 1 }), "", error.to_string()))
+    format!(
+        "{named} is good: {}, {}, {}",
+        counted(routes, "route", "routes"),
+        counted(sources, "source", "sources"),
+        counted(writes, "rule for writes", "rules for writes")
+    )
+}
+
+fn as_json(reports: &[(String, Report)]) -> String {
+    let lines = reports.iter().flat_map(|(file, report)| {
+        report.diagnostics.iter().map(move |diagnostic| Line { file: file.as_str(), diagnostic })
+    });
+    let lines: Vec<_> = lines.collect();
+    let mut text = serde_json::to_string_pretty(&lines).expect("a fault is made of texts and numbers");
+    text.push('\n');
+    text
 }

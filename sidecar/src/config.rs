@@ -12,7 +12,6 @@ use larder_policy::{Coverage, Document, Metadata, Policy, document};
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
-    check,
     entry::authentication::Authentication,
     serving::{Leave, Snapshot},
     telemetry::Telemetry,
@@ -135,7 +134,7 @@ impl Config {
                         let Document { metadata, follows_coverage, .. } = document;
                         let leave = leave(follows_coverage, &metadata, coverage);
                         tracing::info!(hash, suspended = policy.suspended, "serving a policy");
-                        let unknown = check::unknown_fields(&text);
+                        let unknown = larder_lint::unknown_fields(&text);
                         if !unknown.is_empty() {
                             tracing::warn!(
                                 fields = unknown.join(", "),

@@ -3,6 +3,7 @@
 use anyhow::ensure;
 use larder_crds::ConditionType;
 use larder_e2e::{apply, examples, in_a_namespace, policy};
+use larder_lint::{Checker, Environment, fixtures};
 use serde_json::{Value, json};
 
 use super::common::IN_MEMORY;
@@ -14,6 +15,7 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
         let size = "write a whole number of bytes with a unit, such as 512Ki, 64Mi or 1Gi";
         let path = "start the path with '/', and let each segment be literal text or one {parameter}";
         let route = |route: Value| json!({"routes": [route]});
+        let checker = Checker::new(Environment::Cluster);
         let write = |write: Value| json!({"invalidation": {"onWrite": [write]}});
         for (change, message) in [
             (json!({"selector": {}}), "an empty selector would select every pod"),
@@ -93,11 +95,39 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
                 malformed["spec"][field] = value.clone();
             }
             apply::rejects(&sandbox.client, &sandbox.name, &malformed, message).await?;
+            let text = serde_yaml::to_string(&malformed)?;
+            ensure!(!checker.check(&text).diagnostics.is_empty(), "`check` accepts it: {text}");
         }
         let long = policy::manifest(&"long".repeat(13), IN_MEMORY)?;
         apply::rejects(&sandbox.client, &sandbox.name, &long, "shorten metadata.name to at most").await?;
         for object in examples::shop("policy.yaml", &sandbox.name)? {
             apply::accepts(&sandbox.client, &sandbox.name, &object).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+/// `larder-sidecar check` evaluates the rules of the custom resource definition without an API server.
+#[tokio::test]
+async fn the_api_server_and_the_check_agree_on_every_rule() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let apply = async |text: &str| {
+            let policy = serde_yaml::from_str::<Value>(text)?;
+            apply::dry_run(&sandbox.client, &sandbox.name, &policy).await
+        };
+        apply(fixtures::VALID).await?;
+        for fixture in fixtures::all() {
+            let refused = apply(&fixture.policy()).await.err();
+            let said = refused.map(|error| format!("{error:#}")).unwrap_or_default();
+            ensure!(said.contains(fixture.message), "{said:?} does not say {:?}", fixture.message);
+        }
+        let checker = Checker::new(Environment::Cluster);
+        for edge in fixtures::edges() {
+            let accepted = apply(&edge.policy()).await;
+            let diagnostics = checker.check(&edge.policy()).diagnostics;
+            ensure!(accepted.is_ok() == edge.accepted_by_server, "{edge:?}: {accepted:?}");
+            ensure!(diagnostics.is_empty() == edge.accepted_by_check, "{edge:?}: {diagnostics:?}");
         }
         Ok(())
     })

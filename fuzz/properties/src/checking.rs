@@ -2,11 +2,11 @@
 
 use std::sync::LazyLock;
 
+use larder_lint::{Checker, Environment};
 use larder_policy::{Document, Policy};
-use larder_sidecar::check::{Checker, Place};
 
-static ALONE: LazyLock<Checker> = LazyLock::new(|| Checker::new(Place::Alone));
-static CLUSTER: LazyLock<Checker> = LazyLock::new(|| Checker::new(Place::Cluster));
+static ALONE: LazyLock<Checker> = LazyLock::new(|| Checker::new(Environment::Alone));
+static CLUSTER: LazyLock<Checker> = LazyLock::new(|| Checker::new(Environment::Cluster));
 
 /// Every file yields a report that refers to places in it, and a valid file is served.
 pub fn check(data: &[u8]) {
@@ -21,15 +21,15 @@ pub fn check(data: &[u8]) {
 /// Returns true if the file is valid.
 fn in_its_place(checker: &Checker, text: &str) -> bool {
     let report = checker.check(text);
-    assert!(report.faults.is_sorted());
-    assert!(!(report.policies.is_empty() && report.skipped.is_empty() && report.faults.is_empty()));
+    assert!(report.diagnostics.is_sorted());
+    assert!(!(report.policies.is_empty() && report.skipped.is_empty() && report.diagnostics.is_empty()));
     // A fault may be after the last line.
     let lines = text.bytes().filter(|byte| b"\r\n".contains(byte)).count() + 2;
-    for fault in &report.faults {
-        assert!((1..=lines).contains(&fault.line) && fault.column > 0, "{fault:?}");
-        assert!(!fault.message.is_empty(), "{fault:?}");
+    for one in &report.diagnostics {
+        assert!((1..=lines).contains(&one.line) && one.column > 0, "{one:?}");
+        assert!(!one.message.is_empty(), "{one:?}");
     }
-    report.faults.is_empty() && !report.policies.is_empty()
+    report.diagnostics.is_empty() && !report.policies.is_empty()
 }
 
 fn is_one_document(text: &str) -> bool {

@@ -7,13 +7,14 @@ use std::{
 };
 
 /// The folders that have tests.
-const FOLDERS: [&str; 8] = [
+const FOLDERS: [&str; 9] = [
     "api/src",
     "policy/src",
     "flight",
     "fuzz/properties/src",
     "sidecar/src",
     "sidecar/tests",
+    "lint/src",
     "operator/src",
     "e2e/tests",
 ];

@@ -26,30 +26,30 @@ spec:
         query: select value from items where key = {key}::int
 "#;
 
-fn check(text: &str, place: Place) -> Report {
-    Checker::new(place).check(text)
+fn check(text: &str, environment: Environment) -> Report {
+    Checker::new(environment).check(text)
 }
 
-/// What is wrong, as the program writes it.
-fn said(text: &str, place: Place) -> Vec<String> {
-    let faults = check(text, place).faults;
-    let lines = faults.iter().map(|Fault { line, column, path, message, .. }| {
+/// Returns the diagnostics as the program writes them.
+fn said(text: &str, environment: Environment) -> Vec<String> {
+    let diagnostics = check(text, environment).diagnostics;
+    let lines = diagnostics.iter().map(|Diagnostic { line, column, path, message, .. }| {
         let separator = if path.is_empty() { "" } else { ": " };
         format!("{line}:{column}: {path}{separator}{message}")
     });
     lines.collect()
 }
 
-/// What is wrong with [`GOOD`] once this was replaced in it.
+/// Returns the diagnostics of [`GOOD`] after a replacement.
 fn changed(replaced: &str, by: &str) -> Vec<String> {
     assert!(GOOD.contains(replaced), "{replaced}");
-    said(&GOOD.replacen(replaced, by, 1), Place::Alone)
+    said(&GOOD.replacen(replaced, by, 1), Environment::Alone)
 }
 
 #[test]
 fn a_good_policy_is_good() {
-    let report = check(GOOD, Place::Alone);
-    assert_eq!(report.faults, []);
+    let report = check(GOOD, Environment::Alone);
+    assert_eq!(report.diagnostics, []);
     assert_eq!(report.policies, [Found { name: "shop".into(), routes: 2, sources: 1, writes: 0 }]);
 }
 
@@ -151,15 +151,18 @@ fn each_fault_has_its_place_and_a_remedy() {
 }
 
 #[test]
-fn all_faults_are_found_at_once_and_in_the_order_of_the_file() {
+fn all_diagnostics_are_found_at_once_and_in_the_order_of_the_file() {
     let text = GOOD
         .replacen("CATALOG_URL}}", "CATALOG_URL}, maxConnectionsPerPod: many}", 1)
         .replacen("ttl: 120s", "ttl: 2 minutes", 1)
         .replacen("user:{id}", "user:{no}", 1)
         .replacen("from:", "frm: []\n    from:", 1)
         .replacen("{key}::int", "{none}::int", 1);
-    let lines: Vec<_> =
-        check(&text, Place::Alone).faults.into_iter().map(|fault| (fault.line, fault.path)).collect();
+    let lines: Vec<_> = check(&text, Environment::Alone)
+        .diagnostics
+        .into_iter()
+        .map(|fault| (fault.line, fault.path))
+        .collect();
     let expected = [
         (7, "spec.sources[0].postgres.maxConnectionsPerPod"),
         (11, "spec.routes[0].ttl"),
@@ -173,19 +176,20 @@ fn all_faults_are_found_at_once_and_in_the_order_of_the_file() {
 #[test]
 fn what_follows_an_item_that_can_not_be_read_keeps_its_place() {
     let text = GOOD.replacen("ttl: 120s", "statuses: no", 1).replacen("{key}::int", "{none}::int", 1);
-    let paths: Vec<_> = check(&text, Place::Alone).faults.into_iter().map(|fault| fault.path).collect();
+    let paths: Vec<_> =
+        check(&text, Environment::Alone).diagnostics.into_iter().map(|fault| fault.path).collect();
     assert_eq!(paths, ["spec.routes[0].statuses", "spec.routes[1].from[0].postgres.query"]);
 }
 
 #[test]
 fn what_is_no_yaml_is_said_where_it_ends() {
     for text in ["{", "a: b: c", "a:\n- b\n c: [", "\"", "&", "*a", "%", "a: \t- b\n\t- c"] {
-        let report = check(text, Place::Alone);
-        assert!(!report.faults.is_empty(), "{text}");
-        assert!(report.faults[0].line > 0 && report.faults[0].column > 0, "{text}: {report:?}");
+        let report = check(text, Environment::Alone);
+        assert!(!report.diagnostics.is_empty(), "{text}");
+        assert!(report.diagnostics[0].line > 0 && report.diagnostics[0].column > 0, "{text}: {report:?}");
     }
     assert_eq!(
-        said("", Place::Alone),
+        said("", Environment::Alone),
         ["1:1: there is no policy here: write apiVersion: larder.dev/v1alpha1 and kind: CachePolicy"]
     );
     let said = changed("metadata: {name: shop}", "metadata: {name: shop");
@@ -195,20 +199,21 @@ fn what_is_no_yaml_is_said_where_it_ends() {
 #[test]
 fn aliases_are_put_in_and_bombs_are_not() {
     let twice = GOOD.replacen("ttl: 120s", "ttl: &long 120s", 1).replacen("ttl: 5m", "ttl: *long", 1);
-    assert_eq!(said(&twice, Place::Alone), Vec::<String>::new());
+    assert_eq!(said(&twice, Environment::Alone), Vec::<String>::new());
     let bad = twice.replacen("120s", "1 hour", 1);
-    assert_eq!(said(&bad, Place::Alone).len(), 2, "it is wrong wherever it is used");
+    assert_eq!(said(&bad, Environment::Alone).len(), 2, "it is wrong wherever it is used");
 
     let mut bomb = "a0: &a0 [x, x, x, x, x, x, x, x, x, x]\n".to_owned();
     for level in 1..10 {
         let uses = vec![format!("*a{}", level - 1); 10].join(", ");
         bomb.push_str(&format!("a{level}: &a{level} [{uses}]\n"));
     }
-    let said = said(&bomb, Place::Alone);
+    let said = said(&bomb, Environment::Alone);
     assert!(said[0].contains("at most 100000 values"), "{said:?}");
     for (depth, expected) in [(100, "nest more than 64 deep"), (10_000, "this is no YAML")] {
-        let faults = check(&["[".repeat(depth), "]".repeat(depth)].concat(), Place::Alone).faults;
-        assert!(faults[0].message.contains(expected), "{faults:?}");
+        let diagnostics =
+            check(&["[".repeat(depth), "]".repeat(depth)].concat(), Environment::Alone).diagnostics;
+        assert!(diagnostics[0].message.contains(expected), "{diagnostics:?}");
     }
 }
 
@@ -226,7 +231,7 @@ fn what_no_sidecar_reads_of_yaml_is_said() {
 
 #[test]
 fn a_cluster_asks_for_more_and_takes_only_its_secrets() {
-    let alone = said(GOOD, Place::Cluster);
+    let alone = said(GOOD, Environment::Cluster);
     assert_eq!(
         alone,
         [
@@ -243,25 +248,27 @@ fn a_cluster_asks_for_more_and_takes_only_its_secrets() {
             1,
         )
         .replacen("{env: CATALOG_URL}", "{secretKeyRef: {name: shop-db, key: url}}", 1);
-    assert_eq!(said(&cluster, Place::Cluster), Vec::<String>::new());
+    assert_eq!(said(&cluster, Environment::Cluster), Vec::<String>::new());
     let large = cluster.replacen("  sources:", "  l1: {maxSize: 1Gi}\n  sources:", 1);
-    assert!(said(&large, Place::Cluster)[0].contains("do not fit into sidecar.resources.limits.memory"));
-    assert!(!said(&large, Place::Alone).iter().any(|said| said.contains("limits.memory")));
+    assert!(
+        said(&large, Environment::Cluster)[0].contains("do not fit into sidecar.resources.limits.memory")
+    );
+    assert!(!said(&large, Environment::Alone).iter().any(|said| said.contains("limits.memory")));
     let unnamed = cluster.replacen("{name: shop}", "{name: The Shop}", 1);
-    assert!(said(&unnamed, Place::Cluster)[0].contains("\"The Shop\" is not a name"));
+    assert!(said(&unnamed, Environment::Cluster)[0].contains("\"The Shop\" is not a name"));
 }
 
 #[test]
 fn every_policy_of_a_file_is_checked_and_others_are_skipped() {
     let file =
         format!("apiVersion: v1\nkind: Secret\nx: [1]\n---\n{GOOD}---\n{}---\n", GOOD.replace("120s", "x"));
-    let report = check(&file, Place::Alone);
+    let report = check(&file, Environment::Alone);
     assert_eq!(report.skipped, [Skipped { line: 1, kind: "Secret".into() }]);
     assert_eq!(report.policies.len(), 2);
-    let at: Vec<_> = report.faults.iter().map(|fault| fault.line).collect();
+    let at: Vec<_> = report.diagnostics.iter().map(|fault| fault.line).collect();
     assert_eq!(at, [4 + GOOD.lines().count() + 1 + 11]);
-    let others = check("kind: Secret\n", Place::Alone);
-    assert_eq!((others.policies.len(), others.skipped.len(), others.faults.len()), (0, 1, 0));
+    let others = check("kind: Secret\n", Environment::Alone);
+    assert_eq!((others.policies.len(), others.skipped.len(), others.diagnostics.len()), (0, 1, 0));
 }
 
 #[test]
@@ -321,12 +328,12 @@ fn the_policies_of_the_examples_are_good() {
             let is_yaml = file.extension().is_some_and(|extension| extension == "yaml");
             let text = if is_yaml { std::fs::read_to_string(&file).unwrap() } else { continue };
             if text.lines().any(|line| line == "kind: CachePolicy") {
-                let place = if text.contains("secretKeyRef") || text.contains("selector:") {
-                    Place::Cluster
+                let environment = if text.contains("secretKeyRef") || text.contains("selector:") {
+                    Environment::Cluster
                 } else {
-                    Place::Alone
+                    Environment::Alone
                 };
-                assert_eq!(said(&text, place), Vec::<String>::new(), "{}", file.display());
+                assert_eq!(said(&text, environment), Vec::<String>::new(), "{}", file.display());
                 policies += 1;
             }
         }

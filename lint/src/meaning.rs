@@ -1,7 +1,7 @@
-//! What [`Policy::compile`] refuses, of as much of a policy as can be read.
+//! Errors of [`Policy::compile`] in the readable part of a policy.
 //!
-//! A value that can't be read would hide what is wrong with all the others. So each part of the `spec` (an item of a list,
-//! or a field that is no list) that can't be read is left out, and texts that only have the wrong form are replaced.
+//! A value that can't be read would hide the errors of all others. Therefore each part of the `spec` (an item of a list, or a
+//! field that is not a list) that can't be read is left out, and texts that only have the wrong form are replaced.
 
 use std::collections::{BTreeMap, HashMap};
 
@@ -9,20 +9,20 @@ use larder_policy::{Policy, spec::CacheSpec};
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    Fault, Kind,
+    Diagnostic, Kind,
     path::{is_within, item, locate, member, parent},
     tree::{Node, Value},
 };
 
-/// What is wrong with the meaning of a policy, besides the faults that were found in its form.
-pub(super) fn faults(root: &Node, found: &[Fault]) -> Vec<Fault> {
+/// Returns the errors in the meaning of a policy, besides those in its form.
+pub(super) fn diagnostics(root: &Node, found: &[Diagnostic]) -> Vec<Diagnostic> {
     let Some(spec) = root.get("spec") else { return vec![] };
-    let stand_ins = found.iter().filter_map(|fault| match fault.kind {
-        Kind::Malformed(readable) => Some((fault.path.as_str(), readable)),
-        Kind::Bad | Kind::Unknown => None,
+    let stand_ins = found.iter().filter_map(|one| match one.kind {
+        Kind::Malformed(readable) => Some((one.path.as_str(), readable)),
+        Kind::Bad | Kind::Missing | Kind::Unknown => None,
     });
     let stand_ins: HashMap<_, _> = stand_ins.collect();
-    let Json::Object(members) = json_of(spec, "spec", &stand_ins) else { return vec![] };
+    let Json::Object(members) = replaced(spec, "spec", &stand_ins) else { return vec![] };
     let mut parts = Parts::default();
     let readable: Map<_, _> = members
         .into_iter()
@@ -35,33 +35,39 @@ pub(super) fn faults(root: &Node, found: &[Fault]) -> Vec<Fault> {
     let Parts { lists, unreadable } = parts;
     let unreadable = unreadable
         .into_iter()
-        .filter(|(path, _)| !found.iter().any(|fault| is_within(&fault.path, path)))
-        .map(|(path, message)| fault(root, &path, message));
-    let mut faults: Vec<_> = unreadable.collect();
-    let Ok(spec) = serde_json::from_value::<CacheSpec>(Json::Object(readable)) else { return faults };
+        .filter(|(path, _)| !found.iter().any(|one| is_within(&one.path, path)))
+        .map(|(path, message)| diagnostic(root, &path, message));
+    let mut diagnostics: Vec<_> = unreadable.collect();
+    let Ok(spec) = serde_json::from_value::<CacheSpec>(Json::Object(readable)) else { return diagnostics };
     let problems = Policy::compile(&spec).err().unwrap_or_default();
-    faults.extend(problems.into_iter().filter_map(|problem| {
+    diagnostics.extend(problems.into_iter().filter_map(|problem| {
         let path = as_written(&problem.path, &lists);
-        let is_known = found.iter().any(|fault| fault.path == path);
+        let is_known = found.iter().any(|one| one.path == path);
         (!is_known && !compares_a_stand_in(root, &path, &stand_ins))
-            .then(|| fault(root, &path, problem.message))
+            .then(|| diagnostic(root, &path, problem.message))
     }));
-    faults
+    diagnostics
 }
 
-fn fault(root: &Node, path: &str, message: impl Into<String>) -> Fault {
-    Fault::new(locate(root, path).0, path, message)
+fn diagnostic(root: &Node, path: &str, message: impl Into<String>) -> Diagnostic {
+    Diagnostic::new(locate(root, path).0, path, message)
 }
 
-/// Whether a plain value beside one that was replaced, or none, may be refused only for what stands in.
+/// Returns true if an error is about a plain value, or none, beside one that was replaced: it may be about the
+/// replacement only.
 fn compares_a_stand_in(root: &Node, path: &str, stand_ins: &HashMap<&str, &str>) -> bool {
     let has_parts = |node: &Node| matches!(node.value, Value::List(_) | Value::Object(_));
     !locate(root, path).1.is_some_and(has_parts)
         && stand_ins.keys().any(|replaced| parent(replaced) == parent(path))
 }
 
-/// The value as serde takes it. As in the API server, what is null is not there.
-fn json_of(node: &Node, path: &str, stand_ins: &HashMap<&str, &str>) -> Json {
+/// Returns a document as JSON. As in the API server, a null equals an absent field.
+pub(super) fn json_of(root: &Node) -> Json {
+    replaced(root, "", &HashMap::new())
+}
+
+/// Returns the value at `path` as JSON, with replacements.
+fn replaced(node: &Node, path: &str, stand_ins: &HashMap<&str, &str>) -> Json {
     if let Some(readable) = stand_ins.get(path) {
         return Json::from(*readable);
     }
@@ -72,28 +78,28 @@ fn json_of(node: &Node, path: &str, stand_ins: &HashMap<&str, &str>) -> Json {
         Value::Text(text) => Json::from(text.as_str()),
         Value::List(items) => {
             let items = items.iter().enumerate();
-            items.map(|(index, one)| json_of(one, &item(path, index), stand_ins)).collect()
+            items.map(|(index, one)| replaced(one, &item(path, index), stand_ins)).collect()
         }
         Value::Object(members) => {
             let set = members.iter().filter(|member| member.node.value != Value::Null);
             let json =
-                set.map(|one| (one.name.clone(), json_of(&one.node, &member(path, &one.name), stand_ins)));
+                set.map(|one| (one.name.clone(), replaced(&one.node, &member(path, &one.name), stand_ins)));
             Json::Object(json.collect())
         }
     }
 }
 
-/// The parts of a `spec`.
+/// Bookkeeping about the parts of a `spec`.
 #[derive(Default)]
 struct Parts {
-    /// For each list that lost items, where those that are left were.
+    /// The former indices of the items that are left, for each list that lost items.
     lists: BTreeMap<String, Vec<usize>>,
-    /// What can't be read, and why.
+    /// Paths of parts that can't be read, and the errors.
     unreadable: Vec<(String, String)>,
 }
 
 impl Parts {
-    /// As much of the value at `path` as can be read; `wrap` makes a `spec` of it.
+    /// Returns the readable part of the value at `path`; `wrap` makes a `spec` of it.
     fn keep(&mut self, value: Json, path: &str, wrap: &dyn Fn(Json) -> Json) -> Option<Json> {
         let Err(error) = serde_json::from_value::<CacheSpec>(wrap(value.clone())) else { return Some(value) };
         match value {
@@ -140,7 +146,7 @@ impl Parts {
     }
 }
 
-/// A source of the same name and kind: what routes say of it is not wrong because it can't be read.
+/// Returns a source of the same name and kind, so that routes may refer to one that can't be read.
 fn source_like(one: &Json) -> Json {
     let name = &one["name"];
     if one["http"].is_null() {
@@ -150,7 +156,7 @@ fn source_like(one: &Json) -> Json {
     }
 }
 
-/// A path in what was compiled, as it is in the file.
+/// Returns the path in the file of a path in the compiled part.
 fn as_written(path: &str, lists: &BTreeMap<String, Vec<usize>>) -> String {
     for (list, places) in lists {
         let Some(rest) = path.strip_prefix(list.as_str()).and_then(|rest| rest.strip_prefix('[')) else {

@@ -1,4 +1,4 @@
-//! The custom resource definition, and what of a file it does not allow.
+//! Comparison of a file with the schema of the custom resource definition.
 
 use std::collections::BTreeSet;
 
@@ -7,36 +7,33 @@ use larder_policy::{Duration, duration::CEL_RULE};
 use serde_json::{Map, Value as Json, json};
 
 use super::{
-    Fault, Kind, Place, edits,
+    Diagnostic, Environment, Kind, forms,
     path::{item, member},
-    rules::{self, Scope},
+    suggestion,
     tree::{Mark, Member, Node, Value},
 };
 
-/// What the API server holds a policy to (`./dev generate`).
-pub(super) const DEFINITION: &str = include_str!("../../../crds/larder.dev_cachepolicies.yaml");
+/// Maximum number of fields that are listed as the known ones.
+const MAX_LISTED: usize = 8;
 
-/// Fields are named to those who wrote one that is not known, if there are few.
-const FEW: usize = 8;
-
-/// The schema of a policy at some place.
+/// The schema of a policy in an environment.
 #[derive(Debug)]
 pub(super) struct Schema {
     root: Json,
-    place: Place,
+    environment: Environment,
 }
 
 impl Schema {
-    /// The schema of the definition, changed to what a place allows.
-    pub(super) fn of_policies(place: Place) -> Self {
+    /// Returns the schema of the definition, adapted to an environment.
+    pub(super) fn of_policies(environment: Environment) -> Self {
         let mut root = definition();
         root["properties"]["status"] = json!({});
         root["properties"]["apiVersion"] = json!({"type": "string", "enum": [API_VERSION]});
         root["properties"]["kind"] = json!({"type": "string", "enum": [KIND]});
-        root["properties"]["metadata"] = metadata(place);
+        root["properties"]["metadata"] = metadata(environment);
         let required = root["required"].as_array_mut();
         required.into_iter().for_each(|required| required.extend(["apiVersion".into(), "metadata".into()]));
-        if place == Place::Alone {
+        if environment == Environment::Alone {
             let of_cluster =
                 |name: &Json| ["selector", "targets", "metadata"].iter().any(|other| name == other);
             for schema in ["", "/properties/spec"] {
@@ -44,38 +41,43 @@ impl Schema {
                 schema.get_mut("required").and_then(Json::as_array_mut).into_iter().for_each(|required| {
                     required.retain(|name| !of_cluster(name));
                 });
-                // How much memory a pod has, and how long its name is.
+                // Rules about the pod's memory and the length of names, and those that `meaning` covers.
                 schema.remove("x-kubernetes-validations");
             }
             take_secrets_from_outside(&mut root);
         }
-        Self { root, place }
+        Self { root, environment }
     }
 
-    /// What of a document is not allowed.
-    pub(super) fn faults(&self, root: &Node) -> Vec<Fault> {
-        let mut walk = Walk { place: self.place, faults: Vec::new() };
+    /// Returns the schema itself.
+    pub(super) fn as_json(&self) -> &Json {
+        &self.root
+    }
+
+    /// Returns the differences of a document from the schema.
+    pub(super) fn diagnostics(&self, root: &Node) -> Vec<Diagnostic> {
+        let mut walk = Walk { environment: self.environment, diagnostics: Vec::new() };
         walk.value(&self.root, root, "", root.mark);
-        walk.faults
+        walk.diagnostics
     }
 }
 
-/// The schema of the definition as it is.
+/// Returns the schema of the definition.
 pub(super) fn definition() -> Json {
-    let definition: Json = serde_yaml::from_str(DEFINITION).expect("it was written by the type");
+    let definition: Json =
+        serde_yaml::from_str(larder_crds::CACHE_POLICIES).expect("it was written by the type");
     let schema = definition.pointer("/spec/versions/0/schema/openAPIV3Schema");
     schema.cloned().expect("a definition has a schema")
 }
 
-/// What the API server takes for `metadata`
+/// Returns the schema of `metadata`
 /// ([ObjectMeta](https://kubernetes.io/docs/reference/kubernetes-api/common-definitions/object-meta/)).
-fn metadata(place: Place) -> Json {
+fn metadata(environment: Environment) -> Json {
     let text = || json!({"type": "string"});
     let texts = || json!({"type": "object", "additionalProperties": {"type": "string"}});
     let mut properties =
         json!({"labels": texts(), "annotations": texts(), "namespace": text(), "uid": text()});
-    properties["name"] =
-        json!({"type": "string", "maxLength": 253, "x-kubernetes-validations": [rules::name()]});
+    properties["name"] = json!({"type": "string", "maxLength": 253, "format": forms::OBJECT_NAME});
     let others = [
         "generateName",
         "resourceVersion",
@@ -89,11 +91,11 @@ fn metadata(place: Place) -> Json {
         "selfLink",
     ];
     others.iter().for_each(|name| properties[name] = json!({}));
-    let required = if place == Place::Cluster { vec!["name"] } else { vec![] };
+    let required = if environment == Environment::Cluster { vec!["name"] } else { vec![] };
     json!({"type": "object", "properties": properties, "required": required})
 }
 
-/// Outside a cluster nobody can follow a reference to a Secret.
+/// Replaces references to Secrets, which only a cluster has, by `env` and `file`.
 fn take_secrets_from_outside(schema: &mut Json) {
     match schema {
         Json::Object(members) => {
@@ -103,6 +105,8 @@ fn take_secrets_from_outside(schema: &mut Json) {
                 for name in ["env", "file"] {
                     properties.insert(name.to_owned(), json!({"type": "string", "minLength": 1}));
                 }
+                // `meaning` checks that one of them is set.
+                members.remove("x-kubernetes-validations");
             }
             members.values_mut().for_each(take_secrets_from_outside);
         }
@@ -112,13 +116,13 @@ fn take_secrets_from_outside(schema: &mut Json) {
 }
 
 struct Walk {
-    place: Place,
-    faults: Vec<Fault>,
+    environment: Environment,
+    diagnostics: Vec<Diagnostic>,
 }
 
 impl Walk {
     fn refuse(&mut self, mark: Mark, path: &str, message: impl Into<String>) {
-        self.faults.push(Fault::new(mark, path, message));
+        self.diagnostics.push(Diagnostic::new(mark, path, message));
     }
 
     fn value(&mut self, schema: &Json, node: &Node, path: &str, mark: Mark) {
@@ -131,7 +135,7 @@ impl Walk {
             && !listed.iter().any(|one| one.as_str() == node.as_text())
         {
             let names = || listed.iter().filter_map(Json::as_str);
-            let meant = edits::nearest(node.as_text().unwrap_or_default(), names());
+            let meant = suggestion::nearest(node.as_text().unwrap_or_default(), names());
             let hint = match meant {
                 Some(meant) => format!("did you mean {meant}?"),
                 None => format!("write {}", one_of(names())),
@@ -146,9 +150,9 @@ impl Walk {
             Value::Object(members) => self.object(schema, members, path, mark),
             Value::Null | Value::Bool(_) => {}
         }
-        for broken in rules::broken(Scope { node, schema }) {
-            let kind = broken.readable_as.map_or(Kind::Bad, Kind::Malformed);
-            self.faults.push(Fault::new(mark, path, broken.message).of_kind(kind));
+        if let Some(malformed) = forms::malformed(schema, &node.value) {
+            let kind = malformed.readable_as.map_or(Kind::Bad, Kind::Malformed);
+            self.diagnostics.push(Diagnostic::new(mark, path, malformed.message).of_kind(kind));
         }
     }
 
@@ -214,7 +218,7 @@ impl Walk {
         }
     }
 
-    /// Items that are told apart by some of their fields.
+    /// Checks that the items of a list differ by their keys.
     fn keyed(&mut self, schema: &Json, node: &Node, path: &str) {
         let keys: Vec<_> = schema["x-kubernetes-list-map-keys"]
             .as_array()
@@ -246,7 +250,7 @@ impl Walk {
                     Some(description) => format!("{name} is missing: {}", first_sentence(description)),
                     None => format!("{name} is missing"),
                 };
-                self.refuse(mark, path, message);
+                self.diagnostics.push(Diagnostic::new(mark, path, message).of_kind(Kind::Missing));
             }
         }
         let properties = schema["properties"].as_object();
@@ -266,29 +270,29 @@ impl Walk {
 
     fn unknown(&mut self, properties: &Map<String, Json>, field: &Member, path: &str) {
         let known = || properties.keys().map(String::as_str);
-        let (message, kind) = match (self.place, field.name.as_str()) {
-            (Place::Alone, "secretKeyRef") if properties.contains_key("env") => (
+        let (message, kind) = match (self.environment, field.name.as_str()) {
+            (Environment::Alone, "secretKeyRef") if properties.contains_key("env") => (
                 "only a cluster has Secrets: write env: NAME or file: PATH for a sidecar that runs alone, or check with --cluster"
                     .to_owned(),
                 Kind::Bad,
             ),
-            (Place::Cluster, "env" | "file") if properties.contains_key("secretKeyRef") => {
-                ("is for a sidecar that runs alone: write secretKeyRef: {name: ..., key: ...}".to_owned(), Kind::Bad)
+            (Environment::Cluster, "env" | "file") if properties.contains_key("secretKeyRef") => {
+                ("is for a sidecar that runs alone: write secretKeyRef: {name: ..., key: ...}".to_owned(), Kind::Unknown)
             }
             (_, name) => {
-                let hint = match edits::nearest(name, known()) {
+                let hint = match suggestion::nearest(name, known()) {
                     Some(meant) => format!("did you mean {meant}?"),
-                    None if properties.len() <= FEW => format!("write {}, or take it out", one_of(known())),
+                    None if properties.len() <= MAX_LISTED => format!("write {}, or take it out", one_of(known())),
                     None => "take it out".to_owned(),
                 };
                 (format!("unknown field: {hint}"), Kind::Unknown)
             }
         };
-        self.faults.push(Fault::new(field.mark, path, message).of_kind(kind));
+        self.diagnostics.push(Diagnostic::new(field.mark, path, message).of_kind(kind));
     }
 }
 
-/// What a value should be, if it is not.
+/// Returns the expected type of a value, if it has another.
 fn mismatch(schema: &Json, node: &Node) -> Option<String> {
     let is_whole = matches!(&node.value, Value::Number(number) if !number.is_f64());
     if schema["x-kubernetes-int-or-string"] == true {
@@ -346,7 +350,7 @@ fn one_of<'a>(names: impl Iterator<Item = &'a str>) -> String {
     }
 }
 
-/// A value, as a message names it.
+/// Returns the value as a message names it.
 pub(super) fn said(value: &Value) -> String {
     const LONGEST: usize = 60;
     match value {

@@ -1,13 +1,7 @@
-//! Every CEL rule of the definition has a file that it refuses, and so is a rule here.
+//! Policies that break one rule of the custom resource definition each.
 
-use std::collections::BTreeMap;
-
-use serde_json::{Map, Value as Json};
-
-use crate::check::{Checker, Fault, Place, schema};
-
-/// A policy that a cluster takes; fixtures put their fields in before `routes` or change what is there.
-const GOOD: &str = r#"apiVersion: larder.dev/v1alpha1
+/// A valid policy for a cluster, which fixtures change.
+pub const VALID: &str = r#"apiVersion: larder.dev/v1alpha1
 kind: CachePolicy
 metadata: {name: shop}
 spec:
@@ -19,14 +13,150 @@ spec:
     ttl: 120s
 "#;
 
-/// A rule's message; what to replace in [`GOOD`]; by what; and the path of the one fault that it is then.
-type Fixture = (&'static str, &'static str, &'static str, &'static str);
+/// A policy that breaks one rule.
+#[derive(Clone, Copy, Debug)]
+pub struct Fixture {
+    /// The rule's message.
+    pub message: &'static str,
+    /// The path of the one diagnostic.
+    pub path: &'static str,
+    replaced: &'static str,
+    by: &'static str,
+}
+
+impl Fixture {
+    /// Returns the policy's YAML.
+    ///
+    /// # Panics
+    /// If the fixture changes nothing.
+    pub fn policy(&self) -> String {
+        assert!(VALID.contains(self.replaced), "{}", self.message);
+        VALID.replacen(self.replaced, self.by, 1)
+    }
+}
+
+/// Returns a fixture for each rule.
+pub fn all() -> impl Iterator<Item = Fixture> {
+    FIXTURES.iter().map(|&(message, replaced, by, path)| Fixture { message, path, replaced, by })
+}
+
+/// A policy with a value at the border of a rule.
+#[derive(Clone, Copy, Debug)]
+pub struct Edge {
+    /// True if the API server accepts the policy.
+    pub accepted_by_server: bool,
+    /// True if the check does. Where the two differ, the check refuses a value that a sidecar could not use.
+    pub accepted_by_check: bool,
+    field: Field,
+    value: &'static str,
+}
+
+/// A part of [`VALID`] and its replacement, in which `_` stands for a value.
+type Field = (&'static str, &'static str);
+
+impl Edge {
+    /// Returns the policy's YAML.
+    pub fn policy(&self) -> String {
+        let (replaced, by) = self.field;
+        VALID.replacen(replaced, &by.replace('_', self.value), 1)
+    }
+}
+
+/// Returns policies with values at the border of a rule, and the verdicts on them.
+pub fn edges() -> impl Iterator<Item = Edge> {
+    EDGES.iter().flat_map(|&(field, [accepted, refused, unusable])| {
+        let edges = move |values: &'static [&'static str], accepted_by_server, accepted_by_check| {
+            values.iter().map(move |value| Edge { accepted_by_server, accepted_by_check, field, value })
+        };
+        edges(accepted, true, true).chain(edges(refused, false, false)).chain(edges(unusable, true, false))
+    })
+}
+
+/// Values of a field that both accept, that both refuse, and that only the API server accepts.
+const EDGES: &[(Field, [&[&str]; 3])] = &[
+    (
+        (FIELD, "  sidecar: {resources: {limits: {cpu: _}}}\n  routes:\n"),
+        [
+            &[
+                "1",
+                "\"1\"",
+                "20m",
+                "\"0.5\"",
+                "\".5\"",
+                "\"1.\"",
+                "\"+1\"",
+                "\"1e3\"",
+                "\"1E-1\"",
+                "\"1E3\"",
+                "1k",
+                "1Ki",
+                "1.5Ki",
+                "1E",
+                "20000000n",
+                "21000u",
+            ],
+            &[
+                "\"\"", "m", "lots", "1.2.3", "1mi", "\"1 m\"", "--1", "\".\"", "1e", "-1", "19m", "0.5",
+                "true",
+            ],
+            &[],
+        ],
+    ),
+    (
+        (FIELD, "  l1: {maxObjectSize: _}\n  routes:\n"),
+        [
+            &["0", "4096", "\"4096\"", "1Ki", "1k", "64Mi"],
+            &["-1", "1.5Ki", "\"+1\"", "1KB", "\"\"", "Ki", "65Mi"],
+            &[],
+        ],
+    ),
+    (
+        (FIELD, "  l2: {redis: {maxObjectSize: _, urlFrom: {secretKeyRef: {name: a, key: b}}}}\n  routes:\n"),
+        [&["1", "7Ei"], &["0"], &["20Ei"]],
+    ),
+    (
+        (FIELD, "  l1: {busGrace: _}\n  routes:\n"),
+        [
+            &["1s", "500ms", "1h30m", "99999h", "1s1s1s1s"],
+            &["1", "1d", "-1s", "1.5s", "100000s", "1s1s1s1s1s", "\"\"", "\"1s\\n\""],
+            &[],
+        ],
+    ),
+    (
+        (FIELD, "  sources: [{name: a, http: {url: \"_\"}}]\n  routes:\n"),
+        [
+            &["http://a", "https://a.example/b", "http://[::1]:80", "http://127.0.0.1:8080/", "http://a/%20"],
+            &["a", "//a", "ftp://a", "http://me@a", "http://a?b", "http://a#b", "http://not a host", "/a"],
+            &["http:/a"],
+        ],
+    ),
+    (
+        ("port: http", "port: _"),
+        [
+            &["8080", "1", "65535", "web-1", "a", "\"8a\"", "a23456789012345"],
+            &["0", "-1", "65536", "\"8080\"", "Web", "a_b", "-a", "a-", "\"\"", "a234567890123456", "1.5"],
+            &[],
+        ],
+    ),
+    (("name: shop", "name: _"), [&["a", "a.b-c", "\"1\""], &["A", "a_b", "-a", "\"\"", "a..b"], &[]]),
+    (
+        ("/api/users/{id}", "_"),
+        [
+            &["/", "/a//b", "/{a}/{b_1}", "/a%20b"],
+            &["", "a", "/{}", "/{1}", "/a{b}", "/a b", "/a?b", "/é"],
+            &[],
+        ],
+    ),
+];
+
+/// A rule's message; a part of [`VALID`] and its replacement; and the path of the one diagnostic.
+type Row = (&'static str, &'static str, &'static str, &'static str);
 
 const ROUTE: &str = "    ttl: 120s\n";
 const FIELD: &str = "  routes:\n";
 const SOURCES: &str = "  routes:\n  - name: user\n";
 
-const FIXTURES: &[Fixture] = &[
+const FIXTURES: &[Row] = &[
     (
         "shorten metadata.name to at most 50 characters",
         "name: shop",
@@ -425,52 +555,3 @@ const FIXTURES: &[Fixture] = &[
         "spec.telemetry.otlp.endpoint",
     ),
 ];
-
-/// Calls `visit` for each schema in a schema, with its path.
-pub(super) fn each(schema: &Json, path: &str, visit: &mut impl FnMut(&Map<String, Json>, &str)) {
-    let Json::Object(words) = schema else { return };
-    visit(words, path);
-    for (name, property) in schema["properties"].as_object().into_iter().flatten() {
-        each(property, &format!("{path}.{name}"), visit);
-    }
-    each(&schema["items"], &format!("{path}[]"), visit);
-    each(&schema["additionalProperties"], &format!("{path}.*"), visit);
-}
-
-/// Where each rule stands, by its message.
-fn rules() -> BTreeMap<String, Vec<String>> {
-    let mut rules: BTreeMap<String, Vec<String>> = BTreeMap::new();
-    let mut schema = schema::definition();
-    schema["properties"]["status"] = Json::Null;
-    each(&schema, "", &mut |schema, path| {
-        let listed = schema.get("x-kubernetes-validations").and_then(Json::as_array);
-        for rule in listed.into_iter().flatten() {
-            let message = rule["message"].as_str().unwrap().to_owned();
-            rules.entry(message).or_default().push(path.trim_start_matches('.').to_owned());
-        }
-    });
-    rules
-}
-
-#[test]
-fn every_rule_has_a_fixture_and_refuses_it() {
-    let checker = Checker::new(Place::Cluster);
-    assert_eq!(checker.check(GOOD).faults, []);
-    let rules = rules();
-    for (message, places) in &rules {
-        let fixture = FIXTURES.iter().find(|(known, ..)| known == message);
-        let Some((_, replaced, by, path)) = fixture else {
-            panic!("write a fixture for the rule {message:?} of {places:?}, and mirror it");
-        };
-        assert!(GOOD.contains(replaced), "{message}");
-        let faults = checker.check(&GOOD.replacen(replaced, by, 1)).faults;
-        let found: Vec<_> = faults.iter().map(|Fault { path, .. }| path.as_str()).collect();
-        assert_eq!(found, [*path], "{message}: {faults:#?}");
-        let general = path.replace("[0]", "[]");
-        let stands = |place: &String| general.starts_with(place.trim_end_matches(".secretKeyRef"));
-        assert!(places.iter().any(stands), "{message}: {places:?}");
-    }
-    for (message, ..) in FIXTURES {
-        assert!(rules.contains_key(*message), "no rule says {message:?} any more");
-    }
-}

@@ -2,27 +2,29 @@
 
 use super::tree::{Mark, Node, Value};
 
-/// The path of a member of the object at `path`.
+/// Returns the path of a member of the object at `path`.
 pub(super) fn member(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
 }
 
-/// The path of an item of the list at `path`.
+/// Returns the path of an item of the list at `path`.
 pub(super) fn item(path: &str, index: usize) -> String {
     format!("{path}[{index}]")
 }
 
-/// The path of what the field at `path` is a member or an item of.
+/// Returns the path of the object or list that contains the field at `path`.
 pub(super) fn parent(path: &str) -> &str {
     path.rfind(['.', '[']).map_or("", |end| &path[..end])
 }
 
-/// Whether the field at `path` is the one at `other` or a part of it.
+/// Returns true if the field at `path` is the one at `other` or a part of it.
 pub(super) fn is_within(path: &str, other: &str) -> bool {
-    path.strip_prefix(other).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
+    path.strip_prefix(other)
+        .is_some_and(|rest| rest.is_empty() || other.is_empty() || rest.starts_with(['.', '[']))
 }
 
-/// Where the field at `path` stands, or the nearest one around it that is there; and its value, if it is there itself.
+/// Returns the place of the field at `path`, or of the nearest one around it that exists, and the value of the field
+/// itself if it exists.
 pub(super) fn locate<'a>(root: &'a Node, path: &str) -> (Mark, Option<&'a Node>) {
     let (mut mark, mut node) = (root.mark, root);
     for step in path.split('.').flat_map(|steps| steps.split('[')) {
@@ -39,4 +41,20 @@ pub(super) fn locate<'a>(root: &'a Node, path: &str) -> (Mark, Option<&'a Node>)
         }
     }
     (mark, Some(node))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn paths_contain_their_parts_only() {
+        assert!(is_within("spec.l1.maxSize", "spec.l1") && is_within("spec.l1", "spec.l1"));
+        assert!(is_within("spec.routes[0].ttl", "spec.routes") && is_within("spec", ""));
+        assert!(!is_within("spec.l1TTL", "spec.l1") && !is_within("spec", "spec.l1"));
+        assert_eq!(
+            (parent("spec.routes[0]"), parent("spec.routes[0].ttl"), parent("spec")),
+            ("spec.routes", "spec.routes[0]", "")
+        );
+    }
 }

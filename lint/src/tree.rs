@@ -1,27 +1,27 @@
-//! YAML that knows where each value stands.
+//! YAML with the place of each value.
 //!
-//! Plain scalars mean what they mean to a sidecar (YAML 1.2). Aliases are put in where they are used, within bounds; merge
-//! keys, tags of other schemas and keys that are no text are refused.
+//! Plain scalars have the meaning that they have to a sidecar (YAML 1.2). Aliases are replaced by their values, within
+//! bounds; merge keys, tags of other schemas and keys that are not texts are refused.
 
 use std::collections::{BTreeMap, HashMap};
 
 use saphyr_parser::{Event, Parser, ScalarStyle, Span, Tag};
 use serde_json::Number;
 
-use super::{Fault, path};
+use super::{Diagnostic, path};
 
-/// How many values a document may have, each use of an alias counted as all that it stands for.
-const MOST_VALUES: usize = 100_000;
+/// Maximum number of values of a document. Each use of an alias counts as all of its values.
+const MAX_VALUES: usize = 100_000;
 
-/// How deep values may nest; a policy needs 12.
-const DEEPEST: usize = 64;
+/// Maximum depth of values; a policy needs 12.
+const MAX_DEPTH: usize = 64;
 
 /// A place in a file.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord)]
 pub(super) struct Mark {
-    /// From 1.
+    /// Line, from 1.
     pub(super) line: usize,
-    /// In characters, from 1.
+    /// Column in characters, from 1.
     pub(super) column: usize,
 }
 
@@ -32,12 +32,12 @@ impl From<Span> for Mark {
     }
 }
 
-/// A value, and where it stands.
+/// A value and its place.
 #[derive(Clone, Debug)]
 pub(super) struct Node {
     pub(super) mark: Mark,
     pub(super) value: Value,
-    /// How many values it is, itself counted.
+    /// Number of values in it, itself included.
     size: usize,
 }
 
@@ -67,25 +67,25 @@ impl PartialEq for Node {
 }
 
 impl Member {
-    /// Where to point at for what is wrong with the value: at the value, or at the key if the value starts further down.
+    /// Returns the place for errors of the value: the value itself, or its key if the value starts on a later line.
     pub(super) fn place(&self) -> Mark {
         if self.node.mark.line == self.mark.line { self.node.mark } else { self.mark }
     }
 }
 
 impl Node {
-    /// The member of this name, if this is an object that has one that is not null.
+    /// Returns the member of this name, if this is an object that has one that is not null.
     pub(super) fn member(&self, name: &str) -> Option<&Member> {
         let Value::Object(members) = &self.value else { return None };
         members.iter().find(|member| member.name == name && member.node.value != Value::Null)
     }
 
-    /// The value of [`Self::member`].
+    /// Returns the value of [`Self::member`].
     pub(super) fn get(&self, name: &str) -> Option<&Self> {
         self.member(name).map(|member| &member.node)
     }
 
-    /// The text, if it is one.
+    /// Returns the text, if the value is one.
     pub(super) fn as_text(&self) -> Option<&str> {
         match &self.value {
             Value::Text(text) => Some(text),
@@ -93,7 +93,7 @@ impl Node {
         }
     }
 
-    /// The items, none if it is no list.
+    /// Returns the items; none if the value is not a list.
     pub(super) fn items(&self) -> &[Self] {
         match &self.value {
             Value::List(items) => items,
@@ -107,12 +107,12 @@ impl Node {
 pub(super) struct Document {
     pub(super) mark: Mark,
     pub(super) root: Node,
-    /// What is wrong with it as YAML.
-    pub(super) faults: Vec<Fault>,
+    /// Errors in the YAML.
+    pub(super) diagnostics: Vec<Diagnostic>,
 }
 
-/// Reads all documents of a file, up to what is no YAML.
-pub(super) fn read(text: &str) -> (Vec<Document>, Option<Fault>) {
+/// Reads all documents of a file, up to the first error of syntax.
+pub(super) fn read(text: &str) -> (Vec<Document>, Option<Diagnostic>) {
     let mut parser = Parser::new_from_str(text);
     let mut documents = Vec::new();
     let mut builder = Builder::default();
@@ -122,23 +122,23 @@ pub(super) fn read(text: &str) -> (Vec<Document>, Option<Fault>) {
             Some(Ok(next)) => next,
             Some(Err(error)) => {
                 let mark = Mark { line: error.marker().line(), column: error.marker().col() + 1 };
-                let fault = Fault::new(mark, "", format!("this is no YAML: {}", error.info()));
-                return (documents, Some(fault));
+                let diagnostic = Diagnostic::new(mark, "", format!("this is no YAML: {}", error.info()));
+                return (documents, Some(diagnostic));
             }
         };
         match event {
             Event::DocumentStart(_) => builder = Builder::at(span.into()),
             Event::DocumentEnd => documents.extend(std::mem::take(&mut builder).done()),
             event => {
-                if let Err(fault) = builder.take(event, span.into()) {
-                    return (documents, Some(fault));
+                if let Err(diagnostic) = builder.take(event, span.into()) {
+                    return (documents, Some(diagnostic));
                 }
             }
         }
     }
 }
 
-/// Makes a tree of events.
+/// Builder of a tree from events.
 #[derive(Default)]
 struct Builder {
     mark: Mark,
@@ -146,10 +146,10 @@ struct Builder {
     open: Vec<Open>,
     anchors: HashMap<usize, Node>,
     values: usize,
-    faults: Vec<Fault>,
+    diagnostics: Vec<Diagnostic>,
 }
 
-/// A list or an object whose end has not come.
+/// A list or an object before its end.
 struct Open {
     mark: Mark,
     anchor: usize,
@@ -160,7 +160,7 @@ enum Content {
     List(Vec<Node>),
     Object {
         members: Vec<Member>,
-        /// Where each name was first.
+        /// The first line of each name.
         names: BTreeMap<String, usize>,
         key: Option<(String, Mark)>,
     },
@@ -174,11 +174,11 @@ impl Builder {
     }
 
     fn done(self) -> Option<Document> {
-        let Self { mark, root, faults, .. } = self;
-        root.map(|root| Document { mark, root, faults })
+        let Self { mark, root, diagnostics, .. } = self;
+        root.map(|root| Document { mark, root, diagnostics })
     }
 
-    fn take(&mut self, event: Event<'_>, mark: Mark) -> Result<(), Fault> {
+    fn take(&mut self, event: Event<'_>, mark: Mark) -> Result<(), Diagnostic> {
         match event {
             Event::Scalar(text, style, anchor, tag) => {
                 let value = self.scalar(&text, style, tag.as_deref(), mark);
@@ -191,7 +191,7 @@ impl Builder {
                 self.count(size, mark)?;
                 let node = self.anchors.get(&anchor).cloned().ok_or_else(|| {
                     let message = "this alias stands for nothing that is whole yet: write it out";
-                    Fault::new(mark, &self.path(), message)
+                    Diagnostic::new(mark, &self.path(), message)
                 })?;
                 self.put(Node { mark, ..node }, 0);
             }
@@ -226,19 +226,25 @@ impl Builder {
         Ok(())
     }
 
-    fn count(&mut self, values: usize, mark: Mark) -> Result<(), Fault> {
+    fn count(&mut self, values: usize, mark: Mark) -> Result<(), Diagnostic> {
         self.values = self.values.saturating_add(values);
-        if self.values <= MOST_VALUES {
+        if self.values <= MAX_VALUES {
             return Ok(());
         }
-        let message = format!("a document has at most {MOST_VALUES} values, what aliases stand for included");
-        Err(Fault::new(mark, "", message))
+        let message = format!("a document has at most {MAX_VALUES} values, what aliases stand for included");
+        Err(Diagnostic::new(mark, "", message))
     }
 
-    fn open(&mut self, anchor: usize, tag: Option<&Tag>, mark: Mark, content: Content) -> Result<(), Fault> {
+    fn open(
+        &mut self,
+        anchor: usize,
+        tag: Option<&Tag>,
+        mark: Mark,
+        content: Content,
+    ) -> Result<(), Diagnostic> {
         self.known(tag, &["seq", "map"], mark);
-        if self.open.len() >= DEEPEST {
-            return Err(Fault::new(mark, "", format!("values nest more than {DEEPEST} deep here")));
+        if self.open.len() >= MAX_DEPTH {
+            return Err(Diagnostic::new(mark, "", format!("values nest more than {MAX_DEPTH} deep here")));
         }
         self.count(1, mark)?;
         let content = if self.wants_key() {
@@ -259,7 +265,7 @@ impl Builder {
     }
 
     fn refuse_key(&mut self, mark: Mark) {
-        self.faults.push(Fault::new(mark, &self.path(), "a key must be a text"));
+        self.diagnostics.push(Diagnostic::new(mark, &self.path(), "a key must be a text"));
     }
 
     fn put(&mut self, node: Node, anchor: usize) {
@@ -289,7 +295,7 @@ impl Builder {
                 let Some((name, mark)) = key.take() else { return };
                 if let Some(line) = names.get(&name) {
                     let message = format!("is there already, in line {line}: take one of them out");
-                    self.faults.push(Fault::new(mark, &path, message));
+                    self.diagnostics.push(Diagnostic::new(mark, &path, message));
                 } else {
                     names.insert(name.clone(), mark.line);
                     members.push(Member { name, mark, node });
@@ -305,12 +311,12 @@ impl Builder {
             if style == ScalarStyle::Plain && !is_text { plain(text) } else { Value::Text(text.to_owned()) };
         if style == ScalarStyle::Plain && text == "<<" && self.wants_key() {
             let message = "a sidecar does not merge: write the fields out, or use an alias for a whole value";
-            self.faults.push(Fault::new(mark, &path::member(&self.path(), text), message));
+            self.diagnostics.push(Diagnostic::new(mark, &path::member(&self.path(), text), message));
         }
         value
     }
 
-    /// Refuses a tag that is none of YAML's own.
+    /// Refuses a tag that is not one of YAML's own.
     fn known(&mut self, tag: Option<&Tag>, names: &[&str], mark: Mark) {
         let Some(tag) = tag else { return };
         let is_plain = tag.handle.is_empty() || tag.handle == "!";
@@ -318,11 +324,11 @@ impl Builder {
         let is_none = is_plain && tag.suffix.is_empty();
         if !is_own && !is_none {
             let message = format!("a policy has no use for the tag {tag}: take it out");
-            self.faults.push(Fault::new(mark, &self.path(), message));
+            self.diagnostics.push(Diagnostic::new(mark, &self.path(), message));
         }
     }
 
-    /// The path of what comes next.
+    /// Returns the path of the next value.
     fn path(&self) -> String {
         let mut path = String::new();
         for Open { content, .. } in &self.open {
@@ -336,8 +342,8 @@ impl Builder {
     }
 }
 
-/// What a plain scalar means in the core schema of
-/// [YAML 1.2](https://yaml.org/spec/1.2.2/#103-core-schema), as far as JSON can say it.
+/// Returns the value of a plain scalar in the core schema of
+/// [YAML 1.2](https://yaml.org/spec/1.2.2/#103-core-schema), as far as JSON can express it.
 fn plain(text: &str) -> Value {
     match text {
         "" | "~" | "null" | "Null" | "NULL" => return Value::Null,
@@ -372,7 +378,7 @@ fn whole(text: &str) -> Option<Number> {
     Number::from_i128(if negative { -number } else { number })
 }
 
-/// Such as in `012`, which is a text: YAML 1.1 takes it for another number than people do.
+/// Returns true for numbers such as `012`, which are texts here because YAML 1.1 reads them as octal.
 fn has_leading_zero(text: &str) -> bool {
     let digits = text.trim_start_matches(['+', '-']).as_bytes();
     digits.len() > 1 && digits[0] == b'0' && digits[1].is_ascii_digit()
