@@ -5,11 +5,11 @@ use http_body_util::Full;
 use hyper::{Response, StatusCode, header};
 
 /// Maximum size of a body, in bytes.
-const LONGEST: usize = 64 << 20;
+const MAX_BODY_BYTES: usize = 64 << 20;
 
 /// Returns the number of bytes that a path such as `/1024` requests.
 pub fn size_of(path: &str) -> Option<usize> {
-    path.strip_prefix('/')?.parse().ok().filter(|size| *size <= LONGEST)
+    path.strip_prefix('/')?.parse().ok().filter(|size| *size <= MAX_BODY_BYTES)
 }
 
 /// Returns the response for this path: a cacheable body of that size, or 404.

@@ -29,7 +29,7 @@ use larder_policy::PurgeName;
 use crate::clock::boot_ms;
 
 /// More barriers than this become one that covers everything.
-pub const MOST_BARRIERS: usize = 16_384;
+pub const MAX_BARRIERS: usize = 16_384;
 
 /// When a fill began, in the order of purges. It is taken before the source is asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -351,7 +351,7 @@ impl Table {
     }
 
     fn bound(&mut self) {
-        if self.raised.len() > MOST_BARRIERS {
+        if self.raised.len() > MAX_BARRIERS {
             // What only this pod knows of is rare: without any, entries of L2, which have no local stamp, stay usable.
             let local =
                 self.raised.values().map(|barrier| barrier.local).max().unwrap_or(0).max(self.floor.local);
@@ -436,10 +436,10 @@ mod tests {
     fn too_many_barriers_become_one() {
         let barriers = Barriers::alone();
         let before = barriers.stamp();
-        for number in 0..=MOST_BARRIERS {
+        for number in 0..=MAX_BARRIERS {
             barriers.raise_locally(&[tag(&number.to_string())]);
         }
-        assert!(barriers.read(|table| table.raised.len()) <= MOST_BARRIERS);
+        assert!(barriers.read(|table| table.raised.len()) <= MAX_BARRIERS);
         assert!(barriers.covers(&[tag("never purged")], before));
         assert!(!barriers.covers(&[tag("0")], barriers.stamp()));
     }

@@ -18,7 +18,7 @@ use crate::{
 };
 
 /// How often the file is looked at. The kubelet swaps a directory's symbolic link, which watchers of a file don't see.
-const LOOK: Duration = Duration::from_secs(1);
+const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What the sidecar serves by, and why it is not what the file says, if it is not.
 #[derive(Debug)]
@@ -81,7 +81,7 @@ impl Config {
     /// Looks at the file for as long as the process lives. A file that is refused is kept out, reported, and tried again
     /// when it changes; one that vanishes means that everything passes.
     pub async fn watch(self: Arc<Self>, policy: Option<PathBuf>) {
-        let mut ticks = interval(LOOK);
+        let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;

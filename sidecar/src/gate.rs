@@ -36,7 +36,7 @@ mod aside;
 mod framing;
 mod head;
 mod http2;
-mod refusal;
+mod request_error;
 mod room;
 #[cfg(test)]
 mod tests;
@@ -50,22 +50,22 @@ use head::Scan;
 pub(crate) use head::with_valid_head;
 pub use head::{Head, Lines};
 pub use http2::check_http2;
-pub use refusal::Refusal;
+pub use request_error::RequestError;
 use room::Room;
 pub use turnstile::{Guarded, Turnstile};
 
 use crate::budget::UNREAD;
 
 /// How long a head may take from its first byte.
-const HEAD_DEADLINE: Duration = Duration::from_secs(10);
+const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 /// How long a body may pause.
-const BODY_PAUSE: Duration = Duration::from_secs(60);
+const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// A connection ends when it has been idle for this long, or for twice as long: time is measured in these steps, so that a
 /// request costs no timer.
 const IDLE: Duration = Duration::from_secs(10 * 60);
 /// How long, and for how many bytes, a refused client is listened to, so that it can read why.
-const LINGER: Duration = Duration::from_secs(1);
-const LINGER_BYTES: usize = 256 << 10;
+const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
+const MAX_LINGER_BYTES: usize = 256 << 10;
 /// How much is read at once.
 const READ: usize = 8 << 10;
 /// How much of what comes before its turn is kept.
@@ -74,19 +74,19 @@ const EARLY: usize = READ - READ / 8;
 const SMALL_HEAD: usize = 2 * READ;
 /// How much is answered at once before it is written, and how much room for that a connection keeps.
 const BATCH: usize = 64 << 10;
-const KEPT: usize = 8 << 10;
+const MAX_KEPT_BYTES: usize = 8 << 10;
 
 /// How long the request is that these bytes begin with, as a connection finds it: `None` while it is not whole. For tests:
 /// a connection does the same piece by piece.
 ///
 /// # Errors
 /// If it is refused.
-pub fn request_length(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
+pub fn request_length(bytes: &[u8]) -> Result<Option<usize>, RequestError> {
     if let Some(length) = head::empty_line(bytes) {
         return Ok(request_length(&bytes[length..])?.map(|rest| length + rest));
     }
     if head::end(bytes, 0).is_none() {
-        return if bytes.len() > head::LONGEST { Err(Refusal::HeadTooLarge) } else { Ok(None) };
+        return if bytes.len() > head::MAX_HEAD_BYTES { Err(RequestError::HeadTooLarge) } else { Ok(None) };
     }
     let scanned = head::scan(bytes, |head| head.check());
     if is_of_target(&scanned)
@@ -98,16 +98,16 @@ pub fn request_length(bytes: &[u8]) -> Result<Option<usize>, Refusal> {
     }
     let (head, mut framing) = match scanned {
         Scan::Head(length, framing) => (length, framing?),
-        Scan::Refused(refusal) => return Err(refusal),
-        Scan::Incomplete => return Err(Refusal::Syntax),
+        Scan::Refused(error) => return Err(error),
+        Scan::Incomplete => return Err(RequestError::Syntax),
     };
     let body = framing.take(&bytes[head..])?;
     Ok(framing.has_ended().then_some(head + body))
 }
 
 /// Whether a head is refused for what may be no more than a byte in its target.
-fn is_of_target<T>(scanned: &Scan<Result<T, Refusal>>) -> bool {
-    matches!(scanned, Scan::Refused(Refusal::Syntax) | Scan::Head(_, Err(Refusal::Target)))
+fn is_of_target<T>(scanned: &Scan<Result<T, RequestError>>) -> bool {
+    matches!(scanned, Scan::Refused(RequestError::Syntax) | Scan::Head(_, Err(RequestError::Target)))
 }
 
 /// What answers without hyper.
@@ -268,8 +268,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
         }
         if head::end(&self.input, self.searched).is_none() {
             self.searched = self.input.len();
-            return if self.input.len() > head::LONGEST {
-                Scan::Refused(Refusal::HeadTooLarge)
+            return if self.input.len() > head::MAX_HEAD_BYTES {
+                Scan::Refused(RequestError::HeadTooLarge)
             } else {
                 Scan::Incomplete
             };
@@ -308,8 +308,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
                 self.output_body = body;
                 Scan::Head(length, Turn::Head)
             }
-            Scan::Head(_, Err(refusal)) | Scan::Refused(refusal) => Scan::Refused(refusal),
-            Scan::Incomplete => Scan::Refused(Refusal::Syntax),
+            Scan::Head(_, Err(error)) | Scan::Refused(error) => Scan::Refused(error),
+            Scan::Incomplete => Scan::Refused(RequestError::Syntax),
         }
     }
 
@@ -324,7 +324,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
     /// The client's turn.
     fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn>>> {
         loop {
-            let refusal = match self.next_head() {
+            let error = match self.next_head() {
                 Scan::Head(_, Turn::Head) => {
                     self.timer = None;
                     if !self.output_body.is_empty() || self.output.len() >= BATCH {
@@ -336,32 +336,32 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
                     self.timer = None;
                     return Poll::Ready(Ok(Some(turn)));
                 }
-                Scan::Refused(refusal) => refusal,
+                Scan::Refused(error) => error,
                 Scan::Incomplete if !self.output.is_empty() => return Poll::Ready(Ok(Some(Turn::Head))),
-                Scan::Incomplete if !self.has_room() => Refusal::Overloaded,
+                Scan::Incomplete if !self.has_room() => RequestError::Overloaded,
                 Scan::Incomplete => match self.poll_fill(context) {
                     Poll::Ready(Ok(0)) => return Poll::Ready(Ok(None)),
                     Poll::Ready(Ok(_)) => continue,
                     Poll::Ready(Err(error)) => return Poll::Ready(Err(error)),
-                    Poll::Pending if !self.input.is_empty() && !self.may_wait() => Refusal::Overloaded,
+                    Poll::Pending if !self.input.is_empty() && !self.may_wait() => RequestError::Overloaded,
                     Poll::Pending if !self.input.is_empty() => {
-                        if !self.is_over(HEAD_DEADLINE, context) {
+                        if !self.is_over(HEAD_TIMEOUT, context) {
                             return Poll::Pending;
                         }
-                        Refusal::TooSlow
+                        RequestError::TooSlow
                     }
                     Poll::Pending if !self.may_rest() => return Poll::Ready(Ok(None)),
                     Poll::Pending if self.is_forgotten(context) => return Poll::Ready(Ok(None)),
                     Poll::Pending => return Poll::Pending,
                 },
             };
-            self.turnstile.refuse(refusal);
-            self.output.extend_from_slice(&refusal.answer());
+            self.turnstile.refuse(error);
+            self.output.extend_from_slice(&error.answer());
             self.input = BytesMut::new();
             self.room.clear();
             self.timer = None;
             // Who makes room does so at once.
-            let linger = if refusal == Refusal::Overloaded { 0 } else { LINGER_BYTES };
+            let linger = if error == RequestError::Overloaded { 0 } else { MAX_LINGER_BYTES };
             return Poll::Ready(Ok(Some(Turn::Refused(linger))));
         }
     }
@@ -388,7 +388,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
     fn poll_linger(&mut self, mut left: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         // It may be gone already.
         let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(context));
-        while left > 0 && !self.is_over(LINGER, context) {
+        while left > 0 && !self.is_over(LINGER_TIMEOUT, context) {
             self.input.clear();
             match ready!(self.poll_fill(context)) {
                 Ok(0) | Err(_) => break,
@@ -425,7 +425,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
         }
         (self.written, self.output_body) = (0, Bytes::new());
         self.output.clear();
-        self.output.shrink_to(KEPT);
+        self.output.shrink_to(MAX_KEPT_BYTES);
         Poll::Ready(Ok(()))
     }
 
@@ -466,8 +466,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Read for 
                         }
                         continue;
                     }
-                    Poll::Pending if this.is_over(BODY_PAUSE, context) => {
-                        this.turnstile.refuse(Refusal::TooSlow);
+                    Poll::Pending if this.is_over(BODY_TIMEOUT, context) => {
+                        this.turnstile.refuse(RequestError::TooSlow);
                         return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
                     }
                     Poll::Pending => {
@@ -477,9 +477,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Read for 
                 },
                 Turn::Body(framing) => {
                     let room = this.input.len().min(cursor.remaining());
-                    let taken = framing.take(&this.input[..room]).map_err(|refusal| {
-                        this.turnstile.refuse(refusal);
-                        io::Error::new(io::ErrorKind::InvalidData, refusal.detail())
+                    let taken = framing.take(&this.input[..room]).map_err(|error| {
+                        this.turnstile.refuse(error);
+                        io::Error::new(io::ErrorKind::InvalidData, error.detail())
                     })?;
                     let has_ended = framing.has_ended();
                     this.give(taken, &mut cursor);

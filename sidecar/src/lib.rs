@@ -30,7 +30,7 @@ pub mod mode;
 pub mod problem;
 pub mod proxy;
 pub mod purge;
-pub mod refusal_log;
+pub mod request_error_log;
 pub mod run;
 pub mod secret;
 pub mod serving;

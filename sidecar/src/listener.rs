@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     connections::{Admitted, turn_away},
-    gate::{Gate, Refusal, Turnstile},
+    gate::{Gate, RequestError, Turnstile},
     head_room, headers,
     held::Held,
     in_progress::InProgress,
@@ -51,7 +51,7 @@ use splice::{Spliced, splice};
 
 /// How long, and for how many bytes, a refused client is listened to, so that it can read why.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
-const LINGER_BYTES: u64 = 256 << 10;
+const MAX_LINGER_BYTES: u64 = 256 << 10;
 
 /// How long a connection may be quiet before the kernel asks whether the client is still there, and how often it then asks.
 const QUIET: Duration = Duration::from_secs(60);
@@ -61,7 +61,7 @@ const UNREAD: Duration = Duration::from_secs(5 * 60);
 /// How much of a response over HTTP/1 is buffered for a client that does not read it, in bytes. A request's head must fit in, too.
 const MAX_BUFFER: usize = 80 << 10;
 /// How long to wait when no connection can be accepted, because there are too many open files.
-pub(crate) const ACCEPT_PAUSE: Duration = Duration::from_millis(50);
+pub(crate) const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Binds a listen address.
 ///
@@ -94,7 +94,7 @@ pub async fn accept(
             },
             Err(error) => {
                 tracing::warn!(%error, "a connection could not be accepted");
-                sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_RETRY_INTERVAL).await;
             }
         }
     }
@@ -146,12 +146,12 @@ async fn serve_to_its_end(
             place.connection().serves();
             serve_other(stream, other, ip, &proxy).await.map_err(Into::into)
         }
-        Ok(FirstWords::Refused(refusal)) => {
-            proxy.telemetry().refused(refusal, ip);
-            match refusal {
+        Ok(FirstWords::Refused(error)) => {
+            proxy.telemetry().refused(error, ip);
+            match error {
                 // It would not understand why.
-                Refusal::OtherProtocol => Ok(()),
-                _ => refuse(&mut stream, refusal).await.map_err(Into::into),
+                RequestError::OtherProtocol => Ok(()),
+                _ => refuse(&mut stream, error).await.map_err(Into::into),
             }
         }
         Ok(FirstWords::None) => Ok(()),
@@ -163,10 +163,10 @@ async fn serve_to_its_end(
 }
 
 /// Says why a client is not listened to any longer, and lets it read that.
-async fn refuse(stream: &mut TcpStream, refusal: Refusal) -> io::Result<()> {
-    stream.write_all(&refusal.answer()).await?;
+async fn refuse(stream: &mut TcpStream, error: RequestError) -> io::Result<()> {
+    stream.write_all(&error.answer()).await?;
     stream.shutdown().await?;
-    let (mut rest, mut nowhere) = (stream.take(LINGER_BYTES), tokio::io::sink());
+    let (mut rest, mut nowhere) = (stream.take(MAX_LINGER_BYTES), tokio::io::sink());
     let _ = timeout(LINGER_TIMEOUT, tokio::io::copy(&mut rest, &mut nowhere)).await;
     Ok(())
 }
@@ -177,8 +177,8 @@ async fn serve_other(mut stream: TcpStream, other: Other, client: IpAddr, proxy:
     match splice(&mut stream, other, proxy).await? {
         Spliced::Ended => Ok(()),
         Spliced::Http => {
-            proxy.telemetry().refused(Refusal::Syntax, client);
-            refuse(&mut stream, Refusal::Syntax).await
+            proxy.telemetry().refused(RequestError::Syntax, client);
+            refuse(&mut stream, RequestError::Syntax).await
         }
     }
 }
@@ -202,7 +202,7 @@ async fn serve_http1(
             turnstile.restore(&mut request);
             let expects = headers::expects_to_go_on(request.headers());
             let Some(work) = work else {
-                proxy.telemetry().refused(Refusal::Overloaded, client);
+                proxy.telemetry().refused(RequestError::Overloaded, client);
                 return Ok(Problem::Overloaded.response().map(|body| turnstile.guarded(Either::Left(body))));
             };
             let (turnstile_of_client, work_of_client) = (Some(Arc::clone(&turnstile)), Some(work.clone()));
@@ -244,8 +244,8 @@ async fn serve_http1(
             connection.await
         }
     };
-    if let Some(refusal) = turnstile.refusal() {
-        proxy.telemetry().refused(refusal, client);
+    if let Some(error) = turnstile.error() {
+        proxy.telemetry().refused(error, client);
     }
     Ok(outcome?)
 }

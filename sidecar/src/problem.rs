@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
-use crate::{body::Body, gate::Refusal, upstream::UpstreamReason};
+use crate::{body::Body, gate::RequestError, upstream::UpstreamReason};
 
 /// What went wrong, as far as the client is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -20,7 +20,7 @@ pub enum Problem {
     /// The body of the request broke off.
     BrokenOff,
     /// The request was refused while its body came.
-    Refused(Refusal),
+    Refused(RequestError),
     /// There is no room for the request.
     Overloaded,
     /// This is no forward proxy.
@@ -40,7 +40,7 @@ impl Problem {
             Self::Upstream(_) | Self::SourcesFailed => StatusCode::BAD_GATEWAY,
             Self::NotFound => StatusCode::NOT_FOUND,
             Self::OnlyIfCached => StatusCode::GATEWAY_TIMEOUT,
-            Self::Refused(refusal) => refusal.status(),
+            Self::Refused(error) => error.status(),
             Self::NoTunnel => StatusCode::NOT_IMPLEMENTED,
             Self::LastForward => StatusCode::OK,
             Self::NoTrace => StatusCode::METHOD_NOT_ALLOWED,
@@ -54,7 +54,7 @@ impl Problem {
             Self::NotFound => "there is nothing under this name",
             Self::OnlyIfCached => "nothing is stored that may be used, and the request asks for no more",
             Self::BrokenOff => "the body of the request broke off",
-            Self::Refused(refusal) => refusal.detail(),
+            Self::Refused(error) => error.detail(),
             Self::Overloaded => "too many requests are on their way",
             Self::NoTunnel => "this is no proxy to connect through",
             Self::NoTrace => "TRACE ends here, and is not answered",

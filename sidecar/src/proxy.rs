@@ -440,8 +440,8 @@ fn passed(response: Response<Paced>, reason: Forward, route: Option<&Arc<Route>>
 
 /// The application did not answer, unless the request broke off before it was whole.
 fn unreachable(error: &UpstreamError, client: &Client, route: Option<&Arc<Route>>) -> Answered {
-    if let Some(refusal) = client.turnstile.as_deref().and_then(Turnstile::refusal) {
-        return Answered::problem(Problem::Refused(refusal), route);
+    if let Some(error) = client.turnstile.as_deref().and_then(Turnstile::error) {
+        return Answered::problem(Problem::Refused(error), route);
     }
     let reason = error.reason();
     tracing::warn!(reason = reason.as_str(), error = error.chain(), "the application did not respond");

@@ -35,7 +35,7 @@ pub enum Source {
 
 /// Reason why a source has no response.
 #[derive(Debug, thiserror::Error)]
-pub enum SourceFailure {
+pub enum FetchError {
     /// Its breaker is open: it was not asked.
     #[error("the source is not asked because it failed repeatedly")]
     Down,
@@ -70,7 +70,7 @@ impl Source {
         &self,
         ask: &Ask,
         values: &Values<'_>,
-    ) -> Result<Option<Response<Network>>, SourceFailure> {
+    ) -> Result<Option<Response<Network>>, FetchError> {
         match (self, ask) {
             (Self::Postgres(source), Ask::Postgres(ask)) => {
                 let Some(row) = source.fetch(&ask.query, values).await? else { return Ok(None) };
@@ -95,7 +95,7 @@ impl Source {
     ///
     /// # Errors
     /// If the source can't be asked, fails, or takes no statements.
-    pub async fn execute(&self, statement: &BoundQuery, values: &Values<'_>) -> Result<(), SourceFailure> {
+    pub async fn execute(&self, statement: &BoundQuery, values: &Values<'_>) -> Result<(), FetchError> {
         match self {
             Self::Postgres(source) => {
                 source.execute(statement, values).await?;
@@ -105,8 +105,8 @@ impl Source {
         }
     }
 
-    fn unfit(&self, purpose: &str) -> SourceFailure {
-        SourceFailure::Failed(anyhow::anyhow!("a source of kind {} can't {purpose}", self.label()))
+    fn unfit(&self, purpose: &str) -> FetchError {
+        FetchError::Failed(anyhow::anyhow!("a source of kind {} can't {purpose}", self.label()))
     }
 
     /// Returns the time after which a stale response that may be served in place of an error is served in place of a slow source;
@@ -149,7 +149,7 @@ impl Source {
     }
 }
 
-impl From<PostgresError> for SourceFailure {
+impl From<PostgresError> for FetchError {
     fn from(error: PostgresError) -> Self {
         match error {
             PostgresError::Down => Self::Down,
@@ -158,7 +158,7 @@ impl From<PostgresError> for SourceFailure {
     }
 }
 
-impl From<HttpError> for SourceFailure {
+impl From<HttpError> for FetchError {
     fn from(error: HttpError) -> Self {
         match error {
             HttpError::Down => Self::Down,

@@ -13,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
 
 use crate::{
-    barriers::Barriers, budget::Budget, cache_status::Tier, gate::Refusal, l1::L1, mode::Mode,
+    barriers::Barriers, budget::Budget, cache_status::Tier, gate::RequestError, l1::L1, mode::Mode,
     upstream::UpstreamReason,
 };
 
@@ -182,7 +182,7 @@ pub struct Stats {
     degraded: Mutex<Vec<(String, bool)>>,
     leases: [AtomicU64; 2],
     reloads: [AtomicU64; 2],
-    refused: [AtomicU64; Refusal::ALL.len()],
+    refused: [AtomicU64; RequestError::ALL.len()],
     refused_records: [AtomicU64; RefusedRecord::ALL.len()],
     upstream_errors: [AtomicU64; UpstreamReason::ALL.len()],
     /// Connections that did not speak HTTP and were passed on as they are.
@@ -281,13 +281,13 @@ impl Stats {
     }
 
     /// A request was refused.
-    pub fn refused(&self, refusal: Refusal) {
-        self.refused[refusal as usize].fetch_add(1, Ordering::Relaxed);
+    pub fn refused(&self, error: RequestError) {
+        self.refused[error as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Requests that were refused.
-    pub fn count_refused(&self, refusal: Refusal) -> u64 {
-        self.refused[refusal as usize].load(Ordering::Relaxed)
+    pub fn count_refused(&self, error: RequestError) -> u64 {
+        self.refused[error as usize].load(Ordering::Relaxed)
     }
 
     /// A record in Redis was refused.

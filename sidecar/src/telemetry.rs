@@ -14,8 +14,8 @@ use prometheus::Registry;
 use crate::{
     budget::Budget,
     cache_status::Tier,
-    gate::Refusal,
-    refusal_log::RefusalLog,
+    gate::RequestError,
+    request_error_log::RequestErrorLog,
     stats::{Outcome, Stats},
 };
 
@@ -29,7 +29,7 @@ pub struct Telemetry {
     /// What has been counted.
     pub stats: Arc<Stats>,
     /// The log of refused requests.
-    refusals: RefusalLog,
+    errors: RequestErrorLog,
     instruments: ArcSwap<Instruments>,
 }
 
@@ -58,13 +58,13 @@ impl Telemetry {
     pub fn within(budget: Arc<Budget>) -> anyhow::Result<Self> {
         let stats = Arc::new(Stats::within(budget));
         let instruments = ArcSwap::from_pointee(Instruments::new(None, &stats)?);
-        Ok(Self { stats, refusals: RefusalLog::default(), instruments })
+        Ok(Self { stats, errors: RequestErrorLog::default(), instruments })
     }
 
     /// Counts and logs that a request of `client` was refused.
-    pub fn refused(&self, refusal: Refusal, client: IpAddr) {
-        self.stats.refused(refusal);
-        self.refusals.note(refusal, client);
+    pub fn refused(&self, error: RequestError, client: IpAddr) {
+        self.stats.refused(error);
+        self.errors.note(error, client);
     }
 
     /// Pushes metrics to a collector from now on; `None`: only to those who scrape.

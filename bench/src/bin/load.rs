@@ -20,7 +20,7 @@ use tokio::{
 };
 
 /// Maximum time of a response.
-const PATIENCE: Duration = Duration::from_secs(10);
+const TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Maximum size of a response's head, in bytes.
 const HEAD: usize = 16 << 10;
@@ -82,9 +82,7 @@ async fn run(arguments: &Arguments) -> Result<Report> {
         }
         Ok::<_, anyhow::Error>(())
     };
-    tokio::time::timeout(duration + PATIENCE, all)
-        .await
-        .context("an answer did not come, or not whole")??;
+    tokio::time::timeout(duration + TIMEOUT, all).await.context("an answer did not come, or not whole")??;
 
     let micros = micros(started.elapsed());
     latencies.sort_unstable();

@@ -13,7 +13,7 @@ use larder_sidecar::{
     entry::{
         Content, Entry, Head,
         authentication::RecordKey,
-        codec::{MAX_VARY_NAMES, Record, Rules, Unreadable, decode, encode, encode_vary},
+        codec::{DecodeError, MAX_VARY_NAMES, Record, Rules, decode, encode, encode_vary},
     },
 };
 
@@ -30,8 +30,8 @@ pub fn check(data: &[u8]) {
         Ok(Record::Entry(entry)) => check_entry(&entry),
         Ok(Record::Vary(names)) => check_names(&names),
         Err(error) => {
-            let is_version = data.first().is_some_and(|version| error == Unreadable::Version(*version));
-            assert!(is_version || !matches!(error, Unreadable::Version(_)));
+            let is_version = data.first().is_some_and(|version| error == DecodeError::Version(*version));
+            assert!(is_version || !matches!(error, DecodeError::Version(_)));
         }
     }
     written(data);

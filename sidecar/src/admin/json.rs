@@ -17,7 +17,7 @@ use super::{Admin, refused::Refused};
 use crate::budget::Kind;
 
 /// The longest body that is read.
-const LONGEST: usize = 1 << 20;
+const MAX_BYTES: usize = 1 << 20;
 
 /// The body of a request, which is a JSON object whatever its `Content-Type` says.
 pub(super) struct Strict<T>(pub(super) T);
@@ -33,7 +33,7 @@ impl<T: Sent> FromRequest<Arc<Admin>> for Strict<T> {
 
     async fn from_request(request: Request, admin: &Arc<Admin>) -> Result<Self, Refused> {
         // Twice: what is read of it is as long.
-        let length = request.body().size_hint().upper().unwrap_or(LONGEST as u64).min(LONGEST as u64);
+        let length = request.body().size_hint().upper().unwrap_or(MAX_BYTES as u64).min(MAX_BYTES as u64);
         let Some(_room) = admin.telemetry.stats.budget.reserve(Kind::Requests, 2 * length) else {
             return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are on their way"));
         };
@@ -49,11 +49,11 @@ impl<T: Sent> FromRequest<Arc<Admin>> for Strict<T> {
 
 async fn read(body: Body) -> Result<axum::body::Bytes, Refused> {
     let too_long =
-        || Refused::new(StatusCode::PAYLOAD_TOO_LARGE, format!("send at most {LONGEST} bytes at a time"));
-    if body.size_hint().lower() > LONGEST as u64 {
+        || Refused::new(StatusCode::PAYLOAD_TOO_LARGE, format!("send at most {MAX_BYTES} bytes at a time"));
+    if body.size_hint().lower() > MAX_BYTES as u64 {
         return Err(too_long());
     }
-    to_bytes(body, LONGEST).await.map_err(|error| {
+    to_bytes(body, MAX_BYTES).await.map_err(|error| {
         let source = std::error::Error::source(&error);
         if source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
             too_long()

@@ -21,7 +21,7 @@ use tower_service::Service as _;
 use super::refused::Refused;
 use crate::{
     connections::{Admitted, Connection, Connections, turn_away},
-    listener::ACCEPT_PAUSE,
+    listener::ACCEPT_RETRY_INTERVAL,
 };
 
 /// Maximum number of connections. The kubelet, Prometheus and the operator need one each.
@@ -50,7 +50,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
             },
             Err(error) => {
                 tracing::warn!(%error, "a connection to the admin API could not be accepted");
-                sleep(ACCEPT_PAUSE).await;
+                sleep(ACCEPT_RETRY_INTERVAL).await;
             }
         }
     }

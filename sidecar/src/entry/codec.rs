@@ -42,7 +42,7 @@ pub enum Record {
 
 /// Bytes that are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
-pub enum Unreadable {
+pub enum DecodeError {
     /// Another version wrote it.
     #[error("version {0} is not {VERSION}")]
     Version(u8),
@@ -54,7 +54,7 @@ pub enum Unreadable {
     Field(&'static str),
 }
 
-impl From<TryGetError> for Unreadable {
+impl From<TryGetError> for DecodeError {
     fn from(_: TryGetError) -> Self {
         Self::Short
     }
@@ -132,10 +132,10 @@ fn put_text(out: &mut BytesMut, text: &[u8]) {
 /// # Errors
 /// If this version did not write it, it is broken, or it would not be a response of its own: with a status that is never stored,
 /// with fields that are about one connection (RFC 9110, section 7.6.1) or about framing, or from the future.
-pub fn decode(mut bytes: Bytes, rules: Rules<'_>) -> Result<Record, Unreadable> {
+pub fn decode(mut bytes: Bytes, rules: Rules<'_>) -> Result<Record, DecodeError> {
     let version = bytes.try_get_u8()?;
     if version != VERSION {
-        return Err(Unreadable::Version(version));
+        return Err(DecodeError::Version(version));
     }
     let record = match bytes.try_get_u8()? {
         KIND_WHOLE => {
@@ -153,13 +153,13 @@ pub fn decode(mut bytes: Bytes, rules: Rules<'_>) -> Result<Record, Unreadable> 
         KIND_VARY => {
             let count = usize::from(bytes.try_get_u16()?);
             if count > MAX_VARY_NAMES {
-                return Err(Unreadable::Field("vary"));
+                return Err(DecodeError::Field("vary"));
             }
             Record::Vary((0..count).map(|_| take_name(&mut bytes)).collect::<Result<_, _>>()?)
         }
-        _ => return Err(Unreadable::Field("kind")),
+        _ => return Err(DecodeError::Field("kind")),
     };
-    if bytes.has_remaining() { Err(Unreadable::Field("length")) } else { Ok(record) }
+    if bytes.has_remaining() { Err(DecodeError::Field("length")) } else { Ok(record) }
 }
 
 /// Whether a record may hold responses with this status: final ones, besides 304, which has no content of its own.
@@ -183,10 +183,10 @@ const HOP_BY_HOP: [HeaderName; 11] = [
 ];
 
 /// Refuses what would make a client, or the next cache, take the body for longer or shorter than it is.
-fn check_framing(head: &Head, body: Option<&Bytes>) -> Result<(), Unreadable> {
+fn check_framing(head: &Head, body: Option<&Bytes>) -> Result<(), DecodeError> {
     let has_no_body = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT].contains(&head.status);
     if has_no_body && body.is_none_or(|body| !body.is_empty()) {
-        return Err(Unreadable::Field("body"));
+        return Err(DecodeError::Field("body"));
     }
     let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
     let fits = |length: &HeaderValue| {
@@ -196,60 +196,60 @@ fn check_framing(head: &Head, body: Option<&Bytes>) -> Result<(), Unreadable> {
         None => true,
         Some(length) => fits(length) && !has_no_body && lengths.next().is_none(),
     };
-    if is_right { Ok(()) } else { Err(Unreadable::Field("content-length")) }
+    if is_right { Ok(()) } else { Err(DecodeError::Field("content-length")) }
 }
 
-fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<Head, Unreadable> {
+fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<Head, DecodeError> {
     let stamp = Stamp { generation: bytes.try_get_u64()?, order: bytes.try_get_u64()?, ..Stamp::default() };
     let times = Times { requested_at: bytes.try_get_u64()?, received_at: bytes.try_get_u64()? };
     let ttl_from_response =
         Some(bytes.try_get_u64()?).filter(|ttl| *ttl != NO_TTL).map(Duration::from_millis);
     let latest = wall_ms().saturating_add(MAX_CLOCK_SKEW.as_millis() as u64);
     if times.received_at > latest || times.requested_at > latest {
-        return Err(Unreadable::Field("time"));
+        return Err(DecodeError::Field("time"));
     }
     let status = StatusCode::from_u16(bytes.try_get_u16()?).ok().filter(|status| is_stored_status(*status));
-    let status = status.ok_or(Unreadable::Field("status"))?;
+    let status = status.ok_or(DecodeError::Field("status"))?;
     let names = (0..bytes.try_get_u16()?)
-        .map(|_| PurgeName::from_bytes(&take(bytes, 16)?).ok_or(Unreadable::Field("name")))
+        .map(|_| PurgeName::from_bytes(&take(bytes, 16)?).ok_or(DecodeError::Field("name")))
         .collect::<Result<_, _>>()?;
     let mut headers = HeaderMap::new();
     for _ in 0..bytes.try_get_u16()? {
         let name = take_name(bytes)?;
         if HOP_BY_HOP.contains(&name) || name == SET_COOKIE && !rules.set_cookie {
-            return Err(Unreadable::Field("header"));
+            return Err(DecodeError::Field("header"));
         }
         let value =
-            HeaderValue::from_maybe_shared(take_text(bytes)?).map_err(|_| Unreadable::Field("header"))?;
-        headers.try_append(name, value).map_err(|_| Unreadable::Field("header"))?;
+            HeaderValue::from_maybe_shared(take_text(bytes)?).map_err(|_| DecodeError::Field("header"))?;
+        headers.try_append(name, value).map_err(|_| DecodeError::Field("header"))?;
     }
     let meta =
         ResponseMeta::read(status, &headers, times, rules.targets).with_ttl_from_response(ttl_from_response);
     Ok(Head { status, headers, times, meta, stamp, names })
 }
 
-fn take_pieces(bytes: &mut Bytes) -> Result<Pieces, Unreadable> {
+fn take_pieces(bytes: &mut Bytes) -> Result<Pieces, DecodeError> {
     let mut pieces = Pieces::new(bytes.try_get_u64()?);
     for _ in 0..bytes.try_get_u16()? {
         let first = bytes.try_get_u64()?;
         if !pieces.insert(first, take_text(bytes)?) {
-            return Err(Unreadable::Field("part"));
+            return Err(DecodeError::Field("part"));
         }
     }
     Ok(pieces)
 }
 
-fn take(bytes: &mut Bytes, length: usize) -> Result<Bytes, Unreadable> {
-    if bytes.len() < length { Err(Unreadable::Short) } else { Ok(bytes.split_to(length)) }
+fn take(bytes: &mut Bytes, length: usize) -> Result<Bytes, DecodeError> {
+    if bytes.len() < length { Err(DecodeError::Short) } else { Ok(bytes.split_to(length)) }
 }
 
-fn take_text(bytes: &mut Bytes) -> Result<Bytes, Unreadable> {
+fn take_text(bytes: &mut Bytes) -> Result<Bytes, DecodeError> {
     let length = bytes.try_get_u32()? as usize;
     take(bytes, length)
 }
 
-fn take_name(bytes: &mut Bytes) -> Result<HeaderName, Unreadable> {
-    HeaderName::from_bytes(&take_text(bytes)?).map_err(|_| Unreadable::Field("header"))
+fn take_name(bytes: &mut Bytes) -> Result<HeaderName, DecodeError> {
+    HeaderName::from_bytes(&take_text(bytes)?).map_err(|_| DecodeError::Field("header"))
 }
 
 #[cfg(test)]
@@ -306,7 +306,7 @@ mod tests {
     fn what_another_version_wrote_is_a_miss() {
         let mut bytes = encode(&whole()).to_vec();
         bytes[0] = 2;
-        assert_eq!(decode(bytes.into(), RULES).unwrap_err(), Unreadable::Version(2));
+        assert_eq!(decode(bytes.into(), RULES).unwrap_err(), DecodeError::Version(2));
     }
 
     /// A record with fields that are never written.
@@ -344,7 +344,7 @@ mod tests {
             "set-cookie",
         ] {
             let read = decode(with(200, &[(name, "x")], "body"), RULES);
-            assert_eq!(read.unwrap_err(), Unreadable::Field("header"), "{name}");
+            assert_eq!(read.unwrap_err(), DecodeError::Field("header"), "{name}");
         }
         let cookies = Rules { set_cookie: true, ..RULES };
         assert!(decode(with(200, &[("set-cookie", "a=b")], "body"), cookies).is_ok());
@@ -363,11 +363,11 @@ mod tests {
     fn statuses_that_are_never_stored_are_refused() {
         for status in [100, 101, 103, 199, 304, 600, 999] {
             let read = decode(with(status, &[], ""), RULES);
-            assert_eq!(read.unwrap_err(), Unreadable::Field("status"), "{status}");
+            assert_eq!(read.unwrap_err(), DecodeError::Field("status"), "{status}");
         }
         for status in [204, 205] {
             assert!(decode(with(status, &[], ""), RULES).is_ok());
-            assert_eq!(decode(with(status, &[], "x"), RULES).unwrap_err(), Unreadable::Field("body"));
+            assert_eq!(decode(with(status, &[], "x"), RULES).unwrap_err(), DecodeError::Field("body"));
             assert!(decode(with(status, &[("content-length", "0")], ""), RULES).is_err());
         }
     }
@@ -381,7 +381,11 @@ mod tests {
             let mut bytes = written.to_vec();
             let at = bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
             bytes[at + 1] = bad;
-            assert_eq!(decode(bytes.into(), RULES).unwrap_err(), Unreadable::Field("header"), "{text} {bad}");
+            assert_eq!(
+                decode(bytes.into(), RULES).unwrap_err(),
+                DecodeError::Field("header"),
+                "{text} {bad}"
+            );
         }
     }
 
@@ -395,7 +399,7 @@ mod tests {
         assert!(received_in(MAX_CLOCK_SKEW / 2).is_ok(), "the clocks of pods differ");
         assert_eq!(
             received_in(MAX_CLOCK_SKEW * 2).unwrap_err(),
-            Unreadable::Field("time"),
+            DecodeError::Field("time"),
             "it would never age"
         );
     }
@@ -404,7 +408,7 @@ mod tests {
     fn too_many_names_in_vary_are_refused() {
         let names = |count| encode_vary(&vec![header::ACCEPT; count]);
         assert!(decode(names(MAX_VARY_NAMES), RULES).is_ok());
-        assert_eq!(decode(names(MAX_VARY_NAMES + 1), RULES).unwrap_err(), Unreadable::Field("vary"));
+        assert_eq!(decode(names(MAX_VARY_NAMES + 1), RULES).unwrap_err(), DecodeError::Field("vary"));
     }
 
     proptest! {

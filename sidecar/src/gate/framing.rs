@@ -1,11 +1,11 @@
 //! Where the body of an HTTP/1 request ends (RFC 9112, section 6).
 
-use super::refusal::Refusal;
+use super::request_error::RequestError;
 use crate::sniff::is_token;
 
 /// The longest line of a chunk's size and extensions, and the longest trailer section.
-const LONGEST_LINE: usize = 4 << 10;
-const LONGEST_TRAILERS: usize = 16 << 10;
+const MAX_LINE_BYTES: usize = 4 << 10;
+const MAX_TRAILER_BYTES: usize = 16 << 10;
 
 /// How a body is framed, and how much of it is still to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -33,7 +33,7 @@ impl Framing {
     }
 
     /// How many of these bytes belong to the body.
-    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+    pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, RequestError> {
         match self {
             Self::None => Ok(0),
             Self::Length(left) => {
@@ -88,7 +88,7 @@ enum Expecting {
 }
 
 impl Chunks {
-    fn take(&mut self, bytes: &[u8]) -> Result<usize, Refusal> {
+    fn take(&mut self, bytes: &[u8]) -> Result<usize, RequestError> {
         let mut at = 0;
         while at < bytes.len() && self.expecting != Expecting::Nothing {
             if let Expecting::Data { left } = self.expecting {
@@ -97,7 +97,7 @@ impl Chunks {
                 let left = left - taken as u64;
                 self.expecting = if left == 0 { Expecting::DataCr } else { Expecting::Data { left } };
             } else {
-                self.expecting = self.after(bytes[at]).ok_or(Refusal::Chunking)?;
+                self.expecting = self.after(bytes[at]).ok_or(RequestError::Chunking)?;
                 at += 1;
             }
         }
@@ -116,13 +116,15 @@ impl Chunks {
                 Expecting::Extension { size }
             }
             (Expecting::Size { digits: 1.., size } | Expecting::AfterSize { size }, b' ' | b'\t')
-                if self.length <= LONGEST_LINE =>
+                if self.length <= MAX_LINE_BYTES =>
             {
                 Expecting::AfterSize { size }
             }
             (Expecting::AfterSize { size }, b'\r') => Expecting::SizeLf { size },
             (Expecting::Extension { size }, b'\r') => Expecting::SizeLf { size },
-            (Expecting::Extension { size }, b'\t' | b' '..=b'~' | 0x80..) if self.length <= LONGEST_LINE => {
+            (Expecting::Extension { size }, b'\t' | b' '..=b'~' | 0x80..)
+                if self.length <= MAX_LINE_BYTES =>
+            {
                 Expecting::Extension { size }
             }
             (Expecting::SizeLf { size: 0 }, b'\n') => self.next(Expecting::TrailerName { is_empty: true }),
@@ -131,11 +133,11 @@ impl Chunks {
             (Expecting::DataLf, b'\n') => self.next(Expecting::Size { digits: 0, size: 0 }),
             (Expecting::TrailerName { is_empty: true }, b'\r') => Expecting::TrailerLf { last: true },
             (Expecting::TrailerName { is_empty: false }, b':') => Expecting::TrailerValue,
-            (Expecting::TrailerName { .. }, _) if is_token(byte) && self.length <= LONGEST_TRAILERS => {
+            (Expecting::TrailerName { .. }, _) if is_token(byte) && self.length <= MAX_TRAILER_BYTES => {
                 Expecting::TrailerName { is_empty: false }
             }
             (Expecting::TrailerValue, b'\r') => Expecting::TrailerLf { last: false },
-            (Expecting::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) if self.length <= LONGEST_TRAILERS => {
+            (Expecting::TrailerValue, b'\t' | b' '..=b'~' | 0x80..) if self.length <= MAX_TRAILER_BYTES => {
                 Expecting::TrailerValue
             }
             (Expecting::TrailerLf { last: true }, b'\n') => Expecting::Nothing,
@@ -156,7 +158,7 @@ mod tests {
 
     use super::*;
 
-    fn length_of(body: &[u8]) -> Result<Option<usize>, Refusal> {
+    fn length_of(body: &[u8]) -> Result<Option<usize>, RequestError> {
         let mut framing = Framing::chunked();
         let taken = framing.take(body)?;
         Ok(framing.has_ended().then_some(taken))
@@ -193,16 +195,16 @@ mod tests {
             "0\r\n: x\r\n\r\n",
             "1 a\r\nx\r\n",
         ] {
-            assert_eq!(length_of(body.as_bytes()), Err(Refusal::Chunking), "{body:?}");
+            assert_eq!(length_of(body.as_bytes()), Err(RequestError::Chunking), "{body:?}");
         }
     }
 
     #[test]
     fn a_line_without_end_is_refused() {
-        let endless = format!("1;{}", "x".repeat(LONGEST_LINE + 1));
-        assert_eq!(length_of(endless.as_bytes()), Err(Refusal::Chunking));
-        let endless = format!("0\r\nx:{}", "x".repeat(LONGEST_TRAILERS + 1));
-        assert_eq!(length_of(endless.as_bytes()), Err(Refusal::Chunking));
+        let endless = format!("1;{}", "x".repeat(MAX_LINE_BYTES + 1));
+        assert_eq!(length_of(endless.as_bytes()), Err(RequestError::Chunking));
+        let endless = format!("0\r\nx:{}", "x".repeat(MAX_TRAILER_BYTES + 1));
+        assert_eq!(length_of(endless.as_bytes()), Err(RequestError::Chunking));
     }
 
     proptest! {

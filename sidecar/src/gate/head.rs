@@ -8,14 +8,14 @@ use std::mem::MaybeUninit;
 use http::{HeaderValue, Uri, uri::Scheme};
 use larder_policy::Fields;
 
-use super::{framing::Framing, refusal::Refusal};
+use super::{framing::Framing, request_error::RequestError};
 
 /// The longest head that is read.
-pub(super) const LONGEST: usize = 64 << 10;
+pub(super) const MAX_HEAD_BYTES: usize = 64 << 10;
 /// The longest request target.
 pub(super) const MAX_TARGET: usize = 32 << 10;
 /// The most field lines.
-pub(super) const MOST_LINES: usize = 100;
+pub(super) const MAX_LINES: usize = 100;
 
 /// The field lines of a head, where they were read.
 #[derive(Debug)]
@@ -55,7 +55,7 @@ pub(super) enum Scan<T> {
     /// A head of so many bytes.
     Head(usize, T),
     /// Something that is refused.
-    Refused(Refusal),
+    Refused(RequestError),
 }
 
 /// The length of the empty line that a buffer begins with: one before a request line means nothing (RFC 9112, section 2.2).
@@ -83,21 +83,21 @@ pub(super) fn end(buffer: &[u8], from: usize) -> Option<usize> {
 
 /// Reads the head that `buffer` begins with, if it is whole, and hands it to `use_it` before it is gone.
 pub(super) fn scan<T>(buffer: &[u8], use_it: impl FnOnce(&Head<'_>) -> T) -> Scan<T> {
-    let mut lines = [const { MaybeUninit::uninit() }; MOST_LINES];
+    let mut lines = [const { MaybeUninit::uninit() }; MAX_LINES];
     let mut request = httparse::Request::new(&mut []);
     let length = match request.parse_with_uninit_headers(buffer, &mut lines) {
         Ok(httparse::Status::Complete(length)) => length,
         Ok(httparse::Status::Partial) => return Scan::Incomplete,
-        Err(httparse::Error::TooManyHeaders) => return Scan::Refused(Refusal::HeadTooLarge),
-        Err(httparse::Error::Version) => return Scan::Refused(Refusal::Version),
-        Err(_) => return Scan::Refused(Refusal::Syntax),
+        Err(httparse::Error::TooManyHeaders) => return Scan::Refused(RequestError::HeadTooLarge),
+        Err(httparse::Error::Version) => return Scan::Refused(RequestError::Version),
+        Err(_) => return Scan::Refused(RequestError::Syntax),
     };
     match request {
         httparse::Request { method: Some(method), path: Some(target), version: Some(version), headers } => {
             let head = Head { method, target, lines: Lines(headers), is_http11: version == 1 };
             Scan::Head(length, use_it(&head))
         }
-        _ => Scan::Refused(Refusal::Syntax),
+        _ => Scan::Refused(RequestError::Syntax),
     }
 }
 
@@ -112,25 +112,25 @@ pub(crate) fn with_valid_head<T>(buffer: &[u8], use_it: impl FnOnce(&Head<'_>) -
 
 impl Head<'_> {
     /// How the body is framed, if there is nothing wrong with the head.
-    pub(super) fn check(&self) -> Result<Framing, Refusal> {
+    pub(super) fn check(&self) -> Result<Framing, RequestError> {
         self.check_first()?;
         self.check_rest()
     }
 
     /// What is checked of every head, even of one that memory answers: it costs a look at the target, and one at each line.
-    pub(super) fn check_first(&self) -> Result<(), Refusal> {
+    pub(super) fn check_first(&self) -> Result<(), RequestError> {
         if self.target.len() > MAX_TARGET {
-            return Err(Refusal::TargetTooLong);
+            return Err(RequestError::TargetTooLong);
         }
         // A fragment is never sent (RFC 9110, section 7.1); who reads one may drop it or not.
         if memchr::memchr(b'#', self.target.as_bytes()).is_some() {
-            return Err(Refusal::Target);
+            return Err(RequestError::Target);
         }
         self.check_host()
     }
 
     /// The rest; how the body is framed.
-    pub(super) fn check_rest(&self) -> Result<Framing, Refusal> {
+    pub(super) fn check_rest(&self) -> Result<Framing, RequestError> {
         self.check_target()?;
         self.framing()
     }
@@ -175,46 +175,46 @@ impl Head<'_> {
 
     /// A path, an HTTP URI, `*`, or, for CONNECT, a host (RFC 9112, section 3.2). Servers read the path of any other URI as
     /// that of a request.
-    fn check_target(&self) -> Result<(), Refusal> {
-        let target = Uri::try_from(self.target).map_err(|_| Refusal::Target)?;
+    fn check_target(&self) -> Result<(), RequestError> {
+        let target = Uri::try_from(self.target).map_err(|_| RequestError::Target)?;
         let has_form = match target.scheme() {
             Some(scheme) => *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS,
             None => self.method == "CONNECT" || self.target == "*" || self.target.starts_with('/'),
         };
         if !has_form {
-            return Err(Refusal::Target);
+            return Err(RequestError::Target);
         }
         // Who is named before an `@` may be taken for the host (RFC 9110, section 4.2.4).
         match target.authority() {
-            Some(authority) if !authority.as_str().bytes().all(in_host) => Err(Refusal::Target),
+            Some(authority) if !authority.as_str().bytes().all(in_host) => Err(RequestError::Target),
             _ => Ok(()),
         }
     }
 
     /// One `Host`, for HTTP/1.1 (RFC 9112, section 3.2).
-    fn check_host(&self) -> Result<(), Refusal> {
+    fn check_host(&self) -> Result<(), RequestError> {
         let mut hosts = self.lines.values("host");
         match (hosts.next(), hosts.next()) {
-            (None, _) if self.is_http11 => Err(Refusal::Host),
-            (_, Some(_)) => Err(Refusal::Host),
-            (Some(host), None) if !host.iter().copied().all(in_host) => Err(Refusal::Host),
+            (None, _) if self.is_http11 => Err(RequestError::Host),
+            (_, Some(_)) => Err(RequestError::Host),
+            (Some(host), None) if !host.iter().copied().all(in_host) => Err(RequestError::Host),
             _ => Ok(()),
         }
     }
 
     /// RFC 9112, section 6.3, without what a server may tolerate there.
-    fn framing(&self) -> Result<Framing, Refusal> {
+    fn framing(&self) -> Result<Framing, RequestError> {
         let mut codings = self.lines.values("transfer-encoding");
         let mut lengths = self.lines.values("content-length");
         match (codings.next(), codings.next(), lengths.next(), lengths.next()) {
             (None, _, None, _) => Ok(Framing::None),
             (None, _, Some(length), None) => content_length(length).map(Framing::Length),
-            (None, _, Some(_), Some(_)) => Err(Refusal::ContentLength),
-            (Some(_), _, Some(_), _) => Err(Refusal::TwoLengths),
+            (None, _, Some(_), Some(_)) => Err(RequestError::ContentLength),
+            (Some(_), _, Some(_), _) => Err(RequestError::TwoLengths),
             (Some(coding), None, None, _) if self.is_http11 && coding.eq_ignore_ascii_case(b"chunked") => {
                 Ok(Framing::chunked())
             }
-            (Some(_), _, None, _) => Err(Refusal::TransferCoding),
+            (Some(_), _, None, _) => Err(RequestError::TransferCoding),
         }
     }
 }
@@ -223,23 +223,23 @@ pub(super) fn in_host(byte: u8) -> bool {
     byte.is_ascii_graphic() && !b"\"#/<>?@\\^`{|}".contains(&byte)
 }
 
-pub(super) fn content_length(text: &[u8]) -> Result<u64, Refusal> {
+pub(super) fn content_length(text: &[u8]) -> Result<u64, RequestError> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);
     let parsed = std::str::from_utf8(text).ok().filter(|_| digits).and_then(|text| text.parse().ok());
-    parsed.ok_or(Refusal::ContentLength)
+    parsed.ok_or(RequestError::ContentLength)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
 
-    fn check(text: &str) -> Result<Framing, Refusal> {
+    fn check(text: &str) -> Result<Framing, RequestError> {
         match scan(text.as_bytes(), |head| head.check()) {
             Scan::Head(length, checked) => {
                 assert_eq!(end(text.as_bytes(), 0), Some(length), "{text:?}");
                 checked
             }
-            Scan::Refused(refusal) => Err(refusal),
+            Scan::Refused(error) => Err(error),
             Scan::Incomplete => panic!("incomplete: {text:?}"),
         }
     }
@@ -255,46 +255,46 @@ mod tests {
     #[test]
     fn refuses_what_two_servers_could_read_differently() {
         let request = |lines: &str| check(&format!("POST /a HTTP/1.1\r\nHost: shop\r\n{lines}\r\n"));
-        for (lines, refusal) in [
-            ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", Refusal::TwoLengths),
-            ("Content-Length: 5\r\nContent-Length: 5\r\n", Refusal::ContentLength),
-            ("Content-Length: 5, 5\r\n", Refusal::ContentLength),
-            ("Content-Length: +5\r\n", Refusal::ContentLength),
-            ("Content-Length: 99999999999999999999\r\n", Refusal::ContentLength),
-            ("Content-Length:\r\n", Refusal::ContentLength),
-            ("Transfer-Encoding: gzip, chunked\r\n", Refusal::TransferCoding),
-            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", Refusal::TransferCoding),
-            ("Transfer-Encoding: xchunked\r\n", Refusal::TransferCoding),
-            ("Transfer-Encoding : chunked\r\n", Refusal::Syntax),
-            ("X: a\r\n b\r\n", Refusal::Syntax),
-            ("X: a\rb\r\n", Refusal::Syntax),
-            ("X: a\0b\r\n", Refusal::Syntax),
-            ("Host: other\r\n", Refusal::Host),
+        for (lines, error) in [
+            ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", RequestError::TwoLengths),
+            ("Content-Length: 5\r\nContent-Length: 5\r\n", RequestError::ContentLength),
+            ("Content-Length: 5, 5\r\n", RequestError::ContentLength),
+            ("Content-Length: +5\r\n", RequestError::ContentLength),
+            ("Content-Length: 99999999999999999999\r\n", RequestError::ContentLength),
+            ("Content-Length:\r\n", RequestError::ContentLength),
+            ("Transfer-Encoding: gzip, chunked\r\n", RequestError::TransferCoding),
+            ("Transfer-Encoding: chunked\r\nTransfer-Encoding: chunked\r\n", RequestError::TransferCoding),
+            ("Transfer-Encoding: xchunked\r\n", RequestError::TransferCoding),
+            ("Transfer-Encoding : chunked\r\n", RequestError::Syntax),
+            ("X: a\r\n b\r\n", RequestError::Syntax),
+            ("X: a\rb\r\n", RequestError::Syntax),
+            ("X: a\0b\r\n", RequestError::Syntax),
+            ("Host: other\r\n", RequestError::Host),
         ] {
-            assert_eq!(request(lines), Err(refusal), "{lines:?}");
+            assert_eq!(request(lines), Err(error), "{lines:?}");
         }
-        for (text, refusal) in [
-            ("GET /a HTTP/1.1\r\n\r\n", Refusal::Host),
-            ("GET /a HTTP/1.1\r\nHost: a b\r\n\r\n", Refusal::Host),
-            ("GET /a HTTP/1.1\r\nHost: a/b\r\n\r\n", Refusal::Host),
-            ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("GET http://me@a/b HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("GET http://me:secret@a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("GET http://a\"b/ HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("GET /a HTTP/2.0\r\nHost: a\r\n\r\n", Refusal::Version),
-            ("POST /a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", Refusal::TransferCoding),
-            ("GET  /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
-            ("\rPUT /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
-            (" PUT /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
-            ("\0PUT /a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
-            ("PUT\x0b/a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Syntax),
-            ("PUT /a http/1.1\r\nHost: a\r\n\r\n", Refusal::Version),
-            ("PUT ftp://a/b HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("PUT a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("PUT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
-            ("PUT ?a HTTP/1.1\r\nHost: a\r\n\r\n", Refusal::Target),
+        for (text, error) in [
+            ("GET /a HTTP/1.1\r\n\r\n", RequestError::Host),
+            ("GET /a HTTP/1.1\r\nHost: a b\r\n\r\n", RequestError::Host),
+            ("GET /a HTTP/1.1\r\nHost: a/b\r\n\r\n", RequestError::Host),
+            ("GET /a#b HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Target),
+            ("GET http://me@a/b HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Target),
+            ("GET http://me:secret@a HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Target),
+            ("GET http://a\"b/ HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Target),
+            ("GET /a HTTP/2.0\r\nHost: a\r\n\r\n", RequestError::Version),
+            ("POST /a HTTP/1.0\r\nTransfer-Encoding: chunked\r\n\r\n", RequestError::TransferCoding),
+            ("GET  /a HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Syntax),
+            ("\rPUT /a HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Syntax),
+            (" PUT /a HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Syntax),
+            ("\0PUT /a HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Syntax),
+            ("PUT\x0b/a HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Syntax),
+            ("PUT /a http/1.1\r\nHost: a\r\n\r\n", RequestError::Version),
+            ("PUT ftp://a/b HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Target),
+            ("PUT a HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Target),
+            ("PUT a:80 HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Target),
+            ("PUT ?a HTTP/1.1\r\nHost: a\r\n\r\n", RequestError::Target),
         ] {
-            assert_eq!(check(text), Err(refusal), "{text:?}");
+            assert_eq!(check(text), Err(error), "{text:?}");
         }
         assert_eq!(check("GET /a HTTP/1.0\r\n\r\n"), Ok(Framing::None));
         assert_eq!(check("GET http://a:80/me@b HTTP/1.1\r\nHost: a\r\n\r\n"), Ok(Framing::None));

@@ -14,21 +14,21 @@ use http::{
 };
 
 use super::{
-    Refusal,
-    head::{MAX_TARGET, MOST_LINES, content_length, in_host},
+    RequestError,
+    head::{MAX_LINES, MAX_TARGET, content_length, in_host},
 };
 
 /// Refuses what two servers could read differently. White space around values goes, as it does in HTTP/1.
 ///
 /// # Errors
 /// The reason, if the head is refused.
-pub fn check_http2<B>(request: &mut Request<B>) -> Result<(), Refusal> {
+pub fn check_http2<B>(request: &mut Request<B>) -> Result<(), RequestError> {
     trim_values(request.headers_mut());
     let headers = request.headers();
     // The crumbs of a cookie are one field in HTTP/1 (section 8.2.3).
     let crumbs = headers.get_all(COOKIE).iter().count().saturating_sub(1);
-    if headers.len() - crumbs > MOST_LINES {
-        return Err(Refusal::HeadTooLarge);
+    if headers.len() - crumbs > MAX_LINES {
+        return Err(RequestError::HeadTooLarge);
     }
     check_target(request)?;
     check_host(request)?;
@@ -47,38 +47,38 @@ fn trim_values(headers: &mut HeaderMap) {
 }
 
 /// A path or `*`, of an HTTP URI (RFC 9113, section 8.3.1); CONNECT has neither.
-fn check_target<B>(request: &Request<B>) -> Result<(), Refusal> {
+fn check_target<B>(request: &Request<B>) -> Result<(), RequestError> {
     let target = request.uri();
     let path = target.path_and_query().map_or("", |path| path.as_str());
     let has_form = path == "*" || path.starts_with('/') || request.method() == "CONNECT" && path.is_empty();
     let is_http = target.scheme().is_none_or(|scheme| *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS);
     if path.len() > MAX_TARGET {
-        Err(Refusal::TargetTooLong)
+        Err(RequestError::TargetTooLong)
     } else if has_form && is_http {
         Ok(())
     } else {
-        Err(Refusal::Target)
+        Err(RequestError::Target)
     }
 }
 
 /// One host: of `:authority`, of `Host`, or of both alike (RFC 9113, section 8.3.1).
-fn check_host<B>(request: &Request<B>) -> Result<(), Refusal> {
+fn check_host<B>(request: &Request<B>) -> Result<(), RequestError> {
     let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
     let mut hosts = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);
     let host = match (authority, hosts.next(), hosts.next()) {
         (Some(authority), Some(host), None) if authority.eq_ignore_ascii_case(host) => authority,
         (Some(host), None, None) | (None, Some(host), None) => host,
-        _ => return Err(Refusal::Host),
+        _ => return Err(RequestError::Host),
     };
-    if host.iter().copied().all(in_host) { Ok(()) } else { Err(Refusal::Host) }
+    if host.iter().copied().all(in_host) { Ok(()) } else { Err(RequestError::Host) }
 }
 
-fn check_length(headers: &HeaderMap) -> Result<(), Refusal> {
+fn check_length(headers: &HeaderMap) -> Result<(), RequestError> {
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     match (lengths.next(), lengths.next()) {
         (None, _) => Ok(()),
         (Some(length), None) => content_length(length.as_bytes()).map(drop),
-        (Some(_), Some(_)) => Err(Refusal::ContentLength),
+        (Some(_), Some(_)) => Err(RequestError::ContentLength),
     }
 }
 
@@ -88,7 +88,7 @@ mod tests {
 
     use super::*;
 
-    fn check(method: &str, uri: &'static str, lines: &[(&'static str, &str)]) -> Result<(), Refusal> {
+    fn check(method: &str, uri: &'static str, lines: &[(&'static str, &str)]) -> Result<(), RequestError> {
         let mut request = Request::new(());
         *request.method_mut() = method.parse::<Method>().unwrap();
         *request.uri_mut() = Uri::from_static(uri);
@@ -103,24 +103,24 @@ mod tests {
     #[test]
     fn what_http_1_refuses_is_refused() {
         const URI: &str = "http://shop/a";
-        for (method, uri, lines, refusal) in [
-            ("GET", "http://me@shop/a", &[][..], Refusal::Host),
-            ("GET", "http://me:secret@shop/a", &[], Refusal::Host),
-            ("GET", "ftp://shop/a", &[], Refusal::Target),
-            ("GET", URI, &[("host", "other")], Refusal::Host),
-            ("GET", URI, &[("host", "shop:80")], Refusal::Host),
-            ("GET", URI, &[("host", "shop"), ("host", "shop")], Refusal::Host),
-            ("GET", "/a", &[], Refusal::Host),
-            ("GET", "/a", &[("host", "a/b")], Refusal::Host),
-            ("GET", "/a", &[("host", "a b")], Refusal::Host),
-            ("GET", "/a", &[("host", "a"), ("host", "b")], Refusal::Host),
-            ("POST", URI, &[("content-length", "5"), ("content-length", "5")], Refusal::ContentLength),
-            ("POST", URI, &[("content-length", "+5")], Refusal::ContentLength),
-            ("POST", URI, &[("content-length", "5, 5")], Refusal::ContentLength),
+        for (method, uri, lines, error) in [
+            ("GET", "http://me@shop/a", &[][..], RequestError::Host),
+            ("GET", "http://me:secret@shop/a", &[], RequestError::Host),
+            ("GET", "ftp://shop/a", &[], RequestError::Target),
+            ("GET", URI, &[("host", "other")], RequestError::Host),
+            ("GET", URI, &[("host", "shop:80")], RequestError::Host),
+            ("GET", URI, &[("host", "shop"), ("host", "shop")], RequestError::Host),
+            ("GET", "/a", &[], RequestError::Host),
+            ("GET", "/a", &[("host", "a/b")], RequestError::Host),
+            ("GET", "/a", &[("host", "a b")], RequestError::Host),
+            ("GET", "/a", &[("host", "a"), ("host", "b")], RequestError::Host),
+            ("POST", URI, &[("content-length", "5"), ("content-length", "5")], RequestError::ContentLength),
+            ("POST", URI, &[("content-length", "+5")], RequestError::ContentLength),
+            ("POST", URI, &[("content-length", "5, 5")], RequestError::ContentLength),
         ] {
-            assert_eq!(check(method, uri, lines), Err(refusal), "{method} {uri} {lines:?}");
+            assert_eq!(check(method, uri, lines), Err(error), "{method} {uri} {lines:?}");
         }
-        assert_eq!(check("GET", URI, &vec![("x", "a"); 101]), Err(Refusal::HeadTooLarge));
+        assert_eq!(check("GET", URI, &vec![("x", "a"); 101]), Err(RequestError::HeadTooLarge));
     }
 
     #[test]

@@ -12,7 +12,7 @@ use std::{
 use futures::task::AtomicWaker;
 use http::{HeaderMap, Request, StatusCode, header::CONTENT_LENGTH};
 
-use super::{Refusal, aside::Aside};
+use super::{RequestError, aside::Aside};
 use crate::{
     budget::Budget,
     connections::{Admitted, Connection},
@@ -91,14 +91,14 @@ impl Turnstile {
         self.changed_protocol.store(true, Ordering::Release);
     }
 
-    pub(super) fn refuse(&self, refusal: Refusal) {
-        self.refused.store(refusal as u8 + 1, Ordering::Release);
+    pub(super) fn refuse(&self, error: RequestError) {
+        self.refused.store(error as u8 + 1, Ordering::Release);
     }
 
     /// Why a request, or the body of one, was refused.
-    pub fn refusal(&self) -> Option<Refusal> {
+    pub fn error(&self) -> Option<RequestError> {
         let index = self.refused.load(Ordering::Acquire).checked_sub(1)?;
-        Refusal::ALL.get(usize::from(index)).copied()
+        RequestError::ALL.get(usize::from(index)).copied()
     }
 
     /// Sends an interim response (RFC 9110, section 15.2) ahead of the answer under way, without what concerns only the

@@ -17,7 +17,7 @@ use super::{
     connection::{CONNECT_DEADLINE, Connection},
     versions::{hex, is_in_list},
 };
-use crate::barriers::{MOST_BARRIERS, Snapshot};
+use crate::barriers::{MAX_BARRIERS, Snapshot};
 
 /// A hash of barriers that nobody touches for this long goes, and what was stored under it is stale.
 const KEEP_BARRIERS: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -199,7 +199,7 @@ pub(super) async fn purge(
     let mut call = PURGE.prepare_invoke();
     call.key(barriers)
         .arg(connection.mark().new_generation())
-        .arg(MOST_BARRIERS)
+        .arg(MAX_BARRIERS)
         .arg(KEEP_BARRIERS.as_secs())
         .arg(asker)
         .arg(&version.as_bytes()[..]);

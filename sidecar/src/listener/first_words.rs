@@ -11,7 +11,7 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    gate::Refusal,
+    gate::RequestError,
     proxy::Proxy,
     sniff::{FirstLine, MAX_FIRST_LINE, Protocol, sniff},
     upstream::WhenRefused,
@@ -39,7 +39,7 @@ pub(super) enum FirstWords {
     /// Another protocol.
     Other(Other),
     /// What is not served.
-    Refused(Refusal),
+    Refused(RequestError),
     /// Nothing: the connection ends before anybody has said anything.
     None,
 }
@@ -80,10 +80,10 @@ pub(super) async fn first_words(
                 let first_line = match sniff(&beginning, is_all) {
                     Protocol::Http1 => return Ok(FirstWords::Http1(beginning)),
                     Protocol::Http2 => return Ok(FirstWords::Http2(beginning)),
-                    Protocol::Proxied => return Ok(FirstWords::Refused(Refusal::ProxyProtocol)),
+                    Protocol::Proxied => return Ok(FirstWords::Refused(RequestError::ProxyProtocol)),
                     Protocol::Undecided if is_all => return Ok(FirstWords::None),
                     Protocol::Undecided if beginning.len() > MAX_FIRST_LINE => {
-                        return Ok(FirstWords::Refused(Refusal::Syntax));
+                        return Ok(FirstWords::Refused(RequestError::Syntax));
                     }
                     Protocol::Undecided => {
                         if is_silent {
@@ -91,14 +91,14 @@ pub(super) async fn first_words(
                         }
                         continue;
                     }
-                    _ if !passes => return Ok(FirstWords::Refused(Refusal::OtherProtocol)),
+                    _ if !passes => return Ok(FirstWords::Refused(RequestError::OtherProtocol)),
                     Protocol::Other => None,
                     Protocol::Presumed => Some(FirstLine::default()),
                 };
                 return Ok(FirstWords::Other(Other { beginning, application, first_line }));
             },
             () = &mut deadline, if !is_silent || application.is_none() => {
-                return Ok(if is_silent { FirstWords::None } else { FirstWords::Refused(Refusal::TooSlow) });
+                return Ok(if is_silent { FirstWords::None } else { FirstWords::Refused(RequestError::TooSlow) });
             }
             () = &mut silence, if !is_asked => {
                 is_asked = true;

@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 use super::{calm::FrameWriter, requests::Requests, resets::Resets};
 use crate::{
     connections::Admitted,
-    gate::{Refusal, check_http2},
+    gate::{RequestError, check_http2},
     head_room,
     held::Held,
     in_progress::InProgress,
@@ -84,7 +84,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
         let (stream, work) = (resets.stream(), Work::begin(&proxy.telemetry().stats.budget, &in_progress));
         is_used.store(true, Ordering::Relaxed);
         let Some(work) = work else {
-            proxy.telemetry().refused(Refusal::Overloaded, client);
+            proxy.telemetry().refused(RequestError::Overloaded, client);
             let response = Problem::Overloaded.response_without_content();
             return future::Either::Left(ready(Ok(
                 response.map(|()| stream.refuse(Either::Left(Empty::new())))
@@ -93,9 +93,9 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
         // In a place of its own: a stream whose response is not read does not hold what the request took.
         future::Either::Right(Box::pin(async move {
             let mut response = match check_http2(&mut request) {
-                Err(refusal) => {
-                    proxy.telemetry().refused(refusal, client);
-                    Problem::Refused(refusal).response().map(Either::Left)
+                Err(error) => {
+                    proxy.telemetry().refused(error, client);
+                    Problem::Refused(error).response().map(Either::Left)
                 }
                 Ok(()) => match requests.admit(&request, &proxy.telemetry().stats.budget) {
                     None => Problem::Overloaded.response().map(Either::Left),
@@ -154,7 +154,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
     match ended {
         Some(ended) => Ok(ended?),
         None => {
-            proxy.telemetry().refused(Refusal::Resets, client);
+            proxy.telemetry().refused(RequestError::Resets, client);
             Ok(writer.send_calm().await?)
         }
     }

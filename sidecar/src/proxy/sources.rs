@@ -17,7 +17,7 @@ use crate::{
     body::Network,
     clock::wall_ms,
     problem::Problem,
-    sources::{Source, SourceFailure},
+    sources::{FetchError, Source},
 };
 
 impl Proxy {
@@ -44,7 +44,7 @@ impl Proxy {
                 }
                 Ok(None) => self.telemetry.tier_answered(tier, started.elapsed()),
                 Err(failure) => {
-                    if let SourceFailure::Failed(error) = &failure {
+                    if let FetchError::Failed(error) = &failure {
                         fetch.request.log_failure(ask.source(), error.as_ref());
                     }
                     has_failed = true;

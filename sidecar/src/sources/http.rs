@@ -28,7 +28,7 @@ use crate::{
 
 /// Failures in a row that open the breaker, and for how long.
 const FAILURES: u32 = 5;
-const PAUSE: Duration = Duration::from_secs(1);
+const BREAKER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What an answer says of the host that it comes from, not of itself; and by what requests it varies, which ours don't.
 const OF_ITS_HOST: [HeaderName; 5] =
@@ -81,7 +81,7 @@ impl HttpSource {
     /// Makes one ready. It connects when it is asked.
     pub fn start(spec: spec::Http) -> Self {
         let clients = Clients::new(&spec);
-        Self { spec, clients, breaker: Arc::new(Breaker::new(FAILURES, PAUSE)) }
+        Self { spec, clients, breaker: Arc::new(Breaker::new(FAILURES, BREAKER_INTERVAL)) }
     }
 
     /// What it was made from.

@@ -20,7 +20,7 @@ use self::{table::Table, untold::Untold};
 use super::postgres::{PostgresError, PostgresSource};
 
 /// How often purges that Postgres could not be told of are told again.
-const AGAIN: Duration = Duration::from_secs(1);
+const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The last good answers of a policy, in a table in Postgres: they outlive Redis and every pod.
 ///
@@ -144,7 +144,7 @@ impl Shared {
         loop {
             self.left_untold.notified().await;
             while !self.untold.is_empty() {
-                sleep(AGAIN).await;
+                sleep(RETRY_INTERVAL).await;
                 if let Err(error) = self.made_and_told().await {
                     tracing::debug!(%error, "postgres does not know of all purges");
                 }

@@ -28,7 +28,7 @@ use crate::breaker::Breaker;
 
 /// Failures in a row that open the breaker, and for how long.
 const FAILURES: u32 = 5;
-const PAUSE: Duration = Duration::from_secs(1);
+const BREAKER_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the URL and the CA are read again: a Secret's file may change.
 const URL_CHECK: Duration = Duration::from_secs(1);
 
@@ -89,7 +89,7 @@ impl PostgresSource {
             pools: Pools::new(&spec),
             slots: Semaphore::new(usize::from(spec.max_connections_per_pod)),
             spec,
-            breaker: Breaker::new(FAILURES, PAUSE),
+            breaker: Breaker::new(FAILURES, BREAKER_INTERVAL),
             answers: AtomicBool::new(false),
         });
         let watch = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&server).watch()));

@@ -13,7 +13,7 @@ use crate::{
     barriers::Barriers,
     budget::Kind,
     cache_status::Tier,
-    gate::Refusal,
+    gate::RequestError,
     mode::Mode,
     stats::{Outcome, PurgeOrigin, RefusedRecord, Stats},
     upstream::UpstreamReason,
@@ -260,9 +260,8 @@ fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
         .u64_observable_counter("larder.refused_requests")
         .with_description("Requests that were refused before anybody acted on them, by reason.")
         .with_callback(move |observer| {
-            for refusal in Refusal::ALL {
-                observer
-                    .observe(counted.count_refused(refusal), &[KeyValue::new("reason", refusal.as_str())]);
+            for error in RequestError::ALL {
+                observer.observe(counted.count_refused(error), &[KeyValue::new("reason", error.as_str())]);
             }
         })
         .build();

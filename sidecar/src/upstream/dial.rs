@@ -31,8 +31,8 @@ const FALLBACK_INTERVAL: Duration = Duration::from_secs(1);
 /// its pod is no endpoint any more.
 const REFUSED_GRACE_MS: u64 = 2_000;
 /// Pauses between these tries.
-const MIN_PAUSE: Duration = Duration::from_millis(10);
-const MAX_PAUSE: Duration = Duration::from_millis(100);
+const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(10);
+const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Time for which an application that refused a connection is known to be gone.
 const GONE_INTERVAL_MS: u64 = 1_000;
 
@@ -84,7 +84,7 @@ impl Dialer {
     /// # Errors
     /// If nobody listens at any address, or connecting takes longer than 5 s.
     pub async fn connect(&self, refused: WhenRefused) -> io::Result<TcpStream> {
-        let mut pause = MIN_PAUSE;
+        let mut pause = MIN_RETRY_INTERVAL;
         loop {
             let error = match self.dial().await {
                 Ok(stream) => {
@@ -102,7 +102,7 @@ impl Dialer {
                 return Err(error);
             }
             sleep(pause.min(left)).await;
-            pause = (pause * 2).min(MAX_PAUSE);
+            pause = (pause * 2).min(MAX_RETRY_INTERVAL);
         }
     }
 

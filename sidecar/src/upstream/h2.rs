@@ -40,7 +40,7 @@ const CONNECTION_WINDOW: u32 = 8 << 20;
 const PROBE: Duration = Duration::from_secs(1);
 const REMEMBER_NO_MS: u64 = 10_000;
 /// Pauses before a request that was not processed is sent again.
-const PAUSES: [Duration; 2] = [Duration::ZERO, Duration::from_millis(50)];
+const RETRY_INTERVALS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(50)];
 /// The client's preface with empty settings, and the kind of the frame that must come first from either side
 /// (RFC 9113, sections 3.4 and 6.5).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
@@ -174,7 +174,7 @@ impl Http2 {
             Some(link) => (link, true),
             None => (self.newer_than(0, refused).await?, false),
         };
-        let (mut pauses, mut was_sent) = (PAUSES.into_iter(), false);
+        let (mut pauses, mut was_sent) = (RETRY_INTERVALS.into_iter(), false);
         loop {
             Abandoned::check(&request)?;
             let copy = Copy::of(&request);

@@ -37,7 +37,7 @@ use crate::{
 const READ: usize = 8 << 10;
 
 /// Time for which a large head waits for room, and how often it looks.
-const ROOM_DEADLINE: Duration = Duration::from_secs(1);
+const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 const ROOM_INTERVAL: Duration = Duration::from_millis(20);
 
 /// Announcement of a request, made by its sender before the connection has it; and room for the head of its response.
@@ -242,7 +242,7 @@ fn poll_room(
             return Poll::Ready(Ok(room));
         }
         let (since, timer) = waiting.get_or_insert_with(|| (Instant::now(), Box::pin(sleep(ROOM_INTERVAL))));
-        if since.elapsed() >= ROOM_DEADLINE {
+        if since.elapsed() >= ROOM_TIMEOUT {
             return Poll::Ready(Err(invalid(HeadError::NoRoom)));
         }
         ready!(timer.as_mut().poll(context));

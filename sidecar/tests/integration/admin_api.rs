@@ -27,7 +27,7 @@ routes:
 - {name: page, match: {path: "/{page}"}, ttl: 60s}
 "#;
 
-const KEPT: &str = r#"
+const PERSISTED: &str = r#"
 sources: [{name: db, postgres: {urlFrom: DATABASE}}]
 routes:
 - name: row
@@ -303,7 +303,7 @@ async fn it_is_explained_what_becomes_of_a_request() {
 async fn it_is_explained_what_a_route_says_of_answers_that_fail_and_who_stands_in() {
     let origin = Origin::numbered(&[]).await;
     let database = Database::new("").await;
-    let policy = Policy::new(&database.serve(KEPT));
+    let policy = Policy::new(&database.serve(PERSISTED));
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let explained = async |target: &str| {
         explain(&sidecar, &json!({"url": format!("http://shop.test{target}")})).await.json()

@@ -187,12 +187,12 @@ async fn a_pod_that_was_stopped_serves_nothing_that_was_purged_meanwhile() {
     }
 }
 
-const LATE: Fault = Fault::Far(Duration::from_secs(3));
+const LATE_MESSAGES: Fault = Fault::Far(Duration::from_secs(3));
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_that_redis_can_not_reach_serves_nothing_stale_after_the_grace() {
     let stand = Stand::new(RedisServer::start().await, stateful().await).await;
-    for fault in [Fault::Parted, Fault::Silent, LATE, Fault::Cut] {
+    for fault in [Fault::Parted, Fault::Silent, LATE_MESSAGES, Fault::Cut] {
         let old = stand.store("/item").await;
         assert!(stand.far.metric("larder_bus_lag_seconds", &[]).await < GRACE.as_secs_f64());
         stand.relay.suffer(fault);
@@ -228,7 +228,7 @@ async fn a_pod_that_begins_to_listen_under_a_changed_policy_serves_nothing_that_
 #[tokio::test(flavor = "multi_thread")]
 async fn a_pod_whose_bus_alone_is_gone_serves_nothing_stale_after_the_grace() {
     let stand = Stand::new(RedisServer::start().await, stateful().await).await;
-    for fault in [Fault::Parted, Fault::Silent, LATE] {
+    for fault in [Fault::Parted, Fault::Silent, LATE_MESSAGES] {
         let old = stand.store("/item").await;
         stand.relay.bus_suffers(fault);
         assert_eq!(stand.near.put("/item").await.status, 200);

@@ -41,16 +41,16 @@ pub(super) use steps::Steps;
 pub(super) use wire::{Wire, header};
 
 /// How long anything that must happen may take.
-const PATIENCE: Duration = Duration::from_secs(15);
+const TEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 /// Polls until `check` gives something.
 pub(super) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
-    let deadline = Instant::now() + PATIENCE;
+    let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
         if let Some(found) = check().await {
             return found;
         }
-        assert!(Instant::now() < deadline, "waited {PATIENCE:?} in vain: {what}");
+        assert!(Instant::now() < deadline, "waited {TEST_TIMEOUT:?} in vain: {what}");
         tokio::time::sleep(Duration::from_millis(10)).await;
     }
 }

@@ -25,7 +25,7 @@ use tokio::net::TcpStream;
 
 use super::harness::{Origin, RawOrigin, Sidecar, Steps, Wire, reply};
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const TEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 type Sent = BoxBody<Bytes, std::convert::Infallible>;
 type Frames = mpsc::UnboundedSender<Result<Frame<Bytes>, std::convert::Infallible>>;
@@ -50,7 +50,7 @@ fn in_frames() -> (Frames, Sent) {
 
 /// The next frame of an answer.
 async fn next(answer: &mut Response<Incoming>) -> Frame<Bytes> {
-    tokio::time::timeout(PATIENCE, answer.frame()).await.expect("a frame in time").unwrap().unwrap()
+    tokio::time::timeout(TEST_TIMEOUT, answer.frame()).await.expect("a frame in time").unwrap().unwrap()
 }
 
 /// An answer, whole.
@@ -77,7 +77,7 @@ async fn ask(client: &mut SendRequest<Sent>, request: Request<Sent>) -> Answer {
             body: String::from_utf8(body.into()).unwrap(),
         }
     };
-    tokio::time::timeout(PATIENCE, exchange).await.expect("an answer in time")
+    tokio::time::timeout(TEST_TIMEOUT, exchange).await.expect("an answer in time")
 }
 
 async fn cacheable() -> Origin {
@@ -397,7 +397,7 @@ async fn what_http_1_refuses_is_refused_over_http_2() {
         let before = sidecar.metric("larder_refused_requests_total", &[&label]).await;
         let mut client = raw(sidecar.address).await.ready().await.unwrap();
         let (answer, _) = client.send_request(request.body(()).unwrap(), true).unwrap();
-        let answer = tokio::time::timeout(PATIENCE, answer).await.expect("an answer in time").unwrap();
+        let answer = tokio::time::timeout(TEST_TIMEOUT, answer).await.expect("an answer in time").unwrap();
         assert_eq!(answer.status(), status, "{method} {uri} {lines:?}");
         assert_eq!(answer.headers()["content-type"], "application/problem+json");
         let after = sidecar.metric("larder_refused_requests_total", &[&label]).await;

@@ -35,7 +35,7 @@ routes:
 - {name: page, match: {path: "/{page}"}, ttl: 60s}
 "#;
 
-const KEPT: &str = r#"
+const PERSISTED: &str = r#"
 application: {timeout: 500ms}
 sources:
 - {name: db, postgres: {urlFrom: DATABASE}}
@@ -232,7 +232,7 @@ async fn late_write_whose_connection_ends_or_whose_body_stalls_purges_again() {
 async fn late_write_makes_the_last_good_response_be_forgotten_again() {
     let database = Database::new("").await;
     let slow = Slow::start().await;
-    let policy = Policy::new(&database.serve(KEPT));
+    let policy = Policy::new(&database.serve(PERSISTED));
     let sidecar = Sidecar::start(&policy, slow.origin.address).await;
     assert_eq!(sidecar.put("/a").await.status, StatusCode::GATEWAY_TIMEOUT);
     let fails = async || sidecar.get_with("/a", &[("x-fail", "yes")]).await.status.is_server_error();

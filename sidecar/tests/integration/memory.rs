@@ -29,7 +29,7 @@ const MAX_SIZE: u64 = 32 << 20;
 /// Half of what the operator wants free beside `l1.maxSize` under the container's limit.
 const BESIDE: u64 = 16 << 20;
 /// The allocator takes a few tenths of a second to give back what was freed; with its own settings it would take 10 s.
-const SOON: Duration = Duration::from_secs(5);
+const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The limit of the sidecar's container where the policy does not say otherwise.
 const LIMIT: u64 = 128 << 20;
@@ -117,6 +117,6 @@ async fn what_l1_lets_go_of_leaves_the_process_whatever_takes_its_place() {
         assert!(evicted > before, "nothing had to go for {length}");
         let held = sidecar.metric("larder_l1_bytes", &[]).await;
         assert!(held > 0.9 * MAX_SIZE as f64, "it is not full of {length}: {held}");
-        until_resident_is_below(&sidecar, MAX_SIZE + BESIDE, SOON).await;
+        until_resident_is_below(&sidecar, MAX_SIZE + BESIDE, RELEASE_TIMEOUT).await;
     }
 }

@@ -29,7 +29,7 @@ const TARGETS: [&[u8]; 14] = [
     b"/api/users/7?q=`<>",
 ];
 
-const PATIENCE: Duration = Duration::from_secs(15);
+const TEST_TIMEOUT: Duration = Duration::from_secs(15);
 
 fn request(method: &str, target: &[u8]) -> Vec<u8> {
     let rest = b" HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0\r\nConnection: close\r\n\r\n";
@@ -236,7 +236,7 @@ async fn over_http2(sidecar: &Sidecar, target: &[u8]) -> Outcome {
             }
         }
     };
-    timeout(PATIENCE, exchange).await.expect("a frame in time")
+    timeout(TEST_TIMEOUT, exchange).await.expect("a frame in time")
 }
 
 #[tokio::test(flavor = "multi_thread")]

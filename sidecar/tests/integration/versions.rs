@@ -328,7 +328,7 @@ async fn a_version_that_no_pod_serves_by_leaves_the_list() {
     until("it is listed again", async || (number(&sidecars[0], "/page").await > old).then_some(())).await;
 }
 
-const KEPT: &str = r#"
+const PERSISTED: &str = r#"
 sources:
 - {name: db, postgres: {urlFrom: DATABASE}}
 routes:
@@ -343,7 +343,7 @@ async fn the_last_good_response_is_not_revived_by_a_policy_that_changed_back() {
     let changes = [("page:{page}", "p:{page}"), ("/{page}/edit", "/{page}/other")];
     let change = async |(from, to)| {
         let database = Database::new("").await;
-        let first = database.serve(KEPT);
+        let first = database.serve(PERSISTED);
         let policy = Policy::new(&first);
         let origin = Origin::start(async |seen| {
             let mut response = reply(&[], seen.number.to_string());

@@ -31,7 +31,7 @@ const CA_CHECK: Duration = Duration::from_secs(1);
 
 /// How long a connection may be idle, shorter than common servers let it be, and how many of them are kept.
 const IDLE: Duration = Duration::from_secs(4);
-const MOST_IDLE: usize = 16;
+const MAX_IDLE: usize = 16;
 /// How often a connection of HTTP/2 is asked whether it is still there, and for how long: all requests share one, and a
 /// deadline ends only its request.
 const PING: Duration = Duration::from_secs(10);
@@ -98,7 +98,7 @@ fn builder() -> Builder {
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
         .pool_idle_timeout(IDLE)
-        .pool_max_idle_per_host(MOST_IDLE)
+        .pool_max_idle_per_host(MAX_IDLE)
         .http1_max_headers(MAX_LINES + 1)
         .http2_max_header_list_size(MAX_HEAD as u32)
         .http2_keep_alive_interval(PING)

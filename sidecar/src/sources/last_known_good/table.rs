@@ -54,12 +54,12 @@ insert into larder_last_known_good_purges (policy, name) select $1::text, unnest
 on conflict (policy, name) do update set purged_at = excluded.purged_at";
 const FORGET: &str = "delete from larder_last_known_good where policy = $1 and names && $2";
 const FORGET_EVERYTHING: &str = "delete from larder_last_known_good where policy = $1";
-/// How long a purge is known to [`STORE`]: longer than [`LONGEST`].
+/// How long a purge is known to [`STORE`]: longer than [`MAX_AGE`].
 const FORGET_OLD_PURGES: &str = "delete from larder_last_known_good_purges where policy = $1 \
 and purged_at < clock_timestamp() - interval '2 hours'";
 
 /// An answer that took longer to come is not kept.
-const LONGEST: Duration = Duration::from_secs(3600);
+const MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// The rows of a policy.
 #[derive(Debug)]
@@ -125,7 +125,7 @@ impl Table {
             let now: i64 = transaction.query_one(&lock, &[&self.policy]).await?.try_get(1)?;
             // Both clocks were read since it was asked for, ours last: this is not later than when that was by theirs.
             let age = asked_at.elapsed();
-            if age < LONGEST {
+            if age < MAX_AGE {
                 let asked_at = now - i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
                 let version = &self.version.as_bytes()[..];
                 let row: [&(dyn ToSql + Sync); 7] =

@@ -8,7 +8,7 @@ use std::{
 use larder_policy::PurgeName;
 
 /// How many names are kept, 24 bytes each; beyond that, everything is to be forgotten.
-const MOST: usize = 10_000;
+const MAX_NAMES: usize = 10_000;
 
 /// Purges that Postgres does not know of yet. They are counted, so that one which comes while the same name is being told stays.
 #[derive(Debug, Default)]
@@ -46,7 +46,7 @@ impl Untold {
         state.last += 1;
         let last = state.last;
         state.names.extend(names.iter().map(|name| (*name, last)));
-        if state.names.len() > MOST {
+        if state.names.len() > MAX_NAMES {
             state.everything = Some(last);
         }
         state.forget_what_everything_covers();
@@ -128,10 +128,10 @@ mod tests {
     #[test]
     fn too_many_names_are_everything() {
         let untold = Untold::default();
-        untold.add(&tags(0..MOST));
-        assert_eq!(told(&untold), Some(MOST));
+        untold.add(&tags(0..MAX_NAMES));
+        assert_eq!(told(&untold), Some(MAX_NAMES));
         let snapshot = untold.snapshot().unwrap();
-        untold.add(&tags(MOST..MOST + 1));
+        untold.add(&tags(MAX_NAMES..MAX_NAMES + 1));
         untold.remove(&snapshot);
         assert_eq!(told(&untold), Some(usize::MAX), "what was told is not everything");
         let snapshot = untold.snapshot().unwrap();

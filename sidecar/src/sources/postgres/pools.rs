@@ -22,7 +22,7 @@ use crate::{
 const IDLE: Duration = Duration::from_secs(60);
 
 /// How often a URL or CA that was kept out is tried again though it did not change.
-const AGAIN: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The pool in use. One of a changed URL or CA takes its place when it has connected once.
 #[derive(Debug)]
@@ -103,7 +103,7 @@ impl Pools {
                 return Ok(());
             }
             let refused = state.refused.as_ref();
-            if refused.is_some_and(|(refused, at)| *refused == told && at.elapsed() < AGAIN) {
+            if refused.is_some_and(|(refused, at)| *refused == told && at.elapsed() < RETRY_INTERVAL) {
                 return state.last_error.clone().map_or(Ok(()), |last_error| Err(anyhow!(last_error)));
             }
             state.current.is_none()

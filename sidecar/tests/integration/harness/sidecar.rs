@@ -302,7 +302,7 @@ impl Sidecar {
 
     /// Waits until it has ended; whether it ended well.
     pub(crate) async fn ended(&mut self) -> bool {
-        tokio::time::timeout(super::PATIENCE, self.child.wait()).await.unwrap().unwrap().success()
+        tokio::time::timeout(super::TEST_TIMEOUT, self.child.wait()).await.unwrap().unwrap().success()
     }
 
     async fn send(
@@ -327,8 +327,8 @@ impl Sidecar {
             let body = String::from_utf8(body.to_vec()).unwrap();
             Answer { status: head.status, headers: head.headers, body }
         };
-        let answer = tokio::time::timeout(super::PATIENCE, exchange).await;
-        answer.unwrap_or_else(|_| panic!("{method} {path} was not answered within {:?}", super::PATIENCE))
+        let answer = tokio::time::timeout(super::TEST_TIMEOUT, exchange).await;
+        answer.unwrap_or_else(|_| panic!("{method} {path} was not answered within {:?}", super::TEST_TIMEOUT))
     }
 }
 
@@ -346,6 +346,6 @@ pub(crate) async fn exchange(to: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u8>
     stream.write_all(bytes.as_ref()).await.unwrap();
     let mut answer = Vec::new();
     // A reset ends an answer as well as any other end.
-    let _ = tokio::time::timeout(super::PATIENCE, stream.read_to_end(&mut answer)).await.unwrap();
+    let _ = tokio::time::timeout(super::TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap();
     answer
 }

@@ -8,7 +8,7 @@ use tokio::{
     time::timeout,
 };
 
-use super::PATIENCE;
+use super::TEST_TIMEOUT;
 
 /// A connection of a client that says what it likes. Whatever it waits for must come in time.
 #[derive(Debug)]
@@ -45,12 +45,12 @@ impl Wire {
 
     /// Sends bytes.
     pub(crate) async fn say(&mut self, bytes: impl AsRef<[u8]>) {
-        timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("sent in time").unwrap();
+        timeout(TEST_TIMEOUT, self.stream.write_all(bytes.as_ref())).await.expect("sent in time").unwrap();
     }
 
     /// Sends bytes to one who may have stopped listening.
     pub(crate) async fn try_to_say(&mut self, bytes: impl AsRef<[u8]>) {
-        let _ = timeout(PATIENCE, self.stream.write_all(bytes.as_ref())).await.expect("sent in time");
+        let _ = timeout(TEST_TIMEOUT, self.stream.write_all(bytes.as_ref())).await.expect("sent in time");
     }
 
     /// Whether nothing comes, not even the end, for a while.
@@ -62,7 +62,7 @@ impl Wire {
     pub(crate) async fn head(&mut self) -> String {
         let mut head = Vec::new();
         while !head.ends_with(b"\r\n\r\n") {
-            match timeout(PATIENCE, self.stream.read_u8()).await.expect("a head in time") {
+            match timeout(TEST_TIMEOUT, self.stream.read_u8()).await.expect("a head in time") {
                 Ok(byte) => head.push(byte),
                 Err(_) => break,
             }
@@ -73,7 +73,7 @@ impl Wire {
     /// Reads so many bytes.
     pub(crate) async fn bytes(&mut self, count: usize) -> String {
         let mut bytes = vec![0; count];
-        timeout(PATIENCE, self.stream.read_exact(&mut bytes)).await.expect("bytes in time").unwrap();
+        timeout(TEST_TIMEOUT, self.stream.read_exact(&mut bytes)).await.expect("bytes in time").unwrap();
         String::from_utf8(bytes).unwrap()
     }
 
@@ -125,7 +125,7 @@ impl Wire {
     /// Reads to the end, however that comes.
     pub(crate) async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
-        let _ = timeout(PATIENCE, self.stream.read_to_end(&mut rest)).await.expect("an end in time");
+        let _ = timeout(TEST_TIMEOUT, self.stream.read_to_end(&mut rest)).await.expect("an end in time");
         rest
     }
 
@@ -134,7 +134,8 @@ impl Wire {
         let (mut piece, mut left) = (vec![0; 256 << 10], count);
         while left > 0 {
             let most = left.min(piece.len());
-            let read = timeout(PATIENCE, self.stream.read(&mut piece[..most])).await.expect("more in time");
+            let read =
+                timeout(TEST_TIMEOUT, self.stream.read(&mut piece[..most])).await.expect("more in time");
             let read = read.unwrap();
             assert!(read > 0, "the body broke off {left} bytes before its end");
             left -= read;
@@ -145,7 +146,7 @@ impl Wire {
     pub(crate) async fn discard(&mut self) -> u64 {
         let (mut piece, mut count) = (vec![0; 256 << 10], 0);
         loop {
-            match timeout(PATIENCE, self.stream.read(&mut piece)).await.expect("more in time") {
+            match timeout(TEST_TIMEOUT, self.stream.read(&mut piece)).await.expect("more in time") {
                 Ok(0) | Err(_) => return count,
                 Ok(read) => count += read as u64,
             }

@@ -2,7 +2,7 @@
 
 use http::StatusCode;
 
-use super::{LIMIT, SOON, until_resident_is_below};
+use super::{LIMIT, RELEASE_TIMEOUT, until_resident_is_below};
 use crate::integration::harness::{Origin, Sidecar, Wire};
 
 /// What an idle sidecar may have more than before.
@@ -26,7 +26,7 @@ async fn unfinished_heads(count: usize, length: usize) {
     assert_eq!(sidecar.admin_anew("/metrics").await, StatusCode::OK);
     assert!(peak.bytes() < LIMIT / 2, "{} MiB", peak.bytes() >> 20);
     // All of them are still there, as far as their clients are concerned.
-    until_resident_is_below(&sidecar, before + NOISE, SOON).await;
+    until_resident_is_below(&sidecar, before + NOISE, RELEASE_TIMEOUT).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

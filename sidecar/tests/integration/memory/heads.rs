@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{LIMIT, SOON, limited, until_resident_is_below};
+use super::{LIMIT, RELEASE_TIMEOUT, limited, until_resident_is_below};
 use crate::integration::harness::{Origin, Sidecar, Wire, header, reply, until};
 
 /// What it may have more than before when the attack is over.
@@ -24,7 +24,7 @@ async fn attack(sidecar: &Sidecar, count: usize, bytes: &[u8]) {
     ordinary_requests(sidecar, count).await;
     assert!(peak.bytes() < LIMIT, "{} MiB", peak.bytes() >> 20);
     drop(wires);
-    until_resident_is_below(sidecar, before + NOISE, SOON).await;
+    until_resident_is_below(sidecar, before + NOISE, RELEASE_TIMEOUT).await;
 }
 
 /// A hit and a miss, on a connection that comes now.

@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::{clock::monotonic_ms, gate::Refusal};
+use crate::{clock::monotonic_ms, gate::RequestError};
 
 /// Minimum time between two lines, in milliseconds.
 const LOG_INTERVAL_MS: u64 = 1000;
@@ -14,23 +14,23 @@ const LOG_INTERVAL_MS: u64 = 1000;
 ///
 /// A line for each would let clients fill the disk of the node.
 #[derive(Debug, Default)]
-pub struct RefusalLog {
+pub struct RequestErrorLog {
     /// When the next line may be written, in [`monotonic_ms`].
     next_at: AtomicU64,
     left_out: AtomicU64,
 }
 
-impl RefusalLog {
+impl RequestErrorLog {
     /// Notes that a request of `client` was refused.
-    pub fn note(&self, refusal: Refusal, client: IpAddr) {
+    pub fn note(&self, error: RequestError, client: IpAddr) {
         if let Some(left_out) = self.admits(monotonic_ms()) {
             tracing::warn!(
-                reason = refusal.as_str(),
-                status = refusal.status().as_u16(),
+                reason = error.as_str(),
+                status = error.status().as_u16(),
                 %client,
                 left_out,
                 "refused a request: {}",
-                refusal.detail()
+                error.detail()
             );
         }
     }
@@ -58,7 +58,7 @@ mod tests {
 
     #[test]
     fn one_line_a_second_says_how_many_were_left_out() {
-        let log = RefusalLog::default();
+        let log = RequestErrorLog::default();
         assert_eq!(log.admits(5), Some(0));
         assert_eq!([log.admits(5), log.admits(1004)], [None, None]);
         assert_eq!(log.admits(1005), Some(2));

@@ -3,9 +3,9 @@
 use http::StatusCode;
 use serde_json::json;
 
-/// Why a request is refused.
+/// Reason that a request is refused before it is looked at any further.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Refusal {
+pub enum RequestError {
     /// It is not HTTP/1 as RFC 9112 has it: obsolete line folding, bare CR, a space before a colon, ...
     Syntax,
     /// It is not HTTP/1.0 or HTTP/1.1.
@@ -38,7 +38,7 @@ pub enum Refusal {
     Resets,
 }
 
-impl Refusal {
+impl RequestError {
     /// Every reason, in the order of metrics.
     pub const ALL: [Self; 15] = [
         Self::Syntax,
