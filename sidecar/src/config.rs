@@ -1,4 +1,4 @@
-//! The configuration: read, and read again when it changes.
+//! The configuration, which is read again when it changes.
 
 use std::{
     path::{Path, PathBuf},
@@ -17,21 +17,21 @@ use crate::{
     telemetry::Telemetry,
 };
 
-/// How often the file is looked at. The kubelet swaps a directory's symbolic link, which watchers of a file don't see.
+/// Interval at which the files are read. The kubelet swaps a directory's symbolic link, which watchers of a file don't see.
 const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What the sidecar serves by, and why it is not what the file says, if it is not.
+/// The policy in force, and the error that keeps a newer one out of force.
 #[derive(Debug)]
 pub struct Config {
     snapshot: ArcSwap<Snapshot>,
-    /// What the files were when they were last looked at.
+    /// Contents of the files when they were last read.
     seen: Mutex<Option<(Seen, Option<String>)>>,
     error: ArcSwapOption<String>,
     telemetry: Arc<Telemetry>,
     authentication: Arc<Authentication>,
 }
 
-/// What a look at the file found.
+/// Contents of the policy file.
 #[derive(Clone, Debug, PartialEq, Eq)]
 enum Seen {
     Missing,
@@ -40,8 +40,7 @@ enum Seen {
 }
 
 impl Config {
-    /// Serves by a policy file, or, without one, as a plain shared cache. The file is read before this returns.
-    /// The token in `token_file` authenticates what is stored in Redis.
+    /// Loads a policy file, or the policy of a plain shared cache without one. The token in `token_file` authenticates records in Redis.
     pub async fn load(policy: Option<&Path>, token_file: Option<PathBuf>, telemetry: Arc<Telemetry>) -> Self {
         let authentication = Arc::new(Authentication::new(token_file));
         let first = match policy {
@@ -73,13 +72,13 @@ impl Config {
         self.snapshot.load()
     }
 
-    /// Why the file is not what is served by.
+    /// Returns the error that keeps the policy file out of force, if there is one.
     pub fn error(&self) -> Option<Arc<String>> {
         self.error.load_full()
     }
 
-    /// Looks at the file for as long as the process lives. A file that is refused is kept out, reported, and tried again
-    /// when it changes; one that vanishes means that everything passes.
+    /// Reads the files again until the process ends. A file that is refused is reported and tried again when it changes; without a
+    /// file everything passes.
     pub async fn watch(self: Arc<Self>, policy: Option<PathBuf>) {
         let mut ticks = interval(POLL_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -100,7 +99,7 @@ impl Config {
     }
 
     async fn refresh(&self, policy: &Path) {
-        let now = (look(policy).await, coverage_beside(policy).await);
+        let now = (read(policy).await, coverage_beside(policy).await);
         let before = self.seen.lock().unwrap_or_else(PoisonError::into_inner).replace(now.clone());
         if before.as_ref() != Some(&now) {
             let (policy, coverage) = now;
@@ -165,7 +164,7 @@ impl Config {
         }
     }
 
-    /// Takes over the coverage of the policy that is served by, where it follows one.
+    /// Takes over the coverage of the policy in force, if it follows one.
     fn follow(&self, current: &Snapshot, coverage: Option<&str>) {
         let Some(hash) = current.hash.clone() else { return };
         let follows_coverage = current.leave != Leave::NotNeeded;
@@ -210,12 +209,12 @@ impl Config {
     }
 }
 
-/// The text of the coverage that the operator keeps beside a policy. One that can't be read allows nothing, as a missing one.
+/// Returns the text of the coverage that the operator keeps beside a policy. An unreadable one permits nothing, as a missing one.
 async fn coverage_beside(policy: &Path) -> Option<String> {
     tokio::fs::read_to_string(policy.with_file_name(config_map::COVERAGE)).await.ok()
 }
 
-/// Leave to serve by a policy's document.
+/// Returns the permission to serve under a policy.
 fn leave(follows_coverage: bool, metadata: &Metadata, coverage: Option<&str>) -> Leave {
     if !follows_coverage {
         return Leave::NotNeeded;
@@ -225,7 +224,7 @@ fn leave(follows_coverage: bool, metadata: &Metadata, coverage: Option<&str>) ->
     round.map_or(Leave::Waiting, |round| Leave::Round(round.to_owned()))
 }
 
-async fn look(path: &Path) -> Seen {
+async fn read(path: &Path) -> Seen {
     match tokio::fs::read_to_string(path).await {
         Ok(text) => Seen::Text(text),
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => Seen::Missing,

@@ -7,7 +7,7 @@ use hyper::body::Incoming;
 use larder_policy::NormalPath;
 use tower_service::Service as _;
 
-use super::{Answered, Client, Proxy, classify::path_in_admin};
+use super::{Client, Proxy, Served, classify::path_in_admin};
 use crate::{body::Body, cache_status::Tier, problem::Problem, serving::Snapshot, stats::Outcome};
 
 impl Proxy {
@@ -17,7 +17,7 @@ impl Proxy {
         snapshot: &Snapshot,
         mut request: Request<Incoming>,
         client: &Client,
-    ) -> Answered {
+    ) -> Served {
         client.go_on(request.headers_mut());
         let normal = NormalPath::new(request.uri().path());
         let path = path_in_admin(&snapshot.policy, &normal).unwrap_or("/");
@@ -25,7 +25,7 @@ impl Proxy {
             Some(query) => format!("{path}?{query}").parse::<Uri>(),
             None => path.parse(),
         };
-        let Ok(target) = target else { return Answered::problem(Problem::NotFound, None) };
+        let Ok(target) = target else { return Served::problem(Problem::NotFound, None) };
         *request.uri_mut() = target;
         let mut admin: Router = self.admin.clone();
         let response = match admin.call(request.map(body::Body::new)).await {
@@ -33,8 +33,8 @@ impl Proxy {
             Err(never) => match never {},
         };
         let (head, body) = response.into_parts();
-        let Ok(body) = body.collect().await else { return Answered::problem(Problem::BrokenOff, None) };
+        let Ok(body) = body.collect().await else { return Served::problem(Problem::BrokenOff, None) };
         let response = http::Response::from_parts(head, Body::full(body.to_bytes()));
-        Answered { response, route: None, outcome: Outcome::Pass, tier: Tier::Nowhere, life: None }
+        Served { response, route: None, outcome: Outcome::Pass, tier: Tier::Nowhere, life: None }
     }
 }

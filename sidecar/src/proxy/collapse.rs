@@ -13,7 +13,7 @@ use larder_flight::{Joined, Lead, Reader, Wait};
 use larder_policy::{range, validation};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Answered, Proxy, fetch::Fetch, memory::Lookup, pipeline::Step, request::CacheRequest};
+use super::{Proxy, Served, fetch::Fetch, memory::Lookup, pipeline::Step, request::CacheRequest};
 use crate::{
     body::{Body, Source},
     cache_status::{Became, CacheStatus, Forward, Tier},
@@ -60,7 +60,7 @@ impl Proxy {
                     continue;
                 }
                 Err(Overdue::Request) => match fetch.fallback_response(None) {
-                    Some(answered) => return Break(answered),
+                    Some(served) => return Break(served),
                     None => break,
                 },
             };
@@ -103,7 +103,7 @@ impl Proxy {
                 }
                 // A request with a stale response of its own tries by itself.
                 Some(FetchOutcome::Problem(problem)) if fetch.known.stale.is_none() => {
-                    return Break(Answered::problem(problem, Some(&request.route)));
+                    return Break(Served::problem(problem, Some(&request.route)));
                 }
                 Some(FetchOutcome::Fallback(..) | FetchOutcome::Problem(_) | FetchOutcome::Unshared) => break,
             }
@@ -132,10 +132,10 @@ impl Fetch {
         if let Lookup::Usable(entry, freshness) = self.request.lookup()
             && !freshness.state.refreshes()
         {
-            let answered = self.request.hit(&entry, &freshness, Tier::L1);
+            let served = self.request.hit(&entry, &freshness, Tier::L1);
             let slot = self.request.slot_of(&entry);
             self.finish(FetchOutcome::Stored(entry, Tier::L1, slot));
-            return Break(answered);
+            return Break(served);
         }
         Continue(self)
     }
@@ -185,7 +185,7 @@ enum Begun {
     Now(Reader<Source>),
     /// The origin has sent none of it, or nothing more, for the route's `collapseTimeout`.
     Not,
-    /// Its start is gone, or the request may not wait any longer.
+    /// The start is gone, or the request may not wait any longer.
     Never,
 }
 
@@ -220,14 +220,14 @@ impl InFlight {
 }
 
 impl CacheRequest {
-    fn collapsed(&self, entry: &Entry, reason: Forward, tier: Tier) -> Answered {
+    fn collapsed(&self, entry: &Entry, reason: Forward, tier: Tier) -> Served {
         let status = Some(entry.head.status);
         let status = CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed };
         self.response_with(entry, status, Outcome::Collapsed, tier)
     }
 
     /// Returns a response that is on its way, with the body that `reader` reads; without one, the client has it already.
-    fn read_along(&self, response: &InFlight, reader: Option<Reader<Source>>, reason: Forward) -> Answered {
+    fn read_along(&self, response: &InFlight, reader: Option<Reader<Source>>, reason: Forward) -> Served {
         let InFlight { head, tier, .. } = response;
         let mut response = if let Some(reader) = reader {
             let mut response = Response::new(Body::Fill(reader));
@@ -245,7 +245,7 @@ impl CacheRequest {
         let (status, tier) = (Some(head.status), *tier);
         CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed }
             .append_to(response.headers_mut());
-        let answered = self.answered(response, Outcome::Collapsed, tier);
-        Answered { life: Some(self.life_of(head)), ..answered }
+        let served = self.served(response, Outcome::Collapsed, tier);
+        Served { life: Some(self.life_of(head)), ..served }
     }
 }

@@ -1,4 +1,4 @@
-//! The time that the application may take (`application.timeout` of a policy).
+//! Time limit of the application (`application.timeout` of a policy).
 
 use std::{sync::Arc, time::Duration};
 
@@ -14,10 +14,10 @@ use crate::{
     upstream::{Abandoned, Progress, RequestBody, Upstream, UpstreamError, WhenRefused},
 };
 
-/// Time that a write goes on after its client was told that it takes too long.
+/// Maximum time for which a write goes on after its client got a 504.
 pub(super) const LATE_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// A request on its way to the application. Dropped, it ends the connection, so that the application hears of it.
+/// A request on its way to the application. Dropping it ends the connection, so that the application hears of it.
 pub(super) struct Exchange {
     response: BoxFuture<'static, Result<Response<Incoming>, UpstreamError>>,
     progress: Option<Arc<Progress>>,
@@ -26,7 +26,7 @@ pub(super) struct Exchange {
 }
 
 impl Proxy {
-    /// The time that the application may take for a word, if the policy that is in force says so.
+    /// Returns the time for which the application may be silent, if the policy in force limits it.
     pub(super) fn application_timeout(&self) -> Option<Duration> {
         let snapshot = self.config.snapshot_guard();
         snapshot.policy.application_timeout.filter(|_| snapshot.mode == Mode::Serving)
@@ -34,7 +34,7 @@ impl Proxy {
 }
 
 impl Exchange {
-    /// Sends a request whose response must begin within `limit`.
+    /// Creates the exchange of a request whose response must begin within `limit`.
     pub(super) fn new(
         upstream: Upstream,
         mut request: Request<RequestBody>,
@@ -51,18 +51,18 @@ impl Exchange {
         Self { response, progress, abandoned, limit }
     }
 
-    /// Maximum time that the response may be silent before it begins, and between two pieces of its body.
+    /// Returns the maximum time before the response begins, and between two pieces of its body.
     pub(super) fn limit(&self) -> Option<Duration> {
         self.limit
     }
 
-    /// Waits for the head of the response for as long as the policy lets it take.
+    /// Waits for the head of the response, within the limit.
     pub(super) async fn head_in_time(&mut self) -> Result<Response<Incoming>, UpstreamError> {
         let Some(limit) = self.limit else { return (&mut self.response).await };
         if let Ok(outcome) = timeout(limit, &mut self.response).await {
             return outcome;
         }
-        // The client may have been waited for meanwhile.
+        // Time in which the client was waited for does not count.
         while let Some(left) =
             self.progress.as_ref().and_then(|progress| limit.checked_sub(progress.waited_for_application()))
         {
@@ -75,7 +75,7 @@ impl Exchange {
         Err(UpstreamError::Timeout(limit))
     }
 
-    /// Waits so long for the head of a response that was too late for its client. `None` if it does not come.
+    /// Waits for the head of a response that was too late for its client, or returns `None` if it does not come in this time.
     pub(super) async fn late_head(self, within: Duration) -> Option<Response<Incoming>> {
         timeout(within, self.response).await.ok()?.ok()
     }

@@ -18,7 +18,7 @@ use larder_policy::{
 };
 
 use super::{
-    Answered,
+    Served,
     fetch::{Fetch, Purpose},
     origin::Received,
     refresh::{REFRESH_TIMEOUT, drain, drain_ahead},
@@ -40,7 +40,7 @@ const MAX_AHEAD: u64 = 4 << 20;
 
 impl Fetch {
     /// Delivers a response as its origin sent it.
-    pub(super) fn deliver_received(self, received: Received) -> Answered {
+    pub(super) fn deliver_received(self, received: Received) -> Served {
         let Received { head, body, times } = received;
         self.deliver(head.status, head, Source::new(body), times)
     }
@@ -53,7 +53,7 @@ impl Fetch {
         mut head: Parts,
         source: Source,
         times: Times,
-    ) -> Answered {
+    ) -> Served {
         if self.purpose == Purpose::Bypass {
             return self.passed_on(received, head, Body::Stream(source), Became::Passed);
         }
@@ -129,8 +129,8 @@ impl Fetch {
             return self.passed_on(received, head, Body::empty(), became);
         }
         let life = self.request.life_of(&stored);
-        let answered = self.passed_on(received, head, Body::Fill(reader), became);
-        Answered { life: Some(life), ..answered }
+        let served = self.passed_on(received, head, Body::Fill(reader), became);
+        Served { life: Some(life), ..served }
     }
 
     /// Returns the head of a response as it is stored.
@@ -145,12 +145,12 @@ impl Fetch {
         Head { status: head.status, headers, times, meta, stamp: self.known.stamp, names }.spread()
     }
 
-    fn passed_on(&self, received: StatusCode, head: Parts, body: Body, answer: Became) -> Answered {
+    fn passed_on(&self, received: StatusCode, head: Parts, body: Body, answer: Became) -> Served {
         let status = Some(received);
         let mut response = Response::from_parts(head, body);
         CacheStatus::Forwarded { reason: self.reason, status, tier: self.tier, answer }
             .append_to(response.headers_mut());
-        self.request.answered(response, Outcome::Miss, self.tier)
+        self.request.served(response, Outcome::Miss, self.tier)
     }
 
     /// Freshens the stored response to GET with one to HEAD, or drops it if that shows another one (RFC 9111, section 4.3.5).

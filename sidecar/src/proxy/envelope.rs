@@ -1,4 +1,4 @@
-//! Answers that say where they come from.
+//! Responses in an envelope that names their tier (`envelope` of a route).
 
 use std::time::Duration;
 
@@ -14,11 +14,11 @@ use http_body::Body as _;
 use jiff::Timestamp;
 use serde_json::json;
 
-use super::{Answered, Life};
+use super::{Life, Served};
 use crate::{body::Body, cache_status::Tier};
 
-/// What is true of the answer that is wrapped and not of the wrapped one.
-const OF_THE_CONTENT: [HeaderName; 8] = [
+/// Response headers that describe the stored response, and not the envelope.
+const CONTENT_HEADERS: [HeaderName; 8] = [
     ACCEPT_RANGES,
     CONTENT_LENGTH,
     ETAG,
@@ -30,25 +30,25 @@ const OF_THE_CONTENT: [HeaderName; 8] = [
     HeaderName::from_static("digest"),
 ];
 
-/// What a request says of the answer as it is stored: the client sees what is made of that.
-const ABOUT_THE_ANSWER: [HeaderName; 5] =
+/// Request headers that are about the stored response, while the client sees its envelope.
+const STORED_RESPONSE_HEADERS: [HeaderName; 5] =
     [ACCEPT_ENCODING, IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE];
 
-/// Takes from a request what its client can't mean.
+/// Removes the headers from a request that would apply to the stored response instead of its envelope.
 pub(super) fn ask_for_whole(headers: &mut HeaderMap) {
-    ABOUT_THE_ANSWER.iter().for_each(|name| drop(headers.remove(name)));
+    STORED_RESPONSE_HEADERS.iter().for_each(|name| drop(headers.remove(name)));
 }
 
-impl Answered {
-    /// The answer to a method in an envelope, if it is one that fits into it: a 200 whose body is JSON. No body is null.
+impl Served {
+    /// Wraps a 200 whose body is JSON; other responses stay as they are. An empty body becomes `null`.
     pub(super) fn wrapped(mut self, method: &Method) -> Self {
         let (status, headers) = (self.response.status(), self.response.headers_mut());
         if status != StatusCode::OK || !is_json(headers) || headers.contains_key(CONTENT_ENCODING) {
             return self;
         }
-        OF_THE_CONTENT.iter().for_each(|name| drop(headers.remove(name)));
+        CONTENT_HEADERS.iter().for_each(|name| drop(headers.remove(name)));
         headers.insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
-        // How long the answer to GET would be is not known: it depends on where that came from.
+        // The length of the response to GET is unknown, because it depends on its tier.
         if *method == Method::HEAD {
             self.response = self.response.map(|_| Body::empty());
             return self;
@@ -80,7 +80,7 @@ fn is_json(headers: &HeaderMap) -> bool {
     essence == b"application/json" || essence.ends_with(b"+json")
 }
 
-/// The tier as envelopes have it.
+/// Returns the tier's name in an envelope.
 const fn source(tier: Tier) -> &'static str {
     match tier {
         Tier::Application => "application",
@@ -89,7 +89,7 @@ const fn source(tier: Tier) -> &'static str {
     }
 }
 
-/// Whole seconds: what is fresh is never said to be over.
+/// Returns whole seconds, rounded up: 0 is for stale responses alone.
 fn seconds(left: Duration) -> u64 {
     left.as_secs() + u64::from(left.subsec_nanos() > 0)
 }

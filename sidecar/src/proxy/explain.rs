@@ -1,4 +1,4 @@
-//! What would become of a request, and why, without asking anybody.
+//! Explanation of the treatment of a request, without sending it anywhere.
 
 use std::{net::Ipv4Addr, sync::Arc};
 
@@ -21,41 +21,41 @@ use crate::{
     serving::Snapshot,
 };
 
-/// What would become of a request.
+/// Treatment of a request.
 #[derive(Debug)]
 pub struct Explanation {
-    /// The route.
+    /// Route of the request.
     pub route: Option<Arc<Route>>,
-    /// The values of the parameters of the route's path, by name.
+    /// Values of the parameters in the route's path, by name.
     pub parameters: Vec<(String, String)>,
-    /// Its path, normalised.
+    /// Normalised path of the request.
     pub path: String,
-    /// Why the sidecar responds to it by itself, whatever is stored; `None`: it does not.
+    /// Reason why the sidecar responds by itself, if it does.
     pub ends_here: Option<EndsHere>,
-    /// Of a write: the tags and paths that are stale when the application has carried it out.
+    /// Tags and paths that the request invalidates, if it is a write.
     pub purges: Option<Purges>,
-    /// Why nothing stored answers it, whatever is stored; `None`: it is lookup up.
+    /// Reason why the request is not looked up, if it is not.
     pub passes: Option<Forward>,
-    /// The key under which its answer is stored; `None` without a route.
+    /// Key of the response; `None` without a route.
     pub key: Option<String>,
-    /// The tags of its answer.
+    /// Tags of the response.
     pub tags: Vec<String>,
-    /// Who is asked, in this order, until one answers; the last good answer if nobody can.
+    /// Tiers that are asked in this order until one has a response, the last known good one after all others have failed.
     pub asked: Vec<String>,
-    /// What memory holds for it now; `None` if it is not lookup up.
+    /// Result of the lookup in memory; `None` if the request is not looked up.
     pub memory: Option<InMemory>,
 }
 
-/// What memory holds for a request.
+/// Result of the lookup of a request in memory.
 #[derive(Debug)]
 pub struct InMemory {
-    /// Why that does not answer it; `None`: it does.
+    /// Reason why the stored response does not serve the request; `None` if it does.
     pub forward: Option<Forward>,
-    /// The answer that there is, even if it does not answer the request.
+    /// The stored response, even if it does not serve the request.
     pub entry: Option<Arc<Entry>>,
 }
 
-/// Explains what would become of a request to the application at `target`, without asking anybody.
+/// Explains the treatment of a request to the application at `target`.
 pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Request<Bytes>) -> Explanation {
     let uri = request.uri().clone();
     let path = NormalPath::new(uri.path());
@@ -107,12 +107,12 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
         explanation.asked.push(Tier::L1.as_str().to_owned());
         explanation.asked.extend(snapshot.store.l2.is_some().then(|| Tier::L2.as_str().to_owned()));
     }
-    // What is bypassed goes to the sources where there are some: what they answer depends on path and query alone.
+    // A bypass goes to the sources if there are some, because their responses depend on path and query alone.
     if !request.directives.only_if_cached {
         let sources = request.sources().map(|(ask, source)| format!("{}/{}", source.label(), ask.source()));
         explanation.asked.extend(sources);
         explanation.asked.extend(route.asks_application.then(|| Tier::Application.as_str().to_owned()));
-        // The application's answer to what is bypassed is passed on, whatever it is.
+        // The application's response to a bypass is passed on, even an error.
         let is_rescued = bypass.is_none() || !route.sources.is_empty();
         if is_rescued && route.last_known_good.is_some() {
             explanation.asked.push(Tier::LastKnownGood.as_str().to_owned());

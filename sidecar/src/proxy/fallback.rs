@@ -6,11 +6,11 @@ use http::StatusCode;
 use larder_policy::freshness::may_be_stale;
 
 use super::{
-    Answered, Proxy,
+    Proxy, Served,
     fetch::{Fetch, Purpose},
+    forward::unreachable,
     origin::Failure,
     request::CacheRequest,
-    unreachable,
 };
 use crate::{
     barriers::Stamp,
@@ -27,12 +27,12 @@ use crate::{
 
 impl Proxy {
     /// Responds to a request whose last origin failed: with what is stored, or with the error.
-    pub(super) async fn fall_back(self: &Arc<Self>, mut fetch: Fetch, failure: Failure) -> Answered {
+    pub(super) async fn fall_back(self: &Arc<Self>, mut fetch: Fetch, failure: Failure) -> Served {
         let status = match &failure {
             Failure::Response(received) => Some(received.head.status),
             Failure::Sources | Failure::NoResponse(_) => None,
         };
-        if let Some(answered) = self.stored_in_place_of(&mut fetch, status).await {
+        if let Some(served) = self.stored_in_place_of(&mut fetch, status).await {
             if let Failure::NoResponse(error) = &failure {
                 tracing::warn!(
                     reason = error.reason().as_str(),
@@ -40,19 +40,19 @@ impl Proxy {
                     "the application did not respond; a stored response is served"
                 );
             }
-            return answered;
+            return served;
         }
         let route = Arc::clone(&fetch.request.route);
         match failure {
             Failure::Response(received) => fetch.deliver_received(received),
             Failure::Sources => {
                 fetch.finish(FetchOutcome::Problem(Problem::SourcesFailed));
-                Answered::problem(Problem::SourcesFailed, Some(&route))
+                Served::problem(Problem::SourcesFailed, Some(&route))
             }
             Failure::NoResponse(error) => {
-                let answered = unreachable(&error, &fetch.request.client, Some(&route));
+                let served = unreachable(&error, &fetch.request.client, Some(&route));
                 fetch.finish(FetchOutcome::Problem(Problem::Upstream(error.reason())));
-                answered
+                served
             }
         }
     }
@@ -63,20 +63,20 @@ impl Proxy {
         self: &Arc<Self>,
         fetch: &mut Fetch,
         status: Option<StatusCode>,
-    ) -> Option<Answered> {
+    ) -> Option<Served> {
         if fetch.purpose == Purpose::Bypass {
             return None;
         }
-        if let Some(answered) = fetch.fallback_response(status) {
-            return Some(answered);
+        if let Some(served) = fetch.fallback_response(status) {
+            return Some(served);
         }
         if std::mem::take(&mut fetch.known.redis_is_silent) {
             // The error, which may be stored, is older than this lookup.
             let stamp = fetch.known.stamp;
-            let answered = self.look_in_redis(fetch, Patience::Hard).await;
+            let served = self.look_in_redis(fetch, Patience::Hard).await;
             fetch.known.stamp = stamp;
-            if let Some(answered) = answered.or_else(|| fetch.fallback_response(status)) {
-                return Some(answered);
+            if let Some(served) = served.or_else(|| fetch.fallback_response(status)) {
+                return Some(served);
             }
         }
         let entry = fetch.last_known_good().await?;
@@ -86,18 +86,18 @@ impl Proxy {
 
 impl Fetch {
     /// Returns the stale response in place of an error, if it may be served on one.
-    pub(super) fn fallback_response(&mut self, status: Option<StatusCode>) -> Option<Answered> {
+    pub(super) fn fallback_response(&mut self, status: Option<StatusCode>) -> Option<Served> {
         let (entry, tier) = self.known.stale.clone().filter(|_| self.may_fall_back())?;
         Some(self.fall_back_to(entry, status, tier))
     }
 
-    fn fall_back_to(&mut self, entry: Arc<Entry>, status: Option<StatusCode>, tier: Tier) -> Answered {
+    fn fall_back_to(&mut self, entry: Arc<Entry>, status: Option<StatusCode>, tier: Tier) -> Served {
         entry.stands_in_for(self.request.lifetimes().retry_interval);
         let slot = self.request.slot_of(&entry);
         slot.store_in_memory_unless_newer(&entry);
-        let (answered, cache_status) = self.request.fallback(&entry, self.reason, status, tier);
+        let (served, cache_status) = self.request.fallback(&entry, self.reason, status, tier);
         self.finish(FetchOutcome::Fallback(entry, cache_status, slot));
-        answered
+        served
     }
 
     /// Returns true if the stale response may be served in place of an error.
@@ -172,7 +172,7 @@ pub(super) struct Fallback {
 
 impl Fallback {
     /// Returns the response, unless it was purged since.
-    pub(super) fn response(self) -> Option<Answered> {
+    pub(super) fn response(self) -> Option<Served> {
         let Self { request, stored, tier, reason } = self;
         let is_purged = stored.is_purged(&request.store().barriers);
         (!is_purged).then(|| request.fallback(&stored, reason, None, tier).0)
@@ -187,7 +187,7 @@ impl CacheRequest {
         reason: Forward,
         status: Option<StatusCode>,
         tier: Tier,
-    ) -> (Answered, CacheStatus) {
+    ) -> (Served, CacheStatus) {
         let cache_status = CacheStatus::Forwarded { reason, status, tier, answer: Became::StaleIfError };
         (self.response_with(stored, cache_status, Outcome::Stale, tier), cache_status)
     }

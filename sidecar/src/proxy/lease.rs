@@ -8,10 +8,10 @@ use std::{
 
 use tokio::time::{Instant, error::Elapsed, timeout_at};
 
-use super::{Answered, Proxy, fetch::Fetch, pipeline::Step};
+use super::{Proxy, Served, fetch::Fetch, pipeline::Step};
 use crate::l2::{Leased, Patience, Waiting, Woken};
 
-/// Returns the time that a pod waits for others before it fetches by itself: less than the requests wait that it leads.
+/// Returns the time that a pod waits for others before it fetches by itself: less than the requests wait that it leads in this pod.
 fn lease_wait(collapse_timeout: Duration) -> Duration {
     collapse_timeout * 9 / 10
 }
@@ -21,7 +21,7 @@ impl Proxy {
     /// if every pod is to fetch its own.
     pub(super) async fn wait_for_lease(self: &Arc<Self>, mut fetch: Fetch) -> Step {
         match self.wait_for_other_pods(&mut fetch).await {
-            Some(answered) => Break(answered),
+            Some(served) => Break(served),
             None => {
                 fetch.shows_progress();
                 Continue(fetch)
@@ -29,7 +29,7 @@ impl Proxy {
         }
     }
 
-    async fn wait_for_other_pods(self: &Arc<Self>, fetch: &mut Fetch) -> Option<Answered> {
+    async fn wait_for_other_pods(self: &Arc<Self>, fetch: &mut Fetch) -> Option<Served> {
         // Redis would be as slow with a lease as with the lookup, and one wait is enough.
         if fetch.known.redis_is_silent {
             return None;
@@ -50,20 +50,20 @@ impl Proxy {
                     self.telemetry.stats.leased(true);
                     let variant = fetch.known.variant.clone();
                     // The holder before may have stored a response since the lookup.
-                    let answered = match is_stored {
+                    let served = match is_stored {
                         true => self.look_until(deadline, fetch, patience).await,
                         false => None,
                     };
                     let is_other = fetch.known.variant != variant && Instant::now() < deadline;
-                    if answered.is_none() && is_other {
+                    if served.is_none() && is_other {
                         // There are variants after all: those who wait for this lease need that of their variant, too.
                         lease.stored();
                         continue;
                     }
-                    if answered.is_none() {
+                    if served.is_none() {
                         fetch.lease = Some(lease);
                     }
-                    return answered;
+                    return served;
                 }
                 Leased::Held(_) if deadline <= Instant::now() => return None,
                 Leased::Held(waiting) => {
@@ -73,9 +73,9 @@ impl Proxy {
                     if woken == Woken::NotStored {
                         return None;
                     }
-                    let answered = self.look_until(deadline, fetch, patience).await;
-                    if answered.is_some() || fetch.known.redis_is_silent {
-                        return answered;
+                    let served = self.look_until(deadline, fetch, patience).await;
+                    if served.is_some() || fetch.known.redis_is_silent {
+                        return served;
                     }
                 }
             }
@@ -87,7 +87,7 @@ impl Proxy {
         deadline: Instant,
         fetch: &mut Fetch,
         patience: Patience,
-    ) -> Option<Answered> {
+    ) -> Option<Served> {
         timeout_at(deadline, self.look_in_redis(fetch, patience)).await.ok().flatten()
     }
 

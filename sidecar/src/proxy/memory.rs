@@ -13,7 +13,7 @@ use larder_policy::{
 };
 
 use super::{
-    Answered, Proxy,
+    Proxy, Served,
     fetch::{Fetch, Known, Purpose},
     pipeline::Step,
     request::CacheRequest,
@@ -70,8 +70,8 @@ impl Proxy {
     }
 
     /// Responds from what is stored (RFC 9111, section 5.2.1.7), which includes Redis.
-    async fn only_if_cached(self: &Arc<Self>, request: CacheRequest) -> Answered {
-        let problem = Answered::problem(Problem::OnlyIfCached, Some(&request.route));
+    async fn only_if_cached(self: &Arc<Self>, request: CacheRequest) -> Served {
+        let problem = Served::problem(Problem::OnlyIfCached, Some(&request.route));
         let mut fetch = Fetch::new(request, Purpose::Serve, Forward::UriMiss);
         self.look_in_redis(&mut fetch, Patience::Hard).await.unwrap_or(problem)
     }

@@ -24,7 +24,7 @@ use larder_policy::{
 };
 
 use super::{
-    Answered, Proxy,
+    Proxy, Served,
     fetch::Fetch,
     request::{CacheRequest, OriginRequest},
 };
@@ -60,7 +60,7 @@ impl Proxy {
     pub(super) async fn ask_application(
         self: &Arc<Self>,
         mut fetch: Fetch,
-    ) -> ControlFlow<Answered, (Fetch, Failure)> {
+    ) -> ControlFlow<Served, (Fetch, Failure)> {
         if !fetch.request.route.asks_application {
             return Continue((fetch, Failure::Sources));
         }
@@ -77,7 +77,7 @@ impl Proxy {
                 OriginRequest::Revalidation(_) if status == StatusCode::NOT_MODIFIED => {
                     match fetch.freshened(&received) {
                         Some(entry) => return Break(fetch.revalidated(entry)),
-                        // It is about another response than the one that was asked about.
+                        // The 304 is about another response than the stored one.
                         None => kind = OriginRequest::Whole,
                     }
                 }
@@ -156,7 +156,7 @@ impl Fetch {
     }
 
     /// Responds with a stored response that the application has revalidated.
-    fn revalidated(mut self, entry: Entry) -> Answered {
+    fn revalidated(mut self, entry: Entry) -> Served {
         let entry = Arc::new(entry);
         let request = &self.request;
         let head = &entry.head;
@@ -180,9 +180,9 @@ impl Fetch {
         let (reason, tier) = (self.reason, Tier::Application);
         let status = Some(StatusCode::NOT_MODIFIED);
         let status = CacheStatus::Forwarded { reason, status, tier, answer: became };
-        let answered = request.response_with(&entry, status, Outcome::Revalidated, tier);
+        let served = request.response_with(&entry, status, Outcome::Revalidated, tier);
         self.finish(outcome);
-        answered
+        served
     }
 
     /// Returns the missing part of a stored response with the stored parts around it.

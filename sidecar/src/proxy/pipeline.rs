@@ -16,7 +16,7 @@ use tokio::{
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Answered, Proxy,
+    Proxy, Served,
     collapse::ABANDONED_TIMEOUT,
     fetch::Fetch,
     refresh::{REFRESH_TIMEOUT, drain},
@@ -25,14 +25,14 @@ use super::{
 use crate::{l2::Patience, store::in_flight::FetchOutcome};
 
 /// Result of a stage.
-pub(super) type Step = ControlFlow<Answered, Fetch>;
+pub(super) type Step = ControlFlow<Served, Fetch>;
 
 /// Result of the last stage, which always responds.
-type Last = ControlFlow<Answered, Infallible>;
+type Last = ControlFlow<Served, Infallible>;
 
 impl Proxy {
     /// Responds to a request of a route.
-    pub(super) async fn respond(self: &Arc<Self>, request: CacheRequest) -> Answered {
+    pub(super) async fn respond(self: &Arc<Self>, request: CacheRequest) -> Served {
         let stages = async || -> Last {
             let fetch = self.look_in_memory(request).await?;
             let fetch = self.collapse(fetch).await?;
@@ -45,7 +45,7 @@ impl Proxy {
     }
 
     /// Responds beyond this pod's memory.
-    pub(super) async fn fetch(self: &Arc<Self>, fetch: Fetch) -> Answered {
+    pub(super) async fn fetch(self: &Arc<Self>, fetch: Fetch) -> Served {
         let stages = async || -> Last {
             let fetch = self.ask_redis(fetch, Patience::Soft).await?;
             Break(self.within_soft_timeout(fetch).await)
@@ -54,7 +54,7 @@ impl Proxy {
     }
 
     /// Responds from the origins as soon as no other pod asks them for the same.
-    async fn fetch_in_turn(self: &Arc<Self>, fetch: Fetch) -> Answered {
+    async fn fetch_in_turn(self: &Arc<Self>, fetch: Fetch) -> Served {
         let stages = async || -> Last {
             let fetch = self.wait_for_lease(fetch).await?;
             Break(self.fetch_from_origins(fetch).await)
@@ -63,7 +63,7 @@ impl Proxy {
     }
 
     /// Responds from the origins: the route's sources, then the application, and in place of an error what is stored.
-    pub(super) async fn fetch_from_origins(self: &Arc<Self>, fetch: Fetch) -> Answered {
+    pub(super) async fn fetch_from_origins(self: &Arc<Self>, fetch: Fetch) -> Served {
         let stages = async || -> Last {
             let fetch = self.ask_sources(fetch).await?;
             let (fetch, failure) = self.ask_application(fetch).await?;
@@ -73,7 +73,7 @@ impl Proxy {
     }
 
     /// Fetches for several clients: the fetch goes on when the one that began it leaves, until nobody waits for it.
-    async fn fetch_detached(self: &Arc<Self>, fetch: Fetch) -> Answered {
+    async fn fetch_detached(self: &Arc<Self>, fetch: Fetch) -> Served {
         let audience = fetch.lead.as_ref().map(Lead::audience);
         let (proxy, (mut sender, response)) = (Arc::clone(self), oneshot::channel());
         let limit = fetch.request.max_body();
@@ -88,12 +88,12 @@ impl Proxy {
                     }
                 }
             };
-            let answered = tokio::select! {
-                answered = proxy.fetch(fetch) => answered,
+            let served = tokio::select! {
+                served = proxy.fetch(fetch) => served,
                 // The connection to the application ends with the fetch, so that it hears of it.
                 () = abandoned => return tracing::debug!("nobody waits for a response any more"),
             };
-            if let Err(Answered { response, .. }) = sender.send(answered) {
+            if let Err(Served { response, .. }) = sender.send(served) {
                 // Those who wait have been told, and need a moment to begin to read.
                 drain(response.into_body(), limit, ABANDONED_TIMEOUT).await;
             }
@@ -103,7 +103,7 @@ impl Proxy {
 
     /// Fetches and, if a stored response may stand in, responds with that as soon as a source takes longer than its `timeout`. The
     /// source's response is stored all the same.
-    async fn within_soft_timeout(self: &Arc<Self>, fetch: Fetch) -> Answered {
+    async fn within_soft_timeout(self: &Arc<Self>, fetch: Fetch) -> Served {
         let Some((soft, fallback)) = fetch.fallback_when_slow() else {
             return self.fetch_in_turn(fetch).await;
         };
@@ -111,28 +111,28 @@ impl Proxy {
         let proxy = Arc::clone(self);
         let mut fetching =
             AbortOnDropHandle::new(tokio::spawn(async move { proxy.fetch_in_turn(fetch).await }));
-        let answered = match timeout(soft, &mut fetching).await {
-            Ok(answered) => answered,
+        let served = match timeout(soft, &mut fetching).await {
+            Ok(served) => served,
             Err(_) => {
-                if let Some(answered) = fallback.response() {
+                if let Some(served) = fallback.response() {
                     tokio::spawn(async move {
-                        if let Ok(Ok(Answered { response, .. })) = timeout(REFRESH_TIMEOUT, fetching).await {
+                        if let Ok(Ok(Served { response, .. })) = timeout(REFRESH_TIMEOUT, fetching).await {
                             drain(response.into_body(), limit, REFRESH_TIMEOUT).await;
                         }
                     });
-                    return answered;
+                    return served;
                 }
                 // The stored response was purged meanwhile.
                 fetching.await
             }
         };
-        answered.expect("a task that is not aborted ends, unless it panics, and then so do we")
+        served.expect("a task that is not aborted ends, unless it panics, and then so do we")
     }
 }
 
-fn response_of(last: Last) -> Answered {
+fn response_of(last: Last) -> Served {
     match last {
-        Break(answered) => answered,
+        Break(served) => served,
         Continue(never) => match never {},
     }
 }

@@ -3,7 +3,7 @@
 use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
-    Answered, Proxy,
+    Proxy, Served,
     fetch::{Fetch, Purpose},
     memory::Lookup,
     pipeline::Step,
@@ -19,7 +19,7 @@ impl Proxy {
     /// Responds from Redis, or passes on what is known since.
     pub(super) async fn ask_redis(self: &Arc<Self>, mut fetch: Fetch, patience: Patience) -> Step {
         match self.look_in_redis(&mut fetch, patience).await {
-            Some(answered) => ControlFlow::Break(answered),
+            Some(served) => ControlFlow::Break(served),
             None => ControlFlow::Continue(fetch),
         }
     }
@@ -29,7 +29,7 @@ impl Proxy {
         self: &Arc<Self>,
         fetch: &mut Fetch,
         patience: Patience,
-    ) -> Option<Answered> {
+    ) -> Option<Served> {
         let Fetch { request, known, .. } = fetch;
         let store = request.store();
         let l2 = store.l2.as_ref()?;
@@ -61,13 +61,13 @@ impl Proxy {
             }
             Lookup::Usable(entry, freshness) => {
                 slot.store_in_memory(&entry);
-                let answered = request.hit(&entry, &freshness, Tier::L2);
+                let served = request.hit(&entry, &freshness, Tier::L2);
                 fetch.finish(FetchOutcome::Stored(Arc::clone(&entry), Tier::L2, slot));
                 // The refresh leads those who wait for the same, so this fetch must not lead them any more.
                 if freshness.state.refreshes() {
                     self.refresh_in_background(&fetch.request, &entry);
                 }
-                Some(answered)
+                Some(served)
             }
             Lookup::Stale(entry, reason) => {
                 if known.is_outdated_by(&entry) {

@@ -51,7 +51,7 @@ impl Proxy {
             (fetch.lead, fetch.known.stale) = (Some(lead), Some((stored, Tier::L1)));
             let limit = fetch.request.max_body();
             match timeout(REFRESH_TIMEOUT, self.fetch(fetch)).await {
-                Ok(answered) => drain(answered.response.into_body(), limit, REFRESH_TIMEOUT).await,
+                Ok(served) => drain(served.response.into_body(), limit, REFRESH_TIMEOUT).await,
                 Err(_) => tracing::warn!("the application did not refresh a response in {REFRESH_TIMEOUT:?}"),
             }
         })
@@ -63,7 +63,7 @@ pub(super) async fn drain(mut body: Body, limit: u64, timeout: Duration) {
     let read_all = async {
         let mut read = 0;
         while let Body::Fill(reader) = &body {
-            // It will not be stored any more.
+            // The response will not be stored any more.
             if read > limit || !reader.is_kept() {
                 return;
             }

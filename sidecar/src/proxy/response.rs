@@ -13,7 +13,7 @@ use larder_policy::{
     validation::{self, Precondition},
 };
 
-use super::{Answered, Life, request::CacheRequest};
+use super::{Life, Served, request::CacheRequest};
 use crate::{
     body::Body,
     cache_status::{CacheStatus, Tier, ttl_seconds},
@@ -23,7 +23,7 @@ use crate::{
 
 impl CacheRequest {
     /// Returns a hit.
-    pub(super) fn hit(&self, entry: &Entry, freshness: &Freshness, tier: Tier) -> Answered {
+    pub(super) fn hit(&self, entry: &Entry, freshness: &Freshness, tier: Tier) -> Served {
         let status = CacheStatus::Hit { tier, ttl: ttl_seconds(freshness.state) };
         self.response_with(entry, status, Outcome::Hit, tier)
     }
@@ -35,16 +35,16 @@ impl CacheRequest {
         status: CacheStatus,
         outcome: Outcome,
         tier: Tier,
-    ) -> Answered {
+    ) -> Served {
         let mut response = self.response_from(entry);
         let age = entry.head.meta.initial_age() + entry.head.resident();
         response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
         status.append_to(response.headers_mut());
-        Answered { life: Some(self.life_of(&entry.head)), ..self.answered(response, outcome, tier) }
+        Served { life: Some(self.life_of(&entry.head)), ..self.served(response, outcome, tier) }
     }
 
-    pub(super) fn answered(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Answered {
-        Answered { response, route: Some(Arc::clone(&self.route)), outcome, tier, life: None }
+    pub(super) fn served(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Served {
+        Served { response, route: Some(Arc::clone(&self.route)), outcome, tier, life: None }
     }
 
     pub(super) fn life_of(&self, head: &Head) -> Life {
@@ -72,7 +72,7 @@ impl CacheRequest {
                 if !self.is_head() {
                     *response.body_mut() = Body::full(body.clone());
                 } else if head.status != StatusCode::NO_CONTENT && !body.is_empty() {
-                    // One that was stored for a HEAD, without a body, has the length that the application said, if it did.
+                    // A response to HEAD is stored without a body, with the length that the application declared.
                     response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| body.len().into());
                 }
                 response

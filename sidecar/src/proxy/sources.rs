@@ -65,12 +65,7 @@ impl Proxy {
 }
 
 impl Fetch {
-    fn deliver_from_source(
-        self,
-        response: Response<Network>,
-        ask: &Ask,
-        requested_at: u64,
-    ) -> super::Answered {
+    fn deliver_from_source(self, response: Response<Network>, ask: &Ask, requested_at: u64) -> super::Served {
         let (mut head, body) = response.into_parts();
         head.extensions.clear();
         let body = match ask.persist() {

@@ -1,4 +1,4 @@
-//! Writes, and what they make stale (RFC 9111, section 4.4).
+//! Writes, and the stored responses that they invalidate (RFC 9111, section 4.4).
 
 use std::sync::Arc;
 
@@ -12,13 +12,12 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::{HeaderKinds, NormalPath, PurgeName, Writing, policy::Purges, response_meta::Times};
 
 use super::{
-    Answered, Client, Proxy, changed_protocol,
+    Client, Proxy, Served,
     deadline::LATE_WRITE_TIMEOUT,
     fetch::{Fetch, Purpose},
+    forward::{changed_protocol, passed, passed_body, unreachable},
     origin::date_if_missing,
-    passed, passed_body,
     request::CacheRequest,
-    unreachable,
 };
 use crate::{
     barriers::Stamp,
@@ -31,8 +30,8 @@ use crate::{
 };
 
 impl Proxy {
-    /// Passes a write on; it may ask to change to a protocol. What it made stale is purged before its answer leaves, and even if
-    /// the client has left. One that the application has not answered in time goes on without its client, and purges again.
+    /// Passes a write on, with `protocol` as one to change to. The purge comes before the response leaves, and even if the client has
+    /// left. A write whose response is late goes on without its client, and purges again.
     pub(super) async fn write(
         self: &Arc<Self>,
         snapshot: &Arc<Snapshot>,
@@ -40,7 +39,7 @@ impl Proxy {
         client: Client,
         writing: Writing,
         protocol: Option<(HeaderValue, OnUpgrade)>,
-    ) -> Answered {
+    ) -> Served {
         let (proxy, snapshot) = (Arc::clone(self), Arc::clone(snapshot));
         let from = client.clone();
         let mut posted = self.posted(&snapshot, &request, &client);
@@ -85,7 +84,7 @@ impl Proxy {
                     return changed_protocol(from_client, response, &client);
                 }
                 match posted.filter(|posted| posted.may_be_stored(&response)) {
-                    Some(posted) => posted.keep_for_get(response, times),
+                    Some(posted) => posted.deliver_for_get(response, times),
                     None => passed(response, Forward::Method, None),
                 }
             }
@@ -93,7 +92,7 @@ impl Proxy {
         }
     }
 
-    /// A POST without a policy, whose response may be one to GET as well.
+    /// Returns the POST of a sidecar without a policy, whose response may be one to GET as well.
     fn posted(
         &self,
         snapshot: &Arc<Snapshot>,
@@ -110,7 +109,7 @@ impl Proxy {
         let target = Target::of(&head.uri, &head.headers);
         let kinds = HeaderKinds::under(&head.headers, snapshot.policy.identity_headers());
         head.method = Method::GET;
-        // They are about the POST.
+        // Preconditions are about the POST.
         for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
             head.headers.remove(name);
         }
@@ -122,13 +121,13 @@ impl Proxy {
     }
 }
 
-/// What a request may change, whatever it looks like.
+/// Returns the write that a request is or may be, by every reading of it.
 pub(super) fn writing_of<B>(request: &Request<B>) -> Option<Writing> {
     let uri = request.uri();
     Writing::of(request.method(), uri.path(), uri.query(), request.headers())
 }
 
-/// The tags and paths that a write makes stale where it succeeds, but for what the response points to.
+/// Returns the tags and paths that a successful write invalidates, except for those that its response points to.
 pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> Purges {
     let mut purges =
         if snapshot.policy.is_bare() { Purges::default() } else { snapshot.policy.purges_of(writing) };
@@ -141,7 +140,7 @@ pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> Purges {
     purges
 }
 
-/// The head of a request, to be used again.
+/// Returns a copy of the head of a request.
 fn replica(request: &Request<Incoming>) -> Parts {
     let mut replica = Request::new(());
     *replica.method_mut() = request.method().clone();
@@ -151,36 +150,36 @@ fn replica(request: &Request<Incoming>) -> Parts {
     replica.into_parts().0
 }
 
-/// A POST, and what becomes of its response as one to GET of the same target (RFC 9110, section 9.3.3).
+/// A POST whose response may be stored as one to GET of the same target (RFC 9110, section 9.3.3).
 ///
-/// The write itself makes stale what was asked for before it, so the response is stored under the stamp behind its own purge;
-/// any other purge since the application was asked may be later than what the response says, and keeps it from being stored.
+/// The write invalidates responses to earlier requests, so its own response is stored under the stamp after its purge. Any other purge
+/// since the request was sent may be later than the state that the response shows, and keeps it from being stored.
 struct Posted {
     request: CacheRequest,
     target: Target,
-    /// Names of the response to GET.
+    /// Purge names of the response to GET.
     names: Box<[PurgeName]>,
-    /// Before the application was asked, then before the write's own purge, then behind it.
+    /// Stamp before the request was sent, then before the write's own purge, then after it.
     stamp: Stamp,
     is_purged: bool,
 }
 
 impl Posted {
-    /// The response has come; what it makes stale is about to be purged.
+    /// Notes that the response has come, and that its purge is about to begin.
     fn responded(&mut self) {
         let barriers = &self.request.store().barriers;
         let before = std::mem::replace(&mut self.stamp, barriers.stamp());
         self.is_purged = barriers.covers(&self.names, before);
     }
 
-    /// What the response made stale is purged.
+    /// Notes that the write's own purge has been applied.
     fn purged(&mut self) {
         let before = std::mem::replace(&mut self.stamp, self.request.store().barriers.stamp());
-        // One is its own, if it raised any: more may be of what it is about.
+        // One barrier may be its own; further ones may cover the response.
         self.is_purged |= self.stamp.local > before.local + 1;
     }
 
-    /// Whether the response is one to GET of the same target, as it says with `Content-Location`, and no purge came between.
+    /// Returns true if `Content-Location` declares the response to be one to GET of the same target, and no other purge was applied.
     fn may_be_stored(&self, response: &Response<Paced>) -> bool {
         let headers = response.headers();
         let uri = &self.target.uri;
@@ -194,8 +193,8 @@ impl Posted {
             })
     }
 
-    /// Passes the response on and stores it as one to GET, if it says how long it is fresh.
-    fn keep_for_get(self, response: Response<Paced>, times: Times) -> Answered {
+    /// Passes the response on and stores it as one to GET, if it declares a lifetime.
+    fn deliver_for_get(self, response: Response<Paced>, times: Times) -> Served {
         let (mut head, body) = response.into_parts();
         date_if_missing(&mut head.headers, times.received_at);
         let mut fetch = Fetch::new(self.request, Purpose::Serve, Forward::Method);
@@ -204,7 +203,7 @@ impl Posted {
     }
 }
 
-/// A write that was sent, and what it may make stale.
+/// A write that was sent, with everything on which its purge depends.
 struct Write {
     snapshot: Arc<Snapshot>,
     writing: Writing,
@@ -212,26 +211,26 @@ struct Write {
 }
 
 impl Write {
-    /// Purges what the write has made stale by its response; without one, the application may have written all the same.
+    /// Purges the names that the response invalidates. Without a response, the application may have written all the same.
     async fn purge<B>(&self, proxy: &Proxy, response: Option<&Response<B>>) {
         let Self { snapshot, writing, .. } = self;
         let may_have_changed = response.is_none_or(|response| !changed_nothing(response.status()));
         let names = match response {
-            Some(response) => self.made_stale(response.status(), response.headers()),
-            None => made_stale_by_policy(snapshot, writing),
+            Some(response) => self.invalidated(response.status(), response.headers()),
+            None => invalidated_by_policy(snapshot, writing),
         };
         if !names.is_empty() || may_have_changed || snapshot.writes_go_unheard() {
             purge::after_write(&proxy.config, snapshot, writing, &names, &proxy.telemetry.stats).await;
         }
     }
 
-    /// What an answer to a write says is stale: what the policy names, unless nothing was changed; and, unless it is an error, the
-    /// write's own path and those that the answer points to on the same host, where they are cached.
-    fn made_stale(&self, status: StatusCode, headers: &HeaderMap) -> Vec<PurgeName> {
+    /// Returns the names that the response to a write invalidates: those of the policy, unless nothing was changed; and, unless it is an
+    /// error, the cached ones among the write's own path and those that the response points to on the same host.
+    fn invalidated(&self, status: StatusCode, headers: &HeaderMap) -> Vec<PurgeName> {
         let Self { snapshot, writing, target } = self;
         let mut names = Vec::new();
         if !changed_nothing(status) {
-            names.extend(made_stale_by_policy(snapshot, writing));
+            names.extend(invalidated_by_policy(snapshot, writing));
         }
         if status.is_success() || status.is_redirection() {
             let pointed_to = [LOCATION, CONTENT_LOCATION].map(|name| target.pointed_to(headers, &name));
@@ -245,20 +244,20 @@ impl Write {
     }
 }
 
-fn made_stale_by_policy(snapshot: &Snapshot, writing: &Writing) -> Vec<PurgeName> {
-    // A plain cache goes by what the answer says, and by nothing else.
+fn invalidated_by_policy(snapshot: &Snapshot, writing: &Writing) -> Vec<PurgeName> {
+    // A sidecar without a policy goes by the response alone.
     if snapshot.policy.is_bare() { vec![] } else { snapshot.policy.purged_by(writing) }
 }
 
-/// Whether a status says that a write was refused. The other client errors say that what it was about is not as the client
-/// thought, so that what is stored of it may not be so either.
+/// Returns true if a status shows that a write was refused. The other client errors show that the resource is not in the state that
+/// the client expected, so that stored responses may be outdated as well.
 fn changed_nothing(status: StatusCode) -> bool {
-    const NOT_AS_THOUGHT: [StatusCode; 4] =
+    const UNEXPECTED_STATE: [StatusCode; 4] =
         [StatusCode::NOT_FOUND, StatusCode::REQUEST_TIMEOUT, StatusCode::CONFLICT, StatusCode::GONE];
-    status.is_client_error() && !NOT_AS_THOUGHT.contains(&status)
+    status.is_client_error() && !UNEXPECTED_STATE.contains(&status)
 }
 
-/// Where a write went.
+/// Target of a write.
 struct Target {
     uri: Uri,
     host: String,
@@ -277,8 +276,7 @@ impl Target {
         Self { uri, host }
     }
 
-    /// The path that a header points to, if that is on the same host (RFC 3986, section 5.2, without what only other hosts
-    /// need).
+    /// Returns the path that a header points to, if it is on the same host (RFC 3986, section 5.2).
     fn pointed_to(&self, headers: &HeaderMap, name: &HeaderName) -> Option<String> {
         let text = headers.get(name)?.to_str().ok()?.trim();
         let reference = text.split(['?', '#']).next().unwrap_or(text);
@@ -300,7 +298,7 @@ impl Target {
     }
 }
 
-/// A host without the port that is its scheme's own.
+/// Returns a host without a port that is the default of a scheme.
 fn without_port(host: &str) -> &str {
     host.strip_suffix(":80").or(host.strip_suffix(":443")).unwrap_or(host)
 }

@@ -1,0 +1,183 @@
+//! Forwarding of requests to the application, whatever is stored.
+
+use std::{net::IpAddr, sync::Arc};
+
+use http::{HeaderValue, Request, Response, StatusCode, Version, header::HOST};
+use http_body::Body as _;
+use http_body_util::Either;
+use hyper::{body::Incoming, upgrade::OnUpgrade};
+use larder_policy::Route;
+
+use super::{
+    Client, Proxy, Served,
+    deadline::{self, Exchange},
+    tunnel,
+};
+use crate::{
+    body::{Body, Paced},
+    cache_status::{Became, Bypass, CacheStatus, Forward, Tier},
+    gate::Turnstile,
+    headers,
+    problem::Problem,
+    stats::Outcome,
+    upstream::{Abandoned, RequestBody, Upload, UpstreamError, WhenRefused, no_body},
+};
+
+impl Proxy {
+    /// Passes a request on to the application.
+    pub(super) async fn pass(
+        &self,
+        request: Request<Incoming>,
+        client: Client,
+        reason: Forward,
+        route: Option<&Arc<Route>>,
+    ) -> Served {
+        match self.forward(request.map(passed_body), &client, None, WhenRefused::Retry).await {
+            Ok(response) => passed(response, reason, route),
+            Err(error) => unreachable(&error, &client, route),
+        }
+    }
+
+    /// Sends a request to the application, with `protocol` as one to change to, and passes interim responses back.
+    pub(super) async fn forward(
+        &self,
+        request: Request<RequestBody>,
+        client: &Client,
+        protocol: Option<HeaderValue>,
+        refused: WhenRefused,
+    ) -> Result<Response<Paced>, UpstreamError> {
+        let may_change_protocol = protocol.is_some();
+        let mut exchange = self.begin(request, client, protocol, refused);
+        self.response_to(&mut exchange, may_change_protocol).await
+    }
+
+    /// Begins to send a request to the application.
+    pub(super) fn begin(
+        &self,
+        request: Request<RequestBody>,
+        client: &Client,
+        protocol: Option<HeaderValue>,
+        refused: WhenRefused,
+    ) -> Exchange {
+        let mut request = outgoing(request, client.address);
+        let abandoned = Abandoned::default();
+        pass_interim_responses(&mut request, client, &abandoned);
+        if let Some(protocol) = protocol {
+            headers::ask_for_upgrade(request.headers_mut(), protocol);
+        }
+        if request.version() == Version::HTTP_2 {
+            let budget = &self.telemetry.stats.budget;
+            request = request.map(|body| match body {
+                Either::Left(upload) => Either::Left(upload.kept(budget)),
+                at_hand => at_hand,
+            });
+        }
+        Exchange::new(self.upstream.clone(), request, refused, abandoned, self.application_timeout())
+    }
+
+    /// Waits for the response to a request, up to the policy's `application.timeout`.
+    pub(super) async fn response_to(
+        &self,
+        exchange: &mut Exchange,
+        may_change_protocol: bool,
+    ) -> Result<Response<Paced>, UpstreamError> {
+        let outcome = exchange.head_in_time().await.and_then(|response| match response.status() {
+            StatusCode::SWITCHING_PROTOCOLS if !may_change_protocol => Err(UpstreamError::UnexpectedUpgrade),
+            _ => Ok(response),
+        });
+        let mut response =
+            outcome.inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            headers::remove_hop_by_hop(response.headers_mut());
+        }
+        let (head, body) = response.into_parts();
+        let limit = exchange.limit().filter(|_| !deadline::may_be_silent(&head));
+        Ok(Response::from_parts(head, Paced::new(body, limit, &self.telemetry.stats)))
+    }
+
+    pub(super) async fn upgrade(
+        &self,
+        request: Request<Incoming>,
+        client: Client,
+        protocol: HeaderValue,
+        from_client: OnUpgrade,
+    ) -> Served {
+        match self.forward(request.map(passed_body), &client, Some(protocol), WhenRefused::Retry).await {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
+                changed_protocol(from_client, response, &client)
+            }
+            Ok(response) => passed(response, Forward::Bypass(Bypass::Upgrade), None),
+            Err(error) => unreachable(&error, &client, None),
+        }
+    }
+}
+
+/// Returns the body that is sent on of a client's request.
+pub(super) fn passed_body(body: Incoming) -> RequestBody {
+    if body.is_end_stream() { no_body() } else { Either::Left(Upload::new(body)) }
+}
+
+/// Returns a request as the application gets it.
+fn outgoing(request: Request<RequestBody>, client: IpAddr) -> Request<RequestBody> {
+    let (mut head, body) = request.into_parts();
+    headers::remove_hop_by_hop(&mut head.headers);
+    headers::announce(&mut head.headers, client, head.version);
+    // The host of an absolute target replaces Host (RFC 9112, section 3.2.2).
+    let host = head.uri.authority().and_then(|authority| HeaderValue::from_str(authority.as_str()).ok());
+    if let Some(host) = host {
+        head.headers.insert(HOST, host);
+    } else if !head.headers.contains_key(HOST) {
+        // HTTP/1.1 requires one, and servers refuse an empty one; a health check over HTTP/1.0 has none.
+        head.headers.insert(HOST, HeaderValue::from_static("localhost"));
+    }
+    Request::from_parts(head, body)
+}
+
+/// Passes interim responses on (RFC 9110, section 15.2), except for 101 and a 100 that the client does not expect.
+fn pass_interim_responses(request: &mut Request<RequestBody>, client: &Client, abandoned: &Abandoned) {
+    let Some(turnstile) = client.turnstile.clone().filter(|_| request.version() == Version::HTTP_11) else {
+        return;
+    };
+    let (expects, abandoned) = (headers::expects_to_go_on(request.headers()), abandoned.clone());
+    hyper::ext::on_informational(request, move |response| match response.status().as_u16() {
+        // The client has a final response, and may be waiting for the next one.
+        _ if abandoned.is_set() => {}
+        100 if expects => turnstile.go_on(),
+        102.. => turnstile.send_interim(response.status(), response.headers()),
+        _ => {}
+    });
+}
+
+/// Responds with 101, after which bytes pass both ways.
+pub(super) fn changed_protocol(
+    from_client: OnUpgrade,
+    mut response: Response<Paced>,
+    client: &Client,
+) -> Served {
+    if let Some(turnstile) = &client.turnstile {
+        turnstile.change_protocol();
+    }
+    tokio::spawn(tunnel::join(from_client, hyper::upgrade::on(&mut response), client.turnstile.clone()));
+    let response = response.map(Body::stream);
+    Served { response, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
+}
+
+/// Returns the application's response to a request that was passed on.
+pub(super) fn passed(response: Response<Paced>, reason: Forward, route: Option<&Arc<Route>>) -> Served {
+    let mut response = response.map(Body::stream);
+    let status = Some(response.status());
+    CacheStatus::Forwarded { reason, status, tier: Tier::Application, answer: Became::Passed }
+        .append_to(response.headers_mut());
+    let outcome = if route.is_some() { Outcome::Bypass } else { Outcome::Pass };
+    Served { response, route: route.cloned(), outcome, tier: Tier::Application, life: None }
+}
+
+/// Returns the problem of a request without a response: the application's, or the client's if its request broke off.
+pub(super) fn unreachable(error: &UpstreamError, client: &Client, route: Option<&Arc<Route>>) -> Served {
+    if let Some(error) = client.turnstile.as_deref().and_then(Turnstile::error) {
+        return Served::problem(Problem::Refused(error), route);
+    }
+    let reason = error.reason();
+    tracing::warn!(reason = reason.as_str(), error = error.chain(), "the application did not respond");
+    Served::problem(Problem::Upstream(reason), route)
+}
