@@ -35,7 +35,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_path_says_how_many_bytes() {
+    fn path_gives_the_number_of_bytes() {
         assert_eq!(at("/1024").into_body().size_hint().exact(), Some(1024));
         assert_eq!(at("/0").status(), StatusCode::OK);
         for path in ["/", "1024", "/x", "/-1", "/99999999999"] {

@@ -76,14 +76,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_a_line_of_proc() {
+    fn line_of_proc_is_read() {
         let stat = parse("7 (a) b) S 3 7 7 0 -1 4194560 1 2 3 4 10 20 300 4000 20 0 1 0 5").unwrap();
         assert_eq!((stat.parent, stat.ticks), (3, 4330));
         assert!(parse("7 (a) S 3").is_none());
     }
 
     #[test]
-    fn reads_how_idle_a_core_was() {
+    fn idle_time_of_a_core_is_read() {
         let all = "cpu  9 9 9 9 9 9\ncpu0 1 2 3 40 5 6 7\ncpu1 1 2 3 80 5 6 7\n";
         assert_eq!((idle_ticks(all, 0), idle_ticks(all, 1), idle_ticks(all, 2)), (Some(45), Some(85), None));
     }

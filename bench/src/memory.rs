@@ -144,14 +144,14 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_field_of_the_status() {
+    fn field_of_the_process_status_is_read() {
         let status = "VmHWM:\t    2000 kB\nVmRSS:\t    1234 kB\n";
         assert_eq!(parse(status, "VmRSS"), Some(1234 * 1024));
         assert_eq!(parse(status, "Vm"), None);
     }
 
     #[test]
-    fn sizes_are_within_what_is_said() {
+    fn sizes_are_within_their_bounds() {
         let mut random = Random(1);
         assert!((0..1000).all(|_| (256..=1 << 20).contains(&varied(&mut random))));
     }

@@ -62,7 +62,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_an_answer() {
+    fn response_is_read() {
         let answer = |more: &str| {
             Answer::parse(format!("HTTP/1.1 200 OK\r\nA: b\r\n{more}\r\nxyz").as_bytes()).unwrap()
         };

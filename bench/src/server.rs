@@ -218,7 +218,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn finds_versions() {
+    fn server_versions_are_found() {
         assert_eq!(find_version("HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://x"), Some("2.6.12"));
         assert_eq!(find_version("nginx version: nginx/1.22.1\n"), Some("1.22.1"));
         assert_eq!(find_version("larder-sidecar 0.1.0\n"), Some("0.1.0"));

@@ -199,7 +199,7 @@ mod tests {
     }
 
     #[test]
-    fn medians() {
+    fn median_is_the_middle_value() {
         assert_eq!(median(vec![]), None);
         assert_eq!(median(vec![3.0, 1.0, 2.0]), Some(2.0));
         assert_eq!(median(vec![4.0, 1.0, 2.0, 3.0]), Some(2.5));
@@ -215,7 +215,7 @@ mod tests {
     }
 
     #[test]
-    fn only_what_is_between_the_marks_changes() {
+    fn only_text_between_the_marks_changes() {
         let old = "# A\nBEGIN\nold\nEND\n## B\n";
         let put = |old| between_marks(old, "new\n", ["BEGIN", "END"]);
         let new = put(old).unwrap();

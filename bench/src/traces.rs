@@ -121,7 +121,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zipf_is_as_skewed_as_it_says() {
+    fn zipf_has_its_stated_skew() {
         let mut counts = [0_u32; 2];
         let (zipf, mut random) = (Zipf::new(1000, 1.0), Random(1));
         for _ in 0..100_000 {
@@ -134,7 +134,7 @@ mod tests {
     }
 
     #[test]
-    fn a_third_is_scans() {
+    fn third_of_the_trace_is_scans() {
         let once = Trace::Scan(0.9).keys(0).iter().filter(|key| **key >= KEYS).count();
         assert!(once.abs_diff(REQUESTS / 3) < 20_000, "{once}");
     }

@@ -67,7 +67,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_chart_keeps_it() {
+    fn uninstalling_the_chart_keeps_the_definition() {
         let template = to_chart_template(cache_policies()).unwrap();
         assert!(template.contains("helm.sh/resource-policy: keep"), "{template}");
     }

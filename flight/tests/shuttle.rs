@@ -215,7 +215,7 @@ fn every_reader_sees_the_whole_body() {
 }
 
 #[test]
-fn who_leaves_or_stops_reading_strands_nobody() {
+fn reader_that_leaves_or_stops_strands_no_other() {
     check(|| {
         let (wire, told, fill, reader) = start(None, 100);
         let mut leaves = fill.join().unwrap();
@@ -246,7 +246,7 @@ fn who_leaves_or_stops_reading_strands_nobody() {
 }
 
 #[test]
-fn whoever_leaves_last_the_observer_is_told_once() {
+fn observer_is_notified_once_after_the_last_reader() {
     check(|| {
         let (wire, told, fill, mut reader) = start(None, 100);
         let mut second = fill.join().unwrap();
@@ -285,7 +285,7 @@ fn an_error_reaches_every_reader() {
 }
 
 #[test]
-fn past_the_limit_a_reader_sees_all_or_is_told_that_it_lagged() {
+fn reader_past_the_limit_sees_all_or_gets_the_lag_error() {
     check(|| {
         const PIECE: usize = 150 * 1024;
         let (wire, told, fill, reader) = start(None, 10);
@@ -335,7 +335,7 @@ impl Observer for Refusing {
 }
 
 #[test]
-fn where_no_more_may_be_kept_every_reader_still_sees_the_whole_body() {
+fn every_reader_sees_the_whole_body_when_no_more_may_be_retained() {
     check(|| {
         let (wire, told) = (Wire::default(), Told::default());
         let announced = thread_rng().gen_bool(0.5);
@@ -406,7 +406,7 @@ async fn ask(
 }
 
 #[test]
-fn one_leads_and_everybody_ends() {
+fn one_waiter_leads_and_every_waiter_ends() {
     check(|| {
         let flights = Flights::new();
         let log = Arc::new(Mutex::new(Log::default()));
@@ -488,7 +488,7 @@ fn a_flight_that_is_overtaken_strands_nobody_and_has_one_successor() {
 }
 
 #[test]
-fn of_those_who_overtake_the_same_flight_one_leads() {
+fn one_of_several_overtakers_of_a_flight_leads() {
     check(|| {
         let flights = Flights::<u8>::new();
         let Joined::Lead(hung) = flights.join("key") else { panic!("nobody leads") };

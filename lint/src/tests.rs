@@ -174,7 +174,7 @@ fn all_diagnostics_are_found_at_once_and_in_the_order_of_the_file() {
 }
 
 #[test]
-fn what_follows_an_item_that_can_not_be_read_keeps_its_place() {
+fn item_after_an_unreadable_one_retains_its_place() {
     let text = GOOD.replacen("ttl: 120s", "statuses: no", 1).replacen("{key}::int", "{none}::int", 1);
     let paths: Vec<_> =
         check(&text, Environment::Alone).diagnostics.into_iter().map(|fault| fault.path).collect();
@@ -182,7 +182,7 @@ fn what_follows_an_item_that_can_not_be_read_keeps_its_place() {
 }
 
 #[test]
-fn what_is_no_yaml_is_said_where_it_ends() {
+fn invalid_yaml_is_reported_with_its_position() {
     for text in ["{", "a: b: c", "a:\n- b\n c: [", "\"", "&", "*a", "%", "a: \t- b\n\t- c"] {
         let report = check(text, Environment::Alone);
         assert!(!report.diagnostics.is_empty(), "{text}");
@@ -218,7 +218,7 @@ fn aliases_are_put_in_and_bombs_are_not() {
 }
 
 #[test]
-fn what_no_sidecar_reads_of_yaml_is_said() {
+fn unsupported_yaml_is_reported() {
     let merged = changed("ttl: 120s", "<<: {ttl: 120s}");
     assert!(merged[0].contains("11:5: spec.routes[0].<<: a sidecar does not merge"), "{merged:?}");
     let tagged = changed("ttl: 120s", "ttl: !long 120s");
@@ -230,7 +230,7 @@ fn what_no_sidecar_reads_of_yaml_is_said() {
 }
 
 #[test]
-fn a_cluster_asks_for_more_and_takes_only_its_secrets() {
+fn cluster_requires_selector_and_targets_and_only_its_own_secrets() {
     let alone = said(GOOD, Environment::Cluster);
     assert_eq!(
         alone,
@@ -272,7 +272,7 @@ fn every_policy_of_a_file_is_checked_and_others_are_skipped() {
 }
 
 #[test]
-fn what_a_newer_operator_wrote_is_named() {
+fn fields_of_a_newer_operator_are_named() {
     let text = GOOD.replacen("ttl: 120s", "ttl: 120s\n    fromTheFuture: {x: 1}", 1).replacen(
         "spec:",
         "spec:\n  new: 1",

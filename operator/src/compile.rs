@@ -241,7 +241,7 @@ mod tests {
     }
 
     #[test]
-    fn the_config_map_records_what_it_holds() {
+    fn config_map_records_its_content() {
         let compiled = suspended(OWNER);
         let map = config_map("shop", "cache", &compiled, RolloutStrategy::OnCreate);
         assert_eq!(map.metadata.name.as_deref(), Some("larder-cache"));

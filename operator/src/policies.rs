@@ -196,7 +196,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn the_oldest_serves() {
+    fn oldest_matching_policy_serves() {
         let policies = policies(&[
             policy("younger", "2026-01-02T00:00:00Z", json!({"app": "shop"})),
             policy("older", "2026-01-01T00:00:00Z", json!({"app": "shop"})),

@@ -210,7 +210,7 @@ mod tests {
     }
 
     #[test]
-    fn objects_deleted_during_an_interruption_are_told_of() {
+    fn readers_hear_of_objects_deleted_during_an_interruption() {
         let (watched, mut publisher) = channel::<ConfigMap>();
         listed(&mut publisher, &["a", "b"]);
         let mut reader = watched.subscribe();

@@ -208,7 +208,7 @@ mod tests {
     }
 
     #[test]
-    fn names_only_namespaces_with_policies() {
+    fn webhook_selects_only_namespaces_with_policies() {
         let made = made(&["shop"]);
         let webhook = &made["webhooks"][0];
         assert_eq!(

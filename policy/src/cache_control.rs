@@ -316,7 +316,7 @@ mod tests {
     }
 
     #[test]
-    fn a_restriction_is_not_lost_by_how_the_list_is_written() {
+    fn malformed_list_keeps_its_restrictions() {
         for line in [
             "max-age=60; private",
             "max-age=60;private",

@@ -180,7 +180,7 @@ mod tests {
     const NOW: i64 = 1_795_219_200;
 
     #[test]
-    fn three_forms_of_one_date() {
+    fn three_forms_give_one_date() {
         for text in [
             "Sun, 06 Nov 1994 08:49:37 GMT",
             "Sunday, 06-Nov-94 08:49:37 GMT",
@@ -239,7 +239,7 @@ mod tests {
     }
 
     #[test]
-    fn a_leap_second_and_a_leap_day() {
+    fn leap_second_and_leap_day_are_parsed() {
         assert_eq!(parse(b"Sat, 31 Dec 2016 23:59:60 GMT", NOW), Some(1_483_228_800));
         assert_eq!(parse(b"Thu, 29 Feb 2024 00:00:00 GMT", NOW), Some(1_709_164_800));
         assert_eq!(parse(b"Fri, 31 Dec 9999 23:59:59 GMT", NOW), i64::try_from(LAST).ok());
@@ -249,17 +249,17 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_written_is_read(seconds in 0..=LAST, now: i64) {
+        fn formatted_date_round_trips(seconds in 0..=LAST, now: i64) {
             prop_assert_eq!(parse(&format(seconds), now), i64::try_from(seconds).ok());
         }
 
         #[test]
-        fn nothing_makes_it_panic(bytes: Vec<u8>, now: i64) {
+        fn parsing_any_bytes_never_panics(bytes: Vec<u8>, now: i64) {
             parse(&bytes, now);
         }
 
         #[test]
-        fn nothing_like_a_date_makes_it_panic(
+        fn parsing_date_like_text_never_panics(
             text in "[A-Za-z]{3,9},? ?[0-9]{1,2}[ -][A-Z][a-z]{2}[ -][0-9]{2,4} [0-9]{2}:[0-9]{2}:[0-9]{2} GMT",
             now: i64,
         ) {

@@ -107,7 +107,7 @@ spec:
 ";
 
     #[test]
-    fn reads_what_kubectl_takes_and_what_a_newer_operator_writes() {
+    fn documents_of_kubectl_and_of_newer_operators_are_read() {
         let document = Document::parse(POLICY).unwrap();
         assert_eq!(document.metadata.name, "shop");
         assert_eq!(document.spec.routes[0].ttl, Some(crate::Duration::from_secs(120)));

@@ -161,7 +161,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_gep_2257_allows() {
+    fn durations_of_gep_2257_are_read() {
         for (text, milliseconds) in
             [("0s", 0), ("500ms", 500), ("120s", 120_000), ("1h30m", 5_400_000), ("1m1s1ms", 61_001)]
         {

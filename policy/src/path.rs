@@ -301,7 +301,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn what_is_plain_is_normal(raw in "[a-z%./?#~;é\\\\]{0,12}") {
+        fn plain_path_is_normal(raw in "[a-z%./?#~;é\\\\]{0,12}") {
             if is_plain(&raw) {
                 prop_assert_eq!(&normalise_escapes(&raw), &raw);
                 prop_assert!(!raw.split('/').any(|segment| matches!(segment, "." | "..")));

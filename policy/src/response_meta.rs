@@ -275,7 +275,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn no_headers_and_no_clock_make_it_panic(
+        fn claims_never_panic(
             age: String, expires: String, control: String, requested_at: u64, received_at: u64,
         ) {
             let mut map = headers(&[MODIFIED, DATE]);

@@ -122,14 +122,14 @@ mod tests {
     }
 
     #[test]
-    fn refuses_fractions_signs_and_unknown_units() {
+    fn fractions_signs_and_unknown_units_are_refused() {
         for text in ["", "Mi", "1.5Gi", "-1", "+1", "1MB", "1 Mi", "99999999999Ei"] {
             assert!(text.parse::<ByteSize>().is_err(), "{text}");
         }
     }
 
     #[test]
-    fn writes_the_largest_unit_that_fits() {
+    fn largest_unit_that_fits_is_written() {
         for text in ["0", "1023", "1Ki", "64Mi", "3M"] {
             assert_eq!(text.parse::<ByteSize>().unwrap().to_string(), text);
         }

@@ -86,7 +86,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn binds_each_parameter_once_as_text() {
+    fn each_parameter_is_bound_once_as_text() {
         let query =
             BoundQuery::new("select * from t where a = {id}::int or b = {id} or c = {k};", &["id", "k"])
                 .unwrap();
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn leaves_literals_alone() {
+    fn literals_are_left_alone() {
         let query = BoundQuery::new(r#"select v #>> '{a,b}' as "{x}", 'it''s {y}' from t"#, &[]).unwrap();
         assert!(query.statement.contains(r#"v #>> '{a,b}' as "{x}", 'it''s {y}'"#));
     }

@@ -75,7 +75,7 @@ mod tests {
     }
 
     #[test]
-    fn valid_fields() {
+    fn valid_targeted_fields_are_parsed() {
         let no_store = ResponseDirectives { no_store: true, ..Default::default() };
         for (value, expected) in [
             ("max-age=60", minute()),
@@ -97,7 +97,7 @@ mod tests {
     }
 
     #[test]
-    fn fields_that_are_ignored() {
+    fn invalid_targeted_fields_are_ignored() {
         for value in [
             "",
             " ",

@@ -257,7 +257,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_placeholders() {
+    fn placeholders_are_found() {
         assert_eq!(placeholders("a:{x}:{y}").collect::<Vec<_>>(), ["x", "y"]);
         assert_eq!(placeholders("none {open").count(), 0);
     }

@@ -42,7 +42,7 @@ mod tests {
     use crate::testing::headers;
 
     #[test]
-    fn a_number_of_seconds_or_a_duration() {
+    fn ttl_is_a_number_of_seconds_or_a_duration() {
         let name = HeaderName::from_static("x-ttl");
         for (text, expected) in [
             ("90", Some(90_000)),

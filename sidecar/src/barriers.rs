@@ -392,7 +392,7 @@ mod tests {
     }
 
     #[test]
-    fn the_order_of_redis_counts_whoever_purged() {
+    fn order_of_redis_counts_for_purges_of_any_pod() {
         let barriers = Barriers::shared(Duration::from_secs(5));
         barriers.resync(&Snapshot { generation: 7, order: 3, floor: 1, raised: vec![(tag("a"), 3)] });
         let stamp = |order| Stamp { generation: 7, order, ..Stamp::default() };
@@ -417,7 +417,7 @@ mod tests {
     }
 
     #[test]
-    fn a_purge_while_redis_is_away_holds_until_redis_has_it() {
+    fn purge_while_redis_is_away_holds_until_redis_has_it() {
         let barriers = Barriers::shared(Duration::from_secs(5));
         barriers.resync(&Snapshot { generation: 7, order: 1, ..Snapshot::default() });
         let in_redis = Stamp { generation: 7, order: 1, ..Stamp::default() };
@@ -467,7 +467,7 @@ mod tests {
     }
 
     #[test]
-    fn without_proof_only_what_was_asked_for_within_the_grace_is_trusted() {
+    fn without_proof_only_requests_within_the_grace_are_trusted() {
         let barriers = Barriers::shared(Duration::from_secs(5));
         assert!(barriers.trusts_at(5_000, 10_000));
         assert!(!barriers.trusts_at(4_999, 10_000));

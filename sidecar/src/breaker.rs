@@ -75,7 +75,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn opens_after_failures_in_a_row_and_lets_one_try() {
+    fn breaker_opens_after_failures_in_a_row_and_lets_one_try() {
         let breaker = Breaker::new(2, Duration::from_millis(100));
         breaker.failed_at(0);
         breaker.succeeded();

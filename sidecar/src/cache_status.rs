@@ -245,7 +245,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_hit_or_a_forward_and_never_both() {
+    fn cache_status_is_a_hit_or_a_forward_and_never_both() {
         let hit = |ttl| CacheStatus::Hit { tier: Tier::L1, ttl }.to_string();
         assert_eq!(
             (hit(117), hit(-3)),
@@ -281,7 +281,7 @@ mod tests {
     }
 
     #[test]
-    fn it_comes_after_what_others_said() {
+    fn cache_status_is_appended_to_existing_ones() {
         let mut headers = HeaderMap::new();
         headers.insert(CACHE_STATUS, HeaderValue::from_static("origin; hit"));
         CacheStatus::Hit { tier: Tier::L2, ttl: 0 }.append_to(&mut headers);

@@ -152,7 +152,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_upstreams() {
+    fn upstreams_are_read() {
         assert_eq!("http://127.0.0.1:8000".parse::<UpstreamUrl>().unwrap().port(), 8000);
         assert_eq!("http://app/".parse::<UpstreamUrl>().unwrap().port(), 80);
         for text in ["127.0.0.1:8000", "https://app", "http://app/x", "ftp://app"] {

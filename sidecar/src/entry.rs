@@ -258,7 +258,7 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn its_head_is_written_once() {
+    fn head_of_an_entry_is_written_once() {
         let stored = entry();
         let (head, body) = stored.rendered().unwrap();
         assert_eq!(

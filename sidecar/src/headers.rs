@@ -195,7 +195,7 @@ mod tests {
     }
 
     #[test]
-    fn what_concerns_the_connection_stays_on_it() {
+    fn connection_headers_are_removed() {
         let mut map = headers(&[
             ("connection", "close, X-Secret, Host"),
             ("host", "shop"),
@@ -209,7 +209,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_for_every_recipient_is_not_the_connections() {
+    fn end_to_end_headers_survive_connection_nomination() {
         let mut map = headers(&[
             ("connection", "cache-control, Set-Cookie, vary, x"),
             ("cache-control", "private"),
@@ -222,7 +222,7 @@ mod tests {
     }
 
     #[test]
-    fn a_length_beside_a_transfer_coding_goes_with_it() {
+    fn content_length_beside_a_transfer_coding_is_removed() {
         let mut map =
             headers(&[("content-length", "1"), ("transfer-encoding", "chunked"), ("accept", "*/*")]);
         remove_hop_by_hop(&mut map);
@@ -254,7 +254,7 @@ mod tests {
     }
 
     #[test]
-    fn a_request_is_passed_on_as_often_as_it_says() {
+    fn max_forwards_is_decremented() {
         for (method, said, left, says) in [
             (Method::OPTIONS, "3", Some(3), "2"),
             (Method::TRACE, "1", Some(1), "0"),
@@ -275,7 +275,7 @@ mod tests {
     }
 
     #[test]
-    fn a_client_is_added_to_those_before_it() {
+    fn client_is_appended_to_x_forwarded_for() {
         let mut map = headers(&[("x-forwarded-for", "10.0.0.1"), ("x-forwarded-for", "10.0.0.2")]);
         announce(&mut map, IpAddr::from([10, 0, 0, 3]), Version::HTTP_11);
         assert_eq!(
@@ -285,7 +285,7 @@ mod tests {
     }
 
     #[test]
-    fn forwarded_is_continued_where_it_was_begun() {
+    fn client_is_appended_to_an_existing_forwarded() {
         let mut map = headers(&[("forwarded", "for=192.0.2.1;proto=https")]);
         announce(&mut map, "::1".parse().unwrap(), Version::HTTP_11);
         assert_eq!(map[FORWARDED], "for=192.0.2.1;proto=https, for=\"[::1]\"");

@@ -57,7 +57,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn one_line_a_second_says_how_many_were_left_out() {
+    fn one_line_a_second_counts_the_omitted_ones() {
         let log = RequestErrorLog::default();
         assert_eq!(log.admits(5), Some(0));
         assert_eq!([log.admits(5), log.admits(1004)], [None, None]);

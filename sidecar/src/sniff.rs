@@ -171,7 +171,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_server_could_take_for_http_is_http() {
+    fn bytes_that_a_server_could_take_for_http_are_http() {
         for text in [
             &b"GET / HTTP/1.1"[..],
             b"PURGE /x",
@@ -217,7 +217,7 @@ mod tests {
     }
 
     #[test]
-    fn what_the_proxy_protocol_hides_is_not_passed_on() {
+    fn proxy_protocol_header_is_detected() {
         assert_eq!(of(b"PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\nPUT /x"), Protocol::Proxied);
         assert_eq!(of(b"\r\n\r\n\0\r\nQUIT\n\x21\x11\0\x0c"), Protocol::Proxied);
     }
@@ -240,7 +240,7 @@ mod tests {
     }
 
     #[test]
-    fn what_no_request_begins_with_is_presumed_to_be_another_protocol() {
+    fn bytes_that_begin_no_request_are_presumed_to_be_another_protocol() {
         for text in [
             &b"\0\0\0\x08\x04\xd2\x16\x2f"[..],
             b"\0\0raw",
@@ -256,7 +256,7 @@ mod tests {
     }
 
     #[test]
-    fn what_tells_too_little_is_waited_for() {
+    fn undecided_bytes_wait_for_more() {
         for text in [
             &b""[..],
             b"\r",
@@ -299,7 +299,7 @@ mod tests {
     proptest! {
         /// However it arrives, no first line that names HTTP is passed on to its end.
         #[test]
-        fn no_http_is_passed_on_however_it_arrives(
+        fn http_is_never_passed_on_in_any_segmentation(
             before in "[\\x00-\\x20\u{feff}]{0,4}",
             line in "[ -~\\x00\\x0b]{0,30}",
             version in "(HTTP|http|Http)/[0-9]",

@@ -136,7 +136,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_answer_is_whole_when_its_body_is() {
+    fn response_is_whole_when_its_body_is() {
         let answer = b"HTTP/1.1 200 OK\r\nContent-Length: 3\r\n\r\nxxx";
         for length in 0..answer.len() {
             assert!(!is_whole(&answer[..length], 3), "{length}");

@@ -51,7 +51,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_query_describes_the_answer() {
+    fn query_describes_the_response() {
         let wanted =
             Wanted::parse("q=1&status=404&delay=5&size=7&header=Vary:*&header=Set-Cookie:a=b;%20c").unwrap();
         assert_eq!(wanted.status, StatusCode::NOT_FOUND);
@@ -62,7 +62,7 @@ mod tests {
     }
 
     #[test]
-    fn what_cannot_be_read_is_named() {
+    fn unreadable_parameter_is_named() {
         assert_eq!(Wanted::parse("delay=soon"), Err("can't read delay=soon".to_owned()));
         assert_eq!(Wanted::parse("header=Vary"), Err("can't read header=Vary".to_owned()));
     }

@@ -5,7 +5,7 @@ use larder_e2e::{Agent, eventually, eventually::SHORT_TIMEOUT, examples, in_a_na
 use serde_json::{Value, json};
 
 #[tokio::test]
-async fn examples_full_path_says_whence_and_since_when_and_for_how_long() -> anyhow::Result<()> {
+async fn examples_full_path_reports_source_age_and_ttl() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let (_policy, agent) = examples::deploy(sandbox, "full-path", 1).await?;
 

@@ -12,7 +12,7 @@ use serde_json::{Value, json};
 use super::common::ensure_hit;
 
 #[tokio::test]
-async fn examples_read_through_keeps_in_postgres_what_the_api_said_once() -> anyhow::Result<()> {
+async fn examples_read_through_persists_the_api_response_in_postgres_once() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let (policy, agent) = examples::deploy(sandbox, "read-through", 2).await?;
 

@@ -10,7 +10,8 @@ use larder_e2e::{
 use super::common::{calls, ensure_hit, get_from, shared_by_redis, ttl};
 
 #[tokio::test]
-async fn examples_two_level_asks_its_slow_source_once_for_100_users_of_3_pods() -> anyhow::Result<()> {
+async fn examples_two_level_sends_its_slow_source_one_request_for_100_users_of_3_pods() -> anyhow::Result<()>
+{
     in_a_namespace(async |sandbox| {
         let (_policy, agent) = examples::deploy(sandbox, "two-level", 3).await?;
         let pods = sandbox.pods("app").await?;

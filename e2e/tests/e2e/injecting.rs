@@ -42,7 +42,7 @@ async fn a_restricted_namespace_takes_the_injected_pod() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn probes_and_hooks_go_on_asking_the_application() -> anyhow::Result<()> {
+async fn probes_and_hooks_still_call_the_application() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let hook = |path: &str| json!({"httpGet": {"path": path, "port": "http"}});
         let workload = Workload::deployment("app", 1).container(json!({
@@ -234,7 +234,7 @@ async fn the_application_starts_without_the_config_map_and_the_secrets() -> anyh
 }
 
 #[tokio::test]
-async fn a_pod_that_opts_out_stays_as_it_is() -> anyhow::Result<()> {
+async fn pod_that_opts_out_is_not_injected() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let policy = sandbox.policy("cache", IN_MEMORY).await?;
         policy.injects(&Workload::deployment("app", 1).template()?).await?;

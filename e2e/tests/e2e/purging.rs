@@ -46,7 +46,7 @@ async fn after_a_write_through_one_pod_the_next_read_in_every_pod_is_fresh() -> 
 }
 
 #[tokio::test]
-async fn keys_paths_and_tags_are_purged_by_those_who_have_the_token() -> anyhow::Result<()> {
+async fn keys_paths_and_tags_are_purged_with_the_token() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         for file in ["secrets.yaml", "redis.yaml"] {
             sandbox.apply(&examples::shop(file, &sandbox.name)?).await?;

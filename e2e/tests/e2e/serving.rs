@@ -55,7 +55,7 @@ async fn nocache_neither_reads_nor_stores() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn what_must_not_be_shared_is_not_stored() -> anyhow::Result<()> {
+async fn response_that_must_not_be_shared_is_not_stored() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let (_, agent) = sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 1), 1).await?;
 

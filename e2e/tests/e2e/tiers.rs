@@ -46,7 +46,7 @@ async fn a_hit_comes_from_redis_in_another_pod() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
-async fn answers_continue_while_redis_is_stopped() -> anyhow::Result<()> {
+async fn responses_continue_while_redis_is_stopped() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         with_redis_below(sandbox).await?;
         let (policy, agent) =

@@ -125,7 +125,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn an_outcome_is_what_the_cache_said() {
+    fn outcome_is_read_from_cache_status() {
         for (said, expected) in [
             ("larder; hit; ttl=119; detail=l1", "hit l1"),
             ("larder; fwd=uri-miss; fwd-status=200; stored; detail=postgres", "uri-miss postgres"),

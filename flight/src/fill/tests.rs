@@ -191,7 +191,7 @@ fn the_first_byte_leaves_before_the_second_comes() {
 }
 
 #[test]
-fn who_comes_later_reads_from_the_start() {
+fn late_reader_reads_from_the_start() {
     let (wire, _, fill, reader) = start(None, 100);
     let mut first = Task::new(reader);
     wire.send("a");
@@ -224,7 +224,7 @@ fn a_reader_that_polled_and_left_strands_nobody() {
 }
 
 #[test]
-fn a_slow_reader_reads_what_is_kept() {
+fn slow_reader_reads_the_retained_pieces() {
     let (wire, told, fill, reader) = start(None, 100);
     let slow = fill.join().unwrap();
     for n in 0..10 {
@@ -237,7 +237,7 @@ fn a_slow_reader_reads_what_is_kept() {
 }
 
 #[test]
-fn past_the_limit_a_laggard_is_cut_off_and_nothing_is_kept() {
+fn laggard_past_the_limit_is_cut_off_and_nothing_is_retained() {
     let (wire, told, fill, reader) = start(None, 10);
     let mut fast = Task::new(reader);
     let mut slow = Task::new(fill.join().unwrap());
@@ -269,7 +269,7 @@ fn past_the_limit_a_laggard_is_cut_off_and_nothing_is_kept() {
 }
 
 #[test]
-fn a_piece_larger_than_any_lag_cuts_off_nobody_who_has_read_all() {
+fn piece_larger_than_any_lag_cuts_off_no_reader_that_is_up_to_date() {
     let (wire, _, fill, reader) = start(None, 10);
     let (mut first, mut second) = (Task::new(reader), Task::new(fill.join().unwrap()));
     for _ in 0..3 {
@@ -311,7 +311,7 @@ fn the_last_reader_takes_the_source_with_it() {
 }
 
 #[test]
-fn an_error_reaches_all_after_what_came_before_it() {
+fn error_reaches_every_reader_after_the_pieces_before_it() {
     let (wire, told, fill, reader) = start(None, 100);
     let mut first = Task::new(reader);
     let mut second = Task::new(fill.join().unwrap());
@@ -394,7 +394,7 @@ fn empty_pieces_are_passed_over_without_starving_anybody() {
 }
 
 #[test]
-fn a_body_that_comes_byte_by_byte_is_joined_and_stays_what_it_is() {
+fn body_that_comes_byte_by_byte_is_joined_unchanged() {
     let body: Vec<u8> = (0..20_000_u32).map(|n| n as u8).collect();
     let (wire, told, fill, reader) = start(None, 100_000);
     let mut first = Task::new(reader);
@@ -441,7 +441,7 @@ fn a_buffer_that_the_body_fills_is_not_copied() {
 }
 
 #[test]
-fn any_body_will_do() {
+fn any_body_type_is_accepted() {
     let told = Told::default();
     let body: Full<Bytes> = Full::from("abc");
     let (_, reader) = fill::<http_body_util::combinators::UnsyncBoxBody<Bytes, Infallible>>(

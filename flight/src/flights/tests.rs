@@ -18,7 +18,7 @@ fn wait<T: Clone + Send>(joined: Joined<T>) -> Wait<T> {
 }
 
 #[test]
-fn those_who_wait_get_what_the_lead_found() {
+fn waiters_get_the_result_of_the_lead() {
     let flights = Flights::new();
     let leader = lead(flights.join("a"));
     let other = lead(flights.join("b"));
@@ -90,7 +90,7 @@ fn a_flight_that_is_overtaken_sends_its_waiters_to_the_new_lead() {
 }
 
 #[test]
-fn of_those_who_overtake_one_leads() {
+fn one_of_several_overtakers_leads() {
     let flights = Flights::<u8>::new();
     let hung = lead(flights.join("a"));
     let waits: Vec<_> = (0..5).map(|_| wait(flights.join("a"))).collect();
@@ -102,7 +102,7 @@ fn of_those_who_overtake_one_leads() {
 }
 
 #[test]
-fn what_has_landed_may_be_overtaken_and_who_joined_it_has_it() {
+fn landed_flight_may_be_overtaken_and_stays_with_its_joiners() {
     let flights = Flights::new();
     let stalled = lead(flights.join("a")).land(1);
     let (before, overdue) = (wait(flights.join("a")), wait(flights.join("a")));
@@ -129,7 +129,7 @@ fn a_lead_that_goes_on_is_as_one_that_began() {
 }
 
 #[test]
-fn an_audience_is_those_who_wait() {
+fn audience_is_the_waiters() {
     let flights = Flights::<u8>::new();
     let leader = lead(flights.join("a"));
     let audience = leader.audience();

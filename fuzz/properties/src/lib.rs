@@ -35,7 +35,7 @@ mod tests {
     ];
 
     #[test]
-    fn all_holds_of_the_corpus() {
+    fn properties_hold_for_the_corpus() {
         let corpus = Path::new(env!("CARGO_MANIFEST_DIR")).join("../corpus");
         let mut folders: Vec<_> =
             fs::read_dir(&corpus).unwrap().map(|folder| folder.unwrap().file_name()).collect();

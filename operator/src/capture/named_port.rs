@@ -212,7 +212,7 @@ mod tests {
     }
 
     #[test]
-    fn a_port_is_found_by_name_and_by_number() {
+    fn port_is_found_by_name_and_by_number() {
         assert_eq!(check(&pod(), json!("http"), json!([])), Ok(vec![http()]));
         assert_eq!(check(&pod(), json!(8080), json!([])), Ok(vec![http()]));
         assert_eq!(check(&pod(), json!("https"), json!([])), Err(SkipReason::NoSuchPort));

@@ -243,7 +243,7 @@ mod tests {
     }
 
     #[test]
-    fn requeues_soon_while_a_change_is_in_progress() {
+    fn policy_is_requeued_soon_while_a_change_is_in_progress() {
         let settled = |policy_pods, current| {
             settled(&policy_pods, &status(current), RolloutStrategy::Restart, Timestamp::now())
         };
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn does_not_wait_for_pods_that_it_does_not_repair() {
+    fn controller_does_not_wait_for_pods_that_it_does_not_repair() {
         let now = Timestamp::now();
         let missed = || policy_pods(Some(Deviation::Missed));
         assert!(settled(&missed(), &status(1), RolloutStrategy::OnCreate, now));
@@ -265,7 +265,7 @@ mod tests {
     }
 
     #[test]
-    fn a_pod_without_an_address_is_not_asked() {
+    fn pod_without_an_address_is_not_polled() {
         assert_eq!(sidecars(&policy_pods(None), &[]).len(), 1);
         let mut waiting = policy_pods(None);
         waiting.pods[0].address = None;

@@ -263,7 +263,7 @@ proptest! {
     }
 
     #[test]
-    fn what_gets_older_gets_no_fresher(
+    fn response_gets_no_fresher_with_age(
         meta in any_claims(), route in any_route(), resident in time(), more in time(),
     ) {
         let later = resident.saturating_add(more);
@@ -290,7 +290,7 @@ proptest! {
     }
 
     #[test]
-    fn what_must_be_revalidated_is_never_served_stale(
+    fn must_revalidate_response_is_never_served_stale(
         meta in any_claims(), route in any_route(), asked in any_request(), resident in time(),
     ) {
         let mut meta = meta;
@@ -302,7 +302,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_not_kept_is_of_no_use(meta in any_claims(), route in any_route(), more in time()) {
+    fn response_past_its_storage_time_is_never_served(meta in any_claims(), route in any_route(), more in time()) {
         let resident = keep_for(&meta, &route).saturating_add(more);
         // At the end of time there is no later.
         if resident == Duration::MAX || meta.initial_age.checked_add(resident).is_none() {

@@ -37,7 +37,7 @@ fn query_rules(allow: &[&str], order: QueryOrder) -> KeyRules {
 }
 
 #[test]
-fn has_method_scheme_host_path_and_query() {
+fn key_has_method_scheme_host_path_and_query() {
     let plain = KeyRules::default();
     assert_eq!(key("/p/?b=2&a=1", &[("host", "Shop")], &plain).as_str(), "GET:http://Shop/p/?b=2&a=1");
     assert_eq!(
@@ -76,7 +76,7 @@ fn spellings_have_distinct_keys_and_shared_purge_names() {
 }
 
 #[test]
-fn leaves_out_what_the_route_ignores() {
+fn ignored_parameters_are_not_keyed() {
     let rules = rules(&["utm_*", "fbclid"], &[]);
     assert_eq!(key("/p?utm_source=x&a=1&fbclid=2", &[], &rules).as_str(), "GET:http:///p?a=1");
     assert_eq!(key("/p?utm_source=x", &[], &rules), key("/p", &[], &rules));
@@ -84,7 +84,7 @@ fn leaves_out_what_the_route_ignores() {
 }
 
 #[test]
-fn takes_in_the_headers_that_the_route_names() {
+fn named_headers_are_keyed() {
     let rules = rules(&[], &["Accept-Language"]);
     assert_eq!(
         key("/p", &[("host", "h"), ("accept-language", "en, de")], &rules).as_str(),
@@ -94,7 +94,7 @@ fn takes_in_the_headers_that_the_route_names() {
 }
 
 #[test]
-fn cookies_on_lines_of_their_own_are_those_of_one_line() {
+fn cookies_on_several_lines_equal_those_on_one_line() {
     let rules = rules(&[], &["Cookie", "x"]);
     let one = key("/p", &[("cookie", "a=b; c=d")], &rules);
     assert_eq!(one.as_str(), "GET:http:///p#cookie=a%3Db;%20c%3Dd");
@@ -170,7 +170,7 @@ fn sorted_query_preserves_order_within_a_name() {
 }
 
 #[test]
-fn a_sorted_query_is_sent_as_it_is_keyed() {
+fn sorted_query_is_forwarded_as_keyed() {
     let sorting = query_rules(&["a", "b"], QueryOrder::Sorted);
     assert_eq!(sorting.query_to_send("b=1&x=0&a=2").as_deref(), Some("a=2&b=1&x=0"));
     assert_eq!(sorting.query_to_send("a=2&b=1&x=0"), None);
@@ -295,12 +295,12 @@ proptest! {
     }
 
     #[test]
-    fn what_differs_never_meets(mine in parts(), theirs in parts()) {
+    fn keys_are_equal_iff_requests_are(mine in parts(), theirs in parts()) {
         prop_assert_eq!(mine == theirs, mine.key() == theirs.key());
     }
 
     #[test]
-    fn one_difference_is_enough(mine in parts(), other in parts(), which in 0..7) {
+    fn any_single_difference_changes_the_key(mine in parts(), other in parts(), which in 0..7) {
         let mut theirs = mine.clone();
         match which {
             0 => theirs.post = other.post,
@@ -315,7 +315,7 @@ proptest! {
     }
 
     #[test]
-    fn what_is_written_is_the_key(parts in parts(), before in "[ -~]{0,40}") {
+    fn key_written_into_a_buffer_is_the_key(parts in parts(), before in "[ -~]{0,40}") {
         let mut text = before;
         let spans = parts.with(|asked, fields| {
             Key::write(&mut text, asked, fields, &HeaderKinds::of(fields), &Parts::rules())

@@ -70,7 +70,7 @@ fn a_request_bypasses_by_name_and_value() {
 }
 
 #[test]
-fn a_route_may_ask_for_headers_which_are_then_in_the_key() {
+fn headers_that_a_route_matches_are_keyed() {
     let text = SHOP.replace("id}\"}\n  ttl", "id}\", headers: {X-Api-Version: \"2\"}}\n  ttl");
     let policy = Policy::compile(&spec(&text)).unwrap();
     let found = |values: &[&str]| {
@@ -152,7 +152,7 @@ invalidation:
 }
 
 #[test]
-fn targeted_headers_are_our_own_and_those_that_are_listed() {
+fn targeted_headers_are_larders_own_and_the_listed_ones() {
     let targets = |text: &str| {
         let policy = Policy::compile(&spec(text)).unwrap();
         policy.targets().iter().map(|name| name.as_str().to_owned()).collect::<Vec<_>>()
@@ -186,7 +186,7 @@ fn purged(policy: &Policy, method: &Method, path: &str) -> Vec<PurgeName> {
 }
 
 #[test]
-fn a_write_purges_what_the_policy_names() {
+fn write_purges_the_names_of_its_rule() {
     let policy = Policy::compile(&spec(SHOP)).unwrap();
     let expected = super::sorted(vec![PurgeName::tag("user:7"), PurgeName::path("/api/users")]);
     for path in ["/api/users/7", "/api/users/x/../7", "/API/Users/7/", "//api//users/7", "/api%2fusers/7"] {

@@ -13,7 +13,7 @@ const fn from(first: u64, last: Option<u64>) -> Asked {
 }
 
 #[test]
-fn one_part_several_or_all() {
+fn range_is_one_part_several_or_all() {
     for (value, expected) in [
         ("bytes=0-9", from(0, Some(9))),
         ("Bytes=5-5", from(5, Some(5))),
@@ -44,7 +44,7 @@ fn one_part_several_or_all() {
 }
 
 #[test]
-fn parts_of_ten_bytes() {
+fn ranges_select_parts_of_ten_bytes() {
     for (spec, expected) in [
         (Spec::From { first: 0, last: Some(0) }, Some(0..1)),
         (Spec::From { first: 2, last: Some(4) }, Some(2..5)),

@@ -16,7 +16,7 @@ fn judged(asked: &[(&str, &str)], stored: &[(&str, &str)]) -> Precondition {
 }
 
 #[test]
-fn if_none_match() {
+fn if_none_match_selects_by_weak_comparison() {
     use Precondition::{Holds, NotModified};
     let list = "if-none-match";
     for (asked, stored, expected) in [

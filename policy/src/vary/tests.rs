@@ -179,14 +179,14 @@ fn request() -> impl Strategy<Value = [Vec<Vec<u8>>; 3]> {
 
 proptest! {
     #[test]
-    fn alike_if_and_only_if_the_headers_are((one, other) in (request(), request())) {
+    fn variants_are_alike_iff_their_headers_are((one, other) in (request(), request())) {
         let alike = (0..3).all(|n| normalised(KINDS[n], &one[n]) == normalised(KINDS[n], &other[n]));
         prop_assert_eq!(text(&one) == text(&other), alike);
     }
 
     /// Chance seldom makes two that are nearly the same.
     #[test]
-    fn alike_if_and_only_if_one_header_is(
+    fn variants_are_alike_iff_one_header_is(
         (kind, one, other) in (0..3_usize, vec_of_commas(), vec_of_commas())
     ) {
         let name = KINDS[kind];

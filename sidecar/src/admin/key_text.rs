@@ -115,7 +115,7 @@ mod tests {
     }
 
     #[test]
-    fn what_a_key_is_made_of_is_found_in_it() {
+    fn parts_of_a_key_are_found_in_its_text() {
         let fields = [
             ("host", "shop:8080"),
             ("x-kept", "de, en;q=0.5&#\u{20}=%"),
@@ -143,7 +143,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_whole_key_is_none() {
+    fn incomplete_key_text_is_none() {
         for text in ["", "GET", "GET:/a", "GET:http:/a", "GET:http://shop", "http://shop/a"] {
             assert_eq!(KeyText::parse(text).map(|key| key.base()), None, "{text}");
         }

@@ -55,7 +55,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_the_limit_of_either_version_of_control_groups() {
+    fn limit_of_either_version_of_control_groups_is_read() {
         let root = std::env::temp_dir().join(format!("larder-cgroup-{}", std::process::id()));
         let write = |file: &str, text: &str| {
             let file = root.join(file);

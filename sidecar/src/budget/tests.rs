@@ -12,7 +12,7 @@ fn budget(memory: u64, l1: u64, object: u64) -> Arc<Budget> {
 }
 
 #[test]
-fn no_kind_takes_what_is_for_the_others() {
+fn no_kind_takes_the_share_of_the_others() {
     let budget = budget(134 * MIB, 64 * MIB, MIB);
     assert_eq!(budget.bytes(), 30 * MIB);
     let heads = budget.reserve(Kind::Heads, budget.bytes() / 4).unwrap();
@@ -29,7 +29,7 @@ fn no_kind_takes_what_is_for_the_others() {
 }
 
 #[test]
-fn what_fits_beside_l1_as_the_operator_wants_it_is_a_budget() {
+fn smallest_memory_that_the_operator_accepts_leaves_a_budget() {
     assert_eq!(budget(98 * MIB, 64 * MIB, MIB).bytes(), MIN_BYTES);
     assert_eq!(budget(96 * MIB, 64 * MIB, MIB).bytes(), MIN_BYTES, "as little as the operator allows");
     assert_eq!(budget(32 * MIB, 64 * MIB, MIB).bytes(), MIN_BYTES, "less than L1 alone");

@@ -26,7 +26,7 @@ fn the_oldest_unfinished_connection_makes_room_before_idle_ones() {
 }
 
 #[test]
-fn the_response_without_a_place_is_as_long_as_it_says() {
+fn response_for_no_free_place_has_its_stated_length() {
     let (head, body) = std::str::from_utf8(NO_PLACE).unwrap().split_once("\r\n\r\n").unwrap();
     assert!(head.ends_with(&format!("content-length: {}", body.len())), "{}", body.len());
     assert!(serde_json::from_str::<serde_json::Value>(body).is_ok());
@@ -42,7 +42,7 @@ fn a_connection_that_came_just_now_has_time_for_its_head() {
 }
 
 #[test]
-fn those_who_have_read_their_heads_for_longest_give_their_room() {
+fn connections_that_read_their_heads_longest_give_their_room() {
     let connections = Arc::new(Connections::new(8));
     let all = admitted(&connections, 6);
     all.iter().for_each(|one| one.connection().holds(10));
@@ -56,7 +56,7 @@ fn those_who_have_read_their_heads_for_longest_give_their_room() {
 }
 
 #[test]
-fn who_is_served_keeps_its_place() {
+fn connection_in_use_retains_its_place() {
     let connections = Arc::new(Connections::new(2));
     let all = admitted(&connections, 2);
     all.iter().for_each(|one| one.connection().serves());
@@ -83,7 +83,7 @@ fn a_connection_that_is_used_between_two_looks_does_not_end() {
 }
 
 #[test]
-fn a_connection_in_use_outlives_those_whose_clients_have_taken_nothing_for_long() {
+fn connection_in_use_outlives_stalled_ones() {
     let connections = Arc::new(Connections::new(3));
     let mut all = admitted(&connections, 3);
     all[0].connection().rests();

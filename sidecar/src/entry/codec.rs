@@ -283,7 +283,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_it_writes() {
+    fn entry_round_trips() {
         let (written, read) = (whole(), read(encode(&whole())));
         assert_eq!((read.head.status, &read.head.headers), (written.head.status, &written.head.headers));
         assert_eq!(read.rendered().map(|(_, body)| &body[..]), Some(&b"body"[..]));
@@ -296,14 +296,14 @@ mod tests {
     }
 
     #[test]
-    fn reads_parts() {
+    fn entry_with_parts_round_trips() {
         let Content::Parts(pieces) = read(encode(&parts())).content else { panic!("not parts") };
         let found: Vec<_> = pieces.iter().map(|(first, piece)| (first, &piece[..])).collect();
         assert_eq!((pieces.total(), found), (100, vec![(10, &b"ten"[..]), (50, &b"x"[..])]));
     }
 
     #[test]
-    fn what_another_version_wrote_is_a_miss() {
+    fn record_of_another_version_is_a_miss() {
         let mut bytes = encode(&whole()).to_vec();
         bytes[0] = 2;
         assert_eq!(decode(bytes.into(), RULES).unwrap_err(), DecodeError::Version(2));

@@ -127,7 +127,7 @@ mod tests {
     }
 
     #[test]
-    fn what_hyper_refuses_is_escaped() {
+    fn bytes_that_hyper_refuses_are_escaped() {
         for (target, expected) in [
             (&b"/items?filter={\"a\":1}"[..], Some((0, "/items?filter=%7B%22a%22:1%7D"))),
             (b"/a?q=<b>", Some((0, "/a?q=%3Cb%3E"))),

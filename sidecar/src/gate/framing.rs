@@ -165,7 +165,7 @@ mod tests {
     }
 
     #[test]
-    fn a_chunked_body_ends_where_it_says() {
+    fn chunked_body_ends_at_its_last_chunk() {
         for body in [
             "0\r\n\r\n",
             "3\r\nabc\r\n0\r\n\r\n",
@@ -179,7 +179,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_chunk_is_refused() {
+    fn malformed_chunk_is_refused() {
         for body in [
             "\r\nabc",
             "g\r\n",
@@ -209,7 +209,7 @@ mod tests {
 
     proptest! {
         #[test]
-        fn however_it_is_cut(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..5), cuts in proptest::collection::vec(1..20_usize, 0..40)) {
+        fn chunked_body_ends_at_the_same_byte_in_any_segmentation(chunks in proptest::collection::vec(proptest::collection::vec(any::<u8>(), 1..40), 0..5), cuts in proptest::collection::vec(1..20_usize, 0..40)) {
             let mut body = Vec::new();
             for chunk in &chunks {
                 body.extend_from_slice(format!("{:x}\r\n", chunk.len()).as_bytes());

@@ -245,7 +245,7 @@ mod tests {
     }
 
     #[test]
-    fn knows_how_a_body_is_framed() {
+    fn framing_of_a_body_is_read() {
         let request = |lines: &str| check(&format!("POST /a HTTP/1.1\r\nHost: shop\r\n{lines}\r\n"));
         assert_eq!(request(""), Ok(Framing::None));
         assert_eq!(request("Content-Length: 5\r\n"), Ok(Framing::Length(5)));
@@ -253,7 +253,7 @@ mod tests {
     }
 
     #[test]
-    fn refuses_what_two_servers_could_read_differently() {
+    fn ambiguous_framing_is_refused() {
         let request = |lines: &str| check(&format!("POST /a HTTP/1.1\r\nHost: shop\r\n{lines}\r\n"));
         for (lines, error) in [
             ("Content-Length: 5\r\nTransfer-Encoding: chunked\r\n", RequestError::TwoLengths),
@@ -302,7 +302,7 @@ mod tests {
     }
 
     #[test]
-    fn a_question_about_a_server_names_no_path() {
+    fn options_for_a_server_names_no_path() {
         for (target, is_one) in [
             ("http://shop:80", true),
             ("http://shop:80/", false),
@@ -336,7 +336,7 @@ mod tests {
     }
 
     #[test]
-    fn finds_the_end_of_a_head_however_it_comes() {
+    fn end_of_a_request_head_is_found_in_any_segmentation() {
         let text = b"GET / HTTP/1.1\r\nHost: a\r\n\r\nmore";
         for cut in 0..=text.len() {
             let expected = (cut >= text.len() - 4).then_some(text.len() - 4);

@@ -101,7 +101,7 @@ mod tests {
     }
 
     #[test]
-    fn what_http_1_refuses_is_refused() {
+    fn request_refused_by_http_1_is_refused() {
         const URI: &str = "http://shop/a";
         for (method, uri, lines, error) in [
             ("GET", "http://me@shop/a", &[][..], RequestError::Host),
@@ -131,7 +131,7 @@ mod tests {
     }
 
     #[test]
-    fn what_http_1_takes_is_taken() {
+    fn request_accepted_by_http_1_is_accepted() {
         for (method, uri, lines) in [
             ("GET", "http://shop/a?b", &vec![("x", "a"); 100][..]),
             ("GET", "http://shop/", &vec![("cookie", "a=b"); 200]),

@@ -168,7 +168,7 @@ fn asks() -> impl Strategy<Value = Ask> {
 proptest! {
     #![proptest_config(ProptestConfig::with_cases(64))]
     #[test]
-    fn every_answer_comes_whole_and_in_order(
+    fn every_response_comes_whole_and_in_order(
         asks in vec(asks(), 1..25),
         cuts in vec(1..4000_usize, 0..60),
         room in prop_oneof![1..64_usize, 64..70_000_usize],
@@ -189,7 +189,7 @@ proptest! {
 }
 
 #[test]
-fn however_a_few_requests_are_cut() {
+fn few_requests_get_the_same_responses_in_any_segmentation() {
     let text = [Ask::Now(5), Ask::Later(7, 1, 1), Ask::EmptyLine, Ask::Body(3, true), Ask::Now(2)]
         .map(|ask| ask.text())
         .concat()
@@ -205,7 +205,7 @@ fn however_a_few_requests_are_cut() {
 }
 
 #[test]
-fn a_refusal_comes_behind_the_answers_before_it() {
+fn refusal_follows_the_responses_before_it() {
     let asks = [Ask::Now(5), Ask::Later(7, 3, 0)].map(|ask| ask.text()).concat();
     let text = run(exchange(
         vec![
@@ -219,7 +219,7 @@ fn a_refusal_comes_behind_the_answers_before_it() {
 }
 
 #[test]
-fn what_is_refused_is_refused_even_where_it_could_be_answered_at_once() {
+fn invalid_request_is_refused_even_on_the_fast_path() {
     let long = format!("GET /now{}/3 HTTP/1.1\r\nHost: a\r\n\r\n", "a".repeat(32 << 10));
     for (text, status) in [
         ("GET /now/3#b/3 HTTP/1.1\r\nHost: a\r\n\r\n", "400"),

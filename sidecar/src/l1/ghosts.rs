@@ -43,7 +43,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn the_oldest_is_forgotten() {
+    fn oldest_ghost_is_forgotten() {
         let mut ghosts = Ghosts::default();
         for hash in 1..=4 {
             ghosts.remember(hash, 3);
@@ -52,7 +52,7 @@ mod tests {
     }
 
     #[test]
-    fn their_number_is_bounded_when_they_come_back_and_leave_again() {
+    fn number_of_ghosts_is_bounded_when_entries_return_and_leave() {
         let mut ghosts = Ghosts::default();
         for hash in (0..100).map(|number| number % 4) {
             ghosts.forget(hash);

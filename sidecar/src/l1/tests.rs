@@ -73,7 +73,7 @@ fn a_large_one_takes_the_place_of_several_and_may_fill_the_cache() {
 }
 
 #[test]
-fn what_is_larger_than_the_cache_is_not_stored_nor_what_it_replaces_left() {
+fn entry_larger_than_the_cache_is_not_stored_and_removes_its_predecessor() {
     for eviction in POLICIES {
         let l1 = l1(cost(100), None, eviction);
         l1.insert("a", stored(100));
@@ -85,7 +85,7 @@ fn what_is_larger_than_the_cache_is_not_stored_nor_what_it_replaces_left() {
 }
 
 #[test]
-fn what_is_removed_or_replaced_gives_its_bytes_back() {
+fn removed_or_replaced_entry_gives_its_bytes_back() {
     for eviction in POLICIES {
         let l1 = l1(1 << 20, None, eviction);
         l1.insert("a", stored(100));
@@ -105,7 +105,7 @@ fn what_is_removed_or_replaced_gives_its_bytes_back() {
 }
 
 #[test]
-fn what_makes_room_is_freed_at_once() {
+fn evicted_entry_is_freed_at_once() {
     for eviction in POLICIES {
         let l1 = l1(cost(100) * 2, None, eviction);
         let entry = Arc::new(Entry::new(
@@ -155,7 +155,7 @@ fn a_scan_takes_the_hot_set_from_an_lru_only() {
 }
 
 #[test]
-fn what_comes_back_soon_after_it_left_is_kept() {
+fn entry_that_returns_soon_after_eviction_is_retained() {
     let l1 = l1(1 << 20, Some(100), Eviction::S3Fifo);
     let scan = |from: usize| {
         for number in from..from + 99 {
@@ -173,7 +173,7 @@ fn what_comes_back_soon_after_it_left_is_kept() {
 }
 
 #[test]
-fn hot_ones_leave_when_they_are_not_asked_for_any_more() {
+fn hot_entries_leave_once_they_are_not_requested() {
     // Enough for each of the shards, whose keys are told apart by a hash of another seed in each run.
     let l1 = l1(16 << 20, Some(1000), Eviction::S3Fifo);
     let ask = |key: String| {
@@ -198,7 +198,7 @@ fn hot_ones_leave_when_they_are_not_asked_for_any_more() {
 }
 
 #[test]
-fn all_are_shown_with_their_hits() {
+fn entries_are_shown_with_their_hits() {
     let l1 = l1(1 << 30, None, Eviction::Lru);
     let most = SHARDS * SHOWN_AT_ONCE * 3;
     for number in 0..most {
@@ -346,7 +346,7 @@ proptest! {
 
     /// Reads of several shards with no insert between them have no order, so there is an insert after each.
     #[test]
-    fn an_lru_keeps_what_a_plain_one_keeps(
+    fn lru_retains_the_entries_of_a_plain_lru(
         operations in operations(),
         max_entries in prop::option::of(3..20_u64),
     ) {

@@ -84,7 +84,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn waits_for_every_pod() {
+    async fn purge_waits_for_every_pod() {
         let acknowledgements = Acknowledgements::default();
         acknowledgements.count(1, &[7]);
         let mut waiting = std::pin::pin!(acknowledgements.wait_for(1, 7, 2));
@@ -98,7 +98,7 @@ mod tests {
     }
 
     #[test]
-    fn what_nobody_waits_for_any_more_makes_room() {
+    fn oldest_acknowledgements_make_room() {
         let mut counts = Counts::default();
         for order in 0..10_000 {
             counts.count(1, &[order]);

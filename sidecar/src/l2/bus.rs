@@ -205,7 +205,7 @@ mod tests {
     }
 
     #[test]
-    fn a_probe_proves_when_it_is_back_and_vouched_for_and_dates_from_when_it_left() {
+    fn probe_proves_when_it_is_back_and_vouched_for_and_dates_from_its_sending() {
         let mut bus = Bus::new(1);
         let (first, second) = (bus.probe(10), bus.probe(20));
         assert_eq!(bus.awaited_since(), Some(10));
@@ -235,7 +235,7 @@ mod tests {
     }
 
     #[test]
-    fn what_does_not_hold_is_not_acknowledged_until_it_does() {
+    fn purge_is_acknowledged_only_once_it_holds() {
         let (mut bus, barriers) = (Bus::new(1), barriers());
         assert_eq!(bus.hear(&barriers, &purge(7, 4, 2)), None);
         assert_eq!(bus.hear(&barriers, &purge(7, 5, 1)), Some(5), "its own is counted at once");

@@ -469,7 +469,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn reads_what_the_script_publishes() {
+    fn published_message_is_read() {
         let names = [PurgeName::path("/a b"), PurgeName::tag("t")];
         let mut payload = b"18446744073709551615 7 9 ".to_vec();
         names.iter().for_each(|name| payload.extend_from_slice(name.as_bytes()));
@@ -483,7 +483,7 @@ mod tests {
     }
 
     #[test]
-    fn reads_what_a_pod_is_told_alone() {
+    fn message_to_one_pod_is_read() {
         assert_eq!(read_own(b"P 12"), Some(Said::Probe(12)));
         assert_eq!(read_own(b"7 9"), Some(Said::Held(vec![7, 9])));
         for broken in [&b""[..], b"P", b"P ", b"P 1 2", b"7 x", b"7 ", b"\xff"] {

@@ -69,7 +69,7 @@ mod tests {
     }
 
     #[test]
-    fn a_generation_says_where_it_was_begun() {
+    fn generation_reveals_the_server_that_began_it() {
         let (a, b) = (
             mark("# Replication\r\nrole:master\r\nmaster_replid:aaaa\r\n").unwrap(),
             mark("role:master\r\nmaster_replid:bbbb\r\n").unwrap(),

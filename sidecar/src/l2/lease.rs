@@ -229,7 +229,7 @@ mod tests {
     use super::*;
 
     #[tokio::test]
-    async fn who_waits_is_woken_by_the_bus_alone() {
+    async fn waiter_of_a_lease_is_woken_only_by_the_bus() {
         let leases = Arc::new(Leases::default());
         let (one, other) = (leases.register("a"), leases.register("b"));
         let gone = leases.register("a");

@@ -54,7 +54,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_came_while_redis_was_told_is_told_next() {
+    fn purge_during_a_transmission_is_transmitted_next() {
         let mut pending = Pending::default();
         assert!(pending.is_empty() && pending.add(&[PurgeName::tag("a")], 1));
         pending.unnamed_writes += 1;

@@ -121,7 +121,7 @@ mod tests {
     }
 
     #[test]
-    fn a_change_is_tried_once_until_it_changes_or_time_has_passed() {
+    fn changed_secret_is_tried_once_until_it_changes_or_time_has_passed() {
         let reload = Reload::default();
         assert!(reload.is_down("starting".to_owned()) && !reload.is_down("starting".to_owned()));
         reload.take(secrets("a"));
@@ -147,7 +147,7 @@ mod tests {
     }
 
     #[test]
-    fn what_worked_is_used_instead_of_what_does_not() {
+    fn working_secret_is_used_instead_of_a_broken_one() {
         let reload = Reload::default();
         assert!(reload.instead_of(&Ok(secrets("a"))).is_none());
         reload.take(secrets("a"));

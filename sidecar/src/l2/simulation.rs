@@ -68,7 +68,7 @@ fn no_acknowledged_purge_is_undone() {
 }
 
 #[test]
-fn the_simulation_does_what_it_is_for() {
+fn simulation_reaches_every_kind_of_event() {
     let mut seen = oracle::Seen::default();
     for seed in 0..50 {
         let mut world = World::new(seed, Broken::Nothing);

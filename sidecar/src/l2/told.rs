@@ -93,7 +93,7 @@ mod tests {
     }
 
     #[test]
-    fn write_without_a_name_is_told_again_as_such() {
+    fn write_without_a_name_is_repeated_as_such() {
         let told = Told::default();
         told.add(&[], 0);
         told.add(&[PurgeName::tag("a")], 0);

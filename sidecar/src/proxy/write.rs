@@ -310,7 +310,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn what_an_answer_points_to_is_found_on_the_same_host_alone() {
+    fn location_of_a_response_is_found_on_the_same_host_only() {
         let target = Target { uri: Uri::from_static("/api/users?x=1"), host: "shop:80".into() };
         let pointed_to = |value: &'static str| {
             let headers = [(LOCATION, HeaderValue::from_static(value))].into_iter().collect();

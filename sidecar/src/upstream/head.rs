@@ -398,7 +398,7 @@ mod tests {
     }
 
     #[test]
-    fn responses_without_a_body_may_say_anything_about_it() {
+    fn responses_without_a_body_may_have_any_framing() {
         for (head, to_head) in [
             ("HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\n\r\n", true),
             ("HTTP/1.1 204 No Content\r\nTransfer-Encoding: gzip\r\n\r\n", false),
@@ -409,7 +409,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_no_response_is_known_by_its_first_bytes() {
+    fn first_bytes_reveal_that_they_begin_no_response() {
         for begun in [&b""[..], b"H", b"HTTP/1", b"HTTP/1.", b"HTTP/1.1 200 OK\r\n"] {
             assert!(may_begin(begun), "{begun:?}");
         }
@@ -419,7 +419,7 @@ mod tests {
     }
 
     #[test]
-    fn the_end_is_found_however_a_head_comes() {
+    fn end_of_a_response_head_is_found_in_any_segmentation() {
         for head in
             ["HTTP/1.1 200 OK\r\nA: b\r\n\r\n", "HTTP/1.1 200 OK\n\n", "HTTP/1.1 200 OK\r\nA: b\n\r\n"]
         {

@@ -353,7 +353,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn what_comes_before_a_request_is_no_head() {
+    async fn bytes_before_a_request_are_no_head() {
         let (mut stream, mut application, announcement) = connected().await;
         assert_eq!(read_now(&mut stream).await, None);
         let unasked = b"HTTP/1.1 408 Request Timeout\r\n\r\n";

@@ -65,7 +65,7 @@ async fn until_asked(origin: &Origin, times: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_application_hears_that_the_last_client_of_a_response_has_left() {
+async fn request_is_cancelled_when_its_last_client_leaves() {
     let (origin, _permits, cancelled) = held().await;
     let (policy, shared) = (
         Policy::new(SPEC),
@@ -87,7 +87,7 @@ async fn the_application_hears_that_the_last_client_of_a_response_has_left() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_fetch_goes_on_for_those_who_joined_it_and_ends_with_the_last_of_them() {
+async fn fetch_goes_on_for_joined_clients_and_ends_with_the_last() {
     let (origin, permits, cancelled) = held().await;
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;

@@ -140,7 +140,7 @@ async fn stats_count_and_list_the_keys_that_are_hit_most() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hits_before_hyper_and_behind_it_are_counted_alike() {
+async fn fast_path_hits_and_other_hits_are_counted_alike() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(IN_MEMORY);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -153,7 +153,7 @@ async fn hits_before_hyper_and_behind_it_are_counted_alike() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_entry_is_shown_where_it_is_and_with_why_it_is_served() {
+async fn entry_shows_its_tiers_and_the_reason_it_is_served() {
     let origin = Origin::numbered(&[("x-a", "1"), ("x-a", "2")]).await;
     let policy = Policy::new(SHOP);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -203,7 +203,7 @@ async fn an_entry_is_shown_where_it_is_and_with_why_it_is_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn variants_are_shown_by_the_key_that_they_share_and_by_their_own() {
+async fn variants_are_shown_by_their_shared_key_and_by_their_own() {
     let origin = Origin::numbered(&[("vary", "accept-language")]).await;
     let policy = Policy::new(&SHOP.replace("  key: {headers: [accept-language]}\n", ""));
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -224,7 +224,7 @@ async fn variants_are_shown_by_the_key_that_they_share_and_by_their_own() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn odd_keys_are_not_there_and_do_no_harm() {
+async fn malformed_keys_match_no_entry() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(SHOP);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -253,7 +253,7 @@ async fn odd_keys_are_not_there_and_do_no_harm() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_explained_what_becomes_of_a_request() {
+async fn explain_predicts_the_handling_of_a_request() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(SHOP);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -300,7 +300,7 @@ async fn it_is_explained_what_becomes_of_a_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_explained_what_a_route_says_of_answers_that_fail_and_who_stands_in() {
+async fn explain_names_the_fallbacks_of_a_route() {
     let origin = Origin::numbered(&[]).await;
     let database = Database::new("").await;
     let policy = Policy::new(&database.serve(PERSISTED));
@@ -328,7 +328,7 @@ async fn it_is_explained_what_a_route_says_of_answers_that_fail_and_who_stands_i
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_explained_why_a_request_passes_as_the_request_itself_says() {
+async fn explain_gives_the_bypass_reason_that_cache_status_gives() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(SHOP);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -373,7 +373,7 @@ invalidation:
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_explained_what_a_write_purges_and_what_ends_here_as_the_sidecar_does() {
+async fn explain_agrees_with_the_sidecar_on_writes_and_local_responses() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(WRITTEN);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -455,7 +455,7 @@ async fn it_is_explained_what_a_write_purges_and_what_ends_here_as_the_sidecar_d
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_understood_is_refused_with_what_to_send() {
+async fn malformed_admin_request_is_refused_with_a_remedy() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(IN_MEMORY);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -491,7 +491,7 @@ async fn what_is_not_understood_is_refused_with_what_to_send() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_is_too_long_is_not_read() {
+async fn oversized_admin_body_is_not_read() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(IN_MEMORY);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -508,7 +508,7 @@ async fn a_body_that_is_too_long_is_not_read() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_learns_or_changes_anything_without_the_token() {
+async fn admin_api_requires_the_token() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(&format!("admin: {{pathPrefix: /_larder}}\n{IN_MEMORY}"));
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -541,7 +541,7 @@ async fn nobody_learns_or_changes_anything_without_the_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn paths_and_methods_that_there_are_not_are_refused_in_json() {
+async fn unknown_paths_and_methods_are_refused_in_json() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(IN_MEMORY);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -561,7 +561,7 @@ async fn paths_and_methods_that_there_are_not_are_refused_in_json() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_document_is_the_committed_one_and_lists_the_routes_that_there_are() {
+async fn openapi_document_is_the_committed_one_and_lists_every_route() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(IN_MEMORY);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -594,7 +594,7 @@ async fn the_document_is_the_committed_one_and_lists_the_routes_that_there_are()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_policy_puts_it_under_the_applications_address() {
+async fn path_prefix_puts_the_admin_api_on_the_application_port() {
     let origin = Origin::numbered(&[]).await;
     let two = "routes: [{name: two, match: {path: \"/{a}/{b}\"}, ttl: 60s}]";
     let policy = Policy::new(two);
@@ -643,7 +643,7 @@ async fn the_policy_puts_it_under_the_applications_address() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_there_over_http2_too() {
+async fn admin_api_is_served_over_http2() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(&format!("admin: {{pathPrefix: /_larder}}\n{IN_MEMORY}"));
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -671,7 +671,7 @@ async fn it_is_there_over_http2_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_prefix_it_is_on_its_own_port_alone() {
+async fn without_a_prefix_the_admin_api_is_on_its_own_port_only() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     for path in ["/stats", "/policy", "/livez"] {

@@ -17,7 +17,7 @@ async fn asked(sidecar: &Sidecar, path: &str, stored: &[(&str, &str)], directive
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn how_old_and_how_long_fresh_it_may_be() {
+async fn request_limits_the_age_and_freshness_of_its_response() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     for (at, (directives, hit)) in [
@@ -41,7 +41,7 @@ async fn how_old_and_how_long_fresh_it_may_be() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn how_stale_it_may_be() {
+async fn request_limits_the_staleness_of_its_response() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let revalidated = |word| [&TEN_OVER[..], &[("x-say", word)]].concat();
@@ -78,7 +78,7 @@ async fn pragma_counts_where_there_is_no_cache_control() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_to_be_stored_is_not() {
+async fn response_to_a_no_store_request_is_not_stored() {
     let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let answer = sidecar.get_with("/", &[("cache-control", "no-store")]).await;
@@ -88,7 +88,7 @@ async fn what_is_not_to_be_stored_is_not() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_but_what_is_stored() {
+async fn only_if_cached_is_served_from_storage_or_fails() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let only = ("cache-control", "only-if-cached");
@@ -105,7 +105,7 @@ async fn nothing_but_what_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_redis_has_is_stored() {
+async fn only_if_cached_is_served_from_redis() {
     let origin = Origin::obedient().await;
     let policy = Policy::new(
         r#"
@@ -124,7 +124,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_a_policy_the_route_says_whether_clients_are_heard() {
+async fn route_decides_on_request_directives() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(
         r#"

@@ -8,7 +8,7 @@ use tokio::sync::Semaphore;
 use super::harness::{Origin, Sidecar, reply, until};
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cache_control_decides_what_is_stored() {
+async fn cache_control_decides_on_storing() {
     let origin = Origin::start(|seen| async move {
         let control = seen.path.trim_start_matches('/').replace('_', "=");
         reply(&[("cache-control", &control)], seen.number.to_string())
@@ -31,7 +31,7 @@ async fn cache_control_decides_what_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_may_ask_for_the_origin() {
+async fn client_may_force_a_request_to_the_origin() {
     let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     assert_eq!(sidecar.get("/").await.body, "1");
@@ -44,7 +44,7 @@ async fn a_client_may_ask_for_the_origin() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_passes_and_drops_what_is_stored_under_its_path() {
+async fn write_passes_and_drops_the_responses_of_its_path() {
     let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/a?x=1").await;
@@ -57,7 +57,7 @@ async fn a_write_passes_and_drops_what_is_stored_under_its_path() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_ready_and_says_that_it_has_no_policy() {
+async fn sidecar_without_a_policy_is_ready_and_reports_none() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     assert_eq!(sidecar.admin("/livez").await.status, 200);
@@ -66,7 +66,7 @@ async fn it_is_ready_and_says_that_it_has_no_policy() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_application_that_is_not_there_is_a_502() {
+async fn missing_application_is_a_502() {
     let origin = Origin::numbered(&[]).await;
     let address = origin.address;
     drop(origin);
@@ -76,7 +76,7 @@ async fn an_application_that_is_not_there_is_a_502() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_to_post_that_is_one_to_get_too_is_stored_as_that() {
+async fn post_response_with_its_own_content_location_is_stored_for_get() {
     let origin = Origin::start(|seen| async move {
         let location = seen.header("x-location").to_owned();
         reply(&[("cache-control", "max-age=60"), ("content-location", &location)], seen.number.to_string())

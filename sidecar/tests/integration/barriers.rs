@@ -75,7 +75,7 @@ async fn forget(policy: &Policy) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn barriers_that_were_lost_revive_nothing() {
+async fn lost_barriers_revive_nothing() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(TAGGED);
     let (a, b) =
@@ -98,7 +98,7 @@ async fn barriers_that_were_lost_revive_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_came_back_as_it_was_earlier_revives_nothing() {
+async fn redis_restored_from_an_earlier_state_revives_nothing() {
     let mut redis = RedisServer::start().await;
     let policy = Policy::new(&redis.serve(TAGGED));
     let origin = Origin::numbered(&[]).await;
@@ -127,7 +127,7 @@ async fn a_redis_that_came_back_as_it_was_earlier_revives_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_is_purged_even_if_its_client_left_before_the_answer() {
+async fn write_purges_even_if_its_client_left_before_the_response() {
     let (origin, let_through) = Origin::holding_writes().await;
     let policy = Policy::new(TAGGED);
     let sidecar = Sidecar::start(&policy, origin.address).await;

@@ -319,7 +319,7 @@ async fn held() -> (Origin, Arc<Semaphore>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_took_longer_than_the_grace_is_no_younger_for_it() {
+async fn fill_longer_than_the_grace_is_as_old_as_its_request() {
     for fault in [Fault::Parted, Fault::Cut] {
         let (origin, let_go) = held().await;
         let stand = Stand::new(RedisServer::start().await, origin).await;

@@ -35,7 +35,7 @@ fn check(arguments: &[&str], input: &str) -> (String, String, i32) {
 }
 
 #[test]
-fn a_good_policy_is_praised_in_a_line() {
+fn valid_policy_is_reported_in_a_line() {
     let (out, _, code) = check(&["-"], GOOD);
     let expected = "standard input: CachePolicy shop is good: 1 route, 0 sources, 0 rules for writes\n";
     assert_eq!((out.as_str(), code), (expected, 0));
@@ -82,7 +82,7 @@ fn block<'a>(page: &'a str, after: &str, language: &str) -> &'a str {
 }
 
 #[test]
-fn the_page_about_policy_files_shows_what_the_program_says() {
+fn page_about_policy_files_shows_the_output_of_the_program() {
     let page = &document_text("policy-file.md");
     let policy = Policy::new("");
     let path = policy.path().to_str().unwrap().to_owned();
@@ -99,7 +99,7 @@ fn the_page_about_policy_files_shows_what_the_program_says() {
 }
 
 #[test]
-fn what_is_no_policy_is_skipped_and_said_so() {
+fn document_of_another_kind_is_skipped_and_reported() {
     let several = format!("kind: Secret\n---\n{GOOD}");
     let (out, _, code) = check(&["-"], &several);
     assert_eq!(code, 0, "{out}");
@@ -110,7 +110,7 @@ fn what_is_no_policy_is_skipped_and_said_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sidecar_names_the_fields_that_it_does_not_know() {
+async fn sidecar_logs_unknown_fields() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new("routes:\n- {name: page, match: {path: \"/{page}\"}, ttl: 60s, tgas: [x]}");
     let sidecar = Sidecar::start(&policy, origin.address).await;

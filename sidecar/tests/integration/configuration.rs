@@ -12,7 +12,7 @@ invalidation:
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_stored_under_other_keys_or_tags_is_not_served() {
+async fn response_stored_under_other_keys_or_tags_is_not_served() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(&CACHED.replace("60s", "60s, key: {ignoreHeaders: [authorization]}"));
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -27,7 +27,7 @@ async fn what_was_stored_under_other_keys_or_tags_is_not_served() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lower_ttl_shortens_what_is_stored_already() {
+async fn lower_ttl_shortens_stored_responses() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(CACHED);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -79,7 +79,7 @@ async fn a_broken_file_is_kept_out_and_reported_until_a_good_one_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sidecar_that_starts_with_a_broken_file_passes_and_says_why() {
+async fn sidecar_that_starts_with_a_broken_file_passes_and_reports_the_reason() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(CACHED);
     policy.write("kind: Nonsense");

@@ -52,7 +52,7 @@ async fn an_upgraded_connection_is_passed_both_ways() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_http_is_passed_on_as_it_is() {
+async fn other_protocols_pass_through_unchanged() {
     let origin = RawOrigin::start(echo).await;
     let sidecar = Sidecar::bare(origin.address).await;
     for words in [&b"\x16\x03\x01\x00\xa5\x01\x00\x00"[..], b"SSH-2.0-client\r\n", b"*1\r\n$4\r\nPING\r\n"] {
@@ -66,7 +66,7 @@ async fn what_is_not_http_is_passed_on_as_it_is() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_application_that_speaks_first_is_heard() {
+async fn application_that_speaks_first_is_forwarded() {
     let origin = RawOrigin::start(|mut stream| async move {
         stream.write_all(b"220 ready\r\n").await.unwrap();
         echo(stream).await;
@@ -80,7 +80,7 @@ async fn an_application_that_speaks_first_is_heard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_thinks_before_it_asks_is_served_http() {
+async fn slow_first_line_is_still_served_as_http() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = connect(&sidecar).await;
@@ -94,7 +94,7 @@ async fn a_client_that_thinks_before_it_asks_is_served_http() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_with_a_body_arrives_however_it_was_sent() {
+async fn request_body_arrives_in_any_framing() {
     let origin = Origin::start(|seen| async move { reply(&[], seen.body) }).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let head = "PUT /a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n";
@@ -150,7 +150,7 @@ async fn an_application_that_listens_only_on_the_pods_address_is_reached_there()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_draining_sidecar_answers_and_asks_clients_to_close() {
+async fn draining_sidecar_responds_with_connection_close() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     assert_eq!(sidecar.get("/a").await.header("connection"), "");
@@ -168,7 +168,7 @@ async fn a_draining_sidecar_answers_and_asks_clients_to_close() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_under_way_is_finished_before_the_end() {
+async fn response_in_progress_is_finished_before_exit() {
     let gate = Arc::new(Semaphore::new(0));
     let let_go = Arc::clone(&gate);
     let origin = Origin::start(move |_| {
@@ -198,7 +198,7 @@ async fn an_answer_that_is_under_way_is_finished_before_the_end() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_answered_with_nonsense_is_not_asked_again() {
+async fn request_with_a_malformed_response_is_not_retried() {
     for (words, asked) in [("nonsense\r\n\r\n", 1), ("", 2)] {
         let origin = Steps::answering(move |_: &str| vec![words.to_owned()], true).await;
         let sidecar = Sidecar::bare(origin.address).await;

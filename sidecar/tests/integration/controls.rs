@@ -48,7 +48,7 @@ async fn targeted_fields_go_before_cache_control() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_a_policy_a_header_for_a_cdn_counts_where_it_is_listed() {
+async fn cdn_cache_control_counts_where_the_policy_lists_it() {
     let origin = Origin::obedient().await;
     let routes = "routes:\n- {name: page, match: {path: \"/{page}\"}}\n";
     let (plain, listed) =
@@ -68,7 +68,7 @@ async fn under_a_policy_a_header_for_a_cdn_counts_where_it_is_listed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_somebody_authorized_got_is_shared_if_the_answer_says_so() {
+async fn response_to_authorization_is_shared_if_it_says_so() {
     let origin = Origin::obedient().await;
     let authorized = [("authorization", "Basic x")];
     let cases: [Case<'_>; 4] = [
@@ -89,7 +89,7 @@ async fn what_somebody_authorized_got_is_shared_if_the_answer_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cookies_count_for_a_person_under_a_policy_alone() {
+async fn cookies_are_credentials_only_under_a_policy() {
     let origin = Origin::obedient().await;
     let cookie = [("cookie", "a=b")];
     let cases = |stored| -> [Case<'_>; 1] { [(&["cache-control: max-age=60"], &cookie, stored)] };
@@ -102,7 +102,7 @@ async fn cookies_count_for_a_person_under_a_policy_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_headers_forbid_is_stored_where_the_route_says_so_by_name() {
+async fn route_overrides_named_restrictions_on_storing() {
     let origin = Origin::obedient().await;
     let policy = Policy::new(
         r#"
@@ -132,7 +132,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn vary_any_among_other_names_keeps_the_others_apart() {
+async fn vary_any_beside_other_names_keeps_their_variants_apart() {
     let origin = Origin::obedient().await;
     let policy = Policy::new(
         r#"
@@ -151,7 +151,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn statuses_and_what_they_need() {
+async fn statuses_are_stored_under_their_own_conditions() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let modified = "last-modified: Sat, 21 Nov 2020 10:00:00 GMT";
@@ -177,7 +177,7 @@ async fn statuses_and_what_they_need() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn dates_and_ages() {
+async fn dates_and_age_limit_freshness() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let old = "date: Sat, 21 Nov 2020 10:00:00 GMT";

@@ -48,7 +48,7 @@ async fn pod_that_starts_after_coverage_serves_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn interrupted_coverage_passes_and_serves_nothing_from_before_it() {
+async fn interrupted_coverage_passes_and_serves_no_earlier_response() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::compiled(CACHED);
     policy.cover("Serving", FIRST);

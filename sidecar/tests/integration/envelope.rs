@@ -52,7 +52,7 @@ fn opened(answer: &Answer) -> (String, u64, &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_names_the_application_and_the_caches() {
+async fn envelope_names_the_application_and_the_caches() {
     let origin = odd().await;
     let policy = Policy::new(SPEC);
     let a = Sidecar::start(&policy, origin.address).await;
@@ -75,7 +75,7 @@ async fn it_names_the_application_and_the_caches() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_names_the_sources_of_a_route() {
+async fn envelope_names_the_sources_of_a_route() {
     let database =
         Database::new("create table items (key text, value text); insert into items values ('a', 'x')").await;
     let store = odd().await;
@@ -114,7 +114,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_client_has_or_wants_of_the_data_does_not_matter() {
+async fn envelope_ignores_conditions_ranges_and_codings() {
     let origin = odd().await;
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -136,7 +136,7 @@ async fn what_the_client_has_or_wants_of_the_data_does_not_matter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_says_nothing_that_is_not_so_of_get() {
+async fn head_of_an_envelope_has_the_headers_of_get() {
     let origin = odd().await;
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -154,7 +154,7 @@ async fn a_head_says_nothing_that_is_not_so_of_get() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_comes_over_http2() {
+async fn envelope_is_served_over_http2() {
     let origin = odd().await;
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -172,7 +172,7 @@ async fn it_comes_over_http2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn data_of_unknown_length_comes_as_it_comes() {
+async fn data_of_unknown_length_is_streamed() {
     for end in ["0\r\n\r\n", "0\r\nx-sum: 1\r\n\r\n"] {
         let head = "HTTP/1.1 200 OK\r\nContent-Type: application/vnd.api+json; charset=utf-8\r\n\
                     Transfer-Encoding: chunked\r\nTrailer: x-sum\r\n\r\n3\r\n[1,\r\n";
@@ -186,7 +186,7 @@ async fn data_of_unknown_length_comes_as_it_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_breaks_off_does_not_look_whole() {
+async fn broken_data_makes_no_complete_envelope() {
     let head = "HTTP/1.1 200 OK\r\nContent-Type: application/json\r\nContent-Length: 9\r\n\r\n[1,2]";
     let origin = Steps::new(&[head], true).await;
     let policy = Policy::new(SPEC);
@@ -197,7 +197,7 @@ async fn what_breaks_off_does_not_look_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_json_that_answers_is_wrapped() {
+async fn only_successful_json_is_wrapped() {
     let origin = Origin::start(|seen| async move {
         let (headers, status): (&[_], _) = match seen.path.as_str() {
             "/gone" => (&[JSON], 404),
@@ -225,7 +225,7 @@ async fn only_json_that_answers_is_wrapped() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn no_data_is_null() {
+async fn empty_data_is_null() {
     let origin = Origin::start(|_| async { reply(&[JSON], "") }).await;
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -235,7 +235,7 @@ async fn no_data_is_null() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_bypasses_the_cache_is_wrapped_too() {
+async fn bypassing_response_is_wrapped() {
     let origin = odd().await;
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -250,7 +250,7 @@ async fn what_bypasses_the_cache_is_wrapped_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_says_the_ttl_that_the_answer_gave_itself() {
+async fn envelope_states_the_ttl_from_the_response() {
     let origin = Origin::start(|_| async { reply(&[JSON, ("x-ttl", "100")], "[]") }).await;
     let spec =
         SPEC.replace("envelope: true", "envelope: true, ttlFrom: {header: x-ttl}, ttlJitterPercent: 50");

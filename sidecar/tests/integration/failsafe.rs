@@ -54,7 +54,7 @@ async fn until_it_stands_in(pod: &Sidecar, path: &str) -> String {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_application_that_fails_is_asked_again_once_in_a_while() {
+async fn failing_application_is_retried_at_intervals() {
     let failing = Switch::default();
     let (of_origin, permits) = (failing.clone(), Arc::new(Semaphore::new(0)));
     let gate = Arc::clone(&permits);
@@ -110,7 +110,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_fresh_and_past_its_time_in_l1_stands_in_as_well() {
+async fn response_past_its_l1_ttl_is_a_fallback() {
     let (origin, failing) = switched().await;
     let policy = Policy::new(
         r#"
@@ -137,7 +137,7 @@ routes:
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_pod_stored_stands_in_at_another() {
+async fn response_stored_by_one_pod_is_a_fallback_in_another() {
     let (origin, failing) = switched().await;
     let policy = Policy::new(SHARED);
     let a = Sidecar::start(&policy, origin.address).await;
@@ -158,7 +158,7 @@ async fn what_one_pod_stored_stands_in_at_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_newest_of_what_is_stored_stands_in() {
+async fn newest_stored_response_is_the_fallback() {
     let (origin, failing) = switched().await;
     let policy = Policy::new(SHARED);
     let (a, b) =
@@ -207,7 +207,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_stale_answers_when_a_source_takes_too_long_and_what_comes_is_stored() {
+async fn stale_response_is_served_when_a_source_is_slow_and_its_response_is_stored() {
     let (store, permits) = slow_store().await;
     let policy = Policy::new(&reading_from(&store, "1s"));
     let sidecar = Sidecar::start(&policy, store.address).await;
@@ -228,7 +228,7 @@ async fn what_is_stale_answers_when_a_source_takes_too_long_and_what_comes_is_st
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_that_waits_for_another_waits_no_longer_than_for_the_source() {
+async fn pod_waits_for_another_no_longer_than_for_the_source() {
     let (store, permits) = slow_store().await;
     let policy = Policy::new(&reading_from(&store, "1s"));
     let (a, b) = (Sidecar::start(&policy, store.address).await, Sidecar::start(&policy, store.address).await);
@@ -242,7 +242,7 @@ async fn a_pod_that_waits_for_another_waits_no_longer_than_for_the_source() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_anything_stored_a_source_that_hangs_is_a_failure() {
+async fn hung_source_is_a_failure_without_a_stored_response() {
     let permits = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&permits);
     let store = Origin::start(move |_| {
@@ -281,7 +281,7 @@ async fn until_kept(database: &Database, rows: i64) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_last_good_answer_outlives_redis_and_pods_but_no_purge() {
+async fn last_good_response_outlives_redis_and_pods_but_no_purge() {
     let (database, redis) = (Database::new("").await, RedisServer::start().await);
     let origin = Origin::numbered(&[]).await;
     let relay = Relay::to(origin.address).await;
@@ -310,7 +310,7 @@ async fn the_last_good_answer_outlives_redis_and_pods_but_no_purge() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_must_be_revalidated_is_no_last_good_answer() {
+async fn must_revalidate_response_is_no_last_good_response() {
     let database = Database::new("").await;
     let origin = Origin::start(|seen| async move {
         let control = if seen.path == "/own/a" { "max-age=1, must-revalidate" } else { "max-age=1" };

@@ -50,7 +50,7 @@ async fn slow() -> (RawOrigin, Arc<Semaphore>, Arc<AtomicUsize>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_resets_its_streams_is_told_to_calm_down() {
+async fn client_that_resets_its_streams_gets_enhance_your_calm() {
     let (origin, _permits, asked) = slow().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let before = sidecar.resident();

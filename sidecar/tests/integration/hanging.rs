@@ -53,7 +53,7 @@ async fn probe(sidecar: &Sidecar, times: usize, path: &str) -> Vec<Answer> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_hangs_costs_its_key_one_collapse_timeout_whatever_comes_later() {
+async fn hung_request_costs_its_key_one_collapse_timeout() {
     type Case = (u16, &'static [(&'static str, &'static str)]);
     const CASES: [Case; 5] = [
         (200, &[]),
@@ -88,7 +88,7 @@ async fn a_request_that_hangs_costs_its_key_one_collapse_timeout_whatever_comes_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_collapse_timeout_in_the_policy_it_is_five_seconds() {
+async fn collapse_timeout_defaults_to_five_seconds() {
     let origin = hanging(1, Duration::ZERO, &[]).await;
     let policy = Policy::new(&SPEC.replace(", collapseTimeout: 500ms", ""));
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -100,7 +100,7 @@ async fn without_a_collapse_timeout_in_the_policy_it_is_five_seconds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hundred_cold_requests_ask_a_source_that_takes_two_seconds_once() {
+async fn hundred_cold_requests_cause_one_slow_upstream_request() {
     let origin = hanging(0, Duration::from_secs(2), &[("cache-control", "max-age=60")]).await;
     let policy = Policy::new(&SPEC.replace(", collapseTimeout: 500ms", ""));
     let pods = [Sidecar::start(&policy, origin.address).await, Sidecar::bare(origin.address).await];
@@ -110,7 +110,7 @@ async fn a_hundred_cold_requests_ask_a_source_that_takes_two_seconds_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn of_those_who_wait_for_a_request_that_hangs_one_asks_again() {
+async fn one_of_the_requests_behind_a_hung_one_retries() {
     let origin = hanging(1, Duration::from_millis(200), &[]).await;
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -142,7 +142,7 @@ async fn two_requests_that_hang_cost_two_collapse_timeouts_and_a_request_each() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_waits_for_others_no_longer_than_twice_the_collapse_timeout() {
+async fn request_waits_for_others_at_most_twice_the_collapse_timeout() {
     let origin = Origin::start(|seen| async move {
         if seen.header("x-hangs") == "yes" {
             pending::<()>().await;
@@ -166,7 +166,7 @@ async fn a_request_waits_for_others_no_longer_than_twice_the_collapse_timeout() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_comes_late_is_for_those_who_wait_for_the_next_one_too() {
+async fn late_response_serves_requests_that_wait_for_the_next_one() {
     let permits = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&permits);
     let origin = Origin::start(move |seen| {
@@ -200,7 +200,7 @@ async fn a_response_that_comes_late_is_for_those_who_wait_for_the_next_one_too()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_comes_late_does_not_replace_what_was_asked_for_after_it() {
+async fn late_response_does_not_replace_a_later_requested_one() {
     let permits = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&permits);
     let origin = Origin::start(move |seen| {
@@ -255,7 +255,7 @@ async fn a_refresh_that_hangs_is_followed_by_another_while_stale_responses_are_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_another_pod_has_stored_meanwhile_is_for_those_who_waited() {
+async fn response_stored_by_another_pod_serves_waiting_requests() {
     let origin = hanging(1, Duration::ZERO, &[]).await;
     let policy = Policy::new(&format!(
         "l2: {{redis: {{urlFrom: {{env: LARDER_TEST_REDIS_URL}}, timeout: 2s, hardTimeout: 10s}}}}{}",
@@ -275,7 +275,7 @@ async fn what_another_pod_has_stored_meanwhile_is_for_those_who_waited() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_body_that_stalls_is_joined_by_nobody_and_does_not_replace_what_was_asked_for_after_it() {
+async fn stalled_body_is_not_joined_and_does_not_replace_a_later_requested_one() {
     let count = AtomicUsize::new(0);
     let origin = Steps::answering(
         move |_| match count.fetch_add(1, Ordering::SeqCst) {
@@ -307,7 +307,7 @@ async fn a_body_that_stalls_is_joined_by_nobody_and_does_not_replace_what_was_as
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_wait_for_a_body_of_which_nothing_has_come_turn_to_the_next_one() {
+async fn requests_behind_a_body_without_bytes_turn_to_the_next_one() {
     let count = AtomicUsize::new(0);
     let origin = Steps::answering(
         move |_| match count.fetch_add(1, Ordering::SeqCst) {

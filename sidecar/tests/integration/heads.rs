@@ -12,7 +12,7 @@ async fn head(sidecar: &Sidecar, headers: &[(&str, &str)]) -> Answer {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_get_stored_answers_head() {
+async fn stored_get_response_serves_head() {
     let origin = Origin::numbered(&[("cache-control", "max-age=60"), ("etag", "\"a\"")]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/a").await;
@@ -23,7 +23,7 @@ async fn what_get_stored_answers_head() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_to_head_renews_what_get_stored() {
+async fn head_response_freshens_the_stored_get_response() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let say = [("x-say", "etag: \"a\"")];
@@ -36,7 +36,7 @@ async fn an_answer_to_head_renews_what_get_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_to_head_shows_that_what_get_stored_no_longer_holds() {
+async fn head_response_invalidates_a_different_stored_get_response() {
     // To HEAD, another tag or another length.
     for (tag, body) in [("\"b\"", "same"), ("\"a\"", "longer")] {
         let origin = Origin::start(move |seen| async move {
@@ -53,7 +53,7 @@ async fn an_answer_to_head_shows_that_what_get_stored_no_longer_holds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_no_longer_holds_does_not_come_back_from_redis() {
+async fn response_invalidated_by_head_does_not_come_back_from_redis() {
     let origin = Origin::obedient().await;
     let policy = Policy::new(
         r#"
@@ -71,7 +71,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_length_that_the_application_did_not_say_is_not_made_up() {
+async fn head_response_without_a_length_gets_none() {
     let origin = RawOrigin::start(|mut stream| async move {
         while !read_head(&mut stream).await.is_empty() {
             let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n";

@@ -89,7 +89,7 @@ async fn cacheable() -> Origin {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_a_cache_for_clients_of_both_versions() {
+async fn clients_of_both_http_versions_share_the_cache() {
     let origin = cacheable().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = connect(sidecar.address).await;
@@ -149,7 +149,7 @@ async fn the_crumbs_of_a_cookie_are_one_field_in_http_1() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn many_streams_of_one_connection_are_one_request() {
+async fn concurrent_streams_of_one_connection_collapse() {
     const FIRST: &str = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 4\r\n\r\nfi";
     // The preface with which it is asked whether it speaks HTTP/2 is no request.
     let answer = |head: &str| match head.starts_with("GET ") {
@@ -259,7 +259,7 @@ async fn a_call_streams_both_ways_and_ends_in_trailers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_call_with_a_whole_request_ends_in_trailers_too() {
+async fn call_with_a_complete_request_ends_in_trailers() {
     let origin = grpc().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = connect(sidecar.address).await;
@@ -329,7 +329,7 @@ async fn breaking() -> (RawOrigin, Arc<AtomicUsize>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_be_asked_again_is_when_its_connection_breaks() {
+async fn idempotent_request_is_retried_when_its_connection_breaks() {
     let (origin, seen) = breaking().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = connect(sidecar.address).await;
@@ -343,7 +343,7 @@ async fn what_may_be_asked_again_is_when_its_connection_breaks() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_application_is_asked_once_whether_it_speaks_http_2() {
+async fn application_is_probed_once_for_http_2() {
     let answer = |head: &str| match head.starts_with("GET ") {
         true => vec!["HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok".into()],
         false => vec!["HTTP/1.1 400 Bad Request\r\n\r\n".into()],
@@ -371,7 +371,7 @@ async fn raw(address: SocketAddr) -> h2::client::SendRequest<Bytes> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_http_1_refuses_is_refused_over_http_2() {
+async fn request_refused_over_http_1_is_refused_over_http_2() {
     let origin = cacheable().await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/a").await;

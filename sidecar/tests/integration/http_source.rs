@@ -53,7 +53,7 @@ async fn secure(authority: &Authority, protocols: &[&str]) -> RawOrigin {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_says_what_it_must_and_an_answer_loses_what_is_its_hosts() {
+async fn source_request_has_its_headers_and_its_response_loses_those_of_its_host() {
     let origin = Origin::start(|_| async {
         let headers = [
             ("content-type", "application/json"),
@@ -87,7 +87,7 @@ async fn a_request_says_what_it_must_and_an_answer_loses_what_is_its_hosts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_200_is_an_answer() {
+async fn only_200_from_a_source_is_a_response() {
     let origin = Origin::start(|seen| async move {
         let status = seen.path.trim_start_matches('/').parse::<u16>().unwrap();
         let mut reply = reply(&[("location", "/200")], "body");
@@ -117,7 +117,7 @@ async fn only_200_is_an_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_that_is_not_there_is_left_alone_for_a_while() {
+async fn missing_source_is_left_alone_for_a_while() {
     let gone = SocketAddr::from(([127, 0, 0, 1], 1));
     let source = at(gone);
     until("it is not asked", async || {
@@ -131,7 +131,7 @@ async fn a_source_that_is_not_there_is_left_alone_for_a_while() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_is_spoken_with_whom_the_ca_vouches_for() {
+async fn tls_trusts_only_the_ca() {
     let (authority, stranger, folder) = (Authority::new(), Authority::new(), Folder::new());
     let ca = folder.join("ca");
     fs::write(&ca, authority.pem()).unwrap();

@@ -13,7 +13,7 @@ async fn repeating(name: &'static str) -> Origin {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_meant_for_a_person_is_not_served_to_others() {
+async fn response_to_credentials_is_not_served_to_others() {
     let names = [
         "x-session-token",
         "x-upn",
@@ -44,7 +44,7 @@ async fn what_was_meant_for_a_person_is_not_served_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_place_that_a_client_names_is_its_own() {
+async fn each_forwarded_place_is_keyed() {
     let names = [
         "x-forwarded-protocol",
         "x_forwarded_host",
@@ -86,7 +86,7 @@ async fn order_of_unlisted_forwarding_headers_does_not_matter() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_policy_adds_headers_that_name_a_person() {
+async fn policy_adds_credential_headers() {
     let origin = repeating("x-badge").await;
     let spec = format!("identityHeaders: [\"x-badge\", \"x-crew-*\"]\n{PAGE}");
     let policy = Policy::new(&spec);
@@ -109,7 +109,7 @@ async fn a_policy_adds_headers_that_name_a_person() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn closed_route_forwards_only_what_is_in_the_key() {
+async fn closed_route_forwards_only_keyed_headers() {
     let route = "ttl: 60s, forwardHeaders: Keyed, key: {headers: [x-lang], cookies: [theme], ignoreHeaders: [authorization]}";
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(&PAGE.replace("ttl: 60s", route));

@@ -6,7 +6,7 @@ const HINTS: &str = "HTTP/1.1 103 Early Hints\r\nLink: </a.css>; rel=preload\r\n
 const FINAL: &str = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hints_come_before_the_answer_and_are_not_stored() {
+async fn early_hints_precede_the_response_and_are_not_stored() {
     let origin = Steps::new(&[HINTS, "HTTP/1.1 102 Processing\r\n\r\n", HINTS, FINAL], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = Wire::asking(sidecar.address, "/a").await;
@@ -27,7 +27,7 @@ async fn hints_come_before_the_answer_and_are_not_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_hint_says_nothing_of_the_connection_that_it_came_on() {
+async fn early_hints_lose_their_connection_headers() {
     let hints = "HTTP/1.1 103 Early Hints\r\nConnection: close, X-Own\r\nX-Own: 1\r\nKeep-Alive: timeout=5\r\nLink: </a.css>; rel=preload\r\n\r\n";
     let origin = Steps::new(&[&(hints.to_owned() + FINAL)], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
@@ -37,7 +37,7 @@ async fn a_hint_says_nothing_of_the_connection_that_it_came_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hints_come_before_the_answer_to_a_write() {
+async fn early_hints_precede_the_response_to_a_write() {
     let origin = Steps::new(&[HINTS, FINAL], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = Wire::to(sidecar.address).await;
@@ -48,7 +48,7 @@ async fn hints_come_before_the_answer_to_a_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hints_come_behind_the_answer_before() {
+async fn early_hints_follow_the_previous_pipelined_response() {
     let origin = Steps::new(&[&(HINTS.to_owned() + FINAL)], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = Wire::to(sidecar.address).await;
@@ -65,7 +65,7 @@ async fn hints_come_behind_the_answer_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_of_http_1_0_gets_the_answer_alone() {
+async fn http_1_0_client_gets_no_early_hints() {
     let origin = Steps::new(&[&(HINTS.to_owned() + FINAL)], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let answer = exchange(sidecar.address, "GET /a HTTP/1.0\r\nHost: shop.test\r\n\r\n").await;
@@ -74,7 +74,7 @@ async fn a_client_of_http_1_0_gets_the_answer_alone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_waits_to_be_told_to_go_on_is_told_once() {
+async fn client_that_expects_100_continue_gets_it_once() {
     // The application says so too, on its own connection.
     let origin = Origin::start(|seen| async move { reply(&[], seen.body) }).await;
     let sidecar = Sidecar::bare(origin.address).await;
@@ -100,7 +100,7 @@ async fn who_waits_to_be_told_to_go_on_is_told_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn to_go_on_is_not_passed_from_the_application() {
+async fn unexpected_100_continue_from_the_application_is_not_forwarded() {
     let origin = Steps::new(&[&("HTTP/1.1 100 Continue\r\n\r\n".to_owned() + HINTS + FINAL)], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = Wire::asking(sidecar.address, "/a").await;
@@ -109,7 +109,7 @@ async fn to_go_on_is_not_passed_from_the_application() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn hints_come_while_the_body_of_the_request_does() {
+async fn early_hints_are_forwarded_during_the_request_body() {
     let origin = Steps::new(&[HINTS, FINAL], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = Wire::to(sidecar.address).await;
@@ -124,7 +124,7 @@ const EXPECTING: &str =
     "POST /a HTTP/1.1\r\nHost: shop.test\r\nExpect: 100-continue\r\nContent-Length: 6\r\n\r\n";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_the_application_turns_away_is_not_told_to_go_on() {
+async fn client_that_the_application_rejects_gets_no_100_continue() {
     for status in ["417 Expectation Failed", "401 Unauthorized", "413 Content Too Large"] {
         let words = format!("HTTP/1.1 {status}\r\nContent-Length: 2\r\n\r\nno");
         let origin = Steps::answering(move |_: &str| vec![words.clone()], false).await;
@@ -139,7 +139,7 @@ async fn a_client_that_the_application_turns_away_is_not_told_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_application_says_when_a_client_is_to_go_on() {
+async fn application_decides_when_100_continue_is_sent() {
     let origin = Steps::new(&["", "HTTP/1.1 100 Continue\r\n\r\n", FINAL], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = Wire::to(sidecar.address).await;
@@ -154,7 +154,7 @@ async fn the_application_says_when_a_client_is_to_go_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_does_not_wait_any_longer_is_heard() {
+async fn body_sent_without_100_continue_is_forwarded() {
     // An application that knows nothing of expectations reads the body, and says nothing before.
     let origin = super::harness::RawOrigin::start(|mut stream| async move {
         super::harness::read_head(&mut stream).await;
@@ -171,7 +171,7 @@ async fn a_client_that_does_not_wait_any_longer_is_heard() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn whoever_reads_a_body_for_its_key_asks_for_it() {
+async fn body_that_is_part_of_the_key_is_asked_for_with_100_continue() {
     let origin = Origin::start(|seen| async move { reply(&[], seen.body) }).await;
     let policy = super::harness::Policy::new(
         "routes: [{name: a, match: {path: /a, methods: [POST]}, ttl: 60s, key: {body: {}}}]",

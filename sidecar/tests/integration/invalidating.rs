@@ -17,7 +17,7 @@ async fn is_stored(sidecar: &Sidecar, path: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_unsafe_method_drops_what_is_stored_if_it_succeeds() {
+async fn successful_unsafe_method_drops_the_stored_response() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     for (method, status, drops) in [
@@ -43,7 +43,7 @@ async fn an_unsafe_method_drops_what_is_stored_if_it_succeeds() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_the_answer_points_to_on_the_same_host_is_dropped_too() {
+async fn location_on_the_same_host_is_dropped() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     for (line, drops) in [
@@ -69,7 +69,7 @@ async fn what_the_answer_points_to_on_the_same_host_is_dropped_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn under_a_policy_a_write_drops_what_is_cached_under_its_path() {
+async fn write_under_a_policy_drops_the_responses_of_its_path() {
     let origin = Origin::obedient().await;
     let policy = Policy::new(
         r#"
@@ -112,7 +112,7 @@ async fn a_write_drops_every_variant_and_query() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_is_one_whatever_else_it_asks_for() {
+async fn write_with_upgrade_or_override_drops_the_stored_response() {
     let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let upgrade = [("connection", "Upgrade"), ("upgrade", "websocket")];
@@ -128,7 +128,7 @@ async fn a_write_is_one_whatever_else_it_asks_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_about_the_client_drops_nothing() {
+async fn response_about_the_client_drops_nothing() {
     let origin = Origin::start(|seen| async move {
         let mut answer = reply(&[("cache-control", "max-age=60")], seen.number.to_string());
         if seen.headers.contains_key("x-refuse") {

@@ -39,7 +39,7 @@ async fn load(keeper: &LastKnownGood) -> Option<Bytes> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_is_kept_until_one_of_its_names_is_purged() {
+async fn last_good_response_is_persisted_until_one_of_its_names_is_purged() {
     let database = Database::new("").await;
     let (one, other) = (keeper(&database), keeper(&database));
     assert_eq!(load(&one).await, None);
@@ -58,7 +58,7 @@ async fn an_answer_is_kept_until_one_of_its_names_is_purged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn policies_share_the_tables_and_nothing_else() {
+async fn policies_share_only_the_tables() {
     let database = Database::new("").await;
     let one = keeper(&database);
     let source = Arc::new(PostgresSource::start(database.source("statementTimeout: 1s")));
@@ -78,7 +78,7 @@ async fn policies_share_the_tables_and_nothing_else() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_one_version_of_a_policy_purges_covers_what_was_kept_under_another() {
+async fn purge_of_one_policy_version_covers_responses_persisted_under_another() {
     let database = Database::new("").await;
     let one = keeper(&database);
     let source = Arc::new(PostgresSource::start(database.source("statementTimeout: 1s")));
@@ -110,7 +110,7 @@ async fn what_one_version_of_a_policy_purges_covers_what_was_kept_under_another(
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_was_asked_for_before_a_purge_is_not_kept_after_it_by_any_pod() {
+async fn response_requested_before_a_purge_is_persisted_by_no_pod_after_it() {
     let database = Database::new("").await;
     let (one, other) = (keeper(&database), keeper(&database));
     for everything in [false, true] {
@@ -129,7 +129,7 @@ async fn an_answer_that_was_asked_for_before_a_purge_is_not_kept_after_it_by_any
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purge_that_postgres_did_not_hear_of_is_told_before_anything_is_read() {
+async fn purge_that_postgres_missed_is_sent_before_anything_is_read() {
     let database = Database::new("").await;
     let far = LastKnownGood::new(
         Arc::new(PostgresSource::start(database.source_as_now("statementTimeout: 1s"))),
@@ -169,7 +169,7 @@ async fn purges_go_over_to_a_successor() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tables_are_made_by_whoever_comes_first_and_again_when_they_are_gone() {
+async fn tables_are_created_once_and_again_when_they_are_gone() {
     let database = Database::new("").await;
     let keepers: Vec<_> = (0..8).map(|_| Arc::new(keeper(&database))).collect();
     let all = keepers.iter().map(|keeper| async { keeper.load(ID).await.map(drop) });
@@ -184,7 +184,7 @@ async fn tables_are_made_by_whoever_comes_first_and_again_when_they_are_gone() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_right_to_make_tables_it_says_what_to_run() {
+async fn missing_right_to_create_tables_is_reported_with_the_statements_to_run() {
     let database = Database::new("").await;
     let user = unique("itest");
     let schema = database.schema();

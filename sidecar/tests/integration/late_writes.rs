@@ -139,7 +139,7 @@ async fn late_write_purges_again_when_its_response_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn late_write_whose_client_left_or_reads_on_purges_again() {
+async fn late_write_purges_again_with_and_without_its_client() {
     let slow = Slow::start().await;
     let policy = Policy::new(NAMED);
     let sidecar = Sidecar::start(&policy, slow.origin.address).await;
@@ -193,7 +193,7 @@ async fn put_over_http2(address: SocketAddr) -> StatusCode {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn late_write_whose_connection_ends_or_whose_body_stalls_purges_again() {
+async fn late_write_purges_again_when_its_connection_ends_or_its_body_stalls() {
     for (number, last_words) in ["", "HTTP/1.1 200 OK\r\nContent-Length: 10\r\n\r\nx"].into_iter().enumerate()
     {
         let (written, permits) = (Arc::<AtomicUsize>::default(), Arc::new(Semaphore::new(0)));

@@ -53,7 +53,7 @@ async fn misses_until_asked(pods: &[&Sidecar], origin: &Origin, times: usize) ->
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_asked_for_constantly_is_renewed_before_it_ends() {
+async fn popular_response_is_refreshed_before_it_expires() {
     let (origin, most) = slow(Duration::from_millis(400)).await;
     let policy = Policy::new(
         r#"
@@ -115,13 +115,13 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_that_fails_is_not_tried_again_at_once() {
+async fn failed_early_refresh_is_not_retried_at_once() {
     one_failed_renewal_is_enough("").await;
     one_failed_renewal_is_enough("l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}").await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_takes_what_is_newer_in_redis_when_its_own_time_is_over() {
+async fn pod_takes_the_newer_response_from_redis_after_its_l1_ttl() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(
         r#"
@@ -150,7 +150,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn redis_keeps_things_for_as_long_as_it_is_told() {
+async fn redis_stores_responses_for_their_l2_ttl() {
     let origin = Origin::numbered(&[("etag", "\"a\"")]).await;
     let redis = RedisServer::start().await;
     let spec = r#"
@@ -169,7 +169,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_large_stays_in_its_pod() {
+async fn response_above_the_l2_limit_stays_in_its_pod() {
     let origin =
         Origin::start(|seen| async move { reply(&[], "x".repeat(seen.path[1..].parse().unwrap())) }).await;
     let policy = Policy::new(
@@ -208,7 +208,7 @@ async fn origin_that_says_a_ttl() -> Origin {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_says_its_own_ttl() {
+async fn response_states_its_own_ttl() {
     let origin = origin_that_says_a_ttl().await;
     let policy = Policy::new(TTL_FROM);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -243,7 +243,7 @@ async fn an_answer_says_its_own_ttl() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_gives_itself_no_time_is_not_served_again() {
+async fn response_that_states_no_lifetime_is_not_served_again() {
     let origin = Origin::start(|seen| async move {
         let said = seen.header("x-want").to_owned();
         if seen.path.starts_with("/json") {
@@ -266,7 +266,7 @@ async fn a_response_that_gives_itself_no_time_is_not_served_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_still_holds_says_its_ttl_again() {
+async fn revalidated_response_states_its_ttl_again() {
     let origin = Origin::start(|seen| async move {
         let is_asked_whether = seen.header("if-none-match") == "\"a\"";
         let ttl = if is_asked_whether { "300" } else { "1" };
@@ -293,7 +293,7 @@ async fn an_answer_that_still_holds_says_its_ttl_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_stored_at_once_does_not_end_at_once() {
+async fn responses_stored_together_expire_apart() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(
         r#"
@@ -320,7 +320,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_ttl_from_the_response_of_0_or_less_makes_it_not_fresh() {
+async fn ttl_of_0_or_less_from_the_response_makes_it_stale() {
     let origin = origin_that_says_a_ttl().await;
     let policy = Policy::new(TTL_FROM);
     let sidecar = Sidecar::start(&policy, origin.address).await;

@@ -102,7 +102,7 @@ async fn fill(sidecar: &Sidecar, length: usize, answers: usize) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_l1_lets_go_of_leaves_the_process_whatever_takes_its_place() {
+async fn evicted_responses_leave_the_process() {
     let origin = Origin::start(|seen| async move {
         let length = seen.path.split('/').nth(1).unwrap().parse().unwrap();
         reply(&[], "x".repeat(length))

@@ -21,7 +21,7 @@ invalidation:
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_happens_is_counted_and_every_metric_of_the_dashboard_exists() {
+async fn metrics_are_counted_documented_and_on_the_dashboard() {
     let origin = Origin::start(|seen| async move {
         let control = if seen.path == "/no-store" { "no-store" } else { "max-age=5" };
         reply(&[("cache-control", control)], seen.body)

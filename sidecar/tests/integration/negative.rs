@@ -52,7 +52,7 @@ fn policy(database: &Database, store: &Origin, ttl: &str) -> Policy {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_has_is_asked_for_once_in_its_time() {
+async fn not_found_is_cached_for_its_ttl() {
     let (database, (store, _)) = (Database::new(ITEMS).await, store().await);
     let policy = policy(&database, &store, "notFoundTTL: 10m");
     let (a, b) = (Sidecar::start(&policy, store.address).await, Sidecar::start(&policy, store.address).await);
@@ -73,7 +73,7 @@ async fn what_nobody_has_is_asked_for_once_in_its_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_asked_for_again_when_its_time_is_over() {
+async fn not_found_is_requested_again_after_its_ttl() {
     let (database, (store, filled)) = (Database::new(ITEMS).await, store().await);
     let policy = policy(&database, &store, "notFoundTTL: 1s");
     let sidecar = Sidecar::start(&policy, store.address).await;
@@ -99,7 +99,7 @@ async fn it_is_asked_for_again_when_its_time_is_over() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_not_remembered_where_the_route_says_so() {
+async fn not_found_is_not_cached_with_a_ttl_of_0() {
     let (database, (store, _)) = (Database::new(ITEMS).await, store().await);
     let policy = policy(&database, &store, "notFoundTTL: 0s");
     let sidecar = Sidecar::start(&policy, store.address).await;
@@ -111,7 +111,7 @@ async fn it_is_not_remembered_where_the_route_says_so() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purge_drops_it_in_every_pod() {
+async fn purge_drops_not_found_in_every_pod() {
     let (database, (store, _)) = (Database::new(ITEMS).await, store().await);
     let policy = policy(&database, &store, "notFoundTTL: 1h");
     let (a, b) = (Sidecar::start(&policy, store.address).await, Sidecar::start(&policy, store.address).await);
@@ -129,7 +129,7 @@ async fn a_purge_drops_it_in_every_pod() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_bypasses_the_cache_is_not_stored_when_the_application_has_the_last_word() {
+async fn bypassing_request_is_not_stored_when_the_application_has_the_last_word() {
     let database = Database::new(ITEMS).await;
     let origin = Origin::start(|seen| async move {
         let person = [seen.header("cookie"), seen.header("x-preview")].concat();

@@ -89,7 +89,7 @@ async fn text_that_looks_like_sql_is_only_text() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nothing_is_written() {
+async fn queries_write_nothing() {
     let database = Database::new(ITEMS).await;
     let (_origin, _policy, sidecar) = start(&database).await;
     for path in ["/insert/x", "/function/x", "/sequence"] {
@@ -129,7 +129,7 @@ async fn a_query_that_postgres_refuses_does_not_take_its_source_from_other_route
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_that_is_not_for_the_cache_is_answered_by_the_source_all_the_same() {
+async fn bypassing_request_is_served_by_the_source() {
     let database = Database::new(ITEMS).await;
     let (origin, _policy, sidecar) = start(&database).await;
     for header in [("cookie", "a=b"), ("range", "bytes=0-0,2-2")] {
@@ -143,7 +143,7 @@ async fn a_request_that_is_not_for_the_cache_is_answered_by_the_source_all_the_s
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_nobody_asks_is_known_to_be_there_or_not() {
+async fn idle_source_is_reported_up_or_down() {
     let database = Database::new(ITEMS).await;
     let relay = database.through_a_relay().await;
     let (_origin, _policy, sidecar) = start(&database).await;

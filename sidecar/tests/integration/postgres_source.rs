@@ -55,7 +55,7 @@ impl Secrets {
 const IS_ENCRYPTED: &str = "select ssl from pg_stat_ssl where pid = pg_backend_pid()";
 
 #[tokio::test(flavor = "multi_thread")]
-async fn tls_is_spoken_as_the_url_says_with_whom_the_ca_vouches_for() {
+async fn tls_follows_the_url_and_trusts_only_the_ca() {
     let (authority, stranger) = (Authority::new(), Authority::new());
     let server = PostgresServer::start(&authority.certify("127.0.0.1")).await;
     let url = |mode| server.url("larder", PostgresServer::PASSWORD, mode);
@@ -82,7 +82,7 @@ async fn tls_is_spoken_as_the_url_says_with_whom_the_ca_vouches_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_url_or_ca_that_can_not_be_used_is_kept_out_until_it_changes() {
+async fn unusable_url_or_ca_is_kept_out_until_it_changes() {
     const USER: &str = "select current_user as name";
     let authority = Authority::new();
     let server = PostgresServer::start(&authority.certify("127.0.0.1")).await;
@@ -118,7 +118,7 @@ async fn a_url_or_ca_that_can_not_be_used_is_kept_out_until_it_changes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_source_that_began_without_its_secret_works_when_it_comes() {
+async fn source_without_its_secret_works_once_the_secret_exists() {
     let database = Database::new("").await;
     let url = fs::read_to_string(database.url_file()).unwrap();
     fs::remove_file(database.url_file()).unwrap();
@@ -132,7 +132,7 @@ async fn a_source_that_began_without_its_secret_works_when_it_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn values_are_only_ever_values() {
+async fn values_are_never_statements() {
     let database = Database::new("create table items (name text); insert into items values ('pen')").await;
     let source = PostgresSource::start(database.source("statementTimeout: 2s"));
     let query = query("select {query.name} as name, {query.name} is null as missing from items");
@@ -155,7 +155,7 @@ async fn values_are_only_ever_values() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_statements_write() {
+async fn only_persist_statements_write() {
     let database = Database::new("create table items (key text primary key, value jsonb)").await;
     let source = PostgresSource::start(database.source("maxConnectionsPerPod: 1"));
     let insert = "insert into items values ('a', '{}') returning key";
@@ -182,7 +182,7 @@ async fn only_statements_write() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_many_keep_at_once_is_kept_once() {
+async fn concurrent_inserts_persist_one_row() {
     let database = Database::new("create table items (key text primary key, value text)").await;
     let pods: Vec<_> = (0..4)
         .map(|_| PostgresSource::start(database.source("statementTimeout: 10s, maxConnectionsPerPod: 2")))

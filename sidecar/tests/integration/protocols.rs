@@ -148,7 +148,7 @@ async fn a_first_line_that_names_http_late_never_ends_at_the_application() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_http_server_that_speaks_unasked_does_not_open_a_way_past_the_guard() {
+async fn http_server_that_speaks_first_opens_no_way_past_the_guard() {
     for first in [&b"HTTP/1.1 408 Request Timeout\r\nContent-Length: 0\r\n\r\n"[..], b"\0\0\0\x04\0\0\0\0\0"]
     {
         let (origin, _) = listening(first).await;
@@ -163,7 +163,7 @@ async fn an_http_server_that_speaks_unasked_does_not_open_a_way_past_the_guard()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_behind_the_proxy_protocol_is_refused() {
+async fn request_behind_a_proxy_protocol_header_is_refused() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let request = b"GET /a HTTP/1.1\r\nHost: shop.test\r\n\r\n";

@@ -69,7 +69,7 @@ async fn an_entry_is_deleted_by_its_exact_key_or_its_short_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn nobody_purges_without_the_token() {
+async fn purge_requires_the_token() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(TAGGED);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -98,7 +98,7 @@ async fn nobody_purges_without_the_token() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purge_that_can_match_nothing_is_refused_with_the_reason() {
+async fn purge_that_can_match_nothing_is_refused_with_the_reason() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     for (body, says) in [
@@ -161,7 +161,7 @@ async fn a_purge_that_can_match_nothing_is_refused_with_the_reason() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_key_purges_what_its_route_stores_however_it_is_written() {
+async fn key_in_any_spelling_purges_the_responses_of_its_route() {
     let origin = Origin::numbered(&[("vary", "x-a")]).await;
     let policy = Policy::new(
         r#"
@@ -206,7 +206,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_explained_to_purge_a_response_does() {
+async fn explained_purge_names_do_purge_the_response() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(TAGGED);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -238,7 +238,7 @@ async fn stateful() -> Origin {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_write_through_one_sidecar_the_next_get_in_another_is_fresh() {
+async fn get_through_another_sidecar_after_a_write_is_fresh() {
     let origin = stateful().await;
     let policy = Policy::new(TAGGED);
     let [a, b] = two(&policy, &origin).await;
@@ -262,7 +262,7 @@ async fn a_sidecar_that_hangs_does_not_hold_up_writers_for_long() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_barrier_is_in_redis_before_the_writers_answer_leaves() {
+async fn barrier_is_in_redis_before_the_response_to_the_write_leaves() {
     let policy = Policy::new(TAGGED);
     let origin = stateful().await;
     let [a, b] = two(&policy, &origin).await;
@@ -279,7 +279,7 @@ async fn the_barrier_is_in_redis_before_the_writers_answer_leaves() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_that_asks_for_an_upgrade_purges_too() {
+async fn write_with_an_upgrade_header_purges() {
     // Java's HttpClient asks for h2c on the first request of a connection, a PUT among them.
     let origin = stateful().await;
     let policy = Policy::new(TAGGED);
@@ -297,7 +297,7 @@ async fn a_write_that_asks_for_an_upgrade_purges_too() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_a_write_that_was_refused_purges_nothing() {
+async fn only_a_refused_write_purges_nothing() {
     let origin = Origin::start(|seen| async move {
         let mut answer = reply(&[], seen.number.to_string());
         if seen.method == Method::PUT {

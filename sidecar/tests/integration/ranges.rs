@@ -27,7 +27,7 @@ async fn in_parts() -> Origin {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_part_of_what_is_stored_whole() {
+async fn range_is_served_from_a_stored_whole_response() {
     let origin = in_parts().await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/").await;
@@ -52,7 +52,7 @@ async fn a_part_of_what_is_stored_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_part_only_of_the_answer_that_the_client_has() {
+async fn range_is_served_only_if_if_range_matches() {
     let origin = in_parts().await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/").await;
@@ -70,7 +70,7 @@ async fn a_part_only_of_the_answer_that_the_client_has() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn several_parts_are_the_applications_to_give() {
+async fn multiple_ranges_are_left_to_the_application() {
     let origin = Origin::numbered(&[("cache-control", "max-age=60")]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/").await;
@@ -80,7 +80,7 @@ async fn several_parts_are_the_applications_to_give() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_part_is_stored_and_served_again() {
+async fn part_is_stored_and_served_again() {
     let origin = in_parts().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let first = sidecar.get_with("/", &[("range", "bytes=2-6")]).await;
@@ -101,7 +101,7 @@ async fn a_part_is_stored_and_served_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parts_of_the_same_answer_are_put_together() {
+async fn parts_of_the_same_response_are_combined() {
     let origin = in_parts().await;
     let sidecar = Sidecar::bare(origin.address).await;
     for (path, tag, hit) in [("/same", "\"a\"", Some("l1")), ("/other", "\"b\"", None)] {
@@ -118,7 +118,7 @@ async fn parts_of_the_same_answer_are_put_together() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parts_that_make_a_whole_are_one() {
+async fn parts_that_cover_the_body_become_a_whole_response() {
     let origin = in_parts().await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get_with("/", &[("range", "bytes=0-4")]).await;
@@ -130,7 +130,7 @@ async fn parts_that_make_a_whole_are_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn only_the_rest_of_what_is_stored_is_asked_for() {
+async fn only_the_missing_part_is_requested() {
     for (stored, missing, fwd_status) in
         [("bytes=0-4", "bytes=5-9", 206), ("bytes=3-9", "bytes=0-2", 206), ("bytes=3-5", "", 200)]
     {
@@ -150,7 +150,7 @@ async fn only_the_rest_of_what_is_stored_is_asked_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_rest_of_another_answer_is_not_added() {
+async fn part_of_another_response_is_not_combined() {
     let origin = in_parts().await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get_with("/", &[("range", "bytes=0-4")]).await;
@@ -189,7 +189,7 @@ async fn a_part_that_lies_about_its_length_is_not_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_has_no_parts() {
+async fn head_request_ignores_range() {
     let origin = in_parts().await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/").await;
@@ -221,7 +221,7 @@ async fn with_a_wrong_rest(rest: &'static str) -> RawOrigin {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_rest_of_the_wrong_length_makes_no_whole() {
+async fn part_of_the_wrong_length_completes_no_response() {
     for rest in ["56", "56789+"] {
         let origin = with_a_wrong_rest(rest).await;
         let sidecar = Sidecar::bare(origin.address).await;
@@ -239,7 +239,7 @@ async fn a_rest_of_the_wrong_length_makes_no_whole() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn parts_keep_what_only_the_first_of_them_says() {
+async fn combined_parts_keep_the_headers_of_the_first() {
     let origin = Origin::start(|seen| async move {
         let first = [("etag", "\"a\""), ("cache-control", "max-age=60"), ("content-type", "text/first")];
         let (range, body, said) = match seen.header("range") {
@@ -261,7 +261,7 @@ async fn parts_keep_what_only_the_first_of_them_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_range_that_there_is_not_is_nobody_elses() {
+async fn unsatisfiable_range_affects_no_other_client() {
     let origin = Origin::start(|seen| async move {
         let mut answer = reply(&[("cache-control", "max-age=60")], seen.number.to_string());
         if seen.headers.contains_key("range") {

@@ -48,7 +48,7 @@ async fn policy(database: &Database, store: &Origin, keep: &str) -> Policy {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_many_ask_for_at_once_is_kept_once_and_read_from_postgres_then() {
+async fn concurrent_requests_persist_one_row_and_read_it_from_postgres_then() {
     let (database, store, origin) = (Database::new(ITEMS).await, store().await, Origin::numbered(&[]).await);
     let policy = policy(&database, &store, KEEP).await;
     let mut pods = vec![];
@@ -98,7 +98,7 @@ async fn values_are_parts_of_urls_and_statements_and_never_more() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_does_not_fail_because_it_can_not_be_kept() {
+async fn response_that_cannot_be_persisted_is_still_served() {
     let (database, store, origin) = (Database::new(ITEMS).await, store().await, Origin::numbered(&[]).await);
     let nowhere = "insert into nowhere values ({body}) on conflict do nothing";
     let policy = policy(&database, &store, nowhere).await;
@@ -112,7 +112,7 @@ async fn an_answer_does_not_fail_because_it_can_not_be_kept() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_no_answer_is_neither_stored_nor_kept() {
+async fn failed_source_response_is_neither_stored_nor_persisted() {
     let (database, store, origin) = (Database::new(ITEMS).await, store().await, Origin::numbered(&[]).await);
     let policy = policy(&database, &store, KEEP).await;
     let sidecar = Sidecar::start(&policy, origin.address).await;

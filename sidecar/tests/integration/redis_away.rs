@@ -19,7 +19,7 @@ const GRACE: Duration = Duration::from_millis(500);
 const SLACK: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_answers_continue_and_none_is_older_than_the_grace() {
+async fn without_redis_responses_continue_and_none_is_older_than_the_grace() {
     let mut redis = RedisServer::start().await;
     let policy = Policy::new(&redis.serve(BRIEF));
     let origin = Origin::numbered(&[]).await;
@@ -94,7 +94,7 @@ async fn a_purge_made_while_redis_is_frozen_holds_when_it_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purge_made_while_redis_is_down_holds_when_it_is_back_with_what_it_had() {
+async fn purge_while_redis_is_down_holds_when_redis_returns_with_its_data() {
     let mut redis = RedisServer::start().await;
     let policy = Policy::new(&redis.serve(BRIEF));
     let origin = Origin::numbered(&[]).await;
@@ -139,7 +139,7 @@ async fn a_request_waits_for_a_frozen_redis_no_longer_than_the_timeout() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_purge_reaches_redis_although_lookups_gave_up_on_it() {
+async fn purge_reaches_redis_although_lookups_gave_up() {
     let redis = RedisServer::start().await;
     let policy = Policy::new(&redis.serve(BRIEF).replace("200ms", "20ms"));
     let origin = Origin::numbered(&[]).await;
@@ -198,7 +198,7 @@ async fn a_connection_that_redis_closed_is_opened_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn with_a_wrong_password_answers_continue_and_the_policy_says_that_redis_is_down() {
+async fn with_a_wrong_password_responses_continue_and_redis_is_reported_down() {
     let redis = RedisServer::start().await;
     redis.say(&["CONFIG", "SET", "requirepass", "secret"]).await;
     let policy = Policy::new(&redis.serve(BRIEF));

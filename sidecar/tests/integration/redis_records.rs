@@ -35,7 +35,7 @@ async fn stored(a: &Sidecar, policy: &Policy, redis: &mut MultiplexedConnection,
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_that_somebody_changed_made_up_or_moved_is_a_miss() {
+async fn changed_forged_or_moved_record_is_a_miss() {
     let mut redis = RedisServer::shared().await;
     let policy = Policy::new(SPEC);
     let origin = Origin::numbered(&[]).await;
@@ -69,7 +69,7 @@ async fn a_record_that_somebody_changed_made_up_or_moved_is_a_miss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_variant_that_was_moved_is_a_miss() {
+async fn moved_variant_is_a_miss() {
     let mut redis = RedisServer::shared().await;
     let policy = Policy::new(SPEC);
     let origin = Origin::numbered(&[("vary", "accept-language")]).await;
@@ -92,7 +92,7 @@ async fn a_variant_that_was_moved_is_a_miss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_record_without_authentication_is_refused_for_what_it_holds() {
+async fn unauthenticated_record_is_refused_for_its_content() {
     let mut redis = RedisServer::shared().await;
     let policy = Policy::new(SPEC);
     let origin = Origin::start(async |_| reply(&[("x-fine", "and-long-enough")], "body")).await;
@@ -172,7 +172,7 @@ async fn a_huge_value_costs_no_memory_and_is_a_miss() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_as_large_as_allowed_is_shared() {
+async fn response_of_the_maximum_size_is_shared() {
     let policy = Policy::new(SPEC);
     let origin = Origin::start(async |_| reply(&[], "x".repeat(1 << 20))).await;
     let sidecars = two(&policy, &origin).await;
@@ -209,7 +209,7 @@ async fn a_token_that_is_replaced_leads_to_misses_and_never_to_errors() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_lease_that_never_ends_makes_nobody_wait() {
+async fn lease_that_never_expires_blocks_no_request() {
     let server = RedisServer::start().await;
     let policy = Policy::new(&server.serve(SPEC));
     let origin = Origin::numbered(&[]).await;

@@ -37,7 +37,7 @@ async fn sidecars_share_and_purge_over_tls_as_a_user_of_few_rights() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_the_ca_does_not_know_is_not_spoken_to() {
+async fn server_with_an_untrusted_certificate_is_not_used() {
     let redis = RedisServer::start_with_tls(PASSWORD).await;
     let policy = Policy::new(&trusting(&redis, "trusted.pem"));
     let trust = |ca: &str| {
@@ -66,7 +66,7 @@ async fn a_server_that_the_ca_does_not_know_is_not_spoken_to() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_wrong_password_is_named_as_the_reason_and_not_told() {
+async fn wrong_password_is_reported_without_the_password() {
     let redis = RedisServer::start().await;
     redis.say(&["ACL", "SETUSER", "larder", "on", ">right", "~*", "&*", "+@all"]).await;
     redis.set_url(&format!("redis://larder:{PASSWORD}@127.0.0.1:{}/", redis.port));
@@ -152,7 +152,7 @@ async fn a_url_that_names_another_redis_is_taken_over_without_a_failed_request()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_purged_in_one_redis_is_not_found_in_the_next() {
+async fn response_purged_in_one_redis_is_not_found_in_the_next() {
     // One sidecar is already there while the other still purges in the first.
     let (one, other) = (RedisServer::start().await, RedisServer::start().await);
     let policy = Policy::new(&one.serve(TAGGED));
@@ -210,7 +210,7 @@ async fn a_bad_url_is_kept_out_and_the_connection_goes_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_breaks_while_the_url_is_bad_is_opened_as_it_was() {
+async fn connection_that_breaks_while_the_url_is_bad_is_reopened_with_the_former_url() {
     let redis = RedisServer::start().await;
     let policy = Policy::new(&redis.serve(TAGGED));
     let origin = Origin::numbered(&[]).await;
@@ -228,7 +228,7 @@ async fn a_connection_that_breaks_while_the_url_is_bad_is_opened_as_it_was() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_server_that_was_only_starting_is_taken_when_it_is_there() {
+async fn server_that_was_only_starting_is_used_once_it_is_up() {
     let redis = RedisServer::start().await;
     let policy = Policy::new(&redis.serve(TAGGED));
     let origin = Origin::numbered(&[]).await;
@@ -245,7 +245,7 @@ async fn a_server_that_was_only_starting_is_taken_when_it_is_there() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_nobody_can_read_on_the_bus_breaks_nothing() {
+async fn malformed_bus_messages_break_nothing() {
     let redis = RedisServer::start().await;
     let policy = Policy::new(&redis.serve(TAGGED));
     let origin = Origin::numbered(&[]).await;

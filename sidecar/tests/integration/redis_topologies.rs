@@ -175,7 +175,7 @@ async fn isolate(master: &RedisServer) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_was_purged_at_a_replaced_master_is_stale_at_the_new_one() {
+async fn response_purged_at_a_replaced_master_is_stale_at_the_new_one() {
     let sentinels = Sentinels::start().await;
     let policy = Policy::new(&with_users(&sentinels).await);
     let slow = Policy::new("");
@@ -210,7 +210,7 @@ async fn what_was_purged_at_a_replaced_master_is_stale_at_the_new_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_master_that_was_replaced_while_it_lives_is_left() {
+async fn master_that_was_replaced_while_alive_is_left() {
     let sentinels = Sentinels::start().await;
     let policy = Policy::new(&with_users(&sentinels).await);
     let origin = Origin::numbered(&[]).await;

@@ -36,7 +36,7 @@ fn assert_refused(answer: &[u8], status: u16, what: &str) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_two_servers_could_read_differently_is_refused() {
+async fn ambiguous_request_is_refused() {
     let origin = cacheable().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let long = format!("GET /{} HTTP/1.1\r\nHost: shop.test\r\n\r\n", "a".repeat(33 << 10));
@@ -83,7 +83,7 @@ async fn what_two_servers_could_read_differently_is_refused() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_refused_is_refused_even_where_the_answer_is_stored() {
+async fn ambiguous_request_is_refused_even_for_a_stored_response() {
     let origin = cacheable().await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/a").await;
@@ -217,7 +217,7 @@ async fn empty_lines_without_end_cost_little() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn pipelined_requests_are_answered_in_order() {
+async fn pipelined_requests_get_their_responses_in_order() {
     let origin = cacheable().await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/hit").await;
@@ -291,7 +291,7 @@ async fn after_a_liar(answer: &'static str) -> (String, String) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_longer_than_it_says_ends_where_it_says() {
+async fn response_longer_than_its_length_ends_at_its_length() {
     for answer in [
         "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nokevil",
         "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nokHTTP/1.1 200 OK\r\nContent-Length: 4\r\n\r\nevil",
@@ -304,7 +304,7 @@ async fn an_answer_that_is_longer_than_it_says_ends_where_it_says() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_with_two_lengths_is_none_or_the_one_that_counts() {
+async fn response_with_two_lengths_is_refused_or_has_the_valid_one() {
     for (answer, whole) in [
         (
             "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\nContent-Length: 6\r\n\r\nokevil",
@@ -362,7 +362,7 @@ async fn an_answer_with_two_lengths_is_none_or_the_one_that_counts() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_shorter_than_it_says_is_cut_and_not_stored() {
+async fn response_shorter_than_its_length_is_cut_and_not_stored() {
     let origin = RawOrigin::start(|mut stream| async move {
         read_head(&mut stream).await;
         let answer = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 20\r\n\r\nshort";

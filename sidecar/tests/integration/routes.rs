@@ -33,7 +33,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_parameters_that_count() {
+async fn only_keyed_parameters_distinguish_requests() {
     let origin = Origin::numbered(&[]).await;
     let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {query: {allow: [page, "f_*"]}}}"#;
     let (sidecar, _policy) = under(&origin, route).await;
@@ -53,7 +53,7 @@ async fn the_parameters_that_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_order_of_parameters() {
+async fn order_of_parameters_counts_unless_sorted() {
     let origin = Origin::numbered(&[]).await;
     let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {query: {order: Sorted}}}"#;
     let (sidecar, _policy) = under(&origin, route).await;
@@ -65,7 +65,7 @@ async fn the_order_of_parameters() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_cookies_that_count() {
+async fn only_keyed_cookies_distinguish_requests() {
     let origin = Origin::numbered(&[]).await;
     let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {cookies: [lang]}}"#;
     let (sidecar, _policy) = under(&origin, route).await;
@@ -82,7 +82,7 @@ async fn the_cookies_that_count() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn headers_and_cookies_that_bypass() {
+async fn listed_headers_and_cookies_bypass_the_cache() {
     let origin = Origin::numbered(&[]).await;
     let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {ignoreHeaders: [cookie]}, bypass: {headers: {x-preview: "1", x-any: "*"}, cookies: {session: "*", edit: "on"}}}"#;
     let (sidecar, _policy) = under(&origin, route).await;
@@ -110,7 +110,7 @@ routes:
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_post_is_told_apart_by_its_body() {
+async fn post_is_keyed_by_its_body() {
     let origin = Origin::start(|seen| async move {
         reply(&[], format!("{}: {}", seen.number, String::from_utf8(seen.body.to_vec()).unwrap()))
     })
@@ -136,7 +136,7 @@ async fn a_post_is_told_apart_by_its_body() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_same_body_under_another_type_is_another_question() {
+async fn same_body_of_another_type_has_another_key() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(GRAPHQL);
     let sidecar = Sidecar::start(&policy, origin.address).await;

@@ -22,7 +22,7 @@ async fn until_connected(sidecar: &Sidecar, count: u32) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn fifty_who_ask_at_once_for_what_is_not_stored_are_one_request() {
+async fn fifty_concurrent_misses_are_one_request() {
     let origin = Steps::new(&[FIRST, "ll"], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut clients = join_all((0..50).map(|_| Wire::asking(sidecar.address, "/a"))).await;
@@ -42,7 +42,7 @@ async fn fifty_who_ask_at_once_for_what_is_not_stored_are_one_request() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_wait_for_the_head_get_the_same_answer() {
+async fn clients_that_wait_for_the_head_get_the_same_response() {
     let origin = Steps::new(&["", FIRST, "ll"], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut clients = join_all((0..10).map(|_| Wire::asking(sidecar.address, "/a"))).await;
@@ -55,7 +55,7 @@ async fn those_who_wait_for_the_head_get_the_same_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_late_reads_from_the_start() {
+async fn late_client_reads_from_the_start() {
     let chunked =
         "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nab\r\n";
     let origin = Steps::new(&[chunked, "2\r\ncd\r\n", "0\r\n\r\n"], false).await;
@@ -74,7 +74,7 @@ async fn who_comes_late_reads_from_the_start() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_and_a_part_are_answered_beside_a_fill() {
+async fn head_and_range_requests_are_served_beside_a_fill() {
     let origin = Steps::answering(
         |head| match head.split(' ').next() {
             Some("HEAD") => vec![FIRST.trim_end_matches("fi").into()],
@@ -95,7 +95,7 @@ async fn a_head_and_a_part_are_answered_beside_a_fill() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_slow_reader_slows_nobody() {
+async fn slow_reader_slows_no_other_client() {
     const LENGTH: usize = 12 << 20;
     let policy = Policy::new(
         "l1: {maxSize: 64Mi, maxObjectSize: 16Mi}\nroutes:\n- {name: page, match: {path: \"/{page}\"}, ttl: 60s}",
@@ -136,7 +136,7 @@ async fn unshared() -> (Origin, Arc<Semaphore>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_for_sharing_makes_nobody_queue() {
+async fn unshareable_response_lets_all_clients_through_at_once() {
     let (origin, permits) = unshared().await;
     let sidecar = Sidecar::bare(origin.address).await;
     let everybody = join_all((0..20).map(|_| sidecar.get("/a")));
@@ -160,7 +160,7 @@ async fn what_is_not_for_sharing_makes_nobody_queue() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_known_not_to_be_for_sharing_is_not_waited_for() {
+async fn response_known_to_be_unshareable_is_not_waited_for() {
     let (origin, permits) = unshared().await;
     let sidecar = Sidecar::bare(origin.address).await;
     permits.add_permits(1);
@@ -175,7 +175,7 @@ async fn what_is_known_not_to_be_for_sharing_is_not_waited_for() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_that_is_not_for_sharing_takes_no_variant_away() {
+async fn unshareable_response_removes_no_variant() {
     let origin = Origin::start(|seen| async move {
         let control = if seen.header("accept-language") == "xx" { "no-store" } else { "max-age=60" };
         reply(&[("cache-control", control), ("vary", "accept-language")], seen.number.to_string())
@@ -189,7 +189,7 @@ async fn an_answer_that_is_not_for_sharing_takes_no_variant_away() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_before_the_head_leaves_its_answer_to_the_others() {
+async fn client_that_leaves_before_the_head_leaves_the_response_to_the_others() {
     let origin = Steps::new(&["", FIRST, "ll"], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let first = Wire::asking(sidecar.address, "/a").await;
@@ -206,7 +206,7 @@ async fn a_client_that_leaves_before_the_head_leaves_its_answer_to_the_others() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_leaves_in_mid_body_takes_nothing_along() {
+async fn client_that_leaves_in_mid_body_ends_no_other_response() {
     let origin = Steps::new(&[FIRST, "ll"], false).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut first = Wire::asking(sidecar.address, "/a").await;
@@ -224,7 +224,7 @@ async fn a_client_that_leaves_in_mid_body_takes_nothing_along() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_wants_another_variant_gets_that() {
+async fn client_of_another_variant_gets_its_own() {
     let origin = Steps::answering(
         |head| {
             let head = head.to_lowercase();
@@ -268,7 +268,7 @@ async fn who_wants_another_variant_gets_that() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_comes_after_a_purge_never_gets_what_was_asked_before() {
+async fn request_after_a_purge_never_joins_an_earlier_fill() {
     // Before the head of the older answer, and in mid-body.
     for steps in [&["", FIRST, "ll"][..], &[FIRST, "ll"]] {
         let steps: Vec<_> = steps.iter().map(|&step| step.to_owned()).collect();
@@ -311,7 +311,7 @@ async fn who_comes_after_a_purge_never_gets_what_was_asked_before() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_application_that_dies_in_mid_body_cuts_all_off() {
+async fn application_that_dies_in_mid_body_cuts_off_every_client() {
     let chunked =
         "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nTransfer-Encoding: chunked\r\n\r\n2\r\nfi\r\n";
     for first in [FIRST, chunked] {
@@ -333,7 +333,7 @@ async fn an_application_that_dies_in_mid_body_cuts_all_off() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn ports_share_nothing_that_is_under_way() {
+async fn ports_share_no_fill() {
     let (public, internal) =
         (Steps::new(&[FIRST, "ll"], false).await, Steps::new(&[FIRST, "ll"], false).await);
     let upstream = format!("http://127.0.0.1:{}", internal.address.port());

@@ -51,7 +51,7 @@ async fn hangs_when_told() -> (Origin, Arc<AtomicBool>, Arc<AtomicUsize>) {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_response_that_does_not_begin_in_time_is_a_504_and_the_application_hears_of_it() {
+async fn response_that_does_not_begin_in_time_is_a_504_and_its_request_is_cancelled() {
     let (origin, hangs, cancelled) = hangs_when_told().await;
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -78,7 +78,7 @@ async fn a_response_that_does_not_begin_in_time_is_a_504_and_the_application_hea
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_stale_stands_in_for_a_response_that_does_not_begin_in_time() {
+async fn stale_response_is_served_instead_of_one_that_does_not_begin_in_time() {
     let (origin, hangs, _cancelled) = hangs_when_told().await;
     let policy = Policy::new(SPEC);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -94,7 +94,7 @@ async fn what_is_stale_stands_in_for_a_response_that_does_not_begin_in_time() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_it_the_application_takes_as_long_as_its_client_waits() {
+async fn application_without_a_timeout_takes_as_long_as_its_client_waits() {
     let origin = Origin::start(|_| async {
         sleep(TIMEOUT * 3).await;
         reply(&[], "late")

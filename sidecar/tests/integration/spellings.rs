@@ -53,7 +53,7 @@ async fn is_renewed(sidecar: &Sidecar, path: &str, before: &str) -> bool {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_purges_an_id_whatever_its_characters_and_its_spelling() {
+async fn write_purges_an_id_of_any_characters_in_any_spelling() {
     let by_path = BY_TAG.replace(r#"purge: {tags: ["user:{id}"]}"#, r#"purge: {paths: ["/users/{id}"]}"#);
     for policy in [BY_TAG, &by_path] {
         let origin = Origin::numbered(&[]).await;
@@ -82,7 +82,7 @@ async fn a_write_purges_an_id_whatever_its_characters_and_its_spelling() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_admin_api_purges_an_id_by_tag_path_and_key_as_people_write_it() {
+async fn admin_api_purges_an_id_by_handwritten_tag_path_and_key() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(BY_TAG);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -142,7 +142,7 @@ async fn empty_query_is_purged_with_none_and_none_with_an_empty_one() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_purges_its_own_path_and_what_its_response_points_to_in_any_spelling() {
+async fn write_purges_its_own_path_and_its_location_in_any_spelling() {
     let origin = Origin::obedient().await;
     let with_policy = Policy::new(r#"routes: [{name: user, match: {path: "/users/{id}"}, ttl: 60s}]"#);
     let sidecars = [Sidecar::bare(origin.address).await, Sidecar::start(&with_policy, origin.address).await];
@@ -177,7 +177,7 @@ async fn a_write_purges_its_own_path_and_what_its_response_points_to_in_any_spel
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_in_disguise_purges_as_what_it_says_it_is() {
+async fn disguised_write_purges_as_the_method_it_names() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(BY_TAG);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -256,7 +256,7 @@ async fn query_passes_with_its_content_and_is_not_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_literal_matches_however_it_is_escaped() {
+async fn literal_matches_in_any_escaping() {
     let origin = Origin::numbered(&[]).await;
     let policy = r#"routes: [{name: package, match: {path: "/@scope/{pkg}"}, ttl: 60s, tags: ["{pkg}"]}]"#;
     let policy = Policy::new(policy);

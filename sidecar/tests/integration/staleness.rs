@@ -29,7 +29,7 @@ async fn slow_the_second_time(headers: &'static [(&'static str, &'static str)]) 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_answer_says_that_it_may_be_served_while_it_is_renewed() {
+async fn response_allows_stale_while_revalidate() {
     let (origin, permits) =
         slow_the_second_time(&[("cache-control", "max-age=5, stale-while-revalidate=60"), ("age", "15")])
             .await;
@@ -53,7 +53,7 @@ async fn the_answer_says_that_it_may_be_served_while_it_is_renewed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_route_says_that_it_may_be_served_while_it_is_renewed() {
+async fn route_allows_stale_while_revalidate() {
     let (origin, permits) = slow_the_second_time(&[("cache-control", "must-revalidate")]).await;
     let policy = Policy::new(
         r#"
@@ -75,7 +75,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_sidecar_renews_what_it_finds_stale_in_redis() {
+async fn stale_response_from_redis_is_revalidated() {
     let (origin, permits) =
         slow_the_second_time(&[("cache-control", "max-age=5, stale-while-revalidate=600"), ("age", "15")])
             .await;
@@ -106,7 +106,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_may_be_a_304() {
+async fn background_revalidation_may_be_a_304() {
     let origin = Origin::start(|seen| async move {
         let mut answer = reply(&[("etag", "\"a\""), ("cache-control", "max-age=60")], "");
         if seen.header("if-none-match") == "\"a\"" {
@@ -131,7 +131,7 @@ async fn a_renewal_may_be_a_304() {
 const STALE: &[(&str, &str)] = &[("cache-control", "max-age=5, stale-if-error=60"), ("age", "15")];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_stale_stands_in_for_an_error() {
+async fn stale_response_is_served_instead_of_an_error() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     for (status, stands_in) in
@@ -152,7 +152,7 @@ async fn what_is_stale_stands_in_for_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_application_that_hangs_up_or_is_not_there_is_an_error() {
+async fn application_that_hangs_up_or_is_missing_counts_as_an_error() {
     let failing = Arc::new(AtomicBool::new(false));
     let fails = Arc::clone(&failing);
     let origin = RawOrigin::start(move |mut stream| {
@@ -185,7 +185,7 @@ async fn an_application_that_hangs_up_or_is_not_there_is_an_error() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_must_be_revalidated_never_stands_in() {
+async fn must_revalidate_response_is_never_served_instead_of_an_error() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     for word in ["must-revalidate", "proxy-revalidate", "no-cache"] {
@@ -206,7 +206,7 @@ async fn what_must_be_revalidated_never_stands_in() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_route_says_for_how_long_what_is_stale_stands_in() {
+async fn route_limits_stale_if_error() {
     let origin = Origin::obedient().await;
     let policy = Policy::new(
         r#"
@@ -226,7 +226,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_renewal_that_fails_leaves_what_is_stored() {
+async fn failed_revalidation_leaves_the_stored_response() {
     let origin = Origin::start(|seen| async move {
         let mut answer =
             reply(&[("cache-control", "max-age=5, stale-while-revalidate=600"), ("age", "15")], "1");
@@ -247,7 +247,7 @@ async fn a_renewal_that_fails_leaves_what_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_get_stored_stands_in_for_head_and_is_renewed_by_get() {
+async fn stale_get_response_serves_head_and_is_revalidated_by_get() {
     let origin = Origin::obedient().await;
     let sidecar = Sidecar::bare(origin.address).await;
     for (path, window) in [("/error", "stale-if-error"), ("/renewed", "stale-while-revalidate")] {
@@ -263,7 +263,7 @@ async fn what_get_stored_stands_in_for_head_and_is_renewed_by_get() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_found_to_be_gone_is_not_served_stale_from_redis_either() {
+async fn response_found_unstorable_is_not_served_stale_from_redis() {
     let origin = Origin::start(|seen| async move {
         let control = if seen.number == 1 { "max-age=5, stale-while-revalidate=600" } else { "no-store" };
         reply(&[("cache-control", control), ("age", "15")], seen.number.to_string())

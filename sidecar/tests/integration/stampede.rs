@@ -106,7 +106,7 @@ async fn slow(headers: &'static [(&'static str, &'static str)], takes: Duration)
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn three_pods_ask_once_and_the_bus_wakes_those_who_wait() {
+async fn three_pods_send_one_request_and_the_bus_wakes_the_waiting_pods() {
     let (origin, permits) = held(&[]).await;
     let policy = Policy::new(SPEC);
     let pods = three(&policy, &origin).await;
@@ -132,7 +132,7 @@ async fn three_pods_ask_once_and_the_bus_wakes_those_who_wait() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_takes_over_from_a_pod_that_dies() {
+async fn another_pod_takes_over_from_one_that_dies() {
     let (origin, permits) = held(&[]).await;
     let policy = Policy::new(SPEC);
     let mut pods = three(&policy, &origin).await;
@@ -153,7 +153,7 @@ async fn another_takes_over_from_a_pod_that_dies() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_waited_for_another_pod_is_patient_with_redis() {
+async fn pod_that_waited_for_another_is_patient_with_redis() {
     let (origin, permits) = held(&[]).await;
     let redis = RedisServer::start().await;
     let relay = Relay::to(([127, 0, 0, 1], redis.port).into()).await;
@@ -180,7 +180,7 @@ async fn who_has_waited_for_another_pod_is_patient_with_redis() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_each_pod_asks_once() {
+async fn without_redis_each_pod_sends_one_request() {
     let (origin, permits) = held(&[]).await;
     let mut redis = RedisServer::start().await;
     let policy = Policy::new(&redis.serve(SPEC));
@@ -199,7 +199,7 @@ async fn without_redis_each_pod_asks_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_not_stored_is_not_asked_for_by_one_pod_after_another() {
+async fn unstorable_response_does_not_serialise_pods() {
     let (origin, spans) = slow(&[("cache-control", "no-store")], Duration::from_secs(1)).await;
     let policy = Policy::new(SPEC);
     let mut pods = three(&policy, &origin).await;

@@ -29,7 +29,7 @@ async fn a_miss_is_followed_by_a_hit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_client_that_asks_for_another_protocol_in_passing_is_answered_from_the_cache() {
+async fn optional_upgrade_is_served_from_the_cache() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(CACHED);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -39,7 +39,7 @@ async fn a_client_that_asks_for_another_protocol_in_passing_is_answered_from_the
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn the_ports_of_a_pod_share_no_answers() {
+async fn ports_of_a_pod_share_no_responses() {
     let (public, internal) = (Origin::numbered(&[]).await, Origin::numbered(&[]).await);
     let upstream = format!("http://127.0.0.1:{}", internal.address.port());
     let policy = Policy::new(CACHED);
@@ -59,7 +59,7 @@ async fn the_ports_of_a_pod_share_no_answers() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn another_sidecar_gets_its_hit_from_l2() {
+async fn response_of_another_sidecar_is_an_l2_hit() {
     let origin = Origin::numbered(&[("x-from", "origin"), ("x-from", "again")]).await;
     let policy = Policy::new(CACHED);
     let (a, b) =
@@ -74,7 +74,7 @@ async fn another_sidecar_gets_its_hit_from_l2() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn variants_are_told_apart_in_memory_and_in_redis() {
+async fn variants_are_distinguished_in_memory_and_in_redis() {
     let origin = Origin::start(|seen| async move {
         let body = format!("{}{}", seen.header("accept-language"), seen.number);
         reply(&[("vary", "Accept-Language, X-Theme")], body)
@@ -126,7 +126,7 @@ async fn an_encoded_response_is_only_for_clients_that_accept_the_same_codings() 
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn cache_status_says_stored_only_of_what_is_known_to_fit() {
+async fn cache_status_says_stored_only_if_the_response_is_known_to_fit() {
     let origin = RawOrigin::start(|mut stream| async move {
         while let Some(path) = read_head(&mut stream).await.split(' ').nth(1).map(str::to_owned) {
             let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n";
@@ -156,7 +156,7 @@ async fn cache_status_says_stored_only_of_what_is_known_to_fit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_must_not_be_shared_is_never_stored() {
+async fn private_response_is_never_stored() {
     let origin = Origin::start(|seen| async move {
         let body = seen.number.to_string();
         match seen.path.as_str() {
@@ -182,7 +182,7 @@ async fn what_must_not_be_shared_is_never_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_restriction_that_is_written_badly_holds_all_the_same() {
+async fn malformed_restriction_still_holds() {
     let origin = Origin::start(|seen| async move {
         let said: &[(&str, &str)] = match seen.path.as_str() {
             "/semicolon" => &[("cache-control", "max-age=60; private")],
@@ -204,7 +204,7 @@ async fn a_restriction_that_is_written_badly_holds_all_the_same() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn requests_that_name_a_person_pass() {
+async fn requests_with_credentials_pass() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(CACHED);
     let sidecar = Sidecar::start(&policy, origin.address).await;
@@ -288,7 +288,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn head_is_answered_from_the_cache_without_a_body() {
+async fn head_is_served_from_the_cache_without_a_body() {
     let origin = Origin::numbered(&[("x-from", "origin")]).await;
     let policy = Policy::new(CACHED);
     let sidecar = Sidecar::start(&policy, origin.address).await;

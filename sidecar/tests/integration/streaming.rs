@@ -64,7 +64,7 @@ async fn the_first_byte_reaches_the_client_before_the_application_sends_the_seco
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_application_that_dies_in_mid_body_leaves_nothing_and_the_client_sees_it() {
+async fn application_that_dies_in_mid_body_leaves_nothing_stored_and_fails_its_client() {
     for (first, whole) in [
         ("HTTP/1.1 200 OK\r\nContent-Length: 20\r\n\r\nhalf", "Content-Length"),
         ("HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n\r\n4\r\nhalf\r\n", "0\r\n\r\n"),
@@ -106,7 +106,7 @@ async fn a_client_that_leaves_in_mid_body_stores_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_answer_with_trailers_passes_and_is_not_stored() {
+async fn response_with_trailers_passes_and_is_not_stored() {
     let first = "HTTP/1.1 200 OK\r\nTrailer: x-sum\r\nTransfer-Encoding: chunked\r\n\r\n1\r\na\r\n";
     let (origin, gate) = in_two_steps(first, "0\r\nx-sum: 7\r\n\r\n").await;
     gate.add_permits(100);
@@ -119,7 +119,7 @@ async fn an_answer_with_trailers_passes_and_is_not_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn each_byte_passes_as_it_comes_to_all_who_read() {
+async fn each_byte_reaches_every_reader_as_it_comes() {
     let steps =
         ["HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 5\r\n\r\na", "b", "c", "d", "e"];
     let origin = Steps::new(&steps, false).await;

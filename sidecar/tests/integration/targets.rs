@@ -129,7 +129,7 @@ async fn an_odd_target_in_absolute_form_reaches_the_application_in_origin_form()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_odd_target_passes_whatever_the_form_method_and_version() {
+async fn odd_target_passes_in_any_form_method_and_version() {
     let origin = Steps::answering(
         |head: &str| {
             let body = if head.starts_with("HEAD ") { "" } else { "ok" };
@@ -240,7 +240,7 @@ async fn over_http2(sidecar: &Sidecar, target: &[u8]) -> Outcome {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn over_http2_an_odd_target_passes_unless_the_library_resets_it() {
+async fn odd_target_over_http2_passes_unless_the_library_resets_it() {
     let origin = cacheable().await;
     let sidecar = Sidecar::bare(origin.address).await;
     for target in [

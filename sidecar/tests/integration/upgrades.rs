@@ -21,7 +21,7 @@ async fn echoing(first: &'static str) -> RawOrigin {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_comes_right_behind_the_head_is_passed_both_ways() {
+async fn bytes_right_behind_an_upgrade_head_pass_both_ways() {
     let origin =
         echoing("HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: websocket\r\n\r\nfirst")
             .await;
@@ -54,7 +54,7 @@ async fn an_unsafe_method_may_change_the_protocol() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn where_the_application_stays_with_http_so_does_the_connection() {
+async fn connection_stays_http_if_the_application_declines_the_upgrade() {
     let origin =
         Origin::start(|seen| async move { reply(&[("cache-control", "max-age=60")], seen.path) }).await;
     let sidecar = Sidecar::bare(origin.address).await;
@@ -72,7 +72,7 @@ async fn where_the_application_stays_with_http_so_does_the_connection() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn it_is_no_proxy_to_connect_through() {
+async fn connect_method_is_refused() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let answer = exchange(
@@ -87,7 +87,7 @@ async fn it_is_no_proxy_to_connect_through() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_question_about_the_server_as_a_whole_passes() {
+async fn options_for_the_whole_server_passes() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     for (target, host) in [("*", "shop.test"), ("http://shop.test", "other.test")] {
@@ -105,7 +105,7 @@ async fn a_question_about_the_server_as_a_whole_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn an_absolute_target_is_the_path_and_the_host_that_it_names() {
+async fn absolute_target_decides_path_and_host() {
     let origin = Origin::start(|seen| async move {
         reply(&[("cache-control", "max-age=60")], format!("{} {}", seen.header("host"), seen.path))
     })

@@ -104,7 +104,7 @@ async fn a_page_of_nginx_for_local_callers_stays_closed() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_a_pod_the_upstream_is_called_where_it_says() {
+async fn sidecar_outside_a_pod_calls_the_configured_upstream_address() {
     let origin = telling("0.0.0.0").await;
     let sidecar = Sidecar::launch(origin.address, &[]).await;
     assert_eq!(callers(&sidecar).await, ["127.0.0.1"; 4]);
@@ -214,7 +214,7 @@ async fn writes_aimed_at_the_end_of_idle_connections_arrive() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn words_that_nobody_asked_for_are_no_response() {
+async fn bytes_before_a_request_are_no_response() {
     // As servers do before they end a connection that was idle for long.
     let unasked = "HTTP/1.1 408 Request Timeout\r\nContent-Length: 4\r\nConnection: close\r\n\r\nevil";
     let spoke = Arc::new(Notify::new());
@@ -298,7 +298,7 @@ async fn requests_wait_for_an_application_that_starts_again() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_pod_whose_application_is_gone_closes_its_clients_connections() {
+async fn sidecar_without_its_application_closes_client_connections() {
     let origin = Origin::numbered(&[("cache-control", "max-age=60"), ("connection", "close")]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut wire = Wire::asking(sidecar.address, "/stored").await;
@@ -375,7 +375,7 @@ async fn idle_connections_end_when_the_application_is_gone_before_they_see_a_502
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_whose_connection_was_refused_purges_nothing() {
+async fn write_with_a_refused_connection_purges_nothing() {
     let policy = Policy::new(
         r#"
 routes:
@@ -407,7 +407,7 @@ invalidation:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_may_stand_in_is_served_at_once_when_the_application_is_gone() {
+async fn fallback_is_served_at_once_when_the_application_is_gone() {
     let policy = Policy::new(
         r#"
 routes:

@@ -102,7 +102,7 @@ async fn a_body_that_breaks_off_says_why_in_the_log_and_a_metric() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_connection_that_is_not_taken_in_time_is_told_as_such() {
+async fn connect_timeout_is_reported_as_such() {
     // Nobody accepts, and the queue is full.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
@@ -123,7 +123,7 @@ async fn a_connection_that_is_not_taken_in_time_is_told_as_such() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_refused_and_a_reset_connection_are_told_apart() {
+async fn refused_and_reset_connections_are_distinguished() {
     let origin = RawOrigin::start(|mut stream| async move {
         read_head(&mut stream).await;
         socket2::SockRef::from(&stream).set_linger(Some(Duration::ZERO)).unwrap();
@@ -140,7 +140,7 @@ async fn a_refused_and_a_reset_connection_are_told_apart() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_lenient_clients_take_is_passed_on() {
+async fn response_that_lenient_clients_accept_is_forwarded() {
     let close_delimited = |head: &str| format!("{head}\r\n\r\nok");
     for (said, ends, has) in [
         (with_length("X-Legacy : a\r\n"), false, "x-legacy: a"),
@@ -180,7 +180,7 @@ async fn what_lenient_clients_take_is_passed_on() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_said_of_caching_is_not_lost_by_how_it_is_written() {
+async fn malformed_cache_headers_keep_their_restrictions() {
     for line in [
         "Cache-Control : no-store",
         "Cache-Control\t: no-store",
@@ -266,7 +266,7 @@ async fn a_transfer_coding_other_than_chunked_is_a_502_and_not_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_transfer_coding_of_no_body_matters_to_nobody() {
+async fn transfer_coding_without_a_body_is_ignored() {
     let said = "HTTP/1.1 200 OK\r\nTransfer-Encoding: gzip, chunked\r\nA: b\r\n\r\n";
     let (_origin, sidecar) = before(said, false).await;
     let answer = sidecar.request(http::Method::HEAD, "/a", &[], "").await;
@@ -338,7 +338,7 @@ async fn a_client_that_breaks_its_body_off_is_no_failure_of_the_application() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_head_is_understood_however_its_bytes_come() {
+async fn response_head_is_understood_in_any_segmentation() {
     let said = "\r\nHTTP/1.1 100 Continue\r\n\r\nHTTP/1.1 103 Early Hints\r\nLink : </a>\r\n\r\n\
                 HTTP/1.1 200 OK\r\nX-Legacy : a\r\nContent-Length: 2\r\n\r\nok";
     let origin = RawOrigin::start(move |mut stream| async move {
@@ -358,7 +358,7 @@ async fn a_head_is_understood_however_its_bytes_come() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_stream_that_is_reset_is_told_as_such() {
+async fn stream_reset_is_reported_as_such() {
     let origin = RawOrigin::start(|stream| async move {
         let service = service_fn(|_: Request<Incoming>| async {
             Err::<Response<Empty<Bytes>>, _>(std::io::Error::other("no"))

@@ -15,7 +15,7 @@ fn not_modified(headers: &[(&str, &str)]) -> Response<Full<bytes::Bytes>> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_304_freshens_what_is_stored() {
+async fn not_modified_freshens_the_stored_response() {
     for (validator, value, condition) in [
         ("etag", "\"a\"", "if-none-match"),
         ("etag", "W/\"a\"", "if-none-match"),
@@ -45,7 +45,7 @@ async fn a_304_freshens_what_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn both_validators_are_sent_and_an_answer_in_full_takes_the_place_of_what_is_stored() {
+async fn both_validators_are_sent_and_a_full_response_replaces_the_stored_one() {
     let origin = Origin::start(|seen| async move {
         let tag = format!("\"{}\"", seen.number);
         let control = if seen.number == 1 { "no-cache" } else { "max-age=60" };
@@ -67,7 +67,7 @@ async fn both_validators_are_sent_and_an_answer_in_full_takes_the_place_of_what_
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clients_condition_is_judged_by_what_is_stored() {
+async fn client_condition_is_evaluated_against_the_stored_response() {
     let headers = &[("etag", "\"a\""), ("last-modified", MODIFIED), ("cache-control", "max-age=60")];
     let origin = Origin::numbered(headers).await;
     let sidecar = Sidecar::bare(origin.address).await;
@@ -98,7 +98,7 @@ async fn a_clients_condition_is_judged_by_what_is_stored() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_clients_condition_is_judged_by_what_was_validated() {
+async fn client_condition_is_evaluated_against_the_validated_response() {
     let origin = Origin::start(|seen| async move {
         if seen.header("if-none-match") == "\"a\"" {
             not_modified(&[("etag", "\"a\"")])
@@ -122,7 +122,7 @@ async fn a_clients_condition_is_judged_by_what_was_validated() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_304_about_another_answer_is_followed_by_asking_for_all() {
+async fn not_modified_for_another_response_causes_an_unconditional_request() {
     let origin = Origin::start(|seen| async move {
         if seen.headers.contains_key("if-none-match") {
             not_modified(&[("etag", "\"b\"")])
@@ -139,7 +139,7 @@ async fn a_304_about_another_answer_is_followed_by_asking_for_all() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_the_origin_can_judge_passes() {
+async fn precondition_for_the_origin_passes() {
     let origin = Origin::numbered(&[("etag", "\"a\""), ("cache-control", "max-age=60")]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/").await;
@@ -152,7 +152,7 @@ async fn what_only_the_origin_can_judge_passes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_miss_of_a_client_who_has_a_copy_fills_the_cache() {
+async fn conditional_miss_fills_the_cache() {
     let origin = Origin::numbered(&[("etag", "\"a\""), ("cache-control", "max-age=60")]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     let miss = sidecar.get_with("/", &[("if-none-match", "\"a\"")]).await;
@@ -164,7 +164,7 @@ async fn a_miss_of_a_client_who_has_a_copy_fills_the_cache() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_routes_ttl_begins_again_with_a_304() {
+async fn not_modified_restarts_the_routes_ttl() {
     let origin = Origin::start(|seen| async move {
         if seen.headers.contains_key("if-none-match") {
             not_modified(&[])
@@ -186,7 +186,7 @@ async fn a_routes_ttl_begins_again_with_a_304() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_304_that_forbids_to_store_leaves_nothing_fresh() {
+async fn not_modified_with_no_store_leaves_nothing_fresh() {
     let origin = Origin::start(|seen| async move {
         if seen.headers.contains_key("if-none-match") {
             not_modified(&[("cache-control", "no-store"), ("set-cookie", "a=b")])
@@ -205,7 +205,7 @@ async fn a_304_that_forbids_to_store_leaves_nothing_fresh() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_wait_are_told_by_what_they_have() {
+async fn waiting_clients_get_responses_to_their_own_conditions() {
     let gate = std::sync::Arc::new(tokio::sync::Semaphore::new(0));
     let permits = std::sync::Arc::clone(&gate);
     let origin = Origin::start(move |seen| {

@@ -35,7 +35,7 @@ async fn in_languages(status: StatusCode, control: &'static str) -> (Origin, Arc
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn those_who_wait_for_one_variant_do_not_get_another() {
+async fn clients_that_wait_for_one_variant_do_not_get_another() {
     let control = "max-age=5, stale-if-error=60";
     for status in [StatusCode::NOT_MODIFIED, StatusCode::SERVICE_UNAVAILABLE] {
         let (origin, permits) = in_languages(status, control).await;
@@ -60,7 +60,7 @@ async fn those_who_wait_for_one_variant_do_not_get_another() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_variant_that_is_not_for_sharing_leaves_the_others() {
+async fn unshareable_variant_leaves_the_others() {
     let origin = Origin::start(|seen| async move {
         let control = if seen.header("accept-language") == "fr" { "no-store" } else { "max-age=60" };
         reply(&[HEADERS[0], ("cache-control", control)], seen.number.to_string())
@@ -114,7 +114,7 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_has_a_stale_variant_does_not_get_the_error_of_another() {
+async fn client_of_a_stale_variant_does_not_get_the_error_of_another() {
     let permits = Arc::new(Semaphore::new(0));
     let (gate, asked) = (Arc::clone(&permits), Arc::new(AtomicBool::new(false)));
     let is_asked = Arc::clone(&asked);

@@ -86,7 +86,7 @@ async fn a_policy_that_was_changed_and_changed_back_revives_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_change_of_lifetimes_alone_costs_nothing_that_is_stored() {
+async fn change_of_lifetimes_alone_drops_no_stored_response() {
     let policy = Policy::new(FIRST);
     let origin = Origin::numbered(&[]).await;
     let sidecars = two(&policy, &origin).await;
@@ -251,7 +251,7 @@ async fn a_pod_that_starts_under_an_old_version_revives_nothing() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_write_while_redis_is_away_is_told_to_other_versions_when_it_is_back() {
+async fn write_while_redis_is_away_reaches_other_versions_when_redis_is_back() {
     let mut server = RedisServer::start().await;
     let first = Policy::new(&server.serve(FIRST));
     let second = first.twin(&server.serve(&without_rule()));
@@ -280,7 +280,7 @@ async fn a_write_while_redis_is_away_is_told_to_other_versions_when_it_is_back()
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn write_without_a_rule_while_redis_is_away_is_told_although_the_policy_changed_meanwhile() {
+async fn write_without_a_rule_while_redis_is_away_is_published_after_a_policy_change() {
     let server = RedisServer::start().await;
     let spec = server.serve(&without_rule());
     let first = Policy::new(&spec);
@@ -304,7 +304,7 @@ async fn write_without_a_rule_while_redis_is_away_is_told_although_the_policy_ch
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_version_that_no_pod_serves_by_leaves_the_list() {
+async fn version_that_no_pod_runs_leaves_the_list() {
     let mut redis = RedisServer::shared().await;
     let policy = Policy::new(FIRST);
     let origin = Origin::numbered(&[]).await;

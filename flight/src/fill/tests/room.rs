@@ -31,7 +31,7 @@ fn start(bytes: u64, limit: u64) -> (Wire, Narrow, Fill<Source>, Reader<Source>)
 }
 
 #[test]
-fn without_room_those_who_lie_behind_are_cut_off_and_the_rest_go_on() {
+fn without_room_lagging_readers_are_cut_off_and_the_rest_go_on() {
     let piece = Bytes::from(vec![b'x'; 5 << 19]);
     let (wire, room, fill, reader) = start(6 << 20, 1);
     let mut fast = Task::new(reader);
@@ -56,7 +56,7 @@ fn without_room_those_who_lie_behind_are_cut_off_and_the_rest_go_on() {
 }
 
 #[test]
-fn what_a_reader_leaves_is_given_back() {
+fn room_of_a_reader_that_leaves_is_given_back() {
     let (wire, room, fill, reader) = start(100, 1);
     let mut fast = Task::new(reader);
     let behind = Task::new(fill.join().unwrap());

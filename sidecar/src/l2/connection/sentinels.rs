@@ -327,7 +327,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn word_that_was_asked_for_before_is_none_of_what_came_after() {
+    async fn sentinels_word_counts_only_for_later_than_it_was_requested() {
         let vouched = Vouched::by_sentinels();
         let before = vouched.begin();
         let mut is_named = pin!(vouched.is_named());
@@ -343,7 +343,7 @@ mod tests {
     }
 
     #[test]
-    fn what_was_asked_of_a_server_counts_until_it_was_last_vouched_for() {
+    fn commands_to_a_server_count_until_it_was_last_vouched_for() {
         let vouched = Vouched::by_sentinels();
         assert_eq!(vouched.limit(10), 0);
         let number = vouched.begin();

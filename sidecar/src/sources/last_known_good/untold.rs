@@ -113,7 +113,7 @@ mod tests {
     }
 
     #[test]
-    fn a_name_that_is_purged_while_it_is_told_is_told_again() {
+    fn name_purged_during_a_transmission_is_transmitted_again() {
         let untold = Untold::default();
         assert_eq!(told(&untold), None);
         untold.add(&tags(0..2));

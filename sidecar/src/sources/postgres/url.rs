@@ -64,7 +64,7 @@ mod tests {
     }
 
     #[test]
-    fn what_is_wrong_is_said_without_the_password() {
+    fn url_error_never_contains_the_password() {
         for (url, says) in [
             ("postgres://me:hunter?2@db/shop?hunter2=x", "percent-encoded"),
             ("postgres://me:hunter@2/x@db/shop", "percent-encoded"),

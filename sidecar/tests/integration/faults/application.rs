@@ -5,7 +5,7 @@ use super::*;
 const STORED: [&str; 4] = ["/page/hot", "/page/theirs", "/brief-page/a", "/kept-page/a"];
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_the_application_what_is_stored_anywhere_answers() {
+async fn without_the_application_every_stored_response_is_served() {
     let stand = Stand::new().await;
     let pods = stand.pods_with(&STORED).await;
     let [near, far] = &pods;

@@ -24,7 +24,7 @@ impl Server {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_its_source_a_route_answers_from_what_is_stored_anywhere() {
+async fn without_its_source_a_route_serves_every_stored_response() {
     let stand = Stand::new().await;
     let stored = ["/product/hot", "/product/theirs", "/brief-product/a", "/kept-product/a"];
     let pods = stand.pods_with(&stored).await;

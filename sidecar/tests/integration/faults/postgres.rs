@@ -5,7 +5,7 @@ use futures::future::join_all;
 use super::*;
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_postgres_what_is_stored_and_the_next_source_answer() {
+async fn without_postgres_stored_responses_and_the_next_source_serve() {
     let stand = Stand::new().await;
     let pods = stand.pods_with(&["/row/hot", "/row/theirs", "/brief-row/a"]).await;
     let [near, far] = &pods;
@@ -38,7 +38,7 @@ async fn without_postgres_what_is_stored_and_the_next_source_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn who_finds_no_connection_is_answered_by_the_next_source() {
+async fn request_without_a_postgres_connection_is_served_by_the_next_source() {
     let stand = Stand::new().await;
     let [pod, _] = stand.pods_with(&["/item/hot"]).await;
     stand.to_postgres.suffer(Fault::Silent);

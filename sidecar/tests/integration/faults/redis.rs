@@ -7,7 +7,7 @@ use super::*;
 const SLOW: Fault = Fault::Slow(Duration::from_millis(500));
 
 #[tokio::test(flavor = "multi_thread")]
-async fn without_redis_memory_and_every_source_answer_and_it_is_shared_again_after() {
+async fn without_redis_l1_and_every_source_serve_and_sharing_resumes_after() {
     let stand = Stand::new().await;
     let pods = stand.pods_with(&["/page/hot", "/item/hot", "/page/theirs"]).await;
     let [near, far] = &pods;
@@ -43,7 +43,7 @@ async fn without_redis_memory_and_every_source_answer_and_it_is_shared_again_aft
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_redis_that_is_not_there_at_the_start_is_taken_when_it_comes() {
+async fn redis_missing_at_the_start_is_used_once_it_is_up() {
     let stand = Stand::new().await;
     stand.to_redis.suffer(Fault::Cut);
     let application = stand.application.relay.address();
@@ -71,7 +71,7 @@ async fn a_redis_that_is_not_there_at_the_start_is_taken_when_it_comes() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_only_a_slow_redis_has_is_answered_though_it_failed_many() {
+async fn response_only_in_a_slow_redis_is_served_after_many_failures() {
     let stand = Stand::new().await;
     let paths = ["/product/1", "/product/2", "/product/3", "/product/4", "/product/5", "/product/6"];
     let [_, near] = stand.pods_with(&paths).await;
@@ -89,7 +89,7 @@ async fn what_only_a_slow_redis_has_is_answered_though_it_failed_many() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_request_waits_for_a_slow_redis_once_where_a_source_can_answer() {
+async fn request_waits_for_a_slow_redis_once_if_it_has_a_source() {
     let stand = Stand::new().await;
     let pod = stand.pod().await;
     stand.to_redis.suffer(SLOW);
@@ -101,7 +101,7 @@ async fn a_request_waits_for_a_slow_redis_once_where_a_source_can_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn after_a_flush_the_last_good_answer_stands_in_at_once() {
+async fn last_good_response_is_served_at_once_after_a_flush() {
     let stand = Stand::new().await;
     let pods = stand.pods_with(&["/kept-product/a", "/kept-page/a", "/page/hot"]).await;
     let [near, far] = &pods;
@@ -134,7 +134,7 @@ async fn after_a_flush_the_last_good_answer_stands_in_at_once() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_flush_while_a_source_is_waited_for_costs_no_last_good_answer() {
+async fn flush_during_a_source_request_costs_no_last_good_response() {
     let stand = Stand::new().await;
     let [_keeps, far] = stand.pods_with(&["/kept-product/a"]).await;
     stand.until_kept(1).await;
@@ -164,7 +164,7 @@ async fn a_flush_while_a_source_is_waited_for_costs_no_last_good_answer() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn a_full_redis_counts_as_none() {
+async fn full_redis_counts_as_none() {
     let stand = Stand::new().await;
     let pods = stand.pods_with(&["/page/hot", "/page/theirs"]).await;
     let [near, far] = &pods;
@@ -189,7 +189,7 @@ async fn a_full_redis_counts_as_none() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_older_than_the_grace_is_asked_for_again_or_stands_in() {
+async fn response_older_than_the_grace_is_requested_again_or_is_a_fallback() {
     let stand = Stand::trusting_for("500ms").await;
     let pods = stand.pods_with(&["/product/a", "/kept-product/a", "/page/a"]).await;
     let pod = &pods[0];

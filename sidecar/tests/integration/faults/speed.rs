@@ -68,7 +68,7 @@ fn now<'a>(suffer: impl FnOnce()) -> LocalBoxFuture<'a, ()> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn what_is_in_memory_is_served_as_fast_whatever_fails() {
+async fn l1_hits_are_as_fast_during_any_fault() {
     compare(
         &[
             ("redis slow", |stand| now(|| stand.to_redis.suffer(Fault::Slow(Duration::from_millis(500))))),

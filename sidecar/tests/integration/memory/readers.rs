@@ -103,14 +103,14 @@ async fn slow_readers_of_one_response_stay_within_the_limit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_readers_of_what_is_not_stored_stay_within_the_limit() {
+async fn slow_readers_of_unstored_responses_stay_within_the_limit() {
     let policy = Policy::new(LARGE_AND_SMALL);
     let (_origin, sidecar) = sidecar(&policy).await;
     watch(&sidecar, slow_readers(&sidecar, 150, |number| format!("/other/large/{number}"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn slow_readers_of_what_made_room_in_memory_stay_within_the_limit() {
+async fn slow_readers_of_evicted_responses_stay_within_the_limit() {
     let policy = Policy::new(LARGE_AND_SMALL);
     let (_origin, sidecar) = sidecar(&policy).await;
     let attack = async {
