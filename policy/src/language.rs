@@ -1,4 +1,5 @@
-//! The voice of doc comments and descriptions, in the whole workspace: each begins with a noun phrase or a verb.
+//! The voice of doc comments, descriptions and test names, in the whole workspace: comments begin with a noun phrase or a
+//! verb, and the names of tests are sentences with a subject.
 
 use std::{
     fs,
@@ -8,6 +9,9 @@ use std::{
 /// Words that a comment must not begin with: it would be a headless clause, or refer to a neighbouring item.
 const FORBIDDEN: [&str; 11] =
     ["What", "Whether", "Who", "Which", "Whose", "How", "It", "Its", "They", "So", "That"];
+
+/// Words of a headless clause, which the name of a test has nowhere, such as in "what_differs_never_meets".
+const HEADLESS: [&str; 6] = ["what", "whatever", "who", "whoever", "whether", "however"];
 
 /// Folders that are not yet translated. Remove an entry once its folder is; never add one.
 const EXCEPTIONS: [&str; 2] = ["examples", "sidecar"];
@@ -19,7 +23,7 @@ const SKIPPED: [&str; 3] = ["target", "node_modules", "corpus"];
 fn comments_begin_with_a_noun_phrase_or_a_verb() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut files = Vec::new();
-    collect(&root, &mut files);
+    collect(&root, &EXCEPTIONS, &mut files);
     assert!(files.len() > 100, "only {} files found below {}", files.len(), root.display());
     let mut found = Vec::new();
     for file in files {
@@ -41,7 +45,7 @@ fn every_exception_is_still_needed() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     for folder in EXCEPTIONS {
         let mut files = Vec::new();
-        collect(&root.join(folder), &mut files);
+        collect(&root.join(folder), &[], &mut files);
         let needed = files.iter().any(|file| comments(&fs::read_to_string(file).unwrap()).next().is_some());
         assert!(needed, "{folder} is translated: remove it from EXCEPTIONS");
     }
@@ -70,16 +74,62 @@ fn forbidden_openings_are_found_with_their_lines() {
     assert_eq!(found, [1, 3, 4]);
 }
 
-/// Collects Rust sources and custom resource definitions, without [`EXCEPTIONS`] at the root.
-fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
+#[test]
+fn test_names_have_a_subject() {
+    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
+    let mut files = Vec::new();
+    collect(&root, &[], &mut files);
+    let (mut count, mut found) = (0, Vec::new());
+    for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
+        let name = file.strip_prefix(&root).unwrap().display().to_string();
+        let text = fs::read_to_string(file).unwrap();
+        let module = file.file_stem().unwrap().to_string_lossy();
+        count += test_names(&text).count();
+        found.extend(
+            test_names(&text)
+                .chain([(1, &*module)])
+                .filter(|(_, test)| is_headless(test))
+                .map(|(line, test)| format!("{name}:{line}: {test}")),
+        );
+    }
+    assert!(count > 1000, "only {count} tests found below {}", root.display());
+    assert!(
+        found.is_empty(),
+        "name the subject of each of these, such as in \"hung_upstream_blocks_only_its_own_request\":\n{}",
+        found.join("\n")
+    );
+}
+
+#[test]
+fn headless_test_names_are_found_with_their_lines() {
+    let source = [
+        "#[test]",
+        "fn keys_are_equal_iff_requests_are() {",
+        "    fn it_is_no_test() {}",
+        "}",
+        "#[tokio::test(flavor = \"multi_thread\")]",
+        "#[ignore]",
+        "async fn it_is_not_stored() {}",
+        "    #[test]",
+        "    fn request_of_whom_it_may_concern(",
+        "    #[test]",
+        "    fn response_is_for_who_waits(what in any()) {",
+    ]
+    .join("\n");
+    let found: Vec<_> = test_names(&source).filter(|(_, name)| is_headless(name)).collect();
+    assert_eq!(found, [(7, "it_is_not_stored"), (11, "response_is_for_who_waits")]);
+}
+
+/// Collects Rust sources and custom resource definitions, without the excepted folders at the root.
+fn collect(folder: &Path, excepted: &[&str], files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
         if path.is_dir() {
             let is_root = folder.ends_with("..");
-            let is_excepted = is_root && EXCEPTIONS.contains(&&*name);
+            let is_excepted = is_root && excepted.contains(&&*name);
             if !(name.starts_with('.') || SKIPPED.contains(&&*name) || is_excepted) {
-                collect(&path, files);
+                collect(&path, excepted, files);
             }
         } else if name.ends_with(".rs") || name == "larder.dev_cachepolicies.yaml" {
             files.push(path);
@@ -117,4 +167,23 @@ fn descriptions(yaml: &str) -> impl Iterator<Item = (usize, &str)> {
 fn is_forbidden(text: &str) -> bool {
     let word = text.split(|character: char| !character.is_ascii_alphabetic()).next().unwrap_or_default();
     FORBIDDEN.contains(&word)
+}
+
+/// Returns the names of tests with their numbers of lines.
+fn test_names(source: &str) -> impl Iterator<Item = (usize, &str)> {
+    let mut attribute = false;
+    source.lines().enumerate().filter_map(move |(index, line)| {
+        let line = line.trim_start();
+        attribute |= line.starts_with("#[test]") || line.starts_with("#[tokio::test");
+        let (_, name) = line.split_once("fn ").filter(|_| attribute)?;
+        attribute = false;
+        let end = name.find(|character: char| !(character.is_ascii_alphanumeric() || character == '_'))?;
+        Some((index + 1, &name[..end]))
+    })
+}
+
+/// Returns true if a name begins with a word in [`FORBIDDEN`], or has one in [`HEADLESS`].
+fn is_headless(name: &str) -> bool {
+    let is_forbidden = |word: &str| FORBIDDEN.iter().any(|forbidden| forbidden.eq_ignore_ascii_case(word));
+    name.split('_').next().is_some_and(is_forbidden) || name.split('_').any(|word| HEADLESS.contains(&word))
 }
