@@ -54,15 +54,15 @@ pub struct Admin {
 
 /// Where the admin API is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Door {
+pub enum Endpoint {
     /// On its own port.
     Own,
     /// Under the application's address, where everything but `/livez` and `/readyz` wants the token.
     Application,
 }
 
-/// The admin API, at one of its doors.
-pub fn router(admin: Arc<Admin>, door: Door) -> Router {
+/// The admin API, at one of its endpoints.
+pub fn router(admin: Arc<Admin>, endpoint: Endpoint) -> Router {
     let no_such_path = |uri: Uri| async move {
         Refused::new(
             StatusCode::NOT_FOUND,
@@ -72,11 +72,11 @@ pub fn router(admin: Arc<Admin>, door: Door) -> Router {
     let no_such_method = |method: Method| async move {
         Refused::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is none of the methods in Allow"))
     };
-    let router: Router<Arc<Admin>> = routes(door).into();
-    let router = match door {
-        Door::Own => router,
+    let router: Router<Arc<Admin>> = routes(endpoint).into();
+    let router = match endpoint {
+        Endpoint::Own => router,
         // Whoever reaches the application reaches this, too.
-        Door::Application => {
+        Endpoint::Application => {
             router.layer(middleware::from_fn_with_state(Arc::clone(&admin), token::for_all_but_health))
         }
     };
@@ -86,12 +86,12 @@ pub fn router(admin: Arc<Admin>, door: Door) -> Router {
 /// The document of the admin API (OpenAPI 3.1), as `openapi.json` has it.
 pub fn document() -> String {
     let mut document = document::start();
-    let _: Router<Arc<Admin>> = routes(Door::Own).finish_api_with(&mut document, document::finish);
+    let _: Router<Arc<Admin>> = routes(Endpoint::Own).finish_api_with(&mut document, document::finish);
     let text = serde_json::to_string_pretty::<OpenApi>(&document);
     text.expect("names of fields are text, and nothing else of it can fail to be JSON") + "\n"
 }
 
-fn routes(door: Door) -> ApiRouter<Arc<Admin>> {
+fn routes(endpoint: Endpoint) -> ApiRouter<Arc<Admin>> {
     let entries = format!("{}{{*key}}", path::ENTRIES);
     let routes = ApiRouter::new()
         .api_route(path::LIVEZ, get_with(health::livez, health::about_livez))
@@ -106,8 +106,8 @@ fn routes(door: Door) -> ApiRouter<Arc<Admin>> {
         .api_route(path::OPENAPI, get_with(pages::openapi, pages::about_openapi))
         .api_route(path::DOCS, get_with(pages::docs, pages::about_docs))
         .api_route(path::REDOC, get_with(pages::redoc, pages::about_redoc));
-    match door {
-        Door::Own => routes.api_route(path::DRAIN, post_with(health::drain, health::about_drain)),
-        Door::Application => routes,
+    match endpoint {
+        Endpoint::Own => routes.api_route(path::DRAIN, post_with(health::drain, health::about_drain)),
+        Endpoint::Application => routes,
     }
 }

@@ -44,8 +44,8 @@ impl Body {
     }
 
     /// What the application sends.
-    pub fn stream(network: Paced) -> Self {
-        Self::Stream(Source::new(Network::Application(network)))
+    pub fn stream(incoming: Paced) -> Self {
+        Self::Stream(Source::new(IncomingBody::Application(incoming)))
     }
 }
 
@@ -134,21 +134,21 @@ pub enum SourceError {
 
 /// A body as it comes.
 #[derive(Debug)]
-pub enum Network {
+pub enum IncomingBody {
     /// From the application.
     Application(Paced),
     /// From a source of the policy's.
     Source(BoxBody<Bytes, SourceError>),
 }
 
-impl Network {
+impl IncomingBody {
     /// A text of a source's.
     pub fn text(text: Bytes) -> Self {
         Self::Source(Full::new(text).map_err(|never| match never {}).boxed())
     }
 }
 
-impl HttpBody for Network {
+impl HttpBody for IncomingBody {
     type Data = Bytes;
     type Error = SourceError;
 
@@ -181,7 +181,7 @@ impl HttpBody for Network {
 #[derive(Debug)]
 pub struct Source {
     before: Option<Bytes>,
-    network: Network,
+    incoming: IncomingBody,
     /// How much of it is still to come, where that is known from elsewhere.
     left: Option<u64>,
     after: Option<Bytes>,
@@ -189,14 +189,14 @@ pub struct Source {
 
 impl Source {
     /// What is sent, and nothing else.
-    pub fn new(network: Network) -> Self {
-        Self { before: None, network, left: None, after: None }
+    pub fn new(incoming: IncomingBody) -> Self {
+        Self { before: None, incoming, left: None, after: None }
     }
 
     /// What is sent, which must be `length` bytes, between what is at hand already.
-    pub fn between(before: Bytes, network: Network, length: u64, after: Bytes) -> Self {
+    pub fn between(before: Bytes, incoming: IncomingBody, length: u64, after: Bytes) -> Self {
         let some = |bytes: Bytes| (!bytes.is_empty()).then_some(bytes);
-        Self { before: some(before), network, left: Some(length), after: some(after) }
+        Self { before: some(before), incoming, left: Some(length), after: some(after) }
     }
 
     /// What is sent is over.
@@ -224,10 +224,10 @@ impl HttpBody for Source {
         if let Some(before) = this.before.take() {
             return Poll::Ready(Some(Ok(Frame::data(before))));
         }
-        if this.network.is_end_stream() {
+        if this.incoming.is_end_stream() {
             return Poll::Ready(this.end_of_network());
         }
-        let frame = match ready!(Pin::new(&mut this.network).poll_frame(context)) {
+        let frame = match ready!(Pin::new(&mut this.incoming).poll_frame(context)) {
             None => return Poll::Ready(this.end_of_network()),
             Some(frame) => frame?,
         };
@@ -243,16 +243,16 @@ impl HttpBody for Source {
     fn is_end_stream(&self) -> bool {
         self.before.is_none()
             && self.after.is_none()
-            && self.network.is_end_stream()
+            && self.incoming.is_end_stream()
             && !matches!(self.left, Some(1..))
     }
 
     fn size_hint(&self) -> SizeHint {
-        let (network, more) = (self.network.size_hint(), self.at_hand());
+        let (incoming, more) = (self.incoming.size_hint(), self.at_hand());
         if let Some(left) = self.left {
             return SizeHint::with_exact(left + more);
         }
-        longer(&network, more)
+        longer(&incoming, more)
     }
 }
 

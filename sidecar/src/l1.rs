@@ -23,7 +23,7 @@ mod tests;
 const SHARDS: usize = 32;
 
 /// How many entries are shown under one lock.
-const SHOWN_AT_ONCE: usize = 128;
+const MAX_SHOWN: usize = 128;
 
 /// What L1 holds under a key: an answer, or the names of the headers that its variants differ by.
 #[derive(Clone, Debug)]
@@ -168,8 +168,8 @@ impl L1 {
     pub fn for_each(&self, mut see: impl FnMut(Held<'_>)) {
         for part in &self.parts {
             let mut from = 0;
-            while part.with(|shard| shard.show(from..from + SHOWN_AT_ONCE, &mut see)) {
-                from += SHOWN_AT_ONCE;
+            while part.with(|shard| shard.show(from..from + MAX_SHOWN, &mut see)) {
+                from += MAX_SHOWN;
             }
         }
     }

@@ -25,9 +25,9 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
     connections::{Admitted, turn_away},
-    gate::{Gate, RequestError, Turnstile},
     head_room, headers,
     held::Held,
+    http1_guard::{Handoff, Http1Guard, RequestError},
     in_progress::InProgress,
     problem::Problem,
     proxy::{Client, FastPath, Proxy},
@@ -35,7 +35,7 @@ use crate::{
 };
 
 mod calm;
-mod first_words;
+mod detect;
 mod http2;
 mod idle;
 mod prefixed;
@@ -43,7 +43,7 @@ mod requests;
 mod resets;
 mod splice;
 
-use first_words::{FirstWords, Other, first_words};
+use detect::{Detected, Other, detect};
 use http2::serve_http2;
 pub use idle::end_idle;
 use prefixed::Prefixed;
@@ -54,10 +54,10 @@ const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_LINGER_BYTES: u64 = 256 << 10;
 
 /// How long a connection may be quiet before the kernel asks whether the client is still there, and how often it then asks.
-const QUIET: Duration = Duration::from_secs(60);
-const PROBES: Duration = Duration::from_secs(15);
+const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
+const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// How long a client may take nothing of what it is sent.
-const UNREAD: Duration = Duration::from_secs(5 * 60);
+const UNREAD_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 /// How much of a response over HTTP/1 is buffered for a client that does not read it, in bytes. A request's head must fit in, too.
 const MAX_BUFFER: usize = 80 << 10;
 /// How long to wait when no connection can be accepted, because there are too many open files.
@@ -131,22 +131,20 @@ async fn serve_to_its_end(
 ) {
     let _ = stream.set_nodelay(true);
     // A client that vanished without a word would stay here for good.
-    let _ =
-        SockRef::from(&stream).set_tcp_keepalive(&TcpKeepalive::new().with_time(QUIET).with_interval(PROBES));
-    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD));
+    let _ = SockRef::from(&stream)
+        .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL));
+    let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
     let ip = client.ip().to_canonical();
-    let outcome = match first_words(&mut stream, &proxy, &shutdown).await {
-        Ok(FirstWords::Http1(beginning)) => {
-            serve_http1(stream, &beginning, ip, &proxy, &shutdown, place).await
-        }
-        Ok(FirstWords::Http2(beginning)) => {
+    let outcome = match detect(&mut stream, &proxy, &shutdown).await {
+        Ok(Detected::Http1(beginning)) => serve_http1(stream, &beginning, ip, &proxy, &shutdown, place).await,
+        Ok(Detected::Http2(beginning)) => {
             serve_http2(Prefixed::new(beginning, stream), ip, &proxy, &shutdown, place).await
         }
-        Ok(FirstWords::Other(other)) => {
+        Ok(Detected::Other(other)) => {
             place.connection().serves();
             serve_other(stream, other, ip, &proxy).await.map_err(Into::into)
         }
-        Ok(FirstWords::Refused(error)) => {
+        Ok(Detected::Refused(error)) => {
             proxy.telemetry().refused(error, ip);
             match error {
                 // It would not understand why.
@@ -154,7 +152,7 @@ async fn serve_to_its_end(
                 _ => refuse(&mut stream, error).await.map_err(Into::into),
             }
         }
-        Ok(FirstWords::None) => Ok(()),
+        Ok(Detected::None) => Ok(()),
         Err(error) => Err(error.into()),
     };
     if let Err(error) = outcome {
@@ -191,41 +189,39 @@ async fn serve_http1(
     shutdown: &CancellationToken,
     place: &Arc<Admitted>,
 ) -> anyhow::Result<()> {
-    let turnstile = Arc::new(Turnstile::new(&proxy.telemetry().stats.budget, place));
-    let gate = Gate::new(stream, beginning, FastPath::new(Arc::clone(proxy)), Arc::clone(&turnstile));
+    let handoff = Arc::new(Handoff::new(&proxy.telemetry().stats.budget, place));
+    let guard = Http1Guard::new(stream, beginning, FastPath::new(Arc::clone(proxy)), Arc::clone(&handoff));
     let in_progress = Arc::<InProgress>::default();
     let service = service_fn(|mut request| {
-        let (proxy, turnstile) = (Arc::clone(proxy), Arc::clone(&turnstile));
+        let (proxy, handoff) = (Arc::clone(proxy), Arc::clone(&handoff));
         let work = Work::begin(&proxy.telemetry().stats.budget, &in_progress);
         // In a place of its own: a connection that waits does not hold what a request takes.
         Box::pin(async move {
-            turnstile.restore(&mut request);
+            handoff.restore(&mut request);
             let expects = headers::expects_to_go_on(request.headers());
             let Some(work) = work else {
                 proxy.telemetry().refused(RequestError::Overloaded, client);
-                return Ok(Problem::Overloaded.response().map(|body| turnstile.guarded(Either::Left(body))));
+                return Ok(Problem::Overloaded.response().map(|body| handoff.releasing(Either::Left(body))));
             };
-            let (turnstile_of_client, work_of_client) = (Some(Arc::clone(&turnstile)), Some(work.clone()));
-            let client = Client { address: client, turnstile: turnstile_of_client, work: work_of_client };
+            let (handoff_of_client, work_of_client) = (Some(Arc::clone(&handoff)), Some(work.clone()));
+            let client = Client { address: client, handoff: handoff_of_client, work: work_of_client };
             let mut response = proxy.handle(request, client).await;
-            if expects
-                && !turnstile.has_told_to_go_on()
-                && response.status() != StatusCode::SWITCHING_PROTOCOLS
+            if expects && !handoff.has_told_to_go_on() && response.status() != StatusCode::SWITCHING_PROTOCOLS
             {
                 // Whether the body comes all the same is the client's to know (RFC 9110, section 10.1.1).
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             let room = head_room::take(&mut response);
             let response =
-                response.map(|body| turnstile.guarded(Either::Right(Held::new(body, (work, room)))));
+                response.map(|body| handoff.releasing(Either::Right(Held::new(body, (work, room)))));
             Ok::<_, std::convert::Infallible>(response)
         })
     });
-    // A head that comes in pieces is timed by the gate.
+    // A head that comes in pieces is timed by the guard.
     let connection = http1::Builder::new()
         .header_read_timeout(None)
         .max_buf_size(MAX_BUFFER)
-        .serve_connection(gate, service);
+        .serve_connection(guard, service);
     let mut connection = std::pin::pin!(connection.with_upgrades());
     let mut cancelled = std::pin::pin!(shutdown.cancelled());
     let mut listens = false;
@@ -244,7 +240,7 @@ async fn serve_http1(
             connection.await
         }
     };
-    if let Some(error) = turnstile.error() {
+    if let Some(error) = handoff.error() {
         proxy.telemetry().refused(error, client);
     }
     Ok(outcome?)

@@ -4,7 +4,7 @@ use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
 use serde_json::json;
 
-use crate::{body::Body, gate::RequestError, upstream::UpstreamReason};
+use crate::{body::Body, http1_guard::RequestError, upstream::UpstreamReason};
 
 /// What went wrong, as far as the client is concerned.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

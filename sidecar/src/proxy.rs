@@ -23,9 +23,9 @@ use crate::{
     cache_status::{Bypass, Forward, Tier},
     config::Config,
     drain::Drain,
-    gate::Turnstile,
     head_room::{self, AtClient},
     headers,
+    http1_guard::Handoff,
     problem::Problem,
     serving::{NO_ROUTE, Snapshot},
     stats::Outcome,
@@ -82,7 +82,7 @@ pub struct Client {
     /// Address that the connection comes from.
     pub address: IpAddr,
     /// Handoff of an HTTP/1 connection.
-    pub turnstile: Option<Arc<Turnstile>>,
+    pub handoff: Option<Arc<Handoff>>,
     /// Work of the request. Whatever goes on without the client has a clone.
     pub work: Option<Work>,
 }
@@ -90,11 +90,11 @@ pub struct Client {
 impl Client {
     /// Sends a 100 if the client waits for one, because its body is about to be read.
     fn go_on(&self, headers: &mut HeaderMap) {
-        if let Some(turnstile) = &self.turnstile
+        if let Some(handoff) = &self.handoff
             && headers::expects_to_go_on(headers)
         {
             headers.remove(EXPECT);
-            turnstile.go_on();
+            handoff.go_on();
         }
     }
 }

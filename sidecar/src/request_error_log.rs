@@ -5,7 +5,7 @@ use std::{
     sync::atomic::{AtomicU64, Ordering},
 };
 
-use crate::{clock::monotonic_ms, gate::RequestError};
+use crate::{clock::monotonic_ms, http1_guard::RequestError};
 
 /// Minimum time between two lines, in milliseconds.
 const LOG_INTERVAL_MS: u64 = 1000;

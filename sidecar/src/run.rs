@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    admin::{self, Admin, Door as AdminDoor},
+    admin::{self, Admin, Endpoint as AdminEndpoint},
     budget::{Budget, MemoryLimit, raise_file_limit},
     cli::{Serve, UpstreamUrl},
     config::Config,
@@ -31,7 +31,7 @@ use crate::{
 };
 
 /// How long answers that are under way may take once the process was told to end.
-const LAST_ANSWERS: Duration = Duration::from_secs(10);
+const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Serves until the process is told to end, then finishes what is under way.
 ///
@@ -68,12 +68,12 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         targets: upstream.iter().map(UpstreamUrl::port).collect(),
         ready: AtomicBool::new(false),
     });
-    let mapped = admin::router(Arc::clone(&admin), AdminDoor::Application);
-    tokio::spawn(admin::serve(admin_listener, admin::router(Arc::clone(&admin), AdminDoor::Own)));
+    let admin_mount = admin::router(Arc::clone(&admin), AdminEndpoint::Application);
+    tokio::spawn(admin::serve(admin_listener, admin::router(Arc::clone(&admin), AdminEndpoint::Own)));
 
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
     let several = listen.len() > 1;
-    let mut doors = Vec::with_capacity(listen.len());
+    let mut endpoints = Vec::with_capacity(listen.len());
     for (address, upstream) in listen.iter().zip(upstream) {
         let listener = listener::bind(*address).with_context(|| format!("can't listen on {address}"))?;
         tracing::info!(address = %listener.local_addr()?, upstream = %upstream.authority, "listening");
@@ -81,38 +81,38 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         let dialer = Arc::new(Dialer::new(&upstream, pod_ip));
         let connections = Arc::clone(&telemetry.stats.budget.connections);
         tokio::spawn(listener::end_idle(connections, target, Arc::clone(&dialer)));
-        doors.push(Door { listener: listener.into_std()?, target, dialer });
+        endpoints.push(Endpoint { listener: listener.into_std()?, target, dialer });
     }
     for number in 0..threads {
-        let doors = doors.iter().map(Door::try_clone).collect::<io::Result<Vec<_>>>()?;
+        let endpoints = endpoints.iter().map(Endpoint::try_clone).collect::<io::Result<Vec<_>>>()?;
         let proxy = {
             let (config, telemetry, drain) =
                 (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
-            let mapped = mapped.clone();
-            move |Door { dialer, target, .. }: &Door| {
+            let admin_mount = admin_mount.clone();
+            move |Endpoint { dialer, target, .. }: &Endpoint| {
                 let upstream = Upstream::new(Arc::clone(dialer), Arc::clone(&telemetry.stats.budget));
                 let (config, telemetry, drain) =
                     (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
-                Arc::new(Proxy::new(config, upstream, *target, telemetry, drain, mapped.clone()))
+                Arc::new(Proxy::new(config, upstream, *target, telemetry, drain, admin_mount.clone()))
             }
         };
         let (shutdown, tasks) = (shutdown.clone(), tasks.clone());
         thread::Builder::new().name(format!("larder-{number}")).spawn(move || {
-            if let Err(error) = work(doors, proxy, &shutdown, &tasks) {
+            if let Err(error) = work(endpoints, proxy, &shutdown, &tasks) {
                 tracing::error!(error = format!("{error:#}"), "a thread ended");
                 process::exit(1);
             }
         })?;
     }
     // Nobody listens any more when the last thread has stopped to.
-    drop(doors);
+    drop(endpoints);
     admin.ready.store(true, Ordering::Release);
 
     told_to_end().await?;
     drain.end();
     shutdown.cancel();
     tasks.close();
-    if tokio::time::timeout(LAST_ANSWERS, tasks.wait()).await.is_err() {
+    if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
         tracing::warn!(connections = tasks.len(), "some connections did not end in time");
     }
     telemetry.shutdown().await;
@@ -121,13 +121,13 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
 }
 
 /// Where clients come in, and what they come for.
-struct Door {
+struct Endpoint {
     listener: net::TcpListener,
     dialer: Arc<Dialer>,
     target: Option<u16>,
 }
 
-impl Door {
+impl Endpoint {
     fn try_clone(&self) -> io::Result<Self> {
         let Self { listener, dialer, target } = self;
         Ok(Self { listener: listener.try_clone()?, dialer: Arc::clone(dialer), target: *target })
@@ -137,16 +137,16 @@ impl Door {
 /// One thread of several, with connections of its own to clients and to the application: whichever is idle takes the next
 /// client.
 fn work(
-    doors: Vec<Door>,
-    proxy: impl Fn(&Door) -> Arc<Proxy>,
+    endpoints: Vec<Endpoint>,
+    proxy: impl Fn(&Endpoint) -> Arc<Proxy>,
     shutdown: &CancellationToken,
     tasks: &TaskTracker,
 ) -> anyhow::Result<()> {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
-        for door in doors {
-            let proxy = proxy(&door);
-            let listener = TcpListener::from_std(door.listener)?;
+        for endpoint in endpoints {
+            let proxy = proxy(&endpoint);
+            let listener = TcpListener::from_std(endpoint.listener)?;
             tasks.spawn(listener::accept(listener, proxy, shutdown.clone(), tasks.clone()));
         }
         shutdown.cancelled().await;

@@ -2,7 +2,7 @@
 //!
 //! What may be HTTP to a lenient server is HTTP here: past this point nothing looks at a connection that was passed on as it is.
 //! So another protocol must be proven, by the whole first line or by a beginning that no HTTP request has. Everything else
-//! goes through the gate, which refuses what is malformed.
+//! goes through the guard, which refuses what is malformed.
 //!
 //! Servers skip more than the empty lines of RFC 9112, section 2.2: white space, lone CRs, control characters, a byte order
 //! mark. The first line is therefore the first one with a visible character in it.

@@ -13,7 +13,7 @@ use larder_policy::{
 };
 
 use crate::{
-    body::{Network, SourceError},
+    body::{IncomingBody, SourceError},
     cache_status::Tier,
 };
 
@@ -70,11 +70,11 @@ impl Source {
         &self,
         ask: &Ask,
         values: &Values<'_>,
-    ) -> Result<Option<Response<Network>>, FetchError> {
+    ) -> Result<Option<Response<IncomingBody>>, FetchError> {
         match (self, ask) {
             (Self::Postgres(source), Ask::Postgres(ask)) => {
                 let Some(row) = source.fetch(&ask.query, values).await? else { return Ok(None) };
-                let mut response = Response::new(Network::text(row));
+                let mut response = Response::new(IncomingBody::text(row));
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 Ok(Some(response))
             }
@@ -83,7 +83,7 @@ impl Source {
                 match source.fetch(&target).await? {
                     HttpFound::NotFound => Ok(None),
                     HttpFound::Found(response) => Ok(Some(response.map(|body| {
-                        Network::Source(body.map_err(|error| SourceError::Source(error.into())).boxed())
+                        IncomingBody::Source(body.map_err(|error| SourceError::Source(error.into())).boxed())
                     }))),
                 }
             }

@@ -13,7 +13,7 @@ use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
 
 use crate::{
-    barriers::Barriers, budget::Budget, cache_status::Tier, gate::RequestError, l1::L1, mode::Mode,
+    barriers::Barriers, budget::Budget, cache_status::Tier, http1_guard::RequestError, l1::L1, mode::Mode,
     upstream::UpstreamReason,
 };
 
@@ -90,7 +90,7 @@ impl PurgeOrigin {
 
 /// Why a record in Redis was refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RefusedRecord {
+pub enum RecordError {
     /// Its MAC is not that of this record under this key.
     Unauthentic,
     /// It is no response that a sidecar stores.
@@ -99,7 +99,7 @@ pub enum RefusedRecord {
     TooLarge,
 }
 
-impl RefusedRecord {
+impl RecordError {
     /// Every reason, in the order of metrics.
     pub const ALL: [Self; 3] = [Self::Unauthentic, Self::Malformed, Self::TooLarge];
 
@@ -183,7 +183,7 @@ pub struct Stats {
     leases: [AtomicU64; 2],
     reloads: [AtomicU64; 2],
     refused: [AtomicU64; RequestError::ALL.len()],
-    refused_records: [AtomicU64; RefusedRecord::ALL.len()],
+    refused_records: [AtomicU64; RecordError::ALL.len()],
     upstream_errors: [AtomicU64; UpstreamReason::ALL.len()],
     /// Connections that did not speak HTTP and were passed on as they are.
     pub spliced: AtomicU64,
@@ -291,12 +291,12 @@ impl Stats {
     }
 
     /// A record in Redis was refused.
-    pub fn refused_record(&self, reason: RefusedRecord) {
+    pub fn refused_record(&self, reason: RecordError) {
         self.refused_records[reason as usize].fetch_add(1, Ordering::Relaxed);
     }
 
     /// Records in Redis that were refused.
-    pub fn count_refused_records(&self, reason: RefusedRecord) -> u64 {
+    pub fn count_refused_records(&self, reason: RecordError) -> u64 {
         self.refused_records[reason as usize].load(Ordering::Relaxed)
     }
 

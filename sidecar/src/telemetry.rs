@@ -14,7 +14,7 @@ use prometheus::Registry;
 use crate::{
     budget::Budget,
     cache_status::Tier,
-    gate::RequestError,
+    http1_guard::RequestError,
     request_error_log::RequestErrorLog,
     stats::{Outcome, Stats},
 };

@@ -14,7 +14,7 @@ use http_body_util::{Either, Full};
 use hyper::body::{Bytes, Incoming};
 use tokio::net::TcpStream;
 
-use crate::{budget::Budget, gate::RawTarget, headers::frame_body};
+use crate::{budget::Budget, headers::frame_body, http1_guard::RawTarget};
 
 mod dial;
 mod error;

@@ -27,7 +27,7 @@ use super::{
 };
 use crate::{
     cache_status::Forward,
-    gate::RawTarget,
+    http1_guard::RawTarget,
     proxy::explain::{Explanation as Found, InMemory, explain},
     serving::Snapshot,
 };

@@ -15,7 +15,7 @@ pub(super) const OVERHEAD: u64 = 192;
 const FEW: usize = 64;
 
 /// Whoever is hit this often while in the main queue stays for that many more rounds.
-const HOTTEST: u8 = 3;
+const MAX_HEAT: u8 = 3;
 
 /// No node.
 const NONE: u32 = u32::MAX;
@@ -49,7 +49,7 @@ pub(super) struct Node {
     before: u32,
     after: u32,
     hits: u32,
-    /// Hits that still count for it, up to [`HOTTEST`].
+    /// Hits that still count for it, up to [`MAX_HEAT`].
     heat: u8,
     /// The queue that it is in.
     pub(super) queue: Queue,
@@ -198,7 +198,7 @@ impl Shard {
             }
             Eviction::S3Fifo => {
                 let node = &mut self.nodes[place as usize];
-                node.heat = (node.heat + 1).min(HOTTEST);
+                node.heat = (node.heat + 1).min(MAX_HEAT);
             }
         }
     }

@@ -200,7 +200,7 @@ fn hot_entries_leave_once_they_are_not_requested() {
 #[test]
 fn entries_are_shown_with_their_hits() {
     let l1 = l1(1 << 30, None, Eviction::Lru);
-    let most = SHARDS * SHOWN_AT_ONCE * 3;
+    let most = SHARDS * MAX_SHOWN * 3;
     for number in 0..most {
         l1.insert(&number.to_string(), Stored::Unshared { until: number as u64 });
     }

@@ -17,7 +17,7 @@ use crate::{
         authentication::{Authentication, MAC_LENGTH, State},
         codec::{self, Record, Rules},
     },
-    stats::RefusedRecord,
+    stats::RecordError,
     telemetry::Telemetry,
 };
 
@@ -68,7 +68,7 @@ impl Records {
     ) -> Option<Record> {
         let found = self.telemetry.stats.budget.counted(found?);
         if found.len() as u64 > limit {
-            return self.refuse(RefusedRecord::TooLarge, place, format!("it has more than {limit} bytes"));
+            return self.refuse(RecordError::TooLarge, place, format!("it has more than {limit} bytes"));
         }
         let opened = match &*seal.0 {
             State::On(key) => key.open(place, found),
@@ -76,15 +76,15 @@ impl Records {
         };
         let Some(record) = opened else {
             let why = "no sidecar with this token wrote it under this key".to_owned();
-            return self.refuse(RefusedRecord::Unauthentic, place, why);
+            return self.refuse(RecordError::Unauthentic, place, why);
         };
         match codec::decode(record, rules) {
             Ok(record) => Some(record),
-            Err(error) => self.refuse(RefusedRecord::Malformed, place, error.to_string()),
+            Err(error) => self.refuse(RecordError::Malformed, place, error.to_string()),
         }
     }
 
-    fn refuse(&self, reason: RefusedRecord, place: &str, why: String) -> Option<Record> {
+    fn refuse(&self, reason: RecordError, place: &str, why: String) -> Option<Record> {
         self.telemetry.stats.refused_record(reason);
         let (now, next) = (monotonic_ms(), self.warns_at.load(Ordering::Relaxed));
         let then = now + WARNING_INTERVAL.as_millis() as u64;

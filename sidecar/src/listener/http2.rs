@@ -26,9 +26,9 @@ use tokio_util::sync::CancellationToken;
 use super::{calm::FrameWriter, requests::Requests, resets::Resets};
 use crate::{
     connections::Admitted,
-    gate::{RequestError, check_http2},
     head_room,
     held::Held,
+    http1_guard::{RequestError, check_http2},
     in_progress::InProgress,
     problem::Problem,
     proxy::{Client, Proxy},
@@ -36,9 +36,9 @@ use crate::{
 };
 
 /// How often a quiet connection is pinged.
-const PING: Duration = Duration::from_secs(30);
+const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Maximum size of a header list, as over HTTP/1.
-const HEADER_LIST: u32 = 64 << 10;
+const MAX_HEADER_LIST: u32 = 64 << 10;
 /// How much of a body may come before it is read, in bytes: of one request, and of all on a connection. These are the windows that
 /// every connection begins with (RFC 9113, section 6.9.2). They do not grow.
 const STREAM_WINDOW: u32 = (64 << 10) - 1;
@@ -100,7 +100,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
                 Ok(()) => match requests.admit(&request, &proxy.telemetry().stats.budget) {
                     None => Problem::Overloaded.response().map(Either::Left),
                     Some(admitted) => {
-                        let client = Client { address: client, turnstile: None, work: Some(work.clone()) };
+                        let client = Client { address: client, handoff: None, work: Some(work.clone()) };
                         let response = proxy.handle(request, client).await;
                         if proxy.upstream().is_gone() {
                             leaves.cancel();
@@ -119,8 +119,8 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
     let ended = {
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
-            .keep_alive_interval(PING)
-            .max_header_list_size(HEADER_LIST)
+            .keep_alive_interval(PING_INTERVAL)
+            .max_header_list_size(MAX_HEADER_LIST)
             .max_concurrent_streams(streams.count())
             .max_local_error_reset_streams(MAX_MALFORMED)
             .initial_stream_window_size(STREAM_WINDOW)

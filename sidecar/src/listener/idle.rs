@@ -10,7 +10,7 @@ use crate::{connections::Connections, upstream::Dialer};
 /// again by themselves listen sooner.
 const REFUSED_INTERVAL: Duration = Duration::from_millis(500);
 /// Time between two looks at who is idle. A connection that was used in it does not end.
-const LOOK_INTERVAL: Duration = Duration::from_millis(250);
+const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Ends the idle connections of a target's clients whenever its application is gone, so that they turn to another pod before they
 /// send a request that would fail. Never returns.
@@ -19,7 +19,7 @@ pub async fn end_idle(connections: Arc<Connections>, target: Option<u16>, dialer
         dialer.refused().await;
         while let Some(refused_for) = dialer.refused_for() {
             connections.look_at_idle(target, refused_for >= REFUSED_INTERVAL);
-            sleep(LOOK_INTERVAL).await;
+            sleep(CHECK_INTERVAL).await;
         }
     }
 }

@@ -11,7 +11,7 @@ use tokio::{
     net::TcpStream,
 };
 
-use super::first_words::Other;
+use super::detect::Other;
 use crate::{proxy::Proxy, sniff::FirstLine, upstream::WhenRefused};
 
 /// The end of a connection that was passed on.

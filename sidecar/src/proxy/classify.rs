@@ -11,8 +11,8 @@ use larder_policy::{Fields, HeaderKinds, NormalPath, Policy, Route, Writing, cre
 use super::write::writing_of;
 use crate::{
     cache_status::{Bypass, Forward},
-    gate::RawTarget,
     headers,
+    http1_guard::RawTarget,
     serving::Snapshot,
 };
 

@@ -97,7 +97,7 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
     explanation.passes = bypass.map(Forward::Bypass);
     explanation.tags = route.tag_texts(&parameters).collect();
     explanation.parameters = parameters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let nobody = Client { address: Ipv4Addr::LOCALHOST.into(), turnstile: None, work: None };
+    let nobody = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, work: None };
     let (head, content) = request.into_parts();
     let request = CacheRequest::new(snapshot, &route, target, head, content, nobody, &kinds);
     explanation.key = Some(request.key.as_str().to_owned());

@@ -15,7 +15,7 @@ use super::{
 };
 use crate::{
     cache_status::{Tier, ttl_seconds},
-    gate::{Answer, AtOnce, Head},
+    http1_guard::{Head, ImmediateResponder},
     mode::Mode,
     stats::Outcome,
 };
@@ -132,12 +132,9 @@ impl FastPath {
     }
 }
 
-impl AtOnce for FastPath {
-    fn answer(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Answer {
-        match self.find(head, output) {
-            Some(body) => Answer::Yes(body),
-            None => Answer::No,
-        }
+impl ImmediateResponder for FastPath {
+    fn respond(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
+        self.find(head, output)
     }
 }
 

@@ -16,8 +16,8 @@ use super::{
 use crate::{
     body::{Body, Paced},
     cache_status::{Became, Bypass, CacheStatus, Forward, Tier},
-    gate::Turnstile,
     headers,
+    http1_guard::Handoff,
     problem::Problem,
     stats::Outcome,
     upstream::{Abandoned, RequestBody, Upload, UpstreamError, WhenRefused, no_body},
@@ -135,15 +135,15 @@ fn outgoing(request: Request<RequestBody>, client: IpAddr) -> Request<RequestBod
 
 /// Passes interim responses on (RFC 9110, section 15.2), except for 101 and a 100 that the client does not expect.
 fn pass_interim_responses(request: &mut Request<RequestBody>, client: &Client, abandoned: &Abandoned) {
-    let Some(turnstile) = client.turnstile.clone().filter(|_| request.version() == Version::HTTP_11) else {
+    let Some(handoff) = client.handoff.clone().filter(|_| request.version() == Version::HTTP_11) else {
         return;
     };
     let (expects, abandoned) = (headers::expects_to_go_on(request.headers()), abandoned.clone());
     hyper::ext::on_informational(request, move |response| match response.status().as_u16() {
         // The client has a final response, and may be waiting for the next one.
         _ if abandoned.is_set() => {}
-        100 if expects => turnstile.go_on(),
-        102.. => turnstile.send_interim(response.status(), response.headers()),
+        100 if expects => handoff.go_on(),
+        102.. => handoff.send_interim(response.status(), response.headers()),
         _ => {}
     });
 }
@@ -154,10 +154,10 @@ pub(super) fn changed_protocol(
     mut response: Response<Paced>,
     client: &Client,
 ) -> Served {
-    if let Some(turnstile) = &client.turnstile {
-        turnstile.change_protocol();
+    if let Some(handoff) = &client.handoff {
+        handoff.change_protocol();
     }
-    tokio::spawn(tunnel::join(from_client, hyper::upgrade::on(&mut response), client.turnstile.clone()));
+    tokio::spawn(tunnel::join(from_client, hyper::upgrade::on(&mut response), client.handoff.clone()));
     let response = response.map(Body::stream);
     Served { response, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
 }
@@ -174,7 +174,7 @@ pub(super) fn passed(response: Response<Paced>, reason: Forward, route: Option<&
 
 /// Returns the problem of a request without a response: the application's, or the client's if its request broke off.
 pub(super) fn unreachable(error: &UpstreamError, client: &Client, route: Option<&Arc<Route>>) -> Served {
-    if let Some(error) = client.turnstile.as_deref().and_then(Turnstile::error) {
+    if let Some(error) = client.handoff.as_deref().and_then(Handoff::error) {
         return Served::problem(Problem::Refused(error), route);
     }
     let reason = error.reason();

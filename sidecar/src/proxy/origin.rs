@@ -29,7 +29,7 @@ use super::{
     request::{CacheRequest, OriginRequest},
 };
 use crate::{
-    body::{Network, Source},
+    body::{IncomingBody, Source},
     cache_status::{Became, CacheStatus, Tier},
     clock::wall_ms,
     entry::{Content, Entry, Head},
@@ -41,7 +41,7 @@ use crate::{
 /// Response of an origin as it came.
 pub(super) struct Received {
     pub(super) head: Parts,
-    pub(super) body: Network,
+    pub(super) body: IncomingBody,
     pub(super) times: Times,
 }
 
@@ -109,7 +109,7 @@ impl Proxy {
         let times = Times { requested_at, received_at: wall_ms() };
         let (mut head, body) = response.into_parts();
         date_if_missing(&mut head.headers, times.received_at);
-        Ok(Received { head, body: Network::Application(body), times })
+        Ok(Received { head, body: IncomingBody::Application(body), times })
     }
 }
 

@@ -13,7 +13,7 @@ use larder_policy::{Values, policy::QuerySource};
 
 use super::request::CacheRequest;
 use crate::{
-    body::{Network, SourceError},
+    body::{IncomingBody, SourceError},
     budget::{Kind, Reservation},
     store::slot::WRITTEN_COPIES,
 };
@@ -42,8 +42,8 @@ impl Persisting {
     }
 
     /// Wraps a body whose frames pass on as they come, and which is persisted when it is complete.
-    pub(super) fn wrap(self, body: Network) -> Network {
-        Network::Source(PersistedBody { body, persisting: Some(self) }.boxed())
+    pub(super) fn wrap(self, body: IncomingBody) -> IncomingBody {
+        IncomingBody::Source(PersistedBody { body, persisting: Some(self) }.boxed())
     }
 
     fn read(&mut self, data: &Bytes) -> bool {
@@ -75,7 +75,7 @@ impl Persisting {
 }
 
 struct PersistedBody {
-    body: Network,
+    body: IncomingBody,
     persisting: Option<Persisting>,
 }
 

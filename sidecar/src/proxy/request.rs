@@ -240,7 +240,7 @@ impl CacheRequest {
         for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
             request.headers.remove(name);
         }
-        request.client.turnstile = None;
+        request.client.handoff = None;
         request.range = range::Asked::Whole;
         request.directives = RequestDirectives::default();
         if let Some(key) = request.key_of_get.take() {

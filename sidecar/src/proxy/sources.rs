@@ -14,7 +14,7 @@ use super::{
     Proxy, fetch::Fetch, origin::Received, persist::Persisting, pipeline::Step, request::CacheRequest,
 };
 use crate::{
-    body::Network,
+    body::IncomingBody,
     clock::wall_ms,
     problem::Problem,
     sources::{FetchError, Source},
@@ -60,12 +60,17 @@ impl Proxy {
         head.headers.remove(CONTENT_LENGTH);
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let times = Times { requested_at, received_at: wall_ms() };
-        Break(fetch.deliver_received(Received { head, body: Network::text(body), times }))
+        Break(fetch.deliver_received(Received { head, body: IncomingBody::text(body), times }))
     }
 }
 
 impl Fetch {
-    fn deliver_from_source(self, response: Response<Network>, ask: &Ask, requested_at: u64) -> super::Served {
+    fn deliver_from_source(
+        self,
+        response: Response<IncomingBody>,
+        ask: &Ask,
+        requested_at: u64,
+    ) -> super::Served {
         let (mut head, body) = response.into_parts();
         head.extensions.clear();
         let body = match ask.persist() {

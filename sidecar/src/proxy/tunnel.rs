@@ -6,12 +6,12 @@ use hyper::upgrade::OnUpgrade;
 use hyper_util::rt::TokioIo;
 use tokio::io::copy_bidirectional;
 
-use crate::gate::Turnstile;
+use crate::http1_guard::Handoff;
 
 /// Passes bytes both ways until both sides have ended.
 ///
-/// `turnstile` is of the client's connection, which keeps its place meanwhile.
-pub(super) async fn join(client: OnUpgrade, application: OnUpgrade, turnstile: Option<Arc<Turnstile>>) {
+/// `handoff` is of the client's connection, which keeps its place meanwhile.
+pub(super) async fn join(client: OnUpgrade, application: OnUpgrade, handoff: Option<Arc<Handoff>>) {
     let (client, application) = match tokio::try_join!(client, application) {
         Ok(both) => both,
         Err(error) => return tracing::debug!(%error, "an upgrade did not happen"),
@@ -20,5 +20,5 @@ pub(super) async fn join(client: OnUpgrade, application: OnUpgrade, turnstile: O
     if let Err(error) = ended {
         tracing::debug!(%error, "an upgraded connection broke");
     }
-    drop(turnstile);
+    drop(handoff);
 }

@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     barriers::Stamp,
-    body::{Network, Paced, Source},
+    body::{IncomingBody, Paced, Source},
     cache_status::Forward,
     clock::wall_ms,
     purge,
@@ -199,7 +199,7 @@ impl Posted {
         date_if_missing(&mut head.headers, times.received_at);
         let mut fetch = Fetch::new(self.request, Purpose::Serve, Forward::Method);
         (fetch.known.stamp, fetch.known.own_stamp) = (self.stamp, self.stamp);
-        fetch.deliver(head.status, head, Source::new(Network::Application(body)), times)
+        fetch.deliver(head.status, head, Source::new(IncomingBody::Application(body)), times)
     }
 }
 

@@ -27,7 +27,7 @@ use crate::{
 };
 
 /// Failures in a row that open the breaker, and for how long.
-const FAILURES: u32 = 5;
+const MAX_FAILURES: u32 = 5;
 const BREAKER_INTERVAL: Duration = Duration::from_secs(1);
 
 /// What an answer says of the host that it comes from, not of itself; and by what requests it varies, which ours don't.
@@ -81,7 +81,7 @@ impl HttpSource {
     /// Makes one ready. It connects when it is asked.
     pub fn start(spec: spec::Http) -> Self {
         let clients = Clients::new(&spec);
-        Self { spec, clients, breaker: Arc::new(Breaker::new(FAILURES, BREAKER_INTERVAL)) }
+        Self { spec, clients, breaker: Arc::new(Breaker::new(MAX_FAILURES, BREAKER_INTERVAL)) }
     }
 
     /// What it was made from.

@@ -27,13 +27,13 @@ use super::blames_certificate;
 use crate::breaker::Breaker;
 
 /// Failures in a row that open the breaker, and for how long.
-const FAILURES: u32 = 5;
+const MAX_FAILURES: u32 = 5;
 const BREAKER_INTERVAL: Duration = Duration::from_secs(1);
 /// How often the URL and the CA are read again: a Secret's file may change.
-const URL_CHECK: Duration = Duration::from_secs(1);
+const URL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How often it is asked whether it is there: a route that nobody asks for says nothing about its source.
-const PROBE: Duration = Duration::from_secs(5);
+const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A Postgres server that routes read from. Queries are read-only, and every statement has a deadline.
 #[derive(Debug)]
@@ -89,7 +89,7 @@ impl PostgresSource {
             pools: Pools::new(&spec),
             slots: Semaphore::new(usize::from(spec.max_connections_per_pod)),
             spec,
-            breaker: Breaker::new(FAILURES, BREAKER_INTERVAL),
+            breaker: Breaker::new(MAX_FAILURES, BREAKER_INTERVAL),
             answers: AtomicBool::new(false),
         });
         let watch = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&server).watch()));
@@ -180,13 +180,13 @@ impl PostgresSource {
 
 impl Server {
     async fn watch(self: Arc<Self>) {
-        let mut ticks = interval(URL_CHECK);
+        let mut ticks = interval(URL_CHECK_INTERVAL);
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         let mut probed: Option<Instant> = None;
         loop {
             ticks.tick().await;
             self.pools.renew().await;
-            if probed.is_none_or(|probed| probed.elapsed() >= PROBE) {
+            if probed.is_none_or(|probed| probed.elapsed() >= PROBE_INTERVAL) {
                 probed = Some(Instant::now());
                 self.pools.close_idle();
                 if let Err(error) = self.ask(async |client| client.simple_query("").await).await {

@@ -13,9 +13,9 @@ use crate::{
     barriers::Barriers,
     budget::Kind,
     cache_status::Tier,
-    gate::RequestError,
+    http1_guard::RequestError,
     mode::Mode,
-    stats::{Outcome, PurgeOrigin, RefusedRecord, Stats},
+    stats::{Outcome, PurgeOrigin, RecordError, Stats},
     upstream::UpstreamReason,
 };
 
@@ -184,7 +184,7 @@ fn observe_records(meter: &Meter, stats: &Arc<Stats>) {
         .u64_observable_counter("larder.l2.refused_records")
         .with_description("Records in Redis that were not used because no sidecar of this policy can have written them, by reason.")
         .with_callback(move |observer| {
-            for reason in RefusedRecord::ALL {
+            for reason in RecordError::ALL {
                 let count = counted.count_refused_records(reason);
                 observer.observe(count, &[KeyValue::new("reason", reason.as_str())]);
             }

@@ -34,7 +34,7 @@ use crate::{
 };
 
 /// Minimum number of bytes to read at once while a head comes.
-const READ: usize = 8 << 10;
+const READ_SIZE: usize = 8 << 10;
 
 /// Time for which a large head waits for room, and how often it looks.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
@@ -219,7 +219,7 @@ impl<IO> ResponseStream<IO> {
             {
                 self.room = Some(ready!(poll_room(budget, &mut self.waiting, context))?);
             }
-            bytes.reserve(READ);
+            bytes.reserve(READ_SIZE);
             if ready!(poll_read_buf(Pin::new(&mut self.stream), context, bytes))? == 0 {
                 // hyper says that the message is incomplete, if anything has come of it.
                 self.understood.unsplit(bytes.split());

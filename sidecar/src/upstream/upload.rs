@@ -21,7 +21,7 @@ use crate::{
 };
 
 /// Maximum length of a body that is kept until the response begins, in bytes: most calls of gRPC are shorter.
-const MAX_KEPT: usize = 64 << 10;
+const MAX_REPLAYED: usize = 64 << 10;
 
 /// A client's body as it comes, which notes when the application takes a piece of it.
 #[derive(Debug)]
@@ -140,7 +140,7 @@ impl Inner {
                 .trailers_ref()
                 .map_or(0, |trailers| trailers.iter().map(|(_, value)| 104 + value.len()).sum()),
         };
-        let fits = self.reservation.bytes() + length as u64 <= MAX_KEPT as u64;
+        let fits = self.reservation.bytes() + length as u64 <= MAX_REPLAYED as u64;
         if !fits || !self.reservation.grow(length as u64) {
             return self.forget();
         }

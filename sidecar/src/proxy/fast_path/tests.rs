@@ -17,8 +17,8 @@ use crate::{
     clock::wall_ms,
     config::Config,
     entry::{Content, Entry, Head as StoredHead, authentication::Authentication},
-    gate::with_valid_head,
     headers,
+    http1_guard::with_valid_head,
     proxy::{
         Client,
         classify::{Disposition, classify},
@@ -143,7 +143,7 @@ impl Fixture {
         else {
             return None;
         };
-        let client = Client { address: Ipv4Addr::LOCALHOST.into(), turnstile: None, work: None };
+        let client = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, work: None };
         let (head, ()) = request.into_parts();
         let request = CacheRequest::new(&self.snapshot, &route, None, head, Bytes::new(), client, &kinds);
         Some((request, bypass.is_some()))

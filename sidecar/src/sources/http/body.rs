@@ -18,7 +18,7 @@ use crate::breaker::Breaker;
 /// reported to the breaker.
 #[derive(Debug)]
 pub struct HttpBody {
-    network: Incoming,
+    incoming: Incoming,
     deadline: Pin<Box<Sleep>>,
     limit: Duration,
     /// Taken when it is told how this ended.
@@ -37,16 +37,16 @@ pub enum HttpBodyError {
 }
 
 impl HttpBody {
-    pub(super) fn new(network: Incoming, deadline: Instant, limit: Duration, breaker: Arc<Breaker>) -> Self {
+    pub(super) fn new(incoming: Incoming, deadline: Instant, limit: Duration, breaker: Arc<Breaker>) -> Self {
         let deadline = Box::pin(sleep_until(deadline));
-        let mut body = Self { network, deadline, limit, breaker: Some(breaker) };
+        let mut body = Self { incoming, deadline, limit, breaker: Some(breaker) };
         body.tell_if_whole();
         body
     }
 
     /// Whoever reads may stop once there is nothing more to come.
     fn tell_if_whole(&mut self) {
-        if self.network.is_end_stream() {
+        if self.incoming.is_end_stream() {
             self.ended(true);
         }
     }
@@ -76,7 +76,7 @@ impl Body for HttpBody {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, HttpBodyError>>> {
         let this = self.get_mut();
-        match Pin::new(&mut this.network).poll_frame(context) {
+        match Pin::new(&mut this.incoming).poll_frame(context) {
             Poll::Ready(Some(Ok(frame))) => {
                 this.tell_if_whole();
                 Poll::Ready(Some(Ok(frame)))
@@ -98,10 +98,10 @@ impl Body for HttpBody {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.network.is_end_stream()
+        self.incoming.is_end_stream()
     }
 
     fn size_hint(&self) -> SizeHint {
-        self.network.size_hint()
+        self.incoming.size_hint()
     }
 }

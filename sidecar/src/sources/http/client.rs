@@ -27,15 +27,15 @@ use crate::{
 };
 
 /// How often the certificates are read again: a Secret's file may change.
-const CA_CHECK: Duration = Duration::from_secs(1);
+const CA_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
 /// How long a connection may be idle, shorter than common servers let it be, and how many of them are kept.
-const IDLE: Duration = Duration::from_secs(4);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const MAX_IDLE: usize = 16;
 /// How often a connection of HTTP/2 is asked whether it is still there, and for how long: all requests share one, and a
 /// deadline ends only its request.
-const PING: Duration = Duration::from_secs(10);
-const PONG: Duration = Duration::from_secs(5);
+const PING_INTERVAL: Duration = Duration::from_secs(10);
+const PONG_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// Room for a head in bytes. Bodies come in smaller pieces.
 const MAX_BUFFER: usize = MAX_HEAD + (64 << 10);
@@ -97,12 +97,12 @@ fn builder() -> Builder {
     builder
         .timer(TokioTimer::new())
         .pool_timer(TokioTimer::new())
-        .pool_idle_timeout(IDLE)
+        .pool_idle_timeout(IDLE_TIMEOUT)
         .pool_max_idle_per_host(MAX_IDLE)
         .http1_max_headers(MAX_LINES + 1)
         .http2_max_header_list_size(MAX_HEAD as u32)
-        .http2_keep_alive_interval(PING)
-        .http2_keep_alive_timeout(PONG)
+        .http2_keep_alive_interval(PING_INTERVAL)
+        .http2_keep_alive_timeout(PONG_TIMEOUT)
         .http1_max_buf_size(MAX_BUFFER);
     builder
 }
@@ -147,7 +147,7 @@ impl Clients {
 
     fn checked(&self) -> MutexGuard<'_, Last> {
         let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
-        if last.checked.is_none_or(|checked| checked.elapsed() >= CA_CHECK) {
+        if last.checked.is_none_or(|checked| checked.elapsed() >= CA_CHECK_INTERVAL) {
             last.checked = Some(Instant::now());
             let last_error = self.renew(&mut last.good).err().map(|error| format!("{error:#}"));
             if let Some(last_error) =

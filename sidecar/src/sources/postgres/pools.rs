@@ -19,7 +19,7 @@ use crate::{
 };
 
 /// How long a connection may be idle.
-const IDLE: Duration = Duration::from_secs(60);
+const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// How often a URL or CA that was kept out is tried again though it did not change.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
@@ -84,7 +84,7 @@ impl Pools {
     /// Closes connections that were idle for long.
     pub(super) fn close_idle(&self) {
         if let Some((_, pool)) = &self.state().current {
-            pool.retain(|_, metrics| metrics.last_used() < IDLE);
+            pool.retain(|_, metrics| metrics.last_used() < IDLE_TIMEOUT);
         }
     }
 

@@ -11,16 +11,16 @@ use tokio::{
 use tokio_util::sync::CancellationToken;
 
 use crate::{
-    gate::RequestError,
+    http1_guard::RequestError,
     proxy::Proxy,
     sniff::{FirstLine, MAX_FIRST_LINE, Protocol, sniff},
     upstream::WhenRefused,
 };
 
 /// How long a client may be silent before the application is asked whether it speaks first.
-const SERVER_FIRST: Duration = Duration::from_millis(500);
-/// Timeout for the first words that tell the protocol, from the first byte. What follows has the gate's time.
-const FIRST_WORDS_TIMEOUT: Duration = Duration::from_secs(4);
+const SERVER_FIRST_TIMEOUT: Duration = Duration::from_millis(500);
+/// Timeout for the first words that tell the protocol, from the first byte. What follows has the guard's time.
+const DETECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Timeout for the first byte of a client to which the application can't speak.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
 /// How every response of an HTTP/1 server begins.
@@ -31,7 +31,7 @@ const FRAME_HEAD: usize = 9;
 const SETTINGS: u8 = 4;
 
 /// The beginning of a connection.
-pub(super) enum FirstWords {
+pub(super) enum Detected {
     /// What may be an HTTP/1 request.
     Http1(Vec<u8>),
     /// The preface of HTTP/2.
@@ -58,15 +58,15 @@ pub(super) struct Other {
 ///
 /// An application that speaks first is no HTTP server: whatever the client says to it is passed on. A response that an HTTP
 /// server gives unasked, when it has waited for too long, does not count, and neither do the settings of HTTP/2.
-pub(super) async fn first_words(
+pub(super) async fn detect(
     stream: &mut TcpStream,
     proxy: &Proxy,
     shutdown: &CancellationToken,
-) -> io::Result<FirstWords> {
+) -> io::Result<Detected> {
     let passes = proxy.other_protocols() == OtherProtocols::Pass;
     let mut beginning = Vec::new();
     let mut application: Option<TcpStream> = None;
-    let mut silence = std::pin::pin!(sleep(SERVER_FIRST));
+    let mut silence = std::pin::pin!(sleep(SERVER_FIRST_TIMEOUT));
     let mut deadline = std::pin::pin!(sleep(SILENCE_TIMEOUT));
     let mut is_asked = !passes;
     loop {
@@ -75,30 +75,30 @@ pub(super) async fn first_words(
             read = stream.read_buf(&mut beginning) => {
                 let is_all = read? == 0;
                 if is_all && is_silent {
-                    return Ok(FirstWords::None);
+                    return Ok(Detected::None);
                 }
                 let first_line = match sniff(&beginning, is_all) {
-                    Protocol::Http1 => return Ok(FirstWords::Http1(beginning)),
-                    Protocol::Http2 => return Ok(FirstWords::Http2(beginning)),
-                    Protocol::Proxied => return Ok(FirstWords::Refused(RequestError::ProxyProtocol)),
-                    Protocol::Undecided if is_all => return Ok(FirstWords::None),
+                    Protocol::Http1 => return Ok(Detected::Http1(beginning)),
+                    Protocol::Http2 => return Ok(Detected::Http2(beginning)),
+                    Protocol::Proxied => return Ok(Detected::Refused(RequestError::ProxyProtocol)),
+                    Protocol::Undecided if is_all => return Ok(Detected::None),
                     Protocol::Undecided if beginning.len() > MAX_FIRST_LINE => {
-                        return Ok(FirstWords::Refused(RequestError::Syntax));
+                        return Ok(Detected::Refused(RequestError::Syntax));
                     }
                     Protocol::Undecided => {
                         if is_silent {
-                            deadline.as_mut().reset(Instant::now() + FIRST_WORDS_TIMEOUT);
+                            deadline.as_mut().reset(Instant::now() + DETECT_TIMEOUT);
                         }
                         continue;
                     }
-                    _ if !passes => return Ok(FirstWords::Refused(RequestError::OtherProtocol)),
+                    _ if !passes => return Ok(Detected::Refused(RequestError::OtherProtocol)),
                     Protocol::Other => None,
                     Protocol::Presumed => Some(FirstLine::default()),
                 };
-                return Ok(FirstWords::Other(Other { beginning, application, first_line }));
+                return Ok(Detected::Other(Other { beginning, application, first_line }));
             },
             () = &mut deadline, if !is_silent || application.is_none() => {
-                return Ok(if is_silent { FirstWords::None } else { FirstWords::Refused(RequestError::TooSlow) });
+                return Ok(if is_silent { Detected::None } else { Detected::Refused(RequestError::TooSlow) });
             }
             () = &mut silence, if !is_asked => {
                 is_asked = true;
@@ -106,13 +106,13 @@ pub(super) async fn first_words(
             }
             spoken = first_spoken(application.as_ref()), if application.is_some() => match spoken {
                 Ok(Spoken::Words) => {
-                    return Ok(FirstWords::Other(Other { beginning, application, first_line: None }));
+                    return Ok(Detected::Other(Other { beginning, application, first_line: None }));
                 }
                 // Left alone, the application ends a silent connection as it would without us.
-                Ok(Spoken::End) | Err(_) if is_silent => return Ok(FirstWords::None),
+                Ok(Spoken::End) | Err(_) if is_silent => return Ok(Detected::None),
                 Ok(Spoken::Http | Spoken::End) | Err(_) => application = None,
             },
-            () = shutdown.cancelled() => return Ok(FirstWords::None),
+            () = shutdown.cancelled() => return Ok(Detected::None),
         }
     }
 }

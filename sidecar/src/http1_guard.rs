@@ -2,7 +2,7 @@
 //!
 //! hyper serves the connection; this stands between it and the socket, and reads each head first:
 //! - what is malformed or ambiguous is refused ([`head`], [`framing`]),
-//! - what memory can answer is answered at once, and hyper never sees it ([`AtOnce`]),
+//! - what memory can answer is answered at once, and hyper never sees it ([`ImmediateResponder`]),
 //! - everything else is handed to hyper, one whole request at a time.
 //!
 //! # Guarantees
@@ -12,7 +12,7 @@
 //! - Interim responses (1xx) leave before the answer that they precede.
 //!
 //! # Assumptions
-//! The body of each of hyper's answers is [`Guarded`] with the connection's [`Turnstile`]. hyper drops a body when its last
+//! The body of each of hyper's answers is [`ReleasingBody`] with the connection's [`Handoff`]. hyper drops a body when its last
 //! piece is in the write buffer, and flushes that buffer before it flushes what is below.
 
 use std::{
@@ -34,17 +34,19 @@ use tokio_util::io::poll_read_buf;
 
 mod aside;
 mod framing;
+mod handoff;
 mod head;
 mod http2;
+mod hyper_io;
 mod request_error;
 mod room;
 #[cfg(test)]
 mod tests;
-mod turnstile;
 
 pub use aside::RawTarget;
 use aside::{Aside, Respelled};
 use framing::Framing;
+pub use handoff::{Handoff, ReleasingBody};
 use head::Scan;
 #[cfg(test)]
 pub(crate) use head::with_valid_head;
@@ -52,9 +54,6 @@ pub use head::{Head, Lines};
 pub use http2::check_http2;
 pub use request_error::RequestError;
 use room::Room;
-pub use turnstile::{Guarded, Turnstile};
-
-use crate::budget::UNREAD;
 
 /// How long a head may take from its first byte.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
@@ -62,18 +61,18 @@ const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
 /// A connection ends when it has been idle for this long, or for twice as long: time is measured in these steps, so that a
 /// request costs no timer.
-const IDLE: Duration = Duration::from_secs(10 * 60);
+const IDLE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// How long, and for how many bytes, a refused client is listened to, so that it can read why.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_LINGER_BYTES: usize = 256 << 10;
 /// How much is read at once.
-const READ: usize = 8 << 10;
+const READ_SIZE: usize = 8 << 10;
 /// How much of what comes before its turn is kept.
-const EARLY: usize = READ - READ / 8;
+const MAX_EARLY: usize = READ_SIZE - READ_SIZE / 8;
 /// How much of a head is read before room is made for it.
-const SMALL_HEAD: usize = 2 * READ;
+const MAX_SMALL_HEAD: usize = 2 * READ_SIZE;
 /// How much is answered at once before it is written, and how much room for that a connection keeps.
-const BATCH: usize = 64 << 10;
+const MAX_BATCH: usize = 64 << 10;
 const MAX_KEPT_BYTES: usize = 8 << 10;
 
 /// How long the request is that these bytes begin with, as a connection finds it: `None` while it is not whole. For tests:
@@ -110,28 +109,19 @@ fn is_of_target<T>(scanned: &Scan<Result<T, RequestError>>) -> bool {
     matches!(scanned, Scan::Refused(RequestError::Syntax) | Scan::Head(_, Err(RequestError::Target)))
 }
 
-/// What answers without hyper.
-pub trait AtOnce {
-    /// Writes the whole answer to a request without a body, or nothing at all. A large body is given back, to be written after
-    /// the rest.
-    fn answer(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Answer;
-}
-
-/// Whether a request was answered at once.
-#[derive(Debug)]
-pub enum Answer {
-    /// It is for hyper.
-    No,
-    /// It is answered: what was written, then this.
-    Yes(Bytes),
+/// Responds to requests without hyper.
+pub trait ImmediateResponder {
+    /// Writes the whole response to a request without a body, and returns the part of its body that follows: a large one
+    /// is not copied. Writes nothing and returns `None` if the request is for hyper.
+    fn respond(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes>;
 }
 
 /// An HTTP/1 connection, as hyper is to see it.
 #[derive(Debug)]
-pub struct Gate<IO, A> {
+pub struct Http1Guard<IO, A> {
     stream: IO,
-    at_once: A,
-    turnstile: Arc<Turnstile>,
+    responder: A,
+    handoff: Arc<Handoff>,
     room: Room,
     /// Read, and not yet given to hyper.
     input: BytesMut,
@@ -168,14 +158,14 @@ enum Turn {
     Refused(usize),
 }
 
-impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
+impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Guard<IO, A> {
     /// A connection that began with `beginning`.
-    pub fn new(stream: IO, beginning: &[u8], at_once: A, turnstile: Arc<Turnstile>) -> Self {
+    pub fn new(stream: IO, beginning: &[u8], responder: A, handoff: Arc<Handoff>) -> Self {
         Self {
             stream,
-            at_once,
-            room: Room::new(&turnstile.budget, &turnstile.connection),
-            turnstile,
+            responder,
+            room: Room::new(&handoff.budget, &handoff.connection),
+            handoff,
             input: BytesMut::from(beginning),
             searched: 0,
             output: Vec::new(),
@@ -186,37 +176,37 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
             timer: None,
             idle: None,
             used: false,
-            idle_step: IDLE,
+            idle_step: IDLE_INTERVAL,
         }
     }
 
     /// Reads more. 0 is the end.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
-        if self.input.capacity() - self.input.len() < READ / 8 {
-            self.input.reserve(READ);
+        if self.input.capacity() - self.input.len() < READ_SIZE / 8 {
+            self.input.reserve(READ_SIZE);
         }
         poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input)
     }
 
     /// Whether there is room for what is read next of a head: twice, for hyper has a copy of it.
     fn has_room(&mut self) -> bool {
-        let length = self.input.len() + READ;
-        length <= SMALL_HEAD || self.room.make(2 * length)
+        let length = self.input.len() + READ_SIZE;
+        length <= MAX_SMALL_HEAD || self.room.make(2 * length)
     }
 
     /// The client is waited for in the middle of a head; whether there is room for that.
     fn may_wait(&mut self) -> bool {
-        self.turnstile.connection.reads_head();
-        !self.turnstile.connection.must_leave() && (self.room.is_taken() || self.room.make(READ))
+        self.handoff.connection.reads_head();
+        !self.handoff.connection.must_leave() && (self.room.is_taken() || self.room.make(READ_SIZE))
     }
 
     /// The client is waited for between requests; whether there is room for that.
     fn may_rest(&mut self) -> bool {
-        if self.room.is_taken() || self.turnstile.budget.connections.is_crowded() {
+        if self.room.is_taken() || self.handoff.budget.connections.is_crowded() {
             self.room.clear();
             (self.input, self.output) = (BytesMut::new(), Vec::new());
         }
-        let connection = &self.turnstile.connection;
+        let connection = &self.handoff.connection;
         connection.rests();
         !connection.must_leave() && !connection.ends_when_idle()
     }
@@ -224,7 +214,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
     /// Notes whether the client takes what it is sent.
     /// `buffered` bytes wait behind what was written.
     fn watched<T>(&mut self, written: Poll<T>, buffered: u64) -> Poll<T> {
-        let connection = &self.turnstile.connection;
+        let connection = &self.handoff.connection;
         match (&written, connection.is_stalled()) {
             (Poll::Pending, false) => {
                 connection.stalls();
@@ -276,10 +266,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
         }
         self.searched = 0;
         self.used = true;
-        let (at_once, output) = (&mut self.at_once, &mut self.output);
+        let (responder, output) = (&mut self.responder, &mut self.output);
         let mut scanned = head::scan(&self.input, |head| {
             head.check_first()?;
-            if let Answer::Yes(body) = at_once.answer(head, output) {
+            if let Some(body) = responder.respond(head, output) {
                 return Ok(Err(body));
             }
             head.check_rest().map(|framing| Ok((framing, head.rewritten())))
@@ -300,7 +290,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
                     self.replace(0..length, &rewritten.head);
                     (length, expectations) = (rewritten.head.len(), rewritten.expectations);
                 }
-                self.turnstile.begin(Aside { target: raw_target, expectations });
+                self.handoff.begin(Aside { target: raw_target, expectations });
                 Scan::Head(length, Turn::Giving(length, framing))
             }
             Scan::Head(length, Ok(Err(body))) => {
@@ -327,7 +317,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
             let error = match self.next_head() {
                 Scan::Head(_, Turn::Head) => {
                     self.timer = None;
-                    if !self.output_body.is_empty() || self.output.len() >= BATCH {
+                    if !self.output_body.is_empty() || self.output.len() >= MAX_BATCH {
                         return Poll::Ready(Ok(Some(Turn::Head)));
                     }
                     continue;
@@ -355,7 +345,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
                     Poll::Pending => return Poll::Pending,
                 },
             };
-            self.turnstile.refuse(error);
+            self.handoff.refuse(error);
             self.output.extend_from_slice(&error.answer());
             self.input = BytesMut::new();
             self.room.clear();
@@ -368,14 +358,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
 
     /// hyper's turn: all that may come from the client is its end, or its next request too early.
     fn poll_answering(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn>>> {
-        if self.turnstile.has_changed_protocol() {
+        if self.handoff.has_changed_protocol() {
             return Poll::Ready(Ok(Some(Turn::Raw)));
         }
-        if self.flushed && self.turnstile.has_answered() {
+        if self.flushed && self.handoff.has_answered() {
             return Poll::Ready(Ok(Some(Turn::Head)));
         }
-        self.turnstile.wake_for_interim(context.waker());
-        while self.input.len() < EARLY {
+        self.handoff.wake_for_interim(context.waker());
+        while self.input.len() < MAX_EARLY {
             if ready!(self.poll_fill(context))? == 0 {
                 return Poll::Ready(Ok(None));
             }
@@ -402,7 +392,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
 
     /// Writes what was written here.
     fn poll_write_own(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        self.turnstile.take_interim(&mut self.output);
+        self.handoff.take_interim(&mut self.output);
         if self.output.is_empty() {
             return Poll::Ready(Ok(()));
         }
@@ -434,125 +424,5 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> Gate<IO, A> {
         cursor.put_slice(&self.input[..length]);
         self.input.advance(length);
         length
-    }
-}
-
-impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Read for Gate<IO, A> {
-    fn poll_read(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        mut cursor: ReadBufCursor<'_>,
-    ) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        loop {
-            ready!(this.poll_write_own(context))?;
-            let next = match &mut this.turn {
-                Turn::Head => ready!(this.poll_head(context))?,
-                Turn::Giving(head, framing) => {
-                    let (head, framing) = (*head, framing.clone());
-                    let given = this.give(head, &mut cursor);
-                    this.turn = match (head - given, framing.has_ended()) {
-                        (0, true) => Turn::Answering,
-                        (0, false) => Turn::Body(framing),
-                        (left, _) => Turn::Giving(left, framing),
-                    };
-                    return Poll::Ready(Ok(()));
-                }
-                Turn::Body(_) if this.input.is_empty() => match this.poll_fill(context) {
-                    Poll::Ready(filled) => {
-                        this.timer = None;
-                        if filled? == 0 {
-                            return Poll::Ready(Ok(()));
-                        }
-                        continue;
-                    }
-                    Poll::Pending if this.is_over(BODY_TIMEOUT, context) => {
-                        this.turnstile.refuse(RequestError::TooSlow);
-                        return Poll::Ready(Err(io::ErrorKind::TimedOut.into()));
-                    }
-                    Poll::Pending => {
-                        this.turnstile.wake_for_interim(context.waker());
-                        return Poll::Pending;
-                    }
-                },
-                Turn::Body(framing) => {
-                    let room = this.input.len().min(cursor.remaining());
-                    let taken = framing.take(&this.input[..room]).map_err(|error| {
-                        this.turnstile.refuse(error);
-                        io::Error::new(io::ErrorKind::InvalidData, error.detail())
-                    })?;
-                    let has_ended = framing.has_ended();
-                    this.give(taken, &mut cursor);
-                    if has_ended {
-                        this.turn = Turn::Answering;
-                    }
-                    return Poll::Ready(Ok(()));
-                }
-                Turn::Answering => ready!(this.poll_answering(context))?,
-                Turn::Raw => {
-                    if this.input.is_empty() {
-                        ready!(this.poll_fill(context))?;
-                    }
-                    this.give(this.input.len(), &mut cursor);
-                    return Poll::Ready(Ok(()));
-                }
-                Turn::Refused(left) => {
-                    let left = *left;
-                    return this.poll_linger(left, context);
-                }
-            };
-            match next {
-                Some(turn) => this.turn = turn,
-                None => return Poll::Ready(Ok(())),
-            }
-        }
-    }
-}
-
-impl<IO: AsyncRead + AsyncWrite + Unpin, A: AtOnce + Unpin> hyper::rt::Write for Gate<IO, A> {
-    fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        // Even if nothing of it can be written now: hyper may have let go of the body.
-        this.flushed = false;
-        ready!(this.poll_write_own(context))?;
-        let written = Pin::new(&mut this.stream).poll_write(context, bytes);
-        this.watched(written, UNREAD)
-    }
-
-    fn poll_write_vectored(
-        self: Pin<&mut Self>,
-        context: &mut Context<'_>,
-        slices: &[io::IoSlice<'_>],
-    ) -> Poll<io::Result<usize>> {
-        let this = self.get_mut();
-        // Even if nothing of it can be written now: hyper may have let go of the body.
-        this.flushed = false;
-        ready!(this.poll_write_own(context))?;
-        let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
-        this.watched(written, UNREAD)
-    }
-
-    fn is_write_vectored(&self) -> bool {
-        self.stream.is_write_vectored()
-    }
-
-    fn poll_flush(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_own(context))?;
-        ready!(Pin::new(&mut this.stream).poll_flush(context))?;
-        this.flushed = true;
-        let is_answered = matches!(this.turn, Turn::Answering) && this.turnstile.has_answered();
-        // hyper waits for the stream to become readable, and what is next may have been read already. If nothing has, the connection
-        // rests from now on, which only a read notes.
-        if is_answered {
-            context.waker().wake_by_ref();
-        }
-        Poll::Ready(Ok(()))
-    }
-
-    fn poll_shutdown(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        let this = self.get_mut();
-        ready!(this.poll_write_own(context))?;
-        Pin::new(&mut this.stream).poll_shutdown(context)
     }
 }

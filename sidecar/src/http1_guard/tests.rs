@@ -1,4 +1,4 @@
-//! hyper on top of the gate, over a pipe.
+//! hyper on top of the guard, over a pipe.
 
 use std::{convert::Infallible, sync::Arc, time::Duration};
 
@@ -17,20 +17,20 @@ use super::*;
 /// Answers at once what begins with `/now`; a large body is given back.
 struct Now;
 
-impl AtOnce for Now {
-    fn answer(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Answer {
+impl ImmediateResponder for Now {
+    fn respond(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
         if !head.target.starts_with("/now") {
-            return Answer::No;
+            return None;
         }
         let body = body_of(head.target);
         output.extend_from_slice(
             format!("HTTP/1.1 200 OK\r\ncontent-length: {}\r\n\r\n", body.len()).as_bytes(),
         );
         if head.target.starts_with("/now-large") {
-            return Answer::Yes(body.into());
+            return Some(body.into());
         }
         output.extend_from_slice(body.as_bytes());
-        Answer::Yes(Bytes::new())
+        Some(Bytes::new())
     }
 }
 
@@ -86,8 +86,8 @@ impl Ask {
 
 async fn answer(
     request: Request<Incoming>,
-    turnstile: Arc<Turnstile>,
-) -> Result<Response<Guarded<Full<Bytes>>>, Infallible> {
+    handoff: Arc<Handoff>,
+) -> Result<Response<ReleasingBody<Full<Bytes>>>, Infallible> {
     let target = request.uri().path().to_owned();
     let body = if target == "/echo" {
         request.into_body().collect().await.unwrap().to_bytes()
@@ -98,22 +98,22 @@ async fn answer(
             yield_now().await;
         }
         for _ in 0..interims {
-            turnstile.send_interim(StatusCode::EARLY_HINTS, &http::HeaderMap::new());
+            handoff.send_interim(StatusCode::EARLY_HINTS, &http::HeaderMap::new());
             yield_now().await;
         }
         body_of(&target).into()
     };
-    Ok(Response::new(turnstile.guarded(Full::new(body))))
+    Ok(Response::new(handoff.releasing(Full::new(body))))
 }
 
 /// Sends `pieces` through a pipe of `room` bytes, and reads to the end of the connection.
 async fn exchange(pieces: Vec<Vec<u8>>, room: usize) -> String {
     let (client, server) = tokio::io::duplex(room);
-    let turnstile = Arc::<Turnstile>::default();
-    let gate = Gate::new(server, &[], Now, Arc::clone(&turnstile));
-    let service = service_fn(move |request| answer(request, Arc::clone(&turnstile)));
+    let handoff = Arc::<Handoff>::default();
+    let guard = Http1Guard::new(server, &[], Now, Arc::clone(&handoff));
+    let service = service_fn(move |request| answer(request, Arc::clone(&handoff)));
     let serving =
-        async { http1::Builder::new().header_read_timeout(None).serve_connection(gate, service).await };
+        async { http1::Builder::new().header_read_timeout(None).serve_connection(guard, service).await };
     let (mut reader, mut writer) = tokio::io::split(client);
     let sending = async {
         for piece in pieces {
@@ -237,11 +237,11 @@ fn invalid_request_is_refused_even_on_the_fast_path() {
 fn an_idle_connection_ends() {
     let text = run(async {
         let (mut client, server) = tokio::io::duplex(1 << 16);
-        let turnstile = Arc::<Turnstile>::default();
-        let mut gate = Gate::new(server, &[], Now, Arc::clone(&turnstile));
-        gate.idle_step = Duration::from_millis(1);
-        let service = service_fn(move |request| answer(request, Arc::clone(&turnstile)));
-        let serving = http1::Builder::new().header_read_timeout(None).serve_connection(gate, service);
+        let handoff = Arc::<Handoff>::default();
+        let mut guard = Http1Guard::new(server, &[], Now, Arc::clone(&handoff));
+        guard.idle_step = Duration::from_millis(1);
+        let service = service_fn(move |request| answer(request, Arc::clone(&handoff)));
+        let serving = http1::Builder::new().header_read_timeout(None).serve_connection(guard, service);
         let asks = [Ask::Now(3), Ask::Later(3, 3, 0)].map(|ask| ask.text()).concat();
         client.write_all(asks.as_bytes()).await.unwrap();
         let mut text = String::new();
@@ -258,14 +258,14 @@ fn an_idle_connection_ends() {
 #[test]
 fn a_connection_that_is_used_is_not_idle() {
     run(async {
-        let mut gate = Gate::new(tokio::io::duplex(1).0, &[], Now, Arc::default());
-        gate.idle_step = Duration::from_millis(1);
+        let mut guard = Http1Guard::new(tokio::io::duplex(1).0, &[], Now, Arc::default());
+        guard.idle_step = Duration::from_millis(1);
         let mut context = Context::from_waker(std::task::Waker::noop());
         for is_used in [true, true, false] {
-            assert!(!gate.is_forgotten(&mut context));
-            gate.idle.as_mut().expect("it runs").await;
-            gate.used = is_used;
+            assert!(!guard.is_forgotten(&mut context));
+            guard.idle.as_mut().expect("it runs").await;
+            guard.used = is_used;
         }
-        assert!(gate.is_forgotten(&mut context));
+        assert!(guard.is_forgotten(&mut context));
     });
 }

@@ -1,4 +1,4 @@
-//! What the gate of a connection and those who answer its requests tell each other.
+//! What the guard of a connection and those who answer its requests tell each other.
 
 use std::{
     mem,
@@ -20,9 +20,9 @@ use crate::{
     held::Held,
 };
 
-/// What the gate of a connection and those who answer its requests tell each other.
+/// What the guard of a connection and those who answer its requests tell each other.
 #[derive(Debug, Default)]
-pub struct Turnstile {
+pub struct Handoff {
     /// hyper has let go of the body of its answer.
     answered: AtomicBool,
     changed_protocol: AtomicBool,
@@ -41,7 +41,7 @@ pub struct Turnstile {
     _place: Option<Arc<Admitted>>,
 }
 
-impl Turnstile {
+impl Handoff {
     /// Of a connection that has a place.
     pub fn new(budget: &Arc<Budget>, place: &Arc<Admitted>) -> Self {
         let (connection, _place) = (Arc::clone(place.connection()), Some(Arc::clone(place)));
@@ -133,19 +133,19 @@ impl Turnstile {
     }
 
     /// Returns the body of a response on this connection.
-    pub fn guarded<B>(self: Arc<Self>, body: B) -> Guarded<B> {
-        Held::new(body, Responding(self))
+    pub fn releasing<B>(self: Arc<Self>, body: B) -> ReleasingBody<B> {
+        Held::new(body, ReleaseOnDrop(self))
     }
 }
 
-/// The body of a response, with which the gate is told that hyper has let go of it.
-pub type Guarded<B> = Held<B, Responding>;
+/// The body of a response, with which the guard is told that hyper has let go of it.
+pub type ReleasingBody<B> = Held<B, ReleaseOnDrop>;
 
 /// A response that hyper has not let go of.
 #[derive(Debug)]
-pub struct Responding(Arc<Turnstile>);
+pub struct ReleaseOnDrop(Arc<Handoff>);
 
-impl Drop for Responding {
+impl Drop for ReleaseOnDrop {
     fn drop(&mut self) {
         self.0.answered.store(true, Ordering::Release);
     }
