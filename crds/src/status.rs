@@ -53,47 +53,23 @@ pub struct PodCounts {
     pub missed: i32,
 }
 
-/// Types of conditions.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum ConditionType {
-    /// The policy is valid and no older one selects the same pods.
-    Accepted,
-    /// Every matched pod has the sidecar.
-    Injected,
-    /// The Services that select the pods send their requests to the sidecar.
-    TrafficCaptured,
-    /// Every sidecar runs the current configuration of the policy.
-    ConfigCurrent,
-    /// Every write to the pods passes through a sidecar that purges by it, where the policy has rules for writes.
-    WritesSeen,
-    /// Redis and Postgres respond to every sidecar.
-    TiersHealthy,
-    /// The policy is in force: the conditions that affect serving hold.
-    Ready,
-}
-
-impl ConditionType {
-    /// All types, in the order in which they become true.
-    pub const ALL: [Self; 7] = [
-        Self::Accepted,
-        Self::Injected,
-        Self::TrafficCaptured,
-        Self::ConfigCurrent,
-        Self::WritesSeen,
-        Self::TiersHealthy,
-        Self::Ready,
-    ];
-
-    /// Returns the value of `status.conditions[].type`.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Accepted => "Accepted",
-            Self::Injected => "Injected",
-            Self::TrafficCaptured => "TrafficCaptured",
-            Self::ConfigCurrent => "ConfigCurrent",
-            Self::WritesSeen => "WritesSeen",
-            Self::TiersHealthy => "TiersHealthy",
-            Self::Ready => "Ready",
-        }
+larder_api::labelled! {
+    /// Types of conditions.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum ConditionType {
+        /// The policy is valid and no older one selects the same pods.
+        Accepted = "Accepted",
+        /// Every matched pod has the sidecar.
+        Injected = "Injected",
+        /// The Services that select the pods send their requests to the sidecar.
+        TrafficCaptured = "TrafficCaptured",
+        /// Every sidecar runs the current configuration of the policy.
+        ConfigCurrent = "ConfigCurrent",
+        /// Every write to the pods passes through a sidecar that purges by it, where the policy has rules for writes.
+        WritesSeen = "WritesSeen",
+        /// Redis and Postgres respond to every sidecar.
+        TiersHealthy = "TiersHealthy",
+        /// The policy is in force: the conditions that affect serving hold.
+        Ready = "Ready",
     }
 }

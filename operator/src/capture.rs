@@ -122,43 +122,28 @@ impl fmt::Display for Skip {
     }
 }
 
-/// The kinds of pods that get no sidecar.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum SkipReason {
-    /// The pod uses the node's network.
-    HostNetwork,
-    /// The captured port is published on the node.
-    HostPort,
-    /// A service mesh captures the pod's traffic already.
-    Mesh,
-    /// A NetworkPolicy allows the application's port and not the sidecar's.
-    NetworkPolicy,
-    /// No container has such a port.
-    NoSuchPort,
-    /// The port has no name that a Service could follow.
-    UnnamedPort,
-    /// A container uses one of the sidecar's ports.
-    PortClash,
-    /// The pod has a container with the sidecar's name that differs from the operator's.
-    ForeignSidecar,
-    /// The policy captures nothing.
-    CaptureNone,
-}
-
-impl SkipReason {
-    /// Returns the name in conditions, events and annotations.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::HostNetwork => "HostNetwork",
-            Self::HostPort => "HostPort",
-            Self::Mesh => "Mesh",
-            Self::NetworkPolicy => "NetworkPolicy",
-            Self::NoSuchPort => "NoSuchPort",
-            Self::UnnamedPort => "UnnamedPort",
-            Self::PortClash => "PortClash",
-            Self::ForeignSidecar => "ForeignSidecar",
-            Self::CaptureNone => "CaptureNone",
-        }
+larder_api::labelled! {
+    /// The kinds of pods that get no sidecar.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum SkipReason {
+        /// The pod uses the node's network.
+        HostNetwork = "HostNetwork",
+        /// The captured port is published on the node.
+        HostPort = "HostPort",
+        /// A service mesh captures the pod's traffic already.
+        Mesh = "Mesh",
+        /// A NetworkPolicy allows the application's port and not the sidecar's.
+        NetworkPolicy = "NetworkPolicy",
+        /// No container has such a port.
+        NoSuchPort = "NoSuchPort",
+        /// The port has no name that a Service could follow.
+        UnnamedPort = "UnnamedPort",
+        /// A container uses one of the sidecar's ports.
+        PortClash = "PortClash",
+        /// The pod has a container with the sidecar's name that differs from the operator's.
+        ForeignSidecar = "ForeignSidecar",
+        /// The policy captures nothing.
+        CaptureNone = "CaptureNone",
     }
 }
 

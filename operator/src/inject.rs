@@ -165,7 +165,7 @@ pub fn hash(injection: &Injection<'_>, secrets: &[SecretKeyRef]) -> String {
         "logLevel": injection.spec.sidecar.log_level,
         "secrets": secrets,
     });
-    blake3::hash(parts.to_string().as_bytes()).to_hex()[..16].to_owned()
+    larder_policy::digest::short(&blake3::hash(parts.to_string().as_bytes()))
 }
 
 /// Returns the fields of a container that injection may rewrite, unchanged.

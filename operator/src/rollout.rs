@@ -14,25 +14,16 @@ const FIRST_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum number of consecutive ineffective restarts.
 pub const MAX_ATTEMPTS: u32 = 4;
 
-/// A pod's deviation from the desired state.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub enum Deviation {
-    /// The pod should have a sidecar and has none.
-    Missed,
-    /// The pod's sidecar has outdated settings.
-    Outdated,
-    /// The pod should have no sidecar and has one.
-    Stray,
-}
-
-impl Deviation {
-    /// Returns the name in metrics and events.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Missed => "Missed",
-            Self::Outdated => "Outdated",
-            Self::Stray => "Stray",
-        }
+larder_api::labelled! {
+    /// A pod's deviation from the desired state.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+    pub enum Deviation {
+        /// The pod should have a sidecar and has none.
+        Missed = "Missed",
+        /// The pod's sidecar has outdated settings.
+        Outdated = "Outdated",
+        /// The pod should have no sidecar and has one.
+        Stray = "Stray",
     }
 }
 

@@ -20,22 +20,14 @@ const REVISION: &str = "deployment.kubernetes.io/revision";
 /// The label by which a StatefulSet marks its pods' revision.
 const REVISION_HASH: &str = "controller-revision-hash";
 
-/// Kinds of workloads that can be restarted.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum WorkloadKind {
-    /// A Deployment.
-    Deployment,
-    /// A StatefulSet.
-    StatefulSet,
-}
-
-impl WorkloadKind {
-    /// Returns the kind's name.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Deployment => "Deployment",
-            Self::StatefulSet => "StatefulSet",
-        }
+larder_api::labelled! {
+    /// Kinds of workloads that can be restarted.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum WorkloadKind {
+        /// A Deployment.
+        Deployment = "Deployment",
+        /// A StatefulSet.
+        StatefulSet = "StatefulSet",
     }
 }
 
@@ -71,7 +63,7 @@ impl Workload {
         hasher.update(injection.unwrap_or_default().as_bytes());
         hasher.update(&[0]);
         hasher.update(template.to_string().as_bytes());
-        self.aim = hasher.finalize().to_hex()[..16].to_owned();
+        self.aim = larder_policy::digest::short(&hasher.finalize());
         self.progress.outlived = self.last_aim.as_ref() != Some(&self.aim);
     }
 }

@@ -86,7 +86,7 @@ impl Document {
 
 /// Returns the hash that identifies a configuration to operator and sidecar: 16 hex digits over the text of its file.
 pub fn hash(text: &str) -> String {
-    blake3::hash(text.as_bytes()).to_hex()[..16].to_owned()
+    crate::digest::short(&blake3::hash(text.as_bytes()))
 }
 
 #[cfg(test)]

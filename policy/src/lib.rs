@@ -7,6 +7,7 @@ pub mod cache_control;
 pub mod coverage;
 pub mod credentials;
 pub mod date;
+pub mod digest;
 pub mod document;
 pub mod duration;
 pub mod fields;

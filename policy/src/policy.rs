@@ -252,7 +252,7 @@ impl Policy {
             hasher.update(route.fingerprint().as_bytes());
         }
         hasher.update(format!("{writes:?} {targets:?} {identity:?} {bare}").as_bytes());
-        hasher.finalize().to_hex()[..16].to_owned()
+        crate::digest::short(&hasher.finalize())
     }
 
     /// Returns true if there is no policy: a plain shared cache (RFC 9111), in which only `Authorization` identifies a

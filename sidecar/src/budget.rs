@@ -49,31 +49,18 @@ const MIN_CONNECTIONS: u64 = 64;
 /// Bytes that are not cached cost less than this to be counted for each.
 const MIN_COUNTED: usize = 4 << 10;
 
-/// What memory is reserved for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Kind {
-    /// Heads of requests that come in pieces, are large, or came over HTTP/2.
-    Heads,
-    /// Bodies of requests that are part of a key, sent to the admin API, or kept until an application that speaks HTTP/2 responds.
-    Requests,
-    /// Responses on their way into the cache, and to and from Redis and Postgres.
-    Responses,
-    /// Responses that wait for clients over HTTP/1 which read slowly.
-    Unread,
-}
-
-impl Kind {
-    /// All of them.
-    pub const ALL: [Self; 4] = [Self::Heads, Self::Requests, Self::Responses, Self::Unread];
-
-    /// The kind as metrics have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Heads => "heads",
-            Self::Requests => "requests",
-            Self::Responses => "responses",
-            Self::Unread => "unread",
-        }
+larder_api::labelled! {
+    /// What memory is reserved for.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Kind {
+        /// Heads of requests that come in pieces, are large, or came over HTTP/2.
+        Heads = "heads",
+        /// Bodies of requests that are part of a key, sent to the admin API, or kept until an application that speaks HTTP/2 responds.
+        Requests = "requests",
+        /// Responses on their way into the cache, and to and from Redis and Postgres.
+        Responses = "responses",
+        /// Responses that wait for clients over HTTP/1 which read slowly.
+        Unread = "unread",
     }
 }
 

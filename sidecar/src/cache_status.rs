@@ -8,50 +8,28 @@ use larder_policy::{freshness::State, policy::BypassBy};
 /// The header's name.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
-/// Where an answer came from.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Tier {
-    /// This pod's memory.
-    L1,
-    /// Redis.
-    L2,
-    /// A Postgres source.
-    Postgres,
-    /// An HTTP source.
-    Http,
-    /// The table of last good answers.
-    LastKnownGood,
-    /// The application.
-    Application,
-    /// Nobody: it could not be answered.
-    Nowhere,
+larder_api::labelled! {
+    /// Where an answer came from.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Tier {
+        /// This pod's memory.
+        L1 = "l1",
+        /// Redis.
+        L2 = "l2",
+        /// A Postgres source.
+        Postgres = "postgres",
+        /// An HTTP source.
+        Http = "http",
+        /// The table of last good answers.
+        LastKnownGood = "last-known-good",
+        /// The application.
+        Application = "app",
+        /// Nobody: it could not be answered.
+        Nowhere = "none",
+    }
 }
 
 impl Tier {
-    /// Every tier, in the order of [`Tier::index`].
-    pub const ALL: [Self; 7] = [
-        Self::L1,
-        Self::L2,
-        Self::Postgres,
-        Self::Http,
-        Self::LastKnownGood,
-        Self::Application,
-        Self::Nowhere,
-    ];
-
-    /// The tier as headers, metrics and logs have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::L1 => "l1",
-            Self::L2 => "l2",
-            Self::Postgres => "postgres",
-            Self::Http => "http",
-            Self::LastKnownGood => "last-known-good",
-            Self::Application => "app",
-            Self::Nowhere => "none",
-        }
-    }
-
     /// Its place in [`Tier::ALL`].
     pub const fn index(self) -> usize {
         self as usize
@@ -77,61 +55,40 @@ pub enum Forward {
     Bypass(Bypass),
 }
 
-/// Why a request was not for the cache.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Bypass {
-    /// There is no policy.
-    NoPolicy,
-    /// The policy is suspended.
-    Suspended,
-    /// A pod without a sidecar takes writes, or may: the operator has not said yet that every pod has one.
-    WaitingForPods,
-    /// No route of the policy matches.
-    NoRoute,
-    /// Two servers may read its path differently.
-    AmbiguousPath,
-    /// Its target has bytes that none may have (RFC 3986): no key is made of it.
-    Target,
-    /// The route's `bypass` says so, by a parameter of the query.
-    Query,
-    /// The route's `bypass` says so, by a header.
-    Header,
-    /// The route's `bypass` says so, by a cookie.
-    Cookie,
-    /// It names a person.
-    Credentials,
-    /// It asks for several parts.
-    Range,
-    /// It has a body.
-    Content,
-    /// It asks for another protocol.
-    Upgrade,
-    /// A header gives it another method or target than its request line.
-    Override,
-    /// Only the origin can tell whether its precondition holds.
-    Precondition,
-}
-
-impl Bypass {
-    /// The reason as `detail` has it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::NoPolicy => "no-policy",
-            Self::Suspended => "suspended",
-            Self::WaitingForPods => "waiting-for-pods",
-            Self::NoRoute => "no-route",
-            Self::AmbiguousPath => "ambiguous-path",
-            Self::Target => "target",
-            Self::Query => "bypass-query",
-            Self::Header => "bypass-header",
-            Self::Cookie => "bypass-cookie",
-            Self::Credentials => "credentials",
-            Self::Range => "range",
-            Self::Content => "content",
-            Self::Upgrade => "upgrade",
-            Self::Override => "override",
-            Self::Precondition => "precondition",
-        }
+larder_api::labelled! {
+    /// Why a request was not for the cache.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Bypass {
+        /// There is no policy.
+        NoPolicy = "no-policy",
+        /// The policy is suspended.
+        Suspended = "suspended",
+        /// A pod without a sidecar takes writes, or may: the operator has not said yet that every pod has one.
+        WaitingForPods = "waiting-for-pods",
+        /// No route of the policy matches.
+        NoRoute = "no-route",
+        /// Two servers may read its path differently.
+        AmbiguousPath = "ambiguous-path",
+        /// Its target has bytes that none may have (RFC 3986): no key is made of it.
+        Target = "target",
+        /// The route's `bypass` says so, by a parameter of the query.
+        Query = "bypass-query",
+        /// The route's `bypass` says so, by a header.
+        Header = "bypass-header",
+        /// The route's `bypass` says so, by a cookie.
+        Cookie = "bypass-cookie",
+        /// It names a person.
+        Credentials = "credentials",
+        /// It asks for several parts.
+        Range = "range",
+        /// It has a body.
+        Content = "content",
+        /// It asks for another protocol.
+        Upgrade = "upgrade",
+        /// A header gives it another method or target than its request line.
+        Override = "override",
+        /// Only the origin can tell whether its precondition holds.
+        Precondition = "precondition",
     }
 }
 

@@ -34,30 +34,24 @@ pub struct L1 {
     pub bus_grace: Duration,
 }
 
-/// Eviction policy: the choice of the stored response that makes room for another.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
-pub enum Eviction {
-    /// Evicts the least recently used.
-    #[default]
-    #[serde(rename = "LRU")]
-    Lru,
-    /// Evicts first what was not requested again after it was stored: a scan of many keys that are requested once does
-    /// not evict popular responses. See [S3-FIFO](https://dl.acm.org/doi/10.1145/3600006.3613147).
-    #[serde(rename = "S3FIFO")]
-    S3Fifo,
+larder_api::labelled! {
+    /// Eviction policy: the choice of the stored response that makes room for another.
+    #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+    pub enum Eviction {
+        /// Evicts the least recently used.
+        #[default]
+        #[serde(rename = "LRU")]
+        Lru = "LRU",
+        /// Evicts first what was not requested again after it was stored: a scan of many keys that are requested once does
+        /// not evict popular responses. See [S3-FIFO](https://dl.acm.org/doi/10.1145/3600006.3613147).
+        #[serde(rename = "S3FIFO")]
+        S3Fifo = "S3FIFO",
+    }
 }
 
 impl Eviction {
     fn is_default(&self) -> bool {
         *self == Self::default()
-    }
-
-    /// Name in a policy.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Lru => "LRU",
-            Self::S3Fifo => "S3FIFO",
-        }
     }
 }
 

@@ -86,7 +86,7 @@ impl RecordKey {
     /// Derives the key from a token; white space around it does not count. `None` for an empty one.
     pub fn from_token(token: &[u8]) -> Option<Self> {
         let token = token.trim_ascii();
-        let name = || blake3::Hash::from(blake3::derive_key(NAME_CONTEXT, token)).to_hex()[..16].to_owned();
+        let name = || larder_policy::digest::short(&blake3::derive_key(NAME_CONTEXT, token).into());
         (!token.is_empty()).then(|| Self { mac: blake3::derive_key(MAC_CONTEXT, token), name: name() })
     }
 

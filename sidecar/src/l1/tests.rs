@@ -6,8 +6,6 @@ use proptest::prelude::*;
 use super::*;
 use crate::entry::{Content, tests::head};
 
-const POLICIES: [Eviction; 2] = [Eviction::Lru, Eviction::S3Fifo];
-
 fn stored(size: usize) -> Stored {
     let head = head("max-age=60", Duration::ZERO);
     Stored::Entry(Arc::new(Entry::new(head, Content::Whole(Bytes::from(vec![0; size])))))
@@ -58,7 +56,7 @@ fn the_least_recently_used_makes_room() {
 
 #[test]
 fn a_large_one_takes_the_place_of_several_and_may_fill_the_cache() {
-    for eviction in POLICIES {
+    for eviction in Eviction::ALL {
         let l1 = l1(cost(10_000), None, eviction);
         for key in ["a", "b", "c"] {
             l1.insert(key, stored(1));
@@ -74,7 +72,7 @@ fn a_large_one_takes_the_place_of_several_and_may_fill_the_cache() {
 
 #[test]
 fn entry_larger_than_the_cache_is_not_stored_and_removes_its_predecessor() {
-    for eviction in POLICIES {
+    for eviction in Eviction::ALL {
         let l1 = l1(cost(100), None, eviction);
         l1.insert("a", stored(100));
         assert!(l1.get("a").is_some());
@@ -86,7 +84,7 @@ fn entry_larger_than_the_cache_is_not_stored_and_removes_its_predecessor() {
 
 #[test]
 fn removed_or_replaced_entry_gives_its_bytes_back() {
-    for eviction in POLICIES {
+    for eviction in Eviction::ALL {
         let l1 = l1(1 << 20, None, eviction);
         l1.insert("a", stored(100));
         l1.insert("b", stored(100));
@@ -106,7 +104,7 @@ fn removed_or_replaced_entry_gives_its_bytes_back() {
 
 #[test]
 fn evicted_entry_is_freed_at_once() {
-    for eviction in POLICIES {
+    for eviction in Eviction::ALL {
         let l1 = l1(cost(100) * 2, None, eviction);
         let entry = Arc::new(Entry::new(
             head("max-age=60", Duration::ZERO),
@@ -124,7 +122,7 @@ fn evicted_entry_is_freed_at_once() {
 
 #[test]
 fn entries_are_bounded_too() {
-    for eviction in POLICIES {
+    for eviction in Eviction::ALL {
         let l1 = l1(1 << 20, Some(10), eviction);
         for number in 0..100 {
             l1.insert(&number.to_string(), stored(number));
@@ -220,7 +218,7 @@ fn entries_are_shown_with_their_hits() {
 #[test]
 fn both_bounds_hold_while_many_insert_and_the_sums_are_right_after() {
     const THREADS: u64 = 4;
-    for eviction in POLICIES {
+    for eviction in Eviction::ALL {
         let l1 = l1(200_000, Some(150), eviction);
         let largest = cost(4000) + 10;
         thread::scope(|scope| {
@@ -253,7 +251,7 @@ fn both_bounds_hold_while_many_insert_and_the_sums_are_right_after() {
 
 #[test]
 fn churn_stays_near_the_bound() {
-    for eviction in POLICIES {
+    for eviction in Eviction::ALL {
         let l1 = l1(1 << 20, None, eviction);
         let largest = 64 << 10;
         for number in 0..2000_usize {
@@ -316,7 +314,7 @@ proptest! {
         operations in operations(),
         max_bytes in 0..30_000_u64,
         max_entries in prop::option::of(0..20_u64),
-        eviction in prop::sample::select(&POLICIES),
+        eviction in prop::sample::select(&Eviction::ALL),
     ) {
         let l1 = l1(max_bytes, max_entries, eviction);
         let mut last = HashMap::new();

@@ -60,7 +60,7 @@ impl Keyspace {
 
 /// A variant as keys have it.
 fn short(variant: &str) -> String {
-    blake3::hash(variant.as_bytes()).to_hex()[..32].to_owned()
+    larder_policy::digest::long(&blake3::hash(variant.as_bytes()))
 }
 
 #[cfg(test)]

@@ -26,73 +26,52 @@ pub enum UpstreamError {
     UnexpectedUpgrade,
 }
 
-/// Kind of failure of an exchange with the application, as metrics, problem details and the log name it.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum UpstreamReason {
-    /// It refused the connection: nobody listens.
-    Refused,
-    /// It did not take the connection in time.
-    ConnectTimeout,
-    /// It can't be reached.
-    Unreachable,
-    /// It closed the connection before its response had begun.
-    ClosedEarly,
-    /// It reset the connection or the stream.
-    Reset,
-    /// The application refused the request over HTTP/2 without processing it (RFC 9113, section 8.7).
-    NotProcessed,
-    /// Its response has too many header lines.
-    TooManyHeaders,
-    /// The head of its response is too large.
-    HeadTooLarge,
-    /// There is no memory for the large head of its response.
-    NoRoom,
-    /// Its response does not begin with a status line of HTTP/1.
-    MalformedStatusLine,
-    /// A header line of its response can't be understood.
-    MalformedHeader,
-    /// The `Content-Length` of its response is not one number.
-    MalformedLength,
-    /// Its response has a transfer coding other than `chunked`.
-    TransferCoding,
-    /// The application ended the connection or the stream in the middle of a body.
-    ClosedInBody,
-    /// The chunks of a body make no sense (RFC 9112, section 7.1).
-    MalformedBody,
-    /// The application did not begin its response in time, or did not go on with its body.
-    Timeout,
-    /// The application changed to another protocol unasked: a 101 (RFC 9110, section 15.2.2).
-    UnexpectedUpgrade,
-    /// The client broke the body of its request off.
-    Request,
-    /// Something else.
-    Other,
+larder_api::labelled! {
+    /// Kind of failure of an exchange with the application, as metrics, problem details and the log name it.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum UpstreamReason {
+        /// It refused the connection: nobody listens.
+        Refused = "refused",
+        /// It did not take the connection in time.
+        ConnectTimeout = "connect-timeout",
+        /// It can't be reached.
+        Unreachable = "unreachable",
+        /// It closed the connection before its response had begun.
+        ClosedEarly = "closed-early",
+        /// It reset the connection or the stream.
+        Reset = "reset",
+        /// The application refused the request over HTTP/2 without processing it (RFC 9113, section 8.7).
+        NotProcessed = "not-processed",
+        /// Its response has too many header lines.
+        TooManyHeaders = "too-many-headers",
+        /// The head of its response is too large.
+        HeadTooLarge = "head-too-large",
+        /// There is no memory for the large head of its response.
+        NoRoom = "no-room",
+        /// Its response does not begin with a status line of HTTP/1.
+        MalformedStatusLine = "malformed-status-line",
+        /// A header line of its response can't be understood.
+        MalformedHeader = "malformed-header",
+        /// The `Content-Length` of its response is not one number.
+        MalformedLength = "malformed-length",
+        /// Its response has a transfer coding other than `chunked`.
+        TransferCoding = "transfer-coding",
+        /// The application ended the connection or the stream in the middle of a body.
+        ClosedInBody = "closed-in-body",
+        /// The chunks of a body make no sense (RFC 9112, section 7.1).
+        MalformedBody = "malformed-body",
+        /// The application did not begin its response in time, or did not go on with its body.
+        Timeout = "timeout",
+        /// The application changed to another protocol unasked: a 101 (RFC 9110, section 15.2.2).
+        UnexpectedUpgrade = "unexpected-upgrade",
+        /// The client broke the body of its request off.
+        Request = "request",
+        /// Something else.
+        Other = "other",
+    }
 }
 
 impl UpstreamReason {
-    /// Every reason, in the order of metrics.
-    pub const ALL: [Self; 19] = [
-        Self::Refused,
-        Self::ConnectTimeout,
-        Self::Unreachable,
-        Self::ClosedEarly,
-        Self::Reset,
-        Self::NotProcessed,
-        Self::TooManyHeaders,
-        Self::HeadTooLarge,
-        Self::NoRoom,
-        Self::MalformedStatusLine,
-        Self::MalformedHeader,
-        Self::MalformedLength,
-        Self::TransferCoding,
-        Self::ClosedInBody,
-        Self::MalformedBody,
-        Self::Timeout,
-        Self::UnexpectedUpgrade,
-        Self::Request,
-        Self::Other,
-    ];
-
     /// The reason for which a body broke off.
     pub fn of_body(error: &hyper::Error) -> Self {
         let io = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
@@ -100,31 +79,6 @@ impl UpstreamReason {
             Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Self::MalformedBody,
             _ if error.is_parse() => Self::MalformedBody,
             _ => Self::ClosedInBody,
-        }
-    }
-
-    /// The reason as metrics and the log have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Refused => "refused",
-            Self::ConnectTimeout => "connect-timeout",
-            Self::Unreachable => "unreachable",
-            Self::ClosedEarly => "closed-early",
-            Self::Reset => "reset",
-            Self::NotProcessed => "not-processed",
-            Self::TooManyHeaders => "too-many-headers",
-            Self::HeadTooLarge => "head-too-large",
-            Self::NoRoom => "no-room",
-            Self::MalformedStatusLine => "malformed-status-line",
-            Self::MalformedHeader => "malformed-header",
-            Self::MalformedLength => "malformed-length",
-            Self::TransferCoding => "transfer-coding",
-            Self::ClosedInBody => "closed-in-body",
-            Self::MalformedBody => "malformed-body",
-            Self::Timeout => "timeout",
-            Self::UnexpectedUpgrade => "unexpected-upgrade",
-            Self::Request => "request",
-            Self::Other => "other",
         }
     }
 
