@@ -1,19 +1,19 @@
-//! Where the requests of an HTTP/1 connection come in, before hyper reads them.
+//! Guard of an HTTP/1 connection: reads each request's head before hyper does.
 //!
-//! hyper serves the connection; this stands between it and the socket, and reads each head first:
-//! - what is malformed or ambiguous is refused ([`head`], [`framing`]),
-//! - what memory can answer is answered at once, and hyper never sees it ([`ImmediateResponder`]),
+//! hyper serves the connection; the guard stands between it and the socket, and reads each head first:
+//! - malformed and ambiguous requests are rejected ([`head`], [`framing`]),
+//! - responses in memory are sent immediately, and hyper never sees their requests ([`ImmediateResponder`]),
 //! - everything else is handed to hyper, one whole request at a time.
 //!
 //! # Guarantees
-//! - Answers leave in the order of their requests: nothing is answered at once while hyper has a request whose answer has
-//!   not been written and flushed.
-//! - hyper is given exactly the bytes of one request, and the next ones when it has answered.
-//! - Interim responses (1xx) leave before the answer that they precede.
+//! - Responses leave in the order of their requests: nothing is sent immediately while hyper has a request whose
+//!   response has not been written and flushed.
+//! - hyper is given exactly the bytes of one request, and the next ones after it has responded.
+//! - Interim responses (1xx) leave before the final response.
 //!
 //! # Assumptions
-//! The body of each of hyper's answers is [`ReleasingBody`] with the connection's [`Handoff`]. hyper drops a body when its last
-//! piece is in the write buffer, and flushes that buffer before it flushes what is below.
+//! The body of each of hyper's responses is a [`ReleasingBody`] of the connection's [`Handoff`]. hyper drops a body
+//! when its last piece is in the write buffer, and flushes that buffer before it flushes the stream below.
 
 use std::{
     io, mem,
@@ -55,31 +55,33 @@ pub use http2::check_http2;
 pub use request_error::RequestError;
 use room::Room;
 
-/// How long a head may take from its first byte.
+/// Maximum time from the first byte of a head to its last.
 const HEAD_TIMEOUT: Duration = Duration::from_secs(10);
-/// How long a body may pause.
+/// Maximum pause in a body.
 const BODY_TIMEOUT: Duration = Duration::from_secs(60);
-/// A connection ends when it has been idle for this long, or for twice as long: time is measured in these steps, so that a
-/// request costs no timer.
+/// Time after which an idle connection ends; it may last twice as long, because idleness is measured in steps of this
+/// length, so that a request costs no timer.
 const IDLE_INTERVAL: Duration = Duration::from_secs(10 * 60);
-/// How long, and for how many bytes, a refused client is listened to, so that it can read why.
+/// Maximum time, and number of bytes, for which a rejected client's data is read and dropped, so that it can read the
+/// error.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_LINGER_BYTES: usize = 256 << 10;
-/// How much is read at once.
+/// Size of a read in bytes.
 const READ_SIZE: usize = 8 << 10;
-/// How much of what comes before its turn is kept.
+/// Maximum number of bytes that are read ahead while hyper responds.
 const MAX_EARLY: usize = READ_SIZE - READ_SIZE / 8;
-/// How much of a head is read before room is made for it.
+/// Size of the part of a head that is read without a reservation in the memory budget.
 const MAX_SMALL_HEAD: usize = 2 * READ_SIZE;
-/// How much is answered at once before it is written, and how much room for that a connection keeps.
+/// Number of bytes of immediate responses after which they are written, and the size of the buffer for them that an
+/// idle connection keeps.
 const MAX_BATCH: usize = 64 << 10;
 const MAX_KEPT_BYTES: usize = 8 << 10;
 
-/// How long the request is that these bytes begin with, as a connection finds it: `None` while it is not whole. For tests:
-/// a connection does the same piece by piece.
+/// Returns the length of the request at the beginning of `bytes`, as a connection determines it piece by piece; `None`
+/// if the request is incomplete. For tests.
 ///
 /// # Errors
-/// If it is refused.
+/// The reason, if the request is rejected.
 pub fn request_length(bytes: &[u8]) -> Result<Option<usize>, RequestError> {
     if let Some(length) = head::empty_line(bytes) {
         return Ok(request_length(&bytes[length..])?.map(|rest| length + rest));
@@ -104,7 +106,7 @@ pub fn request_length(bytes: &[u8]) -> Result<Option<usize>, RequestError> {
     Ok(framing.has_ended().then_some(head + body))
 }
 
-/// Whether a head is refused for what may be no more than a byte in its target.
+/// Returns true if a head may be rejected only because of a byte in its target.
 fn is_of_target<T>(scanned: &Scan<Result<T, RequestError>>) -> bool {
     matches!(scanned, Scan::Refused(RequestError::Syntax) | Scan::Head(_, Err(RequestError::Target)))
 }
@@ -116,50 +118,50 @@ pub trait ImmediateResponder {
     fn respond(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes>;
 }
 
-/// An HTTP/1 connection, as hyper is to see it.
+/// An HTTP/1 connection, as hyper sees it.
 #[derive(Debug)]
 pub struct Http1Guard<IO, A> {
     stream: IO,
     responder: A,
     handoff: Arc<Handoff>,
     room: Room,
-    /// Read, and not yet given to hyper.
+    /// Bytes read from the client and not yet given to hyper.
     input: BytesMut,
-    /// No head ends before this place in `input`.
+    /// Number of bytes of `input` that are known not to contain the end of a head.
     searched: usize,
-    /// Written here, and to the stream so far; then this body.
+    /// Bytes to be written before `output_body`, of which `written` have been.
     output: Vec<u8>,
     written: usize,
     output_body: Bytes,
     turn: Turn,
-    /// Whether everything that hyper wrote is flushed.
+    /// True if everything that hyper wrote is flushed.
     flushed: bool,
     timer: Option<Pin<Box<Sleep>>>,
-    /// Runs since the connection was idle for the first time, and whether a head has come since it began.
+    /// Timer of the current idle step, and whether a head has arrived during it.
     idle: Option<Pin<Box<Sleep>>>,
     used: bool,
     idle_step: Duration,
 }
 
-/// Whose turn it is.
+/// The side that acts next.
 #[derive(Debug)]
 enum Turn {
-    /// The client's: a head comes next.
+    /// The client: a head is next.
     Head,
-    /// hyper is given this much of a head, then the body.
+    /// hyper: the rest of a head, of this length, then the body.
     Giving(usize, Framing),
-    /// hyper is given the body.
+    /// hyper: the body.
     Body(Framing),
-    /// hyper's: it has the whole request.
+    /// hyper: the response to a request that it has completely.
     Answering,
-    /// Nobody's: the protocol has changed, everything passes.
+    /// Neither: the protocol has changed, and all bytes pass.
     Raw,
-    /// The client was refused, and is listened to for so many bytes.
+    /// Neither: the client was rejected, and up to this many bytes of it are dropped.
     Refused(usize),
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Guard<IO, A> {
-    /// A connection that began with `beginning`.
+    /// Creates a guard for a connection whose first bytes, `beginning`, have been read already.
     pub fn new(stream: IO, beginning: &[u8], responder: A, handoff: Arc<Handoff>) -> Self {
         Self {
             stream,
@@ -180,7 +182,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         }
     }
 
-    /// Reads more. 0 is the end.
+    /// Reads more bytes; 0 at the end of the connection.
     fn poll_fill(&mut self, context: &mut Context<'_>) -> Poll<io::Result<usize>> {
         if self.input.capacity() - self.input.len() < READ_SIZE / 8 {
             self.input.reserve(READ_SIZE);
@@ -188,19 +190,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         poll_read_buf(Pin::new(&mut self.stream), context, &mut self.input)
     }
 
-    /// Whether there is room for what is read next of a head: twice, for hyper has a copy of it.
+    /// Returns true if the memory budget has room for the next read of a head, twice because hyper copies it.
     fn has_room(&mut self) -> bool {
         let length = self.input.len() + READ_SIZE;
         length <= MAX_SMALL_HEAD || self.room.make(2 * length)
     }
 
-    /// The client is waited for in the middle of a head; whether there is room for that.
+    /// Marks the connection as waiting in the middle of a head; returns false if there is no room for that.
     fn may_wait(&mut self) -> bool {
         self.handoff.connection.reads_head();
         !self.handoff.connection.must_leave() && (self.room.is_taken() || self.room.make(READ_SIZE))
     }
 
-    /// The client is waited for between requests; whether there is room for that.
+    /// Marks the connection as waiting between requests; returns false if there is no room for that.
     fn may_rest(&mut self) -> bool {
         if self.room.is_taken() || self.handoff.budget.connections.is_crowded() {
             self.room.clear();
@@ -211,8 +213,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         !connection.must_leave() && !connection.ends_when_idle()
     }
 
-    /// Notes whether the client takes what it is sent.
-    /// `buffered` bytes wait behind what was written.
+    /// Records whether the client reads its responses; `buffered` bytes wait behind the write.
     fn watched<T>(&mut self, written: Poll<T>, buffered: u64) -> Poll<T> {
         let connection = &self.handoff.connection;
         match (&written, connection.is_stalled()) {
@@ -229,13 +230,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         written
     }
 
-    /// Whether a time that began with the first call is over.
+    /// Returns true once `time` has passed since the first call.
     fn is_over(&mut self, time: Duration, context: &mut Context<'_>) -> bool {
         let timer = self.timer.get_or_insert_with(|| Box::pin(tokio::time::sleep(time)));
         timer.as_mut().poll(context).is_ready()
     }
 
-    /// Whether the connection, which is idle, has been so for too long.
+    /// Returns true if the idle connection has been idle for too long.
     fn is_forgotten(&mut self, context: &mut Context<'_>) -> bool {
         match &self.idle {
             Some(timer) if !timer.is_elapsed() => return false,
@@ -243,13 +244,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             _ => self.used = false,
         }
         let timer = self.idle.insert(Box::pin(tokio::time::sleep(self.idle_step)));
-        // It is polled this once, whatever else the task has done: the task stays the same, and is woken by it.
+        // Polled exactly once, outside the task's budget: the task never changes, so the timer wakes it.
         let mut timer = pin!(tokio::task::unconstrained(timer.as_mut()));
         let _ = timer.as_mut().poll(context);
         false
     }
 
-    /// Looks at what `input` begins with, and answers at once what can be.
+    /// Reads the head at the beginning of `input`, and responds immediately if possible.
     fn next_head(&mut self) -> Scan<Turn> {
         while let Some(length) = head::empty_line(&self.input) {
             self.input.advance(length);
@@ -303,7 +304,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         }
     }
 
-    /// Has other bytes in a place of `input`.
+    /// Replaces a range of `input`.
     fn replace(&mut self, place: Range<usize>, bytes: &[u8]) {
         let rest = self.input.split_off(place.end);
         self.input.truncate(place.start);
@@ -311,7 +312,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         self.input.unsplit(rest);
     }
 
-    /// The client's turn.
+    /// Waits for the client's next head.
     fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn>>> {
         loop {
             let error = match self.next_head() {
@@ -350,13 +351,14 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             self.input = BytesMut::new();
             self.room.clear();
             self.timer = None;
-            // Who makes room does so at once.
+            // A connection that has to make room does so immediately.
             let linger = if error == RequestError::Overloaded { 0 } else { MAX_LINGER_BYTES };
             return Poll::Ready(Ok(Some(Turn::Refused(linger))));
         }
     }
 
-    /// hyper's turn: all that may come from the client is its end, or its next request too early.
+    /// Waits for hyper's response. Until then the client may only end the connection, or send its next request too
+    /// early.
     fn poll_answering(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn>>> {
         if self.handoff.has_changed_protocol() {
             return Poll::Ready(Ok(Some(Turn::Raw)));
@@ -370,13 +372,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
                 return Poll::Ready(Ok(None));
             }
         }
-        // Woken when the answer is flushed.
+        // The task is woken when the response is flushed.
         Poll::Pending
     }
 
-    /// Listens to a refused client until it has read why, or for a while.
+    /// Drops a rejected client's data until it has read the error, or for a limited time.
     fn poll_linger(&mut self, mut left: usize, context: &mut Context<'_>) -> Poll<io::Result<()>> {
-        // It may be gone already.
+        // The client may be gone already.
         let _ = ready!(Pin::new(&mut self.stream).poll_shutdown(context));
         while left > 0 && !self.is_over(LINGER_TIMEOUT, context) {
             self.input.clear();
@@ -390,7 +392,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         Poll::Ready(Ok(()))
     }
 
-    /// Writes what was written here.
+    /// Writes `output` and `output_body`.
     fn poll_write_own(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.handoff.take_interim(&mut self.output);
         if self.output.is_empty() {

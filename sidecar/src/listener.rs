@@ -1,4 +1,4 @@
-//! Connections of clients.
+//! Client connections.
 
 use std::{
     future::poll_fn,
@@ -49,18 +49,20 @@ pub use idle::end_idle;
 use prefixed::Prefixed;
 use splice::{Spliced, splice};
 
-/// How long, and for how many bytes, a refused client is listened to, so that it can read why.
+/// Maximum time, and number of bytes, for which a rejected client's data is read and dropped, so that it can read the
+/// error.
 const LINGER_TIMEOUT: Duration = Duration::from_secs(1);
 const MAX_LINGER_BYTES: u64 = 256 << 10;
 
-/// How long a connection may be quiet before the kernel asks whether the client is still there, and how often it then asks.
+/// Idle time before the kernel's first keepalive probe of a client, and the interval of further probes.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
-/// How long a client may take nothing of what it is sent.
+/// Maximum time for which a client may read nothing of its response.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// How much of a response over HTTP/1 is buffered for a client that does not read it, in bytes. A request's head must fit in, too.
+/// Maximum number of bytes of an HTTP/1 response that are buffered for a slow client. A request's head must fit in,
+/// too.
 const MAX_BUFFER: usize = 80 << 10;
-/// How long to wait when no connection can be accepted, because there are too many open files.
+/// Pause after a connection could not be accepted, because too many files are open.
 pub(crate) const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
 
 /// Binds a listen address.
@@ -100,7 +102,7 @@ pub async fn accept(
     }
 }
 
-/// Serves a connection until it ends, or makes room for another.
+/// Serves a connection until it ends, or until it must make room for another.
 async fn serve(
     stream: TcpStream,
     client: SocketAddr,
@@ -112,13 +114,13 @@ async fn serve(
     let mut listens = false;
     let gives_way = poll_fn(|context| {
         let connection = place.connection();
-        // The task stays the same, and so does who wakes it, until it was woken.
+        // The task never changes, so it registers once, and again after each wake-up.
         if !mem::replace(&mut listens, true) || connection.ends_when_idle() {
             let _ = connection.poll_must_leave(context);
         }
         if connection.gives_way() { Poll::Ready(()) } else { Poll::Pending }
     });
-    // It is polled first: an HTTP/1 client is told why.
+    // `served` is polled first, so that an HTTP/1 client gets an error.
     select(served, pin!(gives_way)).await;
 }
 
@@ -130,7 +132,7 @@ async fn serve_to_its_end(
     place: &Arc<Admitted>,
 ) {
     let _ = stream.set_nodelay(true);
-    // A client that vanished without a word would stay here for good.
+    // Without keepalive, the connection of a client that vanished would stay forever.
     let _ = SockRef::from(&stream)
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL));
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
@@ -147,7 +149,7 @@ async fn serve_to_its_end(
         Ok(Detected::Refused(error)) => {
             proxy.telemetry().refused(error, ip);
             match error {
-                // It would not understand why.
+                // The client would not understand an error.
                 RequestError::OtherProtocol => Ok(()),
                 _ => refuse(&mut stream, error).await.map_err(Into::into),
             }
@@ -160,7 +162,7 @@ async fn serve_to_its_end(
     }
 }
 
-/// Says why a client is not listened to any longer, and lets it read that.
+/// Sends a client the reason for its rejection, and lets the client read it.
 async fn refuse(stream: &mut TcpStream, error: RequestError) -> io::Result<()> {
     stream.write_all(&error.answer()).await?;
     stream.shutdown().await?;
@@ -169,7 +171,7 @@ async fn refuse(stream: &mut TcpStream, error: RequestError) -> io::Result<()> {
     Ok(())
 }
 
-/// Passes on what is not HTTP; refuses what turns out to be after all.
+/// Passes another protocol on; rejects a connection whose first line turns out to be HTTP.
 async fn serve_other(mut stream: TcpStream, other: Other, client: IpAddr, proxy: &Proxy) -> io::Result<()> {
     proxy.telemetry().stats.spliced.fetch_add(1, Ordering::Relaxed);
     match splice(&mut stream, other, proxy).await? {
@@ -195,7 +197,7 @@ async fn serve_http1(
     let service = service_fn(|mut request| {
         let (proxy, handoff) = (Arc::clone(proxy), Arc::clone(&handoff));
         let work = Work::begin(&proxy.telemetry().stats.budget, &in_progress);
-        // In a place of its own: a connection that waits does not hold what a request takes.
+        // Boxed, so that an idle connection does not hold a request's memory.
         Box::pin(async move {
             handoff.restore(&mut request);
             let expects = headers::expects_to_go_on(request.headers());
@@ -208,7 +210,7 @@ async fn serve_http1(
             let mut response = proxy.handle(request, client).await;
             if expects && !handoff.has_told_to_go_on() && response.status() != StatusCode::SWITCHING_PROTOCOLS
             {
-                // Whether the body comes all the same is the client's to know (RFC 9110, section 10.1.1).
+                // Only the client knows whether it sends its body all the same (RFC 9110, section 10.1.1).
                 response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
             }
             let room = head_room::take(&mut response);
@@ -217,7 +219,7 @@ async fn serve_http1(
             Ok::<_, std::convert::Infallible>(response)
         })
     });
-    // A head that comes in pieces is timed by the guard.
+    // The guard times heads that arrive in pieces.
     let connection = http1::Builder::new()
         .header_read_timeout(None)
         .max_buf_size(MAX_BUFFER)
@@ -226,7 +228,8 @@ async fn serve_http1(
     let mut cancelled = std::pin::pin!(shutdown.cancelled());
     let mut listens = false;
     let ended = poll_fn(|context| {
-        // It takes a lock that all connections share: once to be woken, and again when there is something to learn.
+        // `cancelled` takes a lock that all connections share: poll it once to register, and again only when the proxy
+        // is ending.
         let learns = !mem::replace(&mut listens, true) || proxy.is_ending();
         if learns && cancelled.as_mut().poll(context).is_ready() {
             return Poll::Ready(None);

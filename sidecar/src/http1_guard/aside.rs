@@ -1,9 +1,9 @@
-//! Parts of a head that hyper must not see, and that the application is to get all the same.
+//! Parts of a head that are hidden from hyper and restored for the application.
 //!
-//! - hyper answers `Expect: 100-continue` itself as soon as somebody reads the body. Whether the client is to go on is the
-//!   application's to say (RFC 9110, section 10.1.1).
-//! - hyper and `http::Uri` refuse bytes in a target that RFC 3986 does not allow there. Applications take them, browsers of old and
-//!   careless clients send them: `?filter={"a":1}`, `?q=<b>`, bytes that are no UTF-8.
+//! - hyper responds to `Expect: 100-continue` itself as soon as the body is read. Whether the client may continue is
+//!   the application's decision (RFC 9110, section 10.1.1).
+//! - hyper and `http::Uri` reject bytes in a target that RFC 3986 does not allow there. Applications accept them, and
+//!   old browsers and careless clients send them: `?filter={"a":1}`, `?q=<b>`, bytes that are not UTF-8.
 
 use std::ops::Range;
 
@@ -11,15 +11,16 @@ use bytes::Bytes;
 use http::{HeaderValue, Request, Uri, header::EXPECT};
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
-/// The bytes of a target that are escaped for hyper: what `http::Uri` refuses somewhere in it, and all that is not ASCII.
+/// The ASCII characters of a target that are escaped for hyper, because `http::Uri` rejects them in some place. All
+/// non-ASCII bytes are escaped, too.
 const REFUSED: &AsciiSet = &CONTROLS.add(b'"').add(b'<').add(b'>').add(b'`').add(b'{').add(b'}');
 
-/// The target of a request as the client sent it, where hyper has another spelling of it.
+/// The target of a request as the client sent it, if hyper got an escaped one.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RawTarget(pub Bytes);
 
 impl RawTarget {
-    /// Reads a path and query as a connection reads those of a request. `None` if that is refused.
+    /// Reads a path and query as a connection reads those of a request; `None` if they are rejected.
     pub fn read(target: &str) -> Option<(Uri, Option<Self>)> {
         if let Ok(uri) = target.parse() {
             return (!target.contains('#')).then_some((uri, None));
@@ -29,7 +30,7 @@ impl RawTarget {
     }
 }
 
-/// What was taken out of a head.
+/// Parts that were removed from a head.
 #[derive(Debug, Default)]
 pub(super) struct Aside {
     pub(super) target: Option<Bytes>,
@@ -42,7 +43,7 @@ impl Aside {
         target.is_none() && expectations.is_empty()
     }
 
-    /// Puts it back.
+    /// Puts the parts back into the request.
     pub(super) fn restore<B>(self, request: &mut Request<B>) {
         let Self { target, expectations } = self;
         for expectation in expectations {
@@ -54,18 +55,19 @@ impl Aside {
     }
 }
 
-/// A target that hyper is to get in another spelling.
+/// A target that is escaped for hyper.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Respelled {
-    /// The place in the head of what is escaped: the path and query.
+    /// The range of the path and query in the head.
     pub(super) place: Range<usize>,
-    /// The same, escaped.
+    /// The escaped path and query.
     pub(super) spelled: Vec<u8>,
-    /// The target that the application is to get: the path and query as they were sent.
+    /// The path and query as the client sent them, for the application.
     pub(super) raw: Bytes,
 }
 
-/// The target of a head, respelled for hyper; `None` if that makes no difference, or if it is neither a path nor an HTTP URI.
+/// Escapes the target of a head for hyper; `None` if nothing needs escaping, or if the target is neither a path nor an
+/// HTTP URI.
 pub(super) fn spelled_for_hyper(head: &[u8]) -> Option<Respelled> {
     let line = &head[..memchr::memchr(b'\n', head)?];
     let start = memchr::memchr(b' ', line)? + 1;
@@ -79,8 +81,8 @@ pub(super) fn spelled_for_hyper(head: &[u8]) -> Option<Respelled> {
     Some(Respelled { place: start..end, spelled, raw })
 }
 
-/// A path and query as hyper takes them; `None` if that makes no difference. A fragment is refused, and control characters are what
-/// requests are split by.
+/// Escapes a path and query for hyper; `None` if nothing needs escaping. Fragments are left alone because they are
+/// rejected, control characters because they delimit requests.
 fn escaped(target: &[u8]) -> Option<String> {
     if target.iter().any(|byte| *byte == b'#' || *byte == b' ' || byte.is_ascii_control()) {
         return None;
@@ -88,7 +90,7 @@ fn escaped(target: &[u8]) -> Option<String> {
     Some(percent_encode(target, REFUSED).to_string()).filter(|spelled| spelled.as_bytes() != target)
 }
 
-/// Where the path and query begin in a target that is a path or an HTTP URI.
+/// Returns the position of the path and query in a target that is a path or an HTTP URI.
 fn path_from(target: &[u8]) -> Option<usize> {
     if target.starts_with(b"/") {
         return Some(0);
@@ -137,7 +139,7 @@ mod tests {
             (b"http://shop/<", Some((11, "/%3C"))),
             (b"HTTPS://shop:80/caf\xe9?\"", Some((15, "/caf%E9?%22"))),
             (b"http://shop?<", Some((11, "?%3C"))),
-            // The host is not touched, and refused afterwards.
+            // The host stays as it is, and is rejected afterwards.
             (b"http://<shop>/`", Some((13, "/%60"))),
             (b"http://<shop>/", None),
             (b"http://<shop>", None),

@@ -1,20 +1,20 @@
-//! Where the body of an HTTP/1 request ends (RFC 9112, section 6).
+//! Body framing of HTTP/1 requests (RFC 9112, section 6).
 
 use super::request_error::RequestError;
 use crate::sniff::is_token;
 
-/// The longest line of a chunk's size and extensions, and the longest trailer section.
+/// Maximum length of a line with a chunk's size and extensions, and of the trailer section.
 const MAX_LINE_BYTES: usize = 4 << 10;
 const MAX_TRAILER_BYTES: usize = 16 << 10;
 
-/// How a body is framed, and how much of it is still to come.
+/// Framing of a body, and the part of it that is still to come.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Framing {
-    /// There is no body.
+    /// No body.
     None,
-    /// So many bytes.
+    /// A body with this many bytes left.
     Length(u64),
-    /// Chunks.
+    /// A chunked body.
     Chunked(Chunks),
 }
 
@@ -23,7 +23,7 @@ impl Framing {
         Self::Chunked(Chunks { expecting: Expecting::Size { digits: 0, size: 0 }, length: 0 })
     }
 
-    /// Whether the body has ended.
+    /// Returns true if the body has ended.
     pub(super) fn has_ended(&self) -> bool {
         match self {
             Self::None | Self::Length(0) => true,
@@ -32,7 +32,7 @@ impl Framing {
         }
     }
 
-    /// How many of these bytes belong to the body.
+    /// Returns the number of these bytes that belong to the body.
     pub(super) fn take(&mut self, bytes: &[u8]) -> Result<usize, RequestError> {
         match self {
             Self::None => Ok(0),
@@ -46,12 +46,12 @@ impl Framing {
     }
 }
 
-/// A place in a chunked body (RFC 9112, section 7.1). Only what its grammar has is let through: CRLF ends a line, sizes are
-/// hexadecimal digits, and what follows a size is an extension.
+/// A position in a chunked body (RFC 9112, section 7.1). Follows the grammar strictly: CRLF ends a line, sizes are
+/// hexadecimal digits, and only extensions follow a size.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Chunks {
     expecting: Expecting,
-    /// Of the line or the trailer section so far.
+    /// Length of the line or of the trailer section so far.
     length: usize,
 }
 
@@ -61,7 +61,7 @@ enum Expecting {
         digits: u8,
         size: u64,
     },
-    /// White space after a size: an extension may follow, or the end of the line.
+    /// White space after a size: an extension or the end of the line may follow.
     AfterSize {
         size: u64,
     },
@@ -76,7 +76,7 @@ enum Expecting {
     },
     DataCr,
     DataLf,
-    /// The name of a trailer field, or the end of them all.
+    /// The name of a trailer field, or the end of the trailer section.
     TrailerName {
         is_empty: bool,
     },

@@ -1,4 +1,4 @@
-//! What the guard of a connection and those who answer its requests tell each other.
+//! Communication between the guard of a connection and the handlers of its requests.
 
 use std::{
     mem,
@@ -20,35 +20,35 @@ use crate::{
     held::Held,
 };
 
-/// What the guard of a connection and those who answer its requests tell each other.
+/// State that is shared by the guard of a connection and the handlers of its requests.
 #[derive(Debug, Default)]
 pub struct Handoff {
-    /// hyper has let go of the body of its answer.
+    /// True once hyper has dropped the body of its response.
     answered: AtomicBool,
     changed_protocol: AtomicBool,
     has_interim: AtomicBool,
     interim: Mutex<Vec<u8>>,
-    /// The client was told to go on with its body.
+    /// True if the client was sent a 100 for its body.
     told_to_go_on: AtomicBool,
     has_aside: AtomicBool,
     aside: Mutex<Aside>,
     waker: AtomicWaker,
-    /// 1 + the index of the last refusal.
+    /// The index of the last error plus one; 0 without an error.
     refused: AtomicU8,
     pub(super) budget: Arc<Budget>,
     pub(super) connection: Arc<Connection>,
-    /// The place among the connections, which it keeps for as long as anything comes or goes on it.
+    /// The connection's place, held until all traffic on the connection has ended.
     _place: Option<Arc<Admitted>>,
 }
 
 impl Handoff {
-    /// Of a connection that has a place.
+    /// Creates the handoff of an admitted connection.
     pub fn new(budget: &Arc<Budget>, place: &Arc<Admitted>) -> Self {
         let (connection, _place) = (Arc::clone(place.connection()), Some(Arc::clone(place)));
         Self { budget: Arc::clone(budget), connection, _place, ..Self::default() }
     }
 
-    /// hyper is given a request, without what is set aside.
+    /// Begins a request that is given to hyper without the parts in `aside`.
     pub(super) fn begin(&self, aside: Aside) {
         if !aside.is_empty() {
             *self.aside.lock().unwrap_or_else(PoisonError::into_inner) = aside;
@@ -59,21 +59,21 @@ impl Handoff {
         self.connection.serves();
     }
 
-    /// Puts back what was set aside of the request under way.
+    /// Restores the parts of the current request that were set aside.
     pub fn restore<B>(&self, request: &mut Request<B>) {
         if self.has_aside.swap(false, Ordering::Relaxed) {
             mem::take(&mut *self.aside.lock().unwrap_or_else(PoisonError::into_inner)).restore(request);
         }
     }
 
-    /// Tells the client to go on with the body that it has announced (RFC 9110, section 15.2.1).
+    /// Tells the client to send the body that it has announced (RFC 9110, section 15.2.1).
     pub fn go_on(&self) {
         if !self.told_to_go_on.swap(true, Ordering::Relaxed) {
             self.send_interim(StatusCode::CONTINUE, &HeaderMap::new());
         }
     }
 
-    /// Whether the client was told to go on with its body.
+    /// Returns true if the client was told to send its body.
     pub fn has_told_to_go_on(&self) -> bool {
         self.told_to_go_on.load(Ordering::Relaxed)
     }
@@ -86,7 +86,7 @@ impl Handoff {
         self.changed_protocol.load(Ordering::Acquire)
     }
 
-    /// The answer to the request under way is 101: what comes after it is not HTTP.
+    /// Records that the response to the current request is 101: the bytes that follow are not HTTP.
     pub fn change_protocol(&self) {
         self.changed_protocol.store(true, Ordering::Release);
     }
@@ -95,14 +95,14 @@ impl Handoff {
         self.refused.store(error as u8 + 1, Ordering::Release);
     }
 
-    /// Why a request, or the body of one, was refused.
+    /// Returns the reason if a request, or its body, was rejected.
     pub fn error(&self) -> Option<RequestError> {
         let index = self.refused.load(Ordering::Acquire).checked_sub(1)?;
         RequestError::ALL.get(usize::from(index)).copied()
     }
 
-    /// Sends an interim response (RFC 9110, section 15.2) ahead of the answer under way, without what concerns only the
-    /// connection that it came on, and without a length, which none may have (section 8.6).
+    /// Sends an interim response (RFC 9110, section 15.2) ahead of the current response, without hop-by-hop fields and
+    /// without `Content-Length`, which it must not have (section 8.6).
     pub fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
         let mut headers = headers.clone();
         remove_hop_by_hop(&mut headers);
@@ -132,16 +132,16 @@ impl Handoff {
         }
     }
 
-    /// Returns the body of a response on this connection.
+    /// Returns a response body that releases the connection for its next request when hyper drops it.
     pub fn releasing<B>(self: Arc<Self>, body: B) -> ReleasingBody<B> {
         Held::new(body, ReleaseOnDrop(self))
     }
 }
 
-/// The body of a response, with which the guard is told that hyper has let go of it.
+/// A response body that tells the guard when hyper has dropped it.
 pub type ReleasingBody<B> = Held<B, ReleaseOnDrop>;
 
-/// A response that hyper has not let go of.
+/// A response that hyper has not yet dropped.
 #[derive(Debug)]
 pub struct ReleaseOnDrop(Arc<Handoff>);
 

@@ -1,7 +1,7 @@
-//! The head of an HTTP/1 request, checked before anything else reads it.
+//! Strict parsing of HTTP/1 request heads, before anything else reads them.
 //!
-//! What two servers could read differently is refused here (RFC 9112, section 11.2), so that neither the cache nor the
-//! application ever sees it.
+//! Requests that two HTTP parsers could interpret differently (request smuggling; RFC 9112, section 11.2) are rejected
+//! here, so that neither the cache nor the application ever sees them.
 
 use std::mem::MaybeUninit;
 
@@ -10,14 +10,14 @@ use larder_policy::Fields;
 
 use super::{framing::Framing, request_error::RequestError};
 
-/// The longest head that is read.
+/// Maximum length of a head in bytes.
 pub(super) const MAX_HEAD_BYTES: usize = 64 << 10;
-/// The longest request target.
+/// Maximum length of a request target in bytes.
 pub(super) const MAX_TARGET: usize = 32 << 10;
-/// The most field lines.
+/// Maximum number of field lines.
 pub(super) const MAX_LINES: usize = 100;
 
-/// The field lines of a head, where they were read.
+/// The field lines of a head, in the buffer that they were read into.
 #[derive(Debug)]
 pub struct Lines<'a>(&'a [httparse::Header<'a>]);
 
@@ -27,7 +27,7 @@ impl Fields for Lines<'_> {
     }
 }
 
-/// A head as it was read.
+/// A parsed head.
 #[derive(Debug)]
 pub struct Head<'a> {
     /// The method.
@@ -36,29 +36,30 @@ pub struct Head<'a> {
     pub target: &'a str,
     /// The field lines.
     pub lines: Lines<'a>,
-    /// Whether it is HTTP/1.1, and so persistent unless it says otherwise.
+    /// True for HTTP/1.1, where connections are persistent by default.
     pub is_http11: bool,
 }
 
-/// A head in another form, and the values of `Expect` that it has no longer.
+/// A rewritten head, and the values of `Expect` that were removed from it.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Rewritten {
     pub(super) head: Vec<u8>,
     pub(super) expectations: Vec<HeaderValue>,
 }
 
-/// What a buffer begins with.
+/// Result of scanning the beginning of a buffer.
 #[derive(Debug)]
 pub(super) enum Scan<T> {
-    /// Less than a head.
+    /// An incomplete head.
     Incomplete,
-    /// A head of so many bytes.
+    /// A head of this length.
     Head(usize, T),
-    /// Something that is refused.
+    /// A head that is rejected.
     Refused(RequestError),
 }
 
-/// The length of the empty line that a buffer begins with: one before a request line means nothing (RFC 9112, section 2.2).
+/// Returns the length of the empty line at the beginning of a buffer: one before a request line is ignored (RFC 9112,
+/// section 2.2).
 pub(super) fn empty_line(buffer: &[u8]) -> Option<usize> {
     match buffer {
         [b'\r', b'\n', ..] => Some(2),
@@ -67,7 +68,7 @@ pub(super) fn empty_line(buffer: &[u8]) -> Option<usize> {
     }
 }
 
-/// Where the head ends that a buffer begins with, which is not with an empty line; nothing before `from` ends one.
+/// Returns the end of the head at the beginning of a buffer without an empty first line. No head ends before `from`.
 pub(super) fn end(buffer: &[u8], from: usize) -> Option<usize> {
     let mut at = from.saturating_sub(3);
     while let Some(found) = memchr::memchr(b'\n', &buffer[at..]) {
@@ -81,7 +82,7 @@ pub(super) fn end(buffer: &[u8], from: usize) -> Option<usize> {
     None
 }
 
-/// Reads the head that `buffer` begins with, if it is whole, and hands it to `use_it` before it is gone.
+/// Parses the head at the beginning of `buffer`, if it is complete, and passes it to `use_it`.
 pub(super) fn scan<T>(buffer: &[u8], use_it: impl FnOnce(&Head<'_>) -> T) -> Scan<T> {
     let mut lines = [const { MaybeUninit::uninit() }; MAX_LINES];
     let mut request = httparse::Request::new(&mut []);
@@ -111,34 +112,35 @@ pub(crate) fn with_valid_head<T>(buffer: &[u8], use_it: impl FnOnce(&Head<'_>) -
 }
 
 impl Head<'_> {
-    /// How the body is framed, if there is nothing wrong with the head.
+    /// Checks the head completely, and returns the framing of the body.
     pub(super) fn check(&self) -> Result<Framing, RequestError> {
         self.check_first()?;
         self.check_rest()
     }
 
-    /// What is checked of every head, even of one that memory answers: it costs a look at the target, and one at each line.
+    /// Checks every head, even of a request with a response in memory. Costs one look at the target and one at each
+    /// line.
     pub(super) fn check_first(&self) -> Result<(), RequestError> {
         if self.target.len() > MAX_TARGET {
             return Err(RequestError::TargetTooLong);
         }
-        // A fragment is never sent (RFC 9110, section 7.1); who reads one may drop it or not.
+        // Clients never send a fragment (RFC 9110, section 7.1); a server may drop it or not.
         if memchr::memchr(b'#', self.target.as_bytes()).is_some() {
             return Err(RequestError::Target);
         }
         self.check_host()
     }
 
-    /// The rest; how the body is framed.
+    /// Does the remaining checks, and returns the framing of the body.
     pub(super) fn check_rest(&self) -> Result<Framing, RequestError> {
         self.check_target()?;
         self.framing()
     }
 
-    /// The head in the form that hyper is to get it in, where that is another one:
-    /// - a question about the server that an absolute target without a path names has `*` for its target (RFC 9112, section
+    /// Returns the head as hyper must get it, if it has to differ:
+    /// - an absolute target without a path, in a request about the server itself, becomes `*` (RFC 9112, section
     ///   3.2.4),
-    /// - expectations are taken out. Those of HTTP/1.0 mean nothing (RFC 9110, section 10.1.1).
+    /// - expectations are removed. Those of HTTP/1.0 are ignored (RFC 9110, section 10.1.1).
     pub(super) fn rewritten(&self) -> Option<Rewritten> {
         let server = self.server_asked_about();
         let expectations: Vec<_> = self.lines.values("expect").collect();
@@ -173,8 +175,8 @@ impl Head<'_> {
         Some(host)
     }
 
-    /// A path, an HTTP URI, `*`, or, for CONNECT, a host (RFC 9112, section 3.2). Servers read the path of any other URI as
-    /// that of a request.
+    /// Accepts a path, an HTTP URI, `*`, or, for CONNECT, an authority (RFC 9112, section 3.2). Servers use the path of
+    /// any other URI as that of a request.
     fn check_target(&self) -> Result<(), RequestError> {
         let target = Uri::try_from(self.target).map_err(|_| RequestError::Target)?;
         let has_form = match target.scheme() {
@@ -184,14 +186,14 @@ impl Head<'_> {
         if !has_form {
             return Err(RequestError::Target);
         }
-        // Who is named before an `@` may be taken for the host (RFC 9110, section 4.2.4).
+        // User information before an `@` may be mistaken for the host (RFC 9110, section 4.2.4).
         match target.authority() {
             Some(authority) if !authority.as_str().bytes().all(in_host) => Err(RequestError::Target),
             _ => Ok(()),
         }
     }
 
-    /// One `Host`, for HTTP/1.1 (RFC 9112, section 3.2).
+    /// Requires exactly one `Host` for HTTP/1.1 (RFC 9112, section 3.2).
     fn check_host(&self) -> Result<(), RequestError> {
         let mut hosts = self.lines.values("host");
         match (hosts.next(), hosts.next()) {
@@ -202,7 +204,7 @@ impl Head<'_> {
         }
     }
 
-    /// RFC 9112, section 6.3, without what a server may tolerate there.
+    /// Determines the framing by RFC 9112, section 6.3, without its optional leniency.
     fn framing(&self) -> Result<Framing, RequestError> {
         let mut codings = self.lines.values("transfer-encoding");
         let mut lengths = self.lines.values("content-length");

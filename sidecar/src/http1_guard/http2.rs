@@ -1,11 +1,12 @@
-//! The head of an HTTP/2 request, held to the rules of HTTP/1.
+//! Validation of HTTP/2 request heads by the rules of HTTP/1.
 //!
-//! What comes over HTTP/2 goes on over HTTP/1 to most applications, so that what one version must not say, the other must not
-//! either. h2 has refused already what RFC 9113 calls malformed and can be told without a body: repeated pseudo-header fields,
-//! fields of a connection, a length that is not the body's.
+//! Most applications get HTTP/2 requests over HTTP/1, so that both versions are held to the same rules. h2 has already
+//! rejected the requests that RFC 9113 calls malformed and that can be told without a body: repeated pseudo-header
+//! fields, connection-specific fields, a wrong length.
 //!
-//! h2 also reads `:path` itself, before anybody here sees it, and is stricter than the rules of HTTP/1: `<`, `>`, a backtick in the
-//! path and `"` in the query are a reset of the stream, bytes that are no UTF-8 the end of the connection. It drops a fragment.
+//! h2 also reads `:path` itself, before this module sees it, and is stricter than the rules of HTTP/1: `<`, `>`, a
+//! backtick in the path and `"` in the query reset the stream, bytes that are not UTF-8 end the connection. It drops
+//! fragments.
 
 use http::{
     HeaderMap, HeaderValue, Request,
@@ -18,14 +19,15 @@ use super::{
     head::{MAX_LINES, MAX_TARGET, content_length, in_host},
 };
 
-/// Refuses what two servers could read differently. White space around values goes, as it does in HTTP/1.
+/// Rejects requests that two HTTP parsers could interpret differently, and trims white space around values, as HTTP/1
+/// does.
 ///
 /// # Errors
-/// The reason, if the head is refused.
+/// The reason, if the request is rejected.
 pub fn check_http2<B>(request: &mut Request<B>) -> Result<(), RequestError> {
     trim_values(request.headers_mut());
     let headers = request.headers();
-    // The crumbs of a cookie are one field in HTTP/1 (section 8.2.3).
+    // A cookie's crumbs are one field in HTTP/1 (section 8.2.3).
     let crumbs = headers.get_all(COOKIE).iter().count().saturating_sub(1);
     if headers.len() - crumbs > MAX_LINES {
         return Err(RequestError::HeadTooLarge);
@@ -46,7 +48,7 @@ fn trim_values(headers: &mut HeaderMap) {
     }
 }
 
-/// A path or `*`, of an HTTP URI (RFC 9113, section 8.3.1); CONNECT has neither.
+/// Accepts a path or `*` of an HTTP URI (RFC 9113, section 8.3.1); CONNECT has neither.
 fn check_target<B>(request: &Request<B>) -> Result<(), RequestError> {
     let target = request.uri();
     let path = target.path_and_query().map_or("", |path| path.as_str());
@@ -61,7 +63,7 @@ fn check_target<B>(request: &Request<B>) -> Result<(), RequestError> {
     }
 }
 
-/// One host: of `:authority`, of `Host`, or of both alike (RFC 9113, section 8.3.1).
+/// Requires exactly one host: `:authority`, `Host`, or both if they are equal (RFC 9113, section 8.3.1).
 fn check_host<B>(request: &Request<B>) -> Result<(), RequestError> {
     let authority = request.uri().authority().map(|authority| authority.as_str().as_bytes());
     let mut hosts = request.headers().get_all(HOST).iter().map(HeaderValue::as_bytes);

@@ -91,7 +91,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::r
 {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        // Even if nothing of it can be written now: hyper may have let go of the body.
+        // Set even if nothing can be written now, because hyper may have dropped the body.
         this.flushed = false;
         ready!(this.poll_write_own(context))?;
         let written = Pin::new(&mut this.stream).poll_write(context, bytes);
@@ -104,7 +104,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::r
         slices: &[io::IoSlice<'_>],
     ) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
-        // Even if nothing of it can be written now: hyper may have let go of the body.
+        // Set even if nothing can be written now, because hyper may have dropped the body.
         this.flushed = false;
         ready!(this.poll_write_own(context))?;
         let written = Pin::new(&mut this.stream).poll_write_vectored(context, slices);
@@ -121,8 +121,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::r
         ready!(Pin::new(&mut this.stream).poll_flush(context))?;
         this.flushed = true;
         let is_answered = matches!(this.turn, Turn::Answering) && this.handoff.has_answered();
-        // hyper waits for the stream to become readable, and what is next may have been read already. If nothing has, the connection
-        // rests from now on, which only a read notes.
+        // hyper waits for the stream to become readable, but the next request may have been read already. Otherwise the
+        // connection rests from now on, which only a read records.
         if is_answered {
             context.waker().wake_by_ref();
         }

@@ -1,40 +1,40 @@
-//! Requests that are refused before anybody acts on them.
+//! Reasons to reject a request.
 
 use http::StatusCode;
 use serde_json::json;
 
-/// Reason that a request is refused before it is looked at any further.
+/// Reason to reject a request before it is processed.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum RequestError {
-    /// It is not HTTP/1 as RFC 9112 has it: obsolete line folding, bare CR, a space before a colon, ...
+    /// Not HTTP/1 by RFC 9112: obsolete line folding, bare CR, a space before a colon, ...
     Syntax,
-    /// It is not HTTP/1.0 or HTTP/1.1.
+    /// Neither HTTP/1.0 nor HTTP/1.1.
     Version,
-    /// Its target is no target, or has a fragment.
+    /// An invalid target, or one with a fragment.
     Target,
-    /// Its target is too long.
+    /// A target that is too long.
     TargetTooLong,
-    /// Its head is too large, or has too many fields.
+    /// A head that is too large, or has too many fields.
     HeadTooLarge,
-    /// Its head, or its body, did not come in time.
+    /// A head or body that did not arrive in time.
     TooSlow,
-    /// It has no `Host`, several, or one that names no host.
+    /// No `Host`, several, or one without a host.
     Host,
-    /// Its `Content-Length` is not one number.
+    /// A `Content-Length` that is not one number.
     ContentLength,
-    /// It has both `Content-Length` and `Transfer-Encoding`.
+    /// Both `Content-Length` and `Transfer-Encoding`.
     TwoLengths,
-    /// Its transfer coding is not `chunked` alone.
+    /// A transfer coding other than `chunked` alone.
     TransferCoding,
-    /// A chunk of its body is none.
+    /// An invalid chunk in the body.
     Chunking,
-    /// It comes behind a header of the PROXY protocol.
+    /// A PROXY protocol header before the request.
     ProxyProtocol,
-    /// It is not HTTP, and the policy refuses what is not.
+    /// Another protocol than HTTP, which the policy rejects.
     OtherProtocol,
-    /// There is no room for its head, or its connection gives its place to another.
+    /// No room for the head, or the connection's place was given to another.
     Overloaded,
-    /// Its client gives up too many of its requests.
+    /// Too many requests that the client gave up.
     Resets,
 }
 
@@ -58,7 +58,7 @@ impl RequestError {
         Self::Resets,
     ];
 
-    /// The reason as metrics have it.
+    /// Returns the reason as metrics show it.
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::Syntax => "syntax",
@@ -79,7 +79,7 @@ impl RequestError {
         }
     }
 
-    /// The status that says so.
+    /// Returns the status of the response.
     pub const fn status(self) -> StatusCode {
         match self {
             Self::Version => StatusCode::HTTP_VERSION_NOT_SUPPORTED,
@@ -93,7 +93,7 @@ impl RequestError {
         }
     }
 
-    /// What is wrong, for whoever sent it.
+    /// Returns the description of the error for the client.
     pub const fn detail(self) -> &'static str {
         match self {
             Self::Syntax => "this is not an HTTP/1.1 request",
@@ -114,7 +114,7 @@ impl RequestError {
         }
     }
 
-    /// The whole answer, after which the connection is closed.
+    /// Returns the complete response, after which the connection is closed.
     pub fn answer(self) -> Vec<u8> {
         let status = self.status();
         let reason = status.canonical_reason().unwrap_or_default();

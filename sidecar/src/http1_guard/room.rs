@@ -1,4 +1,5 @@
-//! Room for heads that come in pieces, or are large. What comes whole in one read, as most heads do, takes none.
+//! Memory reservations for large heads and for heads that arrive in pieces. A head that arrives in one read, as most
+//! do, needs none.
 
 use std::sync::Arc;
 
@@ -7,7 +8,7 @@ use crate::{
     connections::Connection,
 };
 
-/// What a connection holds of the budget for its request's head.
+/// The part of the memory budget that a connection holds for its request's head.
 #[derive(Debug)]
 pub(super) struct Room {
     budget: Arc<Budget>,
@@ -26,8 +27,8 @@ impl Room {
         }
     }
 
-    /// Makes room for so many bytes. Where all of it is taken, those make room who have been at their heads for longest; if
-    /// nobody is, there is none.
+    /// Reserves this many bytes. If the budget is exhausted, the connections that have been reading heads for longest
+    /// make room; fails if there are none.
     pub(super) fn make(&mut self, bytes: usize) -> bool {
         let bytes = bytes as u64;
         let more = bytes.saturating_sub(self.reservation.bytes());
@@ -42,8 +43,8 @@ impl Room {
         true
     }
 
-    /// Notes how much is buffered for a client that does not read. It is there already: where it has no room, the client that has
-    /// read nothing for longest is cut off.
+    /// Records the number of bytes that are buffered for a client that does not read. They exist already: without room
+    /// for them, the client that has not read for longest is disconnected.
     pub(super) fn hold_unread(&mut self, bytes: u64) {
         if !self.unread.resize(bytes) {
             self.unread.force(bytes);
@@ -55,7 +56,7 @@ impl Room {
         self.reservation.bytes() > 0
     }
 
-    /// Gives it back, if any was taken.
+    /// Releases the reservation, if there is one.
     pub(super) fn clear(&mut self) {
         if self.is_taken() {
             self.reservation.resize(0);

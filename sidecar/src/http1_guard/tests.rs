@@ -14,7 +14,7 @@ use tokio::{
 
 use super::*;
 
-/// Answers at once what begins with `/now`; a large body is given back.
+/// Responds immediately to targets that begin with `/now`, and returns large bodies separately.
 struct Now;
 
 impl ImmediateResponder for Now {
@@ -34,7 +34,7 @@ impl ImmediateResponder for Now {
     }
 }
 
-/// What is answered to a request for `target`, which ends in how long that is.
+/// Returns the body of the response to `target`, which ends in the body's length.
 fn body_of(target: &str) -> String {
     let length = target.rsplit('/').next().unwrap().parse().unwrap();
     target.chars().cycle().take(length).collect()
@@ -44,9 +44,9 @@ fn body_of(target: &str) -> String {
 enum Ask {
     Now(usize),
     NowLarge(usize),
-    /// hyper answers, after so many turns of others, and with so many interim responses before.
+    /// A response by hyper, after this many yields and interim responses.
     Later(usize, u8, u8),
-    /// With a body, in one piece or in chunks, that is read or not.
+    /// A request with a body, chunked or not, that is echoed.
     Body(usize, bool),
     EmptyLine,
 }
@@ -70,7 +70,7 @@ impl Ask {
         }
     }
 
-    /// How many interim responses and what body it gets.
+    /// Returns the expected number of interim responses, and the expected body.
     fn expected(&self) -> Option<(u8, String)> {
         match self {
             Self::Now(length) => Some((0, body_of(&format!("/now/{length}")))),
@@ -132,7 +132,7 @@ async fn exchange(pieces: Vec<Vec<u8>>, room: usize) -> String {
     tokio::time::timeout(Duration::from_secs(20), all).await.expect("all answers in time")
 }
 
-/// The answers that a text is made of, each with how many interim responses came before it.
+/// Splits a text into responses, each with the number of interim responses before it.
 fn answers(mut text: &str) -> Vec<(u8, String)> {
     let (mut answers, mut interims) = (Vec::new(), 0);
     while let Some((head, rest)) = text.split_once("\r\n\r\n") {

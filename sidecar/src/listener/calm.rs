@@ -1,7 +1,7 @@
-//! The last frame of an HTTP/2 connection that does too much.
+//! Last frame of an HTTP/2 connection that is closed for excessive load.
 //!
-//! hyper ends connections in its own ways, none of which says why. What it writes is followed here from frame to frame, so
-//! that a frame can be added where one has ended.
+//! hyper closes connections without stating the reason. This module follows its output frame by frame, so that a frame
+//! can be added after a complete one.
 
 use std::{
     io::{self, IoSlice},
@@ -16,18 +16,18 @@ use crate::connections::Admitted;
 
 /// Length of the head of a frame in bytes (RFC 9113, section 4.1).
 const FRAME_HEAD: usize = 9;
-/// GOAWAY with `ENHANCE_YOUR_CALM` (sections 6.8 and 7). Whatever was sent may have been acted on.
+/// GOAWAY with `ENHANCE_YOUR_CALM` (sections 6.8 and 7). All streams may have been processed.
 const GOAWAY: [u8; FRAME_HEAD + 8] = [0, 0, 8, 7, 0, 0, 0, 0, 0, 0x7f, 0xff, 0xff, 0xff, 0, 0, 0, 11];
 
-/// A connection, and where in a frame the last byte written to it is.
+/// A connection, and the position in a frame of the last byte written to it.
 #[derive(Debug)]
 pub(super) struct FrameWriter<IO> {
     stream: IO,
     place: Arc<Admitted>,
     head: [u8; FRAME_HEAD],
-    /// How much there is of the head.
+    /// Number of bytes of the head that were written.
     seen: usize,
-    /// How much of the payload is still to come.
+    /// Number of bytes of the payload that are still to come.
     left: usize,
 }
 
@@ -36,7 +36,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> FrameWriter<IO> {
         Self { stream, place: Arc::clone(place), head: [0; FRAME_HEAD], seen: 0, left: 0 }
     }
 
-    /// Tells the client to calm down, unless it is in the middle of a frame, and that nothing more comes.
+    /// Sends `ENHANCE_YOUR_CALM`, unless in the middle of a frame, and ends the output.
     pub(super) async fn send_calm(&mut self) -> io::Result<()> {
         if self.seen == 0 && self.left == 0 {
             self.stream.write_all(&GOAWAY).await?;
@@ -44,7 +44,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin> FrameWriter<IO> {
         self.stream.shutdown().await
     }
 
-    /// Notes whether the client takes what is written to it.
+    /// Records whether the client reads what is sent.
     fn watched<T>(&self, written: Poll<T>) -> Poll<T> {
         let connection = self.place.connection();
         if written.is_pending() {

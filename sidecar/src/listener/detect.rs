@@ -1,4 +1,4 @@
-//! The beginning of a connection, up to where it tells the protocol.
+//! Protocol detection at the beginning of a connection.
 
 use std::{io, time::Duration};
 
@@ -17,47 +17,48 @@ use crate::{
     upstream::WhenRefused,
 };
 
-/// How long a client may be silent before the application is asked whether it speaks first.
+/// Silence of a client after which the sidecar checks whether the application speaks first.
 const SERVER_FIRST_TIMEOUT: Duration = Duration::from_millis(500);
-/// Timeout for the first words that tell the protocol, from the first byte. What follows has the guard's time.
+/// Timeout for detecting the protocol, from the first byte. The rest of a head has the guard's timeout.
 const DETECT_TIMEOUT: Duration = Duration::from_secs(4);
 /// Timeout for the first byte of a client to which the application can't speak.
 const SILENCE_TIMEOUT: Duration = Duration::from_secs(10 * 60);
-/// How every response of an HTTP/1 server begins.
+/// Beginning of every response of an HTTP/1 server.
 const HTTP_RESPONSE: &[u8] = b"HTTP/";
 /// Length of the head of a frame of HTTP/2, in bytes, and the type of the frame that a server sends first (RFC 9113, sections
 /// 4.1 and 6.5).
 const FRAME_HEAD: usize = 9;
 const SETTINGS: u8 = 4;
 
-/// The beginning of a connection.
+/// Result of the detection.
 pub(super) enum Detected {
-    /// What may be an HTTP/1 request.
+    /// A possible HTTP/1 request.
     Http1(Vec<u8>),
     /// The preface of HTTP/2.
     Http2(Vec<u8>),
     /// Another protocol.
     Other(Other),
-    /// What is not served.
+    /// A protocol that is rejected.
     Refused(RequestError),
-    /// Nothing: the connection ends before anybody has said anything.
+    /// Nothing: the connection ended before either side sent anything.
     None,
 }
 
 /// A connection that does not speak HTTP.
 pub(super) struct Other {
-    /// What the client has said.
+    /// Bytes that the client has sent.
     pub(super) beginning: Vec<u8>,
-    /// The application, where it was connected to already.
+    /// The connection to the application, if there is one already.
     pub(super) application: Option<TcpStream>,
-    /// The rest of the client's first line, where that could still name HTTP.
+    /// The rest of the client's first line, if it could still name HTTP.
     pub(super) first_line: Option<FirstLine>,
 }
 
 /// Reads until the protocol is known.
 ///
-/// An application that speaks first is no HTTP server: whatever the client says to it is passed on. A response that an HTTP
-/// server gives unasked, when it has waited for too long, does not count, and neither do the settings of HTTP/2.
+/// An application that speaks first is not an HTTP server: the connection is passed on whatever the client sends. An
+/// unasked HTTP response, such as a server sends after waiting too long, does not count, and neither do HTTP/2
+/// settings.
 pub(super) async fn detect(
     stream: &mut TcpStream,
     proxy: &Proxy,
@@ -108,7 +109,7 @@ pub(super) async fn detect(
                 Ok(Spoken::Words) => {
                     return Ok(Detected::Other(Other { beginning, application, first_line: None }));
                 }
-                // Left alone, the application ends a silent connection as it would without us.
+                // If the application ends a silent connection, the sidecar does the same, as without it.
                 Ok(Spoken::End) | Err(_) if is_silent => return Ok(Detected::None),
                 Ok(Spoken::Http | Spoken::End) | Err(_) => application = None,
             },
@@ -117,9 +118,9 @@ pub(super) async fn detect(
     }
 }
 
-/// What an application says that nobody has asked.
+/// Bytes that an application sends unasked.
 enum Spoken {
-    /// Words of a protocol in which the server begins.
+    /// Another protocol, in which the server speaks first.
     Words,
     /// A response of HTTP/1, or the settings of HTTP/2.
     Http,

@@ -1,4 +1,4 @@
-//! Connections of HTTP/2.
+//! HTTP/2 client connections.
 
 use std::{
     future::poll_fn,
@@ -35,25 +35,25 @@ use crate::{
     work::Work,
 };
 
-/// How often a quiet connection is pinged.
+/// Interval of pings on a quiet connection.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
 /// Maximum size of a header list, as over HTTP/1.
 const MAX_HEADER_LIST: u32 = 64 << 10;
-/// How much of a body may come before it is read, in bytes: of one request, and of all on a connection. These are the windows that
-/// every connection begins with (RFC 9113, section 6.9.2). They do not grow.
+/// Maximum number of body bytes that are received before they are read, per request and per connection. These are the
+/// initial windows of every connection (RFC 9113, section 6.9.2), and do not grow.
 const STREAM_WINDOW: u32 = (64 << 10) - 1;
 const CONNECTION_WINDOW: u32 = (64 << 10) - 1;
-/// How much of a response is buffered for a client that does not read it, in bytes.
+/// Maximum number of bytes of a response that are buffered for a slow client.
 const SEND_BUFFER: usize = 16 << 10;
-/// Maximum number of open streams, the fewest that RFC 9113, section 6.5.2, recommends, and of requests in progress, those
-/// included that their client has given up.
+/// Maximum number of open streams, the lowest that RFC 9113, section 6.5.2, recommends, and of requests in progress,
+/// including those that the client has given up.
 const MAX_STREAMS: u32 = 100;
-/// How many malformed requests are answered with a reset before the connection ends.
+/// Number of malformed requests that are reset before the connection is closed.
 const MAX_MALFORMED: usize = 128;
-/// A connection ends when nothing has been in progress for this long, or for twice as long, as one of HTTP/1 does.
+/// Time without a request after which a connection ends; it may last twice as long, as with HTTP/1.
 const IDLE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 
-/// Serves a connection until it ends, is told to, is idle for too long, or gives up too many streams.
+/// Serves a connection until it ends, the process ends, it is idle for too long, or gives up too many streams.
 pub(super) async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin>(
     stream: IO,
     client: IpAddr,
@@ -72,7 +72,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
     place: &Arc<Admitted>,
     idle_interval: Duration,
 ) -> anyhow::Result<()> {
-    // Set when the client had better turn to another pod.
+    // Cancelled when the client should turn to another pod.
     let leaves = CancellationToken::new();
     let requests = Requests::new(place);
     let in_progress = Arc::<InProgress>::default();
@@ -90,7 +90,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
                 response.map(|()| stream.refuse(Either::Left(Empty::new())))
             )));
         };
-        // In a place of its own: a stream whose response is not read does not hold what the request took.
+        // Boxed, so that a stream with an unread response does not hold the request's memory.
         future::Either::Right(Box::pin(async move {
             let mut response = match check_http2(&mut request) {
                 Err(error) => {
@@ -145,7 +145,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
                     is_ending = true;
                     connection.as_mut().graceful_shutdown();
                 }
-                // Nothing came of it for as long as a connection may be idle.
+                // No request arrived for as long as a connection may be idle.
                 (true, true) => break Some(Ok(())),
                 (false, _) => {}
             }
@@ -160,7 +160,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
     }
 }
 
-/// Waits until a connection is to end because it is idle. Whoever serves it is woken by then.
+/// Waits until a connection must end because it is idle, and wakes the task that serves it.
 async fn ends_when_idle(place: &Admitted) {
     poll_fn(|_| if place.connection().ends_when_idle() { Poll::Ready(()) } else { Poll::Pending }).await;
 }
@@ -203,7 +203,7 @@ mod tests {
             let _open: h2::client::SendRequest<Bytes> = sender;
             connection.await
         };
-        // Each may find the other gone when it has heard, or said, that the connection ends.
+        // Either side may find the connection closed when it reads or sends GOAWAY.
         let ends = async { tokio::join!(served, asked) };
         let _ = tokio::time::timeout(Duration::from_secs(20), ends).await.expect("an end in time");
         assert!(begun.elapsed() >= idle, "{:?}", begun.elapsed());

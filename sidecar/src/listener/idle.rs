@@ -1,4 +1,4 @@
-//! The end of idle connections of clients while the application refuses connections.
+//! Closing of idle client connections while the application refuses connections.
 
 use std::{sync::Arc, time::Duration};
 
@@ -6,10 +6,10 @@ use tokio::time::sleep;
 
 use crate::{connections::Connections, upstream::Dialer};
 
-/// Time for which an application has refused connections before its clients' idle ones end: servers that start their processes
-/// again by themselves listen sooner.
+/// Time for which an application must have refused connections before its clients' idle ones are closed: servers that
+/// restart their own processes listen again sooner.
 const REFUSED_INTERVAL: Duration = Duration::from_millis(500);
-/// Time between two looks at who is idle. A connection that was used in it does not end.
+/// Interval of checks for idle connections. A connection that was used in the meantime is not closed.
 const CHECK_INTERVAL: Duration = Duration::from_millis(250);
 
 /// Ends the idle connections of a target's clients whenever its application is gone, so that they turn to another pod before they

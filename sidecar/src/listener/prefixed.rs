@@ -1,4 +1,4 @@
-//! A connection some bytes of which were read ahead.
+//! A connection with bytes that were read ahead.
 
 use std::{
     io,
@@ -11,7 +11,7 @@ use tokio::{
     net::TcpStream,
 };
 
-/// Gives back what was read ahead, then the rest of the connection.
+/// A stream that yields the bytes that were read ahead, then the rest of the connection.
 #[derive(Debug)]
 pub(super) struct Prefixed {
     prefix: Vec<u8>,

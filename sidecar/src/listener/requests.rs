@@ -1,4 +1,4 @@
-//! The requests that are under way on a connection of HTTP/2, and what their heads hold.
+//! Requests in progress on an HTTP/2 connection, and the memory of their heads.
 
 use std::sync::{
     Arc,
@@ -12,10 +12,10 @@ use crate::{
     connections::Admitted,
 };
 
-/// What a field takes besides its text.
+/// Memory per field besides its text, in bytes.
 const FIELD: usize = 104;
 
-/// The requests under way on a connection.
+/// The requests in progress on a connection.
 #[derive(Clone, Debug)]
 pub(super) struct Requests {
     place: Arc<Admitted>,
@@ -28,12 +28,12 @@ impl Requests {
         Self { place: Arc::clone(place), count: Arc::default() }
     }
 
-    /// Counts a request for as long as the returned guard is held. `None` if there is no room for its head.
+    /// Counts a request until the returned guard is dropped; `None` if there is no room for its head.
     pub(super) fn admit<B>(&self, request: &Request<B>, budget: &Arc<Budget>) -> Option<Underway> {
         let fields = request.headers().iter();
         let fields = fields.map(|(name, value)| FIELD + name.as_str().len() + value.len()).sum::<usize>();
         let target = request.uri().path_and_query().map_or(0, |target| target.as_str().len());
-        // Twice: the application's request has a copy of it.
+        // Doubled, because the application's request has a copy.
         let reservation = budget.reserve(Kind::Heads, 2 * (fields + target) as u64)?;
         self.count.fetch_add(1, Ordering::Relaxed);
         self.place.connection().serves();
@@ -41,7 +41,7 @@ impl Requests {
     }
 }
 
-/// A request under way.
+/// A request in progress.
 #[derive(Debug)]
 pub(super) struct Underway {
     requests: Requests,

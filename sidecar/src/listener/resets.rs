@@ -1,7 +1,7 @@
-//! Streams of HTTP/2 that a client gives up before their responses have ended.
+//! HTTP/2 streams that a client gives up before their responses have ended.
 //!
-//! To open a stream and reset it costs a client next to nothing, and each may have cost a connection to the application by then
-//! (CVE-2023-44487). Clients do it for good reasons too, now and then.
+//! Opening and resetting a stream costs a client next to nothing, but may have cost a connection to the application
+//! (rapid reset, CVE-2023-44487). Clients occasionally do it for good reasons, too.
 
 use std::{
     pin::Pin,
@@ -14,11 +14,12 @@ use tokio::sync::Notify;
 
 use crate::clock::monotonic_ms;
 
-/// How many streams a client may give up at once, and in each second. One that ends makes up for one that was given up.
+/// Maximum number of streams that a client may give up in a burst, and per second. Each stream that ends makes up for
+/// one that was given up.
 const MAX_RESETS: u64 = 100;
 const RESETS_PER_SECOND: u64 = 10;
 
-/// The streams that were given up on a connection.
+/// The streams given up on a connection.
 #[derive(Debug, Default)]
 pub(super) struct Resets {
     balance: Mutex<Balance>,
@@ -27,14 +28,14 @@ pub(super) struct Resets {
 
 #[derive(Debug, Default)]
 struct Balance {
-    /// Thousandths of a stream.
+    /// Balance in thousandths of a stream.
     owed: u64,
-    /// In [`monotonic_ms`].
+    /// Time of the last update, as [`monotonic_ms`].
     updated_at: u64,
 }
 
 impl Balance {
-    /// A stream was given up; whether those are too many now.
+    /// Counts a stream that was given up; returns true if there are too many.
     fn reset(&mut self, now: u64) -> bool {
         let forgiven = now.saturating_sub(self.updated_at).saturating_mul(RESETS_PER_SECOND);
         self.owed = self.owed.saturating_sub(forgiven) + 1000;
@@ -48,7 +49,7 @@ impl Balance {
 }
 
 impl Resets {
-    /// A stream, which counts as given up unless it ends.
+    /// Returns a stream that counts as given up unless it ends.
     pub(super) fn stream(self: &Arc<Self>) -> Stream {
         Stream { resets: Arc::clone(self), end: End::GivenUp }
     }
@@ -66,7 +67,7 @@ enum End {
     GivenUp,
     /// The response has ended.
     Whole,
-    /// There was no place for its request.
+    /// There was no room for the request.
     Refused,
 }
 
@@ -78,7 +79,7 @@ pub(super) struct Stream {
 }
 
 impl Stream {
-    /// Watches whether the body is read to its end.
+    /// Returns a body that records whether it is read to its end.
     pub(super) fn until_end_of<B: Body>(mut self, body: B) -> StreamBody<B> {
         if body.is_end_stream() {
             self.end = End::Whole;
@@ -86,8 +87,8 @@ impl Stream {
         StreamBody { body, stream: self }
     }
 
-    /// Notes that there was no place for its request. A client that has given up others counts as giving up this one: the work
-    /// for those has the places.
+    /// Records that there was no room for the request. It counts as given up if the client has given up others, because
+    /// their work takes up the room.
     pub(super) fn refuse<B: Body>(mut self, body: B) -> StreamBody<B> {
         self.end = End::Refused;
         StreamBody { body, stream: self }
@@ -111,7 +112,7 @@ impl Drop for Stream {
     }
 }
 
-/// The body of a response, and the stream that it is sent on.
+/// The body of a response, with its stream.
 #[derive(Debug)]
 pub(super) struct StreamBody<B> {
     body: B,
@@ -127,7 +128,7 @@ impl<B: Body + Unpin> Body for StreamBody<B> {
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<B::Data>, B::Error>>> {
         let frame = Pin::new(&mut self.body).poll_frame(context);
-        // One that breaks off is not the client's doing.
+        // A body that breaks off is not the client's fault.
         let has_ended = matches!(frame, Poll::Ready(None | Some(Err(_)))) || self.body.is_end_stream();
         if has_ended && self.stream.end == End::GivenUp {
             self.stream.end = End::Whole;

@@ -1,4 +1,4 @@
-//! Connections that do not speak HTTP, passed on as they are.
+//! Connections in other protocols, passed on unchanged.
 
 use std::{
     io,
@@ -14,16 +14,16 @@ use tokio::{
 use super::detect::Other;
 use crate::{proxy::Proxy, sniff::FirstLine, upstream::WhenRefused};
 
-/// The end of a connection that was passed on.
+/// The end of a spliced connection.
 pub(super) enum Spliced {
-    /// Both sides have ended it.
+    /// Both sides have closed it.
     Ended,
-    /// Its first line turned out to name HTTP; the application has not seen the end of that line, and the client has heard
-    /// nothing.
+    /// The first line turned out to name HTTP. The application has not seen the end of that line, and the client has
+    /// received nothing.
     Http,
 }
 
-/// Passes bytes both ways until both sides have ended.
+/// Passes bytes in both directions until both sides have ended.
 ///
 /// # Errors
 /// If the application can't be connected to, or the connection breaks.
@@ -45,12 +45,12 @@ pub(super) async fn splice(client: &mut TcpStream, other: Other, proxy: &Proxy) 
     }
 }
 
-/// A client whose first line is watched: reading fails where it names HTTP.
+/// A client whose first line is watched: reading fails once it names HTTP.
 struct Watched<'a> {
     client: &'a mut TcpStream,
     first_line: Option<FirstLine>,
     is_http: bool,
-    /// Whether the application has said something to it.
+    /// True if the application has sent the client something.
     was_told: bool,
 }
 
