@@ -2,13 +2,14 @@
 
 use std::{
     path::{Path, PathBuf},
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     time::Duration,
 };
 
 use arc_swap::{ArcSwap, ArcSwapOption};
 use larder_api::config_map;
 use larder_policy::{Coverage, Document, Metadata, Policy, document};
+use parking_lot::Mutex;
 use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
@@ -100,7 +101,7 @@ impl Config {
 
     async fn refresh(&self, policy: &Path) {
         let now = (read(policy).await, coverage_beside(policy).await);
-        let before = self.seen.lock().unwrap_or_else(PoisonError::into_inner).replace(now.clone());
+        let before = self.seen.lock().replace(now.clone());
         if before.as_ref() != Some(&now) {
             let (policy, coverage) = now;
             self.apply(policy, coverage.as_deref());

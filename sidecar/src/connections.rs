@@ -8,13 +8,14 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU8, AtomicU64, AtomicUsize, Ordering},
     },
     task::{Context, Poll},
 };
 
 use futures::task::AtomicWaker;
+use parking_lot::Mutex;
 use tokio::net::TcpStream;
 
 use crate::clock::monotonic_ms;
@@ -285,7 +286,7 @@ impl Connections {
         let id = self.next.fetch_add(1, Ordering::Relaxed);
         let mut leaving = Vec::new();
         let is_admitted = {
-            let mut open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut open = self.open.lock();
             if self.is_crowded() && monotonic_ms() >= self.looked_at.load(Ordering::Relaxed) + SPARED_MS {
                 // When all places are taken it is known who has been idle.
                 self.looked_at.store(monotonic_ms(), Ordering::Relaxed);
@@ -316,7 +317,7 @@ impl Connections {
     /// Looks at the connections to a target. Those that have been idle since the last look end if `ends` says so; one that was
     /// used since is spared, so that it is not closed while its next request is on its way.
     pub fn look_at_idle(&self, target: Option<u16>, ends: bool) {
-        let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let open = self.open.lock();
         let of_target = open.values().filter(|connection| connection.target == target);
         of_target.for_each(|connection| connection.end_if_seen_idle(ends));
     }
@@ -324,7 +325,7 @@ impl Connections {
     /// Cuts off the client that has taken nothing for longest, if any has for so many milliseconds.
     pub fn dismiss_stalled(&self, milliseconds: u64) {
         let longest = {
-            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let open = self.open.lock();
             let stalled =
                 open.values().filter(|connection| connection.is_stalled() && !connection.must_leave());
             let longest = stalled.min_by_key(|connection| connection.since.load(Ordering::Relaxed));
@@ -342,7 +343,7 @@ impl Connections {
     pub fn dismiss_readers(&self, bytes: u64, asking: &Arc<Connection>) -> bool {
         let (mut leaving, mut held) = (Vec::new(), 0);
         {
-            let open = self.open.lock().unwrap_or_else(PoisonError::into_inner);
+            let open = self.open.lock();
             let reads = |connection: &&Arc<Connection>| {
                 let phase = connection.phase.load(Ordering::Relaxed);
                 phase == Phase::Unfinished as u8
@@ -414,7 +415,7 @@ impl Admitted {
 
 impl Drop for Admitted {
     fn drop(&mut self) {
-        let mut open = self.connections.open.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut open = self.connections.open.lock();
         open.remove(&self.id);
         self.connections.note(open.len());
     }

@@ -3,7 +3,7 @@
 use std::{
     hash::{BuildHasher, RandomState},
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
 };
@@ -13,6 +13,7 @@ use larder_policy::spec::Eviction;
 
 use self::shard::{Node, Queue, Shard, Step};
 use crate::entry::Entry;
+use parking_lot::Mutex;
 
 mod ghosts;
 mod shard;
@@ -264,7 +265,7 @@ impl L1 {
 
 impl Part {
     fn with<R>(&self, act: impl FnOnce(&mut Shard) -> R) -> R {
-        let mut shard = self.shard.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut shard = self.shard.lock();
         let result = act(&mut shard);
         for queue in [Queue::Small, Queue::Main] {
             self.first[queue.index()].store(shard.first_turn(queue), Ordering::Relaxed);

@@ -4,7 +4,7 @@ use std::{
     array,
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -16,100 +16,52 @@ use crate::{
     barriers::Barriers, budget::Budget, cache_status::Tier, http1_guard::RequestError, l1::L1, mode::Mode,
     upstream::UpstreamReason,
 };
+use parking_lot::Mutex;
 
-/// What became of a request, as far as the cache is concerned.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Outcome {
-    /// Answered from what was stored.
-    Hit,
-    /// Looked up, not found, answered by a source or the application.
-    Miss,
-    /// Answered from what another request was already asking for.
-    Collapsed,
-    /// Answered from what was stored, after the application said that it still holds.
-    Revalidated,
-    /// Answered from what was stored and too old, because nobody could say better.
-    Stale,
-    /// A route matched, but the request was not for the cache.
-    Bypass,
-    /// No route was asked: none matched, the policy is suspended or missing, or it was a write.
-    Pass,
-    /// Nobody could answer.
-    Error,
-}
-
-impl Outcome {
-    /// Every outcome, in the order of metrics.
-    pub const ALL: [Self; 8] = [
-        Self::Hit,
-        Self::Miss,
-        Self::Collapsed,
-        Self::Revalidated,
-        Self::Stale,
-        Self::Bypass,
-        Self::Pass,
-        Self::Error,
-    ];
-
-    /// The outcome as metrics have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Hit => "hit",
-            Self::Miss => "miss",
-            Self::Collapsed => "collapsed",
-            Self::Revalidated => "revalidated",
-            Self::Stale => "stale",
-            Self::Bypass => "bypass",
-            Self::Pass => "pass",
-            Self::Error => "error",
-        }
+larder_api::labelled! {
+    /// What became of a request, as far as the cache is concerned.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Outcome {
+        /// Answered from what was stored.
+        Hit = "hit",
+        /// Looked up, not found, answered by a source or the application.
+        Miss = "miss",
+        /// Answered from what another request was already asking for.
+        Collapsed = "collapsed",
+        /// Answered from what was stored, after the application said that it still holds.
+        Revalidated = "revalidated",
+        /// Answered from what was stored and too old, because nobody could say better.
+        Stale = "stale",
+        /// A route matched, but the request was not for the cache.
+        Bypass = "bypass",
+        /// No route was asked: none matched, the policy is suspended or missing, or it was a write.
+        Pass = "pass",
+        /// Nobody could answer.
+        Error = "error",
     }
 }
 
-/// Who asked for a purge.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum PurgeOrigin {
-    /// The admin API.
-    Api,
-    /// A write that passed through.
-    Write,
-}
-
-impl PurgeOrigin {
-    /// Every origin, in the order of metrics.
-    pub const ALL: [Self; 2] = [Self::Api, Self::Write];
-
-    /// The origin as metrics have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Api => "api",
-            Self::Write => "write",
-        }
+larder_api::labelled! {
+    /// Who asked for a purge.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum PurgeOrigin {
+        /// The admin API.
+        Api = "api",
+        /// A write that passed through.
+        Write = "write",
     }
 }
 
-/// Why a record in Redis was refused.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum RecordError {
-    /// Its MAC is not that of this record under this key.
-    Unauthentic,
-    /// It is no response that a sidecar stores.
-    Malformed,
-    /// It is larger than any record that this policy stores.
-    TooLarge,
-}
-
-impl RecordError {
-    /// Every reason, in the order of metrics.
-    pub const ALL: [Self; 3] = [Self::Unauthentic, Self::Malformed, Self::TooLarge];
-
-    /// The reason as metrics have it.
-    pub const fn as_str(self) -> &'static str {
-        match self {
-            Self::Unauthentic => "unauthentic",
-            Self::Malformed => "malformed",
-            Self::TooLarge => "too-large",
-        }
+larder_api::labelled! {
+    /// Why a record in Redis was refused.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum RecordError {
+        /// Its MAC is not that of this record under this key.
+        Unauthentic = "unauthentic",
+        /// It is no response that a sidecar stores.
+        Malformed = "malformed",
+        /// It is larger than any record that this policy stores.
+        TooLarge = "too-large",
     }
 }
 
@@ -205,13 +157,13 @@ impl Stats {
 
     /// The counters of a route, whatever policies come and go.
     pub fn route(&self, name: &str) -> Arc<RouteStats> {
-        let mut routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut routes = self.routes.lock();
         Arc::clone(routes.entry(name.to_owned()).or_default())
     }
 
     /// All routes that were ever served, by name.
     pub fn routes(&self) -> Vec<(String, Arc<RouteStats>)> {
-        let routes = self.routes.lock().unwrap_or_else(PoisonError::into_inner);
+        let routes = self.routes.lock();
         routes.iter().map(|(name, stats)| (name.clone(), Arc::clone(stats))).collect()
     }
 
@@ -242,32 +194,32 @@ impl Stats {
 
     /// Notes whether requests are looked up.
     pub fn set_mode(&self, mode: Mode) {
-        *self.mode.lock().unwrap_or_else(PoisonError::into_inner) = Some(mode);
+        *self.mode.lock() = Some(mode);
     }
 
     /// Whether requests were looked up at the last look, a second ago at most; `None` before the first one.
     pub fn mode(&self) -> Option<Mode> {
-        *self.mode.lock().unwrap_or_else(PoisonError::into_inner)
+        *self.mode.lock()
     }
 
     /// Notes which tiers are up.
     pub fn set_tiers(&self, tiers: Vec<(String, bool)>) {
-        *self.tiers_up.lock().unwrap_or_else(PoisonError::into_inner) = tiers;
+        *self.tiers_up.lock() = tiers;
     }
 
     /// Which tiers were up when last looked at, a second ago at most.
     pub fn tiers(&self) -> Vec<(String, bool)> {
-        self.tiers_up.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.tiers_up.lock().clone()
     }
 
     /// Notes each tier, and whether it is degraded: not connected, or not with its current secrets.
     pub fn set_degraded(&self, degraded: Vec<(String, bool)>) {
-        *self.degraded.lock().unwrap_or_else(PoisonError::into_inner) = degraded;
+        *self.degraded.lock() = degraded;
     }
 
     /// Returns each tier, and whether it was degraded a second ago at most.
     pub fn degraded(&self) -> Vec<(String, bool)> {
-        self.degraded.lock().unwrap_or_else(PoisonError::into_inner).clone()
+        self.degraded.lock().clone()
     }
 
     /// A lease was asked for, and granted or held by another pod.

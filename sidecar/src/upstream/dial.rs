@@ -3,13 +3,11 @@
 use std::{
     io,
     net::{IpAddr, Ipv4Addr, Ipv6Addr, SocketAddr},
-    sync::{
-        Mutex, PoisonError,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::{Duration, Instant},
 };
 
+use parking_lot::Mutex;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
     net::{TcpSocket, TcpStream},
@@ -171,12 +169,12 @@ impl Dialer {
     }
 
     fn fallback(&self) -> Option<SocketAddr> {
-        let fallback = *self.fallback.lock().unwrap_or_else(PoisonError::into_inner);
+        let fallback = *self.fallback.lock();
         fallback.filter(|(_, since)| since.elapsed() < FALLBACK_INTERVAL).map(|(address, _)| address)
     }
 
     fn set_fallback(&self, fallback: Option<(SocketAddr, Instant)>) {
-        *self.fallback.lock().unwrap_or_else(PoisonError::into_inner) = fallback;
+        *self.fallback.lock() = fallback;
     }
 
     /// The addresses in the order of preference: of an application on a loopback address its pod's first.

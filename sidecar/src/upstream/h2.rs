@@ -3,7 +3,7 @@
 use std::{
     mem,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU64, Ordering},
     },
     time::Duration,
@@ -16,6 +16,7 @@ use hyper::{
     client::conn::http2,
 };
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
+use parking_lot::Mutex;
 use tokio::{
     io::{AsyncReadExt, AsyncWriteExt},
     net::TcpStream,
@@ -217,7 +218,7 @@ impl Http2 {
     }
 
     fn current(&self) -> Option<Link> {
-        let link = self.link.lock().unwrap_or_else(PoisonError::into_inner);
+        let link = self.link.lock();
         link.as_ref().filter(|link| !link.sender.is_closed()).cloned()
     }
 
@@ -247,7 +248,7 @@ impl Http2 {
             }
         });
         let link = Link { number: 1 + self.made.fetch_add(1, Ordering::Relaxed), sender };
-        *self.link.lock().unwrap_or_else(PoisonError::into_inner) = Some(link.clone());
+        *self.link.lock() = Some(link.clone());
         Ok(link)
     }
 }

@@ -1,14 +1,11 @@
 //! The application's HTTP/1.1 connections.
 
-use std::{
-    mem,
-    sync::{Arc, Mutex, PoisonError},
-    time::Duration,
-};
+use std::{mem, sync::Arc, time::Duration};
 
 use http::{Method, Request, Response};
 use hyper::{body::Incoming, client::conn::http1};
 use hyper_util::rt::TokioIo;
+use parking_lot::Mutex;
 use tokio::time::{Instant, sleep_until};
 
 use super::{
@@ -117,7 +114,7 @@ impl Http1 {
     /// Takes the connection that was used last, if that is less than `limit` ago. One that is too old is ended, and a new one
     /// takes its place, so that there are no more of them than requests at the same time.
     fn take_idle(&self, limit: Duration) -> Option<Connection> {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle.lock();
         loop {
             let (connection, since) = idle.connections.pop()?;
             if connection.sender.is_ready() {
@@ -140,7 +137,7 @@ impl Http1 {
     }
 
     fn keep(self: &Arc<Self>, connection: Connection) {
-        let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut idle = self.idle.lock();
         idle.connections.push((connection, Instant::now()));
         if !mem::replace(&mut idle.is_watched, true) {
             tokio::spawn(Arc::clone(self).end_idle());
@@ -151,7 +148,7 @@ impl Http1 {
     async fn end_idle(self: Arc<Self>) {
         loop {
             let next = {
-                let mut idle = self.idle.lock().unwrap_or_else(PoisonError::into_inner);
+                let mut idle = self.idle.lock();
                 idle.connections.retain(|(connection, since)| {
                     !connection.sender.is_closed() && since.elapsed() < IDLE_TIMEOUT
                 });

@@ -7,7 +7,7 @@ use std::{
     io::{self, IoSlice, Read},
     pin::Pin,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicU8, Ordering},
     },
     task::{Context, Poll, ready},
@@ -19,6 +19,7 @@ use hyper_util::{
     client::legacy::connect::{Connected, Connection},
     rt::TokioIo,
 };
+use parking_lot::Mutex;
 use socket2::SockRef;
 use tokio::{
     io::{AsyncRead, AsyncWrite, ReadBuf},
@@ -69,11 +70,11 @@ impl Announcement {
 
     /// Takes the room that was made for the head of the response, if that is large.
     pub(super) fn take_room(&self) -> Option<HeadRoom> {
-        self.0.room.lock().unwrap_or_else(PoisonError::into_inner).take()
+        self.0.room.lock().take()
     }
 
     fn leave_room(&self, room: HeadRoom) {
-        *self.0.room.lock().unwrap_or_else(PoisonError::into_inner) = Some(room);
+        *self.0.room.lock() = Some(room);
     }
 
     /// Announces a request by HEAD or another method.

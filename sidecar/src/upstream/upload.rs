@@ -3,7 +3,7 @@
 use std::{
     pin::Pin,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU64, Ordering},
     },
     task::{Context, Poll},
@@ -19,6 +19,7 @@ use crate::{
     budget::{Budget, Kind, Reservation},
     clock::monotonic_ms,
 };
+use parking_lot::{Mutex, MutexGuard};
 
 /// Maximum length of a body that is kept until the response begins, in bytes: most calls of gRPC are shorter.
 const MAX_REPLAYED: usize = 64 << 10;
@@ -108,7 +109,7 @@ impl Upload {
 
 impl Kept {
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 
     /// The body from its beginning, if all that was taken of it is kept. Whoever has read it so far gets no more.

@@ -1,7 +1,7 @@
 //! The connections to an HTTP source, and whom they trust.
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -25,6 +25,7 @@ use crate::{
     tls::client_config,
     upstream::{MAX_HEAD, MAX_LINES, may_have_been_dead},
 };
+use parking_lot::{Mutex, MutexGuard};
 
 /// How often the certificates are read again: a Secret's file may change.
 const CA_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -146,7 +147,7 @@ impl Clients {
     }
 
     fn checked(&self) -> MutexGuard<'_, Last> {
-        let mut last = self.last.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut last = self.last.lock();
         if last.checked.is_none_or(|checked| checked.elapsed() >= CA_CHECK_INTERVAL) {
             last.checked = Some(Instant::now());
             let last_error = self.renew(&mut last.good).err().map(|error| format!("{error:#}"));

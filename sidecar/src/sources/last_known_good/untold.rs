@@ -1,11 +1,9 @@
 //! Purges that Postgres does not know of yet.
 
-use std::{
-    collections::HashMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-};
+use std::collections::HashMap;
 
 use larder_policy::PurgeName;
+use parking_lot::{Mutex, MutexGuard};
 
 /// How many names are kept, 24 bytes each; beyond that, everything is to be forgotten.
 const MAX_NAMES: usize = 10_000;
@@ -84,7 +82,7 @@ impl Untold {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+        self.0.lock()
     }
 }
 

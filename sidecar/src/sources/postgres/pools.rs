@@ -1,10 +1,11 @@
 //! The connections to a Postgres server, by a URL and a CA that may change.
 
-use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
 use deadpool_postgres::{Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod};
 use larder_policy::spec;
+use parking_lot::{Mutex, MutexGuard};
 use tokio::time::{Duration, Instant, timeout};
 use tokio_postgres::{
     Config, NoTls,
@@ -168,7 +169,7 @@ impl Pools {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+        self.state.lock()
     }
 }
 
