@@ -1,6 +1,6 @@
-//! How often a hit in memory allocates: a promise about the shape of the code, so it is counted, not timed.
+//! Allocations per hit in memory: a property of the code's shape, so they are counted, not timed.
 
-// A test says what it expects by failing.
+// Tests state an expectation by panicking.
 #![allow(clippy::unwrap_used)]
 
 use std::{alloc::System, net::Ipv4Addr, sync::Arc};
@@ -25,7 +25,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 static ALLOCATOR: &StatsAlloc<System> = &INSTRUMENTED_SYSTEM;
 
 const HITS: usize = 2000;
-/// What the runtime does now and then.
+/// Allocations that the runtime makes now and then, per thousand hits.
 const MAX_IN_A_THOUSAND: usize = 1;
 
 async fn origin() -> TcpListener {
@@ -46,7 +46,7 @@ async fn answer_each(listener: TcpListener) {
     }
 }
 
-/// Reads one answer into a buffer that is used again, and says whether it was a hit.
+/// Reads one response into a reused buffer. Returns true if it was a hit.
 async fn ask(stream: &mut TcpStream, request: &[u8], buffer: &mut [u8]) -> bool {
     stream.write_all(request).await.unwrap();
     let mut length = 0;

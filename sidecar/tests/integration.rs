@@ -1,6 +1,6 @@
-//! The sidecar as a program, against a real Redis and a real Postgres: `./dev test integration` starts both.
+//! The sidecar program against a real Redis and a real Postgres; `./dev test integration` starts both.
 
-// A test says what it expects by failing; so does the harness.
+// Tests, and their harness, state an expectation by panicking.
 #![allow(clippy::unwrap_used)]
 
 mod integration {

@@ -1,4 +1,4 @@
-//! What the tests start, and how they wait.
+//! Servers and sidecars that tests start, and waiting for conditions.
 
 use std::{
     fs,
@@ -40,10 +40,10 @@ pub(super) use sidecar::{Answer, Sidecar, TOKEN, exchange};
 pub(super) use steps::Steps;
 pub(super) use wire::{Wire, header};
 
-/// How long anything that must happen may take.
+/// Timeout for anything that must happen.
 const TEST_TIMEOUT: Duration = Duration::from_secs(15);
 
-/// Polls until `check` gives something.
+/// Polls until `check` returns a value.
 pub(super) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<T>) -> T {
     let deadline = Instant::now() + TEST_TIMEOUT;
     loop {
@@ -55,19 +55,19 @@ pub(super) async fn until<T>(what: &str, mut check: impl AsyncFnMut() -> Option<
     }
 }
 
-/// A variable that `./dev test integration` sets.
+/// Returns a variable that `./dev test integration` sets.
 pub(super) fn environment(name: &str) -> String {
     std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set: run ./dev test integration"))
 }
 
-/// A name that no other test has, in this run or another.
+/// Returns a name that no other test has, in this run or another.
 pub(super) fn unique(prefix: &str) -> String {
     static NEXT: AtomicU32 = AtomicU32::new(0);
     let since = std::time::SystemTime::now().duration_since(std::time::UNIX_EPOCH).unwrap();
     format!("{prefix}_{}_{}_{}", process::id(), since.subsec_nanos(), NEXT.fetch_add(1, Ordering::Relaxed))
 }
 
-/// A folder that goes when the test ends.
+/// A folder that is removed when the test ends.
 #[derive(Debug)]
 pub(super) struct Folder(PathBuf);
 

@@ -8,7 +8,7 @@ use rustls::{
     pki_types::{CertificateDer, PrivateKeyDer, pem::PemObject},
 };
 
-/// Whoever signs the certificates of a test's servers.
+/// A certificate authority for the servers of a test.
 pub(crate) struct Authority(CertifiedIssuer<'static, KeyPair>);
 
 /// A certificate and its key, in PEM.
@@ -18,19 +18,19 @@ pub(crate) struct Certified {
 }
 
 impl Authority {
-    /// One that nobody else knows.
+    /// Creates an authority that nothing else trusts.
     pub(crate) fn new() -> Self {
         let mut params = CertificateParams::new(vec![]).unwrap();
         params.is_ca = IsCa::Ca(BasicConstraints::Unconstrained);
         Self(CertifiedIssuer::self_signed(params, KeyPair::generate().unwrap()).unwrap())
     }
 
-    /// Its own certificate, in PEM.
+    /// Returns the authority's own certificate, in PEM.
     pub(crate) fn pem(&self) -> String {
         self.0.pem()
     }
 
-    /// A certificate for a name or an address.
+    /// Issues a certificate for a name or an address.
     pub(crate) fn certify(&self, name: &str) -> Certified {
         let key = KeyPair::generate().unwrap();
         let params = CertificateParams::new(vec![name.to_owned()]).unwrap();
@@ -40,7 +40,7 @@ impl Authority {
 }
 
 impl Certified {
-    /// What a server needs to speak TLS, and one of these protocols in it.
+    /// Returns the settings of a server for TLS, with one of these protocols in it.
     pub(crate) fn server(&self, protocols: &[&str]) -> Arc<ServerConfig> {
         let chain = vec![CertificateDer::from_pem_slice(self.certificate.as_bytes()).unwrap()];
         let key = PrivateKeyDer::from_pem_slice(self.key.as_bytes()).unwrap();

@@ -1,4 +1,4 @@
-//! A schema of a test's own in Postgres.
+//! A Postgres schema of a test's own.
 
 use std::{fs, path::PathBuf};
 
@@ -8,7 +8,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{Folder, Relay, environment, unique};
 
-/// A schema of a test's own.
+/// A Postgres schema of a test's own.
 pub(crate) struct Database {
     schema: String,
     folder: Folder,
@@ -17,7 +17,7 @@ pub(crate) struct Database {
 }
 
 impl Database {
-    /// A schema in which `statements` have been run.
+    /// Creates a schema and runs `statements` in it.
     pub(crate) async fn new(statements: &str) -> Self {
         let url = environment("LARDER_TEST_POSTGRES_URL");
         let (client, connection) = tokio_postgres::connect(&url, NoTls).await.unwrap();
@@ -37,7 +37,7 @@ impl Database {
         fs::write(self.folder.join("url"), text).unwrap();
     }
 
-    /// From now on it is reached through a relay; dropped, it is gone.
+    /// Routes further connections through a relay. Without the relay the database is gone.
     pub(crate) async fn through_a_relay(&self) -> Relay {
         let server = Self::server();
         let relay = Relay::to(server.parse().unwrap()).await;
@@ -45,40 +45,40 @@ impl Database {
         relay
     }
 
-    /// From now on it is looked for where nobody is.
+    /// Points further connections at an address where nothing listens.
     pub(crate) fn reach_in_vain(&self) {
         self.reach_by(|url| url.replace(&Self::server(), "127.0.0.1:1"));
     }
 
-    /// The address and port of the server.
+    /// Returns the server's address and port.
     fn server() -> String {
         let url = environment("LARDER_TEST_POSTGRES_URL");
         url.rsplit('@').next().unwrap().split('/').next().unwrap().to_owned()
     }
 
-    /// What a source is made from.
+    /// Returns the settings of a source.
     pub(crate) fn source(&self, settings: &str) -> Postgres {
         serde_yaml::from_str(&self.serve(&format!("{{urlFrom: DATABASE, {settings}}}"))).unwrap()
     }
 
-    /// What a source is made from that is reached as this one is now, whatever changes.
+    /// Returns the settings of a source that keeps the present URL, whatever changes later.
     pub(crate) fn source_as_now(&self, settings: &str) -> Postgres {
         let (url, copy) = (self.folder.join("url"), self.folder.join(&unique("url")));
         fs::copy(url, &copy).unwrap();
         serde_yaml::from_str(&format!("{{urlFrom: {{file: {}}}, {settings}}}", copy.display())).unwrap()
     }
 
-    /// Where its URL is.
+    /// Returns the path of the file with the URL.
     pub(crate) fn url_file(&self) -> PathBuf {
         self.folder.join("url")
     }
 
-    /// Its name.
+    /// Returns the schema's name.
     pub(crate) fn schema(&self) -> &str {
         &self.schema
     }
 
-    /// A policy's `spec` with this database in place of `DATABASE`.
+    /// Returns a policy's `spec` with this database in place of `DATABASE`.
     pub(crate) fn serve(&self, spec: &str) -> String {
         spec.replace("DATABASE", &format!("{{file: {}}}", self.folder.join("url").display()))
     }
@@ -88,12 +88,12 @@ impl Database {
         self.client.batch_execute(statements).await.unwrap();
     }
 
-    /// A number that a query gives.
+    /// Returns the number that a query selects.
     pub(crate) async fn number(&self, query: &str) -> i64 {
         self.client.query_one(query, &[]).await.unwrap().get(0)
     }
 
-    /// Takes the schema away. A test that fails leaves it behind for whoever looks into it.
+    /// Drops the schema. A test that fails leaves it behind for inspection.
     pub(crate) async fn drop_schema(self) {
         self.run(&format!("drop schema {} cascade", self.schema)).await;
     }

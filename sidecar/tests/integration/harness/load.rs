@@ -1,4 +1,4 @@
-//! How long answers take.
+//! Response times under load.
 
 use std::{
     net::SocketAddr,
@@ -15,8 +15,8 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::TEST_TIMEOUT;
 
-/// Asks for a path over so many connections, so many times each, and says which time a hundredth of the answers took longer
-/// than. All must come from memory.
+/// Requests a path over so many connections, so many times each, and returns the 99th percentile of the response times. All
+/// responses must come from memory.
 pub(crate) async fn p99_of_hits(to: SocketAddr, path: &str, connections: usize, times: usize) -> Duration {
     let all = (0..connections).map(|_| async move {
         let (mut connection, mut took) = (Connection::to(to).await, Vec::with_capacity(times));
@@ -33,7 +33,7 @@ pub(crate) async fn p99_of_hits(to: SocketAddr, path: &str, connections: usize, 
     all[all.len() * 99 / 100]
 }
 
-/// Clients that ask for something else each time, one after the other, and wait no longer than `patience`.
+/// Clients that each request a different path every time, one after the other, and wait no longer than `patience`.
 pub(crate) fn newcomers(
     to: SocketAddr,
     paths: &'static [&'static str],
@@ -53,7 +53,7 @@ pub(crate) fn newcomers(
     }))
 }
 
-/// A connection that is kept.
+/// A persistent connection.
 struct Connection {
     stream: TcpStream,
     read: Vec<u8>,
@@ -66,7 +66,7 @@ impl Connection {
         Self { stream, read: Vec::with_capacity(4 << 10) }
     }
 
-    /// Asks for a path of `shop.test`; gives the head of the answer when all of it has come.
+    /// Requests a path of `shop.test`. Returns the head once the whole response has come.
     async fn ask(&mut self, path: &str) -> std::io::Result<String> {
         let request = format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n");
         self.stream.write_all(request.as_bytes()).await?;

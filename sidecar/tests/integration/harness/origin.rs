@@ -21,7 +21,7 @@ use tokio_util::task::AbortOnDropHandle;
 /// A request as the application saw it.
 #[derive(Clone, Debug)]
 pub(crate) struct Seen {
-    /// How many requests there were, this one included.
+    /// Number of requests so far, this one included.
     pub(crate) number: usize,
     pub(crate) method: Method,
     pub(crate) path: String,
@@ -30,16 +30,16 @@ pub(crate) struct Seen {
 }
 
 impl Seen {
-    /// A header's value; empty without it.
+    /// Returns a header's value, or an empty string.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 }
 
-/// An answer of the application.
+/// A response of the application.
 pub(crate) type Reply = Response<Full<Bytes>>;
 
-/// A 200.
+/// Returns a 200.
 pub(crate) fn reply(headers: &[(&str, &str)], body: impl Into<Bytes>) -> Reply {
     let mut response = Response::builder();
     for (name, value) in headers {
@@ -57,12 +57,12 @@ pub(crate) struct Origin {
 }
 
 impl Origin {
-    /// An application that answers every request with its number.
+    /// Starts an application that responds to every request with its number.
     pub(crate) async fn numbered(headers: &'static [(&'static str, &'static str)]) -> Self {
         Self::start(move |seen| async move { reply(headers, seen.number.to_string()) }).await
     }
 
-    /// An application that answers with the request's number, under the status that `x-status` names and with the header
+    /// Starts an application that responds with the request's number, under the status that `x-status` names and with the header
     /// fields that lines of `x-say` have, such as `etag: "a"`.
     pub(crate) async fn obedient() -> Self {
         Self::start(|seen| async move {
@@ -79,7 +79,7 @@ impl Origin {
         .await
     }
 
-    /// An application that answers every request with its number, and each write only when it is given a permit.
+    /// Starts an application that responds to every request with its number, and to each write only with a permit.
     pub(crate) async fn holding_writes() -> (Self, Arc<Semaphore>) {
         let permits = Arc::new(Semaphore::new(0));
         let gate = Arc::clone(&permits);
@@ -96,7 +96,7 @@ impl Origin {
         (origin, permits)
     }
 
-    /// An application.
+    /// Starts an application.
     pub(crate) async fn start<F, Answer>(answer: F) -> Self
     where
         F: Fn(Seen) -> Answer + Send + Sync + 'static,
@@ -105,7 +105,7 @@ impl Origin {
         Self::start_at("127.0.0.1", answer).await
     }
 
-    /// An application that listens at one address only.
+    /// Starts an application that listens at one address only.
     pub(crate) async fn start_at<F, Answer>(ip: &str, answer: F) -> Self
     where
         F: Fn(Seen) -> Answer + Send + Sync + 'static,
@@ -114,7 +114,7 @@ impl Origin {
         Self::start_on(SocketAddr::new(ip.parse().unwrap(), 0), answer).await
     }
 
-    /// An application that listens at one address and port only, where another one may have listened before.
+    /// Starts an application that listens at one address and port only, where another one may have listened before.
     pub(crate) async fn start_on<F, Answer>(address: SocketAddr, answer: F) -> Self
     where
         F: Fn(Seen) -> Answer + Send + Sync + 'static,
@@ -149,18 +149,18 @@ impl Origin {
         Self { address, seen, _task }
     }
 
-    /// How many requests it has seen.
+    /// Returns the number of requests seen.
     pub(crate) fn calls(&self) -> usize {
         self.seen.lock().unwrap().len()
     }
 
-    /// The last request it has seen.
+    /// Returns the last request seen.
     pub(crate) fn last(&self) -> Seen {
         self.seen.lock().unwrap().last().unwrap().clone()
     }
 }
 
-/// An application that speaks as it likes.
+/// An application that sends raw bytes.
 #[derive(Debug)]
 pub(crate) struct RawOrigin {
     pub(crate) address: SocketAddr,
@@ -168,7 +168,7 @@ pub(crate) struct RawOrigin {
 }
 
 impl RawOrigin {
-    /// An application that talks with each connection as `talk` does.
+    /// Starts an application that runs `talk` for each connection.
     pub(crate) async fn start<F, Talk>(talk: F) -> Self
     where
         F: Fn(TcpStream) -> Talk + Send + 'static,
@@ -177,7 +177,7 @@ impl RawOrigin {
         Self::start_at("127.0.0.1", talk).await
     }
 
-    /// An application that listens at one address only.
+    /// Starts an application that listens at one address only.
     pub(crate) async fn start_at<F, Talk>(ip: &str, talk: F) -> Self
     where
         F: Fn(TcpStream) -> Talk + Send + 'static,
@@ -186,7 +186,7 @@ impl RawOrigin {
         Self::start_on(SocketAddr::new(ip.parse().unwrap(), 0), talk).await
     }
 
-    /// An application that listens at one address and port only, where another one may have listened before.
+    /// Starts an application that listens at one address and port only, where another one may have listened before.
     pub(crate) async fn start_on<F, Talk>(address: SocketAddr, talk: F) -> Self
     where
         F: Fn(TcpStream) -> Talk + Send + 'static,

@@ -9,14 +9,14 @@ pub(crate) async fn two(policy: &Policy, origin: &Origin) -> [Sidecar; 2] {
     [Sidecar::start(policy, origin.address).await, Sidecar::start(policy, origin.address).await]
 }
 
-/// Waits until what one stores the other finds in Redis. No request fails meanwhile.
+/// Waits until one sidecar finds in Redis a response that the other stored. No request fails meanwhile.
 pub(crate) async fn until_shared([a, b]: &[Sidecar; 2]) {
     let mut page = 0;
     until("a hit from L2", async || {
         page += 1;
         let path = format!("/shared-{page}");
         let stored = a.get(&path).await;
-        // Who asks before it is in Redis stores its own: a path is good for one try, and the next comes after a while.
+        // A request before the response is in Redis stores another: a path is good for one try, and the next comes after a while.
         tokio::time::sleep(Duration::from_millis(50)).await;
         let found = b.get(&path).await;
         assert_eq!([stored.status, found.status], [200, 200]);

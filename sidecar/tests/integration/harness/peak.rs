@@ -1,4 +1,4 @@
-//! The most memory that a process has at any time.
+//! Peak memory of a process.
 
 use std::{
     sync::{
@@ -9,10 +9,10 @@ use std::{
     time::Duration,
 };
 
-/// How often it is looked at.
+/// Sampling interval.
 const INTERVAL: Duration = Duration::from_millis(5);
 
-/// The most memory of its own (proc(5), `RssAnon`) that a process had resident since this was made.
+/// Peak of a process's own resident memory (proc(5), `RssAnon`) since this value was made.
 #[derive(Debug)]
 pub(crate) struct Peak {
     most: Arc<AtomicU64>,
@@ -23,7 +23,7 @@ impl Peak {
     pub(super) fn of(process: u32) -> Self {
         let (most, is_over) = (Arc::<AtomicU64>::default(), Arc::<AtomicBool>::default());
         let peak = Self { most: Arc::clone(&most), is_over: Arc::clone(&is_over) };
-        // A thread of its own: it must look while the test's own threads are busy.
+        // A thread of its own samples while the test's threads are busy.
         thread::spawn(move || {
             while !is_over.load(Ordering::Relaxed) {
                 most.fetch_max(resident(process).unwrap_or(0), Ordering::Relaxed);
@@ -33,7 +33,7 @@ impl Peak {
         peak
     }
 
-    /// In bytes, so far.
+    /// Returns the peak so far, in bytes.
     pub(crate) fn bytes(&self) -> u64 {
         self.most.load(Ordering::Relaxed)
     }
@@ -45,7 +45,7 @@ impl Drop for Peak {
     }
 }
 
-/// The memory of its own that a process has resident, in bytes.
+/// Returns a process's own resident memory, in bytes.
 pub(super) fn resident(process: u32) -> Option<u64> {
     let status = std::fs::read_to_string(format!("/proc/{process}/status")).ok()?;
     let line = status.lines().find_map(|line| line.strip_prefix("RssAnon:"))?;

@@ -12,14 +12,14 @@ pub(crate) struct Policy {
 }
 
 impl Policy {
-    /// A policy with this `spec`.
+    /// Writes a policy with this `spec`.
     pub(crate) fn new(spec: &str) -> Self {
         let policy = Self { folder: Folder::new(), name: unique("policy") };
         policy.change(spec);
         policy
     }
 
-    /// A policy with this `spec` as the operator compiles one that relies on seeing every write.
+    /// Writes a policy with this `spec` as the operator compiles one that relies on seeing every write.
     pub(crate) fn compiled(spec: &str) -> Self {
         let policy = Self::new(spec);
         let text = fs::read_to_string(policy.path()).unwrap();
@@ -28,33 +28,33 @@ impl Policy {
         policy
     }
 
-    /// The same policy in another pod, whose files change at other times. Nothing says there whether every pod has the sidecar.
+    /// The same policy in another pod, whose files change at other times and have no word on coverage yet.
     pub(crate) fn elsewhere(&self) -> Self {
         let policy = Self { folder: Folder::new(), name: self.name.clone() };
         policy.write(&fs::read_to_string(self.path()).unwrap());
         policy
     }
 
-    /// Says beside the file whether every pod has the sidecar, all at once.
+    /// Writes the state of coverage beside the file, atomically.
     pub(crate) fn cover(&self, state: &str, since: &str) {
         self.write_coverage(&format!(r#"{{"policy":"u-1","state":"{state}","since":"{since}"}}"#));
     }
 
-    /// Puts any text into the file beside it, all at once.
+    /// Writes any text into the coverage file, atomically.
     pub(crate) fn write_coverage(&self, text: &str) {
         let written = self.folder.join("written-coverage");
         fs::write(&written, text).unwrap();
         fs::rename(written, self.folder.join("coverage.json")).unwrap();
     }
 
-    /// The same policy in a file of its own, as another pod has it that hears of changes at another time.
+    /// The same policy in a file of its own, as in another pod that hears of changes at another time.
     pub(crate) fn twin(&self, spec: &str) -> Self {
         let twin = Self { folder: Folder::new(), name: self.name.clone() };
         twin.change(spec);
         twin
     }
 
-    /// Puts another `spec` into the file, all at once.
+    /// Writes another `spec` into the file, atomically.
     pub(crate) fn change(&self, spec: &str) {
         if spec.contains("LARDER_TEST_REDIS_URL") {
             environment("LARDER_TEST_REDIS_URL");
@@ -66,34 +66,34 @@ impl Policy {
         ));
     }
 
-    /// Puts any text into the file, all at once.
+    /// Writes any text into the file, atomically.
     pub(crate) fn write(&self, text: &str) {
         let written = self.folder.join("written");
         fs::write(&written, text).unwrap();
         fs::rename(written, self.path()).unwrap();
     }
 
-    /// Takes the file away.
+    /// Removes the file.
     pub(crate) fn vanish(&self) {
         fs::remove_file(self.path()).unwrap();
     }
 
-    /// Where the file is.
+    /// Returns the path of the file.
     pub(crate) fn path(&self) -> PathBuf {
         self.folder.join("policy.yaml")
     }
 
-    /// The hash of the barriers in Redis.
+    /// Returns the key of the barriers in Redis.
     pub(crate) fn barriers(&self) -> String {
         format!("larder:itest/{}:barriers:", self.name)
     }
 
-    /// The patterns of an ACL that allow what this policy needs: of keys, and of channels.
+    /// Returns the patterns of an ACL that this policy needs: of keys, and of channels.
     pub(crate) fn access(&self) -> [String; 2] {
         ["~", "&"].map(|kind| format!("{kind}larder:itest/{}:*", self.name))
     }
 
-    /// The keys of the policy's records in Redis: entries, variants, and the names of `Vary`.
+    /// Returns the keys of the policy's records in Redis: entries, variants, and the names of `Vary`.
     pub(crate) async fn records(&self, redis: &mut redis::aio::MultiplexedConnection) -> Vec<String> {
         let pattern = format!("larder:itest/{}:*}}:[ev]*", self.name);
         redis::cmd("KEYS").arg(pattern).query_async(redis).await.unwrap()
@@ -109,7 +109,7 @@ impl Policy {
             .await;
     }
 
-    /// Whether Redis holds nothing of the policy.
+    /// Returns true if Redis holds nothing of the policy.
     pub(crate) async fn nothing_is_stored(&self, redis: &mut redis::aio::MultiplexedConnection) -> bool {
         self.stored_records(redis).await == 0
     }

@@ -14,7 +14,7 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{authority::Certified, environment, unique, until};
 
-/// A Postgres server of a test's own, which asks for passwords and speaks TLS to those who want it.
+/// A Postgres server of a test's own, with passwords and optional TLS.
 pub(crate) struct PostgresServer {
     pub(crate) port: u16,
     folder: PathBuf,
@@ -22,12 +22,12 @@ pub(crate) struct PostgresServer {
 }
 
 impl PostgresServer {
-    /// The password of the user `larder`.
+    /// Password of the user `larder`.
     pub(crate) const PASSWORD: &str = "open-sesame";
 
-    /// Starts one that identifies itself by this certificate.
+    /// Starts a server with this certificate.
     pub(crate) async fn start(certified: &Certified) -> Self {
-        // Its user may not enter a home folder of root's.
+        // The server's user may not enter a home folder of root's.
         let folder = Path::new("/tmp").join(unique("larder-postgres"));
         fs::create_dir(&folder).unwrap();
         for (name, text) in [
@@ -85,7 +85,7 @@ impl PostgresServer {
         server
     }
 
-    /// The URL by which a user reaches it.
+    /// Returns the URL for a user.
     pub(crate) fn url(&self, user: &str, password: &str, mode: &str) -> String {
         format!("postgres://{user}:{password}@127.0.0.1:{}/postgres?sslmode={mode}", self.port)
     }
@@ -105,14 +105,14 @@ impl PostgresServer {
 
 impl Drop for PostgresServer {
     fn drop(&mut self) {
-        // At once, and its children with it.
+        // SIGQUIT ends it at once, and its children with it.
         let _ = kill_process(Pid::from_child(&self.child), Signal::QUIT);
         let _ = self.child.wait();
         let _ = fs::remove_dir_all(&self.folder);
     }
 }
 
-/// A program of Postgres, which refuses to run as root.
+/// Returns a command of Postgres, which refuses to run as root.
 fn program(name: &str, folder: &Path) -> Command {
     let path = Path::new(&environment("LARDER_TEST_POSTGRES_PROGRAMS")).join(name);
     let mut command = if geteuid().is_root() {

@@ -40,7 +40,7 @@ pub(crate) fn free_port() -> u16 {
 }
 
 impl RedisServer {
-    /// The server that all tests share.
+    /// Returns a connection to the server that all tests share.
     pub(crate) async fn shared() -> MultiplexedConnection {
         let client = Client::open(environment("LARDER_TEST_REDIS_URL")).unwrap();
         until("redis answers", async || connect(&client).await.ok()).await
@@ -76,7 +76,7 @@ impl RedisServer {
         Self::launch(port, folder, arguments, Client::open(url).unwrap()).await
     }
 
-    /// Starts a server that speaks TLS alone and knows two users: `larder`, who may do what a sidecar does, and `admin`.
+    /// Starts a server that speaks only TLS and has two users: `larder`, with the rights that a sidecar needs, and `admin`.
     pub(crate) async fn start_with_tls(password: &str) -> Self {
         let (port, folder) = (free_port(), Folder::new());
         let ca = certificates(&folder);
@@ -107,40 +107,40 @@ impl RedisServer {
         server
     }
 
-    /// A connection to it, when it answers.
+    /// Returns a connection to the server, once there is one.
     pub(crate) async fn connection(&self) -> MultiplexedConnection {
         until("redis-server answers", async || connect(&self.client).await.ok()).await
     }
 
-    /// A policy's `spec` with this server in place of the shared one.
+    /// Returns a policy's `spec` with this server in place of the shared one.
     pub(crate) fn serve(&self, spec: &str) -> String {
         let file = format!("{{file: {}}}", self.url_file().display());
         spec.replace("{env: LARDER_TEST_REDIS_URL}", &file)
     }
 
-    /// Puts another URL into the file that policies read it from, all at once.
+    /// Writes another URL into the file that policies read, atomically.
     pub(crate) fn set_url(&self, url: &str) {
         let written = self.folder.join("written");
         fs::write(&written, format!("{url}\n")).unwrap();
         fs::rename(written, self.url_file()).unwrap();
     }
 
-    /// The file that policies read the URL from.
+    /// Returns the path of the file that policies read the URL from.
     pub(crate) fn url_file(&self) -> PathBuf {
         self.folder.join("url")
     }
 
-    /// Where a certificate of its TLS is: `ca.pem`, or `other.pem`, which has signed nothing.
+    /// Returns the path of a certificate of the server's TLS: `ca.pem`, or `other.pem`, which has signed nothing.
     pub(crate) fn file(&self, name: &str) -> PathBuf {
         self.folder.join(name)
     }
 
-    /// Says one thing to it.
+    /// Runs a command.
     pub(crate) async fn say(&self, words: &[&str]) {
         self.ask::<redis::Value>(words).await;
     }
 
-    /// Asks it one thing; again, if it closes the connection, as one does that changes its role.
+    /// Runs a command and returns its reply; again if the server closes the connection, as one does that changes its role.
     pub(crate) async fn ask<T: FromRedisValue>(&self, words: &[&str]) -> T {
         let mut command = redis::Cmd::new();
         words.iter().for_each(|word| {
@@ -153,23 +153,23 @@ impl RedisServer {
         .await
     }
 
-    /// Stops it in mid-step: connections stay, nothing answers.
+    /// Stops the process with SIGSTOP: connections stay open and get no replies.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Continues the process.
     pub(crate) fn thaw(&self) {
         self.signal(Signal::CONT);
     }
 
-    /// Ends it at once, with whatever it has not written to disk.
+    /// Kills the process; data that is not on disk is lost.
     pub(crate) fn kill(&mut self) {
         self.signal(Signal::KILL);
         self.child.wait().unwrap();
     }
 
-    /// Starts it again on the same port with what it has on disk.
+    /// Starts the server again on the same port, with its data on disk.
     pub(crate) async fn restart(&mut self) {
         self.child = run(&self.folder, &self.arguments);
         self.connection().await;

@@ -1,4 +1,4 @@
-//! Several Redis servers that belong together.
+//! Redis deployments of several servers.
 
 use super::{RedisServer, redis_server::free_port, until};
 
@@ -11,7 +11,7 @@ pub(crate) struct Sentinels {
 }
 
 impl Sentinels {
-    /// Starts them, and waits until they know each other.
+    /// Starts the servers, and waits until they know each other.
     pub(crate) async fn start() -> Self {
         let prompt = ["--repl-diskless-sync-delay", "0"];
         let master = RedisServer::start_with(&prompt).await;
@@ -39,7 +39,7 @@ impl Sentinels {
         Self { master, replica, sentinels }
     }
 
-    /// A policy's `spec` with these in place of the shared server. `login` is what stands before the hosts in the URL.
+    /// Returns a policy's `spec` with these servers in place of the shared one, and `login` before the hosts in the URL.
     pub(crate) fn serve(&self, spec: &str, login: &str) -> String {
         let hosts: Vec<_> = self.sentinels.iter().map(|one| format!("127.0.0.1:{}", one.port)).collect();
         let first = self.sentinels.first().unwrap();
@@ -54,11 +54,11 @@ pub(crate) struct Cluster {
     pub(crate) servers: Vec<RedisServer>,
 }
 
-/// How many slots a Cluster has.
+/// Number of slots of a Cluster.
 const SLOTS: u16 = 16_384;
 
 impl Cluster {
-    /// Starts one that answers for what it has when a server is gone.
+    /// Starts a Cluster that goes on serving its other slots when a server is gone.
     pub(crate) async fn start() -> Self {
         let mut servers = Vec::new();
         for _ in 0..3 {
@@ -84,7 +84,7 @@ impl Cluster {
         cluster
     }
 
-    /// Waits until every server knows where each slot is, and that all are there.
+    /// Waits until every server knows the owner of each slot, and that all are up.
     pub(crate) async fn until_whole(&self) {
         for server in &self.servers {
             until("the Cluster is whole", async || {
@@ -96,7 +96,7 @@ impl Cluster {
         }
     }
 
-    /// A policy's `spec` with these in place of the shared server.
+    /// Returns a policy's `spec` with these servers in place of the shared one.
     pub(crate) fn serve(&self, spec: &str) -> String {
         let hosts: Vec<_> = self.servers.iter().map(|one| format!("127.0.0.1:{}", one.port)).collect();
         let first = self.servers.first().unwrap();
@@ -104,7 +104,7 @@ impl Cluster {
         first.serve(spec).replace("redis: {", "redis: {topology: Cluster, ")
     }
 
-    /// The server that holds a key.
+    /// Returns the server that holds a key.
     pub(crate) async fn server_of(&self, key: &str) -> usize {
         let slot: u16 = self.servers[0].ask(&["CLUSTER", "KEYSLOT", key]).await;
         (0..3).find(|number| slot < first_slot(number + 1)).unwrap().into()

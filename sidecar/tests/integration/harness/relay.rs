@@ -1,4 +1,4 @@
-//! A relay that can be cut, and through which a server looks slow, silent or gone.
+//! A relay that can be cut, or make a server look slow, silent or gone.
 
 use std::{
     io,
@@ -20,30 +20,30 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-/// What is wrong with a server, as seen through a relay.
+/// A fault of a server, as seen through a relay.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) enum Fault {
-    /// Nothing.
+    /// No fault.
     Nothing,
-    /// All that it says comes later by this.
+    /// Delay of the server's bytes.
     Slow(Duration),
-    /// All that either side says comes later by this.
+    /// Delay of the bytes of both sides.
     Far(Duration),
-    /// No more than so many bytes come from it in a second, over each connection.
+    /// Bandwidth limit of the server, in bytes per second and connection.
     Narrow(u32),
-    /// Nothing that it says comes, until that is over.
+    /// The server's bytes are held back until the fault is over.
     Silent,
-    /// Nothing that either side says comes, until that is over.
+    /// The bytes of both sides are held back until the fault is over.
     Parted,
     /// Connections are reset, and new ones too.
     Cut,
 }
 
-/// What is wrong, and with which connections.
+/// The present fault, and the connections that suffer it.
 #[derive(Clone, Copy, Debug)]
 struct Suffered {
     fault: Fault,
-    /// Only those over which a subscription was asked for.
+    /// Only connections with a Redis subscription.
     by_bus_alone: bool,
 }
 
@@ -53,7 +53,7 @@ impl Suffered {
     }
 }
 
-/// Passes connections on to a server until it is dropped, which cuts them all and refuses new ones.
+/// Forwards connections to a server until it is dropped, which cuts them all and refuses new ones.
 #[derive(Debug)]
 pub(crate) struct Relay {
     pub(crate) port: u16,
@@ -62,7 +62,7 @@ pub(crate) struct Relay {
 }
 
 impl Relay {
-    /// A relay to `server`.
+    /// Starts a relay to `server`.
     pub(crate) async fn to(server: SocketAddr) -> Self {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let port = listener.local_addr().unwrap().port();
@@ -78,17 +78,17 @@ impl Relay {
         Self { port, suffered, _task: AbortOnDropHandle::new(task) }
     }
 
-    /// From now on this is wrong with the server, for connections that there are too.
+    /// Sets the server's fault, for existing connections, too.
     pub(crate) fn suffer(&self, fault: Fault) {
         self.suffered.send_replace(Suffered { fault, by_bus_alone: false });
     }
 
-    /// From now on this is wrong with the bus of a Redis, and nothing with its other connections.
+    /// Sets a fault of Redis connections that carry the bus, and of no others.
     pub(crate) fn bus_suffers(&self, fault: Fault) {
         self.suffered.send_replace(Suffered { fault, by_bus_alone: true });
     }
 
-    /// Its address.
+    /// Returns the relay's address.
     pub(crate) fn address(&self) -> SocketAddr {
         ([127, 0, 0, 1], self.port).into()
     }
@@ -117,14 +117,14 @@ async fn pass(mut client: TcpStream, server: SocketAddr, suffered: watch::Receiv
     }
 }
 
-/// Who says what is passed on.
+/// The side whose bytes are forwarded.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Side {
     Client,
     Server,
 }
 
-/// Passes on what one side says, when what is suffered lets it.
+/// Forwards the bytes of one side, as far as the fault lets them.
 async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
@@ -143,7 +143,7 @@ async fn carry(
             if side == Side::Client && subscribes(&piece[..read]) {
                 subscribed.store(true, Ordering::SeqCst);
             }
-            // Whoever takes it ends with an error, and so this ends.
+            // Writing to a side that has closed ends with an error, and so does this.
             let _ = came.send((Instant::now(), piece[..read].to_vec()));
         }
     };
@@ -161,7 +161,7 @@ async fn carry(
     tokio::try_join!(read, write).map(drop)
 }
 
-/// Waits until a piece may pass; returns how many bytes may do so in a second, if there is a limit.
+/// Waits until a piece may pass. Returns the limit in bytes per second, if there is one.
 async fn let_pass(
     suffered: &mut watch::Receiver<Suffered>,
     (side, is_bus): (Side, &AtomicBool),

@@ -28,7 +28,7 @@ pub(crate) struct Application {
 }
 
 impl Application {
-    /// An application on Express.
+    /// Starts an application on Express.
     pub(crate) async fn express() -> Self {
         Self::start(|port, _| {
             let mut command = Command::new(environment("LARDER_TEST_NODE"));
@@ -39,7 +39,7 @@ impl Application {
         .await
     }
 
-    /// An application on Go's net/http.
+    /// Starts an application on Go's net/http.
     pub(crate) async fn go() -> Self {
         Self::start(|port, _| {
             let mut command = Command::new(environment("LARDER_TEST_GO_APPLICATION"));
@@ -49,7 +49,7 @@ impl Application {
         .await
     }
 
-    /// An application on nginx, which listens on every address of the machine.
+    /// Starts an application on nginx, which listens on every address of the machine.
     pub(crate) async fn nginx() -> Self {
         Self::start(|port, folder| {
             let template = fs::read_to_string(sources().join("nginx/nginx.conf")).unwrap();

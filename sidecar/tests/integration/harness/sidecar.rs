@@ -1,4 +1,4 @@
-//! The program under test.
+//! The sidecar program under test.
 
 use std::{
     net::SocketAddr,
@@ -23,10 +23,10 @@ use tokio::{
 
 use super::{Folder, Peak, Policy, peak::resident, until};
 
-/// The token of the admin API.
+/// Token of the admin API.
 pub(crate) const TOKEN: &str = "the-token";
 
-/// An answer, whole.
+/// A complete response.
 #[derive(Clone, Debug)]
 pub(crate) struct Answer {
     pub(crate) status: StatusCode,
@@ -35,30 +35,30 @@ pub(crate) struct Answer {
 }
 
 impl Answer {
-    /// A header's value; empty without it.
+    /// Returns a header's value, or an empty string.
     pub(crate) fn header(&self, name: &str) -> &str {
         self.headers.get(name).map_or("", |value| value.to_str().unwrap())
     }
 
-    /// What the sidecar says of it.
+    /// Returns the value of `Cache-Status`.
     pub(crate) fn cache_status(&self) -> &str {
         self.header("cache-status")
     }
 
-    /// For how many seconds longer a hit is fresh.
+    /// Returns the remaining freshness of a hit, in seconds.
     pub(crate) fn ttl(&self) -> Option<i64> {
         let ttl = self.cache_status().strip_prefix("larder; hit; ttl=")?;
         ttl.split(';').next()?.parse().ok()
     }
 
-    /// The tier that a hit came from.
+    /// Returns the tier of a hit.
     pub(crate) fn hit(&self) -> Option<&str> {
         let hit = self.cache_status().strip_prefix("larder; hit; ")?;
         hit.split("detail=").nth(1)
     }
 }
 
-/// A running sidecar. It is killed when it is dropped.
+/// A running sidecar, killed on drop.
 #[derive(Debug)]
 pub(crate) struct Sidecar {
     pub(crate) address: SocketAddr,
@@ -70,24 +70,24 @@ pub(crate) struct Sidecar {
 }
 
 impl Sidecar {
-    /// A sidecar without a policy.
+    /// Starts a sidecar without a policy.
     pub(crate) async fn bare(origin: SocketAddr) -> Self {
         Self::launch(origin, &[]).await
     }
 
-    /// A sidecar under a policy, with every tier up.
+    /// Starts a sidecar under a policy, and waits until every tier is up.
     pub(crate) async fn start(policy: &Policy, origin: SocketAddr) -> Self {
         let sidecar = Self::start_at_once(policy, origin).await;
         sidecar.until_tiers_are("up").await;
         sidecar
     }
 
-    /// A sidecar under a policy, whatever its tiers do.
+    /// Starts a sidecar under a policy without waiting for its tiers.
     pub(crate) async fn start_at_once(policy: &Policy, origin: SocketAddr) -> Self {
         Self::launch(origin, &["--policy", policy.path().to_str().unwrap()]).await
     }
 
-    /// A sidecar with further arguments.
+    /// Starts a sidecar with further arguments.
     pub(crate) async fn launch(origin: SocketAddr, arguments: &[&str]) -> Self {
         let folder = Folder::new();
         std::fs::write(folder.join("token"), format!("{TOKEN}\n")).unwrap();
@@ -96,7 +96,7 @@ impl Sidecar {
         Self::run(folder, origin, &arguments).await
     }
 
-    /// A sidecar under a policy without a token: nothing in Redis is authenticated, and the admin API tells little.
+    /// Starts a sidecar without a token: nothing in Redis is authenticated, and the admin API tells little.
     pub(crate) async fn without_token(policy: &Policy, origin: SocketAddr) -> Self {
         let path = policy.path();
         let arguments = ["--policy", path.to_str().unwrap()];
@@ -136,14 +136,14 @@ impl Sidecar {
         Self { address, admin, child, client, log, folder }
     }
 
-    /// Gives it another token, all at once, as the kubelet does.
+    /// Replaces the token atomically, as the kubelet does.
     pub(crate) fn set_token(&self, token: &str) {
         let written = self.folder.join("written");
         std::fs::write(&written, token).unwrap();
         std::fs::rename(written, self.folder.join("token")).unwrap();
     }
 
-    /// Where it listens, once that is in so many places.
+    /// Returns the addresses of the sidecar's listeners, once there are so many.
     pub(crate) async fn addresses(&self, count: usize) -> Vec<SocketAddr> {
         until("every listener", async || {
             let log = self.log.lock().unwrap().clone();
@@ -156,32 +156,32 @@ impl Sidecar {
         .await
     }
 
-    /// The first line of its log that has this in it.
+    /// Returns the first line of the log with this text.
     pub(crate) fn logged(&self, text: &str) -> Option<String> {
         self.log.lock().unwrap().iter().find(|line| line.contains(text)).cloned()
     }
 
-    /// The lines of its log that have this in them.
+    /// Returns the lines of the log with this text.
     pub(crate) fn logged_lines(&self, text: &str) -> Vec<String> {
         self.log.lock().unwrap().iter().filter(|line| line.contains(text)).cloned().collect()
     }
 
-    /// Asks it for a path of `shop.test`.
+    /// Requests a path of `shop.test`.
     pub(crate) async fn get(&self, path: &str) -> Answer {
         self.get_with(path, &[]).await
     }
 
-    /// Asks it for a path of `shop.test`, with headers.
+    /// Requests a path of `shop.test`, with headers.
     pub(crate) async fn get_with(&self, path: &str, headers: &[(&str, &str)]) -> Answer {
         self.request(Method::GET, path, headers, "").await
     }
 
-    /// Sends it a write.
+    /// Sends a PUT.
     pub(crate) async fn put(&self, path: &str) -> Answer {
         self.request(Method::PUT, path, &[], "written").await
     }
 
-    /// Sends it a request.
+    /// Sends a request.
     pub(crate) async fn request(
         &self,
         method: Method,
@@ -204,12 +204,12 @@ impl Sidecar {
         self.send(self.admin, method, path, &[("authorization", &token)], body).await
     }
 
-    /// Asks the admin API without a token.
+    /// Requests a path of the admin API without a token.
     pub(crate) async fn admin(&self, path: &str) -> Answer {
         self.send(self.admin, Method::GET, path, &[], "").await
     }
 
-    /// The status of an answer of the admin API to a client that comes with a connection of its own, as probes do.
+    /// Returns the status of the admin API for a new connection, as probes make.
     pub(crate) async fn admin_anew(&self, path: &str) -> StatusCode {
         let request = format!("GET {path} HTTP/1.1\r\nHost: larder\r\nConnection: close\r\n\r\n");
         let answer = exchange(self.admin, request).await;
@@ -217,7 +217,7 @@ impl Sidecar {
         StatusCode::from_bytes(status).unwrap()
     }
 
-    /// What it says it serves by.
+    /// Returns the sidecar's report of its policy.
     pub(crate) async fn policy(&self) -> Value {
         serde_json::from_str(&self.admin("/policy").await.body).unwrap()
     }
@@ -231,14 +231,14 @@ impl Sidecar {
         .await;
     }
 
-    /// Waits until it serves by what is in the policy's file.
+    /// Waits until the sidecar runs the policy in the file.
     pub(crate) async fn until_it_serves(&self, policy: &Policy) {
         let hash = larder_policy::document::hash(&std::fs::read_to_string(policy.path()).unwrap());
         until("the new policy", async || (self.policy().await["hash"] == hash).then_some(())).await;
         self.until_tiers_are("up").await;
     }
 
-    /// Why a tier is not connected as it should be, once it says so.
+    /// Waits until a tier reports an error, and returns it.
     pub(crate) async fn last_error(&self, tier: &str) -> String {
         until(&format!("an error of {tier}"), async || {
             self.policy().await["last_errors"][tier].as_str().map(str::to_owned)
@@ -246,7 +246,7 @@ impl Sidecar {
         .await
     }
 
-    /// Waits until no tier is in last_error.
+    /// Waits until no tier reports an error.
     pub(crate) async fn until_no_error(&self) {
         until("no error", async || {
             self.policy().await["last_errors"].as_object().unwrap().is_empty().then_some(())
@@ -254,14 +254,14 @@ impl Sidecar {
         .await;
     }
 
-    /// Waits until it is in a state: `serving`, `waiting`, `suspended` or `absent`, with every tier up: what was asked for before a
-    /// new version of a policy is listed in Redis is not stored.
+    /// Waits for a state (`serving`, `waiting`, `suspended` or `absent`) with every tier up: a response requested before a new
+    /// version of a policy is listed in Redis is not stored.
     pub(crate) async fn until_state(&self, state: &str) {
         until(state, async || (self.policy().await["state"] == state).then_some(())).await;
         self.until_tiers_are("up").await;
     }
 
-    /// The sum of a metric over the series whose labels contain all of `labels`.
+    /// Returns the sum of a metric over the series whose labels contain all of `labels`.
     pub(crate) async fn metric(&self, name: &str, labels: &[&str]) -> f64 {
         let text = self.admin("/metrics").await.body;
         let series = text.lines().filter_map(|line| line.split_once(' ')).filter(|(series, _)| {
@@ -270,27 +270,27 @@ impl Sidecar {
         series.map(|(_, value)| value.parse::<f64>().unwrap()).sum()
     }
 
-    /// The memory of its own that is resident, in bytes.
+    /// Returns the process's own resident memory, in bytes.
     pub(crate) fn resident(&self) -> u64 {
         resident(self.child.id().unwrap()).unwrap()
     }
 
-    /// The most memory that is resident from now on.
+    /// Measures peak resident memory from now on.
     pub(crate) fn peak(&self) -> Peak {
         Peak::of(self.child.id().unwrap())
     }
 
-    /// Tells it to end.
+    /// Sends SIGTERM.
     pub(crate) fn terminate(&self) {
         self.signal(Signal::TERM);
     }
 
-    /// Stops it in mid-step.
+    /// Stops the process with SIGSTOP.
     pub(crate) fn freeze(&self) {
         self.signal(Signal::STOP);
     }
 
-    /// Lets it go on.
+    /// Continues the process.
     pub(crate) fn thaw(&self) {
         self.signal(Signal::CONT);
     }
@@ -300,7 +300,7 @@ impl Sidecar {
         kill_process(pid, signal).unwrap();
     }
 
-    /// Waits until it has ended; whether it ended well.
+    /// Waits until the process has ended. Returns true if it succeeded.
     pub(crate) async fn ended(&mut self) -> bool {
         tokio::time::timeout(super::TEST_TIMEOUT, self.child.wait()).await.unwrap().unwrap().success()
     }
@@ -340,12 +340,12 @@ impl Drop for Sidecar {
     }
 }
 
-/// Sends bytes over a connection of its own and reads whatever comes until the other side ends it.
+/// Sends bytes over a connection of its own and reads everything until the other side closes.
 pub(crate) async fn exchange(to: SocketAddr, bytes: impl AsRef<[u8]>) -> Vec<u8> {
     let mut stream = TcpStream::connect(to).await.unwrap();
     stream.write_all(bytes.as_ref()).await.unwrap();
     let mut answer = Vec::new();
-    // A reset ends an answer as well as any other end.
+    // A reset ends a response as well as any other end.
     let _ = tokio::time::timeout(super::TEST_TIMEOUT, stream.read_to_end(&mut answer)).await.unwrap();
     answer
 }

@@ -1,4 +1,4 @@
-//! An application that answers in steps.
+//! An application that sends its response in steps.
 
 use std::{
     net::SocketAddr,
@@ -9,7 +9,7 @@ use tokio::{io::AsyncWriteExt, sync::Semaphore};
 
 use super::{RawOrigin, read_head, until};
 
-/// An application that says the first step of an answer when it is asked, and each other when it is let.
+/// An application that sends the first step of a response at once, and each other with a permit.
 #[derive(Debug)]
 pub(crate) struct Steps {
     pub(crate) address: SocketAddr,
@@ -19,13 +19,13 @@ pub(crate) struct Steps {
 }
 
 impl Steps {
-    /// An application that answers every request in the same steps. It ends the connection where `ends` says so.
+    /// Starts an application that responds to every request in the same steps, and closes the connection if `ends` says so.
     pub(crate) async fn new(steps: &[&str], ends: bool) -> Self {
         let steps: Vec<_> = steps.iter().map(|&step| step.to_owned()).collect();
         Self::answering(move |_| steps.clone(), ends).await
     }
 
-    /// An application whose answer depends on the head of a request, which has no body.
+    /// Starts an application whose response depends on the head of a request without a body.
     pub(crate) async fn answering(
         answer: impl Fn(&str) -> Vec<String> + Send + Sync + 'static,
         ends: bool,
@@ -61,22 +61,22 @@ impl Steps {
         Self { address: origin.address, heads, permits, _origin: origin }
     }
 
-    /// Lets it take so many steps.
+    /// Permits so many steps.
     pub(crate) fn let_go(&self, steps: usize) {
         self.permits.add_permits(steps);
     }
 
-    /// How many requests it has seen.
+    /// Returns the number of requests seen.
     pub(crate) fn asked(&self) -> usize {
         self.heads.lock().unwrap().len()
     }
 
-    /// The heads that it has seen.
+    /// Returns the request heads seen.
     pub(crate) fn heads(&self) -> Vec<String> {
         self.heads.lock().unwrap().clone()
     }
 
-    /// Waits until it has been asked so often.
+    /// Waits for so many requests.
     pub(crate) async fn until_asked(&self, times: usize) {
         until(&format!("{times} requests"), async || (self.asked() >= times).then_some(())).await;
     }

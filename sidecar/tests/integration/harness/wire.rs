@@ -1,4 +1,4 @@
-//! A client that says what it likes, byte by byte.
+//! A client that sends raw bytes.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -10,7 +10,7 @@ use tokio::{
 
 use super::TEST_TIMEOUT;
 
-/// A connection of a client that says what it likes. Whatever it waits for must come in time.
+/// A client connection for raw bytes. Every read and write must be done in time.
 #[derive(Debug)]
 pub(crate) struct Wire {
     stream: BufReader<TcpStream>,
@@ -24,21 +24,21 @@ impl Wire {
         Self { stream: BufReader::with_capacity(64 << 10, stream) }
     }
 
-    /// Connects, with room for little that is not read.
+    /// Connects with a small receive buffer.
     pub(crate) async fn narrow(address: SocketAddr) -> Self {
         let socket = TcpSocket::new_v4().unwrap();
         socket.set_recv_buffer_size(4 << 10).unwrap();
         Self { stream: BufReader::with_capacity(1 << 10, socket.connect(address).await.unwrap()) }
     }
 
-    /// Connects, and asks for a path of `shop.test`.
+    /// Connects, and requests a path of `shop.test`.
     pub(crate) async fn asking(address: SocketAddr, path: &str) -> Self {
         let mut wire = Self::to(address).await;
         wire.ask(path).await;
         wire
     }
 
-    /// Asks for a path of `shop.test`.
+    /// Requests a path of `shop.test`.
     pub(crate) async fn ask(&mut self, path: &str) {
         self.say(format!("GET {path} HTTP/1.1\r\nHost: shop.test\r\n\r\n")).await;
     }
@@ -48,12 +48,12 @@ impl Wire {
         timeout(TEST_TIMEOUT, self.stream.write_all(bytes.as_ref())).await.expect("sent in time").unwrap();
     }
 
-    /// Sends bytes to one who may have stopped listening.
+    /// Sends bytes to a peer that may have stopped listening.
     pub(crate) async fn try_to_say(&mut self, bytes: impl AsRef<[u8]>) {
         let _ = timeout(TEST_TIMEOUT, self.stream.write_all(bytes.as_ref())).await.expect("sent in time");
     }
 
-    /// Whether nothing comes, not even the end, for a while.
+    /// Returns true if nothing comes for a while, not even the end.
     pub(crate) async fn is_silent_for(&mut self, time: Duration) -> bool {
         timeout(time, self.stream.fill_buf()).await.is_err()
     }
@@ -86,12 +86,12 @@ impl Wire {
         line.trim_end().to_owned()
     }
 
-    /// Waits until there is something to read. Nothing is lost if somebody stops waiting.
+    /// Waits until there is something to read. Cancelling the wait loses nothing.
     pub(crate) async fn until_readable(&mut self) {
         self.stream.fill_buf().await.unwrap();
     }
 
-    /// Reads what comes in one chunk.
+    /// Reads the content of one chunk.
     pub(crate) async fn chunk(&mut self) -> String {
         let size = usize::from_str_radix(&self.line().await, 16).unwrap();
         let chunk = self.bytes(size).await;
@@ -110,7 +110,7 @@ impl Wire {
         }
     }
 
-    /// Reads an answer that has a length or is chunked: its head in lower case, and its body.
+    /// Reads a response that has a length or is chunked: its head in lower case, and its body.
     pub(crate) async fn answer(&mut self) -> (String, String) {
         let head = self.head().await;
         assert!(head.ends_with("\r\n\r\n"), "the connection ended: {head:?}");
@@ -122,14 +122,14 @@ impl Wire {
         (head, body)
     }
 
-    /// Reads to the end, however that comes.
+    /// Reads to the end of the connection, including a reset.
     pub(crate) async fn rest(&mut self) -> Vec<u8> {
         let mut rest = Vec::new();
         let _ = timeout(TEST_TIMEOUT, self.stream.read_to_end(&mut rest)).await.expect("an end in time");
         rest
     }
 
-    /// Reads so many bytes and keeps none.
+    /// Reads and discards so many bytes.
     pub(crate) async fn skip(&mut self, count: usize) {
         let (mut piece, mut left) = (vec![0; 256 << 10], count);
         while left > 0 {
@@ -142,7 +142,7 @@ impl Wire {
         }
     }
 
-    /// Reads to the end and keeps only how much it was.
+    /// Reads to the end and returns only the number of bytes.
     pub(crate) async fn discard(&mut self) -> u64 {
         let (mut piece, mut count) = (vec![0; 256 << 10], 0);
         loop {
@@ -154,7 +154,7 @@ impl Wire {
     }
 }
 
-/// A header's value in a head in lower case; empty without it.
+/// Returns a header's value in a head in lower case, or an empty string.
 pub(crate) fn header<'a>(head: &'a str, name: &str) -> &'a str {
     let mut lines = head.lines().filter_map(|line| line.split_once(": "));
     lines.find(|(has, _)| *has == name).map_or("", |(_, value)| value)
