@@ -1,4 +1,4 @@
-//! Requests whose clients have left: the application hears of it, unless somebody still waits.
+//! Requests whose clients have left: the application sees the request end, unless another client still waits.
 
 use std::{
     sync::{
@@ -19,10 +19,10 @@ routes:
 invalidation: {onWrite: [{match: {path: "/{page}"}, purge: {tags: [page]}}]}
 "#;
 
-/// Longer than a fetch goes on that nobody waits for.
+/// Longer than a fetch goes on without any client.
 const LONG: Duration = Duration::from_millis(2500);
 
-/// Counts requests whose connection ended before they were answered.
+/// Counts requests whose connection ended before their response.
 #[derive(Clone, Default)]
 struct Cancelled(Arc<AtomicUsize>);
 
@@ -44,7 +44,7 @@ impl Cancelled {
     }
 }
 
-/// An application that answers a request with its number when it gets a permit.
+/// An application that responds with the request's number once it gets a permit.
 async fn held() -> (Origin, Arc<Semaphore>, Cancelled) {
     let (permits, cancelled) = (Arc::new(Semaphore::new(0)), Cancelled::default());
     let (gate, count) = (Arc::clone(&permits), cancelled.clone());

@@ -1,4 +1,4 @@
-//! The admin API: what it says of what is stored, and who may ask.
+//! The admin API: its reports of stored responses, and the token.
 
 use std::path::Path;
 
@@ -48,7 +48,7 @@ routes:
 
 const IN_MEMORY: &str = "routes: [{name: page, match: {path: \"/{page}\"}, ttl: 60s}]";
 
-/// The paths that want the token, and how they are asked.
+/// Paths that require the token, with their methods.
 const GUARDED: [(&str, &str); 6] = [
     ("GET", "/stats"),
     ("GET", "/entries/GET:/a"),
@@ -58,7 +58,7 @@ const GUARDED: [(&str, &str); 6] = [
     ("HEAD", "/stats"),
 ];
 
-/// What wants no token on the port of the admin API.
+/// Requests that need no token on the port of the admin API.
 const OPEN_ON_ITS_OWN_PORT: [(&str, &str); 5] =
     [("GET", "/metrics"), ("GET", "/policy"), ("GET", "/openapi.json"), ("GET", "/docs"), ("GET", "/redoc")];
 
@@ -68,7 +68,7 @@ impl Answer {
     }
 }
 
-/// A refusal says in JSON what is wrong.
+/// Asserts that a refusal states its reason in JSON.
 fn assert_refused(answer: &Answer, status: u16, says: &str) {
     assert_eq!(answer.status, status, "{}", answer.body);
     assert_eq!(answer.header("content-type"), "application/problem+json");
@@ -77,7 +77,7 @@ fn assert_refused(answer: &Answer, status: u16, says: &str) {
     assert!(problem["detail"].as_str().unwrap().contains(says), "{problem} does not say {says:?}");
 }
 
-/// A method, a target and headers of a request that passes, and why it does.
+/// A method, a target and headers of a request that passes, and the reason.
 type Passing<'a> = (&'a str, &'a str, &'a [(&'a str, &'a str)], &'a str);
 
 async fn explain(sidecar: &Sidecar, request: &Value) -> Answer {
@@ -127,7 +127,7 @@ async fn stats_count_and_list_the_keys_that_are_hit_most() {
     }
     let again = sidecar.with_token(Method::GET, "/stats?top=1", "").await.json();
     let top = &again["top_keys"][0];
-    // What was looked at and not served counts as well.
+    // A response that was looked up and not served counts as well.
     assert!(top["key"] == "GET:http://shop.test/b" && top["hits"].as_u64() >= Some(4), "{again}");
     // Another pod's hit in Redis.
     let other = Sidecar::start(&policy, origin.address).await;
@@ -184,12 +184,12 @@ async fn entry_shows_its_tiers_and_the_reason_it_is_served() {
         assert!(answer["stored_at"].as_str().unwrap().ends_with('Z'), "{answer}");
     }
     assert_eq!((&l1["answer"]["hits"], &shown["redis"]["answered"]), (&json!(1), &json!(true)));
-    // The short key finds what is in memory, encoded or not.
+    // The short key finds the entry in memory, encoded or not.
     for short in ["GET:/api/users/1?x=%2F", "GET%3A%2Fapi%2Fusers%2F1%3Fx%3D%252F"] {
         let shown = entries(&sidecar, short).await.json();
         assert_eq!(shown["entries"].as_array().unwrap().len(), 1, "{short}: {shown}");
     }
-    // A pod that has it not in its memory finds it in Redis.
+    // A pod without the entry in memory finds it in Redis.
     let other = Sidecar::start(&policy, origin.address).await;
     assert_eq!(entries(&other, whole).await.json()["entries"][0]["tier"], "l2");
     assert_refused(&entries(&other, "GET:/api/users/1?x=%2F").await, 404, "nothing under");
@@ -291,7 +291,7 @@ async fn explain_predicts_the_handling_of_a_request() {
     ask().await;
     let after = explain(&sidecar, &request).await.json();
     assert_eq!((&after["l1"]["hit"], &after["l1"]["standing"]), (&json!(true), &json!("fresh")), "{after}");
-    // What it says to purge by does purge.
+    // The explained names do purge.
     let purge: &'static str = after["purge"].to_string().leak();
     assert_eq!(sidecar.purge(purge).await.status, 200);
     let purged = explain(&sidecar, &request).await.json();
@@ -522,7 +522,7 @@ async fn admin_api_requires_the_token() {
                 "Authorization: Bearer x\r\n",
                 "Authorization: Basic dGhlLXRva2Vu\r\n",
             ] {
-                // Whether the body is read or not, it makes no difference.
+                // Reading the body or not makes no difference.
                 let said = exchange(
                     to,
                     format!(
@@ -599,7 +599,7 @@ async fn path_prefix_puts_the_admin_api_on_the_application_port() {
     let two = "routes: [{name: two, match: {path: \"/{a}/{b}\"}, ttl: 60s}]";
     let policy = Policy::new(two);
     let sidecar = Sidecar::start(&policy, origin.address).await;
-    // A route takes these paths, and memory has an answer.
+    // A route matches these paths, and memory has a response.
     for path in ["/_larder/stats", "/_larder/livez"] {
         sidecar.get(path).await;
         assert_eq!(sidecar.get(path).await.hit(), Some("l1"), "{path}");
@@ -631,7 +631,7 @@ async fn path_prefix_puts_the_admin_api_on_the_application_port() {
             .await;
     assert!(plain.ends_with(b"\r\n\r\nok"), "{}", String::from_utf8_lossy(&plain));
     assert_eq!(origin.calls(), calls, "the application sees nothing of it");
-    // What only begins alike is the application's.
+    // A path that only begins alike is the application's.
     assert_eq!(sidecar.get("/_larderx/stats").await.status, 200);
     assert_eq!(origin.calls(), calls + 1);
     policy.change(two);

@@ -1,4 +1,4 @@
-//! The sidecar in front of applications as people run them: Express, nginx and Go's net/http.
+//! The sidecar in front of common servers: Express, nginx and Go's net/http.
 
 use super::harness::{Application, Policy, Sidecar, exchange};
 

@@ -1,15 +1,15 @@
-//! What clients ask of caches.
+//! Request directives of clients (RFC 9111, section 5.2.1).
 
 use super::harness::{Origin, Policy, Sidecar};
 
-/// Ten seconds old, for a minute, with a validator.
+/// Headers of a response that is ten seconds old, fresh for a minute, and has a validator.
 const TEN_OLD: [(&str, &str); 3] =
     [("x-say", "cache-control: max-age=60"), ("x-say", "age: 10"), ("x-say", "etag: \"a\"")];
-/// Ten seconds past its life.
+/// Headers of a response that is ten seconds past its lifetime.
 const TEN_OVER: [(&str, &str); 3] =
     [("x-say", "cache-control: max-age=60"), ("x-say", "age: 70"), ("x-say", "etag: \"a\"")];
 
-/// What a client gets that asks `directives` for what was stored with the headers of `stored`.
+/// Returns the response to a request with `directives` for a response stored with the headers of `stored`.
 async fn asked(sidecar: &Sidecar, path: &str, stored: &[(&str, &str)], directives: &str) -> String {
     sidecar.get_with(path, stored).await;
     let answer = sidecar.get_with(path, &[stored, &[("cache-control", directives)]].concat()).await;

@@ -1,4 +1,4 @@
-//! Fills that meet purges, and barriers that get lost.
+//! Fills that overlap purges, and lost barriers.
 
 use std::{sync::Arc, time::Duration};
 
@@ -15,7 +15,7 @@ invalidation:
   - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
 "#;
 
-/// An application that answers with a request's number when it is let.
+/// An application that responds with a request's number when it gets a permit.
 async fn held() -> (Origin, Arc<Semaphore>) {
     let gate = Arc::new(Semaphore::new(0));
     let let_through = Arc::clone(&gate);
@@ -69,7 +69,7 @@ async fn a_fill_that_began_before_a_purge_is_not_revived_by_lost_barriers() {
     }
 }
 
-/// Has Redis lose the barriers, as an eviction does.
+/// Deletes the barriers in Redis, as an eviction does.
 async fn forget(policy: &Policy) {
     redis::cmd("DEL").arg(policy.barriers()).exec_async(&mut RedisServer::shared().await).await.unwrap();
 }

@@ -31,7 +31,7 @@ invalidation:
 
 /// The `busGrace` of these pods.
 const GRACE: Duration = Duration::from_secs(1);
-/// What a busy machine may add to a time that was measured from outside.
+/// Tolerance for a busy machine in a time measured from outside.
 const SLACK: Duration = Duration::from_millis(500);
 
 /// Two pods that share a Redis: `near` reaches it directly, `far` through a relay.
@@ -61,7 +61,7 @@ impl Stand {
         Self { redis, relay, origin, policy, near, far, far_policy, _folder: folder }
     }
 
-    /// Both pods have a page in memory; returns what it says.
+    /// Stores a page in the memory of both pods. Returns its body.
     async fn store(&self, path: &str) -> String {
         let stored = self.near.get(path).await.body;
         until("it is in the memory of the far pod", async || {
@@ -97,7 +97,7 @@ impl Stand {
     }
 }
 
-/// An application whose pages say how often something was written.
+/// An application whose pages contain the number of writes so far.
 async fn stateful() -> Origin {
     let state = Arc::new(AtomicUsize::new(0));
     Origin::start(move |seen| {
@@ -172,7 +172,7 @@ async fn a_pod_that_was_stopped_serves_nothing_that_was_purged_meanwhile() {
         };
         let (others, ()) = tokio::join!(write_others(&stand.near, 200, &ends), writing);
         assert!(others.len() > 100, "{} writes", others.len());
-        // What is asked before it goes on is the first that it answers.
+        // The first reply after it continues is to the first command sent before.
         let reading = join_all(pages.iter().cycle().take(200).map(|page| stand.far.get(page)));
         let going_on = async {
             sleep(Duration::from_millis(100)).await;
@@ -244,7 +244,7 @@ async fn a_redis_that_stands_still_is_no_proof() {
     let stand = Stand::new(RedisServer::start().await, stateful().await).await;
     let old = stand.store("/item").await;
     stand.redis.freeze();
-    // Nobody can acknowledge it; what the far pod has is as old as the silence.
+    // No pod can acknowledge it; the far pod's entries are as old as the silence.
     let frozen_at = Instant::now();
     assert_eq!(stand.near.put("/item").await.status, 200);
     stand.assert_not_stale_for_long("/item", &old, frozen_at, "frozen").await;
@@ -299,7 +299,7 @@ async fn a_pod_that_redis_gave_up_on_reads_all_barriers_again() {
     assert_ne!(direct.get("/again").await.body, stored);
 }
 
-/// An application as [`stateful`], whose first page is on its way until it is let go.
+/// An application as [`stateful`], whose first page waits for a permit in mid-body.
 async fn held() -> (Origin, Arc<Semaphore>) {
     let (state, gate) = (Arc::new(AtomicUsize::new(0)), Arc::new(Semaphore::new(0)));
     let let_go = Arc::clone(&gate);
@@ -330,7 +330,7 @@ async fn fill_longer_than_the_grace_is_as_old_as_its_request() {
             assert_eq!(stand.near.put("/item").await.status, 200);
             let written_at = Instant::now();
             sleep(GRACE + SLACK).await;
-            // They join what is on its way, and are not content with it.
+            // The requests join the fill in progress, and do not accept its response.
             let joining = join_all((0..5).map(|_| stand.far.get("/item")));
             let arriving = async {
                 sleep(Duration::from_millis(200)).await;

@@ -17,7 +17,7 @@ spec:
     ttl: 60s
 ";
 
-/// What the program said, and the code that it ended with.
+/// Returns the program's output, its errors and its exit code.
 fn check(arguments: &[&str], input: &str) -> (String, String, i32) {
     let mut child = std::process::Command::new(env!("CARGO_BIN_EXE_larder-sidecar"))
         .arg("check")
@@ -74,7 +74,7 @@ fn each_fault_of_each_file_is_a_line() {
     assert!(error.starts_with("/nowhere/shop.yaml: can't read it: "), "{error}");
 }
 
-/// What a page's fenced block of some language holds, the first one after a text.
+/// Returns the content of the first fenced block of a language after a text of a page.
 fn block<'a>(page: &'a str, after: &str, language: &str) -> &'a str {
     let (_, rest) = page.split_once(after).unwrap();
     let (_, rest) = rest.split_once(&format!("```{language}\n")).unwrap();

@@ -1,4 +1,4 @@
-//! A policy that changes while it is served by.
+//! A policy that changes in use.
 
 use super::harness::{Origin, Policy, RedisServer, Sidecar, Wire, until};
 

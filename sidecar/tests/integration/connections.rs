@@ -1,4 +1,4 @@
-//! Connections: what is passed on and how, draining, and the end.
+//! Connections: forwarding of each protocol, draining, and shutdown.
 
 use std::{sync::Arc, time::Duration};
 
@@ -21,7 +21,7 @@ async fn read_exactly(stream: &mut TcpStream, expected: &[u8]) {
     assert_eq!(read, expected);
 }
 
-/// Gives back what it gets, whatever comes first.
+/// Echoes all bytes.
 async fn echo(mut stream: TcpStream) {
     let (mut reader, mut writer) = stream.split();
     let _ = tokio::io::copy(&mut reader, &mut writer).await;

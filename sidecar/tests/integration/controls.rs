@@ -1,20 +1,20 @@
-//! What answers say of themselves.
+//! Response directives and other response headers that control storing.
 
 use http::Method;
 
 use super::harness::{Answer, Origin, Policy, Sidecar};
 
-/// Asks twice for an answer with these header fields; gives the second.
+/// Requests a response with these header fields twice. Returns the second response.
 async fn twice(sidecar: &Sidecar, path: &str, say: &[&str], request: &[(&str, &str)]) -> Answer {
     let headers: Vec<_> = say.iter().map(|line| ("x-say", *line)).chain(request.iter().copied()).collect();
     sidecar.get_with(path, &headers).await;
     sidecar.get_with(path, &headers).await
 }
 
-/// What an answer says, what is asked with, and whether the answer is stored.
+/// Header fields of a response, those of its request, and true if the response is stored.
 type Case<'a> = (&'a [&'a str], &'a [(&'a str, &'a str)], bool);
 
-/// Which of these answers are stored by a sidecar, each under a path of its own.
+/// Asserts for each case that a sidecar stores the response or not, each under a path of its own.
 async fn assert_stored(sidecar: &Sidecar, cases: &[Case<'_>]) {
     for (at, (say, request, stored)) in cases.iter().enumerate() {
         let second = twice(sidecar, &format!("/{at}"), say, request).await;
@@ -81,7 +81,7 @@ async fn response_to_authorization_is_shared_if_it_says_so() {
     let policy = Policy::new("routes:\n- {name: page, match: {path: \"/{page}\"}}\n");
     let sidecar = Sidecar::start(&policy, origin.address).await;
     assert_stored(&sidecar, &cases).await;
-    // Under a policy, what is not marked for everybody is not given to them either.
+    // Under a policy, a response that is not marked as public is not shared.
     sidecar.get_with("/plain", &[("x-say", "cache-control: max-age=60")]).await;
     let answer = sidecar.get_with("/plain", &authorized).await;
     assert_eq!(answer.cache_status(), "larder; fwd=bypass; fwd-status=200; detail=credentials");

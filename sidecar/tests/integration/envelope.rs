@@ -1,4 +1,4 @@
-//! Answers that say where they come from.
+//! Envelopes: responses that state their source.
 
 use bytes::Bytes;
 use http::{Method, Request};
@@ -10,7 +10,7 @@ use tokio::net::TcpStream;
 
 use super::harness::{Answer, Database, Origin, Policy, RedisServer, Sidecar, Steps, reply, until};
 
-/// JSON as nobody would write it twice.
+/// JSON in a form that no serialiser reproduces.
 const ODD: &str = "{\"b\": 1.0,\n \"a\" : [ ],\"\u{e9}\":\"\\u00e9\", \"b\": 2}";
 
 const SPEC: &str = r#"
@@ -29,7 +29,7 @@ async fn odd() -> Origin {
     .await
 }
 
-/// What an envelope says: its source, and for how long its data is fresh; and what is in it as it was written.
+/// Returns the source of an envelope, the remaining freshness of its data, and the data as written.
 #[track_caller]
 fn opened(answer: &Answer) -> (String, u64, &str) {
     assert_eq!(

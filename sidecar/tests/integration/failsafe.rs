@@ -1,4 +1,4 @@
-//! What stands in when whoever should answer fails or takes too long.
+//! Fallbacks for sources that fail or take too long.
 
 use std::sync::{
     Arc,
@@ -11,7 +11,7 @@ use tokio::sync::Semaphore;
 
 use super::harness::{Answer, Database, Origin, Policy, RedisServer, Relay, Sidecar, reply, until};
 
-/// What is done to an application.
+/// The switch that makes an application fail.
 #[derive(Clone, Debug, Default)]
 struct Switch(Arc<AtomicBool>);
 
@@ -25,7 +25,7 @@ impl Switch {
     }
 }
 
-/// An application that answers with the request's number, or with 503.
+/// An application that responds with the request's number, or with 503.
 async fn switched() -> (Origin, Switch) {
     let switch = Switch::default();
     let of_origin = switch.clone();
@@ -147,7 +147,7 @@ async fn response_stored_by_one_pod_is_a_fallback_in_another() {
     failing.fail(true);
     let b = Sidecar::start(&policy, origin.address).await;
     assert_eq!(until_it_stands_in(&b, "/a").await, "2");
-    // What is older is stale as well.
+    // An older response is stale as well.
     for source in ["l2", "l1"] {
         let answer = b.get("/wrapped/a").await;
         assert!(answer.body.starts_with(&format!(r#"{{"source":"{source}","data":1,"#)), "{answer:?}");
@@ -177,7 +177,7 @@ async fn newest_stored_response_is_the_fallback() {
     assert_ne!(until_it_stands_in(&a, "/a").await, "1", "Redis has a newer one");
 }
 
-/// A store that answers with the request's number; all but the first answer wait for permits.
+/// A store that responds with the request's number; all but the first response wait for permits.
 async fn slow_store() -> (Origin, Arc<Semaphore>) {
     let permits = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&permits);

@@ -23,7 +23,7 @@ mod postgres;
 mod redis;
 mod speed;
 
-/// Every tier is reached through a relay, but for the Postgres that keeps the last good answers.
+/// Every tier is reached through a relay, except the Postgres of the last good responses.
 const SPEC: &str = r#"
 l1: {busGrace: GRACE}
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 200ms, hardTimeout: 10s}}
@@ -46,7 +46,7 @@ routes:
 - {name: kept-product, match: {path: "/kept-product/{x}"}, ttl: 10m, lastKnownGood: {source: keeper}, from: [{http: {source: store, path: "/{x}"}}]}
 "#;
 
-/// A HTTP server whose status can be set.
+/// An HTTP server whose status can be set.
 struct Server {
     origin: Origin,
     status: Arc<AtomicU16>,
@@ -93,7 +93,7 @@ impl Stand {
         Self::trusting_for("30s").await
     }
 
-    /// One whose pods trust what they stored for so long when they do not hear of purges.
+    /// Starts a stand whose pods trust their stored responses for `grace` without the bus.
     async fn trusting_for(grace: &str) -> Self {
         let (redis, database, folder) = (RedisServer::start().await, Database::new("").await, Folder::new());
         let keeper = folder.join("keeper");
@@ -112,7 +112,7 @@ impl Stand {
         Sidecar::start(&self.policy, self.application.relay.address()).await
     }
 
-    /// Two pods. `paths` are stored in Redis, and in the memory of the first pod alone.
+    /// Starts two pods. `paths` are stored in Redis, and in the memory of the first pod alone.
     async fn pods_with(&self, paths: &[&str]) -> [Sidecar; 2] {
         let pods = [self.pod().await, self.pod().await];
         for path in paths {
@@ -122,7 +122,7 @@ impl Stand {
         pods
     }
 
-    /// Waits until so many answers are kept as the last good ones.
+    /// Waits until so many last good responses are persisted.
     async fn until_kept(&self, count: i64) {
         let tables = "select count(*) from pg_tables where schemaname = current_schema() \
                       and tablename = 'larder_last_known_good'";
@@ -134,7 +134,7 @@ impl Stand {
         .await;
     }
 
-    /// Waits until what one pod stores the other finds in Redis.
+    /// Waits until one pod finds in Redis a response that the other stored.
     async fn until_shared(&self, [a, b]: &[Sidecar; 2]) {
         let mut page = 0;
         until("a hit from L2", async || {
@@ -148,24 +148,24 @@ impl Stand {
     }
 }
 
-/// Asks, and fails if it is no 200.
+/// Requests a path. Panics unless the response is a 200.
 async fn good(pod: &Sidecar, path: &str) -> Answer {
     let answer = pod.get(path).await;
     assert_eq!(answer.status, 200, "{path}: {} {}", answer.cache_status(), answer.body);
     answer
 }
 
-/// Who answered a request that went forward.
+/// Returns the server that a forwarded request got its response from.
 fn who(answer: &Answer) -> &str {
     answer.cache_status().rsplit("detail=").next().unwrap()
 }
 
-/// Whether what is stored stood in.
+/// Returns true if a stored response was the fallback.
 fn stood_in(answer: &Answer) -> bool {
     answer.status == 200 && answer.cache_status().ends_with("detail=stale-if-error")
 }
 
-/// Waits until a pod says that a tier is up or down, at `/policy` and in the metric.
+/// Waits until a pod reports a tier as up or down, at `/policy` and in the metric.
 async fn until_tier(pod: &Sidecar, tier: &str, state: &str) {
     let (label, up) = (format!("tier=\"{tier}\""), f64::from(u8::from(state == "up")));
     until(&format!("{tier} {state}"), async || {
@@ -175,12 +175,12 @@ async fn until_tier(pod: &Sidecar, tier: &str, state: &str) {
     .await;
 }
 
-/// How often a tier failed a request.
+/// Returns the number of requests that a tier failed.
 async fn failures(pod: &Sidecar, tier: &str) -> f64 {
     pod.metric("larder_tier_errors_total", &[&format!("tier=\"{tier}\"")]).await
 }
 
-/// Waits until what is stored is no longer fresh and stands in, and says how long the one who asked then has waited.
+/// Waits until a stored response is stale and served as a fallback. Returns the duration of that request.
 async fn until_it_stands_in(pod: &Sidecar, path: &str) -> Duration {
     until(&format!("what is stored of {path} stands in"), async || {
         let asked_at = Instant::now();

@@ -1,4 +1,4 @@
-//! Clients that ask for more than they wait for.
+//! Clients that send more requests than they wait for.
 
 use std::{
     net::SocketAddr,
@@ -18,7 +18,7 @@ use super::harness::{RawOrigin, Sidecar, exchange, read_head, until};
 
 const RESPONSE: &[u8] = b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\nConnection: close\r\n\r\nok";
 
-/// A connection of HTTP/2, and how it ends.
+/// A connection of HTTP/2, and its end.
 async fn connect(address: SocketAddr) -> (SendRequest<Bytes>, JoinHandle<Result<(), h2::Error>>) {
     let stream = TcpStream::connect(address).await.unwrap();
     let (sender, connection) = h2::client::handshake(stream).await.unwrap();
@@ -29,7 +29,7 @@ fn request(method: Method, path: &str) -> Request<()> {
     Request::builder().method(method).uri(format!("http://shop.test{path}")).body(()).unwrap()
 }
 
-/// An application that speaks HTTP/1 and answers each request when it has a permit; how many it got.
+/// An application of HTTP/1 that responds to each request with a permit, and the number of requests it got.
 async fn slow() -> (RawOrigin, Arc<Semaphore>, Arc<AtomicUsize>) {
     let (permits, asked) = (Arc::new(Semaphore::new(0)), Arc::<AtomicUsize>::default());
     let (gate, count) = (Arc::clone(&permits), Arc::clone(&asked));
@@ -98,7 +98,7 @@ async fn work_that_goes_on_without_its_client_counts() {
             begun += 1;
             let was_asked = async || (asked.load(Ordering::SeqCst) >= begun).then_some(());
             until("the application is asked", was_asked).await;
-            // A write goes on whatever its client does: its purges must follow.
+            // A write goes on without its client: its purges must follow.
             stream.send_reset(Reason::CANCEL);
             drop(response);
         }

@@ -1,4 +1,4 @@
-//! Requests to the application that hang: what they cost others who ask for the same.
+//! Hung requests to the application, and their cost for other requests of the same key.
 
 use std::{
     future::pending,
@@ -23,7 +23,7 @@ routes:
 
 const COLLAPSE_TIMEOUT: Duration = Duration::from_millis(500);
 
-/// An application that never answers its first `hung` requests, and every other with its number after `takes`.
+/// An application that never responds to its first `hung` requests, and to every other with its number after `takes`.
 async fn hanging(hung: usize, takes: Duration, headers: &'static [(&'static str, &'static str)]) -> Origin {
     Origin::start(move |seen| async move {
         if seen.number <= hung {
@@ -35,7 +35,7 @@ async fn hanging(hung: usize, takes: Duration, headers: &'static [(&'static str,
     .await
 }
 
-/// Asks on a connection of its own, and waits until the application has the request.
+/// Sends a request on a connection of its own, and waits until the application has it.
 async fn hang(sidecar: &Sidecar, origin: &Origin, path: &str) -> Wire {
     let before = origin.calls();
     let wire = Wire::asking(sidecar.address, path).await;
@@ -43,7 +43,7 @@ async fn hang(sidecar: &Sidecar, origin: &Origin, path: &str) -> Wire {
     wire
 }
 
-/// Asks so often, one after another, as probes do.
+/// Sends so many requests, one after another, as probes do.
 async fn probe(sidecar: &Sidecar, times: usize, path: &str) -> Vec<Answer> {
     let mut answers = Vec::new();
     for _ in 0..times {
@@ -77,7 +77,7 @@ async fn hung_request_costs_its_key_one_collapse_timeout() {
         let _hung = hang(&sidecar, &origin, "/health").await;
         let began = Instant::now();
         let answers = probe(&sidecar, 15, "/health").await;
-        // Each alone waiting for the one that hangs would take 15 s.
+        // If each waited alone for the hung request, all would take 15 s.
         assert!(began.elapsed() < Duration::from_secs(5), "{status} {headers:?}: {:?}", began.elapsed());
         assert!(answers.iter().all(|answer| answer.status == status), "{answers:?}");
         if (status, headers.is_empty()) == (200, true) {
@@ -127,12 +127,12 @@ async fn two_requests_that_hang_cost_two_collapse_timeouts_and_a_request_each() 
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let _hung = hang(&sidecar, &origin, "/a").await;
     let began = Instant::now();
-    // Half a collapse timeout later, so that they may wait for the second to its end.
+    // Half a collapse timeout later, so that they may wait for the second request to its end.
     tokio::time::sleep(COLLAPSE_TIMEOUT / 2).await;
     let clients = join_all((0..10).map(|_| Wire::asking(sidecar.address, "/a"))).await;
     let mut answered = 0;
     for mut client in clients {
-        // One of them hangs as it would without a sidecar.
+        // The hung request of one client hangs as it would without a sidecar.
         let answer = tokio::time::timeout(Duration::from_secs(3), client.answer()).await;
         answered += usize::from(answer.is_ok_and(|(head, _)| head.starts_with("http/1.1 200")));
     }
@@ -268,7 +268,7 @@ async fn response_stored_by_another_pod_serves_waiting_requests() {
     assert_eq!((mine.body.as_str(), theirs.body.as_str()), ("2", "2"));
     assert_eq!(origin.calls(), 2, "{} {}", mine.cache_status(), theirs.cache_status());
     assert!(began.elapsed() < Duration::from_secs(4), "{:?}", began.elapsed());
-    // The lease of the one that hangs has run out.
+    // The lease of the hung request has expired.
     let (_redis, began) = (RedisServer::shared().await, Instant::now());
     assert_eq!(b.get("/b").await.body, "3");
     assert!(began.elapsed() < Duration::from_secs(2), "{:?}", began.elapsed());

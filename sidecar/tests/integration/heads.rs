@@ -1,4 +1,4 @@
-//! HEAD.
+//! HEAD requests and the stored GET response.
 
 use http::Method;
 
@@ -37,7 +37,7 @@ async fn head_response_freshens_the_stored_get_response() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn head_response_invalidates_a_different_stored_get_response() {
-    // To HEAD, another tag or another length.
+    // The response to HEAD has another tag or another length.
     for (tag, body) in [("\"b\"", "same"), ("\"a\"", "longer")] {
         let origin = Origin::start(move |seen| async move {
             let (tag, body) = if seen.method == Method::HEAD { (tag, body) } else { ("\"a\"", "same") };

@@ -48,12 +48,12 @@ fn in_frames() -> (Frames, Sent) {
     (frames, BodyExt::boxed(StreamBody::new(body)))
 }
 
-/// The next frame of an answer.
+/// Returns the next frame of a response.
 async fn next(answer: &mut Response<Incoming>) -> Frame<Bytes> {
     tokio::time::timeout(TEST_TIMEOUT, answer.frame()).await.expect("a frame in time").unwrap().unwrap()
 }
 
-/// An answer, whole.
+/// A complete response.
 struct Answer {
     status: u16,
     headers: HeaderMap,
@@ -151,7 +151,7 @@ async fn the_crumbs_of_a_cookie_are_one_field_in_http_1() {
 #[tokio::test(flavor = "multi_thread")]
 async fn concurrent_streams_of_one_connection_collapse() {
     const FIRST: &str = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 4\r\n\r\nfi";
-    // The preface with which it is asked whether it speaks HTTP/2 is no request.
+    // The preface that probes for HTTP/2 is no request.
     let answer = |head: &str| match head.starts_with("GET ") {
         true => vec![FIRST.into(), "ll".into()],
         false => vec!["HTTP/1.1 400 Bad Request\r\n\r\n".into()],
@@ -177,7 +177,7 @@ async fn concurrent_streams_of_one_connection_collapse() {
     assert_eq!(asked, 1);
 }
 
-/// An application that speaks HTTP/2 alone, and answers each message with its words in upper case, as it comes.
+/// An application that speaks only HTTP/2, and responds to each message with its words in upper case, as it comes.
 async fn grpc() -> RawOrigin {
     RawOrigin::start(|stream| async move {
         let service = service_fn(|request: Request<Incoming>| async move {
@@ -297,7 +297,7 @@ async fn an_application_that_ends_its_connection_is_connected_to_again() {
     }
 }
 
-/// An application whose connection breaks at the second request that it sees, and at whatever is posted.
+/// An application whose connection breaks at the second request that it sees, and at every POST.
 async fn breaking() -> (RawOrigin, Arc<AtomicUsize>) {
     let seen = Arc::<AtomicUsize>::default();
     let count = Arc::clone(&seen);
@@ -360,7 +360,7 @@ async fn application_is_probed_once_for_http_2() {
     assert_eq!(asked, 1);
 }
 
-/// A connection on which a client may say what hyper's does not.
+/// A connection whose client may send frames that hyper's does not.
 async fn raw(address: SocketAddr) -> h2::client::SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.unwrap();
     let (sender, connection) = h2::client::handshake(stream).await.unwrap();
@@ -403,7 +403,7 @@ async fn request_refused_over_http_1_is_refused_over_http_2() {
         let after = sidecar.metric("larder_refused_requests_total", &[&label]).await;
         assert_eq!(after, before + 1.0, "{method} {uri} {lines:?}");
     }
-    // What h2 refuses by itself ends the stream.
+    // A stream that h2 itself refuses ends.
     for (uri, name, value) in [
         (URI, "connection", "close"),
         (URI, "transfer-encoding", "chunked"),

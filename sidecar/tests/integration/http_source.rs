@@ -1,4 +1,4 @@
-//! An HTTP source by itself: TLS, statuses, deadlines.
+//! An HTTP source on its own: TLS, statuses, deadlines.
 
 use std::{fs, net::SocketAddr, sync::Arc, time::Duration};
 
@@ -34,7 +34,7 @@ async fn found(source: &HttpSource, path: &str) -> Response<Bytes> {
     }
 }
 
-/// A server that answers with the version of HTTP by which it was asked, over TLS.
+/// A TLS server that responds with the HTTP version of the request.
 async fn secure(authority: &Authority, protocols: &[&str]) -> RawOrigin {
     let acceptor = TlsAcceptor::from(authority.certify("127.0.0.1").server(protocols));
     RawOrigin::start(move |stream| {
@@ -189,7 +189,7 @@ async fn a_ca_may_change_and_a_bad_one_is_kept_out() {
     assert_eq!(one.last_error(), None);
 }
 
-/// A server that says this much of an answer and then waits until whoever asked goes away.
+/// A server that sends part of a response and then waits until the client closes.
 async fn stalling(said: &'static str) -> RawOrigin {
     RawOrigin::start(move |mut stream: TcpStream| async move {
         read_head(&mut stream).await;
@@ -251,7 +251,7 @@ async fn a_connection_that_was_dead_is_replaced() {
     let origin = RawOrigin::start(move |mut stream: TcpStream| {
         let saw = Arc::clone(&saw);
         async move {
-            // It answers once, and goes away when it is asked again.
+            // The server responds once, and closes at the second request.
             read_head(&mut stream).await;
             stream.write_all(b"HTTP/1.1 200 OK\r\ncontent-length: 2\r\n\r\nok").await.unwrap();
             if !read_head(&mut stream).await.is_empty() {
@@ -293,7 +293,7 @@ async fn a_transfer_coding_other_than_chunked_is_an_error() {
     }
 }
 
-/// A source that says this to each request, over one connection.
+/// A source that sends these bytes to each request, over one connection.
 async fn saying(said: String) -> RawOrigin {
     RawOrigin::start(move |mut stream| {
         let said = said.clone();

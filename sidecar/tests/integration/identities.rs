@@ -1,4 +1,4 @@
-//! Headers that name a person or another place, whatever their names are.
+//! Headers of any name that carry credentials or forwarding information.
 
 use super::harness::{Origin, Policy, Sidecar, reply};
 
@@ -7,7 +7,7 @@ routes:
 - {name: page, match: {path: "/{page}"}, ttl: 60s}
 "#;
 
-/// An application that says what it was sent in a header: the body of each response is its value.
+/// An application that repeats a request header as the body of its response.
 async fn repeating(name: &'static str) -> Origin {
     Origin::start(move |seen| async move { reply(&[], seen.header(name).to_owned()) }).await
 }
@@ -142,7 +142,7 @@ async fn closed_route_forwards_only_keyed_headers() {
     assert!(seen.header("x-forwarded-for").starts_with("127.0.0.1"), "{}", seen.header("x-forwarded-for"));
     let alike = [("cookie", "session=bob; theme=dark"), ("x-lang", "de"), ("x-forwarded-prefix", "/shop")];
     assert_eq!(sidecar.get_with("/a", &alike).await.hit(), Some("l1"));
-    // What passes through keeps all of its own.
+    // A request that passes retains all its headers.
     sidecar.get_with("/a", &[("x-user", "alice"), ("x-anything", "kept")]).await;
     assert_eq!((origin.last().header("x-user"), origin.last().header("x-anything")), ("alice", "kept"));
     sidecar.request(http::Method::PUT, "/a", &[("x-anything", "kept")], "written").await;

@@ -1,4 +1,4 @@
-//! What writes make stale.
+//! Invalidation by writes (RFC 9111, section 4.4).
 
 use http::Method;
 
@@ -11,7 +11,7 @@ async fn write(sidecar: &Sidecar, method: &str, path: &str, headers: &[(&str, &s
     sidecar.request(method, path, headers, "").await;
 }
 
-/// Whether a path is still stored; if not, it is now.
+/// Returns true if the response of a path was still stored; afterwards it is.
 async fn is_stored(sidecar: &Sidecar, path: &str) -> bool {
     sidecar.get_with(path, &[STORED]).await.hit().is_some()
 }

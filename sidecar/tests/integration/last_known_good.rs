@@ -1,4 +1,4 @@
-//! The last good answers in Postgres.
+//! The last good responses in Postgres.
 
 use std::{sync::Arc, time::Instant};
 
@@ -97,7 +97,7 @@ async fn purge_of_one_policy_version_covers_responses_persisted_under_another() 
     until("the write is told", async || load(&one).await.is_none().then_some(())).await;
     store(&one, &[tag("a")], "third").await;
     assert_eq!(load(&one).await, Some(Bytes::from("third")));
-    // One that takes over what another version could not tell does not know what its names mean.
+    // A successor of another version's pending purges does not know the meaning of their names.
     let far = LastKnownGood::new(
         Arc::new(PostgresSource::start(database.source_as_now("statementTimeout: 1s"))),
         POLICY.to_owned(),

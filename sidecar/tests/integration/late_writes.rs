@@ -46,7 +46,7 @@ invalidation: {onWrite: [{match: {path: "/{page}"}, purge: {tags: [page]}}]}
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// An application that gives the number of writes that it has carried out. It carries one out when it gets a permit.
+/// An application that responds with the number of writes that it has carried out. It carries one out when it gets a permit.
 struct Slow {
     origin: Origin,
     permits: Arc<Semaphore>,
@@ -91,7 +91,7 @@ impl Slow {
     }
 }
 
-/// Stores `path` and finds it stored, with what the application gives of so many writes.
+/// Stores `path` and finds it stored, with the response for so many writes.
 async fn is_stored(sidecar: &Sidecar, path: &str, writes: &str) {
     until("it is stored", async || {
         let answer = sidecar.get(path).await;
@@ -124,7 +124,7 @@ async fn late_write_purges_again_when_its_response_comes() {
             let answer = sidecar.request(method.clone(), "/a", &[], body).await;
             assert_eq!(answer.status, StatusCode::GATEWAY_TIMEOUT, "{method}");
             for path in paths {
-                // What was stored before is purged where a rule says so, and the application gives the same again.
+                // The stored response is purged where a rule says so, and the application responds with the same again.
                 assert_eq!(sidecar.get(path).await.hit().is_some(), spec == UNNAMED, "{method} {path}");
                 is_stored(&sidecar, path, "0").await;
             }
@@ -188,7 +188,7 @@ async fn put_over_http2(address: SocketAddr) -> StatusCode {
     let (mut sender, connection) = handshake.await.unwrap();
     tokio::spawn(connection);
     let request = Request::put("http://shop.test/a").body(Full::new(Bytes::from("body"))).unwrap();
-    // The connection ends with the answer.
+    // The connection ends with the response.
     timeout(Duration::from_secs(15), sender.send_request(request)).await.unwrap().unwrap().status()
 }
 

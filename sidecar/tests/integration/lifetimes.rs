@@ -1,4 +1,4 @@
-//! How long what is stored lives, where the route says more than a `ttl`.
+//! Lifetimes of stored responses under routes with more than a `ttl`.
 
 use std::{
     sync::{
@@ -12,7 +12,7 @@ use futures::future::join_all;
 
 use super::harness::{Origin, Policy, RedisServer, Sidecar, reply, until};
 
-/// An application that says how many requests were with it at once at most.
+/// An application that counts the most requests that it had at once.
 async fn slow(takes: Duration) -> (Origin, Arc<AtomicUsize>) {
     let (now, most) = (Arc::new(AtomicUsize::new(0)), Arc::new(AtomicUsize::new(0)));
     let seen_most = Arc::clone(&most);
@@ -29,7 +29,7 @@ async fn slow(takes: Duration) -> (Origin, Arc<AtomicUsize>) {
     (origin, most)
 }
 
-/// Asks pods constantly until the application has been asked so often; how many answers were no hits.
+/// Sends requests to pods until the application has had so many. Returns the number of responses that were no hits.
 async fn misses_until_asked(pods: &[&Sidecar], origin: &Origin, times: usize) -> usize {
     let (done, misses) = (AtomicBool::new(false), AtomicUsize::new(0));
     let asking = join_all((0..8).map(|number| {
@@ -69,14 +69,14 @@ routes:
     assert_eq!(b.get("/a").await.hit(), Some("l2"));
     assert_eq!(misses_until_asked(&[&a, &b], &origin, 5).await, 0);
     assert_eq!(most.load(Ordering::SeqCst), 1, "one pod renews it at a time");
-    // Without it somebody waits at each end.
+    // Without early refresh some client waits at each end.
     let policy = Policy::new("routes:\n- {name: page, match: {path: \"/{page}\"}, ttl: 1s}");
     let alone = Sidecar::start(&policy, origin.address).await;
     let before = origin.calls();
     assert!(misses_until_asked(&[&alone], &origin, before + 3).await > 2);
 }
 
-/// Asks until a renewal has failed, and then much more.
+/// Sends requests until a refresh has failed, and many after that.
 async fn one_failed_renewal_is_enough(l2: &str) {
     let failing = Arc::new(AtomicBool::new(false));
     let fails = Arc::clone(&failing);
@@ -101,7 +101,7 @@ routes:
         (origin.calls() == 2).then_some(())
     })
     .await;
-    // The failure may be on its way yet; after that nobody asks.
+    // The failure may still be on its way; after that there is no further request.
     let mut asked = 0;
     until("nobody asks any more", async || {
         for _ in 0..50 {
@@ -195,7 +195,7 @@ routes:
 - {name: json, match: {path: "/json/{page}"}, ttl: 1h, ttlFrom: {json: /meta/ttl}}
 "#;
 
-/// An application whose responses say the TTL that the request wants, in a header or in their content.
+/// An application that states the TTL that the request wants, in a header or in its content.
 async fn origin_that_says_a_ttl() -> Origin {
     Origin::start(|seen| async move {
         let said = seen.header("x-want").to_owned();
@@ -231,7 +231,7 @@ async fn response_states_its_own_ttl() {
         let answer = sidecar.get(path).await;
         assert!(near(answer.ttl(), expected), "{said}: {}", answer.cache_status());
     }
-    // What was stored obeys the policy as it is now.
+    // Stored responses follow the present policy.
     policy.change(&TTL_FROM.replace(", ttlFrom: {header: x-ttl}", "").replace("1h", "2h"));
     sidecar.until_it_serves(&policy).await;
     for (path, expected) in [("/header/1", 7_200), ("/header/3", 7_200), ("/json/1", 300), ("/json/3", 7_200)]

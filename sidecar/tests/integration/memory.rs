@@ -1,4 +1,4 @@
-//! What the process keeps of memory.
+//! Memory of the process.
 
 use std::{
     net::SocketAddr,
@@ -26,9 +26,9 @@ routes:
 "#;
 
 const MAX_SIZE: u64 = 32 << 20;
-/// Half of what the operator wants free beside `l1.maxSize` under the container's limit.
+/// Half of the memory that the operator requires beside `l1.maxSize` under the container's limit.
 const BESIDE: u64 = 16 << 20;
-/// The allocator takes a few tenths of a second to give back what was freed; with its own settings it would take 10 s.
+/// The allocator takes a few tenths of a second to return freed memory; with its own settings it would take 10 s.
 const RELEASE_TIMEOUT: Duration = Duration::from_secs(5);
 
 /// The limit of the sidecar's container where the policy does not say otherwise.
@@ -46,7 +46,7 @@ routes:
 - {name: small, match: {path: "/small/{number}"}, ttl: 1h}
 "#;
 
-/// Clients that ask for `<path><number>` and read nothing.
+/// Clients that request `<path><number>` and read nothing.
 async fn ask_and_read_nothing(address: SocketAddr, count: usize, path: &str) -> Vec<Wire> {
     let ask = async |number| {
         let mut wire = Wire::narrow(address).await;
@@ -81,7 +81,7 @@ async fn hold_streams(
     .abort_handle()
 }
 
-/// A sidecar that is told so.
+/// Starts a sidecar with a memory limit of 128 MiB.
 async fn limited(origin: SocketAddr, arguments: &[&str]) -> Sidecar {
     let arguments: Vec<_> =
         ["--memory-limit", "128Mi"].into_iter().chain(arguments.iter().copied()).collect();

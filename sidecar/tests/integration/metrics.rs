@@ -1,4 +1,4 @@
-//! What is counted, and what the dashboard asks for.
+//! Metrics, their documentation and the dashboard.
 
 use std::{collections::BTreeSet, fs};
 

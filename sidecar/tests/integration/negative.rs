@@ -1,4 +1,4 @@
-//! What no source has.
+//! Caching of "not found" from every source.
 
 use std::sync::{
     Arc,
@@ -31,7 +31,7 @@ routes:
       persist: {source: catalog, statement: "insert into items values ({key}, {body}::jsonb) on conflict do nothing"}
 "#;
 
-/// A store that has nothing until it is told to.
+/// A store that is empty until it is filled.
 async fn store() -> (Origin, Arc<AtomicBool>) {
     let filled = Arc::new(AtomicBool::new(false));
     let is_filled = Arc::clone(&filled);
@@ -88,7 +88,7 @@ async fn not_found_is_requested_again_after_its_ttl() {
     assert_eq!(answer.body, r#"{"of": "store"}"#);
     assert!(sidecar.get("/data/a").await.ttl().is_some_and(|ttl| ttl > 500), "that has the route's ttl");
     assert_eq!(store.calls(), 2);
-    // It was kept, and Postgres comes first.
+    // The response was persisted, and Postgres comes first.
     until("it is kept", async || (database.number("select count(*) from items").await == 1).then_some(()))
         .await;
     assert_eq!(sidecar.purge(r#"{"tags": ["item:a"]}"#).await.status, 200);
@@ -171,7 +171,7 @@ async fn the_application_gets_the_body_that_came_with_a_request() {
     let database = Database::new(ITEMS).await;
     let policy = Policy::new(&database.serve(&spec));
     let sidecar = Sidecar::start(&policy, application.address).await;
-    // What is taken for a body must not be taken for the next request.
+    // Bytes that are read as a body must not be read as the next request.
     let body = "GET /other HTTP/1.1\r\nHost: shop.test\r\n\r\n";
     let with_body =
         format!("GET /data/a HTTP/1.1\r\nHost: shop.test\r\nContent-Length: {}\r\n\r\n{body}", body.len());

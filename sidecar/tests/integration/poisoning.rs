@@ -101,7 +101,7 @@ fn text(request: &Request) -> String {
     text + "\r\n"
 }
 
-/// What an application can tell of a request but for what the route ignores by name.
+/// Everything that an application can observe of a request, except headers and parameters that the route ignores by name.
 fn dump(seen: &Seen) -> String {
     let (path, query) =
         seen.path.split_once('?').map_or((seen.path.as_str(), None), |(path, query)| (path, Some(query)));
@@ -137,7 +137,7 @@ async fn two_requests_with_one_key_reach_the_application_byte_for_byte_the_same(
         for _ in 0..150 {
             let one: Request =
                 std::array::from_fn(|part| if below(4) == 0 { below(counts[part]) } else { 0 });
-            // Most pairs differ in a part or two alone.
+            // Most pairs differ only in a part or two.
             let mut other = one;
             for _ in 0..=below(4) / 3 {
                 let part = below(other.len());

@@ -1,4 +1,4 @@
-//! Answers from Postgres.
+//! Responses from Postgres.
 
 use std::time::{Duration, Instant};
 

@@ -1,4 +1,4 @@
-//! A Postgres source by itself: TLS, values, writes, bounds.
+//! A Postgres source on its own: TLS, values, writes, limits.
 
 use std::{fs, sync::Arc, time::Duration};
 

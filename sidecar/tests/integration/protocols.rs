@@ -1,4 +1,4 @@
-//! What is HTTP, what is not, and what only looks as if it were not.
+//! Detection of HTTP and of other protocols, and input that disguises one as the other.
 
 use std::{
     sync::{Arc, Mutex},
@@ -61,7 +61,7 @@ const WRITES: [&str; 39] = [
     "PROXY TCP4 10.0.0.1 10.0.0.2 1 2\r\nPUT /api/users/ID HTTP/1.1",
 ];
 
-/// Whether what a client gets begins with one response of this status class.
+/// Returns true if the client's bytes begin with one response of this status class.
 fn is_of_class(answer: &[u8], class: char) -> bool {
     String::from_utf8_lossy(answer).strip_prefix("HTTP/1.1 ").is_some_and(|rest| rest.starts_with(class))
 }
@@ -117,7 +117,7 @@ async fn a_write_that_arrives_byte_by_byte_is_refused_or_purges() {
     .await;
 }
 
-/// An application that keeps what it is sent, and says nothing unless `first` is something.
+/// An application that records its input, and sends nothing unless `first` is something.
 async fn listening(first: &'static [u8]) -> (RawOrigin, Arc<Mutex<Vec<u8>>>) {
     let heard = Arc::<Mutex<Vec<u8>>>::default();
     let hears = Arc::clone(&heard);

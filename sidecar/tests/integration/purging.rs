@@ -13,7 +13,7 @@ invalidation:
   - {match: {path: "/{page}"}, purge: {paths: ["/{page}"]}}
 "#;
 
-/// Has both sidecars store a path, the second one from L2.
+/// Stores a path in both sidecars, the second one from L2.
 async fn warm(policy: &Policy, [a, b]: &[Sidecar; 2], path: &str) -> String {
     let first = a.get(path).await;
     policy.until_stored(&mut RedisServer::shared().await, 1).await;

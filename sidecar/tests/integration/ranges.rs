@@ -1,4 +1,4 @@
-//! Parts of answers.
+//! Range requests.
 
 use http::Method;
 use tokio::io::AsyncWriteExt;
@@ -8,7 +8,7 @@ use super::harness::{Origin, RawOrigin, Sidecar, exchange, read_head, reply, unt
 const BODY: &str = "0123456789";
 const MODIFIED: &str = "Sat, 21 Nov 2020 10:00:00 GMT";
 
-/// An application that answers with [`BODY`], or a part of it, under the tag that `x-tag` names or `"a"`.
+/// An application that responds with [`BODY`], or a part of it, under the tag that `x-tag` names or `"a"`.
 async fn in_parts() -> Origin {
     Origin::start(|seen| async move {
         let tag = if seen.header("x-tag").is_empty() { "\"a\"" } else { seen.header("x-tag") };
@@ -198,7 +198,7 @@ async fn head_request_ignores_range() {
     assert_eq!((head.header("content-range"), head.hit()), ("", Some("l1")));
 }
 
-/// An application that answers a request for the second half with `rest` in a chunk, which is not as long as it says.
+/// An application that responds to a request for the second half with `rest` in a chunk, of another length than stated.
 async fn with_a_wrong_rest(rest: &'static str) -> RawOrigin {
     RawOrigin::start(move |mut stream| async move {
         loop {

@@ -1,4 +1,4 @@
-//! A route that reads through: Postgres, then an HTTP source, whose answers are kept in Postgres.
+//! A route that reads through: Postgres, then an HTTP source, whose responses are persisted in Postgres.
 
 use futures::future::join_all;
 use http::StatusCode;
@@ -8,7 +8,7 @@ use super::harness::{Answer, Database, Origin, Policy, Sidecar, reply, until};
 const ITEMS: &str =
     "create table items (key text, page text, value jsonb, unique nulls not distinct (key, page))";
 
-/// What a policy says; `WRITE` is the statement that keeps.
+/// The policy's `spec`; `WRITE` is the statement that persists.
 const SPEC: &str = r#"
 sources:
 - {name: catalog, postgres: {urlFrom: DATABASE}}

@@ -1,4 +1,4 @@
-//! Redis gone, slow, unwilling or forgetful: requests still get answered, and nothing stale is served for long.
+//! Redis gone, slow, read-only or restored: requests still get responses, and no stale one is served for long.
 
 use std::time::{Duration, Instant};
 
@@ -15,7 +15,7 @@ invalidation:
 "#;
 
 const GRACE: Duration = Duration::from_millis(500);
-/// What a busy machine may add to a time that was measured from outside.
+/// Tolerance for a busy machine in a time measured from outside.
 const SLACK: Duration = Duration::from_millis(300);
 
 #[tokio::test(flavor = "multi_thread")]
@@ -85,7 +85,7 @@ async fn a_purge_made_while_redis_is_frozen_holds_when_it_goes_on() {
     assert_ne!(a.get("/a").await.body, old, "in the pod that wrote it holds at once");
     redis.thaw();
     until("the other sidecar is fresh", async || (b.get("/a").await.body != old).then_some(())).await;
-    // A pod that is connected has told Redis what it had to tell.
+    // A connected pod has sent Redis all pending purges.
     a.until_tiers_are("up").await;
     let newcomer = Sidecar::start(&policy, origin.address).await;
     for sidecar in [&newcomer, &a, &b] {
@@ -156,7 +156,7 @@ async fn purge_reaches_redis_although_lookups_gave_up() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_redis_that_refuses_writes_is_no_bus() {
-    // Out of memory, or a replica after a failover: it answers pings, but no purge gets through it.
+    // Out of memory, or a replica after a failover: it replies to pings, but no purge gets through it.
     let redis = RedisServer::start().await;
     let policy = Policy::new(&redis.serve(BRIEF).replace("500ms", "2s"));
     let origin = Origin::numbered(&[]).await;

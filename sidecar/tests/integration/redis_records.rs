@@ -1,4 +1,4 @@
-//! Redis as a trust boundary: what somebody else wrote into it is never served, and costs no more than what Larder wrote.
+//! Redis as a trust boundary: foreign records are never served, and cost no more than Larder's own.
 
 use redis::{AsyncCommands, aio::MultiplexedConnection};
 
@@ -18,7 +18,7 @@ async fn refused(sidecar: &Sidecar, reason: &str) -> f64 {
     sidecar.metric("larder_l2_refused_records_total", &[&format!("reason=\"{reason}\"")]).await
 }
 
-/// Waits until a sidecar has stored something in place of what somebody put there.
+/// Waits until a sidecar has replaced a foreign record.
 async fn until_replaced(redis: &mut MultiplexedConnection, key: &str, forged: &[u8]) {
     until("another record", async || {
         (redis.clone().get::<_, Vec<u8>>(key).await.unwrap() != forged).then_some(())
@@ -26,7 +26,7 @@ async fn until_replaced(redis: &mut MultiplexedConnection, key: &str, forged: &[
     .await;
 }
 
-/// Has `a` store a page and returns the key of its record.
+/// Stores a page through `a` and returns the key of its record.
 async fn stored(a: &Sidecar, policy: &Policy, redis: &mut MultiplexedConnection, page: &str) -> String {
     let before = policy.records(redis).await;
     a.get(page).await;
@@ -63,7 +63,7 @@ async fn changed_forged_or_moved_record_is_a_miss() {
         assert_eq!(b.purge(r#"{"tags": ["page:one"]}"#).await.status, 200);
     }
     assert!(b.logged("a record in redis is refused").is_some());
-    // What it was is usable where it was.
+    // The original record is usable in its original place.
     let _: () = redis.set(&other, &foreign).await.unwrap();
     assert_eq!(b.get("/other").await.hit(), Some("l2"));
 }
@@ -215,7 +215,7 @@ async fn lease_that_never_expires_blocks_no_request() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let mut redis = server.connection().await;
-    // Whatever lease it asks for is there already, without an end.
+    // Every lease that it takes exists already, without an expiry.
     let key = stored(&sidecar, &policy, &mut redis, "/page").await;
     let purged = sidecar.purge(r#"{"tags": ["page:page"]}"#).await;
     let purged: serde_json::Value = serde_json::from_str(&purged.body).unwrap();
@@ -251,7 +251,7 @@ async fn the_access_of_one_policy_suffices_for_it_and_for_no_other() {
     assert_eq!(a.put("/page").await.status, 200);
     assert_ne!(b.get("/page").await.body, old);
     assert_eq!(a.purge(r#"{"paths": ["/page"]}"#).await.status, 200);
-    // Leases: who misses the same at once waits for the other.
+    // Leases: concurrent misses wait for one another.
     let granted = a.metric("larder_leases_total", &["granted"]).await;
     a.get("/leased").await;
     assert!(a.metric("larder_leases_total", &["granted"]).await > granted);
@@ -260,7 +260,7 @@ async fn the_access_of_one_policy_suffices_for_it_and_for_no_other() {
     }
     let refused: Vec<redis::Value> = server.ask(&["ACL", "LOG"]).await;
     assert!(refused.is_empty(), "{refused:?}");
-    // The same user is of no use to another policy.
+    // The same user has no rights on another policy.
     let stranger = Sidecar::start_at_once(&other, origin.address).await;
     let why = stranger.last_error("redis").await;
     assert!(why.contains("NOPERM") || why.contains("permission"), "{why}");

@@ -16,7 +16,7 @@ invalidation:
   - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
 "#;
 
-/// After each purge in one, no sidecar has the old answer.
+/// Asserts that after each purge in one sidecar no sidecar has the old response.
 async fn assert_purges_hold(sidecars: &[Sidecar; 2], origin: &Origin, rounds: usize) {
     for round in 0..rounds {
         let (writer, reader) = (&sidecars[round % 2], &sidecars[(round + 1) % 2]);
@@ -261,7 +261,7 @@ async fn a_master_that_no_majority_of_sentinels_names_is_trusted_for_the_grace()
         let stored = a.get("/a").await.body;
         assert_eq!(a.get("/a").await.hit(), Some("l1"));
         silent.iter().for_each(RedisServer::freeze);
-        // At once: they may have named another since they were asked last.
+        // At once: they may have named another since the last query.
         let purged = a.purge(r#"{"paths": ["/none"]}"#).await;
         assert_eq!(purged.status, 202, "{}", purged.body);
         let last_error = a.last_error("redis").await;

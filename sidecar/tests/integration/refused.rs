@@ -1,4 +1,4 @@
-//! Bad input: what is refused, how, and that nothing comes of it.
+//! Invalid requests and responses: their refusal, and that they have no other effect.
 
 use std::time::{Duration, Instant};
 
@@ -23,7 +23,7 @@ async fn until_refused(sidecar: &Sidecar, reason: &str, count: f64) {
     .await;
 }
 
-/// An answer that refuses, and after which the connection ends.
+/// Asserts that a response is a refusal, and that the connection ends after it.
 fn assert_refused(answer: &[u8], status: u16, what: &str) {
     let answer = String::from_utf8_lossy(answer).into_owned();
     let (head, body) = answer.split_once("\r\n\r\n").unwrap_or_else(|| panic!("{what:?} got {answer:?}"));
@@ -263,7 +263,7 @@ async fn pipelined_requests_get_their_responses_in_order() {
     assert!((0..).zip([origin.last()]).all(|(_, seen)| seen.path != "/smuggled"));
 }
 
-/// What comes of `answer` to a first request, and of an honest one to a second.
+/// Returns the outcome of `answer` to a first request, and of a valid response to a second.
 async fn after_a_liar(answer: &'static str) -> (String, String) {
     let origin = Steps::answering(
         move |head| match head.contains("/lie") {

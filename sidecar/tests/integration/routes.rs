@@ -1,10 +1,10 @@
-//! Which requests a route is for, and what tells its answers apart.
+//! Matching of routes, and the parts of their keys.
 
 use http::Method;
 
 use super::harness::{Origin, Policy, RedisServer, Sidecar, reply};
 
-/// A sidecar under the one route that follows the start of a policy.
+/// Starts a sidecar under one route, which follows the start of a policy.
 async fn under(origin: &Origin, route: &str) -> (Sidecar, Policy) {
     let policy = Policy::new(&format!("routes:\n- {route}\n"));
     (Sidecar::start(&policy, origin.address).await, policy)

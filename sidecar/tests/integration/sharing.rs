@@ -1,4 +1,4 @@
-//! One answer of the application for all who ask at the same time.
+//! Collapsed forwarding: one response of the application for all concurrent requests of a key.
 
 use std::sync::{
     Arc,
@@ -13,7 +13,7 @@ use super::harness::{Origin, Policy, Sidecar, Steps, Wire, header, reply, until}
 
 const FIRST: &str = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 4\r\n\r\nfi";
 
-/// A sidecar that has taken so many connections for requests, besides those of the test's own.
+/// Waits until a sidecar has accepted so many connections, besides those of the test's own.
 async fn until_connected(sidecar: &Sidecar, count: u32) {
     until("the clients", async || {
         (sidecar.metric("larder_connections", &[]).await >= f64::from(count)).then_some(())
@@ -120,7 +120,7 @@ async fn slow_reader_slows_no_other_client() {
     assert_eq!(origin.asked(), 1);
 }
 
-/// An application whose answers are not for sharing, and each of which waits for a permit.
+/// An application whose responses may not be shared, and each of which waits for a permit.
 async fn unshared() -> (Origin, Arc<Semaphore>) {
     let permits = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&permits);
@@ -144,7 +144,7 @@ async fn unshareable_response_lets_all_clients_through_at_once() {
         until("the first", async || (origin.calls() == 1).then_some(())).await;
         until_connected(&sidecar, 20).await;
         permits.add_permits(1);
-        // Nobody is answered, and all of them are there.
+        // No client has a response yet, and all are connected.
         until("the others at once", async || (origin.calls() == 20).then_some(())).await;
         let late = async {
             until("who comes later", async || (origin.calls() == 21).then_some(())).await;
@@ -269,7 +269,7 @@ async fn client_of_another_variant_gets_its_own() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn request_after_a_purge_never_joins_an_earlier_fill() {
-    // Before the head of the older answer, and in mid-body.
+    // Before the head of the older response, and in mid-body.
     for steps in [&["", FIRST, "ll"][..], &[FIRST, "ll"]] {
         let steps: Vec<_> = steps.iter().map(|&step| step.to_owned()).collect();
         let held = steps.len() - 2;
@@ -293,7 +293,7 @@ async fn request_after_a_purge_never_joins_an_earlier_fill() {
         assert_eq!(sidecar.request(Method::PUT, "/a", &[], "").await.status, 204);
         let mut newer = Wire::asking(sidecar.address, "/a").await;
         until_connected(&sidecar, 3).await;
-        // It may wait until the older answer comes, and then it asks for itself.
+        // The request may wait until the older response comes, and then goes forward itself.
         origin.let_go(held);
         assert_eq!(newer.answer().await.1, "new!");
         assert_eq!(origin.asked(), 3);

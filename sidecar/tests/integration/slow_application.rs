@@ -1,4 +1,4 @@
-//! The time that the application may take (`application.timeout`).
+//! The application's timeout (`application.timeout`).
 
 use std::{
     future::pending,
@@ -26,7 +26,7 @@ routes:
 
 const TIMEOUT: Duration = Duration::from_millis(500);
 
-/// An application that answers with a request's number until it is told to hang.
+/// An application that responds with a request's number until it is set to hang.
 async fn hangs_when_told() -> (Origin, Arc<AtomicBool>, Arc<AtomicUsize>) {
     struct Guard(Arc<AtomicUsize>);
     impl Drop for Guard {

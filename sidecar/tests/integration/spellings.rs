@@ -1,4 +1,4 @@
-//! Paths and methods that are spelled in other ways: what they purge, and what is stored of them.
+//! Alternative spellings of paths and methods: their purges, and the storing of their responses.
 
 use http::Method;
 
@@ -13,7 +13,7 @@ invalidation:
   - {match: {path: "/users/{id}", methods: [PUT, DELETE]}, purge: {tags: ["user:{id}"]}}
 "#;
 
-/// What is sent in a path for some ids, and other spellings of the same.
+/// Spellings of some ids that are sent in a path, and other spellings of the same.
 const IDS: [(&str, &[&str]); 19] = [
     (
         "1",
@@ -42,12 +42,12 @@ const IDS: [(&str, &[&str]); 19] = [
     ("a%252Fb", &["a%2Fb"]),
 ];
 
-/// Whether nothing is stored for an id, because servers may read different ones in it.
+/// Returns true if nothing is stored for an id, because servers may read different ones in it.
 fn is_ambiguous(id: &str) -> bool {
     ["a;b", "a%2Fb", "a%252Fb"].contains(&id)
 }
 
-/// Whether the response to GET of a path is another than before.
+/// Returns true if the response to GET of a path differs from `before`.
 async fn is_renewed(sidecar: &Sidecar, path: &str, before: &str) -> bool {
     sidecar.get(path).await.body != before
 }

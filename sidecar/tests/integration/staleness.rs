@@ -1,4 +1,4 @@
-//! Serving what is past its life: while a new answer is fetched, and where the application fails.
+//! Stale responses: stale-while-revalidate and stale-if-error (RFC 5861).
 
 use std::sync::{
     Arc,
@@ -10,7 +10,7 @@ use tokio::{io::AsyncWriteExt, sync::Semaphore};
 
 use super::harness::{Origin, Policy, RawOrigin, RedisServer, Relay, Sidecar, read_head, reply, until};
 
-/// An application whose first answer has `headers` and whose later ones, which are fresh for long, wait for permits.
+/// An application whose first response has `headers` and whose later ones, which are fresh for long, wait for permits.
 async fn slow_the_second_time(headers: &'static [(&'static str, &'static str)]) -> (Origin, Arc<Semaphore>) {
     let permits = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&permits);
@@ -100,7 +100,7 @@ routes:
     until("it is asked for in the background", async || (origin.calls() == 2).then_some(())).await;
     permits.add_permits(1);
     until("it is fresh", async || (b.get("/a").await.body == "2").then_some(())).await;
-    // What one has renewed, the other finds in Redis.
+    // A response that one sidecar has revalidated is found in Redis by the other.
     until("the other has it", async || (a.get("/a").await.body == "2").then_some(())).await;
     assert_eq!(origin.calls(), 2);
 }

@@ -1,4 +1,4 @@
-//! Of many pods that miss the same, one asks.
+//! Leases: of many pods that miss the same response, one requests it.
 
 use std::{
     collections::HashMap,
@@ -26,12 +26,12 @@ async fn three(policy: &Policy, origin: &Origin) -> Vec<Sidecar> {
     join_all((0..3).map(|_| Sidecar::start(policy, origin.address))).await
 }
 
-/// Asks each pod `times` at once.
+/// Sends each pod `times` requests at once.
 async fn ask(pods: &[Sidecar], times: usize, path: &str) -> Vec<Answer> {
     join_all((0..times).flat_map(|_| pods.iter().map(|pod| pod.get(path)))).await
 }
 
-/// An application that answers with the request's number when it gets a permit.
+/// An application that responds with the request's number when it gets a permit.
 async fn held(headers: &'static [(&'static str, &'static str)]) -> (Origin, Arc<Semaphore>) {
     let permits = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&permits);
@@ -50,7 +50,7 @@ async fn until_asked(origin: &Origin, times: usize) {
     until(&format!("{times} requests"), async || (origin.calls() >= times).then_some(())).await;
 }
 
-/// How many keys of the policy begin their kind with one of these letters: `l`, leases; `w`, who waits for one.
+/// Returns the number of keys of the policy whose kind begins with one of these letters: `l`, leases; `w`, waiting pods.
 async fn kept(redis: &mut MultiplexedConnection, policy: &Policy, kinds: &str) -> usize {
     let pattern = format!("{}*}}:[{kinds}]*", policy.barriers().trim_end_matches("barriers:"));
     let keys: Vec<String> = redis::cmd("KEYS").arg(pattern).query_async(redis).await.unwrap();
@@ -65,7 +65,7 @@ async fn until_nothing_is_leased(redis: &mut MultiplexedConnection, policy: &Pol
     until("no lease is left", async || (kept(redis, policy, "lw").await == 0).then_some(())).await;
 }
 
-/// When requests were with an application.
+/// Time spans of requests at an application.
 #[derive(Clone, Debug, Default)]
 struct Spans(Arc<Mutex<Vec<(Instant, Instant)>>>);
 
@@ -74,7 +74,7 @@ impl Spans {
         self.0.lock().unwrap().push((began, Instant::now()));
     }
 
-    /// How many of them came one after another at most.
+    /// Returns the length of the longest sequence of requests that did not overlap.
     fn rounds(&self) -> usize {
         let mut spans = self.0.lock().unwrap().clone();
         spans.sort_unstable_by_key(|(_, ended)| *ended);
@@ -88,7 +88,7 @@ impl Spans {
     }
 }
 
-/// An application that takes so long for each request.
+/// An application that takes this long for each request.
 async fn slow(headers: &'static [(&'static str, &'static str)], takes: Duration) -> (Origin, Spans) {
     let spans = Spans::default();
     let log = spans.clone();
@@ -271,7 +271,7 @@ async fn variants_do_not_wait_for_one_another() {
         assert!(same.iter().all(|body| *body == same[0]), "{bodies:?}");
     }
     assert_eq!(origin.calls(), LANGUAGES.len());
-    // One finds out that there are variants; then each pod asks for one of its own, and learns it; then for the rest.
+    // One pod learns of the variants; then each pod requests its own, and learns that; then the rest.
     assert!(spans.rounds() <= 5, "{spans:?}");
     until_nothing_is_leased(&mut RedisServer::shared().await, &policy).await;
 }

@@ -1,4 +1,4 @@
-//! What is stored, under which key, and what is not.
+//! Storing: stored responses, their keys, and responses that are not stored.
 
 use http::{Method, Response};
 use http_body_util::Full;
@@ -266,7 +266,7 @@ routes:
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_header_that_ends_at_the_sidecar_is_not_in_the_key() {
-    // Otherwise a client poisons a key: the application never sees the header, and answers for its absence.
+    // Otherwise a client poisons a key: the application never sees the header, and responds as if it were absent.
     let origin = Origin::start(|seen| async move {
         reply(
             &[("vary", "x-theme")],

@@ -1,4 +1,4 @@
-//! Bodies on their way.
+//! Streaming of bodies.
 
 use std::{sync::Arc, time::Duration};
 
@@ -19,7 +19,7 @@ routes:
 const GET: &str = "GET /a HTTP/1.1\r\nHost: shop.test\r\n\r\n";
 const GET_AND_CLOSE: &str = "GET /a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
 
-/// An application that says `first` at once and `second` when it is let, then closes the connection.
+/// An application that sends `first` at once and `second` with a permit, then closes the connection.
 async fn in_two_steps(first: &'static str, second: &'static str) -> (RawOrigin, Arc<Semaphore>) {
     let gate = Arc::new(Semaphore::new(0));
     let let_go = Arc::clone(&gate);
@@ -165,7 +165,7 @@ async fn endless(length: u64) -> RawOrigin {
     .await
 }
 
-/// Runs `reading` and returns by how much the sidecar's memory grew at most meanwhile.
+/// Runs `reading` and returns the growth of the sidecar's memory at its peak.
 async fn growth_during(sidecar: &Sidecar, reading: impl Future<Output = ()>) -> u64 {
     let (before, mut reading) = (sidecar.resident(), std::pin::pin!(reading));
     let mut most = before;
@@ -217,7 +217,7 @@ async fn a_slow_reader_of_a_body_that_is_too_large_costs_little() {
         assert!(grown < 32 << 20, "{path}: it grew by {grown} bytes");
         let rest = slow.rest().await;
         let (fast_has_it, slow_has_it) = (read >= LENGTH, rest.len() as u64 >= LENGTH);
-        // What is too large from the start is nobody else's. Otherwise who falls behind is cut off, and can tell.
+        // A response known to be too large is not shared. Otherwise a client that falls behind is cut off, and can tell.
         assert!(fast_has_it && (slow_has_it || path == "/chunked"), "{path}");
         assert!(slow_has_it || !rest.ends_with(b"0\r\n\r\n"), "{path}");
     }

@@ -1,4 +1,4 @@
-//! Targets with bytes that RFC 3986 does not allow there, and that applications take.
+//! Targets with bytes that RFC 3986 does not allow there, and that applications accept.
 
 use std::time::Duration;
 
@@ -49,11 +49,11 @@ async fn a_real_application_responds_to_any_target_as_without_the_sidecar() {
         let sidecar = Sidecar::bare(application.address).await;
         for target in TARGETS {
             let alone = parts(&exchange(application.address, request("GET", target)).await);
-            // Twice: what is stored must not stand in for another spelling.
+            // Twice, because a stored response must not be served for another spelling.
             for _ in 0..2 {
                 let behind = parts(&exchange(sidecar.address, request("GET", target)).await);
                 let of_page = |(status, body): &(String, Vec<u8>)| {
-                    // How an error's body is framed is each server's own.
+                    // The framing of an error's body is each server's own.
                     (status.clone(), if status == "200" { body.clone() } else { vec![] })
                 };
                 assert_eq!(of_page(&behind), of_page(&alone), "{:?}", target.escape_ascii().to_string());
@@ -62,7 +62,7 @@ async fn a_real_application_responds_to_any_target_as_without_the_sidecar() {
     }
 }
 
-/// An application of which every response may be stored.
+/// An application whose responses may all be stored.
 async fn cacheable() -> Steps {
     Steps::answering(
         |_: &str| vec!["HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 2\r\n\r\nok".into()],
@@ -207,7 +207,7 @@ enum Outcome {
     GoAway,
 }
 
-/// Sends a target over HTTP/2 byte by byte, as no library does.
+/// Sends a target over HTTP/2 byte by byte, because no library does.
 async fn over_http2(sidecar: &Sidecar, target: &[u8]) -> Outcome {
     let exchange = async {
         let mut stream = TcpStream::connect(sidecar.address).await.unwrap();

@@ -1,4 +1,4 @@
-//! Other protocols on a connection, and other ways to name a target.
+//! Upgrades of a connection, and other forms of a target.
 
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
@@ -6,7 +6,7 @@ use super::harness::{Origin, RawOrigin, Sidecar, Steps, Wire, exchange, header, 
 
 const SWITCHING: &str = "HTTP/1.1 101 Switching Protocols\r\nConnection: Upgrade\r\nUpgrade: tcp\r\n\r\n";
 
-/// An application that changes the protocol, says something at once, and then gives back what it gets.
+/// An application that changes the protocol, sends some bytes at once, and then echoes its input.
 async fn echoing(first: &'static str) -> RawOrigin {
     RawOrigin::start(move |mut stream: TcpStream| async move {
         if read_head(&mut stream).await.is_empty() {

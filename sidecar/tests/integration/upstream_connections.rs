@@ -1,4 +1,4 @@
-//! Connections to the application: where they go, when they end, and what is sent again.
+//! Connections to the application: their address, their end, and retries.
 
 use std::{
     net::SocketAddr,
@@ -30,7 +30,7 @@ use super::harness::{
 /// Plays the address of the pod: callers from it are not from 127.0.0.1.
 const POD: &str = "127.0.0.2";
 
-/// An application that tells every caller, of HTTP/1, HTTP/2 or anything else, where the call comes from.
+/// An application that tells every caller, of HTTP/1, HTTP/2 or another protocol, the address of the call.
 async fn telling(ip: &str) -> RawOrigin {
     RawOrigin::start_at(ip, |mut stream| async move {
         let caller = stream.peer_addr().unwrap().ip();
@@ -55,7 +55,7 @@ async fn telling(ip: &str) -> RawOrigin {
     .await
 }
 
-/// Where the application is called from, over each protocol.
+/// Returns the addresses that the application is called from, over each protocol.
 async fn callers(sidecar: &Sidecar) -> Vec<String> {
     let mut callers = vec![sidecar.get("/local-only").await.body, sidecar.get("/local-only").await.body];
     let mut raw = Wire::to(sidecar.address).await;
@@ -153,7 +153,7 @@ async fn an_application_that_begins_to_listen_everywhere_is_called_at_its_pods_a
     drop((origin, pods));
 }
 
-/// An application that ends a connection which it has answered on as soon as it is told to, and says that it has.
+/// An application that ends an idle connection when it is notified, and confirms that it has.
 async fn ending_idle_connections() -> (RawOrigin, Arc<Notify>, Arc<Notify>, Arc<AtomicUsize>) {
     let (end, ended, answered) =
         (Arc::new(Notify::new()), Arc::new(Notify::new()), Arc::new(AtomicUsize::new(0)));
@@ -312,7 +312,7 @@ async fn sidecar_without_its_application_closes_client_connections() {
     assert_eq!(header(&head, "connection"), "close");
     assert_eq!(wire.rest().await, b"");
     assert!(begun.elapsed() < Duration::from_secs(8), "{:?}", begun.elapsed());
-    // It is down for good: nobody waits for it any more.
+    // The application is down for good: no request waits for it any more.
     for _ in 0..5 {
         let begun = Instant::now();
         assert_eq!(sidecar.get("/a").await.status, 502);
@@ -335,7 +335,7 @@ async fn end(origin: Origin) {
     until("a refused connection", async || TcpStream::connect(address).await.err()).await;
 }
 
-/// Keeps idle connections of both versions to a sidecar whose application then dies, and holds them to end before anything fails.
+/// Opens idle connections of both versions to a sidecar whose application then dies, and asserts that they end before any fails.
 async fn assert_idle_connections_end(address: SocketAddr, end_application: impl AsyncFnOnce()) {
     const IDLE: usize = 12;
     let sidecar = Sidecar::bare(address).await;
@@ -395,7 +395,7 @@ invalidation:
     assert_eq!(sidecar.get("/a").await.hit(), Some("l1"));
     assert_eq!(sidecar.metric("larder_purges_total", &["origin=\"write\""]).await, 0.0);
 
-    // One that may have arrived does.
+    // A write that may have arrived does purge.
     let origin = RawOrigin::start_on(address, |mut stream| async move {
         read_head(&mut stream).await;
     })

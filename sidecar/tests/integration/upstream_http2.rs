@@ -71,7 +71,7 @@ async fn refusing(count: usize, refuses: Refuses) -> (RawOrigin, Arc<AtomicUsize
     (origin, refused)
 }
 
-/// Asks over HTTP/2: the status and the body of the response.
+/// Sends a request over HTTP/2. Returns the status and the body of the response.
 async fn ask(sidecar: &Sidecar, method: Method, body: impl Into<Bytes>) -> (u16, Bytes) {
     let stream = TcpStream::connect(sidecar.address).await.unwrap();
     let (mut client, connection) =

@@ -1,4 +1,4 @@
-//! Responses of the application that are not as they should be: what is passed on all the same, and what a 502 says.
+//! Malformed responses of the application: repairs, and the reason that a 502 gives.
 
 use std::time::Duration;
 
@@ -11,7 +11,7 @@ use tokio::{io::AsyncWriteExt, net::TcpStream};
 
 use super::harness::{Answer, Origin, RawOrigin, Sidecar, Steps, exchange, read_head, reply, until};
 
-/// A sidecar in front of an application that says this to every request and keeps its connections open, or ends them.
+/// A sidecar in front of an application that sends these bytes to every request and leaves its connections open, or ends them.
 async fn before(said: impl Into<Vec<u8>>, ends: bool) -> (RawOrigin, Sidecar) {
     let said = said.into();
     let origin = RawOrigin::start(move |mut stream| {
@@ -37,7 +37,7 @@ async fn errors(sidecar: &Sidecar, reason: &str) -> f64 {
     sidecar.metric("larder_upstream_errors_total", &[&format!("reason=\"{reason}\"")]).await
 }
 
-/// Holds a response to be a 502 for this reason, wherever it says so, and nothing to be stored.
+/// Asserts that a response is a 502 for this reason in every place that reports it, and that nothing is stored.
 async fn assert_fails(sidecar: &Sidecar, answer: &Answer, reason: &str, case: &str) {
     assert_eq!(answer.status, 502, "{case}: {answer:?}");
     assert_eq!(answer.header("content-type"), "application/problem+json", "{case}");
@@ -103,7 +103,7 @@ async fn a_body_that_breaks_off_says_why_in_the_log_and_a_metric() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn connect_timeout_is_reported_as_such() {
-    // Nobody accepts, and the queue is full.
+    // The listener accepts no connection, and its queue is full.
     let socket = tokio::net::TcpSocket::new_v4().unwrap();
     socket.bind("127.0.0.1:0".parse().unwrap()).unwrap();
     let listener = socket.listen(1).unwrap();

@@ -1,4 +1,4 @@
-//! Asking whether what is stored still holds, and answering clients who ask that of us.
+//! Validation of stored responses, and conditional requests of clients.
 
 use http::{Response, StatusCode};
 use http_body_util::Full;
@@ -7,7 +7,7 @@ use super::harness::{Origin, Policy, Sidecar, reply, until};
 
 const MODIFIED: &str = "Sat, 21 Nov 2020 10:00:00 GMT";
 
-/// A 304.
+/// Returns a 304.
 fn not_modified(headers: &[(&str, &str)]) -> Response<Full<bytes::Bytes>> {
     let mut reply = reply(headers, "");
     *reply.status_mut() = StatusCode::NOT_MODIFIED;

@@ -1,4 +1,4 @@
-//! Answers that `Vary` tells apart, while they are asked for.
+//! Variants by `Vary` during a fill.
 
 use std::sync::{
     Arc,
@@ -12,8 +12,8 @@ use super::harness::{Origin, Policy, RawOrigin, RedisServer, Sidecar, read_head,
 
 const HEADERS: [(&str, &str); 3] = [("vary", "accept-language"), ("etag", "\"a\""), ("age", "15")];
 
-/// An application that answers in the language asked for, not fresh for a moment; to be asked again it takes a permit, and
-/// then says `status`.
+/// An application that responds in the requested language, and is never fresh; further requests wait for a permit, and get
+/// `status`.
 async fn in_languages(status: StatusCode, control: &'static str) -> (Origin, Arc<Semaphore>) {
     let permits = Arc::new(Semaphore::new(0));
     let gate = Arc::clone(&permits);
@@ -46,7 +46,7 @@ async fn clients_that_wait_for_one_variant_do_not_get_another() {
             until("English is asked for", async || (origin.calls() == 2).then_some(())).await;
             let german = sidecar.get_with("/", &de);
             let lets_go = async {
-                // Nothing tells from outside that somebody waits; other answers on the way give the time for it.
+                // A waiting request can't be seen from outside; other responses in the meantime give it time.
                 for _ in 0..20 {
                     sidecar.get("/other").await;
                 }
@@ -126,7 +126,7 @@ async fn client_of_a_stale_variant_does_not_get_the_error_of_another() {
                 if head.is_empty() {
                     return;
                 }
-                // Once English has been asked for, whoever asks is hung up on.
+                // After a request for English, every connection is closed without a response.
                 if head.contains("accept-language: en")
                     || is_asked.load(Ordering::SeqCst) && head.contains("get / ")
                 {

@@ -1,4 +1,4 @@
-//! Policies that change, and change back, and pods that serve by different versions of one: no purge is lost between them.
+//! Policies that change, and change back, and pods that run different versions of one: no purge is lost between them.
 
 use std::time::{Duration, Instant};
 
@@ -17,22 +17,22 @@ invalidation:
   - {match: {path: "/{page}/edit"}, purge: {tags: ["page:{page}"]}}
 "#;
 
-/// The same with other tags.
+/// The same policy with other tags.
 fn renamed() -> String {
     FIRST.replace("page:{page}", "p:{page}")
 }
 
-/// The same without a rule for the write.
+/// The same policy without a rule for the write.
 fn without_rule() -> String {
     FIRST.replace("/{page}/edit", "/{page}/other")
 }
 
-/// The same with another key.
+/// The same policy with another key.
 fn keyed() -> String {
     FIRST.replace("ttl: 60s", "ttl: 60s, key: {headers: [x-tenant]}")
 }
 
-/// The same with a route more.
+/// The same policy with one more route.
 fn routed() -> String {
     FIRST.replace("routes:\n", "routes:\n- {name: more, match: {path: \"/more/{page}\"}, ttl: 60s}\n")
 }
@@ -42,12 +42,12 @@ async fn number(sidecar: &Sidecar, path: &str) -> usize {
     answer.body.parse().unwrap_or_else(|_| panic!("{}: {}", answer.status, answer.body))
 }
 
-/// Writes what `/page` is about. Returns the number that the application gave it: whatever is older is stale.
+/// Writes to `/page`. Returns the number of the write: every older response is stale.
 async fn edit(sidecar: &Sidecar) -> usize {
     sidecar.put("/page/edit").await.body.parse().unwrap()
 }
 
-/// Has `/page` in memory and in Redis, and `b` takes it from there.
+/// Stores `/page` in memory and in Redis, and reads it through `b` from there.
 async fn fill([a, b]: &[Sidecar; 2]) {
     until("a shared page", async || {
         a.purge(r#"{"paths": ["/page"]}"#).await;
@@ -126,7 +126,7 @@ async fn mixed(other: &str) -> ([Policy; 2], Origin, [Sidecar; 2]) {
     ([first, second], origin, sidecars)
 }
 
-/// Waits until a pod has said a second time which version it serves by, and has heard that there is no other.
+/// Waits until a pod has published its version a second time, and knows that there is no other.
 async fn until_it_is_alone(policy: &Policy) {
     let mut redis = RedisServer::shared().await;
     let mut first = None;
@@ -138,7 +138,7 @@ async fn until_it_is_alone(policy: &Policy) {
     .await;
 }
 
-/// Has the page in the memory of both, then purges it in one: neither has it.
+/// Stores the page in the memory of both pods, then purges it in one. Asserts that neither has it.
 async fn assert_purges_cross(other: &str, purge: impl AsyncFn(&Sidecar) -> usize) {
     let (_policies, _origin, sidecars) = mixed(other).await;
     for round in 0..4 {
@@ -164,7 +164,7 @@ async fn a_write_through_a_pod_of_one_version_purges_in_pods_of_another() {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_write_that_one_version_has_no_rule_for_purges_in_pods_of_another() {
     let (_policies, _origin, [with_rule, without_rule]) = mixed(&without_rule()).await;
-    // Those that were there first hear of it within a second.
+    // The first pods hear of it within a second.
     tokio::time::sleep(Duration::from_secs(2)).await;
     for _ in 0..3 {
         number(&with_rule, "/page").await;
@@ -225,7 +225,7 @@ async fn a_purge_by_the_admin_api_crosses_versions() {
             let before = origin.calls();
             assert_eq!(purger.purge(body).await.status, 200);
             assert!(number(other, "/page").await > before, "{body}");
-            // Whatever its own version calls it, unless by a tag that it does not have.
+            // The purge reaches the purger's own version by its own names, but not by a tag that it does not have.
             let names_its_own =
                 !body.contains("p:") || body.contains("page:p") || purger.address == another.address;
             assert!(!names_its_own || number(purger, "/page").await > before, "{body}");
@@ -313,7 +313,7 @@ async fn version_that_no_pod_runs_leaves_the_list() {
     let listed = async |redis: &mut MultiplexedConnection| {
         redis.hget::<_, _, String>(policy.barriers(), "v").await.unwrap()
     };
-    // Another that was seen long ago, and something that is none.
+    // A version last seen long ago, and a malformed member.
     let own = listed(&mut redis).await;
     assert_eq!(own.split(' ').count(), 1, "{own}");
     let dead = format!("{own} {}=1 nonsense", "0f".repeat(16));
@@ -322,7 +322,7 @@ async fn version_that_no_pod_runs_leaves_the_list() {
         (!listed(&mut redis.clone()).await.contains("0f0f")).then_some(())
     })
     .await;
-    // One that lost the list lists itself again, and what it stored before is not used.
+    // A pod that lost the list lists itself again, and does not use its earlier stored responses.
     let old = number(&sidecars[0], "/page").await;
     let _: () = redis.hdel(policy.barriers(), "v").await.unwrap();
     until("it is listed again", async || (number(&sidecars[0], "/page").await > old).then_some(())).await;

@@ -1,4 +1,4 @@
-//! The application at fault.
+//! Faults of the application.
 
 use super::*;
 

@@ -1,8 +1,8 @@
-//! An HTTP source at fault.
+//! Faults of an HTTP source.
 
 use super::*;
 
-/// A way in which it fails: by a status or by the network.
+/// A way to fail: by a status or by the network.
 #[derive(Clone, Copy, Debug)]
 enum Failing {
     Says(u16),

@@ -1,4 +1,4 @@
-//! Postgres at fault.
+//! Faults of Postgres.
 
 use futures::future::join_all;
 

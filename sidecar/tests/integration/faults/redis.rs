@@ -1,4 +1,4 @@
-//! Redis at fault.
+//! Faults of Redis.
 
 use futures::future::join_all;
 
@@ -30,7 +30,7 @@ async fn without_redis_l1_and_every_source_serve_and_sharing_resumes_after() {
         stand.to_redis.suffer(Fault::Nothing);
         for pod in &pods {
             until("redis is back", async || {
-                // A breaker closes when somebody asks.
+                // A breaker closes only on a request.
                 good(pod, &format!("/page/{}", pod.metric("larder_requests_total", &[]).await)).await;
                 (pod.policy().await["tiers"]["redis"] == "up").then_some(())
             })
@@ -78,7 +78,7 @@ async fn response_only_in_a_slow_redis_is_served_after_many_failures() {
     stand.to_redis.suffer(SLOW);
     stand.store.relay.suffer(Fault::Cut);
     assert_eq!(good(&near, paths[0]).await.hit(), Some("l2"));
-    // What is not stored tells the breaker nothing good of Redis.
+    // A lookup that finds nothing does not close the breaker.
     let unstored: Vec<_> = (0..10).map(|number| format!("/page/unstored-{number}")).collect();
     join_all(unstored.iter().map(|path| good(&near, path))).await;
     until_tier(&near, "redis", "down").await;
@@ -138,7 +138,7 @@ async fn flush_during_a_source_request_costs_no_last_good_response() {
     let stand = Stand::new().await;
     let [_keeps, far] = stand.pods_with(&["/kept-product/a"]).await;
     stand.until_kept(1).await;
-    // The entry alone: the pod that has it not must ask the source.
+    // Only the entry is deleted: the pod without it in memory must ask the source.
     for key in stand.redis.ask::<Vec<String>>(&["KEYS", "*:{*"]).await {
         stand.redis.say(&["DEL", &key]).await;
     }
@@ -196,7 +196,7 @@ async fn response_older_than_the_grace_is_requested_again_or_is_a_fallback() {
     stand.until_kept(1).await;
     stand.to_redis.suffer(Fault::Cut);
     stand.store.relay.suffer(Fault::Cut);
-    // This is what it costs: nobody can tell any more whether it was purged.
+    // The price of safety: no pod can tell any more if it was purged.
     until("it is no longer trusted", async || (pod.get("/product/a").await.status == 502).then_some(()))
         .await;
     let asked = stand.application.origin.calls();

@@ -1,14 +1,14 @@
-//! What a tier's fault costs those who are answered from memory: nothing.
+//! Cost of a tier's fault for hits in memory: none.
 
 use futures::future::{LocalBoxFuture, join_all};
 
 use super::*;
 
-/// How often both pods are measured, at the same time: whatever else the machine does, it does to both.
+/// Number of measurements, of both pods at the same time, so that other load on the machine affects both.
 const SLICES: usize = 7;
 const CONNECTIONS: usize = 4;
 const REQUESTS: usize = 150;
-/// How often that is done again before it counts: noise passes, and a fault that slows hits down does not.
+/// Number of repetitions before a difference counts: noise passes, and a fault that slows hits down does not.
 const ROUNDS: usize = 3;
 
 /// Twice next to nothing is nothing: on a machine of two cores, a turn of the scheduler is longer than a hit. A wait for a tier
@@ -17,10 +17,10 @@ const NOISE: Duration = Duration::from_millis(2);
 
 const ROUTES: &[&str] = &["/page", "/row", "/item", "/product"];
 
-/// Brings a fault about.
+/// Brings about a fault.
 type Suffer = for<'a> fn(&'a Stand) -> LocalBoxFuture<'a, ()>;
 
-/// Compares a pod whose tiers are well with one whose tiers are at fault, while many ask both for what is not stored.
+/// Compares a pod whose tiers are up with one whose tiers are at fault, while clients send both requests for unstored paths.
 async fn compare(faults: &[(&str, Suffer)], mend: Suffer) {
     let (well, ill) = tokio::join!(Stand::trusting_for("1h"), Stand::trusting_for("1h"));
     let (healthy, faulty) = tokio::join!(well.pod(), ill.pod());

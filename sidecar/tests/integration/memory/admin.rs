@@ -5,7 +5,7 @@ use http::StatusCode;
 use super::{LIMIT, RELEASE_TIMEOUT, until_resident_is_below};
 use crate::integration::harness::{Origin, Sidecar, Wire};
 
-/// What an idle sidecar may have more than before.
+/// Growth of memory that an idle sidecar may have.
 const NOISE: u64 = 8 << 20;
 
 async fn unfinished_heads(count: usize, length: usize) {

@@ -24,7 +24,7 @@ async fn bodies_that_are_part_of_keys_stay_within_the_limit() {
     let mut wires = Vec::new();
     for number in 0..200 {
         let mut wire = Wire::to(sidecar.address).await;
-        // What passes to the application is not read before that reads.
+        // A body that passes to the application is read only as fast as the application reads.
         let _ = tokio::time::timeout(Duration::from_millis(200), wire.try_to_say(&request)).await;
         wires.push(wire);
         if number % 20 == 0 {
@@ -34,7 +34,7 @@ async fn bodies_that_are_part_of_keys_stay_within_the_limit() {
     }
     eprintln!("peak: {} MiB", peak.bytes() >> 20);
     assert!(peak.bytes() < LIMIT, "{} MiB", peak.bytes() >> 20);
-    // Who finds no room for its body is served all the same.
+    // A request without room for its body is still served.
     let last = wires.last_mut().unwrap();
     last.say("q").await;
     let (head, body) = last.answer().await;

@@ -15,7 +15,7 @@ const SMALL: usize = 20_000;
 /// Memory that a release build takes once L1 is full; a debug build takes some 20 MiB more.
 const FULL: u64 = 84 << 20;
 
-/// Fills L1, lets clients hold what `attack` returns, and looks at what the process takes for that.
+/// Fills L1, lets clients hold the connections that `attack` returns, and checks the memory of the process.
 async fn stays_within_the_limit<T, A: Future<Output = T>>(attack: impl FnOnce(SocketAddr) -> A) {
     let large = Bytes::from(vec![b'x'; LARGE]);
     let origin = Origin::start(move |seen| {
@@ -52,7 +52,7 @@ async fn fill_l1(sidecar: &Sidecar) {
     assert_eq!(sidecar.get("/small/0").await.hit(), Some("l1"));
 }
 
-/// Connections of HTTP/2 whose clients let nothing of a response's content come.
+/// Connections of HTTP/2 whose clients leave the window of a response closed.
 async fn close_windows(address: SocketAddr, connections: usize, path: &str) -> Vec<AbortHandle> {
     let mut client = h2::client::Builder::new();
     client.initial_window_size(0);

@@ -5,10 +5,10 @@ use std::time::Duration;
 use super::{LIMIT, RELEASE_TIMEOUT, limited, until_resident_is_below};
 use crate::integration::harness::{Origin, Sidecar, Wire, header, reply, until};
 
-/// What it may have more than before when the attack is over.
+/// Growth of memory that may remain after the attack.
 const NOISE: u64 = 12 << 20;
 
-/// Sends `bytes` on so many connections and leaves them open, while others ask for what is stored and for what is not.
+/// Sends `bytes` on so many connections and leaves them open, while others request stored and unstored responses.
 async fn attack(sidecar: &Sidecar, count: usize, bytes: &[u8]) {
     let peak = sidecar.peak();
     let before = sidecar.resident();
@@ -27,7 +27,7 @@ async fn attack(sidecar: &Sidecar, count: usize, bytes: &[u8]) {
     until_resident_is_below(sidecar, before + NOISE, RELEASE_TIMEOUT).await;
 }
 
-/// A hit and a miss, on a connection that comes now.
+/// Requests a hit and a miss, on a new connection.
 async fn ordinary_requests(sidecar: &Sidecar, number: usize) {
     let mut wire = Wire::to(sidecar.address).await;
     for path in ["/stored", &format!("/missed/{number}")] {
@@ -116,7 +116,7 @@ async fn an_unfinished_head_that_makes_room_is_a_503_with_retry_after() {
         (sidecar.metric("larder_refused_requests_total", &["overloaded"]).await > 50.0).then_some(())
     })
     .await;
-    // It makes no difference to who sends a large head in one go.
+    // A client that sends a large head at once is not affected.
     let mut wire = Wire::to(sidecar.address).await;
     wire.say(format!("{head}\r\n\r\n")).await;
     let answer = tokio::time::timeout(Duration::from_secs(5), wire.head()).await.unwrap();

@@ -1,4 +1,4 @@
-//! Clients that ask for large responses and do not read them.
+//! Clients that request large responses and do not read them.
 
 use std::{net::SocketAddr, time::Duration};
 
@@ -32,7 +32,7 @@ async fn sidecar(policy: &Policy) -> (Origin, Sidecar) {
     (origin, sidecar)
 }
 
-/// Looks at memory while others ask for what is stored and for what is not.
+/// Checks memory while others request stored and unstored responses.
 async fn watch(sidecar: &Sidecar, attack: impl Future) {
     assert_eq!(sidecar.get("/small/0").await.body, "small");
     let peak = sidecar.peak();

@@ -11,7 +11,7 @@ use tokio::time::sleep;
 use super::{AFTERMATH, LIMIT, ask_and_read_nothing, hold_streams, limited};
 use crate::integration::harness::{Origin, Policy, Wire, reply};
 
-/// Length of a head, in bytes: almost as long as one may be.
+/// Length of a head, in bytes: almost the maximum.
 const HEAD: usize = 125_000;
 const LINES: usize = 500;
 
@@ -38,7 +38,7 @@ pub(super) fn reply_with_a_large_head() -> Response<Full<Bytes>> {
     reply(&fields, "body")
 }
 
-/// Looks at memory, and at whether others are answered.
+/// Checks memory, and that other clients get responses.
 async fn stays_within_the_limit<T, A: Future<Output = T>>(attack: impl FnOnce(SocketAddr) -> A) {
     let origin = origin().await;
     let policy = Policy::new(SPEC);
