@@ -40,7 +40,7 @@ impl Cancelled {
     }
 
     async fn until(&self, count: usize) {
-        until("the application hears of it", async || (self.count() == count).then_some(())).await;
+        until("the application sees the request end", async || (self.count() == count).then_some(())).await;
     }
 }
 
@@ -61,7 +61,7 @@ async fn held() -> (Origin, Arc<Semaphore>, Cancelled) {
 }
 
 async fn until_asked(origin: &Origin, times: usize) {
-    until("the application is asked", async || (origin.calls() == times).then_some(())).await;
+    until("the application has the request", async || (origin.calls() == times).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -132,8 +132,10 @@ async fn a_write_goes_on_when_its_client_has_left() {
     sleep(LONG).await;
     assert_eq!(cancelled.count(), 0);
     permits.add_permits(4);
-    until("what it made stale is purged", async || sidecar.get("/a").await.hit().is_none().then_some(()))
-        .await;
+    until("the responses that the write made stale are purged", async || {
+        sidecar.get("/a").await.hit().is_none().then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -143,7 +145,7 @@ async fn a_refresh_goes_on_without_a_client() {
     let sidecar = Sidecar::start(&policy, origin.address).await;
     permits.add_permits(1);
     assert_eq!(sidecar.get("/renewed/a").await.body, "1");
-    until("it is renewed", async || {
+    until("the response is refreshed", async || {
         sidecar.get("/renewed/a").await;
         (origin.calls() == 2).then_some(())
     })
@@ -151,7 +153,8 @@ async fn a_refresh_goes_on_without_a_client() {
     sleep(LONG).await;
     assert_eq!(cancelled.count(), 0);
     permits.add_permits(1);
-    until("it is renewed", async || (sidecar.get("/renewed/a").await.body == "2").then_some(())).await;
+    until("the response is refreshed", async || (sidecar.get("/renewed/a").await.body == "2").then_some(()))
+        .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +168,7 @@ async fn a_body_ends_with_its_last_reader_even_if_other_pods_might_want_it() {
     client.head().await;
     assert_eq!(client.bytes(2).await, "fi");
     drop(client);
-    until("nothing of it is stored", async || {
+    until("nothing of the response is stored", async || {
         let count = sidecar.metric("larder_not_stored_total", &["reason=\"incomplete\""]).await;
         (count == 1.0).then_some(())
     })
@@ -181,7 +184,9 @@ async fn a_response_that_comes_in_time_is_stored_though_its_client_has_left() {
     until_asked(&origin, 1).await;
     drop(client);
     permits.add_permits(1);
-    until("it is stored", async || (sidecar.metric("larder_l1_entries", &[]).await == 1.0).then_some(()))
-        .await;
+    until("the response is stored", async || {
+        (sidecar.metric("larder_l1_entries", &[]).await == 1.0).then_some(())
+    })
+    .await;
     assert_eq!(cancelled.count(), 0);
 }

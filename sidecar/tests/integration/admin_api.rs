@@ -263,7 +263,7 @@ async fn explain_predicts_the_handling_of_a_request() {
         "headers": {"Accept-Language": "de"},
     });
     let before = explain(&sidecar, &request).await.json();
-    assert_eq!(origin.calls(), 0, "nobody is asked");
+    assert_eq!(origin.calls(), 0, "no request goes to the application");
     let route = &before["route"];
     assert_eq!(
         (&route["name"], &route["index"], &route["path"]),
@@ -630,7 +630,7 @@ async fn path_prefix_puts_the_admin_api_on_the_application_port() {
         exchange(sidecar.address, "GET /_larder/livez HTTP/1.1\r\nHost: a\r\nConnection: close\r\n\r\n")
             .await;
     assert!(plain.ends_with(b"\r\n\r\nok"), "{}", String::from_utf8_lossy(&plain));
-    assert_eq!(origin.calls(), calls, "the application sees nothing of it");
+    assert_eq!(origin.calls(), calls, "the application sees no such request");
     // A path that only begins alike is the application's.
     assert_eq!(sidecar.get("/_larderx/stats").await.status, 200);
     assert_eq!(origin.calls(), calls + 1);

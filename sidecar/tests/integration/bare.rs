@@ -40,7 +40,7 @@ async fn client_may_force_a_request_to_the_origin() {
         (fresh.body.as_str(), fresh.cache_status()),
         ("2", "larder; fwd=request; fwd-status=200; stored")
     );
-    assert_eq!(sidecar.get("/").await.body, "2", "it is newer than what was stored");
+    assert_eq!(sidecar.get("/").await.body, "2", "the new response replaced the stored one");
 }
 
 #[tokio::test(flavor = "multi_thread")]

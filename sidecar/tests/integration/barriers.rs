@@ -119,7 +119,7 @@ async fn redis_restored_from_an_earlier_state_revives_nothing() {
     a.until_tiers_are("up").await;
     let newcomer = Sidecar::start(&policy, origin.address).await;
     assert_ne!(newcomer.get("/a").await.body, old, "purged after Redis had saved");
-    // Its numbers start again below those that the sidecars know: a purge must reach what was filled above them.
+    // The new numbers start below those that the sidecars know: a purge must reach fills above them.
     b.get("/b").await;
     assert_eq!(a.purge(r#"{"paths": ["/b"]}"#).await.status, 200);
     tokio::time::sleep(Duration::from_millis(50)).await;
@@ -133,7 +133,7 @@ async fn write_purges_even_if_its_client_left_before_the_response() {
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let stored = sidecar.get("/a").await.body;
     tokio::select! {
-        _ = sidecar.put("/a") => panic!("it was answered"),
+        _ = sidecar.put("/a") => panic!("the write got a response"),
         () = until("the write", async || (origin.calls() == 2).then_some(())) => {}
     }
     let_through.add_permits(1);

@@ -64,7 +64,7 @@ impl Stand {
     /// Stores a page in the memory of both pods. Returns its body.
     async fn store(&self, path: &str) -> String {
         let stored = self.near.get(path).await.body;
-        until("it is in the memory of the far pod", async || {
+        until("the response is in the memory of the far pod", async || {
             let seen = self.far.get(path).await;
             assert_eq!(seen.body, stored);
             (seen.hit() == Some("l1")).then_some(())
@@ -249,7 +249,10 @@ async fn a_redis_that_stands_still_is_no_proof() {
     assert_eq!(stand.near.put("/item").await.status, 200);
     stand.assert_not_stale_for_long("/item", &old, frozen_at, "frozen").await;
     stand.redis.thaw();
-    until("the far pod hears of it", async || (stand.far.get("/item").await.body != old).then_some(())).await;
+    until("the far pod hears of the purge", async || {
+        (stand.far.get("/item").await.body != old).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -288,7 +291,7 @@ async fn a_pod_that_redis_gave_up_on_reads_all_barriers_again() {
     sleep(GRACE).await;
     direct.thaw();
     assert_ne!(direct.get("/item").await.body, old);
-    until("it hears of purges again", async || {
+    until("the far pod hears of purges again", async || {
         direct.until_tiers_are("up").await;
         let stored = direct.get("/again").await.body;
         (direct.get("/again").await.hit() == Some("l1")).then_some(stored)
@@ -325,7 +328,8 @@ async fn fill_longer_than_the_grace_is_as_old_as_its_request() {
         let stand = Stand::new(RedisServer::start().await, origin).await;
         let filling = stand.far.get("/item");
         let meanwhile = async {
-            until("it is asked for", async || (stand.origin.calls() == 1).then_some(())).await;
+            until("the application has the request", async || (stand.origin.calls() == 1).then_some(()))
+                .await;
             stand.relay.suffer(fault);
             assert_eq!(stand.near.put("/item").await.status, 200);
             let written_at = Instant::now();

@@ -114,7 +114,7 @@ async fn sidecar_logs_unknown_fields() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new("routes:\n- {name: page, match: {path: \"/{page}\"}, ttl: 60s, tgas: [x]}");
     let sidecar = Sidecar::start(&policy, origin.address).await;
-    assert_eq!(sidecar.get("/a").await.body, sidecar.get("/a").await.body, "it serves by the rest");
+    assert_eq!(sidecar.get("/a").await.body, sidecar.get("/a").await.body, "the sidecar serves by the rest");
     let warned = until("the warning", async || sidecar.logged("does not know")).await;
     assert!(warned.contains("\"fields\":\"spec.routes[0].tgas\""), "{warned}");
 }

@@ -75,7 +75,7 @@ async fn a_broken_file_is_kept_out_and_reported_until_a_good_one_comes() {
     policy.change(&CACHED.replace("60s", "50s"));
     sidecar.until_it_serves(&policy).await;
     assert!(sidecar.policy().await["error"].is_null());
-    assert_eq!(sidecar.get("/a").await.hit(), Some("l1"), "what was stored stays");
+    assert_eq!(sidecar.get("/a").await.hit(), Some("l1"), "the stored responses stayed");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -185,7 +185,7 @@ async fn response_in_progress_is_finished_before_exit() {
     let ending = async {
         until("the request", async || (origin.calls() == 1).then_some(())).await;
         sidecar.terminate();
-        until("it no longer listens", async || {
+        until("the listener is closed", async || {
             TcpStream::connect(sidecar.address).await.is_err().then_some(())
         })
         .await;

@@ -95,7 +95,7 @@ async fn cookies_are_credentials_only_under_a_policy() {
     let cases = |stored| -> [Case<'_>; 1] { [(&["cache-control: max-age=60"], &cookie, stored)] };
     let bare = Sidecar::bare(origin.address).await;
     assert_stored(&bare, &cases(true)).await;
-    assert_eq!(bare.get("/0").await.hit(), Some("l1"), "it is everybody's");
+    assert_eq!(bare.get("/0").await.hit(), Some("l1"), "the response is shared");
     assert_eq!(bare.get_with("/0", &cookie).await.hit(), Some("l1"));
     let policy = Policy::new("routes:\n- {name: page, match: {path: \"/{page}\"}}\n");
     assert_stored(&Sidecar::start(&policy, origin.address).await, &cases(false)).await;

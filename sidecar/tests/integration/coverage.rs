@@ -63,7 +63,7 @@ async fn interrupted_coverage_passes_and_serves_no_earlier_response() {
         one.get("/a").await.cache_status(),
         "larder; fwd=bypass; fwd-status=200; detail=waiting-for-pods"
     );
-    // It has stored nothing itself, and finds nothing in Redis either.
+    // The sidecar has stored nothing itself, and finds nothing in Redis either.
     let other = Sidecar::start(&policy, origin.address).await;
     policy.cover("Serving", SECOND);
     for sidecar in [&one, &other] {
@@ -71,7 +71,7 @@ async fn interrupted_coverage_passes_and_serves_no_earlier_response() {
     }
     let fresh = one.get("/a").await;
     assert_eq!((fresh.hit(), fresh.body != old), (None, true), "{fresh:?}");
-    until("what one stored is there for the other", async || {
+    until("a response stored by one pod is found by the other", async || {
         (other.get("/a").await.body == fresh.body).then_some(())
     })
     .await;

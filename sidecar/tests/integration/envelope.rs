@@ -67,10 +67,13 @@ async fn envelope_names_the_application_and_the_caches() {
         let (source, _, data) = opened(&answer);
         assert_eq!((source.as_str(), data, answer.hit()), (expected, ODD, Some(expected)));
         for name in ["etag", "last-modified", "accept-ranges"] {
-            assert_eq!(answer.header(name), "", "it is about the data");
+            assert_eq!(answer.header(name), "", "{name} is about the data");
         }
     }
-    until("it counts down", async || (opened(&a.get("/a").await).1 < first).then_some(())).await;
+    until("the remaining freshness counts down", async || {
+        (opened(&a.get("/a").await).1 < first).then_some(())
+    })
+    .await;
     assert_eq!(origin.calls(), 1);
 }
 
@@ -107,7 +110,7 @@ routes:
         for _ in 0..2 {
             let answer = sidecar.get(&path).await;
             let (source, left, found) = opened(&answer);
-            assert_eq!((source.as_str(), left, found), (first, 0, data), "it is not kept");
+            assert_eq!((source.as_str(), left, found), (first, 0, data), "the response is not stored");
         }
     }
     database.drop_schema().await;

@@ -45,7 +45,7 @@ fn stands_in(answer: &Answer, body: &str) -> bool {
 }
 
 async fn until_it_stands_in(pod: &Sidecar, path: &str) -> String {
-    until("what is stored stands in", async || {
+    until("the stored response is served as a fallback", async || {
         let answer = pod.get(path).await;
         assert_eq!(answer.status, 200);
         answer.cache_status().ends_with("detail=stale-if-error").then_some(answer.body)
@@ -82,13 +82,13 @@ routes:
     let often = sidecar.get("/often").await.body;
     failing.fail(true);
     let asking = join_all((0..10).map(async |_| {
-        until("it is stale", async || {
+        until("the response is stale", async || {
             Some(sidecar.get("/rarely").await).filter(|answer| answer.hit().is_none())
         })
         .await
     }));
     let letting_go = async {
-        until("it is asked for", async || (origin.calls() == 3).then_some(())).await;
+        until("the request reaches the application", async || (origin.calls() == 3).then_some(())).await;
         permits.add_permits(100);
     };
     let (answers, ()) = tokio::join!(asking, letting_go);
@@ -99,14 +99,17 @@ routes:
     let head = sidecar.request(http::Method::HEAD, "/rarely", &[], "").await;
     assert_eq!((head.status.as_u16(), head.header("content-length")), (200, "1"));
     assert_eq!(origin.calls(), 3, "one failure is enough for an hour");
-    until("it is asked again and again", async || {
+    until("the application gets requests again and again", async || {
         let answer = sidecar.get("/often").await;
         assert!(answer.status == 200 && answer.body == often, "{answer:?}");
         (origin.calls() > 6).then_some(())
     })
     .await;
     failing.fail(false);
-    until("it is well again", async || (sidecar.get("/often").await.body != often).then_some(())).await;
+    until("the application has recovered", async || {
+        (sidecar.get("/often").await.body != often).then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -165,7 +168,7 @@ async fn newest_stored_response_is_the_fallback() {
         (Sidecar::start(&policy, origin.address).await, Sidecar::start(&policy, origin.address).await);
     a.get("/a").await;
     let newer =
-        until("another answer", async || Some(b.get("/a").await.body).filter(|body| body != "1")).await;
+        until("another response", async || Some(b.get("/a").await.body).filter(|body| body != "1")).await;
     until("Redis has it", async || {
         let another = Sidecar::start(&policy, origin.address).await;
         (another.get("/a").await.body != "1").then_some(())
@@ -213,13 +216,13 @@ async fn stale_response_is_served_when_a_source_is_slow_and_its_response_is_stor
     let sidecar = Sidecar::start(&policy, store.address).await;
     sidecar.get("/a").await;
     assert_eq!(until_it_stands_in(&sidecar, "/a").await, "1");
-    assert_eq!(store.calls(), 2, "it was asked, and is asked yet");
+    assert_eq!(store.calls(), 2, "the request to the store is still waiting");
     assert!(stands_in(&sidecar.get("/a").await, "1"));
     assert_eq!(store.calls(), 2);
     policy.change(&reading_from(&store, "1h"));
     sidecar.until_it_serves(&policy).await;
     permits.add_permits(1);
-    until("what came is stored", async || {
+    until("the late response is stored", async || {
         let answer = sidecar.get("/a").await;
         (answer.hit().is_some() && answer.body == "2").then_some(())
     })
@@ -237,7 +240,7 @@ async fn pod_waits_for_another_no_longer_than_for_the_source() {
     b.get("/a").await;
     assert_eq!(until_it_stands_in(&a, "/a").await, "1");
     assert_eq!(until_it_stands_in(&b, "/a").await, "1");
-    assert_eq!(store.calls(), 2, "before the other pod would have asked for itself");
+    assert_eq!(store.calls(), 2, "before the other pod would have sent its own request");
     permits.add_permits(10);
 }
 
@@ -257,7 +260,8 @@ async fn hung_source_is_a_failure_without_a_stored_response() {
     let sidecar = Sidecar::start(&policy, store.address).await;
     assert_eq!(sidecar.get("/a").await.status, 502);
     permits.add_permits(10);
-    until("it is asked again", async || (sidecar.get("/a").await.status == 200).then_some(())).await;
+    until("another request to the store", async || (sidecar.get("/a").await.status == 200).then_some(()))
+        .await;
 }
 
 const LAST: &str = r#"
@@ -272,7 +276,7 @@ routes:
 const ROWS: &str = "select count(*) from larder_last_known_good";
 
 async fn until_kept(database: &Database, rows: i64) {
-    until("the last good answers are kept", async || {
+    until("the last good responses are persisted", async || {
         let made = "select count(*) from information_schema.tables \
                     where table_name = 'larder_last_known_good' and table_schema = current_schema()";
         (database.number(made).await == 1 && database.number(ROWS).await == rows).then_some(())
@@ -304,7 +308,7 @@ async fn last_good_response_outlives_redis_and_pods_but_no_purge() {
     let third = Sidecar::start(&policy, address).await;
     for pod in [&second, &third] {
         assert_eq!(pod.get("/a").await.status, 502);
-        assert_eq!(pod.get("/b").await.status, 200, "nobody purged it");
+        assert_eq!(pod.get("/b").await.status, 200, "the response was not purged");
     }
     database.drop_schema().await;
 }
@@ -331,7 +335,7 @@ async fn must_revalidate_response_is_no_last_good_response() {
     .await;
     drop(relay);
     assert!(!until_it_stands_in(&sidecar, "/own/b").await.is_empty());
-    until("it is not served any more", async || {
+    until("the response is not served any more", async || {
         let answer = sidecar.get("/own/a").await;
         assert!(answer.hit().is_some() || answer.status == 502, "{answer:?}");
         (answer.status == 502).then_some(())

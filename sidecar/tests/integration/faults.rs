@@ -127,7 +127,7 @@ impl Stand {
         let tables = "select count(*) from pg_tables where schemaname = current_schema() \
                       and tablename = 'larder_last_known_good'";
         let kept = "select count(*) from larder_last_known_good";
-        until("they are kept", async || {
+        until("the responses are persisted", async || {
             let is_so = self.database.number(tables).await == 1 && self.database.number(kept).await == count;
             is_so.then_some(())
         })
@@ -182,7 +182,7 @@ async fn failures(pod: &Sidecar, tier: &str) -> f64 {
 
 /// Waits until a stored response is stale and served as a fallback. Returns the duration of that request.
 async fn until_it_stands_in(pod: &Sidecar, path: &str) -> Duration {
-    until(&format!("what is stored of {path} stands in"), async || {
+    until(&format!("the stored response of {path} is a fallback"), async || {
         let asked_at = Instant::now();
         stood_in(&good(pod, path).await).then(|| asked_at.elapsed())
     })

@@ -75,7 +75,7 @@ async fn client_that_resets_its_streams_gets_enhance_your_calm() {
     assert!(error.is_go_away() && error.is_remote(), "{error:?}");
     assert_eq!(error.reason(), Some(Reason::ENHANCE_YOUR_CALM));
     let asked = asked.load(Ordering::SeqCst);
-    assert!((1..1_000).contains(&asked), "the application was asked {asked} times");
+    assert!((1..1_000).contains(&asked), "the application had {asked} requests");
     assert!(sidecar.resident() < before + (32 << 20), "{} of {before}", sidecar.resident());
     let label = ["reason=\"resets\""];
     assert_eq!(sidecar.metric("larder_refused_requests_total", &label).await, 1.0);
@@ -97,7 +97,7 @@ async fn work_that_goes_on_without_its_client_counts() {
             let (response, mut stream) = sender.send_request(request, true).unwrap();
             begun += 1;
             let was_asked = async || (asked.load(Ordering::SeqCst) >= begun).then_some(());
-            until("the application is asked", was_asked).await;
+            until("the application has the request", was_asked).await;
             // A write goes on without its client: its purges must follow.
             stream.send_reset(Reason::CANCEL);
             drop(response);

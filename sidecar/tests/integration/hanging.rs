@@ -185,7 +185,7 @@ async fn late_response_serves_requests_that_wait_for_the_next_one() {
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let mut first = hang(&sidecar, &origin, "/a").await;
     let others = join_all((0..5).map(|_| Wire::asking(sidecar.address, "/a"))).await;
-    until("one asks again", async || (origin.calls() == 2).then_some(())).await;
+    until("one request goes forward again", async || (origin.calls() == 2).then_some(())).await;
     permits.add_permits(1);
     let began = Instant::now();
     assert_eq!(first.answer().await.1, "1");
@@ -194,7 +194,7 @@ async fn late_response_serves_requests_that_wait_for_the_next_one() {
         let answer = tokio::time::timeout(Duration::from_secs(1), client.answer()).await;
         answered += usize::from(answer.is_ok_and(|(_, body)| body == "1"));
     }
-    assert_eq!(answered, 4, "all but the one that asked again");
+    assert_eq!(answered, 4, "all but the one that went forward again");
     assert!(began.elapsed() < Duration::from_secs(2));
     assert_eq!(origin.calls(), 2);
 }
@@ -218,7 +218,7 @@ async fn late_response_does_not_replace_a_later_requested_one() {
     let mut first = hang(&sidecar, &origin, "/a").await;
     assert_eq!(sidecar.get("/a").await.body, "2");
     permits.add_permits(1);
-    assert_eq!(first.answer().await.1, "1", "its own client has waited for it");
+    assert_eq!(first.answer().await.1, "1", "the hung request's client has waited for it");
     for answer in probe(&sidecar, 5, "/a").await {
         assert_eq!((answer.body.as_str(), answer.hit()), ("2", Some("l1")));
     }
@@ -238,10 +238,10 @@ async fn a_refresh_that_hangs_is_followed_by_another_while_stale_responses_are_s
     let sidecar = Sidecar::start(&policy, origin.address).await;
     assert_eq!(sidecar.get("/a").await.body, "1");
     let mut calls = Vec::new();
-    until("it is renewed", async || {
+    until("the response is refreshed", async || {
         let began = Instant::now();
         let answer = sidecar.get("/a").await;
-        assert!(began.elapsed() < COLLAPSE_TIMEOUT, "nobody waits for a refresh");
+        assert!(began.elapsed() < COLLAPSE_TIMEOUT, "no client waits for a refresh");
         assert_eq!(answer.hit(), Some("l1"));
         let count = origin.calls();
         if calls.last().is_none_or(|(_, last)| *last != count) {
@@ -292,15 +292,19 @@ async fn stalled_body_is_not_joined_and_does_not_replace_a_later_requested_one()
     assert_eq!(first.bytes(2).await, "fi");
     let mut early = Wire::asking(sidecar.address, "/a").await;
     assert!(header(&early.head().await, "cache-status").ends_with("; collapsed"));
-    assert_eq!(early.bytes(2).await, "fi", "it has not stalled yet");
-    until("it has stalled", async || {
+    assert_eq!(early.bytes(2).await, "fi", "the body has not stalled yet");
+    until("the body has stalled", async || {
         let answer = tokio::time::timeout(Duration::from_millis(50), sidecar.get("/a")).await;
         answer.is_ok_and(|answer| answer.body == "next").then_some(())
     })
     .await;
     assert_eq!(origin.asked(), 2);
     origin.let_go(1);
-    assert_eq!((first.bytes(2).await, early.bytes(2).await), ("ll".into(), "ll".into()), "they had begun");
+    assert_eq!(
+        (first.bytes(2).await, early.bytes(2).await),
+        ("ll".into(), "ll".into()),
+        "the clients had begun"
+    );
     for answer in probe(&sidecar, 3, "/a").await {
         assert_eq!((answer.body.as_str(), answer.hit()), ("next", Some("l1")));
     }

@@ -67,7 +67,10 @@ routes:
     sidecar.get_with("/a", &[fresh, ("x-say", "etag: \"a\"")]).await;
     policy.until_stored(&mut RedisServer::shared().await, 1).await;
     head(&sidecar, &[fresh, ("x-say", "etag: \"b\""), ("cache-control", "no-cache")]).await;
-    until("it is dropped", async || (sidecar.get_with("/a", &[fresh]).await.body == "3").then_some(())).await;
+    until("the stored response is dropped", async || {
+        (sidecar.get_with("/a", &[fresh]).await.body == "3").then_some(())
+    })
+    .await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

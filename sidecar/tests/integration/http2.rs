@@ -77,7 +77,7 @@ async fn ask(client: &mut SendRequest<Sent>, request: Request<Sent>) -> Answer {
             body: String::from_utf8(body.into()).unwrap(),
         }
     };
-    tokio::time::timeout(TEST_TIMEOUT, exchange).await.expect("an answer in time")
+    tokio::time::timeout(TEST_TIMEOUT, exchange).await.expect("a response in time")
 }
 
 async fn cacheable() -> Origin {
@@ -272,7 +272,7 @@ async fn call_with_a_complete_request_ends_in_trailers() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn an_application_that_ends_its_connection_is_connected_to_again() {
-    // Each connection answers one request, then says goodbye.
+    // Each connection serves one request, then says goodbye.
     let origin = RawOrigin::start(|stream| async move {
         let (done, mut ended) = mpsc::unbounded::<()>();
         let service = service_fn(move |_: Request<Incoming>| {
@@ -397,7 +397,7 @@ async fn request_refused_over_http_1_is_refused_over_http_2() {
         let before = sidecar.metric("larder_refused_requests_total", &[&label]).await;
         let mut client = raw(sidecar.address).await.ready().await.unwrap();
         let (answer, _) = client.send_request(request.body(()).unwrap(), true).unwrap();
-        let answer = tokio::time::timeout(TEST_TIMEOUT, answer).await.expect("an answer in time").unwrap();
+        let answer = tokio::time::timeout(TEST_TIMEOUT, answer).await.expect("a response in time").unwrap();
         assert_eq!(answer.status(), status, "{method} {uri} {lines:?}");
         assert_eq!(answer.headers()["content-type"], "application/problem+json");
         let after = sidecar.metric("larder_refused_requests_total", &[&label]).await;

@@ -30,7 +30,7 @@ async fn found(source: &HttpSource, path: &str) -> Response<Bytes> {
             let (head, body) = response.into_parts();
             Response::from_parts(head, body.collect().await.unwrap().to_bytes())
         }
-        HttpFound::NotFound => panic!("it was not found"),
+        HttpFound::NotFound => panic!("the source reports not found"),
     }
 }
 
@@ -112,7 +112,7 @@ async fn only_200_from_a_source_is_a_response() {
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(HttpError::Status(is)) if *is == 503)));
     assert_eq!(origin.calls(), before + 5);
     assert!(!source.is_up());
-    until("one asks again", async || source.fetch("/200").await.ok()).await;
+    until("one request goes forward again", async || source.fetch("/200").await.ok()).await;
     assert!(found(&source, "/200").await.body().as_ref() == b"body" && source.is_up());
 }
 
@@ -120,7 +120,7 @@ async fn only_200_from_a_source_is_a_response() {
 async fn missing_source_is_left_alone_for_a_while() {
     let gone = SocketAddr::from(([127, 0, 0, 1], 1));
     let source = at(gone);
-    until("it is not asked", async || {
+    until("the source gets no request", async || {
         let error = source.fetch("/").await.unwrap_err();
         assert!(matches!(error, HttpError::Failed(_) | HttpError::Down), "{error}");
         matches!(error, HttpError::Down).then_some(())
@@ -174,7 +174,7 @@ async fn a_ca_may_change_and_a_bad_one_is_kept_out() {
     assert!(matches!(one.fetch("/").await, Err(HttpError::Trust(_))));
     assert!(!one.is_up() && one.last_error().is_some());
     write(&first.pem());
-    until("it is trusted", async || one.fetch("/").await.ok()).await;
+    until("the CA is trusted", async || one.fetch("/").await.ok()).await;
     write("no certificate");
     until("an error", async || one.last_error().filter(|last_error| last_error.contains("no certificate")))
         .await;
@@ -215,7 +215,7 @@ async fn the_hard_timeout_covers_head_and_body() {
         let source = source_of(&stalling);
         for _ in 0..5 {
             let HttpFound::Found(response) = source.fetch("/").await.unwrap() else {
-                panic!("it was not found")
+                panic!("the source reports not found")
             };
             let mut body = response.into_body();
             let part = body.frame().await.unwrap().unwrap().into_data().unwrap();
@@ -237,7 +237,9 @@ async fn a_body_that_breaks_off_fails() {
     .await;
     let source = at(origin.address);
     for _ in 0..5 {
-        let HttpFound::Found(response) = source.fetch("/").await.unwrap() else { panic!("it was not found") };
+        let HttpFound::Found(response) = source.fetch("/").await.unwrap() else {
+            panic!("the source reports not found")
+        };
         let error = response.into_body().collect().await.unwrap_err();
         assert!(matches!(error, HttpBodyError::Broken(_)), "{error}");
     }

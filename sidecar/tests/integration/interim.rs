@@ -145,7 +145,10 @@ async fn application_decides_when_100_continue_is_sent() {
     let mut client = Wire::to(sidecar.address).await;
     client.say(EXPECTING).await;
     origin.until_asked(1).await;
-    assert!(client.is_silent_for(std::time::Duration::from_millis(300)).await, "nobody has agreed yet");
+    assert!(
+        client.is_silent_for(std::time::Duration::from_millis(300)).await,
+        "the application has not agreed yet"
+    );
     origin.let_go(1);
     assert_eq!(client.head().await, "http/1.1 100 continue\r\n\r\n");
     client.say("abcdef").await;

@@ -44,14 +44,14 @@ async fn last_good_response_is_persisted_until_one_of_its_names_is_purged() {
     let (one, other) = (keeper(&database), keeper(&database));
     assert_eq!(load(&one).await, None);
     store(&one, &[tag("a"), tag("b")], "first").await;
-    assert_eq!(load(&other).await, Some(Bytes::from("first")), "pods share it");
+    assert_eq!(load(&other).await, Some(Bytes::from("first")), "pods share the response");
     store(&other, &[tag("b"), tag("c")], "second").await;
     one.forget(&[tag("a")]).await.unwrap();
-    assert_eq!(load(&one).await, Some(Bytes::from("second")), "it bears other names now");
+    assert_eq!(load(&one).await, Some(Bytes::from("second")), "the response has other names now");
     one.forget(&[tag("x"), tag("c")]).await.unwrap();
     assert_eq!(load(&other).await, None);
     store(&one, &[tag("c")], "third").await;
-    assert_eq!(load(&other).await, Some(Bytes::from("third")), "it was asked for after the purge");
+    assert_eq!(load(&other).await, Some(Bytes::from("third")), "the response was requested after the purge");
     other.forget_everything().await.unwrap();
     assert_eq!(load(&one).await, None);
     database.drop_schema().await;
@@ -85,16 +85,16 @@ async fn purge_of_one_policy_version_covers_responses_persisted_under_another() 
     let two = LastKnownGood::new(source, POLICY.to_owned(), version("two"));
     store(&one, &[tag("a")], "first").await;
     one.forget(&[tag("b")]).await.unwrap();
-    assert_eq!(load(&one).await, Some(Bytes::from("first")), "its own names say what is meant");
+    assert_eq!(load(&one).await, Some(Bytes::from("first")), "the version's own names are exact");
     let asked_at = Instant::now();
     two.forget(&[tag("b")]).await.unwrap();
     assert_eq!(load(&one).await, None, "those of another version do not");
     one.store(ID, &[tag("a")], Bytes::from("late"), asked_at).await.unwrap();
-    assert_eq!(load(&one).await, None, "it was asked for before");
+    assert_eq!(load(&one).await, None, "the response was requested before");
     store(&one, &[tag("a")], "second").await;
     assert_eq!(load(&one).await, Some(Bytes::from("second")));
     two.note_unnamed_write();
-    until("the write is told", async || load(&one).await.is_none().then_some(())).await;
+    until("the write is published", async || load(&one).await.is_none().then_some(())).await;
     store(&one, &[tag("a")], "third").await;
     assert_eq!(load(&one).await, Some(Bytes::from("third")));
     // A successor of another version's pending purges does not know the meaning of their names.
@@ -142,12 +142,13 @@ async fn purge_that_postgres_missed_is_sent_before_anything_is_read() {
     assert_eq!(load(&near).await, Some(Bytes::from("old")));
     drop(relay);
     assert!(near.forget(&[tag("a")]).await.is_err());
-    assert!(near.load(ID).await.is_err(), "it must not find what it purged");
+    assert!(near.load(ID).await.is_err(), "the pod must not find the response that it purged");
     assert!(near.store(ID, &[], Bytes::from("new"), Instant::now()).await.is_err());
     assert_eq!(load(&far).await, Some(Bytes::from("old")));
     database.reach_by(|url| url);
-    until("the purge is told, though nobody asks", async || load(&far).await.is_none().then_some(())).await;
-    until("it is read again", async || near.load(ID).await.ok()).await;
+    until("the purge is sent, though no request needs it", async || load(&far).await.is_none().then_some(()))
+        .await;
+    until("the response is read again", async || near.load(ID).await.ok()).await;
     assert_eq!(load(&near).await, None);
     database.drop_schema().await;
 }

@@ -93,7 +93,7 @@ impl Slow {
 
 /// Stores `path` and finds it stored, with the response for so many writes.
 async fn is_stored(sidecar: &Sidecar, path: &str, writes: &str) {
-    until("it is stored", async || {
+    until("the response is stored", async || {
         let answer = sidecar.get(path).await;
         assert_eq!(answer.body, writes, "{path}");
         answer.hit().map(|_| ())
@@ -146,9 +146,9 @@ async fn late_write_purges_again_with_and_without_its_client() {
     is_stored(&sidecar, "/a", "0").await;
     let mut client = Wire::to(sidecar.address).await;
     client.say("PUT /a HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 1\r\n\r\nx").await;
-    until("it is asked", async || (slow.origin.calls() == 2).then_some(())).await;
+    until("the application has the request", async || (slow.origin.calls() == 2).then_some(())).await;
     drop(client);
-    until("it is late", async || {
+    until("the write is late", async || {
         let late = sidecar.metric("larder_upstream_errors_total", &["reason=\"timeout\""]).await;
         (late == 1.0).then_some(())
     })
@@ -224,7 +224,7 @@ async fn late_write_purges_again_when_its_connection_ends_or_its_body_stalls() {
         is_stored(&sidecar, "/a", "0").await;
         permits.add_permits(1);
         is_renewed(&sidecar, "/a", "1").await;
-        until("it has ended", async || (in_progress(&sidecar).await == 0.0).then_some(())).await;
+        until("the write has ended", async || (in_progress(&sidecar).await == 0.0).then_some(())).await;
     }
 }
 
@@ -245,7 +245,7 @@ async fn late_write_makes_the_last_good_response_be_forgotten_again() {
     .await;
     assert!(!fails().await);
     slow.carry_out();
-    until("it is forgotten", async || fails().await.then_some(())).await;
+    until("the response is forgotten", async || fails().await.then_some(())).await;
     database.drop_schema().await;
 }
 
@@ -257,7 +257,7 @@ async fn late_write_counts_as_in_progress_until_it_ends() {
     assert_eq!(sidecar.put("/a").await.status, StatusCode::GATEWAY_TIMEOUT);
     assert_eq!(in_progress(&sidecar).await, 1.0);
     slow.carry_out();
-    until("it has ended", async || (in_progress(&sidecar).await == 0.0).then_some(())).await;
+    until("the write has ended", async || (in_progress(&sidecar).await == 0.0).then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -296,7 +296,7 @@ async fn write_that_was_not_sent_in_time_is_never_sent() {
     let sidecar = Sidecar::start(&policy, address).await;
     assert_eq!(sidecar.get("/other/a").await.body, "1");
     drop(origin);
-    until("it is gone", async || TcpStream::connect(address).await.err()).await;
+    until("the application is gone", async || TcpStream::connect(address).await.err()).await;
     assert_eq!(sidecar.put("/a").await.status, StatusCode::GATEWAY_TIMEOUT);
     let origin = Origin::start_on(address, |_| async { reply(&[], "") }).await;
     sleep(TIMEOUT * 3).await;

@@ -45,7 +45,7 @@ async fn misses_until_asked(pods: &[&Sidecar], origin: &Origin, times: usize) ->
         }
     }));
     let watching = async {
-        until("the application is asked again", async || (origin.calls() >= times).then_some(())).await;
+        until("the application has another request", async || (origin.calls() >= times).then_some(())).await;
         done.store(true, Ordering::SeqCst);
     };
     tokio::join!(asking, watching);
@@ -68,7 +68,7 @@ routes:
     policy.until_stored(&mut RedisServer::shared().await, 1).await;
     assert_eq!(b.get("/a").await.hit(), Some("l2"));
     assert_eq!(misses_until_asked(&[&a, &b], &origin, 5).await, 0);
-    assert_eq!(most.load(Ordering::SeqCst), 1, "one pod renews it at a time");
+    assert_eq!(most.load(Ordering::SeqCst), 1, "one pod refreshes the response at a time");
     // Without early refresh some client waits at each end.
     let policy = Policy::new("routes:\n- {name: page, match: {path: \"/{page}\"}, ttl: 1s}");
     let alone = Sidecar::start(&policy, origin.address).await;
@@ -96,14 +96,14 @@ routes:
     let sidecar = Sidecar::start(&policy, origin.address).await;
     sidecar.get("/a").await;
     failing.store(true, Ordering::SeqCst);
-    until("it is asked for in the background", async || {
+    until("the background request", async || {
         assert_eq!(sidecar.get("/a").await.body, "1");
         (origin.calls() == 2).then_some(())
     })
     .await;
     // The failure may still be on its way; after that there is no further request.
     let mut asked = 0;
-    until("nobody asks any more", async || {
+    until("no further request", async || {
         for _ in 0..50 {
             assert_eq!(sidecar.get("/a").await.body, "1");
         }
@@ -282,7 +282,7 @@ async fn revalidated_response_states_its_ttl_again() {
     let sidecar = Sidecar::start(&policy, origin.address).await;
     for (path, most) in [("/header/a", 300), ("/json/a", 1)] {
         let before = origin.calls();
-        until("it has been asked whether it holds", async || {
+        until("the revalidation request", async || {
             sidecar.get(path).await;
             (origin.calls() == before + 2).then_some(())
         })

@@ -56,7 +56,7 @@ async fn ask_and_read_nothing(address: SocketAddr, count: usize, path: &str) -> 
     stream::iter(0..count).map(ask).buffer_unordered(64).collect().await
 }
 
-/// A client that asks for `<path><number>` over a connection of HTTP/2, with a hundred numbers from `first` on, and lets go of no
+/// A client that requests `<path><number>` over a connection of HTTP/2, with a hundred numbers from `first` on, and releases no
 /// response.
 async fn hold_streams(
     address: SocketAddr,
@@ -116,7 +116,7 @@ async fn evicted_responses_leave_the_process() {
         let before = std::mem::replace(&mut evicted, sidecar.metric("larder_l1_evictions_total", &[]).await);
         assert!(evicted > before, "nothing had to go for {length}");
         let held = sidecar.metric("larder_l1_bytes", &[]).await;
-        assert!(held > 0.9 * MAX_SIZE as f64, "it is not full of {length}: {held}");
+        assert!(held > 0.9 * MAX_SIZE as f64, "L1 is not full of {length}: {held}");
         until_resident_is_below(&sidecar, MAX_SIZE + BESIDE, RELEASE_TIMEOUT).await;
     }
 }

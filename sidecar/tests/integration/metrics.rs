@@ -38,7 +38,7 @@ async fn metrics_are_counted_documented_and_on_the_dashboard() {
     sidecar.purge(r#"{"tags": ["x"]}"#).await;
     let spliced =
         tokio::time::timeout(std::time::Duration::from_secs(1), exchange(sidecar.address, b"\0\0")).await;
-    assert!(spliced.is_ok(), "an HTTP server ends what is not HTTP");
+    assert!(spliced.is_ok(), "an HTTP server closes on other protocols");
     let requests = async |labels: &[&str]| sidecar.metric("larder_requests_total", labels).await;
     for (outcome, tier, count) in [
         ("hit", "l1", 1.0),

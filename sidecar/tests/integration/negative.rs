@@ -79,7 +79,7 @@ async fn not_found_is_requested_again_after_its_ttl() {
     let sidecar = Sidecar::start(&policy, store.address).await;
     assert_eq!(sidecar.get("/data/a").await.status, 404);
     filled.store(true, Ordering::SeqCst);
-    let answer = until("it is there", async || {
+    let answer = until("the row is there", async || {
         let answer = sidecar.get("/data/a").await;
         assert!(answer.status == 200 || answer.hit().is_some(), "{answer:?}");
         Some(answer).filter(|answer| answer.status == 200)

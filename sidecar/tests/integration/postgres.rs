@@ -137,7 +137,7 @@ async fn bypassing_request_is_served_by_the_source() {
         assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, r#"{"key": 3, "value": []}"#));
         assert!(answer.cache_status().starts_with("larder; fwd=bypass; fwd-status=200; detail="));
     }
-    assert_eq!(sidecar.get("/item/3").await.hit(), None, "it was not stored");
+    assert_eq!(sidecar.get("/item/3").await.hit(), None, "the response was not stored");
     assert_eq!(origin.calls(), 0);
     database.drop_schema().await;
 }

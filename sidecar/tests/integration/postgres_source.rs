@@ -210,7 +210,7 @@ async fn a_pool_that_is_exhausted_is_not_a_dead_server() {
          and application_name = 'larder'",
         database.schema()
     );
-    until("it runs", async || (database.number(&running).await == 1).then_some(())).await;
+    until("the statement runs", async || (database.number(&running).await == 1).then_some(())).await;
     let waiting = (0..10).map(|_| fetch(&source, &slow));
     for outcome in futures::future::join_all(waiting).await {
         assert!(matches!(outcome, Err(PostgresError::Busy(1))), "{outcome:?}");
@@ -236,7 +236,7 @@ async fn a_statement_that_is_late_ends_in_postgres_too_and_leaves_its_connection
          and application_name = 'larder'",
         database.schema()
     );
-    until("it ended", async || (database.number(&running).await == 0).then_some(())).await;
+    until("the connection ended", async || (database.number(&running).await == 0).then_some(())).await;
     database.drop_schema().await;
 }
 
@@ -248,7 +248,7 @@ async fn a_connection_that_postgres_ended_is_replaced() {
     let first = answer(&source, pid).await;
     let number = first.trim_matches(|c: char| !c.is_ascii_digit());
     database.run(&format!("select pg_terminate_backend({number})")).await;
-    let second = until("an answer", async || fetch(&source, pid).await.ok()).await.unwrap();
+    let second = until("a response", async || fetch(&source, pid).await.ok()).await.unwrap();
     assert_ne!(second, first);
     database.drop_schema().await;
 }

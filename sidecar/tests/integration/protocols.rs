@@ -87,7 +87,7 @@ async fn a_write_in_an_odd_spelling_is_refused_or_purges() {
             assert_eq!(after.body == before.body, is_refused, "{line:?}: {text}, then {after:?}");
         }))
         .await;
-        // Its first line is no request, which no server goes on after.
+        // The first line is no request, and no server goes on after one.
         assert_eq!(sidecar.metric("larder_spliced_connections_total", &[]).await, 1.0);
     }
 }
@@ -140,8 +140,10 @@ async fn a_first_line_that_names_http_late_never_ends_at_the_application() {
     let sidecar = Sidecar::bare(origin.address).await;
     let mut wire = Wire::to(sidecar.address).await;
     wire.say("\0\x01PUT users/5").await;
-    until("the application hears of it", async || heard.lock().unwrap().ends_with(b"users/5").then_some(()))
-        .await;
+    until("the application sees the connection", async || {
+        heard.lock().unwrap().ends_with(b"users/5").then_some(())
+    })
+    .await;
     wire.say(" HTTP/1.1\r\nHost: shop.test\r\n\r\n").await;
     assert!(is_of_class(&wire.rest().await, '4'));
     assert!(!heard.lock().unwrap().contains(&b'\n'));
@@ -200,7 +202,10 @@ async fn other_protocols_are_refused_where_the_policy_says_so() {
         b"\0\0\0\x08\x04\xd2\x16\x2f",
     ];
     for words in others {
-        assert!(exchange(sidecar.address, words).await.is_empty(), "nothing that it would not understand");
+        assert!(
+            exchange(sidecar.address, words).await.is_empty(),
+            "nothing that the other protocol would not understand"
+        );
     }
     let refused = sidecar.metric("larder_refused_requests_total", &["other-protocol"]).await;
     assert_eq!(refused, others.len() as f64);

@@ -247,7 +247,7 @@ async fn get_through_another_sidecar_after_a_write_is_fresh() {
         assert_eq!(b.get("/a").await.body, written.body);
         assert_eq!(a.get("/a").await.body, written.body);
     }
-    assert_eq!(b.get("/a").await.hit(), Some("l1"), "it is in memory in between");
+    assert_eq!(b.get("/a").await.hit(), Some("l1"), "the response is in memory in between");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -293,7 +293,7 @@ async fn write_with_an_upgrade_header_purges() {
     }
     let asked =
         sidecar.get_with("/a", &[("connection", "Upgrade, HTTP2-Settings"), ("upgrade", "h2c")]).await;
-    assert_eq!(asked.hit(), Some("l1"), "and a GET that asks for h2c may be answered from the cache");
+    assert_eq!(asked.hit(), Some("l1"), "a GET with an h2c upgrade may be served from the cache");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -317,7 +317,7 @@ async fn only_a_refused_write_purges_nothing() {
     assert_eq!(sidecar.get("/a").await.body, stored);
     assert_eq!(sidecar.request(Method::PUT, "/a", &[], "outdated").await.status, 409);
     let fresh = sidecar.get("/a").await.body;
-    assert_ne!(fresh, stored, "it is not as the writer thought, and perhaps not as it was stored");
+    assert_ne!(fresh, stored, "the state differs from the writer's, and perhaps from the stored response's");
     assert_eq!(sidecar.request(Method::PUT, "/a", &[], "else").await.status, 502);
-    assert_ne!(sidecar.get("/a").await.body, fresh, "it may have been written before it failed");
+    assert_ne!(sidecar.get("/a").await.body, fresh, "the write may have been done before it failed");
 }

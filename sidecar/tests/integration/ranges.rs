@@ -97,7 +97,7 @@ async fn part_is_stored_and_served_again() {
     assert_eq!(other.cache_status(), "larder; fwd=partial; fwd-status=206; stored");
     let with_condition = [("range", "bytes=2-6"), ("if-range", "\"b\"")];
     let whole = sidecar.get_with("/", &with_condition).await;
-    assert_eq!((whole.status.as_u16(), whole.body.as_str()), (200, BODY), "the client has another answer");
+    assert_eq!((whole.status.as_u16(), whole.body.as_str()), (200, BODY), "the client has another response");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -229,7 +229,7 @@ async fn part_of_the_wrong_length_completes_no_response() {
         let request = "GET / HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
         let answer = String::from_utf8(exchange(sidecar.address, request).await).unwrap();
         let received = answer.split_once("\r\n\r\n").map_or(0, |(_, body)| body.len());
-        assert!(received < BODY.len(), "it is seen to be cut: {answer}");
+        assert!(received < BODY.len(), "the response is visibly cut: {answer}");
         assert_eq!(
             sidecar.metric("larder_not_stored_total", &["reason=\"incomplete\""]).await,
             1.0,

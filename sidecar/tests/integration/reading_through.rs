@@ -63,7 +63,7 @@ async fn concurrent_requests_persist_one_row_and_read_it_from_postgres_then() {
     let of_store = |answer: &Answer| answer.body == r#"{"asked": "/v1/products/pen?page="}"#;
     assert!(answers.iter().any(of_store), "{answers:?}");
     let rows = "select count(*) from items where key = 'pen' and page is null";
-    until("it is kept", async || (database.number(rows).await == 1).then_some(())).await;
+    until("the row is persisted", async || (database.number(rows).await == 1).then_some(())).await;
     let asked = store.calls();
     let another = Sidecar::start(&policy, origin.address).await;
     let answer = another.get("/data/pen").await;
@@ -122,7 +122,7 @@ async fn failed_source_response_is_neither_stored_nor_persisted() {
         }
     }
     assert_eq!(sidecar.get("/data/pen").await.status, 200);
-    until("the one answer is kept", async || {
+    until("the one row is persisted", async || {
         (database.number("select count(*) from items where key = 'pen'").await == 1).then_some(())
     })
     .await;

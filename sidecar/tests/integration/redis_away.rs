@@ -42,7 +42,7 @@ async fn without_redis_responses_continue_and_none_is_older_than_the_grace() {
         }
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
-    assert!(origin.calls() >= 4, "what was stored was asked for again, {} times", origin.calls());
+    assert!(origin.calls() >= 4, "stored responses were requested again, {} times", origin.calls());
     assert!(origin.calls() <= 15, "and was served in between: {} times", origin.calls());
     assert_eq!(sidecar.policy().await["tiers"]["redis"], "down");
     redis.restart().await;
@@ -82,7 +82,7 @@ async fn a_purge_made_while_redis_is_frozen_holds_when_it_goes_on() {
     let asked_at = Instant::now();
     assert_eq!(a.put("/a").await.status, 200);
     assert!(asked_at.elapsed() < Duration::from_secs(3), "the writer waited {:?}", asked_at.elapsed());
-    assert_ne!(a.get("/a").await.body, old, "in the pod that wrote it holds at once");
+    assert_ne!(a.get("/a").await.body, old, "in the pod that made the write the purge holds at once");
     redis.thaw();
     until("the other sidecar is fresh", async || (b.get("/a").await.body != old).then_some(())).await;
     // A connected pod has sent Redis all pending purges.

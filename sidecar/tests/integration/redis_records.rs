@@ -57,7 +57,7 @@ async fn changed_forged_or_moved_record_is_a_miss() {
         let calls = origin.calls();
         let answer = b.get("/one").await;
         assert_eq!((answer.status.as_u16(), answer.hit()), (200, None), "attempt {attempt}");
-        assert_eq!(origin.calls(), calls + 1, "the application is asked");
+        assert_eq!(origin.calls(), calls + 1, "the application has a request");
         assert!(refused(b, "unauthentic").await > before);
         until_replaced(&mut redis, &one, &forged).await;
         assert_eq!(b.purge(r#"{"tags": ["page:one"]}"#).await.status, 200);
@@ -164,7 +164,7 @@ async fn a_huge_value_costs_no_memory_and_is_a_miss() {
         assert!(refused(b, "too-large").await > refusals, "{kind}");
         assert!(b.resident() < before + (16 << 20), "{} MiB", (b.resident() - before) >> 20);
         assert_eq!(b.purge(r#"{"tags": ["page:page"]}"#).await.status, 200);
-        until("it is stored again", async || {
+        until("the response is stored again", async || {
             (redis.clone().strlen::<_, usize>(key).await.unwrap() < HUGE).then_some(())
         })
         .await;
@@ -204,7 +204,7 @@ async fn a_token_that_is_replaced_leads_to_misses_and_never_to_errors() {
     b.set_token("another-token");
     until_shared(&sidecars).await;
     for sidecar in &sidecars {
-        assert_eq!(refused(sidecar, "unauthentic").await, 0.0, "what others wrote is not looked at");
+        assert_eq!(refused(sidecar, "unauthentic").await, 0.0, "records of another token are not read");
     }
 }
 

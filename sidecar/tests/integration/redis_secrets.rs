@@ -172,7 +172,7 @@ async fn response_purged_in_one_redis_is_not_found_in_the_next() {
         (listening.len() == 2).then_some(())
     })
     .await;
-    until("what it purged is stale there", async || (sidecar.get("/a").await.body != old).then_some(()))
+    until("the purged response is stale there", async || (sidecar.get("/a").await.body != old).then_some(()))
         .await;
     until("and in the other sidecar", async || (early.get("/a").await.body != old).then_some(())).await;
 }

@@ -268,7 +268,8 @@ async fn a_master_that_no_majority_of_sentinels_names_is_trusted_for_the_grace()
         assert!(last_error.contains("Sentinels"), "{last_error}");
         assert_eq!(a.policy().await["tiers"]["redis"], "down");
         // Neither from memory nor from a Redis that another may have replaced.
-        until("it is asked for again", async || (a.get("/a").await.body != stored).then_some(())).await;
+        until("the response is requested again", async || (a.get("/a").await.body != stored).then_some(()))
+            .await;
         assert_ne!(b.get("/a").await.body, stored);
         // The bus and what is young go on.
         let filled = b.get("/young").await.body;
@@ -389,7 +390,7 @@ async fn a_redis_that_went_back_and_counted_on_revives_nothing() {
     assert_eq!(b.get("/a").await.body, old);
     redis.say(&["SAVE"]).await;
     assert_eq!(a.purge(r#"{"paths": ["/a"]}"#).await.status, 200);
-    // It comes back without that purge, and gives its number to others before a sidecar looks.
+    // The master comes back without that purge, and gives its number to others before a sidecar looks.
     a.freeze();
     b.freeze();
     redis.kill();

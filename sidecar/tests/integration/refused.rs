@@ -147,8 +147,10 @@ async fn a_request_that_breaks_off_never_arrives_whole() {
         wire.say(request).await;
         drop(wire);
     }
-    until("they are gone", async || (sidecar.metric("larder_connections", &[]).await == 0.0).then_some(()))
-        .await;
+    until("the connections are gone", async || {
+        (sidecar.metric("larder_connections", &[]).await == 0.0).then_some(())
+    })
+    .await;
     assert_eq!(sidecar.get("/b").await.body, "/b ");
     assert_eq!(origin.calls(), 1);
 }
@@ -176,7 +178,7 @@ async fn a_head_that_does_not_come_is_not_waited_for() {
     .await;
     assert!(begun.elapsed() >= Duration::from_secs(8), "a slow client has some time");
     idle.ask("/a").await;
-    assert!(idle.answer().await.0.contains("larder; hit"), "it was idle, not slow");
+    assert!(idle.answer().await.0.contains("larder; hit"), "the connection was idle, not slow");
     until_refused(&sidecar, "too-slow", starts.len() as f64).await;
 }
 

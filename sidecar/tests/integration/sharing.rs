@@ -115,7 +115,7 @@ async fn slow_reader_slows_no_other_client() {
     for client in &mut fast {
         assert_eq!(client.bytes(LENGTH).await.len(), LENGTH, "while the slow one reads nothing");
     }
-    until("it is stored", async || (sidecar.get("/a").await.hit().is_some()).then_some(())).await;
+    until("the response is stored", async || (sidecar.get("/a").await.hit().is_some()).then_some(())).await;
     assert_eq!(slow.bytes(LENGTH).await.len(), LENGTH);
     assert_eq!(origin.asked(), 1);
 }
@@ -147,7 +147,7 @@ async fn unshareable_response_lets_all_clients_through_at_once() {
         // No client has a response yet, and all are connected.
         until("the others at once", async || (origin.calls() == 20).then_some(())).await;
         let late = async {
-            until("who comes later", async || (origin.calls() == 21).then_some(())).await;
+            until("a later client", async || (origin.calls() == 21).then_some(())).await;
             permits.add_permits(100);
         };
         tokio::join!(sidecar.get("/a"), late).0
@@ -202,7 +202,7 @@ async fn client_that_leaves_before_the_head_leaves_the_response_to_the_others() 
     for client in &mut others {
         assert_eq!(client.answer().await.1, "fill");
     }
-    assert_eq!(origin.asked(), 1, "what it asked for is what they wait for");
+    assert_eq!(origin.asked(), 1, "the response to the first request is the one that the others wait for");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -216,8 +216,10 @@ async fn client_that_leaves_in_mid_body_ends_no_other_response() {
     assert_eq!(second.bytes(2).await, "fi");
     let before = sidecar.metric("larder_connections", &[]).await;
     drop(first);
-    until("it is gone", async || (sidecar.metric("larder_connections", &[]).await < before).then_some(()))
-        .await;
+    until("the first client is gone", async || {
+        (sidecar.metric("larder_connections", &[]).await < before).then_some(())
+    })
+    .await;
     origin.let_go(1);
     assert_eq!(second.bytes(2).await, "ll");
     assert_eq!((origin.asked(), sidecar.get("/a").await.hit()), (1, Some("l1")));
@@ -298,7 +300,7 @@ async fn request_after_a_purge_never_joins_an_earlier_fill() {
         assert_eq!(newer.answer().await.1, "new!");
         assert_eq!(origin.asked(), 3);
         origin.let_go(1);
-        assert_eq!(older.answer().await.1, "fill", "it asked before");
+        assert_eq!(older.answer().await.1, "fill", "the request came before the purge");
         let label = "reason=\"purged\"";
         until("the older one is not stored", async || {
             (sidecar.metric("larder_not_stored_total", &[label]).await == 1.0).then_some(())

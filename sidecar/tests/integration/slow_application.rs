@@ -68,7 +68,7 @@ async fn response_that_does_not_begin_in_time_is_a_504_and_its_request_is_cancel
         assert_eq!(timeouts, (number + 1) as f64);
         assert!(sidecar.logged("the application did not respond").unwrap().contains("\"timeout\""));
         assert!(began.elapsed() > TIMEOUT / 2, "{path}: {:?}", began.elapsed());
-        until("the application hears of it", async || {
+        until("the application sees the request end", async || {
             (cancelled.load(Ordering::SeqCst) == number + 1).then_some(())
         })
         .await;
@@ -84,7 +84,7 @@ async fn stale_response_is_served_instead_of_one_that_does_not_begin_in_time() {
     let sidecar = Sidecar::start(&policy, origin.address).await;
     assert_eq!(sidecar.get("/brief/a").await.body, "1");
     hangs.store(true, Ordering::SeqCst);
-    let answer = until("it stands in", async || {
+    let answer = until("the stale response is served", async || {
         let answer = sidecar.get("/brief/a").await;
         assert_eq!((answer.status.as_u16(), answer.body.as_str()), (200, "1"));
         answer.hit().is_none().then_some(answer)

@@ -72,7 +72,7 @@ async fn write_purges_an_id_of_any_characters_in_any_spelling() {
                         "GET {path} is stored"
                     );
                     sidecar.put(&written).await;
-                    assert_eq!(origin.last().path, written, "it is sent as it came");
+                    assert_eq!(origin.last().path, written, "the target is forwarded unchanged");
                     assert!(is_renewed(&sidecar, &path, &before).await, "PUT {written}, GET {path}");
                 }
             }
@@ -316,7 +316,7 @@ async fn a_path_that_two_servers_may_read_differently_is_never_stored() {
                     "larder; fwd=bypass; fwd-status=200; detail=ambiguous-path",
                     "{path}"
                 );
-                assert_eq!(origin.last().path, path, "it is sent as it came");
+                assert_eq!(origin.last().path, path, "the target is forwarded unchanged");
             }
         }
         for path in ["/static/a", "/static/a%40b", "/static/caf%C3%A9", "/static/.a", "/static/a..b"] {

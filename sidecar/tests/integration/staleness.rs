@@ -39,15 +39,15 @@ async fn response_allows_stale_while_revalidate() {
         let stale = sidecar.get("/").await;
         assert_eq!((stale.hit(), stale.body.as_str()), (Some("l1"), "1"));
         assert!(stale.ttl().is_some_and(|ttl| ttl <= -10), "{}", stale.cache_status());
-        until("it is asked for in the background", async || (origin.calls() == 2).then_some(())).await;
+        until("the background request", async || (origin.calls() == 2).then_some(())).await;
     }
     assert_eq!(sidecar.get_with("/", &[("range", "bytes=0-0")]).await.status, 206);
     assert_eq!(sidecar.get_with("/", &[("if-none-match", "\"x\"")]).await.hit(), Some("l1"));
-    assert_eq!(origin.calls(), 2, "one asks for all");
+    assert_eq!(origin.calls(), 2, "one request for all");
     let asked = origin.last();
     assert!(!asked.headers.contains_key("range") && !asked.headers.contains_key("if-none-match"));
     permits.add_permits(1);
-    until("it is fresh", async || (sidecar.get("/").await.body == "2").then_some(())).await;
+    until("the response is fresh", async || (sidecar.get("/").await.body == "2").then_some(())).await;
     assert!(sidecar.get("/").await.ttl().is_some_and(|ttl| ttl > 0));
     assert_eq!(origin.calls(), 2);
 }
@@ -63,7 +63,7 @@ routes:
     );
     let sidecar = Sidecar::start(&policy, origin.address).await;
     sidecar.get("/a").await;
-    until("it is stale", async || {
+    until("the response is stale", async || {
         let answer = sidecar.get("/a").await;
         assert_eq!(answer.hit(), Some("l1"));
         answer.ttl().is_some_and(|ttl| ttl < 0).then_some(())
@@ -71,7 +71,7 @@ routes:
     .await;
     assert_eq!(origin.calls(), 2);
     permits.add_permits(1);
-    until("it is renewed", async || (sidecar.get("/a").await.body == "2").then_some(())).await;
+    until("the response is revalidated", async || (sidecar.get("/a").await.body == "2").then_some(())).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -94,14 +94,14 @@ routes:
     assert_eq!((stale.hit(), stale.body.as_str()), (Some("l2"), "1"));
     assert!(
         stale.ttl().is_some_and(|ttl| ttl <= -10),
-        "it is as old as when it came: {}",
+        "the response is as old as when it came: {}",
         stale.cache_status()
     );
-    until("it is asked for in the background", async || (origin.calls() == 2).then_some(())).await;
+    until("the background request", async || (origin.calls() == 2).then_some(())).await;
     permits.add_permits(1);
-    until("it is fresh", async || (b.get("/a").await.body == "2").then_some(())).await;
+    until("the response is fresh", async || (b.get("/a").await.body == "2").then_some(())).await;
     // A response that one sidecar has revalidated is found in Redis by the other.
-    until("the other has it", async || (a.get("/a").await.body == "2").then_some(())).await;
+    until("the other sidecar has the response", async || (a.get("/a").await.body == "2").then_some(())).await;
     assert_eq!(origin.calls(), 2);
 }
 
@@ -119,7 +119,7 @@ async fn background_revalidation_may_be_a_304() {
     .await;
     let sidecar = Sidecar::bare(origin.address).await;
     sidecar.get("/").await;
-    until("it is fresh", async || {
+    until("the response is fresh", async || {
         let answer = sidecar.get("/").await;
         assert_eq!((answer.hit(), answer.body.as_str()), (Some("l1"), "1"));
         answer.ttl().is_some_and(|ttl| ttl > 0).then_some(())
@@ -257,8 +257,10 @@ async fn stale_get_response_serves_head_and_is_revalidated_by_get() {
         assert_eq!((head.status.as_u16(), head.header("content-length")), (200, "1"), "{path}");
         assert_eq!(stored.body.len(), 1);
     }
-    until("it is renewed", async || (origin.last().path == "/renewed" && origin.calls() == 4).then_some(()))
-        .await;
+    until("the response is revalidated", async || {
+        (origin.last().path == "/renewed" && origin.calls() == 4).then_some(())
+    })
+    .await;
     assert_eq!(origin.last().method, http::Method::GET);
 }
 
@@ -280,7 +282,7 @@ routes:
         (Sidecar::start(&policy, origin.address).await, Sidecar::start(&policy, origin.address).await);
     a.get("/a").await;
     policy.until_stored(&mut RedisServer::shared().await, 1).await;
-    assert_eq!(a.get("/a").await.body, "1", "it is served while it is renewed");
+    assert_eq!(a.get("/a").await.body, "1", "the response is served while it is revalidated");
     until("the first pod knows", async || (a.get("/a").await.hit().is_none()).then_some(())).await;
     until("the other pod knows", async || (b.get("/a").await.hit().is_none()).then_some(())).await;
     assert_ne!(b.get("/a").await.body, "1");

@@ -281,7 +281,7 @@ async fn a_reader_that_stops_holds_up_no_other_pod() {
     const LENGTH: usize = 12 << 20;
     let origin = Origin::start(|_| async { reply(&[], "x".repeat(LENGTH)) }).await;
     let policy = Policy::new(SPEC);
-    // What it takes to write so large a response to Redis is in the memory budget.
+    // Writing so large a response to Redis counts in the memory budget.
     let path = policy.path();
     let arguments = ["--policy", path.to_str().unwrap(), "--memory-limit", "512Mi"];
     let pods = join_all((0..2).map(|_| Sidecar::launch(origin.address, &arguments))).await;
@@ -290,7 +290,7 @@ async fn a_reader_that_stops_holds_up_no_other_pod() {
     slow.ask("/a").await;
     slow.head().await;
     assert_eq!(pods[1].get("/a").await.body.len(), LENGTH);
-    assert_eq!(origin.calls(), 1, "it was stored while the first client read nothing");
+    assert_eq!(origin.calls(), 1, "the response was stored while the first client read nothing");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -324,5 +324,5 @@ async fn pods_take_turns_in_a_cluster_that_lost_a_server() {
     let counts = ask_for("partial", 18).await;
     assert!(counts.iter().all(|count| *count <= pods.len()), "once for each pod at most: {counts:?}");
     let once = counts.iter().filter(|count| **count == 1).count();
-    assert!(once >= 6, "two thirds of the keys are where they were: {counts:?}");
+    assert!(once >= 6, "two thirds of the keys have kept their server: {counts:?}");
 }

@@ -22,7 +22,7 @@ async fn a_miss_is_followed_by_a_hit() {
     assert_eq!(miss.cache_status(), "larder; fwd=uri-miss; fwd-status=200; stored");
     let hit = sidecar.get("/a").await;
     assert_eq!((hit.hit(), hit.body.as_str(), hit.header("x-from")), (Some("l1"), "1", "origin"));
-    assert!(hit.header("age").parse::<u64>().unwrap() >= 5, "the age that it came with counts");
+    assert!(hit.header("age").parse::<u64>().unwrap() >= 5, "the age on arrival counts");
     assert_eq!(origin.calls(), 1);
     let elsewhere = sidecar.get("/not/cached").await;
     assert_eq!(elsewhere.cache_status(), "larder; fwd=bypass; fwd-status=200; detail=no-route");
@@ -69,7 +69,7 @@ async fn response_of_another_sidecar_is_an_l2_hit() {
     let hit = b.get("/a").await;
     assert_eq!((hit.hit(), hit.body.as_str()), (Some("l2"), "1"));
     assert_eq!(hit.headers.get_all("x-from").iter().count(), 2);
-    assert_eq!(b.get("/a").await.hit(), Some("l1"), "it is in memory now");
+    assert_eq!(b.get("/a").await.hit(), Some("l1"), "the response is in memory now");
     assert_eq!(origin.calls(), 1);
 }
 
@@ -297,7 +297,7 @@ async fn head_is_served_from_the_cache_without_a_body() {
         assert_eq!((head.hit(), head.body.as_str(), head.header("content-length")), (hit, "", "1"));
     }
     assert_eq!(origin.calls(), 1);
-    assert_eq!(sidecar.get("/a").await.body, "2", "an answer without a body is none to a GET");
+    assert_eq!(sidecar.get("/a").await.body, "2", "a response without a body serves no GET");
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -58,7 +58,8 @@ async fn the_first_byte_reaches_the_client_before_the_application_sends_the_seco
         }
         gate.add_permits(1);
         client.read_to_end(&mut answer).await.unwrap();
-        until("it is stored", async || (sidecar.get("/a").await.hit().is_some()).then_some(())).await;
+        until("the response is stored", async || (sidecar.get("/a").await.hit().is_some()).then_some(()))
+            .await;
         assert_eq!(sidecar.get("/a").await.body, "ab", "{first}");
     }
 }

@@ -41,7 +41,7 @@ async fn read(mut body: RecvStream) -> Vec<u8> {
     all
 }
 
-/// An application that refuses so many requests, and answers the others with their bodies. It counts those it refused.
+/// An application that refuses so many requests, and echoes the bodies of the others. It counts the refused ones.
 async fn refusing(count: usize, refuses: Refuses) -> (RawOrigin, Arc<AtomicUsize>) {
     let refused = Arc::new(AtomicUsize::new(0));
     let counts = Arc::clone(&refused);

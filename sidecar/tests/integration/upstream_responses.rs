@@ -330,8 +330,10 @@ async fn a_client_that_breaks_its_body_off_is_no_failure_of_the_application() {
     let mut client = TcpStream::connect(sidecar.address).await.unwrap();
     client.write_all(format!("{head}5\r\nhello\r\nzz").as_bytes()).await.unwrap();
     drop(client);
-    until("the end of it", async || (sidecar.metric("larder_connections", &[]).await == 0.0).then_some(()))
-        .await;
+    until("the end of the response", async || {
+        (sidecar.metric("larder_connections", &[]).await == 0.0).then_some(())
+    })
+    .await;
     for reason in ["refused", "closed-early", "reset", "other"] {
         assert_eq!(errors(&sidecar, reason).await, 0.0, "{reason}");
     }

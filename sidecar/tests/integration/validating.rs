@@ -176,9 +176,10 @@ async fn not_modified_restarts_the_routes_ttl() {
     let policy = Policy::new("routes:\n- {name: page, match: {path: \"/{page}\"}, ttl: 1s}\n");
     let sidecar = Sidecar::start(&policy, origin.address).await;
     sidecar.get("/a").await;
-    let validated =
-        until("it is stale", async || Some(sidecar.get("/a").await).filter(|answer| answer.hit().is_none()))
-            .await;
+    let validated = until("the response is stale", async || {
+        Some(sidecar.get("/a").await).filter(|answer| answer.hit().is_none())
+    })
+    .await;
     assert_eq!(validated.cache_status(), "larder; fwd=stale; fwd-status=304; stored");
     assert_eq!((validated.body.as_str(), origin.calls()), ("1", 2));
     let age: u64 = validated.header("age").parse().unwrap();
@@ -218,7 +219,7 @@ async fn waiting_clients_get_responses_to_their_own_conditions() {
     .await;
     let sidecar = Sidecar::bare(origin.address).await;
     let lets_go = async {
-        until("it is asked for", async || (origin.calls() == 1).then_some(())).await;
+        until("the application has the request", async || (origin.calls() == 1).then_some(())).await;
         permits.add_permits(1);
     };
     let (has, other) = ([("if-none-match", "\"a\"")], [("if-none-match", "\"b\"")]);

@@ -130,7 +130,7 @@ async fn mixed(other: &str) -> ([Policy; 2], Origin, [Sidecar; 2]) {
 async fn until_it_is_alone(policy: &Policy) {
     let mut redis = RedisServer::shared().await;
     let mut first = None;
-    until("it is listed again", async || {
+    until("the version is listed again", async || {
         let listed: String = redis.hget(policy.barriers(), "v").await.unwrap();
         let first = first.get_or_insert_with(|| listed.clone());
         (*first != listed).then_some(())
@@ -264,7 +264,8 @@ async fn write_while_redis_is_away_reaches_other_versions_when_redis_is_back() {
         .await;
     let written = edit(&without_rule).await;
     server.thaw();
-    until("the write is told", async || (number(&with_rule, "/page").await > written).then_some(())).await;
+    until("the write is published", async || (number(&with_rule, "/page").await > written).then_some(()))
+        .await;
     // Lost, with everything in it.
     server.kill();
     for sidecar in [&with_rule, &without_rule] {
@@ -296,7 +297,8 @@ async fn write_without_a_rule_while_redis_is_away_is_published_after_a_policy_ch
     let hash = larder_policy::document::hash(&std::fs::read_to_string(first.path()).unwrap());
     until("the new policy", async || (without_rule.policy().await["hash"] == hash).then_some(())).await;
     server.thaw();
-    until("the write is told", async || (number(&with_rule, "/page").await > written).then_some(())).await;
+    until("the write is published", async || (number(&with_rule, "/page").await > written).then_some(()))
+        .await;
     // A response that was stored since stays: it was told once.
     without_rule.until_tiers_are("up").await;
     let stored = number(&with_rule, "/page").await;
@@ -325,7 +327,8 @@ async fn version_that_no_pod_runs_leaves_the_list() {
     // A pod that lost the list lists itself again, and does not use its earlier stored responses.
     let old = number(&sidecars[0], "/page").await;
     let _: () = redis.hdel(policy.barriers(), "v").await.unwrap();
-    until("it is listed again", async || (number(&sidecars[0], "/page").await > old).then_some(())).await;
+    until("the version is listed again", async || (number(&sidecars[0], "/page").await > old).then_some(()))
+        .await;
 }
 
 const PERSISTED: &str = r#"
@@ -359,12 +362,12 @@ async fn the_last_good_response_is_not_revived_by_a_policy_that_changed_back() {
             sidecar.get_with("/page", &[("x-fail", "yes")]).await.status.is_server_error()
         };
         a.get("/page").await;
-        until("it is kept", async || (!fails(b).await).then_some(())).await;
+        until("the response is persisted", async || (!fails(b).await).then_some(())).await;
         switch(&sidecars, &policy, &first.replace(from, to)).await;
         a.put("/page/edit").await;
         switch(&sidecars, &policy, &first).await;
         // Others hear of it soon.
-        until("it is gone", async || fails(b).await.then_some(())).await;
+        until("the response is gone", async || fails(b).await.then_some(())).await;
         assert!(fails(a).await);
         database.drop_schema().await;
     };

@@ -42,9 +42,9 @@ async fn hung_upstream_blocks_only_its_own_request() {
     let stand = Stand::new().await;
     let [near, far] = stand.pods_with(&["/page/hot", "/page/theirs", "/renewed-page/a"]).await;
     stand.application.relay.suffer(Fault::Silent);
-    until("it is stale", async || {
+    until("the response is stale", async || {
         let answer = good(&near, "/renewed-page/a").await;
-        assert_eq!(answer.hit(), Some("l1"), "it is renewed behind it");
+        assert_eq!(answer.hit(), Some("l1"), "the response is revalidated in the background");
         answer.ttl().is_some_and(|ttl| ttl < 0).then_some(())
     })
     .await;
@@ -61,7 +61,7 @@ async fn hung_upstream_blocks_only_its_own_request() {
     };
     let (waited, ()) = tokio::join!(good(&near, "/page/new"), answers);
     assert!(waited.hit().is_none());
-    until("it is renewed", async || {
+    until("the response is refreshed", async || {
         near.get("/renewed-page/a").await.ttl().is_some_and(|ttl| ttl >= 0).then_some(())
     })
     .await;

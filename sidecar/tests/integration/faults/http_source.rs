@@ -42,7 +42,7 @@ async fn without_its_source_a_route_serves_every_stored_response() {
         assert!(took < Duration::from_secs(4), "{failing:?}: it waited for the hard timeout, {took:?}");
         assert_eq!(near.get(&format!("/product/new-{round}")).await.status, 502, "{failing:?}");
         let mut number = 0;
-        until("it is shown", async || {
+        until("the fault is reported", async || {
             number += 1;
             let paths: Vec<_> = (0..5).map(|more| format!("/product/more-{number}-{more}")).collect();
             futures::future::join_all(paths.iter().map(|path| near.get(path))).await;
@@ -54,7 +54,7 @@ async fn without_its_source_a_route_serves_every_stored_response() {
         stand.redis.say(&["FLUSHALL"]).await;
         assert!(good(far, "/kept-product/a").await.body.parse::<u32>().is_ok(), "{failing:?}");
         stand.store.recovers();
-        until("a new answer", async || {
+        until("a new response", async || {
             (who(&near.get(&format!("/product/new-{round}")).await) == "http").then_some(())
         })
         .await;

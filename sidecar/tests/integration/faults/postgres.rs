@@ -19,7 +19,7 @@ async fn without_postgres_stored_responses_and_the_next_source_serve() {
         assert_eq!(who(&good(near, &format!("/item/{round}")).await), "http", "{fault:?}");
         assert_eq!(near.get(&format!("/row/new-{round}")).await.status, 502, "{fault:?}");
         // A request is as good as the watch that asks every 5 s.
-        until("it is shown", async || {
+        until("the fault is reported", async || {
             near.get(&format!("/row/new-{round}")).await;
             (near.policy().await["tiers"]["postgres/catalog"] == "down").then_some(())
         })
@@ -31,7 +31,7 @@ async fn without_postgres_stored_responses_and_the_next_source_serve() {
         })
         .await;
         until_tier(near, "postgres/catalog", "up").await;
-        until("it is renewed", async || near.get("/brief-row/a").await.hit().map(drop)).await;
+        until("the response is refreshed", async || near.get("/brief-row/a").await.hit().map(drop)).await;
     }
     assert!(failures(near, "postgres").await > 0.0);
     stand.database.drop_schema().await;

@@ -52,7 +52,7 @@ async fn redis_missing_at_the_start_is_used_once_it_is_up() {
         let pod = Sidecar::start_at_once(&stand.policy, application).await;
         for path in ["/page/a", "/row/a", "/product/a"] {
             // Postgres may still be connecting.
-            until("an answer", async || (pod.get(path).await.status == 200).then_some(())).await;
+            until("a response", async || (pod.get(path).await.status == 200).then_some(())).await;
             assert_eq!(good(&pod, path).await.hit(), Some("l1"));
         }
         assert_eq!(pod.admin("/readyz").await.status, 200);
@@ -119,7 +119,7 @@ async fn last_good_response_is_served_at_once_after_a_flush() {
     // And without Redis.
     stand.to_redis.suffer(Fault::Cut);
     let newcomer = Sidecar::start_at_once(&stand.policy, stand.application.relay.address()).await;
-    until("the last good answer", async || stood_in(&newcomer.get("/kept-product/a").await).then_some(()))
+    until("the last good response", async || stood_in(&newcomer.get("/kept-product/a").await).then_some(()))
         .await;
     stand.to_redis.suffer(Fault::Nothing);
     stand.store.relay.suffer(Fault::Nothing);
@@ -128,7 +128,7 @@ async fn last_good_response_is_served_at_once_after_a_flush() {
     for pod in &pods {
         until_tier(pod, "redis", "up").await;
     }
-    until("a new answer", async || (who(&near.get("/kept-product/b").await) == "http").then_some(())).await;
+    until("a new response", async || (who(&near.get("/kept-product/b").await) == "http").then_some(())).await;
     stand.until_shared(&pods).await;
     stand.database.drop_schema().await;
 }
@@ -146,9 +146,10 @@ async fn flush_during_a_source_request_costs_no_last_good_response() {
     stand.store.relay.suffer(Fault::Silent);
     let asked = stand.store.origin.calls();
     let flushed = async {
-        until("it is asked", async || (stand.store.origin.calls() > asked).then_some(())).await;
+        until("the source has the request", async || (stand.store.origin.calls() > asked).then_some(()))
+            .await;
         stand.redis.say(&["FLUSHALL"]).await;
-        // It learns of that when it looks, and what it stored is of another generation then.
+        // The pod learns of the flush at a lookup, and its stored responses are of another generation then.
         let mut number = 0;
         until("the pod knows", async || {
             number += 1;
@@ -197,20 +198,24 @@ async fn response_older_than_the_grace_is_requested_again_or_is_a_fallback() {
     stand.to_redis.suffer(Fault::Cut);
     stand.store.relay.suffer(Fault::Cut);
     // The price of safety: no pod can tell any more if it was purged.
-    until("it is no longer trusted", async || (pod.get("/product/a").await.status == 502).then_some(()))
-        .await;
+    until("the stored response is no longer trusted", async || {
+        (pod.get("/product/a").await.status == 502).then_some(())
+    })
+    .await;
     let asked = stand.application.origin.calls();
-    until("what was stored is asked for again", async || {
+    until("the stored response is requested again", async || {
         good(pod, "/page/a").await;
         (stand.application.origin.calls() > asked).then_some(())
     })
     .await;
-    // The table of last good answers hears of purges by itself.
+    // The table of last good responses hears of purges by itself.
     assert!(stood_in(&good(pod, "/kept-product/a").await));
     stand.to_redis.suffer(Fault::Nothing);
     stand.store.relay.suffer(Fault::Nothing);
     until_tier(pod, "redis", "up").await;
-    until("it is stored again", async || (pod.get("/product/a").await.hit() == Some("l1")).then_some(()))
-        .await;
+    until("the response is stored again", async || {
+        (pod.get("/product/a").await.hit() == Some("l1")).then_some(())
+    })
+    .await;
     stand.database.drop_schema().await;
 }

@@ -22,7 +22,8 @@ pub(crate) async fn p99_of_hits(to: SocketAddr, path: &str, connections: usize, 
         let (mut connection, mut took) = (Connection::to(to).await, Vec::with_capacity(times));
         for _ in 0..times {
             let asked_at = Instant::now();
-            let head = timeout(TEST_TIMEOUT, connection.ask(path)).await.expect("an answer in time").unwrap();
+            let head =
+                timeout(TEST_TIMEOUT, connection.ask(path)).await.expect("a response in time").unwrap();
             took.push(asked_at.elapsed());
             assert!(head.starts_with("HTTP/1.1 200") && head.contains("detail=l1"), "{head}");
         }

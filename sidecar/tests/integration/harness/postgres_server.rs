@@ -81,7 +81,7 @@ impl PostgresServer {
             .spawn()
             .unwrap();
         let server = Self { port, folder, child };
-        until("postgres answers", async || server.try_connecting().await.map(drop)).await;
+        until("postgres accepts connections", async || server.try_connecting().await.map(drop)).await;
         server
     }
 

@@ -43,7 +43,7 @@ impl RedisServer {
     /// Returns a connection to the server that all tests share.
     pub(crate) async fn shared() -> MultiplexedConnection {
         let client = Client::open(environment("LARDER_TEST_REDIS_URL")).unwrap();
-        until("redis answers", async || connect(&client).await.ok()).await
+        until("redis accepts connections", async || connect(&client).await.ok()).await
     }
 
     /// Starts a server that keeps nothing on disk unless it is told to.
@@ -109,7 +109,7 @@ impl RedisServer {
 
     /// Returns a connection to the server, once there is one.
     pub(crate) async fn connection(&self) -> MultiplexedConnection {
-        until("redis-server answers", async || connect(&self.client).await.ok()).await
+        until("redis-server accepts connections", async || connect(&self.client).await.ok()).await
     }
 
     /// Returns a policy's `spec` with this server in place of the shared one.
@@ -146,7 +146,7 @@ impl RedisServer {
         words.iter().for_each(|word| {
             command.arg(word);
         });
-        until("an answer of Redis", async || match command.query_async(&mut self.connection().await).await {
+        until("a reply of Redis", async || match command.query_async(&mut self.connection().await).await {
             Err(error) if error.is_io_error() => None,
             answer => Some(answer.unwrap()),
         })
