@@ -58,6 +58,11 @@ impl PurgeName {
         Self::new("write", "")
     }
 
+    /// The name of the fact that a purge was told to the Redis that counts in this generation, too. No stored response has this name.
+    pub fn told(generation: u64) -> Self {
+        Self::new("told", &generation.to_string())
+    }
+
     fn new(kind: &str, name: &str) -> Self {
         let mut hasher = blake3::Hasher::new();
         hasher.update(kind.as_bytes()).update(b":").update(name.as_bytes());

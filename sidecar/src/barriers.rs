@@ -28,6 +28,8 @@ use larder_policy::PurgeName;
 
 use crate::clock::boot_ms;
 
+mod unknown;
+
 /// More barriers than this become one that covers everything.
 pub const MAX_BARRIERS: usize = 16_384;
 

@@ -31,6 +31,7 @@ mod bus;
 mod catch_up;
 mod commands;
 mod connection;
+mod former;
 mod generation;
 mod keyspace;
 mod lease;
@@ -44,8 +45,9 @@ mod subscription;
 mod told;
 mod versions;
 
-use commands::Beginning;
+use commands::{Beginning, Telling};
 use connection::Connection;
+pub use former::Formers;
 pub use keyspace::Keyspace;
 pub use lease::{Lease, Leased, Waiting, Woken};
 use link::Link;
@@ -140,6 +142,7 @@ pub struct L2 {
     shape: String,
     link: Arc<Link>,
     version: Arc<Version>,
+    formers: Arc<Formers>,
     _listing: AbortOnDropHandle<()>,
     breaker: Breaker,
     timeout: Duration,
@@ -152,7 +155,7 @@ pub struct L2 {
 
 impl L2 {
     /// Connects in the background, and again whenever the connection breaks or the URL changes, until it is dropped. What
-    /// `previous` could not tell Redis, or told one that may have been replaced, is told by this one.
+    /// `previous` could not tell Redis, or told one that may have been replaced, is told by this one, and what is heard of at `formers`.
     pub fn start(
         spec: &spec::Redis,
         (keys, shape): (Keyspace, &str),
@@ -160,7 +163,7 @@ impl L2 {
         bus_grace: Duration,
         telemetry: Arc<Telemetry>,
         authentication: Arc<Authentication>,
-        previous: Option<&Self>,
+        (previous, formers): (Option<&Self>, &Arc<Formers>),
     ) -> Self {
         let name = keys.barriers().to_owned();
         let version = Version::new(PurgeName::version(shape), name.clone(), Arc::clone(&barriers));
@@ -171,6 +174,7 @@ impl L2 {
             Arc::clone(&barriers),
             bus_grace,
             previous.map(|previous| &*previous.link),
+            Arc::clone(formers),
         );
         let listing = Arc::clone(&version).keep_listed(Arc::clone(&link));
         Self {
@@ -178,6 +182,7 @@ impl L2 {
             shape: shape.to_owned(),
             link,
             version,
+            formers: Arc::clone(formers),
             _listing: listing,
             breaker: Breaker::new(FAILURES, PAUSE),
             timeout: spec.timeout.0,
@@ -360,31 +365,34 @@ impl L2 {
     /// If Redis is down, slow or unwilling, or is not proven to be the one that counts purges.
     pub async fn purge(&self, names: &[PurgeName], proof: Proof) -> Result<u64, L2Error> {
         self.link.will_tell(names);
+        let also = self.link.connection().map(|_| self.barriers.stamp().generation);
+        let formers = self.formers.tell(names, self.version.name(), also);
         // Whatever the breaker says: lookups that were slow are no reason to leave other pods in the dark.
-        let outcome = self
-            .attempt("purge", PURGE_DEADLINE, async {
-                let mut connection = self.link.first_connection().await.ok_or(L2Error::Down)?;
-                let (asker, asked_at) = (connection.asker(), boot_ms());
-                let (key, version) = (self.keys.barriers(), self.version.name());
-                let ordered = commands::purge(&mut connection, key, asker, version, names).await?;
-                let is_named = async {
-                    match proof {
-                        Proof::Recent => self.barriers.is_recent(connection.vouched().limit(asked_at)),
-                        Proof::Afterwards => connection.vouched().is_named().await,
-                    }
-                };
-                if let Some((generation, order, pods)) = ordered {
-                    if !self.barriers.ordered(generation, order, names) {
-                        // Until the table is Redis' again, this pod's own barrier holds.
-                        self.link.raise_and_remember(names);
-                    }
-                    let acknowledged = self.link.acknowledgements().wait_for(asker, order, pods);
-                    let ((), is_named) = tokio::join!(acknowledged, is_named);
-                    return Ok((order, is_named));
+        let purged = self.attempt("purge", PURGE_DEADLINE, async {
+            let mut connection = self.link.first_connection().await.ok_or(L2Error::Down)?;
+            let (asker, asked_at) = (connection.asker(), boot_ms());
+            let (key, version) = (self.keys.barriers(), self.version.name());
+            let told = self.formers.told();
+            let telling = Telling { asker, version, names, told: &told, origin: "" };
+            let ordered = commands::purge(&mut connection, key, telling).await?;
+            let is_named = async {
+                match proof {
+                    Proof::Recent => self.barriers.is_recent(connection.vouched().limit(asked_at)),
+                    Proof::Afterwards => connection.vouched().is_named().await,
                 }
-                Ok((0, is_named.await))
-            })
-            .await;
+            };
+            if let Some((generation, order, pods)) = ordered {
+                if !self.barriers.ordered(generation, order, names) {
+                    // Until the table is Redis' again, this pod's own barrier holds.
+                    self.link.raise_and_remember(names);
+                }
+                let acknowledged = self.link.acknowledgements().wait_for(asker, order, pods);
+                let ((), is_named) = tokio::join!(acknowledged, is_named);
+                return Ok((order, is_named));
+            }
+            Ok((0, is_named.await))
+        });
+        let (outcome, ()) = tokio::join!(purged, formers);
         match outcome {
             Ok((order, true)) => Ok(order),
             // It holds here. If another master is found, it is told of what was purged since trust was last proven.
@@ -402,6 +410,10 @@ impl L2 {
         if let Err(error) = self.purge(&[], Proof::Recent).await {
             tracing::debug!(%error, "other versions of the policy have not been told of a write yet");
         }
+    }
+
+    fn link(&self) -> &Arc<Link> {
+        &self.link
     }
 
     const fn deadline(&self, patience: Patience) -> Duration {

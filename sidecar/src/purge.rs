@@ -33,7 +33,11 @@ pub async fn purge(snapshot: &Snapshot, names: &[PurgeName], origin: PurgeOrigin
         PurgeOrigin::Write => Proof::Recent,
     };
     match &snapshot.store.l2 {
-        None => Purged::Here(snapshot.store.barriers.raise_locally(names)),
+        None => {
+            let order = snapshot.store.barriers.raise_locally(names);
+            snapshot.store.formers.tell(names, snapshot.store.version, None).await;
+            Purged::Here(order)
+        }
         Some(l2) => match l2.purge(names, proof).await {
             Ok(order) => Purged::Everywhere(order),
             Err(error) => {

@@ -9,7 +9,7 @@ use crate::{
     barriers::Barriers,
     entry::authentication::Authentication,
     l1::{Bounds, L1},
-    l2::{Keyspace, L2},
+    l2::{Formers, Keyspace, L2},
     mode::Mode,
     sources::{Source, last_known_good::LastKnownGood},
     stats::RouteStats,
@@ -109,14 +109,24 @@ impl Snapshot {
                 && previous.policy.l1.bus_grace == policy.l1.bus_grace
                 && previous.mode != Mode::Absent
         });
+        let predecessor =
+            previous.map(|previous| &*previous.store).filter(|store| store.metadata == metadata);
+        let formers = match same_order {
+            Some(previous) => Arc::clone(&previous.store.formers),
+            None => Formers::following(
+                predecessor.map(|store| (&*store.formers, store.l2.as_deref())),
+                policy.redis.as_ref(),
+            ),
+        };
         let (barriers, l2) = match (same_order, &policy.redis) {
             (Some(previous), _) => (Arc::clone(&previous.store.barriers), previous.store.l2.clone()),
-            (None, None) => (Arc::new(Barriers::alone()), None),
+            (None, None) => {
+                let barriers = Arc::new(Barriers::alone());
+                formers.lead_alone(&barriers, version);
+                (barriers, None)
+            }
             (None, Some(redis)) => {
                 let barriers = Arc::new(Barriers::shared(policy.l1.bus_grace.0));
-                let predecessor = previous
-                    .filter(|previous| previous.store.metadata == metadata)
-                    .and_then(|previous| previous.store.l2.as_deref());
                 let l2 = L2::start(
                     redis,
                     (Keyspace::new(&metadata), &fingerprint),
@@ -124,7 +134,7 @@ impl Snapshot {
                     policy.l1.bus_grace.0,
                     Arc::clone(telemetry),
                     Arc::clone(authentication),
-                    predecessor,
+                    (predecessor.and_then(|store| store.l2.as_deref()), &formers),
                 );
                 (barriers, Some(Arc::new(l2)))
             }
@@ -184,6 +194,7 @@ impl Snapshot {
             barriers,
             l1,
             l2,
+            formers,
             budget,
             missed_writes,
             last_known_good,

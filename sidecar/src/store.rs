@@ -15,7 +15,7 @@ use crate::{
     clock::monotonic_ms,
     entry::Entry,
     l1::{L1, Stored},
-    l2::L2,
+    l2::{Formers, L2},
     sources::last_known_good::LastKnownGood,
     stats::RouteStats,
 };
@@ -42,6 +42,8 @@ pub struct Store {
     pub l1: Arc<L1>,
     /// The shared cache.
     pub l2: Option<Arc<L2>>,
+    /// Every Redis that this pod has left, where other pods may still be.
+    pub formers: Arc<Formers>,
     /// The memory of everything that is not L1.
     pub budget: Arc<Budget>,
     /// Writes that no store was told of.
@@ -141,8 +143,9 @@ impl Store {
         for (_, table) in &self.last_known_good {
             table.note_unnamed_write();
         }
-        if let Some(l2) = &self.l2 {
-            l2.tell_other_versions().await;
+        match &self.l2 {
+            Some(l2) => l2.tell_other_versions().await,
+            None => self.formers.tell(&[], self.version, None).await,
         }
     }
 }

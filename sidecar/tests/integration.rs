@@ -35,6 +35,7 @@ mod integration {
     mod lifetimes;
     mod memory;
     mod metrics;
+    mod moving;
     mod negative;
     mod poisoning;
     mod postgres;

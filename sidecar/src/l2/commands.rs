@@ -2,7 +2,8 @@
 //!
 //! One hash per policy holds the barriers: `g`, the generation ([`super::generation`]); `s`, the number of the last purge;
 //! `f`, the last purge that covers everything; `v`, the versions of the policy that pods serve by ([`super::versions`]), each
-//! as `<name in hex>=<when one was seen last, in seconds>`; and under each purged name of 16 bytes the number of its last purge.
+//! as `<name in hex>=<when one was seen last, in seconds>`; `p`, purges that were passed on from another Redis of late, each as
+//! ` <generation there>:<number there>=<number here>`; and under each purged name of 16 bytes the number of its last purge.
 //! Losing any of it means losing the generation with it.
 
 use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
@@ -17,7 +18,12 @@ use super::{
     connection::{CONNECT_DEADLINE, Connection},
     versions::{hex, is_in_list},
 };
-use crate::barriers::{MAX_BARRIERS, Snapshot};
+use crate::barriers::Snapshot;
+
+mod purging;
+
+use purging::PURGE;
+pub(super) use purging::{Telling, have_all_left, left_channel, purge};
 
 /// A hash of barriers that nobody touches for this long goes, and what was stored under it is stale.
 const KEEP_BARRIERS: Duration = Duration::from_secs(7 * 24 * 3600);
@@ -156,57 +162,6 @@ pub(super) async fn store(
         pipeline.cmd("SET").arg(key).arg(&record[..]).arg("PX").arg(milliseconds(keep)).ignore();
     }
     pipeline.query_async(connection).await
-}
-
-/// Raises barriers, orders them and tells every pod, at once: on the names, and on each version of the policy but the one whose
-/// names they are. ARGV: generation if there is none, most barriers, seconds to keep them, who asks, the version, then the names.
-/// Without any name nothing is ordered. The message is `<generation> <order> <who asks> <names>`.
-static PURGE: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        local versions = redis.call('HGET', KEYS[1], 'v') or ''
-        local names = {}
-        for i = 6, #ARGV do names[#names + 1] = ARGV[i] end
-        for hex in string.gmatch(versions, '(%x+)=') do
-          local name = string.gsub(hex, '%x%x', function(digits) return string.char(tonumber(digits, 16)) end)
-          if #name == 16 and name ~= ARGV[5] then names[#names + 1] = name end
-        end
-        if #names == 0 then return end
-        redis.call('HSETNX', KEYS[1], 'g', ARGV[1])
-        local order = redis.call('HINCRBY', KEYS[1], 's', 1)
-        for _, name in ipairs(names) do redis.call('HSET', KEYS[1], name, order) end
-        local generation = redis.call('HGET', KEYS[1], 'g')
-        if redis.call('HLEN', KEYS[1]) > tonumber(ARGV[2]) then
-          redis.call('DEL', KEYS[1])
-          redis.call('HSET', KEYS[1], 'g', generation, 's', order, 'f', order, 'v', versions)
-        end
-        redis.call('EXPIRE', KEYS[1], ARGV[3])
-        local message = generation .. ' ' .. order .. ' ' .. ARGV[4] .. ' ' .. table.concat(names)
-        return {generation, order, redis.call('PUBLISH', KEYS[1], message)}
-        ",
-    )
-});
-
-/// Raises barriers; returns generation, order, and how many pods were told. They acknowledge it to `asker`; 0: to nobody. Without
-/// names, it raises those on other versions of the policy, and returns `None` if there are none.
-pub(super) async fn purge(
-    connection: &mut Connection,
-    barriers: &str,
-    asker: u64,
-    version: PurgeName,
-    names: &[PurgeName],
-) -> RedisResult<Option<(u64, u64, usize)>> {
-    let mut call = PURGE.prepare_invoke();
-    call.key(barriers)
-        .arg(connection.mark().new_generation())
-        .arg(MAX_BARRIERS)
-        .arg(KEEP_BARRIERS.as_secs())
-        .arg(asker)
-        .arg(&version.as_bytes()[..]);
-    names.iter().for_each(|name| {
-        call.arg(&name.as_bytes()[..]);
-    });
-    call.invoke_async(connection.counting()).await
 }
 
 /// Puts a version of the policy into the list of those that pods serve by, and takes out those that no pod was heard of. One that was
@@ -393,7 +348,7 @@ pub(super) async fn snapshot(connection: &mut Connection, barriers: &str) -> Red
     let (fields,): (Vec<(Vec<u8>, Bytes)>,) = pipeline.query_async(connection.counting()).await?;
     let mut snapshot = Snapshot::default();
     for (field, value) in fields {
-        // The list of versions is none.
+        // The list of versions is none, nor are the purges that were passed on.
         let Some(number) = number(&value) else { continue };
         match &field[..] {
             b"g" => snapshot.generation = number,

@@ -2,7 +2,7 @@
 
 use std::{
     pin::pin,
-    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    sync::{Arc, Mutex, Weak, atomic::AtomicBool},
     time::Duration,
 };
 
@@ -16,20 +16,25 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
+use self::leaving::Beside;
 use super::{
     acknowledgements::Acknowledgements,
     catch_up::{CatchUp, CatchingUp, Step},
-    commands::{self, Touched},
+    commands::{self, Telling, Touched},
     connection::{CONNECT_DEADLINE, Connection, Opened, Opener, Secrets, Server},
+    former::{Formers, Outbox, Succession},
     generation::Mark,
     lease::Leases,
     pending::Pending,
-    reload::{Newest, Reload},
+    reload::Reload,
     subscription::{Inbox, Subscription},
     told::Told,
     versions::Version,
 };
 use crate::{barriers::Barriers, clock::boot_ms};
+
+mod leaving;
+mod remembering;
 
 /// How often the connection is tried, and how long an answer may take.
 const HEARTBEAT: Duration = Duration::from_secs(1);
@@ -52,15 +57,18 @@ const PROBE_TIMEOUT_MS: u64 = 2_000;
 /// come back) leads back to reading all barriers. If another server counts than the one on which the generation was begun,
 /// everything is stale: it may have lost purges.
 ///
-/// A changed URL or CA is tried beside the connection that there is, which goes on until the other is up to date.
+/// A changed URL or CA is tried beside the connection that there is, which goes on until the other is up to date. If it leads to
+/// another server, a link to the one that is left goes on ([`super::former`]).
 #[derive(Debug)]
 pub(super) struct Link {
     state: Arc<State>,
-    _task: AbortOnDropHandle<()>,
+    _tasks: [AbortOnDropHandle<()>; 2],
 }
 
 #[derive(Debug)]
-struct State {
+pub(super) struct State {
+    me: Weak<Self>,
+    grace: Duration,
     /// Often enough that one that is late does not use up the grace.
     heartbeat: Duration,
     spec: spec::Redis,
@@ -80,6 +88,11 @@ struct State {
     resync: Notify,
     acknowledgements: Arc<Acknowledgements>,
     leases: Arc<Leases>,
+    succession: Arc<Succession>,
+    /// Purges of another Redis that this one is to be told of.
+    outbox: Outbox,
+    /// The Redis was left: secrets that change are those of another one.
+    is_left: AtomicBool,
 }
 
 /// A connection, with a subscription to the bus at the same server.
@@ -91,7 +104,8 @@ struct Session {
 }
 
 impl Link {
-    /// Begins to connect. What `previous` could not tell Redis, or told a Redis that may have been replaced, is told by this one.
+    /// Begins to connect. What `previous` could not tell Redis, or told a Redis that may have been replaced, is told by this one, and
+    /// what is heard of at `formers`.
     pub(super) fn start(
         spec: spec::Redis,
         name: String,
@@ -99,32 +113,27 @@ impl Link {
         barriers: Arc<Barriers>,
         grace: Duration,
         previous: Option<&Self>,
+        formers: Arc<Formers>,
     ) -> Arc<Self> {
         if let Some(previous) = previous {
             barriers.count_on_from(previous.state.barriers.stamp());
         }
         barriers.set_joining(true);
-        let state = Arc::new(State {
-            heartbeat: (grace / 3).clamp(SHORTEST_HEARTBEAT, HEARTBEAT),
-            came_from: previous.and_then(|previous| previous.state.server()),
-            spec,
-            name,
-            version,
-            barriers,
-            connection: ArcSwapOption::empty(),
-            has_tried: watch::Sender::new(false),
-            reload: Reload::default(),
-            pending: Mutex::default(),
-            told: Told::default(),
-            resync: Notify::new(),
-            acknowledgements: Arc::default(),
-            leases: Arc::default(),
-        });
+        let came_from = previous.and_then(|previous| previous.state.server());
+        let state = State::new(spec, name, version, barriers, grace, came_from, formers);
         if let Some(previous) = previous {
             state.inherit(&previous.state);
         }
-        let task = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&state).keep_connected()));
-        Arc::new(Self { state, _task: task })
+        state.succession.formers.lead_to(&state.as_heir(), state.version.name());
+        Self::run(state)
+    }
+
+    fn run(state: Arc<State>) -> Arc<Self> {
+        let tasks = [
+            tokio::spawn(Arc::clone(&state).keep_connected()),
+            tokio::spawn(Arc::clone(&state).tell_what_is_handed_over()),
+        ];
+        Arc::new(Self { state, _tasks: tasks.map(AbortOnDropHandle::new) })
     }
 
     /// The connection, if it is up to date with the barriers.
@@ -192,39 +201,41 @@ impl Link {
 }
 
 impl State {
-    /// Takes over what the policy before could not tell Redis, and what it told of late.
-    fn inherit(&self, previous: &Self) {
-        let is_of_other_version = previous.version.name() != self.version.name();
-        // Names of another version: of this one, whatever is stored may be meant.
-        let meant = |mut names: Vec<PurgeName>| {
-            if is_of_other_version && !names.is_empty() {
-                names.push(self.version.name());
-            }
-            names
-        };
-        let now = self.barriers.known_until();
-        match previous.told.recent(previous.barriers.known_until()).map(meant) {
-            Some(names) if names.is_empty() => {}
-            Some(names) => self.told.add(&names, now),
-            None => self.told.add_everything(now),
-        }
-        let untold = meant(previous.lock_pending().to_tell());
-        if !untold.is_empty() {
-            self.told.add(&untold, now);
-            self.raise_and_remember(&untold);
-        }
-        if previous.barriers.local_floor() > 0 {
-            self.told.add_everything(now);
-            self.raise_on_everything();
-        }
-    }
-
-    /// Returns the server that this is, or was last, connected with.
-    fn server(&self) -> Option<Server> {
-        self.reload.in_use().map(|secrets| Server::new(secrets, &self.spec))
+    fn new(
+        spec: spec::Redis,
+        name: String,
+        version: Arc<Version>,
+        barriers: Arc<Barriers>,
+        grace: Duration,
+        came_from: Option<Server>,
+        formers: Arc<Formers>,
+    ) -> Arc<Self> {
+        Arc::new_cyclic(|me| Self {
+            me: Weak::clone(me),
+            grace,
+            heartbeat: (grace / 3).clamp(SHORTEST_HEARTBEAT, HEARTBEAT),
+            came_from,
+            spec,
+            name,
+            version,
+            barriers,
+            connection: ArcSwapOption::empty(),
+            has_tried: watch::Sender::new(false),
+            reload: Reload::default(),
+            pending: Mutex::default(),
+            told: Told::default(),
+            resync: Notify::new(),
+            acknowledgements: Arc::default(),
+            leases: Arc::default(),
+            succession: Arc::new(Succession::new(formers)),
+            outbox: Outbox::default(),
+            is_left: AtomicBool::new(false),
+        })
     }
 
     async fn keep_connected(self: Arc<Self>) {
+        // Nothing is trusted yet: what is stored from now on is covered by purges at those that were left.
+        let _ = timeout(JOIN_TIMEOUT, self.succession.formers.are_listed()).await;
         let mut pause = SHORTEST_PAUSE;
         loop {
             let connected = self.connect_while_joining().await;
@@ -245,7 +256,7 @@ impl State {
             self.connection.store(None);
             self.leases.abandon();
             let error = format!("{error:#}");
-            if self.reload.is_down(error.clone()) {
+            if self.reload.is_down(error.clone()) && !self.is_left() {
                 tracing::warn!(error, "redis is not connected; going on without");
             }
             sleep(pause).await;
@@ -272,8 +283,14 @@ impl State {
             Ok(secrets) => {
                 let has_moved = in_use.is_some() || self.is_elsewhere(&secrets);
                 let which = if has_moved { CatchingUp::Moved } else { CatchingUp::New };
+                let known = self.barriers.stamp().generation;
                 match self.arrive(secrets, which).await {
-                    Ok(session) => return Ok(session),
+                    Ok(session) => {
+                        if let Some(in_use) = in_use.filter(|_| known != self.barriers.stamp().generation) {
+                            self.leave(self.link_to_left(in_use));
+                        }
+                        return Ok(session);
+                    }
                     Err(error) => error,
                 }
             }
@@ -288,10 +305,6 @@ impl State {
     fn is_elsewhere(&self, secrets: &Secrets) -> bool {
         let server = Server::new(secrets.clone(), &self.spec);
         self.reload.in_use().is_none() && self.came_from.as_ref().is_some_and(|from| *from != server)
-    }
-
-    fn newest(&self) -> Newest {
-        Secrets::read(&self.spec).map_err(|error| format!("{error:#}"))
     }
 
     /// Connects, catches up, and lets requests use the connection.
@@ -311,6 +324,7 @@ impl State {
             Arc::clone(&self.barriers),
             Arc::clone(&self.acknowledgements),
             Arc::clone(&self.leases),
+            Arc::clone(&self.succession),
         );
         let bus = Subscription::open(&bus, &self.name, inbox, connection.clone()).await?;
         timeout(CONNECT_DEADLINE, commands::prepare(&mut connection)).await.context("preparing")??;
@@ -319,8 +333,11 @@ impl State {
 
     fn accept(&self, session: &Session, secrets: Secrets) {
         self.connection.store(Some(Arc::new(session.connection.clone())));
+        self.succession.formers.end_at(&Server::new(secrets.clone(), &self.spec));
         self.reload.take(secrets);
-        tracing::info!("redis is connected");
+        if !self.is_left() {
+            tracing::info!("redis is connected");
+        }
     }
 
     /// Hears of purges until the connection breaks; returns why it did.
@@ -330,7 +347,7 @@ impl State {
         let mut regular_resync = interval(RESYNC);
         regular_resync.reset();
         // The connection that may take the place of this one.
-        let mut next: Option<BoxFuture<'_, (Secrets, anyhow::Result<Session>)>> = None;
+        let mut next: Option<BoxFuture<'_, (Secrets, anyhow::Result<Beside>)>> = None;
         loop {
             tokio::select! {
                 () = session.bus.inbox.attention() => {
@@ -340,8 +357,9 @@ impl State {
                 _ = heartbeat.tick() => {
                     self.beat(&mut session).await?;
                     if next.is_none() && let Some(secrets) = self.reload.candidate(self.newest()) {
+                        let mark = session.connection.mark();
                         next = Some(Box::pin(async move {
-                            let opened = self.open(&secrets).await;
+                            let opened = self.open_beside(&secrets, mark).await;
                             (secrets, opened)
                         }));
                     }
@@ -386,6 +404,9 @@ impl State {
             inbox.bus().doubt();
         }
         inbox.vouch(probe);
+        if self.succession.has_arrived() {
+            session.bus.leave(&self.name).await?;
+        }
         self.settle(session).await
     }
 
@@ -396,13 +417,6 @@ impl State {
             self.catch_up(session, CatchingUp::InUse).await?;
         }
         Ok(())
-    }
-
-    /// Catches up with what was opened beside the connection that there is.
-    async fn exchange(&self, opened: anyhow::Result<Session>) -> anyhow::Result<Session> {
-        let mut session = opened?;
-        self.catch_up(&mut session, CatchingUp::Moved).await?;
-        Ok(session)
     }
 
     /// Tells Redis what it has not heard of and reads all barriers.
@@ -434,6 +448,7 @@ impl State {
                 Step::Read => {
                     asked_at = boot_ms();
                     let snapshot = commands::snapshot(connection, &self.name).await?;
+                    self.succession.make_up_for(|| self.barriers.unknown(&snapshot));
                     catch_up.read(&self.barriers, &snapshot)?
                 }
                 Step::PurgeEverything(generation) => {
@@ -441,7 +456,14 @@ impl State {
                     Step::Read
                 }
                 Step::Purge(names) => {
-                    commands::purge(connection, &self.name, 0, self.version.name(), &names).await?;
+                    let telling = Telling {
+                        asker: 0,
+                        version: self.version.name(),
+                        names: &names,
+                        told: &self.succession.formers.told(),
+                        origin: "",
+                    };
+                    commands::purge(connection, &self.name, telling).await?;
                     Step::Read
                 }
                 Step::Done { has_changed } => {
@@ -468,31 +490,5 @@ impl State {
         let why =
             if is_vouched { "the bus is behind" } else { "no majority of the Sentinels names the master" };
         Some(format!("{why}: only what was asked for within l1.busGrace is served from memory"))
-    }
-
-    fn raise_and_remember(&self, names: &[PurgeName]) {
-        if names.is_empty() {
-            self.lock_pending().unnamed_writes += 1;
-            return self.resync.notify_one();
-        }
-        let has_room = {
-            let mut pending = self.lock_pending();
-            let up_to = self.barriers.raise_locally(names);
-            pending.add(names, up_to)
-        };
-        if has_room {
-            self.resync.notify_one();
-        } else {
-            self.raise_on_everything();
-        }
-    }
-
-    fn raise_on_everything(&self) {
-        self.barriers.raise_on_everything();
-        self.resync.notify_one();
-    }
-
-    fn lock_pending(&self) -> MutexGuard<'_, Pending> {
-        self.pending.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }

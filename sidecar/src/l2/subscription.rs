@@ -24,6 +24,7 @@ use super::{
     bus::Bus,
     commands::{self, Said},
     connection::{CONNECT_DEADLINE, Connection, Vouched},
+    former::Succession,
     lease::Leases,
 };
 use crate::barriers::Barriers;
@@ -34,7 +35,8 @@ const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(1);
 /// A subscription to the bus. It ends when it is dropped.
 pub(super) struct Subscription {
     pub(super) inbox: Arc<Inbox>,
-    _connection: MultiplexedConnection,
+    connection: MultiplexedConnection,
+    has_left: bool,
     _acknowledging: AbortOnDropHandle<()>,
 }
 
@@ -45,6 +47,8 @@ pub(super) struct Inbox {
     barriers: Arc<Barriers>,
     acknowledgements: Arc<Acknowledgements>,
     leases: Arc<Leases>,
+    /// Applies what is heard here elsewhere, too, if Redis was left for another.
+    succession: Arc<Succession>,
     /// When the server was last known to be the one that counts purges: what it says proves nothing of later times.
     vouched: Vouched,
     /// The channel on which other pods acknowledge, and on which probes come back.
@@ -63,6 +67,7 @@ impl Inbox {
         barriers: Arc<Barriers>,
         acknowledgements: Arc<Acknowledgements>,
         leases: Arc<Leases>,
+        succession: Arc<Succession>,
     ) -> Arc<Self> {
         let asker = connection.asker();
         Arc::new(Self {
@@ -70,6 +75,7 @@ impl Inbox {
             barriers,
             acknowledgements,
             leases,
+            succession,
             vouched: connection.vouched().clone(),
             own_channel: commands::own_channel(name, asker),
             is_closed: AtomicBool::new(false),
@@ -103,6 +109,8 @@ impl Inbox {
             // The next heartbeat sees to it: whoever can write to the bus must not have all barriers read all the time.
             return bus.doubt();
         };
+        // Before it is acknowledged.
+        self.succession.hear(&message, bus.asker);
         let doubts = bus.doubts();
         if let Some(order) = bus.hear(&self.barriers, &message) {
             self.acknowledgements.count(bus.asker, &[order]);
@@ -193,7 +201,20 @@ impl Subscription {
             .context("subscribing to the bus")??;
         let acknowledging = tokio::spawn(acknowledge(Arc::clone(&inbox), connection, name.to_owned()));
         let acknowledging = AbortOnDropHandle::new(acknowledging);
-        Ok(Self { inbox, _connection: bus, _acknowledging: acknowledging })
+        Ok(Self { inbox, connection: bus, has_left: false, _acknowledging: acknowledging })
+    }
+
+    /// Says that this pod has left for another Redis, and hears of purges here all the same.
+    ///
+    /// # Errors
+    /// If the server does not take it.
+    pub(super) async fn leave(&mut self, name: &str) -> anyhow::Result<()> {
+        if !self.has_left {
+            let subscribed = self.connection.subscribe(commands::left_channel(name));
+            timeout(CONNECT_DEADLINE, subscribed).await.context("leaving the bus")??;
+            self.has_left = true;
+        }
+        Ok(())
     }
 }
 

@@ -1,0 +1,48 @@
+//! Purges that Redis has ordered and that were not heard of here.
+
+use larder_policy::PurgeName;
+
+use super::{Barriers, Snapshot};
+
+impl Barriers {
+    /// Returns the names of purges that Redis holds and that are not applied here; `None`: everything, because it counts in another
+    /// generation, has gone back, or has more barriers than it keeps one by one.
+    pub fn unknown(&self, snapshot: &Snapshot) -> Option<Vec<PurgeName>> {
+        self.read(|table| {
+            if table.generation != snapshot.generation
+                || snapshot.order < table.order
+                || snapshot.floor > table.floor.order
+            {
+                return None;
+            }
+            let known =
+                |name| table.raised.get(name).map_or(0, |barrier| barrier.order).max(table.floor.order);
+            let unknown = snapshot.raised.iter().filter(|(name, order)| *order > known(name));
+            Some(unknown.map(|(name, _)| *name).collect())
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use super::*;
+    use crate::barriers::Heard;
+
+    #[test]
+    fn purges_that_were_not_heard_are_unknown_and_all_are_where_another_counts() {
+        let barriers = Barriers::shared(Duration::from_secs(5));
+        let [heard, missed] = ["a", "b"].map(PurgeName::tag);
+        let raised = vec![(heard, 4), (missed, 5)];
+        let snapshot = Snapshot { generation: 7, order: 5, floor: 0, raised };
+        assert_eq!(barriers.unknown(&snapshot), None);
+        barriers.resync(&Snapshot { generation: 7, order: 3, ..Snapshot::default() });
+        assert_eq!(barriers.heard(7, 4, &[heard]), Heard::InOrder);
+        assert_eq!(barriers.unknown(&snapshot), Some(vec![missed]));
+        assert_eq!(barriers.unknown(&Snapshot { floor: 5, ..snapshot.clone() }), None);
+        assert_eq!(barriers.unknown(&Snapshot { order: 3, raised: vec![], ..snapshot.clone() }), None);
+        barriers.resync(&snapshot);
+        assert_eq!(barriers.unknown(&snapshot), Some(vec![]));
+    }
+}
