@@ -3,6 +3,7 @@
 use crate::{
     Fields, IdentityHeaders, credentials,
     forwarding::{self, Forwarding},
+    tailoring::{is_hint, is_tailoring},
     writing::names_a_method,
 };
 
@@ -25,6 +26,7 @@ const DIRECTIVES: u16 = 1 << 7;
 const CONTENT: u16 = 1 << 8;
 const CONNECTION: u16 = 1 << 9;
 const UNLISTED: u16 = 1 << 10;
+const TAILORING: u16 = 1 << 11;
 
 impl HeaderKinds {
     /// Examines every field once, by length and first letter first.
@@ -42,6 +44,11 @@ impl HeaderKinds {
             return header_kinds;
         }
         Self { kinds: header_kinds.kinds | CREDENTIALS, ..header_kinds }
+    }
+
+    /// Returns true if a header of this name is one by which an application may tailor a response.
+    pub(crate) fn is_tailoring(name: &[u8]) -> bool {
+        matches!(kinds_of(name), Kinds::Of(TAILORING))
     }
 
     fn and(self, name: &[u8]) -> Self {
@@ -68,6 +75,12 @@ impl HeaderKinds {
     /// Returns true for an unlisted header from which applications may build links.
     pub(crate) fn has_unlisted_forwarding(self) -> bool {
         self.has(UNLISTED)
+    }
+
+    /// Returns true for a header by which an application may tailor a response: to a place, a device, a version, a
+    /// language, or to a script that asks for a part of a page.
+    pub(crate) fn has_tailoring(self) -> bool {
+        self.has(TAILORING)
     }
 
     /// Returns true for a header that may override the request line for the application; the request then passes
@@ -148,6 +161,7 @@ fn kinds_of(name: &[u8]) -> Kinds {
         (b'p', 6) if is("pragma") => DIRECTIVES,
         (b'p', 16) if is("proxy-connection") => CONNECTION,
         (b'r', 5) if is("range") => RANGE,
+        (b's', 8..) if is_hint(name) => TAILORING,
         (b't', 2) if is("te") => CONNECTION,
         (b't', 17) if is("transfer-encoding") => CONTENT,
         (b'u', 7) if is("upgrade") => CONNECTION,
@@ -165,6 +179,7 @@ fn of_others(name: &[u8]) -> Kinds {
         Some(Forwarding::Unlisted) => Kinds::Of(FORWARDING | UNLISTED),
         Some(Forwarding::Override) => Kinds::Of(OVERRIDE),
         None if credentials::names_credentials(name) => Kinds::Of(CREDENTIALS),
+        None if is_tailoring(name) => Kinds::Of(TAILORING),
         None => Kinds::Of(0),
     }
 }
@@ -209,7 +224,7 @@ mod tests {
                 assert!(asks(header_kinds(&name.to_ascii_uppercase())), "{name}");
                 let longer = header_kinds(&format!("{name}y")).kinds;
                 assert_eq!(
-                    longer & !(CREDENTIALS | CONDITIONAL | FORWARDING | UNLISTED | OVERRIDE),
+                    longer & !(CREDENTIALS | CONDITIONAL | FORWARDING | UNLISTED | OVERRIDE | TAILORING),
                     0,
                     "{name}"
                 );

@@ -121,6 +121,10 @@ impl Key {
         if kinds.has_forwarding() {
             push_forwarding(&mut fragment, fields, own, kinds);
         }
+        if kinds.has_tailoring() && !rules.hides_tailoring {
+            let is_keyed = |name: &[u8]| HeaderKinds::is_tailoring(name) && rules.keys_tailoring(name);
+            push_named(&mut fragment, fields, is_keyed);
+        }
         for name in &rules.headers {
             fragment.header(name, fields);
         }
@@ -191,14 +195,17 @@ fn push_forwarding(
         fragment.header(name, fields);
     }
     if kinds.has_unlisted_forwarding() {
-        let names = fields.lines().map(|(name, _)| name);
-        let names = names.filter(|name| forwarding::of(name) == Some(Forwarding::Unlisted));
-        let mut names: Vec<_> =
-            names.map(|name| String::from_utf8_lossy(name).to_ascii_lowercase()).collect();
-        names.sort();
-        names.dedup();
-        for name in names {
-            fragment.header(&name, fields);
-        }
+        push_named(fragment, fields, |name| forwarding::of(name) == Some(Forwarding::Unlisted));
+    }
+}
+
+/// Adds the headers whose names are such, in the order of their names.
+fn push_named(fragment: &mut Fragment<'_>, fields: &(impl Fields + ?Sized), is_one: impl Fn(&[u8]) -> bool) {
+    let names = fields.lines().map(|(name, _)| name).filter(|name| is_one(name));
+    let mut names: Vec<_> = names.map(|name| String::from_utf8_lossy(name).to_ascii_lowercase()).collect();
+    names.sort();
+    names.dedup();
+    for name in names {
+        fragment.header(&name, fields);
     }
 }

@@ -28,6 +28,7 @@ pub mod size;
 pub mod spec;
 pub mod sql;
 pub mod storing;
+mod tailoring;
 pub mod targeted;
 pub mod template;
 #[cfg(test)]

@@ -155,11 +155,13 @@ pub(crate) fn is_common(name: &[u8]) -> bool {
     let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
     match name.len() {
         _ if name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"sec-")) => true,
+        3 => is("dnt"),
         4 => is("host") || is("date") || is("from"),
         5 => is("range"),
         6 => is("accept") || is("origin") || is("pragma") || is("expect"),
         7 => is("referer") || is("upgrade"),
         8 => is("priority") || is("if-match") || is("if-range"),
+        9 => is("x-real-ip"),
         10 => is("user-agent") || is("connection") || is("keep-alive") || is("tracestate"),
         11 => is("traceparent"),
         12 => is("content-type") || is("x-request-id"),
@@ -168,6 +170,7 @@ pub(crate) fn is_common(name: &[u8]) -> bool {
         15 => is("accept-encoding") || is("accept-language") || is("x-forwarded-for"),
         16 => is("x-forwarded-host") || is("x-correlation-id"),
         17 => is("x-forwarded-proto") || is("if-modified-since") || is("transfer-encoding"),
+        25 => is("upgrade-insecure-requests"),
         _ => false,
     }
 }

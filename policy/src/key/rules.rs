@@ -18,6 +18,8 @@ pub struct KeyRules {
     pub cookies: Vec<String>,
     /// Headers that the policy declares to identify a user, besides those that are known.
     pub identity: IdentityHeaders,
+    /// The application does not see, or is not asked with, headers by which it may tailor a response.
+    pub(crate) hides_tailoring: bool,
     allow_query: Vec<String>,
     ignore_query: Vec<String>,
     query_order: QueryOrder,
@@ -36,6 +38,7 @@ impl KeyRules {
             ignore_headers: lower(ignore_headers),
             cookies: cookies.clone(),
             identity: IdentityHeaders::default(),
+            hides_tailoring: false,
             allow_query: query.allow,
             ignore_query: query.ignore,
             query_order: query.order,
@@ -48,6 +51,13 @@ impl KeyRules {
         always.contains(&name)
             || forwarding::of(name.as_bytes()).is_some_and(|forwarding| forwarding.is_keyed())
             || self.headers.iter().any(|known| known == name)
+    }
+
+    /// Returns true if a header by which an application may tailor a response is to be in the key, and is not one of
+    /// [`Self::headers`].
+    pub(crate) fn keys_tailoring(&self, name: &[u8]) -> bool {
+        let listed = |list: &[String]| list.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()));
+        !listed(&self.headers) && !listed(&self.ignore_headers)
     }
 
     /// Adds a header that the route matches by to the key.

@@ -27,8 +27,9 @@ pub struct KeySpec {
     )]
     pub headers: Vec<String>,
 
-    /// Request headers that identify a user (`Cookie`, `Authorization`, ...) but do not change this route's responses.
-    /// Requests that carry one would pass through otherwise.
+    /// Request headers that identify a user (`Cookie`, `Authorization`, ...), or by which an application may tailor a
+    /// response (`CF-IPCountry`, `HX-Request`, ...), but that do not change this route's responses. Requests with one of
+    /// the former would pass through otherwise; the latter would be in the key.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(
         length(max = 16),

@@ -44,6 +44,94 @@ async fn response_to_credentials_is_not_served_to_others() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn tailored_response_is_served_only_to_requests_with_its_header() {
+    for name in [
+        "hx-request",
+        "turbo-frame",
+        "x-pjax",
+        "x-inertia",
+        "rsc",
+        "x-requested-with",
+        "cf-ipcountry",
+        "cloudfront-is-mobile-viewer",
+        "x-country-code",
+        "x-vercel-ip-city",
+        "save-data",
+        "sec-ch-prefers-color-scheme",
+        "x-api-version",
+        "x-locale",
+        "prefer",
+    ] {
+        let origin = repeating(name).await;
+        let policy = Policy::new(PAGE);
+        let sidecar = Sidecar::start(&policy, origin.address).await;
+        for value in ["one", "other"] {
+            assert_eq!(sidecar.get_with("/a", &[(name, value)]).await.body, value, "{name}");
+            assert_eq!(sidecar.get_with("/a", &[(name, value)]).await.hit(), Some("l1"), "{name}");
+        }
+        assert_eq!(sidecar.get("/a").await.body, "", "{name}");
+        assert_eq!(sidecar.get("/a").await.hit(), Some("l1"), "{name}");
+        sidecar.put("/a").await;
+        assert_eq!(sidecar.get_with("/a", &[(name, "one")]).await.hit(), None, "{name} is purged");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn route_may_ignore_a_header_that_may_tailor_or_hide_it_from_the_application() {
+    let origin = repeating("x-requested-with").await;
+    for (route, body) in [("key: {ignoreHeaders: [X-Requested-With]}", "a"), ("forwardHeaders: Keyed", "")] {
+        let policy = Policy::new(&PAGE.replace("ttl: 60s", &format!("ttl: 60s, {route}")));
+        let sidecar = Sidecar::start(&policy, origin.address).await;
+        assert_eq!(sidecar.get_with("/a", &[("x-requested-with", "a")]).await.body, body, "{route}");
+        assert_eq!(sidecar.get("/a").await.hit(), Some("l1"), "{route}");
+    }
+}
+
+/// Headers that this version of Chrome sends with every page.
+fn chrome(version: &'static str) -> Vec<(&'static str, &'static str)> {
+    let (brands, agent, platform) = match version {
+        "139" => (r#""Chromium";v="139", "Not;A=Brand";v="99""#, "Chrome/139.0.0.0", r#""Windows""#),
+        _ => (r#""Chromium";v="142", "Not_A Brand";v="99""#, "Chrome/142.0.0.0", r#""Linux""#),
+    };
+    vec![
+        ("accept", "text/html,application/xhtml+xml,*/*;q=0.8"),
+        ("accept-encoding", "gzip, deflate, br, zstd"),
+        ("accept-language", "en-US,en;q=0.9"),
+        ("dnt", if version == "139" { "1" } else { "0" }),
+        ("priority", "u=0, i"),
+        ("referer", if version == "139" { "http://shop.test/" } else { "http://other.test/" }),
+        ("sec-ch-ua", brands),
+        ("sec-ch-ua-full-version-list", brands),
+        ("sec-ch-ua-mobile", "?0"),
+        ("sec-ch-ua-platform", platform),
+        ("sec-fetch-dest", "document"),
+        ("sec-fetch-mode", "navigate"),
+        ("sec-fetch-site", if version == "139" { "same-origin" } else { "cross-site" }),
+        ("sec-fetch-user", "?1"),
+        ("sec-gpc", "1"),
+        ("upgrade-insecure-requests", "1"),
+        ("user-agent", agent),
+    ]
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn versions_of_a_browser_share_a_response_unless_it_varies() {
+    let origin = Origin::start(|seen| async move {
+        let vary: &[_] = if seen.path == "/varies" { &[("vary", "sec-ch-ua")] } else { &[] };
+        reply(vary, seen.number.to_string())
+    })
+    .await;
+    let policy = Policy::new(PAGE);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for (path, is_shared) in [("/a", true), ("/varies", false)] {
+        sidecar.get_with(path, &chrome("139")).await;
+        assert_eq!(sidecar.get_with(path, &chrome("139")).await.hit(), Some("l1"), "{path}");
+        assert_eq!(sidecar.get_with(path, &chrome("142")).await.hit().is_some(), is_shared, "{path}");
+    }
+    assert_eq!(sidecar.get("/a").await.hit(), Some("l1"), "and with any other client");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn each_forwarded_place_is_keyed() {
     let names = [
         "x-forwarded-protocol",

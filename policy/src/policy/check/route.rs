@@ -83,6 +83,9 @@ impl Check {
                 "from selects responses by path and query only: take POST out of match.methods, or from out of the route",
             );
         }
+        let forwards_keyed = *forward_headers == ForwardHeaders::Keyed;
+        let asks_application = from.is_empty() || from.iter().any(|from| from.application.is_some());
+        rules.hides_tailoring = forwards_keyed || !asks_application;
         Route {
             index,
             name: name.clone(),
@@ -94,10 +97,10 @@ impl Check {
             body_limit,
             honor_request_directives: *client_directives == ClientDirectives::Honor,
             bypass,
-            forwards_keyed: *forward_headers == ForwardHeaders::Keyed,
+            forwards_keyed,
             tags: tags.clone(),
             sources,
-            asks_application: from.is_empty() || from.iter().any(|from| from.application.is_some()),
+            asks_application,
             last_known_good: spec.last_known_good.as_ref().map(|known| known.source.clone()),
             collapse_timeout: spec.collapse_timeout.map_or(DEFAULT_COLLAPSE_TIMEOUT, |timeout| timeout.0),
             envelope: spec.envelope,
