@@ -20,6 +20,8 @@ pub struct KeyRules {
     pub identity: IdentityHeaders,
     /// The application does not see, or is not asked with, headers by which it may tailor a response.
     pub(crate) hides_tailoring: bool,
+    /// Headers whose effect on responses the route's `bypass` declares.
+    pub(crate) bypass_headers: Vec<String>,
     allow_query: Vec<String>,
     ignore_query: Vec<String>,
     query_order: QueryOrder,
@@ -39,6 +41,7 @@ impl KeyRules {
             cookies: cookies.clone(),
             identity: IdentityHeaders::default(),
             hides_tailoring: false,
+            bypass_headers: vec![],
             allow_query: query.allow,
             ignore_query: query.ignore,
             query_order: query.order,
@@ -57,7 +60,7 @@ impl KeyRules {
     /// [`Self::headers`].
     pub(crate) fn keys_tailoring(&self, name: &[u8]) -> bool {
         let listed = |list: &[String]| list.iter().any(|known| name.eq_ignore_ascii_case(known.as_bytes()));
-        !listed(&self.headers) && !listed(&self.ignore_headers)
+        ![&self.headers, &self.ignore_headers, &self.bypass_headers].into_iter().any(|list| listed(list))
     }
 
     /// Adds a header that the route matches by to the key.

@@ -85,6 +85,7 @@ impl Check {
         }
         let forwards_keyed = *forward_headers == ForwardHeaders::Keyed;
         let asks_application = from.is_empty() || from.iter().any(|from| from.application.is_some());
+        rules.bypass_headers = bypass.headers.iter().map(|(name, _)| name.clone()).collect();
         rules.hides_tailoring = forwards_keyed || !asks_application;
         Route {
             index,
