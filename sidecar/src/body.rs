@@ -1,4 +1,4 @@
-//! The bodies of answers.
+//! Response bodies.
 
 use std::{
     pin::Pin,
@@ -15,47 +15,47 @@ mod paced;
 
 pub use paced::Paced;
 
-/// The body of an answer.
+/// The body of a response.
 pub enum Body {
-    /// At hand.
+    /// A body in memory.
     Full(Option<Bytes>),
-    /// Passed on as it comes.
+    /// A body that is passed on as it arrives.
     Stream(Source),
-    /// Passed on as it comes, to several who asked for the same, and into the cache.
+    /// A body that is passed on as it arrives, to all requests that were collapsed, and into the cache.
     Fill(Reader<Source>),
-    /// One of these without its trailers, with something before and after it.
+    /// Another body without its trailers, between two pieces.
     Between(Option<Bytes>, Box<Body>, Option<Bytes>),
 }
 
 impl Body {
-    /// A body at hand.
+    /// Creates a body in memory.
     pub fn full(bytes: Bytes) -> Self {
         Self::Full((!bytes.is_empty()).then_some(bytes))
     }
 
-    /// No body.
+    /// Creates an empty body.
     pub const fn empty() -> Self {
         Self::Full(None)
     }
 
-    /// A body with something before and after it.
+    /// Puts a body between two pieces.
     pub fn between(before: Bytes, body: Self, after: Bytes) -> Self {
         Self::Between(Some(before), Box::new(body), Some(after))
     }
 
-    /// What the application sends.
+    /// Creates a body that the application sends.
     pub fn stream(incoming: Paced) -> Self {
         Self::Stream(Source::new(IncomingBody::Application(incoming)))
     }
 }
 
-/// Why a body broke off.
+/// Reason why a body broke off.
 #[derive(Debug, thiserror::Error)]
 pub enum BodyError {
-    /// The application broke it off.
+    /// The origin broke it off.
     #[error(transparent)]
     Application(#[from] SourceError),
-    /// So it did, or this reader was too far behind the others.
+    /// The origin broke it off, or this reader was too far behind the others.
     #[error(transparent)]
     Fill(#[from] FillError),
 }
@@ -82,7 +82,7 @@ impl HttpBody for Body {
                 }
                 while !body.is_end_stream() {
                     match ready!(Pin::new(&mut **body).poll_frame(context)) {
-                        // Nothing can follow trailers, and they are about what is between.
+                        // Trailers are dropped: nothing may follow them, and they describe only the inner body.
                         Some(Ok(frame)) if frame.is_trailers() => {}
                         Some(frame) => return Poll::Ready(Some(frame)),
                         None => break,
@@ -115,34 +115,34 @@ impl HttpBody for Body {
     }
 }
 
-/// Why a body broke off on its way here.
+/// Reason why a body broke off on its way to the sidecar.
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The application broke it off.
     #[error("the application broke the body off: {0}")]
     Broken(#[from] hyper::Error),
-    /// The application sent nothing more of it in time.
+    /// The application paused for too long.
     #[error("the application sent nothing more of the body within {0:?}")]
     Stalled(Duration),
-    /// A source of the policy's broke it off, or took too long.
+    /// A source broke it off, or took too long.
     #[error("the source broke the body off: {0}")]
     Source(#[source] anyhow::Error),
-    /// It is not as long as it was said to be.
+    /// The length differs from the announced one.
     #[error("the part that the application sent is not as long as it says")]
     Length,
 }
 
-/// A body as it comes.
+/// A body that arrives over the network.
 #[derive(Debug)]
 pub enum IncomingBody {
     /// From the application.
     Application(Paced),
-    /// From a source of the policy's.
+    /// From a source of the policy.
     Source(BoxBody<Bytes, SourceError>),
 }
 
 impl IncomingBody {
-    /// A text of a source's.
+    /// Creates the body of a source's response that is a text.
     pub fn text(text: Bytes) -> Self {
         Self::Source(Full::new(text).map_err(|never| match never {}).boxed())
     }
@@ -177,29 +177,29 @@ impl HttpBody for IncomingBody {
     }
 }
 
-/// A body as it comes, perhaps with what was stored of it before and after.
+/// An incoming body, optionally between stored parts.
 #[derive(Debug)]
 pub struct Source {
     before: Option<Bytes>,
     incoming: IncomingBody,
-    /// How much of it is still to come, where that is known from elsewhere.
+    /// Number of bytes still to come, if it is known.
     left: Option<u64>,
     after: Option<Bytes>,
 }
 
 impl Source {
-    /// What is sent, and nothing else.
+    /// Creates a body without stored parts.
     pub fn new(incoming: IncomingBody) -> Self {
         Self { before: None, incoming, left: None, after: None }
     }
 
-    /// What is sent, which must be `length` bytes, between what is at hand already.
+    /// Puts an incoming body, which must have `length` bytes, between stored parts.
     pub fn between(before: Bytes, incoming: IncomingBody, length: u64, after: Bytes) -> Self {
         let some = |bytes: Bytes| (!bytes.is_empty()).then_some(bytes);
         Self { before: some(before), incoming, left: Some(length), after: some(after) }
     }
 
-    /// What is sent is over.
+    /// Handles the end of the incoming body.
     fn end_of_network(&mut self) -> Option<Result<Frame<Bytes>, SourceError>> {
         match self.left {
             Some(1..) => Some(Err(SourceError::Length)),
@@ -256,7 +256,7 @@ impl HttpBody for Source {
     }
 }
 
-/// The length of a body with so many bytes more.
+/// Returns the size hint of a body that is `more` bytes longer.
 fn longer(hint: &SizeHint, more: u64) -> SizeHint {
     let mut longer = SizeHint::new();
     longer.set_lower(hint.lower() + more);

@@ -7,26 +7,26 @@ use std::{
 
 use crate::clock::monotonic_ms;
 
-/// Keeps a tier that fails off the path of requests: after a few failures in a row nothing is asked of it for a while, then
-/// one request tries.
+/// Keeps a failing tier out of the request path: after several failures in a row it gets no requests for a while, then
+/// a single trial request.
 ///
-/// Guarantees: [`Breaker::allows`] waits for nothing; while it is open, at most one caller per pause is let through.
+/// Guarantees: [`Breaker::allows`] never waits; while the breaker is open, it admits at most one caller per pause.
 #[derive(Debug)]
 pub struct Breaker {
     failures: AtomicU32,
-    /// When the next try may be made, in [`monotonic_ms`]; 0 while closed.
+    /// Time of the next trial, as [`monotonic_ms`]; 0 while closed.
     retry_at: AtomicU64,
     threshold: u32,
     pause: Duration,
 }
 
 impl Breaker {
-    /// Opens after `threshold` failures in a row, for `pause`.
+    /// Creates a breaker that opens after `threshold` failures in a row, for `pause`.
     pub const fn new(threshold: u32, pause: Duration) -> Self {
         Self { failures: AtomicU32::new(0), retry_at: AtomicU64::new(0), threshold, pause }
     }
 
-    /// Whether the tier may be asked now. A caller that is let through reports how it went.
+    /// Returns true if the tier may get a request now. The caller must then report the result.
     pub fn allows(&self) -> bool {
         self.allows_at(monotonic_ms())
     }
@@ -43,13 +43,13 @@ impl Breaker {
                 .is_ok()
     }
 
-    /// The tier answered.
+    /// Records a success of the tier.
     pub fn succeeded(&self) {
         self.failures.store(0, Ordering::Release);
         self.retry_at.store(0, Ordering::Release);
     }
 
-    /// The tier did not.
+    /// Records a failure of the tier.
     pub fn failed(&self) {
         self.failed_at(monotonic_ms());
     }
@@ -64,7 +64,7 @@ impl Breaker {
         now.saturating_add(u64::try_from(self.pause.as_millis()).unwrap_or(u64::MAX)).max(1)
     }
 
-    /// Whether the tier is trusted to answer.
+    /// Returns true if the breaker is closed.
     pub fn is_closed(&self) -> bool {
         self.retry_at.load(Ordering::Acquire) == 0
     }

@@ -30,7 +30,7 @@ impl CacheKey {
         &self.vary
     }
 
-    /// Returns the part that is this variant's alone; empty if the response does not vary.
+    /// Returns the part that is specific to this variant; empty if the response does not vary.
     pub fn variant(&self) -> &str {
         &self.variant
     }

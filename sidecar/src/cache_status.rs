@@ -5,11 +5,11 @@ use std::{fmt, time::Duration};
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use larder_policy::{freshness::State, policy::BypassBy};
 
-/// The header's name.
+/// Name of the header.
 pub const CACHE_STATUS: HeaderName = HeaderName::from_static("cache-status");
 
 larder_api::labelled! {
-    /// Where an answer came from.
+    /// The origin of a response.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Tier {
         /// This pod's memory.
@@ -20,74 +20,74 @@ larder_api::labelled! {
         Postgres = "postgres",
         /// An HTTP source.
         Http = "http",
-        /// The table of last good answers.
+        /// The table of last known good responses.
         LastKnownGood = "last-known-good",
         /// The application.
         Application = "app",
-        /// Nobody: it could not be answered.
+        /// None: there was no response.
         Nowhere = "none",
     }
 }
 
 impl Tier {
-    /// Its place in [`Tier::ALL`].
+    /// Returns the index in [`Tier::ALL`].
     pub const fn index(self) -> usize {
         self as usize
     }
 }
 
-/// Why a request went forward (RFC 9211, section 2.2), and, for those that were never looked up, why not.
+/// Reason why a request was forwarded (RFC 9211, section 2.2), or why it was never looked up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Forward {
-    /// Nothing was stored under its key.
+    /// No response was stored under its key.
     UriMiss,
-    /// Something was stored under its key, for other values of the headers that `Vary` names.
+    /// The stored responses have other values of the headers that `Vary` names.
     VaryMiss,
-    /// What was stored was too old, or purged.
+    /// The stored response was stale or purged.
     Stale,
-    /// What was stored was not all that it asks for.
+    /// The stored response lacked a requested part.
     Partial,
-    /// Its method is never answered from the cache.
+    /// The cache never responds to its method.
     Method,
-    /// The client asked for it.
+    /// The client demanded it.
     Request,
-    /// It was not for the cache.
+    /// The request bypassed the cache.
     Bypass(Bypass),
 }
 
 larder_api::labelled! {
-    /// Why a request was not for the cache.
+    /// Reason why a request bypassed the cache.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Bypass {
         /// There is no policy.
         NoPolicy = "no-policy",
         /// The policy is suspended.
         Suspended = "suspended",
-        /// A pod without a sidecar takes writes, or may: the operator has not said yet that every pod has one.
+        /// A pod without a sidecar takes writes, or may: the operator has not confirmed that every pod has one.
         WaitingForPods = "waiting-for-pods",
         /// No route of the policy matches.
         NoRoute = "no-route",
-        /// Two servers may read its path differently.
+        /// Two servers may interpret its path differently.
         AmbiguousPath = "ambiguous-path",
-        /// Its target has bytes that none may have (RFC 3986): no key is made of it.
+        /// Its target has bytes that RFC 3986 does not allow: it has no key.
         Target = "target",
-        /// The route's `bypass` says so, by a parameter of the query.
+        /// The route's `bypass`, because of a query parameter.
         Query = "bypass-query",
-        /// The route's `bypass` says so, by a header.
+        /// The route's `bypass`, because of a header.
         Header = "bypass-header",
-        /// The route's `bypass` says so, by a cookie.
+        /// The route's `bypass`, because of a cookie.
         Cookie = "bypass-cookie",
-        /// It names a person.
+        /// The request has credentials.
         Credentials = "credentials",
-        /// It asks for several parts.
+        /// The request asks for several ranges.
         Range = "range",
-        /// It has a body.
+        /// The request has a body.
         Content = "content",
-        /// It asks for another protocol.
+        /// The request asks for another protocol.
         Upgrade = "upgrade",
-        /// A header gives it another method or target than its request line.
+        /// A header overrides the method or target of the request line.
         Override = "override",
-        /// Only the origin can tell whether its precondition holds.
+        /// Only the origin can evaluate its precondition.
         Precondition = "precondition",
     }
 }
@@ -103,7 +103,7 @@ impl From<BypassBy> for Bypass {
 }
 
 impl Forward {
-    /// The reason as `fwd` has it (RFC 9211, section 2.2).
+    /// Returns the reason as `fwd` shows it (RFC 9211, section 2.2).
     pub const fn as_str(self) -> &'static str {
         match self {
             Self::UriMiss => "uri-miss",
@@ -117,44 +117,44 @@ impl Forward {
     }
 }
 
-/// What became of a request.
+/// The result of a request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum CacheStatus {
-    /// It was answered from what was stored.
+    /// A stored response was served.
     Hit {
-        /// Where that was.
+        /// The tier that it was stored in.
         tier: Tier,
-        /// How many seconds longer it is fresh; less than 0 if it is stale.
+        /// Remaining freshness lifetime in seconds; negative if the response is stale.
         ttl: i64,
     },
-    /// It went forward, or would have, had another not gone already.
+    /// The request was forwarded, or collapsed into one that was.
     Forwarded {
-        /// Why.
+        /// The reason.
         reason: Forward,
-        /// What the next hop said; `None` if it did not answer.
+        /// Status of the next hop's response; `None` without one.
         status: Option<StatusCode>,
-        /// Who answered.
+        /// The tier that responded.
         tier: Tier,
-        /// What became of the answer.
+        /// Use of the next hop's response.
         answer: Became,
     },
 }
 
-/// What became of an answer that a request went forward for.
+/// Use of a response to a forwarded request.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Became {
-    /// It was passed on.
+    /// Passed on only.
     Passed,
-    /// It goes into the cache when it is complete.
+    /// Stored once it is complete.
     Stored,
-    /// It is that to another request, which was under way.
+    /// Shared with another request that was in progress.
     Collapsed,
-    /// It was an error, and what was stored took its place (RFC 5861, section 4).
+    /// Replaced by a stored response because it was an error (RFC 5861, section 4).
     StaleIfError,
 }
 
 impl CacheStatus {
-    /// Adds it after what caches nearer to the origin have said (RFC 9211, section 2).
+    /// Appends this cache's entry after those of caches nearer to the origin (RFC 9211, section 2).
     pub fn append_to(self, headers: &mut HeaderMap) {
         if let Ok(value) = HeaderValue::try_from(self.to_string()) {
             headers.append(CACHE_STATUS, value);
@@ -162,7 +162,7 @@ impl CacheStatus {
     }
 }
 
-/// How many seconds longer an answer is fresh, as `ttl` has it (RFC 9211, section 2.4): less than 0 if it is not.
+/// Returns the remaining freshness lifetime in seconds for `ttl` (RFC 9211, section 2.4), negative for stale responses.
 pub fn ttl_seconds(state: State) -> i64 {
     let seconds = |duration: Duration| i64::try_from(duration.as_secs()).unwrap_or(i64::MAX);
     match state {

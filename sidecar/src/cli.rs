@@ -22,96 +22,99 @@ pub struct Args {
     pub command: Option<Command>,
 }
 
-/// What else the program can do.
+/// Further commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Tell a running sidecar on this host to drain: it goes on answering and asks clients to close their connections.
+    /// Tell a running sidecar on this host to drain: it continues to respond and asks clients to close their
+    /// connections.
     Drain(Drain),
-    /// Say what is wrong with policies: where, and what to write instead.
+    /// Find errors in policies, with their positions and remedies.
     Check(Check),
 }
 
-/// How to serve.
+/// Options of serving.
 #[derive(Debug, Clone, clap::Args)]
 pub struct Serve {
-    /// Where to listen, such as 127.0.0.1:8300, or :8300 for every address. Each goes with the --upstream in the same place.
+    /// Address to listen on, such as 127.0.0.1:8300, or :8300 for every address. Each belongs to the --upstream in the
+    /// same position.
     #[arg(long, value_name = "ADDRESS", default_value = ports::ALONE_DATA)]
     pub listen: Vec<ListenAddress>,
 
-    /// The server to cache, such as http://127.0.0.1:8000.
+    /// Server to cache, such as http://127.0.0.1:8000.
     #[arg(long, value_name = "URL", default_value = "http://127.0.0.1:8000")]
     pub upstream: Vec<UpstreamUrl>,
 
-    /// Where health, metrics and the admin API listen.
+    /// Address of health checks, metrics and the admin API.
     #[arg(long, value_name = "ADDRESS", default_value = ports::ALONE_ADMIN)]
     pub admin_listen: ListenAddress,
 
-    /// A file with the bearer token of the admin API; without it, stats and purges are refused.
+    /// File with the bearer token of the admin API; without it, stats and purges are refused.
     #[arg(long, value_name = "FILE")]
     pub admin_token_file: Option<PathBuf>,
 
-    /// A CachePolicy to serve by, read again whenever the file changes. While it is missing everything passes through.
+    /// CachePolicy to serve by, read again whenever the file changes. While it is missing everything passes through.
     #[arg(long, value_name = "FILE")]
     pub policy: Option<PathBuf>,
 
-    /// The pod's address. An upstream on a loopback address is called there first, so that it does not take its clients for
-    /// local ones, and on loopback only where that is refused. Any other upstream is called there last.
+    /// Address of the pod. Connections to an upstream on a loopback address try this address first, so that the
+    /// application does not take its clients for local ones, and loopback only if it refuses. Connections to any other
+    /// upstream try it last.
     #[arg(long, value_name = "IP")]
     pub pod_ip: Option<IpAddr>,
 
-    /// Memory that the process may have, such as 128Mi [default: the limit of the control group, else l1.maxSize and 64Mi].
-    /// The number of connections and of requests in progress follows from this; one more gets a 503.
+    /// Memory limit of the process, such as 128Mi [default: the limit of the control group, else l1.maxSize and 64Mi].
+    /// It determines the maximum number of connections and requests in progress, beyond which clients get a 503.
     #[arg(long, value_name = "BYTES", env = "LARDER_MEMORY_LIMIT")]
     pub memory_limit: Option<ByteSize>,
 
-    /// Threads that answer requests [default: one per core]
+    /// Number of threads that serve requests [default: one per core]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
 }
 
 impl Serve {
-    /// Threads that answer requests: as asked, or one per core.
+    /// Returns the number of threads that serve requests: as configured, or one per core.
     pub fn threads(&self) -> usize {
         self.threads.or_else(|| std::thread::available_parallelism().ok()).map_or(1, NonZeroUsize::get)
     }
 }
 
-/// Which sidecar to drain.
+/// The sidecar to drain.
 #[derive(Debug, clap::Args)]
 pub struct Drain {
-    /// Its admin address, which must be on the loopback interface.
+    /// Admin address of the sidecar, on the loopback interface.
     #[arg(long, value_name = "ADDRESS", default_value = ports::ALONE_ADMIN)]
     pub admin: std::net::SocketAddr,
 }
 
-/// What to check, and what for.
+/// Options of a check.
 ///
-/// Ends with 0 if all policies are good, 1 if one is not, and 2 if a file can't be read.
+/// Exits with 0 if all policies are valid, 1 if one is not, and 2 if a file can't be read.
 #[derive(Debug, clap::Args)]
 pub struct Check {
-    /// Files with a CachePolicy each, or several between lines of ---; - is standard input.
+    /// Files with one CachePolicy each, or several separated by ---; - is standard input.
     #[arg(value_name = "FILE", required = true)]
     pub files: Vec<PathBuf>,
 
-    /// Hold them to everything that a cluster asks for, rather than what a sidecar that runs alone does.
+    /// Apply all rules of a cluster, rather than only those of a sidecar that runs alone.
     #[arg(long)]
     pub cluster: bool,
 
-    /// How to say it.
+    /// Output format.
     #[arg(long, value_enum, default_value_t = Output::Text)]
     pub output: Output,
 }
 
-/// How to say what is wrong.
+/// Output format of a check.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
 pub enum Output {
-    /// A line each, as compilers write.
+    /// One line per error, like a compiler.
     Text,
     /// A list of objects: file, line, column, path, message.
     Json,
 }
 
-/// The URL of the server to cache: plain HTTP, a host and perhaps a port.
+/// The URL of the server to cache: plain HTTP, a host and optionally a port.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct UpstreamUrl {
     /// Host and port.
@@ -119,7 +122,7 @@ pub struct UpstreamUrl {
 }
 
 impl UpstreamUrl {
-    /// The port: the one written, or 80.
+    /// Returns the port: the given one, or 80.
     pub fn port(&self) -> u16 {
         self.authority.port_u16().unwrap_or(80)
     }

@@ -1,20 +1,20 @@
-//! Time, as entries and barriers need it: mostly by the kernel's coarse clocks, which are some 4 ms behind and cost next to nothing.
+//! Clocks for entries and barriers, mostly the kernel's coarse clocks, which lag by some 4 ms and cost next to nothing.
 
 use rustix::time::{ClockId, Timespec, clock_gettime};
 
-/// Milliseconds since the host started: never goes back, means nothing to another pod.
+/// Returns the milliseconds since the host started. Never goes back; meaningless in other pods.
 pub fn monotonic_ms() -> u64 {
     millis(clock_gettime(ClockId::MonotonicCoarse))
 }
 
-/// Milliseconds since the host started, those that it was suspended included: what trust in the bus is dated by. A process that
-/// was stopped, or a host that slept, finds on its first look how long that was.
+/// Returns the milliseconds since the host started, including suspended time. Trust in the bus is dated by it: a
+/// process that was stopped, or a host that slept, sees immediately how long that was.
 pub fn boot_ms() -> u64 {
     millis(clock_gettime(ClockId::Boottime))
 }
 
-/// Milliseconds since the Unix epoch by this host's clock. Good for ages, which are in seconds; never for the order of a
-/// purge and a fill.
+/// Returns the milliseconds since the Unix epoch by this host's clock. Suitable for ages, which are in seconds; never
+/// for the order of a purge and a fill.
 pub fn wall_ms() -> u64 {
     millis(clock_gettime(ClockId::RealtimeCoarse))
 }

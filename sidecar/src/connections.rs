@@ -1,9 +1,9 @@
-//! A cap on the connections of clients, and which of them makes room for the next.
+//! Limit on client connections, and the choice of the connection that makes room for a new one.
 //!
 //! # Guarantees
-//! - No more than the cap are open, but for those that were told to leave and have not yet been polled.
+//! - At most the limit are open, apart from those that were told to leave and have not yet been polled.
 //! - A connection that is being served is never told to leave.
-//! - Nothing here is touched for each request that memory answers: a connection says what it does when it waits.
+//! - Responses from memory cost nothing here: a connection updates its phase only when it waits.
 
 use std::{
     collections::BTreeMap,
@@ -23,35 +23,35 @@ use crate::clock::monotonic_ms;
 #[cfg(test)]
 mod tests;
 
-/// The response to a client that finds no place (RFC 9110, sections 10.2.3 and 15.6.4).
+/// The response to a client for which there is no room (RFC 9110, sections 10.2.3 and 15.6.4).
 const NO_PLACE: &[u8] = b"HTTP/1.1 503 Service Unavailable\r\nretry-after: 1\r\nconnection: close\r\n\
     content-type: application/problem+json\r\ncontent-length: 85\r\n\r\n\
     {\"title\":\"Service Unavailable\",\"status\":503,\"detail\":\"too many connections are open\"}";
 
-/// Tells a client that there is no place for it. What it has sent is read, as far as it is there: a connection that is closed
-/// with unread bytes in it is reset, and the client may not see why.
+/// Tells a client that there is no room. Bytes that have arrived are read first, because closing a connection with
+/// unread bytes resets it, and the client might not see the response.
 pub fn turn_away(stream: &TcpStream) {
     let _ = stream.try_write(NO_PLACE);
     let _ = stream.try_read(&mut [0; 4 << 10]);
 }
 
-/// Time, in milliseconds, for which one that was found between requests is spared: it may be in use.
+/// Time in milliseconds for which a connection is spared after it was seen idle, because it may be in use.
 const SPARED_MS: u64 = 250;
-/// Time, in milliseconds, after which a client that takes nothing makes room for others.
+/// Time in milliseconds after which a client that does not read makes room for others.
 pub const STALLED_MS: u64 = 1_000;
 
-/// So many connections must come after one before it makes room because its head is not whole; fewer where few may be open.
+/// Number of later connections before one with an incomplete head makes room; fewer under a low limit.
 const GRACE: u64 = 32;
 
 /// Activity of a connection.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 #[repr(u8)]
 enum Phase {
-    /// No whole head has come yet, or the next one has begun and is not whole.
+    /// No complete head has arrived yet, or the next one is incomplete.
     Unfinished,
-    /// Between requests, and not looked at since.
+    /// Between requests, not seen by a check since.
     Rested,
-    /// Between requests since the last look for one that makes room.
+    /// Between requests since the last check.
     Resting,
     /// The client does not read its response.
     Stalled,
@@ -60,7 +60,8 @@ enum Phase {
 }
 
 impl Phase {
-    /// Those that may make room, in the order in which they are asked to, and for how many milliseconds they have been so.
+    /// Phases of connections that may be told to leave, in the order of preference, with the minimum time in the phase
+    /// in milliseconds.
     const LEAVING: [(Self, u64); 6] = [
         (Self::Unfinished, 0),
         (Self::Rested, SPARED_MS),
@@ -71,19 +72,19 @@ impl Phase {
     ];
 }
 
-/// One connection, as those who want its place see it.
+/// A connection, as seen by those that need its place.
 #[derive(Debug)]
 pub struct Connection {
-    /// The application's port, where the sidecar stands before several.
+    /// The application's port, if the sidecar serves several.
     target: Option<u16>,
     phase: AtomicU8,
     must_leave: AtomicBool,
-    /// Set when the connection is to end as soon as nothing is under way on it.
+    /// True if the connection must end as soon as no request is in progress.
     ends_when_idle: AtomicBool,
     waker: AtomicWaker,
-    /// Bytes of the budget that its request's head takes.
+    /// Bytes of the memory budget that its request's head holds.
     held: AtomicU64,
-    /// When its client stopped reading, or it was found between requests, in [`monotonic_ms`].
+    /// Time at which the client stopped reading, or the connection was seen idle, as [`monotonic_ms`].
     since: AtomicU64,
 }
 
@@ -107,28 +108,28 @@ impl Connection {
     }
 
     fn enter(&self, phase: Phase) {
-        // One that is written only when it changes stays in the caches of those who read it.
+        // Written only on a change, so that the cache line stays with its readers.
         if self.phase.load(Ordering::Relaxed) != phase as u8 {
             self.phase.store(phase as u8, Ordering::Relaxed);
         }
     }
 
-    /// Notes that a head has begun.
+    /// Records that a head has begun.
     pub fn reads_head(&self) {
         self.enter(Phase::Unfinished);
     }
 
-    /// Notes that nothing is under way.
+    /// Records that no request is in progress.
     pub fn rests(&self) {
         self.enter(Phase::Resting);
     }
 
-    /// Notes that a request is being served.
+    /// Records that a request is being served.
     pub fn serves(&self) {
         self.enter(Phase::Serving);
     }
 
-    /// Notes that the client does not read.
+    /// Records that the client does not read.
     pub fn stalls(&self) {
         if !self.is_stalled() {
             self.since.store(monotonic_ms(), Ordering::Relaxed);
@@ -136,27 +137,27 @@ impl Connection {
         self.enter(Phase::Stalled);
     }
 
-    /// Whether a request is being served.
+    /// Returns true if a request is being served.
     pub fn is_serving(&self) -> bool {
         self.phase.load(Ordering::Relaxed) == Phase::Serving as u8
     }
 
-    /// Whether the client did not read when it was last written to.
+    /// Returns true if the client did not read at the last write.
     pub fn is_stalled(&self) -> bool {
         self.phase.load(Ordering::Relaxed) == Phase::Stalled as u8
     }
 
-    /// Notes what its request's head takes of the budget, in bytes.
+    /// Records the bytes of the memory budget that its request's head holds.
     pub fn holds(&self, bytes: u64) {
         self.held.store(bytes, Ordering::Relaxed);
     }
 
-    /// Whether its place was given to another.
+    /// Returns true if its place was given to another connection.
     pub fn must_leave(&self) -> bool {
         self.must_leave.load(Ordering::Acquire)
     }
 
-    /// Ready when its place is given to another.
+    /// Completes when its place is given to another connection.
     pub fn poll_must_leave(&self, context: &Context<'_>) -> Poll<()> {
         if !self.must_leave() {
             self.waker.register(context.waker());
@@ -164,12 +165,12 @@ impl Connection {
         if self.must_leave() { Poll::Ready(()) } else { Poll::Pending }
     }
 
-    /// Whether its place was given to another, and nothing is served on it.
+    /// Returns true if its place was given to another connection, and no request is being served.
     pub fn gives_way(&self) -> bool {
         self.must_leave() && !self.is_serving()
     }
 
-    /// Returns true if the connection is to end as soon as nothing is under way on it.
+    /// Returns true if the connection must end as soon as no request is in progress.
     pub fn ends_when_idle(&self) -> bool {
         self.ends_when_idle.load(Ordering::Acquire)
     }
@@ -198,31 +199,31 @@ impl Connection {
         }
     }
 
-    /// Tells it to leave.
+    /// Tells the connection to leave.
     pub fn dismiss(&self) {
         self.must_leave.store(true, Ordering::Release);
         self.waker.wake();
     }
 }
 
-/// The connections that are open.
+/// The open connections.
 #[derive(Debug)]
 pub struct Connections {
     max: AtomicUsize,
     count: AtomicUsize,
     next: AtomicU64,
-    /// Whether three quarters of the places are taken.
+    /// True if three quarters of the places are taken.
     is_crowded: AtomicBool,
-    /// By the order in which they came.
+    /// The open connections by the order of their arrival.
     open: Mutex<BTreeMap<u64, Arc<Connection>>>,
-    /// When somebody last looked at who is idle, in [`monotonic_ms`].
+    /// Time of the last check for idle connections, as [`monotonic_ms`].
     looked_at: AtomicU64,
     dismissed: AtomicU64,
     refused: AtomicU64,
 }
 
 impl Connections {
-    /// Of at most `max`.
+    /// Creates a limit of `max` connections.
     pub fn new(max: usize) -> Self {
         Self {
             max: AtomicUsize::new(max),
@@ -236,27 +237,27 @@ impl Connections {
         }
     }
 
-    /// Changes the cap. Those above it leave as others come.
+    /// Changes the limit. Connections above it leave as others come.
     pub fn set_max(&self, max: usize) {
         self.max.store(max, Ordering::Relaxed);
     }
 
-    /// The cap.
+    /// Returns the limit.
     pub fn max(&self) -> usize {
         self.max.load(Ordering::Relaxed)
     }
 
-    /// How many are open.
+    /// Returns the number of open connections.
     pub fn open(&self) -> usize {
         self.count.load(Ordering::Relaxed)
     }
 
-    /// Whether so many are open that idle ones should hold nothing.
+    /// Returns true if so many connections are open that idle ones should hold no memory.
     pub fn is_crowded(&self) -> bool {
         self.is_crowded.load(Ordering::Relaxed)
     }
 
-    /// Notes how many are open, for those who do not take the lock.
+    /// Publishes the number of open connections for readers without the lock.
     fn note(&self, open: usize) {
         self.count.store(open, Ordering::Relaxed);
         let is_crowded = open >= self.max() / 4 * 3;
@@ -265,22 +266,23 @@ impl Connections {
         }
     }
 
-    /// How many were told to leave for others.
+    /// Returns the number of connections that were told to leave for others.
     pub fn dismissed(&self) -> u64 {
         self.dismissed.load(Ordering::Relaxed)
     }
 
-    /// How many found no place.
+    /// Returns the number of connections that were turned away.
     pub fn refused(&self) -> u64 {
         self.refused.load(Ordering::Relaxed)
     }
 
-    /// A place for a connection that came, if need be that of the oldest one that is not being served. `None` if all are.
+    /// Admits a new connection, if necessary in the place of the oldest one that is not being served; `None` if all
+    /// are.
     pub fn admit(self: &Arc<Self>) -> Option<Admitted> {
         self.admit_to(None)
     }
 
-    /// Admits a client of the application's port `target`, where the sidecar stands before several.
+    /// Admits a client of the application's port `target`, if the sidecar serves several.
     pub fn admit_to(self: &Arc<Self>, target: Option<u16>) -> Option<Admitted> {
         let connection = Arc::new(Connection::to(target));
         let id = self.next.fetch_add(1, Ordering::Relaxed);
@@ -288,7 +290,7 @@ impl Connections {
         let is_admitted = {
             let mut open = self.open.lock();
             if self.is_crowded() && monotonic_ms() >= self.looked_at.load(Ordering::Relaxed) + SPARED_MS {
-                // When all places are taken it is known who has been idle.
+                // With all places taken, idle connections must be known.
                 self.looked_at.store(monotonic_ms(), Ordering::Relaxed);
                 for connection in open.values() {
                     connection.see_idle();
@@ -314,15 +316,15 @@ impl Connections {
         Some(Admitted { connections: Arc::clone(self), id, connection })
     }
 
-    /// Looks at the connections to a target. Those that have been idle since the last look end if `ends` says so; one that was
-    /// used since is spared, so that it is not closed while its next request is on its way.
+    /// Checks the connections to a target. Those that have been idle since the last check end if `ends` is true; one
+    /// that was used since is spared, so that it is not closed while its next request is on its way.
     pub fn look_at_idle(&self, target: Option<u16>, ends: bool) {
         let open = self.open.lock();
         let of_target = open.values().filter(|connection| connection.target == target);
         of_target.for_each(|connection| connection.end_if_seen_idle(ends));
     }
 
-    /// Cuts off the client that has taken nothing for longest, if any has for so many milliseconds.
+    /// Disconnects the client that has not read for longest, if that is at least `milliseconds`.
     pub fn dismiss_stalled(&self, milliseconds: u64) {
         let longest = {
             let open = self.open.lock();
@@ -338,8 +340,8 @@ impl Connections {
         }
     }
 
-    /// Tells those to leave that have been reading a head for longest, until what they hold is so many bytes; nobody, if all of
-    /// them hold less. `asking` stays.
+    /// Tells the connections to leave that have been reading a head for longest, until they hold `bytes` in sum; none,
+    /// if all of them hold less. Spares `asking`.
     pub fn dismiss_readers(&self, bytes: u64, asking: &Arc<Connection>) -> bool {
         let (mut leaving, mut held) = (Vec::new(), 0);
         {
@@ -370,9 +372,9 @@ impl Connections {
     }
 }
 
-/// Which connection makes room for the one with the number `coming`: the oldest of the first phase in [`Phase::LEAVING`] that any
-/// is in for long enough. One that came just now may not have had the time to send its head: it makes room last. One that has been between
-/// requests since the last look is spared for a while: it may be in use.
+/// Returns the connection that makes room for number `coming`: the oldest in the first phase of [`Phase::LEAVING`] that
+/// any has been in for long enough. New connections come last, because they may not have had the time to send a head. A
+/// connection that has rested since the last check is spared for a while, because it may be in use.
 fn victim(open: &BTreeMap<u64, Arc<Connection>>, coming: u64) -> Option<u64> {
     let now = monotonic_ms();
     let grace = (open.len() as u64 / 4).min(GRACE);
@@ -398,7 +400,7 @@ fn victim(open: &BTreeMap<u64, Arc<Connection>>, coming: u64) -> Option<u64> {
     oldest.into_iter().flatten().next()
 }
 
-/// A connection's place, which is free again when this is dropped.
+/// A connection's place, free again when dropped.
 #[derive(Debug)]
 pub struct Admitted {
     connections: Arc<Connections>,
@@ -407,7 +409,7 @@ pub struct Admitted {
 }
 
 impl Admitted {
-    /// What it tells those who want its place.
+    /// Returns the connection that holds the place.
     pub fn connection(&self) -> &Arc<Connection> {
         &self.connection
     }

@@ -1,4 +1,4 @@
-//! Draining: before a pod ends, its clients are asked to go elsewhere.
+//! Draining: before a pod ends, its clients are asked to turn to another.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 
@@ -11,8 +11,8 @@ use tokio::net::TcpStream;
 
 use crate::cli;
 
-/// Whether the sidecar drains. It goes on answering, for endpoints move slowly, and asks HTTP/1 clients to close their
-/// connections.
+/// State of draining. A draining sidecar continues to respond, because endpoints change slowly, and asks HTTP/1 clients
+/// to close their connections.
 #[derive(Debug, Default)]
 pub struct Drain {
     on: AtomicBool,
@@ -20,34 +20,34 @@ pub struct Drain {
 }
 
 impl Drain {
-    /// Begins to drain.
+    /// Begins draining.
     pub fn begin(&self) {
         if !self.on.swap(true, Ordering::AcqRel) {
             tracing::info!("draining: clients are asked to close their connections");
         }
     }
 
-    /// Says that the process ends: what is under way is finished, and nothing else is begun.
+    /// Records that the process is ending: requests in progress are finished, and no new ones begin.
     pub fn end(&self) {
         self.begin();
         self.ends.store(true, Ordering::Release);
     }
 
-    /// Whether the process ends.
+    /// Returns true if the process is ending.
     pub fn is_ending(&self) -> bool {
         self.ends.load(Ordering::Acquire)
     }
 
-    /// Whether it drains.
+    /// Returns true while draining.
     pub fn is_on(&self) -> bool {
         self.on.load(Ordering::Relaxed)
     }
 }
 
-/// Asks the sidecar on this host to drain: what a pod's `preStop` hook runs.
+/// Asks the sidecar on this host to drain, in a pod's `preStop` hook.
 ///
 /// # Errors
-/// If no sidecar answers there.
+/// If no sidecar responds at the address.
 pub async fn request(args: &cli::Drain) -> anyhow::Result<()> {
     let asked = async {
         let stream = TcpStream::connect(args.admin).await?;

@@ -1,7 +1,7 @@
-//! Room for heads of responses that are large. Small ones, as most are, count as part of their request.
+//! Memory reservations for large response heads. Small ones, as most are, count as part of their request.
 //!
-//! A head is in memory several times: as it came, parsed, as it is stored, and as it is written to the client. Room for all of this
-//! is made while it comes, and held with the body until the client's connection has taken that over.
+//! A head is in memory several times: as received, parsed, stored, and written to the client. Room for all of this is
+//! reserved while the head arrives, and held with the body until the client's connection has taken over the head.
 
 use std::sync::Arc;
 
@@ -11,40 +11,41 @@ use crate::budget::{Budget, Kind, Reservation};
 
 /// Maximum length of a small head, in bytes.
 pub const SMALL: usize = 16 << 10;
-/// Number of times that a head counts: buffers double as they grow, and a field takes memory besides its text.
+/// Factor by which a head counts: buffers double as they grow, and a field takes memory besides its text.
 const COPIES: u64 = 8;
-/// Memory that a field takes besides its text.
+/// Memory per field besides its text, in bytes.
 const FIELD: usize = 32;
 
-/// Room for one head.
+/// A reservation for one head.
 #[derive(Clone, Debug)]
 pub struct HeadRoom(#[expect(dead_code, reason = "held until it is dropped")] Arc<Reservation>);
 
 impl HeadRoom {
-    /// Room for a head of at most `length` bytes, if there is any.
+    /// Reserves room for a head of at most `length` bytes; `None` if there is none.
     pub fn reserve(budget: &Arc<Budget>, length: usize) -> Option<Reservation> {
         budget.reserve(Kind::Responses, COPIES * length as u64)
     }
 
-    /// Gives back what a head that turned out to have `length` bytes does not need.
+    /// Shrinks a reservation to a head of `length` bytes.
     pub fn of(mut reservation: Reservation, length: usize) -> Self {
         reservation.resize((COPIES * length as u64).min(reservation.bytes()));
         Self(Arc::new(reservation))
     }
 }
 
-/// Room for a response's head at its client, as far as that is known.
+/// Result of reserving room for a response's head.
 #[derive(Debug, Eq, PartialEq)]
 pub enum AtClient {
-    /// Small: it counts as part of its request.
+    /// A small head, which counts as part of its request.
     Small,
-    /// Large, and the response's extensions have room for it.
+    /// A large head, with a reservation in the response's extensions.
     Large,
-    /// Large, and there is no room.
+    /// A large head without room.
     NoRoom,
 }
 
-/// Puts room for the head of a response into its extensions, if the head is large: what was made while it came, if that is still there.
+/// Reserves room for the head of a response if it is large, or keeps the reservation made while it arrived, in the
+/// extensions.
 pub fn make<B>(response: &mut Response<B>, budget: &Arc<Budget>) -> AtClient {
     let made = response.extensions_mut().remove::<HeadRoom>();
     let length = length_of(response.headers());
@@ -57,7 +58,7 @@ pub fn make<B>(response: &mut Response<B>, budget: &Arc<Budget>) -> AtClient {
     AtClient::Large
 }
 
-/// Takes the room out of a response's extensions, for its body to hold.
+/// Takes the reservation from a response's extensions, for its body to hold.
 pub fn take<B>(response: &mut Response<B>) -> Option<HeadRoom> {
     response.extensions_mut().remove()
 }

@@ -1,4 +1,4 @@
-//! Which headers go through a proxy.
+//! Header fields that a proxy removes, adds and interprets.
 
 use std::net::IpAddr;
 
@@ -23,8 +23,8 @@ const HOP_BY_HOP: [HeaderName; 7] = [
     HeaderName::from_static("proxy-connection"),
 ];
 
-/// Headers that are for every recipient, so that `Connection` must not name them (section 7.6.1): they say who may have a
-/// response, and what it is.
+/// End-to-end fields that `Connection` must not name (section 7.6.1), because they describe the response or restrict
+/// its recipients.
 const END_TO_END: [HeaderName; 9] =
     [CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, EXPIRES, HOST, PRAGMA, SET_COOKIE, VARY];
 
@@ -33,19 +33,19 @@ const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 /// The transfer codings of a message (RFC 9112, section 7).
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum TransferCoding {
-    /// There is none.
+    /// None.
     #[default]
     None,
-    /// Nothing but `identity`, which RFC 7230 took back.
+    /// Only `identity`, which RFC 7230 removed.
     Identity,
     /// `chunked`, once.
     Chunked,
-    /// Anything else: no other is decoded here.
+    /// Any other, which is not decoded here.
     Unsupported,
 }
 
 impl TransferCoding {
-    /// The transfer codings of a message.
+    /// Returns the transfer codings of a message.
     pub fn of(headers: &HeaderMap) -> Self {
         headers
             .get_all(TRANSFER_ENCODING)
@@ -53,7 +53,7 @@ impl TransferCoding {
             .fold(Self::None, |coding, line| coding.followed_by(line.as_bytes()))
     }
 
-    /// These codings and those of a further line.
+    /// Returns these codings followed by those of a further line.
     pub fn followed_by(self, line: &[u8]) -> Self {
         let names = line.split(|&byte| byte == b',').map(<[u8]>::trim_ascii).filter(|name| !name.is_empty());
         let before = if self == Self::None { Self::Identity } else { self };
@@ -65,9 +65,9 @@ impl TransferCoding {
     }
 }
 
-/// Takes out what concerns only the connection that a message came on.
+/// Removes hop-by-hop fields.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // The coding says where the body ends, and the length would say it to whoever comes next (RFC 9112, section 6.3).
+    // The coding delimits the body; a length might mislead the next recipient (RFC 9112, section 6.3).
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
     }
@@ -81,15 +81,15 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     for name in named.iter().filter(|name| !END_TO_END.contains(name)).chain(&HOP_BY_HOP) {
         headers.remove(name);
     }
-    // "trailers" is a promise that the whole chain must make; we keep trailers, so it may stay.
+    // "trailers" is a promise of the whole chain; it may stay because trailers are passed on.
     let keeps_trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     if !keeps_trailers {
         headers.remove(TE);
     }
 }
 
-/// Has a body whose length is not known sent in chunks over HTTP/1.1 (RFC 9112, section 6.3): of a GET, hyper would send none
-/// otherwise.
+/// Requires chunks for a body of unknown length over HTTP/1.1 (RFC 9112, section 6.3), because hyper would omit that of
+/// a GET.
 pub fn frame_body(headers: &mut HeaderMap, body: &impl Body) {
     if !body.is_end_stream() && body.size_hint().exact().is_none() {
         headers.remove(CONTENT_LENGTH);
@@ -97,15 +97,15 @@ pub fn frame_body(headers: &mut HeaderMap, body: &impl Body) {
     }
 }
 
-/// Takes one off the number of times that a request may be passed on.
+/// Decrements `Max-Forwards`.
 pub fn count_forward<B>(request: &mut Request<B>) {
     if let Some(left) = forwards_left(request.method(), request.headers()) {
         request.headers_mut().insert(MAX_FORWARDS, left.saturating_sub(1).into());
     }
 }
 
-/// Returns how often a request may still be passed on, this time included (RFC 9110, section 7.6.2). `None` is without a limit, and
-/// 0 is for the recipient to respond to.
+/// Returns the number of times that a request may still be forwarded, this time included (RFC 9110, section 7.6.2).
+/// `None` means without a limit, and 0 that the recipient must respond.
 pub fn forwards_left(method: &Method, headers: &HeaderMap) -> Option<u64> {
     if *method != Method::OPTIONS && *method != Method::TRACE {
         return None;
@@ -114,13 +114,13 @@ pub fn forwards_left(method: &Method, headers: &HeaderMap) -> Option<u64> {
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }
-    // Too many digits for a number are as many as can be counted.
+    // A number with too many digits saturates.
     let more = |left: u64, digit: &u8| left.saturating_mul(10).saturating_add(u64::from(digit - b'0'));
     Some(value.iter().fold(0, more))
 }
 
-/// Tells the application whom the request came from and that it came through here (RFC 9110, section 7.6.3), in `Forwarded`
-/// (RFC 7239) too where somebody before us used that.
+/// Adds the client's address and this proxy to the request (RFC 9110, section 7.6.3), also in `Forwarded` (RFC 7239) if
+/// the request already has it.
 pub fn announce(headers: &mut HeaderMap, client: IpAddr, version: Version) {
     append_to_list(headers, X_FORWARDED_FOR, &client.to_string());
     if headers.contains_key(FORWARDED) {
@@ -138,7 +138,7 @@ pub fn announce(headers: &mut HeaderMap, client: IpAddr, version: Version) {
     append_to_list(headers, VIA, via);
 }
 
-/// Adds to a list header, on the last of its lines: not every application reads several.
+/// Appends to a list field, on its last line, because not every application reads several lines.
 fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &str) {
     let lines: Vec<_> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
     let value = if lines.is_empty() {
@@ -151,11 +151,11 @@ fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &str) {
     }
 }
 
-/// The protocol that a message wants to change to, or changes to (RFC 9110, section 7.8).
+/// Returns the protocol that a message wants to change to, or changes to (RFC 9110, section 7.8).
 ///
-/// HTTP/2 is none, even in a list of several: clients ask for it in passing (Java's does, on the first request of every
-/// connection), with a header that ends here, and what they send is a request like any other. An application that took them at
-/// their word would speak a protocol in which nothing here reads its requests.
+/// HTTP/2 is ignored, even in a list: clients offer it opportunistically (Java's does, on the first request of every
+/// connection), with a field that ends here, and continue with ordinary requests. An application that accepted would
+/// speak a protocol in which the sidecar reads no requests.
 pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     let asked = headers
         .get_all(CONNECTION)
@@ -172,7 +172,7 @@ pub fn upgrade(headers: &HeaderMap) -> Option<HeaderValue> {
     if !asked || has_http2 || lines.is_empty() { None } else { HeaderValue::from_bytes(&protocols).ok() }
 }
 
-/// Whether a client waits to be told to go on with its body (RFC 9110, section 10.1.1).
+/// Returns true if a client waits for a 100 before it sends its body (RFC 9110, section 10.1.1).
 pub fn expects_to_go_on(headers: &HeaderMap) -> bool {
     headers.get_all(EXPECT).iter().any(|value| value.as_bytes().eq_ignore_ascii_case(b"100-continue"))
 }

@@ -7,7 +7,7 @@ use std::{
 
 use http_body::{Body, Frame, SizeHint};
 
-/// A body, and a guard that is dropped with it: a place, a reservation, or a note that the response has been sent.
+/// A body with a guard that is dropped with it: a place, a reservation, or a record that the response has been sent.
 #[derive(Debug)]
 pub struct Held<B, G> {
     body: B,
@@ -15,7 +15,7 @@ pub struct Held<B, G> {
 }
 
 impl<B, G> Held<B, G> {
-    /// Returns a body that keeps `guard` as long as anybody has the body.
+    /// Returns a body that holds `guard` until it is dropped.
     pub fn new(body: B, guard: G) -> Self {
         Self { body, _guard: guard }
     }

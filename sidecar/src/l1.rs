@@ -1,4 +1,4 @@
-//! The cache in this pod's memory.
+//! The cache in this pod's memory (L1).
 
 use std::{
     hash::{BuildHasher, RandomState},
@@ -20,28 +20,29 @@ mod shard;
 #[cfg(test)]
 mod tests;
 
-/// Two requests on two cores want the same shard at the same time about once in `SHARDS` times that both are in the cache.
+/// Number of shards: two requests on two cores want the same one at the same time about once in this many times that
+/// both are in the cache.
 const SHARDS: usize = 32;
 
-/// How many entries are shown under one lock.
+/// Number of entries that are shown under one lock.
 const MAX_SHOWN: usize = 128;
 
-/// What L1 holds under a key: an answer, or the names of the headers that its variants differ by.
+/// The value under a key in L1: an entry, or the names of the headers that its variants differ by.
 #[derive(Clone, Debug)]
 pub enum Stored {
-    /// An answer.
+    /// A stored response.
     Entry(Arc<Entry>),
     /// The names that `Vary` listed.
     Vary(Arc<[HeaderName]>),
-    /// Answers under this key are not for sharing: until then ([`crate::clock::monotonic_ms`]), nobody waits for another's.
+    /// The responses under this key can't be shared: requests are not collapsed.
     Unshared {
-        /// The end of that.
+        /// End of that state, as [`crate::clock::monotonic_ms`].
         until: u64,
     },
 }
 
 impl Stored {
-    /// About how many bytes it takes, without its key and its place in L1.
+    /// Returns the approximate number of bytes that it takes, without its key and its place in L1.
     pub fn weight(&self) -> usize {
         match self {
             Self::Entry(entry) => entry.weight(),
@@ -51,65 +52,66 @@ impl Stored {
     }
 }
 
-/// A header's name, and what its allocation costs if it is no well-known one.
+/// Memory of a header name, with its allocation if it is not a well-known one.
 const PER_NAME: usize = size_of::<HeaderName>() + 16;
 
-/// What may be in memory.
+/// Limits of L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct Bounds {
-    /// How many bytes of keys, headers, bodies and their overhead.
+    /// Maximum number of bytes of keys, headers, bodies and their overhead.
     pub max_bytes: u64,
-    /// How many entries; `None`: as many as there is room for.
+    /// Maximum number of entries; `None`: limited by bytes only.
     pub max_entries: Option<u64>,
 }
 
 /// An entry as [`L1::for_each`] shows it.
 #[derive(Clone, Copy, Debug)]
 pub struct Held<'a> {
-    /// Its key.
+    /// The key.
     pub key: &'a str,
-    /// What is stored under it.
+    /// The value.
     pub stored: &'a Stored,
-    /// How many bytes it takes.
+    /// Number of bytes that it takes.
     pub bytes: u64,
-    /// How often it was asked for since it came.
+    /// Number of hits since it was inserted.
     pub hits: u32,
 }
 
-/// A cache bounded by bytes and by entries.
+/// A cache limited by bytes and by entries.
 ///
 /// # Guarantees
-/// - When [`Self::insert`] returns, both bounds hold but for what other threads are inserting; what had to make room is freed,
-///   unless somebody still reads it.
-/// - [`Self::get`] allocates nothing. It holds the lock of one of 32 shards for as long as a look-up takes; nobody holds one for
-///   longer but to grow or shrink its table.
-/// - The order is one for all shards, so an entry may be as large as the whole cache. The order of two reads is lost only if they
-///   are of two shards and nothing was inserted between them.
+/// - When [`Self::insert`] returns, both limits hold, apart from entries that other threads are inserting; evicted
+///   entries are freed unless they are still being read.
+/// - [`Self::get`] allocates nothing. It holds the lock of one of 32 shards during the lookup; a lock is held longer
+///   only to grow or shrink its table.
+/// - There is one order for all shards, so an entry may be as large as the whole cache. The order of two reads is lost
+///   only if they are of two shards without an insert between them.
 #[derive(Debug)]
 pub struct L1 {
     parts: Box<[Part]>,
     hasher: RandomState,
     bounds: Bounds,
-    /// Grows by two with each entry that is put at the end of a queue, so that what is read after it has a number of its own.
+    /// Number of the next turn. Grows by two with each entry that is put at the end of a queue, so that later reads
+    /// have numbers of their own.
     turn: AtomicU64,
-    // What there is in all shards; each changes under the lock of the shard that it changes with, so none drops below zero.
+    // Sums of all shards; each changes under the lock of the shard that it changes with, so none drops below zero.
     bytes: AtomicU64,
     small_bytes: AtomicU64,
     entries: AtomicU64,
     evictions: Arc<AtomicU64>,
 }
 
-/// A shard on cache lines of its own.
+/// A shard in its own cache lines.
 #[derive(Debug)]
 #[repr(align(128))]
 struct Part {
     shard: Mutex<Shard>,
-    /// The turn of the first entry in each [`Queue`]; `u64::MAX` without one.
+    /// Turn of the first entry in each [`Queue`]; `u64::MAX` without one.
     first: [AtomicU64; 2],
 }
 
 impl L1 {
-    /// A cache within bounds. `evictions` counts what made room.
+    /// Creates a cache with limits. `evictions` counts evicted entries.
     pub fn new(bounds: Bounds, eviction: Eviction, evictions: Arc<AtomicU64>) -> Self {
         let part = || Part {
             shard: Mutex::new(Shard::new(eviction)),
@@ -127,13 +129,13 @@ impl L1 {
         }
     }
 
-    /// What is stored under a key.
+    /// Returns the value under a key.
     pub fn get(&self, key: &str) -> Option<Stored> {
         let hash = self.hasher.hash_one(key);
         self.part(hash).with(|shard| shard.get(hash, key, self.turn.load(Ordering::Relaxed) + 1))
     }
 
-    /// Stores under a key, in place of what was there. What is larger than the whole cache is not stored.
+    /// Stores a value under a key, replacing the previous one. A value larger than the whole cache is not stored.
     pub fn insert(&self, key: &str, stored: Stored) {
         let bytes = shard::OVERHEAD + (key.len() + stored.weight()) as u64;
         if bytes > self.bounds.max_bytes || self.bounds.max_entries == Some(0) {
@@ -141,7 +143,7 @@ impl L1 {
             return;
         }
         let hash = self.hasher.hash_one(key);
-        // What is replaced, and what makes room, is freed without the lock.
+        // Replaced and evicted values are freed without the lock.
         let _replaced = self.part(hash).with(|shard| {
             let turn = self.next_turn();
             let (queue, replaced) = shard.insert(hash, key, stored, bytes, turn);
@@ -154,7 +156,7 @@ impl L1 {
         while self.is_over() && self.step() {}
     }
 
-    /// Forgets a key: what is stored under it can't be served any more.
+    /// Removes a key: its value can't be served any more.
     pub fn remove(&self, key: &str) {
         let hash = self.hasher.hash_one(key);
         let _removed = self.part(hash).with(|shard| {
@@ -164,8 +166,8 @@ impl L1 {
         });
     }
 
-    /// Shows all entries, in no order. What comes or goes meanwhile may be missing or be shown twice. Readers of a shard wait
-    /// while a hundred of its entries are shown.
+    /// Shows all entries, in no order. Entries that come or go meanwhile may be missing or be shown twice. Readers of a
+    /// shard wait while a hundred of its entries are shown.
     pub fn for_each(&self, mut see: impl FnMut(Held<'_>)) {
         for part in &self.parts {
             let mut from = 0;
@@ -175,27 +177,27 @@ impl L1 {
         }
     }
 
-    /// How many entries there are.
+    /// Returns the number of entries.
     pub fn entries(&self) -> u64 {
         self.entries.load(Ordering::Relaxed)
     }
 
-    /// How many bytes they take.
+    /// Returns the number of bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes.load(Ordering::Relaxed)
     }
 
-    /// How many entries there may be, if that is bounded.
+    /// Returns the maximum number of entries, if there is one.
     pub fn max_entries(&self) -> Option<u64> {
         self.bounds.max_entries
     }
 
-    /// How many bytes they may take.
+    /// Returns the maximum number of bytes.
     pub fn max_bytes(&self) -> u64 {
         self.bounds.max_bytes
     }
 
-    /// How many entries made room for others.
+    /// Returns the number of evicted entries.
     pub fn evictions(&self) -> u64 {
         self.evictions.load(Ordering::Relaxed)
     }
@@ -214,7 +216,7 @@ impl L1 {
             || self.bounds.max_entries.is_some_and(|max_entries| self.entries() > max_entries)
     }
 
-    /// Takes the next one in turn, which leaves or gets another chance. `false`: there is none.
+    /// Evicts the next entry in turn, or gives it another chance. Returns false if there is none.
     fn step(&self) -> bool {
         let Some((part, queue)) = self.next_to_leave() else { return false };
         let _evicted: Option<Node> = part.with(|shard| match shard.step(queue, || self.next_turn()) {
@@ -238,7 +240,7 @@ impl L1 {
             let part = self.parts.iter().min_by_key(turn)?;
             (turn(&part) < u64::MAX).then_some((part, queue))
         };
-        // A tenth of the cache is for what has not been asked for again yet.
+        // A tenth of the cache is for entries without a second request so far.
         if self.small_bytes.load(Ordering::Relaxed).saturating_mul(10) > self.bytes() {
             first_in(Queue::Small).or_else(|| first_in(Queue::Main))
         } else {

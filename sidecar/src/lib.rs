@@ -1,8 +1,8 @@
-//! The cache in front of an application.
+//! A cache in front of an application.
 //!
-//! A request comes in through [`listener`], is taken by [`proxy`], and is answered from [`l1`], [`l2`], [`sources`] or
-//! [`upstream`]. What is stored is an [`entry`]; [`barriers`] say which entries a purge made stale. [`serving`] holds what
-//! is served by, and [`config`] exchanges it when the policy's file changes. [`run`] wires it all.
+//! [`listener`] accepts requests, [`proxy`] handles them, and responses come from [`l1`], [`l2`], [`sources`] or
+//! [`upstream`]. A stored response is an [`entry`]; [`barriers`] decide which entries a purge made stale. [`serving`]
+//! holds the policy in force, and [`config`] replaces it when the policy's file changes. [`run`] wires everything.
 
 pub mod admin;
 pub mod barriers;

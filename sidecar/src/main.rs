@@ -1,4 +1,4 @@
-//! The cache in front of an application: in memory, in Redis, in Postgres, or the application itself.
+//! A cache in front of an application: in memory, in Redis, in Postgres, or the application itself.
 
 use std::process::ExitCode;
 
@@ -6,13 +6,13 @@ use clap::Parser as _;
 use larder_sidecar::{Args, Command, check, drain, run};
 use tikv_jemallocator::Jemalloc;
 
-/// What L1 lets go of must leave the process, or it is killed for it: see decision 16.
+/// Memory that L1 frees must leave the process, which would otherwise exceed its limit: see decision 16.
 #[global_allocator]
 static ALLOCATOR: Jemalloc = Jemalloc;
 
 fn main() -> ExitCode {
     let args = Args::parse();
-    // Requests are answered on threads of their own.
+    // Requests are served on separate threads.
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(1)
         .enable_all()

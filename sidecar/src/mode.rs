@@ -6,19 +6,20 @@ larder_api::labelled! {
     /// Treatment of requests as a whole.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Mode {
-        /// Requests of routes are looked up.
+        /// Requests that match a route are looked up.
         Serving = "serving",
-        /// Everything passes because the policy says so. Writes still purge, so that nothing stale is served when it resumes.
+        /// Every request passes because the policy is suspended. Writes still purge, so that no stale response is
+        /// served afterwards.
         Suspended = "suspended",
-        /// Everything passes because pods without a sidecar take writes, or may. Writes still purge.
+        /// Every request passes because pods without a sidecar take writes, or may. Writes still purge.
         Waiting = "waiting",
-        /// Everything passes because there is no policy.
+        /// Every request passes because there is no policy.
         Absent = "absent",
     }
 }
 
 impl Mode {
-    /// Returns the reason why every request passes, if that is so.
+    /// Returns the reason if every request passes.
     pub const fn bypass(self) -> Option<Bypass> {
         match self {
             Self::Serving => None,

@@ -1,4 +1,4 @@
-//! The answers that the sidecar makes itself, as problem details (RFC 9457).
+//! Error responses of the sidecar itself, as problem details (RFC 9457).
 
 use bytes::Bytes;
 use http::{HeaderValue, Response, StatusCode, header};
@@ -6,28 +6,28 @@ use serde_json::json;
 
 use crate::{body::Body, http1_guard::RequestError, upstream::UpstreamReason};
 
-/// What went wrong, as far as the client is concerned.
+/// An error, as reported to the client.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Problem {
     /// The application gave no response that can be passed on.
     Upstream(UpstreamReason),
-    /// No source of the route could answer.
+    /// No source of the route responded.
     SourcesFailed,
-    /// The sources have nothing under this name.
+    /// The sources have no such resource.
     NotFound,
-    /// The client asked for what is stored and nothing else, and nothing is (RFC 9111, section 5.2.1.7).
+    /// No usable stored response, and the request is only-if-cached (RFC 9111, section 5.2.1.7).
     OnlyIfCached,
-    /// The body of the request broke off.
+    /// The request's body broke off.
     BrokenOff,
-    /// The request was refused while its body came.
+    /// The request was rejected while its body arrived.
     Refused(RequestError),
-    /// There is no room for the request.
+    /// No room for the request.
     Overloaded,
-    /// This is no forward proxy.
+    /// The sidecar is not a forward proxy.
     NoTunnel,
-    /// The request is for whoever has it when it may be passed on no more (RFC 9110, section 7.6.2), and that is here.
+    /// The request may not be forwarded any more (RFC 9110, section 7.6.2): the sidecar must respond to it.
     LastForward,
-    /// So it is, and it is a TRACE, which would give back what proxies added.
+    /// A TRACE that may not be forwarded any more; responding to it would reveal fields that proxies added.
     NoTrace,
 }
 
@@ -72,7 +72,7 @@ impl Problem {
         response
     }
 
-    /// The answer. It carries no `Cache-Status`: no cache had a part in it.
+    /// Returns the response. It has no `Cache-Status`, because no cache took part in it.
     pub fn response(self) -> Response<Body> {
         let status = self.status();
         let text =

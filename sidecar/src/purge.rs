@@ -1,4 +1,4 @@
-//! Purging: raising barriers in this pod and in every other.
+//! Purges: raising barriers in this pod and in all others.
 
 use std::sync::Arc;
 
@@ -11,20 +11,22 @@ use crate::{
     stats::{PurgeOrigin, Stats},
 };
 
-/// How far a purge has come.
+/// Progress of a purge.
 #[derive(Debug)]
 pub enum Purged {
-    /// Redis has it, and so has every pod that answered within the wait of `l2::acknowledgements`: its place in the order.
+    /// Applied in Redis and in every pod that acknowledged within the timeout of `l2::acknowledgements`, at this place
+    /// in the order.
     Everywhere(u64),
-    /// There is no Redis, so there is nobody to tell: its place in this pod's order.
+    /// Applied in this pod, without a Redis to inform, at this place in the pod's order.
     Here(u64),
-    /// Redis could not be told yet, or is not proven to be the one that pods listen to. This pod has it, and tells Redis when it can; until then other pods may serve what it
-    /// covers: those that reach Redis as before, the others for `l1.busGrace`.
+    /// Applied in this pod only: Redis could not be informed, or is not proven to be the one that pods listen to. It is
+    /// informed as soon as possible; until then other pods may serve purged responses, those that reach Redis
+    /// indefinitely, the others for `l1.busGrace`.
     Pending(L2Error),
 }
 
-/// Makes stale whatever bears one of these names and was filled before now. When it returns, no answer from this pod is
-/// older than it.
+/// Purges the entries with one of these names that were filled before now. No response of this pod is older than the
+/// purge when this returns.
 pub async fn purge(snapshot: &Snapshot, names: &[PurgeName], origin: PurgeOrigin, stats: &Stats) -> Purged {
     stats.purged(origin);
     snapshot.store.forget_last_known_good(names);
@@ -48,8 +50,8 @@ pub async fn purge(snapshot: &Snapshot, names: &[PurgeName], origin: PurgeOrigin
     }
 }
 
-/// Purges what somebody asked for, `names` being the names of that under a policy. Where the policy changed meanwhile, what the one
-/// before could not tell Redis yet is purged under the new one.
+/// Purges on a user's request; `names` returns the purged names under a policy. If the policy changed meanwhile, purges
+/// that the previous one could not send to Redis are repeated under the new one.
 pub async fn on_request(config: &Config, names: impl Fn(&Policy) -> Vec<PurgeName>, stats: &Stats) -> Purged {
     let mut snapshot = config.snapshot();
     loop {
@@ -62,9 +64,9 @@ pub async fn on_request(config: &Config, names: impl Fn(&Policy) -> Vec<PurgeNam
     }
 }
 
-/// Purges what a write made stale, under what was served by when it came and under what is served by now: it may have been
-/// under way while the policy changed. Where a policy names nothing, pods that serve by another version of it are told, since that may.
-/// What could not be purged in Redis, because no policy named one, is remembered.
+/// Purges after a write, under the policies at its start and now, because the policy may have changed meanwhile. If a
+/// policy names nothing, pods with another version are informed, because that may name something. Purges that could not
+/// reach Redis, because no policy had one, are remembered.
 pub async fn after_write(
     config: &Config,
     then: &Arc<Snapshot>,

@@ -1,4 +1,4 @@
-//! The log of refused requests, at a bounded rate.
+//! Rate-limited log of rejected requests.
 
 use std::{
     net::IpAddr,
@@ -10,18 +10,18 @@ use crate::{clock::monotonic_ms, http1_guard::RequestError};
 /// Minimum time between two lines, in milliseconds.
 const LOG_INTERVAL_MS: u64 = 1000;
 
-/// Writes refused requests to the log: the first of each second, with the number of those before it that were left out.
+/// Logs rejected requests: the first of each second, with the number of omitted ones before it.
 ///
-/// A line for each would let clients fill the disk of the node.
+/// A line for each would let clients fill the node's disk.
 #[derive(Debug, Default)]
 pub struct RequestErrorLog {
-    /// When the next line may be written, in [`monotonic_ms`].
+    /// Earliest time of the next line, as [`monotonic_ms`].
     next_at: AtomicU64,
     left_out: AtomicU64,
 }
 
 impl RequestErrorLog {
-    /// Notes that a request of `client` was refused.
+    /// Records that a request of `client` was rejected.
     pub fn note(&self, error: RequestError, client: IpAddr) {
         if let Some(left_out) = self.admits(monotonic_ms()) {
             tracing::warn!(
@@ -35,7 +35,7 @@ impl RequestErrorLog {
         }
     }
 
-    /// How many lines were left out since the last one, if another may be written.
+    /// Returns the number of lines omitted since the last one, if another may be written.
     fn admits(&self, now: u64) -> Option<u64> {
         let next_at = self.next_at.load(Ordering::Relaxed);
         let is_due = now >= next_at

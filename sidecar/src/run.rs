@@ -1,4 +1,4 @@
-//! The whole program.
+//! The program: start, serving threads, and shutdown.
 
 use std::{
     io, net, process,
@@ -30,10 +30,10 @@ use crate::{
     upstream::{Dialer, Upstream},
 };
 
-/// How long answers that are under way may take once the process was told to end.
+/// Maximum time for requests in progress after the process was told to end.
 const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 
-/// Serves until the process is told to end, then finishes what is under way.
+/// Serves until the process is told to end, then finishes the requests in progress.
 ///
 /// # Errors
 /// If an address can't be listened on.
@@ -104,7 +104,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
             }
         })?;
     }
-    // Nobody listens any more when the last thread has stopped to.
+    // The sockets close when the last thread stops accepting.
     drop(endpoints);
     admin.ready.store(true, Ordering::Release);
 
@@ -120,7 +120,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Where clients come in, and what they come for.
+/// A listening socket and its application.
 struct Endpoint {
     listener: net::TcpListener,
     dialer: Arc<Dialer>,
@@ -134,7 +134,7 @@ impl Endpoint {
     }
 }
 
-/// One thread of several, with connections of its own to clients and to the application: whichever is idle takes the next
+/// Runs one serving thread, with its own connections to clients and to the application: an idle thread takes the next
 /// client.
 fn work(
     endpoints: Vec<Endpoint>,
@@ -164,7 +164,7 @@ async fn told_to_end() -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Logs as JSON lines on standard error; `RUST_LOG` sets what is logged.
+/// Logs JSON lines to standard error; `RUST_LOG` sets the level.
 fn log_json() {
     let filter =
         EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("info,opentelemetry=warn"));

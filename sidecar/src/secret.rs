@@ -1,22 +1,22 @@
-//! Texts that are secrets, or belong to one.
+//! Secrets, and the configuration that contains or references them.
 
 use std::{env, fs};
 
 use anyhow::{Context, bail};
 use larder_policy::spec::ValueFrom;
 
-/// Reads a URL afresh: a Secret's file may have changed.
+/// Reads a URL, each time from its file, because a Secret's file may change.
 ///
 /// # Errors
-/// If it is not there, or if it is a reference that only the operator can follow. The message never has the URL in it.
+/// If it is missing, or if it is a reference that only the operator can follow. The message never contains the URL.
 pub fn read_url(from: &ValueFrom) -> anyhow::Result<String> {
     Ok(read(from).context("urlFrom")?.trim().to_owned())
 }
 
-/// Reads a bundle of CA certificates afresh.
+/// Reads a bundle of CA certificates, each time from its file.
 ///
 /// # Errors
-/// If it is not there, or if it is a reference that only the operator can follow.
+/// If it is missing, or if it is a reference that only the operator can follow.
 pub fn read_ca(from: &ValueFrom) -> anyhow::Result<Vec<u8>> {
     Ok(read(from).context("caFrom")?.into_bytes())
 }

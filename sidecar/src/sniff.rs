@@ -1,35 +1,35 @@
-//! Detection of the protocol of a connection, from the first bytes that a client sends.
+//! Protocol detection from the first bytes that a client sends.
 //!
-//! What may be HTTP to a lenient server is HTTP here: past this point nothing looks at a connection that was passed on as it is.
-//! So another protocol must be proven, by the whole first line or by a beginning that no HTTP request has. Everything else
-//! goes through the guard, which refuses what is malformed.
+//! Bytes that a lenient server could take for HTTP are HTTP here, because a connection that is passed on is not
+//! inspected further. Another protocol must be proven, by the whole first line or by a beginning that no HTTP request
+//! has. Everything else goes through the guard, which rejects malformed requests.
 //!
-//! Servers skip more than the empty lines of RFC 9112, section 2.2: white space, lone CRs, control characters, a byte order
-//! mark. The first line is therefore the first one with a visible character in it.
+//! Servers skip more than the empty lines of RFC 9112, section 2.2: white space, lone CRs, control characters, a byte
+//! order mark. The first line is therefore the first one with a visible character in it.
 
-/// Maximum length of a first line that does not tell the protocol, in bytes.
+/// Maximum length in bytes of a first line that does not tell the protocol.
 pub const MAX_FIRST_LINE: usize = 8 << 10;
 
 const HTTP2_PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
-/// How version 2 of the PROXY protocol begins.
+/// Beginning of version 2 of the PROXY protocol.
 const PROXY_SIGNATURE: &[u8] = b"\r\n\r\n\0\r\nQUIT\n";
-/// How version 1 of it begins.
+/// Beginning of version 1 of the PROXY protocol.
 const PROXY_WORD: &[u8] = b"PROXY ";
-/// What precedes the number of a version of HTTP (RFC 9112, section 2.3), in upper case.
+/// Text before the number of an HTTP version (RFC 9112, section 2.3), in upper case.
 const HTTP_NAME: &[u8] = b"HTTP/";
 
 /// The protocol that a connection speaks.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Protocol {
-    /// HTTP/1, or what a lenient server could take for it.
+    /// HTTP/1, or bytes that a lenient server could take for it.
     Http1,
     /// HTTP/2 with prior knowledge (RFC 9113, section 3.3).
     Http2,
-    /// The PROXY protocol, behind whose header comes another protocol, such as HTTP.
+    /// The PROXY protocol, whose header precedes another protocol, such as HTTP.
     Proxied,
-    /// Another one, proven.
+    /// Another protocol, proven.
     Other,
-    /// Another one, unless the rest of the first line names a version of HTTP ([`FirstLine`]).
+    /// Another protocol, unless the rest of the first line names an HTTP version ([`FirstLine`]).
     Presumed,
     /// Not known yet.
     Undecided,
@@ -61,8 +61,8 @@ pub fn sniff(beginning: &[u8], is_all: bool) -> Protocol {
     }
 }
 
-/// Protocols that are known by how they begin; undecided while that is not whole. TLS is one, because its first message may
-/// well name HTTP: in the list of protocols for ALPN.
+/// Recognizes protocols with a known beginning; undecided while that is incomplete. TLS needs this because its first
+/// message may name HTTP in its ALPN list.
 fn known_beginning(beginning: &[u8]) -> Option<Protocol> {
     if beginning.is_empty() {
         return Some(Protocol::Undecided);
@@ -76,7 +76,7 @@ fn known_beginning(beginning: &[u8]) -> Option<Protocol> {
         .or_else(|| client_hello(beginning))
 }
 
-/// A record of TLS with a `ClientHello` of less than 64 KiB (RFC 8446, sections 4 and 5.1).
+/// Recognizes a TLS record with a `ClientHello` of less than 64 KiB (RFC 8446, sections 4 and 5.1).
 fn client_hello(beginning: &[u8]) -> Option<Protocol> {
     let fits = |place: usize, byte: u8| match place {
         0 => byte == 22,
@@ -93,13 +93,13 @@ fn client_hello(beginning: &[u8]) -> Option<Protocol> {
     is_one.then_some(if seen.len() == ENOUGH { Protocol::Other } else { Protocol::Undecided })
 }
 
-/// Whether a line has the name of HTTP before the number of a version, in upper or lower case.
+/// Returns true if a line has the name of HTTP before a version number, in upper or lower case.
 fn names_http(line: &[u8]) -> bool {
     line.windows(HTTP_NAME.len()).any(|window| window.eq_ignore_ascii_case(HTTP_NAME))
 }
 
-/// Whether a line begins with a method and a target: a path, or a URI with a host. HTTP/0.9 has no version behind them, and
-/// some servers still take it.
+/// Returns true if a line begins with a method and a target: a path, or a URI with a host. HTTP/0.9 has no version
+/// behind them, and some servers still accept it.
 fn is_request(line: &[u8]) -> bool {
     let mut words = line.split(|byte| is_white(*byte)).filter(|word| !word.is_empty());
     let (Some(method), Some(target)) = (words.next(), words.next()) else { return false };
@@ -109,37 +109,37 @@ fn is_request(line: &[u8]) -> bool {
         && (target.starts_with(b"/") || target[scheme..].starts_with(b"://") || method == b"CONNECT")
 }
 
-/// Whether an unfinished line has what no method has, or a control character.
+/// Returns true if an unfinished line has a control character or bytes that no method has.
 fn begins_otherwise(line: &[u8]) -> bool {
     let method = line.split(|byte| is_white(*byte)).next().unwrap_or_default();
     !method.iter().all(|byte| is_token(*byte))
         || line.iter().any(|byte| byte.is_ascii_control() && !is_white(*byte))
 }
 
-/// Whether some language's trimming or splitting of lines takes a byte for white space.
+/// Returns true if any language's trimming or line splitting takes a byte for white space.
 fn is_white(byte: u8) -> bool {
     matches!(byte, b'\t'..=b'\r' | 0x1c..=b' ')
 }
 
-/// Whether a byte may be in a token (RFC 9110, section 5.6.2).
+/// Returns true if a byte may be in a token (RFC 9110, section 5.6.2).
 pub fn is_token(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// The rest of the first line of a connection that is passed on because it is presumed not to be HTTP.
+/// The rest of the first line of a connection that is passed on because it is presumably not HTTP.
 ///
-/// No server acts on a request before its first line is whole. As long as a line that names HTTP is not let through to its
-/// end, the presumption does no harm.
+/// No server acts on a request before its first line is complete. The presumption does no harm, because a line that
+/// names HTTP is stopped before its end.
 #[derive(Debug, Default)]
 pub struct FirstLine {
     is_visible: bool,
     is_over: bool,
-    /// How many bytes of [`HTTP_NAME`] came last.
+    /// Number of bytes of [`HTTP_NAME`] at the end of the bytes so far.
     matched: usize,
 }
 
 impl FirstLine {
-    /// Whether these bytes may be passed on: the first line does not name HTTP yet.
+    /// Returns true if these bytes may be passed on because the first line does not name HTTP yet.
     pub fn admits(&mut self, bytes: &[u8]) -> bool {
         for byte in bytes {
             if self.is_over {
@@ -297,7 +297,7 @@ mod tests {
     }
 
     proptest! {
-        /// However it arrives, no first line that names HTTP is passed on to its end.
+        /// No first line that names HTTP is passed on to its end, in any segmentation.
         #[test]
         fn http_is_never_passed_on_in_any_segmentation(
             before in "[\\x00-\\x20\u{feff}]{0,4}",

@@ -1,4 +1,4 @@
-//! Metrics: what Prometheus scrapes and what is pushed over OTLP. `docs/metrics.md` lists them.
+//! Metrics, scraped by Prometheus and pushed over OTLP. `docs/metrics.md` lists them.
 
 use std::{collections::HashSet, env, net::IpAddr, sync::Arc, time::Duration};
 
@@ -26,9 +26,9 @@ const EXPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Counters, and the instruments that report them.
 #[derive(Debug)]
 pub struct Telemetry {
-    /// What has been counted.
+    /// Counters since the process began.
     pub stats: Arc<Stats>,
-    /// The log of refused requests.
+    /// Log of rejected requests.
     errors: RequestErrorLog,
     instruments: ArcSwap<Instruments>,
 }
@@ -43,67 +43,67 @@ struct Instruments {
 }
 
 impl Telemetry {
-    /// Metrics for scraping only, until [`Telemetry::export_to`] names a collector.
+    /// Creates metrics for scraping only, until [`Telemetry::export_to`] names a collector.
     ///
     /// # Errors
-    /// If an instrument can't be made.
+    /// If an instrument can't be created.
     pub fn new() -> anyhow::Result<Self> {
         Self::within(Arc::default())
     }
 
-    /// The same in a process with a budget, which its metrics show.
+    /// Creates the metrics of a process with a memory budget, which they show.
     ///
     /// # Errors
-    /// If an instrument can't be made.
+    /// If an instrument can't be created.
     pub fn within(budget: Arc<Budget>) -> anyhow::Result<Self> {
         let stats = Arc::new(Stats::within(budget));
         let instruments = ArcSwap::from_pointee(Instruments::new(None, &stats)?);
         Ok(Self { stats, errors: RequestErrorLog::default(), instruments })
     }
 
-    /// Counts and logs that a request of `client` was refused.
+    /// Counts and logs a rejected request of `client`.
     pub fn refused(&self, error: RequestError, client: IpAddr) {
         self.stats.refused(error);
         self.errors.note(error, client);
     }
 
-    /// Pushes metrics to a collector from now on; `None`: only to those who scrape.
+    /// Pushes metrics to a collector from now on; `None`: metrics are only scraped.
     ///
     /// # Errors
-    /// If the endpoint can't be used.
+    /// If the endpoint is invalid.
     pub fn export_to(&self, endpoint: Option<&str>) -> anyhow::Result<()> {
         if self.instruments.load().endpoint.as_deref() == endpoint {
             return Ok(());
         }
         let instruments = Arc::new(Instruments::new(endpoint.map(str::to_owned), &self.stats)?);
         let previous = self.instruments.swap(instruments);
-        // Its last push may take as long as the old collector makes it wait.
+        // The last push to the old collector may block.
         tokio::task::spawn_blocking(move || previous.provider.shutdown());
         Ok(())
     }
 
-    /// Pushes what has not been pushed yet, before the process ends.
+    /// Pushes the remaining metrics before the process ends.
     pub async fn shutdown(&self) {
         let instruments = self.instruments.load_full();
         let _ = tokio::task::spawn_blocking(move || instruments.provider.shutdown()).await;
     }
 
-    /// All metrics in Prometheus' text format.
+    /// Returns all metrics in the Prometheus text format.
     ///
     /// # Errors
-    /// If one can't be written.
+    /// If a metric can't be written.
     pub fn prometheus(&self) -> anyhow::Result<String> {
         Ok(prometheus::TextEncoder::new().encode_to_string(&self.instruments.load().registry.gather())?)
     }
 
-    /// The head of an answer was ready after `elapsed`.
+    /// Records the time until the head of a response was ready.
     pub fn answered(&self, route: &str, outcome: Outcome, elapsed: Duration) {
         let attributes =
             [KeyValue::new("route", route.to_owned()), KeyValue::new("outcome", outcome.as_str())];
         self.instruments.load().request_duration.record(elapsed.as_secs_f64(), &attributes);
     }
 
-    /// A tier did what it was asked after `elapsed`.
+    /// Records the duration of a request to a tier.
     pub fn tier_answered(&self, tier: Tier, elapsed: Duration) {
         let attributes = [KeyValue::new("tier", tier.as_str())];
         self.instruments.load().tier_duration.record(elapsed.as_secs_f64(), &attributes);
@@ -113,7 +113,7 @@ impl Telemetry {
 impl Instruments {
     fn new(endpoint: Option<String>, stats: &Arc<Stats>) -> anyhow::Result<Self> {
         let registry = Registry::new();
-        // A collector can copy these to every series too; a dashboard then works with either.
+        // A collector can copy these labels to every series, too, so that a dashboard works with either.
         let on_every_series: HashSet<_> = IDENTITY.iter().map(|(name, _)| Key::new(*name)).collect();
         let scrape = opentelemetry_prometheus::exporter()
             .with_registry(registry.clone())
@@ -132,7 +132,7 @@ impl Instruments {
     }
 }
 
-/// Who reports, in the terms of OpenTelemetry's semantic conventions, and the variables in which the operator says so.
+/// Resource attributes by OpenTelemetry's semantic conventions, and the variables from which they are read.
 const IDENTITY: [(&str, &str); 3] = [
     ("k8s.namespace.name", "POD_NAMESPACE"),
     ("k8s.pod.name", "POD_NAME"),

@@ -1,4 +1,4 @@
-//! TLS towards what the sidecar asks: whom it trusts.
+//! TLS configuration for connections from the sidecar to other servers.
 
 use std::sync::Arc;
 
@@ -8,11 +8,11 @@ use rustls::{
     pki_types::{CertificateDer, pem::PemObject},
 };
 
-/// How connections to others are secured: TLS 1.2 or 1.3, no client certificate. `ca_pem` is a bundle of certificates in
-/// PEM (RFC 7468), in whose name others may speak; without it, in the name of those that the system trusts.
+/// Creates a client configuration: TLS 1.2 or 1.3, no client certificate. Trusts the PEM bundle `ca_pem` (RFC 7468) or,
+/// without it, the system's certificates.
 ///
 /// # Errors
-/// If the bundle has no certificate or one that can't be read, or if the system trusts none.
+/// If the bundle has no certificate or an unreadable one, or if the system trusts none.
 pub fn client_config(ca_pem: Option<&[u8]>) -> anyhow::Result<Arc<ClientConfig>> {
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)

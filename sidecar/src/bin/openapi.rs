@@ -1,4 +1,4 @@
-//! Writes the document of the admin API, or with `--check` says whether the written one is up to date.
+//! Writes the OpenAPI document of the admin API, or checks with `--check` that the written one is up to date.
 
 use std::{fs, path::Path};
 
@@ -8,7 +8,7 @@ use clap::Parser;
 /// Writes the document of the admin API into `sidecar/openapi.json`.
 #[derive(Parser)]
 struct Arguments {
-    /// Write nothing; fail when the file is not what would be written.
+    /// Write nothing; fail if the file is out of date.
     #[arg(long)]
     check: bool,
 }

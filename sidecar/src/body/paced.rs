@@ -1,4 +1,4 @@
-//! A body of the application's that has to go on.
+//! An application's body with a timeout for pauses.
 
 use std::{
     pin::Pin,
@@ -15,19 +15,19 @@ use tokio::time::{Sleep, sleep};
 use super::SourceError;
 use crate::{stats::Stats, upstream::UpstreamReason};
 
-/// A body of the application's, which breaks off when the application has sent nothing for too long to a reader that waits. Why one
-/// broke off is logged and counted: its client can't be told.
+/// An application's body, which breaks off when the application pauses for too long while a reader waits. The reason is
+/// logged and counted, because the client can't be told.
 #[derive(Debug)]
 pub struct Paced {
     body: Incoming,
     timeout: Option<Duration>,
-    /// The time that the application has left, while somebody waits for it.
+    /// Timer of the current pause, while a reader waits.
     left: Option<Pin<Box<Sleep>>>,
     stats: Arc<Stats>,
 }
 
 impl Paced {
-    /// A body between two pieces of which `timeout` may pass; `None`: any time.
+    /// Creates a body that may pause for `timeout`; `None`: for any time.
     pub fn new(body: Incoming, timeout: Option<Duration>, stats: &Arc<Stats>) -> Self {
         Self { body, timeout, left: None, stats: Arc::clone(stats) }
     }

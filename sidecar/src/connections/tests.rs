@@ -104,7 +104,7 @@ fn an_idle_connection_that_is_used_outlives_an_older_look() {
     all.iter().for_each(|one| one.connection().rests());
     all.extend(connections.admit());
     assert_eq!(leaving(&all), [0]);
-    // The other two were seen idle. One of them has been used since.
+    // Two others were seen idle. This one has been used since.
     all[1].connection().rests();
     all[3].connection().serves();
     all.extend(connections.admit());

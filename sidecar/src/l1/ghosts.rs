@@ -1,10 +1,10 @@
-//! What left a while ago.
+//! Recently evicted keys.
 
 use std::collections::VecDeque;
 
 use hashbrown::HashTable;
 
-/// The hashes of keys that were evicted before anybody asked for them again: if one comes back, that was too early.
+/// The hashes of keys that were evicted before a second request. A key that returns was evicted too early.
 #[derive(Debug, Default)]
 pub(super) struct Ghosts {
     order: VecDeque<u64>,
@@ -12,10 +12,11 @@ pub(super) struct Ghosts {
 }
 
 impl Ghosts {
-    /// Remembers a hash, and no more than `most` of them.
+    /// Remembers a hash, and at most `most` of them.
     pub(super) fn remember(&mut self, hash: u64, most: usize) {
         while self.order.len() >= most.max(1) {
-            // It may be of a ghost that came back and left again. Then the later one goes early, which harms nobody.
+            // The oldest hash may belong to a ghost that returned and left again. The later one is then forgotten
+            // early, which is harmless.
             if let Some(hash) = self.order.pop_front() {
                 self.forget(hash);
             }
@@ -26,12 +27,12 @@ impl Ghosts {
         }
     }
 
-    /// Whether it was remembered; it is not any more.
+    /// Forgets a hash; returns true if it was remembered.
     pub(super) fn forget(&mut self, hash: u64) -> bool {
         self.known.find_entry(hash, |known| *known == hash).map(|found| found.remove()).is_ok()
     }
 
-    /// Gives back memory of which little is used.
+    /// Frees memory of which little is used.
     pub(super) fn shrink_to(&mut self, most: usize) {
         self.order.shrink_to(most);
         self.known.shrink_to(most, |known| *known);

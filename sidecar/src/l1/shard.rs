@@ -1,4 +1,4 @@
-//! A part of the cache: a table of its entries, and the order in which they leave.
+//! A shard of the cache: a table of its entries, and the order of their eviction.
 
 use std::ops::Range;
 
@@ -7,62 +7,62 @@ use larder_policy::spec::Eviction;
 
 use super::{Held, Stored, ghosts::Ghosts};
 
-/// What an entry costs here beside its key and what it stores: a node, its slot in the table, its ghost, and what vectors and
-/// tables keep free to grow.
+/// Memory of an entry besides its key and value: a node, its slot in the table, its ghost, and spare capacity of
+/// vectors and tables.
 pub(super) const OVERHEAD: u64 = 192;
 
-/// Memory of fewer nodes is not given back.
+/// Number of nodes below which memory is not freed.
 const FEW: usize = 64;
 
-/// Whoever is hit this often while in the main queue stays for that many more rounds.
+/// Maximum number of hits in the main queue that count as further rounds.
 const MAX_HEAT: u8 = 3;
 
 /// No node.
 const NONE: u32 = u32::MAX;
 
-/// The queues of entries; who is first leaves first. An LRU has only the main one.
+/// Queues of entries; the first entry leaves first. An LRU has only the main one.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Queue {
-    /// Those that came a short while ago.
+    /// New entries.
     Small,
-    /// Those that were asked for again.
+    /// Entries with a second request.
     Main,
 }
 
 impl Queue {
-    /// Its place among the queues.
+    /// Returns the index of the queue.
     pub(super) const fn index(self) -> usize {
         self as usize
     }
 }
 
-/// An entry, and its place in a queue.
+/// An entry, and its position in a queue.
 #[derive(Debug)]
 pub(super) struct Node {
     key: Box<str>,
     stored: Stored,
     hash: u64,
-    /// How many bytes it counts.
+    /// Number of bytes that it counts.
     pub(super) bytes: u64,
-    /// When it came to its place.
+    /// Turn in which it came to its position.
     turn: u64,
     before: u32,
     after: u32,
     hits: u32,
-    /// Hits that still count for it, up to [`MAX_HEAT`].
+    /// Hits that still count, up to [`MAX_HEAT`].
     heat: u8,
-    /// The queue that it is in.
+    /// Queue that it is in.
     pub(super) queue: Queue,
 }
 
-/// What became of the first one in a queue.
+/// Result of a step for the first entry of a queue.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// It left.
+    /// It was evicted.
     Evicted(Node),
-    /// It was asked for again, and is in the main queue now.
+    /// It had a second request, and has moved to the main queue.
     Promoted {
-        /// The bytes that it counts.
+        /// Number of bytes that it counts.
         bytes: u64,
     },
     /// It stays, or there is none.
@@ -76,11 +76,11 @@ struct Ends {
     last: u32,
 }
 
-/// A part of the cache.
+/// A shard of the cache.
 #[derive(Debug)]
 pub(super) struct Shard {
     eviction: Eviction,
-    /// Places in `nodes`.
+    /// Indices in `nodes`.
     table: HashTable<u32>,
     nodes: Vec<Node>,
     queues: [Ends; 2],
@@ -88,7 +88,7 @@ pub(super) struct Shard {
 }
 
 impl Shard {
-    /// An empty one.
+    /// Creates an empty shard.
     pub(super) fn new(eviction: Eviction) -> Self {
         Self {
             eviction,
@@ -99,7 +99,7 @@ impl Shard {
         }
     }
 
-    /// What is stored under a key.
+    /// Returns the value under a key.
     pub(super) fn get(&mut self, hash: u64, key: &str, turn: u64) -> Option<Stored> {
         let place = self.find(hash, key)?;
         self.touch(place, turn);
@@ -108,7 +108,7 @@ impl Shard {
         Some(node.stored.clone())
     }
 
-    /// Stores under a key. The queue that it is in, and what was stored there before with the bytes that it counted.
+    /// Stores a value under a key. Returns its queue, and the previous value with the number of bytes that it counted.
     pub(super) fn insert(
         &mut self,
         hash: u64,
@@ -148,13 +148,13 @@ impl Shard {
         (queue, None)
     }
 
-    /// Takes out what is stored under a key.
+    /// Removes the value under a key.
     pub(super) fn remove(&mut self, hash: u64, key: &str) -> Option<Node> {
         let place = self.find(hash, key)?;
         Some(self.take(place))
     }
 
-    /// Takes the first one of a queue, and lets it go or gives it another chance.
+    /// Takes the first entry of a queue, and evicts it or gives it another chance.
     pub(super) fn step(&mut self, queue: Queue, turn: impl FnOnce() -> u64) -> Step {
         let place = self.queues[queue.index()].first;
         let Some(node) = self.nodes.get_mut(place as usize) else { return Step::Stayed };
@@ -172,12 +172,12 @@ impl Shard {
         if queue == Queue::Small { Step::Promoted { bytes } } else { Step::Stayed }
     }
 
-    /// The turn of the first one of a queue; `u64::MAX` without one.
+    /// Returns the turn of the first entry of a queue; `u64::MAX` without one.
     pub(super) fn first_turn(&self, queue: Queue) -> u64 {
         self.nodes.get(self.queues[queue.index()].first as usize).map_or(u64::MAX, |node| node.turn)
     }
 
-    /// Shows the entries at these places, and says whether there are more behind them.
+    /// Shows the entries at these indices; returns true if there are more behind them.
     pub(super) fn show(&self, places: Range<usize>, see: &mut impl FnMut(Held<'_>)) -> bool {
         let end = places.end.min(self.nodes.len());
         for Node { key, stored, bytes, hits, .. } in self.nodes.get(places.start..end).unwrap_or_default() {
@@ -219,7 +219,7 @@ impl Shard {
         self.join(queue, before, after, (after, before));
     }
 
-    /// Points the neighbours of a node, or the ends of the queue, at what is between them now.
+    /// Links the neighbours of a node, or the ends of the queue, to the nodes between them.
     fn join(&mut self, queue: Queue, before: u32, after: u32, (first, last): (u32, u32)) {
         let ends = &mut self.queues[queue.index()];
         match self.nodes.get_mut(before as usize) {
@@ -239,7 +239,7 @@ impl Shard {
             found.remove();
         }
         let node = self.nodes.swap_remove(place as usize);
-        // The last one has moved to where it was.
+        // The last node has moved into the gap.
         if let Some(&Node { hash, before, after, queue, .. }) = self.nodes.get(place as usize) {
             let moved_from = self.nodes.len();
             if let Some(found) = self.table.find_mut(hash, |found| *found as usize == moved_from) {
@@ -251,7 +251,7 @@ impl Shard {
         node
     }
 
-    /// Gives memory back when three quarters of it are not used: many small entries may have made room for a few large ones.
+    /// Frees memory when three quarters of it are unused: many small entries may have made room for a few large ones.
     fn give_back(&mut self) {
         let used = self.nodes.len();
         if self.nodes.capacity() > FEW && used < self.nodes.capacity() / 4 {

@@ -15,7 +15,7 @@ fn l1(max_bytes: u64, max_entries: Option<u64>, eviction: Eviction) -> L1 {
     L1::new(Bounds { max_bytes, max_entries }, eviction, Arc::default())
 }
 
-/// What an entry of this size counts under a key of one letter.
+/// Returns the number of bytes that an entry of this size counts under a key of one letter.
 fn cost(size: usize) -> u64 {
     let l1 = l1(u64::MAX, None, Eviction::Lru);
     l1.insert("a", stored(size));
@@ -29,7 +29,7 @@ fn keys(l1: &L1) -> Vec<String> {
     keys
 }
 
-/// The bytes and the number of what is there, one by one.
+/// Returns the number of bytes and of entries, counted one by one.
 fn sums(l1: &L1) -> (u64, u64) {
     let (mut bytes, mut entries) = (0, 0);
     l1.for_each(|held| {
@@ -281,7 +281,7 @@ fn operations() -> impl Strategy<Value = Vec<Operation>> {
     prop::collection::vec(operation, 1..200)
 }
 
-/// An LRU that is nothing but right: the last used is last.
+/// A reference LRU, simple and correct: the last used entry is last.
 #[derive(Default)]
 struct Model(Vec<(String, u64)>);
 
@@ -342,7 +342,8 @@ proptest! {
         }
     }
 
-    /// Reads of several shards with no insert between them have no order, so there is an insert after each.
+    /// Compares with the reference. An insert follows each read, because reads of several shards have no order without
+    /// one.
     #[test]
     fn lru_retains_the_entries_of_a_plain_lru(
         operations in operations(),

@@ -19,14 +19,14 @@ use crate::{
     upstream::UpstreamReason,
 };
 
-/// Seconds, from a hit in memory to a source that takes its time.
+/// Histogram buckets in seconds, from a hit in memory to a slow source.
 const SECONDS: [f64; 16] =
     [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0];
 
-/// The kind of memory that is reserved for connections, which are counted by their number.
+/// Kind of the memory reserved for connections, which are limited by their number.
 const CONNECTIONS: &str = "connections";
 
-/// Makes every instrument; those that are observed read `stats`. Returns the histograms of requests and of tiers.
+/// Registers every instrument; observed ones read `stats`. Returns the histograms of requests and of tiers.
 pub(super) fn register(provider: &SdkMeterProvider, stats: &Arc<Stats>) -> (Histogram<f64>, Histogram<f64>) {
     let meter = provider.meter("larder");
     observe_requests(&meter, stats);
