@@ -106,7 +106,7 @@ async fn only_200_from_a_source_is_a_response() {
             assert!(error.to_string().contains(&status.to_string()));
         }
     }
-    assert!(source.is_up(), "it answers, if not with what it should");
+    assert!(source.is_up(), "the source responds, if not with the expected status");
     let before = origin.calls();
     let outcomes: Vec<_> = futures::future::join_all((0..5).map(|_| source.fetch("/503"))).await;
     assert!(outcomes.iter().all(|outcome| matches!(outcome, Err(HttpError::Status(is)) if *is == 503)));

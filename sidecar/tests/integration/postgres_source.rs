@@ -106,7 +106,7 @@ async fn unusable_url_or_ca_is_kept_out_until_it_changes() {
             !last_error.contains("wrong-password") && !last_error.contains(PostgresServer::PASSWORD),
             "{last_error}"
         );
-        assert_eq!(answer(&source, USER).await, r#"{"name": "larder"}"#, "the last good one still works");
+        assert_eq!(answer(&source, USER).await, r#"{"name": "larder"}"#, "the last good value still works");
         secrets.write(file, &good);
         until("no error", async || source.last_error().is_none().then_some(())).await;
     }
@@ -126,7 +126,7 @@ async fn source_without_its_secret_works_once_the_secret_exists() {
     assert!(matches!(fetch(&source, "select 1 as one").await, Err(PostgresError::Failed(_))));
     assert!(source.last_error().is_some() && !source.is_up());
     fs::write(database.url_file(), url).unwrap();
-    until("an answer", async || fetch(&source, "select 1 as one").await.ok()).await;
+    until("a response", async || fetch(&source, "select 1 as one").await.ok()).await;
     assert_eq!(source.last_error(), None);
     database.drop_schema().await;
 }
