@@ -30,7 +30,7 @@ l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 200ms, hardTimeout:
 sources:
 - {name: catalog, postgres: {urlFrom: DATABASE, statementTimeout: 1s, maxConnectionsPerPod: 2}}
 - {name: keeper, postgres: {urlFrom: KEEPER, statementTimeout: 10s}}
-- {name: store, http: {url: "http://STORE", timeout: 300ms, hardTimeout: 5s}}
+- {name: store, http: {url: "http://STORE", timeout: 300ms, hardTimeout: 3s}}
 routes:
 - {name: page, match: {path: "/page/{x}"}, ttl: 10m}
 - {name: brief-page, match: {path: "/brief-page/{x}"}, ttl: 1s, staleIfError: 10m}
