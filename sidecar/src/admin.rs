@@ -16,7 +16,7 @@ use axum::{Router, middleware};
 use http::{Method, StatusCode, Uri};
 use larder_api::admin::path;
 
-use crate::{config::Config, drain::Drain, telemetry::Telemetry};
+use crate::{config::ConfigWatcher, drain::Drain, telemetry::Telemetry};
 
 mod answer;
 mod document;
@@ -39,7 +39,7 @@ pub use server::serve;
 #[derive(Debug)]
 pub struct Admin {
     /// What is served by.
-    pub config: Arc<Config>,
+    pub config: Arc<ConfigWatcher>,
     /// What has been counted.
     pub telemetry: Arc<Telemetry>,
     /// Draining.

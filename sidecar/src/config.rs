@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     entry::authentication::Authentication,
-    serving::{Leave, Snapshot},
+    snapshot::{Configuration, Context, Leave, Snapshot},
     telemetry::Telemetry,
 };
 
@@ -23,13 +23,12 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 
 /// The policy in force, and the error that keeps a newer one out of force.
 #[derive(Debug)]
-pub struct Config {
+pub struct ConfigWatcher {
     snapshot: ArcSwap<Snapshot>,
     /// Contents of the files when they were last read.
     seen: Mutex<Option<(Seen, Option<String>)>>,
     error: ArcSwapOption<String>,
-    telemetry: Arc<Telemetry>,
-    authentication: Arc<Authentication>,
+    context: Context,
 }
 
 /// Contents of the policy file.
@@ -40,27 +39,25 @@ enum Seen {
     Text(String),
 }
 
-impl Config {
+impl ConfigWatcher {
     /// Loads a policy file, or the policy of a plain shared cache without one. The token in `token_file` authenticates records in Redis.
     pub async fn load(policy: Option<&Path>, token_file: Option<PathBuf>, telemetry: Arc<Telemetry>) -> Self {
-        let authentication = Arc::new(Authentication::new(token_file));
         let first = match policy {
-            None => Snapshot::bare(&telemetry, &authentication),
-            Some(_) => Snapshot::absent(&telemetry, &authentication, None),
+            None => Configuration::bare(),
+            Some(_) => Configuration::absent(),
         };
-        let (snapshot, error) = (ArcSwap::from_pointee(first), ArcSwapOption::empty());
-        let config = Self { snapshot, seen: Mutex::default(), error, telemetry, authentication };
+        let config = Self::of(first, token_file, telemetry);
         if let Some(policy) = policy {
             config.refresh(policy).await;
         }
         config
     }
 
-    #[cfg(test)]
-    pub(crate) fn of(snapshot: Snapshot, telemetry: Arc<Telemetry>) -> Self {
-        let authentication = Arc::new(Authentication::new(None));
-        let (snapshot, error) = (ArcSwap::from_pointee(snapshot), ArcSwapOption::empty());
-        Self { snapshot, seen: Mutex::default(), error, telemetry, authentication }
+    /// Puts a first configuration in force.
+    pub(crate) fn of(first: Configuration, token_file: Option<PathBuf>, telemetry: Arc<Telemetry>) -> Self {
+        let context = Context { telemetry, authentication: Arc::new(Authentication::new(token_file)) };
+        let snapshot = ArcSwap::from_pointee(Snapshot::start(first, &context, None));
+        Self { snapshot, seen: Mutex::default(), error: ArcSwapOption::empty(), context }
     }
 
     /// Returns the policy in force.
@@ -85,7 +82,7 @@ impl Config {
         ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
         loop {
             ticks.tick().await;
-            self.authentication.refresh();
+            self.context.authentication.refresh();
             if let Some(policy) = &policy {
                 self.refresh(policy).await;
             }
@@ -93,9 +90,9 @@ impl Config {
             let (tiers, last_errors) = (snapshot.tiers(), snapshot.last_errors());
             let has_error = |name: &String| last_errors.iter().any(|(known, _)| known == name);
             let degraded = tiers.iter().map(|(name, _)| (name.clone(), has_error(name))).collect();
-            self.telemetry.stats.set_mode(snapshot.mode);
-            self.telemetry.stats.set_degraded(degraded);
-            self.telemetry.stats.set_tiers(tiers);
+            self.context.telemetry.stats.set_mode(snapshot.mode());
+            self.context.telemetry.stats.set_degraded(degraded);
+            self.context.telemetry.stats.set_tiers(tiers);
         }
     }
 
@@ -113,9 +110,9 @@ impl Config {
         match seen {
             Seen::Missing => {
                 self.error.store(None);
-                if current.hash.is_some() {
+                if current.configuration.hash.is_some() {
                     tracing::warn!("the policy is gone; everything passes through");
-                    self.exchange(Snapshot::absent(&self.telemetry, &self.authentication, Some(&current)));
+                    self.exchange(Configuration::absent(), &current);
                 }
             }
             Seen::Unreadable(error) => {
@@ -124,7 +121,7 @@ impl Config {
             }
             Seen::Text(text) => {
                 let hash = document::hash(&text);
-                if current.hash.as_ref() == Some(&hash) {
+                if current.configuration.hash.as_ref() == Some(&hash) {
                     self.error.store(None);
                     self.follow(&current, coverage);
                     return;
@@ -144,17 +141,10 @@ impl Config {
                         if leave == Leave::Waiting {
                             tracing::info!("everything passes through until every pod has the sidecar");
                         }
-                        self.exchange(Snapshot::under(
-                            policy,
-                            metadata,
-                            hash,
-                            leave,
-                            &self.telemetry,
-                            &self.authentication,
-                            Some(&current),
-                        ));
+                        let (hash, policy) = (Some(hash), Arc::new(policy));
+                        self.exchange(Configuration { hash, policy, metadata, leave }, &current);
                         self.error.store(None);
-                        self.telemetry.stats.reloaded(true);
+                        self.context.telemetry.stats.reloaded(true);
                     }
                     Err(error) => {
                         self.refuse(error);
@@ -167,10 +157,12 @@ impl Config {
 
     /// Takes over the coverage of the policy in force, if it follows one.
     fn follow(&self, current: &Snapshot, coverage: Option<&str>) {
-        let Some(hash) = current.hash.clone() else { return };
-        let follows_coverage = current.leave != Leave::NotNeeded;
-        let leave = leave(follows_coverage, &current.store.metadata, coverage);
-        if leave == current.leave {
+        if current.configuration.hash.is_none() {
+            return;
+        }
+        let follows_coverage = current.configuration.leave != Leave::NotNeeded;
+        let leave = leave(follows_coverage, &current.configuration.metadata, coverage);
+        if leave == current.configuration.leave {
             return;
         }
         match leave {
@@ -183,30 +175,21 @@ impl Config {
                 tracing::info!("every pod has the sidecar; serving from the cache")
             }
         }
-        let (policy, metadata) = (Arc::clone(&current.policy), current.store.metadata.clone());
-        self.exchange(Snapshot::under(
-            policy,
-            metadata,
-            hash,
-            leave,
-            &self.telemetry,
-            &self.authentication,
-            Some(current),
-        ));
+        self.exchange(Configuration { leave, ..current.configuration.clone() }, current);
     }
 
-    fn exchange(&self, snapshot: Snapshot) {
-        let endpoint = snapshot.policy.otlp.as_ref().map(|otlp| otlp.endpoint.as_str());
-        if let Err(error) = self.telemetry.export_to(endpoint) {
+    fn exchange(&self, configuration: Configuration, current: &Snapshot) {
+        let endpoint = configuration.policy.otlp.as_ref().map(|otlp| otlp.endpoint.as_str());
+        if let Err(error) = self.context.telemetry.export_to(endpoint) {
             tracing::error!(error = format!("{error:#}"), "metrics are not exported");
         }
-        self.snapshot.store(Arc::new(snapshot));
+        self.snapshot.store(Arc::new(Snapshot::start(configuration, &self.context, Some(current))));
     }
 
     fn refuse(&self, error: String) {
         tracing::error!(error, "the policy is refused; going on as before");
         self.error.store(Some(Arc::new(error)));
-        self.telemetry.stats.reloaded(false);
+        self.context.telemetry.stats.reloaded(false);
     }
 }
 

@@ -1,7 +1,7 @@
 //! A cache in front of an application.
 //!
 //! [`listener`] accepts requests, [`proxy`] handles them, and responses come from [`l1`], [`l2`], [`sources`] or
-//! [`upstream`]. A stored response is an [`entry`]; [`barriers`] decide which entries a purge made stale. [`serving`]
+//! [`upstream`]. A stored response is an [`entry`]; [`barriers`] decide which entries a purge made stale. [`snapshot`]
 //! holds the policy in force, and [`config`] replaces it when the policy's file changes. [`run`] wires everything.
 
 pub mod admin;
@@ -33,7 +33,7 @@ pub mod purge;
 pub mod request_error_log;
 pub mod run;
 pub mod secret;
-pub mod serving;
+pub mod snapshot;
 pub mod sniff;
 pub mod sources;
 pub mod stats;

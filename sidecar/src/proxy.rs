@@ -21,13 +21,13 @@ use crate::{
     body::Body,
     budget::{Budget, Kind},
     cache_status::{Bypass, Forward, Tier},
-    config::Config,
+    config::ConfigWatcher,
     drain::Drain,
     head_room::{self, AtClient},
     headers,
     http1_guard::Handoff,
     problem::Problem,
-    serving::{NO_ROUTE, Snapshot},
+    snapshot::{NO_ROUTE, Snapshot},
     stats::Outcome,
     telemetry::Telemetry,
     upstream::Upstream,
@@ -66,7 +66,7 @@ use request::CacheRequest;
 /// Serves requests from the cache, from the route's sources, or from the application.
 #[derive(Debug)]
 pub struct Proxy {
-    config: Arc<Config>,
+    config: Arc<ConfigWatcher>,
     upstream: Upstream,
     /// Port of the application, if the sidecar is in front of several.
     target: Option<u16>,
@@ -122,7 +122,7 @@ impl Proxy {
     /// Creates a proxy in front of `upstream`. `target` keeps its responses apart from those of other ports of the pod, and `admin` is
     /// the admin API for policies that put it under the application's address.
     pub fn new(
-        config: Arc<Config>,
+        config: Arc<ConfigWatcher>,
         upstream: Upstream,
         target: Option<u16>,
         telemetry: Arc<Telemetry>,
@@ -144,7 +144,7 @@ impl Proxy {
 
     /// Returns the treatment of connections that do not speak HTTP.
     pub fn other_protocols(&self) -> OtherProtocols {
-        self.config.snapshot().policy.other_protocols
+        self.config.snapshot().policy().other_protocols
     }
 
     /// Returns true if the process is ending.

@@ -5,9 +5,9 @@ use std::sync::Arc;
 use larder_policy::{Policy, PurgeName, Writing};
 
 use crate::{
-    config::Config,
+    config::ConfigWatcher,
     l2::{L2Error, Proof},
-    serving::Snapshot,
+    snapshot::Snapshot,
     stats::{PurgeOrigin, Stats},
 };
 
@@ -52,10 +52,14 @@ pub async fn purge(snapshot: &Snapshot, names: &[PurgeName], origin: PurgeOrigin
 
 /// Purges on a user's request; `names` returns the purged names under a policy. If the policy changed meanwhile, purges
 /// that the previous one could not send to Redis are repeated under the new one.
-pub async fn on_request(config: &Config, names: impl Fn(&Policy) -> Vec<PurgeName>, stats: &Stats) -> Purged {
+pub async fn on_request(
+    config: &ConfigWatcher,
+    names: impl Fn(&Policy) -> Vec<PurgeName>,
+    stats: &Stats,
+) -> Purged {
     let mut snapshot = config.snapshot();
     loop {
-        let purged = purge(&snapshot, &names(&snapshot.policy), PurgeOrigin::Api, stats).await;
+        let purged = purge(&snapshot, &names(snapshot.policy()), PurgeOrigin::Api, stats).await;
         let now = config.snapshot();
         if matches!(purged, Purged::Everywhere(_)) || Arc::ptr_eq(&now, &snapshot) {
             return purged;
@@ -68,7 +72,7 @@ pub async fn on_request(config: &Config, names: impl Fn(&Policy) -> Vec<PurgeNam
 /// policy names nothing, pods with another version are informed, because that may name something. Purges that could not
 /// reach Redis, because no policy had one, are remembered.
 pub async fn after_write(
-    config: &Config,
+    config: &ConfigWatcher,
     then: &Arc<Snapshot>,
     writing: &Writing,
     names: &[PurgeName],
@@ -82,7 +86,7 @@ pub async fn after_write(
         if Arc::ptr_eq(&now, &done) {
             return;
         }
-        let names = now.policy.purged_by(writing);
+        let names = now.policy().purged_by(writing);
         purge_or_tell(&now, &names, stats).await;
         done = now;
     }

@@ -22,7 +22,7 @@ use crate::{
     admin::{self, Admin, Endpoint as AdminEndpoint},
     budget::{Budget, MemoryLimit, raise_file_limit},
     cli::{Serve, UpstreamUrl},
-    config::Config,
+    config::ConfigWatcher,
     drain::Drain,
     listener,
     proxy::Proxy,
@@ -52,8 +52,9 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     raise_file_limit();
     let budget = Arc::new(Budget::new(MemoryLimit::of_process(memory_limit.map(|limit| limit.0))));
     let telemetry = Arc::new(Telemetry::within(budget)?);
-    let config =
-        Arc::new(Config::load(policy.as_deref(), admin_token_file.clone(), Arc::clone(&telemetry)).await);
+    let config = Arc::new(
+        ConfigWatcher::load(policy.as_deref(), admin_token_file.clone(), Arc::clone(&telemetry)).await,
+    );
     let drain = Arc::new(Drain::default());
     tokio::spawn(Arc::clone(&config).watch(policy));
 

@@ -129,6 +129,34 @@ impl Store {
         }
     }
 
+    /// Empties the stores that missed a write while no policy named them, and remembers writes that `previous` could not tell a store
+    /// that this policy does not name.
+    pub fn make_up_for_missed_writes(&self, previous: Option<&Self>) {
+        let MissedWrites { redis, tables } = &*self.missed_writes;
+        match &self.l2 {
+            Some(l2) => {
+                if redis.swap(false, Ordering::SeqCst) {
+                    l2.purge_everything();
+                }
+            }
+            None => {
+                if previous.and_then(|previous| previous.l2.as_ref()).is_some_and(|l2| l2.has_untold()) {
+                    redis.store(true, Ordering::SeqCst);
+                }
+            }
+        }
+        if self.last_known_good.is_empty() {
+            let mut before = previous.iter().flat_map(|previous| &previous.last_known_good);
+            if before.any(|(_, table)| table.has_untold()) {
+                tables.store(true, Ordering::SeqCst);
+            }
+        } else if tables.swap(false, Ordering::SeqCst) {
+            for (_, table) in &self.last_known_good {
+                tokio::spawn(table.forget_everything());
+            }
+        }
+    }
+
     /// Drops the last known good responses that bear one of these names: in this pod at once, and in Postgres soon.
     pub fn forget_last_known_good(&self, names: &[PurgeName]) {
         for (_, table) in &self.last_known_good {

@@ -7,7 +7,7 @@ use std::{alloc::System, net::Ipv4Addr, sync::Arc};
 
 use axum::Router;
 use larder_sidecar::{
-    config::Config,
+    config::ConfigWatcher,
     drain::Drain,
     listener,
     proxy::Proxy,
@@ -66,7 +66,7 @@ async fn a_hit_allocates_next_to_nothing() {
     let url = format!("http://{}", origin.local_addr().unwrap()).parse().unwrap();
     tokio::spawn(answer_each(origin));
     let telemetry = Arc::new(Telemetry::new().unwrap());
-    let config = Arc::new(Config::load(None, None, Arc::clone(&telemetry)).await);
+    let config = Arc::new(ConfigWatcher::load(None, None, Arc::clone(&telemetry)).await);
     let proxy = Proxy::new(
         config,
         Upstream::new(Arc::new(Dialer::new(&url, None)), Arc::clone(&telemetry.stats.budget)),

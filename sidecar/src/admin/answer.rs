@@ -14,15 +14,15 @@ use crate::{
     barriers::Stamp,
     entry::{Content, Entry},
     mode::Mode,
-    serving::Snapshot,
+    snapshot::Snapshot,
 };
 
 /// Returns the state of an entry under the rules of its route.
 pub(super) fn standing(entry: &Entry, snapshot: &Snapshot, lifetimes: Option<&Lifetimes>) -> Standing {
     let Some(lifetimes) = lifetimes else {
-        return if snapshot.mode == Mode::Serving { Standing::NoRoute } else { Standing::Passing };
+        return if snapshot.mode() == Mode::Serving { Standing::NoRoute } else { Standing::Passing };
     };
-    if snapshot.mode != Mode::Serving {
+    if snapshot.mode() != Mode::Serving {
         Standing::Passing
     } else if entry.is_out_of_touch(&snapshot.store.barriers) {
         Standing::BusSilent

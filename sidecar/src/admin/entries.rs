@@ -26,7 +26,7 @@ use crate::{
     entry::codec::Rules,
     l1::{Held, Stored},
     l2::{Found, Limits, Patience},
-    serving::Snapshot,
+    snapshot::Snapshot,
 };
 
 /// A key in the path of a request. It may be written as it is or encoded, whole or in part; a key can have escapes of its own,
@@ -131,8 +131,8 @@ async fn in_redis(snapshot: &Snapshot, key: KeyText<'_>) -> Option<Result<Option
     let (route, headers) = (key.route(snapshot), key.headers());
     let names = key.purge_names(route);
     let set_cookie = lifetimes(route).is_some_and(|lifetimes| lifetimes.store_despite.set_cookie);
-    let rules = Rules { targets: snapshot.policy.targets(), set_cookie };
-    let limits = Limits { rules, max_body: snapshot.policy.l1.max_object_size.0 };
+    let rules = Rules { targets: snapshot.policy().targets(), set_cookie };
+    let limits = Limits { rules, max_body: snapshot.policy().l1.max_object_size.0 };
     let lookup = l2.lookup(key.base(), &headers, &names, limits, Patience::Hard).await;
     let kept = |state, answer| entry(key.base(), Place::L2, route, state, answer);
     Some(match lookup.map(|lookup| lookup.found) {

@@ -29,7 +29,7 @@ use crate::{
     cache_status::Forward,
     http1_guard::RawTarget,
     proxy::explain::{Explanation as Found, InMemory, explain},
-    serving::Snapshot,
+    snapshot::Snapshot,
 };
 
 impl Sent for ExplainRequest {

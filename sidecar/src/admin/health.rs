@@ -75,8 +75,8 @@ pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<PolicyReport
     let snapshot = admin.config.snapshot();
     let tiers = snapshot.tiers().into_iter();
     Json(PolicyReport {
-        hash: snapshot.hash.clone(),
-        state: state(snapshot.mode),
+        hash: snapshot.configuration.hash.clone(),
+        state: state(snapshot.mode()),
         error: admin.config.error().as_deref().map(ToString::to_string),
         tiers: tiers.map(|(name, up)| (name, if up { TierState::Up } else { TierState::Down })).collect(),
         last_errors: snapshot.last_errors().into_iter().collect(),

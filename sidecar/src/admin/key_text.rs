@@ -4,7 +4,7 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method};
 use larder_policy::{NormalPath, PurgeName, policy::Match};
 use percent_encoding::percent_decode_str;
 
-use crate::serving::Snapshot;
+use crate::snapshot::Snapshot;
 
 /// The text of a whole key, such as `GET:http://shop/a?page=2#accept-language=de`, taken apart ([`larder_policy::Key`]).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -55,7 +55,7 @@ impl<'a> KeyText<'a> {
     /// The route that takes requests of this key.
     pub(super) fn route<'s>(&self, snapshot: &'s Snapshot) -> Option<Match<'s>> {
         let method = Method::from_bytes(self.method.as_bytes()).ok()?;
-        snapshot.policy.route(&method, &NormalPath::new(self.path), &self.headers())
+        snapshot.policy().route(&method, &NormalPath::new(self.path), &self.headers())
     }
 
     /// The names under which what is stored under this key can be purged.

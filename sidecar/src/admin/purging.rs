@@ -103,7 +103,7 @@ async fn raise(admin: &Admin, request: PurgeRequest) -> Result<Response, Refused
             .chain(tags.iter().map(|tag| PurgeName::tag(tag)))
             .collect()
     };
-    if names(&admin.config.snapshot().policy).is_empty() {
+    if names(admin.config.snapshot().policy()).is_empty() {
         return Err(Refused::malformed("say what to purge: keys, paths or tags"));
     }
     let purged = purge::on_request(&admin.config, names, &admin.telemetry.stats).await;

@@ -18,7 +18,7 @@ use super::{
 use crate::{
     cache_status::Tier,
     l1::{Held, Stored},
-    serving::Snapshot,
+    snapshot::Snapshot,
     stats::Outcome,
 };
 

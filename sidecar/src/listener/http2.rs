@@ -175,7 +175,7 @@ mod tests {
 
     use super::*;
     use crate::{
-        config::Config,
+        config::ConfigWatcher,
         drain::Drain,
         telemetry::Telemetry,
         upstream::{Dialer, Upstream},
@@ -183,7 +183,7 @@ mod tests {
 
     async fn proxy() -> Arc<Proxy> {
         let telemetry = Arc::new(Telemetry::new().unwrap());
-        let config = Arc::new(Config::load(None, None, Arc::clone(&telemetry)).await);
+        let config = Arc::new(ConfigWatcher::load(None, None, Arc::clone(&telemetry)).await);
         let dialer = Arc::new(Dialer::new(&"http://127.0.0.1:1".parse().unwrap(), None));
         let upstream = Upstream::new(dialer, Arc::clone(&telemetry.stats.budget));
         let drain = Arc::new(Drain::default());

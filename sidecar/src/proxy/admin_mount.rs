@@ -8,7 +8,7 @@ use larder_policy::NormalPath;
 use tower_service::Service as _;
 
 use super::{Client, Proxy, Served, classify::path_in_admin};
-use crate::{body::Body, cache_status::Tier, problem::Problem, serving::Snapshot, stats::Outcome};
+use crate::{body::Body, cache_status::Tier, problem::Problem, snapshot::Snapshot, stats::Outcome};
 
 impl Proxy {
     /// Responds with the admin API, whose responses are short and complete.
@@ -20,7 +20,7 @@ impl Proxy {
     ) -> Served {
         client.go_on(request.headers_mut());
         let normal = NormalPath::new(request.uri().path());
-        let path = path_in_admin(&snapshot.policy, &normal).unwrap_or("/");
+        let path = path_in_admin(snapshot.policy(), &normal).unwrap_or("/");
         let target = match request.uri().query() {
             Some(query) => format!("{path}?{query}").parse::<Uri>(),
             None => path.parse(),

@@ -13,7 +13,7 @@ use crate::{
     cache_status::{Bypass, Forward},
     headers,
     http1_guard::RawTarget,
-    serving::Snapshot,
+    snapshot::Snapshot,
 };
 
 /// Treatment of a request.
@@ -65,12 +65,12 @@ pub(super) fn classify<B>(
         return Disposition::End(EndsHere::Connect);
     }
     let path = NormalPath::new(request.uri().path());
-    if path_in_admin(&snapshot.policy, &path).is_some() {
+    if path_in_admin(snapshot.policy(), &path).is_some() {
         return Disposition::End(EndsHere::Admin);
     }
-    let found = snapshot.policy.route(method, &path, fields);
+    let found = snapshot.policy().route(method, &path, fields);
     let protocol =
-        upgrade.filter(|protocol| is_taken_at_its_word(&snapshot.policy, protocol, found.is_some()));
+        upgrade.filter(|protocol| is_taken_at_its_word(snapshot.policy(), protocol, found.is_some()));
     if let Some(protocol) = protocol.as_ref().filter(|_| writing::is_safe(method)) {
         return Disposition::Upgrade(protocol.clone());
     }
@@ -82,13 +82,13 @@ pub(super) fn classify<B>(
     {
         return Disposition::Write { writing, protocol };
     }
-    if let Some(bypass) = snapshot.mode.bypass() {
+    if let Some(bypass) = snapshot.mode().bypass() {
         return Disposition::Pass(Forward::Bypass(bypass));
     }
     let Some(found) = found else {
         return Disposition::Pass(without_route(method, &path));
     };
-    let kinds = HeaderKinds::under(fields, snapshot.policy.identity_headers());
+    let kinds = HeaderKinds::under(fields, snapshot.policy().identity_headers());
     let bypass = match request.extensions().get::<RawTarget>() {
         Some(_) => Some(Bypass::Target),
         None => bypass_of(snapshot, found.route, request, &kinds, has_content),
@@ -145,7 +145,7 @@ pub(super) fn not_for_the_cache(
 ) -> Option<Bypass> {
     if let Some(by) = route.bypass(query, fields) {
         Some(by.into())
-    } else if kinds.has_credentials() && !snapshot.policy.is_bare() && !only_authorizes(fields, route) {
+    } else if kinds.has_credentials() && !snapshot.policy().is_bare() && !only_authorizes(fields, route) {
         Some(Bypass::Credentials)
     } else if kinds.has_override() {
         Some(Bypass::Override)

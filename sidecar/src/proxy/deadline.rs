@@ -29,7 +29,7 @@ impl Proxy {
     /// Returns the time for which the application may be silent, if the policy in force limits it.
     pub(super) fn application_timeout(&self) -> Option<Duration> {
         let snapshot = self.config.snapshot_guard();
-        snapshot.policy.application_timeout.filter(|_| snapshot.mode == Mode::Serving)
+        snapshot.policy().application_timeout.filter(|_| snapshot.mode() == Mode::Serving)
     }
 }
 

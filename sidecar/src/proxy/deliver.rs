@@ -168,7 +168,8 @@ impl Fetch {
             return slot.forget(request.name_of_get());
         }
         let headers = validation::freshen(&stored.head.headers, &storing::kept_headers(&head.headers));
-        let meta = ResponseMeta::read(stored.head.status, &headers, times, request.snapshot.policy.targets());
+        let meta =
+            ResponseMeta::read(stored.head.status, &headers, times, request.snapshot.policy().targets());
         let head = Head { headers, meta, times, ..stored.head.clone() };
         store(head, slot, stored.content.clone(), None);
     }

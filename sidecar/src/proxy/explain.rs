@@ -18,7 +18,7 @@ use crate::{
     cache_status::{Bypass, Forward, Tier},
     entry::Entry,
     headers,
-    serving::Snapshot,
+    snapshot::Snapshot,
 };
 
 /// Treatment of a request.
@@ -87,7 +87,7 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
         Disposition::Route { route, kinds, bypass } => (route, kinds, bypass),
     };
     let parameters = snapshot
-        .policy
+        .policy()
         .route(request.method(), &path, request.headers())
         .map(|found| found.parameters(&path))
         .unwrap_or_default();

@@ -49,12 +49,12 @@ impl FastPath {
             return None;
         }
         let snapshot = self.proxy.config.snapshot_guard();
-        let kinds = HeaderKinds::under(&head.lines, snapshot.policy.identity_headers());
+        let kinds = HeaderKinds::under(&head.lines, snapshot.policy().identity_headers());
         let is_plain = !(kinds.has_content()
             || kinds.has_range()
             || kinds.is_conditional()
             || kinds.has_connection() && !only_keeps_alive(head));
-        if snapshot.mode != Mode::Serving || !is_plain {
+        if snapshot.mode() != Mode::Serving || !is_plain {
             return None;
         }
         let (path, query) = match head.target.split_once('?') {
@@ -66,10 +66,10 @@ impl FastPath {
             return None;
         }
         let path = NormalPath::new(path);
-        if path_in_admin(&snapshot.policy, &path).is_some() {
+        if path_in_admin(snapshot.policy(), &path).is_some() {
             return None;
         }
-        let found = snapshot.policy.route(&Method::GET, &path, &head.lines)?;
+        let found = snapshot.policy().route(&Method::GET, &path, &head.lines)?;
         let route = found.route;
         if route.envelope {
             return None;
@@ -78,7 +78,7 @@ impl FastPath {
         // RFC 9111, section 3.5, is for the slow path.
         let authorizes = kinds.has_authorization() && !credentials::is_settled("authorization", &route.key);
         if asks_caches
-            || authorizes && !snapshot.policy.is_bare()
+            || authorizes && !snapshot.policy().is_bare()
             || not_for_the_cache(&snapshot, route, query, &head.lines, &kinds).is_some()
         {
             return None;

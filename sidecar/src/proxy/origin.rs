@@ -142,7 +142,7 @@ impl Fetch {
         let status = stored.head.status;
         let ttl = ttl_from_response(self.request.lifetimes(), &headers, Some(&stored.content));
         let meta =
-            ResponseMeta::read(status, &headers, received.times, self.request.snapshot.policy.targets())
+            ResponseMeta::read(status, &headers, received.times, self.request.snapshot.policy().targets())
                 .with_ttl_from_response(ttl);
         let head = Head {
             status,

@@ -15,7 +15,7 @@ use crate::{
     cache_key::CacheKey,
     entry::{Entry, codec::Rules},
     l2::Limits,
-    serving::Snapshot,
+    snapshot::Snapshot,
     store::{Store, slot::CacheSlot},
     upstream::RequestBody,
 };
@@ -108,7 +108,7 @@ impl CacheRequest {
             client,
             directives,
             facts,
-            is_authorized: authorizes && !snapshot.policy.is_bare(),
+            is_authorized: authorizes && !snapshot.policy().is_bare(),
         }
     }
 
@@ -127,13 +127,13 @@ impl CacheRequest {
 
     /// Returns the maximum length of a stored body.
     pub(super) fn max_body(&self) -> u64 {
-        self.snapshot.policy.l1.max_object_size.0
+        self.snapshot.policy().l1.max_object_size.0
     }
 
     /// Returns the rules for the head of a stored response.
     pub(super) fn rules(&self) -> Rules<'_> {
         Rules {
-            targets: self.snapshot.policy.targets(),
+            targets: self.snapshot.policy().targets(),
             set_cookie: self.lifetimes().store_despite.set_cookie,
         }
     }
@@ -145,7 +145,7 @@ impl CacheRequest {
     }
 
     fn matched(&self) -> Option<Match<'_>> {
-        self.snapshot.policy.route(&self.method, &self.path(), &self.headers)
+        self.snapshot.policy().route(&self.method, &self.path(), &self.headers)
     }
 
     fn path(&self) -> NormalPath<'_> {

@@ -25,7 +25,7 @@ use crate::{
     cache_status::Forward,
     clock::wall_ms,
     purge,
-    serving::Snapshot,
+    snapshot::Snapshot,
     upstream::{UpstreamError, WhenRefused},
 };
 
@@ -99,15 +99,15 @@ impl Proxy {
         request: &Request<Incoming>,
         client: &Client,
     ) -> Option<Posted> {
-        if !snapshot.policy.is_bare() || *request.method() != Method::POST {
+        if !snapshot.policy().is_bare() || *request.method() != Method::POST {
             return None;
         }
         let mut head = replica(request);
         let route = Arc::clone(
-            snapshot.policy.route(&Method::GET, &NormalPath::new(head.uri.path()), &head.headers)?.route,
+            snapshot.policy().route(&Method::GET, &NormalPath::new(head.uri.path()), &head.headers)?.route,
         );
         let target = Target::of(&head.uri, &head.headers);
-        let kinds = HeaderKinds::under(&head.headers, snapshot.policy.identity_headers());
+        let kinds = HeaderKinds::under(&head.headers, snapshot.policy().identity_headers());
         head.method = Method::GET;
         // Preconditions are about the POST.
         for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
@@ -130,8 +130,8 @@ pub(super) fn writing_of<B>(request: &Request<B>) -> Option<Writing> {
 /// Returns the tags and paths that a successful write invalidates, except for those that its response points to.
 pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> Purges {
     let mut purges =
-        if snapshot.policy.is_bare() { Purges::default() } else { snapshot.policy.purges_of(writing) };
-    let own = writing.paths().iter().filter(|path| snapshot.policy.covers(path));
+        if snapshot.policy().is_bare() { Purges::default() } else { snapshot.policy().purges_of(writing) };
+    let own = writing.paths().iter().filter(|path| snapshot.policy().covers(path));
     for path in own {
         if !purges.paths.contains(path) {
             purges.paths.push(path.clone());
@@ -235,7 +235,7 @@ impl Write {
         if status.is_success() || status.is_redirection() {
             let pointed_to = [LOCATION, CONTENT_LOCATION].map(|name| target.pointed_to(headers, &name));
             let paths = writing.paths().iter().chain(pointed_to.iter().flatten());
-            let cached = paths.filter(|path| snapshot.policy.covers(path));
+            let cached = paths.filter(|path| snapshot.policy().covers(path));
             names.extend(cached.flat_map(|path| PurgeName::paths(path)));
         }
         names.sort();
@@ -246,7 +246,7 @@ impl Write {
 
 fn invalidated_by_policy(snapshot: &Snapshot, writing: &Writing) -> Vec<PurgeName> {
     // A sidecar without a policy goes by the response alone.
-    if snapshot.policy.is_bare() { vec![] } else { snapshot.policy.purged_by(writing) }
+    if snapshot.policy().is_bare() { vec![] } else { snapshot.policy().purged_by(writing) }
 }
 
 /// Returns true if a status shows that a write was refused. The other client errors show that the resource is not in the state that

@@ -15,8 +15,8 @@ use proptest::{prelude::*, sample::subsequence, test_runner::TestRunner};
 use super::*;
 use crate::{
     clock::wall_ms,
-    config::Config,
-    entry::{Content, Entry, Head as StoredHead, authentication::Authentication},
+    config::ConfigWatcher,
+    entry::{Content, Entry, Head as StoredHead},
     headers,
     http1_guard::with_valid_head,
     proxy::{
@@ -24,7 +24,7 @@ use crate::{
         classify::{Disposition, classify},
         request::CacheRequest,
     },
-    serving::{Leave, Snapshot},
+    snapshot::{Configuration, Snapshot},
     telemetry::Telemetry,
     upstream::{Dialer, Upstream},
 };
@@ -113,16 +113,12 @@ impl Fixture {
     fn new() -> Self {
         let telemetry = Arc::new(Telemetry::new().unwrap());
         let policy = Policy::compile(&serde_yaml::from_str(POLICY).unwrap()).unwrap();
-        let snapshot = Snapshot::under(
-            policy,
-            Default::default(),
-            "hash".to_owned(),
-            Leave::NotNeeded,
-            &telemetry,
-            &Arc::new(Authentication::new(None)),
-            None,
-        );
-        let config = Arc::new(Config::of(snapshot, Arc::clone(&telemetry)));
+        let configuration = Configuration {
+            hash: Some("hash".to_owned()),
+            policy: Arc::new(policy),
+            ..Configuration::bare()
+        };
+        let config = Arc::new(ConfigWatcher::of(configuration, None, Arc::clone(&telemetry)));
         let snapshot = config.snapshot();
         // Nothing listens there: a response can come from memory alone.
         let dialer = Arc::new(Dialer::new(&"http://127.0.0.1:9".parse().unwrap(), None));
