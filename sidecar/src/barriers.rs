@@ -1,4 +1,4 @@
-//! What purges made stale: the order of purges and fills.
+//! Barriers: the order of purges and fills.
 //!
 //! A purge raises a barrier on a name; an entry that bears the name and whose fill began before is stale. Nothing is
 //! searched for or deleted, so a purge costs the same whatever it covers.
@@ -30,24 +30,24 @@ use crate::clock::boot_ms;
 
 mod unknown;
 
-/// More barriers than this become one that covers everything.
+/// Number of barriers above which they are replaced by one that covers everything.
 pub const MAX_BARRIERS: usize = 16_384;
 
-/// When a fill began, in the order of purges. It is taken before the source is asked.
+/// The time of a fill in the order of purges, taken before the source is asked.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub struct Stamp {
-    /// What `order` is counted in: it changes when Redis loses its barriers. 0 without Redis.
+    /// The generation that `order` counts in, which changes when Redis loses its barriers; 0 without Redis.
     pub generation: u64,
-    /// The number of the last purge before the fill, counted by Redis.
+    /// Number of the last purge before the fill, counted by Redis.
     pub order: u64,
-    /// The number of the last purge before the fill that only this pod knows of.
+    /// Number of the last purge before the fill that only this pod knows of.
     pub local: u64,
-    /// The time at which this pod asked for it, in [`boot_ms`]; 0 for what another pod asked for. Nothing that was purged before
-    /// is in it, whoever was told.
+    /// Time of this pod's request, as [`boot_ms`]; 0 for another pod's. The response reflects every purge before that
+    /// time, whichever pod knows of it.
     pub asked_at: u64,
 }
 
-/// A purge's place in both orders. 0: none.
+/// A purge's position in both orders; 0 without one.
 #[derive(Clone, Copy, Debug, Default)]
 struct Barrier {
     order: u64,
@@ -59,51 +59,51 @@ struct Table {
     generation: u64,
     /// The last purge that this pod knows of.
     order: u64,
-    /// The last purge up to which this pod knows of every one.
+    /// The last purge up to which this pod knows of all.
     complete: u64,
     local: u64,
-    /// Covers every name.
+    /// The barrier on every name.
     floor: Barrier,
     raised: HashMap<PurgeName, Barrier>,
 }
 
-/// The barriers that a pod knows of.
+/// The barriers that a pod knows of. Unrelated to `std::sync::Barrier`.
 #[derive(Debug)]
 pub struct Barriers {
     table: RwLock<Table>,
-    /// Changes whenever the table does, so that an entry that was checked need not be checked again.
+    /// Version of the table, so that an entry that was checked need not be checked again.
     version: AtomicU64,
     bus: Bus,
 }
 
-/// Proof that purges of other pods are heard.
+/// Proof that this pod hears of other pods' purges.
 #[derive(Debug)]
 struct Bus {
-    /// Every purge that Redis ordered before this time is applied here, in [`boot_ms`]; 0: unknown.
+    /// Time before which every purge that Redis ordered is applied here, as [`boot_ms`]; 0 if unknown.
     proven_at: AtomicU64,
-    /// How long what was asked for before is trusted without proof, in milliseconds; `None` if there is no bus.
+    /// Time in milliseconds for which older entries are trusted without proof; `None` without a bus.
     grace_ms: Option<u64>,
-    /// When this was made, in [`boot_ms`].
+    /// Time of creation, as [`boot_ms`].
     began_at: u64,
-    /// The first attempt to hear of purges is under way: no other pod counts on this one yet.
+    /// True during the first attempt to subscribe: no other pod waits for this one yet.
     is_joining: AtomicBool,
 }
 
-/// How a purge fits what was heard before.
+/// Position of a purge relative to those heard before.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Heard {
-    /// It holds, and so does every purge before it.
+    /// The purge applies, and so does every purge before it.
     InOrder,
-    /// It holds; purges before it were not heard yet.
+    /// The purge applies; earlier purges are missing.
     AfterGap,
-    /// It does not hold: it is counted in another generation.
+    /// The purge does not apply: it is counted in another generation.
     OtherGeneration,
 }
 
 /// The barriers as Redis holds them.
 #[derive(Clone, Debug, Default)]
 pub struct Snapshot {
-    /// What orders are counted in.
+    /// The generation that orders count in.
     pub generation: u64,
     /// The last purge.
     pub order: u64,
@@ -114,12 +114,13 @@ pub struct Snapshot {
 }
 
 impl Barriers {
-    /// For a pod that shares with no other: what it purges itself is all there is.
+    /// Creates the barriers of a pod that shares its cache with no other.
     pub fn alone() -> Self {
         Self::with_grace(None)
     }
 
-    /// For a pod that hears of purges over a bus, and trusts what it stored for `grace` when it does not.
+    /// Creates the barriers of a pod that hears of purges over a bus, and trusts stored responses for `grace` without
+    /// it.
     pub fn shared(grace: Duration) -> Self {
         Self::with_grace(Some(u64::try_from(grace.as_millis()).unwrap_or(u64::MAX)))
     }
@@ -149,12 +150,13 @@ impl Barriers {
         result
     }
 
-    /// The stamp of a fill that begins now without having asked Redis. What Redis knows and this pod does not is later.
+    /// Returns the stamp of a fill that begins now without a query to Redis. Purges that only Redis knows of count as
+    /// later.
     pub fn stamp(&self) -> Stamp {
         self.stamp_of(boot_ms())
     }
 
-    /// The stamp of a fill that begins at `now` without having asked Redis.
+    /// Returns the stamp of a fill that begins at `now` without a query to Redis.
     pub fn stamp_of(&self, now: u64) -> Stamp {
         self.read(|table| Stamp {
             generation: table.generation,
@@ -164,26 +166,27 @@ impl Barriers {
         })
     }
 
-    /// The stamp of a fill that begins now, Redis having said where it stands; it was asked at `asked_at` ([`boot_ms`]).
+    /// Returns the stamp of a fill that begins now, from the position that Redis reported to a query at `asked_at`
+    /// ([`boot_ms`]).
     ///
-    /// This pod may not have heard of all purges up to `order` yet. They were ordered before the source is asked, so none of them
-    /// is about what it will say.
+    /// This pod may not have heard of all purges up to `order` yet. They were ordered before the source is asked, so
+    /// the response reflects them.
     pub fn stamp_at(&self, generation: u64, order: u64, asked_at: u64) -> Stamp {
         Stamp { generation, order, local: self.read(|table| table.local), asked_at }
     }
 
-    /// Counts on from where another pod's table, or an earlier one of this pod's, stands. Nothing is trusted or known to be complete by
-    /// that, and what is filled from now on is stale if Redis has ordered a purge of it since.
+    /// Continues from the position of another pod's table, or of an earlier one of this pod's. Nothing becomes trusted
+    /// or complete by that, and fills from now on are stale if Redis has ordered a purge of them since.
     pub fn count_on_from(&self, Stamp { generation, order, .. }: Stamp) {
         self.change(|table| (table.generation, table.order) = (generation, order));
     }
 
-    /// The number to remember with an entry that [`Barriers::covers`] said no to.
+    /// Returns the version to remember with an entry that [`Barriers::covers`] returned false for.
     pub fn version(&self) -> u64 {
         self.version.load(Ordering::Acquire)
     }
 
-    /// Whether a purge made stale what bears these names and was filled at `stamp`.
+    /// Returns true if a purge made entries stale that bear these names and were filled at `stamp`.
     pub fn covers(&self, names: &[PurgeName], stamp: Stamp) -> bool {
         self.read(|table| {
             stamp.generation != table.generation
@@ -194,13 +197,13 @@ impl Barriers {
         })
     }
 
-    /// Whether what this pod asked for at `asked_at` ([`boot_ms`]) may be served: only what is younger than the grace, if it is not
-    /// proven that purges until then are known.
+    /// Returns true if the response to a request of this pod at `asked_at` ([`boot_ms`]) may be served: without proof
+    /// that purges until then are known, only if it is younger than the grace.
     pub fn trusts(&self, asked_at: u64) -> bool {
         self.bus.grace_ms.is_none() || self.trusts_at(asked_at, boot_ms())
     }
 
-    /// [`Barriers::trusts`], at a time.
+    /// Returns the result of [`Barriers::trusts`] at a given time.
     pub fn trusts_at(&self, asked_at: u64, now: u64) -> bool {
         let Some(grace) = self.bus.grace_ms else { return true };
         let least = now.saturating_sub(grace);
@@ -208,39 +211,40 @@ impl Barriers {
             || self.bus.proven_at.load(Ordering::Acquire) >= least
     }
 
-    /// The first attempt to hear of purges begins or has ended. Meanwhile nothing is trusted without proof, however young: a pod that
-    /// is about to hear of purges can be reached, although who purges does not wait for it yet.
+    /// Sets whether the first attempt to subscribe is in progress. Meanwhile nothing is trusted without proof, however
+    /// young, because other pods' purges do not wait for this pod yet.
     pub fn set_joining(&self, is_joining: bool) {
         self.bus.is_joining.store(is_joining, Ordering::Release);
     }
 
-    /// Whether purges of other pods are known to be heard: `true` without a bus.
+    /// Returns true if other pods' purges are known to be heard; always without a bus.
     pub fn are_current(&self) -> bool {
         self.is_recent(self.bus.proven_at.load(Ordering::Acquire))
     }
 
-    /// Whether a time ([`boot_ms`]) is not longer ago than the grace; always without a bus.
+    /// Returns true if a time ([`boot_ms`]) is within the grace; always without a bus.
     pub fn is_recent(&self, at: u64) -> bool {
         self.bus.grace_ms.is_none_or(|grace| at.saturating_add(grace) >= boot_ms())
     }
 
-    /// Every purge that Redis ordered before `asked_at` ([`boot_ms`]) is applied here.
+    /// Records that every purge that Redis ordered before `asked_at` ([`boot_ms`]) is applied here.
     pub fn prove(&self, asked_at: u64) {
         self.bus.proven_at.fetch_max(asked_at, Ordering::AcqRel);
     }
 
-    /// The time ([`boot_ms`]) until which every purge is known to be applied here; that of its own beginning, if none is proven.
+    /// Returns the time ([`boot_ms`]) until which every purge is known to be applied here; the time of creation, if
+    /// none is proven.
     pub fn known_until(&self) -> u64 {
         self.bus.proven_at.load(Ordering::Acquire).max(self.bus.began_at)
     }
 
-    /// How long ago it was that all purges were known to be applied here: `None` without a bus.
+    /// Returns the time since all purges were known to be applied here; `None` without a bus.
     pub fn lag(&self) -> Option<Duration> {
         self.bus.grace_ms?;
         Some(Duration::from_millis(boot_ms().saturating_sub(self.known_until())))
     }
 
-    /// Raises barriers that only this pod knows of, and gives their place in its own order.
+    /// Raises barriers that only this pod knows of, and returns their position in its own order.
     pub fn raise_locally(&self, names: &[PurgeName]) -> u64 {
         self.change(|table| {
             table.local += 1;
@@ -252,7 +256,7 @@ impl Barriers {
         })
     }
 
-    /// Covers everything that is stored now.
+    /// Raises a barrier on everything that is stored now.
     pub fn raise_on_everything(&self) {
         self.change(|table| {
             table.local += 1;
@@ -260,9 +264,9 @@ impl Barriers {
         });
     }
 
-    /// The bus told of a purge that Redis has ordered.
+    /// Applies a purge that Redis has ordered and the bus delivered.
     ///
-    /// Unless it is [`Heard::InOrder`], [`Barriers::resync`] is due.
+    /// Unless this returns [`Heard::InOrder`], [`Barriers::resync`] is due.
     #[must_use]
     pub fn heard(&self, generation: u64, order: u64, names: &[PurgeName]) -> Heard {
         self.change(|table| {
@@ -276,8 +280,8 @@ impl Barriers {
         })
     }
 
-    /// Redis has ordered a purge of this pod's. The bus may be about to tell of those before it. Whether it holds: not if it is
-    /// counted in another generation.
+    /// Applies a purge of this pod that Redis has ordered, possibly before the bus delivers earlier ones. Returns false
+    /// if it is counted in another generation and does not apply.
     #[must_use]
     pub fn ordered(&self, generation: u64, order: u64, names: &[PurgeName]) -> bool {
         self.change(|table| {
@@ -289,7 +293,7 @@ impl Barriers {
         })
     }
 
-    /// Takes over what Redis holds. Barriers that only this pod knows of stay.
+    /// Takes over the barriers in Redis. Barriers that only this pod knows of stay.
     pub fn resync(&self, snapshot: &Snapshot) {
         self.change(|table| {
             if table.generation != snapshot.generation {
@@ -309,7 +313,8 @@ impl Barriers {
         });
     }
 
-    /// Redis has ordered these barriers too: what other pods filled since need not fear this pod's own.
+    /// Records that Redis has ordered these barriers, too, so that other pods' later fills are not stale because of
+    /// this pod's own.
     pub fn settle(&self, names: &[PurgeName], up_to: u64) {
         self.change(|table| {
             for name in names {
@@ -320,7 +325,8 @@ impl Barriers {
         });
     }
 
-    /// Redis counts in a new generation, which makes everything older stale: no barrier of this pod's own is needed.
+    /// Records that Redis counts in a new generation, which makes everything older stale, so that this pod's own
+    /// barriers are obsolete.
     pub fn settle_everything(&self, up_to: u64) {
         self.change(|table| {
             for barrier in
@@ -331,7 +337,8 @@ impl Barriers {
         });
     }
 
-    /// This pod's own barrier on everything; 0 if there is none. It can only be settled with [`Barriers::settle_everything`].
+    /// Returns this pod's own barrier on everything; 0 if there is none. Only [`Barriers::settle_everything`] settles
+    /// it.
     pub fn local_floor(&self) -> u64 {
         self.read(|table| table.floor.local)
     }
@@ -354,7 +361,8 @@ impl Table {
 
     fn bound(&mut self) {
         if self.raised.len() > MAX_BARRIERS {
-            // What only this pod knows of is rare: without any, entries of L2, which have no local stamp, stay usable.
+            // Barriers that only this pod knows of are rare: without any, entries of L2, which have no local stamp,
+            // stay usable.
             let local =
                 self.raised.values().map(|barrier| barrier.local).max().unwrap_or(0).max(self.floor.local);
             self.floor = Barrier { order: self.order, local };

@@ -69,7 +69,7 @@ larder_api::labelled! {
         NoRoute = "no-route",
         /// Two servers may interpret its path differently.
         AmbiguousPath = "ambiguous-path",
-        /// Its target has bytes that RFC 3986 does not allow: it has no key.
+        /// A target with bytes that RFC 3986 does not allow: it has no key.
         Target = "target",
         /// The route's `bypass`, because of a query parameter.
         Query = "bypass-query",

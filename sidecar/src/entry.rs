@@ -1,4 +1,4 @@
-//! A stored answer.
+//! Stored responses.
 
 use std::{
     sync::atomic::{AtomicBool, AtomicU64, Ordering},
@@ -23,54 +23,54 @@ use crate::{
 pub mod authentication;
 pub mod codec;
 
-/// A stored answer, as it was received: its own headers and times. How long it is fresh is computed when it is read, so
-/// that a changed policy changes what is stored already.
+/// A stored response, as received: its own header fields and times. Its freshness is computed when it is read, so that
+/// a changed policy applies to responses that are already stored.
 #[derive(Debug)]
 pub struct Entry {
-    /// What came before the body.
+    /// The response without its body.
     pub head: Head,
     /// The body, or parts of it.
     pub content: Content,
-    /// The status line and the header fields as HTTP/1 writes them, made once: those that are the same in every answer.
+    /// The rendered status line and constant header fields in HTTP/1 form.
     rendered: Bytes,
-    /// When it came into this pod, in [`monotonic_ms`].
+    /// Time at which it came into this pod, as [`monotonic_ms`].
     here_since: u64,
-    /// The version of the barriers that it was last checked against.
+    /// Version of the barriers that it was last checked against.
     checked: AtomicU64,
-    /// Until when it stands in for an answer that failed without anybody being asked again, in [`monotonic_ms`].
+    /// Time until which it is served in place of failed responses without another attempt, as [`monotonic_ms`].
     stands_in_until: AtomicU64,
-    /// Whether it is to be renewed early, as a reader found that had no time for it.
+    /// True if a reader found that it is due for an early renewal, but had no time for it.
     renewal_is_due: AtomicBool,
 }
 
-/// What is known of an answer before its body.
+/// A stored response without its body.
 #[derive(Clone, Debug)]
 pub struct Head {
     /// The status.
     pub status: StatusCode,
-    /// The end-to-end header fields. `Content-Length` is among them only in an answer to HEAD.
+    /// The end-to-end header fields. `Content-Length` is among them only in a response to HEAD.
     pub headers: HeaderMap,
-    /// When it was asked for and received.
+    /// The times of its request and of its arrival.
     pub times: Times,
-    /// What it says of its own freshness.
+    /// Cache metadata of the response.
     pub meta: ResponseMeta,
-    /// When its fill began, in the order of purges.
+    /// The time of its fill in the order of purges.
     pub stamp: Stamp,
     /// The names under which it can be purged.
     pub names: Box<[PurgeName]>,
 }
 
-/// What is stored of a body.
+/// The stored part of a body.
 #[derive(Clone, Debug)]
 pub enum Content {
-    /// All of it.
+    /// The whole body.
     Whole(Bytes),
     /// Parts (RFC 9111, section 3.3).
     Parts(Pieces),
 }
 
 impl Content {
-    /// How many bytes of a body there are.
+    /// Returns the number of stored bytes of the body.
     pub fn bytes(&self) -> u64 {
         match self {
             Self::Whole(body) => body.len() as u64,
@@ -80,7 +80,8 @@ impl Content {
 }
 
 impl Head {
-    /// With its place among the answers that were stored at the same time, by which their TTLs differ: the same in every pod.
+    /// Sets the position among responses that were stored at the same time, by which their TTLs differ. The position is
+    /// the same in every pod.
     pub fn spread(self) -> Self {
         let name = self.names.first().map_or([0; 8], |name| {
             let mut start = [0; 8];
@@ -91,19 +92,19 @@ impl Head {
         Self { meta: self.meta.with_spread((mixed >> 48) as u16), ..self }
     }
 
-    /// How it stands now with those who ask for it.
+    /// Returns the freshness for a request now.
     pub fn freshness(&self, lifetimes: &Lifetimes, asked: &RequestDirectives) -> Freshness {
         evaluate(&self.meta, lifetimes, self.resident(), asked)
     }
 
-    /// How long ago it was received.
+    /// Returns the time since it was received.
     pub fn resident(&self) -> Duration {
         Duration::from_millis(wall_ms().saturating_sub(self.times.received_at))
     }
 }
 
 impl Entry {
-    /// An entry that comes into this pod now.
+    /// Creates an entry that comes into this pod now.
     pub fn new(head: Head, content: Content) -> Self {
         let head = head.spread();
         let rendered = match &content {
@@ -121,39 +122,39 @@ impl Entry {
         }
     }
 
-    /// How long it has been in this pod.
+    /// Returns the time that it has been in this pod.
     pub fn here_for(&self) -> Duration {
         Duration::from_millis(monotonic_ms().saturating_sub(self.here_since))
     }
 
-    /// It stands in for an answer that failed: for a while, it does so without anybody being asked again.
+    /// Records that it was served in place of a failed response, as it will be for `interval` without another attempt.
     pub fn stands_in_for(&self, interval: Duration) {
         let until = monotonic_ms().saturating_add(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX));
         self.stands_in_until.store(until, Ordering::Relaxed);
     }
 
-    /// Whether it stands in without anybody being asked.
+    /// Returns true if it is served in place of failed responses without another attempt.
     pub fn stands_in(&self) -> bool {
         let until = self.stands_in_until.load(Ordering::Relaxed);
         until != 0 && monotonic_ms() < until
     }
 
-    /// Whether it is to be renewed though it is fresh for `left`, by XFetch.
+    /// Returns true if it is due for an early renewal by XFetch, although it is fresh for `left`.
     pub fn is_renewed_early(&self, left: Duration) -> bool {
         freshness::refreshes_early(&self.head.meta, left, self.head.resident(), fastrand::u64(..))
     }
 
-    /// Has it renewed by the next reader that can.
+    /// Leaves an early renewal to the next reader that has time for it.
     pub fn ask_for_renewal(&self) {
         self.renewal_is_due.store(true, Ordering::Relaxed);
     }
 
-    /// Whether a reader found that it is to be renewed, which no other reader has heard yet.
+    /// Returns true once if a reader left a renewal to others.
     pub fn takes_renewal(&self) -> bool {
         self.renewal_is_due.load(Ordering::Relaxed) && self.renewal_is_due.swap(false, Ordering::Relaxed)
     }
 
-    /// The whole body, and the head as HTTP/1 writes it, without the empty line at its end.
+    /// Returns the whole body, and the head in HTTP/1 form without its empty last line.
     pub fn rendered(&self) -> Option<(&Bytes, &Bytes)> {
         match &self.content {
             Content::Whole(body) => Some((&self.rendered, body)),
@@ -161,12 +162,13 @@ impl Entry {
         }
     }
 
-    /// Whether it was asked for so long ago that, without proof of having heard of all purges since, it is not trusted any more.
+    /// Returns true if it was requested so long ago that it is not trusted without proof that all purges since were
+    /// heard.
     pub fn is_out_of_touch(&self, barriers: &Barriers) -> bool {
         !barriers.trusts(self.head.stamp.asked_at)
     }
 
-    /// Whether a purge, or too long a time without hearing of any, forbids to serve it.
+    /// Returns true if a purge, or too long a time without hearing of purges, forbids serving it.
     pub fn is_purged(&self, barriers: &Barriers) -> bool {
         if self.is_out_of_touch(barriers) {
             return true;
@@ -182,10 +184,10 @@ impl Entry {
         covered
     }
 
-    /// About how many bytes it takes.
+    /// Returns the approximate number of bytes that it takes.
     pub fn weight(&self) -> usize {
         const OVERHEAD: usize = 512;
-        // What `HeaderMap` allocates for a field besides its text.
+        // Memory of a field in a `HeaderMap` besides its text.
         const PER_HEADER: usize = 104;
         const PER_PIECE: usize = 48;
         let headers: usize = self
@@ -218,7 +220,7 @@ fn render(head: &Head, length: usize) -> Bytes {
         out.extend_from_slice(value.as_bytes());
         out.extend_from_slice(b"\r\n");
     }
-    // RFC 9110, section 8.6: none in a 204.
+    // A 204 has no Content-Length (RFC 9110, section 8.6).
     if head.status != StatusCode::NO_CONTENT && !head.headers.contains_key(CONTENT_LENGTH) {
         out.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
     }
@@ -231,7 +233,7 @@ pub(crate) mod tests {
 
     use super::*;
 
-    /// An answer that was received some time ago.
+    /// Returns the head of a response that was received some time ago.
     pub(crate) fn head(cache_control: &'static str, received_ago: Duration) -> Head {
         let headers: HeaderMap =
             [(header::CACHE_CONTROL, HeaderValue::from_static(cache_control))].into_iter().collect();

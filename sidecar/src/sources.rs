@@ -36,10 +36,10 @@ pub enum Source {
 /// Reason why a source has no response.
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
-    /// Its breaker is open: it was not asked.
+    /// The breaker is open: the source got no request.
     #[error("the source is not asked because it failed repeatedly")]
     Down,
-    /// It was asked, or could not be, and failed.
+    /// The source failed, or could not be used.
     #[error("{0}")]
     Failed(anyhow::Error),
 }

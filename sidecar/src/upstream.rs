@@ -34,7 +34,7 @@ use http1::Http1;
 pub(crate) use stream::{Announcement, ResponseStream};
 pub use upload::{Progress, Upload};
 
-/// What is sent to the application: the client's body as it comes, or one at hand, which may be empty.
+/// The body of a request to the application: the client's body as it arrives, or one in memory, possibly empty.
 pub type RequestBody = Either<Upload, Full<Bytes>>;
 
 /// Extension of a request with which its sender gives it up: it is not sent any more, unless it has been sent already.
@@ -138,7 +138,7 @@ impl Upstream {
         self.dialer.connect(refused).await
     }
 
-    /// Whether the application refuses connections, and has done so for longer than a restart takes.
+    /// Returns true if the application has refused connections for longer than a restart takes.
     pub fn is_gone(&self) -> bool {
         self.dialer.is_gone()
     }

@@ -1,38 +1,40 @@
 //! Authentication of the records in Redis.
 //!
-//! Redis is a trust boundary: whoever can write to it must not be able to make a sidecar serve a response of their own. Each
-//! record carries a MAC (BLAKE3, keyed) over the record and the name of the Redis key that it is stored under, so that a record
-//! can be neither made up nor moved to another key.
+//! Redis is a trust boundary: write access to it must not suffice to make a sidecar serve a forged response. Each
+//! record carries a MAC (BLAKE3, keyed) over the record and the name of its Redis key, so that a record can be neither
+//! forged nor moved to another key.
 //!
 //! The key is derived from the token of the admin API, which all pods of a policy share. A sidecar without
 //! `--admin-token-file` writes and reads records without a MAC.
 //!
 //! # Guarantees
 //! - A record that no holder of the token wrote under this very key is never returned.
-//! - Pods with different tokens use different keys in Redis: while a token is replaced they share less, and nothing fails.
+//! - Pods with different tokens use different keys in Redis: while a token is replaced they share less, and nothing
+//!   fails.
 //!
 //! # Assumptions
-//! The token cannot be guessed: each MAC allows to try guesses. The operator's tokens have 256 random bits.
+//! The token cannot be guessed, although each MAC allows guesses to be tested. The operator's tokens have 256 random
+//! bits.
 
 use std::{io, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
 
-/// Length in bytes of the MAC that ends a record.
+/// Length in bytes of the MAC at the end of a record.
 pub const MAC_LENGTH: usize = blake3::OUT_LEN;
 
 const MAC_CONTEXT: &str = "larder 2026-11-26 MAC of a record in Redis";
 const NAME_CONTEXT: &str = "larder 2026-11-26 name of the MAC key of records in Redis";
 
-/// The key that records are authenticated with, read again when its file changes.
+/// The key that authenticates records, read again when its file changes.
 #[derive(Debug)]
 pub struct Authentication {
     token_file: Option<PathBuf>,
     current: ArcSwap<State>,
 }
 
-/// The authentication of records at a moment.
+/// The current authentication of records.
 #[derive(Debug)]
 pub enum State {
     /// The sidecar has no token: records carry no MAC.
@@ -43,7 +45,7 @@ pub enum State {
     Unavailable(String),
 }
 
-/// A key that records are authenticated with.
+/// A key that authenticates records.
 #[derive(Clone)]
 pub struct RecordKey {
     mac: [u8; blake3::KEY_LEN],
@@ -51,14 +53,14 @@ pub struct RecordKey {
 }
 
 impl Authentication {
-    /// Reads the file with the token of the admin API; `None`: records carry no MAC.
+    /// Reads the token of the admin API from its file; `None`: records carry no MAC.
     pub fn new(token_file: Option<PathBuf>) -> Self {
         let authentication = Self { token_file, current: ArcSwap::from_pointee(State::Off) };
         authentication.refresh();
         authentication
     }
 
-    /// Reads the file again. A token that cannot be read leaves the one before in use.
+    /// Reads the file again. The previous token stays in use if the file cannot be read.
     pub fn refresh(&self) {
         let Some(file) = &self.token_file else { return };
         let read = std::fs::read(file).and_then(|text| {
@@ -76,21 +78,21 @@ impl Authentication {
         }
     }
 
-    /// The authentication as it is now.
+    /// Returns the current authentication.
     pub fn state(&self) -> Arc<State> {
         self.current.load_full()
     }
 }
 
 impl RecordKey {
-    /// Derives the key from a token; white space around it does not count. `None` for an empty one.
+    /// Derives the key from a token without its surrounding white space; `None` for an empty one.
     pub fn from_token(token: &[u8]) -> Option<Self> {
         let token = token.trim_ascii();
         let name = || larder_policy::digest::short(&blake3::derive_key(NAME_CONTEXT, token).into());
         (!token.is_empty()).then(|| Self { mac: blake3::derive_key(MAC_CONTEXT, token), name: name() })
     }
 
-    /// The public name of the key, which tells nothing about it.
+    /// Returns the public name of the key, which reveals nothing about the key.
     pub fn name(&self) -> &str {
         &self.name
     }
@@ -103,7 +105,7 @@ impl RecordKey {
         sealed.freeze()
     }
 
-    /// The record without its MAC; `None` if the MAC is not that of this record under `place`.
+    /// Returns the record without its MAC; `None` if the MAC does not match the record and `place`.
     pub fn open(&self, place: &str, mut sealed: Bytes) -> Option<Bytes> {
         let mac = sealed.split_off(sealed.len().checked_sub(MAC_LENGTH)?);
         let mac: [u8; MAC_LENGTH] = mac[..].try_into().ok()?;

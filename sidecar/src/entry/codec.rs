@@ -1,7 +1,7 @@
-//! Entries as Redis holds them.
+//! Encoding of stored responses in Redis.
 //!
-//! A version byte, a kind byte, then the fields in order; integers are big-endian, texts and bodies have their length
-//! before them. What a sidecar can't read, a newer version's or a broken one, is a miss.
+//! A version byte, a kind byte, then the fields in order; integers are big-endian, texts and bodies are preceded by
+//! their length. A record that a sidecar can't read, because it is broken or of a newer version, is a miss.
 
 use std::time::Duration;
 
@@ -21,7 +21,7 @@ use crate::{barriers::Stamp, clock::wall_ms};
 
 /// Version of the format. It is part of the keys in Redis, so that releases with different formats never meet.
 pub const VERSION: u8 = 4;
-/// In place of a TTL, where the answer gave itself none.
+/// Value in place of a TTL, if the response stated none.
 const NO_TTL: u64 = u64::MAX;
 const KIND_WHOLE: u8 = 1;
 const KIND_VARY: u8 = 2;
@@ -31,25 +31,25 @@ pub const MAX_VARY_NAMES: usize = 128;
 /// Maximum time by which the clock of the pod that stored a response may be ahead.
 const MAX_CLOCK_SKEW: Duration = Duration::from_secs(3600);
 
-/// What is stored under a key.
+/// The value of a record.
 #[derive(Debug)]
 pub enum Record {
-    /// An answer.
+    /// A stored response.
     Entry(Box<Entry>),
-    /// The names that `Vary` listed: the answers are stored apart, by the values of these headers.
+    /// The names that `Vary` listed: the variants are stored separately, by the values of these headers.
     Vary(Vec<HeaderName>),
 }
 
 /// Bytes that are not a record of this version.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DecodeError {
-    /// Another version wrote it.
+    /// Another version of the format.
     #[error("version {0} is not {VERSION}")]
     Version(u8),
-    /// It ends too early.
+    /// A record that ends too early.
     #[error("it is cut off")]
     Short,
-    /// A field has a value that no sidecar writes.
+    /// A field with a value that no sidecar writes.
     #[error("it has a bad {0}")]
     Field(&'static str),
 }
@@ -65,11 +65,11 @@ impl From<TryGetError> for DecodeError {
 pub struct Rules<'a> {
     /// The fields of targeted cache control (RFC 9213) that the policy obeys.
     pub targets: &'a [HeaderName],
-    /// Stored responses may have `Set-Cookie`: the route stores them despite it.
+    /// True if stored responses may have `Set-Cookie`, because the route stores it.
     pub set_cookie: bool,
 }
 
-/// Writes an answer.
+/// Encodes a stored response.
 pub fn encode(entry: &Entry) -> Bytes {
     let Head { status, headers, times, meta, stamp, names } = &entry.head;
     let mut out = BytesMut::with_capacity(entry.weight());
@@ -162,7 +162,8 @@ pub fn decode(mut bytes: Bytes, rules: Rules<'_>) -> Result<Record, DecodeError>
     if bytes.has_remaining() { Err(DecodeError::Field("length")) } else { Ok(record) }
 }
 
-/// Whether a record may hold responses with this status: final ones, besides 304, which has no content of its own.
+/// Returns true if a record may hold responses with this status: final ones, besides 304, which has no content of its
+/// own.
 fn is_stored_status(status: StatusCode) -> bool {
     (200..600).contains(&status.as_u16()) && status != StatusCode::NOT_MODIFIED
 }

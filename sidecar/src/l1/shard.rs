@@ -58,14 +58,14 @@ pub(super) struct Node {
 /// Result of a step for the first entry of a queue.
 #[derive(Debug)]
 pub(super) enum Step {
-    /// It was evicted.
+    /// The entry was evicted.
     Evicted(Node),
-    /// It had a second request, and has moved to the main queue.
+    /// The entry had a second request, and has moved to the main queue.
     Promoted {
         /// Number of bytes that it counts.
         bytes: u64,
     },
-    /// It stays, or there is none.
+    /// The entry stays, or there is none.
     Stayed,
 }
 

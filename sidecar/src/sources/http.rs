@@ -1,4 +1,4 @@
-//! A source that answers over HTTP.
+//! A source that reads over HTTP.
 
 use std::{sync::Arc, time::Duration};
 
@@ -26,11 +26,11 @@ use crate::{
     upstream::blames_transfer_coding,
 };
 
-/// Failures in a row that open the breaker, and for how long.
+/// Number of failures in a row that open the breaker, and the time that it stays open.
 const MAX_FAILURES: u32 = 5;
 const BREAKER_INTERVAL: Duration = Duration::from_secs(1);
 
-/// What an answer says of the host that it comes from, not of itself; and by what requests it varies, which ours don't.
+/// Fields about the source's host rather than the response, and `Vary`, because the sidecar's requests do not vary.
 const OF_ITS_HOST: [HeaderName; 5] =
     [SET_COOKIE, ALT_SVC, STRICT_TRANSPORT_SECURITY, VARY, HeaderName::from_static("clear-site-data")];
 
@@ -42,68 +42,68 @@ pub struct HttpSource {
     breaker: Arc<Breaker>,
 }
 
-/// What an HTTP source says.
+/// Response of an HTTP source.
 #[derive(Debug)]
 pub enum HttpFound {
-    /// A 200. Its headers are the source's, without those of the connection and of its host.
+    /// A 200, without hop-by-hop fields and fields about the source's host.
     Found(Response<HttpBody>),
     /// A 404 or a 410.
     NotFound,
 }
 
-/// Why an HTTP source did not answer.
+/// Failure of an HTTP source.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
-    /// It failed too often of late.
+    /// The breaker is open.
     #[error("the HTTP source is not asked: it failed too often of late")]
     Down,
-    /// No head of an answer in time.
+    /// No response head in time.
     #[error("the HTTP source did not answer within {0:?}")]
     Deadline(Duration),
-    /// It answered with what is neither 200, 404 nor 410.
+    /// A status other than 200, 404 and 410.
     #[error("the HTTP source answered {0}: of other statuses than 404 and 410, only 200 is an answer")]
     Status(StatusCode),
-    /// Its URL and the path of the route do not make one.
+    /// The URL and the route's path do not form a URL.
     #[error("the source's url and the route's path do not make a URL: {0}")]
     Target(#[from] InvalidUri),
-    /// Nobody knows whom to trust, so it was not asked.
+    /// The trusted certificates can't be read.
     #[error("the HTTP source is not asked: {0}")]
     Trust(String),
-    /// Its body has a transfer coding that is not decoded here.
+    /// A body with a transfer coding that is not decoded here.
     #[error("the HTTP source's response has a transfer coding other than chunked")]
     TransferCoding,
-    /// It can't be reached, broke off, or makes no sense.
+    /// The source can't be reached, broke the connection, or sent an invalid response.
     #[error("the HTTP source: {0:#}")]
     Failed(anyhow::Error),
 }
 
 impl HttpSource {
-    /// Makes one ready. It connects when it is asked.
+    /// Creates a source, which connects on first use.
     pub fn start(spec: spec::Http) -> Self {
         let clients = Clients::new(&spec);
         Self { spec, clients, breaker: Arc::new(Breaker::new(MAX_FAILURES, BREAKER_INTERVAL)) }
     }
 
-    /// What it was made from.
+    /// Returns the spec that it was started from.
     pub fn spec(&self) -> &spec::Http {
         &self.spec
     }
 
-    /// Whether it is trusted to answer. One that nobody asked yet is.
+    /// Returns true if the breaker is closed, as it is before the first request.
     pub fn is_up(&self) -> bool {
         self.breaker.is_closed() && self.clients.current().is_ok()
     }
 
-    /// What is wrong with the certificates that it is told to trust; the last good ones are used then, if there are any.
+    /// Returns the error in the trusted certificates, if there is one; the last good ones are used meanwhile.
     pub fn last_error(&self) -> Option<String> {
         self.clients.last_error()
     }
 
-    /// Asks it by GET for a path and query, which follow the path of its URL. Connecting, the head and the body together have
-    /// the source's hard timeout.
+    /// Sends a GET for a path and query, appended to the path of the URL. Connecting, the head and the body share the
+    /// source's hard timeout.
     ///
     /// # Errors
-    /// If it can't be reached, is too slow, or answers with another status than 200, 404 and 410.
+    /// If the source can't be reached, is too slow, or responds with a status other than 200, 404 and 410.
     pub async fn fetch(&self, path_and_query: &str) -> Result<HttpFound, HttpError> {
         let uri: Uri = format!("{}{path_and_query}", self.spec.url.trim_end_matches('/')).parse()?;
         let client = self.clients.current().map_err(HttpError::Trust)?;

@@ -1,4 +1,4 @@
-//! The last good answers, in a table in Postgres.
+//! Last known good responses, in a table in Postgres.
 
 use std::{
     sync::{
@@ -19,18 +19,18 @@ mod untold;
 use self::{table::Table, untold::Untold};
 use super::postgres::{PostgresError, PostgresSource};
 
-/// How often purges that Postgres could not be told of are told again.
+/// Interval of attempts to forward pending purges to Postgres.
 const RETRY_INTERVAL: Duration = Duration::from_secs(1);
 
-/// The last good answers of a policy, in a table in Postgres: they outlive Redis and every pod.
+/// The last known good responses of a policy, in a table in Postgres that outlives Redis and every pod.
 ///
-/// Guarantees: what was purged is not loaded again. A purge that Postgres could not be told of is kept, in this pod, and told
-/// before anything is loaded or stored; so long, loading fails. An answer that was asked for before a purge of one of its names is
-/// not stored after it, by any pod. A purge under one version of the policy, and a write for which a version names nothing, covers all
-/// that was kept under the others before: their names may be others.
+/// Guarantees: a purged response is not loaded again. A purge that could not be sent to Postgres is remembered by this
+/// pod and sent before anything is loaded or stored; until then, loading fails. No pod stores a response that was
+/// requested before a purge of one of its names. A purge under one version of the policy, and a write for which a
+/// version names nothing, covers all responses that were stored under other versions, because their names may differ.
 ///
-/// Assumptions: the clock of Postgres is not set back, and a purge that Postgres was not told of before the pod ends is known
-/// otherwise (Redis).
+/// Assumptions: the clock of Postgres is not set back, and a purge that was not sent to Postgres before the pod ended
+/// is known otherwise (Redis).
 #[derive(Debug)]
 pub struct LastKnownGood {
     shared: Arc<Shared>,
@@ -42,17 +42,17 @@ struct Shared {
     source: Arc<PostgresSource>,
     table: Table,
     untold: Untold,
-    /// Held while Postgres is told.
+    /// Held while purges are sent to Postgres.
     telling: tokio::sync::Mutex<()>,
-    /// How often it could not be told.
+    /// Number of failed attempts.
     failures: AtomicU64,
     left_untold: Notify,
     complained: AtomicBool,
 }
 
 impl LastKnownGood {
-    /// The answers of a policy, such as `shop/shop`, in a database that several policies may share. The tables are made when they
-    /// are first needed.
+    /// Creates the table of a policy, such as `shop/shop`, in a database that several policies may share. The database
+    /// tables are created on first use.
     pub fn new(source: Arc<PostgresSource>, policy: String, version: PurgeName) -> Self {
         let shared = Arc::new(Shared {
             table: Table::new(Arc::clone(&source), policy, version),
@@ -67,18 +67,18 @@ impl LastKnownGood {
         Self { shared, _teller: teller }
     }
 
-    /// Whether it is of this version of this policy in this source.
+    /// Returns true if it belongs to this version of this policy in this source.
     pub fn is_of(&self, source: &Arc<PostgresSource>, policy: &str, version: PurgeName) -> bool {
         Arc::ptr_eq(&self.shared.source, source) && self.shared.table.is_of(policy, version)
     }
 
-    /// Whether there are purges, or writes, that Postgres could not be told of.
+    /// Returns true if purges or writes are still to be sent to Postgres.
     pub fn has_untold(&self) -> bool {
         !self.shared.untold.is_empty()
     }
 
-    /// Takes over the purges that the one before could not tell. Where that was for another version of the policy, whatever is kept
-    /// may be meant.
+    /// Takes over the pending purges of a predecessor. If that belonged to another version of the policy, they cover
+    /// everything.
     pub fn inherit(&self, predecessor: &Self) {
         if self.shared.table.is_of_version_of(&predecessor.shared.table) {
             self.shared.untold.inherit(&predecessor.shared.untold);
@@ -88,11 +88,11 @@ impl LastKnownGood {
         self.shared.left_untold.notify_one();
     }
 
-    /// Keeps an answer that its source was asked for at `asked_at`, in place of the one before. It is not kept if one of its names
-    /// was purged since.
+    /// Stores a response that was requested at `asked_at`, replacing the previous one, unless one of its names was
+    /// purged since.
     ///
     /// # Errors
-    /// If Postgres can't be told, or the tables can't be made.
+    /// If Postgres fails, or the tables can't be created.
     pub async fn store(
         &self,
         id: [u8; 32],
@@ -104,35 +104,36 @@ impl LastKnownGood {
         self.shared.noticing(self.shared.table.store(id, names, record, asked_at).await)
     }
 
-    /// The last good answer, if there is one.
+    /// Loads the last known good response, if there is one.
     ///
     /// # Errors
-    /// If Postgres can't be asked, or does not know of all purges yet.
+    /// If Postgres fails, or does not know all purges yet.
     pub async fn load(&self, id: [u8; 32]) -> Result<Option<Bytes>, PostgresError> {
         self.shared.made_and_told().await?;
         self.shared.noticing(self.shared.table.load(id).await)
     }
 
-    /// Forgets the answers that bear one of these names: from now on none of them is loaded. What it returns tells Postgres.
+    /// Forgets the responses with one of these names: none of them is loaded from now on. The returned future informs
+    /// Postgres.
     ///
     /// # Errors
-    /// If Postgres can't be told now. It will be.
+    /// If Postgres can't be informed now. It is informed later.
     pub fn forget(&self, names: &[PurgeName]) -> impl Future<Output = Result<(), PostgresError>> + use<> {
         self.shared.untold.add(names);
         Arc::clone(&self.shared).tell()
     }
 
-    /// A write passed for which this version of the policy names nothing. Postgres is told soon, of many at once, and before
-    /// anything is loaded or stored by this pod.
+    /// Records a write for which this version of the policy names nothing. Postgres is informed soon, of many writes at
+    /// once, and before this pod loads or stores anything.
     pub fn note_unnamed_write(&self) {
         self.shared.untold.add(&[PurgeName::unnamed_write()]);
         self.shared.left_untold.notify_one();
     }
 
-    /// Forgets all answers of the policy: from now on none of them is loaded. What it returns tells Postgres.
+    /// Forgets all responses of the policy: none of them is loaded from now on. The returned future informs Postgres.
     ///
     /// # Errors
-    /// If Postgres can't be told now. It will be.
+    /// If Postgres can't be informed now. It is informed later.
     pub fn forget_everything(&self) -> impl Future<Output = Result<(), PostgresError>> + use<> {
         self.shared.untold.add_everything();
         Arc::clone(&self.shared).tell()
@@ -160,7 +161,7 @@ impl Shared {
         outcome
     }
 
-    /// Sees to it that the tables are there and Postgres knows of all purges.
+    /// Ensures that the tables exist and Postgres knows all purges.
     async fn made_and_told(&self) -> Result<(), PostgresError> {
         self.noticing(self.table.make().await)?;
         if self.untold.is_empty() {
@@ -169,7 +170,7 @@ impl Shared {
         let failures = self.failures.load(Ordering::Acquire);
         let _telling = self.telling.lock().await;
         let Some(told) = self.untold.snapshot() else { return Ok(()) };
-        // Whoever told before us tried in vain: many who wait must not each wait as long.
+        // The previous holder of the lock has failed: waiting tasks must not each try for as long.
         if self.failures.load(Ordering::Acquire) != failures {
             return Err(PostgresError::Untold);
         }
@@ -183,7 +184,7 @@ impl Shared {
         self.noticing(outcome)
     }
 
-    /// Says once what an administrator must do.
+    /// Logs once which action an administrator must take.
     fn noticing<T>(&self, outcome: Result<T, PostgresError>) -> Result<T, PostgresError> {
         if let Err(error @ PostgresError::NoTable(_)) = &outcome
             && !self.complained.swap(true, Ordering::Relaxed)

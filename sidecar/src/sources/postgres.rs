@@ -1,4 +1,4 @@
-//! A source that answers from Postgres.
+//! A source that reads from Postgres.
 
 use std::{
     sync::{
@@ -26,13 +26,13 @@ use self::pools::Pools;
 use super::blames_certificate;
 use crate::breaker::Breaker;
 
-/// Failures in a row that open the breaker, and for how long.
+/// Number of failures in a row that open the breaker, and the time that it stays open.
 const MAX_FAILURES: u32 = 5;
 const BREAKER_INTERVAL: Duration = Duration::from_secs(1);
-/// How often the URL and the CA are read again: a Secret's file may change.
+/// Interval for reading the URL and the CA again, because a Secret's file may change.
 const URL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How often it is asked whether it is there: a route that nobody asks for says nothing about its source.
+/// Interval of probes, which show the state of a source even without requests.
 const PROBE_INTERVAL: Duration = Duration::from_secs(5);
 
 /// A Postgres server that routes read from. Queries are read-only, and every statement has a deadline.
@@ -46,44 +46,44 @@ pub struct PostgresSource {
 struct Server {
     spec: spec::Postgres,
     pools: Pools,
-    /// As many as connections that may be held: also by a pool and the one in its place together.
+    /// Permits for connections, shared by a pool and its successor.
     slots: Semaphore,
     breaker: Breaker,
-    /// Whether it answered when it was last asked for anything.
+    /// True if the last statement or probe succeeded.
     answers: AtomicBool,
 }
 
-/// Why Postgres did not answer.
+/// Failure of a request to Postgres.
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
-    /// It failed too often of late.
+    /// The breaker is open.
     #[error("postgres is not asked: it failed too often of late")]
     Down,
-    /// All connections were in use for more than half of the time that there was. That says nothing of the server, so it does not
-    /// open the breaker: who uses the connections finds out whether it answers.
+    /// All connections were in use for more than half of the timeout. That does not count as a failure of the server,
+    /// because the statements on these connections show its state.
     #[error("all {0} connections to postgres were in use for too long: raise maxConnectionsPerPod")]
     Busy(u16),
-    /// No connection or no answer in time.
+    /// No connection or no result in time.
     #[error("postgres did not answer within {0:?}")]
     Deadline(Duration),
-    /// It did not like the statement: it works, for others.
+    /// The statement was rejected: the server works for others.
     #[error("postgres refused the statement: {}", reason(.0))]
     Refused(tokio_postgres::Error),
-    /// It has no tables for the last good answers, and its user may not make them.
+    /// The tables of last known good responses are missing, and the user may not create them.
     #[error(
         "postgres has no tables for the last good answers and its user may not make them: run `{0}` and grant that user select, insert, update and delete on them"
     )]
     NoTable(&'static str),
-    /// It does not know of all purges, and can't be told.
+    /// Postgres does not know all purges, and can't be informed.
     #[error("postgres is not asked before it knows of all purges")]
     Untold,
-    /// It can't be reached, or broke down.
+    /// Postgres can't be reached, or broke the connection.
     #[error("postgres: {0:#}")]
     Failed(#[from] anyhow::Error),
 }
 
 impl PostgresSource {
-    /// Connects in the background, to know whether it is there.
+    /// Starts a source, and connects in the background to learn its state.
     pub fn start(spec: spec::Postgres) -> Self {
         let server = Arc::new(Server {
             pools: Pools::new(&spec),
@@ -96,26 +96,27 @@ impl PostgresSource {
         Self { server, _watch: watch }
     }
 
-    /// What it was made from.
+    /// Returns the spec that it was started from.
     pub fn spec(&self) -> &spec::Postgres {
         &self.server.spec
     }
 
-    /// Whether it answered when it was last asked, and is trusted to do so again.
+    /// Returns true if the last statement or probe succeeded and the breaker is closed.
     pub fn is_up(&self) -> bool {
         self.server.answers.load(Ordering::Relaxed) && self.server.breaker.is_closed()
     }
 
-    /// What is wrong with the URL or the CA as they are now; the last good ones are used then, if there are any. It never has the
-    /// password in it.
+    /// Returns the error in the current URL or CA, if there is one; the last good ones are used meanwhile. Never
+    /// contains the password.
     pub fn last_error(&self) -> Option<String> {
         self.server.pools.last_error()
     }
 
-    /// Asks it: one row is a JSON object, several are an array, none, or a parameter that the query can't cast, is `None`.
+    /// Runs a query: one row is returned as a JSON object, several as an array; no row, or a parameter that the query
+    /// can't cast, is `None`.
     ///
     /// # Errors
-    /// If it can't be reached, is too slow, or does not like the query.
+    /// If Postgres can't be reached, is too slow, or rejects the query.
     pub async fn fetch(
         &self,
         query: &BoundQuery,
@@ -127,7 +128,7 @@ impl PostgresSource {
             let bound: Vec<_> = bound.iter().map(|value| value as &(dyn ToSql + Sync)).collect();
             let rows = match client.query(&statement, &bound).await {
                 Ok(rows) => rows,
-                // A value that the query can't cast names nothing that there is.
+                // A value that the query can't cast identifies no row.
                 Err(error) if error.code().is_some_and(is_data_exception) => return Ok(None),
                 Err(error) => return Err(error),
             };
@@ -141,11 +142,11 @@ impl PostgresSource {
         .await
     }
 
-    /// Runs a statement that may write, in a transaction of its own, and says how many rows it touched.
+    /// Runs a statement that may write, in its own transaction, and returns the number of affected rows.
     ///
     /// # Errors
-    /// If it can't be reached, is too slow, or does not like the statement or a value. Nothing is written then; after
-    /// [`PostgresError::Deadline`] and [`PostgresError::Failed`] nobody knows.
+    /// If Postgres can't be reached, is too slow, or rejects the statement or a value. Nothing was written then, except
+    /// that after [`PostgresError::Deadline`] and [`PostgresError::Failed`] the outcome is unknown.
     pub async fn execute(&self, statement: &BoundQuery, values: &Values<'_>) -> Result<u64, PostgresError> {
         self.ask(async |client| {
             let prepared = client.prepare_cached(&statement.statement).await?;
@@ -159,7 +160,7 @@ impl PostgresSource {
         .await
     }
 
-    /// Has work done over one of the connections: waiting for it included, within the statement's deadline.
+    /// Runs work on a connection within the statement's deadline, which includes the wait for the connection.
     pub(super) async fn ask<T>(
         &self,
         work: impl AsyncFnOnce(&mut Object) -> Result<T, tokio_postgres::Error>,
@@ -225,7 +226,8 @@ impl Server {
     }
 }
 
-/// A connection in use. One that is not handed back is closed: a statement may still run on it, which the next would wait for.
+/// A connection in use. It is closed unless it is handed back, because a statement may still run on it, for which the
+/// next one would wait.
 struct Turn<'a> {
     client: Option<Object>,
     _slot: SemaphorePermit<'a>,
@@ -270,7 +272,7 @@ impl PostgresError {
 
     fn of_statement(error: tokio_postgres::Error, limit: Duration) -> Self {
         match error.code() {
-            // Postgres has the same deadline, and may be first to notice.
+            // Postgres has the same deadline, and may notice it first.
             Some(&SqlState::QUERY_CANCELED) => Self::Deadline(limit),
             Some(code) if is_the_statements(code) => Self::Refused(error),
             _ => Self::Failed(anyhow::Error::from(error).context("the statement failed")),
@@ -278,7 +280,8 @@ impl PostgresError {
     }
 }
 
-/// What Postgres says, without its details, which may be what rows hold; the error alone says "db error".
+/// Returns the message from Postgres without its details, which may contain data of rows; the error's own text is only
+/// "db error".
 fn reason(error: &tokio_postgres::Error) -> String {
     error.as_db_error().map_or_else(
         || error.to_string(),
@@ -286,14 +289,15 @@ fn reason(error: &tokio_postgres::Error) -> String {
     )
 }
 
-/// Classes of errors that another statement does not have: unsupported feature, cardinality, data, constraints, a write in a
-/// read-only transaction, functions, a schema that is not there, what others do at the same time, syntax and access rules, PL/pgSQL.
+/// Returns true for error classes that concern only the statement: unsupported feature, cardinality, data, constraints,
+/// a write in a read-only transaction, functions, missing schemas, concurrent changes, syntax and access rules,
+/// PL/pgSQL.
 fn is_the_statements(code: &SqlState) -> bool {
     let class = code.code().get(..2);
     matches!(class, Some("0A" | "21" | "22" | "23" | "25" | "2F" | "38" | "39" | "3F" | "40" | "42" | "P0"))
 }
 
-/// Class 22.
+/// Returns true for class 22.
 fn is_data_exception(code: &SqlState) -> bool {
     code.code().starts_with("22")
 }

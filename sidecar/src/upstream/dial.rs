@@ -34,7 +34,7 @@ const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(100);
 /// Time for which an application that refused a connection is known to be gone.
 const GONE_INTERVAL_MS: u64 = 1_000;
 
-/// What a refused connection means to its request.
+/// Treatment of a request whose connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenRefused {
     /// The request fails at once: something else can stand in.
@@ -104,7 +104,7 @@ impl Dialer {
         }
     }
 
-    /// Whether the application refuses connections, and has done so for longer than a restart takes.
+    /// Returns true if the application has refused connections for longer than a restart takes.
     pub fn is_gone(&self) -> bool {
         self.refused_for().is_some_and(|time| {
             time >= Duration::from_millis(REFUSED_GRACE_MS) || !self.has_connected.load(Ordering::Relaxed)

@@ -30,31 +30,31 @@ larder_api::labelled! {
     /// Kind of failure of an exchange with the application, as metrics, problem details and the log name it.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum UpstreamReason {
-        /// It refused the connection: nobody listens.
+        /// The application refused the connection: nothing listens.
         Refused = "refused",
-        /// It did not take the connection in time.
+        /// The application did not accept the connection in time.
         ConnectTimeout = "connect-timeout",
-        /// It can't be reached.
+        /// The application can't be reached.
         Unreachable = "unreachable",
-        /// It closed the connection before its response had begun.
+        /// The application closed the connection before its response began.
         ClosedEarly = "closed-early",
-        /// It reset the connection or the stream.
+        /// The application reset the connection or the stream.
         Reset = "reset",
         /// The application refused the request over HTTP/2 without processing it (RFC 9113, section 8.7).
         NotProcessed = "not-processed",
-        /// Its response has too many header lines.
+        /// The response has too many header lines.
         TooManyHeaders = "too-many-headers",
-        /// The head of its response is too large.
+        /// The head of the response is too large.
         HeadTooLarge = "head-too-large",
-        /// There is no memory for the large head of its response.
+        /// There is no memory for the large head of the response.
         NoRoom = "no-room",
-        /// Its response does not begin with a status line of HTTP/1.
+        /// The response does not begin with an HTTP/1 status line.
         MalformedStatusLine = "malformed-status-line",
-        /// A header line of its response can't be understood.
+        /// A header line of the response is invalid.
         MalformedHeader = "malformed-header",
-        /// The `Content-Length` of its response is not one number.
+        /// The response's `Content-Length` is not one number.
         MalformedLength = "malformed-length",
-        /// Its response has a transfer coding other than `chunked`.
+        /// The response has a transfer coding other than `chunked`.
         TransferCoding = "transfer-coding",
         /// The application ended the connection or the stream in the middle of a body.
         ClosedInBody = "closed-in-body",
@@ -154,7 +154,7 @@ impl UpstreamError {
         }
     }
 
-    /// Whether the application may have seen the request, and may have acted on it.
+    /// Returns true if the application may have seen the request, and may have acted on it.
     pub const fn may_have_been_sent(&self) -> bool {
         match self {
             Self::Connect { was_sent, .. } | Self::Exchange { was_sent, .. } => *was_sent,
@@ -231,7 +231,8 @@ fn http2_errors<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'
     causes(error).filter_map(|error| error.downcast_ref::<h2::Error>())
 }
 
-/// Whether a request failed because its connection broke, which it may have done before; not because what came makes no sense.
+/// Returns true if a request failed because its connection broke, possibly before the request; not because the response
+/// was invalid.
 pub(crate) fn may_have_been_dead(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|error| {
         if let Some(error) = error.downcast_ref::<hyper::Error>() {

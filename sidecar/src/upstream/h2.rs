@@ -33,11 +33,11 @@ use super::{
 };
 use crate::clock::monotonic_ms;
 
-/// How much of one response, and of all, the application may send before it is read, in bytes. A slow client holds up no other
-/// response until a hundred of them do.
+/// Maximum number of bytes that the application may send before they are read, per response and in sum. A slow client
+/// blocks no other response until a hundred of them do.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 8 << 20;
-/// How long an application is given to show that it speaks HTTP/2, and how long it is remembered that it does not.
+/// Timeout for an application to prove that it speaks HTTP/2, and the time for which a negative result is remembered.
 const PROBE: Duration = Duration::from_secs(1);
 const REMEMBER_NO_MS: u64 = 10_000;
 /// Pauses before a request that was not processed is sent again.
@@ -54,7 +54,7 @@ pub(super) struct Http2 {
     link: Mutex<Option<Link>>,
     /// Held by the one who finds out whether HTTP/2 is spoken, or who connects.
     connecting: tokio::sync::Mutex<()>,
-    /// How many connections were made.
+    /// Number of connections made.
     made: AtomicU64,
     /// When it was last found not to speak HTTP/2, in [`monotonic_ms`]; 0: never.
     refused_at: AtomicU64,
@@ -123,8 +123,8 @@ impl Http2 {
         }
     }
 
-    /// Whether the application speaks HTTP/2. It is asked with a preface alone, on a connection of its own, so that one which
-    /// does not never sees half a request; once, however many want to know.
+    /// Returns true if the application speaks HTTP/2, probed with a preface alone on a separate connection, so that an
+    /// HTTP/1 application never sees half a request. Concurrent callers share one probe.
     ///
     /// # Errors
     /// If the application can't be connected to.

@@ -194,7 +194,7 @@ fn printable(value: &[u8]) -> Result<Vec<u8>, HeadError> {
     Ok(spaced.collect())
 }
 
-/// Whether a line without a valid name would be one that matters, without the characters that make it invalid.
+/// Returns true if a line with an invalid name would be significant without the invalid characters.
 fn is_significant(line: &[u8]) -> bool {
     let name = line.split(|&byte| byte == b':').next().unwrap_or_default();
     let name: String = name
@@ -246,7 +246,7 @@ impl<'a> StatusLine<'a> {
     }
 }
 
-/// What a head says about where its body ends (RFC 9112, section 6.3).
+/// Body framing stated by a head (RFC 9112, section 6.3).
 #[derive(Default)]
 struct Framing {
     coding: TransferCoding,

@@ -68,7 +68,7 @@ struct Respelled {
     stream: ApplicationStream,
     /// The bytes that it begins with, as far as they are not written yet.
     spelled: Bytes,
-    /// How many of the bytes written to it they stand for, as far as those have not come yet.
+    /// Number of bytes still to be written that they replace.
     replaced: usize,
 }
 

@@ -101,7 +101,7 @@ impl Upload {
         }
     }
 
-    /// Its state.
+    /// Returns the state of the upload.
     pub fn progress(&self) -> Arc<Progress> {
         Arc::clone(&self.progress)
     }

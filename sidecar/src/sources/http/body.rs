@@ -1,4 +1,4 @@
-//! What an HTTP source sends.
+//! Response body of an HTTP source.
 
 use std::{
     pin::Pin,
@@ -14,21 +14,21 @@ use tokio::time::{Instant, Sleep, sleep_until};
 
 use crate::breaker::Breaker;
 
-/// The body of an HTTP source's answer. It fails when the deadline of the answer passes while more is to come; how it ends is
-/// reported to the breaker.
+/// The response body of an HTTP source. It fails if it is incomplete at the response's deadline, and reports its
+/// outcome to the breaker.
 #[derive(Debug)]
 pub struct HttpBody {
     incoming: Incoming,
     deadline: Pin<Box<Sleep>>,
     limit: Duration,
-    /// Taken when it is told how this ended.
+    /// Taken when the outcome is reported.
     breaker: Option<Arc<Breaker>>,
 }
 
-/// Why a body broke off.
+/// Reason why a body broke off.
 #[derive(Debug, thiserror::Error)]
 pub enum HttpBodyError {
-    /// It was not whole in time.
+    /// The body was incomplete at the deadline.
     #[error("the HTTP source's answer was not whole within {0:?}")]
     Deadline(Duration),
     /// The source broke it off.
@@ -44,7 +44,7 @@ impl HttpBody {
         body
     }
 
-    /// Whoever reads may stop once there is nothing more to come.
+    /// Reports success once the body is complete, because the reader may stop there.
     fn tell_if_whole(&mut self) {
         if self.incoming.is_end_stream() {
             self.ended(true);
@@ -60,7 +60,7 @@ impl HttpBody {
     }
 }
 
-/// Whoever reads may lose interest: the source has answered so far.
+/// Reports success if the reader stops early, because the source has not failed so far.
 impl Drop for HttpBody {
     fn drop(&mut self) {
         self.ended(true);
@@ -89,7 +89,7 @@ impl Body for HttpBody {
                 this.ended(true);
                 Poll::Ready(None)
             }
-            // What has come is passed on, however late whoever reads it is.
+            // Data that has arrived is passed on, however late the reader is.
             Poll::Pending => this.deadline.as_mut().poll(context).map(|()| {
                 this.ended(false);
                 Some(Err(HttpBodyError::Deadline(this.limit)))

@@ -1,4 +1,4 @@
-//! The connections to an HTTP source, and whom they trust.
+//! Connections to an HTTP source, and the certificates that they trust.
 
 use std::{
     sync::Arc,
@@ -27,21 +27,21 @@ use crate::{
 };
 use parking_lot::{Mutex, MutexGuard};
 
-/// How often the certificates are read again: a Secret's file may change.
+/// Interval for reading the certificates again, because a Secret's file may change.
 const CA_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
-/// How long a connection may be idle, shorter than common servers let it be, and how many of them are kept.
+/// Maximum idle time of a connection, shorter than that of common servers, and maximum number of idle connections.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(4);
 const MAX_IDLE: usize = 16;
-/// How often a connection of HTTP/2 is asked whether it is still there, and for how long: all requests share one, and a
-/// deadline ends only its request.
+/// Interval of pings on an HTTP/2 connection, and timeout for their replies, needed because all requests share one
+/// connection and a deadline ends only its request.
 const PING_INTERVAL: Duration = Duration::from_secs(10);
 const PONG_TIMEOUT: Duration = Duration::from_secs(5);
 
-/// Room for a head in bytes. Bodies come in smaller pieces.
+/// Maximum buffer size in bytes, with room for a head. Bodies come in smaller pieces.
 const MAX_BUFFER: usize = MAX_HEAD + (64 << 10);
 
-/// A client of an HTTP source: one without TLS, or one that trusts what it was told to.
+/// A client without TLS, or with the configured trust.
 #[derive(Clone, Debug)]
 pub(super) enum Client {
     Plain(legacy::Client<Connector<HttpConnector>, Empty<Bytes>>),
@@ -65,7 +65,7 @@ impl Client {
         Ok(Self::Secure(builder().build(Connector(connector))))
     }
 
-    /// Sends a GET; once more, if it failed on a connection that may have been dead.
+    /// Sends a GET; a second time, if the first failed on a connection that may have been dead.
     pub(super) async fn get(&self, uri: Uri) -> Result<Response<Incoming>, legacy::Error> {
         match self.send(uri.clone()).await {
             Err(error) if !error.is_connect() && may_have_been_dead(&error) => self.send(uri).await,
@@ -108,7 +108,7 @@ fn builder() -> Builder {
     builder
 }
 
-/// The client of a source, made anew when the certificates that it trusts change.
+/// The client of a source, replaced when its trusted certificates change.
 #[derive(Debug)]
 pub(super) struct Clients {
     is_secure: bool,
@@ -120,7 +120,7 @@ pub(super) struct Clients {
 #[derive(Debug, Default)]
 struct Last {
     checked: Option<Instant>,
-    /// The last good one, and the certificates that it was made with.
+    /// The last good client, and the certificates that it trusts.
     good: Option<(Option<Vec<u8>>, Client)>,
     last_error: Option<String>,
 }
@@ -132,7 +132,7 @@ impl Clients {
         Self { is_secure, ca_from, connect_timeout: spec.hard_timeout().0, last: Mutex::default() }
     }
 
-    /// The last good client; without one, why there is none.
+    /// Returns the last good client, or the reason why there is none.
     pub(super) fn current(&self) -> Result<Client, String> {
         let last = self.checked();
         match &last.good {
@@ -141,7 +141,7 @@ impl Clients {
         }
     }
 
-    /// Why the last good client is not one that trusts what it should.
+    /// Returns the reason why the last good client does not trust the current certificates.
     pub(super) fn last_error(&self) -> Option<String> {
         self.checked().last_error.clone()
     }

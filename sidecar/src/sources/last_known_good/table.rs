@@ -1,4 +1,4 @@
-//! The tables of the last good answers.
+//! The tables of last known good responses.
 
 use std::{
     sync::{
@@ -14,9 +14,10 @@ use tokio_postgres::{error::SqlState, types::ToSql};
 
 use crate::sources::postgres::{PostgresError, PostgresSource};
 
-/// What makes the tables. The second one says when a name was last purged, the empty one being everything: an answer that was asked
-/// for before that is not stored after it. Under the name of the policy and [`VERSIONS`], it says of each version of the policy when
-/// something was last purged under it: no answer that was kept under another version before is loaded.
+/// Creates the tables. The second one holds the time of the last purge of each name, the empty name being everything: a
+/// response that was requested before is not stored afterwards. Under the name of the policy and [`VERSIONS`], it holds
+/// the time of the last purge under each version of the policy: no response that was stored under another version
+/// before is loaded.
 const MAKE: &str = "\
 create table if not exists larder_last_known_good (policy text, id bytea, names bytea[] not null, record bytea not null, \
 stored_at timestamptz not null default now(), primary key (policy, id)); \
@@ -27,10 +28,10 @@ purged_at timestamptz not null default clock_timestamp(), primary key (policy, n
 const ARE_MADE: &str = "select to_regclass('larder_last_known_good') is not null \
 and to_regclass('larder_last_known_good_purges') is not null";
 
-/// Two who make the same table at once fail, whatever `if not exists` says.
+/// Serializes concurrent creation, which fails in spite of `if not exists`.
 const LOCK_MAKING: &str = "select pg_advisory_xact_lock(hashtextextended('larder_last_known_good', 0))";
 
-/// Those who store and those who forget see what the others did.
+/// Serializes storing and forgetting, so that each sees the other's result.
 const LOCK_STORING: &str = "select pg_advisory_xact_lock_shared(hashtextextended($1, 1)), \
 (extract(epoch from clock_timestamp()) * 1000000)::bigint";
 const LOCK_FORGETTING: &str = "select pg_advisory_xact_lock(hashtextextended($1, 1))";
@@ -46,7 +47,7 @@ on conflict (policy, id) do update set names = excluded.names, record = excluded
 const LOAD: &str = "select record from larder_last_known_good as known where policy = $1 and id = $2 \
 and not exists (select from larder_last_known_good_purges where policy = $3 and name <> $4 and purged_at >= known.stored_at)";
 
-/// What follows the policy where purges are listed by its versions.
+/// Suffix of the policy's name for the list of purges by version.
 const VERSIONS: &str = " versions";
 
 const PURGE: &str = "\
@@ -54,11 +55,11 @@ insert into larder_last_known_good_purges (policy, name) select $1::text, unnest
 on conflict (policy, name) do update set purged_at = excluded.purged_at";
 const FORGET: &str = "delete from larder_last_known_good where policy = $1 and names && $2";
 const FORGET_EVERYTHING: &str = "delete from larder_last_known_good where policy = $1";
-/// How long a purge is known to [`STORE`]: longer than [`MAX_AGE`].
+/// Forgets purges after a time longer than [`MAX_AGE`].
 const FORGET_OLD_PURGES: &str = "delete from larder_last_known_good_purges where policy = $1 \
 and purged_at < clock_timestamp() - interval '2 hours'";
 
-/// An answer that took longer to come is not kept.
+/// Maximum time from a request to storing its response.
 const MAX_AGE: Duration = Duration::from_secs(3600);
 
 /// The rows of a policy.
@@ -66,7 +67,7 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 pub(super) struct Table {
     source: Arc<PostgresSource>,
     policy: String,
-    /// Where purges are listed by the version of the policy.
+    /// Name of the policy for the list of purges by version.
     versions: String,
     version: PurgeName,
     made: AtomicBool,
@@ -86,7 +87,7 @@ impl Table {
         self.version == other.version
     }
 
-    /// Makes the tables if they are not there.
+    /// Creates the tables if they do not exist.
     pub(super) async fn make(&self) -> Result<(), PostgresError> {
         if self.made.load(Ordering::Acquire) {
             return Ok(());
@@ -123,7 +124,8 @@ impl Table {
                 (client.prepare_cached(LOCK_STORING).await?, client.prepare_cached(STORE).await?);
             let transaction = client.build_transaction().read_only(false).start().await?;
             let now: i64 = transaction.query_one(&lock, &[&self.policy]).await?.try_get(1)?;
-            // Both clocks were read since it was asked for, ours last: this is not later than when that was by theirs.
+            // Both clocks were read after the request, ours last: by Postgres' clock, this is not later than the
+            // request.
             let age = asked_at.elapsed();
             if age < MAX_AGE {
                 let asked_at = now - i64::try_from(age.as_micros()).unwrap_or(i64::MAX);
@@ -147,7 +149,7 @@ impl Table {
         self.noticing(loading.await)
     }
 
-    /// Forgets what bears one of these names; without names, everything.
+    /// Forgets the responses with one of these names; without names, all.
     pub(super) async fn forget(&self, names: Option<&[PurgeName]>) -> Result<(), PostgresError> {
         let purged = names.map_or_else(|| vec![&[][..]], bytes_of);
         let forgetting = self.source.ask(async |client| {
@@ -165,7 +167,7 @@ impl Table {
         self.noticing(forgetting.await)
     }
 
-    /// Tables that were taken away are made again next time.
+    /// Notices dropped tables, which are created again next time.
     fn noticing<T>(&self, outcome: Result<T, PostgresError>) -> Result<T, PostgresError> {
         if let Err(PostgresError::Refused(error)) = &outcome
             && error.code() == Some(&SqlState::UNDEFINED_TABLE)

@@ -1,14 +1,14 @@
-//! Purges that Postgres does not know of yet.
+//! Purges that are still to be sent to Postgres.
 
 use std::collections::HashMap;
 
 use larder_policy::PurgeName;
 use parking_lot::{Mutex, MutexGuard};
 
-/// How many names are kept, 24 bytes each; beyond that, everything is to be forgotten.
+/// Maximum number of names that are remembered, 24 bytes each; beyond that, everything is forgotten.
 const MAX_NAMES: usize = 10_000;
 
-/// Purges that Postgres does not know of yet. They are counted, so that one which comes while the same name is being told stays.
+/// Purges that are still to be sent to Postgres, numbered, so that a purge of a name that is being sent stays pending.
 #[derive(Debug, Default)]
 pub(super) struct Untold(Mutex<State>);
 
@@ -19,7 +19,7 @@ struct State {
     everything: Option<u64>,
 }
 
-/// Purges as they were at a moment.
+/// The pending purges at some moment.
 #[derive(Debug)]
 pub(super) struct Snapshot {
     last: u64,
@@ -28,7 +28,7 @@ pub(super) struct Snapshot {
 }
 
 impl Snapshot {
-    /// The names to forget; `None`: everything.
+    /// Returns the names to forget; `None`: everything.
     pub(super) fn names(&self) -> Option<&[PurgeName]> {
         self.names.as_deref()
     }
@@ -65,14 +65,14 @@ impl Untold {
         }
     }
 
-    /// What is to be told, if anything is.
+    /// Returns the pending purges, if there are any.
     pub(super) fn snapshot(&self) -> Option<Snapshot> {
         let state = self.state();
         let names = state.everything.is_none().then(|| state.names.keys().copied().collect());
         (!state.is_empty()).then_some(Snapshot { last: state.last, names })
     }
 
-    /// Postgres was told.
+    /// Removes purges that were sent.
     pub(super) fn remove(&self, told: &Snapshot) {
         let mut state = self.state();
         state.names.retain(|_, at| *at > told.last);

@@ -1,4 +1,4 @@
-//! The connections to a Postgres server, by a URL and a CA that may change.
+//! Connections to a Postgres server, by a URL and a CA that may change.
 
 use std::sync::Arc;
 
@@ -19,13 +19,13 @@ use crate::{
     tls::client_config,
 };
 
-/// How long a connection may be idle.
+/// Maximum idle time of a connection.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// How often a URL or CA that was kept out is tried again though it did not change.
+/// Interval for retrying an unchanged URL or CA that was rejected.
 const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
-/// The pool in use. One of a changed URL or CA takes its place when it has connected once.
+/// The pool in use, replaced by one of a changed URL or CA once that has connected.
 #[derive(Debug)]
 pub(super) struct Pools {
     spec: spec::Postgres,
@@ -35,19 +35,19 @@ pub(super) struct Pools {
 #[derive(Debug, Default)]
 struct State {
     current: Option<(Told, Pool)>,
-    /// What was kept out, and when.
+    /// The rejected URL and CA, and the time of the rejection.
     refused: Option<(Told, Instant)>,
     last_error: Option<String>,
 }
 
-/// Where the server is, and whom to trust.
+/// The server's address and its trusted CA.
 #[derive(Clone, PartialEq)]
 struct Told {
     url: String,
     ca_pem: Option<Vec<u8>>,
 }
 
-/// Not what it is: it has the password.
+/// Hides the contents, which include the password.
 impl std::fmt::Debug for Told {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("Told")
@@ -55,7 +55,7 @@ impl std::fmt::Debug for Told {
 }
 
 impl Pools {
-    /// The pool of what can be read now, if it can be. It connects when it is asked.
+    /// Creates a pool for the current URL and CA, if they can be read. It connects on first use.
     pub(super) fn new(spec: &spec::Postgres) -> Self {
         let pools = Self { spec: spec.clone(), state: Mutex::default() };
         match pools.told().and_then(|told| Ok((pools.connect(&told)?, told))) {
@@ -65,10 +65,10 @@ impl Pools {
         pools
     }
 
-    /// The pool in use.
+    /// Returns the pool in use.
     ///
     /// # Errors
-    /// Without one: why.
+    /// The reason, if there is none.
     pub(super) fn current(&self) -> Result<Pool, PostgresError> {
         let state = self.state();
         match &state.current {
@@ -77,19 +77,19 @@ impl Pools {
         }
     }
 
-    /// Why the pool in use is not that of what the URL and the CA are now.
+    /// Returns the reason why the pool in use is not that of the current URL and CA.
     pub(super) fn last_error(&self) -> Option<String> {
         self.state().last_error.clone()
     }
 
-    /// Closes connections that were idle for long.
+    /// Closes idle connections.
     pub(super) fn close_idle(&self) {
         if let Some((_, pool)) = &self.state().current {
             pool.retain(|_, metrics| metrics.last_used() < IDLE_TIMEOUT);
         }
     }
 
-    /// Changes over to what the URL and the CA are now, if they changed and can be used.
+    /// Replaces the pool if the URL or the CA has changed and can be used.
     pub(super) async fn renew(&self) {
         let last_error = self.try_renewing().await.err().map(|error| format!("{error:#}"));
         self.complain(last_error);
@@ -111,7 +111,7 @@ impl Pools {
         };
         let proven = async {
             let pool = self.connect(&told)?;
-            // Without another, there is nothing to lose.
+            // The first pool is used in any case.
             if !is_first {
                 let connected = timeout(self.spec.statement_timeout.0, pool.get()).await;
                 drop(connected.context("no connection in time")?.map_err(PostgresError::of_connecting)?);
@@ -174,10 +174,10 @@ impl Pools {
 }
 
 fn manager(mut config: Config, ca_pem: Option<&[u8]>) -> anyhow::Result<Manager> {
-    // Whether a connection was broken is found when it is used: a statement that fails or is late takes it out of the pool.
+    // A broken connection is detected on use: a statement that fails or is late removes it from the pool.
     let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
     if ca_pem.is_some() {
-        // Who names a CA wants no connection without.
+        // A configured CA requires TLS.
         ensure!(
             config.get_ssl_mode() != SslMode::Disable,
             "caFrom is for TLS: take sslmode=disable out of the URL, or caFrom"
@@ -190,7 +190,7 @@ fn manager(mut config: Config, ca_pem: Option<&[u8]>) -> anyhow::Result<Manager>
     }
     let tls = match client_config(ca_pem) {
         Ok(tls) => tls,
-        // Where the system trusts nobody, no TLS is better than none that works.
+        // Without any trusted certificate, no TLS is better than failing TLS.
         Err(_) if mode == SslMode::Prefer => {
             return Ok(Manager::from_config(config, NoTls, recycling));
         }

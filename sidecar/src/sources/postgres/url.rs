@@ -1,4 +1,4 @@
-//! What the URL of a Postgres server says.
+//! Connection URLs of Postgres servers.
 
 use anyhow::{Context, bail};
 use tokio_postgres::Config;
