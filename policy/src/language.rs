@@ -13,9 +13,6 @@ const FORBIDDEN: [&str; 11] =
 /// Words of a headless clause, which the name of a test has nowhere, such as in "what_differs_never_meets".
 const HEADLESS: [&str; 6] = ["what", "whatever", "who", "whoever", "whether", "however"];
 
-/// Folders, with the modules of their names, that are not yet translated. Remove an entry once its folder is; never add one.
-const EXCEPTIONS: [&str; 4] = ["examples", "sidecar/src/admin", "sidecar/src/budget", "sidecar/src/l2"];
-
 /// Generated files and folders of others.
 const SKIPPED: [&str; 3] = ["target", "node_modules", "corpus"];
 
@@ -23,7 +20,7 @@ const SKIPPED: [&str; 3] = ["target", "node_modules", "corpus"];
 fn comments_begin_with_a_noun_phrase_or_a_verb() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut files = Vec::new();
-    collect(&root, &EXCEPTIONS, &mut files);
+    collect(&root, &mut files);
     assert!(files.len() > 100, "only {} files found below {}", files.len(), root.display());
     let mut found = Vec::new();
     for file in files {
@@ -38,17 +35,6 @@ fn comments_begin_with_a_noun_phrase_or_a_verb() {
         "begin each of these with a noun phrase or a verb, such as \"Returns…\" or \"Maximum…\":\n{}",
         found.join("\n")
     );
-}
-
-#[test]
-fn every_exception_is_still_needed() {
-    let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
-    for folder in EXCEPTIONS {
-        let mut files = Vec::new();
-        collect(&root.join(folder), &[], &mut files);
-        let needed = files.iter().any(|file| comments(&fs::read_to_string(file).unwrap()).next().is_some());
-        assert!(needed, "{folder} is translated: remove it from EXCEPTIONS");
-    }
 }
 
 #[test]
@@ -78,7 +64,7 @@ fn forbidden_openings_are_found_with_their_lines() {
 fn test_names_have_a_subject() {
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).join("..");
     let mut files = Vec::new();
-    collect(&root, &[], &mut files);
+    collect(&root, &mut files);
     let (mut count, mut found) = (0, Vec::new());
     for file in files.iter().filter(|file| file.extension().is_some_and(|extension| extension == "rs")) {
         let name = file.strip_prefix(&root).unwrap().display().to_string();
@@ -120,17 +106,14 @@ fn headless_test_names_are_found_with_their_lines() {
     assert_eq!(found, [(7, "it_is_not_stored"), (11, "response_is_for_who_waits")]);
 }
 
-/// Collects Rust sources and custom resource definitions, without the excepted folders at the root.
-fn collect(folder: &Path, excepted: &[&str], files: &mut Vec<PathBuf>) {
+/// Collects Rust sources and custom resource definitions.
+fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
     for entry in fs::read_dir(folder).unwrap() {
         let path = entry.unwrap().path();
         let name = path.file_name().unwrap().to_string_lossy().into_owned();
-        if excepted.iter().any(|excepted| path.with_extension("").ends_with(excepted)) {
-            continue;
-        }
         if path.is_dir() {
             if !(name.starts_with('.') || SKIPPED.contains(&&*name)) {
-                collect(&path, excepted, files);
+                collect(&path, files);
             }
         } else if name.ends_with(".rs") || name == "larder.dev_cachepolicies.yaml" {
             files.push(path);

@@ -35,12 +35,12 @@ mod token;
 use refused::Refused;
 pub use server::serve;
 
-/// What the admin API shows and does.
+/// State behind the admin API.
 #[derive(Debug)]
 pub struct Admin {
-    /// What is served by.
+    /// The configuration in force.
     pub config: Arc<ConfigWatcher>,
-    /// What has been counted.
+    /// Counters.
     pub telemetry: Arc<Telemetry>,
     /// Draining.
     pub drain: Arc<Drain>,
@@ -48,7 +48,7 @@ pub struct Admin {
     pub token_file: Option<PathBuf>,
     /// The application's ports.
     pub targets: Vec<u16>,
-    /// Whether every listener is up.
+    /// True once every listener is up.
     pub ready: AtomicBool,
 }
 

@@ -30,9 +30,9 @@ pub use limit::{MemoryLimit, raise_file_limit};
 pub const BASE: u64 = 20 << 20;
 /// Minimum of the budget, whatever the limit: without any, nothing but hits would be answered.
 const MIN_BYTES: u64 = 12 << 20;
-/// What is taken for the limit where none is known, beyond `l1.maxSize`: as in the default policy.
+/// Assumed limit beyond `l1.maxSize` if none is known: that of the default policy.
 const DEFAULT_BESIDE_L1: u64 = 64 << 20;
-/// What an idle connection takes: its task, and the buffers of both parsers.
+/// Memory that an idle connection takes: its task, and the buffers of both parsers.
 pub const CONNECTION: u64 = 16 << 10;
 /// Memory that a request in progress takes: its task, and the buffers of its connection to the application.
 const REQUEST: u64 = 64 << 10;
@@ -50,7 +50,7 @@ const MIN_CONNECTIONS: u64 = 64;
 const MIN_COUNTED: usize = 4 << 10;
 
 larder_api::labelled! {
-    /// What memory is reserved for.
+    /// Purpose of reserved memory.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum Kind {
         /// Heads of requests that come in pieces, are large, or came over HTTP/2.
@@ -160,18 +160,18 @@ impl Budget {
         Streams { budget: Arc::clone(self), count }
     }
 
-    /// What is reserved for a kind now, in bytes.
+    /// Returns the reserved bytes of a kind.
     pub fn reserved(&self, kind: Kind) -> u64 {
         let reserved = self.reserved[kind as usize].load(Ordering::Relaxed);
         if kind == Kind::Responses { reserved + self.read_after_l1() } else { reserved }
     }
 
-    /// How often something of a kind found no room.
+    /// Returns the number of reservations of a kind that were refused.
     pub fn refused(&self, kind: Kind) -> u64 {
         self.refused[kind as usize].load(Ordering::Relaxed)
     }
 
-    /// What open connections take, in bytes.
+    /// Returns the bytes that open connections take.
     pub fn connection_bytes(&self) -> u64 {
         let http2 = self.http2_connections.load(Ordering::Relaxed);
         self.connections.open() as u64 * CONNECTION + http2 * HTTP2_CONNECTION
@@ -208,7 +208,7 @@ impl Budget {
     /// Where there is none for a response, the client that has taken nothing for longest makes room for later ones.
     fn take(&self, kind: Kind, bytes: u64) -> bool {
         self.reserved[kind as usize].fetch_add(bytes, Ordering::Relaxed);
-        // What L1 has let go of counts among the responses, and it is slow readers that still hold it.
+        // Bodies that L1 has evicted count among the responses while slow readers still hold them.
         let is_within = |kind| self.reserved(kind) <= self.part(kind);
         let fits = is_within(kind)
             && (kind != Kind::Unread || is_within(Kind::Responses))
@@ -254,7 +254,7 @@ impl Budget {
         self.refused[kind as usize].fetch_add(1, Ordering::Relaxed);
     }
 
-    /// So many bytes, if there is room.
+    /// Reserves memory, if there is room for it.
     pub fn reserve(self: &Arc<Self>, kind: Kind, bytes: u64) -> Option<Reservation> {
         let mut reservation = Reservation::new(self, kind);
         if reservation.grow(bytes) {
@@ -340,7 +340,7 @@ impl Reservation {
         Self { budget: Arc::clone(budget), kind, bytes: 0 }
     }
 
-    /// How much it is.
+    /// Returns the reserved bytes.
     pub fn bytes(&self) -> u64 {
         self.bytes
     }

@@ -70,18 +70,18 @@ pub enum L2Error {
     /// said otherwise afterwards.
     #[error("no majority of the Sentinels names the master: pods at another one may not have heard of it")]
     Unproven,
-    /// What is to be stored has more header fields than a record holds.
+    /// The response has more header fields, or a longer body, than a record holds.
     #[error("it is too large for redis")]
     TooLarge,
-    /// It took too long.
+    /// Redis did not respond in time.
     #[error("redis did not answer within {0:?}")]
     Deadline(Duration),
-    /// It said no, or the connection broke.
+    /// Redis responded with an error, or the connection broke.
     #[error("redis: {0}")]
     Redis(#[from] redis::RedisError),
 }
 
-/// How long a request waits for Redis.
+/// Time for which a request waits for Redis.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Patience {
     /// `timeout`: a source can answer.
@@ -99,29 +99,29 @@ pub enum Proof {
     Afterwards,
 }
 
-/// What a stored response must obey to be read.
+/// Limits of a stored response that is read.
 #[derive(Clone, Copy, Debug)]
 pub struct Limits<'a> {
-    /// What its head must obey.
+    /// Rules for its head.
     pub rules: Rules<'a>,
     /// Maximum length of its body: the policy's `l1.maxObjectSize`.
     pub max_body: u64,
 }
 
-/// What a lookup found.
+/// Result of a lookup.
 #[derive(Debug)]
 pub struct Lookup {
     /// Where Redis stands: the stamp of a fill that begins now.
     pub stamp: Stamp,
-    /// Which variant that is, by the names that `Vary` listed; empty if it listed none.
+    /// Variant that the request selects; empty if the stored responses do not vary.
     pub variant: String,
     /// The last purge that covers the key, in the order of `stamp`; 0: none.
     pub purge: u64,
-    /// What is stored and not purged.
+    /// The stored response, unless it was purged.
     pub found: Found,
 }
 
-/// What is stored in Redis under a key.
+/// Contents of Redis under a key.
 #[derive(Debug)]
 pub enum Found {
     /// Nothing.
@@ -194,7 +194,7 @@ impl L2 {
         }
     }
 
-    /// Whether it is connected and trusted to answer, and purges of other pods are heard.
+    /// Returns true if Redis is connected and trusted to respond, and purges of other pods are heard.
     pub fn is_up(&self) -> bool {
         self.link.connection().is_some()
             && self.version.is_listed()
@@ -305,7 +305,7 @@ impl L2 {
         Ok(commands::get(connection, key, limit).await?)
     }
 
-    /// Whether an answer is not too large for it.
+    /// Returns true if a response is not too large for Redis.
     pub fn takes(&self, entry: &Entry) -> bool {
         self.max_object_size.is_none_or(|most| entry.content.bytes() <= most)
     }
@@ -342,7 +342,7 @@ impl L2 {
             for (place, record) in &mut records {
                 *record = seal.close(place, std::mem::take(record));
             }
-            // What would be refused when it is read must not take the place of what is there.
+            // A record that would be refused when it is read must not replace another one.
             let limit = self.limit(max_body);
             if vary.len() > MAX_VARY_NAMES || records.iter().any(|(_, record)| record.len() as u64 > limit) {
                 return Err(L2Error::TooLarge);
@@ -395,7 +395,7 @@ impl L2 {
         let (outcome, ()) = tokio::join!(purged, formers);
         match outcome {
             Ok((order, true)) => Ok(order),
-            // It holds here. If another master is found, it is told of what was purged since trust was last proven.
+            // The purge applies here. Another master would be told of every purge since trust was last proven.
             Ok((_, false)) => Err(L2Error::Unproven),
             Err(error) => {
                 self.link.raise_and_remember(names);

@@ -2,7 +2,7 @@
 
 use serde::Serialize;
 
-/// How many products there are; their ids begin with 1.
+/// Number of products, whose ids begin with 1.
 const PRODUCTS: u32 = 100;
 
 /// A product.

@@ -20,10 +20,10 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 
 #[derive(Clone, Debug, clap::Args)]
 pub(crate) struct Args {
-    /// What to ask for, such as http://app/data/{n}: `{n}` becomes a number from 1 to --keys, one after the other.
+    /// URL to request, such as http://app/data/{n}: `{n}` becomes a number from 1 to --keys, one after the other.
     url: String,
 
-    /// How many users there are.
+    /// Number of users.
     #[arg(long, default_value_t = 20)]
     users: u32,
 
@@ -31,11 +31,11 @@ pub(crate) struct Args {
     #[arg(long = "for", default_value = "10s", value_parser = crate::duration)]
     lasting: Duration,
 
-    /// How long a user waits before the next request.
+    /// Time that a user waits before the next request.
     #[arg(long, default_value = "0s", value_parser = crate::duration)]
     pause: Duration,
 
-    /// How many values `{n}` has.
+    /// Number of values of `{n}`.
     #[arg(long, default_value_t = 50, value_parser = clap::value_parser!(u32).range(1..))]
     keys: u32,
 
@@ -137,7 +137,7 @@ async fn open(uri: &Uri) -> anyhow::Result<SendRequest<Empty<Bytes>>> {
     let stream = TcpStream::connect((host, uri.port_u16().unwrap_or(80))).await?;
     stream.set_nodelay(true)?;
     let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await?;
-    // What goes wrong with it goes wrong with the request that is under way.
+    // An error of the connection is an error of the request in progress.
     tokio::spawn(connection);
     Ok(sender)
 }

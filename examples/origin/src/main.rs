@@ -1,4 +1,4 @@
-//! What the examples put a cache in front of, and users that ask for it, in one program: its image has no shell.
+//! The origin of the examples and the load on it, in one program because its image has no shell.
 
 mod catalog;
 mod load;

@@ -1,10 +1,10 @@
-//! How requests were answered, as it is printed.
+//! The printed report of a load.
 
 use std::{collections::BTreeMap, fmt, time::Duration};
 
 use serde::Serialize;
 
-/// How all of a load's requests were answered.
+/// Results of all requests of a load.
 #[derive(Debug, Serialize)]
 pub(crate) struct Report {
     requests: usize,
@@ -20,7 +20,7 @@ pub(crate) struct Report {
     answers: BTreeMap<String, Times>,
 }
 
-/// How long answers took, in milliseconds.
+/// Response times, in milliseconds.
 #[derive(Debug, Serialize)]
 pub(crate) struct Times {
     count: usize,
@@ -47,12 +47,12 @@ impl fmt::Display for Report {
     }
 }
 
-/// What one user, or several, found.
+/// Results of one user, or several.
 #[derive(Debug, Default)]
 pub(crate) struct Found {
-    /// How long answers took, by what the cache said of them.
+    /// Response times, by cache status.
     pub(crate) answers: BTreeMap<String, Vec<Duration>>,
-    /// How often there was none, by the reason.
+    /// Numbers of requests without a response, by reason.
     pub(crate) failures: BTreeMap<String, u64>,
 }
 
@@ -101,7 +101,7 @@ impl Times {
     }
 }
 
-/// What the cache said of an answer: `hit` and where, or why it had none.
+/// Returns the cache status of a response: `hit` and its tier, or the reason why it was forwarded.
 pub(crate) fn outcome(cache_status: &str) -> String {
     let mut said = cache_status.split("; ").skip(1);
     let first = said.next().unwrap_or("no cache");

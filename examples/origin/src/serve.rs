@@ -26,7 +26,7 @@ pub(crate) struct Args {
     #[arg(long, default_value = "0.0.0.0:8080")]
     listen: SocketAddr,
 
-    /// How long every answer takes at least, such as 2s.
+    /// Minimum time of every response, such as 2s.
     #[arg(long, default_value = "0s", value_parser = crate::duration)]
     delay: Duration,
 }

@@ -43,7 +43,7 @@ pub(super) fn start() -> OpenApi {
     }
 }
 
-/// What all operations share.
+/// Adds the parts that all operations share.
 pub(super) fn finish(document: TransformOpenApi<'_>) -> TransformOpenApi<'_> {
     let scheme = SecurityScheme::Http {
         scheme: "bearer".to_owned(),
@@ -52,7 +52,7 @@ pub(super) fn finish(document: TransformOpenApi<'_>) -> TransformOpenApi<'_> {
         extensions: Default::default(),
     };
     let mut document = document.security_scheme(token::SCHEME, scheme);
-    // What the router calls the rest of a path is one parameter in OpenAPI.
+    // The router's wildcard is one parameter in OpenAPI.
     if let Some(paths) = &mut document.inner_mut().paths {
         paths.paths = std::mem::take(&mut paths.paths)
             .into_iter()

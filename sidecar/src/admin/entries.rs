@@ -45,7 +45,7 @@ impl<S: Sync> FromRequestParts<S> for Keys {
     }
 }
 
-/// How the document describes it.
+/// The key in the OpenAPI document.
 #[derive(Deserialize, JsonSchema)]
 struct KeyInPath {
     /// A whole key as `/stats` lists it, such as `GET:http://shop/api/posts/?page=2#accept-language=de`, or a short one, such as
@@ -91,9 +91,9 @@ pub(super) async fn entries(
     Ok(Json(Entries { entries: found, redis }))
 }
 
-/// What memory holds under these keys, whole or short, and their variants.
+/// Returns the entries in memory under these keys, whole or short, and their variants.
 fn in_memory(snapshot: &Snapshot, keys: &[String]) -> Vec<Entry> {
-    // They are looked at when no lock of the cache is held.
+    // Entries are examined after the cache has released its locks.
     let mut held = BTreeMap::new();
     snapshot.store.l1.for_each(|Held { key: text, stored, hits, .. }| {
         let Some(key) = KeyText::parse(text) else { return };
@@ -125,7 +125,7 @@ fn in_memory(snapshot: &Snapshot, keys: &[String]) -> Vec<Entry> {
         .collect()
 }
 
-/// What Redis holds under a key; `None` if there is no Redis.
+/// Returns the entry in Redis under a key; `None` if there is no Redis.
 async fn in_redis(snapshot: &Snapshot, key: KeyText<'_>) -> Option<Result<Option<Entry>, String>> {
     let l2 = snapshot.store.l2.as_ref()?;
     let (route, headers) = (key.route(snapshot), key.headers());

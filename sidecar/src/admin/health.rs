@@ -1,4 +1,4 @@
-//! What everybody may know: whether the sidecar lives, what it serves by, and its metrics.
+//! Endpoints that need no token: liveness, readiness, the configuration in force, and metrics.
 
 use std::{
     net::SocketAddr,

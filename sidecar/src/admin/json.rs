@@ -22,9 +22,9 @@ const MAX_BYTES: usize = 1 << 20;
 /// The body of a request, which is a JSON object whatever its `Content-Type` says.
 pub(super) struct Strict<T>(pub(super) T);
 
-/// What may be sent.
+/// A document that may be sent.
 pub(super) trait Sent: DeserializeOwned {
-    /// What it looks like, for those who sent something else.
+    /// Form of the document, for errors about other documents.
     const SHAPE: &'static str;
 }
 

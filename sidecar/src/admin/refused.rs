@@ -1,4 +1,4 @@
-//! What the admin API says when it does not do what it is asked, as problem details (RFC 9457).
+//! Errors of the admin API, as problem details (RFC 9457).
 
 use aide::{
     OperationOutput,

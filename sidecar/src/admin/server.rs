@@ -77,7 +77,7 @@ async fn serve_connection(stream: TcpStream, client: SocketAddr, router: Router,
             served.as_mut().graceful_shutdown();
             served.await
         }
-        // It waits for its client.
+        // The connection waits for its client.
         Either::Right(_) => Ok(()),
     };
     if let Err(error) = outcome {

@@ -75,7 +75,7 @@ pub(super) async fn stats(_: Token, State(admin): State<Arc<Admin>>, Asked(asked
     })
 }
 
-/// How many answers memory holds that no purge covers, and those that are hit most.
+/// Returns the number of responses in memory that no purge covers, and the most frequently hit ones.
 fn held(snapshot: &Snapshot, top: usize) -> (u64, Vec<TopKey>) {
     let (mut count, mut most) = (0, BinaryHeap::with_capacity(top + 1));
     snapshot.store.l1.for_each(|Held { key, stored, hits, .. }| {

@@ -1,4 +1,4 @@
-//! Who may see what is stored, and purge it: whoever has the token.
+//! The token that permits to read stored responses and to purge them.
 
 use std::sync::Arc;
 
@@ -15,7 +15,7 @@ use super::{
     refused::{Refused, refuses},
 };
 
-/// What the document calls the token.
+/// Name of the token's scheme in the OpenAPI document.
 pub(super) const SCHEME: &str = "token";
 
 /// A request that carries the token. It is the first that a handler asks for, so that nobody learns anything without it.

@@ -1,4 +1,4 @@
-//! How much memory and how many files the process may have.
+//! Limits of the process on memory and open files.
 
 use std::{fs, path::Path};
 
@@ -9,7 +9,7 @@ const OTHER_FILES: u64 = 128;
 /// Above this a limit is none: cgroup v1 writes the largest number of pages.
 const NO_LIMIT: u64 = 1 << 50;
 
-/// What the process may have.
+/// Limits of the process.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct MemoryLimit {
     /// Memory, in bytes; `None` where no limit is known.

@@ -1,4 +1,4 @@
-//! Which pods have heard of a purge.
+//! Acknowledgements of purges by other pods.
 //!
 //! A hit in memory asks nobody, so a writer's answer waits until the other pods know: otherwise the next read in one of
 //! them races with the message on the bus, and loses about once in a hundred times.
@@ -11,7 +11,7 @@ use std::{
 
 use tokio::{sync::Notify, time::timeout};
 
-/// How long a purge waits for other pods. One that hangs must not make every writer wait for long.
+/// Maximum time for which a purge waits for other pods, so that a pod that hangs does not delay every writer for long.
 const PATIENCE: Duration = Duration::from_millis(100);
 /// More counts than this are not kept: the oldest go first, which nobody waits for any more.
 const MAX_COUNTS: usize = 4096;
@@ -38,7 +38,7 @@ impl Counts {
         }
     }
 
-    /// Whether a purge holds in so many pods.
+    /// Returns true if this number of pods has acknowledged a purge.
     pub(super) fn has_reached(&self, asker: u64, order: u64, pods: usize) -> bool {
         self.0.get(&(asker, order)).copied().unwrap_or(0) >= pods
     }

@@ -19,7 +19,7 @@ use crate::barriers::{Barriers, Heard};
 /// More acknowledgements than this do not wait to be sent: writers whose purge is among them wait as for a pod that hangs.
 const MAX_ACKNOWLEDGEMENTS: usize = 8192;
 
-/// What a pod knows of one subscription to the bus.
+/// State of one subscription to the bus.
 #[derive(Debug)]
 pub(super) struct Bus {
     /// The name under which other pods acknowledge what this pod purges while it has this subscription.
@@ -113,7 +113,7 @@ impl Bus {
         self.doubts += 1;
     }
 
-    /// Whether all barriers are to be read again.
+    /// Returns true if all barriers must be read again.
     pub(super) const fn is_in_doubt(&self) -> bool {
         self.doubts > self.settled
     }
@@ -133,7 +133,7 @@ impl Bus {
         }
     }
 
-    /// Whether somebody is to be told that a purge holds here.
+    /// Returns true if there are acknowledgements to send.
     pub(super) fn has_acknowledgements(&self) -> bool {
         !self.due.is_empty()
     }

@@ -8,7 +8,7 @@ use larder_policy::PurgeName;
 use super::{generation::Mark, pending::Pending};
 use crate::barriers::{Barriers, Snapshot, Stamp};
 
-/// Which connection catches up.
+/// Connection that catches up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum CatchingUp {
     /// The one that is in use.
@@ -19,7 +19,7 @@ pub(super) enum CatchingUp {
     Moved,
 }
 
-/// What a pod does next to catch up.
+/// Next step of catching up.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Step {
     /// Reads all barriers.
@@ -44,7 +44,7 @@ pub(super) struct CatchUp {
     found: Option<Found>,
 }
 
-/// What the first reading showed.
+/// Result of the first reading.
 #[derive(Clone, Copy, Debug)]
 struct Found {
     everything: bool,
@@ -58,7 +58,7 @@ impl CatchUp {
         Self { which, mark, known, local_floor, pending, found: None }
     }
 
-    /// What Redis is told.
+    /// Returns the purges that Redis is told.
     pub(super) const fn pending(&self) -> &Pending {
         &self.pending
     }
@@ -77,7 +77,7 @@ impl CatchUp {
         // Another server took over, or the same one began anew: it may have gone back and counted on.
         let elsewhere = !self.mark.began(snapshot.generation);
         ensure!(!elsewhere || self.which != CatchingUp::InUse, "the server has changed its role");
-        // What this pod comes from may have been another Redis than this one, where others are and did not hear of it.
+        // The pod may come from another Redis, and pods at this one may not have heard its purges.
         let has_changed = self.which != CatchingUp::InUse
             && self.known.generation != 0
             && snapshot.generation != self.known.generation;

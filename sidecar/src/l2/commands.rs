@@ -1,4 +1,4 @@
-//! What is said to Redis.
+//! Commands and scripts for Redis.
 //!
 //! One hash per policy holds the barriers: `g`, the generation ([`super::generation`]); `s`, the number of the last purge;
 //! `f`, the last purge that covers everything; `v`, the versions of the policy that pods serve by ([`super::versions`]), each
@@ -39,7 +39,7 @@ pub(super) struct LookupReply {
     pub(super) record: Beginning,
 }
 
-/// How much of a record comes at once, in bytes. Most are no longer.
+/// Length of the part of a record that a lookup transfers, in bytes. Most records are shorter.
 const BEGINNING: u64 = 64 << 10;
 
 /// The beginning of a record, and how long all of it is.
@@ -84,7 +84,7 @@ pub(super) async fn lookup(
     };
     let mut fields = fields.into_iter();
     let is_listed = fields.next().flatten().is_some_and(|listed| is_in_list(&listed, version));
-    // What is no number was not written by a sidecar: it covers everything.
+    // A field that is no number was not written by a sidecar, and is taken to cover everything.
     let mut numbers = fields.map(|field| field.map_or(0, |field| number(&field).unwrap_or(u64::MAX)));
     let (generation, order) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
     Ok(LookupReply { generation, order, barrier: numbers.max().unwrap_or(0), is_listed, record })
@@ -221,9 +221,9 @@ pub(super) async fn prepare(connection: &mut Connection) -> RedisResult<()> {
     Ok(())
 }
 
-/// What became of asking for a lease.
+/// Reply to a request for a lease.
 pub(super) enum LeaseReply {
-    /// It is ours; whether something is stored under its key.
+    /// Granted to this pod.
     Granted { is_stored: bool },
     /// Another has it, for so much longer.
     Held { left: Duration },
@@ -379,10 +379,10 @@ pub(super) async fn acknowledge(
     pipeline.query_async(connection.counting()).await
 }
 
-/// What begins a probe.
+/// Prefix of a probe.
 const PROBE: &[u8] = b"P ";
 
-/// What is said on a pod's own channel.
+/// Message on a pod's own channel.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Said {
     /// By itself: the number of a probe.
@@ -405,12 +405,12 @@ pub(super) fn read_own(payload: &[u8]) -> Option<Said> {
 pub(super) struct Message {
     pub(super) generation: u64,
     pub(super) order: u64,
-    /// Who waits until every pod has it; 0: nobody.
+    /// Subscription that waits until every pod has applied the purge; 0 if none does.
     pub(super) asker: u64,
     pub(super) names: Vec<PurgeName>,
 }
 
-/// What a message on the bus says.
+/// Parses a message on the bus.
 pub(super) fn read_message(payload: &[u8]) -> Option<Message> {
     let mut parts = payload.splitn(4, |byte| *byte == b' ');
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();

@@ -27,16 +27,16 @@ mod sentinels;
 
 pub(super) use sentinels::Vouched;
 
-/// How long it may take until a server has answered to a first question.
+/// Maximum time until a server has replied to a first command.
 pub(super) const CONNECT_DEADLINE: Duration = Duration::from_secs(2);
-/// How often a Cluster may say that the server of a key is another one.
-const MOST_REDIRECTIONS: usize = 5;
-/// How often, and after how many milliseconds, a Cluster's entry is asked for again: after it moved, and not until a dead
-/// server is back.
+/// Maximum number of redirections of a command in a Cluster.
+const MAX_REDIRECTIONS: usize = 5;
+/// Number of times that a Cluster is asked again, and the first and last wait in milliseconds: enough for an entry that moved, and not
+/// until a dead server is back.
 const RETRIES: u32 = 2;
 const RETRY_WAIT: (u64, u64) = (5, 20);
 
-/// What a connection is opened with.
+/// Secrets with which a connection is opened.
 #[derive(Clone, PartialEq, Eq)]
 pub(super) struct Secrets {
     pub(super) url: String,
@@ -100,7 +100,7 @@ impl Connection {
         (&mut self.counting, self.cluster.as_mut())
     }
 
-    /// Which server counts purges.
+    /// Returns the mark of the server that counts purges.
     pub(super) const fn mark(&self) -> Mark {
         self.mark
     }
@@ -164,7 +164,7 @@ fn loads_script(command: &Cmd) -> bool {
         .all(|word| matches!(words.next(), Some(Arg::Simple(said)) if said == word))
 }
 
-/// What was opened.
+/// An open connection.
 pub(super) struct Opened {
     pub(super) connection: Connection,
     /// Reaches the server that counts purges, for the bus: there, `PUBLISH` knows how many pods it has told. A Cluster passes on
@@ -253,7 +253,7 @@ impl<'a> Opener<'a> {
         node: &ConnectionInfo,
     ) -> anyhow::Result<(Client, MultiplexedConnection)> {
         let mut node = node.clone();
-        for _ in 0..MOST_REDIRECTIONS {
+        for _ in 0..MAX_REDIRECTIONS {
             let client = self.servers.client(node.clone())?;
             let mut connection = connect(&client).await?;
             let mut exists = redis::cmd("EXISTS");

@@ -73,7 +73,7 @@ pub(super) struct HandedOver {
     pub(super) names: Vec<PurgeName>,
     /// Says that it was told to the Redis that ordered it.
     pub(super) told: PurgeName,
-    /// What that Redis calls it.
+    /// Identity of the purge at that Redis.
     pub(super) origin: String,
 }
 
@@ -131,7 +131,7 @@ impl Heir {
             Self::Alone(barriers, version) => raise(barriers, *version, &message.names),
             Self::Link(state) => {
                 let Some(state) = state.upgrade() else { return };
-                // It comes over the bus here, too.
+                // The purge comes over the bus here, too.
                 if !message.names.contains(&PurgeName::told(state.generation())) {
                     state.hand_over(HandedOver::new(message, state.version()));
                 }
@@ -195,7 +195,7 @@ impl Succession {
     pub(super) fn hear(&self, message: &Message, asker: u64) {
         match &*self.heir.load() {
             Some(heir) => heir.hear(message),
-            // Its own are told there by whoever purges.
+            // This pod's own purges are told there already.
             None if message.asker != asker => self.formers.hand_back(message),
             None => {}
         }
@@ -233,12 +233,12 @@ impl Formers {
         Arc::new(following)
     }
 
-    /// What is heard there is applied in a pod that has no Redis now and serves by this version of the policy.
+    /// Applies the purges that are heard there in a pod that has no Redis now, under this version of the policy.
     pub fn lead_alone(&self, barriers: &Arc<Barriers>, version: PurgeName) {
         self.lead_to(&Heir::Alone(Arc::clone(barriers), version), version);
     }
 
-    /// What is heard there is applied here, where this version of the policy is served by.
+    /// Applies the purges that are heard there here, under this version of the policy.
     pub(super) fn lead_to(&self, heir: &Heir, version: PurgeName) {
         for former in self.live() {
             former.lead_to(heir, version);

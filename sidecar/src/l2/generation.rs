@@ -8,12 +8,12 @@ use std::hash::{BuildHasher, Hasher, RandomState};
 use anyhow::{Context, ensure};
 use redis::InfoDict;
 
-/// How many bits of a generation are random. The others are its [`Mark`].
+/// Number of random bits in a generation. The others are its [`Mark`].
 const RANDOM_BITS: u32 = 40;
 
-/// Which server counts, and since when.
+/// Identity of the server that counts, since its last start or promotion.
 ///
-/// It is made from the server's replication id (`master_replid` of `INFO replication`), which is another one after each
+/// A mark is made from the server's replication id (`master_replid` of `INFO replication`), which is another one after each
 /// start, and after each time that a replica became a master: whenever purges may be lost. A connection alone never
 /// changes it.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -49,7 +49,7 @@ impl Mark {
         (self.0 << RANDOM_BITS) | number
     }
 
-    /// Whether a generation was begun on this server.
+    /// Returns true if a generation was begun on this server.
     pub(super) const fn began(self, generation: u64) -> bool {
         generation >> RANDOM_BITS == self.0
     }

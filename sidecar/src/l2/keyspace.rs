@@ -4,7 +4,7 @@ use larder_policy::Metadata;
 
 use crate::entry::codec;
 
-/// What every key of Larder's begins with.
+/// Prefix of every key of Larder.
 const PREFIX: &str = "larder";
 
 /// The keys of one policy: `larder:<namespace>/<policy>:{<blake3 of the key>}:<kind>`. Everything about one answer has the
@@ -21,7 +21,7 @@ pub struct Keyspace {
 impl Keyspace {
     /// The keys of a policy.
     ///
-    /// Its uid names the barriers: a policy that was deleted and made again does not trust what the first one stored, for
+    /// The policy's UID names the barriers: a policy that was deleted and made again does not trust what the first one stored, for
     /// nobody purged in between.
     pub fn new(policy: &Metadata) -> Self {
         let Metadata { name, namespace, uid } = policy;

@@ -18,14 +18,14 @@ use tokio_util::task::AbortOnDropHandle;
 
 use super::{L2, L2Error, Patience, commands, generation::random};
 
-/// How long a lease lasts without being renewed: so long is waited for a holder that died.
+/// Time for which a lease lasts without renewal, and other pods wait for a holder that died.
 pub(super) const TERM: Duration = Duration::from_secs(2);
 /// A third: one renewal that is late does not lose it.
 const RENEWAL: Duration = Duration::from_millis(650);
-/// What begins a message on the bus that is about a lease.
+/// Prefix of messages on the bus about leases.
 const MARK: &[u8] = b"L ";
 
-/// Who waits in this pod for leases of others.
+/// Requests in this pod that wait for leases of other pods.
 #[derive(Debug, Default)]
 pub(super) struct Leases {
     waiting: Mutex<HashMap<Box<str>, Vec<oneshot::Sender<Woken>>>>,
@@ -34,18 +34,18 @@ pub(super) struct Leases {
 /// Why somebody who waited for a lease goes on.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Woken {
-    /// What it was about is in Redis.
+    /// The response is in Redis.
     Stored,
-    /// It ended, and nothing was stored: each asks for itself.
+    /// The lease ended without a stored response, so each pod fetches its own.
     NotStored,
     /// Nothing was heard of it for as long as it lasts, or the bus is gone.
     Silence,
 }
 
-/// What became of asking for a lease.
+/// Outcome of a request for a lease.
 #[derive(Debug)]
 pub enum Leased {
-    /// It is ours, and whether something was stored under its key when it became so.
+    /// Granted to this pod; true if a response was stored under its key by then.
     Granted(Lease, bool),
     /// Another pod has it.
     Held(Waiting),
@@ -55,7 +55,7 @@ pub enum Leased {
 #[derive(Debug)]
 pub struct Lease {
     l2: Arc<L2>,
-    /// Its key, and that of those who wait.
+    /// Keys of the lease and of those who wait for it.
     keys: [String; 2],
     token: u64,
     stored: bool,
@@ -125,7 +125,7 @@ impl Drop for Waiting {
 }
 
 impl Lease {
-    /// What it was about is in Redis: those who wait find it there.
+    /// Notes that the response is in Redis, where those who wait find it.
     pub fn stored(&mut self) {
         self.stored = true;
     }
@@ -169,7 +169,7 @@ impl L2 {
             })
             .await;
         match reply {
-            // It may have been granted all the same: it runs out.
+            // The lease may have been granted all the same, and expires.
             Err(error) => Err(error),
             Ok(commands::LeaseReply::Granted { is_stored }) => {
                 let renewal = tokio::spawn(Arc::clone(self).keep_renewing(

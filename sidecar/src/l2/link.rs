@@ -36,17 +36,17 @@ use crate::{barriers::Barriers, clock::boot_ms};
 mod leaving;
 mod remembering;
 
-/// How often the connection is tried, and how long an answer may take.
+/// Interval at which the connection is tested, and the time limit of each test.
 const HEARTBEAT: Duration = Duration::from_secs(1);
 const SHORTEST_HEARTBEAT: Duration = Duration::from_millis(20);
 const SHORTEST_PAUSE: Duration = Duration::from_millis(100);
 const LONGEST_PAUSE: Duration = Duration::from_secs(2);
 /// Maximum time of the first attempt to connect in which nothing is trusted without proof: a pod that takes longer can't be reached.
 const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
-/// How often the barriers are read afresh without a reason; it also keeps them from expiring.
+/// Interval at which the barriers are read again without a reason, which also keeps them from expiring.
 const RESYNC: Duration = Duration::from_secs(3600);
-/// How long the bus may take to bring a probe back, in milliseconds: reading all barriers again is quicker than what lags so far
-/// behind.
+/// Maximum time until the bus returns a probe, in milliseconds: reading all barriers again is quicker than a bus that lags
+/// further behind.
 const PROBE_TIMEOUT_MS: u64 = 2_000;
 
 /// Keeps a connection to Redis and listens for purges.

@@ -23,7 +23,7 @@ use crate::{
 
 /// Bytes of a record besides the body that it holds: the header fields, the names of purges, the MAC.
 const MAX_OVERHEAD: u64 = 128 << 10;
-/// How often refused records are in the log, at most.
+/// Minimum interval between warnings about refused records.
 const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Writes and reads the records of one policy.
@@ -35,7 +35,7 @@ pub(super) struct Records {
     warns_at: AtomicU64,
 }
 
-/// How records are authenticated during one operation. A token that is replaced meanwhile changes nothing of it.
+/// Authentication of records during one operation, even if the token is replaced meanwhile.
 pub(super) struct Seal(Arc<State>);
 
 impl Records {
@@ -43,7 +43,7 @@ impl Records {
         Self { authentication, telemetry, warns_at: AtomicU64::new(0) }
     }
 
-    /// How records are authenticated now; `None` while the token cannot be read.
+    /// Returns the current authentication of records; `None` while the token cannot be read.
     pub(super) fn seal(&self) -> Option<Seal> {
         let state = self.authentication.state();
         (!matches!(*state, State::Unavailable(_))).then_some(Seal(state))

@@ -7,16 +7,16 @@ use std::{
 
 use super::connection::Secrets;
 
-/// How often what was refused is tried again: its server may only be starting.
+/// Interval at which refused secrets are tried again, because their server may only be starting.
 const RETRY: Duration = Duration::from_secs(5);
 
-/// Which secrets work, and why others do not.
+/// The secrets that work, and the error of those that do not.
 #[derive(Default)]
 pub(super) struct Reload(Mutex<State>);
 
 #[derive(Default)]
 struct State {
-    /// What connected last.
+    /// The secrets that connected last.
     in_use: Option<Secrets>,
     refused: Option<Refused>,
     /// Why there is no connection.
@@ -34,17 +34,17 @@ struct Refused {
 pub(super) type Newest = Result<Secrets, String>;
 
 impl Reload {
-    /// What connected last, unless that is what was read.
+    /// Returns the secrets that connected last, unless they are the newest.
     pub(super) fn instead_of(&self, newest: &Newest) -> Option<Secrets> {
         self.state().in_use.clone().filter(|in_use| newest.as_ref() != Ok(in_use))
     }
 
-    /// What connected last.
+    /// The secrets that connected last.
     pub(super) fn in_use(&self) -> Option<Secrets> {
         self.state().in_use.clone()
     }
 
-    /// What is to be tried beside the connection that there is, if anything.
+    /// Returns the secrets to try beside the present connection, if there are any.
     pub(super) fn candidate(&self, newest: Newest) -> Option<Secrets> {
         {
             let mut state = self.state();
@@ -61,7 +61,7 @@ impl Reload {
         newest.map_err(|error| self.refuse(None, error)).ok()
     }
 
-    /// They connected.
+    /// Notes that these secrets connected.
     pub(super) fn take(&self, secrets: Secrets) {
         let mut state = self.state();
         state.down = None;
@@ -74,7 +74,7 @@ impl Reload {
         }
     }
 
-    /// They did not connect, or could not be read, and others are in use.
+    /// Notes that these secrets did not connect, or could not be read, while others are in use.
     pub(super) fn refuse(&self, what: Option<Secrets>, why: String) {
         let mut state = self.state();
         if state.refused.as_ref().is_none_or(|refused| refused.what != what) {

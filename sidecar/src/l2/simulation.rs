@@ -3,7 +3,7 @@
 //! **No read that begins after a purge was acknowledged returns what it removed, except in a pod that the purge did not reach, and
 //! there no later than `busGrace` after the acknowledgement.**
 //!
-//! What decides is the sidecar's own code: [`Barriers`](crate::barriers::Barriers), [`Bus`](super::bus::Bus),
+//! The code that decides is the sidecar's own: [`Barriers`](crate::barriers::Barriers), [`Bus`](super::bus::Bus),
 //! [`CatchUp`](super::catch_up::CatchUp), the pending and recent purges and the count of acknowledgements. Around it, a queue of events takes the
 //! place of sockets, timers and the proxy. Messages are late, wait behind one another, overtake those of other connections, are
 //! held and lost with their connection; pods stop, crash and have clocks that disagree; the master crashes, comes back as it was
@@ -46,7 +46,7 @@ enum Broken {
     BarriersNotRead,
     /// A server that lost purges goes on counting as the one before.
     GenerationIgnored,
-    /// What the Sentinels say, and that they are silent, is of no account until a connection breaks.
+    /// Reports and silence of the Sentinels are ignored until a connection breaks.
     SentinelsIgnored,
     /// A writer does not wait for acknowledgements.
     AcknowledgementsNotAwaited,

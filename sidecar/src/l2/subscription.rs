@@ -1,6 +1,6 @@
 //! A subscription to the bus: the connection that purges, acknowledgements, leases and probes come over.
 //!
-//! It is a connection of its own, with RESP3: redis-rs hands each message to [`Inbox::take`] as it reads it. So there is no queue
+//! A subscription is a connection of its own, with RESP3: redis-rs hands each message to [`Inbox::take`] as it reads it. So there is no queue
 //! in this process that could grow, be overtaken or wait: a purge is applied before the next message is read, and nothing is
 //! awaited in between. What a pod does not read in time waits in the sockets, and then in Redis, which closes the connection
 //! when that is too much (`client-output-buffer-limit pubsub`, by default 32 MB); whoever connects again reads all barriers.
@@ -29,7 +29,7 @@ use super::{
 };
 use crate::barriers::Barriers;
 
-/// How long Redis may take to pass acknowledgements on.
+/// Maximum time that Redis may take to pass acknowledgements on.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// A subscription to the bus. It ends when it is dropped.
@@ -95,7 +95,7 @@ impl Inbox {
             match commands::read_own(message.get_payload_bytes()) {
                 Some(Said::Probe(number)) => self.came_back(number),
                 Some(Said::Held(orders)) => self.acknowledgements.count(self.bus().asker, &orders),
-                // What can't be read counts for nobody.
+                // A malformed message counts for nobody.
                 None => {}
             }
         } else if !self.leases.hear(message.get_payload_bytes()) {
@@ -149,7 +149,7 @@ impl Inbox {
         }
     }
 
-    /// Whether the connection is gone.
+    /// Returns true if the connection is closed.
     pub(super) fn is_closed(&self) -> bool {
         self.is_closed.load(Ordering::Acquire)
     }

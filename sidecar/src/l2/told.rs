@@ -1,4 +1,4 @@
-//! What this pod purged of late.
+//! Recent purges of this pod.
 //!
 //! A master that is replaced while it lives takes purges until the pods have left it, and the new one never hears of them:
 //! whoever comes from there tells them again.
@@ -55,7 +55,7 @@ impl Told {
         self.lock().everything_at = Some(now);
     }
 
-    /// What was purged; `None`: everything.
+    /// Returns the names that were purged recently; `None` means everything.
     pub(super) fn recent(&self, now: u64) -> Option<Vec<PurgeName>> {
         let told = self.lock();
         if told.everything_at.is_some_and(|at| !is_past(at, now)) {

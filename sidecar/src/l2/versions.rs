@@ -38,9 +38,9 @@ use crate::barriers::Barriers;
 
 /// Time between two announcements of the version that a pod serves by.
 const INTERVAL: Duration = Duration::from_secs(1);
-/// How long a version stays in the list without a pod.
+/// Time for which a version stays in the list without a pod.
 const PRESENCE: Duration = Duration::from_secs(30);
-/// How long Redis may take.
+/// Time limit of Redis.
 const TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The version of a policy that a pod serves by.
@@ -65,7 +65,7 @@ impl Version {
         self.name
     }
 
-    /// Whether Redis lists it, as far as is known.
+    /// Returns true if Redis lists the version, as far as this pod knows.
     pub(super) fn is_listed(&self) -> bool {
         self.is_listed.load(Ordering::Acquire)
     }

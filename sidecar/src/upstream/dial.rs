@@ -150,14 +150,14 @@ impl Dialer {
             match self.connect_to(address).await {
                 Ok(stream) if index == 0 => return Ok(stream),
                 Ok(stream) => {
-                    // It may have begun to listen everywhere since the first address refused.
+                    // The application may have begun to listen everywhere since the first address refused.
                     if let Ok(first) = self.connect_to(addresses[0]).await {
                         return Ok(first);
                     }
                     self.set_fallback(Some((address, Instant::now())));
                     return Ok(stream);
                 }
-                // It listens there, and has too much to do.
+                // The application listens there, and is overloaded.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => failure = Some(error),
                 Err(error) => failure = failure.or(Some(error)),

@@ -158,7 +158,7 @@ impl UpstreamError {
     pub const fn may_have_been_sent(&self) -> bool {
         match self {
             Self::Connect { was_sent, .. } | Self::Exchange { was_sent, .. } => *was_sent,
-            // It may have been sent before it was sent again.
+            // The request may have been sent before it was sent again.
             Self::Timeout(_) | Self::Abandoned | Self::UnexpectedUpgrade => true,
         }
     }
@@ -202,7 +202,7 @@ fn reason_of(error: &hyper::Error) -> UpstreamReason {
         _ if error.is_incomplete_message() || error.is_canceled() || error.is_closed() => {
             UpstreamReason::ClosedEarly
         }
-        // What is left of those with a cause are HTTP/2's: a stream or the connection was ended with an error code.
+        // The other errors with a cause are HTTP/2's: a stream or the connection was ended with an error code.
         _ if error.source().is_some() => UpstreamReason::Reset,
         _ => UpstreamReason::Other,
     }

@@ -120,7 +120,7 @@ pub(super) fn understand(head: &[u8], to_head: bool) -> Result<Head<'_>, HeadErr
 /// Writes a head anew: a line for each field, without what has no name, and a space for each control character.
 fn repair(head: &[u8], status_line: &StatusLine<'_>, has_body: bool) -> Result<Vec<u8>, HeadError> {
     let mut fields: Vec<(&[u8], Vec<u8>)> = Vec::new();
-    // Whether what follows on a line of its own belongs to a field that is kept (RFC 9112, section 5.2).
+    // True while a continuation line belongs to a retained field (RFC 9112, section 5.2).
     let mut is_kept = false;
     let mut is_doubtful = false;
     for line in lines(head).skip(1) {
@@ -152,7 +152,7 @@ fn repair(head: &[u8], status_line: &StatusLine<'_>, has_body: bool) -> Result<V
             repaired.extend([name, b": ", value.trim_ascii(), b"\r\n"].concat());
         }
     }
-    // What the application thinks that it said may differ from what was understood: nothing else is read from this connection.
+    // The application may mean something else than what was read, so that nothing else is read from this connection.
     if is_doubtful && status_line.status >= 200 {
         repaired.extend(b"Connection: close\r\n");
     }

@@ -11,11 +11,11 @@ pub(crate) struct Args {
     #[arg(long, default_value = "0.0.0.0:8080")]
     pub(crate) listen: SocketAddr,
 
-    /// How long every read takes at least, such as 300ms.
+    /// Minimum time of every read, such as 300ms.
     #[arg(long, default_value = "300ms", value_parser = duration)]
     pub(crate) delay: Duration,
 
-    /// Its database, such as postgres://user:password@postgres:5432/shop.
+    /// Database of the shop, such as postgres://user:password@postgres:5432/shop.
     #[arg(long, env = "DATABASE_URL", hide_env_values = true)]
     pub(crate) database_url: tokio_postgres::Config,
 }

@@ -1,4 +1,4 @@
-//! How often each route was called: what a cache in front of this process spares it.
+//! Numbers of calls by route, which show what a cache in front of this process saves.
 
 use std::{
     collections::BTreeMap,

@@ -1,4 +1,4 @@
-//! What went wrong with a request, as the client sees it.
+//! Errors of requests, as clients see them.
 
 use axum::{
     Json,

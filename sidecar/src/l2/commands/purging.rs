@@ -11,7 +11,7 @@ use crate::barriers::MAX_BARRIERS;
 /// A purge as Redis is told of it.
 #[derive(Clone, Copy)]
 pub(in crate::l2) struct Telling<'a> {
-    /// Who waits until every pod has it; 0: nobody.
+    /// Subscription that waits until every pod has applied the purge; 0 if none does.
     pub(in crate::l2) asker: u64,
     /// The version of the policy whose names these are.
     pub(in crate::l2) version: PurgeName,
@@ -19,8 +19,8 @@ pub(in crate::l2) struct Telling<'a> {
     pub(in crate::l2) names: &'a [PurgeName],
     /// Names of other Redis that are told of it, too ([`PurgeName::told`]).
     pub(in crate::l2) told: &'a [PurgeName],
-    /// What another Redis calls it, from which it is passed on, without spaces; empty: it begins here. One that was passed on by another
-    /// pod is not ordered again.
+    /// Identity of the purge at the Redis that it is passed on from, without spaces; empty if it begins here. A purge that another pod has
+    /// passed on is not ordered again.
     pub(in crate::l2) origin: &'a str,
 }
 

@@ -12,7 +12,7 @@ pub(super) struct Servers {
     pub(super) nodes: Vec<ConnectionInfo>,
     /// Whom to trust in place of the system's roots; `None` without TLS.
     pub(super) certificates: Option<TlsCertificates>,
-    /// What no message may have in it.
+    /// Secrets that no message may contain.
     hidden: Vec<String>,
 }
 

@@ -123,18 +123,18 @@ struct Sentinel {
     connection: Option<MultiplexedConnection>,
 }
 
-/// What a Sentinel says of the master.
+/// Report of a Sentinel on the master.
 #[derive(Clone, Debug, PartialEq, Eq)]
 struct Said {
     /// `HOST:PORT`.
     address: String,
     /// Grows with each failover.
     epoch: u64,
-    /// It takes the master for dead, or replaces it just now.
+    /// True if the Sentinel takes the master for dead, or is replacing it.
     is_doubtful: bool,
 }
 
-/// What Sentinels say together.
+/// Joint verdict of the Sentinels.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Verdict {
     /// No other is the master, says a majority of all.

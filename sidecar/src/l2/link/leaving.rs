@@ -161,7 +161,7 @@ impl State {
             Self::new(self.spec.clone(), self.name.clone(), version, barriers, self.grace, None, formers);
         state.reload.take(secrets);
         state.is_left.store(true, Ordering::Release);
-        // What this one could not tell there goes to the other Redis now, and is to be told there all the same.
+        // Purges that this link could not tell there go to the other Redis now, and are to be told there all the same.
         state.inherit(self);
         Link::run(state)
     }

@@ -1,10 +1,10 @@
-//! What must hold, and a record of what there was.
+//! The property that must hold, and a record of a run.
 
 use std::ops::AddAssign;
 
 use super::{pod::PodId, world::GRACE};
 
-/// What a busy event queue and clocks that drift may add to the grace.
+/// Time that a busy event queue and drifting clocks may add to the grace.
 const SLACK: u64 = 40;
 
 /// Purges that were acknowledged.
@@ -17,7 +17,7 @@ pub(super) struct Oracle {
 #[derive(Debug)]
 struct Acknowledged {
     key: usize,
-    /// What the application says of the key since the write.
+    /// Value of the key in the application since the write.
     version: u64,
     at: u64,
     /// The pods that it was told to, if they all said so.
@@ -33,7 +33,7 @@ pub(super) struct Read {
     pub(super) version: u64,
 }
 
-/// What there was to see.
+/// Counts of observed events.
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Seen {
     pub(super) hits: usize,

@@ -100,7 +100,7 @@ struct Ordered {
     at: u64,
 }
 
-/// What happens in a pod.
+/// Event in a pod.
 #[derive(Debug)]
 pub(super) enum PodEvent {
     Connect,
@@ -121,7 +121,7 @@ pub(super) enum PodEvent {
     Crash,
 }
 
-/// What comes over the bus.
+/// Message on the bus.
 #[derive(Clone, Debug)]
 pub(super) enum OverBus {
     Subscribed,
@@ -130,7 +130,7 @@ pub(super) enum OverBus {
     Held(Vec<u64>),
 }
 
-/// What a server replies.
+/// Reply of a server.
 #[derive(Debug)]
 pub(super) enum Replied {
     Hello(Mark),
@@ -664,7 +664,7 @@ impl World {
     }
 }
 
-/// What an entry is asked before it is served ([`crate::entry::Entry::is_purged`]).
+/// Returns true if an entry may be served ([`crate::entry::Entry::is_purged`]).
 fn may_serve(barriers: &Barriers, key: usize, stamp: Stamp, now: u64) -> bool {
     barriers.trusts_at(stamp.asked_at, now) && !barriers.covers(&names(key), stamp)
 }

@@ -22,7 +22,7 @@ pub(super) struct Server {
     next_generation: u64,
 }
 
-/// What is replicated, and comes back from disk.
+/// Data that is replicated, and read back from disk.
 #[derive(Clone, Debug, Default)]
 pub(super) struct Data {
     generation: u64,
@@ -57,7 +57,7 @@ pub(super) struct Record {
     pub(super) order: u64,
 }
 
-/// What a lookup finds.
+/// Result of a lookup.
 #[derive(Clone, Debug)]
 pub(super) struct Reply {
     pub(super) generation: u64,
@@ -84,7 +84,7 @@ impl Server {
         is_lost
     }
 
-    /// Whether the barriers were lost.
+    /// Returns true if the barriers were lost.
     pub(super) fn touch(&mut self) -> bool {
         self.ensure_generation()
     }

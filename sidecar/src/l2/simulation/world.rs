@@ -29,9 +29,9 @@ pub(super) struct World {
     pub(super) rng: Rng,
     pub(super) pods: Vec<Pod>,
     pub(super) servers: Vec<Server>,
-    /// What the Sentinels say.
+    /// The master according to the Sentinels.
     pub(super) master: ServerId,
-    /// What the application says of each key: the number of writes.
+    /// Value of each key in the application: its number of writes.
     pub(super) versions: [u64; KEYS],
     pub(super) oracle: Oracle,
     links: Vec<Link>,
@@ -47,7 +47,7 @@ pub(super) struct World {
 struct Link {
     /// When the last message arrives, by connection and direction: none overtakes it.
     last: [[u64; 2]; 2],
-    /// What is sent takes longer by this, by connection.
+    /// Additional delay of messages, by connection.
     late: [u64; 2],
     /// Nothing arrives until then, by connection.
     held_until: [u64; 2],
@@ -62,7 +62,7 @@ pub(super) enum Over {
     Bus,
 }
 
-/// What happens at a time.
+/// Event at a time.
 #[derive(Debug)]
 enum Event {
     Pod(PodId, PodEvent),
@@ -72,7 +72,7 @@ enum Event {
     Fault,
 }
 
-/// What a pod says to a server.
+/// Request of a pod to a server.
 #[derive(Clone, Debug)]
 pub(super) enum Command {
     Hello,
@@ -127,7 +127,7 @@ impl World {
     /// Runs to the end.
     ///
     /// # Errors
-    /// What was read that had been removed.
+    /// Runs until the end, or until a removed response is read.
     pub(super) fn run(&mut self) -> Result<(), String> {
         while let Some(Reverse((at, number))) = self.queue.pop() {
             if at > END {
@@ -138,7 +138,7 @@ impl World {
             if let Event::Pod(pod, _) = &event
                 && self.pods[*pod].stopped_until > at
             {
-                // It finds everything at once when it goes on, its sockets in any order.
+                // A pod that continues finds all messages at once, its sockets in any order.
                 let again = self.pods[*pod].stopped_until;
                 self.events.insert(number, event);
                 self.queue.push(Reverse((again, number)));
@@ -365,7 +365,7 @@ impl World {
         self.pods[pod].session.as_ref().is_some_and(|session| session.server == server)
     }
 
-    /// What the master had a moment ago, without what came since.
+    /// Returns the master's data of a moment ago, without later changes.
     fn lossy(&mut self) -> super::server::Data {
         let lost = self.rng.u64(0..4);
         self.servers[self.master].data().without_the_last(lost)
