@@ -7,6 +7,7 @@
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 mod forms;
+mod locate;
 mod meaning;
 mod path;
 mod rules;
@@ -20,6 +21,7 @@ use larder_api::{API_VERSION, KIND};
 use larder_policy::document::{DocumentError, FOLLOWS_COVERAGE};
 
 use self::{
+    locate::locate,
     rules::Rules,
     schema::Schema,
     tree::{Document, Mark, Node, Value},
@@ -192,7 +194,7 @@ fn is_other_kind(kind: &str) -> bool {
 }
 
 fn wrong_kind(root: &Node) -> Diagnostic {
-    let (mark, found) = path::locate(root, "kind");
+    let (mark, found) = locate(root, "kind");
     let message = match found.and_then(Node::as_text) {
         Some(kind) => format!("{kind:?} is not {KIND:?}: did you mean that?"),
         None => format!("there is no kind: write apiVersion: {API_VERSION} and kind: {KIND}"),
@@ -201,7 +203,7 @@ fn wrong_kind(root: &Node) -> Diagnostic {
 }
 
 fn found(root: &Node) -> Found {
-    let count = |path| path::locate(root, path).1.map_or(0, |list| list.items().len());
+    let count = |path| locate(root, path).1.map_or(0, |list| list.items().len());
     let name = root.get("metadata").and_then(|metadata| metadata.get("name")).and_then(Node::as_text);
     Found {
         name: name.unwrap_or_default().to_owned(),

@@ -10,7 +10,8 @@ use serde_json::{Map, Value as Json, json};
 
 use super::{
     Diagnostic, Kind,
-    path::{is_within, item, locate, member, parent},
+    locate::locate,
+    path::{is_within, item, member, parent},
     tree::{Node, Value},
 };
 

@@ -1,7 +1,5 @@
 //! Paths of fields, such as `spec.routes[2].tags[0]`.
 
-use super::tree::{Mark, Node, Value};
-
 /// Returns the path of a member of the object at `path`.
 pub(super) fn member(path: &str, name: &str) -> String {
     if path.is_empty() { name.to_owned() } else { format!("{path}.{name}") }
@@ -21,26 +19,6 @@ pub(super) fn parent(path: &str) -> &str {
 pub(super) fn is_within(path: &str, other: &str) -> bool {
     path.strip_prefix(other)
         .is_some_and(|rest| rest.is_empty() || other.is_empty() || rest.starts_with(['.', '[']))
-}
-
-/// Returns the place of the field at `path`, or of the nearest one around it that exists, and the value of the field
-/// itself if it exists.
-pub(super) fn locate<'a>(root: &'a Node, path: &str) -> (Mark, Option<&'a Node>) {
-    let (mut mark, mut node) = (root.mark, root);
-    for step in path.split('.').flat_map(|steps| steps.split('[')) {
-        let next = match (step.strip_suffix(']'), &node.value) {
-            (Some(index), Value::List(items)) => {
-                index.parse().ok().and_then(|index: usize| items.get(index)).map(|item| (item.mark, item))
-            }
-            (None, _) => node.member(step).map(|member| (member.place(), &member.node)),
-            _ => None,
-        };
-        match next {
-            Some(next) => (mark, node) = next,
-            None => return (mark, None),
-        }
-    }
-    (mark, Some(node))
 }
 
 #[cfg(test)]

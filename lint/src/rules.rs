@@ -12,7 +12,8 @@ use serde_json::Value as Json;
 
 use super::{
     Diagnostic, Kind,
-    path::{is_within, locate, member, parent},
+    locate::locate,
+    path::{is_within, member, parent},
     tree::Node,
 };
 

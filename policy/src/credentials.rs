@@ -1,13 +1,10 @@
 //! Requests that identify a user.
 
-mod names;
 mod patterns;
 
-pub(crate) use self::names::is_common;
-pub use self::{
-    names::names_credentials,
-    patterns::{IdentityHeaders, is_pattern},
-};
+pub use self::patterns::{IdentityHeaders, is_pattern};
+pub(crate) use crate::credential_names::is_common;
+pub use crate::credential_names::names_credentials;
 use crate::{Fields, key::KeyRules};
 
 /// Returns the first header of a request that identifies a user and that the route neither keys nor ignores. Such a

@@ -7,7 +7,7 @@
 //! application whose responses depend on them cannot be cached by a shared cache.
 
 use crate::{
-    credentials::names_credentials,
+    credential_names::names_credentials,
     names::is_alike,
     writing::{names_a_method, names_target},
 };

@@ -5,6 +5,7 @@
 
 pub mod cache_control;
 pub mod coverage;
+mod credential_names;
 pub mod credentials;
 pub mod date;
 pub mod digest;

@@ -13,7 +13,12 @@ use larder_flight::{Joined, Lead, Reader, Wait};
 use larder_policy::{range, validation};
 use tokio::time::{Instant, timeout_at};
 
-use super::{Proxy, Served, fetch::Fetch, memory::Lookup, pipeline::Step, request::CacheRequest};
+use super::{
+    Proxy, Served,
+    fetch::{Fetch, Step},
+    memory::Lookup,
+    request::CacheRequest,
+};
 use crate::{
     body::{Body, Source},
     cache_status::{Became, CacheStatus, Forward, Tier},

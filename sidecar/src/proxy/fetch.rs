@@ -1,11 +1,11 @@
 //! Context of a fetch: a request that memory could not serve.
 
-use std::sync::Arc;
+use std::{ops::ControlFlow, sync::Arc};
 
 use larder_flight::Lead;
 use tokio::time::Instant;
 
-use super::request::CacheRequest;
+use super::{Served, request::CacheRequest};
 use crate::{
     barriers::Stamp,
     cache_status::{Forward, Tier},
@@ -13,6 +13,9 @@ use crate::{
     l2::Lease,
     store::in_flight::FetchOutcome,
 };
+
+/// Result of a stage: a response, or the fetch for the next stage.
+pub(super) type Step = ControlFlow<Served, Fetch>;
 
 /// A request that goes beyond memory, and what its stages have learned.
 pub(super) struct Fetch {

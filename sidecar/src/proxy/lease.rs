@@ -8,7 +8,10 @@ use std::{
 
 use tokio::time::{Instant, error::Elapsed, timeout_at};
 
-use super::{Proxy, Served, fetch::Fetch, pipeline::Step};
+use super::{
+    Proxy, Served,
+    fetch::{Fetch, Step},
+};
 use crate::l2::{Leased, Patience, Waiting, Woken};
 
 /// Returns the time that a pod waits for others before it fetches by itself: less than the requests wait that it leads in this pod.

@@ -14,8 +14,7 @@ use larder_policy::{
 
 use super::{
     Proxy, Served,
-    fetch::{Fetch, Known, Purpose},
-    pipeline::Step,
+    fetch::{Fetch, Known, Purpose, Step},
     request::CacheRequest,
 };
 use crate::{

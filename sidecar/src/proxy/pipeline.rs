@@ -24,9 +24,6 @@ use super::{
 };
 use crate::{l2::Patience, store::in_flight::FetchOutcome};
 
-/// Result of a stage.
-pub(super) type Step = ControlFlow<Served, Fetch>;
-
 /// Result of the last stage, which always responds.
 type Last = ControlFlow<Served, Infallible>;
 

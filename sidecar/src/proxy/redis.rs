@@ -4,9 +4,8 @@ use std::{ops::ControlFlow, sync::Arc};
 
 use super::{
     Proxy, Served,
-    fetch::{Fetch, Purpose},
+    fetch::{Fetch, Purpose, Step},
     memory::Lookup,
-    pipeline::Step,
 };
 use crate::{
     cache_key::CacheKey,

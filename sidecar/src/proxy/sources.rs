@@ -11,7 +11,11 @@ use http_body_util::BodyExt as _;
 use larder_policy::{policy::Ask, response_meta::Times};
 
 use super::{
-    Proxy, fetch::Fetch, origin::Received, persist::Persisting, pipeline::Step, request::CacheRequest,
+    Proxy,
+    fetch::{Fetch, Step},
+    origin::Received,
+    persist::Persisting,
+    request::CacheRequest,
 };
 use crate::{
     body::IncomingBody,
