@@ -45,7 +45,7 @@ impl<S: Sync> FromRequestParts<S> for Keys {
     }
 }
 
-/// The key in the OpenAPI document.
+/// Key of stored responses, as part of a path.
 #[derive(Deserialize, JsonSchema)]
 struct KeyInPath {
     /// A whole key as `/stats` lists it, such as `GET:http://shop/api/posts/?page=2#accept-language=de`, or a short one, such as

@@ -166,7 +166,7 @@ pub(super) async fn store(
 
 /// Puts a version of the policy into the list of those that pods serve by, and takes out those that no pod was heard of. One that was
 /// not there begins: a barrier on it covers what was stored under it before. ARGV: generation if there is none, the version in hex
-/// and as it is, seconds that a version stays.
+/// and as it is, seconds that a version stays, and 1 if this pod had it in the list before: it knows what it purged since.
 static LIST: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -175,7 +175,7 @@ static LIST: LazyLock<Script> = LazyLock::new(|| {
         local begins, listed = true, ARGV[2] .. '=' .. now
         for name, seen in string.gmatch(redis.call('HGET', KEYS[1], 'v') or '', '(%x+)=(%d+)') do
           if name == ARGV[2] then
-            begins = false
+            begins = ARGV[5] == '0' and now - tonumber(seen) > tonumber(ARGV[4])
           elseif now - tonumber(seen) <= tonumber(ARGV[4]) then
             listed = listed .. ' ' .. name .. '=' .. seen
           end
@@ -197,13 +197,15 @@ pub(super) async fn list(
     barriers: &str,
     version: PurgeName,
     presence: Duration,
+    was_listed: bool,
 ) -> RedisResult<Option<(u64, u64)>> {
     let mut call = LIST.prepare_invoke();
     call.key(barriers)
         .arg(connection.mark().new_generation())
         .arg(hex(version))
         .arg(&version.as_bytes()[..])
-        .arg(presence.as_secs());
+        .arg(presence.as_secs())
+        .arg(u8::from(was_listed));
     call.invoke_async(connection.counting()).await
 }
 

@@ -269,9 +269,11 @@ impl Formers {
         }
     }
 
-    /// Names that say which of them are told of a purge.
+    /// Returns the names that say which of them are told of a purge now. The others are told when they are connected, and by other pods
+    /// that are.
     pub(super) fn told(&self) -> Vec<PurgeName> {
-        let generations = self.links().into_iter().map(|link| link.generation());
+        let connected = self.links().into_iter().filter(|link| link.connection().is_some());
+        let generations = connected.map(|link| link.generation());
         generations.filter(|generation| *generation != 0).map(PurgeName::told).collect()
     }
 
@@ -417,7 +419,11 @@ async fn watch(former: Weak<Former>) {
         let is_same = match link.heir().as_deref() {
             Some(Heir::Link(state)) => match state.upgrade() {
                 // As long as it is about to leave, it is connected to the same.
-                Some(state) => mark.is_some() && state.mark() == mark && state.server() != link.server(),
+                // Several databases of a server have the same mark, and generations of their own.
+                Some(state) => {
+                    let is_same = state.mark() == mark && state.generation() == link.generation();
+                    mark.is_some() && is_same && state.server() != link.server()
+                }
                 None => return,
             },
             _ => false,

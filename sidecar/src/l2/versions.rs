@@ -9,8 +9,9 @@
 //!   raises a barrier on each version in the list.
 //! - A write for which a version names nothing does the same: each asks Redis for the list, and orders a purge without names if
 //!   other versions are in it. A version that is not in it yet begins after the write.
-//! - A version that begins to be served by, or does so again after it had left the list, begins with nothing: a barrier on
-//!   its own name covers what is left from before. So no response outlives a time in which nobody cared for it.
+//! - A version that begins to be served by, or does so again after no pod was heard of for [`PRESENCE`], begins with nothing: a
+//!   barrier on its own name covers what is left from before. So no response outlives a time in which no pod cared for it. A pod that
+//!   was cut off from Redis for so long goes on with what is stored: it tells Redis of its purges since.
 //! - No proof of trust in the bus is taken over a time in which the version was not in the list: each probe asks for that too.
 //!
 //! # Assumptions
@@ -51,13 +52,16 @@ pub(super) struct Version {
     key: String,
     barriers: Arc<Barriers>,
     is_listed: AtomicBool,
+    /// This pod has had it in the list, and remembers its purges since.
+    was_listed: AtomicBool,
     wake: Notify,
 }
 
 impl Version {
     /// A version of the policy whose barriers are under that key.
     pub(super) fn new(name: PurgeName, key: String, barriers: Arc<Barriers>) -> Arc<Self> {
-        Arc::new(Self { name, key, barriers, is_listed: AtomicBool::new(false), wake: Notify::new() })
+        let (is_listed, was_listed) = (AtomicBool::new(false), AtomicBool::new(false));
+        Arc::new(Self { name, key, barriers, is_listed, was_listed, wake: Notify::new() })
     }
 
     /// The name that everything bears which is stored under it.
@@ -100,11 +104,14 @@ impl Version {
     /// # Errors
     /// If Redis is unwilling.
     pub(super) async fn list(&self, connection: &mut Connection) -> RedisResult<()> {
-        if let Some((generation, order)) = commands::list(connection, &self.key, self.name, PRESENCE).await? {
+        let was_listed = self.was_listed.load(Ordering::Acquire);
+        let began = commands::list(connection, &self.key, self.name, PRESENCE, was_listed).await?;
+        if let Some((generation, order)) = began {
             // Counted in another generation, it is read with all barriers.
             let _ = self.barriers.ordered(generation, order, &[self.name]);
         }
         self.is_listed.store(true, Ordering::Release);
+        self.was_listed.store(true, Ordering::Release);
         Ok(())
     }
 }

@@ -331,6 +331,27 @@ async fn version_that_no_pod_runs_leaves_the_list() {
         .await;
 }
 
+#[tokio::test(flavor = "multi_thread")]
+async fn version_without_pods_for_long_begins_with_nothing() {
+    let mut redis = RedisServer::shared().await;
+    let policy = Policy::new(FIRST);
+    let origin = Origin::numbered(&[]).await;
+    let last = Sidecar::start(&policy, origin.address).await;
+    let old = number(&last, "/page").await;
+    until("redis has it", async || {
+        let other = Sidecar::start(&policy, origin.address).await;
+        (number(&other, "/page").await == old).then_some(())
+    })
+    .await;
+    drop(last);
+    // As after a long time without a pod, in which nobody would have told this Redis of a write.
+    let listed: String = redis.hget(policy.barriers(), "v").await.unwrap();
+    let (name, _) = listed.split_once('=').unwrap();
+    let _: () = redis.hset(policy.barriers(), "v", format!("{name}=1")).await.unwrap();
+    let next = Sidecar::start(&policy, origin.address).await;
+    assert!(number(&next, "/page").await > old);
+}
+
 const PERSISTED: &str = r#"
 sources:
 - {name: db, postgres: {urlFrom: DATABASE}}

@@ -190,7 +190,13 @@ impl State {
         anyhow::ensure!(!self.is_left(), "this Redis was left for another");
         // From now on, until it has caught up, both hear of what is purged at the server that is left.
         left.inspect(|left| self.leave(Arc::clone(left)));
-        self.catch_up(&mut session, CatchingUp::Moved).await?;
+        if let Err(error) = self.catch_up(&mut session, CatchingUp::Moved).await {
+            // The server goes on being used: its second link is not a former one.
+            if let Some(server) = self.server() {
+                self.succession.formers.end_at(&server);
+            }
+            return Err(error);
+        }
         Ok(session)
     }
 
