@@ -7,22 +7,23 @@ use larder_policy::{Fields, vary};
 /// section 4.1).
 #[derive(Clone, Debug)]
 pub struct CacheKey {
-    primary: String,
+    /// The primary key, then the variant.
+    whole: String,
+    primary_length: usize,
     vary: Vec<HeaderName>,
-    variant: String,
 }
 
 impl CacheKey {
     /// Creates the key of a response with these names in `Vary` to a request with these fields.
     pub fn new(primary: &str, vary: Vec<HeaderName>, fields: &impl Fields) -> Self {
-        let mut variant = String::new();
-        vary::write_variant(&mut variant, &vary, fields);
-        Self { primary: primary.to_owned(), vary, variant }
+        let mut whole = primary.to_owned();
+        vary::write_variant(&mut whole, &vary, fields);
+        Self { whole, primary_length: primary.len(), vary }
     }
 
     /// Returns the part that all variants share.
     pub fn primary(&self) -> &str {
-        &self.primary
+        &self.whole[..self.primary_length]
     }
 
     /// Returns the request header names that select the variant; none if the response does not vary.
@@ -32,24 +33,24 @@ impl CacheKey {
 
     /// Returns the part that is specific to this variant; empty if the response does not vary.
     pub fn variant(&self) -> &str {
-        &self.variant
+        &self.whole[self.primary_length..]
     }
 
     /// Returns the whole key as one text.
-    pub fn whole(&self) -> String {
-        format!("{}{}", self.primary, self.variant)
+    pub fn whole(&self) -> &str {
+        &self.whole
     }
 
     /// Returns the whole key of the variant that a request with these fields selects.
     pub fn selected_by(&self, fields: &impl Fields) -> String {
-        let mut key = self.primary.clone();
+        let mut key = self.primary().to_owned();
         vary::write_variant(&mut key, &self.vary, fields);
         key
     }
 
     /// Returns true if a request with these fields selects this variant.
     pub fn is_selected_by(&self, fields: &impl Fields) -> bool {
-        self.selected_by(fields)[self.primary.len()..] == self.variant
+        self.selected_by(fields) == self.whole
     }
 }
 
@@ -69,7 +70,7 @@ mod tests {
         assert_eq!(german.selected_by(&request("de")), german.whole());
         assert!(german.whole().starts_with(german.primary()));
         let plain = CacheKey::new("GET:/a", vec![], &request("de"));
-        assert_eq!((plain.variant(), plain.whole()), ("", "GET:/a".to_owned()));
+        assert_eq!((plain.variant(), plain.whole()), ("", "GET:/a"));
         assert!(plain.is_selected_by(&request("fr")));
     }
 }

@@ -63,7 +63,7 @@ pub struct Serve {
     pub pod_ip: Option<IpAddr>,
 
     /// Memory limit of the process, such as 128Mi [default: the limit of the control group, else l1.maxSize and 64Mi].
-    /// It determines the maximum number of connections and requests in progress, beyond which clients get a 503.
+    /// The maximum numbers of connections and requests in progress, beyond which clients get a 503, follow from this limit.
     #[arg(long, value_name = "BYTES", env = "LARDER_MEMORY_LIMIT")]
     pub memory_limit: Option<ByteSize>,
 

@@ -3,10 +3,7 @@
 use std::sync::Arc;
 
 use larder_flight::Flights;
-use larder_policy::{
-    Metadata, Policy, PurgeName, Route,
-    policy::{self},
-};
+use larder_policy::{Metadata, Policy, PurgeName, Route, policy};
 
 use crate::{
     barriers::Barriers,

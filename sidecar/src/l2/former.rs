@@ -370,6 +370,8 @@ impl Former {
     }
 
     fn lead_to(&self, heir: &Heir, version: PurgeName) {
+        // Under the lock: one that ends meanwhile keeps no listing.
+        let mut listings = self.lock_listings();
         let Some(link) = self.link.load_full() else { return };
         link.lead_to(heir.clone());
         let mut versions = vec![link.version()];
@@ -380,7 +382,7 @@ impl Former {
             let listing = Arc::clone(&version).keep_listed(Arc::clone(&link));
             (version, listing)
         };
-        *self.lock_listings() = versions.into_iter().map(keep).collect();
+        *listings = versions.into_iter().map(keep).collect();
     }
 
     /// Returns true if purges by pods there cover all that this pod stores, or nothing can be heard from there.
@@ -391,8 +393,9 @@ impl Former {
 
     /// Lets go of the Redis.
     fn end(&self) {
+        let mut listings = self.lock_listings();
         self.link.store(None);
-        self.lock_listings().clear();
+        listings.clear();
     }
 
     fn lock_listings(&self) -> MutexGuard<'_, Vec<(Arc<Version>, AbortOnDropHandle<()>)>> {
@@ -418,8 +421,8 @@ async fn watch(former: Weak<Former>) {
         };
         let is_same = match link.heir().as_deref() {
             Some(Heir::Link(state)) => match state.upgrade() {
-                // As long as it is about to leave, it is connected to the same.
-                // Several databases of a server have the same mark, and generations of their own.
+                // Several databases of a server have the same mark, and generations of their own. As long as the pod is about to leave,
+                // it is connected to the same server.
                 Some(state) => {
                     let is_same = state.mark() == mark && state.generation() == link.generation();
                     mark.is_some() && is_same && state.server() != link.server()

@@ -50,18 +50,11 @@ impl Proxy {
         response_of(stages().await)
     }
 
-    /// Responds from the origins as soon as no other pod asks them for the same.
-    async fn fetch_in_turn(self: &Arc<Self>, fetch: Fetch) -> Served {
-        let stages = async || -> Last {
-            let fetch = self.wait_for_lease(fetch).await?;
-            Break(self.fetch_from_origins(fetch).await)
-        };
-        response_of(stages().await)
-    }
-
-    /// Responds from the origins: the route's sources, then the application, and in place of an error what is stored.
+    /// Responds from the origins as soon as no other pod asks them for the same: from the route's sources, then from the application,
+    /// and in place of an error with what is stored.
     pub(super) async fn fetch_from_origins(self: &Arc<Self>, fetch: Fetch) -> Served {
         let stages = async || -> Last {
+            let fetch = self.wait_for_lease(fetch).await?;
             let fetch = self.ask_sources(fetch).await?;
             let (fetch, failure) = self.ask_application(fetch).await?;
             Break(self.fall_back(fetch, failure).await)
@@ -102,12 +95,12 @@ impl Proxy {
     /// source's response is stored all the same.
     async fn within_soft_timeout(self: &Arc<Self>, fetch: Fetch) -> Served {
         let Some((soft, fallback)) = fetch.fallback_when_slow() else {
-            return self.fetch_in_turn(fetch).await;
+            return self.fetch_from_origins(fetch).await;
         };
         let limit = fetch.request.max_body();
         let proxy = Arc::clone(self);
         let mut fetching =
-            AbortOnDropHandle::new(tokio::spawn(async move { proxy.fetch_in_turn(fetch).await }));
+            AbortOnDropHandle::new(tokio::spawn(async move { proxy.fetch_from_origins(fetch).await }));
         let served = match timeout(soft, &mut fetching).await {
             Ok(served) => served,
             Err(_) => {

@@ -66,13 +66,13 @@ impl CacheSlot {
 
     /// Notes that the response must not be shared. Other variants are not affected.
     pub fn note_unshared(&self) {
-        self.store.l1.insert(&self.key.whole(), unshared_from_now());
+        self.store.l1.insert(self.key.whole(), unshared_from_now());
     }
 
     /// Stores a response in memory.
     pub fn store_in_memory(&self, entry: &Arc<Entry>) {
         let l1 = &self.store.l1;
-        l1.insert(&self.key.whole(), Stored::Entry(Arc::clone(entry)));
+        l1.insert(self.key.whole(), Stored::Entry(Arc::clone(entry)));
         if !self.key.vary().is_empty() {
             l1.insert(self.key.primary(), Stored::Vary(self.key.vary().into()));
         }
@@ -81,7 +81,7 @@ impl CacheSlot {
     /// Stores a response in memory, unless a newer one is there.
     pub fn store_in_memory_unless_newer(&self, entry: &Arc<Entry>) {
         let is_newer = |known: &Entry| known.head.times.received_at >= entry.head.times.received_at;
-        match self.store.l1.get(&self.key.whole()) {
+        match self.store.l1.get(self.key.whole()) {
             Some(Stored::Entry(known)) if is_newer(&known) => {}
             _ => self.store_in_memory(entry),
         }
@@ -89,7 +89,7 @@ impl CacheSlot {
 
     /// Returns true if memory has the response to a later request: one that hung and has come back to life does not replace it.
     fn has_later(&self, entry: &Entry) -> bool {
-        let Some(Stored::Entry(known)) = self.store.l1.get(&self.key.whole()) else { return false };
+        let Some(Stored::Entry(known)) = self.store.l1.get(self.key.whole()) else { return false };
         let (known_at, requested_at) = (known.head.times.requested_at, entry.head.times.requested_at);
         // A time in the future is from before the clock was set back.
         requested_at < known_at && known_at <= wall_ms() && !known.is_purged(&self.store.barriers)
@@ -97,7 +97,7 @@ impl CacheSlot {
 
     /// Drops the stored response: in this pod at once, and in Redis and other pods soon, where it is purged under `name`.
     pub fn forget(&self, name: PurgeName) {
-        self.store.l1.remove(&self.key.whole());
+        self.store.l1.remove(self.key.whole());
         self.store.forget_last_known_good(&[name]);
         let Some(l2) = self.store.l2.clone() else { return };
         // The link makes up for a failure, as for every purge.

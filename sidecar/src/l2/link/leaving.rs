@@ -147,7 +147,7 @@ impl State {
     }
 
     /// Names of another version as they may be meant under that of this link: whatever is stored under it.
-    fn meant(&self, version: PurgeName, names: &[PurgeName]) -> Vec<PurgeName> {
+    pub(super) fn meant(&self, version: PurgeName, names: &[PurgeName]) -> Vec<PurgeName> {
         let own = (version != self.version.name()).then(|| self.version.name());
         names.iter().copied().chain(own).collect()
     }
@@ -210,7 +210,7 @@ impl State {
         }
     }
 
-    /// Raises barriers of purges that may have been missed at another Redis, and tells this one; `None`: on everything.
+    /// Raises barriers of purges that this Redis may not know, and tells it of them; `None`: on everything.
     pub(in crate::l2) fn make_up_for(&self, missed: Option<Vec<PurgeName>>) {
         let now = self.barriers.known_until();
         match missed {

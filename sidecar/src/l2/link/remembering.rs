@@ -9,13 +9,9 @@ use super::{super::pending::Pending, State};
 impl State {
     /// Takes over what the policy before could not tell Redis, and what it told of late.
     pub(super) fn inherit(&self, previous: &Self) {
-        let is_of_other_version = previous.version.name() != self.version.name();
-        // Names of another version: of this one, whatever is stored may be meant.
-        let meant = |mut names: Vec<PurgeName>| {
-            if is_of_other_version && !names.is_empty() {
-                names.push(self.version.name());
-            }
-            names
+        let meant = |names: Vec<PurgeName>| match &names[..] {
+            [] => names,
+            some => self.meant(previous.version.name(), some),
         };
         let now = self.barriers.known_until();
         match previous.told.recent(previous.barriers.known_until()).map(meant) {
@@ -24,13 +20,9 @@ impl State {
             None => self.told.add_everything(now),
         }
         let untold = meant(previous.lock_pending().to_tell());
-        if !untold.is_empty() {
-            self.told.add(&untold, now);
-            self.raise_and_remember(&untold);
-        }
+        self.make_up_for(Some(untold));
         if previous.barriers.local_floor() > 0 {
-            self.told.add_everything(now);
-            self.raise_on_everything();
+            self.make_up_for(None);
         }
     }
 
