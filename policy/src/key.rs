@@ -42,7 +42,7 @@ pub struct Spans {
 
 /// The parts of a request that enter its key, besides its header fields.
 #[derive(Clone, Copy, Debug)]
-pub struct Asked<'a> {
+pub struct KeyParts<'a> {
     /// The method whose response is looked up.
     pub method: &'a Method,
     /// Distinguishes the ports of a pod, where several are cached.
@@ -60,13 +60,13 @@ pub struct Asked<'a> {
 impl Key {
     /// Builds the key of a request.
     pub fn new(
-        asked: &Asked<'_>,
+        parts: &KeyParts<'_>,
         fields: &(impl Fields + ?Sized),
         kinds: &HeaderKinds,
         rules: &KeyRules,
     ) -> Self {
         let mut text = String::with_capacity(128);
-        let spans = Self::write(&mut text, asked, fields, kinds, rules);
+        let spans = Self::write(&mut text, parts, fields, kinds, rules);
         Self { text, spans }
     }
 
@@ -79,12 +79,12 @@ impl Key {
     /// for a query that is to be sorted.
     pub fn write(
         into: &mut String,
-        asked: &Asked<'_>,
+        parts: &KeyParts<'_>,
         fields: &(impl Fields + ?Sized),
         kinds: &HeaderKinds,
         rules: &KeyRules,
     ) -> Spans {
-        let Asked { method, target, uri_host, path, query, body } = *asked;
+        let KeyParts { method, target, uri_host, path, query, body } = *parts;
         let own_host = |nth: usize| match uri_host {
             Some(host) => (nth == 0).then_some(host.as_bytes()),
             None => fields.values(HOST.as_str()).nth(nth),

@@ -11,7 +11,7 @@ use std::{fmt, sync::Arc, time::Duration};
 use http::{HeaderName, Method};
 
 use self::check::Check;
-pub use self::route::{Ask, BypassBy, HttpSource, Match, QuerySource, Route};
+pub use self::route::{BypassBy, HttpSource, Match, QuerySource, Route, SourceRef};
 use crate::{
     ByteSize, Fields, IdentityHeaders, NormalPath, PathTemplate, PurgeName, Writing,
     path::Readings,

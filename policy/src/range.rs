@@ -17,7 +17,7 @@ pub use pieces::Pieces;
 
 /// The part of a body that a request selects.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Asked {
+pub enum RangeRequest {
     /// The whole body: there is no `Range`, or one that must be ignored because its unit is unknown or it cannot be
     /// parsed (section 14.2).
     Whole,
@@ -41,29 +41,31 @@ pub enum Spec {
     Last(u64),
 }
 
-/// Parses `Range`, which must have exactly one line.
-pub fn asked(fields: &(impl Fields + ?Sized)) -> Asked {
-    let mut lines = fields.values("range");
-    match (lines.next(), lines.next()) {
-        (Some(line), None) => parse(line).unwrap_or(Asked::Whole),
-        _ => Asked::Whole,
+impl RangeRequest {
+    /// Reads `Range`, which must have exactly one line.
+    pub fn of(fields: &(impl Fields + ?Sized)) -> Self {
+        let mut lines = fields.values("range");
+        match (lines.next(), lines.next()) {
+            (Some(line), None) => Self::parse(line).unwrap_or(Self::Whole),
+            _ => Self::Whole,
+        }
     }
-}
 
-fn parse(line: &[u8]) -> Option<Asked> {
-    let (unit, set) = line.split_at_checked(line.iter().position(|byte| *byte == b'=')?)?;
-    if !unit.eq_ignore_ascii_case(b"bytes") {
-        return None;
+    fn parse(line: &[u8]) -> Option<Self> {
+        let (unit, set) = line.split_at_checked(line.iter().position(|byte| *byte == b'=')?)?;
+        if !unit.eq_ignore_ascii_case(b"bytes") {
+            return None;
+        }
+        // All must be readable: an invalid one makes the whole field invalid (section 14.1.1).
+        let mut specs = members(&set[1..]).map(Spec::parse);
+        let first = specs.next()??;
+        let mut request = Self::One(first);
+        for spec in specs {
+            spec?;
+            request = Self::Several;
+        }
+        Some(request)
     }
-    // All must be readable, for an invalid one makes the whole field invalid (section 14.1.1).
-    let mut specs = members(&set[1..]).map(Spec::parse);
-    let first = specs.next()??;
-    let mut asked = Asked::One(first);
-    for spec in specs {
-        spec?;
-        asked = Asked::Several;
-    }
-    Some(asked)
 }
 
 impl Spec {

@@ -21,7 +21,7 @@ pub use reason::NotStored;
 
 /// The properties of a request that decide whether its response may be shared.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Asker {
+pub struct RequestFacts {
     /// `GET` or `HEAD`, or `POST` where a route has its body in the key.
     pub method: Method,
     /// True if the request has `Authorization`, which the route neither keys nor ignores.
@@ -32,7 +32,7 @@ pub struct Asker {
     pub no_store: bool,
     /// True if the request was forwarded with `Range`: a response that is neither the part nor the whole may refer to
     /// the range.
-    pub asked_for_part: bool,
+    pub has_range: bool,
 }
 
 /// Returns the names in `Vary`, sorted and unique, if the response may be stored.
@@ -40,7 +40,7 @@ pub struct Asker {
 /// # Errors
 /// The reason that it must not be stored.
 pub fn storable(
-    asker: &Asker,
+    facts: &RequestFacts,
     status: StatusCode,
     headers: &HeaderMap,
     meta: &ResponseMeta,
@@ -48,15 +48,15 @@ pub fn storable(
 ) -> Result<Vec<HeaderName>, NotStored> {
     let despite = lifetimes.store_despite;
     let directives = meta.directives();
-    if ![Method::GET, Method::HEAD, Method::POST].contains(&asker.method) {
+    if ![Method::GET, Method::HEAD, Method::POST].contains(&facts.method) {
         return Err(NotStored::Method);
     }
-    if asker.no_store {
+    if facts.no_store {
         return Err(NotStored::RequestNoStore);
     }
-    check_status(asker, status, meta, lifetimes)?;
+    check_status(facts, status, meta, lifetimes)?;
     if status == StatusCode::PARTIAL_CONTENT {
-        check_part(asker, headers)?;
+        check_part(facts, headers)?;
     }
     // Whoever understands the status ignores no-store beside must-understand (section 5.2.2.3).
     if directives.no_store && !directives.must_understand && !despite.no_store {
@@ -67,7 +67,7 @@ pub fn storable(
     }
     // Section 3.5: one of these says that the answer to somebody who is authorized is for everybody.
     let for_everybody = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
-    if asker.authorization && !for_everybody {
+    if facts.authorization && !for_everybody {
         return Err(NotStored::Authorization);
     }
     if headers.contains_key(SET_COOKIE) && !despite.set_cookie {
@@ -78,21 +78,21 @@ pub fn storable(
         None if despite.vary_any => vary::usable_names(headers),
         None => return Err(NotStored::VaryAny),
     };
-    check_use(asker, meta, lifetimes)?;
+    check_use(facts, meta, lifetimes)?;
     Ok(vary)
 }
 
 /// Checks the status (section 3): final; understood, if that is required; and cacheable, by itself or by an explicit
 /// directive. A status that refers to other properties of the request is never stored.
 fn check_status(
-    asker: &Asker,
+    facts: &RequestFacts,
     status: StatusCode,
     meta: &ResponseMeta,
     lifetimes: &Lifetimes,
 ) -> Result<(), NotStored> {
     let is_final = (200..600).contains(&status.as_u16()) && status != StatusCode::NOT_MODIFIED;
     let is_for_all = !is_about_one_request(status)
-        && (!asker.asked_for_part || [StatusCode::OK, StatusCode::PARTIAL_CONTENT].contains(&status));
+        && (!facts.has_range || [StatusCode::OK, StatusCode::PARTIAL_CONTENT].contains(&status));
     let stays_unknown = meta.directives().must_understand && !is_understood(status);
     let said_so = meta.is_explicit()
         || meta.directives().public
@@ -122,20 +122,20 @@ fn is_understood(status: StatusCode) -> bool {
 
 /// Checks that a part states its position in the whole (section 3.3; RFC 9110, section 15.3.7.1), and is itself
 /// complete. A response with several parts states this inside the body, which is not parsed.
-fn check_part(asker: &Asker, headers: &HeaderMap) -> Result<(), NotStored> {
+fn check_part(facts: &RequestFacts, headers: &HeaderMap) -> Result<(), NotStored> {
     let range = ContentRange::of(headers).filter(|range| range.total.is_some());
     let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
     let fits = |range: ContentRange| {
         lengths.all(|length| length.as_bytes() == range.length().to_string().as_bytes())
     };
-    if asker.method == Method::GET && range.is_some_and(fits) { Ok(()) } else { Err(NotStored::ContentRange) }
+    if facts.method == Method::GET && range.is_some_and(fits) { Ok(()) } else { Err(NotStored::ContentRange) }
 }
 
 /// Checks that a response is fresh for a moment, can be validated, or may be served stale.
-fn check_use(asker: &Asker, meta: &ResponseMeta, lifetimes: &Lifetimes) -> Result<(), NotStored> {
+fn check_use(facts: &RequestFacts, meta: &ResponseMeta, lifetimes: &Lifetimes) -> Result<(), NotStored> {
     let said = meta.is_explicit() || freshness::ttl(meta, lifetimes).is_some();
     // A guess is good enough for what nobody in particular asked for; and POST needs it said (RFC 9110, section 9.3.3).
-    if !said && (asker.has_credentials || asker.method == Method::POST) {
+    if !said && (facts.has_credentials || facts.method == Method::POST) {
         return Err(NotStored::NoLifetime);
     }
     match freshness::is_of_use(meta, lifetimes) || meta.has_validator() {

@@ -71,8 +71,8 @@ struct Table {
 #[derive(Debug)]
 pub struct Barriers {
     table: RwLock<Table>,
-    /// Version of the table, so that an entry that was checked need not be checked again.
-    version: AtomicU64,
+    /// Number of changes of the table, so that an entry that was checked need not be checked again.
+    revision: AtomicU64,
     bus: Bus,
 }
 
@@ -102,7 +102,7 @@ pub enum Heard {
 
 /// The barriers as Redis holds them.
 #[derive(Clone, Debug, Default)]
-pub struct Snapshot {
+pub struct RedisBarriers {
     /// The generation that orders count in.
     pub generation: u64,
     /// The last purge.
@@ -128,7 +128,7 @@ impl Barriers {
     fn with_grace(grace_ms: Option<u64>) -> Self {
         Self {
             table: RwLock::default(),
-            version: AtomicU64::new(1),
+            revision: AtomicU64::new(1),
             bus: Bus {
                 proven_at: AtomicU64::new(0),
                 grace_ms,
@@ -146,7 +146,7 @@ impl Barriers {
         let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
         let result = change(&mut table);
         table.bound();
-        self.version.fetch_add(1, Ordering::Release);
+        self.revision.fetch_add(1, Ordering::Release);
         result
     }
 
@@ -181,9 +181,9 @@ impl Barriers {
         self.change(|table| (table.generation, table.order) = (generation, order));
     }
 
-    /// Returns the version to remember with an entry that [`Barriers::covers`] returned false for.
-    pub fn version(&self) -> u64 {
-        self.version.load(Ordering::Acquire)
+    /// Returns the revision of the table, to remember with an entry that [`Barriers::covers`] returned false for.
+    pub fn revision(&self) -> u64 {
+        self.revision.load(Ordering::Acquire)
     }
 
     /// Returns true if a purge made entries stale that bear these names and were filled at `stamp`.
@@ -294,19 +294,19 @@ impl Barriers {
     }
 
     /// Takes over the barriers in Redis. Barriers that only this pod knows of stay.
-    pub fn resync(&self, snapshot: &Snapshot) {
+    pub fn resync(&self, redis: &RedisBarriers) {
         self.change(|table| {
-            if table.generation != snapshot.generation {
+            if table.generation != redis.generation {
                 for barrier in table.raised.values_mut().chain([&mut table.floor]) {
                     barrier.order = 0;
                 }
                 (table.order, table.complete) = (0, 0);
             }
-            table.generation = snapshot.generation;
-            table.order = table.order.max(snapshot.order);
-            table.complete = table.complete.max(snapshot.order);
-            table.floor.order = table.floor.order.max(snapshot.floor);
-            for (name, order) in &snapshot.raised {
+            table.generation = redis.generation;
+            table.order = table.order.max(redis.order);
+            table.complete = table.complete.max(redis.order);
+            table.floor.order = table.floor.order.max(redis.floor);
+            for (name, order) in &redis.raised {
                 let barrier = table.raised.entry(*name).or_default();
                 barrier.order = barrier.order.max(*order);
             }
@@ -385,9 +385,9 @@ mod tests {
         barriers.count_on_from(Stamp { generation: 7, order: 3, ..Stamp::default() });
         let filled = barriers.stamp();
         assert!(!barriers.are_current());
-        barriers.resync(&Snapshot { generation: 7, order: 4, floor: 0, raised: vec![(tag("a"), 4)] });
+        barriers.resync(&RedisBarriers { generation: 7, order: 4, floor: 0, raised: vec![(tag("a"), 4)] });
         assert!(barriers.covers(&[tag("a")], filled) && !barriers.covers(&[tag("b")], filled));
-        barriers.resync(&Snapshot { generation: 8, ..Snapshot::default() });
+        barriers.resync(&RedisBarriers { generation: 8, ..RedisBarriers::default() });
         assert!(barriers.covers(&[tag("b")], filled));
     }
 
@@ -404,7 +404,7 @@ mod tests {
     #[test]
     fn order_of_redis_counts_for_purges_of_any_pod() {
         let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.resync(&Snapshot { generation: 7, order: 3, floor: 1, raised: vec![(tag("a"), 3)] });
+        barriers.resync(&RedisBarriers { generation: 7, order: 3, floor: 1, raised: vec![(tag("a"), 3)] });
         let stamp = |order| Stamp { generation: 7, order, ..Stamp::default() };
         assert!(barriers.covers(&[tag("a")], stamp(2)));
         assert!(!barriers.covers(&[tag("a")], stamp(3)));
@@ -419,9 +419,9 @@ mod tests {
     #[test]
     fn barriers_that_were_lost_make_everything_older_stale() {
         let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.resync(&Snapshot { generation: 7, order: 9, ..Snapshot::default() });
+        barriers.resync(&RedisBarriers { generation: 7, order: 9, ..RedisBarriers::default() });
         let old = barriers.stamp();
-        barriers.resync(&Snapshot { generation: 8, ..Snapshot::default() });
+        barriers.resync(&RedisBarriers { generation: 8, ..RedisBarriers::default() });
         assert!(barriers.covers(&[tag("a")], old));
         assert!(!barriers.covers(&[tag("a")], barriers.stamp()));
     }
@@ -429,7 +429,7 @@ mod tests {
     #[test]
     fn purge_while_redis_is_away_holds_until_redis_has_it() {
         let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.resync(&Snapshot { generation: 7, order: 1, ..Snapshot::default() });
+        barriers.resync(&RedisBarriers { generation: 7, order: 1, ..RedisBarriers::default() });
         let in_redis = Stamp { generation: 7, order: 1, ..Stamp::default() };
         let local = barriers.raise_locally(&[tag("a")]);
         assert!(barriers.covers(&[tag("a")], in_redis));
@@ -457,7 +457,7 @@ mod tests {
     #[test]
     fn a_purge_of_this_pods_own_hides_no_gap() {
         let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.resync(&Snapshot { generation: 7, order: 3, ..Snapshot::default() });
+        barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
         assert!(barriers.ordered(7, 6, &[tag("own")]), "4 and 5 are on their way");
         assert!(barriers.covers(&[tag("own")], Stamp { generation: 7, order: 5, ..Stamp::default() }));
         assert_eq!(barriers.heard(7, 4, &[]), Heard::InOrder);

@@ -35,7 +35,7 @@ pub struct Entry {
     rendered: Bytes,
     /// Time at which it came into this pod, as [`monotonic_ms`].
     here_since: u64,
-    /// Version of the barriers that it was last checked against.
+    /// Revision of the barriers that it was last checked against.
     checked: AtomicU64,
     /// Time until which it is served in place of failed responses without another attempt, as [`monotonic_ms`].
     stands_in_until: AtomicU64,
@@ -173,13 +173,13 @@ impl Entry {
         if self.is_out_of_touch(barriers) {
             return true;
         }
-        let version = barriers.version();
-        if self.checked.load(Ordering::Acquire) == version {
+        let revision = barriers.revision();
+        if self.checked.load(Ordering::Acquire) == revision {
             return false;
         }
         let covered = barriers.covers(&self.head.names, self.head.stamp);
         if !covered {
-            self.checked.store(version, Ordering::Release);
+            self.checked.store(revision, Ordering::Release);
         }
         covered
     }

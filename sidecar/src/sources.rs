@@ -8,7 +8,7 @@ use ::http::{HeaderValue, Response, header::CONTENT_TYPE};
 use http_body_util::BodyExt as _;
 use larder_policy::{
     Values,
-    policy::{self, Ask},
+    policy::{self, SourceRef},
     sql::BoundQuery,
 };
 
@@ -68,18 +68,18 @@ impl Source {
     /// If the source can't be asked, or fails.
     pub async fn fetch(
         &self,
-        ask: &Ask,
+        source_ref: &SourceRef,
         values: &Values<'_>,
     ) -> Result<Option<Response<IncomingBody>>, FetchError> {
-        match (self, ask) {
-            (Self::Postgres(source), Ask::Postgres(ask)) => {
-                let Some(row) = source.fetch(&ask.query, values).await? else { return Ok(None) };
+        match (self, source_ref) {
+            (Self::Postgres(source), SourceRef::Postgres(query)) => {
+                let Some(row) = source.fetch(&query.query, values).await? else { return Ok(None) };
                 let mut response = Response::new(IncomingBody::text(row));
                 response.headers_mut().insert(CONTENT_TYPE, HeaderValue::from_static("application/json"));
                 Ok(Some(response))
             }
-            (Self::Http(source), Ask::Http(ask)) => {
-                let Some(target) = values.expand_url(&ask.path) else { return Ok(None) };
+            (Self::Http(source), SourceRef::Http(request)) => {
+                let Some(target) = values.expand_url(&request.path) else { return Ok(None) };
                 match source.fetch(&target).await? {
                     HttpFound::NotFound => Ok(None),
                     HttpFound::Found(response) => Ok(Some(response.map(|body| {

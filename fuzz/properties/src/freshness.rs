@@ -11,7 +11,7 @@ use larder_policy::{
     date,
     freshness::{StaleUse, State, evaluate, keep_for},
     response_meta::{self, ResponseMeta, Times},
-    storing::{Asker, storable},
+    storing::{RequestFacts, storable},
     validation,
 };
 
@@ -141,15 +141,15 @@ impl Case {
     /// Checks that a stored response is of use.
     fn check_stored(&self) {
         let meta = self.meta();
-        let nobody = Asker {
+        let nobody = RequestFacts {
             method: Method::GET,
             authorization: false,
             has_credentials: false,
             no_store: false,
-            asked_for_part: false,
+            has_range: false,
         };
         let stored = storable(&nobody, self.status, &self.headers, &meta, &self.lifetimes);
-        let somebody = Asker { authorization: true, has_credentials: true, ..nobody.clone() };
+        let somebody = RequestFacts { authorization: true, has_credentials: true, ..nobody.clone() };
         let for_somebody = storable(&somebody, self.status, &self.headers, &meta, &self.lifetimes);
         if let Ok(names) = &stored {
             assert!(!keep_for(&meta, &self.lifetimes).is_zero(), "it is of some use");

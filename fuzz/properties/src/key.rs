@@ -3,7 +3,7 @@
 use http::{HeaderValue, Method};
 use larder_policy::{
     HeaderKinds, Key, NormalPath,
-    key::{Asked, KeyRules},
+    key::{KeyParts, KeyRules},
     spec::{KeyQuery, KeySpec, QueryOrder},
 };
 
@@ -69,7 +69,7 @@ impl Request {
 
     fn key(&self, rules: &KeyRules) -> Key {
         let path = NormalPath::new(&self.path);
-        let asked = Asked {
+        let parts = KeyParts {
             method: &self.method,
             target: None,
             uri_host: self.host.as_deref(),
@@ -80,9 +80,9 @@ impl Request {
         let (map, lines) = (self.fields.map(), self.fields.lines());
         let kinds = HeaderKinds::of(&map);
         assert_eq!(kinds, HeaderKinds::of(lines.as_slice()));
-        let key = Key::new(&asked, &map, &kinds, rules);
+        let key = Key::new(&parts, &map, &kinds, rules);
         let mut text = "what was there before".to_owned();
-        let spans = Key::write(&mut text, &asked, lines.as_slice(), &kinds, rules);
+        let spans = Key::write(&mut text, &parts, lines.as_slice(), &kinds, rules);
         assert_eq!(text, key.as_str(), "written is the same as made");
         assert_eq!(Key::of(&text, spans), key);
         let sent = if path.is_ambiguous() { path.as_str() } else { path.as_sent() };

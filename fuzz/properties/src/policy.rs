@@ -65,9 +65,9 @@ fn requests(policy: &Policy, path: &str) {
         assert!(found.route.tags(&parameters).count() <= 64);
         let query = Some("a=1&utm_source=x;b");
         let _ = found.route.bypass(query, &headers);
-        let asked =
-            key::Asked { method: &method, target: None, uri_host: None, path: &path, query, body: None };
-        let key = Key::new(&asked, &headers, &HeaderKinds::of(&headers), &found.route.key);
+        let parts =
+            key::KeyParts { method: &method, target: None, uri_host: None, path: &path, query, body: None };
+        let key = Key::new(&parts, &headers, &HeaderKinds::of(&headers), &found.route.key);
         assert!(key.as_str().starts_with(&format!("{method}:http://shop{}", path.as_sent())));
     }
 }

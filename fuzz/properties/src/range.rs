@@ -2,7 +2,7 @@
 //! parts.
 
 use bytes::Bytes;
-use larder_policy::range::{Asked, ContentRange, Pieces, Spec, asked};
+use larder_policy::range::{ContentRange, Pieces, RangeRequest, Spec};
 
 use crate::input::{Message, blocks, numbers};
 
@@ -18,15 +18,15 @@ pub fn check(data: &[u8]) {
 }
 
 fn ranges(message: &Message) {
-    let found = asked(&message.map());
-    assert_eq!(found, asked(message.lines().as_slice()), "however they are held");
-    let Asked::One(spec) = found else { return };
+    let found = RangeRequest::of(&message.map());
+    assert_eq!(found, RangeRequest::of(message.lines().as_slice()), "however they are held");
+    let RangeRequest::One(spec) = found else { return };
     let written = match spec {
         Spec::From { first, last: Some(last) } => format!("range: BYTES=,{first}-{last} ,"),
         Spec::From { first, last: None } => format!("range: bytes={first}-"),
         Spec::Last(bytes) => format!("range: bytes= -{bytes}"),
     };
-    assert_eq!(asked(&Message::read(written.as_bytes()).map()), found, "{written}");
+    assert_eq!(RangeRequest::of(&Message::read(written.as_bytes()).map()), found, "{written}");
     for length in [0, 1, 2, 100, 1 << 32, u64::MAX - 1, u64::MAX] {
         let Some(range) = spec.resolve(length) else { continue };
         assert!(range.start < range.end && range.end <= length);

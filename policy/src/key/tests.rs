@@ -15,8 +15,8 @@ fn key_with(target: &str, headers: &[(&str, &str)], body: Option<&blake3::Hash>,
     let lines: Vec<_> = headers.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
     let fields = lines.as_slice();
     let path = NormalPath::new(path);
-    let asked = Asked { method: &Method::GET, target: None, uri_host: None, path: &path, query, body };
-    Key::new(&asked, fields, &HeaderKinds::of(fields), rules)
+    let parts = KeyParts { method: &Method::GET, target: None, uri_host: None, path: &path, query, body };
+    Key::new(&parts, fields, &HeaderKinds::of(fields), rules)
 }
 
 fn strings(names: &[&str]) -> Vec<String> {
@@ -194,7 +194,7 @@ fn body_and_cookies_are_keyed_on_request() {
 fn the_port_is_a_number() {
     let path = NormalPath::new("/");
     for port in [0, 80, 65535] {
-        let asked = Asked {
+        let parts = KeyParts {
             method: &Method::GET,
             target: Some(port),
             uri_host: Some("H"),
@@ -203,7 +203,7 @@ fn the_port_is_a_number() {
             body: None,
         };
         let none: &[(&[u8], &[u8])] = &[];
-        let key = Key::new(&asked, none, &HeaderKinds::default(), &KeyRules::default());
+        let key = Key::new(&parts, none, &HeaderKinds::default(), &KeyRules::default());
         assert_eq!(key.as_str(), format!("GET:http://H/#target={port}"));
     }
 }
@@ -261,11 +261,11 @@ impl Parts {
         }))
     }
 
-    fn with<T>(&self, read: impl FnOnce(&Asked<'_>, &[(&[u8], &[u8])]) -> T) -> T {
+    fn with<T>(&self, read: impl FnOnce(&KeyParts<'_>, &[(&[u8], &[u8])]) -> T) -> T {
         let Self { post, host, path, query, language, cookie, body } = self;
         let path = NormalPath::new(path);
         let hash = body.map(|body| blake3::hash(&[body]));
-        let asked = Asked {
+        let parts = KeyParts {
             method: if *post { &Method::POST } else { &Method::GET },
             target: None,
             uri_host: None,
@@ -277,11 +277,11 @@ impl Parts {
         let mut fields: Vec<(&[u8], &[u8])> = vec![(b"host", host.as_bytes())];
         fields.extend(language.iter().map(|value| (&b"Accept-Language"[..], value.as_bytes())));
         fields.extend(cookie.iter().map(|value| (&b"Cookie"[..], value.as_bytes())));
-        read(&asked, &fields)
+        read(&parts, &fields)
     }
 
     fn key(&self) -> Key {
-        self.with(|asked, fields| Key::new(asked, fields, &HeaderKinds::of(fields), &Self::rules()))
+        self.with(|parts, fields| Key::new(parts, fields, &HeaderKinds::of(fields), &Self::rules()))
     }
 }
 
@@ -317,8 +317,8 @@ proptest! {
     #[test]
     fn key_written_into_a_buffer_is_the_key(parts in parts(), before in "[ -~]{0,40}") {
         let mut text = before;
-        let spans = parts.with(|asked, fields| {
-            Key::write(&mut text, asked, fields, &HeaderKinds::of(fields), &Parts::rules())
+        let spans = parts.with(|parts, fields| {
+            Key::write(&mut text, parts, fields, &HeaderKinds::of(fields), &Parts::rules())
         });
         let key = parts.key();
         prop_assert_eq!(&text, key.as_str());

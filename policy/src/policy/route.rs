@@ -38,7 +38,7 @@ pub struct Route {
     pub(super) forwards_keyed: bool,
     pub(super) tags: Vec<String>,
     /// Origins to try on a miss, the application aside.
-    pub sources: Vec<Ask>,
+    pub sources: Vec<SourceRef>,
     /// True if the application is an origin, after the sources or because there are none.
     pub asks_application: bool,
     /// The Postgres source that persists the last good response.
@@ -50,18 +50,18 @@ pub struct Route {
     pub envelope: bool,
 }
 
-/// One origin to try on a miss, besides the application.
+/// One source to try on a miss, and the request to it.
 #[derive(Clone, Debug)]
-pub enum Ask {
+pub enum SourceRef {
     /// A Postgres source.
     Postgres(QuerySource),
     /// An HTTP source.
     Http(HttpSource),
 }
 
-impl Ask {
+impl SourceRef {
     /// Returns the name of the source.
-    pub fn source(&self) -> &str {
+    pub fn name(&self) -> &str {
         match self {
             Self::Postgres(QuerySource { source, .. }) | Self::Http(HttpSource { source, .. }) => source,
         }

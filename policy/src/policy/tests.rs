@@ -3,7 +3,7 @@ use std::time::Duration;
 use http::{HeaderMap, StatusCode};
 
 use super::*;
-use crate::{HeaderKinds, Key, Lifetimes, key::Asked, lifetimes::StoreDespite};
+use crate::{HeaderKinds, Key, Lifetimes, key::KeyParts, lifetimes::StoreDespite};
 
 const SHOP: &str = r#"
 l2: {redis: {urlFrom: {env: REDIS_URL}}}
@@ -168,7 +168,7 @@ fn bypass_parameters_are_keyed_beside_allowed_ones() {
     let text = SHOP.replace("  tags: [\"user:{id}\"]\n-", "  key: {query: {allow: [page]}}\n-");
     let policy = Policy::compile(&spec(&text)).unwrap();
     let path = NormalPath::new("/api/users/7");
-    let asked = Asked {
+    let parts = KeyParts {
         method: &Method::GET,
         target: None,
         uri_host: None,
@@ -176,7 +176,7 @@ fn bypass_parameters_are_keyed_beside_allowed_ones() {
         query: Some("a=1&nocache=TRUE"),
         body: None,
     };
-    let key = Key::new(&asked, &HeaderMap::new(), &HeaderKinds::default(), &policy.routes()[0].key);
+    let key = Key::new(&parts, &HeaderMap::new(), &HeaderKinds::default(), &policy.routes()[0].key);
     assert_eq!(key.as_str(), "GET:http:///api/users/7?nocache=TRUE");
 }
 
@@ -443,7 +443,7 @@ fn tiers_and_sources_are_compiled() {
     assert_eq!(Policy::compile(&spec(SHOP)).unwrap().routes()[0].collapse_timeout, Duration::from_secs(5));
     assert!(route.asks_application && route.envelope);
     assert_eq!(route.last_known_good.as_deref(), Some("db"));
-    let [Ask::Postgres(query), Ask::Http(request)] = &route.sources[..] else {
+    let [SourceRef::Postgres(query), SourceRef::Http(request)] = &route.sources[..] else {
         panic!("{:?}", route.sources)
     };
     assert_eq!(query.query.parameters, ["key", "query.page"]);
@@ -456,7 +456,7 @@ fn source_parameters_are_keyed() {
         let policy = Policy::compile(&spec(TIERS)).unwrap();
         let mut text = String::new();
         let path = NormalPath::new("/data/1");
-        let asked = crate::key::Asked {
+        let parts = crate::key::KeyParts {
             method: &Method::GET,
             target: None,
             uri_host: None,
@@ -466,7 +466,7 @@ fn source_parameters_are_keyed() {
         };
         let fields = http::HeaderMap::new();
         let kinds = crate::HeaderKinds::of(&fields);
-        crate::Key::write(&mut text, &asked, &fields, &kinds, &policy.routes()[0].key);
+        crate::Key::write(&mut text, &parts, &fields, &kinds, &policy.routes()[0].key);
         text
     };
     assert_ne!(key("page=1"), key("page=2"));

@@ -4,12 +4,12 @@ use proptest::prelude::*;
 use super::*;
 use crate::testing::headers;
 
-fn ask(value: &str) -> Asked {
-    asked(&headers(&[("range", value)]))
+fn range_request(value: &str) -> RangeRequest {
+    RangeRequest::of(&headers(&[("range", value)]))
 }
 
-const fn from(first: u64, last: Option<u64>) -> Asked {
-    Asked::One(Spec::From { first, last })
+const fn from(first: u64, last: Option<u64>) -> RangeRequest {
+    RangeRequest::One(Spec::From { first, last })
 }
 
 #[test]
@@ -18,29 +18,32 @@ fn range_is_one_part_several_or_all() {
         ("bytes=0-9", from(0, Some(9))),
         ("Bytes=5-5", from(5, Some(5))),
         ("bytes=5-", from(5, None)),
-        ("bytes=-5", Asked::One(Spec::Last(5))),
+        ("bytes=-5", RangeRequest::One(Spec::Last(5))),
         ("bytes=, 0-9 ,", from(0, Some(9))),
         ("bytes= 0-9", from(0, Some(9))),
         ("bytes=0-99999999999999999999999", from(0, Some(u64::MAX))),
-        ("bytes=0-1,5-6", Asked::Several),
-        ("bytes=0-1, -1", Asked::Several),
-        ("bytes=0-1, x", Asked::Whole),
-        ("bytes=5-4", Asked::Whole),
-        ("bytes=0-1, 5-4", Asked::Whole),
-        ("bytes=", Asked::Whole),
-        ("bytes", Asked::Whole),
-        ("bytes=-", Asked::Whole),
-        ("bytes=a-b", Asked::Whole),
-        ("bytes=0--1", Asked::Whole),
-        ("bytes=+1-2", Asked::Whole),
-        ("bytes =0-1", Asked::Whole),
-        ("items=0-1", Asked::Whole),
-        ("", Asked::Whole),
+        ("bytes=0-1,5-6", RangeRequest::Several),
+        ("bytes=0-1, -1", RangeRequest::Several),
+        ("bytes=0-1, x", RangeRequest::Whole),
+        ("bytes=5-4", RangeRequest::Whole),
+        ("bytes=0-1, 5-4", RangeRequest::Whole),
+        ("bytes=", RangeRequest::Whole),
+        ("bytes", RangeRequest::Whole),
+        ("bytes=-", RangeRequest::Whole),
+        ("bytes=a-b", RangeRequest::Whole),
+        ("bytes=0--1", RangeRequest::Whole),
+        ("bytes=+1-2", RangeRequest::Whole),
+        ("bytes =0-1", RangeRequest::Whole),
+        ("items=0-1", RangeRequest::Whole),
+        ("", RangeRequest::Whole),
     ] {
-        assert_eq!(ask(value), expected, "{value}");
+        assert_eq!(range_request(value), expected, "{value}");
     }
-    assert_eq!(asked(&headers(&[])), Asked::Whole);
-    assert_eq!(asked(&headers(&[("range", "bytes=0-1"), ("range", "bytes=0-1")])), Asked::Whole);
+    assert_eq!(RangeRequest::of(&headers(&[])), RangeRequest::Whole);
+    assert_eq!(
+        RangeRequest::of(&headers(&[("range", "bytes=0-1"), ("range", "bytes=0-1")])),
+        RangeRequest::Whole
+    );
 }
 
 #[test]
@@ -174,7 +177,7 @@ proptest! {
         ContentRange::parse(&value);
         for value in [value, format!("bytes={tail}").into_bytes()] {
             let lines: [(&[u8], &[u8]); 1] = [(b"Range", &value)];
-            asked(&lines[..]);
+            RangeRequest::of(&lines[..]);
         }
     }
 

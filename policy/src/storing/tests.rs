@@ -8,18 +8,18 @@ const FRESH: (&str, &str) = ("cache-control", "max-age=60");
 const ETAG: (&str, &str) = ("etag", "\"a\"");
 const MODIFIED: (&str, &str) = ("last-modified", "Sat, 21 Nov 2020 09:00:00 GMT");
 
-fn anybody() -> Asker {
-    Asker {
+fn anybody() -> RequestFacts {
+    RequestFacts {
         method: Method::GET,
         authorization: false,
         has_credentials: false,
         no_store: false,
-        asked_for_part: false,
+        has_range: false,
     }
 }
 
 fn try_store(
-    asker: &Asker,
+    facts: &RequestFacts,
     status: u16,
     lines: &[(&str, &str)],
     route: &Lifetimes,
@@ -27,11 +27,11 @@ fn try_store(
     let (status, headers) = (StatusCode::from_u16(status).unwrap(), headers(lines));
     let times = Times { requested_at: 1_795_255_200_000, received_at: 1_795_255_200_000 };
     let targets = [HeaderName::from_static("cdn-cache-control")];
-    storable(asker, status, &headers, &ResponseMeta::read(status, &headers, times, &targets), route)
+    storable(facts, status, &headers, &ResponseMeta::read(status, &headers, times, &targets), route)
 }
 
-fn reason(asker: &Asker, status: u16, lines: &[(&str, &str)], route: &Lifetimes) -> Option<NotStored> {
-    try_store(asker, status, lines, route).err()
+fn reason(facts: &RequestFacts, status: u16, lines: &[(&str, &str)], route: &Lifetimes) -> Option<NotStored> {
+    try_store(facts, status, lines, route).err()
 }
 
 fn control(value: &str) -> [(&str, &str); 1] {
@@ -107,15 +107,15 @@ fn response_specific_to_one_request_is_never_stored() {
 
 #[test]
 fn response_to_a_range_is_stored_if_part_or_whole() {
-    let asker = Asker { asked_for_part: true, ..anybody() };
+    let facts = RequestFacts { has_range: true, ..anybody() };
     let part = [FRESH, ("content-range", "bytes 0-9/100")];
     let statuses = [200, 206, 404].map(|code| (StatusCode::from_u16(code).unwrap(), MINUTE));
     let listed = Lifetimes { statuses: statuses.into(), ..Default::default() };
     for route in [&Lifetimes::default(), &listed] {
-        assert_eq!(reason(&asker, 200, &[FRESH], route), None);
-        assert_eq!(reason(&asker, 206, &part, route), None);
+        assert_eq!(reason(&facts, 200, &[FRESH], route), None);
+        assert_eq!(reason(&facts, 206, &part, route), None);
         for status in [203, 204, 301, 404, 416, 500] {
-            assert_eq!(reason(&asker, status, &[FRESH], route), Some(NotStored::Status), "{status}");
+            assert_eq!(reason(&facts, status, &[FRESH], route), Some(NotStored::Status), "{status}");
         }
     }
 }
@@ -137,12 +137,12 @@ fn must_understand_requires_a_known_status() {
 
 #[test]
 fn credentials_prevent_storing() {
-    let authorized = Asker { authorization: true, ..anybody() };
-    let known = Asker { has_credentials: true, ..anybody() };
-    let secretive = Asker { no_store: true, ..anybody() };
-    let post = Asker { method: Method::POST, ..anybody() };
-    let put = Asker { method: Method::PUT, ..anybody() };
-    for (asker, lines, expected) in [
+    let authorized = RequestFacts { authorization: true, ..anybody() };
+    let known = RequestFacts { has_credentials: true, ..anybody() };
+    let secretive = RequestFacts { no_store: true, ..anybody() };
+    let post = RequestFacts { method: Method::POST, ..anybody() };
+    let put = RequestFacts { method: Method::PUT, ..anybody() };
+    for (facts, lines, expected) in [
         (&authorized, &control("max-age=60")[..], Some(NotStored::Authorization)),
         (&authorized, &control("max-age=60, public"), None),
         (&authorized, &control("max-age=60, must-revalidate"), None),
@@ -156,7 +156,7 @@ fn credentials_prevent_storing() {
         (&post, &[MODIFIED], Some(NotStored::NoLifetime)),
         (&put, &[FRESH], Some(NotStored::Method)),
     ] {
-        assert_eq!(reason(asker, 200, lines, &Lifetimes::default()), expected, "{asker:?}, {lines:?}");
+        assert_eq!(reason(facts, 200, lines, &Lifetimes::default()), expected, "{facts:?}, {lines:?}");
     }
 }
 

@@ -91,7 +91,7 @@ fn split_before(text: &str, at: char) -> (&str, &str) {
 
 #[cfg(test)]
 mod tests {
-    use larder_policy::{HeaderKinds, Key, key::Asked, key::KeyRules, vary};
+    use larder_policy::{HeaderKinds, Key, key::KeyParts, key::KeyRules, vary};
 
     use super::*;
 
@@ -101,7 +101,7 @@ mod tests {
             Some((path, query)) => (path, Some(query)),
             None => (target, None),
         };
-        let asked = Asked {
+        let parts = KeyParts {
             method: &Method::GET,
             target: None,
             uri_host: None,
@@ -111,7 +111,7 @@ mod tests {
         };
         let mut rules = KeyRules::default();
         rules.headers.push("x-kept".to_owned());
-        Key::new(&asked, headers, &HeaderKinds::of(headers), &rules)
+        Key::new(&parts, headers, &HeaderKinds::of(headers), &rules)
     }
 
     #[test]

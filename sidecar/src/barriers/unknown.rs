@@ -2,22 +2,22 @@
 
 use larder_policy::PurgeName;
 
-use super::{Barriers, Snapshot};
+use super::{Barriers, RedisBarriers};
 
 impl Barriers {
     /// Returns the names of purges that Redis holds and that are not applied here; `None`: everything, because it counts in another
     /// generation, has gone back, or has more barriers than it keeps one by one.
-    pub fn unknown(&self, snapshot: &Snapshot) -> Option<Vec<PurgeName>> {
+    pub fn unknown(&self, redis: &RedisBarriers) -> Option<Vec<PurgeName>> {
         self.read(|table| {
-            if table.generation != snapshot.generation
-                || snapshot.order < table.order
-                || snapshot.floor > table.floor.order
+            if table.generation != redis.generation
+                || redis.order < table.order
+                || redis.floor > table.floor.order
             {
                 return None;
             }
             let known =
                 |name| table.raised.get(name).map_or(0, |barrier| barrier.order).max(table.floor.order);
-            let unknown = snapshot.raised.iter().filter(|(name, order)| *order > known(name));
+            let unknown = redis.raised.iter().filter(|(name, order)| *order > known(name));
             Some(unknown.map(|(name, _)| *name).collect())
         })
     }
@@ -35,14 +35,14 @@ mod tests {
         let barriers = Barriers::shared(Duration::from_secs(5));
         let [heard, missed] = ["a", "b"].map(PurgeName::tag);
         let raised = vec![(heard, 4), (missed, 5)];
-        let snapshot = Snapshot { generation: 7, order: 5, floor: 0, raised };
-        assert_eq!(barriers.unknown(&snapshot), None);
-        barriers.resync(&Snapshot { generation: 7, order: 3, ..Snapshot::default() });
+        let redis = RedisBarriers { generation: 7, order: 5, floor: 0, raised };
+        assert_eq!(barriers.unknown(&redis), None);
+        barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
         assert_eq!(barriers.heard(7, 4, &[heard]), Heard::InOrder);
-        assert_eq!(barriers.unknown(&snapshot), Some(vec![missed]));
-        assert_eq!(barriers.unknown(&Snapshot { floor: 5, ..snapshot.clone() }), None);
-        assert_eq!(barriers.unknown(&Snapshot { order: 3, raised: vec![], ..snapshot.clone() }), None);
-        barriers.resync(&snapshot);
-        assert_eq!(barriers.unknown(&snapshot), Some(vec![]));
+        assert_eq!(barriers.unknown(&redis), Some(vec![missed]));
+        assert_eq!(barriers.unknown(&RedisBarriers { floor: 5, ..redis.clone() }), None);
+        assert_eq!(barriers.unknown(&RedisBarriers { order: 3, raised: vec![], ..redis.clone() }), None);
+        barriers.resync(&redis);
+        assert_eq!(barriers.unknown(&redis), Some(vec![]));
     }
 }

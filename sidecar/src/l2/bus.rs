@@ -192,11 +192,11 @@ mod tests {
     use std::time::Duration;
 
     use super::*;
-    use crate::barriers::Snapshot;
+    use crate::barriers::RedisBarriers;
 
     fn barriers() -> Barriers {
         let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.resync(&Snapshot { generation: 7, order: 3, ..Snapshot::default() });
+        barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
         barriers
     }
 
@@ -242,7 +242,7 @@ mod tests {
         assert_eq!(bus.hear(&barriers, &purge(8, 1, 2)), None);
         assert_eq!(bus.hear(&barriers, &purge(8, 2, 1)), None);
         assert_eq!(bus.take_acknowledgements(), BTreeMap::from([(2, vec![4])]));
-        barriers.resync(&Snapshot { generation: 8, order: 2, ..Snapshot::default() });
+        barriers.resync(&RedisBarriers { generation: 8, order: 2, ..RedisBarriers::default() });
         bus.settle(bus.doubts());
         assert_eq!(bus.take_acknowledgements(), BTreeMap::from([(1, vec![2]), (2, vec![1])]));
         assert!(!bus.has_acknowledgements());

@@ -6,7 +6,7 @@ use anyhow::ensure;
 use larder_policy::PurgeName;
 
 use super::{generation::Mark, pending::Pending};
-use crate::barriers::{Barriers, Snapshot, Stamp};
+use crate::barriers::{Barriers, RedisBarriers, Stamp};
 
 /// Connection that catches up.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -67,7 +67,7 @@ impl CatchUp {
     ///
     /// # Errors
     /// If another server counts than the one that was connected to.
-    pub(super) fn read(&mut self, barriers: &Barriers, snapshot: &Snapshot) -> anyhow::Result<Step> {
+    pub(super) fn read(&mut self, barriers: &Barriers, snapshot: &RedisBarriers) -> anyhow::Result<Step> {
         if let Some(found) = self.found {
             ensure!(self.mark.began(snapshot.generation), "another server has begun to count");
             return Ok(self.take_over(barriers, snapshot, found));
@@ -96,7 +96,7 @@ impl CatchUp {
         })
     }
 
-    fn take_over(&self, barriers: &Barriers, snapshot: &Snapshot, found: Found) -> Step {
+    fn take_over(&self, barriers: &Barriers, snapshot: &RedisBarriers, found: Found) -> Step {
         barriers.resync(snapshot);
         if found.everything {
             barriers.settle_everything(self.pending.up_to.max(self.local_floor));

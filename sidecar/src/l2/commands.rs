@@ -18,7 +18,7 @@ use super::{
     connection::{CONNECT_DEADLINE, Connection},
     versions::{hex, is_in_list},
 };
-use crate::barriers::Snapshot;
+use crate::barriers::RedisBarriers;
 
 mod purging;
 
@@ -342,13 +342,13 @@ pub(super) async fn purge_everything(
 }
 
 /// Reads all barriers.
-pub(super) async fn snapshot(connection: &mut Connection, barriers: &str) -> RedisResult<Snapshot> {
+pub(super) async fn snapshot(connection: &mut Connection, barriers: &str) -> RedisResult<RedisBarriers> {
     let mut pipeline = redis::pipe();
     pipeline.hset_nx(barriers, "g", connection.mark().new_generation()).ignore();
     pipeline.cmd("EXPIRE").arg(barriers).arg(KEEP_BARRIERS.as_secs()).ignore();
     pipeline.hgetall(barriers);
     let (fields,): (Vec<(Vec<u8>, Bytes)>,) = pipeline.query_async(connection.counting()).await?;
-    let mut snapshot = Snapshot::default();
+    let mut snapshot = RedisBarriers::default();
     for (field, value) in fields {
         // The list of versions is none, nor are the purges that were passed on.
         let Some(number) = number(&value) else { continue };

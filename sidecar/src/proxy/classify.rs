@@ -6,7 +6,9 @@
 use std::sync::Arc;
 
 use http::{HeaderMap, HeaderValue, Method, Request, header::AUTHORIZATION};
-use larder_policy::{Fields, HeaderKinds, NormalPath, Policy, Route, Writing, credentials, range, writing};
+use larder_policy::{
+    Fields, HeaderKinds, NormalPath, Policy, Route, Writing, credentials, range::RangeRequest, writing,
+};
 
 use super::write::writing_of;
 use crate::{
@@ -151,7 +153,7 @@ pub(super) fn not_for_the_cache(
         Some(Bypass::Override)
     } else if kinds.is_conditional() && (fields.has("if-match") || fields.has("if-unmodified-since")) {
         Some(Bypass::Precondition)
-    } else if kinds.has_range() && matches!(range::asked(fields), range::Asked::Several) {
+    } else if kinds.has_range() && matches!(RangeRequest::of(fields), RangeRequest::Several) {
         Some(Bypass::Range)
     } else {
         None

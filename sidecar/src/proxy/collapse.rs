@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use http::{HeaderValue, Response, header::AGE};
 use http_body_util::BodyExt as _;
 use larder_flight::{Joined, Lead, Reader, Wait};
-use larder_policy::{range, validation};
+use larder_policy::{range::RangeRequest, validation};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -127,7 +127,7 @@ impl Fetch {
     /// Returns true if the request may wait for another's response: not if it needs one of its own.
     fn may_wait(&self) -> bool {
         let request = &self.request;
-        let wants_part = !matches!(request.range, range::Asked::Whole) && self.known.stale.is_none();
+        let wants_part = !matches!(request.range, RangeRequest::Whole) && self.known.stale.is_none();
         !self.known.is_unshared && request.directives.is_empty() && !request.is_authorized && !wants_part
     }
 

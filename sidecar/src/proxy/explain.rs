@@ -109,7 +109,8 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
     }
     // A bypass goes to the sources if there are some, because their responses depend on path and query alone.
     if !request.directives.only_if_cached {
-        let sources = request.sources().map(|(ask, source)| format!("{}/{}", source.label(), ask.source()));
+        let sources =
+            request.sources().map(|(source_ref, source)| format!("{}/{}", source.label(), source_ref.name()));
         explanation.asked.extend(sources);
         explanation.asked.extend(route.asks_application.then(|| Tier::Application.as_str().to_owned()));
         // The application's response to a bypass is passed on, even an error.

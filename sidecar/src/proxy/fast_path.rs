@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Method;
 use larder_policy::{
     Fields as _, HeaderKinds, Key, NormalPath, cache_control::RequestDirectives, credentials,
-    freshness::State, key::Asked, writing,
+    freshness::State, key::KeyParts, writing,
 };
 
 use super::{
@@ -83,7 +83,7 @@ impl FastPath {
         {
             return None;
         }
-        let asked = Asked {
+        let parts = KeyParts {
             method: &Method::GET,
             target: self.proxy.target,
             uri_host: None,
@@ -92,7 +92,7 @@ impl FastPath {
             body: None,
         };
         self.key.clear();
-        Key::write(&mut self.key, &asked, &head.lines, &kinds, &route.key);
+        Key::write(&mut self.key, &parts, &head.lines, &kinds, &route.key);
         let entry = snapshot.store.find(&mut self.key, &head.lines).ok()?;
         let (rendered, body) = entry.rendered()?;
         if entry.is_purged(&snapshot.store.barriers) {

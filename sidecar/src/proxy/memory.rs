@@ -9,7 +9,7 @@ use http::Method;
 use larder_policy::{
     Key,
     freshness::{Freshness, State},
-    range,
+    range::{self, RangeRequest},
 };
 
 use super::{
@@ -161,7 +161,7 @@ impl CacheRequest {
         let freshness = entry.head.freshness(self.lifetimes(), &self.directives);
         if let Content::Parts(pieces) = &entry.content {
             let range = match &self.range {
-                range::Asked::One(spec) => spec.resolve(pieces.total()),
+                RangeRequest::One(spec) => spec.resolve(pieces.total()),
                 _ => None,
             };
             let is_there = range.is_some_and(|range| pieces.slice(range).is_some())

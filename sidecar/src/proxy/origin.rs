@@ -17,7 +17,7 @@ use http::{
 use http_body::Body as _;
 use larder_policy::{
     date,
-    range::{self, ContentRange},
+    range::{self, ContentRange, RangeRequest},
     response_meta::{ResponseMeta, Times},
     storing::{self, NotStored, storable},
     validation,
@@ -214,7 +214,7 @@ impl CacheRequest {
     /// Returns the request for the missing part of a response of which parts are stored (RFC 9111, section 3.3).
     fn request_for_rest(&self, part: &Entry) -> Option<OriginRequest> {
         let Content::Parts(pieces) = &part.content else { return None };
-        let missing = pieces.missing().filter(|_| matches!(self.range, range::Asked::Whole))?;
+        let missing = pieces.missing().filter(|_| matches!(self.range, RangeRequest::Whole))?;
         let if_range = part.head.headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"))?.clone();
         let range = format!("bytes={}-{}", missing.start, missing.end - 1);
         Some(OriginRequest::Rest { range: HeaderValue::try_from(range).ok()?, if_range })

@@ -7,7 +7,8 @@ use http::{HeaderMap, HeaderName, Method, Request, Uri, Version, header, request
 use http_body_util::{Either, Full};
 use larder_policy::{
     HeaderKinds, Key, Lifetimes, NormalPath, PurgeName, Route, Values, cache_control::RequestDirectives,
-    credentials, key::Asked, policy::Match, range, storing::Asker, validation::Validators, vary,
+    credentials, key::KeyParts, policy::Match, range::RangeRequest, storing::RequestFacts,
+    validation::Validators, vary,
 };
 
 use super::Client;
@@ -38,9 +39,9 @@ pub(super) struct CacheRequest {
     pub(super) key_of_get: Option<Key>,
     /// The client's cache directives, if the route honours them.
     pub(super) directives: RequestDirectives,
-    pub(super) range: range::Asked,
+    pub(super) range: RangeRequest,
     /// Facts on which storing of the response depends.
-    pub(super) facts: Asker,
+    pub(super) facts: RequestFacts,
     /// True if it carries an `Authorization` that the route neither keys nor ignores: only a response that RFC 9111, section 3.5,
     /// lets be shared may be served.
     pub(super) is_authorized: bool,
@@ -61,7 +62,7 @@ impl CacheRequest {
         let is_keyed = route.body_limit().is_some() && head.method == Method::POST;
         let hash = is_keyed.then(|| blake3::hash(&content));
         let key = |method: &Method| {
-            let asked = Asked {
+            let parts = KeyParts {
                 method,
                 target,
                 uri_host: head.uri.authority().map(|authority| authority.as_str()),
@@ -69,7 +70,7 @@ impl CacheRequest {
                 query: head.uri.query(),
                 body: hash.as_ref(),
             };
-            Key::new(&asked, &head.headers, kinds, &route.key)
+            Key::new(&parts, &head.headers, kinds, &route.key)
         };
         let directives = if route.honor_request_directives && kinds.has_directives() {
             RequestDirectives::parse(&head.headers)
@@ -77,13 +78,13 @@ impl CacheRequest {
             RequestDirectives::default()
         };
         let authorizes = kinds.has_authorization() && !credentials::is_settled("authorization", &route.key);
-        let facts = Asker {
+        let facts = RequestFacts {
             method: head.method.clone(),
             authorization: authorizes,
             has_credentials: kinds.has_credentials()
                 && credentials::identity_header(&head.headers, &route.key).is_some(),
             no_store: directives.no_store,
-            asked_for_part: kinds.has_range(),
+            has_range: kinds.has_range(),
         };
         let (key, key_of_get) = (key(&head.method), (head.method == Method::HEAD).then(|| key(&Method::GET)));
         let uri = head.uri.query().and_then(|query| route.key.query_to_send(query));
@@ -96,9 +97,9 @@ impl CacheRequest {
             snapshot: Arc::clone(snapshot),
             route: Arc::clone(route),
             range: if head.method == Method::GET && kinds.has_range() {
-                range::asked(&headers)
+                RangeRequest::of(&headers)
             } else {
-                range::Asked::Whole
+                RangeRequest::Whole
             },
             method: head.method,
             uri,
@@ -189,7 +190,7 @@ impl CacheRequest {
     /// Returns the name of fetches for a key that began after the last purge: a request after a purge does not wait for a fetch
     /// that began before it.
     pub(super) fn flight(&self, key: &str) -> String {
-        format!("{} {key}", self.store().barriers.version())
+        format!("{} {key}", self.store().barriers.revision())
     }
 
     /// Returns true if a body of this length may be stored.
@@ -241,7 +242,7 @@ impl CacheRequest {
             request.headers.remove(name);
         }
         request.client.handoff = None;
-        request.range = range::Asked::Whole;
+        request.range = RangeRequest::Whole;
         request.directives = RequestDirectives::default();
         if let Some(key) = request.key_of_get.take() {
             request.key = key;

@@ -9,7 +9,7 @@ use http::{
 };
 use larder_policy::{
     freshness::{Freshness, State},
-    range::{self, ContentRange},
+    range::{self, ContentRange, RangeRequest},
     validation::{self, Precondition},
 };
 
@@ -101,7 +101,7 @@ impl CacheRequest {
     /// # Errors
     /// If the body does not have that part.
     fn range_of(&self, head: &Head, length: u64) -> Option<Result<Range<u64>, ()>> {
-        let range::Asked::One(spec) = &self.range else { return None };
+        let RangeRequest::One(spec) = &self.range else { return None };
         let is_part = matches!(head.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
         if !is_part || !range::if_range_holds(&self.headers, &head.headers) {
             return None;

@@ -8,7 +8,7 @@ use std::{
 
 use http::{Response, header::CONTENT_LENGTH};
 use http_body_util::BodyExt as _;
-use larder_policy::{policy::Ask, response_meta::Times};
+use larder_policy::{policy::SourceRef, response_meta::Times};
 
 use super::{
     Proxy,
@@ -31,25 +31,25 @@ impl Proxy {
         let requested_at = wall_ms();
         let route = Arc::clone(&fetch.request.route);
         let mut has_failed = false;
-        for ask in &route.sources {
-            let Some(source) = fetch.request.snapshot.source(ask.source()).cloned() else {
+        for source_ref in &route.sources {
+            let Some(source) = fetch.request.snapshot.source(source_ref.name()).cloned() else {
                 has_failed = true;
                 continue;
             };
             let (started, tier) = (Instant::now(), source.tier());
             fetch.tier = tier;
-            match source.fetch(ask, &fetch.request.values()).await {
+            match source.fetch(source_ref, &fetch.request.values()).await {
                 Ok(Some(response)) => {
                     let took = started.elapsed();
                     self.telemetry.tier_answered(tier, took);
                     let milliseconds = took.as_secs_f64() * 1000.0;
                     tracing::debug!(route = route.name, milliseconds, "fetched from {}", tier.as_str());
-                    return Break(fetch.deliver_from_source(response, ask, requested_at));
+                    return Break(fetch.deliver_from_source(response, source_ref, requested_at));
                 }
                 Ok(None) => self.telemetry.tier_answered(tier, started.elapsed()),
                 Err(failure) => {
                     if let FetchError::Failed(error) = &failure {
-                        fetch.request.log_failure(ask.source(), error.as_ref());
+                        fetch.request.log_failure(source_ref.name(), error.as_ref());
                     }
                     has_failed = true;
                     self.telemetry.stats.tier_failed(tier);
@@ -72,12 +72,12 @@ impl Fetch {
     fn deliver_from_source(
         self,
         response: Response<IncomingBody>,
-        ask: &Ask,
+        source_ref: &SourceRef,
         requested_at: u64,
     ) -> super::Served {
         let (mut head, body) = response.into_parts();
         head.extensions.clear();
-        let body = match ask.persist() {
+        let body = match source_ref.persist() {
             Some(statement) => Persisting::new(&self.request, statement).wrap(body),
             None => body,
         };
@@ -88,9 +88,9 @@ impl Fetch {
 
 impl CacheRequest {
     /// Returns the sources of the route, with what they are asked, in their order.
-    pub(super) fn sources(&self) -> impl Iterator<Item = (&Ask, &Source)> {
-        let known = |ask: &'_ Ask| self.snapshot.source(ask.source());
-        self.route.sources.iter().filter_map(move |ask| Some((ask, known(ask)?)))
+    pub(super) fn sources(&self) -> impl Iterator<Item = (&SourceRef, &Source)> {
+        let known = |source_ref: &'_ SourceRef| self.snapshot.source(source_ref.name());
+        self.route.sources.iter().filter_map(move |source_ref| Some((source_ref, known(source_ref)?)))
     }
 
     pub(super) fn log_failure(&self, source: &str, error: &dyn std::error::Error) {

@@ -54,7 +54,7 @@ impl Check {
         let bypass = self.bypass(&format!("{at}.bypass"), bypass.as_ref());
         bypass.query.iter().for_each(|(name, _)| rules.add_query(name));
         let parameters: Vec<_> = matches.path.parameters().collect();
-        let sources = self.asks(&format!("{at}.from"), from, &parameters, known_sources);
+        let sources = self.source_refs(&format!("{at}.from"), from, &parameters, known_sources);
         for name in from.iter().flat_map(asked_query_parameters) {
             if rules.ignores(name) {
                 self.refuse(

@@ -10,7 +10,7 @@ use crate::{
     lifetimes::TtlFrom,
     policy::{
         Source,
-        route::{Ask, HttpSource, QuerySource},
+        route::{HttpSource, QuerySource, SourceRef},
     },
     spec::{self, FromSpec, HttpRequest, Otlp, Persist, PostgresQuery, Redis, RouteSpec, Topology},
     sql::BoundQuery,
@@ -106,14 +106,14 @@ impl Check {
     }
 
     /// Compiles the origins of a miss, except the application.
-    pub(super) fn asks(
+    pub(super) fn source_refs(
         &mut self,
         at: &str,
         from: &[FromSpec],
         parameters: &[&str],
         sources: &[(String, Source)],
-    ) -> Vec<Ask> {
-        let mut asks = Vec::new();
+    ) -> Vec<SourceRef> {
+        let mut refs = Vec::new();
         for (index, one) in from.iter().enumerate() {
             let at = format!("{at}[{index}]");
             // Taken apart, here and in `asked_query_parameters`, so that a new member is not forgotten.
@@ -123,12 +123,14 @@ impl Check {
                     let at = format!("{at}.postgres");
                     self.postgres_source(&at, source, sources);
                     match BoundQuery::new(query, parameters) {
-                        Ok(query) => asks.push(Ask::Postgres(QuerySource { source: source.clone(), query })),
+                        Ok(query) => {
+                            refs.push(SourceRef::Postgres(QuerySource { source: source.clone(), query }))
+                        }
                         Err(error) => self.refuse(&format!("{at}.query"), error.to_string()),
                     }
                 }
                 (None, Some(request), None) => {
-                    asks.extend(self.http_request(&format!("{at}.http"), request, parameters, sources));
+                    refs.extend(self.http_request(&format!("{at}.http"), request, parameters, sources));
                 }
                 (None, None, Some(_)) if index + 1 == from.len() => {}
                 (None, None, Some(_)) => {
@@ -143,7 +145,7 @@ impl Check {
                 ),
             }
         }
-        asks
+        refs
     }
 
     fn http_request(
@@ -152,7 +154,7 @@ impl Check {
         request: &HttpRequest,
         parameters: &[&str],
         sources: &[(String, Source)],
-    ) -> Option<Ask> {
+    ) -> Option<SourceRef> {
         let HttpRequest { source, path, persist } = request;
         match sources.iter().find(|(name, _)| name == source) {
             Some((_, Source::Http(_))) => {}
@@ -191,7 +193,7 @@ impl Check {
                 }
             }
         });
-        Some(Ask::Http(HttpSource { source: source.clone(), path: path.clone(), persist }))
+        Some(SourceRef::Http(HttpSource { source: source.clone(), path: path.clone(), persist }))
     }
 
     fn postgres_source(&mut self, at: &str, name: &str, sources: &[(String, Source)]) {

@@ -20,7 +20,7 @@ use super::{
     server::{Record, Reply, ServerId, Subscriber},
     world::{Command, GRACE, KEYS, Over, World},
 };
-use crate::barriers::{Barriers, Snapshot, Stamp};
+use crate::barriers::{Barriers, RedisBarriers, Stamp};
 
 pub(super) type PodId = usize;
 
@@ -135,7 +135,7 @@ pub(super) enum OverBus {
 pub(super) enum Replied {
     Hello(Mark),
     Touched { probe: u64, lost: bool, mark: Mark },
-    Snapshot(Snapshot),
+    Snapshot(RedisBarriers),
     Purged { request: Option<u64>, generation: u64, order: u64, reached: Vec<PodId> },
     Acknowledged,
     Looked { fetch: u64, reply: Reply, asked_at: u64 },
@@ -376,13 +376,13 @@ impl World {
         self.say(pod, Over::Commands, Command::Snapshot);
     }
 
-    fn step(&mut self, pod: PodId, snapshot: &Snapshot) {
+    fn step(&mut self, pod: PodId, snapshot: &RedisBarriers) {
         let now = self.clock(pod);
         let Pod { session: Some(session), barriers, .. } = &mut self.pods[pod] else { return };
         let Some((catch_up, doubts, asked_at)) = &mut session.catching_up else { return };
         if self.broken == Broken::BarriersNotRead && !session.is_ready {
             let (doubts, asked_at) = (*doubts, *asked_at);
-            barriers.resync(&Snapshot { raised: vec![], ..snapshot.clone() });
+            barriers.resync(&RedisBarriers { raised: vec![], ..snapshot.clone() });
             return self.caught_up(pod, doubts, asked_at, false);
         }
         match catch_up.read(barriers, snapshot) {
@@ -560,7 +560,7 @@ impl World {
             self.oracle.seen.hits += 1;
             return self.answer(pod, key, began_at, version);
         }
-        let flight = barriers.version();
+        let flight = barriers.revision();
         if let Some(fetch) = flights.get(&(key, flight)) {
             let fetch = fetches.get_mut(fetch).expect("a flight is a fetch");
             fetch.reads.push(began_at);

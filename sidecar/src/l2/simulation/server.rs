@@ -8,7 +8,7 @@ use super::{
     super::{commands::Message, generation::Mark},
     pod::PodId,
 };
-use crate::barriers::Snapshot;
+use crate::barriers::RedisBarriers;
 
 pub(super) type ServerId = usize;
 
@@ -89,11 +89,11 @@ impl Server {
         self.ensure_generation()
     }
 
-    pub(super) fn snapshot(&mut self) -> Snapshot {
+    pub(super) fn snapshot(&mut self) -> RedisBarriers {
         self.ensure_generation();
         let Data { generation, order, raised, .. } = &self.data;
         let raised = raised.iter().map(|(name, order)| (*name, *order)).collect();
-        Snapshot { generation: *generation, order: *order, floor: 0, raised }
+        RedisBarriers { generation: *generation, order: *order, floor: 0, raised }
     }
 
     pub(super) fn purge(&mut self, asker: u64, names: &[PurgeName]) -> Message {
