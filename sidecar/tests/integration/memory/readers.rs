@@ -32,20 +32,33 @@ async fn sidecar(policy: &Policy) -> (Origin, Sidecar) {
     (origin, sidecar)
 }
 
-/// Checks memory while others request stored and unstored responses.
+/// Checks memory while others request stored and unstored responses. The attack stores nothing that evicts the former.
 async fn watch(sidecar: &Sidecar, attack: impl Future) {
+    watch_with(sidecar, attack, async || {
+        is_hit(sidecar).await;
+        is_served(sidecar).await;
+    })
+    .await;
+}
+
+/// Checks memory during an attack that stores large responses: a small one may be evicted between any two requests for it.
+async fn watch_evicting(sidecar: &Sidecar, attack: impl Future) {
+    watch_with(sidecar, attack, async || is_served(sidecar).await).await;
+}
+
+async fn watch_with(sidecar: &Sidecar, attack: impl Future, ordinary_requests: impl AsyncFn()) {
     assert_eq!(sidecar.get("/small/0").await.body, "small");
     let peak = sidecar.peak();
     let mut held = std::pin::pin!(attack);
     let held = loop {
         tokio::select! {
             held = &mut held => break held,
-            () = sleep(Duration::from_millis(100)) => ordinary_requests(sidecar).await,
+            () = sleep(Duration::from_millis(100)) => ordinary_requests().await,
         }
     };
     let until = tokio::time::Instant::now() + AFTERMATH;
     while tokio::time::Instant::now() < until {
-        ordinary_requests(sidecar).await;
+        ordinary_requests().await;
         sleep(Duration::from_millis(100)).await;
     }
     eprintln!("peak: {} MiB", peak.bytes() >> 20);
@@ -53,10 +66,17 @@ async fn watch(sidecar: &Sidecar, attack: impl Future) {
     drop(held);
 }
 
-async fn ordinary_requests(sidecar: &Sidecar) {
+/// Requests a response that is stored.
+async fn is_hit(sidecar: &Sidecar) {
     assert_eq!(sidecar.get("/small/0").await.hit(), Some("l1"));
+}
+
+/// Requests a response that may be stored, and one that is not.
+async fn is_served(sidecar: &Sidecar) {
     let missed = fastrand::u32(1..);
-    assert_eq!(sidecar.get(&format!("/small/{missed}")).await.body, "small");
+    for number in [0, missed] {
+        assert_eq!(sidecar.get(&format!("/small/{number}")).await.body, "small");
+    }
 }
 
 async fn slow(address: SocketAddr, path: &str) -> Wire {
@@ -92,7 +112,8 @@ async fn slow_readers_of_different_responses_stay_within_the_limit() {
 async fn slow_readers_of_responses_that_are_for_other_pods_too_stay_within_the_limit() {
     let policy = Policy::new(SHARED);
     let (_origin, sidecar) = sidecar(&policy).await;
-    watch(&sidecar, slow_readers(&sidecar, 40, |number| format!("/large/{number}"))).await;
+    // The sidecar reads ahead of the clients, and stores what it has read.
+    watch_evicting(&sidecar, slow_readers(&sidecar, 40, |number| format!("/large/{number}"))).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -121,10 +142,13 @@ async fn slow_readers_of_evicted_responses_stay_within_the_limit() {
             wires.push(slow(sidecar.address, &path).await);
             drop(read_all(fast).await);
             wires.push(slow(sidecar.address, &path).await);
+            // Less than L1 can hold was stored since the last request.
+            is_hit(&sidecar).await;
         }
         wires
     };
-    watch(&sidecar, attack).await;
+    watch_evicting(&sidecar, attack).await;
+    assert!(sidecar.metric("larder_l1_evictions_total", &[]).await > 0.0, "nothing was evicted");
 }
 
 async fn read_all(mut wire: Wire) -> Wire {
