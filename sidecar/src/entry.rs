@@ -38,7 +38,7 @@ pub struct Entry {
     /// Revision of the barriers that it was last checked against.
     checked: AtomicU64,
     /// Time until which it is served in place of failed responses without another attempt, as [`monotonic_ms`].
-    stands_in_until: AtomicU64,
+    fallback_until: AtomicU64,
     /// True if a reader found that it is due for an early renewal, but had no time for it.
     renewal_is_due: AtomicBool,
 }
@@ -117,7 +117,7 @@ impl Entry {
             rendered,
             here_since: monotonic_ms(),
             checked: AtomicU64::new(0),
-            stands_in_until: AtomicU64::new(0),
+            fallback_until: AtomicU64::new(0),
             renewal_is_due: AtomicBool::new(false),
         }
     }
@@ -127,15 +127,15 @@ impl Entry {
         Duration::from_millis(monotonic_ms().saturating_sub(self.here_since))
     }
 
-    /// Records that it was served in place of a failed response, as it will be for `interval` without another attempt.
-    pub fn stands_in_for(&self, interval: Duration) {
+    /// Marks the response as a fallback: for `interval` it is served in place of failed responses without another attempt.
+    pub fn mark_fallback_for(&self, interval: Duration) {
         let until = monotonic_ms().saturating_add(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX));
-        self.stands_in_until.store(until, Ordering::Relaxed);
+        self.fallback_until.store(until, Ordering::Relaxed);
     }
 
     /// Returns true if it is served in place of failed responses without another attempt.
-    pub fn stands_in(&self) -> bool {
-        let until = self.stands_in_until.load(Ordering::Relaxed);
+    pub fn is_fallback(&self) -> bool {
+        let until = self.fallback_until.load(Ordering::Relaxed);
         until != 0 && monotonic_ms() < until
     }
 

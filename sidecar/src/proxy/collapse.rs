@@ -64,7 +64,7 @@ impl Proxy {
                     joined = flights.overtake(wait);
                     continue;
                 }
-                Err(Overdue::Request) => match fetch.fallback_response(None) {
+                Err(Overdue::Request) => match fetch.serve_stale_if_error(None) {
                     Some(served) => return Break(served),
                     None => break,
                 },
@@ -72,7 +72,7 @@ impl Proxy {
             match outcome {
                 // The lead has gone, or one that was overtaken has stored something after all.
                 None => match request.lookup() {
-                    Lookup::Usable(..) | Lookup::Unshared => break,
+                    Lookup::Hit(..) | Lookup::Unshared => break,
                     _ => joined = flights.join(&flight),
                 },
                 Some(FetchOutcome::InFlight(response)) if response.is_purged(request) => break,
@@ -98,7 +98,7 @@ impl Proxy {
                     }
                 }
                 Some(FetchOutcome::Stored(entry, tier, _)) => match request.evaluate(entry) {
-                    Lookup::Usable(entry, _) => return Break(request.collapsed(&entry, reason, tier)),
+                    Lookup::Hit(entry, _) => return Break(request.collapsed(&entry, reason, tier)),
                     _ => break,
                 },
                 Some(FetchOutcome::Fallback(entry, status, _))
@@ -107,7 +107,7 @@ impl Proxy {
                     return Break(request.response_with(&entry, status, Outcome::Stale, Tier::L1));
                 }
                 // A request with a stale response of its own tries by itself.
-                Some(FetchOutcome::Problem(problem)) if fetch.known.stale.is_none() => {
+                Some(FetchOutcome::Problem(problem)) if fetch.known.stored.is_none() => {
                     return Break(Served::problem(problem, Some(&request.route)));
                 }
                 Some(FetchOutcome::Fallback(..) | FetchOutcome::Problem(_) | FetchOutcome::Unshared) => break,
@@ -115,7 +115,7 @@ impl Proxy {
         }
         // A response may have been stored meanwhile.
         match fetch.request.lookup() {
-            Lookup::Usable(entry, freshness) if !freshness.state.refreshes() => {
+            Lookup::Hit(entry, freshness) if !freshness.state.refreshes() => {
                 Break(fetch.request.hit(&entry, &freshness, Tier::L1))
             }
             _ => Continue(fetch),
@@ -127,14 +127,14 @@ impl Fetch {
     /// Returns true if the request may wait for another's response: not if it needs one of its own.
     fn may_wait(&self) -> bool {
         let request = &self.request;
-        let wants_part = !matches!(request.range, RangeRequest::Whole) && self.known.stale.is_none();
+        let wants_part = !matches!(request.range, RangeRequest::Whole) && self.known.stored.is_none();
         !self.known.is_unshared && request.directives.is_empty() && !request.is_authorized && !wants_part
     }
 
     /// Responds from memory if another request has stored a response meanwhile, and otherwise becomes the lead.
     fn led_by(mut self, lead: Lead<FetchOutcome>) -> Step {
         self.lead = Some(lead);
-        if let Lookup::Usable(entry, freshness) = self.request.lookup()
+        if let Lookup::Hit(entry, freshness) = self.request.lookup()
             && !freshness.state.refreshes()
         {
             let served = self.request.hit(&entry, &freshness, Tier::L1);

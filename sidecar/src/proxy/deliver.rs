@@ -68,7 +68,7 @@ impl Fetch {
             Ok(vary) => vary,
             Err(reason) => {
                 cache.not_stored(&request.route, reason);
-                if self.known.stale.is_some() && replaces_the_stored_response(head.status, reason) {
+                if self.known.stored.is_some() && replaces_the_stored_response(head.status, reason) {
                     request.slot(vec![]).forget(PurgeName::key(request.key.as_str()));
                 }
                 if self.lead.is_some() && !head.status.is_server_error() {

@@ -125,10 +125,10 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
 impl From<Lookup> for InMemory {
     fn from(lookup: Lookup) -> Self {
         let (forward, entry) = match lookup {
-            Lookup::Usable(entry, _) | Lookup::Fallback(entry) => (None, Some(entry)),
-            Lookup::Stale(entry, forward) => (Some(forward), Some(entry)),
+            Lookup::Hit(entry, _) | Lookup::Fallback(entry) => (None, Some(entry)),
+            Lookup::Revalidate(entry, forward) => (Some(forward), Some(entry)),
             Lookup::Part(entry) => (Some(Forward::Partial), Some(entry)),
-            Lookup::Nothing(forward) => (Some(forward), None),
+            Lookup::Miss(forward) => (Some(forward), None),
             Lookup::Unshared => (Some(Forward::UriMiss), None),
         };
         Self { forward, entry }

@@ -26,13 +26,13 @@ use crate::{
 };
 
 impl Proxy {
-    /// Responds to a request whose last origin failed: with what is stored, or with the error.
-    pub(super) async fn fall_back(self: &Arc<Self>, mut fetch: Fetch, failure: Failure) -> Served {
+    /// Responds to a request whose last origin failed: with a stored response, or with the error.
+    pub(super) async fn handle_failure(self: &Arc<Self>, mut fetch: Fetch, failure: Failure) -> Served {
         let status = match &failure {
             Failure::Response(received) => Some(received.head.status),
             Failure::Sources | Failure::NoResponse(_) => None,
         };
-        if let Some(served) = self.stored_in_place_of(&mut fetch, status).await {
+        if let Some(served) = self.find_fallback(&mut fetch, status).await {
             if let Failure::NoResponse(error) = &failure {
                 tracing::warn!(
                     reason = error.reason().as_str(),
@@ -59,7 +59,7 @@ impl Proxy {
 
     /// Returns a stored response in place of an error with this status, or of none: from memory, from a Redis that was slow, or the
     /// last known good one.
-    async fn stored_in_place_of(
+    async fn find_fallback(
         self: &Arc<Self>,
         fetch: &mut Fetch,
         status: Option<StatusCode>,
@@ -67,7 +67,7 @@ impl Proxy {
         if fetch.purpose == Purpose::Bypass {
             return None;
         }
-        if let Some(served) = fetch.fallback_response(status) {
+        if let Some(served) = fetch.serve_stale_if_error(status) {
             return Some(served);
         }
         if std::mem::take(&mut fetch.known.redis_is_silent) {
@@ -75,52 +75,55 @@ impl Proxy {
             let stamp = fetch.known.stamp;
             let served = self.look_in_redis(fetch, Patience::Hard).await;
             fetch.known.stamp = stamp;
-            if let Some(served) = served.or_else(|| fetch.fallback_response(status)) {
+            if let Some(served) = served.or_else(|| fetch.serve_stale_if_error(status)) {
                 return Some(served);
             }
         }
         let entry = fetch.last_known_good().await?;
-        Some(fetch.fall_back_to(Arc::new(entry), status, Tier::LastKnownGood))
+        Some(fetch.serve_fallback(Arc::new(entry), status, Tier::LastKnownGood))
     }
 }
 
 impl Fetch {
-    /// Returns the stale response in place of an error, if it may be served on one.
-    pub(super) fn fallback_response(&mut self, status: Option<StatusCode>) -> Option<Served> {
-        let (entry, tier) = self.known.stale.clone().filter(|_| self.may_fall_back())?;
-        Some(self.fall_back_to(entry, status, tier))
+    /// Returns the stored response in place of an error, if `staleIfError` permits it.
+    pub(super) fn serve_stale_if_error(&mut self, status: Option<StatusCode>) -> Option<Served> {
+        let (entry, tier) = self.known.stored.clone().filter(|_| self.may_serve_stale_if_error())?;
+        Some(self.serve_fallback(entry, status, tier))
     }
 
-    fn fall_back_to(&mut self, entry: Arc<Entry>, status: Option<StatusCode>, tier: Tier) -> Served {
-        entry.stands_in_for(self.request.lifetimes().retry_interval);
+    fn serve_fallback(&mut self, entry: Arc<Entry>, status: Option<StatusCode>, tier: Tier) -> Served {
+        entry.mark_fallback_for(self.request.lifetimes().retry_interval);
         let slot = self.request.slot_of(&entry);
         slot.store_in_memory_unless_newer(&entry);
-        let (served, cache_status) = self.request.fallback(&entry, self.reason, status, tier);
+        let (served, cache_status) = self.request.fallback_response(&entry, self.reason, status, tier);
         self.finish(FetchOutcome::Fallback(entry, cache_status, slot));
         served
     }
 
-    /// Returns true if the stale response may be served in place of an error.
-    pub(super) fn may_fall_back(&self) -> bool {
-        self.known.stale().is_some_and(|stale| {
-            let freshness = stale.head.freshness(self.request.lifetimes(), &self.request.directives);
-            freshness.state.serves_on_error() && !stale.is_purged(&self.request.store().barriers)
+    /// Returns true if the stored response may be served in place of an error.
+    pub(super) fn may_serve_stale_if_error(&self) -> bool {
+        self.known.stored().is_some_and(|stored| {
+            let freshness = stored.head.freshness(self.request.lifetimes(), &self.request.directives);
+            freshness.state.serves_on_error() && !stored.is_purged(&self.request.store().barriers)
         })
     }
 
-    /// Returns the time after which a slow source gives way to the stale response, if that may be served in place of an error.
+    /// Returns the time after which a slow source gives way to the stored response, if that may be served in place of an error.
     pub(super) fn soft_timeout(&self) -> Option<Duration> {
-        if self.purpose == Purpose::Refresh || !self.may_fall_back() {
+        if self.purpose == Purpose::Refresh || !self.may_serve_stale_if_error() {
             return None;
         }
         self.request.sources().filter_map(|(_, source)| source.soft_timeout()).max()
     }
 
     /// Returns the stale response that a slow source gives way to, and the time after which it does.
-    pub(super) fn fallback_when_slow(&self) -> Option<(Duration, Fallback)> {
+    pub(super) fn stale_when_slow(&self) -> Option<(Duration, StaleWhenSlow)> {
         let soft_timeout = self.soft_timeout()?;
-        let (stored, tier) = self.known.stale.clone()?;
-        Some((soft_timeout, Fallback { request: self.request.clone(), stored, tier, reason: self.reason }))
+        let (stored, tier) = self.known.stored.clone()?;
+        Some((
+            soft_timeout,
+            StaleWhenSlow { request: self.request.clone(), stored, tier, reason: self.reason },
+        ))
     }
 
     /// Returns the last known good response, unless a purge covers it. The table knows of the purges before this fetch.
@@ -163,25 +166,25 @@ impl Fetch {
 }
 
 /// A stale response that is served if fetching takes too long.
-pub(super) struct Fallback {
+pub(super) struct StaleWhenSlow {
     request: CacheRequest,
     stored: Arc<Entry>,
     tier: Tier,
     reason: Forward,
 }
 
-impl Fallback {
+impl StaleWhenSlow {
     /// Returns the response, unless it was purged since.
     pub(super) fn response(self) -> Option<Served> {
         let Self { request, stored, tier, reason } = self;
         let is_purged = stored.is_purged(&request.store().barriers);
-        (!is_purged).then(|| request.fallback(&stored, reason, None, tier).0)
+        (!is_purged).then(|| request.fallback_response(&stored, reason, None, tier).0)
     }
 }
 
 impl CacheRequest {
     /// Returns a stored response in place of one that failed.
-    pub(super) fn fallback(
+    pub(super) fn fallback_response(
         &self,
         stored: &Entry,
         reason: Forward,

@@ -47,8 +47,8 @@ pub(super) enum Purpose {
 
 /// State of the cache as a fetch knows it.
 pub(super) struct Known {
-    /// A stale response, which may be revalidated or replace an error, and its tier.
-    pub(super) stale: Option<(Arc<Entry>, Tier)>,
+    /// The stored response that does not serve the request as it is, but may be revalidated or replace an error, and its tier.
+    pub(super) stored: Option<(Arc<Entry>, Tier)>,
     /// A response of which parts are stored.
     pub(super) part: Option<Arc<Entry>>,
     /// Position in the order of purges when the fetch began, according to Redis.
@@ -75,7 +75,7 @@ impl Fetch {
             reason,
             began_waiting: Instant::now(),
             known: Known {
-                stale: None,
+                stored: None,
                 part: None,
                 stamp,
                 own_stamp: stamp,
@@ -106,14 +106,14 @@ impl Fetch {
 }
 
 impl Known {
-    /// Returns the stale response.
-    pub(super) fn stale(&self) -> Option<&Arc<Entry>> {
-        self.stale.as_ref().map(|(entry, _)| entry)
+    /// Returns the stored response to be revalidated.
+    pub(super) fn stored(&self) -> Option<&Arc<Entry>> {
+        self.stored.as_ref().map(|(entry, _)| entry)
     }
 
-    /// Returns true if a response is another than the stale one that is to be renewed.
+    /// Returns true if a response is newer than the stored one that is to be revalidated.
     pub(super) fn is_outdated_by(&self, entry: &Entry) -> bool {
-        let known = self.stale().map_or(0, |known| known.head.times.received_at);
+        let known = self.stored().map_or(0, |known| known.head.times.received_at);
         entry.head.times.received_at > known
     }
 }

@@ -28,17 +28,18 @@ use crate::{
 /// Result of a lookup in a tier.
 #[derive(Debug)]
 pub(super) enum Lookup {
-    /// A response that may be served.
-    Usable(Arc<Entry>, Freshness),
-    /// A response that may be served after revalidation or in place of an error, and the reason why not now.
-    Stale(Arc<Entry>, Forward),
-    /// A stale response that replaces an error for a while.
+    /// A response that is served as it is: it is fresh, or stale within a window that permits that.
+    Hit(Arc<Entry>, Freshness),
+    /// A response that is not served as it is, and the reason: it is stale, has been in memory for longer than `l1TTL`, or the
+    /// client's directives rule it out. It may be revalidated, or replace an error.
+    Revalidate(Arc<Entry>, Forward),
+    /// A response that recently replaced an error, and does so until the origin is tried again.
     Fallback(Arc<Entry>),
-    /// A response of which parts are stored that do not suffice.
+    /// A response of which the stored parts do not suffice.
     Part(Arc<Entry>),
     /// No response, and the reason.
-    Nothing(Forward),
-    /// No response, and none to wait for: the last one was not shareable.
+    Miss(Forward),
+    /// No response, and none to wait for: the last one could not be shared.
     Unshared,
 }
 
@@ -47,24 +48,24 @@ impl Proxy {
     pub(super) async fn look_in_memory(self: &Arc<Self>, request: CacheRequest) -> Step {
         let lookup = request.lookup();
         let is_unshared = matches!(lookup, Lookup::Unshared);
-        let (stale, part, reason) = match lookup {
-            Lookup::Usable(entry, freshness) => {
+        let (stored, part, reason) = match lookup {
+            Lookup::Hit(entry, freshness) => {
                 if request.is_due_for_refresh(&entry, &freshness) {
                     self.refresh_in_background(&request, &entry);
                 }
                 return Break(request.hit(&entry, &freshness, Tier::L1));
             }
             Lookup::Fallback(entry) => {
-                return Break(request.fallback(&entry, Forward::Stale, None, Tier::L1).0);
+                return Break(request.fallback_response(&entry, Forward::Stale, None, Tier::L1).0);
             }
             _ if request.directives.only_if_cached => return Break(self.only_if_cached(request).await),
-            Lookup::Stale(entry, reason) => (Some((entry, Tier::L1)), None, reason),
+            Lookup::Revalidate(entry, reason) => (Some((entry, Tier::L1)), None, reason),
             Lookup::Part(entry) => (None, Some(entry), Forward::Partial),
-            Lookup::Nothing(reason) => (None, None, reason),
+            Lookup::Miss(reason) => (None, None, reason),
             Lookup::Unshared => (None, None, Forward::UriMiss),
         };
         let mut fetch = Fetch::new(request, Purpose::Serve, reason);
-        fetch.known = Known { stale, part, is_unshared, ..fetch.known };
+        fetch.known = Known { stored, part, is_unshared, ..fetch.known };
         Continue(fetch)
     }
 
@@ -81,9 +82,9 @@ impl CacheRequest {
     pub(super) fn lookup(&self) -> Lookup {
         let of_get = self.key_of_get.as_ref().map(|key| self.lookup_under(key));
         match of_get {
-            Some(of_get @ (Lookup::Usable(..) | Lookup::Fallback(_))) => of_get,
-            Some(of_get @ Lookup::Stale(..)) => match self.lookup_under(&self.key) {
-                Lookup::Nothing(_) => of_get,
+            Some(of_get @ (Lookup::Hit(..) | Lookup::Fallback(_))) => of_get,
+            Some(of_get @ Lookup::Revalidate(..)) => match self.lookup_under(&self.key) {
+                Lookup::Miss(_) => of_get,
                 own => own,
             },
             _ => self.lookup_under(&self.key),
@@ -98,27 +99,29 @@ impl CacheRequest {
     fn lookup_under(&self, key: &Key) -> Lookup {
         match self.store().find(&mut key.as_str().to_owned(), &self.headers) {
             Ok(entry) => match self.evaluate(entry) {
-                Lookup::Stale(entry, _) if entry.stands_in() && self.may_fall_back(&entry) => {
+                Lookup::Revalidate(entry, _)
+                    if entry.is_fallback() && self.may_keep_replacing_errors(&entry) =>
+                {
                     Lookup::Fallback(entry)
                 }
                 // Another pod may have stored something newer in L2.
-                Lookup::Usable(entry, _) if !self.is_within_l1_ttl(&entry) => {
-                    if entry.stands_in() && self.directives.is_empty() {
+                Lookup::Hit(entry, _) if !self.is_within_l1_ttl(&entry) => {
+                    if entry.is_fallback() && self.directives.is_empty() {
                         Lookup::Fallback(entry)
                     } else {
-                        Lookup::Stale(entry, self.why(Forward::Stale))
+                        Lookup::Revalidate(entry, self.why(Forward::Stale))
                     }
                 }
                 looked => looked,
             },
-            Err(Missing::Nothing) => Lookup::Nothing(self.why(Forward::UriMiss)),
-            Err(Missing::OtherVariants) => Lookup::Nothing(self.why(Forward::VaryMiss)),
+            Err(Missing::Nothing) => Lookup::Miss(self.why(Forward::UriMiss)),
+            Err(Missing::OtherVariants) => Lookup::Miss(self.why(Forward::VaryMiss)),
             Err(Missing::Unshared) => Lookup::Unshared,
         }
     }
 
-    /// Returns true if a response may still replace an error: as long as it may be served on one, or as the last known good one.
-    fn may_fall_back(&self, entry: &Entry) -> bool {
+    /// Returns true if a response that replaced an error may still do so: while `staleIfError` or `lastKnownGood` permits it.
+    fn may_keep_replacing_errors(&self, entry: &Entry) -> bool {
         let freshness = entry.head.freshness(self.lifetimes(), &self.directives);
         self.directives.is_empty()
             && (freshness.state.serves_on_error() || self.route.last_known_good.is_some())
@@ -132,7 +135,7 @@ impl CacheRequest {
     /// Returns true if a response that is served is to be refreshed in the background.
     fn is_due_for_refresh(&self, entry: &Entry, freshness: &Freshness) -> bool {
         // A refresh has just failed.
-        if entry.stands_in() {
+        if entry.is_fallback() {
             return false;
         }
         let is_early =
@@ -153,10 +156,10 @@ impl CacheRequest {
     /// Evaluates a stored response for this request.
     pub(super) fn evaluate(&self, entry: Arc<Entry>) -> Lookup {
         if !self.may_receive(&entry) {
-            return Lookup::Nothing(Forward::Bypass(Bypass::Credentials));
+            return Lookup::Miss(Forward::Bypass(Bypass::Credentials));
         }
         if entry.is_purged(&self.store().barriers) {
-            return Lookup::Nothing(self.why(Forward::Stale));
+            return Lookup::Miss(self.why(Forward::Stale));
         }
         let freshness = entry.head.freshness(self.lifetimes(), &self.directives);
         if let Content::Parts(pieces) = &entry.content {
@@ -171,12 +174,12 @@ impl CacheRequest {
             }
         }
         if freshness.state.serves_now() {
-            Lookup::Usable(entry, freshness)
+            Lookup::Hit(entry, freshness)
         } else {
             let without_directives = entry.head.freshness(self.lifetimes(), &Default::default());
             let reason =
                 if without_directives.state.serves_now() { Forward::Request } else { Forward::Stale };
-            Lookup::Stale(entry, self.why(reason))
+            Lookup::Revalidate(entry, self.why(reason))
         }
     }
 

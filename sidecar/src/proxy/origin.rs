@@ -67,7 +67,8 @@ impl Proxy {
         fetch.tier = Tier::Application;
         let mut kind = fetch.request_to_origin();
         loop {
-            let refused = if fetch.may_fall_back() { WhenRefused::Fail } else { WhenRefused::Retry };
+            let refused =
+                if fetch.may_serve_stale_if_error() { WhenRefused::Fail } else { WhenRefused::Retry };
             let received = match self.exchange(&fetch.request, &kind, refused).await {
                 Ok(received) => received,
                 Err(error) => return Continue((fetch, Failure::NoResponse(error))),
@@ -119,7 +120,7 @@ impl Fetch {
         if request.is_head() {
             return OriginRequest::Unchanged;
         }
-        let stale = self.known.stale();
+        let stale = self.known.stored();
         // Of POST, a condition that fails is an error (RFC 9110, section 13.1.2).
         let revalidated = stale.filter(|_| request.method == Method::GET);
         if let Some(validators) = revalidated.and_then(|entry| validators_of(entry)) {
@@ -133,7 +134,7 @@ impl Fetch {
 
     /// Returns the stored response, freshened by a 304 (RFC 9111, section 4.3.4).
     fn freshened(&self, received: &Received) -> Option<Entry> {
-        let stored = self.known.stale()?;
+        let stored = self.known.stored()?;
         if !validation::selects(&received.head.headers, &stored.head.headers) {
             return None;
         }

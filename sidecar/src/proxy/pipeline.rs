@@ -57,7 +57,7 @@ impl Proxy {
             let fetch = self.wait_for_lease(fetch).await?;
             let fetch = self.ask_sources(fetch).await?;
             let (fetch, failure) = self.ask_application(fetch).await?;
-            Break(self.fall_back(fetch, failure).await)
+            Break(self.handle_failure(fetch, failure).await)
         };
         response_of(stages().await)
     }
@@ -91,10 +91,10 @@ impl Proxy {
         response.await.expect("a task that is not abandoned ends, unless it panics, and then so do we")
     }
 
-    /// Fetches and, if a stored response may stand in, responds with that as soon as a source takes longer than its `timeout`. The
+    /// Fetches and, if a stored response may be served in place of an error, responds with that as soon as a source takes longer than its `timeout`. The
     /// source's response is stored all the same.
     async fn within_soft_timeout(self: &Arc<Self>, fetch: Fetch) -> Served {
-        let Some((soft, fallback)) = fetch.fallback_when_slow() else {
+        let Some((soft, stale)) = fetch.stale_when_slow() else {
             return self.fetch_from_origins(fetch).await;
         };
         let limit = fetch.request.max_body();
@@ -104,7 +104,7 @@ impl Proxy {
         let served = match timeout(soft, &mut fetching).await {
             Ok(served) => served,
             Err(_) => {
-                if let Some(served) = fallback.response() {
+                if let Some(served) = stale.response() {
                     tokio::spawn(async move {
                         if let Ok(Ok(Served { response, .. })) = timeout(REFRESH_TIMEOUT, fetching).await {
                             drain(response.into_body(), limit, REFRESH_TIMEOUT).await;

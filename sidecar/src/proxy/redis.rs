@@ -53,12 +53,10 @@ impl Proxy {
         };
         let slot = CacheSlot::shared(store, &request.route, CacheKey::new(key, vary, &request.headers));
         match request.evaluate(entry) {
-            Lookup::Usable(entry, _)
-                if fetch.purpose == Purpose::Refresh && !known.is_outdated_by(&entry) =>
-            {
+            Lookup::Hit(entry, _) if fetch.purpose == Purpose::Refresh && !known.is_outdated_by(&entry) => {
                 None
             }
-            Lookup::Usable(entry, freshness) => {
+            Lookup::Hit(entry, freshness) => {
                 slot.store_in_memory(&entry);
                 let served = request.hit(&entry, &freshness, Tier::L2);
                 fetch.finish(FetchOutcome::Stored(Arc::clone(&entry), Tier::L2, slot));
@@ -68,9 +66,9 @@ impl Proxy {
                 }
                 Some(served)
             }
-            Lookup::Stale(entry, reason) => {
+            Lookup::Revalidate(entry, reason) => {
                 if known.is_outdated_by(&entry) {
-                    known.stale = Some((entry, Tier::L2));
+                    known.stored = Some((entry, Tier::L2));
                 }
                 fetch.reason = reason;
                 None
@@ -79,7 +77,7 @@ impl Proxy {
                 known.part.get_or_insert(entry);
                 None
             }
-            Lookup::Fallback(_) | Lookup::Nothing(_) | Lookup::Unshared => None,
+            Lookup::Fallback(_) | Lookup::Miss(_) | Lookup::Unshared => None,
         }
     }
 }

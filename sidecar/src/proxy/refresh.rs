@@ -48,7 +48,7 @@ impl Proxy {
     ) -> BoxFuture<'static, ()> {
         Box::pin(async move {
             let mut fetch = Fetch::new(request, Purpose::Refresh, Forward::Stale);
-            (fetch.lead, fetch.known.stale) = (Some(lead), Some((stored, Tier::L1)));
+            (fetch.lead, fetch.known.stored) = (Some(lead), Some((stored, Tier::L1)));
             let limit = fetch.request.max_body();
             match timeout(REFRESH_TIMEOUT, self.fetch(fetch)).await {
                 Ok(served) => drain(served.response.into_body(), limit, REFRESH_TIMEOUT).await,

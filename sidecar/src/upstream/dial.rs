@@ -24,7 +24,7 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 4;
 /// Time for which an address other than the first is used without asking the first.
-const FALLBACK_INTERVAL: Duration = Duration::from_secs(1);
+const ALTERNATIVE_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for which refused connections are tried again, from the first one on: a container that was killed is back by then, or
 /// its pod is no endpoint any more.
 const REFUSED_GRACE_MS: u64 = 2_000;
@@ -37,7 +37,7 @@ const GONE_INTERVAL_MS: u64 = 1_000;
 /// Treatment of a request whose connection is refused.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum WhenRefused {
-    /// The request fails at once: something else can stand in.
+    /// The request fails at once, because a stored response may be served instead.
     Fail,
     /// The connection is tried again for 2 s after the application refused the first one, if it had ever taken one.
     Retry,
@@ -53,8 +53,8 @@ pub struct Dialer {
     host: Box<str>,
     port: u16,
     pod_ip: Option<IpAddr>,
-    /// An address that took a connection which the first one had refused, and since when.
-    fallback: Mutex<Option<(SocketAddr, Instant)>>,
+    /// An address that accepted a connection after the first one had refused it, and the time of that.
+    alternative: Mutex<Option<(SocketAddr, Instant)>>,
     has_connected: AtomicBool,
     /// When the first and the last connection was refused since one was taken, in [`monotonic_ms`]; 0: none.
     refused_since: AtomicU64,
@@ -69,7 +69,7 @@ impl Dialer {
             host: url.authority.host().trim_matches(['[', ']']).into(),
             port: url.port(),
             pod_ip,
-            fallback: Mutex::default(),
+            alternative: Mutex::default(),
             has_connected: AtomicBool::new(false),
             refused_since: AtomicU64::new(0),
             refused_last: AtomicU64::new(0),
@@ -139,8 +139,8 @@ impl Dialer {
 
     /// Tries each address once.
     async fn dial(&self) -> io::Result<TcpStream> {
-        if let Some(fallback) = self.fallback()
-            && let Ok(stream) = self.connect_to(fallback).await
+        if let Some(alternative) = self.alternative()
+            && let Ok(stream) = self.connect_to(alternative).await
         {
             return Ok(stream);
         }
@@ -154,7 +154,7 @@ impl Dialer {
                     if let Ok(first) = self.connect_to(addresses[0]).await {
                         return Ok(first);
                     }
-                    self.set_fallback(Some((address, Instant::now())));
+                    self.set_alternative(Some((address, Instant::now())));
                     return Ok(stream);
                 }
                 // The application listens there, and is overloaded.
@@ -163,18 +163,18 @@ impl Dialer {
                 Err(error) => failure = failure.or(Some(error)),
             }
         }
-        self.set_fallback(None);
+        self.set_alternative(None);
         Err(failure
             .unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the upstream's host has no address")))
     }
 
-    fn fallback(&self) -> Option<SocketAddr> {
-        let fallback = *self.fallback.lock();
-        fallback.filter(|(_, since)| since.elapsed() < FALLBACK_INTERVAL).map(|(address, _)| address)
+    fn alternative(&self) -> Option<SocketAddr> {
+        let alternative = *self.alternative.lock();
+        alternative.filter(|(_, since)| since.elapsed() < ALTERNATIVE_INTERVAL).map(|(address, _)| address)
     }
 
-    fn set_fallback(&self, fallback: Option<(SocketAddr, Instant)>) {
-        *self.fallback.lock() = fallback;
+    fn set_alternative(&self, alternative: Option<(SocketAddr, Instant)>) {
+        *self.alternative.lock() = alternative;
     }
 
     /// The addresses in the order of preference: of an application on a loopback address its pod's first.
