@@ -1,7 +1,7 @@
 //! Requests and responses of a sidecar's admin API, all in JSON (`sidecar/openapi.json`, `docs/admin-api.md`).
 //!
 //! Types of responses can be read by tools of another version: unknown fields are ignored, and unknown words of
-//! [`State`], [`TierState`], [`Place`] and [`Standing`] are read as `Unknown`. Types of requests refuse unknown fields.
+//! [`CacheState`], [`TierState`], [`Place`] and [`EntryState`] are read as `Unknown`. Types of requests refuse unknown fields.
 
 mod entries;
 mod explain;
@@ -11,12 +11,12 @@ mod problem;
 mod purge;
 mod stats;
 
-pub use entries::{Entries, Entry, Place, RedisLookup, Stamp, Standing, StoredResponse};
+pub use entries::{Entries, Entry, EntryState, Place, RedisLookup, Stamp, StoredResponse};
 pub use explain::{
     ExplainRequest, ExplainedLifetimes, ExplainedMemory, ExplainedRoute, ExplainedStatus, Explanation,
     MAX_HEADERS,
 };
-pub use policy::{PolicyReport, State, TierState};
+pub use policy::{CacheState, PolicyReport, TierState};
 pub use problem::Problem;
 pub use purge::{KEY_PATTERN, PurgeReport, PurgeRequest, PurgedNames};
 pub use stats::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, Stats, StatsQuery, TopKey};

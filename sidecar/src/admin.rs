@@ -18,7 +18,6 @@ use larder_api::admin::path;
 
 use crate::{config::ConfigWatcher, drain::Drain, telemetry::Telemetry};
 
-mod answer;
 mod document;
 mod entries;
 mod explain;
@@ -30,6 +29,7 @@ mod purging;
 mod refused;
 mod server;
 mod stats;
+mod stored;
 mod token;
 
 use refused::Refused;

@@ -14,7 +14,7 @@ use tokio::time::{MissedTickBehavior, interval};
 
 use crate::{
     entry::authentication::Authentication,
-    snapshot::{Configuration, Context, Leave, Snapshot},
+    snapshot::{Configuration, Context, Permission, Snapshot},
     telemetry::Telemetry,
 };
 
@@ -129,7 +129,7 @@ impl ConfigWatcher {
                 match compile(&text) {
                     Ok((document, policy)) => {
                         let Document { metadata, follows_coverage, .. } = document;
-                        let leave = leave(follows_coverage, &metadata, coverage);
+                        let permission = permission_of(follows_coverage, &metadata, coverage);
                         tracing::info!(hash, suspended = policy.suspended, "serving a policy");
                         let unknown = larder_lint::unknown_fields(&text);
                         if !unknown.is_empty() {
@@ -138,11 +138,11 @@ impl ConfigWatcher {
                                 "fields that this version does not know do nothing"
                             );
                         }
-                        if leave == Leave::Waiting {
+                        if permission == Permission::Waiting {
                             tracing::info!("everything passes through until every pod has the sidecar");
                         }
                         let (hash, policy) = (Some(hash), Arc::new(policy));
-                        self.exchange(Configuration { hash, policy, metadata, leave }, &current);
+                        self.exchange(Configuration { hash, policy, metadata, permission }, &current);
                         self.error.store(None);
                         self.context.telemetry.stats.reloaded(true);
                     }
@@ -160,22 +160,22 @@ impl ConfigWatcher {
         if current.configuration.hash.is_none() {
             return;
         }
-        let follows_coverage = current.configuration.leave != Leave::NotNeeded;
-        let leave = leave(follows_coverage, &current.configuration.metadata, coverage);
-        if leave == current.configuration.leave {
+        let follows_coverage = current.configuration.permission != Permission::NotNeeded;
+        let permission = permission_of(follows_coverage, &current.configuration.metadata, coverage);
+        if permission == current.configuration.permission {
             return;
         }
-        match leave {
-            Leave::Waiting => {
+        match permission {
+            Permission::Waiting => {
                 tracing::warn!(
                     "a pod without the sidecar takes writes, or may; everything passes through until every pod has it"
                 );
             }
-            Leave::NotNeeded | Leave::Round(_) => {
+            Permission::NotNeeded | Permission::Granted(_) => {
                 tracing::info!("every pod has the sidecar; serving from the cache")
             }
         }
-        self.exchange(Configuration { leave, ..current.configuration.clone() }, current);
+        self.exchange(Configuration { permission, ..current.configuration.clone() }, current);
     }
 
     fn exchange(&self, configuration: Configuration, current: &Snapshot) {
@@ -199,13 +199,13 @@ async fn coverage_beside(policy: &Path) -> Option<String> {
 }
 
 /// Returns the permission to serve under a policy.
-fn leave(follows_coverage: bool, metadata: &Metadata, coverage: Option<&str>) -> Leave {
+fn permission_of(follows_coverage: bool, metadata: &Metadata, coverage: Option<&str>) -> Permission {
     if !follows_coverage {
-        return Leave::NotNeeded;
+        return Permission::NotNeeded;
     }
     let coverage = coverage.and_then(|text| Coverage::parse(text, &metadata.uid));
     let round = coverage.as_ref().and_then(Coverage::round);
-    round.map_or(Leave::Waiting, |round| Leave::Round(round.to_owned()))
+    round.map_or(Permission::Waiting, |round| Permission::Granted(round.to_owned()))
 }
 
 async fn read(path: &Path) -> Seen {

@@ -20,7 +20,7 @@ use crate::{
 mod configuration;
 
 use configuration::{Changes, bounds_of};
-pub use configuration::{Configuration, Leave};
+pub use configuration::{Configuration, Permission};
 
 /// Name under which requests that no route took are counted.
 pub const NO_ROUTE: &str = "none";
@@ -51,12 +51,13 @@ pub struct Context {
 impl Snapshot {
     /// Puts a configuration in force, in place of another one.
     pub fn start(configuration: Configuration, context: &Context, previous: Option<&Self>) -> Self {
-        let changes = Changes::between(previous.map(|previous| &previous.configuration), &configuration);
+        let fingerprint = configuration.fingerprint();
+        let before = previous.map(|previous| (&previous.configuration, previous.store.fingerprint.as_str()));
+        let changes = Changes::between(before, (&configuration, &fingerprint));
         let unchanged = |has_changed: bool| previous.filter(|_| !has_changed);
         let Configuration { policy, metadata, .. } = &configuration;
         let stats = &context.telemetry.stats;
 
-        let fingerprint = configuration.fingerprint();
         let version = PurgeName::version(&fingerprint);
         let redis = match unchanged(changes.order) {
             Some(previous) => SharedTier::of(&previous.store),

@@ -18,7 +18,7 @@ pub struct Entries {
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub struct RedisLookup {
     /// True if Redis responded. It is looked up for whole keys only.
-    pub answered: bool,
+    pub responded: bool,
     /// The error if Redis was looked up and did not respond.
     pub error: Option<String>,
 }
@@ -33,13 +33,13 @@ pub struct Entry {
     /// The route of requests with this key; null if there is none.
     pub route: Option<String>,
     /// State of the entry for a request without cache directives.
-    pub standing: Standing,
+    pub state: EntryState,
     /// True if such a request is served from it now.
     pub served: bool,
     /// Headers by which variants differ.
     pub vary: Vec<String>,
     /// The response; null if there is none, or none that can be read.
-    pub answer: Option<StoredResponse>,
+    pub response: Option<StoredResponse>,
 }
 
 /// Place of an entry.
@@ -59,7 +59,7 @@ pub enum Place {
 /// State of an entry for a request without cache directives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "kebab-case")]
-pub enum Standing {
+pub enum EntryState {
     /// Served: the response is fresh.
     Fresh,
     /// Served, and renewed meanwhile: the response has been stale for less than `staleWhileRevalidate`.
@@ -88,7 +88,7 @@ pub enum Standing {
     Unknown,
 }
 
-impl Standing {
+impl EntryState {
     /// Returns true if a request without cache directives is served from the entry.
     pub const fn is_served(self) -> bool {
         matches!(self, Self::Fresh | Self::StaleWhileRevalidate)

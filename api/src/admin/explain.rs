@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::{Number, json};
 
-use super::{PurgeRequest, Standing, StoredResponse};
+use super::{EntryState, PurgeRequest, StoredResponse};
 
 /// Maximum number of headers of an [`ExplainRequest`].
 pub const MAX_HEADERS: usize = 100;
@@ -144,7 +144,7 @@ pub struct ExplainedMemory {
     /// The reason that it is not, as `fwd` of `Cache-Status` has it.
     pub forward: Option<String>,
     /// State of the stored response for a request without cache directives.
-    pub standing: Option<Standing>,
+    pub state: Option<EntryState>,
     /// The stored response.
-    pub answer: Option<StoredResponse>,
+    pub response: Option<StoredResponse>,
 }

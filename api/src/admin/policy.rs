@@ -11,7 +11,7 @@ pub struct PolicyReport {
     /// Hash of the configuration in force; null without one.
     pub hash: Option<String>,
     /// State of the cache.
-    pub state: State,
+    pub state: CacheState,
     /// The error that prevents the configuration on disk from being loaded; null if there is none.
     pub error: Option<String>,
     /// State of the tiers besides memory, by kind and name, such as `redis` or `postgres/catalog`.
@@ -26,7 +26,7 @@ pub struct PolicyReport {
 /// State of the cache.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "lowercase")]
-pub enum State {
+pub enum CacheState {
     /// Requests are looked up in the cache.
     Serving,
     /// Everything passes through, because the policy is suspended.
@@ -64,7 +64,7 @@ mod tests {
     fn reports_of_newer_versions_can_be_read() {
         let newer = r#"{"hash": null, "state": "warming", "tiers": {"redis": "slow"}, "last_errors": {}, "regions": []}"#;
         let newer: PolicyReport = serde_json::from_str(newer).unwrap();
-        assert_eq!((newer.state, newer.tiers["redis"]), (State::Unknown, TierState::Unknown));
+        assert_eq!((newer.state, newer.tiers["redis"]), (CacheState::Unknown, TierState::Unknown));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use anyhow::{Context, ensure};
 use k8s_openapi::api::core::v1::{ConfigMap, Pod, Secret};
 use kube::api::Patch;
 use larder_api::{
-    admin::{PolicyReport, State, path},
+    admin::{CacheState, PolicyReport, path},
     config_map, names,
 };
 use larder_crds::ConditionType;
@@ -90,7 +90,7 @@ async fn a_configuration_broken_by_hand_is_kept_out_and_reported() -> anyhow::Re
         let said: PolicyReport = agent.get(&pods[0].admin(path::POLICY)).await?.read()?;
         let error = said.error.as_deref().context("the sidecar reports no error")?;
         ensure!(broken.message.contains(error), "{broken:?} does not say {error:?}");
-        ensure!(said.state == State::Serving, "it serves no more: {said:?}");
+        ensure!(said.state == CacheState::Serving, "it serves no more: {said:?}");
         ensure_hit(&agent.get("http://app/items/1").await?)?;
         policy.condition(ConditionType::Ready, "False").await?;
 

@@ -8,7 +8,7 @@ use std::{
 
 use jiff::Timestamp;
 use kube::{Resource, ResourceExt, runtime::controller::Action};
-use larder_api::admin::State as CacheState;
+use larder_api::admin::CacheState;
 use larder_crds::{CachePolicy, CachePolicyStatus, ConditionType, RolloutStrategy};
 use larder_policy::coverage::State;
 

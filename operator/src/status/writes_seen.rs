@@ -1,6 +1,6 @@
 //! The condition `WritesSeen`: every write to the pods passes through a sidecar that purges by it.
 
-use larder_api::admin::State as CacheState;
+use larder_api::admin::CacheState;
 use larder_crds::RolloutStrategy;
 use larder_policy::{coverage::State, spec::UnseenWrites};
 

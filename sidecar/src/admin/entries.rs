@@ -8,7 +8,7 @@ use axum::{
     extract::{FromRequestParts, Path, State},
 };
 use http::{StatusCode, request::Parts};
-use larder_api::admin::{Entries, Entry, KEY_PATTERN, Place, RedisLookup, Standing, StoredResponse};
+use larder_api::admin::{Entries, Entry, EntryState, KEY_PATTERN, Place, RedisLookup, StoredResponse};
 use larder_policy::{Lifetimes, policy::Match};
 use percent_encoding::percent_decode_str;
 use schemars::JsonSchema;
@@ -16,9 +16,9 @@ use serde::Deserialize;
 
 use super::{
     Admin,
-    answer::{standing, stored_response},
     key_text::KeyText,
     refused::{Refused, refuses},
+    stored::{entry_state, stored_response},
     token::{Token, guarded},
 };
 use crate::{
@@ -73,7 +73,7 @@ pub(super) async fn entries(
         match in_redis(&snapshot, key).await {
             None => {}
             Some(Ok(kept)) => {
-                redis.answered = true;
+                redis.responded = true;
                 found.extend(kept);
             }
             Some(Err(error)) => redis.error = Some(error),
@@ -82,7 +82,7 @@ pub(super) async fn entries(
     if found.is_empty() {
         let elsewhere = match &redis {
             RedisLookup { error: Some(error), .. } => format!("; redis could not be asked: {error}"),
-            RedisLookup { answered: true, .. } => "; redis has nothing either".to_owned(),
+            RedisLookup { responded: true, .. } => "; redis has nothing either".to_owned(),
             RedisLookup { .. } => String::new(),
         };
         let detail = format!("memory holds nothing under {:?}{elsewhere}", keys[0]);
@@ -107,16 +107,16 @@ fn in_memory(snapshot: &Snapshot, keys: &[String]) -> Vec<Entry> {
             let kept = match stored {
                 Stored::Entry(stored) => {
                     let lifetimes = lifetimes(route);
-                    let state = standing(&stored, snapshot, lifetimes);
-                    let answer = StoredResponse { hits: Some(hits), ..stored_response(&stored, lifetimes) };
-                    entry(&text, Place::L1, route, state, Some(answer))
+                    let state = entry_state(&stored, snapshot, lifetimes);
+                    let response = StoredResponse { hits: Some(hits), ..stored_response(&stored, lifetimes) };
+                    entry(&text, Place::L1, route, state, Some(response))
                 }
                 Stored::Vary(names) => {
                     let vary = names.iter().map(ToString::to_string).collect();
-                    Entry { vary, ..entry(&text, Place::L1, route, Standing::Variants, None) }
+                    Entry { vary, ..entry(&text, Place::L1, route, EntryState::Variants, None) }
                 }
                 Stored::Unshared { until } if monotonic_ms() < until => {
-                    entry(&text, Place::L1, route, Standing::Unshared, None)
+                    entry(&text, Place::L1, route, EntryState::Unshared, None)
                 }
                 Stored::Unshared { .. } => return None,
             };
@@ -134,15 +134,15 @@ async fn in_redis(snapshot: &Snapshot, key: KeyText<'_>) -> Option<Result<Option
     let rules = Rules { targets: snapshot.policy().targets(), set_cookie };
     let limits = Limits { rules, max_body: snapshot.policy().l1.max_object_size.0 };
     let lookup = l2.lookup(key.base(), &headers, &names, limits, Patience::Hard).await;
-    let kept = |state, answer| entry(key.base(), Place::L2, route, state, answer);
+    let kept = |state, response| entry(key.base(), Place::L2, route, state, response);
     Some(match lookup.map(|lookup| lookup.found) {
         Err(error) => Err(error.to_string()),
         Ok(Found::Nothing) => Ok(None),
-        Ok(Found::OtherVariants) => Ok(Some(kept(Standing::Variants, None))),
-        Ok(Found::Purged) => Ok(Some(kept(Standing::Purged, None))),
+        Ok(Found::OtherVariants) => Ok(Some(kept(EntryState::Variants, None))),
+        Ok(Found::Purged) => Ok(Some(kept(EntryState::Purged, None))),
         Ok(Found::Entry(vary, stored)) => {
             let lifetimes = lifetimes(route);
-            let state = standing(&stored, snapshot, lifetimes);
+            let state = entry_state(&stored, snapshot, lifetimes);
             let vary = vary.iter().map(ToString::to_string).collect();
             Ok(Some(Entry { vary, ..kept(state, Some(stored_response(&stored, lifetimes))) }))
         }
@@ -158,12 +158,12 @@ fn entry(
     key: &str,
     tier: Place,
     route: Option<Match<'_>>,
-    standing: Standing,
-    answer: Option<StoredResponse>,
+    state: EntryState,
+    response: Option<StoredResponse>,
 ) -> Entry {
     let route = route.map(|found| found.route.name.clone());
-    let served = standing.is_served();
-    Entry { key: key.to_owned(), tier, route, standing, served, vary: vec![], answer }
+    let served = state.is_served();
+    Entry { key: key.to_owned(), tier, route, state, served, vary: vec![], response }
 }
 
 pub(super) fn about(operation: TransformOperation<'_>) -> TransformOperation<'_> {

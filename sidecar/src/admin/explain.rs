@@ -18,11 +18,11 @@ use serde_json::Number;
 
 use super::{
     Admin,
-    answer::{seconds, standing, stored_response},
     json::{Sent, Strict},
     key_text::KeyText,
     purging::request_for,
     refused::{Refused, refuses},
+    stored::{entry_state, seconds, stored_response},
     token::{Token, guarded},
 };
 use crate::{
@@ -144,8 +144,8 @@ fn explanation(snapshot: &Snapshot, found: Found) -> Explanation {
         l1: memory.map(|InMemory { forward, entry }| ExplainedMemory {
             hit: forward.is_none(),
             forward: forward.map(|reason| reason.as_str().to_owned()),
-            standing: entry.as_ref().map(|entry| standing(entry, snapshot, lifetimes)),
-            answer: entry.as_ref().map(|entry| stored_response(entry, lifetimes)),
+            state: entry.as_ref().map(|entry| entry_state(entry, snapshot, lifetimes)),
+            response: entry.as_ref().map(|entry| stored_response(entry, lifetimes)),
         }),
     }
 }

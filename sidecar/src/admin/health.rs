@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header};
-use larder_api::admin::{PolicyReport, State as CacheState, TierState};
+use larder_api::admin::{CacheState, PolicyReport, TierState};
 
 use super::{
     Admin,

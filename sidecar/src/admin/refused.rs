@@ -57,7 +57,7 @@ impl OperationOutput for Refused {
     }
 }
 
-/// Documents that an operation may answer with a status, and when.
+/// Documents that an operation may respond with a status, and when.
 pub(super) fn refuses<'o, const STATUS: u16>(
     operation: TransformOperation<'o>,
     when: &'static str,

@@ -23,26 +23,30 @@ use crate::{
 };
 
 /// The query of a request, checked.
-pub(super) struct Asked(StatsQuery);
+pub(super) struct CheckedQuery(StatsQuery);
 
-impl<S: Send + Sync> FromRequestParts<S> for Asked {
+impl<S: Send + Sync> FromRequestParts<S> for CheckedQuery {
     type Rejection = Refused;
 
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
         match Query::<StatsQuery>::from_request_parts(parts, state).await {
-            Ok(Query(asked)) if (1..=MAX_TOP_KEYS).contains(&asked.top) => Ok(Self(asked)),
+            Ok(Query(query)) if (1..=MAX_TOP_KEYS).contains(&query.top) => Ok(Self(query)),
             _ => Err(Refused::malformed(format!("ask for 1 to {MAX_TOP_KEYS} keys: /stats?top=10"))),
         }
     }
 }
 
-impl OperationInput for Asked {
+impl OperationInput for CheckedQuery {
     fn operation_input(context: &mut aide::generate::GenContext, operation: &mut aide::openapi::Operation) {
         Query::<StatsQuery>::operation_input(context, operation);
     }
 }
 
-pub(super) async fn stats(_: Token, State(admin): State<Arc<Admin>>, Asked(asked): Asked) -> Json<Stats> {
+pub(super) async fn stats(
+    _: Token,
+    State(admin): State<Arc<Admin>>,
+    CheckedQuery(query): CheckedQuery,
+) -> Json<Stats> {
     let stats = &admin.telemetry.stats;
     let of = |outcome| Tier::ALL.into_iter().map(|tier| stats.requests(outcome, tier)).sum::<u64>();
     let beyond = |outcome| {
@@ -51,7 +55,7 @@ pub(super) async fn stats(_: Token, State(admin): State<Arc<Admin>>, Asked(asked
     };
     let (hits, misses) = (of(Outcome::Hit), of(Outcome::Miss));
     let snapshot = admin.config.snapshot();
-    let (total_cached_keys, top_keys) = held(&snapshot, asked.top);
+    let (total_cached_keys, top_keys) = held(&snapshot, query.top);
     let l1_bytes = snapshot.store.l1.bytes();
     Json(Stats {
         hits,

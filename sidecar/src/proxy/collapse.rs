@@ -51,7 +51,7 @@ impl Proxy {
         let patience = fetch.soft_timeout().map_or(patience, |soft| patience.min(soft));
         let (request, reason) = (&fetch.request, fetch.reason);
         let flights = &request.snapshot.flights;
-        let mut flight = request.flight(request.key.as_str());
+        let mut flight = request.flight_key(request.key.as_str());
         let mut joined = flights.join(&flight);
         for _ in 0..MAX_JOINS {
             let mut wait = match joined {
@@ -80,7 +80,7 @@ impl Proxy {
                     if outcome.slot().is_some_and(|slot| !slot.key().is_selected_by(&request.headers)) =>
                 {
                     let key = outcome.slot().map(|slot| slot.key().selected_by(&request.headers));
-                    flight = key.map_or(flight, |key| request.flight(&key));
+                    flight = key.map_or(flight, |key| request.flight_key(&key));
                     joined = flights.join(&flight);
                     // Nothing hung: the request has learned that there are variants.
                     fetch.began_waiting = Instant::now();

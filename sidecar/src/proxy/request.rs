@@ -189,7 +189,7 @@ impl CacheRequest {
 
     /// Returns the name of fetches for a key that began after the last purge: a request after a purge does not wait for a fetch
     /// that began before it.
-    pub(super) fn flight(&self, key: &str) -> String {
+    pub(super) fn flight_key(&self, key: &str) -> String {
         format!("{} {key}", self.store().barriers.revision())
     }
 

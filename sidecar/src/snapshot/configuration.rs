@@ -16,25 +16,25 @@ pub struct Configuration {
     /// Namespace, name and UID of the policy.
     pub metadata: Metadata,
     /// Permission to serve from the cache, besides the policy's own.
-    pub leave: Leave,
+    pub permission: Permission,
 }
 
 /// Permission to serve from the cache, besides the policy's own.
 #[derive(Clone, Debug, PartialEq, Eq)]
-pub enum Leave {
+pub enum Permission {
     /// Not needed: no operator knows the other pods, or nothing depends on seeing their writes.
     NotNeeded,
-    /// Needed and not given.
+    /// needed and not granted.
     Waiting,
-    /// Given: every write is seen since this round of [`Coverage`](larder_policy::Coverage) began.
-    Round(String),
+    /// Granted: every write is seen since this round of [`Coverage`](larder_policy::Coverage) began.
+    Granted(String),
 }
 
 impl Configuration {
     /// Returns the configuration of a sidecar that never had a policy: a plain shared cache.
     pub fn bare() -> Self {
         let policy = Arc::new(Policy::bare());
-        Self { hash: None, policy, metadata: Metadata::default(), leave: Leave::NotNeeded }
+        Self { hash: None, policy, metadata: Metadata::default(), permission: Permission::NotNeeded }
     }
 
     /// Returns the configuration of a sidecar whose policy file is missing: everything passes.
@@ -44,20 +44,20 @@ impl Configuration {
 
     /// Returns the treatment of requests as a whole.
     pub fn mode(&self) -> Mode {
-        match &self.leave {
+        match &self.permission {
             _ if self.hash.is_none() && !self.policy.is_bare() => Mode::Absent,
             _ if self.policy.suspended => Mode::Suspended,
-            Leave::Waiting => Mode::Waiting,
-            Leave::NotNeeded | Leave::Round(_) => Mode::Serving,
+            Permission::Waiting => Mode::Waiting,
+            Permission::NotNeeded | Permission::Granted(_) => Mode::Serving,
         }
     }
 
     /// Returns the hash of the rules on storing. A round has one of its own, because a response of an earlier round may be older than
     /// a write that no sidecar saw.
     pub fn fingerprint(&self) -> String {
-        match &self.leave {
-            Leave::NotNeeded | Leave::Waiting => self.policy.fingerprint(),
-            Leave::Round(round) => format!("{} {round}", self.policy.fingerprint()),
+        match &self.permission {
+            Permission::NotNeeded | Permission::Waiting => self.policy.fingerprint(),
+            Permission::Granted(round) => format!("{} {round}", self.policy.fingerprint()),
         }
     }
 }
@@ -74,11 +74,17 @@ pub(super) struct Changes {
 }
 
 impl Changes {
-    pub(super) fn between(before: Option<&Configuration>, after: &Configuration) -> Self {
-        let Some(before) = before else { return Self { owner: true, order: true, memory: true } };
+    /// Compares two configurations, each with its [fingerprint](Configuration::fingerprint).
+    pub(super) fn between(
+        before: Option<(&Configuration, &str)>,
+        (after, fingerprint): (&Configuration, &str),
+    ) -> Self {
+        let Some((before, fingerprint_before)) = before else {
+            return Self { owner: true, order: true, memory: true };
+        };
         let owner = before.metadata != after.metadata;
         let order = owner
-            || before.fingerprint() != after.fingerprint()
+            || fingerprint_before != fingerprint
             || before.policy.redis != after.policy.redis
             || before.policy.l1.bus_grace != after.policy.l1.bus_grace
             || before.mode() == Mode::Absent;
@@ -109,7 +115,12 @@ mod tests {
     fn changes_begin_anew_only_parts_that_depend_on_them() {
         let route = "routes: [{name: a, match: {path: /a}, ttl: 1s}]";
         let before = configuration(route);
-        let changes = |after: &Configuration| Changes::between(Some(&before), after);
+        let between = |before: Option<&Configuration>, after: &Configuration| {
+            let fingerprint = before.map(Configuration::fingerprint).unwrap_or_default();
+            let before = before.map(|before| (before, fingerprint.as_str()));
+            Changes::between(before, (after, &after.fingerprint()))
+        };
+        let changes = |after: &Configuration| between(Some(&before), after);
         let none = Changes { owner: false, order: false, memory: false };
         assert_eq!(changes(&before), none);
         assert_eq!(changes(&configuration("routes: [{name: b, match: {path: /a}, ttl: 2s}]")), none);
@@ -118,19 +129,22 @@ mod tests {
         let order = Changes { order: true, ..memory };
         assert_eq!(changes(&configuration("routes: [{name: a, match: {path: /b}, ttl: 1s}]")), order);
         assert_eq!(changes(&configuration(&format!("l1: {{busGrace: 9s}}\n{route}"))), order);
-        assert_eq!(changes(&Configuration { leave: Leave::Round("1".to_owned()), ..before.clone() }), order);
+        assert_eq!(
+            changes(&Configuration { permission: Permission::Granted("1".to_owned()), ..before.clone() }),
+            order
+        );
         let metadata = Metadata { uid: "other".to_owned(), ..Metadata::default() };
         let owner = Changes { owner: true, ..order };
         assert_eq!(changes(&Configuration { metadata, ..before.clone() }), owner);
-        assert_eq!(Changes::between(None, &before), owner);
-        assert_eq!(Changes::between(Some(&Configuration::absent()), &before), order);
+        assert_eq!(between(None, &before), owner);
+        assert_eq!(between(Some(&Configuration::absent()), &before), order);
     }
 
     #[test]
     fn mode_follows_the_file_the_policy_and_its_coverage() {
         let serving = configuration("routes: []");
-        let waiting = Configuration { leave: Leave::Waiting, ..serving.clone() };
-        let suspended = Configuration { leave: Leave::Waiting, ..configuration("suspend: true") };
+        let waiting = Configuration { permission: Permission::Waiting, ..serving.clone() };
+        let suspended = Configuration { permission: Permission::Waiting, ..configuration("suspend: true") };
         let modes = [Configuration::bare(), Configuration::absent(), serving, waiting, suspended];
         assert_eq!(
             modes.each_ref().map(Configuration::mode),

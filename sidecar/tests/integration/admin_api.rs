@@ -167,10 +167,10 @@ async fn entry_shows_its_tiers_and_the_reason_it_is_served() {
         assert_eq!(kept["tier"], tier);
         assert_eq!(kept["key"], "GET:http://shop.test/api/users/1?x=%2F#accept-language=de");
         assert_eq!(
-            (&kept["route"], &kept["standing"], &kept["served"]),
+            (&kept["route"], &kept["state"], &kept["served"]),
             (&json!("user"), &json!("fresh"), &json!(true))
         );
-        let answer = &kept["answer"];
+        let answer = &kept["response"];
         assert_eq!(
             (&answer["status"], &answer["body_bytes"], &answer["complete"]),
             (&json!(200), &json!(1), &json!(true))
@@ -183,7 +183,7 @@ async fn entry_shows_its_tiers_and_the_reason_it_is_served() {
         assert!((0.0..=60.0).contains(&ttl) && (60.0..=660.0).contains(&useful), "{answer}");
         assert!(answer["stored_at"].as_str().unwrap().ends_with('Z'), "{answer}");
     }
-    assert_eq!((&l1["answer"]["hits"], &shown["redis"]["answered"]), (&json!(1), &json!(true)));
+    assert_eq!((&l1["response"]["hits"], &shown["redis"]["responded"]), (&json!(1), &json!(true)));
     // The short key finds the entry in memory, encoded or not.
     for short in ["GET:/api/users/1?x=%2F", "GET%3A%2Fapi%2Fusers%2F1%3Fx%3D%252F"] {
         let shown = entries(&sidecar, short).await.json();
@@ -198,7 +198,7 @@ async fn entry_shows_its_tiers_and_the_reason_it_is_served() {
     assert_eq!(sidecar.purge(r#"{"tags": ["user:1"]}"#).await.status, 200);
     let shown = entries(&sidecar, whole).await.json();
     for kept in shown["entries"].as_array().unwrap() {
-        assert_eq!((&kept["standing"], &kept["served"]), (&json!("purged"), &json!(false)), "{shown}");
+        assert_eq!((&kept["state"], &kept["served"]), (&json!("purged"), &json!(false)), "{shown}");
     }
 }
 
@@ -213,8 +213,8 @@ async fn variants_are_shown_by_their_shared_key_and_by_their_own() {
     policy.until_stored(&mut RedisServer::shared().await, 3).await;
     let shown = entries(&sidecar, "GET:http://shop.test/a").await.json();
     let shown = shown["entries"].as_array().unwrap();
-    let standings: Vec<_> = shown.iter().map(|kept| kept["standing"].as_str().unwrap()).collect();
-    assert_eq!(standings, ["variants", "fresh", "fresh", "variants"], "three keys in memory, one in Redis");
+    let states: Vec<_> = shown.iter().map(|kept| kept["state"].as_str().unwrap()).collect();
+    assert_eq!(states, ["variants", "fresh", "fresh", "variants"], "three keys in memory, one in Redis");
     let own = shown[1]["key"].as_str().unwrap();
     assert!(own.contains("accept-language:de"), "{own}");
     let own = entries(&sidecar, &utf8_percent_encode(own, NON_ALPHANUMERIC).to_string()).await.json();
@@ -290,7 +290,7 @@ async fn explain_predicts_the_handling_of_a_request() {
     let ask = || sidecar.get_with("/api/users/a%40b?x=1", &[("accept-language", "de")]);
     ask().await;
     let after = explain(&sidecar, &request).await.json();
-    assert_eq!((&after["l1"]["hit"], &after["l1"]["standing"]), (&json!(true), &json!("fresh")), "{after}");
+    assert_eq!((&after["l1"]["hit"], &after["l1"]["state"]), (&json!(true), &json!("fresh")), "{after}");
     // The explained names do purge.
     let purge: &'static str = after["purge"].to_string().leak();
     assert_eq!(sidecar.purge(purge).await.status, 200);

@@ -3,7 +3,7 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use jiff::Timestamp;
-use larder_api::admin::{self as api, Standing, StoredResponse};
+use larder_api::admin::{self as api, EntryState, StoredResponse};
 use larder_policy::{
     Lifetimes,
     cache_control::RequestDirectives,
@@ -18,26 +18,26 @@ use crate::{
 };
 
 /// Returns the state of an entry under the rules of its route.
-pub(super) fn standing(entry: &Entry, snapshot: &Snapshot, lifetimes: Option<&Lifetimes>) -> Standing {
+pub(super) fn entry_state(entry: &Entry, snapshot: &Snapshot, lifetimes: Option<&Lifetimes>) -> EntryState {
     let Some(lifetimes) = lifetimes else {
-        return if snapshot.mode() == Mode::Serving { Standing::NoRoute } else { Standing::Passing };
+        return if snapshot.mode() == Mode::Serving { EntryState::NoRoute } else { EntryState::Passing };
     };
     if snapshot.mode() != Mode::Serving {
-        Standing::Passing
+        EntryState::Passing
     } else if entry.is_out_of_touch(&snapshot.store.barriers) {
-        Standing::BusSilent
+        EntryState::BusSilent
     } else if entry.is_purged(&snapshot.store.barriers) {
-        Standing::Purged
+        EntryState::Purged
     } else if matches!(entry.content, Content::Parts(_)) {
-        Standing::Partial
+        EntryState::Partial
     } else {
         match entry.head.freshness(lifetimes, &RequestDirectives::default()).state {
-            State::Fresh { .. } => Standing::Fresh,
+            State::Fresh { .. } => EntryState::Fresh,
             State::Stale { use_: StaleUse::WhileRevalidating | StaleUse::AsAsked, .. } => {
-                Standing::StaleWhileRevalidate
+                EntryState::StaleWhileRevalidate
             }
-            State::Stale { use_: StaleUse::OnError, .. } => Standing::StaleIfError,
-            State::Stale { use_: StaleUse::No, .. } => Standing::Stale,
+            State::Stale { use_: StaleUse::OnError, .. } => EntryState::StaleIfError,
+            State::Stale { use_: StaleUse::No, .. } => EntryState::Stale,
         }
     }
 }
