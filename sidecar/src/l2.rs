@@ -31,34 +31,39 @@ mod bus;
 mod catch_up;
 mod commands;
 mod connection;
+mod connector;
 mod former;
 mod generation;
 mod keyspace;
 mod lease;
+mod leases;
 mod link;
+mod message;
 mod pending;
+mod recent;
 mod records;
+mod relay;
 mod reload;
 #[cfg(test)]
 mod simulation;
 mod subscription;
-mod told;
 mod versions;
 
-use commands::{Beginning, Telling};
+use commands::{PurgeCommand, RecordStart};
 use connection::Connection;
+use connector::Connector;
 pub use former::Formers;
 pub use keyspace::Keyspace;
-pub use lease::{Lease, Leased, Waiting, Woken};
-use link::Link;
+pub use lease::{Lease, LeaseOutcome};
+pub use leases::{LeaseWait, WakeReason};
+use link::{Link, Ordered, PURGE_DEADLINE};
 use records::Records;
 use versions::Version;
 
-/// Failures in a row that open the breaker, and for how long.
-const FAILURES: u32 = 5;
-const PAUSE: Duration = Duration::from_secs(1);
-/// A purge must reach Redis before the writer's answer leaves: it is worth more patience than a lookup.
-const PURGE_DEADLINE: Duration = Duration::from_secs(1);
+/// Number of failures in a row that open the breaker.
+const BREAKER_FAILURES: u32 = 5;
+/// Time for which the breaker stays open.
+const BREAKER_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why Redis did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -110,7 +115,7 @@ pub struct Limits<'a> {
 
 /// Result of a lookup.
 #[derive(Debug)]
-pub struct Lookup {
+pub struct L2Lookup {
     /// Where Redis stands: the stamp of a fill that begins now.
     pub stamp: Stamp,
     /// Variant that the request selects; empty if the stored responses do not vary.
@@ -167,7 +172,7 @@ impl L2 {
     ) -> Self {
         let name = keys.barriers().to_owned();
         let version = Version::new(PurgeName::version(shape), name.clone(), Arc::clone(&barriers));
-        let link = Link::start(
+        let link = Connector::start(
             spec.clone(),
             name,
             Arc::clone(&version),
@@ -176,7 +181,8 @@ impl L2 {
             previous.map(|previous| &*previous.link),
             Arc::clone(formers),
         );
-        let listing = Arc::clone(&version).keep_listed(Arc::clone(&link));
+        let state = Arc::clone(link.state());
+        let listing = Arc::clone(&version).keep_listed(move || state.connection());
         Self {
             keys,
             shape: shape.to_owned(),
@@ -184,7 +190,7 @@ impl L2 {
             version,
             formers: Arc::clone(formers),
             _listing: listing,
-            breaker: Breaker::new(FAILURES, PAUSE),
+            breaker: Breaker::new(BREAKER_FAILURES, BREAKER_PAUSE),
             timeout: spec.timeout.0,
             hard_timeout: spec.hard_timeout().0,
             max_object_size: spec.max_object_size.map(|size| size.0),
@@ -203,13 +209,13 @@ impl L2 {
     }
 
     /// Returns true if there are purges, or writes, that Redis could not be told of, or that a server in its place may not know of.
-    pub fn has_untold(&self) -> bool {
-        self.link.has_untold()
+    pub fn has_pending_purges(&self) -> bool {
+        self.link.has_pending_purges()
     }
 
     /// Why it is not connected, or not with the URL and CA that it is given now. It has no password in it.
-    pub fn trouble(&self) -> Option<String> {
-        self.link.trouble().or_else(|| self.records.trouble())
+    pub fn last_error(&self) -> Option<String> {
+        self.link.last_error().or_else(|| self.records.last_error())
     }
 
     /// Looks up a key, and learns in the same round trip where the order of purges stands. What is larger than the policy
@@ -224,7 +230,7 @@ impl L2 {
         names: &[PurgeName],
         within: Limits<'_>,
         patience: Patience,
-    ) -> Result<Lookup, L2Error> {
+    ) -> Result<L2Lookup, L2Error> {
         // Slow is better than nothing, and than asking a source twice: the breaker says only what Redis was.
         if patience == Patience::Soft && !self.breaker.allows() {
             return Err(L2Error::Down);
@@ -280,7 +286,7 @@ impl L2 {
                     }
                 }
             };
-            Ok(Lookup { stamp, variant, purge, found })
+            Ok(L2Lookup { stamp, variant, purge, found })
         })
         .await
     }
@@ -290,10 +296,10 @@ impl L2 {
         &self,
         connection: &mut Connection,
         key: &str,
-        beginning: Beginning,
+        beginning: RecordStart,
         limit: u64,
     ) -> Result<Option<Bytes>, L2Error> {
-        let Beginning { bytes, length } = beginning;
+        let RecordStart { bytes, length } = beginning;
         if length <= bytes.len() as u64 {
             return Ok(Some(bytes).filter(|bytes| !bytes.is_empty()));
         }
@@ -371,26 +377,20 @@ impl L2 {
         let purged = self.attempt("purge", PURGE_DEADLINE, async {
             let mut connection = self.link.first_connection().await.ok_or(L2Error::Down)?;
             let (asker, asked_at) = (connection.asker(), boot_ms());
-            let (key, version) = (self.keys.barriers(), self.version.name());
-            let told = self.formers.told();
-            let telling = Telling { asker, version, names, told: &told, origin: "" };
-            let ordered = commands::purge(&mut connection, key, telling).await?;
+            let version = self.version.name();
+            let elsewhere = self.formers.reached();
+            let purge = PurgeCommand { asker, version, names, elsewhere: &elsewhere, origin: "" };
+            let ordered = self.link.order(&mut connection, purge).await?;
             let is_named = async {
                 match proof {
                     Proof::Recent => self.barriers.is_recent(connection.vouched().limit(asked_at)),
                     Proof::Afterwards => connection.vouched().is_named().await,
                 }
             };
-            if let Some((generation, order, pods)) = ordered {
-                if !self.barriers.ordered(generation, order, names) {
-                    // Until the table is Redis' again, this pod's own barrier holds.
-                    self.link.raise_and_remember(names);
-                }
-                let acknowledged = self.link.acknowledgements().wait_for(asker, order, pods);
-                let ((), is_named) = tokio::join!(acknowledged, is_named);
-                return Ok((order, is_named));
-            }
-            Ok((0, is_named.await))
+            let Some(Ordered { order, pods, .. }) = ordered else { return Ok((0, is_named.await)) };
+            let acknowledged = self.link.acknowledgements().wait_for(asker, order, pods);
+            let ((), is_named) = tokio::join!(acknowledged, is_named);
+            Ok((order, is_named))
         });
         let (outcome, ()) = tokio::join!(purged, formers);
         match outcome {
@@ -412,8 +412,10 @@ impl L2 {
         }
     }
 
-    fn link(&self) -> &Arc<Link> {
-        &self.link
+    /// Returns the Redis that a pod has left once its Redis is that of `spec`, or none: those that were left before, and that of
+    /// `previous`, unless it goes on to be used.
+    pub fn left_for(previous: Option<(&Formers, Option<&Self>)>, spec: Option<&spec::Redis>) -> Arc<Formers> {
+        Formers::following(previous.map(|(formers, l2)| (formers, l2.map(|l2| &l2.link))), spec)
     }
 
     const fn deadline(&self, patience: Patience) -> Duration {

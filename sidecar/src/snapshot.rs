@@ -136,7 +136,7 @@ impl Snapshot {
     /// Returns each tier that is not connected, or not with the secrets that it is given now, with the error. No text has a secret in
     /// it.
     pub fn last_errors(&self) -> Vec<(String, String)> {
-        let redis = self.store.l2.iter().filter_map(|l2| Some(("redis".to_owned(), l2.trouble()?)));
+        let redis = self.store.l2.iter().filter_map(|l2| Some(("redis".to_owned(), l2.last_error()?)));
         let sources = self.sources.iter();
         let sources = sources
             .filter_map(|(name, source)| Some((format!("{}/{name}", source.label()), source.last_error()?)));
@@ -170,7 +170,7 @@ impl SharedTier {
         let Configuration { policy, metadata, .. } = configuration;
         let former_l2 = predecessor.and_then(|store| store.l2.as_deref());
         let formers =
-            Formers::following(predecessor.map(|store| (&*store.formers, former_l2)), policy.redis.as_ref());
+            L2::left_for(predecessor.map(|store| (&*store.formers, former_l2)), policy.redis.as_ref());
         let Some(redis) = &policy.redis else {
             let barriers = Arc::new(Barriers::alone());
             formers.lead_alone(&barriers, PurgeName::version(fingerprint));

@@ -140,7 +140,10 @@ impl Store {
                 }
             }
             None => {
-                if previous.and_then(|previous| previous.l2.as_ref()).is_some_and(|l2| l2.has_untold()) {
+                if previous
+                    .and_then(|previous| previous.l2.as_ref())
+                    .is_some_and(|l2| l2.has_pending_purges())
+                {
                     redis.store(true, Ordering::SeqCst);
                 }
             }

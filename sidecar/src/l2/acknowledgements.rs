@@ -3,16 +3,13 @@
 //! A hit in memory asks nobody, so a writer's answer waits until the other pods know: otherwise the next read in one of
 //! them races with the message on the bus, and loses about once in a hundred times.
 
-use std::{
-    collections::BTreeMap,
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::Duration,
-};
+use std::{collections::BTreeMap, time::Duration};
 
+use parking_lot::Mutex;
 use tokio::{sync::Notify, time::timeout};
 
 /// Maximum time for which a purge waits for other pods, so that a pod that hangs does not delay every writer for long.
-const PATIENCE: Duration = Duration::from_millis(100);
+const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_millis(100);
 /// More counts than this are not kept: the oldest go first, which nobody waits for any more.
 const MAX_COUNTS: usize = 4096;
 
@@ -52,7 +49,7 @@ impl Counts {
 impl Acknowledgements {
     /// A pod has heard of purges that were asked for under this name.
     pub(super) fn count(&self, asker: u64, orders: &[u64]) {
-        self.counts().count(asker, orders);
+        self.counts.lock().count(asker, orders);
         self.counted.notify_waiters();
     }
 
@@ -62,20 +59,16 @@ impl Acknowledgements {
             loop {
                 let mut counted = std::pin::pin!(self.counted.notified());
                 counted.as_mut().enable();
-                if self.counts().has_reached(asker, order, pods) {
+                if self.counts.lock().has_reached(asker, order, pods) {
                     return;
                 }
                 counted.await;
             }
         };
-        if timeout(PATIENCE, heard).await.is_err() {
+        if timeout(ACKNOWLEDGEMENT_TIMEOUT, heard).await.is_err() {
             tracing::debug!(order, pods, "not every pod acknowledged a purge in time");
         }
-        self.counts().forget(asker, order);
-    }
-
-    fn counts(&self) -> MutexGuard<'_, Counts> {
-        self.counts.lock().unwrap_or_else(PoisonError::into_inner)
+        self.counts.lock().forget(asker, order);
     }
 }
 
@@ -94,7 +87,7 @@ mod tests {
         assert!(futures::poll!(waiting.as_mut()).is_pending(), "another purge, and another pod's");
         acknowledgements.count(1, &[6, 7]);
         waiting.await;
-        assert_eq!(acknowledgements.counts().0.len(), 3, "what was waited for is forgotten");
+        assert_eq!(acknowledgements.counts.lock().0.len(), 3, "what was waited for is forgotten");
     }
 
     #[test]

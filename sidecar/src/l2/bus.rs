@@ -13,7 +13,7 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
-use super::commands::Message;
+use super::message::PurgeMessage;
 use crate::barriers::{Barriers, Heard};
 
 /// More acknowledgements than this do not wait to be sent: writers whose purge is among them wait as for a pod that hangs.
@@ -71,8 +71,8 @@ impl Bus {
     }
 
     /// Applies a purge that the bus told of. Returns its order if it is this subscription's own and holds.
-    pub(super) fn hear(&mut self, barriers: &Barriers, message: &Message) -> Option<u64> {
-        let Message { generation, order, asker, names } = message;
+    pub(super) fn hear(&mut self, barriers: &Barriers, message: &PurgeMessage) -> Option<u64> {
+        let PurgeMessage { generation, order, asker, names } = message;
         let heard = barriers.heard(*generation, *order, names);
         if heard != Heard::InOrder {
             self.doubt();
@@ -200,8 +200,8 @@ mod tests {
         barriers
     }
 
-    const fn purge(generation: u64, order: u64, asker: u64) -> Message {
-        Message { generation, order, asker, names: vec![] }
+    const fn purge(generation: u64, order: u64, asker: u64) -> PurgeMessage {
+        PurgeMessage { generation, order, asker, names: vec![] }
     }
 
     #[test]

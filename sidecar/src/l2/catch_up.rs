@@ -5,7 +5,7 @@
 use anyhow::ensure;
 use larder_policy::PurgeName;
 
-use super::{generation::Mark, pending::Pending};
+use super::{generation::Mark, pending::PendingPurges};
 use crate::barriers::{Barriers, RedisBarriers, Stamp};
 
 /// Connection that catches up.
@@ -40,7 +40,7 @@ pub(super) struct CatchUp {
     known: Stamp,
     /// Whoever begins a generation after this covers it.
     local_floor: u64,
-    pending: Pending,
+    pending: PendingPurges,
     found: Option<Found>,
 }
 
@@ -53,13 +53,13 @@ struct Found {
 
 impl CatchUp {
     /// Begins with [`Step::Read`]. `mark` is that of the server, `pending` what it has not heard of.
-    pub(super) fn new(barriers: &Barriers, pending: Pending, mark: Mark, which: CatchingUp) -> Self {
+    pub(super) fn new(barriers: &Barriers, pending: PendingPurges, mark: Mark, which: CatchingUp) -> Self {
         let (known, local_floor) = (barriers.stamp_of(0), barriers.local_floor());
         Self { which, mark, known, local_floor, pending, found: None }
     }
 
     /// Returns the purges that Redis is told.
-    pub(super) const fn pending(&self) -> &Pending {
+    pub(super) const fn pending(&self) -> &PendingPurges {
         &self.pending
     }
 

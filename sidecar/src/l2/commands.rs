@@ -14,19 +14,21 @@ use larder_policy::PurgeName;
 use redis::{Cmd, InfoDict, Pipeline, RedisResult, Script};
 use tokio::time::timeout;
 
+use self::{
+    listing::is_in_list,
+    purging::{KEEP_BARRIERS, PURGE},
+};
 use super::{
     connection::{CONNECT_DEADLINE, Connection},
-    versions::{hex, is_in_list},
+    message::PROBE,
 };
 use crate::barriers::RedisBarriers;
 
+mod listing;
 mod purging;
 
-use purging::PURGE;
-pub(super) use purging::{Telling, have_all_left, left_channel, purge};
-
-/// A hash of barriers that nobody touches for this long goes, and what was stored under it is stale.
-const KEEP_BARRIERS: Duration = Duration::from_secs(7 * 24 * 3600);
+pub(super) use listing::list;
+pub(super) use purging::{PurgeCommand, have_all_left, left_channel, purge, purge_everything};
 
 /// Where Redis stands, and what is stored under a key.
 pub(super) struct LookupReply {
@@ -36,7 +38,7 @@ pub(super) struct LookupReply {
     pub(super) barrier: u64,
     /// The version of the policy is in the list of those that pods serve by.
     pub(super) is_listed: bool,
-    pub(super) record: Beginning,
+    pub(super) record: RecordStart,
 }
 
 /// Length of the part of a record that a lookup transfers, in bytes. Most records are shorter.
@@ -44,7 +46,7 @@ const BEGINNING: u64 = 64 << 10;
 
 /// The beginning of a record, and how long all of it is.
 #[derive(Default)]
-pub(super) struct Beginning {
+pub(super) struct RecordStart {
     pub(super) bytes: Bytes,
     pub(super) length: u64,
 }
@@ -62,15 +64,15 @@ pub(super) async fn lookup(
     let mut pipeline = redis::pipe();
     pipeline.hset_nx(barriers, "g", connection.mark().new_generation()).ignore();
     pipeline.cmd("HMGET").arg(barriers).arg(&fields);
-    let (fields, record): (Vec<Option<Bytes>>, Beginning) = match (connection.both(), record) {
+    let (fields, record): (Vec<Option<Bytes>>, RecordStart) = match (connection.both(), record) {
         ((counting, _), None) => {
             let (fields,) = pipeline.query_async(counting).await?;
-            (fields, Beginning::default())
+            (fields, RecordStart::default())
         }
         ((counting, None), Some(key)) => {
             ask_for_beginning(&mut pipeline, key);
             let (fields, bytes, length) = pipeline.query_async(counting).await?;
-            (fields, Beginning { bytes, length })
+            (fields, RecordStart { bytes, length })
         }
         // Two servers at the same time. Whichever answers first, both were asked after the request came: a purge that was
         // acknowledged before is among the barriers.
@@ -79,7 +81,7 @@ pub(super) async fn lookup(
             ask_for_beginning(&mut get, key);
             let ((fields,), (bytes, length)) =
                 try_join!(pipeline.query_async(counting), get.query_async(cluster))?;
-            (fields, Beginning { bytes, length })
+            (fields, RecordStart { bytes, length })
         }
     };
     let mut fields = fields.into_iter();
@@ -104,7 +106,7 @@ pub(super) async fn touch(
     own_channel: &str,
     version: PurgeName,
     probe: u64,
-) -> RedisResult<Touched> {
+) -> RedisResult<HeartbeatReply> {
     let mut pipeline = redis::pipe();
     pipeline.hset_nx(barriers, "g", connection.mark().new_generation());
     pipeline.hget(barriers, "v");
@@ -112,11 +114,11 @@ pub(super) async fn touch(
     pipeline.publish(own_channel, [PROBE, probe.to_string().as_bytes()].concat()).ignore();
     let (is_lost, listed, info): (bool, Option<Bytes>, InfoDict) =
         pipeline.query_async(connection.counting()).await?;
-    Ok(Touched { is_lost, is_listed: listed.is_some_and(|listed| is_in_list(&listed, version)), info })
+    Ok(HeartbeatReply { is_lost, is_listed: listed.is_some_and(|listed| is_in_list(&listed, version)), info })
 }
 
 /// Response of a server to a heartbeat.
-pub(super) struct Touched {
+pub(super) struct HeartbeatReply {
     /// The barriers were lost.
     pub(super) is_lost: bool,
     /// The version of the policy is in the list of those that pods serve by.
@@ -126,11 +128,11 @@ pub(super) struct Touched {
 }
 
 /// The beginning of the record under a key.
-pub(super) async fn begin(connection: &mut Connection, key: &str) -> RedisResult<Beginning> {
+pub(super) async fn begin(connection: &mut Connection, key: &str) -> RedisResult<RecordStart> {
     let mut pipeline = redis::pipe();
     ask_for_beginning(&mut pipeline, key);
     let (bytes, length) = pipeline.query_async(connection).await?;
-    Ok(Beginning { bytes, length })
+    Ok(RecordStart { bytes, length })
 }
 
 /// A key that is not there has an empty value.
@@ -162,51 +164,6 @@ pub(super) async fn store(
         pipeline.cmd("SET").arg(key).arg(&record[..]).arg("PX").arg(milliseconds(keep)).ignore();
     }
     pipeline.query_async(connection).await
-}
-
-/// Puts a version of the policy into the list of those that pods serve by, and takes out those that no pod was heard of. One that was
-/// not there begins: a barrier on it covers what was stored under it before. ARGV: generation if there is none, the version in hex
-/// and as it is, seconds that a version stays, and 1 if this pod had it in the list before: it knows what it purged since.
-static LIST: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        redis.call('HSETNX', KEYS[1], 'g', ARGV[1])
-        local now = tonumber(redis.call('TIME')[1])
-        local begins, listed = true, ARGV[2] .. '=' .. now
-        for name, seen in string.gmatch(redis.call('HGET', KEYS[1], 'v') or '', '(%x+)=(%d+)') do
-          if name == ARGV[2] then
-            begins = ARGV[5] == '0' and now - tonumber(seen) > tonumber(ARGV[4])
-          elseif now - tonumber(seen) <= tonumber(ARGV[4]) then
-            listed = listed .. ' ' .. name .. '=' .. seen
-          end
-        end
-        redis.call('HSET', KEYS[1], 'v', listed)
-        if not begins then return end
-        local generation, order = redis.call('HGET', KEYS[1], 'g'), redis.call('HINCRBY', KEYS[1], 's', 1)
-        redis.call('HSET', KEYS[1], ARGV[3], order)
-        redis.call('PUBLISH', KEYS[1], generation .. ' ' .. order .. ' 0 ' .. ARGV[3])
-        return {generation, order}
-        ",
-    )
-});
-
-/// Puts a version into the list for so long. If it was not there, nothing that was stored under it before is used: returns the
-/// generation and the order of that purge.
-pub(super) async fn list(
-    connection: &mut Connection,
-    barriers: &str,
-    version: PurgeName,
-    presence: Duration,
-    was_listed: bool,
-) -> RedisResult<Option<(u64, u64)>> {
-    let mut call = LIST.prepare_invoke();
-    call.key(barriers)
-        .arg(connection.mark().new_generation())
-        .arg(hex(version))
-        .arg(&version.as_bytes()[..])
-        .arg(presence.as_secs())
-        .arg(u8::from(was_listed));
-    call.invoke_async(connection.counting()).await
 }
 
 /// Loads the scripts, so that each takes a single round trip from the first time on. Those of leases come in the background: they
@@ -315,32 +272,6 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
-/// Begins a new generation, which makes everything stale, and tells every pod; unless one has been begun already. ARGV: the
-/// generation, seconds to keep it, the generation that it follows.
-static PURGE_EVERYTHING: LazyLock<Script> = LazyLock::new(|| {
-    Script::new(
-        r"
-        local generation = redis.call('HGET', KEYS[1], 'g')
-        if generation and generation ~= ARGV[3] then return end
-        redis.call('DEL', KEYS[1])
-        redis.call('HSET', KEYS[1], 'g', ARGV[1])
-        redis.call('EXPIRE', KEYS[1], ARGV[2])
-        redis.call('PUBLISH', KEYS[1], ARGV[1] .. ' 0 0 ')
-        ",
-    )
-});
-
-/// Ends a generation, and with it everything that was stored in it or before.
-pub(super) async fn purge_everything(
-    connection: &mut Connection,
-    barriers: &str,
-    generation: u64,
-) -> RedisResult<()> {
-    let mut call = PURGE_EVERYTHING.prepare_invoke();
-    call.key(barriers).arg(connection.mark().new_generation()).arg(KEEP_BARRIERS.as_secs()).arg(generation);
-    call.invoke_async(connection.counting()).await
-}
-
 /// Reads all barriers.
 pub(super) async fn snapshot(connection: &mut Connection, barriers: &str) -> RedisResult<RedisBarriers> {
     let mut pipeline = redis::pipe();
@@ -379,72 +310,4 @@ pub(super) async fn acknowledge(
         pipeline.publish(own_channel(barriers, *asker), orders.join(" ")).ignore();
     }
     pipeline.query_async(connection.counting()).await
-}
-
-/// Prefix of a probe.
-const PROBE: &[u8] = b"P ";
-
-/// Message on a pod's own channel.
-#[derive(Debug, PartialEq, Eq)]
-pub(super) enum Said {
-    /// By itself: the number of a probe.
-    Probe(u64),
-    /// By another pod: the orders of purges that hold there.
-    Held(Vec<u64>),
-}
-
-/// Reads a message on a pod's own channel.
-pub(super) fn read_own(payload: &[u8]) -> Option<Said> {
-    let number = |digits: &[u8]| std::str::from_utf8(digits).ok()?.parse().ok();
-    match payload.strip_prefix(PROBE) {
-        Some(digits) => number(digits).map(Said::Probe),
-        None => payload.split(|byte| *byte == b' ').map(number).collect::<Option<_>>().map(Said::Held),
-    }
-}
-
-/// A purge as it is told on the bus.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub(super) struct Message {
-    pub(super) generation: u64,
-    pub(super) order: u64,
-    /// Subscription that waits until every pod has applied the purge; 0 if none does.
-    pub(super) asker: u64,
-    pub(super) names: Vec<PurgeName>,
-}
-
-/// Parses a message on the bus.
-pub(super) fn read_message(payload: &[u8]) -> Option<Message> {
-    let mut parts = payload.splitn(4, |byte| *byte == b' ');
-    let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
-    let (generation, order, asker) = (number()?, number()?, number()?);
-    let names = parts.next()?.chunks(16).map(PurgeName::from_bytes).collect::<Option<_>>()?;
-    Some(Message { generation, order, asker, names })
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn published_message_is_read() {
-        let names = [PurgeName::path("/a b"), PurgeName::tag("t")];
-        let mut payload = b"18446744073709551615 7 9 ".to_vec();
-        names.iter().for_each(|name| payload.extend_from_slice(name.as_bytes()));
-        let told = Message { generation: u64::MAX, order: 7, asker: 9, names: names.to_vec() };
-        assert_eq!(read_message(&payload), Some(told));
-        let everything = Message { generation: 5, order: 0, asker: 0, names: vec![] };
-        assert_eq!(read_message(b"5 0 0 "), Some(everything));
-        for broken in [&b""[..], b"5", b"5 x 0 ", b"5 7 0 short"] {
-            assert_eq!(read_message(broken), None);
-        }
-    }
-
-    #[test]
-    fn message_to_one_pod_is_read() {
-        assert_eq!(read_own(b"P 12"), Some(Said::Probe(12)));
-        assert_eq!(read_own(b"7 9"), Some(Said::Held(vec![7, 9])));
-        for broken in [&b""[..], b"P", b"P ", b"P 1 2", b"7 x", b"7 ", b"\xff"] {
-            assert_eq!(read_own(broken), None, "{broken:?}");
-        }
-    }
 }

@@ -165,7 +165,7 @@ fn loads_script(command: &Cmd) -> bool {
 }
 
 /// An open connection.
-pub(super) struct Opened {
+pub(super) struct OpenConnection {
     pub(super) connection: Connection,
     /// Reaches the server that counts purges, for the bus: there, `PUBLISH` knows how many pods it has told. A Cluster passes on
     /// what is published elsewhere.
@@ -197,7 +197,7 @@ impl<'a> Opener<'a> {
     ///
     /// # Errors
     /// If nobody answers in time, or not as a master does. The message has no password in it.
-    pub(super) async fn open(&self, patience: Duration) -> anyhow::Result<Opened> {
+    pub(super) async fn open(&self, patience: Duration) -> anyhow::Result<OpenConnection> {
         let opened = match self.spec.topology {
             Topology::Standalone => self.open_standalone().await,
             Topology::Sentinel => self.open_by_sentinels(patience).await,
@@ -210,13 +210,13 @@ impl<'a> Opener<'a> {
         self.servers.nodes.first().expect("a URL that can be used names a host")
     }
 
-    async fn open_standalone(&self) -> anyhow::Result<Opened> {
+    async fn open_standalone(&self) -> anyhow::Result<OpenConnection> {
         let client = self.servers.client(self.first().clone())?;
         let counting = connect(&client).await?;
         self.opened(&client, counting, None, (Vouched::always(), Box::pin(never()))).await
     }
 
-    async fn open_by_sentinels(&self, patience: Duration) -> anyhow::Result<Opened> {
+    async fn open_by_sentinels(&self, patience: Duration) -> anyhow::Result<OpenConnection> {
         let name =
             self.spec.master_name.as_deref().context("set masterName: what the Sentinels call the master")?;
         let mut sentinels = Sentinels::new(&self.servers, name)?;
@@ -228,7 +228,7 @@ impl<'a> Opener<'a> {
         self.opened(&client, counting, None, (vouched, superseded)).await
     }
 
-    async fn open_cluster(&self) -> anyhow::Result<Opened> {
+    async fn open_cluster(&self) -> anyhow::Result<OpenConnection> {
         let asked = self.servers.nodes.iter().map(|node| Box::pin(self.server_of_barriers(node)));
         let ((client, counting), _) = select_ok(asked).await?;
         let mut builder = ClusterClientBuilder::new(self.servers.nodes.clone())
@@ -273,7 +273,7 @@ impl<'a> Opener<'a> {
         mut counting: MultiplexedConnection,
         cluster: Option<ClusterConnection>,
         (vouched, superseded): (Vouched, BoxFuture<'static, ()>),
-    ) -> anyhow::Result<Opened> {
+    ) -> anyhow::Result<OpenConnection> {
         let mut info = redis::cmd("INFO");
         let info = info.arg("replication").query_async::<InfoDict>(&mut counting);
         let info = timeout(CONNECT_DEADLINE, info).await.context("the server is silent")??;
@@ -281,7 +281,7 @@ impl<'a> Opener<'a> {
         let server = client.get_connection_info();
         let settings = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let bus = self.servers.client(server.clone().set_redis_settings(settings))?;
-        Ok(Opened { connection, bus, superseded })
+        Ok(OpenConnection { connection, bus, superseded })
     }
 }
 

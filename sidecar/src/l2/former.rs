@@ -18,24 +18,21 @@
 //! name; and after [`MAX_AGE`].
 
 use std::{
-    sync::{Arc, Mutex, MutexGuard, PoisonError, Weak},
+    sync::{Arc, Weak},
     time::Duration,
 };
 
 use arc_swap::ArcSwapOption;
 use futures::future::join_all;
 use larder_policy::{PurgeName, spec};
-use tokio::{
-    sync::Notify,
-    time::{MissedTickBehavior, interval, sleep},
-};
+use parking_lot::Mutex;
+use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    L2,
-    commands::Message,
     connection::{Secrets, Server},
-    link::{Link, State},
+    link::{Link, Successor},
+    message::PurgeMessage,
     versions::Version,
 };
 use crate::{barriers::Barriers, clock::boot_ms};
@@ -46,168 +43,13 @@ const MAX_AGE: Duration = Duration::from_secs(3600);
 /// More than these are not kept: the oldest ends.
 const MAX_FORMERS: usize = 4;
 /// Time between two looks at who is left there.
-const INTERVAL: Duration = Duration::from_secs(1);
+const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 /// Time beyond `busGrace` that every pod has to have left: one that lost its connection meanwhile is back by then.
 const LEFT_MARGIN: Duration = Duration::from_secs(3);
 /// Time beyond `busGrace` that it has to be out of reach: it may only be starting anew.
 const UNREACHABLE_MARGIN: Duration = Duration::from_secs(5);
 /// Time between two looks at whether a version is listed: a fraction of a round trip.
 const LISTING_PAUSE: Duration = Duration::from_millis(2);
-/// More names than this do not wait to be told: everything is purged instead.
-const MAX_HANDED_OVER: usize = 4096;
-
-/// The order of purges that took the place of another in this pod.
-#[derive(Clone, Debug)]
-pub(super) enum Heir {
-    /// There is no Redis any more.
-    Alone(Arc<Barriers>, PurgeName),
-    /// Another Redis.
-    Link(Weak<State>),
-}
-
-/// A purge that one Redis has ordered and another is to be told of.
-#[derive(Debug)]
-pub(super) struct HandedOver {
-    /// The version of the policy whose names these are, or are covered by its own.
-    pub(super) version: PurgeName,
-    pub(super) names: Vec<PurgeName>,
-    /// Says that it was told to the Redis that ordered it.
-    pub(super) told: PurgeName,
-    /// Identity of the purge at that Redis.
-    pub(super) origin: String,
-}
-
-impl HandedOver {
-    fn new(message: &Message, version: PurgeName) -> Self {
-        let Message { generation, order, names, .. } = message;
-        let (names, told) = (names.clone(), PurgeName::told(*generation));
-        Self { version, names, told, origin: format!("{generation}:{order}") }
-    }
-}
-
-/// Purges that a Redis is to be told of because another has ordered them.
-#[derive(Debug, Default)]
-pub(super) struct Outbox {
-    waiting: Mutex<Vec<(HandedOver, u64)>>,
-    due: Notify,
-}
-
-impl Outbox {
-    /// Adds one whose barrier was raised with this number in the pod's own order. Returns whether there is room: if not, everything is
-    /// to be purged.
-    #[must_use]
-    pub(super) fn push(&self, handed: HandedOver, up_to: u64) -> bool {
-        let mut waiting = self.lock();
-        let has_room = waiting.iter().map(|(handed, _)| handed.names.len()).sum::<usize>()
-            + handed.names.len()
-            <= MAX_HANDED_OVER;
-        if has_room {
-            waiting.push((handed, up_to));
-            self.due.notify_one();
-        } else {
-            waiting.clear();
-        }
-        has_room
-    }
-
-    /// Waits for some, and takes them.
-    pub(super) async fn next(&self) -> Vec<(HandedOver, u64)> {
-        self.due.notified().await;
-        std::mem::take(&mut *self.lock())
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<(HandedOver, u64)>> {
-        self.waiting.lock().unwrap_or_else(PoisonError::into_inner)
-    }
-}
-
-impl Heir {
-    /// Applies a purge that was heard of at the Redis that was left.
-    fn hear(&self, message: &Message) {
-        if message.names.is_empty() {
-            return;
-        }
-        match self {
-            Self::Alone(barriers, version) => raise(barriers, *version, &message.names),
-            Self::Link(state) => {
-                let Some(state) = state.upgrade() else { return };
-                // The purge comes over the bus here, too.
-                if !message.names.contains(&PurgeName::told(state.generation())) {
-                    state.hand_over(HandedOver::new(message, state.version()));
-                }
-            }
-        }
-    }
-
-    /// Applies purges that may have been missed there; `None`: everything.
-    fn make_up_for(&self, missed: Option<Vec<PurgeName>>) {
-        match (self, missed) {
-            (Self::Alone(barriers, version), Some(names)) => raise(barriers, *version, &names),
-            (Self::Alone(barriers, _), None) => barriers.raise_on_everything(),
-            (Self::Link(state), missed) => {
-                let _ = state.upgrade().inspect(|state| state.make_up_for(missed));
-            }
-        }
-    }
-}
-
-/// Raises barriers in a pod that has no Redis. What is stored there does not bear the name of its version.
-fn raise(barriers: &Barriers, version: PurgeName, names: &[PurgeName]) {
-    if names.contains(&version) {
-        barriers.raise_on_everything();
-    } else if !names.is_empty() {
-        barriers.raise_locally(names);
-    }
-}
-
-/// Links to which and from which purges are passed on.
-#[derive(Debug)]
-pub(super) struct Succession {
-    /// Where what is heard here is applied too, if this Redis was left.
-    heir: ArcSwapOption<Heir>,
-    /// The Redis that were left for this one.
-    pub(super) formers: Arc<Formers>,
-}
-
-impl Succession {
-    pub(super) fn new(formers: Arc<Formers>) -> Self {
-        Self { heir: ArcSwapOption::empty(), formers }
-    }
-
-    pub(super) fn lead_to(&self, heir: Heir) {
-        self.heir.store(Some(Arc::new(heir)));
-    }
-
-    pub(super) fn heir(&self) -> Option<Arc<Heir>> {
-        self.heir.load_full()
-    }
-
-    /// Returns true if the Redis was left, and this pod is connected with the one for which it was.
-    pub(super) fn has_arrived(&self) -> bool {
-        match self.heir.load().as_deref() {
-            None => false,
-            Some(Heir::Alone(..)) => true,
-            Some(Heir::Link(state)) => state.upgrade().is_some_and(|state| state.mark().is_some()),
-        }
-    }
-
-    /// A purge was heard of, one of this pod's own under the name `asker`. It is not acknowledged yet.
-    pub(super) fn hear(&self, message: &Message, asker: u64) {
-        match &*self.heir.load() {
-            Some(heir) => heir.hear(message),
-            // This pod's own purges are told there already.
-            None if message.asker != asker => self.formers.hand_back(message),
-            None => {}
-        }
-    }
-
-    /// Purges are read that may have been missed; `None`: everything.
-    pub(super) fn make_up_for(&self, missed: impl FnOnce() -> Option<Vec<PurgeName>>) {
-        if let Some(heir) = &*self.heir.load() {
-            heir.make_up_for(missed());
-        }
-    }
-}
 
 /// Every Redis that this pod has left, and where other pods may be.
 #[derive(Debug, Default)]
@@ -215,13 +57,16 @@ pub struct Formers(Mutex<Vec<Arc<Former>>>);
 
 impl Formers {
     /// Those of an order of purges that follows another one, whose Redis is one of them unless it goes on to be used.
-    pub fn following(previous: Option<(&Self, Option<&L2>)>, spec: Option<&spec::Redis>) -> Arc<Self> {
-        let Some((formers, l2)) = previous else { return Arc::default() };
+    pub(super) fn following(
+        previous: Option<(&Self, Option<&Arc<Link>>)>,
+        spec: Option<&spec::Redis>,
+    ) -> Arc<Self> {
+        let Some((formers, link)) = previous else { return Arc::default() };
         let server = spec.and_then(|spec| Some(Server::new(Secrets::read(spec).ok()?, spec)));
         let mut list = formers.live();
-        if let Some(link) = l2.map(L2::link)
-            && link.heir().is_none()
-            && link.server().is_some_and(|left| Some(left) != server)
+        if let Some(link) = link
+            && link.state().successor().is_none()
+            && link.state().server().is_some_and(|left| Some(left) != server)
         {
             list.push(Former::start(Arc::clone(link)));
         }
@@ -235,13 +80,13 @@ impl Formers {
 
     /// Applies the purges that are heard there in a pod that has no Redis now, under this version of the policy.
     pub fn lead_alone(&self, barriers: &Arc<Barriers>, version: PurgeName) {
-        self.lead_to(&Heir::Alone(Arc::clone(barriers), version), version);
+        self.lead_to(&Successor::Alone(Arc::clone(barriers), version), version);
     }
 
     /// Applies the purges that are heard there here, under this version of the policy.
-    pub(super) fn lead_to(&self, heir: &Heir, version: PurgeName) {
+    pub(super) fn lead_to(&self, successor: &Successor, version: PurgeName) {
         for former in self.live() {
-            former.lead_to(heir, version);
+            former.lead_to(successor, version);
         }
     }
 
@@ -253,17 +98,17 @@ impl Formers {
     }
 
     /// A Redis is left.
-    pub(super) fn add(&self, link: Arc<Link>, heir: &Heir, version: PurgeName) {
+    pub(super) fn add(&self, link: Arc<Link>, successor: &Successor, version: PurgeName) {
         let former = Former::start(link);
-        former.lead_to(heir, version);
-        self.lock().push(former);
+        former.lead_to(successor, version);
+        self.0.lock().push(former);
         self.bound();
     }
 
     /// This one is used again.
     pub(super) fn end_at(&self, server: &Server) {
         for former in self.live() {
-            if former.link.load().as_ref().and_then(|link| link.server()).as_ref() == Some(server) {
+            if former.link.load().as_ref().and_then(|link| link.state().server()).as_ref() == Some(server) {
                 former.end();
             }
         }
@@ -271,9 +116,9 @@ impl Formers {
 
     /// Returns the names that say which of them are told of a purge now. The others are told when they are connected, and by other pods
     /// that are.
-    pub(super) fn told(&self) -> Vec<PurgeName> {
+    pub(super) fn reached(&self) -> Vec<PurgeName> {
         let connected = self.links().into_iter().filter(|link| link.connection().is_some());
-        let generations = connected.map(|link| link.generation());
+        let generations = connected.map(|link| link.state().generation());
         generations.filter(|generation| *generation != 0).map(PurgeName::told).collect()
     }
 
@@ -289,38 +134,33 @@ impl Formers {
     }
 
     /// A purge was heard of at this pod's own Redis: those that were not told are told soon.
-    fn hand_back(&self, message: &Message) {
+    pub(super) fn relay(&self, message: &PurgeMessage) {
         if message.names.is_empty() {
             return;
         }
         for link in self.links() {
-            if !message.names.contains(&PurgeName::told(link.generation()))
-                && let Some(Heir::Link(state)) = link.heir().as_deref()
+            if let Some(Successor::Link(state)) = link.state().successor().as_deref()
                 && let Some(state) = state.upgrade()
             {
-                link.hand_over(HandedOver::new(message, state.version()));
+                link.state().relay(message, state.version.name());
             }
         }
     }
 
     fn links(&self) -> Vec<Arc<Link>> {
-        self.lock().iter().filter_map(|former| former.link.load_full()).collect()
+        self.0.lock().iter().filter_map(|former| former.link.load_full()).collect()
     }
 
     fn live(&self) -> Vec<Arc<Former>> {
-        self.lock().iter().filter(|former| former.link.load().is_some()).cloned().collect()
+        self.0.lock().iter().filter(|former| former.link.load().is_some()).cloned().collect()
     }
 
     fn bound(&self) {
-        let mut list = self.lock();
+        let mut list = self.0.lock();
         list.retain(|former| former.link.load().is_some());
         while list.len() > MAX_FORMERS {
             list.remove(0).end();
         }
-    }
-
-    fn lock(&self) -> MutexGuard<'_, Vec<Arc<Former>>> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -369,17 +209,18 @@ impl Former {
         former
     }
 
-    fn lead_to(&self, heir: &Heir, version: PurgeName) {
+    fn lead_to(&self, successor: &Successor, version: PurgeName) {
         // Under the lock: one that ends meanwhile keeps no listing.
-        let mut listings = self.lock_listings();
+        let mut listings = self.listings.lock();
         let Some(link) = self.link.load_full() else { return };
-        link.lead_to(heir.clone());
-        let mut versions = vec![link.version()];
+        link.lead_to(successor.clone());
+        let mut versions = vec![Arc::clone(&link.state().version)];
         if version != versions[0].name() {
             versions.push(link.another_version(version));
         }
         let keep = |version: Arc<Version>| {
-            let listing = Arc::clone(&version).keep_listed(Arc::clone(&link));
+            let state = Arc::clone(link.state());
+            let listing = Arc::clone(&version).keep_listed(move || state.connection());
             (version, listing)
         };
         *listings = versions.into_iter().map(keep).collect();
@@ -387,45 +228,41 @@ impl Former {
 
     /// Returns true if purges by pods there cover all that this pod stores, or nothing can be heard from there.
     fn is_listed(&self) -> bool {
-        let is_connected = self.link.load().as_ref().is_some_and(|link| link.mark().is_some());
-        !is_connected || self.lock_listings().iter().all(|(version, _)| version.is_listed())
+        let is_connected = self.link.load().as_ref().is_some_and(|link| link.state().mark().is_some());
+        !is_connected || self.listings.lock().iter().all(|(version, _)| version.is_listed())
     }
 
     /// Lets go of the Redis.
     fn end(&self) {
-        let mut listings = self.lock_listings();
+        let mut listings = self.listings.lock();
         self.link.store(None);
         listings.clear();
-    }
-
-    fn lock_listings(&self) -> MutexGuard<'_, Vec<(Arc<Version>, AbortOnDropHandle<()>)>> {
-        self.listings.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// Ends a former when nobody needs it any more.
 async fn watch(former: Weak<Former>) {
-    let mut ticks = interval(INTERVAL);
+    let mut ticks = interval(CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let (mut unreachable_for, mut needless_for) = (Duration::ZERO, Duration::ZERO);
     loop {
         ticks.tick().await;
         let Some(former) = former.upgrade() else { return };
         let Some(link) = former.link.load_full() else { return };
-        let mark = link.mark();
-        unreachable_for = if mark.is_some() { Duration::ZERO } else { unreachable_for + INTERVAL };
+        let mark = link.state().mark();
+        unreachable_for = if mark.is_some() { Duration::ZERO } else { unreachable_for + CHECK_INTERVAL };
         needless_for = match link.have_all_left().await {
-            Some(true) => needless_for + INTERVAL,
+            Some(true) => needless_for + CHECK_INTERVAL,
             Some(false) => Duration::ZERO,
             None => needless_for,
         };
-        let is_same = match link.heir().as_deref() {
-            Some(Heir::Link(state)) => match state.upgrade() {
+        let is_same = match link.state().successor().as_deref() {
+            Some(Successor::Link(state)) => match state.upgrade() {
                 // Several databases of a server have the same mark, and generations of their own. As long as the pod is about to leave,
                 // it is connected to the same server.
                 Some(state) => {
-                    let is_same = state.mark() == mark && state.generation() == link.generation();
-                    mark.is_some() && is_same && state.server() != link.server()
+                    let is_same = state.mark() == mark && state.generation() == link.state().generation();
+                    mark.is_some() && is_same && state.server() != link.state().server()
                 }
                 None => return,
             },
@@ -433,9 +270,9 @@ async fn watch(former: Weak<Former>) {
         };
         let ending = if is_same {
             Ending::SameRedis
-        } else if needless_for > link.grace() + LEFT_MARGIN {
+        } else if needless_for > link.state().grace + LEFT_MARGIN {
             Ending::EveryPodLeft
-        } else if unreachable_for > link.grace() + UNREACHABLE_MARGIN {
+        } else if unreachable_for > link.state().grace + UNREACHABLE_MARGIN {
             Ending::Unreachable
         } else if boot_ms().saturating_sub(former.left_at) > MAX_AGE.as_millis() as u64 {
             Ending::TooOld
@@ -444,7 +281,7 @@ async fn watch(former: Weak<Former>) {
         };
         if ending == Ending::Unreachable {
             // Other pods may have reached it, and purged there.
-            link.heir().inspect(|heir| heir.make_up_for(None));
+            link.state().successor().inspect(|successor| successor.make_up_for(None));
         }
         former.end();
         tracing::info!(reason = ending.as_str(), "the redis that was left is let go of");

@@ -7,7 +7,7 @@ const MAX_NAMES: usize = 4096;
 
 /// Purges that Redis has not heard of.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Pending {
+pub(super) struct PendingPurges {
     pub(super) names: Vec<PurgeName>,
     /// The last of them, in this pod's own order.
     pub(super) up_to: u64,
@@ -15,7 +15,7 @@ pub(super) struct Pending {
     pub(super) unnamed_writes: u64,
 }
 
-impl Pending {
+impl PendingPurges {
     /// Remembers names whose barriers this pod raised, `up_to` being their place in its own order. Returns whether there is room:
     /// if not, everything is to be purged.
     #[must_use]
@@ -55,7 +55,7 @@ mod tests {
 
     #[test]
     fn purge_during_a_transmission_is_transmitted_next() {
-        let mut pending = Pending::default();
+        let mut pending = PendingPurges::default();
         assert!(pending.is_empty() && pending.add(&[PurgeName::tag("a")], 1));
         pending.unnamed_writes += 1;
         let told = pending.clone();

@@ -50,7 +50,7 @@ impl Records {
     }
 
     /// Why no record can be written or read.
-    pub(super) fn trouble(&self) -> Option<String> {
+    pub(super) fn last_error(&self) -> Option<String> {
         match &*self.authentication.state() {
             State::Unavailable(why) => Some(format!("records can't be authenticated: {why}")),
             State::Off | State::On(_) => None,

@@ -1,14 +1,13 @@
 //! A URL or a CA that changes while it is used: a bad one is kept out, and what works goes on.
 
-use std::{
-    sync::{Mutex, MutexGuard, PoisonError},
-    time::{Duration, Instant},
-};
+use std::time::{Duration, Instant};
+
+use parking_lot::Mutex;
 
 use super::connection::Secrets;
 
 /// Interval at which refused secrets are tried again, because their server may only be starting.
-const RETRY: Duration = Duration::from_secs(5);
+const RETRY_INTERVAL: Duration = Duration::from_secs(5);
 
 /// The secrets that work, and the error of those that do not.
 #[derive(Default)]
@@ -36,25 +35,25 @@ pub(super) type Newest = Result<Secrets, String>;
 impl Reload {
     /// Returns the secrets that connected last, unless they are the newest.
     pub(super) fn instead_of(&self, newest: &Newest) -> Option<Secrets> {
-        self.state().in_use.clone().filter(|in_use| newest.as_ref() != Ok(in_use))
+        self.0.lock().in_use.clone().filter(|in_use| newest.as_ref() != Ok(in_use))
     }
 
     /// The secrets that connected last.
     pub(super) fn in_use(&self) -> Option<Secrets> {
-        self.state().in_use.clone()
+        self.0.lock().in_use.clone()
     }
 
     /// Returns the secrets to try beside the present connection, if there are any.
     pub(super) fn candidate(&self, newest: Newest) -> Option<Secrets> {
         {
-            let mut state = self.state();
+            let mut state = self.0.lock();
             if newest.as_ref().ok() == state.in_use.as_ref() {
                 state.refused = None;
                 return None;
             }
             let known =
                 state.refused.as_ref().filter(|refused| refused.what.as_ref() == newest.as_ref().ok());
-            if known.is_some_and(|refused| refused.at.elapsed() < RETRY) {
+            if known.is_some_and(|refused| refused.at.elapsed() < RETRY_INTERVAL) {
                 return None;
             }
         }
@@ -63,7 +62,7 @@ impl Reload {
 
     /// Notes that these secrets connected.
     pub(super) fn take(&self, secrets: Secrets) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         state.down = None;
         if state.in_use.as_ref() == Some(&secrets) {
             return;
@@ -76,7 +75,7 @@ impl Reload {
 
     /// Notes that these secrets did not connect, or could not be read, while others are in use.
     pub(super) fn refuse(&self, what: Option<Secrets>, why: String) {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         if state.refused.as_ref().is_none_or(|refused| refused.what != what) {
             tracing::error!(error = why, "the changed URL or CA of redis is refused; going on as before");
         }
@@ -85,24 +84,20 @@ impl Reload {
 
     /// There is no connection. Says whether that is news.
     pub(super) fn is_down(&self, why: String) -> bool {
-        let mut state = self.state();
+        let mut state = self.0.lock();
         let is_news = state.down.as_ref() != Some(&why);
         state.down = Some(why);
         is_news
     }
 
     /// Why there is no connection, or not the one that is asked for.
-    pub(super) fn trouble(&self) -> Option<String> {
-        let state = self.state();
+    pub(super) fn last_error(&self) -> Option<String> {
+        let state = self.0.lock();
         let refused = state
             .refused
             .as_ref()
             .map(|refused| format!("the changed URL or CA is refused: {}", refused.why));
         state.down.clone().or(refused)
-    }
-
-    fn state(&self) -> MutexGuard<'_, State> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -125,23 +120,23 @@ mod tests {
         let reload = Reload::default();
         assert!(reload.is_down("starting".to_owned()) && !reload.is_down("starting".to_owned()));
         reload.take(secrets("a"));
-        assert_eq!(reload.trouble(), None);
+        assert_eq!(reload.last_error(), None);
         assert!(reload.candidate(Ok(secrets("a"))).is_none());
         assert!(reload.candidate(Ok(secrets("b"))) == Some(secrets("b")));
         for _ in 0..2 {
             reload.refuse(Some(secrets("b")), "no".to_owned());
             assert!(reload.candidate(Ok(secrets("b"))).is_none());
         }
-        assert!(reload.trouble().unwrap().ends_with("refused: no"));
-        if let Some(refused) = &mut reload.state().refused {
-            refused.at -= RETRY;
+        assert!(reload.last_error().unwrap().ends_with("refused: no"));
+        if let Some(refused) = &mut reload.0.lock().refused {
+            refused.at -= RETRY_INTERVAL;
         }
         assert!(reload.candidate(Ok(secrets("b"))).is_some(), "its server may have started");
         assert!(reload.candidate(Ok(secrets("c"))).is_some());
         assert!(reload.candidate(Err("gone".to_owned())).is_none());
-        assert!(reload.trouble().unwrap().ends_with("refused: gone"));
+        assert!(reload.last_error().unwrap().ends_with("refused: gone"));
         assert!(reload.candidate(Ok(secrets("a"))).is_none());
-        assert_eq!(reload.trouble(), None, "it is as it was");
+        assert_eq!(reload.last_error(), None, "it is as it was");
         reload.take(secrets("c"));
         assert!(reload.instead_of(&Ok(secrets("a"))) == Some(secrets("c")));
     }

@@ -12,47 +12,24 @@
 //! A seed says all of what happens. Variants with one fault each, which is there by [`Broken`] alone, show that the simulation
 //! would notice.
 
+mod broken;
+mod connecting;
 mod oracle;
 mod pod;
+mod protocol;
+mod reading;
+mod run;
 mod server;
 mod world;
+mod writing;
 
+use broken::Broken;
 use world::World;
 
 /// Seeds that found a fault once, in the code or in the simulation.
 const REGRESSIONS: &[u64] = &[];
 /// Seeds that each run tries besides.
 const SEEDS: std::ops::Range<u64> = 0..400;
-
-/// A fault that is put in on purpose.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-enum Broken {
-    Nothing,
-    /// Whatever comes over the bus renews trust.
-    TrustByAnyMessage,
-    /// A probe that comes back proves until now, not until when it left.
-    TrustDatedByReceipt,
-    /// A probe counts as back when the server has replied to what it was sent with, whatever waits on the bus.
-    ProbeOvertakes,
-    /// An entry is dated by when it is stored.
-    EntryDatedByStore,
-    /// An entry is stamped when it is stored.
-    EntryStampedByStore,
-    /// Those who join what is under way take it whenever it comes.
-    JoinersDoNotAsk,
-    /// A purge is acknowledged when it arrives, and applied some time later.
-    AcknowledgedBeforeApplied,
-    /// Barriers are not read again by a new connection.
-    BarriersNotRead,
-    /// A server that lost purges goes on counting as the one before.
-    GenerationIgnored,
-    /// Reports and silence of the Sentinels are ignored until a connection breaks.
-    SentinelsIgnored,
-    /// A writer does not wait for acknowledgements.
-    AcknowledgementsNotAwaited,
-    /// A purge is acknowledged if the Sentinels named its server within the grace before, whatever they say after it was ordered.
-    VouchedWithinGrace,
-}
 
 fn first_violation(seeds: impl IntoIterator<Item = u64>, broken: Broken) -> Option<String> {
     seeds.into_iter().find_map(|seed| {

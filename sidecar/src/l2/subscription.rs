@@ -8,26 +8,26 @@
 use std::{
     collections::BTreeMap,
     sync::{
-        Arc, Mutex, MutexGuard, PoisonError,
+        Arc,
         atomic::{AtomicBool, Ordering},
     },
     time::Duration,
 };
 
 use anyhow::Context;
+use parking_lot::{Mutex, MutexGuard};
 use redis::{AsyncConnectionConfig, Client, Msg, PushInfo, PushKind, aio::MultiplexedConnection};
 use tokio::{sync::Notify, time::timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    acknowledgements::Acknowledgements,
     bus::Bus,
-    commands::{self, Said},
+    commands,
     connection::{CONNECT_DEADLINE, Connection, Vouched},
-    former::Succession,
-    lease::Leases,
+    former::Formers,
+    link::State,
+    message::{OwnMessage, read_own, read_purge},
 };
-use crate::barriers::Barriers;
 
 /// Maximum time that Redis may take to pass acknowledgements on.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -44,11 +44,9 @@ pub(super) struct Subscription {
 #[derive(Debug)]
 pub(super) struct Inbox {
     bus: Mutex<Bus>,
-    barriers: Arc<Barriers>,
-    acknowledgements: Arc<Acknowledgements>,
-    leases: Arc<Leases>,
-    /// Applies what is heard here elsewhere, too, if Redis was left for another.
-    succession: Arc<Succession>,
+    link: Arc<State>,
+    /// The Redis that were left for this one: what is heard here goes there, too.
+    formers: Arc<Formers>,
     /// When the server was last known to be the one that counts purges: what it says proves nothing of later times.
     vouched: Vouched,
     /// The channel on which other pods acknowledge, and on which probes come back.
@@ -61,23 +59,14 @@ pub(super) struct Inbox {
 }
 
 impl Inbox {
-    pub(super) fn new(
-        name: &str,
-        connection: &Connection,
-        barriers: Arc<Barriers>,
-        acknowledgements: Arc<Acknowledgements>,
-        leases: Arc<Leases>,
-        succession: Arc<Succession>,
-    ) -> Arc<Self> {
+    pub(super) fn new(link: &Arc<State>, formers: &Arc<Formers>, connection: &Connection) -> Arc<Self> {
         let asker = connection.asker();
         Arc::new(Self {
             bus: Mutex::new(Bus::new(asker)),
-            barriers,
-            acknowledgements,
-            leases,
-            succession,
+            link: Arc::clone(link),
+            formers: Arc::clone(formers),
             vouched: connection.vouched().clone(),
-            own_channel: commands::own_channel(name, asker),
+            own_channel: commands::own_channel(&link.name, asker),
             is_closed: AtomicBool::new(false),
             attention: Notify::new(),
             acknowledgements_due: Notify::new(),
@@ -92,28 +81,33 @@ impl Inbox {
         }
         let Some(message) = Msg::from_push_info(push) else { return };
         if message.get_channel_name() == self.own_channel {
-            match commands::read_own(message.get_payload_bytes()) {
-                Some(Said::Probe(number)) => self.came_back(number),
-                Some(Said::Held(orders)) => self.acknowledgements.count(self.bus().asker, &orders),
+            match read_own(message.get_payload_bytes()) {
+                Some(OwnMessage::Probe(number)) => self.came_back(number),
+                Some(OwnMessage::Held(orders)) => self.link.acknowledgements.count(self.bus().asker, &orders),
                 // A malformed message counts for nobody.
                 None => {}
             }
-        } else if !self.leases.hear(message.get_payload_bytes()) {
+        } else if !self.link.leases.hear(message.get_payload_bytes()) {
             self.hear(message.get_payload_bytes());
         }
     }
 
     fn hear(&self, payload: &[u8]) {
         let mut bus = self.bus();
-        let Some(message) = commands::read_message(payload) else {
+        let Some(message) = read_purge(payload) else {
             // The next heartbeat sees to it: whoever can write to the bus must not have all barriers read all the time.
             return bus.doubt();
         };
         // Before it is acknowledged.
-        self.succession.hear(&message, bus.asker);
+        match self.link.successor() {
+            Some(successor) => successor.hear(&message),
+            // This pod's own purges are told there already.
+            None if message.asker != bus.asker => self.formers.relay(&message),
+            None => {}
+        }
         let doubts = bus.doubts();
-        if let Some(order) = bus.hear(&self.barriers, &message) {
-            self.acknowledgements.count(bus.asker, &[order]);
+        if let Some(order) = bus.hear(&self.link.barriers, &message) {
+            self.link.acknowledgements.count(bus.asker, &[order]);
         }
         if bus.doubts() > doubts {
             self.attention.notify_one();
@@ -136,7 +130,7 @@ impl Inbox {
 
     fn prove(&self, proven: Option<u64>) {
         if let Some(asked_at) = proven {
-            self.barriers.prove(self.vouched.limit(asked_at));
+            self.link.barriers.prove(self.vouched.limit(asked_at));
         }
     }
 
@@ -164,7 +158,7 @@ impl Inbox {
     }
 
     pub(super) fn bus(&self) -> MutexGuard<'_, Bus> {
-        self.bus.lock().unwrap_or_else(PoisonError::into_inner)
+        self.bus.lock()
     }
 
     async fn next_acknowledgements(&self) -> BTreeMap<u64, Vec<u64>> {

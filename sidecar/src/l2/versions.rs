@@ -34,15 +34,15 @@ use tokio::{
 };
 use tokio_util::task::AbortOnDropHandle;
 
-use super::{commands, connection::Connection, link::Link};
+use super::{commands, connection::Connection};
 use crate::barriers::Barriers;
 
 /// Time between two announcements of the version that a pod serves by.
-const INTERVAL: Duration = Duration::from_secs(1);
+const ANNOUNCEMENT_INTERVAL: Duration = Duration::from_secs(1);
 /// Time for which a version stays in the list without a pod.
 const PRESENCE: Duration = Duration::from_secs(30);
 /// Time limit of Redis.
-const TIMEOUT: Duration = Duration::from_secs(1);
+const LIST_TIMEOUT: Duration = Duration::from_secs(1);
 
 /// The version of a policy that a pod serves by.
 #[derive(Debug)]
@@ -80,19 +80,22 @@ impl Version {
         self.wake.notify_one();
     }
 
-    /// Puts it into the list, and keeps it there as long as the handle lives.
-    pub(super) fn keep_listed(self: Arc<Self>, link: Arc<Link>) -> AbortOnDropHandle<()> {
+    /// Puts it into the list over the connection that there is, and keeps it there as long as the handle lives.
+    pub(super) fn keep_listed(
+        self: Arc<Self>,
+        connection: impl Fn() -> Option<Connection> + Send + 'static,
+    ) -> AbortOnDropHandle<()> {
         AbortOnDropHandle::new(tokio::spawn(async move {
             loop {
-                if let Some(mut connection) = link.connection() {
-                    match timeout(TIMEOUT, self.list(&mut connection)).await {
+                if let Some(mut connection) = connection() {
+                    match timeout(LIST_TIMEOUT, self.list(&mut connection)).await {
                         Ok(Ok(())) => {}
                         Ok(Err(error)) => tracing::debug!(%error, "the version is not listed"),
                         Err(_) => tracing::debug!("the version is not listed in time"),
                     }
                 }
                 tokio::select! {
-                    () = sleep(INTERVAL) => {}
+                    () = sleep(ANNOUNCEMENT_INTERVAL) => {}
                     () = self.wake.notified() => {}
                 }
             }
@@ -114,17 +117,4 @@ impl Version {
         self.was_listed.store(true, Ordering::Release);
         Ok(())
     }
-}
-
-/// Returns true if a list of versions has this one in it.
-pub(super) fn is_in_list(listed: &[u8], version: PurgeName) -> bool {
-    let hex = hex(version);
-    listed
-        .split(|byte| *byte == b' ')
-        .any(|one| one.split(|byte| *byte == b'=').next() == Some(hex.as_bytes()))
-}
-
-/// The name of a version as the list has it.
-pub(super) fn hex(version: PurgeName) -> String {
-    format!("{version:?}")
 }

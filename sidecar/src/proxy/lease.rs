@@ -12,7 +12,7 @@ use super::{
     Proxy, Served,
     fetch::{Fetch, Step},
 };
-use crate::l2::{Leased, Patience, Waiting, Woken};
+use crate::l2::{LeaseOutcome, LeaseWait, Patience, WakeReason};
 
 /// Returns the time that a pod waits for others before it fetches by itself: less than the requests wait that it leads in this pod.
 fn lease_wait(collapse_timeout: Duration) -> Duration {
@@ -49,7 +49,7 @@ impl Proxy {
             let about = (key.as_str(), &*fetch.known.variant, fetch.known.purge);
             // Without time left, a free lease is taken all the same: what another pod holds has hung for long enough.
             match l2.lease(about, patience, term).await.ok()? {
-                Leased::Granted(mut lease, is_stored) => {
+                LeaseOutcome::Granted(mut lease, is_stored) => {
                     self.telemetry.stats.leased(true);
                     let variant = fetch.known.variant.clone();
                     // The holder before may have stored a response since the lookup.
@@ -68,12 +68,12 @@ impl Proxy {
                     }
                     return served;
                 }
-                Leased::Held(_) if deadline <= Instant::now() => return None,
-                Leased::Held(waiting) => {
+                LeaseOutcome::Held(_) if deadline <= Instant::now() => return None,
+                LeaseOutcome::Held(waiting) => {
                     let woken = self.wait_for(waiting, deadline).await.ok()?;
                     // A Redis that is slow for a moment must not cost what was waited for.
                     patience = Patience::Hard;
-                    if woken == Woken::NotStored {
+                    if woken == WakeReason::NotStored {
                         return None;
                     }
                     let served = self.look_until(deadline, fetch, patience).await;
@@ -94,7 +94,7 @@ impl Proxy {
         timeout_at(deadline, self.look_in_redis(fetch, patience)).await.ok().flatten()
     }
 
-    async fn wait_for(&self, waiting: Waiting, deadline: Instant) -> Result<Woken, Elapsed> {
+    async fn wait_for(&self, waiting: LeaseWait, deadline: Instant) -> Result<WakeReason, Elapsed> {
         self.telemetry.stats.leased(false);
         timeout_at(deadline, waiting.woken()).await
     }

@@ -1,16 +1,19 @@
 //! Purges as Redis is told of them, and who hears of them.
 
-use std::sync::LazyLock;
+use std::{sync::LazyLock, time::Duration};
 
 use larder_policy::PurgeName;
 use redis::{RedisResult, Script};
 
-use super::{super::connection::Connection, KEEP_BARRIERS};
+use super::super::connection::Connection;
 use crate::barriers::MAX_BARRIERS;
+
+/// A hash of barriers that nobody touches for this long goes, and what was stored under it is stale.
+pub(super) const KEEP_BARRIERS: Duration = Duration::from_secs(7 * 24 * 3600);
 
 /// A purge as Redis is told of it.
 #[derive(Clone, Copy)]
-pub(in crate::l2) struct Telling<'a> {
+pub(in crate::l2) struct PurgeCommand<'a> {
     /// Subscription that waits until every pod has applied the purge; 0 if none does.
     pub(in crate::l2) asker: u64,
     /// The version of the policy whose names these are.
@@ -18,7 +21,7 @@ pub(in crate::l2) struct Telling<'a> {
     /// Without any, it is a write for which that version names nothing.
     pub(in crate::l2) names: &'a [PurgeName],
     /// Names of other Redis that are told of it, too ([`PurgeName::told`]).
-    pub(in crate::l2) told: &'a [PurgeName],
+    pub(in crate::l2) elsewhere: &'a [PurgeName],
     /// Identity of the purge at the Redis that it is passed on from, without spaces; empty if it begins here. A purge that another pod has
     /// passed on is not ordered again.
     pub(in crate::l2) origin: &'a str,
@@ -71,9 +74,9 @@ pub(super) static PURGE: LazyLock<Script> = LazyLock::new(|| {
 pub(in crate::l2) async fn purge(
     connection: &mut Connection,
     barriers: &str,
-    telling: Telling<'_>,
+    purge: PurgeCommand<'_>,
 ) -> RedisResult<Option<(u64, u64, usize)>> {
-    let Telling { asker, version, names, told, origin } = telling;
+    let PurgeCommand { asker, version, names, elsewhere, origin } = purge;
     let mut call = PURGE.prepare_invoke();
     call.key(barriers)
         .arg(connection.mark().new_generation())
@@ -82,10 +85,36 @@ pub(in crate::l2) async fn purge(
         .arg(asker)
         .arg(&version.as_bytes()[..])
         .arg(origin)
-        .arg(told.len());
-    told.iter().chain(names).for_each(|name| {
+        .arg(elsewhere.len());
+    elsewhere.iter().chain(names).for_each(|name| {
         call.arg(&name.as_bytes()[..]);
     });
+    call.invoke_async(connection.counting()).await
+}
+
+/// Begins a new generation, which makes everything stale, and tells every pod; unless one has been begun already. ARGV: the
+/// generation, seconds to keep it, the generation that it follows.
+static PURGE_EVERYTHING: LazyLock<Script> = LazyLock::new(|| {
+    Script::new(
+        r"
+        local generation = redis.call('HGET', KEYS[1], 'g')
+        if generation and generation ~= ARGV[3] then return end
+        redis.call('DEL', KEYS[1])
+        redis.call('HSET', KEYS[1], 'g', ARGV[1])
+        redis.call('EXPIRE', KEYS[1], ARGV[2])
+        redis.call('PUBLISH', KEYS[1], ARGV[1] .. ' 0 0 ')
+        ",
+    )
+});
+
+/// Ends a generation, and with it everything that was stored in it or before.
+pub(in crate::l2) async fn purge_everything(
+    connection: &mut Connection,
+    barriers: &str,
+    generation: u64,
+) -> RedisResult<()> {
+    let mut call = PURGE_EVERYTHING.prepare_invoke();
+    call.key(barriers).arg(connection.mark().new_generation()).arg(KEEP_BARRIERS.as_secs()).arg(generation);
     call.invoke_async(connection.counting()).await
 }
 

@@ -23,17 +23,17 @@ use super::{CONNECT_DEADLINE, address::Servers, connect};
 use crate::clock::boot_ms;
 
 /// Time for which a purge waits for the Sentinels to say that it was told to the master.
-const PATIENCE: Duration = Duration::from_millis(500);
+const NAMING_TIMEOUT: Duration = Duration::from_millis(500);
 /// Time for which Sentinels that are still silent are waited for when a majority has responded, and somebody waits.
-const STRAGGLERS: Duration = Duration::from_millis(20);
+const STRAGGLER_TIMEOUT: Duration = Duration::from_millis(20);
 
 /// When it was last known that no other server counts purges in the place of this one. Clones are one.
 #[derive(Clone, Debug)]
-pub(in crate::l2) struct Vouched(Option<Arc<Word>>);
+pub(in crate::l2) struct Vouched(Option<Arc<SentinelsWord>>);
 
 /// The word of the Sentinels.
 #[derive(Debug, Default)]
-struct Word {
+struct SentinelsWord {
     /// When they were asked for it, in [`boot_ms`].
     asked_at: AtomicU64,
     /// Number of times that the Sentinels have been asked.
@@ -99,7 +99,7 @@ impl Vouched {
                 changed.await;
             }
         };
-        timeout(PATIENCE, named).await.is_ok()
+        timeout(NAMING_TIMEOUT, named).await.is_ok()
     }
 
     /// A time at which something was asked of the server, or the earlier one until which it was certainly the one to ask.
@@ -125,7 +125,7 @@ struct Sentinel {
 
 /// Report of a Sentinel on the master.
 #[derive(Clone, Debug, PartialEq, Eq)]
-struct Said {
+struct OwnMessage {
     /// `HOST:PORT`.
     address: String,
     /// Grows with each failover.
@@ -218,7 +218,7 @@ impl Sentinels {
         &mut self,
         patience: Duration,
         about: Option<(&str, u64, u64)>,
-    ) -> Vec<anyhow::Result<Said>> {
+    ) -> Vec<anyhow::Result<OwnMessage>> {
         let (name, vouched) = (&self.name, &self.vouched);
         let mut said: Vec<_> = self.sentinels.iter().map(|_| Err(anyhow!("a Sentinel is silent"))).collect();
         let asked = self.sentinels.iter_mut().enumerate();
@@ -231,7 +231,7 @@ impl Sentinels {
                     let Some((place, one)) = next else { return said };
                     said[place] = one;
                     let is_enough = about.is_some_and(|(master, ..)| judge(&said, master) == Verdict::Master);
-                    enough_at = is_enough.then(|| enough_at.unwrap_or_else(|| Instant::now() + STRAGGLERS));
+                    enough_at = is_enough.then(|| enough_at.unwrap_or_else(|| Instant::now() + STRAGGLER_TIMEOUT));
                 }
                 () = sleep_until(enough_at.unwrap_or_else(Instant::now)), if enough_at.is_some() && !is_noted => {
                     is_noted = true;
@@ -250,7 +250,7 @@ impl Sentinels {
 }
 
 impl Sentinel {
-    async fn ask(&mut self, name: &str, patience: Duration) -> anyhow::Result<Said> {
+    async fn ask(&mut self, name: &str, patience: Duration) -> anyhow::Result<OwnMessage> {
         let said = timeout(patience.min(CONNECT_DEADLINE), self.ask_patiently(name)).await;
         let said = said.context("a Sentinel is silent").and_then(|said| said);
         if said.is_err() {
@@ -259,7 +259,7 @@ impl Sentinel {
         said
     }
 
-    async fn ask_patiently(&mut self, name: &str) -> anyhow::Result<Said> {
+    async fn ask_patiently(&mut self, name: &str) -> anyhow::Result<OwnMessage> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
             none => none.insert(connect(&self.client).await?),
@@ -268,7 +268,7 @@ impl Sentinel {
         let said: HashMap<String, String> = command.arg("MASTER").arg(name).query_async(connection).await?;
         let field = |name: &str| said.get(name).with_context(|| format!("a Sentinel does not say {name}"));
         let flags = field("flags")?;
-        Ok(Said {
+        Ok(OwnMessage {
             address: format!("{}:{}", field("ip")?, field("port")?),
             epoch: field("config-epoch")?.parse().context("a Sentinel's config-epoch is no number")?,
             is_doubtful: ["s_down", "o_down", "failover_in_progress"].iter().any(|flag| flags.contains(flag)),
@@ -276,7 +276,7 @@ impl Sentinel {
     }
 }
 
-fn judge(said: &[anyhow::Result<Said>], master: &str) -> Verdict {
+fn judge(said: &[anyhow::Result<OwnMessage>], master: &str) -> Verdict {
     let latest = said.iter().flatten().map(|said| said.epoch).max();
     let mut names = 0;
     for one in said.iter().flatten().filter(|one| Some(one.epoch) == latest) {
@@ -297,16 +297,16 @@ pub(super) async fn never() {
 mod tests {
     use super::*;
 
-    fn said(address: &str, epoch: u64) -> anyhow::Result<Said> {
-        Ok(Said { address: address.to_owned(), epoch, is_doubtful: false })
+    fn said(address: &str, epoch: u64) -> anyhow::Result<OwnMessage> {
+        Ok(OwnMessage { address: address.to_owned(), epoch, is_doubtful: false })
     }
 
-    fn silent() -> anyhow::Result<Said> {
+    fn silent() -> anyhow::Result<OwnMessage> {
         Err(anyhow!("silent"))
     }
 
-    fn doubtful() -> anyhow::Result<Said> {
-        Ok(Said { is_doubtful: true, ..said("a:1", 1).unwrap() })
+    fn doubtful() -> anyhow::Result<OwnMessage> {
+        Ok(OwnMessage { is_doubtful: true, ..said("a:1", 1).unwrap() })
     }
 
     #[test]

@@ -2,7 +2,7 @@
 
 use std::ops::AddAssign;
 
-use super::{pod::PodId, world::GRACE};
+use super::protocol::{GRACE, PodId, Read};
 
 /// Time that a busy event queue and drifting clocks may add to the grace.
 const SLACK: u64 = 40;
@@ -22,15 +22,6 @@ struct Acknowledged {
     at: u64,
     /// The pods that it was told to, if they all said so.
     reached: Vec<PodId>,
-}
-
-/// A read that has been answered.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Read {
-    pub(super) pod: PodId,
-    pub(super) key: usize,
-    pub(super) began_at: u64,
-    pub(super) version: u64,
 }
 
 /// Counts of observed events.

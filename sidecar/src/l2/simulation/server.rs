@@ -5,12 +5,10 @@ use std::collections::HashMap;
 use larder_policy::PurgeName;
 
 use super::{
-    super::{commands::Message, generation::Mark},
-    pod::PodId,
+    super::{generation::Mark, message::PurgeMessage},
+    protocol::{Record, Reply, Subscriber},
 };
 use crate::barriers::RedisBarriers;
-
-pub(super) type ServerId = usize;
 
 /// A Redis server.
 #[derive(Clone, Debug)]
@@ -39,31 +37,6 @@ impl Data {
         self.raised.retain(|_, raised| *raised <= order);
         self
     }
-}
-
-/// A pod that is subscribed to the bus.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct Subscriber {
-    pub(super) pod: PodId,
-    pub(super) session: u64,
-    pub(super) asker: u64,
-}
-
-/// An entry in Redis.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Record {
-    pub(super) version: u64,
-    pub(super) generation: u64,
-    pub(super) order: u64,
-}
-
-/// Result of a lookup.
-#[derive(Clone, Debug)]
-pub(super) struct Reply {
-    pub(super) generation: u64,
-    pub(super) order: u64,
-    pub(super) barrier: u64,
-    pub(super) record: Option<Record>,
 }
 
 impl Server {
@@ -96,21 +69,21 @@ impl Server {
         RedisBarriers { generation: *generation, order: *order, floor: 0, raised }
     }
 
-    pub(super) fn purge(&mut self, asker: u64, names: &[PurgeName]) -> Message {
+    pub(super) fn purge(&mut self, asker: u64, names: &[PurgeName]) -> PurgeMessage {
         self.ensure_generation();
         self.data.order += 1;
         let Data { generation, order, raised, .. } = &mut self.data;
         raised.extend(names.iter().map(|name| (*name, *order)));
-        Message { generation: *generation, order: *order, asker, names: names.to_vec() }
+        PurgeMessage { generation: *generation, order: *order, asker, names: names.to_vec() }
     }
 
-    pub(super) fn purge_everything(&mut self, follows: u64) -> Option<Message> {
+    pub(super) fn purge_everything(&mut self, follows: u64) -> Option<PurgeMessage> {
         if self.data.generation != 0 && self.data.generation != follows {
             return None;
         }
         self.data = Data { records: std::mem::take(&mut self.data.records), ..Data::default() };
         self.ensure_generation();
-        Some(Message { generation: self.data.generation, order: 0, asker: 0, names: vec![] })
+        Some(PurgeMessage { generation: self.data.generation, order: 0, asker: 0, names: vec![] })
     }
 
     pub(super) fn lookup(&mut self, key: usize, names: &[PurgeName]) -> Reply {
