@@ -78,7 +78,7 @@ impl GivenUp {
 #[derive(Clone, Debug, thiserror::Error)]
 pub enum FillError {
     /// The source failed, after the part read so far.
-    #[error("the body broke off: {0}")]
+    #[error("the body is incomplete: {0}")]
     Broken(#[source] Arc<dyn Error + Send + Sync>),
     /// The reader was too far behind the others when no more memory was available.
     #[error("the reader fell too far behind the others")]

@@ -531,7 +531,7 @@ const FIXTURES: &[Row] = &[
         "spec.identityHeaders[0]",
     ),
     (
-        "list names of headers besides Cache-Control, which counts anyway, such as CDN-Cache-Control",
+        "list names of headers besides Cache-Control, which is always read, such as CDN-Cache-Control",
         FIELD,
         "  targetedCacheControl: [Cache-Control]\n  routes:\n",
         "spec.targetedCacheControl[0]",

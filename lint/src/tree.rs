@@ -122,7 +122,7 @@ pub(super) fn read(text: &str) -> (Vec<Document>, Option<Diagnostic>) {
             Some(Ok(next)) => next,
             Some(Err(error)) => {
                 let mark = Mark { line: error.marker().line(), column: error.marker().col() + 1 };
-                let diagnostic = Diagnostic::new(mark, "", format!("this is no YAML: {}", error.info()));
+                let diagnostic = Diagnostic::new(mark, "", format!("invalid YAML: {}", error.info()));
                 return (documents, Some(diagnostic));
             }
         };
@@ -190,7 +190,8 @@ impl Builder {
                 let size = self.anchors.get(&anchor).map_or(1, |node| node.size);
                 self.count(size, mark)?;
                 let node = self.anchors.get(&anchor).cloned().ok_or_else(|| {
-                    let message = "this alias stands for nothing that is whole yet: write it out";
+                    let message =
+                        "this alias refers to a value that is not complete yet: write the value out";
                     Diagnostic::new(mark, &self.path(), message)
                 })?;
                 self.put(Node { mark, ..node }, 0);
@@ -231,7 +232,7 @@ impl Builder {
         if self.values <= MAX_VALUES {
             return Ok(());
         }
-        let message = format!("a document has at most {MAX_VALUES} values, what aliases stand for included");
+        let message = format!("a document may have at most {MAX_VALUES} values, including expanded aliases");
         Err(Diagnostic::new(mark, "", message))
     }
 
@@ -244,7 +245,11 @@ impl Builder {
     ) -> Result<(), Diagnostic> {
         self.known(tag, &["seq", "map"], mark);
         if self.open.len() >= MAX_DEPTH {
-            return Err(Diagnostic::new(mark, "", format!("values nest more than {MAX_DEPTH} deep here")));
+            return Err(Diagnostic::new(
+                mark,
+                "",
+                format!("values are nested more than {MAX_DEPTH} levels deep"),
+            ));
         }
         self.count(1, mark)?;
         let content = if self.wants_key() {
@@ -265,7 +270,7 @@ impl Builder {
     }
 
     fn refuse_key(&mut self, mark: Mark) {
-        self.diagnostics.push(Diagnostic::new(mark, &self.path(), "a key must be a text"));
+        self.diagnostics.push(Diagnostic::new(mark, &self.path(), "a key must be a string"));
     }
 
     fn put(&mut self, node: Node, anchor: usize) {
@@ -294,7 +299,7 @@ impl Builder {
             Some(Content::Object { members, names, key }) => {
                 let Some((name, mark)) = key.take() else { return };
                 if let Some(line) = names.get(&name) {
-                    let message = format!("is there already, in line {line}: take one of them out");
+                    let message = format!("is already set in line {line}: remove one of them");
                     self.diagnostics.push(Diagnostic::new(mark, &path, message));
                 } else {
                     names.insert(name.clone(), mark.line);
@@ -310,7 +315,8 @@ impl Builder {
         let value =
             if style == ScalarStyle::Plain && !is_text { plain(text) } else { Value::Text(text.to_owned()) };
         if style == ScalarStyle::Plain && text == "<<" && self.wants_key() {
-            let message = "a sidecar does not merge: write the fields out, or use an alias for a whole value";
+            let message =
+                "merge keys are not supported: write the fields out, or use an alias for a whole value";
             self.diagnostics.push(Diagnostic::new(mark, &path::member(&self.path(), text), message));
         }
         value
@@ -323,7 +329,7 @@ impl Builder {
         let is_own = tag.is_yaml_core_schema() && names.contains(&tag.suffix.as_str());
         let is_none = is_plain && tag.suffix.is_empty();
         if !is_own && !is_none {
-            let message = format!("a policy has no use for the tag {tag}: take it out");
+            let message = format!("the tag {tag} is not supported: remove it");
             self.diagnostics.push(Diagnostic::new(mark, &self.path(), message));
         }
     }

@@ -182,7 +182,7 @@ fn member<'a>(object: &'a mut Value, key: &str) -> &'a mut Map<String, Value> {
     if !object.is_object() {
         *object = json!({});
     }
-    map(object.as_object_mut().expect("it was just made an object"), key)
+    map(object.as_object_mut().expect("the value was just set to an object"), key)
 }
 
 fn map<'a>(object: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String, Value> {
@@ -190,7 +190,7 @@ fn map<'a>(object: &'a mut Map<String, Value>, key: &str) -> &'a mut Map<String,
     if !value.is_object() {
         *value = json!({});
     }
-    value.as_object_mut().expect("it was just made an object")
+    value.as_object_mut().expect("the value was just set to an object")
 }
 
 fn list<'a>(object: &'a mut Map<String, Value>, key: &str) -> &'a mut Vec<Value> {
@@ -198,7 +198,7 @@ fn list<'a>(object: &'a mut Map<String, Value>, key: &str) -> &'a mut Vec<Value>
     if !value.is_array() {
         *value = json!([]);
     }
-    value.as_array_mut().expect("it was just made an array")
+    value.as_array_mut().expect("the value was just set to an array")
 }
 
 #[cfg(test)]

@@ -27,7 +27,7 @@ pub async fn reach(service: &str, namespace: &str, bundle: &str) -> Result<()> {
         |reason: String| Error::WebhookUnreachable { address: format!("https://{host}/readyz"), reason };
     match tokio::time::timeout(REACH_TIMEOUT, ask(&host, bundle)).await {
         Ok(Ok(StatusCode::OK)) => Ok(()),
-        Ok(Ok(status)) => Err(unreachable(format!("it responds with {status}"))),
+        Ok(Ok(status)) => Err(unreachable(format!("the response has status {status}"))),
         Ok(Err(error)) => Err(unreachable(error.to_string())),
         Err(_) => Err(unreachable("no response within 2 s".into())),
     }

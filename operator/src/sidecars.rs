@@ -65,7 +65,7 @@ impl Sidecars {
         let response = self.client.get(format!("http://{address}{}", path::POLICY).parse()?).await?;
         let status = response.status();
         if !status.is_success() {
-            return Err(format!("it responds with {status}").into());
+            return Err(format!("the response has status {status}").into());
         }
         let body = Limited::new(response.into_body(), MAX_REPORT).collect().await?.to_bytes();
         Ok(serde_json::from_slice(&body)?)

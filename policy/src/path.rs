@@ -164,7 +164,7 @@ fn normalise_escapes(raw: &str) -> String {
             rest = &rest[at + 1..];
             continue;
         };
-        let byte = percent_decode_str(escape).next().expect("an escape is one byte");
+        let byte = percent_decode_str(escape).next().expect("a percent-encoded escape is one byte");
         // Behind a '%' that is no escape, what is decoded could make it one: "%%330" is not "%30".
         let completes = byte.is_ascii_hexdigit()
             && stray.is_some_and(|stray| {

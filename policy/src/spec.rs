@@ -69,7 +69,7 @@ pub struct CacheSpec {
         inner(length(min = 1, max = 128)),
         extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = rule(
             &format!("self.all(n, n.matches('{TOKEN}') && n.lowerAscii() != 'cache-control')"),
-            "list names of headers besides Cache-Control, which counts anyway, such as CDN-Cache-Control",
+            "list names of headers besides Cache-Control, which is always read, such as CDN-Cache-Control",
         ))
     )]
     pub targeted_cache_control: Vec<String>,

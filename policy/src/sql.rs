@@ -18,7 +18,7 @@ pub struct BoundQuery {
 pub enum QueryError {
     /// The query uses an unknown parameter.
     #[error(
-        "{{{0}}} stands for nothing: use a parameter of match.path, or one of the query such as {{query.page}}"
+        "{{{0}}} has no value: use a parameter of match.path, or one of the query such as {{query.page}}"
     )]
     UnknownParameter(String),
     /// The query has more than one statement.

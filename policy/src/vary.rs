@@ -125,7 +125,7 @@ fn write_value(into: &mut String, value: &[u8], is_list: bool) {
     let plain = |byte: &u8| (b' '..=b'~').contains(byte) && *byte != b'%';
     let has_no = |byte: u8| !value.contains(&byte);
     if value.iter().all(plain) && (!is_list || has_no(b',') || has_no(b' ')) {
-        into.push_str(str::from_utf8(value.trim_ascii()).expect("it is ASCII"));
+        into.push_str(str::from_utf8(value.trim_ascii()).expect("only printable ASCII is left"));
         return;
     }
     if !is_list {
@@ -142,7 +142,7 @@ fn write_value(into: &mut String, value: &[u8], is_list: bool) {
 
 /// Appends a number in decimal.
 fn write_number(into: &mut String, number: u16) {
-    write!(into, "{number}").expect("a String takes whatever is written to it");
+    write!(into, "{number}").expect("writing to a String never fails");
 }
 
 #[cfg(test)]

@@ -66,11 +66,14 @@ pub fn router(admin: Arc<Admin>, endpoint: Endpoint) -> Router {
     let no_such_path = |uri: Uri| async move {
         Refused::new(
             StatusCode::NOT_FOUND,
-            format!("there is no {}: /openapi.json lists what there is", uri.path()),
+            format!("there is no {}: /openapi.json lists the paths of this API", uri.path()),
         )
     };
     let no_such_method = |method: Method| async move {
-        Refused::new(StatusCode::METHOD_NOT_ALLOWED, format!("{method} is none of the methods in Allow"))
+        Refused::new(
+            StatusCode::METHOD_NOT_ALLOWED,
+            format!("{method} is not allowed here: use one of the methods in Allow"),
+        )
     };
     let router: Router<Arc<Admin>> = routes(endpoint).into();
     let router = match endpoint {
@@ -88,7 +91,7 @@ pub fn document() -> String {
     let mut document = document::start();
     let _: Router<Arc<Admin>> = routes(Endpoint::Own).finish_api_with(&mut document, document::finish);
     let text = serde_json::to_string_pretty::<OpenApi>(&document);
-    text.expect("names of fields are text, and nothing else of it can fail to be JSON") + "\n"
+    text.expect("the document has only string keys, which JSON can represent") + "\n"
 }
 
 fn routes(endpoint: Endpoint) -> ApiRouter<Arc<Admin>> {

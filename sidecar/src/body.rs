@@ -119,16 +119,16 @@ impl HttpBody for Body {
 #[derive(Debug, thiserror::Error)]
 pub enum SourceError {
     /// The application broke it off.
-    #[error("the application broke the body off: {0}")]
+    #[error("the application ended the response body early: {0}")]
     Broken(#[from] hyper::Error),
     /// The application paused for too long.
-    #[error("the application sent nothing more of the body within {0:?}")]
+    #[error("the application sent no more of the response body within {0:?}")]
     Stalled(Duration),
     /// A source broke it off, or took too long.
-    #[error("the source broke the body off: {0}")]
+    #[error("the source ended the response body early: {0}")]
     Source(#[source] anyhow::Error),
     /// The length differs from the announced one.
-    #[error("the part that the application sent is not as long as it says")]
+    #[error("the application's partial response does not have the length that it declares")]
     Length,
 }
 

@@ -54,14 +54,14 @@ pub fn run(args: &cli::Check) -> ExitCode {
         }
     }
     if outcome == Outcome::Good && reports.iter().all(|(_, report)| report.policies.is_empty()) {
-        eprintln!("there is no {KIND} in what was given");
+        eprintln!("found no {KIND}");
         outcome = Outcome::Faulty;
     }
     let written = match args.output {
         Output::Text => as_text(&reports, environment),
         Output::Json => as_json(&reports),
     };
-    // Who closes the pipe has read enough.
+    // The reader may close the pipe when it has read enough.
     let _ = io::stdout().write_all(written.as_bytes());
     ExitCode::from(outcome as u8)
 }
@@ -82,23 +82,23 @@ fn as_text(reports: &[(String, Report)], environment: Environment) -> String {
     let mut text = String::new();
     for (file, Report { policies, skipped, diagnostics }) in reports {
         for one in skipped {
-            text.push_str(&format!("{file}:{}: {} is no {KIND}, and skipped\n", one.line, one.kind));
+            text.push_str(&format!("{file}:{}: skipped {}, which is not a {KIND}\n", one.line, one.kind));
         }
         if environment == Environment::Alone && policies.len() + skipped.len() > 1 {
-            text.push_str(&format!("{file}: for --policy, put the policy into a file of its own\n"));
+            text.push_str(&format!("{file}: --policy needs a file with nothing but the policy\n"));
         }
         for Diagnostic { line, column, path, message, .. } in diagnostics {
             let separator = if path.is_empty() { "" } else { ": " };
             text.push_str(&format!("{file}:{line}:{column}: {path}{separator}{message}\n"));
         }
         if diagnostics.is_empty() {
-            policies.iter().for_each(|found| text.push_str(&format!("{file}: {}\n", praise(found))));
+            policies.iter().for_each(|found| text.push_str(&format!("{file}: {}\n", summary(found))));
         }
     }
     text
 }
 
-fn praise(found: &Found) -> String {
+fn summary(found: &Found) -> String {
     let Found { name, routes, sources, writes } = found;
     let named = if name.is_empty() { KIND.to_owned() } else { format!("{KIND} {name}") };
     let counted = |count: &usize, one: &str, more: &str| match count {
@@ -106,7 +106,7 @@ fn praise(found: &Found) -> String {
         count => format!("{count} {more}"),
     };
     format!(
-        "{named} is good: {}, {}, {}",
+        "{named} is valid: {}, {}, {}",
         counted(routes, "route", "routes"),
         counted(sources, "source", "sources"),
         counted(writes, "rule for writes", "rules for writes")
@@ -118,7 +118,7 @@ fn as_json(reports: &[(String, Report)]) -> String {
         report.diagnostics.iter().map(move |diagnostic| Line { file: file.as_str(), diagnostic })
     });
     let lines: Vec<_> = lines.collect();
-    let mut text = serde_json::to_string_pretty(&lines).expect("a fault is made of texts and numbers");
+    let mut text = serde_json::to_string_pretty(&lines).expect("a diagnostic has only strings and numbers");
     text.push('\n');
     text
 }

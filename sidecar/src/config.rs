@@ -111,7 +111,7 @@ impl ConfigWatcher {
             Seen::Missing => {
                 self.error.store(None);
                 if current.configuration.hash.is_some() {
-                    tracing::warn!("the policy is gone; everything passes through");
+                    tracing::warn!("the policy file is missing; every request passes through");
                     self.exchange(Configuration::absent(), &current);
                 }
             }
@@ -130,16 +130,16 @@ impl ConfigWatcher {
                     Ok((document, policy)) => {
                         let Document { metadata, follows_coverage, .. } = document;
                         let permission = permission_of(follows_coverage, &metadata, coverage);
-                        tracing::info!(hash, suspended = policy.suspended, "serving a policy");
+                        tracing::info!(hash, suspended = policy.suspended, "loaded the policy");
                         let unknown = larder_lint::unknown_fields(&text);
                         if !unknown.is_empty() {
                             tracing::warn!(
                                 fields = unknown.join(", "),
-                                "fields that this version does not know do nothing"
+                                "the policy has fields that this version does not know; they have no effect"
                             );
                         }
                         if permission == Permission::Waiting {
-                            tracing::info!("everything passes through until every pod has the sidecar");
+                            tracing::info!("every request passes through until every pod has the sidecar");
                         }
                         let (hash, policy) = (Some(hash), Arc::new(policy));
                         self.exchange(Configuration { hash, policy, metadata, permission }, &current);
@@ -168,7 +168,7 @@ impl ConfigWatcher {
         match permission {
             Permission::Waiting => {
                 tracing::warn!(
-                    "a pod without the sidecar takes writes, or may; everything passes through until every pod has it"
+                    "a pod without the sidecar may receive writes; every request passes through until every pod has the sidecar"
                 );
             }
             Permission::NotNeeded | Permission::Granted(_) => {
@@ -181,13 +181,13 @@ impl ConfigWatcher {
     fn exchange(&self, configuration: Configuration, current: &Snapshot) {
         let endpoint = configuration.policy.otlp.as_ref().map(|otlp| otlp.endpoint.as_str());
         if let Err(error) = self.context.telemetry.export_to(endpoint) {
-            tracing::error!(error = format!("{error:#}"), "metrics are not exported");
+            tracing::error!(error = format!("{error:#}"), "could not set up the export of metrics");
         }
         self.snapshot.store(Arc::new(Snapshot::start(configuration, &self.context, Some(current))));
     }
 
     fn refuse(&self, error: String) {
-        tracing::error!(error, "the policy is refused; going on as before");
+        tracing::error!(error, "the policy is invalid; keeping the previous configuration");
         self.error.store(Some(Arc::new(error)));
         self.context.telemetry.stats.reloaded(false);
     }

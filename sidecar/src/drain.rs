@@ -61,7 +61,7 @@ pub async fn request(args: &cli::Drain) -> anyhow::Result<()> {
         let status = sender.send_request(request).await?.status();
         connection.abort();
         if !status.is_success() {
-            bail!("it answered {status}");
+            bail!("the sidecar responded with {status}");
         }
         Ok(())
     };

@@ -95,7 +95,7 @@ pub async fn accept(
                 None => turn_away(&stream),
             },
             Err(error) => {
-                tracing::warn!(%error, "a connection could not be accepted");
+                tracing::warn!(%error, "could not accept a connection");
                 sleep(ACCEPT_RETRY_INTERVAL).await;
             }
         }
@@ -158,7 +158,7 @@ async fn serve_to_its_end(
         Err(error) => Err(error.into()),
     };
     if let Err(error) = outcome {
-        tracing::debug!(%client, error = format!("{error:#}"), "a connection broke");
+        tracing::debug!(%client, error = format!("{error:#}"), "a client's connection failed");
     }
 }
 

@@ -17,7 +17,7 @@ fn main() -> ExitCode {
         .worker_threads(1)
         .enable_all()
         .build()
-        .expect("the runtime needs only threads and an event queue, which a process can have");
+        .expect("a process can create threads and an event queue");
     let outcome = match args.command {
         Some(Command::Check(check)) => return check::run(&check),
         Some(Command::Drain(drain)) => runtime.block_on(drain::request(&drain)),

@@ -50,15 +50,15 @@ impl Problem {
     const fn detail(self) -> &'static str {
         match self {
             Self::Upstream(reason) => reason.detail(),
-            Self::SourcesFailed => "none of the sources of this route could answer",
-            Self::NotFound => "there is nothing under this name",
-            Self::OnlyIfCached => "nothing is stored that may be used, and the request asks for no more",
-            Self::BrokenOff => "the body of the request broke off",
+            Self::SourcesFailed => "every source of this route failed",
+            Self::NotFound => "no source has this resource",
+            Self::OnlyIfCached => "no usable stored response, and the request is only-if-cached",
+            Self::BrokenOff => "the request body is incomplete",
             Self::Refused(error) => error.detail(),
-            Self::Overloaded => "too many requests are on their way",
-            Self::NoTunnel => "this is no proxy to connect through",
-            Self::NoTrace => "TRACE ends here, and is not answered",
-            Self::LastForward => "Max-Forwards is 0, and this is Larder's sidecar",
+            Self::Overloaded => "too many requests are in progress: try again later",
+            Self::NoTunnel => "CONNECT is not supported: the sidecar is not a forward proxy",
+            Self::NoTrace => "TRACE is not supported",
+            Self::LastForward => "Max-Forwards is 0: this response is from Larder's sidecar",
         }
     }
 

@@ -43,7 +43,7 @@ pub async fn purge(snapshot: &Snapshot, names: &[PurgeName], origin: PurgeOrigin
         Some(l2) => match l2.purge(names, proof).await {
             Ok(order) => Purged::Everywhere(order),
             Err(error) => {
-                tracing::warn!(%error, "a purge has not reached redis yet");
+                tracing::warn!(%error, "a purge is not in redis yet; it is sent again when redis responds");
                 Purged::Pending(error)
             }
         },

@@ -44,7 +44,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     log_json();
     ensure!(
         listen.len() == upstream.len(),
-        "there are {} --listen and {} --upstream: give them in pairs",
+        "got {} --listen and {} --upstream: give them in pairs",
         listen.len(),
         upstream.len()
     );
@@ -100,7 +100,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         let (shutdown, tasks) = (shutdown.clone(), tasks.clone());
         thread::Builder::new().name(format!("larder-{number}")).spawn(move || {
             if let Err(error) = work(endpoints, proxy, &shutdown, &tasks) {
-                tracing::error!(error = format!("{error:#}"), "a thread ended");
+                tracing::error!(error = format!("{error:#}"), "a worker thread failed; exiting");
                 process::exit(1);
             }
         })?;
@@ -114,7 +114,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     shutdown.cancel();
     tasks.close();
     if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
-        tracing::warn!(connections = tasks.len(), "some connections did not end in time");
+        tracing::warn!(connections = tasks.len(), "some connections did not close in time");
     }
     telemetry.shutdown().await;
     tracing::info!("stopped");

@@ -24,14 +24,14 @@ pub fn read_ca(from: &ValueFrom) -> anyhow::Result<Vec<u8>> {
 fn read(from: &ValueFrom) -> anyhow::Result<String> {
     match from {
         ValueFrom { file: Some(path), .. } => {
-            fs::read_to_string(path).with_context(|| format!("reading {path}"))
+            fs::read_to_string(path).with_context(|| format!("can't read {path}"))
         }
         ValueFrom { env: Some(name), .. } => {
-            env::var(name).with_context(|| format!("the environment variable {name}"))
+            env::var(name).with_context(|| format!("can't read the environment variable {name}"))
         }
         ValueFrom { secret_key_ref: Some(_), .. } => {
             bail!("secretKeyRef works only in a cluster: set env or file")
         }
-        ValueFrom { .. } => bail!("it is empty: set env or file"),
+        ValueFrom { .. } => bail!("the reference is empty: set env or file"),
     }
 }

@@ -37,7 +37,7 @@ pub enum Source {
 #[derive(Debug, thiserror::Error)]
 pub enum FetchError {
     /// The breaker is open: the source got no request.
-    #[error("the source is not asked because it failed repeatedly")]
+    #[error("the source failed repeatedly; requests to it are paused")]
     Down,
     /// The source failed, or could not be used.
     #[error("{0}")]

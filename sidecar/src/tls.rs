@@ -17,7 +17,7 @@ pub fn client_config(ca_pem: Option<&[u8]>) -> anyhow::Result<Arc<ClientConfig>>
     let provider = Arc::new(rustls::crypto::ring::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
-        .context("the cryptography can't do TLS 1.2 and 1.3")?
+        .context("the TLS provider does not support TLS 1.2 and 1.3")?
         .with_root_certificates(roots(ca_pem)?)
         .with_no_client_auth();
     Ok(Arc::new(config))
@@ -28,7 +28,10 @@ fn roots(ca_pem: Option<&[u8]>) -> anyhow::Result<RootCertStore> {
     let Some(pem) = ca_pem else {
         let found = rustls_native_certs::load_native_certs();
         roots.add_parsable_certificates(found.certs);
-        ensure!(!roots.is_empty(), "the system trusts no certificate: install ca-certificates or name a CA");
+        ensure!(
+            !roots.is_empty(),
+            "the system has no trusted certificates: install ca-certificates, or name a CA"
+        );
         return Ok(roots);
     };
     for certificate in CertificateDer::pem_slice_iter(pem) {

@@ -322,7 +322,7 @@ fn error_reaches_every_reader_after_the_pieces_before_it() {
     assert!(fill.join().is_none());
     assert_eq!(second.data().unwrap(), "a");
     let Poll::Ready(Some(Err(error))) = second.poll() else { panic!("no error") };
-    assert_eq!(error.to_string(), "the body broke off: reset");
+    assert_eq!(error.to_string(), "the body is incomplete: reset");
     assert!(matches!(second.poll(), Poll::Ready(None)));
     assert_eq!(told.all(), [Err(GivenUp::Broken)]);
     assert!(wire.dropped());

@@ -141,7 +141,10 @@ impl Check {
             let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
             if name == CACHE_CONTROL {
                 let path = format!("{path}[{index}]");
-                self.refuse(&path, "Cache-Control counts anyway: list headers such as CDN-Cache-Control");
+                self.refuse(
+                    &path,
+                    "Cache-Control is always read: list other headers, such as CDN-Cache-Control",
+                );
             } else if !targets.contains(&name) {
                 targets.push(name);
             }

@@ -386,7 +386,7 @@ routes:
             "spec.routes[1].key.body: is for POST: put POST into match.methods, or take key.body out",
             "spec.routes[1].bypass.cookies: \"g;\" is not the name of a cookie",
             "spec.targetedCacheControl[1]: \"a b\" is not the name of a header",
-            "spec.targetedCacheControl[0]: Cache-Control counts anyway: list headers such as CDN-Cache-Control",
+            "spec.targetedCacheControl[0]: Cache-Control is always read: list other headers, such as CDN-Cache-Control",
         ]
     );
 }
@@ -509,17 +509,17 @@ fn every_tier_and_source_error_is_reported() {
         ("postgres: {source: db,", "postgres: {source: api,", "is no Postgres source"),
         ("http: {source: api,", "http: {source: db,", "is no HTTP source"),
         ("http: {source: api,", "http: {source: nowhere,", "spec.sources has no \"nowhere\""),
-        ("/products/{key}", "/products/{id}", "{id} stands for nothing"),
-        ("/products/{key}", "/products/{query.}", "{query.} stands for nothing"),
+        ("/products/{key}", "/products/{id}", "{id} has no value"),
+        ("/products/{key}", "/products/{query.}", "{query.} has no value"),
         (" on conflict do nothing", "", "on conflict do nothing"),
-        ("{body}::jsonb", "{answer}::jsonb", "{answer} stands for nothing"),
-        ("/products/{key}", "/products/{query.}", "{query.} stands for nothing"),
+        ("{body}::jsonb", "{answer}::jsonb", "{answer} has no value"),
+        ("/products/{key}", "/products/{query.}", "{query.} has no value"),
         (
             "\"https://api.example/v2\"",
             "\"http://api.example\", caFrom: {file: /ca.pem}",
             "http.caFrom: is for TLS",
         ),
-        ("/data/{key}", "/data/{key}/{body}", "{body} is the text of the answer"),
+        ("/data/{key}", "/data/{key}/{body}", "{body} is the body of the response"),
         ("  - application: {}", "  - {}", "spec.routes[0].from[2]: an entry of from needs an origin"),
     ] {
         let text = TIERS.replace(from, to);

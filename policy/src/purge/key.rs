@@ -39,13 +39,13 @@ impl fmt::Display for KeyError {
                 "is not a key: start it with the method, GET, HEAD or POST, as in GET:/api/posts/?page=2"
             }
             Self::Fragment => {
-                "has a fragment, which no request has: leave it out, or write %23 for a '#'; \
-                 only a whole key has one, of headers, as in GET:http://shop/a#accept-language=de"
+                "has a fragment, which requests never have: leave it out, or write %23 for a '#'; \
+                 only a whole key has one, which lists headers, as in GET:http://shop/a#accept-language=de"
             }
             Self::Pattern => {
-                "is no pattern: a purge by key is of one key, and one by tag of many; write %2A for a '*'"
+                "has a '*', but patterns are not supported: purge a tag to reach several keys, or write %2A for a literal '*'"
             }
-            Self::TooLong => "is longer than the target of any request",
+            Self::TooLong => "is longer than any request target",
         })
     }
 }

@@ -109,5 +109,5 @@ fn length(bytes: &Bytes) -> u64 {
 
 /// Converts an offset inside a piece that is in memory.
 fn index(offset: u64) -> usize {
-    usize::try_from(offset).expect("it is inside of what is in memory")
+    usize::try_from(offset).expect("the offset is inside a buffer in memory")
 }

@@ -18,10 +18,9 @@ pub(super) fn start() -> OpenApi {
         info: Info {
             title: "Larder: the admin API of a sidecar".to_owned(),
             description: Some(
-                "It has a port of its own, and is under the application's address only where the policy's \
-                 `admin.pathPrefix` puts it. What shows or changes what is stored wants the token, a bearer token. What is \
-                 wrong with a request is said in problem details (RFC 9457); a method that a path does not have is \
-                 answered with 405 and `Allow`."
+                "Served on a port of its own, and under the application's address only if the policy sets \
+                 `admin.pathPrefix`. Operations that show or change stored responses require the token, as a bearer token. \
+                 Errors are problem details (RFC 9457); the response to an unsupported method is a 405 with `Allow`."
                     .to_owned(),
             ),
             license: Some(License {
@@ -35,9 +34,9 @@ pub(super) fn start() -> OpenApi {
         // Wherever the document is read, under a prefix too.
         servers: vec![Server { url: ".".to_owned(), ..Server::default() }],
         tags: vec![
-            tag("cache", "What is stored. All of it wants the token."),
-            tag("health", "What everybody may know."),
-            tag("document", "This document, and pages to read it by."),
+            tag("cache", "Stored responses. Every operation requires the token."),
+            tag("health", "Health and metrics, without a token."),
+            tag("document", "This document, and pages that render it."),
         ],
         ..OpenApi::default()
     }
@@ -48,7 +47,7 @@ pub(super) fn finish(document: TransformOpenApi<'_>) -> TransformOpenApi<'_> {
     let scheme = SecurityScheme::Http {
         scheme: "bearer".to_owned(),
         bearer_format: None,
-        description: Some("What is in the file that --admin-token-file names.".to_owned()),
+        description: Some("The contents of the file that --admin-token-file names.".to_owned()),
         extensions: Default::default(),
     };
     let mut document = document.security_scheme(token::SCHEME, scheme);

@@ -81,11 +81,11 @@ pub(super) async fn entries(
     }
     if found.is_empty() {
         let elsewhere = match &redis {
-            RedisLookup { error: Some(error), .. } => format!("; redis could not be asked: {error}"),
-            RedisLookup { responded: true, .. } => "; redis has nothing either".to_owned(),
+            RedisLookup { error: Some(error), .. } => format!("; the lookup in Redis failed: {error}"),
+            RedisLookup { responded: true, .. } => "; neither does Redis".to_owned(),
             RedisLookup { .. } => String::new(),
         };
-        let detail = format!("memory holds nothing under {:?}{elsewhere}", keys[0]);
+        let detail = format!("memory has no response under {:?}{elsewhere}", keys[0]);
         return Err(Refused::new(StatusCode::NOT_FOUND, detail));
     }
     Ok(Json(Entries { entries: found, redis }))
@@ -167,8 +167,8 @@ fn entry(
 }
 
 pub(super) fn about(operation: TransformOperation<'_>) -> TransformOperation<'_> {
-    let operation = operation.id("entries").tag("cache").summary("What is stored under a key").description(
-        "What this pod's memory and, for a whole key, Redis hold; for how long, and whether it is served.",
+    let operation = operation.id("entries").tag("cache").summary("Stored responses of a key").description(
+        "The entries in this pod's memory and, for a whole key, in Redis: for how long each is useful, and whether it is served.",
     );
     refuses::<404>(guarded(operation), "Nothing is stored under this key.")
 }

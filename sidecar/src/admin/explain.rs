@@ -63,7 +63,7 @@ fn target(targets: &[u16], port: Option<u16>) -> Result<Option<u16>, Refused> {
         None => Ok(targets.first().copied()),
         Some(port) if targets.contains(&port) => Ok(Some(port)),
         Some(port) => Err(Refused::malformed(format!(
-            "the application has no port {port} here: take one of {targets:?}"
+            "the sidecar serves no application port {port}: use one of {targets:?}"
         ))),
     }
 }
@@ -88,7 +88,7 @@ fn request(described: ExplainRequest) -> Result<Request<Bytes>, Refused> {
         let is_text = value.bytes().all(|byte| byte == b'\t' || (b' '..=b'~').contains(&byte));
         let field = field.zip(HeaderValue::from_str(value).ok().filter(|_| is_text));
         let (name, value) =
-            field.ok_or_else(|| Refused::malformed(format!("{name:?}: {value:?} is not a header")))?;
+            field.ok_or_else(|| Refused::malformed(format!("{name:?}: {value:?} is not a valid header")))?;
         fields.append(name, value);
     }
     let host = HeaderValue::from_str(authority).ok();
@@ -208,8 +208,8 @@ fn despite(StoreDespite { no_store, private, set_cookie, vary_any }: StoreDespit
 
 pub(super) fn about(operation: TransformOperation<'_>) -> TransformOperation<'_> {
     let operation =
-        operation.id("explain").tag("cache").summary("What would become of a request, and why").description(
-            "By the same code that answers requests. Nobody is asked for anything, Redis included.",
+        operation.id("explain").tag("cache").summary("Treatment of a request, and the reasons").description(
+            "Evaluated by the code that serves requests, without contacting Redis, a source or the application.",
         );
     let operation = refuses::<400>(guarded(operation), "The body does not describe a request.");
     refuses::<413>(operation, "The body is longer than 1 MiB.")

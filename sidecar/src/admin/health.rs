@@ -25,25 +25,24 @@ pub(super) async fn livez() -> &'static str {
 }
 
 pub(super) fn about_livez(operation: TransformOperation<'_>) -> TransformOperation<'_> {
-    operation.id("livez").tag("health").summary("Whether the process lives")
+    operation.id("livez").tag("health").summary("Liveness")
 }
 
-/// No tier has a say in it: without any of them, the application still answers.
+/// Returns the readiness, which depends on no tier, because the application can serve requests without them.
 pub(super) async fn readyz(State(admin): State<Arc<Admin>>) -> Result<&'static str, Refused> {
     if admin.ready.load(Ordering::Acquire) {
         Ok("ok")
     } else {
-        Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "it is starting"))
+        Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "the sidecar is starting"))
     }
 }
 
 pub(super) fn about_readyz(operation: TransformOperation<'_>) -> TransformOperation<'_> {
-    let operation = operation
-        .id("readyz")
-        .tag("health")
-        .summary("Whether it takes requests")
-        .description("No tier has a say in it: without any of them, the application still answers.");
-    refuses::<503>(operation, "It is starting.")
+    let operation =
+        operation.id("readyz").tag("health").summary("Readiness").description(
+            "Independent of all tiers, because the application can serve requests without them.",
+        );
+    refuses::<503>(operation, "The sidecar is starting.")
 }
 
 pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Result<Response, Refused> {
@@ -55,11 +54,9 @@ pub(super) async fn metrics(State(admin): State<Arc<Admin>>) -> Result<Response,
 
 pub(super) fn about_metrics(operation: TransformOperation<'_>) -> TransformOperation<'_> {
     let operation = operation.id("metrics").tag("health").summary("Metrics").response_with::<200, String, _>(
-        |response| {
-            response.description("Metrics as Prometheus reads them, version 0.0.4 of its text format.")
-        },
+        |response| response.description("Metrics in Prometheus' text format, version 0.0.4."),
     );
-    refuses::<500>(operation, "They could not be gathered.")
+    refuses::<500>(operation, "The metrics could not be gathered.")
 }
 
 fn state(mode: Mode) -> CacheState {
@@ -87,7 +84,7 @@ pub(super) fn about_policy(operation: TransformOperation<'_>) -> TransformOperat
     operation
         .id("policy")
         .tag("health")
-        .summary("What is served by")
+        .summary("Policy in force")
         .response_with::<200, Json<PolicyReport>, _>(|response| {
             response.example(PolicyReport {
                 hash: Some("5a1c09b7d2e4".to_owned()),
@@ -104,13 +101,13 @@ pub(super) fn about_policy(operation: TransformOperation<'_>) -> TransformOperat
         })
 }
 
-/// Anybody who can reach a pod could take it out of service otherwise.
+/// Begins draining, for clients inside the pod only: others could take the pod out of service.
 pub(super) async fn drain(
     State(admin): State<Arc<Admin>>,
     ConnectInfo(client): ConnectInfo<SocketAddr>,
 ) -> Result<StatusCode, Refused> {
     if !client.ip().to_canonical().is_loopback() {
-        let detail = "only the pod itself can be asked to drain, from 127.0.0.1";
+        let detail = "draining can be requested only from inside the pod, at 127.0.0.1";
         return Err(Refused::new(StatusCode::FORBIDDEN, detail));
     }
     admin.drain.begin();
@@ -121,11 +118,11 @@ pub(super) fn about_drain(operation: TransformOperation<'_>) -> TransformOperati
     let operation = operation
         .id("drain")
         .tag("health")
-        .summary("Ask clients to go elsewhere")
+        .summary("Start draining")
         .description(
-            "What the pod's preStop hook does. It goes on answering, and asks HTTP/1 clients to close their connections. It is \
-             not there under the application's address.",
+            "Called by the pod's preStop hook. The sidecar continues to serve requests and asks HTTP/1 clients to close their \
+             connections. Not available under the application's address.",
         )
-        .response_with::<204, (), _>(|response| response.description("It drains."));
+        .response_with::<204, (), _>(|response| response.description("The sidecar is draining."));
     refuses::<403>(operation, "The request does not come from the pod itself.")
 }

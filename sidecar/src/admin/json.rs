@@ -35,21 +35,25 @@ impl<T: Sent> FromRequest<Arc<Admin>> for Strict<T> {
         // Twice: what is read of it is as long.
         let length = request.body().size_hint().upper().unwrap_or(MAX_BYTES as u64).min(MAX_BYTES as u64);
         let Some(_room) = admin.telemetry.stats.budget.reserve(Kind::Requests, 2 * length) else {
-            return Err(Refused::new(StatusCode::SERVICE_UNAVAILABLE, "too many requests are on their way"));
+            return Err(Refused::new(
+                StatusCode::SERVICE_UNAVAILABLE,
+                "too many requests are in progress: try again later",
+            ));
         };
         let body = read(request.into_body()).await?;
         let malformed = |why: &dyn std::fmt::Display| Refused::malformed(format!("send {}: {why}", T::SHAPE));
         // A list would be taken for the values of the fields in their order.
         if body.trim_ascii_start().first().is_some_and(|first| *first != b'{') {
-            return Err(malformed(&"this is not a JSON object"));
+            return Err(malformed(&"the body is not a JSON object"));
         }
         serde_json::from_slice(&body).map(Self).map_err(|error| malformed(&error))
     }
 }
 
 async fn read(body: Body) -> Result<axum::body::Bytes, Refused> {
-    let too_long =
-        || Refused::new(StatusCode::PAYLOAD_TOO_LARGE, format!("send at most {MAX_BYTES} bytes at a time"));
+    let too_long = || {
+        Refused::new(StatusCode::PAYLOAD_TOO_LARGE, format!("the body may have at most {MAX_BYTES} bytes"))
+    };
     if body.size_hint().lower() > MAX_BYTES as u64 {
         return Err(too_long());
     }
@@ -58,7 +62,7 @@ async fn read(body: Body) -> Result<axum::body::Bytes, Refused> {
         if source.is_some_and(|source| source.is::<http_body_util::LengthLimitError>()) {
             too_long()
         } else {
-            Refused::malformed("the body broke off")
+            Refused::malformed("the body is incomplete")
         }
     })
 }

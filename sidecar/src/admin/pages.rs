@@ -59,9 +59,9 @@ fn page(html: String) -> Response {
 }
 
 fn about_page(operation: TransformOperation<'_>) -> TransformOperation<'_> {
-    operation.tag("document").response_with::<200, Html<()>, _>(|response| {
-        response.description("A page that loads nothing from elsewhere.")
-    })
+    operation
+        .tag("document")
+        .response_with::<200, Html<()>, _>(|response| response.description("A self-contained HTML page."))
 }
 
 #[cfg(test)]

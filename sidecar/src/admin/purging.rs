@@ -48,10 +48,10 @@ fn names_nothing(request: &PurgeRequest) -> Option<String> {
                 Some(format!("{path:?} is not a path: start it with '/' and leave out the query"))
             } else if path.split('/').any(|segment| segment.ends_with('*')) {
                 Some(format!(
-                    "{path:?} is no pattern: a purge by path is of one path, and one by tag of many; write %2A for a '*'"
+                    "{path:?} has a '*', but patterns are not supported: purge a tag to reach several paths, or write %2A for a literal '*'"
                 ))
             } else if path.len() > MAX_PATH {
-                Some(format!("a path of {} bytes is longer than the target of any request", path.len()))
+                Some(format!("the path has {} bytes, more than any request target", path.len()))
             } else {
                 None
             }
@@ -60,7 +60,7 @@ fn names_nothing(request: &PurgeRequest) -> Option<String> {
     let of_tag = || {
         tags.iter()
             .find(|tag| tag.is_empty() || tag.trim() != *tag)
-            .map(|tag| format!("{tag:?} is the tag of nothing: leave out the blanks at its ends"))
+            .map(|tag| format!("{tag:?} matches no tag: remove the spaces at its ends"))
     };
     of_key.or_else(of_path).or_else(of_tag)
 }
@@ -104,7 +104,7 @@ async fn raise(admin: &Admin, request: PurgeRequest) -> Result<Response, Refused
             .collect()
     };
     if names(admin.config.snapshot().policy()).is_empty() {
-        return Err(Refused::malformed("say what to purge: keys, paths or tags"));
+        return Err(Refused::malformed("nothing to purge: set keys, paths or tags"));
     }
     let purged = purge::on_request(&admin.config, names, &admin.telemetry.stats).await;
     let (status, order, pending) = match purged {
@@ -115,18 +115,20 @@ async fn raise(admin: &Admin, request: PurgeRequest) -> Result<Response, Refused
 }
 
 pub(super) fn about_delete(operation: TransformOperation<'_>) -> TransformOperation<'_> {
-    let operation = operation.id("deleteEntry").tag("cache").summary("Purge a key").description(
-        "Whether anything is stored under it or not: other pods may have what this one has not.",
-    );
+    let operation = operation
+        .id("deleteEntry")
+        .tag("cache")
+        .summary("Purge a key")
+        .description("Succeeds even if this pod has no response under the key, because others may.");
     refuses::<400>(answers(guarded(operation)), "Nothing can be stored under this key.")
 }
 
 pub(super) fn about_purge(operation: TransformOperation<'_>) -> TransformOperation<'_> {
     let operation = operation.id("purge").tag("cache").summary("Purge keys, paths and tags").description(
-        "What bears one of these names and was stored before now is not served any more, by any pod.",
+        "Responses that have one of these names and were stored before now are no longer served by any pod.",
     );
     let operation = answers(guarded(operation));
-    let operation = refuses::<400>(operation, "The body is not what is to be sent, or names nothing.");
+    let operation = refuses::<400>(operation, "The body is malformed, or names nothing.");
     refuses::<413>(operation, "The body is longer than 1 MiB.")
 }
 
@@ -134,12 +136,12 @@ fn answers(operation: TransformOperation<'_>) -> TransformOperation<'_> {
     operation
         .response_with::<200, Json<PurgeReport>, _>(|response| {
             response.description(
-                "Redis has it, and so has every pod that answered at once. Without Redis: this pod has it.",
+                "The purge is in Redis and in every pod that acknowledged it at once. Without Redis: in this pod.",
             )
         })
         .response_with::<202, Json<PurgeReport>, _>(|response| {
             response.description(
-                "This pod has it. Redis could not be told yet, or another may have taken its place.",
+                "The purge is in this pod. Redis does not have it yet, or another Redis may have taken over.",
             )
         })
 }

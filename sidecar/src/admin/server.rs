@@ -49,7 +49,7 @@ pub async fn serve(listener: TcpListener, router: Router) {
                 None => turn_away(&stream),
             },
             Err(error) => {
-                tracing::warn!(%error, "a connection to the admin API could not be accepted");
+                tracing::warn!(%error, "could not accept a connection to the admin API");
                 sleep(ACCEPT_RETRY_INTERVAL).await;
             }
         }
@@ -81,7 +81,7 @@ async fn serve_connection(stream: TcpStream, client: SocketAddr, router: Router,
         Either::Right(_) => Ok(()),
     };
     if let Err(error) = outcome {
-        tracing::debug!(%client, %error, "a connection to the admin API broke");
+        tracing::debug!(%client, %error, "a connection to the admin API failed");
     }
 }
 

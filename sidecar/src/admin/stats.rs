@@ -31,7 +31,9 @@ impl<S: Send + Sync> FromRequestParts<S> for CheckedQuery {
     async fn from_request_parts(parts: &mut Parts, state: &S) -> Result<Self, Refused> {
         match Query::<StatsQuery>::from_request_parts(parts, state).await {
             Ok(Query(query)) if (1..=MAX_TOP_KEYS).contains(&query.top) => Ok(Self(query)),
-            _ => Err(Refused::malformed(format!("ask for 1 to {MAX_TOP_KEYS} keys: /stats?top=10"))),
+            _ => {
+                Err(Refused::malformed(format!("top must be from 1 to {MAX_TOP_KEYS}, as in /stats?top=10")))
+            }
         }
     }
 }
@@ -101,10 +103,8 @@ fn held(snapshot: &Snapshot, top: usize) -> (u64, Vec<TopKey>) {
 }
 
 pub(super) fn about(operation: TransformOperation<'_>) -> TransformOperation<'_> {
-    let operation = operation
-        .id("stats")
-        .tag("cache")
-        .summary("What has been counted")
-        .description("Counts since the process began, of this pod alone; and what its memory holds now.");
+    let operation = operation.id("stats").tag("cache").summary("Statistics").description(
+        "Counters since the process started and the current contents of memory, of this pod alone.",
+    );
     refuses::<400>(guarded(operation), "`top` is not a number from 1 to 100.")
 }

@@ -36,10 +36,10 @@ impl FromRequestParts<Arc<Admin>> for Token {
             // Nothing behind the scheme, and so no blank either, is an empty token.
             .map(|(_, given)| given.strip_prefix(b" ").unwrap_or_default());
         let refusal = match (&admin.token_file, given) {
-            (None, _) => "this sidecar has no token: start it with --admin-token-file",
+            (None, _) => "no token is configured: start the sidecar with --admin-token-file",
             (Some(_), None) => "send the token: Authorization: Bearer TOKEN",
             (Some(file), Some(given)) => match tokio::fs::read(file).await {
-                Err(_) => "the token's file can't be read",
+                Err(_) => "the token file can't be read",
                 // Hashes of equal length are compared in constant time.
                 Ok(token)
                     if blake3::hash(token.trim_ascii()) == blake3::hash(given)
@@ -47,7 +47,7 @@ impl FromRequestParts<Arc<Admin>> for Token {
                 {
                     return Ok(Self);
                 }
-                Ok(_) => "this is not the token",
+                Ok(_) => "the token is wrong",
             },
         };
         Err(Refused::new(StatusCode::UNAUTHORIZED, refusal))

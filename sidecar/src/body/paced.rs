@@ -34,7 +34,7 @@ impl Paced {
 
     fn broke_off(&self, reason: UpstreamReason, error: SourceError) -> SourceError {
         self.stats.upstream_failed(reason);
-        tracing::warn!(reason = reason.as_str(), %error, "a response of the application broke off");
+        tracing::warn!(reason = reason.as_str(), %error, "a response of the application is incomplete");
         error
     }
 }

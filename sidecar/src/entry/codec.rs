@@ -44,13 +44,13 @@ pub enum Record {
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DecodeError {
     /// Another version of the format.
-    #[error("version {0} is not {VERSION}")]
+    #[error("the record has version {0}, not {VERSION}")]
     Version(u8),
     /// A record that ends too early.
-    #[error("it is cut off")]
+    #[error("the record is truncated")]
     Short,
     /// A field with a value that no sidecar writes.
-    #[error("it has a bad {0}")]
+    #[error("the record has an invalid {0}")]
     Field(&'static str),
 }
 

@@ -96,21 +96,21 @@ impl RequestError {
     /// Returns the description of the error for the client.
     pub const fn detail(self) -> &'static str {
         match self {
-            Self::Syntax => "this is not an HTTP/1.1 request",
-            Self::Version => "send HTTP/1.1 or HTTP/2",
-            Self::Target => "the request target is not a path with a query",
+            Self::Syntax => "the request is not valid HTTP/1.1",
+            Self::Version => "the HTTP version is not supported: send HTTP/1.1 or HTTP/2",
+            Self::Target => "the request target must be a path, with or without a query",
             Self::TargetTooLong => "the request target is longer than 32 KiB",
-            Self::HeadTooLarge => "the header fields take more than 64 KiB, or are more than 100",
-            Self::TooSlow => "the request did not come in time",
-            Self::Host => "send one Host header with a host in it",
-            Self::ContentLength => "Content-Length is not one number",
-            Self::TwoLengths => "send Content-Length or Transfer-Encoding, not both",
-            Self::TransferCoding => "the only transfer coding is chunked, in HTTP/1.1",
-            Self::Chunking => "the body is not made of chunks",
-            Self::ProxyProtocol => "the PROXY protocol is not spoken here: send the request alone",
-            Self::OtherProtocol => "this is not HTTP, and the policy refuses other protocols",
-            Self::Overloaded => "too many requests are on their way",
-            Self::Resets => "too many streams were given up: the connection ends",
+            Self::HeadTooLarge => "the request has more than 100 header fields, or more than 64 KiB of them",
+            Self::TooSlow => "the request was not complete in time",
+            Self::Host => "the request must have exactly one Host header, with a valid host",
+            Self::ContentLength => "Content-Length must be one number",
+            Self::TwoLengths => "the request has both Content-Length and Transfer-Encoding: send one of them",
+            Self::TransferCoding => "the transfer coding is not supported: send chunked, over HTTP/1.1",
+            Self::Chunking => "the chunks of the request body are malformed",
+            Self::ProxyProtocol => "the PROXY protocol is not supported: send the request without its header",
+            Self::OtherProtocol => "the connection does not use HTTP, and the policy refuses other protocols",
+            Self::Overloaded => "too many requests are in progress: try again later",
+            Self::Resets => "too many streams were reset: the connection is closed",
         }
     }
 

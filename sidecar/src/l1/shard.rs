@@ -128,8 +128,7 @@ impl Shard {
             Eviction::S3Fifo if !self.ghosts.forget(hash) => Queue::Small,
             Eviction::S3Fifo | Eviction::Lru => Queue::Main,
         };
-        let place =
-            u32::try_from(self.nodes.len()).expect("billions of entries need more memory than there is");
+        let place = u32::try_from(self.nodes.len()).expect("billions of entries exceed any memory");
         self.nodes.push(Node {
             key: key.into(),
             stored,

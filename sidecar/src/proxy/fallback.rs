@@ -37,7 +37,7 @@ impl Proxy {
                 tracing::warn!(
                     reason = error.reason().as_str(),
                     error = error.chain(),
-                    "the application did not respond; a stored response is served"
+                    "the application did not respond; serving a stored response"
                 );
             }
             return served;

@@ -226,7 +226,7 @@ impl CacheRequest {
 pub(super) fn date_if_missing(headers: &mut HeaderMap, received_at: u64) {
     if !headers.contains_key(DATE) {
         let now = date::format(received_at / 1000);
-        headers.insert(DATE, HeaderValue::from_bytes(&now).expect("a date is visible ASCII"));
+        headers.insert(DATE, HeaderValue::from_bytes(&now).expect("an HTTP date is visible ASCII"));
     }
 }
 

@@ -81,14 +81,14 @@ impl Proxy {
             let served = tokio::select! {
                 served = proxy.fetch(fetch) => served,
                 // The connection to the application ends with the fetch, so that it hears of it.
-                () = abandoned => return tracing::debug!("nobody waits for a response any more"),
+                () = abandoned => return tracing::debug!("cancelled a fetch that no client waits for"),
             };
             if let Err(Served { response, .. }) = sender.send(served) {
                 // Those who wait have been told, and need a moment to begin to read.
                 drain(response.into_body(), limit, ABANDONED_TIMEOUT).await;
             }
         });
-        response.await.expect("a task that is not abandoned ends, unless it panics, and then so do we")
+        response.await.expect("a fetch whose client waits is never cancelled, and its panic is passed on")
     }
 
     /// Fetches and, if a stored response may be served in place of an error, responds with that as soon as a source takes longer than its `timeout`. The
@@ -116,7 +116,7 @@ impl Proxy {
                 fetching.await
             }
         };
-        served.expect("a task that is not aborted ends, unless it panics, and then so do we")
+        served.expect("the task is never aborted while it is awaited, and its panic is passed on")
     }
 }
 

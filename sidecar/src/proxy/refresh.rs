@@ -52,7 +52,7 @@ impl Proxy {
             let limit = fetch.request.max_body();
             match timeout(REFRESH_TIMEOUT, self.fetch(fetch)).await {
                 Ok(served) => drain(served.response.into_body(), limit, REFRESH_TIMEOUT).await,
-                Err(_) => tracing::warn!("the application did not refresh a response in {REFRESH_TIMEOUT:?}"),
+                Err(_) => tracing::warn!("a stored response was not refreshed within {REFRESH_TIMEOUT:?}"),
             }
         })
     }

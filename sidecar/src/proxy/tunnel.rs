@@ -14,11 +14,11 @@ use crate::http1_guard::Handoff;
 pub(super) async fn join(client: OnUpgrade, application: OnUpgrade, handoff: Option<Arc<Handoff>>) {
     let (client, application) = match tokio::try_join!(client, application) {
         Ok(both) => both,
-        Err(error) => return tracing::debug!(%error, "an upgrade did not happen"),
+        Err(error) => return tracing::debug!(%error, "a protocol upgrade failed"),
     };
     let ended = copy_bidirectional(&mut TokioIo::new(client), &mut TokioIo::new(application)).await;
     if let Err(error) = ended {
-        tracing::debug!(%error, "an upgraded connection broke");
+        tracing::debug!(%error, "an upgraded connection failed");
     }
     drop(handoff);
 }

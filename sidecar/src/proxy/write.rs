@@ -76,7 +76,10 @@ impl Proxy {
             }
             outcome.map(|response| (response, times, posted))
         });
-        match written.await.expect("a task that is not aborted ends, unless it panics, and then so do we") {
+        match written
+            .await
+            .expect("the task is never aborted while it is awaited, and its panic is passed on")
+        {
             Ok((response, times, posted)) => {
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS
                     && let Some(from_client) = from_client

@@ -55,25 +55,25 @@ pub enum HttpFound {
 #[derive(Debug, thiserror::Error)]
 pub enum HttpError {
     /// The breaker is open.
-    #[error("the HTTP source is not asked: it failed too often of late")]
+    #[error("the HTTP source failed repeatedly; requests to it are paused")]
     Down,
     /// No response head in time.
-    #[error("the HTTP source did not answer within {0:?}")]
+    #[error("the HTTP source did not respond within {0:?}")]
     Deadline(Duration),
     /// A status other than 200, 404 and 410.
-    #[error("the HTTP source answered {0}: of other statuses than 404 and 410, only 200 is an answer")]
+    #[error("the HTTP source responded with {0}: only 200, 404 and 410 are usable")]
     Status(StatusCode),
     /// The URL and the route's path do not form a URL.
-    #[error("the source's url and the route's path do not make a URL: {0}")]
+    #[error("the source's url and the route's path do not form a valid URL: {0}")]
     Target(#[from] InvalidUri),
     /// The trusted certificates can't be read.
-    #[error("the HTTP source is not asked: {0}")]
+    #[error("the HTTP source can't be used: {0}")]
     Trust(String),
     /// A body with a transfer coding that is not decoded here.
     #[error("the HTTP source's response has a transfer coding other than chunked")]
     TransferCoding,
     /// The source can't be reached, broke the connection, or sent an invalid response.
-    #[error("the HTTP source: {0:#}")]
+    #[error("the HTTP source failed: {0:#}")]
     Failed(anyhow::Error),
 }
 

@@ -147,7 +147,7 @@ impl Shared {
             while !self.untold.is_empty() {
                 sleep(RETRY_INTERVAL).await;
                 if let Err(error) = self.made_and_told().await {
-                    tracing::debug!(%error, "postgres does not know of all purges");
+                    tracing::debug!(%error, "postgres does not have all purges yet");
                 }
             }
         }
@@ -189,7 +189,7 @@ impl Shared {
         if let Err(error @ PostgresError::NoTable(_)) = &outcome
             && !self.complained.swap(true, Ordering::Relaxed)
         {
-            tracing::error!(%error, "the last good answers can't be kept");
+            tracing::error!(%error, "could not store last known good responses");
         }
         outcome
     }

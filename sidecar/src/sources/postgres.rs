@@ -57,25 +57,25 @@ struct Server {
 #[derive(Debug, thiserror::Error)]
 pub enum PostgresError {
     /// The breaker is open.
-    #[error("postgres is not asked: it failed too often of late")]
+    #[error("postgres failed repeatedly; queries to it are paused")]
     Down,
     /// All connections were in use for more than half of the timeout. That does not count as a failure of the server,
     /// because the statements on these connections show its state.
     #[error("all {0} connections to postgres were in use for too long: raise maxConnectionsPerPod")]
     Busy(u16),
     /// No connection or no result in time.
-    #[error("postgres did not answer within {0:?}")]
+    #[error("postgres did not respond within {0:?}")]
     Deadline(Duration),
     /// The statement was rejected: the server works for others.
-    #[error("postgres refused the statement: {}", reason(.0))]
+    #[error("postgres rejected the statement: {}", reason(.0))]
     Refused(tokio_postgres::Error),
     /// The tables of last known good responses are missing, and the user may not create them.
     #[error(
-        "postgres has no tables for the last good answers and its user may not make them: run `{0}` and grant that user select, insert, update and delete on them"
+        "postgres lacks the tables for lastKnownGood and its user may not create them: run `{0}` and grant that user select, insert, update and delete on them"
     )]
     NoTable(&'static str),
     /// Postgres does not know all purges, and can't be informed.
-    #[error("postgres is not asked before it knows of all purges")]
+    #[error("lastKnownGood is not used until postgres has all purges")]
     Untold,
     /// Postgres can't be reached, or broke the connection.
     #[error("postgres: {0:#}")]
@@ -191,7 +191,7 @@ impl Server {
                 probed = Some(Instant::now());
                 self.pools.close_idle();
                 if let Err(error) = self.ask(async |client| client.simple_query("").await).await {
-                    tracing::debug!(%error, "postgres does not answer");
+                    tracing::debug!(%error, "postgres does not respond");
                 }
             }
         }
@@ -240,7 +240,7 @@ impl<'a> Turn<'a> {
     }
 
     fn client(&mut self) -> &mut Object {
-        self.client.as_mut().expect("it is taken when the turn ends")
+        self.client.as_mut().expect("the client is taken only when the connection is returned")
     }
 
     fn hand_back(mut self) {

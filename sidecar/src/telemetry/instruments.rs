@@ -45,8 +45,8 @@ pub(super) fn register(provider: &SdkMeterProvider, stats: &Arc<Stats>) -> (Hist
             .build()
     };
     (
-        histogram("larder.request.duration", "Time until the head of an answer was ready."),
-        histogram("larder.tier.duration", "Time until a tier did what it was asked."),
+        histogram("larder.request.duration", "Time until the head of a response was ready."),
+        histogram("larder.tier.duration", "Duration of operations in a tier."),
     )
 }
 
@@ -54,7 +54,7 @@ fn observe_requests(meter: &Meter, stats: &Arc<Stats>) {
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.requests")
-        .with_description("Requests, by what became of them and by who answered.")
+        .with_description("Requests, by outcome and by the tier that responded.")
         .with_callback(move |observer| {
             for (route, stats) in counted.routes() {
                 for (outcome, tier) in Outcome::ALL.into_iter().flat_map(|o| Tier::ALL.map(|t| (o, t))) {
@@ -74,7 +74,7 @@ fn observe_requests(meter: &Meter, stats: &Arc<Stats>) {
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.not_stored")
-        .with_description("Answers of cached routes that were not stored, by reason.")
+        .with_description("Responses of cached routes that were not stored, by reason.")
         .with_callback(move |observer| {
             for (route, stats) in counted.routes() {
                 for reason in NotStored::ALL {
@@ -91,7 +91,7 @@ fn observe_requests(meter: &Meter, stats: &Arc<Stats>) {
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.purges")
-        .with_description("Purges, by who asked for them.")
+        .with_description("Purges, by origin.")
         .with_callback(move |observer| {
             for origin in PurgeOrigin::ALL {
                 observer.observe(counted.purges(origin), &[KeyValue::new("origin", origin.as_str())]);
@@ -111,11 +111,11 @@ fn observe_l1(meter: &Meter, stats: &Arc<Stats>) {
     };
     gauge("larder.l1.bytes", "Bytes of keys, headers and bodies in memory.", |l1| l1.bytes());
     gauge("larder.l1.entries", "Entries in memory.", |l1| l1.entries());
-    gauge("larder.l1.max_bytes", "Bytes that may be in memory.", |l1| l1.max_bytes());
+    gauge("larder.l1.max_bytes", "Maximum bytes of keys, headers and bodies in memory.", |l1| l1.max_bytes());
     let stats = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.l1.evictions")
-        .with_description("Entries that made room for others.")
+        .with_description("Entries evicted to make room for others.")
         .with_callback(move |observer| observer.observe(stats.evictions.load(Ordering::Relaxed), &[]))
         .build();
 }
@@ -124,7 +124,7 @@ fn observe_tiers(meter: &Meter, stats: &Arc<Stats>) {
     let known = Arc::clone(stats);
     meter
         .u64_observable_gauge("larder.tier.up")
-        .with_description("Whether a tier is connected and trusted to answer.")
+        .with_description("1 if a tier is connected and trusted to respond.")
         .with_callback(move |observer| {
             for (tier, up) in known.tiers() {
                 observer.observe(u64::from(up), &[KeyValue::new("tier", tier)]);
@@ -167,7 +167,7 @@ fn observe_tiers(meter: &Meter, stats: &Arc<Stats>) {
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.tier.errors")
-        .with_description("Requests that a tier failed.")
+        .with_description("Requests that failed in a tier.")
         .with_callback(move |observer| {
             for (tier, count) in counted.tier_errors() {
                 if count > 0 {
@@ -196,7 +196,7 @@ fn observe_upstream(meter: &Meter, stats: &Arc<Stats>) {
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.upstream.errors")
-        .with_description("Requests that the application gave no usable response to, by reason.")
+        .with_description("Requests to which the application gave no usable response, by reason.")
         .with_callback(move |observer| {
             for reason in UpstreamReason::ALL {
                 observer
@@ -210,13 +210,13 @@ fn observe_memory(meter: &Meter, stats: &Arc<Stats>) {
     let read = Arc::clone(stats);
     meter
         .u64_observable_gauge("larder.memory.budget_bytes")
-        .with_description("Bytes that everything but L1 may take together.")
+        .with_description("Memory budget of everything but L1.")
         .with_callback(move |observer| observer.observe(read.budget.bytes(), &[]))
         .build();
     let read = Arc::clone(stats);
     meter
         .u64_observable_gauge("larder.memory.reserved_bytes")
-        .with_description("Bytes of the memory budget that are reserved, by what for.")
+        .with_description("Bytes of the memory budget that are reserved, by purpose.")
         .with_callback(move |observer| {
             for kind in Kind::ALL {
                 observer.observe(read.budget.reserved(kind), &[KeyValue::new("kind", kind.as_str())]);
@@ -227,7 +227,7 @@ fn observe_memory(meter: &Meter, stats: &Arc<Stats>) {
     let read = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.memory.refusals")
-        .with_description("What found no room in the memory budget, by what it was for.")
+        .with_description("Reservations that the memory budget had no room for, by purpose.")
         .with_callback(move |observer| {
             for kind in Kind::ALL {
                 observer.observe(read.budget.refused(kind), &[KeyValue::new("kind", kind.as_str())]);
@@ -238,7 +238,7 @@ fn observe_memory(meter: &Meter, stats: &Arc<Stats>) {
     let read = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.connections.dismissed")
-        .with_description("Connections that made room for others.")
+        .with_description("Connections closed to make room for others.")
         .with_callback(move |observer| observer.observe(read.budget.connections.dismissed(), &[]))
         .build();
 }
@@ -247,7 +247,7 @@ fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
     let known = Arc::clone(stats);
     meter
         .u64_observable_gauge("larder.state")
-        .with_description("Whether requests are looked up, by state: 1 for the one that holds.")
+        .with_description("State of the cache: 1 for the current one.")
         .with_callback(move |observer| {
             let current = known.mode();
             for mode in Mode::ALL {
@@ -258,7 +258,7 @@ fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.refused_requests")
-        .with_description("Requests that were refused before anybody acted on them, by reason.")
+        .with_description("Requests that were refused before they were processed, by reason.")
         .with_callback(move |observer| {
             for error in RequestError::ALL {
                 observer.observe(counted.count_refused(error), &[KeyValue::new("reason", error.as_str())]);
@@ -268,25 +268,25 @@ fn observe_process(meter: &Meter, stats: &Arc<Stats>) {
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.spliced_connections")
-        .with_description("Connections that did not speak HTTP and were passed on as they are.")
+        .with_description("Connections that did not use HTTP and were passed through.")
         .with_callback(move |observer| observer.observe(counted.spliced.load(Ordering::Relaxed), &[]))
         .build();
     let counted = Arc::clone(stats);
     meter
         .u64_observable_gauge("larder.requests_in_progress")
-        .with_description("Requests in progress, those included that their client has given up.")
+        .with_description("Requests in progress, including those whose client has left.")
         .with_callback(move |observer| observer.observe(counted.budget.in_progress.count() as u64, &[]))
         .build();
     let counted = Arc::clone(stats);
     meter
         .u64_observable_gauge("larder.connections")
-        .with_description("Connections that are open.")
+        .with_description("Open connections.")
         .with_callback(move |observer| observer.observe(counted.budget.connections.open() as u64, &[]))
         .build();
     let counted = Arc::clone(stats);
     meter
         .u64_observable_counter("larder.config.reloads")
-        .with_description("Changes of the configuration, by whether they were taken.")
+        .with_description("Changes of the configuration, by result.")
         .with_callback(move |observer| {
             for (result, taken) in [("ok", true), ("refused", false)] {
                 observer.observe(counted.reloads(taken), &[KeyValue::new("result", result)]);

@@ -164,8 +164,9 @@ impl Dialer {
             }
         }
         self.set_alternative(None);
-        Err(failure
-            .unwrap_or_else(|| io::Error::new(io::ErrorKind::NotFound, "the upstream's host has no address")))
+        Err(failure.unwrap_or_else(|| {
+            io::Error::new(io::ErrorKind::NotFound, "the application's host name has no address")
+        }))
     }
 
     fn alternative(&self) -> Option<SocketAddr> {

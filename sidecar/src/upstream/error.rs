@@ -19,10 +19,10 @@ pub enum UpstreamError {
     #[error("the application did not respond within {0:?}")]
     Timeout(Duration),
     /// The request was given up before it was sent.
-    #[error("nobody waits for the response any more")]
+    #[error("no client waits for the response")]
     Abandoned,
     /// The application changed to another protocol, and nobody had asked for that.
-    #[error("the application changed the protocol unasked")]
+    #[error("the application switched protocols without a request to do so")]
     UnexpectedUpgrade,
 }
 
@@ -91,32 +91,30 @@ impl UpstreamReason {
             Self::ClosedEarly => "the application closed the connection before its response had begun",
             Self::Reset => "the application reset the connection before its response had begun",
             Self::NotProcessed => {
-                "the application has not processed the request: it refuses streams of HTTP/2 at present"
+                "the application refused the HTTP/2 stream and has not processed the request"
             }
             Self::TooManyHeaders => TOO_MANY_HEADERS,
             Self::HeadTooLarge => HEAD_TOO_LARGE,
             Self::NoRoom => {
-                "the head of the application's response is large, and there is no memory for it at present"
+                "there is not enough memory for the large head of the application's response: try again later"
             }
             Self::MalformedStatusLine => {
-                "the application's response is malformed: it has no status line of HTTP/1"
+                "the application's response is malformed: it does not begin with an HTTP/1 status line"
             }
-            Self::MalformedHeader => {
-                "the application's response is malformed: a header line can't be understood"
-            }
+            Self::MalformedHeader => "the application's response is malformed: it has an invalid header line",
             Self::MalformedLength => {
                 "the application's response is malformed: its Content-Length is not one number"
             }
             Self::TransferCoding => {
-                "the application's response has an unsupported transfer coding: only chunked over HTTP/1.1 is"
+                "the application's response has an unsupported transfer coding: only chunked is supported, over HTTP/1.1"
             }
-            Self::ClosedInBody => "the application ended its response before its body was whole",
+            Self::ClosedInBody => "the application ended its response before the body was complete",
             Self::MalformedBody => "the body of the application's response is malformed",
-            Self::Timeout => "the application did not respond in time: it timed out",
+            Self::Timeout => "the application did not respond in time",
             Self::UnexpectedUpgrade => {
-                "the application's response is an unexpected 101: nobody asked for another protocol"
+                "the application responded with an unexpected 101: the request did not ask to switch protocols"
             }
-            Self::Request => "the body of the request broke off",
+            Self::Request => "the request body is incomplete",
             Self::Other => "the exchange with the application failed",
         }
     }

@@ -244,7 +244,7 @@ impl Http2 {
             .map_err(|source| UpstreamError::Exchange { source, was_sent: false })?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
-                tracing::debug!(%error, "a connection to the application broke");
+                tracing::debug!(%error, "a connection to the application failed");
             }
         });
         let link = Link { number: 1 + self.made.fetch_add(1, Ordering::Relaxed), sender };

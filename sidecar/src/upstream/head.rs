@@ -39,13 +39,13 @@ pub(super) enum HeadError {
     #[error("a head of more than {MAX_HEAD} bytes")]
     TooLarge,
     /// Too large for what memory is left.
-    #[error("no room for a large head")]
+    #[error("not enough memory for a large head")]
     NoRoom,
     /// The first line is not a status line of HTTP/1 (RFC 9112, section 4).
-    #[error("no status line of HTTP/1")]
+    #[error("no HTTP/1 status line")]
     StatusLine,
     /// A NUL or a lone CR, or a line that is needed and has no valid name (RFC 9112, section 5).
-    #[error("a header line that can't be understood")]
+    #[error("an invalid header line")]
     Field,
     /// `Content-Length` is no number, or several (RFC 9112, section 6.3).
     #[error("a Content-Length that is not one number")]

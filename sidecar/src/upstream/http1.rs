@@ -105,7 +105,7 @@ impl Http1 {
             .map_err(|source| UpstreamError::Exchange { source, was_sent: false })?;
         tokio::spawn(async move {
             if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a connection to the application broke");
+                tracing::debug!(%error, "a connection to the application failed");
             }
         });
         Ok(Connection { sender, announcement })

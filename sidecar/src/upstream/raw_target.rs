@@ -51,7 +51,7 @@ pub(super) async fn send(
         .map_err(failed)?;
     tokio::spawn(async move {
         if let Err(error) = connection.with_upgrades().await {
-            tracing::debug!(%error, "a connection to the application broke");
+            tracing::debug!(%error, "a connection to the application failed");
         }
     });
     Abandoned::check(&request)?;

@@ -192,8 +192,8 @@ async fn entry_shows_its_tiers_and_the_reason_it_is_served() {
     // A pod without the entry in memory finds it in Redis.
     let other = Sidecar::start(&policy, origin.address).await;
     assert_eq!(entries(&other, whole).await.json()["entries"][0]["tier"], "l2");
-    assert_refused(&entries(&other, "GET:/api/users/1?x=%2F").await, 404, "nothing under");
-    assert_refused(&entries(&other, "GET:http://shop.test/b").await, 404, "redis has nothing either");
+    assert_refused(&entries(&other, "GET:/api/users/1?x=%2F").await, 404, "no response under");
+    assert_refused(&entries(&other, "GET:http://shop.test/b").await, 404, "neither does Redis");
     // A purge shows, in memory and in Redis.
     assert_eq!(sidecar.purge(r#"{"tags": ["user:1"]}"#).await.status, 200);
     let shown = entries(&sidecar, whole).await.json();
@@ -467,16 +467,16 @@ async fn malformed_admin_request_is_refused_with_a_remedy() {
         ("/explain", "{\"url\": \"/a\"}", "not a URL"),
         ("/explain", "{\"url\": \"http://a b/\"}", "not a URL"),
         ("/explain", "{\"url\": \"http://a/\", \"method\": \"get\"}", "in capitals"),
-        ("/explain", "{\"url\": \"http://a/\", \"headers\": {\"a b\": \"\"}}", "not a header"),
-        ("/explain", "{\"url\": \"http://a/\", \"headers\": {\"a\": \"\\n\"}}", "not a header"),
-        ("/explain", "{\"url\": \"http://a/\", \"headers\": {\"a\": \"\u{84}\"}}", "not a header"),
+        ("/explain", "{\"url\": \"http://a/\", \"headers\": {\"a b\": \"\"}}", "not a valid header"),
+        ("/explain", "{\"url\": \"http://a/\", \"headers\": {\"a\": \"\\n\"}}", "not a valid header"),
+        ("/explain", "{\"url\": \"http://a/\", \"headers\": {\"a\": \"\u{84}\"}}", "not a valid header"),
         ("/explain", "{\"url\": \"http://a/\", \"port\": 0}", "not a port"),
         ("/explain", "{\"url\": \"http://a/\", \"port\": 65536}", "not a port"),
         ("/explain", "{\"url\": \"http://a/\", \"port\": 1.5}", "not a port"),
         ("/purge", "", "send {"),
         ("/purge", "[[\"a\"], [], []]", "JSON object"),
         ("/purge", "{\"key\": []}", "unknown field `key`"),
-        ("/purge", "{}", "say what to purge"),
+        ("/purge", "{}", "nothing to purge"),
         ("/purge", "{\"paths\": [\"a\"]}", "not a path"),
         ("/purge", "\u{0}", "send {"),
     ] {
@@ -653,7 +653,7 @@ async fn admin_api_is_served_over_http2() {
     tokio::spawn(connection);
     for (method, path, token, body, status, says) in [
         ("GET", "/_larder/livez", "", "", 200, "ok"),
-        ("GET", "/_larder/stats", "", "", 401, "not the token"),
+        ("GET", "/_larder/stats", "", "", 401, "the token is wrong"),
         ("GET", "/_larder/stats?top=1", TOKEN, "", 200, "\"hits\":0"),
         ("POST", "/_larder/explain", TOKEN, "{\"url\": \"http://shop/a\"}", 200, "GET:http://shop/a"),
         ("POST", "/_larder/drain", TOKEN, "", 404, "/openapi.json"),

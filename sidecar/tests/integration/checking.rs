@@ -37,7 +37,7 @@ fn check(arguments: &[&str], input: &str) -> (String, String, i32) {
 #[test]
 fn valid_policy_is_reported_in_a_line() {
     let (out, _, code) = check(&["-"], GOOD);
-    let expected = "standard input: CachePolicy shop is good: 1 route, 0 sources, 0 rules for writes\n";
+    let expected = "standard input: CachePolicy shop is valid: 1 route, 0 sources, 0 rules for writes\n";
     assert_eq!((out.as_str(), code), (expected, 0));
     assert_eq!(check(&["-", "--cluster"], GOOD).2, 1, "a cluster needs a selector");
 }
@@ -50,7 +50,7 @@ fn each_fault_of_each_file_is_a_line() {
     let [good, bad] = [&first, &second].map(|policy| policy.path().to_str().unwrap().to_owned());
     let (out, _, code) = check(&[&good, &bad], "");
     let expected = [
-        format!("{good}: CachePolicy shop is good: 1 route, 0 sources, 0 rules for writes"),
+        format!("{good}: CachePolicy shop is valid: 1 route, 0 sources, 0 rules for writes"),
         format!(
             "{bad}:8:10: spec.routes[0].ttl: \"2 minutes\" is not a duration: write one such as 500ms, 30s, 5m or 1h30m"
         ),
@@ -103,10 +103,10 @@ fn document_of_another_kind_is_skipped_and_reported() {
     let several = format!("kind: Secret\n---\n{GOOD}");
     let (out, _, code) = check(&["-"], &several);
     assert_eq!(code, 0, "{out}");
-    assert!(out.starts_with("standard input:1: Secret is no CachePolicy, and skipped\n"), "{out}");
-    assert!(out.contains("standard input: CachePolicy shop is good"), "{out}");
+    assert!(out.starts_with("standard input:1: skipped Secret, which is not a CachePolicy\n"), "{out}");
+    assert!(out.contains("standard input: CachePolicy shop is valid"), "{out}");
     let (_, error, code) = check(&["-"], "kind: Secret");
-    assert_eq!((error.as_str(), code), ("there is no CachePolicy in what was given\n", 1));
+    assert_eq!((error.as_str(), code), ("found no CachePolicy\n", 1));
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -339,8 +339,8 @@ async fn a_head_that_is_not_understood_is_an_error_that_says_why() {
     for (head, why) in [
         (format!("HTTP/1.1 200 OK\r\n{}", "A: b\r\n".repeat(1_100)), "more than 1000 header lines"),
         (format!("HTTP/1.1 200 OK\r\nA: {}\r\n", "b".repeat(300 << 10)), "a head of more than 131072 bytes"),
-        ("nonsense\r\n".into(), "no status line of HTTP/1"),
-        ("HTTP/1.1 200 OK\r\nA: b\0c\r\n".into(), "a header line that can't be understood"),
+        ("nonsense\r\n".into(), "no HTTP/1 status line"),
+        ("HTTP/1.1 200 OK\r\nA: b\0c\r\n".into(), "an invalid header line"),
         (
             "HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n".into(),
             "a Content-Length that is not one number",

@@ -71,7 +71,7 @@ async fn tls_follows_the_url_and_trusts_only_the_ca() {
     for (why, url, ca) in [
         ("another CA", url("require"), Some(stranger.pem())),
         ("the system's roots", url("verify-full"), None),
-        ("another name", other_name, Some(authority.pem())),
+        ("rename the parameter", other_name, Some(authority.pem())),
         ("prefer is not plain text for whoever asks", url("prefer"), Some(stranger.pem())),
         ("a CA and no TLS", url("disable"), Some(authority.pem())),
     ] {

@@ -95,7 +95,7 @@ async fn a_body_that_breaks_off_says_why_in_the_log_and_a_metric() {
         let response = String::from_utf8(exchange(sidecar.address, request).await).unwrap();
         assert!(!response.contains("okay") && !response.ends_with("0\r\n\r\n"), "{case:?}: {response}");
         until("the metric", async || (errors(&sidecar, reason).await == 1.0).then_some(())).await;
-        let logged = sidecar.logged("a response of the application broke off").unwrap();
+        let logged = sidecar.logged("a response of the application is incomplete").unwrap();
         assert!(logged.contains(&format!("\"{reason}\"")), "{case:?}: {logged}");
         assert_eq!(sidecar.metric("larder_l1_entries", &[]).await, 0.0, "{case:?}");
     }

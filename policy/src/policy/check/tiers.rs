@@ -167,7 +167,7 @@ impl Check {
         let is_known = |name: &&str| parameters.contains(name) || query_parameter(name).is_some();
         for name in placeholders(path).filter(|name| !is_known(name)) {
             let message = format!(
-                "{{{name}}} stands for nothing: use a parameter of match.path, or one of the query such as {{query.page}}"
+                "{{{name}}} has no value: use a parameter of match.path, or one of the query such as {{query.page}}"
             );
             self.refuse(&format!("{at}.path"), message);
         }
@@ -176,7 +176,7 @@ impl Check {
             self.postgres_source(&at, source, sources);
             if parameters.contains(&BODY) {
                 let message =
-                    "{body} is the text of the answer here: call the parameter of match.path another name";
+                    "{body} is the body of the response here: rename the parameter of match.path";
                 self.refuse(&format!("{at}.statement"), message);
             }
             if !statement.to_ascii_lowercase().contains("on conflict") {
@@ -209,7 +209,7 @@ impl Check {
         let listed = |code| lifetimes.statuses.iter().any(|(status, _)| *status == code);
         if listed(StatusCode::NOT_FOUND) {
             if spec.not_found_ttl.is_some() {
-                let message = "statuses says how long a 404 is fresh already: set one of them";
+                let message = "statuses already sets how long a 404 is fresh: set one of them";
                 self.refuse(&format!("{at}.notFoundTTL"), message);
             }
             return;

@@ -29,10 +29,10 @@ pub struct HttpBody {
 #[derive(Debug, thiserror::Error)]
 pub enum HttpBodyError {
     /// The body was incomplete at the deadline.
-    #[error("the HTTP source's answer was not whole within {0:?}")]
+    #[error("the HTTP source's response was not complete within {0:?}")]
     Deadline(Duration),
     /// The source broke it off.
-    #[error("the HTTP source broke the body off: {0}")]
+    #[error("the HTTP source ended the response body early: {0}")]
     Broken(#[from] hyper::Error),
 }
 

@@ -114,7 +114,7 @@ impl Pools {
             // The first pool is used in any case.
             if !is_first {
                 let connected = timeout(self.spec.statement_timeout.0, pool.get()).await;
-                drop(connected.context("no connection in time")?.map_err(PostgresError::of_connecting)?);
+                drop(connected.context("could not connect in time")?.map_err(PostgresError::of_connecting)?);
             }
             anyhow::Ok(pool)
         };
@@ -123,7 +123,7 @@ impl Pools {
         match proven {
             Ok(pool) => {
                 if !is_first {
-                    tracing::info!("postgres is reached by a new URL or CA");
+                    tracing::info!("connected to postgres with the new URL or CA");
                 }
                 state.current = Some((told, pool));
                 state.refused = None;
@@ -131,7 +131,11 @@ impl Pools {
             }
             Err(error) => {
                 state.refused = Some((told, Instant::now()));
-                Err(if is_first { error } else { error.context("a changed URL or CA is kept out") })
+                Err(if is_first {
+                    error
+                } else {
+                    error.context("the changed URL or CA can't be used; keeping the previous one")
+                })
             }
         }
     }
@@ -180,7 +184,7 @@ fn manager(mut config: Config, ca_pem: Option<&[u8]>) -> anyhow::Result<Manager>
         // A configured CA requires TLS.
         ensure!(
             config.get_ssl_mode() != SslMode::Disable,
-            "caFrom is for TLS: take sslmode=disable out of the URL, or caFrom"
+            "caFrom requires TLS: remove sslmode=disable from the URL, or remove caFrom"
         );
         config.ssl_mode(SslMode::Require);
     }

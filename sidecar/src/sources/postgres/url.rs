@@ -32,8 +32,8 @@ pub(super) fn parse(url: &str) -> anyhow::Result<Config> {
     let is_clear = server.matches('@').count() <= 1;
     let config = if is_clear { url.parse().ok() } else { None };
     config.context(
-        "the postgres URL can't be used: write postgres://user:password@host:5432/database, with what is not a letter or a digit \
-         in the password percent-encoded, and no option but those of libpq",
+        "the postgres URL can't be used: write postgres://user:password@host:5432/database, with every character of the \
+         password other than letters and digits percent-encoded, and only options of libpq",
     )
 }
 
