@@ -1,4 +1,4 @@
-//! The application.
+//! Connections and requests to the application.
 
 use std::sync::{
     Arc,
@@ -37,25 +37,25 @@ pub use upload::{Progress, Upload};
 /// The body of a request to the application: the client's body as it arrives, or one in memory, possibly empty.
 pub type RequestBody = Either<Upload, Full<Bytes>>;
 
-/// Extension of a request with which its sender gives it up: it is not sent any more, unless it has been sent already.
+/// Request extension by which the sender cancels the request: it is not sent, unless it has been sent already.
 #[derive(Clone, Debug, Default)]
 pub struct Abandoned(Arc<AtomicBool>);
 
 impl Abandoned {
-    /// Gives the request up.
+    /// Cancels the request.
     pub fn set(&self) {
         self.0.store(true, Ordering::Release);
     }
 
-    /// Returns true if the request was given up.
+    /// Returns true if the request was cancelled.
     pub fn is_set(&self) -> bool {
         self.0.load(Ordering::Acquire)
     }
 
-    /// Checks that a request which is about to be sent was not given up.
+    /// Checks that a request which is about to be sent was not cancelled.
     ///
     /// # Errors
-    /// If the request was given up.
+    /// If the request was cancelled.
     fn check<B>(request: &Request<B>) -> Result<(), UpstreamError> {
         match request.extensions().get::<Self>() {
             Some(abandoned) if abandoned.is_set() => Err(UpstreamError::Abandoned),
@@ -64,12 +64,12 @@ impl Abandoned {
     }
 }
 
-/// No body.
+/// Returns an empty body.
 pub fn no_body() -> RequestBody {
     Either::Right(Full::default())
 }
 
-/// The authority of a request over HTTP/2 that names no host.
+/// Authority of an HTTP/2 request that has no host.
 const APPLICATION: &str = "application";
 
 /// An application and the connections to it.
@@ -82,7 +82,7 @@ pub struct Upstream {
 }
 
 impl Upstream {
-    /// An application that is connected to by `dialer`. Large heads of its responses take room of `budget`.
+    /// Creates the client of an application to which `dialer` connects. Large response heads take memory from `budget`.
     pub fn new(dialer: Arc<Dialer>, budget: Arc<Budget>) -> Self {
         Self {
             http1: Arc::new(Http1::new(Arc::clone(&dialer), Arc::clone(&budget))),
@@ -92,13 +92,13 @@ impl Upstream {
         }
     }
 
-    /// Passes a request on: one that came over HTTP/2 in HTTP/2, if the application speaks that, and every other in HTTP/1.1.
+    /// Forwards a request: over HTTP/2 if it was received over HTTP/2 and the application supports that, otherwise over HTTP/1.1.
     ///
-    /// A request whose body is at hand, and that failed on a connection which may have been dead, is sent once more if its
-    /// method is idempotent (RFC 9110, section 9.2.2).
+    /// A request that failed on a connection which may have been closed is sent once more if its body is in memory and its method
+    /// is idempotent (RFC 9110, section 9.2.2).
     ///
     /// # Errors
-    /// If the application refused the connection or broke it off.
+    /// If the application refused or closed the connection.
     pub async fn send(
         &self,
         mut request: Request<RequestBody>,
@@ -130,10 +130,10 @@ impl Upstream {
         }
     }
 
-    /// Opens a connection of its own, for what is not HTTP.
+    /// Opens a separate connection, for protocols other than HTTP.
     ///
     /// # Errors
-    /// If nobody listens.
+    /// If the application does not listen.
     pub async fn connect(&self, refused: WhenRefused) -> std::io::Result<TcpStream> {
         self.dialer.connect(refused).await
     }
@@ -144,18 +144,18 @@ impl Upstream {
     }
 }
 
-/// The path and query as the client sent them (RFC 9112, section 3.2.1).
+/// Returns the target in origin form: the path and query as the client sent them (RFC 9112, section 3.2.1).
 fn origin_form(uri: &Uri) -> Uri {
     uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from)
 }
 
-/// The path and query as the client sent them, at a host.
+/// Returns the target in absolute form, with the path and query as the client sent them.
 fn target(uri: &Uri, host: &str) -> Option<Uri> {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
     Uri::builder().scheme("http").authority(host).path_and_query(path).build().ok()
 }
 
-/// HTTP/2 may have a cookie in several fields, HTTP/1.1 in one (RFC 9113, section 8.2.3).
+/// Joins the `Cookie` fields of an HTTP/2 request into one, as HTTP/1.1 requires (RFC 9113, section 8.2.3).
 fn join_crumbs(headers: &mut HeaderMap) {
     let crumbs: Vec<_> = headers.get_all(COOKIE).iter().map(HeaderValue::as_bytes).collect();
     if crumbs.len() > 1
@@ -165,7 +165,7 @@ fn join_crumbs(headers: &mut HeaderMap) {
     }
 }
 
-/// The same request, if it may be sent once more: its body is at hand and its method is idempotent.
+/// Returns a copy of a request that may be sent once more, because its body is in memory and its method is idempotent.
 fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     let body = match request.body() {
         Either::Right(at_hand) if request.method().is_idempotent() => at_hand.clone(),
@@ -174,7 +174,7 @@ fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
     Some(head_of(request).map(|()| Either::Right(body)))
 }
 
-/// A request without its body.
+/// Returns a copy of a request without its body.
 fn head_of(request: &Request<RequestBody>) -> Request<()> {
     let mut head = Request::new(());
     *head.method_mut() = request.method().clone();

@@ -1,4 +1,4 @@
-//! Connections to the application: where they go, and how long a refused one is tried again.
+//! Connections to the application: choice of the address, and retries of refused connections.
 
 use std::{
     io,
@@ -18,20 +18,19 @@ use tokio::{
 use crate::{cli::UpstreamUrl, clock::monotonic_ms};
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(5);
-/// Time without traffic after which the kernel asks whether the application is still there, between its questions, and how many
-/// it asks.
+/// TCP keep-alive: time without traffic before the first probe, interval of the probes, and their number.
 const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 const KEEPALIVE_RETRIES: u32 = 4;
-/// Time for which an address other than the first is used without asking the first.
+/// Time for which an alternative address is used before the first one is tried again.
 const ALTERNATIVE_INTERVAL: Duration = Duration::from_secs(1);
-/// Time for which refused connections are tried again, from the first one on: a container that was killed is back by then, or
-/// its pod is no endpoint any more.
+/// Time for which refused connections are retried, counted from the first one. By then a container that was killed has restarted,
+/// or its pod is no longer an endpoint.
 const REFUSED_GRACE_MS: u64 = 2_000;
-/// Pauses between these tries.
+/// Intervals between these retries.
 const MIN_RETRY_INTERVAL: Duration = Duration::from_millis(10);
 const MAX_RETRY_INTERVAL: Duration = Duration::from_millis(100);
-/// Time for which an application that refused a connection is known to be gone.
+/// Time for which an application counts as gone after it refused a connection.
 const GONE_INTERVAL_MS: u64 = 1_000;
 
 /// Treatment of a request whose connection is refused.
@@ -39,15 +38,15 @@ const GONE_INTERVAL_MS: u64 = 1_000;
 pub enum WhenRefused {
     /// The request fails at once, because a stored response may be served instead.
     Fail,
-    /// The connection is tried again for 2 s after the application refused the first one, if it had ever taken one.
+    /// The connection is retried for 2 s after the first refusal, if the application had ever accepted one.
     Retry,
 }
 
-/// An application's addresses, and what is known of them.
+/// An application's addresses, and the outcomes of earlier connections to them.
 ///
-/// Whoever calls from a loopback address is trusted by many applications (`allow 127.0.0.1`, Express' `trust proxy`, Spring's
-/// actuator behind a check of the address). So an application on this host is called at its pod's address, which then is the
-/// caller's, too, and on a loopback address only if nobody listens there.
+/// Many applications trust clients at a loopback address (`allow 127.0.0.1`, Express' `trust proxy`, Spring's actuator behind a
+/// check of the address). Therefore an application on this host is called at its pod's address, which then is also the client's,
+/// and at a loopback address only if it does not listen there.
 #[derive(Debug)]
 pub struct Dialer {
     host: Box<str>,
@@ -56,14 +55,14 @@ pub struct Dialer {
     /// An address that accepted a connection after the first one had refused it, and the time of that.
     alternative: Mutex<Option<(SocketAddr, Instant)>>,
     has_connected: AtomicBool,
-    /// When the first and the last connection was refused since one was taken, in [`monotonic_ms`]; 0: none.
+    /// Times of the first and the last refusal since a connection was accepted, as [`monotonic_ms`]; 0 if there was none.
     refused_since: AtomicU64,
     refused_last: AtomicU64,
     was_refused: Notify,
 }
 
 impl Dialer {
-    /// Connections to an application at `url`, in the pod with this address.
+    /// Creates a dialer for an application at `url`, in the pod with this address.
     pub fn new(url: &UpstreamUrl, pod_ip: Option<IpAddr>) -> Self {
         Self {
             host: url.authority.host().trim_matches(['[', ']']).into(),
@@ -80,7 +79,7 @@ impl Dialer {
     /// Opens a connection.
     ///
     /// # Errors
-    /// If nobody listens at any address, or connecting takes longer than 5 s.
+    /// If the application listens at no address, or connecting takes longer than 5 s.
     pub async fn connect(&self, refused: WhenRefused) -> io::Result<TcpStream> {
         let mut pause = MIN_RETRY_INTERVAL;
         loop {
@@ -111,7 +110,7 @@ impl Dialer {
         })
     }
 
-    /// The time for which the application has refused every connection, if it refused one within the last second.
+    /// Returns the time for which the application has refused every connection, if it refused one within the last second.
     pub fn refused_for(&self) -> Option<Duration> {
         let since = self.refused_since.load(Ordering::Relaxed);
         let now = monotonic_ms();
@@ -124,7 +123,7 @@ impl Dialer {
         self.was_refused.notified().await;
     }
 
-    /// Notes that a connection was refused; for how much longer it may be tried again.
+    /// Records that a connection was refused, and returns the time for which it may still be retried.
     fn grace_left(&self) -> Duration {
         let now = monotonic_ms().max(1);
         self.refused_last.store(now, Ordering::Relaxed);
@@ -157,7 +156,7 @@ impl Dialer {
                     self.set_alternative(Some((address, Instant::now())));
                     return Ok(stream);
                 }
-                // The application listens there, and is overloaded.
+                // The application listens at this address, and is overloaded.
                 Err(error) if error.kind() == io::ErrorKind::TimedOut => return Err(error),
                 Err(error) if error.kind() == io::ErrorKind::ConnectionRefused => failure = Some(error),
                 Err(error) => failure = failure.or(Some(error)),
@@ -178,7 +177,7 @@ impl Dialer {
         *self.alternative.lock() = alternative;
     }
 
-    /// The addresses in the order of preference: of an application on a loopback address its pod's first.
+    /// Returns the addresses in order of preference: the pod's first, if the application is on a loopback address.
     async fn addresses(&self) -> io::Result<Vec<SocketAddr>> {
         let mut ips: Vec<IpAddr> = match self.host.parse() {
             Ok(ip) => vec![ip],
@@ -190,7 +189,7 @@ impl Dialer {
         if let Some(pod_ip) = self.pod_ip {
             if ips.iter().all(IpAddr::is_loopback) {
                 ips.insert(0, pod_ip);
-                // To applications `localhost` is one of these or both.
+                // Applications understand `localhost` as one of these or both.
                 ips.extend([IpAddr::from(Ipv4Addr::LOCALHOST), IpAddr::from(Ipv6Addr::LOCALHOST)]);
             } else {
                 ips.push(pod_ip);
@@ -211,13 +210,13 @@ impl Dialer {
             SocketAddr::V4(_) => TcpSocket::new_v4()?,
             SocketAddr::V6(_) => TcpSocket::new_v6()?,
         };
-        // The kernel calls an address of its own from the same one, except in 127.0.0.0/8.
+        // Connections to a local address have the same source address, except in 127.0.0.0/8.
         if address.ip().is_loopback() && Some(address.ip()) == self.pod_ip {
             socket.bind(SocketAddr::new(address.ip(), 0))?;
         }
         let stream = timeout(CONNECT_TIMEOUT, socket.connect(address)).await??;
         stream.set_nodelay(true)?;
-        // Not HTTP/2's pings: servers of gRPC end a connection that is pinged more often than every five minutes.
+        // HTTP/2 pings are not used, because gRPC servers close a connection that is pinged more often than every five minutes.
         let keepalive = TcpKeepalive::new()
             .with_time(KEEPALIVE_IDLE)
             .with_interval(KEEPALIVE_INTERVAL)

@@ -18,16 +18,16 @@ pub enum UpstreamError {
     /// The application did not begin its response in time.
     #[error("the application did not respond within {0:?}")]
     Timeout(Duration),
-    /// The request was given up before it was sent.
+    /// The request was cancelled before it was sent.
     #[error("no client waits for the response")]
     Abandoned,
-    /// The application changed to another protocol, and nobody had asked for that.
+    /// The application switched to another protocol without a request to do so.
     #[error("the application switched protocols without a request to do so")]
     UnexpectedUpgrade,
 }
 
 larder_api::labelled! {
-    /// Kind of failure of an exchange with the application, as metrics, problem details and the log name it.
+    /// Kind of failure of an exchange with the application, in metrics, problem details and the log.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
     pub enum UpstreamReason {
         /// The application refused the connection: nothing listens.
@@ -58,21 +58,21 @@ larder_api::labelled! {
         TransferCoding = "transfer-coding",
         /// The application ended the connection or the stream in the middle of a body.
         ClosedInBody = "closed-in-body",
-        /// The chunks of a body make no sense (RFC 9112, section 7.1).
+        /// The chunks of a body are malformed (RFC 9112, section 7.1).
         MalformedBody = "malformed-body",
-        /// The application did not begin its response in time, or did not go on with its body.
+        /// The application did not begin its response, or continue its body, in time.
         Timeout = "timeout",
-        /// The application changed to another protocol unasked: a 101 (RFC 9110, section 15.2.2).
+        /// The application switched protocols without a request to do so: a 101 (RFC 9110, section 15.2.2).
         UnexpectedUpgrade = "unexpected-upgrade",
-        /// The client broke the body of its request off.
+        /// The client did not complete the request body.
         Request = "request",
-        /// Something else.
+        /// Any other failure.
         Other = "other",
     }
 }
 
 impl UpstreamReason {
-    /// The reason for which a body broke off.
+    /// Returns the reason why a response body is incomplete.
     pub fn of_body(error: &hyper::Error) -> Self {
         let io = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
         match io.map(io::Error::kind) {
@@ -82,7 +82,7 @@ impl UpstreamReason {
         }
     }
 
-    /// The reason as a client is told.
+    /// Returns the description for the client.
     pub const fn detail(self) -> &'static str {
         match self {
             Self::Refused => "the application refused the connection: nothing listens on its port",
@@ -129,7 +129,7 @@ impl UpstreamError {
         Self::Connect { source, was_sent: false }
     }
 
-    /// The failure of a request that was sent before.
+    /// Returns the failure of a request that was sent before.
     pub(super) fn of_repetition(self) -> Self {
         match self {
             Self::Connect { source, .. } => Self::Connect { source, was_sent: true },
@@ -138,7 +138,7 @@ impl UpstreamError {
         }
     }
 
-    /// The kind of failure.
+    /// Returns the kind of failure.
     pub fn reason(&self) -> UpstreamReason {
         match self {
             Self::Connect { source, .. } => match source.kind() {
@@ -156,12 +156,12 @@ impl UpstreamError {
     pub const fn may_have_been_sent(&self) -> bool {
         match self {
             Self::Connect { was_sent, .. } | Self::Exchange { was_sent, .. } => *was_sent,
-            // The request may have been sent before it was sent again.
+            // The request may have been sent over an earlier connection.
             Self::Timeout(_) | Self::Abandoned | Self::UnexpectedUpgrade => true,
         }
     }
 
-    /// The error and all that caused it, in one line.
+    /// Returns the error and its causes in one line.
     pub fn chain(&self) -> String {
         let causes: Vec<_> = causes(self).map(ToString::to_string).collect();
         causes.join(": ")
@@ -172,7 +172,7 @@ fn causes<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'a (dyn
     iter::successors(Some(error), |&error| error.source())
 }
 
-/// The error of a response head that was not understood.
+/// Returns the error of a response head that was rejected.
 fn head_error<'a>(error: &'a (dyn Error + 'static)) -> Option<&'a HeadError> {
     causes(error).find_map(|cause| cause.downcast_ref::<io::Error>()?.get_ref()?.downcast_ref())
 }
@@ -200,7 +200,7 @@ fn reason_of(error: &hyper::Error) -> UpstreamReason {
         _ if error.is_incomplete_message() || error.is_canceled() || error.is_closed() => {
             UpstreamReason::ClosedEarly
         }
-        // The other errors with a cause are HTTP/2's: a stream or the connection was ended with an error code.
+        // Other errors with a cause come from HTTP/2: a stream or the connection was closed with an error code.
         _ if error.source().is_some() => UpstreamReason::Reset,
         _ => UpstreamReason::Other,
     }
@@ -211,16 +211,16 @@ const fn is_reset(kind: io::ErrorKind) -> bool {
     matches!(kind, BrokenPipe | ConnectionAborted | ConnectionReset | NotConnected)
 }
 
-/// Returns true if the application says that it has not processed a request, which may then be sent again whatever its method (RFC 9113,
-/// section 8.7): it refused the stream, or left the connection before it. h2 fails only those streams with a GOAWAY of the other
-/// side that are above the last one which that names.
+/// Returns true if the application has declared that it did not process a request, which may then be sent again with any method
+/// (RFC 9113, section 8.7): it refused the stream, or sent a GOAWAY before it. h2 fails only streams above the last one that the
+/// GOAWAY names.
 pub(super) fn was_not_processed(error: &(dyn Error + 'static)) -> bool {
     is_going_away(error)
         || http2_errors(error)
             .any(|error| error.is_remote() && error.reason() == Some(h2::Reason::REFUSED_STREAM))
 }
 
-/// Returns true if a request failed because the application takes no further ones on its connection.
+/// Returns true if a request failed because the application accepts no further requests on its connection.
 pub(super) fn is_going_away(error: &(dyn Error + 'static)) -> bool {
     http2_errors(error).any(|error| error.is_remote() && error.is_go_away())
 }
@@ -229,7 +229,7 @@ fn http2_errors<'a>(error: &'a (dyn Error + 'static)) -> impl Iterator<Item = &'
     causes(error).filter_map(|error| error.downcast_ref::<h2::Error>())
 }
 
-/// Returns true if a request failed because its connection broke, possibly before the request; not because the response
+/// Returns true if a request failed because its connection failed, possibly before the request, rather than because the response
 /// was invalid.
 pub(crate) fn may_have_been_dead(error: &(dyn Error + 'static)) -> bool {
     causes(error).any(|error| {

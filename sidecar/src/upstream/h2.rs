@@ -1,4 +1,4 @@
-//! An application that speaks HTTP/2 without TLS (RFC 9113, section 3.3): gRPC, above all.
+//! HTTP/2 to the application without TLS (RFC 9113, section 3.3), mainly for gRPC.
 
 use std::{
     mem,
@@ -33,8 +33,8 @@ use super::{
 };
 use crate::clock::monotonic_ms;
 
-/// Maximum number of bytes that the application may send before they are read, per response and in sum. A slow client
-/// blocks no other response until a hundred of them do.
+/// Maximum number of bytes that the application may send before they are read, per response and in total. Slow clients do not block
+/// other responses until there are a hundred of them.
 const STREAM_WINDOW: u32 = 64 << 10;
 const CONNECTION_WINDOW: u32 = 8 << 20;
 /// Timeout for an application to prove that it speaks HTTP/2, and the time for which a negative result is remembered.
@@ -42,25 +42,25 @@ const PROBE: Duration = Duration::from_secs(1);
 const REMEMBER_NO_MS: u64 = 10_000;
 /// Pauses before a request that was not processed is sent again.
 const RETRY_INTERVALS: [Duration; 2] = [Duration::ZERO, Duration::from_millis(50)];
-/// The client's preface with empty settings, and the kind of the frame that must come first from either side
-/// (RFC 9113, sections 3.4 and 6.5).
+/// The client's preface with empty settings, and the type of the frame that each side must send first (RFC 9113, sections 3.4 and
+/// 6.5).
 const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0";
 const SETTINGS: u8 = 4;
 
-/// The connection to an application that speaks HTTP/2, made when it is needed.
+/// The HTTP/2 connection to the application, opened on first use.
 #[derive(Debug)]
 pub(super) struct Http2 {
     dialer: Arc<Dialer>,
     link: Mutex<Option<Link>>,
-    /// Held by the one who finds out whether HTTP/2 is spoken, or who connects.
+    /// Lock of the task that probes for HTTP/2 or connects.
     connecting: tokio::sync::Mutex<()>,
-    /// Number of connections made.
+    /// Number of connections opened so far.
     made: AtomicU64,
-    /// When it was last found not to speak HTTP/2, in [`monotonic_ms`]; 0: never.
+    /// Time of the last negative probe, as [`monotonic_ms`]; 0 if there was none.
     refused_at: AtomicU64,
 }
 
-/// A connection, and which it is, counted from 1.
+/// A connection and its number, counted from 1.
 #[derive(Clone, Debug)]
 struct Link {
     number: u64,
@@ -88,7 +88,7 @@ impl Copy {
         Self { head: head_of(request), body }
     }
 
-    /// The request from its beginning.
+    /// Returns the request from its beginning.
     fn again(self) -> Option<Request<RequestBody>> {
         let body = match self.body {
             CopiedBody::AtHand(body) => Either::Right(body),
@@ -98,13 +98,13 @@ impl Copy {
         Some(self.head.map(|()| body))
     }
 
-    /// Returns the request from its beginning if its body is at hand and its method idempotent.
+    /// Returns the request from its beginning if its body is in memory and its method is idempotent.
     fn again_if_idempotent(self) -> Option<Request<RequestBody>> {
         let may_repeat = matches!(self.body, CopiedBody::AtHand(_)) && self.head.method().is_idempotent();
         if may_repeat { self.again() } else { None }
     }
 
-    /// Keeps nothing of its body any more.
+    /// Releases the retained body.
     fn forget(&self) {
         if let CopiedBody::Kept(kept) = &self.body {
             kept.forget();
@@ -146,7 +146,7 @@ impl Http2 {
         let speaks = matches!(answered.await, Ok(Ok(true)));
         self.refused_at.store(if speaks { 0 } else { monotonic_ms().max(1) }, Ordering::Relaxed);
         if speaks {
-            // Those who wait find the connection. If there is none, whoever sends learns why.
+            // Waiting tasks find the connection. If there is none, sending reports the reason.
             let _ = self.connect(refused).await;
         }
         Ok(speaks)
@@ -161,11 +161,11 @@ impl Http2 {
         is_recent.then_some(false)
     }
 
-    /// Passes a request on. Its target names the host.
+    /// Forwards a request, whose target has the host.
     ///
-    /// One that the application has not processed is sent again, three times in sum, if its body is at hand or all of it that was
-    /// taken is kept. One that failed otherwise on a connection which was there before is sent once more on a newer one, if its
-    /// body is at hand and its method is idempotent.
+    /// A request that the application has not processed is sent again, up to three times in total, if its body is in memory or
+    /// everything read of it was retained. A request that failed in another way on an earlier connection is sent once more on a
+    /// newer one, if its body is in memory and its method is idempotent.
     pub(super) async fn send(
         &self,
         mut request: Request<RequestBody>,
@@ -222,7 +222,7 @@ impl Http2 {
         link.as_ref().filter(|link| !link.sender.is_closed()).cloned()
     }
 
-    /// A connection that was made after the one of this number.
+    /// Returns a connection that is newer than the one with this number.
     async fn newer_than(&self, number: u64, refused: WhenRefused) -> Result<Link, UpstreamError> {
         let _alone = self.connecting.lock().await;
         match self.current().filter(|link| link.number > number) {
@@ -231,7 +231,7 @@ impl Http2 {
         }
     }
 
-    /// Makes a connection the current one. [`Self::connecting`] is held.
+    /// Replaces the current connection. The caller holds [`Self::connecting`].
     async fn connect(&self, refused: WhenRefused) -> Result<Link, UpstreamError> {
         let stream: TcpStream = self.dialer.connect(refused).await.map_err(UpstreamError::connect)?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())

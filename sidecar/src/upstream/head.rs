@@ -1,7 +1,7 @@
-//! Response heads as applications write them, made such as hyper takes them.
+//! Parsing and repair of response heads, so that hyper accepts what applications send.
 //!
-//! Browsers and curl take more than RFC 9112 allows, so applications work that send it. What has one meaning is repaired; a head
-//! that clients could understand in different ways, or that would lose what it says about caching, is an error that says why.
+//! Browsers and curl accept more than RFC 9112 allows, so applications that send it work. Unambiguous deviations are repaired. A
+//! head that clients could interpret in different ways, or that would lose a caching directive, is an error with the reason.
 
 use std::borrow::Cow;
 
@@ -14,7 +14,7 @@ pub(crate) const MAX_LINES: usize = 1_000;
 /// Maximum size of the head of a response, in bytes.
 pub(crate) const MAX_HEAD: usize = 128 << 10;
 
-/// Starts of names whose line must not be lost: they say where the body ends, what it is, and who may have it.
+/// Prefixes of field names whose lines must not be lost, because they frame the body, describe it or limit who may receive it.
 const SIGNIFICANT: [&str; 10] = [
     "content-length",
     "transfer-encoding",
@@ -29,7 +29,7 @@ const SIGNIFICANT: [&str; 10] = [
 ];
 const CACHE_CONTROL: &str = "cache-control";
 
-/// Reason why a response head is not understood.
+/// Reason why a response head is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
 pub(super) enum HeadError {
     /// More than [`MAX_LINES`] header lines.
@@ -38,16 +38,16 @@ pub(super) enum HeadError {
     /// More than [`MAX_HEAD`] bytes.
     #[error("a head of more than {MAX_HEAD} bytes")]
     TooLarge,
-    /// Too large for what memory is left.
+    /// Too large for the memory that is left.
     #[error("not enough memory for a large head")]
     NoRoom,
-    /// The first line is not a status line of HTTP/1 (RFC 9112, section 4).
+    /// The first line is not an HTTP/1 status line (RFC 9112, section 4).
     #[error("no HTTP/1 status line")]
     StatusLine,
-    /// A NUL or a lone CR, or a line that is needed and has no valid name (RFC 9112, section 5).
+    /// A NUL or a bare CR, or a required line without a valid name (RFC 9112, section 5).
     #[error("an invalid header line")]
     Field,
-    /// `Content-Length` is no number, or several (RFC 9112, section 6.3).
+    /// `Content-Length` is not a number, or several different ones (RFC 9112, section 6.3).
     #[error("a Content-Length that is not one number")]
     Length,
     /// A transfer coding other than `chunked`, or one in HTTP/1.0 (RFC 9112, section 6.1).
@@ -55,14 +55,14 @@ pub(super) enum HeadError {
     TransferCoding,
 }
 
-/// A head that is understood.
+/// A parsed head.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Head<'a> {
     pub(super) status: u16,
     pub(super) bytes: Cow<'a, [u8]>,
 }
 
-/// Finds the end of a head, past its empty line. `searched` bytes were searched before.
+/// Returns the end of a head, after its empty line. The first `searched` bytes were searched before.
 pub(super) fn end(bytes: &[u8], searched: usize) -> Option<usize> {
     let from = searched.saturating_sub(2);
     memchr_iter(b'\n', &bytes[from..]).find_map(|at| {
@@ -75,18 +75,17 @@ pub(super) fn end(bytes: &[u8], searched: usize) -> Option<usize> {
     })
 }
 
-/// Returns true if the bytes, as far as they have come, may begin a head: what is no response is not waited for.
+/// Returns true if the bytes received so far can be the beginning of a head, so that other data fails at once.
 pub(super) fn may_begin(bytes: &[u8]) -> bool {
     const VERSION: &[u8] = b"HTTP/1.";
     let seen = bytes.len().min(VERSION.len());
     bytes[..seen] == VERSION[..seen]
 }
 
-/// Understands a head that is whole, and repairs it where need be. `to_head`: it is the response to a HEAD request, which has no
-/// body.
+/// Parses a complete head, and repairs it if necessary. `to_head` is true for the response to a HEAD request, which has no body.
 ///
 /// # Errors
-/// If it has more than one meaning, or too many lines.
+/// If the head is ambiguous or has too many lines.
 pub(super) fn understand(head: &[u8], to_head: bool) -> Result<Head<'_>, HeadError> {
     let mut lines = lines(head);
     let first = lines.next().unwrap_or_default();
@@ -117,7 +116,7 @@ pub(super) fn understand(head: &[u8], to_head: bool) -> Result<Head<'_>, HeadErr
     Ok(Head { status: status_line.status, bytes })
 }
 
-/// Writes a head anew: a line for each field, without what has no name, and a space for each control character.
+/// Rewrites a head: one line for each field, without lines that have no name, and with a space for each control character.
 fn repair(head: &[u8], status_line: &StatusLine<'_>, has_body: bool) -> Result<Vec<u8>, HeadError> {
     let mut fields: Vec<(&[u8], Vec<u8>)> = Vec::new();
     // True while a continuation line belongs to a retained field (RFC 9112, section 5.2).
@@ -152,7 +151,7 @@ fn repair(head: &[u8], status_line: &StatusLine<'_>, has_body: bool) -> Result<V
             repaired.extend([name, b": ", value.trim_ascii(), b"\r\n"].concat());
         }
     }
-    // The application may mean something else than what was read, so that nothing else is read from this connection.
+    // The application may have meant something else, so this connection is not read any further.
     if is_doubtful && status_line.status >= 200 {
         repaired.extend(b"Connection: close\r\n");
     }
@@ -160,7 +159,7 @@ fn repair(head: &[u8], status_line: &StatusLine<'_>, has_body: bool) -> Result<V
     Ok(repaired)
 }
 
-/// The lines of a head, without their ends and the empty one.
+/// Returns the lines of a head, without line ends and the final empty line.
 fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
     let lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
     lines.enumerate().take_while(|(number, line)| *number == 0 || !line.is_empty()).map(|(_, line)| line)
@@ -175,17 +174,17 @@ fn is_token(name: &[u8]) -> bool {
     !name.is_empty() && name.iter().all(|&byte| is_token_byte(byte))
 }
 
-/// RFC 9110, section 5.6.2.
+/// Returns true for a byte of a token (RFC 9110, section 5.6.2).
 fn is_token_byte(byte: u8) -> bool {
     byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
 }
 
-/// RFC 9110, section 5.5.
+/// Returns true for a byte of a field value (RFC 9110, section 5.5).
 fn is_text(byte: u8) -> bool {
     byte == b'\t' || (byte >= b' ' && byte != 0x7f)
 }
 
-/// A value with a space for each control character (RFC 9110, section 5.5).
+/// Returns a value with each control character replaced by a space (RFC 9110, section 5.5).
 fn printable(value: &[u8]) -> Result<Vec<u8>, HeadError> {
     if value.iter().any(|byte| matches!(byte, 0 | b'\r')) {
         return Err(HeadError::Field);
@@ -205,13 +204,13 @@ fn is_significant(line: &[u8]) -> bool {
     name.contains(CACHE_CONTROL) || SIGNIFICANT.iter().any(|significant| name.starts_with(significant))
 }
 
-/// The first line of a response.
+/// The status line of a response.
 struct StatusLine<'a> {
-    /// 0 or 1.
+    /// The minor version of HTTP/1: 0 or 1.
     minor: u8,
     status: u16,
     reason: &'a [u8],
-    /// hyper takes it as it is.
+    /// True if hyper accepts the line unchanged.
     is_clean: bool,
 }
 
@@ -220,7 +219,7 @@ impl<'a> StatusLine<'a> {
         let (version, rest) = line.split_at_checked(8).ok_or(HeadError::StatusLine)?;
         let minor = match version {
             b"HTTP/1.0" => 0,
-            // A later minor version is a superset of those before it (RFC 9110, section 2.5).
+            // A later minor version is a superset of earlier ones (RFC 9110, section 2.5).
             [b'H', b'T', b'T', b'P', b'/', b'1', b'.', b'1'..=b'9'] => 1,
             _ => return Err(HeadError::StatusLine),
         };

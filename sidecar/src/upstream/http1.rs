@@ -1,4 +1,4 @@
-//! The application's HTTP/1.1 connections.
+//! HTTP/1.1 connections to the application.
 
 use std::{mem, sync::Arc, time::Duration};
 
@@ -16,14 +16,14 @@ use super::{
 };
 use crate::budget::Budget;
 
-/// Shorter than the keep-alive of common servers (Node.js 5 s, Gunicorn 2 s with threads, nginx 75 s), so that an idle
-/// connection is closed here before the application does.
+/// Maximum idle time: shorter than the keep-alive of common servers (Node.js 5 s, Gunicorn 2 s with threads, nginx 75 s), so that
+/// an idle connection is closed here before the application closes it.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Maximum time for which a connection was idle that takes a request which can't be sent twice: no server ends one so soon.
+/// Maximum idle time of a connection for a request that can't be sent twice: no server closes one so soon.
 const IDLE_LIMIT_FOR_ONCE: Duration = Duration::from_millis(10);
 
-/// The connections that have nothing to do, and how to make others.
+/// The idle connections, and the dialer for new ones.
 #[derive(Debug)]
 pub(super) struct Http1 {
     dialer: Arc<Dialer>,
@@ -33,9 +33,9 @@ pub(super) struct Http1 {
 
 #[derive(Debug, Default)]
 struct Idle {
-    /// The one that was used last comes last.
+    /// Idle connections, the most recently used last.
     connections: Vec<(Connection, Instant)>,
-    /// Somebody sees to it that those end that are not used.
+    /// True while a task closes connections that stay idle.
     is_watched: bool,
 }
 
@@ -50,11 +50,12 @@ impl Http1 {
         Self { dialer, budget, idle: Mutex::default() }
     }
 
-    /// Sends a request, which `may_be_repeated` or not, over a connection that is idle, or over a new one. A request that a connection gives back, because it had
-    /// ended before anything was written, is sent over another; over a second new one, but not over a third.
+    /// Sends a request over an idle connection or a new one; `may_be_repeated` tells if it can be sent twice. A request that a
+    /// connection returns, because it had been closed before anything was written, is sent over another connection: over a second
+    /// new one, but not over a third.
     ///
     /// # Errors
-    /// If the application refused the connection, broke it off, or sent a response that makes no sense.
+    /// If the application refused or closed the connection, or sent a malformed response.
     pub(super) async fn send(
         self: &Arc<Self>,
         mut request: Request<RequestBody>,
@@ -75,7 +76,7 @@ impl Http1 {
             let mut failed = match connection.sender.try_send_request(request).await {
                 Ok(mut response) => {
                     match connection.announcement.take_room() {
-                        // hyper's buffer has grown with the head, and would stay so: the connection ends with the body.
+                        // hyper's buffer has grown with the head and never shrinks, so the connection is closed after the body.
                         Some(room) => drop(response.extensions_mut().insert(room)),
                         None => self.take_back(connection),
                     }
@@ -111,8 +112,8 @@ impl Http1 {
         Ok(Connection { sender, announcement })
     }
 
-    /// Takes the connection that was used last, if that is less than `limit` ago. One that is too old is ended, and a new one
-    /// takes its place, so that there are no more of them than requests at the same time.
+    /// Takes the most recently used connection, if it was idle for less than `limit`. An older one is closed and replaced, so that
+    /// there are never more connections than concurrent requests.
     fn take_idle(&self, limit: Duration) -> Option<Connection> {
         let mut idle = self.idle.lock();
         loop {
@@ -123,7 +124,7 @@ impl Http1 {
         }
     }
 
-    /// Takes a connection back, once the body of its response has been read.
+    /// Returns a connection to the pool once the body of its response has been read.
     fn take_back(self: &Arc<Self>, mut connection: Connection) {
         if connection.sender.is_ready() {
             return self.keep(connection);
@@ -144,7 +145,7 @@ impl Http1 {
         }
     }
 
-    /// Ends connections that nobody uses, until there are none.
+    /// Closes idle connections until there are none.
     async fn end_idle(self: Arc<Self>) {
         loop {
             let next = {

@@ -1,7 +1,7 @@
-//! Requests whose target has bytes that hyper can't write.
+//! Requests with a target that hyper can't write.
 //!
-//! Each has a connection of its own, on which the target that hyper writes is replaced by the one that the client sent. They are
-//! rare, and that is simpler than to tell the requests of a shared connection apart.
+//! Each uses a separate connection, on which the target that hyper writes is replaced by the one that the client sent. Such
+//! requests are rare, and this is simpler than telling the requests of a shared connection apart.
 
 use std::{
     io,
@@ -24,10 +24,10 @@ use super::{
 };
 use crate::budget::Budget;
 
-/// Sends a request in origin form with another target than it has.
+/// Sends a request in origin form with another target, `target`, in place of its own.
 ///
 /// # Errors
-/// If the application refused the connection, broke it off, or sent a response that makes no sense.
+/// If the application refused or closed the connection, or sent a malformed response.
 pub(super) async fn send(
     dialer: &Dialer,
     budget: &Arc<Budget>,
@@ -63,12 +63,12 @@ pub(super) async fn send(
     Ok(response)
 }
 
-/// A connection that begins with other bytes than those written to it.
+/// A connection whose first written bytes are replaced by others.
 struct Respelled {
     stream: ApplicationStream,
-    /// The bytes that it begins with, as far as they are not written yet.
+    /// The replacement bytes that are not written yet.
     spelled: Bytes,
-    /// Number of bytes still to be written that they replace.
+    /// Number of bytes still to be written that are replaced.
     replaced: usize,
 }
 

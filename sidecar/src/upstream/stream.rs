@@ -1,7 +1,7 @@
-//! The bytes of an HTTP/1 connection to the application, or to an HTTP source.
+//! The byte stream of an HTTP/1 connection to the application or to an HTTP source.
 //!
-//! Each response head is understood here before hyper sees it ([`head`]). And a connection that the application has closed is
-//! found closed before a request is written to it, even when the runtime has not heard of that from the kernel yet.
+//! Each response head is parsed here before hyper reads it ([`head`]). A connection that the application has closed is detected
+//! before a request is written to it, even if the kernel has not yet notified the runtime.
 
 use std::{
     io::{self, IoSlice, Read},
@@ -34,14 +34,14 @@ use crate::{
     head_room::{self, HeadRoom},
 };
 
-/// Minimum number of bytes to read at once while a head comes.
+/// Minimum number of bytes to read at once while a head arrives.
 const READ_SIZE: usize = 8 << 10;
 
-/// Time for which a large head waits for room, and how often it looks.
+/// Maximum time that a large head waits for memory, and the interval of its attempts.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 const ROOM_INTERVAL: Duration = Duration::from_millis(20);
 
-/// Announcement of a request, made by its sender before the connection has it; and room for the head of its response.
+/// Announcement of a request by its sender, before it is written to the connection, and the memory of its response head.
 #[derive(Clone, Debug, Default)]
 pub(crate) struct Announcement(Arc<Announced>);
 
@@ -58,17 +58,18 @@ const TO_OTHER: u8 = 2;
 const ALWAYS: u8 = 3;
 
 impl Announcement {
-    /// Announces every request of a connection that has none by HEAD, and each of which is written before its response begins.
+    /// Announces every request of a connection that has no HEAD requests and on which each request is written before its response
+    /// begins.
     pub(crate) fn always() -> Self {
         Self(Arc::new(Announced { request: AtomicU8::new(ALWAYS), ..Announced::default() }))
     }
 
-    /// None yet. Large heads of responses take room of `budget`.
+    /// Creates an empty announcement. Large response heads take memory from `budget`.
     pub(super) fn within(budget: &Arc<Budget>) -> Self {
         Self(Arc::new(Announced { budget: Some(Arc::clone(budget)), ..Announced::default() }))
     }
 
-    /// Takes the room that was made for the head of the response, if that is large.
+    /// Takes the memory that was reserved for a large response head.
     pub(super) fn take_room(&self) -> Option<HeadRoom> {
         self.0.room.lock().take()
     }
@@ -77,7 +78,7 @@ impl Announcement {
         *self.0.room.lock() = Some(room);
     }
 
-    /// Announces a request by HEAD or another method.
+    /// Announces a request, and states whether its method is HEAD.
     pub(super) fn announce(&self, is_head: bool) {
         self.0.request.store(if is_head { TO_HEAD } else { TO_OTHER }, Ordering::Release);
     }
@@ -86,7 +87,7 @@ impl Announcement {
         matches!(self.0.request.load(Ordering::Acquire), TO_HEAD | TO_OTHER)
     }
 
-    /// Takes the announcement: whether the request is one by HEAD.
+    /// Takes the announcement; true if the method of the request is HEAD.
     fn take(&self) -> Option<bool> {
         if self.0.request.load(Ordering::Acquire) == ALWAYS {
             return Some(false);
@@ -98,10 +99,10 @@ impl Announcement {
     }
 }
 
-/// Maximum length of a piece of a body, in bytes. A client that does not read holds up a few of them.
+/// Maximum length of a piece of a body, in bytes. A client that does not read blocks a few of them.
 ///
-/// Less than a power of two: hyper doubles its buffer after a read that fills it, and each piece keeps the buffer that it was read
-/// into, so a piece of 16 KiB would take 32.
+/// Less than a power of two, because hyper doubles its buffer after a read that fills it, and each piece retains its buffer: a
+/// piece of 16 KiB would take 32 KiB.
 const MAX_PIECE: usize = 15 << 10;
 
 /// A connection to the application.
@@ -113,25 +114,25 @@ pub(crate) struct ResponseStream<IO> {
     stream: IO,
     announced: Announcement,
     state: State,
-    /// Bytes that are understood and not read by hyper yet.
+    /// Parsed bytes that hyper has not read yet.
     understood: BytesMut,
-    /// Room for a head that comes, if it is large.
+    /// Memory reserved for a large head that is arriving.
     room: Option<Reservation>,
-    /// Since when there has been none, and when it is looked for again.
+    /// Time since which no memory was available, and time of the next attempt.
     waiting: Option<(Instant, Pin<Box<Sleep>>)>,
 }
 
 #[derive(Debug)]
 enum State {
-    /// The next bytes are a body's, or nothing is expected at all.
+    /// The next bytes belong to a body, or none are expected.
     Passing,
-    /// The next bytes are a head's.
+    /// The next bytes belong to a head.
     Head { to_head: bool, bytes: BytesMut, searched: usize },
 }
 
-/// A stream whose kernel may be asked without the runtime.
+/// A stream whose state can be read from the kernel directly, without the runtime.
 pub(crate) trait ReadAtOnce {
-    /// Asks whether the connection has ended, or something came that nobody asked for.
+    /// Reads from the kernel directly, which reveals a closed connection and data that was not requested.
     fn read_at_once(&self, _buffer: &mut ReadBuf<'_>) -> Poll<io::Result<()>> {
         Poll::Pending
     }
@@ -174,7 +175,7 @@ impl<IO> ResponseStream<IO> {
         }
     }
 
-    /// The first bytes that are written once a request was announced are its own, and a head is what comes next.
+    /// Records that the first bytes of an announced request were written: a head is expected next.
     fn begin_request(&mut self) {
         if matches!(self.state, State::Passing)
             && let Some(to_head) = self.announced.take()
@@ -183,7 +184,7 @@ impl<IO> ResponseStream<IO> {
         }
     }
 
-    /// Reads until a head is whole, and understands it.
+    /// Reads until a head is complete, and parses it.
     fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>>
     where
         IO: AsyncRead + Unpin,
@@ -222,7 +223,7 @@ impl<IO> ResponseStream<IO> {
             }
             bytes.reserve(READ_SIZE);
             if ready!(poll_read_buf(Pin::new(&mut self.stream), context, bytes))? == 0 {
-                // hyper says that the message is incomplete, if anything has come of it.
+                // hyper reports an incomplete message if it has received a part of one.
                 self.understood.unsplit(bytes.split());
                 self.state = State::Passing;
                 return Poll::Ready(Ok(()));
@@ -231,7 +232,7 @@ impl<IO> ResponseStream<IO> {
     }
 }
 
-/// Makes room for a head, or waits until there is some, while nothing more of it is read.
+/// Reserves memory for a head, or waits for it without reading any further.
 fn poll_room(
     budget: &Arc<Budget>,
     waiting: &mut Option<(Instant, Pin<Box<Sleep>>)>,
@@ -333,7 +334,7 @@ mod tests {
         (ApplicationStream::new(stream, announcement.clone()), application, announcement)
     }
 
-    /// Reads without giving the runtime a chance to ask the kernel.
+    /// Reads before the runtime has polled the kernel.
     async fn read_now(stream: &mut ApplicationStream) -> Option<Vec<u8>> {
         let mut bytes = [0; 64];
         let mut buffer = ReadBuf::new(&mut bytes);

@@ -1,4 +1,4 @@
-//! The body of a request on its way to the application, who is waited for, and the bodies that may be sent twice.
+//! Request bodies on their way to the application, with their progress, and bodies that can be sent twice.
 
 use std::{
     pin::Pin,
@@ -21,10 +21,10 @@ use crate::{
 };
 use parking_lot::{Mutex, MutexGuard};
 
-/// Maximum length of a body that is kept until the response begins, in bytes: most calls of gRPC are shorter.
+/// Maximum length of a body that is retained until the response begins, in bytes; most gRPC calls are shorter.
 const MAX_REPLAYED: usize = 64 << 10;
 
-/// A client's body as it comes, which notes when the application takes a piece of it.
+/// A client's body as it arrives, which records when the application takes a piece of it.
 #[derive(Debug)]
 pub struct Upload {
     body: Source,
@@ -34,21 +34,21 @@ pub struct Upload {
 #[derive(Debug)]
 enum Source {
     Once(Incoming),
-    /// The reader with this number, which has taken so many frames.
+    /// The number of the reader, and the number of frames that it has taken.
     Kept(Kept, u64, usize),
 }
 
-/// A body of which everything that was taken is kept, as far as there is room.
+/// A body of which everything that was read is retained, as far as memory permits.
 #[derive(Clone, Debug)]
 pub(super) struct Kept(Arc<Mutex<Inner>>, Arc<Progress>);
 
 #[derive(Debug)]
 struct Inner {
     body: Incoming,
-    /// The frames taken so far; `None` once they were too many.
+    /// The frames read so far; `None` once they exceeded the limit.
     taken: Option<Vec<Piece>>,
     reservation: Reservation,
-    /// Whoever reads the body. An earlier one gets nothing any more.
+    /// The number of the current reader. Earlier readers get no further frames.
     reader: u64,
 }
 
@@ -67,24 +67,25 @@ impl From<Piece> for Frame<Bytes> {
     }
 }
 
-/// The state of an upload, for somebody who waits for the response to it.
+/// Progress of an upload, for the task that waits for the response.
 #[derive(Debug)]
 pub struct Progress {
-    /// When the application last took a piece, or the body ended, in [`monotonic_ms`].
+    /// Time at which the application last took a piece or the body ended, as [`monotonic_ms`].
     taken_at: AtomicU64,
-    /// The client has been asked for the next piece and has not sent it.
+    /// True while the client has not sent the next piece.
     waits_for_client: AtomicBool,
 }
 
 impl Upload {
-    /// The body of a client's request.
+    /// Wraps the body of a client's request.
     pub fn new(body: Incoming) -> Self {
         let progress =
             Progress { taken_at: AtomicU64::new(monotonic_ms()), waits_for_client: AtomicBool::new(false) };
         Self { body: Source::Once(body), progress: Arc::new(progress) }
     }
 
-    /// Keeps what is taken of the body until the response begins, as far as `budget` has room, so that it can be sent again.
+    /// Retains the parts of the body that are read until the response begins, as far as `budget` permits, so that they can be sent
+    /// again.
     pub fn kept(self, budget: &Arc<Budget>) -> Self {
         let Source::Once(body) = self.body else { return self };
         let (taken, reservation) = (Some(Vec::new()), Reservation::new(budget, Kind::Requests));
@@ -112,7 +113,8 @@ impl Kept {
         self.0.lock()
     }
 
-    /// The body from its beginning, if all that was taken of it is kept. Whoever has read it so far gets no more.
+    /// Returns the body from its beginning, if everything that was read of it is retained. The previous reader gets no further
+    /// frames.
     pub(super) fn again(&self) -> Option<Upload> {
         let mut inner = self.lock();
         inner.taken.as_ref()?;
@@ -120,7 +122,7 @@ impl Kept {
         Some(Upload { body: Source::Kept(self.clone(), inner.reader, 0), progress: Arc::clone(&self.1) })
     }
 
-    /// Keeps nothing any more: the application has it.
+    /// Releases the retained frames, because the application has received the body.
     pub(super) fn forget(&self) {
         self.lock().forget();
     }
@@ -132,7 +134,7 @@ impl Inner {
         self.reservation.resize(0);
     }
 
-    /// Keeps a frame that was taken, if there is room.
+    /// Retains a frame that was read, if memory permits.
     fn keep(&mut self, frame: &Frame<Bytes>) {
         let Some(taken) = &mut self.taken else { return };
         let length = match frame.data_ref() {
@@ -145,12 +147,12 @@ impl Inner {
         if !fits || !self.reservation.grow(length as u64) {
             return self.forget();
         }
-        // A copy: the piece may be part of a larger buffer.
+        // The frame is copied, because it may be part of a larger buffer.
         taken.extend(frame.data_ref().map(|data| Piece::Data(Bytes::copy_from_slice(data))));
         taken.extend(frame.trailers_ref().map(|trailers| Piece::Trailers(trailers.clone())));
     }
 
-    /// The next frame for a reader that has had so many.
+    /// Returns the next frame for a reader that has had this many.
     fn poll_frame(
         &mut self,
         reader: u64,
@@ -174,7 +176,7 @@ impl Inner {
 }
 
 impl Progress {
-    /// Returns the time for which it has been the application's turn: to take a piece, or to respond.
+    /// Returns the time for which the upload has waited for the application: to take a piece, or to respond.
     pub fn waited_for_application(&self) -> Duration {
         if self.waits_for_client.load(Ordering::Relaxed) {
             return Duration::ZERO;
