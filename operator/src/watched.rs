@@ -8,12 +8,7 @@
 //!
 //! `docs/decisions/0027-watches-are-shared-without-kubes-dispatcher.md` says why this is not kube's own sharing.
 
-use std::{
-    collections::HashSet,
-    fmt::Debug,
-    hash::Hash,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc};
 
 use futures::{Stream, StreamExt, channel::mpsc};
 use kube::{
@@ -24,6 +19,7 @@ use kube::{
         watcher,
     },
 };
+use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use crate::metrics::Metrics;
@@ -104,7 +100,7 @@ where
 
     /// Returns the objects of the list and, from then on, each object that is created, changed or deleted.
     pub fn subscribe(&self) -> impl Stream<Item = Arc<K>> + use<K> {
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readers = self.readers.lock();
         let (sender, receiver) = mpsc::unbounded();
         send(&sender, self.store.state());
         readers.push(sender);
@@ -143,7 +139,7 @@ where
             objects
                 .extend(before.into_iter().filter(|object| !left.contains(&ObjectRef::from_obj(&**object))));
         }
-        let mut readers = self.readers.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut readers = self.readers.lock();
         readers.retain(|reader| !reader.is_closed());
         for reader in readers.iter() {
             send(reader, objects.iter().cloned());
@@ -248,6 +244,6 @@ mod tests {
         let (watched, mut publisher) = channel::<ConfigMap>();
         drop(watched.subscribe());
         publisher.publish(Apply(map("a")));
-        assert!(watched.readers.lock().unwrap().is_empty());
+        assert!(watched.readers.lock().is_empty());
     }
 }

@@ -6,7 +6,7 @@
 
 use std::{
     collections::HashMap,
-    sync::{Arc, Mutex},
+    sync::Arc,
     time::{Duration, Instant},
 };
 
@@ -19,6 +19,7 @@ use kube::{
     api::{Patch, PatchParams},
 };
 use larder_api::{labels, names};
+use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
@@ -82,7 +83,7 @@ impl Registration {
         let options = PatchParams::apply(names::FIELD_MANAGER).force();
         configurations.patch(names::WEBHOOK_CONFIGURATION, &options, &Patch::Apply(&body)).await?;
 
-        let mut named = self.named_since.lock().expect("no holder panics");
+        let mut named = self.named_since.lock();
         named.retain(|namespace, _| wanted.namespaces.contains(namespace));
         for namespace in &wanted.namespaces {
             named.entry(namespace.clone()).or_insert_with(Instant::now);
@@ -93,7 +94,7 @@ impl Registration {
 
     /// Returns the time for which the configuration has named a namespace.
     pub fn named_for(&self, namespace: &str) -> Option<Duration> {
-        self.named_since.lock().expect("no holder panics").get(namespace).map(Instant::elapsed)
+        self.named_since.lock().get(namespace).map(Instant::elapsed)
     }
 
     /// Returns the bundle with which the API server verifies the webhook's certificate.

@@ -17,14 +17,12 @@
 
 use std::{
     collections::HashMap,
-    sync::{
-        PoisonError, RwLock,
-        atomic::{AtomicBool, AtomicU64, Ordering},
-    },
+    sync::atomic::{AtomicBool, AtomicU64, Ordering},
     time::Duration,
 };
 
 use larder_policy::PurgeName;
+use parking_lot::RwLock;
 
 use crate::clock::boot_ms;
 
@@ -139,11 +137,11 @@ impl Barriers {
     }
 
     fn read<T>(&self, read: impl FnOnce(&Table) -> T) -> T {
-        read(&self.table.read().unwrap_or_else(PoisonError::into_inner))
+        read(&self.table.read())
     }
 
     fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
-        let mut table = self.table.write().unwrap_or_else(PoisonError::into_inner);
+        let mut table = self.table.write();
         let result = change(&mut table);
         table.bound();
         self.revision.fetch_add(1, Ordering::Release);

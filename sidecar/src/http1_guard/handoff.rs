@@ -3,7 +3,7 @@
 use std::{
     mem,
     sync::{
-        Arc, Mutex, PoisonError,
+        Arc,
         atomic::{AtomicBool, AtomicU8, Ordering},
     },
     task::Waker,
@@ -11,6 +11,7 @@ use std::{
 
 use futures::task::AtomicWaker;
 use http::{HeaderMap, Request, StatusCode, header::CONTENT_LENGTH};
+use parking_lot::Mutex;
 
 use super::{RequestError, aside::Aside};
 use crate::{
@@ -51,7 +52,7 @@ impl Handoff {
     /// Begins a request that is given to hyper without the parts in `aside`.
     pub(super) fn begin(&self, aside: Aside) {
         if !aside.is_empty() {
-            *self.aside.lock().unwrap_or_else(PoisonError::into_inner) = aside;
+            *self.aside.lock() = aside;
             self.has_aside.store(true, Ordering::Relaxed);
         }
         self.told_to_go_on.store(false, Ordering::Relaxed);
@@ -62,7 +63,7 @@ impl Handoff {
     /// Restores the parts of the current request that were set aside.
     pub fn restore<B>(&self, request: &mut Request<B>) {
         if self.has_aside.swap(false, Ordering::Relaxed) {
-            mem::take(&mut *self.aside.lock().unwrap_or_else(PoisonError::into_inner)).restore(request);
+            mem::take(&mut *self.aside.lock()).restore(request);
         }
     }
 
@@ -115,7 +116,7 @@ impl Handoff {
             text.extend_from_slice(b"\r\n");
         }
         text.extend_from_slice(b"\r\n");
-        self.interim.lock().unwrap_or_else(PoisonError::into_inner).extend_from_slice(&text);
+        self.interim.lock().extend_from_slice(&text);
         self.has_interim.store(true, Ordering::Release);
         self.waker.wake();
     }
@@ -126,7 +127,7 @@ impl Handoff {
 
     pub(super) fn take_interim(&self, output: &mut Vec<u8>) {
         if self.has_interim.load(Ordering::Relaxed) && self.has_interim.swap(false, Ordering::Acquire) {
-            let mut interim = self.interim.lock().unwrap_or_else(PoisonError::into_inner);
+            let mut interim = self.interim.lock();
             output.extend_from_slice(&interim);
             interim.clear();
         }

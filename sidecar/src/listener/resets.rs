@@ -5,11 +5,12 @@
 
 use std::{
     pin::Pin,
-    sync::{Arc, Mutex, PoisonError},
+    sync::Arc,
     task::{Context, Poll},
 };
 
 use http_body::{Body, Frame, SizeHint};
+use parking_lot::Mutex;
 use tokio::sync::Notify;
 
 use crate::clock::monotonic_ms;
@@ -97,7 +98,7 @@ impl Stream {
 
 impl Drop for Stream {
     fn drop(&mut self) {
-        let mut balance = self.resets.balance.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut balance = self.resets.balance.lock();
         let counts = match self.end {
             End::Whole => {
                 balance.ended();
@@ -171,7 +172,7 @@ mod tests {
     #[test]
     fn a_stream_ends_with_its_body() {
         let resets = Arc::<Resets>::default();
-        let owed = || resets.balance.lock().unwrap().owed;
+        let owed = || resets.balance.lock().owed;
         drop(resets.stream());
         assert_eq!(owed(), 1000, "before its response");
         drop(resets.stream().until_end_of(Empty::<Bytes>::new()));
@@ -183,7 +184,7 @@ mod tests {
     #[test]
     fn refused_stream_counts_for_a_client_that_gave_up_others() {
         let resets = Arc::<Resets>::default();
-        let owed = || resets.balance.lock().unwrap().owed;
+        let owed = || resets.balance.lock().owed;
         drop(resets.stream().refuse(Empty::<Bytes>::new()));
         assert_eq!(owed(), 0);
         drop(resets.stream());

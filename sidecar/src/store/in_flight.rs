@@ -1,11 +1,9 @@
 //! Responses that are being fetched, for requests that wait for the same.
 
-use std::{
-    mem,
-    sync::{Arc, Mutex, PoisonError},
-};
+use std::{mem, sync::Arc};
 
 use larder_flight::{Fill, Landed};
+use parking_lot::Mutex;
 
 use super::slot::CacheSlot;
 use crate::{
@@ -69,7 +67,7 @@ enum Guarded {
 impl InFlightGuard {
     /// Holds a response, unless it has been released already.
     pub fn hold(&self, landed: Landed<FetchOutcome>) {
-        let mut state = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        let mut state = self.0.lock();
         if matches!(*state, Guarded::NotYet) {
             *state = Guarded::Held(landed);
         }
@@ -77,8 +75,7 @@ impl InFlightGuard {
 
     /// Releases the response: from now on requests find what is stored.
     pub fn release(&self) {
-        let before =
-            mem::replace(&mut *self.0.lock().unwrap_or_else(PoisonError::into_inner), Guarded::Released);
+        let before = mem::replace(&mut *self.0.lock(), Guarded::Released);
         // Dropping the response may drop its fill, which must not happen under the lock.
         drop(before);
     }

@@ -181,7 +181,7 @@ async fn a_ca_may_change_and_a_bad_one_is_kept_out() {
     assert!(one.is_up());
     found(&one, "/").await;
     fs::remove_file(&ca).unwrap();
-    until("an error", async || one.last_error().filter(|last_error| last_error.contains("reading"))).await;
+    until("an error", async || one.last_error().filter(|last_error| last_error.contains("can't read"))).await;
     found(&one, "/").await;
     write(&second.pem());
     until("the other is trusted", async || other.fetch("/").await.ok()).await;
