@@ -20,9 +20,20 @@ pub struct Breaker {
     pause: Duration,
 }
 
+/// Number of failures in a row after which a tier gets no requests, and the pause before the next trial.
+const MAX_FAILURES: u32 = 5;
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// The breaker of a tier.
+impl Default for Breaker {
+    fn default() -> Self {
+        Self::new(MAX_FAILURES, PAUSE)
+    }
+}
+
 impl Breaker {
     /// Creates a breaker that opens after `threshold` failures in a row, for `pause`.
-    pub const fn new(threshold: u32, pause: Duration) -> Self {
+    const fn new(threshold: u32, pause: Duration) -> Self {
         Self { failures: AtomicU32::new(0), retry_at: AtomicU64::new(0), threshold, pause }
     }
 

@@ -43,7 +43,6 @@ mod pending;
 mod recent;
 mod records;
 mod relay;
-mod reload;
 #[cfg(test)]
 mod simulation;
 mod subscription;
@@ -59,11 +58,6 @@ pub use leases::{LeaseWait, WakeReason};
 use link::{Link, Ordered, PURGE_DEADLINE};
 use records::Records;
 use versions::Version;
-
-/// Number of failures in a row that open the breaker.
-const BREAKER_FAILURES: u32 = 5;
-/// Time for which the breaker stays open.
-const BREAKER_PAUSE: Duration = Duration::from_secs(1);
 
 /// Why Redis did not do what it was asked.
 #[derive(Debug, thiserror::Error)]
@@ -190,7 +184,7 @@ impl L2 {
             version,
             formers: Arc::clone(formers),
             _listing: listing,
-            breaker: Breaker::new(BREAKER_FAILURES, BREAKER_PAUSE),
+            breaker: Breaker::default(),
             timeout: spec.timeout.0,
             hard_timeout: spec.hard_timeout().0,
             max_object_size: spec.max_object_size.map(|size| size.0),

@@ -30,6 +30,7 @@ pub mod mode;
 pub mod problem;
 pub mod proxy;
 pub mod purge;
+pub mod reload;
 pub mod request_error_log;
 pub mod run;
 pub mod secret;

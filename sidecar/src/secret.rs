@@ -1,9 +1,36 @@
 //! Secrets, and the configuration that contains or references them.
 
-use std::{env, fs};
+use std::{env, fmt, fs};
 
 use anyhow::{Context, bail};
 use larder_policy::spec::ValueFrom;
+
+/// URL of a server and the CA that it is trusted by, as read at some moment.
+#[derive(Clone, PartialEq, Eq)]
+pub struct Secrets {
+    /// URL, which may contain a password.
+    pub url: String,
+    /// CA certificates in PEM, if other ones than the system's are trusted.
+    pub ca: Option<Vec<u8>>,
+}
+
+impl Secrets {
+    /// Reads both, each time from their files.
+    ///
+    /// # Errors
+    /// If one of them can't be read. The message has no secret in it.
+    pub fn read(url_from: &ValueFrom, ca_from: Option<&ValueFrom>) -> anyhow::Result<Self> {
+        let ca = ca_from.map(read_ca).transpose()?;
+        Ok(Self { url: read_url(url_from)?, ca })
+    }
+}
+
+/// Hides the contents.
+impl fmt::Debug for Secrets {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("Secrets")
+    }
+}
 
 /// Reads a URL, each time from its file, because a Secret's file may change.
 ///

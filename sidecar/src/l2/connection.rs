@@ -20,7 +20,7 @@ use self::{
     sentinels::{Sentinels, never},
 };
 use super::generation::{Mark, random};
-use crate::secret::{read_ca, read_url};
+use crate::secret::Secrets;
 
 mod address;
 mod sentinels;
@@ -35,24 +35,6 @@ const MAX_REDIRECTIONS: usize = 5;
 /// until a dead server is back.
 const RETRIES: u32 = 2;
 const RETRY_WAIT: (u64, u64) = (5, 20);
-
-/// Secrets with which a connection is opened.
-#[derive(Clone, PartialEq, Eq)]
-pub(super) struct Secrets {
-    pub(super) url: String,
-    pub(super) ca: Option<Vec<u8>>,
-}
-
-impl Secrets {
-    /// Reads them afresh.
-    ///
-    /// # Errors
-    /// If one of them is not there. The message has no secret in it.
-    pub(super) fn read(spec: &spec::Redis) -> anyhow::Result<Self> {
-        let ca = spec.ca_from.as_ref().map(read_ca).transpose()?;
-        Ok(Self { url: read_url(&spec.url_from)?, ca })
-    }
-}
 
 /// The identity of a Redis, as a policy and its secrets say it.
 #[derive(PartialEq, Eq)]

@@ -12,14 +12,14 @@ use self::session::{Replacement, Session};
 use super::{
     catch_up::{CatchUp, CatchingUp, Step},
     commands::{self, HeartbeatReply, PurgeCommand},
-    connection::{CONNECT_DEADLINE, Connection, OpenConnection, Opener, Secrets, Server},
+    connection::{CONNECT_DEADLINE, Connection, OpenConnection, Opener, Server},
     former::Formers,
     generation::Mark,
     link::{Link, State, Successor},
     subscription::{Inbox, Subscription},
     versions::Version,
 };
-use crate::{barriers::Barriers, clock::boot_ms};
+use crate::{barriers::Barriers, clock::boot_ms, secret::Secrets};
 
 mod leaving;
 mod session;

@@ -30,12 +30,12 @@ use tokio::time::{MissedTickBehavior, interval, sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    connection::{Secrets, Server},
+    connection::Server,
     link::{Link, Successor},
     message::PurgeMessage,
     versions::Version,
 };
-use crate::{barriers::Barriers, clock::boot_ms};
+use crate::{barriers::Barriers, clock::boot_ms, secret::Secrets};
 
 /// Maximum time for which purges are told to a Redis that was left. A change reaches a pod within minutes; one that has not heard of it
 /// since then does not hear of much.
@@ -62,7 +62,9 @@ impl Formers {
         spec: Option<&spec::Redis>,
     ) -> Arc<Self> {
         let Some((formers, link)) = previous else { return Arc::default() };
-        let server = spec.and_then(|spec| Some(Server::new(Secrets::read(spec).ok()?, spec)));
+        let server = spec.and_then(|spec| {
+            Some(Server::new(Secrets::read(&spec.url_from, spec.ca_from.as_ref()).ok()?, spec))
+        });
         let mut list = formers.live();
         if let Some(link) = link
             && link.state().successor().is_none()

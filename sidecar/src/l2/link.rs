@@ -24,17 +24,21 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     acknowledgements::Acknowledgements,
     commands::{self, PurgeCommand},
-    connection::{Connection, Secrets, Server},
+    connection::{Connection, Server},
     generation::Mark,
     leases::Leases,
     message::PurgeMessage,
     pending::PendingPurges,
     recent::RecentPurges,
     relay::{RelayQueue, RelayedPurge},
-    reload::{Newest, Reload},
     versions::Version,
 };
-use crate::{barriers::Barriers, clock::boot_ms};
+use crate::{
+    barriers::Barriers,
+    clock::boot_ms,
+    reload::{Newest, Reload},
+    secret::Secrets,
+};
 
 mod relaying;
 mod remembering;
@@ -62,7 +66,7 @@ pub(super) struct State {
     pub(super) connection: ArcSwapOption<Connection>,
     /// The first attempt to connect has ended.
     pub(super) has_tried: watch::Sender<bool>,
-    pub(super) reload: Reload,
+    pub(super) reload: Reload<Secrets>,
     pub(super) resync: Notify,
     pub(super) acknowledgements: Acknowledgements,
     pub(super) leases: Arc<Leases>,
@@ -189,7 +193,7 @@ impl State {
             barriers,
             connection: ArcSwapOption::empty(),
             has_tried: watch::Sender::new(false),
-            reload: Reload::default(),
+            reload: Reload::new("URL or CA of redis"),
             resync: Notify::new(),
             acknowledgements: Acknowledgements::default(),
             leases: Arc::default(),
@@ -245,10 +249,11 @@ impl State {
     }
 
     /// The secrets that are to be used: of a Redis that was left, those that are.
-    pub(super) fn newest(&self) -> Newest {
+    pub(super) fn newest(&self) -> Newest<Secrets> {
         match self.reload.in_use().filter(|_| self.is_left()) {
             Some(in_use) => Ok(in_use),
-            None => Secrets::read(&self.spec).map_err(|error| format!("{error:#}")),
+            None => Secrets::read(&self.spec.url_from, self.spec.ca_from.as_ref())
+                .map_err(|error| format!("{error:#}")),
         }
     }
 

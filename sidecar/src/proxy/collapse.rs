@@ -69,23 +69,26 @@ impl Proxy {
                     None => break,
                 },
             };
-            match outcome {
+            let Some(outcome) = outcome else {
                 // The lead has gone, or one that was overtaken has stored something after all.
-                None => match request.lookup() {
-                    Lookup::Hit(..) | Lookup::Unshared => break,
-                    _ => joined = flights.join(&flight),
-                },
-                Some(FetchOutcome::InFlight(response)) if response.is_purged(request) => break,
-                Some(outcome)
-                    if outcome.slot().is_some_and(|slot| !slot.key().is_selected_by(&request.headers)) =>
-                {
-                    let key = outcome.slot().map(|slot| slot.key().selected_by(&request.headers));
-                    flight = key.map_or(flight, |key| request.flight_key(&key));
-                    joined = flights.join(&flight);
-                    // Nothing hung: the request has learned that there are variants.
-                    fetch.began_waiting = Instant::now();
+                if matches!(request.lookup(), Lookup::Hit(..) | Lookup::Unshared) {
+                    break;
                 }
-                Some(FetchOutcome::InFlight(response)) => {
+                joined = flights.join(&flight);
+                continue;
+            };
+            if matches!(&outcome, FetchOutcome::InFlight(response) if response.is_purged(request)) {
+                break;
+            }
+            if let Some(key) = outcome.slot().and_then(|slot| slot.key().other_variant(&request.headers)) {
+                flight = request.flight_key(&key);
+                joined = flights.join(&flight);
+                // Nothing hung: the request has learned that there are variants.
+                fetch.began_waiting = Instant::now();
+                continue;
+            }
+            match outcome {
+                FetchOutcome::InFlight(response) => {
                     if request.has_it_already(&response.head) {
                         return Break(request.read_along(&response, None, reason));
                     }
@@ -97,20 +100,18 @@ impl Proxy {
                         Begun::Never => break,
                     }
                 }
-                Some(FetchOutcome::Stored(entry, tier, _)) => match request.evaluate(entry) {
+                FetchOutcome::Stored(entry, tier, _) => match request.evaluate(entry) {
                     Lookup::Hit(entry, _) => return Break(request.collapsed(&entry, reason, tier)),
                     _ => break,
                 },
-                Some(FetchOutcome::Fallback(entry, status, _))
-                    if !entry.is_purged(&request.store().barriers) =>
-                {
+                FetchOutcome::Fallback(entry, status, _) if !entry.is_purged(&request.store().barriers) => {
                     return Break(request.response_with(&entry, status, Outcome::Stale, Tier::L1));
                 }
                 // A request with a stale response of its own tries by itself.
-                Some(FetchOutcome::Problem(problem)) if fetch.known.stored.is_none() => {
+                FetchOutcome::Problem(problem) if fetch.known.stored.is_none() => {
                     return Break(Served::problem(problem, Some(&request.route)));
                 }
-                Some(FetchOutcome::Fallback(..) | FetchOutcome::Problem(_) | FetchOutcome::Unshared) => break,
+                FetchOutcome::Fallback(..) | FetchOutcome::Problem(_) | FetchOutcome::Unshared => break,
             }
         }
         // A response may have been stored meanwhile.

@@ -26,10 +26,6 @@ use crate::{
     upstream::blames_transfer_coding,
 };
 
-/// Number of failures in a row that open the breaker, and the time that it stays open.
-const MAX_FAILURES: u32 = 5;
-const BREAKER_INTERVAL: Duration = Duration::from_secs(1);
-
 /// Fields about the source's host rather than the response, and `Vary`, because the sidecar's requests do not vary.
 const OF_ITS_HOST: [HeaderName; 5] =
     [SET_COOKIE, ALT_SVC, STRICT_TRANSPORT_SECURITY, VARY, HeaderName::from_static("clear-site-data")];
@@ -81,7 +77,7 @@ impl HttpSource {
     /// Creates a source, which connects on first use.
     pub fn start(spec: spec::Http) -> Self {
         let clients = Clients::new(&spec);
-        Self { spec, clients, breaker: Arc::new(Breaker::new(MAX_FAILURES, BREAKER_INTERVAL)) }
+        Self { spec, clients, breaker: Arc::default() }
     }
 
     /// Returns the spec that it was started from.

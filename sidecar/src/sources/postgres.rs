@@ -26,9 +26,6 @@ use self::pools::Pools;
 use super::blames_certificate;
 use crate::breaker::Breaker;
 
-/// Number of failures in a row that open the breaker, and the time that it stays open.
-const MAX_FAILURES: u32 = 5;
-const BREAKER_INTERVAL: Duration = Duration::from_secs(1);
 /// Interval for reading the URL and the CA again, because a Secret's file may change.
 const URL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
 
@@ -89,7 +86,7 @@ impl PostgresSource {
             pools: Pools::new(&spec),
             slots: Semaphore::new(usize::from(spec.max_connections_per_pod)),
             spec,
-            breaker: Breaker::new(MAX_FAILURES, BREAKER_INTERVAL),
+            breaker: Breaker::default(),
             answers: AtomicBool::new(false),
         });
         let watch = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&server).watch()));

@@ -3,8 +3,7 @@
 use anyhow::{Context, bail, ensure};
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
 
-use super::Secrets;
-use crate::tls;
+use crate::{secret::Secrets, tls};
 
 /// The servers that a URL names, and how they are spoken to.
 pub(super) struct Servers {

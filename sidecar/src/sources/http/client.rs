@@ -18,14 +18,15 @@ use hyper_util::{
     rt::{TokioExecutor, TokioTimer},
 };
 use larder_policy::spec::{self, ValueFrom};
+use parking_lot::{Mutex, MutexGuard};
 
 use super::connector::Connector;
 use crate::{
+    reload::Reload,
     secret::read_ca,
     tls::client_config,
     upstream::{MAX_HEAD, MAX_LINES, may_have_been_dead},
 };
-use parking_lot::{Mutex, MutexGuard};
 
 /// Interval for reading the certificates again, because a Secret's file may change.
 const CA_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -114,63 +115,64 @@ pub(super) struct Clients {
     is_secure: bool,
     ca_from: Option<ValueFrom>,
     connect_timeout: Duration,
-    last: Mutex<Last>,
+    /// The certificates, in PEM, that the client trusts; `None` for the system's.
+    reload: Reload<Option<Vec<u8>>>,
+    current: Mutex<Current>,
 }
 
 #[derive(Debug, Default)]
-struct Last {
+struct Current {
     checked: Option<Instant>,
-    /// The last good client, and the certificates that it trusts.
-    good: Option<(Option<Vec<u8>>, Client)>,
-    last_error: Option<String>,
+    /// The last client that could be made.
+    client: Option<Client>,
 }
 
 impl Clients {
     pub(super) fn new(spec: &spec::Http) -> Self {
         let is_secure = spec.url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
-        let ca_from = spec.ca_from.clone();
-        Self { is_secure, ca_from, connect_timeout: spec.hard_timeout().0, last: Mutex::default() }
+        Self {
+            is_secure,
+            ca_from: spec.ca_from.clone(),
+            connect_timeout: spec.hard_timeout().0,
+            reload: Reload::new("CA of an HTTP source"),
+            current: Mutex::default(),
+        }
     }
 
     /// Returns the last good client, or the reason why there is none.
     pub(super) fn current(&self) -> Result<Client, String> {
-        let last = self.checked();
-        match &last.good {
-            Some((_, client)) => Ok(client.clone()),
-            None => Err(last.last_error.clone().unwrap_or_default()),
-        }
+        self.checked().client.clone().ok_or_else(|| self.reload.last_error().unwrap_or_default())
     }
 
     /// Returns the reason why the last good client does not trust the current certificates.
     pub(super) fn last_error(&self) -> Option<String> {
-        self.checked().last_error.clone()
+        drop(self.checked());
+        self.reload.last_error()
     }
 
-    fn checked(&self) -> MutexGuard<'_, Last> {
-        let mut last = self.last.lock();
-        if last.checked.is_none_or(|checked| checked.elapsed() >= CA_CHECK_INTERVAL) {
-            last.checked = Some(Instant::now());
-            let last_error = self.renew(&mut last.good).err().map(|error| format!("{error:#}"));
-            if let Some(last_error) =
-                last_error.as_ref().filter(|last_error| last.last_error.as_ref() != Some(last_error))
-            {
-                tracing::warn!(last_error, "the certificates of an HTTP source can't be used");
+    fn checked(&self) -> MutexGuard<'_, Current> {
+        let mut current = self.current.lock();
+        if current.checked.is_none_or(|checked| checked.elapsed() >= CA_CHECK_INTERVAL) {
+            current.checked = Some(Instant::now());
+            let newest = self.ca_from.as_ref().map(read_ca).transpose();
+            if let Some(pem) = self.reload.candidate(newest.map_err(|error| format!("{error:#}"))) {
+                match self.client(pem.as_deref()) {
+                    Ok(client) => {
+                        current.client = Some(client);
+                        self.reload.take(pem);
+                    }
+                    Err(error) => self.reload.refuse(Some(pem), format!("{error:#}")),
+                }
             }
-            last.last_error = last_error;
         }
-        last
+        current
     }
 
-    fn renew(&self, good: &mut Option<(Option<Vec<u8>>, Client)>) -> anyhow::Result<()> {
-        let pem = self.ca_from.as_ref().map(read_ca).transpose()?;
-        if good.as_ref().is_none_or(|(made_with, _)| *made_with != pem) {
-            let client = if self.is_secure {
-                Client::secure(self.connect_timeout, pem.as_deref())?
-            } else {
-                Client::plain(self.connect_timeout)
-            };
-            *good = Some((pem, client));
+    fn client(&self, ca_pem: Option<&[u8]>) -> anyhow::Result<Client> {
+        if self.is_secure {
+            Client::secure(self.connect_timeout, ca_pem)
+        } else {
+            Ok(Client::plain(self.connect_timeout))
         }
-        Ok(())
     }
 }
