@@ -197,7 +197,10 @@ async fn a_bad_url_is_kept_out_and_the_connection_goes_on() {
         redis.set_url(&bad);
         for sidecar in &sidecars {
             let last_error = sidecar.last_error("redis").await;
-            assert!(last_error.contains("can't be used") && !last_error.contains(PASSWORD), "{bad}: {last_error}");
+            assert!(
+                last_error.contains("can't be used") && !last_error.contains(PASSWORD),
+                "{bad}: {last_error}"
+            );
             assert_eq!(sidecar.policy().await["tiers"]["redis"], "up");
         }
         until_shared(&sidecars).await;

@@ -1,0 +1,127 @@
+//! Errors of policies that do not compile.
+
+use super::*;
+
+#[test]
+fn every_policy_error_is_reported() {
+    let broken = SHOP
+        .replace("120s", "0s")
+        .replace("l2:", "l1: {maxSize: 1Gi, maxObjectSize: 512Mi}\nl2:")
+        .replace("source: catalog", "source: katalog")
+        .replace("user:{id}", "user:{uid}")
+        .replace("env: REDIS_URL", "env: REDIS_URL, file: /x")
+        .replace("[PUT, DELETE]", "[put, GET]")
+        .replace("{file: /run/db}", "{secretKeyRef: {name: db, key: ../url}}");
+    let problems = Policy::compile(&spec(&broken)).unwrap_err();
+    let texts: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "spec.l1.maxObjectSize: must not be larger than 256Mi, because Redis accepts at most twice that",
+            "spec.l2.redis.urlFrom: set exactly one of secretKeyRef (in a cluster), env or file (outside one)",
+            "spec.sources[0].postgres.urlFrom: name a Secret and one of its keys, such as {name: shop-redis, key: url}",
+            "spec.routes[0].ttl: must be longer than 0s",
+            "spec.routes[0].tags[0]: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
+            "spec.routes[1].from[0].postgres.source: spec.sources has no \"katalog\"",
+            "spec.invalidation.onWrite[0].match.methods[0]: \"put\" is not a method that writes: list one such as PUT, PATCH, POST or DELETE, in capitals",
+            "spec.invalidation.onWrite[0].match.methods[1]: \"GET\" is not a method that writes: list one such as PUT, PATCH, POST or DELETE, in capitals",
+            "spec.invalidation.onWrite[0].purge.tags[0]: \"user:{uid}\" uses {uid}, which /api/users/{id} does not have",
+        ]
+    );
+}
+
+#[test]
+fn every_route_error_is_reported() {
+    let broken = r#"
+targetedCacheControl: [Cache-Control, "a b"]
+routes:
+- name: a
+  match: {path: /a, methods: [POST], headers: {Z: "2", "x y": "1", z: " 2"}}
+  ttl: 1s
+  maxTTL: 0s
+  statuses: [{code: 99}, {code: 304}, {code: 404, ttl: 0s}, {code: 404}]
+  bypass: {}
+  key: {query: {allow: ["a*b"], ignore: ["c=d"]}, cookies: ["e f"]}
+- name: b
+  match: {path: /b}
+  key: {body: {maxSize: 2Mi}}
+  bypass: {cookies: {"g;": "*"}}
+"#;
+    let problems = Policy::compile(&spec(broken)).unwrap_err();
+    let texts: Vec<_> = problems.iter().map(ToString::to_string).collect();
+    assert_eq!(
+        texts,
+        [
+            "spec.routes[0].maxTTL: must be longer than 0s",
+            "spec.routes[0].maxTTL: ttl replaces the lifetime that a response declares and maxTTL limits it: set one of them",
+            "spec.routes[0].statuses[0].code: 99 is not a status such as 200 or 404",
+            "spec.routes[0].statuses[1].code: a 304 refers to a response that is already stored: list the status of that response, such as 200",
+            "spec.routes[0].statuses[2].ttl: must be longer than 0s",
+            "spec.routes[0].statuses[3].code: 404 is listed already: list each status once",
+            "spec.routes[0].match.headers: \"x y\" is not the name of a header",
+            "spec.routes[0].match.headers: \" 2\" is not a value that a header can have",
+            "spec.routes[0].match.headers: \"z\" appears twice: header names are case-insensitive",
+            "spec.routes[0].key.cookies[0]: \"e f\" is not the name of a cookie",
+            "spec.routes[0].key.query: allow and ignore exclude each other: set one of them",
+            "spec.routes[0].key.query.allow[0]: \"a*b\" is not the name of a parameter, or its start and a '*', such as utm_*",
+            "spec.routes[0].key.query.ignore[0]: \"c=d\" is not the name of a parameter, or its start and a '*', such as utm_*",
+            "spec.routes[0].match.methods: responses to POST depend on the body: set key.body, such as {maxSize: 64Ki}, or take POST out",
+            "spec.routes[0].bypass: bypass needs a condition: set query, headers or cookies, such as query: {nocache: \"true\"}",
+            "spec.routes[1].key.body.maxSize: must be between 1 and 1Mi: a body is held in memory until its hash is known",
+            "spec.routes[1].key.body: is for POST: put POST into match.methods, or take key.body out",
+            "spec.routes[1].bypass.cookies: \"g;\" is not the name of a cookie",
+            "spec.targetedCacheControl[1]: \"a b\" is not the name of a header",
+            "spec.targetedCacheControl[0]: Cache-Control is always read: list other headers, such as CDN-Cache-Control",
+        ]
+    );
+}
+
+/// Returns the errors in a policy with this spec.
+
+#[test]
+fn every_tier_and_source_error_is_reported() {
+    for (from, to, expected) in [
+        ("masterName: shop, ", "", "spec.l2.redis.masterName"),
+        ("topology: Sentinel, ", "", "spec.l2.redis.masterName"),
+        ("hardTimeout: 2s", "hardTimeout: 1ms", "spec.l2.redis.hardTimeout: must not be shorter"),
+        ("maxObjectSize: 64Ki", "maxObjectSize: 0", "spec.l2.redis.maxObjectSize"),
+        ("maxEntries: 1000", "maxEntries: 0", "spec.l1.maxEntries"),
+        ("https://api.example/v2", "ftp://api.example", "spec.sources[1].http.url"),
+        ("https://api.example/v2", "https://me@api.example", "spec.sources[1].http.url"),
+        ("pathPrefix: /_larder", "pathPrefix: /_larder/", "spec.admin.pathPrefix"),
+        ("pathPrefix: /_larder", "pathPrefix: /_larder/..", "spec.admin.pathPrefix"),
+        (
+            "admin: ",
+            "telemetry: {otlp: {endpoint: 'http://not a host'}}\nadmin: ",
+            "spec.telemetry.otlp.endpoint",
+        ),
+        ("json: /ttl", "json: ttl", "spec.routes[0].ttlFrom.json"),
+        ("json: /ttl", "header: 'a b'", "spec.routes[0].ttlFrom.header"),
+        ("ttlJitterPercent: 10", "ttlJitterPercent: 51", "spec.routes[0].ttlJitterPercent"),
+        (
+            "lastKnownGood: {source: db}",
+            "lastKnownGood: {source: api}",
+            "spec.routes[0].lastKnownGood.source",
+        ),
+        ("postgres: {source: db,", "postgres: {source: api,", "is no Postgres source"),
+        ("http: {source: api,", "http: {source: db,", "is no HTTP source"),
+        ("http: {source: api,", "http: {source: nowhere,", "spec.sources has no \"nowhere\""),
+        ("/products/{key}", "/products/{id}", "{id} has no value"),
+        ("/products/{key}", "/products/{query.}", "{query.} has no value"),
+        (" on conflict do nothing", "", "on conflict do nothing"),
+        ("{body}::jsonb", "{answer}::jsonb", "{answer} has no value"),
+        ("/products/{key}", "/products/{query.}", "{query.} has no value"),
+        (
+            "\"https://api.example/v2\"",
+            "\"http://api.example\", caFrom: {file: /ca.pem}",
+            "http.caFrom: is for TLS",
+        ),
+        ("/data/{key}", "/data/{key}/{body}", "{body} is the body of the response"),
+        ("  - application: {}", "  - {}", "spec.routes[0].from[2]: an entry of from needs an origin"),
+    ] {
+        let text = TIERS.replace(from, to);
+        assert_ne!(text, TIERS, "{from}");
+        let problems = problems(&text);
+        assert!(problems.iter().any(|problem| problem.contains(expected)), "{to}: {problems:?}");
+    }
+}
