@@ -11,8 +11,10 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use larder_flight::{FillError, Reader};
 
+mod begun;
 mod paced;
 
+pub use begun::Begun;
 pub use paced::Paced;
 
 /// The body of a response.

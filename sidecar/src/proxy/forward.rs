@@ -14,7 +14,7 @@ use super::{
     tunnel,
 };
 use crate::{
-    body::{Body, Paced},
+    body::{Begun, Body, Paced},
     cache_status::{Became, Bypass, CacheStatus, Forward, Tier},
     headers,
     http1_guard::Handoff,
@@ -81,10 +81,13 @@ impl Proxy {
         exchange: &mut Exchange,
         may_change_protocol: bool,
     ) -> Result<Response<Paced>, UpstreamError> {
-        let outcome = exchange.head_in_time().await.and_then(|response| match response.status() {
-            StatusCode::SWITCHING_PROTOCOLS if !may_change_protocol => Err(UpstreamError::UnexpectedUpgrade),
-            _ => Ok(response),
-        });
+        let outcome = match exchange.head_in_time().await {
+            Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS && !may_change_protocol => {
+                Err(UpstreamError::UnexpectedUpgrade)
+            }
+            Ok(response) => begun(response).await,
+            Err(error) => Err(error),
+        };
         let mut response =
             outcome.inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
@@ -110,6 +113,13 @@ impl Proxy {
             Err(error) => unreachable(&error, &client, None),
         }
     }
+}
+
+/// Reads what came of a body with its head: an error that shows there is a response of the sidecar's own.
+async fn begun(response: Response<Incoming>) -> Result<Response<Begun<Incoming>>, UpstreamError> {
+    let (head, body) = response.into_parts();
+    let body = Begun::read(body).await.map_err(UpstreamError::Body)?;
+    Ok(Response::from_parts(head, body))
 }
 
 /// Returns the body that is sent on of a client's request.

@@ -21,6 +21,7 @@ pub use body::{HttpBody, HttpBodyError};
 use self::client::Clients;
 use super::blames_certificate;
 use crate::{
+    body::Begun,
     breaker::Breaker,
     headers::{TransferCoding, remove_hop_by_hop},
     upstream::blames_transfer_coding,
@@ -108,14 +109,22 @@ impl HttpSource {
         }
         let limit = self.spec.hard_timeout().0;
         let deadline = Instant::now() + limit;
-        let outcome = match timeout_at(deadline, client.get(uri)).await {
-            Ok(Ok(response)) if TransferCoding::of(response.headers()) == TransferCoding::Unsupported => {
-                Err(HttpError::TransferCoding)
+        let response = timeout_at(deadline, async {
+            let (head, body) = client.get(uri).await.map_err(HttpError::of)?.into_parts();
+            if TransferCoding::of(&head.headers) == TransferCoding::Unsupported {
+                return Err(HttpError::TransferCoding);
             }
-            Ok(Ok(response)) => Ok(response),
-            Ok(Err(error)) => Err(HttpError::of(error)),
-            Err(_) => Err(HttpError::Deadline(limit)),
-        };
+            // The body of another status is not read.
+            let body = if head.status == StatusCode::OK {
+                Begun::read(body)
+                    .await
+                    .map_err(|error| HttpError::Failed(HttpBodyError::from(error).into()))?
+            } else {
+                Begun::unread(body)
+            };
+            Ok(Response::from_parts(head, body))
+        });
+        let outcome = response.await.unwrap_or(Err(HttpError::Deadline(limit)));
         let response = outcome.inspect_err(|_| self.breaker.failed())?;
         match response.status() {
             StatusCode::OK => Ok(HttpFound::Found(self.found(response, deadline))),
@@ -134,7 +143,7 @@ impl HttpSource {
         }
     }
 
-    fn found(&self, response: Response<Incoming>, deadline: Instant) -> Response<HttpBody> {
+    fn found(&self, response: Response<Begun<Incoming>>, deadline: Instant) -> Response<HttpBody> {
         let (received, body) = response.into_parts();
         let limit = self.spec.hard_timeout().0;
         let mut response = Response::new(HttpBody::new(body, deadline, limit, Arc::clone(&self.breaker)));

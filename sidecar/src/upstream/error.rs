@@ -15,6 +15,9 @@ pub enum UpstreamError {
     #[error("the exchange with the application failed")]
     #[allow(missing_docs)]
     Exchange { source: hyper::Error, was_sent: bool },
+    /// The body of the response broke off before anything of the response was passed on.
+    #[error("the body of the application's response broke off")]
+    Body(#[source] hyper::Error),
     /// The application did not begin its response in time.
     #[error("the application did not respond within {0:?}")]
     Timeout(Duration),
@@ -134,7 +137,7 @@ impl UpstreamError {
         match self {
             Self::Connect { source, .. } => Self::Connect { source, was_sent: true },
             Self::Exchange { source, .. } => Self::Exchange { source, was_sent: true },
-            other @ (Self::Timeout(_) | Self::Abandoned | Self::UnexpectedUpgrade) => other,
+            other @ (Self::Body(_) | Self::Timeout(_) | Self::Abandoned | Self::UnexpectedUpgrade) => other,
         }
     }
 
@@ -147,6 +150,7 @@ impl UpstreamError {
                 _ => UpstreamReason::Unreachable,
             },
             Self::Exchange { source, .. } => reason_of(source),
+            Self::Body(source) => UpstreamReason::of_body(source),
             Self::Timeout(_) | Self::Abandoned => UpstreamReason::Timeout,
             Self::UnexpectedUpgrade => UpstreamReason::UnexpectedUpgrade,
         }
@@ -157,7 +161,7 @@ impl UpstreamError {
         match self {
             Self::Connect { was_sent, .. } | Self::Exchange { was_sent, .. } => *was_sent,
             // The request may have been sent over an earlier connection.
-            Self::Timeout(_) | Self::Abandoned | Self::UnexpectedUpgrade => true,
+            Self::Body(_) | Self::Timeout(_) | Self::Abandoned | Self::UnexpectedUpgrade => true,
         }
     }
 

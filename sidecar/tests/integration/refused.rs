@@ -4,7 +4,7 @@ use std::time::{Duration, Instant};
 
 use futures::future::join_all;
 
-use super::harness::{Origin, RawOrigin, Sidecar, Steps, Wire, exchange, header, read_head, reply, until};
+use super::harness::{Origin, Sidecar, Steps, Wire, exchange, header, reply, until};
 
 const GET: &str = "GET /a HTTP/1.1\r\nHost: shop.test\r\n";
 
@@ -365,17 +365,15 @@ async fn response_with_two_lengths_is_refused_or_has_the_valid_one() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn response_shorter_than_its_length_is_cut_and_not_stored() {
-    let origin = RawOrigin::start(|mut stream| async move {
-        read_head(&mut stream).await;
-        let answer = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 20\r\n\r\nshort";
-        let _ = tokio::io::AsyncWriteExt::write_all(&mut stream, answer.as_bytes()).await;
-    })
-    .await;
+    let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\nContent-Length: 20\r\n\r\nshort";
+    let origin = Steps::new(&[head, ""], true).await;
     let sidecar = Sidecar::bare(origin.address).await;
     for _ in 0..2 {
-        let got = String::from_utf8(exchange(sidecar.address, format!("{GET}\r\n")).await).unwrap();
-        assert!(got.to_lowercase().contains("content-length: 20") && got.ends_with("short"), "{got}");
-        assert!(got.contains("fwd=uri-miss"), "{got}");
+        let mut wire = Wire::asking(sidecar.address, "/a").await;
+        let head = wire.head().await;
+        assert!(head.contains("content-length: 20") && head.contains("fwd=uri-miss"), "{head}");
+        origin.let_go(1);
+        assert_eq!(wire.rest().await, b"short");
     }
     assert_eq!(sidecar.metric("larder_l1_entries", &[]).await, 0.0);
 }

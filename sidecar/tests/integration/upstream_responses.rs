@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use bytes::Bytes;
-use http::{Request, Response};
+use http::{Method, Request, Response};
 use http_body_util::{BodyExt, Empty};
 use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::{io::AsyncWriteExt, net::TcpStream};
 
-use super::harness::{Answer, Origin, RawOrigin, Sidecar, Steps, exchange, read_head, reply, until};
+use super::harness::{
+    Answer, Origin, RawOrigin, Sidecar, Steps, Wire, exchange, header, read_head, reply, until,
+};
 
 /// A sidecar in front of an application that sends these bytes to every request and leaves its connections open, or ends them.
 async fn before(said: impl Into<Vec<u8>>, ends: bool) -> (RawOrigin, Sidecar) {
@@ -17,6 +19,8 @@ async fn before(said: impl Into<Vec<u8>>, ends: bool) -> (RawOrigin, Sidecar) {
     let origin = RawOrigin::start(move |mut stream| {
         let said = said.clone();
         async move {
+            // The end comes in one segment with the last bytes.
+            socket2::SockRef::from(&stream).set_tcp_cork(ends).unwrap();
             while !read_head(&mut stream).await.is_empty() {
                 if stream.write_all(&said).await.is_err() || ends {
                     return;
@@ -46,7 +50,7 @@ async fn assert_fails(sidecar: &Sidecar, answer: &Answer, reason: &str, case: &s
     let words = reason.split('-').next().unwrap();
     let detail = answer.body.to_lowercase();
     assert!(detail.contains("detail") && !detail.contains("127.0.0.1"), "{case}: {detail}");
-    let words = if reason == "closed-early" { "closed" } else { words };
+    let words = if reason == "closed-in-body" { "ended" } else { words };
     assert!(detail.contains(words) || reason == "head-too-large", "{case}: {reason}, but {detail}");
     let logged = sidecar.logged("the application did not respond").unwrap();
     assert!(logged.contains(&format!("\"{reason}\"")), "{case}: {logged}");
@@ -80,24 +84,72 @@ async fn a_502_says_why_in_its_detail_the_log_and_a_metric() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn a_body_that_is_invalid_where_it_begins_is_a_502() {
+    let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n";
+    let chunked = format!("{head}Transfer-Encoding: chunked\r\n\r\n");
+    for (said, reason) in [
+        (format!("{chunked}zz\r\nok"), "malformed-body"),
+        (format!("{chunked}fffffffffffffffff\r\nok"), "malformed-body"),
+        (format!("{chunked}2\r\nokay\r\n0\r\n\r\n"), "malformed-body"),
+        (format!("{chunked}2\r\nok\r\nzz\r\n"), "malformed-body"),
+        (chunked.clone(), "closed-in-body"),
+        (format!("{chunked}2\r\n"), "closed-in-body"),
+        (format!("{chunked}2\r\nok\r\n"), "closed-in-body"),
+        (format!("{head}Content-Length: 9\r\n\r\n"), "closed-in-body"),
+        (format!("{head}Content-Length: 9\r\n\r\nok"), "closed-in-body"),
+    ] {
+        let (_origin, sidecar) = before(said.clone(), true).await;
+        let answer = sidecar.get("/a").await;
+        assert_fails(&sidecar, &answer, reason, &said).await;
+        let answer = sidecar.request(Method::POST, "/a", &[], "").await;
+        assert_fails(&sidecar, &answer, reason, &said).await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_head_arrives_before_its_body_begins() {
+    for (lines, first, rest) in [
+        ("Content-Type: text/event-stream\r\nTransfer-Encoding: chunked", "", "2\r\nok\r\n0\r\n\r\n"),
+        ("Cache-Control: max-age=60\r\nTransfer-Encoding: chunked", "", "2\r\nok\r\n0\r\n\r\n"),
+        ("Cache-Control: max-age=60\r\nTransfer-Encoding: chunked", "2", "\r\nok\r\n0\r\n\r\n"),
+        ("Cache-Control: max-age=60\r\nTransfer-Encoding: chunked", "2\r\n", "ok\r\n0\r\n\r\n"),
+        ("Cache-Control: max-age=60\r\nContent-Length: 2", "", "ok"),
+        ("Content-Length: 2", "", "ok"),
+    ] {
+        let origin = Steps::new(&[&format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n{first}"), rest], false).await;
+        let sidecar = Sidecar::bare(origin.address).await;
+        let mut wire = Wire::asking(sidecar.address, "/a").await;
+        let head = wire.head().await;
+        assert!(head.starts_with("http/1.1 200 "), "{lines} {first:?}: {head}");
+        origin.let_go(1);
+        let body =
+            if header(&head, "content-length") == "2" { wire.bytes(2).await } else { wire.chunks().await };
+        assert_eq!(body, "ok", "{lines} {first:?}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn a_body_that_breaks_off_says_why_in_the_log_and_a_metric() {
     let head = "HTTP/1.1 200 OK\r\nCache-Control: max-age=60\r\n";
-    for (said, reason) in [
-        (format!("{head}Content-Length: 9\r\n\r\nok"), "closed-in-body"),
-        (format!("{head}Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"), "closed-in-body"),
-        (format!("{head}Transfer-Encoding: chunked\r\n\r\n9\r\nok"), "closed-in-body"),
-        (format!("{head}Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\nzz\r\n"), "malformed-body"),
-        (format!("{head}Transfer-Encoding: chunked\r\n\r\n2\r\nokay\r\n0\r\n\r\n"), "malformed-body"),
+    for (framing, rest, reason) in [
+        ("Content-Length: 9\r\n\r\nok", "", "closed-in-body"),
+        ("Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", "", "closed-in-body"),
+        ("Transfer-Encoding: chunked\r\n\r\n9\r\nok", "", "closed-in-body"),
+        ("Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n", "zz\r\n", "malformed-body"),
+        ("Transfer-Encoding: chunked\r\n\r\n2\r\nok", "ay\r\n0\r\n\r\n", "malformed-body"),
     ] {
-        let case = said.clone();
-        let (_origin, sidecar) = before(said, true).await;
-        let request = "GET /a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n";
-        let response = String::from_utf8(exchange(sidecar.address, request).await).unwrap();
-        assert!(!response.contains("okay") && !response.ends_with("0\r\n\r\n"), "{case:?}: {response}");
+        let origin = Steps::new(&[&format!("{head}{framing}"), rest], true).await;
+        let sidecar = Sidecar::bare(origin.address).await;
+        let mut wire = Wire::to(sidecar.address).await;
+        wire.say("GET /a HTTP/1.1\r\nHost: shop.test\r\nConnection: close\r\n\r\n").await;
+        assert!(wire.head().await.starts_with("http/1.1 200 "), "{framing:?}");
+        origin.let_go(1);
+        let body = String::from_utf8(wire.rest().await).unwrap();
+        assert!(!body.contains("okay") && !body.ends_with("0\r\n\r\n"), "{framing:?}: {body}");
         until("the metric", async || (errors(&sidecar, reason).await == 1.0).then_some(())).await;
         let logged = sidecar.logged("a response of the application is incomplete").unwrap();
-        assert!(logged.contains(&format!("\"{reason}\"")), "{case:?}: {logged}");
-        assert_eq!(sidecar.metric("larder_l1_entries", &[]).await, 0.0, "{case:?}");
+        assert!(logged.contains(&format!("\"{reason}\"")), "{framing:?}: {logged}");
+        assert_eq!(sidecar.metric("larder_l1_entries", &[]).await, 0.0, "{framing:?}");
     }
 }
 

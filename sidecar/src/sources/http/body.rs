@@ -12,13 +12,13 @@ use http_body::{Body, Frame, SizeHint};
 use hyper::body::Incoming;
 use tokio::time::{Instant, Sleep, sleep_until};
 
-use crate::breaker::Breaker;
+use crate::{body::Begun, breaker::Breaker};
 
 /// The response body of an HTTP source. It fails if it is incomplete at the response's deadline, and reports its
 /// outcome to the breaker.
 #[derive(Debug)]
 pub struct HttpBody {
-    incoming: Incoming,
+    incoming: Begun<Incoming>,
     deadline: Pin<Box<Sleep>>,
     limit: Duration,
     /// Taken when the outcome is reported.
@@ -37,7 +37,12 @@ pub enum HttpBodyError {
 }
 
 impl HttpBody {
-    pub(super) fn new(incoming: Incoming, deadline: Instant, limit: Duration, breaker: Arc<Breaker>) -> Self {
+    pub(super) fn new(
+        incoming: Begun<Incoming>,
+        deadline: Instant,
+        limit: Duration,
+        breaker: Arc<Breaker>,
+    ) -> Self {
         let deadline = Box::pin(sleep_until(deadline));
         let mut body = Self { incoming, deadline, limit, breaker: Some(breaker) };
         body.tell_if_whole();
