@@ -16,6 +16,25 @@ use super::{
 /// Maximum number of fields that are listed as the known ones.
 const MAX_LISTED: usize = 8;
 
+/// Parts of a value that a schema limits in number.
+#[derive(Clone, Copy)]
+enum Parts {
+    Characters,
+    Items,
+    Members,
+}
+
+impl Parts {
+    /// Returns the schema's keywords for the minimum and the maximum, and the name of the parts.
+    const fn keywords_and_name(self) -> (&'static str, &'static str, &'static str) {
+        match self {
+            Self::Characters => ("minLength", "maxLength", "characters"),
+            Self::Items => ("minItems", "maxItems", "items"),
+            Self::Members => ("minProperties", "maxProperties", "members"),
+        }
+    }
+}
+
 /// The schema of a policy in an environment.
 #[derive(Debug)]
 pub(super) struct Schema {
@@ -157,7 +176,7 @@ impl Walk {
     }
 
     fn text(&mut self, schema: &Json, text: &str, path: &str, mark: Mark) {
-        self.bounds(schema, ("minLength", "maxLength"), text.chars().count(), "characters", path, mark);
+        self.bounds(schema, Parts::Characters, text.chars().count(), path, mark);
     }
 
     fn number(&mut self, schema: &Json, number: Option<f64>, path: &str, mark: Mark) {
@@ -173,15 +192,8 @@ impl Walk {
         }
     }
 
-    fn bounds(
-        &mut self,
-        schema: &Json,
-        (least, most): (&str, &str),
-        count: usize,
-        what: &str,
-        path: &str,
-        mark: Mark,
-    ) {
+    fn bounds(&mut self, schema: &Json, parts: Parts, count: usize, path: &str, mark: Mark) {
+        let (least, most, what) = parts.keywords_and_name();
         let bound =
             |name: &str| schema[name].as_u64().map(|bound| usize::try_from(bound).unwrap_or(usize::MAX));
         if let Some(least) = bound(least).filter(|least| count < *least) {
@@ -198,7 +210,7 @@ impl Walk {
     }
 
     fn list(&mut self, schema: &Json, node: &Node, items: &[Node], path: &str, mark: Mark) {
-        self.bounds(schema, ("minItems", "maxItems"), items.len(), "items", path, mark);
+        self.bounds(schema, Parts::Items, items.len(), path, mark);
         for (index, one) in items.iter().enumerate() {
             self.value(&schema["items"], one, &item(path, index), one.mark);
         }
@@ -240,7 +252,7 @@ impl Walk {
     }
 
     fn object(&mut self, schema: &Json, members: &[Member], path: &str, mark: Mark) {
-        self.bounds(schema, ("minProperties", "maxProperties"), members.len(), "members", path, mark);
+        self.bounds(schema, Parts::Members, members.len(), path, mark);
         // The API server drops what is null and may not be; nothing that a policy has may be.
         let is_set =
             |name: &str| members.iter().any(|member| member.name == name && member.node.value != Value::Null);

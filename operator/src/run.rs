@@ -1,6 +1,6 @@
 //! The operator's process, from start to stop.
 
-use std::{sync::Arc, time::Duration};
+use std::sync::Arc;
 
 use axum_server::tls_rustls::RustlsConfig;
 use k8s_openapi::api::networking::v1::NetworkPolicy;
@@ -32,10 +32,6 @@ use crate::{
     webhook_configuration::Registration,
 };
 
-/// Time that the webhook has, after the stop signal, to respond to calls in progress. The delay until endpoints drop
-/// the pod is covered before, by the pod's `preStop`.
-const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
-
 /// Runs the operator until the stop signal.
 ///
 /// # Errors
@@ -65,7 +61,11 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         settings: arguments.sidecar.clone(),
         metrics: metrics.clone(),
     };
-    let admission = admit(&arguments, webhook, certificate.clone(), ready, readiness.clone(), &stop);
+    let admission = admit(&arguments, webhook, certificate.clone(), readiness.clone(), &stop);
+    let admission = async {
+        ready.await?;
+        admission.await
+    };
 
     // One of them leads, and writes.
     let registration = Registration::new(client.clone(), arguments.clone(), policies.clone(), certificate);
@@ -83,7 +83,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     });
     let controllers = async {
         leader::elect(dependencies, stop.clone()).await?;
-        tokio::time::sleep(SHUTDOWN_TIMEOUT).await;
+        tokio::time::sleep(webhook::SHUTDOWN_TIMEOUT).await;
         Ok(())
     };
 
@@ -103,13 +103,11 @@ async fn admit(
     arguments: &RunArguments,
     webhook: Webhook,
     mut certificate: channel::Receiver<Option<Arc<Loaded>>>,
-    ready: impl Future<Output = Result<()>>,
     readiness: Readiness,
     stop: &CancellationToken,
 ) -> Result<()> {
     let address = arguments.webhook_listen;
     let failed = |source| Error::Serve { address, source };
-    ready.await?;
     let first = certificate.wait_for(Option::is_some).await.map_err(|_| Error::WatchEnded)?.clone();
     let Some(first) = first else { return Err(Error::WatchEnded) };
     let config = RustlsConfig::from_pem(first.certificate.clone().into(), first.key.clone().into());
@@ -127,7 +125,7 @@ async fn admit(
         Err(Error::WatchEnded)
     };
     tokio::select! {
-        ended = webhook::serve(address, config.clone(), readiness, webhook, stop, SHUTDOWN_TIMEOUT) => {
+        ended = webhook::serve(address, config.clone(), readiness, webhook, stop) => {
             ended?;
             // It was told to stop; the process ends when the lease is given back too.
             std::future::pending().await

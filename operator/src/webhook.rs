@@ -30,6 +30,10 @@ use crate::{
 /// Maximum size of an AdmissionReview: an object of etcd's limit, twice, with a margin.
 const MAX_REVIEW_BYTES: usize = 8 << 20;
 
+/// Time that the webhook has, after the stop signal, to respond to calls in progress. The delay until endpoints drop
+/// the pod is covered before, by the pod's `preStop`.
+pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
 /// Dependencies of the webhook.
 #[derive(Clone)]
 pub struct Webhook {
@@ -63,8 +67,8 @@ impl Admission {
     }
 }
 
-/// Serves the webhook until `stop`. API servers are then told to send their next calls elsewhere, and have `linger` to
-/// receive the responses to calls in progress.
+/// Serves the webhook until `stop`. API servers are then told to send their next calls elsewhere, and have
+/// [`SHUTDOWN_TIMEOUT`] to receive the responses to calls in progress.
 ///
 /// # Errors
 /// If it cannot listen on the address.
@@ -74,7 +78,6 @@ pub async fn serve(
     readiness: Readiness,
     webhook: Webhook,
     stop: &CancellationToken,
-    linger: Duration,
 ) -> Result<()> {
     let app = Router::new()
         .route(
@@ -90,7 +93,7 @@ pub async fn serve(
     tokio::pin!(served);
     tokio::select! {
         ended = &mut served => return ended.map_err(failed),
-        () = stop.cancelled() => handle.graceful_shutdown(Some(linger)),
+        () = stop.cancelled() => handle.graceful_shutdown(Some(SHUTDOWN_TIMEOUT)),
     }
     served.await.map_err(failed)
 }

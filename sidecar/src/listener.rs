@@ -124,6 +124,16 @@ async fn serve(
     select(served, pin!(gives_way)).await;
 }
 
+/// A client's connection, besides its bytes, and what serves it.
+#[derive(Clone, Copy)]
+struct Peer<'a> {
+    address: IpAddr,
+    proxy: &'a Arc<Proxy>,
+    /// Cancelled when the process ends.
+    shutdown: &'a CancellationToken,
+    place: &'a Arc<Admitted>,
+}
+
 async fn serve_to_its_end(
     mut stream: TcpStream,
     client: SocketAddr,
@@ -137,14 +147,14 @@ async fn serve_to_its_end(
         .set_tcp_keepalive(&TcpKeepalive::new().with_time(KEEPALIVE_IDLE).with_interval(KEEPALIVE_INTERVAL));
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
     let ip = client.ip().to_canonical();
-    let outcome = match detect(&mut stream, &proxy, &shutdown).await {
-        Ok(Detected::Http1(beginning)) => serve_http1(stream, &beginning, ip, &proxy, &shutdown, place).await,
-        Ok(Detected::Http2(beginning)) => {
-            serve_http2(Prefixed::new(beginning, stream), ip, &proxy, &shutdown, place).await
-        }
+    let (proxy, shutdown) = (&proxy, &shutdown);
+    let peer = Peer { address: ip, proxy, shutdown, place };
+    let outcome = match detect(&mut stream, proxy, shutdown).await {
+        Ok(Detected::Http1(beginning)) => serve_http1(stream, &beginning, peer).await,
+        Ok(Detected::Http2(beginning)) => serve_http2(Prefixed::new(beginning, stream), peer).await,
         Ok(Detected::Other(other)) => {
             place.connection().serves();
-            serve_other(stream, other, ip, &proxy).await.map_err(Into::into)
+            serve_other(stream, other, ip, proxy).await.map_err(Into::into)
         }
         Ok(Detected::Refused(error)) => {
             proxy.telemetry().refused(error, ip);
@@ -186,10 +196,7 @@ async fn serve_other(mut stream: TcpStream, other: Other, client: IpAddr, proxy:
 async fn serve_http1(
     stream: TcpStream,
     beginning: &[u8],
-    client: IpAddr,
-    proxy: &Arc<Proxy>,
-    shutdown: &CancellationToken,
-    place: &Arc<Admitted>,
+    Peer { address: client, proxy, shutdown, place }: Peer<'_>,
 ) -> anyhow::Result<()> {
     let handoff = Arc::new(Handoff::new(&proxy.telemetry().stats.budget, place));
     let guard = Http1Guard::new(stream, beginning, FastPath::new(Arc::clone(proxy)), Arc::clone(&handoff));

@@ -15,7 +15,7 @@ use http::{
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use larder_policy::{HeaderKinds, Route, spec::OtherProtocols};
+use larder_policy::{Route, spec::OtherProtocols};
 
 use crate::{
     body::Body,
@@ -58,7 +58,7 @@ mod sources;
 mod tunnel;
 mod write;
 
-use classify::{Disposition, EndsHere, classify};
+use classify::{Disposition, EndsHere, Routed, classify};
 pub use fast_path::FastPath;
 use fetch::{Fetch, Purpose};
 use request::CacheRequest;
@@ -66,14 +66,18 @@ use request::CacheRequest;
 /// Serves requests from the cache, from the route's sources, or from the application.
 #[derive(Debug)]
 pub struct Proxy {
-    config: Arc<ConfigWatcher>,
-    upstream: Upstream,
-    /// Port of the application, if the sidecar is in front of several.
-    target: Option<u16>,
-    telemetry: Arc<Telemetry>,
-    drain: Arc<Drain>,
+    /// The policy in force.
+    pub config: Arc<ConfigWatcher>,
+    /// The application.
+    pub upstream: Upstream,
+    /// Port of the application, if the sidecar is in front of several: it keeps their responses apart.
+    pub target: Option<u16>,
+    /// Counters and instruments.
+    pub telemetry: Arc<Telemetry>,
+    /// State of draining.
+    pub drain: Arc<Drain>,
     /// Admin API, for policies that put it under the application's address.
-    admin: Router,
+    pub admin: Router,
 }
 
 /// Client of a request.
@@ -119,19 +123,6 @@ struct Life {
 }
 
 impl Proxy {
-    /// Creates a proxy in front of `upstream`. `target` keeps its responses apart from those of other ports of the pod, and `admin` is
-    /// the admin API for policies that put it under the application's address.
-    pub fn new(
-        config: Arc<ConfigWatcher>,
-        upstream: Upstream,
-        target: Option<u16>,
-        telemetry: Arc<Telemetry>,
-        drain: Arc<Drain>,
-        admin: Router,
-    ) -> Self {
-        Self { config, upstream, target, telemetry, drain, admin }
-    }
-
     /// Returns the application, for connections that do not speak HTTP.
     pub fn upstream(&self) -> &Upstream {
         &self.upstream
@@ -212,13 +203,13 @@ impl Proxy {
                 self.write(snapshot, request, client, writing, protocol).await
             }
             Disposition::Pass(reason) => self.pass(request, client, reason, None).await,
-            Disposition::Route { route, kinds, bypass } => {
-                if !route.envelope {
-                    return self.serve_route(snapshot, request, client, &route, &kinds, bypass).await;
+            Disposition::Route(routed) => {
+                if !routed.route.envelope {
+                    return self.serve_route(snapshot, request, client, &routed).await;
                 }
                 let method = request.method().clone();
                 envelope::ask_for_whole(request.headers_mut());
-                self.serve_route(snapshot, request, client, &route, &kinds, bypass).await.wrapped(&method)
+                self.serve_route(snapshot, request, client, &routed).await.wrapped(&method)
             }
         }
     }
@@ -228,10 +219,10 @@ impl Proxy {
         snapshot: &Arc<Snapshot>,
         request: Request<Incoming>,
         client: Client,
-        route: &Arc<Route>,
-        kinds: &HeaderKinds,
-        bypass: Option<Bypass>,
+        routed: &Routed,
     ) -> Served {
+        let Routed { route, bypass, .. } = routed;
+        let bypass = *bypass;
         let has_content = !request.body().is_end_stream();
         // A source's response depends on path and query alone, so a bypass does not need the application, which may not have the path
         // at all. If it has, it gets the body that came with the request.
@@ -254,7 +245,8 @@ impl Proxy {
             }
             None => Bytes::new(),
         };
-        let request = CacheRequest::new(snapshot, route, self.target, head, content, client, kinds);
+        let request = Request::from_parts(head, content);
+        let request = CacheRequest::new(snapshot, routed, self.target, request, client);
         match bypass {
             None => self.respond(request).await,
             Some(bypass) => {

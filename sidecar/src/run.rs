@@ -94,7 +94,8 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
                 let upstream = Upstream::new(Arc::clone(dialer), Arc::clone(&telemetry.stats.budget));
                 let (config, telemetry, drain) =
                     (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
-                Arc::new(Proxy::new(config, upstream, *target, telemetry, drain, admin_mount.clone()))
+                let admin = admin_mount.clone();
+                Arc::new(Proxy { config, upstream, target: *target, telemetry, drain, admin })
             }
         };
         let (shutdown, tasks) = (shutdown.clone(), tasks.clone());

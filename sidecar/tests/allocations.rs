@@ -67,14 +67,14 @@ async fn a_hit_allocates_next_to_nothing() {
     tokio::spawn(answer_each(origin));
     let telemetry = Arc::new(Telemetry::new().unwrap());
     let config = Arc::new(ConfigWatcher::load(None, None, Arc::clone(&telemetry)).await);
-    let proxy = Proxy::new(
+    let proxy = Proxy {
         config,
-        Upstream::new(Arc::new(Dialer::new(&url, None)), Arc::clone(&telemetry.stats.budget)),
-        None,
+        upstream: Upstream::new(Arc::new(Dialer::new(&url, None)), Arc::clone(&telemetry.stats.budget)),
+        target: None,
         telemetry,
-        Arc::new(Drain::default()),
-        Router::new(),
-    );
+        drain: Arc::new(Drain::default()),
+        admin: Router::new(),
+    };
     let listener = TcpListener::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
     let address = listener.local_addr().unwrap();
     tokio::spawn(listener::accept(listener, Arc::new(proxy), CancellationToken::new(), TaskTracker::new()));

@@ -3,7 +3,6 @@
 use std::{
     future::poll_fn,
     future::ready,
-    net::IpAddr,
     pin::pin,
     sync::{
         Arc,
@@ -23,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{calm::FrameWriter, requests::Requests, resets::Resets};
+use super::{Peer, calm::FrameWriter, requests::Requests, resets::Resets};
 use crate::{
     connections::Admitted,
     head_room,
@@ -31,7 +30,7 @@ use crate::{
     http1_guard::{RequestError, check_http2},
     in_progress::InProgress,
     problem::Problem,
-    proxy::{Client, Proxy},
+    proxy::Client,
     work::Work,
 };
 
@@ -56,20 +55,14 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// Serves a connection until it ends, the process ends, it is idle for too long, or gives up too many streams.
 pub(super) async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin>(
     stream: IO,
-    client: IpAddr,
-    proxy: &Arc<Proxy>,
-    shutdown: &CancellationToken,
-    place: &Arc<Admitted>,
+    peer: Peer<'_>,
 ) -> anyhow::Result<()> {
-    serve_until_idle(stream, client, proxy, shutdown, place, IDLE_INTERVAL).await
+    serve_until_idle(stream, peer, IDLE_INTERVAL).await
 }
 
 async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
     stream: IO,
-    client: IpAddr,
-    proxy: &Arc<Proxy>,
-    shutdown: &CancellationToken,
-    place: &Arc<Admitted>,
+    Peer { address: client, proxy, shutdown, place }: Peer<'_>,
     idle_interval: Duration,
 ) -> anyhow::Result<()> {
     // Cancelled when the client should turn to another pod.
@@ -177,6 +170,7 @@ mod tests {
     use crate::{
         config::ConfigWatcher,
         drain::Drain,
+        proxy::Proxy,
         telemetry::Telemetry,
         upstream::{Dialer, Upstream},
     };
@@ -187,7 +181,7 @@ mod tests {
         let dialer = Arc::new(Dialer::new(&"http://127.0.0.1:1".parse().unwrap(), None));
         let upstream = Upstream::new(dialer, Arc::clone(&telemetry.stats.budget));
         let drain = Arc::new(Drain::default());
-        Arc::new(Proxy::new(config, upstream, None, telemetry, drain, Router::new()))
+        Arc::new(Proxy { config, upstream, target: None, telemetry, drain, admin: Router::new() })
     }
 
     #[tokio::test]
@@ -197,7 +191,8 @@ mod tests {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let begun = Instant::now();
         let (client, idle) = (Ipv4Addr::LOCALHOST.into(), Duration::from_millis(50));
-        let served = serve_until_idle(theirs, client, &proxy, &shutdown, &place, idle);
+        let peer = Peer { address: client, proxy: &proxy, shutdown: &shutdown, place: &place };
+        let served = serve_until_idle(theirs, peer, idle);
         let asked = async {
             let (sender, connection) = h2::client::handshake(ours).await.unwrap();
             let _open: h2::client::SendRequest<Bytes> = sender;

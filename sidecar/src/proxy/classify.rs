@@ -30,7 +30,17 @@ pub(super) enum Disposition {
     /// Passes without a route.
     Pass(Forward),
     /// Is looked up and stored by this route, unless there is a bypass.
-    Route { route: Arc<Route>, kinds: HeaderKinds, bypass: Option<Bypass> },
+    Route(Routed),
+}
+
+/// Request that a route takes.
+#[derive(Debug)]
+pub(super) struct Routed {
+    pub(super) route: Arc<Route>,
+    /// Kinds of the request's header fields.
+    pub(super) kinds: HeaderKinds,
+    /// Reason why the request is neither looked up nor stored.
+    pub(super) bypass: Option<Bypass>,
 }
 
 /// Reason why a request goes no further than this sidecar.
@@ -95,7 +105,7 @@ pub(super) fn classify<B>(
         Some(_) => Some(Bypass::Target),
         None => bypass_of(snapshot, found.route, request, &kinds, has_content),
     };
-    Disposition::Route { route: Arc::clone(found.route), kinds, bypass }
+    Disposition::Route(Routed { route: Arc::clone(found.route), kinds, bypass })
 }
 
 /// Returns the path of a request within the admin API if the policy puts that under the application's address.

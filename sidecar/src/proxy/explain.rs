@@ -74,7 +74,7 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
     let passes = |reason, explanation| Explanation { passes: Some(reason), ..explanation };
     let (upgrade, has_content) = (headers::upgrade(request.headers()), !request.body().is_empty());
     headers::remove_hop_by_hop(request.headers_mut());
-    let (route, kinds, bypass) = match classify(snapshot, &request, upgrade, has_content) {
+    let routed = match classify(snapshot, &request, upgrade, has_content) {
         Disposition::End(reason) => {
             return Explanation { ends_here: Some(reason), asked: vec![], ..explanation };
         }
@@ -84,22 +84,22 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
             return passes(Forward::Method, explanation);
         }
         Disposition::Pass(reason) => return passes(reason, explanation),
-        Disposition::Route { route, kinds, bypass } => (route, kinds, bypass),
+        Disposition::Route(routed) => routed,
     };
+    let route = &routed.route;
     let parameters = snapshot
         .policy()
         .route(request.method(), &path, request.headers())
         .map(|found| found.parameters(&path))
         .unwrap_or_default();
     let is_too_long = route.body_limit().is_some_and(|limit| request.body().len() as u64 > limit);
-    let bypass = bypass.or_else(|| is_too_long.then_some(Bypass::Content));
-    explanation.route = Some(Arc::clone(&route));
+    let bypass = routed.bypass.or_else(|| is_too_long.then_some(Bypass::Content));
+    explanation.route = Some(Arc::clone(route));
     explanation.passes = bypass.map(Forward::Bypass);
     explanation.tags = route.tag_texts(&parameters).collect();
     explanation.parameters = parameters.into_iter().map(|(name, value)| (name.to_owned(), value)).collect();
-    let nobody = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, work: None };
-    let (head, content) = request.into_parts();
-    let request = CacheRequest::new(snapshot, &route, target, head, content, nobody, &kinds);
+    let client = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, work: None };
+    let request = CacheRequest::new(snapshot, &routed, target, request, client);
     explanation.key = Some(request.key.as_str().to_owned());
     explanation.asked.clear();
     if bypass.is_none() {

@@ -3,15 +3,14 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Request, Uri, Version, header, request::Parts};
+use http::{HeaderMap, HeaderName, Method, Request, Uri, Version, header};
 use http_body_util::{Either, Full};
 use larder_policy::{
-    HeaderKinds, Key, Lifetimes, NormalPath, PurgeName, Route, Values, cache_control::RequestDirectives,
-    credentials, key::KeyParts, policy::Match, range::RangeRequest, storing::RequestFacts,
-    validation::Validators, vary,
+    Key, Lifetimes, NormalPath, PurgeName, Route, Values, cache_control::RequestDirectives, credentials,
+    key::KeyParts, policy::Match, range::RangeRequest, storing::RequestFacts, validation::Validators, vary,
 };
 
-use super::Client;
+use super::{Client, classify::Routed};
 use crate::{
     cache_key::CacheKey,
     entry::{Entry, codec::Rules},
@@ -48,16 +47,15 @@ pub(super) struct CacheRequest {
 }
 
 impl CacheRequest {
-    /// Creates a request of a route. `content` is the body that is part of the key, or empty.
+    /// Creates a request of a route. Its body is the one that is part of the key, or empty.
     pub(super) fn new(
         snapshot: &Arc<Snapshot>,
-        route: &Arc<Route>,
+        Routed { route, kinds, .. }: &Routed,
         target: Option<u16>,
-        head: Parts,
-        content: Bytes,
+        request: Request<Bytes>,
         client: Client,
-        kinds: &HeaderKinds,
     ) -> Self {
+        let (head, content) = request.into_parts();
         let path = NormalPath::new(head.uri.path());
         let is_keyed = route.body_limit().is_some() && head.method == Method::POST;
         let hash = is_keyed.then(|| blake3::hash(&content));

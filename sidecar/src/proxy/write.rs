@@ -13,6 +13,7 @@ use larder_policy::{HeaderKinds, NormalPath, PurgeName, Writing, policy::Purges,
 
 use super::{
     Client, Proxy, Served,
+    classify::Routed,
     deadline::LATE_WRITE_TIMEOUT,
     fetch::{Fetch, Purpose},
     forward::{changed_protocol, passed, passed_body, unreachable},
@@ -106,18 +107,18 @@ impl Proxy {
             return None;
         }
         let mut head = replica(request);
-        let route = Arc::clone(
-            snapshot.policy().route(&Method::GET, &NormalPath::new(head.uri.path()), &head.headers)?.route,
-        );
+        let path = NormalPath::new(head.uri.path());
+        let found = snapshot.policy().route(&Method::GET, &path, &head.headers)?;
         let target = Target::of(&head.uri, &head.headers);
         let kinds = HeaderKinds::under(&head.headers, snapshot.policy().identity_headers());
+        let routed = Routed { route: Arc::clone(found.route), kinds, bypass: None };
         head.method = Method::GET;
         // Preconditions are about the POST.
         for name in [IF_NONE_MATCH, IF_MODIFIED_SINCE, IF_RANGE, RANGE] {
             head.headers.remove(name);
         }
-        let mut request =
-            CacheRequest::new(snapshot, &route, self.target, head, Bytes::new(), client.clone(), &kinds);
+        let get = Request::from_parts(head, Bytes::new());
+        let mut request = CacheRequest::new(snapshot, &routed, self.target, get, client.clone());
         request.facts.method = Method::POST;
         let (names, stamp) = (request.names(), snapshot.store.barriers.stamp());
         Some(Posted { request, target, names, stamp, is_purged: false })

@@ -123,7 +123,8 @@ impl Fixture {
         // Nothing listens there: a response can come from memory alone.
         let dialer = Arc::new(Dialer::new(&"http://127.0.0.1:9".parse().unwrap(), None));
         let upstream = Upstream::new(dialer, Arc::clone(&telemetry.stats.budget));
-        let proxy = Proxy::new(config, upstream, None, telemetry, Arc::default(), Router::new());
+        let (drain, admin) = (Arc::default(), Router::new());
+        let proxy = Proxy { config, upstream, target: None, telemetry, drain, admin };
         Self { proxy: Arc::new(proxy), snapshot }
     }
 
@@ -135,14 +136,13 @@ impl Fixture {
         }
         let upgrade = headers::upgrade(request.headers());
         headers::remove_hop_by_hop(request.headers_mut());
-        let Disposition::Route { route, kinds, bypass } = classify(&self.snapshot, &request, upgrade, false)
-        else {
+        let Disposition::Route(routed) = classify(&self.snapshot, &request, upgrade, false) else {
             return None;
         };
         let client = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, work: None };
-        let (head, ()) = request.into_parts();
-        let request = CacheRequest::new(&self.snapshot, &route, None, head, Bytes::new(), client, &kinds);
-        Some((request, bypass.is_some()))
+        let request = request.map(|()| Bytes::new());
+        let is_bypassed = routed.bypass.is_some();
+        Some((CacheRequest::new(&self.snapshot, &routed, None, request, client), is_bypassed))
     }
 
     /// Stores a response that the request would get, even if the request must not get it.
