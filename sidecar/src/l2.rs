@@ -293,16 +293,22 @@ impl L2 {
         beginning: RecordStart,
         limit: u64,
     ) -> Result<Option<Bytes>, L2Error> {
-        let RecordStart { bytes, length } = beginning;
-        if length <= bytes.len() as u64 {
-            return Ok(Some(bytes).filter(|bytes| !bytes.is_empty()));
+        let budget = &self.telemetry.stats.budget;
+        let RecordStart { bytes, length } = &beginning;
+        if *length <= bytes.len() as u64 {
+            return Ok(Some(beginning.bytes)
+                .filter(|bytes| !bytes.is_empty())
+                .map(|bytes| budget.counted(bytes)));
         }
-        // Twice: the client's buffer has a copy of it.
-        let transferred = length.min(limit + 1);
-        let Some(_room) = self.telemetry.stats.budget.reserve(Kind::Responses, 2 * transferred) else {
+        if self.records.is_too_large(key, *length, limit) {
+            return Ok(None);
+        }
+        let Some(_room) = budget.reserve(Kind::Responses, length + commands::TRANSFER) else {
             return Ok(None);
         };
-        Ok(commands::get(connection, key, limit).await?)
+        let record = commands::complete(connection, key, beginning).await?;
+        // Counted before the room is given back.
+        Ok(record.map(|record| budget.counted(record)))
     }
 
     /// Returns true if a response is not too large for Redis.

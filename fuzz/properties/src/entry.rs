@@ -13,7 +13,7 @@ use larder_sidecar::{
     entry::{
         Content, Entry, Head,
         authentication::RecordKey,
-        codec::{DecodeError, MAX_VARY_NAMES, Record, Rules, decode, encode, encode_vary},
+        codec::{DecodeError, IDENTITY, MAX_VARY_NAMES, Record, Rules, decode, encode, encode_vary},
     },
 };
 
@@ -107,7 +107,8 @@ fn check_entry(entry: &Entry) {
         (Content::Parts(read), Content::Parts(pieces)) => assert_eq!(read, pieces),
         _ => panic!("a whole body is no part, and a part no whole one"),
     }
-    assert_eq!(encode(&read), written);
+    // Each record has a number of its own.
+    assert_eq!(encode(&read)[IDENTITY..], written[IDENTITY..]);
     check_cuts(&written);
 }
 

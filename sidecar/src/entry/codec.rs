@@ -1,6 +1,6 @@
 //! Encoding of stored responses in Redis.
 //!
-//! A version byte, a kind byte, then the fields in order; integers are big-endian, texts and bodies are preceded by
+//! A version byte, a kind byte, a random number that no other record has, then the fields in order; integers are big-endian, texts and bodies are preceded by
 //! their length. A record that a sidecar can't read, because it is broken or of a newer version, is a miss.
 
 use std::time::Duration;
@@ -20,7 +20,9 @@ use super::{Content, Entry, Head};
 use crate::{barriers::Stamp, clock::wall_ms};
 
 /// Version of the format. It is part of the keys in Redis, so that releases with different formats never meet.
-pub const VERSION: u8 = 4;
+pub const VERSION: u8 = 5;
+/// Length of the beginning of a record that tells it from every other.
+pub const IDENTITY: usize = 2 + size_of::<u64>();
 /// Value in place of a TTL, if the response stated none.
 const NO_TTL: u64 = u64::MAX;
 const KIND_WHOLE: u8 = 1;
@@ -77,7 +79,7 @@ pub fn encode(entry: &Entry) -> Bytes {
         Content::Whole(_) => KIND_WHOLE,
         Content::Parts(_) => KIND_PARTS,
     };
-    out.put_slice(&[VERSION, kind]);
+    begin(&mut out, kind);
     out.put_u64(stamp.generation);
     out.put_u64(stamp.order);
     out.put_u64(times.requested_at);
@@ -112,10 +114,15 @@ pub fn encode(entry: &Entry) -> Bytes {
 /// Writes the names that `Vary` listed.
 pub fn encode_vary(names: &[HeaderName]) -> Bytes {
     let mut out = BytesMut::new();
-    out.put_slice(&[VERSION, KIND_VARY]);
+    begin(&mut out, KIND_VARY);
     out.put_u16(count(names.len()));
     names.iter().for_each(|name| put_text(&mut out, name.as_str().as_bytes()));
     out.freeze()
+}
+
+fn begin(out: &mut BytesMut, kind: u8) {
+    out.put_slice(&[VERSION, kind]);
+    out.put_u64(fastrand::u64(..));
 }
 
 fn count(length: usize) -> u16 {
@@ -137,7 +144,9 @@ pub fn decode(mut bytes: Bytes, rules: Rules<'_>) -> Result<Record, DecodeError>
     if version != VERSION {
         return Err(DecodeError::Version(version));
     }
-    let record = match bytes.try_get_u8()? {
+    let kind = bytes.try_get_u8()?;
+    let _identity = bytes.try_get_u64()?;
+    let record = match kind {
         KIND_WHOLE => {
             let head = take_head(&mut bytes, rules)?;
             let body = take_text(&mut bytes)?;

@@ -8,10 +8,10 @@
 
 use std::{collections::BTreeMap, sync::LazyLock, time::Duration};
 
-use bytes::Bytes;
+use bytes::{Bytes, BytesMut};
 use futures::try_join;
 use larder_policy::PurgeName;
-use redis::{Cmd, InfoDict, Pipeline, RedisResult, Script};
+use redis::{InfoDict, Pipeline, RedisResult, Script};
 use tokio::time::timeout;
 
 use self::{
@@ -22,7 +22,7 @@ use super::{
     connection::{CONNECT_DEADLINE, Connection},
     message::PROBE,
 };
-use crate::barriers::RedisBarriers;
+use crate::{barriers::RedisBarriers, entry::codec};
 
 mod listing;
 mod purging;
@@ -140,18 +140,37 @@ fn ask_for_beginning(pipeline: &mut Pipeline, key: &str) {
     pipeline.cmd("GETRANGE").arg(key).arg(0).arg(BEGINNING - 1).cmd("STRLEN").arg(key);
 }
 
-/// The record under a key, of which at most `limit` bytes are used: of a longer one comes one byte more.
-pub(super) async fn get(connection: &mut Connection, key: &str, limit: u64) -> RedisResult<Option<Bytes>> {
-    let record: Bytes = bounded_get(key, limit).query_async(connection).await?;
-    Ok(Some(record).filter(|record| !record.is_empty()))
-}
+/// Length of the pieces in which the rest of a record is transferred, in bytes. The client's buffers grow to twice the largest reply,
+/// and stay so.
+const PIECE: u64 = 512 << 10;
 
-/// One command, as `GET` is: no value that somebody else put there costs more memory than a record of the policy's. A key that is
-/// not there has an empty value.
-fn bounded_get(key: &str, limit: u64) -> Cmd {
-    let mut get = redis::cmd("GETRANGE");
-    get.arg(key).arg(0).arg(limit);
-    get
+/// Memory that the transfer of a record takes besides the record: a reply and the client's buffer.
+pub(super) const TRANSFER: u64 = 3 * PIECE;
+
+/// The whole of a record that begins so; `None` if another record has taken its place meanwhile.
+pub(super) async fn complete(
+    connection: &mut Connection,
+    key: &str,
+    start: RecordStart,
+) -> RedisResult<Option<Bytes>> {
+    let RecordStart { bytes: start, length } = start;
+    let mut record = BytesMut::with_capacity(usize::try_from(length).unwrap_or_default());
+    record.extend_from_slice(&start);
+    loop {
+        let first = record.len() as u64;
+        let mut pipeline = redis::pipe();
+        pipeline.cmd("GETRANGE").arg(key).arg(first).arg(first + PIECE - 1);
+        // After the piece: it belongs to the record that is there then.
+        pipeline.cmd("GETRANGE").arg(key).arg(0).arg(codec::IDENTITY - 1).cmd("STRLEN").arg(key);
+        let (piece, identity, length_now): (Bytes, Bytes, u64) = pipeline.query_async(connection).await?;
+        if !start.starts_with(&identity) || length_now != length || piece.is_empty() {
+            return Ok(None);
+        }
+        record.extend_from_slice(&piece);
+        if record.len() as u64 >= length {
+            return Ok(Some(record.freeze()));
+        }
+    }
 }
 
 pub(super) async fn store(

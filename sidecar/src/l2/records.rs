@@ -66,9 +66,9 @@ impl Records {
         limit: u64,
         rules: Rules<'_>,
     ) -> Option<Record> {
-        let found = self.telemetry.stats.budget.counted(found?);
-        if found.len() as u64 > limit {
-            return self.refuse(RecordError::TooLarge, place, format!("it has more than {limit} bytes"));
+        let found = found?;
+        if self.is_too_large(place, found.len() as u64, limit) {
+            return None;
         }
         let opened = match &*seal.0 {
             State::On(key) => key.open(place, found),
@@ -82,6 +82,14 @@ impl Records {
             Ok(record) => Some(record),
             Err(error) => self.refuse(RecordError::Malformed, place, error.to_string()),
         }
+    }
+
+    /// Returns true if a record is longer than the policy allows, which refuses it.
+    pub(super) fn is_too_large(&self, place: &str, length: u64, limit: u64) -> bool {
+        if length > limit {
+            self.refuse(RecordError::TooLarge, place, format!("it has more than {limit} bytes"));
+        }
+        length > limit
     }
 
     fn refuse(&self, reason: RecordError, place: &str, why: String) -> Option<Record> {

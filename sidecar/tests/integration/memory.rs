@@ -18,6 +18,7 @@ mod full;
 mod heads;
 mod readers;
 mod response_heads;
+mod shared;
 
 const SPEC: &str = r#"
 l1: {maxSize: 32Mi, maxObjectSize: 1Mi}

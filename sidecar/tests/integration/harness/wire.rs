@@ -142,6 +142,11 @@ impl Wire {
         }
     }
 
+    /// Reads a few bytes, and returns their number: 0 at the end of the connection.
+    pub(crate) async fn read_some(&mut self) -> usize {
+        self.stream.read(&mut [0; 4 << 10]).await.unwrap_or(0)
+    }
+
     /// Reads to the end and returns only the number of bytes.
     pub(crate) async fn discard(&mut self) -> u64 {
         let (mut piece, mut count) = (vec![0; 256 << 10], 0);
