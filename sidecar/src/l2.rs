@@ -371,15 +371,16 @@ impl L2 {
     /// If Redis is down, slow or unwilling, or is not proven to be the one that counts purges.
     pub async fn purge(&self, names: &[PurgeName], proof: Proof) -> Result<u64, L2Error> {
         self.link.will_tell(names);
-        let also = self.link.connection().map(|_| self.barriers.stamp().generation);
-        let formers = self.formers.tell(names, self.version.name(), also);
+        let beside = self.link.connection().map(|_| self.barriers.stamp().generation);
+        let origin = self.formers.new_origin();
+        let formers = self.formers.tell_beside(names, self.version.name(), beside, origin);
         // Whatever the breaker says: lookups that were slow are no reason to leave other pods in the dark.
         let purged = self.attempt("purge", PURGE_DEADLINE, async {
             let mut connection = self.link.first_connection().await.ok_or(L2Error::Down)?;
             let (asker, asked_at) = (connection.asker(), boot_ms());
             let version = self.version.name();
             let elsewhere = self.formers.reached();
-            let purge = PurgeCommand { asker, version, names, elsewhere: &elsewhere, origin: "" };
+            let purge = PurgeCommand { asker, version, names, elsewhere: &elsewhere, origin };
             let ordered = self.link.order(&mut connection, purge).await?;
             let is_named = async {
                 match proof {

@@ -37,7 +37,7 @@ pub async fn purge(snapshot: &Snapshot, names: &[PurgeName], origin: PurgeOrigin
     match &snapshot.store.l2 {
         None => {
             let order = snapshot.store.barriers.raise_locally(names);
-            snapshot.store.formers.tell(names, snapshot.store.version, None).await;
+            snapshot.store.formers.tell(names, snapshot.store.version).await;
             Purged::Here(order)
         }
         Some(l2) => match l2.purge(names, proof).await {

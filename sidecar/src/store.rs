@@ -176,7 +176,7 @@ impl Store {
         }
         match &self.l2 {
             Some(l2) => l2.tell_other_versions().await,
-            None => self.formers.tell(&[], self.version, None).await,
+            None => self.formers.tell(&[], self.version).await,
         }
     }
 }

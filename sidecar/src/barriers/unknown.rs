@@ -6,11 +6,11 @@ use super::{Barriers, RedisBarriers};
 
 impl Barriers {
     /// Returns the names of purges that Redis holds and that are not applied here; `None`: everything, because it counts in another
-    /// generation, has gone back, or has more barriers than it keeps one by one.
-    pub fn unknown(&self, redis: &RedisBarriers) -> Option<Vec<PurgeName>> {
+    /// generation, has gone back behind `known_order`, which was known when it was asked, or has more barriers than it keeps one by one.
+    pub fn unknown(&self, redis: &RedisBarriers, known_order: u64) -> Option<Vec<PurgeName>> {
         self.read(|table| {
             if table.generation != redis.generation
-                || redis.order < table.order
+                || redis.order < known_order
                 || redis.floor > table.floor.order
             {
                 return None;
@@ -36,13 +36,13 @@ mod tests {
         let [heard, missed] = ["a", "b"].map(PurgeName::tag);
         let raised = vec![(heard, 4), (missed, 5)];
         let redis = RedisBarriers { generation: 7, order: 5, floor: 0, raised };
-        assert_eq!(barriers.unknown(&redis), None);
+        assert_eq!(barriers.unknown(&redis, 4), None);
         barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
         assert_eq!(barriers.heard(7, 4, &[heard]), Heard::InOrder);
-        assert_eq!(barriers.unknown(&redis), Some(vec![missed]));
-        assert_eq!(barriers.unknown(&RedisBarriers { floor: 5, ..redis.clone() }), None);
-        assert_eq!(barriers.unknown(&RedisBarriers { order: 3, raised: vec![], ..redis.clone() }), None);
+        assert_eq!(barriers.unknown(&redis, 4), Some(vec![missed]));
+        assert_eq!(barriers.unknown(&RedisBarriers { floor: 5, ..redis.clone() }, 4), None);
+        assert_eq!(barriers.unknown(&RedisBarriers { order: 3, raised: vec![], ..redis.clone() }, 4), None);
         barriers.resync(&redis);
-        assert_eq!(barriers.unknown(&redis), Some(vec![]));
+        assert_eq!(barriers.unknown(&redis, 4), Some(vec![]));
     }
 }

@@ -72,7 +72,7 @@ impl Bus {
 
     /// Applies a purge that the bus told of. Returns its order if it is this subscription's own and holds.
     pub(super) fn hear(&mut self, barriers: &Barriers, message: &PurgeMessage) -> Option<u64> {
-        let PurgeMessage { generation, order, asker, names } = message;
+        let PurgeMessage { generation, order, asker, names, .. } = message;
         let heard = barriers.heard(*generation, *order, names);
         if heard != Heard::InOrder {
             self.doubt();
@@ -94,6 +94,13 @@ impl Bus {
         if self.has_room() {
             self.waiting += 1;
             self.parked.push(Parked { doubt: self.doubts, asker, order });
+        }
+    }
+
+    /// A purge holds here by another subscription of this pod's.
+    pub(super) fn hear_elsewhere(&mut self, message: &PurgeMessage) {
+        if message.asker != 0 {
+            self.acknowledge(message.asker, message.order);
         }
     }
 
@@ -201,7 +208,7 @@ mod tests {
     }
 
     const fn purge(generation: u64, order: u64, asker: u64) -> PurgeMessage {
-        PurgeMessage { generation, order, asker, names: vec![] }
+        PurgeMessage { generation, order, asker, names: vec![], number: None, elsewhere: vec![] }
     }
 
     #[test]

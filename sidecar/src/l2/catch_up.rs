@@ -63,6 +63,11 @@ impl CatchUp {
         &self.pending
     }
 
+    /// Returns the last purge that was known before anything was read.
+    pub(super) const fn known_order(&self) -> u64 {
+        self.known.order
+    }
+
     /// All barriers have been read. When it returns [`Step::Done`], `barriers` are as Redis has them.
     ///
     /// # Errors

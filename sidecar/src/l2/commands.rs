@@ -291,6 +291,13 @@ fn milliseconds(duration: Duration) -> u64 {
     u64::try_from(duration.as_millis()).unwrap_or(u64::MAX).max(1)
 }
 
+/// The generation in which purges are counted; `None`: nobody has begun one.
+pub(super) async fn generation(connection: &mut Connection, barriers: &str) -> RedisResult<Option<u64>> {
+    let field: Option<Bytes> =
+        redis::cmd("HGET").arg(barriers).arg("g").query_async(connection.counting()).await?;
+    Ok(field.and_then(|field| number(&field)))
+}
+
 /// Reads all barriers.
 pub(super) async fn snapshot(connection: &mut Connection, barriers: &str) -> RedisResult<RedisBarriers> {
     let mut pipeline = redis::pipe();

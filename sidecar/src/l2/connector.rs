@@ -306,14 +306,20 @@ impl Connector {
     ) -> anyhow::Result<u64> {
         let mut asked_at = boot_ms();
         let mut step = Step::Read;
+        let mut is_first = true;
         loop {
             step = match step {
                 Step::Read => {
                     asked_at = boot_ms();
                     let snapshot = commands::snapshot(connection, &self.state.name).await?;
-                    if let Some(successor) = self.state.successor() {
-                        successor.make_up_for(self.state.barriers.unknown(&snapshot));
+                    let (barriers, order) = (&self.state.barriers, catch_up.known_order());
+                    match self.state.successor() {
+                        Some(successor) => successor.make_up_for(barriers.unknown(&snapshot, order)),
+                        // What is read later is what was told meanwhile.
+                        None if is_first => self.formers.relay_missed(barriers, order, &snapshot),
+                        None => {}
                     }
+                    is_first = false;
                     catch_up.read(&self.state.barriers, &snapshot)?
                 }
                 Step::PurgeEverything(generation) => {
@@ -321,14 +327,14 @@ impl Connector {
                     Step::Read
                 }
                 Step::Purge(names) => {
-                    let telling = PurgeCommand {
+                    let purge = PurgeCommand {
                         asker: 0,
                         version: self.state.version.name(),
                         names: &names,
                         elsewhere: &self.formers.reached(),
-                        origin: "",
+                        origin: self.formers.new_origin(),
                     };
-                    commands::purge(connection, &self.state.name, telling).await?;
+                    commands::purge(connection, &self.state.name, purge).await?;
                     Step::Read
                 }
                 Step::Done { has_changed } => {

@@ -8,8 +8,12 @@
 //! - A purge that is heard at a Redis that was left holds in this pod before it is acknowledged there. This pod's own Redis is told
 //!   of it soon. A purge by a pod that has never been at the former Redis is told there soon, too.
 //! - Where a purge may have been missed at a Redis that was left, everything in this pod and its Redis is stale.
-//! - A purge is ordered once at each Redis, however many pods hear of it: it says where it was told ([`PurgeName::told`]), and what is
-//!   passed on is known there by its number at the Redis from which it comes.
+//! - A purge is ordered once at each Redis, however many pods hear of it: it says where it is told ([`PurgeName::told`]), and what is
+//!   passed on is known there by its [`Origin`].
+//! - Where it says so and the other Redis does not order it, this pod has it ordered there ([`super::relay`]). Until then it holds here by
+//!   this pod's own barrier.
+//! - A purge at this pod's own Redis that it missed, and reads there, is passed on as one that it hears.
+//! - A write for which a version names nothing is told at both, whatever versions pods serve by.
 //! - A Redis that was left and can't be reached holds up nothing longer than a purge waits for its own.
 //!
 //! # When it ends
@@ -18,6 +22,7 @@
 //! name; and after [`MAX_AGE`].
 
 use std::{
+    collections::{BTreeMap, HashSet},
     sync::{Arc, Weak},
     time::Duration,
 };
@@ -32,10 +37,14 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     connection::Server,
     link::{Link, Successor},
-    message::PurgeMessage,
+    message::{Origin, PurgeMessage},
     versions::Version,
 };
-use crate::{barriers::Barriers, clock::boot_ms, secret::Secrets};
+use crate::{
+    barriers::{Barriers, RedisBarriers},
+    clock::boot_ms,
+    secret::Secrets,
+};
 
 /// Maximum time for which purges are told to a Redis that was left. A change reaches a pod within minutes; one that has not heard of it
 /// since then does not hear of much.
@@ -125,14 +134,26 @@ impl Formers {
     }
 
     /// Tells each of a purge, and waits until the pods there have it; without names, of a write for which this version of the policy names
-    /// nothing. It is also told to a Redis that counts in the generation `also`.
-    pub async fn tell(&self, names: &[PurgeName], version: PurgeName, also: Option<u64>) {
+    /// nothing.
+    pub async fn tell(&self, names: &[PurgeName], version: PurgeName) {
+        self.tell_beside(names, version, None, None).await;
+    }
+
+    /// Tells each of a purge as [`Formers::tell`] does. It is also told to a Redis that counts in the generation `beside`.
+    pub(super) async fn tell_beside(
+        &self,
+        names: &[PurgeName],
+        version: PurgeName,
+        beside: Option<u64>,
+        origin: Option<Origin>,
+    ) {
         let links = self.links();
         if links.is_empty() {
             return;
         }
-        let told: Vec<_> = also.filter(|also| *also != 0).map(PurgeName::told).into_iter().collect();
-        join_all(links.iter().map(|link| link.tell(version, names, &told))).await;
+        let elsewhere: Vec<_> =
+            beside.filter(|beside| *beside != 0).map(PurgeName::told).into_iter().collect();
+        join_all(links.iter().map(|link| link.tell(version, names, (&elsewhere, origin)))).await;
     }
 
     /// A purge was heard of at this pod's own Redis: those that were not told are told soon.
@@ -147,6 +168,42 @@ impl Formers {
                 link.state().relay(message, state.version.name());
             }
         }
+    }
+
+    /// Passes on the purges that this pod's own Redis holds and that were not heard of there, if any: nobody else may have heard of them.
+    pub(super) fn relay_missed(&self, known: &Barriers, order: u64, redis: &RedisBarriers) {
+        if self.links().is_empty() {
+            return;
+        }
+        match known.unknown(redis, order) {
+            Some(names) => {
+                let names: HashSet<_> = names.into_iter().collect();
+                let mut missed: BTreeMap<u64, Vec<PurgeName>> = BTreeMap::new();
+                for (name, order) in redis.raised.iter().filter(|(name, _)| names.contains(name)) {
+                    missed.entry(*order).or_default().push(*name);
+                }
+                for (order, names) in missed {
+                    let generation = redis.generation;
+                    self.relay(&PurgeMessage { generation, order, names, ..PurgeMessage::default() });
+                }
+            }
+            // There were too many.
+            None if redis.generation == known.stamp().generation && redis.order >= order => {
+                self.links().iter().for_each(|link| link.state().make_up_for(None));
+            }
+            // Pods repeat what a Redis that counts anew may have lost.
+            None => {}
+        }
+    }
+
+    /// Returns true if purges are counted in this generation at one of them.
+    pub(super) fn count_in(&self, generation: u64) -> bool {
+        self.links().iter().any(|link| link.state().generation() == generation)
+    }
+
+    /// Returns the origin of a purge that begins here, if it is told to any of them.
+    pub(super) fn new_origin(&self) -> Option<Origin> {
+        (!self.links().is_empty()).then(Origin::new)
     }
 
     fn links(&self) -> Vec<Arc<Link>> {
@@ -174,6 +231,8 @@ struct Former {
     /// Versions of the policy that are kept in the list there, which this pod served by then and serves by now: purges by pods there
     /// cover them.
     listings: Mutex<Vec<(Arc<Version>, AbortOnDropHandle<()>)>>,
+    /// The name of an unnamed write in the list of the Redis that took the place of this one, so that such writes are told there.
+    unnamed_writes: Mutex<Option<AbortOnDropHandle<()>>>,
     left_at: u64,
 }
 
@@ -202,6 +261,7 @@ impl Former {
         let former = Arc::new(Self {
             link: ArcSwapOption::from(Some(link)),
             listings: Mutex::default(),
+            unnamed_writes: Mutex::default(),
             left_at: boot_ms(),
         });
         tracing::info!(
@@ -218,8 +278,20 @@ impl Former {
         link.lead_to(successor.clone());
         let mut versions = vec![Arc::clone(&link.state().version)];
         if version != versions[0].name() {
-            versions.push(link.another_version(version));
+            versions.push(link.state().another_version(version));
         }
+        let mut there = None;
+        if let Successor::Link(state) = successor {
+            // A write for which a version names nothing is told only where others are listed, and pods at the other Redis may serve by any.
+            versions.push(link.state().another_version(PurgeName::unnamed_write()));
+            there = state.upgrade().map(|state| state.another_version(PurgeName::unnamed_write())).map(
+                |version| {
+                    let state = Weak::clone(state);
+                    version.keep_listed(move || state.upgrade()?.connection())
+                },
+            );
+        }
+        *self.unnamed_writes.lock() = there;
         let keep = |version: Arc<Version>| {
             let state = Arc::clone(link.state());
             let listing = Arc::clone(&version).keep_listed(move || state.connection());
@@ -239,6 +311,7 @@ impl Former {
         let mut listings = self.listings.lock();
         self.link.store(None);
         listings.clear();
+        *self.unnamed_writes.lock() = None;
     }
 }
 

@@ -30,7 +30,7 @@ use super::{
     message::PurgeMessage,
     pending::PendingPurges,
     recent::RecentPurges,
-    relay::{RelayQueue, RelayedPurge},
+    relay::{NotQueued, RelayQueue, RelayedPurge},
     versions::Version,
 };
 use crate::{
@@ -164,11 +164,6 @@ impl Link {
         self.state.successor.store(Some(Arc::new(successor)));
     }
 
-    /// Another version of the policy in the list of those that pods serve by there.
-    pub(super) fn another_version(&self, name: PurgeName) -> Arc<Version> {
-        Version::new(name, self.state.name.clone(), Arc::clone(&self.state.barriers))
-    }
-
     /// Returns true if every pod that is there has left, too; `None`: it can't be asked, or does not say.
     pub(super) async fn have_all_left(&self) -> Option<bool> {
         let mut connection = self.connection()?;
@@ -208,6 +203,11 @@ impl State {
     /// The connection, if it is up to date with the barriers.
     pub(super) fn connection(&self) -> Option<Connection> {
         self.connection.load().as_deref().cloned()
+    }
+
+    /// Another version of the policy in the list of those that pods serve by here.
+    pub(super) fn another_version(&self, name: PurgeName) -> Arc<Version> {
+        Version::new(name, self.name.clone(), Arc::clone(&self.barriers))
     }
 
     /// Returns the server that this is, or was last, connected with.

@@ -1,6 +1,10 @@
 //! Messages on the bus.
 
+use std::fmt;
+
 use larder_policy::PurgeName;
+
+use super::generation::random;
 
 /// Prefix of a probe.
 pub(super) const PROBE: &[u8] = b"P ";
@@ -23,14 +27,74 @@ pub(super) fn read_own(payload: &[u8]) -> Option<OwnMessage> {
     }
 }
 
-/// A purge as it is told on the bus.
-#[derive(Clone, Debug, PartialEq, Eq)]
+/// First half of the 16 bytes between the names of a purge and those that it has beyond. The second is the number of its origin, or 0.
+const ORIGIN_MARK: [u8; 8] = *b"\0origin\0";
+
+/// Identity of a purge that several Redis order.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Origin {
+    /// The number that it was given by the pod that purged.
+    Pod(u64),
+    /// Its place at the Redis from which it is passed on.
+    Redis { generation: u64, order: u64 },
+}
+
+impl Origin {
+    /// The origin of a purge that begins here.
+    pub(super) fn new() -> Self {
+        Self::Pod(random())
+    }
+}
+
+impl fmt::Display for Origin {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Pod(number) => write!(f, "{number}"),
+            Self::Redis { generation, order } => write!(f, "{generation}:{order}"),
+        }
+    }
+}
+
+/// Returns what follows the names of a purge in its message: its origin, and names of other Redis that are told of it, too.
+pub(super) fn told_beyond(origin: Option<Origin>, elsewhere: &[PurgeName]) -> Vec<[u8; 16]> {
+    let number = match origin {
+        Some(Origin::Pod(number)) => number,
+        Some(Origin::Redis { .. }) | None => 0,
+    };
+    if number == 0 && elsewhere.is_empty() {
+        return vec![];
+    }
+    let mut mark = [0; 16];
+    mark[..8].copy_from_slice(&ORIGIN_MARK);
+    mark[8..].copy_from_slice(&number.to_be_bytes());
+    [mark].into_iter().chain(elsewhere.iter().map(|name| *name.as_bytes())).collect()
+}
+
+/// A purge as it is told on the bus: `<generation> <order> <asker> <names>`, and [`told_beyond`].
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PurgeMessage {
     pub(super) generation: u64,
     pub(super) order: u64,
     /// Subscription that waits until every pod has applied the purge; 0 if none does.
     pub(super) asker: u64,
     pub(super) names: Vec<PurgeName>,
+    /// Number that it was given by the pod that purged; `None`: it has none.
+    pub(super) number: Option<u64>,
+    /// Names of other Redis that are told of it, too ([`PurgeName::told`]).
+    pub(super) elsewhere: Vec<PurgeName>,
+}
+
+impl PurgeMessage {
+    /// Returns the identity of the purge at every Redis.
+    pub(super) fn origin(&self) -> Origin {
+        let Self { generation, order, .. } = *self;
+        self.number.map_or(Origin::Redis { generation, order }, Origin::Pod)
+    }
+
+    /// Returns true if the Redis that counts in a generation is told of the purge, too.
+    pub(super) fn is_told_to(&self, generation: u64) -> bool {
+        self.elsewhere.contains(&PurgeName::told(generation))
+    }
 }
 
 /// Parses a message on the bus.
@@ -38,8 +102,18 @@ pub(super) fn read_purge(payload: &[u8]) -> Option<PurgeMessage> {
     let mut parts = payload.splitn(4, |byte| *byte == b' ');
     let mut number = || std::str::from_utf8(parts.next()?).ok()?.parse().ok();
     let (generation, order, asker) = (number()?, number()?, number()?);
-    let names = parts.next()?.chunks(16).map(PurgeName::from_bytes).collect::<Option<_>>()?;
-    Some(PurgeMessage { generation, order, asker, names })
+    let mut message = PurgeMessage { generation, order, asker, ..PurgeMessage::default() };
+    let mut list = &mut message.names;
+    for bytes in parts.next()?.chunks(16) {
+        if let Some(number) = bytes.strip_prefix(&ORIGIN_MARK) {
+            let number = u64::from_be_bytes(number.try_into().ok()?);
+            message.number = Some(number).filter(|number| *number != 0);
+            list = &mut message.elsewhere;
+        } else {
+            list.push(PurgeName::from_bytes(bytes)?);
+        }
+    }
+    Some(message)
 }
 
 #[cfg(test)]
@@ -51,9 +125,23 @@ mod tests {
         let names = [PurgeName::path("/a b"), PurgeName::tag("t")];
         let mut payload = b"18446744073709551615 7 9 ".to_vec();
         names.iter().for_each(|name| payload.extend_from_slice(name.as_bytes()));
-        let told = PurgeMessage { generation: u64::MAX, order: 7, asker: 9, names: names.to_vec() };
-        assert_eq!(read_purge(&payload), Some(told));
-        let everything = PurgeMessage { generation: 5, order: 0, asker: 0, names: vec![] };
+        let mut purge = PurgeMessage {
+            generation: u64::MAX,
+            order: 7,
+            asker: 9,
+            names: names.to_vec(),
+            ..PurgeMessage::default()
+        };
+        assert_eq!(read_purge(&payload), Some(purge.clone()));
+        purge.elsewhere = vec![PurgeName::told(1), PurgeName::told(2)];
+        for number in [None, Some(7)] {
+            purge.number = number;
+            let beyond = told_beyond(number.map(Origin::Pod), &purge.elsewhere);
+            assert_eq!(read_purge(&[&payload[..], &beyond.concat()].concat()), Some(purge.clone()));
+        }
+        assert!(purge.is_told_to(2) && !purge.is_told_to(3));
+        assert!(told_beyond(Some(Origin::Redis { generation: 1, order: 2 }), &[]).is_empty());
+        let everything = PurgeMessage { generation: 5, ..PurgeMessage::default() };
         assert_eq!(read_purge(b"5 0 0 "), Some(everything));
         for broken in [&b""[..], b"5", b"5 x 0 ", b"5 7 0 short"] {
             assert_eq!(read_purge(broken), None);

@@ -26,7 +26,7 @@ use super::{
     connection::{CONNECT_DEADLINE, Connection, Vouched},
     former::Formers,
     link::State,
-    message::{OwnMessage, read_own, read_purge},
+    message::{OwnMessage, PurgeMessage, read_own, read_purge},
 };
 
 /// Maximum time that Redis may take to pass acknowledgements on.
@@ -98,22 +98,46 @@ impl Inbox {
             // The next heartbeat sees to it: whoever can write to the bus must not have all barriers read all the time.
             return bus.doubt();
         };
-        // Before it is acknowledged.
-        match self.link.successor() {
-            Some(successor) => successor.hear(&message),
-            // This pod's own purges are told there already.
-            None if message.asker != bus.asker => self.formers.relay(&message),
-            None => {}
-        }
-        let doubts = bus.doubts();
-        if let Some(order) = bus.hear(&self.link.barriers, &message) {
-            self.link.acknowledgements.count(bus.asker, &[order]);
-        }
-        if bus.doubts() > doubts {
-            self.attention.notify_one();
+        if self.is_of_another_database(&message) {
+            bus.hear_elsewhere(&message);
+        } else {
+            // Before it is acknowledged.
+            self.pass_on(&message, message.asker == bus.asker);
+            let doubts = bus.doubts();
+            if let Some(order) = bus.hear(&self.link.barriers, &message) {
+                self.link.acknowledgements.count(bus.asker, &[order]);
+            }
+            if message.generation == self.link.generation() {
+                self.link.release(&message);
+            }
+            if bus.doubts() > doubts {
+                self.attention.notify_one();
+            }
         }
         if bus.has_acknowledgements() {
             self.acknowledgements_due.notify_one();
+        }
+    }
+
+    /// Returns true if a purge was ordered at another database of the server, where this pod has another subscription, which applies it:
+    /// all databases have one bus.
+    fn is_of_another_database(&self, message: &PurgeMessage) -> bool {
+        let generation = message.generation;
+        generation != self.link.generation()
+            && match self.link.successor() {
+                Some(successor) => successor.counts_in(generation),
+                None => self.formers.count_in(generation),
+            }
+    }
+
+    /// Passes a purge on to the Redis that took the place of this one, or to those that were left for it.
+    fn pass_on(&self, message: &PurgeMessage, is_own: bool) {
+        match self.link.successor() {
+            // This pod tells both of its own.
+            Some(_) if is_own && message.number.is_some() => {}
+            Some(successor) => successor.hear(message),
+            None if is_own => {}
+            None => self.formers.relay(message),
         }
     }
 

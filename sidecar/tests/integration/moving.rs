@@ -7,6 +7,7 @@ use futures::future::join_all;
 
 use super::harness::{Cluster, Origin, Policy, RedisServer, Sentinels, Sidecar, until, until_shared};
 
+mod faults;
 mod meanwhile;
 
 const SPEC: &str = r#"
@@ -66,9 +67,22 @@ impl Pods {
 
     /// The first pod moves by the URL in the file that its policy names.
     fn change_file(&self) {
+        self.change_file_to(&format!("redis://127.0.0.1:{}/", self.other.port));
+    }
+
+    /// The file that the first pod's policy names has this URL from now on.
+    fn change_file_to(&self, url: &str) {
         let (own, written) = (self.one.file("own-url"), self.one.file("written-own-url"));
-        std::fs::write(&written, format!("redis://127.0.0.1:{}/", self.other.port)).unwrap();
+        std::fs::write(&written, url).unwrap();
         std::fs::rename(written, own).unwrap();
+    }
+
+    /// Another pod, with this spec.
+    async fn another(&self, spec: &str) -> (Policy, Sidecar) {
+        let policy = self.policies[0].twin(spec);
+        let sidecar = Sidecar::start(&policy, self.origin.address).await;
+        sidecar.until_tiers_are("up").await;
+        (policy, sidecar)
     }
 
     /// A pod moves by another policy.

@@ -5,7 +5,10 @@ use std::{sync::LazyLock, time::Duration};
 use larder_policy::PurgeName;
 use redis::{RedisResult, Script};
 
-use super::super::connection::Connection;
+use super::super::{
+    connection::Connection,
+    message::{Origin, told_beyond},
+};
 use crate::barriers::MAX_BARRIERS;
 
 /// A hash of barriers that nobody touches for this long goes, and what was stored under it is stale.
@@ -22,15 +25,15 @@ pub(in crate::l2) struct PurgeCommand<'a> {
     pub(in crate::l2) names: &'a [PurgeName],
     /// Names of other Redis that are told of it, too ([`PurgeName::told`]).
     pub(in crate::l2) elsewhere: &'a [PurgeName],
-    /// Identity of the purge at the Redis that it is passed on from, without spaces; empty if it begins here. A purge that another pod has
-    /// passed on is not ordered again.
-    pub(in crate::l2) origin: &'a str,
+    /// Identity of the purge, if other Redis order it, too. One that no pod waits for is not ordered again.
+    pub(in crate::l2) origin: Option<Origin>,
 }
 
 /// Raises barriers, orders them and tells every pod, at once: on the names, and on each version of the policy but the one whose
-/// names they are. ARGV: generation if there is none, most barriers, seconds to keep them, who asks, the version, what it is called
-/// elsewhere, the number of names of other Redis that are told, those, then the names.
-/// Without any name nothing is ordered. The message is `<generation> <order> <who asks> <names>`.
+/// names they are. ARGV: generation if there is none, most barriers, seconds to keep them, who asks, the version, the origin or nothing,
+/// the number of those 16 bytes that are told beyond, these, then the names.
+/// Without any name nothing is ordered. The message is `<generation> <order> <who asks> <names> <told beyond>`, the last two without a space.
+/// Who asks waits for pods that have not heard of it, so only a purge that nobody waits for is looked for among those that were ordered.
 pub(super) static PURGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
@@ -43,10 +46,9 @@ pub(super) static PURGE: LazyLock<Script> = LazyLock::new(|| {
           if #name == 16 and name ~= ARGV[5] then names[#names + 1] = name end
         end
         if #names == 0 then return end
-        for i = 8, 7 + told do names[#names + 1] = ARGV[i] end
         redis.call('HSETNX', KEYS[1], 'g', ARGV[1])
         local passed = ARGV[6] ~= '' and (redis.call('HGET', KEYS[1], 'p') or '')
-        if passed then
+        if passed and ARGV[4] == '0' then
           local order = string.match(passed, ' ' .. ARGV[6] .. '=(%d+)')
           if order then return {redis.call('HGET', KEYS[1], 'g'), order, 0} end
         end
@@ -63,7 +65,8 @@ pub(super) static PURGE: LazyLock<Script> = LazyLock::new(|| {
           redis.call('HSET', KEYS[1], 'p', passed)
         end
         redis.call('EXPIRE', KEYS[1], ARGV[3])
-        local message = generation .. ' ' .. order .. ' ' .. ARGV[4] .. ' ' .. table.concat(names)
+        local message = generation .. ' ' .. order .. ' ' .. ARGV[4] .. ' '
+        message = message .. table.concat(names) .. table.concat(ARGV, '', 8, 7 + told)
         return {generation, order, redis.call('PUBLISH', KEYS[1], message)}
         ",
     )
@@ -77,6 +80,7 @@ pub(in crate::l2) async fn purge(
     purge: PurgeCommand<'_>,
 ) -> RedisResult<Option<(u64, u64, usize)>> {
     let PurgeCommand { asker, version, names, elsewhere, origin } = purge;
+    let beyond = told_beyond(origin, elsewhere);
     let mut call = PURGE.prepare_invoke();
     call.key(barriers)
         .arg(connection.mark().new_generation())
@@ -84,10 +88,10 @@ pub(in crate::l2) async fn purge(
         .arg(KEEP_BARRIERS.as_secs())
         .arg(asker)
         .arg(&version.as_bytes()[..])
-        .arg(origin)
-        .arg(elsewhere.len());
-    elsewhere.iter().chain(names).for_each(|name| {
-        call.arg(&name.as_bytes()[..]);
+        .arg(origin.map_or_else(String::new, |origin| origin.to_string()))
+        .arg(beyond.len());
+    beyond.iter().chain(names.iter().map(PurgeName::as_bytes)).for_each(|bytes| {
+        call.arg(&bytes[..]);
     });
     call.invoke_async(connection.counting()).await
 }

@@ -2,11 +2,12 @@
 
 use std::sync::Arc;
 
+use anyhow::Context;
 use tokio::time::timeout;
 
 use super::{
-    super::generation::Mark, Barriers, CatchingUp, Connector, JOIN_TIMEOUT, Link, Replacement, Secrets,
-    Session, State, Version,
+    super::generation::Mark, Barriers, CONNECT_DEADLINE, CatchingUp, Connector, JOIN_TIMEOUT, Link,
+    Replacement, Secrets, Session, State, Version, commands,
 };
 
 impl Connector {
@@ -28,11 +29,16 @@ impl Connector {
         self.formers.add(left, &self.as_successor(), self.state.version.name());
     }
 
-    /// Opens a session beside the one that there is with the server of this mark. If it is another server, there is a link to the first
-    /// before it is left: no purge is missed in between.
+    /// Opens a session beside the one that there is with the server of this mark. If it is with another server, or another database of it,
+    /// there is a link to the first before it is left: no purge is missed in between.
     pub(super) async fn open_beside(&self, secrets: &Secrets, mark: Mark) -> anyhow::Result<Replacement> {
-        let session = self.open(secrets).await?;
-        let in_use = self.state.reload.in_use().filter(|_| session.connection.mark() != mark);
+        let mut session = self.open(secrets).await?;
+        let is_same = session.connection.mark() == mark
+            && timeout(CONNECT_DEADLINE, commands::generation(&mut session.connection, &self.state.name))
+                .await
+                .context("reading the generation")??
+                == Some(self.state.generation());
+        let in_use = self.state.reload.in_use().filter(|_| !is_same);
         let left = in_use.map(|in_use| self.link_to_left(in_use));
         if let Some(left) = &left {
             // Without it goes on, too: then everything is stale when it is there.

@@ -5,21 +5,29 @@ use std::sync::Arc;
 use larder_policy::PurgeName;
 use tokio::time::timeout;
 
-use super::{Link, PURGE_DEADLINE, PurgeCommand, PurgeMessage, RelayedPurge, State, Successor};
+use super::{
+    super::message::Origin, Link, NotQueued, PURGE_DEADLINE, PurgeCommand, PurgeMessage, RelayedPurge, State,
+    Successor,
+};
 use crate::barriers::Barriers;
 
 impl Link {
     /// Raises barriers at a Redis that was left, and waits until each pod there has them, as for a purge of its own. What it can't be told
     /// now it is told as soon as it is there.
     ///
-    /// `version` is that of the policy whose names these are, `elsewhere` the Redis that is told of them too.
-    pub(in crate::l2) async fn tell(&self, version: PurgeName, names: &[PurgeName], elsewhere: &[PurgeName]) {
+    /// `version` is that of the policy whose names these are, `elsewhere` the Redis that is told of them too, under `origin`.
+    pub(in crate::l2) async fn tell(
+        &self,
+        version: PurgeName,
+        names: &[PurgeName],
+        (elsewhere, origin): (&[PurgeName], Option<Origin>),
+    ) {
         let meant = self.state.meant(version, names);
         self.will_tell(&meant);
         let telling = async {
             let mut connection = self.connection()?;
             let asker = connection.asker();
-            let purge = PurgeCommand { asker, version, names, elsewhere, origin: "" };
+            let purge = PurgeCommand { asker, version, names, elsewhere, origin };
             if let Some(ordered) = self.order(&mut connection, purge).await.ok()? {
                 self.acknowledgements().wait_for(asker, ordered.order, ordered.pods).await;
             }
@@ -43,6 +51,14 @@ impl Successor {
                 let Some(state) = state.upgrade() else { return };
                 state.relay(message, state.version.name());
             }
+        }
+    }
+
+    /// Returns true if purges are counted in this generation there.
+    pub(in crate::l2) fn counts_in(&self, generation: u64) -> bool {
+        match self {
+            Self::Alone(..) => false,
+            Self::Link(state) => state.upgrade().is_some_and(|state| state.generation() == generation),
         }
     }
 
@@ -74,18 +90,34 @@ impl State {
         names.iter().copied().chain(own).collect()
     }
 
-    /// Raises barriers that another Redis has ordered, and tells this one of them soon, unless it was told by the pod that purged.
-    /// `version` is that of the policy whose names these are, or by whose own they are covered.
+    /// Raises barriers that another Redis has ordered, and tells this one of them soon; if the pod that purged tells it, as soon as nothing
+    /// has been heard of that. `version` is that of the policy whose names these are, or by whose own they are covered.
     pub(in crate::l2) fn relay(&self, message: &PurgeMessage, version: PurgeName) {
-        if message.names.contains(&PurgeName::told(self.generation())) {
+        let is_told = message.is_told_to(self.generation());
+        if is_told && message.number.is_none() {
             return;
         }
-        let purge = RelayedPurge::heard(message, version);
-        let names = self.meant(version, &purge.names);
+        let names = self.meant(version, &message.names);
         self.recent.add(&names, self.barriers.known_until());
         let up_to = self.barriers.raise_locally(&names);
-        if !self.relay_queue.push(purge, up_to) {
-            self.make_up_for(None);
+        let purge = RelayedPurge::new(message, version, up_to);
+        let queued = if is_told { self.relay_queue.expect(purge) } else { self.relay_queue.push(purge) };
+        match queued {
+            Ok(()) => {}
+            Err(NotQueued::Heard) => self.barriers.settle(&names, up_to),
+            Err(NotQueued::Full) => self.make_up_for(None),
+        }
+    }
+
+    /// A purge was heard of here, and is applied: this pod's own barrier, if another Redis had ordered it before, is not needed any more.
+    pub(in crate::l2) fn release(&self, message: &PurgeMessage) {
+        if let Some(RelayedPurge { version, names, up_to, .. }) =
+            message.number.and_then(|number| self.relay_queue.heard(number))
+        {
+            // A name that this Redis has not ordered is one of a version that it does not list.
+            let ordered = |name: &PurgeName| message.names.contains(name);
+            let names: Vec<_> = self.meant(version, &names).into_iter().filter(ordered).collect();
+            self.barriers.settle(&names, up_to);
         }
     }
 
@@ -109,21 +141,22 @@ impl State {
     pub(in crate::l2) async fn keep_relaying(self: Arc<Self>) {
         loop {
             let due = self.relay_queue.next().await;
-            let told = due.iter().map(|(purge, up_to)| self.tell_relayed(purge, *up_to));
+            let told = due.iter().map(|purge| self.tell_relayed(purge));
             futures::future::join_all(told).await;
         }
     }
 
-    async fn tell_relayed(&self, purge: &RelayedPurge, up_to: u64) {
-        let RelayedPurge { version, names, told, origin } = purge;
+    async fn tell_relayed(&self, purge: &RelayedPurge) {
+        let RelayedPurge { version, names, elsewhere, origin, up_to } = purge;
         let meant = self.meant(*version, names);
         let telling = async {
             let mut connection = self.connection()?;
-            let purge = PurgeCommand { asker: 0, version: *version, names, elsewhere: &[*told], origin };
+            let (elsewhere, origin) = (&[*elsewhere], Some(*origin));
+            let purge = PurgeCommand { asker: 0, version: *version, names, elsewhere, origin };
             self.order(&mut connection, purge).await.ok()?
         };
         match timeout(PURGE_DEADLINE, telling).await.ok().flatten() {
-            Some(ordered) if ordered.is_applied => self.barriers.settle(&meant, up_to),
+            Some(ordered) if ordered.is_applied => self.barriers.settle(&meant, *up_to),
             // Its own barrier was raised anew.
             Some(_) => {}
             None => self.raise_and_remember(&meant),

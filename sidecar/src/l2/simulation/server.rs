@@ -74,7 +74,13 @@ impl Server {
         self.data.order += 1;
         let Data { generation, order, raised, .. } = &mut self.data;
         raised.extend(names.iter().map(|name| (*name, *order)));
-        PurgeMessage { generation: *generation, order: *order, asker, names: names.to_vec() }
+        PurgeMessage {
+            generation: *generation,
+            order: *order,
+            asker,
+            names: names.to_vec(),
+            ..PurgeMessage::default()
+        }
     }
 
     pub(super) fn purge_everything(&mut self, follows: u64) -> Option<PurgeMessage> {
@@ -83,7 +89,7 @@ impl Server {
         }
         self.data = Data { records: std::mem::take(&mut self.data.records), ..Data::default() };
         self.ensure_generation();
-        Some(PurgeMessage { generation: self.data.generation, order: 0, asker: 0, names: vec![] })
+        Some(PurgeMessage { generation: self.data.generation, ..PurgeMessage::default() })
     }
 
     pub(super) fn lookup(&mut self, key: usize, names: &[PurgeName]) -> Reply {
