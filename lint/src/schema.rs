@@ -16,15 +16,15 @@ use super::{
 /// Maximum number of fields that are listed as the known ones.
 const MAX_LISTED: usize = 8;
 
-/// Parts of a value that a schema limits in number.
+/// Limited of a value that a schema limits in number.
 #[derive(Clone, Copy)]
-enum Parts {
+enum Limited {
     Characters,
     Items,
     Members,
 }
 
-impl Parts {
+impl Limited {
     /// Returns the schema's keywords for the minimum and the maximum, and the name of the parts.
     const fn keywords_and_name(self) -> (&'static str, &'static str, &'static str) {
         match self {
@@ -176,7 +176,7 @@ impl Walk {
     }
 
     fn text(&mut self, schema: &Json, text: &str, path: &str, mark: Mark) {
-        self.bounds(schema, Parts::Characters, text.chars().count(), path, mark);
+        self.bounds(schema, Limited::Characters, text.chars().count(), path, mark);
     }
 
     fn number(&mut self, schema: &Json, number: Option<f64>, path: &str, mark: Mark) {
@@ -192,7 +192,7 @@ impl Walk {
         }
     }
 
-    fn bounds(&mut self, schema: &Json, parts: Parts, count: usize, path: &str, mark: Mark) {
+    fn bounds(&mut self, schema: &Json, parts: Limited, count: usize, path: &str, mark: Mark) {
         let (least, most, what) = parts.keywords_and_name();
         let bound =
             |name: &str| schema[name].as_u64().map(|bound| usize::try_from(bound).unwrap_or(usize::MAX));
@@ -210,7 +210,7 @@ impl Walk {
     }
 
     fn list(&mut self, schema: &Json, node: &Node, items: &[Node], path: &str, mark: Mark) {
-        self.bounds(schema, Parts::Items, items.len(), path, mark);
+        self.bounds(schema, Limited::Items, items.len(), path, mark);
         for (index, one) in items.iter().enumerate() {
             self.value(&schema["items"], one, &item(path, index), one.mark);
         }
@@ -252,7 +252,7 @@ impl Walk {
     }
 
     fn object(&mut self, schema: &Json, members: &[Member], path: &str, mark: Mark) {
-        self.bounds(schema, Parts::Members, members.len(), path, mark);
+        self.bounds(schema, Limited::Members, members.len(), path, mark);
         // The API server drops what is null and may not be; nothing that a policy has may be.
         let is_set =
             |name: &str| members.iter().any(|member| member.name == name && member.node.value != Value::Null);
@@ -324,9 +324,9 @@ fn mismatch(schema: &Json, node: &Node) -> Option<String> {
             (false, format!("a duration: {}", error.remedy()))
         }
         ("string", value @ (Value::Bool(_) | Value::Number(_))) => {
-            (false, format!("a text: quote it, as in \"{}\"", said(value)))
+            (false, format!("a string: quote it, as in \"{}\"", said(value)))
         }
-        ("string", _) => (false, "a text".to_owned()),
+        ("string", _) => (false, "a string".to_owned()),
         ("boolean", _) => (false, "true or false".to_owned()),
         ("number", _) => (false, "a number".to_owned()),
         ("array", _) => {

@@ -54,7 +54,7 @@ pub struct Admin {
 
 /// Where the admin API is.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Endpoint {
+pub enum AdminEndpoint {
     /// On its own port.
     Own,
     /// Under the application's address, where everything but `/livez` and `/readyz` wants the token.
@@ -62,7 +62,7 @@ pub enum Endpoint {
 }
 
 /// The admin API, at one of its endpoints.
-pub fn router(admin: Arc<Admin>, endpoint: Endpoint) -> Router {
+pub fn router(admin: Arc<Admin>, endpoint: AdminEndpoint) -> Router {
     let no_such_path = |uri: Uri| async move {
         Refused::new(
             StatusCode::NOT_FOUND,
@@ -77,9 +77,9 @@ pub fn router(admin: Arc<Admin>, endpoint: Endpoint) -> Router {
     };
     let router: Router<Arc<Admin>> = routes(endpoint).into();
     let router = match endpoint {
-        Endpoint::Own => router,
+        AdminEndpoint::Own => router,
         // Whoever reaches the application reaches this, too.
-        Endpoint::Application => {
+        AdminEndpoint::Application => {
             router.layer(middleware::from_fn_with_state(Arc::clone(&admin), token::for_all_but_health))
         }
     };
@@ -89,12 +89,12 @@ pub fn router(admin: Arc<Admin>, endpoint: Endpoint) -> Router {
 /// The document of the admin API (OpenAPI 3.1), as `openapi.json` has it.
 pub fn document() -> String {
     let mut document = document::start();
-    let _: Router<Arc<Admin>> = routes(Endpoint::Own).finish_api_with(&mut document, document::finish);
+    let _: Router<Arc<Admin>> = routes(AdminEndpoint::Own).finish_api_with(&mut document, document::finish);
     let text = serde_json::to_string_pretty::<OpenApi>(&document);
     text.expect("the document has only string keys, which JSON can represent") + "\n"
 }
 
-fn routes(endpoint: Endpoint) -> ApiRouter<Arc<Admin>> {
+fn routes(endpoint: AdminEndpoint) -> ApiRouter<Arc<Admin>> {
     let entries = format!("{}{{*key}}", path::ENTRIES);
     let routes = ApiRouter::new()
         .api_route(path::LIVEZ, get_with(health::livez, health::about_livez))
@@ -110,7 +110,7 @@ fn routes(endpoint: Endpoint) -> ApiRouter<Arc<Admin>> {
         .api_route(path::DOCS, get_with(pages::docs, pages::about_docs))
         .api_route(path::REDOC, get_with(pages::redoc, pages::about_redoc));
     match endpoint {
-        Endpoint::Own => routes.api_route(path::DRAIN, post_with(health::drain, health::about_drain)),
-        Endpoint::Application => routes,
+        AdminEndpoint::Own => routes.api_route(path::DRAIN, post_with(health::drain, health::about_drain)),
+        AdminEndpoint::Application => routes,
     }
 }

@@ -18,7 +18,7 @@ const STANDARD_INPUT: &str = "-";
 
 /// The worst outcome of the files, which is the exit code.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Outcome {
+enum CheckOutcome {
     Good = 0,
     Faulty = 1,
     Unreadable = 2,
@@ -36,26 +36,26 @@ struct Line<'a> {
 pub fn run(args: &cli::Check) -> ExitCode {
     let environment = if args.cluster { Environment::Cluster } else { Environment::Alone };
     let checker = Checker::new(environment);
-    let mut outcome = Outcome::Good;
+    let mut outcome = CheckOutcome::Good;
     let mut reports = Vec::new();
     for file in &args.files {
         match read(file) {
             Ok(text) => {
                 let report = checker.check(&text);
                 if !report.diagnostics.is_empty() {
-                    outcome = outcome.max(Outcome::Faulty);
+                    outcome = outcome.max(CheckOutcome::Faulty);
                 }
                 reports.push((name(file), report));
             }
             Err(error) => {
                 eprintln!("{}: can't read it: {error}", name(file));
-                outcome = Outcome::Unreadable;
+                outcome = CheckOutcome::Unreadable;
             }
         }
     }
-    if outcome == Outcome::Good && reports.iter().all(|(_, report)| report.policies.is_empty()) {
+    if outcome == CheckOutcome::Good && reports.iter().all(|(_, report)| report.policies.is_empty()) {
         eprintln!("found no {KIND}");
-        outcome = Outcome::Faulty;
+        outcome = CheckOutcome::Faulty;
     }
     let written = match args.output {
         Output::Text => as_text(&reports, environment),

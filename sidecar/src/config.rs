@@ -26,14 +26,14 @@ const POLL_INTERVAL: Duration = Duration::from_secs(1);
 pub struct ConfigWatcher {
     snapshot: ArcSwap<Snapshot>,
     /// Contents of the files when they were last read.
-    seen: Mutex<Option<(Seen, Option<String>)>>,
+    seen: Mutex<Option<(PolicyFile, Option<String>)>>,
     error: ArcSwapOption<String>,
     context: Context,
 }
 
 /// Contents of the policy file.
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Seen {
+enum PolicyFile {
     Missing,
     Unreadable(String),
     Text(String),
@@ -105,21 +105,21 @@ impl ConfigWatcher {
         }
     }
 
-    fn apply(&self, seen: Seen, coverage: Option<&str>) {
+    fn apply(&self, seen: PolicyFile, coverage: Option<&str>) {
         let current = self.snapshot.load_full();
         match seen {
-            Seen::Missing => {
+            PolicyFile::Missing => {
                 self.error.store(None);
                 if current.configuration.hash.is_some() {
                     tracing::warn!("the policy file is missing; every request passes through");
                     self.exchange(Configuration::absent(), &current);
                 }
             }
-            Seen::Unreadable(error) => {
+            PolicyFile::Unreadable(error) => {
                 self.refuse(error);
                 self.follow(&current, coverage);
             }
-            Seen::Text(text) => {
+            PolicyFile::Text(text) => {
                 let hash = document::hash(&text);
                 if current.configuration.hash.as_ref() == Some(&hash) {
                     self.error.store(None);
@@ -208,11 +208,11 @@ fn permission_of(follows_coverage: bool, metadata: &Metadata, coverage: Option<&
     round.map_or(Permission::Waiting, |round| Permission::Granted(round.to_owned()))
 }
 
-async fn read(path: &Path) -> Seen {
+async fn read(path: &Path) -> PolicyFile {
     match tokio::fs::read_to_string(path).await {
-        Ok(text) => Seen::Text(text),
-        Err(error) if error.kind() == std::io::ErrorKind::NotFound => Seen::Missing,
-        Err(error) => Seen::Unreadable(format!("can't read {}: {error}", path.display())),
+        Ok(text) => PolicyFile::Text(text),
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => PolicyFile::Missing,
+        Err(error) => PolicyFile::Unreadable(format!("can't read {}: {error}", path.display())),
     }
 }
 

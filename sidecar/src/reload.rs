@@ -21,12 +21,12 @@ pub struct Reload<S> {
 struct State<S> {
     /// The secrets that worked last.
     in_use: Option<S>,
-    refused: Option<Refused<S>>,
+    refused: Option<Rejected<S>>,
     /// Reason why there is no connection.
     down: Option<String>,
 }
 
-struct Refused<S> {
+struct Rejected<S> {
     /// `None` if the secrets could not be read.
     what: Option<S>,
     at: Instant,
@@ -93,7 +93,7 @@ impl<S: Clone + PartialEq> Reload<S> {
                 tracing::error!(error = why, "the {subject} can't be used");
             }
         }
-        state.refused = Some(Refused { what, at: Instant::now(), why });
+        state.refused = Some(Rejected { what, at: Instant::now(), why });
     }
 
     /// Records that there is no connection. Returns true if the reason is new.
@@ -107,7 +107,7 @@ impl<S: Clone + PartialEq> Reload<S> {
     /// Returns the reason why there is no connection, or why the newest secrets are not in use.
     pub fn last_error(&self) -> Option<String> {
         let state = self.state.lock();
-        let refused = state.refused.as_ref().map(|Refused { why, .. }| match &state.in_use {
+        let refused = state.refused.as_ref().map(|Rejected { why, .. }| match &state.in_use {
             Some(_) => format!("the changed {} can't be used: {why}", self.subject),
             None => why.clone(),
         });

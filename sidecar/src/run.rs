@@ -19,7 +19,7 @@ use tokio_util::{sync::CancellationToken, task::TaskTracker};
 use tracing_subscriber::EnvFilter;
 
 use crate::{
-    admin::{self, Admin, Endpoint as AdminEndpoint},
+    admin::{self, Admin, AdminEndpoint},
     budget::{Budget, MemoryLimit, raise_file_limit},
     cli::{Serve, UpstreamUrl},
     config::ConfigWatcher,

@@ -150,7 +150,7 @@ impl Store {
         }
         if self.last_known_good.is_empty() {
             let mut before = previous.iter().flat_map(|previous| &previous.last_known_good);
-            if before.any(|(_, table)| table.has_untold()) {
+            if before.any(|(_, table)| table.has_unsent()) {
                 tables.store(true, Ordering::SeqCst);
             }
         } else if tables.swap(false, Ordering::SeqCst) {

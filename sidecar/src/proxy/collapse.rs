@@ -93,11 +93,11 @@ impl Proxy {
                         return Break(request.read_along(&response, None, reason));
                     }
                     match response.begun(limit, fetch.began_waiting + patience).await {
-                        Begun::Now(reader) => {
+                        BodyStart::Now(reader) => {
                             return Break(request.read_along(&response, Some(reader), reason));
                         }
-                        Begun::Not => joined = flights.overtake(wait),
-                        Begun::Never => break,
+                        BodyStart::Not => joined = flights.overtake(wait),
+                        BodyStart::Never => break,
                     }
                 }
                 FetchOutcome::Stored(entry, tier, _) => match request.evaluate(entry) {
@@ -186,7 +186,7 @@ pub(super) fn is_overdue(wait: &mut Wait<FetchOutcome>, limit: Duration) -> bool
 }
 
 /// Beginning of a body that other requests read as well.
-enum Begun {
+enum BodyStart {
     /// The first piece is there, or the body is empty.
     Now(Reader<Source>),
     /// The origin has sent none of it, or nothing more, for the route's `collapseTimeout`.
@@ -207,20 +207,20 @@ impl InFlight {
     }
 
     /// Waits until some of the body is there: a request whose client has a head can't turn to another response any more.
-    async fn begun(&self, limit: Duration, until: Instant) -> Begun {
+    async fn begun(&self, limit: Duration, until: Instant) -> BodyStart {
         if self.is_stalled(limit) {
-            return Begun::Not;
+            return BodyStart::Not;
         }
         // One reads the first piece, which the other still has before it.
         let (Some(mut first), Some(reader)) = (self.fill.join(), self.fill.join()) else {
-            return Begun::Never;
+            return BodyStart::Never;
         };
         let overdue = self.fill.starved_since().map_or_else(Instant::now, Instant::from_std) + limit;
         match timeout_at(overdue.min(until), first.frame()).await {
-            Ok(Some(Err(_))) => Begun::Never,
-            Ok(_) => Begun::Now(reader),
-            Err(_) if until < overdue => Begun::Never,
-            Err(_) => Begun::Not,
+            Ok(Some(Err(_))) => BodyStart::Never,
+            Ok(_) => BodyStart::Now(reader),
+            Err(_) if until < overdue => BodyStart::Never,
+            Err(_) => BodyStart::Not,
         }
     }
 }

@@ -14,9 +14,9 @@ use tokio::{sync::Notify, time::sleep};
 use tokio_util::task::AbortOnDropHandle;
 
 mod table;
-mod untold;
+mod unsent;
 
-use self::{table::Table, untold::Untold};
+use self::{table::Table, unsent::UnsentPurges};
 use super::postgres::{PostgresError, PostgresSource};
 
 /// Interval of attempts to forward pending purges to Postgres.
@@ -41,12 +41,12 @@ pub struct LastKnownGood {
 struct Shared {
     source: Arc<PostgresSource>,
     table: Table,
-    untold: Untold,
+    unsent: UnsentPurges,
     /// Held while purges are sent to Postgres.
-    telling: tokio::sync::Mutex<()>,
+    sending: tokio::sync::Mutex<()>,
     /// Number of failed attempts.
     failures: AtomicU64,
-    left_untold: Notify,
+    left_unsent: Notify,
     complained: AtomicBool,
 }
 
@@ -57,13 +57,13 @@ impl LastKnownGood {
         let shared = Arc::new(Shared {
             table: Table::new(Arc::clone(&source), policy, version),
             source,
-            untold: Untold::default(),
-            telling: tokio::sync::Mutex::default(),
+            unsent: UnsentPurges::default(),
+            sending: tokio::sync::Mutex::default(),
             failures: AtomicU64::new(0),
-            left_untold: Notify::new(),
+            left_unsent: Notify::new(),
             complained: AtomicBool::new(false),
         });
-        let teller = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shared).tell_again()));
+        let teller = AbortOnDropHandle::new(tokio::spawn(Arc::clone(&shared).send_again()));
         Self { shared, _teller: teller }
     }
 
@@ -73,19 +73,19 @@ impl LastKnownGood {
     }
 
     /// Returns true if purges or writes are still to be sent to Postgres.
-    pub fn has_untold(&self) -> bool {
-        !self.shared.untold.is_empty()
+    pub fn has_unsent(&self) -> bool {
+        !self.shared.unsent.is_empty()
     }
 
     /// Takes over the pending purges of a predecessor. If that belonged to another version of the policy, they cover
     /// everything.
     pub fn inherit(&self, predecessor: &Self) {
         if self.shared.table.is_of_version_of(&predecessor.shared.table) {
-            self.shared.untold.inherit(&predecessor.shared.untold);
-        } else if predecessor.has_untold() {
-            self.shared.untold.add_everything();
+            self.shared.unsent.inherit(&predecessor.shared.unsent);
+        } else if predecessor.has_unsent() {
+            self.shared.unsent.add_everything();
         }
-        self.shared.left_untold.notify_one();
+        self.shared.left_unsent.notify_one();
     }
 
     /// Stores a response that was requested at `asked_at`, replacing the previous one, unless one of its names was
@@ -100,7 +100,7 @@ impl LastKnownGood {
         record: Bytes,
         asked_at: Instant,
     ) -> Result<(), PostgresError> {
-        self.shared.made_and_told().await?;
+        self.shared.made_and_sent().await?;
         self.shared.noticing(self.shared.table.store(id, names, record, asked_at).await)
     }
 
@@ -109,7 +109,7 @@ impl LastKnownGood {
     /// # Errors
     /// If Postgres fails, or does not know all purges yet.
     pub async fn load(&self, id: [u8; 32]) -> Result<Option<Bytes>, PostgresError> {
-        self.shared.made_and_told().await?;
+        self.shared.made_and_sent().await?;
         self.shared.noticing(self.shared.table.load(id).await)
     }
 
@@ -119,15 +119,15 @@ impl LastKnownGood {
     /// # Errors
     /// If Postgres can't be informed now. It is informed later.
     pub fn forget(&self, names: &[PurgeName]) -> impl Future<Output = Result<(), PostgresError>> + use<> {
-        self.shared.untold.add(names);
-        Arc::clone(&self.shared).tell()
+        self.shared.unsent.add(names);
+        Arc::clone(&self.shared).send()
     }
 
     /// Records a write for which this version of the policy names nothing. Postgres is informed soon, of many writes at
     /// once, and before this pod loads or stores anything.
     pub fn note_unnamed_write(&self) {
-        self.shared.untold.add(&[PurgeName::unnamed_write()]);
-        self.shared.left_untold.notify_one();
+        self.shared.unsent.add(&[PurgeName::unnamed_write()]);
+        self.shared.left_unsent.notify_one();
     }
 
     /// Forgets all responses of the policy: none of them is loaded from now on. The returned future informs Postgres.
@@ -135,48 +135,48 @@ impl LastKnownGood {
     /// # Errors
     /// If Postgres can't be informed now. It is informed later.
     pub fn forget_everything(&self) -> impl Future<Output = Result<(), PostgresError>> + use<> {
-        self.shared.untold.add_everything();
-        Arc::clone(&self.shared).tell()
+        self.shared.unsent.add_everything();
+        Arc::clone(&self.shared).send()
     }
 }
 
 impl Shared {
-    async fn tell_again(self: Arc<Self>) {
+    async fn send_again(self: Arc<Self>) {
         loop {
-            self.left_untold.notified().await;
-            while !self.untold.is_empty() {
+            self.left_unsent.notified().await;
+            while !self.unsent.is_empty() {
                 sleep(RETRY_INTERVAL).await;
-                if let Err(error) = self.made_and_told().await {
+                if let Err(error) = self.made_and_sent().await {
                     tracing::debug!(%error, "postgres does not have all purges yet");
                 }
             }
         }
     }
 
-    async fn tell(self: Arc<Self>) -> Result<(), PostgresError> {
-        let outcome = self.made_and_told().await;
+    async fn send(self: Arc<Self>) -> Result<(), PostgresError> {
+        let outcome = self.made_and_sent().await;
         if outcome.is_err() {
-            self.left_untold.notify_one();
+            self.left_unsent.notify_one();
         }
         outcome
     }
 
     /// Ensures that the tables exist and Postgres knows all purges.
-    async fn made_and_told(&self) -> Result<(), PostgresError> {
+    async fn made_and_sent(&self) -> Result<(), PostgresError> {
         self.noticing(self.table.make().await)?;
-        if self.untold.is_empty() {
+        if self.unsent.is_empty() {
             return Ok(());
         }
         let failures = self.failures.load(Ordering::Acquire);
-        let _telling = self.telling.lock().await;
-        let Some(told) = self.untold.snapshot() else { return Ok(()) };
+        let _sending = self.sending.lock().await;
+        let Some(batch) = self.unsent.batch() else { return Ok(()) };
         // The previous holder of the lock has failed: waiting tasks must not each try for as long.
         if self.failures.load(Ordering::Acquire) != failures {
-            return Err(PostgresError::Untold);
+            return Err(PostgresError::UnsentPurges);
         }
-        let outcome = self.table.forget(told.names()).await;
+        let outcome = self.table.forget(batch.names()).await;
         match &outcome {
-            Ok(()) => self.untold.remove(&told),
+            Ok(()) => self.unsent.remove(&batch),
             Err(_) => {
                 self.failures.fetch_add(1, Ordering::AcqRel);
             }

@@ -73,7 +73,7 @@ pub enum PostgresError {
     NoTable(&'static str),
     /// Postgres does not know all purges, and can't be informed.
     #[error("lastKnownGood is not used until postgres has all purges")]
-    Untold,
+    UnsentPurges,
     /// Postgres can't be reached, or broke the connection.
     #[error("postgres: {0:#}")]
     Failed(#[from] anyhow::Error),
@@ -208,9 +208,9 @@ impl Server {
         };
         let waited = started.elapsed();
         let asked = async {
-            let mut turn = Turn::begin(&self.pools, slot).await?;
-            let outcome = work(turn.client()).await;
-            turn.hand_back();
+            let mut pooled = PooledClient::begin(&self.pools, slot).await?;
+            let outcome = work(pooled.client()).await;
+            pooled.hand_back();
             outcome.map_err(|error| PostgresError::of_statement(error, limit))
         };
         let outcome = match timeout_at(deadline, asked).await {
@@ -225,12 +225,12 @@ impl Server {
 
 /// A connection in use. It is closed unless it is handed back, because a statement may still run on it, for which the
 /// next one would wait.
-struct Turn<'a> {
+struct PooledClient<'a> {
     client: Option<Object>,
     _slot: SemaphorePermit<'a>,
 }
 
-impl<'a> Turn<'a> {
+impl<'a> PooledClient<'a> {
     async fn begin(pools: &Pools, slot: SemaphorePermit<'a>) -> Result<Self, PostgresError> {
         let client = pools.current()?.get().await.map_err(PostgresError::of_connecting)?;
         Ok(Self { client: Some(client), _slot: slot })
@@ -245,7 +245,7 @@ impl<'a> Turn<'a> {
     }
 }
 
-impl Drop for Turn<'_> {
+impl Drop for PooledClient<'_> {
     fn drop(&mut self) {
         if let Some(client) = self.client.take() {
             drop(Object::take(client));

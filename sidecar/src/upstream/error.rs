@@ -15,8 +15,8 @@ pub enum UpstreamError {
     #[error("the exchange with the application failed")]
     #[allow(missing_docs)]
     Exchange { source: hyper::Error, was_sent: bool },
-    /// The body of the response broke off before anything of the response was passed on.
-    #[error("the body of the application's response broke off")]
+    /// The body of the response is incomplete, and nothing of the response was passed on.
+    #[error("the body of the application's response is incomplete")]
     Body(#[source] hyper::Error),
     /// The application did not begin its response in time.
     #[error("the application did not respond within {0:?}")]

@@ -29,7 +29,7 @@ use super::{
     error::{is_going_away, was_not_processed},
     head::MAX_HEAD,
     head_of,
-    upload::Kept,
+    upload::Retained,
 };
 use crate::clock::monotonic_ms;
 
@@ -51,7 +51,7 @@ const SETTINGS: u8 = 4;
 #[derive(Debug)]
 pub(super) struct Http2 {
     dialer: Arc<Dialer>,
-    link: Mutex<Option<Link>>,
+    link: Mutex<Option<Http2Connection>>,
     /// Lock of the task that probes for HTTP/2 or connects.
     connecting: tokio::sync::Mutex<()>,
     /// Number of connections opened so far.
@@ -62,7 +62,7 @@ pub(super) struct Http2 {
 
 /// A connection and its number, counted from 1.
 #[derive(Clone, Debug)]
-struct Link {
+struct Http2Connection {
     number: u64,
     sender: http2::SendRequest<RequestBody>,
 }
@@ -75,7 +75,7 @@ struct Copy {
 
 enum CopiedBody {
     AtHand(Full<Bytes>),
-    Kept(Kept),
+    Retained(Retained),
     None,
 }
 
@@ -83,7 +83,7 @@ impl Copy {
     fn of(request: &Request<RequestBody>) -> Self {
         let body = match request.body() {
             Either::Right(at_hand) => CopiedBody::AtHand(at_hand.clone()),
-            Either::Left(upload) => upload.to_send_again().map_or(CopiedBody::None, CopiedBody::Kept),
+            Either::Left(upload) => upload.to_send_again().map_or(CopiedBody::None, CopiedBody::Retained),
         };
         Self { head: head_of(request), body }
     }
@@ -92,7 +92,7 @@ impl Copy {
     fn again(self) -> Option<Request<RequestBody>> {
         let body = match self.body {
             CopiedBody::AtHand(body) => Either::Right(body),
-            CopiedBody::Kept(kept) => Either::Left(kept.again()?),
+            CopiedBody::Retained(kept) => Either::Left(kept.again()?),
             CopiedBody::None => return None,
         };
         Some(self.head.map(|()| body))
@@ -106,7 +106,7 @@ impl Copy {
 
     /// Releases the retained body.
     fn forget(&self) {
-        if let CopiedBody::Kept(kept) = &self.body {
+        if let CopiedBody::Retained(kept) = &self.body {
             kept.forget();
         }
     }
@@ -217,13 +217,13 @@ impl Http2 {
         }
     }
 
-    fn current(&self) -> Option<Link> {
+    fn current(&self) -> Option<Http2Connection> {
         let link = self.link.lock();
         link.as_ref().filter(|link| !link.sender.is_closed()).cloned()
     }
 
     /// Returns a connection that is newer than the one with this number.
-    async fn newer_than(&self, number: u64, refused: WhenRefused) -> Result<Link, UpstreamError> {
+    async fn newer_than(&self, number: u64, refused: WhenRefused) -> Result<Http2Connection, UpstreamError> {
         let _alone = self.connecting.lock().await;
         match self.current().filter(|link| link.number > number) {
             Some(link) => Ok(link),
@@ -232,7 +232,7 @@ impl Http2 {
     }
 
     /// Replaces the current connection. The caller holds [`Self::connecting`].
-    async fn connect(&self, refused: WhenRefused) -> Result<Link, UpstreamError> {
+    async fn connect(&self, refused: WhenRefused) -> Result<Http2Connection, UpstreamError> {
         let stream: TcpStream = self.dialer.connect(refused).await.map_err(UpstreamError::connect)?;
         let (sender, connection) = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -247,7 +247,7 @@ impl Http2 {
                 tracing::debug!(%error, "a connection to the application failed");
             }
         });
-        let link = Link { number: 1 + self.made.fetch_add(1, Ordering::Relaxed), sender };
+        let link = Http2Connection { number: 1 + self.made.fetch_add(1, Ordering::Relaxed), sender };
         *self.link.lock() = Some(link.clone());
         Ok(link)
     }

@@ -57,7 +57,7 @@ pub(super) enum HeadError {
 
 /// A parsed head.
 #[derive(Debug, PartialEq, Eq)]
-pub(super) struct Head<'a> {
+pub(super) struct ResponseHead<'a> {
     pub(super) status: u16,
     pub(super) bytes: Cow<'a, [u8]>,
 }
@@ -86,12 +86,12 @@ pub(super) fn may_begin(bytes: &[u8]) -> bool {
 ///
 /// # Errors
 /// If the head is ambiguous or has too many lines.
-pub(super) fn understand(head: &[u8], to_head: bool) -> Result<Head<'_>, HeadError> {
+pub(super) fn understand(head: &[u8], to_head: bool) -> Result<ResponseHead<'_>, HeadError> {
     let mut lines = lines(head);
     let first = lines.next().unwrap_or_default();
     let status_line = StatusLine::parse(first)?;
     let (mut count, mut is_clean) = (0, status_line.is_clean);
-    let mut framing = Framing::default();
+    let mut framing = ResponseFraming::default();
     for line in lines {
         count += 1;
         match split(line).filter(|_| is_clean) {
@@ -113,7 +113,7 @@ pub(super) fn understand(head: &[u8], to_head: bool) -> Result<Head<'_>, HeadErr
     } else {
         Cow::Owned(repair(head, &status_line, has_body)?)
     };
-    Ok(Head { status: status_line.status, bytes })
+    Ok(ResponseHead { status: status_line.status, bytes })
 }
 
 /// Rewrites a head: one line for each field, without lines that have no name, and with a space for each control character.
@@ -138,7 +138,7 @@ fn repair(head: &[u8], status_line: &StatusLine<'_>, has_body: bool) -> Result<V
             None => is_doubtful = true,
         }
     }
-    let mut framing = Framing::default();
+    let mut framing = ResponseFraming::default();
     fields.iter().for_each(|(name, value)| framing.see(name, value));
     if has_body {
         framing.check(status_line.minor)?;
@@ -247,7 +247,7 @@ impl<'a> StatusLine<'a> {
 
 /// Body framing stated by a head (RFC 9112, section 6.3).
 #[derive(Default)]
-struct Framing {
+struct ResponseFraming {
     coding: TransferCoding,
     length: Length,
 }
@@ -260,7 +260,7 @@ enum Length {
     Invalid,
 }
 
-impl Framing {
+impl ResponseFraming {
     fn see(&mut self, name: &[u8], value: &[u8]) {
         if name.eq_ignore_ascii_case(b"transfer-encoding") {
             self.coding = self.coding.followed_by(value);
@@ -311,7 +311,7 @@ mod tests {
             "HTTP/1.1 200 \u{fc}blich\r\nX: \u{fc}\r\nContent-Length: 2, 2\r\n\r\n",
         ] {
             let head = head.as_bytes();
-            let Head { bytes, .. } = understand(head, false).unwrap();
+            let ResponseHead { bytes, .. } = understand(head, false).unwrap();
             assert!(matches!(bytes, Cow::Borrowed(bytes) if bytes == head));
         }
     }

@@ -38,7 +38,7 @@ pub(super) async fn send(
     let method = request.method().as_str();
     let announcement = Announcement::within(budget);
     let stream = dialer.connect(refused).await.map_err(UpstreamError::connect)?;
-    let stream = Respelled {
+    let stream = RetargetedStream {
         stream: ApplicationStream::new(stream, announcement.clone()),
         spelled: [method.as_bytes(), b" ", target].concat().into(),
         replaced: format!("{method} {}", request.uri()).len(),
@@ -64,7 +64,7 @@ pub(super) async fn send(
 }
 
 /// A connection whose first written bytes are replaced by others.
-struct Respelled {
+struct RetargetedStream {
     stream: ApplicationStream,
     /// The replacement bytes that are not written yet.
     spelled: Bytes,
@@ -72,7 +72,7 @@ struct Respelled {
     replaced: usize,
 }
 
-impl AsyncWrite for Respelled {
+impl AsyncWrite for RetargetedStream {
     fn poll_write(self: Pin<&mut Self>, context: &mut Context<'_>, bytes: &[u8]) -> Poll<io::Result<usize>> {
         let this = self.get_mut();
         while !this.spelled.is_empty() {
@@ -99,7 +99,7 @@ impl AsyncWrite for Respelled {
     }
 }
 
-impl AsyncRead for Respelled {
+impl AsyncRead for RetargetedStream {
     fn poll_read(
         self: Pin<&mut Self>,
         context: &mut Context<'_>,

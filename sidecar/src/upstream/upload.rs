@@ -27,42 +27,42 @@ const MAX_REPLAYED: usize = 64 << 10;
 /// A client's body as it arrives, which records when the application takes a piece of it.
 #[derive(Debug)]
 pub struct Upload {
-    body: Source,
+    body: UploadSource,
     progress: Arc<Progress>,
 }
 
 #[derive(Debug)]
-enum Source {
+enum UploadSource {
     Once(Incoming),
     /// The number of the reader, and the number of frames that it has taken.
-    Kept(Kept, u64, usize),
+    Retained(Retained, u64, usize),
 }
 
 /// A body of which everything that was read is retained, as far as memory permits.
 #[derive(Clone, Debug)]
-pub(super) struct Kept(Arc<Mutex<Inner>>, Arc<Progress>);
+pub(super) struct Retained(Arc<Mutex<Inner>>, Arc<Progress>);
 
 #[derive(Debug)]
 struct Inner {
     body: Incoming,
     /// The frames read so far; `None` once they exceeded the limit.
-    taken: Option<Vec<Piece>>,
+    taken: Option<Vec<RetainedFrame>>,
     reservation: Reservation,
     /// The number of the current reader. Earlier readers get no further frames.
     reader: u64,
 }
 
 #[derive(Clone, Debug)]
-enum Piece {
+enum RetainedFrame {
     Data(Bytes),
     Trailers(HeaderMap),
 }
 
-impl From<Piece> for Frame<Bytes> {
-    fn from(piece: Piece) -> Self {
+impl From<RetainedFrame> for Frame<Bytes> {
+    fn from(piece: RetainedFrame) -> Self {
         match piece {
-            Piece::Data(data) => Self::data(data),
-            Piece::Trailers(trailers) => Self::trailers(trailers),
+            RetainedFrame::Data(data) => Self::data(data),
+            RetainedFrame::Trailers(trailers) => Self::trailers(trailers),
         }
     }
 }
@@ -81,24 +81,24 @@ impl Upload {
     pub fn new(body: Incoming) -> Self {
         let progress =
             Progress { taken_at: AtomicU64::new(monotonic_ms()), waits_for_client: AtomicBool::new(false) };
-        Self { body: Source::Once(body), progress: Arc::new(progress) }
+        Self { body: UploadSource::Once(body), progress: Arc::new(progress) }
     }
 
     /// Retains the parts of the body that are read until the response begins, as far as `budget` permits, so that they can be sent
     /// again.
     pub fn kept(self, budget: &Arc<Budget>) -> Self {
-        let Source::Once(body) = self.body else { return self };
+        let UploadSource::Once(body) = self.body else { return self };
         let (taken, reservation) = (Some(Vec::new()), Reservation::new(budget, Kind::Requests));
         let inner = Inner { body, taken, reservation, reader: 0 };
-        let kept = Kept(Arc::new(Mutex::new(inner)), Arc::clone(&self.progress));
-        Self { body: Source::Kept(kept, 0, 0), progress: self.progress }
+        let kept = Retained(Arc::new(Mutex::new(inner)), Arc::clone(&self.progress));
+        Self { body: UploadSource::Retained(kept, 0, 0), progress: self.progress }
     }
 
     /// Returns the part of the body that is held to be sent again, if any is.
-    pub(super) fn to_send_again(&self) -> Option<Kept> {
+    pub(super) fn to_send_again(&self) -> Option<Retained> {
         match &self.body {
-            Source::Once(_) => None,
-            Source::Kept(kept, ..) => Some(kept.clone()),
+            UploadSource::Once(_) => None,
+            UploadSource::Retained(kept, ..) => Some(kept.clone()),
         }
     }
 
@@ -108,7 +108,7 @@ impl Upload {
     }
 }
 
-impl Kept {
+impl Retained {
     fn lock(&self) -> MutexGuard<'_, Inner> {
         self.0.lock()
     }
@@ -119,7 +119,10 @@ impl Kept {
         let mut inner = self.lock();
         inner.taken.as_ref()?;
         inner.reader += 1;
-        Some(Upload { body: Source::Kept(self.clone(), inner.reader, 0), progress: Arc::clone(&self.1) })
+        Some(Upload {
+            body: UploadSource::Retained(self.clone(), inner.reader, 0),
+            progress: Arc::clone(&self.1),
+        })
     }
 
     /// Releases the retained frames, because the application has received the body.
@@ -148,8 +151,8 @@ impl Inner {
             return self.forget();
         }
         // The frame is copied, because it may be part of a larger buffer.
-        taken.extend(frame.data_ref().map(|data| Piece::Data(Bytes::copy_from_slice(data))));
-        taken.extend(frame.trailers_ref().map(|trailers| Piece::Trailers(trailers.clone())));
+        taken.extend(frame.data_ref().map(|data| RetainedFrame::Data(Bytes::copy_from_slice(data))));
+        taken.extend(frame.trailers_ref().map(|trailers| RetainedFrame::Trailers(trailers.clone())));
     }
 
     /// Returns the next frame for a reader that has had this many.
@@ -195,8 +198,8 @@ impl Body for Upload {
     ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
         let this = self.get_mut();
         let polled = match &mut this.body {
-            Source::Once(body) => Pin::new(body).poll_frame(context),
-            Source::Kept(kept, reader, had) => {
+            UploadSource::Once(body) => Pin::new(body).poll_frame(context),
+            UploadSource::Retained(kept, reader, had) => {
                 let polled = kept.lock().poll_frame(*reader, *had, context);
                 *had += usize::from(polled.is_ready());
                 polled
@@ -209,8 +212,8 @@ impl Body for Upload {
 
     fn is_end_stream(&self) -> bool {
         match &self.body {
-            Source::Once(body) => body.is_end_stream(),
-            Source::Kept(kept, _, had) => {
+            UploadSource::Once(body) => body.is_end_stream(),
+            UploadSource::Retained(kept, _, had) => {
                 let inner = kept.lock();
                 inner.taken.as_ref().is_none_or(|taken| *had >= taken.len()) && inner.body.is_end_stream()
             }
@@ -219,12 +222,13 @@ impl Body for Upload {
 
     fn size_hint(&self) -> SizeHint {
         match &self.body {
-            Source::Once(body) => body.size_hint(),
-            Source::Kept(kept, _, had) => {
+            UploadSource::Once(body) => body.size_hint(),
+            UploadSource::Retained(kept, _, had) => {
                 let inner = kept.lock();
                 let left = inner.taken.iter().flat_map(|taken| taken.iter().skip(*had));
-                let left: usize =
-                    left.map(|piece| if let Piece::Data(data) = piece { data.len() } else { 0 }).sum();
+                let left: usize = left
+                    .map(|piece| if let RetainedFrame::Data(data) = piece { data.len() } else { 0 })
+                    .sum();
                 let mut hint = inner.body.size_hint();
                 if let Some(upper) = hint.upper() {
                     hint.set_upper(upper + left as u64);

@@ -10,7 +10,7 @@ const MAX_NAMES: usize = 10_000;
 
 /// Purges that are still to be sent to Postgres, numbered, so that a purge of a name that is being sent stays pending.
 #[derive(Debug, Default)]
-pub(super) struct Untold(Mutex<State>);
+pub(super) struct UnsentPurges(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
@@ -21,20 +21,20 @@ struct State {
 
 /// The pending purges at some moment.
 #[derive(Debug)]
-pub(super) struct Snapshot {
+pub(super) struct Batch {
     last: u64,
     /// `None`: everything.
     names: Option<Vec<PurgeName>>,
 }
 
-impl Snapshot {
+impl Batch {
     /// Returns the names to forget; `None`: everything.
     pub(super) fn names(&self) -> Option<&[PurgeName]> {
         self.names.as_deref()
     }
 }
 
-impl Untold {
+impl UnsentPurges {
     pub(super) fn is_empty(&self) -> bool {
         self.state().is_empty()
     }
@@ -58,26 +58,26 @@ impl Untold {
     }
 
     pub(super) fn inherit(&self, other: &Self) {
-        match other.snapshot() {
-            Some(Snapshot { names: Some(names), .. }) => self.add(&names),
-            Some(Snapshot { names: None, .. }) => self.add_everything(),
+        match other.batch() {
+            Some(Batch { names: Some(names), .. }) => self.add(&names),
+            Some(Batch { names: None, .. }) => self.add_everything(),
             None => {}
         }
     }
 
     /// Returns the pending purges, if there are any.
-    pub(super) fn snapshot(&self) -> Option<Snapshot> {
+    pub(super) fn batch(&self) -> Option<Batch> {
         let state = self.state();
         let names = state.everything.is_none().then(|| state.names.keys().copied().collect());
-        (!state.is_empty()).then_some(Snapshot { last: state.last, names })
+        (!state.is_empty()).then_some(Batch { last: state.last, names })
     }
 
     /// Removes purges that were sent.
-    pub(super) fn remove(&self, told: &Snapshot) {
+    pub(super) fn remove(&self, sent: &Batch) {
         let mut state = self.state();
-        state.names.retain(|_, at| *at > told.last);
-        if told.names.is_none() {
-            state.everything = state.everything.filter(|at| *at > told.last);
+        state.names.retain(|_, at| *at > sent.last);
+        if sent.names.is_none() {
+            state.everything = state.everything.filter(|at| *at > sent.last);
         }
     }
 
@@ -106,40 +106,40 @@ mod tests {
         range.map(|number| PurgeName::tag(&number.to_string())).collect()
     }
 
-    fn told(untold: &Untold) -> Option<usize> {
-        untold.snapshot().map(|snapshot| snapshot.names().map_or(usize::MAX, <[_]>::len))
+    fn count(unsent: &UnsentPurges) -> Option<usize> {
+        unsent.batch().map(|batch| batch.names().map_or(usize::MAX, <[_]>::len))
     }
 
     #[test]
     fn name_purged_during_a_transmission_is_transmitted_again() {
-        let untold = Untold::default();
-        assert_eq!(told(&untold), None);
-        untold.add(&tags(0..2));
-        let snapshot = untold.snapshot().unwrap();
-        untold.add(&tags(1..3));
-        untold.remove(&snapshot);
-        assert_eq!(told(&untold), Some(2));
-        untold.remove(&untold.snapshot().unwrap());
-        assert!(untold.is_empty());
+        let unsent = UnsentPurges::default();
+        assert_eq!(count(&unsent), None);
+        unsent.add(&tags(0..2));
+        let batch = unsent.batch().unwrap();
+        unsent.add(&tags(1..3));
+        unsent.remove(&batch);
+        assert_eq!(count(&unsent), Some(2));
+        unsent.remove(&unsent.batch().unwrap());
+        assert!(unsent.is_empty());
     }
 
     #[test]
     fn too_many_names_are_everything() {
-        let untold = Untold::default();
-        untold.add(&tags(0..MAX_NAMES));
-        assert_eq!(told(&untold), Some(MAX_NAMES));
-        let snapshot = untold.snapshot().unwrap();
-        untold.add(&tags(MAX_NAMES..MAX_NAMES + 1));
-        untold.remove(&snapshot);
-        assert_eq!(told(&untold), Some(usize::MAX), "what was told is not everything");
-        let snapshot = untold.snapshot().unwrap();
-        untold.add_everything();
-        untold.remove(&snapshot);
-        assert_eq!(told(&untold), Some(usize::MAX), "it was purged again meanwhile");
-        let heir = Untold::default();
-        heir.inherit(&untold);
-        assert_eq!(told(&heir), Some(usize::MAX));
-        untold.remove(&untold.snapshot().unwrap());
-        assert!(untold.is_empty());
+        let unsent = UnsentPurges::default();
+        unsent.add(&tags(0..MAX_NAMES));
+        assert_eq!(count(&unsent), Some(MAX_NAMES));
+        let batch = unsent.batch().unwrap();
+        unsent.add(&tags(MAX_NAMES..MAX_NAMES + 1));
+        unsent.remove(&batch);
+        assert_eq!(count(&unsent), Some(usize::MAX), "what was told is not everything");
+        let batch = unsent.batch().unwrap();
+        unsent.add_everything();
+        unsent.remove(&batch);
+        assert_eq!(count(&unsent), Some(usize::MAX), "it was purged again meanwhile");
+        let heir = UnsentPurges::default();
+        heir.inherit(&unsent);
+        assert_eq!(count(&heir), Some(usize::MAX));
+        unsent.remove(&unsent.batch().unwrap());
+        assert!(unsent.is_empty());
     }
 }
