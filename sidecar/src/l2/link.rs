@@ -95,7 +95,7 @@ pub(super) struct Ordered {
     pub(super) order: u64,
     /// Number of pods that were told.
     pub(super) pods: usize,
-    /// It holds here in that order. Otherwise it holds by this pod's own barrier, until Redis has been told again.
+    /// True if it holds here in that order. Otherwise it holds by this pod's own barrier, until Redis has been told again.
     pub(super) is_applied: bool,
 }
 
