@@ -38,6 +38,7 @@ mod calm;
 mod detect;
 mod http2;
 mod idle;
+mod peer;
 mod prefixed;
 mod requests;
 mod resets;
@@ -46,6 +47,7 @@ mod splice;
 use detect::{Detected, Other, detect};
 use http2::serve_http2;
 pub use idle::end_idle;
+use peer::Peer;
 use prefixed::Prefixed;
 use splice::{Spliced, splice};
 
@@ -122,16 +124,6 @@ async fn serve(
     });
     // `served` is polled first, so that an HTTP/1 client gets an error.
     select(served, pin!(gives_way)).await;
-}
-
-/// A client's connection, besides its bytes, and what serves it.
-#[derive(Clone, Copy)]
-struct Peer<'a> {
-    address: IpAddr,
-    proxy: &'a Arc<Proxy>,
-    /// Cancelled when the process ends.
-    shutdown: &'a CancellationToken,
-    place: &'a Arc<Admitted>,
 }
 
 async fn serve_to_its_end(

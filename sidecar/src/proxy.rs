@@ -58,10 +58,10 @@ mod sources;
 mod tunnel;
 mod write;
 
-use classify::{Disposition, EndsHere, Routed, classify};
+use classify::{Disposition, EndsHere, classify};
 pub use fast_path::FastPath;
 use fetch::{Fetch, Purpose};
-use request::CacheRequest;
+use request::{CacheRequest, Routed};
 
 /// Serves requests from the cache, from the route's sources, or from the application.
 #[derive(Debug)]

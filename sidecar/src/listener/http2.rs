@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{Peer, calm::FrameWriter, requests::Requests, resets::Resets};
+use super::{calm::FrameWriter, peer::Peer, requests::Requests, resets::Resets};
 use crate::{
     connections::Admitted,
     head_room,

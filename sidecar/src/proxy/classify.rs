@@ -10,7 +10,7 @@ use larder_policy::{
     Fields, HeaderKinds, NormalPath, Policy, Route, Writing, credentials, range::RangeRequest, writing,
 };
 
-use super::write::writing_of;
+use super::{request::Routed, write::writing_of};
 use crate::{
     cache_status::{Bypass, Forward},
     headers,
@@ -31,16 +31,6 @@ pub(super) enum Disposition {
     Pass(Forward),
     /// Is looked up and stored by this route, unless there is a bypass.
     Route(Routed),
-}
-
-/// Request that a route takes.
-#[derive(Debug)]
-pub(super) struct Routed {
-    pub(super) route: Arc<Route>,
-    /// Kinds of the request's header fields.
-    pub(super) kinds: HeaderKinds,
-    /// Reason why the request is neither looked up nor stored.
-    pub(super) bypass: Option<Bypass>,
 }
 
 /// Reason why a request goes no further than this sidecar.

@@ -6,19 +6,31 @@ use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, Uri, Version, header};
 use http_body_util::{Either, Full};
 use larder_policy::{
-    Key, Lifetimes, NormalPath, PurgeName, Route, Values, cache_control::RequestDirectives, credentials,
-    key::KeyParts, policy::Match, range::RangeRequest, storing::RequestFacts, validation::Validators, vary,
+    HeaderKinds, Key, Lifetimes, NormalPath, PurgeName, Route, Values, cache_control::RequestDirectives,
+    credentials, key::KeyParts, policy::Match, range::RangeRequest, storing::RequestFacts,
+    validation::Validators, vary,
 };
 
-use super::{Client, classify::Routed};
+use super::Client;
 use crate::{
     cache_key::CacheKey,
+    cache_status::Bypass,
     entry::{Entry, codec::Rules},
     l2::Limits,
     snapshot::Snapshot,
     store::{Store, slot::CacheSlot},
     upstream::RequestBody,
 };
+
+/// Request that a route takes.
+#[derive(Debug)]
+pub(super) struct Routed {
+    pub(super) route: Arc<Route>,
+    /// Kinds of the request's header fields.
+    pub(super) kinds: HeaderKinds,
+    /// Reason why the request is neither looked up nor stored.
+    pub(super) bypass: Option<Bypass>,
+}
 
 /// A request that may be served from the cache.
 #[derive(Clone, Debug)]

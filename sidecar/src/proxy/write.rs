@@ -13,12 +13,11 @@ use larder_policy::{HeaderKinds, NormalPath, PurgeName, Writing, policy::Purges,
 
 use super::{
     Client, Proxy, Served,
-    classify::Routed,
     deadline::LATE_WRITE_TIMEOUT,
     fetch::{Fetch, Purpose},
     forward::{changed_protocol, passed, passed_body, unreachable},
     origin::date_if_missing,
-    request::CacheRequest,
+    request::{CacheRequest, Routed},
 };
 use crate::{
     barriers::Stamp,
