@@ -17,9 +17,9 @@
 //! - A Redis that was left and can't be reached holds up nothing longer than a purge waits for its own.
 //!
 //! # When it ends
-//! When every pod that hears of purges there is connected with another Redis, too, for as long as one that was cut off meanwhile trusts what it has; when it
-//! has been out of reach for longer than pods there trust what they have; when it is found to be this pod's own Redis under another
-//! name; and after [`MAX_AGE`].
+//! A former ends when every pod that hears of purges there is connected with another Redis, too, for as long as one that was cut off
+//! meanwhile trusts what it has; when it has been out of reach for longer than pods there trust what they have; when it is found to be
+//! this pod's own Redis under another name; and after [`MAX_AGE`].
 
 use std::{
     collections::{BTreeMap, HashSet},

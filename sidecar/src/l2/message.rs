@@ -27,15 +27,15 @@ pub(super) fn read_own(payload: &[u8]) -> Option<OwnMessage> {
     }
 }
 
-/// First half of the 16 bytes between the names of a purge and those that it has beyond. The second is the number of its origin, or 0.
+/// First half of the 16 bytes with which a trailer begins. The second is the number of the purge's origin, or 0.
 const ORIGIN_MARK: [u8; 8] = *b"\0origin\0";
 
 /// Identity of a purge that several Redis order.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Origin {
-    /// The number that it was given by the pod that purged.
+    /// The number that the pod gave it that purged.
     Pod(u64),
-    /// Its place at the Redis from which it is passed on.
+    /// The place of the purge at the Redis from which it is passed on.
     Redis { generation: u64, order: u64 },
 }
 
@@ -55,8 +55,9 @@ impl fmt::Display for Origin {
     }
 }
 
-/// Returns what follows the names of a purge in its message: its origin, and names of other Redis that are told of it, too.
-pub(super) fn told_beyond(origin: Option<Origin>, elsewhere: &[PurgeName]) -> Vec<[u8; 16]> {
+/// Returns the end of a purge's message, behind its names: 16 bytes with the number of its origin, and names of other Redis that are told of
+/// it, too. A purge of one Redis alone has none.
+pub(super) fn trailer(origin: Option<Origin>, elsewhere: &[PurgeName]) -> Vec<[u8; 16]> {
     let number = match origin {
         Some(Origin::Pod(number)) => number,
         Some(Origin::Redis { .. }) | None => 0,
@@ -70,7 +71,7 @@ pub(super) fn told_beyond(origin: Option<Origin>, elsewhere: &[PurgeName]) -> Ve
     [mark].into_iter().chain(elsewhere.iter().map(|name| *name.as_bytes())).collect()
 }
 
-/// A purge as it is told on the bus: `<generation> <order> <asker> <names>`, and [`told_beyond`].
+/// A purge as it is told on the bus: `<generation> <order> <asker> <names>` and a [`trailer`].
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(super) struct PurgeMessage {
     pub(super) generation: u64,
@@ -136,11 +137,11 @@ mod tests {
         purge.elsewhere = vec![PurgeName::told(1), PurgeName::told(2)];
         for number in [None, Some(7)] {
             purge.number = number;
-            let beyond = told_beyond(number.map(Origin::Pod), &purge.elsewhere);
-            assert_eq!(read_purge(&[&payload[..], &beyond.concat()].concat()), Some(purge.clone()));
+            let trailer = trailer(number.map(Origin::Pod), &purge.elsewhere);
+            assert_eq!(read_purge(&[&payload[..], &trailer.concat()].concat()), Some(purge.clone()));
         }
         assert!(purge.is_told_to(2) && !purge.is_told_to(3));
-        assert!(told_beyond(Some(Origin::Redis { generation: 1, order: 2 }), &[]).is_empty());
+        assert!(trailer(Some(Origin::Redis { generation: 1, order: 2 }), &[]).is_empty());
         let everything = PurgeMessage { generation: 5, ..PurgeMessage::default() };
         assert_eq!(read_purge(b"5 0 0 "), Some(everything));
         for broken in [&b""[..], b"5", b"5 x 0 ", b"5 7 0 short"] {

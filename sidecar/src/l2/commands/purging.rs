@@ -7,7 +7,7 @@ use redis::{RedisResult, Script};
 
 use super::super::{
     connection::Connection,
-    message::{Origin, told_beyond},
+    message::{Origin, trailer},
 };
 use crate::barriers::MAX_BARRIERS;
 
@@ -30,17 +30,17 @@ pub(in crate::l2) struct PurgeCommand<'a> {
 }
 
 /// Raises barriers, orders them and tells every pod, at once: on the names, and on each version of the policy but the one whose
-/// names they are. ARGV: generation if there is none, most barriers, seconds to keep them, who asks, the version, the origin or nothing,
-/// the number of those 16 bytes that are told beyond, these, then the names.
-/// Without any name nothing is ordered. The message is `<generation> <order> <who asks> <names> <told beyond>`, the last two without a space.
-/// Who asks waits for pods that have not heard of it, so only a purge that nobody waits for is looked for among those that were ordered.
+/// names they are. ARGV: generation if there is none, most barriers, seconds to keep them, the asker or 0, the version, the origin or
+/// nothing, the number of parts of the trailer, these, then the names.
+/// Without any name nothing is ordered. The message is that of [`PurgeMessage`](super::super::message::PurgeMessage). A pod that asks waits
+/// until others have heard of this very purge, so only one that no pod waits for is looked up among those that were ordered.
 pub(super) static PURGE: LazyLock<Script> = LazyLock::new(|| {
     Script::new(
         r"
         local versions = redis.call('HGET', KEYS[1], 'v') or ''
-        local told = tonumber(ARGV[7])
+        local trailer = tonumber(ARGV[7])
         local names = {}
-        for i = 8 + told, #ARGV do names[#names + 1] = ARGV[i] end
+        for i = 8 + trailer, #ARGV do names[#names + 1] = ARGV[i] end
         for hex in string.gmatch(versions, '(%x+)=') do
           local name = string.gsub(hex, '%x%x', function(digits) return string.char(tonumber(digits, 16)) end)
           if #name == 16 and name ~= ARGV[5] then names[#names + 1] = name end
@@ -66,7 +66,7 @@ pub(super) static PURGE: LazyLock<Script> = LazyLock::new(|| {
         end
         redis.call('EXPIRE', KEYS[1], ARGV[3])
         local message = generation .. ' ' .. order .. ' ' .. ARGV[4] .. ' '
-        message = message .. table.concat(names) .. table.concat(ARGV, '', 8, 7 + told)
+        message = message .. table.concat(names) .. table.concat(ARGV, '', 8, 7 + trailer)
         return {generation, order, redis.call('PUBLISH', KEYS[1], message)}
         ",
     )
@@ -80,7 +80,7 @@ pub(in crate::l2) async fn purge(
     purge: PurgeCommand<'_>,
 ) -> RedisResult<Option<(u64, u64, usize)>> {
     let PurgeCommand { asker, version, names, elsewhere, origin } = purge;
-    let beyond = told_beyond(origin, elsewhere);
+    let trailer = trailer(origin, elsewhere);
     let mut call = PURGE.prepare_invoke();
     call.key(barriers)
         .arg(connection.mark().new_generation())
@@ -89,8 +89,8 @@ pub(in crate::l2) async fn purge(
         .arg(asker)
         .arg(&version.as_bytes()[..])
         .arg(origin.map_or_else(String::new, |origin| origin.to_string()))
-        .arg(beyond.len());
-    beyond.iter().chain(names.iter().map(PurgeName::as_bytes)).for_each(|bytes| {
+        .arg(trailer.len());
+    trailer.iter().chain(names.iter().map(PurgeName::as_bytes)).for_each(|bytes| {
         call.arg(&bytes[..]);
     });
     call.invoke_async(connection.counting()).await
