@@ -30,6 +30,12 @@ impl Pieces {
 
     /// Adds a part. Returns `false`, without effect, for one that extends past the end.
     pub fn insert(&mut self, first: u64, bytes: Bytes) -> bool {
+        self.insert_as(first, bytes, |merged| merged)
+    }
+
+    /// Adds a part as [`Pieces::insert`] does. A buffer that is made of it and those that it touches is kept as what `hold` returns,
+    /// such as one that is counted.
+    pub fn insert_as(&mut self, first: u64, bytes: Bytes, hold: impl FnOnce(Bytes) -> Bytes) -> bool {
         let Some(end) = first.checked_add(length(&bytes)).filter(|end| *end <= self.total) else {
             return false;
         };
@@ -39,8 +45,11 @@ impl Pieces {
         // Those that overlap or touch it: they become one piece with it.
         let from = self.pieces.partition_point(|piece| piece.end() < first);
         let to = self.pieces.partition_point(|piece| piece.0 <= end);
-        let mut whole = Vec::new();
+        let touched = &self.pieces[from..to];
         let mut start = first;
+        let last = touched.last().map_or(end, |piece| piece.end().max(end));
+        let length = last - touched.first().map_or(first, |piece| piece.0.min(first));
+        let mut whole = Vec::with_capacity(if touched.is_empty() { 0 } else { index(length) });
         if let Some((before, old)) = self.pieces[from..to].first().filter(|(before, _)| *before < first) {
             start = *before;
             whole.extend_from_slice(&old[..index(first - before)]);
@@ -52,7 +61,7 @@ impl Pieces {
             if let Some(piece) = self.pieces[from..to].last().filter(|piece| piece.end() > end) {
                 whole.extend_from_slice(&piece.1[index(end - piece.0)..]);
             }
-            whole.into()
+            hold(whole.into())
         };
         self.pieces.splice(from..to, [(start, merged)]);
         true

@@ -138,7 +138,7 @@ impl Observer for PartFill {
     }
 
     fn complete(self: Box<Self>, body: Bytes) {
-        let Self { mut head, slot, range, known, room: _held, lease } = *self;
+        let Self { mut head, slot, range, known, mut room, lease } = *self;
         let Some(total) = range.total.filter(|_| body.len() as u64 == range.last - range.first + 1) else {
             return slot.store.not_stored(&slot.route, NotStored::ContentRange);
         };
@@ -147,7 +147,16 @@ impl Observer for PartFill {
             Some(Content::Parts(pieces)) if pieces.total() == total => pieces.clone(),
             _ => Pieces::new(total),
         };
-        if !pieces.insert(range.first, body) || pieces.bytes() > slot.store.policy.l1.max_object_size.0 {
+        // Those that touch become one, which is a copy.
+        let (stored, length) = (pieces.bytes(), body.len() as u64);
+        if stored > 0 && !room.reservation.resize(stored + 2 * length) {
+            room.reservation.refuse();
+            return slot.store.not_stored(&slot.route, NotStored::Busy);
+        }
+        let budget = &slot.store.budget;
+        if !pieces.insert_as(range.first, body, |merged| budget.counted(merged))
+            || pieces.bytes() > slot.store.policy.l1.max_object_size.0
+        {
             return slot.store.not_stored(&slot.route, NotStored::TooLarge);
         }
         if let Some(known) = &known {

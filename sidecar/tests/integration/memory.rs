@@ -16,6 +16,7 @@ mod admin;
 mod bodies;
 mod full;
 mod heads;
+mod parts;
 mod readers;
 mod response_heads;
 mod shared;
