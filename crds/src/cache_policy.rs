@@ -190,12 +190,28 @@ impl LogLevel {
 }
 
 /// Rollout of the sidecar to running workloads.
-#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Rollout {
     /// Rollout strategy. Default `Restart`.
     #[serde(default)]
     pub strategy: RolloutStrategy,
+
+    /// Maximum number of workloads that are restarted at a time, once the pods of the first are ready. The chart's
+    /// `rollout.maxConcurrent` bounds the sum over all policies. Default 3.
+    #[serde(default = "default_max_concurrent")]
+    #[schemars(range(min = 1, max = 1000))]
+    pub max_concurrent: u16,
+}
+
+impl Default for Rollout {
+    fn default() -> Self {
+        Self { strategy: RolloutStrategy::default(), max_concurrent: default_max_concurrent() }
+    }
+}
+
+const fn default_max_concurrent() -> u16 {
+    3
 }
 
 /// Rollout strategy.

@@ -8,13 +8,13 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector;
 /// [Kubernetes](https://kubernetes.io/docs/concepts/overview/working-with-objects/labels/#label-selectors), except that
 /// an empty selector, or one with an unknown operator, matches nothing.
 pub fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> bool {
-    let wanted = selector.match_labels.iter().flatten();
-    let expressions = selector.match_expressions.iter().flatten();
-    if wanted.clone().next().is_none() && expressions.clone().next().is_none() {
+    let mut wanted = selector.match_labels.iter().flatten();
+    let mut expressions = selector.match_expressions.iter().flatten();
+    if is_empty(selector) {
         return false;
     }
-    wanted.into_iter().all(|(key, value)| labels.get(key) == Some(value))
-        && expressions.into_iter().all(|expression| {
+    wanted.all(|(key, value)| labels.get(key) == Some(value))
+        && expressions.all(|expression| {
             let value = labels.get(&expression.key);
             let listed =
                 || value.is_some_and(|value| expression.values.iter().flatten().any(|other| other == value));
@@ -26,6 +26,12 @@ pub fn matches(selector: &LabelSelector, labels: &BTreeMap<String, String>) -> b
                 _ => false,
             }
         })
+}
+
+/// Returns true if a selector requires nothing.
+pub fn is_empty(selector: &LabelSelector) -> bool {
+    let labels = selector.match_labels.as_ref().is_none_or(|labels| labels.is_empty());
+    labels && selector.match_expressions.as_ref().is_none_or(|expressions| expressions.is_empty())
 }
 
 #[cfg(test)]

@@ -15,6 +15,7 @@ mod e2e {
     mod purging;
     mod readme;
     mod refusing;
+    mod restarting;
     mod rolling;
     mod serving;
     mod telemetry;

@@ -53,6 +53,15 @@ pub struct RunArguments {
     #[arg(long, env = "LARDER_FAILURE_POLICY", default_value = "Ignore")]
     pub failure_policy: FailurePolicy,
 
+    /// Maximum number of workloads of the cluster that are restarted at a time.
+    #[arg(
+        long,
+        env = "LARDER_MAX_CONCURRENT_ROLLOUTS",
+        default_value_t = 10,
+        value_parser = clap::value_parser!(u16).range(1..)
+    )]
+    pub max_concurrent_rollouts: u16,
+
     /// Request headers that identify a user under every policy, besides those that are known: names, with a * at the
     /// start or the end at most.
     #[arg(long, env = "LARDER_IDENTITY_HEADERS", value_delimiter = ',', value_parser = identity_header)]

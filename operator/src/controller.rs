@@ -1,5 +1,6 @@
 //! The controllers of the leading replica: one reconciles policies, one cleans up after deleted policies.
 
+mod admission;
 mod covering;
 mod policy;
 mod rolling;
@@ -73,6 +74,8 @@ struct Context {
     sidecars: Sidecars,
     /// Time of the last restart of each workload by this replica; cached lists may be older.
     restarts: Mutex<HashMap<String, Timestamp>>,
+    /// The last refusal of a restart, by the workload's uid.
+    refusals: Mutex<HashMap<String, rolling::Refused>>,
     /// Time at which the webhook last responded.
     reached: Mutex<Option<tokio::time::Instant>>,
     /// The ConfigMaps, by uid, whose token exists, each with the time until which this is assumed.
@@ -106,6 +109,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         },
         sidecars: Sidecars::new(),
         restarts: Mutex::default(),
+        refusals: Mutex::default(),
         reached: Mutex::default(),
         tokens: Mutex::default(),
     });

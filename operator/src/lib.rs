@@ -1,22 +1,26 @@
 //! The Larder operator: a controller that reconciles policies, and an admission webhook that injects the sidecar into
 //! pods.
 //!
-//! [`inject`], [`capture`], [`compile`], [`coverage`], [`rollout`] and [`status`] are pure decisions; the other modules
-//! carry them out.
+//! [`inject`], [`capture`], [`compile`], [`coverage`], [`rollout`], [`pace`], [`quota`], [`disruption`] and [`status`] are
+//! pure decisions; the other modules carry them out.
 
 pub mod capture;
 pub mod cli;
 pub mod compile;
 pub mod controller;
 pub mod coverage;
+pub mod disruption;
 pub mod error;
 pub mod events;
 pub mod health;
 pub mod inject;
 pub mod leader;
 pub mod metrics;
+pub mod pace;
 pub mod policies;
 pub mod policy_pods;
+pub mod quantity;
+pub mod quota;
 pub mod reach;
 pub mod rollout;
 pub mod run;

@@ -112,12 +112,15 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
             }
             continue;
         }
-        let workload = workload::of_pod(stores, pod);
+        let mut workload = workload::of_pod(stores, pod);
         let (deviation, skip) = match (&injection, &deciding) {
             _ if frozen => (None, None),
             (Some(injection), Some(_)) => {
                 let template =
                     workload.as_ref().map(|(workload, _)| inject::inject(&workload.template, injection));
+                if let (Some((workload, _)), Some(Outcome::Injected(injected))) = (&mut workload, &template) {
+                    workload.injected = Some(injected.pod.clone());
+                }
                 let right = ours && pod.annotations().get(annotations::INJECTION_HASH) == hash.as_ref();
                 judge(pod, injected, right, template, injection)
             }
@@ -125,7 +128,7 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
         };
         if let Some((mut workload, newest)) = workload {
             workload.aim_at(hash.as_deref().filter(|_| deciding.is_some()));
-            let state = PodState { deviation, newest };
+            let state = PodState { deviation, newest, injected };
             match policy_pods.workloads.iter_mut().find(|(known, _)| known.uid == workload.uid) {
                 Some((_, states)) => states.push(state),
                 None => policy_pods.workloads.push((workload, vec![state])),
@@ -198,6 +201,18 @@ pub fn has_sidecar(pod: &Pod) -> bool {
     let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     pod.labels().contains_key(labels::POLICY)
         && containers.into_iter().any(|container| container.name == names::SIDECAR)
+}
+
+/// Returns true if a pod is ready with a sidecar of this image.
+pub fn is_ready_with(pod: &Pod, image: &str) -> bool {
+    let status = pod.status.as_ref();
+    let mut conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    has_sidecar(pod)
+        && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        && containers
+            .filter(|container| container.name == names::SIDECAR)
+            .any(|sidecar| sidecar.image.as_deref() == Some(image))
 }
 
 /// Returns true if a pod has completed.
@@ -316,7 +331,7 @@ pub(crate) mod tests {
         assert_eq!(policy_pods.workloads.len(), 1);
         assert_eq!(
             policy_pods.workloads[0].1[0],
-            PodState { deviation: Some(Deviation::Missed), newest: true }
+            PodState { deviation: Some(Deviation::Missed), newest: true, injected: false }
         );
         assert_eq!(policy_pods.pods[1].admin_port, Some(24890));
         assert_eq!(policy_pods.pods[1].captured[0].port, 8080);

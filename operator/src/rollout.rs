@@ -34,6 +34,34 @@ pub struct PodState {
     pub deviation: Option<Deviation>,
     /// True if the pod was created from the workload's newest template.
     pub newest: bool,
+    /// True if the pod has the sidecar.
+    pub injected: bool,
+}
+
+larder_api::labelled! {
+    /// Reasons that a restart does not begin.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum HoldReason {
+        /// The API server refuses the pods that the workload would create.
+        AdmissionRefused = "AdmissionRefused",
+        /// The API server would create the pods without the sidecar.
+        NotInjected = "NotInjected",
+        /// A PodDisruptionBudget does not allow it.
+        DisruptionBudget = "DisruptionBudget",
+        /// Other workloads are restarted first.
+        Queued = "Queued",
+    }
+}
+
+/// A restart that is needed and does not begin.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Hold {
+    /// uid of the workload.
+    pub uid: String,
+    /// The reason, for programs.
+    pub reason: HoldReason,
+    /// The reason and the remedy, for users, as a clause.
+    pub message: String,
 }
 
 /// Progress of a workload's own rollout.
@@ -120,10 +148,10 @@ mod tests {
 
     use super::*;
 
-    const RIGHT: PodState = PodState { deviation: None, newest: true };
+    const RIGHT: PodState = PodState { deviation: None, newest: true, injected: true };
 
     fn wrong(deviation: Deviation) -> PodState {
-        PodState { deviation: Some(deviation), newest: true }
+        PodState { deviation: Some(deviation), newest: true, injected: true }
     }
 
     fn now() -> Timestamp {
@@ -146,7 +174,7 @@ mod tests {
     #[test]
     fn rollout_in_progress_is_not_disturbed() {
         let under_way = Progress { complete: false, ..complete() };
-        let old = PodState { deviation: Some(Deviation::Outdated), newest: false };
+        let old = PodState { deviation: Some(Deviation::Outdated), newest: false, injected: true };
         assert_eq!(decide(&[RIGHT, old], &under_way, now()), Decision::Wait);
         assert_eq!(
             decide(&[wrong(Deviation::Missed)], &under_way, now()),

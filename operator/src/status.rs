@@ -18,7 +18,7 @@ use larder_api::admin::{PolicyReport, TierState};
 use larder_crds::{CachePolicySpec, CachePolicyStatus, ConditionType, PodCounts};
 use larder_policy::coverage::State;
 
-use crate::{capture::Mode, coverage::View, policies::PolicyError, policy_pods::PolicyPods};
+use crate::{capture::Mode, coverage::View, policies::PolicyError, policy_pods::PolicyPods, rollout::Hold};
 
 /// Maximum number of missed pods that are named.
 const MAX_NAMED: usize = 10;
@@ -46,6 +46,8 @@ pub struct Observation<'a> {
     pub webhook: Option<&'a str>,
     /// The first rejected write, with the API server's message.
     pub write_error: Option<&'a str>,
+    /// Restarts that are needed and do not begin.
+    pub holds: &'a [Hold],
 }
 
 /// The status of a condition, with reason and message.

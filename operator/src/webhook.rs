@@ -126,7 +126,10 @@ impl Webhook {
             }
             Err(error) => failed(&mut response, &error),
         };
-        self.metrics.admissions.with_label_values(&[admission.as_str()]).inc();
+        // The operator itself asks for dry runs, before it restarts a workload.
+        if request["dryRun"] != true {
+            self.metrics.admissions.with_label_values(&[admission.as_str()]).inc();
+        }
         json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response })
     }
 

@@ -1,13 +1,14 @@
 //! Deployments and StatefulSets: the owners of pods, and the progress of their rollouts.
 
-use std::fmt;
+use std::{fmt, sync::LazyLock};
 
+use jiff::Timestamp;
 use k8s_openapi::{
     api::{
-        apps::v1::{Deployment, StatefulSet},
+        apps::v1::{Deployment, DeploymentStrategy, StatefulSet},
         core::v1::{Pod, PodTemplateSpec},
     },
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
 };
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use larder_api::annotations;
@@ -17,6 +18,8 @@ use crate::{rollout::Progress, stores::Stores};
 
 /// The annotation by which a Deployment counts its revisions, on itself and on its ReplicaSets.
 const REVISION: &str = "deployment.kubernetes.io/revision";
+/// The default of a Deployment's `maxSurge` and `maxUnavailable`.
+static QUARTER: LazyLock<IntOrString> = LazyLock::new(|| IntOrString::String("25%".into()));
 /// The label by which a StatefulSet marks its pods' revision.
 const REVISION_HASH: &str = "controller-revision-hash";
 
@@ -31,6 +34,15 @@ larder_api::labelled! {
     }
 }
 
+/// Replacement of a workload's pods by a rollout.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Replacement {
+    /// Number of pods that may exist beside the wanted ones; with 0, a pod is deleted before its successor is created.
+    pub surge: i32,
+    /// Number of pods that may be missing during a rollout.
+    pub unavailable: i32,
+}
+
 /// A workload that can be restarted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
@@ -42,6 +54,10 @@ pub struct Workload {
     pub uid: String,
     /// JSON of a pod as the workload would create it.
     pub template: Value,
+    /// JSON of that pod with the sidecar, if it can have one.
+    pub injected: Option<Value>,
+    /// Replacement of pods by a rollout.
+    pub replacement: Replacement,
     /// Progress of the rollout.
     pub progress: Progress,
     /// The aim of a restart: a hash of the template and of the injection.
@@ -65,6 +81,14 @@ impl Workload {
         hasher.update(template.to_string().as_bytes());
         self.aim = larder_policy::digest::short(&hasher.finalize());
         self.progress.outlived = self.last_aim.as_ref() != Some(&self.aim);
+    }
+}
+
+impl Workload {
+    /// Returns the command that restarts the workload.
+    pub fn command(&self, namespace: &str) -> String {
+        let kind = self.kind.as_str().to_lowercase();
+        format!("kubectl rollout restart {kind} {} --namespace {namespace}", self.name)
     }
 }
 
@@ -97,6 +121,16 @@ pub fn of_pod(stores: &Stores, pod: &Pod) -> Option<(Workload, bool)> {
     }
 }
 
+/// Returns the uids of the workloads whose restart by the operator began after `since` and has not ended.
+pub fn being_restarted(stores: &Stores, since: Timestamp) -> Vec<String> {
+    let deployments = stores.deployments.state().into_iter().map(|deployment| of_deployment(&deployment));
+    let sets = stores.stateful_sets.state().into_iter().map(|set| of_stateful_set(&set));
+    let in_progress = |progress: &Progress| {
+        progress.attempts > 0 && !progress.complete && progress.restarted_at.is_some_and(|at| at > since)
+    };
+    deployments.chain(sets).filter(|workload| in_progress(&workload.progress)).map(|workload| workload.uid).collect()
+}
+
 /// Returns true if a Deployment is still replacing pods of an older template. A rollout that has failed returns false.
 pub fn is_rolling(deployment: &Deployment) -> bool {
     let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
@@ -122,7 +156,32 @@ fn of_deployment(deployment: &Deployment) -> Workload {
     });
     let rolls = spec.is_some_and(|spec| spec.paused != Some(true));
     let template = spec.map(|spec| &spec.template);
-    workload(WorkloadKind::Deployment, &deployment.metadata, template, complete, rolls)
+    let replacement = of_strategy(spec.and_then(|spec| spec.strategy.as_ref()), wanted);
+    let workload = workload(WorkloadKind::Deployment, &deployment.metadata, template, complete, rolls);
+    Workload { replacement, ..workload }
+}
+
+fn of_strategy(strategy: Option<&DeploymentStrategy>, replicas: i32) -> Replacement {
+    if strategy.is_some_and(|strategy| strategy.type_.as_deref() == Some("Recreate")) {
+        return Replacement { surge: 0, unavailable: replicas };
+    }
+    let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
+    let count = |value: Option<&IntOrString>, up| scaled(value.unwrap_or(&QUARTER), replicas, up);
+    let surge = count(rolling.and_then(|rolling| rolling.max_surge.as_ref()), true);
+    let unavailable = count(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), false);
+    Replacement { surge, unavailable: if surge == 0 { unavailable.max(1) } else { unavailable } }
+}
+
+/// Returns a number of pods that is given as such or as a percentage of the replicas, rounded up or down.
+pub(crate) fn scaled(value: &IntOrString, replicas: i32, up: bool) -> i32 {
+    match value {
+        IntOrString::Int(number) => *number,
+        IntOrString::String(text) => {
+            let percent: i32 = text.trim_end_matches('%').parse().unwrap_or(0);
+            let hundredths = percent.saturating_mul(replicas);
+            if up { hundredths.saturating_add(99) / 100 } else { hundredths / 100 }
+        }
+    }
 }
 
 fn of_stateful_set(set: &StatefulSet) -> Workload {
@@ -141,7 +200,29 @@ fn of_stateful_set(set: &StatefulSet) -> Workload {
         strategy.type_.as_deref() != Some("OnDelete") && partition.unwrap_or(0) == 0
     });
     let template = spec.map(|spec| &spec.template);
-    workload(WorkloadKind::StatefulSet, &set.metadata, template, complete, rolls)
+    let unavailable = strategy
+        .and_then(|strategy| strategy.rolling_update.as_ref()?.max_unavailable.as_ref())
+        .map_or(1, |value| scaled(value, wanted, true).max(1));
+    let mut workload = workload(WorkloadKind::StatefulSet, &set.metadata, template, complete, rolls);
+    workload.replacement = Replacement { surge: 0, unavailable };
+    let claims = spec.iter().flat_map(|spec| spec.volume_claim_templates.iter().flatten());
+    add_claims(&mut workload.template, &set.name_any(), claims.filter_map(|claim| claim.metadata.name.as_deref()));
+    workload
+}
+
+/// Adds the volumes that a StatefulSet adds to the template of its pods.
+fn add_claims<'a>(template: &mut Value, set: &str, claims: impl Iterator<Item = &'a str>) {
+    let volumes: Vec<_> = claims
+        .map(|claim| json!({ "name": claim, "persistentVolumeClaim": { "claimName": format!("{claim}-{set}-0") } }))
+        .collect();
+    if volumes.is_empty() {
+        return;
+    }
+    let is_claimed = |volume: &Value| volumes.iter().any(|claimed| claimed["name"] == volume["name"]);
+    let mut all = template["spec"]["volumes"].as_array().cloned().unwrap_or_default();
+    all.retain(|volume| !is_claimed(volume));
+    all.extend(volumes);
+    template["spec"]["volumes"] = json!(all);
 }
 
 fn workload(
@@ -160,6 +241,8 @@ fn workload(
         name: metadata.name.clone().unwrap_or_default(),
         uid: metadata.uid.clone().unwrap_or_default(),
         template: json!(template),
+        injected: None,
+        replacement: Replacement::default(),
         progress: Progress {
             complete,
             rolls,

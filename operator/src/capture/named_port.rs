@@ -166,10 +166,7 @@ fn closed_by(
         |entry: &NetworkPolicyPort| matches!(&entry.port, Some(IntOrString::String(other)) if other == name);
     network_policies.iter().find_map(|policy| {
         let spec = policy.spec.as_ref()?;
-        let everything = spec.pod_selector.as_ref().is_none_or(|selector| {
-            selector.match_labels.as_ref().is_none_or(|labels| labels.is_empty())
-                && selector.match_expressions.as_ref().is_none_or(|expressions| expressions.is_empty())
-        });
+        let everything = spec.pod_selector.as_ref().is_none_or(selector::is_empty);
         if !everything && !spec.pod_selector.as_ref().is_some_and(|own| selector::matches(own, &labels)) {
             return None;
         }

@@ -15,7 +15,7 @@ use larder_policy::coverage::State;
 use super::{
     Context,
     covering::{Covered, Place},
-    rolling::WebhookState,
+    rolling::{Rollout, WebhookState},
     writes::WriteError,
 };
 use crate::{
@@ -126,8 +126,18 @@ impl Context {
             );
         }
         let webhook = self.webhook_state(&namespace).await;
+        let mut holds = Vec::new();
         if held.is_some() && strategy == RolloutStrategy::Restart {
-            failed.extend(self.roll(&namespace, &about, &policy_pods, &webhook).await);
+            let rollout = Rollout {
+                namespace: &namespace,
+                about: &about,
+                webhook: &webhook,
+                max_concurrent: policy.spec.sidecar.rollout.max_concurrent,
+                takes_back: Mode::of(policy.spec.capture.mode).is_none(),
+            };
+            let rolled = self.roll(&rollout, &policy_pods).await;
+            failed.extend(rolled.failed);
+            holds = rolled.holds;
         }
         let policy_error = match (&compiled, &policy_pods.conflict) {
             (Err(policy_error), _) => Some(policy_error.clone()),
@@ -162,6 +172,7 @@ impl Context {
                 WebhookState::Answers | WebhookState::Settling => None,
             },
             write_error: write_error.as_deref(),
+            holds: &holds,
         };
         let status = status::assess(&seen, policy.status.as_ref(), now);
         if policy.status.as_ref() != Some(&status) {
@@ -237,7 +248,7 @@ mod tests {
         let workload = workload_with(Progress { complete: true, rolls: true, ..Progress::default() });
         PolicyPods {
             pods: vec![pod],
-            workloads: vec![(workload, vec![PodState { deviation, newest: true }])],
+            workloads: vec![(workload, vec![PodState { deviation, newest: true, injected: true }])],
             ..PolicyPods::default()
         }
     }

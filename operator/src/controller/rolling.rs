@@ -1,6 +1,9 @@
 //! Restarts workloads whose pods differ from the desired state.
 
-use std::time::Duration;
+use std::{
+    collections::{HashMap, HashSet},
+    time::Duration,
+};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
@@ -9,15 +12,20 @@ use larder_api::names;
 use larder_crds::selector;
 use tokio::time::Instant;
 
-use super::{Context, writes::WriteError};
+use super::{
+    Context,
+    admission::{self, Refusal},
+    writes::WriteError,
+};
 use crate::{
     error::Result,
     events,
-    policy_pods::PolicyPods,
+    pace::Pace,
+    policy_pods::{self, PolicyPods},
     reach::reach,
-    rollout::{Decision, Deviation, PodState, decide},
+    rollout::{Decision, Deviation, Hold, HoldReason, PodState, decide},
     stores::in_namespace,
-    workload::{Workload, is_rolling},
+    workload::{self, Workload, is_rolling},
 };
 
 /// Minimum time that the webhook configuration must have named a namespace, because API servers observe it with a
@@ -27,6 +35,10 @@ const SETTLING_INTERVAL: Duration = Duration::from_secs(1);
 const REACHED_TRUST: Duration = Duration::from_secs(5);
 /// Time after a restart during which the lists of pods and workloads may be inconsistent.
 const AFTER_RESTART: SignedDuration = SignedDuration::from_secs(5);
+/// Time for which a refusal is believed, after which the API server is asked again.
+const REFUSAL_TRUST: Duration = Duration::from_secs(10);
+/// Time after which a restart that has not ended no longer keeps others waiting.
+const ROLLOUT_LIMIT: SignedDuration = SignedDuration::from_mins(30);
 
 /// Readiness of the webhook for new pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -40,45 +52,89 @@ pub(super) enum WebhookState {
     Unreachable(String),
 }
 
+/// A rollout of a policy's workloads.
+#[derive(Clone, Copy)]
+pub(super) struct Rollout<'a> {
+    /// The policy's namespace.
+    pub(super) namespace: &'a str,
+    /// The object of its events.
+    pub(super) about: &'a ObjectReference,
+    /// Readiness of the webhook.
+    pub(super) webhook: &'a WebhookState,
+    /// Maximum number of workloads that are restarted at a time.
+    pub(super) max_concurrent: u16,
+    /// True if sidecars are only removed.
+    pub(super) takes_back: bool,
+}
+
+/// Result of a rollout's step.
+#[derive(Debug, Default)]
+pub(super) struct Rolled {
+    /// Restarts that are needed and did not begin.
+    pub(super) holds: Vec<Hold>,
+    /// Failed writes.
+    pub(super) failed: Vec<WriteError>,
+}
+
+/// A refusal of a workload's restart.
+pub(super) struct Refused {
+    aim: String,
+    at: Instant,
+    refusal: Refusal,
+}
+
 impl Context {
     /// Restarts the workloads that need it. While the webhook might miss new pods, only to remove sidecars. A workload
     /// that cannot be written does not affect the others.
-    pub(super) async fn roll(
-        &self,
-        namespace: &str,
-        about: &ObjectReference,
-        policy_pods: &PolicyPods,
-        webhook: &WebhookState,
-    ) -> Vec<WriteError> {
-        let mut failed = Vec::new();
+    pub(super) async fn roll(&self, rollout: &Rollout<'_>, policy_pods: &PolicyPods) -> Rolled {
+        let mut rolled = Rolled::default();
         for (workload, pods) in &policy_pods.workloads {
-            if let Err(error) = self.reconcile_workload(namespace, about, workload, pods, webhook).await {
-                failed.push(WriteError { what: format!("could not restart {workload}"), error });
+            match self.reconcile_workload(rollout, policy_pods, workload, pods).await {
+                Ok(hold) => rolled.holds.extend(hold),
+                Err(error) => {
+                    rolled.failed.push(WriteError { what: format!("could not restart {workload}"), error });
+                }
             }
         }
-        failed
+        rolled
     }
 
+    /// Restarts a workload if it needs that, or returns the reason that it is not restarted now.
     async fn reconcile_workload(
         &self,
-        namespace: &str,
-        about: &ObjectReference,
+        rollout: &Rollout<'_>,
+        policy_pods: &PolicyPods,
         workload: &Workload,
         pods: &[PodState],
-        webhook: &WebhookState,
-    ) -> Result<()> {
+    ) -> Result<Option<Hold>> {
+        let Rollout { namespace, about, webhook, .. } = *rollout;
         let now = Timestamp::now();
         let deviation = match decide(pods, &workload.progress, now) {
-            Decision::Settled | Decision::Wait | Decision::Manual | Decision::GivenUp => return Ok(()),
-            Decision::Forget => return self.forget_attempts(namespace, workload).await,
+            Decision::Settled | Decision::Wait | Decision::Manual | Decision::GivenUp => return Ok(None),
+            Decision::Forget => return self.forget_attempts(namespace, workload).await.map(|()| None),
             Decision::Restart(deviation) => deviation,
         };
         if deviation != Deviation::Stray && *webhook != WebhookState::Answers {
-            return Ok(());
+            return Ok(None);
+        }
+        let hold = |reason, message| Some(Hold { uid: workload.uid.clone(), reason, message });
+        let queued = |pace: Pace| {
+            pace.queue().and_then(|queued| hold(HoldReason::Queued, format!("{workload} waits: {queued}")))
+        };
+        let pace = self.pace(rollout, policy_pods, &*self.restarts.lock().await, now);
+        if let Some(hold) = queued(pace) {
+            return Ok(Some(hold));
+        }
+        if let Some((reason, message)) = self.refusal(namespace, workload, pods, deviation).await? {
+            return Ok(hold(reason, message));
         }
         let mut restarts = self.restarts.lock().await;
         if restarts.get(&workload.uid).is_some_and(|at| now < *at + AFTER_RESTART) {
-            return Ok(());
+            return Ok(None);
+        }
+        // Another policy's workload may have been restarted since.
+        if let Some(hold) = queued(self.pace(rollout, policy_pods, &restarts, now)) {
+            return Ok(Some(hold));
         }
         self.restart(namespace, workload, now).await?;
         restarts.retain(|_, at| now < *at + AFTER_RESTART);
@@ -87,7 +143,64 @@ impl Context {
         self.dependencies.metrics.rolls.with_label_values(&[deviation.as_str()]).inc();
         tracing::info!(namespace, %workload, deviation = deviation.as_str(), "restarted a workload");
         self.publish(&events::rolled(workload, deviation), about).await;
-        Ok(())
+        Ok(None)
+    }
+
+    /// Returns the reason against a restart; a refusal is believed for [`REFUSAL_TRUST`].
+    async fn refusal(
+        &self,
+        namespace: &str,
+        workload: &Workload,
+        pods: &[PodState],
+        deviation: Deviation,
+    ) -> Result<Option<Refusal>> {
+        let mut refusals = self.refusals.lock().await;
+        refusals.retain(|_, refused| refused.at.elapsed() < REFUSAL_TRUST);
+        if let Some(refused) = refusals.get(&workload.uid).filter(|refused| refused.aim == workload.aim) {
+            return Ok(Some(refused.refusal.clone()));
+        }
+        drop(refusals);
+        let client = &self.dependencies.client;
+        let refusal = admission::refusal(client, namespace, workload, pods, deviation).await?;
+        if let Some(refusal) = &refusal {
+            let refused = Refused { aim: workload.aim.clone(), at: Instant::now(), refusal: refusal.clone() };
+            self.refusals.lock().await.insert(workload.uid.clone(), refused);
+            tracing::info!(namespace, %workload, reason = refusal.0.as_str(), message = refusal.1, "a restart is not possible");
+        }
+        Ok(refusal)
+    }
+
+    /// Returns the restarts in progress, those of `recent` included, which the watched lists may not show yet.
+    fn pace(
+        &self,
+        rollout: &Rollout<'_>,
+        policy_pods: &PolicyPods,
+        recent: &HashMap<String, Timestamp>,
+        now: Timestamp,
+    ) -> Pace {
+        let mut in_progress: HashSet<_> =
+            workload::being_restarted(&self.stores, now - ROLLOUT_LIMIT).into_iter().collect();
+        in_progress.extend(recent.iter().filter(|(_, at)| now < **at + AFTER_RESTART).map(|(uid, _)| uid.clone()));
+        let of_policy = |uid: &String| policy_pods.workloads.iter().any(|(workload, _)| workload.uid == *uid);
+        let settings = &self.dependencies.arguments;
+        Pace {
+            image_is_proven: rollout.takes_back || self.image_is_proven(&settings.sidecar.image),
+            policy_is_proven: rollout.takes_back
+                || policy_pods.workloads.iter().any(|(workload, pods)| {
+                    workload.progress.complete
+                        && pods.iter().all(|pod| pod.injected && pod.deviation.is_none())
+                        && !in_progress.contains(&workload.uid)
+                }),
+            in_cluster: in_progress.len(),
+            in_policy: in_progress.iter().filter(|uid| of_policy(uid)).count(),
+            max_in_cluster: settings.max_concurrent_rollouts.into(),
+            max_in_policy: rollout.max_concurrent.into(),
+        }
+    }
+
+    /// Returns true if a pod is ready with the sidecar image.
+    fn image_is_proven(&self, image: &str) -> bool {
+        self.stores.pods.find(|pod| policy_pods::is_ready_with(pod, image)).is_some()
     }
 
     /// Returns the readiness of the webhook for a pod that is created now in `namespace`.

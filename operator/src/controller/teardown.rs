@@ -11,7 +11,10 @@ use kube::{Api, ResourceExt, runtime::controller::Action};
 use larder_api::{annotations, labels, names};
 use larder_crds::{CachePolicy, RolloutStrategy};
 
-use super::{Context, rolling::WebhookState};
+use super::{
+    Context,
+    rolling::{Rollout, WebhookState},
+};
 use crate::{
     compile::{self, Owner},
     error::Result,
@@ -87,7 +90,14 @@ impl Context {
                 uid: map.uid(),
                 ..ObjectReference::default()
             };
-            failed.extend(self.roll(namespace, &about, &policy_pods, &WebhookState::Settling).await);
+            let rollout = Rollout {
+                namespace,
+                about: &about,
+                webhook: &WebhookState::Settling,
+                max_concurrent: u16::MAX,
+                takes_back: true,
+            };
+            failed.extend(self.roll(&rollout, &policy_pods).await.failed);
         }
         match failed.into_iter().next() {
             Some(first) => Err(first.error),

@@ -5,9 +5,12 @@ use larder_crds::{PodCounts, RolloutStrategy};
 
 use super::{Observation, Verdict, wants_sidecars};
 use crate::{
-    rollout::{Decision, MAX_ATTEMPTS, decide},
+    rollout::{Decision, HoldReason, MAX_ATTEMPTS, decide},
     workload::Workload,
 };
+
+/// Maximum number of workloads that are named.
+const MAX_LISTED: usize = 5;
 
 /// Derives the condition `Injected`.
 pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp) -> Verdict {
@@ -47,6 +50,9 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
         );
     }
     let strategy = seen.spec.sidecar.rollout.strategy;
+    if let Some(verdict) = held(seen, complete, &of) {
+        return verdict;
+    }
     if let Some(workload) = given_up(seen, now).filter(|_| strategy == RolloutStrategy::Restart) {
         let message = format!(
             "{of}; {MAX_ATTEMPTS} restarts of {workload} have not helped; no further restarts until its \
@@ -84,29 +90,69 @@ fn given_up<'a>(seen: &Observation<'a>, now: Timestamp) -> Option<&'a Workload> 
     workloads.find(|(_, decision)| *decision == Decision::GivenUp).map(|(workload, _)| workload)
 }
 
+/// Returns the verdict for restarts that do not begin until a user acts.
+fn held(seen: &Observation<'_>, complete: bool, of: &str) -> Option<Verdict> {
+    let mut holds = seen.holds.iter().filter(|hold| hold.reason != HoldReason::Queued);
+    let first = holds.next()?;
+    let others = match holds.count() {
+        0 => String::new(),
+        1 => "; 1 other workload is not restarted either".to_owned(),
+        more => format!("; {more} other workloads are not restarted either"),
+    };
+    Some(Verdict::new(complete, first.reason.as_str(), format!("{of}; {}{others}", first.message)))
+}
+
 /// Returns the remedy for pods that deviate, where workloads are restarted.
 fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
-    let (mut restarted, mut manual, mut owned) = (false, Vec::new(), 0);
+    let [mut restarted, mut waiting, mut manual] = [const { Vec::new() }; 3];
+    let mut owned = 0;
     for (workload, pods) in &seen.policy_pods.workloads {
         let wrong = pods.iter().filter(|pod| pod.deviation.is_some()).count();
         owned += wrong;
-        match decide(pods, &workload.progress, now) {
+        if wrong == 0 || seen.holds.iter().any(|hold| hold.uid == workload.uid) {
+            continue;
+        }
+        let progress = &workload.progress;
+        match decide(pods, progress, now) {
             Decision::Manual => manual.push(workload.to_string()),
-            _ => restarted |= wrong > 0,
+            Decision::Wait if !progress.complete && progress.tries() == 0 => waiting.push(workload.to_string()),
+            _ => restarted.push(workload.to_string()),
         }
     }
     let mut parts = Vec::new();
-    if restarted {
-        parts.push("Deployments and StatefulSets are restarted".to_owned());
+    if !restarted.is_empty() {
+        parts.push(format!("{} {} being restarted", list(&restarted), is_or_are(&restarted)));
+    }
+    if !waiting.is_empty() {
+        let is = is_or_are(&waiting);
+        parts.push(format!("{} {is} restarted after a rollout that is in progress", list(&waiting)));
+    }
+    let mut queued = seen.holds.iter().filter(|hold| hold.reason == HoldReason::Queued);
+    if let Some(first) = queued.next() {
+        let others = queued.count();
+        let others = if others > 0 { format!(" ({others} more wait)") } else { String::new() };
+        parts.push(format!("{}{others}", first.message));
     }
     if !manual.is_empty() {
         parts.push(format!(
             "the pods of {} must be recreated manually, because it is paused, has a partition or the strategy OnDelete",
-            manual.join(", ")
+            list(&manual)
         ));
     }
     if seen.policy_pods.pods.iter().filter(|pod| pod.deviation.is_some()).count() > owned {
         parts.push("pods of no Deployment or StatefulSet must be recreated manually".to_owned());
     }
     parts.join("; ")
+}
+
+/// Writes the first names of a list, and the number of the others.
+fn list(names: &[String]) -> String {
+    match names.len().saturating_sub(MAX_LISTED) {
+        0 => names.join(", "),
+        more => format!("{} and {more} more", names[..MAX_LISTED].join(", ")),
+    }
+}
+
+const fn is_or_are(names: &[String]) -> &'static str {
+    if names.len() == 1 { "is" } else { "are" }
 }

@@ -7,7 +7,7 @@ use crate::{
     capture::{Captured, Skip, SkipReason},
     inject::tests::spec,
     policy_pods::PodReport,
-    rollout::{Deviation, MAX_ATTEMPTS, PodState, Progress},
+    rollout::{Deviation, HoldReason, MAX_ATTEMPTS, PodState, Progress},
     workload::tests::workload_with,
 };
 
@@ -50,6 +50,7 @@ pub(crate) struct Scene {
     pub(crate) webhook: Option<&'static str>,
     pub(crate) write_error: Option<&'static str>,
     pub(crate) workload: Option<Progress>,
+    pub(crate) holds: Vec<Hold>,
 }
 
 impl Default for Scene {
@@ -65,6 +66,7 @@ impl Default for Scene {
             webhook: None,
             write_error: None,
             workload: None,
+            holds: vec![],
         }
     }
 }
@@ -81,8 +83,9 @@ impl Scene {
             webhook,
             write_error,
             workload,
+            holds,
         } = self;
-        let states = || pods.iter().map(|pod| PodState { deviation: pod.deviation, newest: true }).collect();
+        let states = || pods.iter().map(|pod| PodState { deviation: pod.deviation, newest: true, injected: pod.injected }).collect();
         let workloads = workload.into_iter().map(|progress| (workload_with(progress), states())).collect();
         let services: Vec<Service> = serde_json::from_value(services).unwrap();
         let seen = Observation {
@@ -96,6 +99,7 @@ impl Scene {
             services: &services.into_iter().map(Arc::new).collect::<Vec<_>>(),
             webhook,
             write_error,
+            holds: &holds,
         };
         assess(&seen, previous, "2026-01-01T00:00:00Z".parse().unwrap())
     }
@@ -144,7 +148,7 @@ fn injected_reports_the_obstacle() {
     let complete = Progress { complete: true, rolls: true, ..Progress::default() };
     let scene = |workload| Scene { pods: vec![missed("b")], workload, ..Scene::default() };
     let injected = ConditionType::Injected;
-    scene(Some(complete)).expect(injected, "False", "Missed", "StatefulSets are restarted");
+    scene(Some(complete)).expect(injected, "False", "Missed", "Deployment shop is being restarted");
     let paused = scene(Some(Progress { rolls: false, ..complete })).is(injected);
     assert!(paused.2.contains("Deployment shop must be recreated manually"), "{}", paused.2);
     assert!(!paused.2.contains("restarted"), "{}", paused.2);
@@ -153,6 +157,34 @@ fn injected_reports_the_obstacle() {
     let futile = || scene(Some(Progress { attempts: MAX_ATTEMPTS, ..complete }));
     futile().expect(injected, "False", "RestartsDoNotHelp", "port 9443");
     futile().expect(ConditionType::Ready, "False", "RestartsDoNotHelp", "Deployment shop");
+}
+
+#[test]
+fn restart_that_does_not_begin_is_in_the_status() {
+    let progress = Progress { complete: true, rolls: true, ..Progress::default() };
+    let hold = |reason| Hold { uid: "u".into(), reason, message: "Deployment shop is not restarted, because X".into() };
+    let scene = |reason| Scene {
+        pods: vec![right("a"), missed("b")],
+        workload: Some(progress),
+        holds: vec![hold(reason)],
+        ..Scene::default()
+    };
+    for reason in [HoldReason::AdmissionRefused, HoldReason::NotInjected, HoldReason::DisruptionBudget] {
+        scene(reason).expect(ConditionType::Injected, "False", reason.as_str(), "because X");
+        scene(reason).expect(ConditionType::Ready, "False", reason.as_str(), "because X");
+    }
+    let queued = scene(HoldReason::Queued).is(ConditionType::Injected);
+    assert_eq!(queued.1, "Missed");
+    assert!(queued.2.contains("because X") && !queued.2.contains("being restarted"), "{}", queued.2);
+    let two = Scene { holds: vec![hold(HoldReason::AdmissionRefused); 2], ..scene(HoldReason::Queued) };
+    two.expect(ConditionType::Injected, "False", "AdmissionRefused", "1 other workload");
+}
+
+#[test]
+fn rollout_of_another_is_not_said_to_be_a_restart() {
+    let progress = Progress { complete: false, rolls: true, ..Progress::default() };
+    let scene = Scene { pods: vec![missed("b")], workload: Some(progress), ..Scene::default() };
+    scene.expect(ConditionType::Injected, "False", "Missed", "after a rollout that is in progress");
 }
 
 #[test]
@@ -190,6 +222,7 @@ fn a_broken_edit_leaves_the_hash_of_the_last_good_document() {
             services: &[],
             webhook: None,
             write_error: None,
+            holds: &[],
         };
         assess(&seen, Some(&before), "2026-01-01T00:00:00Z".parse().unwrap()).config_hash
     };

@@ -1,0 +1,185 @@
+//! The API server's answer, by a dry run, for a pod that a workload would create.
+
+use k8s_openapi::api::{
+    core::v1::{Pod, ResourceQuota},
+    policy::v1::PodDisruptionBudget,
+};
+use kube::{
+    Api, Client,
+    api::{DynamicObject, ListParams, PostParams},
+    core::ApiResource,
+};
+use larder_api::{labels, names};
+use serde_json::{Value, json};
+
+use crate::{
+    disruption,
+    error::{Error, Result},
+    inject::has_sidecar,
+    quota,
+    rollout::{Deviation, HoldReason, PodState},
+    workload::Workload,
+};
+
+/// The reason against a restart, with a clause for users.
+pub(super) type Refusal = (HoldReason, String);
+
+/// Returns the reason against a restart of a workload for a deviation of its `pods`: a budget or a quota that the restart
+/// would exceed, or the refusal of a pod as the workload would create it. Nothing is created.
+pub(super) async fn refusal(
+    client: &Client,
+    namespace: &str,
+    workload: &Workload,
+    pods: &[PodState],
+    deviation: Deviation,
+) -> Result<Option<Refusal>> {
+    let everything = ListParams::default();
+    let pod = pod_of(workload);
+    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), namespace);
+    let own_labels = serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
+    let budgets = budgets.list(&everything).await?.items;
+    if let Some(exceeded) = disruption::exceeded(&budgets, &own_labels, workload.replacement) {
+        let message = format!("{workload} is not restarted, because {exceeded}: restart it by hand at a suitable time, with `{}`", workload.command(namespace));
+        return Ok(Some((HoldReason::DisruptionBudget, message)));
+    }
+    let created = match create(client, namespace, &pod).await? {
+        Answer::Created(created) => created,
+        Answer::Unknown => return Ok(None),
+        // A pod is deleted before its successor is created, so that only the sidecars come on top.
+        Answer::Refused(message) if is_quota(&message) && workload.replacement.surge == 0 => {
+            workload.injected.clone().unwrap_or(pod)
+        }
+        Answer::Refused(message) => {
+            let mut plain = pod;
+            plain["metadata"]["labels"][labels::INJECT] = json!("false");
+            let how = match create(client, namespace, &plain).await? {
+                Answer::Refused(_) => "with the sidecar or without",
+                Answer::Created(_) | Answer::Unknown => "with the sidecar",
+            };
+            let remedy = remedy(&message).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+            let message = format!("{workload} is not restarted, because the API server refuses a pod of it {how}: {message}{remedy}");
+            return Ok(Some((HoldReason::AdmissionRefused, message)));
+        }
+    };
+    if deviation == Deviation::Stray {
+        return Ok(None);
+    }
+    if !has_sidecar(&created) {
+        let message = format!(
+            "{workload} is not restarted, because its pods would be created without the sidecar: check that the API \
+             server reaches port 9443 of the operator's pods (firewalls, NetworkPolicies) and that no other webhook \
+             removes the sidecar"
+        );
+        return Ok(Some((HoldReason::NotInjected, message)));
+    }
+    let quotas: Api<ResourceQuota> = Api::namespaced(client.clone(), namespace);
+    let quotas = quotas.list(&everything).await?.items;
+    let whole = quota::of_pod(&created);
+    let need = quota::Need {
+        sidecars: pods.iter().filter(|pod| !pod.injected).count(),
+        sidecar: &quota::of_sidecar(&created),
+        beside: (workload.replacement.surge > 0).then_some(&whole),
+        pod: &created,
+    };
+    Ok(quota::exceeded(&quotas, &need).map(|exceeded| {
+        let message = format!("{workload} is not restarted, because {exceeded}: raise the quota, or lower sidecar.resources in the policy");
+        (HoldReason::AdmissionRefused, message)
+    }))
+}
+
+/// The API server's answer.
+enum Answer {
+    /// It would create this pod.
+    Created(Value),
+    /// It would refuse the pod.
+    Refused(String),
+    /// A webhook does not support dry runs.
+    Unknown,
+}
+
+async fn create(client: &Client, namespace: &str, pod: &Value) -> Result<Answer> {
+    // Not typed, so that fields that the operator's types do not know are tried, too.
+    let resource = ApiResource::erase::<Pod>(&());
+    let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
+    let options = PostParams { dry_run: true, field_manager: Some(names::FIELD_MANAGER.into()) };
+    let pod = serde_json::from_value(pod.clone())?;
+    match api.create(&options, &pod).await {
+        Ok(created) => Ok(Answer::Created(serde_json::to_value(created)?)),
+        Err(kube::Error::Api(status)) if matches!(status.code, 429 | 503 | 504) => {
+            Err(Error::Kubernetes(kube::Error::Api(status)))
+        }
+        Err(kube::Error::Api(status)) if status.message.contains("does not support dry run") => {
+            Ok(Answer::Unknown)
+        }
+        Err(kube::Error::Api(status)) => Ok(Answer::Refused(status.message)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Returns the pod that a workload would create, as it is sent to the API server.
+fn pod_of(workload: &Workload) -> Value {
+    let mut pod = workload.template.clone();
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    pod["metadata"]["generateName"] = json!(format!("{}-", workload.name));
+    pod["metadata"]["ownerReferences"] = json!([{
+        "apiVersion": "apps/v1",
+        "kind": workload.kind.as_str(),
+        "name": workload.name,
+        "uid": workload.uid,
+        "controller": true,
+    }]);
+    pod
+}
+
+fn is_quota(message: &str) -> bool {
+    message.contains("exceeded quota")
+}
+
+/// Returns the remedy for a refusal by one of Kubernetes' own admission plugins, from its words.
+fn remedy(message: &str) -> Option<&'static str> {
+    let of_sidecar = |words: &str| message.contains(words) && message.contains(names::SIDECAR);
+    [
+        (of_sidecar("must specify limits.cpu"), "set sidecar.resources.limits.cpu in the policy"),
+        (is_quota(message), "raise the quota, or lower sidecar.resources in the policy"),
+        (message.contains("violates PodSecurity"), "correct the pod template, because the sidecar meets the restricted standard"),
+        (message.contains("max limit to request ratio"), "bring sidecar.resources.limits and requests closer together in the policy"),
+        (message.contains("minimum ") && message.contains(" usage per "), "raise sidecar.resources in the policy"),
+        (message.contains("maximum ") && message.contains(" usage per "), "lower sidecar.resources in the policy"),
+    ]
+    .into_iter()
+    .find_map(|(is_so, remedy)| is_so.then_some(remedy))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{rollout::Progress, workload::tests::workload_with};
+
+    #[test]
+    fn trial_pod_belongs_to_its_workload() {
+        let pod = pod_of(&workload_with(Progress::default()));
+        assert_eq!(pod["metadata"]["generateName"], "shop-");
+        assert_eq!(pod["metadata"]["ownerReferences"][0]["kind"], "Deployment");
+        assert_eq!(pod["spec"], json!({"containers": []}));
+    }
+
+    #[test]
+    fn refusals_by_kubernetes_have_a_remedy() {
+        let cases = [
+            ("pods \"a\" is forbidden: failed quota: q: must specify limits.cpu for: larder-sidecar", Some("set sidecar.resources.limits.cpu")),
+            ("failed quota: q: must specify limits.cpu for: app", None),
+            ("exceeded quota: q, requested: limits.memory=192Mi, used: limits.memory=0, limited: limits.memory=128Mi", Some("raise the quota")),
+            ("[minimum cpu usage per Container is 100m, but request is 20m]", Some("raise sidecar.resources")),
+            ("maximum memory usage per Pod is 128Mi, but limit is 192Mi", Some("lower sidecar.resources")),
+            ("cpu max limit to request ratio per Container is 2, but provided ratio is 5.000000", Some("closer together")),
+            ("violates PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false", Some("correct the pod template")),
+            ("admission webhook \"x\" denied the request: no", None),
+        ];
+        for (message, expected) in cases {
+            let found = remedy(message);
+            assert_eq!(found.is_some(), expected.is_some(), "{message}: {found:?}");
+            assert!(expected.is_none_or(|words| found.unwrap().contains(words)), "{message}: {found:?}");
+        }
+    }
+}

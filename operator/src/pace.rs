@@ -1,0 +1,103 @@
+//! Pace of restarts: one workload first, then a bounded number at a time.
+//!
+//! # Guarantees
+//! - While no pod of the cluster has been ready with the current sidecar image, one workload at a time is restarted for it
+//!   in the whole cluster.
+//! - While no workload of a policy has all its pods ready with the policy's sidecar, one workload of the policy at a time
+//!   is restarted.
+//! - A workload whose rollout does not end holds its place, so that a sidecar that does not start breaks one workload.
+
+use std::fmt;
+
+/// Restarts in progress, and the evidence that the sidecar works.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Pace {
+    /// True if a pod of the cluster is ready with the current sidecar image.
+    pub image_is_proven: bool,
+    /// True if a workload of the policy has all its pods ready with the policy's sidecar.
+    pub policy_is_proven: bool,
+    /// Workloads of the cluster whose restart has not ended.
+    pub in_cluster: usize,
+    /// Workloads of the policy whose restart has not ended.
+    pub in_policy: usize,
+    /// Maximum number of workloads of the cluster that are restarted at a time.
+    pub max_in_cluster: usize,
+    /// Maximum number of workloads of the policy that are restarted at a time.
+    pub max_in_policy: usize,
+}
+
+/// The reason that a restart waits for others.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Queued {
+    /// The sidecar image is tried on one workload of the cluster first.
+    Image,
+    /// The policy's sidecar is tried on one workload first.
+    Policy,
+    /// As many workloads of the policy as may be are being restarted.
+    PolicyLimit,
+    /// As many workloads of the cluster as may be are being restarted.
+    ClusterLimit,
+}
+
+impl Pace {
+    /// Returns the reason that a restart waits, or `None` if it may begin.
+    pub const fn queue(&self) -> Option<Queued> {
+        if !self.image_is_proven && self.in_cluster > 0 {
+            Some(Queued::Image)
+        } else if !self.policy_is_proven && self.in_policy > 0 {
+            Some(Queued::Policy)
+        } else if self.in_policy >= self.max_in_policy {
+            Some(Queued::PolicyLimit)
+        } else if self.in_cluster >= self.max_in_cluster {
+            Some(Queued::ClusterLimit)
+        } else {
+            None
+        }
+    }
+}
+
+impl fmt::Display for Queued {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Image => "the sidecar image is tried on one workload of the cluster first",
+            Self::Policy => "one workload is restarted first, the others once its pods are ready",
+            Self::PolicyLimit => "as many workloads as sidecar.rollout.maxConcurrent allows are being restarted",
+            Self::ClusterLimit => "as many workloads as the chart's rollout.maxConcurrent allows are being restarted",
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const PROVEN: Pace = Pace {
+        image_is_proven: true,
+        policy_is_proven: true,
+        in_cluster: 0,
+        in_policy: 0,
+        max_in_cluster: 3,
+        max_in_policy: 2,
+    };
+
+    #[test]
+    fn unproven_image_is_tried_on_one_workload_of_the_cluster() {
+        let unproven = Pace { image_is_proven: false, ..PROVEN };
+        assert_eq!(unproven.queue(), None);
+        assert_eq!(Pace { in_cluster: 1, ..unproven }.queue(), Some(Queued::Image));
+    }
+
+    #[test]
+    fn unproven_policy_is_tried_on_one_of_its_workloads() {
+        let unproven = Pace { policy_is_proven: false, in_cluster: 1, ..PROVEN };
+        assert_eq!(unproven.queue(), None, "another policy's restart");
+        assert_eq!(Pace { in_policy: 1, ..unproven }.queue(), Some(Queued::Policy));
+    }
+
+    #[test]
+    fn number_of_restarts_at_a_time_is_bounded() {
+        assert_eq!(Pace { in_cluster: 1, in_policy: 1, ..PROVEN }.queue(), None);
+        assert_eq!(Pace { in_cluster: 2, in_policy: 2, ..PROVEN }.queue(), Some(Queued::PolicyLimit));
+        assert_eq!(Pace { in_cluster: 3, in_policy: 1, ..PROVEN }.queue(), Some(Queued::ClusterLimit));
+    }
+}
