@@ -30,7 +30,8 @@ helm_upgrade() {
   [[ $status != pending-* ]] || kubectl -n larder-system delete secret -l "owner=helm,name=larder,status=$status"
   helm upgrade --install larder charts/larder --namespace larder-system --create-namespace --wait --timeout 180s "${flags[@]}" \
     --set image.operator.repository="${operator_image%:*}" --set image.operator.tag="${operator_image##*:}" \
-    --set image.sidecar.repository="${sidecar_image%:*}" --set image.sidecar.tag="${sidecar_image##*:}"
+    --set image.sidecar.repository="${sidecar_image%:*}" --set image.sidecar.tag="${sidecar_image##*:}" \
+    --set rollout.timeoutSeconds=20
 }
 
 # What the end-to-end tests and the example need: a cluster with the images and the chart. One run at a time.

@@ -18,6 +18,13 @@ pub const RESTARTED_AT: &str = "larder.dev/restarted-at";
 pub const ROLL_ATTEMPTS: &str = "larder.dev/roll-attempts";
 /// On a workload: the aim of those restarts. Another template or other settings reset the attempts.
 pub const ROLL_AIM: &str = "larder.dev/roll-aim";
+/// On a workload: the value of [`RESTARTED_AT`] before the last restart; empty if there was none.
+pub const ROLL_BEFORE: &str = "larder.dev/roll-before";
+/// On a workload: the restart that was undone, as JSON.
+pub const ROLL_UNDONE: &str = "larder.dev/roll-undone";
+/// On a pod template: the hash of the injection that is withheld from the workload's pods, because a rollout with it could
+/// not end.
+pub const WITHHELD: &str = "larder.dev/withheld-injection";
 /// On a policy's ConfigMap: the policy's rollout strategy, for use after the policy is deleted.
 pub const ROLLOUT_STRATEGY: &str = "larder.dev/rollout-strategy";
 

@@ -142,6 +142,8 @@ larder_api::labelled! {
         PortClash = "PortClash",
         /// The pod has a container with the sidecar's name that differs from the operator's.
         ForeignSidecar = "ForeignSidecar",
+        /// A rollout with the sidecar could not end and was undone.
+        RolloutUndone = "RolloutUndone",
         /// The policy captures nothing.
         CaptureNone = "CaptureNone",
     }

@@ -1,6 +1,6 @@
 //! Command line of the operator.
 
-use std::ops::RangeInclusive;
+use std::{ops::RangeInclusive, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -53,6 +53,15 @@ pub struct RunArguments {
     #[arg(long, env = "LARDER_FAILURE_POLICY", default_value = "Ignore")]
     pub failure_policy: FailurePolicy,
 
+    /// Seconds after which a restart is undone whose pods do not start because of the sidecar.
+    #[arg(
+        long,
+        env = "LARDER_ROLLOUT_TIMEOUT_SECONDS",
+        default_value_t = 300,
+        value_parser = clap::value_parser!(u32).range(1..)
+    )]
+    pub rollout_timeout_seconds: u32,
+
     /// Maximum number of workloads of the cluster that are restarted at a time.
     #[arg(
         long,
@@ -70,6 +79,13 @@ pub struct RunArguments {
     /// The ClusterRole that owns the webhook configuration, so that deleting the role deletes the configuration.
     #[arg(long, env = "LARDER_CLUSTER_ROLE", default_value = names::OPERATOR)]
     pub cluster_role: String,
+}
+
+impl RunArguments {
+    /// Returns the time after which a restart is undone whose pods do not start because of the sidecar.
+    pub fn patience(&self) -> Duration {
+        Duration::from_secs(self.rollout_timeout_seconds.into())
+    }
 }
 
 fn identity_header(text: &str) -> Result<String, String> {

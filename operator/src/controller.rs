@@ -7,7 +7,11 @@ mod rolling;
 mod teardown;
 mod writes;
 
-use std::{collections::HashMap, sync::Arc, time::Duration};
+use std::{
+    collections::{HashMap, HashSet},
+    sync::Arc,
+    time::Duration,
+};
 
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
@@ -74,6 +78,8 @@ struct Context {
     sidecars: Sidecars,
     /// Time of the last restart of each workload by this replica; cached lists may be older.
     restarts: Mutex<HashMap<String, Timestamp>>,
+    /// The ConfigMaps of deleted policies, by uid, whose leftover pods were reported.
+    leftovers: Mutex<HashSet<String>>,
     /// The last refusal of a restart, by the workload's uid.
     refusals: Mutex<HashMap<String, rolling::Refused>>,
     /// Time at which the webhook last responded.
@@ -109,6 +115,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         },
         sidecars: Sidecars::new(),
         restarts: Mutex::default(),
+        leftovers: Mutex::default(),
         refusals: Mutex::default(),
         reached: Mutex::default(),
         tokens: Mutex::default(),

@@ -389,7 +389,7 @@ mod tests {
         let policy_pods = |progress| PolicyPods {
             workloads: vec![(
                 workload_with(progress),
-                vec![PodState { deviation: Some(Deviation::Missed), newest: true, injected: false }],
+                vec![PodState { deviation: Some(Deviation::Missed), newest: true, injected: false, obstacle: None }],
             )],
             ..PolicyPods::default()
         };

@@ -4,10 +4,17 @@ use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
 use kube::runtime::events::{Event, EventType};
 use larder_crds::{CachePolicyStatus, ConditionType};
 
-use crate::{rollout::Deviation, status::find, workload::Workload};
+use crate::{
+    rollout::{Deviation, Undone},
+    status::find,
+    workload::Workload,
+};
 
 /// Maximum length of an Event's note, in bytes.
 const MAX_NOTE: usize = 1024;
+
+/// Maximum number of pods that an event names.
+const MAX_NAMED_PODS: usize = 5;
 
 /// Returns the events for the transition from one status to the next.
 pub fn transitions(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus) -> Vec<Event> {
@@ -34,7 +41,7 @@ pub fn transitions(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus
 /// Returns the event for a changed condition; intermediate states have none.
 fn of(kind: ConditionType, now: &Condition) -> Option<Event> {
     let (type_, action) = match (kind, now.status.as_str(), now.reason.as_str()) {
-        (_, _, "WriteRefused" | "RestartsDoNotHelp" | "AdmissionRefused" | "NotInjected" | "DisruptionBudget") if kind != ConditionType::Ready => {
+        (_, _, "WriteRefused" | "RestartsDoNotHelp" | "AdmissionRefused" | "NotInjected" | "DisruptionBudget" | "RolloutUndone") if kind != ConditionType::Ready => {
             return Some(event(EventType::Warning, &now.reason, "Restart", now.message.clone()));
         }
         (ConditionType::Injected, "False", "Missed" | "OnCreate" | "CaptureNone") => return None,
@@ -72,6 +79,27 @@ pub fn rolled(workload: &Workload, deviation: Deviation) -> Event {
         Deviation::Stray => "pods have a sidecar that they should no longer have",
     };
     event(EventType::Normal, "Rolled", "Restart", format!("restarted {workload}: {why}"))
+}
+
+/// Returns the event for a restart that was undone.
+pub fn undone(workload: &Workload, undone: &Undone) -> Event {
+    let Undone { obstacle, message, .. } = undone;
+    let note = format!("undid the restart of {workload}, because {}: {message}", obstacle.as_str());
+    event(EventType::Warning, "RolloutUndone", "Undo", note)
+}
+
+/// Returns the event for pods that keep the sidecar of a deleted policy.
+pub fn leftovers(pods: &[&str]) -> Event {
+    let named = pods.iter().take(MAX_NAMED_PODS).copied().collect::<Vec<_>>().join(", ");
+    let others = match pods.len().saturating_sub(MAX_NAMED_PODS) {
+        0 => String::new(),
+        more => format!(" and {more} more"),
+    };
+    let note = format!(
+        "the policy was deleted; its sidecars pass everything through. Pods that are not restarted keep theirs until \
+         they are deleted, and this ConfigMap stays until then: {named}{others}"
+    );
+    event(EventType::Warning, "Leftover", "TakeBack", note)
 }
 
 fn event(type_: EventType, reason: &str, action: &str, mut note: String) -> Event {

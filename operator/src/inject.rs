@@ -80,6 +80,14 @@ pub fn inject(pod: &Value, injection: &Injection<'_>) -> Outcome {
         let captured = captured_of(pod);
         return Outcome::Injected(Injected { pod: pod.clone(), hash, captured });
     }
+    if pod["metadata"]["annotations"][annotations::WITHHELD] == hash.as_str() {
+        return Outcome::Skipped(Skip {
+            reason: SkipReason::RolloutUndone,
+            message: "a rollout with the sidecar could not end and was undone; the sidecar is tried again when the pod \
+                      template or the policy's sidecar changes"
+                .into(),
+        });
+    }
     let inputs = Inputs {
         targets: &injection.spec.targets,
         settings: injection.settings,

@@ -5,7 +5,8 @@
 //!   in the whole cluster.
 //! - While no workload of a policy has all its pods ready with the policy's sidecar, one workload of the policy at a time
 //!   is restarted.
-//! - A workload whose rollout does not end holds its place, so that a sidecar that does not start breaks one workload.
+//! - A workload whose rollout does not end holds its place; if it is undone because the sidecar does not start, no other
+//!   is restarted. A sidecar that does not start so breaks one pod.
 
 use std::fmt;
 
@@ -16,6 +17,8 @@ pub struct Pace {
     pub image_is_proven: bool,
     /// True if a workload of the policy has all its pods ready with the policy's sidecar.
     pub policy_is_proven: bool,
+    /// True if the sidecar did not start in another workload, whose restart was undone.
+    pub has_failed: bool,
     /// Workloads of the cluster whose restart has not ended.
     pub in_cluster: usize,
     /// Workloads of the policy whose restart has not ended.
@@ -29,6 +32,8 @@ pub struct Pace {
 /// The reason that a restart waits for others.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Queued {
+    /// The sidecar did not start in another workload.
+    Failed,
     /// The sidecar image is tried on one workload of the cluster first.
     Image,
     /// The policy's sidecar is tried on one workload first.
@@ -42,7 +47,9 @@ pub enum Queued {
 impl Pace {
     /// Returns the reason that a restart waits, or `None` if it may begin.
     pub const fn queue(&self) -> Option<Queued> {
-        if !self.image_is_proven && self.in_cluster > 0 {
+        if self.has_failed {
+            Some(Queued::Failed)
+        } else if !self.image_is_proven && self.in_cluster > 0 {
             Some(Queued::Image)
         } else if !self.policy_is_proven && self.in_policy > 0 {
             Some(Queued::Policy)
@@ -59,6 +66,7 @@ impl Pace {
 impl fmt::Display for Queued {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
+            Self::Failed => "the sidecar did not start in another workload, whose restart was undone",
             Self::Image => "the sidecar image is tried on one workload of the cluster first",
             Self::Policy => "one workload is restarted first, the others once its pods are ready",
             Self::PolicyLimit => "as many workloads as sidecar.rollout.maxConcurrent allows are being restarted",
@@ -74,6 +82,7 @@ mod tests {
     const PROVEN: Pace = Pace {
         image_is_proven: true,
         policy_is_proven: true,
+        has_failed: false,
         in_cluster: 0,
         in_policy: 0,
         max_in_cluster: 3,
@@ -92,6 +101,11 @@ mod tests {
         let unproven = Pace { policy_is_proven: false, in_cluster: 1, ..PROVEN };
         assert_eq!(unproven.queue(), None, "another policy's restart");
         assert_eq!(Pace { in_policy: 1, ..unproven }.queue(), Some(Queued::Policy));
+    }
+
+    #[test]
+    fn nothing_is_restarted_after_a_failure() {
+        assert_eq!(Pace { has_failed: true, ..PROVEN }.queue(), Some(Queued::Failed));
     }
 
     #[test]

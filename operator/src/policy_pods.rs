@@ -1,12 +1,12 @@
 //! The observed state of a policy's pods: their selection, their sidecars and their deviations.
 
-use std::{collections::BTreeMap, net::IpAddr};
+use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
-use k8s_openapi::api::core::v1::Pod;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::ResourceExt;
 use larder_api::{annotations, labels, names};
 use larder_crds::{CachePolicy, selector};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use crate::{
     capture::{Captured, Skip},
@@ -14,7 +14,7 @@ use crate::{
     compile, inject,
     inject::{Injection, Outcome},
     policies::opted_out,
-    rollout::{Deviation, PodState},
+    rollout::{Deviation, Obstacle, PodState},
     stores::{Stores, in_namespace},
     workload::{self, Workload},
 };
@@ -53,6 +53,14 @@ pub struct PodReport {
     pub coverage: Option<String>,
     /// The captured ports.
     pub captured: Vec<Captured>,
+    /// The pod's uid.
+    pub uid: String,
+    /// uid of the workload that owns the pod.
+    pub workload: Option<String>,
+    /// True if the pod was created from its workload's newest template.
+    pub newest: bool,
+    /// The reason that the pod does not start, with Kubernetes' words for it.
+    pub obstacle: Option<(Obstacle, String)>,
     /// The pod's deviation from the desired state.
     pub deviation: Option<Deviation>,
     /// The reason that the pod cannot have a sidecar.
@@ -74,11 +82,13 @@ pub struct Subject<'a> {
     pub others: &'a [CachePolicy],
     /// Settings of injected sidecars.
     pub settings: &'a SidecarSettings,
+    /// Time after which a restart whose pods do not start is undone.
+    pub patience: Duration,
 }
 
 /// Examines a policy's pods.
 pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
-    let Subject { namespace, name, policy, frozen, others, settings } = *subject;
+    let Subject { namespace, name, policy, frozen, others, settings, patience } = *subject;
     let network_policies = in_namespace(&stores.network_policies, namespace);
     let injection = policy.map(|policy| Injection {
         namespace,
@@ -113,6 +123,10 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
             continue;
         }
         let mut workload = workload::of_pod(stores, pod);
+        if let Some((workload, _)) = &mut workload {
+            workload.progress.patience = patience;
+            workload.aim_at(hash.as_deref().filter(|_| deciding.is_some()));
+        }
         let (deviation, skip) = match (&injection, &deciding) {
             _ if frozen => (None, None),
             (Some(injection), Some(_)) => {
@@ -122,19 +136,26 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
                     workload.injected = Some(injected.pod.clone());
                 }
                 let right = ours && pod.annotations().get(annotations::INJECTION_HASH) == hash.as_ref();
-                judge(pod, injected, right, template, injection)
+                let mut own = json!(**pod);
+                if workload.as_ref().is_some_and(|(workload, _)| !workload.progress.undone) {
+                    workload::take_withheld(&mut own);
+                }
+                judge(&own, injected, right, template, injection)
             }
             _ => (injected.then_some(Deviation::Stray), None),
         };
-        if let Some((mut workload, newest)) = workload {
-            workload.aim_at(hash.as_deref().filter(|_| deciding.is_some()));
-            let state = PodState { deviation, newest, injected };
+        let mut report = report(pod, selected, injected, deviation, skip);
+        report.obstacle = obstacle(pod);
+        if let Some((workload, newest)) = workload {
+            (report.workload, report.newest) = (Some(workload.uid.clone()), newest);
+            let obstacle = report.obstacle.as_ref().map(|(obstacle, _)| *obstacle);
+            let state = PodState { deviation, newest, injected, obstacle };
             match policy_pods.workloads.iter_mut().find(|(known, _)| known.uid == workload.uid) {
                 Some((_, states)) => states.push(state),
                 None => policy_pods.workloads.push((workload, vec![state])),
             }
         }
-        policy_pods.pods.push(report(pod, selected, injected, deviation, skip));
+        policy_pods.pods.push(report);
     }
     policy_pods
 }
@@ -142,7 +163,7 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
 /// Returns the deviation of a pod that the policy serves. `template` is the result of injecting the pod that its workload
 /// would create now.
 fn judge(
-    pod: &Pod,
+    pod: &Value,
     injected: bool,
     right: bool,
     template: Option<Outcome>,
@@ -152,7 +173,7 @@ fn judge(
         (true, Some(Outcome::Skipped(skip))) => (Some(Deviation::Stray), Some(skip)),
         (true, _) => ((!right).then_some(Deviation::Outdated), None),
         (false, Some(Outcome::Skipped(skip))) => (None, Some(skip)),
-        (false, _) => match inject::inject(&json!(pod), injection) {
+        (false, _) => match inject::inject(pod, injection) {
             // Others put into the pod what its template does not show, such as a mesh's sidecar.
             Outcome::Skipped(skip) => (None, Some(skip)),
             Outcome::Injected(_) => (Some(Deviation::Missed), None),
@@ -182,9 +203,39 @@ fn report(
         config_hash: pod.annotations().get(annotations::CONFIG_HASH).cloned(),
         coverage: pod.annotations().get(annotations::COVERAGE).cloned(),
         captured: inject::captured_of(&original),
+        uid: pod.uid().unwrap_or_default(),
         deviation,
         skip,
+        ..PodReport::default()
     }
+}
+
+/// Returns the reason that a pod with the sidecar does not start, if it is one that only a change removes.
+fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
+    let status = pod.status.as_ref()?;
+    let is_ready = |condition: &PodCondition| condition.type_ == "Ready" && condition.status == "True";
+    let mut conditions = status.conditions.iter().flatten();
+    if !has_sidecar(pod) || conditions.clone().any(is_ready) {
+        return None;
+    }
+    let unplaced = |condition: &PodCondition| {
+        condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("Unschedulable")
+    };
+    if let Some(condition) = conditions.find(|condition| unplaced(condition)) {
+        return Some((Obstacle::Unschedulable, condition.message.clone().unwrap_or_default()));
+    }
+    let mut containers = status.init_container_statuses.iter().flatten();
+    let sidecar = containers.find(|container| container.name == names::SIDECAR)?;
+    let waiting = sidecar.state.as_ref()?.waiting.as_ref()?;
+    let obstacle = match waiting.reason.as_deref()? {
+        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError"
+        | "RegistryUnavailable" => Obstacle::Image,
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "CrashLoopBackOff" => {
+            Obstacle::Sidecar
+        }
+        _ => return None,
+    };
+    Some((obstacle, waiting.message.clone().or_else(|| waiting.reason.clone()).unwrap_or_default()))
 }
 
 /// Returns the port of the admin API of a pod's sidecar.
@@ -232,8 +283,6 @@ pub(crate) mod tests {
         watcher,
     };
     use serde::de::DeserializeOwned;
-    use serde_json::Value;
-
     use super::*;
     use crate::{
         coverage::{self, Sight},
@@ -314,6 +363,7 @@ pub(crate) mod tests {
             frozen: false,
             others: &policies.of("shop"),
             settings,
+            patience: Duration::from_secs(300),
         };
         policy_pods(&stores(pods), &subject)
     }
@@ -331,7 +381,7 @@ pub(crate) mod tests {
         assert_eq!(policy_pods.workloads.len(), 1);
         assert_eq!(
             policy_pods.workloads[0].1[0],
-            PodState { deviation: Some(Deviation::Missed), newest: true, injected: false }
+            PodState { deviation: Some(Deviation::Missed), newest: true, injected: false, obstacle: None }
         );
         assert_eq!(policy_pods.pods[1].admin_port, Some(24890));
         assert_eq!(policy_pods.pods[1].captured[0].port, 8080);

@@ -9,6 +9,7 @@
 use std::time::Duration;
 
 use jiff::Timestamp;
+use serde::{Deserialize, Serialize};
 
 const FIRST_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum number of consecutive ineffective restarts.
@@ -36,6 +37,44 @@ pub struct PodState {
     pub newest: bool,
     /// True if the pod has the sidecar.
     pub injected: bool,
+    /// The reason that the pod does not start.
+    pub obstacle: Option<Obstacle>,
+}
+
+larder_api::labelled! {
+    /// Reasons that a pod with the sidecar does not start and will not without a change.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+    pub enum Obstacle {
+        /// No node takes the pod.
+        Unschedulable = "no node takes a pod with the sidecar",
+        /// The sidecar's image cannot be pulled.
+        Image = "the sidecar's image cannot be pulled",
+        /// The sidecar's container cannot be created or ends again and again.
+        Sidecar = "the sidecar does not start",
+    }
+}
+
+impl Obstacle {
+    /// Returns true if other workloads would meet the obstacle as well.
+    pub const fn is_common(self) -> bool {
+        match self {
+            Self::Unschedulable => false,
+            Self::Image | Self::Sidecar => true,
+        }
+    }
+}
+
+/// A restart that was undone.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Undone {
+    /// The aim of the restart.
+    pub aim: String,
+    /// The sidecar's image.
+    pub image: String,
+    /// The reason.
+    pub obstacle: Obstacle,
+    /// The reason in Kubernetes' words.
+    pub message: String,
 }
 
 larder_api::labelled! {
@@ -48,6 +87,8 @@ larder_api::labelled! {
         NotInjected = "NotInjected",
         /// A PodDisruptionBudget does not allow it.
         DisruptionBudget = "DisruptionBudget",
+        /// The last restart could not end and was undone.
+        RolloutUndone = "RolloutUndone",
         /// Other workloads are restarted first.
         Queued = "Queued",
     }
@@ -77,6 +118,10 @@ pub struct Progress {
     pub attempts: u32,
     /// True if those restarts had another aim than a restart would have now.
     pub outlived: bool,
+    /// True if a restart with the current aim was undone.
+    pub undone: bool,
+    /// Time after which a restart whose pods do not start is undone.
+    pub patience: Duration,
 }
 
 impl Progress {
@@ -97,6 +142,10 @@ pub enum Decision {
     Restart(Deviation),
     /// Wait: a rollout is in progress, or the pause is not over.
     Wait,
+    /// Undo the last restart, because its pods do not start.
+    Undo(Obstacle),
+    /// None: the last restart was undone, and another would end in the same way.
+    Undone,
     /// None: the workload does not roll out by itself.
     Manual,
     /// None: restarts have no effect.
@@ -108,6 +157,13 @@ pub fn decide(pods: &[PodState], progress: &Progress, now: Timestamp) -> Decisio
     let wrong = |newest_only: bool| {
         pods.iter().filter(|pod| pod.newest || !newest_only).filter_map(|pod| pod.deviation).max()
     };
+    let is_right = |pod: &PodState| pod.injected && pod.deviation.is_none();
+    if progress.undone && !(progress.complete && pods.iter().all(is_right)) {
+        return Decision::Undone;
+    }
+    if let Some(obstacle) = obstacle(pods, progress, now) {
+        return Decision::Undo(obstacle);
+    }
     if wrong(false).is_none() {
         return match (progress.attempts, progress.complete) {
             (0, _) => Decision::Settled,
@@ -136,6 +192,15 @@ pub fn decide(pods: &[PodState], progress: &Progress, now: Timestamp) -> Decisio
     }
 }
 
+/// Returns the reason that a restart by the operator is overdue, if it is one that only a change removes.
+fn obstacle(pods: &[PodState], progress: &Progress, now: Timestamp) -> Option<Obstacle> {
+    let is_overdue = progress.restarted_at.is_some_and(|at| now >= at + progress.patience);
+    if progress.complete || progress.tries() == 0 || !is_overdue {
+        return None;
+    }
+    pods.iter().filter(|pod| pod.newest).find_map(|pod| pod.obstacle)
+}
+
 /// Returns the minimum time between a restart and the next.
 fn pause(attempts: u32) -> Duration {
     let doublings = attempts.min(MAX_ATTEMPTS).saturating_sub(1);
@@ -148,10 +213,10 @@ mod tests {
 
     use super::*;
 
-    const RIGHT: PodState = PodState { deviation: None, newest: true, injected: true };
+    const RIGHT: PodState = PodState { deviation: None, newest: true, injected: true, obstacle: None };
 
     fn wrong(deviation: Deviation) -> PodState {
-        PodState { deviation: Some(deviation), newest: true, injected: true }
+        PodState { deviation: Some(deviation), newest: true, injected: true, obstacle: None }
     }
 
     fn now() -> Timestamp {
@@ -174,7 +239,7 @@ mod tests {
     #[test]
     fn rollout_in_progress_is_not_disturbed() {
         let under_way = Progress { complete: false, ..complete() };
-        let old = PodState { deviation: Some(Deviation::Outdated), newest: false, injected: true };
+        let old = PodState { deviation: Some(Deviation::Outdated), newest: false, injected: true, obstacle: None };
         assert_eq!(decide(&[RIGHT, old], &under_way, now()), Decision::Wait);
         assert_eq!(
             decide(&[wrong(Deviation::Missed)], &under_way, now()),
@@ -191,6 +256,33 @@ mod tests {
             Decision::Restart(Deviation::Outdated)
         );
         assert_eq!(decide(&[wrong(Deviation::Stray)], &stuck, now()), Decision::Restart(Deviation::Stray));
+    }
+
+    #[test]
+    fn restart_whose_pods_do_not_start_is_undone() {
+        let progress = |ago: i64| Progress {
+            complete: false,
+            attempts: 1,
+            restarted_at: Some(now() - SignedDuration::from_secs(ago)),
+            patience: Duration::from_secs(300),
+            ..complete()
+        };
+        let stuck = PodState { obstacle: Some(Obstacle::Image), ..RIGHT };
+        let old = PodState { deviation: Some(Deviation::Missed), newest: false, ..RIGHT };
+        for pods in [&[stuck][..], &[stuck, old]] {
+            assert_eq!(decide(pods, &progress(299), now()), Decision::Wait);
+            assert_eq!(decide(pods, &progress(300), now()), Decision::Undo(Obstacle::Image));
+        }
+        assert_eq!(decide(&[RIGHT, old], &progress(300), now()), Decision::Wait, "the application is slow");
+        let old_stuck = PodState { newest: false, ..stuck };
+        assert_eq!(decide(&[RIGHT, old_stuck], &progress(300), now()), Decision::Wait);
+        let anothers = Progress { attempts: 0, ..progress(300) };
+        assert_eq!(decide(&[stuck], &anothers, now()), Decision::Settled, "not a restart by the operator");
+        let undone = Progress { undone: true, ..progress(300) };
+        assert_eq!(decide(&[wrong(Deviation::Missed)], &undone, now()), Decision::Undone);
+        let withheld = PodState { injected: false, ..RIGHT };
+        assert_eq!(decide(&[withheld], &Progress { complete: true, ..undone }, now()), Decision::Undone);
+        assert_eq!(decide(&[RIGHT], &Progress { complete: true, ..undone }, now()), Decision::Forget, "it was mended");
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! Deployments and StatefulSets: the owners of pods, and the progress of their rollouts.
 
-use std::{fmt, sync::LazyLock};
+use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -14,7 +14,10 @@ use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use larder_api::annotations;
 use serde_json::{Value, json};
 
-use crate::{rollout::Progress, stores::Stores};
+use crate::{
+    rollout::{Progress, Undone},
+    stores::{Stores, in_namespace},
+};
 
 /// The annotation by which a Deployment counts its revisions, on itself and on its ReplicaSets.
 const REVISION: &str = "deployment.kubernetes.io/revision";
@@ -64,16 +67,28 @@ pub struct Workload {
     pub aim: String,
     /// The aim of the last restart.
     last_aim: Option<String>,
+    /// The last restart that was undone.
+    undone: Option<Undone>,
+    /// The hash of the injection that a restart would apply.
+    pub injection: Option<String>,
+    /// The time of the last restart as the template has it.
+    pub restarted_at: Option<String>,
+    /// The time of the restart before the last one, as the template had it.
+    pub restarted_before: Option<String>,
 }
 
 impl Workload {
     /// Sets the injection that a restart would apply; `None` means no sidecar.
     pub fn aim_at(&mut self, injection: Option<&str>) {
         let mut template = self.template.clone();
-        if let Some(annotations) =
-            template.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut)
+        if let Some(metadata) = template["metadata"].as_object_mut()
+            && let Some(annotations) = metadata.get_mut("annotations").and_then(Value::as_object_mut)
         {
             annotations.remove(annotations::RESTARTED_AT);
+            annotations.remove(annotations::WITHHELD);
+            if annotations.is_empty() {
+                metadata.remove("annotations");
+            }
         }
         let mut hasher = blake3::Hasher::new();
         hasher.update(injection.unwrap_or_default().as_bytes());
@@ -81,6 +96,16 @@ impl Workload {
         hasher.update(template.to_string().as_bytes());
         self.aim = larder_policy::digest::short(&hasher.finalize());
         self.progress.outlived = self.last_aim.as_ref() != Some(&self.aim);
+        self.injection = injection.map(str::to_owned);
+        self.progress.undone = self.undone.as_ref().is_some_and(|undone| undone.aim == self.aim);
+        if !self.progress.undone {
+            take_withheld(&mut self.template);
+        }
+    }
+
+    /// Returns the restart with the current aim, if it was undone.
+    pub fn undone(&self) -> Option<&Undone> {
+        self.undone.as_ref().filter(|_| self.progress.undone)
     }
 }
 
@@ -121,14 +146,52 @@ pub fn of_pod(stores: &Stores, pod: &Pod) -> Option<(Workload, bool)> {
     }
 }
 
+/// Removes the note by which the sidecar is withheld from a pod.
+pub fn take_withheld(pod: &mut Value) {
+    if let Some(annotations) = pod.pointer_mut("/metadata/annotations").and_then(Value::as_object_mut) {
+        annotations.remove(annotations::WITHHELD);
+    }
+}
+
+/// Returns every workload of the cluster that the operator has restarted and does not regard as settled.
+fn restarted(stores: &Stores) -> impl Iterator<Item = Workload> {
+    let is_restarted = |annotations: &BTreeMap<String, String>| annotations.contains_key(annotations::ROLL_AIM);
+    let deployments = stores.deployments.state_filter(|deployment| is_restarted(deployment.annotations()));
+    let sets = stores.stateful_sets.state_filter(|set| is_restarted(set.annotations()));
+    let deployments = deployments.into_iter().map(|deployment| of_deployment(&deployment));
+    deployments.chain(sets.into_iter().map(|set| of_stateful_set(&set)))
+}
+
+/// Returns the workloads of a namespace that the operator has restarted, with the labels of their pods.
+pub fn restarted_in(stores: &Stores, namespace: &str) -> Vec<(Workload, BTreeMap<String, String>)> {
+    let labels = |template: Option<&PodTemplateSpec>| {
+        template.and_then(|template| template.metadata.as_ref()?.labels.clone()).unwrap_or_default()
+    };
+    let notes = [annotations::ROLL_ATTEMPTS, annotations::ROLL_AIM, annotations::ROLL_BEFORE, annotations::ROLL_UNDONE];
+    let is_noted = |own: &BTreeMap<String, String>| notes.iter().any(|note| own.contains_key(*note));
+    let deployments = in_namespace(&stores.deployments, namespace);
+    let sets = in_namespace(&stores.stateful_sets, namespace);
+    let deployments = deployments.iter().filter(|deployment| is_noted(deployment.annotations())).map(|deployment| {
+        (of_deployment(deployment), labels(deployment.spec.as_ref().map(|spec| &spec.template)))
+    });
+    let sets = sets.iter().filter(|set| is_noted(set.annotations())).map(|set| {
+        (of_stateful_set(set), labels(set.spec.as_ref().map(|spec| &spec.template)))
+    });
+    deployments.chain(sets).collect()
+}
+
+/// Returns true if a restart was undone because a sidecar with this image does not start.
+pub fn image_has_failed(stores: &Stores, image: &str) -> bool {
+    let failed = |undone: &Undone| undone.image == image && undone.obstacle.is_common();
+    restarted(stores).any(|workload| workload.undone.as_ref().is_some_and(failed))
+}
+
 /// Returns the uids of the workloads whose restart by the operator began after `since` and has not ended.
 pub fn being_restarted(stores: &Stores, since: Timestamp) -> Vec<String> {
-    let deployments = stores.deployments.state().into_iter().map(|deployment| of_deployment(&deployment));
-    let sets = stores.stateful_sets.state().into_iter().map(|set| of_stateful_set(&set));
     let in_progress = |progress: &Progress| {
         progress.attempts > 0 && !progress.complete && progress.restarted_at.is_some_and(|at| at > since)
     };
-    deployments.chain(sets).filter(|workload| in_progress(&workload.progress)).map(|workload| workload.uid).collect()
+    restarted(stores).filter(|workload| in_progress(&workload.progress)).map(|workload| workload.uid).collect()
 }
 
 /// Returns true if a Deployment is still replacing pods of an older template. A rollout that has failed returns false.
@@ -233,9 +296,8 @@ fn workload(
     rolls: bool,
 ) -> Workload {
     let template_annotations = template.and_then(|template| template.metadata.as_ref()?.annotations.as_ref());
-    let restarted_at = template_annotations.and_then(|all| all.get(annotations::RESTARTED_AT)?.parse().ok());
-    let attempts =
-        metadata.annotations.as_ref().and_then(|all| all.get(annotations::ROLL_ATTEMPTS)?.parse().ok());
+    let restarted_at = template_annotations.and_then(|all| all.get(annotations::RESTARTED_AT));
+    let own = |name: &str| metadata.annotations.as_ref().and_then(|all| all.get(name));
     Workload {
         kind,
         name: metadata.name.clone().unwrap_or_default(),
@@ -246,12 +308,16 @@ fn workload(
         progress: Progress {
             complete,
             rolls,
-            restarted_at,
-            attempts: attempts.unwrap_or(0),
+            restarted_at: restarted_at.and_then(|at| at.parse().ok()),
+            attempts: own(annotations::ROLL_ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0),
             ..Progress::default()
         },
         aim: String::new(),
-        last_aim: metadata.annotations.as_ref().and_then(|all| all.get(annotations::ROLL_AIM).cloned()),
+        last_aim: own(annotations::ROLL_AIM).cloned(),
+        undone: own(annotations::ROLL_UNDONE).and_then(|text| serde_json::from_str(text).ok()),
+        injection: None,
+        restarted_at: restarted_at.cloned(),
+        restarted_before: own(annotations::ROLL_BEFORE).filter(|at| !at.is_empty()).cloned(),
     }
 }
 
@@ -313,6 +379,18 @@ pub(crate) mod tests {
         let template = &mut restarted.spec.as_mut().unwrap().template;
         template.metadata.as_mut().unwrap().labels = Some([("a".to_owned(), "b".to_owned())].into());
         assert!(aim(&restarted, Some("a")).progress.outlived, "another template");
+    }
+
+    #[test]
+    fn first_restart_of_a_template_without_annotations_leaves_the_aim_as_it_was() {
+        let mut before = deployment(json!({}));
+        before.spec.as_mut().unwrap().template.metadata.as_mut().unwrap().annotations = None;
+        let aim = |deployment: &Deployment| {
+            let mut workload = of_deployment(deployment);
+            workload.aim_at(Some("a"));
+            workload.aim
+        };
+        assert_eq!(aim(&before), aim(&deployment(json!({}))));
     }
 
     #[test]

@@ -3,17 +3,18 @@
 use anyhow::ensure;
 use k8s_openapi::api::{
     admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
-    apps::v1::{Deployment, StatefulSet},
-    core::v1::ResourceQuota,
+    apps::v1::{DaemonSet, Deployment, StatefulSet},
+    core::v1::{ConfigMap, Pod, ResourceQuota, Secret},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, ResourceExt,
-    api::{DeleteParams, Patch},
+    api::{DeleteParams, ListParams, Patch},
 };
+use larder_api::names;
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Sandbox, Workload, apply, cluster, eventually,
+    Sandbox, Workload, alone_in_the_cluster, apply, cluster, environment, eventually,
     eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     in_a_namespace,
     policy::{Policy, has, sidecar_of},
@@ -265,6 +266,131 @@ async fn operator_may_create_pods_in_dry_runs_only() -> anyhow::Result<()> {
         let refused = create("--dry-run=none").await.err().map(|error| format!("{error:#}")).unwrap_or_default();
         ensure!(refused.contains("creates pods in dry runs only"), "{refused}");
         Ok(())
+    })
+    .await
+}
+
+/// Waits until every workload has all its pods ready.
+async fn all_are_ready(sandbox: &Sandbox) -> anyhow::Result<()> {
+    set_is_ready(sandbox).await?;
+    for name in ["recreated", "rolling"] {
+        sandbox.rolled_out(name).await?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn rollout_that_no_node_takes_is_undone_and_tried_again_after_a_change() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        start(sandbox).await?;
+        let spec = format!("{IN_MEMORY}sidecar: {{resources: {{requests: {{cpu: '100'}}}}}}\n");
+        let policy = sandbox.policy("cache", &spec).await?;
+        let note = sandbox.event("RolloutUndone").await?;
+        ensure!(note.contains("no node takes a pod with the sidecar") && note.contains("Insufficient cpu"), "{note}");
+        let undone = policy
+            .eventually("every restart was undone", ROLLOUT_TIMEOUT, |status| {
+                let injected = has(status, ConditionType::Injected, "False")?;
+                ensure!(injected.reason == "RolloutUndone", "{injected:?}");
+                ensure!(injected.message.contains("2 other workloads"), "{injected:?}");
+                ensure!(status.pods.injected == 0 && status.pods.matched == 4, "{status:?}");
+                Ok(())
+            })
+            .await?;
+        ensure!(undone.pods.missed == 4, "{undone:?}");
+        all_are_ready(sandbox).await?;
+
+        policy.change(json!({"sidecar": {"resources": {"requests": {"cpu": "10m"}}}})).await?;
+        policy.serves(4).await?;
+        all_are_ready(sandbox).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn sidecar_image_that_is_not_there_costs_one_pod_for_a_while() -> anyhow::Result<()> {
+    alone_in_the_cluster(async |sandbox| {
+        start(sandbox).await?;
+        let policy = sandbox.policy("cache", IN_MEMORY).await?;
+        policy.serves(4).await?;
+        all_are_ready(sandbox).await?;
+        let now = environment::variable("LARDER_SIDECAR_IMAGE")?;
+        super::rolling::set_sidecar_image(sandbox, "larder/sidecar:not-there").await?;
+        let watched = async {
+            // Another namespace may have the workload that is tried first.
+            let started = std::time::Instant::now();
+            let mut fewest = 4;
+            while started.elapsed() < eventually::seconds(45) {
+                let pods = sandbox.api::<Pod>().list(&ListParams::default().labels("app=app")).await?;
+                fewest = fewest.min(pods.items.iter().filter(|pod| is_ready(pod)).count());
+                tokio::time::sleep(eventually::seconds(1)).await;
+            }
+            ensure!(fewest >= 3, "only {fewest} of 4 pods were ready");
+            all_are_ready(sandbox).await?;
+            policy
+                .eventually("the status says what is wrong", SHORT_TIMEOUT, |status| {
+                    let ready = has(status, ConditionType::Ready, "False")?;
+                    let says = ready.message.contains("did not start in another workload")
+                        || ready.message.contains("image cannot be pulled");
+                    ensure!(says, "{ready:?}");
+                    Ok(())
+                })
+                .await
+        }
+        .await;
+        super::rolling::set_sidecar_image(sandbox, &now).await?;
+        watched?;
+        policy.serves(4).await?;
+        all_are_ready(sandbox).await
+    })
+    .await
+}
+
+fn is_ready(pod: &Pod) -> bool {
+    let conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.into_iter().any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+#[tokio::test]
+async fn deleted_policy_leaves_no_notes_and_names_the_pods_that_it_waits_for() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        start(sandbox).await?;
+        let policy = sandbox.policy("cache", IN_MEMORY).await?;
+        policy.injects(&workloads()?[0]["spec"]["template"]).await?;
+        let template = Workload::deployment("daemon", 1).labels(json!({"app": "app", "own": "daemon"})).template()?;
+        let daemon = json!({
+            "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "daemon"},
+            "spec": {"selector": {"matchLabels": {"own": "daemon"}}, "template": template},
+        });
+        sandbox.apply(&[daemon]).await?;
+        let daemons = sandbox.api::<DaemonSet>();
+        let pods = eventually("the DaemonSet is ready", ROLLOUT_TIMEOUT, async || {
+            let status = daemons.get("daemon").await?.status.unwrap_or_default();
+            let wanted = status.desired_number_scheduled;
+            ensure!(wanted > 0 && status.number_ready == wanted, "{status:?}");
+            Ok(wanted)
+        })
+        .await?;
+        policy.serves(4 + pods).await?;
+
+        policy.delete().await?;
+        let note = sandbox.event("Leftover").await?;
+        ensure!(note.contains("daemon-"), "{note}");
+        all_are_ready(sandbox).await?;
+        daemons.delete("daemon", &DeleteParams::default()).await?;
+        let maps = sandbox.api::<ConfigMap>();
+        let secrets = sandbox.api::<Secret>();
+        eventually("nothing of the policy is left", ROLLOUT_TIMEOUT, async || {
+            ensure!(maps.get_opt(&names::config_map("cache")).await?.is_none(), "the ConfigMap");
+            ensure!(secrets.get_opt(&names::admin_secret("cache")).await?.is_none(), "the Secret");
+            let mut annotations = sandbox.api::<StatefulSet>().get("set").await?.annotations().clone();
+            for name in ["recreated", "rolling"] {
+                annotations.extend(sandbox.api::<Deployment>().get(name).await?.annotations().clone());
+            }
+            let noted: Vec<_> = annotations.keys().filter(|name| name.starts_with("larder.dev/")).collect();
+            ensure!(noted.is_empty(), "{noted:?}");
+            Ok(())
+        })
+        .await
     })
     .await
 }

@@ -192,7 +192,8 @@ async fn a_changed_sidecar_image_loses_nothing() -> anyhow::Result<()> {
     .await
 }
 
-async fn set_sidecar_image(sandbox: &Sandbox, image: &str) -> anyhow::Result<()> {
+/// Changes the sidecar's image by an upgrade of the chart.
+pub(crate) async fn set_sidecar_image(sandbox: &Sandbox, image: &str) -> anyhow::Result<()> {
     let (repository, tag) = image.rsplit_once(':').unwrap_or((image, "latest"));
     let values = format!("image.sidecar.repository={repository},image.sidecar.tag={tag}");
     cluster::tool(

@@ -101,6 +101,7 @@ impl Context {
                 frozen: compiled.is_err(),
                 others: &self.dependencies.policies.of(&namespace),
                 settings: &self.dependencies.arguments.sidecar,
+                patience: self.dependencies.arguments.patience(),
             },
         );
         let now = Timestamp::now();
@@ -216,8 +217,8 @@ fn settled(
     // What is wrong with other pods is not the operator's to repair.
     let on_its_way = strategy == RolloutStrategy::Restart
         && policy_pods.workloads.iter().any(|(workload, pods)| match decide(pods, &workload.progress, now) {
-            Decision::Restart(_) | Decision::Wait | Decision::Forget => true,
-            Decision::Settled | Decision::Manual | Decision::GivenUp => false,
+            Decision::Restart(_) | Decision::Wait | Decision::Forget | Decision::Undo(_) => true,
+            Decision::Settled | Decision::Manual | Decision::GivenUp | Decision::Undone => false,
         });
     let pods = status.pods;
     let tiers = status::find(status, ConditionType::TiersHealthy).is_none_or(|tiers| tiers.status != "False");
@@ -248,7 +249,7 @@ mod tests {
         let workload = workload_with(Progress { complete: true, rolls: true, ..Progress::default() });
         PolicyPods {
             pods: vec![pod],
-            workloads: vec![(workload, vec![PodState { deviation, newest: true, injected: true }])],
+            workloads: vec![(workload, vec![PodState { deviation, newest: true, injected: true, obstacle: None }])],
             ..PolicyPods::default()
         }
     }

@@ -21,11 +21,11 @@ use crate::{
     error::Result,
     events,
     pace::Pace,
-    policy_pods::{self, PolicyPods},
+    policy_pods::{self, PodReport, PolicyPods},
     reach::reach,
-    rollout::{Decision, Deviation, Hold, HoldReason, PodState, decide},
+    rollout::{Decision, Deviation, Hold, HoldReason, PodState, Undone, decide},
     stores::in_namespace,
-    workload::{self, Workload, is_rolling},
+    workload::{self, Workload, WorkloadKind, is_rolling},
 };
 
 /// Minimum time that the webhook configuration must have named a namespace, because API servers observe it with a
@@ -87,7 +87,8 @@ impl Context {
     /// Restarts the workloads that need it. While the webhook might miss new pods, only to remove sidecars. A workload
     /// that cannot be written does not affect the others.
     pub(super) async fn roll(&self, rollout: &Rollout<'_>, policy_pods: &PolicyPods) -> Rolled {
-        let mut rolled = Rolled::default();
+        let failed = self.evict_stuck_pods(rollout.namespace, policy_pods).await;
+        let mut rolled = Rolled { failed, ..Rolled::default() };
         for (workload, pods) in &policy_pods.workloads {
             match self.reconcile_workload(rollout, policy_pods, workload, pods).await {
                 Ok(hold) => rolled.holds.extend(hold),
@@ -112,6 +113,8 @@ impl Context {
         let deviation = match decide(pods, &workload.progress, now) {
             Decision::Settled | Decision::Wait | Decision::Manual | Decision::GivenUp => return Ok(None),
             Decision::Forget => return self.forget_attempts(namespace, workload).await.map(|()| None),
+            Decision::Undo(_) => return self.undo(rollout, policy_pods, workload).await,
+            Decision::Undone => return Ok(undone(workload)),
             Decision::Restart(deviation) => deviation,
         };
         if deviation != Deviation::Stray && *webhook != WebhookState::Answers {
@@ -144,6 +147,52 @@ impl Context {
         tracing::info!(namespace, %workload, deviation = deviation.as_str(), "restarted a workload");
         self.publish(&events::rolled(workload, deviation), about).await;
         Ok(None)
+    }
+
+    /// Undoes the restart of a workload whose pods do not start.
+    async fn undo(
+        &self,
+        rollout: &Rollout<'_>,
+        policy_pods: &PolicyPods,
+        workload: &Workload,
+    ) -> Result<Option<Hold>> {
+        let mut pods = policy_pods.pods.iter().filter(|pod| pod.newest && pod.workload.as_ref() == Some(&workload.uid));
+        let Some((pod, (obstacle, message))) = pods.find_map(|pod| Some((pod, pod.obstacle.clone()?))) else {
+            return Ok(None);
+        };
+        let undone = Undone {
+            aim: workload.aim.clone(),
+            image: self.dependencies.arguments.sidecar.image.clone(),
+            obstacle,
+            message: format!("pod {}: {message}", pod.name),
+        };
+        self.undo_restart(rollout.namespace, workload, &undone).await?;
+        tracing::warn!(namespace = rollout.namespace, %workload, message = undone.message, "undid a restart");
+        self.publish(&events::undone(workload, &undone), rollout.about).await;
+        Ok(None)
+    }
+
+    /// Evicts pods of a StatefulSet that do not start because of the sidecar and that the StatefulSet does not replace
+    /// by itself, because it waits for them to be ready.
+    async fn evict_stuck_pods(&self, namespace: &str, policy_pods: &PolicyPods) -> Vec<WriteError> {
+        let is_set = |uid: &String| {
+            let mut workloads = policy_pods.workloads.iter();
+            workloads.any(|(workload, _)| workload.uid == *uid && workload.kind == WorkloadKind::StatefulSet)
+        };
+        let is_stuck = |pod: &&PodReport| {
+            pod.injected && !pod.newest && pod.obstacle.is_some() && pod.workload.as_ref().is_some_and(is_set)
+        };
+        let mut failed = Vec::new();
+        for pod in policy_pods.pods.iter().filter(is_stuck) {
+            match self.evict(namespace, &pod.name, &pod.uid).await {
+                Ok(true) => tracing::info!(namespace, pod = pod.name, "evicted a pod that its StatefulSet waits for"),
+                Ok(false) => {}
+                Err(error) => {
+                    failed.push(WriteError { what: format!("could not evict pod {}", pod.name), error });
+                }
+            }
+        }
+        failed
     }
 
     /// Returns the reason against a restart; a refusal is believed for [`REFUSAL_TRUST`].
@@ -183,14 +232,22 @@ impl Context {
         in_progress.extend(recent.iter().filter(|(_, at)| now < **at + AFTER_RESTART).map(|(uid, _)| uid.clone()));
         let of_policy = |uid: &String| policy_pods.workloads.iter().any(|(workload, _)| workload.uid == *uid);
         let settings = &self.dependencies.arguments;
+        let image = &settings.sidecar.image;
+        let image_is_proven = rollout.takes_back || self.image_is_proven(image);
+        let policy_is_proven = rollout.takes_back
+            || policy_pods.workloads.iter().any(|(workload, pods)| {
+                workload.progress.complete
+                    && pods.iter().all(|pod| pod.injected && pod.deviation.is_none())
+                    && !in_progress.contains(&workload.uid)
+            });
+        let is_undone = |(workload, _): &(Workload, _)| {
+            workload.undone().is_some_and(|undone| undone.obstacle.is_common())
+        };
         Pace {
-            image_is_proven: rollout.takes_back || self.image_is_proven(&settings.sidecar.image),
-            policy_is_proven: rollout.takes_back
-                || policy_pods.workloads.iter().any(|(workload, pods)| {
-                    workload.progress.complete
-                        && pods.iter().all(|pod| pod.injected && pod.deviation.is_none())
-                        && !in_progress.contains(&workload.uid)
-                }),
+            image_is_proven,
+            policy_is_proven,
+            has_failed: (!image_is_proven && workload::image_has_failed(&self.stores, image))
+                || (!policy_is_proven && policy_pods.workloads.iter().any(is_undone)),
             in_cluster: in_progress.len(),
             in_policy: in_progress.iter().filter(|uid| of_policy(uid)).count(),
             max_in_cluster: settings.max_concurrent_rollouts.into(),
@@ -247,4 +304,15 @@ impl Context {
             tracing::warn!(%error, reason = event.reason, "could not report an event");
         }
     }
+}
+
+/// Returns the hold of a workload whose restart was undone.
+fn undone(workload: &Workload) -> Option<Hold> {
+    let Undone { obstacle, message, .. } = workload.undone()?;
+    let message = format!(
+        "the restart of {workload} was undone, because {}: {message}; it is tried again when the pod template or the \
+         policy's sidecar changes",
+        obstacle.as_str()
+    );
+    Some(Hold { uid: workload.uid.clone(), reason: HoldReason::RolloutUndone, message })
 }

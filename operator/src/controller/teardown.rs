@@ -9,7 +9,7 @@ use std::{sync::Arc, time::Duration};
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
 use kube::{Api, ResourceExt, runtime::controller::Action};
 use larder_api::{annotations, labels, names};
-use larder_crds::{CachePolicy, RolloutStrategy};
+use larder_crds::{CachePolicy, RolloutStrategy, selector};
 
 use super::{
     Context,
@@ -18,8 +18,10 @@ use super::{
 use crate::{
     compile::{self, Owner},
     error::Result,
-    policy_pods::{Subject, has_sidecar, is_finished, policy_pods},
+    events,
+    policy_pods::{PodReport, PolicyPods, Subject, has_sidecar, is_finished, policy_pods},
     stores::in_namespace,
+    workload,
 };
 
 /// Requeue interval while pods still have the sidecar.
@@ -50,6 +52,7 @@ impl Context {
         });
         if !left {
             self.dependencies.registration.ensure().await?;
+            self.forget_workloads(namespace).await?;
             self.delete_config_map(map).await?;
             tracing::info!(namespace, name, "the last pod of a deleted policy is gone");
             return Ok(Action::await_change());
@@ -67,6 +70,14 @@ impl Context {
             .into_iter()
             .filter(|other| other.name_any() != name)
             .collect();
+        let about = ObjectReference {
+            api_version: Some("v1".into()),
+            kind: Some("ConfigMap".into()),
+            name: map.metadata.name.clone(),
+            namespace: Some(namespace.to_owned()),
+            uid: map.uid(),
+            ..ObjectReference::default()
+        };
         let policy_pods = policy_pods(
             &self.stores,
             &Subject {
@@ -76,20 +87,14 @@ impl Context {
                 frozen: false,
                 others: &others,
                 settings: &self.dependencies.arguments.sidecar,
+                patience: self.dependencies.arguments.patience(),
             },
         );
+        self.tell_of_leftovers(map, &about, &policy_pods, strategy).await;
         let mut failed = self.touch(namespace, &policy_pods.pods, &held.hash, None).await;
         self.dependencies.registration.ensure().await?;
         // In the run after the one that wrote: by then every replica's webhook has seen that the policy is gone.
         if !held.wrote && strategy == RolloutStrategy::Restart {
-            let about = ObjectReference {
-                api_version: Some("v1".into()),
-                kind: Some("ConfigMap".into()),
-                name: map.metadata.name.clone(),
-                namespace: Some(namespace.to_owned()),
-                uid: map.uid(),
-                ..ObjectReference::default()
-            };
             let rollout = Rollout {
                 namespace,
                 about: &about,
@@ -103,5 +108,40 @@ impl Context {
             Some(first) => Err(first.error),
             None => Ok(Action::requeue(CHANGE_INTERVAL)),
         }
+    }
+
+    /// Removes the operator's notes from workloads that no policy selects any more.
+    async fn forget_workloads(&self, namespace: &str) -> Result<()> {
+        let policies = self.dependencies.policies.of(namespace);
+        for (workload, labels) in workload::restarted_in(&self.stores, namespace) {
+            if !policies.iter().any(|policy| selector::matches(&policy.spec.selector, &labels)) {
+                self.forget_attempts(namespace, &workload).await?;
+            }
+        }
+        Ok(())
+    }
+
+    /// Reports, once for a policy, the pods that keep their sidecar until somebody deletes them.
+    async fn tell_of_leftovers(
+        &self,
+        map: &ConfigMap,
+        about: &ObjectReference,
+        policy_pods: &PolicyPods,
+        strategy: RolloutStrategy,
+    ) {
+        let is_restarted = |pod: &PodReport| {
+            let mut workloads = policy_pods.workloads.iter();
+            strategy == RolloutStrategy::Restart
+                && workloads.any(|(workload, _)| {
+                    workload.progress.rolls && pod.workload.as_ref() == Some(&workload.uid)
+                })
+        };
+        let left = policy_pods.pods.iter().filter(|pod| pod.injected && !is_restarted(pod));
+        let names: Vec<_> = left.map(|pod| pod.name.as_str()).collect();
+        let uid = map.uid().unwrap_or_default();
+        if names.is_empty() || !self.leftovers.lock().await.insert(uid) {
+            return;
+        }
+        self.publish(&events::leftovers(&names), about).await;
     }
 }

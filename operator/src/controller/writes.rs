@@ -12,7 +12,7 @@ use k8s_openapi::{
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, DynamicObject, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, DynamicObject, EvictParams, Patch, PatchParams, PostParams, Preconditions},
     core::ApiResource,
 };
 use larder_api::{annotations, config_map, labels, names};
@@ -26,6 +26,7 @@ use crate::{
     compile::{self, Compiled},
     error::{Error, Result},
     policy_pods::PodReport,
+    rollout::Undone,
     workload::{Workload, WorkloadKind},
 };
 
@@ -220,15 +221,56 @@ impl Context {
             "metadata": { "annotations": {
                 annotations::ROLL_ATTEMPTS: (workload.progress.tries() + 1).to_string(),
                 annotations::ROLL_AIM: workload.aim,
+                annotations::ROLL_BEFORE: workload.restarted_at.as_deref().unwrap_or_default(),
+                annotations::ROLL_UNDONE: null,
             } },
-            "spec": { "template": { "metadata": { "annotations": { annotations::RESTARTED_AT: now.to_string() } } } },
+            "spec": { "template": { "metadata": { "annotations": {
+                annotations::RESTARTED_AT: now.to_string(),
+                annotations::WITHHELD: null,
+            } } } },
         });
         self.patch_workload(namespace, workload, body).await
     }
 
+    /// Undoes the last restart of a workload, as `kubectl rollout undo` does. Where pods are deleted before their successors
+    /// are created, they would get the same sidecar again: they are created without one until the restart's aim changes.
+    pub(super) async fn undo_restart(
+        &self,
+        namespace: &str,
+        workload: &Workload,
+        undone: &Undone,
+    ) -> Result<()> {
+        let withheld = workload.injection.as_ref().filter(|_| workload.replacement.surge == 0);
+        let body = json!({
+            "metadata": { "annotations": { annotations::ROLL_UNDONE: serde_json::to_string(undone)? } },
+            "spec": { "template": { "metadata": { "annotations": {
+                annotations::RESTARTED_AT: workload.restarted_before,
+                annotations::WITHHELD: withheld,
+            } } } },
+        });
+        self.patch_workload(namespace, workload, body).await
+    }
+
+    /// Evicts a pod, unless a PodDisruptionBudget does not allow that now.
+    pub(super) async fn evict(&self, namespace: &str, name: &str, uid: &str) -> Result<bool> {
+        let pods: Api<Pod> = Api::namespaced(self.dependencies.client.clone(), namespace);
+        let unchanged = Preconditions { uid: Some(uid.to_owned()), resource_version: None };
+        let options = EvictParams {
+            delete_options: Some(DeleteParams::default().preconditions(unchanged)),
+            ..EvictParams::default()
+        };
+        match pods.evict(name, &options).await {
+            Ok(_) => Ok(true),
+            Err(kube::Error::Api(status)) if status.code == 429 => Ok(false),
+            Err(error) if is_conflict(&error) || is_not_found(&error) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+
     /// Resets the number of a workload's ineffective restarts.
     pub(super) async fn forget_attempts(&self, namespace: &str, workload: &Workload) -> Result<()> {
-        let body = json!({ "metadata": { "annotations": { annotations::ROLL_ATTEMPTS: null, annotations::ROLL_AIM: null } } });
+        let body = json!({ "metadata": { "annotations": { annotations::ROLL_ATTEMPTS: null, annotations::ROLL_AIM: null, annotations::ROLL_BEFORE: null,
+            annotations::ROLL_UNDONE: null } } });
         self.patch_workload(namespace, workload, body).await
     }
 

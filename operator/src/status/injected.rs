@@ -27,6 +27,9 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
         return Verdict::new(None, "NoPods", "the selector matches no pod");
     }
     let of = format!("{} of {} pods have the sidecar", pods.injected, pods.matched);
+    if let Some(verdict) = held(seen, pods.missed == 0, &of) {
+        return verdict;
+    }
     if let Some((pod, skip)) = policy_pods.iter().find_map(|pod| Some((pod, pod.skip.as_ref()?))) {
         return Verdict::new(
             false,
@@ -50,9 +53,6 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
         );
     }
     let strategy = seen.spec.sidecar.rollout.strategy;
-    if let Some(verdict) = held(seen, complete, &of) {
-        return verdict;
-    }
     if let Some(workload) = given_up(seen, now).filter(|_| strategy == RolloutStrategy::Restart) {
         let message = format!(
             "{of}; {MAX_ATTEMPTS} restarts of {workload} have not helped; no further restarts until its \

@@ -85,7 +85,7 @@ impl Scene {
             workload,
             holds,
         } = self;
-        let states = || pods.iter().map(|pod| PodState { deviation: pod.deviation, newest: true, injected: pod.injected }).collect();
+        let states = || pods.iter().map(|pod| PodState { deviation: pod.deviation, newest: true, injected: pod.injected, obstacle: None }).collect();
         let workloads = workload.into_iter().map(|progress| (workload_with(progress), states())).collect();
         let services: Vec<Service> = serde_json::from_value(services).unwrap();
         let seen = Observation {
