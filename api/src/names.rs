@@ -29,6 +29,27 @@ pub fn admin_secret(policy: &str) -> String {
     format!("larder-{policy}-admin")
 }
 
+/// Volume of a pod with the policy's configuration.
+pub const POLICY_VOLUME: &str = "larder-policy";
+/// Volume of a pod with the token of the admin API.
+pub const ADMIN_VOLUME: &str = "larder-admin";
+/// Empty volume of a pod that keeps the token of its service account from the sidecar.
+pub const NO_TOKEN_VOLUME: &str = "larder-no-token";
+/// Start of the names of volumes with the Secrets that a policy refers to.
+const SECRET_VOLUME: &str = "larder-secret-";
+
+/// Returns the name of the volume with the Secret at an index.
+pub fn secret_volume(index: usize) -> String {
+    format!("{SECRET_VOLUME}{index}")
+}
+
+/// Returns true if a name is that of a volume of the sidecar.
+pub fn is_sidecar_volume(name: &str) -> bool {
+    let index = name.strip_prefix(SECRET_VOLUME);
+    [POLICY_VOLUME, ADMIN_VOLUME, NO_TOKEN_VOLUME].contains(&name)
+        || index.is_some_and(|index| !index.is_empty() && index.bytes().all(|byte| byte.is_ascii_digit()))
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -37,5 +58,15 @@ mod tests {
     fn objects_of_a_policy_have_different_names() {
         assert_eq!(config_map("shop"), "larder-shop");
         assert_eq!(admin_secret("shop"), "larder-shop-admin");
+    }
+
+    #[test]
+    fn volumes_of_the_sidecar_are_known_by_their_names() {
+        for name in [POLICY_VOLUME, ADMIN_VOLUME, NO_TOKEN_VOLUME, &secret_volume(0), &secret_volume(12)] {
+            assert!(is_sidecar_volume(name), "{name}");
+        }
+        for name in ["larder", "larder-secret-", "larder-secret-a", "larder-policy-2"] {
+            assert!(!is_sidecar_volume(name), "{name}");
+        }
     }
 }

@@ -1,6 +1,7 @@
 //! Larder on a cluster: each test says in its name what holds, and shows it in a namespace of its own.
 
 mod e2e {
+    mod admitting;
     mod capturing;
     mod changing;
     mod common;

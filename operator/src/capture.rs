@@ -4,7 +4,7 @@
 //! the mode is a `match` on one of the two, so that the compiler names each place that a further mode has to fill.
 
 mod named_port;
-mod probes;
+pub(crate) mod probes;
 
 use std::{fmt, sync::Arc};
 
@@ -144,6 +144,14 @@ larder_api::labelled! {
         ForeignSidecar = "ForeignSidecar",
         /// A rollout with the sidecar could not end and was undone.
         RolloutUndone = "RolloutUndone",
+        /// The pod runs on Windows.
+        Windows = "Windows",
+        /// The pod is the API server's image of a static pod.
+        MirrorPod = "MirrorPod",
+        /// A container or volume of the pod has a name that the sidecar needs.
+        NameClash = "NameClash",
+        /// The annotations have no room for those of the sidecar.
+        Annotations = "AnnotationsTooLarge",
         /// The policy captures nothing.
         CaptureNone = "CaptureNone",
     }
@@ -151,8 +159,34 @@ larder_api::labelled! {
 
 const MESH_CONTAINERS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 
+/// The label of a node's operating system, and the one that it had before.
+const OS_LABELS: [&str; 2] = ["kubernetes.io/os", "beta.kubernetes.io/os"];
+/// The annotation of the API server's image of a static pod.
+const MIRROR: &str = "kubernetes.io/config.mirror";
+
 /// Returns the reason that a pod can have no sidecar in any mode.
-fn unfit(spec: &Value, settings: &SidecarSettings) -> Option<Skip> {
+fn unfit(pod: &Value, settings: &SidecarSettings) -> Option<Skip> {
+    let spec = &pod["spec"];
+    let skip = |reason, message: String| Some(Skip { reason, message });
+    if !pod["metadata"]["annotations"][MIRROR].is_null() {
+        return skip(
+            SkipReason::MirrorPod,
+            "a static pod is changed in its manifest on the node only".into(),
+        );
+    }
+    let windows = |value: &Value| value == "windows";
+    if windows(&spec["os"]["name"]) || OS_LABELS.iter().any(|label| windows(&spec["nodeSelector"][label])) {
+        return skip(SkipReason::Windows, "the sidecar runs on Linux only".into());
+    }
+    let names = |list: &str| spec[list].as_array().into_iter().flatten().map(|item| text(&item["name"]));
+    if names("containers").any(|name| name == names::SIDECAR) {
+        let message = format!("a container has the sidecar's name, {}; give it another", names::SIDECAR);
+        return skip(SkipReason::NameClash, message);
+    }
+    if let Some(name) = names("volumes").find(|name| names::is_sidecar_volume(name)) {
+        let message = format!("the volume {name} has a name that the sidecar needs; give it another");
+        return skip(SkipReason::NameClash, message);
+    }
     let mesh = all_containers(spec)
         .find_map(|container| MESH_CONTAINERS.into_iter().find(|mesh| container["name"] == *mesh));
     if let Some(mesh) = mesh {

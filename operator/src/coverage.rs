@@ -389,7 +389,12 @@ mod tests {
         let policy_pods = |progress| PolicyPods {
             workloads: vec![(
                 workload_with(progress),
-                vec![PodState { deviation: Some(Deviation::Missed), newest: true, injected: false, obstacle: None }],
+                vec![PodState {
+                    deviation: Some(Deviation::Missed),
+                    newest: true,
+                    injected: false,
+                    obstacle: None,
+                }],
             )],
             ..PolicyPods::default()
         };

@@ -22,6 +22,18 @@ pub enum Error {
         /// The key in it.
         key: &'static str,
     },
+    /// An object of somebody else has a name that the operator needs.
+    #[error(
+        "{kind} {name} exists and is not Larder's: it has no label {label}. Delete or rename it, or rename the policy"
+    )]
+    NameTaken {
+        /// Kind of the object.
+        kind: &'static str,
+        /// Name of the object.
+        name: String,
+        /// The label, with the value that it should have.
+        label: String,
+    },
     /// An object could not be turned into JSON.
     #[error("json: {0}")]
     Json(#[from] serde_json::Error),
@@ -57,6 +69,7 @@ impl Error {
             Self::WatchEnded => "WatchEnded",
             Self::Certificate(_) => "Certificate",
             Self::BadSecret { .. } => "BadSecret",
+            Self::NameTaken { .. } => "NameTaken",
             Self::Json(_) => "Json",
             Self::Random => "Random",
             Self::WebhookUnreachable { .. } => "WebhookUnreachable",

@@ -41,7 +41,12 @@ pub fn transitions(before: Option<&CachePolicyStatus>, after: &CachePolicyStatus
 /// Returns the event for a changed condition; intermediate states have none.
 fn of(kind: ConditionType, now: &Condition) -> Option<Event> {
     let (type_, action) = match (kind, now.status.as_str(), now.reason.as_str()) {
-        (_, _, "WriteRefused" | "RestartsDoNotHelp" | "AdmissionRefused" | "NotInjected" | "DisruptionBudget" | "RolloutUndone") if kind != ConditionType::Ready => {
+        (
+            _,
+            _,
+            "WriteRefused" | "RestartsDoNotHelp" | "AdmissionRefused" | "NotInjected" | "DisruptionBudget"
+            | "RolloutUndone",
+        ) if kind != ConditionType::Ready => {
             return Some(event(EventType::Warning, &now.reason, "Restart", now.message.clone()));
         }
         (ConditionType::Injected, "False", "Missed" | "OnCreate" | "CaptureNone") => return None,

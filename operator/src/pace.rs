@@ -69,8 +69,12 @@ impl fmt::Display for Queued {
             Self::Failed => "the sidecar did not start in another workload, whose restart was undone",
             Self::Image => "the sidecar image is tried on one workload of the cluster first",
             Self::Policy => "one workload is restarted first, the others once its pods are ready",
-            Self::PolicyLimit => "as many workloads as sidecar.rollout.maxConcurrent allows are being restarted",
-            Self::ClusterLimit => "as many workloads as the chart's rollout.maxConcurrent allows are being restarted",
+            Self::PolicyLimit => {
+                "as many workloads as sidecar.rollout.maxConcurrent allows are being restarted"
+            }
+            Self::ClusterLimit => {
+                "as many workloads as the chart's rollout.maxConcurrent allows are being restarted"
+            }
         })
     }
 }

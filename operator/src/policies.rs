@@ -4,7 +4,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
 use larder_api::labels;
-use larder_crds::{CachePolicy, CachePolicySpec, Limits, selector};
+use larder_crds::{CachePolicy, CachePolicySpec, ConditionType, Limits, selector};
 use larder_policy::ByteSize;
 
 use crate::{
@@ -22,6 +22,8 @@ pub enum PolicyError {
     Invalid(String),
     /// The policy's namespace is excluded.
     NamespaceExcluded,
+    /// An object of somebody else has the name of one that the operator needs, with an explanation.
+    NameTaken(String),
     /// The policy's pods are served by an older policy.
     Conflict {
         /// The older policy.
@@ -35,6 +37,7 @@ impl PolicyError {
         match self {
             Self::Invalid(_) => "Invalid",
             Self::NamespaceExcluded => "NamespaceExcluded",
+            Self::NameTaken(_) => "NameTaken",
             Self::Conflict { .. } => "Conflict",
         }
     }
@@ -76,7 +79,7 @@ impl Policies {
         let mut policies: Vec<_> = in_namespace
             .iter()
             .filter_map(|policy| policy.0.as_ref().ok())
-            .filter(|policy| Mode::of(policy.spec.capture.mode).is_some())
+            .filter(|policy| Mode::of(policy.spec.capture.mode).is_some() && !lacks_its_name(policy))
             .filter(|policy| match self.compile(policy) {
                 Ok(_) => true,
                 Err(PolicyError::Invalid(_)) => was_in_force(policy),
@@ -143,6 +146,15 @@ pub fn opted_out(labels: &BTreeMap<String, String>) -> bool {
 /// Returns true if a document of the policy was written before. The policy's status records the hash of the last one.
 fn was_in_force(policy: &CachePolicy) -> bool {
     policy.status.as_ref().is_some_and(|status| status.config_hash.is_some())
+}
+
+/// Returns true if an object of somebody else has the name of one that the policy needs.
+fn lacks_its_name(policy: &CachePolicy) -> bool {
+    let conditions = policy.status.iter().flat_map(|status| &status.conditions);
+    let reason = PolicyError::NameTaken(String::new()).as_str();
+    conditions
+        .filter(|condition| condition.type_ == ConditionType::Accepted.as_str())
+        .any(|condition| condition.status == "False" && condition.reason == reason)
 }
 
 /// Returns the remedy for an `l1` that does not fit into the sidecar's memory.

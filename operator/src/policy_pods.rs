@@ -228,7 +228,11 @@ fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
     let sidecar = containers.find(|container| container.name == names::SIDECAR)?;
     let waiting = sidecar.state.as_ref()?.waiting.as_ref()?;
     let obstacle = match waiting.reason.as_deref()? {
-        "ErrImagePull" | "ImagePullBackOff" | "InvalidImageName" | "ErrImageNeverPull" | "ImageInspectError"
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "ImageInspectError"
         | "RegistryUnavailable" => Obstacle::Image,
         "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "CrashLoopBackOff" => {
             Obstacle::Sidecar
@@ -278,17 +282,17 @@ fn is_live(pod: &Pod) -> bool {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use kube::runtime::{
-        reflector::{self, Store},
-        watcher,
-    };
-    use serde::de::DeserializeOwned;
     use super::*;
     use crate::{
         coverage::{self, Sight},
         inject::tests as pods,
         policies::{Policies, tests as policy_tests},
     };
+    use kube::runtime::{
+        reflector::{self, Store},
+        watcher,
+    };
+    use serde::de::DeserializeOwned;
 
     fn store<K>(objects: Vec<Value>) -> Store<K>
     where

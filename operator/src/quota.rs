@@ -87,9 +87,7 @@ fn wanted(resource: &str, need: &Need<'_>) -> Option<i128> {
     let sidecars = i128::try_from(need.sidecars).ok()?;
     Some(match need.beside {
         // The last pod to be replaced is there beside all sidecars but its own.
-        Some(pod) => {
-            (sidecars - 1).max(0).checked_mul(sidecar)? + pod.get(&key).copied().unwrap_or_default()
-        }
+        Some(pod) => (sidecars - 1).max(0).checked_mul(sidecar)? + pod.get(&key).copied().unwrap_or_default(),
         None => sidecars.checked_mul(sidecar)?,
     })
 }
@@ -150,12 +148,7 @@ mod tests {
     fn check(quota: &ResourceQuota, sidecars: usize, beside: bool) -> Option<String> {
         let pod = pod();
         let whole = of_pod(&pod);
-        let need = Need {
-            sidecars,
-            sidecar: &of_sidecar(&pod),
-            beside: beside.then_some(&whole),
-            pod: &pod,
-        };
+        let need = Need { sidecars, sidecar: &of_sidecar(&pod), beside: beside.then_some(&whole), pod: &pod };
         exceeded(std::slice::from_ref(quota), &need)
     }
 
@@ -171,7 +164,8 @@ mod tests {
 
     #[test]
     fn pod_beside_the_others_must_fit() {
-        let quota = quota(json!({"cpu": "300m", "count/pods": "3"}), json!({"cpu": "150m", "count/pods": "2"}));
+        let quota =
+            quota(json!({"cpu": "300m", "count/pods": "3"}), json!({"cpu": "150m", "count/pods": "2"}));
         assert_eq!(check(&quota, 2, true), None, "20m and 120m");
         assert!(check(&quota, 3, true).is_some(), "40m and 120m");
         let full = self::quota(json!({"pods": "2"}), json!({"pods": "2"}));

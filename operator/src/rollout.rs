@@ -239,7 +239,8 @@ mod tests {
     #[test]
     fn rollout_in_progress_is_not_disturbed() {
         let under_way = Progress { complete: false, ..complete() };
-        let old = PodState { deviation: Some(Deviation::Outdated), newest: false, injected: true, obstacle: None };
+        let old =
+            PodState { deviation: Some(Deviation::Outdated), newest: false, injected: true, obstacle: None };
         assert_eq!(decide(&[RIGHT, old], &under_way, now()), Decision::Wait);
         assert_eq!(
             decide(&[wrong(Deviation::Missed)], &under_way, now()),
@@ -282,7 +283,11 @@ mod tests {
         assert_eq!(decide(&[wrong(Deviation::Missed)], &undone, now()), Decision::Undone);
         let withheld = PodState { injected: false, ..RIGHT };
         assert_eq!(decide(&[withheld], &Progress { complete: true, ..undone }, now()), Decision::Undone);
-        assert_eq!(decide(&[RIGHT], &Progress { complete: true, ..undone }, now()), Decision::Forget, "it was mended");
+        assert_eq!(
+            decide(&[RIGHT], &Progress { complete: true, ..undone }, now()),
+            Decision::Forget,
+            "it was mended"
+        );
     }
 
     #[test]

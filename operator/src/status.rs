@@ -181,6 +181,7 @@ fn accepted(seen: &Observation<'_>) -> Verdict {
         Some(policy_error) => {
             let message = match policy_error {
                 PolicyError::Invalid(deviations) => deviations.clone(),
+                PolicyError::NameTaken(message) => message.clone(),
                 PolicyError::NamespaceExcluded => {
                     "policies have no effect in the operator's own namespace and in kube-system; apply the policy elsewhere".into()
                 }

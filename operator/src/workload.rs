@@ -155,7 +155,8 @@ pub fn take_withheld(pod: &mut Value) {
 
 /// Returns every workload of the cluster that the operator has restarted and does not regard as settled.
 fn restarted(stores: &Stores) -> impl Iterator<Item = Workload> {
-    let is_restarted = |annotations: &BTreeMap<String, String>| annotations.contains_key(annotations::ROLL_AIM);
+    let is_restarted =
+        |annotations: &BTreeMap<String, String>| annotations.contains_key(annotations::ROLL_AIM);
     let deployments = stores.deployments.state_filter(|deployment| is_restarted(deployment.annotations()));
     let sets = stores.stateful_sets.state_filter(|set| is_restarted(set.annotations()));
     let deployments = deployments.into_iter().map(|deployment| of_deployment(&deployment));
@@ -167,16 +168,23 @@ pub fn restarted_in(stores: &Stores, namespace: &str) -> Vec<(Workload, BTreeMap
     let labels = |template: Option<&PodTemplateSpec>| {
         template.and_then(|template| template.metadata.as_ref()?.labels.clone()).unwrap_or_default()
     };
-    let notes = [annotations::ROLL_ATTEMPTS, annotations::ROLL_AIM, annotations::ROLL_BEFORE, annotations::ROLL_UNDONE];
+    let notes = [
+        annotations::ROLL_ATTEMPTS,
+        annotations::ROLL_AIM,
+        annotations::ROLL_BEFORE,
+        annotations::ROLL_UNDONE,
+    ];
     let is_noted = |own: &BTreeMap<String, String>| notes.iter().any(|note| own.contains_key(*note));
     let deployments = in_namespace(&stores.deployments, namespace);
     let sets = in_namespace(&stores.stateful_sets, namespace);
-    let deployments = deployments.iter().filter(|deployment| is_noted(deployment.annotations())).map(|deployment| {
-        (of_deployment(deployment), labels(deployment.spec.as_ref().map(|spec| &spec.template)))
-    });
-    let sets = sets.iter().filter(|set| is_noted(set.annotations())).map(|set| {
-        (of_stateful_set(set), labels(set.spec.as_ref().map(|spec| &spec.template)))
-    });
+    let deployments =
+        deployments.iter().filter(|deployment| is_noted(deployment.annotations())).map(|deployment| {
+            (of_deployment(deployment), labels(deployment.spec.as_ref().map(|spec| &spec.template)))
+        });
+    let sets = sets
+        .iter()
+        .filter(|set| is_noted(set.annotations()))
+        .map(|set| (of_stateful_set(set), labels(set.spec.as_ref().map(|spec| &spec.template))));
     deployments.chain(sets).collect()
 }
 
@@ -191,7 +199,10 @@ pub fn being_restarted(stores: &Stores, since: Timestamp) -> Vec<String> {
     let in_progress = |progress: &Progress| {
         progress.attempts > 0 && !progress.complete && progress.restarted_at.is_some_and(|at| at > since)
     };
-    restarted(stores).filter(|workload| in_progress(&workload.progress)).map(|workload| workload.uid).collect()
+    restarted(stores)
+        .filter(|workload| in_progress(&workload.progress))
+        .map(|workload| workload.uid)
+        .collect()
 }
 
 /// Returns true if a Deployment is still replacing pods of an older template. A rollout that has failed returns false.
@@ -269,7 +280,11 @@ fn of_stateful_set(set: &StatefulSet) -> Workload {
     let mut workload = workload(WorkloadKind::StatefulSet, &set.metadata, template, complete, rolls);
     workload.replacement = Replacement { surge: 0, unavailable };
     let claims = spec.iter().flat_map(|spec| spec.volume_claim_templates.iter().flatten());
-    add_claims(&mut workload.template, &set.name_any(), claims.filter_map(|claim| claim.metadata.name.as_deref()));
+    add_claims(
+        &mut workload.template,
+        &set.name_any(),
+        claims.filter_map(|claim| claim.metadata.name.as_deref()),
+    );
     workload
 }
 

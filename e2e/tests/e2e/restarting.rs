@@ -25,11 +25,13 @@ use super::common::IN_MEMORY;
 
 /// A workload of each way in which pods are replaced: one after another, all at once, and beside the old ones.
 fn workloads() -> anyhow::Result<Vec<Value>> {
-    let resources = json!({"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "50m", "memory": "64Mi"}});
+    let resources =
+        json!({"requests": {"cpu": "10m", "memory": "16Mi"}, "limits": {"cpu": "50m", "memory": "64Mi"}});
     let fields = || json!({ "resources": resources });
     let labels = || json!({"app": "app"});
     let mut set = Workload::stateful_set("set", 2).container(fields()).labels(labels()).objects()?;
-    let mut recreated = Workload::deployment("recreated", 1).container(fields()).labels(labels()).objects()?;
+    let mut recreated =
+        Workload::deployment("recreated", 1).container(fields()).labels(labels()).objects()?;
     let mut rolling = Workload::deployment("rolling", 1).container(fields()).labels(labels()).objects()?;
     set[0]["spec"]["podManagementPolicy"] = json!("OrderedReady");
     recreated[0]["spec"]["strategy"] = json!({"type": "Recreate"});
@@ -61,7 +63,12 @@ async fn set_is_ready(sandbox: &Sandbox) -> anyhow::Result<()> {
 }
 
 /// Waits until a restart is refused for a reason that contains `words`, and asserts that no pod was replaced.
-async fn is_refused(sandbox: &Sandbox, policy: &Policy<'_>, reason: &str, words: &[&str]) -> anyhow::Result<()> {
+async fn is_refused(
+    sandbox: &Sandbox,
+    policy: &Policy<'_>,
+    reason: &str,
+    words: &[&str],
+) -> anyhow::Result<()> {
     let before = uids(sandbox).await?;
     policy
         .eventually("the restart is refused", SHORT_TIMEOUT, |status| {
@@ -154,7 +161,8 @@ async fn limit_range_that_refuses_the_sidecar_restarts_nothing() -> anyhow::Resu
         let words = ["maximum memory usage per Container is 100Mi", "lower sidecar.resources"];
         is_refused(sandbox, &policy, "AdmissionRefused", &words).await?;
 
-        let smaller = json!({"l1": {"maxSize": "32Mi"}, "sidecar": {"resources": {"limits": {"memory": "96Mi"}}}});
+        let smaller =
+            json!({"l1": {"maxSize": "32Mi"}, "sidecar": {"resources": {"limits": {"memory": "96Mi"}}}});
         policy.change(smaller).await?;
         policy.serves(4).await.map(drop)
     })
@@ -286,7 +294,10 @@ async fn rollout_that_no_node_takes_is_undone_and_tried_again_after_a_change() -
         let spec = format!("{IN_MEMORY}sidecar: {{resources: {{requests: {{cpu: '100'}}}}}}\n");
         let policy = sandbox.policy("cache", &spec).await?;
         let note = sandbox.event("RolloutUndone").await?;
-        ensure!(note.contains("no node takes a pod with the sidecar") && note.contains("Insufficient cpu"), "{note}");
+        ensure!(
+            note.contains("no node takes a pod with the sidecar") && note.contains("Insufficient cpu"),
+            "{note}"
+        );
         let undone = policy
             .eventually("every restart was undone", ROLLOUT_TIMEOUT, |status| {
                 let injected = has(status, ConditionType::Injected, "False")?;
@@ -356,7 +367,8 @@ async fn deleted_policy_leaves_no_notes_and_names_the_pods_that_it_waits_for() -
         start(sandbox).await?;
         let policy = sandbox.policy("cache", IN_MEMORY).await?;
         policy.injects(&workloads()?[0]["spec"]["template"]).await?;
-        let template = Workload::deployment("daemon", 1).labels(json!({"app": "app", "own": "daemon"})).template()?;
+        let template =
+            Workload::deployment("daemon", 1).labels(json!({"app": "app", "own": "daemon"})).template()?;
         let daemon = json!({
             "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "daemon"},
             "spec": {"selector": {"matchLabels": {"own": "daemon"}}, "template": template},

@@ -37,7 +37,7 @@ impl NamedPort {
                     .into(),
             });
         }
-        if let Some(skip) = unfit(spec, settings) {
+        if let Some(skip) = unfit(pod, settings) {
             return Err(skip);
         }
         let mut captured: Vec<Captured> = Vec::new();

@@ -26,3 +26,21 @@ pub(super) fn redirect(container: &mut Value, name: &str, number: u16) {
         redirect(container.get_mut("lifecycle").and_then(|lifecycle| lifecycle.get_mut(hook)));
     }
 }
+
+/// Returns each probe and hook of `container` to its form in `before` if that is what [`redirect`] made it from.
+pub(crate) fn restore(container: &mut Value, before: &Value, name: &str, number: u16) {
+    let mut redirected = before.clone();
+    redirect(&mut redirected, name, number);
+    let fields = PROBES
+        .map(|probe| format!("/{probe}"))
+        .into_iter()
+        .chain(HOOKS.map(|hook| format!("/lifecycle/{hook}")));
+    for field in fields {
+        if let (Some(now), Some(then), Some(before)) =
+            (container.pointer_mut(&field), redirected.pointer(&field), before.pointer(&field))
+            && now == then
+        {
+            *now = before.clone();
+        }
+    }
+}

@@ -39,7 +39,10 @@ pub(super) async fn refusal(
     let own_labels = serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
     let budgets = budgets.list(&everything).await?.items;
     if let Some(exceeded) = disruption::exceeded(&budgets, &own_labels, workload.replacement) {
-        let message = format!("{workload} is not restarted, because {exceeded}: restart it by hand at a suitable time, with `{}`", workload.command(namespace));
+        let message = format!(
+            "{workload} is not restarted, because {exceeded}: restart it by hand at a suitable time, with `{}`",
+            workload.command(namespace)
+        );
         return Ok(Some((HoldReason::DisruptionBudget, message)));
     }
     let created = match create(client, namespace, &pod).await? {
@@ -57,7 +60,9 @@ pub(super) async fn refusal(
                 Answer::Created(_) | Answer::Unknown => "with the sidecar",
             };
             let remedy = remedy(&message).map(|remedy| format!("; {remedy}")).unwrap_or_default();
-            let message = format!("{workload} is not restarted, because the API server refuses a pod of it {how}: {message}{remedy}");
+            let message = format!(
+                "{workload} is not restarted, because the API server refuses a pod of it {how}: {message}{remedy}"
+            );
             return Ok(Some((HoldReason::AdmissionRefused, message)));
         }
     };
@@ -142,10 +147,22 @@ fn remedy(message: &str) -> Option<&'static str> {
     [
         (of_sidecar("must specify limits.cpu"), "set sidecar.resources.limits.cpu in the policy"),
         (is_quota(message), "raise the quota, or lower sidecar.resources in the policy"),
-        (message.contains("violates PodSecurity"), "correct the pod template, because the sidecar meets the restricted standard"),
-        (message.contains("max limit to request ratio"), "bring sidecar.resources.limits and requests closer together in the policy"),
-        (message.contains("minimum ") && message.contains(" usage per "), "raise sidecar.resources in the policy"),
-        (message.contains("maximum ") && message.contains(" usage per "), "lower sidecar.resources in the policy"),
+        (
+            message.contains("violates PodSecurity"),
+            "correct the pod template, because the sidecar meets the restricted standard",
+        ),
+        (
+            message.contains("max limit to request ratio"),
+            "bring sidecar.resources.limits and requests closer together in the policy",
+        ),
+        (
+            message.contains("minimum ") && message.contains(" usage per "),
+            "raise sidecar.resources in the policy",
+        ),
+        (
+            message.contains("maximum ") && message.contains(" usage per "),
+            "lower sidecar.resources in the policy",
+        ),
     ]
     .into_iter()
     .find_map(|(is_so, remedy)| is_so.then_some(remedy))
@@ -167,13 +184,28 @@ mod tests {
     #[test]
     fn refusals_by_kubernetes_have_a_remedy() {
         let cases = [
-            ("pods \"a\" is forbidden: failed quota: q: must specify limits.cpu for: larder-sidecar", Some("set sidecar.resources.limits.cpu")),
+            (
+                "pods \"a\" is forbidden: failed quota: q: must specify limits.cpu for: larder-sidecar",
+                Some("set sidecar.resources.limits.cpu"),
+            ),
             ("failed quota: q: must specify limits.cpu for: app", None),
-            ("exceeded quota: q, requested: limits.memory=192Mi, used: limits.memory=0, limited: limits.memory=128Mi", Some("raise the quota")),
-            ("[minimum cpu usage per Container is 100m, but request is 20m]", Some("raise sidecar.resources")),
+            (
+                "exceeded quota: q, requested: limits.memory=192Mi, used: limits.memory=0, limited: limits.memory=128Mi",
+                Some("raise the quota"),
+            ),
+            (
+                "[minimum cpu usage per Container is 100m, but request is 20m]",
+                Some("raise sidecar.resources"),
+            ),
             ("maximum memory usage per Pod is 128Mi, but limit is 192Mi", Some("lower sidecar.resources")),
-            ("cpu max limit to request ratio per Container is 2, but provided ratio is 5.000000", Some("closer together")),
-            ("violates PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false", Some("correct the pod template")),
+            (
+                "cpu max limit to request ratio per Container is 2, but provided ratio is 5.000000",
+                Some("closer together"),
+            ),
+            (
+                "violates PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false",
+                Some("correct the pod template"),
+            ),
             ("admission webhook \"x\" denied the request: no", None),
         ];
         for (message, expected) in cases {

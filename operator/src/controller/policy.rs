@@ -22,7 +22,7 @@ use crate::{
     capture::Mode,
     compile::{self, Owner},
     coverage::{Sight, Writer},
-    error::Result,
+    error::{Error, Result},
     events,
     policies::{Guarded, PolicyError},
     policy_pods::{PolicyPods, Subject, policy_pods},
@@ -140,10 +140,12 @@ impl Context {
             failed.extend(rolled.failed);
             holds = rolled.holds;
         }
-        let policy_error = match (&compiled, &policy_pods.conflict) {
-            (Err(policy_error), _) => Some(policy_error.clone()),
-            (Ok(_), Some(with)) => Some(PolicyError::Conflict { with: with.clone() }),
-            (Ok(_), None) => None,
+        let taken = failed.iter().find(|failure| matches!(failure.error, Error::NameTaken { .. }));
+        let policy_error = match (&compiled, &policy_pods.conflict, taken) {
+            (Err(policy_error), ..) => Some(policy_error.clone()),
+            (Ok(_), Some(with), _) => Some(PolicyError::Conflict { with: with.clone() }),
+            (Ok(_), None, Some(taken)) => Some(PolicyError::NameTaken(taken.error.to_string())),
+            (Ok(_), None, None) => None,
         };
         let writers = coverage.as_ref().map_or(&[][..], |covered| &covered.writers);
         let mut answers = self.sidecars.ask(sidecars(&policy_pods, writers)).await;
@@ -249,7 +251,10 @@ mod tests {
         let workload = workload_with(Progress { complete: true, rolls: true, ..Progress::default() });
         PolicyPods {
             pods: vec![pod],
-            workloads: vec![(workload, vec![PodState { deviation, newest: true, injected: true, obstacle: None }])],
+            workloads: vec![(
+                workload,
+                vec![PodState { deviation, newest: true, injected: true, obstacle: None }],
+            )],
             ..PolicyPods::default()
         }
     }

@@ -156,7 +156,8 @@ impl Context {
         policy_pods: &PolicyPods,
         workload: &Workload,
     ) -> Result<Option<Hold>> {
-        let mut pods = policy_pods.pods.iter().filter(|pod| pod.newest && pod.workload.as_ref() == Some(&workload.uid));
+        let mut pods =
+            policy_pods.pods.iter().filter(|pod| pod.newest && pod.workload.as_ref() == Some(&workload.uid));
         let Some((pod, (obstacle, message))) = pods.find_map(|pod| Some((pod, pod.obstacle.clone()?))) else {
             return Ok(None);
         };
@@ -185,7 +186,9 @@ impl Context {
         let mut failed = Vec::new();
         for pod in policy_pods.pods.iter().filter(is_stuck) {
             match self.evict(namespace, &pod.name, &pod.uid).await {
-                Ok(true) => tracing::info!(namespace, pod = pod.name, "evicted a pod that its StatefulSet waits for"),
+                Ok(true) => {
+                    tracing::info!(namespace, pod = pod.name, "evicted a pod that its StatefulSet waits for")
+                }
                 Ok(false) => {}
                 Err(error) => {
                     failed.push(WriteError { what: format!("could not evict pod {}", pod.name), error });
@@ -229,7 +232,8 @@ impl Context {
     ) -> Pace {
         let mut in_progress: HashSet<_> =
             workload::being_restarted(&self.stores, now - ROLLOUT_LIMIT).into_iter().collect();
-        in_progress.extend(recent.iter().filter(|(_, at)| now < **at + AFTER_RESTART).map(|(uid, _)| uid.clone()));
+        in_progress
+            .extend(recent.iter().filter(|(_, at)| now < **at + AFTER_RESTART).map(|(uid, _)| uid.clone()));
         let of_policy = |uid: &String| policy_pods.workloads.iter().any(|(workload, _)| workload.uid == *uid);
         let settings = &self.dependencies.arguments;
         let image = &settings.sidecar.image;

@@ -33,7 +33,8 @@ pub(super) async fn reconcile(map: Arc<ConfigMap>, context: Arc<Context>) -> Res
     let Some(name) = map.labels().get(labels::POLICY).cloned() else {
         return Ok(Action::await_change());
     };
-    if map.name_any() != names::config_map(&name) || map.metadata.deletion_timestamp.is_some() {
+    let is_ours = map.labels().get(labels::MANAGED_BY).is_some_and(|manager| manager == labels::MANAGER);
+    if !is_ours || map.name_any() != names::config_map(&name) || map.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
     let policies: Api<CachePolicy> = Api::namespaced(context.dependencies.client.clone(), &namespace);

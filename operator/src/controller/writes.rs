@@ -93,6 +93,9 @@ impl Context {
         let maps: Api<ConfigMap> = Api::namespaced(self.dependencies.client.clone(), namespace);
         let name = names::config_map(policy);
         let current = maps.get_opt(&name).await?;
+        if let Some(label) = current.as_ref().and_then(|map| foreign(map.labels(), policy)) {
+            return Err(Error::NameTaken { kind: "ConfigMap", name, label });
+        }
         let recorded = current.as_ref().and_then(compile::recorded_hash);
         let (map, wrote) = match &current {
             Some(map) if recorded == Some(compiled.hash.as_str()) => {
@@ -121,6 +124,7 @@ impl Context {
     pub(super) async fn held(&self, namespace: &str, policy: &str) -> Result<Option<Held>> {
         let maps: Api<ConfigMap> = Api::namespaced(self.dependencies.client.clone(), namespace);
         let map = maps.get_opt(&names::config_map(policy)).await?;
+        let map = map.filter(|map| foreign(map.labels(), policy).is_none());
         Ok(map.map(|map| Held::of(&map, false)))
     }
 
@@ -317,6 +321,13 @@ impl Context {
     }
 }
 
+/// Returns the label that an object of the operator for a policy would have and this one has not, as `name: value`.
+fn foreign(own: &BTreeMap<String, String>, policy: &str) -> Option<String> {
+    let wanted = [(labels::MANAGED_BY, labels::MANAGER), (labels::POLICY, policy)];
+    let missing = wanted.into_iter().find(|(key, value)| own.get(*key).is_none_or(|own| own != value));
+    missing.map(|(key, value)| format!("{key}: {value}"))
+}
+
 /// Returns the time for which a token that was found is assumed to exist. Beside a ConfigMap of some age it is the
 /// right one, because tokens of an earlier ConfigMap have been collected by then.
 fn found_trust(map: &ConfigMap, now: Timestamp) -> Duration {
@@ -361,6 +372,21 @@ mod tests {
         let error = Error::Kubernetes(kube::Error::Api(Box::new(status)));
         let refused = WriteError { what: "could not restart Deployment shop".into(), error };
         assert_eq!(refused.to_string(), "could not restart Deployment shop: denied by a policy");
+    }
+
+    #[test]
+    fn object_without_both_labels_is_not_the_operators() {
+        let labels = |pairs: &[(&str, &str)]| {
+            pairs
+                .iter()
+                .map(|(key, value)| ((*key).to_owned(), (*value).to_owned()))
+                .collect::<BTreeMap<_, _>>()
+        };
+        let both = [(labels::MANAGED_BY, labels::MANAGER), (labels::POLICY, "shop")];
+        assert_eq!(foreign(&labels(&both), "shop"), None);
+        assert_eq!(foreign(&labels(&both), "web").unwrap(), "larder.dev/policy: web");
+        assert_eq!(foreign(&labels(&both[..1]), "shop").unwrap(), "larder.dev/policy: shop");
+        assert_eq!(foreign(&labels(&[]), "shop").unwrap(), "app.kubernetes.io/managed-by: larder");
     }
 
     #[test]

@@ -115,7 +115,9 @@ fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
         let progress = &workload.progress;
         match decide(pods, progress, now) {
             Decision::Manual => manual.push(workload.to_string()),
-            Decision::Wait if !progress.complete && progress.tries() == 0 => waiting.push(workload.to_string()),
+            Decision::Wait if !progress.complete && progress.tries() == 0 => {
+                waiting.push(workload.to_string())
+            }
             _ => restarted.push(workload.to_string()),
         }
     }

@@ -85,7 +85,16 @@ impl Scene {
             workload,
             holds,
         } = self;
-        let states = || pods.iter().map(|pod| PodState { deviation: pod.deviation, newest: true, injected: pod.injected, obstacle: None }).collect();
+        let states = || {
+            pods.iter()
+                .map(|pod| PodState {
+                    deviation: pod.deviation,
+                    newest: true,
+                    injected: pod.injected,
+                    obstacle: None,
+                })
+                .collect()
+        };
         let workloads = workload.into_iter().map(|progress| (workload_with(progress), states())).collect();
         let services: Vec<Service> = serde_json::from_value(services).unwrap();
         let seen = Observation {
@@ -162,7 +171,11 @@ fn injected_reports_the_obstacle() {
 #[test]
 fn restart_that_does_not_begin_is_in_the_status() {
     let progress = Progress { complete: true, rolls: true, ..Progress::default() };
-    let hold = |reason| Hold { uid: "u".into(), reason, message: "Deployment shop is not restarted, because X".into() };
+    let hold = |reason| Hold {
+        uid: "u".into(),
+        reason,
+        message: "Deployment shop is not restarted, because X".into(),
+    };
     let scene = |reason| Scene {
         pods: vec![right("a"), missed("b")],
         workload: Some(progress),
