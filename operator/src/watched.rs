@@ -4,11 +4,18 @@
 //! - A reader gets every object of the list at its beginning and after each relist, and every object that is created, changed
 //!   or deleted. The list has the change by then.
 //! - Objects that were deleted while a watch was interrupted are among them.
+//! - While the cluster does not define the kind, the list is empty, and complete.
 //! - A slow reader delays neither the list nor other readers.
 //!
 //! `docs/decisions/0027-watches-are-shared-without-kubes-dispatcher.md` says why this is not kube's own sharing.
 
-use std::{collections::HashSet, fmt::Debug, hash::Hash, sync::Arc};
+use std::{
+    collections::HashSet,
+    fmt::Debug,
+    hash::Hash,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use futures::{Stream, StreamExt, channel::mpsc};
 use kube::{
@@ -23,6 +30,9 @@ use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
 use crate::metrics::Metrics;
+
+/// Time after which a kind that the API server does not know is regarded as deleted, with all its objects.
+const ABSENCE_LIMIT: Duration = Duration::from_secs(20);
 
 /// A watched list.
 pub struct Watched<K>
@@ -65,17 +75,61 @@ where
         .modify(|object| object.meta_mut().managed_fields = None);
     let work = async move {
         let mut events = std::pin::pin!(events);
+        let mut absence = Absence::default();
         while let Some(event) = events.next().await {
             match event {
-                Ok(event) => publisher.publish(event),
+                Ok(event) => {
+                    // Each attempt to list begins with this one.
+                    if !matches!(event, watcher::Event::Init) {
+                        absence = Absence::default();
+                    }
+                    publisher.publish(event);
+                }
                 Err(error) => {
-                    tracing::warn!(%error, kind, "a watch failed; restarting it");
                     failures.inc();
+                    if !is_undefined(&error) {
+                        tracing::warn!(%error, kind, "a watch failed; restarting it");
+                    } else if absence.is_noticed() {
+                        tracing::error!(
+                            kind,
+                            "the cluster does not define this kind: upgrade the chart or apply the files in crds/; until \
+                             then there are no objects of it"
+                        );
+                        publisher.publish(watcher::Event::Init);
+                        publisher.publish(watcher::Event::InitDone);
+                    }
                 }
             }
         }
     };
     (watched, work)
+}
+
+/// Absence of a kind's definition.
+#[derive(Default)]
+struct Absence {
+    since: Option<Instant>,
+    is_noticed: bool,
+}
+
+impl Absence {
+    /// Returns true once, when the definition has been absent for longer than an API server takes to learn of it.
+    fn is_noticed(&mut self) -> bool {
+        let since = *self.since.get_or_insert_with(Instant::now);
+        let is_first = !self.is_noticed && since.elapsed() >= ABSENCE_LIMIT;
+        self.is_noticed |= is_first;
+        is_first
+    }
+}
+
+/// Returns true if the API server does not know the kind of the objects.
+fn is_undefined(error: &watcher::Error) -> bool {
+    matches!(
+        error,
+        watcher::Error::InitialListFailed(kube::Error::Api(status))
+        | watcher::Error::WatchStartFailed(kube::Error::Api(status))
+            if status.code == 404
+    )
 }
 
 fn channel<K>() -> (Watched<K>, Publisher<K>)

@@ -1,15 +1,20 @@
 //! The operator, there and gone.
 
 use anyhow::ensure;
-use k8s_openapi::api::{apps::v1::Deployment, core::v1::Pod};
+use k8s_openapi::{
+    api::{apps::v1::Deployment, core::v1::Pod},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+};
 use kube::{
-    Api,
+    Api, CustomResourceExt, ResourceExt,
     api::{ListParams, Patch},
 };
 use larder_api::names;
-use larder_crds::ConditionType;
+use larder_crds::{CachePolicy, ConditionType};
 use larder_e2e::{
-    Sandbox, Workload, alone_in_the_cluster, cluster, eventually, eventually::ROLLOUT_TIMEOUT,
+    Sandbox, Workload, alone_in_the_cluster, cluster, eventually,
+    eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     policy::sidecar_of,
 };
 use serde_json::json;
@@ -82,4 +87,77 @@ pub(crate) async fn scale_operator(sandbox: &Sandbox, replicas: i32) -> anyhow::
     })
     .await?;
     Ok(before)
+}
+
+#[tokio::test]
+async fn without_its_definition_the_cache_passes_through_and_comes_back_with_it() -> anyhow::Result<()> {
+    alone_in_the_cluster(async |sandbox| {
+        let (policy, agent) =
+            sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 1), 1).await?;
+        let definitions = Api::<CustomResourceDefinition>::all(sandbox.client.clone());
+        let policies = Api::<CachePolicy>::all(sandbox.client.clone());
+        let name = CachePolicy::crd_name();
+        let mut definition = definitions.get(name).await?;
+        let kept: Vec<_> = policies.list(&Default::default()).await?.items;
+        definitions.delete(name, &Default::default()).await?;
+        let outcome = async {
+            eventually("the definition is gone", SHORT_TIMEOUT, async || {
+                ensure!(definitions.get_opt(name).await?.is_none(), "it is there");
+                Ok(())
+            })
+            .await?;
+            eventually("the sidecar is gone or passes through", eventually::seconds(60), async || {
+                let answer = agent.get("http://app/items/1").await?;
+                ensure!(answer.status == 200 && !answer.is_hit(), "{answer:?}");
+                let again = agent.get("http://app/items/1").await?;
+                ensure!(again.status == 200 && !again.is_hit(), "{again:?}");
+                Ok(())
+            })
+            .await?;
+            // A replica that begins without the definition is ready and says what it misses.
+            let replicas = Api::<Pod>::namespaced(sandbox.client.clone(), cluster::NAMESPACE);
+            let ours = ListParams::default().labels("app.kubernetes.io/component=operator");
+            replicas.delete_collection(&Default::default(), &ours).await?;
+            cluster::operator_is_ready(&sandbox.client).await?;
+            eventually("a new replica says what it misses", SHORT_TIMEOUT, async || {
+                let mut said = String::new();
+                for replica in replicas.list(&ours).await? {
+                    said += &replicas.logs(&replica.name_any(), &Default::default()).await?;
+                }
+                ensure!(said.contains("the cluster does not define this kind"), "{said}");
+                let loops = said
+                    .lines()
+                    .filter(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\""))
+                    .count();
+                ensure!(loops < 20, "{loops} warnings and errors");
+                Ok(())
+            })
+            .await
+        }
+        .await;
+        definition.metadata = ObjectMeta {
+            name: definition.metadata.name,
+            labels: definition.metadata.labels,
+            annotations: definition.metadata.annotations,
+            ..ObjectMeta::default()
+        };
+        definition.status = None;
+        definitions.create(&Default::default(), &definition).await?;
+        eventually("policies can be created again", SHORT_TIMEOUT, async || {
+            for before in &kept {
+                let namespace = before.namespace().unwrap_or_default();
+                let api = Api::<CachePolicy>::namespaced(sandbox.client.clone(), &namespace);
+                let again = CachePolicy::new(&before.name_any(), before.spec.clone());
+                match api.create(&Default::default(), &again).await {
+                    Err(kube::Error::Api(status)) if status.code == 409 => {}
+                    other => drop(other?),
+                }
+            }
+            Ok(())
+        })
+        .await?;
+        outcome?;
+        policy.serves(1).await.map(drop)
+    })
+    .await
 }

@@ -14,10 +14,11 @@ use larder_crds::{CachePolicy, RolloutStrategy, selector};
 use super::{
     Context,
     rolling::{Rollout, WebhookState},
+    writes::is_not_found,
 };
 use crate::{
     compile::{self, Owner},
-    error::Result,
+    error::{Error, Result},
     events,
     policy_pods::{PodReport, PolicyPods, Subject, has_sidecar, is_finished, policy_pods},
     stores::in_namespace,
@@ -37,9 +38,17 @@ pub(super) async fn reconcile(map: Arc<ConfigMap>, context: Arc<Context>) -> Res
     if !is_ours || map.name_any() != names::config_map(&name) || map.metadata.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
-    let policies: Api<CachePolicy> = Api::namespaced(context.dependencies.client.clone(), &namespace);
-    if policies.get_metadata_opt(&name).await?.is_some() {
+    context.dependencies.watched_policies.store().wait_until_ready().await.map_err(|_| Error::WatchEnded)?;
+    if context.dependencies.policies.get(&namespace, &name).is_some() {
         return Ok(Action::await_change());
+    }
+    // The list may lag behind. Without the definition the API server responds with a 404 that has no reason, where kube's
+    // functions for objects that may be absent expect one.
+    let policies: Api<CachePolicy> = Api::namespaced(context.dependencies.client.clone(), &namespace);
+    match policies.get_metadata(&name).await {
+        Ok(_) => return Ok(Action::await_change()),
+        Err(error) if is_not_found(&error) => {}
+        Err(error) => return Err(error.into()),
     }
     context.teardown(&namespace, &name, &map).await
 }
