@@ -16,7 +16,7 @@ use std::{
 use futures::{Stream, StreamExt};
 use jiff::Timestamp;
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet, StatefulSet},
+    apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
     core::v1::{ConfigMap, Pod, Service},
     networking::v1::NetworkPolicy,
 };
@@ -97,6 +97,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         watch::<PartialObjectMeta<ReplicaSet>>(client, everything(), metrics);
     let (deployments, watch_deployments) = watch::<Deployment>(client, everything(), metrics);
     let (stateful_sets, watch_stateful_sets) = watch::<StatefulSet>(client, everything(), metrics);
+    let (daemon_sets, watch_daemon_sets) = watch::<DaemonSet>(client, everything(), metrics);
     let (services, watch_services) = watch::<Service>(client, everything(), metrics);
     let labelled = everything().labels(labels::POLICY);
     let (config_maps, watch_config_maps) = watch::<ConfigMap>(client, labelled, metrics);
@@ -110,6 +111,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
             replica_sets: replica_sets.store(),
             deployments: deployments.store(),
             stateful_sets: stateful_sets.store(),
+            daemon_sets: daemon_sets.store(),
             services: services.store(),
             network_policies: dependencies.network_policies.clone(),
         },
@@ -138,6 +140,11 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         selecting(&store, &*set, template.and_then(|template| template.labels.as_ref()).unwrap_or(&NO_LABELS))
     };
     let store = policies.store();
+    let of_daemon_set = move |set: Arc<DaemonSet>| {
+        let template = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
+        selecting(&store, &*set, template.and_then(|template| template.labels.as_ref()).unwrap_or(&NO_LABELS))
+    };
+    let store = policies.store();
     let of_service = move |service: Arc<Service>| {
         let namespace = service.namespace();
         let all = store.state_filter(|policy| policy.namespace() == namespace);
@@ -151,6 +158,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         .watches_shared_stream(pods.subscribe(), of_pod)
         .watches_shared_stream(deployments.subscribe(), of_deployment)
         .watches_shared_stream(stateful_sets.subscribe(), of_stateful_set)
+        .watches_shared_stream(daemon_sets.subscribe(), of_daemon_set)
         .watches_shared_stream(services.subscribe(), of_service)
         .watches_shared_stream(config_maps.subscribe(), of_config_map)
         .run(policy::reconcile, error_policy, context.clone());
@@ -170,6 +178,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         watch_replica_sets,
         watch_deployments,
         watch_stateful_sets,
+        watch_daemon_sets,
         watch_services,
         watch_config_maps,
         count(in_force, "policy", &dependencies.metrics),

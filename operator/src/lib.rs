@@ -28,6 +28,7 @@ pub mod sidecars;
 pub mod status;
 pub mod stores;
 pub mod tls;
+pub mod vacancy;
 pub mod watched;
 pub mod webhook;
 pub mod webhook_configuration;

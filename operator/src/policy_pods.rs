@@ -33,6 +33,8 @@ pub struct PolicyPods {
 /// A pod.
 #[derive(Clone, Debug, Default, PartialEq)]
 pub struct PodReport {
+    /// The pod's namespace.
+    pub namespace: String,
     /// The pod's name.
     pub name: String,
     /// The pod's labels.
@@ -55,6 +57,8 @@ pub struct PodReport {
     pub captured: Vec<Captured>,
     /// The pod's uid.
     pub uid: String,
+    /// Kind of the object that controls the pod.
+    pub owner: Option<String>,
     /// uid of the workload that owns the pod.
     pub workload: Option<String>,
     /// True if the pod was created from its workload's newest template.
@@ -204,6 +208,12 @@ fn report(
         coverage: pod.annotations().get(annotations::COVERAGE).cloned(),
         captured: inject::captured_of(&original),
         uid: pod.uid().unwrap_or_default(),
+        namespace: pod.namespace().unwrap_or_default(),
+        owner: pod
+            .owner_references()
+            .iter()
+            .find(|owner| owner.controller == Some(true))
+            .map(|owner| owner.kind.clone()),
         deviation,
         skip,
         ..PodReport::default()
@@ -320,6 +330,7 @@ pub(crate) mod tests {
                 "spec": {"selector": {}, "template": {"metadata": template["metadata"], "spec": template["spec"]}},
             })]),
             stateful_sets: store(vec![]),
+            daemon_sets: store(vec![]),
             services: store(vec![]),
             network_policies: store(vec![]),
         }

@@ -18,7 +18,10 @@ use larder_api::admin::{PolicyReport, TierState};
 use larder_crds::{CachePolicySpec, CachePolicyStatus, ConditionType, PodCounts};
 use larder_policy::coverage::State;
 
-use crate::{capture::Mode, coverage::View, policies::PolicyError, policy_pods::PolicyPods, rollout::Hold};
+use crate::{
+    capture::Mode, coverage::View, policies::PolicyError, policy_pods::PolicyPods, rollout::Hold,
+    vacancy::Vacancy,
+};
 
 /// Maximum number of missed pods that are named.
 const MAX_NAMED: usize = 10;
@@ -46,6 +49,8 @@ pub struct Observation<'a> {
     pub webhook: Option<&'a str>,
     /// The first rejected write, with the API server's message.
     pub write_error: Option<&'a str>,
+    /// The reason that no pod matches the selector.
+    pub vacancy: &'a Vacancy,
     /// Restarts that are needed and do not begin.
     pub holds: &'a [Hold],
 }
@@ -264,6 +269,9 @@ fn ready(seen: &Observation<'_>, pods: &PodCounts, others: [&Verdict; 5]) -> Ver
     if seen.spec.cache.suspend {
         let message = "the policy is suspended: every sidecar passes everything through";
         return Verdict::new(false, "Suspended", message);
+    }
+    if pods.matched == 0 && matches!(seen.vacancy, Vacancy::Idle(_)) {
+        return Verdict::new(true, &injected.reason, injected.message.clone());
     }
     if injected.reason != "Injected" {
         let waits = seen.coverage.is_some_and(|view| view.state != State::Serving);

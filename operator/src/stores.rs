@@ -3,7 +3,7 @@
 use std::{hash::Hash, sync::Arc};
 
 use k8s_openapi::api::{
-    apps::v1::{Deployment, ReplicaSet, StatefulSet},
+    apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
     core::v1::{Pod, Service},
     networking::v1::NetworkPolicy,
 };
@@ -22,6 +22,8 @@ pub struct Stores {
     pub deployments: Store<Deployment>,
     /// StatefulSets.
     pub stateful_sets: Store<StatefulSet>,
+    /// DaemonSets.
+    pub daemon_sets: Store<DaemonSet>,
     /// Services.
     pub services: Store<Service>,
     /// Network policies.
@@ -34,12 +36,14 @@ impl Stores {
     /// # Errors
     /// If a watch has ended.
     pub async fn ready(&self) -> Result<()> {
-        let Self { pods, replica_sets, deployments, stateful_sets, services, network_policies } = self;
+        let Self { pods, replica_sets, deployments, stateful_sets, daemon_sets, services, network_policies } =
+            self;
         let ended = |_| Error::WatchEnded;
         pods.wait_until_ready().await.map_err(ended)?;
         replica_sets.wait_until_ready().await.map_err(ended)?;
         deployments.wait_until_ready().await.map_err(ended)?;
         stateful_sets.wait_until_ready().await.map_err(ended)?;
+        daemon_sets.wait_until_ready().await.map_err(ended)?;
         services.wait_until_ready().await.map_err(ended)?;
         network_policies.wait_until_ready().await.map_err(ended)
     }

@@ -5,7 +5,7 @@ use std::{collections::BTreeMap, fmt, sync::LazyLock};
 use jiff::Timestamp;
 use k8s_openapi::{
     api::{
-        apps::v1::{Deployment, DeploymentStrategy, StatefulSet},
+        apps::v1::{DaemonSet, Deployment, DeploymentStrategy, StatefulSet},
         core::v1::{Pod, PodTemplateSpec},
     },
     apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
@@ -21,6 +21,10 @@ use crate::{
 
 /// The annotation by which a Deployment counts its revisions, on itself and on its ReplicaSets.
 const REVISION: &str = "deployment.kubernetes.io/revision";
+/// The label by which a DaemonSet marks the generation of the template of its pods.
+const TEMPLATE_GENERATION: &str = "pod-template-generation";
+/// The annotation by which a DaemonSet counts the generations of its template.
+const TEMPLATE_GENERATION_ANNOTATION: &str = "deprecated.daemonset.template.generation";
 /// The default of a Deployment's `maxSurge` and `maxUnavailable`.
 static QUARTER: LazyLock<IntOrString> = LazyLock::new(|| IntOrString::String("25%".into()));
 /// The label by which a StatefulSet marks its pods' revision.
@@ -34,6 +38,8 @@ larder_api::labelled! {
         Deployment = "Deployment",
         /// A StatefulSet.
         StatefulSet = "StatefulSet",
+        /// A DaemonSet.
+        DaemonSet = "DaemonSet",
     }
 }
 
@@ -46,11 +52,24 @@ pub struct Replacement {
     pub unavailable: i32,
 }
 
+/// The reason that a changed template is not rolled out.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Halt {
+    /// The Deployment is paused.
+    Paused,
+    /// The StatefulSet has a partition.
+    Partition,
+    /// Pods are replaced when they are deleted.
+    OnDelete,
+}
+
 /// A workload that can be restarted.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Workload {
     /// Kind of the workload.
     pub kind: WorkloadKind,
+    /// Namespace of the workload.
+    pub namespace: String,
     /// Name of the workload.
     pub name: String,
     /// uid of the workload.
@@ -59,6 +78,8 @@ pub struct Workload {
     pub template: Value,
     /// JSON of that pod with the sidecar, if it can have one.
     pub injected: Option<Value>,
+    /// The reason that a changed template is not rolled out.
+    pub halt: Option<Halt>,
     /// Replacement of pods by a rollout.
     pub replacement: Replacement,
     /// Progress of the rollout.
@@ -111,9 +132,35 @@ impl Workload {
 
 impl Workload {
     /// Returns the command that restarts the workload.
-    pub fn command(&self, namespace: &str) -> String {
+    pub fn restart_command(&self) -> String {
+        self.command("rollout restart", "")
+    }
+
+    /// Returns a sentence for a workload that does not roll out by itself: the reason, and the command that helps. `pods`
+    /// are the names of those to be replaced.
+    pub fn manual(&self, pods: &[&str]) -> Option<String> {
+        Some(match self.halt? {
+            Halt::Paused => {
+                format!("{self} is paused: resume it with `{}`", self.command("rollout resume", ""))
+            }
+            Halt::Partition => {
+                let patch = r#" --type=merge --patch='{"spec":{"updateStrategy":{"rollingUpdate":{"partition":0}}}}'"#;
+                format!(
+                    "{self} has a partition that keeps pods as they are: lower it, as with `{}`",
+                    self.command("patch", patch)
+                )
+            }
+            Halt::OnDelete => format!(
+                "{self} has the update strategy OnDelete: delete its pods, as with `kubectl delete pod {} --namespace {}`",
+                pods.join(" "),
+                self.namespace
+            ),
+        })
+    }
+
+    fn command(&self, verb: &str, rest: &str) -> String {
         let kind = self.kind.as_str().to_lowercase();
-        format!("kubectl rollout restart {kind} {} --namespace {namespace}", self.name)
+        format!("kubectl {verb} {kind} {} --namespace {}{rest}", self.name, self.namespace)
     }
 }
 
@@ -133,6 +180,12 @@ pub fn of_pod(stores: &Stores, pod: &Pod) -> Option<(Workload, bool)> {
             let newest = set.status.as_ref().and_then(|status| status.update_revision.as_ref());
             let newest = newest.is_some() && pod.labels().get(REVISION_HASH) == newest;
             Some((of_stateful_set(&set), newest))
+        }
+        "DaemonSet" => {
+            let set = stores.daemon_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
+            let newest = set.annotations().get(TEMPLATE_GENERATION_ANNOTATION);
+            let newest = newest.is_some() && pod.labels().get(TEMPLATE_GENERATION) == newest;
+            Some((of_daemon_set(&set), newest))
         }
         "ReplicaSet" => {
             let set = stores.replica_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
@@ -159,33 +212,34 @@ fn restarted(stores: &Stores) -> impl Iterator<Item = Workload> {
         |annotations: &BTreeMap<String, String>| annotations.contains_key(annotations::ROLL_AIM);
     let deployments = stores.deployments.state_filter(|deployment| is_restarted(deployment.annotations()));
     let sets = stores.stateful_sets.state_filter(|set| is_restarted(set.annotations()));
+    let daemons = stores.daemon_sets.state_filter(|set| is_restarted(set.annotations()));
     let deployments = deployments.into_iter().map(|deployment| of_deployment(&deployment));
-    deployments.chain(sets.into_iter().map(|set| of_stateful_set(&set)))
+    deployments
+        .chain(sets.into_iter().map(|set| of_stateful_set(&set)))
+        .chain(daemons.into_iter().map(|set| of_daemon_set(&set)))
 }
 
-/// Returns the workloads of a namespace that the operator has restarted, with the labels of their pods.
-pub fn restarted_in(stores: &Stores, namespace: &str) -> Vec<(Workload, BTreeMap<String, String>)> {
-    let labels = |template: Option<&PodTemplateSpec>| {
-        template.and_then(|template| template.metadata.as_ref()?.labels.clone()).unwrap_or_default()
-    };
-    let notes = [
+/// Returns the workloads of a namespace that the operator has annotated, with the labels of their pods.
+pub fn annotated_in(stores: &Stores, namespace: &str) -> Vec<(Workload, BTreeMap<String, String>)> {
+    let names = [
         annotations::ROLL_ATTEMPTS,
         annotations::ROLL_AIM,
         annotations::ROLL_BEFORE,
         annotations::ROLL_UNDONE,
     ];
-    let is_noted = |own: &BTreeMap<String, String>| notes.iter().any(|note| own.contains_key(*note));
+    let is_annotated =
+        |own: &ObjectMeta| own.annotations.iter().flatten().any(|(name, _)| names.contains(&name.as_str()));
+    let labels = |workload: &Workload| {
+        serde_json::from_value(workload.template["metadata"]["labels"].clone()).unwrap_or_default()
+    };
     let deployments = in_namespace(&stores.deployments, namespace);
     let sets = in_namespace(&stores.stateful_sets, namespace);
+    let daemons = in_namespace(&stores.daemon_sets, namespace);
     let deployments =
-        deployments.iter().filter(|deployment| is_noted(deployment.annotations())).map(|deployment| {
-            (of_deployment(deployment), labels(deployment.spec.as_ref().map(|spec| &spec.template)))
-        });
-    let sets = sets
-        .iter()
-        .filter(|set| is_noted(set.annotations()))
-        .map(|set| (of_stateful_set(set), labels(set.spec.as_ref().map(|spec| &spec.template))));
-    deployments.chain(sets).collect()
+        deployments.iter().filter(|one| is_annotated(&one.metadata)).map(|one| of_deployment(one));
+    let sets = sets.iter().filter(|one| is_annotated(&one.metadata)).map(|one| of_stateful_set(one));
+    let daemons = daemons.iter().filter(|one| is_annotated(&one.metadata)).map(|one| of_daemon_set(one));
+    deployments.chain(sets).chain(daemons).map(|workload| (workload.clone(), labels(&workload))).collect()
 }
 
 /// Returns true if a restart was undone because a sidecar with this image does not start.
@@ -228,10 +282,10 @@ fn of_deployment(deployment: &Deployment) -> Workload {
                 .iter()
                 .all(|count| count.unwrap_or(0) == wanted)
     });
-    let rolls = spec.is_some_and(|spec| spec.paused != Some(true));
+    let halt = spec.is_none_or(|spec| spec.paused == Some(true)).then_some(Halt::Paused);
     let template = spec.map(|spec| &spec.template);
     let replacement = of_strategy(spec.and_then(|spec| spec.strategy.as_ref()), wanted);
-    let workload = workload(WorkloadKind::Deployment, &deployment.metadata, template, complete, rolls);
+    let workload = workload(WorkloadKind::Deployment, &deployment.metadata, template, complete, halt);
     Workload { replacement, ..workload }
 }
 
@@ -269,15 +323,19 @@ fn of_stateful_set(set: &StatefulSet) -> Workload {
                 .all(|count| count.unwrap_or(0) == wanted)
     });
     let strategy = spec.and_then(|spec| spec.update_strategy.as_ref());
-    let rolls = strategy.is_none_or(|strategy| {
+    let halt = strategy.and_then(|strategy| {
         let partition = strategy.rolling_update.as_ref().and_then(|update| update.partition);
-        strategy.type_.as_deref() != Some("OnDelete") && partition.unwrap_or(0) == 0
+        match (strategy.type_.as_deref(), partition.unwrap_or(0)) {
+            (Some("OnDelete"), _) => Some(Halt::OnDelete),
+            (_, 0) => None,
+            (_, _) => Some(Halt::Partition),
+        }
     });
     let template = spec.map(|spec| &spec.template);
     let unavailable = strategy
         .and_then(|strategy| strategy.rolling_update.as_ref()?.max_unavailable.as_ref())
         .map_or(1, |value| scaled(value, wanted, true).max(1));
-    let mut workload = workload(WorkloadKind::StatefulSet, &set.metadata, template, complete, rolls);
+    let mut workload = workload(WorkloadKind::StatefulSet, &set.metadata, template, complete, halt);
     workload.replacement = Replacement { surge: 0, unavailable };
     let claims = spec.iter().flat_map(|spec| spec.volume_claim_templates.iter().flatten());
     add_claims(
@@ -286,6 +344,28 @@ fn of_stateful_set(set: &StatefulSet) -> Workload {
         claims.filter_map(|claim| claim.metadata.name.as_deref()),
     );
     workload
+}
+
+fn of_daemon_set(set: &DaemonSet) -> Workload {
+    let (spec, status) = (set.spec.as_ref(), set.status.as_ref());
+    let wanted = status.map_or(0, |status| status.desired_number_scheduled);
+    let complete = status.is_some_and(|status| {
+        status.observed_generation >= set.metadata.generation
+            && [status.updated_number_scheduled, status.number_available]
+                .iter()
+                .all(|count| count.unwrap_or(0) == wanted)
+    });
+    let strategy = spec.and_then(|spec| spec.update_strategy.as_ref());
+    let halt =
+        strategy.filter(|strategy| strategy.type_.as_deref() == Some("OnDelete")).map(|_| Halt::OnDelete);
+    let rolling = strategy.and_then(|strategy| strategy.rolling_update.as_ref());
+    let count = |value: Option<&IntOrString>| value.map_or(0, |value| scaled(value, wanted, true));
+    let surge = count(rolling.and_then(|rolling| rolling.max_surge.as_ref()));
+    let unavailable = count(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()));
+    let template = spec.map(|spec| &spec.template);
+    let workload = workload(WorkloadKind::DaemonSet, &set.metadata, template, complete, halt);
+    let unavailable = if surge == 0 { unavailable.max(1) } else { unavailable };
+    Workload { replacement: Replacement { surge, unavailable }, ..workload }
 }
 
 /// Adds the volumes that a StatefulSet adds to the template of its pods.
@@ -308,21 +388,23 @@ fn workload(
     metadata: &ObjectMeta,
     template: Option<&PodTemplateSpec>,
     complete: bool,
-    rolls: bool,
+    halt: Option<Halt>,
 ) -> Workload {
     let template_annotations = template.and_then(|template| template.metadata.as_ref()?.annotations.as_ref());
     let restarted_at = template_annotations.and_then(|all| all.get(annotations::RESTARTED_AT));
     let own = |name: &str| metadata.annotations.as_ref().and_then(|all| all.get(name));
     Workload {
         kind,
+        namespace: metadata.namespace.clone().unwrap_or_default(),
         name: metadata.name.clone().unwrap_or_default(),
         uid: metadata.uid.clone().unwrap_or_default(),
         template: json!(template),
         injected: None,
+        halt,
         replacement: Replacement::default(),
         progress: Progress {
             complete,
-            rolls,
+            rolls: halt.is_none(),
             restarted_at: restarted_at.and_then(|at| at.parse().ok()),
             attempts: own(annotations::ROLL_ATTEMPTS).and_then(|text| text.parse().ok()).unwrap_or(0),
             ..Progress::default()
@@ -337,101 +419,4 @@ fn workload(
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
-    use super::*;
-
-    pub(crate) fn workload_with(progress: Progress) -> Workload {
-        Workload { progress, ..of_deployment(&deployment(json!({}))) }
-    }
-
-    fn deployment(status: Value) -> Deployment {
-        serde_json::from_value(json!({
-            "metadata": {"name": "shop", "uid": "u", "generation": 2, "annotations": {annotations::ROLL_ATTEMPTS: "3"}},
-            "spec": {"replicas": 2, "selector": {}, "template": {
-                "metadata": {"annotations": {annotations::RESTARTED_AT: "2026-01-01T00:00:00Z"}}, "spec": {"containers": []}}},
-            "status": status,
-        }))
-        .unwrap()
-    }
-
-    #[test]
-    fn a_rollout_is_complete_when_every_replica_is_new_and_available() {
-        let complete =
-            json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2, "availableReplicas": 2});
-        let progress = of_deployment(&deployment(complete.clone())).progress;
-        assert!(progress.complete && progress.rolls);
-        assert_eq!(progress.attempts, 3);
-        assert_eq!(progress.restarted_at, Some("2026-01-01T00:00:00Z".parse().unwrap()));
-        for (field, value) in
-            [("observedGeneration", 1), ("replicas", 3), ("updatedReplicas", 1), ("availableReplicas", 1)]
-        {
-            let mut status = complete.clone();
-            status[field] = json!(value);
-            assert!(!of_deployment(&deployment(status)).progress.complete, "{field}");
-        }
-    }
-
-    #[test]
-    fn a_restart_alone_leaves_the_aim_as_it_was() {
-        let aim = |deployment: &Deployment, injection| {
-            let mut workload = of_deployment(deployment);
-            workload.aim_at(injection);
-            workload
-        };
-        let before = deployment(json!({}));
-        let first = aim(&before, Some("a"));
-        assert!(first.progress.outlived);
-
-        let mut restarted = before.clone();
-        restarted.annotations_mut().insert(annotations::ROLL_AIM.into(), first.aim.clone());
-        let template = &mut restarted.spec.as_mut().unwrap().template;
-        let annotations = template.metadata.as_mut().unwrap().annotations.as_mut().unwrap();
-        annotations.insert(annotations::RESTARTED_AT.into(), "2026-02-02T00:00:00Z".into());
-        assert!(!aim(&restarted, Some("a")).progress.outlived);
-        assert!(aim(&restarted, Some("b")).progress.outlived, "other settings");
-        assert!(aim(&restarted, None).progress.outlived);
-
-        let template = &mut restarted.spec.as_mut().unwrap().template;
-        template.metadata.as_mut().unwrap().labels = Some([("a".to_owned(), "b".to_owned())].into());
-        assert!(aim(&restarted, Some("a")).progress.outlived, "another template");
-    }
-
-    #[test]
-    fn first_restart_of_a_template_without_annotations_leaves_the_aim_as_it_was() {
-        let mut before = deployment(json!({}));
-        before.spec.as_mut().unwrap().template.metadata.as_mut().unwrap().annotations = None;
-        let aim = |deployment: &Deployment| {
-            let mut workload = of_deployment(deployment);
-            workload.aim_at(Some("a"));
-            workload.aim
-        };
-        assert_eq!(aim(&before), aim(&deployment(json!({}))));
-    }
-
-    #[test]
-    fn a_deployment_rolls_while_it_has_older_pods() {
-        let rolling = |status| is_rolling(&deployment(status));
-        let done = json!({"observedGeneration": 2, "replicas": 2, "updatedReplicas": 2});
-        assert!(!rolling(done.clone()));
-        for (field, value) in [("observedGeneration", 1), ("replicas", 3), ("updatedReplicas", 1)] {
-            let mut status = done.clone();
-            status[field] = json!(value);
-            assert!(rolling(status.clone()), "{field}");
-            status["observedGeneration"] = json!(2);
-            status["conditions"] =
-                json!([{"type": "Progressing", "status": "False", "reason": "ProgressDeadlineExceeded"}]);
-            assert!(!rolling(status), "{field}");
-        }
-    }
-
-    #[test]
-    fn workload_without_automatic_rollout_is_detected() {
-        let set = |strategy: Value| {
-            let set = json!({"metadata": {}, "spec": {"serviceName": "s", "selector": {}, "template": {}, "updateStrategy": strategy}});
-            of_stateful_set(&serde_json::from_value(set).unwrap()).progress.rolls
-        };
-        assert!(set(json!({"type": "RollingUpdate"})));
-        assert!(!set(json!({"type": "OnDelete"})));
-        assert!(!set(json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 1}})));
-    }
-}
+pub(crate) mod tests;

@@ -41,7 +41,7 @@ pub(super) async fn refusal(
     if let Some(exceeded) = disruption::exceeded(&budgets, &own_labels, workload.replacement) {
         let message = format!(
             "{workload} is not restarted, because {exceeded}: restart it by hand at a suitable time, with `{}`",
-            workload.command(namespace)
+            workload.restart_command()
         );
         return Ok(Some((HoldReason::DisruptionBudget, message)));
     }

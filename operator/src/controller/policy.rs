@@ -7,7 +7,8 @@ use std::{
 };
 
 use jiff::Timestamp;
-use kube::{Resource, ResourceExt, runtime::controller::Action};
+use k8s_openapi::api::batch::v1::{CronJob, Job};
+use kube::{Api, Resource, ResourceExt, api::ListParams, runtime::controller::Action};
 use larder_api::admin::CacheState;
 use larder_crds::{CachePolicy, CachePolicyStatus, ConditionType, RolloutStrategy};
 use larder_policy::coverage::State;
@@ -30,6 +31,7 @@ use crate::{
     sidecars::Sidecar,
     status::{self, Observation},
     stores::in_namespace,
+    vacancy::{Vacancy, is_selected, vacancy},
 };
 
 /// Requeue interval while a change is in progress.
@@ -141,6 +143,8 @@ impl Context {
             holds = rolled.holds;
         }
         let taken = failed.iter().find(|failure| matches!(failure.error, Error::NameTaken { .. }));
+        let matched = policy_pods.pods.iter().any(|pod| pod.matched);
+        let vacancy = if matched { Vacancy::NoWorkload } else { self.vacancy(&namespace, policy).await? };
         let policy_error = match (&compiled, &policy_pods.conflict, taken) {
             (Err(policy_error), ..) => Some(policy_error.clone()),
             (Ok(_), Some(with), _) => Some(PolicyError::Conflict { with: with.clone() }),
@@ -175,6 +179,7 @@ impl Context {
                 WebhookState::Answers | WebhookState::Settling => None,
             },
             write_error: write_error.as_deref(),
+            vacancy: &vacancy,
             holds: &holds,
         };
         let status = status::assess(&seen, policy.status.as_ref(), now);
@@ -193,6 +198,33 @@ impl Context {
             || view.is_some_and(|view| view.state != State::Serving && view.assessment.awaited.is_empty());
         let rests = settled(&policy_pods, &status, strategy, now) && heard && !edited;
         Ok(Action::requeue(if rests { IDLE_INTERVAL } else { CHANGE_INTERVAL }))
+    }
+}
+
+impl Context {
+    /// Returns the reason that a policy has no pods. Jobs are not watched.
+    async fn vacancy(&self, namespace: &str, policy: &CachePolicy) -> Result<Vacancy> {
+        let own = &policy.spec.selector;
+        let vacancy = vacancy(&self.stores, namespace, own);
+        if vacancy != Vacancy::NoWorkload {
+            return Ok(vacancy);
+        }
+        let client = &self.dependencies.client;
+        let everything = ListParams::default();
+        let timed = Api::<CronJob>::namespaced(client.clone(), namespace).list(&everything).await?;
+        let timed = timed.items.into_iter().find(|job| {
+            let template = job.spec.as_ref().and_then(|spec| spec.job_template.spec.as_ref());
+            template.is_some_and(|spec| is_selected(own, &spec.template))
+        });
+        if let Some(job) = timed {
+            return Ok(Vacancy::Idle(format!("CronJob {} has no pods between its runs", job.name_any())));
+        }
+        let jobs = Api::<Job>::namespaced(client.clone(), namespace).list(&everything).await?;
+        let job = jobs.items.into_iter().find(|job| {
+            let ended = job.status.as_ref().is_some_and(|status| status.active.unwrap_or(0) == 0);
+            ended && job.spec.as_ref().is_some_and(|spec| is_selected(own, &spec.template))
+        });
+        Ok(job.map_or(vacancy, |job| Vacancy::Idle(format!("Job {} has no running pods", job.name_any()))))
     }
 }
 

@@ -123,7 +123,7 @@ impl Context {
     /// Removes the operator's notes from workloads that no policy selects any more.
     async fn forget_workloads(&self, namespace: &str) -> Result<()> {
         let policies = self.dependencies.policies.of(namespace);
-        for (workload, labels) in workload::restarted_in(&self.stores, namespace) {
+        for (workload, labels) in workload::annotated_in(&self.stores, namespace) {
             if !policies.iter().any(|policy| selector::matches(&policy.spec.selector, &labels)) {
                 self.forget_attempts(namespace, &workload).await?;
             }

@@ -5,7 +5,9 @@ use larder_crds::{PodCounts, RolloutStrategy};
 
 use super::{Observation, Verdict, wants_sidecars};
 use crate::{
+    policy_pods::PodReport,
     rollout::{Decision, HoldReason, MAX_ATTEMPTS, decide},
+    vacancy::Vacancy,
     workload::Workload,
 };
 
@@ -24,7 +26,13 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
         );
     }
     if pods.matched == 0 {
-        return Verdict::new(None, "NoPods", "the selector matches no pod");
+        return match seen.vacancy {
+            Vacancy::NoWorkload => {
+                Verdict::new(None, "NoPods", "the selector matches no pod, and the pods of no workload")
+            }
+            Vacancy::Idle(message) => Verdict::new(None, "NoPods", message.clone()),
+            Vacancy::NotCreated(message) => Verdict::new(false, "PodsNotCreated", message.clone()),
+        };
     }
     let of = format!("{} of {} pods have the sidecar", pods.injected, pods.matched);
     if let Some(verdict) = held(seen, pods.missed == 0, &of) {
@@ -105,16 +113,19 @@ fn held(seen: &Observation<'_>, complete: bool, of: &str) -> Option<Verdict> {
 /// Returns the remedy for pods that deviate, where workloads are restarted.
 fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
     let [mut restarted, mut waiting, mut manual] = [const { Vec::new() }; 3];
-    let mut owned = 0;
+    let wrong = || seen.policy_pods.pods.iter().filter(|pod| pod.deviation.is_some());
     for (workload, pods) in &seen.policy_pods.workloads {
-        let wrong = pods.iter().filter(|pod| pod.deviation.is_some()).count();
-        owned += wrong;
-        if wrong == 0 || seen.holds.iter().any(|hold| hold.uid == workload.uid) {
+        let is_held = seen.holds.iter().any(|hold| hold.uid == workload.uid);
+        if is_held || pods.iter().all(|pod| pod.deviation.is_none()) {
             continue;
         }
         let progress = &workload.progress;
         match decide(pods, progress, now) {
-            Decision::Manual => manual.push(workload.to_string()),
+            Decision::Manual => {
+                let pods = wrong().filter(|pod| pod.workload.as_ref() == Some(&workload.uid));
+                let names: Vec<_> = pods.map(|pod| pod.name.as_str()).take(MAX_LISTED).collect();
+                manual.extend(workload.manual(&names));
+            }
             Decision::Wait if !progress.complete && progress.tries() == 0 => {
                 waiting.push(workload.to_string())
             }
@@ -135,16 +146,38 @@ fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
         let others = if others > 0 { format!(" ({others} more wait)") } else { String::new() };
         parts.push(format!("{}{others}", first.message));
     }
-    if !manual.is_empty() {
-        parts.push(format!(
-            "the pods of {} must be recreated manually, because it is paused, has a partition or the strategy OnDelete",
-            list(&manual)
-        ));
+    if let Some((first, others)) = manual.split_first() {
+        let others =
+            if others.is_empty() { String::new() } else { format!(" (and {} more workloads)", others.len()) };
+        parts.push(format!("{first}{others}"));
     }
-    if seen.policy_pods.pods.iter().filter(|pod| pod.deviation.is_some()).count() > owned {
-        parts.push("pods of no Deployment or StatefulSet must be recreated manually".to_owned());
-    }
+    parts.extend(unowned(wrong().filter(|pod| pod.workload.is_none())));
     parts.join("; ")
+}
+
+/// Returns the command by which pods of no workload are replaced.
+fn unowned<'a>(pods: impl Iterator<Item = &'a PodReport>) -> Option<String> {
+    let pods: Vec<_> = pods.collect();
+    let first = pods.first()?;
+    let namespace = &first.namespace;
+    let Some(owner) = &first.owner else {
+        let name = &first.name;
+        let others = if pods.len() > 1 {
+            format!(", and {} more pods likewise", pods.len() - 1)
+        } else {
+            String::new()
+        };
+        return Some(format!(
+            "pod {name} has no owner that would create it again: replace it with `kubectl get pod {name} --namespace \
+             {namespace} --output yaml | kubectl replace --force --filename -`{others}"
+        ));
+    };
+    let names = pods.iter().filter(|pod| pod.owner.is_some()).map(|pod| pod.name.as_str()).take(MAX_LISTED);
+    Some(format!(
+        "pods of a {owner} are not restarted: delete them at a suitable time, as with `kubectl delete pod {} --namespace \
+         {namespace}`",
+        names.collect::<Vec<_>>().join(" ")
+    ))
 }
 
 /// Writes the first names of a list, and the number of the others.

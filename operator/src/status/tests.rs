@@ -51,6 +51,7 @@ pub(crate) struct Scene {
     pub(crate) write_error: Option<&'static str>,
     pub(crate) workload: Option<Progress>,
     pub(crate) holds: Vec<Hold>,
+    pub(crate) vacancy: Vacancy,
 }
 
 impl Default for Scene {
@@ -67,6 +68,7 @@ impl Default for Scene {
             write_error: None,
             workload: None,
             holds: vec![],
+            vacancy: Vacancy::NoWorkload,
         }
     }
 }
@@ -84,6 +86,7 @@ impl Scene {
             write_error,
             workload,
             holds,
+            vacancy,
         } = self;
         let states = || {
             pods.iter()
@@ -95,7 +98,12 @@ impl Scene {
                 })
                 .collect()
         };
-        let workloads = workload.into_iter().map(|progress| (workload_with(progress), states())).collect();
+        let workloads: Vec<_> =
+            workload.into_iter().map(|progress| (workload_with(progress), states())).collect();
+        let mut pods = pods;
+        if let Some((workload, _)) = workloads.first() {
+            pods.iter_mut().for_each(|pod| pod.workload = Some(workload.uid.clone()));
+        }
         let services: Vec<Service> = serde_json::from_value(services).unwrap();
         let seen = Observation {
             generation: Some(3),
@@ -108,6 +116,7 @@ impl Scene {
             services: &services.into_iter().map(Arc::new).collect::<Vec<_>>(),
             webhook,
             write_error,
+            vacancy: &vacancy,
             holds: &holds,
         };
         assess(&seen, previous, "2026-01-01T00:00:00Z".parse().unwrap())
@@ -159,10 +168,18 @@ fn injected_reports_the_obstacle() {
     let injected = ConditionType::Injected;
     scene(Some(complete)).expect(injected, "False", "Missed", "Deployment shop is being restarted");
     let paused = scene(Some(Progress { rolls: false, ..complete })).is(injected);
-    assert!(paused.2.contains("Deployment shop must be recreated manually"), "{}", paused.2);
+    assert!(
+        paused.2.contains("Deployment shop is paused: resume it with `kubectl rollout resume"),
+        "{}",
+        paused.2
+    );
     assert!(!paused.2.contains("restarted"), "{}", paused.2);
     let bare = scene(None).is(injected);
-    assert!(bare.2.contains("pods of no Deployment") && !bare.2.contains("restarted"), "{}", bare.2);
+    assert!(bare.2.contains("kubectl replace --force") && !bare.2.contains("restarted"), "{}", bare.2);
+    let of_job = PodReport { owner: Some("Job".into()), ..missed("b") };
+    let of_job = Scene { pods: vec![of_job], ..Scene::default() }.is(injected);
+    assert!(of_job.2.contains("pods of a Job are not restarted: delete them"), "{}", of_job.2);
+    assert!(of_job.2.contains("kubectl delete pod b"), "{}", of_job.2);
     let futile = || scene(Some(Progress { attempts: MAX_ATTEMPTS, ..complete }));
     futile().expect(injected, "False", "RestartsDoNotHelp", "port 9443");
     futile().expect(ConditionType::Ready, "False", "RestartsDoNotHelp", "Deployment shop");
@@ -235,6 +252,7 @@ fn a_broken_edit_leaves_the_hash_of_the_last_good_document() {
             services: &[],
             webhook: None,
             write_error: None,
+            vacancy: &Vacancy::NoWorkload,
             holds: &[],
         };
         assess(&seen, Some(&before), "2026-01-01T00:00:00Z".parse().unwrap()).config_hash
@@ -303,6 +321,12 @@ fn policy_not_in_force_reports_its_reason() {
     none.expect(ConditionType::Ready, "False", "CaptureNone", "1 pods");
     let empty = Scene { pods: vec![], answers: vec![], ..Scene::default() };
     empty.expect(ConditionType::Ready, "False", "NoPods", "selector");
+    let without = |vacancy| Scene { pods: vec![], answers: vec![], vacancy, ..Scene::default() };
+    let idle = without(Vacancy::Idle("Deployment shop wants no pods".into()));
+    idle.expect(ConditionType::Ready, "True", "NoPods", "Deployment shop wants no pods");
+    let failed = || without(Vacancy::NotCreated("Deployment shop has no pods: exceeded quota".into()));
+    failed().expect(ConditionType::Ready, "False", "PodsNotCreated", "exceeded quota");
+    failed().expect(ConditionType::Injected, "False", "PodsNotCreated", "exceeded quota");
 }
 
 #[test]
