@@ -40,9 +40,10 @@ use crate::{
     error::Error,
     metrics::Metrics,
     policies::{Guarded, Policies},
+    pruned,
     sidecars::Sidecars,
     stores::Stores,
-    watched::{Watched, watch},
+    watched::{Watched, watch, watch_pruned},
     webhook_configuration::Registration,
 };
 
@@ -92,7 +93,7 @@ struct Context {
 pub async fn lead(dependencies: Arc<Dependencies>) {
     let (client, metrics) = (&dependencies.client, &dependencies.metrics);
     let everything = watcher::Config::default;
-    let (pods, watch_pods) = watch::<Pod>(client, everything(), metrics);
+    let (pods, watch_pods) = watch_pruned::<Pod>(client, everything(), metrics, pruned::pod);
     let (replica_sets, watch_replica_sets) =
         watch::<PartialObjectMeta<ReplicaSet>>(client, everything(), metrics);
     let (deployments, watch_deployments) = watch::<Deployment>(client, everything(), metrics);

@@ -19,6 +19,7 @@ pub mod metrics;
 pub mod pace;
 pub mod policies;
 pub mod policy_pods;
+pub mod pruned;
 pub mod quantity;
 pub mod quota;
 pub mod reach;

@@ -67,12 +67,29 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Debug,
 {
+    watch_pruned(client, config, metrics, |_| {})
+}
+
+/// Watches objects like [`watch`], and changes each with `prune` before it is stored.
+pub fn watch_pruned<K>(
+    client: &Client,
+    config: watcher::Config,
+    metrics: &Metrics,
+    prune: fn(&mut K),
+) -> (Watched<K>, impl Future<Output = ()> + use<K>)
+where
+    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Debug,
+{
     let (watched, mut publisher) = channel::<K>();
     let kind = K::kind(&K::DynamicType::default()).into_owned();
     let failures = metrics.watch_failures.with_label_values(&[&kind]);
     let events = watcher(Api::<K>::all_with(client.clone(), &K::DynamicType::default()), config)
         .default_backoff()
-        .modify(|object| object.meta_mut().managed_fields = None);
+        .modify(move |object| {
+            object.meta_mut().managed_fields = None;
+            prune(object);
+        });
     let work = async move {
         let mut events = std::pin::pin!(events);
         let mut absence = Absence::default();

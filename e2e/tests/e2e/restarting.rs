@@ -367,28 +367,15 @@ async fn deleted_policy_leaves_no_notes_and_names_the_pods_that_it_waits_for() -
         start(sandbox).await?;
         let policy = sandbox.policy("cache", IN_MEMORY).await?;
         policy.injects(&workloads()?[0]["spec"]["template"]).await?;
-        let template =
-            Workload::deployment("daemon", 1).labels(json!({"app": "app", "own": "daemon"})).template()?;
-        let daemon = json!({
-            "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "daemon"},
-            "spec": {"selector": {"matchLabels": {"own": "daemon"}}, "template": template},
-        });
-        sandbox.apply(&[daemon]).await?;
-        let daemons = sandbox.api::<DaemonSet>();
-        let pods = eventually("the DaemonSet is ready", ROLLOUT_TIMEOUT, async || {
-            let status = daemons.get("daemon").await?.status.unwrap_or_default();
-            let wanted = status.desired_number_scheduled;
-            ensure!(wanted > 0 && status.number_ready == wanted, "{status:?}");
-            Ok(wanted)
-        })
-        .await?;
-        policy.serves(4 + pods).await?;
+        let single = Workload::deployment("single", 1).labels(json!({"app": "app", "own": "single"}));
+        sandbox.apply(&[pod_of(single.template()?, "single")]).await?;
+        policy.serves(5).await?;
 
         policy.delete().await?;
         let note = sandbox.event("Leftover").await?;
-        ensure!(note.contains("daemon-"), "{note}");
+        ensure!(note.contains("single"), "{note}");
         all_are_ready(sandbox).await?;
-        daemons.delete("daemon", &DeleteParams::default()).await?;
+        sandbox.api::<Pod>().delete("single", &DeleteParams::default()).await?;
         let maps = sandbox.api::<ConfigMap>();
         let secrets = sandbox.api::<Secret>();
         eventually("nothing of the policy is left", ROLLOUT_TIMEOUT, async || {
@@ -403,6 +390,115 @@ async fn deleted_policy_leaves_no_notes_and_names_the_pods_that_it_waits_for() -
             Ok(())
         })
         .await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn daemon_set_is_restarted_and_other_pods_are_named_with_a_command() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let template =
+            |name: &str| Workload::deployment(name, 1).labels(json!({"app": "app", "own": name})).template();
+        let daemon = json!({
+            "apiVersion": "apps/v1", "kind": "DaemonSet", "metadata": {"name": "daemon"},
+            "spec": {"selector": {"matchLabels": {"own": "daemon"}}, "template": template("daemon")?},
+        });
+        sandbox.apply(&[daemon, pod_of(template("single")?, "single")]).await?;
+        let daemons = sandbox.api::<DaemonSet>();
+        let pods = eventually("the DaemonSet is ready", ROLLOUT_TIMEOUT, async || {
+            let status = daemons.get("daemon").await?.status.unwrap_or_default();
+            let wanted = status.desired_number_scheduled;
+            ensure!(wanted > 0 && status.number_ready == wanted, "{status:?}");
+            Ok(wanted)
+        })
+        .await?;
+        let policy = sandbox.policy("cache", IN_MEMORY).await?;
+        let status = policy
+            .eventually("the DaemonSet has the sidecar", ROLLOUT_TIMEOUT, |status| {
+                ensure!(status.pods.injected == pods && status.pods.ready == pods, "not in all of its pods");
+                ensure!(status.missed_pods == ["single"], "{:?}", status.missed_pods);
+                let injected = has(status, ConditionType::Injected, "False")?;
+                ensure!(!injected.message.contains("being restarted"), "{injected:?}");
+                Ok(())
+            })
+            .await?;
+        let message = has(&status, ConditionType::Injected, "False")?.message.clone();
+        let command = message.split('`').nth(1).unwrap_or_default();
+        ensure!(command.starts_with("kubectl get pod single"), "{message}");
+        // The two halves of the command.
+        let get = ["get", "pod", "single", "--namespace", &sandbox.name, "--output", "yaml"];
+        let single = cluster::tool("LARDER_KUBECTL", &get).await?;
+        cluster::kubectl_with_input(&["replace", "--force", "--filename", "-"], &single).await?;
+        policy.serves(pods + 1).await?;
+
+        policy.delete().await?;
+        eventually("the DaemonSet has lost the sidecar", ROLLOUT_TIMEOUT, async || {
+            for pod in sandbox.pods("app").await? {
+                ensure!(pod.name == "single" || sidecar_of(&pod.object).is_none(), "{} has one", pod.name);
+            }
+            Ok(())
+        })
+        .await
+    })
+    .await
+}
+
+/// Returns the pod that a template describes.
+fn pod_of(mut template: Value, name: &str) -> Value {
+    template["apiVersion"] = json!("v1");
+    template["kind"] = json!("Pod");
+    template["metadata"]["name"] = json!(name);
+    template
+}
+
+#[tokio::test]
+async fn policy_whose_workloads_want_no_pods_is_ready() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let policy = sandbox.policy("cache", IN_MEMORY).await?;
+        let none = policy.condition(ConditionType::Ready, "False").await?;
+        ensure!(none.reason == "NoPods" && none.message.contains("the pods of no workload"), "{none:?}");
+
+        let mut of_job = Workload::deployment("app", 1).template()?;
+        of_job["spec"]["restartPolicy"] = json!("Never");
+        let timed = json!({
+            "apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "nightly"},
+            "spec": {"schedule": "0 3 29 2 *", "jobTemplate": {"spec": {"template": of_job}}},
+        });
+        sandbox.apply(&[timed]).await?;
+        let between = policy.condition(ConditionType::Ready, "True").await?;
+        ensure!(between.reason == "NoPods" && between.message.contains("CronJob nightly"), "{between:?}");
+
+        let mut objects = Workload::deployment("app", 0).objects()?;
+        sandbox.apply(&objects).await?;
+        policy
+            .eventually("the Deployment that is scaled to zero is named", SHORT_TIMEOUT, |status| {
+                let ready = has(status, ConditionType::Ready, "True")?;
+                ensure!(ready.message.contains("Deployment app wants no pods"), "{ready:?}");
+                Ok(())
+            })
+            .await?;
+
+        let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"},
+            "spec": {"hard": {"pods": "0"}}});
+        sandbox.apply(&[quota]).await?;
+        let quotas = sandbox.api::<ResourceQuota>();
+        eventually("the quota is in force", SHORT_TIMEOUT, async || {
+            let hard = quotas.get("team").await?.status.and_then(|status| status.hard).unwrap_or_default();
+            ensure!(hard.contains_key("pods"), "{hard:?}");
+            Ok(())
+        })
+        .await?;
+        objects[0]["spec"]["replicas"] = json!(1);
+        sandbox.apply(&objects).await?;
+        policy
+            .eventually("pods that cannot be created are told from none", SHORT_TIMEOUT, |status| {
+                let ready = has(status, ConditionType::Ready, "False")?;
+                ensure!(ready.reason == "PodsNotCreated", "{ready:?}");
+                ensure!(ready.message.contains("exceeded quota"), "{ready:?}");
+                Ok(())
+            })
+            .await
+            .map(drop)
     })
     .await
 }
