@@ -94,9 +94,9 @@ pub(super) async fn refusal(
 
 /// The API server's answer.
 enum Answer {
-    /// It would create this pod.
+    /// The pod as it would be created.
     Created(Value),
-    /// It would refuse the pod.
+    /// The reason that the pod would be refused.
     Refused(String),
     /// A webhook does not support dry runs.
     Unknown,
