@@ -34,6 +34,9 @@ use crate::metrics::Metrics;
 /// Time after which a kind that the API server does not know is regarded as deleted, with all its objects.
 const ABSENCE_LIMIT: Duration = Duration::from_secs(20);
 
+/// Number of objects that are listed at a time: a page is in memory whole, before its objects are pruned.
+const PAGE_SIZE: u32 = 100;
+
 /// A watched list.
 pub struct Watched<K>
 where
@@ -84,6 +87,7 @@ where
     let (watched, mut publisher) = channel::<K>();
     let kind = K::kind(&K::DynamicType::default()).into_owned();
     let failures = metrics.watch_failures.with_label_values(&[&kind]);
+    let config = config.page_size(PAGE_SIZE);
     let events = watcher(Api::<K>::all_with(client.clone(), &K::DynamicType::default()), config)
         .default_backoff()
         .modify(move |object| {
