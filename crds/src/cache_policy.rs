@@ -217,7 +217,7 @@ const fn default_max_concurrent() -> u16 {
 /// Rollout strategy.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum RolloutStrategy {
-    /// Restart Deployments and StatefulSets, by their own update strategy.
+    /// Restart Deployments, StatefulSets and DaemonSets, by their own update strategy.
     #[default]
     Restart,
     /// Restart nothing; pods get the sidecar when they are next created.

@@ -1,4 +1,4 @@
-//! Deployments and StatefulSets: the owners of pods, and the progress of their rollouts.
+//! Deployments, StatefulSets and DaemonSets: the owners of pods, and the progress of their rollouts.
 
 use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
