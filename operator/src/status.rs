@@ -14,7 +14,10 @@ use k8s_openapi::{
     api::core::v1::Service,
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
-use larder_api::admin::{PolicyReport, TierState};
+use larder_api::{
+    admin::{PolicyReport, TierState},
+    names,
+};
 use larder_crds::{CachePolicySpec, CachePolicyStatus, ConditionType, PodCounts};
 use larder_policy::coverage::State;
 
@@ -29,6 +32,8 @@ const MAX_NAMED: usize = 10;
 /// Inputs of a status.
 #[derive(Clone, Copy)]
 pub struct Observation<'a> {
+    /// The policy's name.
+    pub name: &'a str,
     /// The policy's `metadata.generation`.
     pub generation: Option<i64>,
     /// The policy.
@@ -217,6 +222,15 @@ fn config_current(seen: &Observation<'_>, pods: &PodCounts) -> Verdict {
         seen.hash.unwrap_or("none")
     );
     if pods.current == pods.injected {
+        let mut answers = answers().peekable();
+        if answers.peek().is_some() && answers.all(|(_, answer)| !answer.admin_token) {
+            let secret = names::admin_secret(seen.name);
+            let message = format!(
+                "{of}; no sidecar can read a token for its admin API: the Secret {secret} has no key token, so it is \
+                 somebody else's; delete or rename it, and the operator creates it"
+            );
+            return Verdict::new(false, "NoAdminToken", message);
+        }
         return Verdict::new(true, "Current", of);
     }
     let mut others = answers().filter(|(_, answer)| answer.hash.as_deref() != seen.hash);

@@ -21,6 +21,15 @@ pub struct PolicyReport {
     #[serde(default)]
     #[schemars(required)]
     pub last_errors: BTreeMap<String, String>,
+    /// True if the token of the admin API can be read; without it, everything that requires it is refused.
+    #[serde(default = "yes")]
+    #[schemars(required)]
+    pub admin_token: bool,
+}
+
+/// Sidecars of an earlier version do not say that a token is missing.
+const fn yes() -> bool {
+    true
 }
 
 /// State of the cache.

@@ -1,7 +1,7 @@
 //! Pods that the API server admits without Larder are admitted with it.
 
 use anyhow::{Context, ensure};
-use k8s_openapi::api::core::v1::{ConfigMap, Namespace};
+use k8s_openapi::api::core::v1::{ConfigMap, Namespace, Secret};
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, DynamicObject, Patch, PostParams},
@@ -9,7 +9,10 @@ use kube::{
 use larder_api::{annotations, labels, names};
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Sandbox, Workload, apply, eventually, eventually::SHORT_TIMEOUT, in_a_namespace, policy::has_sidecar,
+    Sandbox, Workload, apply, eventually,
+    eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
+    in_a_namespace,
+    policy::{has, has_sidecar},
 };
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use serde_json::{Value, json};
@@ -240,6 +243,33 @@ async fn config_map_of_somebody_else_is_left_alone() -> anyhow::Result<()> {
         maps.delete(&name, &DeleteParams::default()).await?;
         policy.condition(ConditionType::Accepted, "True").await?;
         policy.injects(&Workload::deployment("app", 1).template()?).await
+    })
+    .await
+}
+
+#[tokio::test]
+async fn secret_of_somebody_else_is_left_alone_and_reported() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let secrets = sandbox.api::<Secret>();
+        let name = names::admin_secret("cache");
+        let own = json!({"apiVersion": "v1", "kind": "Secret", "metadata": {"name": name}, "stringData": {"mine": "1"}});
+        let created = secrets.create(&PostParams::default(), &serde_json::from_value(own)?).await?;
+        let policy = sandbox.policy("cache", IN_MEMORY).await?;
+        let workload = Workload::deployment("app", 1);
+        policy.injects(&workload.template()?).await?;
+        sandbox.apply(&workload.objects()?).await?;
+        let wanted = format!("the Secret {name} has no key token");
+        policy
+            .eventually("the Secret is reported", ROLLOUT_TIMEOUT, |status| {
+                let current = has(status, ConditionType::ConfigCurrent, "False")?;
+                ensure!(current.reason == "NoAdminToken" && current.message.contains(&wanted), "{current:?}");
+                Ok(())
+            })
+            .await?;
+        ensure!(secrets.get(&name).await?.resource_version() == created.resource_version(), "it was changed");
+        secrets.delete(&name, &DeleteParams::default()).await?;
+        policy.serves(1).await?;
+        sandbox.admin_token("cache").await.map(drop)
     })
     .await
 }

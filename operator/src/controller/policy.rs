@@ -166,6 +166,7 @@ impl Context {
         let write_error = failed.first().map(ToString::to_string);
         let now = Timestamp::now();
         let seen = Observation {
+            name: &name,
             generation: policy.metadata.generation,
             spec: &policy.spec,
             policy_error: policy_error.as_ref(),

@@ -36,7 +36,7 @@ fn missed(name: &str) -> PodReport {
 }
 
 fn answer(hash: &str) -> Result<PolicyReport, String> {
-    Ok(PolicyReport { hash: Some(hash.into()), ..PolicyReport::default() })
+    Ok(PolicyReport { hash: Some(hash.into()), admin_token: true, ..PolicyReport::default() })
 }
 
 /// Inputs of a test; defaults describe a healthy state.
@@ -106,6 +106,7 @@ impl Scene {
         }
         let services: Vec<Service> = serde_json::from_value(services).unwrap();
         let seen = Observation {
+            name: "shop",
             generation: Some(3),
             spec: &spec(fields),
             policy_error: policy_error.as_ref(),
@@ -145,6 +146,27 @@ fn healthy_policy_has_true_conditions() {
         assert_eq!(condition.status, "True", "{condition:?}");
         assert_eq!(condition.observed_generation, Some(3));
     }
+}
+
+#[test]
+fn secret_without_a_token_is_reported() {
+    let scene = |tokens: &[bool]| {
+        let answers = ["a", "b"].into_iter().zip(tokens).map(|(name, token)| {
+            (
+                name,
+                Ok(PolicyReport { hash: Some(HASH.into()), admin_token: *token, ..PolicyReport::default() }),
+            )
+        });
+        Scene { pods: vec![right("a"), right("b")], answers: answers.collect(), ..Scene::default() }
+    };
+    let current = ConditionType::ConfigCurrent;
+    scene(&[false, false]).expect(
+        current,
+        "False",
+        "NoAdminToken",
+        "the Secret larder-shop-admin has no key token",
+    );
+    scene(&[false, true]).expect(current, "True", "Current", "2 of 2");
 }
 
 #[test]
@@ -242,6 +264,7 @@ fn a_broken_edit_leaves_the_hash_of_the_last_good_document() {
     let before = Scene::default().assess(None);
     let hash_after = |policy_error: PolicyError| {
         let seen = Observation {
+            name: "shop",
             generation: Some(4),
             spec: &spec(json!({})),
             policy_error: Some(&policy_error),

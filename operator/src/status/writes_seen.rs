@@ -145,8 +145,12 @@ mod tests {
     #[test]
     fn uninformed_sidecars_are_not_ready() {
         let covered = scene(State::Serving, UnseenWrites::PassThrough, None, "Restart");
-        let waits =
-            PolicyReport { hash: Some(HASH.into()), state: CacheState::Waiting, ..PolicyReport::default() };
+        let waits = PolicyReport {
+            hash: Some(HASH.into()),
+            state: CacheState::Waiting,
+            admin_token: true,
+            ..PolicyReport::default()
+        };
         let unheard = Scene { answers: vec![("a", Ok(waits))], ..covered };
         unheard.expect(Ready, "False", "WaitingForPods", "1 of 1 sidecars have not yet learned");
     }

@@ -17,6 +17,7 @@ use larder_api::admin::{CacheState, PolicyReport, TierState};
 use super::{
     Admin,
     refused::{Refused, refuses},
+    token,
 };
 use crate::mode::Mode;
 
@@ -77,6 +78,7 @@ pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<PolicyReport
         error: admin.config.error().as_deref().map(ToString::to_string),
         tiers: tiers.map(|(name, up)| (name, if up { TierState::Up } else { TierState::Down })).collect(),
         last_errors: snapshot.last_errors().into_iter().collect(),
+        admin_token: token::can_be_read(&admin).await,
     })
 }
 
@@ -97,6 +99,7 @@ pub(super) fn about_policy(operation: TransformOperation<'_>) -> TransformOperat
                 .into(),
                 last_errors: [("postgres/catalog".to_owned(), "can't read /run/secrets/url".to_owned())]
                     .into(),
+                admin_token: true,
             })
         })
 }

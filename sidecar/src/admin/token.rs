@@ -54,6 +54,12 @@ impl FromRequestParts<Arc<Admin>> for Token {
     }
 }
 
+/// Returns true if there is a token that a request could carry.
+pub(super) async fn can_be_read(admin: &Admin) -> bool {
+    let Some(file) = &admin.token_file else { return false };
+    tokio::fs::read(file).await.is_ok_and(|token| !token.trim_ascii().is_empty())
+}
+
 /// Lets pass who has the token, or asks for health alone.
 pub(super) async fn for_all_but_health(
     State(admin): State<Arc<Admin>>,
