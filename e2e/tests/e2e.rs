@@ -21,4 +21,6 @@ mod e2e {
     mod serving;
     mod telemetry;
     mod tiers;
+    mod undoing;
+    mod workloads;
 }

@@ -7,24 +7,18 @@ use larder_crds::selector;
 
 use crate::workload::Replacement;
 
-/// Returns the budget that a restart would exceed, as a sentence. Rollouts do not observe budgets by themselves.
+/// Returns the budget that a restart would exceed, as a clause. Rollouts do not observe budgets by themselves. `broken` is the
+/// number of pods that do not start, whose replacement disrupts nothing.
 pub fn exceeded(
     budgets: &[PodDisruptionBudget],
     labels: &BTreeMap<String, String>,
     replacement: Replacement,
+    broken: i32,
 ) -> Option<String> {
-    if replacement.unavailable == 0 {
-        return None;
-    }
-    budgets.iter().find_map(|budget| {
-        let own = budget.spec.as_ref()?.selector.as_ref()?;
-        // As in the API of NetworkPolicies, and other than in a policy, an empty selector is every pod.
-        if !selector::is_empty(own) && !selector::matches(own, labels) {
-            return None;
-        }
+    budgets.iter().filter(|budget| applies(budget, labels, replacement)).find_map(|budget| {
         let allowed = budget.status.as_ref().map_or(0, |status| status.disruptions_allowed);
         let name = budget.metadata.name.as_deref().unwrap_or_default();
-        (allowed < replacement.unavailable).then(|| {
+        (allowed.saturating_add(broken) < replacement.unavailable).then(|| {
             format!(
                 "its rollout makes {} of its pods unavailable at a time, and the PodDisruptionBudget {name} allows \
                  {allowed}",
@@ -32,6 +26,18 @@ pub fn exceeded(
             )
         })
     })
+}
+
+/// Returns true if a restart has to observe a budget.
+pub fn applies(
+    budget: &PodDisruptionBudget,
+    labels: &BTreeMap<String, String>,
+    replacement: Replacement,
+) -> bool {
+    let own = budget.spec.as_ref().and_then(|spec| spec.selector.as_ref());
+    // As in the API of NetworkPolicies, and other than in a policy, an empty selector is every pod.
+    let selects = own.is_some_and(|own| selector::is_empty(own) || selector::matches(own, labels));
+    selects && replacement.unavailable > 0
 }
 
 #[cfg(test)]
@@ -48,7 +54,7 @@ mod tests {
         }))
         .unwrap();
         let labels = [("app".to_owned(), "shop".to_owned())].into();
-        exceeded(&[budget], &labels, Replacement { surge: 0, unavailable })
+        exceeded(&[budget], &labels, Replacement { surge: 0, unavailable }, 0)
     }
 
     #[test]

@@ -94,15 +94,16 @@ pub fn undone(workload: &Workload, undone: &Undone) -> Event {
 }
 
 /// Returns the event for pods that keep the sidecar of a deleted policy.
-pub fn leftovers(pods: &[&str]) -> Event {
+pub fn leftovers(pods: &[&str], reason: Option<&str>) -> Event {
     let named = pods.iter().take(MAX_NAMED_PODS).copied().collect::<Vec<_>>().join(", ");
     let others = match pods.len().saturating_sub(MAX_NAMED_PODS) {
         0 => String::new(),
         more => format!(" and {more} more"),
     };
+    let reason = reason.map(|reason| format!("; {reason}")).unwrap_or_default();
     let note = format!(
         "the policy was deleted; its sidecars pass everything through. Pods that are not restarted keep theirs until \
-         they are deleted, and this ConfigMap stays until then: {named}{others}"
+         they are deleted, and this ConfigMap stays until then: {named}{others}{reason}"
     );
     event(EventType::Warning, "Leftover", "TakeBack", note)
 }

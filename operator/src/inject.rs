@@ -23,6 +23,7 @@ use larder_crds::CachePolicySpec;
 use larder_policy::spec::SecretKeyRef;
 use serde_json::{Map, Value, json};
 
+use self::withdrawal::Withdrawn;
 use crate::{
     capture::{Captured, Inputs, Mode, Plan, Skip, SkipReason},
     cli::SidecarSettings,
@@ -87,17 +88,18 @@ pub fn inject(pod: &Value, injection: &Injection<'_>) -> Outcome {
             ),
         });
     }
-    let (plain, position) = withdrawal::withdraw(pod);
-    inject_plain(&plain, injection, &secrets, hash, position)
+    let (plain, before) = withdrawal::withdraw(pod);
+    inject_plain(&plain, injection, &secrets, hash, before)
 }
 
-/// Injects the sidecar into a pod that has none, at a position among the init containers or at their end.
+/// Injects the sidecar into a pod that has none, or had this one `before`: its container goes back to its place, with what
+/// the API server and other webhooks have added to it.
 fn inject_plain(
     pod: &Value,
     injection: &Injection<'_>,
     secrets: &[SecretKeyRef],
     hash: String,
-    position: Option<usize>,
+    before_call: Option<Withdrawn>,
 ) -> Outcome {
     if pod["metadata"]["annotations"][annotations::WITHHELD] == hash.as_str() {
         return Outcome::Skipped(Skip {
@@ -136,12 +138,20 @@ fn inject_plain(
     if sleeps {
         let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
         original["terminationGracePeriodSeconds"] = json!(grace);
+        original["drainSeconds"] = json!(injection.settings.drain_seconds);
         let grace = grace.unwrap_or(DEFAULT_GRACE_SECONDS) + u64::from(injection.settings.drain_seconds);
         spec.insert("terminationGracePeriodSeconds".into(), json!(grace));
     }
-    let container = sidecar::container(injection, before, &captured, secrets);
+    let mut container = sidecar::container(injection, before, &captured, secrets);
     let containers = list(spec, "initContainers");
-    containers.insert(position.unwrap_or(containers.len()).min(containers.len()), container);
+    let mut position = containers.len();
+    if let Some(withdrawn) = before_call {
+        let args = container["args"].take();
+        container = withdrawn.container;
+        container["args"] = args;
+        position = withdrawn.position.min(position);
+    }
+    containers.insert(position, container);
     list(spec, "volumes").extend(sidecar::volumes(injection.policy, secrets));
 
     let metadata = member(&mut pod, "metadata");

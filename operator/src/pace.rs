@@ -19,6 +19,10 @@ pub struct Pace {
     pub policy_is_proven: bool,
     /// True if the sidecar did not start in another workload, whose restart was undone.
     pub has_failed: bool,
+    /// True if the restart would take from a quota or budget from which another restart takes.
+    pub shares_quota_or_budget: bool,
+    /// Workloads of the namespace whose restart has not ended.
+    pub in_namespace: usize,
     /// Workloads of the cluster whose restart has not ended.
     pub in_cluster: usize,
     /// Workloads of the policy whose restart has not ended.
@@ -38,6 +42,8 @@ pub enum Queued {
     Image,
     /// The policy's sidecar is tried on one workload first.
     Policy,
+    /// Another restart in the namespace takes from the same quota or budget.
+    Shared,
     /// As many workloads of the policy as may be are being restarted.
     PolicyLimit,
     /// As many workloads of the cluster as may be are being restarted.
@@ -53,6 +59,8 @@ impl Pace {
             Some(Queued::Image)
         } else if !self.policy_is_proven && self.in_policy > 0 {
             Some(Queued::Policy)
+        } else if self.shares_quota_or_budget {
+            Some(Queued::Shared)
         } else if self.in_policy >= self.max_in_policy {
             Some(Queued::PolicyLimit)
         } else if self.in_cluster >= self.max_in_cluster {
@@ -69,6 +77,7 @@ impl fmt::Display for Queued {
             Self::Failed => "the sidecar did not start in another workload, whose restart was undone",
             Self::Image => "the sidecar image is tried on one workload of the cluster first",
             Self::Policy => "one workload is restarted first, the others once its pods are ready",
+            Self::Shared => "in a namespace with a ResourceQuota or PodDisruptionBudget one workload is restarted at a time",
             Self::PolicyLimit => {
                 "as many workloads as sidecar.rollout.maxConcurrent allows are being restarted"
             }
@@ -87,6 +96,8 @@ mod tests {
         image_is_proven: true,
         policy_is_proven: true,
         has_failed: false,
+        shares_quota_or_budget: false,
+        in_namespace: 0,
         in_cluster: 0,
         in_policy: 0,
         max_in_cluster: 3,
@@ -110,6 +121,11 @@ mod tests {
     #[test]
     fn nothing_is_restarted_after_a_failure() {
         assert_eq!(Pace { has_failed: true, ..PROVEN }.queue(), Some(Queued::Failed));
+    }
+
+    #[test]
+    fn restarts_that_share_a_quota_follow_one_another() {
+        assert_eq!(Pace { shares_quota_or_budget: true, ..PROVEN }.queue(), Some(Queued::Shared));
     }
 
     #[test]

@@ -2,6 +2,7 @@
 
 use std::{collections::BTreeMap, net::IpAddr, time::Duration};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::ResourceExt;
 use larder_api::{annotations, labels, names};
@@ -14,6 +15,7 @@ use crate::{
     compile, inject,
     inject::{Injection, Outcome},
     policies::opted_out,
+    quota::{self, Usage},
     rollout::{Deviation, Obstacle, PodState},
     stores::{Stores, in_namespace},
     workload::{self, Workload},
@@ -63,6 +65,8 @@ pub struct PodReport {
     pub workload: Option<String>,
     /// True if the pod was created from its workload's newest template.
     pub newest: bool,
+    /// Requests and limits of the pod's sidecar.
+    pub usage: Usage,
     /// The reason that the pod does not start, with Kubernetes' words for it.
     pub obstacle: Option<(Obstacle, String)>,
     /// The pod's deviation from the desired state.
@@ -88,11 +92,13 @@ pub struct Subject<'a> {
     pub settings: &'a SidecarSettings,
     /// Time after which a restart whose pods do not start is undone.
     pub patience: Duration,
+    /// The current time.
+    pub now: Timestamp,
 }
 
 /// Examines a policy's pods.
 pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
-    let Subject { namespace, name, policy, frozen, others, settings, patience } = *subject;
+    let Subject { namespace, name, policy, frozen, others, settings, patience, now } = *subject;
     let network_policies = in_namespace(&stores.network_policies, namespace);
     let injection = policy.map(|policy| Injection {
         namespace,
@@ -149,7 +155,7 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
             _ => (injected.then_some(Deviation::Stray), None),
         };
         let mut report = report(pod, selected, injected, deviation, skip);
-        report.obstacle = obstacle(pod);
+        report.obstacle = obstacle(pod).filter(|_| has_existed_for(pod, patience, now));
         if let Some((workload, newest)) = workload {
             (report.workload, report.newest) = (Some(workload.uid.clone()), newest);
             let obstacle = report.obstacle.as_ref().map(|(obstacle, _)| *obstacle);
@@ -196,6 +202,7 @@ fn report(
     let statuses = status.and_then(|status| status.init_container_statuses.as_ref()).into_iter().flatten();
     let ready = statuses.into_iter().any(|container| container.name == names::SIDECAR && container.ready);
     let original = json!({ "metadata": { "annotations": pod.annotations() } });
+    let usage = if injected { quota::of_sidecar(&json!(pod)) } else { Usage::new() };
     PodReport {
         name: pod.name_any(),
         labels: pod.labels().clone(),
@@ -207,6 +214,7 @@ fn report(
         config_hash: pod.annotations().get(annotations::CONFIG_HASH).cloned(),
         coverage: pod.annotations().get(annotations::COVERAGE).cloned(),
         captured: inject::captured_of(&original),
+        usage,
         uid: pod.uid().unwrap_or_default(),
         namespace: pod.namespace().unwrap_or_default(),
         owner: pod
@@ -250,6 +258,11 @@ fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
         _ => return None,
     };
     Some((obstacle, waiting.message.clone().or_else(|| waiting.reason.clone()).unwrap_or_default()))
+}
+
+/// Returns true if a pod was created that long ago: an image may fail to be pulled once, and a node may have to be added.
+fn has_existed_for(pod: &Pod, time: Duration, now: Timestamp) -> bool {
+    pod.creation_timestamp().is_some_and(|created| now >= created.0 + time)
 }
 
 /// Returns the port of the admin API of a pod's sidecar.
@@ -379,6 +392,7 @@ pub(crate) mod tests {
             others: &policies.of("shop"),
             settings,
             patience: Duration::from_secs(300),
+            now: Timestamp::UNIX_EPOCH,
         };
         policy_pods(&stores(pods), &subject)
     }

@@ -16,7 +16,30 @@ pub fn of_sidecar(pod: &Value) -> Usage {
     let mut usage = Usage::new();
     let containers = pod["spec"]["initContainers"].as_array().into_iter().flatten();
     containers.filter(|container| container["name"] == names::SIDECAR).for_each(|one| add(&mut usage, one));
+    // The pod's own resources count in place of those of its containers.
+    usage.retain(|resource, _| !of_whole(pod).contains_key(resource));
     usage
+}
+
+/// Returns the requests and limits that a pod has as a whole.
+fn of_whole(pod: &Value) -> Usage {
+    let mut usage = Usage::new();
+    add(&mut usage, &pod["spec"]);
+    usage
+}
+
+/// Returns the sum of what a sidecar takes beyond the `current` sidecar of each of some pods, and the largest of these.
+pub fn growth(sidecar: &Usage, current: &[Usage]) -> (Usage, Usage) {
+    let (mut sum, mut largest) = (Usage::new(), Usage::new());
+    for before in current {
+        for (resource, amount) in sidecar {
+            let more = (amount - before.get(resource).copied().unwrap_or_default()).max(0);
+            *sum.entry(resource.clone()).or_default() += more;
+            let largest = largest.entry(resource.clone()).or_default();
+            *largest = more.max(*largest);
+        }
+    }
+    (sum, largest)
 }
 
 /// Returns the requests and limits of a pod: the sum over its containers and native sidecars.
@@ -26,6 +49,7 @@ pub fn of_pod(pod: &Value) -> Usage {
     let native = list("initContainers").filter(|container| container["restartPolicy"] == "Always");
     let mut usage = Usage::new();
     list("containers").chain(native).for_each(|container| add(&mut usage, container));
+    usage.extend(of_whole(pod));
     usage.insert("pods".into(), nanos(&Quantity("1".into())).unwrap_or_default());
     usage
 }
@@ -42,10 +66,10 @@ fn add(usage: &mut Usage, container: &Value) {
 /// A rollout's need beyond the current use.
 #[derive(Clone, Copy, Debug)]
 pub struct Need<'a> {
-    /// Pods that get a sidecar which they do not have now.
-    pub sidecars: usize,
-    /// Requests and limits of each sidecar.
-    pub sidecar: &'a Usage,
+    /// Sum of what the sidecars take beyond those that there are.
+    pub growth: &'a Usage,
+    /// The largest part of one pod in it.
+    pub largest: &'a Usage,
     /// The whole pod that exists beside the others while it replaces one of them; `None` if a pod is deleted first.
     pub beside: Option<&'a Usage>,
     /// The pod, for the scopes of quotas.
@@ -83,17 +107,14 @@ fn wanted(resource: &str, need: &Need<'_>) -> Option<i128> {
         "count/pods" => "pods".to_owned(),
         other => other.to_owned(),
     };
-    let sidecar = need.sidecar.get(&key).copied().unwrap_or_default();
-    let sidecars = i128::try_from(need.sidecars).ok()?;
-    Some(match need.beside {
-        // The last pod to be replaced is there beside all sidecars but its own.
-        Some(pod) => (sidecars - 1).max(0).checked_mul(sidecar)? + pod.get(&key).copied().unwrap_or_default(),
-        None => sidecars.checked_mul(sidecar)?,
-    })
+    let of = |usage: &Usage| usage.get(&key).copied().unwrap_or_default();
+    let growth = of(need.growth);
+    // The last pod to be replaced is there beside all sidecars but its own.
+    Some(need.beside.map_or(growth, |pod| growth - of(need.largest) + of(pod)))
 }
 
 /// Returns true if a quota counts a pod. Scopes that depend on more than the pod's spec are left to the API server.
-fn applies(quota: &ResourceQuota, pod: &Value) -> bool {
+pub fn applies(quota: &ResourceQuota, pod: &Value) -> bool {
     let Some(spec) = &quota.spec else { return false };
     if spec.scope_selector.is_some() {
         return false;
@@ -148,7 +169,9 @@ mod tests {
     fn check(quota: &ResourceQuota, sidecars: usize, beside: bool) -> Option<String> {
         let pod = pod();
         let whole = of_pod(&pod);
-        let need = Need { sidecars, sidecar: &of_sidecar(&pod), beside: beside.then_some(&whole), pod: &pod };
+        let (growth, largest) = growth(&of_sidecar(&pod), &vec![Usage::new(); sidecars]);
+        let beside = beside.then_some(&whole);
+        let need = Need { growth: &growth, largest: &largest, beside, pod: &pod };
         exceeded(std::slice::from_ref(quota), &need)
     }
 
@@ -171,6 +194,24 @@ mod tests {
         let full = self::quota(json!({"pods": "2"}), json!({"pods": "2"}));
         assert!(check(&full, 2, true).unwrap().contains("needs 1 more"));
         assert_eq!(check(&full, 2, false), None, "a pod is deleted before its successor is created");
+    }
+
+    #[test]
+    fn larger_sidecars_count_for_what_they_take_more() {
+        let memory =
+            |text: &str| Usage::from([("limits.memory".to_owned(), nanos(&Quantity(text.into())).unwrap())]);
+        let (sum, largest) = growth(&memory("512Mi"), &[memory("128Mi"), memory("1Gi"), Usage::new()]);
+        assert_eq!(sum, memory("896Mi"));
+        assert_eq!(largest, memory("512Mi"));
+    }
+
+    #[test]
+    fn pod_with_resources_of_its_own_counts_as_a_whole() {
+        let mut pod = pod();
+        pod["spec"]["resources"] = json!({"limits": {"memory": "1Gi"}});
+        assert!(!of_sidecar(&pod).contains_key("limits.memory"));
+        assert!(of_sidecar(&pod).contains_key("requests.cpu"));
+        assert_eq!(of_pod(&pod)["limits.memory"], nanos(&Quantity("1Gi".into())).unwrap());
     }
 
     #[test]

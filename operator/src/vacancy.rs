@@ -6,7 +6,10 @@ use k8s_openapi::{
 };
 use larder_crds::selector;
 
-use crate::stores::{Stores, in_namespace};
+use crate::{
+    policies::opted_out,
+    stores::{Stores, in_namespace},
+};
 
 /// The reason that a policy has no pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -55,7 +58,7 @@ pub fn vacancy(stores: &Stores, namespace: &str, own: &LabelSelector) -> Vacancy
 /// Returns true if a selector matches the pods of a template.
 pub fn is_selected(own: &LabelSelector, template: &PodTemplateSpec) -> bool {
     let labels = template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
-    labels.is_some_and(|labels| selector::matches(own, labels))
+    labels.is_some_and(|labels| !opted_out(labels) && selector::matches(own, labels))
 }
 
 fn named(kind: &str, metadata: &ObjectMeta) -> String {

@@ -1,6 +1,10 @@
 //! Deployments, StatefulSets and DaemonSets: the owners of pods, and the progress of their rollouts.
 
-use std::{collections::BTreeMap, fmt, sync::LazyLock};
+use std::{
+    collections::{BTreeMap, HashSet},
+    fmt,
+    sync::LazyLock,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -242,10 +246,21 @@ pub fn annotated_in(stores: &Stores, namespace: &str) -> Vec<(Workload, BTreeMap
     deployments.chain(sets).chain(daemons).map(|workload| (workload.clone(), labels(&workload))).collect()
 }
 
-/// Returns true if a restart was undone because a sidecar with this image does not start.
-pub fn image_has_failed(stores: &Stores, image: &str) -> bool {
+/// Returns true if a restart of a workload, `except` the one with that uid, was undone because a sidecar with this image does
+/// not start.
+pub fn image_has_failed(stores: &Stores, image: &str, except: &str) -> bool {
     let failed = |undone: &Undone| undone.image == image && undone.obstacle.is_common();
-    restarted(stores).any(|workload| workload.undone.as_ref().is_some_and(failed))
+    restarted(stores).any(|workload| workload.uid != except && workload.undone.as_ref().is_some_and(failed))
+}
+
+/// Returns the uids of the workloads of a namespace.
+pub fn uids_in(stores: &Stores, namespace: &str) -> HashSet<String> {
+    let deployments = in_namespace(&stores.deployments, namespace);
+    let sets = in_namespace(&stores.stateful_sets, namespace);
+    let daemons = in_namespace(&stores.daemon_sets, namespace);
+    let deployments = deployments.iter().filter_map(|one| one.uid());
+    let sets = sets.iter().filter_map(|one| one.uid());
+    deployments.chain(sets).chain(daemons.iter().filter_map(|one| one.uid())).collect()
 }
 
 /// Returns the uids of the workloads whose restart by the operator began after `since` and has not ended.
@@ -351,9 +366,8 @@ fn of_daemon_set(set: &DaemonSet) -> Workload {
     let wanted = status.map_or(0, |status| status.desired_number_scheduled);
     let complete = status.is_some_and(|status| {
         status.observed_generation >= set.metadata.generation
-            && [status.updated_number_scheduled, status.number_available]
-                .iter()
-                .all(|count| count.unwrap_or(0) == wanted)
+            // A node that is not ready has a pod that is not available, for as long as it takes.
+            && status.updated_number_scheduled.unwrap_or(0) == wanted
     });
     let strategy = spec.and_then(|spec| spec.update_strategy.as_ref());
     let halt =

@@ -9,47 +9,63 @@ use kube::{
     api::{DynamicObject, ListParams, PostParams},
     core::ApiResource,
 };
-use larder_api::{labels, names};
+use larder_api::{annotations, labels, names};
 use serde_json::{Value, json};
 
 use crate::{
     disruption,
     error::{Error, Result},
     inject::has_sidecar,
+    policy_pods::PodReport,
     quota,
-    rollout::{Deviation, HoldReason, PodState},
+    rollout::{Deviation, HoldReason},
     workload::Workload,
 };
 
 /// The reason against a restart, with a clause for users.
 pub(super) type Refusal = (HoldReason, String);
 
-/// Returns the reason against a restart of a workload for a deviation of its `pods`: a budget or a quota that the restart
-/// would exceed, or the refusal of a pod as the workload would create it. Nothing is created.
-pub(super) async fn refusal(
+/// Result of a trial.
+pub(super) enum Trial {
+    /// The restart may begin.
+    Admitted {
+        /// True if other restarts in the namespace would take from the same quota or budget.
+        alone: bool,
+    },
+    /// The restart must not begin.
+    Refused(Refusal),
+}
+
+/// Tries a restart of a workload for a deviation of its `pods`, without creating anything. A budget or a quota that the
+/// restart would exceed is against it, or the refusal of a pod as the workload would create it.
+pub(super) async fn try_restart(
     client: &Client,
     namespace: &str,
     workload: &Workload,
-    pods: &[PodState],
+    pods: &[&PodReport],
     deviation: Deviation,
-) -> Result<Option<Refusal>> {
+) -> Result<Trial> {
+    let refused = |reason, message| Ok(Trial::Refused((reason, message)));
     let everything = ListParams::default();
     let pod = pod_of(workload);
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), namespace);
     let own_labels = serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
     let budgets = budgets.list(&everything).await?.items;
-    if let Some(exceeded) = disruption::exceeded(&budgets, &own_labels, workload.replacement) {
+    let bounded = budgets.iter().any(|budget| disruption::applies(budget, &own_labels, workload.replacement));
+    let broken = pods.iter().filter(|pod| pod.obstacle.is_some()).count();
+    let broken = i32::try_from(broken).unwrap_or(i32::MAX);
+    if let Some(exceeded) = disruption::exceeded(&budgets, &own_labels, workload.replacement, broken) {
         let message = format!(
             "{workload} is not restarted, because {exceeded}: restart it by hand at a suitable time, with `{}`",
             workload.restart_command()
         );
-        return Ok(Some((HoldReason::DisruptionBudget, message)));
+        return refused(HoldReason::DisruptionBudget, message);
     }
     let created = match create(client, namespace, &pod).await? {
         Answer::Created(created) => created,
-        Answer::Unknown => return Ok(None),
-        // A pod is deleted before its successor is created, so that only the sidecars come on top.
-        Answer::Refused(message) if is_quota(&message) && workload.replacement.surge == 0 => {
+        Answer::Unknown => return Ok(Trial::Admitted { alone: true }),
+        // A pod is deleted before its successor is created, so that the number of pods stays.
+        Answer::Refused(message) if is_quota_of_pods(&message) && workload.replacement.surge == 0 => {
             workload.injected.clone().unwrap_or(pod)
         }
         Answer::Refused(message) => {
@@ -63,33 +79,42 @@ pub(super) async fn refusal(
             let message = format!(
                 "{workload} is not restarted, because the API server refuses a pod of it {how}: {message}{remedy}"
             );
-            return Ok(Some((HoldReason::AdmissionRefused, message)));
+            return refused(HoldReason::AdmissionRefused, message);
         }
     };
     if deviation == Deviation::Stray {
-        return Ok(None);
+        return Ok(Trial::Admitted { alone: bounded });
     }
     if !has_sidecar(&created) {
+        let why = match created["metadata"]["annotations"][annotations::SKIPPED].as_str() {
+            Some(skipped) => skipped.to_owned(),
+            None => "check that the API server reaches port 9443 of the operator's pods (firewalls, NetworkPolicies) and that \
+                     no other webhook removes the sidecar"
+                .to_owned(),
+        };
         let message = format!(
-            "{workload} is not restarted, because its pods would be created without the sidecar: check that the API \
-             server reaches port 9443 of the operator's pods (firewalls, NetworkPolicies) and that no other webhook \
-             removes the sidecar"
+            "{workload} is not restarted, because its pods would be created without the sidecar: {why}"
         );
-        return Ok(Some((HoldReason::NotInjected, message)));
+        return refused(HoldReason::NotInjected, message);
     }
     let quotas: Api<ResourceQuota> = Api::namespaced(client.clone(), namespace);
     let quotas = quotas.list(&everything).await?.items;
     let whole = quota::of_pod(&created);
-    let need = quota::Need {
-        sidecars: pods.iter().filter(|pod| !pod.injected).count(),
-        sidecar: &quota::of_sidecar(&created),
-        beside: (workload.replacement.surge > 0).then_some(&whole),
-        pod: &created,
-    };
-    Ok(quota::exceeded(&quotas, &need).map(|exceeded| {
-        let message = format!("{workload} is not restarted, because {exceeded}: raise the quota, or lower sidecar.resources in the policy");
-        (HoldReason::AdmissionRefused, message)
-    }))
+    let current: Vec<_> =
+        pods.iter().filter(|pod| pod.deviation.is_some()).map(|pod| pod.usage.clone()).collect();
+    let (growth, largest) = quota::growth(&quota::of_sidecar(&created), &current);
+    let beside = (workload.replacement.surge > 0).then_some(&whole);
+    let need = quota::Need { growth: &growth, largest: &largest, beside, pod: &created };
+    let alone = bounded || quotas.iter().any(|quota| quota::applies(quota, &created));
+    match quota::exceeded(&quotas, &need) {
+        None => Ok(Trial::Admitted { alone }),
+        Some(exceeded) => {
+            let message = format!(
+                "{workload} is not restarted, because {exceeded}: raise the quota, or lower sidecar.resources in the policy"
+            );
+            refused(HoldReason::AdmissionRefused, message)
+        }
+    }
 }
 
 /// The API server's answer.
@@ -103,7 +128,6 @@ enum Answer {
 }
 
 async fn create(client: &Client, namespace: &str, pod: &Value) -> Result<Answer> {
-    // Not typed, so that fields that the operator's types do not know are tried, too.
     let resource = ApiResource::erase::<Pod>(&());
     let api: Api<DynamicObject> = Api::namespaced_with(client.clone(), namespace, &resource);
     let options = PostParams { dry_run: true, field_manager: Some(names::FIELD_MANAGER.into()) };
@@ -135,6 +159,15 @@ fn pod_of(workload: &Workload) -> Value {
         "controller": true,
     }]);
     pod
+}
+
+/// Returns true if a quota on the number of pods alone is exceeded.
+fn is_quota_of_pods(message: &str) -> bool {
+    let requested =
+        message.split_once("requested: ").and_then(|(_, rest)| Some(rest.split_once(", used: ")?.0));
+    let mut amounts = requested.iter().flat_map(|requested| requested.split(',')).peekable();
+    let is_count = |amount: &str| matches!(amount.split_once('='), Some(("pods" | "count/pods", _)));
+    is_quota(message) && amounts.peek().is_some() && amounts.all(is_count)
 }
 
 fn is_quota(message: &str) -> bool {
@@ -179,6 +212,20 @@ mod tests {
         assert_eq!(pod["metadata"]["generateName"], "shop-");
         assert_eq!(pod["metadata"]["ownerReferences"][0]["kind"], "Deployment");
         assert_eq!(pod["spec"], json!({"containers": []}));
+    }
+
+    #[test]
+    fn quota_on_the_number_of_pods_is_told_from_others() {
+        let message = |requested: &str| {
+            format!(
+                "pods \"a\" is forbidden: exceeded quota: q, requested: {requested}, used: pods=2, limited: pods=2"
+            )
+        };
+        assert!(is_quota_of_pods(&message("pods=1")));
+        assert!(is_quota_of_pods(&message("count/pods=1,pods=1")));
+        assert!(!is_quota_of_pods(&message("limits.cpu=1,pods=1")));
+        assert!(!is_quota_of_pods("exceeded quota: q"));
+        assert!(!is_quota_of_pods("violates PodSecurity, requested: pods=1, used: pods=1"));
     }
 
     #[test]

@@ -104,6 +104,7 @@ impl Context {
                 others: &self.dependencies.policies.of(&namespace),
                 settings: &self.dependencies.arguments.sidecar,
                 patience: self.dependencies.arguments.patience(),
+                now: Timestamp::now(),
             },
         );
         let now = Timestamp::now();
@@ -141,6 +142,10 @@ impl Context {
             let rolled = self.roll(&rollout, &policy_pods).await;
             failed.extend(rolled.failed);
             holds = rolled.holds;
+        }
+        if let Err(error) = self.forget_workloads(&namespace).await {
+            failed
+                .push(WriteError { what: "could not remove annotations of earlier restarts".into(), error });
         }
         let taken = failed.iter().find(|failure| matches!(failure.error, Error::NameTaken { .. }));
         let matched = policy_pods.pods.iter().any(|pod| pod.matched);

@@ -14,7 +14,7 @@ use tokio::time::Instant;
 
 use super::{
     Context,
-    admission::{self, Refusal},
+    admission::{self, Refusal, Trial},
     writes::WriteError,
 };
 use crate::{
@@ -124,19 +124,27 @@ impl Context {
         let queued = |pace: Pace| {
             pace.queue().and_then(|queued| hold(HoldReason::Queued, format!("{workload} waits: {queued}")))
         };
-        let pace = self.pace(rollout, policy_pods, &*self.restarts.lock().await, now);
+        // Removing a sidecar needs no proof of it.
+        let rollout =
+            &Rollout { takes_back: rollout.takes_back || deviation == Deviation::Stray, ..*rollout };
+        let pace = self.pace(rollout, policy_pods, workload, &*self.restarts.lock().await, now);
         if let Some(hold) = queued(pace) {
             return Ok(Some(hold));
         }
-        if let Some((reason, message)) = self.refusal(namespace, workload, pods, deviation).await? {
-            return Ok(hold(reason, message));
-        }
+        let own: Vec<_> =
+            policy_pods.pods.iter().filter(|pod| pod.workload.as_ref() == Some(&workload.uid)).collect();
+        let alone = match self.try_restart(namespace, workload, &own, deviation).await? {
+            Trial::Refused((reason, message)) => return Ok(hold(reason, message)),
+            Trial::Admitted { alone } => alone,
+        };
         let mut restarts = self.restarts.lock().await;
         if restarts.get(&workload.uid).is_some_and(|at| now < *at + AFTER_RESTART) {
             return Ok(None);
         }
         // Another policy's workload may have been restarted since.
-        if let Some(hold) = queued(self.pace(rollout, policy_pods, &restarts, now)) {
+        let pace = self.pace(rollout, policy_pods, workload, &restarts, now);
+        let shares = alone && pace.in_namespace > 0;
+        if let Some(hold) = queued(Pace { shares_quota_or_budget: shares, ..pace }) {
             return Ok(Some(hold));
         }
         self.restart(namespace, workload, now).await?;
@@ -178,7 +186,10 @@ impl Context {
     async fn evict_stuck_pods(&self, namespace: &str, policy_pods: &PolicyPods) -> Vec<WriteError> {
         let is_set = |uid: &String| {
             let mut workloads = policy_pods.workloads.iter();
-            workloads.any(|(workload, _)| workload.uid == *uid && workload.kind == WorkloadKind::StatefulSet)
+            workloads.any(|(workload, _)| {
+                let rolls = workload.progress.rolls && workload.kind == WorkloadKind::StatefulSet;
+                rolls && workload.uid == *uid
+            })
         };
         let is_stuck = |pod: &&PodReport| {
             pod.injected && !pod.newest && pod.obstacle.is_some() && pod.workload.as_ref().is_some_and(is_set)
@@ -198,28 +209,28 @@ impl Context {
         failed
     }
 
-    /// Returns the reason against a restart; a refusal is believed for [`REFUSAL_TRUST`].
-    async fn refusal(
+    /// Tries a restart; a refusal is believed for [`REFUSAL_TRUST`].
+    async fn try_restart(
         &self,
         namespace: &str,
         workload: &Workload,
-        pods: &[PodState],
+        pods: &[&PodReport],
         deviation: Deviation,
-    ) -> Result<Option<Refusal>> {
+    ) -> Result<Trial> {
         let mut refusals = self.refusals.lock().await;
         refusals.retain(|_, refused| refused.at.elapsed() < REFUSAL_TRUST);
         if let Some(refused) = refusals.get(&workload.uid).filter(|refused| refused.aim == workload.aim) {
-            return Ok(Some(refused.refusal.clone()));
+            return Ok(Trial::Refused(refused.refusal.clone()));
         }
         drop(refusals);
         let client = &self.dependencies.client;
-        let refusal = admission::refusal(client, namespace, workload, pods, deviation).await?;
-        if let Some(refusal) = &refusal {
+        let trial = admission::try_restart(client, namespace, workload, pods, deviation).await?;
+        if let Trial::Refused(refusal) = &trial {
             let refused = Refused { aim: workload.aim.clone(), at: Instant::now(), refusal: refusal.clone() };
             self.refusals.lock().await.insert(workload.uid.clone(), refused);
-            tracing::info!(namespace, %workload, reason = refusal.0.as_str(), message = refusal.1, "a restart is not possible");
+            tracing::debug!(namespace, %workload, reason = refusal.0.as_str(), message = refusal.1, "a restart is not possible");
         }
-        Ok(refusal)
+        Ok(trial)
     }
 
     /// Returns the restarts in progress, those of `recent` included, which the watched lists may not show yet.
@@ -227,6 +238,7 @@ impl Context {
         &self,
         rollout: &Rollout<'_>,
         policy_pods: &PolicyPods,
+        workload: &Workload,
         recent: &HashMap<String, Timestamp>,
         now: Timestamp,
     ) -> Pace {
@@ -243,14 +255,21 @@ impl Context {
                 workload.progress.complete
                     && pods.iter().all(|pod| pod.injected && pod.deviation.is_none())
                     && !in_progress.contains(&workload.uid)
+                    && policy_pods
+                        .pods
+                        .iter()
+                        .all(|pod| pod.ready || pod.workload.as_ref() != Some(&workload.uid))
             });
-        let is_undone = |(workload, _): &(Workload, _)| {
-            workload.undone().is_some_and(|undone| undone.obstacle.is_common())
+        let is_undone = |(other, _): &(Workload, _)| {
+            other.uid != workload.uid && other.undone().is_some_and(|undone| undone.obstacle.is_common())
         };
+        let neighbours = workload::uids_in(&self.stores, rollout.namespace);
         Pace {
             image_is_proven,
             policy_is_proven,
-            has_failed: (!image_is_proven && workload::image_has_failed(&self.stores, image))
+            shares_quota_or_budget: false,
+            in_namespace: in_progress.iter().filter(|uid| neighbours.contains(*uid)).count(),
+            has_failed: (!image_is_proven && workload::image_has_failed(&self.stores, image, &workload.uid))
                 || (!policy_is_proven && policy_pods.workloads.iter().any(is_undone)),
             in_cluster: in_progress.len(),
             in_policy: in_progress.iter().filter(|uid| of_policy(uid)).count(),

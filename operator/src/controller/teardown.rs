@@ -6,6 +6,7 @@
 
 use std::{sync::Arc, time::Duration};
 
+use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
 use kube::{Api, ResourceExt, runtime::controller::Action};
 use larder_api::{annotations, labels, names};
@@ -20,7 +21,9 @@ use crate::{
     compile::{self, Owner},
     error::{Error, Result},
     events,
+    policies::opted_out,
     policy_pods::{PodReport, PolicyPods, Subject, has_sidecar, is_finished, policy_pods},
+    rollout::{Hold, HoldReason},
     stores::in_namespace,
     workload,
 };
@@ -64,6 +67,7 @@ impl Context {
             self.dependencies.registration.ensure().await?;
             self.forget_workloads(namespace).await?;
             self.delete_config_map(map).await?;
+            self.leftovers.lock().await.remove(&map.uid().unwrap_or_default());
             tracing::info!(namespace, name, "the last pod of a deleted policy is gone");
             return Ok(Action::await_change());
         }
@@ -98,11 +102,12 @@ impl Context {
                 others: &others,
                 settings: &self.dependencies.arguments.sidecar,
                 patience: self.dependencies.arguments.patience(),
+                now: Timestamp::now(),
             },
         );
-        self.tell_of_leftovers(map, &about, &policy_pods, strategy).await;
         let mut failed = self.touch(namespace, &policy_pods.pods, &held.hash, None).await;
         self.dependencies.registration.ensure().await?;
+        let mut holds = Vec::new();
         // In the run after the one that wrote: by then every replica's webhook has seen that the policy is gone.
         if !held.wrote && strategy == RolloutStrategy::Restart {
             let rollout = Rollout {
@@ -112,8 +117,11 @@ impl Context {
                 max_concurrent: u16::MAX,
                 takes_back: true,
             };
-            failed.extend(self.roll(&rollout, &policy_pods).await.failed);
+            let rolled = self.roll(&rollout, &policy_pods).await;
+            failed.extend(rolled.failed);
+            holds = rolled.holds;
         }
+        self.tell_of_leftovers(map, &about, &policy_pods, &holds, strategy).await;
         match failed.into_iter().next() {
             Some(first) => Err(first.error),
             None => Ok(Action::requeue(CHANGE_INTERVAL)),
@@ -121,10 +129,15 @@ impl Context {
     }
 
     /// Removes the operator's notes from workloads that no policy selects any more.
-    async fn forget_workloads(&self, namespace: &str) -> Result<()> {
+    pub(super) async fn forget_workloads(&self, namespace: &str) -> Result<()> {
         let policies = self.dependencies.policies.of(namespace);
         for (workload, labels) in workload::annotated_in(&self.stores, namespace) {
-            if !policies.iter().any(|policy| selector::matches(&policy.spec.selector, &labels)) {
+            let is_selected = || {
+                let mut policies = policies.iter();
+                !opted_out(&labels)
+                    && policies.any(|policy| selector::matches(&policy.spec.selector, &labels))
+            };
+            if workload.progress.complete && !is_selected() {
                 self.forget_attempts(namespace, &workload).await?;
             }
         }
@@ -137,13 +150,16 @@ impl Context {
         map: &ConfigMap,
         about: &ObjectReference,
         policy_pods: &PolicyPods,
+        holds: &[Hold],
         strategy: RolloutStrategy,
     ) {
+        let lasting: Vec<_> = holds.iter().filter(|hold| hold.reason != HoldReason::Queued).collect();
         let is_restarted = |pod: &PodReport| {
             let mut workloads = policy_pods.workloads.iter();
             strategy == RolloutStrategy::Restart
                 && workloads.any(|(workload, _)| {
-                    workload.progress.rolls && pod.workload.as_ref() == Some(&workload.uid)
+                    let is_held = lasting.iter().any(|hold| hold.uid == workload.uid);
+                    workload.progress.rolls && !is_held && pod.workload.as_ref() == Some(&workload.uid)
                 })
         };
         let left = policy_pods.pods.iter().filter(|pod| pod.injected && !is_restarted(pod));
@@ -152,6 +168,7 @@ impl Context {
         if names.is_empty() || !self.leftovers.lock().await.insert(uid) {
             return;
         }
-        self.publish(&events::leftovers(&names), about).await;
+        let reason = lasting.first().map(|hold| hold.message.as_str());
+        self.publish(&events::leftovers(&names, reason), about).await;
     }
 }

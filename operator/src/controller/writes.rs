@@ -221,11 +221,14 @@ impl Context {
 
     /// Restarts a workload, as `kubectl rollout restart` does.
     pub(super) async fn restart(&self, namespace: &str, workload: &Workload, now: Timestamp) -> Result<()> {
+        // Where the last restart has not ended, the way back leads to what was before it.
+        let unfinished = workload.progress.attempts > 0 && !workload.progress.complete;
+        let before = if unfinished { &workload.restarted_before } else { &workload.restarted_at };
         let body = json!({
             "metadata": { "annotations": {
                 annotations::ROLL_ATTEMPTS: (workload.progress.tries() + 1).to_string(),
                 annotations::ROLL_AIM: workload.aim,
-                annotations::ROLL_BEFORE: workload.restarted_at.as_deref().unwrap_or_default(),
+                annotations::ROLL_BEFORE: before.as_deref().unwrap_or_default(),
                 annotations::ROLL_UNDONE: null,
             } },
             "spec": { "template": { "metadata": { "annotations": {
@@ -236,15 +239,15 @@ impl Context {
         self.patch_workload(namespace, workload, body).await
     }
 
-    /// Undoes the last restart of a workload, as `kubectl rollout undo` does. Where pods are deleted before their successors
-    /// are created, they would get the same sidecar again: they are created without one until the restart's aim changes.
+    /// Undoes the last restart of a workload, as `kubectl rollout undo` does. Where earlier pods may be gone, their
+    /// successors would get the same sidecar again: they are created without one until the restart's aim changes.
     pub(super) async fn undo_restart(
         &self,
         namespace: &str,
         workload: &Workload,
         undone: &Undone,
     ) -> Result<()> {
-        let withheld = workload.injection.as_ref().filter(|_| workload.replacement.surge == 0);
+        let withheld = workload.injection.as_ref().filter(|_| workload.replacement.unavailable > 0);
         let body = json!({
             "metadata": { "annotations": { annotations::ROLL_UNDONE: serde_json::to_string(undone)? } },
             "spec": { "template": { "metadata": { "annotations": {

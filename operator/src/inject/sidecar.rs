@@ -66,7 +66,7 @@ pub(super) fn container(
         json!({ "name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace") }),
         json!({ "name": "LARDER_POLICY", "value": format!("{}/{}", injection.namespace, injection.policy) }),
     ];
-    // What the sidecar may take besides L1 is made from its limit: the container's own, or the policy's where the pod bounds
+    // The budget for everything but L1 is made from this limit: the container's own, or the policy's where the pod bounds
     // its containers together.
     let resources = &injection.spec.sidecar.resources;
     let has_resources = pod_resources::leave_room(pod, resources);

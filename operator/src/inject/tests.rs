@@ -353,6 +353,26 @@ fn probe_that_is_added_after_the_injection_is_redirected() {
 }
 
 #[test]
+fn additions_to_the_sidecar_stay_on_a_second_call() {
+    let mut pod = injected(&pod(), &spec(json!({})));
+    let sidecar = &mut pod["spec"]["initContainers"][0];
+    sidecar["resources"]["limits"]["cpu"] = json!("1");
+    sidecar["image"] = json!("mirror/larder/sidecar:1");
+    sidecar["imagePullPolicy"] = json!("Always");
+    sidecar["env"].as_array_mut().unwrap().push(json!({"name": "HTTPS_PROXY", "value": "a"}));
+    assert_eq!(injected(&pod, &spec(json!({}))), pod);
+}
+
+#[test]
+fn wait_of_another_webhook_stays_on_a_second_call() {
+    let mut pod = injected(&pod(), &spec(json!({})));
+    pod["spec"]["containers"][0]["lifecycle"]["preStop"] = json!({"sleep": {"seconds": 20}});
+    let again = injected(&pod, &spec(json!({})));
+    assert_eq!(again["spec"]["containers"][0]["lifecycle"]["preStop"]["sleep"]["seconds"], 20);
+    assert_eq!(again["spec"]["terminationGracePeriodSeconds"], pod["spec"]["terminationGracePeriodSeconds"]);
+}
+
+#[test]
 fn pod_that_can_no_longer_be_captured_loses_the_sidecar_again() {
     let injected = injected(&pod(), &spec(json!({})));
     let mesh = json!({"name": "istio-proxy", "image": "a"});
@@ -383,6 +403,7 @@ fn any_port() -> impl Strategy<Value = Value> {
     prop_oneof![
         Just(json!({"name": "http", "containerPort": 8080})),
         Just(json!({"containerPort": 8080, "protocol": "TCP"})),
+        Just(json!({"name": "web", "containerPort": 8080})),
         Just(json!({"name": "admin", "containerPort": 9000, "protocol": "TCP"})),
         Just(json!({"name": "dns", "containerPort": 53, "protocol": "UDP"})),
     ]
@@ -405,6 +426,7 @@ proptest! {
         probe in any_handler(),
         hook in any_handler(),
         target in prop_oneof![Just(json!("http")), Just(json!(8080)), Just(json!("admin"))],
+        second in prop_oneof![Just(json!("web")), Just(json!("http")), Just(json!(8080))],
         grace in proptest::option::of(0_u64..100),
     ) {
         let mut pod = pod();
@@ -413,7 +435,7 @@ proptest! {
         app["readinessProbe"] = probe;
         app["lifecycle"] = json!({"preStop": hook});
         pod["spec"]["terminationGracePeriodSeconds"] = json!(grace);
-        let spec = spec(json!({"targets": [{"port": target}]}));
+        let spec = spec(json!({"targets": [{"port": target}, {"port": second}]}));
         if let Outcome::Injected(once) = run(&pod, &spec, &settings()) {
             prop_assert_eq!(run(&once.pod, &spec, &settings()), Outcome::Injected(once.clone()));
             let mut on_host = once.pod;

@@ -6,33 +6,43 @@ use serde_json::{Map, Value, json};
 use super::{DEFAULT_GRACE_SECONDS, captured_of};
 use crate::capture::{Captured, probes};
 
-/// Returns the pod without the sidecar, and the position that the sidecar had among the init containers. Changes that others
-/// have made since the injection stay.
-pub(super) fn withdraw(pod: &Value) -> (Value, Option<usize>) {
+/// A sidecar's container that was removed.
+pub(super) struct Withdrawn {
+    /// The container, with everything that was added to it since its injection.
+    pub(super) container: Value,
+    /// Position among the init containers.
+    pub(super) position: usize,
+}
+
+/// Returns the pod without the sidecar, and the sidecar's container. Changes that others have made since the injection stay.
+pub(super) fn withdraw(pod: &Value) -> (Value, Option<Withdrawn>) {
     let captured = captured_of(pod);
     let original: Value = pod["metadata"]["annotations"][annotations::ORIGINAL]
         .as_str()
         .and_then(|text| serde_json::from_str(text).ok())
         .unwrap_or_default();
+    let wait = original["drainSeconds"].as_u64();
     let mut pod = pod.clone();
-    let mut wait = 0;
+    let mut waits = false;
     for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
         let name = container["name"].as_str().unwrap_or_default().to_owned();
         let before = &original["containers"][&name];
-        for captured in captured.iter().filter(|captured| captured.container == name) {
-            restore_port(container, captured, &before["ports"]);
+        let own: Vec<_> = captured.iter().filter(|captured| captured.container == name).collect();
+        restore_ports(container, &own, &before["ports"]);
+        for captured in own {
             probes::restore(container, before, &captured.name, captured.port);
         }
-        wait = wait.max(restore_pre_stop(container, before));
+        waits |= wait.is_some_and(|wait| restore_pre_stop(container, before, wait));
     }
-    let mut position = None;
+    let mut withdrawn = None;
     if let Some(spec) = pod["spec"].as_object_mut() {
-        restore_grace(spec, &original, wait);
+        if let Some(wait) = wait.filter(|_| waits) {
+            restore_grace(spec, &original, wait);
+        }
         let containers = spec.get_mut("initContainers").and_then(Value::as_array_mut);
-        position = containers.and_then(|containers| {
+        withdrawn = containers.and_then(|containers| {
             let position = containers.iter().position(|container| container["name"] == names::SIDECAR)?;
-            containers.remove(position);
-            Some(position)
+            Some(Withdrawn { container: containers.remove(position), position })
         });
         retain(spec, "initContainers", |_| true);
         retain(spec, "volumes", |volume| {
@@ -43,46 +53,53 @@ pub(super) fn withdraw(pod: &Value) -> (Value, Option<usize>) {
         remove_members(metadata, "labels", &[labels::POLICY]);
         remove_members(metadata, "annotations", &[annotations::INJECTION_HASH, annotations::ORIGINAL]);
     }
-    (pod, position)
+    (pod, withdrawn)
 }
 
-/// Gives a port's name back to the application's number.
-fn restore_port(container: &mut Value, captured: &Captured, before: &Value) {
-    let Some(ports) = container["ports"].as_array_mut() else { return };
-    let is_named = |entry: &Value| entry["name"] == captured.name.as_str();
-    let is_listed = |entry: &Value| {
-        entry["containerPort"] == captured.port
-            && entry.get("protocol").is_none_or(|protocol| protocol == "TCP")
-    };
-    let listed_before =
-        before.as_array().into_iter().flatten().any(|entry| is_listed(entry) && !is_named(entry));
-    if !listed_before
-        && let Some(added) = ports.iter().position(|entry| is_listed(entry) && entry["name"].is_null())
-    {
-        ports.remove(added);
+/// Gives the names of captured ports back to the application's numbers, and removes the entries that listed these.
+fn restore_ports(container: &mut Value, captured: &[&Captured], before: &Value) {
+    let Some(ports) = container.get_mut("ports").and_then(Value::as_array_mut) else { return };
+    for captured in captured {
+        let is_moved = |entry: &Value| {
+            entry["name"] == captured.name.as_str() && entry["containerPort"] == captured.sidecar_port
+        };
+        if let Some(entry) = ports.iter_mut().find(|entry| is_moved(entry)) {
+            entry["containerPort"] = json!(captured.port);
+        }
     }
-    let entry =
-        ports.iter_mut().find(|entry| is_named(entry) && entry["containerPort"] == captured.sidecar_port);
-    if let Some(entry) = entry {
-        entry["containerPort"] = json!(captured.port);
+    let is_captured = |entry: &Value| captured.iter().any(|captured| entry["name"] == captured.name.as_str());
+    for captured in captured {
+        let is_listed = |entry: &Value| {
+            entry["containerPort"] == captured.port
+                && entry.get("protocol").is_none_or(|protocol| protocol == "TCP")
+        };
+        let was_listed =
+            before.as_array().into_iter().flatten().any(|entry| is_listed(entry) && !is_captured(entry));
+        if !was_listed
+            && let Some(added) = ports.iter().position(|entry| is_listed(entry) && entry["name"].is_null())
+        {
+            ports.remove(added);
+        }
     }
 }
 
-/// Removes the wait that the injection added, and returns its seconds.
-fn restore_pre_stop(container: &mut Value, before: &Value) -> u64 {
+/// Removes the wait that the injection added. Returns true if it was still there.
+fn restore_pre_stop(container: &mut Value, before: &Value, wait: u64) -> bool {
     let had_hook = !before["lifecycle"]["preStop"].is_null();
-    let Some(lifecycle) = container.get_mut("lifecycle").and_then(Value::as_object_mut) else { return 0 };
-    let seconds = lifecycle.get("preStop").and_then(|hook| hook["sleep"]["seconds"].as_u64());
-    let Some(seconds) = seconds.filter(|_| !had_hook && before.is_object()) else { return 0 };
+    let Some(lifecycle) = container.get_mut("lifecycle").and_then(Value::as_object_mut) else { return false };
+    let is_ours = lifecycle.get("preStop").is_some_and(|hook| hook["sleep"]["seconds"] == wait);
+    if had_hook || !before.is_object() || !is_ours {
+        return false;
+    }
     lifecycle.remove("preStop");
     if lifecycle.is_empty() && before["lifecycle"].is_null() {
         container.as_object_mut().expect("it has a member").remove("lifecycle");
     }
-    seconds
+    true
 }
 
 fn restore_grace(spec: &mut Map<String, Value>, original: &Value, wait: u64) {
-    let Some(before) = original.get("terminationGracePeriodSeconds").filter(|_| wait > 0) else { return };
+    let Some(before) = original.get("terminationGracePeriodSeconds") else { return };
     let grace =
         spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64).unwrap_or(DEFAULT_GRACE_SECONDS);
     let grace = grace.saturating_sub(wait);

@@ -6,7 +6,7 @@ use larder_crds::{PodCounts, RolloutStrategy};
 use super::{Observation, Verdict, wants_sidecars};
 use crate::{
     policy_pods::PodReport,
-    rollout::{Decision, HoldReason, MAX_ATTEMPTS, decide},
+    rollout::{Decision, Deviation, HoldReason, MAX_ATTEMPTS, decide},
     vacancy::Vacancy,
     workload::Workload,
 };
@@ -167,6 +167,11 @@ fn unowned<'a>(pods: impl Iterator<Item = &'a PodReport>) -> Option<String> {
         } else {
             String::new()
         };
+        if first.deviation != Some(Deviation::Missed) {
+            return Some(format!(
+                "pod {name} has no owner that would create it again: delete it, and create it from its manifest{others}"
+            ));
+        }
         return Some(format!(
             "pod {name} has no owner that would create it again: replace it with `kubectl get pod {name} --namespace \
              {namespace} --output yaml | kubectl replace --force --filename -`{others}"
