@@ -143,7 +143,7 @@ impl Context {
             failed.extend(rolled.failed);
             holds = rolled.holds;
         }
-        if let Err(error) = self.forget_workloads(&namespace).await {
+        if let Err(error) = self.forget_workloads(&namespace, false).await {
             failed
                 .push(WriteError { what: "could not remove annotations of earlier restarts".into(), error });
         }

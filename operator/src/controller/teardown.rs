@@ -65,7 +65,7 @@ impl Context {
         });
         if !left {
             self.dependencies.registration.ensure().await?;
-            self.forget_workloads(namespace).await?;
+            self.forget_workloads(namespace, true).await?;
             self.delete_config_map(map).await?;
             self.leftovers.lock().await.remove(&map.uid().unwrap_or_default());
             tracing::info!(namespace, name, "the last pod of a deleted policy is gone");
@@ -128,8 +128,9 @@ impl Context {
         }
     }
 
-    /// Removes the operator's notes from workloads that no policy selects any more.
-    pub(super) async fn forget_workloads(&self, namespace: &str) -> Result<()> {
+    /// Removes the operator's annotations from workloads that no policy selects any more; those whose rollout has not ended only
+    /// if no pod has a sidecar to lose.
+    pub(super) async fn forget_workloads(&self, namespace: &str, unfinished_too: bool) -> Result<()> {
         let policies = self.dependencies.policies.of(namespace);
         for (workload, labels) in workload::annotated_in(&self.stores, namespace) {
             let is_selected = || {
@@ -137,7 +138,7 @@ impl Context {
                 !opted_out(&labels)
                     && policies.any(|policy| selector::matches(&policy.spec.selector, &labels))
             };
-            if workload.progress.complete && !is_selected() {
+            if (unfinished_too || workload.progress.complete) && !is_selected() {
                 self.forget_attempts(namespace, &workload).await?;
             }
         }
