@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn larger_sidecars_count_for_what_they_take_more() {
+    fn growth_is_what_larger_sidecars_take_more() {
         let memory =
             |text: &str| Usage::from([("limits.memory".to_owned(), nanos(&Quantity(text.into())).unwrap())]);
         let (sum, largest) = growth(&memory("512Mi"), &[memory("128Mi"), memory("1Gi"), Usage::new()]);
