@@ -197,7 +197,7 @@ mod tests {
     }
 
     #[test]
-    fn growth_is_what_larger_sidecars_take_more() {
+    fn growth_is_the_difference_to_the_current_sidecars() {
         let memory =
             |text: &str| Usage::from([("limits.memory".to_owned(), nanos(&Quantity(text.into())).unwrap())]);
         let (sum, largest) = growth(&memory("512Mi"), &[memory("128Mi"), memory("1Gi"), Usage::new()]);
