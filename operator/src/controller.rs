@@ -14,10 +14,9 @@ use std::{
 };
 
 use futures::{Stream, StreamExt};
-use jiff::Timestamp;
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
-    core::v1::{ConfigMap, Pod, Service},
+    core::v1::{ConfigMap, Pod, PodTemplateSpec, Service},
     networking::v1::NetworkPolicy,
 };
 use kube::{
@@ -77,8 +76,8 @@ struct Context {
     dependencies: Arc<Dependencies>,
     stores: Stores,
     sidecars: Sidecars,
-    /// Time of the last restart of each workload by this replica; cached lists may be older.
-    restarts: Mutex<HashMap<String, Timestamp>>,
+    /// The last restart of each workload by this replica, by uid; cached lists may be older.
+    restarts: Mutex<HashMap<String, rolling::Recent>>,
     /// The ConfigMaps of deleted policies, by uid, whose leftover pods were reported.
     leftovers: Mutex<HashSet<String>>,
     /// The last refusal of a restart, by the workload's uid.
@@ -127,23 +126,16 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
     let store = policies.store();
     let of_pod = move |pod: Arc<Pod>| selecting(&store, &*pod, pod.labels());
     let store = policies.store();
-    let of_deployment = move |deployment: Arc<Deployment>| {
-        let template = deployment.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
-        selecting(
-            &store,
-            &*deployment,
-            template.and_then(|template| template.labels.as_ref()).unwrap_or(&NO_LABELS),
-        )
+    let of_deployment = move |one: Arc<Deployment>| {
+        selecting(&store, &*one, labels_of(one.spec.as_ref().map(|spec| &spec.template)))
     };
     let store = policies.store();
-    let of_stateful_set = move |set: Arc<StatefulSet>| {
-        let template = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
-        selecting(&store, &*set, template.and_then(|template| template.labels.as_ref()).unwrap_or(&NO_LABELS))
+    let of_stateful_set = move |one: Arc<StatefulSet>| {
+        selecting(&store, &*one, labels_of(one.spec.as_ref().map(|spec| &spec.template)))
     };
     let store = policies.store();
-    let of_daemon_set = move |set: Arc<DaemonSet>| {
-        let template = set.spec.as_ref().and_then(|spec| spec.template.metadata.as_ref());
-        selecting(&store, &*set, template.and_then(|template| template.labels.as_ref()).unwrap_or(&NO_LABELS))
+    let of_daemon_set = move |one: Arc<DaemonSet>| {
+        selecting(&store, &*one, labels_of(one.spec.as_ref().map(|spec| &spec.template)))
     };
     let store = policies.store();
     let of_service = move |service: Arc<Service>| {
@@ -186,6 +178,11 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         count(taken_back, "teardown", &dependencies.metrics),
         dependencies.registration.keep(),
     );
+}
+
+/// Returns the labels of the pods of a template.
+fn labels_of(template: Option<&PodTemplateSpec>) -> &std::collections::BTreeMap<String, String> {
+    template.and_then(|template| template.metadata.as_ref()?.labels.as_ref()).unwrap_or(&NO_LABELS)
 }
 
 static NO_LABELS: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();

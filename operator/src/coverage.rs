@@ -26,7 +26,7 @@ use larder_policy::{
 
 use crate::{
     policies::opted_out,
-    policy_pods::{PolicyPods, admin_port_of, has_sidecar, is_finished},
+    policy_pods::{PolicyPods, admin_port_of, has_sidecar, is_finished, is_ready},
     rollout::{Decision, Deviation, decide},
     stores::{Stores, in_namespace},
 };
@@ -146,15 +146,13 @@ fn takes_requests(pod: &Pod, now: Timestamp) -> bool {
     if let Some(until) = &pod.metadata.deletion_timestamp {
         return containers().any(runs) && now < until.0 + OVERDUE_LIMIT;
     }
-    let conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let is_ready = conditions.into_iter().any(|one| one.type_ == "Ready" && one.status == "True");
     let is_stuck = |container: &ContainerStatus| {
         let waiting = container.state.as_ref().and_then(|state| state.waiting.as_ref());
         let reason = waiting.and_then(|waiting| waiting.reason.as_deref());
         reason.is_some_and(|reason| !STARTING.contains(&reason))
     };
     let is_placed = pod.spec.as_ref().is_some_and(|spec| spec.node_name.is_some());
-    is_ready || is_placed && !all().any(is_stuck)
+    is_ready(pod) || is_placed && !all().any(is_stuck)
 }
 
 /// Assesses the visibility of writes through these pods, by the reports of their sidecars on the configuration with

@@ -19,8 +19,8 @@ pub struct Pace {
     pub policy_is_proven: bool,
     /// True if the sidecar did not start in another workload, whose restart was undone.
     pub has_failed: bool,
-    /// True if the restart would take from a quota or budget from which another restart takes.
-    pub shares_quota_or_budget: bool,
+    /// True if other restarts in the namespace would take from the same quota or budget.
+    pub alone: bool,
     /// Workloads of the namespace whose restart has not ended.
     pub in_namespace: usize,
     /// Workloads of the cluster whose restart has not ended.
@@ -59,7 +59,7 @@ impl Pace {
             Some(Queued::Image)
         } else if !self.policy_is_proven && self.in_policy > 0 {
             Some(Queued::Policy)
-        } else if self.shares_quota_or_budget {
+        } else if self.alone && self.in_namespace > 0 {
             Some(Queued::Shared)
         } else if self.in_policy >= self.max_in_policy {
             Some(Queued::PolicyLimit)
@@ -96,7 +96,7 @@ mod tests {
         image_is_proven: true,
         policy_is_proven: true,
         has_failed: false,
-        shares_quota_or_budget: false,
+        alone: false,
         in_namespace: 0,
         in_cluster: 0,
         in_policy: 0,
@@ -125,7 +125,8 @@ mod tests {
 
     #[test]
     fn restarts_that_share_a_quota_follow_one_another() {
-        assert_eq!(Pace { shares_quota_or_budget: true, ..PROVEN }.queue(), Some(Queued::Shared));
+        assert_eq!(Pace { alone: true, in_namespace: 1, ..PROVEN }.queue(), Some(Queued::Shared));
+        assert_eq!(Pace { alone: true, ..PROVEN }.queue(), None);
     }
 
     #[test]

@@ -146,11 +146,14 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
                     workload.injected = Some(injected.pod.clone());
                 }
                 let right = ours && pod.annotations().get(annotations::INJECTION_HASH) == hash.as_ref();
-                let mut own = json!(**pod);
-                if workload.as_ref().is_some_and(|(workload, _)| !workload.progress.undone) {
-                    workload::take_withheld(&mut own);
-                }
-                judge(&own, injected, right, template, injection)
+                let own = || {
+                    let mut own = json!(**pod);
+                    if workload.as_ref().is_some_and(|(workload, _)| !workload.progress.undone) {
+                        workload::take_withheld(&mut own);
+                    }
+                    own
+                };
+                judge(own, injected, right, template, injection)
             }
             _ => (injected.then_some(Deviation::Stray), None),
         };
@@ -170,10 +173,10 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
     policy_pods
 }
 
-/// Returns the deviation of a pod that the policy serves. `template` is the result of injecting the pod that its workload
+/// Returns the deviation of a pod that the policy serves, from its JSON. `template` is the result of injecting the pod that its workload
 /// would create now.
 fn judge(
-    pod: &Value,
+    pod: impl FnOnce() -> Value,
     injected: bool,
     right: bool,
     template: Option<Outcome>,
@@ -183,7 +186,7 @@ fn judge(
         (true, Some(Outcome::Skipped(skip))) => (Some(Deviation::Stray), Some(skip)),
         (true, _) => ((!right).then_some(Deviation::Outdated), None),
         (false, Some(Outcome::Skipped(skip))) => (None, Some(skip)),
-        (false, _) => match inject::inject(pod, injection) {
+        (false, _) => match inject::inject(&pod(), injection) {
             // Others put into the pod what its template does not show, such as a mesh's sidecar.
             Outcome::Skipped(skip) => (None, Some(skip)),
             Outcome::Injected(_) => (Some(Deviation::Missed), None),
@@ -231,11 +234,10 @@ fn report(
 /// Returns the reason that a pod with the sidecar does not start, if it is one that only a change removes.
 fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
     let status = pod.status.as_ref()?;
-    let is_ready = |condition: &PodCondition| condition.type_ == "Ready" && condition.status == "True";
-    let mut conditions = status.conditions.iter().flatten();
-    if !has_sidecar(pod) || conditions.clone().any(is_ready) {
+    if !has_sidecar(pod) || is_ready(pod) {
         return None;
     }
+    let mut conditions = status.conditions.iter().flatten();
     let unplaced = |condition: &PodCondition| {
         condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("Unschedulable")
     };
@@ -281,13 +283,17 @@ pub fn has_sidecar(pod: &Pod) -> bool {
         && containers.into_iter().any(|container| container.name == names::SIDECAR)
 }
 
+/// Returns true if a pod is ready.
+pub fn is_ready(pod: &Pod) -> bool {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
 /// Returns true if a pod is ready with a sidecar of this image.
 pub fn is_ready_with(pod: &Pod, image: &str) -> bool {
-    let status = pod.status.as_ref();
-    let mut conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
     let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
     has_sidecar(pod)
-        && conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+        && is_ready(pod)
         && containers
             .filter(|container| container.name == names::SIDECAR)
             .any(|sidecar| sidecar.image.as_deref() == Some(image))

@@ -1,10 +1,6 @@
 //! Deployments, StatefulSets and DaemonSets: the owners of pods, and the progress of their rollouts.
 
-use std::{
-    collections::{BTreeMap, HashSet},
-    fmt,
-    sync::LazyLock,
-};
+use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -20,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     rollout::{Progress, Undone},
-    stores::{Stores, in_namespace},
+    stores::Stores,
 };
 
 /// The annotation by which a Deployment counts its revisions, on itself and on its ReplicaSets.
@@ -132,9 +128,18 @@ impl Workload {
     pub fn undone(&self) -> Option<&Undone> {
         self.undone.as_ref().filter(|_| self.progress.undone)
     }
-}
 
-impl Workload {
+    /// Returns the labels of the workload's pods.
+    pub fn labels(&self) -> BTreeMap<String, String> {
+        serde_json::from_value(self.template["metadata"]["labels"].clone()).unwrap_or_default()
+    }
+
+    /// Returns true if a restart by the operator began after `since` and has not ended.
+    pub fn is_being_restarted(&self, since: Timestamp) -> bool {
+        let Progress { attempts, complete, restarted_at, .. } = self.progress;
+        attempts > 0 && !complete && restarted_at.is_some_and(|at| at > since)
+    }
+
     /// Returns the command that restarts the workload.
     pub fn restart_command(&self) -> String {
         self.command("rollout restart", "")
@@ -210,40 +215,20 @@ pub fn take_withheld(pod: &mut Value) {
     }
 }
 
+/// The annotations of a restart on the workload itself.
+pub const NOTES: [&str; 4] =
+    [annotations::ROLL_ATTEMPTS, annotations::ROLL_AIM, annotations::ROLL_BEFORE, annotations::ROLL_UNDONE];
+
 /// Returns every workload of the cluster that the operator has restarted and does not regard as settled.
-fn restarted(stores: &Stores) -> impl Iterator<Item = Workload> {
-    let is_restarted =
-        |annotations: &BTreeMap<String, String>| annotations.contains_key(annotations::ROLL_AIM);
-    let deployments = stores.deployments.state_filter(|deployment| is_restarted(deployment.annotations()));
-    let sets = stores.stateful_sets.state_filter(|set| is_restarted(set.annotations()));
-    let daemons = stores.daemon_sets.state_filter(|set| is_restarted(set.annotations()));
+pub fn restarted(stores: &Stores) -> impl Iterator<Item = Workload> {
+    let is_noted = |own: &BTreeMap<String, String>| NOTES.iter().any(|note| own.contains_key(*note));
+    let deployments = stores.deployments.state_filter(|deployment| is_noted(deployment.annotations()));
+    let sets = stores.stateful_sets.state_filter(|set| is_noted(set.annotations()));
+    let daemons = stores.daemon_sets.state_filter(|set| is_noted(set.annotations()));
     let deployments = deployments.into_iter().map(|deployment| of_deployment(&deployment));
     deployments
         .chain(sets.into_iter().map(|set| of_stateful_set(&set)))
         .chain(daemons.into_iter().map(|set| of_daemon_set(&set)))
-}
-
-/// Returns the workloads of a namespace that the operator has annotated, with the labels of their pods.
-pub fn annotated_in(stores: &Stores, namespace: &str) -> Vec<(Workload, BTreeMap<String, String>)> {
-    let names = [
-        annotations::ROLL_ATTEMPTS,
-        annotations::ROLL_AIM,
-        annotations::ROLL_BEFORE,
-        annotations::ROLL_UNDONE,
-    ];
-    let is_annotated =
-        |own: &ObjectMeta| own.annotations.iter().flatten().any(|(name, _)| names.contains(&name.as_str()));
-    let labels = |workload: &Workload| {
-        serde_json::from_value(workload.template["metadata"]["labels"].clone()).unwrap_or_default()
-    };
-    let deployments = in_namespace(&stores.deployments, namespace);
-    let sets = in_namespace(&stores.stateful_sets, namespace);
-    let daemons = in_namespace(&stores.daemon_sets, namespace);
-    let deployments =
-        deployments.iter().filter(|one| is_annotated(&one.metadata)).map(|one| of_deployment(one));
-    let sets = sets.iter().filter(|one| is_annotated(&one.metadata)).map(|one| of_stateful_set(one));
-    let daemons = daemons.iter().filter(|one| is_annotated(&one.metadata)).map(|one| of_daemon_set(one));
-    deployments.chain(sets).chain(daemons).map(|workload| (workload.clone(), labels(&workload))).collect()
 }
 
 /// Returns true if a restart of a workload, `except` the one with that uid, was undone because a sidecar with this image does
@@ -251,27 +236,6 @@ pub fn annotated_in(stores: &Stores, namespace: &str) -> Vec<(Workload, BTreeMap
 pub fn image_has_failed(stores: &Stores, image: &str, except: &str) -> bool {
     let failed = |undone: &Undone| undone.image == image && undone.obstacle.is_common();
     restarted(stores).any(|workload| workload.uid != except && workload.undone.as_ref().is_some_and(failed))
-}
-
-/// Returns the uids of the workloads of a namespace.
-pub fn uids_in(stores: &Stores, namespace: &str) -> HashSet<String> {
-    let deployments = in_namespace(&stores.deployments, namespace);
-    let sets = in_namespace(&stores.stateful_sets, namespace);
-    let daemons = in_namespace(&stores.daemon_sets, namespace);
-    let deployments = deployments.iter().filter_map(|one| one.uid());
-    let sets = sets.iter().filter_map(|one| one.uid());
-    deployments.chain(sets).chain(daemons.iter().filter_map(|one| one.uid())).collect()
-}
-
-/// Returns the uids of the workloads whose restart by the operator began after `since` and has not ended.
-pub fn being_restarted(stores: &Stores, since: Timestamp) -> Vec<String> {
-    let in_progress = |progress: &Progress| {
-        progress.attempts > 0 && !progress.complete && progress.restarted_at.is_some_and(|at| at > since)
-    };
-    restarted(stores)
-        .filter(|workload| in_progress(&workload.progress))
-        .map(|workload| workload.uid)
-        .collect()
 }
 
 /// Returns true if a Deployment is still replacing pods of an older template. A rollout that has failed returns false.

@@ -40,16 +40,16 @@ pub(super) enum Trial {
 /// restart would exceed is against it, or the refusal of a pod as the workload would create it.
 pub(super) async fn try_restart(
     client: &Client,
-    namespace: &str,
     workload: &Workload,
     pods: &[&PodReport],
     deviation: Deviation,
 ) -> Result<Trial> {
     let refused = |reason, message| Ok(Trial::Refused((reason, message)));
+    let namespace = &workload.namespace;
     let everything = ListParams::default();
     let pod = pod_of(workload);
     let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), namespace);
-    let own_labels = serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
+    let own_labels = workload.labels();
     let budgets = budgets.list(&everything).await?.items;
     let bounded = budgets.iter().any(|budget| disruption::applies(budget, &own_labels, workload.replacement));
     let broken = pods.iter().filter(|pod| pod.obstacle.is_some()).count();

@@ -1,9 +1,6 @@
 //! Restarts workloads whose pods differ from the desired state.
 
-use std::{
-    collections::{HashMap, HashSet},
-    time::Duration,
-};
+use std::{collections::HashMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
@@ -76,6 +73,18 @@ pub(super) struct Rolled {
     pub(super) failed: Vec<WriteError>,
 }
 
+/// A restart that the watched lists may not show yet.
+pub(super) struct Recent {
+    namespace: String,
+    at: Timestamp,
+}
+
+impl Recent {
+    fn is_recent(&self, now: Timestamp) -> bool {
+        now < self.at + AFTER_RESTART
+    }
+}
+
 /// A refusal of a workload's restart.
 pub(super) struct Refused {
     aim: String,
@@ -112,7 +121,7 @@ impl Context {
         let now = Timestamp::now();
         let deviation = match decide(pods, &workload.progress, now) {
             Decision::Settled | Decision::Wait | Decision::Manual | Decision::GivenUp => return Ok(None),
-            Decision::Forget => return self.forget_attempts(namespace, workload).await.map(|()| None),
+            Decision::Forget => return self.forget_attempts(workload).await.map(|()| None),
             Decision::Undo(_) => return self.undo(rollout, policy_pods, workload).await,
             Decision::Undone => return Ok(undone(workload)),
             Decision::Restart(deviation) => deviation,
@@ -133,23 +142,22 @@ impl Context {
         }
         let own: Vec<_> =
             policy_pods.pods.iter().filter(|pod| pod.workload.as_ref() == Some(&workload.uid)).collect();
-        let alone = match self.try_restart(namespace, workload, &own, deviation).await? {
+        let alone = match self.try_restart(workload, &own, deviation).await? {
             Trial::Refused((reason, message)) => return Ok(hold(reason, message)),
             Trial::Admitted { alone } => alone,
         };
         let mut restarts = self.restarts.lock().await;
-        if restarts.get(&workload.uid).is_some_and(|at| now < *at + AFTER_RESTART) {
+        if restarts.get(&workload.uid).is_some_and(|recent| recent.is_recent(now)) {
             return Ok(None);
         }
         // Another policy's workload may have been restarted since.
         let pace = self.pace(rollout, policy_pods, workload, &restarts, now);
-        let shares = alone && pace.in_namespace > 0;
-        if let Some(hold) = queued(Pace { shares_quota_or_budget: shares, ..pace }) {
+        if let Some(hold) = queued(Pace { alone, ..pace }) {
             return Ok(Some(hold));
         }
-        self.restart(namespace, workload, now).await?;
-        restarts.retain(|_, at| now < *at + AFTER_RESTART);
-        restarts.insert(workload.uid.clone(), now);
+        self.restart(workload, now).await?;
+        restarts.retain(|_, recent| recent.is_recent(now));
+        restarts.insert(workload.uid.clone(), Recent { namespace: namespace.to_owned(), at: now });
         drop(restarts);
         self.dependencies.metrics.rolls.with_label_values(&[deviation.as_str()]).inc();
         tracing::info!(namespace, %workload, deviation = deviation.as_str(), "restarted a workload");
@@ -175,7 +183,7 @@ impl Context {
             obstacle,
             message: format!("pod {}: {message}", pod.name),
         };
-        self.undo_restart(rollout.namespace, workload, &undone).await?;
+        self.undo_restart(workload, &undone).await?;
         tracing::warn!(namespace = rollout.namespace, %workload, message = undone.message, "undid a restart");
         self.publish(&events::undone(workload, &undone), rollout.about).await;
         Ok(None)
@@ -212,7 +220,6 @@ impl Context {
     /// Tries a restart; a refusal is believed for [`REFUSAL_TRUST`].
     async fn try_restart(
         &self,
-        namespace: &str,
         workload: &Workload,
         pods: &[&PodReport],
         deviation: Deviation,
@@ -224,11 +231,11 @@ impl Context {
         }
         drop(refusals);
         let client = &self.dependencies.client;
-        let trial = admission::try_restart(client, namespace, workload, pods, deviation).await?;
+        let trial = admission::try_restart(client, workload, pods, deviation).await?;
         if let Trial::Refused(refusal) = &trial {
             let refused = Refused { aim: workload.aim.clone(), at: Instant::now(), refusal: refusal.clone() };
             self.refusals.lock().await.insert(workload.uid.clone(), refused);
-            tracing::debug!(namespace, %workload, reason = refusal.0.as_str(), message = refusal.1, "a restart is not possible");
+            tracing::debug!(namespace = workload.namespace, %workload, reason = refusal.0.as_str(), message = refusal.1, "a restart is not possible");
         }
         Ok(trial)
     }
@@ -239,13 +246,16 @@ impl Context {
         rollout: &Rollout<'_>,
         policy_pods: &PolicyPods,
         workload: &Workload,
-        recent: &HashMap<String, Timestamp>,
+        recent: &HashMap<String, Recent>,
         now: Timestamp,
     ) -> Pace {
-        let mut in_progress: HashSet<_> =
-            workload::being_restarted(&self.stores, now - ROLLOUT_LIMIT).into_iter().collect();
-        in_progress
-            .extend(recent.iter().filter(|(_, at)| now < **at + AFTER_RESTART).map(|(uid, _)| uid.clone()));
+        let restarted = workload::restarted(&self.stores);
+        let mut in_progress: HashMap<_, _> = restarted
+            .filter(|workload| workload.is_being_restarted(now - ROLLOUT_LIMIT))
+            .map(|workload| (workload.uid, workload.namespace))
+            .collect();
+        let recent = recent.iter().filter(|(_, recent)| recent.is_recent(now));
+        in_progress.extend(recent.map(|(uid, recent)| (uid.clone(), recent.namespace.clone())));
         let of_policy = |uid: &String| policy_pods.workloads.iter().any(|(workload, _)| workload.uid == *uid);
         let settings = &self.dependencies.arguments;
         let image = &settings.sidecar.image;
@@ -254,7 +264,7 @@ impl Context {
             || policy_pods.workloads.iter().any(|(workload, pods)| {
                 workload.progress.complete
                     && pods.iter().all(|pod| pod.injected && pod.deviation.is_none())
-                    && !in_progress.contains(&workload.uid)
+                    && !in_progress.contains_key(&workload.uid)
                     && policy_pods
                         .pods
                         .iter()
@@ -263,16 +273,15 @@ impl Context {
         let is_undone = |(other, _): &(Workload, _)| {
             other.uid != workload.uid && other.undone().is_some_and(|undone| undone.obstacle.is_common())
         };
-        let neighbours = workload::uids_in(&self.stores, rollout.namespace);
         Pace {
             image_is_proven,
             policy_is_proven,
-            shares_quota_or_budget: false,
-            in_namespace: in_progress.iter().filter(|uid| neighbours.contains(*uid)).count(),
+            alone: false,
+            in_namespace: in_progress.values().filter(|namespace| *namespace == rollout.namespace).count(),
             has_failed: (!image_is_proven && workload::image_has_failed(&self.stores, image, &workload.uid))
                 || (!policy_is_proven && policy_pods.workloads.iter().any(is_undone)),
             in_cluster: in_progress.len(),
-            in_policy: in_progress.iter().filter(|uid| of_policy(uid)).count(),
+            in_policy: in_progress.keys().filter(|uid| of_policy(uid)).count(),
             max_in_cluster: settings.max_concurrent_rollouts.into(),
             max_in_policy: rollout.max_concurrent.into(),
         }

@@ -25,7 +25,7 @@ use crate::{
     policy_pods::{PodReport, PolicyPods, Subject, has_sidecar, is_finished, policy_pods},
     rollout::{Hold, HoldReason},
     stores::in_namespace,
-    workload,
+    workload::{self, Workload},
 };
 
 /// Requeue interval while pods still have the sidecar.
@@ -132,14 +132,16 @@ impl Context {
     /// if no pod has a sidecar to lose.
     pub(super) async fn forget_workloads(&self, namespace: &str, unfinished_too: bool) -> Result<()> {
         let policies = self.dependencies.policies.of(namespace);
-        for (workload, labels) in workload::annotated_in(&self.stores, namespace) {
+        let in_namespace = |workload: &Workload| workload.namespace == namespace;
+        for workload in workload::restarted(&self.stores).filter(in_namespace) {
+            let labels = workload.labels();
             let is_selected = || {
                 let mut policies = policies.iter();
                 !opted_out(&labels)
                     && policies.any(|policy| selector::matches(&policy.spec.selector, &labels))
             };
             if (unfinished_too || workload.progress.complete) && !is_selected() {
-                self.forget_attempts(namespace, &workload).await?;
+                self.forget_attempts(&workload).await?;
             }
         }
         Ok(())

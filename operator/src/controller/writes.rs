@@ -27,7 +27,7 @@ use crate::{
     error::{Error, Result},
     policy_pods::PodReport,
     rollout::Undone,
-    workload::{Workload, WorkloadKind},
+    workload::{NOTES, Workload, WorkloadKind},
 };
 
 /// Contents of a policy's ConfigMap.
@@ -220,7 +220,7 @@ impl Context {
     }
 
     /// Restarts a workload, as `kubectl rollout restart` does.
-    pub(super) async fn restart(&self, namespace: &str, workload: &Workload, now: Timestamp) -> Result<()> {
+    pub(super) async fn restart(&self, workload: &Workload, now: Timestamp) -> Result<()> {
         // Where the last restart has not ended, the way back leads to what was before it.
         let unfinished = workload.progress.attempts > 0 && !workload.progress.complete;
         let before = if unfinished { &workload.restarted_before } else { &workload.restarted_at };
@@ -236,17 +236,12 @@ impl Context {
                 annotations::WITHHELD: null,
             } } } },
         });
-        self.patch_workload(namespace, workload, body).await
+        self.patch_workload(workload, body).await
     }
 
     /// Undoes the last restart of a workload, as `kubectl rollout undo` does. Where earlier pods may be gone, their
     /// successors would get the same sidecar again: they are created without one until the restart's aim changes.
-    pub(super) async fn undo_restart(
-        &self,
-        namespace: &str,
-        workload: &Workload,
-        undone: &Undone,
-    ) -> Result<()> {
+    pub(super) async fn undo_restart(&self, workload: &Workload, undone: &Undone) -> Result<()> {
         let withheld = workload.injection.as_ref().filter(|_| workload.replacement.unavailable > 0);
         let body = json!({
             "metadata": { "annotations": { annotations::ROLL_UNDONE: serde_json::to_string(undone)? } },
@@ -255,7 +250,7 @@ impl Context {
                 annotations::WITHHELD: withheld,
             } } } },
         });
-        self.patch_workload(namespace, workload, body).await
+        self.patch_workload(workload, body).await
     }
 
     /// Evicts a pod, unless a PodDisruptionBudget does not allow that now.
@@ -275,13 +270,15 @@ impl Context {
     }
 
     /// Resets the number of a workload's ineffective restarts.
-    pub(super) async fn forget_attempts(&self, namespace: &str, workload: &Workload) -> Result<()> {
-        let body = json!({ "metadata": { "annotations": { annotations::ROLL_ATTEMPTS: null, annotations::ROLL_AIM: null, annotations::ROLL_BEFORE: null,
-            annotations::ROLL_UNDONE: null } } });
-        self.patch_workload(namespace, workload, body).await
+    pub(super) async fn forget_attempts(&self, workload: &Workload) -> Result<()> {
+        let removed: serde_json::Map<_, _> =
+            NOTES.into_iter().map(|note| (note.to_owned(), Value::Null)).collect();
+        let body = json!({ "metadata": { "annotations": removed } });
+        self.patch_workload(workload, body).await
     }
 
-    async fn patch_workload(&self, namespace: &str, workload: &Workload, body: Value) -> Result<()> {
+    async fn patch_workload(&self, workload: &Workload, body: Value) -> Result<()> {
+        let namespace = &workload.namespace;
         let client = self.dependencies.client.clone();
         let (options, body) = (PatchParams::default(), Patch::Merge(&body));
         let patched = match workload.kind {
