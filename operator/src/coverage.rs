@@ -25,8 +25,9 @@ use larder_policy::{
 };
 
 use crate::{
+    pod::{admin_port_of, has_sidecar, is_finished, is_ready},
     policies::opted_out,
-    policy_pods::{PolicyPods, admin_port_of, has_sidecar, is_finished, is_ready},
+    policy_pods::PolicyPods,
     rollout::{Decision, Deviation, decide},
     stores::{Stores, in_namespace},
 };

@@ -17,6 +17,7 @@ pub mod inject;
 pub mod leader;
 pub mod metrics;
 pub mod pace;
+pub mod pod;
 pub mod policies;
 pub mod policy_pods;
 pub mod pruned;

@@ -31,13 +31,16 @@ pub enum PolicyError {
     },
 }
 
+/// The reason of [`PolicyError::NameTaken`].
+const NAME_TAKEN: &str = "NameTaken";
+
 impl PolicyError {
     /// Returns the reason in the condition `Accepted`.
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "Invalid",
             Self::NamespaceExcluded => "NamespaceExcluded",
-            Self::NameTaken(_) => "NameTaken",
+            Self::NameTaken(_) => NAME_TAKEN,
             Self::Conflict { .. } => "Conflict",
         }
     }
@@ -151,10 +154,9 @@ fn was_in_force(policy: &CachePolicy) -> bool {
 /// Returns true if an object of somebody else has the name of one that the policy needs.
 fn lacks_its_name(policy: &CachePolicy) -> bool {
     let conditions = policy.status.iter().flat_map(|status| &status.conditions);
-    let reason = PolicyError::NameTaken(String::new()).as_str();
     conditions
         .filter(|condition| condition.type_ == ConditionType::Accepted.as_str())
-        .any(|condition| condition.status == "False" && condition.reason == reason)
+        .any(|condition| condition.status == "False" && condition.reason == NAME_TAKEN)
 }
 
 /// Returns the remedy for an `l1` that does not fit into the sidecar's memory.

@@ -32,6 +32,8 @@ const MAX_NAMED: usize = 10;
 /// Inputs of a status.
 #[derive(Clone, Copy)]
 pub struct Observation<'a> {
+    /// The policy's namespace.
+    pub namespace: &'a str,
     /// The policy's name.
     pub name: &'a str,
     /// The policy's `metadata.generation`.

@@ -171,6 +171,7 @@ impl Context {
         let write_error = failed.first().map(ToString::to_string);
         let now = Timestamp::now();
         let seen = Observation {
+            namespace: &namespace,
             name: &name,
             generation: policy.metadata.generation,
             spec: &policy.spec,

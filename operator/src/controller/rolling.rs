@@ -18,7 +18,8 @@ use crate::{
     error::Result,
     events,
     pace::Pace,
-    policy_pods::{self, PodReport, PolicyPods},
+    pod::is_ready_with,
+    policy_pods::{PodReport, PolicyPods},
     reach::reach,
     rollout::{Decision, Deviation, Hold, HoldReason, PodState, Undone, decide},
     stores::in_namespace,
@@ -289,7 +290,7 @@ impl Context {
 
     /// Returns true if a pod is ready with the sidecar image.
     fn image_is_proven(&self, image: &str) -> bool {
-        self.stores.pods.find(|pod| policy_pods::is_ready_with(pod, image)).is_some()
+        self.stores.pods.find(|pod| is_ready_with(pod, image)).is_some()
     }
 
     /// Returns the readiness of the webhook for a pod that is created now in `namespace`.

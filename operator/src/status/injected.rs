@@ -151,15 +151,14 @@ fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
             if others.is_empty() { String::new() } else { format!(" (and {} more workloads)", others.len()) };
         parts.push(format!("{first}{others}"));
     }
-    parts.extend(unowned(wrong().filter(|pod| pod.workload.is_none())));
+    parts.extend(unowned(seen.namespace, wrong().filter(|pod| pod.workload.is_none())));
     parts.join("; ")
 }
 
 /// Returns the command by which pods of no workload are replaced.
-fn unowned<'a>(pods: impl Iterator<Item = &'a PodReport>) -> Option<String> {
+fn unowned<'a>(namespace: &str, pods: impl Iterator<Item = &'a PodReport>) -> Option<String> {
     let pods: Vec<_> = pods.collect();
     let first = pods.first()?;
-    let namespace = &first.namespace;
     let Some(owner) = &first.owner else {
         let name = &first.name;
         let others = if pods.len() > 1 {

@@ -106,6 +106,7 @@ impl Scene {
         }
         let services: Vec<Service> = serde_json::from_value(services).unwrap();
         let seen = Observation {
+            namespace: "shop",
             name: "shop",
             generation: Some(3),
             spec: &spec(fields),
@@ -264,6 +265,7 @@ fn a_broken_edit_leaves_the_hash_of_the_last_good_document() {
     let before = Scene::default().assess(None);
     let hash_after = |policy_error: PolicyError| {
         let seen = Observation {
+            namespace: "shop",
             name: "shop",
             generation: Some(4),
             spec: &spec(json!({})),

@@ -1,0 +1,89 @@
+//! Facts about a single pod.
+
+use std::time::Duration;
+
+use jiff::Timestamp;
+use k8s_openapi::api::core::v1::{Pod, PodCondition};
+use kube::ResourceExt;
+use larder_api::{labels, names};
+
+use crate::rollout::Obstacle;
+
+/// Returns the reason that a pod with the sidecar does not start, if it is one that only a change removes.
+pub fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
+    let status = pod.status.as_ref()?;
+    if !has_sidecar(pod) || is_ready(pod) {
+        return None;
+    }
+    let mut conditions = status.conditions.iter().flatten();
+    let unplaced = |condition: &PodCondition| {
+        condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("Unschedulable")
+    };
+    if let Some(condition) = conditions.find(|condition| unplaced(condition)) {
+        return Some((Obstacle::Unschedulable, condition.message.clone().unwrap_or_default()));
+    }
+    let mut containers = status.init_container_statuses.iter().flatten();
+    let sidecar = containers.find(|container| container.name == names::SIDECAR)?;
+    let waiting = sidecar.state.as_ref()?.waiting.as_ref()?;
+    let obstacle = match waiting.reason.as_deref()? {
+        "ErrImagePull"
+        | "ImagePullBackOff"
+        | "InvalidImageName"
+        | "ErrImageNeverPull"
+        | "ImageInspectError"
+        | "RegistryUnavailable" => Obstacle::Image,
+        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "CrashLoopBackOff" => {
+            Obstacle::Sidecar
+        }
+        _ => return None,
+    };
+    Some((obstacle, waiting.message.clone().or_else(|| waiting.reason.clone()).unwrap_or_default()))
+}
+
+/// Returns true if a pod was created that long ago: an image may fail to be pulled once, and a node may have to be added.
+pub fn has_existed_for(pod: &Pod, time: Duration, now: Timestamp) -> bool {
+    pod.creation_timestamp().is_some_and(|created| now >= created.0 + time)
+}
+
+/// Returns the port of the admin API of a pod's sidecar.
+pub fn admin_port_of(pod: &Pod) -> Option<u16> {
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let mut ports = containers
+        .filter(|container| container.name == names::SIDECAR)
+        .flat_map(|container| container.ports.iter().flatten());
+    ports.find_map(|port| u16::try_from(port.container_port).ok())
+}
+
+/// Returns true if a pod has the sidecar.
+pub fn has_sidecar(pod: &Pod) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    pod.labels().contains_key(labels::POLICY)
+        && containers.into_iter().any(|container| container.name == names::SIDECAR)
+}
+
+/// Returns true if a pod is ready.
+pub fn is_ready(pod: &Pod) -> bool {
+    let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());
+    conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
+}
+
+/// Returns true if a pod is ready with a sidecar of this image.
+pub fn is_ready_with(pod: &Pod, image: &str) -> bool {
+    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    has_sidecar(pod)
+        && is_ready(pod)
+        && containers
+            .filter(|container| container.name == names::SIDECAR)
+            .any(|sidecar| sidecar.image.as_deref() == Some(image))
+}
+
+/// Returns true if a pod has completed.
+pub fn is_finished(pod: &Pod) -> bool {
+    let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
+    matches!(phase, Some("Succeeded" | "Failed"))
+}
+
+/// Returns true if a pod is neither terminating nor completed.
+pub fn is_live(pod: &Pod) -> bool {
+    pod.metadata.deletion_timestamp.is_none() && !is_finished(pod)
+}
