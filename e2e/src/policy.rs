@@ -10,6 +10,7 @@ use serde_json::{Value, json};
 use crate::{
     Sandbox, eventually,
     eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
+    workload::pod_of,
 };
 
 /// A policy of a test's namespace.
@@ -103,10 +104,7 @@ impl<'a> Policy<'a> {
 
     /// Waits until pods that are created from now on get the sidecar.
     pub async fn injects(&self, template: &Value) -> anyhow::Result<()> {
-        let mut pod = template.clone();
-        pod["apiVersion"] = json!("v1");
-        pod["kind"] = json!("Pod");
-        pod["metadata"]["name"] = json!("larder-e2e-probe");
+        let pod = pod_of(template.clone(), "larder-e2e-probe");
         eventually("the webhook injects", SHORT_TIMEOUT, async || {
             let pod = crate::apply::dry_run(&self.sandbox.client, &self.sandbox.name, &pod).await?;
             ensure!(has_sidecar(&pod.data), "a pod would be created without the sidecar: {:?}", pod.metadata);

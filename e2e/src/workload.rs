@@ -146,6 +146,14 @@ impl Workload {
     }
 }
 
+/// The pod of that name that a template describes.
+pub fn pod_of(mut template: Value, name: &str) -> Value {
+    template["apiVersion"] = json!("v1");
+    template["kind"] = json!("Pod");
+    template["metadata"]["name"] = json!(name);
+    template
+}
+
 /// The agent's pod.
 pub(crate) fn agent() -> anyhow::Result<Value> {
     Ok(json!({

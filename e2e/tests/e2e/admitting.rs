@@ -13,6 +13,7 @@ use larder_e2e::{
     eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     in_a_namespace,
     policy::{has, has_sidecar},
+    workload::pod_of,
 };
 use proptest::{prelude::*, strategy::ValueTree, test_runner::TestRunner};
 use serde_json::{Value, json};
@@ -223,10 +224,7 @@ async fn config_map_of_somebody_else_is_left_alone() -> anyhow::Result<()> {
         let policy = sandbox.policy("cache", IN_MEMORY).await?;
         let accepted = policy.condition(ConditionType::Accepted, "False").await?;
         ensure!(accepted.reason == "NameTaken" && accepted.message.contains(&name), "{accepted:?}");
-        let mut pod = Workload::deployment("app", 1).template()?;
-        pod["apiVersion"] = json!("v1");
-        pod["kind"] = json!("Pod");
-        pod["metadata"]["name"] = json!("app");
+        let pod = pod_of(Workload::deployment("app", 1).template()?, "app");
         eventually("pods are left alone", SHORT_TIMEOUT, async || {
             let pod = apply::dry_run(&sandbox.client, &sandbox.name, &pod).await?;
             ensure!(!has_sidecar(&pod.data), "it has a sidecar");

@@ -12,6 +12,7 @@ use larder_e2e::{
     examples, in_a_namespace,
     policy::{Policy, sidecar_of},
     sandbox::RunningPod,
+    workload::pod_of,
 };
 use serde_json::json;
 
@@ -138,10 +139,7 @@ async fn plain_pod_that_appears_later_is_reported_and_treated_as_the_policy_chos
         let before = get_from(&agent, &pods[0], "/items/1").await?;
         ensure_hit(&before)?;
 
-        let mut plain = workload.template()?;
-        plain["apiVersion"] = json!("v1");
-        plain["kind"] = json!("Pod");
-        plain["metadata"]["name"] = json!("plain");
+        let mut plain = pod_of(workload.template()?, "plain");
         plain["metadata"]["labels"][labels::INJECT] = json!("false");
         sandbox.apply(&[plain]).await?;
         let made = Instant::now();

@@ -9,6 +9,7 @@ use larder_e2e::{
     eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     in_a_namespace,
     policy::sidecar_of,
+    workload::pod_of,
 };
 use serde_json::{Value, json};
 
@@ -162,10 +163,7 @@ async fn fields_that_the_operator_does_not_know_survive() -> anyhow::Result<()> 
         let workload = Workload::deployment("app", 1)
             .pod(json!({"hostnameOverride": "a-name-of-its-own"}))
             .container(json!({"restartPolicy": "Always", "restartPolicyRules": rules}));
-        let mut plain = workload.template()?;
-        plain["apiVersion"] = json!("v1");
-        plain["kind"] = json!("Pod");
-        plain["metadata"]["name"] = json!("plain");
+        let plain = pod_of(workload.template()?, "plain");
         let kept = |pod: &Value| -> anyhow::Result<()> {
             ensure!(pod["spec"]["hostnameOverride"] == "a-name-of-its-own", "{}", pod["spec"]);
             ensure!(pod["spec"]["containers"][0]["restartPolicyRules"] == rules, "{}", pod["spec"]);

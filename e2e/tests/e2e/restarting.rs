@@ -17,6 +17,7 @@ use larder_e2e::{
     eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     in_a_namespace,
     policy::{Policy, has, sidecar_of},
+    workload::pod_of,
 };
 use serde_json::json;
 
@@ -161,10 +162,7 @@ async fn admission_by_others_that_refuses_the_sidecar_restarts_nothing() -> anyh
         policies.create(&Default::default(), &serde_json::from_value(policy_object)?).await?;
         bindings.create(&Default::default(), &serde_json::from_value(binding)?).await?;
         let outcome = async {
-            let mut probe = Workload::deployment("probe", 1).template()?;
-            probe["apiVersion"] = json!("v1");
-            probe["kind"] = json!("Pod");
-            probe["metadata"]["name"] = json!("probe");
+            let mut probe = pod_of(Workload::deployment("probe", 1).template()?, "probe");
             probe["spec"]["initContainers"] = probe["spec"]["containers"].clone();
             probe["spec"]["initContainers"][0]["name"] = json!("larder-sidecar");
             probe["spec"]["initContainers"][0]["restartPolicy"] = json!("Always");

@@ -16,8 +16,9 @@ use larder_e2e::{
     eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     in_a_namespace,
     policy::{has, sidecar_of},
+    workload::pod_of,
 };
-use serde_json::{Value, json};
+use serde_json::json;
 
 use super::{
     common::IN_MEMORY,
@@ -190,14 +191,6 @@ async fn daemon_set_is_restarted_and_other_pods_are_named_with_a_command() -> an
         .await
     })
     .await
-}
-
-/// Returns the pod that a template describes.
-fn pod_of(mut template: Value, name: &str) -> Value {
-    template["apiVersion"] = json!("v1");
-    template["kind"] = json!("Pod");
-    template["metadata"]["name"] = json!(name);
-    template
 }
 
 #[tokio::test]
