@@ -243,7 +243,7 @@ pub(crate) mod tests {
     };
     use serde::de::DeserializeOwned;
 
-    fn store<K>(objects: Vec<Value>) -> Store<K>
+    pub(crate) fn store<K>(objects: Vec<Value>) -> Store<K>
     where
         K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + 'static,
     {
@@ -254,7 +254,7 @@ pub(crate) mod tests {
         store
     }
 
-    fn stores(pods: Vec<Value>) -> Stores {
+    pub(crate) fn stores(pods: Vec<Value>) -> Stores {
         let template = self::pods::pod();
         Stores {
             pods: store(pods),

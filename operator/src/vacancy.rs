@@ -18,13 +18,15 @@ pub enum Vacancy {
     NoWorkload,
     /// The workloads want no pods now, with one of them.
     Idle(String),
-    /// A workload wants pods and has none, with the reason where it gives one.
+    /// A workload wants pods and has none yet.
+    Awaited(String),
+    /// A workload wants pods, and they cannot be created, with the reason.
     NotCreated(String),
 }
 
 /// Returns the reason that no pod matches a policy's selector, as far as Deployments, StatefulSets and DaemonSets tell.
 pub fn vacancy(stores: &Stores, namespace: &str, own: &LabelSelector) -> Vacancy {
-    let mut idle = None;
+    let (mut idle, mut awaited) = (None, None);
     let deployments = in_namespace(&stores.deployments, namespace);
     let sets = in_namespace(&stores.stateful_sets, namespace);
     let daemons = in_namespace(&stores.daemon_sets, namespace);
@@ -46,13 +48,19 @@ pub fn vacancy(stores: &Stores, namespace: &str, own: &LabelSelector) -> Vacancy
         Some((named("DaemonSet", &one.metadata), wanted, None))
     });
     for (name, wanted, reason) in deployments.chain(sets).chain(daemons) {
-        if wanted > 0 {
-            let reason = reason.map(|reason| format!(": {reason}")).unwrap_or_default();
-            return Vacancy::NotCreated(format!("{name} has no pods{reason}"));
-        }
-        idle.get_or_insert(name);
+        match reason {
+            Some(reason) if wanted > 0 => {
+                return Vacancy::NotCreated(format!("{name} has no pods: {reason}"));
+            }
+            None if wanted > 0 => awaited.get_or_insert(name),
+            _ => idle.get_or_insert(name),
+        };
     }
-    idle.map_or(Vacancy::NoWorkload, |name| Vacancy::Idle(format!("{name} wants no pods")))
+    match (awaited, idle) {
+        (Some(name), _) => Vacancy::Awaited(format!("{name} has no pods yet")),
+        (None, Some(name)) => Vacancy::Idle(format!("{name} wants no pods")),
+        (None, None) => Vacancy::NoWorkload,
+    }
 }
 
 /// Returns true if a selector matches the pods of a template.
@@ -63,4 +71,36 @@ pub fn is_selected(own: &LabelSelector, template: &PodTemplateSpec) -> bool {
 
 fn named(kind: &str, metadata: &ObjectMeta) -> String {
     format!("{kind} {}", metadata.name.as_deref().unwrap_or_default())
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::policy_pods::tests::{store, stores};
+
+    fn of(replicas: i32, status: Value) -> Vacancy {
+        let deployment = json!({
+            "metadata": {"name": "shop", "namespace": "shop"},
+            "spec": {"replicas": replicas, "selector": {}, "template": {"metadata": {"labels": {"app": "shop"}}}},
+            "status": status,
+        });
+        let stores = Stores { deployments: store(vec![deployment]), ..stores(vec![]) };
+        let selector = LabelSelector {
+            match_labels: Some([("app".to_owned(), "shop".to_owned())].into()),
+            ..LabelSelector::default()
+        };
+        vacancy(&stores, "shop", &selector)
+    }
+
+    #[test]
+    fn pods_that_are_awaited_are_told_from_those_that_cannot_be_created() {
+        assert_eq!(of(0, json!({})), Vacancy::Idle("Deployment shop wants no pods".into()));
+        assert_eq!(of(1, json!({})), Vacancy::Awaited("Deployment shop has no pods yet".into()));
+        let failure = |status: &str| json!({"conditions": [{"type": "ReplicaFailure", "status": status, "message": "exceeded quota"}]});
+        let failed = Vacancy::NotCreated("Deployment shop has no pods: exceeded quota".into());
+        assert_eq!(of(1, failure("True")), failed);
+        assert_eq!(of(1, failure("False")), Vacancy::Awaited("Deployment shop has no pods yet".into()));
+    }
 }

@@ -30,7 +30,9 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
             Vacancy::NoWorkload => {
                 Verdict::new(None, "NoPods", "the selector matches no pod, and the pods of no workload")
             }
-            Vacancy::Idle(message) => Verdict::new(None, "NoPods", message.clone()),
+            Vacancy::Idle(message) | Vacancy::Awaited(message) => {
+                Verdict::new(None, "NoPods", message.clone())
+            }
             Vacancy::NotCreated(message) => Verdict::new(false, "PodsNotCreated", message.clone()),
         };
     }

@@ -349,6 +349,8 @@ fn policy_not_in_force_reports_its_reason() {
     let without = |vacancy| Scene { pods: vec![], answers: vec![], vacancy, ..Scene::default() };
     let idle = without(Vacancy::Idle("Deployment shop wants no pods".into()));
     idle.expect(ConditionType::Ready, "True", "NoPods", "Deployment shop wants no pods");
+    let awaited = without(Vacancy::Awaited("Deployment shop has no pods yet".into()));
+    awaited.expect(ConditionType::Ready, "False", "NoPods", "no pods yet");
     let failed = || without(Vacancy::NotCreated("Deployment shop has no pods: exceeded quota".into()));
     failed().expect(ConditionType::Ready, "False", "PodsNotCreated", "exceeded quota");
     failed().expect(ConditionType::Injected, "False", "PodsNotCreated", "exceeded quota");
