@@ -25,6 +25,9 @@ pub const ROLL_UNDONE: &str = "larder.dev/roll-undone";
 /// On a pod template: the hash of the injection that is withheld from the workload's pods, because a rollout with it could
 /// not end.
 pub const WITHHELD: &str = "larder.dev/withheld-injection";
+/// On a workload, by convention of Kubernetes: the cause of its newest revision, which `kubectl rollout history` shows.
+/// The operator writes one during its own restarts, unless somebody else's is there.
+pub const CHANGE_CAUSE: &str = "kubernetes.io/change-cause";
 /// On a policy's ConfigMap: the policy's rollout strategy, for use after the policy is deleted.
 pub const ROLLOUT_STRATEGY: &str = "larder.dev/rollout-strategy";
 

@@ -2,7 +2,7 @@
 
 /// The sidecar's container.
 pub const SIDECAR: &str = "larder-sidecar";
-/// The field manager of the operator's applies.
+/// The field manager of the operator's writes.
 pub const FIELD_MANAGER: &str = "larder-operator";
 /// The field manager of the coverage in a policy's ConfigMap, which is separate from that of the other fields.
 pub const COVERAGE_MANAGER: &str = "larder-operator-coverage";

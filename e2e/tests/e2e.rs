@@ -11,6 +11,7 @@ mod e2e {
     mod examples_records;
     mod examples_shop;
     mod examples_two_level;
+    mod history;
     mod injecting;
     mod operating;
     mod purging;

@@ -78,12 +78,7 @@ fn of(kind: ConditionType, now: &Condition) -> Option<Event> {
 
 /// Returns the event for the restart of a workload.
 pub fn rolled(workload: &Workload, deviation: Deviation) -> Event {
-    let why = match deviation {
-        Deviation::Missed => "pods have no sidecar",
-        Deviation::Outdated => "pods have a sidecar with outdated settings",
-        Deviation::Stray => "pods have a sidecar that they should no longer have",
-    };
-    event(EventType::Normal, "Rolled", "Restart", format!("restarted {workload}: {why}"))
+    event(EventType::Normal, "Rolled", "Restart", format!("restarted {workload}: {}", deviation.clause()))
 }
 
 /// Returns the event for a restart that was undone.

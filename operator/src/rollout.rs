@@ -28,6 +28,17 @@ larder_api::labelled! {
     }
 }
 
+impl Deviation {
+    /// Returns the reason that a workload with such pods is restarted, as a clause.
+    pub const fn clause(self) -> &'static str {
+        match self {
+            Self::Missed => "pods have no sidecar",
+            Self::Outdated => "pods have a sidecar with outdated settings",
+            Self::Stray => "pods have a sidecar that they should no longer have",
+        }
+    }
+}
+
 /// A pod of a workload.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct PodState {

@@ -111,7 +111,7 @@ async fn renew(secrets: &Api<Secret>, current: Option<&Secret>, dns_names: &[Str
     secret.data = Some(
         renewed.data().into_iter().map(|(key, text)| (key.into(), ByteString(text.into_bytes()))).collect(),
     );
-    let options = PostParams::default();
+    let options = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
     let written = match current {
         None => secrets.create(&options, &secret).await,
         Some(current) => {

@@ -27,6 +27,8 @@ const TEMPLATE_GENERATION: &str = "pod-template-generation";
 const TEMPLATE_GENERATION_ANNOTATION: &str = "deprecated.daemonset.template.generation";
 /// The default of a Deployment's `maxSurge` and `maxUnavailable`.
 static QUARTER: LazyLock<IntOrString> = LazyLock::new(|| IntOrString::String("25%".into()));
+/// Start of the operator's change causes.
+const OWN_CAUSE: &str = "Larder: ";
 /// The label by which a StatefulSet marks its pods' revision.
 const REVISION_HASH: &str = "controller-revision-hash";
 
@@ -96,6 +98,8 @@ pub struct Workload {
     pub restarted_at: Option<String>,
     /// The time of the restart before the last one, as the template had it.
     pub restarted_before: Option<String>,
+    /// The cause of its newest revision, as `kubectl rollout history` shows it.
+    pub change_cause: Option<String>,
 }
 
 impl Workload {
@@ -138,6 +142,17 @@ impl Workload {
     pub fn is_being_restarted(&self, since: Timestamp) -> bool {
         let Progress { attempts, complete, restarted_at, .. } = self.progress;
         attempts > 0 && !complete && restarted_at.is_some_and(|at| at > since)
+    }
+
+    /// Returns the change cause of a restart by the operator; `None` leaves somebody else's as it is.
+    pub fn cause(&self, text: &str) -> Option<String> {
+        let is_foreign = self.change_cause.is_some() && self.own_cause().is_none();
+        (!is_foreign).then(|| format!("{OWN_CAUSE}{text}"))
+    }
+
+    /// Returns the change cause, if it is the operator's.
+    pub fn own_cause(&self) -> Option<&str> {
+        self.change_cause.as_deref().filter(|cause| cause.starts_with(OWN_CAUSE))
     }
 
     /// Returns the command that restarts the workload.
@@ -393,6 +408,7 @@ fn workload(
         injection: None,
         restarted_at: restarted_at.cloned(),
         restarted_before: own(annotations::ROLL_BEFORE).filter(|at| !at.is_empty()).cloned(),
+        change_cause: own(annotations::CHANGE_CAUSE).cloned(),
     }
 }
 

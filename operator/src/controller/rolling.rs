@@ -156,7 +156,7 @@ impl Context {
         if let Some(hold) = queued(Pace { alone, ..pace }) {
             return Ok(Some(hold));
         }
-        self.restart(workload, now).await?;
+        self.restart(workload, deviation, now).await?;
         restarts.retain(|_, recent| recent.is_recent(now));
         restarts.insert(workload.uid.clone(), Recent { namespace: namespace.to_owned(), at: now });
         drop(restarts);

@@ -26,7 +26,7 @@ use crate::{
     compile::{self, Compiled},
     error::{Error, Result},
     policy_pods::PodReport,
-    rollout::Undone,
+    rollout::{Deviation, Undone},
     workload::{NOTES, Workload, WorkloadKind},
 };
 
@@ -171,7 +171,9 @@ impl Context {
             ..Secret::default()
         };
         let secrets: Api<Secret> = Api::namespaced(self.dependencies.client.clone(), namespace);
-        let trust = match secrets.create(&PostParams::default(), &secret).await {
+        let options =
+            PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
+        let trust = match secrets.create(&options, &secret).await {
             Ok(_) => TOKEN_TRUST,
             Err(error) if is_conflict(&error) => found_trust(map, Timestamp::now()),
             Err(error) => return Err(error.into()),
@@ -220,11 +222,16 @@ impl Context {
     }
 
     /// Restarts a workload, as `kubectl rollout restart` does.
-    pub(super) async fn restart(&self, workload: &Workload, now: Timestamp) -> Result<()> {
+    pub(super) async fn restart(
+        &self,
+        workload: &Workload,
+        deviation: Deviation,
+        now: Timestamp,
+    ) -> Result<()> {
         // Where the last restart has not ended, the way back leads to what was before it.
         let unfinished = workload.progress.attempts > 0 && !workload.progress.complete;
         let before = if unfinished { &workload.restarted_before } else { &workload.restarted_at };
-        let body = json!({
+        let mut body = json!({
             "metadata": { "annotations": {
                 annotations::ROLL_ATTEMPTS: (workload.progress.tries() + 1).to_string(),
                 annotations::ROLL_AIM: workload.aim,
@@ -236,6 +243,9 @@ impl Context {
                 annotations::WITHHELD: null,
             } } } },
         });
+        if let Some(cause) = workload.cause(deviation.clause()) {
+            body["metadata"]["annotations"][annotations::CHANGE_CAUSE] = json!(cause);
+        }
         self.patch_workload(workload, body).await
     }
 
@@ -243,13 +253,17 @@ impl Context {
     /// successors would get the same sidecar again: they are created without one until the restart's aim changes.
     pub(super) async fn undo_restart(&self, workload: &Workload, undone: &Undone) -> Result<()> {
         let withheld = workload.injection.as_ref().filter(|_| workload.replacement.unavailable > 0);
-        let body = json!({
+        let mut body = json!({
             "metadata": { "annotations": { annotations::ROLL_UNDONE: serde_json::to_string(undone)? } },
             "spec": { "template": { "metadata": { "annotations": {
                 annotations::RESTARTED_AT: workload.restarted_before,
                 annotations::WITHHELD: withheld,
             } } } },
         });
+        let text = format!("a restart was undone, because {}", undone.obstacle.as_str());
+        if let Some(cause) = workload.cause(&text) {
+            body["metadata"]["annotations"][annotations::CHANGE_CAUSE] = json!(cause);
+        }
         self.patch_workload(workload, body).await
     }
 
@@ -269,30 +283,51 @@ impl Context {
         }
     }
 
-    /// Resets the number of a workload's ineffective restarts.
+    /// Resets the number of a workload's ineffective restarts. Its change cause goes as well, because the next revision
+    /// is somebody else's; the revision that the restart made keeps its copy.
     pub(super) async fn forget_attempts(&self, workload: &Workload) -> Result<()> {
+        if let Some(cause) = workload.own_cause() {
+            self.remove_cause(workload, cause).await?;
+        }
         let removed: serde_json::Map<_, _> =
             NOTES.into_iter().map(|note| (note.to_owned(), Value::Null)).collect();
         let body = json!({ "metadata": { "annotations": removed } });
         self.patch_workload(workload, body).await
     }
 
+    /// Removes a change cause, unless somebody has written another since.
+    async fn remove_cause(&self, workload: &Workload, cause: &str) -> Result<()> {
+        let path = format!("/metadata/annotations/{}", annotations::CHANGE_CAUSE.replace('/', "~1"));
+        let steps = json!([
+            { "op": "test", "path": path, "value": cause },
+            { "op": "remove", "path": path },
+        ]);
+        match self.patch(workload, &Patch::<Value>::Json(serde_json::from_value(steps)?)).await {
+            Err(Error::Kubernetes(kube::Error::Api(status))) if status.code == 422 => Ok(()),
+            outcome => outcome,
+        }
+    }
+
     async fn patch_workload(&self, workload: &Workload, body: Value) -> Result<()> {
+        self.patch(workload, &Patch::Merge(body)).await
+    }
+
+    async fn patch(&self, workload: &Workload, body: &Patch<Value>) -> Result<()> {
         let namespace = &workload.namespace;
         let client = self.dependencies.client.clone();
-        let (options, body) = (PatchParams::default(), Patch::Merge(&body));
+        let options = managed();
         let patched = match workload.kind {
             WorkloadKind::Deployment => {
                 let api: Api<Deployment> = Api::namespaced(client, namespace);
-                api.patch(&workload.name, &options, &body).await.map(drop)
+                api.patch(&workload.name, &options, body).await.map(drop)
             }
             WorkloadKind::DaemonSet => {
                 let api: Api<DaemonSet> = Api::namespaced(client, namespace);
-                api.patch(&workload.name, &options, &body).await.map(drop)
+                api.patch(&workload.name, &options, body).await.map(drop)
             }
             WorkloadKind::StatefulSet => {
                 let api: Api<StatefulSet> = Api::namespaced(client, namespace);
-                api.patch(&workload.name, &options, &body).await.map(drop)
+                api.patch(&workload.name, &options, body).await.map(drop)
             }
         };
         match patched {
@@ -318,11 +353,16 @@ impl Context {
                 body["status"][left_out] = Value::Null;
             }
         }
-        match policies.patch_status(name, &PatchParams::default(), &Patch::Merge(&body)).await {
+        match policies.patch_status(name, &managed(), &Patch::Merge(&body)).await {
             Err(error) if !is_not_found(&error) => Err(error.into()),
             _ => Ok(()),
         }
     }
+}
+
+/// Returns the options of a patch under the operator's name, which `kubectl get --show-managed-fields` shows.
+fn managed() -> PatchParams {
+    PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() }
 }
 
 /// Returns the label that an object of the operator for a policy would have and this one has not, as `name: value`.
@@ -345,7 +385,7 @@ where
     K: Clone + serde::de::DeserializeOwned + std::fmt::Debug + Resource,
 {
     let body = json!({ "metadata": { "annotations": annotations } });
-    match api.patch_metadata(name, &PatchParams::default(), &Patch::Merge(&body)).await {
+    match api.patch_metadata(name, &managed(), &Patch::Merge(&body)).await {
         Err(error) if !is_not_found(&error) => Err(error.into()),
         _ => Ok(()),
     }

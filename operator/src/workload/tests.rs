@@ -123,3 +123,22 @@ fn workload_without_automatic_rollout_is_detected() {
     assert!(!set(json!({"type": "OnDelete"})));
     assert!(!set(json!({"type": "RollingUpdate", "rollingUpdate": {"partition": 1}})));
 }
+
+#[test]
+fn change_cause_of_somebody_else_stays() {
+    let with = |cause: Option<&str>| {
+        let mut deployment = deployment(json!({}));
+        if let Some(cause) = cause {
+            deployment.annotations_mut().insert(annotations::CHANGE_CAUSE.into(), cause.into());
+        }
+        of_deployment(&deployment)
+    };
+    let clause = crate::rollout::Deviation::Missed.clause();
+    let own = with(None).cause(clause).unwrap();
+    assert_eq!(own, "Larder: pods have no sidecar");
+    assert_eq!(with(None).own_cause(), None);
+    assert_eq!(with(Some(&own)).own_cause(), Some(own.as_str()));
+    assert_eq!(with(Some(&own)).cause(clause), Some(own));
+    assert_eq!(with(Some("release 7")).cause(clause), None);
+    assert_eq!(with(Some("release 7")).own_cause(), None);
+}
