@@ -54,6 +54,12 @@ use crate::{CachePolicyStatus, schema};
         json_path = ".status.pods.missed",
         description = "Pods without the sidecar."
     ),
+    printcolumn(
+        name = "Capture",
+        type_ = "string",
+        json_path = ".status.capture",
+        description = "Capture mode in use."
+    ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
     printcolumn(
         name = "Reason",

@@ -18,6 +18,10 @@ pub struct CachePolicyStatus {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub config_hash: Option<String>,
 
+    /// Capture mode in use: the one that `capture.mode` names, or the one that `Auto` chose.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub capture: Option<String>,
+
     /// Numbers of pods.
     #[serde(default)]
     pub pods: PodCounts,

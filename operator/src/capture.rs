@@ -10,44 +10,69 @@ use std::{fmt, sync::Arc};
 
 use k8s_openapi::api::networking::v1::NetworkPolicy;
 use larder_api::names;
-use larder_crds::{CaptureMode, Target};
+use larder_crds::{Capture, CaptureMode, Target};
 use serde::{Deserialize, Serialize};
-use serde_json::Value;
+use serde_json::{Value, json};
 
 pub use self::named_port::NamedPort;
 use crate::cli::SidecarSettings;
 
-/// A way to capture requests.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub enum Mode {
-    /// The port's name moves to the sidecar: see [`NamedPort`].
-    NamedPort,
+larder_api::labelled! {
+    /// A way to capture requests.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum Mode {
+        /// The port's name moves to the sidecar: see [`NamedPort`].
+        NamedPort = "NamedPort",
+    }
 }
 
 impl Mode {
-    /// Every mode.
-    pub const ALL: [Self; 1] = [Self::NamedPort];
-
-    /// Returns the mode that a policy asks for; `None` gives no pod a sidecar.
-    pub const fn of(mode: CaptureMode) -> Option<Self> {
-        match mode {
+    /// Returns the mode that a policy with these targets asks for; `None` gives no pod a sidecar.
+    pub fn of(capture: &Capture, _targets: &[Target]) -> Option<Self> {
+        match capture.mode {
             CaptureMode::Auto | CaptureMode::NamedPort => Some(Self::NamedPort),
             CaptureMode::None => None,
         }
     }
 
-    /// Returns the mode's part of the injection hash. Its number grows when the mode changes pods in another way, so that
-    /// pods of the former way are replaced.
-    pub const fn fingerprint(self) -> &'static str {
+    /// Returns the mode's part of the injection hash: a name with a number that grows when the mode changes pods in another
+    /// way, so that pods of the former way are replaced, and the settings on which only this mode depends. The policy's
+    /// targets are part of the hash in any mode.
+    pub fn fingerprint(self, _settings: &SidecarSettings) -> Value {
         match self {
-            Self::NamedPort => "NamedPort/1",
+            Self::NamedPort => json!("NamedPort/1"),
         }
     }
+
+    /// Returns the sentence about the choice of `Auto` that follows in the status, or nothing where a mode was asked for.
+    pub fn choice(self, capture: &Capture) -> Option<String> {
+        let reason = match (capture.mode, self) {
+            (CaptureMode::Auto, Self::NamedPort) => "it needs nothing but a named port",
+            _ => return None,
+        };
+        Some(format!("Auto chose {}, because {reason}", self.as_str()))
+    }
+
+    /// Returns the lines to write for this mode to capture the requests of a pod, where it could, with the mode's name.
+    fn offer(self, _pod: &Value, _inputs: &Inputs<'_>) -> Option<String> {
+        match self {
+            Self::NamedPort => None,
+        }
+    }
+}
+
+/// Returns the modes other than `used` that could capture the requests of `pod`, a pod's JSON before injection, each with
+/// the lines to write.
+pub fn offers(used: Option<Mode>, pod: &Value, inputs: &Inputs<'_>) -> Vec<String> {
+    let others = Mode::ALL.into_iter().filter(|mode| Some(*mode) != used);
+    others.filter_map(|mode| mode.offer(pod, inputs)).collect()
 }
 
 /// Inputs of a plan, besides the pod.
 #[derive(Clone, Copy, Debug)]
 pub struct Inputs<'a> {
+    /// The policy's capture.
+    pub capture: &'a Capture,
     /// The policy's targets.
     pub targets: &'a [Target],
     /// Settings of injected sidecars.
@@ -68,8 +93,8 @@ impl Plan {
     ///
     /// # Errors
     /// The reason that there can be no sidecar.
-    pub fn new(mode: CaptureMode, pod: &Value, inputs: &Inputs<'_>) -> Result<Self, Skip> {
-        match Mode::of(mode) {
+    pub fn new(pod: &Value, inputs: &Inputs<'_>) -> Result<Self, Skip> {
+        match Mode::of(inputs.capture, inputs.targets) {
             Some(Mode::NamedPort) => NamedPort::plan(pod, inputs).map(Self::NamedPort),
             None => Err(Skip {
                 reason: SkipReason::CaptureNone,
@@ -99,8 +124,9 @@ impl Plan {
 pub struct Captured {
     /// The container that listens.
     pub container: String,
-    /// The port's name, which refers to `sidecar_port` in the injected pod.
-    pub name: String,
+    /// The port's name, if it has one, which refers to `sidecar_port` in the injected pod.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub name: Option<String>,
     /// The number that the application listens on.
     pub port: u16,
     /// The number that the sidecar listens on.
@@ -168,6 +194,14 @@ const MIRROR: &str = "kubernetes.io/config.mirror";
 fn unfit(pod: &Value, settings: &SidecarSettings) -> Option<Skip> {
     let spec = &pod["spec"];
     let skip = |reason, message: String| Some(Skip { reason, message });
+    if spec["hostNetwork"] == true {
+        return skip(
+            SkipReason::HostNetwork,
+            "the pod uses the node's network, where sidecars of several pods would need the same ports; take \
+             hostNetwork out of its template"
+                .into(),
+        );
+    }
     if !pod["metadata"]["annotations"][MIRROR].is_null() {
         return skip(
             SkipReason::MirrorPod,
@@ -243,7 +277,8 @@ mod tests {
     #[test]
     fn modes_have_different_fingerprints() {
         for mode in Mode::ALL {
-            let same = Mode::ALL.into_iter().filter(|other| other.fingerprint() == mode.fingerprint());
+            let fingerprint = |mode: Mode| mode.fingerprint(&settings());
+            let same = Mode::ALL.into_iter().filter(|other| fingerprint(*other) == fingerprint(mode));
             assert_eq!(same.count(), 1, "{mode:?}");
         }
     }
@@ -252,13 +287,13 @@ mod tests {
     fn capture_none_plans_nothing() {
         let targets = [serde_json::from_value(json!({"port": "http"})).unwrap()];
         let settings = settings();
-        let inputs = Inputs { targets: &targets, settings: &settings, network_policies: &[] };
-        assert_eq!(
-            Plan::new(CaptureMode::None, &pod(), &inputs).unwrap_err().reason,
-            SkipReason::CaptureNone
-        );
-        let [auto, named] =
-            [CaptureMode::Auto, CaptureMode::NamedPort].map(|mode| Plan::new(mode, &pod(), &inputs).unwrap());
-        assert_eq!(auto, named);
+        let plan = |mode| {
+            let capture = Capture { mode };
+            let inputs =
+                Inputs { capture: &capture, targets: &targets, settings: &settings, network_policies: &[] };
+            Plan::new(&pod(), &inputs)
+        };
+        assert_eq!(plan(CaptureMode::None).unwrap_err().reason, SkipReason::CaptureNone);
+        assert_eq!(plan(CaptureMode::Auto).unwrap(), plan(CaptureMode::NamedPort).unwrap());
     }
 }

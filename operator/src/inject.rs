@@ -110,11 +110,12 @@ fn inject_plain(
         });
     }
     let inputs = Inputs {
+        capture: &injection.spec.capture,
         targets: &injection.spec.targets,
         settings: injection.settings,
         network_policies: injection.network_policies,
     };
-    let plan = match Plan::new(injection.spec.capture.mode, pod, &inputs) {
+    let plan = match Plan::new(pod, &inputs) {
         Ok(plan) => plan,
         Err(skip) => return Outcome::Skipped(skip),
     };
@@ -182,6 +183,11 @@ pub fn skipped(pod: &Value, skip: &Skip) -> Value {
     if size_of_annotations(&noted) > MAX_ANNOTATIONS { plain } else { noted }
 }
 
+/// Returns a pod's JSON as it was before the sidecar that it has.
+pub fn without_sidecar(pod: &Value) -> Value {
+    if has_sidecar(pod) { withdrawal::withdraw(pod).0 } else { pod.clone() }
+}
+
 /// Returns the size of a pod's annotations as the API server counts it: the bytes of all names and values.
 fn size_of_annotations(pod: &Value) -> usize {
     let annotations = pod["metadata"]["annotations"].as_object().into_iter().flatten();
@@ -207,9 +213,10 @@ pub fn captured_of(pod: &Value) -> Vec<Captured> {
 /// objects, so that the hash is equal in every replica.
 pub fn hash(injection: &Injection<'_>, secrets: &[SecretKeyRef]) -> String {
     let SidecarSettings { image, pull_policy, data_port, admin_port, drain_seconds } = injection.settings;
+    let mode = Mode::of(&injection.spec.capture, &injection.spec.targets);
     let parts = json!({
         "layout": 2,
-        "capture": Mode::of(injection.spec.capture.mode).map(Mode::fingerprint),
+        "capture": mode.map(|mode| mode.fingerprint(injection.settings)),
         "policy": injection.policy,
         "image": image,
         "pullPolicy": pull_policy.map(|policy| policy.as_str()),

@@ -82,7 +82,9 @@ impl Policies {
         let mut policies: Vec<_> = in_namespace
             .iter()
             .filter_map(|policy| policy.0.as_ref().ok())
-            .filter(|policy| Mode::of(policy.spec.capture.mode).is_some() && !lacks_its_name(policy))
+            .filter(|policy| {
+                Mode::of(&policy.spec.capture, &policy.spec.targets).is_some() && !lacks_its_name(policy)
+            })
             .filter(|policy| match self.compile(policy) {
                 Ok(_) => true,
                 Err(PolicyError::Invalid(_)) => was_in_force(policy),

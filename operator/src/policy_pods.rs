@@ -1,6 +1,6 @@
 //! The observed state of a policy's pods: their selection, their sidecars and their deviations.
 
-use std::{collections::BTreeMap, net::IpAddr, time::Duration};
+use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -56,6 +56,8 @@ pub struct PodReport {
     pub coverage: Option<String>,
     /// The captured ports.
     pub captured: Vec<Captured>,
+    /// The pod itself, as far as the operator keeps it.
+    pub object: Option<Arc<Pod>>,
     /// The pod's uid.
     pub uid: String,
     /// Kind of the object that controls the pod.
@@ -194,7 +196,7 @@ fn judge(
 }
 
 fn report(
-    pod: &Pod,
+    pod: &Arc<Pod>,
     matched: bool,
     injected: bool,
     deviation: Option<Deviation>,
@@ -204,7 +206,7 @@ fn report(
     let statuses = status.and_then(|status| status.init_container_statuses.as_ref()).into_iter().flatten();
     let ready = statuses.into_iter().any(|container| container.name == names::SIDECAR && container.ready);
     let original = json!({ "metadata": { "annotations": pod.annotations() } });
-    let usage = if injected { quota::of_sidecar(&json!(pod)) } else { Usage::new() };
+    let usage = if injected { quota::of_sidecar(&json!(**pod)) } else { Usage::new() };
     PodReport {
         name: pod.name_any(),
         labels: pod.labels().clone(),
@@ -216,6 +218,7 @@ fn report(
         config_hash: pod.annotations().get(annotations::CONFIG_HASH).cloned(),
         coverage: pod.annotations().get(annotations::COVERAGE).cloned(),
         captured: inject::captured_of(&original),
+        object: Some(pod.clone()),
         usage,
         uid: pod.uid().unwrap_or_default(),
         owner: pod

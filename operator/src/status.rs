@@ -11,7 +11,7 @@ use std::{collections::BTreeMap, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::Service,
+    api::{core::v1::Service, networking::v1::NetworkPolicy},
     apimachinery::pkg::apis::meta::v1::{Condition, Time},
 };
 use larder_api::{
@@ -20,9 +20,16 @@ use larder_api::{
 };
 use larder_crds::{CachePolicySpec, CachePolicyStatus, ConditionType, PodCounts};
 use larder_policy::coverage::State;
+use serde_json::json;
 
 use crate::{
-    capture::Mode, coverage::View, policies::PolicyError, policy_pods::PolicyPods, rollout::Hold,
+    capture::{self, Inputs, Mode},
+    cli::SidecarSettings,
+    coverage::View,
+    inject,
+    policies::PolicyError,
+    policy_pods::{PodReport, PolicyPods},
+    rollout::Hold,
     vacancy::Vacancy,
 };
 
@@ -52,6 +59,10 @@ pub struct Observation<'a> {
     pub coverage: Option<&'a View>,
     /// The Services of the namespace.
     pub services: &'a [Arc<Service>],
+    /// Settings of injected sidecars.
+    pub settings: &'a SidecarSettings,
+    /// The namespace's network policies.
+    pub network_policies: &'a [Arc<NetworkPolicy>],
     /// The reason that the webhook is not ready.
     pub webhook: Option<&'a str>,
     /// The first rejected write, with the API server's message.
@@ -110,6 +121,7 @@ pub fn assess(
     CachePolicyStatus {
         observed_generation: seen.generation,
         config_hash: seen.hash.map(str::to_owned).or_else(|| last_hash(seen, previous)),
+        capture: Some(mode(seen).map_or("None", Mode::as_str).to_owned()),
         pods,
         missed_pods,
         conditions: conditions.collect(),
@@ -177,8 +189,28 @@ fn count(seen: &Observation<'_>) -> PodCounts {
     counts
 }
 
+/// Returns the mode by which the policy's requests are captured.
+fn mode(seen: &Observation<'_>) -> Option<Mode> {
+    Mode::of(&seen.spec.capture, &seen.spec.targets)
+}
+
+/// Returns what follows in a message about a pod whose requests are not captured: the modes that could, with the lines to
+/// write.
+fn other_modes(seen: &Observation<'_>, pod: &PodReport) -> String {
+    let Some(object) = &pod.object else { return String::new() };
+    let pod = inject::without_sidecar(&json!(**object));
+    let inputs = Inputs {
+        capture: &seen.spec.capture,
+        targets: &seen.spec.targets,
+        settings: seen.settings,
+        network_policies: seen.network_policies,
+    };
+    let offers = capture::offers(mode(seen), &pod, &inputs);
+    offers.iter().map(|offer| format!("; or {offer}")).collect()
+}
+
 fn wants_sidecars(seen: &Observation<'_>) -> bool {
-    Mode::of(seen.spec.capture.mode).is_some()
+    mode(seen).is_some()
 }
 
 fn missed<'a>(seen: &Observation<'a>) -> impl Iterator<Item = &'a str> + use<'a> {

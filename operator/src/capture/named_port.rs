@@ -27,16 +27,8 @@ impl NamedPort {
     /// # Errors
     /// The reason that there can be no sidecar.
     pub fn plan(pod: &Value, inputs: &Inputs<'_>) -> Result<Self, Skip> {
-        let Inputs { targets, settings, network_policies } = *inputs;
+        let Inputs { targets, settings, network_policies, .. } = *inputs;
         let spec = &pod["spec"];
-        if spec["hostNetwork"] == true {
-            return Err(Skip {
-                reason: SkipReason::HostNetwork,
-                message: "the pod uses the node's network, where a port's name can't be given to a sidecar; \
-                          take hostNetwork out of its template"
-                    .into(),
-            });
-        }
         if let Some(skip) = unfit(pod, settings) {
             return Err(skip);
         }
@@ -61,7 +53,7 @@ impl NamedPort {
                     ),
                 });
             }
-            if captured.iter().any(|other| other.name == name) {
+            if captured.iter().any(|other| other.name.as_deref() == Some(name)) {
                 continue;
             }
             let offset = u16::try_from(captured.len()).unwrap_or(u16::MAX);
@@ -76,7 +68,7 @@ impl NamedPort {
                 });
             }
             let container = text(&container["name"]).to_owned();
-            captured.push(Captured { container, name: name.to_owned(), port, sidecar_port });
+            captured.push(Captured { container, name: Some(name.to_owned()), port, sidecar_port });
         }
         Ok(Self { captured })
     }
@@ -90,9 +82,11 @@ impl NamedPort {
     pub fn apply(&self, pod: &mut Value) {
         for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
             for port in &self.captured {
-                if container["name"] == port.container.as_str() {
-                    move_name(container, port);
-                    probes::redirect(container, &port.name, port.port);
+                if let Some(name) = port.name.as_deref()
+                    && container["name"] == port.container.as_str()
+                {
+                    move_name(container, name, port);
+                    probes::redirect(container, name, port.port);
                 }
             }
         }
@@ -101,9 +95,9 @@ impl NamedPort {
 
 /// Assigns the sidecar's number to the entry with the port's name, and the application's number to an entry without a
 /// name.
-fn move_name(container: &mut Value, captured: &Captured) {
+fn move_name(container: &mut Value, name: &str, captured: &Captured) {
     let Some(ports) = container["ports"].as_array_mut() else { return };
-    if let Some(entry) = ports.iter_mut().find(|entry| entry["name"] == captured.name.as_str()) {
+    if let Some(entry) = ports.iter_mut().find(|entry| entry["name"] == name) {
         entry["containerPort"] = json!(captured.sidecar_port);
     }
     let listed = |entry: &Value| {
@@ -183,7 +177,7 @@ fn closed_by(
 
 #[cfg(test)]
 mod tests {
-    use larder_crds::Target;
+    use larder_crds::{Capture, Target};
 
     use super::*;
     use crate::inject::tests::{pod, settings};
@@ -193,7 +187,9 @@ mod tests {
         targets: &[Target],
         network_policies: &[Arc<NetworkPolicy>],
     ) -> Result<Vec<Captured>, Skip> {
-        let plan = NamedPort::plan(pod, &Inputs { targets, settings: &settings(), network_policies })?;
+        let inputs =
+            Inputs { capture: &Capture::default(), targets, settings: &settings(), network_policies };
+        let plan = NamedPort::plan(pod, &inputs)?;
         Ok(plan.captured)
     }
 
@@ -205,7 +201,7 @@ mod tests {
     }
 
     fn http() -> Captured {
-        Captured { container: "app".into(), name: "http".into(), port: 8080, sidecar_port: 24800 }
+        Captured { container: "app".into(), name: Some("http".into()), port: 8080, sidecar_port: 24800 }
     }
 
     #[test]
@@ -221,7 +217,8 @@ mod tests {
         let targets: Vec<Target> =
             serde_json::from_value(json!([{"port": "http"}, {"port": 8080}, {"port": "admin"}])).unwrap();
         let captured = plan(&pod(), &targets, &[]).unwrap();
-        let ports: Vec<_> = captured.iter().map(|one| (one.name.as_str(), one.sidecar_port)).collect();
+        let ports: Vec<_> =
+            captured.iter().map(|one| (one.name.as_deref().unwrap(), one.sidecar_port)).collect();
         assert_eq!(ports, [("http", 24800), ("admin", 24801)]);
     }
 

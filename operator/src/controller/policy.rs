@@ -75,7 +75,7 @@ impl Context {
             failed.push(WriteError { what: "could not write the webhook's configuration".into(), error });
         }
         let compiled = match self.dependencies.policies.compile(policy) {
-            Ok(_) if Mode::of(policy.spec.capture.mode).is_none() => {
+            Ok(_) if Mode::of(&policy.spec.capture, &policy.spec.targets).is_none() => {
                 let uid = policy.uid().unwrap_or_default();
                 Ok(compile::suspended(Owner { namespace: &namespace, name: &name, uid: &uid }))
             }
@@ -137,7 +137,7 @@ impl Context {
                 about: &about,
                 webhook: &webhook,
                 max_concurrent: policy.spec.sidecar.rollout.max_concurrent,
-                takes_back: Mode::of(policy.spec.capture.mode).is_none(),
+                takes_back: Mode::of(&policy.spec.capture, &policy.spec.targets).is_none(),
             };
             let rolled = self.roll(&rollout, &policy_pods).await;
             failed.extend(rolled.failed);
@@ -181,6 +181,8 @@ impl Context {
             answers: &answers,
             coverage: view.as_ref(),
             services: &in_namespace(&self.stores.services, &namespace),
+            settings: &self.dependencies.arguments.sidecar,
+            network_policies: &in_namespace(&self.stores.network_policies, &namespace),
             webhook: match &webhook {
                 WebhookState::Unreachable(error) => Some(error),
                 WebhookState::Answers | WebhookState::Settling => None,

@@ -30,7 +30,9 @@ pub(super) fn withdraw(pod: &Value) -> (Value, Option<Withdrawn>) {
         let own: Vec<_> = captured.iter().filter(|captured| captured.container == name).collect();
         restore_ports(container, &own, &before["ports"]);
         for captured in own {
-            probes::restore(container, before, &captured.name, captured.port);
+            if let Some(name) = &captured.name {
+                probes::restore(container, before, name, captured.port);
+            }
         }
         waits |= wait.is_some_and(|wait| restore_pre_stop(container, before, wait));
     }
@@ -61,13 +63,19 @@ fn restore_ports(container: &mut Value, captured: &[&Captured], before: &Value) 
     let Some(ports) = container.get_mut("ports").and_then(Value::as_array_mut) else { return };
     for captured in captured {
         let is_moved = |entry: &Value| {
-            entry["name"] == captured.name.as_str() && entry["containerPort"] == captured.sidecar_port
+            !entry["name"].is_null()
+                && entry["name"].as_str() == captured.name.as_deref()
+                && entry["containerPort"] == captured.sidecar_port
         };
         if let Some(entry) = ports.iter_mut().find(|entry| is_moved(entry)) {
             entry["containerPort"] = json!(captured.port);
         }
     }
-    let is_captured = |entry: &Value| captured.iter().any(|captured| entry["name"] == captured.name.as_str());
+    let is_captured = |entry: &Value| {
+        entry["name"]
+            .as_str()
+            .is_some_and(|name| captured.iter().any(|one| one.name.as_deref() == Some(name)))
+    };
     for captured in captured {
         let is_listed = |entry: &Value| {
             entry["containerPort"] == captured.port

@@ -3,7 +3,7 @@
 use jiff::Timestamp;
 use larder_crds::{PodCounts, RolloutStrategy};
 
-use super::{Observation, Verdict, wants_sidecars};
+use super::{Observation, Verdict, other_modes, wants_sidecars};
 use crate::{
     policy_pods::PodReport,
     rollout::{Decision, Deviation, HoldReason, MAX_ATTEMPTS, decide},
@@ -44,7 +44,7 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
         return Verdict::new(
             false,
             skip.reason.as_str(),
-            format!("{of}; pod {}: {}", pod.name, skip.message),
+            format!("{of}; pod {}: {}{}", pod.name, skip.message, other_modes(seen, pod)),
         );
     }
     let outdated = policy_pods.iter().filter(|pod| pod.deviation.is_some()).count();

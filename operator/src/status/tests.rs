@@ -1,12 +1,11 @@
 //! Tests of the status as a whole.
 
-use serde_json::{Value, json};
+use serde_json::Value;
 
 use super::*;
 use crate::{
     capture::{Captured, Skip, SkipReason},
-    inject::tests::spec,
-    policy_pods::PodReport,
+    inject::tests::{settings, spec},
     rollout::{Deviation, HoldReason, MAX_ATTEMPTS, PodState, Progress},
     workload::tests::workload_with,
 };
@@ -22,7 +21,7 @@ pub(crate) fn right(name: &str) -> PodReport {
         ready: true,
         captured: vec![Captured {
             container: "app".into(),
-            name: "http".into(),
+            name: Some("http".into()),
             port: 8080,
             sidecar_port: 24800,
         }],
@@ -116,6 +115,8 @@ impl Scene {
             answers: &answers.into_iter().map(|(pod, answer)| (pod.to_owned(), answer)).collect(),
             coverage: coverage.as_ref(),
             services: &services.into_iter().map(Arc::new).collect::<Vec<_>>(),
+            settings: &settings(),
+            network_policies: &[],
             webhook,
             write_error,
             vacancy: &vacancy,
@@ -275,6 +276,8 @@ fn a_broken_edit_leaves_the_hash_of_the_last_good_document() {
             answers: &BTreeMap::new(),
             coverage: None,
             services: &[],
+            settings: &settings(),
+            network_policies: &[],
             webhook: None,
             write_error: None,
             vacancy: &Vacancy::NoWorkload,

@@ -3,7 +3,7 @@
 use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOrString};
 use kube::ResourceExt;
 
-use super::{Observation, Verdict};
+use super::{Observation, Verdict, mode, other_modes};
 use crate::{
     capture::{Captured, Mode},
     policy_pods::PodReport,
@@ -24,7 +24,15 @@ enum Way {
 
 /// Derives the condition `TrafficCaptured`, which depends on the way that requests reach the sidecar.
 pub(super) fn captured(seen: &Observation<'_>) -> Verdict {
-    match Mode::of(seen.spec.capture.mode) {
+    let mut verdict = by_mode(seen);
+    if let Some(choice) = mode(seen).and_then(|mode| mode.choice(&seen.spec.capture)) {
+        verdict.message = format!("{}; {choice}", verdict.message);
+    }
+    verdict
+}
+
+fn by_mode(seen: &Observation<'_>) -> Verdict {
+    match mode(seen) {
         // With `None`, pods that still have a sidecar got it by its port's name.
         Some(Mode::NamedPort) | None => named_port(seen),
     }
@@ -42,11 +50,12 @@ fn named_port(seen: &Observation<'_>) -> Verdict {
         let ways = injected
             .iter()
             .filter(|pod| selects(service, pod))
-            .flat_map(|pod| pod.captured.iter().map(|port| way(service, port)));
-        for way in ways {
+            .flat_map(|pod| pod.captured.iter().map(move |port| (pod, way(service, port))));
+        for (pod, way) in ways {
             match way {
                 Way::Past(message) => {
-                    return Verdict::new(false, "NumericTargetPort", format!("Service {name}: {message}"));
+                    let message = format!("Service {name}: {message}{}", other_modes(seen, pod));
+                    return Verdict::new(false, "NumericTargetPort", message);
                 }
                 Way::Captured if !captured.contains(&name) => captured.push(name.clone()),
                 Way::Headless if !headless.contains(&name) => headless.push(name.clone()),
@@ -95,14 +104,16 @@ fn way(service: &Service, captured: &Captured) -> Way {
         None => port.port == number,
         Some(IntOrString::String(_)) => false,
     });
-    let named = ports().any(|port| port.target_port == Some(IntOrString::String(captured.name.clone())));
+    let named = ports().any(|port| {
+        matches!(&port.target_port, Some(IntOrString::String(name)) if captured.name.as_ref() == Some(name))
+    });
     if spec.cluster_ip.as_deref() == Some("None") {
         return if goes_past || named { Way::Headless } else { Way::Elsewhere };
     }
     if goes_past {
         return Way::Past(format!(
             "its targetPort {number} bypasses the cache; write targetPort: {}",
-            captured.name
+            captured.name.as_deref().unwrap_or_default()
         ));
     }
     if named { Way::Captured } else { Way::Elsewhere }
