@@ -3,6 +3,7 @@
 mod admission;
 mod covering;
 mod policy;
+mod refused;
 mod rolling;
 mod teardown;
 mod writes;

@@ -124,7 +124,7 @@ fn inject_plain(
     let before = pod;
     let mut pod = before.clone();
     plan.apply(&mut pod);
-    let mut original = json!({ "captured": captured, "containers": {} });
+    let mut original = json!({ "captured": captured, "containers": {}, "image": injection.settings.image });
     let mut sleeps = false;
     let containers = before["spec"]["containers"].as_array().into_iter().flatten();
     let changed = pod["spec"]["containers"].as_array_mut().into_iter().flatten();
@@ -202,11 +202,18 @@ pub fn has_sidecar(pod: &Value) -> bool {
 
 /// Returns the ports that were captured when the pod was injected.
 pub fn captured_of(pod: &Value) -> Vec<Captured> {
-    pod["metadata"]["annotations"][annotations::ORIGINAL]
-        .as_str()
-        .and_then(|text| serde_json::from_str::<Value>(text).ok())
-        .and_then(|original| serde_json::from_value(original["captured"].clone()).ok())
-        .unwrap_or_default()
+    serde_json::from_value(original(pod)["captured"].clone()).unwrap_or_default()
+}
+
+/// Returns the image of the sidecar as it was injected; other webhooks may have replaced it by one of a mirror.
+pub fn image_of(pod: &Value) -> Option<String> {
+    original(pod)["image"].as_str().map(str::to_owned)
+}
+
+/// Returns what the injection noted of the pod.
+fn original(pod: &Value) -> Value {
+    let note = pod["metadata"]["annotations"][annotations::ORIGINAL].as_str();
+    note.and_then(|text| serde_json::from_str(text).ok()).unwrap_or_default()
 }
 
 /// Hashes everything that decides the shape of an injected pod, the pod itself aside. The input is JSON with sorted

@@ -6,8 +6,9 @@ use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{Pod, PodCondition};
 use kube::ResourceExt;
 use larder_api::{labels, names};
+use serde_json::json;
 
-use crate::rollout::Obstacle;
+use crate::{inject, rollout::Obstacle};
 
 /// Returns the reason that a pod with the sidecar does not start, if it is one that only a change removes.
 pub fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
@@ -67,14 +68,14 @@ pub fn is_ready(pod: &Pod) -> bool {
     conditions.any(|condition| condition.type_ == "Ready" && condition.status == "True")
 }
 
-/// Returns true if a pod is ready with a sidecar of this image.
+/// Returns true if a pod is ready with a sidecar of this image, or with what another webhook has made of it.
 pub fn is_ready_with(pod: &Pod, image: &str) -> bool {
     let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
+    let mut sidecars = containers.filter(|container| container.name == names::SIDECAR);
+    let noted = || inject::image_of(&json!({ "metadata": { "annotations": pod.annotations() } }));
     has_sidecar(pod)
         && is_ready(pod)
-        && containers
-            .filter(|container| container.name == names::SIDECAR)
-            .any(|sidecar| sidecar.image.as_deref() == Some(image))
+        && sidecars.any(|sidecar| noted().or_else(|| sidecar.image.clone()).as_deref() == Some(image))
 }
 
 /// Returns true if a pod has completed.

@@ -62,6 +62,8 @@ larder_api::labelled! {
         Image = "the sidecar's image cannot be pulled",
         /// The sidecar's container cannot be created or ends again and again.
         Sidecar = "the sidecar does not start",
+        /// The API server refuses the pods that are still to be created.
+        Refused = "the API server refuses a pod with the sidecar",
     }
 }
 
@@ -69,7 +71,7 @@ impl Obstacle {
     /// Returns true if other workloads would meet the obstacle as well.
     pub const fn is_common(self) -> bool {
         match self {
-            Self::Unschedulable => false,
+            Self::Unschedulable | Self::Refused => false,
             Self::Image | Self::Sidecar => true,
         }
     }

@@ -82,6 +82,8 @@ pub struct Workload {
     pub injected: Option<Value>,
     /// The reason that a changed template is not rolled out.
     pub halt: Option<Halt>,
+    /// True if pods are wanted that do not exist.
+    pub lacks_pods: bool,
     /// Replacement of pods by a rollout.
     pub replacement: Replacement,
     /// Progress of the rollout.
@@ -279,8 +281,11 @@ fn of_deployment(deployment: &Deployment) -> Workload {
     let halt = spec.is_none_or(|spec| spec.paused == Some(true)).then_some(Halt::Paused);
     let template = spec.map(|spec| &spec.template);
     let replacement = of_strategy(spec.and_then(|spec| spec.strategy.as_ref()), wanted);
+    let conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let fails = conditions.into_iter().any(|one| one.type_ == "ReplicaFailure" && one.status == "True");
+    let lacks_pods = fails || status.is_some_and(|status| status.replicas.unwrap_or(0) < wanted);
     let workload = workload(WorkloadKind::Deployment, &deployment.metadata, template, complete, halt);
-    Workload { replacement, ..workload }
+    Workload { lacks_pods, replacement, ..workload }
 }
 
 fn of_strategy(strategy: Option<&DeploymentStrategy>, replicas: i32) -> Replacement {
@@ -330,6 +335,7 @@ fn of_stateful_set(set: &StatefulSet) -> Workload {
         .and_then(|strategy| strategy.rolling_update.as_ref()?.max_unavailable.as_ref())
         .map_or(1, |value| scaled(value, wanted, true).max(1));
     let mut workload = workload(WorkloadKind::StatefulSet, &set.metadata, template, complete, halt);
+    workload.lacks_pods = status.is_some_and(|status| status.replicas < wanted);
     workload.replacement = Replacement { surge: 0, unavailable };
     let claims = spec.iter().flat_map(|spec| spec.volume_claim_templates.iter().flatten());
     add_claims(
@@ -358,7 +364,8 @@ fn of_daemon_set(set: &DaemonSet) -> Workload {
     let template = spec.map(|spec| &spec.template);
     let workload = workload(WorkloadKind::DaemonSet, &set.metadata, template, complete, halt);
     let unavailable = if surge == 0 { unavailable.max(1) } else { unavailable };
-    Workload { replacement: Replacement { surge, unavailable }, ..workload }
+    let lacks_pods = status.is_some_and(|status| status.current_number_scheduled < wanted);
+    Workload { lacks_pods, replacement: Replacement { surge, unavailable }, ..workload }
 }
 
 /// Adds the volumes that a StatefulSet adds to the template of its pods.
@@ -394,6 +401,7 @@ fn workload(
         template: json!(template),
         injected: None,
         halt,
+        lacks_pods: false,
         replacement: Replacement::default(),
         progress: Progress {
             complete,

@@ -68,6 +68,53 @@ async fn rollout_that_no_node_takes_is_undone_and_tried_again_after_a_change() -
 }
 
 #[tokio::test]
+async fn restart_whose_pods_come_to_be_refused_is_undone() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let limits = json!({"resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}});
+        let app = Workload::stateful_set("app", 1).container(limits).lingering(5);
+        sandbox.apply(&app.pod(json!({"terminationGracePeriodSeconds": 10})).objects()?).await?;
+        let sets = sandbox.api::<StatefulSet>();
+        let is_ready = async || {
+            let status = sets.get("app").await?.status.unwrap_or_default();
+            ensure!(status.ready_replicas == Some(1), "{status:?}");
+            Ok(())
+        };
+        eventually("the application is ready", ROLLOUT_TIMEOUT, is_ready).await?;
+        let policy = sandbox.policy("cache", IN_MEMORY).await?;
+        let pods = sandbox.api::<Pod>();
+        eventually("the old pod is on its way out", SHORT_TIMEOUT, async || {
+            let pod = pods.get("app-0").await?;
+            ensure!(pod.metadata.deletion_timestamp.is_some(), "it is not");
+            Ok(())
+        })
+        .await?;
+        let quota = json!({"apiVersion": "v1", "kind": "ResourceQuota", "metadata": {"name": "team"},
+            "spec": {"hard": {"limits.cpu": "4"}}});
+        sandbox.apply(&[quota]).await?;
+
+        let undone = policy
+            .eventually("the restart is undone", ROLLOUT_TIMEOUT, |status| {
+                let injected = has(status, ConditionType::Injected, "False")?;
+                ensure!(injected.reason == "RolloutUndone", "{injected:?}");
+                ensure!(status.pods.matched == 1, "the workload has no pod yet");
+                Ok(())
+            })
+            .await?;
+        let message = &has(&undone, ConditionType::Injected, "False")?.message;
+        ensure!(message.contains("must specify limits.cpu"), "{message}");
+        eventually("the application is ready again", ROLLOUT_TIMEOUT, is_ready).await?;
+        let pod = &sandbox.pods("app").await?[0];
+        ensure!(sidecar_of(&pod.object).is_none(), "the pod has the sidecar, which the quota refuses");
+
+        policy
+            .change(json!({"sidecar": {"resources": {"limits": {"cpu": "100m", "memory": "128Mi"}}}}))
+            .await?;
+        policy.serves(1).await.map(drop)
+    })
+    .await
+}
+
+#[tokio::test]
 async fn sidecar_image_that_is_not_there_costs_one_pod_for_a_while() -> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
         start(sandbox).await?;

@@ -117,6 +117,15 @@ pub(super) async fn try_restart(
     }
 }
 
+/// Returns the API server's words, by a dry run, if it refuses a pod of a workload with the sidecar and not without.
+pub(super) async fn refusal(client: &Client, workload: &Workload) -> Result<Option<String>> {
+    let mut pod = pod_of(workload);
+    let Answer::Refused(message) = create(client, &workload.namespace, &pod).await? else { return Ok(None) };
+    pod["metadata"]["labels"][labels::INJECT] = json!("false");
+    let plain = create(client, &workload.namespace, &pod).await?;
+    Ok(matches!(plain, Answer::Created(_)).then_some(message))
+}
+
 /// The API server's answer.
 enum Answer {
     /// The pod as it would be created.

@@ -131,16 +131,18 @@ impl Context {
         }
         let webhook = self.webhook_state(&namespace).await;
         let mut holds = Vec::new();
-        if held.is_some() && strategy == RolloutStrategy::Restart {
+        if held.is_some() {
             let rollout = Rollout {
                 namespace: &namespace,
                 about: &about,
                 webhook: &webhook,
                 max_concurrent: policy.spec.sidecar.rollout.max_concurrent,
                 takes_back: Mode::of(&policy.spec.capture, &policy.spec.targets).is_none(),
+                restarts: strategy == RolloutStrategy::Restart,
             };
             let rolled = self.roll(&rollout, &policy_pods).await;
             failed.extend(rolled.failed);
+            failed.extend(self.undo_refused(&rollout, policy).await);
             holds = rolled.holds;
         }
         if let Err(error) = self.forget_workloads(&namespace, false).await {

@@ -63,6 +63,8 @@ pub(super) struct Rollout<'a> {
     pub(super) max_concurrent: u16,
     /// True if sidecars are only removed.
     pub(super) takes_back: bool,
+    /// True if workloads are restarted. Otherwise only restarts of before are brought to an end.
+    pub(super) restarts: bool,
 }
 
 /// Result of a rollout's step.
@@ -94,7 +96,7 @@ pub(super) struct Refused {
 }
 
 impl Context {
-    /// Restarts the workloads that need it. While the webhook might miss new pods, only to remove sidecars. A workload
+    /// Restarts the workloads that need it, and undoes restarts whose pods do not start. While the webhook might miss new pods, only to remove sidecars. A workload
     /// that cannot be written does not affect the others.
     pub(super) async fn roll(&self, rollout: &Rollout<'_>, policy_pods: &PolicyPods) -> Rolled {
         let failed = self.evict_stuck_pods(rollout.namespace, policy_pods).await;
@@ -125,6 +127,7 @@ impl Context {
             Decision::Forget => return self.forget_attempts(workload).await.map(|()| None),
             Decision::Undo(_) => return self.undo(rollout, policy_pods, workload).await,
             Decision::Undone => return Ok(undone(workload)),
+            Decision::Restart(_) if !rollout.restarts => return Ok(None),
             Decision::Restart(deviation) => deviation,
         };
         if deviation != Deviation::Stray && *webhook != WebhookState::Answers {

@@ -117,6 +117,7 @@ impl Context {
                 webhook: &WebhookState::Settling,
                 max_concurrent: u16::MAX,
                 takes_back: true,
+                restarts: true,
             };
             let rolled = self.roll(&rollout, &policy_pods).await;
             failed.extend(rolled.failed);

@@ -17,10 +17,7 @@ pub(super) struct Withdrawn {
 /// Returns the pod without the sidecar, and the sidecar's container. Changes that others have made since the injection stay.
 pub(super) fn withdraw(pod: &Value) -> (Value, Option<Withdrawn>) {
     let captured = captured_of(pod);
-    let original: Value = pod["metadata"]["annotations"][annotations::ORIGINAL]
-        .as_str()
-        .and_then(|text| serde_json::from_str(text).ok())
-        .unwrap_or_default();
+    let original = super::original(pod);
     let wait = original["drainSeconds"].as_u64();
     let mut pod = pod.clone();
     let mut waits = false;

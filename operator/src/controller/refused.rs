@@ -1,0 +1,68 @@
+//! The way back from a restart whose pods the API server has come to refuse: a quota, a limit or a webhook that was not
+//! there when the restart was tried.
+
+use jiff::Timestamp;
+use larder_crds::CachePolicy;
+
+use super::{Context, admission, rolling::Rollout, writes::WriteError};
+use crate::{
+    compile,
+    error::Result,
+    events,
+    inject::{self, Injection},
+    policies::opted_out,
+    rollout::{Obstacle, Undone},
+    workload::{self, Workload},
+};
+
+impl Context {
+    /// Undoes the overdue restarts of a policy's workloads that lack pods which the API server refuses with the sidecar and
+    /// would create without it. Such a workload may have no pods at all.
+    pub(super) async fn undo_refused(&self, rollout: &Rollout<'_>, policy: &CachePolicy) -> Vec<WriteError> {
+        let injection = Injection {
+            namespace: rollout.namespace,
+            policy: policy.metadata.name.as_deref().unwrap_or_default(),
+            spec: &policy.spec,
+            settings: &self.dependencies.arguments.sidecar,
+            network_policies: &[],
+        };
+        let hash = inject::hash(&injection, &compile::secrets(&policy.spec.cache));
+        let now = Timestamp::now();
+        let patience = self.dependencies.arguments.patience();
+        let of_policy = |workload: &Workload| {
+            let labels = workload.labels();
+            let deciding = self.dependencies.policies.deciding(rollout.namespace, &labels);
+            !opted_out(&labels)
+                && deciding.is_some_and(|deciding| deciding.metadata.uid == policy.metadata.uid)
+        };
+        let stuck = workload::restarted(&self.stores).filter(|workload| {
+            let progress = &workload.progress;
+            let is_overdue = progress.restarted_at.is_some_and(|at| now >= at + patience);
+            let lacks = workload.lacks_pods && !progress.complete && progress.attempts > 0 && progress.rolls;
+            workload.namespace == rollout.namespace && lacks && is_overdue && of_policy(workload)
+        });
+        let mut failed = Vec::new();
+        for mut workload in stuck.collect::<Vec<_>>() {
+            workload.aim_at(Some(&hash));
+            if workload.progress.outlived || workload.progress.undone {
+                continue;
+            }
+            if let Err(error) = self.undo_if_refused(rollout, &workload).await {
+                failed.push(WriteError { what: format!("could not undo the restart of {workload}"), error });
+            }
+        }
+        failed
+    }
+
+    async fn undo_if_refused(&self, rollout: &Rollout<'_>, workload: &Workload) -> Result<()> {
+        let Some(message) = admission::refusal(&self.dependencies.client, workload).await? else {
+            return Ok(());
+        };
+        let image = self.dependencies.arguments.sidecar.image.clone();
+        let undone = Undone { aim: workload.aim.clone(), image, obstacle: Obstacle::Refused, message };
+        self.undo_restart(workload, &undone).await?;
+        tracing::warn!(namespace = rollout.namespace, %workload, message = undone.message, "undid a restart");
+        self.publish(&events::undone(workload, &undone), rollout.about).await;
+        Ok(())
+    }
+}
