@@ -2,7 +2,7 @@
 
 /// The policy of an injected pod or of a policy's ConfigMap, by name.
 pub const POLICY: &str = "larder.dev/policy";
-/// The label by which a pod opts out, when its value is `false`.
+/// The label or annotation with a pod's own choice: `false` opts out.
 pub const INJECT: &str = "larder.dev/inject";
 /// The label of objects that the operator created; its value is [`MANAGER`].
 pub const MANAGED_BY: &str = "app.kubernetes.io/managed-by";

@@ -4,6 +4,7 @@ mod e2e {
     mod admitting;
     mod capturing;
     mod changing;
+    mod choosing;
     mod common;
     mod covering;
     mod examples_full_path;

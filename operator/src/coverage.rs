@@ -25,8 +25,8 @@ use larder_policy::{
 };
 
 use crate::{
+    choice::opted_out,
     pod::{admin_port_of, has_sidecar, is_finished, is_ready},
-    policies::opted_out,
     policy_pods::PolicyPods,
     rollout::{Decision, Deviation, decide},
     stores::{Stores, in_namespace},
@@ -73,7 +73,7 @@ impl Sight {
         match self {
             Self::Sidecar => "has the sidecar",
             Self::Plain => "has no sidecar",
-            Self::OptedOut => "has opted out by the label larder.dev/inject",
+            Self::OptedOut => "has opted out with larder.dev/inject",
             Self::OtherPolicy => "has the sidecar of another policy",
             Self::NoPolicy => "has a sidecar without a configuration",
         }
@@ -119,7 +119,7 @@ pub fn writers(
         let sight = match owner {
             Some(owner) if owner == name => Sight::Sidecar,
             Some(_) => Sight::OtherPolicy,
-            None if opted_out(pod.labels()) => Sight::OptedOut,
+            None if opted_out(pod) => Sight::OptedOut,
             None => Sight::Plain,
         };
         Writer {

@@ -5,6 +5,7 @@
 //! pure decisions; the other modules carry them out.
 
 pub mod capture;
+pub mod choice;
 pub mod cli;
 pub mod compile;
 pub mod controller;

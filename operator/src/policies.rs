@@ -3,7 +3,6 @@
 use std::{collections::BTreeMap, sync::Arc};
 
 use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
-use larder_api::labels;
 use larder_crds::{CachePolicy, CachePolicySpec, ConditionType, Limits, selector};
 use larder_policy::ByteSize;
 
@@ -96,11 +95,8 @@ impl Policies {
         policies
     }
 
-    /// Returns the policy that serves a pod with these labels.
+    /// Returns the policy that serves a pod with these labels, unless the pod has opted out.
     pub fn deciding(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Option<CachePolicy> {
-        if opted_out(labels) {
-            return None;
-        }
         self.of(namespace).into_iter().find(|policy| selector::matches(&policy.spec.selector, labels))
     }
 
@@ -138,14 +134,18 @@ impl Policies {
         namespaces
     }
 
+    /// Returns true if a policy may select pods that have no labels.
+    pub fn select_unlabelled(&self) -> bool {
+        let none = BTreeMap::new();
+        let selects = |policy: &Guarded| {
+            policy.0.as_ref().is_ok_and(|policy| selector::matches(&policy.spec.selector, &none))
+        };
+        self.store.find(|policy| selects(policy)).is_some()
+    }
+
     fn excludes(&self, namespace: &str) -> bool {
         namespace == KUBE_SYSTEM || namespace == &*self.own_namespace
     }
-}
-
-/// Returns true if a pod with these labels has opted out.
-pub fn opted_out(labels: &BTreeMap<String, String>) -> bool {
-    labels.get(labels::INJECT).is_some_and(|value| value == "false")
 }
 
 /// Returns true if a document of the policy was written before. The policy's status records the hash of the last one.
@@ -223,11 +223,14 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn a_pod_may_opt_out() {
-        let policies = policies(&[policy("a", "2026-01-01T00:00:00Z", json!({"app": "shop"}))]);
-        let mut labels = labels();
-        labels.insert(labels::INJECT.into(), "false".into());
-        assert!(policies.deciding("shop", &labels).is_none());
+    fn selector_of_absent_labels_selects_pods_without_labels() {
+        let mut negative = policy("a", "2026-01-01T00:00:00Z", json!({}));
+        assert!(!policies(&[negative.clone()]).select_unlabelled(), "an empty selector selects nothing");
+        negative["spec"]["selector"] =
+            json!({"matchExpressions": [{"key": "tier", "operator": "NotIn", "values": ["batch"]}]});
+        let policies = policies(&[negative]);
+        assert!(policies.select_unlabelled());
+        assert!(policies.deciding("shop", &BTreeMap::new()).is_some());
     }
 
     #[test]

@@ -11,11 +11,11 @@ use serde_json::{Value, json};
 
 use crate::{
     capture::{Captured, Skip},
+    choice::Choice,
     cli::SidecarSettings,
     compile, inject,
     inject::{Injection, Outcome},
     pod::{admin_port_of, has_existed_for, has_sidecar, is_live, obstacle},
-    policies::opted_out,
     quota::{self, Usage},
     rollout::{Deviation, Obstacle, PodState},
     stores::{Stores, in_namespace},
@@ -31,6 +31,8 @@ pub struct PolicyPods {
     pub workloads: Vec<(Workload, Vec<PodState>)>,
     /// The older policy that serves pods which this one also selects.
     pub conflict: Option<String>,
+    /// Clauses about pods of the namespace whose choice for or against the sidecar has no effect.
+    pub remarks: Vec<String>,
 }
 
 /// A pod.
@@ -116,14 +118,20 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
         let labels = pod.labels();
         let injected = has_sidecar(pod);
         let ours = injected && labels.get(labels::POLICY).is_some_and(|owner| owner == name);
-        let selected = policy.is_some_and(|policy| selector::matches(&policy.spec.selector, labels))
-            && !opted_out(labels);
+        let choice = Choice::of(labels, pod.annotations());
+        let opted_out = choice == Choice::Out;
+        let selected =
+            policy.is_some_and(|policy| selector::matches(&policy.spec.selector, labels)) && !opted_out;
+        let is_served = || others.iter().any(|other| selector::matches(&other.spec.selector, labels));
+        if let Some(remark) = choice.remark(selected).filter(|_| selected || !is_served()) {
+            policy_pods.remarks.push(format!("pod {}: {remark}", pod.name_any()));
+        }
         if !selected && !ours {
             continue;
         }
         let deciding = others
             .iter()
-            .filter(|_| !opted_out(labels))
+            .filter(|_| !opted_out)
             .find(|other| selector::matches(&other.spec.selector, labels))
             .map(ResourceExt::name_any)
             .filter(|other| policy.is_some() || other != name);
@@ -415,6 +423,34 @@ pub(crate) mod tests {
         let policy_pods = look(vec![plain("a")], "late", &policies, &pods::settings());
         assert_eq!(policy_pods.conflict.as_deref(), Some("shop"));
         assert!(policy_pods.pods.is_empty());
+    }
+
+    #[test]
+    fn choice_of_a_pod_counts_as_label_and_as_annotation() {
+        let policies = shop();
+        let with = |name: &str, place: &str, value: &str| {
+            let mut pod = plain(name);
+            pod["metadata"][place][labels::INJECT] = json!(value);
+            pod
+        };
+        let mut stray = injected("c", &policies);
+        stray["metadata"]["annotations"][labels::INJECT] = json!("off");
+        let mut foreign = with("e", "labels", "true");
+        foreign["metadata"]["labels"]["app"] = json!("other");
+        let pods = vec![
+            with("a", "labels", "False"),
+            with("b", "annotations", "disabled"),
+            stray,
+            with("d", "annotations", "perhaps"),
+            foreign,
+        ];
+        let policy_pods = look(pods, "shop", &policies, &pods::settings());
+        let names: Vec<_> = policy_pods.pods.iter().map(|pod| pod.name.as_str()).collect();
+        assert_eq!(names, ["c", "d"]);
+        assert_eq!(deviations(&policy_pods), [Some(Deviation::Stray), Some(Deviation::Missed)]);
+        let [unknown, unselected] = policy_pods.remarks.as_slice() else { panic!("{policy_pods:?}") };
+        assert!(unknown.starts_with("pod d: ") && unknown.contains("\"perhaps\""), "{unknown}");
+        assert!(unselected.starts_with("pod e: ") && unselected.contains("no policy"), "{unselected}");
     }
 
     #[test]

@@ -86,6 +86,14 @@ impl Verdict {
         Self { holds: holds.into(), reason: reason.to_owned(), message: message.into() }
     }
 
+    /// Adds the first of some remarks to the message, and the number of the others.
+    fn and(self, remarks: &[String]) -> Self {
+        let Some((first, others)) = remarks.split_first() else { return self };
+        let others =
+            if others.is_empty() { String::new() } else { format!(" (and {} more pods)", others.len()) };
+        Self { message: format!("{}; {first}{others}", self.message), ..self }
+    }
+
     fn is_true(&self) -> bool {
         self.holds == Some(true)
     }
@@ -108,7 +116,7 @@ pub fn assess(
     let pods = count(seen);
     let missed_pods: Vec<_> = missed(seen).take(MAX_NAMED).map(str::to_owned).collect();
     let accepted = accepted(seen);
-    let injected = injected::injected(seen, &pods, now);
+    let injected = injected::injected(seen, &pods, now).and(&seen.policy_pods.remarks);
     let traffic = traffic::captured(seen);
     let current = config_current(seen, &pods);
     let tiers = tiers_healthy(seen);

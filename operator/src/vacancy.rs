@@ -1,5 +1,7 @@
 //! Workloads of a policy that has no pods.
 
+use std::collections::BTreeMap;
+
 use k8s_openapi::{
     api::core::v1::PodTemplateSpec,
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
@@ -7,7 +9,7 @@ use k8s_openapi::{
 use larder_crds::selector;
 
 use crate::{
-    policies::opted_out,
+    choice::Choice,
     stores::{Stores, in_namespace},
 };
 
@@ -65,8 +67,13 @@ pub fn vacancy(stores: &Stores, namespace: &str, own: &LabelSelector) -> Vacancy
 
 /// Returns true if a selector matches the pods of a template.
 pub fn is_selected(own: &LabelSelector, template: &PodTemplateSpec) -> bool {
-    let labels = template.metadata.as_ref().and_then(|metadata| metadata.labels.as_ref());
-    labels.is_some_and(|labels| !opted_out(labels) && selector::matches(own, labels))
+    let nothing = BTreeMap::new();
+    let of = |metadata: &ObjectMeta| {
+        let labels = metadata.labels.as_ref().unwrap_or(&nothing);
+        let annotations = metadata.annotations.as_ref().unwrap_or(&nothing);
+        Choice::of(labels, annotations) != Choice::Out && selector::matches(own, labels)
+    };
+    of(template.metadata.as_ref().unwrap_or(&ObjectMeta::default()))
 }
 
 fn named(kind: &str, metadata: &ObjectMeta) -> String {

@@ -18,6 +18,7 @@ use serde_json::{Value, json};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
+    choice::Choice,
     cli::SidecarSettings,
     error::{Error, Result},
     health::{Readiness, readyz},
@@ -109,9 +110,9 @@ impl Webhook {
         let mut response = json!({ "uid": request["uid"], "allowed": true });
         let pod = &request["object"];
         let admission = match self.decide(request["namespace"].as_str().unwrap_or_default(), pod) {
-            Ok((admission, patched, warning)) => {
-                if let Some(warning) = warning {
-                    response["warnings"] = json!([warning]);
+            Ok((admission, patched, warnings)) => {
+                if !warnings.is_empty() {
+                    response["warnings"] = json!(warnings);
                 }
                 match patched.map(|patched| patch(pod, &patched)).transpose() {
                     Ok(patch) => {
@@ -133,14 +134,19 @@ impl Webhook {
         json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response })
     }
 
-    /// Decides the admission of a pod: the outcome, the changed pod and the warning for the client.
-    fn decide(&self, namespace: &str, pod: &Value) -> Result<(Admission, Option<Value>, Option<String>)> {
-        let labels = match &pod["metadata"]["labels"] {
-            Value::Null => BTreeMap::new(),
-            labels => serde_json::from_value(labels.clone())?,
+    /// Decides the admission of a pod: the outcome, the changed pod and warnings for the client.
+    fn decide(&self, namespace: &str, pod: &Value) -> Result<(Admission, Option<Value>, Vec<String>)> {
+        let texts = |name: &str| match &pod["metadata"][name] {
+            Value::Null => Ok(BTreeMap::new()),
+            texts => serde_json::from_value(texts.clone()),
         };
-        let Some(policy) = self.policies.deciding(namespace, &labels) else {
-            return Ok((Admission::Unmatched, None, None));
+        let labels = texts("labels")?;
+        let choice = Choice::of(&labels, &texts("annotations")?);
+        let policy = self.policies.deciding(namespace, &labels).filter(|_| choice != Choice::Out);
+        let mut warnings: Vec<_> =
+            choice.remark(policy.is_some()).map(|remark| format!("larder: {remark}")).into_iter().collect();
+        let Some(policy) = policy else {
+            return Ok((Admission::Unmatched, None, warnings));
         };
         let network_policies =
             self.network_policies.state_filter(|other| other.namespace().as_deref() == Some(namespace));
@@ -153,11 +159,12 @@ impl Webhook {
             network_policies: &network_policies,
         };
         Ok(match inject(pod, &injection) {
-            Outcome::Injected(injected) => (Admission::Injected, Some(injected.pod), None),
+            Outcome::Injected(injected) => (Admission::Injected, Some(injected.pod), warnings),
             Outcome::Skipped(skip) => {
                 let warning =
                     format!("larder: no cache for this pod, although the policy {name} selects it: {skip}");
-                (Admission::Skipped, Some(skipped(pod, &skip)), Some(warning))
+                warnings.push(warning);
+                (Admission::Skipped, Some(skipped(pod, &skip)), warnings)
             }
         })
     }
@@ -233,6 +240,28 @@ mod tests {
         assert!(response["warnings"][0].as_str().unwrap().contains("HostNetwork"));
         let note = apply(&pod, &response)["metadata"]["annotations"][annotations::SKIPPED].clone();
         assert!(note.as_str().unwrap().starts_with("HostNetwork: "), "{note}");
+    }
+
+    #[test]
+    fn choice_of_a_pod_is_read_in_any_spelling_and_remarked_on_where_it_does_nothing() {
+        let webhook = webhook();
+        let ask = |namespace: &str, place: &str, value: &str| {
+            let mut pod = tests::pod();
+            pod["metadata"][place][labels::INJECT] = json!(value);
+            ask(&webhook, namespace, &pod)
+        };
+        for place in ["labels", "annotations"] {
+            let out = ask("shop", place, "Disabled");
+            assert_eq!(out, json!({"uid": "1", "allowed": true}), "{place}");
+            let wanted = ask("shop", place, "true");
+            assert!(wanted["patch"].is_string() && wanted["warnings"].is_null(), "{wanted}");
+            let unknown = ask("shop", place, "perhaps");
+            assert!(unknown["patch"].is_string(), "{unknown}");
+            assert!(unknown["warnings"][0].as_str().unwrap().contains("\"perhaps\" has no effect"));
+            let unselected = ask("other", place, "yes");
+            assert!(unselected["patch"].is_null(), "{unselected}");
+            assert!(unselected["warnings"][0].as_str().unwrap().contains("no policy of the namespace"));
+        }
     }
 
     #[test]

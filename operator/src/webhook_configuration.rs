@@ -23,7 +23,7 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::{cli::RunArguments, error::Result, policies::Policies, tls::Loaded};
+use crate::{choice::has_not_opted_out, cli::RunArguments, error::Result, policies::Policies, tls::Loaded};
 
 /// Seconds that the API server waits for the webhook.
 const TIMEOUT_SECONDS: u32 = 2;
@@ -47,6 +47,8 @@ pub struct Registration {
 struct Wanted {
     namespaces: Vec<String>,
     bundle: String,
+    /// True if a policy may select pods without labels.
+    unlabelled: bool,
 }
 
 impl Registration {
@@ -73,7 +75,11 @@ impl Registration {
     /// If the API server rejects it.
     pub async fn ensure(&self) -> Result<()> {
         let Some(loaded) = self.certificate.borrow().clone() else { return Ok(()) };
-        let wanted = Wanted { namespaces: self.policies.namespaces(), bundle: loaded.bundle.clone() };
+        let wanted = Wanted {
+            namespaces: self.policies.namespaces(),
+            bundle: loaded.bundle.clone(),
+            unlabelled: self.policies.select_unlabelled(),
+        };
         let mut applied = self.applied.lock().await;
         if applied.as_ref().is_some_and(|(last, at)| *last == wanted && at.elapsed() < REPAIR) {
             return Ok(());
@@ -133,6 +139,20 @@ impl Registration {
 }
 
 fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&Value>) -> Value {
+    let mut conditions = vec![
+        json!({ "name": "has-not-opted-out", "expression": has_not_opted_out() }),
+        json!({
+            "name": "is-not-a-node-s-own-pod",
+            "expression": "!has(object.metadata.annotations) || \
+                !('kubernetes.io/config.mirror' in object.metadata.annotations)",
+        }),
+    ];
+    if !wanted.unlabelled {
+        conditions.push(json!({
+            "name": "has-labels-that-a-policy-could-select",
+            "expression": "has(object.metadata.labels) && object.metadata.labels.size() > 0",
+        }));
+    }
     let webhook = json!({
         "name": "inject.larder.dev",
         "admissionReviewVersions": ["v1"],
@@ -155,20 +175,7 @@ fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&Value
         "namespaceSelector": { "matchExpressions": [
             { "key": "kubernetes.io/metadata.name", "operator": "In", "values": wanted.namespaces },
         ] },
-        "objectSelector": { "matchExpressions": [
-            { "key": labels::INJECT, "operator": "NotIn", "values": ["false"] },
-        ] },
-        "matchConditions": [
-            {
-                "name": "has-labels-that-a-policy-could-select",
-                "expression": "has(object.metadata.labels) && object.metadata.labels.size() > 0",
-            },
-            {
-                "name": "is-not-a-node-s-own-pod",
-                "expression": "!has(object.metadata.annotations) || \
-                    !('kubernetes.io/config.mirror' in object.metadata.annotations)",
-            },
-        ],
+        "matchConditions": conditions,
         "failurePolicy": arguments.failure_policy.as_str(),
         "matchPolicy": "Equivalent",
         "reinvocationPolicy": "IfNeeded",
@@ -205,7 +212,8 @@ mod tests {
         ]);
         let namespaces = namespaces.iter().map(|&namespace| namespace.to_owned()).collect();
         let owner = json!({"kind": "ClusterRole"});
-        configuration(&arguments, &Wanted { namespaces, bundle: "PEM".into() }, Some(&owner))
+        let wanted = Wanted { namespaces, bundle: "PEM".into(), unlabelled: false };
+        configuration(&arguments, &wanted, Some(&owner))
     }
 
     #[test]

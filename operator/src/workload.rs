@@ -15,6 +15,7 @@ use larder_api::annotations;
 use serde_json::{Value, json};
 
 use crate::{
+    choice::Choice,
     rollout::{Progress, Undone},
     stores::Stores,
 };
@@ -138,6 +139,12 @@ impl Workload {
     /// Returns the labels of the workload's pods.
     pub fn labels(&self) -> BTreeMap<String, String> {
         serde_json::from_value(self.template["metadata"]["labels"].clone()).unwrap_or_default()
+    }
+
+    /// Returns the choice that the template makes for the workload's pods.
+    pub fn choice(&self) -> Choice {
+        let annotations = self.template["metadata"]["annotations"].clone();
+        Choice::of(&self.labels(), &serde_json::from_value(annotations).unwrap_or_default())
     }
 
     /// Returns true if a restart by the operator began after `since` and has not ended.

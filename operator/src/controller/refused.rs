@@ -6,11 +6,11 @@ use larder_crds::CachePolicy;
 
 use super::{Context, admission, rolling::Rollout, writes::WriteError};
 use crate::{
+    choice::Choice,
     compile,
     error::Result,
     events,
     inject::{self, Injection},
-    policies::opted_out,
     rollout::{Obstacle, Undone},
     workload::{self, Workload},
 };
@@ -32,7 +32,7 @@ impl Context {
         let of_policy = |workload: &Workload| {
             let labels = workload.labels();
             let deciding = self.dependencies.policies.deciding(rollout.namespace, &labels);
-            !opted_out(&labels)
+            workload.choice() != Choice::Out
                 && deciding.is_some_and(|deciding| deciding.metadata.uid == policy.metadata.uid)
         };
         let stuck = workload::restarted(&self.stores).filter(|workload| {

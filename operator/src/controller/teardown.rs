@@ -18,11 +18,11 @@ use super::{
     writes::is_not_found,
 };
 use crate::{
+    choice::Choice,
     compile::{self, Owner},
     error::{Error, Result},
     events,
     pod::{has_sidecar, is_finished},
-    policies::opted_out,
     policy_pods::{PodReport, PolicyPods, Subject, policy_pods},
     rollout::{Hold, HoldReason},
     stores::in_namespace,
@@ -139,7 +139,7 @@ impl Context {
             let labels = workload.labels();
             let is_selected = || {
                 let mut policies = policies.iter();
-                !opted_out(&labels)
+                workload.choice() != Choice::Out
                     && policies.any(|policy| selector::matches(&policy.spec.selector, &labels))
             };
             if (unfinished_too || workload.progress.complete) && !is_selected() {
