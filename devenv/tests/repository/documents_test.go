@@ -1,10 +1,7 @@
 package repository
 
 import (
-	"cmp"
-	"io/fs"
 	"net/url"
-	"os"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -15,7 +12,7 @@ import (
 // documents returns every page that people read.
 func documents(t *testing.T) []string {
 	t.Helper()
-	return matching(t, "*.md", "docs/*.md", "docs/*/*.md", "examples/*.md", "examples/*/*.md", ".github/*.md")
+	return matching(t, "*.md", "docs/*.md", "docs/*/*.md", "examples/*.md", "examples/*/*.md", "e2e/*.md", ".github/*.md")
 }
 
 var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)
@@ -64,35 +61,6 @@ func TestPathsInTheGuidesExist(t *testing.T) {
 			if !slices.Contains(examples, found[1]) && !exists(found[1]) {
 				t.Errorf("%s: %s does not exist", path, found[1])
 			}
-		}
-	}
-}
-
-var namedTest = regexp.MustCompile("`((?:[a-z0-9_]+::)+)([a-z0-9]+_[a-z0-9_]+)`")
-
-func TestTestsNamedByTheGuideExist(t *testing.T) {
-	sources := ""
-	err := filepath.WalkDir(root, func(path string, entry fs.DirEntry, err error) error {
-		if err != nil || entry.IsDir() && slices.Contains([]string{"target", ".git", "node_modules"}, entry.Name()) {
-			return cmp.Or(err, fs.SkipDir)
-		}
-		if strings.HasSuffix(path, ".rs") {
-			text, err := os.ReadFile(path)
-			sources += string(text)
-			return err
-		}
-		return nil
-	})
-	if err != nil {
-		t.Fatal(err)
-	}
-	named := namedTest.FindAllStringSubmatch(read(t, "CONTRIBUTING.md"), -1)
-	if len(named) < 3 {
-		t.Errorf("CONTRIBUTING.md names %d tests", len(named))
-	}
-	for _, found := range named {
-		if !strings.Contains(sources, "fn "+found[2]+"(") {
-			t.Errorf("CONTRIBUTING.md: %s%s does not exist", found[1], found[2])
 		}
 	}
 }
