@@ -70,7 +70,9 @@ pub struct PodReport {
     pub newest: bool,
     /// Requests and limits of the pod's sidecar.
     pub usage: Usage,
-    /// The reason that the pod does not start, with Kubernetes' words for it.
+    /// The reason that the pod does not start now, with Kubernetes' words for it.
+    pub not_started: Option<(Obstacle, String)>,
+    /// The same, if it has lasted for the time after which a restart is undone.
     pub obstacle: Option<(Obstacle, String)>,
     /// The pod's deviation from the desired state.
     pub deviation: Option<Deviation>,
@@ -167,7 +169,8 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
             _ => (injected.then_some(Deviation::Stray), None),
         };
         let mut report = report(pod, selected, injected, deviation, skip);
-        report.obstacle = obstacle(pod).filter(|_| has_existed_for(pod, patience, now));
+        report.not_started = obstacle(pod);
+        report.obstacle = report.not_started.clone().filter(|_| has_existed_for(pod, patience, now));
         if let Some((workload, newest)) = workload {
             (report.workload, report.newest) = (Some(workload.uid.clone()), newest);
             let obstacle = report.obstacle.as_ref().map(|(obstacle, _)| *obstacle);

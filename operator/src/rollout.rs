@@ -68,6 +68,16 @@ larder_api::labelled! {
 }
 
 impl Obstacle {
+    /// Returns the reason of a condition.
+    pub const fn reason(self) -> &'static str {
+        match self {
+            Self::Unschedulable => "Unschedulable",
+            Self::Image => "ImageNotPulled",
+            Self::Sidecar => "SidecarNotStarted",
+            Self::Refused => "AdmissionRefused",
+        }
+    }
+
     /// Returns true if other workloads would meet the obstacle as well.
     pub const fn is_common(self) -> bool {
         match self {

@@ -275,6 +275,12 @@ fn config_current(seen: &Observation<'_>, pods: &PodCounts) -> Verdict {
         }
         return Verdict::new(true, "Current", of);
     }
+    if let Some((pod, (obstacle, message))) =
+        injected().find_map(|pod| Some((pod, pod.not_started.as_ref()?)))
+    {
+        let message = format!("{of}; pod {}: {}: {message}", pod.name, obstacle.as_str());
+        return Verdict::new(false, obstacle.reason(), message);
+    }
     let mut others = answers().filter(|(_, answer)| answer.hash.as_deref() != seen.hash);
     if let Some((pod, answer)) = others.next() {
         let state = match &answer.hash {

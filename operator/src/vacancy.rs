@@ -7,6 +7,7 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::{LabelSelector, ObjectMeta},
 };
 use larder_crds::selector;
+use serde_json::{Value, json};
 
 use crate::{
     choice::Choice,
@@ -21,9 +22,30 @@ pub enum Vacancy {
     /// The workloads want no pods now, with one of them.
     Idle(String),
     /// A workload wants pods and has none yet.
-    Awaited(String),
+    Awaited(Awaited),
     /// A workload wants pods, and they cannot be created, with the reason.
     NotCreated(String),
+}
+
+/// Pods that a workload wants.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Awaited {
+    /// Kind and name of the workload.
+    pub owner: String,
+    /// JSON of a pod as the workload would create it.
+    pub pod: Value,
+}
+
+impl Awaited {
+    /// Creates the expectation of a pod by a template.
+    pub fn new(owner: String, template: &PodTemplateSpec) -> Self {
+        Self { owner, pod: json!(template) }
+    }
+
+    /// Returns the vacancy that a refusal of the pod explains.
+    pub fn refused(&self, words: &str) -> Vacancy {
+        Vacancy::NotCreated(format!("{} has no pods: {words}", self.owner))
+    }
 }
 
 /// Returns the reason that no pod matches a policy's selector, as far as Deployments, StatefulSets and DaemonSets tell.
@@ -33,34 +55,38 @@ pub fn vacancy(stores: &Stores, namespace: &str, own: &LabelSelector) -> Vacancy
     let sets = in_namespace(&stores.stateful_sets, namespace);
     let daemons = in_namespace(&stores.daemon_sets, namespace);
     let deployments = deployments.iter().filter_map(|one| {
-        let spec = one.spec.as_ref().filter(|spec| is_selected(own, &spec.template))?;
+        let spec = one.spec.as_ref()?;
         let conditions = one.status.iter().flat_map(|status| status.conditions.iter().flatten());
         let failure =
             conditions.into_iter().find(|one| one.type_ == "ReplicaFailure" && one.status == "True");
         let reason = failure.and_then(|one| one.message.clone());
-        Some((named("Deployment", &one.metadata), spec.replicas.unwrap_or(1), reason))
+        Some((named("Deployment", &one.metadata), &spec.template, spec.replicas.unwrap_or(1), reason))
     });
     let sets = sets.iter().filter_map(|one| {
-        let spec = one.spec.as_ref().filter(|spec| is_selected(own, &spec.template))?;
-        Some((named("StatefulSet", &one.metadata), spec.replicas.unwrap_or(1), None))
+        let spec = one.spec.as_ref()?;
+        Some((named("StatefulSet", &one.metadata), &spec.template, spec.replicas.unwrap_or(1), None))
     });
     let daemons = daemons.iter().filter_map(|one| {
-        one.spec.as_ref().filter(|spec| is_selected(own, &spec.template))?;
         let wanted = one.status.as_ref().map_or(0, |status| status.desired_number_scheduled);
-        Some((named("DaemonSet", &one.metadata), wanted, None))
+        Some((named("DaemonSet", &one.metadata), &one.spec.as_ref()?.template, wanted, None))
     });
-    for (name, wanted, reason) in deployments.chain(sets).chain(daemons) {
-        match reason {
-            Some(reason) if wanted > 0 => {
-                return Vacancy::NotCreated(format!("{name} has no pods: {reason}"));
-            }
-            None if wanted > 0 => awaited.get_or_insert(name),
-            _ => idle.get_or_insert(name),
-        };
+    for (owner, template, wanted, reason) in deployments.chain(sets).chain(daemons) {
+        if !is_selected(own, template) {
+            continue;
+        }
+        if wanted == 0 {
+            idle.get_or_insert(owner);
+            continue;
+        }
+        let pods = Awaited::new(owner, template);
+        if let Some(reason) = reason {
+            return pods.refused(&reason);
+        }
+        awaited.get_or_insert(pods);
     }
     match (awaited, idle) {
-        (Some(name), _) => Vacancy::Awaited(format!("{name} has no pods yet")),
-        (None, Some(name)) => Vacancy::Idle(format!("{name} wants no pods")),
+        (Some(pods), _) => Vacancy::Awaited(pods),
+        (None, Some(owner)) => Vacancy::Idle(format!("{owner} wants no pods")),
         (None, None) => Vacancy::NoWorkload,
     }
 }
@@ -76,14 +102,13 @@ pub fn is_selected(own: &LabelSelector, template: &PodTemplateSpec) -> bool {
     of(template.metadata.as_ref().unwrap_or(&ObjectMeta::default()))
 }
 
-fn named(kind: &str, metadata: &ObjectMeta) -> String {
+/// Returns the kind and the name of an object.
+pub fn named(kind: &str, metadata: &ObjectMeta) -> String {
     format!("{kind} {}", metadata.name.as_deref().unwrap_or_default())
 }
 
 #[cfg(test)]
 mod tests {
-    use serde_json::{Value, json};
-
     use super::*;
     use crate::policy_pods::tests::{store, stores};
 
@@ -104,10 +129,12 @@ mod tests {
     #[test]
     fn pods_that_are_awaited_are_told_from_those_that_cannot_be_created() {
         assert_eq!(of(0, json!({})), Vacancy::Idle("Deployment shop wants no pods".into()));
-        assert_eq!(of(1, json!({})), Vacancy::Awaited("Deployment shop has no pods yet".into()));
+        let is_awaited =
+            |vacancy| matches!(vacancy, Vacancy::Awaited(awaited) if awaited.owner == "Deployment shop");
+        assert!(is_awaited(of(1, json!({}))));
         let failure = |status: &str| json!({"conditions": [{"type": "ReplicaFailure", "status": status, "message": "exceeded quota"}]});
         let failed = Vacancy::NotCreated("Deployment shop has no pods: exceeded quota".into());
         assert_eq!(of(1, failure("True")), failed);
-        assert_eq!(of(1, failure("False")), Vacancy::Awaited("Deployment shop has no pods yet".into()));
+        assert!(is_awaited(of(1, failure("False"))));
     }
 }

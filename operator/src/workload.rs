@@ -28,6 +28,8 @@ const TEMPLATE_GENERATION: &str = "pod-template-generation";
 const TEMPLATE_GENERATION_ANNOTATION: &str = "deprecated.daemonset.template.generation";
 /// The default of a Deployment's `maxSurge` and `maxUnavailable`.
 static QUARTER: LazyLock<IntOrString> = LazyLock::new(|| IntOrString::String("25%".into()));
+/// The reason of a Deployment's condition `Progressing` after its `progressDeadlineSeconds`.
+const DEADLINE_EXCEEDED: &str = "ProgressDeadlineExceeded";
 /// Start of the operator's change causes.
 const OWN_CAUSE: &str = "Larder: ";
 /// The label by which a StatefulSet marks its pods' revision.
@@ -83,6 +85,8 @@ pub struct Workload {
     pub injected: Option<Value>,
     /// The reason that a changed template is not rolled out.
     pub halt: Option<Halt>,
+    /// The Deployment's words, if its rollout does not progress.
+    pub stalled: Option<String>,
     /// True if pods are wanted that do not exist.
     pub lacks_pods: bool,
     /// Replacement of pods by a rollout.
@@ -267,7 +271,7 @@ pub fn is_rolling(deployment: &Deployment) -> bool {
     let wanted = deployment.spec.as_ref().and_then(|spec| spec.replicas).unwrap_or(1);
     let Some(status) = &deployment.status else { return true };
     let mut conditions = status.conditions.iter().flatten();
-    if conditions.any(|condition| condition.reason.as_deref() == Some("ProgressDeadlineExceeded")) {
+    if conditions.any(|condition| condition.reason.as_deref() == Some(DEADLINE_EXCEEDED)) {
         return false;
     }
     let updated = status.updated_replicas.unwrap_or(0);
@@ -288,11 +292,13 @@ fn of_deployment(deployment: &Deployment) -> Workload {
     let halt = spec.is_none_or(|spec| spec.paused == Some(true)).then_some(Halt::Paused);
     let template = spec.map(|spec| &spec.template);
     let replacement = of_strategy(spec.and_then(|spec| spec.strategy.as_ref()), wanted);
-    let conditions = status.iter().flat_map(|status| status.conditions.iter().flatten());
-    let fails = conditions.into_iter().any(|one| one.type_ == "ReplicaFailure" && one.status == "True");
+    let conditions = || status.iter().flat_map(|status| status.conditions.iter().flatten());
+    let fails = conditions().any(|one| one.type_ == "ReplicaFailure" && one.status == "True");
+    let stalled = conditions().find(|one| one.reason.as_deref() == Some(DEADLINE_EXCEEDED));
+    let stalled = stalled.map(|one| one.message.clone().unwrap_or_default());
     let lacks_pods = fails || status.is_some_and(|status| status.replicas.unwrap_or(0) < wanted);
     let workload = workload(WorkloadKind::Deployment, &deployment.metadata, template, complete, halt);
-    Workload { lacks_pods, replacement, ..workload }
+    Workload { stalled, lacks_pods, replacement, ..workload }
 }
 
 fn of_strategy(strategy: Option<&DeploymentStrategy>, replicas: i32) -> Replacement {
@@ -408,6 +414,7 @@ fn workload(
         template: json!(template),
         injected: None,
         halt,
+        stalled: None,
         lacks_pods: false,
         replacement: Replacement::default(),
         progress: Progress {

@@ -124,6 +124,13 @@ async fn sidecar_image_that_is_not_there_costs_one_pod_for_a_while() -> anyhow::
         let now = environment::variable("LARDER_SIDECAR_IMAGE")?;
         super::rolling::set_sidecar_image(sandbox, "larder/sidecar:not-there").await?;
         let watched = async {
+            policy
+                .eventually("the status names the image", SHORT_TIMEOUT, |status| {
+                    let current = has(status, ConditionType::ConfigCurrent, "False")?;
+                    ensure!(current.reason == "ImageNotPulled", "{current:?}");
+                    Ok(())
+                })
+                .await?;
             // Another namespace may have the workload that is tried first.
             let started = std::time::Instant::now();
             let mut fewest = 4;
@@ -278,16 +285,51 @@ async fn policy_whose_workloads_want_no_pods_is_ready() -> anyhow::Result<()> {
         })
         .await?;
         objects[0]["spec"]["replicas"] = json!(1);
+        let set = Workload::stateful_set("app", 1).objects()?.remove(0);
+        let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "app"},
+            "spec": {"template": of_job}});
+        for object in [objects.remove(0), set, job] {
+            let kind = object["kind"].as_str().unwrap_or_default().to_owned();
+            sandbox.apply(&[object]).await?;
+            policy
+                .eventually("pods that cannot be created are told from none", SHORT_TIMEOUT, |status| {
+                    let ready = has(status, ConditionType::Ready, "False")?;
+                    ensure!(ready.reason == "PodsNotCreated", "{ready:?}");
+                    ensure!(ready.message.contains(&format!("{kind} app")), "{ready:?}");
+                    ensure!(ready.message.contains("exceeded quota"), "{ready:?}");
+                    Ok(())
+                })
+                .await?;
+            let delete = ["delete", &kind, "app", "--wait=false", "--namespace", &sandbox.name];
+            cluster::tool("LARDER_KUBECTL", &delete).await?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn rollout_that_does_not_progress_is_the_users_and_is_named() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let mut objects = Workload::deployment("app", 1).objects()?;
         sandbox.apply(&objects).await?;
+        sandbox.rolled_out("app").await?;
+        objects[0]["spec"]["progressDeadlineSeconds"] = json!(2);
+        objects[0]["spec"]["template"]["spec"]["containers"][0]["image"] = json!("larder/e2e-app:not-there");
+        sandbox.apply(&objects).await?;
+        let policy = sandbox.policy("cache", IN_MEMORY).await?;
         policy
-            .eventually("pods that cannot be created are told from none", SHORT_TIMEOUT, |status| {
-                let ready = has(status, ConditionType::Ready, "False")?;
-                ensure!(ready.reason == "PodsNotCreated", "{ready:?}");
-                ensure!(ready.message.contains("exceeded quota"), "{ready:?}");
+            .eventually("the user's rollout is named", SHORT_TIMEOUT, |status| {
+                let injected = has(status, ConditionType::Injected, "False")?;
+                let named = injected.message.contains("Deployment app (ReplicaSet");
+                ensure!(named && injected.message.contains("which does not progress"), "{injected:?}");
+                ensure!(!injected.message.contains("being restarted"), "{injected:?}");
                 Ok(())
             })
-            .await
-            .map(drop)
+            .await?;
+        let undo = ["rollout", "undo", "deployment/app", "--namespace", &sandbox.name];
+        cluster::tool("LARDER_KUBECTL", &undo).await?;
+        policy.serves(1).await.map(drop)
     })
     .await
 }

@@ -117,6 +117,22 @@ pub(super) async fn try_restart(
     }
 }
 
+/// Returns the API server's words, by a dry run, if it refuses the pod of a template.
+pub(super) async fn words_against(
+    client: &Client,
+    namespace: &str,
+    template: &Value,
+) -> Result<Option<String>> {
+    let mut pod = template.clone();
+    pod["apiVersion"] = json!("v1");
+    pod["kind"] = json!("Pod");
+    pod["metadata"]["generateName"] = json!("larder-trial-");
+    Ok(match create(client, namespace, &pod).await? {
+        Answer::Refused(message) => Some(message),
+        Answer::Created(_) | Answer::Unknown => None,
+    })
+}
+
 /// Returns the API server's words, by a dry run, if it refuses a pod of a workload with the sidecar and not without.
 pub(super) async fn refusal(client: &Client, workload: &Workload) -> Result<Option<String>> {
     let mut pod = pod_of(workload);

@@ -7,14 +7,17 @@ use std::{
 };
 
 use jiff::Timestamp;
-use k8s_openapi::api::batch::v1::{CronJob, Job};
+use k8s_openapi::{
+    api::batch::v1::{CronJob, Job},
+    apimachinery::pkg::apis::meta::v1::LabelSelector,
+};
 use kube::{Api, Resource, ResourceExt, api::ListParams, runtime::controller::Action};
 use larder_api::admin::CacheState;
 use larder_crds::{CachePolicy, CachePolicyStatus, ConditionType, RolloutStrategy};
 use larder_policy::coverage::State;
 
 use super::{
-    Context,
+    Context, admission,
     covering::{Covered, Place},
     rolling::{Rollout, WebhookState},
     writes::WriteError,
@@ -31,7 +34,7 @@ use crate::{
     sidecars::Sidecar,
     status::{self, Observation},
     stores::in_namespace,
-    vacancy::{Vacancy, is_selected, vacancy},
+    vacancy::{Awaited, Vacancy, is_selected, named, vacancy},
 };
 
 /// Requeue interval while a change is in progress.
@@ -213,29 +216,54 @@ impl Context {
 }
 
 impl Context {
-    /// Returns the reason that a policy has no pods. Jobs are not watched.
+    /// Returns the reason that a policy has no pods. Where some are awaited, the API server is asked for one by a dry run.
     async fn vacancy(&self, namespace: &str, policy: &CachePolicy) -> Result<Vacancy> {
         let own = &policy.spec.selector;
-        let vacancy = vacancy(&self.stores, namespace, own);
-        if vacancy != Vacancy::NoWorkload {
-            return Ok(vacancy);
-        }
+        let vacancy = match vacancy(&self.stores, namespace, own) {
+            Vacancy::NoWorkload => self.jobs_without_pods(namespace, own).await?,
+            other => other,
+        };
+        let Vacancy::Awaited(awaited) = vacancy else { return Ok(vacancy) };
+        let words = admission::words_against(&self.dependencies.client, namespace, &awaited.pod).await?;
+        Ok(match words {
+            Some(words) => awaited.refused(&words),
+            None => Vacancy::Awaited(awaited),
+        })
+    }
+
+    /// Returns the reason that the Jobs and CronJobs of a selector have no pods. Jobs are not watched.
+    async fn jobs_without_pods(&self, namespace: &str, own: &LabelSelector) -> Result<Vacancy> {
         let client = &self.dependencies.client;
         let everything = ListParams::default();
+        let jobs = Api::<Job>::namespaced(client.clone(), namespace).list(&everything).await?;
+        let mut ended = None;
+        for job in &jobs.items {
+            let Some(spec) = job.spec.as_ref().filter(|spec| is_selected(own, &spec.template)) else {
+                continue;
+            };
+            let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
+            let has_ended = conditions.into_iter().any(|condition| {
+                matches!(condition.type_.as_str(), "Complete" | "Failed" | "Suspended")
+                    && condition.status == "True"
+            });
+            let owner = named("Job", &job.metadata);
+            if !has_ended && spec.suspend != Some(true) {
+                return Ok(Vacancy::Awaited(Awaited::new(owner, &spec.template)));
+            }
+            ended.get_or_insert(owner);
+        }
         let timed = Api::<CronJob>::namespaced(client.clone(), namespace).list(&everything).await?;
         let timed = timed.items.into_iter().find(|job| {
             let template = job.spec.as_ref().and_then(|spec| spec.job_template.spec.as_ref());
             template.is_some_and(|spec| is_selected(own, &spec.template))
         });
-        if let Some(job) = timed {
-            return Ok(Vacancy::Idle(format!("CronJob {} has no pods between its runs", job.name_any())));
-        }
-        let jobs = Api::<Job>::namespaced(client.clone(), namespace).list(&everything).await?;
-        let job = jobs.items.into_iter().find(|job| {
-            let ended = job.status.as_ref().is_some_and(|status| status.active.unwrap_or(0) == 0);
-            ended && job.spec.as_ref().is_some_and(|spec| is_selected(own, &spec.template))
-        });
-        Ok(job.map_or(vacancy, |job| Vacancy::Idle(format!("Job {} has no running pods", job.name_any()))))
+        Ok(match (timed, ended) {
+            (Some(job), _) => {
+                Vacancy::Idle(format!("{} has no pods between its runs", named("CronJob", &job.metadata)))
+            }
+            (None, Some(owner)) => Vacancy::Idle(format!("{owner} has no running pods")),
+            (None, None) => Vacancy::NoWorkload,
+        })
     }
 }
 

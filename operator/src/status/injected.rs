@@ -30,8 +30,9 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
             Vacancy::NoWorkload => {
                 Verdict::new(None, "NoPods", "the selector matches no pod, and the pods of no workload")
             }
-            Vacancy::Idle(message) | Vacancy::Awaited(message) => {
-                Verdict::new(None, "NoPods", message.clone())
+            Vacancy::Idle(message) => Verdict::new(None, "NoPods", message.clone()),
+            Vacancy::Awaited(awaited) => {
+                Verdict::new(None, "NoPods", format!("{} has no pods yet", awaited.owner))
             }
             Vacancy::NotCreated(message) => Verdict::new(false, "PodsNotCreated", message.clone()),
         };
@@ -114,7 +115,7 @@ fn held(seen: &Observation<'_>, complete: bool, of: &str) -> Option<Verdict> {
 
 /// Returns the remedy for pods that deviate, where workloads are restarted.
 fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
-    let [mut restarted, mut waiting, mut manual] = [const { Vec::new() }; 3];
+    let [mut restarted, mut waiting, mut stalled, mut manual] = [const { Vec::new() }; 4];
     let wrong = || seen.policy_pods.pods.iter().filter(|pod| pod.deviation.is_some());
     for (workload, pods) in &seen.policy_pods.workloads {
         let is_held = seen.holds.iter().any(|hold| hold.uid == workload.uid);
@@ -128,9 +129,10 @@ fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
                 let names: Vec<_> = pods.map(|pod| pod.name.as_str()).take(MAX_LISTED).collect();
                 manual.extend(workload.manual(&names));
             }
-            Decision::Wait if !progress.complete && progress.tries() == 0 => {
-                waiting.push(workload.to_string())
-            }
+            Decision::Wait if !progress.complete && progress.tries() == 0 => match &workload.stalled {
+                Some(words) => stalled.push(format!("{workload} ({words})")),
+                None => waiting.push(workload.to_string()),
+            },
             _ => restarted.push(workload.to_string()),
         }
     }
@@ -141,6 +143,13 @@ fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
     if !waiting.is_empty() {
         let is = is_or_are(&waiting);
         parts.push(format!("{} {is} restarted after a rollout that is in progress", list(&waiting)));
+    }
+    if !stalled.is_empty() {
+        let is = is_or_are(&stalled);
+        parts.push(format!(
+            "{} {is} restarted after a rollout of its own, which does not progress: correct its pods, or undo it",
+            list(&stalled)
+        ));
     }
     let mut queued = seen.holds.iter().filter(|hold| hold.reason == HoldReason::Queued);
     if let Some(first) = queued.next() {

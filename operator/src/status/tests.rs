@@ -7,6 +7,7 @@ use crate::{
     capture::{Captured, Skip, SkipReason},
     inject::tests::{settings, spec},
     rollout::{Deviation, HoldReason, MAX_ATTEMPTS, PodState, Progress},
+    vacancy::Awaited,
     workload::tests::workload_with,
 };
 
@@ -242,6 +243,22 @@ fn rollout_of_another_is_not_said_to_be_a_restart() {
 }
 
 #[test]
+fn pod_that_does_not_start_is_named_with_the_reason() {
+    use crate::rollout::Obstacle;
+    for (obstacle, reason) in [
+        (Obstacle::Image, "ImageNotPulled"),
+        (Obstacle::Unschedulable, "Unschedulable"),
+        (Obstacle::Sidecar, "SidecarNotStarted"),
+    ] {
+        let pod = PodReport { ready: false, not_started: Some((obstacle, "words".into())), ..right("a") };
+        let scene = || Scene { pods: vec![pod.clone()], answers: vec![], ..Scene::default() };
+        let message = format!("pod a: {}: words", obstacle.as_str());
+        scene().expect(ConditionType::ConfigCurrent, "False", reason, &message);
+        scene().expect(ConditionType::Ready, "False", reason, &message);
+    }
+}
+
+#[test]
 fn rejected_write_is_in_the_status() {
     let refused = Some("could not restart Deployment shop: denied");
     let scene = || Scene { pods: vec![missed("b")], write_error: refused, ..Scene::default() };
@@ -352,7 +369,7 @@ fn policy_not_in_force_reports_its_reason() {
     let without = |vacancy| Scene { pods: vec![], answers: vec![], vacancy, ..Scene::default() };
     let idle = without(Vacancy::Idle("Deployment shop wants no pods".into()));
     idle.expect(ConditionType::Ready, "True", "NoPods", "Deployment shop wants no pods");
-    let awaited = without(Vacancy::Awaited("Deployment shop has no pods yet".into()));
+    let awaited = without(Vacancy::Awaited(Awaited { owner: "Deployment shop".into(), pod: json!({}) }));
     awaited.expect(ConditionType::Ready, "False", "NoPods", "no pods yet");
     let failed = || without(Vacancy::NotCreated("Deployment shop has no pods: exceeded quota".into()));
     failed().expect(ConditionType::Ready, "False", "PodsNotCreated", "exceeded quota");

@@ -125,6 +125,14 @@ fn workload_without_automatic_rollout_is_detected() {
 }
 
 #[test]
+fn deployment_that_does_not_progress_says_so() {
+    let words = "ReplicaSet \"shop-2\" has timed out progressing.";
+    let condition = |reason: &str| json!({"conditions": [{"type": "Progressing", "status": "False", "reason": reason, "message": words}]});
+    assert_eq!(of_deployment(&deployment(condition(DEADLINE_EXCEEDED))).stalled.as_deref(), Some(words));
+    assert_eq!(of_deployment(&deployment(condition("ReplicaSetUpdated"))).stalled, None);
+}
+
+#[test]
 fn change_cause_of_somebody_else_stays() {
     let with = |cause: Option<&str>| {
         let mut deployment = deployment(json!({}));
