@@ -19,7 +19,25 @@ pub struct Arguments {
 #[derive(Debug, Subcommand)]
 pub enum Command {
     /// Runs the controller (on the leading replica) and the webhook (on every replica).
-    Run(RunArguments),
+    Run(Box<RunArguments>),
+    /// Checks an installation from inside the cluster, and says how to correct what does not work.
+    Check(CheckArguments),
+}
+
+/// Options of `check`.
+#[derive(Clone, Debug, clap::Args)]
+pub struct CheckArguments {
+    /// The operator's own namespace.
+    #[arg(long, env = "POD_NAMESPACE")]
+    pub namespace: String,
+
+    /// The Service through which the API server reaches the webhook, on port 443.
+    #[arg(long, env = "LARDER_WEBHOOK_SERVICE", default_value = names::WEBHOOK_SERVICE)]
+    pub webhook_service: String,
+
+    /// Seconds for which a failed check is repeated.
+    #[arg(long, env = "LARDER_CHECK_PATIENCE_SECONDS", default_value_t = 30)]
+    pub patience_seconds: u16,
 }
 
 /// Options of `run`. Every flag can be given as an environment variable.
@@ -44,6 +62,15 @@ pub struct RunArguments {
     /// Listen address of the webhook; a port alone listens on every address.
     #[arg(long, env = "LARDER_WEBHOOK_LISTEN", default_value = ":9443")]
     pub webhook_listen: ListenAddress,
+
+    /// Seconds that the API server waits for the webhook before it goes on by the failure policy.
+    #[arg(
+        long,
+        env = "LARDER_WEBHOOK_TIMEOUT_SECONDS",
+        default_value_t = 2,
+        value_parser = clap::value_parser!(u8).range(1..=30)
+    )]
+    pub webhook_timeout_seconds: u8,
 
     /// Listen address of /livez, /readyz and /metrics.
     #[arg(long, env = "LARDER_HEALTH_LISTEN", default_value = ":8081")]
@@ -108,6 +135,16 @@ pub struct SidecarSettings {
         env = "LARDER_SIDECAR_IMAGE_PULL_POLICY"
     )]
     pub pull_policy: Option<PullPolicy>,
+
+    /// Names of Secrets for pulling the image, which are added to injected pods and must exist in their namespaces.
+    #[arg(
+        id = "sidecar_image_pull_secrets",
+        long = "sidecar-image-pull-secrets",
+        env = "LARDER_SIDECAR_IMAGE_PULL_SECRETS",
+        value_delimiter = ',',
+        value_parser = clap::builder::NonEmptyStringValueParser::new()
+    )]
+    pub pull_secrets: Vec<String>,
 
     /// The sidecar's port for the first target; each further target takes the next number.
     #[arg(
@@ -194,16 +231,25 @@ impl FailurePolicy {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
+
+    /// Parses options of `run`.
+    pub(crate) fn run_arguments<'a>(options: impl IntoIterator<Item = &'a str>) -> RunArguments {
+        let command = ["larder-operator", "run"].into_iter().chain(options);
+        match Arguments::parse_from(command).command {
+            Command::Run(arguments) => *arguments,
+            Command::Check(_) => unreachable!("the command is run"),
+        }
+    }
 
     #[test]
     fn flags_have_their_contracted_names() {
-        let Arguments { command: Command::Run(arguments) } = Arguments::parse_from([
-            "larder-operator",
-            "run",
+        let arguments = run_arguments([
             "--sidecar-image=larder/sidecar:1",
             "--sidecar-image-pull-policy=IfNotPresent",
+            "--sidecar-image-pull-secrets=registry,mirror",
+            "--webhook-timeout-seconds=5",
             "--sidecar-data-port=25000",
             "--drain-seconds=0",
             "--namespace=larder-system",
@@ -214,6 +260,8 @@ mod tests {
         assert_eq!(arguments.identity_headers, ["x-badge", "x-shop-*"]);
         assert_eq!(arguments.sidecar.data_ports(), 25000..=25003);
         assert_eq!(arguments.sidecar.admin_port, ports::ADMIN);
+        assert_eq!(arguments.sidecar.pull_secrets, ["registry", "mirror"]);
+        assert_eq!(arguments.webhook_timeout_seconds, 5);
         assert_eq!(arguments.failure_policy, FailurePolicy::Fail);
     }
 }

@@ -10,6 +10,7 @@
 
 mod pod_resources;
 mod pre_stop;
+mod pull_secrets;
 mod sidecar;
 #[cfg(test)]
 pub(crate) mod tests;
@@ -154,6 +155,10 @@ fn inject_plain(
     }
     containers.insert(position, container);
     list(spec, "volumes").extend(sidecar::volumes(injection.policy, secrets));
+    let added = pull_secrets::add(spec, &injection.settings.pull_secrets);
+    if !added.is_empty() {
+        original[pull_secrets::FIELD] = json!(added);
+    }
 
     let metadata = member(&mut pod, "metadata");
     map(metadata, "labels").insert(labels::POLICY.into(), json!(injection.policy));
@@ -219,9 +224,10 @@ fn original(pod: &Value) -> Value {
 /// Hashes everything that decides the shape of an injected pod, the pod itself aside. The input is JSON with sorted
 /// objects, so that the hash is equal in every replica.
 pub fn hash(injection: &Injection<'_>, secrets: &[SecretKeyRef]) -> String {
-    let SidecarSettings { image, pull_policy, data_port, admin_port, drain_seconds } = injection.settings;
+    let SidecarSettings { image, pull_policy, pull_secrets, data_port, admin_port, drain_seconds } =
+        injection.settings;
     let mode = Mode::of(&injection.spec.capture, &injection.spec.targets);
-    let parts = json!({
+    let mut parts = json!({
         "layout": 2,
         "capture": mode.map(|mode| mode.fingerprint(injection.settings)),
         "policy": injection.policy,
@@ -235,6 +241,10 @@ pub fn hash(injection: &Injection<'_>, secrets: &[SecretKeyRef]) -> String {
         "logLevel": injection.spec.sidecar.log_level,
         "secrets": secrets,
     });
+    // Left out by default, so that pods of an operator that did not have the setting keep their hash.
+    if !pull_secrets.is_empty() {
+        parts["pullSecrets"] = json!(pull_secrets);
+    }
     larder_policy::digest::short(&blake3::hash(parts.to_string().as_bytes()))
 }
 

@@ -2,13 +2,18 @@
 
 use std::{sync::Arc, time::Duration};
 
-use kube::{Client, Config};
+use k8s_openapi::{api::coordination::v1::Lease, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use kube::{
+    Api, Client, Config,
+    api::{Patch, PatchParams},
+};
 use kube_lease_manager::LeaseManagerBuilder;
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     controller::{Dependencies, lead},
     error::{Error, Result},
+    owner,
 };
 use larder_api::names;
 
@@ -38,6 +43,9 @@ pub async fn elect(dependencies: Arc<Dependencies>, stop: CancellationToken) -> 
     // The client's own retries could outlast the lease.
     config.default_retry = false;
     let client = Client::try_from(config)?;
+    if let Err(error) = own_lease(&client, &dependencies).await {
+        tracing::warn!(%error, "the Lease has no owner, and would stay when the chart is uninstalled");
+    }
     loop {
         let ended = take_part(&client, &dependencies, &stop).await;
         dependencies.metrics.leader.set(0);
@@ -53,6 +61,25 @@ pub async fn elect(dependencies: Arc<Dependencies>, stop: CancellationToken) -> 
             () = tokio::time::sleep(RETRY_INTERVAL) => {}
         }
     }
+}
+
+/// Makes the operator's ClusterRole the owner of the Lease.
+async fn own_lease(client: &Client, dependencies: &Dependencies) -> Result<()> {
+    let arguments = &dependencies.arguments;
+    let Some(owner) = owner::find(client, &arguments.cluster_role).await? else { return Ok(()) };
+    let leases: Api<Lease> = Api::namespaced(client.clone(), &arguments.namespace);
+    let lease = Lease {
+        metadata: ObjectMeta {
+            name: Some(names::LEASE.into()),
+            owner_references: Some(vec![owner]),
+            ..ObjectMeta::default()
+        },
+        ..Lease::default()
+    };
+    leases
+        .patch(names::LEASE, &PatchParams::apply(names::FIELD_MANAGER).force(), &Patch::Apply(&lease))
+        .await?;
+    Ok(())
 }
 
 /// Takes part in the election until `stop`, or until requests to the API server fail.

@@ -5,6 +5,7 @@
 //! pure decisions; the other modules carry them out.
 
 pub mod capture;
+pub mod check;
 pub mod choice;
 pub mod cli;
 pub mod compile;
@@ -17,6 +18,7 @@ pub mod health;
 pub mod inject;
 pub mod leader;
 pub mod metrics;
+pub mod owner;
 pub mod pace;
 pub mod pod;
 pub mod policies;

@@ -50,7 +50,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let policies = Policies::new(policy_store.clone(), &arguments.namespace)
         .with_identity_headers(&arguments.identity_headers);
     let (loaded, certificate) = channel::channel(None);
-    let certificates = tls::keep(client.clone(), &arguments.namespace, &arguments.webhook_service, loaded);
+    let certificates = tls::keep(client.clone(), &arguments, loaded);
     let ready = async {
         policy_store.wait_until_ready().await.map_err(|_| Error::WatchEnded)?;
         network_policies.wait_until_ready().await.map_err(|_| Error::WatchEnded)

@@ -9,7 +9,11 @@ use std::{sync::Arc, time::Duration};
 
 use futures::StreamExt;
 use jiff::Timestamp;
-use k8s_openapi::{ByteString, api::core::v1::Secret, apimachinery::pkg::apis::meta::v1::ObjectMeta};
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::Secret,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
 use kube::{
     Api, Client, ResourceExt,
     api::PostParams,
@@ -20,7 +24,11 @@ use tokio::sync::watch;
 
 pub use authority::Material;
 
-use crate::error::{Error, Result};
+use crate::{
+    cli::RunArguments,
+    error::{Error, Result},
+    owner,
+};
 
 /// Interval of the renewal check.
 const TICK: Duration = Duration::from_secs(60);
@@ -42,12 +50,11 @@ pub struct Loaded {
 /// If the watch ends.
 pub async fn keep(
     client: Client,
-    namespace: &str,
-    service: &str,
+    arguments: &RunArguments,
     loaded: watch::Sender<Option<Arc<Loaded>>>,
 ) -> Result<()> {
-    let secrets: Api<Secret> = Api::namespaced(client, namespace);
-    let dns_names = dns_names(service, namespace);
+    let secrets: Api<Secret> = Api::namespaced(client.clone(), &arguments.namespace);
+    let dns_names = dns_names(&arguments.webhook_service, &arguments.namespace);
     let mut changes = watcher::watch_object(secrets.clone(), names::TLS_SECRET).default_backoff().boxed();
     let mut clock = tokio::time::interval(TICK);
     let mut current: Option<Secret> = None;
@@ -64,7 +71,8 @@ pub async fn keep(
         if !seen {
             continue;
         }
-        if let Some(written) = renew(&secrets, current.as_ref(), &dns_names).await {
+        let owners = owners(&client, current.as_ref(), &arguments.cluster_role).await;
+        if let Some(written) = renew(&secrets, current.as_ref(), owners, &dns_names).await {
             current = Some(written);
         }
         let next = current.as_ref().and_then(|secret| Material::read(secret).ok()).map(|material| {
@@ -84,9 +92,29 @@ pub async fn keep(
     }
 }
 
-/// Writes the Secret if a renewal is due, and returns its contents. A replica that lost a concurrent write sees the
-/// other's through its watch.
-async fn renew(secrets: &Api<Secret>, current: Option<&Secret>, dns_names: &[String]) -> Option<Secret> {
+/// Returns the owners of the Secret: those that it has, or the operator's ClusterRole.
+async fn owners(client: &Client, current: Option<&Secret>, cluster_role: &str) -> Vec<OwnerReference> {
+    let present = current.map(ResourceExt::owner_references).unwrap_or_default();
+    if !present.is_empty() {
+        return present.to_vec();
+    }
+    match owner::find(client, cluster_role).await {
+        Ok(owner) => owner.into_iter().collect(),
+        Err(error) => {
+            tracing::warn!(%error, "the TLS Secret has no owner yet, and would stay when the chart is uninstalled");
+            vec![]
+        }
+    }
+}
+
+/// Writes the Secret if a renewal is due or its owner is missing, and returns its contents. A replica that lost a concurrent
+/// write sees the other's through its watch.
+async fn renew(
+    secrets: &Api<Secret>,
+    current: Option<&Secret>,
+    owners: Vec<OwnerReference>,
+    dns_names: &[String],
+) -> Option<Secret> {
     let material = current.and_then(|secret| match Material::read(secret) {
         Ok(material) => Some(material),
         Err(error) => {
@@ -94,15 +122,20 @@ async fn renew(secrets: &Api<Secret>, current: Option<&Secret>, dns_names: &[Str
             None
         }
     });
-    let renewed = match authority::renew(material, dns_names, Timestamp::now()) {
-        Ok(renewed) => renewed?,
+    let is_owned = owners.is_empty() || current.is_some_and(|secret| !secret.owner_references().is_empty());
+    let renewed = match authority::renew(material.clone(), dns_names, Timestamp::now()) {
+        Ok(renewed) => renewed.or_else(|| material.filter(|_| !is_owned))?,
         Err(error) => {
             tracing::error!(%error, "could not renew the certificates; retrying in a minute");
             return None;
         }
     };
     let mut secret = Secret {
-        metadata: ObjectMeta { name: Some(names::TLS_SECRET.into()), ..ObjectMeta::default() },
+        metadata: ObjectMeta {
+            name: Some(names::TLS_SECRET.into()),
+            owner_references: Some(owners),
+            ..ObjectMeta::default()
+        },
         type_: Some("Opaque".into()),
         ..Secret::default()
     };

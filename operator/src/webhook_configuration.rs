@@ -11,11 +11,11 @@ use std::{
 };
 
 use k8s_openapi::{
-    ByteString,
-    api::{admissionregistration::v1::MutatingWebhookConfiguration, rbac::v1::ClusterRole},
+    ByteString, api::admissionregistration::v1::MutatingWebhookConfiguration,
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
-    Api, Client, ResourceExt,
+    Api, Client,
     api::{Patch, PatchParams},
 };
 use larder_api::{labels, names};
@@ -23,10 +23,10 @@ use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
-use crate::{choice::has_not_opted_out, cli::RunArguments, error::Result, policies::Policies, tls::Loaded};
+use crate::{
+    choice::has_not_opted_out, cli::RunArguments, error::Result, owner, policies::Policies, tls::Loaded,
+};
 
-/// Seconds that the API server waits for the webhook.
-const TIMEOUT_SECONDS: u32 = 2;
 /// Interval at which the configuration is applied even without changes here.
 const REPAIR: Duration = Duration::from_secs(10);
 /// The path that admissions are posted to.
@@ -84,7 +84,11 @@ impl Registration {
         if applied.as_ref().is_some_and(|(last, at)| *last == wanted && at.elapsed() < REPAIR) {
             return Ok(());
         }
-        let body = configuration(&self.arguments, &wanted, self.owner().await?.as_ref());
+        let body = configuration(
+            &self.arguments,
+            &wanted,
+            owner::find(&self.client, &self.arguments.cluster_role).await?.as_ref(),
+        );
         let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
         let options = PatchParams::apply(names::FIELD_MANAGER).force();
         configurations.patch(names::WEBHOOK_CONFIGURATION, &options, &Patch::Apply(&body)).await?;
@@ -122,23 +126,9 @@ impl Registration {
             }
         }
     }
-
-    /// Returns the ClusterRole that owns the configuration. There is none when the operator runs outside a cluster.
-    async fn owner(&self) -> Result<Option<Value>> {
-        let roles: Api<ClusterRole> = Api::all(self.client.clone());
-        let role = roles.get_metadata_opt(&self.arguments.cluster_role).await?;
-        Ok(role.map(|role| {
-            json!({
-                "apiVersion": "rbac.authorization.k8s.io/v1",
-                "kind": "ClusterRole",
-                "name": role.name_any(),
-                "uid": role.uid(),
-            })
-        }))
-    }
 }
 
-fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&Value>) -> Value {
+fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&OwnerReference>) -> Value {
     let mut conditions = vec![
         json!({ "name": "has-not-opted-out", "expression": has_not_opted_out() }),
         json!({
@@ -180,7 +170,7 @@ fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&Value
         "matchPolicy": "Equivalent",
         "reinvocationPolicy": "IfNeeded",
         "sideEffects": "None",
-        "timeoutSeconds": TIMEOUT_SECONDS,
+        "timeoutSeconds": arguments.webhook_timeout_seconds,
     });
     let webhooks = if wanted.namespaces.is_empty() { vec![] } else { vec![webhook] };
     json!({
@@ -197,21 +187,13 @@ fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&Value
 
 #[cfg(test)]
 mod tests {
-    use clap::Parser;
-
     use super::*;
-    use crate::cli::{Arguments, Command};
+    use crate::cli::tests::run_arguments;
 
     fn made(namespaces: &[&str]) -> Value {
-        let Arguments { command: Command::Run(arguments) } = Arguments::parse_from([
-            "larder-operator",
-            "run",
-            "--sidecar-image=s",
-            "--namespace=larder-system",
-            "--pod-name=p",
-        ]);
+        let arguments = run_arguments(["--sidecar-image=s", "--namespace=larder-system", "--pod-name=p"]);
         let namespaces = namespaces.iter().map(|&namespace| namespace.to_owned()).collect();
-        let owner = json!({"kind": "ClusterRole"});
+        let owner = OwnerReference { kind: "ClusterRole".into(), ..OwnerReference::default() };
         let wanted = Wanted { namespaces, bundle: "PEM".into(), unlabelled: false };
         configuration(&arguments, &wanted, Some(&owner))
     }

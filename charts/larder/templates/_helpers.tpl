@@ -9,13 +9,38 @@ app.kubernetes.io/component: operator
 
 {{- define "larder.labels" -}}
 {{ include "larder.selector" . }}
+{{ include "larder.release" . }}
+{{- end }}
+
+{{/* Labels of every object: those of the release, and those that the values add. */}}
+{{- define "larder.release" -}}
 app.kubernetes.io/instance: {{ .Release.Name }}
 app.kubernetes.io/version: {{ .Chart.AppVersion | quote }}
 app.kubernetes.io/managed-by: {{ .Release.Service }}
 helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
+{{- with .Values.commonLabels }}
+{{ toYaml . }}
+{{- end }}
 {{- end }}
 
 {{/* The full name of an image: dict "image" VALUES "root" $. */}}
 {{- define "larder.image" -}}
-{{ .image.repository }}:{{ .image.tag | default .root.Chart.AppVersion }}
+{{- with (.root.Values.global).imageRegistry | default .image.registry }}{{ . }}/{{ end -}}
+{{ .image.repository }}
+{{- if .image.digest }}@{{ .image.digest }}{{ else }}:{{ .image.tag | default .root.Chart.AppVersion }}{{ end }}
+{{- end }}
+
+{{/* The operator's service account. */}}
+{{- define "larder.serviceAccount" -}}
+{{ (.Values.serviceAccount).name | default (include "larder.operator" .) }}
+{{- end }}
+
+{{/* Ports of the operator's pods. Defaults are here, too, because values of an earlier chart (`--reuse-values`) lack them. */}}
+{{- define "larder.webhookPort" -}}{{ .Values.webhook.port | default 9443 }}{{- end }}
+{{- define "larder.healthPort" -}}{{ (.Values.health).port | default 8081 }}{{- end }}
+
+{{/* The security context of the operator's pods. Left out: what the values set to null, as OpenShift wants it. */}}
+{{- define "larder.podSecurityContext" -}}
+{{- $default := dict "runAsNonRoot" true "runAsUser" 65532 "runAsGroup" 65532 "seccompProfile" (dict "type" "RuntimeDefault") }}
+{{- toYaml (.Values.podSecurityContext | default $default) }}
 {{- end }}

@@ -12,7 +12,7 @@ import (
 // documents returns every page that people read.
 func documents(t *testing.T) []string {
 	t.Helper()
-	return matching(t, "*.md", "docs/*.md", "docs/*/*.md", "examples/*.md", "examples/*/*.md", "e2e/*.md", ".github/*.md")
+	return matching(t, "*.md", "docs/*.md", "docs/*/*.md", "charts/*/*.md", "examples/*.md", "examples/*/*.md", "e2e/*.md", ".github/*.md")
 }
 
 var link = regexp.MustCompile(`\]\(([^)\s]+)\)`)

@@ -88,8 +88,8 @@ pub(super) async fn try_restart(
     if !has_sidecar(&created) {
         let why = match created["metadata"]["annotations"][annotations::SKIPPED].as_str() {
             Some(skipped) => skipped.to_owned(),
-            None => "check that the API server reaches port 9443 of the operator's pods (firewalls, NetworkPolicies) and that \
-                     no other webhook removes the sidecar"
+            None => "check that the API server reaches the webhook's port of the operator's pods (the chart's webhook.port; \
+                     firewalls, NetworkPolicies) and that no other webhook removes the sidecar"
                 .to_owned(),
         };
         let message = format!(

@@ -9,6 +9,7 @@ pub(crate) fn settings() -> SidecarSettings {
     SidecarSettings {
         image: "larder/sidecar:1".into(),
         pull_policy: None,
+        pull_secrets: vec![],
         data_port: 24800,
         admin_port: 24890,
         drain_seconds: 5,
@@ -213,6 +214,38 @@ fn other_settings_give_another_hash() {
     );
     let redis = json!({"l2": {"redis": {"urlFrom": {"secretKeyRef": {"name": "a", "key": "url"}}}}});
     assert_ne!(base, hash(&spec(redis), &settings()), "a Secret more needs another pod");
+}
+
+#[test]
+fn pull_secrets_are_added_once_and_withdrawn_with_the_sidecar() {
+    let settings = SidecarSettings { pull_secrets: vec!["own".into(), "registry".into()], ..settings() };
+    let with = |pod: &Value, settings: &SidecarSettings| match run(pod, &spec(json!({})), settings) {
+        Outcome::Injected(injected) => injected,
+        Outcome::Skipped(skip) => panic!("{skip}"),
+    };
+    let inject = |pod: &Value| with(pod, &settings);
+    let without = with(&pod(), &self::settings());
+    for (before, after) in [
+        (json!([{"name": "own"}]), json!([{"name": "own"}, {"name": "registry"}])),
+        (Value::Null, json!([{"name": "own"}, {"name": "registry"}])),
+    ] {
+        let plain = without_nulls(&changed("/spec/imagePullSecrets", before)).unwrap();
+        let once = inject(&plain);
+        assert_eq!(once.pod["spec"]["imagePullSecrets"], after);
+        assert_ne!(once.hash, without.hash, "running pods are not rolled");
+        assert_eq!(inject(&once.pod), once);
+
+        let mut later = once.pod;
+        later["spec"]["imagePullSecrets"].as_array_mut().unwrap().push(json!({"name": "later"}));
+        later["spec"]["hostNetwork"] = json!(true);
+        let Outcome::Skipped(skip) = run(&later, &spec(json!({})), &settings) else {
+            panic!("it is injected")
+        };
+        let left = skipped(&later, &skip)["spec"]["imagePullSecrets"].clone();
+        let mut expected = plain["spec"]["imagePullSecrets"].as_array().cloned().unwrap_or_default();
+        expected.push(json!({"name": "later"}));
+        assert_eq!(left, json!(expected));
+    }
 }
 
 #[test]

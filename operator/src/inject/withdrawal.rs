@@ -3,7 +3,7 @@
 use larder_api::{annotations, labels, names};
 use serde_json::{Map, Value, json};
 
-use super::{DEFAULT_GRACE_SECONDS, captured_of};
+use super::{DEFAULT_GRACE_SECONDS, captured_of, pull_secrets};
 use crate::capture::{Captured, probes};
 
 /// A sidecar's container that was removed.
@@ -43,6 +43,7 @@ pub(super) fn withdraw(pod: &Value) -> (Value, Option<Withdrawn>) {
             let position = containers.iter().position(|container| container["name"] == names::SIDECAR)?;
             Some(Withdrawn { container: containers.remove(position), position })
         });
+        pull_secrets::remove(spec, &original[pull_secrets::FIELD]);
         retain(spec, "initContainers", |_| true);
         retain(spec, "volumes", |volume| {
             !names::is_sidecar_volume(volume["name"].as_str().unwrap_or_default())

@@ -67,8 +67,9 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
     if let Some(workload) = given_up(seen, now).filter(|_| strategy == RolloutStrategy::Restart) {
         let message = format!(
             "{of}; {MAX_ATTEMPTS} restarts of {workload} have not helped; no further restarts until its \
-             template or the policy's sidecar changes: check that the API server reaches port 9443 of the operator's \
-             pods (firewalls, NetworkPolicies) and that nothing else removes the sidecar"
+             template or the policy's sidecar changes: check that the API server reaches the webhook's port of the \
+             operator's pods (the chart's webhook.port; firewalls, NetworkPolicies) and that nothing else removes the \
+             sidecar"
         );
         return Verdict::new(complete, "RestartsDoNotHelp", message);
     }

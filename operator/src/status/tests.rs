@@ -206,7 +206,7 @@ fn injected_reports_the_obstacle() {
     assert!(of_job.2.contains("pods of a Job are not restarted: delete them"), "{}", of_job.2);
     assert!(of_job.2.contains("kubectl delete pod b"), "{}", of_job.2);
     let futile = || scene(Some(Progress { attempts: MAX_ATTEMPTS, ..complete }));
-    futile().expect(injected, "False", "RestartsDoNotHelp", "port 9443");
+    futile().expect(injected, "False", "RestartsDoNotHelp", "webhook.port");
     futile().expect(ConditionType::Ready, "False", "RestartsDoNotHelp", "Deployment shop");
 }
 
