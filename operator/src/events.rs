@@ -49,6 +49,9 @@ fn of(kind: ConditionType, now: &Condition) -> Option<Event> {
         ) if kind != ConditionType::Ready => {
             return Some(event(EventType::Warning, &now.reason, "Restart", now.message.clone()));
         }
+        (ConditionType::Injected, "False", "Waiting") => {
+            return Some(event(EventType::Normal, &now.reason, "Restart", now.message.clone()));
+        }
         (ConditionType::Injected, "False", "Missed" | "OnCreate" | "CaptureNone") => return None,
         (ConditionType::ConfigCurrent, "False", reason) if reason != "ConfigRefused" => return None,
         (_, "Unknown", _) => return None,
@@ -180,6 +183,10 @@ mod tests {
         let events = transitions(Some(&well), &futile);
         assert_eq!((events[0].reason.as_str(), events[0].type_), ("RestartsDoNotHelp", EventType::Warning));
         assert!(reasons(Some(&futile), &futile).is_empty());
+        let rolling = Progress { complete: false, rolls: true, ..Progress::default() };
+        let waiting = Scene { workload: Some(rolling), ..scene() }.assess(None);
+        let events = transitions(Some(&well), &waiting);
+        assert_eq!((events[0].reason.as_str(), events[0].type_), ("Waiting", EventType::Normal));
         let refused = Scene { write_error: Some("denied"), ..scene() }.assess(None);
         assert_eq!(reasons(Some(&well), &refused)[0], "WriteRefused");
     }

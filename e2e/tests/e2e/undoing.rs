@@ -323,10 +323,14 @@ async fn rollout_that_does_not_progress_is_the_users_and_is_named() -> anyhow::R
                 let injected = has(status, ConditionType::Injected, "False")?;
                 let named = injected.message.contains("Deployment app (ReplicaSet");
                 ensure!(named && injected.message.contains("which does not progress"), "{injected:?}");
-                ensure!(!injected.message.contains("being restarted"), "{injected:?}");
+                ensure!(injected.reason == "Waiting", "{injected:?}");
                 Ok(())
             })
             .await?;
+        ensure!(
+            sandbox.event("Waiting").await?.contains("which does not progress"),
+            "the event does not say so"
+        );
         let undo = ["rollout", "undo", "deployment/app", "--namespace", &sandbox.name];
         cluster::tool("LARDER_KUBECTL", &undo).await?;
         policy.serves(1).await.map(drop)

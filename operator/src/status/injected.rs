@@ -83,12 +83,13 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
             Verdict::new(true, "Outdated", message)
         }
         (RolloutStrategy::Restart, false) => {
-            Verdict::new(false, "Missed", format!("{of}; {}", remedy(seen, now)))
+            let Remedy { message, waits } = remedy(seen, now);
+            Verdict::new(false, if waits { "Waiting" } else { "Missed" }, format!("{of}; {message}"))
         }
         (RolloutStrategy::Restart, true) => {
             let message = format!(
                 "{of}; {outdated} have outdated settings and are being replaced: {}",
-                remedy(seen, now)
+                remedy(seen, now).message
             );
             Verdict::new(true, "Outdated", message)
         }
@@ -114,8 +115,16 @@ fn held(seen: &Observation<'_>, complete: bool, of: &str) -> Option<Verdict> {
     Some(Verdict::new(complete, first.reason.as_str(), format!("{of}; {}{others}", first.message)))
 }
 
+/// The remedy for pods that deviate.
+struct Remedy {
+    /// A sentence for users.
+    message: String,
+    /// True if there is nothing to do but to wait for the rollouts of others.
+    waits: bool,
+}
+
 /// Returns the remedy for pods that deviate, where workloads are restarted.
-fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
+fn remedy(seen: &Observation<'_>, now: Timestamp) -> Remedy {
     let [mut restarted, mut waiting, mut stalled, mut manual] = [const { Vec::new() }; 4];
     let wrong = || seen.policy_pods.pods.iter().filter(|pod| pod.deviation.is_some());
     for (workload, pods) in &seen.policy_pods.workloads {
@@ -163,8 +172,10 @@ fn remedy(seen: &Observation<'_>, now: Timestamp) -> String {
             if others.is_empty() { String::new() } else { format!(" (and {} more workloads)", others.len()) };
         parts.push(format!("{first}{others}"));
     }
-    parts.extend(unowned(seen.namespace, wrong().filter(|pod| pod.workload.is_none())));
-    parts.join("; ")
+    let unowned = unowned(seen.namespace, wrong().filter(|pod| pod.workload.is_none()));
+    let waits = restarted.is_empty() && manual.is_empty() && unowned.is_none() && !parts.is_empty();
+    parts.extend(unowned);
+    Remedy { message: parts.join("; "), waits }
 }
 
 /// Returns the command by which pods of no workload are replaced.

@@ -229,7 +229,7 @@ fn restart_that_does_not_begin_is_in_the_status() {
         scene(reason).expect(ConditionType::Ready, "False", reason.as_str(), "because X");
     }
     let queued = scene(HoldReason::Queued).is(ConditionType::Injected);
-    assert_eq!(queued.1, "Missed");
+    assert_eq!(queued.1, "Waiting");
     assert!(queued.2.contains("because X") && !queued.2.contains("being restarted"), "{}", queued.2);
     let two = Scene { holds: vec![hold(HoldReason::AdmissionRefused); 2], ..scene(HoldReason::Queued) };
     two.expect(ConditionType::Injected, "False", "AdmissionRefused", "1 other workload");
@@ -239,7 +239,7 @@ fn restart_that_does_not_begin_is_in_the_status() {
 fn rollout_of_another_is_not_said_to_be_a_restart() {
     let progress = Progress { complete: false, rolls: true, ..Progress::default() };
     let scene = Scene { pods: vec![missed("b")], workload: Some(progress), ..Scene::default() };
-    scene.expect(ConditionType::Injected, "False", "Missed", "after a rollout that is in progress");
+    scene.expect(ConditionType::Injected, "False", "Waiting", "after a rollout that is in progress");
 }
 
 #[test]
