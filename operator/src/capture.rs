@@ -3,6 +3,7 @@
 //! A capture mode is a [`Mode`], and a file beside this one that makes its [`Plan`] for a pod. Everything that depends on
 //! the mode is a `match` on one of the two, so that the compiler names each place that a further mode has to fill.
 
+pub mod mesh;
 mod named_port;
 pub(crate) mod probes;
 
@@ -110,6 +111,13 @@ impl Plan {
         }
     }
 
+    /// Returns the mode's name if it cannot capture what comes from the proxy of a [`mesh`].
+    const fn excludes_meshes(&self) -> Option<&'static str> {
+        match self {
+            Self::NamedPort(_) => None,
+        }
+    }
+
     /// Changes the pod's own containers. The sidecar is added by the injection.
     pub fn apply(&self, pod: &mut Value) {
         match self {
@@ -156,7 +164,7 @@ larder_api::labelled! {
         HostNetwork = "HostNetwork",
         /// The captured port is published on the node.
         HostPort = "HostPort",
-        /// A service mesh captures the pod's traffic already.
+        /// A service mesh captures the pod's traffic in a way that leaves no place for a sidecar: see [`mesh`].
         Mesh = "Mesh",
         /// A NetworkPolicy allows the application's port and not the sidecar's.
         NetworkPolicy = "NetworkPolicy",
@@ -182,8 +190,6 @@ larder_api::labelled! {
         CaptureNone = "CaptureNone",
     }
 }
-
-const MESH_CONTAINERS: [&str; 2] = ["istio-proxy", "linkerd-proxy"];
 
 /// The label of a node's operating system, and the one that it had before.
 const OS_LABELS: [&str; 2] = ["kubernetes.io/os", "beta.kubernetes.io/os"];
@@ -220,16 +226,6 @@ fn unfit(pod: &Value, settings: &SidecarSettings) -> Option<Skip> {
     if let Some(name) = names("volumes").find(|name| names::is_sidecar_volume(name)) {
         let message = format!("the volume {name} has a name that the sidecar needs; give it another");
         return skip(SkipReason::NameClash, message);
-    }
-    let mesh = all_containers(spec)
-        .find_map(|container| MESH_CONTAINERS.into_iter().find(|mesh| container["name"] == *mesh));
-    if let Some(mesh) = mesh {
-        return Some(Skip {
-            reason: SkipReason::Mesh,
-            message: format!(
-                "the container {mesh} captures the pod's traffic; exclude the pod from the mesh"
-            ),
-        });
     }
     let taken = |port: u16| settings.data_ports().contains(&port) || port == settings.admin_port;
     all_containers(spec).find_map(|container| {

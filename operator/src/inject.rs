@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 
 use self::withdrawal::Withdrawn;
 use crate::{
-    capture::{Captured, Inputs, Mode, Plan, Skip, SkipReason},
+    capture::{Captured, Inputs, Mode, Plan, Skip, SkipReason, mesh},
     cli::SidecarSettings,
     compile,
 };
@@ -121,11 +121,19 @@ fn inject_plain(
         Err(skip) => return Outcome::Skipped(skip),
     };
     let captured = plan.captured().to_vec();
+    let mesh = match mesh::plan(pod, &plan, injection.settings) {
+        Ok(additions) => additions,
+        Err(skip) => return Outcome::Skipped(skip),
+    };
 
     let before = pod;
     let mut pod = before.clone();
     plan.apply(&mut pod);
+    mesh::apply(&mesh, &mut pod);
     let mut original = json!({ "captured": captured, "containers": {}, "image": injection.settings.image });
+    if !mesh.is_empty() {
+        original["mesh"] = json!(mesh);
+    }
     let mut sleeps = false;
     let containers = before["spec"]["containers"].as_array().into_iter().flatten();
     let changed = pod["spec"]["containers"].as_array_mut().into_iter().flatten();
@@ -153,6 +161,7 @@ fn inject_plain(
         container["args"] = args;
         position = withdrawn.position.min(position);
     }
+    let position = position.max(mesh::first_place(containers));
     containers.insert(position, container);
     list(spec, "volumes").extend(sidecar::volumes(injection.policy, secrets));
     let added = pull_secrets::add(spec, &injection.settings.pull_secrets);

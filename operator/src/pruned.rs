@@ -3,6 +3,8 @@
 use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, Volume};
 use larder_api::{GROUP, names};
 
+use crate::capture::mesh;
+
 /// Annotations of others that decide over a pod's sidecar.
 const READ_ANNOTATIONS: [&str; 2] = ["openshift.io/scc", "kubernetes.io/config.mirror"];
 
@@ -34,11 +36,20 @@ pub fn pod(pod: &mut Pod) {
 }
 
 fn container(container: &mut Container) {
-    let Container { name, image, ports, resources, restart_policy, security_context, .. } =
+    let Container { name, image, args, ports, resources, restart_policy, security_context, .. } =
         std::mem::take(container);
     let image = image.filter(|_| name == names::SIDECAR);
-    *container =
-        Container { name, image, ports, resources, restart_policy, security_context, ..Container::default() };
+    let args = args.filter(|_| mesh::reads_arguments_of(&name));
+    *container = Container {
+        name,
+        image,
+        args,
+        ports,
+        resources,
+        restart_policy,
+        security_context,
+        ..Container::default()
+    };
 }
 
 fn container_status(status: &mut ContainerStatus) {
@@ -89,6 +100,7 @@ mod tests {
             ("/spec/os", json!({"name": "windows"})),
             ("/spec/nodeSelector", json!({"kubernetes.io/os": "windows"})),
             ("/spec/initContainers", json!([{"name": "istio-proxy"}])),
+            ("/spec/initContainers", json!([{"name": "istio-init", "args": ["istio-iptables"]}])),
             ("/spec/volumes", json!([{"name": "larder-policy", "emptyDir": {}}])),
             ("/spec/containers/0/ports/0/hostPort", json!(80)),
             ("/spec/containers/0/ports/0/name", json!("web")),

@@ -236,10 +236,6 @@ mod tests {
         host_port["spec"]["containers"][0]["ports"][0]["hostPort"] = json!(80);
         assert_eq!(check(&host_port, json!("http"), json!([])), Err(SkipReason::HostPort));
 
-        let mut mesh = pod();
-        mesh["spec"]["initContainers"] = json!([{"name": "istio-proxy"}]);
-        assert_eq!(check(&mesh, json!("http"), json!([])), Err(SkipReason::Mesh));
-
         for port in [24800, 24803, 24890] {
             let mut clash = pod();
             clash["spec"]["containers"][1]["ports"] = json!([{"containerPort": port}]);

@@ -4,7 +4,7 @@ use larder_api::{annotations, labels, names};
 use serde_json::{Map, Value, json};
 
 use super::{DEFAULT_GRACE_SECONDS, captured_of, pull_secrets};
-use crate::capture::{Captured, probes};
+use crate::capture::{Captured, mesh, probes};
 
 /// A sidecar's container that was removed.
 pub(super) struct Withdrawn {
@@ -49,6 +49,7 @@ pub(super) fn withdraw(pod: &Value) -> (Value, Option<Withdrawn>) {
             !names::is_sidecar_volume(volume["name"].as_str().unwrap_or_default())
         });
     }
+    mesh::undo(&serde_json::from_value::<Vec<_>>(original["mesh"].clone()).unwrap_or_default(), &mut pod);
     if let Some(metadata) = pod["metadata"].as_object_mut() {
         remove_members(metadata, "labels", &[labels::POLICY]);
         remove_members(metadata, "annotations", &[annotations::INJECTION_HASH, annotations::ORIGINAL]);
