@@ -76,9 +76,18 @@ pub async fn tool(variable: &str, arguments: &[&str]) -> anyhow::Result<String> 
 /// # Errors
 /// When it fails, with what it said.
 pub async fn kubectl_with_input(arguments: &[&str], input: &str) -> anyhow::Result<String> {
+    tool_with_input("LARDER_KUBECTL", arguments, input).await
+}
+
+/// Runs helm or kubectl, named by a variable, with a text on its standard input.
+///
+/// # Errors
+/// When it fails, with what it said.
+pub async fn tool_with_input(variable: &str, arguments: &[&str], input: &str) -> anyhow::Result<String> {
     use tokio::io::AsyncWriteExt;
-    let mut child = Command::new(environment::variable("LARDER_KUBECTL")?)
+    let mut child = Command::new(environment::variable(variable)?)
         .args(arguments)
+        .current_dir(environment::root()?)
         .stdin(std::process::Stdio::piped())
         .stdout(std::process::Stdio::piped())
         .stderr(std::process::Stdio::piped())

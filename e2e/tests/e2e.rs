@@ -25,5 +25,6 @@ mod e2e {
     mod telemetry;
     mod tiers;
     mod undoing;
+    mod upgrading;
     mod workloads;
 }
