@@ -11,6 +11,8 @@ import (
 	"testing"
 )
 
+var namedGoTest = regexp.MustCompile("`(Test[A-Z]\\w+)`")
+
 var namedTest = regexp.MustCompile("`((?:[a-z0-9_]+::)+)([a-z0-9]+_[a-z0-9_]+)`")
 
 // modules returns the text of every Rust file by its path as a module, in which the folders src and tests of a crate are
@@ -67,6 +69,13 @@ func TestTestsNamedByTheGuidesExist(t *testing.T) {
 				t.Errorf("%s: %s%s does not exist", path, found[1], found[2])
 			}
 		}
+		for _, found := range namedGoTest.FindAllStringSubmatch(read(t, path), -1) {
+			if !slices.ContainsFunc(matching(t, "devenv/tests/*/*_test.go"), func(file string) bool {
+				return strings.Contains(read(t, file), "func "+found[1]+"(")
+			}) {
+				t.Errorf("%s: %s does not exist", path, found[1])
+			}
+		}
 	}
 }
 
@@ -111,7 +120,7 @@ func TestRowsOfComplaintsAreWhole(t *testing.T) {
 				t.Errorf("%q is no thread: %s", one, line)
 			}
 		}
-		if !namedTest.MatchString(tests) && !strings.HasPrefix(tests, "– ") {
+		if !namedTest.MatchString(tests) && !namedGoTest.MatchString(tests) && !strings.HasPrefix(tests, "– ") {
 			t.Errorf("neither a test nor a reason: %s", line)
 		}
 	}
