@@ -18,7 +18,9 @@ pub struct Arguments {
 /// Commands of the operator.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Runs the controller (on the leading replica) and the webhook (on every replica).
+    /// Runs the controller (on the leading replica) and the webhook (on every replica). A flag that is given again counts in
+    /// place of the earlier one.
+    #[command(args_override_self = true)]
     Run(Box<RunArguments>),
     /// Checks an installation from inside the cluster, and says how to correct what does not work.
     Check(CheckArguments),
@@ -241,6 +243,20 @@ pub(crate) mod tests {
             Command::Run(arguments) => *arguments,
             Command::Check(_) => unreachable!("the command is run"),
         }
+    }
+
+    #[test]
+    fn repeated_flag_overrides_the_earlier_one() {
+        let arguments = run_arguments([
+            "--sidecar-image=larder/sidecar:1",
+            "--namespace=larder-system",
+            "--pod-name=larder-operator-0",
+            "--rollout-timeout-seconds=300",
+            "--drain-seconds=5",
+            "--rollout-timeout-seconds=7",
+            "--drain-seconds=6",
+        ]);
+        assert_eq!((arguments.rollout_timeout_seconds, arguments.sidecar.drain_seconds), (7, 6));
     }
 
     #[test]

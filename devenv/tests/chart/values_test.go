@@ -1,6 +1,7 @@
 package chart
 
 import (
+	"encoding/json"
 	"maps"
 	"slices"
 	"strings"
@@ -146,6 +147,37 @@ func TestMisspeltValuesAreRefused(t *testing.T) {
 	}
 }
 
+// declared returns the paths of the values that a schema names, of mappings only those without members of their own.
+func declared(schema, definitions map[string]any, prefix string) (paths []string) {
+	if reference, isReference := schema["$ref"].(string); isReference {
+		schema, _ = definitions[strings.TrimPrefix(reference, "#/definitions/")].(map[string]any)
+	}
+	properties, _ := schema["properties"].(map[string]any)
+	for _, name := range slices.Sorted(maps.Keys(properties)) {
+		paths = append(paths, declared(properties[name].(map[string]any), definitions, strings.TrimPrefix(prefix+"."+name, "."))...)
+	}
+	if len(paths) == 0 {
+		return []string{prefix}
+	}
+	return paths
+}
+
+func TestTheSchemaNamesOnlyValuesThatAreDocumented(t *testing.T) {
+	var schema map[string]any
+	if err := json.Unmarshal(readFile(t, folder+"/values.schema.json"), &schema); err != nil {
+		t.Fatal(err)
+	}
+	documented := leaves(valuesOf(t), "")
+	for _, path := range declared(schema, schema["definitions"].(map[string]any), "") {
+		covers := func(leaf string) bool {
+			return strings.HasPrefix(path+".", leaf+".") || strings.HasPrefix(leaf, path+".")
+		}
+		if !slices.ContainsFunc(documented, covers) {
+			t.Errorf("values.yaml lacks %s", path)
+		}
+	}
+}
+
 func TestValuesOfAWrongFormAreRefused(t *testing.T) {
 	wrong := map[string]string{
 		"image.operator.digest":        `"0a0b"`,
@@ -165,7 +197,8 @@ func TestValuesOfAWrongFormAreRefused(t *testing.T) {
 		"serviceMonitor.interval":      `"often"`,
 		"networkPolicy.apiServerPorts": `[]`,
 		"networkPolicy.metricsFrom":    `[{"pods": {}}]`,
-		"commonLabels":                 `{"a": 1}`,
+		"commonLabels":                 `{"app.kubernetes.io/name": "another"}`,
+		"podLabels":                    `{"a": 1}`,
 		"replicas":                     `0`,
 	}
 	for _, path := range slices.Sorted(maps.Keys(wrong)) {
