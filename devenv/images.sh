@@ -7,7 +7,8 @@ collector_image=otel/opentelemetry-collector:0.155.0
 envoy_version=1.40.0
 database_packages=redis-server,redis-tools,postgresql-15,util-linux
 
-# Image, program, and whether it speaks TLS to somebody (then it takes the machine's CA certificates along).
+# Image, program, and whether it speaks TLS to somebody (then it takes the machine's CA certificates along). A program that is
+# not ours is the machine's.
 our_images() {
   cat <<'LIST'
 larder/operator larder-operator certificates
@@ -15,6 +16,7 @@ larder/sidecar larder-sidecar certificates
 larder/example-shop larder-example-shop -
 larder/example-origin larder-example-origin -
 larder/e2e-app larder-e2e-app -
+larder/redirect nft -
 LIST
 }
 
@@ -29,13 +31,14 @@ build_images() {
   need_rust
   need jq jq
   need_ca_certificates
+  [[ -n $(program_file nft) ]] || install_packages nftables "install nft with the package manager of your system"
   local lock
   exec {lock}>"$cache/locks/release-build"
   flock "$lock"
   build_sidecar
   # shellcheck disable=SC2046
   step "cargo build --release" "see the log" \
-    cargo build --release $(our_images | awk '$2 != "larder-sidecar" {print "-p", $2}')
+    cargo build --release $(our_images | awk '$2 ~ /^larder-/ && $2 != "larder-sidecar" {print "-p", $2}')
   local image program certificates
   while read -r image program certificates; do
     pack_image "$image" "$program" "$certificates"
@@ -53,11 +56,18 @@ need_ca_certificates() {
   [[ -s /etc/ssl/certs/ca-certificates.crt ]] || install_packages ca-certificates "put your CA certificates at /etc/ssl/certs/ca-certificates.crt"
 }
 
+program_file() { # PROGRAM
+  case $1 in
+    larder-*) echo "$CARGO_TARGET_DIR/release/$1" ;;
+    *) PATH=$PATH:/usr/sbin:/sbin command -v "$1" || true ;;
+  esac
+}
+
 pack_image() { # IMAGE PROGRAM certificates|-: sets its variable, and leaves $cache/images/<name>-<hash>.tar
   local image=$1 program=$2 work key archive name=${1#larder/}
   temporary_folder work
   mkdir -p "$work/files/etc" "$work/archive"
-  copy_with_libraries "$CARGO_TARGET_DIR/release/$program" "/$program" "$work/files"
+  copy_with_libraries "$(program_file "$program")" "/$program" "$work/files"
   echo "hosts: files dns" >"$work/files/etc/nsswitch.conf"
   if [[ $3 == certificates ]]; then
     install -D -m 644 /etc/ssl/certs/ca-certificates.crt "$work/files/etc/ssl/certs/ca-certificates.crt"

@@ -25,6 +25,9 @@ helm_upgrade() {
   for flag in --take-ownership --force-conflicts; do
     [[ $known != *"$flag"* ]] || flags+=("$flag")
   done
+  # Not where only other images were built.
+  [[ -z ${redirect_image:-} ]] || flags+=(--set capture.redirect.enabled=true
+    --set image.redirect.repository="${redirect_image%:*}" --set image.redirect.tag="${redirect_image##*:}")
   # An interrupted run leaves the release locked.
   status=$(helm status larder -n larder-system -o json 2>/dev/null | jq -r .info.status || true)
   [[ $status != pending-* ]] || kubectl -n larder-system delete secret -l "owner=helm,name=larder,status=$status"

@@ -2,6 +2,10 @@
 
 /// The sidecar's container.
 pub const SIDECAR: &str = "larder-sidecar";
+/// The init container that redirects a pod's ports to the sidecar.
+pub const REDIRECT: &str = "larder-redirect";
+/// The name of the admin API's port in the sidecar's container.
+pub const ADMIN_PORT: &str = "larder-admin";
 /// The field manager of the operator's writes.
 pub const FIELD_MANAGER: &str = "larder-operator";
 /// The field manager of the coverage in a policy's ConfigMap, which is separate from that of the other fields.
@@ -27,6 +31,11 @@ pub fn config_map(policy: &str) -> String {
 /// Returns the name of the Secret with the token for a policy's admin API.
 pub fn admin_secret(policy: &str) -> String {
     format!("larder-{policy}-admin")
+}
+
+/// Returns the name of the Service beside another, whose callers reach the sidecars.
+pub fn companion(service: &str) -> String {
+    format!("{service}-cached")
 }
 
 /// Volume of a pod with the policy's configuration.

@@ -143,7 +143,8 @@ pub struct Target {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Capture {
-    /// Capture mode: `NamedPort`; `Auto`, which is the same in this version; or `None`, which gives no pod a sidecar.
+    /// Capture mode: `NamedPort`; `Auto`, which is the same in this version; `Redirect` and `CompanionService`, which `Auto` never
+    /// chooses; or `None`, which gives no pod a sidecar.
     #[serde(default)]
     pub mode: CaptureMode,
 }
@@ -156,6 +157,13 @@ pub enum CaptureMode {
     Auto,
     /// The port's name moves to the sidecar's number: every Service and monitor that names the port reaches the sidecar.
     NamedPort,
+    /// An init container with the capability `NET_ADMIN` redirects connections to the application's number: numeric
+    /// `targetPort`s, headless Services, pod addresses and ports without names are captured. Needs the chart's
+    /// `capture.redirect.enabled` and a namespace whose Pod Security level is `privileged`.
+    Redirect,
+    /// A Service `<service>-cached` beside each Service of the pods leads to the sidecars, for callers who opt in. Callers of
+    /// the Service itself reach the application, and their writes purge nothing.
+    CompanionService,
     /// No capture: no pod gets a sidecar, and pods that have one lose it.
     None,
 }

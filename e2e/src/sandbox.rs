@@ -166,6 +166,14 @@ impl Sandbox {
         Ok(Agent::new(pods))
     }
 
+    /// Sets the Pod Security level of the namespace, instead of `restricted`.
+    pub async fn enforce(&self, level: &str) -> anyhow::Result<()> {
+        let labels = json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": level}}});
+        let namespaces = Api::<Namespace>::all(self.client.clone());
+        namespaces.patch(&self.name, &Default::default(), &Patch::Merge(labels)).await?;
+        Ok(())
+    }
+
     /// The pods with the label `app: <app>` that are not on their way out.
     pub async fn pods(&self, app: &str) -> anyhow::Result<Vec<RunningPod>> {
         let list = self.api::<Pod>().list(&ListParams::default().labels(&format!("app={app}"))).await?;

@@ -6,6 +6,7 @@ mod e2e {
     mod changing;
     mod choosing;
     mod common;
+    mod companions;
     mod covering;
     mod examples_full_path;
     mod examples_read_through;
@@ -18,6 +19,7 @@ mod e2e {
     mod operating;
     mod purging;
     mod readme;
+    mod redirecting;
     mod refusing;
     mod restarting;
     mod rolling;

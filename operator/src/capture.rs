@@ -3,9 +3,12 @@
 //! A capture mode is a [`Mode`], and a file beside this one that makes its [`Plan`] for a pod. Everything that depends on
 //! the mode is a `match` on one of the two, so that the compiler names each place that a further mode has to fill.
 
+mod companion;
+mod located;
 pub mod mesh;
 mod named_port;
 pub(crate) mod probes;
+pub(crate) mod redirect;
 
 use std::{fmt, sync::Arc};
 
@@ -15,7 +18,11 @@ use larder_crds::{Capture, CaptureMode, Target};
 use serde::{Deserialize, Serialize};
 use serde_json::{Value, json};
 
-pub use self::named_port::NamedPort;
+pub use self::{
+    companion::{Companion, sidecar_port_name},
+    named_port::NamedPort,
+    redirect::Redirect,
+};
 use crate::cli::SidecarSettings;
 
 larder_api::labelled! {
@@ -24,6 +31,10 @@ larder_api::labelled! {
     pub enum Mode {
         /// The port's name moves to the sidecar: see [`NamedPort`].
         NamedPort = "NamedPort",
+        /// Connections are redirected to the sidecar: see [`Redirect`].
+        Redirect = "Redirect",
+        /// Services beside others lead to the sidecar: see [`Companion`].
+        CompanionService = "CompanionService",
     }
 }
 
@@ -32,6 +43,8 @@ impl Mode {
     pub fn of(capture: &Capture, _targets: &[Target]) -> Option<Self> {
         match capture.mode {
             CaptureMode::Auto | CaptureMode::NamedPort => Some(Self::NamedPort),
+            CaptureMode::Redirect => Some(Self::Redirect),
+            CaptureMode::CompanionService => Some(Self::CompanionService),
             CaptureMode::None => None,
         }
     }
@@ -39,9 +52,14 @@ impl Mode {
     /// Returns the mode's part of the injection hash: a name with a number that grows when the mode changes pods in another
     /// way, so that pods of the former way are replaced, and the settings on which only this mode depends. The policy's
     /// targets are part of the hash in any mode.
-    pub fn fingerprint(self, _settings: &SidecarSettings) -> Value {
+    pub fn fingerprint(self, settings: &SidecarSettings) -> Value {
         match self {
             Self::NamedPort => json!("NamedPort/1"),
+            Self::Redirect => {
+                let pull_policy = settings.redirect_pull_policy.map(|policy| policy.as_str());
+                json!(["Redirect/1", settings.redirect_image, pull_policy])
+            }
+            Self::CompanionService => json!("CompanionService/1"),
         }
     }
 
@@ -55,9 +73,16 @@ impl Mode {
     }
 
     /// Returns the lines to write for this mode to capture the requests of a pod, where it could, with the mode's name.
-    fn offer(self, _pod: &Value, _inputs: &Inputs<'_>) -> Option<String> {
+    fn offer(self, pod: &Value, inputs: &Inputs<'_>) -> Option<String> {
         match self {
             Self::NamedPort => None,
+            Self::Redirect => Redirect::plan(pod, inputs).ok().map(|_| {
+                "write capture: {mode: Redirect}, by which an init container redirects every connection"
+                    .to_owned()
+            }),
+            Self::CompanionService => Companion::plan(pod, inputs).ok().map(|_| {
+                "write capture: {mode: CompanionService}, for callers of a further Service".to_owned()
+            }),
         }
     }
 }
@@ -80,6 +105,8 @@ pub struct Inputs<'a> {
     pub settings: &'a SidecarSettings,
     /// The namespace's network policies.
     pub network_policies: &'a [Arc<NetworkPolicy>],
+    /// The namespace's Pod Security level, if it forbids capabilities.
+    pub pod_security: Option<&'a str>,
 }
 
 /// The changes to a pod by which its requests reach the sidecar.
@@ -87,6 +114,10 @@ pub struct Inputs<'a> {
 pub enum Plan {
     /// Port names move to the sidecar.
     NamedPort(NamedPort),
+    /// Connections are redirected.
+    Redirect(Redirect),
+    /// The sidecar has ports of its own.
+    CompanionService(Companion),
 }
 
 impl Plan {
@@ -97,6 +128,8 @@ impl Plan {
     pub fn new(pod: &Value, inputs: &Inputs<'_>) -> Result<Self, Skip> {
         match Mode::of(inputs.capture, inputs.targets) {
             Some(Mode::NamedPort) => NamedPort::plan(pod, inputs).map(Self::NamedPort),
+            Some(Mode::Redirect) => Redirect::plan(pod, inputs).map(Self::Redirect),
+            Some(Mode::CompanionService) => Companion::plan(pod, inputs).map(Self::CompanionService),
             None => Err(Skip {
                 reason: SkipReason::CaptureNone,
                 message: "the policy's capture.mode is None; set Auto to have requests captured".into(),
@@ -108,13 +141,16 @@ impl Plan {
     pub fn captured(&self) -> &[Captured] {
         match self {
             Self::NamedPort(plan) => plan.captured(),
+            Self::Redirect(plan) => plan.captured(),
+            Self::CompanionService(plan) => plan.captured(),
         }
     }
 
     /// Returns the mode's name if it cannot capture what comes from the proxy of a [`mesh`].
     const fn excludes_meshes(&self) -> Option<&'static str> {
         match self {
-            Self::NamedPort(_) => None,
+            Self::NamedPort(_) | Self::CompanionService(_) => None,
+            Self::Redirect(_) => Some("Redirect"),
         }
     }
 
@@ -122,6 +158,24 @@ impl Plan {
     pub fn apply(&self, pod: &mut Value) {
         match self {
             Self::NamedPort(plan) => plan.apply(pod),
+            Self::Redirect(plan) => plan.apply(pod),
+            Self::CompanionService(_) => {}
+        }
+    }
+
+    /// Returns the port entries of the sidecar's container, besides that of the admin API.
+    pub fn sidecar_ports(&self) -> Vec<Value> {
+        match self {
+            Self::NamedPort(_) | Self::Redirect(_) => Vec::new(),
+            Self::CompanionService(plan) => plan.sidecar_ports(),
+        }
+    }
+
+    /// Returns the redirection, if connections are redirected.
+    pub const fn redirect(&self) -> Option<&Redirect> {
+        match self {
+            Self::NamedPort(_) | Self::CompanionService(_) => None,
+            Self::Redirect(plan) => Some(plan),
         }
     }
 }
@@ -174,6 +228,10 @@ larder_api::labelled! {
         UnnamedPort = "UnnamedPort",
         /// A container uses one of the sidecar's ports.
         PortClash = "PortClash",
+        /// A policy asks for a redirection, which the operator may not make.
+        RedirectDisabled = "RedirectDisabled",
+        /// The namespace's Pod Security level forbids a redirection.
+        PodSecurity = "PodSecurity",
         /// The pod has a container with the sidecar's name that differs from the operator's.
         ForeignSidecar = "ForeignSidecar",
         /// A rollout with the sidecar could not end and was undone.
@@ -285,8 +343,13 @@ mod tests {
         let settings = settings();
         let plan = |mode| {
             let capture = Capture { mode };
-            let inputs =
-                Inputs { capture: &capture, targets: &targets, settings: &settings, network_policies: &[] };
+            let inputs = Inputs {
+                capture: &capture,
+                targets: &targets,
+                settings: &settings,
+                network_policies: &[],
+                pod_security: None,
+            };
             Plan::new(&pod(), &inputs)
         };
         assert_eq!(plan(CaptureMode::None).unwrap_err().reason, SkipReason::CaptureNone);

@@ -147,6 +147,18 @@ pub struct SidecarSettings {
         value_parser = clap::builder::NonEmptyStringValueParser::new()
     )]
     pub pull_secrets: Vec<String>,
+    /// The image with nft, for init containers that redirect ports to the sidecar. Without it, policies may not ask for
+    /// capture.mode Redirect.
+    #[arg(id = "redirect_image", long = "redirect-image", env = "LARDER_REDIRECT_IMAGE")]
+    pub redirect_image: Option<String>,
+
+    /// Pull policy of that image. Default: Kubernetes' own.
+    #[arg(
+        id = "redirect_image_pull_policy",
+        long = "redirect-image-pull-policy",
+        env = "LARDER_REDIRECT_IMAGE_PULL_POLICY"
+    )]
+    pub redirect_pull_policy: Option<PullPolicy>,
 
     /// The sidecar's port for the first target; each further target takes the next number.
     #[arg(
@@ -278,6 +290,7 @@ pub(crate) mod tests {
         assert_eq!(arguments.sidecar.admin_port, ports::ADMIN);
         assert_eq!(arguments.sidecar.pull_secrets, ["registry", "mirror"]);
         assert_eq!(arguments.webhook_timeout_seconds, 5);
+        assert_eq!(arguments.sidecar.redirect_image, None);
         assert_eq!(arguments.failure_policy, FailurePolicy::Fail);
     }
 }

@@ -1,6 +1,7 @@
 //! The controllers of the leading replica: one reconciles policies, one cleans up after deleted policies.
 
 mod admission;
+mod companion;
 mod covering;
 mod policy;
 mod refused;
@@ -39,6 +40,7 @@ use crate::{
     cli::RunArguments,
     error::Error,
     metrics::Metrics,
+    pod_security::PodSecurity,
     policies::{Guarded, Policies},
     pruned,
     sidecars::Sidecars,
@@ -64,6 +66,8 @@ pub struct Dependencies {
     pub watched_policies: Watched<Guarded>,
     /// Network policies.
     pub network_policies: Store<NetworkPolicy>,
+    /// Pod Security levels of the namespaces.
+    pub pod_security: PodSecurity,
     /// The webhook's configuration.
     pub registration: Arc<Registration>,
     /// Source of events.
@@ -115,6 +119,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
             daemon_sets: daemon_sets.store(),
             services: services.store(),
             network_policies: dependencies.network_policies.clone(),
+            pod_security: dependencies.pod_security.clone(),
         },
         sidecars: Sidecars::new(),
         restarts: Mutex::default(),

@@ -1,10 +1,17 @@
 //! Events on a policy, at transitions only: `kubectl describe` shows them, and none is repeated.
 
-use k8s_openapi::apimachinery::pkg::apis::meta::v1::Condition;
-use kube::runtime::events::{Event, EventType};
+use std::sync::Arc;
+
+use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::apis::meta::v1::Condition};
+use kube::{
+    ResourceExt,
+    runtime::events::{Event, EventType},
+};
+use larder_api::labels;
 use larder_crds::{CachePolicyStatus, ConditionType};
 
 use crate::{
+    companions::{Step, is_companion},
     rollout::{Deviation, Undone},
     status::find,
     workload::Workload,
@@ -89,6 +96,36 @@ pub fn undone(workload: &Workload, undone: &Undone) -> Event {
     let Undone { obstacle, message, .. } = undone;
     let note = format!("undid the restart of {workload}, because {}: {message}", obstacle.as_str());
     event(EventType::Warning, "RolloutUndone", "Undo", note)
+}
+
+/// Returns the event for a companion that was created or deleted; changes have none.
+pub fn companion(step: &Step) -> Option<Event> {
+    match step {
+        Step::Create(service) => {
+            let note = format!("created Service {}: its callers reach the sidecars", service.name_any());
+            Some(event(EventType::Normal, "CompanionCreated", "Capture", note))
+        }
+        Step::Change(..) => None,
+        Step::Delete(service, why) => {
+            let note = format!("deleted Service {}, because {why}", service.name_any());
+            Some(event(EventType::Normal, "CompanionDeleted", "Capture", note))
+        }
+    }
+}
+
+/// Returns the event for the companions of a deleted policy, if it has any among `services`.
+pub fn companions_end(policy: &str, services: &[Arc<Service>]) -> Option<Event> {
+    let own = services.iter().filter(|service| {
+        let of = service.labels().get(labels::COMPANION_OF);
+        of.is_some_and(|of| is_companion(service, policy, of))
+    });
+    let names: Vec<_> = own.map(|service| service.name_any()).collect();
+    let note = format!(
+        "the policy was deleted; Service {} leads to the application by now or soon, and is deleted with the last pod that has \
+         the sidecar: point its callers to the Service without -cached",
+        names.join(", ")
+    );
+    (!names.is_empty()).then(|| event(EventType::Warning, "CompanionEnds", "TakeBack", note))
 }
 
 /// Returns the event for pods that keep the sidecar of a deleted policy.

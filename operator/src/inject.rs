@@ -70,6 +70,8 @@ pub struct Injection<'a> {
     pub settings: &'a SidecarSettings,
     /// The namespace's network policies.
     pub network_policies: &'a [Arc<NetworkPolicy>],
+    /// The namespace's Pod Security level, if it forbids capabilities.
+    pub pod_security: Option<&'a str>,
 }
 
 /// Injects the sidecar into `pod`, a pod's JSON, or returns the reason against it.
@@ -115,6 +117,7 @@ fn inject_plain(
         targets: &injection.spec.targets,
         settings: injection.settings,
         network_policies: injection.network_policies,
+        pod_security: injection.pod_security,
     };
     let plan = match Plan::new(pod, &inputs) {
         Ok(plan) => plan,
@@ -153,16 +156,30 @@ fn inject_plain(
         spec.insert("terminationGracePeriodSeconds".into(), json!(grace));
     }
     let mut container = sidecar::container(injection, before, &captured, secrets);
+    container["ports"].as_array_mut().expect("it has the admin API's").extend(plan.sidecar_ports());
     let containers = list(spec, "initContainers");
     let mut position = containers.len();
+    let mut former_redirect = None;
     if let Some(withdrawn) = before_call {
-        let args = container["args"].take();
+        let (args, ports) = (container["args"].take(), container["ports"].take());
         container = withdrawn.container;
         container["args"] = args;
+        container["ports"] = ports;
         position = withdrawn.position.min(position);
+        former_redirect = withdrawn.redirect;
     }
     let position = position.max(mesh::first_place(containers));
     containers.insert(position, container);
+    if let Some(redirect) = plan.redirect() {
+        let mut fresh = redirect.init_container(injection.settings, &containers[position]);
+        if let Some(mut former) = former_redirect {
+            former["args"] = fresh["args"].take();
+            fresh = former;
+        }
+        // Before every other one, so that no container runs without the rules.
+        containers.insert(0, fresh);
+        original["redirect"] = redirect.original(before);
+    }
     list(spec, "volumes").extend(sidecar::volumes(injection.policy, secrets));
     let added = pull_secrets::add(spec, &injection.settings.pull_secrets);
     if !added.is_empty() {
@@ -233,7 +250,8 @@ fn original(pod: &Value) -> Value {
 /// Hashes everything that decides the shape of an injected pod, the pod itself aside. The input is JSON with sorted
 /// objects, so that the hash is equal in every replica.
 pub fn hash(injection: &Injection<'_>, secrets: &[SecretKeyRef]) -> String {
-    let SidecarSettings { image, pull_policy, pull_secrets, data_port, admin_port, drain_seconds } =
+    // The settings of a redirection are in the fingerprint of its mode.
+    let SidecarSettings { image, pull_policy, pull_secrets, data_port, admin_port, drain_seconds, .. } =
         injection.settings;
     let mode = Mode::of(&injection.spec.capture, &injection.spec.targets);
     let mut parts = json!({

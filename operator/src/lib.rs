@@ -1,13 +1,14 @@
 //! The Larder operator: a controller that reconciles policies, and an admission webhook that injects the sidecar into
 //! pods.
 //!
-//! [`inject`], [`capture`], [`compile`], [`coverage`], [`rollout`], [`pace`], [`quota`], [`disruption`] and [`status`] are
+//! [`inject`], [`capture`], [`companions`], [`compile`], [`coverage`], [`rollout`], [`pace`], [`quota`], [`disruption`] and [`status`] are
 //! pure decisions; the other modules carry them out.
 
 pub mod capture;
 pub mod check;
 pub mod choice;
 pub mod cli;
+pub mod companions;
 pub mod compile;
 pub mod controller;
 pub mod coverage;
@@ -21,6 +22,7 @@ pub mod metrics;
 pub mod owner;
 pub mod pace;
 pub mod pod;
+pub mod pod_security;
 pub mod policies;
 pub mod policy_pods;
 pub mod pruned;

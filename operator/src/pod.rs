@@ -23,9 +23,11 @@ pub fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
     if let Some(condition) = conditions.find(|condition| unplaced(condition)) {
         return Some((Obstacle::Unschedulable, condition.message.clone().unwrap_or_default()));
     }
-    let mut containers = status.init_container_statuses.iter().flatten();
-    let sidecar = containers.find(|container| container.name == names::SIDECAR)?;
-    let waiting = sidecar.state.as_ref()?.waiting.as_ref()?;
+    let containers = status.init_container_statuses.iter().flatten();
+    let is_ours = |name: &str| [names::REDIRECT, names::SIDECAR].contains(&name);
+    let (container, waiting) = containers
+        .filter(|container| is_ours(&container.name))
+        .find_map(|container| Some((container, container.state.as_ref()?.waiting.as_ref()?)))?;
     let obstacle = match waiting.reason.as_deref()? {
         "ErrImagePull"
         | "ImagePullBackOff"
@@ -38,7 +40,9 @@ pub fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
         }
         _ => return None,
     };
-    Some((obstacle, waiting.message.clone().or_else(|| waiting.reason.clone()).unwrap_or_default()))
+    let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref()?.message.as_ref());
+    let words = waiting.message.clone().or_else(|| waiting.reason.clone()).unwrap_or_default();
+    Some((obstacle, ended.map_or_else(|| words.clone(), |ended| format!("{words}: {}", ended.trim()))))
 }
 
 /// Returns true if a pod was created that long ago: an image may fail to be pulled once, and a node may have to be added.

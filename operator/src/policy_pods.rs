@@ -105,12 +105,14 @@ pub struct Subject<'a> {
 pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
     let Subject { namespace, name, policy, frozen, others, settings, patience, now } = *subject;
     let network_policies = in_namespace(&stores.network_policies, namespace);
+    let pod_security = stores.pod_security.confined(namespace);
     let injection = policy.map(|policy| Injection {
         namespace,
         policy: name,
         spec: &policy.spec,
         settings,
         network_policies: &network_policies,
+        pod_security: pod_security.as_deref(),
     });
     let hash = injection.map(|injection| inject::hash(&injection, &compile::secrets(&injection.spec.cache)));
     let mut policy_pods = PolicyPods::default();
@@ -249,6 +251,7 @@ pub(crate) mod tests {
     use crate::{
         coverage::{self, Sight},
         inject::tests as pods,
+        pod_security::PodSecurity,
         policies::{Policies, tests as policy_tests},
     };
     use kube::runtime::{
@@ -286,6 +289,7 @@ pub(crate) mod tests {
             daemon_sets: store(vec![]),
             services: store(vec![]),
             network_policies: store(vec![]),
+            pod_security: PodSecurity::default(),
         }
     }
 
@@ -307,6 +311,7 @@ pub(crate) mod tests {
             spec: &policy.spec,
             settings: &settings,
             network_policies: &[],
+            pod_security: None,
         };
         match inject::inject(&plain(name), &injection) {
             Outcome::Injected(injected) => injected.pod,

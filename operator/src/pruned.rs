@@ -53,8 +53,10 @@ fn container(container: &mut Container) {
 }
 
 fn container_status(status: &mut ContainerStatus) {
-    let ContainerStatus { name, ready, state, .. } = std::mem::take(status);
-    *status = ContainerStatus { name, ready, state, ..ContainerStatus::default() };
+    let ContainerStatus { name, ready, state, last_state, .. } = std::mem::take(status);
+    // The words of nft, when it fails.
+    let last_state = last_state.filter(|_| name == names::REDIRECT);
+    *status = ContainerStatus { name, ready, state, last_state, ..ContainerStatus::default() };
 }
 
 #[cfg(test)]
@@ -90,6 +92,7 @@ mod tests {
             spec: &spec,
             settings: &settings,
             network_policies: &[],
+            pod_security: None,
         };
         let reason = |pod: &Value| match inject(pod, &injection) {
             Outcome::Injected(injected) => Err(injected.captured),

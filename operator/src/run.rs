@@ -3,9 +3,11 @@
 use std::sync::Arc;
 
 use axum_server::tls_rustls::RustlsConfig;
-use k8s_openapi::api::networking::v1::NetworkPolicy;
+use futures::FutureExt;
+use k8s_openapi::api::{core::v1::Namespace, networking::v1::NetworkPolicy};
 use kube::{
     Client,
+    core::PartialObjectMeta,
     runtime::{
         events::{Recorder, Reporter},
         watcher,
@@ -25,6 +27,7 @@ use crate::{
     health::{self, Readiness},
     leader,
     metrics::Metrics,
+    pod_security::PodSecurity,
     policies::{Guarded, Policies},
     tls::{self, Loaded},
     watched::watch,
@@ -47,17 +50,28 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let (network_policies, watch_network_policies) =
         watch::<NetworkPolicy>(&client, watcher::Config::default(), &metrics);
     let (policy_store, network_policies) = (watched_policies.store(), network_policies.store());
+    // Only redirections depend on them, and without one the operator may not list namespaces.
+    let (pod_security, watch_namespaces) = match &arguments.sidecar.redirect_image {
+        Some(_) => {
+            let (namespaces, work) =
+                watch::<PartialObjectMeta<Namespace>>(&client, watcher::Config::default(), &metrics);
+            (PodSecurity::new(namespaces.store()), work.left_future())
+        }
+        None => (PodSecurity::default(), std::future::pending().right_future()),
+    };
     let policies = Policies::new(policy_store.clone(), &arguments.namespace)
         .with_identity_headers(&arguments.identity_headers);
     let (loaded, certificate) = channel::channel(None);
     let certificates = tls::keep(client.clone(), &arguments, loaded);
     let ready = async {
         policy_store.wait_until_ready().await.map_err(|_| Error::WatchEnded)?;
-        network_policies.wait_until_ready().await.map_err(|_| Error::WatchEnded)
+        network_policies.wait_until_ready().await.map_err(|_| Error::WatchEnded)?;
+        pod_security.ready().await
     };
     let webhook = Webhook {
         policies: policies.clone(),
         network_policies: network_policies.clone(),
+        pod_security: pod_security.clone(),
         settings: arguments.sidecar.clone(),
         metrics: metrics.clone(),
     };
@@ -77,6 +91,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         policies,
         watched_policies,
         network_policies: network_policies.clone(),
+        pod_security: pod_security.clone(),
         registration: Arc::new(registration),
         recorder: Recorder::new(client, reporter),
         metrics: metrics.clone(),
@@ -90,6 +105,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     tokio::select! {
         () = watch_policies => Err(Error::WatchEnded),
         () = watch_network_policies => Err(Error::WatchEnded),
+        () = watch_namespaces => Err(Error::WatchEnded),
         ended = certificates => ended,
         ended = health::serve(arguments.health_listen, readiness, metrics) => ended,
         ended = admission => ended,

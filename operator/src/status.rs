@@ -63,6 +63,8 @@ pub struct Observation<'a> {
     pub settings: &'a SidecarSettings,
     /// The namespace's network policies.
     pub network_policies: &'a [Arc<NetworkPolicy>],
+    /// The namespace's Pod Security level, if it forbids capabilities.
+    pub pod_security: Option<&'a str>,
     /// The reason that the webhook is not ready.
     pub webhook: Option<&'a str>,
     /// The first rejected write, with the API server's message.
@@ -212,6 +214,7 @@ fn other_modes(seen: &Observation<'_>, pod: &PodReport) -> String {
         targets: &seen.spec.targets,
         settings: seen.settings,
         network_policies: seen.network_policies,
+        pod_security: seen.pod_security,
     };
     let offers = capture::offers(mode(seen), &pod, &inputs);
     offers.iter().map(|offer| format!("; or {offer}")).collect()

@@ -9,7 +9,10 @@ use k8s_openapi::api::{
 };
 use kube::{Resource, core::PartialObjectMeta, runtime::reflector::Store};
 
-use crate::error::{Error, Result};
+use crate::{
+    error::{Error, Result},
+    pod_security::PodSecurity,
+};
 
 /// The watched lists.
 #[derive(Clone)]
@@ -28,6 +31,8 @@ pub struct Stores {
     pub services: Store<Service>,
     /// Network policies.
     pub network_policies: Store<NetworkPolicy>,
+    /// Pod Security levels of the namespaces.
+    pub pod_security: PodSecurity,
 }
 
 impl Stores {
@@ -36,8 +41,16 @@ impl Stores {
     /// # Errors
     /// If a watch has ended.
     pub async fn ready(&self) -> Result<()> {
-        let Self { pods, replica_sets, deployments, stateful_sets, daemon_sets, services, network_policies } =
-            self;
+        let Self {
+            pods,
+            replica_sets,
+            deployments,
+            stateful_sets,
+            daemon_sets,
+            services,
+            network_policies,
+            pod_security,
+        } = self;
         let ended = |_| Error::WatchEnded;
         pods.wait_until_ready().await.map_err(ended)?;
         replica_sets.wait_until_ready().await.map_err(ended)?;
@@ -45,7 +58,8 @@ impl Stores {
         stateful_sets.wait_until_ready().await.map_err(ended)?;
         daemon_sets.wait_until_ready().await.map_err(ended)?;
         services.wait_until_ready().await.map_err(ended)?;
-        network_policies.wait_until_ready().await.map_err(ended)
+        network_policies.wait_until_ready().await.map_err(ended)?;
+        pod_security.ready().await
     }
 }
 

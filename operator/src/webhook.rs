@@ -24,6 +24,7 @@ use crate::{
     health::{Readiness, readyz},
     inject::{Injection, Outcome, inject, skipped},
     metrics::Metrics,
+    pod_security::PodSecurity,
     policies::Policies,
     webhook_configuration::INJECT_PATH,
 };
@@ -42,6 +43,8 @@ pub struct Webhook {
     pub policies: Policies,
     /// The network policies of all namespaces.
     pub network_policies: Store<NetworkPolicy>,
+    /// Pod Security levels of the namespaces.
+    pub pod_security: PodSecurity,
     /// Settings of injected sidecars.
     pub settings: SidecarSettings,
     /// Metrics of the operator.
@@ -150,6 +153,7 @@ impl Webhook {
         };
         let network_policies =
             self.network_policies.state_filter(|other| other.namespace().as_deref() == Some(namespace));
+        let pod_security = self.pod_security.confined(namespace);
         let name = policy.name_any();
         let injection = Injection {
             namespace,
@@ -157,6 +161,7 @@ impl Webhook {
             spec: &policy.spec,
             settings: &self.settings,
             network_policies: &network_policies,
+            pod_security: pod_security.as_deref(),
         };
         Ok(match inject(pod, &injection) {
             Outcome::Injected(injected) => (Admission::Injected, Some(injected.pod), warnings),
@@ -195,7 +200,13 @@ mod tests {
             json!({"app": "shop"}),
         )]);
         let (network_policies, _) = reflector::store();
-        Webhook { policies, network_policies, settings: tests::settings(), metrics: Metrics::new() }
+        Webhook {
+            policies,
+            network_policies,
+            pod_security: PodSecurity::default(),
+            settings: tests::settings(),
+            metrics: Metrics::new(),
+        }
     }
 
     fn ask(webhook: &Webhook, namespace: &str, pod: &Value) -> Value {

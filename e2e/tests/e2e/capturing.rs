@@ -1,8 +1,6 @@
 //! Connections that reach the sidecar, and those that do not.
 
 use anyhow::{Context, ensure};
-use k8s_openapi::api::core::v1::Namespace;
-use kube::{Api, api::Patch};
 use larder_api::{admin::path, annotations};
 use larder_crds::ConditionType;
 use larder_e2e::{Workload, eventually, eventually::SHORT_TIMEOUT, in_a_namespace, policy::sidecar_of};
@@ -38,12 +36,7 @@ async fn a_protocol_that_is_not_http_passes_through_the_captured_port() -> anyho
 async fn a_pod_on_the_nodes_network_is_left_alone_with_the_reason() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         // The standard that the other tests are held to forbids host networking.
-        let relax = Patch::Merge(
-            json!({"metadata": {"labels": {"pod-security.kubernetes.io/enforce": "privileged"}}}),
-        );
-        Api::<Namespace>::all(sandbox.client.clone())
-            .patch(&sandbox.name, &Default::default(), &relax)
-            .await?;
+        sandbox.enforce("privileged").await?;
         let policy = sandbox.policy("cache", IN_MEMORY).await?;
         policy.injects(&Workload::deployment("app", 1).template()?).await?;
         let workload = Workload::deployment("app", 1).pod(json!({"hostNetwork": true})).container(json!({

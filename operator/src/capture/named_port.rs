@@ -138,7 +138,7 @@ fn find<'a>(spec: &'a Value, port: &IntOrString) -> Result<(&'a Value, &'a Value
 }
 
 /// Returns the NetworkPolicy that admits requests to the application's port and would block them at the sidecar's.
-fn closed_by(
+pub(super) fn closed_by(
     pod: &Value,
     name: &str,
     port: u16,
@@ -187,8 +187,13 @@ mod tests {
         targets: &[Target],
         network_policies: &[Arc<NetworkPolicy>],
     ) -> Result<Vec<Captured>, Skip> {
-        let inputs =
-            Inputs { capture: &Capture::default(), targets, settings: &settings(), network_policies };
+        let inputs = Inputs {
+            capture: &Capture::default(),
+            targets,
+            settings: &settings(),
+            network_policies,
+            pod_security: None,
+        };
         let plan = NamedPort::plan(pod, &inputs)?;
         Ok(plan.captured)
     }

@@ -7,6 +7,12 @@ const HOOKS: [&str; 2] = ["postStart", "preStop"];
 /// Members of a probe or hook with a port that may be a name; `grpc` takes numbers only.
 const ACTIONS: [&str; 2] = ["httpGet", "tcpSocket"];
 
+/// Probes and hooks, as JSON pointers in a container.
+pub(super) const FIELDS: [&str; 5] =
+    ["/readinessProbe", "/livenessProbe", "/startupProbe", "/lifecycle/postStart", "/lifecycle/preStop"];
+/// Members of a probe or hook with a port.
+pub(super) const NUMBERED_ACTIONS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
+
 /// Replaces `name` by `number` in every probe or hook of `container`.
 pub(super) fn redirect(container: &mut Value, name: &str, number: u16) {
     let redirect = |handler: Option<&mut Value>| {
@@ -31,13 +37,9 @@ pub(super) fn redirect(container: &mut Value, name: &str, number: u16) {
 pub(crate) fn restore(container: &mut Value, before: &Value, name: &str, number: u16) {
     let mut redirected = before.clone();
     redirect(&mut redirected, name, number);
-    let fields = PROBES
-        .map(|probe| format!("/{probe}"))
-        .into_iter()
-        .chain(HOOKS.map(|hook| format!("/lifecycle/{hook}")));
-    for field in fields {
+    for field in FIELDS {
         if let (Some(now), Some(then), Some(before)) =
-            (container.pointer_mut(&field), redirected.pointer(&field), before.pointer(&field))
+            (container.pointer_mut(field), redirected.pointer(field), before.pointer(field))
             && now == then
         {
             *now = before.clone();

@@ -206,6 +206,11 @@ fn remedy(message: &str) -> Option<&'static str> {
         (of_sidecar("must specify limits.cpu"), "set sidecar.resources.limits.cpu in the policy"),
         (is_quota(message), "raise the quota, or lower sidecar.resources in the policy"),
         (
+            message.contains("violates PodSecurity") && message.contains(names::REDIRECT),
+            "capture.mode Redirect needs a namespace with the label pod-security.kubernetes.io/enforce=privileged; set it, or choose \
+             another capture.mode",
+        ),
+        (
             message.contains("violates PodSecurity"),
             "correct the pod template, because the sidecar meets the restricted standard",
         ),
@@ -277,6 +282,10 @@ mod tests {
             (
                 "violates PodSecurity \"restricted:latest\": allowPrivilegeEscalation != false",
                 Some("correct the pod template"),
+            ),
+            (
+                "violates PodSecurity \"baseline:latest\": container \"larder-redirect\" must not include \"NET_ADMIN\"",
+                Some("needs a namespace with the label"),
             ),
             ("admission webhook \"x\" denied the request: no", None),
         ];

@@ -132,6 +132,10 @@ impl Context {
                 self.touch(&namespace, &policy_pods.pods, &held.hash, published(&coverage).as_ref()).await,
             );
         }
+        if let Some(held) = &held {
+            let wanted = Mode::of(&policy.spec.capture, &policy.spec.targets) == Some(Mode::CompanionService);
+            failed.extend(self.put_companions((&namespace, &name), wanted, held, &about).await);
+        }
         let webhook = self.webhook_state(&namespace).await;
         let mut holds = Vec::new();
         if held.is_some() {
@@ -174,6 +178,7 @@ impl Context {
         answers.retain(|name, _| policy_pods.pods.iter().any(|pod| pod.name == *name));
         let view = coverage.as_ref().and_then(|covered| covered.view(&policy.spec.cache));
         let write_error = failed.first().map(ToString::to_string);
+        let pod_security = self.stores.pod_security.confined(&namespace);
         let now = Timestamp::now();
         let seen = Observation {
             namespace: &namespace,
@@ -188,6 +193,7 @@ impl Context {
             services: &in_namespace(&self.stores.services, &namespace),
             settings: &self.dependencies.arguments.sidecar,
             network_policies: &in_namespace(&self.stores.network_policies, &namespace),
+            pod_security: pod_security.as_deref(),
             webhook: match &webhook {
                 WebhookState::Unreachable(error) => Some(error),
                 WebhookState::Answers | WebhookState::Settling => None,

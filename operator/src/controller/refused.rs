@@ -25,6 +25,7 @@ impl Context {
             spec: &policy.spec,
             settings: &self.dependencies.arguments.sidecar,
             network_policies: &[],
+            pod_security: None,
         };
         let hash = inject::hash(&injection, &compile::secrets(&policy.spec.cache));
         let now = Timestamp::now();

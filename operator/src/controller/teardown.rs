@@ -107,6 +107,12 @@ impl Context {
             },
         );
         let mut failed = self.touch(namespace, &policy_pods.pods, &held.hash, None).await;
+        if held.wrote
+            && let Some(event) = events::companions_end(name, &in_namespace(&self.stores.services, namespace))
+        {
+            self.publish(&event, &about).await;
+        }
+        failed.extend(self.put_companions((namespace, name), false, &held, &about).await);
         self.dependencies.registration.ensure().await?;
         let mut holds = Vec::new();
         // In the run after the one that wrote: by then every replica's webhook has seen that the policy is gone.

@@ -1,4 +1,4 @@
-//! All writes of the controllers to the API server.
+//! The writes of the controllers to the API server, those of companions aside.
 
 use std::{collections::BTreeMap, fmt};
 
@@ -33,6 +33,8 @@ use crate::{
 /// Contents of a policy's ConfigMap.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Held {
+    /// uid of the ConfigMap.
+    pub(super) uid: String,
     /// True if the ConfigMap was just written.
     pub(super) wrote: bool,
     /// The hash of the document in it.
@@ -46,6 +48,7 @@ pub(super) struct Held {
 impl Held {
     fn of(map: &ConfigMap, wrote: bool) -> Self {
         Self {
+            uid: map.uid().unwrap_or_default(),
             wrote,
             hash: compile::held_hash(map),
             follows_coverage: compile::held_follows_coverage(map),
@@ -398,7 +401,8 @@ fn new_token() -> Result<String> {
     Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
-fn is_conflict(error: &kube::Error) -> bool {
+/// Returns true if an object exists, or has changed.
+pub(super) fn is_conflict(error: &kube::Error) -> bool {
     matches!(error, kube::Error::Api(status) if status.code == 409)
 }
 

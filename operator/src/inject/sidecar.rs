@@ -86,7 +86,7 @@ pub(super) fn container(
         "restartPolicy": "Always",
         "args": args,
         "env": env,
-        "ports": [{ "name": "larder-admin", "containerPort": settings.admin_port, "protocol": "TCP" }],
+        "ports": [{ "name": names::ADMIN_PORT, "containerPort": settings.admin_port, "protocol": "TCP" }],
         "readinessProbe": { "httpGet": admin(path::READYZ), "periodSeconds": 2, "timeoutSeconds": 1, "failureThreshold": 3 },
         "livenessProbe": { "httpGet": admin(path::LIVEZ), "periodSeconds": 10, "timeoutSeconds": 2, "failureThreshold": 3 },
         "lifecycle": { "preStop": { "exec": {

@@ -1,5 +1,7 @@
 //! Tests of the injection as a whole.
 
+mod modes;
+
 use proptest::prelude::*;
 
 use super::*;
@@ -10,6 +12,8 @@ pub(crate) fn settings() -> SidecarSettings {
         image: "larder/sidecar:1".into(),
         pull_policy: None,
         pull_secrets: vec![],
+        redirect_image: None,
+        redirect_pull_policy: None,
         data_port: 24800,
         admin_port: 24890,
         drain_seconds: 5,
@@ -53,7 +57,17 @@ pub(crate) fn spec(value: Value) -> CachePolicySpec {
 }
 
 fn run(pod: &Value, spec: &CachePolicySpec, settings: &SidecarSettings) -> Outcome {
-    inject(pod, &Injection { namespace: "shop", policy: "shop", spec, settings, network_policies: &[] })
+    inject(
+        pod,
+        &Injection {
+            namespace: "shop",
+            policy: "shop",
+            spec,
+            settings,
+            network_policies: &[],
+            pod_security: None,
+        },
+    )
 }
 
 fn injected(pod: &Value, spec: &CachePolicySpec) -> Value {
@@ -258,6 +272,7 @@ fn another_capture_mode_gives_another_hash() {
             spec: &spec,
             settings: &settings,
             network_policies: &[],
+            pod_security: None,
         };
         self::hash(&injection, &[])
     };
@@ -460,6 +475,7 @@ proptest! {
         hook in any_handler(),
         target in prop_oneof![Just(json!("http")), Just(json!(8080)), Just(json!("admin"))],
         second in prop_oneof![Just(json!("web")), Just(json!("http")), Just(json!(8080))],
+        mode in prop_oneof![Just("Auto"), Just("Redirect"), Just("CompanionService")],
         grace in proptest::option::of(0_u64..100),
     ) {
         let mut pod = pod();
@@ -468,12 +484,13 @@ proptest! {
         app["readinessProbe"] = probe;
         app["lifecycle"] = json!({"preStop": hook});
         pod["spec"]["terminationGracePeriodSeconds"] = json!(grace);
-        let spec = spec(json!({"targets": [{"port": target}, {"port": second}]}));
-        if let Outcome::Injected(once) = run(&pod, &spec, &settings()) {
-            prop_assert_eq!(run(&once.pod, &spec, &settings()), Outcome::Injected(once.clone()));
+        let settings = modes::with_redirect();
+        let spec = spec(json!({"targets": [{"port": target}, {"port": second}], "capture": {"mode": mode}}));
+        if let Outcome::Injected(once) = run(&pod, &spec, &settings) {
+            prop_assert_eq!(run(&once.pod, &spec, &settings), Outcome::Injected(once.clone()));
             let mut on_host = once.pod;
             on_host["spec"]["hostNetwork"] = json!(true);
-            let Outcome::Skipped(skip) = run(&on_host, &spec, &settings()) else { panic!("it is injected") };
+            let Outcome::Skipped(skip) = run(&on_host, &spec, &settings) else { panic!("it is injected") };
             let mut plain = skipped(&on_host, &skip);
             plain["metadata"].as_object_mut().unwrap().remove("annotations");
             pod["spec"]["hostNetwork"] = json!(true);

@@ -4,14 +4,16 @@ use larder_api::{annotations, labels, names};
 use serde_json::{Map, Value, json};
 
 use super::{DEFAULT_GRACE_SECONDS, captured_of, pull_secrets};
-use crate::capture::{Captured, mesh, probes};
+use crate::capture::{Captured, mesh, probes, redirect};
 
 /// A sidecar's container that was removed.
 pub(super) struct Withdrawn {
     /// The container, with everything that was added to it since its injection.
     pub(super) container: Value,
-    /// Position among the init containers.
+    /// Position among the init containers, that of the redirection aside.
     pub(super) position: usize,
+    /// The container of the redirection.
+    pub(super) redirect: Option<Value>,
 }
 
 /// Returns the pod without the sidecar, and the sidecar's container. Changes that others have made since the injection stay.
@@ -33,6 +35,9 @@ pub(super) fn withdraw(pod: &Value) -> (Value, Option<Withdrawn>) {
         }
         waits |= wait.is_some_and(|wait| restore_pre_stop(container, before, wait));
     }
+    let redirected = &original["redirect"];
+    let redirection =
+        if redirected.is_null() { None } else { redirect::withdraw(&mut pod, redirected, &captured) };
     let mut withdrawn = None;
     if let Some(spec) = pod["spec"].as_object_mut() {
         if let Some(wait) = wait.filter(|_| waits) {
@@ -41,7 +46,7 @@ pub(super) fn withdraw(pod: &Value) -> (Value, Option<Withdrawn>) {
         let containers = spec.get_mut("initContainers").and_then(Value::as_array_mut);
         withdrawn = containers.and_then(|containers| {
             let position = containers.iter().position(|container| container["name"] == names::SIDECAR)?;
-            Some(Withdrawn { container: containers.remove(position), position })
+            Some(Withdrawn { container: containers.remove(position), position, redirect: redirection })
         });
         pull_secrets::remove(spec, &original[pull_secrets::FIELD]);
         retain(spec, "initContainers", |_| true);

@@ -1,5 +1,8 @@
 //! The condition `TrafficCaptured`, derived from the Services that select the pods.
 
+mod companion;
+mod redirect;
+
 use k8s_openapi::{api::core::v1::Service, apimachinery::pkg::util::intstr::IntOrString};
 use kube::ResourceExt;
 
@@ -33,6 +36,8 @@ pub(super) fn captured(seen: &Observation<'_>) -> Verdict {
 
 fn by_mode(seen: &Observation<'_>) -> Verdict {
     match mode(seen) {
+        Some(Mode::Redirect) => redirect::redirected(seen),
+        Some(Mode::CompanionService) => companion::captured(seen),
         // With `None`, pods that still have a sidecar got it by its port's name.
         Some(Mode::NamedPort) | None => named_port(seen),
     }

@@ -75,6 +75,7 @@ fn run(pod: &Value) -> Outcome {
             spec: &spec,
             settings: &settings,
             network_policies: &[],
+            pod_security: None,
         },
     )
 }

@@ -1,0 +1,90 @@
+//! Writes the companions of a policy: see [`crate::companions`].
+
+use k8s_openapi::{
+    api::core::v1::{ObjectReference, Service},
+    apimachinery::pkg::apis::meta::v1::OwnerReference,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DeleteParams, Patch, PatchParams, PostParams, Preconditions},
+};
+use larder_api::names;
+
+use super::{
+    Context,
+    writes::{Held, WriteError, is_conflict, is_not_found},
+};
+use crate::{
+    companions::{Inputs, Step, steps},
+    error::Result,
+    events,
+    stores::in_namespace,
+};
+
+impl Context {
+    /// Creates, changes and deletes the companions of a policy. A failed write does not affect the others.
+    pub(super) async fn put_companions(
+        &self,
+        (namespace, policy): (&str, &str),
+        wanted: bool,
+        held: &Held,
+        about: &ObjectReference,
+    ) -> Vec<WriteError> {
+        let owner = OwnerReference {
+            api_version: "v1".into(),
+            kind: "ConfigMap".into(),
+            name: names::config_map(policy),
+            uid: held.uid.clone(),
+            ..OwnerReference::default()
+        };
+        let services = in_namespace(&self.stores.services, namespace);
+        let pods = in_namespace(&self.stores.pods, namespace);
+        let inputs = Inputs { policy, wanted, owner: &owner, services: &services, pods: &pods };
+        let mut failed = Vec::new();
+        for step in steps(&inputs) {
+            let name = match &step {
+                Step::Create(service) => service.name_any(),
+                Step::Change(service, _) | Step::Delete(service, _) => service.name_any(),
+            };
+            match self.put_companion(namespace, &step).await {
+                Ok(false) => {}
+                Ok(true) => {
+                    if let Some(event) = events::companion(&step) {
+                        self.publish(&event, about).await;
+                    }
+                }
+                Err(error) => {
+                    failed.push(WriteError { what: format!("could not write Service {name}"), error })
+                }
+            }
+        }
+        failed
+    }
+
+    /// Carries out a step. Returns false if the Service has changed since it was observed: the next run sees it.
+    async fn put_companion(&self, namespace: &str, step: &Step) -> Result<bool> {
+        let api: Api<Service> = Api::namespaced(self.dependencies.client.clone(), namespace);
+        let manager = || Some(names::FIELD_MANAGER.to_owned());
+        let written = match step {
+            Step::Create(service) => {
+                let options = PostParams { field_manager: manager(), ..PostParams::default() };
+                api.create(&options, service).await.map(drop)
+            }
+            Step::Change(service, change) => {
+                let options = PatchParams { field_manager: manager(), ..PatchParams::default() };
+                api.patch(&service.name_any(), &options, &Patch::Merge(change)).await.map(drop)
+            }
+            Step::Delete(service, _) => {
+                let unchanged =
+                    Preconditions { uid: service.uid(), resource_version: service.resource_version() };
+                let options = DeleteParams::default().preconditions(unchanged);
+                api.delete(&service.name_any(), &options).await.map(drop)
+            }
+        };
+        match written {
+            Ok(()) => Ok(true),
+            Err(error) if is_conflict(&error) || is_not_found(&error) => Ok(false),
+            Err(error) => Err(error.into()),
+        }
+    }
+}

@@ -1,0 +1,83 @@
+//! Injection in the capture modes that leave the pod's ports as they are.
+
+use super::*;
+
+/// Returns settings with which redirections are allowed.
+pub(super) fn with_redirect() -> SidecarSettings {
+    SidecarSettings { redirect_image: Some("larder/redirect:1".into()), ..settings() }
+}
+
+fn in_mode(pod: &Value, mode: &str) -> Value {
+    let spec = spec(json!({"capture": {"mode": mode}}));
+    match run(pod, &spec, &with_redirect()) {
+        Outcome::Injected(injected) => injected.pod,
+        Outcome::Skipped(skip) => panic!("{skip}"),
+    }
+}
+
+#[test]
+fn rules_are_set_before_any_other_container_runs() {
+    let mut before = pod();
+    before["spec"]["initContainers"] = json!([{"name": "setup", "image": "a"}]);
+    let after = in_mode(&before, "Redirect");
+    let names = |pod: &Value| {
+        let containers = pod["spec"]["initContainers"].as_array().unwrap().iter();
+        containers.map(|one| one["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>()
+    };
+    assert_eq!(names(&after), ["larder-redirect", "setup", "larder-sidecar"]);
+    assert_eq!(after["spec"]["containers"][0]["ports"], before["spec"]["containers"][0]["ports"]);
+    let first = &after["spec"]["initContainers"][0];
+    assert_eq!(first["resources"], after["spec"]["initContainers"][2]["resources"]);
+    let account = &first["volumeMounts"][0];
+    assert_eq!(account["mountPath"], "/var/run/secrets/kubernetes.io/serviceaccount");
+    assert_eq!(account["name"], "larder-no-token");
+
+    let mut later = after;
+    later["spec"]["initContainers"][0]["image"] = json!("mirror/larder/redirect:1");
+    later["spec"]["initContainers"].as_array_mut().unwrap().insert(0, json!({"name": "later", "image": "a"}));
+    later["spec"]["containers"][1]["livenessProbe"] = json!({"tcpSocket": {"port": 8080}});
+    let again = in_mode(&later, "Redirect");
+    assert_eq!(names(&again), ["larder-redirect", "later", "setup", "larder-sidecar"]);
+    assert_eq!(again["spec"]["initContainers"][0]["image"], "mirror/larder/redirect:1");
+    assert_eq!(again["spec"]["containers"][1]["livenessProbe"]["tcpSocket"]["port"], 24804);
+}
+
+#[test]
+fn container_of_that_name_stays_in_other_modes() {
+    let mut before = pod();
+    before["spec"]["initContainers"] = json!([{"name": "larder-redirect", "image": "a"}]);
+    let once = in_mode(&before, "NamedPort");
+    assert_eq!(in_mode(&once, "NamedPort"), once);
+    assert_eq!(once["spec"]["initContainers"][0]["image"], "a");
+}
+
+#[test]
+fn image_of_the_redirection_rolls_only_pods_that_have_it() {
+    let hash = |mode: &str, image: &str| {
+        let settings = SidecarSettings { redirect_image: Some(image.into()), ..settings() };
+        let spec = spec(json!({"capture": {"mode": mode}}));
+        let injection = Injection {
+            namespace: "shop",
+            policy: "shop",
+            spec: &spec,
+            settings: &settings,
+            network_policies: &[],
+            pod_security: None,
+        };
+        super::hash(&injection, &[])
+    };
+    assert_ne!(hash("Redirect", "a"), hash("Redirect", "b"));
+    assert_eq!(hash("NamedPort", "a"), hash("NamedPort", "b"));
+}
+
+#[test]
+fn sidecar_beside_the_application_has_ports_of_its_own() {
+    let before = pod();
+    let after = in_mode(&before, "CompanionService");
+    let ports = &after["spec"]["initContainers"][0]["ports"];
+    assert_eq!(ports[0]["name"], "larder-admin", "the first is the admin API's");
+    assert_eq!(ports[1], json!({"name": "larder-http", "containerPort": 24800, "protocol": "TCP"}));
+    for field in ["ports", "readinessProbe", "livenessProbe"] {
+        assert_eq!(after["spec"]["containers"][0][field], before["spec"]["containers"][0][field], "{field}");
+    }
+}
