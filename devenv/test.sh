@@ -83,7 +83,7 @@ test_unit() {
   shown "repository" "run it by \`cd devenv/tests && go test ./...\`" test_repository
 }
 
-# The Tiltfile, the chart, the workflows, and what documents name.
+# The Tiltfile, the workflows, and what documents name.
 test_repository() {
   cd devenv/tests
   go test -count=1 ./...

@@ -143,8 +143,10 @@ pub struct Target {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Capture {
-    /// Capture mode: `NamedPort`; `Auto`, which is the same in this version; `Redirect` and `CompanionService`, which `Auto` never
-    /// chooses; or `None`, which gives no pod a sidecar.
+    /// Capture mode: `NamedPort`; `Auto`, which is the same in this version; `Redirect`, by an init
+    /// container with the capability `NET_ADMIN`, in any namespace that allows it, if the chart's `capture.redirect.enabled` does;
+    /// `CompanionService`, by a Service `<service>-cached` for callers who opt in; or `None`, which gives no pod a sidecar. `Auto`
+    /// chooses neither `Redirect` nor `CompanionService`.
     #[serde(default)]
     pub mode: CaptureMode,
 }

@@ -229,6 +229,18 @@ mod tests {
     }
 
     #[test]
+    fn deleted_policy_names_the_companions_that_end() {
+        let service = |name: &str, of: &str| {
+            let labels = json!({"app.kubernetes.io/managed-by": "larder", "larder.dev/policy": "shop", "larder.dev/companion-of": of});
+            Arc::new(serde_json::from_value(json!({"metadata": {"name": name, "labels": labels}})).unwrap())
+        };
+        let services = [service("web-cached", "web"), service("web", "")];
+        let note = companions_end("shop", &services).unwrap().note.unwrap();
+        assert!(note.contains("Service web-cached leads to"), "{note}");
+        assert!(companions_end("another", &services).is_none());
+    }
+
+    #[test]
     fn a_long_note_is_cut_between_characters() {
         let note = event(EventType::Normal, "R", "A", "é".repeat(2000)).note.unwrap();
         assert!(note.len() <= MAX_NOTE && note.ends_with('…'), "{}", note.len());

@@ -92,3 +92,29 @@ pub fn is_finished(pod: &Pod) -> bool {
 pub fn is_live(pod: &Pod) -> bool {
     pod.metadata.deletion_timestamp.is_none() && !is_finished(pod)
 }
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+
+    #[test]
+    fn redirection_that_fails_is_an_obstacle_in_the_words_of_nft() {
+        let pod: Pod = serde_json::from_value(json!({
+            "metadata": {"labels": {labels::POLICY: "shop"}},
+            "spec": {"containers": [], "initContainers": [{"name": names::REDIRECT}, {"name": names::SIDECAR}]},
+            "status": {"initContainerStatuses": [
+                {"name": names::REDIRECT, "image": "", "imageID": "", "ready": false, "restartCount": 3,
+                    "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}},
+                    "lastState": {"terminated": {"exitCode": 1, "message": "Error: Operation not permitted\n"}}},
+                {"name": names::SIDECAR, "image": "", "imageID": "", "ready": false, "restartCount": 0,
+                    "state": {"waiting": {"reason": "PodInitializing"}}},
+            ]},
+        }))
+        .unwrap();
+        let (found, words) = obstacle(&pod).unwrap();
+        assert_eq!(found, Obstacle::Sidecar);
+        assert_eq!(words, "back-off: Error: Operation not permitted");
+    }
+}

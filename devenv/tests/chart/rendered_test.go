@@ -175,19 +175,6 @@ func TestValuesBecomeArgumentsAndEnvironment(t *testing.T) {
 	}
 }
 
-func TestCommonLabelsAreOnEveryObjectButTheDefinition(t *testing.T) {
-	every := []string{
-		`commonLabels={"team": "cache"}`, `serviceMonitor.enabled=true`, `podMonitor.enabled=true`,
-		`networkPolicy={"enabled": true, "sidecarNamespaces": ["shop"]}`,
-	}
-	for name, object := range render(t, every...) {
-		labels, _ := object.at("metadata.labels").(map[string]any)
-		if labels["team"] != "cache" && object.at("kind") != "CustomResourceDefinition" {
-			t.Errorf("%s lacks the label: %v", name, labels)
-		}
-	}
-}
-
 // Account names in expressions must follow the service account, or the confinement would hold for nobody.
 func TestTheConfinedAccountIsThatOfTheOperator(t *testing.T) {
 	text, err := template(`serviceAccount.name="cache"`)

@@ -46,6 +46,15 @@ async fn companion_leads_its_callers_to_the_cache_as_long_as_there_is_one() -> a
             "not the application itself: {plain:?}"
         );
 
+        let services = sandbox.api::<Service>();
+        let version =
+            async || -> anyhow::Result<_> { Ok(services.get("app-cached").await?.metadata.resource_version) };
+        let before = version().await?;
+        // A pod's change has the policy reconciled.
+        sandbox.scale("app", 2).await?;
+        policy.serves(2).await?;
+        ensure!(version().await? == before, "it was written again, although nothing has changed");
+
         let ports = json!([
             {"name": "http", "port": 80, "targetPort": 8080},
             {"name": "more", "port": 81, "targetPort": "http", "appProtocol": "http"},
@@ -74,7 +83,6 @@ async fn companion_leads_its_callers_to_the_cache_as_long_as_there_is_one() -> a
         .await?;
 
         policy.delete().await?;
-        let services = sandbox.api::<Service>();
         eventually("the companion goes with the policy", ROLLOUT_TIMEOUT, async || {
             ensure!(services.get_opt("app-cached").await?.is_none(), "it is there");
             Ok(())

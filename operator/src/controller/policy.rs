@@ -132,7 +132,12 @@ impl Context {
                 self.touch(&namespace, &policy_pods.pods, &held.hash, published(&coverage).as_ref()).await,
             );
         }
-        if let Some(held) = &held {
+        // Companions follow the pods of an invalid policy, too.
+        let owner = match &held {
+            Some(held) => Some(held.clone()),
+            None => self.held(&namespace, &name).await?,
+        };
+        if let Some(held) = &owner {
             let wanted = Mode::of(&policy.spec.capture, &policy.spec.targets) == Some(Mode::CompanionService);
             failed.extend(self.put_companions((&namespace, &name), wanted, held, &about).await);
         }
