@@ -2,6 +2,9 @@
 
 /// The sidecar's port in a pod for the first target; each further target takes the next number.
 pub const DATA: u16 = 24800;
+/// The application's port in a pod for the first target whose number the sidecar takes; each further target takes the next
+/// number.
+pub const APPLICATION: u16 = 24810;
 /// The admin API's port in a pod.
 pub const ADMIN: u16 = 24890;
 /// The listen address of a sidecar that runs alone.

@@ -85,6 +85,10 @@ use crate::{CachePolicyStatus, schema};
         "message": "l1.maxObjectSize (1Mi where it is not set) is above l1.maxSize: raise l1.maxSize or lower l1.maxObjectSize",
     },
     {
+        "rule": "self.capture.mode == 'PortVariable' ? self.targets.all(t, has(t.portFrom)) : !self.targets.exists(t, has(t.portFrom)) || self.capture.mode == 'None' || (self.capture.mode == 'Auto' && self.targets.all(t, has(t.portFrom)))",
+        "message": "portFrom belongs to capture.mode PortVariable, and to Auto, which then chooses it: set it for every target, such as {port: http, portFrom: {env: PORT}}, or for none and another mode",
+    },
+    {
         "rule": "!has(self.routes) || self.routes.all(r, !has(r.from) || r.from.all(f, !has(f.postgres) || (has(self.sources) && self.sources.exists(s, s.name == f.postgres.source && has(s.postgres)))))",
         "message": "a route's from.postgres names no Postgres server of spec.sources: add it there, or write the name of one that is there",
     },
@@ -137,16 +141,48 @@ pub struct Target {
     /// Container port, by name or number.
     #[schemars(schema_with = "schema::port")]
     pub port: IntOrString,
+
+    /// Place from which the application takes the number of this port. With `capture.mode: PortVariable` the sidecar takes
+    /// the port, and the application gets another number there.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub port_from: Option<PortFrom>,
+}
+
+/// Place from which an application takes the number of its port. Set exactly one member. The value is the number, alone or
+/// after a colon, as in `:8080` or `http://+:8080`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+#[schemars(extend("x-kubernetes-validations" = [{
+    "rule": "has(self.env) != has(self.argument)",
+    "message": "portFrom needs a place: set one of env and argument",
+}]))]
+pub struct PortFrom {
+    /// Environment variable of the container, such as `PORT`. A variable that the container does not list is added.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = [{
+        "rule": "self.matches('^[A-Za-z_][A-Za-z0-9_.-]*$')",
+        "message": "write the name of an environment variable, such as PORT",
+    }]))]
+    pub env: Option<String>,
+
+    /// Argument of the container's `command` or `args`, such as `--port`. The number follows after `=` or as the next argument.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(max = 253), extend("x-kubernetes-validations" = [{
+        "rule": r"self.matches('^[^=\\s]+$')",
+        "message": "write the argument that the port follows, without = and spaces, such as --port",
+    }]))]
+    pub argument: Option<String>,
 }
 
 /// Capture of the requests by the sidecar.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct Capture {
-    /// Capture mode: `NamedPort`; `Auto`, which is the same in this version; `Redirect`, by an init
-    /// container with the capability `NET_ADMIN`, in any namespace that allows it, if the chart's `capture.redirect.enabled` does;
-    /// `CompanionService`, by a Service `<service>-cached` for callers who opt in; or `None`, which gives no pod a sidecar. `Auto`
-    /// chooses neither `Redirect` nor `CompanionService`.
+    /// Capture mode: `NamedPort`; `PortVariable`; `Auto`, which chooses `PortVariable` if the targets have `portFrom` and
+    /// `NamedPort` otherwise; `Redirect`, by an init container with the capability `NET_ADMIN`, in any namespace that allows
+    /// it, if the chart's `capture.redirect.enabled` does; `CompanionService`, by a Service `<service>-cached` for callers who
+    /// opt in; or `None`, which gives no pod a sidecar. `Auto` chooses neither `Redirect` nor `CompanionService`.
+    /// `status.capture` is the mode in use.
     #[serde(default)]
     pub mode: CaptureMode,
 }
@@ -154,11 +190,14 @@ pub struct Capture {
 /// Capture mode.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
 pub enum CaptureMode {
-    /// The same as `NamedPort` in this version.
+    /// `PortVariable` if the targets have `portFrom`, and `NamedPort` otherwise.
     #[default]
     Auto,
     /// The port's name moves to the sidecar's number: every Service and monitor that names the port reaches the sidecar.
     NamedPort,
+    /// The sidecar takes the port's number, and the application gets another by the variable or argument in `portFrom`: every
+    /// client of the port reaches the sidecar, through any Service or by the pod's address.
+    PortVariable,
     /// An init container with the capability `NET_ADMIN` redirects connections to the application's number: numeric
     /// `targetPort`s, headless Services, pod addresses and ports without names are captured. Needs the chart's
     /// `capture.redirect.enabled` and a namespace whose Pod Security level is `privileged`.

@@ -16,8 +16,8 @@ pub mod status;
 
 #[cfg(feature = "types")]
 pub use cache_policy::{
-    CachePolicy, CachePolicySpec, Capture, CaptureMode, Limits, LogLevel, Requests, Resources, Rollout,
-    RolloutStrategy, SidecarSpec, Target,
+    CachePolicy, CachePolicySpec, Capture, CaptureMode, Limits, LogLevel, PortFrom, Requests, Resources,
+    Rollout, RolloutStrategy, SidecarSpec, Target,
 };
 #[cfg(feature = "types")]
 pub use definition::cache_policies;

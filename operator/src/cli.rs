@@ -170,6 +170,17 @@ pub struct SidecarSettings {
     )]
     pub data_port: u16,
 
+    /// The application's port for the first target whose number the sidecar takes (capture.mode PortVariable); each further
+    /// target takes the next number.
+    #[arg(
+        id = "sidecar_application_port",
+        long = "sidecar-application-port",
+        env = "LARDER_SIDECAR_APPLICATION_PORT",
+        default_value_t = ports::APPLICATION,
+        value_parser = clap::value_parser!(u16).range(1024..=65500)
+    )]
+    pub application_port: u16,
+
     /// The port of the sidecar's health, metrics and admin API.
     #[arg(
         id = "sidecar_admin_port",
@@ -198,6 +209,11 @@ impl SidecarSettings {
     /// Returns the ports on which targets are served.
     pub fn data_ports(&self) -> RangeInclusive<u16> {
         self.data_port..=self.data_port + (MAX_TARGETS - 1)
+    }
+
+    /// Returns the ports to which applications move whose numbers the sidecar takes.
+    pub fn application_ports(&self) -> RangeInclusive<u16> {
+        self.application_port..=self.application_port + (MAX_TARGETS - 1)
     }
 }
 
@@ -287,6 +303,7 @@ pub(crate) mod tests {
         ]);
         assert_eq!(arguments.identity_headers, ["x-badge", "x-shop-*"]);
         assert_eq!(arguments.sidecar.data_ports(), 25000..=25003);
+        assert_eq!(arguments.sidecar.application_ports(), 24810..=24813);
         assert_eq!(arguments.sidecar.admin_port, ports::ADMIN);
         assert_eq!(arguments.sidecar.pull_secrets, ["registry", "mirror"]);
         assert_eq!(arguments.webhook_timeout_seconds, 5);

@@ -26,7 +26,7 @@ use serde_json::{Map, Value, json};
 
 use self::withdrawal::Withdrawn;
 use crate::{
-    capture::{Captured, Inputs, Mode, Plan, Skip, SkipReason, mesh},
+    capture::{Captured, Inputs, Mode, Plan, Skip, SkipReason, listeners_mut, mesh},
     cli::SidecarSettings,
     compile,
 };
@@ -138,12 +138,14 @@ fn inject_plain(
         original["mesh"] = json!(mesh);
     }
     let mut sleeps = false;
-    let containers = before["spec"]["containers"].as_array().into_iter().flatten();
-    let changed = pod["spec"]["containers"].as_array_mut().into_iter().flatten();
-    for (before, container) in containers.zip(changed) {
+    let mut unchanged = before.clone();
+    for (before, container) in listeners_mut(&mut unchanged).zip(listeners_mut(&mut pod)) {
         let name = before["name"].as_str().unwrap_or_default();
-        if captured.iter().any(|one| one.container == name) {
+        let is_captured = captured.iter().any(|one| one.container == name);
+        if is_captured || before != container {
             original["containers"][name] = rewritten_fields(before);
+        }
+        if is_captured {
             sleeps |= pre_stop::sleep_before_stop(container, injection.settings.drain_seconds);
         }
     }
@@ -250,7 +252,7 @@ fn original(pod: &Value) -> Value {
 /// Hashes everything that decides the shape of an injected pod, the pod itself aside. The input is JSON with sorted
 /// objects, so that the hash is equal in every replica.
 pub fn hash(injection: &Injection<'_>, secrets: &[SecretKeyRef]) -> String {
-    // The settings of a redirection are in the fingerprint of its mode.
+    // The settings of single modes are in their fingerprints.
     let SidecarSettings { image, pull_policy, pull_secrets, data_port, admin_port, drain_seconds, .. } =
         injection.settings;
     let mode = Mode::of(&injection.spec.capture, &injection.spec.targets);

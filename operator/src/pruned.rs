@@ -1,12 +1,17 @@
 //! Removal of what the operator does not read from the objects that it watches: a cluster has thousands of pods of others.
 
-use k8s_openapi::api::core::v1::{Container, ContainerStatus, Pod, Volume};
+use k8s_openapi::api::core::v1::{
+    Container, ContainerStatus, EnvFromSource, EnvVar, EnvVarSource, Pod, Volume,
+};
 use larder_api::{GROUP, names};
 
-use crate::capture::mesh;
+use crate::capture::{ends_with_port, mesh};
 
 /// Annotations of others that decide over a pod's sidecar.
 const READ_ANNOTATIONS: [&str; 2] = ["openshift.io/scc", "kubernetes.io/config.mirror"];
+
+/// Maximum length of an argument that is kept for the one after it, in bytes.
+const MAX_ARGUMENT: usize = 256;
 
 /// Removes from a pod what neither the injection nor the status depends on.
 pub fn pod(pod: &mut Pod) {
@@ -36,20 +41,56 @@ pub fn pod(pod: &mut Pod) {
 }
 
 fn container(container: &mut Container) {
-    let Container { name, image, args, ports, resources, restart_policy, security_context, .. } =
-        std::mem::take(container);
-    let image = image.filter(|_| name == names::SIDECAR);
-    let args = args.filter(|_| mesh::reads_arguments_of(&name));
-    *container = Container {
+    let Container {
         name,
         image,
-        args,
         ports,
         resources,
         restart_policy,
         security_context,
+        env,
+        env_from,
+        command,
+        args,
+        ..
+    } = std::mem::take(container);
+    let image = image.filter(|_| name == names::SIDECAR);
+    let args = if mesh::reads_arguments_of(&name) { args } else { args.and_then(arguments) };
+    let env: Vec<_> = env.into_iter().flatten().filter_map(variable).collect();
+    *container = Container {
+        name,
+        image,
+        ports,
+        resources,
+        restart_policy,
+        security_context,
+        env: (!env.is_empty()).then_some(env),
+        env_from: env_from.filter(|sources| !sources.is_empty()).map(|_| vec![EnvFromSource::default()]),
+        command: command.and_then(arguments),
+        args,
         ..Container::default()
     };
+}
+
+/// Returns a variable that may be the port of an application, without the source of its value.
+fn variable(variable: EnvVar) -> Option<EnvVar> {
+    let EnvVar { name, value, value_from } = variable;
+    let has_port = value.as_deref().is_some_and(ends_with_port);
+    let may_have = value_from.is_some() && name.to_ascii_uppercase().contains("PORT");
+    let value_from = value_from.map(|_| EnvVarSource::default());
+    (has_port || may_have).then_some(EnvVar { name, value, value_from })
+}
+
+/// Returns those of a container's arguments that may have the port of an application, each with the argument before it.
+fn arguments(all: Vec<String>) -> Option<Vec<String>> {
+    let has_port = |item: &String| ends_with_port(item.split_once('=').map_or(item, |(_, value)| value));
+    let is_kept: Vec<_> = all.iter().map(has_port).collect();
+    let kept = all.into_iter().enumerate().filter(|(index, item)| {
+        let is_before = is_kept.get(index + 1).is_some_and(|next| *next) && item.len() < MAX_ARGUMENT;
+        is_kept[*index] || is_before
+    });
+    let kept: Vec<_> = kept.map(|(_, item)| item).collect();
+    (!kept.is_empty()).then_some(kept)
 }
 
 fn container_status(status: &mut ContainerStatus) {
@@ -116,6 +157,46 @@ mod tests {
             let mut pruned: Pod = serde_json::from_value(whole.clone()).unwrap();
             super::pod(&mut pruned);
             assert_eq!(reason(&json!(pruned)), reason(&whole), "{pointer}");
+        }
+    }
+
+    #[test]
+    fn pruned_pod_is_judged_like_the_whole_by_the_place_of_its_port() {
+        let settings = pods::settings();
+        let reason = |pod: &Value, place: &Value| {
+            let spec = pods::spec(json!({"targets": [{"port": "http", "portFrom": place}]}));
+            let injection = Injection {
+                namespace: "shop",
+                policy: "shop",
+                spec: &spec,
+                settings: &settings,
+                network_policies: &[],
+                pod_security: None,
+            };
+            match inject(pod, &injection) {
+                Outcome::Injected(injected) => Err(injected.captured),
+                Outcome::Skipped(skip) => Ok(skip.reason),
+            }
+        };
+        let source = json!({"configMapKeyRef": {"name": "a", "key": "b"}});
+        for fields in [
+            json!({"env": [{"name": "A", "value": "b"}, {"name": "PORT", "value": "8080"}]}),
+            json!({"env": [{"name": "PORT", "value": ":9090"}]}),
+            json!({"env": [{"name": "PORT", "valueFrom": source}]}),
+            json!({"envFrom": [{"configMapRef": {"name": "a"}}]}),
+            json!({"command": ["app", "--verbose"], "args": ["serve", "-p", "8080", "--x"]}),
+            json!({"args": ["serve", "-p=8080"]}),
+            json!({"args": ["serve", "-p=9090"]}),
+        ] {
+            let mut whole = pods::pod();
+            for (key, value) in fields.as_object().unwrap() {
+                whole["spec"]["containers"][0][key] = value.clone();
+            }
+            let mut pruned: Pod = serde_json::from_value(whole.clone()).unwrap();
+            super::pod(&mut pruned);
+            for place in [json!({"env": "PORT"}), json!({"argument": "-p"})] {
+                assert_eq!(reason(&json!(pruned), &place), reason(&whole, &place), "{fields} {place}");
+            }
         }
     }
 }

@@ -67,6 +67,7 @@ var changes = map[string]change{
 	"hostNetwork":                        {value: `true`},
 	"sidecar.imagePullSecrets":           {value: `[{"name": "registry"}]`},
 	"sidecar.dataPort":                   {value: `25800`},
+	"sidecar.applicationPort":            {value: `25810`},
 	"sidecar.adminPort":                  {value: `25890`},
 	"sidecar.drainSeconds":               {value: `6`},
 	"capture.redirect.enabled":           {value: `true`},

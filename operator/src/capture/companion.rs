@@ -40,7 +40,7 @@ impl Companion {
                 return skip(SkipReason::NameClash, message);
             }
             let number = one.sidecar_port;
-            if let Some(policy) = named_port::closed_by(pod, &name, one.port, number, network_policies) {
+            if let Some(policy) = named_port::closed_by(pod, &[&name], one.port, number, network_policies) {
                 let message = format!(
                     "the NetworkPolicy {policy} allows port {} and not {number}, where the sidecar listens; allow the port \
                      {name} as well",
@@ -86,7 +86,7 @@ mod tests {
 
     fn named(name: &str, port: u16) -> Captured {
         let name = Some(name.to_owned()).filter(|name| !name.is_empty());
-        Captured { container: "app".into(), name, port, sidecar_port: 24800 }
+        Captured { container: "app".into(), name, port, sidecar_port: 24800, variable: None }
     }
 
     fn plan(pod: &Value) -> Result<Companion, Skip> {

@@ -40,6 +40,7 @@ pub(super) fn locate(
             name: name.map(str::to_owned),
             port,
             sidecar_port: settings.data_port.saturating_add(offset),
+            variable: None,
         });
     }
     Ok(captured)
@@ -95,7 +96,13 @@ mod tests {
     }
 
     fn in_app(name: Option<&str>, port: u16, sidecar_port: u16) -> Captured {
-        Captured { container: "app".to_owned(), name: name.map(str::to_owned), port, sidecar_port }
+        Captured {
+            container: "app".to_owned(),
+            name: name.map(str::to_owned),
+            port,
+            sidecar_port,
+            variable: None,
+        }
     }
 
     #[test]

@@ -13,7 +13,7 @@ use k8s_openapi::{
 use larder_crds::selector;
 use serde_json::{Value, json};
 
-use super::{Captured, Inputs, Skip, SkipReason, number, ports, probes, text, unfit};
+use super::{Captured, Inputs, Skip, SkipReason, entries_of, no_such_port, number, text, unfit};
 
 /// The ports of a pod whose names move to the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,11 +32,42 @@ impl NamedPort {
         if let Some(skip) = unfit(pod, settings) {
             return Err(skip);
         }
+        let mut numbers: Vec<u16> = Vec::new();
         let mut captured: Vec<Captured> = Vec::new();
         for target in targets {
-            let (container, entry) = find(spec, &target.port)?;
-            let (Some(port), Some(name)) = (number(entry), entry["name"].as_str()) else {
-                let port = written(&target.port);
+            let port = find(spec, &target.port)?;
+            if numbers.contains(&port) {
+                continue;
+            }
+            let number = IntOrString::Int(port.into());
+            let sidecar_port =
+                settings.data_port.saturating_add(u16::try_from(numbers.len()).unwrap_or(u16::MAX));
+            numbers.push(port);
+            let mut own: Vec<Captured> = Vec::new();
+            for (container, entry) in entries_of(spec, &number) {
+                if entry["hostPort"].as_u64().is_some_and(|port| port != 0) {
+                    return Err(Skip {
+                        reason: SkipReason::HostPort,
+                        message: format!(
+                            "the port {port} is published on the node with hostPort; remove hostPort"
+                        ),
+                    });
+                }
+                let container = text(&container["name"]);
+                if let Some(name) = entry["name"].as_str()
+                    && !own.iter().any(|one| one.container == container && one.name.as_deref() == Some(name))
+                {
+                    own.push(Captured {
+                        container: container.to_owned(),
+                        name: Some(name.to_owned()),
+                        port,
+                        sidecar_port,
+                        variable: None,
+                    });
+                }
+            }
+            let names: Vec<_> = own.iter().filter_map(|one| one.name.as_deref()).collect();
+            let Some(name) = names.first() else {
                 return Err(Skip {
                     reason: SkipReason::UnnamedPort,
                     message: format!(
@@ -45,20 +76,7 @@ impl NamedPort {
                     ),
                 });
             };
-            if entry["hostPort"].as_u64().is_some_and(|port| port != 0) {
-                return Err(Skip {
-                    reason: SkipReason::HostPort,
-                    message: format!(
-                        "the port {name} is published on the node with hostPort; remove hostPort"
-                    ),
-                });
-            }
-            if captured.iter().any(|other| other.name.as_deref() == Some(name)) {
-                continue;
-            }
-            let offset = u16::try_from(captured.len()).unwrap_or(u16::MAX);
-            let sidecar_port = settings.data_port.saturating_add(offset);
-            if let Some(policy) = closed_by(pod, name, port, sidecar_port, network_policies) {
+            if let Some(policy) = closed_by(pod, &names, port, sidecar_port, network_policies) {
                 return Err(Skip {
                     reason: SkipReason::NetworkPolicy,
                     message: format!(
@@ -67,10 +85,19 @@ impl NamedPort {
                     ),
                 });
             }
-            let container = text(&container["name"]).to_owned();
-            captured.push(Captured { container, name: Some(name.to_owned()), port, sidecar_port });
+            captured.extend(own);
         }
         Ok(Self { captured })
+    }
+
+    /// Returns the line to write for this mode to capture the requests of a pod.
+    pub fn offer(pod: &Value, inputs: &Inputs<'_>) -> Option<String> {
+        let plan = Self::plan(pod, inputs).ok()?;
+        let name = plan.captured.first()?.name.clone()?;
+        Some(format!(
+            "capture by NamedPort: write `capture: {{mode: NamedPort}}` and targets without portFrom in the policy, and \
+             `targetPort: {name}` in the Services"
+        ))
     }
 
     /// Returns the captured ports.
@@ -78,16 +105,13 @@ impl NamedPort {
         &self.captured
     }
 
-    /// Moves the names in the pod's containers, and points probes and hooks at the application's number.
-    pub fn apply(&self, pod: &mut Value) {
-        for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
-            for port in &self.captured {
-                if let Some(name) = port.name.as_deref()
-                    && container["name"] == port.container.as_str()
-                {
-                    move_name(container, name, port);
-                    probes::redirect(container, name, port.port);
-                }
+    /// Moves the names of ports in a container.
+    pub fn apply(&self, container: &mut Value) {
+        for captured in &self.captured {
+            if let Some(name) = captured.name.as_deref()
+                && container["name"] == captured.container.as_str()
+            {
+                move_name(container, name, captured);
             }
         }
     }
@@ -109,38 +133,15 @@ fn move_name(container: &mut Value, name: &str, captured: &Captured) {
     }
 }
 
-fn written(port: &IntOrString) -> String {
-    match port {
-        IntOrString::Int(number) => number.to_string(),
-        IntOrString::String(name) => name.clone(),
-    }
-}
-
-/// Returns the container and the port entry of a target. By number, an entry with a name is preferred.
-fn find<'a>(spec: &'a Value, port: &IntOrString) -> Result<(&'a Value, &'a Value), Skip> {
-    let containers = spec["containers"].as_array().into_iter().flatten();
-    let entries = containers.flat_map(|container| ports(container).map(move |entry| (container, entry)));
-    let mut fitting: Vec<_> = entries
-        .filter(|(_, entry)| match port {
-            IntOrString::Int(wanted) => entry["containerPort"].as_i64() == Some(i64::from(*wanted)),
-            IntOrString::String(name) => entry["name"] == name.as_str(),
-        })
-        .collect();
-    fitting.sort_by_key(|(_, entry)| entry["name"].is_null());
-    fitting.into_iter().next().ok_or_else(|| Skip {
-        reason: SkipReason::NoSuchPort,
-        message: format!(
-            "no container of the pod lists a TCP port {}; add it to the container's ports, or correct the \
-             policy's targets",
-            written(port)
-        ),
-    })
+/// Returns the number of a target's port.
+fn find(spec: &Value, port: &IntOrString) -> Result<u16, Skip> {
+    entries_of(spec, port).find_map(|(_, entry)| number(entry)).ok_or_else(|| no_such_port(port))
 }
 
 /// Returns the NetworkPolicy that admits requests to the application's port and would block them at the sidecar's.
 pub(super) fn closed_by(
     pod: &Value,
-    name: &str,
+    names: &[&str],
     port: u16,
     sidecar_port: u16,
     network_policies: &[Arc<NetworkPolicy>],
@@ -156,8 +157,7 @@ pub(super) fn closed_by(
                 }
             }
     };
-    let named =
-        |entry: &NetworkPolicyPort| matches!(&entry.port, Some(IntOrString::String(other)) if other == name);
+    let named = |entry: &NetworkPolicyPort| matches!(&entry.port, Some(IntOrString::String(name)) if names.contains(&name.as_str()));
     network_policies.iter().find_map(|policy| {
         let spec = policy.spec.as_ref()?;
         let everything = spec.pod_selector.as_ref().is_none_or(selector::is_empty);
@@ -206,7 +206,13 @@ mod tests {
     }
 
     fn http() -> Captured {
-        Captured { container: "app".into(), name: Some("http".into()), port: 8080, sidecar_port: 24800 }
+        Captured {
+            container: "app".into(),
+            name: Some("http".into()),
+            port: 8080,
+            sidecar_port: 24800,
+            variable: None,
+        }
     }
 
     #[test]
@@ -250,6 +256,35 @@ mod tests {
         let mut udp = pod();
         udp["spec"]["containers"][0]["ports"][0]["protocol"] = json!("UDP");
         assert_eq!(check(&udp, json!("http"), json!([])), Err(SkipReason::NoSuchPort));
+    }
+
+    #[test]
+    fn every_name_of_a_number_is_captured_once() {
+        let mut pod = pod();
+        pod["spec"]["containers"][0]["ports"] = json!([
+            {"name": "http", "containerPort": 8080}, {"name": "web", "containerPort": 8080},
+            {"name": "quic", "containerPort": 8080, "protocol": "UDP"},
+        ]);
+        pod["spec"]["containers"][1]["ports"] = json!([{"name": "http", "containerPort": 8080}]);
+        for target in [json!("http"), json!("web"), json!(8080)] {
+            let captured = check(&pod, target, json!([])).unwrap();
+            let names: Vec<_> = captured
+                .iter()
+                .map(|one| (one.container.as_str(), one.name.as_deref().unwrap(), one.sidecar_port))
+                .collect();
+            assert_eq!(names, [("app", "http", 24800), ("app", "web", 24800), ("other", "http", 24800)]);
+        }
+    }
+
+    #[test]
+    fn port_of_a_native_sidecar_is_found_and_that_of_an_init_container_is_not() {
+        let mut pod = pod();
+        pod["spec"]["initContainers"] = json!([{"name": "proxy", "restartPolicy": "Always",
+            "ports": [{"name": "proxy", "containerPort": 8000}]}]);
+        let captured = check(&pod, json!("proxy"), json!([])).unwrap();
+        assert_eq!(captured[0].container, "proxy");
+        pod["spec"]["initContainers"][0]["restartPolicy"] = Value::Null;
+        assert_eq!(check(&pod, json!("proxy"), json!([])), Err(SkipReason::NoSuchPort));
     }
 
     #[test]

@@ -1,42 +1,30 @@
-//! Probes and lifecycle hooks, which refer to a port by name and must continue to reach the application's number.
+//! Probes and lifecycle hooks, which refer to a port by name or number and must continue to reach the application.
 
 use serde_json::{Value, json};
-
-const PROBES: [&str; 3] = ["readinessProbe", "livenessProbe", "startupProbe"];
-const HOOKS: [&str; 2] = ["postStart", "preStop"];
-/// Members of a probe or hook with a port that may be a name; `grpc` takes numbers only.
-const ACTIONS: [&str; 2] = ["httpGet", "tcpSocket"];
 
 /// Probes and hooks, as JSON pointers in a container.
 pub(super) const FIELDS: [&str; 5] =
     ["/readinessProbe", "/livenessProbe", "/startupProbe", "/lifecycle/postStart", "/lifecycle/preStop"];
-/// Members of a probe or hook with a port.
-pub(super) const NUMBERED_ACTIONS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
+/// Members of a probe or hook with a port. That of `grpc` is a number.
+pub(super) const ACTIONS: [&str; 3] = ["httpGet", "tcpSocket", "grpc"];
 
-/// Replaces `name` by `number` in every probe or hook of `container`.
-pub(super) fn redirect(container: &mut Value, name: &str, number: u16) {
-    let redirect = |handler: Option<&mut Value>| {
-        let Some(handler) = handler.and_then(Value::as_object_mut) else { return };
+/// Sets the port of every probe or hook of `container` to `number` for whose action `leads_there` holds.
+pub(super) fn redirect(container: &mut Value, leads_there: impl Fn(&Value) -> bool, number: u16) {
+    for field in FIELDS {
+        let Some(handler) = container.pointer_mut(field).and_then(Value::as_object_mut) else { continue };
         for action in ACTIONS {
-            if let Some(port) = handler.get_mut(action).and_then(|action| action.get_mut("port"))
-                && port == name
+            if let Some(action) = handler.get_mut(action)
+                && leads_there(action)
             {
-                *port = json!(number);
+                action["port"] = json!(number);
             }
         }
-    };
-    for probe in PROBES {
-        redirect(container.get_mut(probe));
-    }
-    for hook in HOOKS {
-        redirect(container.get_mut("lifecycle").and_then(|lifecycle| lifecycle.get_mut(hook)));
     }
 }
 
-/// Returns each probe and hook of `container` to its form in `before` if that is what [`redirect`] made it from.
-pub(crate) fn restore(container: &mut Value, before: &Value, name: &str, number: u16) {
-    let mut redirected = before.clone();
-    redirect(&mut redirected, name, number);
+/// Returns each probe and hook of `container` to its form in `before` if it still is as in `redirected`, which was made from
+/// that.
+pub(super) fn restore(container: &mut Value, before: &Value, redirected: &Value) {
     for field in FIELDS {
         if let (Some(now), Some(then), Some(before)) =
             (container.pointer_mut(field), redirected.pointer(field), before.pointer(field))

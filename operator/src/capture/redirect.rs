@@ -205,7 +205,7 @@ fn bypass(container: &mut Value, captured: &[Captured]) {
 /// Points a probe or hook at the number beside a captured one. A handler with a `host` leads elsewhere. `own` are the ports
 /// of its container, one of which it may name.
 fn bypass_handler(handler: &mut Value, own: &Value, captured: &[Captured]) {
-    for action in probes::NUMBERED_ACTIONS {
+    for action in probes::ACTIONS {
         let Some(action) = handler.get_mut(action).and_then(Value::as_object_mut) else { continue };
         if action.get("host").and_then(Value::as_str).is_some_and(|host| !host.is_empty()) {
             continue;

@@ -33,7 +33,11 @@ pub(super) fn container(
 ) -> Value {
     let settings = injection.settings;
     let mut args = Vec::new();
-    for port in captured {
+    for (index, port) in captured.iter().enumerate() {
+        // Names of one number have one listener.
+        if captured[..index].iter().any(|other| other.sidecar_port == port.sidecar_port) {
+            continue;
+        }
         args.push("--listen".to_owned());
         args.push(format!(":{}", port.sidecar_port));
         args.push("--upstream".to_owned());

@@ -1,8 +1,7 @@
 //! Tests of the injection as a whole.
 
+mod capturing;
 mod modes;
-
-use proptest::prelude::*;
 
 use super::*;
 
@@ -15,6 +14,7 @@ pub(crate) fn settings() -> SidecarSettings {
         redirect_image: None,
         redirect_pull_policy: None,
         data_port: 24800,
+        application_port: 24810,
         admin_port: 24890,
         drain_seconds: 5,
     }
@@ -444,57 +444,5 @@ fn pod_that_can_no_longer_be_captured_loses_the_sidecar_again() {
         let note = plain["metadata"].as_object_mut().unwrap().remove("annotations").unwrap();
         assert_eq!(note.as_object().unwrap().len(), 1, "{note}");
         assert_eq!(plain, expected);
-    }
-}
-
-fn any_port() -> impl Strategy<Value = Value> {
-    prop_oneof![
-        Just(json!({"name": "http", "containerPort": 8080})),
-        Just(json!({"containerPort": 8080, "protocol": "TCP"})),
-        Just(json!({"name": "web", "containerPort": 8080})),
-        Just(json!({"name": "admin", "containerPort": 9000, "protocol": "TCP"})),
-        Just(json!({"name": "dns", "containerPort": 53, "protocol": "UDP"})),
-    ]
-}
-
-fn any_handler() -> impl Strategy<Value = Value> {
-    prop_oneof![
-        Just(json!({"httpGet": {"port": "http"}})),
-        Just(json!({"tcpSocket": {"port": "admin"}})),
-        Just(json!({"grpc": {"port": 8080}})),
-        Just(json!({"exec": {"command": ["true"]}})),
-        Just(Value::Null),
-    ]
-}
-
-proptest! {
-    #[test]
-    fn injecting_twice_is_injecting_once(
-        ports in proptest::collection::vec(any_port(), 0..4),
-        probe in any_handler(),
-        hook in any_handler(),
-        target in prop_oneof![Just(json!("http")), Just(json!(8080)), Just(json!("admin"))],
-        second in prop_oneof![Just(json!("web")), Just(json!("http")), Just(json!(8080))],
-        mode in prop_oneof![Just("Auto"), Just("Redirect"), Just("CompanionService")],
-        grace in proptest::option::of(0_u64..100),
-    ) {
-        let mut pod = pod();
-        let app = &mut pod["spec"]["containers"][0];
-        app["ports"] = json!(ports);
-        app["readinessProbe"] = probe;
-        app["lifecycle"] = json!({"preStop": hook});
-        pod["spec"]["terminationGracePeriodSeconds"] = json!(grace);
-        let settings = modes::with_redirect();
-        let spec = spec(json!({"targets": [{"port": target}, {"port": second}], "capture": {"mode": mode}}));
-        if let Outcome::Injected(once) = run(&pod, &spec, &settings) {
-            prop_assert_eq!(run(&once.pod, &spec, &settings), Outcome::Injected(once.clone()));
-            let mut on_host = once.pod;
-            on_host["spec"]["hostNetwork"] = json!(true);
-            let Outcome::Skipped(skip) = run(&on_host, &spec, &settings) else { panic!("it is injected") };
-            let mut plain = skipped(&on_host, &skip);
-            plain["metadata"].as_object_mut().unwrap().remove("annotations");
-            pod["spec"]["hostNetwork"] = json!(true);
-            prop_assert_eq!(without_nulls(&plain), without_nulls(&pod));
-        }
     }
 }

@@ -4,7 +4,7 @@ use larder_api::{annotations, labels, names};
 use serde_json::{Map, Value, json};
 
 use super::{DEFAULT_GRACE_SECONDS, captured_of, pull_secrets};
-use crate::capture::{Captured, mesh, probes, redirect};
+use crate::capture::{Captured, listeners_mut, mesh, redirect};
 
 /// A sidecar's container that was removed.
 pub(super) struct Withdrawn {
@@ -23,17 +23,17 @@ pub(super) fn withdraw(pod: &Value) -> (Value, Option<Withdrawn>) {
     let wait = original["drainSeconds"].as_u64();
     let mut pod = pod.clone();
     let mut waits = false;
-    for container in pod["spec"]["containers"].as_array_mut().into_iter().flatten() {
+    for container in listeners_mut(&mut pod) {
         let name = container["name"].as_str().unwrap_or_default().to_owned();
         let before = &original["containers"][&name];
-        let own: Vec<_> = captured.iter().filter(|captured| captured.container == name).collect();
-        restore_ports(container, &own, &before["ports"]);
-        for captured in own {
-            if let Some(name) = &captured.name {
-                probes::restore(container, before, name, captured.port);
-            }
+        let is_moved = |captured: &&Captured| captured.container == name && captured.variable.is_none();
+        let moved: Vec<_> = captured.iter().filter(is_moved).collect();
+        restore_ports(container, &moved, &before["ports"]);
+        for captured in &captured {
+            captured.restore(container, &name, before);
         }
-        waits |= wait.is_some_and(|wait| restore_pre_stop(container, before, wait));
+        let is_captured = captured.iter().any(|captured| captured.container == name);
+        waits |= wait.is_some_and(|wait| is_captured && restore_pre_stop(container, before, wait));
     }
     let redirected = &original["redirect"];
     let redirection =
@@ -80,9 +80,13 @@ fn restore_ports(container: &mut Value, captured: &[&Captured], before: &Value) 
             .as_str()
             .is_some_and(|name| captured.iter().any(|one| one.name.as_deref() == Some(name)))
     };
-    for captured in captured {
+    for (index, one) in captured.iter().enumerate() {
+        // Names of one number have one entry together.
+        if captured[..index].iter().any(|other| other.port == one.port) {
+            continue;
+        }
         let is_listed = |entry: &Value| {
-            entry["containerPort"] == captured.port
+            entry["containerPort"] == one.port
                 && entry.get("protocol").is_none_or(|protocol| protocol == "TCP")
         };
         let was_listed =

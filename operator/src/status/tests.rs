@@ -25,6 +25,7 @@ pub(crate) fn right(name: &str) -> PodReport {
             name: Some("http".into()),
             port: 8080,
             sidecar_port: 24800,
+            variable: None,
         }],
         ..PodReport::default()
     }
@@ -279,6 +280,7 @@ fn with_capture_none_no_pod_is_missed() {
         Scene { spec: json!({"capture": {"mode": "None"}}), pods: vec![missed("b")], ..Scene::default() };
     let status = scene.assess(None);
     assert_eq!((status.pods.matched, status.pods.missed), (1, 0));
+    assert_eq!(status.capture.as_deref(), Some("None"));
     assert!(status.missed_pods.is_empty());
 }
 
