@@ -132,7 +132,7 @@ fn inject_plain(
     let before = pod;
     let mut pod = before.clone();
     plan.apply(&mut pod);
-    mesh::apply(&mesh, &mut pod);
+    mesh::apply(&mesh, &captured, &mut pod);
     let mut original = json!({ "captured": captured, "containers": {}, "image": injection.settings.image });
     if !mesh.is_empty() {
         original["mesh"] = json!(mesh);

@@ -9,6 +9,7 @@
 //! - The port of the admin API is exempt from them: the operator and the kubelet, which are not in the mesh, reach it where
 //!   the mesh requires mTLS, too.
 //! - The sidecar starts after the rules are in force and, where it is an init container, after the mesh's proxy.
+//! - Probes that Istio has taken over from the kubelet reach the application.
 //! - Both orders of the webhooks end in the same rules.
 //!
 //! The rules are the arguments of an init container, which nothing but an edit of them changes once the mesh has injected.
@@ -81,6 +82,9 @@ const MESHES: [Mesh; 2] = [
 
 /// Proxies of meshes whose rules are not known.
 const OTHER_PROXIES: [&str; 2] = ["kuma-sidecar", "consul-dataplane"];
+
+/// Environment variable of Istio's agent with the probes that it makes for the kubelet.
+const PROBERS: &str = "ISTIO_KUBE_APP_PROBERS";
 
 /// Ports that are added to a list of the mesh.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -160,8 +164,9 @@ pub fn plan(pod: &Value, capture: &Plan, settings: &SidecarSettings) -> Result<V
     Ok(additions)
 }
 
-/// Adds the ports to the mesh's settings.
-pub fn apply(additions: &[Addition], pod: &mut Value) {
+/// Adds the ports to the mesh's settings, and points the probes that Istio has taken over at the application.
+pub fn apply(additions: &[Addition], captured: &[Captured], pod: &mut Value) {
+    move_probes(captured, pod, |captured| (captured.sidecar_port, captured.port));
     for Addition { at, ports, .. } in additions {
         let list = read(pod, at).unwrap_or_default();
         let added = joined(ports);
@@ -170,8 +175,10 @@ pub fn apply(additions: &[Addition], pod: &mut Value) {
     }
 }
 
-/// Removes the ports that were added. Additions of others to the same list stay.
-pub fn undo(additions: &[Addition], pod: &mut Value) {
+/// Removes the ports that were added, and points the probes that Istio has taken over at the application's own number.
+/// Additions of others to the same list stay.
+pub fn undo(additions: &[Addition], captured: &[Captured], pod: &mut Value) {
+    move_probes(captured, pod, |captured| (captured.port, captured.sidecar_port));
     for Addition { at, ports, is_new } in additions {
         let Some(list) = read(pod, at) else { continue };
         let is_ours = |item: &&str| item.parse().is_ok_and(|port| ports.contains(&port));
@@ -182,6 +189,33 @@ pub fn undo(additions: &[Addition], pod: &mut Value) {
             _ => items(&list).filter(|item| !is_ours(item)).collect::<Vec<_>>().join(","),
         };
         write(pod, at, Some(before.as_str()).filter(|list| !list.is_empty() || !is_new));
+    }
+}
+
+/// Gives other ports to the probes that Istio's agent makes for the kubelet, if the application has another number than
+/// without the sidecar. Where its port's name has moved instead, the agent has the application's number.
+fn move_probes(captured: &[Captured], pod: &mut Value, ports: impl Fn(&Captured) -> (u16, u16)) {
+    let moved: Vec<_> = captured.iter().filter(|one| one.variable.is_some()).map(ports).collect();
+    let lists = ["containers", "initContainers"];
+    for list in lists.into_iter().filter(|_| !moved.is_empty()) {
+        for container in pod["spec"].get_mut(list).and_then(Value::as_array_mut).into_iter().flatten() {
+            for variable in container.get_mut("env").and_then(Value::as_array_mut).into_iter().flatten() {
+                let probers = variable["value"].as_str().filter(|_| variable["name"] == PROBERS);
+                let Some(Ok(mut probers)) = probers.map(serde_json::from_str::<Value>) else { continue };
+                let before = probers.clone();
+                for prober in probers.as_object_mut().into_iter().flat_map(|probers| probers.values_mut()) {
+                    for action in prober.as_object_mut().into_iter().flat_map(|prober| prober.values_mut()) {
+                        let to = moved.iter().find(|(from, _)| action["port"] == *from).map(|(_, to)| *to);
+                        if let (Some(to), Some(action)) = (to, action.as_object_mut()) {
+                            action.insert("port".into(), json!(to));
+                        }
+                    }
+                }
+                if probers != before {
+                    variable["value"] = json!(probers.to_string());
+                }
+            }
+        }
     }
 }
 

@@ -54,7 +54,8 @@ pub(super) fn withdraw(pod: &Value) -> (Value, Option<Withdrawn>) {
             !names::is_sidecar_volume(volume["name"].as_str().unwrap_or_default())
         });
     }
-    mesh::undo(&serde_json::from_value::<Vec<_>>(original["mesh"].clone()).unwrap_or_default(), &mut pod);
+    let mesh: Vec<_> = serde_json::from_value(original["mesh"].clone()).unwrap_or_default();
+    mesh::undo(&mesh, &captured, &mut pod);
     if let Some(metadata) = pod["metadata"].as_object_mut() {
         remove_members(metadata, "labels", &[labels::POLICY]);
         remove_members(metadata, "annotations", &[annotations::INJECTION_HASH, annotations::ORIGINAL]);

@@ -1,6 +1,7 @@
 //! Tests of injection beside a mesh, in both orders of the webhooks.
 
 use larder_api::names;
+use larder_crds::CachePolicySpec;
 use proptest::prelude::*;
 use serde_json::{Map, Value, json};
 
@@ -66,13 +67,17 @@ fn list<'a>(spec: &'a mut Map<String, Value>, key: &str) -> &'a mut Vec<Value> {
 }
 
 fn run(pod: &Value) -> Outcome {
-    let (spec, settings) = (spec(json!({})), settings());
+    run_with(pod, &spec(json!({})))
+}
+
+fn run_with(pod: &Value, spec: &CachePolicySpec) -> Outcome {
+    let settings = SidecarSettings { redirect_image: Some("larder/redirect:1".into()), ..settings() };
     inject(
         pod,
         &Injection {
             namespace: "shop",
             policy: "shop",
-            spec: &spec,
+            spec,
             settings: &settings,
             network_policies: &[],
             pod_security: None,
@@ -210,6 +215,29 @@ fn pod_whose_rules_are_not_known_is_left_alone() {
 }
 
 #[test]
+fn pod_of_a_mesh_is_captured_in_every_mode_but_redirect() {
+    let mut plain = pod();
+    plain["spec"]["containers"][0]["env"] = json!([{"name": "PORT", "value": "8080"}]);
+    for mode in ["NamedPort", "PortVariable", "CompanionService", "Redirect"] {
+        let target = match mode {
+            "PortVariable" => json!({"port": "http", "portFrom": {"env": "PORT"}}),
+            _ => json!({"port": "http"}),
+        };
+        let spec = spec(json!({"capture": {"mode": mode}, "targets": [target]}));
+        for mesh in ["istio", "linkerd"] {
+            let outcome = run_with(&injector(mesh, true, false).inject(&plain), &spec);
+            match (mode, outcome) {
+                ("Redirect", Outcome::Skipped(skip)) => {
+                    assert!(skip.reason == SkipReason::Mesh && skip.message.contains("NamedPort"), "{skip}");
+                }
+                (_, Outcome::Injected(injected)) => assert_ne!(mode, "Redirect", "{}", injected.pod),
+                (_, Outcome::Skipped(skip)) => panic!("{mode}: {skip}"),
+            }
+        }
+    }
+}
+
+#[test]
 fn application_probes_that_istio_has_rewritten_stay() {
     let agent = json!({"httpGet": {"path": "/app-health/app/livez", "port": 15020}});
     let istio = injector("istio", true, false);
@@ -223,6 +251,50 @@ fn application_probes_that_istio_has_rewritten_stay() {
     let second = injected(&second);
     assert_eq!(second["spec"]["containers"][0]["livenessProbe"], agent);
     assert_eq!(second["spec"]["initContainers"][2]["livenessProbe"], sidecars);
+}
+
+#[test]
+fn probes_of_istios_agent_follow_an_application_with_another_number() {
+    let spec = spec(
+        json!({"capture": {"mode": "PortVariable"}, "targets": [{"port": "http", "portFrom": {"env": "PORT"}}]}),
+    );
+    let injected = |pod: &Value| match run_with(pod, &spec) {
+        Outcome::Injected(injected) => injected.pod,
+        Outcome::Skipped(skip) => panic!("{skip}"),
+    };
+    let with_agent = |pod: &Value| {
+        let mut pod = injector("istio", true, false).inject(pod);
+        let number =
+            pod["spec"]["containers"][0]["readinessProbe"]["httpGet"]["port"].as_u64().unwrap_or(8080);
+        let probers = json!({
+            "/app-health/app/readyz": {"httpGet": {"path": "/ready", "port": number}, "timeoutSeconds": 1},
+            "/app-health/other/livez": {"tcpSocket": {"port": 9000}},
+        });
+        let init = pod["spec"]["initContainers"].as_array_mut().unwrap();
+        let proxy = init.iter_mut().find(|one| one["name"] == "istio-proxy").unwrap();
+        proxy["env"] = json!([{"name": "A", "value": "{}"}, {"name": PROBERS, "value": probers.to_string()}]);
+        pod["spec"]["containers"][0]["readinessProbe"] =
+            json!({"httpGet": {"path": "/app-health/app/readyz", "port": 15020}});
+        pod
+    };
+    let ports = |pod: &Value| {
+        let init = pod["spec"]["initContainers"].as_array().unwrap();
+        let proxy = init.iter().find(|one| one["name"] == "istio-proxy").unwrap();
+        let probers: Value = serde_json::from_str(text(&proxy["env"][1]["value"])).unwrap();
+        (
+            probers["/app-health/app/readyz"]["httpGet"]["port"].as_u64().unwrap(),
+            probers["/app-health/other/livez"]["tcpSocket"]["port"].as_u64().unwrap(),
+        )
+    };
+    let mut plain = pod();
+    plain["spec"]["containers"][0]["env"] = json!([{"name": "PORT", "value": "8080"}]);
+    let application_port = u64::from(settings().application_port);
+    for pod in [injected(&with_agent(&plain)), injected(&with_agent(&injected(&plain)))] {
+        assert_eq!(ports(&pod), (application_port, 9000));
+        assert_eq!(injected(&pod), pod);
+        let undone = skipped(&pod, &Skip { reason: SkipReason::HostNetwork, message: String::new() });
+        assert_eq!(ports(&undone), (8080, 9000));
+    }
 }
 
 proptest! {
