@@ -25,9 +25,10 @@ pub fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
     }
     let containers = status.init_container_statuses.iter().flatten();
     let is_ours = |name: &str| [names::REDIRECT, names::SIDECAR].contains(&name);
-    let (container, waiting) = containers
+    let found = containers
         .filter(|container| is_ours(&container.name))
-        .find_map(|container| Some((container, container.state.as_ref()?.waiting.as_ref()?)))?;
+        .find_map(|container| Some((container, container.state.as_ref()?.waiting.as_ref()?)));
+    let Some((container, waiting)) = found else { return application_ends(pod) };
     let obstacle = match waiting.reason.as_deref()? {
         "ErrImagePull"
         | "ImagePullBackOff"
@@ -43,6 +44,22 @@ pub fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
     let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref()?.message.as_ref());
     let words = waiting.message.clone().or_else(|| waiting.reason.clone()).unwrap_or_default();
     Some((obstacle, ended.map_or_else(|| words.clone(), |ended| format!("{words}: {}", ended.trim()))))
+}
+
+/// Returns the obstacle of a pod whose application ends again and again, after it was given another port: it may not take its
+/// port from where the policy says.
+fn application_ends(pod: &Pod) -> Option<(Obstacle, String)> {
+    let status = pod.status.as_ref()?;
+    let captured = inject::captured_of(&json!({ "metadata": { "annotations": pod.annotations() } }));
+    let was_moved = |name: &str| captured.iter().any(|one| one.variable.is_some() && one.container == name);
+    let lists = [&status.container_statuses, &status.init_container_statuses];
+    let mut containers = lists.into_iter().flatten().flatten();
+    containers.find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let ends = waiting.reason.as_deref() == Some("CrashLoopBackOff") && was_moved(&container.name);
+        let words = waiting.message.as_deref().unwrap_or("CrashLoopBackOff");
+        ends.then(|| (Obstacle::Application, format!("container {}: {words}", container.name)))
+    })
 }
 
 /// Returns true if a pod was created that long ago: an image may fail to be pulled once, and a node may have to be added.
@@ -95,9 +112,31 @@ pub fn is_live(pod: &Pod) -> bool {
 
 #[cfg(test)]
 mod tests {
+    use larder_api::annotations;
     use serde_json::json;
 
     use super::*;
+
+    #[test]
+    fn application_that_ends_on_its_new_port_is_an_obstacle() {
+        let pod = |captured: serde_json::Value| -> Pod {
+            serde_json::from_value(json!({
+                "metadata": {"labels": {labels::POLICY: "shop"},
+                    "annotations": {annotations::ORIGINAL: json!({"captured": [captured]}).to_string()}},
+                "spec": {"containers": [{"name": "app"}], "initContainers": [{"name": names::SIDECAR}]},
+                "status": {"containerStatuses": [{"name": "app", "image": "", "imageID": "", "ready": false,
+                    "restartCount": 3, "state": {"waiting": {"reason": "CrashLoopBackOff", "message": "back-off"}}}]},
+            }))
+            .unwrap()
+        };
+        let named = json!({"container": "app", "name": "http", "port": 8080, "sidecarPort": 24800});
+        assert_eq!(obstacle(&pod(named.clone())), None, "it may end for reasons of its own");
+        let mut moved = named;
+        moved["variable"] = json!({"place": {"env": "PORT"}, "added": true});
+        let (found, words) = obstacle(&pod(moved)).unwrap();
+        assert_eq!((found, words.as_str()), (Obstacle::Application, "container app: back-off"));
+        assert!(!found.is_common());
+    }
 
     #[test]
     fn redirection_that_fails_is_an_obstacle_in_the_words_of_nft() {

@@ -62,6 +62,8 @@ larder_api::labelled! {
         Image = "the sidecar's image cannot be pulled",
         /// The sidecar's container cannot be created or ends again and again.
         Sidecar = "the sidecar does not start",
+        /// The application ends again and again, after it was given another port.
+        Application = "the application does not start with another port, by the portFrom of the policy's targets",
         /// The API server refuses the pods that are still to be created.
         Refused = "the API server refuses a pod with the sidecar",
     }
@@ -74,6 +76,7 @@ impl Obstacle {
             Self::Unschedulable => "Unschedulable",
             Self::Image => "ImageNotPulled",
             Self::Sidecar => "SidecarNotStarted",
+            Self::Application => "ApplicationNotStarted",
             Self::Refused => "AdmissionRefused",
         }
     }
@@ -81,7 +84,7 @@ impl Obstacle {
     /// Returns true if other workloads would meet the obstacle as well.
     pub const fn is_common(self) -> bool {
         match self {
-            Self::Unschedulable | Self::Refused => false,
+            Self::Unschedulable | Self::Application | Self::Refused => false,
             Self::Image | Self::Sidecar => true,
         }
     }
