@@ -5,6 +5,7 @@ run_bench() {
   case ${1:-} in
     hit) bench_hit "${@:2}" ;;
     l1) bench_l1 "${@:2}" ;;
+    operator) bench_operator "${@:2}" ;;
     *) usage >&2; exit 2 ;;
   esac
 }
@@ -34,6 +35,17 @@ bench_l1() { # what else `l1 --help` has
   step "cargo build --release" "see the log" cargo build --release -p larder-bench --bin l1
   shown "caches in memory" "run $CARGO_TARGET_DIR/release/l1 by hand" "$CARGO_TARGET_DIR/release/l1" "$@"
   took "./dev bench l1" "$started"
+}
+
+bench_operator() { # what else `operator --help` has
+  local started=$SECONDS
+  need_rust
+  need_kubectl
+  kubectl get --raw /readyz >/dev/null 2>&1 || fail "there is no cluster at $KUBECONFIG" "./dev up --no-example"
+  step "cargo build --release" "see the log" cargo build --release -p larder-bench --bin operator
+  shown "the operator at scale" "kubectl logs --namespace larder-system deployment/larder-operator" \
+    "$CARGO_TARGET_DIR/release/operator" "$@"
+  took "./dev bench operator" "$started"
 }
 
 # A cluster on this machine, or what is left of one, has the kernel look at each packet of the loopback interface too.

@@ -1,5 +1,5 @@
 //! The cost of a hit: caches side by side, in requests per second of their own CPU. The choice of L1: libraries side by
-//! side.
+//! side. The operator at scale.
 //!
 //! `docs/benchmarks.md` explains how to run and read the results.
 
@@ -8,6 +8,7 @@ pub mod candidates;
 pub mod cpu;
 pub mod load;
 pub mod memory;
+pub mod operator;
 pub mod probe;
 pub mod process;
 pub mod serve;
