@@ -16,7 +16,7 @@ pub use explain::{
     ExplainRequest, ExplainedLifetimes, ExplainedMemory, ExplainedRoute, ExplainedStatus, Explanation,
     MAX_HEADERS,
 };
-pub use policy::{CacheState, PolicyReport, TierState};
+pub use policy::{CacheState, PolicyReport, RequestCounts, TierState};
 pub use problem::Problem;
 pub use purge::{KEY_PATTERN, PurgeReport, PurgeRequest, PurgedNames};
 pub use stats::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, Stats, StatsQuery, TopKey};

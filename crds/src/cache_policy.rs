@@ -25,34 +25,28 @@ use crate::{CachePolicyStatus, schema};
     derive = "PartialEq",
     doc = "A cache in front of the pods that a selector names.",
     printcolumn(
+        name = "Pods",
+        type_ = "integer",
+        json_path = ".status.pods.matched",
+        description = "Pods that the selector names."
+    ),
+    printcolumn(
         name = "Ready",
         type_ = "string",
         json_path = ".status.conditions[?(@.type=='Ready')].status",
         description = "Whether every matched pod serves by this policy."
     ),
     printcolumn(
-        name = "Matched",
+        name = "Hit%",
         type_ = "integer",
-        json_path = ".status.pods.matched",
-        description = "Pods that the selector names."
+        json_path = ".status.traffic.hitPercent",
+        description = "Hits among hits and misses of the last minute, in percent."
     ),
     printcolumn(
-        name = "Injected",
-        type_ = "integer",
-        json_path = ".status.pods.injected",
-        description = "Pods that have the sidecar."
-    ),
-    printcolumn(
-        name = "Current",
-        type_ = "integer",
-        json_path = ".status.pods.current",
-        description = "Pods whose sidecar has answered with this policy's hash."
-    ),
-    printcolumn(
-        name = "Missed",
-        type_ = "integer",
-        json_path = ".status.pods.missed",
-        description = "Pods without the sidecar."
+        name = "Rate",
+        type_ = "string",
+        json_path = ".status.traffic.requestsPerSecond",
+        description = "Requests a second of the last minute, to all sidecars together."
     ),
     printcolumn(
         name = "Capture",
@@ -61,6 +55,27 @@ use crate::{CachePolicyStatus, schema};
         description = "Capture mode in use."
     ),
     printcolumn(name = "Age", type_ = "date", json_path = ".metadata.creationTimestamp"),
+    printcolumn(
+        name = "Injected",
+        type_ = "integer",
+        json_path = ".status.pods.injected",
+        description = "Pods that have the sidecar.",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Current",
+        type_ = "integer",
+        json_path = ".status.pods.current",
+        description = "Pods whose sidecar has answered with this policy's hash.",
+        priority = 1
+    ),
+    printcolumn(
+        name = "Missed",
+        type_ = "integer",
+        json_path = ".status.pods.missed",
+        description = "Pods without the sidecar.",
+        priority = 1
+    ),
     printcolumn(
         name = "Reason",
         type_ = "string",

@@ -22,7 +22,7 @@ pub use cache_policy::{
 #[cfg(feature = "types")]
 pub use definition::cache_policies;
 #[cfg(feature = "types")]
-pub use status::{CachePolicyStatus, ConditionType, PodCounts};
+pub use status::{CachePolicyStatus, ConditionType, PodCounts, Traffic};
 
 /// The custom resource definition of `CachePolicy` as YAML: the generated file `larder.dev_cachepolicies.yaml`.
 pub const CACHE_POLICIES: &str = include_str!("../larder.dev_cachepolicies.yaml");

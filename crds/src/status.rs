@@ -26,6 +26,10 @@ pub struct CachePolicyStatus {
     #[serde(default)]
     pub pods: PodCounts,
 
+    /// Requests of the last minute, as the sidecars count them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub traffic: Option<Traffic>,
+
     /// Names of pods without a sidecar, ten at most.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(extend("x-kubernetes-list-type" = "atomic"))]
@@ -55,6 +59,18 @@ pub struct PodCounts {
 
     /// Matched pods that have no sidecar.
     pub missed: i32,
+}
+
+/// Requests of the last minute, as the sidecars count them. Small changes are written once a minute at most.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct Traffic {
+    /// Hits among hits and misses, in percent. Absent if there were neither.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub hit_percent: Option<i32>,
+
+    /// Requests a second to all sidecars together, as a decimal number with two significant digits.
+    pub requests_per_second: String,
 }
 
 larder_api::labelled! {

@@ -15,10 +15,13 @@ use std::{
     time::Duration,
 };
 
-use futures::{Stream, StreamExt};
+use futures::{
+    Stream, StreamExt,
+    stream::{self, BoxStream},
+};
 use k8s_openapi::api::{
     apps::v1::{DaemonSet, Deployment, ReplicaSet, StatefulSet},
-    core::v1::{ConfigMap, Pod, PodTemplateSpec, Service},
+    core::v1::{ConfigMap, Pod, Service},
     networking::v1::NetworkPolicy,
 };
 use kube::{
@@ -39,18 +42,24 @@ use tokio::sync::Mutex;
 use crate::{
     cli::RunArguments,
     error::Error,
+    list::Change,
     metrics::Metrics,
+    pod,
     pod_security::PodSecurity,
     policies::{Guarded, Policies},
-    pruned,
+    scope,
+    scoped::{self, Scope},
     sidecars::Sidecars,
     stores::Stores,
-    watched::{Watched, watch, watch_pruned},
+    throughput::Throughput,
+    watched::{Watched, watch},
     webhook_configuration::Registration,
 };
 
 /// Changes within this time are reconciled together.
 const DEBOUNCE_INTERVAL: Duration = Duration::from_millis(200);
+/// Maximum number of policies that are reconciled at a time.
+const MAX_CONCURRENT: u16 = 64;
 /// Delay before a failed reconciliation is retried.
 const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 
@@ -89,35 +98,57 @@ struct Context {
     refusals: Mutex<HashMap<String, rolling::Refused>>,
     /// Time at which the webhook last responded.
     reached: Mutex<Option<tokio::time::Instant>>,
-    /// The ConfigMaps, by uid, whose token exists, each with the time until which this is assumed.
-    tokens: Mutex<HashMap<String, tokio::time::Instant>>,
+    /// Requests of the sidecars, by the policy's namespace and name.
+    throughput: Mutex<HashMap<(String, String), Throughput>>,
+    /// The ConfigMaps of policies.
+    config_maps: Store<ConfigMap>,
+    /// The version in which each of them was last read from the API server, unless it was written since.
+    seen_config_maps: Mutex<HashMap<ObjectRef<ConfigMap>, String>>,
+    /// The tokens that exist, by the uid of the ConfigMap.
+    tokens: Mutex<HashMap<String, writes::Token>>,
 }
 
 /// Runs the controllers until it is dropped. Only one replica may run it at a time.
 pub async fn lead(dependencies: Arc<Dependencies>) {
     let (client, metrics) = (&dependencies.client, &dependencies.metrics);
     let everything = watcher::Config::default;
-    let (pods, watch_pods) = watch_pruned::<Pod>(client, everything(), metrics, pruned::pod);
-    let (replica_sets, watch_replica_sets) =
-        watch::<PartialObjectMeta<ReplicaSet>>(client, everything(), metrics);
-    let (deployments, watch_deployments) = watch::<Deployment>(client, everything(), metrics);
-    let (stateful_sets, watch_stateful_sets) = watch::<StatefulSet>(client, everything(), metrics);
-    let (daemon_sets, watch_daemon_sets) = watch::<DaemonSet>(client, everything(), metrics);
-    let (services, watch_services) = watch::<Service>(client, everything(), metrics);
     let labelled = everything().labels(labels::POLICY);
     let (config_maps, watch_config_maps) = watch::<ConfigMap>(client, labelled, metrics);
     // Every replica watches these.
     let policies = &dependencies.watched_policies;
+    let (wanted, watch_scope) = scope::follow(policies, &config_maps, &dependencies.arguments.namespace);
+    let unfinished = everything().fields(pod::UNFINISHED);
+    let (pods, watch_pods) = scoped::watch::<Pod>(client, unfinished, metrics, wanted.clone());
+    let (replica_sets, watch_replica_sets) =
+        scoped::watch::<PartialObjectMeta<ReplicaSet>>(client, everything(), metrics, wanted.clone());
+    let (deployments, watch_deployments) =
+        scoped::watch::<Deployment>(client, everything(), metrics, wanted.clone());
+    let (stateful_sets, watch_stateful_sets) =
+        scoped::watch::<StatefulSet>(client, everything(), metrics, wanted.clone());
+    let (daemon_sets, watch_daemon_sets) =
+        scoped::watch::<DaemonSet>(client, everything(), metrics, wanted.clone());
+    let (services, watch_services) = scoped::watch::<Service>(client, everything(), metrics, wanted.clone());
 
     let context = Arc::new(Context {
         dependencies: dependencies.clone(),
         stores: Stores {
-            pods: pods.store(),
-            replica_sets: replica_sets.store(),
-            deployments: deployments.store(),
-            stateful_sets: stateful_sets.store(),
-            daemon_sets: daemon_sets.store(),
-            services: services.store(),
+            pods: pods.list(),
+            replica_sets: replica_sets.list(),
+            deployments: deployments.list(),
+            stateful_sets: stateful_sets.list(),
+            daemon_sets: daemon_sets.list(),
+            services: services.list(),
+            scope: Scope {
+                wanted,
+                covered: vec![
+                    pods.covered(),
+                    replica_sets.covered(),
+                    deployments.covered(),
+                    stateful_sets.covered(),
+                    daemon_sets.covered(),
+                    services.covered(),
+                ],
+            },
             network_policies: dependencies.network_policies.clone(),
             pod_security: dependencies.pod_security.clone(),
         },
@@ -126,39 +157,31 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         leftovers: Mutex::default(),
         refusals: Mutex::default(),
         reached: Mutex::default(),
+        throughput: Mutex::default(),
+        config_maps: config_maps.store(),
+        seen_config_maps: Mutex::default(),
         tokens: Mutex::default(),
     });
 
-    let store = policies.store();
-    let of_pod = move |pod: Arc<Pod>| selecting(&store, &*pod, pod.labels());
-    let store = policies.store();
-    let of_deployment = move |one: Arc<Deployment>| {
-        selecting(&store, &*one, labels_of(one.spec.as_ref().map(|spec| &spec.template)))
+    let of_pods = |changes: BoxStream<'static, Change>| {
+        let store = policies.store();
+        changes.flat_map(move |change| stream::iter(selecting(&store, &change)))
     };
     let store = policies.store();
-    let of_stateful_set = move |one: Arc<StatefulSet>| {
-        selecting(&store, &*one, labels_of(one.spec.as_ref().map(|spec| &spec.template)))
-    };
-    let store = policies.store();
-    let of_daemon_set = move |one: Arc<DaemonSet>| {
-        selecting(&store, &*one, labels_of(one.spec.as_ref().map(|spec| &spec.template)))
-    };
-    let store = policies.store();
-    let of_service = move |service: Arc<Service>| {
-        let namespace = service.namespace();
-        let all = store.state_filter(|policy| policy.namespace() == namespace);
-        all.iter().map(|policy| ObjectRef::from_obj(&**policy)).collect::<Vec<_>>()
-    };
+    let of_services = services.subscribe().flat_map(move |service| {
+        let all = store.state_filter(|policy| policy.namespace().as_ref() == Some(&service.namespace));
+        stream::iter(all.iter().map(|policy| ObjectRef::from_obj(&**policy)).collect::<Vec<_>>())
+    });
     let of_config_map = |map: Arc<ConfigMap>| owner::<Guarded>(&*map, map.labels());
 
-    let config = Config::default().debounce(DEBOUNCE_INTERVAL);
+    let config = Config::default().debounce(DEBOUNCE_INTERVAL).concurrency(MAX_CONCURRENT);
     let in_force = Controller::for_shared_stream(policies.subscribe(), policies.store())
         .with_config(config.clone())
-        .watches_shared_stream(pods.subscribe(), of_pod)
-        .watches_shared_stream(deployments.subscribe(), of_deployment)
-        .watches_shared_stream(stateful_sets.subscribe(), of_stateful_set)
-        .watches_shared_stream(daemon_sets.subscribe(), of_daemon_set)
-        .watches_shared_stream(services.subscribe(), of_service)
+        .reconcile_on(of_pods(pods.subscribe().boxed()))
+        .reconcile_on(of_pods(deployments.subscribe().boxed()))
+        .reconcile_on(of_pods(stateful_sets.subscribe().boxed()))
+        .reconcile_on(of_pods(daemon_sets.subscribe().boxed()))
+        .reconcile_on(of_services)
         .watches_shared_stream(config_maps.subscribe(), of_config_map)
         .run(policy::reconcile, error_policy, context.clone());
     let taken_back = Controller::for_shared_stream(config_maps.subscribe(), config_maps.store())
@@ -173,6 +196,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
     dependencies.metrics.leader.set(1);
     tracing::info!("this replica is the leader");
     tokio::join!(
+        watch_scope,
         watch_pods,
         watch_replica_sets,
         watch_deployments,
@@ -186,25 +210,16 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
     );
 }
 
-/// Returns the labels of the pods of a template.
-fn labels_of(template: Option<&PodTemplateSpec>) -> &std::collections::BTreeMap<String, String> {
-    template.and_then(|template| template.metadata.as_ref()?.labels.as_ref()).unwrap_or(&NO_LABELS)
-}
-
-static NO_LABELS: std::collections::BTreeMap<String, String> = std::collections::BTreeMap::new();
-
-/// Returns the policies that select an object's pods, or that put a sidecar into it.
-fn selecting(
-    policies: &Store<Guarded>,
-    object: &impl Resource,
-    labels: &std::collections::BTreeMap<String, String>,
-) -> Vec<ObjectRef<Guarded>> {
-    let namespace = object.meta().namespace.as_deref();
-    let label = labels.get(labels::POLICY);
+/// Returns the policies that select the pods of a changed object, or that put a sidecar into them.
+fn selecting(policies: &Store<Guarded>, change: &Change) -> Vec<ObjectRef<Guarded>> {
+    let label = change.labels.get(labels::POLICY);
     let concerned = policies.state_filter(|policy| {
-        policy.namespace().as_deref() == namespace
+        policy.namespace().as_ref() == Some(&change.namespace)
             && (label == Some(&policy.name_any())
-                || policy.0.as_ref().is_ok_and(|policy| selector::matches(&policy.spec.selector, labels)))
+                || policy
+                    .0
+                    .as_ref()
+                    .is_ok_and(|policy| selector::matches(&policy.spec.selector, &change.labels)))
     });
     concerned.iter().map(|policy| ObjectRef::from_obj(&**policy)).collect()
 }

@@ -29,7 +29,7 @@ use crate::{
     pod::{admin_port_of, has_sidecar, is_finished, is_ready},
     policy_pods::PolicyPods,
     rollout::{Decision, Deviation, decide},
-    stores::{Stores, in_namespace},
+    stores::Stores,
 };
 
 /// Time after its grace period for which a terminating pod is assumed to run, while its end has not been observed.
@@ -111,8 +111,8 @@ pub fn writers(
     selector: &k8s_openapi::apimachinery::pkg::apis::meta::v1::LabelSelector,
     now: Timestamp,
 ) -> Vec<Writer> {
-    let mut pods = in_namespace(&stores.pods, namespace);
-    pods.retain(|pod| selector::matches(selector, pod.labels()) && takes_requests(pod, now));
+    let mut pods = stores.pods.selected(namespace, |labels| selector::matches(selector, labels));
+    pods.retain(|pod| takes_requests(pod, now));
     pods.sort_by_key(|pod| pod.name_any());
     let writer = |pod: &Pod| {
         let owner = pod.labels().get(labels::POLICY).filter(|_| has_sidecar(pod));

@@ -11,6 +11,12 @@ pub enum Error {
     /// A watch ended, which only happens when the process is ending.
     #[error("a watch has ended; the process is shutting down or must be restarted")]
     WatchEnded,
+    /// The objects of a namespace could not be listed in time.
+    #[error("the objects of namespace {namespace} could not be listed in time")]
+    Unlisted {
+        /// The namespace.
+        namespace: String,
+    },
     /// A certificate could not be made.
     #[error("could not create a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
@@ -67,6 +73,7 @@ impl Error {
         match self {
             Self::Kubernetes(_) => "Kubernetes",
             Self::WatchEnded => "WatchEnded",
+            Self::Unlisted { .. } => "Unlisted",
             Self::Certificate(_) => "Certificate",
             Self::BadSecret { .. } => "BadSecret",
             Self::NameTaken { .. } => "NameTaken",

@@ -1,6 +1,9 @@
 //! The operator's own metrics.
 
-use prometheus::{IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+use prometheus::{Histogram, HistogramOpts, IntCounterVec, IntGauge, Opts, Registry, TextEncoder};
+
+/// Upper bounds of the histogram's buckets, in seconds.
+const ADMISSION_BUCKETS: [f64; 10] = [0.0001, 0.00025, 0.0005, 0.001, 0.0025, 0.005, 0.01, 0.025, 0.1, 1.0];
 
 /// Metrics of the operator.
 #[derive(Clone, Debug)]
@@ -10,6 +13,8 @@ pub struct Metrics {
     pub reconciles: IntCounterVec,
     /// Pods that the webhook examined, by outcome: injected, skipped, unmatched or error.
     pub admissions: IntCounterVec,
+    /// Time that the webhook took for a pod, from the parsed request to the response.
+    pub admission_duration: Histogram,
     /// Restarts of workloads, by reason.
     pub rolls: IntCounterVec,
     /// Failures of watches, by the kind of object.
@@ -36,6 +41,14 @@ impl Metrics {
                 "Pods that the webhook examined, by outcome.",
                 &["outcome"],
             ),
+            admission_duration: Histogram::with_opts(
+                HistogramOpts::new(
+                    "larder_admission_duration_seconds",
+                    "Time that the webhook took for a pod, without the way there and back.",
+                )
+                .buckets(ADMISSION_BUCKETS.into()),
+            )
+            .expect("the name and the buckets are valid"),
             rolls: counter("larder_operator_rolls_total", "Restarts of workloads, by reason.", &["reason"]),
             watch_failures: counter(
                 "larder_operator_watch_failures_total",
@@ -45,10 +58,12 @@ impl Metrics {
             leader: IntGauge::new("larder_operator_leader", "1 while this replica leads.")
                 .expect("the name is valid"),
         };
-        let Self { registry, reconciles, admissions, rolls, watch_failures, leader } = &metrics;
+        let Self { registry, reconciles, admissions, admission_duration, rolls, watch_failures, leader } =
+            &metrics;
         let registered = registry
             .register(Box::new(reconciles.clone()))
             .and_then(|()| registry.register(Box::new(admissions.clone())))
+            .and_then(|()| registry.register(Box::new(admission_duration.clone())))
             .and_then(|()| registry.register(Box::new(rolls.clone())))
             .and_then(|()| registry.register(Box::new(watch_failures.clone())))
             .and_then(|()| registry.register(Box::new(leader.clone())));

@@ -99,6 +99,9 @@ pub fn is_ready_with(pod: &Pod, image: &str) -> bool {
         && sidecars.any(|sidecar| noted().or_else(|| sidecar.image.clone()).as_deref() == Some(image))
 }
 
+/// The field selector of pods that have not completed.
+pub const UNFINISHED: &str = "status.phase!=Succeeded,status.phase!=Failed";
+
 /// Returns true if a pod has completed.
 pub fn is_finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -155,5 +158,15 @@ mod tests {
         let (found, words) = obstacle(&pod).unwrap();
         assert_eq!(found, Obstacle::Sidecar);
         assert_eq!(words, "back-off: Error: Operation not permitted");
+    }
+
+    #[test]
+    fn finished_pods_are_not_listed() {
+        for phase in ["Pending", "Running", "Succeeded", "Failed", "Unknown"] {
+            let pod: Pod =
+                serde_json::from_value(json!({"metadata": {}, "status": {"phase": phase}})).unwrap();
+            let is_listed = UNFINISHED.split(',').all(|term| term != format!("status.phase!={phase}"));
+            assert_eq!(is_listed, !is_finished(&pod), "{phase}");
+        }
     }
 }

@@ -48,10 +48,18 @@ impl PodSecurity {
 
 #[cfg(test)]
 mod tests {
-    use serde_json::json;
+    use kube::runtime::{reflector, watcher};
+    use serde_json::{Value, json};
 
     use super::*;
-    use crate::policy_pods::tests::store;
+
+    fn store(namespaces: Vec<Value>) -> Store<PartialObjectMeta<Namespace>> {
+        let (store, mut writer) = reflector::store();
+        for namespace in namespaces {
+            writer.apply_watcher_event(&watcher::Event::Apply(serde_json::from_value(namespace).unwrap()));
+        }
+        store
+    }
 
     #[test]
     fn levels_below_privileged_forbid_capabilities() {

@@ -1,14 +1,19 @@
 //! Selection of the policy that serves a pod.
 
-use std::{collections::BTreeMap, sync::Arc};
+use std::{
+    collections::{BTreeMap, HashMap},
+    sync::Arc,
+};
 
 use kube::{ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
 use larder_crds::{CachePolicy, CachePolicySpec, ConditionType, Limits, selector};
 use larder_policy::ByteSize;
+use parking_lot::Mutex;
 
 use crate::{
     capture::Mode,
     compile::{self, Compiled, Owner},
+    in_force::{InForce, Parsed},
 };
 
 /// A policy as stored in the API server. An invalid one does not affect the others.
@@ -52,6 +57,17 @@ pub struct Policies {
     own_namespace: Arc<str>,
     /// Headers that identify a user under every policy.
     identity_headers: Arc<[String]>,
+    /// The policies in force that were last returned, by namespace.
+    known: Arc<Mutex<HashMap<String, Known>>>,
+}
+
+/// Policies in force, and all policies of the namespace at that time.
+#[derive(Debug, Default)]
+struct Known {
+    all: Vec<Arc<Guarded>>,
+    /// The reasons that policies in `all` are not in force, as far as only the policy itself decides.
+    errors: Vec<Option<PolicyError>>,
+    in_force: Arc<InForce>,
 }
 
 /// Kubernetes' own namespace, where an outage would affect the whole cluster.
@@ -60,7 +76,12 @@ const KUBE_SYSTEM: &str = "kube-system";
 impl Policies {
     /// Wraps the policies in `store`; none is accepted in `own_namespace`, the operator's.
     pub fn new(store: Store<Guarded>, own_namespace: &str) -> Self {
-        Self { store, own_namespace: own_namespace.into(), identity_headers: Arc::default() }
+        Self {
+            store,
+            own_namespace: own_namespace.into(),
+            identity_headers: Arc::default(),
+            known: Arc::default(),
+        }
     }
 
     /// Adds headers that identify a user under every policy.
@@ -74,30 +95,65 @@ impl Policies {
             .find(|policy| policy.namespace().as_deref() == Some(namespace) && policy.name_any() == name)
     }
 
-    /// Returns the policies of a namespace that may be in force, the oldest first. An invalid policy that was in force
-    /// before is included: its pods continue with its last good document, and no other policy takes them.
-    pub fn of(&self, namespace: &str) -> Vec<CachePolicy> {
-        let in_namespace = self.store.state_filter(|policy| policy.namespace().as_deref() == Some(namespace));
-        let mut policies: Vec<_> = in_namespace
+    /// Returns the policies of a namespace that may be in force. An invalid policy that was in force before is included:
+    /// its pods continue with its last good document, and no other policy takes them.
+    ///
+    /// A policy is compiled once for each of its specs, not for each call.
+    pub fn of(&self, namespace: &str) -> Arc<InForce> {
+        let all = self.store.state_filter(|policy| policy.namespace().as_deref() == Some(namespace));
+        let mut known = self.known.lock();
+        if all.is_empty() {
+            known.remove(namespace);
+            return Arc::default();
+        }
+        let before = known.entry(namespace.to_owned()).or_default();
+        let is_same = all.len() == before.all.len()
+            && all.iter().zip(&before.all).all(|(policy, before)| Arc::ptr_eq(policy, before));
+        if !is_same {
+            *before = self.examine(all, before);
+        }
+        before.in_force.clone()
+    }
+
+    /// Selects the policies in force among all policies of a namespace.
+    fn examine(&self, all: Vec<Arc<Guarded>>, before: &Known) -> Known {
+        let earlier: HashMap<_, _> = before
+            .all
             .iter()
-            .filter_map(|policy| policy.0.as_ref().ok())
-            .filter(|policy| {
-                Mode::of(&policy.spec.capture, &policy.spec.targets).is_some() && !lacks_its_name(policy)
-            })
-            .filter(|policy| match self.compile(policy) {
-                Ok(_) => true,
-                Err(PolicyError::Invalid(_)) => was_in_force(policy),
-                Err(_) => false,
-            })
-            .cloned()
+            .zip(&before.errors)
+            .filter_map(|(policy, error)| Some((policy.name_any(), (policy.0.as_ref().ok()?, error))))
             .collect();
-        policies.sort_by_key(age);
-        policies
+        let mut errors = Vec::with_capacity(all.len());
+        let mut in_force = Vec::new();
+        for guarded in &all {
+            let Some(policy) = Parsed::new(guarded) else {
+                errors.push(None);
+                continue;
+            };
+            let compiled_before = earlier.get(&policy.name_any()).filter(|(before, _)| {
+                before.metadata.uid == policy.metadata.uid && before.spec == policy.spec
+            });
+            let error = match compiled_before {
+                Some((_, error)) => (*error).clone(),
+                None => self.compile(&policy).err(),
+            };
+            let is_valid = match &error {
+                None => true,
+                Some(PolicyError::Invalid(_)) => was_in_force(&policy),
+                Some(_) => false,
+            };
+            let mode = Mode::of(&policy.spec.capture, &policy.spec.targets);
+            if is_valid && mode.is_some() && !lacks_its_name(&policy) {
+                in_force.push(policy);
+            }
+            errors.push(error);
+        }
+        Known { all, errors, in_force: Arc::new(InForce::new(in_force)) }
     }
 
     /// Returns the policy that serves a pod with these labels, unless the pod has opted out.
-    pub fn deciding(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Option<CachePolicy> {
-        self.of(namespace).into_iter().find(|policy| selector::matches(&policy.spec.selector, labels))
+    pub fn deciding(&self, namespace: &str, labels: &BTreeMap<String, String>) -> Option<Parsed> {
+        self.of(namespace).serving(labels).cloned()
     }
 
     /// Returns the document for a policy's sidecars.
@@ -109,6 +165,8 @@ impl Policies {
         if self.excludes(&namespace) {
             return Err(PolicyError::NamespaceExcluded);
         }
+        #[cfg(test)]
+        tests::COMPILED.with(|compiled| compiled.set(compiled.get() + 1));
         let (name, uid) = (policy.name_any(), policy.uid().unwrap_or_default());
         let owner = Owner { namespace: &namespace, name: &name, uid: &uid };
         let compiled = compile::compile(owner, &policy.spec.cache, &self.identity_headers);
@@ -176,18 +234,17 @@ fn overfull(spec: &CachePolicySpec) -> Option<String> {
     })
 }
 
-/// Returns the age key of a policy. Of two policies that select a pod, the one with the smaller key serves it.
-fn age(policy: &CachePolicy) -> (i64, String) {
-    let created = policy.creation_timestamp().map_or(i64::MAX, |time| time.0.as_second());
-    (created, policy.name_any())
-}
-
 #[cfg(test)]
 pub(crate) mod tests {
     use kube::runtime::{reflector, watcher};
     use serde_json::{Value, json};
 
     use super::*;
+
+    thread_local! {
+        /// Number of policies that this test has compiled.
+        pub(super) static COMPILED: std::cell::Cell<usize> = const { std::cell::Cell::new(0) };
+    }
 
     pub(crate) fn policies(list: &[Value]) -> Policies {
         let (store, mut writer) = reflector::store();
@@ -220,6 +277,38 @@ pub(crate) mod tests {
         ]);
         assert_eq!(policies.deciding("shop", &labels()).unwrap().name_any(), "older");
         assert!(policies.deciding("other", &labels()).is_none());
+    }
+
+    #[test]
+    fn lookups_among_1000_policies_compile_none() {
+        let named = |number: usize| {
+            policy(&format!("p{number}"), "2026-01-01T00:00:00Z", json!({"app": format!("a{number}")}))
+        };
+        let (store, mut writer) = reflector::store();
+        let mut apply = |policy: Value| {
+            let policy: Guarded = serde_json::from_value(policy).unwrap();
+            writer.apply_watcher_event(&watcher::Event::Apply(policy));
+        };
+        (0..1000).for_each(|number| apply(named(number)));
+        let policies = Policies::new(store, "larder-system");
+        let compiled = || COMPILED.with(std::cell::Cell::get);
+        let labels = [("app".to_owned(), "a500".to_owned())].into();
+        assert_eq!(policies.deciding("shop", &labels).unwrap().name_any(), "p500");
+        assert_eq!(compiled(), 1000);
+        let before = policies.of("shop");
+        assert_eq!(policies.deciding("shop", &labels).unwrap().name_any(), "p500");
+        assert!(Arc::ptr_eq(&before, &policies.of("shop")), "nothing was sorted or selected again");
+
+        let mut told = named(7);
+        told["status"] = json!({"configHash": "0123456789abcdef"});
+        apply(told);
+        assert!(policies.deciding("shop", &labels).is_some());
+        assert_eq!(compiled(), 1000, "a status is no reason to compile");
+        let mut changed = named(7);
+        changed["spec"]["suspend"] = json!(true);
+        apply(changed);
+        assert!(policies.deciding("shop", &labels).is_some());
+        assert_eq!(compiled(), 1001);
     }
 
     #[test]

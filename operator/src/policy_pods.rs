@@ -1,6 +1,11 @@
 //! The observed state of a policy's pods: their selection, their sidecars and their deviations.
 
-use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::{BTreeMap, HashMap},
+    net::IpAddr,
+    sync::Arc,
+    time::Duration,
+};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::Pod;
@@ -13,14 +18,19 @@ use crate::{
     capture::{Captured, Skip},
     choice::Choice,
     cli::SidecarSettings,
-    compile, inject,
+    compile,
+    in_force::InForce,
+    inject,
     inject::{Injection, Outcome},
     pod::{admin_port_of, has_existed_for, has_sidecar, is_live, obstacle},
     quota::{self, Usage},
     rollout::{Deviation, Obstacle, PodState},
     stores::{Stores, in_namespace},
-    workload::{self, Workload},
+    workload::{self, Newest, Workload},
 };
+
+/// The end of the name of a pod's own choice, in JSON.
+const CHOICE: &str = "larder.dev/inject\"";
 
 /// A policy's pods.
 #[derive(Clone, Debug, Default, PartialEq)]
@@ -91,8 +101,8 @@ pub struct Subject<'a> {
     pub policy: Option<&'a CachePolicy>,
     /// True if the running state is to be left as it is, because the policy is invalid.
     pub frozen: bool,
-    /// The namespace's policies that may be in force, the oldest first.
-    pub others: &'a [CachePolicy],
+    /// The namespace's policies that may be in force.
+    pub others: &'a InForce,
     /// Settings of injected sidecars.
     pub settings: &'a SidecarSettings,
     /// Time after which a restart whose pods do not start is undone.
@@ -116,56 +126,64 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
     });
     let hash = injection.map(|injection| inject::hash(&injection, &compile::secrets(&injection.spec.cache)));
     let mut policy_pods = PolicyPods::default();
-    let mut pods = in_namespace(&stores.pods, namespace);
+    let mut owners: HashMap<_, Option<Owner>> = HashMap::new();
+    let is_selected =
+        |labels: &_| policy.is_some_and(|policy| selector::matches(&policy.spec.selector, labels));
+    let is_named = |labels: &BTreeMap<_, _>| labels.get(labels::POLICY).is_some_and(|owner| owner == name);
+    let is_concerned = |labels: &_| is_selected(labels) || is_named(labels);
+    // Others may have made a choice that has no effect.
+    let mut pods = stores.pods.selected_or_mentioning(namespace, is_concerned, CHOICE);
     pods.sort_by_key(|pod| pod.name_any());
     for pod in pods.iter().filter(|pod| is_live(pod)) {
         let labels = pod.labels();
         let injected = has_sidecar(pod);
-        let ours = injected && labels.get(labels::POLICY).is_some_and(|owner| owner == name);
+        let ours = injected && is_named(labels);
         let choice = Choice::of(labels, pod.annotations());
         let opted_out = choice == Choice::Out;
-        let selected =
-            policy.is_some_and(|policy| selector::matches(&policy.spec.selector, labels)) && !opted_out;
-        let is_served = || others.iter().any(|other| selector::matches(&other.spec.selector, labels));
-        if let Some(remark) = choice.remark(selected).filter(|_| selected || !is_served()) {
+        let selected = is_selected(labels) && !opted_out;
+        let deciding = others.serving(labels);
+        if let Some(remark) = choice.remark(selected).filter(|_| selected || deciding.is_none()) {
             policy_pods.remarks.push(format!("pod {}: {remark}", pod.name_any()));
         }
         if !selected && !ours {
             continue;
         }
-        let deciding = others
-            .iter()
-            .filter(|_| !opted_out)
-            .find(|other| selector::matches(&other.spec.selector, labels))
-            .map(ResourceExt::name_any)
-            .filter(|other| policy.is_some() || other != name);
+        let deciding = deciding.filter(|_| !opted_out).map(|other| other.name_any());
+        let deciding = deciding.filter(|other| policy.is_some() || other != name);
         if let Some(other) = deciding.as_ref().filter(|other| *other != name) {
             if selected {
                 policy_pods.conflict = Some(other.clone());
             }
             continue;
         }
-        let mut workload = workload::of_pod(stores, pod);
-        if let Some((workload, _)) = &mut workload {
-            workload.progress.patience = patience;
-            workload.aim_at(hash.as_deref().filter(|_| deciding.is_some()));
-        }
+        let controller = workload::controller(pod);
+        let owner = controller.and_then(|controller| {
+            let key = (controller.kind.clone(), controller.name.clone(), deciding.is_some());
+            let find = || {
+                let (mut workload, newest) = workload::of_owner(stores, namespace, controller)?;
+                workload.progress.patience = patience;
+                workload.aim_at(hash.as_deref().filter(|_| deciding.is_some()));
+                let injection = injection.filter(|_| deciding.is_some() && !frozen);
+                let template = injection.map(|injection| inject::inject(&workload.template, &injection));
+                if let Some(Outcome::Injected(injected)) = &template {
+                    workload.injected = Some(injected.pod.clone());
+                }
+                Some(Owner { workload, newest, template })
+            };
+            owners.entry(key).or_insert_with(find).as_ref()
+        });
         let (deviation, skip) = match (&injection, &deciding) {
             _ if frozen => (None, None),
             (Some(injection), Some(_)) => {
-                let template =
-                    workload.as_ref().map(|(workload, _)| inject::inject(&workload.template, injection));
-                if let (Some((workload, _)), Some(Outcome::Injected(injected))) = (&mut workload, &template) {
-                    workload.injected = Some(injected.pod.clone());
-                }
                 let right = ours && pod.annotations().get(annotations::INJECTION_HASH) == hash.as_ref();
                 let own = || {
                     let mut own = json!(**pod);
-                    if workload.as_ref().is_some_and(|(workload, _)| !workload.progress.undone) {
+                    if owner.is_some_and(|owner| !owner.workload.progress.undone) {
                         workload::take_withheld(&mut own);
                     }
                     own
                 };
+                let template = owner.and_then(|owner| owner.template.as_ref());
                 judge(own, injected, right, template, injection)
             }
             _ => (injected.then_some(Deviation::Stray), None),
@@ -173,18 +191,27 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
         let mut report = report(pod, selected, injected, deviation, skip);
         report.not_started = obstacle(pod);
         report.obstacle = report.not_started.clone().filter(|_| has_existed_for(pod, patience, now));
-        if let Some((workload, newest)) = workload {
+        if let Some(Owner { workload, newest, .. }) = owner {
+            let newest = newest.marks(pod);
             (report.workload, report.newest) = (Some(workload.uid.clone()), newest);
             let obstacle = report.obstacle.as_ref().map(|(obstacle, _)| *obstacle);
             let state = PodState { deviation, newest, injected, obstacle };
             match policy_pods.workloads.iter_mut().find(|(known, _)| known.uid == workload.uid) {
                 Some((_, states)) => states.push(state),
-                None => policy_pods.workloads.push((workload, vec![state])),
+                None => policy_pods.workloads.push((workload.clone(), vec![state])),
             }
         }
         policy_pods.pods.push(report);
     }
     policy_pods
+}
+
+/// The owner of some pods.
+struct Owner {
+    workload: Workload,
+    newest: Newest,
+    /// The result of injecting the pod that the workload would create now.
+    template: Option<Outcome>,
 }
 
 /// Returns the deviation of a pod that the policy serves, from its JSON. `template` is the result of injecting the pod that its workload
@@ -193,13 +220,13 @@ fn judge(
     pod: impl FnOnce() -> Value,
     injected: bool,
     right: bool,
-    template: Option<Outcome>,
+    template: Option<&Outcome>,
     injection: &Injection<'_>,
 ) -> (Option<Deviation>, Option<Skip>) {
     match (injected, template) {
-        (true, Some(Outcome::Skipped(skip))) => (Some(Deviation::Stray), Some(skip)),
+        (true, Some(Outcome::Skipped(skip))) => (Some(Deviation::Stray), Some(skip.clone())),
         (true, _) => ((!right).then_some(Deviation::Outdated), None),
-        (false, Some(Outcome::Skipped(skip))) => (None, Some(skip)),
+        (false, Some(Outcome::Skipped(skip))) => (None, Some(skip.clone())),
         (false, _) => match inject::inject(&pod(), injection) {
             // Others put into the pod what its template does not show, such as a mesh's sidecar.
             Outcome::Skipped(skip) => (None, Some(skip)),
@@ -251,44 +278,41 @@ pub(crate) mod tests {
     use crate::{
         coverage::{self, Sight},
         inject::tests as pods,
+        list::{List, Listed},
         pod_security::PodSecurity,
         policies::{Policies, tests as policy_tests},
+        scoped::Scope,
     };
-    use kube::runtime::{
-        reflector::{self, Store},
-        watcher,
-    };
-    use serde::de::DeserializeOwned;
+    use kube::runtime::reflector;
+    use tokio::sync::watch;
 
-    pub(crate) fn store<K>(objects: Vec<Value>) -> Store<K>
-    where
-        K: kube::Resource<DynamicType = ()> + Clone + DeserializeOwned + 'static,
-    {
-        let (store, mut writer) = reflector::store();
+    pub(crate) fn list<K: Listed>(objects: Vec<Value>) -> List<K> {
+        let list = List::default();
         for object in objects {
-            writer.apply_watcher_event(&watcher::Event::Apply(serde_json::from_value(object).unwrap()));
+            list.write().insert(serde_json::from_value::<K>(object).unwrap());
         }
-        store
+        list
     }
 
     pub(crate) fn stores(pods: Vec<Value>) -> Stores {
         let template = self::pods::pod();
         Stores {
-            pods: store(pods),
-            replica_sets: store(vec![json!({
+            pods: list(pods),
+            replica_sets: list(vec![json!({
                 "apiVersion": "meta.k8s.io/v1", "kind": "PartialObjectMetadata",
                 "metadata": {"name": "shop-1", "namespace": "shop",
                     "annotations": {"deployment.kubernetes.io/revision": "1"},
                     "ownerReferences": [{"apiVersion": "apps/v1", "kind": "Deployment", "name": "shop", "uid": "d", "controller": true}]},
             })]),
-            deployments: store(vec![json!({
+            deployments: list(vec![json!({
                 "metadata": {"name": "shop", "namespace": "shop", "uid": "d", "annotations": {"deployment.kubernetes.io/revision": "1"}},
                 "spec": {"selector": {}, "template": {"metadata": template["metadata"], "spec": template["spec"]}},
             })]),
-            stateful_sets: store(vec![]),
-            daemon_sets: store(vec![]),
-            services: store(vec![]),
-            network_policies: store(vec![]),
+            stateful_sets: list(vec![]),
+            daemon_sets: list(vec![]),
+            services: list(vec![]),
+            scope: Scope { wanted: watch::channel(None).1, covered: vec![] },
+            network_policies: reflector::store().0,
             pod_security: PodSecurity::default(),
         }
     }
@@ -302,7 +326,7 @@ pub(crate) mod tests {
     }
 
     fn injected(name: &str, policies: &Policies) -> Value {
-        let policy = policies.of("shop").remove(0);
+        let policy = policies.of("shop").iter().next().unwrap().clone();
         let settings = pods::settings();
         let name_of_policy = policy.name_any();
         let injection = Injection {
@@ -364,7 +388,7 @@ pub(crate) mod tests {
     #[test]
     fn writers_are_all_pods_that_take_requests() {
         let policies = shop();
-        let selector = policies.of("shop").remove(0).spec.selector;
+        let selector = policies.of("shop").iter().next().unwrap().spec.selector.clone();
         let placed = |mut pod: Value| {
             pod["spec"]["nodeName"] = json!("node");
             pod

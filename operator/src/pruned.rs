@@ -1,7 +1,10 @@
 //! Removal of what the operator does not read from the objects that it watches: a cluster has thousands of pods of others.
 
-use k8s_openapi::api::core::v1::{
-    Container, ContainerStatus, EnvFromSource, EnvVar, EnvVarSource, Pod, Volume,
+use k8s_openapi::{
+    api::core::v1::{
+        Container, ContainerStatus, EnvFromSource, EnvVar, EnvVarSource, Pod, PodCondition, Volume,
+    },
+    apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use larder_api::{GROUP, names};
 
@@ -12,6 +15,8 @@ const READ_ANNOTATIONS: [&str; 2] = ["openshift.io/scc", "kubernetes.io/config.m
 
 /// Maximum length of an argument that is kept for the one after it, in bytes.
 const MAX_ARGUMENT: usize = 256;
+/// The annotation in which kubectl keeps the whole object once more.
+const LAST_APPLIED: &str = "kubectl.kubernetes.io/last-applied-configuration";
 
 /// Removes from a pod what neither the injection nor the status depends on.
 pub fn pod(pod: &mut Pod) {
@@ -20,6 +25,7 @@ pub fn pod(pod: &mut Pod) {
         annotations.retain(|name, _| is_read(name));
     }
     pod.metadata.managed_fields = None;
+    pod.metadata.resource_version = None;
     if let Some(spec) = &mut pod.spec {
         spec.containers.iter_mut().for_each(container);
         spec.init_containers.iter_mut().flatten().for_each(container);
@@ -34,9 +40,27 @@ pub fn pod(pod: &mut Pod) {
         }
     }
     if let Some(status) = &mut pod.status {
+        for condition in status.conditions.iter_mut().flatten() {
+            let PodCondition { type_, status, reason, message, .. } = std::mem::take(condition);
+            *condition = PodCondition { type_, status, reason, message, ..PodCondition::default() };
+        }
         status.container_statuses.iter_mut().flatten().for_each(container_status);
         status.init_container_statuses.iter_mut().flatten().for_each(container_status);
         status.ephemeral_container_statuses = None;
+    }
+}
+
+/// Removes from the metadata of an object what was only written for others, and its version, which changes with parts that
+/// the operator does not read.
+pub fn workload(metadata: &mut ObjectMeta) {
+    metadata.resource_version = None;
+    annotations(metadata);
+}
+
+/// Removes from the metadata of an object what was only written for others.
+pub fn annotations(metadata: &mut ObjectMeta) {
+    if let Some(annotations) = &mut metadata.annotations {
+        annotations.remove(LAST_APPLIED);
     }
 }
 

@@ -18,7 +18,7 @@ use larder_api::{
     admin::{PolicyReport, TierState},
     names,
 };
-use larder_crds::{CachePolicySpec, CachePolicyStatus, ConditionType, PodCounts};
+use larder_crds::{CachePolicySpec, CachePolicyStatus, ConditionType, PodCounts, Traffic};
 use larder_policy::coverage::State;
 use serde_json::json;
 
@@ -71,6 +71,8 @@ pub struct Observation<'a> {
     pub write_error: Option<&'a str>,
     /// The reason that no pod matches the selector.
     pub vacancy: &'a Vacancy,
+    /// Requests of the sidecars, if that is known.
+    pub throughput: Option<&'a Traffic>,
     /// Restarts that are needed and do not begin.
     pub holds: &'a [Hold],
 }
@@ -132,6 +134,7 @@ pub fn assess(
         observed_generation: seen.generation,
         config_hash: seen.hash.map(str::to_owned).or_else(|| last_hash(seen, previous)),
         capture: Some(mode(seen).map_or("None", Mode::as_str).to_owned()),
+        traffic: seen.throughput.cloned().or_else(|| previous?.traffic.clone()),
         pods,
         missed_pods,
         conditions: conditions.collect(),

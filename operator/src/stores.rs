@@ -11,63 +11,69 @@ use kube::{Resource, core::PartialObjectMeta, runtime::reflector::Store};
 
 use crate::{
     error::{Error, Result},
+    list::{List, Listed},
     pod_security::PodSecurity,
+    scoped::Scope,
 };
 
 /// The watched lists.
 #[derive(Clone)]
 pub struct Stores {
-    /// Pods.
-    pub pods: Store<Pod>,
+    /// Pods that have not finished.
+    pub pods: List<Pod>,
     /// ReplicaSets, their metadata only, because they connect pods to Deployments.
-    pub replica_sets: Store<PartialObjectMeta<ReplicaSet>>,
+    pub replica_sets: List<PartialObjectMeta<ReplicaSet>>,
     /// Deployments.
-    pub deployments: Store<Deployment>,
+    pub deployments: List<Deployment>,
     /// StatefulSets.
-    pub stateful_sets: Store<StatefulSet>,
+    pub stateful_sets: List<StatefulSet>,
     /// DaemonSets.
-    pub daemon_sets: Store<DaemonSet>,
+    pub daemon_sets: List<DaemonSet>,
     /// Services.
-    pub services: Store<Service>,
-    /// Network policies.
+    pub services: List<Service>,
+    /// The namespaces that are in the lists.
+    pub scope: Scope,
+    /// Network policies of all namespaces.
     pub network_policies: Store<NetworkPolicy>,
     /// Pod Security levels of the namespaces.
     pub pod_security: PodSecurity,
 }
 
 impl Stores {
-    /// Waits until every list is complete.
+    /// Waits until the lists of a namespace are complete.
     ///
     /// # Errors
-    /// If a watch has ended.
-    pub async fn ready(&self) -> Result<()> {
-        let Self {
-            pods,
-            replica_sets,
-            deployments,
-            stateful_sets,
-            daemon_sets,
-            services,
-            network_policies,
-            pod_security,
-        } = self;
-        let ended = |_| Error::WatchEnded;
-        pods.wait_until_ready().await.map_err(ended)?;
-        replica_sets.wait_until_ready().await.map_err(ended)?;
-        deployments.wait_until_ready().await.map_err(ended)?;
-        stateful_sets.wait_until_ready().await.map_err(ended)?;
-        daemon_sets.wait_until_ready().await.map_err(ended)?;
-        services.wait_until_ready().await.map_err(ended)?;
-        network_policies.wait_until_ready().await.map_err(ended)?;
-        pod_security.ready().await
+    /// If a watch has ended, or if it takes too long.
+    pub async fn ready(&self, namespace: &str) -> Result<()> {
+        self.network_policies.wait_until_ready().await.map_err(|_| Error::WatchEnded)?;
+        self.pod_security.ready().await?;
+        self.scope.ready(namespace).await
     }
 }
 
-/// Returns the objects of a list that are in a namespace.
-pub fn in_namespace<K>(store: &Store<K>, namespace: &str) -> Vec<Arc<K>>
+/// Lists whose objects can be read by namespace.
+pub trait ByNamespace<K> {
+    /// Returns the objects of a namespace.
+    fn of_namespace(&self, namespace: &str) -> Vec<Arc<K>>;
+}
+
+impl<K: Listed> ByNamespace<K> for List<K> {
+    fn of_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.selected(namespace, |_| true)
+    }
+}
+
+impl<K> ByNamespace<K> for Store<K>
 where
     K: Resource + Clone + 'static,
     K::DynamicType: Eq + Hash + Clone,
 {
-    store.state_filter(|object| object.meta().namespace.as_deref() == Some(namespace))
+    fn of_namespace(&self, namespace: &str) -> Vec<Arc<K>> {
+        self.state_filter(|object| object.meta().namespace.as_deref() == Some(namespace))
+    }
+}
+
+/// Returns the objects of a list that are in a namespace.
+pub fn in_namespace<K>(list: &impl ByNamespace<K>, namespace: &str) -> Vec<Arc<K>> {
+    list.of_namespace(namespace)
 }

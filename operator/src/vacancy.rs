@@ -110,7 +110,7 @@ pub fn named(kind: &str, metadata: &ObjectMeta) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::policy_pods::tests::{store, stores};
+    use crate::policy_pods::tests::{list, stores};
 
     fn of(replicas: i32, status: Value) -> Vacancy {
         let deployment = json!({
@@ -118,7 +118,7 @@ mod tests {
             "spec": {"replicas": replicas, "selector": {}, "template": {"metadata": {"labels": {"app": "shop"}}}},
             "status": status,
         });
-        let stores = Stores { deployments: store(vec![deployment]), ..stores(vec![]) };
+        let stores = Stores { deployments: list(vec![deployment]), ..stores(vec![]) };
         let selector = LabelSelector {
             match_labels: Some([("app".to_owned(), "shop".to_owned())].into()),
             ..LabelSelector::default()

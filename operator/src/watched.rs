@@ -17,7 +17,7 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{Stream, StreamExt, channel::mpsc};
+use futures::{Stream, StreamExt, channel::mpsc, stream};
 use kube::{
     Api, Client, Resource,
     runtime::{
@@ -34,8 +34,8 @@ use crate::metrics::Metrics;
 /// Time after which a kind that the API server does not know is regarded as deleted, with all its objects.
 const ABSENCE_LIMIT: Duration = Duration::from_secs(20);
 
-/// Number of objects that are listed at a time: a page is in memory whole, before its objects are pruned.
-const PAGE_SIZE: u32 = 100;
+/// Number of objects that are listed at a time: a page is in memory whole, before its objects are reduced to what is read.
+pub(crate) const PAGE_SIZE: u32 = 100;
 
 /// A watched list.
 pub struct Watched<K>
@@ -59,8 +59,7 @@ where
     readers: Readers<K>,
 }
 
-/// Watches objects: returns the list, and the work that keeps it current. A failed watch is restarted with a backoff.
-/// Managed fields are dropped, because they are half of an object and of no use here.
+/// Watches objects: returns the list, and the work that keeps it current.
 pub fn watch<K>(
     client: &Client,
     config: watcher::Config,
@@ -70,60 +69,59 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Debug,
 {
-    watch_pruned(client, config, metrics, |_| {})
+    let (watched, mut publisher) = channel::<K>();
+    let events = events(client, config, metrics);
+    let work = events.for_each(move |event| {
+        publisher.publish(event);
+        std::future::ready(())
+    });
+    (watched, work)
 }
 
-/// Watches objects like [`watch`], and changes each with `prune` before it is stored.
-pub fn watch_pruned<K>(
+/// Returns the events of a watch. A failed watch is restarted with a backoff. Managed fields are dropped, because they are
+/// half of an object and of no use here.
+pub(crate) fn events<K>(
     client: &Client,
     config: watcher::Config,
     metrics: &Metrics,
-    prune: fn(&mut K),
-) -> (Watched<K>, impl Future<Output = ()> + use<K>)
+) -> impl Stream<Item = watcher::Event<K>> + Send + use<K>
 where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Debug,
 {
-    let (watched, mut publisher) = channel::<K>();
     let kind = K::kind(&K::DynamicType::default()).into_owned();
     let failures = metrics.watch_failures.with_label_values(&[&kind]);
     let config = config.page_size(PAGE_SIZE);
     let events = watcher(Api::<K>::all_with(client.clone(), &K::DynamicType::default()), config)
         .default_backoff()
-        .modify(move |object| {
-            object.meta_mut().managed_fields = None;
-            prune(object);
-        });
-    let work = async move {
-        let mut events = std::pin::pin!(events);
-        let mut absence = Absence::default();
-        while let Some(event) = events.next().await {
-            match event {
-                Ok(event) => {
-                    // Each attempt to list begins with this one.
-                    if !matches!(event, watcher::Event::Init) {
-                        absence = Absence::default();
-                    }
-                    publisher.publish(event);
-                }
-                Err(error) => {
-                    failures.inc();
-                    if !is_undefined(&error) {
-                        tracing::warn!(%error, kind, "a watch failed; restarting it");
-                    } else if absence.is_noticed() {
-                        tracing::error!(
-                            kind,
-                            "the cluster does not define this kind: upgrade the chart or apply the files in crds/; until \
-                             then there are no objects of it"
-                        );
-                        publisher.publish(watcher::Event::Init);
-                        publisher.publish(watcher::Event::InitDone);
-                    }
-                }
+        .modify(|object| object.meta_mut().managed_fields = None);
+    let mut absence = Absence::default();
+    let events = events.map(move |event| match event {
+        Ok(event) => {
+            // Each attempt to list begins with this one.
+            if !matches!(event, watcher::Event::Init) {
+                absence = Absence::default();
+            }
+            vec![event]
+        }
+        Err(error) => {
+            failures.inc();
+            if !is_undefined(&error) {
+                tracing::warn!(%error, kind, "a watch failed; restarting it");
+                vec![]
+            } else if absence.is_noticed() {
+                tracing::error!(
+                    kind,
+                    "the cluster does not define this kind: upgrade the chart or apply the files in crds/; until \
+                     then there are no objects of it"
+                );
+                vec![watcher::Event::Init, watcher::Event::InitDone]
+            } else {
+                vec![]
             }
         }
-    };
-    (watched, work)
+    });
+    events.flat_map(stream::iter)
 }
 
 /// Absence of a kind's definition.

@@ -103,6 +103,7 @@ pub async fn serve(
 }
 
 async fn review(State(webhook): State<Arc<Webhook>>, Json(review): Json<Value>) -> Json<Value> {
+    let _timer = webhook.metrics.admission_duration.start_timer();
     Json(webhook.review(&review))
 }
 

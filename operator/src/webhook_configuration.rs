@@ -5,7 +5,7 @@
 //! - Changes by others are reverted within [`REPAIR`].
 
 use std::{
-    collections::HashMap,
+    collections::{BTreeMap, HashMap},
     sync::Arc,
     time::{Duration, Instant},
 };
@@ -15,10 +15,11 @@ use k8s_openapi::{
     apimachinery::pkg::apis::meta::v1::OwnerReference,
 };
 use kube::{
-    Api, Client,
+    Api, Client, ResourceExt,
     api::{Patch, PatchParams},
 };
 use larder_api::{labels, names};
+use larder_crds::{CachePolicy, selector};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
@@ -27,7 +28,7 @@ use crate::{
     choice::has_not_opted_out, cli::RunArguments, error::Result, owner, policies::Policies, tls::Loaded,
 };
 
-/// Interval at which the configuration is applied even without changes here.
+/// Interval at which the configuration is looked at even without changes here.
 const REPAIR: Duration = Duration::from_secs(10);
 /// The path that admissions are posted to.
 pub const INJECT_PATH: &str = "/inject";
@@ -38,8 +39,16 @@ pub struct Registration {
     arguments: RunArguments,
     policies: Policies,
     certificate: watch::Receiver<Option<Arc<Loaded>>>,
-    applied: tokio::sync::Mutex<Option<(Wanted, Instant)>>,
+    applied: tokio::sync::Mutex<Option<Applied>>,
     named_since: Mutex<HashMap<String, Instant>>,
+}
+
+/// The configuration as it was last seen in the API server.
+struct Applied {
+    wanted: Wanted,
+    /// The version after it was written here; any change by others gives another one.
+    version: Option<String>,
+    seen: Instant,
 }
 
 /// Inputs of the configuration.
@@ -69,6 +78,24 @@ impl Registration {
         }
     }
 
+    /// Writes the configuration if it does not cover a policy, or is not known to be current.
+    ///
+    /// # Errors
+    /// If the API server rejects it.
+    pub async fn ensure_covered(&self, policy: &CachePolicy) -> Result<()> {
+        let namespace = policy.metadata.namespace.as_deref().unwrap_or_default();
+        let is_unlabelled = selector::matches(&policy.spec.selector, &BTreeMap::new());
+        let bundle = self.certificate.borrow().clone();
+        let applied = self.applied.lock().await;
+        let is_current = applied.as_ref().is_some_and(|applied| {
+            bundle.is_some_and(|loaded| loaded.bundle == applied.wanted.bundle)
+                && applied.wanted.namespaces.binary_search_by(|named| named.as_str().cmp(namespace)).is_ok()
+                && (applied.wanted.unlabelled || !is_unlabelled)
+        });
+        drop(applied);
+        if is_current { Ok(()) } else { self.ensure().await }
+    }
+
     /// Writes the configuration if it is not known to be current.
     ///
     /// # Errors
@@ -81,24 +108,33 @@ impl Registration {
             unlabelled: self.policies.select_unlabelled(),
         };
         let mut applied = self.applied.lock().await;
-        if applied.as_ref().is_some_and(|(last, at)| *last == wanted && at.elapsed() < REPAIR) {
-            return Ok(());
+        let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
+        if let Some(last) = applied.as_mut().filter(|last| last.wanted == wanted) {
+            if last.seen.elapsed() < REPAIR {
+                return Ok(());
+            }
+            let found = configurations.get_metadata_opt(names::WEBHOOK_CONFIGURATION).await?;
+            if last.version.is_some() && found.and_then(|found| found.resource_version()) == last.version {
+                last.seen = Instant::now();
+                return Ok(());
+            }
         }
         let body = configuration(
             &self.arguments,
             &wanted,
             owner::find(&self.client, &self.arguments.cluster_role).await?.as_ref(),
         );
-        let configurations: Api<MutatingWebhookConfiguration> = Api::all(self.client.clone());
         let options = PatchParams::apply(names::FIELD_MANAGER).force();
-        configurations.patch(names::WEBHOOK_CONFIGURATION, &options, &Patch::Apply(&body)).await?;
+        let written =
+            configurations.patch(names::WEBHOOK_CONFIGURATION, &options, &Patch::Apply(&body)).await?;
 
         let mut named = self.named_since.lock();
         named.retain(|namespace, _| wanted.namespaces.contains(namespace));
         for namespace in &wanted.namespaces {
             named.entry(namespace.clone()).or_insert_with(Instant::now);
         }
-        *applied = Some((wanted, Instant::now()));
+        let version = written.resource_version();
+        *applied = Some(Applied { wanted, version, seen: Instant::now() });
         Ok(())
     }
 

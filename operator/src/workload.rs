@@ -8,7 +8,10 @@ use k8s_openapi::{
         apps::v1::{DaemonSet, Deployment, DeploymentStrategy, StatefulSet},
         core::v1::{Pod, PodTemplateSpec},
     },
-    apimachinery::pkg::{apis::meta::v1::ObjectMeta, util::intstr::IntOrString},
+    apimachinery::pkg::{
+        apis::meta::v1::{ObjectMeta, OwnerReference},
+        util::intstr::IntOrString,
+    },
 };
 use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use larder_api::annotations;
@@ -207,30 +210,50 @@ impl fmt::Display for Workload {
     }
 }
 
-/// Returns the workload that owns a pod, and true if the pod was created from its newest template.
-pub fn of_pod(stores: &Stores, pod: &Pod) -> Option<(Workload, bool)> {
-    let namespace = pod.namespace()?;
-    let owner = pod.owner_references().iter().find(|owner| owner.controller == Some(true))?;
+/// The mark of the pods that were created from a workload's newest template.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Newest {
+    /// A label of the pod, with its value.
+    Label(&'static str, Option<String>),
+    /// The owner of the pod, which is of the newest template or is not.
+    Owner(bool),
+}
+
+impl Newest {
+    /// Returns true if a pod was created from the newest template.
+    pub fn marks(&self, pod: &Pod) -> bool {
+        match self {
+            Self::Label(label, value) => value.is_some() && pod.labels().get(*label) == value.as_ref(),
+            Self::Owner(is_newest) => *is_newest,
+        }
+    }
+}
+
+/// Returns the owner that controls a pod.
+pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
+    pod.owner_references().iter().find(|owner| owner.controller == Some(true))
+}
+
+/// Returns the workload whose pods are controlled by `owner`, and the mark of its newest pods.
+pub fn of_owner(stores: &Stores, namespace: &str, owner: &OwnerReference) -> Option<(Workload, Newest)> {
     match owner.kind.as_str() {
         "StatefulSet" => {
-            let set = stores.stateful_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
-            let newest = set.status.as_ref().and_then(|status| status.update_revision.as_ref());
-            let newest = newest.is_some() && pod.labels().get(REVISION_HASH) == newest;
-            Some((of_stateful_set(&set), newest))
+            let set = stores.stateful_sets.get(&ObjectRef::new(&owner.name).within(namespace))?;
+            let newest = set.status.as_ref().and_then(|status| status.update_revision.clone());
+            Some((of_stateful_set(&set), Newest::Label(REVISION_HASH, newest)))
         }
         "DaemonSet" => {
-            let set = stores.daemon_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
-            let newest = set.annotations().get(TEMPLATE_GENERATION_ANNOTATION);
-            let newest = newest.is_some() && pod.labels().get(TEMPLATE_GENERATION) == newest;
-            Some((of_daemon_set(&set), newest))
+            let set = stores.daemon_sets.get(&ObjectRef::new(&owner.name).within(namespace))?;
+            let newest = set.annotations().get(TEMPLATE_GENERATION_ANNOTATION).cloned();
+            Some((of_daemon_set(&set), Newest::Label(TEMPLATE_GENERATION, newest)))
         }
         "ReplicaSet" => {
-            let set = stores.replica_sets.get(&ObjectRef::new(&owner.name).within(&namespace))?;
+            let set = stores.replica_sets.get(&ObjectRef::new(&owner.name).within(namespace))?;
             let owner = set.owner_references().iter().find(|owner| owner.kind == "Deployment")?;
-            let deployment = stores.deployments.get(&ObjectRef::new(&owner.name).within(&namespace))?;
+            let deployment = stores.deployments.get(&ObjectRef::new(&owner.name).within(namespace))?;
             let newest = deployment.annotations().get(REVISION);
             let newest = newest.is_some() && set.annotations().get(REVISION) == newest;
-            Some((of_deployment(&deployment), newest))
+            Some((of_deployment(&deployment), Newest::Owner(newest)))
         }
         _ => None,
     }
@@ -247,23 +270,30 @@ pub fn take_withheld(pod: &mut Value) {
 pub const NOTES: [&str; 4] =
     [annotations::ROLL_ATTEMPTS, annotations::ROLL_AIM, annotations::ROLL_BEFORE, annotations::ROLL_UNDONE];
 
-/// Returns every workload of the cluster that the operator has restarted and does not regard as settled.
-pub fn restarted(stores: &Stores) -> impl Iterator<Item = Workload> {
+/// The beginning of the names in [`NOTES`].
+const NOTE_PREFIX: &str = "larder.dev/roll-";
+
+/// Returns the workloads of a namespace, or of the cluster, that the operator has restarted and does not regard as settled.
+pub fn restarted(stores: &Stores, namespace: Option<&str>) -> impl Iterator<Item = Workload> {
     let is_noted = |own: &BTreeMap<String, String>| NOTES.iter().any(|note| own.contains_key(*note));
-    let deployments = stores.deployments.state_filter(|deployment| is_noted(deployment.annotations()));
-    let sets = stores.stateful_sets.state_filter(|set| is_noted(set.annotations()));
-    let daemons = stores.daemon_sets.state_filter(|set| is_noted(set.annotations()));
-    let deployments = deployments.into_iter().map(|deployment| of_deployment(&deployment));
+    let deployments = stores.deployments.mentioning(namespace, NOTE_PREFIX);
+    let sets = stores.stateful_sets.mentioning(namespace, NOTE_PREFIX);
+    let daemons = stores.daemon_sets.mentioning(namespace, NOTE_PREFIX);
+    let deployments = deployments.filter(move |one| is_noted(one.annotations()));
+    let sets = sets.filter(move |one| is_noted(one.annotations()));
+    let daemons = daemons.filter(move |one| is_noted(one.annotations()));
     deployments
-        .chain(sets.into_iter().map(|set| of_stateful_set(&set)))
-        .chain(daemons.into_iter().map(|set| of_daemon_set(&set)))
+        .map(|deployment| of_deployment(&deployment))
+        .chain(sets.map(|set| of_stateful_set(&set)))
+        .chain(daemons.map(|set| of_daemon_set(&set)))
 }
 
 /// Returns true if a restart of a workload, `except` the one with that uid, was undone because a sidecar with this image does
 /// not start.
 pub fn image_has_failed(stores: &Stores, image: &str, except: &str) -> bool {
     let failed = |undone: &Undone| undone.image == image && undone.obstacle.is_common();
-    restarted(stores).any(|workload| workload.uid != except && workload.undone.as_ref().is_some_and(failed))
+    restarted(stores, None)
+        .any(|workload| workload.uid != except && workload.undone.as_ref().is_some_and(failed))
 }
 
 /// Returns true if a Deployment is still replacing pods of an older template. A rollout that has failed returns false.

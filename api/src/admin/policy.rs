@@ -25,6 +25,21 @@ pub struct PolicyReport {
     #[serde(default = "yes")]
     #[schemars(required)]
     pub admin_token: bool,
+    /// Requests since the process began; null in reports of earlier versions.
+    #[serde(default)]
+    #[schemars(required)]
+    pub requests: Option<RequestCounts>,
+}
+
+/// Numbers of requests since the process began.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct RequestCounts {
+    /// All requests that were responded to.
+    pub total: u64,
+    /// Requests with a stored response.
+    pub hits: u64,
+    /// Requests that went to a source or to the application, and were the first to.
+    pub misses: u64,
 }
 
 /// Sidecars of an earlier version do not say that a token is missing.

@@ -1,7 +1,10 @@
 //! Requests that are served from the cache, and those that are not.
 
+use std::time::Duration;
+
 use anyhow::ensure;
-use larder_e2e::{Ask, Workload, in_a_namespace};
+use larder_e2e::{Ask, Workload, cluster, eventually, in_a_namespace, load::Load};
+use serde_json::json;
 
 use super::common::{IN_MEMORY, calls, ensure_hit, ensure_not_hit};
 
@@ -85,6 +88,47 @@ async fn response_that_must_not_be_shared_is_not_stored() -> anyhow::Result<()> 
             }
         }
         Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn columns_show_ratio_and_rate_within_10_s() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (policy, agent) =
+            sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 2), 2).await?;
+        let columns = async || {
+            let arguments = ["get", "cachepolicy", "cache", "--namespace", &sandbox.name];
+            let shown = cluster::tool("LARDER_KUBECTL", &arguments).await?;
+            let row = |line: Option<&str>| -> Vec<String> {
+                line.unwrap_or_default().split_whitespace().map(str::to_owned).collect()
+            };
+            let mut lines = shown.lines();
+            Ok::<_, anyhow::Error>((row(lines.next()), row(lines.next())))
+        };
+        let (names, before) = columns().await?;
+        ensure!(names == ["NAME", "PODS", "READY", "HIT%", "RATE", "CAPTURE", "AGE"], "{names:?}");
+        ensure!(before[1..3] == ["2", "True"], "{before:?}");
+
+        let load = Load::start(&agent, "http://app/items/1").await?;
+        eventually("the columns show the load", Duration::from_secs(10), async || {
+            let (_, shown) = columns().await?;
+            let number = |at: usize| shown.get(at).and_then(|text| text.parse::<f64>().ok()).unwrap_or(0.0);
+            ensure!(number(3) > 90.0 && number(4) > 10.0, "{shown:?}");
+            Ok(())
+        })
+        .await?;
+        load.lost_nothing("the columns were read").await?;
+
+        let before = policy.status().await?;
+        policy.change(json!({"suspend": true})).await?;
+        eventually("the status is of the changed policy", Duration::from_secs(10), async || {
+            let status = policy.status().await?;
+            ensure!(status.observed_generation > before.observed_generation, "{status:?}");
+            ensure!(status.config_hash != before.config_hash, "{status:?}");
+            Ok(())
+        })
+        .await
     })
     .await
 }

@@ -39,8 +39,14 @@ use crate::{
 
 /// Requeue interval while a change is in progress.
 const CHANGE_INTERVAL: Duration = Duration::from_millis(1500);
-/// Requeue interval otherwise: sidecars are polled, because nothing else reports the loss of a tier.
-const IDLE_INTERVAL: Duration = Duration::from_secs(15);
+/// Requeue interval while a change does not end.
+const STUCK_INTERVAL: Duration = Duration::from_secs(6);
+/// Share of a change's age after which it is looked at again, as a divisor.
+const PATIENCE: u32 = 20;
+/// Share of the time that reconciling a policy may take, as a divisor: timeouts of its sidecars must not delay others.
+const SHARE: u32 = 4;
+/// Requeue interval otherwise: sidecars are polled, because nothing else reports the loss of a tier, and requests.
+const IDLE_INTERVAL: Duration = Duration::from_secs(8);
 
 /// Reconciles a policy and reports the progress in its status.
 ///
@@ -49,13 +55,15 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(15);
 /// - Writes happen only on a difference: a second run right after the first only reads.
 /// - A rejected write stops none of the others; the status reports it.
 pub(super) async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> Result<Action> {
-    context.stores.ready().await?;
     let meta = guarded.meta();
     if meta.deletion_timestamp.is_some() {
         return Ok(Action::await_change());
     }
     match &guarded.0 {
-        Ok(policy) => context.reconcile_policy(policy).await,
+        Ok(policy) => {
+            context.stores.ready(&policy.namespace().unwrap_or_default()).await?;
+            context.reconcile_policy(policy).await
+        }
         Err(invalid) => {
             let (namespace, name) = (guarded.namespace().unwrap_or_default(), guarded.name_any());
             let created = meta.creation_timestamp.as_ref().map(|time| time.0);
@@ -74,7 +82,7 @@ impl Context {
         let about = policy.object_ref(&());
         let strategy = policy.spec.sidecar.rollout.strategy;
         let mut failed = Vec::new();
-        if let Err(error) = self.dependencies.registration.ensure().await {
+        if let Err(error) = self.dependencies.registration.ensure_covered(policy).await {
             failed.push(WriteError { what: "could not write the webhook's configuration".into(), error });
         }
         let compiled = match self.dependencies.policies.compile(policy) {
@@ -180,7 +188,18 @@ impl Context {
                 failed.extend(self.touch(&namespace, &policy_pods.pods, &covered.hash, published).await);
             }
         }
+        if let Some(held) = &held
+            && answers.values().flatten().any(|answer| !answer.admin_token)
+        {
+            self.doubt_token(&held.uid).await;
+        }
         answers.retain(|name, _| policy_pods.pods.iter().any(|pod| pod.name == *name));
+        let throughput = {
+            let mut all = self.throughput.lock().await;
+            all.entry((namespace.clone(), name.clone()))
+                .or_default()
+                .observe(&answers, tokio::time::Instant::now())
+        };
         let view = coverage.as_ref().and_then(|covered| covered.view(&policy.spec.cache));
         let write_error = failed.first().map(ToString::to_string);
         let pod_security = self.stores.pod_security.confined(&namespace);
@@ -205,6 +224,7 @@ impl Context {
             },
             write_error: write_error.as_deref(),
             vacancy: &vacancy,
+            throughput: throughput.as_ref(),
             holds: &holds,
         };
         let status = status::assess(&seen, policy.status.as_ref(), now);
@@ -222,7 +242,8 @@ impl Context {
         let heard = answers.values().flatten().all(|answer| answer.state != CacheState::Waiting)
             || view.is_some_and(|view| view.state != State::Serving && view.assessment.awaited.is_empty());
         let rests = settled(&policy_pods, &status, strategy, now) && heard && !edited;
-        Ok(Action::requeue(if rests { IDLE_INTERVAL } else { CHANGE_INTERVAL }))
+        let interval = if rests { IDLE_INTERVAL } else { change_interval(&status, now) };
+        Ok(Action::requeue(interval.max(started.elapsed() * SHARE).min(IDLE_INTERVAL)))
     }
 }
 
@@ -291,6 +312,13 @@ fn sidecars(policy_pods: &PolicyPods, writers: &[Writer]) -> Vec<Sidecar> {
     askable.chain(leaving).filter_map(sidecar).collect()
 }
 
+/// Returns the interval at which a change in progress is looked at: it grows with the time since a condition changed.
+fn change_interval(status: &CachePolicyStatus, now: Timestamp) -> Duration {
+    let last = status.conditions.iter().map(|condition| condition.last_transition_time.0).max();
+    let age = last.and_then(|last| Duration::try_from(now.duration_since(last)).ok()).unwrap_or_default();
+    (age / PATIENCE).clamp(CHANGE_INTERVAL, STUCK_INTERVAL)
+}
+
 /// Returns true if no change is in progress that the operator has to follow.
 fn settled(
     policy_pods: &PolicyPods,
@@ -311,6 +339,8 @@ fn settled(
 
 #[cfg(test)]
 mod tests {
+    use k8s_openapi::apimachinery::pkg::apis::meta::v1::{Condition, Time};
+
     use super::*;
     use crate::{
         policy_pods::PodReport,
@@ -339,6 +369,28 @@ mod tests {
             )],
             ..PolicyPods::default()
         }
+    }
+
+    #[test]
+    fn change_that_does_not_end_is_looked_at_less_often() {
+        let at = |seconds: i64| Timestamp::from_second(1_700_000_000 + seconds).unwrap();
+        let mut changed = status(1);
+        changed.conditions = right_conditions(at(0));
+        assert_eq!(change_interval(&changed, at(1)), CHANGE_INTERVAL);
+        assert_eq!(change_interval(&changed, at(60)), Duration::from_secs(3));
+        assert_eq!(change_interval(&changed, at(86_400)), STUCK_INTERVAL);
+        assert_eq!(change_interval(&changed, at(-5)), CHANGE_INTERVAL, "clocks differ");
+    }
+
+    fn right_conditions(at: Timestamp) -> Vec<Condition> {
+        vec![Condition {
+            type_: "Ready".into(),
+            status: "False".into(),
+            reason: "Pending".into(),
+            message: String::new(),
+            observed_generation: None,
+            last_transition_time: Time(at),
+        }]
     }
 
     #[test]

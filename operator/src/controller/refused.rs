@@ -36,11 +36,11 @@ impl Context {
             workload.choice() != Choice::Out
                 && deciding.is_some_and(|deciding| deciding.metadata.uid == policy.metadata.uid)
         };
-        let stuck = workload::restarted(&self.stores).filter(|workload| {
+        let stuck = workload::restarted(&self.stores, Some(rollout.namespace)).filter(|workload| {
             let progress = &workload.progress;
             let is_overdue = progress.restarted_at.is_some_and(|at| now >= at + patience);
             let lacks = workload.lacks_pods && !progress.complete && progress.attempts > 0 && progress.rolls;
-            workload.namespace == rollout.namespace && lacks && is_overdue && of_policy(workload)
+            lacks && is_overdue && of_policy(workload)
         });
         let mut failed = Vec::new();
         for mut workload in stuck.collect::<Vec<_>>() {

@@ -4,8 +4,8 @@ use std::{collections::HashMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
-use kube::{ResourceExt, runtime::reflector::ObjectRef};
-use larder_api::names;
+use kube::runtime::reflector::ObjectRef;
+use larder_api::{labels, names};
 use larder_crds::selector;
 use tokio::time::Instant;
 
@@ -22,7 +22,6 @@ use crate::{
     policy_pods::{PodReport, PolicyPods},
     reach::reach,
     rollout::{Decision, Deviation, Hold, HoldReason, PodState, Undone, decide},
-    stores::in_namespace,
     workload::{self, Workload, WorkloadKind, is_rolling},
 };
 
@@ -253,7 +252,7 @@ impl Context {
         recent: &HashMap<String, Recent>,
         now: Timestamp,
     ) -> Pace {
-        let restarted = workload::restarted(&self.stores);
+        let restarted = workload::restarted(&self.stores, None);
         let mut in_progress: HashMap<_, _> = restarted
             .filter(|workload| workload.is_being_restarted(now - ROLLOUT_LIMIT))
             .map(|workload| (workload.uid, workload.namespace))
@@ -293,7 +292,7 @@ impl Context {
 
     /// Returns true if a pod is ready with the sidecar image.
     fn image_is_proven(&self, image: &str) -> bool {
-        self.stores.pods.find(|pod| is_ready_with(pod, image)).is_some()
+        self.stores.pods.find_labelled(labels::POLICY, |pod| is_ready_with(pod, image)).is_some()
     }
 
     /// Returns the readiness of the webhook for a pod that is created now in `namespace`.
@@ -328,10 +327,10 @@ impl Context {
         let Some(own) = self.stores.deployments.get(&own) else { return false };
         // A pod on its way out has until then; it may hold connections of API servers for as long.
         let leaving = |pod: &Pod| pod.metadata.deletion_timestamp.as_ref().is_some_and(|until| now < until.0);
-        let replica =
-            |pod: &Pod| own.spec.as_ref().is_some_and(|spec| selector::matches(&spec.selector, pod.labels()));
-        is_rolling(&own)
-            || in_namespace(&self.stores.pods, namespace).iter().any(|pod| leaving(pod) && replica(pod))
+        let Some(spec) = &own.spec else { return false };
+        let replicas =
+            || self.stores.pods.selected(namespace, |labels| selector::matches(&spec.selector, labels));
+        is_rolling(&own) || replicas().iter().any(|pod| leaving(pod))
     }
 
     /// Reports an event. A failure to report it is only logged.

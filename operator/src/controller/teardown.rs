@@ -4,13 +4,13 @@
 //! A policy has no finalizer, so `kubectl delete` never hangs; the ConfigMap itself records the remaining work, and
 //! survives the operator's absence.
 
-use std::{sync::Arc, time::Duration};
+use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
 use kube::{Api, ResourceExt, runtime::controller::Action};
 use larder_api::{annotations, labels, names};
-use larder_crds::{CachePolicy, RolloutStrategy, selector};
+use larder_crds::{CachePolicy, RolloutStrategy};
 
 use super::{
     Context,
@@ -26,14 +26,13 @@ use crate::{
     policy_pods::{PodReport, PolicyPods, Subject, policy_pods},
     rollout::{Hold, HoldReason},
     stores::in_namespace,
-    workload::{self, Workload},
+    workload,
 };
 
 /// Requeue interval while pods still have the sidecar.
 const CHANGE_INTERVAL: Duration = Duration::from_millis(1500);
 
 pub(super) async fn reconcile(map: Arc<ConfigMap>, context: Arc<Context>) -> Result<Action> {
-    context.stores.ready().await?;
     let namespace = map.namespace().unwrap_or_default();
     let Some(name) = map.labels().get(labels::POLICY).cloned() else {
         return Ok(Action::await_change());
@@ -54,16 +53,17 @@ pub(super) async fn reconcile(map: Arc<ConfigMap>, context: Arc<Context>) -> Res
         Err(error) if is_not_found(&error) => {}
         Err(error) => return Err(error.into()),
     }
+    context.stores.ready(&namespace).await?;
     context.teardown(&namespace, &name, &map).await
 }
 
 impl Context {
     async fn teardown(&self, namespace: &str, name: &str, map: &ConfigMap) -> Result<Action> {
-        let left = in_namespace(&self.stores.pods, namespace).iter().any(|pod| {
-            has_sidecar(pod)
-                && !is_finished(pod)
-                && pod.labels().get(labels::POLICY).is_some_and(|of| of == name)
-        });
+        self.throughput.lock().await.remove(&(namespace.to_owned(), name.to_owned()));
+        let is_owned =
+            |labels: &BTreeMap<String, String>| labels.get(labels::POLICY).is_some_and(|of| of == name);
+        let pods = self.stores.pods.selected(namespace, is_owned);
+        let left = pods.iter().any(|pod| has_sidecar(pod) && !is_finished(pod));
         if !left {
             self.dependencies.registration.ensure().await?;
             self.forget_workloads(namespace, true).await?;
@@ -78,13 +78,6 @@ impl Context {
         };
         let suspended = compile::suspended(Owner { namespace, name, uid: "" });
         let held = self.put_config_map(namespace, name, &suspended, strategy).await?;
-        let others: Vec<_> = self
-            .dependencies
-            .policies
-            .of(namespace)
-            .into_iter()
-            .filter(|other| other.name_any() != name)
-            .collect();
         let about = ObjectReference {
             api_version: Some("v1".into()),
             kind: Some("ConfigMap".into()),
@@ -100,7 +93,7 @@ impl Context {
                 name,
                 policy: None,
                 frozen: false,
-                others: &others,
+                others: &self.dependencies.policies.of(namespace),
                 settings: &self.dependencies.arguments.sidecar,
                 patience: self.dependencies.arguments.patience(),
                 now: Timestamp::now(),
@@ -140,14 +133,9 @@ impl Context {
     /// if no pod has a sidecar to lose.
     pub(super) async fn forget_workloads(&self, namespace: &str, unfinished_too: bool) -> Result<()> {
         let policies = self.dependencies.policies.of(namespace);
-        let in_namespace = |workload: &Workload| workload.namespace == namespace;
-        for workload in workload::restarted(&self.stores).filter(in_namespace) {
-            let labels = workload.labels();
-            let is_selected = || {
-                let mut policies = policies.iter();
-                workload.choice() != Choice::Out
-                    && policies.any(|policy| selector::matches(&policy.spec.selector, &labels))
-            };
+        for workload in workload::restarted(&self.stores, Some(namespace)) {
+            let is_selected =
+                || workload.choice() != Choice::Out && policies.serving(&workload.labels()).is_some();
             if (unfinished_too || workload.progress.complete) && !is_selected() {
                 self.forget_attempts(&workload).await?;
             }

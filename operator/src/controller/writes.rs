@@ -14,6 +14,7 @@ use kube::{
     Api, Resource, ResourceExt,
     api::{DeleteParams, DynamicObject, EvictParams, Patch, PatchParams, PostParams, Preconditions},
     core::ApiResource,
+    runtime::reflector::ObjectRef,
 };
 use larder_api::{annotations, config_map, labels, names};
 use larder_crds::{CachePolicy, CachePolicyStatus, RolloutStrategy};
@@ -57,11 +58,23 @@ impl Held {
     }
 }
 
-/// Time for which a policy's token is assumed to exist. A deleted token is recreated after this.
-const TOKEN_TRUST: Duration = Duration::from_secs(300);
+/// Time for which a policy's token is assumed to exist while no sidecar says that it has none. A look costs a write,
+/// because the operator may not read the token.
+const TOKEN_TRUST: Duration = Duration::from_secs(12 * 3600);
+/// Time after which a token is looked for again of which a sidecar says that it has none: a deleted one is recreated.
+const MISSING_TOKEN_TRUST: Duration = Duration::from_secs(300);
 /// Time for which a token that was found is assumed to exist, because it may belong to a deleted policy of the same
 /// name and be collected with it.
 const FOUND_TOKEN_TRUST: Duration = Duration::from_secs(5);
+/// Maximum number of pods of a policy that are annotated at a time.
+const MAX_TOUCHES: usize = 32;
+
+/// A token that exists.
+pub(super) struct Token {
+    seen: Instant,
+    until: Instant,
+}
+
 /// Number of random bytes in a token.
 const TOKEN_BYTES: usize = 32;
 
@@ -95,7 +108,7 @@ impl Context {
     ) -> Result<Held> {
         let maps: Api<ConfigMap> = Api::namespaced(self.dependencies.client.clone(), namespace);
         let name = names::config_map(policy);
-        let current = maps.get_opt(&name).await?;
+        let current = self.config_map(&maps, namespace, &name).await?;
         if let Some(label) = current.as_ref().and_then(|map| foreign(map.labels(), policy)) {
             return Err(Error::NameTaken { kind: "ConfigMap", name, label });
         }
@@ -110,12 +123,14 @@ impl Context {
                 {
                     let annotations = json!({ annotations::ROLLOUT_STRATEGY: strategy });
                     annotate(&maps, &name, annotations).await?;
+                    self.wrote_config_map(namespace, &name).await;
                 }
                 (map.clone(), false)
             }
             _ => {
                 let map = compile::config_map(namespace, policy, compiled, strategy);
                 let options = PatchParams::apply(names::FIELD_MANAGER).force();
+                self.wrote_config_map(namespace, &name).await;
                 (maps.patch(&name, &options, &Patch::Apply(&map)).await?, true)
             }
         };
@@ -123,10 +138,39 @@ impl Context {
         Ok(Held::of(&map, wrote))
     }
 
+    /// Returns a ConfigMap: from the watched list if that has the version that was last seen here, and from the API server
+    /// otherwise.
+    async fn config_map(
+        &self,
+        maps: &Api<ConfigMap>,
+        namespace: &str,
+        name: &str,
+    ) -> Result<Option<ConfigMap>> {
+        let key = ObjectRef::new(name).within(namespace);
+        let listed = self.config_maps.get(&key);
+        let mut seen = self.seen_config_maps.lock().await;
+        if let Some(listed) = listed.filter(|listed| seen.get(&key) == listed.resource_version().as_ref()) {
+            return Ok(Some((*listed).clone()));
+        }
+        // Until it has been read, nobody knows its version.
+        seen.remove(&key);
+        drop(seen);
+        let found = maps.get_opt(name).await?;
+        if let Some(version) = found.as_ref().and_then(ResourceExt::resource_version) {
+            self.seen_config_maps.lock().await.insert(key, version);
+        }
+        Ok(found)
+    }
+
+    /// Has a ConfigMap read from the API server next time, because the watched list may lag behind a write.
+    async fn wrote_config_map(&self, namespace: &str, name: &str) {
+        self.seen_config_maps.lock().await.remove(&ObjectRef::new(name).within(namespace));
+    }
+
     /// Returns the contents of a policy's ConfigMap, if there is one.
     pub(super) async fn held(&self, namespace: &str, policy: &str) -> Result<Option<Held>> {
         let maps: Api<ConfigMap> = Api::namespaced(self.dependencies.client.clone(), namespace);
-        let map = maps.get_opt(&names::config_map(policy)).await?;
+        let map = self.config_map(&maps, namespace, &names::config_map(policy)).await?;
         let map = map.filter(|map| foreign(map.labels(), policy).is_none());
         Ok(map.map(|map| Held::of(&map, false)))
     }
@@ -142,7 +186,10 @@ impl Context {
         let body = json!({ "data": { config_map::COVERAGE: coverage.map(Coverage::to_json) } });
         let options =
             PatchParams { field_manager: Some(names::COVERAGE_MANAGER.into()), ..PatchParams::default() };
-        match maps.patch_metadata(&names::config_map(policy), &options, &Patch::Merge(&body)).await {
+        let name = names::config_map(policy);
+        let written = maps.patch_metadata(&name, &options, &Patch::Merge(&body)).await;
+        self.wrote_config_map(namespace, &name).await;
+        match written {
             Err(error) if !is_not_found(&error) => Err(error.into()),
             _ => Ok(()),
         }
@@ -151,11 +198,13 @@ impl Context {
     /// Creates the Secret with the token for the admin API, if it is missing. The token is never read.
     async fn put_token(&self, namespace: &str, policy: &str, map: &ConfigMap) -> Result<()> {
         let uid = map.uid().unwrap_or_default();
+        let now = Instant::now();
         let mut tokens = self.tokens.lock().await;
-        if tokens.get(&uid).is_some_and(|until| Instant::now() < *until) {
+        if tokens.get(&uid).is_some_and(|token| now < token.until) {
             return Ok(());
         }
-        tokens.retain(|_, until| Instant::now() < *until);
+        tokens.retain(|_, token| now < token.until);
+        drop(tokens);
         let labels = [(labels::MANAGED_BY, labels::MANAGER), (labels::POLICY, policy)];
         let secret = Secret {
             metadata: ObjectMeta {
@@ -181,8 +230,15 @@ impl Context {
             Err(error) if is_conflict(&error) => found_trust(map, Timestamp::now()),
             Err(error) => return Err(error.into()),
         };
-        tokens.insert(uid, Instant::now() + trust);
+        self.tokens.lock().await.insert(uid, Token { seen: now, until: now + trust });
         Ok(())
+    }
+
+    /// Has the token beside a ConfigMap looked for soon, because a sidecar has none.
+    pub(super) async fn doubt_token(&self, config_map: &str) {
+        if let Some(token) = self.tokens.lock().await.get_mut(config_map) {
+            token.until = token.until.min(token.seen + MISSING_TOKEN_TRUST);
+        }
     }
 
     /// Deletes a ConfigMap if it is unchanged since it was observed; its token is deleted with it.
@@ -191,6 +247,7 @@ impl Context {
             Api::namespaced(self.dependencies.client.clone(), &map.namespace().unwrap_or_default());
         let unchanged = Preconditions { uid: map.uid(), resource_version: map.resource_version() };
         let options = DeleteParams::default().preconditions(unchanged);
+        self.wrote_config_map(&map.namespace().unwrap_or_default(), &map.name_any()).await;
         match maps.delete(&map.name_any(), &options).await {
             Ok(_) => Ok(()),
             Err(error) if is_conflict(&error) || is_not_found(&error) => Ok(()),
@@ -213,15 +270,20 @@ impl Context {
             let is_told = coverage.is_none() || pod.coverage == coverage;
             pod.injected && (pod.config_hash.as_deref() != Some(hash) || !is_told)
         });
-        let touches = stale.map(async |pod| {
+        let touch = async |pod: &PodReport| {
             let mut annotations = json!({ annotations::CONFIG_HASH: hash });
             if let Some(coverage) = &coverage {
                 annotations[annotations::COVERAGE] = json!(coverage);
             }
             let error = annotate(&api, &pod.name, annotations).await.err()?;
             Some(WriteError { what: format!("could not annotate pod {}", pod.name), error })
-        });
-        futures::future::join_all(touches).await.into_iter().flatten().collect()
+        };
+        let mut failed = Vec::new();
+        for some in stale.collect::<Vec<_>>().chunks(MAX_TOUCHES) {
+            let touched = futures::future::join_all(some.iter().map(|pod| touch(pod))).await;
+            failed.extend(touched.into_iter().flatten());
+        }
+        failed
     }
 
     /// Restarts a workload, as `kubectl rollout restart` does.
@@ -351,10 +413,13 @@ impl Context {
         let policies: Api<DynamicObject> =
             Api::namespaced_with(self.dependencies.client.clone(), namespace, &resource);
         let mut body = json!({ "status": status });
-        for left_out in ["missedPods", "configHash"] {
+        for left_out in ["missedPods", "configHash", "traffic"] {
             if body["status"].get(left_out).is_none() {
                 body["status"][left_out] = Value::Null;
             }
+        }
+        if let Some(traffic) = &status.traffic {
+            body["status"]["traffic"]["hitPercent"] = json!(traffic.hit_percent);
         }
         match policies.patch_status(name, &managed(), &Patch::Merge(&body)).await {
             Err(error) if !is_not_found(&error) => Err(error.into()),
@@ -380,7 +445,7 @@ fn foreign(own: &BTreeMap<String, String>, policy: &str) -> Option<String> {
 fn found_trust(map: &ConfigMap, now: Timestamp) -> Duration {
     let age =
         map.creation_timestamp().and_then(|created| Duration::try_from(now.duration_since(created.0)).ok());
-    if age.is_some_and(|age| age > TOKEN_TRUST) { TOKEN_TRUST } else { FOUND_TOKEN_TRUST }
+    if age.is_some_and(|age| age > MISSING_TOKEN_TRUST) { TOKEN_TRUST } else { FOUND_TOKEN_TRUST }
 }
 
 async fn annotate<K>(api: &Api<K>, name: &str, annotations: Value) -> Result<()>

@@ -126,6 +126,7 @@ impl Scene {
             webhook,
             write_error,
             vacancy: &vacancy,
+            throughput: None,
             holds: &holds,
         };
         assess(&seen, previous, "2026-01-01T00:00:00Z".parse().unwrap())
@@ -305,6 +306,7 @@ fn a_broken_edit_leaves_the_hash_of_the_last_good_document() {
             webhook: None,
             write_error: None,
             vacancy: &Vacancy::NoWorkload,
+            throughput: None,
             holds: &[],
         };
         assess(&seen, Some(&before), "2026-01-01T00:00:00Z".parse().unwrap()).config_hash

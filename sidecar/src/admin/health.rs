@@ -12,14 +12,18 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header};
-use larder_api::admin::{CacheState, PolicyReport, TierState};
+use larder_api::admin::{CacheState, PolicyReport, RequestCounts, TierState};
 
 use super::{
     Admin,
     refused::{Refused, refuses},
     token,
 };
-use crate::mode::Mode;
+use crate::{
+    cache_status::Tier,
+    mode::Mode,
+    stats::{Outcome, Stats},
+};
 
 pub(super) async fn livez() -> &'static str {
     "ok"
@@ -69,6 +73,15 @@ fn state(mode: Mode) -> CacheState {
     }
 }
 
+fn requests(stats: &Stats) -> RequestCounts {
+    let of = |outcome| Tier::ALL.into_iter().map(|tier| stats.requests(outcome, tier)).sum::<u64>();
+    RequestCounts {
+        total: Outcome::ALL.into_iter().map(of).sum(),
+        hits: of(Outcome::Hit),
+        misses: of(Outcome::Miss),
+    }
+}
+
 pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<PolicyReport> {
     let snapshot = admin.config.snapshot();
     let tiers = snapshot.tiers().into_iter();
@@ -79,6 +92,7 @@ pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<PolicyReport
         tiers: tiers.map(|(name, up)| (name, if up { TierState::Up } else { TierState::Down })).collect(),
         last_errors: snapshot.last_errors().into_iter().collect(),
         admin_token: token::can_be_read(&admin).await,
+        requests: Some(requests(&admin.telemetry.stats)),
     })
 }
 
@@ -100,6 +114,7 @@ pub(super) fn about_policy(operation: TransformOperation<'_>) -> TransformOperat
                 last_errors: [("postgres/catalog".to_owned(), "can't read /run/secrets/url".to_owned())]
                     .into(),
                 admin_token: true,
+                requests: Some(RequestCounts { total: 1200, hits: 1000, misses: 150 }),
             })
         })
 }

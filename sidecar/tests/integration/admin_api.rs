@@ -130,6 +130,9 @@ async fn fast_path_hits_and_other_hits_are_counted_alike() {
     sidecar.get_with("/a", &[("if-none-match", "\"x\"")]).await;
     let stats = sidecar.with_token(Method::GET, "/stats", "").await.json();
     assert_eq!(stats["top_keys"], json!([{"key": "GET:http://shop.test/a", "hits": 2}]));
+    sidecar.get_with("/a", &[("cookie", "id=7")]).await;
+    let requests = sidecar.admin("/policy").await.json()["requests"].clone();
+    assert_eq!(requests, json!({"total": 4, "hits": 2, "misses": 1}));
 }
 
 #[tokio::test(flavor = "multi_thread")]

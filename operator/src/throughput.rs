@@ -1,0 +1,210 @@
+//! Requests of a policy's sidecars over the last minute, for the status.
+//!
+//! # Guarantees
+//! - A counter that begins anew, because its sidecar did, loses nothing and adds nothing that was counted before.
+//! - What is published changes at once by what a person would notice, and otherwise once a minute at most.
+
+use std::{
+    collections::{BTreeMap, HashMap, VecDeque},
+    time::Duration,
+};
+
+use larder_api::admin::{PolicyReport, RequestCounts};
+use larder_crds::Traffic;
+use tokio::time::Instant;
+
+/// Time over which requests are counted.
+const WINDOW: Duration = Duration::from_secs(60);
+/// Minimum time between two publications that a person would not notice.
+const PUBLICATION_INTERVAL: Duration = Duration::from_secs(60);
+/// Change of the hit ratio that a person would notice, in percentage points.
+const NOTICED_POINTS: i32 = 5;
+/// Change of the request rate that a person would notice, as a share of the larger one.
+const NOTICED_SHARE: f64 = 0.2;
+
+/// Requests of a policy's sidecars.
+#[derive(Debug, Default)]
+pub struct Throughput {
+    /// The last counts of each sidecar, by pod.
+    last: HashMap<String, RequestCounts>,
+    /// The sums of all counts since the first, the oldest first.
+    sums: VecDeque<(Instant, RequestCounts)>,
+    published: Option<(Instant, Traffic, Figures)>,
+}
+
+/// The figures behind a publication.
+#[derive(Clone, Copy, Debug, PartialEq)]
+struct Figures {
+    hit_percent: Option<i32>,
+    requests_per_second: f64,
+}
+
+impl Throughput {
+    /// Adds what sidecars responded; returns what to publish, which is nothing until a sidecar has reported counts twice.
+    pub fn observe(
+        &mut self,
+        answers: &BTreeMap<String, Result<PolicyReport, String>>,
+        now: Instant,
+    ) -> Option<Traffic> {
+        self.last.retain(|pod, _| answers.contains_key(pod));
+        let mut sum = self.sums.back().map(|(_, sum)| *sum).unwrap_or_default();
+        let mut has_counts = false;
+        for (pod, counts) in
+            answers.iter().filter_map(|(pod, answer)| Some((pod, answer.as_ref().ok()?.requests?)))
+        {
+            has_counts = true;
+            if let Some(before) = self.last.insert(pod.clone(), counts) {
+                let is_continued = counts.total >= before.total;
+                let before = if is_continued { before } else { RequestCounts::default() };
+                sum.total += counts.total - before.total;
+                sum.hits += counts.hits.saturating_sub(before.hits);
+                sum.misses += counts.misses.saturating_sub(before.misses);
+            }
+        }
+        if has_counts || !self.sums.is_empty() {
+            self.sums.push_back((now, sum));
+        }
+        // One that is older than the window is where the window begins.
+        while self.sums.get(1).is_some_and(|(at, _)| now.duration_since(*at) >= WINDOW) {
+            self.sums.pop_front();
+        }
+        self.publish(now)
+    }
+
+    fn publish(&mut self, now: Instant) -> Option<Traffic> {
+        let ((start, first), (end, last)) = (*self.sums.front()?, *self.sums.back()?);
+        if end == start {
+            return None;
+        }
+        let since = |of: fn(&RequestCounts) -> u64| (of(&last) - of(&first)) as f64;
+        let (hits, misses) = (since(|counts| counts.hits), since(|counts| counts.misses));
+        let seconds = end.duration_since(start).as_secs_f64();
+        let figures = Figures {
+            hit_percent: (hits + misses > 0.0).then(|| (hits / (hits + misses) * 100.0).round() as i32),
+            requests_per_second: since(|counts| counts.total) / seconds,
+        };
+        let is_due = self.published.as_ref().is_none_or(|(at, _, published)| {
+            now.duration_since(*at) >= PUBLICATION_INTERVAL || is_noticed(published, &figures)
+        });
+        let traffic = Traffic {
+            hit_percent: figures.hit_percent,
+            requests_per_second: rounded(figures.requests_per_second),
+        };
+        if is_due && self.published.as_ref().is_none_or(|(_, published, _)| *published != traffic) {
+            self.published = Some((now, traffic, figures));
+        }
+        self.published.as_ref().map(|(_, traffic, _)| traffic.clone())
+    }
+}
+
+/// Returns true if a person would notice the difference.
+fn is_noticed(before: &Figures, now: &Figures) -> bool {
+    let points = match (before.hit_percent, now.hit_percent) {
+        (Some(before), Some(now)) => (before - now).abs(),
+        (None, None) => 0,
+        _ => NOTICED_POINTS,
+    };
+    let (one, other) = (before.requests_per_second, now.requests_per_second);
+    points >= NOTICED_POINTS || (one - other).abs() > NOTICED_SHARE * one.max(other)
+}
+
+/// Returns a rate with two significant digits, and not fewer than one hundredth if there is any.
+fn rounded(rate: f64) -> String {
+    match rate {
+        rate if rate <= 0.0 => "0".to_owned(),
+        rate if rate < 0.995 => format!("{:.2}", rate.max(0.01)),
+        rate if rate < 9.95 => format!("{rate:.1}"),
+        rate => {
+            let unit = 10_f64.powi(rate.log10().floor() as i32 - 1);
+            format!("{:.0}", (rate / unit).round() * unit)
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    type Answers = BTreeMap<String, Result<PolicyReport, String>>;
+
+    fn answers(pods: &[(&str, u64, u64, u64)]) -> Answers {
+        let answer = |&(pod, total, hits, misses): &(&str, u64, u64, u64)| {
+            let requests = Some(RequestCounts { total, hits, misses });
+            (pod.to_owned(), Ok(PolicyReport { requests, ..PolicyReport::default() }))
+        };
+        pods.iter().map(answer).collect()
+    }
+
+    fn shown(traffic: Option<Traffic>) -> (Option<i32>, String) {
+        let traffic = traffic.unwrap();
+        (traffic.hit_percent, traffic.requests_per_second)
+    }
+
+    #[test]
+    fn ratio_and_rate_are_those_of_all_sidecars_together() {
+        let (start, mut throughput) = (Instant::now(), Throughput::default());
+        let at = |seconds| start + Duration::from_secs(seconds);
+        assert_eq!(throughput.observe(&Answers::new(), at(0)), None);
+        let first = answers(&[("a", 1000, 900, 100), ("b", 5, 0, 5)]);
+        assert_eq!(throughput.observe(&first, at(0)), None, "of before nothing is known");
+        let second = answers(&[("a", 1080, 960, 110), ("b", 25, 10, 10)]);
+        assert_eq!(shown(throughput.observe(&second, at(8))), (Some(82), "13".into()));
+    }
+
+    #[test]
+    fn restarted_sidecar_loses_nothing_and_adds_nothing() {
+        let (start, mut throughput) = (Instant::now(), Throughput::default());
+        throughput.observe(&answers(&[("a", 1000, 1000, 0)]), start);
+        let restarted = throughput.observe(&answers(&[("a", 50, 0, 50)]), start + Duration::from_secs(10));
+        assert_eq!(shown(restarted), (Some(0), "5.0".into()));
+        let mut gone = throughput.observe(&answers(&[("b", 7000, 7000, 0)]), start + Duration::from_secs(20));
+        assert_eq!(shown(gone), (Some(0), "2.5".into()), "a pod that is new here is counted from now on");
+        gone = throughput.observe(&Answers::new(), start + Duration::from_secs(80));
+        assert_eq!(shown(gone), (None, "0".into()), "without sidecars there are no requests");
+    }
+
+    #[test]
+    fn steady_traffic_is_published_once_a_minute_at_most() {
+        let (start, mut throughput) = (Instant::now(), Throughput::default());
+        let mut published = Vec::new();
+        let (mut total, mut hits) = (0, 0);
+        for step in 0..100_u64 {
+            // From 90 to 110 requests a second, of which 47 to 53 percent are hits.
+            let requests = 8 * (90 + step * 7 % 21);
+            total += requests;
+            hits += requests * (47 + step * 3 % 7) / 100;
+            let answers = answers(&[("a", total, hits, total - hits)]);
+            published.extend(throughput.observe(&answers, start + Duration::from_secs(8 * step)));
+        }
+        published.dedup();
+        assert!(published.len() <= 2 + 100 * 8 / 60, "{} times", published.len());
+    }
+
+    #[test]
+    fn silence_is_published_once() {
+        let (start, mut throughput) = (Instant::now(), Throughput::default());
+        let quiet = answers(&[("a", 10, 5, 5)]);
+        let mut published: Vec<_> = (0..100)
+            .filter_map(|step| throughput.observe(&quiet, start + Duration::from_secs(8 * step)))
+            .collect();
+        published.dedup();
+        assert_eq!(published.len(), 1);
+    }
+
+    #[test]
+    fn rates_have_two_significant_digits() {
+        for (rate, text) in [
+            (0.0, "0"),
+            (0.001, "0.01"),
+            (0.125, "0.12"),
+            (0.999, "1.0"),
+            (3.14, "3.1"),
+            (9.99, "10"),
+            (42.4, "42"),
+            (995.0, "1000"),
+            (1234.0, "1200"),
+        ] {
+            assert_eq!(rounded(rate), text);
+        }
+    }
+}
