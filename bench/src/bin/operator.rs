@@ -3,6 +3,8 @@
 //! Pods are objects only: no scheduler is responsible for them. The cluster, with the chart installed, is that of
 //! KUBECONFIG. Everything that is made is in namespaces of its own, which are deleted in the end.
 
+#![expect(clippy::print_stdout, reason = "figures are printed as soon as they are known")]
+
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, Result, ensure};
