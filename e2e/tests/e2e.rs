@@ -2,6 +2,7 @@
 
 mod e2e {
     mod admitting;
+    mod bounding;
     mod capturing;
     mod changing;
     mod choosing;

@@ -18,7 +18,7 @@ mod tests;
 mod tree;
 
 use larder_api::{API_VERSION, KIND};
-use larder_policy::document::{DocumentError, FOLLOWS_COVERAGE};
+use larder_policy::document::{DESTINATIONS, DocumentError, FOLLOWS_COVERAGE};
 
 use self::{
     locate::locate,
@@ -176,7 +176,8 @@ pub fn unknown_fields(text: &str) -> Vec<String> {
     let schema = Schema::of_policies(Environment::Alone);
     let diagnostics = policies.flat_map(|document| schema.diagnostics(&document.root));
     // The operator's own, which is in no definition.
-    let is_unknown = |one: &Diagnostic| one.kind == Kind::Unknown && one.path != FOLLOWS_COVERAGE;
+    let is_of_operator = |path: &str| [FOLLOWS_COVERAGE, DESTINATIONS].contains(&path);
+    let is_unknown = |one: &Diagnostic| one.kind == Kind::Unknown && !is_of_operator(&one.path);
     diagnostics.filter(is_unknown).map(|one| one.path).collect()
 }
 

@@ -6,6 +6,8 @@ use clap::{Parser, Subcommand, ValueEnum};
 
 use larder_api::{ListenAddress, names, ports};
 
+use crate::bounds::Bounds;
+
 /// The Larder operator: a controller and an admission webhook.
 #[derive(Debug, Parser)]
 #[command(version, about)]
@@ -104,6 +106,10 @@ pub struct RunArguments {
     /// start or the end at most.
     #[arg(long, env = "LARDER_IDENTITY_HEADERS", value_delimiter = ',', value_parser = identity_header)]
     pub identity_headers: Vec<String>,
+
+    /// Bounds on what policies may ask for, as JSON: maxMemory, maxCPU, maxTTL, maxStale, captureModes, sources.
+    #[arg(long, env = "LARDER_POLICY_BOUNDS", default_value = "{}", value_parser = Bounds::parse)]
+    pub policy_bounds: Bounds,
 
     /// The ClusterRole that owns the webhook configuration, so that deleting the role deletes the configuration.
     #[arg(long, env = "LARDER_CLUSTER_ROLE", default_value = names::OPERATOR)]
@@ -300,7 +306,9 @@ pub(crate) mod tests {
             "--pod-name=larder-operator-0",
             "--failure-policy=Fail",
             "--identity-headers=x-badge,x-shop-*",
+            r#"--policy-bounds={"maxMemory": "256Mi"}"#,
         ]);
+        assert_ne!(arguments.policy_bounds, Bounds::default());
         assert_eq!(arguments.identity_headers, ["x-badge", "x-shop-*"]);
         assert_eq!(arguments.sidecar.data_ports(), 25000..=25003);
         assert_eq!(arguments.sidecar.application_ports(), 24810..=24813);

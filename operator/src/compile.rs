@@ -6,9 +6,11 @@ use k8s_openapi::{api::core::v1::ConfigMap, apimachinery::pkg::apis::meta::v1::O
 use larder_api::{annotations, config_map, labels, names};
 use larder_crds::RolloutStrategy;
 use larder_policy::{
-    Document, Metadata, Policy, document,
+    Destinations, Document, Metadata, Policy, document,
     spec::{CacheSpec, SecretKeyRef},
 };
+
+use crate::bounds::Bounds;
 
 /// A compiled policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -32,12 +34,18 @@ pub struct Owner<'a> {
     pub uid: &'a str,
 }
 
-/// Compiles a policy. `identity` are headers that identify a user under every policy.
+/// Compiles a policy within the bounds of the cluster. `identity` are headers that identify a user under every policy.
 ///
 /// # Errors
 /// The errors in the policy, one sentence each.
-pub fn compile(owner: Owner<'_>, spec: &CacheSpec, identity: &[String]) -> Result<Compiled, String> {
+pub fn compile(
+    owner: Owner<'_>,
+    spec: &CacheSpec,
+    identity: &[String],
+    bounds: &Bounds,
+) -> Result<Compiled, String> {
     let mut spec = spec.clone();
+    bounds.cap(&mut spec);
     for header in identity {
         if !spec.identity_headers.contains(header) {
             spec.identity_headers.push(header.clone());
@@ -50,15 +58,15 @@ pub fn compile(owner: Owner<'_>, spec: &CacheSpec, identity: &[String]) -> Resul
     }
     Policy::compile(&spec)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
-    Ok(write(owner, spec))
+    Ok(write(owner, spec, &bounds.destinations))
 }
 
 /// Returns the document with which a policy's sidecars pass everything through.
 pub fn suspended(owner: Owner<'_>) -> Compiled {
-    write(owner, CacheSpec { suspend: true, ..CacheSpec::default() })
+    write(owner, CacheSpec { suspend: true, ..CacheSpec::default() }, &Destinations::default())
 }
 
-fn write(owner: Owner<'_>, spec: CacheSpec) -> Compiled {
+fn write(owner: Owner<'_>, spec: CacheSpec, destinations: &Destinations) -> Compiled {
     let metadata = Metadata {
         name: owner.name.to_owned(),
         namespace: owner.namespace.to_owned(),
@@ -66,7 +74,8 @@ fn write(owner: Owner<'_>, spec: CacheSpec) -> Compiled {
     };
     // What is cached may rely on seeing every write only where writes purge by rules.
     let follows_coverage = spec.invalidation.as_ref().is_some_and(|rules| !rules.on_write.is_empty());
-    let yaml = Document { follows_coverage, ..Document::new(metadata, spec) }.to_yaml();
+    let destinations = destinations.clone();
+    let yaml = Document { follows_coverage, destinations, ..Document::new(metadata, spec) }.to_yaml();
     let hash = document::hash(&yaml);
     Compiled { yaml, hash, follows_coverage }
 }
@@ -165,7 +174,7 @@ mod tests {
 
     #[test]
     fn secrets_become_files() {
-        let compiled = compile(OWNER, &with_secrets(), &[]).unwrap();
+        let compiled = compile(OWNER, &with_secrets(), &[], &Bounds::default()).unwrap();
         let document = Document::parse(&compiled.yaml).unwrap();
         let redis = document.spec.l2.unwrap().redis.url_from;
         assert_eq!(redis.file.as_deref(), Some("/etc/larder/secrets/shop-redis/url"));
@@ -188,7 +197,7 @@ mod tests {
         let names: Vec<_> = secrets(&spec).into_iter().map(|secret| secret.name).collect();
         assert_eq!(names, ["db", "db-ca", "http-ca", "redis", "redis-ca"]);
 
-        let compiled = compile(OWNER, &spec, &[]).unwrap();
+        let compiled = compile(OWNER, &spec, &[], &Bounds::default()).unwrap();
         assert!(!compiled.yaml.contains("secretKeyRef"), "{}", compiled.yaml);
         let mut spec = Document::parse(&compiled.yaml).unwrap().spec;
         let files: Vec<_> = spec.secrets_mut().filter_map(|from| from.file.clone()).collect();
@@ -198,8 +207,8 @@ mod tests {
 
     #[test]
     fn the_same_policy_gives_the_same_hash() {
-        let first = compile(OWNER, &with_secrets(), &[]).unwrap();
-        assert_eq!(first, compile(OWNER, &with_secrets(), &[]).unwrap());
+        let first = compile(OWNER, &with_secrets(), &[], &Bounds::default()).unwrap();
+        assert_eq!(first, compile(OWNER, &with_secrets(), &[], &Bounds::default()).unwrap());
         assert_eq!(first.hash, document::hash(&first.yaml));
         assert_ne!(first.hash, suspended(OWNER).hash);
     }
@@ -208,12 +217,12 @@ mod tests {
     fn only_policies_with_rules_for_writes_follow_their_coverage() {
         let write = json!({"match": {"path": "/a"}, "purge": {"paths": ["/a"]}});
         let with = spec(json!({"invalidation": {"onWrite": [write]}})).cache;
-        let compiled = compile(OWNER, &with, &[]).unwrap();
+        let compiled = compile(OWNER, &with, &[], &Bounds::default()).unwrap();
         assert!(compiled.follows_coverage && compiled.yaml.contains("followsCoverage: true"), "{compiled:?}");
         let map = config_map("shop", "cache", &compiled, RolloutStrategy::Restart);
         assert!(held_follows_coverage(&map));
         assert_eq!(held_coverage(&map), None, "it is written beside it");
-        let without = compile(OWNER, &with_secrets(), &[]).unwrap();
+        let without = compile(OWNER, &with_secrets(), &[], &Bounds::default()).unwrap();
         assert!(!without.follows_coverage && !without.yaml.contains("followsCoverage"), "{without:?}");
         assert!(!suspended(OWNER).follows_coverage);
     }
@@ -222,15 +231,27 @@ mod tests {
     fn identities_of_the_whole_cluster_are_in_every_document() {
         let identity = ["x-shop-*".to_owned(), "x-badge".to_owned()];
         let spec = spec(json!({"identityHeaders": ["x-badge"]})).cache;
-        let document = Document::parse(&compile(OWNER, &spec, &identity).unwrap().yaml).unwrap();
+        let document =
+            Document::parse(&compile(OWNER, &spec, &identity, &Bounds::default()).unwrap().yaml).unwrap();
         assert_eq!(document.spec.identity_headers, ["x-badge", "x-shop-*"]);
+    }
+
+    #[test]
+    fn bounds_of_the_cluster_are_in_every_document() {
+        let compiled = compile(OWNER, &with_secrets(), &[], &Bounds::default()).unwrap();
+        assert_eq!(Document::parse(&compiled.yaml).unwrap().destinations, Destinations::of_cluster());
+        let bounds =
+            Bounds::parse(r#"{"sources": {"allowedHosts": ["*.example.com"], "deniedNetworks": []}}"#);
+        let bounded = compile(OWNER, &with_secrets(), &[], &bounds.unwrap()).unwrap();
+        assert_ne!(bounded.hash, compiled.hash);
+        assert!(bounded.yaml.contains("allowedHosts"), "{}", bounded.yaml);
     }
 
     #[test]
     fn compile_error_is_reported() {
         let mut spec = with_secrets();
         spec.sources.clear();
-        let error = compile(OWNER, &spec, &[]).unwrap_err();
+        let error = compile(OWNER, &spec, &[], &Bounds::default()).unwrap_err();
         assert!(error.contains("catalog"), "{error}");
     }
 

@@ -9,7 +9,7 @@ use std::{
     sync::Arc,
 };
 
-use kube::ResourceExt;
+use kube::{ResourceExt, core::DeserializeGuard};
 use larder_crds::{CachePolicy, selector};
 
 use crate::policies::Guarded;
@@ -22,6 +22,13 @@ impl Parsed {
     /// Wraps a policy; returns `None` if it could not be parsed.
     pub fn new(policy: &Arc<Guarded>) -> Option<Self> {
         policy.0.is_ok().then(|| Self(policy.clone()))
+    }
+
+    /// Returns a changed copy.
+    pub fn changed(&self, change: impl FnOnce(&mut CachePolicy)) -> Self {
+        let mut policy = CachePolicy::clone(self);
+        change(&mut policy);
+        Self(Arc::new(DeserializeGuard(Ok(policy))))
     }
 }
 

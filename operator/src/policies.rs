@@ -11,6 +11,7 @@ use larder_policy::ByteSize;
 use parking_lot::Mutex;
 
 use crate::{
+    bounds::Bounds,
     capture::Mode,
     compile::{self, Compiled, Owner},
     in_force::{InForce, Parsed},
@@ -24,6 +25,8 @@ pub type Guarded = DeserializeGuard<CachePolicy>;
 pub enum PolicyError {
     /// The policy is invalid, with the errors.
     Invalid(String),
+    /// The policy asks for more than the cluster allows, with the fields and the bounds.
+    NotAllowed(String),
     /// The policy's namespace is excluded.
     NamespaceExcluded,
     /// An object of somebody else has the name of one that the operator needs, with an explanation.
@@ -43,6 +46,7 @@ impl PolicyError {
     pub const fn as_str(&self) -> &'static str {
         match self {
             Self::Invalid(_) => "Invalid",
+            Self::NotAllowed(_) => "NotAllowed",
             Self::NamespaceExcluded => "NamespaceExcluded",
             Self::NameTaken(_) => NAME_TAKEN,
             Self::Conflict { .. } => "Conflict",
@@ -57,6 +61,8 @@ pub struct Policies {
     own_namespace: Arc<str>,
     /// Headers that identify a user under every policy.
     identity_headers: Arc<[String]>,
+    /// Bounds on what policies may ask for.
+    bounds: Arc<Bounds>,
     /// The policies in force that were last returned, by namespace.
     known: Arc<Mutex<HashMap<String, Known>>>,
 }
@@ -80,6 +86,7 @@ impl Policies {
             store,
             own_namespace: own_namespace.into(),
             identity_headers: Arc::default(),
+            bounds: Arc::default(),
             known: Arc::default(),
         }
     }
@@ -89,14 +96,19 @@ impl Policies {
         Self { identity_headers: headers.into(), ..self }
     }
 
+    /// Sets bounds on what policies may ask for.
+    pub fn with_bounds(self, bounds: &Bounds) -> Self {
+        Self { bounds: Arc::new(bounds.clone()), ..self }
+    }
+
     /// Returns the policy of that name, valid or not.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Guarded>> {
         self.store
             .find(|policy| policy.namespace().as_deref() == Some(namespace) && policy.name_any() == name)
     }
 
-    /// Returns the policies of a namespace that may be in force. An invalid policy that was in force before is included:
-    /// its pods continue with its last good document, and no other policy takes them.
+    /// Returns the policies of a namespace that may be in force. A policy that is not accepted and was in force before is included, its
+    /// sidecar within the bounds: its pods continue with its last good document, and no other policy takes them.
     ///
     /// A policy is compiled once for each of its specs, not for each call.
     pub fn of(&self, namespace: &str) -> Arc<InForce> {
@@ -137,14 +149,17 @@ impl Policies {
                 Some((_, error)) => (*error).clone(),
                 None => self.compile(&policy).err(),
             };
-            let is_valid = match &error {
+            let goes_on = match &error {
                 None => true,
-                Some(PolicyError::Invalid(_)) => was_in_force(&policy),
+                Some(PolicyError::Invalid(_) | PolicyError::NotAllowed(_)) => {
+                    was_in_force(&policy) && self.bounds.allows_capture(&policy.spec)
+                }
                 Some(_) => false,
             };
             let mode = Mode::of(&policy.spec.capture, &policy.spec.targets);
-            if is_valid && mode.is_some() && !lacks_its_name(&policy) {
-                in_force.push(policy);
+            if goes_on && mode.is_some() && !lacks_its_name(&policy) {
+                let confined = || policy.changed(|policy| self.bounds.confine(&mut policy.spec));
+                in_force.push(if error.is_none() { policy } else { confined() });
             }
             errors.push(error);
         }
@@ -169,13 +184,14 @@ impl Policies {
         tests::COMPILED.with(|compiled| compiled.set(compiled.get() + 1));
         let (name, uid) = (policy.name_any(), policy.uid().unwrap_or_default());
         let owner = Owner { namespace: &namespace, name: &name, uid: &uid };
-        let compiled = compile::compile(owner, &policy.spec.cache, &self.identity_headers);
+        let compiled = compile::compile(owner, &policy.spec.cache, &self.identity_headers, &self.bounds);
         let compiled = compiled.map_err(PolicyError::Invalid)?;
         // The API server says the same, but not of policies from before it had the rule.
-        match overfull(&policy.spec) {
-            Some(error) => Err(PolicyError::Invalid(error)),
-            None => Ok(compiled),
+        if let Some(error) = overfull(&policy.spec) {
+            return Err(PolicyError::Invalid(error));
         }
+        let exceeded = self.bounds.exceeded(&policy.spec);
+        if exceeded.is_empty() { Ok(compiled) } else { Err(PolicyError::NotAllowed(exceeded.join("; "))) }
     }
 
     /// Returns the namespaces with policies in which policies may be in force, in order.
@@ -347,6 +363,34 @@ pub(crate) mod tests {
             {"matched": 1, "injected": 1, "current": 1, "ready": 1, "missed": 0}});
         let edited = policies(&[broken, younger]);
         assert_eq!(edited.deciding("shop", &labels()).unwrap().name_any(), "older");
+    }
+
+    #[test]
+    fn policy_above_a_bound_is_not_accepted_and_confined_where_it_was() {
+        let mut large = policy("large", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
+        large["spec"]["sidecar"] = json!({"resources": {"limits": {"memory": "1Gi"}}});
+        let bounds = Bounds::parse(r#"{"maxMemory": "256Mi"}"#).unwrap();
+        let of = |policy: &Value| policies(&[policy.clone()]).with_bounds(&bounds);
+        let refused = of(&large);
+        let guarded = refused.get("shop", "large").unwrap();
+        let error = refused.compile(guarded.0.as_ref().unwrap()).unwrap_err();
+        assert_eq!(error.as_str(), "NotAllowed");
+        let PolicyError::NotAllowed(message) = error else { panic!() };
+        assert!(message.contains("limits.memory (1Gi) is above policies.maxMemory (256Mi)"), "{message}");
+        assert!(refused.deciding("shop", &labels()).is_none());
+
+        large["status"] = json!({"configHash": "0123456789abcdef", "pods":
+            {"matched": 1, "injected": 1, "current": 1, "ready": 1, "missed": 0}});
+        for invalid in [false, true] {
+            if invalid {
+                large["spec"]["l1"] = json!({"maxSize": "9Gi"});
+            }
+            let kept = of(&large).deciding("shop", &labels()).unwrap();
+            assert_eq!(kept.spec.sidecar.resources.limits.memory.0, "256Mi", "a new pod's sidecar");
+        }
+        large["spec"]["capture"] = json!({"mode": "NamedPort"});
+        let bounds = Bounds::parse(r#"{"captureModes": ["Auto"]}"#).unwrap();
+        assert!(policies(&[large]).with_bounds(&bounds).deciding("shop", &labels()).is_none());
     }
 
     #[test]

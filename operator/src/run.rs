@@ -60,7 +60,8 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         None => (PodSecurity::default(), std::future::pending().right_future()),
     };
     let policies = Policies::new(policy_store.clone(), &arguments.namespace)
-        .with_identity_headers(&arguments.identity_headers);
+        .with_identity_headers(&arguments.identity_headers)
+        .with_bounds(&arguments.policy_bounds);
     let (loaded, certificate) = channel::channel(None);
     let certificates = tls::keep(client.clone(), &arguments, loaded);
     let ready = async {

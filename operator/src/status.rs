@@ -143,7 +143,7 @@ pub fn assess(
 
 /// Returns the hash of a policy's last good document, which sidecars continue to run while the policy is invalid.
 fn last_hash(seen: &Observation<'_>, previous: Option<&CachePolicyStatus>) -> Option<String> {
-    let goes_on = matches!(seen.policy_error, Some(PolicyError::Invalid(_)));
+    let goes_on = matches!(seen.policy_error, Some(PolicyError::Invalid(_) | PolicyError::NotAllowed(_)));
     previous.filter(|_| goes_on)?.config_hash.clone()
 }
 
@@ -238,7 +238,7 @@ fn accepted(seen: &Observation<'_>) -> Verdict {
         None => Verdict::new(true, "Accepted", "the policy is valid"),
         Some(policy_error) => {
             let message = match policy_error {
-                PolicyError::Invalid(deviations) => deviations.clone(),
+                PolicyError::Invalid(deviations) | PolicyError::NotAllowed(deviations) => deviations.clone(),
                 PolicyError::NameTaken(message) => message.clone(),
                 PolicyError::NamespaceExcluded => {
                     "policies have no effect in the operator's own namespace and in kube-system; apply the policy elsewhere".into()
@@ -304,6 +304,7 @@ fn config_current(seen: &Observation<'_>, pods: &PodCounts) -> Verdict {
 
 fn tiers_healthy(seen: &Observation<'_>) -> Verdict {
     let mut down: BTreeMap<&str, Vec<&str>> = BTreeMap::new();
+    let mut errors: BTreeMap<&str, &str> = BTreeMap::new();
     let mut tiers = 0;
     let mut answered = false;
     for (pod, answer) in seen.answers.iter().filter_map(|(pod, answer)| Some((pod, answer.as_ref().ok()?))) {
@@ -314,10 +315,19 @@ fn tiers_healthy(seen: &Observation<'_>) -> Verdict {
                 down.entry(tier).or_default().push(pod);
             }
         }
+        for (tier, error) in &answer.last_errors {
+            errors.entry(tier).or_insert(error);
+            // The collector of metrics is no tier, and reports an error only when it is not allowed.
+            if !answer.tiers.contains_key(tier) {
+                down.entry(tier).or_default().push(pod);
+            }
+        }
     }
     if !down.is_empty() {
-        let list =
-            down.iter().map(|(tier, pods)| format!("{tier} does not respond to pod {}", pods.join(", ")));
+        let list = down.iter().map(|(tier, pods)| {
+            let error = errors.get(tier).map(|error| format!(": {error}")).unwrap_or_default();
+            format!("{tier} does not respond to pod {}{error}", pods.join(", "))
+        });
         return Verdict::new(false, "TierDown", list.collect::<Vec<_>>().join("; "));
     }
     match (answered, tiers) {

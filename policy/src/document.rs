@@ -3,10 +3,12 @@
 use larder_api::{API_VERSION, KIND};
 use serde::{Deserialize, Serialize};
 
-use crate::spec::CacheSpec;
+use crate::{Destinations, spec::CacheSpec};
 
 /// The name of [`Document::follows_coverage`].
 pub const FOLLOWS_COVERAGE: &str = "followsCoverage";
+/// The name of [`Document::destinations`].
+pub const DESTINATIONS: &str = "destinations";
 
 /// A `CachePolicy` as far as a sidecar is concerned. Unknown fields are ignored, so that an older sidecar can read the
 /// output of a newer operator; `selector`, `targets`, `capture` and `sidecar` are among them.
@@ -27,6 +29,9 @@ pub struct Document {
     /// [`Coverage`](crate::Coverage) beside it allows that. A handwritten file is in force at once.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub follows_coverage: bool,
+    /// Bounds of the cluster on the servers that the policy's tiers may connect to. A handwritten file has none.
+    #[serde(default, skip_serializing_if = "Destinations::is_unbounded")]
+    pub destinations: Destinations,
 }
 
 /// Identity of the policy of a [`Document`].
@@ -62,8 +67,14 @@ pub enum DocumentError {
 impl Document {
     /// Creates a document of this version.
     pub fn new(metadata: Metadata, spec: CacheSpec) -> Self {
-        let follows_coverage = false;
-        Self { api_version: API_VERSION.to_owned(), kind: KIND.to_owned(), metadata, spec, follows_coverage }
+        Self {
+            api_version: API_VERSION.to_owned(),
+            kind: KIND.to_owned(),
+            metadata,
+            spec,
+            follows_coverage: false,
+            destinations: Destinations::default(),
+        }
     }
 
     /// Parses a document.

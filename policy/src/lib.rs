@@ -8,6 +8,7 @@ pub mod coverage;
 mod credential_names;
 pub mod credentials;
 pub mod date;
+pub mod destinations;
 pub mod digest;
 pub mod document;
 pub mod duration;
@@ -42,6 +43,7 @@ pub mod writing;
 
 pub use coverage::Coverage;
 pub use credentials::IdentityHeaders;
+pub use destinations::Destinations;
 pub use document::{Document, Metadata};
 pub use duration::Duration;
 pub use fields::Fields;

@@ -128,7 +128,7 @@ impl ConfigWatcher {
                 }
                 match compile(&text) {
                     Ok((document, policy)) => {
-                        let Document { metadata, follows_coverage, .. } = document;
+                        let Document { metadata, follows_coverage, destinations, .. } = document;
                         let permission = permission_of(follows_coverage, &metadata, coverage);
                         tracing::info!(hash, suspended = policy.suspended, "loaded the policy");
                         let unknown = larder_lint::unknown_fields(&text);
@@ -142,7 +142,11 @@ impl ConfigWatcher {
                             tracing::info!("every request passes through until every pod has the sidecar");
                         }
                         let (hash, policy) = (Some(hash), Arc::new(policy));
-                        self.exchange(Configuration { hash, policy, metadata, permission }, &current);
+                        let destinations = Arc::new(destinations);
+                        self.exchange(
+                            Configuration { hash, policy, metadata, permission, destinations },
+                            &current,
+                        );
                         self.error.store(None);
                         self.context.telemetry.stats.reloaded(true);
                     }
@@ -180,7 +184,7 @@ impl ConfigWatcher {
 
     fn exchange(&self, configuration: Configuration, current: &Snapshot) {
         let endpoint = configuration.policy.otlp.as_ref().map(|otlp| otlp.endpoint.as_str());
-        if let Err(error) = self.context.telemetry.export_to(endpoint) {
+        if let Err(error) = self.context.telemetry.export_to(endpoint, &configuration.destinations) {
             tracing::error!(error = format!("{error:#}"), "could not set up the export of metrics");
         }
         self.snapshot.store(Arc::new(Snapshot::start(configuration, &self.context, Some(current))));

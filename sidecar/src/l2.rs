@@ -23,6 +23,7 @@ use crate::{
         authentication::Authentication,
         codec::{self, MAX_VARY_NAMES, Record, Rules},
     },
+    resolver::Resolver,
     telemetry::Telemetry,
 };
 
@@ -156,7 +157,7 @@ impl L2 {
     /// Connects in the background, and again whenever the connection breaks or the URL changes, until it is dropped. What
     /// `previous` could not tell Redis, or told one that may have been replaced, is told by this one, and what is heard of at `formers`.
     pub fn start(
-        spec: &spec::Redis,
+        (spec, resolver): (&spec::Redis, Resolver),
         (keys, shape): (Keyspace, &str),
         barriers: Arc<Barriers>,
         bus_grace: Duration,
@@ -167,7 +168,7 @@ impl L2 {
         let name = keys.barriers().to_owned();
         let version = Version::new(PurgeName::version(shape), name.clone(), Arc::clone(&barriers));
         let link = Connector::start(
-            spec.clone(),
+            (spec.clone(), resolver),
             name,
             Arc::clone(&version),
             Arc::clone(&barriers),

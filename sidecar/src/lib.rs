@@ -32,6 +32,7 @@ pub mod proxy;
 pub mod purge;
 pub mod reload;
 pub mod request_error_log;
+pub mod resolver;
 pub mod run;
 pub mod secret;
 pub mod snapshot;

@@ -11,6 +11,7 @@ use crate::{
     l1::L1,
     l2::{Formers, Keyspace, L2},
     mode::Mode,
+    resolver::Resolver,
     sources::{Source, last_known_good::LastKnownGood},
     stats::RouteStats,
     store::{Store, in_flight::FetchOutcome},
@@ -73,7 +74,7 @@ impl Snapshot {
                 (Arc::new(l1), Flights::default())
             }
         };
-        let sources = start_sources(policy, previous);
+        let sources = start_sources(&configuration, unchanged(changes.destinations));
         let last_known_good = tables(policy, metadata, version, &sources, previous);
         let missed_writes =
             previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.store.missed_writes));
@@ -167,7 +168,7 @@ impl SharedTier {
         context: &Context,
         predecessor: Option<&Store>,
     ) -> Self {
-        let Configuration { policy, metadata, .. } = configuration;
+        let Configuration { policy, metadata, destinations, .. } = configuration;
         let former_l2 = predecessor.and_then(|store| store.l2.as_deref());
         let formers =
             L2::left_for(predecessor.map(|store| (&*store.formers, former_l2)), policy.redis.as_ref());
@@ -178,7 +179,7 @@ impl SharedTier {
         };
         let barriers = Arc::new(Barriers::shared(policy.l1.bus_grace.0));
         let l2 = L2::start(
-            redis,
+            (redis, Resolver::within(destinations)),
             (Keyspace::new(metadata), fingerprint),
             Arc::clone(&barriers),
             policy.l1.bus_grace.0,
@@ -191,13 +192,16 @@ impl SharedTier {
 }
 
 /// Returns the sources of a policy: those of the predecessor whose spec is the same, and new ones.
-fn start_sources(policy: &Policy, previous: Option<&Snapshot>) -> Vec<(String, Source)> {
+fn start_sources(configuration: &Configuration, previous: Option<&Snapshot>) -> Vec<(String, Source)> {
     let source = |(name, spec): &(String, policy::Source)| {
         let same = previous.and_then(|previous| previous.source(name));
         let same = same.filter(|source| source.is_of(spec)).cloned();
-        (name.clone(), same.unwrap_or_else(|| Source::start(spec)))
+        (
+            name.clone(),
+            same.unwrap_or_else(|| Source::start(spec, Resolver::within(&configuration.destinations))),
+        )
     };
-    policy.sources.iter().map(source).collect()
+    configuration.policy.sources.iter().map(source).collect()
 }
 
 /// Returns the tables of last known good responses, each once. They tell Postgres what their predecessors could not.

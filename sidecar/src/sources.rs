@@ -15,6 +15,7 @@ use larder_policy::{
 use crate::{
     body::{IncomingBody, SourceError},
     cache_status::Tier,
+    resolver::Resolver,
 };
 
 pub mod http;
@@ -45,11 +46,15 @@ pub enum FetchError {
 }
 
 impl Source {
-    /// Starts a source in the background.
-    pub fn start(spec: &policy::Source) -> Self {
+    /// Starts a source in the background, which connects to the addresses that a resolver allows.
+    pub fn start(spec: &policy::Source, resolver: Resolver) -> Self {
         match spec {
-            policy::Source::Postgres(spec) => Self::Postgres(Arc::new(PostgresSource::start(spec.clone()))),
-            policy::Source::Http(spec) => Self::Http(Arc::new(HttpSource::start(spec.clone()))),
+            policy::Source::Postgres(spec) => {
+                Self::Postgres(Arc::new(PostgresSource::start_within(spec.clone(), resolver)))
+            }
+            policy::Source::Http(spec) => {
+                Self::Http(Arc::new(HttpSource::start_within(spec.clone(), resolver)))
+            }
         }
     }
 

@@ -3,25 +3,31 @@
 use std::{collections::HashSet, env, net::IpAddr, sync::Arc, time::Duration};
 
 use arc_swap::ArcSwap;
+use hyper_util::client::legacy::connect::HttpConnector;
+use larder_policy::Destinations;
 use opentelemetry::{Key, KeyValue, metrics::Histogram};
-use opentelemetry_otlp::{MetricExporter, WithExportConfig};
+use opentelemetry_otlp::{MetricExporter, WithTonicConfig};
 use opentelemetry_sdk::{
     Resource,
     metrics::{PeriodicReader, SdkMeterProvider},
 };
 use prometheus::Registry;
+use tonic::transport::{Channel, Endpoint};
 
 use crate::{
     budget::Budget,
     cache_status::Tier,
     http1_guard::RequestError,
     request_error_log::RequestErrorLog,
+    resolver::Resolver,
     stats::{Outcome, Stats},
 };
 
 mod instruments;
 
 const EXPORT_INTERVAL: Duration = Duration::from_secs(10);
+/// Maximum time to connect to the collector, and of an export.
+const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 
 /// Counters, and the instruments that report them.
 #[derive(Debug)]
@@ -36,6 +42,7 @@ pub struct Telemetry {
 #[derive(Debug)]
 struct Instruments {
     endpoint: Option<String>,
+    resolver: Resolver,
     provider: SdkMeterProvider,
     registry: Registry,
     request_duration: Histogram<f64>,
@@ -57,7 +64,7 @@ impl Telemetry {
     /// If an instrument can't be created.
     pub fn within(budget: Arc<Budget>) -> anyhow::Result<Self> {
         let stats = Arc::new(Stats::within(budget));
-        let instruments = ArcSwap::from_pointee(Instruments::new(None, &stats)?);
+        let instruments = ArcSwap::from_pointee(Instruments::new(None, Resolver::default(), &stats)?);
         Ok(Self { stats, errors: RequestErrorLog::default(), instruments })
     }
 
@@ -71,15 +78,25 @@ impl Telemetry {
     ///
     /// # Errors
     /// If the endpoint is invalid.
-    pub fn export_to(&self, endpoint: Option<&str>) -> anyhow::Result<()> {
-        if self.instruments.load().endpoint.as_deref() == endpoint {
+    pub fn export_to(&self, endpoint: Option<&str>, destinations: &Arc<Destinations>) -> anyhow::Result<()> {
+        let before = self.instruments.load();
+        if before.endpoint.as_deref() == endpoint
+            && (endpoint.is_none() || before.resolver.destinations() == destinations)
+        {
             return Ok(());
         }
-        let instruments = Arc::new(Instruments::new(endpoint.map(str::to_owned), &self.stats)?);
+        drop(before);
+        let resolver = Resolver::within(destinations);
+        let instruments = Arc::new(Instruments::new(endpoint.map(str::to_owned), resolver, &self.stats)?);
         let previous = self.instruments.swap(instruments);
         // The last push to the old collector may block.
         tokio::task::spawn_blocking(move || previous.provider.shutdown());
         Ok(())
+    }
+
+    /// Returns the reason why no connection to the collector is opened.
+    pub fn collector_error(&self) -> Option<String> {
+        self.instruments.load().resolver.refused()
     }
 
     /// Pushes the remaining metrics before the process ends.
@@ -111,7 +128,7 @@ impl Telemetry {
 }
 
 impl Instruments {
-    fn new(endpoint: Option<String>, stats: &Arc<Stats>) -> anyhow::Result<Self> {
+    fn new(endpoint: Option<String>, resolver: Resolver, stats: &Arc<Stats>) -> anyhow::Result<Self> {
         let registry = Registry::new();
         // A collector can copy these labels to every series, too, so that a dashboard works with either.
         let on_every_series: HashSet<_> = IDENTITY.iter().map(|(name, _)| Key::new(*name)).collect();
@@ -121,15 +138,28 @@ impl Instruments {
             .scope_info_enabled(false)
             .build()?;
         let mut builder = SdkMeterProvider::builder().with_resource(resource()).with_reader(scrape);
-        if let Some(endpoint) = &endpoint {
-            let exporter = MetricExporter::builder().with_tonic().with_endpoint(endpoint).build()?;
+        let channel = endpoint.as_deref().map(|endpoint| channel(endpoint, &resolver)).transpose()?;
+        if let Some(channel) = channel.flatten() {
+            let exporter = MetricExporter::builder().with_tonic().with_channel(channel).build()?;
             builder =
                 builder.with_reader(PeriodicReader::builder(exporter).with_interval(EXPORT_INTERVAL).build());
         }
         let provider = builder.build();
         let (request_duration, tier_duration) = instruments::register(&provider, stats);
-        Ok(Self { endpoint, provider, registry, request_duration, tier_duration })
+        Ok(Self { endpoint, resolver, provider, registry, request_duration, tier_duration })
     }
+}
+
+/// Returns a channel to a collector, which connects on first use, and to the addresses that the resolver allows; `None` if it refuses
+/// the host.
+fn channel(endpoint: &str, resolver: &Resolver) -> anyhow::Result<Option<Channel>> {
+    let mut connector = HttpConnector::new_with_resolver(resolver.clone());
+    connector.set_nodelay(true);
+    connector.set_connect_timeout(Some(EXPORT_TIMEOUT));
+    let endpoint = Endpoint::from_shared(endpoint.to_owned())?.timeout(EXPORT_TIMEOUT);
+    // The connector resolves names, and takes addresses as they are.
+    let is_allowed = resolver.check_host(endpoint.uri().host().unwrap_or_default()).is_ok();
+    Ok(is_allowed.then(|| endpoint.connect_with_connector_lazy(connector)))
 }
 
 /// Resource attributes by OpenTelemetry's semantic conventions, and the variables from which they are read.

@@ -18,6 +18,7 @@ mod integration {
     mod connections;
     mod controls;
     mod coverage;
+    mod destinations;
     mod documents;
     mod envelope;
     mod failsafe;

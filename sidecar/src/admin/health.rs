@@ -85,12 +85,13 @@ fn requests(stats: &Stats) -> RequestCounts {
 pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<PolicyReport> {
     let snapshot = admin.config.snapshot();
     let tiers = snapshot.tiers().into_iter();
+    let collector = admin.telemetry.collector_error().map(|error| ("otlp".to_owned(), error));
     Json(PolicyReport {
         hash: snapshot.configuration.hash.clone(),
         state: state(snapshot.mode()),
         error: admin.config.error().as_deref().map(ToString::to_string),
         tiers: tiers.map(|(name, up)| (name, if up { TierState::Up } else { TierState::Down })).collect(),
-        last_errors: snapshot.last_errors().into_iter().collect(),
+        last_errors: snapshot.last_errors().into_iter().chain(collector).collect(),
         admin_token: token::can_be_read(&admin).await,
         requests: Some(requests(&admin.telemetry.stats)),
     })

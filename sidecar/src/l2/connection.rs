@@ -20,7 +20,7 @@ use self::{
     sentinels::{Sentinels, never},
 };
 use super::generation::{Mark, random};
-use crate::secret::Secrets;
+use crate::{resolver::Resolver, secret::Secrets};
 
 mod address;
 mod sentinels;
@@ -162,17 +162,27 @@ pub(super) struct Opener<'a> {
     /// The key of the barriers.
     barriers: &'a str,
     servers: Servers,
+    resolver: &'a Resolver,
 }
 
 impl<'a> Opener<'a> {
     /// # Errors
     /// If the URL or the CA can't be used. The message has no password in it.
-    pub(super) fn new(spec: &'a spec::Redis, barriers: &'a str, secrets: &Secrets) -> anyhow::Result<Self> {
+    pub(super) fn new(
+        spec: &'a spec::Redis,
+        barriers: &'a str,
+        secrets: &Secrets,
+        resolver: &'a Resolver,
+    ) -> anyhow::Result<Self> {
         let servers = Servers::read(secrets)?;
         if spec.topology == Topology::Standalone && servers.nodes.len() > 1 {
             bail!("the URL names several hosts: set topology to Sentinel or Cluster");
         }
-        Ok(Self { spec, barriers, servers })
+        // Servers that Redis itself names are bounded by their addresses alone.
+        for host in servers.hosts() {
+            resolver.check_host(host)?;
+        }
+        Ok(Self { spec, barriers, servers, resolver })
     }
 
     /// Connects. Sentinels are asked again every `patience`.
@@ -194,17 +204,17 @@ impl<'a> Opener<'a> {
 
     async fn open_standalone(&self) -> anyhow::Result<OpenConnection> {
         let client = self.servers.client(self.first().clone())?;
-        let counting = connect(&client).await?;
+        let counting = connect(&client, self.resolver).await?;
         self.opened(&client, counting, None, (Vouched::always(), Box::pin(never()))).await
     }
 
     async fn open_by_sentinels(&self, patience: Duration) -> anyhow::Result<OpenConnection> {
         let name =
             self.spec.master_name.as_deref().context("set masterName: what the Sentinels call the master")?;
-        let mut sentinels = Sentinels::new(&self.servers, name)?;
+        let mut sentinels = Sentinels::new(&self.servers, name, self.resolver)?;
         let master = sentinels.master().await?;
         let client = self.servers.client(redirected(self.first(), &master)?)?;
-        let counting = connect(&client).await?;
+        let counting = connect(&client, self.resolver).await?;
         let vouched = sentinels.vouched.clone();
         let superseded = Box::pin(sentinels.watch(master, patience));
         self.opened(&client, counting, None, (vouched, superseded)).await
@@ -214,6 +224,7 @@ impl<'a> Opener<'a> {
         let asked = self.servers.nodes.iter().map(|node| Box::pin(self.server_of_barriers(node)));
         let ((client, counting), _) = select_ok(asked).await?;
         let mut builder = ClusterClientBuilder::new(self.servers.nodes.clone())
+            .async_dns_resolver(self.resolver.clone())
             .connection_timeout(CONNECT_DEADLINE)
             .response_timeout(CONNECT_DEADLINE.max(self.spec.hard_timeout().0))
             .retries(RETRIES)
@@ -237,7 +248,7 @@ impl<'a> Opener<'a> {
         let mut node = node.clone();
         for _ in 0..MAX_REDIRECTIONS {
             let client = self.servers.client(node.clone())?;
-            let mut connection = connect(&client).await?;
+            let mut connection = connect(&client, self.resolver).await?;
             let mut exists = redis::cmd("EXISTS");
             let exists = exists.arg(self.barriers).exec_async(&mut connection);
             let Err(error) = timeout(CONNECT_DEADLINE, exists).await.context("the server is silent")? else {
@@ -267,9 +278,10 @@ impl<'a> Opener<'a> {
     }
 }
 
-async fn connect(client: &Client) -> RedisResult<MultiplexedConnection> {
+async fn connect(client: &Client, resolver: &Resolver) -> RedisResult<MultiplexedConnection> {
     let config = AsyncConnectionConfig::new()
         .set_connection_timeout(Some(CONNECT_DEADLINE))
-        .set_response_timeout(None);
+        .set_response_timeout(None)
+        .set_dns_resolver(resolver.clone());
     client.get_multiplexed_async_connection_with_config(&config).await
 }

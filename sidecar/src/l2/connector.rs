@@ -19,7 +19,7 @@ use super::{
     subscription::{Inbox, Subscription},
     versions::Version,
 };
-use crate::{barriers::Barriers, clock::boot_ms, secret::Secrets};
+use crate::{barriers::Barriers, clock::boot_ms, resolver::Resolver, secret::Secrets};
 
 mod leaving;
 mod session;
@@ -62,7 +62,7 @@ impl Connector {
     /// Begins to connect. What `previous` could not tell Redis, or told a Redis that may have been replaced, is told by this one, and
     /// what is heard of at `formers`.
     pub(super) fn start(
-        spec: spec::Redis,
+        (spec, resolver): (spec::Redis, Resolver),
         name: String,
         version: Arc<Version>,
         barriers: Arc<Barriers>,
@@ -76,7 +76,7 @@ impl Connector {
         }
         barriers.set_joining(true);
         let came_from = previous.and_then(|previous| previous.server());
-        let state = Arc::new(State::new(spec, name, version, barriers, grace));
+        let state = Arc::new(State::new((spec, resolver), name, version, barriers, grace));
         if let Some(previous) = previous {
             state.inherit(previous);
         }
@@ -185,11 +185,13 @@ impl Connector {
     }
 
     async fn open(&self, secrets: &Secrets) -> anyhow::Result<Session> {
-        let opener = Opener::new(&self.state.spec, &self.state.name, secrets)?;
+        let opener = Opener::new(&self.state.spec, &self.state.name, secrets, &self.state.resolver)?;
         let OpenConnection { mut connection, bus, superseded } = opener.open(self.heartbeat).await?;
         let inbox = Inbox::new(&self.state, &self.formers, &connection);
 
-        let bus = Subscription::open(&bus, &self.state.name, inbox, connection.clone()).await?;
+        let bus =
+            Subscription::open((&bus, &self.state.resolver), &self.state.name, inbox, connection.clone())
+                .await?;
         timeout(CONNECT_DEADLINE, commands::prepare(&mut connection)).await.context("preparing")??;
         Ok(Session { connection, bus, superseded })
     }

@@ -37,6 +37,7 @@ use crate::{
     barriers::Barriers,
     clock::boot_ms,
     reload::{Newest, Reload},
+    resolver::Resolver,
     secret::Secrets,
 };
 
@@ -58,6 +59,7 @@ pub(super) struct Link {
 pub(super) struct State {
     pub(super) grace: Duration,
     pub(super) spec: spec::Redis,
+    pub(super) resolver: Resolver,
     /// The hash of the barriers and the channel of the bus.
     pub(super) name: String,
     /// The version of the policy whose names this pod purges.
@@ -174,7 +176,7 @@ impl Link {
 
 impl State {
     pub(super) fn new(
-        spec: spec::Redis,
+        (spec, resolver): (spec::Redis, Resolver),
         name: String,
         version: Arc<Version>,
         barriers: Arc<Barriers>,
@@ -183,6 +185,7 @@ impl State {
         Self {
             grace,
             spec,
+            resolver,
             name,
             version,
             barriers,

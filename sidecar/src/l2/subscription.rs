@@ -28,6 +28,7 @@ use super::{
     link::State,
     message::{OwnMessage, PurgeMessage, read_own, read_purge},
 };
+use crate::resolver::Resolver;
 
 /// Maximum time that Redis may take to pass acknowledgements on.
 const ACKNOWLEDGE_TIMEOUT: Duration = Duration::from_secs(1);
@@ -197,7 +198,7 @@ impl Subscription {
     /// # Errors
     /// If the server does not let it, or does not speak RESP3.
     pub(super) async fn open(
-        client: &Client,
+        (client, resolver): (&Client, &Resolver),
         name: &str,
         inbox: Arc<Inbox>,
         connection: Connection,
@@ -206,6 +207,7 @@ impl Subscription {
         let config = AsyncConnectionConfig::new()
             .set_connection_timeout(Some(CONNECT_DEADLINE))
             .set_response_timeout(None)
+            .set_dns_resolver(resolver.clone())
             .set_push_sender(move |push| {
                 taker.take(push);
                 Ok::<_, std::convert::Infallible>(())

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use larder_policy::{Metadata, Policy};
+use larder_policy::{Destinations, Metadata, Policy};
 
 use crate::{l1::Bounds, mode::Mode};
 
@@ -17,6 +17,8 @@ pub struct Configuration {
     pub metadata: Metadata,
     /// Permission to serve from the cache, besides the policy's own.
     pub permission: Permission,
+    /// Bounds of the cluster on the servers that tiers connect to.
+    pub destinations: Arc<Destinations>,
 }
 
 /// Permission to serve from the cache, besides the policy's own.
@@ -34,7 +36,13 @@ impl Configuration {
     /// Returns the configuration of a sidecar that never had a policy: a plain shared cache.
     pub fn bare() -> Self {
         let policy = Arc::new(Policy::bare());
-        Self { hash: None, policy, metadata: Metadata::default(), permission: Permission::NotNeeded }
+        Self {
+            hash: None,
+            policy,
+            metadata: Metadata::default(),
+            permission: Permission::NotNeeded,
+            destinations: Arc::default(),
+        }
     }
 
     /// Returns the configuration of a sidecar whose policy file is missing: everything passes.
@@ -67,7 +75,9 @@ impl Configuration {
 pub(super) struct Changes {
     /// Another policy, rather than another version of it.
     pub(super) owner: bool,
-    /// Purges are counted anew: another version, Redis or grace.
+    /// Sources connect anew: other bounds.
+    pub(super) destinations: bool,
+    /// Purges are counted anew: another version, Redis or grace, or other bounds.
     pub(super) order: bool,
     /// Memory begins anew: another order of purges, or another size or eviction.
     pub(super) memory: bool,
@@ -80,10 +90,12 @@ impl Changes {
         (after, fingerprint): (&Configuration, &str),
     ) -> Self {
         let Some((before, fingerprint_before)) = before else {
-            return Self { owner: true, order: true, memory: true };
+            return Self { owner: true, destinations: true, order: true, memory: true };
         };
         let owner = before.metadata != after.metadata;
+        let destinations = before.destinations != after.destinations;
         let order = owner
+            || destinations
             || fingerprint_before != fingerprint
             || before.policy.redis != after.policy.redis
             || before.policy.l1.bus_grace != after.policy.l1.bus_grace
@@ -91,7 +103,7 @@ impl Changes {
         let memory = order
             || bounds_of(&before.policy) != bounds_of(&after.policy)
             || before.policy.l1.eviction != after.policy.l1.eviction;
-        Self { owner, order, memory }
+        Self { owner, destinations, order, memory }
     }
 }
 
@@ -121,7 +133,7 @@ mod tests {
             Changes::between(before, (after, &after.fingerprint()))
         };
         let changes = |after: &Configuration| between(Some(&before), after);
-        let none = Changes { owner: false, order: false, memory: false };
+        let none = Changes { owner: false, destinations: false, order: false, memory: false };
         assert_eq!(changes(&before), none);
         assert_eq!(changes(&configuration("routes: [{name: b, match: {path: /a}, ttl: 2s}]")), none);
         let memory = Changes { memory: true, ..none };
@@ -136,7 +148,9 @@ mod tests {
         let metadata = Metadata { uid: "other".to_owned(), ..Metadata::default() };
         let owner = Changes { owner: true, ..order };
         assert_eq!(changes(&Configuration { metadata, ..before.clone() }), owner);
-        assert_eq!(between(None, &before), owner);
+        let bounded = Configuration { destinations: Arc::new(Destinations::of_cluster()), ..before.clone() };
+        assert_eq!(changes(&bounded), Changes { destinations: true, ..order });
+        assert_eq!(between(None, &before), Changes { destinations: true, ..owner });
         assert_eq!(between(Some(&Configuration::absent()), &before), order);
     }
 

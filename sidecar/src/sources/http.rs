@@ -1,6 +1,6 @@
 //! A source that reads over HTTP.
 
-use std::{sync::Arc, time::Duration};
+use std::{io, sync::Arc, time::Duration};
 
 use http::{
     Response, StatusCode, Uri,
@@ -24,6 +24,7 @@ use crate::{
     body::Begun,
     breaker::Breaker,
     headers::{TransferCoding, remove_hop_by_hop},
+    resolver::Resolver,
     upstream::blames_transfer_coding,
 };
 
@@ -36,6 +37,7 @@ const OF_ITS_HOST: [HeaderName; 5] =
 pub struct HttpSource {
     spec: spec::Http,
     clients: Clients,
+    resolver: Resolver,
     breaker: Arc<Breaker>,
 }
 
@@ -63,6 +65,9 @@ pub enum HttpError {
     /// The URL and the route's path do not form a URL.
     #[error("the source's url and the route's path do not form a valid URL: {0}")]
     Target(#[from] InvalidUri),
+    /// The host is not allowed.
+    #[error("the HTTP source can't be used: {0}")]
+    Host(#[from] io::Error),
     /// The trusted certificates can't be read.
     #[error("the HTTP source can't be used: {0}")]
     Trust(String),
@@ -77,8 +82,13 @@ pub enum HttpError {
 impl HttpSource {
     /// Creates a source, which connects on first use.
     pub fn start(spec: spec::Http) -> Self {
-        let clients = Clients::new(&spec);
-        Self { spec, clients, breaker: Arc::default() }
+        Self::start_within(spec, Resolver::default())
+    }
+
+    /// Creates a source that connects to the addresses which a resolver allows.
+    pub fn start_within(spec: spec::Http, resolver: Resolver) -> Self {
+        let clients = Clients::new(&spec, resolver.clone());
+        Self { spec, clients, resolver, breaker: Arc::default() }
     }
 
     /// Returns the spec that it was started from.
@@ -88,12 +98,13 @@ impl HttpSource {
 
     /// Returns true if the breaker is closed, as it is before the first request.
     pub fn is_up(&self) -> bool {
-        self.breaker.is_closed() && self.clients.current().is_ok()
+        self.breaker.is_closed() && self.resolver.refused().is_none() && self.clients.current().is_ok()
     }
 
-    /// Returns the error in the trusted certificates, if there is one; the last good ones are used meanwhile.
+    /// Returns the reason why connections are refused here, or the error in the trusted certificates; the last good ones are used
+    /// meanwhile.
     pub fn last_error(&self) -> Option<String> {
-        self.clients.last_error()
+        self.resolver.refused().or_else(|| self.clients.last_error())
     }
 
     /// Sends a GET for a path and query, appended to the path of the URL. Connecting, the head and the body share the
@@ -104,6 +115,8 @@ impl HttpSource {
     pub async fn fetch(&self, path_and_query: &str) -> Result<HttpFound, HttpError> {
         let uri: Uri = format!("{}{path_and_query}", self.spec.url.trim_end_matches('/')).parse()?;
         let client = self.clients.current().map_err(HttpError::Trust)?;
+        // The connector resolves names, and takes addresses as they are.
+        self.resolver.check_host(uri.host().unwrap_or_default())?;
         if !self.breaker.allows() {
             return Err(HttpError::Down);
         }

@@ -19,12 +19,13 @@ use tokio::{
 use tokio_postgres::{error::SqlState, types::ToSql};
 use tokio_util::task::AbortOnDropHandle;
 
+mod guarded;
 mod pools;
 mod url;
 
 use self::pools::Pools;
 use super::blames_certificate;
-use crate::breaker::Breaker;
+use crate::{breaker::Breaker, resolver::Resolver};
 
 /// Interval for reading the URL and the CA again, because a Secret's file may change.
 const URL_CHECK_INTERVAL: Duration = Duration::from_secs(1);
@@ -82,8 +83,13 @@ pub enum PostgresError {
 impl PostgresSource {
     /// Starts a source, and connects in the background to learn its state.
     pub fn start(spec: spec::Postgres) -> Self {
+        Self::start_within(spec, Resolver::default())
+    }
+
+    /// Starts a source that connects to the addresses which a resolver allows.
+    pub fn start_within(spec: spec::Postgres, resolver: Resolver) -> Self {
         let server = Arc::new(Server {
-            pools: Pools::new(&spec),
+            pools: Pools::new(&spec, resolver),
             slots: Semaphore::new(usize::from(spec.max_connections_per_pod)),
             spec,
             breaker: Breaker::default(),
@@ -103,7 +109,7 @@ impl PostgresSource {
         self.server.answers.load(Ordering::Relaxed) && self.server.breaker.is_closed()
     }
 
-    /// Returns the error in the current URL or CA, if there is one; the last good ones are used meanwhile. Never
+    /// Returns the reason why connections are refused here, or the error in the current URL or CA; the last good ones are used meanwhile. Never
     /// contains the password.
     pub fn last_error(&self) -> Option<String> {
         self.server.pools.last_error()

@@ -59,6 +59,14 @@ impl Servers {
         }
     }
 
+    /// The hosts that the URL names.
+    pub(super) fn hosts(&self) -> impl Iterator<Item = &str> {
+        self.nodes.iter().filter_map(|node| match node.addr() {
+            ConnectionAddr::Tcp(host, _) | ConnectionAddr::TcpTls { host, .. } => Some(host.as_str()),
+            _ => None,
+        })
+    }
+
     /// A message without the password: a server that does not know a command repeats its arguments.
     pub(super) fn censored(&self, message: String) -> String {
         self.hidden.iter().fold(message, |message, hidden| message.replace(hidden, "***"))

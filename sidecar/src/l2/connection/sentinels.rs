@@ -20,7 +20,7 @@ use tokio::{
 };
 
 use super::{CONNECT_DEADLINE, address::Servers, connect};
-use crate::clock::boot_ms;
+use crate::{clock::boot_ms, resolver::Resolver};
 
 /// Time for which a purge waits for the Sentinels to say that it was told to the master.
 const NAMING_TIMEOUT: Duration = Duration::from_millis(500);
@@ -120,6 +120,7 @@ pub(super) struct Sentinels {
 
 struct Sentinel {
     client: Client,
+    resolver: Resolver,
     connection: Option<MultiplexedConnection>,
 }
 
@@ -148,12 +149,12 @@ pub(super) enum Verdict {
 impl Sentinels {
     /// # Errors
     /// If the addresses can't be used.
-    pub(super) fn new(servers: &Servers, name: &str) -> RedisResult<Self> {
+    pub(super) fn new(servers: &Servers, name: &str, resolver: &Resolver) -> RedisResult<Self> {
         // The user and the password are those of the master.
         let bare = |node: &ConnectionInfo| node.clone().set_redis_settings(RedisConnectionInfo::default());
         let clients = servers.nodes.iter().map(|node| servers.client(bare(node)));
         let sentinels = clients
-            .map(|client| Ok(Sentinel { client: client?, connection: None }))
+            .map(|client| Ok(Sentinel { client: client?, resolver: resolver.clone(), connection: None }))
             .collect::<RedisResult<_>>()?;
         Ok(Self { name: name.to_owned(), sentinels, vouched: Vouched::by_sentinels() })
     }
@@ -262,7 +263,7 @@ impl Sentinel {
     async fn ask_patiently(&mut self, name: &str) -> anyhow::Result<OwnMessage> {
         let connection = match &mut self.connection {
             Some(connection) => connection,
-            none => none.insert(connect(&self.client).await?),
+            none => none.insert(connect(&self.client, &self.resolver).await?),
         };
         let mut command = redis::cmd("SENTINEL");
         let said: HashMap<String, String> = command.arg("MASTER").arg(name).query_async(connection).await?;

@@ -13,10 +13,11 @@ use super::{
 impl Connector {
     /// A link of its own to the server that these secrets lead to, which is about to be left.
     pub(super) fn link_to_left(&self, secrets: Secrets) -> Arc<Link> {
-        let State { grace, spec, name, version, .. } = &*self.state;
+        let State { grace, spec, resolver, name, version, .. } = &*self.state;
         let barriers = Arc::new(Barriers::shared(*grace));
         let version = Version::new(version.name(), name.clone(), Arc::clone(&barriers));
-        let state = Arc::new(State::new(spec.clone(), name.clone(), version, barriers, *grace));
+        let state =
+            Arc::new(State::new((spec.clone(), resolver.clone()), name.clone(), version, barriers, *grace));
         state.reload.take(secrets);
         state.mark_left();
         // Purges that this link could not tell there go to the other Redis now, and are to be told there all the same.

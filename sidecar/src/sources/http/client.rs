@@ -23,6 +23,7 @@ use parking_lot::{Mutex, MutexGuard};
 use super::connector::Connector;
 use crate::{
     reload::Reload,
+    resolver::Resolver,
     secret::read_ca,
     tls::client_config,
     upstream::{MAX_HEAD, MAX_LINES, may_have_been_dead},
@@ -42,21 +43,22 @@ const PONG_TIMEOUT: Duration = Duration::from_secs(5);
 /// Maximum buffer size in bytes, with room for a head. Bodies come in smaller pieces.
 const MAX_BUFFER: usize = MAX_HEAD + (64 << 10);
 
+type TcpConnector = HttpConnector<Resolver>;
+
 /// A client without TLS, or with the configured trust.
 #[derive(Clone, Debug)]
 pub(super) enum Client {
-    Plain(legacy::Client<Connector<HttpConnector>, Empty<Bytes>>),
-    Secure(legacy::Client<Connector<HttpsConnector<HttpConnector>>, Empty<Bytes>>),
+    Plain(legacy::Client<Connector<TcpConnector>, Empty<Bytes>>),
+    Secure(legacy::Client<Connector<HttpsConnector<TcpConnector>>, Empty<Bytes>>),
 }
 
 impl Client {
-    fn plain(connect_timeout: Duration) -> Self {
-        Self::Plain(builder().build(Connector(connector(connect_timeout))))
+    fn plain(connector: TcpConnector) -> Self {
+        Self::Plain(builder().build(Connector(connector)))
     }
 
-    fn secure(connect_timeout: Duration, ca_pem: Option<&[u8]>) -> anyhow::Result<Self> {
+    fn secure(mut connector: TcpConnector, ca_pem: Option<&[u8]>) -> anyhow::Result<Self> {
         let config = Arc::unwrap_or_clone(client_config(ca_pem)?);
-        let mut connector = connector(connect_timeout);
         connector.enforce_http(false);
         let connector = HttpsConnectorBuilder::new()
             .with_tls_config(config)
@@ -87,8 +89,8 @@ impl Client {
     }
 }
 
-fn connector(connect_timeout: Duration) -> HttpConnector {
-    let mut connector = HttpConnector::new();
+fn connector(connect_timeout: Duration, resolver: Resolver) -> TcpConnector {
+    let mut connector = HttpConnector::new_with_resolver(resolver);
     connector.set_nodelay(true);
     connector.set_connect_timeout(Some(connect_timeout));
     connector
@@ -115,6 +117,7 @@ pub(super) struct Clients {
     is_secure: bool,
     ca_from: Option<ValueFrom>,
     connect_timeout: Duration,
+    resolver: Resolver,
     /// The certificates, in PEM, that the client trusts; `None` for the system's.
     reload: Reload<Option<Vec<u8>>>,
     current: Mutex<Current>,
@@ -128,12 +131,13 @@ struct Current {
 }
 
 impl Clients {
-    pub(super) fn new(spec: &spec::Http) -> Self {
+    pub(super) fn new(spec: &spec::Http, resolver: Resolver) -> Self {
         let is_secure = spec.url.get(..8).is_some_and(|scheme| scheme.eq_ignore_ascii_case("https://"));
         Self {
             is_secure,
             ca_from: spec.ca_from.clone(),
             connect_timeout: spec.hard_timeout().0,
+            resolver,
             reload: Reload::new("CA of an HTTP source"),
             current: Mutex::default(),
         }
@@ -169,10 +173,7 @@ impl Clients {
     }
 
     fn client(&self, ca_pem: Option<&[u8]>) -> anyhow::Result<Client> {
-        if self.is_secure {
-            Client::secure(self.connect_timeout, ca_pem)
-        } else {
-            Ok(Client::plain(self.connect_timeout))
-        }
+        let connector = connector(self.connect_timeout, self.resolver.clone());
+        if self.is_secure { Client::secure(connector, ca_pem) } else { Ok(Client::plain(connector)) }
     }
 }

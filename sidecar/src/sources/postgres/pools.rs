@@ -3,7 +3,9 @@
 use std::sync::Arc;
 
 use anyhow::{Context, anyhow, ensure};
-use deadpool_postgres::{Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod};
+use deadpool_postgres::{
+    ConfigConnectImpl, Connect, Manager, ManagerConfig, Pool, QueueMode, RecyclingMethod,
+};
 use larder_policy::spec;
 use parking_lot::Mutex;
 use tokio::time::{Duration, timeout};
@@ -13,9 +15,10 @@ use tokio_postgres::{
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{PostgresError, url};
+use super::{PostgresError, guarded::Guarded, url};
 use crate::{
     reload::{Newest, Reload},
+    resolver::Resolver,
     secret::Secrets,
     tls::client_config,
 };
@@ -27,15 +30,16 @@ const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 #[derive(Debug)]
 pub(super) struct Pools {
     spec: spec::Postgres,
+    resolver: Resolver,
     reload: Reload<Secrets>,
     current: Mutex<Option<Pool>>,
 }
 
 impl Pools {
     /// Creates a pool for the current URL and CA, if they can be read. It connects on first use.
-    pub(super) fn new(spec: &spec::Postgres) -> Self {
+    pub(super) fn new(spec: &spec::Postgres, resolver: Resolver) -> Self {
         let reload = Reload::new("URL or CA of a postgres source");
-        let pools = Self { spec: spec.clone(), reload, current: Mutex::default() };
+        let pools = Self { spec: spec.clone(), resolver, reload, current: Mutex::default() };
         if let Some(secrets) = pools.reload.candidate(pools.newest()) {
             let connected = pools.connect(&secrets);
             pools.replace(secrets, connected);
@@ -52,9 +56,9 @@ impl Pools {
         current.ok_or_else(|| PostgresError::Failed(anyhow!(self.last_error().unwrap_or_default())))
     }
 
-    /// Returns the reason why the pool in use is not that of the current URL and CA.
+    /// Returns the reason why connections are refused here, or why the pool in use is not that of the current URL and CA.
     pub(super) fn last_error(&self) -> Option<String> {
-        self.reload.last_error()
+        self.resolver.refused().or_else(|| self.reload.last_error())
     }
 
     /// Closes idle connections.
@@ -104,41 +108,45 @@ impl Pools {
         if config.get_application_name().is_none() {
             config.application_name("larder");
         }
-        let pool = Pool::builder(manager(config, secrets.ca.as_deref())?)
+        let pool = Pool::builder(self.manager(config, secrets.ca.as_deref())?)
             .max_size(usize::from(self.spec.max_connections_per_pod))
             // The probe of an otherwise idle server uses one connection, and the others age.
             .queue_mode(QueueMode::Lifo)
             .build()?;
         Ok(pool)
     }
-}
 
-fn manager(mut config: Config, ca_pem: Option<&[u8]>) -> anyhow::Result<Manager> {
-    // A broken connection is detected on use: a statement that fails or is late removes it from the pool.
-    let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-    if ca_pem.is_some() {
-        // A configured CA requires TLS.
-        ensure!(
-            config.get_ssl_mode() != SslMode::Disable,
-            "caFrom requires TLS: remove sslmode=disable from the URL, or remove caFrom"
-        );
-        config.ssl_mode(SslMode::Require);
-    }
-    let mode = config.get_ssl_mode();
-    if mode == SslMode::Disable {
-        return Ok(Manager::from_config(config, NoTls, recycling));
-    }
-    let tls = match client_config(ca_pem) {
-        Ok(tls) => tls,
-        // Without any trusted certificate, no TLS is better than failing TLS.
-        Err(_) if mode == SslMode::Prefer => {
-            return Ok(Manager::from_config(config, NoTls, recycling));
+    fn manager(&self, mut config: Config, ca_pem: Option<&[u8]>) -> anyhow::Result<Manager> {
+        // A broken connection is detected on use: a statement that fails or is late removes it from the pool.
+        let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
+        if ca_pem.is_some() {
+            // A configured CA requires TLS.
+            ensure!(
+                config.get_ssl_mode() != SslMode::Disable,
+                "caFrom requires TLS: remove sslmode=disable from the URL, or remove caFrom"
+            );
+            config.ssl_mode(SslMode::Require);
         }
-        Err(error) => return Err(error),
-    };
-    let mut tls = Arc::unwrap_or_clone(tls);
-    if config.get_ssl_negotiation() == SslNegotiation::Direct {
-        tls.alpn_protocols = vec![b"postgresql".to_vec()];
+        let mode = config.get_ssl_mode();
+        if mode == SslMode::Disable {
+            return Ok(self.connecting(config, ConfigConnectImpl { tls: NoTls }, recycling));
+        }
+        let tls = match client_config(ca_pem) {
+            Ok(tls) => tls,
+            // Without any trusted certificate, no TLS is better than failing TLS.
+            Err(_) if mode == SslMode::Prefer => {
+                return Ok(self.connecting(config, ConfigConnectImpl { tls: NoTls }, recycling));
+            }
+            Err(error) => return Err(error),
+        };
+        let mut tls = Arc::unwrap_or_clone(tls);
+        if config.get_ssl_negotiation() == SslNegotiation::Direct {
+            tls.alpn_protocols = vec![b"postgresql".to_vec()];
+        }
+        Ok(self.connecting(config, ConfigConnectImpl { tls: MakeRustlsConnect::new(tls) }, recycling))
     }
-    Ok(Manager::from_config(config, MakeRustlsConnect::new(tls), recycling))
+
+    fn connecting(&self, config: Config, inner: impl Connect + 'static, recycling: ManagerConfig) -> Manager {
+        Manager::from_connect(config, Guarded { inner, resolver: self.resolver.clone() }, recycling)
+    }
 }

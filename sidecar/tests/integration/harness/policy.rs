@@ -28,6 +28,19 @@ impl Policy {
         policy
     }
 
+    /// Writes a policy with this `spec` and bounds on destinations, as the operator compiles one.
+    pub(crate) fn within(spec: &str, destinations: &str) -> Self {
+        let policy = Self::new(spec);
+        policy.bound(destinations);
+        policy
+    }
+
+    /// Adds bounds on destinations to the file.
+    pub(crate) fn bound(&self, destinations: &str) {
+        let text = fs::read_to_string(self.path()).unwrap();
+        self.write(&format!("{text}destinations: {destinations}\n"));
+    }
+
     /// The same policy in another pod, whose files change at other times and have no word on coverage yet.
     pub(crate) fn elsewhere(&self) -> Self {
         let policy = Self { folder: Folder::new(), name: self.name.clone() };
