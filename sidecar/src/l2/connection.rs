@@ -195,7 +195,12 @@ impl<'a> Opener<'a> {
             Topology::Sentinel => self.open_by_sentinels(patience).await,
             Topology::Cluster => self.open_cluster().await,
         };
-        opened.map_err(|error| anyhow!(self.servers.censored(format!("{error:#}"))))
+        opened.map_err(|error| {
+            let text = format!("{error:#}");
+            // The client repeats the reason of a refusal.
+            let refused = self.resolver.refused().filter(|refused| text.contains(refused));
+            anyhow!(self.servers.censored(refused.unwrap_or(text)))
+        })
     }
 
     fn first(&self) -> &ConnectionInfo {
