@@ -10,7 +10,7 @@ use larder_policy::{Destinations, Duration, destinations::HostPattern, spec::Cac
 use serde::Deserialize;
 use serde_json::json;
 
-use crate::quantity::nanos;
+use crate::{capture::Mode, quantity::nanos};
 
 /// Bounds on policies. The default has none but those on the addresses of servers.
 #[derive(Clone, Debug, PartialEq, Deserialize)]
@@ -101,11 +101,13 @@ impl Bounds {
             }
         }
         if !self.allows_capture(spec) {
-            let name = |mode: &CaptureMode| json!(mode).as_str().unwrap_or_default().to_owned();
-            let modes: Vec<_> = self.capture_modes.iter().map(name).collect();
-            let (mode, modes) = (name(&spec.capture.mode), modes.join(", "));
+            let (asked, modes) = (name(spec.capture.mode), self.capture_modes.iter().map(|mode| name(*mode)));
+            let modes = modes.collect::<Vec<_>>().join(", ");
+            let chosen =
+                Mode::of(&spec.capture, &spec.targets).filter(|_| spec.capture.mode == CaptureMode::Auto);
+            let chosen = chosen.map(|mode| format!(", which is {} here", mode.as_str())).unwrap_or_default();
             found.push(format!(
-                "spec.capture.mode ({mode}) is not among policies.captureModes ({modes}) of the chart"
+                "spec.capture.mode ({asked}{chosen}) is not among policies.captureModes ({modes}) of the chart"
             ));
         }
         self.times(&spec.cache, &mut found);
@@ -113,10 +115,12 @@ impl Bounds {
         found
     }
 
-    /// Returns true if a policy's capture mode is allowed. `None`, which captures nothing, always is.
+    /// Returns true if a policy's capture mode is allowed, or the mode that `Auto` chooses. `None`, which captures nothing, always is.
     pub fn allows_capture(&self, spec: &CachePolicySpec) -> bool {
-        let mode = spec.capture.mode;
-        mode == CaptureMode::None || self.capture_modes.is_empty() || self.capture_modes.contains(&mode)
+        let Some(mode) = Mode::of(&spec.capture, &spec.targets) else { return true };
+        let asked = name(spec.capture.mode);
+        let mut allowed = self.capture_modes.iter().map(|mode| name(*mode));
+        self.capture_modes.is_empty() || allowed.any(|allowed| allowed == asked || allowed == mode.as_str())
     }
 
     fn times(&self, spec: &CacheSpec, found: &mut Vec<String>) {
@@ -194,6 +198,11 @@ impl Bounds {
     }
 }
 
+/// Returns the name of a capture mode in a policy.
+fn name(mode: CaptureMode) -> String {
+    json!(mode).as_str().unwrap_or_default().to_owned()
+}
+
 fn above(field: &str, value: &str, name: &str, bound: &str) -> String {
     format!("{field} ({value}) is above policies.{name} ({bound}) of the chart")
 }
@@ -263,10 +272,19 @@ mod tests {
     #[test]
     fn capture_modes_are_bounded() {
         let mode = |mode: &str| json!({"capture": {"mode": mode}});
-        let bounds = json!({"captureModes": ["NamedPort"]});
-        refuses(bounds.clone(), mode("Auto"), &["spec.capture.mode (Auto)", "(NamedPort)"]);
-        assert_eq!(exceeded(bounds.clone(), mode("NamedPort")), [""; 0]);
-        assert_eq!(exceeded(bounds, mode("None")), [""; 0]);
+        let by_variable = json!({"targets": [{"port": "http", "portFrom": {"env": "PORT"}}]});
+        let only = |mode: &str| json!({"captureModes": [mode]});
+        for allowed in [mode("NamedPort"), mode("Auto"), mode("None")] {
+            assert_eq!(exceeded(only("NamedPort"), allowed), [""; 0]);
+        }
+        refuses(only("NamedPort"), mode("Redirect"), &["spec.capture.mode (Redirect)", "(NamedPort)"]);
+        refuses(
+            only("NamedPort"),
+            by_variable.clone(),
+            &["(Auto, which is PortVariable here)", "(NamedPort)"],
+        );
+        assert_eq!(exceeded(only("Auto"), by_variable), [""; 0]);
+        refuses(only("Auto"), mode("NamedPort"), &["spec.capture.mode (NamedPort)", "(Auto)"]);
     }
 
     #[test]

@@ -370,7 +370,7 @@ pub(crate) mod tests {
         let mut large = policy("large", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
         large["spec"]["sidecar"] = json!({"resources": {"limits": {"memory": "1Gi"}}});
         let bounds = Bounds::parse(r#"{"maxMemory": "256Mi"}"#).unwrap();
-        let of = |policy: &Value| policies(&[policy.clone()]).with_bounds(&bounds);
+        let of = |policy: &Value| policies(std::slice::from_ref(policy)).with_bounds(&bounds);
         let refused = of(&large);
         let guarded = refused.get("shop", "large").unwrap();
         let error = refused.compile(guarded.0.as_ref().unwrap()).unwrap_err();
