@@ -3,7 +3,7 @@
 //! A capture mode is a [`Mode`], and a file beside this one that makes its [`Plan`] for a pod. Everything that depends on
 //! the mode is a `match` on one of the two, so that the compiler names each place that a further mode has to fill.
 
-mod companion;
+pub(crate) mod companion;
 mod located;
 pub mod mesh;
 mod named_port;
@@ -70,7 +70,7 @@ impl Mode {
                 let pull_policy = settings.redirect_pull_policy.map(|policy| policy.as_str());
                 json!(["Redirect/1", settings.redirect_image, pull_policy])
             }
-            Self::CompanionService => json!("CompanionService/1"),
+            Self::CompanionService => json!("CompanionService/2"),
         }
     }
 
@@ -184,15 +184,7 @@ impl Plan {
                 apply_to_listeners(pod, plan.captured(), |container| plan.apply(container))
             }
             Self::Redirect(plan) => plan.apply(pod),
-            Self::CompanionService(_) => {}
-        }
-    }
-
-    /// Returns the port entries of the sidecar's container, besides that of the admin API.
-    pub fn sidecar_ports(&self) -> Vec<Value> {
-        match self {
-            Self::NamedPort(_) | Self::PortVariable(_) | Self::Redirect(_) => Vec::new(),
-            Self::CompanionService(plan) => plan.sidecar_ports(),
+            Self::CompanionService(plan) => plan.apply(pod),
         }
     }
 

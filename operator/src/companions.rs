@@ -142,15 +142,14 @@ pub fn leads_to(port: &ServicePort, captured: &Captured) -> bool {
         }
 }
 
-/// Returns the captured ports of a pod for which the policy's sidecar in it has port entries.
+/// Returns the captured ports of a pod beside which the policy's sidecar in it has port entries.
 fn carried(pod: &Pod, policy: &str) -> Vec<Captured> {
     if !has_sidecar(pod) || pod.labels().get(labels::POLICY).is_none_or(|own| own != policy) {
         return Vec::new();
     }
-    let containers = pod.spec.iter().flat_map(|spec| spec.init_containers.iter().flatten());
-    let sidecar = containers.filter(|container| container.name == names::SIDECAR);
-    let entries: Vec<_> = sidecar
-        .flat_map(|sidecar| sidecar.ports.iter().flatten())
+    let containers = pod.spec.iter().flat_map(|spec| &spec.containers);
+    let entries: Vec<_> = containers
+        .flat_map(|container| container.ports.iter().flatten())
         .filter_map(|port| port.name.as_ref())
         .collect();
     let mut captured = inject::captured_of(&json!({ "metadata": { "annotations": pod.annotations() } }));
@@ -265,7 +264,17 @@ mod tests {
     }
 
     fn pod(name: &str, injected: bool) -> Arc<Pod> {
+        made(name, pods::pod(), injected)
+    }
+
+    /// Returns an injected pod whose application has these ports.
+    fn pod_with(name: &str, ports: &Value) -> Arc<Pod> {
         let mut pod = pods::pod();
+        pod["spec"]["containers"][0]["ports"] = ports.clone();
+        made(name, pod, true)
+    }
+
+    fn made(name: &str, mut pod: Value, injected: bool) -> Arc<Pod> {
         if injected {
             let spec = pods::spec(json!({"capture": {"mode": "CompanionService"}}));
             let settings = pods::settings();
@@ -315,6 +324,18 @@ mod tests {
         assert_eq!(spec["selector"], json!({"app": "shop"}));
         assert_eq!(companion.owner_references()[0].uid, "map");
         assert_eq!(look(&[web, companion], &[pod("a", true)], true), [], "a second run changes nothing");
+    }
+
+    #[test]
+    fn every_name_of_a_port_leads_to_the_sidecar() {
+        let ports = json!([{"name": "http", "containerPort": 8080}, {"name": "web", "containerPort": 8080}]);
+        let web = service(
+            "web",
+            json!({"ports": [{"port": 80, "targetPort": "web"}, {"port": 81, "targetPort": "http"}]}),
+        );
+        let companion = json!(created(&[web], &[pod_with("a", &ports)]).spec);
+        assert_eq!(companion["ports"][0]["targetPort"], "larder-web");
+        assert_eq!(companion["ports"][1]["targetPort"], "larder-http");
     }
 
     #[test]

@@ -158,7 +158,6 @@ fn inject_plain(
         spec.insert("terminationGracePeriodSeconds".into(), json!(grace));
     }
     let mut container = sidecar::container(injection, before, &captured, secrets);
-    container["ports"].as_array_mut().expect("it has the admin API's").extend(plan.sidecar_ports());
     let containers = list(spec, "initContainers");
     let mut position = containers.len();
     let mut former_redirect = None;

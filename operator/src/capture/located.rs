@@ -4,10 +4,10 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use larder_crds::Target;
 use serde_json::Value;
 
-use super::{Captured, Skip, SkipReason, number, ports, text};
+use super::{Captured, Skip, SkipReason, entries_of, listeners, number, text};
 use crate::cli::SidecarSettings;
 
-/// Finds the ports of targets, each once, with the numbers of the sidecar for them.
+/// Finds the ports of targets, with the numbers of the sidecar for them: each name of a number once, or else the number.
 ///
 /// # Errors
 /// [`SkipReason::NoSuchPort`], and [`SkipReason::PortClash`] for a number that the sidecar needs.
@@ -17,8 +17,9 @@ pub(super) fn locate(
     settings: &SidecarSettings,
 ) -> Result<Vec<Captured>, Skip> {
     let mut captured: Vec<Captured> = Vec::new();
+    let mut numbers = 0;
     for Target { port, .. } in targets {
-        let (container, name, port) = match find(spec, port) {
+        let (container, port) = match find(spec, port) {
             Some(found) => found,
             None => return Err(no_such_port(port)),
         };
@@ -34,37 +35,42 @@ pub(super) fn locate(
         if captured.iter().any(|other| other.port == port) {
             continue;
         }
-        let offset = u16::try_from(captured.len()).unwrap_or(u16::MAX);
-        captured.push(Captured {
+        let sidecar_port = settings.data_port.saturating_add(numbers);
+        numbers = numbers.saturating_add(1);
+        let captured_as = |container: &str, name: Option<&str>| Captured {
             container: container.to_owned(),
             name: name.map(str::to_owned),
             port,
-            sidecar_port: settings.data_port.saturating_add(offset),
+            sidecar_port,
             variable: None,
-        });
+        };
+        let before = captured.len();
+        let wanted = IntOrString::Int(port.into());
+        for (container, entry) in entries_of(spec, &wanted) {
+            let own = &captured[before..];
+            if let Some(name) = entry["name"].as_str()
+                && !own.iter().any(|one| one.name.as_deref() == Some(name))
+            {
+                captured.push(captured_as(text(&container["name"]), Some(name)));
+            }
+        }
+        if captured.len() == before {
+            captured.push(captured_as(container, None));
+        }
     }
     Ok(captured)
 }
 
-/// Returns the container, the port's name and its number. A number that no container lists belongs to the only container.
-fn find<'a>(spec: &'a Value, port: &IntOrString) -> Option<(&'a str, Option<&'a str>, u16)> {
-    let list = |key: &str| spec[key].as_array().into_iter().flatten();
-    let native = list("initContainers").filter(|container| container["restartPolicy"] == "Always");
-    let containers: Vec<_> = list("containers").chain(native).collect();
-    let entries =
-        containers.iter().flat_map(|container| ports(container).map(move |entry| (container, entry)));
-    let mut fitting: Vec<_> = entries
-        .filter(|(_, entry)| match port {
-            IntOrString::Int(wanted) => number(entry).map(i32::from) == Some(*wanted),
-            IntOrString::String(name) => entry["name"] == name.as_str(),
-        })
-        .collect();
-    fitting.sort_by_key(|(_, entry)| entry["name"].is_null());
-    if let Some((container, entry)) = fitting.first() {
-        return Some((text(&container["name"]), entry["name"].as_str(), number(entry)?));
+/// Returns a container that listens on a port, and its number. A number that no container lists belongs to the only container.
+fn find<'a>(spec: &'a Value, port: &'a IntOrString) -> Option<(&'a str, u16)> {
+    if let Some((container, entry)) = entries_of(spec, port).next() {
+        return Some((text(&container["name"]), number(entry)?));
     }
-    match (port, containers.as_slice()) {
-        (IntOrString::Int(number), [only]) => Some((text(&only["name"]), None, u16::try_from(*number).ok()?)),
+    let mut containers = listeners(spec);
+    match (port, containers.next(), containers.next()) {
+        (IntOrString::Int(number), Some(only), None) => {
+            Some((text(&only["name"]), u16::try_from(*number).ok()?))
+        }
         _ => None,
     }
 }
@@ -117,6 +123,25 @@ mod tests {
         let found = located(&alone, json!([{"port": 9000}, {"port": 7000}])).unwrap();
         assert_eq!(found, [in_app(None, 9000, 24800), in_app(None, 7000, 24801)]);
         assert_eq!(located(&alone, json!([{"port": 24802}])), Err(SkipReason::PortClash));
+    }
+
+    #[test]
+    fn every_name_of_a_number_is_captured_once() {
+        let mut pod = pod();
+        pod["spec"]["containers"][0]["ports"] = json!([
+            {"name": "http", "containerPort": 8080}, {"name": "web", "containerPort": 8080}, {"containerPort": 9000},
+            {"name": "quic", "containerPort": 8080, "protocol": "UDP"},
+        ]);
+        pod["spec"]["containers"][1]["ports"] = json!([{"name": "http", "containerPort": 8080}]);
+        for target in [json!("http"), json!("web"), json!(8080)] {
+            let captured = located(&pod, json!([{"port": target}, {"port": 9000}]));
+            let expected = [
+                in_app(Some("http"), 8080, 24800),
+                in_app(Some("web"), 8080, 24800),
+                in_app(None, 9000, 24801),
+            ];
+            assert_eq!(captured.as_deref(), Ok(expected.as_slice()), "{target}");
+        }
     }
 
     #[test]

@@ -76,7 +76,9 @@ impl NamedPort {
                     ),
                 });
             };
-            if let Some(policy) = closed_by(pod, &names, port, sidecar_port, network_policies) {
+            let application = Port { number: port, names: &names };
+            let sidecar = Port { number: sidecar_port, names: &names };
+            if let Some(policy) = closed_by(pod, application, sidecar, network_policies) {
                 return Err(Skip {
                     reason: SkipReason::NetworkPolicy,
                     message: format!(
@@ -138,26 +140,32 @@ fn find(spec: &Value, port: &IntOrString) -> Result<u16, Skip> {
     entries_of(spec, port).find_map(|(_, entry)| number(entry)).ok_or_else(|| no_such_port(port))
 }
 
+/// A port as a NetworkPolicy may refer to it.
+#[derive(Clone, Copy, Debug)]
+pub(super) struct Port<'a, S> {
+    pub(super) number: u16,
+    /// Names that refer to it in the injected pod or, of the application's port, did so before.
+    pub(super) names: &'a [S],
+}
+
 /// Returns the NetworkPolicy that admits requests to the application's port and would block them at the sidecar's.
-pub(super) fn closed_by(
+pub(super) fn closed_by<S: AsRef<str>>(
     pod: &Value,
-    names: &[&str],
-    port: u16,
-    sidecar_port: u16,
+    application: Port<'_, S>,
+    sidecar: Port<'_, S>,
     network_policies: &[Arc<NetworkPolicy>],
 ) -> Option<String> {
     let labels = serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
-    let allows = |entry: &NetworkPolicyPort, number: u16| {
+    let allows = |entry: &NetworkPolicyPort, to: &Port<'_, S>| {
         entry.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
             && match &entry.port {
                 None => true,
-                Some(IntOrString::String(_)) => false,
+                Some(IntOrString::String(name)) => to.names.iter().any(|own| own.as_ref() == name),
                 Some(IntOrString::Int(first)) => {
-                    (*first..=entry.end_port.unwrap_or(*first)).contains(&i32::from(number))
+                    (*first..=entry.end_port.unwrap_or(*first)).contains(&i32::from(to.number))
                 }
             }
     };
-    let named = |entry: &NetworkPolicyPort| matches!(&entry.port, Some(IntOrString::String(name)) if names.contains(&name.as_str()));
     network_policies.iter().find_map(|policy| {
         let spec = policy.spec.as_ref()?;
         let everything = spec.pod_selector.as_ref().is_none_or(selector::is_empty);
@@ -168,8 +176,8 @@ pub(super) fn closed_by(
             spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|kind| kind == "Ingress"));
         let closed = ingress
             && spec.ingress.iter().flatten().filter_map(|rule| rule.ports.as_ref()).any(|entries| {
-                entries.iter().any(|entry| allows(entry, port))
-                    && !entries.iter().any(|entry| allows(entry, sidecar_port) || named(entry))
+                entries.iter().any(|entry| allows(entry, &application))
+                    && !entries.iter().any(|entry| allows(entry, &sidecar))
             });
         closed.then(|| policy.metadata.name.clone().unwrap_or_default())
     })

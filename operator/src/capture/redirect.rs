@@ -62,7 +62,9 @@ impl Redirect {
                 format!("a container has the name {name}, which the redirection needs; give it another");
             return skip(SkipReason::NameClash, message);
         }
-        let captured = located::locate(spec, targets, settings)?;
+        let mut captured = located::locate(spec, targets, settings)?;
+        // Names of one number have one rule together.
+        captured.dedup_by_key(|one| one.port);
         let reserved = |port: &u16| captured.iter().any(|one| probe_port(one) == *port);
         let listed = all_containers(spec).flat_map(ports).filter_map(number);
         if let Some(port) =

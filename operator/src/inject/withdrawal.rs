@@ -4,7 +4,7 @@ use larder_api::{annotations, labels, names};
 use serde_json::{Map, Value, json};
 
 use super::{DEFAULT_GRACE_SECONDS, captured_of, pull_secrets};
-use crate::capture::{Captured, listeners_mut, mesh, redirect};
+use crate::capture::{Captured, companion, listeners_mut, mesh, redirect};
 
 /// A sidecar's container that was removed.
 pub(super) struct Withdrawn {
@@ -29,6 +29,9 @@ pub(super) fn withdraw(pod: &Value) -> (Value, Option<Withdrawn>) {
         let is_moved = |captured: &&Captured| captured.container == name && captured.variable.is_none();
         let moved: Vec<_> = captured.iter().filter(is_moved).collect();
         restore_ports(container, &moved, &before["ports"]);
+        if before.is_object() {
+            companion::withdraw(container, &captured, &before["ports"]);
+        }
         for captured in &captured {
             captured.restore(container, &name, before);
         }
