@@ -118,7 +118,7 @@ async fn columns_show_ratio_and_rate_within_10_s() -> anyhow::Result<()> {
             Ok(())
         })
         .await?;
-        load.lost_nothing("the columns were read").await?;
+        ensure!(load.lost().await? == 0, "requests were lost");
 
         let before = policy.status().await?;
         policy.change(json!({"suspend": true})).await?;
