@@ -46,7 +46,7 @@ const PATIENCE: u32 = 20;
 /// Share of the time that reconciling a policy may take, as a divisor: timeouts of its sidecars must not delay others.
 const SHARE: u32 = 4;
 /// Requeue interval otherwise: sidecars are polled, because nothing else reports the loss of a tier, and requests.
-const IDLE_INTERVAL: Duration = Duration::from_secs(8);
+const IDLE_INTERVAL: Duration = Duration::from_secs(6);
 
 /// Reconciles a policy and reports the progress in its status.
 ///
