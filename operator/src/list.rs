@@ -283,12 +283,16 @@ mod tests {
     #[test]
     fn only_changes_that_are_read_are_reported() {
         let mut objects = Objects::default();
-        assert!(objects.insert(pod("a", |_| {})).is_some());
-        let version = |pod: &mut Value| pod["metadata"]["resourceVersion"] = json!("7");
+        let env = |pod: &mut Value, value: &str| {
+            pod["spec"]["containers"][0]["env"] = json!([{"name": "A", "value": value}]);
+        };
+        assert!(objects.insert(pod("a", |pod| env(pod, "b"))).is_some());
+        let version = |pod: &mut Value| {
+            env(pod, "b");
+            pod["metadata"]["resourceVersion"] = json!("7");
+        };
         assert_eq!(objects.insert(pod("a", version)), None);
-        let env =
-            |pod: &mut Value| pod["spec"]["containers"][0]["env"] = json!([{"name": "A", "value": "b"}]);
-        assert_eq!(objects.insert(pod("a", env)), None);
+        assert_eq!(objects.insert(pod("a", |pod| env(pod, "c"))), None);
         let deleted = |pod: &mut Value| pod["metadata"]["deletionTimestamp"] = json!("2026-01-01T00:00:00Z");
         assert!(objects.insert(pod("a", deleted)).is_some());
         assert!(objects.remove(&pod("a", |_| {})).is_some());

@@ -80,7 +80,7 @@ fn container(container: &mut Container) {
     } = std::mem::take(container);
     let image = image.filter(|_| name == names::SIDECAR);
     let args = if mesh::reads_arguments_of(&name) { args } else { args.and_then(arguments) };
-    let env: Vec<_> = env.into_iter().flatten().filter_map(variable).collect();
+    let env: Vec<_> = env.into_iter().flatten().map(variable).collect();
     *container = Container {
         name,
         image,
@@ -96,13 +96,12 @@ fn container(container: &mut Container) {
     };
 }
 
-/// Returns a variable that may be the port of an application, without the source of its value.
-fn variable(variable: EnvVar) -> Option<EnvVar> {
+/// Returns a variable without a value that cannot be the port of an application, and without the source of its value. The
+/// name stays, because a policy may expect the port there.
+fn variable(variable: EnvVar) -> EnvVar {
     let EnvVar { name, value, value_from } = variable;
-    let has_port = value.as_deref().is_some_and(ends_with_port);
-    let may_have = value_from.is_some() && name.to_ascii_uppercase().contains("PORT");
-    let value_from = value_from.map(|_| EnvVarSource::default());
-    (has_port || may_have).then_some(EnvVar { name, value, value_from })
+    let value = value.filter(|value| ends_with_port(value));
+    EnvVar { name, value, value_from: value_from.map(|_| EnvVarSource::default()) }
 }
 
 /// Returns those of a container's arguments that may have the port of an application, each with the argument before it.
@@ -207,6 +206,9 @@ mod tests {
             json!({"env": [{"name": "A", "value": "b"}, {"name": "PORT", "value": "8080"}]}),
             json!({"env": [{"name": "PORT", "value": ":9090"}]}),
             json!({"env": [{"name": "PORT", "valueFrom": source}]}),
+            json!({"env": [{"name": "PORT", "value": "http"}]}),
+            json!({"env": [{"name": "LISTEN", "valueFrom": source}]}),
+            json!({"env": [{"name": "LISTEN", "value": "80"}], "envFrom": [{"configMapRef": {"name": "a"}}]}),
             json!({"envFrom": [{"configMapRef": {"name": "a"}}]}),
             json!({"command": ["app", "--verbose"], "args": ["serve", "-p", "8080", "--x"]}),
             json!({"args": ["serve", "-p=8080"]}),
@@ -218,7 +220,7 @@ mod tests {
             }
             let mut pruned: Pod = serde_json::from_value(whole.clone()).unwrap();
             super::pod(&mut pruned);
-            for place in [json!({"env": "PORT"}), json!({"argument": "-p"})] {
+            for place in [json!({"env": "PORT"}), json!({"env": "LISTEN"}), json!({"argument": "-p"})] {
                 assert_eq!(reason(&json!(pruned), &place), reason(&whole, &place), "{fields} {place}");
             }
         }
