@@ -11,6 +11,8 @@ mod port_from;
 mod port_variable;
 mod probes;
 pub(crate) mod redirect;
+#[cfg(test)]
+mod tests;
 
 use std::{fmt, sync::Arc};
 
@@ -65,10 +67,10 @@ impl Mode {
     pub fn fingerprint(self, settings: &SidecarSettings) -> Value {
         match self {
             Self::NamedPort => json!("NamedPort/2"),
-            Self::PortVariable => json!(["PortVariable/1", settings.application_port]),
+            Self::PortVariable => json!(["PortVariable/2", settings.application_port]),
             Self::Redirect => {
                 let pull_policy = settings.redirect_pull_policy.map(|policy| policy.as_str());
-                json!(["Redirect/1", settings.redirect_image, pull_policy])
+                json!(["Redirect/2", settings.redirect_image, pull_policy])
             }
             Self::CompanionService => json!("CompanionService/2"),
         }
@@ -86,20 +88,27 @@ impl Mode {
 
     /// Returns the lines to write for this mode to capture the requests of a pod, where it could, with the mode's name.
     fn offer(self, pod: &Value, inputs: &Inputs<'_>) -> Option<String> {
-        match self {
-            Self::NamedPort => NamedPort::offer(pod, inputs),
-            Self::PortVariable => PortVariable::offer(pod, inputs),
-            Self::Redirect => Redirect::plan(pod, inputs).ok().map(|_| {
-                "capture by Redirect: write `capture: {mode: Redirect}` in the policy and leave portFrom out; an init \
-                 container redirects every connection"
-                    .to_owned()
-            }),
-            Self::CompanionService => Companion::plan(pod, inputs).ok().map(|_| {
-                "capture by CompanionService: write `capture: {mode: CompanionService}` in the policy and leave portFrom out; \
-                 a Service beside yours leads callers who opt in to the cache"
-                    .to_owned()
-            }),
-        }
+        let (plan, line) = match self {
+            Self::NamedPort => {
+                let (plan, line) = NamedPort::offer(pod, inputs)?;
+                (Plan::NamedPort(plan), line)
+            }
+            Self::PortVariable => {
+                let (plan, line) = PortVariable::offer(pod, inputs)?;
+                (Plan::PortVariable(plan), line)
+            }
+            Self::Redirect => {
+                let line = "capture by Redirect: write `capture: {mode: Redirect}` in the policy and leave portFrom out; an init \
+                            container redirects every connection";
+                (Plan::Redirect(Redirect::plan(pod, inputs).ok()?), line.to_owned())
+            }
+            Self::CompanionService => {
+                let line = "capture by CompanionService: write `capture: {mode: CompanionService}` in the policy and leave \
+                            portFrom out; a Service beside yours leads callers who opt in to the cache";
+                (Plan::CompanionService(Companion::plan(pod, inputs).ok()?), line.to_owned())
+            }
+        };
+        mesh::plan(pod, &plan, inputs.settings).ok().map(|_| line)
     }
 }
 
@@ -241,8 +250,8 @@ impl Captured {
             let names = names_of(container, self.sidecar_port);
             let leads_there = |action: &Value| {
                 let port = &action["port"];
-                *port == self.sidecar_port && action["host"].is_null()
-                    || port.as_str().is_some_and(|port| names.iter().any(|name| name == port))
+                let is_named = || names.iter().any(|name| *port == name.as_str());
+                text(&action["host"]).is_empty() && (*port == self.sidecar_port || is_named())
             };
             probes::redirect(container, leads_there, self.port);
         } else if name == self.container {
@@ -456,40 +465,4 @@ fn number(entry: &Value) -> Option<u16> {
 
 fn text(value: &Value) -> &str {
     value.as_str().unwrap_or_default()
-}
-
-#[cfg(test)]
-mod tests {
-    use serde_json::json;
-
-    use super::*;
-    use crate::inject::tests::{pod, settings};
-
-    #[test]
-    fn modes_have_different_fingerprints() {
-        for mode in Mode::ALL {
-            let fingerprint = |mode: Mode| mode.fingerprint(&settings());
-            let same = Mode::ALL.into_iter().filter(|other| fingerprint(*other) == fingerprint(mode));
-            assert_eq!(same.count(), 1, "{mode:?}");
-        }
-    }
-
-    #[test]
-    fn capture_none_plans_nothing() {
-        let targets = [serde_json::from_value(json!({"port": "http"})).unwrap()];
-        let settings = settings();
-        let plan = |mode| {
-            let capture = Capture { mode };
-            let inputs = Inputs {
-                capture: &capture,
-                targets: &targets,
-                settings: &settings,
-                network_policies: &[],
-                pod_security: None,
-            };
-            Plan::new(&pod(), &inputs)
-        };
-        assert_eq!(plan(CaptureMode::None).unwrap_err().reason, SkipReason::CaptureNone);
-        assert_eq!(plan(CaptureMode::Auto).unwrap(), plan(CaptureMode::NamedPort).unwrap());
-    }
 }

@@ -169,7 +169,10 @@ fn inject_plain(
         position = withdrawn.position.min(position);
         former_redirect = withdrawn.redirect;
     }
-    let position = position.max(mesh::first_place(containers));
+    let position = match place(containers, position, &captured) {
+        Ok(position) => position,
+        Err(skip) => return Outcome::Skipped(skip),
+    };
     containers.insert(position, container);
     if let Some(redirect) = plan.redirect() {
         let mut fresh = redirect.init_container(injection.settings, &containers[position]);
@@ -202,6 +205,30 @@ fn inject_plain(
         });
     }
     Outcome::Injected(Injected { pod, hash, captured })
+}
+
+/// Returns the sidecar's position among the init containers, the one asked for if nothing is against it: after a mesh's, and
+/// before a native sidecar in whose place it listens, whose callers may be the next init containers.
+fn place(containers: &[Value], position: usize, captured: &[Captured]) -> Result<usize, Skip> {
+    let is_replaced = |container: &Value| {
+        captured.iter().any(|one| one.variable.is_some() && container["name"] == one.container.as_str())
+    };
+    let replaced = containers.iter().position(is_replaced).unwrap_or(containers.len());
+    let position = position.min(replaced).max(mesh::first_place(containers));
+    let between = containers.get(replaced..position).unwrap_or_default();
+    let may_call =
+        |container: &&Value| container["restartPolicy"] != "Always" && !mesh::has_container(container);
+    match between.iter().find(may_call) {
+        Some(caller) => Err(Skip {
+            reason: SkipReason::PortNotVariable,
+            message: format!(
+                "the init container {} runs after the one that listens and before the mesh's, after which the sidecar starts: \
+                 it would find nobody on the port; set capture.mode: NamedPort",
+                caller["name"].as_str().unwrap_or_default()
+            ),
+        }),
+        None => Ok(position),
+    }
 }
 
 /// Returns `pod` without the sidecar that an earlier call injected, and with an annotation that states the reason, where

@@ -226,10 +226,12 @@ fn joined(ports: &[u16]) -> String {
 /// Returns the first place in the list of init containers at which the mesh's rules are in force and its proxy, if it is
 /// among them, has started.
 pub fn first_place(init_containers: &[Value]) -> usize {
-    let is_mesh = |container: &Value| {
-        MESHES.iter().any(|mesh| [mesh.init, mesh.validator, mesh.proxy].contains(&text(&container["name"])))
-    };
-    init_containers.iter().rposition(is_mesh).map_or(0, |last| last + 1)
+    init_containers.iter().rposition(has_container).map_or(0, |last| last + 1)
+}
+
+/// Returns true if a container is one of a mesh's.
+pub fn has_container(container: &Value) -> bool {
+    MESHES.iter().any(|mesh| [mesh.init, mesh.validator, mesh.proxy].contains(&text(&container["name"])))
 }
 
 /// Returns true if the arguments of a container with this name are read here.

@@ -92,14 +92,15 @@ impl NamedPort {
         Ok(Self { captured })
     }
 
-    /// Returns the line to write for this mode to capture the requests of a pod.
-    pub fn offer(pod: &Value, inputs: &Inputs<'_>) -> Option<String> {
+    /// Returns the plan of this mode for a pod, with the line to write for it.
+    pub fn offer(pod: &Value, inputs: &Inputs<'_>) -> Option<(Self, String)> {
         let plan = Self::plan(pod, inputs).ok()?;
         let name = plan.captured.first()?.name.clone()?;
-        Some(format!(
+        let line = format!(
             "capture by NamedPort: write `capture: {{mode: NamedPort}}` and targets without portFrom in the policy, and \
              `targetPort: {name}` in the Services"
-        ))
+        );
+        Some((plan, line))
     }
 
     /// Returns the captured ports.

@@ -102,9 +102,9 @@ impl PortVariable {
         }
     }
 
-    /// Returns the lines to write for this mode to capture the requests of a pod: the places from which its containers may
-    /// take the ports of all targets.
-    pub fn offer(pod: &Value, inputs: &Inputs<'_>) -> Option<String> {
+    /// Returns the plan of this mode for a pod, with the lines to write for it: the places from which the containers may take
+    /// the ports of all targets.
+    pub fn offer(pod: &Value, inputs: &Inputs<'_>) -> Option<(Self, String)> {
         let spec = &pod["spec"];
         let mut targets = Vec::new();
         let mut found = Vec::new();
@@ -140,19 +140,20 @@ impl PortVariable {
             targets.push(Target { port: target.port.clone(), port_from: Some(place) });
         }
         let capture = &Capture { mode: CaptureMode::PortVariable };
-        Self::plan(pod, &Inputs { capture, targets: &targets, ..*inputs }).ok()?;
+        let plan = Self::plan(pod, &Inputs { capture, targets: &targets, ..*inputs }).ok()?;
         let mode = if inputs.capture.mode == CaptureMode::Auto {
             ""
         } else {
             "capture: {mode: PortVariable}` and `"
         };
         let targets: Vec<_> = targets.iter().map(line).collect();
-        Some(format!(
+        let line = format!(
             "capture by PortVariable: write `{mode}targets: [{}]` in the policy, if that is how the application takes its \
              port ({})",
             targets.join(", "),
             found.join(", ")
-        ))
+        );
+        Some((plan, line))
     }
 }
 
@@ -308,7 +309,7 @@ mod tests {
             network_policies: &[],
             pod_security: None,
         };
-        PortVariable::offer(pod, &inputs)
+        PortVariable::offer(pod, &inputs).map(|(_, line)| line)
     }
 
     #[test]

@@ -7,10 +7,11 @@
 //!
 //! # Guarantees
 //! - Connections from inside the pod are not redirected, so that the sidecar reaches the application by its own number.
+//! - Connections that the pod forwards to other addresses, as a gateway or VPN does, are not redirected.
 //! - The rules are replaced in one transaction: setting them again changes nothing.
 //!
 //! # Assumptions
-//! The node's kernel has `nf_tables` with `nft_chain_nat` and `nft_redir`, as kube-proxy and every distribution has.
+//! The node's kernel has `nf_tables` with `nft_chain_nat`, `nft_redir` and `nft_fib_inet`, as kube-proxy and every distribution has.
 
 use std::fmt::Write;
 
@@ -170,7 +171,8 @@ fn probe_port(captured: &Captured) -> u16 {
 fn rules(captured: &[Captured]) -> String {
     let mut rules =
         "table inet larder\ndelete table inet larder\ntable inet larder {\n  chain prerouting {\n    \
-                     type nat hook prerouting priority dstnat; policy accept;\n    iifname \"lo\" return\n"
+                     type nat hook prerouting priority dstnat; policy accept;\n    iifname \"lo\" return\n    \
+                     fib daddr type != local return\n"
             .to_owned();
     for one in captured {
         let (port, sidecar, probe) = (one.port, one.sidecar_port, probe_port(one));
@@ -258,6 +260,7 @@ mod tests {
         let rules = rules(plan.captured());
         for rule in [
             "iifname \"lo\" return",
+            "fib daddr type != local return",
             "tcp dport 8080 redirect to :24800",
             "tcp dport 24804 redirect to :8080",
             "tcp dport 9000 redirect to :24801",

@@ -22,6 +22,8 @@ fn variable_pod() -> Value {
     app["startupProbe"] = json!({"tcpSocket": {"port": "admin"}});
     pod["spec"]["containers"][1]["readinessProbe"] = json!({"httpGet": {"port": 8080}});
     pod["spec"]["containers"][1]["livenessProbe"] = json!({"httpGet": {"port": 8080, "host": "example.org"}});
+    let named = json!({"httpGet": {"port": "http", "host": "example.org"}});
+    pod["spec"]["containers"][0]["lifecycle"]["preStop"] = named;
     pod
 }
 
@@ -40,6 +42,7 @@ fn by_port_variable_the_sidecar_listens_in_place_of_the_application() {
     assert_eq!(app["lifecycle"]["postStart"]["httpGet"]["port"], 24810);
     assert_eq!(other["readinessProbe"]["httpGet"]["port"], 24810, "it is about the same listener");
     assert_eq!(other["livenessProbe"]["httpGet"]["port"], 8080, "it is about another host");
+    assert_eq!(app["lifecycle"]["preStop"]["httpGet"]["port"], "http", "it is about another host");
     let args = after["spec"]["initContainers"][0]["args"].as_array().unwrap();
     assert_eq!(
         args[..8],

@@ -43,6 +43,36 @@ fn rules_are_set_before_any_other_container_runs() {
 }
 
 #[test]
+fn sidecar_starts_before_a_native_sidecar_in_whose_place_it_listens() {
+    let spec = spec(json!({"targets": [{"port": "web", "portFrom": {"env": "PORT"}}]}));
+    let web = json!({"name": "web", "restartPolicy": "Always", "ports": [{"name": "web", "containerPort": 8000}],
+        "env": [{"name": "PORT", "value": "8000"}]});
+    let with = |containers: Value| {
+        let mut pod = pod();
+        pod["spec"]["initContainers"] = containers;
+        pod
+    };
+    let names = |pod: &Value| match run(pod, &spec, &settings()) {
+        Outcome::Injected(Injected { pod, .. }) => {
+            assert_eq!(injected(&pod, &spec), pod);
+            let containers = pod["spec"]["initContainers"].as_array().unwrap().iter();
+            Ok(containers.map(|one| one["name"].as_str().unwrap().to_owned()).collect::<Vec<_>>())
+        }
+        Outcome::Skipped(skip) => Err(skip.reason),
+    };
+    let expected = |names: [&str; 4]| Ok(names.map(str::to_owned).to_vec());
+    let (early, calls) = (json!({"name": "early"}), json!({"name": "calls-web"}));
+    let found = names(&with(json!([early, web, calls])));
+    assert_eq!(found, expected(["early", "larder-sidecar", "web", "calls-web"]));
+    let init = json!({"name": "linkerd-init", "args": ["--incoming-proxy-port", "4143"]});
+    let found = names(&with(json!([init, web, calls])));
+    assert_eq!(found, expected(["linkerd-init", "larder-sidecar", "web", "calls-web"]));
+    let found = names(&with(json!([calls, web, init])));
+    assert_eq!(found, expected(["calls-web", "web", "linkerd-init", "larder-sidecar"]));
+    assert_eq!(names(&with(json!([web, calls, init]))), Err(SkipReason::PortNotVariable), "after the mesh");
+}
+
+#[test]
 fn container_of_that_name_stays_in_other_modes() {
     let mut before = pod();
     before["spec"]["initContainers"] = json!([{"name": "larder-redirect", "image": "a"}]);
