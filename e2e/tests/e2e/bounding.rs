@@ -6,8 +6,8 @@ use kube::{Api, api::Patch};
 use larder_api::names;
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Sandbox, Workload, alone_in_the_cluster, apply, cluster,
-    eventually::ROLLOUT_TIMEOUT,
+    Sandbox, Workload, alone_in_the_cluster, apply, cluster, eventually,
+    eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     in_a_namespace,
     policy::{has, sidecar_of},
     workload::pod_of,
@@ -103,9 +103,14 @@ async fn policy_above_a_bound_of_the_chart_is_refused_with_the_bound() -> anyhow
             ensure_hit(&agent.get("http://app/items/1").await?)?;
             // A pod that is created meanwhile gets a sidecar within the bound.
             let pod = pod_of(workload.template()?, "later");
-            let pod = apply::dry_run(&sandbox.client, &sandbox.name, &pod).await?;
-            let sidecar = sidecar_of(&pod.data).context("no sidecar")?;
-            ensure!(sidecar["resources"]["limits"]["memory"] == "256Mi", "{sidecar}");
+            // API servers may still hold connections to replicas with the former bounds.
+            eventually("the sidecar is within the bound", SHORT_TIMEOUT, async || {
+                let pod = apply::dry_run(&sandbox.client, &sandbox.name, &pod).await?;
+                let sidecar = sidecar_of(&pod.data).context("no sidecar")?;
+                ensure!(sidecar["resources"]["limits"]["memory"] == "256Mi", "{sidecar}");
+                Ok(())
+            })
+            .await?;
 
             policy.change(json!({"sidecar": {"resources": {"limits": {"memory": "256Mi"}}}})).await?;
             policy.serves(1).await?;
