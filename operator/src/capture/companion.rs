@@ -2,8 +2,9 @@
 //!
 //! The pod's own ports stay as they are, and so does everything that leads to them. The sidecar has port entries of its own,
 //! whose names the companion of a Service refers to ([`crate::controller`] writes it): its callers reach the sidecars, and
-//! those of the Service reach the application. The entries are in a container of the application, because endpoint controllers
-//! before Kubernetes 1.33 do not find the names of an init container's ports, and a port entry is only a note.
+//! those of the Service reach the application. The entries are in a container of the application, because endpoint controllers of
+//! Kubernetes 1.30 and 1.31 ignore the names of an init container's ports (kubernetes#127958, completed by #128850), and a port
+//! entry is only a note.
 
 use larder_api::names;
 use serde_json::{Value, json};

@@ -105,7 +105,7 @@ fn sidecar_beside_the_application_has_ports_of_its_own() {
     let before = pod();
     let after = in_mode(&before, "CompanionService");
     let ports = after["spec"]["initContainers"][0]["ports"].as_array().unwrap();
-    assert_eq!(ports.len(), 1, "endpoint controllers before Kubernetes 1.33 ignore names of init containers");
+    assert_eq!(ports.len(), 1, "endpoint controllers of Kubernetes 1.30 ignore names of init containers");
     let (own, ports) = (&before["spec"]["containers"][0], &after["spec"]["containers"][0]["ports"]);
     let [listed @ .., added] = ports.as_array().unwrap().as_slice() else { panic!() };
     assert_eq!(*added, json!({"name": "larder-http", "containerPort": 24800, "protocol": "TCP"}));
