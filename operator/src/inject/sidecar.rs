@@ -135,7 +135,8 @@ pub(super) fn volumes(policy: &str, secrets: &[SecretKeyRef]) -> Vec<Value> {
         json!({ "name": names::POLICY_VOLUME, "configMap": { "name": names::config_map(policy), "optional": true } }),
         json!({ "name": names::ADMIN_VOLUME, "secret": { "secretName": names::admin_secret(policy), "optional": true } }),
         // The API server mounts the token of the pod's account into each container that has nothing else there.
-        json!({ "name": names::NO_TOKEN_VOLUME, "emptyDir": {} }),
+        // In memory, because the cluster autoscaler does not evict pods with an emptyDir on the node's disk.
+        json!({ "name": names::NO_TOKEN_VOLUME, "emptyDir": { "medium": "Memory" } }),
     ];
     volumes.extend(by_name(secrets).into_iter().enumerate().map(|(index, (name, keys))| {
         let items: Vec<_> = keys.iter().map(|key| json!({ "key": key, "path": key })).collect();

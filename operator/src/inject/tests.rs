@@ -189,6 +189,8 @@ fn the_sidecar_is_native_and_passes_restricted() {
     assert_eq!(sidecar["resources"]["requests"], json!({"cpu": "20m", "memory": "32Mi"}));
     let volumes = after["spec"]["volumes"].as_array().unwrap();
     assert_eq!(volumes.len(), 4);
+    let folders = volumes.iter().filter(|volume| !volume["emptyDir"].is_null());
+    assert!(folders.clone().all(|volume| volume["emptyDir"]["medium"] == "Memory"), "not on the node's disk");
     for volume in volumes.iter().filter(|volume| volume["emptyDir"].is_null()) {
         let source = volume.get("secret").or(volume.get("configMap")).unwrap();
         assert_eq!(source["optional"], true, "{volume}");
