@@ -173,7 +173,7 @@ impl Bounds {
         }
     }
 
-    /// Lowers the resources of a policy's sidecar to the bounds.
+    /// Lowers the resources of a policy's sidecar to the bounds. The sidecar fits its L1 into the memory that it gets.
     pub fn confine(&self, spec: &mut CachePolicySpec) {
         let lower = |quantity: &mut Quantity, bound: &Option<Quantity>| {
             if let Some(bound) = bound.as_ref().filter(|bound| nanos(quantity) > nanos(bound)) {

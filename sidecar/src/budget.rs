@@ -1,6 +1,6 @@
 //! One bound on the memory of everything that is not L1.
 //!
-//! The container's limit is divided in four: what L1 may hold (`l1.maxSize`), what the process takes by itself ([`BASE`]), two fifths
+//! The container's limit is divided in four: what L1 may hold ([`Budget::l1_within`]), what the process takes by itself ([`BASE`]), two fifths
 //! of the rest for what the allocator needs besides, and this budget. Decision 24 says which part of it each kind may have.
 //!
 //! # Guarantees
@@ -78,7 +78,7 @@ pub struct Budget {
     /// Number of open connections of HTTP/2, and of the streams that they may have.
     http2_connections: AtomicU64,
     streams: AtomicU64,
-    /// `l1.maxSize`, and the most that one object may be.
+    /// The most that L1 may hold, and the most that one object may be.
     l1: AtomicU64,
     object: AtomicU64,
     reserved: [AtomicU64; Kind::ALL.len()],
@@ -112,6 +112,13 @@ impl Budget {
         };
         budget.leave_room_for(64 << 20, 1 << 20);
         budget
+    }
+
+    /// Returns the bytes that an L1 of `max` bytes may hold: as many as leave memory for the process and the smallest budget.
+    ///
+    /// An accepted policy leaves that much. A document from before the operator's bound on memory was lowered may not.
+    pub fn l1_within(&self, max: u64) -> u64 {
+        self.memory.bytes.map_or(max, |limit| max.min(limit.saturating_sub(BASE + MIN_BYTES)))
     }
 
     /// Leaves room for an L1 of so many bytes, with objects of at most `object`.

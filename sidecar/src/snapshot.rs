@@ -3,12 +3,12 @@
 use std::sync::Arc;
 
 use larder_flight::Flights;
-use larder_policy::{Metadata, Policy, PurgeName, Route, policy};
+use larder_policy::{ByteSize, Metadata, Policy, PurgeName, Route, policy};
 
 use crate::{
     barriers::Barriers,
     entry::authentication::Authentication,
-    l1::L1,
+    l1::{Bounds, L1},
     l2::{Formers, Keyspace, L2},
     mode::Mode,
     resolver::Resolver,
@@ -67,10 +67,19 @@ impl Snapshot {
                 SharedTier::start(&configuration, &fingerprint, context, predecessor)
             }
         };
+        let l1_bytes = stats.budget.l1_within(policy.l1.max_size.0);
         let (l1, flights) = match unchanged(changes.memory) {
             Some(previous) => (Arc::clone(&previous.store.l1), previous.flights.clone()),
             None => {
-                let l1 = L1::new(bounds_of(policy), policy.l1.eviction, Arc::clone(&stats.evictions));
+                let bounds = Bounds { max_bytes: l1_bytes, ..bounds_of(policy) };
+                let l1 = L1::new(bounds, policy.l1.eviction, Arc::clone(&stats.evictions));
+                if ByteSize(l1_bytes) < policy.l1.max_size {
+                    tracing::warn!(
+                        max_size = %policy.l1.max_size,
+                        bytes = l1_bytes,
+                        "l1.maxSize does not fit into the memory of this container; L1 is smaller"
+                    );
+                }
                 (Arc::new(l1), Flights::default())
             }
         };
@@ -93,7 +102,7 @@ impl Snapshot {
             route_stats: policy.routes().iter().map(|route| stats.route(&route.name)).collect(),
         };
         store.make_up_for_missed_writes(previous.map(|previous| &*previous.store));
-        stats.budget.leave_room_for(policy.l1.max_size.0, policy.l1.max_object_size.0);
+        stats.budget.leave_room_for(l1_bytes, policy.l1.max_object_size.0);
         stats.l1.store(Some(Arc::clone(&store.l1)));
         stats.barriers.store(Some(Arc::clone(&store.barriers)));
         let no_route_stats = stats.route(NO_ROUTE);
@@ -238,9 +247,26 @@ fn tables(
 
 #[cfg(test)]
 mod tests {
-    use larder_policy::{ByteSize, spec};
+    use larder_policy::spec;
 
     use super::*;
+    use crate::budget::{Budget, MemoryLimit};
+
+    #[tokio::test]
+    async fn l1_of_a_policy_from_before_memory_was_bounded_fits_into_memory() {
+        let memory = MemoryLimit { bytes: Some(256 << 20), ..MemoryLimit::default() };
+        let context = Context {
+            telemetry: Arc::new(Telemetry::within(Arc::new(Budget::new(memory))).unwrap()),
+            authentication: Arc::new(Authentication::new(None)),
+        };
+        let mut policy = Policy::bare();
+        policy.l1.max_size = ByteSize(900 << 20);
+        let configuration = Configuration { policy: Arc::new(policy), ..Configuration::bare() };
+        let snapshot = Snapshot::start(configuration.clone(), &context, None);
+        assert_eq!(snapshot.store.l1.max_bytes(), 224 << 20);
+        let next = Snapshot::start(configuration, &context, Some(&snapshot));
+        assert!(Arc::ptr_eq(&next.store.l1, &snapshot.store.l1));
+    }
 
     #[tokio::test]
     async fn another_bound_or_eviction_makes_l1_again() {

@@ -36,6 +36,17 @@ fn smallest_memory_that_the_operator_accepts_leaves_a_budget() {
 }
 
 #[test]
+fn l1_is_no_larger_than_memory_permits() {
+    let within = |memory: Option<u64>, l1: u64| {
+        Budget::new(MemoryLimit { bytes: memory, ..MemoryLimit::default() }).l1_within(l1)
+    };
+    assert_eq!(within(Some(256 * MIB), 900 * MIB), 224 * MIB);
+    assert_eq!(within(Some(128 * MIB), 96 * MIB), 96 * MIB, "as much as the operator allows");
+    assert_eq!(within(Some(16 * MIB), 64 * MIB), 0);
+    assert_eq!(within(None, 900 * MIB), 900 * MIB, "no limit is known");
+}
+
+#[test]
 fn one_object_always_has_room_if_there_is_any() {
     let budget = budget(134 * MIB, 64 * MIB, 16 * MIB);
     let _others = budget.reserve(Kind::Heads, 6 * MIB).unwrap();
