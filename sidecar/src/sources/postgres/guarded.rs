@@ -53,10 +53,11 @@ async fn with_addresses(resolver: &Resolver, mut config: Config) -> io::Result<C
     let given = config.get_hostaddrs().to_vec();
     if !given.is_empty() {
         for (index, address) in given.iter().enumerate() {
-            match names().nth(index) {
-                Some(name) => resolver.check_address(name, *address)?,
-                None => resolver.check_host(&address.to_string())?,
+            if let Some(name) = names().nth(index) {
+                resolver.check_address(name, *address)?;
             }
+            // The connection leads to the address, whatever name stands beside it.
+            resolver.check_host(&address.to_string())?;
         }
         return Ok(config);
     }
@@ -127,5 +128,39 @@ impl AsyncWrite for Refused {
 
     fn poll_shutdown(self: Pin<&mut Self>, _: &mut Context<'_>) -> Poll<io::Result<()>> {
         Poll::Ready(Ok(()))
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::Arc;
+
+    use larder_policy::Destinations;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn address_that_a_url_has_for_a_host_must_be_an_allowed_host() {
+        let connects = async |hosts: &[&str], url: &str| {
+            let allowed_hosts = hosts.iter().map(|host| host.parse().unwrap()).collect();
+            let bounds = Destinations { allowed_hosts, ..Destinations::of_cluster() };
+            with_addresses(&Resolver::within(&Arc::new(bounds)), url.parse().unwrap()).await
+        };
+        let named = ["db.example.com"];
+        for url in [
+            "host=db.example.com hostaddr=203.0.113.9",
+            "host=db.example.com,db.example.com hostaddr=203.0.113.8,203.0.113.9",
+            "hostaddr=203.0.113.9",
+            "postgres://db.example.com/?hostaddr=203.0.113.9",
+        ] {
+            let hosts = [named[0], "203.0.113.8"];
+            let error = connects(&hosts, url).await.unwrap_err().to_string();
+            assert!(error.starts_with("host 203.0.113.9 is not allowed"), "{url}: {error}");
+            let hosts = [named[0], "203.0.113.8", "203.0.113.9"];
+            assert!(connects(&hosts, url).await.is_ok(), "{url}");
+            assert!(connects(&[], url).await.is_ok(), "{url}");
+        }
+        let denied = connects(&[], "host=db.example.com hostaddr=127.0.0.1").await.unwrap_err();
+        assert!(denied.to_string().contains("deniedNetworks"), "{denied}");
     }
 }
