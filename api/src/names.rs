@@ -18,10 +18,12 @@ pub const LEASE: &str = "larder-operator";
 pub const WEBHOOK_SERVICE: &str = "larder-webhook";
 /// The Secret with the webhook's certificates.
 pub const TLS_SECRET: &str = "larder-webhook-tls";
-/// The operator's own Deployment and ClusterRole.
+/// The operator's own Deployment, ServiceAccount and ClusterRole.
 pub const OPERATOR: &str = "larder-operator";
-/// The `MutatingWebhookConfiguration`.
-pub const WEBHOOK_CONFIGURATION: &str = "larder";
+/// The `MutatingWebhookConfiguration`, which the chart creates and the operator fills.
+pub const WEBHOOK_CONFIGURATION: &str = "larder-webhook";
+/// The `MutatingWebhookConfiguration` that earlier versions of the operator created.
+pub const FORMER_WEBHOOK_CONFIGURATION: &str = "larder";
 
 /// Returns the name of a policy's ConfigMap.
 pub fn config_map(policy: &str) -> String {

@@ -17,14 +17,14 @@ pub fn documents(yaml: &str) -> anyhow::Result<Vec<Value>> {
 }
 
 /// The API of an object's kind in a namespace.
-pub(crate) fn api_of(client: &Client, namespace: &str, object: &Value) -> anyhow::Result<Api<DynamicObject>> {
+pub fn api_of(client: &Client, namespace: &str, object: &Value) -> anyhow::Result<Api<DynamicObject>> {
     let types: TypeMeta = serde_json::from_value(object.clone()).context("no apiVersion and kind")?;
     let resource = ApiResource::from_gvk(&GroupVersionKind::try_from(&types)?);
     Ok(Api::namespaced_with(client.clone(), namespace, &resource))
 }
 
 /// Applies an object, with unknown fields refused, as kubectl refuses them.
-pub(crate) async fn apply(client: &Client, namespace: &str, object: &Value) -> anyhow::Result<DynamicObject> {
+pub async fn apply(client: &Client, namespace: &str, object: &Value) -> anyhow::Result<DynamicObject> {
     let name = object["metadata"]["name"].as_str().context("no metadata.name")?;
     let mut parameters = PatchParams::apply("larder-e2e").force();
     parameters.field_validation = Some(ValidationDirective::Strict);

@@ -39,6 +39,18 @@ pub async fn client() -> anyhow::Result<Client> {
     Ok(client)
 }
 
+/// The user name of the operator.
+pub fn operator_account() -> String {
+    format!("system:serviceaccount:{NAMESPACE}:{}", names::OPERATOR)
+}
+
+/// A client with the rights of the operator's account.
+pub async fn client_of_operator() -> anyhow::Result<Client> {
+    let mut config = kube::Config::infer().await?;
+    config.auth_info.impersonate = Some(operator_account());
+    Ok(Client::try_from(config)?)
+}
+
 /// Waits until every replica of the operator is ready and of its latest template.
 pub async fn operator_is_ready(client: &Client) -> anyhow::Result<()> {
     let deployments = Api::<Deployment>::namespaced(client.clone(), NAMESPACE);

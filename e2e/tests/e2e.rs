@@ -8,6 +8,7 @@ mod e2e {
     mod choosing;
     mod common;
     mod companions;
+    mod confining;
     mod covering;
     mod examples_full_path;
     mod examples_read_through;
@@ -17,12 +18,14 @@ mod e2e {
     mod history;
     mod injecting;
     mod meshing;
+    mod namespaced;
     mod operating;
     mod purging;
     mod readme;
     mod redirecting;
     mod refusing;
     mod restarting;
+    mod rights;
     mod rolling;
     mod serving;
     mod telemetry;

@@ -1,6 +1,6 @@
 //! Command line of the operator.
 
-use std::{ops::RangeInclusive, time::Duration};
+use std::{ops::RangeInclusive, path::PathBuf, time::Duration};
 
 use clap::{Parser, Subcommand, ValueEnum};
 
@@ -55,6 +55,10 @@ pub struct RunArguments {
     #[arg(long, env = "POD_NAMESPACE")]
     pub namespace: String,
 
+    /// Namespaces in which policies are in force; others are not watched. Default: all.
+    #[arg(long, env = "LARDER_WATCH_NAMESPACES", value_delimiter = ',')]
+    pub watch_namespaces: Vec<String>,
+
     /// The name of the operator's own pod, which identifies the holder of the lease.
     #[arg(long, env = "POD_NAME")]
     pub pod_name: String,
@@ -75,6 +79,11 @@ pub struct RunArguments {
         value_parser = clap::value_parser!(u8).range(1..=30)
     )]
     pub webhook_timeout_seconds: u8,
+
+    /// A file with the CA, PEM, whose clients may call the webhook, if the API server presents a certificate. It is read
+    /// again when it changes. Default: everybody may call.
+    #[arg(long, env = "LARDER_WEBHOOK_CLIENT_CA")]
+    pub webhook_client_ca: Option<PathBuf>,
 
     /// Listen address of /livez, /readyz and /metrics.
     #[arg(long, env = "LARDER_HEALTH_LISTEN", default_value = ":8081")]

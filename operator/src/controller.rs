@@ -41,6 +41,7 @@ use tokio::sync::Mutex;
 
 use crate::{
     cli::RunArguments,
+    cluster::Cluster,
     error::Error,
     list::Change,
     metrics::Metrics,
@@ -67,6 +68,8 @@ const RETRY_INTERVAL: Duration = Duration::from_secs(3);
 pub struct Dependencies {
     /// Client of the API server.
     pub client: Client,
+    /// The namespaces that are watched.
+    pub cluster: Cluster,
     /// Command-line arguments of the operator.
     pub arguments: RunArguments,
     /// All policies.
@@ -110,24 +113,26 @@ struct Context {
 
 /// Runs the controllers until it is dropped. Only one replica may run it at a time.
 pub async fn lead(dependencies: Arc<Dependencies>) {
-    let (client, metrics) = (&dependencies.client, &dependencies.metrics);
+    let (cluster, metrics) = (&dependencies.cluster, &dependencies.metrics);
     let everything = watcher::Config::default;
     let labelled = everything().labels(labels::POLICY);
-    let (config_maps, watch_config_maps) = watch::<ConfigMap>(client, labelled, metrics);
+    let (config_maps, watch_config_maps) = watch::<ConfigMap>(cluster, labelled, metrics);
     // Every replica watches these.
     let policies = &dependencies.watched_policies;
     let (wanted, watch_scope) = scope::follow(policies, &config_maps, &dependencies.arguments.namespace);
+    // Its own pods and Deployment are among them: they say whether the operator is being upgraded.
+    let cluster = &cluster.with(&dependencies.arguments.namespace);
     let unfinished = everything().fields(pod::UNFINISHED);
-    let (pods, watch_pods) = scoped::watch::<Pod>(client, unfinished, metrics, wanted.clone());
+    let (pods, watch_pods) = scoped::watch::<Pod>(cluster, unfinished, metrics, wanted.clone());
     let (replica_sets, watch_replica_sets) =
-        scoped::watch::<PartialObjectMeta<ReplicaSet>>(client, everything(), metrics, wanted.clone());
+        scoped::watch::<PartialObjectMeta<ReplicaSet>>(cluster, everything(), metrics, wanted.clone());
     let (deployments, watch_deployments) =
-        scoped::watch::<Deployment>(client, everything(), metrics, wanted.clone());
+        scoped::watch::<Deployment>(cluster, everything(), metrics, wanted.clone());
     let (stateful_sets, watch_stateful_sets) =
-        scoped::watch::<StatefulSet>(client, everything(), metrics, wanted.clone());
+        scoped::watch::<StatefulSet>(cluster, everything(), metrics, wanted.clone());
     let (daemon_sets, watch_daemon_sets) =
-        scoped::watch::<DaemonSet>(client, everything(), metrics, wanted.clone());
-    let (services, watch_services) = scoped::watch::<Service>(client, everything(), metrics, wanted.clone());
+        scoped::watch::<DaemonSet>(cluster, everything(), metrics, wanted.clone());
+    let (services, watch_services) = scoped::watch::<Service>(cluster, everything(), metrics, wanted.clone());
 
     let context = Arc::new(Context {
         dependencies: dependencies.clone(),

@@ -46,6 +46,12 @@ pub enum Error {
     /// The system has no random numbers.
     #[error("the system provides no random bytes")]
     Random,
+    /// The chart's object for the webhooks is missing.
+    #[error(
+        "the MutatingWebhookConfiguration {} does not exist: run `helm upgrade`, which creates it",
+        larder_api::names::WEBHOOK_CONFIGURATION
+    )]
+    NoWebhookConfiguration,
     /// The webhook does not respond through its Service.
     #[error("the webhook does not respond at {address}: {reason}")]
     WebhookUnreachable {
@@ -61,6 +67,12 @@ pub enum Error {
         address: ListenAddress,
         /// Cause of the failure.
         source: std::io::Error,
+    },
+    /// The webhook cannot serve with a certificate or a client CA.
+    #[error("could not serve over TLS: {reason}")]
+    Tls {
+        /// Cause of the failure.
+        reason: String,
     },
     /// The lease cannot be acquired.
     #[error("leader election: {0}")]
@@ -79,8 +91,10 @@ impl Error {
             Self::NameTaken { .. } => "NameTaken",
             Self::Json(_) => "Json",
             Self::Random => "Random",
+            Self::NoWebhookConfiguration => "NoWebhookConfiguration",
             Self::WebhookUnreachable { .. } => "WebhookUnreachable",
             Self::Serve { .. } => "Serve",
+            Self::Tls { .. } => "Tls",
             Self::Lease(_) => "Lease",
         }
     }

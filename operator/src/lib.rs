@@ -9,6 +9,7 @@ pub mod capture;
 pub mod check;
 pub mod choice;
 pub mod cli;
+pub mod cluster;
 pub mod companions;
 pub mod compile;
 pub mod controller;

@@ -1,8 +1,7 @@
 //! The operator's process, from start to stop.
 
-use std::sync::Arc;
+use std::{sync::Arc, time::Duration};
 
-use axum_server::tls_rustls::RustlsConfig;
 use futures::FutureExt;
 use k8s_openapi::api::{core::v1::Namespace, networking::v1::NetworkPolicy};
 use kube::{
@@ -22,6 +21,7 @@ use tokio_util::sync::CancellationToken;
 
 use crate::{
     cli::RunArguments,
+    cluster::Cluster,
     controller::Dependencies,
     error::{Error, Result},
     health::{self, Readiness},
@@ -30,10 +30,13 @@ use crate::{
     pod_security::PodSecurity,
     policies::{Guarded, Policies},
     tls::{self, Loaded},
-    watched::watch,
-    webhook::{self, Webhook},
+    watched::{watch, watch_unscoped},
+    webhook::{self, Webhook, server},
     webhook_configuration::Registration,
 };
+
+/// Interval at which the file with the client CA is read.
+const CLIENT_CA_INTERVAL: Duration = Duration::from_secs(60);
 
 /// Runs the operator until the stop signal.
 ///
@@ -41,20 +44,24 @@ use crate::{
 /// If a part ends unexpectedly. The kubelet then restarts the operator.
 pub async fn run(arguments: RunArguments) -> Result<()> {
     let client = Client::try_default().await?;
+    let cluster = Cluster::new(client.clone(), &arguments.watch_namespaces);
     let metrics = Metrics::new();
     let readiness = Readiness::default();
     let stop = CancellationToken::new();
 
     // Every replica knows the policies and network policies, and has the certificate: it can decide over pods.
-    let (watched_policies, watch_policies) = watch::<Guarded>(&client, watcher::Config::default(), &metrics);
+    let (watched_policies, watch_policies) = watch::<Guarded>(&cluster, watcher::Config::default(), &metrics);
     let (network_policies, watch_network_policies) =
-        watch::<NetworkPolicy>(&client, watcher::Config::default(), &metrics);
+        watch::<NetworkPolicy>(&cluster, watcher::Config::default(), &metrics);
     let (policy_store, network_policies) = (watched_policies.store(), network_policies.store());
     // Only redirections depend on them, and without one the operator may not list namespaces.
     let (pod_security, watch_namespaces) = match &arguments.sidecar.redirect_image {
         Some(_) => {
-            let (namespaces, work) =
-                watch::<PartialObjectMeta<Namespace>>(&client, watcher::Config::default(), &metrics);
+            let (namespaces, work) = watch_unscoped::<PartialObjectMeta<Namespace>>(
+                &cluster,
+                watcher::Config::default(),
+                &metrics,
+            );
             (PodSecurity::new(namespaces.store()), work.left_future())
         }
         None => (PodSecurity::default(), std::future::pending().right_future()),
@@ -88,6 +95,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         Reporter { controller: names::CONTROLLER.into(), instance: Some(arguments.pod_name.clone()) };
     let dependencies = Arc::new(Dependencies {
         client: client.clone(),
+        cluster,
         arguments: arguments.clone(),
         policies,
         watched_policies,
@@ -115,7 +123,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     }
 }
 
-/// Serves the webhook with the current certificate, from the first one on.
+/// Serves the webhook with the current certificate, from the first one on, and the current client CA.
 async fn admit(
     arguments: &RunArguments,
     webhook: Webhook,
@@ -123,26 +131,43 @@ async fn admit(
     readiness: Readiness,
     stop: &CancellationToken,
 ) -> Result<()> {
-    let address = arguments.webhook_listen;
-    let failed = |source| Error::Serve { address, source };
+    let client_ca = arguments.webhook_client_ca.as_deref();
+    let mut clients = server::read_client_ca(client_ca)?;
     let first = certificate.wait_for(Option::is_some).await.map_err(|_| Error::WatchEnded)?.clone();
-    let Some(first) = first else { return Err(Error::WatchEnded) };
-    let config = RustlsConfig::from_pem(first.certificate.clone().into(), first.key.clone().into());
-    let config = config.await.map_err(failed)?;
+    let Some(mut loaded) = first else { return Err(Error::WatchEnded) };
+    let (configs, config) = channel::channel(server::config(&loaded, clients.as_deref())?);
     readiness.set();
     let renewals = async {
-        while certificate.changed().await.is_ok() {
-            let next = certificate.borrow_and_update().clone();
-            if let Some(next) = next {
-                let pem = (next.certificate.clone().into(), next.key.clone().into());
-                config.reload_from_pem(pem.0, pem.1).await.map_err(failed)?;
-                tracing::info!("serving with a new certificate");
+        let mut clock = tokio::time::interval(CLIENT_CA_INTERVAL);
+        loop {
+            tokio::select! {
+                changed = certificate.changed() => if changed.is_err() { return Err(Error::WatchEnded) },
+                _ = clock.tick(), if client_ca.is_some() => {}
+            }
+            let next = (certificate.borrow_and_update().clone(), server::read_client_ca(client_ca));
+            let next = match next {
+                (Some(next), Ok(ca)) if next != loaded || ca != clients => (next, ca),
+                (_, Err(error)) => {
+                    tracing::warn!(%error, "the client CA of before remains in force");
+                    continue;
+                }
+                _ => continue,
+            };
+            match server::config(&next.0, next.1.as_deref()) {
+                Ok(config) => {
+                    (loaded, clients) = next;
+                    configs.send_replace(config);
+                    tracing::info!("serving with a new certificate or client CA");
+                }
+                Err(error) => {
+                    tracing::warn!(%error, "the certificate and client CA of before remain in force")
+                }
             }
         }
-        Err(Error::WatchEnded)
     };
+    let address = arguments.webhook_listen;
     tokio::select! {
-        ended = webhook::serve(address, config.clone(), readiness, webhook, stop) => {
+        ended = webhook::serve(address, config, client_ca.is_some(), readiness, webhook, stop) => {
             ended?;
             // It was told to stop; the process ends when the lease is given back too.
             std::future::pending().await

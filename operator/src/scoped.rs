@@ -18,6 +18,7 @@ use parking_lot::Mutex;
 use tokio::sync::watch as channel;
 
 use crate::{
+    cluster::Cluster,
     error::{Error, Result},
     list::{Change, List, Listed, Objects},
     metrics::Metrics,
@@ -94,7 +95,7 @@ impl Scope {
 
 /// Watches the objects in the `wanted` namespaces: returns the list, and the work that keeps it current.
 pub fn watch<K>(
-    client: &Client,
+    cluster: &Cluster,
     config: watcher::Config,
     metrics: &Metrics,
     mut wanted: channel::Receiver<Option<Namespaces>>,
@@ -103,9 +104,9 @@ where
     K: Listed + Resource<Scope = NamespaceResourceScope> + Debug,
 {
     let (scoped, mut publisher) = publisher::<K>();
-    let client = client.clone();
+    let client = cluster.client.clone();
     let params = ListParams { field_selector: config.field_selector.clone(), ..ListParams::default() };
-    let events = events::<K>(&client, config, metrics);
+    let events = events::<K>(cluster, config, metrics);
     let work = async move {
         match wanted.wait_for(Option::is_some).await {
             Ok(first) => publisher.wanted = first.clone().unwrap_or_default(),

@@ -173,3 +173,9 @@ fn dns_names(service: &str, namespace: &str) -> Vec<String> {
         format!("{service}.{namespace}"),
     ]
 }
+
+/// Returns the contents of a new Secret.
+#[cfg(test)]
+pub(crate) fn fresh(dns_names: &[String]) -> Material {
+    authority::renew(None, dns_names, Timestamp::now()).unwrap().unwrap()
+}

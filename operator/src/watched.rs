@@ -17,9 +17,10 @@ use std::{
     time::{Duration, Instant},
 };
 
-use futures::{Stream, StreamExt, channel::mpsc, stream};
+use futures::{Stream, StreamExt, channel::mpsc, stream, stream::BoxStream};
+use k8s_openapi::NamespaceResourceScope;
 use kube::{
-    Api, Client, Resource,
+    Resource,
     runtime::{
         WatchStreamExt,
         reflector::{self, ObjectRef, Store, store::Writer},
@@ -29,7 +30,7 @@ use kube::{
 use parking_lot::Mutex;
 use serde::de::DeserializeOwned;
 
-use crate::metrics::Metrics;
+use crate::{cluster::Cluster, metrics::Metrics};
 
 /// Time after which a kind that the API server does not know is regarded as deleted, with all its objects.
 const ABSENCE_LIMIT: Duration = Duration::from_secs(20);
@@ -61,7 +62,21 @@ where
 
 /// Watches objects: returns the list, and the work that keeps it current.
 pub fn watch<K>(
-    client: &Client,
+    cluster: &Cluster,
+    config: watcher::Config,
+    metrics: &Metrics,
+) -> (Watched<K>, impl Future<Output = ()> + use<K>)
+where
+    K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Debug,
+{
+    let events = events(cluster, config, metrics);
+    follow(events)
+}
+
+/// Watches objects of a kind that is not in namespaces, like [`watch`].
+pub fn watch_unscoped<K>(
+    cluster: &Cluster,
     config: watcher::Config,
     metrics: &Metrics,
 ) -> (Watched<K>, impl Future<Output = ()> + use<K>)
@@ -69,8 +84,16 @@ where
     K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Debug,
 {
+    follow(checked(cluster.watch_all(config.page_size(PAGE_SIZE)), metrics))
+}
+
+/// Returns the list that the events of a watch make, and the work that keeps it current.
+fn follow<K>(events: impl Stream<Item = watcher::Event<K>>) -> (Watched<K>, impl Future<Output = ()>)
+where
+    K: Resource + Clone + Debug + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Debug,
+{
     let (watched, mut publisher) = channel::<K>();
-    let events = events(client, config, metrics);
     let work = events.for_each(move |event| {
         publisher.publish(event);
         std::future::ready(())
@@ -81,20 +104,29 @@ where
 /// Returns the events of a watch. A failed watch is restarted with a backoff. Managed fields are dropped, because they are
 /// half of an object and of no use here.
 pub(crate) fn events<K>(
-    client: &Client,
+    cluster: &Cluster,
     config: watcher::Config,
     metrics: &Metrics,
 ) -> impl Stream<Item = watcher::Event<K>> + Send + use<K>
 where
-    K: Resource + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K: Resource<Scope = NamespaceResourceScope> + Clone + DeserializeOwned + Debug + Send + Sync + 'static,
+    K::DynamicType: Default + Eq + Hash + Clone + Debug,
+{
+    checked(cluster.watch(config.page_size(PAGE_SIZE)), metrics)
+}
+
+/// Returns the events of a watch without its failures, which are counted and logged.
+fn checked<K>(
+    events: BoxStream<'static, watcher::Result<watcher::Event<K>>>,
+    metrics: &Metrics,
+) -> impl Stream<Item = watcher::Event<K>> + Send + use<K>
+where
+    K: Resource + Clone + Debug + Send + Sync + 'static,
     K::DynamicType: Default + Eq + Hash + Clone + Debug,
 {
     let kind = K::kind(&K::DynamicType::default()).into_owned();
     let failures = metrics.watch_failures.with_label_values(&[&kind]);
-    let config = config.page_size(PAGE_SIZE);
-    let events = watcher(Api::<K>::all_with(client.clone(), &K::DynamicType::default()), config)
-        .default_backoff()
-        .modify(|object| object.meta_mut().managed_fields = None);
+    let events = events.modify(|object| object.meta_mut().managed_fields = None);
     let mut absence = Absence::default();
     let events = events.map(move |event| match event {
         Ok(event) => {

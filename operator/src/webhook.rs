@@ -3,34 +3,37 @@
 //! The pod remains the JSON that was received, because types would drop unknown fields. No failure here prevents the
 //! creation of a pod: the response is then `allowed` with a warning.
 
+pub mod server;
+
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
 use axum::{
-    Json, Router,
-    extract::{DefaultBodyLimit, State},
+    Extension, Json, Router,
+    extract::{Request, State},
+    response::{IntoResponse, Response},
     routing::{get, post},
 };
-use axum_server::{Handle, tls_rustls::RustlsConfig};
+use hyper::{StatusCode, header::RETRY_AFTER};
+use hyper_util::service::TowerToHyperService;
 use k8s_openapi::{ByteString, api::networking::v1::NetworkPolicy};
 use kube::{ResourceExt, runtime::reflector::Store};
 use larder_api::ListenAddress;
+use rustls::ServerConfig;
 use serde_json::{Value, json};
+use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
 use crate::{
     choice::Choice,
     cli::SidecarSettings,
     error::{Error, Result},
-    health::{Readiness, readyz},
+    health::Readiness,
     inject::{Injection, Outcome, inject, skipped},
     metrics::Metrics,
     pod_security::PodSecurity,
     policies::Policies,
     webhook_configuration::INJECT_PATH,
 };
-
-/// Maximum size of an AdmissionReview: an object of etcd's limit, twice, with a margin.
-const MAX_REVIEW_BYTES: usize = 8 << 20;
 
 /// Time that the webhook has, after the stop signal, to respond to calls in progress. The delay until endpoints drop
 /// the pod is covered before, by the pod's `preStop`.
@@ -72,39 +75,64 @@ impl Admission {
 }
 
 /// Serves the webhook until `stop`. API servers are then told to send their next calls elsewhere, and have
-/// [`SHUTDOWN_TIMEOUT`] to receive the responses to calls in progress.
+/// [`SHUTDOWN_TIMEOUT`] to receive the responses to calls in progress. With `authenticates`, calls need a certificate of
+/// the client CA.
 ///
 /// # Errors
 /// If it cannot listen on the address.
 pub async fn serve(
     address: ListenAddress,
-    certificate: RustlsConfig,
+    tls: watch::Receiver<Arc<ServerConfig>>,
+    authenticates: bool,
     readiness: Readiness,
     webhook: Webhook,
     stop: &CancellationToken,
 ) -> Result<()> {
-    let app = Router::new()
-        .route(
-            INJECT_PATH,
-            post(review).layer(DefaultBodyLimit::max(MAX_REVIEW_BYTES)).with_state(Arc::new(webhook)),
-        )
-        .route("/readyz", get(readyz).with_state(readiness));
-    let failed = |source| Error::Serve { address, source };
-    let listener = address.bind().map_err(failed)?;
-    let handle = Handle::new();
-    let server = axum_server::from_tcp_rustls(listener, certificate).map_err(failed)?.handle(handle.clone());
-    let served = server.serve(app.into_make_service());
-    tokio::pin!(served);
-    tokio::select! {
-        ended = &mut served => return ended.map_err(failed),
-        () = stop.cancelled() => handle.graceful_shutdown(Some(SHUTDOWN_TIMEOUT)),
-    }
-    served.await.map_err(failed)
+    let listener = address.bind().and_then(TcpListener::from_std);
+    let listener = listener.map_err(|source| Error::Serve { address, source })?;
+    server::serve(listener, tls, app(authenticates, readiness, webhook), stop).await;
+    Ok(())
 }
 
-async fn review(State(webhook): State<Arc<Webhook>>, Json(review): Json<Value>) -> Json<Value> {
-    let _timer = webhook.metrics.admission_duration.start_timer();
-    Json(webhook.review(&review))
+/// Returns the service. Its refusals have no text.
+fn app(authenticates: bool, readiness: Readiness, webhook: Webhook) -> TowerToHyperService<Router> {
+    let desk = Desk { webhook: Arc::new(webhook), reader: server::Reader::default(), authenticates };
+    let ready =
+        || async move { if readiness.get() { StatusCode::OK } else { StatusCode::SERVICE_UNAVAILABLE } };
+    let router = Router::new().route(INJECT_PATH, post(review).with_state(desk)).route("/readyz", get(ready));
+    TowerToHyperService::new(router)
+}
+
+/// Receiver of reviews.
+#[derive(Clone)]
+struct Desk {
+    webhook: Arc<Webhook>,
+    reader: server::Reader,
+    authenticates: bool,
+}
+
+async fn review(
+    State(desk): State<Desk>,
+    Extension(caller): Extension<server::Caller>,
+    request: Request,
+) -> Response {
+    if desk.authenticates && !caller.is_verified {
+        return StatusCode::FORBIDDEN.into_response();
+    }
+    let _timer = desk.webhook.metrics.admission_duration.start_timer();
+    let (head, body) = request.into_parts();
+    let received = match desk.reader.read(&head.headers, body).await {
+        Ok(received) => received,
+        // API servers try again after that time, while their own timeout lasts.
+        Err(StatusCode::SERVICE_UNAVAILABLE) => {
+            return (StatusCode::SERVICE_UNAVAILABLE, [(RETRY_AFTER, "1")]).into_response();
+        }
+        Err(status) => return status.into_response(),
+    };
+    match serde_json::from_slice(&received.bytes) {
+        Ok(review) => Json(desk.webhook.review(&review)).into_response(),
+        Err(_) => StatusCode::BAD_REQUEST.into_response(),
+    }
 }
 
 impl Webhook {
@@ -187,14 +215,14 @@ fn failed(response: &mut Value, error: &Error) -> Admission {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use kube::runtime::reflector;
     use larder_api::{annotations, labels};
 
     use super::*;
     use crate::{inject::tests, policies::tests as policy_tests};
 
-    fn webhook() -> Webhook {
+    pub(crate) fn webhook() -> Webhook {
         let policies = policy_tests::policies(&[policy_tests::policy(
             "shop",
             "2026-01-01T00:00:00Z",

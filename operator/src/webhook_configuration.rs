@@ -1,4 +1,8 @@
-//! The `MutatingWebhookConfiguration`, written here and not by the chart, because it names namespaces and a CA.
+//! The webhooks of the `MutatingWebhookConfiguration`, written here and not by the chart, because they name namespaces and
+//! a CA.
+//!
+//! The chart creates the object without webhooks and deletes it. The operator owns one field of it, `webhooks`, as a field
+//! manager of its own, so neither Helm nor a GitOps tool sees a difference.
 //!
 //! # Guarantees
 //! - Only namespaces that have policies are named; without any there is no webhook at all.
@@ -6,26 +10,30 @@
 
 use std::{
     collections::{BTreeMap, HashMap},
-    sync::Arc,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
     time::{Duration, Instant},
 };
 
-use k8s_openapi::{
-    ByteString, api::admissionregistration::v1::MutatingWebhookConfiguration,
-    apimachinery::pkg::apis::meta::v1::OwnerReference,
-};
+use k8s_openapi::{ByteString, api::admissionregistration::v1::MutatingWebhookConfiguration};
 use kube::{
     Api, Client, ResourceExt,
-    api::{Patch, PatchParams},
+    api::{DeleteParams, Patch, PatchParams},
 };
-use larder_api::{labels, names};
+use larder_api::names;
 use larder_crds::{CachePolicy, selector};
 use parking_lot::Mutex;
 use serde_json::{Value, json};
 use tokio::sync::watch;
 
 use crate::{
-    choice::has_not_opted_out, cli::RunArguments, error::Result, owner, policies::Policies, tls::Loaded,
+    choice::has_not_opted_out,
+    cli::RunArguments,
+    error::{Error, Result},
+    policies::Policies,
+    tls::Loaded,
 };
 
 /// Interval at which the configuration is looked at even without changes here.
@@ -40,6 +48,7 @@ pub struct Registration {
     policies: Policies,
     certificate: watch::Receiver<Option<Arc<Loaded>>>,
     applied: tokio::sync::Mutex<Option<Applied>>,
+    replaced_former: AtomicBool,
     named_since: Mutex<HashMap<String, Instant>>,
 }
 
@@ -74,6 +83,7 @@ impl Registration {
             policies,
             certificate,
             applied: tokio::sync::Mutex::new(None),
+            replaced_former: AtomicBool::new(false),
             named_since: Mutex::default(),
         }
     }
@@ -119,23 +129,27 @@ impl Registration {
                 return Ok(());
             }
         }
-        let body = configuration(
-            &self.arguments,
-            &wanted,
-            owner::find(&self.client, &self.arguments.cluster_role).await?.as_ref(),
-        );
+        let body = configuration(&self.arguments, &wanted);
         let options = PatchParams::apply(names::FIELD_MANAGER).force();
         let written =
-            configurations.patch(names::WEBHOOK_CONFIGURATION, &options, &Patch::Apply(&body)).await?;
+            configurations.patch(names::WEBHOOK_CONFIGURATION, &options, &Patch::Apply(&body)).await;
+        let written = match written {
+            Err(kube::Error::Api(status)) if is_missing(&status) => {
+                return Err(Error::NoWebhookConfiguration);
+            }
+            other => other?,
+        };
 
-        let mut named = self.named_since.lock();
-        named.retain(|namespace, _| wanted.namespaces.contains(namespace));
-        for namespace in &wanted.namespaces {
-            named.entry(namespace.clone()).or_insert_with(Instant::now);
+        {
+            let mut named = self.named_since.lock();
+            named.retain(|namespace, _| wanted.namespaces.contains(namespace));
+            for namespace in &wanted.namespaces {
+                named.entry(namespace.clone()).or_insert_with(Instant::now);
+            }
         }
         let version = written.resource_version();
         *applied = Some(Applied { wanted, version, seen: Instant::now() });
-        Ok(())
+        self.replace_former(&configurations).await
     }
 
     /// Returns the time for which the configuration has named a namespace.
@@ -162,9 +176,29 @@ impl Registration {
             }
         }
     }
+
+    /// Deletes the configuration of an earlier version, once this one's stands: pods are injected throughout.
+    async fn replace_former(&self, configurations: &Api<MutatingWebhookConfiguration>) -> Result<()> {
+        if self.replaced_former.load(Ordering::Relaxed) {
+            return Ok(());
+        }
+        match configurations.delete(names::FORMER_WEBHOOK_CONFIGURATION, &DeleteParams::default()).await {
+            Ok(_) => tracing::info!("deleted the webhook configuration of an earlier version"),
+            Err(kube::Error::Api(status)) if status.code == 404 => {}
+            Err(error) => return Err(error.into()),
+        }
+        self.replaced_former.store(true, Ordering::Relaxed);
+        Ok(())
+    }
 }
 
-fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&OwnerReference>) -> Value {
+/// Returns true if an apply failed because the object does not exist: an apply would have to create it, and the operator
+/// may not.
+fn is_missing(status: &kube::core::Status) -> bool {
+    status.code == 404 || (status.code == 403 && status.message.contains("cannot create resource"))
+}
+
+fn configuration(arguments: &RunArguments, wanted: &Wanted) -> Value {
     let mut conditions = vec![
         json!({ "name": "has-not-opted-out", "expression": has_not_opted_out() }),
         json!({
@@ -212,11 +246,7 @@ fn configuration(arguments: &RunArguments, wanted: &Wanted, owner: Option<&Owner
     json!({
         "apiVersion": "admissionregistration.k8s.io/v1",
         "kind": "MutatingWebhookConfiguration",
-        "metadata": {
-            "name": names::WEBHOOK_CONFIGURATION,
-            "labels": { labels::MANAGED_BY: labels::MANAGER },
-            "ownerReferences": owner.into_iter().collect::<Vec<_>>(),
-        },
+        "metadata": { "name": names::WEBHOOK_CONFIGURATION },
         "webhooks": webhooks,
     })
 }
@@ -229,9 +259,8 @@ mod tests {
     fn made(namespaces: &[&str]) -> Value {
         let arguments = run_arguments(["--sidecar-image=s", "--namespace=larder-system", "--pod-name=p"]);
         let namespaces = namespaces.iter().map(|&namespace| namespace.to_owned()).collect();
-        let owner = OwnerReference { kind: "ClusterRole".into(), ..OwnerReference::default() };
         let wanted = Wanted { namespaces, bundle: "PEM".into(), unlabelled: false };
-        configuration(&arguments, &wanted, Some(&owner))
+        configuration(&arguments, &wanted)
     }
 
     #[test]
@@ -247,8 +276,19 @@ mod tests {
         assert_eq!(webhook["reinvocationPolicy"], "IfNeeded");
         assert_eq!(webhook["sideEffects"], "None");
         assert_eq!(webhook["clientConfig"]["caBundle"], "UEVN");
-        assert_eq!(made["metadata"]["ownerReferences"][0]["kind"], "ClusterRole");
+        assert_eq!(made["metadata"], json!({"name": "larder-webhook"}), "the chart owns the metadata");
         serde_json::from_value::<MutatingWebhookConfiguration>(made).unwrap();
+    }
+
+    #[test]
+    fn apply_that_would_create_the_object_says_that_it_is_missing() {
+        let status =
+            |code, message: &str| serde_json::from_value(json!({"code": code, "message": message})).unwrap();
+        let resource =
+            "resource \"mutatingwebhookconfigurations\" in API group \"admissionregistration.k8s.io\"";
+        assert!(is_missing(&status(403, &format!("User \"larder\" cannot create {resource}"))));
+        assert!(!is_missing(&status(403, &format!("User \"larder\" cannot patch {resource}"))));
+        assert!(is_missing(&status(404, "not found")));
     }
 
     #[test]

@@ -44,3 +44,46 @@ helm.sh/chart: {{ printf "%s-%s" .Chart.Name .Chart.Version | replace "+" "_" }}
 {{- $default := dict "runAsNonRoot" true "runAsUser" 65532 "runAsGroup" 65532 "seccompProfile" (dict "type" "RuntimeDefault") }}
 {{- toYaml (.Values.podSecurityContext | default $default) }}
 {{- end }}
+
+{{/* Head of a ValidatingAdmissionPolicy that confines the operator's account, after its binding: dict "name" NAME "root" $. */}}
+{{- define "larder.confine" -}}
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicyBinding
+metadata:
+  name: {{ include "larder.operator" .root }}-{{ .name }}
+  labels:
+    {{- include "larder.labels" .root | nindent 4 }}
+spec:
+  policyName: {{ include "larder.operator" .root }}-{{ .name }}
+  validationActions: [Deny]
+---
+apiVersion: admissionregistration.k8s.io/v1
+kind: ValidatingAdmissionPolicy
+metadata:
+  name: {{ include "larder.operator" .root }}-{{ .name }}
+  labels:
+    {{- include "larder.labels" .root | nindent 4 }}
+spec:
+  failurePolicy: Fail
+  matchConditions:
+  - name: by-the-operator
+    expression: {{ printf "request.userInfo.username == 'system:serviceaccount:%s:%s'" .root.Release.Namespace (include "larder.serviceAccount" .root) | quote }}
+{{- end }}
+
+{{/* A CEL expression: two maps are equal but for some members: dict "is" CEL "was" CEL "but" CEL, of a member's name k. */}}
+{{- define "larder.equal" -}}
+{{ .is }}.all(k, {{ .but }} || (k in {{ .was }} && {{ .is }}[k] == {{ .was }}[k])) && {{ .was }}.all(k, {{ .but }} || k in {{ .is }})
+{{- end }}
+
+{{/* Volume with the client CA of the webhook, if there is one. */}}
+{{- define "larder.clientCA" -}}
+{{- $ca := .Values.webhook.clientCA | default dict }}
+{{- $key := $ca.key | default "ca.crt" }}
+{{- if and $ca.configMap $ca.secret }}
+{{- fail "webhook.clientCA names a ConfigMap and a Secret: name one" }}
+{{- else if $ca.configMap }}
+configMap: {name: {{ $ca.configMap }}, items: [{key: {{ $key | quote }}, path: ca.crt}]}
+{{- else if $ca.secret }}
+secret: {secretName: {{ $ca.secret }}, items: [{key: {{ $key | quote }}, path: ca.crt}]}
+{{- end }}
+{{- end }}

@@ -232,7 +232,7 @@ func TestObjectsOfTheTestGoWithIt(t *testing.T) {
 			t.Errorf("%s grants rights after a failed test: %v", name, annotations)
 		}
 	}
-	if hooks != 3 {
+	if hooks != 5 {
 		t.Errorf("there are %d hooks", hooks)
 	}
 }
@@ -242,7 +242,7 @@ func TestValuesOfAnEarlierChartRenderAsTheDefaults(t *testing.T) {
 	later := []string{
 		"rollout", "health", "hostNetwork", "podSecurityContext", "priorityClassName", "updateStrategy", "revisionHistoryLimit", "commonLabels",
 		"deploymentAnnotations", "podAnnotations", "podLabels", "serviceAccount", "extraArgs", "extraEnv", "serviceMonitor", "podMonitor",
-		"networkPolicy", "global", "webhook.port", "webhook.timeoutSeconds", "sidecar.imagePullSecrets", "image.operator.digest",
+		"networkPolicy", "global", "webhook.port", "webhook.timeoutSeconds", "webhook.clientCA", "watchNamespaces", "sidecar.imagePullSecrets", "image.operator.digest",
 		"image.operator.registry",
 	}
 	var without []string

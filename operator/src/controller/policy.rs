@@ -201,6 +201,9 @@ impl Context {
                 .observe(&answers, tokio::time::Instant::now())
         };
         let view = coverage.as_ref().and_then(|covered| covered.view(&policy.spec.cache));
+        for failure in &failed {
+            tracing::warn!(namespace, name, "{failure}");
+        }
         let write_error = failed.first().map(ToString::to_string);
         let pod_security = self.stores.pod_security.confined(&namespace);
         let now = Timestamp::now();
