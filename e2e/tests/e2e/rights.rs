@@ -265,7 +265,6 @@ async fn try_all(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
     let granted = watcher.roles.all();
     let is_granted = |resource: &&str| granted.contains(&("list".to_owned(), (*resource).to_owned()));
     let listed: Vec<_> = LISTED.into_iter().filter(is_granted).collect();
-    let own = |verb: &'static str| listed.iter().map(move |resource| (verb, *resource)).collect::<Vec<_>>();
     sandbox.apply(&workloads()?).await?;
     // What an earlier version left behind.
     let former = json!({"apiVersion": "admissionregistration.k8s.io/v1", "kind": "MutatingWebhookConfiguration",
@@ -273,12 +272,14 @@ async fn try_all(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
     let configurations = Api::<MutatingWebhookConfiguration>::all(sandbox.client.clone());
     drop(configurations.create(&PostParams::default(), &serde_json::from_value(former)?).await);
 
-    // Watches begin with the process.
-    let lists = [own("list"), vec![("list", "secrets")]].concat();
-    watcher.lacks(&lists, restart_operator).await?;
+    // Watches begin with the process. Those of pods, workloads and Services wait for the policies.
+    let first = ["cachepolicies", "configmaps", "networkpolicies", "namespaces"];
+    let (before, after): (Vec<_>, Vec<_>) = listed.iter().partition(|resource| first.contains(resource));
+    let all = |verb: &'static str, of: &[&'static str]| of.iter().map(|one| (verb, *one)).collect::<Vec<_>>();
+    watcher.lacks(&[all("list", &before), vec![("list", "secrets")]].concat(), restart_operator).await?;
+    watcher.lacks(&all("list", &after), restart_operator).await?;
     let also = [("watch", "secrets"), ("get", "clusterroles"), ("delete", "mutatingwebhookconfigurations")];
-    let watches = [own("watch"), also.to_vec()].concat();
-    watcher.lacks(&watches, restart_operator).await?;
+    watcher.lacks(&[all("watch", &listed), also.to_vec()].concat(), restart_operator).await?;
 
     // A policy is applied. No workload is restarted before restarts are tried.
     watcher.besides = &RESTARTS;
