@@ -136,7 +136,7 @@ test_e2e() { # [NAME]
   while read -r variable; do export "${variable?}"; done < <(e2e_variables)
   # shellcheck disable=SC2086
   shown "end-to-end tests" "run one by \`./dev test e2e NAME\`; export KUBECONFIG=$KUBECONFIG to look around" \
-    cargo test --workspace --test e2e ${1:-} -- --test-threads=2
+    cargo test --workspace --test e2e ${1:-} -- --test-threads=4
 }
 
 test_dependencies() { # [--advisories]: known vulnerabilities too, from a database that must be in reach

@@ -32,5 +32,6 @@ mod e2e {
     mod tiers;
     mod undoing;
     mod upgrading;
+    mod whole_cluster;
     mod workloads;
 }

@@ -74,8 +74,7 @@ sources:
     .await
 }
 
-#[tokio::test]
-async fn policy_above_a_bound_of_the_chart_is_refused_with_the_bound() -> anyhow::Result<()> {
+pub(crate) async fn policy_above_a_bound_of_the_chart_is_refused_with_the_bound() -> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
         let workload = Workload::deployment("app", 1);
         let (policy, agent) = sandbox.with_policy("cache", IN_MEMORY, &workload, 1).await?;

@@ -174,8 +174,7 @@ async fn plain_pod_that_appears_later_is_reported_and_treated_as_the_policy_chos
     .await
 }
 
-#[tokio::test]
-async fn pods_made_while_the_webhook_was_away_are_reported_and_interrupt() -> anyhow::Result<()> {
+pub(crate) async fn pods_made_while_the_webhook_was_away_are_reported_and_interrupt() -> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
         let (policy, agent) =
             sandbox.with_policy("cache", &with_rules(""), &Workload::deployment("app", 1), 1).await?;

