@@ -22,8 +22,7 @@ use serde_json::json;
 
 use super::common::{IN_MEMORY, ensure_hit};
 
-#[tokio::test]
-async fn operator_of_one_namespace_works_there_with_rights_nowhere_else() -> anyhow::Result<()> {
+pub(crate) async fn operator_of_one_namespace_works_there_with_rights_nowhere_else() -> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
         let elsewhere = format!("{}-b", sandbox.name);
         let namespaces = Api::<Namespace>::all(sandbox.client.clone());

@@ -21,7 +21,8 @@ use serde_json::json;
 
 use super::common::{IN_MEMORY, ensure_hit};
 
-pub(crate) async fn while_the_webhook_is_down_pods_start_and_are_counted_as_missed_and_named() -> anyhow::Result<()> {
+pub(crate) async fn while_the_webhook_is_down_pods_start_and_are_counted_as_missed_and_named()
+-> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
         // Nothing is repaired that should be seen.
         let spec = format!("{IN_MEMORY}sidecar: {{rollout: {{strategy: OnCreate}}}}\n");
@@ -88,7 +89,8 @@ pub(crate) async fn scale_operator(sandbox: &Sandbox, replicas: i32) -> anyhow::
     Ok(before)
 }
 
-pub(crate) async fn without_its_definition_the_cache_passes_through_and_comes_back_with_it() -> anyhow::Result<()> {
+pub(crate) async fn without_its_definition_the_cache_passes_through_and_comes_back_with_it()
+-> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
         let (policy, agent) =
             sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 1), 1).await?;

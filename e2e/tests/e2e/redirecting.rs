@@ -147,7 +147,8 @@ async fn redirection_that_pod_security_forbids_breaks_no_pod() -> anyhow::Result
     .await
 }
 
-pub(crate) async fn redirection_that_the_chart_does_not_allow_is_refused_with_its_line() -> anyhow::Result<()> {
+pub(crate) async fn redirection_that_the_chart_does_not_allow_is_refused_with_its_line() -> anyhow::Result<()>
+{
     alone_in_the_cluster(async |sandbox| {
         sandbox.enforce("privileged").await?;
         let policy = sandbox.policy("cache", &redirected()).await?;

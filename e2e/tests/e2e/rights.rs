@@ -244,8 +244,7 @@ const LISTED: [&str; 10] = [
 
 const RESTARTS: [Right; 3] = [("patch", "deployments"), ("patch", "statefulsets"), ("patch", "daemonsets")];
 
-#[tokio::test]
-async fn every_right_of_the_operator_is_missed_when_it_is_taken_away() -> anyhow::Result<()> {
+pub(crate) async fn every_right_of_the_operator_is_missed_when_it_is_taken_away() -> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
         let roles = Roles::read(&sandbox.client).await?;
         let mut watcher = Watcher { sandbox, roles, started: Instant::now(), besides: &[] };

@@ -18,7 +18,8 @@ use super::common::{IN_MEMORY, ensure_hit};
 /// The chart of this checkout.
 const CHART: &str = "charts/larder";
 
-pub(crate) async fn uninstalling_leaves_nothing_and_an_upgrade_from_the_previous_chart_goes_on() -> anyhow::Result<()> {
+pub(crate) async fn uninstalling_leaves_nothing_and_an_upgrade_from_the_previous_chart_goes_on()
+-> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
         let values = helm(&["get", "values", "--output", "yaml"], "").await?;
         let outcome = uninstall_and_upgrade(sandbox, &values).await;
