@@ -19,8 +19,12 @@ const WINDOW: Duration = Duration::from_secs(60);
 const PUBLICATION_INTERVAL: Duration = Duration::from_secs(60);
 /// Change of the hit ratio that a person would notice, in percentage points.
 const NOTICED_POINTS: i32 = 5;
+/// Minimum number of hits and misses of which a ratio says something at once. That of fewer changes with each request.
+const MIN_COUNTED: f64 = 100.0;
 /// Change of the request rate that a person would notice, as a share of the larger one.
 const NOTICED_SHARE: f64 = 0.2;
+/// Minimum change of the request rate that a person would notice, in requests a second.
+const NOTICED_RATE: f64 = 1.0;
 
 /// Requests of a policy's sidecars.
 #[derive(Debug, Default)]
@@ -36,7 +40,11 @@ pub struct Throughput {
 #[derive(Clone, Copy, Debug, PartialEq)]
 struct Figures {
     hit_percent: Option<i32>,
+    /// Hits and misses of the window.
+    counted: f64,
     requests_per_second: f64,
+    /// The rate since the observation before.
+    recent: f64,
 }
 
 impl Throughput {
@@ -54,11 +62,13 @@ impl Throughput {
         {
             has_counts = true;
             if let Some(before) = self.last.insert(pod.clone(), counts) {
-                let is_continued = counts.total >= before.total;
+                let is_continued = counts.total >= before.total
+                    && counts.hits >= before.hits
+                    && counts.misses >= before.misses;
                 let before = if is_continued { before } else { RequestCounts::default() };
                 sum.total += counts.total - before.total;
-                sum.hits += counts.hits.saturating_sub(before.hits);
-                sum.misses += counts.misses.saturating_sub(before.misses);
+                sum.hits += counts.hits - before.hits;
+                sum.misses += counts.misses - before.misses;
             }
         }
         if has_counts || !self.sums.is_empty() {
@@ -79,9 +89,12 @@ impl Throughput {
         let since = |of: fn(&RequestCounts) -> u64| (of(&last) - of(&first)) as f64;
         let (hits, misses) = (since(|counts| counts.hits), since(|counts| counts.misses));
         let seconds = end.duration_since(start).as_secs_f64();
+        let (before, sum_before) = self.sums[self.sums.len() - 2];
         let figures = Figures {
             hit_percent: (hits + misses > 0.0).then(|| (hits / (hits + misses) * 100.0).round() as i32),
+            counted: hits + misses,
             requests_per_second: since(|counts| counts.total) / seconds,
+            recent: (last.total - sum_before.total) as f64 / end.duration_since(before).as_secs_f64(),
         };
         let is_due = self.published.as_ref().is_none_or(|(at, _, published)| {
             now.duration_since(*at) >= PUBLICATION_INTERVAL || is_noticed(published, &figures)
@@ -99,13 +112,13 @@ impl Throughput {
 
 /// Returns true if a person would notice the difference.
 fn is_noticed(before: &Figures, now: &Figures) -> bool {
-    let points = match (before.hit_percent, now.hit_percent) {
-        (Some(before), Some(now)) => (before - now).abs(),
-        (None, None) => 0,
-        _ => NOTICED_POINTS,
-    };
+    let appears = before.hit_percent.is_none() && now.hit_percent.is_some() && now.recent >= NOTICED_RATE;
+    let points = before.hit_percent.zip(now.hit_percent).map_or(0, |(before, now)| (before - now).abs());
     let (one, other) = (before.requests_per_second, now.requests_per_second);
-    points >= NOTICED_POINTS || (one - other).abs() > NOTICED_SHARE * one.max(other)
+    let change = (one - other).abs();
+    appears
+        || points >= NOTICED_POINTS && now.counted >= MIN_COUNTED
+        || change >= NOTICED_RATE && change > NOTICED_SHARE * one.max(other)
 }
 
 /// Returns a rate with two significant digits, and not fewer than one hundredth if there is any.
@@ -161,6 +174,75 @@ mod tests {
         assert_eq!(shown(gone), (Some(0), "2.5".into()), "a pod that is new here is counted from now on");
         gone = throughput.observe(&Answers::new(), start + Duration::from_secs(80));
         assert_eq!(shown(gone), (None, "0".into()), "without sidecars there are no requests");
+    }
+
+    #[test]
+    fn counter_that_decreases_alone_began_anew() {
+        let (start, mut throughput) = (Instant::now(), Throughput::default());
+        throughput.observe(&answers(&[("a", 1000, 900, 100)]), start);
+        let restarted =
+            throughput.observe(&answers(&[("a", 1200, 0, 1200)]), start + Duration::from_secs(10));
+        assert_eq!(shown(restarted), (Some(0), "120".into()));
+        let mut throughput = Throughput::default();
+        throughput.observe(&answers(&[("a", 1000, 100, 900)]), start);
+        let restarted =
+            throughput.observe(&answers(&[("a", 1200, 600, 600)]), start + Duration::from_secs(10));
+        assert_eq!(shown(restarted), (Some(50), "120".into()));
+    }
+
+    #[test]
+    fn sparse_traffic_is_published_once_a_minute_at_most() {
+        for most in [1, 2, 4] {
+            let (start, mut throughput) = (Instant::now(), Throughput::default());
+            let mut published = Vec::new();
+            let (mut total, mut hits, mut random) = (0, 0, 1_u64);
+            for step in 0..200_u64 {
+                let mut next = |below: u64| {
+                    random = random
+                        .wrapping_mul(6_364_136_223_846_793_005)
+                        .wrapping_add(1_442_695_040_888_963_407);
+                    (random >> 33) % below
+                };
+                let requests = next(most + 1);
+                total += requests;
+                hits += next(requests + 1);
+                let answers = answers(&[("a", total, hits, total - hits)]);
+                published.extend(throughput.observe(&answers, start + Duration::from_secs(6 * step)));
+            }
+            published.dedup();
+            assert!(published.len() <= 2 + 200 * 6 / 60, "up to {most}: {} times", published.len());
+        }
+    }
+
+    #[test]
+    fn first_traffic_after_silence_is_published_at_once() {
+        for rate in [1, 2, 50] {
+            let (start, mut throughput) = (Instant::now(), Throughput::default());
+            let at = |step: u64| start + Duration::from_secs(6 * step);
+            for step in 0..19 {
+                let silent = throughput.observe(&answers(&[("a", 10, 5, 5)]), at(step));
+                assert!(silent.is_none_or(|silent| silent.hit_percent.is_none()));
+            }
+            let some = answers(&[("a", 10 + 6 * rate, 5 + 6 * rate, 5)]);
+            let (ratio, shown) = shown(throughput.observe(&some, at(19)));
+            assert_eq!(ratio, Some(100), "{rate}");
+            assert_ne!(shown, "0");
+        }
+    }
+
+    #[test]
+    fn ratio_and_rate_of_much_traffic_are_published_at_once() {
+        let (start, mut throughput) = (Instant::now(), Throughput::default());
+        let at = |step: u64| start + Duration::from_secs(6 * step);
+        let mut percent = None;
+        for step in 0..20 {
+            percent = throughput.observe(&answers(&[("a", 600 * step, 600 * step, 0)]), at(step));
+        }
+        assert_eq!(shown(percent), (Some(100), "100".into()));
+        let lower = throughput.observe(&answers(&[("a", 12_000, 11_400, 600)]), at(20));
+        assert_eq!(shown(lower), (Some(90), "100".into()));
+        let more = throughput.observe(&answers(&[("a", 14_400, 13_680, 720)]), at(21));
+        assert_eq!(shown(more).1, "130");
     }
 
     #[test]
