@@ -59,6 +59,7 @@ pub async fn keep(
     let mut clock = tokio::time::interval(TICK);
     let mut current: Option<Secret> = None;
     let mut seen = false;
+    let mut may_own = true;
     loop {
         tokio::select! {
             change = changes.next() => match change {
@@ -71,8 +72,9 @@ pub async fn keep(
         if !seen {
             continue;
         }
-        let owners = owners(&client, current.as_ref(), &arguments.cluster_role).await;
-        if let Some(written) = renew(&secrets, current.as_ref(), owners, &dns_names).await {
+        let cluster_role = may_own.then_some(arguments.cluster_role.as_str());
+        let owners = owners(&client, current.as_ref(), cluster_role).await;
+        if let Some(written) = renew(&secrets, current.as_ref(), owners, &dns_names, &mut may_own).await {
             current = Some(written);
         }
         let next = current.as_ref().and_then(|secret| Material::read(secret).ok()).map(|material| {
@@ -92,12 +94,14 @@ pub async fn keep(
     }
 }
 
-/// Returns the owners of the Secret: those that it has, or the operator's ClusterRole.
-async fn owners(client: &Client, current: Option<&Secret>, cluster_role: &str) -> Vec<OwnerReference> {
+/// Returns the owners of the Secret: those that it has, or the operator's ClusterRole, if that may be one.
+async fn owners(
+    client: &Client,
+    current: Option<&Secret>,
+    cluster_role: Option<&str>,
+) -> Vec<OwnerReference> {
     let present = current.map(ResourceExt::owner_references).unwrap_or_default();
-    if !present.is_empty() {
-        return present.to_vec();
-    }
+    let Some(cluster_role) = cluster_role.filter(|_| present.is_empty()) else { return present.to_vec() };
     match owner::find(client, cluster_role).await {
         Ok(owner) => owner.into_iter().collect(),
         Err(error) => {
@@ -109,11 +113,15 @@ async fn owners(client: &Client, current: Option<&Secret>, cluster_role: &str) -
 
 /// Writes the Secret if a renewal is due or its owner is missing, and returns its contents. A replica that lost a concurrent
 /// write sees the other's through its watch.
+///
+/// An API server with `OwnerReferencesPermissionEnforcement`, such as that of OpenShift, lets only those add an owner to an object who may
+/// delete it. A refusal sets `may_own` to false, and the certificates are written without the owner.
 async fn renew(
     secrets: &Api<Secret>,
     current: Option<&Secret>,
     owners: Vec<OwnerReference>,
     dns_names: &[String],
+    may_own: &mut bool,
 ) -> Option<Secret> {
     let material = current.and_then(|secret| match Material::read(secret) {
         Ok(material) => Some(material),
@@ -123,8 +131,9 @@ async fn renew(
         }
     });
     let is_owned = owners.is_empty() || current.is_some_and(|secret| !secret.owner_references().is_empty());
-    let renewed = match authority::renew(material.clone(), dns_names, Timestamp::now()) {
-        Ok(renewed) => renewed.or_else(|| material.filter(|_| !is_owned))?,
+    let (renewed, is_due) = match authority::renew(material.clone(), dns_names, Timestamp::now()) {
+        Ok(Some(renewed)) => (renewed, true),
+        Ok(None) => (material.filter(|_| !is_owned)?, false),
         Err(error) => {
             tracing::error!(%error, "could not renew the certificates; retrying in a minute");
             return None;
@@ -145,13 +154,27 @@ async fn renew(
         renewed.data().into_iter().map(|(key, text)| (key.into(), ByteString(text.into_bytes()))).collect(),
     );
     let options = PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
-    let written = match current {
-        None => secrets.create(&options, &secret).await,
-        Some(current) => {
-            secret.metadata.resource_version = current.resource_version();
-            secrets.replace(names::TLS_SECRET, &options, &secret).await
-        }
+    secret.metadata.resource_version = current.and_then(ResourceExt::resource_version);
+    let write = async |secret: &Secret| match current {
+        None => secrets.create(&options, secret).await,
+        Some(_) => secrets.replace(names::TLS_SECRET, &options, secret).await,
     };
+    let mut written = write(&secret).await;
+    if let Err(kube::Error::Api(status)) = &written
+        && status.code == 403
+        && !is_owned
+    {
+        tracing::warn!(
+            error = status.message,
+            "the TLS Secret gets no owner, and would stay when the chart is uninstalled"
+        );
+        *may_own = false;
+        if !is_due {
+            return None;
+        }
+        secret.metadata.owner_references = None;
+        written = write(&secret).await;
+    }
     match written {
         Ok(written) => {
             tracing::info!(secret = names::TLS_SECRET, "wrote the webhook's certificates");
@@ -178,4 +201,57 @@ fn dns_names(service: &str, namespace: &str) -> Vec<String> {
 #[cfg(test)]
 pub(crate) fn fresh(dns_names: &[String]) -> Material {
     authority::renew(None, dns_names, Timestamp::now()).unwrap().unwrap()
+}
+
+#[cfg(test)]
+mod tests {
+    use axum::{
+        Router,
+        body::Bytes,
+        http::StatusCode,
+        routing::{post, put},
+    };
+    use serde_json::{Value, json};
+
+    use super::*;
+
+    /// Replaces an object as OpenShift does for somebody who may not delete it.
+    async fn replace(object: Bytes) -> (StatusCode, String) {
+        let object: Value = serde_json::from_slice(&object).unwrap();
+        let owners = object["metadata"]["ownerReferences"].as_array();
+        if owners.is_none_or(Vec::is_empty) {
+            return (StatusCode::OK, object.to_string());
+        }
+        let message = "cannot set an ownerRef on a resource you can't delete";
+        let status = json!({"kind": "Status", "apiVersion": "v1", "metadata": {}, "status": "Failure",
+            "reason": "Forbidden", "code": 403, "message": message});
+        (StatusCode::FORBIDDEN, status.to_string())
+    }
+
+    async fn secrets() -> Api<Secret> {
+        let router = Router::new()
+            .route("/api/v1/namespaces/larder/secrets", post(async |object: Bytes| object))
+            .route("/api/v1/namespaces/larder/secrets/{name}", put(replace));
+        let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let url = format!("http://{}", listener.local_addr().unwrap());
+        tokio::spawn(async { axum::serve(listener, router).await });
+        let client = Client::try_from(kube::Config::new(url.parse().unwrap())).unwrap();
+        Api::namespaced(client, "larder")
+    }
+
+    #[tokio::test]
+    async fn refused_owner_does_not_prevent_a_renewal() {
+        let (secrets, names) = (secrets().await, dns_names("larder-webhook", "larder"));
+        let owner = || vec![OwnerReference { name: "larder".into(), ..OwnerReference::default() }];
+        let mut may_own = true;
+        let before = renew(&secrets, None, vec![], &names, &mut may_own).await.unwrap();
+        let adopted = renew(&secrets, Some(&before), owner(), &names, &mut may_own).await;
+        assert!(adopted.is_none() && !may_own, "nothing is due but the owner");
+
+        may_own = true;
+        let lost = Secret { data: None, ..before };
+        let renewed = renew(&secrets, Some(&lost), owner(), &names, &mut may_own).await.unwrap();
+        assert!(renewed.owner_references().is_empty() && !may_own);
+        assert!(Material::read(&renewed).is_ok());
+    }
 }
