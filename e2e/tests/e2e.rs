@@ -20,6 +20,7 @@ mod e2e {
     mod meshing;
     mod namespaced;
     mod operating;
+    mod owners;
     mod purging;
     mod readme;
     mod redirecting;

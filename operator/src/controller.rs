@@ -40,6 +40,7 @@ use larder_crds::selector;
 use tokio::sync::Mutex;
 
 use crate::{
+    argo::Rollouts,
     cli::RunArguments,
     cluster::Cluster,
     error::Error,
@@ -156,6 +157,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
             },
             network_policies: dependencies.network_policies.clone(),
             pod_security: dependencies.pod_security.clone(),
+            rollouts: Rollouts::default(),
         },
         sidecars: Sidecars::new(),
         restarts: Mutex::default(),

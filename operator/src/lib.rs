@@ -4,6 +4,7 @@
 //! [`inject`], [`capture`], [`companions`], [`compile`], [`coverage`], [`rollout`], [`pace`], [`quota`], [`disruption`] and [`status`] are
 //! pure decisions; the other modules carry them out.
 
+pub mod argo;
 pub mod bounds;
 pub mod capture;
 pub mod check;

@@ -314,6 +314,7 @@ pub(crate) mod tests {
             scope: Scope { wanted: watch::channel(None).1, covered: vec![] },
             network_policies: reflector::store().0,
             pod_security: PodSecurity::default(),
+            rollouts: Default::default(),
         }
     }
 

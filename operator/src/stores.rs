@@ -10,6 +10,7 @@ use k8s_openapi::api::{
 use kube::{Resource, core::PartialObjectMeta, runtime::reflector::Store};
 
 use crate::{
+    argo::Rollouts,
     error::{Error, Result},
     list::{List, Listed},
     pod_security::PodSecurity,
@@ -37,6 +38,8 @@ pub struct Stores {
     pub network_policies: Store<NetworkPolicy>,
     /// Pod Security levels of the namespaces.
     pub pod_security: PodSecurity,
+    /// Argo Rollouts, as last listed.
+    pub rollouts: Rollouts,
 }
 
 impl Stores {

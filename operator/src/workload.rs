@@ -1,4 +1,4 @@
-//! Deployments, StatefulSets and DaemonSets: the owners of pods, and the progress of their rollouts.
+//! Deployments, StatefulSets, DaemonSets and Argo Rollouts: the owners of pods, and the progress of their rollouts.
 
 use std::{collections::BTreeMap, fmt, sync::LazyLock};
 
@@ -18,6 +18,7 @@ use larder_api::annotations;
 use serde_json::{Value, json};
 
 use crate::{
+    argo,
     choice::Choice,
     rollout::{Progress, Undone},
     stores::Stores,
@@ -48,6 +49,18 @@ larder_api::labelled! {
         StatefulSet = "StatefulSet",
         /// A DaemonSet.
         DaemonSet = "DaemonSet",
+        /// An Argo Rollout.
+        Rollout = "Rollout",
+    }
+}
+
+impl WorkloadKind {
+    /// Returns the API version of the kind.
+    pub const fn api_version(self) -> &'static str {
+        match self {
+            Self::Deployment | Self::StatefulSet | Self::DaemonSet => "apps/v1",
+            Self::Rollout => "argoproj.io/v1alpha1",
+        }
     }
 }
 
@@ -173,13 +186,20 @@ impl Workload {
 
     /// Returns the command that restarts the workload.
     pub fn restart_command(&self) -> String {
-        self.command("rollout restart", "")
+        match self.kind {
+            WorkloadKind::Rollout => self.command("patch", argo::RESTART),
+            _ => self.command("rollout restart", ""),
+        }
     }
 
     /// Returns a sentence for a workload that does not roll out by itself: the reason, and the command that helps. `pods`
     /// are the names of those to be replaced.
     pub fn manual(&self, pods: &[&str]) -> Option<String> {
         Some(match self.halt? {
+            Halt::Paused if self.kind == WorkloadKind::Rollout => {
+                let patch = r#" --type=merge --patch='{"spec":{"paused":false}}'"#;
+                format!("{self} is paused: resume it with `{}`", self.command("patch", patch))
+            }
             Halt::Paused => {
                 format!("{self} is paused: resume it with `{}`", self.command("rollout resume", ""))
             }
@@ -199,7 +219,11 @@ impl Workload {
     }
 
     fn command(&self, verb: &str, rest: &str) -> String {
-        let kind = self.kind.as_str().to_lowercase();
+        let kind = match self.kind {
+            // The plain word is also that of other groups' kinds.
+            WorkloadKind::Rollout => "rollouts.argoproj.io".to_owned(),
+            kind => kind.as_str().to_lowercase(),
+        };
         format!("kubectl {verb} {kind} {} --namespace {}{rest}", self.name, self.namespace)
     }
 }
@@ -215,6 +239,8 @@ impl fmt::Display for Workload {
 pub enum Newest {
     /// A label of the pod, with its value.
     Label(&'static str, Option<String>),
+    /// A label of the pod, with its value, and the time before which no such pod was created.
+    LabelSince(&'static str, Option<String>, Option<Timestamp>),
     /// The owner of the pod, which is of the newest template or is not.
     Owner(bool),
 }
@@ -223,10 +249,19 @@ impl Newest {
     /// Returns true if a pod was created from the newest template.
     pub fn marks(&self, pod: &Pod) -> bool {
         match self {
-            Self::Label(label, value) => value.is_some() && pod.labels().get(*label) == value.as_ref(),
+            Self::Label(label, value) => has_label(pod, label, value.as_ref()),
+            Self::LabelSince(label, value, since) => {
+                let created = pod.creation_timestamp().map(|time| time.0);
+                let is_later = since.is_none_or(|since| created.is_some_and(|created| created >= since));
+                is_later && has_label(pod, label, value.as_ref())
+            }
             Self::Owner(is_newest) => *is_newest,
         }
     }
+}
+
+fn has_label(pod: &Pod, label: &str, value: Option<&String>) -> bool {
+    value.is_some() && pod.labels().get(label) == value
 }
 
 /// Returns the owner that controls a pod.
@@ -249,7 +284,13 @@ pub fn of_owner(stores: &Stores, namespace: &str, owner: &OwnerReference) -> Opt
         }
         "ReplicaSet" => {
             let set = stores.replica_sets.get(&ObjectRef::new(&owner.name).within(namespace))?;
-            let owner = set.owner_references().iter().find(|owner| owner.kind == "Deployment")?;
+            let owner = set.owner_references().iter().find(|owner| owner.controller == Some(true))?;
+            if argo::is_rollout(owner) {
+                return argo::of_owner(stores, namespace, owner);
+            }
+            if owner.kind != "Deployment" {
+                return None;
+            }
             let deployment = stores.deployments.get(&ObjectRef::new(&owner.name).within(namespace))?;
             let newest = deployment.annotations().get(REVISION);
             let newest = newest.is_some() && set.annotations().get(REVISION) == newest;
@@ -279,13 +320,19 @@ pub fn restarted(stores: &Stores, namespace: Option<&str>) -> impl Iterator<Item
     let deployments = stores.deployments.mentioning(namespace, NOTE_PREFIX);
     let sets = stores.stateful_sets.mentioning(namespace, NOTE_PREFIX);
     let daemons = stores.daemon_sets.mentioning(namespace, NOTE_PREFIX);
+    let rollouts = match namespace {
+        Some(namespace) => stores.rollouts.of(namespace),
+        None => stores.rollouts.all(),
+    };
     let deployments = deployments.filter(move |one| is_noted(one.annotations()));
     let sets = sets.filter(move |one| is_noted(one.annotations()));
     let daemons = daemons.filter(move |one| is_noted(one.annotations()));
+    let rollouts = rollouts.into_iter().filter(move |one| is_noted(one.annotations()));
     deployments
         .map(|deployment| of_deployment(&deployment))
         .chain(sets.map(|set| of_stateful_set(&set)))
         .chain(daemons.map(|set| of_daemon_set(&set)))
+        .chain(rollouts.filter_map(|rollout| argo::of_rollout(stores, &rollout)))
 }
 
 /// Returns true if a restart of a workload, `except` the one with that uid, was undone because a sidecar with this image does
@@ -426,7 +473,7 @@ fn add_claims<'a>(template: &mut Value, set: &str, claims: impl Iterator<Item = 
     template["spec"]["volumes"] = json!(all);
 }
 
-fn workload(
+pub(crate) fn workload(
     kind: WorkloadKind,
     metadata: &ObjectMeta,
     template: Option<&PodTemplateSpec>,

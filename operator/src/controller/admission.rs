@@ -177,7 +177,7 @@ fn pod_of(workload: &Workload) -> Value {
     pod["kind"] = json!("Pod");
     pod["metadata"]["generateName"] = json!(format!("{}-", workload.name));
     pod["metadata"]["ownerReferences"] = json!([{
-        "apiVersion": "apps/v1",
+        "apiVersion": workload.kind.api_version(),
         "kind": workload.kind.as_str(),
         "name": workload.name,
         "uid": workload.uid,

@@ -8,7 +8,10 @@ use std::{
 
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::batch::v1::{CronJob, Job},
+    api::{
+        apps::v1::ReplicaSet,
+        batch::v1::{CronJob, Job},
+    },
     apimachinery::pkg::apis::meta::v1::LabelSelector,
 };
 use kube::{Api, Resource, ResourceExt, api::ListParams, runtime::controller::Action};
@@ -23,6 +26,7 @@ use super::{
     writes::WriteError,
 };
 use crate::{
+    argo,
     capture::Mode,
     compile::{self, Owner},
     coverage::{Sight, Writer},
@@ -105,6 +109,9 @@ impl Context {
             },
             Err(_) => None,
         };
+        if argo::are_used(&self.stores, &namespace) {
+            self.stores.rollouts.refresh(&self.dependencies.client, &namespace).await?;
+        }
         let policy_pods = policy_pods(
             &self.stores,
             &Subject {
@@ -255,7 +262,7 @@ impl Context {
     async fn vacancy(&self, namespace: &str, policy: &CachePolicy) -> Result<Vacancy> {
         let own = &policy.spec.selector;
         let vacancy = match vacancy(&self.stores, namespace, own) {
-            Vacancy::NoWorkload => self.jobs_without_pods(namespace, own).await?,
+            Vacancy::NoWorkload => self.unwatched_without_pods(namespace, own).await?,
             other => other,
         };
         let Vacancy::Awaited(awaited) = vacancy else { return Ok(vacancy) };
@@ -264,6 +271,43 @@ impl Context {
             Some(words) => awaited.refused(&words),
             None => Vacancy::Awaited(awaited),
         })
+    }
+
+    /// Returns the reason that workloads of a selector have no pods whose kinds are not watched.
+    async fn unwatched_without_pods(&self, namespace: &str, own: &LabelSelector) -> Result<Vacancy> {
+        let client = &self.dependencies.client;
+        self.stores.rollouts.refresh(client, namespace).await?;
+        let rollouts = self.stores.rollouts.of(namespace);
+        let rollouts = rollouts.iter().filter_map(|rollout| {
+            let template = argo::template_of(&self.stores, namespace, &rollout.data["spec"])?;
+            let wanted = rollout.data["spec"]["replicas"].as_i64().unwrap_or(1);
+            Some((named("Rollout", &rollout.metadata), template, wanted))
+        });
+        let sets =
+            Api::<ReplicaSet>::namespaced(client.clone(), namespace).list(&ListParams::default()).await?;
+        let is_bare =
+            |set: &&ReplicaSet| set.owner_references().iter().all(|owner| owner.controller != Some(true));
+        let sets = sets.items.iter().filter(is_bare).filter_map(|set| {
+            let spec = set.spec.as_ref()?;
+            Some((
+                named("ReplicaSet", &set.metadata),
+                spec.template.clone()?,
+                i64::from(spec.replicas.unwrap_or(1)),
+            ))
+        });
+        let mut idle = None;
+        for (owner, template, wanted) in
+            rollouts.chain(sets).filter(|(_, template, _)| is_selected(own, template))
+        {
+            if wanted > 0 {
+                return Ok(Vacancy::Awaited(Awaited::new(owner, &template)));
+            }
+            idle.get_or_insert(owner);
+        }
+        match idle {
+            Some(owner) => Ok(Vacancy::Idle(format!("{owner} wants no pods"))),
+            None => self.jobs_without_pods(namespace, own).await,
+        }
     }
 
     /// Returns the reason that the Jobs and CronJobs of a selector have no pods. Jobs are not watched.

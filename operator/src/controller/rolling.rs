@@ -344,6 +344,15 @@ impl Context {
 /// Returns the hold of a workload whose restart was undone.
 fn undone(workload: &Workload) -> Option<Hold> {
     let Undone { obstacle, message, .. } = workload.undone()?;
+    if workload.kind == WorkloadKind::Rollout {
+        let message = format!(
+            "the restart of {workload} was ended, because {}: {message}; pods that were replaced keep the sidecar, since Argo \
+             Rollouts has no way back from a restart: correct that, and the restart is tried again when the pod template or the \
+             policy's sidecar changes",
+            obstacle.as_str()
+        );
+        return Some(Hold { uid: workload.uid.clone(), reason: HoldReason::RolloutUndone, message });
+    }
     let message = format!(
         "the restart of {workload} was undone, because {}: {message}; it is tried again when the pod template or the \
          policy's sidecar changes",

@@ -18,6 +18,7 @@ use super::{
     writes::is_not_found,
 };
 use crate::{
+    argo,
     choice::Choice,
     compile::{self, Owner},
     error::{Error, Result},
@@ -62,6 +63,9 @@ impl Context {
         self.throughput.lock().await.remove(&(namespace.to_owned(), name.to_owned()));
         let is_owned =
             |labels: &BTreeMap<String, String>| labels.get(labels::POLICY).is_some_and(|of| of == name);
+        if argo::are_used(&self.stores, namespace) {
+            self.stores.rollouts.refresh(&self.dependencies.client, namespace).await?;
+        }
         let pods = self.stores.pods.selected(namespace, is_owned);
         let left = pods.iter().any(|pod| has_sidecar(pod) && !is_finished(pod));
         if !left {

@@ -2,7 +2,7 @@
 
 use std::{collections::BTreeMap, fmt};
 
-use jiff::Timestamp;
+use jiff::{Timestamp, Unit};
 use k8s_openapi::{
     api::{
         apps::v1::{DaemonSet, Deployment, StatefulSet},
@@ -24,6 +24,7 @@ use tokio::time::{Duration, Instant};
 
 use super::Context;
 use crate::{
+    argo,
     compile::{self, Compiled},
     error::{Error, Result},
     policy_pods::PodReport,
@@ -308,7 +309,11 @@ impl Context {
                 annotations::WITHHELD: null,
             } } } },
         });
-        if let Some(cause) = workload.cause(deviation.clause()) {
+        if workload.kind == WorkloadKind::Rollout {
+            // A changed template would be a new revision, with all steps of its strategy.
+            let seconds = now.round(Unit::Second).unwrap_or(now);
+            body["spec"] = argo::restart_patch(Some(&seconds.to_string()));
+        } else if let Some(cause) = workload.cause(deviation.clause()) {
             body["metadata"]["annotations"][annotations::CHANGE_CAUSE] = json!(cause);
         }
         self.patch_workload(workload, body).await
@@ -326,7 +331,10 @@ impl Context {
             } } } },
         });
         let text = format!("a restart was undone, because {}", undone.obstacle.as_str());
-        if let Some(cause) = workload.cause(&text) {
+        if workload.kind == WorkloadKind::Rollout {
+            // Pods that were replaced stay as they are; no others follow.
+            body["spec"] = argo::restart_patch(workload.restarted_before.as_deref());
+        } else if let Some(cause) = workload.cause(&text) {
             body["metadata"]["annotations"][annotations::CHANGE_CAUSE] = json!(cause);
         }
         self.patch_workload(workload, body).await
@@ -392,6 +400,10 @@ impl Context {
             }
             WorkloadKind::StatefulSet => {
                 let api: Api<StatefulSet> = Api::namespaced(client, namespace);
+                api.patch(&workload.name, &options, body).await.map(drop)
+            }
+            WorkloadKind::Rollout => {
+                let api: Api<DynamicObject> = Api::namespaced_with(client, namespace, &argo::resource());
                 api.patch(&workload.name, &options, body).await.map(drop)
             }
         };

@@ -200,9 +200,10 @@ fn unowned<'a>(namespace: &str, pods: impl Iterator<Item = &'a PodReport>) -> Op
         ));
     };
     let names = pods.iter().filter(|pod| pod.owner.is_some()).map(|pod| pod.name.as_str()).take(MAX_LISTED);
+    let remark = if owner == "Job" { "; the next Job gets the sidecar by itself" } else { "" };
     Some(format!(
         "pods of a {owner} are not restarted: delete them at a suitable time, as with `kubectl delete pod {} --namespace \
-         {namespace}`",
+         {namespace}`{remark}",
         names.collect::<Vec<_>>().join(" ")
     ))
 }

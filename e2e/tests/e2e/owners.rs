@@ -1,0 +1,194 @@
+//! Owners of pods besides Deployments, StatefulSets and DaemonSets.
+
+use anyhow::{Context, ensure};
+use jiff::Timestamp;
+use k8s_openapi::{
+    api::{apps::v1::ReplicaSet, core::v1::Pod},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+};
+use kube::{
+    Api, ResourceExt,
+    api::{DynamicObject, Patch, PostParams},
+};
+use larder_crds::ConditionType;
+use larder_e2e::{
+    Sandbox, Workload, alone_in_the_cluster, eventually,
+    eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
+    in_a_namespace,
+    policy::{Policy, has, has_sidecar},
+    workload::pod_of,
+};
+use serde_json::{Value, json};
+
+use super::common::IN_MEMORY;
+
+const DEFINITION: &str = "rollouts.argoproj.io";
+
+/// A ReplicaSet of these pods.
+fn replica_set(name: &str, replicas: u32, labels: &Value) -> anyhow::Result<Value> {
+    let mut template = Workload::deployment("app", 1).template()?;
+    template["metadata"]["labels"] = labels.clone();
+    Ok(json!({"apiVersion": "apps/v1", "kind": "ReplicaSet", "metadata": {"name": name},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": labels}, "template": template}}))
+}
+
+/// Waits until so many pods of the application are ready.
+async fn pods_are_ready(sandbox: &Sandbox, count: usize) -> anyhow::Result<()> {
+    eventually("the pods are ready", ROLLOUT_TIMEOUT, async || {
+        let pods = sandbox.pods("app").await?;
+        let is_ready = |pod: &Value| {
+            let conditions = pod["status"]["conditions"].as_array().cloned().unwrap_or_default();
+            conditions.iter().any(|one| one["type"] == "Ready" && one["status"] == "True")
+        };
+        let ready = pods.iter().filter(|pod| is_ready(&pod.object)).count();
+        ensure!(pods.len() == count && ready == count, "{ready} of {} pods", pods.len());
+        Ok(())
+    })
+    .await
+}
+
+async fn says(policy: &Policy<'_>, words: &[&str]) -> anyhow::Result<()> {
+    policy
+        .eventually(&format!("the status says {words:?}"), SHORT_TIMEOUT, |status| {
+            let injected = has(status, ConditionType::Injected, "False")?;
+            for words in words {
+                ensure!(injected.message.contains(words), "it does not say {words:?}");
+            }
+            Ok(())
+        })
+        .await
+        .map(drop)
+}
+
+#[tokio::test]
+async fn pods_that_no_rollout_replaces_are_named_with_the_command() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let policy_of = |app: &str| IN_MEMORY.replace("app: app", &format!("app: {app}"));
+        sandbox.apply(&[replica_set("bare", 1, &json!({"app": "app"}))?]).await?;
+        let mut alone = pod_of(Workload::deployment("alone", 1).template()?, "alone");
+        alone["metadata"]["labels"] = json!({"app": "alone"});
+        let mut template = Workload::deployment("job", 1).template()?;
+        template["spec"]["restartPolicy"] = json!("Never");
+        let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "job"}, "spec": {"template": template}});
+        let mut timed = Workload::deployment("timed", 1).template()?;
+        timed["spec"]["restartPolicy"] = json!("Never");
+        let timed = json!({"apiVersion": "batch/v1", "kind": "CronJob", "metadata": {"name": "timed"},
+            "spec": {"schedule": "0 0 1 1 *", "jobTemplate": {"spec": {"template": timed}}}});
+        sandbox.apply(&[alone, job, timed, replica_set("idle", 0, &json!({"app": "idle"}))?]).await?;
+        pods_are_ready(sandbox, 1).await?;
+
+        let bare = sandbox.policy("bare", &policy_of("app")).await?;
+        let pod = sandbox.pods("app").await?.remove(0).name;
+        let command = format!("`kubectl delete pod {pod} --namespace {}`", sandbox.name);
+        says(&bare, &["pods of a ReplicaSet are not restarted", &command]).await?;
+        let alone = sandbox.policy("alone", &policy_of("alone")).await?;
+        says(&alone, &["pod alone has no owner", "kubectl replace --force"]).await?;
+        let job = sandbox.policy("job", &policy_of("job")).await?;
+        says(&job, &["pods of a Job are not restarted", "the next Job gets the sidecar by itself"]).await?;
+        for (name, words) in [("timed", "CronJob timed has no pods between its runs"), ("idle", "ReplicaSet idle wants no pods")] {
+            let policy = sandbox.policy(name, &policy_of(name)).await?;
+            let ready = policy.condition(ConditionType::Ready, "True").await?;
+            ensure!(ready.reason == "NoPods" && ready.message.contains(words), "{ready:?}");
+        }
+        // The command does what it says.
+        sandbox.api::<Pod>().delete(&pod, &Default::default()).await?;
+        bare.serves(1).await.map(drop)
+    })
+    .await
+}
+
+/// The controller of Argo Rollouts cannot be had here; the test deletes pods that are older than `restartAt`, as that does.
+#[tokio::test]
+async fn argo_rollout_is_restarted_by_its_own_field() -> anyhow::Result<()> {
+    alone_in_the_cluster(async |sandbox| {
+        let definitions = Api::<CustomResourceDefinition>::all(sandbox.client.clone());
+        let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+        let definition = json!({
+            "apiVersion": "apiextensions.k8s.io/v1",
+            "kind": "CustomResourceDefinition",
+            "metadata": {"name": DEFINITION, "annotations": {"api-approved.kubernetes.io": "unapproved, a stand-in"}},
+            "spec": {
+                "group": "argoproj.io",
+                "scope": "Namespaced",
+                "names": {"plural": "rollouts", "singular": "rollout", "kind": "Rollout", "listKind": "RolloutList"},
+                "versions": [{"name": "v1alpha1", "served": true, "storage": true, "schema": {"openAPIV3Schema": anything}}],
+            },
+        });
+        definitions.create(&PostParams::default(), &serde_json::from_value(definition)?).await?;
+        let outcome = restarted_by_its_own_field(sandbox).await;
+        definitions.delete(DEFINITION, &Default::default()).await?;
+        outcome
+    })
+    .await
+}
+
+async fn restarted_by_its_own_field(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let labels = json!({"app": "app", "rollouts-pod-template-hash": "h1"});
+    let mut set = replica_set("web-h1", 2, &labels)?;
+    let mut template = set["spec"]["template"].clone();
+    template["metadata"]["labels"] = json!({"app": "app"});
+    let rollout = json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "metadata": {"name": "web"},
+        "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "app"}}, "template": template,
+            "strategy": {"canary": {"maxUnavailable": 1}}},
+        "status": {"replicas": 2, "updatedReplicas": 2, "availableReplicas": 2, "currentPodHash": "h1"}});
+    eventually("the kind is served", SHORT_TIMEOUT, async || sandbox.apply(&[rollout.clone()]).await).await?;
+    let rollout = sandbox.raw("argoproj.io/v1alpha1", "Rollout", "web").await?;
+    let owner = json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "web", "uid": rollout.uid(), "controller": true});
+    set["metadata"]["ownerReferences"] = json!([owner]);
+    sandbox.apply(&[set]).await?;
+    pods_are_ready(sandbox, 2).await?;
+    let sets = sandbox.api::<ReplicaSet>();
+    ensure!(sets.get("web-h1").await?.status.is_some_and(|status| status.replicas == 2), "not 2 replicas");
+
+    let policy = sandbox.policy("cache", IN_MEMORY).await?;
+    says(&policy, &["Rollout web is being restarted"]).await?;
+    let rollouts: Api<DynamicObject> =
+        Api::namespaced_with(sandbox.client.clone(), &sandbox.name, &resource());
+    let restart_at = eventually("the Rollout is told to restart", SHORT_TIMEOUT, async || {
+        let rollout = rollouts.get("web").await?;
+        let at = rollout.data["spec"]["restartAt"].as_str().context("no restartAt")?.to_owned();
+        ensure!(rollout.annotations().contains_key("larder.dev/roll-attempts"), "{:?}", rollout.metadata);
+        ensure!(
+            rollout.data["spec"]["template"]["metadata"] == json!({"labels": {"app": "app"}}),
+            "another revision"
+        );
+        Ok(at)
+    })
+    .await?;
+    let at: Timestamp = restart_at.parse()?;
+    for pod in sandbox.pods("app").await? {
+        let created = sandbox.api::<Pod>().get(&pod.name).await?.creation_timestamp().context("no time")?;
+        ensure!(created.0 < at, "the pod is as new as the restart");
+        sandbox.api::<Pod>().delete(&pod.name, &Default::default()).await?;
+    }
+    pods_are_ready(sandbox, 2).await?;
+    let status = json!({"status": {"restartedAt": restart_at}});
+    rollouts.patch("web", &Default::default(), &Patch::Merge(status)).await?;
+    policy.serves(2).await?;
+    ensure!(sandbox.pods("app").await?.iter().all(|pod| has_sidecar(&pod.object)), "a pod has no sidecar");
+    eventually("the annotations are gone", ROLLOUT_TIMEOUT, async || {
+        let rollout = rollouts.get("web").await?;
+        ensure!(!rollout.annotations().contains_key("larder.dev/roll-attempts"), "{:?}", rollout.metadata);
+        ensure!(rollout.data["spec"]["restartAt"] == restart_at.as_str(), "it was restarted again");
+        Ok(())
+    })
+    .await?;
+
+    // Paused, it is left to its owner, with the command.
+    rollouts.patch("web", &Default::default(), &Patch::Merge(json!({"spec": {"paused": true}}))).await?;
+    policy.change(json!({"sidecar": {"resources": {"limits": {"memory": "160Mi"}}}})).await?;
+    policy
+        .eventually("the status names the command", SHORT_TIMEOUT, |status| {
+            let injected = has(status, ConditionType::Injected, "True")?;
+            let command = format!("kubectl patch rollouts.argoproj.io web --namespace {}", sandbox.name);
+            ensure!(injected.message.contains(&command), "{injected:?}");
+            Ok(())
+        })
+        .await
+        .map(drop)
+}
+
+fn resource() -> kube::api::ApiResource {
+    let kind = kube::api::GroupVersionKind::gvk("argoproj.io", "v1alpha1", "Rollout");
+    kube::api::ApiResource::from_gvk_with_plural(&kind, "rollouts")
+}
