@@ -3,16 +3,15 @@
 use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::{apps::v1::ReplicaSet, core::v1::Pod},
-    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    api::core::v1::Pod, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
-    Api, ResourceExt,
-    api::{DynamicObject, Patch, PostParams},
+    Api, Client, ResourceExt,
+    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PostParams},
 };
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Sandbox, Workload, alone_in_the_cluster, eventually,
+    Sandbox, Workload, alone_in_the_cluster, cluster, eventually,
     eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     in_a_namespace,
     policy::{Policy, has, has_sidecar},
@@ -97,53 +96,110 @@ async fn pods_that_no_rollout_replaces_are_named_with_the_command() -> anyhow::R
     .await
 }
 
-/// The controller of Argo Rollouts cannot be had here; the test deletes pods that are older than `restartAt`, as that does.
-#[tokio::test]
-async fn argo_rollout_is_restarted_by_its_own_field() -> anyhow::Result<()> {
+/// Has the cluster serve Argo Rollouts. Their controller cannot be had here.
+pub(super) async fn serve_rollouts(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
+    let definition = json!({
+        "apiVersion": "apiextensions.k8s.io/v1",
+        "kind": "CustomResourceDefinition",
+        "metadata": {"name": DEFINITION, "annotations": {"api-approved.kubernetes.io": "unapproved, a stand-in"}},
+        "spec": {
+            "group": "argoproj.io",
+            "scope": "Namespaced",
+            "names": {"plural": "rollouts", "singular": "rollout", "kind": "Rollout", "listKind": "RolloutList"},
+            "versions": [{"name": "v1alpha1", "served": true, "storage": true, "schema": {"openAPIV3Schema": anything}}],
+        },
+    });
+    let definitions = Api::<CustomResourceDefinition>::all(sandbox.client.clone());
+    definitions.create(&PostParams::default(), &serde_json::from_value(definition)?).await?;
+    let rollouts = rollouts(&sandbox.client, &sandbox.name);
+    eventually("the kind is served", SHORT_TIMEOUT, async || {
+        rollouts.list(&Default::default()).await?;
+        Ok(())
+    })
+    .await
+}
+
+/// Takes the kind away again, if it is there.
+pub(super) async fn stop_serving_rollouts(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let definitions = Api::<CustomResourceDefinition>::all(sandbox.client.clone());
+    match definitions.delete(DEFINITION, &Default::default()).await {
+        Err(kube::Error::Api(status)) if status.code == 404 => Ok(()),
+        outcome => Ok(outcome.map(drop)?),
+    }
+}
+
+/// Creates a Rollout of an application, and what its controller would create.
+pub(super) async fn apply_rollout(
+    sandbox: &Sandbox,
+    name: &str,
+    app: &str,
+    replicas: u32,
+) -> anyhow::Result<()> {
+    let mut set = replica_set(
+        &format!("{name}-h1"),
+        replicas,
+        &json!({"app": app, "rollouts-pod-template-hash": "h1"}),
+    )?;
+    let mut template = set["spec"]["template"].clone();
+    template["metadata"]["labels"] = json!({"app": app});
+    let rollout = json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "metadata": {"name": name},
+        "spec": {"replicas": replicas, "selector": {"matchLabels": {"app": app}}, "template": template,
+            "strategy": {"canary": {"maxUnavailable": 1}}},
+        "status": {"replicas": replicas, "updatedReplicas": replicas, "availableReplicas": replicas, "currentPodHash": "h1"}});
+    sandbox.apply(&[rollout]).await?;
+    let rollout = sandbox.raw("argoproj.io/v1alpha1", "Rollout", name).await?;
+    let owner = json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": name, "uid": rollout.uid(), "controller": true});
+    set["metadata"]["ownerReferences"] = json!([owner]);
+    sandbox.apply(&[set]).await
+}
+
+/// Requires that the operator's account changes nothing of a Rollout but what it writes in a restart.
+async fn is_confined(sandbox: &Sandbox, name: &str) -> anyhow::Result<()> {
+    let rollouts = rollouts(&cluster::client_of_operator().await?, &sandbox.name);
+    let attempts = [
+        ("replicas", json!({"spec": {"replicas": 7}})),
+        (
+            "the template",
+            json!({"spec": {"template": {"metadata": {"annotations": {"larder.dev/restarted-at": "now"}}}}}),
+        ),
+        ("a label", json!({"metadata": {"labels": {"app": "other"}}})),
+        ("an annotation", json!({"metadata": {"annotations": {"example.com/team": "other"}}})),
+        ("the status", json!({"status": {"currentPodHash": "other"}})),
+    ];
+    for (what, patch) in attempts {
+        match rollouts.patch(name, &Default::default(), &Patch::Merge(patch)).await {
+            Ok(_) => anyhow::bail!("not refused: {what}"),
+            Err(error) => ensure!(
+                error
+                    .to_string()
+                    .contains("changes nothing of a Rollout but annotations of larder.dev and restartAt"),
+                "{what}: {error:#}"
+            ),
+        }
+    }
+    Ok(())
+}
+
+/// The test deletes pods that are older than `restartAt`, as the controller of Argo Rollouts does.
+pub(crate) async fn argo_rollout_is_restarted_by_its_own_field() -> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
-        let definitions = Api::<CustomResourceDefinition>::all(sandbox.client.clone());
-        let anything = json!({"type": "object", "x-kubernetes-preserve-unknown-fields": true});
-        let definition = json!({
-            "apiVersion": "apiextensions.k8s.io/v1",
-            "kind": "CustomResourceDefinition",
-            "metadata": {"name": DEFINITION, "annotations": {"api-approved.kubernetes.io": "unapproved, a stand-in"}},
-            "spec": {
-                "group": "argoproj.io",
-                "scope": "Namespaced",
-                "names": {"plural": "rollouts", "singular": "rollout", "kind": "Rollout", "listKind": "RolloutList"},
-                "versions": [{"name": "v1alpha1", "served": true, "storage": true, "schema": {"openAPIV3Schema": anything}}],
-            },
-        });
-        definitions.create(&PostParams::default(), &serde_json::from_value(definition)?).await?;
+        serve_rollouts(sandbox).await?;
         let outcome = restarted_by_its_own_field(sandbox).await;
-        definitions.delete(DEFINITION, &Default::default()).await?;
+        stop_serving_rollouts(sandbox).await?;
         outcome
     })
     .await
 }
 
 async fn restarted_by_its_own_field(sandbox: &Sandbox) -> anyhow::Result<()> {
-    let labels = json!({"app": "app", "rollouts-pod-template-hash": "h1"});
-    let mut set = replica_set("web-h1", 2, &labels)?;
-    let mut template = set["spec"]["template"].clone();
-    template["metadata"]["labels"] = json!({"app": "app"});
-    let rollout = json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "metadata": {"name": "web"},
-        "spec": {"replicas": 2, "selector": {"matchLabels": {"app": "app"}}, "template": template,
-            "strategy": {"canary": {"maxUnavailable": 1}}},
-        "status": {"replicas": 2, "updatedReplicas": 2, "availableReplicas": 2, "currentPodHash": "h1"}});
-    eventually("the kind is served", SHORT_TIMEOUT, async || sandbox.apply(&[rollout.clone()]).await).await?;
-    let rollout = sandbox.raw("argoproj.io/v1alpha1", "Rollout", "web").await?;
-    let owner = json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout", "name": "web", "uid": rollout.uid(), "controller": true});
-    set["metadata"]["ownerReferences"] = json!([owner]);
-    sandbox.apply(&[set]).await?;
+    apply_rollout(sandbox, "web", "app", 2).await?;
     pods_are_ready(sandbox, 2).await?;
-    let sets = sandbox.api::<ReplicaSet>();
-    ensure!(sets.get("web-h1").await?.status.is_some_and(|status| status.replicas == 2), "not 2 replicas");
+    is_confined(sandbox, "web").await?;
 
     let policy = sandbox.policy("cache", IN_MEMORY).await?;
     says(&policy, &["Rollout web is being restarted"]).await?;
-    let rollouts: Api<DynamicObject> =
-        Api::namespaced_with(sandbox.client.clone(), &sandbox.name, &resource());
+    let rollouts = rollouts(&sandbox.client, &sandbox.name);
     let restart_at = eventually("the Rollout is told to restart", SHORT_TIMEOUT, async || {
         let rollout = rollouts.get("web").await?;
         let at = rollout.data["spec"]["restartAt"].as_str().context("no restartAt")?.to_owned();
@@ -188,7 +244,7 @@ async fn restarted_by_its_own_field(sandbox: &Sandbox) -> anyhow::Result<()> {
         .map(drop)
 }
 
-fn resource() -> kube::api::ApiResource {
-    let kind = kube::api::GroupVersionKind::gvk("argoproj.io", "v1alpha1", "Rollout");
-    kube::api::ApiResource::from_gvk_with_plural(&kind, "rollouts")
+fn rollouts(client: &Client, namespace: &str) -> Api<DynamicObject> {
+    let kind = GroupVersionKind::gvk("argoproj.io", "v1alpha1", "Rollout");
+    Api::namespaced_with(client.clone(), namespace, &ApiResource::from_gvk_with_plural(&kind, "rollouts"))
 }

@@ -22,7 +22,7 @@ use larder_e2e::{
 };
 use serde_json::{Value, json};
 
-use super::common::IN_MEMORY;
+use super::{common::IN_MEMORY, owners};
 
 /// A verb and a resource.
 type Right = (&'static str, &'static str);
@@ -250,6 +250,7 @@ pub(crate) async fn every_right_of_the_operator_is_missed_when_it_is_taken_away(
         let mut watcher = Watcher { sandbox, roles, started: Instant::now(), besides: &[] };
         let outcome = try_all(&mut watcher).await;
         watcher.roles.restore().await?;
+        owners::stop_serving_rollouts(sandbox).await?;
         let all = watcher.roles.all();
         outcome?;
         let untried: Vec<_> = all.difference(&watcher.roles.tried).collect();
@@ -306,6 +307,7 @@ async fn try_all(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
     stuck_pod(sandbox).await?;
 
     companion(watcher).await?;
+    rollout(watcher).await?;
 
     // A policy is changed.
     watcher
@@ -320,7 +322,9 @@ async fn try_all(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
     // Policies without pods, with a conflict, and deleted.
     let idle = IN_MEMORY.replace("app: app", "app: none");
     watcher
-        .lacks(&[("list", "cronjobs")], async |sandbox| sandbox.policy("idle", &idle).await.map(drop))
+        .lacks(&[("list", "rollouts"), ("list", "cronjobs")], async |sandbox| {
+            sandbox.policy("idle", &idle).await.map(drop)
+        })
         .await?;
     watcher.lacks(&[("list", "jobs")], async |_| Ok(())).await?;
     watcher.roles.grant_all_but(&[]).await?;
@@ -403,6 +407,18 @@ async fn companion(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
             services.delete("beside", &Default::default()).await.map(drop).context("the Service")
         })
         .await
+}
+
+/// Has an Argo Rollout lack the sidecar.
+async fn rollout(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
+    let sandbox = watcher.sandbox;
+    owners::serve_rollouts(sandbox).await?;
+    owners::apply_rollout(sandbox, "rolled", "rolled", 1).await?;
+    let spec = IN_MEMORY.replace("app: app", "app: rolled");
+    watcher
+        .lacks(&[("patch", "rollouts")], async |sandbox| sandbox.policy("rolled", &spec).await.map(drop))
+        .await?;
+    Policy::of(sandbox, "rolled").delete().await
 }
 
 /// Creates a StatefulSet whose pod no node takes because of its sidecar.

@@ -17,6 +17,7 @@ alone! {
     namespaced::operator_of_one_namespace_works_there_with_rights_nowhere_else,
     operating::while_the_webhook_is_down_pods_start_and_are_counted_as_missed_and_named,
     operating::without_its_definition_the_cache_passes_through_and_comes_back_with_it,
+    owners::argo_rollout_is_restarted_by_its_own_field,
     redirecting::redirection_that_the_chart_does_not_allow_is_refused_with_its_line,
     rights::every_right_of_the_operator_is_missed_when_it_is_taken_away,
     rolling::a_changed_sidecar_image_loses_nothing,
