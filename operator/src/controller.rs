@@ -7,6 +7,7 @@ mod policy;
 mod refused;
 mod rolling;
 mod teardown;
+mod token;
 mod writes;
 
 use std::{
@@ -109,7 +110,7 @@ struct Context {
     /// The version in which each of them was last read from the API server, unless it was written since.
     seen_config_maps: Mutex<HashMap<ObjectRef<ConfigMap>, String>>,
     /// The tokens that exist, by the uid of the ConfigMap.
-    tokens: Mutex<HashMap<String, writes::Token>>,
+    tokens: Mutex<HashMap<String, token::Token>>,
 }
 
 /// Runs the controllers until it is dropped. Only one replica may run it at a time.

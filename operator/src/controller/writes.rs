@@ -3,16 +3,13 @@
 use std::{collections::BTreeMap, fmt};
 
 use jiff::{Timestamp, Unit};
-use k8s_openapi::{
-    api::{
-        apps::v1::{DaemonSet, Deployment, StatefulSet},
-        core::v1::{ConfigMap, Pod, Secret},
-    },
-    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+use k8s_openapi::api::{
+    apps::v1::{DaemonSet, Deployment, StatefulSet},
+    core::v1::{ConfigMap, Pod},
 };
 use kube::{
     Api, Resource, ResourceExt,
-    api::{DeleteParams, DynamicObject, EvictParams, Patch, PatchParams, PostParams, Preconditions},
+    api::{DeleteParams, DynamicObject, EvictParams, Patch, PatchParams, Preconditions},
     core::ApiResource,
     runtime::reflector::ObjectRef,
 };
@@ -20,7 +17,6 @@ use larder_api::{annotations, config_map, labels, names};
 use larder_crds::{CachePolicy, CachePolicyStatus, RolloutStrategy};
 use larder_policy::Coverage;
 use serde_json::{Value, json};
-use tokio::time::{Duration, Instant};
 
 use super::Context;
 use crate::{
@@ -59,25 +55,8 @@ impl Held {
     }
 }
 
-/// Time for which a policy's token is assumed to exist while no sidecar says that it has none. A look costs a write,
-/// because the operator may not read the token.
-const TOKEN_TRUST: Duration = Duration::from_secs(12 * 3600);
-/// Time after which a token is looked for again of which a sidecar says that it has none: a deleted one is recreated.
-const MISSING_TOKEN_TRUST: Duration = Duration::from_secs(300);
-/// Time for which a token that was found is assumed to exist, because it may belong to a deleted policy of the same
-/// name and be collected with it.
-const FOUND_TOKEN_TRUST: Duration = Duration::from_secs(5);
 /// Maximum number of pods of a policy that are annotated at a time.
 const MAX_TOUCHES: usize = 32;
-
-/// A token that exists.
-pub(super) struct Token {
-    seen: Instant,
-    until: Instant,
-}
-
-/// Number of random bytes in a token.
-const TOKEN_BYTES: usize = 32;
 
 /// A failed write, after which the others continued.
 #[derive(Debug)]
@@ -193,52 +172,6 @@ impl Context {
         match written {
             Err(error) if !is_not_found(&error) => Err(error.into()),
             _ => Ok(()),
-        }
-    }
-
-    /// Creates the Secret with the token for the admin API, if it is missing. The token is never read.
-    async fn put_token(&self, namespace: &str, policy: &str, map: &ConfigMap) -> Result<()> {
-        let uid = map.uid().unwrap_or_default();
-        let now = Instant::now();
-        let mut tokens = self.tokens.lock().await;
-        if tokens.get(&uid).is_some_and(|token| now < token.until) {
-            return Ok(());
-        }
-        tokens.retain(|_, token| now < token.until);
-        drop(tokens);
-        let labels = [(labels::MANAGED_BY, labels::MANAGER), (labels::POLICY, policy)];
-        let secret = Secret {
-            metadata: ObjectMeta {
-                name: Some(names::admin_secret(policy)),
-                labels: Some(labels.map(|(key, value)| (key.to_owned(), value.to_owned())).into()),
-                owner_references: Some(vec![OwnerReference {
-                    api_version: "v1".into(),
-                    kind: "ConfigMap".into(),
-                    name: map.name_any(),
-                    uid: uid.clone(),
-                    ..OwnerReference::default()
-                }]),
-                ..ObjectMeta::default()
-            },
-            string_data: Some(BTreeMap::from([("token".to_owned(), new_token()?)])),
-            ..Secret::default()
-        };
-        let secrets: Api<Secret> = Api::namespaced(self.dependencies.client.clone(), namespace);
-        let options =
-            PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
-        let trust = match secrets.create(&options, &secret).await {
-            Ok(_) => TOKEN_TRUST,
-            Err(error) if is_conflict(&error) => found_trust(map, Timestamp::now()),
-            Err(error) => return Err(error.into()),
-        };
-        self.tokens.lock().await.insert(uid, Token { seen: now, until: now + trust });
-        Ok(())
-    }
-
-    /// Has the token beside a ConfigMap looked for soon, because a sidecar has none.
-    pub(super) async fn doubt_token(&self, config_map: &str) {
-        if let Some(token) = self.tokens.lock().await.get_mut(config_map) {
-            token.until = token.until.min(token.seen + MISSING_TOKEN_TRUST);
         }
     }
 
@@ -452,14 +385,6 @@ fn foreign(own: &BTreeMap<String, String>, policy: &str) -> Option<String> {
     missing.map(|(key, value)| format!("{key}: {value}"))
 }
 
-/// Returns the time for which a token that was found is assumed to exist. Beside a ConfigMap of some age it is the
-/// right one, because tokens of an earlier ConfigMap have been collected by then.
-fn found_trust(map: &ConfigMap, now: Timestamp) -> Duration {
-    let age =
-        map.creation_timestamp().and_then(|created| Duration::try_from(now.duration_since(created.0)).ok());
-    if age.is_some_and(|age| age > MISSING_TOKEN_TRUST) { TOKEN_TRUST } else { FOUND_TOKEN_TRUST }
-}
-
 async fn annotate<K>(api: &Api<K>, name: &str, annotations: Value) -> Result<()>
 where
     K: Clone + serde::de::DeserializeOwned + std::fmt::Debug + Resource,
@@ -469,13 +394,6 @@ where
         Err(error) if !is_not_found(&error) => Err(error.into()),
         _ => Ok(()),
     }
-}
-
-fn new_token() -> Result<String> {
-    let mut bytes = [0; TOKEN_BYTES];
-    let random = rustls::crypto::ring::default_provider().secure_random;
-    random.fill(&mut bytes).map_err(|_| Error::Random)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 /// Returns true if an object exists, or has changed.
@@ -513,22 +431,5 @@ mod tests {
         assert_eq!(foreign(&labels(&both), "web").unwrap(), "larder.dev/policy: web");
         assert_eq!(foreign(&labels(&both[..1]), "shop").unwrap(), "larder.dev/policy: shop");
         assert_eq!(foreign(&labels(&[]), "shop").unwrap(), "app.kubernetes.io/managed-by: larder");
-    }
-
-    #[test]
-    fn a_token_found_beside_a_new_config_map_is_not_trusted_for_long() {
-        let map: ConfigMap =
-            serde_json::from_value(json!({"metadata": {"creationTimestamp": "2026-01-01T00:00:00Z"}}))
-                .unwrap();
-        assert_eq!(found_trust(&map, "2026-01-01T00:01:00Z".parse().unwrap()), FOUND_TOKEN_TRUST);
-        assert_eq!(found_trust(&map, "2026-01-01T01:00:00Z".parse().unwrap()), TOKEN_TRUST);
-        assert_eq!(found_trust(&ConfigMap::default(), Timestamp::now()), FOUND_TOKEN_TRUST);
-    }
-
-    #[test]
-    fn tokens_are_64_hex_digits_and_differ() {
-        let token = new_token().unwrap();
-        assert!(token.len() == 64 && token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
-        assert_ne!(token, new_token().unwrap());
     }
 }
