@@ -40,7 +40,7 @@ use rustls::{
 };
 use tokio::{
     net::{TcpListener, TcpStream},
-    sync::{Semaphore, watch},
+    sync::{OwnedSemaphorePermit, Semaphore, watch},
 };
 use tokio_rustls::TlsAcceptor;
 use tokio_util::sync::CancellationToken;
@@ -55,8 +55,8 @@ use crate::{
 pub const MAX_REVIEW_BYTES: usize = 3 << 20;
 /// Maximum of the sizes of all reviews in progress.
 const MAX_BYTES_IN_PROGRESS: usize = 4 * MAX_REVIEW_BYTES;
-/// The size that a smaller review counts with, which bounds the number of reviews in progress.
-const MIN_COUNTED_BYTES: usize = 16 << 10;
+/// The size that a review counts with at least, which bounds the number of reviews in progress.
+const MIN_COUNTED_BYTES: usize = 1 << 10;
 /// Time for the body of a review. API servers wait as long for the whole call.
 const BODY_TIMEOUT: Duration = Duration::from_secs(2);
 /// Time for a TLS handshake.
@@ -284,7 +284,8 @@ impl Drop for Busy {
     }
 }
 
-/// Reads bodies of bounded size, in bounded time, so many at a time.
+/// Reads bodies of bounded size, in bounded time, so many bytes at a time. Bytes count when they arrive, so that bodies
+/// that are announced and not sent keep nobody out.
 #[derive(Clone)]
 pub(super) struct Reader {
     kibibytes: Arc<Semaphore>,
@@ -299,7 +300,7 @@ impl Default for Reader {
 /// A body, which counts as in progress until it is dropped.
 pub(super) struct Received {
     pub(super) bytes: Bytes,
-    _permit: tokio::sync::OwnedSemaphorePermit,
+    _permit: OwnedSemaphorePermit,
 }
 
 impl Reader {
@@ -317,16 +318,33 @@ impl Reader {
             Some(Some(length)) if length <= MAX_REVIEW_BYTES => length,
             Some(_) => return Err(StatusCode::PAYLOAD_TOO_LARGE),
         };
-        let kibibytes = u32::try_from(length.max(MIN_COUNTED_BYTES).div_ceil(1 << 10)).unwrap_or(u32::MAX);
-        let permit = self.kibibytes.clone().try_acquire_many_owned(kibibytes);
-        let permit = permit.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)?;
-        let body = Limited::new(body, length).collect();
-        match tokio::time::timeout(BODY_TIMEOUT, body).await {
-            Ok(Ok(body)) => Ok(Received { bytes: body.to_bytes(), _permit: permit }),
-            Ok(Err(error)) if error.is::<LengthLimitError>() => Err(StatusCode::PAYLOAD_TOO_LARGE),
-            Ok(Err(_)) => Err(StatusCode::BAD_REQUEST),
+        match tokio::time::timeout(BODY_TIMEOUT, self.collect(Limited::new(body, length))).await {
+            Ok(received) => received,
             Err(_) => Err(StatusCode::REQUEST_TIMEOUT),
         }
+    }
+
+    async fn collect(&self, mut body: Limited<Body>) -> Result<Received, StatusCode> {
+        let mut permit = self.count(MIN_COUNTED_BYTES)?;
+        let mut bytes = Vec::new();
+        while let Some(frame) = body.frame().await {
+            let frame = frame.map_err(|error| match error.is::<LengthLimitError>() {
+                true => StatusCode::PAYLOAD_TOO_LARGE,
+                false => StatusCode::BAD_REQUEST,
+            })?;
+            let Ok(data) = frame.into_data() else { continue };
+            let counted = permit.num_permits() << 10;
+            permit.merge(self.count((bytes.len() + data.len()).saturating_sub(counted))?);
+            bytes.extend_from_slice(&data);
+        }
+        Ok(Received { bytes: bytes.into(), _permit: permit })
+    }
+
+    /// Counts bytes, rounded up to KiB.
+    fn count(&self, bytes: usize) -> Result<OwnedSemaphorePermit, StatusCode> {
+        let kibibytes = u32::try_from(bytes.div_ceil(1 << 10)).unwrap_or(u32::MAX);
+        let permit = self.kibibytes.clone().try_acquire_many_owned(kibibytes);
+        permit.map_err(|_| StatusCode::SERVICE_UNAVAILABLE)
     }
 }
 
