@@ -326,10 +326,9 @@ async fn rollout_that_does_not_progress_is_the_users_and_is_named() -> anyhow::R
                 Ok(())
             })
             .await?;
-        ensure!(
-            sandbox.event("Waiting").await?.contains("which does not progress"),
-            "the event does not say so"
-        );
+        // It is of the time when the policy began to wait, when the rollout may still have been in progress.
+        let event = sandbox.event("Waiting").await?;
+        ensure!(event.contains("Deployment app") && event.contains("restarted after a rollout"), "{event}");
         let undo = ["rollout", "undo", "deployment/app", "--namespace", &sandbox.name];
         cluster::tool("LARDER_KUBECTL", &undo).await?;
         policy.serves(1).await.map(drop)
