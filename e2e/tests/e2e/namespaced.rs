@@ -62,8 +62,14 @@ async fn works_here_alone(sandbox: &Sandbox, elsewhere: &str) -> anyhow::Result<
     ensure_hit(&agent.get("http://app/items/1").await?)?;
 
     // What an upgrade changes of the webhooks, if it changes nothing else.
-    let before = configuration(sandbox).await?;
-    ensure!(before.webhooks.as_ref().is_some_and(|webhooks| webhooks.len() == 1), "{before:?}");
+    let before = eventually("the last replica of before has stopped", SHORT_TIMEOUT, async || {
+        let found = configuration(sandbox).await?;
+        let webhooks = json!(found.webhooks);
+        let named = &webhooks[0]["namespaceSelector"]["matchExpressions"][0]["values"];
+        ensure!(*named == json!([sandbox.name]), "the webhook is called for {named}");
+        Ok(found)
+    })
+    .await?;
     upgrade(sandbox, "rollout.maxConcurrent=9").await?;
     let after = configuration(sandbox).await?;
     ensure!(before.webhooks == after.webhooks, "an upgrade changed the webhooks: {after:?}");
