@@ -12,6 +12,7 @@ use serde_json::{Value, json};
 use crate::{
     choice::Choice,
     stores::{Stores, in_namespace},
+    workload::replica_failure,
 };
 
 /// The reason that a policy has no pods.
@@ -56,10 +57,7 @@ pub fn vacancy(stores: &Stores, namespace: &str, own: &LabelSelector) -> Vacancy
     let daemons = in_namespace(&stores.daemon_sets, namespace);
     let deployments = deployments.iter().filter_map(|one| {
         let spec = one.spec.as_ref()?;
-        let conditions = one.status.iter().flat_map(|status| status.conditions.iter().flatten());
-        let failure =
-            conditions.into_iter().find(|one| one.type_ == "ReplicaFailure" && one.status == "True");
-        let reason = failure.and_then(|one| one.message.clone());
+        let reason = replica_failure(one).and_then(|condition| condition.message.clone());
         Some((named("Deployment", &one.metadata), &spec.template, spec.replicas.unwrap_or(1), reason))
     });
     let sets = sets.iter().filter_map(|one| {
