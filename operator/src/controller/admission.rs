@@ -69,9 +69,7 @@ pub(super) async fn try_restart(
             workload.injected.clone().unwrap_or(pod)
         }
         Answer::Refused(message) => {
-            let mut plain = pod;
-            plain["metadata"]["labels"][labels::INJECT] = json!("false");
-            let how = match create(client, namespace, &plain).await? {
+            let how = match create(client, namespace, &without_sidecar(pod)).await? {
                 Answer::Refused(_) => "with the sidecar or without",
                 Answer::Created(_) | Answer::Unknown => "with the sidecar",
             };
@@ -123,10 +121,7 @@ pub(super) async fn words_against(
     namespace: &str,
     template: &Value,
 ) -> Result<Option<String>> {
-    let mut pod = template.clone();
-    pod["apiVersion"] = json!("v1");
-    pod["kind"] = json!("Pod");
-    pod["metadata"]["generateName"] = json!("larder-trial-");
+    let pod = named_pod(template, "larder-trial");
     Ok(match create(client, namespace, &pod).await? {
         Answer::Refused(message) => Some(message),
         Answer::Created(_) | Answer::Unknown => None,
@@ -135,10 +130,9 @@ pub(super) async fn words_against(
 
 /// Returns the API server's words, by a dry run, if it refuses a pod of a workload with the sidecar and not without.
 pub(super) async fn refusal(client: &Client, workload: &Workload) -> Result<Option<String>> {
-    let mut pod = pod_of(workload);
+    let pod = pod_of(workload);
     let Answer::Refused(message) = create(client, &workload.namespace, &pod).await? else { return Ok(None) };
-    pod["metadata"]["labels"][labels::INJECT] = json!("false");
-    let plain = create(client, &workload.namespace, &pod).await?;
+    let plain = create(client, &workload.namespace, &without_sidecar(pod)).await?;
     Ok(matches!(plain, Answer::Created(_)).then_some(message))
 }
 
@@ -170,12 +164,24 @@ async fn create(client: &Client, namespace: &str, pod: &Value) -> Result<Answer>
     }
 }
 
-/// Returns the pod that a workload would create, as it is sent to the API server.
-fn pod_of(workload: &Workload) -> Value {
-    let mut pod = workload.template.clone();
+/// Returns the pod of a template, with a name that begins with the owner's.
+fn named_pod(template: &Value, owner: &str) -> Value {
+    let mut pod = template.clone();
     pod["apiVersion"] = json!("v1");
     pod["kind"] = json!("Pod");
-    pod["metadata"]["generateName"] = json!(format!("{}-", workload.name));
+    pod["metadata"]["generateName"] = json!(format!("{owner}-"));
+    pod
+}
+
+/// Returns a pod that the webhook leaves alone.
+fn without_sidecar(mut pod: Value) -> Value {
+    pod["metadata"]["labels"][labels::INJECT] = json!("false");
+    pod
+}
+
+/// Returns the pod that a workload would create, as it is sent to the API server.
+fn pod_of(workload: &Workload) -> Value {
+    let mut pod = named_pod(&workload.template, &workload.name);
     pod["metadata"]["ownerReferences"] = json!([{
         "apiVersion": workload.kind.api_version(),
         "kind": workload.kind.as_str(),

@@ -85,12 +85,13 @@ impl Context {
         let name = policy.name_any();
         let about = policy.object_ref(&());
         let strategy = policy.spec.sidecar.rollout.strategy;
+        let mode = Mode::of(&policy.spec.capture, &policy.spec.targets);
         let mut failed = Vec::new();
         if let Err(error) = self.dependencies.registration.ensure_covered(policy).await {
             failed.push(WriteError { what: "could not write the webhook's configuration".into(), error });
         }
         let compiled = match self.dependencies.policies.compile(policy) {
-            Ok(_) if Mode::of(&policy.spec.capture, &policy.spec.targets).is_none() => {
+            Ok(_) if mode.is_none() => {
                 let uid = policy.uid().unwrap_or_default();
                 Ok(compile::suspended(Owner { namespace: &namespace, name: &name, uid: &uid }))
             }
@@ -153,7 +154,7 @@ impl Context {
             None => self.held(&namespace, &name).await?,
         };
         if let Some(held) = &owner {
-            let wanted = Mode::of(&policy.spec.capture, &policy.spec.targets) == Some(Mode::CompanionService);
+            let wanted = mode == Some(Mode::CompanionService);
             failed.extend(self.put_companions((&namespace, &name), wanted, held, &about).await);
         }
         let webhook = self.webhook_state(&namespace).await;
@@ -164,7 +165,7 @@ impl Context {
                 about: &about,
                 webhook: &webhook,
                 max_concurrent: policy.spec.sidecar.rollout.max_concurrent,
-                takes_back: Mode::of(&policy.spec.capture, &policy.spec.targets).is_none(),
+                takes_back: mode.is_none(),
                 restarts: strategy == RolloutStrategy::Restart,
             };
             let rolled = self.roll(&rollout, &policy_pods).await;

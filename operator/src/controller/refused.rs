@@ -9,9 +9,8 @@ use crate::{
     choice::Choice,
     compile,
     error::Result,
-    events,
     inject::{self, Injection},
-    rollout::{Obstacle, Undone},
+    rollout::Obstacle,
     workload::{self, Workload},
 };
 
@@ -19,15 +18,6 @@ impl Context {
     /// Undoes the overdue restarts of a policy's workloads that lack pods which the API server refuses with the sidecar and
     /// would create without it. Such a workload may have no pods at all.
     pub(super) async fn undo_refused(&self, rollout: &Rollout<'_>, policy: &CachePolicy) -> Vec<WriteError> {
-        let injection = Injection {
-            namespace: rollout.namespace,
-            policy: policy.metadata.name.as_deref().unwrap_or_default(),
-            spec: &policy.spec,
-            settings: &self.dependencies.arguments.sidecar,
-            network_policies: &[],
-            pod_security: None,
-        };
-        let hash = inject::hash(&injection, &compile::secrets(&policy.spec.cache));
         let now = Timestamp::now();
         let patience = self.dependencies.arguments.patience();
         let of_policy = |workload: &Workload| {
@@ -42,8 +32,21 @@ impl Context {
             let lacks = workload.lacks_pods && !progress.complete && progress.attempts > 0 && progress.rolls;
             lacks && is_overdue && of_policy(workload)
         });
+        let stuck: Vec<_> = stuck.collect();
+        if stuck.is_empty() {
+            return Vec::new();
+        }
+        let injection = Injection {
+            namespace: rollout.namespace,
+            policy: policy.metadata.name.as_deref().unwrap_or_default(),
+            spec: &policy.spec,
+            settings: &self.dependencies.arguments.sidecar,
+            network_policies: &[],
+            pod_security: None,
+        };
+        let hash = inject::hash(&injection, &compile::secrets(&policy.spec.cache));
         let mut failed = Vec::new();
-        for mut workload in stuck.collect::<Vec<_>>() {
+        for mut workload in stuck {
             workload.aim_at(Some(&hash));
             if workload.progress.outlived || workload.progress.undone {
                 continue;
@@ -59,11 +62,6 @@ impl Context {
         let Some(message) = admission::refusal(&self.dependencies.client, workload).await? else {
             return Ok(());
         };
-        let image = self.dependencies.arguments.sidecar.image.clone();
-        let undone = Undone { aim: workload.aim.clone(), image, obstacle: Obstacle::Refused, message };
-        self.undo_restart(workload, &undone).await?;
-        tracing::warn!(namespace = rollout.namespace, %workload, message = undone.message, "undid a restart");
-        self.publish(&events::undone(workload, &undone), rollout.about).await;
-        Ok(())
+        self.undo_because(rollout, workload, Obstacle::Refused, message).await
     }
 }

@@ -21,7 +21,7 @@ use crate::{
     pod::is_ready_with,
     policy_pods::{PodReport, PolicyPods},
     reach::reach,
-    rollout::{Decision, Deviation, Hold, HoldReason, PodState, Undone, decide},
+    rollout::{Decision, Deviation, Hold, HoldReason, Obstacle, PodState, Undone, decide},
     workload::{self, Workload, WorkloadKind, is_rolling},
 };
 
@@ -180,16 +180,24 @@ impl Context {
         let Some((pod, (obstacle, message))) = pods.find_map(|pod| Some((pod, pod.obstacle.clone()?))) else {
             return Ok(None);
         };
-        let undone = Undone {
-            aim: workload.aim.clone(),
-            image: self.dependencies.arguments.sidecar.image.clone(),
-            obstacle,
-            message: format!("pod {}: {message}", pod.name),
-        };
+        let message = format!("pod {}: {message}", pod.name);
+        self.undo_because(rollout, workload, obstacle, message).await.map(|()| None)
+    }
+
+    /// Undoes a restart for an obstacle, which `message` describes, and reports that.
+    pub(super) async fn undo_because(
+        &self,
+        rollout: &Rollout<'_>,
+        workload: &Workload,
+        obstacle: Obstacle,
+        message: String,
+    ) -> Result<()> {
+        let image = self.dependencies.arguments.sidecar.image.clone();
+        let undone = Undone { aim: workload.aim.clone(), image, obstacle, message };
         self.undo_restart(workload, &undone).await?;
         tracing::warn!(namespace = rollout.namespace, %workload, message = undone.message, "undid a restart");
         self.publish(&events::undone(workload, &undone), rollout.about).await;
-        Ok(None)
+        Ok(())
     }
 
     /// Evicts pods of a StatefulSet that do not start because of the sidecar and that the StatefulSet does not replace
