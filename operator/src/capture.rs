@@ -12,7 +12,7 @@ mod port_variable;
 mod probes;
 pub(crate) mod redirect;
 #[cfg(test)]
-mod tests;
+pub(crate) mod tests;
 
 use std::{fmt, sync::Arc};
 

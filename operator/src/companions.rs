@@ -249,7 +249,7 @@ mod tests {
     use std::slice::from_ref;
 
     use super::*;
-    use crate::inject::{Injection, Outcome, tests as pods};
+    use crate::inject::{Outcome, tests as pods};
 
     fn service(name: &str, spec: Value) -> Arc<Service> {
         let mut whole = json!({"clusterIP": "10.0.0.1", "type": "ClusterIP", "selector": {"app": "shop"}, "sessionAffinity": "None",
@@ -278,14 +278,7 @@ mod tests {
         if injected {
             let spec = pods::spec(json!({"capture": {"mode": "CompanionService"}}));
             let settings = pods::settings();
-            let injection = Injection {
-                namespace: "shop",
-                policy: "shop",
-                spec: &spec,
-                settings: &settings,
-                network_policies: &[],
-                pod_security: None,
-            };
+            let injection = pods::injection(&spec, &settings);
             let Outcome::Injected(injected) = inject::inject(&pod, &injection) else { panic!() };
             pod = injected.pod;
         }

@@ -128,7 +128,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use super::*;
-    use crate::inject::{Injection, Outcome, inject, tests as pods};
+    use crate::inject::{Outcome, inject, tests as pods};
 
     #[test]
     fn large_parts_that_nobody_reads_are_gone() {
@@ -150,14 +150,7 @@ mod tests {
     fn pruned_pod_is_judged_like_the_whole() {
         let settings = pods::settings();
         let spec = pods::spec(json!({}));
-        let injection = Injection {
-            namespace: "shop",
-            policy: "shop",
-            spec: &spec,
-            settings: &settings,
-            network_policies: &[],
-            pod_security: None,
-        };
+        let injection = pods::injection(&spec, &settings);
         let reason = |pod: &Value| match inject(pod, &injection) {
             Outcome::Injected(injected) => Err(injected.captured),
             Outcome::Skipped(skip) => Ok(skip.reason),
@@ -188,14 +181,7 @@ mod tests {
         let settings = pods::settings();
         let reason = |pod: &Value, place: &Value| {
             let spec = pods::spec(json!({"targets": [{"port": "http", "portFrom": place}]}));
-            let injection = Injection {
-                namespace: "shop",
-                policy: "shop",
-                spec: &spec,
-                settings: &settings,
-                network_policies: &[],
-                pod_security: None,
-            };
+            let injection = pods::injection(&spec, &settings);
             match inject(pod, &injection) {
                 Outcome::Injected(injected) => Err(injected.captured),
                 Outcome::Skipped(skip) => Ok(skip.reason),

@@ -205,7 +205,10 @@ fn find<'a>(spec: &'a Value, target: &'a Target, place: &PortFrom) -> Result<Lis
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::inject::tests::{pod, settings};
+    use crate::{
+        capture::tests::inputs,
+        inject::tests::{pod, settings},
+    };
 
     fn with(container: usize, fields: Value) -> Value {
         let mut pod = pod();
@@ -219,13 +222,7 @@ mod tests {
         let targets: Vec<Target> = serde_json::from_value(targets).unwrap();
         let capture = Capture { mode: CaptureMode::PortVariable };
         let settings = settings();
-        let inputs = Inputs {
-            capture: &capture,
-            targets: &targets,
-            settings: &settings,
-            network_policies: &[],
-            pod_security: None,
-        };
+        let inputs = inputs(&capture, &targets, &settings);
         PortVariable::plan(pod, &inputs).map(|plan| plan.captured)
     }
 
@@ -302,13 +299,7 @@ mod tests {
         let targets: Vec<Target> = serde_json::from_value(targets).unwrap();
         let settings = settings();
         let capture = Capture { mode };
-        let inputs = Inputs {
-            capture: &capture,
-            targets: &targets,
-            settings: &settings,
-            network_policies: &[],
-            pod_security: None,
-        };
+        let inputs = inputs(&capture, &targets, &settings);
         PortVariable::offer(pod, &inputs).map(|(_, line)| line)
     }
 

@@ -5,6 +5,15 @@ use serde_json::json;
 use super::*;
 use crate::inject::tests::{pod, settings};
 
+/// Returns the inputs of a plan in a namespace without NetworkPolicies and Pod Security.
+pub(crate) const fn inputs<'a>(
+    capture: &'a Capture,
+    targets: &'a [Target],
+    settings: &'a SidecarSettings,
+) -> Inputs<'a> {
+    Inputs { capture, targets, settings, network_policies: &[], pod_security: None }
+}
+
 #[test]
 fn modes_have_different_fingerprints() {
     for mode in Mode::ALL {
@@ -48,13 +57,7 @@ fn capture_none_plans_nothing() {
     let settings = settings();
     let plan = |mode| {
         let capture = Capture { mode };
-        let inputs = Inputs {
-            capture: &capture,
-            targets: &targets,
-            settings: &settings,
-            network_policies: &[],
-            pod_security: None,
-        };
+        let inputs = inputs(&capture, &targets, &settings);
         Plan::new(&pod(), &inputs)
     };
     assert_eq!(plan(CaptureMode::None).unwrap_err().reason, SkipReason::CaptureNone);

@@ -20,6 +20,11 @@ pub(crate) fn settings() -> SidecarSettings {
     }
 }
 
+/// Returns the injection of the policy `shop` into pods of its namespace, which has no other policies.
+pub(crate) const fn injection<'a>(spec: &'a CachePolicySpec, settings: &'a SidecarSettings) -> Injection<'a> {
+    Injection { namespace: "shop", policy: "shop", spec, settings, network_policies: &[], pod_security: None }
+}
+
 /// Returns a pod that passes `restricted`, with two containers.
 pub(crate) fn pod() -> Value {
     json!({
@@ -268,14 +273,7 @@ fn pull_secrets_are_added_once_and_withdrawn_with_the_sidecar() {
 fn another_capture_mode_gives_another_hash() {
     let hash = |mode: &str| {
         let (spec, settings) = (spec(json!({"capture": {"mode": mode}})), settings());
-        let injection = Injection {
-            namespace: "shop",
-            policy: "shop",
-            spec: &spec,
-            settings: &settings,
-            network_policies: &[],
-            pod_security: None,
-        };
+        let injection = injection(&spec, &settings);
         self::hash(&injection, &[])
     };
     assert_eq!(hash("Auto"), hash("NamedPort"), "they are the same mode, and switching rolls no pod");

@@ -224,7 +224,7 @@ mod tests {
     use serde_json::{Value, json};
 
     use crate::{
-        inject::{Injection, Outcome, inject, tests as pods},
+        inject::{Outcome, inject, tests as pods},
         policy_pods::PodReport,
         status::tests::{Scene, right},
     };
@@ -303,14 +303,7 @@ mod tests {
         pod["spec"]["containers"][0]["env"] = json!([{"name": "PORT", "value": "8080"}]);
         let spec = pods::spec(spec.clone());
         let settings = pods::settings();
-        let injection = Injection {
-            namespace: "shop",
-            policy: "shop",
-            spec: &spec,
-            settings: &settings,
-            network_policies: &[],
-            pod_security: None,
-        };
+        let injection = pods::injection(&spec, &settings);
         let Outcome::Injected(injected) = inject(&pod, &injection) else { panic!("it is not injected") };
         let object = Some(Arc::new(serde_json::from_value(injected.pod).unwrap()));
         PodReport { captured: injected.captured, object, ..right("a") }

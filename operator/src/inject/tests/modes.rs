@@ -86,14 +86,7 @@ fn image_of_the_redirection_rolls_only_pods_that_have_it() {
     let hash = |mode: &str, image: &str| {
         let settings = SidecarSettings { redirect_image: Some(image.into()), ..settings() };
         let spec = spec(json!({"capture": {"mode": mode}}));
-        let injection = Injection {
-            namespace: "shop",
-            policy: "shop",
-            spec: &spec,
-            settings: &settings,
-            network_policies: &[],
-            pod_security: None,
-        };
+        let injection = injection(&spec, &settings);
         super::hash(&injection, &[])
     };
     assert_ne!(hash("Redirect", "a"), hash("Redirect", "b"));
