@@ -118,7 +118,10 @@ mod tests {
     use larder_crds::Capture;
 
     use super::*;
-    use crate::inject::tests::{pod, settings};
+    use crate::{
+        capture::tests::inputs,
+        inject::tests::{pod, settings},
+    };
 
     fn named(name: &str, port: u16) -> Captured {
         let name = Some(name.to_owned()).filter(|name| !name.is_empty());
@@ -138,14 +141,9 @@ mod tests {
         });
         let network_policies: Vec<_> = policies.collect();
         let targets: Vec<_> = serde_json::from_value(json!([{"port": "http"}, {"port": 9000}])).unwrap();
-        let inputs = Inputs {
-            capture: &Capture::default(),
-            targets: &targets,
-            settings: &settings(),
-            network_policies: &network_policies,
-            pod_security: None,
-        };
-        Companion::plan(pod, &inputs)
+        let (capture, settings) = (Capture::default(), settings());
+        let inputs = inputs(&capture, &targets, &settings);
+        Companion::plan(pod, &Inputs { network_policies: &network_policies, ..inputs })
     }
 
     #[test]

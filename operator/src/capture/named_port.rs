@@ -189,22 +189,19 @@ mod tests {
     use larder_crds::{Capture, Target};
 
     use super::*;
-    use crate::inject::tests::{pod, settings};
+    use crate::{
+        capture::tests::inputs,
+        inject::tests::{pod, settings},
+    };
 
     fn plan(
         pod: &Value,
         targets: &[Target],
         network_policies: &[Arc<NetworkPolicy>],
     ) -> Result<Vec<Captured>, Skip> {
-        let inputs = Inputs {
-            capture: &Capture::default(),
-            targets,
-            settings: &settings(),
-            network_policies,
-            pod_security: None,
-        };
-        let plan = NamedPort::plan(pod, &inputs)?;
-        Ok(plan.captured)
+        let (capture, settings) = (Capture::default(), settings());
+        let inputs = Inputs { network_policies, ..inputs(&capture, targets, &settings) };
+        Ok(NamedPort::plan(pod, &inputs)?.captured)
     }
 
     fn check(pod: &Value, port: Value, policies: Value) -> Result<Vec<Captured>, SkipReason> {

@@ -233,21 +233,16 @@ mod tests {
     use larder_crds::Capture;
 
     use super::*;
-    use crate::inject::tests::{pod, settings};
+    use crate::{
+        capture::tests::inputs,
+        inject::tests::{pod, settings},
+    };
 
     fn plan(pod: &Value, targets: Value, pod_security: Option<&str>) -> Result<Redirect, Skip> {
         let targets: Vec<_> = serde_json::from_value(targets).unwrap();
         let settings = SidecarSettings { redirect_image: Some("larder/redirect:1".into()), ..settings() };
-        Redirect::plan(
-            pod,
-            &Inputs {
-                capture: &Capture::default(),
-                targets: &targets,
-                settings: &settings,
-                network_policies: &[],
-                pod_security,
-            },
-        )
+        let capture = Capture::default();
+        Redirect::plan(pod, &Inputs { pod_security, ..inputs(&capture, &targets, &settings) })
     }
 
     fn reason(pod: &Value) -> Option<SkipReason> {
@@ -316,14 +311,7 @@ mod tests {
     #[test]
     fn pod_that_cannot_be_redirected_is_skipped_with_reason() {
         let targets: Vec<_> = serde_json::from_value(json!([{"port": "http"}])).unwrap();
-        let inputs = Inputs {
-            capture: &Capture::default(),
-            targets: &targets,
-            settings: &settings(),
-            network_policies: &[],
-            pod_security: None,
-        };
-        let off = Redirect::plan(&pod(), &inputs).unwrap_err();
+        let off = Redirect::plan(&pod(), &inputs(&Capture::default(), &targets, &settings())).unwrap_err();
         assert_eq!(off.reason, SkipReason::RedirectDisabled);
         assert!(off.message.contains("capture.redirect.enabled=true"), "{off}");
 

@@ -28,14 +28,7 @@ fn mode_that_a_mesh_excludes_is_not_offered() {
     let targets = [serde_json::from_value(json!({"port": "http"})).unwrap()];
     let settings = SidecarSettings { redirect_image: Some("a".into()), ..settings() };
     let offered = |pod: &Value| {
-        let inputs = Inputs {
-            capture: &Capture::default(),
-            targets: &targets,
-            settings: &settings,
-            network_policies: &[],
-            pod_security: None,
-        };
-        let offers = offers(None, pod, &inputs);
+        let offers = offers(None, pod, &inputs(&Capture::default(), &targets, &settings));
         ["NamedPort", "PortVariable", "Redirect", "CompanionService"]
             .map(|mode| offers.iter().any(|offer| offer.starts_with(&format!("capture by {mode}:"))))
     };
