@@ -1,15 +1,18 @@
 //! The API server's answer, by a dry run, for a pod that a workload would create.
 
+use std::fmt::Debug;
+
 use k8s_openapi::api::{
     core::v1::{Pod, ResourceQuota},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
-    Api, Client,
+    Api, Client, Resource,
     api::{DynamicObject, ListParams, PostParams},
-    core::ApiResource,
+    core::{ApiResource, NamespaceResourceScope},
 };
 use larder_api::{annotations, labels, names};
+use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
 
 use crate::{
@@ -44,75 +47,88 @@ pub(super) async fn try_restart(
     pods: &[&PodReport],
     deviation: Deviation,
 ) -> Result<Trial> {
-    let refused = |reason, message| Ok(Trial::Refused((reason, message)));
-    let namespace = &workload.namespace;
-    let everything = ListParams::default();
-    let pod = pod_of(workload);
-    let budgets: Api<PodDisruptionBudget> = Api::namespaced(client.clone(), namespace);
-    let own_labels = workload.labels();
-    let budgets = budgets.list(&everything).await?.items;
-    let bounded = budgets.iter().any(|budget| disruption::applies(budget, &own_labels, workload.replacement));
+    let refused = |reason, message: String| {
+        Ok(Trial::Refused((reason, format!("{workload} is not restarted, because {message}"))))
+    };
+    let budgets: Vec<PodDisruptionBudget> = list(client, &workload.namespace).await?;
+    let (own_labels, replacement) = (workload.labels(), workload.replacement);
+    let bounded = budgets.iter().any(|budget| disruption::applies(budget, &own_labels, replacement));
     let broken = pods.iter().filter(|pod| pod.obstacle.is_some()).count();
     let broken = i32::try_from(broken).unwrap_or(i32::MAX);
-    if let Some(exceeded) = disruption::exceeded(&budgets, &own_labels, workload.replacement, broken) {
-        let message = format!(
-            "{workload} is not restarted, because {exceeded}: restart it by hand at a suitable time, with `{}`",
-            workload.restart_command()
-        );
+    if let Some(exceeded) = disruption::exceeded(&budgets, &own_labels, replacement, broken) {
+        let command = workload.restart_command();
+        let message = format!("{exceeded}: restart it by hand at a suitable time, with `{command}`");
         return refused(HoldReason::DisruptionBudget, message);
     }
-    let created = match create(client, namespace, &pod).await? {
+    let created = match try_pod(client, workload).await? {
         Answer::Created(created) => created,
         Answer::Unknown => return Ok(Trial::Admitted { alone: true }),
-        // A pod is deleted before its successor is created, so that the number of pods stays.
-        Answer::Refused(message) if is_quota_of_pods(&message) && workload.replacement.surge == 0 => {
-            workload.injected.clone().unwrap_or(pod)
-        }
-        Answer::Refused(message) => {
-            let how = match create(client, namespace, &without_sidecar(pod)).await? {
-                Answer::Refused(_) => "with the sidecar or without",
-                Answer::Created(_) | Answer::Unknown => "with the sidecar",
-            };
-            let remedy = remedy(&message).map(|remedy| format!("; {remedy}")).unwrap_or_default();
-            let message = format!(
-                "{workload} is not restarted, because the API server refuses a pod of it {how}: {message}{remedy}"
-            );
-            return refused(HoldReason::AdmissionRefused, message);
-        }
+        Answer::Refused(message) => return refused(HoldReason::AdmissionRefused, message),
     };
     if deviation == Deviation::Stray {
         return Ok(Trial::Admitted { alone: bounded });
     }
     if !has_sidecar(&created) {
-        let why = match created["metadata"]["annotations"][annotations::SKIPPED].as_str() {
-            Some(skipped) => skipped.to_owned(),
-            None => "check that the API server reaches the webhook's port of the operator's pods (the chart's webhook.port; \
-                     firewalls, NetworkPolicies) and that no other webhook removes the sidecar"
-                .to_owned(),
-        };
-        let message = format!(
-            "{workload} is not restarted, because its pods would be created without the sidecar: {why}"
-        );
+        let message = format!("its pods would be created without the sidecar: {}", why_plain(&created));
         return refused(HoldReason::NotInjected, message);
     }
-    let quotas: Api<ResourceQuota> = Api::namespaced(client.clone(), namespace);
-    let quotas = quotas.list(&everything).await?.items;
-    let whole = quota::of_pod(&created);
+    let quotas: Vec<ResourceQuota> = list(client, &workload.namespace).await?;
+    if let Some(exceeded) = quota_exceeded(&quotas, workload, pods, &created) {
+        let message = format!("{exceeded}: raise the quota, or lower sidecar.resources in the policy");
+        return refused(HoldReason::AdmissionRefused, message);
+    }
+    Ok(Trial::Admitted { alone: bounded || quotas.iter().any(|quota| quota::applies(quota, &created)) })
+}
+
+/// Returns the objects of a kind in a namespace.
+pub(super) async fn list<K>(client: &Client, namespace: &str) -> Result<Vec<K>>
+where
+    K: Resource<DynamicType = (), Scope = NamespaceResourceScope> + Clone + Debug + DeserializeOwned,
+{
+    Ok(Api::<K>::namespaced(client.clone(), namespace).list(&ListParams::default()).await?.items)
+}
+
+/// Has the API server judge a pod of a workload; the reason of a refusal is a clause with the remedy.
+async fn try_pod(client: &Client, workload: &Workload) -> Result<Answer> {
+    let pod = pod_of(workload);
+    Ok(match create(client, &workload.namespace, &pod).await? {
+        // A pod is deleted before its successor is created, so that the number of pods stays.
+        Answer::Refused(message) if is_quota_of_pods(&message) && workload.replacement.surge == 0 => {
+            Answer::Created(workload.injected.clone().unwrap_or(pod))
+        }
+        Answer::Refused(message) => {
+            let how = match create(client, &workload.namespace, &without_sidecar(pod)).await? {
+                Answer::Refused(_) => "with the sidecar or without",
+                Answer::Created(_) | Answer::Unknown => "with the sidecar",
+            };
+            let remedy = remedy(&message).map(|remedy| format!("; {remedy}")).unwrap_or_default();
+            Answer::Refused(format!("the API server refuses a pod of it {how}: {message}{remedy}"))
+        }
+        other => other,
+    })
+}
+
+/// Returns the reason that a pod would be created without the sidecar, and the remedy.
+fn why_plain(created: &Value) -> &str {
+    created["metadata"]["annotations"][annotations::SKIPPED].as_str().unwrap_or(
+        "check that the API server reaches the webhook's port of the operator's pods (the chart's webhook.port; \
+         firewalls, NetworkPolicies) and that no other webhook removes the sidecar",
+    )
+}
+
+/// Returns the quota that the sidecars of all `pods` of a workload would exceed, as a sentence.
+fn quota_exceeded(
+    quotas: &[ResourceQuota],
+    workload: &Workload,
+    pods: &[&PodReport],
+    created: &Value,
+) -> Option<String> {
+    let whole = quota::of_pod(created);
     let current: Vec<_> =
         pods.iter().filter(|pod| pod.deviation.is_some()).map(|pod| pod.usage.clone()).collect();
-    let (growth, largest) = quota::growth(&quota::of_sidecar(&created), &current);
+    let (growth, largest) = quota::growth(&quota::of_sidecar(created), &current);
     let beside = (workload.replacement.surge > 0).then_some(&whole);
-    let need = quota::Need { growth: &growth, largest: &largest, beside, pod: &created };
-    let alone = bounded || quotas.iter().any(|quota| quota::applies(quota, &created));
-    match quota::exceeded(&quotas, &need) {
-        None => Ok(Trial::Admitted { alone }),
-        Some(exceeded) => {
-            let message = format!(
-                "{workload} is not restarted, because {exceeded}: raise the quota, or lower sidecar.resources in the policy"
-            );
-            refused(HoldReason::AdmissionRefused, message)
-        }
-    }
+    quota::exceeded(quotas, &quota::Need { growth: &growth, largest: &largest, beside, pod: created })
 }
 
 /// Returns the API server's words, by a dry run, if it refuses the pod of a template.
