@@ -5,9 +5,11 @@ mod companion;
 mod covering;
 mod policy;
 mod refused;
+mod requeue;
 mod rolling;
 mod teardown;
 mod token;
+mod vacancy;
 mod writes;
 
 use std::{

@@ -11,13 +11,18 @@ use crate::{
     error::Result,
     inject::{self, Injection},
     rollout::Obstacle,
-    workload::{self, Workload},
+    workload::Workload,
 };
 
 impl Context {
     /// Undoes the overdue restarts of a policy's workloads that lack pods which the API server refuses with the sidecar and
-    /// would create without it. Such a workload may have no pods at all.
-    pub(super) async fn undo_refused(&self, rollout: &Rollout<'_>, policy: &CachePolicy) -> Vec<WriteError> {
+    /// would create without it. Such a workload may have no pods at all. `restarted` are those of the namespace.
+    pub(super) async fn undo_refused(
+        &self,
+        rollout: &Rollout<'_>,
+        policy: &CachePolicy,
+        restarted: &[Workload],
+    ) -> Vec<WriteError> {
         let now = Timestamp::now();
         let patience = self.dependencies.arguments.patience();
         let of_policy = |workload: &Workload| {
@@ -26,13 +31,13 @@ impl Context {
             workload.choice() != Choice::Out
                 && deciding.is_some_and(|deciding| deciding.metadata.uid == policy.metadata.uid)
         };
-        let stuck = workload::restarted(&self.stores, Some(rollout.namespace)).filter(|workload| {
+        let stuck = restarted.iter().filter(|workload| {
             let progress = &workload.progress;
             let is_overdue = progress.restarted_at.is_some_and(|at| now >= at + patience);
             let lacks = workload.lacks_pods && !progress.complete && progress.attempts > 0 && progress.rolls;
             lacks && is_overdue && of_policy(workload)
         });
-        let stuck: Vec<_> = stuck.collect();
+        let stuck: Vec<_> = stuck.cloned().collect();
         if stuck.is_empty() {
             return Vec::new();
         }

@@ -6,7 +6,6 @@
 
 use std::{collections::BTreeMap, sync::Arc, time::Duration};
 
-use jiff::Timestamp;
 use k8s_openapi::api::core::v1::{ConfigMap, ObjectReference};
 use kube::{Api, ResourceExt, runtime::controller::Action};
 use larder_api::{annotations, labels, names};
@@ -18,16 +17,15 @@ use super::{
     writes::is_not_found,
 };
 use crate::{
-    argo,
     choice::Choice,
     compile::{self, Owner},
     error::{Error, Result},
     events,
     pod::{has_sidecar, is_finished},
-    policy_pods::{PodReport, PolicyPods, Subject, policy_pods},
+    policy_pods::{PodReport, PolicyPods},
     rollout::{Hold, HoldReason},
     stores::in_namespace,
-    workload,
+    workload::{self, Workload},
 };
 
 /// Requeue interval while pods still have the sidecar.
@@ -63,14 +61,13 @@ impl Context {
         self.throughput.lock().await.remove(&(namespace.to_owned(), name.to_owned()));
         let is_owned =
             |labels: &BTreeMap<String, String>| labels.get(labels::POLICY).is_some_and(|of| of == name);
-        if argo::are_used(&self.stores, namespace) {
-            self.stores.rollouts.refresh(&self.dependencies.client, namespace).await?;
-        }
+        self.refresh_rollouts(namespace).await?;
         let pods = self.stores.pods.selected(namespace, is_owned);
         let left = pods.iter().any(|pod| has_sidecar(pod) && !is_finished(pod));
         if !left {
             self.dependencies.registration.ensure().await?;
-            self.forget_workloads(namespace, true).await?;
+            let restarted: Vec<_> = workload::restarted(&self.stores, Some(namespace)).collect();
+            self.forget_workloads(namespace, &restarted, true).await?;
             self.delete_config_map(map).await?;
             self.leftovers.lock().await.remove(&map.uid().unwrap_or_default());
             tracing::info!(namespace, name, "the last pod of a deleted policy is gone");
@@ -90,19 +87,7 @@ impl Context {
             uid: map.uid(),
             ..ObjectReference::default()
         };
-        let policy_pods = policy_pods(
-            &self.stores,
-            &Subject {
-                namespace,
-                name,
-                policy: None,
-                frozen: false,
-                others: &self.dependencies.policies.of(namespace),
-                settings: &self.dependencies.arguments.sidecar,
-                patience: self.dependencies.arguments.patience(),
-                now: Timestamp::now(),
-            },
-        );
+        let policy_pods = self.examine(namespace, name, None, false);
         let mut failed = self.touch(namespace, &policy_pods.pods, &held.hash, None).await;
         if held.wrote
             && let Some(event) = events::companions_end(name, &in_namespace(&self.stores.services, namespace))
@@ -133,15 +118,20 @@ impl Context {
         }
     }
 
-    /// Removes the operator's annotations from workloads that no policy selects any more; those whose rollout has not ended only
-    /// if no pod has a sidecar to lose.
-    pub(super) async fn forget_workloads(&self, namespace: &str, unfinished_too: bool) -> Result<()> {
+    /// Removes the operator's annotations from those `restarted` workloads of a namespace that no policy selects any more;
+    /// from those whose rollout has not ended only if no pod has a sidecar to lose.
+    pub(super) async fn forget_workloads(
+        &self,
+        namespace: &str,
+        restarted: &[Workload],
+        unfinished_too: bool,
+    ) -> Result<()> {
         let policies = self.dependencies.policies.of(namespace);
-        for workload in workload::restarted(&self.stores, Some(namespace)) {
+        for workload in restarted {
             let is_selected =
                 || workload.choice() != Choice::Out && policies.serving(&workload.labels()).is_some();
             if (unfinished_too || workload.progress.complete) && !is_selected() {
-                self.forget_attempts(&workload).await?;
+                self.forget_attempts(workload).await?;
             }
         }
         Ok(())
