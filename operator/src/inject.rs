@@ -131,59 +131,22 @@ fn inject_plain(
 
     let before = pod;
     let mut pod = before.clone();
+    let mut original = json!({ "captured": captured, "image": injection.settings.image });
     plan.apply(&mut pod);
     mesh::apply(&mesh, &captured, &mut pod);
-    let mut original = json!({ "captured": captured, "containers": {}, "image": injection.settings.image });
     if !mesh.is_empty() {
         original["mesh"] = json!(mesh);
     }
-    let mut sleeps = false;
-    let mut unchanged = before.clone();
-    for (before, container) in listeners_mut(&mut unchanged).zip(listeners_mut(&mut pod)) {
-        let name = before["name"].as_str().unwrap_or_default();
-        let is_captured = captured.iter().any(|one| one.container == name);
-        if is_captured || before != container {
-            original["containers"][name] = rewritten_fields(before);
-        }
-        if is_captured {
-            sleeps |= pre_stop::sleep_before_stop(container, injection.settings.drain_seconds);
-        }
+    original["containers"] = changed_containers(before, &mut pod, &captured);
+    delay_stop(&mut pod, &captured, injection.settings.drain_seconds, &mut original);
+    let container = sidecar::container(injection, before, &captured, secrets);
+    if let Err(skip) = add_containers(&mut pod, container, &plan, injection.settings, before_call) {
+        return Outcome::Skipped(skip);
     }
-    let spec = member(&mut pod, "spec");
-    if sleeps {
-        let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
-        original["terminationGracePeriodSeconds"] = json!(grace);
-        original["drainSeconds"] = json!(injection.settings.drain_seconds);
-        let grace = grace.unwrap_or(DEFAULT_GRACE_SECONDS) + u64::from(injection.settings.drain_seconds);
-        spec.insert("terminationGracePeriodSeconds".into(), json!(grace));
-    }
-    let mut container = sidecar::container(injection, before, &captured, secrets);
-    let containers = list(spec, "initContainers");
-    let mut position = containers.len();
-    let mut former_redirect = None;
-    if let Some(withdrawn) = before_call {
-        let (args, ports) = (container["args"].take(), container["ports"].take());
-        container = withdrawn.container;
-        container["args"] = args;
-        container["ports"] = ports;
-        position = withdrawn.position.min(position);
-        former_redirect = withdrawn.redirect;
-    }
-    let position = match place(containers, position, &captured) {
-        Ok(position) => position,
-        Err(skip) => return Outcome::Skipped(skip),
-    };
-    containers.insert(position, container);
     if let Some(redirect) = plan.redirect() {
-        let mut fresh = redirect.init_container(injection.settings, &containers[position]);
-        if let Some(mut former) = former_redirect {
-            former["args"] = fresh["args"].take();
-            fresh = former;
-        }
-        // Before every other one, so that no container runs without the rules.
-        containers.insert(0, fresh);
         original["redirect"] = redirect.original(before);
     }
+    let spec = member(&mut pod, "spec");
     list(spec, "volumes").extend(sidecar::volumes(injection.policy, secrets));
     let added = pull_secrets::add(spec, &injection.settings.pull_secrets);
     if !added.is_empty() {
@@ -205,6 +168,74 @@ fn inject_plain(
         });
     }
     Outcome::Injected(Injected { pod, hash, captured })
+}
+
+/// Returns the former fields of the containers of `pod` that differ from `before`, or that listen on a captured port.
+fn changed_containers(before: &Value, pod: &mut Value, captured: &[Captured]) -> Value {
+    let mut changed = json!({});
+    for (before, container) in listeners_mut(&mut before.clone()).zip(listeners_mut(pod)) {
+        let name = before["name"].as_str().unwrap_or_default();
+        if is_captured(name, captured) || before != container {
+            changed[name] = rewritten_fields(before);
+        }
+    }
+    changed
+}
+
+/// Lets the containers that listen on a captured port wait before they stop, and the pod with them.
+fn delay_stop(pod: &mut Value, captured: &[Captured], seconds: u32, original: &mut Value) {
+    let mut waits = false;
+    for container in listeners_mut(pod) {
+        if is_captured(container["name"].as_str().unwrap_or_default(), captured) {
+            waits |= pre_stop::sleep_before_stop(container, seconds);
+        }
+    }
+    if !waits {
+        return;
+    }
+    let spec = member(pod, "spec");
+    let grace = spec.get("terminationGracePeriodSeconds").and_then(Value::as_u64);
+    original["terminationGracePeriodSeconds"] = json!(grace);
+    original["drainSeconds"] = json!(seconds);
+    let grace = grace.unwrap_or(DEFAULT_GRACE_SECONDS) + u64::from(seconds);
+    spec.insert("terminationGracePeriodSeconds".into(), json!(grace));
+}
+
+fn is_captured(container: &str, captured: &[Captured]) -> bool {
+    captured.iter().any(|one| one.container == container)
+}
+
+/// Adds the sidecar's container, and that of a redirection, or gives those that were `withdrawn` back to their places.
+fn add_containers(
+    pod: &mut Value,
+    mut container: Value,
+    plan: &Plan,
+    settings: &SidecarSettings,
+    withdrawn: Option<Withdrawn>,
+) -> Result<(), Skip> {
+    let containers = list(member(pod, "spec"), "initContainers");
+    let mut position = containers.len();
+    let mut former_redirect = None;
+    if let Some(withdrawn) = withdrawn {
+        let (args, ports) = (container["args"].take(), container["ports"].take());
+        container = withdrawn.container;
+        container["args"] = args;
+        container["ports"] = ports;
+        position = withdrawn.position.min(position);
+        former_redirect = withdrawn.redirect;
+    }
+    let position = place(containers, position, plan.captured())?;
+    containers.insert(position, container);
+    if let Some(redirect) = plan.redirect() {
+        let mut fresh = redirect.init_container(settings, &containers[position]);
+        if let Some(mut former) = former_redirect {
+            former["args"] = fresh["args"].take();
+            fresh = former;
+        }
+        // Before every other one, so that no container runs without the rules.
+        containers.insert(0, fresh);
+    }
+    Ok(())
 }
 
 /// Returns the sidecar's position among the init containers, the one asked for if nothing is against it: after a mesh's, and

@@ -62,17 +62,7 @@ pub(crate) fn spec(value: Value) -> CachePolicySpec {
 }
 
 fn run(pod: &Value, spec: &CachePolicySpec, settings: &SidecarSettings) -> Outcome {
-    inject(
-        pod,
-        &Injection {
-            namespace: "shop",
-            policy: "shop",
-            spec,
-            settings,
-            network_policies: &[],
-            pod_security: None,
-        },
-    )
+    inject(pod, &injection(spec, settings))
 }
 
 fn injected(pod: &Value, spec: &CachePolicySpec) -> Value {

@@ -7,8 +7,8 @@ use serde_json::{Map, Value, json};
 
 use super::*;
 use crate::inject::{
-    Injection, Outcome, inject, skipped,
-    tests::{pod, settings, spec},
+    Outcome, inject, skipped,
+    tests::{injection, pod, settings, spec},
 };
 
 /// Injection by a mesh.
@@ -72,17 +72,7 @@ fn run(pod: &Value) -> Outcome {
 
 fn run_with(pod: &Value, spec: &CachePolicySpec) -> Outcome {
     let settings = SidecarSettings { redirect_image: Some("larder/redirect:1".into()), ..settings() };
-    inject(
-        pod,
-        &Injection {
-            namespace: "shop",
-            policy: "shop",
-            spec,
-            settings: &settings,
-            network_policies: &[],
-            pod_security: None,
-        },
-    )
+    inject(pod, &injection(spec, &settings))
 }
 
 fn injected(pod: &Value) -> Value {
