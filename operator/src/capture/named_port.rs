@@ -32,50 +32,15 @@ impl NamedPort {
         if let Some(skip) = unfit(pod, settings) {
             return Err(skip);
         }
-        let mut numbers: Vec<u16> = Vec::new();
         let mut captured: Vec<Captured> = Vec::new();
+        let mut sidecar_port = settings.data_port;
         for target in targets {
             let port = find(spec, &target.port)?;
-            if numbers.contains(&port) {
+            if captured.iter().any(|other| other.port == port) {
                 continue;
             }
-            let number = IntOrString::Int(port.into());
-            let sidecar_port =
-                settings.data_port.saturating_add(u16::try_from(numbers.len()).unwrap_or(u16::MAX));
-            numbers.push(port);
-            let mut own: Vec<Captured> = Vec::new();
-            for (container, entry) in entries_of(spec, &number) {
-                if entry["hostPort"].as_u64().is_some_and(|port| port != 0) {
-                    return Err(Skip {
-                        reason: SkipReason::HostPort,
-                        message: format!(
-                            "the port {port} is published on the node with hostPort; remove hostPort"
-                        ),
-                    });
-                }
-                let container = text(&container["name"]);
-                if let Some(name) = entry["name"].as_str()
-                    && !own.iter().any(|one| one.container == container && one.name.as_deref() == Some(name))
-                {
-                    own.push(Captured {
-                        container: container.to_owned(),
-                        name: Some(name.to_owned()),
-                        port,
-                        sidecar_port,
-                        variable: None,
-                    });
-                }
-            }
+            let own = named_entries(spec, port, sidecar_port)?;
             let names: Vec<_> = own.iter().filter_map(|one| one.name.as_deref()).collect();
-            let Some(name) = names.first() else {
-                return Err(Skip {
-                    reason: SkipReason::UnnamedPort,
-                    message: format!(
-                        "the container port {port} has no name; name it, such as http, and set the Service's \
-                         targetPort to that name"
-                    ),
-                });
-            };
             let application = Port { number: port, names: &names };
             let sidecar = Port { number: sidecar_port, names: &names };
             if let Some(policy) = closed_by(pod, application, sidecar, network_policies) {
@@ -83,11 +48,13 @@ impl NamedPort {
                     reason: SkipReason::NetworkPolicy,
                     message: format!(
                         "the NetworkPolicy {policy} allows port {port} by number and not {sidecar_port}, where the \
-                         sidecar listens; refer to the port by its name, {name}"
+                         sidecar listens; refer to the port by its name, {}",
+                        names[0]
                     ),
                 });
             }
             captured.extend(own);
+            sidecar_port = sidecar_port.saturating_add(1);
         }
         Ok(Self { captured })
     }
@@ -134,6 +101,41 @@ fn move_name(container: &mut Value, name: &str, captured: &Captured) {
     if !ports.iter().any(listed) {
         ports.push(json!({ "containerPort": captured.port, "protocol": "TCP" }));
     }
+}
+
+/// Returns the names of a port in each container, to be moved to the sidecar's number. There is at least one.
+fn named_entries(spec: &Value, port: u16, sidecar_port: u16) -> Result<Vec<Captured>, Skip> {
+    let mut named: Vec<Captured> = Vec::new();
+    for (container, entry) in entries_of(spec, &IntOrString::Int(port.into())) {
+        if entry["hostPort"].as_u64().is_some_and(|port| port != 0) {
+            return Err(Skip {
+                reason: SkipReason::HostPort,
+                message: format!("the port {port} is published on the node with hostPort; remove hostPort"),
+            });
+        }
+        let container = text(&container["name"]);
+        if let Some(name) = entry["name"].as_str()
+            && !named.iter().any(|one| one.container == container && one.name.as_deref() == Some(name))
+        {
+            named.push(Captured {
+                container: container.to_owned(),
+                name: Some(name.to_owned()),
+                port,
+                sidecar_port,
+                variable: None,
+            });
+        }
+    }
+    if named.is_empty() {
+        return Err(Skip {
+            reason: SkipReason::UnnamedPort,
+            message: format!(
+                "the container port {port} has no name; name it, such as http, and set the Service's targetPort to that \
+                 name"
+            ),
+        });
+    }
+    Ok(named)
 }
 
 /// Returns the number of a target's port.
