@@ -20,7 +20,7 @@ const POLL_INTERVAL: Duration = Duration::from_millis(200);
 /// Asks until the answer is `Ok`, for as long as `deadline`.
 ///
 /// # Errors
-/// What was waited for, and the last answer, when the deadline has passed.
+/// The awaited state and the last answer, when the deadline has passed.
 pub async fn eventually<T>(
     what: &str,
     deadline: Duration,

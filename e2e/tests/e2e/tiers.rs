@@ -6,30 +6,33 @@ use anyhow::ensure;
 use k8s_openapi::api::core::v1::Pod;
 use larder_crds::ConditionType;
 use larder_e2e::{
-    Sandbox, Workload, eventually,
+    Agent, Sandbox, Workload, eventually,
     eventually::{SHORT_TIMEOUT, seconds},
     examples, exec, in_a_namespace,
+    policy::Policy,
+    sandbox::RunningPod,
 };
 use serde_json::json;
 
 use super::common::{calls, ensure_hit, get_from, shared_by_redis, with_redis};
 
-async fn with_redis_below(sandbox: &Sandbox) -> anyhow::Result<()> {
+/// Starts two pods that share a Redis, and waits until it responds to both.
+async fn two_pods_over_redis(sandbox: &Sandbox) -> anyhow::Result<(Policy<'_>, Agent, Vec<RunningPod>)> {
     for file in ["secrets.yaml", "redis.yaml"] {
         sandbox.apply(&examples::shop(file, &sandbox.name)?).await?;
     }
-    Ok(())
+    let (policy, agent) =
+        sandbox.with_policy("cache", &with_redis(), &Workload::deployment("app", 2), 2).await?;
+    sandbox.rolled_out("redis").await?;
+    policy.condition(ConditionType::TiersHealthy, "True").await?;
+    let pods = sandbox.pods("app").await?;
+    Ok((policy, agent, pods))
 }
 
 #[tokio::test]
 async fn a_hit_comes_from_redis_in_another_pod() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
-        with_redis_below(sandbox).await?;
-        let (policy, agent) =
-            sandbox.with_policy("cache", &with_redis(), &Workload::deployment("app", 2), 2).await?;
-        sandbox.rolled_out("redis").await?;
-        policy.condition(ConditionType::TiersHealthy, "True").await?;
-        let pods = sandbox.pods("app").await?;
+        let (_, agent, pods) = two_pods_over_redis(sandbox).await?;
 
         let path = shared_by_redis(&agent, &pods, |number| format!("/items/a-{number}")).await?;
         let third = get_from(&agent, &pods[1], &path).await?;
@@ -48,12 +51,7 @@ async fn a_hit_comes_from_redis_in_another_pod() -> anyhow::Result<()> {
 #[tokio::test]
 async fn responses_continue_while_redis_is_stopped() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
-        with_redis_below(sandbox).await?;
-        let (policy, agent) =
-            sandbox.with_policy("cache", &with_redis(), &Workload::deployment("app", 2), 2).await?;
-        sandbox.rolled_out("redis").await?;
-        policy.condition(ConditionType::TiersHealthy, "True").await?;
-        let pods = sandbox.pods("app").await?;
+        let (policy, agent, pods) = two_pods_over_redis(sandbox).await?;
         let path = shared_by_redis(&agent, &pods, |number| format!("/items/before-{number}")).await?;
 
         sandbox.scale("redis", 0).await?;
