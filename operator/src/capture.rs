@@ -13,6 +13,7 @@ mod probes;
 pub(crate) mod redirect;
 #[cfg(test)]
 pub(crate) mod tests;
+pub(crate) mod windows;
 
 use std::{fmt, sync::Arc};
 
@@ -342,8 +343,6 @@ larder_api::labelled! {
     }
 }
 
-/// The label of a node's operating system, and the one that it had before.
-const OS_LABELS: [&str; 2] = ["kubernetes.io/os", "beta.kubernetes.io/os"];
 /// The annotation of the API server's image of a static pod.
 const MIRROR: &str = "kubernetes.io/config.mirror";
 
@@ -372,8 +371,7 @@ fn unfit_for(pod: &Value, setting: &str, is_reserved: impl Fn(u16) -> bool) -> O
             "a static pod is changed in its manifest on the node only".into(),
         );
     }
-    let windows = |value: &Value| value == "windows";
-    if windows(&spec["os"]["name"]) || OS_LABELS.iter().any(|label| windows(&spec["nodeSelector"][label])) {
+    if windows::is_required(spec) {
         return skip(SkipReason::Windows, "the sidecar runs on Linux only".into());
     }
     let names = |list: &str| spec[list].as_array().into_iter().flatten().map(|item| text(&item["name"]));

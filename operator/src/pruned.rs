@@ -2,13 +2,14 @@
 
 use k8s_openapi::{
     api::core::v1::{
-        Container, ContainerStatus, EnvFromSource, EnvVar, EnvVarSource, Pod, PodCondition, Volume,
+        Affinity, Container, ContainerStatus, EnvFromSource, EnvVar, EnvVarSource, NodeAffinity,
+        NodeSelector, NodeSelectorTerm, Pod, PodCondition, Volume,
     },
     apimachinery::pkg::apis::meta::v1::ObjectMeta,
 };
 use larder_api::{GROUP, names};
 
-use crate::capture::{ends_with_port, mesh};
+use crate::capture::{ends_with_port, mesh, windows};
 
 /// Annotations of others that decide over a pod's sidecar.
 const READ_ANNOTATIONS: [&str; 2] = ["openshift.io/scc", "kubernetes.io/config.mirror"];
@@ -30,7 +31,7 @@ pub fn pod(pod: &mut Pod) {
         spec.containers.iter_mut().for_each(container);
         spec.init_containers.iter_mut().flatten().for_each(container);
         spec.ephemeral_containers = None;
-        spec.affinity = None;
+        spec.affinity = spec.affinity.take().and_then(affinity);
         spec.tolerations = None;
         spec.topology_spread_constraints = None;
         spec.host_aliases = None;
@@ -61,6 +62,31 @@ pub fn workload(metadata: &mut ObjectMeta) {
 pub fn annotations(metadata: &mut ObjectMeta) {
     if let Some(annotations) = &mut metadata.annotations {
         annotations.remove(LAST_APPLIED);
+    }
+}
+
+/// Returns an affinity with the operating systems of the required nodes only.
+fn affinity(affinity: Affinity) -> Option<Affinity> {
+    let required = affinity.node_affinity?.required_during_scheduling_ignored_during_execution?;
+    let terms: Vec<_> = required.node_selector_terms.into_iter().map(operating_system).collect();
+    let is_about_it = terms.iter().any(|term| term.match_expressions.is_some());
+    is_about_it.then(|| Affinity {
+        node_affinity: Some(NodeAffinity {
+            required_during_scheduling_ignored_during_execution: Some(NodeSelector {
+                node_selector_terms: terms,
+            }),
+            ..NodeAffinity::default()
+        }),
+        ..Affinity::default()
+    })
+}
+
+fn operating_system(term: NodeSelectorTerm) -> NodeSelectorTerm {
+    let mut expressions = term.match_expressions.unwrap_or_default();
+    expressions.retain(|expression| windows::is_os_label(&expression.key));
+    NodeSelectorTerm {
+        match_expressions: (!expressions.is_empty()).then_some(expressions),
+        match_fields: None,
     }
 }
 
@@ -159,6 +185,13 @@ mod tests {
             ("/spec/hostNetwork", json!(true)),
             ("/spec/os", json!({"name": "windows"})),
             ("/spec/nodeSelector", json!({"kubernetes.io/os": "windows"})),
+            ("/spec/affinity", pods::on_nodes(json!([[pods::os("In", "windows")]]))),
+            (
+                "/spec/affinity",
+                pods::on_nodes(json!([[pods::os("In", "windows")], [pods::os("In", "linux")]])),
+            ),
+            ("/spec/securityContext", json!({"windowsOptions": {"runAsUserName": "a"}})),
+            ("/spec/containers/0/securityContext", json!({"windowsOptions": {"runAsUserName": "a"}})),
             ("/spec/initContainers", json!([{"name": "istio-proxy"}])),
             ("/spec/initContainers", json!([{"name": "istio-init", "args": ["istio-iptables"]}])),
             ("/spec/volumes", json!([{"name": "larder-policy", "emptyDir": {}}])),

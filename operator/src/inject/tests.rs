@@ -302,12 +302,32 @@ fn changed(pointer: &str, value: Value) -> Value {
     pod
 }
 
+/// Returns an affinity that requires nodes of one of these terms, each with its expressions.
+pub(crate) fn on_nodes(terms: Value) -> Value {
+    let terms = terms.as_array().unwrap().iter().map(|all| json!({"matchExpressions": all}));
+    let required = json!({"nodeSelectorTerms": terms.collect::<Vec<_>>()});
+    json!({"nodeAffinity": {"requiredDuringSchedulingIgnoredDuringExecution": required}})
+}
+
+/// Returns an expression on the operating system of nodes.
+pub(crate) fn os(operator: &str, value: &str) -> Value {
+    json!({"key": "kubernetes.io/os", "operator": operator, "values": [value]})
+}
+
 #[test]
 fn pod_that_would_break_is_left_alone_with_a_reason() {
     for (pointer, value, reason) in [
         ("/spec/os", json!({"name": "windows"}), SkipReason::Windows),
         ("/spec/nodeSelector", json!({"kubernetes.io/os": "windows"}), SkipReason::Windows),
         ("/spec/nodeSelector", json!({"beta.kubernetes.io/os": "windows"}), SkipReason::Windows),
+        ("/spec/affinity", on_nodes(json!([[os("In", "windows")]])), SkipReason::Windows),
+        ("/spec/affinity", on_nodes(json!([[os("NotIn", "linux")]])), SkipReason::Windows),
+        ("/spec/securityContext", json!({"windowsOptions": {"runAsUserName": "a"}}), SkipReason::Windows),
+        (
+            "/spec/containers/1/securityContext",
+            json!({"windowsOptions": {"hostProcess": true}}),
+            SkipReason::Windows,
+        ),
         ("/metadata/annotations", json!({"kubernetes.io/config.mirror": "a"}), SkipReason::MirrorPod),
         ("/spec/volumes", json!([{"name": "larder-policy", "emptyDir": {}}]), SkipReason::NameClash),
         ("/spec/volumes", json!([{"name": "larder-secret-0", "emptyDir": {}}]), SkipReason::NameClash),
@@ -317,6 +337,14 @@ fn pod_that_would_break_is_left_alone_with_a_reason() {
         assert_eq!(skip_reason(&changed(pointer, value.clone())), Some(reason), "{pointer}");
     }
     assert_eq!(skip_reason(&changed("/spec/nodeSelector", json!({"kubernetes.io/os": "linux"}))), None);
+    for terms in [
+        json!([[os("In", "windows")], [os("In", "linux")]]),
+        json!([[os("NotIn", "windows")]]),
+        json!([[{"key": "zone", "operator": "In", "values": ["windows"]}]]),
+        json!([]),
+    ] {
+        assert_eq!(skip_reason(&changed("/spec/affinity", on_nodes(terms.clone()))), None, "{terms}");
+    }
     assert_eq!(
         skip_reason(&changed("/spec/volumes", json!([{"name": "larder-secret-x", "emptyDir": {}}]))),
         None
