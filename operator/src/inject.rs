@@ -37,6 +37,10 @@ const DEFAULT_GRACE_SECONDS: u64 = 30;
 /// Maximum size of an object's annotations, in bytes.
 const MAX_ANNOTATIONS: usize = 256 << 10;
 
+/// Room for the annotations that the operator adds to an injected pod later, in bytes: the hash of its configuration and
+/// its coverage.
+const LATER_ANNOTATIONS: usize = 256;
+
 /// Result of an injection.
 #[derive(Clone, Debug, PartialEq)]
 pub enum Outcome {
@@ -159,7 +163,7 @@ fn inject_plain(
     annotations.remove(annotations::SKIPPED);
     annotations.insert(annotations::INJECTION_HASH.into(), json!(hash));
     annotations.insert(annotations::ORIGINAL.into(), json!(original.to_string()));
-    if size_of_annotations(&pod) > MAX_ANNOTATIONS {
+    if size_of_annotations(&pod) > MAX_ANNOTATIONS - LATER_ANNOTATIONS {
         return Outcome::Skipped(Skip {
             reason: SkipReason::Annotations,
             message: format!(

@@ -352,6 +352,16 @@ fn pod_that_would_break_is_left_alone_with_a_reason() {
 }
 
 #[test]
+fn injected_pod_has_room_for_annotations_of_its_configuration() {
+    let with = |length: usize| changed("/metadata/annotations", json!({"a": "x".repeat(length)}));
+    let least = size_of_annotations(&injected(&with(0), &spec(json!({}))));
+    let leaving = |room: usize| skip_reason(&with(MAX_ANNOTATIONS - least - room));
+    assert_eq!(leaving(0), Some(SkipReason::Annotations));
+    assert_eq!(leaving(150), Some(SkipReason::Annotations));
+    assert_eq!(leaving(1000), None);
+}
+
+#[test]
 fn skipped_pod_without_room_has_no_annotation() {
     let full = changed("/metadata/annotations", json!({"a": "x".repeat(262_100)}));
     let skip = Skip { reason: SkipReason::Annotations, message: "x".repeat(100) };
