@@ -148,7 +148,7 @@ pub fn of_rollout(stores: &Stores, rollout: &DynamicObject) -> Option<Workload> 
     let replicas = i32::try_from(wanted).unwrap_or(i32::MAX);
     let most = serde_json::from_value(spec["strategy"]["canary"]["maxUnavailable"].clone());
     let most = most.unwrap_or_else(|_| IntOrString::String("25%".into()));
-    workload.replacement = Replacement { surge: 0, unavailable: scaled(&most, replicas, false).max(1) };
+    workload.replacement = Replacement::of(0, scaled(&most, replicas, false), replicas);
     workload.restarted_at = spec["restartAt"].as_str().map(str::to_owned);
     workload.progress = Progress { restarted_at: restart_at, ..workload.progress };
     Some(workload)

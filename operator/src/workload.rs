@@ -72,6 +72,14 @@ pub struct Replacement {
     pub unavailable: i32,
 }
 
+impl Replacement {
+    /// Creates the replacement by a strategy: without a surge one pod at least is missing, and never more than are wanted.
+    pub fn of(surge: i32, unavailable: i32, wanted: i32) -> Self {
+        let least = i32::from(surge == 0);
+        Self { surge, unavailable: unavailable.max(least).min(wanted) }
+    }
+}
+
 /// The reason that a changed template is not rolled out.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum Halt {

@@ -49,7 +49,7 @@ fn of_strategy(strategy: Option<&DeploymentStrategy>, replicas: i32) -> Replacem
     let count = |value: Option<&IntOrString>, up| scaled(value.unwrap_or(&QUARTER), replicas, up);
     let surge = count(rolling.and_then(|rolling| rolling.max_surge.as_ref()), true);
     let unavailable = count(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()), false);
-    Replacement { surge, unavailable: if surge == 0 { unavailable.max(1) } else { unavailable } }
+    Replacement::of(surge, unavailable, replicas)
 }
 
 /// Returns a number of pods that is given as such or as a percentage of the replicas, rounded up or down.
@@ -86,10 +86,10 @@ pub(super) fn of_stateful_set(set: &StatefulSet) -> Workload {
     let template = spec.map(|spec| &spec.template);
     let unavailable = strategy
         .and_then(|strategy| strategy.rolling_update.as_ref()?.max_unavailable.as_ref())
-        .map_or(1, |value| scaled(value, wanted, true).max(1));
+        .map_or(1, |value| scaled(value, wanted, true));
     let mut workload = workload(WorkloadKind::StatefulSet, &set.metadata, template, complete, halt);
     workload.lacks_pods = status.is_some_and(|status| status.replicas < wanted);
-    workload.replacement = Replacement { surge: 0, unavailable };
+    workload.replacement = Replacement::of(0, unavailable, wanted);
     let claims = spec.iter().flat_map(|spec| spec.volume_claim_templates.iter().flatten());
     add_claims(
         &mut workload.template,
@@ -116,9 +116,8 @@ pub(super) fn of_daemon_set(set: &DaemonSet) -> Workload {
     let unavailable = count(rolling.and_then(|rolling| rolling.max_unavailable.as_ref()));
     let template = spec.map(|spec| &spec.template);
     let workload = workload(WorkloadKind::DaemonSet, &set.metadata, template, complete, halt);
-    let unavailable = if surge == 0 { unavailable.max(1) } else { unavailable };
     let lacks_pods = status.is_some_and(|status| status.current_number_scheduled < wanted);
-    Workload { lacks_pods, replacement: Replacement { surge, unavailable }, ..workload }
+    Workload { lacks_pods, replacement: Replacement::of(surge, unavailable, wanted), ..workload }
 }
 
 /// Adds the volumes that a StatefulSet adds to the template of its pods.

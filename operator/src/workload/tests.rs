@@ -101,6 +101,20 @@ fn surge_and_unavailability_follow_the_strategy() {
     assert_eq!(of(json!({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 0}})), (0, 1));
     assert_eq!(of(json!({"rollingUpdate": {"maxSurge": 1, "maxUnavailable": 0}})), (1, 0));
     assert_eq!(of(json!({"rollingUpdate": {"maxSurge": "50%", "maxUnavailable": "50%"}})), (5, 5));
+    assert_eq!(of(json!({"rollingUpdate": {"maxSurge": 0, "maxUnavailable": 50}})), (0, 10), "there are 10");
+}
+
+#[test]
+fn no_more_pods_are_unavailable_than_are_wanted() {
+    let strategy = json!({"rollingUpdate": {"maxUnavailable": 5}});
+    let template = json!({"spec": {"containers": []}});
+    let set = json!({"metadata": {}, "spec": {"serviceName": "s", "selector": {}, "replicas": 2, "template": template,
+        "updateStrategy": strategy}});
+    assert_eq!(of_stateful_set(&serde_json::from_value(set).unwrap()).replacement.unavailable, 2);
+    let status = json!({"currentNumberScheduled": 3, "desiredNumberScheduled": 3, "numberMisscheduled": 0, "numberReady": 3});
+    let daemons = json!({"metadata": {}, "spec": {"selector": {}, "template": template, "updateStrategy": strategy},
+        "status": status});
+    assert_eq!(of_daemon_set(&serde_json::from_value(daemons).unwrap()).replacement.unavailable, 3);
 }
 
 #[test]
