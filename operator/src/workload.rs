@@ -278,7 +278,10 @@ pub fn controller(pod: &Pod) -> Option<&OwnerReference> {
 
 /// Returns the workload whose pods are controlled by `owner`, and the mark of its newest pods.
 pub fn of_owner(stores: &Stores, namespace: &str, owner: &OwnerReference) -> Option<(Workload, Newest)> {
+    // Others have kinds of the same names.
+    let is_own = |owner: &OwnerReference| owner.api_version.starts_with("apps/");
     match owner.kind.as_str() {
+        _ if !is_own(owner) => None,
         "StatefulSet" => {
             let set = stores.stateful_sets.get(&ObjectRef::new(&owner.name).within(namespace))?;
             let newest = set.status.as_ref().and_then(|status| status.update_revision.clone());
@@ -295,7 +298,7 @@ pub fn of_owner(stores: &Stores, namespace: &str, owner: &OwnerReference) -> Opt
             if argo::is_rollout(owner) {
                 return argo::of_owner(stores, namespace, owner);
             }
-            if owner.kind != "Deployment" {
+            if owner.kind != "Deployment" || !is_own(owner) {
                 return None;
             }
             let deployment = stores.deployments.get(&ObjectRef::new(&owner.name).within(namespace))?;

@@ -164,3 +164,19 @@ fn change_cause_of_somebody_else_stays() {
     assert_eq!(with(Some("release 7")).cause(clause), None);
     assert_eq!(with(Some("release 7")).own_cause(), None);
 }
+
+#[test]
+fn owner_of_another_group_is_no_workload() {
+    let stores = crate::policy_pods::tests::stores(vec![]);
+    let found = |api_version: &str| {
+        let owner = OwnerReference {
+            api_version: api_version.into(),
+            kind: "ReplicaSet".into(),
+            name: "shop-1".into(),
+            ..OwnerReference::default()
+        };
+        of_owner(&stores, "shop", &owner).is_some()
+    };
+    assert!(found("apps/v1"));
+    assert!(!found("apps.kruise.io/v1alpha1"), "another kind of the same name");
+}
