@@ -432,6 +432,12 @@ fn entries_of<'a>(spec: &'a Value, port: &'a IntOrString) -> impl Iterator<Item 
     })
 }
 
+/// Returns true if the name of a port leads to this number. It leads to the first container that lists it.
+fn leads_to(spec: &Value, name: &str, port: u16) -> bool {
+    let first = entries_of(spec, &IntOrString::String(name.to_owned())).find_map(|(_, entry)| number(entry));
+    first == Some(port)
+}
+
 fn no_such_port(port: &IntOrString) -> Skip {
     Skip {
         reason: SkipReason::NoSuchPort,

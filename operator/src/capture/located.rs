@@ -4,7 +4,7 @@ use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use larder_crds::Target;
 use serde_json::Value;
 
-use super::{Captured, Skip, SkipReason, entries_of, listeners, number, text};
+use super::{Captured, Skip, SkipReason, entries_of, leads_to, listeners, number, text};
 use crate::cli::SidecarSettings;
 
 /// Finds the ports of targets, with the numbers of the sidecar for them: each name of a number once, or else the number.
@@ -48,7 +48,7 @@ pub(super) fn locate(
         let wanted = IntOrString::Int(port.into());
         for (container, entry) in entries_of(spec, &wanted) {
             let own = &captured[before..];
-            if let Some(name) = entry["name"].as_str()
+            if let Some(name) = entry["name"].as_str().filter(|name| leads_to(spec, name, port))
                 && !own.iter().any(|one| one.name.as_deref() == Some(name))
             {
                 captured.push(captured_as(text(&container["name"]), Some(name)));

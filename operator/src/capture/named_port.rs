@@ -13,7 +13,7 @@ use k8s_openapi::{
 use larder_crds::selector;
 use serde_json::{Value, json};
 
-use super::{Captured, Inputs, Skip, SkipReason, entries_of, no_such_port, number, text, unfit};
+use super::{Captured, Inputs, Skip, SkipReason, entries_of, leads_to, no_such_port, number, text, unfit};
 
 /// The ports of a pod whose names move to the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -103,7 +103,7 @@ fn move_name(container: &mut Value, name: &str, captured: &Captured) {
     }
 }
 
-/// Returns the names of a port in each container, to be moved to the sidecar's number. There is at least one.
+/// Returns the names that lead to a port, in each container, to be moved to the sidecar's number. There is at least one.
 fn named_entries(spec: &Value, port: u16, sidecar_port: u16) -> Result<Vec<Captured>, Skip> {
     let mut named: Vec<Captured> = Vec::new();
     for (container, entry) in entries_of(spec, &IntOrString::Int(port.into())) {
@@ -114,7 +114,7 @@ fn named_entries(spec: &Value, port: u16, sidecar_port: u16) -> Result<Vec<Captu
             });
         }
         let container = text(&container["name"]);
-        if let Some(name) = entry["name"].as_str()
+        if let Some(name) = entry["name"].as_str().filter(|name| leads_to(spec, name, port))
             && !named.iter().any(|one| one.container == container && one.name.as_deref() == Some(name))
         {
             named.push(Captured {
@@ -130,8 +130,8 @@ fn named_entries(spec: &Value, port: u16, sidecar_port: u16) -> Result<Vec<Captu
         return Err(Skip {
             reason: SkipReason::UnnamedPort,
             message: format!(
-                "the container port {port} has no name; name it, such as http, and set the Service's targetPort to that \
-                 name"
+                "the container port {port} has no name, or that of another container's port; name it, such as http, and \
+                 set the Service's targetPort to that name"
             ),
         });
     }
@@ -282,6 +282,19 @@ mod tests {
                 .collect();
             assert_eq!(names, [("app", "http", 24800), ("app", "web", 24800), ("other", "http", 24800)]);
         }
+    }
+
+    #[test]
+    fn name_that_leads_to_another_container_captures_nothing() {
+        let mut pod = pod();
+        pod["spec"]["containers"][1]["ports"] = json!([{"name": "http", "containerPort": 9090}]);
+        assert_eq!(check(&pod, json!("http"), json!([])), Ok(vec![http()]));
+        assert_eq!(check(&pod, json!(9090), json!([])), Err(SkipReason::UnnamedPort));
+        pod["spec"]["containers"][1]["ports"] =
+            json!([{"name": "http", "containerPort": 9090}, {"name": "web", "containerPort": 9090}]);
+        let captured = check(&pod, json!(9090), json!([])).unwrap();
+        let names: Vec<_> = captured.iter().map(|one| one.name.as_deref().unwrap()).collect();
+        assert_eq!(names, ["web"]);
     }
 
     #[test]

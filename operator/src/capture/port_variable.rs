@@ -10,8 +10,8 @@ use larder_crds::{Capture, CaptureMode, PortFrom, Target};
 use serde_json::{Value, json};
 
 use super::{
-    Captured, Inputs, Skip, SkipReason, Variable, entries_of, listeners, no_such_port, number, port_from,
-    text, unfit_for, written,
+    Captured, Inputs, Skip, SkipReason, Variable, entries_of, leads_to, listeners, no_such_port, number,
+    port_from, text, unfit_for, written,
 };
 
 /// The lowest port that a process without privileges can listen on.
@@ -184,7 +184,9 @@ fn find<'a>(spec: &'a Value, target: &'a Target, place: &PortFrom) -> Result<Lis
     };
     let mut listed: Vec<_> = entries_of(spec, &target.port)
         .filter_map(|(container, entry)| {
-            Some(Listener { container, port: number(entry)?, name: entry["name"].as_str() })
+            let port = number(entry)?;
+            let name = entry["name"].as_str().filter(|name| leads_to(spec, name, port));
+            Some(Listener { container, port, name })
         })
         .collect();
     // A name leads to the first container that lists it.
