@@ -14,6 +14,7 @@ use crate::{
     companions::{Step, is_companion},
     rollout::{Deviation, Undone},
     status::find,
+    wording,
     workload::Workload,
 };
 
@@ -130,26 +131,18 @@ pub fn companions_end(policy: &str, services: &[Arc<Service>]) -> Option<Event> 
 
 /// Returns the event for pods that keep the sidecar of a deleted policy.
 pub fn leftovers(pods: &[&str], reason: Option<&str>) -> Event {
-    let named = pods.iter().take(MAX_NAMED_PODS).copied().collect::<Vec<_>>().join(", ");
-    let others = match pods.len().saturating_sub(MAX_NAMED_PODS) {
-        0 => String::new(),
-        more => format!(" and {more} more"),
-    };
+    let named = wording::list(pods, MAX_NAMED_PODS);
     let reason = reason.map(|reason| format!("; {reason}")).unwrap_or_default();
     let note = format!(
         "the policy was deleted; its sidecars pass everything through. Pods that are not restarted keep theirs until \
-         they are deleted, and this ConfigMap stays until then: {named}{others}{reason}"
+         they are deleted, and this ConfigMap stays until then: {named}{reason}"
     );
     event(EventType::Warning, "Leftover", "TakeBack", note)
 }
 
-fn event(type_: EventType, reason: &str, action: &str, mut note: String) -> Event {
-    if note.len() > MAX_NOTE {
-        let end = (0..=MAX_NOTE - 4).rev().find(|end| note.is_char_boundary(*end)).unwrap_or(0);
-        note.truncate(end);
-        note.push('…');
-    }
-    Event { type_, reason: reason.to_owned(), note: Some(note), action: action.to_owned(), secondary: None }
+fn event(type_: EventType, reason: &str, action: &str, note: String) -> Event {
+    let note = Some(wording::cut(note, MAX_NOTE));
+    Event { type_, reason: reason.to_owned(), note, action: action.to_owned(), secondary: None }
 }
 
 #[cfg(test)]
@@ -238,11 +231,5 @@ mod tests {
         let note = companions_end("shop", &services).unwrap().note.unwrap();
         assert!(note.contains("Service web-cached leads to"), "{note}");
         assert!(companions_end("another", &services).is_none());
-    }
-
-    #[test]
-    fn a_long_note_is_cut_between_characters() {
-        let note = event(EventType::Normal, "R", "A", "é".repeat(2000)).note.unwrap();
-        assert!(note.len() <= MAX_NOTE && note.ends_with('…'), "{}", note.len());
     }
 }

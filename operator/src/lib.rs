@@ -47,4 +47,5 @@ pub mod vacancy;
 pub mod watched;
 pub mod webhook;
 pub mod webhook_configuration;
+pub mod wording;
 pub mod workload;

@@ -31,10 +31,17 @@ use crate::{
     policy_pods::{PodReport, PolicyPods},
     rollout::Hold,
     vacancy::Vacancy,
+    wording,
 };
 
 /// Maximum number of missed pods that are named.
 const MAX_NAMED: usize = 10;
+
+/// Maximum number of pods that are named for a tier.
+const MAX_PODS_OF_TIER: usize = 5;
+
+/// Maximum length of a condition's message, as the definition has it.
+const MAX_MESSAGE: usize = 32 << 10;
 
 /// Inputs of a status.
 #[derive(Clone, Copy)]
@@ -179,7 +186,7 @@ fn condition(
         type_: kind.as_str().to_owned(),
         status: status.to_owned(),
         reason: verdict.reason,
-        message: verdict.message,
+        message: wording::cut(verdict.message, MAX_MESSAGE),
         observed_generation: generation,
         last_transition_time: before.map_or(Time(now), |before| before.last_transition_time.clone()),
     }
@@ -326,7 +333,7 @@ fn tiers_healthy(seen: &Observation<'_>) -> Verdict {
     if !down.is_empty() {
         let list = down.iter().map(|(tier, pods)| {
             let error = errors.get(tier).map(|error| format!(": {error}")).unwrap_or_default();
-            format!("{tier} does not respond to pod {}{error}", pods.join(", "))
+            format!("{tier} does not respond to pod {}{error}", wording::list(pods, MAX_PODS_OF_TIER))
         });
         return Verdict::new(false, "TierDown", list.collect::<Vec<_>>().join("; "));
     }

@@ -22,6 +22,7 @@ use crate::{
     policy_pods::{PodReport, PolicyPods},
     reach::reach,
     rollout::{Decision, Deviation, Hold, HoldReason, Obstacle, PodState, Undone, decide},
+    wording,
     workload::{self, Workload, WorkloadKind, is_rolling},
 };
 
@@ -36,6 +37,10 @@ const AFTER_RESTART: SignedDuration = SignedDuration::from_secs(5);
 const REFUSAL_TRUST: Duration = Duration::from_secs(10);
 /// Time after which a restart that has not ended no longer keeps others waiting.
 const ROLLOUT_LIMIT: SignedDuration = SignedDuration::from_mins(30);
+
+/// Maximum length of the words in the annotation of a restart that was undone, because all annotations of an object
+/// together are bounded.
+const MAX_UNDONE: usize = 4 << 10;
 
 /// Readiness of the webhook for new pods.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -193,6 +198,7 @@ impl Context {
         message: String,
     ) -> Result<()> {
         let image = self.dependencies.arguments.sidecar.image.clone();
+        let message = wording::cut(message, MAX_UNDONE);
         let undone = Undone { aim: workload.aim.clone(), image, obstacle, message };
         self.undo_restart(workload, &undone).await?;
         tracing::warn!(namespace = rollout.namespace, %workload, message = undone.message, "undid a restart");

@@ -8,6 +8,7 @@ use crate::{
     policy_pods::PodReport,
     rollout::{Decision, Deviation, HoldReason, MAX_ATTEMPTS, decide},
     vacancy::Vacancy,
+    wording,
     workload::Workload,
 };
 
@@ -148,17 +149,24 @@ fn remedy(seen: &Observation<'_>, now: Timestamp) -> Remedy {
     }
     let mut parts = Vec::new();
     if !restarted.is_empty() {
-        parts.push(format!("{} {} being restarted", list(&restarted), is_or_are(&restarted)));
+        parts.push(format!(
+            "{} {} being restarted",
+            wording::list(&restarted, MAX_LISTED),
+            is_or_are(&restarted)
+        ));
     }
     if !waiting.is_empty() {
         let is = is_or_are(&waiting);
-        parts.push(format!("{} {is} restarted after a rollout that is in progress", list(&waiting)));
+        parts.push(format!(
+            "{} {is} restarted after a rollout that is in progress",
+            wording::list(&waiting, MAX_LISTED)
+        ));
     }
     if !stalled.is_empty() {
         let is = is_or_are(&stalled);
         parts.push(format!(
             "{} {is} restarted after a rollout of its own, which does not progress: correct its pods, or undo it",
-            list(&stalled)
+            wording::list(&stalled, MAX_LISTED)
         ));
     }
     let mut queued = seen.holds.iter().filter(|hold| hold.reason == HoldReason::Queued);
@@ -206,14 +214,6 @@ fn unowned<'a>(namespace: &str, pods: impl Iterator<Item = &'a PodReport>) -> Op
          {namespace}`{remark}",
         names.collect::<Vec<_>>().join(" ")
     ))
-}
-
-/// Writes the first names of a list, and the number of the others.
-fn list(names: &[String]) -> String {
-    match names.len().saturating_sub(MAX_LISTED) {
-        0 => names.join(", "),
-        more => format!("{} and {more} more", names[..MAX_LISTED].join(", ")),
-    }
 }
 
 const fn is_or_are(names: &[String]) -> &'static str {

@@ -405,3 +405,26 @@ fn unreadable_policy_has_a_stable_status() {
     assert_eq!(once, unreadable(Some(1), Some(Timestamp::UNIX_EPOCH), "l1.maxSize"));
     assert_eq!(find(&once, ConditionType::Ready).unwrap().status, "False");
 }
+
+#[test]
+fn message_is_no_longer_than_the_definition_allows() {
+    let words = "é".repeat(40_000);
+    let hold = Hold { uid: "u".into(), reason: HoldReason::AdmissionRefused, message: words };
+    let scene = Scene { pods: vec![missed("a")], answers: vec![], holds: vec![hold], ..Scene::default() };
+    let (.., message) = scene.is(ConditionType::Injected);
+    assert!(message.len() <= 32_768 && message.ends_with('…'), "{} bytes", message.len());
+}
+
+#[test]
+fn tier_that_is_down_names_a_few_pods() {
+    let names: Vec<&'static str> = (0..1_000).map(|n| &*format!("a-pod-{n}").leak()).collect();
+    let down = || {
+        let tiers = [("redis".to_owned(), TierState::Down)].into();
+        Ok(PolicyReport { tiers, ..answer(HASH).unwrap() })
+    };
+    let answers = names.iter().map(|name| (*name, down())).collect();
+    let pods = names.iter().map(|name| right(name)).collect();
+    let (_, reason, message) = Scene { pods, answers, ..Scene::default() }.is(ConditionType::TiersHealthy);
+    assert_eq!(reason, "TierDown");
+    assert!(message.len() < 300 && message.contains("and 995 more"), "{message}");
+}

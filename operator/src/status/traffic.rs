@@ -15,6 +15,7 @@ use super::{Observation, Verdict, mode, other_modes};
 use crate::{
     capture::{Captured, Mode},
     policy_pods::PodReport,
+    wording,
 };
 
 /// Maximum number of Services that are named.
@@ -149,9 +150,7 @@ fn without_selector(seen: &Observation<'_>) -> String {
     let names = |fits: &dyn Fn(&Service) -> bool| {
         let all: Vec<_> =
             seen.services.iter().filter(|service| fits(service)).map(|service| service.name_any()).collect();
-        let more = all.len().saturating_sub(MAX_NAMED);
-        let more = if more > 0 { format!(" and {more} more") } else { String::new() };
-        (!all.is_empty()).then(|| format!("{}{more}", all[..all.len().min(MAX_NAMED)].join(", ")))
+        (!all.is_empty()).then(|| wording::list(&all, MAX_NAMED))
     };
     let external = names(&|service| is_external(service));
     let selectorless = names(&|service| !is_external(service) && selector(service).is_none());
