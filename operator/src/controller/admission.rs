@@ -222,10 +222,23 @@ fn is_quota(message: &str) -> bool {
 }
 
 /// Returns the remedy for a refusal by one of Kubernetes' own admission plugins, from its words.
-fn remedy(message: &str) -> Option<&'static str> {
-    let of_sidecar = |words: &str| message.contains(words) && message.contains(names::SIDECAR);
+fn remedy(message: &str) -> Option<String> {
+    if let Some(resource) = unspecified(message) {
+        return Some(
+            if ["limits.cpu", "limits.memory", "requests.cpu", "requests.memory"].contains(&resource) {
+                format!("set sidecar.resources.{resource} in the policy")
+            } else {
+                format!(
+                    "give the namespace a LimitRange with a default for {resource}, which a policy cannot set"
+                )
+            },
+        );
+    }
+    if message.contains("o limit is specified") {
+        let resource = if message.contains("memory ") { "memory" } else { "cpu" };
+        return Some(format!("set sidecar.resources.limits.{resource} in the policy"));
+    }
     [
-        (of_sidecar("must specify limits.cpu"), "set sidecar.resources.limits.cpu in the policy"),
         (is_quota(message), "raise the quota, or lower sidecar.resources in the policy"),
         (
             message.contains("violates PodSecurity") && message.contains(names::REDIRECT),
@@ -250,7 +263,17 @@ fn remedy(message: &str) -> Option<&'static str> {
         ),
     ]
     .into_iter()
-    .find_map(|(is_so, remedy)| is_so.then_some(remedy))
+    .find_map(|(is_so, remedy)| is_so.then(|| remedy.to_owned()))
+}
+
+/// Returns the resource that a quota requires and the sidecar does not have: the words are `must specify limits.cpu for:
+/// app,larder-sidecar; requests.cpu for: app`.
+fn unspecified(message: &str) -> Option<&str> {
+    let (_, list) = message.split_once("must specify ")?;
+    list.split("; ").find_map(|item| {
+        let (resource, containers) = item.split_once(" for: ")?;
+        containers.split([',', ' ']).any(|name| name == names::SIDECAR).then_some(resource)
+    })
 }
 
 #[cfg(test)]
@@ -289,6 +312,22 @@ mod tests {
             ),
             ("failed quota: q: must specify limits.cpu for: app", None),
             (
+                "failed quota: q: must specify limits.ephemeral-storage for: app,larder-sidecar",
+                Some("a LimitRange with a default for limits.ephemeral-storage"),
+            ),
+            (
+                "failed quota: q: must specify limits.cpu for: app; requests.ephemeral-storage for: larder-sidecar",
+                Some("a default for requests.ephemeral-storage"),
+            ),
+            (
+                "maximum cpu usage per Container is 1.  No limit is specified",
+                Some("set sidecar.resources.limits.cpu"),
+            ),
+            (
+                "cpu max limit to request ratio per Pod is 2, but no limit is specified or limit is 0",
+                Some("set sidecar.resources.limits.cpu"),
+            ),
+            (
                 "exceeded quota: q, requested: limits.memory=192Mi, used: limits.memory=0, limited: limits.memory=128Mi",
                 Some("raise the quota"),
             ),
@@ -314,7 +353,10 @@ mod tests {
         for (message, expected) in cases {
             let found = remedy(message);
             assert_eq!(found.is_some(), expected.is_some(), "{message}: {found:?}");
-            assert!(expected.is_none_or(|words| found.unwrap().contains(words)), "{message}: {found:?}");
+            assert!(
+                expected.is_none_or(|words| found.as_ref().unwrap().contains(words)),
+                "{message}: {found:?}"
+            );
         }
     }
 }
