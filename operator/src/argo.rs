@@ -66,7 +66,7 @@ impl Rollouts {
     }
 
     /// Replaces the list of a namespace; returns the words of a refusal that is not known yet.
-    fn put(
+    pub(crate) fn put(
         &self,
         namespace: &str,
         listed: Vec<Arc<DynamicObject>>,

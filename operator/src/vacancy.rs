@@ -10,6 +10,7 @@ use larder_crds::selector;
 use serde_json::{Value, json};
 
 use crate::{
+    argo,
     choice::Choice,
     stores::{Stores, in_namespace},
     workload::replica_failure,
@@ -49,7 +50,8 @@ impl Awaited {
     }
 }
 
-/// Returns the reason that no pod matches a policy's selector, as far as Deployments, StatefulSets and DaemonSets tell.
+/// Returns the reason that no pod matches a policy's selector, as far as Deployments, StatefulSets, DaemonSets and the
+/// Rollouts that were listed last tell.
 pub fn vacancy(stores: &Stores, namespace: &str, own: &LabelSelector) -> Vacancy {
     let (mut idle, mut awaited) = (None, None);
     let deployments = in_namespace(&stores.deployments, namespace);
@@ -68,15 +70,24 @@ pub fn vacancy(stores: &Stores, namespace: &str, own: &LabelSelector) -> Vacancy
         let wanted = one.status.as_ref().map_or(0, |status| status.desired_number_scheduled);
         Some((named("DaemonSet", &one.metadata), &one.spec.as_ref()?.template, wanted, None))
     });
-    for (owner, template, wanted, reason) in deployments.chain(sets).chain(daemons) {
-        if !is_selected(own, template) {
+    let rollouts = stores.rollouts.of(namespace);
+    let rollouts = rollouts.iter().filter_map(|one| {
+        let template = argo::template_of(stores, namespace, &one.data["spec"])?;
+        let wanted = one.data["spec"]["replicas"].as_i64().unwrap_or(1);
+        Some((named("Rollout", &one.metadata), template, i32::try_from(wanted).unwrap_or(i32::MAX), None))
+    });
+    let own_kinds = deployments.chain(sets).chain(daemons);
+    let own_kinds =
+        own_kinds.map(|(owner, template, wanted, reason)| (owner, template.clone(), wanted, reason));
+    for (owner, template, wanted, reason) in own_kinds.chain(rollouts) {
+        if !is_selected(own, &template) {
             continue;
         }
         if wanted == 0 {
             idle.get_or_insert(owner);
             continue;
         }
-        let pods = Awaited::new(owner, template);
+        let pods = Awaited::new(owner, &template);
         if let Some(reason) = reason {
             return pods.refused(&reason);
         }
@@ -107,6 +118,8 @@ pub fn named(kind: &str, metadata: &ObjectMeta) -> String {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use super::*;
     use crate::policy_pods::tests::{list, stores};
 
@@ -117,11 +130,32 @@ mod tests {
             "status": status,
         });
         let stores = Stores { deployments: list(vec![deployment]), ..stores(vec![]) };
-        let selector = LabelSelector {
+        vacancy(&stores, "shop", &shop())
+    }
+
+    fn shop() -> LabelSelector {
+        LabelSelector {
             match_labels: Some([("app".to_owned(), "shop".to_owned())].into()),
             ..LabelSelector::default()
+        }
+    }
+
+    #[test]
+    fn rollout_by_the_template_of_a_deployment_is_awaited_although_that_wants_no_pods() {
+        let deployment = json!({
+            "metadata": {"name": "shop", "namespace": "shop"},
+            "spec": {"replicas": 0, "selector": {}, "template": {"metadata": {"labels": {"app": "shop"}}}},
+        });
+        let of = |replicas: i32| {
+            let rollout = json!({"apiVersion": "argoproj.io/v1alpha1", "kind": "Rollout",
+                "metadata": {"name": "web", "namespace": "shop"},
+                "spec": {"replicas": replicas, "workloadRef": {"kind": "Deployment", "name": "shop"}}});
+            let stores = Stores { deployments: list(vec![deployment.clone()]), ..stores(vec![]) };
+            stores.rollouts.put("shop", vec![Arc::new(serde_json::from_value(rollout).unwrap())], None);
+            vacancy(&stores, "shop", &shop())
         };
-        vacancy(&stores, "shop", &selector)
+        assert!(matches!(of(2), Vacancy::Awaited(awaited) if awaited.owner == "Rollout web"));
+        assert!(matches!(of(0), Vacancy::Idle(_)));
     }
 
     #[test]

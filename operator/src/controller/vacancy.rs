@@ -12,7 +12,6 @@ use larder_crds::CachePolicy;
 
 use super::{Context, admission};
 use crate::{
-    argo,
     error::Result,
     vacancy::{Awaited, Vacancy, is_selected, named, vacancy},
 };
@@ -21,11 +20,15 @@ impl Context {
     /// Returns the reason that a policy has no pods. Where some are awaited, the API server is asked for one by a dry run.
     pub(super) async fn vacancy(&self, namespace: &str, policy: &CachePolicy) -> Result<Vacancy> {
         let own = &policy.spec.selector;
-        let vacancy = match vacancy(&self.stores, namespace, own) {
-            Vacancy::NoWorkload => self.unwatched_without_pods(namespace, own).await?,
-            other => other,
-        };
-        let Vacancy::Awaited(awaited) = vacancy else { return Ok(vacancy) };
+        let mut found = vacancy(&self.stores, namespace, own);
+        if found == Vacancy::NoWorkload {
+            self.stores.rollouts.refresh(&self.dependencies.client, namespace).await?;
+            found = vacancy(&self.stores, namespace, own);
+        }
+        if found == Vacancy::NoWorkload {
+            found = self.unwatched_without_pods(namespace, own).await?;
+        }
+        let Vacancy::Awaited(awaited) = found else { return Ok(found) };
         let words = admission::words_against(&self.dependencies.client, namespace, &awaited.pod).await?;
         Ok(match words {
             Some(words) => awaited.refused(&words),
@@ -33,31 +36,18 @@ impl Context {
         })
     }
 
-    /// Returns the reason that workloads of a selector have no pods whose kinds are not watched.
+    /// Returns the reason that bare ReplicaSets, Jobs and CronJobs of a selector have no pods. They are not watched.
     async fn unwatched_without_pods(&self, namespace: &str, own: &LabelSelector) -> Result<Vacancy> {
         let client = &self.dependencies.client;
-        self.stores.rollouts.refresh(client, namespace).await?;
-        let rollouts = self.stores.rollouts.of(namespace);
-        let rollouts = rollouts.iter().filter_map(|rollout| {
-            let template = argo::template_of(&self.stores, namespace, &rollout.data["spec"])?;
-            let wanted = rollout.data["spec"]["replicas"].as_i64().unwrap_or(1);
-            Some((named("Rollout", &rollout.metadata), template, wanted))
-        });
         let sets: Vec<ReplicaSet> = admission::list(client, namespace).await?;
         let is_bare =
             |set: &&ReplicaSet| set.owner_references().iter().all(|owner| owner.controller != Some(true));
         let sets = sets.iter().filter(is_bare).filter_map(|set| {
             let spec = set.spec.as_ref()?;
-            Some((
-                named("ReplicaSet", &set.metadata),
-                spec.template.clone()?,
-                i64::from(spec.replicas.unwrap_or(1)),
-            ))
+            Some((named("ReplicaSet", &set.metadata), spec.template.clone()?, spec.replicas.unwrap_or(1)))
         });
         let mut idle = None;
-        for (owner, template, wanted) in
-            rollouts.chain(sets).filter(|(_, template, _)| is_selected(own, template))
-        {
+        for (owner, template, wanted) in sets.filter(|(_, template, _)| is_selected(own, template)) {
             if wanted > 0 {
                 return Ok(Vacancy::Awaited(Awaited::new(owner, &template)));
             }
@@ -69,7 +59,7 @@ impl Context {
         }
     }
 
-    /// Returns the reason that the Jobs and CronJobs of a selector have no pods. Jobs are not watched.
+    /// Returns the reason that the Jobs and CronJobs of a selector have no pods.
     async fn jobs_without_pods(&self, namespace: &str, own: &LabelSelector) -> Result<Vacancy> {
         let client = &self.dependencies.client;
         let jobs: Vec<Job> = admission::list(client, namespace).await?;
