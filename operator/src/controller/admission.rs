@@ -123,12 +123,14 @@ fn quota_exceeded(
     pods: &[&PodReport],
     created: &Value,
 ) -> Option<String> {
-    let whole = quota::of_pod(created);
-    let current: Vec<_> =
-        pods.iter().filter(|pod| pod.deviation.is_some()).map(|pod| pod.usage.clone()).collect();
-    let (growth, largest) = quota::growth(&quota::of_sidecar(created), &current);
-    let beside = (workload.replacement.surge > 0).then_some(&whole);
-    quota::exceeded(quotas, &quota::Need { growth: &growth, largest: &largest, beside, pod: created })
+    let is_best_effort =
+        |pod: &PodReport| pod.object.as_ref().is_some_and(|object| quota::is_best_effort(&json!(**object)));
+    let replaced = pods.iter().filter(|pod| pod.deviation.is_some());
+    let replaced: Vec<_> = replaced
+        .map(|pod| quota::Replaced { sidecar: pod.usage.clone(), is_best_effort: is_best_effort(pod) })
+        .collect();
+    let surges = workload.replacement.surge > 0;
+    quota::exceeded(quotas, &quota::Need { replaced: &replaced, surges, pod: created })
 }
 
 /// Returns the API server's words, by a dry run, if it refuses the pod of a template.
