@@ -7,6 +7,7 @@ pub(crate) mod companion;
 mod located;
 pub mod mesh;
 mod named_port;
+mod network_policy;
 mod port_from;
 mod port_variable;
 mod probes;

@@ -10,7 +10,9 @@ use larder_api::names;
 use serde_json::{Value, json};
 
 use super::{
-    Captured, Inputs, Skip, SkipReason, all_containers, located, named_port, names_of, ports, text, unfit,
+    Captured, Inputs, Skip, SkipReason, all_containers, located, names_of,
+    network_policy::{Port, closed_by},
+    ports, text, unfit,
 };
 
 /// Maximum length of the name of a port.
@@ -48,9 +50,9 @@ impl Companion {
                 all_containers(spec).flat_map(|container| names_of(container, one.port)).collect();
             let beside = captured.iter().filter(|other| other.port == one.port).map(sidecar_port_name);
             let beside: Vec<_> = beside.collect();
-            let application = named_port::Port { number: one.port, names: &own };
-            let sidecar = named_port::Port { number, names: &beside };
-            if let Some(policy) = named_port::closed_by(pod, application, sidecar, network_policies) {
+            let application = Port { number: one.port, names: &own };
+            let sidecar = Port { number, names: &beside };
+            if let Some(policy) = closed_by(pod, application, sidecar, network_policies) {
                 let message = format!(
                     "the NetworkPolicy {policy} allows port {} and not {number}, where the sidecar listens; allow the port \
                      {name} as well",

@@ -4,16 +4,14 @@
 //! entry that has the name, and everything that resolves the name (endpoint slices, load balancers, monitors) finds the
 //! sidecar. No privilege is needed, and injected and plain pods coexist behind one Service.
 
-use std::sync::Arc;
-
-use k8s_openapi::{
-    api::networking::v1::{NetworkPolicy, NetworkPolicyPort},
-    apimachinery::pkg::util::intstr::IntOrString,
-};
-use larder_crds::selector;
+use k8s_openapi::apimachinery::pkg::util::intstr::IntOrString;
 use serde_json::{Value, json};
 
-use super::{Captured, Inputs, Skip, SkipReason, entries_of, leads_to, no_such_port, number, text, unfit};
+use super::{
+    Captured, Inputs, Skip, SkipReason, entries_of, leads_to,
+    network_policy::{Port, closed_by},
+    no_such_port, number, text, unfit,
+};
 
 /// The ports of a pod whose names move to the sidecar.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -143,51 +141,11 @@ fn find(spec: &Value, port: &IntOrString) -> Result<u16, Skip> {
     entries_of(spec, port).find_map(|(_, entry)| number(entry)).ok_or_else(|| no_such_port(port))
 }
 
-/// A port as a NetworkPolicy may refer to it.
-#[derive(Clone, Copy, Debug)]
-pub(super) struct Port<'a, S> {
-    pub(super) number: u16,
-    /// Names that refer to it in the injected pod or, of the application's port, did so before.
-    pub(super) names: &'a [S],
-}
-
-/// Returns the NetworkPolicy that admits requests to the application's port and would block them at the sidecar's.
-pub(super) fn closed_by<S: AsRef<str>>(
-    pod: &Value,
-    application: Port<'_, S>,
-    sidecar: Port<'_, S>,
-    network_policies: &[Arc<NetworkPolicy>],
-) -> Option<String> {
-    let labels = serde_json::from_value(pod["metadata"]["labels"].clone()).unwrap_or_default();
-    let allows = |entry: &NetworkPolicyPort, to: &Port<'_, S>| {
-        entry.protocol.as_deref().is_none_or(|protocol| protocol == "TCP")
-            && match &entry.port {
-                None => true,
-                Some(IntOrString::String(name)) => to.names.iter().any(|own| own.as_ref() == name),
-                Some(IntOrString::Int(first)) => {
-                    (*first..=entry.end_port.unwrap_or(*first)).contains(&i32::from(to.number))
-                }
-            }
-    };
-    network_policies.iter().find_map(|policy| {
-        let spec = policy.spec.as_ref()?;
-        let everything = spec.pod_selector.as_ref().is_none_or(selector::is_empty);
-        if !everything && !spec.pod_selector.as_ref().is_some_and(|own| selector::matches(own, &labels)) {
-            return None;
-        }
-        let ingress =
-            spec.policy_types.as_ref().is_none_or(|types| types.iter().any(|kind| kind == "Ingress"));
-        let closed = ingress
-            && spec.ingress.iter().flatten().filter_map(|rule| rule.ports.as_ref()).any(|entries| {
-                entries.iter().any(|entry| allows(entry, &application))
-                    && !entries.iter().any(|entry| allows(entry, &sidecar))
-            });
-        closed.then(|| policy.metadata.name.clone().unwrap_or_default())
-    })
-}
-
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
+    use std::sync::Arc;
+
+    use k8s_openapi::api::networking::v1::NetworkPolicy;
     use larder_crds::{Capture, Target};
 
     use super::*;
@@ -206,7 +164,11 @@ mod tests {
         Ok(NamedPort::plan(pod, &inputs)?.captured)
     }
 
-    fn check(pod: &Value, port: Value, policies: Value) -> Result<Vec<Captured>, SkipReason> {
+    pub(in crate::capture) fn check(
+        pod: &Value,
+        port: Value,
+        policies: Value,
+    ) -> Result<Vec<Captured>, SkipReason> {
         let targets = [serde_json::from_value(json!({ "port": port })).unwrap()];
         let policies: Vec<NetworkPolicy> = serde_json::from_value(policies).unwrap();
         let policies: Vec<_> = policies.into_iter().map(Arc::new).collect();
@@ -306,25 +268,5 @@ mod tests {
         assert_eq!(captured[0].container, "proxy");
         pod["spec"]["initContainers"][0]["restartPolicy"] = Value::Null;
         assert_eq!(check(&pod, json!("proxy"), json!([])), Err(SkipReason::NoSuchPort));
-    }
-
-    #[test]
-    fn a_network_policy_must_let_the_sidecar_be_reached() {
-        let policy = |selector: Value, ports: Value| json!([{"metadata": {"name": "web"}, "spec": {"podSelector": selector, "policyTypes": ["Ingress"], "ingress": [{"ports": ports}]}}]);
-        let check = |selector, ports| check(&pod(), json!("http"), policy(selector, ports));
-        let shop = || json!({"matchLabels": {"app": "shop"}});
-        assert_eq!(check(shop(), json!([{"port": 8080}])), Err(SkipReason::NetworkPolicy));
-        assert_eq!(
-            check(json!({}), json!([{"port": 8000, "endPort": 9000}])),
-            Err(SkipReason::NetworkPolicy)
-        );
-        assert!(check(json!({"matchLabels": {"app": "other"}}), json!([{"port": 8080}])).is_ok());
-        assert!(check(shop(), json!([{"port": "http"}])).is_ok());
-        assert!(check(shop(), json!([{"port": 8080}, {"port": 24800}])).is_ok());
-        assert!(check(shop(), json!([{"port": 1024, "endPort": 65535}])).is_ok());
-        assert!(
-            check(shop(), json!([{"port": 9090}])).is_ok(),
-            "the application could not be reached before either"
-        );
     }
 }
