@@ -17,6 +17,7 @@ use super::{
 use crate::{
     error::Result,
     events,
+    in_force::InForce,
     pace::Pace,
     pod::is_ready_with,
     policy_pods::{PodReport, PolicyPods},
@@ -138,6 +139,11 @@ impl Context {
             return Ok(None);
         }
         let hold = |reason, message| Some(Hold { uid: workload.uid.clone(), reason, message });
+        if deviation != Deviation::Stray
+            && let Some(message) = unselected(&self.dependencies.policies.of(namespace), workload)
+        {
+            return Ok(hold(HoldReason::NotInjected, message));
+        }
         let queued = |pace: Pace| {
             pace.queue().and_then(|queued| hold(HoldReason::Queued, format!("{workload} waits: {queued}")))
         };
@@ -373,4 +379,34 @@ fn undone(workload: &Workload) -> Option<Hold> {
         obstacle.as_str()
     );
     Some(Hold { uid: workload.uid.clone(), reason: HoldReason::RolloutUndone, message })
+}
+
+/// Returns the reason that a restart would give a workload's pods no sidecar, if their own labels are those that a policy
+/// selects, and not those of the template.
+fn unselected(policies: &InForce, workload: &Workload) -> Option<String> {
+    policies.serving(&workload.labels()).is_none().then(|| {
+        format!(
+            "{workload} is not restarted, because its new pods would not have the labels that the policy selects: the pods \
+             have them, and the pod template does not; add them to the template, or correct spec.selector"
+        )
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::json;
+
+    use super::*;
+    use crate::{policies::tests as policies, rollout::Progress, workload::tests::workload_with};
+
+    #[test]
+    fn workload_whose_template_lacks_the_labels_of_its_pods_is_not_restarted() {
+        let policy = policies::policy("shop", "2026-01-01T00:00:00Z", json!({"app": "shop"}));
+        let in_force = policies::policies(&[policy]).of("shop");
+        let mut workload = workload_with(Progress::default());
+        let message = unselected(&in_force, &workload).unwrap();
+        assert!(message.starts_with("Deployment shop is not restarted"), "{message}");
+        workload.template["metadata"]["labels"] = json!({"app": "shop"});
+        assert_eq!(unselected(&in_force, &workload), None);
+    }
 }
