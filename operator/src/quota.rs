@@ -199,13 +199,12 @@ pub fn is_best_effort(pod: &Value) -> bool {
 /// Returns true if the affinity of a pod names other namespaces.
 fn refers_to_other_namespaces(spec: &Value) -> bool {
     let kinds = ["podAffinity", "podAntiAffinity"].into_iter().map(|kind| &spec["affinity"][kind]);
-    let terms = kinds.flat_map(|affinity| {
+    let mut terms = kinds.flat_map(|affinity| {
         let list = |name: &str| affinity[name].as_array().into_iter().flatten();
         let preferred =
             list("preferredDuringSchedulingIgnoredDuringExecution").map(|one| &one["podAffinityTerm"]);
         list("requiredDuringSchedulingIgnoredDuringExecution").chain(preferred)
     });
-    let mut terms = terms;
     terms.any(|term| {
         !term["namespaceSelector"].is_null()
             || term["namespaces"].as_array().is_some_and(|names| !names.is_empty())
