@@ -10,18 +10,27 @@ use serde_json::json;
 
 use crate::{inject, rollout::Obstacle};
 
+/// Reasons of a container that waits for its image.
+const IMAGE_REASONS: [&str; 6] = [
+    "ErrImagePull",
+    "ImagePullBackOff",
+    "InvalidImageName",
+    "ErrImageNeverPull",
+    "ImageInspectError",
+    "RegistryUnavailable",
+];
+/// Reasons of a container that cannot be created, or ends again and again.
+const START_REASONS: [&str; 4] =
+    ["CreateContainerConfigError", "CreateContainerError", "RunContainerError", "CrashLoopBackOff"];
+
 /// Returns the reason that a pod with the sidecar does not start, if it is one that only a change removes.
 pub fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
     let status = pod.status.as_ref()?;
     if !has_sidecar(pod) || is_ready(pod) {
         return None;
     }
-    let mut conditions = status.conditions.iter().flatten();
-    let unplaced = |condition: &PodCondition| {
-        condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("Unschedulable")
-    };
-    if let Some(condition) = conditions.find(|condition| unplaced(condition)) {
-        return Some((Obstacle::Unschedulable, condition.message.clone().unwrap_or_default()));
+    if let Some(words) = unschedulable(pod) {
+        return Some((Obstacle::Unschedulable, words));
     }
     let containers = status.init_container_statuses.iter().flatten();
     let is_ours = |name: &str| [names::REDIRECT, names::SIDECAR].contains(&name);
@@ -30,20 +39,38 @@ pub fn obstacle(pod: &Pod) -> Option<(Obstacle, String)> {
         .find_map(|container| Some((container, container.state.as_ref()?.waiting.as_ref()?)));
     let Some((container, waiting)) = found else { return application_ends(pod) };
     let obstacle = match waiting.reason.as_deref()? {
-        "ErrImagePull"
-        | "ImagePullBackOff"
-        | "InvalidImageName"
-        | "ErrImageNeverPull"
-        | "ImageInspectError"
-        | "RegistryUnavailable" => Obstacle::Image,
-        "CreateContainerConfigError" | "CreateContainerError" | "RunContainerError" | "CrashLoopBackOff" => {
-            Obstacle::Sidecar
-        }
+        reason if IMAGE_REASONS.contains(&reason) => Obstacle::Image,
+        reason if START_REASONS.contains(&reason) => Obstacle::Sidecar,
         _ => return None,
     };
     let ended = container.last_state.as_ref().and_then(|state| state.terminated.as_ref()?.message.as_ref());
     let words = waiting.message.clone().or_else(|| waiting.reason.clone()).unwrap_or_default();
     Some((obstacle, ended.map_or_else(|| words.clone(), |ended| format!("{words}: {}", ended.trim()))))
+}
+
+/// Returns the scheduler's words, if no node takes a pod.
+fn unschedulable(pod: &Pod) -> Option<String> {
+    let mut conditions = pod.status.as_ref()?.conditions.iter().flatten();
+    let unplaced = |condition: &&PodCondition| {
+        condition.type_ == "PodScheduled" && condition.reason.as_deref() == Some("Unschedulable")
+    };
+    Some(conditions.find(unplaced)?.message.clone().unwrap_or_default())
+}
+
+/// Returns the reason that a pod does not start, of whatever container, in Kubernetes' words.
+pub fn stuck_because(pod: &Pod) -> Option<String> {
+    if let Some(words) = unschedulable(pod) {
+        return Some(format!("pod {}: {words}", pod.name_any()));
+    }
+    let status = pod.status.as_ref()?;
+    let containers = status.init_container_statuses.iter().chain(&status.container_statuses).flatten();
+    containers.into_iter().find_map(|container| {
+        let waiting = container.state.as_ref()?.waiting.as_ref()?;
+        let reason = waiting.reason.as_deref()?;
+        let is_stuck = IMAGE_REASONS.contains(&reason) || START_REASONS.contains(&reason);
+        let words = waiting.message.as_deref().unwrap_or(reason);
+        is_stuck.then(|| format!("pod {}: container {}: {words}", pod.name_any(), container.name))
+    })
 }
 
 /// Returns the obstacle of a pod whose application ends again and again, after it was given another port: it may not take its

@@ -22,7 +22,7 @@ use crate::{
     in_force::InForce,
     inject,
     inject::{Injection, Outcome},
-    pod::{admin_port_of, has_existed_for, has_sidecar, is_live, obstacle},
+    pod::{admin_port_of, has_existed_for, has_sidecar, is_live, obstacle, stuck_because},
     quota::{self, Usage},
     rollout::{Deviation, Obstacle, PodState},
     stores::{Stores, in_namespace},
@@ -183,6 +183,9 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
         if let Some(Owner { workload, newest, .. }) = owner {
             (report.workload, report.newest) = (Some(workload.uid.clone()), newest.marks(pod));
             policy_pods.add_state(workload, report.state());
+            if let Some(words) = stuck_because(pod).filter(|_| report.newest) {
+                policy_pods.is_stalled(&workload.uid, words);
+            }
         }
         policy_pods.pods.push(report);
     }
@@ -195,6 +198,14 @@ impl PolicyPods {
         match self.workloads.iter_mut().find(|(known, _)| known.uid == workload.uid) {
             Some((_, states)) => states.push(state),
             None => self.workloads.push((workload.clone(), vec![state])),
+        }
+    }
+
+    /// Records why the rollout of a workload does not progress, if that is not known: a StatefulSet has no condition for it.
+    fn is_stalled(&mut self, uid: &str, words: String) {
+        let mut workloads = self.workloads.iter_mut();
+        if let Some((workload, _)) = workloads.find(|(workload, _)| workload.uid == uid) {
+            workload.stalled.get_or_insert(words);
         }
     }
 }

@@ -108,7 +108,7 @@ pub struct Workload {
     pub injected: Option<Value>,
     /// The reason that a changed template is not rolled out.
     pub halt: Option<Halt>,
-    /// The Deployment's words, if its rollout does not progress.
+    /// The Deployment's words, or those about a pod, if its rollout does not progress.
     pub stalled: Option<String>,
     /// True if pods are wanted that do not exist.
     pub lacks_pods: bool,

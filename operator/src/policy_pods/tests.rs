@@ -208,3 +208,16 @@ fn pods_on_their_way_out_and_finished_ones_do_not_count() {
     let policy_pods = look(vec![leaving, finished, out], "shop", &shop(), &pods::settings());
     assert_eq!(policy_pods, PolicyPods::default());
 }
+
+#[test]
+fn rollout_whose_newest_pod_does_not_start_is_stalled() {
+    let waiting = |reason: &str| {
+        let mut pod = plain("a");
+        pod["status"] = json!({"phase": "Pending", "containerStatuses": [{"name": "app", "image": "", "imageID": "", "ready": false,
+            "restartCount": 0, "state": {"waiting": {"reason": reason, "message": "no such tag"}}}]});
+        let policy_pods = look(vec![pod], "shop", &shop(), &pods::settings());
+        policy_pods.workloads[0].0.stalled.clone()
+    };
+    assert_eq!(waiting("ImagePullBackOff").as_deref(), Some("pod a: container app: no such tag"));
+    assert_eq!(waiting("ContainerCreating"), None);
+}
