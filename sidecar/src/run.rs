@@ -41,6 +41,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     let Serve { listen, upstream, admin_listen, admin_token_file, policy, pod_ip, memory_limit, .. } =
         args.clone();
     let threads = args.threads();
+    let told_to_end = told_to_end()?;
     log_json();
     ensure!(
         listen.len() == upstream.len(),
@@ -110,7 +111,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     drop(endpoints);
     admin.ready.store(true, Ordering::Release);
 
-    told_to_end().await?;
+    told_to_end.await;
     drain.end();
     shutdown.cancel();
     tasks.close();
@@ -157,13 +158,16 @@ fn work(
     })
 }
 
-async fn told_to_end() -> anyhow::Result<()> {
+/// Handles the signals to end from the call on, and waits for the first one. A process that handles none dies of it at
+/// once; as the first of a container, it does not notice.
+fn told_to_end() -> io::Result<impl Future<Output = ()>> {
     let (mut terminate, mut interrupt) = (signal(SignalKind::terminate())?, signal(SignalKind::interrupt())?);
-    tokio::select! {
-        _ = terminate.recv() => {}
-        _ = interrupt.recv() => {}
-    }
-    Ok(())
+    Ok(async move {
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = interrupt.recv() => {}
+        }
+    })
 }
 
 /// Logs JSON lines to standard error; `RUST_LOG` sets the level.

@@ -198,6 +198,15 @@ async fn response_in_progress_is_finished_before_exit() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn sidecar_that_has_just_begun_to_listen_ends_in_order() {
+    for _ in 0..10 {
+        let mut sidecar = Sidecar::bare("127.0.0.1:1".parse().unwrap()).await;
+        sidecar.terminate();
+        assert!(sidecar.ended().await, "it died of the signal");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn request_with_a_malformed_response_is_not_retried() {
     for (words, asked) in [("nonsense\r\n\r\n", 1), ("", 2)] {
         let origin = Steps::answering(move |_: &str| vec![words.to_owned()], true).await;

@@ -88,8 +88,8 @@ async fn collector_is_refused_by_the_address_that_its_name_has() {
         }
         // The last metrics are pushed at the end.
         sidecar.terminate();
-        sidecar.ended().await;
-        let said = sidecar.logged("a connection was refused");
-        assert!(said.is_some_and(|said| said.contains("in the denied network")), "{host}");
+        assert!(sidecar.ended().await, "{host}");
+        let said = until("the refusal", async || sidecar.logged("a connection was refused")).await;
+        assert!(said.contains("in the denied network"), "{host}: {said}");
     }
 }
