@@ -85,7 +85,10 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     };
     let admission = admit(&arguments, webhook, certificate.clone(), readiness.clone(), &stop);
     let admission = async {
-        ready.await?;
+        match stop.run_until_cancelled(ready).await {
+            Some(ready) => ready?,
+            None => return Ok(()),
+        }
         admission.await
     };
 
@@ -105,11 +108,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         recorder: Recorder::new(client, reporter),
         metrics: metrics.clone(),
     });
-    let controllers = async {
-        leader::elect(dependencies, stop.clone()).await?;
-        tokio::time::sleep(webhook::SHUTDOWN_TIMEOUT).await;
-        Ok(())
-    };
+    let leadership = leader::elect(dependencies, stop.clone());
 
     tokio::select! {
         () = watch_policies => Err(Error::WatchEnded),
@@ -117,13 +116,12 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         () = watch_namespaces => Err(Error::WatchEnded),
         ended = certificates => ended,
         ended = health::serve(arguments.health_listen, readiness, metrics) => ended,
-        ended = admission => ended,
-        ended = controllers => ended,
+        ended = async { tokio::try_join!(admission, leadership) } => ended.map(drop),
         never = stop_on_signal(&stop) => never,
     }
 }
 
-/// Serves the webhook with the current certificate, from the first one on, and the current client CA.
+/// Serves the webhook with the current certificate, from the first one on, and the current client CA, until `stop`.
 async fn admit(
     arguments: &RunArguments,
     webhook: Webhook,
@@ -133,8 +131,12 @@ async fn admit(
 ) -> Result<()> {
     let client_ca = arguments.webhook_client_ca.as_deref();
     let mut clients = server::read_client_ca(client_ca)?;
-    let first = certificate.wait_for(Option::is_some).await.map_err(|_| Error::WatchEnded)?.clone();
-    let Some(mut loaded) = first else { return Err(Error::WatchEnded) };
+    let Some(first) = stop.run_until_cancelled(certificate.wait_for(Option::is_some)).await else {
+        return Ok(());
+    };
+    let Some(mut loaded) = first.map_err(|_| Error::WatchEnded)?.clone() else {
+        return Err(Error::WatchEnded);
+    };
     let (configs, config) = channel::channel(server::config(&loaded, clients.as_deref())?);
     readiness.set();
     let renewals = async {
@@ -168,9 +170,7 @@ async fn admit(
     let address = arguments.webhook_listen;
     tokio::select! {
         ended = webhook::serve(address, config, client_ca.is_some(), readiness, webhook, stop) => {
-            ended?;
-            // It was told to stop; the process ends when the lease is given back too.
-            std::future::pending().await
+            ended
         }
         ended = renewals => ended,
     }
