@@ -130,14 +130,13 @@ async fn redirection_that_pod_security_forbids_breaks_no_pod() -> anyhow::Result
         }
         let pod = &sandbox.pods("app").await?[0];
         sandbox.api::<Pod>().delete(&pod.name, &DeleteParams::default()).await?;
-        sandbox.pods_left("app", 1).await?;
-        sandbox.rolled_out("app").await?;
-        let successor = &sandbox.pods("app").await?[0];
-        ensure!(
-            successor.uid != pod.uid && sidecar_of(&successor.object).is_none(),
-            "{:?}",
-            successor.object
-        );
+        let successor = eventually("the pod has a successor", ROLLOUT_TIMEOUT, async || {
+            let mut pods = sandbox.pods("app").await?;
+            pods.retain(|other| other.uid != pod.uid);
+            pods.pop().context("there is none")
+        })
+        .await?;
+        ensure!(sidecar_of(&successor.object).is_none(), "{:?}", successor.object);
 
         sandbox.enforce("privileged").await?;
         policy.serves(1).await?;

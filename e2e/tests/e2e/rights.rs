@@ -3,7 +3,7 @@
 use std::{collections::BTreeSet, time::Instant};
 
 use anyhow::{Context, ensure};
-use jiff::Timestamp;
+use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
@@ -184,11 +184,12 @@ async fn said(sandbox: &Sandbox, since: Timestamp) -> anyhow::Result<String> {
     let ours = ListParams::default().labels("app.kubernetes.io/component=operator");
     let mut said = String::new();
     for replica in replicas.list(&ours).await? {
-        let options = LogParams { since_time: Some(since), ..LogParams::default() };
+        // Some messages are logged once, and the client rounds the time to the nearest second.
+        let a_little_before = Some(since - SignedDuration::from_secs(1));
+        let options = LogParams { since_time: a_little_before, ..LogParams::default() };
         // It may not have begun, or have ended.
         let log = replicas.logs(&replica.name_any(), &options).await.unwrap_or_default();
-        let troubles = log.lines().filter(|line| line.contains("\"WARN\"") || line.contains("\"ERROR\""));
-        for line in troubles {
+        for line in log.lines().filter(|line| is_trouble(line, since)) {
             said += &line.replace("\\\"", "\"");
             said.push('\n');
         }
@@ -198,6 +199,13 @@ async fn said(sandbox: &Sandbox, since: Timestamp) -> anyhow::Result<String> {
         said.extend(conditions.into_iter().map(|condition| condition.message + "\n"));
     }
     Ok(said)
+}
+
+/// Returns true if a line of a log is a warning or an error since a time.
+fn is_trouble(line: &str, since: Timestamp) -> bool {
+    let Ok(line) = serde_json::from_str::<Value>(line) else { return false };
+    let at = line["timestamp"].as_str().and_then(|at| at.parse::<Timestamp>().ok());
+    at.is_some_and(|at| at >= since) && (line["level"] == "WARN" || line["level"] == "ERROR")
 }
 
 /// Replaces every replica of the operator, without waiting.
@@ -360,7 +368,7 @@ async fn try_all(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
     watcher
         .lacks(&[("update", "secrets")], async |sandbox| {
             let secrets = Api::<Secret>::namespaced(sandbox.client.clone(), cluster::NAMESPACE);
-            let issued = Timestamp::now() - jiff::SignedDuration::from_hours(24 * 25);
+            let issued = Timestamp::now() - SignedDuration::from_hours(24 * 25);
             let old =
                 json!({"metadata": {"annotations": {annotations::issued_at("tls"): issued.to_string()}}});
             secrets.patch(names::TLS_SECRET, &Default::default(), &Patch::Merge(old)).await?;

@@ -138,7 +138,7 @@ pub(crate) async fn sidecar_image_that_is_not_there_costs_one_pod_for_a_while() 
             .await?;
             let started = std::time::Instant::now();
             let mut fewest = 4;
-            while started.elapsed() < eventually::seconds(45) {
+            while started.elapsed() < eventually::seconds(15) {
                 let pods = sandbox.api::<Pod>().list(&ListParams::default().labels("app=app")).await?;
                 fewest = fewest.min(pods.items.iter().filter(|pod| is_ready(pod)).count());
                 tokio::time::sleep(eventually::seconds(1)).await;
