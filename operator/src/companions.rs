@@ -109,6 +109,14 @@ pub fn steps(inputs: &Inputs<'_>) -> Vec<Step> {
     steps
 }
 
+/// Returns true if one of these Services is a companion of a policy.
+pub fn has_companions(policy: &str, services: &[Arc<Service>]) -> bool {
+    services.iter().any(|service| {
+        let of = service.labels().get(labels::COMPANION_OF);
+        of.is_some_and(|of| is_companion(service, policy, of))
+    })
+}
+
 /// Returns true if a Service may have a companion: one with a cluster IP and a selector, that is none itself.
 pub fn has_companion(service: &Service) -> bool {
     let spec = service.spec.as_ref();

@@ -180,8 +180,9 @@ impl Webhook {
         let Some(policy) = policy else {
             return Ok((Admission::Unmatched, None, warnings));
         };
-        let network_policies =
-            self.network_policies.state_filter(|other| other.namespace().as_deref() == Some(namespace));
+        let network_policies = self
+            .network_policies
+            .state_filter(|other| other.metadata.namespace.as_deref() == Some(namespace));
         let pod_security = self.pod_security.confined(namespace);
         let name = policy.name_any();
         let injection = Injection {

@@ -15,7 +15,7 @@ use super::{
     writes::{Held, WriteError, is_conflict, is_not_found},
 };
 use crate::{
-    companions::{Inputs, Step, steps},
+    companions::{Inputs, Step, has_companions, steps},
     error::Result,
     events,
     stores::in_namespace,
@@ -38,6 +38,9 @@ impl Context {
             ..OwnerReference::default()
         };
         let services = in_namespace(&self.stores.services, namespace);
+        if !wanted && !has_companions(policy, &services) {
+            return Vec::new();
+        }
         let pods = in_namespace(&self.stores.pods, namespace);
         let inputs = Inputs { policy, wanted, owner: &owner, services: &services, pods: &pods };
         let mut failed = Vec::new();
