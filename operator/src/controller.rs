@@ -157,6 +157,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
                     daemon_sets.covered(),
                     services.covered(),
                 ],
+                forbidden: cluster.forbidden.clone(),
             },
             network_policies: dependencies.network_policies.clone(),
             pod_security: dependencies.pod_security.clone(),

@@ -17,6 +17,17 @@ pub enum Error {
         /// The namespace.
         namespace: String,
     },
+    /// The objects of a watched namespace may not be listed.
+    #[error(
+        "Larder does nothing in the namespace {namespace}, because it may not list all of its objects there: {words}; \
+         `helm upgrade` creates its Role again"
+    )]
+    Forbidden {
+        /// The namespace.
+        namespace: String,
+        /// The API server's words.
+        words: String,
+    },
     /// A certificate could not be made.
     #[error("could not create a certificate: {0}")]
     Certificate(#[from] rcgen::Error),
@@ -86,6 +97,7 @@ impl Error {
             Self::Kubernetes(_) => "Kubernetes",
             Self::WatchEnded => "WatchEnded",
             Self::Unlisted { .. } => "Unlisted",
+            Self::Forbidden { .. } => "Forbidden",
             Self::Certificate(_) => "Certificate",
             Self::BadSecret { .. } => "BadSecret",
             Self::NameTaken { .. } => "NameTaken",

@@ -18,6 +18,7 @@ pub mod coverage;
 pub mod disruption;
 pub mod error;
 pub mod events;
+pub mod forbidden;
 pub mod health;
 pub mod in_force;
 pub mod inject;

@@ -79,6 +79,7 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
     let webhook = Webhook {
         policies: policies.clone(),
         network_policies: network_policies.clone(),
+        forbidden: cluster.forbidden.clone(),
         pod_security: pod_security.clone(),
         settings: arguments.sidecar.clone(),
         metrics: metrics.clone(),

@@ -2,7 +2,8 @@
 //!
 //! # Guarantees
 //! - Of other namespaces nothing is kept.
-//! - A namespace is covered when every object of it is in the list; from then on each change is reported to the readers.
+//! - A namespace is covered when every object of it is in the list; from then on each change is reported to the readers. One whose list
+//!   is refused may be covered as well, but is not ready ([`Scope::ready`]).
 //! - A change of what the operator does not read is not reported.
 //!
 //! There is one watch of the whole cluster for each kind: the API server counts connections, and a cluster may have a
@@ -20,6 +21,7 @@ use tokio::sync::watch as channel;
 use crate::{
     cluster::Cluster,
     error::{Error, Result},
+    forbidden::Forbidden,
     list::{Change, List, Listed, Objects},
     metrics::Metrics,
     scope::Namespaces,
@@ -66,14 +68,17 @@ pub struct Scope {
     pub wanted: channel::Receiver<Option<Namespaces>>,
     /// Namespaces that are in each list.
     pub covered: Vec<channel::Receiver<Namespaces>>,
+    /// Kinds that may not be listed.
+    pub forbidden: Forbidden,
 }
 
 impl Scope {
     /// Waits until a namespace is in every list.
     ///
     /// # Errors
-    /// If a watch has ended, or if it takes too long.
+    /// If a list of the namespace is refused, if a watch has ended, or if it takes too long.
     pub async fn ready(&self, namespace: &str) -> Result<()> {
+        self.forbidden.check(namespace)?;
         let ready = async {
             let is_wanted = |wanted: &Option<Namespaces>| {
                 wanted.as_ref().is_some_and(|wanted| wanted.contains_key(namespace))
@@ -85,7 +90,8 @@ impl Scope {
                 let is_covered = |covered: &Namespaces| covered.get(namespace).copied() >= number;
                 covered.clone().wait_for(is_covered).await.map_err(|_| Error::WatchEnded)?;
             }
-            Ok(())
+            // A list that was refused meanwhile is complete without its objects.
+            self.forbidden.check(namespace)
         };
         tokio::time::timeout(READY_TIMEOUT, ready)
             .await
@@ -104,7 +110,7 @@ where
     K: Listed + Resource<Scope = NamespaceResourceScope> + Debug,
 {
     let (scoped, mut publisher) = publisher::<K>();
-    let client = cluster.client.clone();
+    let (client, forbidden) = (cluster.client.clone(), cluster.forbidden.clone());
     let params = ListParams { field_selector: config.field_selector.clone(), ..ListParams::default() };
     let events = events::<K>(cluster, config, metrics);
     let work = async move {
@@ -126,13 +132,17 @@ where
                 },
                 () = tokio::time::sleep(RETRY_INTERVAL), if is_behind => {}
             }
-            let missing: Vec<_> = publisher.missing().collect();
+            let is_possible = |(namespace, _): &(String, u64)| forbidden.check(namespace).is_ok();
+            let missing: Vec<_> = publisher.missing().filter(is_possible).collect();
             for (namespace, number) in missing {
                 match list::<K>(&client, &namespace, &params).await {
                     Ok(objects) => publisher.cover(namespace, number, objects),
                     Err(error) => {
                         tracing::warn!(%error, kind = %K::kind(&()), namespace, "could not list a namespace; retrying");
-                        break;
+                        // Another one need not wait for a right in this one.
+                        if !matches!(&error, kube::Error::Api(status) if status.code == 403) {
+                            break;
+                        }
                     }
                 }
             }
@@ -369,9 +379,15 @@ mod tests {
         let (want, wanted_by) = channel::channel(Some(wanted(&[("shop", 3)])));
         let (first, first_covers) = channel::channel(wanted(&[("shop", 3)]));
         let (second, second_covers) = channel::channel(wanted(&[("shop", 2)]));
-        let scope = Scope { wanted: wanted_by, covered: vec![first_covers, second_covers] };
+        let covered = vec![first_covers, second_covers];
+        let scope = Scope { wanted: wanted_by, covered, forbidden: Forbidden::default() };
         assert!(scope.ready("shop").now_or_never().is_none(), "the second list has an earlier one");
         second.send_replace(wanted(&[("shop", 3)]));
+        assert!(scope.ready("shop").now_or_never().unwrap().is_ok());
+        scope.forbidden.insert("shop", "Pod", "no Role".into());
+        let refused = scope.ready("shop").now_or_never().unwrap();
+        assert!(matches!(refused, Err(Error::Forbidden { .. })), "its list is not one without pods");
+        scope.forbidden.remove("shop", "Pod");
         assert!(scope.ready("shop").now_or_never().unwrap().is_ok());
         assert!(scope.ready("other").now_or_never().is_none());
         drop((want, first));

@@ -168,6 +168,22 @@ pub fn unreadable(generation: Option<i64>, created: Option<Timestamp>, error: &s
     }
 }
 
+/// Returns the status of a policy in a namespace that may not be listed: nothing is known of its pods but what was known before.
+pub fn unseen(
+    previous: Option<&CachePolicyStatus>,
+    generation: Option<i64>,
+    error: &str,
+    now: Timestamp,
+) -> CachePolicyStatus {
+    let verdict = Verdict::new(None, "NotListed", error);
+    let ready = condition(ConditionType::Ready, verdict, generation, previous, now);
+    let mut status =
+        CachePolicyStatus { observed_generation: generation, ..previous.cloned().unwrap_or_default() };
+    status.conditions.retain(|condition| condition.type_ != ready.type_);
+    status.conditions.push(ready);
+    status
+}
+
 /// Returns the condition of a type.
 pub fn find(status: &CachePolicyStatus, kind: ConditionType) -> Option<&Condition> {
     status.conditions.iter().find(|condition| condition.type_ == kind.as_str())

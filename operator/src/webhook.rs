@@ -27,6 +27,7 @@ use crate::{
     choice::Choice,
     cli::SidecarSettings,
     error::{Error, Result},
+    forbidden::Forbidden,
     health::Readiness,
     inject::{Injection, Outcome, inject, skipped},
     metrics::Metrics,
@@ -46,6 +47,8 @@ pub struct Webhook {
     pub policies: Policies,
     /// The network policies of all namespaces.
     pub network_policies: Store<NetworkPolicy>,
+    /// Kinds that may not be listed.
+    pub forbidden: Forbidden,
     /// Pod Security levels of the namespaces.
     pub pod_security: PodSecurity,
     /// Settings of injected sidecars.
@@ -180,6 +183,7 @@ impl Webhook {
         let Some(policy) = policy else {
             return Ok((Admission::Unmatched, None, warnings));
         };
+        self.forbidden.check_admission(namespace)?;
         let network_policies = self
             .network_policies
             .state_filter(|other| other.metadata.namespace.as_deref() == Some(namespace));
@@ -233,6 +237,7 @@ pub(crate) mod tests {
         Webhook {
             policies,
             network_policies,
+            forbidden: Forbidden::default(),
             pod_security: PodSecurity::default(),
             settings: tests::settings(),
             metrics: Metrics::new(),
@@ -270,6 +275,15 @@ pub(crate) mod tests {
     fn a_pod_that_no_policy_selects_is_left_alone() {
         let response = ask(&webhook(), "other", &tests::pod());
         assert_eq!(response, json!({"uid": "1", "allowed": true}));
+    }
+
+    #[test]
+    fn pod_is_left_alone_where_network_policies_may_not_be_listed() {
+        let webhook = webhook();
+        webhook.forbidden.insert("shop", "NetworkPolicy", "no Role".into());
+        let response = ask(&webhook, "shop", &tests::pod());
+        assert!(response["allowed"] == true && response["patch"].is_null(), "{response}");
+        assert!(response["warnings"][0].as_str().unwrap().contains("no Role"), "{response}");
     }
 
     #[test]

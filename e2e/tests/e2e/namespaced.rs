@@ -1,39 +1,45 @@
-//! An operator with rights in one namespace, and upgrades of the chart that leave the webhooks alone.
+//! An operator with rights in some namespaces, and upgrades of the chart that leave the webhooks alone.
 
 use anyhow::{Context, ensure};
 use k8s_openapi::api::{
     admissionregistration::v1::MutatingWebhookConfiguration,
     authorization::v1::{ResourceAttributes, SubjectAccessReview, SubjectAccessReviewSpec},
     core::v1::{Namespace, Pod},
+    rbac::v1::Role,
 };
 use kube::{
     Api, ResourceExt,
     api::{ListParams, PostParams},
 };
 use larder_api::names;
-use larder_crds::CachePolicy;
+use larder_crds::{CachePolicy, ConditionType};
 use larder_e2e::{
     Sandbox, Workload, alone_in_the_cluster, apply, cluster, eventually,
     eventually::SHORT_TIMEOUT,
-    policy::{has_sidecar, manifest},
+    policy::{Policy, has, has_sidecar, manifest},
     workload::pod_of,
 };
 use serde_json::json;
 
-use super::common::{IN_MEMORY, ensure_hit};
+use super::{
+    common::{IN_MEMORY, ensure_hit},
+    rights::restart_operator,
+};
 
 pub(crate) async fn operator_of_one_namespace_works_there_with_rights_nowhere_else() -> anyhow::Result<()> {
     alone_in_the_cluster(async |sandbox| {
-        let elsewhere = format!("{}-b", sandbox.name);
+        let [elsewhere, gone] = ["b", "c"].map(|end| format!("{}-{end}", sandbox.name));
         let namespaces = Api::<Namespace>::all(sandbox.client.clone());
-        let namespace = json!({"metadata": {"name": elsewhere, "labels": {"larder.dev/e2e": "true"}}});
-        namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
+        for name in [&elsewhere, &gone] {
+            let namespace = json!({"metadata": {"name": name, "labels": {"larder.dev/e2e": "true"}}});
+            namespaces.create(&PostParams::default(), &serde_json::from_value(namespace)?).await?;
+        }
         let outcome = async {
-            upgrade(sandbox, &format!("watchNamespaces=[{:?}]", sandbox.name)).await?;
+            works_beside_namespaces_without_rights(sandbox, &elsewhere, &gone).await?;
             works_here_alone(sandbox, &elsewhere).await
         }
         .await;
-        let restored = upgrade(sandbox, "watchNamespaces=[]").await;
+        let restored = upgrade(sandbox, "rollout.maxConcurrent=10,watchNamespaces=[]").await;
         let seen = eventually(
             "the other policy is acted on when all namespaces are watched",
             SHORT_TIMEOUT,
@@ -53,13 +59,57 @@ pub(crate) async fn operator_of_one_namespace_works_there_with_rights_nowhere_el
     .await
 }
 
-async fn works_here_alone(sandbox: &Sandbox, elsewhere: &str) -> anyhow::Result<()> {
-    let policy = manifest("cache", IN_MEMORY)?;
-    apply::apply(&sandbox.client, elsewhere, &policy).await?;
-    let workload = Workload::deployment("app", 1);
-    let (policy, agent) = sandbox.with_policy("cache", IN_MEMORY, &workload, 1).await?;
+/// Has an operator start that is to watch a namespace which is gone, and one in which it may not list pods.
+async fn works_beside_namespaces_without_rights(
+    sandbox: &Sandbox,
+    elsewhere: &str,
+    gone: &str,
+) -> anyhow::Result<()> {
+    upgrade(sandbox, &format!("watchNamespaces={}", json!([sandbox.name, elsewhere, gone]))).await?;
+    let namespaces = Api::<Namespace>::all(sandbox.client.clone());
+    namespaces.delete(gone, &Default::default()).await?;
+    let roles = Api::<Role>::namespaced(sandbox.client.clone(), elsewhere);
+    let name = format!("{}-policies", names::OPERATOR);
+    let role = roles.get(&name).await?;
+    let mut lacking = role.clone();
+    for rule in lacking.rules.iter_mut().flatten() {
+        if rule.resources.iter().flatten().any(|resource| resource == "pods") {
+            rule.verbs.retain(|verb| verb != "list");
+        }
+    }
+    lacking = roles.replace(&name, &PostParams::default(), &lacking).await?;
+    eventually("the namespace and the right are gone", SHORT_TIMEOUT, async || {
+        ensure!(namespaces.get_opt(gone).await?.is_none(), "the namespace is there");
+        ensure!(!lists_pods(sandbox, elsewhere).await?, "the right is there");
+        Ok(())
+    })
+    .await?;
+    restart_operator(sandbox).await?;
+
+    apply::apply(&sandbox.client, elsewhere, &manifest("unseen", IN_MEMORY)?).await?;
+    let unseen = Api::<CachePolicy>::namespaced(sandbox.client.clone(), elsewhere);
+    let is_ready = async |status: &str, reason: &str, words: &str| {
+        eventually(&format!("the policy elsewhere is {reason}"), SHORT_TIMEOUT, async || {
+            let seen = unseen.get("unseen").await?.status.context("no status")?;
+            let ready = has(&seen, ConditionType::Ready, status)?;
+            ensure!(ready.reason == reason && ready.message.contains(words), "{ready:?}");
+            Ok(())
+        })
+        .await
+    };
+    is_ready("Unknown", "NotListed", "cannot list resource \"pods\"").await?;
+    lacking.rules = role.rules;
+    roles.replace(&name, &PostParams::default(), &lacking).await?;
+
+    let (_, agent) = sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 1), 1).await?;
     agent.get("http://app/items/1").await?;
     ensure_hit(&agent.get("http://app/items/1").await?)?;
+    is_ready("False", "NoPods", "the selector matches no pod").await?;
+    unseen.delete("unseen", &Default::default()).await.map(drop).context("the policy elsewhere")
+}
+
+async fn works_here_alone(sandbox: &Sandbox, elsewhere: &str) -> anyhow::Result<()> {
+    let policy = Policy::of(sandbox, "cache");
 
     // What an upgrade changes of the webhooks, if it changes nothing else.
     let before = eventually("the last replica of before has stopped", SHORT_TIMEOUT, async || {
@@ -70,11 +120,12 @@ async fn works_here_alone(sandbox: &Sandbox, elsewhere: &str) -> anyhow::Result<
         Ok(found)
     })
     .await?;
-    upgrade(sandbox, "rollout.maxConcurrent=9").await?;
+    let here = json!([sandbox.name]);
+    upgrade(sandbox, &format!("rollout.maxConcurrent=9,watchNamespaces={here}")).await?;
+    apply::apply(&sandbox.client, elsewhere, &manifest("cache", IN_MEMORY)?).await?;
     let after = configuration(sandbox).await?;
     ensure!(before.webhooks == after.webhooks, "an upgrade changed the webhooks: {after:?}");
     ensure!(before.metadata.generation == after.metadata.generation, "an upgrade wrote them: {after:?}");
-    upgrade(sandbox, "rollout.maxConcurrent=10").await?;
     for entry in after.managed_fields() {
         let is_operator = entry.manager.as_deref() == Some(names::FIELD_MANAGER);
         let fields = entry.fields_v1.as_ref().map(|fields| fields.0.to_string()).unwrap_or_default();
@@ -95,7 +146,7 @@ async fn works_here_alone(sandbox: &Sandbox, elsewhere: &str) -> anyhow::Result<
 
     let other = Api::<CachePolicy>::namespaced(sandbox.client.clone(), elsewhere).get("cache").await?;
     ensure!(other.status.is_none(), "a policy elsewhere is acted on: {:?}", other.status);
-    let pod = pod_of(workload.template()?, "probe");
+    let pod = pod_of(Workload::deployment("app", 1).template()?, "probe");
     let created = apply::dry_run(&sandbox.client, elsewhere, &pod).await?;
     ensure!(!has_sidecar(&created.data), "a pod elsewhere gets a sidecar");
     for (namespace, allowed) in [(sandbox.name.as_str(), true), (elsewhere, false), ("", false)] {

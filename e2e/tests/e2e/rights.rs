@@ -209,7 +209,7 @@ fn is_trouble(line: &str, since: Timestamp) -> bool {
 }
 
 /// Replaces every replica of the operator, without waiting.
-async fn restart_operator(sandbox: &Sandbox) -> anyhow::Result<()> {
+pub(super) async fn restart_operator(sandbox: &Sandbox) -> anyhow::Result<()> {
     let replicas = Api::<Pod>::namespaced(sandbox.client.clone(), cluster::NAMESPACE);
     let ours = ListParams::default().labels("app.kubernetes.io/component=operator");
     let at_once = DeleteParams { grace_period_seconds: Some(1), ..DeleteParams::default() };

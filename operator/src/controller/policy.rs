@@ -49,10 +49,11 @@ pub(super) async fn reconcile(guarded: Arc<Guarded>, context: Arc<Context>) -> R
         return Ok(Action::await_change());
     }
     match &guarded.0 {
-        Ok(policy) => {
-            context.stores.ready(&policy.namespace().unwrap_or_default()).await?;
-            context.reconcile_policy(policy).await
-        }
+        Ok(policy) => match context.stores.ready(&policy.namespace().unwrap_or_default()).await {
+            Ok(()) => context.reconcile_policy(policy).await,
+            Err(error @ Error::Forbidden { .. }) => context.tell_that_it_is_unseen(policy, &error).await,
+            Err(error) => Err(error),
+        },
         Err(invalid) => {
             let (namespace, name) = (guarded.namespace().unwrap_or_default(), guarded.name_any());
             let created = meta.creation_timestamp.as_ref().map(|time| time.0);
@@ -114,6 +115,20 @@ struct Findings {
 }
 
 impl Context {
+    /// Reports that the pods of a policy are unknown. The status may be what the operator may not write, in which case the log alone has
+    /// said so.
+    async fn tell_that_it_is_unseen(&self, policy: &CachePolicy, error: &Error) -> Result<Action> {
+        let (generation, now) = (policy.metadata.generation, Timestamp::now());
+        let status = status::unseen(policy.status.as_ref(), generation, &error.to_string(), now);
+        if policy.status.as_ref() != Some(&status) {
+            let (namespace, name) = (policy.namespace().unwrap_or_default(), policy.name_any());
+            if let Err(error) = self.put_status(&namespace, &name, &status).await {
+                tracing::debug!(%error, namespace, name, "could not write the status of a policy");
+            }
+        }
+        Ok(Action::requeue(requeue::IDLE_INTERVAL))
+    }
+
     /// Reconciles a valid object in stages, each of which builds on the findings of those before it.
     async fn reconcile_policy(&self, policy: &CachePolicy) -> Result<Action> {
         let mut pass = Pass::new(policy);

@@ -37,7 +37,7 @@ pub(crate) fn stores(pods: Vec<Value>) -> Stores {
         stateful_sets: list(vec![]),
         daemon_sets: list(vec![]),
         services: list(vec![]),
-        scope: Scope { wanted: watch::channel(None).1, covered: vec![] },
+        scope: Scope { wanted: watch::channel(None).1, covered: vec![], forbidden: Default::default() },
         network_policies: reflector::store().0,
         pod_security: PodSecurity::default(),
         rollouts: Default::default(),

@@ -400,6 +400,19 @@ fn a_transition_is_dated_when_it_happens() {
 }
 
 #[test]
+fn policy_whose_pods_may_not_be_listed_is_neither_ready_nor_without_pods() {
+    let before = Scene::default().assess(None);
+    let at = |second| Timestamp::from_second(second).unwrap();
+    let status = unseen(Some(&before), Some(4), "cannot list pods", at(1_800_000_000));
+    let ready = find(&status, ConditionType::Ready).unwrap();
+    assert_eq!((ready.status.as_str(), ready.reason.as_str()), ("Unknown", "NotListed"));
+    assert!(ready.message.contains("cannot list pods") && status.observed_generation == Some(4));
+    assert_eq!((status.pods, status.conditions.len()), (before.pods, before.conditions.len()));
+    assert_eq!(unseen(Some(&status), Some(4), "cannot list pods", at(1_900_000_000)), status);
+    assert_eq!(unseen(None, Some(1), "cannot list pods", at(1_800_000_000)).conditions.len(), 1);
+}
+
+#[test]
 fn unreadable_policy_has_a_stable_status() {
     let once = unreadable(Some(1), Some(Timestamp::UNIX_EPOCH), "l1.maxSize");
     assert_eq!(once, unreadable(Some(1), Some(Timestamp::UNIX_EPOCH), "l1.maxSize"));
