@@ -4,10 +4,7 @@
 //! a ReplicaSet there belongs to one, or when a policy has no pods. They are restarted by `spec.restartAt`: their
 //! controller evicts, a few at a time, the pods that are older.
 
-use std::{
-    collections::{HashMap, HashSet},
-    sync::Arc,
-};
+use std::{collections::HashMap, sync::Arc};
 
 use jiff::Timestamp;
 use k8s_openapi::{
@@ -31,6 +28,8 @@ use crate::{
 
 /// The API group of Rollouts.
 const GROUP: &str = "argoproj.io";
+/// The kind.
+pub const KIND: &str = "Rollout";
 /// The label by which a Rollout marks its pods' revision.
 const POD_HASH: &str = "rollouts-pod-template-hash";
 
@@ -41,13 +40,14 @@ pub struct Rollouts(Arc<RwLock<Lists>>);
 #[derive(Debug, Default)]
 struct Lists {
     listed: HashMap<String, Vec<Arc<DynamicObject>>>,
-    /// Namespaces in which the API server last refused to list them.
-    refused: HashSet<String>,
+    /// Namespaces in which the API server last refused to list them, with its words.
+    refused: HashMap<String, String>,
 }
 
 impl Rollouts {
     /// Lists the Rollouts of a namespace. Where the cluster does not serve the kind, there are none. The same holds where the operator
-    /// may not list it, but the log says so, once: policies of other workloads must not wait for that right.
+    /// may not list it, but the log says so, once, and the status of policies whose pods may be of one ([`Self::refusal`]): policies of
+    /// other workloads must not wait for that right.
     ///
     /// # Errors
     /// If the API server cannot be asked.
@@ -79,7 +79,10 @@ impl Rollouts {
             lists.listed.insert(namespace.to_owned(), listed);
         }
         match refusal {
-            Some(words) => lists.refused.insert(namespace.to_owned()).then_some(words),
+            Some(words) => {
+                let is_new = lists.refused.insert(namespace.to_owned(), words.clone()).is_none();
+                is_new.then_some(words)
+            }
             None => {
                 lists.refused.remove(namespace);
                 None
@@ -90,6 +93,11 @@ impl Rollouts {
     /// Returns the Rollouts of a namespace.
     pub fn of(&self, namespace: &str) -> Vec<Arc<DynamicObject>> {
         self.0.read().listed.get(namespace).cloned().unwrap_or_default()
+    }
+
+    /// Returns the API server's words if it last refused to list the Rollouts of a namespace.
+    pub fn refusal(&self, namespace: &str) -> Option<String> {
+        self.0.read().refused.get(namespace).cloned()
     }
 
     /// Returns all Rollouts that are known.
@@ -105,12 +113,18 @@ impl Rollouts {
 
 /// Returns the kind, for requests to the API server.
 pub fn resource() -> ApiResource {
-    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, "v1alpha1", "Rollout"), "rollouts")
+    ApiResource::from_gvk_with_plural(&GroupVersionKind::gvk(GROUP, "v1alpha1", KIND), "rollouts")
 }
 
 /// Returns true if an owner is a Rollout.
 pub fn is_rollout(owner: &OwnerReference) -> bool {
-    owner.kind == "Rollout" && owner.api_version.split('/').next() == Some(GROUP)
+    owner.kind == KIND && owner.api_version.split('/').next() == Some(GROUP)
+}
+
+/// Returns true if an owner of pods is a ReplicaSet that belongs to a Rollout.
+pub fn is_of_rollout(stores: &Stores, namespace: &str, owner: &OwnerReference) -> bool {
+    let set = || stores.replica_sets.get(&ObjectRef::new(&owner.name).within(namespace));
+    owner.kind == "ReplicaSet" && set().is_some_and(|set| set.owner_references().iter().any(is_rollout))
 }
 
 /// Returns true if a ReplicaSet of a namespace belongs to a Rollout.
@@ -273,9 +287,11 @@ mod tests {
         let refused = |namespace: &str| rollouts.put(namespace, Vec::new(), Some("forbidden".into()));
         assert_eq!(refused("shop").as_deref(), Some("forbidden"));
         assert_eq!(refused("shop"), None);
+        assert_eq!(rollouts.refusal("shop").as_deref(), Some("forbidden"));
         assert!(refused("other").is_some());
         rollouts.put("shop", vec![Arc::new(rollout(None, None))], None);
         assert_eq!(rollouts.of("shop").len(), 1);
+        assert_eq!(rollouts.refusal("shop"), None);
         assert!(refused("shop").is_some());
         assert!(rollouts.of("shop").is_empty());
     }

@@ -15,6 +15,7 @@ use larder_crds::{CachePolicy, selector};
 use serde_json::{Value, json};
 
 use crate::{
+    argo,
     capture::{Captured, Skip},
     choice::Choice,
     cli::SidecarSettings,
@@ -72,7 +73,7 @@ pub struct PodReport {
     pub object: Option<Arc<Pod>>,
     /// The pod's uid.
     pub uid: String,
-    /// Kind of the object that controls the pod.
+    /// Kind of the object that controls the pod, or `Rollout` for one that is not known and whose ReplicaSet controls the pod.
     pub owner: Option<String>,
     /// uid of the workload that owns the pod.
     pub workload: Option<String>,
@@ -186,6 +187,9 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
             if let Some(words) = stuck_because(pod).filter(|_| report.newest) {
                 policy_pods.is_stalled(&workload.uid, words);
             }
+        } else if workload::controller(pod).is_some_and(|owner| argo::is_of_rollout(stores, namespace, owner))
+        {
+            report.owner = Some(argo::KIND.to_owned());
         }
         policy_pods.pods.push(report);
     }
@@ -293,11 +297,7 @@ fn report(
         object: Some(pod.clone()),
         usage,
         uid: pod.uid().unwrap_or_default(),
-        owner: pod
-            .owner_references()
-            .iter()
-            .find(|owner| owner.controller == Some(true))
-            .map(|owner| owner.kind.clone()),
+        owner: workload::controller(pod).map(|owner| owner.kind.clone()),
         deviation,
         skip,
         ..PodReport::default()

@@ -78,6 +78,8 @@ pub struct Observation<'a> {
     pub write_error: Option<&'a str>,
     /// The reason that no pod matches the selector.
     pub vacancy: &'a Vacancy,
+    /// The API server's words if it refused to list the Argo Rollouts of the namespace.
+    pub rollouts_refused: Option<&'a str>,
     /// Requests of the sidecars, if that is known.
     pub throughput: Option<&'a Traffic>,
     /// Restarts that are needed and do not begin.
@@ -128,6 +130,7 @@ pub fn assess(
     let missed_pods: Vec<_> = missed(seen).take(MAX_NAMED).map(str::to_owned).collect();
     let accepted = accepted(seen);
     let injected = injected::injected(seen, &pods, now).and(&seen.policy_pods.remarks);
+    let injected = injected.and(injected::unlisted_rollouts(seen, &pods).as_slice());
     let traffic = traffic::captured(seen);
     let current = config_current(seen, &pods);
     let tiers = tiers_healthy(seen);

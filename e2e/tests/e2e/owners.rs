@@ -46,7 +46,8 @@ async fn pods_are_ready(sandbox: &Sandbox, count: usize) -> anyhow::Result<()> {
     .await
 }
 
-async fn says(policy: &Policy<'_>, words: &[&str]) -> anyhow::Result<()> {
+/// Waits until the condition `Injected` is false and says this.
+pub(super) async fn says(policy: &Policy<'_>, words: &[&str]) -> anyhow::Result<()> {
     policy
         .eventually(&format!("the status says {words:?}"), SHORT_TIMEOUT, |status| {
             let injected = has(status, ConditionType::Injected, "False")?;

@@ -424,9 +424,17 @@ async fn rollout(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
     owners::apply_rollout(sandbox, "rolled", "rolled", 1).await?;
     let spec = IN_MEMORY.replace("app: app", "app: rolled");
     watcher
-        .lacks(&[("patch", "rollouts")], async |sandbox| sandbox.policy("rolled", &spec).await.map(drop))
+        .lacks(&[("list", "rollouts")], async |sandbox| sandbox.policy("rolled", &spec).await.map(drop))
         .await?;
-    Policy::of(sandbox, "rolled").delete().await
+    let policy = Policy::of(sandbox, "rolled");
+    let words = [
+        "pods of a Rollout are not restarted",
+        "cannot list resource \"rollouts\"",
+        "grant its account `list`",
+    ];
+    owners::says(&policy, &words).await?;
+    watcher.lacks(&[("patch", "rollouts")], async |_| Ok(())).await?;
+    policy.delete().await
 }
 
 /// Creates a StatefulSet whose pod no node takes because of its sidecar.

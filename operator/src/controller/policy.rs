@@ -313,6 +313,7 @@ impl Context {
         let policy_error = policy_error(found, failed);
         let write_error = failed.first().map(ToString::to_string);
         let pod_security = self.stores.pod_security.confined(namespace);
+        let rollouts_refused = self.stores.rollouts.refusal(namespace);
         let throughput = self
             .throughput
             .lock()
@@ -340,6 +341,7 @@ impl Context {
             },
             write_error: write_error.as_deref(),
             vacancy: &found.vacancy,
+            rollouts_refused: rollouts_refused.as_deref(),
             throughput: throughput.as_ref(),
             holds: &found.holds,
         };

@@ -5,6 +5,7 @@ use larder_crds::{PodCounts, RolloutStrategy};
 
 use super::{Observation, Verdict, other_modes, wants_sidecars};
 use crate::{
+    argo,
     policy_pods::PodReport,
     rollout::{Decision, Deviation, HoldReason, MAX_ATTEMPTS, decide},
     vacancy::Vacancy,
@@ -95,6 +96,19 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
             Verdict::new(true, "Outdated", message)
         }
     }
+}
+
+/// Returns a remark on Argo Rollouts that may not be listed, if pods are of one, or might be.
+pub(super) fn unlisted_rollouts(seen: &Observation<'_>, pods: &PodCounts) -> Option<String> {
+    let words = seen.rollouts_refused?;
+    let is_of_one = |pod: &PodReport| pod.owner.as_deref() == Some(argo::KIND);
+    let might_be = pods.matched == 0 && *seen.vacancy == Vacancy::NoWorkload;
+    (might_be || seen.policy_pods.pods.iter().any(is_of_one)).then(|| {
+        format!(
+            "no Argo Rollout is restarted, because the operator may not list them: {words}; grant its account `list` and \
+             `patch` of rollouts.argoproj.io, as the chart's roles do"
+        )
+    })
 }
 
 /// Returns a workload that is no longer restarted, because restarts have no effect.

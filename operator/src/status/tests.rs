@@ -54,6 +54,7 @@ pub(crate) struct Scene {
     pub(crate) workload: Option<Progress>,
     pub(crate) holds: Vec<Hold>,
     pub(crate) vacancy: Vacancy,
+    pub(crate) rollouts_refused: Option<&'static str>,
 }
 
 impl Default for Scene {
@@ -72,6 +73,7 @@ impl Default for Scene {
             workload: None,
             holds: vec![],
             vacancy: Vacancy::NoWorkload,
+            rollouts_refused: None,
         }
     }
 }
@@ -91,6 +93,7 @@ impl Scene {
             workload,
             holds,
             vacancy,
+            rollouts_refused,
         } = self;
         let states = || {
             pods.iter()
@@ -126,6 +129,7 @@ impl Scene {
             webhook,
             write_error,
             vacancy: &vacancy,
+            rollouts_refused,
             throughput: None,
             holds: &holds,
         };
@@ -306,6 +310,7 @@ fn a_broken_edit_leaves_the_hash_of_the_last_good_document() {
             webhook: None,
             write_error: None,
             vacancy: &Vacancy::NoWorkload,
+            rollouts_refused: None,
             throughput: None,
             holds: &[],
         };
@@ -397,6 +402,27 @@ fn a_transition_is_dated_when_it_happens() {
     let suspended = Scene { spec: json!({"suspend": true}), ..Scene::default() }.assess(Some(&before));
     assert_ne!(find(&suspended, ConditionType::Ready).unwrap().last_transition_time, long_ago);
     assert_eq!(find(&suspended, ConditionType::Accepted).unwrap().last_transition_time, long_ago);
+}
+
+#[test]
+fn rollouts_that_may_not_be_listed_are_reported_where_pods_may_be_of_one() {
+    let of = |owner: &str, pod: PodReport| Scene {
+        pods: vec![PodReport { owner: Some(owner.into()), ..pod }],
+        rollouts_refused: Some("cannot list resource \"rollouts\""),
+        ..Scene::default()
+    };
+    let told = |scene: Scene| scene.is(ConditionType::Injected).2;
+    for pod in [right("a"), missed("a")] {
+        let message = told(of("Rollout", pod));
+        assert!(message.contains("cannot list resource \"rollouts\"; grant its account `list`"), "{message}");
+    }
+    let message = told(of("Rollout", missed("a")));
+    assert!(message.contains("pods of a Rollout are not restarted: delete them"), "{message}");
+    assert!(!told(of("ReplicaSet", missed("a"))).contains("rollouts"));
+    let none = || Scene { pods: vec![], answers: vec![], ..of("Rollout", right("a")) };
+    assert!(told(none()).contains("rollouts"), "a Rollout may want no pods");
+    let idle = Vacancy::Idle("Deployment shop wants no pods".into());
+    assert!(!told(Scene { vacancy: idle, ..none() }).contains("rollouts"));
 }
 
 #[test]
