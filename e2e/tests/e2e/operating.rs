@@ -1,10 +1,15 @@
 //! The operator, there and gone.
 
-use anyhow::ensure;
+use anyhow::{Context, ensure};
+use jiff::Timestamp;
 use k8s_openapi::{
-    api::{apps::v1::Deployment, core::v1::Pod},
+    api::{
+        apps::v1::{Deployment, StatefulSet},
+        coordination::v1::Lease,
+        core::v1::Pod,
+    },
     apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
-    apimachinery::pkg::apis::meta::v1::ObjectMeta,
+    apimachinery::pkg::apis::meta::v1::{MicroTime, ObjectMeta},
 };
 use kube::{
     Api, CustomResourceExt, ResourceExt,
@@ -17,7 +22,7 @@ use larder_e2e::{
     eventually::{ROLLOUT_TIMEOUT, SHORT_TIMEOUT},
     policy::sidecar_of,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::common::{IN_MEMORY, ensure_hit};
 
@@ -31,8 +36,14 @@ pub(crate) async fn while_the_webhook_is_down_pods_start_and_are_counted_as_miss
         policy.injects(&workload.template()?).await?;
         let agent = sandbox.agent().await?;
 
+        // Its pod's name is the first, so it is restarted first, which takes its time.
+        let slow = Workload::stateful_set("a", 1).labels(json!({"app": "app", "own": "a"})).lingering(11);
+        let mut slow = slow.pod(json!({"terminationGracePeriodSeconds": 15})).objects()?.remove(0);
+        slow["spec"]["selector"] = json!({"matchLabels": {"own": "a"}});
+
         let replicas = scale_operator(sandbox, 0).await?;
         let started = async {
+            sandbox.apply(&[slow]).await?;
             sandbox.apply(&workload.objects()?).await?;
             sandbox.rolled_out("app").await?;
             agent.reaches("app").await?;
@@ -46,7 +57,7 @@ pub(crate) async fn while_the_webhook_is_down_pods_start_and_are_counted_as_miss
 
         let status = policy
             .eventually("the missed pods are counted", ROLLOUT_TIMEOUT, |status| {
-                ensure!(status.pods.missed == 2 && status.pods.injected == 0, "missed is not 2");
+                ensure!(status.pods.missed == 3 && status.pods.injected == 0, "missed is not 3");
                 Ok(())
             })
             .await?;
@@ -58,8 +69,17 @@ pub(crate) async fn while_the_webhook_is_down_pods_start_and_are_counted_as_miss
         ensure!(!injected.message.is_empty(), "{injected:?}");
 
         policy.change(json!({"sidecar": {"rollout": {"strategy": "Restart"}}})).await?;
-        policy.serves(2).await?;
+        // Half of the rollout is done by another leader.
+        eventually("the first workload is restarted", SHORT_TIMEOUT, async || {
+            ensure!(revisions(sandbox).await?[0] == 2, "it is not");
+            Ok(())
+        })
+        .await?;
+        take_the_lease(sandbox).await?;
+        policy.serves(3).await?;
         sandbox.rolled_out("app").await?;
+        let revisions = revisions(sandbox).await?;
+        ensure!(revisions == [2, 2], "not each was restarted once: {revisions:?}");
         for pod in sandbox.pods("app").await? {
             super::common::get_from(&agent, &pod, "/items/1").await?;
             ensure_hit(&super::common::get_from(&agent, &pod, "/items/1").await?)?;
@@ -67,6 +87,45 @@ pub(crate) async fn while_the_webhook_is_down_pods_start_and_are_counted_as_miss
         Ok(())
     })
     .await
+}
+
+/// Returns the numbers of the StatefulSet's and the Deployment's templates; a restart counts one up.
+async fn revisions(sandbox: &Sandbox) -> anyhow::Result<[i64; 2]> {
+    let set = sandbox.api::<StatefulSet>().get("a").await?.metadata.generation;
+    let deployment = sandbox.api::<Deployment>().get("app").await?;
+    let revision = deployment.annotations().get("deployment.kubernetes.io/revision");
+    Ok([set.context("no generation")?, revision.context("no revision")?.parse()?])
+}
+
+/// Takes the Lease from the leader, and gives it back when the leader has noticed, which happens when it next renews the Lease. Returns
+/// when a replica leads.
+async fn take_the_lease(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let leases = Api::<Lease>::namespaced(sandbox.client.clone(), cluster::NAMESPACE);
+    let write = async |spec: Value| {
+        let patch = Patch::Merge(json!({ "spec": spec }));
+        let lease = leases.patch(names::LEASE, &Default::default(), &patch).await?;
+        Ok::<_, anyhow::Error>(lease.spec.unwrap_or_default())
+    };
+    let now = MicroTime(Timestamp::now());
+    let taken = write(json!({"holderIdentity": "somebody-else", "renewTime": now})).await?;
+    let read = async || Ok::<_, anyhow::Error>(leases.get(names::LEASE).await?.spec.unwrap_or_default());
+    let left = eventually("the leader has noticed", SHORT_TIMEOUT, async || {
+        let lease = read().await?;
+        ensure!(lease.renew_time != taken.renew_time, "it has not renewed the Lease");
+        Ok(lease)
+    })
+    .await?;
+    ensure!(revisions(sandbox).await? == [2, 1], "the leader has done all, or nothing");
+    if left.holder_identity == taken.holder_identity {
+        let free = json!({"holderIdentity": null, "acquireTime": null, "renewTime": null, "leaseDurationSeconds": null});
+        write(free).await?;
+    }
+    eventually("a replica leads", SHORT_TIMEOUT, async || {
+        let holder = read().await?.holder_identity.filter(|holder| holder.starts_with(names::OPERATOR));
+        holder.map(drop).context("nobody has the Lease")
+    })
+    .await?;
+    cluster::operator_is_ready(&sandbox.client).await
 }
 
 /// Scales the operator, waits until it is so, and gives how many replicas it had.

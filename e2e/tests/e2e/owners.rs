@@ -3,12 +3,14 @@
 use anyhow::{Context, ensure};
 use jiff::Timestamp;
 use k8s_openapi::{
-    api::core::v1::Pod, apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
+    api::{batch::v1::Job, core::v1::Pod},
+    apiextensions_apiserver::pkg::apis::apiextensions::v1::CustomResourceDefinition,
 };
 use kube::{
     Api, Client, ResourceExt,
-    api::{ApiResource, DynamicObject, GroupVersionKind, Patch, PostParams},
+    api::{ApiResource, DynamicObject, GroupVersionKind, ListParams, Patch, PostParams},
 };
+use larder_api::names;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Sandbox, Workload, alone_in_the_cluster, cluster, eventually,
@@ -85,16 +87,52 @@ async fn pods_that_no_rollout_replaces_are_named_with_the_command() -> anyhow::R
         says(&alone, &["pod alone has no owner", "kubectl replace --force"]).await?;
         let job = sandbox.policy("job", &policy_of("job")).await?;
         says(&job, &["pods of a Job are not restarted", "the next Job gets the sidecar by itself"]).await?;
+        start_next_job(sandbox, &job).await?;
         for (name, words) in [("timed", "CronJob timed has no pods between its runs"), ("idle", "ReplicaSet idle wants no pods")] {
             let policy = sandbox.policy(name, &policy_of(name)).await?;
             let ready = policy.condition(ConditionType::Ready, "True").await?;
             ensure!(ready.reason == "NoPods" && ready.message.contains(words), "{ready:?}");
         }
+        next_job_completes_and_is_left_alone(sandbox).await?;
         // The command does what it says.
         sandbox.api::<Pod>().delete(&pod, &Default::default()).await?;
         bare.serves(1).await.map(drop)
     })
     .await
+}
+
+/// Starts a Job whose pod ends by itself, and gets the sidecar.
+async fn start_next_job(sandbox: &Sandbox, policy: &Policy<'_>) -> anyhow::Result<()> {
+    let arguments = json!(["load", "--url=http://127.0.0.1:8080/", "--duration=1"]);
+    let ends = json!({"args": arguments, "readinessProbe": null});
+    let mut template = Workload::deployment("job", 1).container(ends).template()?;
+    template["spec"]["restartPolicy"] = json!("Never");
+    policy.injects(&template).await?;
+    let job = json!({"apiVersion": "batch/v1", "kind": "Job", "metadata": {"name": "next"},
+        "spec": {"backoffLimit": 0, "template": template}});
+    sandbox.apply(&[job]).await
+}
+
+/// Waits until that Job is complete, and requires that its one pod had the sidecar and that the operator wrote nothing of it.
+async fn next_job_completes_and_is_left_alone(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let jobs = sandbox.api::<Job>();
+    let job = eventually("the Job is complete", ROLLOUT_TIMEOUT, async || {
+        let job = jobs.get("next").await?;
+        let conditions = job.status.iter().flat_map(|status| status.conditions.iter().flatten());
+        let is_complete = conditions.into_iter().any(|one| one.type_ == "Complete" && one.status == "True");
+        ensure!(is_complete, "{:?}", job.status);
+        Ok(job)
+    })
+    .await?;
+    let status = job.status.clone().unwrap_or_default();
+    ensure!(status.succeeded == Some(1) && status.failed.unwrap_or(0) == 0, "{status:?}");
+    let is_operator = |manager: &String| manager == names::FIELD_MANAGER;
+    let written = job.managed_fields().iter().any(|entry| entry.manager.as_ref().is_some_and(is_operator));
+    ensure!(!written, "the operator wrote something of it: {:?}", job.metadata);
+    let pods = sandbox.api::<Pod>().list(&ListParams::default().labels("job-name=next")).await?.items;
+    ensure!(pods.len() == 1, "it had {} pods", pods.len());
+    ensure!(has_sidecar(&serde_json::to_value(&pods[0])?), "its pod had no sidecar");
+    Ok(())
 }
 
 /// Has the cluster serve Argo Rollouts. Their controller cannot be had here.
