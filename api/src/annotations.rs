@@ -12,6 +12,8 @@ pub const CONFIG_HASH: &str = "larder.dev/config-hash";
 pub const COVERAGE: &str = "larder.dev/coverage";
 /// On a pod that was not injected: `<Reason>: <message>`.
 pub const SKIPPED: &str = "larder.dev/skipped";
+/// On a pod of a dry run by the operator, which asks for nothing but the API server's answer.
+pub const TRIAL: &str = "larder.dev/trial";
 /// On a pod template: the time of the operator's last restart of the workload.
 pub const RESTARTED_AT: &str = "larder.dev/restarted-at";
 /// On a workload: the number of consecutive restarts that did not correct its pods.

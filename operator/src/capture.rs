@@ -337,6 +337,8 @@ larder_api::labelled! {
         MirrorPod = "MirrorPod",
         /// A container or volume of the pod has a name that the sidecar needs.
         NameClash = "NameClash",
+        /// The API server would refuse the pod with the sidecar.
+        AdmissionRefused = "AdmissionRefused",
         /// The annotations have no room for those of the sidecar.
         Annotations = "AnnotationsTooLarge",
         /// The policy captures nothing.

@@ -16,6 +16,7 @@ pub mod compile;
 pub mod controller;
 pub mod coverage;
 pub mod disruption;
+pub mod dry_run;
 pub mod error;
 pub mod events;
 pub mod forbidden;

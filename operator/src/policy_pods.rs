@@ -16,7 +16,7 @@ use serde_json::{Value, json};
 
 use crate::{
     argo,
-    capture::{Captured, Skip},
+    capture::{Captured, Skip, SkipReason},
     choice::Choice,
     cli::SidecarSettings,
     compile,
@@ -174,7 +174,7 @@ pub fn policy_pods(stores: &Stores, subject: &Subject<'_>) -> PolicyPods {
                     own
                 };
                 let template = owner.and_then(|owner| owner.template.as_ref());
-                judge(own, injected, right, template, injection)
+                judge(own, injected, right, template, refusal(pod), injection)
             }
             _ => (injected.then_some(Deviation::Stray), None),
         };
@@ -257,18 +257,29 @@ fn judge(
     injected: bool,
     right: bool,
     template: Option<&Outcome>,
+    refusal: Option<Skip>,
     injection: &Injection<'_>,
 ) -> (Option<Deviation>, Option<Skip>) {
     match (injected, template) {
         (true, Some(Outcome::Skipped(skip))) => (Some(Deviation::Stray), Some(skip.clone())),
         (true, _) => ((!right).then_some(Deviation::Outdated), None),
         (false, Some(Outcome::Skipped(skip))) => (None, Some(skip.clone())),
+        // Nothing replaces the pods of no workload, for which a restart would be tried.
+        (false, None) if refusal.is_some() => (None, refusal),
         (false, _) => match inject::inject(&pod(), injection) {
             // Others put into the pod what its template does not show, such as a mesh's sidecar.
             Outcome::Skipped(skip) => (None, Some(skip)),
             Outcome::Injected(_) => (Some(Deviation::Missed), None),
         },
     }
+}
+
+/// Returns the API server's refusal of the pod with the sidecar, as it was noted when the pod was created.
+fn refusal(pod: &Pod) -> Option<Skip> {
+    let reason = SkipReason::AdmissionRefused;
+    let note = pod.annotations().get(annotations::SKIPPED)?.strip_prefix(reason.as_str())?;
+    let words = note.strip_prefix(": ")?;
+    Some(Skip { reason, message: format!("{words}; correct that, and create the pod again") })
 }
 
 fn report(

@@ -31,7 +31,7 @@ use crate::{
     policies::{Guarded, Policies},
     tls::{self, Loaded},
     watched::{watch, watch_unscoped},
-    webhook::{self, Webhook, server},
+    webhook::{self, Webhook, server, trial::Trials},
     webhook_configuration::Registration,
 };
 
@@ -82,6 +82,10 @@ pub async fn run(arguments: RunArguments) -> Result<()> {
         forbidden: cluster.forbidden.clone(),
         pod_security: pod_security.clone(),
         settings: arguments.sidecar.clone(),
+        trials: Some(Trials::new(
+            client.clone(),
+            Duration::from_secs(arguments.webhook_timeout_seconds.into()),
+        )),
         metrics: metrics.clone(),
     };
     let admission = admit(&arguments, webhook, certificate.clone(), readiness.clone(), &stop);

@@ -4,8 +4,13 @@
 //! creation of a pod: the response is then `allowed` with a warning.
 
 pub mod server;
+pub mod trial;
 
-use std::{collections::BTreeMap, sync::Arc, time::Duration};
+use std::{
+    collections::BTreeMap,
+    sync::Arc,
+    time::{Duration, Instant},
+};
 
 use axum::{
     Extension, Json, Router,
@@ -17,15 +22,18 @@ use hyper::{StatusCode, header::RETRY_AFTER};
 use hyper_util::service::TowerToHyperService;
 use k8s_openapi::{ByteString, api::networking::v1::NetworkPolicy};
 use kube::{ResourceExt, runtime::reflector::Store};
-use larder_api::ListenAddress;
+use larder_api::{ListenAddress, annotations};
 use rustls::ServerConfig;
 use serde_json::{Value, json};
 use tokio::{net::TcpListener, sync::watch};
 use tokio_util::sync::CancellationToken;
 
+use self::trial::Trials;
 use crate::{
+    capture::{Skip, SkipReason},
     choice::Choice,
     cli::SidecarSettings,
+    dry_run,
     error::{Error, Result},
     forbidden::Forbidden,
     health::Readiness,
@@ -34,11 +42,15 @@ use crate::{
     pod_security::PodSecurity,
     policies::Policies,
     webhook_configuration::INJECT_PATH,
+    wording,
 };
 
 /// Time that the webhook has, after the stop signal, to respond to calls in progress. The delay until endpoints drop
 /// the pod is covered before, by the pod's `preStop`.
 pub const SHUTDOWN_TIMEOUT: Duration = Duration::from_secs(5);
+
+/// Maximum length of the API server's words in the annotation of a pod.
+const MAX_REFUSAL: usize = 1 << 10;
 
 /// Dependencies of the webhook.
 #[derive(Clone)]
@@ -53,6 +65,8 @@ pub struct Webhook {
     pub pod_security: PodSecurity,
     /// Settings of injected sidecars.
     pub settings: SidecarSettings,
+    /// Trials of pods with the sidecar.
+    pub trials: Option<Trials>,
     /// Metrics of the operator.
     pub metrics: Metrics,
 }
@@ -122,7 +136,6 @@ async fn review(
     if desk.authenticates && !caller.is_verified {
         return StatusCode::FORBIDDEN.into_response();
     }
-    let _timer = desk.webhook.metrics.admission_duration.start_timer();
     let (head, body) = request.into_parts();
     let received = match desk.reader.read(&head.headers, body).await {
         Ok(received) => received,
@@ -132,45 +145,63 @@ async fn review(
         }
         Err(status) => return status.into_response(),
     };
-    match serde_json::from_slice(&received.bytes) {
-        Ok(review) => Json(desk.webhook.review(&review)).into_response(),
+    let review = serde_json::from_slice(&received.bytes);
+    // A trial is a review, too, and must not wait for the room of this one.
+    drop(received);
+    match review {
+        Ok(review) => Json(desk.webhook.review(&review).await).into_response(),
         Err(_) => StatusCode::BAD_REQUEST.into_response(),
     }
 }
 
 impl Webhook {
     /// Returns the response to an `AdmissionReview`.
-    pub fn review(&self, review: &Value) -> Value {
+    pub async fn review(&self, review: &Value) -> Value {
+        let started = Instant::now();
         let request = &review["request"];
-        let mut response = json!({ "uid": request["uid"], "allowed": true });
-        let pod = &request["object"];
-        let admission = match self.decide(request["namespace"].as_str().unwrap_or_default(), pod) {
-            Ok((admission, patched, warnings)) => {
-                if !warnings.is_empty() {
-                    response["warnings"] = json!(warnings);
-                }
-                match patched.map(|patched| patch(pod, &patched)).transpose() {
-                    Ok(patch) => {
-                        if let Some(patch) = patch {
-                            response["patchType"] = json!("JSONPatch");
-                            response["patch"] = json!(patch);
-                        }
-                        admission
-                    }
-                    Err(error) => failed(&mut response, &error),
-                }
+        let (namespace, pod) = (request["namespace"].as_str().unwrap_or_default(), &request["object"]);
+        let mut decision = self.decide(namespace, pod);
+        let mut tried = Duration::ZERO;
+        if let Ok(Decision {
+            policy: Some(policy),
+            changed: Some(injected),
+            admission: Admission::Injected,
+            ..
+        }) = &decision
+            && !(request["dryRun"] == true && trial::is_trial(pod))
+        {
+            let before = Instant::now();
+            let refusal = self.refusal(namespace, pod, injected).await;
+            tried = before.elapsed();
+            if let Some(skip) = refusal {
+                let warnings =
+                    decision.as_ref().map(|decision| decision.warnings.clone()).unwrap_or_default();
+                decision = Ok(left_alone(pod, policy.clone(), &skip, warnings));
             }
-            Err(error) => failed(&mut response, &error),
-        };
+        }
+        let mut response = json!({ "uid": request["uid"], "allowed": true });
+        let admission = decision.and_then(|decision| answer(&mut response, pod, decision));
+        let admission = admission.unwrap_or_else(|error| failed(&mut response, &error));
         // The operator itself asks for dry runs, before it restarts a workload.
         if request["dryRun"] != true {
             self.metrics.admissions.with_label_values(&[admission.as_str()]).inc();
         }
+        self.metrics.admission_duration.observe((started.elapsed() - tried).as_secs_f64());
         json!({ "apiVersion": "admission.k8s.io/v1", "kind": "AdmissionReview", "response": response })
     }
 
-    /// Decides the admission of a pod: the outcome, the changed pod and warnings for the client.
-    fn decide(&self, namespace: &str, pod: &Value) -> Result<(Admission, Option<Value>, Vec<String>)> {
+    /// Returns the reason that a pod would not be created with the sidecar, if it would be without.
+    async fn refusal(&self, namespace: &str, pod: &Value, injected: &Value) -> Option<Skip> {
+        let hash =
+            injected["metadata"]["annotations"][annotations::INJECTION_HASH].as_str().unwrap_or_default();
+        let words = self.trials.as_ref()?.refusal(namespace, pod, hash).await?;
+        let message =
+            format!("the API server refuses the pod with the sidecar: {}", dry_run::remedied(&words));
+        Some(Skip { reason: SkipReason::AdmissionRefused, message: wording::cut(message, MAX_REFUSAL) })
+    }
+
+    /// Decides the admission of a pod.
+    fn decide(&self, namespace: &str, pod: &Value) -> Result<Decision> {
         let texts = |name: &str| match &pod["metadata"][name] {
             Value::Null => Ok(BTreeMap::new()),
             texts => serde_json::from_value(texts.clone()),
@@ -178,10 +209,10 @@ impl Webhook {
         let labels = texts("labels")?;
         let choice = Choice::of(&labels, &texts("annotations")?);
         let policy = self.policies.deciding(namespace, &labels).filter(|_| choice != Choice::Out);
-        let mut warnings: Vec<_> =
+        let warnings: Vec<_> =
             choice.remark(policy.is_some()).map(|remark| format!("larder: {remark}")).into_iter().collect();
         let Some(policy) = policy else {
-            return Ok((Admission::Unmatched, None, warnings));
+            return Ok(Decision { admission: Admission::Unmatched, changed: None, warnings, policy: None });
         };
         self.forbidden.check_admission(namespace)?;
         let network_policies = self
@@ -198,15 +229,49 @@ impl Webhook {
             pod_security: pod_security.as_deref(),
         };
         Ok(match inject(pod, &injection) {
-            Outcome::Injected(injected) => (Admission::Injected, Some(injected.pod), warnings),
-            Outcome::Skipped(skip) => {
-                let warning =
-                    format!("larder: no cache for this pod, although the policy {name} selects it: {skip}");
-                warnings.push(warning);
-                (Admission::Skipped, Some(skipped(pod, &skip)), warnings)
-            }
+            Outcome::Injected(injected) => Decision {
+                admission: Admission::Injected,
+                changed: Some(injected.pod),
+                warnings,
+                policy: Some(name),
+            },
+            Outcome::Skipped(skip) => left_alone(pod, name, &skip, warnings),
         })
     }
+}
+
+/// The decision over a pod.
+struct Decision {
+    admission: Admission,
+    /// The changed pod.
+    changed: Option<Value>,
+    /// Warnings for the client.
+    warnings: Vec<String>,
+    /// The policy that selects the pod.
+    policy: Option<String>,
+}
+
+/// Returns the decision over a pod that a policy selects and that gets no sidecar.
+fn left_alone(pod: &Value, policy: String, skip: &Skip, mut warnings: Vec<String>) -> Decision {
+    warnings.push(format!("larder: no cache for this pod, although the policy {policy} selects it: {skip}"));
+    Decision {
+        admission: Admission::Skipped,
+        changed: Some(skipped(pod, skip)),
+        warnings,
+        policy: Some(policy),
+    }
+}
+
+/// Writes a decision into the response.
+fn answer(response: &mut Value, pod: &Value, decision: Decision) -> Result<Admission> {
+    if let Some(changed) = decision.changed {
+        response["patch"] = json!(patch(pod, &changed)?);
+        response["patchType"] = json!("JSONPatch");
+    }
+    if !decision.warnings.is_empty() {
+        response["warnings"] = json!(decision.warnings);
+    }
+    Ok(decision.admission)
 }
 
 fn patch(before: &Value, after: &Value) -> Result<ByteString> {
@@ -222,7 +287,7 @@ fn failed(response: &mut Value, error: &Error) -> Admission {
 #[cfg(test)]
 pub(crate) mod tests {
     use kube::runtime::reflector;
-    use larder_api::{annotations, labels};
+    use larder_api::labels;
 
     use super::*;
     use crate::{inject::tests, policies::tests as policy_tests};
@@ -240,13 +305,16 @@ pub(crate) mod tests {
             forbidden: Forbidden::default(),
             pod_security: PodSecurity::default(),
             settings: tests::settings(),
+            trials: None,
             metrics: Metrics::new(),
         }
     }
 
     fn ask(webhook: &Webhook, namespace: &str, pod: &Value) -> Value {
         let request = json!({"uid": "1", "namespace": namespace, "object": pod});
-        webhook.review(&json!({"request": request}))["response"].clone()
+        let review = json!({"request": request});
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        runtime.block_on(webhook.review(&review))["response"].clone()
     }
 
     fn apply(pod: &Value, response: &Value) -> Value {

@@ -4,13 +4,14 @@ use anyhow::{Context, ensure};
 use k8s_openapi::api::{
     admissionregistration::v1::{ValidatingAdmissionPolicy, ValidatingAdmissionPolicyBinding},
     apps::v1::{Deployment, StatefulSet},
-    core::v1::ResourceQuota,
+    core::v1::{Pod, ResourceQuota},
     policy::v1::PodDisruptionBudget,
 };
 use kube::{
     Api, ResourceExt,
     api::{DeleteParams, Patch},
 };
+use larder_api::annotations;
 use larder_crds::ConditionType;
 use larder_e2e::{
     Sandbox, Workload, apply, cluster, eventually,
@@ -19,7 +20,7 @@ use larder_e2e::{
     policy::{Policy, has, sidecar_of},
     workload::pod_of,
 };
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::{
     common::IN_MEMORY,
@@ -59,6 +60,30 @@ async fn uids(sandbox: &Sandbox) -> anyhow::Result<Vec<String>> {
     Ok(uids)
 }
 
+/// Deletes a pod and scales a Deployment, and asserts that both get a pod, without the sidecar that the API server refuses.
+async fn pods_are_created_for_other_reasons(sandbox: &Sandbox) -> anyhow::Result<()> {
+    let before = uids(sandbox).await?;
+    sandbox.api::<Pod>().delete("set-0", &DeleteParams::default()).await?;
+    let scaled = Patch::Merge(json!({"spec": {"replicas": 2}}));
+    sandbox.api::<Deployment>().patch("rolling", &Default::default(), &scaled).await?;
+    eventually("two pods are new and ready", ROLLOUT_TIMEOUT, async || {
+        let pods = sandbox.pods("app").await?;
+        let new: Vec<_> = pods.iter().filter(|pod| !before.contains(&pod.uid)).collect();
+        ensure!(pods.len() == 5 && new.len() == 2, "{} pods, {} new", pods.len(), new.len());
+        for pod in new {
+            ensure!(sidecar_of(&pod.object).is_none(), "{} has the sidecar", pod.name);
+            let note = &pod.object["metadata"]["annotations"][annotations::SKIPPED];
+            let words = note.as_str().and_then(|note| note.strip_prefix("AdmissionRefused: "));
+            ensure!(words.is_some_and(|words| words.contains("must specify limits.cpu")), "{note}");
+            let containers = pod.object["status"]["containerStatuses"].as_array();
+            let is_ready = |container: &Value| container["ready"] == true;
+            ensure!(containers.is_some_and(|all| all.iter().all(is_ready)), "{} is not ready", pod.name);
+        }
+        Ok(())
+    })
+    .await
+}
+
 #[tokio::test]
 async fn quota_that_requires_a_limit_restarts_nothing() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
@@ -70,9 +95,10 @@ async fn quota_that_requires_a_limit_restarts_nothing() -> anyhow::Result<()> {
         let words = ["must specify limits.cpu", "set sidecar.resources.limits.cpu"];
         is_refused(sandbox, &policy, "AdmissionRefused", &words).await?;
         ensure!(sandbox.event("AdmissionRefused").await?.contains("must specify limits.cpu"));
+        pods_are_created_for_other_reasons(sandbox).await?;
 
         policy.change(json!({"sidecar": {"resources": {"limits": {"cpu": "100m"}}}})).await?;
-        policy.serves(4).await.map(drop)
+        policy.serves(5).await.map(drop)
     })
     .await
 }

@@ -68,7 +68,7 @@ async fn rollout_that_no_node_takes_is_undone_and_tried_again_after_a_change() -
 }
 
 #[tokio::test]
-async fn restart_whose_pods_come_to_be_refused_is_undone() -> anyhow::Result<()> {
+async fn pod_that_comes_to_be_refused_is_created_without_the_sidecar() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         let limits = json!({"resources": {"limits": {"cpu": "500m", "memory": "64Mi"}}});
         let app = Workload::stateful_set("app", 1).container(limits).lingering(5);
@@ -92,15 +92,15 @@ async fn restart_whose_pods_come_to_be_refused_is_undone() -> anyhow::Result<()>
             "spec": {"hard": {"limits.cpu": "4"}}});
         sandbox.apply(&[quota]).await?;
 
-        let undone = policy
-            .eventually("the restart is undone", ROLLOUT_TIMEOUT, |status| {
+        let refused = policy
+            .eventually("the next restart is refused", ROLLOUT_TIMEOUT, |status| {
                 let injected = has(status, ConditionType::Injected, "False")?;
-                ensure!(injected.reason == "RolloutUndone", "{injected:?}");
+                ensure!(injected.reason == "AdmissionRefused", "{injected:?}");
                 ensure!(status.pods.matched == 1, "the workload has no pod yet");
                 Ok(())
             })
             .await?;
-        let message = &has(&undone, ConditionType::Injected, "False")?.message;
+        let message = &has(&refused, ConditionType::Injected, "False")?.message;
         ensure!(message.contains("must specify limits.cpu"), "{message}");
         eventually("the application is ready again", ROLLOUT_TIMEOUT, is_ready).await?;
         let pod = &sandbox.pods("app").await?[0];

@@ -221,3 +221,18 @@ fn rollout_whose_newest_pod_does_not_start_is_stalled() {
     assert_eq!(waiting("ImagePullBackOff").as_deref(), Some("pod a: container app: no such tag"));
     assert_eq!(waiting("ContainerCreating"), None);
 }
+
+#[test]
+fn refusal_of_a_pod_without_a_workload_is_that_of_its_creation() {
+    let noted = |name: &str| {
+        let mut pod = plain(name);
+        pod["metadata"]["annotations"] = json!({annotations::SKIPPED: "AdmissionRefused: no room"});
+        pod
+    };
+    let mut bare = noted("b");
+    bare["metadata"].as_object_mut().unwrap().remove("ownerReferences");
+    let policy_pods = look(vec![noted("a"), bare], "shop", &shop(), &pods::settings());
+    assert_eq!(deviations(&policy_pods), [Some(Deviation::Missed), None], "a restart is tried");
+    let skip = policy_pods.pods[1].skip.as_ref().unwrap();
+    assert_eq!(skip.to_string(), "AdmissionRefused: no room; correct that, and create the pod again");
+}

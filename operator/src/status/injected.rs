@@ -6,6 +6,7 @@ use larder_crds::{PodCounts, RolloutStrategy};
 use super::{Observation, Verdict, other_modes, wants_sidecars};
 use crate::{
     argo,
+    capture::SkipReason,
     policy_pods::PodReport,
     rollout::{Decision, Deviation, HoldReason, MAX_ATTEMPTS, decide},
     vacancy::Vacancy,
@@ -44,11 +45,11 @@ pub(super) fn injected(seen: &Observation<'_>, pods: &PodCounts, now: Timestamp)
         return verdict;
     }
     if let Some((pod, skip)) = policy_pods.iter().find_map(|pod| Some((pod, pod.skip.as_ref()?))) {
-        return Verdict::new(
-            false,
-            skip.reason.as_str(),
-            format!("{of}; pod {}: {}{}", pod.name, skip.message, other_modes(seen, pod)),
-        );
+        // Another mode has the same sidecar.
+        let is_refused = skip.reason == SkipReason::AdmissionRefused;
+        let modes = if is_refused { String::new() } else { other_modes(seen, pod) };
+        let message = format!("{of}; pod {}: {}{modes}", pod.name, skip.message);
+        return Verdict::new(false, skip.reason.as_str(), message);
     }
     let outdated = policy_pods.iter().filter(|pod| pod.deviation.is_some()).count();
     let complete = pods.missed == 0;
