@@ -4,7 +4,7 @@ use std::{collections::HashMap, time::Duration};
 
 use jiff::{SignedDuration, Timestamp};
 use k8s_openapi::api::core::v1::{ObjectReference, Pod};
-use kube::runtime::reflector::ObjectRef;
+use kube::{ResourceExt, runtime::reflector::ObjectRef};
 use larder_api::{labels, names};
 use larder_crds::selector;
 use tokio::time::Instant;
@@ -83,8 +83,15 @@ pub(super) struct Rolled {
 
 /// A restart that the watched lists may not show yet.
 pub(super) struct Recent {
-    namespace: String,
+    of: Restart,
     at: Timestamp,
+}
+
+/// Namespace and policy of a workload that was restarted.
+#[derive(Clone)]
+struct Restart {
+    namespace: String,
+    policy: Option<String>,
 }
 
 impl Recent {
@@ -171,7 +178,8 @@ impl Context {
         }
         self.restart(workload, deviation, now).await?;
         restarts.retain(|_, recent| recent.is_recent(now));
-        restarts.insert(workload.uid.clone(), Recent { namespace: namespace.to_owned(), at: now });
+        let of = Restart { namespace: namespace.to_owned(), policy: about.name.clone() };
+        restarts.insert(workload.uid.clone(), Recent { of, at: now });
         drop(restarts);
         self.dependencies.metrics.rolls.with_label_values(&[deviation.as_str()]).inc();
         tracing::info!(namespace, %workload, deviation = deviation.as_str(), "restarted a workload");
@@ -273,13 +281,17 @@ impl Context {
         now: Timestamp,
     ) -> Pace {
         let restarted = workload::restarted(&self.stores, None);
+        let restart = |workload: Workload| {
+            let policies = self.dependencies.policies.of(&workload.namespace);
+            let policy = policies.serving(&workload.labels()).map(|policy| policy.name_any());
+            (workload.uid, Restart { namespace: workload.namespace, policy })
+        };
         let mut in_progress: HashMap<_, _> = restarted
             .filter(|workload| workload.is_being_restarted(now - ROLLOUT_LIMIT))
-            .map(|workload| (workload.uid, workload.namespace))
+            .map(restart)
             .collect();
         let recent = recent.iter().filter(|(_, recent)| recent.is_recent(now));
-        in_progress.extend(recent.map(|(uid, recent)| (uid.clone(), recent.namespace.clone())));
-        let of_policy = |uid: &String| policy_pods.workloads.iter().any(|(workload, _)| workload.uid == *uid);
+        in_progress.extend(recent.map(|(uid, recent)| (uid.clone(), recent.of.clone())));
         let settings = &self.dependencies.arguments;
         let image = &settings.sidecar.image;
         let image_is_proven = rollout.takes_back || self.image_is_proven(image);
@@ -300,11 +312,11 @@ impl Context {
             image_is_proven,
             policy_is_proven,
             alone: false,
-            in_namespace: in_progress.values().filter(|namespace| *namespace == rollout.namespace).count(),
+            in_namespace: in_progress.values().filter(|of| of.namespace == rollout.namespace).count(),
             has_failed: (!image_is_proven && workload::image_has_failed(&self.stores, image, &workload.uid))
                 || (!policy_is_proven && policy_pods.workloads.iter().any(is_undone)),
             in_cluster: in_progress.len(),
-            in_policy: in_progress.keys().filter(|uid| of_policy(uid)).count(),
+            in_policy: in_policy(&in_progress, rollout, policy_pods),
             max_in_cluster: settings.max_concurrent_rollouts.into(),
             max_in_policy: rollout.max_concurrent.into(),
         }
@@ -381,6 +393,19 @@ fn undone(workload: &Workload) -> Option<Hold> {
     Some(Hold { uid: workload.uid.clone(), reason: HoldReason::RolloutUndone, message })
 }
 
+/// Returns the number of restarts of a policy's workloads. A workload has no pods for a while when its only pod terminates.
+fn in_policy(
+    in_progress: &HashMap<String, Restart>,
+    rollout: &Rollout<'_>,
+    policy_pods: &PolicyPods,
+) -> usize {
+    let has_pods = |uid: &String| policy_pods.workloads.iter().any(|(workload, _)| workload.uid == *uid);
+    let is_selected = |of: &Restart| {
+        of.namespace == rollout.namespace && of.policy.is_some() && of.policy == rollout.about.name
+    };
+    in_progress.iter().filter(|(uid, of)| has_pods(uid) || is_selected(of)).count()
+}
+
 /// Returns the reason that a restart would give a workload's pods no sidecar, if their own labels are those that a policy
 /// selects, and not those of the template.
 fn unselected(policies: &InForce, workload: &Workload) -> Option<String> {
@@ -398,6 +423,32 @@ mod tests {
 
     use super::*;
     use crate::{policies::tests as policies, rollout::Progress, workload::tests::workload_with};
+
+    #[test]
+    fn restart_of_a_workload_whose_only_pod_terminates_counts_for_its_policy() {
+        let about = ObjectReference { name: Some("cache".into()), ..ObjectReference::default() };
+        let rollout = Rollout {
+            namespace: "shop",
+            about: &about,
+            webhook: &WebhookState::Answers,
+            max_concurrent: 1,
+            takes_back: false,
+            restarts: true,
+        };
+        let counted = |namespace: &str, policy: Option<&str>, policy_pods: &PolicyPods| {
+            let of = Restart { namespace: namespace.to_owned(), policy: policy.map(str::to_owned) };
+            in_policy(&HashMap::from([("uid".to_owned(), of)]), &rollout, policy_pods)
+        };
+        let without = PolicyPods::default();
+        assert_eq!(counted("shop", Some("cache"), &without), 1);
+        assert_eq!(counted("shop", Some("other"), &without), 0);
+        assert_eq!(counted("other", Some("cache"), &without), 0);
+        assert_eq!(counted("shop", None, &without), 0);
+        let mut workload = workload_with(Progress::default());
+        workload.uid = "uid".into();
+        let with = PolicyPods { workloads: vec![(workload, Vec::new())], ..PolicyPods::default() };
+        assert_eq!(counted("shop", None, &with), 1);
+    }
 
     #[test]
     fn workload_whose_template_lacks_the_labels_of_its_pods_is_not_restarted() {
