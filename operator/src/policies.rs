@@ -5,7 +5,11 @@ use std::{
     sync::Arc,
 };
 
-use kube::{Resource, ResourceExt, core::DeserializeGuard, runtime::reflector::Store};
+use kube::{
+    ResourceExt,
+    core::DeserializeGuard,
+    runtime::reflector::{ObjectRef, Store},
+};
 use larder_crds::{CachePolicy, CachePolicySpec, ConditionType, Limits, selector};
 use larder_policy::ByteSize;
 use parking_lot::Mutex;
@@ -15,6 +19,7 @@ use crate::{
     capture::Mode,
     compile::{self, Compiled, Owner},
     in_force::{InForce, Parsed},
+    stores::in_namespace,
 };
 
 /// A policy as stored in the API server. An invalid one does not affect the others.
@@ -103,7 +108,7 @@ impl Policies {
 
     /// Returns the policy of that name, valid or not.
     pub fn get(&self, namespace: &str, name: &str) -> Option<Arc<Guarded>> {
-        self.store.find(|policy| is_in(policy, namespace) && policy.meta().name.as_deref() == Some(name))
+        self.store.get(&ObjectRef::new(name).within(namespace))
     }
 
     /// Returns the policies of a namespace that may be in force. A policy that is not accepted and was in force before is included, its
@@ -111,7 +116,7 @@ impl Policies {
     ///
     /// A policy is compiled once for each of its specs, not for each call.
     pub fn of(&self, namespace: &str) -> Arc<InForce> {
-        let all = self.store.state_filter(|policy| is_in(policy, namespace));
+        let all = in_namespace(&self.store, namespace);
         let mut known = self.known.lock();
         if all.is_empty() {
             known.remove(namespace);
@@ -232,10 +237,6 @@ fn lacks_its_name(policy: &CachePolicy) -> bool {
     conditions
         .filter(|condition| condition.type_ == ConditionType::Accepted.as_str())
         .any(|condition| condition.status == "False" && condition.reason == NAME_TAKEN)
-}
-
-fn is_in(policy: &Guarded, namespace: &str) -> bool {
-    policy.meta().namespace.as_deref() == Some(namespace)
 }
 
 /// Returns the remedy for an `l1` that does not fit into the sidecar's memory.

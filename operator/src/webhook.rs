@@ -41,6 +41,7 @@ use crate::{
     metrics::Metrics,
     pod_security::PodSecurity,
     policies::Policies,
+    stores::in_namespace,
     webhook_configuration::INJECT_PATH,
     wording,
 };
@@ -215,9 +216,7 @@ impl Webhook {
             return Ok(Decision { admission: Admission::Unmatched, changed: None, warnings, policy: None });
         };
         self.forbidden.check_admission(namespace)?;
-        let network_policies = self
-            .network_policies
-            .state_filter(|other| other.metadata.namespace.as_deref() == Some(namespace));
+        let network_policies = in_namespace(&self.network_policies, namespace);
         let pod_security = self.pod_security.confined(namespace);
         let name = policy.name_any();
         let injection = Injection {

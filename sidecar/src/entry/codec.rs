@@ -395,7 +395,7 @@ mod tests {
             [("x-name", b'\n'), ("x-name", b':'), ("x-value", b'\r'), ("x-value", b'\n'), ("x-value", 0)]
         {
             let mut bytes = written.to_vec();
-            let at = bytes.windows(text.len()).position(|window| window == text.as_bytes()).unwrap();
+            let at = position(&bytes, text.as_bytes());
             bytes[at + 1] = bad;
             assert_eq!(
                 decode(bytes.into(), RULES).unwrap_err(),
