@@ -91,8 +91,12 @@ fn with_normal_host(key: &str) -> Cow<'_, str> {
         return Cow::Borrowed(key);
     };
     let (host, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
+    let has_capital = |text: &str| text.bytes().any(|byte| byte.is_ascii_uppercase());
+    if !(has_capital(scheme) || has_capital(host) || host.ends_with(port) || host.ends_with('.')) {
+        return Cow::Borrowed(key);
+    }
     let (scheme, host) = (scheme.to_ascii_lowercase(), host.to_ascii_lowercase());
-    let port = if scheme == "https" { ":443" } else { ":80" };
     let host = host.strip_suffix(port).unwrap_or(&host);
     let host = host.strip_suffix('.').unwrap_or(host);
     Cow::Owned(format!("{method}:{scheme}://{host}{rest}"))
@@ -164,6 +168,22 @@ mod tests {
         }
         assert_eq!(PurgeName::key("GET:/a%40://b"), PurgeName::key("GET:/a@://b"));
         assert_eq!(PurgeName::key("GET:/cafe%CC%81"), PurgeName::key("GET:/caf\u{e9}"));
+    }
+
+    #[test]
+    fn key_with_an_ordinary_host_is_not_copied() {
+        for key in ["GET:http://shop/u?q=A", "GET:https://shop.test:80/U", "GET:http://shop:443/", "GET:/u"] {
+            assert!(matches!(with_normal_host(key), Cow::Borrowed(_)), "{key}");
+        }
+        for (key, normal) in [
+            ("GET:http://shop:80/u", "GET:http://shop/u"),
+            ("GET:HTTPS://shop:443/u", "GET:https://shop/u"),
+            ("GET:http://shop.:80/U", "GET:http://shop/U"),
+            ("GET:http://shop./u", "GET:http://shop/u"),
+            ("GET:http://Shop/u", "GET:http://shop/u"),
+        ] {
+            assert_eq!(with_normal_host(key), normal, "{key}");
+        }
     }
 
     #[test]

@@ -28,6 +28,15 @@ pub(crate) struct Readings {
 impl Readings {
     /// Reads the path of a request target, as it was sent.
     pub(crate) fn of(path: &str) -> Self {
+        if is_settled(path) {
+            let segments: Vec<_> =
+                path.split('/').filter(|part| !part.is_empty()).map(str::to_owned).collect();
+            return Self { loose: vec![segments.clone()], strict: vec![segments] };
+        }
+        Self::of_unsettled(path)
+    }
+
+    fn of_unsettled(path: &str) -> Self {
         let mut strict = Vec::new();
         for path in [path, &resolve_dots(&normalise_escapes(path))] {
             push_new(
@@ -45,13 +54,56 @@ impl Readings {
 }
 
 /// Returns the texts that stand for a path in purge names: one for an unambiguous path, several otherwise.
-pub(crate) fn loose_texts(path: &str) -> impl Iterator<Item = String> {
-    loose_paths(path).into_iter().map(|segments| format!("/{}", fold(&segments.join("/"))))
+pub(crate) fn loose_texts(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
+    let own = is_settled(path).then_some(Cow::Borrowed(path));
+    let others = if own.is_some() { vec![] } else { loose_paths(path) };
+    own.into_iter().chain(others.into_iter().map(|segments| Cow::Owned(text_of_segments(&segments))))
+}
+
+fn text_of_segments(segments: &[String]) -> String {
+    format!("/{}", fold(&segments.join("/")))
+}
+
+/// Characters of ASCII that stand for themselves in every reading of a path, wherever they are.
+const SETTLED: [bool; 256] = {
+    let mut settled = [false; 256];
+    let mut byte = b'!';
+    while byte <= b'~' {
+        settled[byte as usize] =
+            !byte.is_ascii_uppercase() && !matches!(byte, b'%' | b'+' | b';' | b'\\' | b'?' | b'#');
+        byte += 1;
+    }
+    settled
+};
+
+/// Returns true if the path itself is its only text in purge names, as most are: it has no character that a reading
+/// decodes, folds or cuts off, no empty segment, and none that ends in a dot. Paths that are not ASCII are not looked at.
+fn is_settled(path: &str) -> bool {
+    let mut before = b'/';
+    let mut rest = path.bytes();
+    rest.next() == Some(b'/')
+        && rest.all(|byte| {
+            let ends_well = byte != b'/' || !matches!(before, b'/' | b'.');
+            before = byte;
+            ends_well && SETTLED[usize::from(byte)]
+        })
+        && (before != b'/' || path.len() == 1)
+        && before != b'.'
 }
 
 /// Folds `text` so that spellings that an application may treat as equal become equal: no escapes, in lower case of its
 /// capitals ("\u{df}" and "SS" alike), compatible characters alike (Unicode's NFKC), `+` a space.
-pub(crate) fn fold(text: &str) -> String {
+pub(crate) fn fold(text: &str) -> Cow<'_, str> {
+    if !text.is_ascii() {
+        return Cow::Owned(fold_any(text));
+    }
+    if text.bytes().any(|byte| byte.is_ascii_uppercase() || byte == b'+') {
+        return Cow::Owned(text.replace('+', " ").to_ascii_lowercase());
+    }
+    Cow::Borrowed(text)
+}
+
+fn fold_any(text: &str) -> String {
     let lower =
         text.nfkc().flat_map(char::to_lowercase).flat_map(char::to_uppercase).flat_map(char::to_lowercase);
     let folded: String = lower.map(|c| if c == '+' { ' ' } else { c }).collect();
@@ -179,7 +231,12 @@ mod tests {
     use crate::NormalPath;
 
     fn texts(path: &str) -> Vec<String> {
-        loose_texts(path).collect()
+        loose_texts(path).map(Cow::into_owned).collect()
+    }
+
+    /// Returns the texts of a path without the short cut.
+    fn texts_the_long_way(path: &str) -> Vec<String> {
+        loose_paths(path).iter().map(|segments| text_of_segments(segments)).collect()
     }
 
     #[test]
@@ -267,7 +324,42 @@ mod tests {
         }
     }
 
+    #[test]
+    fn ordinary_paths_are_settled() {
+        for path in ["/", "/api/users/1", "/.well-known/x", "/a.b~c,d=e@f:1!/*", "/static/app.3f2a-1_b.js"] {
+            assert!(is_settled(path), "{path}");
+        }
+        for path in
+            ["", "*", "a", "//", "/a/", "/a//b", "/a./b", "/a/..", "/.", "/A", "/a%20", "/a+b", "/a;b"]
+        {
+            assert!(!is_settled(path), "{path}");
+        }
+    }
+
     proptest! {
+        #[test]
+        fn a_path_is_settled_iff_it_is_its_only_text(path in "[/.]{0,2}([a-zA-Z0-9!-~]|[/.;+?#\\\\]){0,8}[/.]{0,2}") {
+            let path = path.replace('%', "");
+            prop_assert_eq!(is_settled(&path), texts_the_long_way(&path) == [path.clone()], "{}", path);
+        }
+
+        #[test]
+        fn short_cut_changes_no_text_and_no_reading(path in "[/.]{0,2}([a-z/.%0-9A-Z ]|\\PC|%[0-9a-fA-F]{2}|[\u{0}-\u{ff}]){0,8}") {
+            prop_assert_eq!(texts(&path), texts_the_long_way(&path));
+            prop_assert_eq!(Readings::of(&path), Readings::of_unsettled(&path));
+        }
+
+        #[test]
+        fn short_cut_for_ascii_folds_as_unicode_does(text in "[\u{0}-\u{7f}]{0,12}") {
+            prop_assert_eq!(fold(&text), fold_any(&text));
+        }
+
+        #[test]
+        fn settled_paths_have_the_readings_of_others(path in "(/[a-z0-9.~-]{0,4}[a-z0-9~-]){0,4}") {
+            prop_assert_eq!(is_settled(&path), !path.is_empty());
+            prop_assert_eq!(Readings::of(&path), Readings::of_unsettled(&path));
+        }
+
         #[test]
         fn a_path_that_servers_read_alike_has_one_reading(raw in "/([a-zA-Z0-9/@.+:~-]|%[0-9a-fA-F]{2}|%25|;|\u{e9}){0,12}") {
             if !NormalPath::new(&raw).is_ambiguous() {
