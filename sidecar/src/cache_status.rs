@@ -1,6 +1,6 @@
 //! The `Cache-Status` header (RFC 9211).
 
-use std::{fmt, time::Duration};
+use std::{sync::LazyLock, time::Duration};
 
 use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
 use larder_policy::{freshness::State, policy::BypassBy};
@@ -103,6 +103,32 @@ impl From<BypassBy> for Bypass {
 }
 
 impl Forward {
+    /// All reasons, each at its [index](Self::index).
+    const ALL: [Self; 6 + Bypass::ALL.len()] = {
+        use Forward::{Method, Partial, Request, Stale, UriMiss, VaryMiss};
+        let mut all = [UriMiss; 6 + Bypass::ALL.len()];
+        let others = [UriMiss, VaryMiss, Stale, Partial, Method, Request];
+        let mut at = 0;
+        while at < all.len() {
+            all[at] =
+                if at < others.len() { others[at] } else { Self::Bypass(Bypass::ALL[at - others.len()]) };
+            at += 1;
+        }
+        all
+    };
+
+    const fn index(self) -> usize {
+        match self {
+            Self::UriMiss => 0,
+            Self::VaryMiss => 1,
+            Self::Stale => 2,
+            Self::Partial => 3,
+            Self::Method => 4,
+            Self::Request => 5,
+            Self::Bypass(bypass) => 6 + bypass as usize,
+        }
+    }
+
     /// Returns the reason as `fwd` shows it (RFC 9211, section 2.2).
     pub const fn as_str(self) -> &'static str {
         match self {
@@ -153,14 +179,62 @@ pub enum Became {
     StaleIfError,
 }
 
+impl Became {
+    const ALL: [Self; 4] = [Self::Passed, Self::Stored, Self::Collapsed, Self::StaleIfError];
+}
+
 impl CacheStatus {
     /// Appends this cache's entry after those of caches nearer to the origin (RFC 9211, section 2).
     pub fn append_to(self, headers: &mut HeaderMap) {
-        if let Ok(value) = HeaderValue::try_from(self.to_string()) {
-            headers.append(CACHE_STATUS, value);
+        headers.append(CACHE_STATUS, self.value());
+    }
+
+    fn value(self) -> HeaderValue {
+        match self {
+            Self::Forwarded { reason, status: Some(StatusCode::OK), tier: Tier::Application, answer } => {
+                READY[reason.index()][answer as usize].clone()
+            }
+            other => other.written(),
         }
     }
+
+    fn written(self) -> HeaderValue {
+        HeaderValue::try_from(self.text()).expect("all pieces of the text are visible ASCII")
+    }
+
+    fn text(self) -> String {
+        let mut number = itoa::Buffer::new();
+        let (reason, status, tier, answer) = match self {
+            Self::Hit { tier, ttl } => {
+                return ["larder; hit; ttl=", number.format(ttl), "; detail=", tier.as_str()].concat();
+            }
+            Self::Forwarded { reason, ref status, tier, answer } => (reason, status, tier, answer),
+        };
+        let (before_status, status) =
+            status.as_ref().map_or(("", ""), |status| ("; fwd-status=", status.as_str()));
+        let answered = match answer {
+            Became::Stored => "; stored",
+            Became::Collapsed => "; collapsed",
+            Became::Passed | Became::StaleIfError => "",
+        };
+        let detail = match (answer, reason, tier) {
+            (Became::StaleIfError, ..) => "stale-if-error",
+            (_, Forward::Bypass(bypass), _) => bypass.as_str(),
+            (.., Tier::Application | Tier::Nowhere) => "",
+            (.., tier) => tier.as_str(),
+        };
+        let before_detail = if detail.is_empty() { "" } else { "; detail=" };
+        ["larder; fwd=", reason.as_str(), before_status, status, answered, before_detail, detail].concat()
+    }
 }
+
+/// The values of the most frequent responses: with status 200 from the application, by reason and use.
+static READY: LazyLock<[[HeaderValue; Became::ALL.len()]; Forward::ALL.len()]> = LazyLock::new(|| {
+    let (status, tier) = (Some(StatusCode::OK), Tier::Application);
+    Forward::ALL.map(|reason| {
+        Became::ALL.map(|answer| CacheStatus::Forwarded { reason, status, tier, answer }.written())
+    })
+});
 
 /// Returns the remaining freshness lifetime in seconds for `ttl` (RFC 9211, section 2.4), negative for stale responses.
 pub fn ttl_seconds(state: State) -> i64 {
@@ -171,45 +245,19 @@ pub fn ttl_seconds(state: State) -> i64 {
     }
 }
 
-impl fmt::Display for CacheStatus {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        let (reason, status, tier, answer) = match *self {
-            Self::Hit { tier, ttl } => {
-                return write!(f, "larder; hit; ttl={ttl}; detail={}", tier.as_str());
-            }
-            Self::Forwarded { reason, status, tier, answer } => (reason, status, tier, answer),
-        };
-        write!(f, "larder; fwd={}", reason.as_str())?;
-        if let Some(status) = status {
-            write!(f, "; fwd-status={}", status.as_u16())?;
-        }
-        match answer {
-            Became::Stored => f.write_str("; stored")?,
-            Became::Collapsed => f.write_str("; collapsed")?,
-            Became::StaleIfError => return f.write_str("; detail=stale-if-error"),
-            Became::Passed => {}
-        }
-        match (reason, tier) {
-            (Forward::Bypass(bypass), _) => write!(f, "; detail={}", bypass.as_str()),
-            (_, Tier::Application | Tier::Nowhere) => Ok(()),
-            (_, tier) => write!(f, "; detail={}", tier.as_str()),
-        }
-    }
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
     fn cache_status_is_a_hit_or_a_forward_and_never_both() {
-        let hit = |ttl| CacheStatus::Hit { tier: Tier::L1, ttl }.to_string();
+        let hit = |ttl| CacheStatus::Hit { tier: Tier::L1, ttl }.text();
         assert_eq!(
             (hit(117), hit(-3)),
             ("larder; hit; ttl=117; detail=l1".into(), "larder; hit; ttl=-3; detail=l1".into())
         );
         let forwarded = |reason, tier, answer| {
-            CacheStatus::Forwarded { reason, status: Some(StatusCode::OK), tier, answer }.to_string()
+            CacheStatus::Forwarded { reason, status: Some(StatusCode::OK), tier, answer }.text()
         };
         for (text, expected) in [
             (
@@ -234,6 +282,49 @@ mod tests {
             ),
         ] {
             assert_eq!(text, expected);
+        }
+    }
+
+    /// Returns the value as the first version wrote it, member by member.
+    fn by_members(status: CacheStatus) -> String {
+        let (reason, status, tier, answer) = match status {
+            CacheStatus::Hit { tier, ttl } => {
+                return format!("larder; hit; ttl={ttl}; detail={}", tier.as_str());
+            }
+            CacheStatus::Forwarded { reason, status, tier, answer } => (reason, status, tier, answer),
+        };
+        let mut members = vec!["larder".to_owned(), format!("fwd={}", reason.as_str())];
+        members.extend(status.map(|status| format!("fwd-status={}", status.as_u16())));
+        match answer {
+            Became::Stored => members.push("stored".to_owned()),
+            Became::Collapsed => members.push("collapsed".to_owned()),
+            Became::Passed | Became::StaleIfError => {}
+        }
+        let detail = match (reason, tier) {
+            _ if answer == Became::StaleIfError => Some("stale-if-error"),
+            (Forward::Bypass(bypass), _) => Some(bypass.as_str()),
+            (_, Tier::Application | Tier::Nowhere) => None,
+            (_, tier) => Some(tier.as_str()),
+        };
+        members.extend(detail.map(|detail| format!("detail={detail}")));
+        members.join("; ")
+    }
+
+    #[test]
+    fn every_value_has_the_same_bytes_whether_it_was_ready_or_not() {
+        for (at, reason) in Forward::ALL.into_iter().enumerate() {
+            assert_eq!(reason.index(), at);
+            for (answer, tier) in Became::ALL.into_iter().flat_map(|a| Tier::ALL.map(|tier| (a, tier))) {
+                let codes = [200, 204, 304, 404, 503, 999].map(|code| StatusCode::from_u16(code).ok());
+                for status in codes.into_iter().chain([None]) {
+                    let status = CacheStatus::Forwarded { reason, status, tier, answer };
+                    assert_eq!(status.value(), by_members(status), "{status:?}");
+                }
+            }
+        }
+        for ttl in [0, 1, -1, 117, i64::MAX, i64::MIN] {
+            let status = CacheStatus::Hit { tier: Tier::L2, ttl };
+            assert_eq!(status.value(), by_members(status));
         }
     }
 

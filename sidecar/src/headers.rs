@@ -122,31 +122,48 @@ pub fn forwards_left(method: &Method, headers: &HeaderMap) -> Option<u64> {
 /// Adds the client's address and this proxy to the request (RFC 9110, section 7.6.3), also in `Forwarded` (RFC 7239) if
 /// the request already has it.
 pub fn announce(headers: &mut HeaderMap, client: IpAddr, version: Version) {
-    append_to_list(headers, X_FORWARDED_FOR, &client.to_string());
+    append_to_list(headers, X_FORWARDED_FOR, address(client));
     if headers.contains_key(FORWARDED) {
         let node = match client {
             IpAddr::V4(ip) => format!("for={ip}"),
             IpAddr::V6(ip) => format!("for=\"[{ip}]\""),
         };
-        append_to_list(headers, FORWARDED, &node);
+        append_to_list(headers, FORWARDED, HeaderValue::try_from(node).expect(ADDRESS_IS_ASCII));
     }
     let via = match version {
-        Version::HTTP_2 => "2 larder",
-        Version::HTTP_10 => "1.0 larder",
-        _ => "1.1 larder",
+        Version::HTTP_2 => const { HeaderValue::from_static("2 larder") },
+        Version::HTTP_10 => const { HeaderValue::from_static("1.0 larder") },
+        _ => const { HeaderValue::from_static("1.1 larder") },
     };
     append_to_list(headers, VIA, via);
 }
 
+const ADDRESS_IS_ASCII: &str = "an IP address is visible ASCII";
+
+/// Returns an address as text. IPv4 addresses, which most clients have, are written without the formatter: every forwarded
+/// request carries one.
+fn address(client: IpAddr) -> HeaderValue {
+    let IpAddr::V4(ip) = client else {
+        return HeaderValue::try_from(client.to_string()).expect(ADDRESS_IS_ASCII);
+    };
+    let (mut text, mut length, mut digits) = ([b'.'; 15], 0, itoa::Buffer::new());
+    for octet in ip.octets() {
+        let digits = digits.format(octet).as_bytes();
+        text[length..length + digits.len()].copy_from_slice(digits);
+        length += digits.len() + 1;
+    }
+    HeaderValue::from_bytes(&text[..length - 1]).expect(ADDRESS_IS_ASCII)
+}
+
 /// Appends to a list field, on its last line, because not every application reads several lines.
-fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: &str) {
+fn append_to_list(headers: &mut HeaderMap, name: HeaderName, item: HeaderValue) {
     let lines: Vec<_> = headers.get_all(&name).iter().map(HeaderValue::as_bytes).collect();
     let value = if lines.is_empty() {
-        item.as_bytes().to_vec()
+        Ok(item)
     } else {
-        [&lines.join(&b", "[..]), item.as_bytes()].join(&b", "[..])
+        HeaderValue::from_bytes(&[&lines.join(&b", "[..]), item.as_bytes()].join(&b", "[..]))
     };
-    if let Ok(value) = HeaderValue::from_bytes(&value) {
+    if let Ok(value) = value {
         headers.insert(name, value);
     }
 }
@@ -185,6 +202,8 @@ pub fn ask_for_upgrade(headers: &mut HeaderMap, protocol: HeaderValue) {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     fn headers(lines: &[(&str, &str)]) -> HeaderMap {
@@ -272,6 +291,25 @@ mod tests {
             assert_eq!(request.headers()[MAX_FORWARDS], says, "{method} {said}");
         }
         assert_eq!(forwards_left(&Method::OPTIONS, &HeaderMap::new()), None);
+    }
+
+    proptest! {
+        #[test]
+        fn address_has_the_bytes_of_its_text(v4 in any::<[u8; 4]>(), v6 in any::<[u16; 8]>()) {
+            for ip in [IpAddr::from(v4), IpAddr::from(v6)] {
+                let mut map = HeaderMap::new();
+                announce(&mut map, ip, Version::HTTP_2);
+                let text = ip.to_string();
+                prop_assert_eq!(map, headers(&[("x-forwarded-for", &text), ("via", "2 larder")]));
+            }
+        }
+    }
+
+    #[test]
+    fn shortest_and_longest_addresses_are_whole() {
+        for ip in ["0.0.0.0", "255.255.255.255", "9.10.99.100", "::", "ff02::1"] {
+            assert_eq!(address(ip.parse().unwrap()), ip);
+        }
     }
 
     #[test]

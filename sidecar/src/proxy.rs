@@ -156,10 +156,11 @@ impl Proxy {
         tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
         let Served { mut response, route, outcome, tier, life: _ } =
             self.answer(&snapshot, request, client).await;
-        snapshot.route_stats(route.as_deref()).answered(outcome, tier);
-        let name = route.as_ref().map_or(NO_ROUTE, |route| &route.name);
+        let stats = snapshot.route_stats(route.as_deref());
+        stats.answered(outcome, tier);
         let took = started.elapsed();
-        self.telemetry.answered(name, outcome, took);
+        self.telemetry.answered(stats, outcome, took);
+        let name = route.as_ref().map_or(NO_ROUTE, |route| &route.name);
         let (status, milliseconds) = (response.status().as_u16(), took.as_secs_f64() * 1000.0);
         tracing::debug!(route = name, tier = tier.as_str(), status, milliseconds, "{}", outcome.as_str());
         let room = head_room::make(&mut response, &self.telemetry.stats.budget);

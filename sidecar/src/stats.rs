@@ -11,6 +11,7 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
+use opentelemetry::KeyValue;
 
 use crate::{
     barriers::Barriers, budget::Budget, cache_status::Tier, http1_guard::RequestError, l1::L1, mode::Mode,
@@ -66,8 +67,10 @@ larder_api::labelled! {
 }
 
 /// Counters of one route.
-#[derive(Debug, Default)]
+#[derive(Debug)]
 pub struct RouteStats {
+    /// Attributes of its responses in metrics, by outcome: each response is recorded with one of them.
+    attributes: [[KeyValue; 2]; Outcome::ALL.len()],
     requests: PerThread<[[AtomicU64; Tier::ALL.len()]; Outcome::ALL.len()]>,
     not_stored: [AtomicU64; NotStored::ALL.len()],
 }
@@ -99,6 +102,22 @@ impl<T> PerThread<T> {
 }
 
 impl RouteStats {
+    fn new(route: &str) -> Self {
+        let route: Arc<str> = Arc::from(route);
+        Self {
+            attributes: Outcome::ALL.map(|outcome| {
+                [KeyValue::new("route", Arc::clone(&route)), KeyValue::new("outcome", outcome.as_str())]
+            }),
+            requests: PerThread::default(),
+            not_stored: Default::default(),
+        }
+    }
+
+    /// Returns the attributes of a response with this outcome in metrics.
+    pub fn attributes(&self, outcome: Outcome) -> &[KeyValue] {
+        &self.attributes[outcome as usize]
+    }
+
     /// Counts a response.
     pub fn answered(&self, outcome: Outcome, tier: Tier) {
         self.requests.own()[outcome as usize][tier.index()].fetch_add(1, Ordering::Relaxed);
@@ -158,7 +177,7 @@ impl Stats {
     /// Returns the counters of a route, which survive changes of the policy.
     pub fn route(&self, name: &str) -> Arc<RouteStats> {
         let mut routes = self.routes.lock();
-        Arc::clone(routes.entry(name.to_owned()).or_default())
+        Arc::clone(routes.entry(name.to_owned()).or_insert_with(|| Arc::new(RouteStats::new(name))))
     }
 
     /// Returns all routes that were ever served, by name.

@@ -20,7 +20,7 @@ use crate::{
     http1_guard::RequestError,
     request_error_log::RequestErrorLog,
     resolver::Resolver,
-    stats::{Outcome, Stats},
+    stats::{Outcome, RouteStats, Stats},
 };
 
 mod instruments;
@@ -113,11 +113,10 @@ impl Telemetry {
         Ok(prometheus::TextEncoder::new().encode_to_string(&self.instruments.load().registry.gather())?)
     }
 
-    /// Records the time until the head of a response was ready.
-    pub fn answered(&self, route: &str, outcome: Outcome, elapsed: Duration) {
-        let attributes =
-            [KeyValue::new("route", route.to_owned()), KeyValue::new("outcome", outcome.as_str())];
-        self.instruments.load().request_duration.record(elapsed.as_secs_f64(), &attributes);
+    /// Records the time until the head of a response of a route was ready.
+    pub fn answered(&self, route: &RouteStats, outcome: Outcome, elapsed: Duration) {
+        let attributes = route.attributes(outcome);
+        self.instruments.load().request_duration.record(elapsed.as_secs_f64(), attributes);
     }
 
     /// Records the duration of a request to a tier.
