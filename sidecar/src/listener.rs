@@ -1,6 +1,7 @@
 //! Client connections.
 
 use std::{
+    convert::Infallible,
     future::poll_fn,
     io, mem,
     net::{IpAddr, SocketAddr},
@@ -11,9 +12,9 @@ use std::{
 };
 
 use futures::future::select;
-use http::{HeaderValue, StatusCode, header::CONNECTION};
+use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
 use http_body_util::Either;
-use hyper::{server::conn::http1, service::service_fn};
+use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use larder_api::ListenAddress;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -24,10 +25,12 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
+    body::Body,
     connections::{Admitted, turn_away},
-    head_room, headers,
+    head_room::{self, HeadRoom},
+    headers,
     held::Held,
-    http1_guard::{Handoff, Http1Guard, RequestError},
+    http1_guard::{Handoff, Http1Guard, ReleasingBody, RequestError},
     in_progress::InProgress,
     problem::Problem,
     proxy::{Client, FastPath, Proxy},
@@ -66,6 +69,9 @@ const UNREAD_TIMEOUT: Duration = Duration::from_secs(5 * 60);
 const MAX_BUFFER: usize = 80 << 10;
 /// Pause after a connection could not be accepted, because too many files are open.
 pub(crate) const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
+
+/// Body of a response over HTTP/1, which holds the request's place.
+type Http1Body = ReleasingBody<Either<Body, Held<Body, (Work, Option<HeadRoom>)>>>;
 
 /// Binds a listen address.
 ///
@@ -185,6 +191,31 @@ async fn serve_other(mut stream: TcpStream, other: Other, client: IpAddr, proxy:
     }
 }
 
+/// Responds to a request over HTTP/1, for which there may be no place.
+async fn respond(
+    proxy: Arc<Proxy>,
+    handoff: Arc<Handoff>,
+    mut request: Request<Incoming>,
+    client: IpAddr,
+    work: Option<Work>,
+) -> Result<Response<Http1Body>, Infallible> {
+    handoff.restore(&mut request);
+    let expects = headers::expects_to_go_on(request.headers());
+    let Some(work) = work else {
+        proxy.telemetry().refused(RequestError::Overloaded, client);
+        return Ok(Problem::Overloaded.response().map(|body| handoff.releasing(Either::Left(body))));
+    };
+    let (handoff_of_client, work_of_client) = (Some(Arc::clone(&handoff)), Some(work.clone()));
+    let client = Client { address: client, handoff: handoff_of_client, work: work_of_client };
+    let mut response = proxy.handle(request, client).await;
+    if expects && !handoff.has_told_to_go_on() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+        // Only the client knows whether it sends its body all the same (RFC 9110, section 10.1.1).
+        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    let room = head_room::take(&mut response);
+    Ok(response.map(|body| handoff.releasing(Either::Right(Held::new(body, (work, room))))))
+}
+
 async fn serve_http1(
     stream: TcpStream,
     beginning: &[u8],
@@ -193,30 +224,11 @@ async fn serve_http1(
     let handoff = Arc::new(Handoff::new(&proxy.telemetry().stats.budget, place));
     let guard = Http1Guard::new(stream, beginning, FastPath::new(Arc::clone(proxy)), Arc::clone(&handoff));
     let in_progress = Arc::<InProgress>::default();
-    let service = service_fn(|mut request| {
+    let service = service_fn(|request| {
         let (proxy, handoff) = (Arc::clone(proxy), Arc::clone(&handoff));
         let work = Work::begin(&proxy.telemetry().stats.budget, &in_progress);
         // Boxed, so that an idle connection does not hold a request's memory.
-        Box::pin(async move {
-            handoff.restore(&mut request);
-            let expects = headers::expects_to_go_on(request.headers());
-            let Some(work) = work else {
-                proxy.telemetry().refused(RequestError::Overloaded, client);
-                return Ok(Problem::Overloaded.response().map(|body| handoff.releasing(Either::Left(body))));
-            };
-            let (handoff_of_client, work_of_client) = (Some(Arc::clone(&handoff)), Some(work.clone()));
-            let client = Client { address: client, handoff: handoff_of_client, work: work_of_client };
-            let mut response = proxy.handle(request, client).await;
-            if expects && !handoff.has_told_to_go_on() && response.status() != StatusCode::SWITCHING_PROTOCOLS
-            {
-                // Only the client knows whether it sends its body all the same (RFC 9110, section 10.1.1).
-                response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-            }
-            let room = head_room::take(&mut response);
-            let response =
-                response.map(|body| handoff.releasing(Either::Right(Held::new(body, (work, room)))));
-            Ok::<_, std::convert::Infallible>(response)
-        })
+        Box::pin(respond(proxy, handoff, request, client, work))
     });
     // The guard times heads that arrive in pieces.
     let connection = http1::Builder::new()
@@ -246,4 +258,19 @@ async fn serve_http1(
         proxy.telemetry().refused(error, client);
     }
     Ok(outcome?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// hyper moves the future of a request to the heap, and the request holds it until it ends.
+    #[test]
+    fn future_of_a_request_is_small() {
+        fn size_of_future<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
+            size_of::<F>()
+        }
+        let size = size_of_future(respond);
+        assert!(size <= 1_536, "{size}");
+    }
 }

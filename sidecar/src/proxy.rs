@@ -8,6 +8,7 @@ use std::{
 
 use axum::Router;
 use bytes::Bytes;
+use futures::future::{BoxFuture, ready};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, EXPECT},
@@ -54,6 +55,8 @@ mod redis;
 mod refresh;
 mod request;
 mod response;
+#[cfg(test)]
+mod sizes;
 mod sources;
 mod tunnel;
 mod write;
@@ -179,12 +182,14 @@ impl Proxy {
         response
     }
 
-    async fn answer(
-        self: &Arc<Self>,
-        snapshot: &Arc<Snapshot>,
+    /// Responds to a request. Each disposition has a future of its own on the heap, so that none takes the memory, or is moved at the
+    /// cost, of the largest.
+    fn answer<'a>(
+        self: &'a Arc<Self>,
+        snapshot: &'a Arc<Snapshot>,
         mut request: Request<Incoming>,
         client: Client,
-    ) -> Served {
+    ) -> BoxFuture<'a, Served> {
         let (upgrade, has_content) = (headers::upgrade(request.headers()), !request.body().is_end_stream());
         let from_client = hyper::upgrade::on(&mut request);
         // The key must not depend on fields that the application will not see.
@@ -192,67 +197,104 @@ impl Proxy {
         let disposition = classify(snapshot, &request, upgrade, has_content);
         headers::count_forward(&mut request);
         match disposition {
-            Disposition::End(EndsHere::Connect) => Served::problem(Problem::NoTunnel, None),
-            Disposition::End(EndsHere::Admin) => self.ask_admin(snapshot, request, &client).await,
+            Disposition::End(EndsHere::Connect) => Box::pin(ready(Served::problem(Problem::NoTunnel, None))),
+            Disposition::End(EndsHere::Admin) => Box::pin(self.ask_admin(snapshot, request, client)),
             Disposition::End(EndsHere::MaxForwards) => {
                 let is_trace = *request.method() == Method::TRACE;
-                Served::problem(if is_trace { Problem::NoTrace } else { Problem::LastForward }, None)
+                let problem = if is_trace { Problem::NoTrace } else { Problem::LastForward };
+                Box::pin(ready(Served::problem(problem, None)))
             }
-            Disposition::Upgrade(protocol) => self.upgrade(request, client, protocol, from_client).await,
+            Disposition::Upgrade(protocol) => Box::pin(self.upgrade(request, client, protocol, from_client)),
             Disposition::Write { writing, protocol } => {
                 let protocol = protocol.map(|protocol| (protocol, from_client));
-                self.write(snapshot, request, client, writing, protocol).await
+                Box::pin(self.write(snapshot, request, client, writing, protocol))
             }
-            Disposition::Pass(reason) => self.pass(request, client, reason, None).await,
+            Disposition::Pass(reason) => Box::pin(self.pass(request, client, reason, None)),
             Disposition::Route(routed) => {
                 if !routed.route.envelope {
-                    return self.serve_route(snapshot, request, client, &routed).await;
+                    return self.serve_route(snapshot, request, client, routed);
                 }
                 let method = request.method().clone();
                 envelope::ask_for_whole(request.headers_mut());
-                self.serve_route(snapshot, request, client, &routed).await.wrapped(&method)
+                let served = self.serve_route(snapshot, request, client, routed);
+                Box::pin(async move { served.await.wrapped(&method) })
             }
         }
     }
 
-    async fn serve_route(
-        self: &Arc<Self>,
-        snapshot: &Arc<Snapshot>,
+    fn serve_route<'a>(
+        self: &'a Arc<Self>,
+        snapshot: &'a Arc<Snapshot>,
         request: Request<Incoming>,
         client: Client,
-        routed: &Routed,
-    ) -> Served {
-        let Routed { route, bypass, .. } = routed;
-        let bypass = *bypass;
+        routed: Routed,
+    ) -> BoxFuture<'a, Served> {
+        let Routed { route, bypass, .. } = &routed;
         let has_content = !request.body().is_end_stream();
         // A source's response depends on path and query alone, so a bypass does not need the application, which may not have the path
         // at all. If it has, it gets the body that came with the request.
         let is_for_application = route.sources.is_empty() || route.asks_application && has_content;
         if let Some(bypass) = bypass.filter(|_| is_for_application) {
-            return self.pass(request, client, Forward::Bypass(bypass), Some(route)).await;
+            return Box::pin(self.bypass(request, client, bypass, routed.route));
         }
+        if let Some(limit) = route.body_limit().filter(|_| *request.method() == Method::POST) {
+            return Box::pin(self.serve_with_content(snapshot, request, client, routed, limit));
+        }
+        let (head, body) = request.into_parts();
+        let served = self.look_up(snapshot, Request::from_parts(head, Bytes::new()), client, &routed);
+        if !has_content {
+            return served;
+        }
+        Box::pin(async move {
+            // Without the body, hyper may read no more from the client.
+            let _unread = body;
+            served.await
+        })
+    }
+
+    async fn bypass(
+        self: &Arc<Self>,
+        request: Request<Incoming>,
+        client: Client,
+        bypass: Bypass,
+        route: Arc<Route>,
+    ) -> Served {
+        self.pass(request, client, Forward::Bypass(bypass), Some(&route)).await
+    }
+
+    /// Responds to a request whose body is part of the key, if it has at most `limit` bytes.
+    async fn serve_with_content(
+        self: &Arc<Self>,
+        snapshot: &Arc<Snapshot>,
+        request: Request<Incoming>,
+        client: Client,
+        routed: Routed,
+        limit: u64,
+    ) -> Served {
         let (mut head, body) = request.into_parts();
-        let content = match route.body_limit().filter(|_| head.method == Method::POST) {
-            Some(limit) => {
-                let budget = &snapshot.store.budget;
-                match read_at_most(limit, body, budget, &mut head.headers, &client).await {
-                    Ok(content) => content,
-                    Err(Unread::TooLong(body)) => {
-                        let (request, reason) = (Request::from_parts(head, body), Bypass::Content);
-                        return self.pass(request, client, Forward::Bypass(reason), Some(route)).await;
-                    }
-                    Err(Unread::BrokenOff) => return Served::problem(Problem::BrokenOff, Some(route)),
-                }
+        let budget = &snapshot.store.budget;
+        match read_at_most(limit, body, budget, &mut head.headers, &client).await {
+            Ok(content) => self.look_up(snapshot, Request::from_parts(head, content), client, &routed).await,
+            Err(Unread::TooLong(body)) => {
+                self.bypass(Request::from_parts(head, body), client, Bypass::Content, routed.route).await
             }
-            None => Bytes::new(),
-        };
-        let request = Request::from_parts(head, content);
-        let request = CacheRequest::new(snapshot, routed, self.target, request, client);
-        match bypass {
-            None => self.respond(request).await,
+            Err(Unread::BrokenOff) => Served::problem(Problem::BrokenOff, Some(&routed.route)),
+        }
+    }
+
+    fn look_up<'a>(
+        self: &'a Arc<Self>,
+        snapshot: &Arc<Snapshot>,
+        request: Request<Bytes>,
+        client: Client,
+        routed: &Routed,
+    ) -> BoxFuture<'a, Served> {
+        let request = Box::new(CacheRequest::new(snapshot, routed, self.target, request, client));
+        match routed.bypass {
+            None => Box::pin(self.respond(request)),
             Some(bypass) => {
                 let fetch = Fetch::new(request, Purpose::Bypass, Forward::Bypass(bypass));
-                self.fetch_from_origins(fetch).await
+                Box::pin(self.fetch_from_origins(fetch))
             }
         }
     }

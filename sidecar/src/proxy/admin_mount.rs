@@ -16,7 +16,7 @@ impl Proxy {
         &self,
         snapshot: &Snapshot,
         mut request: Request<Incoming>,
-        client: &Client,
+        client: Client,
     ) -> Served {
         client.go_on(request.headers_mut());
         let normal = NormalPath::new(request.uri().path());

@@ -42,17 +42,30 @@ impl Proxy {
     /// Waits for another request that fetches the same response, and responds with that; passes the fetch on if there is none, as
     /// their lead. A fetch that shows no progress for the route's `collapseTimeout` is overtaken: of the requests that waited for
     /// it one fetches again, and the others wait for that one.
-    pub(super) async fn collapse(self: &Arc<Self>, mut fetch: Fetch) -> Step {
+    pub(super) async fn collapse(self: &Arc<Self>, fetch: Box<Fetch>) -> Step {
         if !fetch.may_wait() {
             return Continue(fetch);
         }
+        let request = &fetch.request;
+        let flight = request.flight_key(request.key.as_str());
+        match request.snapshot.flights.join(&flight) {
+            Joined::Lead(lead) => fetch.led_by(lead),
+            Joined::Wait(wait) => Box::pin(self.wait_for_lead(fetch, flight, wait)).await,
+        }
+    }
+
+    async fn wait_for_lead(
+        self: &Arc<Self>,
+        mut fetch: Box<Fetch>,
+        mut flight: String,
+        wait: Wait<FetchOutcome>,
+    ) -> Step {
         let limit = fetch.request.route.collapse_timeout;
         let patience = limit * MAX_COLLAPSE_TIMEOUTS;
         let patience = fetch.soft_timeout().map_or(patience, |soft| patience.min(soft));
         let (request, reason) = (&fetch.request, fetch.reason);
         let flights = &request.snapshot.flights;
-        let mut flight = request.flight_key(request.key.as_str());
-        let mut joined = flights.join(&flight);
+        let mut joined = Joined::Wait(wait);
         for _ in 0..MAX_JOINS {
             let mut wait = match joined {
                 Joined::Lead(lead) => return fetch.led_by(lead),
@@ -133,7 +146,7 @@ impl Fetch {
     }
 
     /// Responds from memory if another request has stored a response meanwhile, and otherwise becomes the lead.
-    fn led_by(mut self, lead: Lead<FetchOutcome>) -> Step {
+    fn led_by(mut self: Box<Self>, lead: Lead<FetchOutcome>) -> Step {
         self.lead = Some(lead);
         if let Lookup::Hit(entry, freshness) = self.request.lookup()
             && !freshness.state.refreshes()

@@ -40,7 +40,7 @@ const MAX_AHEAD: u64 = 4 << 20;
 
 impl Fetch {
     /// Delivers a response as its origin sent it.
-    pub(super) fn deliver_received(self, received: Received) -> Served {
+    pub(super) fn deliver_received(self: Box<Self>, received: Received) -> Served {
         let Received { head, body, times } = received;
         self.deliver(head.status, head, Source::new(body), times)
     }
@@ -48,7 +48,7 @@ impl Fetch {
     /// Delivers a response, and stores it if it may be stored. `received` is the status that the origin sent: the response may be
     /// combined with stored parts.
     pub(super) fn deliver(
-        mut self,
+        mut self: Box<Self>,
         received: StatusCode,
         mut head: Parts,
         source: Source,
@@ -141,7 +141,7 @@ impl Fetch {
         }
         // A TTL in the body is known when the body is complete.
         let meta = meta.with_ttl_from_response(ttl_from_response(self.request.lifetimes(), &headers, None));
-        let names = self.request.names();
+        let names = self.request.names().into();
         Head { status: head.status, headers, times, meta, stamp: self.known.stamp, names }.spread()
     }
 

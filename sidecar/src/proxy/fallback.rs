@@ -27,7 +27,7 @@ use crate::{
 
 impl Proxy {
     /// Responds to a request whose last origin failed: with a stored response, or with the error.
-    pub(super) async fn handle_failure(self: &Arc<Self>, mut fetch: Fetch, failure: Failure) -> Served {
+    pub(super) async fn handle_failure(self: &Arc<Self>, mut fetch: Box<Fetch>, failure: Failure) -> Served {
         let status = match &failure {
             Failure::Response(received) => Some(received.head.status),
             Failure::Sources | Failure::NoResponse(_) => None,
@@ -167,7 +167,7 @@ impl Fetch {
 
 /// A stale response that is served if fetching takes too long.
 pub(super) struct StaleWhenSlow {
-    request: CacheRequest,
+    request: Box<CacheRequest>,
     stored: Arc<Entry>,
     tier: Tier,
     reason: Forward,

@@ -15,11 +15,11 @@ use crate::{
 };
 
 /// Result of a stage: a response, or the fetch for the next stage.
-pub(super) type Step = ControlFlow<Served, Fetch>;
+pub(super) type Step = ControlFlow<Served, Box<Fetch>>;
 
-/// A request that goes beyond memory, and what its stages have learned.
+/// A request that goes beyond memory, and what its stages have learned. Boxed, because each stage passes it on.
 pub(super) struct Fetch {
-    pub(super) request: CacheRequest,
+    pub(super) request: Box<CacheRequest>,
     pub(super) purpose: Purpose,
     /// Reason why the stored response, if there is one, does not serve the request.
     pub(super) reason: Forward,
@@ -67,9 +67,9 @@ pub(super) struct Known {
 
 impl Fetch {
     /// Creates a fetch of which nothing is known.
-    pub(super) fn new(request: CacheRequest, purpose: Purpose, reason: Forward) -> Self {
+    pub(super) fn new(request: Box<CacheRequest>, purpose: Purpose, reason: Forward) -> Box<Self> {
         let stamp = request.store().barriers.stamp();
-        Self {
+        Box::new(Self {
             request,
             purpose,
             reason,
@@ -87,7 +87,7 @@ impl Fetch {
             lead: None,
             lease: None,
             tier: Tier::Application,
-        }
+        })
     }
 
     /// Shows those who wait that the fetch makes progress: one origin has given way to the next.

@@ -22,24 +22,18 @@ fn lease_wait(collapse_timeout: Duration) -> Duration {
 impl Proxy {
     /// Waits while another pod holds the lease, and responds with what that pod stored; passes the fetch on once this pod holds it, or
     /// if every pod is to fetch its own.
-    pub(super) async fn wait_for_lease(self: &Arc<Self>, mut fetch: Fetch) -> Step {
-        match self.wait_for_other_pods(&mut fetch).await {
-            Some(served) => Break(served),
-            None => {
-                fetch.shows_progress();
-                Continue(fetch)
-            }
+    pub(super) async fn wait_for_lease(self: &Arc<Self>, mut fetch: Box<Fetch>) -> Step {
+        if fetch.is_for_other_pods()
+            && let Some(served) = Box::pin(self.wait_for_other_pods(&mut fetch)).await
+        {
+            return Break(served);
         }
+        fetch.shows_progress();
+        Continue(fetch)
     }
 
     async fn wait_for_other_pods(self: &Arc<Self>, fetch: &mut Fetch) -> Option<Served> {
-        // Redis would be as slow with a lease as with the lookup, and one wait is enough.
-        if fetch.known.redis_is_silent {
-            return None;
-        }
         let request = &fetch.request;
-        // Other pods get what requests in this pod share, and no response to HEAD.
-        fetch.lead.as_ref().filter(|_| !request.is_head())?;
         let (store, key) = (Arc::clone(request.store()), request.key.clone());
         let l2 = store.l2.as_ref()?;
         let term = request.route.collapse_timeout;
@@ -97,5 +91,15 @@ impl Proxy {
     async fn wait_for(&self, waiting: LeaseWait, deadline: Instant) -> Result<WakeReason, Elapsed> {
         self.telemetry.stats.leased(false);
         timeout_at(deadline, waiting.woken()).await
+    }
+}
+
+impl Fetch {
+    /// Returns true if other pods may be fetching the same, or may get what this one fetches.
+    fn is_for_other_pods(&self) -> bool {
+        // Other pods get what requests in this pod share, and no response to HEAD.
+        let is_shared = self.lead.is_some() && !self.request.is_head();
+        // Redis would be as slow with a lease as with the lookup, and one wait is enough.
+        is_shared && !self.known.redis_is_silent && self.request.store().l2.is_some()
     }
 }

@@ -14,7 +14,7 @@ use larder_policy::{
 
 use super::{
     Proxy, Served,
-    fetch::{Fetch, Known, Purpose, Step},
+    fetch::{Fetch, Purpose, Step},
     request::CacheRequest,
 };
 use crate::{
@@ -45,7 +45,7 @@ pub(super) enum Lookup {
 
 impl Proxy {
     /// Responds from memory, or passes on what is known from it.
-    pub(super) async fn look_in_memory(self: &Arc<Self>, request: CacheRequest) -> Step {
+    pub(super) async fn look_in_memory(self: &Arc<Self>, request: Box<CacheRequest>) -> Step {
         let lookup = request.lookup();
         let is_unshared = matches!(lookup, Lookup::Unshared);
         let (stored, part, reason) = match lookup {
@@ -58,19 +58,21 @@ impl Proxy {
             Lookup::Fallback(entry) => {
                 return Break(request.fallback_response(&entry, Forward::Stale, None, Tier::L1).0);
             }
-            _ if request.directives.only_if_cached => return Break(self.only_if_cached(request).await),
+            _ if request.directives.only_if_cached => {
+                return Break(Box::pin(self.only_if_cached(request)).await);
+            }
             Lookup::Revalidate(entry, reason) => (Some((entry, Tier::L1)), None, reason),
             Lookup::Part(entry) => (None, Some(entry), Forward::Partial),
             Lookup::Miss(reason) => (None, None, reason),
             Lookup::Unshared => (None, None, Forward::UriMiss),
         };
         let mut fetch = Fetch::new(request, Purpose::Serve, reason);
-        fetch.known = Known { stored, part, is_unshared, ..fetch.known };
+        (fetch.known.stored, fetch.known.part, fetch.known.is_unshared) = (stored, part, is_unshared);
         Continue(fetch)
     }
 
     /// Responds from what is stored (RFC 9111, section 5.2.1.7), which includes Redis.
-    async fn only_if_cached(self: &Arc<Self>, request: CacheRequest) -> Served {
+    async fn only_if_cached(self: &Arc<Self>, request: Box<CacheRequest>) -> Served {
         let problem = Served::problem(Problem::OnlyIfCached, Some(&request.route));
         let mut fetch = Fetch::new(request, Purpose::Serve, Forward::UriMiss);
         self.look_in_redis(&mut fetch, Patience::Hard).await.unwrap_or(problem)

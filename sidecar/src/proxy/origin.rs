@@ -59,8 +59,8 @@ impl Proxy {
     /// Responds from the application, or passes its failure on. Without the application, the failure is that of the sources.
     pub(super) async fn ask_application(
         self: &Arc<Self>,
-        mut fetch: Fetch,
-    ) -> ControlFlow<Served, (Fetch, Failure)> {
+        mut fetch: Box<Fetch>,
+    ) -> ControlFlow<Served, (Box<Fetch>, Failure)> {
         if !fetch.request.route.asks_application {
             return Continue((fetch, Failure::Sources));
         }
@@ -151,13 +151,13 @@ impl Fetch {
             meta,
             times: received.times,
             stamp: self.known.stamp,
-            names: self.request.names(),
+            names: self.request.names().into(),
         };
         Some(Entry::new(head, stored.content.clone()))
     }
 
     /// Responds with a stored response that the application has revalidated.
-    fn revalidated(mut self, entry: Entry) -> Served {
+    fn revalidated(mut self: Box<Self>, entry: Entry) -> Served {
         let entry = Arc::new(entry);
         let request = &self.request;
         let head = &entry.head;

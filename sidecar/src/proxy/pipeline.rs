@@ -6,6 +6,7 @@ use std::{
     convert::Infallible,
     ops::ControlFlow::{self, Break, Continue},
     sync::Arc,
+    time::Duration,
 };
 
 use larder_flight::Lead;
@@ -18,6 +19,7 @@ use tokio_util::task::AbortOnDropHandle;
 use super::{
     Proxy, Served,
     collapse::ABANDONED_TIMEOUT,
+    fallback::StaleWhenSlow,
     fetch::Fetch,
     refresh::{REFRESH_TIMEOUT, drain},
     request::CacheRequest,
@@ -29,20 +31,20 @@ type Last = ControlFlow<Served, Infallible>;
 
 impl Proxy {
     /// Responds to a request of a route.
-    pub(super) async fn respond(self: &Arc<Self>, request: CacheRequest) -> Served {
+    pub(super) async fn respond(self: &Arc<Self>, request: Box<CacheRequest>) -> Served {
         let stages = async || -> Last {
             let fetch = self.look_in_memory(request).await?;
             let fetch = self.collapse(fetch).await?;
             Break(match fetch.lead {
                 Some(_) => self.fetch_detached(fetch).await,
-                None => self.fetch(fetch).await,
+                None => Box::pin(self.fetch(fetch)).await,
             })
         };
         response_of(stages().await)
     }
 
     /// Responds beyond this pod's memory.
-    pub(super) async fn fetch(self: &Arc<Self>, fetch: Fetch) -> Served {
+    pub(super) async fn fetch(self: &Arc<Self>, fetch: Box<Fetch>) -> Served {
         let stages = async || -> Last {
             let fetch = self.ask_redis(fetch, Patience::Soft).await?;
             Break(self.within_soft_timeout(fetch).await)
@@ -52,21 +54,23 @@ impl Proxy {
 
     /// Responds from the origins as soon as no other pod asks them for the same: from the route's sources, then from the application,
     /// and in place of an error with what is stored.
-    pub(super) async fn fetch_from_origins(self: &Arc<Self>, fetch: Fetch) -> Served {
+    pub(super) async fn fetch_from_origins(self: &Arc<Self>, fetch: Box<Fetch>) -> Served {
         let stages = async || -> Last {
             let fetch = self.wait_for_lease(fetch).await?;
             let fetch = self.ask_sources(fetch).await?;
             let (fetch, failure) = self.ask_application(fetch).await?;
-            Break(self.handle_failure(fetch, failure).await)
+            Break(Box::pin(self.handle_failure(fetch, failure)).await)
         };
         response_of(stages().await)
     }
 
     /// Fetches for several clients: the fetch goes on when the one that began it leaves, until nobody waits for it.
-    async fn fetch_detached(self: &Arc<Self>, fetch: Fetch) -> Served {
+    async fn fetch_detached(self: &Arc<Self>, fetch: Box<Fetch>) -> Served {
         let audience = fetch.lead.as_ref().map(Lead::audience);
         let (proxy, (mut sender, response)) = (Arc::clone(self), oneshot::channel());
         let limit = fetch.request.max_body();
+        // A task moves its future several times.
+        let fetching = Box::pin(async move { proxy.fetch(fetch).await });
         tokio::spawn(async move {
             let abandoned = async {
                 sender.closed().await;
@@ -79,7 +83,7 @@ impl Proxy {
                 }
             };
             let served = tokio::select! {
-                served = proxy.fetch(fetch) => served,
+                served = fetching => served,
                 // The connection to the application ends with the fetch, so that it hears of it.
                 () = abandoned => return tracing::debug!("cancelled a fetch that no client waits for"),
             };
@@ -91,16 +95,26 @@ impl Proxy {
         response.await.expect("a fetch whose client waits is never cancelled, and its panic is passed on")
     }
 
-    /// Fetches and, if a stored response may be served in place of an error, responds with that as soon as a source takes longer than its `timeout`. The
-    /// source's response is stored all the same.
-    async fn within_soft_timeout(self: &Arc<Self>, fetch: Fetch) -> Served {
-        let Some((soft, stale)) = fetch.stale_when_slow() else {
-            return self.fetch_from_origins(fetch).await;
-        };
+    /// Fetches, from sources that are slow only as long as nothing else may be served.
+    async fn within_soft_timeout(self: &Arc<Self>, fetch: Box<Fetch>) -> Served {
+        match fetch.stale_when_slow() {
+            None => self.fetch_from_origins(fetch).await,
+            Some((soft, stale)) => Box::pin(self.fetch_unless_slow(fetch, soft, stale)).await,
+        }
+    }
+
+    /// Fetches, and responds with a stale response as soon as a source takes longer than its `timeout`. The source's response is stored
+    /// all the same.
+    async fn fetch_unless_slow(
+        self: &Arc<Self>,
+        fetch: Box<Fetch>,
+        soft: Duration,
+        stale: StaleWhenSlow,
+    ) -> Served {
         let limit = fetch.request.max_body();
         let proxy = Arc::clone(self);
-        let mut fetching =
-            AbortOnDropHandle::new(tokio::spawn(async move { proxy.fetch_from_origins(fetch).await }));
+        let fetching = Box::pin(async move { proxy.fetch_from_origins(fetch).await });
+        let mut fetching = AbortOnDropHandle::new(tokio::spawn(fetching));
         let served = match timeout(soft, &mut fetching).await {
             Ok(served) => served,
             Err(_) => {

@@ -16,11 +16,13 @@ use crate::{
 
 impl Proxy {
     /// Responds from Redis, or passes on what is known since.
-    pub(super) async fn ask_redis(self: &Arc<Self>, mut fetch: Fetch, patience: Patience) -> Step {
-        match self.look_in_redis(&mut fetch, patience).await {
-            Some(served) => ControlFlow::Break(served),
-            None => ControlFlow::Continue(fetch),
+    pub(super) async fn ask_redis(self: &Arc<Self>, mut fetch: Box<Fetch>, patience: Patience) -> Step {
+        if fetch.request.store().l2.is_some()
+            && let Some(served) = Box::pin(self.look_in_redis(&mut fetch, patience)).await
+        {
+            return ControlFlow::Break(served);
         }
+        ControlFlow::Continue(fetch)
     }
 
     /// Responds from Redis if it has a usable response, and otherwise learns from it what is stored and purged.
@@ -33,7 +35,7 @@ impl Proxy {
         let store = request.store();
         let l2 = store.l2.as_ref()?;
         let (key, names) = (request.key_with_body().as_str(), request.names());
-        let lookup = l2.lookup(key, &request.headers, &names, request.limits(), patience).await;
+        let lookup = l2.lookup(key, &request.headers, names, request.limits(), patience).await;
         known.redis_is_silent = lookup.is_err();
         let lookup = lookup.ok()?;
         known.stamp = lookup.stamp;

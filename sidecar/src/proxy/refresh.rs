@@ -42,7 +42,7 @@ impl Proxy {
 
     fn refresh(
         self: Arc<Self>,
-        request: CacheRequest,
+        request: Box<CacheRequest>,
         lead: Lead<FetchOutcome>,
         stored: Arc<Entry>,
     ) -> BoxFuture<'static, ()> {

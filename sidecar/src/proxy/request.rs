@@ -1,6 +1,6 @@
 //! Requests that may be served from the cache.
 
-use std::sync::Arc;
+use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, Method, Request, Uri, Version, header};
@@ -56,6 +56,8 @@ pub(super) struct CacheRequest {
     /// True if it carries an `Authorization` that the route neither keys nor ignores: only a response that RFC 9111, section 3.5,
     /// lets be shared may be served.
     pub(super) is_authorized: bool,
+    /// Names under which the response can be purged, once they were asked for.
+    names: OnceLock<Box<[PurgeName]>>,
 }
 
 impl CacheRequest {
@@ -120,6 +122,7 @@ impl CacheRequest {
             directives,
             facts,
             is_authorized: authorizes && !snapshot.policy().is_bare(),
+            names: OnceLock::new(),
         }
     }
 
@@ -164,7 +167,11 @@ impl CacheRequest {
     }
 
     /// Returns the names under which the response can be purged.
-    pub(super) fn names(&self) -> Box<[PurgeName]> {
+    pub(super) fn names(&self) -> &[PurgeName] {
+        self.names.get_or_init(|| self.find_names())
+    }
+
+    fn find_names(&self) -> Box<[PurgeName]> {
         let tags = self.matched().map(|found| {
             let parameters = found.parameters(&self.path());
             found.route.tags(&parameters).collect::<Vec<_>>()
@@ -246,8 +253,10 @@ impl CacheRequest {
     }
 
     /// Returns the same request without its client's preconditions, range and directives, and with GET in place of HEAD.
-    pub(super) fn without_its_client(&self) -> Self {
-        let mut request = self.clone();
+    pub(super) fn without_its_client(&self) -> Box<Self> {
+        let mut request = Box::new(self.clone());
+        // They depend on method and headers.
+        request.names = OnceLock::new();
         for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
             request.headers.remove(name);
         }

@@ -27,7 +27,15 @@ use crate::{
 impl Proxy {
     /// Responds from the first source that has a response, or with a 404 if none has and the application is not asked; passes the
     /// fetch on otherwise.
-    pub(super) async fn ask_sources(self: &Arc<Self>, mut fetch: Fetch) -> Step {
+    pub(super) async fn ask_sources(self: &Arc<Self>, fetch: Box<Fetch>) -> Step {
+        let route = &fetch.request.route;
+        if route.sources.is_empty() && route.asks_application {
+            return Continue(fetch);
+        }
+        Box::pin(self.ask_each_source(fetch)).await
+    }
+
+    async fn ask_each_source(self: &Arc<Self>, mut fetch: Box<Fetch>) -> Step {
         let requested_at = wall_ms();
         let route = Arc::clone(&fetch.request.route);
         let mut has_failed = false;
@@ -70,7 +78,7 @@ impl Proxy {
 
 impl Fetch {
     fn deliver_from_source(
-        self,
+        self: Box<Self>,
         response: Response<IncomingBody>,
         source_ref: &SourceRef,
         requested_at: u64,

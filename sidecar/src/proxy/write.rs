@@ -44,7 +44,8 @@ impl Proxy {
         let from = client.clone();
         let mut posted = self.posted(&snapshot, &request, &client);
         let (asked, from_client) = protocol.unzip();
-        let written = tokio::spawn(async move {
+        // A task moves its future several times.
+        let written = tokio::spawn(Box::pin(async move {
             let target = Target::of(request.uri(), request.headers());
             let write = Write { snapshot, writing, target };
             let requested_at = wall_ms();
@@ -75,7 +76,7 @@ impl Proxy {
                 });
             }
             outcome.map(|response| (response, times, posted))
-        });
+        }));
         match written
             .await
             .expect("the task is never aborted while it is awaited, and its panic is passed on")
@@ -119,8 +120,8 @@ impl Proxy {
         let get = Request::from_parts(head, Bytes::new());
         let mut request = CacheRequest::new(snapshot, &routed, self.target, get, client.clone());
         request.facts.method = Method::POST;
-        let (names, stamp) = (request.names(), snapshot.store.barriers.stamp());
-        Some(Posted { request, target, names, stamp, is_purged: false })
+        let (names, stamp) = (request.names().into(), snapshot.store.barriers.stamp());
+        Some(Posted { request: Box::new(request), target, names, stamp, is_purged: false })
     }
 }
 
@@ -158,7 +159,7 @@ fn replica(request: &Request<Incoming>) -> Parts {
 /// The write invalidates responses to earlier requests, so its own response is stored under the stamp after its purge. Any other purge
 /// since the request was sent may be later than the state that the response shows, and keeps it from being stored.
 struct Posted {
-    request: CacheRequest,
+    request: Box<CacheRequest>,
     target: Target,
     /// Purge names of the response to GET.
     names: Box<[PurgeName]>,

@@ -153,7 +153,7 @@ impl Fixture {
         ]);
         let times = Times { requested_at: wall_ms(), received_at: wall_ms() };
         let meta = ResponseMeta::read(StatusCode::OK, &headers, times, &[]);
-        let (stamp, names) = (request.store().barriers.stamp(), request.names());
+        let (stamp, names) = (request.store().barriers.stamp(), request.names().into());
         let head = StoredHead { status: StatusCode::OK, headers, times, meta, stamp, names };
         let body = Content::Whole(Bytes::from(request.key.as_str().to_owned()));
         request.slot(vec![]).store(Arc::new(Entry::new(head, body)), None);
@@ -218,7 +218,7 @@ fn fast_path_responds_only_to_routed_requests_and_as_the_slow_path() {
                 return Err(TestCaseError::fail("the classifier passes or bypasses it"));
             };
             let slow = runtime.block_on(async {
-                let response = fixture.proxy.respond(request).await.response;
+                let response = fixture.proxy.respond(Box::new(request)).await.response;
                 let (head, body) = response.into_parts();
                 (head, body.collect().await.unwrap().to_bytes())
             });
