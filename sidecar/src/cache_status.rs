@@ -311,7 +311,7 @@ mod tests {
     }
 
     #[test]
-    fn every_value_has_the_same_bytes_whether_it_was_ready_or_not() {
+    fn every_value_has_the_same_bytes_ready_or_written() {
         for (at, reason) in Forward::ALL.into_iter().enumerate() {
             assert_eq!(reason.index(), at);
             for (answer, tier) in Became::ALL.into_iter().flat_map(|a| Tier::ALL.map(|tier| (a, tier))) {

@@ -27,6 +27,7 @@ fn futures_of_the_request_path_are_small() {
         ("CacheRequest", size_of::<CacheRequest>(), 1_024),
         ("Fetch", size_of::<Fetch>(), 512),
     ];
+    eprintln!("{sizes:?}");
     let large: Vec<_> = sizes.iter().filter(|(_, size, most)| size > most).collect();
     assert!(large.is_empty(), "{large:?} of {sizes:?}");
 }
