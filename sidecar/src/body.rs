@@ -11,6 +11,8 @@ use http_body::{Body as HttpBody, Frame, SizeHint};
 use http_body_util::{BodyExt as _, Full, combinators::BoxBody};
 use larder_flight::{FillError, Reader};
 
+use crate::upstream::ExchangeError;
+
 mod begun;
 mod paced;
 
@@ -122,7 +124,7 @@ impl HttpBody for Body {
 pub enum SourceError {
     /// The application broke it off.
     #[error("the application ended the response body early: {0}")]
-    Broken(#[from] hyper::Error),
+    Broken(#[from] ExchangeError),
     /// The application paused for too long.
     #[error("the application sent no more of the response body within {0:?}")]
     Stalled(Duration),

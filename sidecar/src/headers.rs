@@ -10,7 +10,6 @@ use http::{
         TRANSFER_ENCODING, UPGRADE, VARY, VIA,
     },
 };
-use http_body::Body;
 
 /// Hop-by-hop headers besides those that `Connection` names (RFC 9110, section 7.6.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -85,15 +84,6 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     let keeps_trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
     if !keeps_trailers {
         headers.remove(TE);
-    }
-}
-
-/// Requires chunks for a body of unknown length over HTTP/1.1 (RFC 9112, section 6.3), because hyper would omit that of
-/// a GET.
-pub fn frame_body(headers: &mut HeaderMap, body: &impl Body) {
-    if !body.is_end_stream() && body.size_hint().exact().is_none() {
-        headers.remove(CONTENT_LENGTH);
-        headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
     }
 }
 

@@ -11,27 +11,30 @@ use http::{
     uri::PathAndQuery,
 };
 use http_body_util::{Either, Full};
-use hyper::body::{Bytes, Incoming};
+use hyper::body::Bytes;
 use tokio::net::TcpStream;
 
-use crate::{budget::Budget, headers::frame_body, http1_guard::RawTarget};
+use crate::budget::Budget;
 
+mod body;
 mod dial;
 mod error;
 mod h2;
 mod head;
 mod http1;
-mod raw_target;
 mod stream;
 mod upload;
 
+pub use body::ApplicationBody;
 pub use dial::{Dialer, WhenRefused};
-pub use error::{UpstreamError, UpstreamReason};
+pub use error::{ExchangeError, UpstreamError, UpstreamReason};
 pub(crate) use error::{blames_transfer_coding, may_have_been_dead};
 use h2::Http2;
+pub use head::HeadError;
 pub(crate) use head::{MAX_HEAD, MAX_LINES};
 use http1::Http1;
-pub(crate) use stream::{Announcement, ResponseStream};
+pub use http1::{OnInterim, SwitchedConnection, WireBody};
+pub(crate) use stream::ResponseStream;
 pub use upload::{Progress, Upload};
 
 /// The body of a request to the application: the client's body as it arrives, or one in memory, possibly empty.
@@ -56,11 +59,8 @@ impl Abandoned {
     ///
     /// # Errors
     /// If the request was cancelled.
-    fn check<B>(request: &Request<B>) -> Result<(), UpstreamError> {
-        match request.extensions().get::<Self>() {
-            Some(abandoned) if abandoned.is_set() => Err(UpstreamError::Abandoned),
-            _ => Ok(()),
-        }
+    fn check(abandoned: Option<&Self>) -> Result<(), UpstreamError> {
+        if abandoned.is_some_and(Self::is_set) { Err(UpstreamError::Abandoned) } else { Ok(()) }
     }
 }
 
@@ -78,24 +78,19 @@ pub struct Upstream {
     http1: Arc<Http1>,
     http2: Arc<Http2>,
     dialer: Arc<Dialer>,
-    budget: Arc<Budget>,
 }
 
 impl Upstream {
     /// Creates the client of an application to which `dialer` connects. Large response heads take memory from `budget`.
     pub fn new(dialer: Arc<Dialer>, budget: Arc<Budget>) -> Self {
         Self {
-            http1: Arc::new(Http1::new(Arc::clone(&dialer), Arc::clone(&budget))),
+            http1: Arc::new(Http1::new(Arc::clone(&dialer), budget)),
             http2: Arc::new(Http2::new(Arc::clone(&dialer))),
             dialer,
-            budget,
         }
     }
 
     /// Forwards a request: over HTTP/2 if it was received over HTTP/2 and the application supports that, otherwise over HTTP/1.1.
-    ///
-    /// A request that failed on a connection which may have been closed is sent once more if its body is in memory and its method
-    /// is idempotent (RFC 9110, section 9.2.2).
     ///
     /// # Errors
     /// If the application refused or closed the connection.
@@ -103,7 +98,7 @@ impl Upstream {
         &self,
         mut request: Request<RequestBody>,
         refused: WhenRefused,
-    ) -> Result<Response<Incoming>, UpstreamError> {
+    ) -> Result<Response<ApplicationBody>, UpstreamError> {
         if request.version() == Version::HTTP_2 && self.http2.is_spoken(refused).await? {
             let host = request.headers_mut().remove(HOST);
             let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or(APPLICATION);
@@ -113,21 +108,7 @@ impl Upstream {
         if request.version() == Version::HTTP_2 {
             join_crumbs(request.headers_mut());
         }
-        *request.version_mut() = Version::HTTP_11;
-        let (mut head, body) = request.into_parts();
-        frame_body(&mut head.headers, &body);
-        let mut request = Request::from_parts(head, body);
-        *request.uri_mut() = origin_form(request.uri());
-        if let Some(RawTarget(raw)) = request.extensions_mut().remove() {
-            return raw_target::send(&self.dialer, &self.budget, request, &raw, refused).await;
-        }
-        let again = again(&request);
-        match (self.http1.send(request, refused, again.is_some()).await, again) {
-            (Err(UpstreamError::Exchange { source, .. }), Some(again)) if may_have_been_dead(&source) => {
-                self.http1.send(again, refused, true).await.map_err(UpstreamError::of_repetition)
-            }
-            (outcome, _) => outcome,
-        }
+        self.http1.send(request, refused).await
     }
 
     /// Opens a separate connection, for protocols other than HTTP.
@@ -144,11 +125,6 @@ impl Upstream {
     }
 }
 
-/// Returns the target in origin form: the path and query as the client sent them (RFC 9112, section 3.2.1).
-fn origin_form(uri: &Uri) -> Uri {
-    uri.path_and_query().cloned().map_or_else(Uri::default, Uri::from)
-}
-
 /// Returns the target in absolute form, with the path and query as the client sent them.
 fn target(uri: &Uri, host: &str) -> Option<Uri> {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -163,15 +139,6 @@ fn join_crumbs(headers: &mut HeaderMap) {
     {
         headers.insert(COOKIE, cookie);
     }
-}
-
-/// Returns a copy of a request that may be sent once more, because its body is in memory and its method is idempotent.
-fn again(request: &Request<RequestBody>) -> Option<Request<RequestBody>> {
-    let body = match request.body() {
-        Either::Right(at_hand) if request.method().is_idempotent() => at_hand.clone(),
-        _ => return None,
-    };
-    Some(head_of(request).map(|()| Either::Right(body)))
 }
 
 /// Returns a copy of a request without its body.

@@ -9,17 +9,19 @@ use std::{
 
 use bytes::Bytes;
 use http_body::{Body, Frame, SizeHint};
-use hyper::body::Incoming;
 use tokio::time::{Sleep, sleep};
 
 use super::{Begun, SourceError};
-use crate::{stats::Stats, upstream::UpstreamReason};
+use crate::{
+    stats::Stats,
+    upstream::{ApplicationBody, UpstreamReason},
+};
 
 /// An application's body, which breaks off when the application pauses for too long while a reader waits. The reason is
 /// logged and counted, because the client can't be told.
 #[derive(Debug)]
 pub struct Paced {
-    body: Begun<Incoming>,
+    body: Begun<ApplicationBody>,
     timeout: Option<Duration>,
     /// Timer of the current pause, while a reader waits.
     left: Option<Pin<Box<Sleep>>>,
@@ -28,7 +30,7 @@ pub struct Paced {
 
 impl Paced {
     /// Creates a body that may pause for `timeout`; `None`: for any time.
-    pub fn new(body: Begun<Incoming>, timeout: Option<Duration>, stats: &Arc<Stats>) -> Self {
+    pub fn new(body: Begun<ApplicationBody>, timeout: Option<Duration>, stats: &Arc<Stats>) -> Self {
         Self { body, timeout, left: None, stats: Arc::clone(stats) }
     }
 

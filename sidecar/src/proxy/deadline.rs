@@ -5,13 +5,12 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE, response::Parts};
 use http_body_util::Either;
-use hyper::body::Incoming;
 use tokio::time::{sleep, timeout};
 
 use super::Proxy;
 use crate::{
     mode::Mode,
-    upstream::{Abandoned, Progress, RequestBody, Upstream, UpstreamError, WhenRefused},
+    upstream::{Abandoned, ApplicationBody, Progress, RequestBody, Upstream, UpstreamError, WhenRefused},
 };
 
 /// Maximum time for which a write goes on after its client got a 504.
@@ -19,7 +18,7 @@ pub(super) const LATE_WRITE_TIMEOUT: Duration = Duration::from_secs(60);
 
 /// A request on its way to the application. Dropping it ends the connection, so that the application hears of it.
 pub(super) struct Exchange {
-    response: BoxFuture<'static, Result<Response<Incoming>, UpstreamError>>,
+    response: BoxFuture<'static, Result<Response<ApplicationBody>, UpstreamError>>,
     progress: Option<Arc<Progress>>,
     abandoned: Abandoned,
     limit: Option<Duration>,
@@ -57,7 +56,7 @@ impl Exchange {
     }
 
     /// Waits for the head of the response, within the limit.
-    pub(super) async fn head_in_time(&mut self) -> Result<Response<Incoming>, UpstreamError> {
+    pub(super) async fn head_in_time(&mut self) -> Result<Response<ApplicationBody>, UpstreamError> {
         let Some(limit) = self.limit else { return (&mut self.response).await };
         if let Ok(outcome) = timeout(limit, &mut self.response).await {
             return outcome;
@@ -76,7 +75,7 @@ impl Exchange {
     }
 
     /// Waits for the head of a response that was too late for its client, or returns `None` if it does not come in this time.
-    pub(super) async fn late_head(self, within: Duration) -> Option<Response<Incoming>> {
+    pub(super) async fn late_head(self, within: Duration) -> Option<Response<ApplicationBody>> {
         timeout(within, self.response).await.ok()?.ok()
     }
 }

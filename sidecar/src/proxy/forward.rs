@@ -20,7 +20,10 @@ use crate::{
     http1_guard::Handoff,
     problem::Problem,
     stats::Outcome,
-    upstream::{Abandoned, RequestBody, Upload, UpstreamError, WhenRefused, no_body},
+    upstream::{
+        Abandoned, ApplicationBody, OnInterim, RequestBody, SwitchedConnection, Upload, UpstreamError,
+        WhenRefused, no_body,
+    },
 };
 
 impl Proxy {
@@ -116,7 +119,9 @@ impl Proxy {
 }
 
 /// Reads what came of a body with its head: an error that shows there is a response of the sidecar's own.
-async fn begun(response: Response<Incoming>) -> Result<Response<Begun<Incoming>>, UpstreamError> {
+async fn begun(
+    response: Response<ApplicationBody>,
+) -> Result<Response<Begun<ApplicationBody>>, UpstreamError> {
     let (head, body) = response.into_parts();
     let body = Begun::read(body).await.map_err(UpstreamError::Body)?;
     Ok(Response::from_parts(head, body))
@@ -149,13 +154,13 @@ fn pass_interim_responses(request: &mut Request<RequestBody>, client: &Client, a
         return;
     };
     let (expects, abandoned) = (headers::expects_to_go_on(request.headers()), abandoned.clone());
-    hyper::ext::on_informational(request, move |response| match response.status().as_u16() {
+    request.extensions_mut().insert(OnInterim::new(move |status, headers| match status.as_u16() {
         // The client has a final response, and may be waiting for the next one.
         _ if abandoned.is_set() => {}
         100 if expects => handoff.go_on(),
-        102.. => handoff.send_interim(response.status(), response.headers()),
+        102.. => handoff.send_interim(status, headers),
         _ => {}
-    });
+    }));
 }
 
 /// Responds with 101, after which bytes pass both ways.
@@ -167,7 +172,9 @@ pub(super) fn changed_protocol(
     if let Some(handoff) = &client.handoff {
         handoff.change_protocol();
     }
-    tokio::spawn(tunnel::join(from_client, hyper::upgrade::on(&mut response), client.handoff.clone()));
+    if let Some(application) = response.extensions_mut().remove::<SwitchedConnection>() {
+        tokio::spawn(tunnel::join(from_client, application, client.handoff.clone()));
+    }
     let response = response.map(Body::stream);
     Served { response, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
 }

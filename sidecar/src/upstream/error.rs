@@ -4,6 +4,35 @@ use std::{error::Error, io, iter, time::Duration};
 
 use super::head::{HeadError, MAX_HEAD, MAX_LINES};
 
+/// Failure of a request or a response on its connection.
+#[derive(Debug, thiserror::Error)]
+pub enum ExchangeError {
+    /// Any failure over HTTP/2.
+    #[error(transparent)]
+    Http2(hyper::Error),
+    /// The connection failed.
+    #[error("the connection failed")]
+    Io(#[from] io::Error),
+    /// The connection ended before the response began.
+    #[error("the connection ended before the response began")]
+    Closed,
+    /// The head of the response was rejected.
+    #[error("the response has an invalid head")]
+    Head(#[from] HeadError),
+    /// The connection ended in the middle of the body.
+    #[error("the connection ended before the body was complete")]
+    ClosedInBody,
+    /// The chunks of the body are malformed (RFC 9112, section 7.1).
+    #[error("malformed chunks: {0}")]
+    MalformedBody(&'static str),
+    /// The client broke the request body off.
+    #[error("the request body broke off")]
+    Upload(#[source] Box<dyn Error + Send + Sync>),
+    /// The request body is shorter than its length.
+    #[error("the request body is shorter than its length")]
+    ShortUpload,
+}
+
 /// Failure of an exchange with the application.
 #[derive(Debug, thiserror::Error)]
 pub enum UpstreamError {
@@ -14,10 +43,10 @@ pub enum UpstreamError {
     /// The exchange failed. `was_sent`: the application may have seen the request.
     #[error("the exchange with the application failed")]
     #[allow(missing_docs)]
-    Exchange { source: hyper::Error, was_sent: bool },
+    Exchange { source: ExchangeError, was_sent: bool },
     /// The body of the response is incomplete, and nothing of the response was passed on.
     #[error("the body of the application's response is incomplete")]
-    Body(#[source] hyper::Error),
+    Body(#[source] ExchangeError),
     /// The application did not begin its response in time.
     #[error("the application did not respond within {0:?}")]
     Timeout(Duration),
@@ -76,11 +105,9 @@ larder_api::labelled! {
 
 impl UpstreamReason {
     /// Returns the reason why a response body is incomplete.
-    pub fn of_body(error: &hyper::Error) -> Self {
-        let io = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
-        match io.map(io::Error::kind) {
-            Some(io::ErrorKind::InvalidInput | io::ErrorKind::InvalidData) => Self::MalformedBody,
-            _ if error.is_parse() => Self::MalformedBody,
+    pub const fn of_body(error: &ExchangeError) -> Self {
+        match error {
+            ExchangeError::MalformedBody(_) => Self::MalformedBody,
             _ => Self::ClosedInBody,
         }
     }
@@ -149,7 +176,7 @@ impl UpstreamError {
                 io::ErrorKind::TimedOut => UpstreamReason::ConnectTimeout,
                 _ => UpstreamReason::Unreachable,
             },
-            Self::Exchange { source, .. } => reason_of(source),
+            Self::Exchange { source, .. } => source.reason(),
             Self::Body(source) => UpstreamReason::of_body(source),
             Self::Timeout(_) | Self::Abandoned => UpstreamReason::Timeout,
             Self::UnexpectedUpgrade => UpstreamReason::UnexpectedUpgrade,
@@ -186,25 +213,48 @@ pub(crate) fn blames_transfer_coding(error: &(dyn Error + 'static)) -> bool {
     head_error(error) == Some(&HeadError::TransferCoding)
 }
 
-fn reason_of(error: &hyper::Error) -> UpstreamReason {
+impl ExchangeError {
+    /// Returns the kind of failure.
+    fn reason(&self) -> UpstreamReason {
+        match self {
+            Self::Http2(error) => reason_over_http2(error),
+            Self::Io(_) => UpstreamReason::Reset,
+            Self::Closed => UpstreamReason::ClosedEarly,
+            Self::Head(HeadError::TooManyLines) => UpstreamReason::TooManyHeaders,
+            Self::Head(HeadError::TooLarge) => UpstreamReason::HeadTooLarge,
+            Self::Head(HeadError::NoRoom) => UpstreamReason::NoRoom,
+            Self::Head(HeadError::StatusLine) => UpstreamReason::MalformedStatusLine,
+            Self::Head(HeadError::Field) => UpstreamReason::MalformedHeader,
+            Self::Head(HeadError::Length) => UpstreamReason::MalformedLength,
+            Self::Head(HeadError::TransferCoding) => UpstreamReason::TransferCoding,
+            Self::ClosedInBody => UpstreamReason::ClosedInBody,
+            Self::MalformedBody(_) => UpstreamReason::MalformedBody,
+            Self::Upload(_) | Self::ShortUpload => UpstreamReason::Request,
+        }
+    }
+
+    /// Returns true if a request over HTTP/1 failed because its connection failed, possibly before the request.
+    pub(super) fn may_have_been_dead(&self) -> bool {
+        match self {
+            Self::Io(error) => is_reset(error.kind()),
+            Self::Closed => true,
+            _ => false,
+        }
+    }
+}
+
+fn reason_over_http2(error: &hyper::Error) -> UpstreamReason {
     let io = causes(error).find_map(|cause| cause.downcast_ref::<io::Error>());
-    match (head_error(error), io.map(io::Error::kind)) {
-        (Some(HeadError::TooManyLines), _) => UpstreamReason::TooManyHeaders,
-        (Some(HeadError::TooLarge), _) => UpstreamReason::HeadTooLarge,
-        (Some(HeadError::NoRoom), _) => UpstreamReason::NoRoom,
-        (Some(HeadError::StatusLine), _) => UpstreamReason::MalformedStatusLine,
-        (Some(HeadError::Field), _) => UpstreamReason::MalformedHeader,
-        (Some(HeadError::Length), _) => UpstreamReason::MalformedLength,
-        (Some(HeadError::TransferCoding), _) => UpstreamReason::TransferCoding,
+    match io.map(io::Error::kind) {
         _ if was_not_processed(error) => UpstreamReason::NotProcessed,
         _ if error.is_user() => UpstreamReason::Request,
         _ if error.is_parse() => UpstreamReason::MalformedHeader,
-        (None, Some(kind)) if is_reset(kind) => UpstreamReason::Reset,
-        (None, Some(io::ErrorKind::UnexpectedEof)) => UpstreamReason::ClosedEarly,
+        Some(kind) if is_reset(kind) => UpstreamReason::Reset,
+        Some(io::ErrorKind::UnexpectedEof) => UpstreamReason::ClosedEarly,
         _ if error.is_incomplete_message() || error.is_canceled() || error.is_closed() => {
             UpstreamReason::ClosedEarly
         }
-        // Other errors with a cause come from HTTP/2: a stream or the connection was closed with an error code.
+        // A stream or the connection was closed with an error code.
         _ if error.source().is_some() => UpstreamReason::Reset,
         _ => UpstreamReason::Other,
     }

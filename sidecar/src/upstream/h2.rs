@@ -11,10 +11,7 @@ use std::{
 
 use http::{Request, Response};
 use http_body_util::{Either, Full};
-use hyper::{
-    body::{Bytes, Incoming},
-    client::conn::http2,
-};
+use hyper::{body::Bytes, client::conn::http2};
 use hyper_util::rt::{TokioExecutor, TokioIo, TokioTimer};
 use parking_lot::Mutex;
 use tokio::{
@@ -24,7 +21,7 @@ use tokio::{
 };
 
 use super::{
-    Abandoned, RequestBody, UpstreamError,
+    Abandoned, ApplicationBody, ExchangeError, RequestBody, UpstreamError,
     dial::{Dialer, WhenRefused},
     error::{is_going_away, was_not_processed},
     head::MAX_HEAD,
@@ -170,19 +167,19 @@ impl Http2 {
         &self,
         mut request: Request<RequestBody>,
         refused: WhenRefused,
-    ) -> Result<Response<Incoming>, UpstreamError> {
+    ) -> Result<Response<ApplicationBody>, UpstreamError> {
         let (mut link, mut was_there) = match self.current() {
             Some(link) => (link, true),
             None => (self.newer_than(0, refused).await?, false),
         };
         let (mut pauses, mut was_sent) = (RETRY_INTERVALS.into_iter(), false);
         loop {
-            Abandoned::check(&request)?;
+            Abandoned::check(request.extensions().get())?;
             let copy = Copy::of(&request);
             let mut failed = match link.sender.try_send_request(request).await {
                 Ok(response) => {
                     copy.forget();
-                    return Ok(response);
+                    return Ok(response.map(ApplicationBody::Http2));
                 }
                 Err(failed) => failed,
             };
@@ -204,7 +201,10 @@ impl Http2 {
             };
             request = match next {
                 Some(request) => request,
-                None => return Err(UpstreamError::Exchange { source, was_sent }),
+                None => {
+                    let source = ExchangeError::Http2(source);
+                    return Err(UpstreamError::Exchange { source, was_sent });
+                }
             };
             let same = self.current().filter(|_| is_refused && !is_going_away);
             link = match same {
@@ -241,7 +241,10 @@ impl Http2 {
             .max_header_list_size(MAX_HEAD as u32)
             .handshake(TokioIo::new(stream))
             .await
-            .map_err(|source| UpstreamError::Exchange { source, was_sent: false })?;
+            .map_err(|source| UpstreamError::Exchange {
+                source: ExchangeError::Http2(source),
+                was_sent: false,
+            })?;
         tokio::spawn(async move {
             if let Err(error) = connection.await {
                 tracing::debug!(%error, "a connection to the application failed");

@@ -1,10 +1,13 @@
-//! Parsing and repair of response heads, so that hyper accepts what applications send.
+//! Parsing and repair of response heads, so that what applications send is accepted.
 //!
 //! Browsers and curl accept more than RFC 9112 allows, so applications that send it work. Unambiguous deviations are repaired. A
 //! head that clients could interpret in different ways, or that would lose a caching directive, is an error with the reason.
 
 use std::borrow::Cow;
 
+use bytes::Bytes;
+use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
+use hyper::ext::ReasonPhrase;
 use memchr::memchr_iter;
 
 use crate::headers::TransferCoding;
@@ -31,7 +34,7 @@ const CACHE_CONTROL: &str = "cache-control";
 
 /// Reason why a response head is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
-pub(super) enum HeadError {
+pub enum HeadError {
     /// More than [`MAX_LINES`] header lines.
     #[error("more than {MAX_LINES} header lines")]
     TooManyLines,
@@ -59,7 +62,18 @@ pub(super) enum HeadError {
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct ResponseHead<'a> {
     pub(super) status: u16,
+    pub(super) framing: BodyFraming,
     pub(super) bytes: Cow<'a, [u8]>,
+}
+
+/// Framing of a response's body (RFC 9112, section 6.3).
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum BodyFraming {
+    /// A number of bytes, 0 if there is no body.
+    Length(u64),
+    Chunked,
+    /// All bytes until the connection ends.
+    UntilClose,
 }
 
 /// Returns the end of a head, after its empty line. The first `searched` bytes were searched before.
@@ -105,19 +119,44 @@ pub(super) fn understand(head: &[u8], to_head: bool) -> Result<ResponseHead<'_>,
         return Err(HeadError::TooManyLines);
     }
     let has_body = !to_head && !matches!(status_line.status, 100..=199 | 204 | 304);
-    let bytes = if is_clean && framing.coding != TransferCoding::Identity {
-        if has_body {
-            framing.check(status_line.minor)?;
-        }
-        Cow::Borrowed(head)
+    let (bytes, framing) = if is_clean && framing.coding != TransferCoding::Identity {
+        (Cow::Borrowed(head), framing)
     } else {
-        Cow::Owned(repair(head, &status_line, has_body)?)
+        let (repaired, framing) = repair(head, &status_line)?;
+        (Cow::Owned(repaired), framing)
     };
-    Ok(ResponseHead { status: status_line.status, bytes })
+    let framing = if has_body { framing.check(status_line.minor)? } else { BodyFraming::Length(0) };
+    Ok(ResponseHead { status: status_line.status, framing, bytes })
+}
+
+/// Reads the status line and the fields of a head that was understood. Values share its memory.
+///
+/// # Errors
+/// If a name is too long.
+pub(super) fn read(head: &Bytes) -> Result<Response<()>, HeadError> {
+    let mut lines = lines(head);
+    let StatusLine { minor, status, reason, .. } = StatusLine::parse(lines.next().unwrap_or_default())?;
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(status).map_err(|_| HeadError::StatusLine)?;
+    *response.version_mut() = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
+    let reason = reason.strip_prefix(b" ").unwrap_or(reason);
+    if response.status().canonical_reason().is_none_or(|canonical| canonical.as_bytes() != reason)
+        && let Ok(reason) = ReasonPhrase::try_from(reason)
+    {
+        response.extensions_mut().insert(reason);
+    }
+    let headers = response.headers_mut();
+    for line in lines {
+        let (name, value) = split(line).ok_or(HeadError::Field)?;
+        let name = HeaderName::from_bytes(name).map_err(|_| HeadError::Field)?;
+        let value = head.slice_ref(value.trim_ascii());
+        headers.append(name, HeaderValue::from_maybe_shared(value).map_err(|_| HeadError::Field)?);
+    }
+    Ok(response)
 }
 
 /// Rewrites a head: one line for each field, without lines that have no name, and with a space for each control character.
-fn repair(head: &[u8], status_line: &StatusLine<'_>, has_body: bool) -> Result<Vec<u8>, HeadError> {
+fn repair(head: &[u8], status_line: &StatusLine<'_>) -> Result<(Vec<u8>, ResponseFraming), HeadError> {
     let mut fields: Vec<(&[u8], Vec<u8>)> = Vec::new();
     // True while a continuation line belongs to a retained field (RFC 9112, section 5.2).
     let mut is_kept = false;
@@ -140,9 +179,6 @@ fn repair(head: &[u8], status_line: &StatusLine<'_>, has_body: bool) -> Result<V
     }
     let mut framing = ResponseFraming::default();
     fields.iter().for_each(|(name, value)| framing.see(name, value));
-    if has_body {
-        framing.check(status_line.minor)?;
-    }
     let mut repaired = status_line.written()?;
     for (name, value) in fields {
         let is_coding = name.eq_ignore_ascii_case(b"transfer-encoding");
@@ -156,7 +192,7 @@ fn repair(head: &[u8], status_line: &StatusLine<'_>, has_body: bool) -> Result<V
         repaired.extend(b"Connection: close\r\n");
     }
     repaired.extend(b"\r\n");
-    Ok(repaired)
+    Ok((repaired, framing))
 }
 
 /// Returns the lines of a head, without line ends and the final empty line.
@@ -210,7 +246,7 @@ struct StatusLine<'a> {
     minor: u8,
     status: u16,
     reason: &'a [u8],
-    /// True if hyper accepts the line unchanged.
+    /// True if the line needs no repair.
     is_clean: bool,
 }
 
@@ -275,14 +311,15 @@ impl ResponseFraming {
         }
     }
 
-    fn check(&self, minor: u8) -> Result<(), HeadError> {
-        match self.coding {
-            TransferCoding::Chunked if minor == 1 => Ok(()),
-            TransferCoding::Chunked | TransferCoding::Unsupported => Err(HeadError::TransferCoding),
-            TransferCoding::None | TransferCoding::Identity if self.length == Length::Invalid => {
-                Err(HeadError::Length)
+    fn check(&self, minor: u8) -> Result<BodyFraming, HeadError> {
+        match (&self.coding, &self.length) {
+            (TransferCoding::Chunked, _) if minor == 1 => Ok(BodyFraming::Chunked),
+            (TransferCoding::Chunked | TransferCoding::Unsupported, _) => Err(HeadError::TransferCoding),
+            (TransferCoding::None | TransferCoding::Identity, Length::Invalid) => Err(HeadError::Length),
+            (TransferCoding::None | TransferCoding::Identity, Length::Known(length)) => {
+                Ok(BodyFraming::Length(*length))
             }
-            TransferCoding::None | TransferCoding::Identity => Ok(()),
+            (TransferCoding::None | TransferCoding::Identity, Length::Unknown) => Ok(BodyFraming::UntilClose),
         }
     }
 }
@@ -357,6 +394,29 @@ mod tests {
             ),
         ] {
             assert_eq!(understood(head).as_deref(), Ok(repaired), "{head:?}");
+        }
+    }
+
+    #[test]
+    fn understood_head_is_read_with_its_reason_and_framing() {
+        for (head, reason, framing) in [
+            ("HTTP/1.1 200 OK\r\nA:\tb \r\nContent-Length: 3\r\n\r\n", None, BodyFraming::Length(3)),
+            ("HTTP/1.0 200 Fine\nA: b\n\n", Some("Fine"), BodyFraming::UntilClose),
+            (
+                "HTTP/1.1 200\r\nA : b\r\nTransfer-Encoding: chunked\r\nContent-Length: 3\r\n\r\n",
+                Some(""),
+                BodyFraming::Chunked,
+            ),
+            ("HTTP/1.1 204 No Content\r\nA: b\r\nContent-Length: 3\r\n\r\n", None, BodyFraming::Length(0)),
+        ] {
+            let understood = understand(head.as_bytes(), false).unwrap();
+            assert_eq!(understood.framing, framing, "{head:?}");
+            let response = read(&understood.bytes.into_owned().into()).unwrap();
+            let is_old = head.starts_with("HTTP/1.0");
+            assert_eq!(response.version() == Version::HTTP_10, is_old, "{head:?}");
+            assert_eq!(response.headers()["a"], "b", "{head:?}");
+            let said = response.extensions().get::<ReasonPhrase>();
+            assert_eq!(said.map(ReasonPhrase::as_bytes), reason.map(str::as_bytes), "{head:?}");
         }
     }
 

@@ -1,20 +1,41 @@
-//! HTTP/1.1 connections to the application.
+//! HTTP/1.1 to the application. Each exchange is driven by the task that waits for it, and its connection belongs to the thread.
 
-use std::{mem, sync::Arc, time::Duration};
+use std::{
+    future::poll_fn,
+    mem,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Duration,
+};
 
-use http::{Method, Request, Response};
-use hyper::{body::Incoming, client::conn::http1};
-use hyper_util::rt::TokioIo;
+use bytes::BytesMut;
+use http::{Request, Response, StatusCode};
 use parking_lot::Mutex;
-use tokio::time::{Instant, sleep_until};
+use tokio::{
+    net::TcpStream,
+    time::{Instant, sleep_until},
+};
+use tokio_util::task::AbortOnDropHandle;
 
 use super::{
-    Abandoned, RequestBody, UpstreamError,
+    ApplicationBody, ExchangeError, RequestBody, UpstreamError,
     dial::{Dialer, WhenRefused},
-    head::{MAX_HEAD, MAX_LINES},
-    stream::{Announcement, ApplicationStream},
 };
 use crate::budget::Budget;
+
+mod body;
+mod chunks;
+mod connection;
+mod incoming;
+mod outgoing;
+#[cfg(test)]
+mod tests;
+
+pub use body::WireBody;
+use connection::Connection;
+use incoming::{IncomingHead, Received};
+pub use outgoing::OnInterim;
+use outgoing::Outgoing;
 
 /// Maximum idle time: shorter than the keep-alive of common servers (Node.js 5 s, Gunicorn 2 s with threads, nginx 75 s), so that
 /// an idle connection is closed here before the application closes it.
@@ -22,6 +43,9 @@ const IDLE_TIMEOUT: Duration = Duration::from_millis(1500);
 
 /// Maximum idle time of a connection for a request that can't be sent twice: no server closes one so soon.
 const IDLE_LIMIT_FOR_ONCE: Duration = Duration::from_millis(10);
+
+/// Idle time for which only what the runtime has heard of a connection counts, if the request can be sent twice.
+const IDLE_UNASKED: Duration = Duration::from_millis(1);
 
 /// The idle connections, and the dialer for new ones.
 #[derive(Debug)]
@@ -33,16 +57,22 @@ pub(super) struct Http1 {
 
 #[derive(Debug, Default)]
 struct Idle {
-    /// Idle connections, the most recently used last.
-    connections: Vec<(Connection, Instant)>,
+    /// Idle connections, the most recently used last. They move between the pool and bodies, so each has a place of its own.
+    #[expect(clippy::vec_box, reason = "a connection keeps its allocation while it serves requests")]
+    connections: Vec<Box<Connection>>,
     /// True while a task closes connections that stay idle.
     is_watched: bool,
 }
 
-#[derive(Debug)]
-struct Connection {
-    sender: http1::SendRequest<RequestBody>,
-    announcement: Announcement,
+/// Response extension of a 101: the connection, and what was received behind the head.
+#[derive(Clone, Debug)]
+pub struct SwitchedConnection(Arc<Mutex<Option<(TcpStream, BytesMut)>>>);
+
+impl SwitchedConnection {
+    /// Takes the connection.
+    pub fn take(&self) -> Option<(TcpStream, BytesMut)> {
+        self.0.lock().take()
+    }
 }
 
 impl Http1 {
@@ -50,96 +80,101 @@ impl Http1 {
         Self { dialer, budget, idle: Mutex::default() }
     }
 
-    /// Sends a request over an idle connection or a new one; `may_be_repeated` tells if it can be sent twice. A request that a
-    /// connection returns, because it had been closed before anything was written, is sent over another connection: over a second
-    /// new one, but not over a third.
+    /// Sends a request. One that failed on a connection which may have been closed is sent once more, over a new connection, if its body
+    /// is in memory and its method is idempotent (RFC 9110, section 9.2.2).
     ///
     /// # Errors
     /// If the application refused or closed the connection, or sent a malformed response.
     pub(super) async fn send(
         self: &Arc<Self>,
-        mut request: Request<RequestBody>,
+        request: Request<RequestBody>,
         refused: WhenRefused,
-        may_be_repeated: bool,
-    ) -> Result<Response<Incoming>, UpstreamError> {
-        let idle_limit = if may_be_repeated { IDLE_TIMEOUT } else { IDLE_LIMIT_FOR_ONCE };
-        let mut may_give_back = true;
+    ) -> Result<Response<ApplicationBody>, UpstreamError> {
+        let mut outgoing = Outgoing::new(request);
+        match self.attempt(&mut outgoing, refused, true).await {
+            Err(UpstreamError::Exchange { source, .. })
+                if outgoing.may_be_repeated && source.may_have_been_dead() =>
+            {
+                outgoing.rewind();
+                // An application that ends has closed the idle connections, or is about to.
+                self.attempt(&mut outgoing, refused, false).await.map_err(UpstreamError::of_repetition)
+            }
+            outcome => outcome,
+        }
+    }
+
+    /// Sends a request over an idle connection, if it may, or a new one. A request of which nothing could be written is sent over another
+    /// connection: over a second new one, but not over a third.
+    async fn attempt(
+        self: &Arc<Self>,
+        outgoing: &mut Outgoing,
+        refused: WhenRefused,
+        may_use_idle: bool,
+    ) -> Result<Response<ApplicationBody>, UpstreamError> {
+        let mut may_fail_new = true;
         loop {
-            let idle = self.take_idle(idle_limit);
+            let idle = if may_use_idle { self.take_idle(outgoing.may_be_repeated) } else { None };
             let is_new = idle.is_none();
             let mut connection = match idle {
                 Some(connection) => connection,
                 None => self.connect(refused).await?,
             };
-            Abandoned::check(&request)?;
-            connection.announcement.announce(*request.method() == Method::HEAD);
-            let mut failed = match connection.sender.try_send_request(request).await {
-                Ok(mut response) => {
-                    match connection.announcement.take_room() {
-                        // hyper's buffer has grown with the head and never shrinks, so the connection is closed after the body.
-                        Some(room) => drop(response.extensions_mut().insert(room)),
-                        None => self.take_back(connection),
-                    }
-                    return Ok(response);
-                }
-                Err(failed) => failed,
-            };
-            match failed.take_message() {
-                Some(unsent) if !is_new || mem::take(&mut may_give_back) => request = unsent,
-                unsent => {
-                    let was_sent = unsent.is_none();
-                    return Err(UpstreamError::Exchange { source: failed.into_error(), was_sent });
+            outgoing.check()?;
+            let mut head = IncomingHead::new(&self.budget, outgoing.is_head);
+            match poll_fn(|context| poll_exchange(context, &mut connection, outgoing, &mut head)).await {
+                Ok(received) => return self.respond(connection, received, outgoing),
+                Err(ExchangeError::Io(_))
+                    if !outgoing.has_begun() && (!is_new || mem::take(&mut may_fail_new)) => {}
+                Err(source) => {
+                    return Err(UpstreamError::Exchange { source, was_sent: outgoing.has_begun() });
                 }
             }
         }
     }
 
-    async fn connect(&self, refused: WhenRefused) -> Result<Connection, UpstreamError> {
+    /// Returns the response that begins with this head.
+    fn respond(
+        self: &Arc<Self>,
+        mut connection: Box<Connection>,
+        received: Received,
+        outgoing: &mut Outgoing,
+    ) -> Result<Response<ApplicationBody>, UpstreamError> {
+        let Received { mut response, framing, is_kept_alive } = received;
+        if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+            let parts = if outgoing.was_written() { connection.into_parts() } else { None };
+            let parts = parts.ok_or(UpstreamError::UnexpectedUpgrade)?;
+            response.extensions_mut().insert(SwitchedConnection(Arc::new(Mutex::new(Some(parts)))));
+            return Ok(response.map(|()| ApplicationBody::Http1(WireBody::none())));
+        }
+        let pool = (is_kept_alive && outgoing.was_written()).then(|| Arc::clone(self));
+        let upload = (!outgoing.has_ended()).then(|| continue_upload(&mut connection, outgoing.take_rest()));
+        let body = WireBody::new(connection, framing, pool, upload.flatten());
+        Ok(response.map(|()| ApplicationBody::Http1(body)))
+    }
+
+    async fn connect(&self, refused: WhenRefused) -> Result<Box<Connection>, UpstreamError> {
         let stream = self.dialer.connect(refused).await.map_err(UpstreamError::connect)?;
-        let announcement = Announcement::within(&self.budget);
-        let stream = ApplicationStream::new(stream, announcement.clone());
-        let (sender, connection) = http1::Builder::new()
-            .max_headers(MAX_LINES + 1)
-            .max_buf_size(MAX_HEAD + (64 << 10))
-            .handshake(TokioIo::new(stream))
-            .await
-            .map_err(|source| UpstreamError::Exchange { source, was_sent: false })?;
-        tokio::spawn(async move {
-            if let Err(error) = connection.with_upgrades().await {
-                tracing::debug!(%error, "a connection to the application failed");
-            }
-        });
-        Ok(Connection { sender, announcement })
+        Ok(Box::new(Connection::new(stream)))
     }
 
-    /// Takes the most recently used connection, if it was idle for less than `limit`. An older one is closed and replaced, so that
-    /// there are never more connections than concurrent requests.
-    fn take_idle(&self, limit: Duration) -> Option<Connection> {
-        let mut idle = self.idle.lock();
+    /// Takes the most recently used connection, if it was idle for a shorter time than such a request permits. An older one is closed
+    /// and replaced, so that there are never more connections than concurrent requests.
+    fn take_idle(&self, may_be_repeated: bool) -> Option<Box<Connection>> {
+        let limit = if may_be_repeated { IDLE_TIMEOUT } else { IDLE_LIMIT_FOR_ONCE };
         loop {
-            let (connection, since) = idle.connections.pop()?;
-            if connection.sender.is_ready() {
-                return (since.elapsed() < limit).then_some(connection);
+            let connection = self.idle.lock().connections.pop()?;
+            let idle_for = connection.since.elapsed();
+            if connection.is_quiet(!may_be_repeated || idle_for > IDLE_UNASKED) {
+                return (idle_for < limit).then_some(connection);
             }
         }
     }
 
-    /// Returns a connection to the pool once the body of its response has been read.
-    fn take_back(self: &Arc<Self>, mut connection: Connection) {
-        if connection.sender.is_ready() {
-            return self.keep(connection);
-        }
-        let pool = Arc::clone(self);
-        tokio::spawn(async move {
-            if connection.sender.ready().await.is_ok() {
-                pool.keep(connection);
-            }
-        });
-    }
-
-    fn keep(self: &Arc<Self>, connection: Connection) {
+    /// Returns a connection to the pool.
+    fn keep(self: &Arc<Self>, mut connection: Box<Connection>) {
+        connection.since = Instant::now();
         let mut idle = self.idle.lock();
-        idle.connections.push((connection, Instant::now()));
+        idle.connections.push(connection);
         if !mem::replace(&mut idle.is_watched, true) {
             tokio::spawn(Arc::clone(self).end_idle());
         }
@@ -150,11 +185,11 @@ impl Http1 {
         loop {
             let next = {
                 let mut idle = self.idle.lock();
-                idle.connections.retain(|(connection, since)| {
-                    !connection.sender.is_closed() && since.elapsed() < IDLE_TIMEOUT
+                idle.connections.retain(|connection| {
+                    connection.since.elapsed() < IDLE_TIMEOUT && connection.is_quiet(false)
                 });
                 match idle.connections.first() {
-                    Some((_, since)) => *since + IDLE_TIMEOUT,
+                    Some(connection) => connection.since + IDLE_TIMEOUT,
                     None => {
                         idle.is_watched = false;
                         return;
@@ -164,4 +199,54 @@ impl Http1 {
             sleep_until(next).await;
         }
     }
+}
+
+/// Writes the request and waits for the head of the final response.
+fn poll_exchange(
+    context: &mut Context<'_>,
+    connection: &mut Connection,
+    outgoing: &mut Outgoing,
+    head: &mut IncomingHead<'_>,
+) -> Poll<Result<Received, ExchangeError>> {
+    if let Some(writer) = &mut connection.writer
+        && let Poll::Ready(Err(error)) = outgoing.poll_send(context, writer)
+    {
+        return Poll::Ready(Err(error));
+    }
+    // Bytes before the request are no response.
+    if !outgoing.has_begun() {
+        return Poll::Pending;
+    }
+    loop {
+        let received = match ready!(head.poll(context, connection)) {
+            Ok(received) => received,
+            // The reason why the request could not be written tells more than the end of the connection.
+            Err(ExchangeError::Closed) => {
+                let failure = outgoing.take_failure();
+                return Poll::Ready(Err(failure.map_or(ExchangeError::Closed, ExchangeError::Io)));
+            }
+            Err(error) => return Poll::Ready(Err(error)),
+        };
+        let status = received.response.status();
+        if !status.is_informational() || status == StatusCode::SWITCHING_PROTOCOLS {
+            return Poll::Ready(Ok(received));
+        }
+        outgoing.on_interim(status, received.response.headers());
+    }
+}
+
+/// Writes the rest of a request whose response has begun in a task of its own, because the client may not read the response before
+/// it has sent its request.
+fn continue_upload(connection: &mut Connection, mut outgoing: Outgoing) -> Option<AbortOnDropHandle<()>> {
+    let mut writer = connection.writer.take()?;
+    let upload = tokio::spawn(async move {
+        match poll_fn(|context| outgoing.poll_send(context, &mut writer)).await {
+            // The stream stays open: at its end, many applications would cancel the request.
+            Ok(()) => writer.forget(),
+            Err(error) => {
+                tracing::debug!(%error, "the rest of a request was not sent to the application");
+            }
+        }
+    });
+    Some(AbortOnDropHandle::new(upload))
 }

@@ -226,3 +226,59 @@ async fn a_slow_reader_of_a_body_that_is_too_large_costs_little() {
         assert!(slow_has_it || !rest.ends_with(b"0\r\n\r\n"), "{path}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn response_that_begins_before_its_request_ends_stalls_neither() {
+    const LENGTH: usize = 16 << 20;
+    let origin = RawOrigin::start(|mut stream| async move {
+        read_head(&mut stream).await;
+        let (mut reader, mut writer) = stream.into_split();
+        let writing = async {
+            let head = format!("HTTP/1.1 200 OK\r\nContent-Length: {LENGTH}\r\n\r\n");
+            writer.write_all(head.as_bytes()).await.unwrap();
+            writer.write_all(&vec![b'x'; LENGTH]).await.unwrap();
+        };
+        let mut body = vec![0; LENGTH];
+        let (read, ()) = tokio::join!(reader.read_exact(&mut body), writing);
+        assert_eq!(read.unwrap(), LENGTH);
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    for framing in [format!("Content-Length: {LENGTH}"), "Transfer-Encoding: chunked".into()] {
+        let mut client = Wire::to(sidecar.address).await;
+        client.say(format!("POST /a HTTP/1.1\r\nHost: shop.test\r\n{framing}\r\n\r\n")).await;
+        let body = vec![b'x'; LENGTH];
+        if framing.contains("chunked") {
+            client.say([format!("{LENGTH:x}\r\n").as_bytes(), &body, b"\r\n0\r\n\r\n"].concat()).await;
+        } else {
+            client.say(&body).await;
+        }
+        // Nothing of the response was read so far.
+        assert!(client.head().await.starts_with("http/1.1 200 "), "{framing}");
+        assert_eq!(client.bytes(LENGTH).await.len(), LENGTH, "{framing}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn upload_goes_on_after_a_response_that_ended_before_it() {
+    let (reads, mut read) = tokio::sync::mpsc::unbounded_channel();
+    let origin = RawOrigin::start(move |mut stream| {
+        let reads = reads.clone();
+        async move {
+            read_head(&mut stream).await;
+            stream.write_all(b"HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok").await.unwrap();
+            let mut body = [0; 6];
+            stream.read_exact(&mut body).await.unwrap();
+            // The connection is not reused, because the request had not ended when the response had.
+            reads.send((body, stream.read(&mut [0; 1]).await.unwrap())).unwrap();
+        }
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    let mut client = Wire::to(sidecar.address).await;
+    client.say("POST /a HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 6\r\n\r\nabc").await;
+    let (head, body) = client.answer().await;
+    assert!(head.starts_with("http/1.1 200 ") && body == "ok", "{head}{body}");
+    client.say("def").await;
+    assert_eq!(read.recv().await.unwrap(), (*b"abcdef", 0));
+}

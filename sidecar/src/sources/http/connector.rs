@@ -10,7 +10,7 @@ use hyper::rt::{Read, Write};
 use hyper_util::{client::legacy::connect::Connection, rt::TokioIo};
 use tower_service::Service;
 
-use crate::upstream::{Announcement, ResponseStream};
+use crate::upstream::ResponseStream;
 
 /// A connector; what it connects to is read through a [`ResponseStream`], unless it speaks HTTP/2.
 #[derive(Clone, Debug)]
@@ -36,8 +36,7 @@ where
             let stream = connecting.await?;
             // Each request is a GET without a body.
             let is_http1 = !stream.connected().is_negotiated_h2();
-            let announcement = if is_http1 { Announcement::always() } else { Announcement::default() };
-            Ok(TokioIo::new(ResponseStream::new(TokioIo::new(stream), announcement)))
+            Ok(TokioIo::new(ResponseStream::new(TokioIo::new(stream), is_http1)))
         })
     }
 }
