@@ -245,7 +245,7 @@ impl L2 {
             let (barriers, version) = (self.keys.barriers(), self.version.name());
             let asked_at = boot_ms();
             let reply = commands::lookup(&mut connection, barriers, version, names, asked).await?;
-            let said_at = connection.vouched().limit(asked_at);
+            let said_at = connection.date(asked_at);
             if !reply.is_listed {
                 // Purges of other versions do not cover what is stored under this one.
                 self.version.is_missing();
@@ -295,19 +295,19 @@ impl L2 {
         limit: u64,
     ) -> Result<Option<Bytes>, L2Error> {
         let budget = &self.telemetry.stats.budget;
-        let RecordStart { bytes, length } = &beginning;
-        if *length <= bytes.len() as u64 {
+        if beginning.is_whole() {
             return Ok(Some(beginning.bytes)
                 .filter(|bytes| !bytes.is_empty())
                 .map(|bytes| budget.counted(bytes)));
         }
-        if self.records.is_too_large(key, *length, limit) {
+        let length = commands::length(connection, key).await?;
+        if self.records.is_too_large(key, length, limit) {
             return Ok(None);
         }
         let Some(_room) = budget.reserve(Kind::Responses, length + commands::TRANSFER) else {
             return Ok(None);
         };
-        let record = commands::complete(connection, key, beginning).await?;
+        let record = commands::complete(connection, key, beginning, length).await?;
         // Counted before the room is given back.
         Ok(record.map(|record| budget.counted(record)))
     }

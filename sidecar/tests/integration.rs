@@ -46,6 +46,7 @@ mod integration {
     mod ranges;
     mod reading_through;
     mod redis_away;
+    mod redis_lookups;
     mod redis_records;
     mod redis_secrets;
     mod redis_topologies;

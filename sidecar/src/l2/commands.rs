@@ -36,7 +36,8 @@ pub(super) struct LookupReply {
     pub(super) order: u64,
     /// The last purge of any of the names, or of everything.
     pub(super) barrier: u64,
-    /// The version of the policy is in the list of those that pods serve by.
+    /// The version of the policy is in the list of those that pods serve by, and there is a generation to count in. Otherwise nothing
+    /// in the reply is of use.
     pub(super) is_listed: bool,
     pub(super) record: RecordStart,
 }
@@ -44,14 +45,23 @@ pub(super) struct LookupReply {
 /// Length of the part of a record that a lookup transfers, in bytes. Most records are shorter.
 const BEGINNING: u64 = 64 << 10;
 
-/// The beginning of a record, and how long all of it is.
+/// The beginning of a record; nothing, if there is no record.
 #[derive(Default)]
 pub(super) struct RecordStart {
     pub(super) bytes: Bytes,
-    pub(super) length: u64,
 }
 
-/// Asks where Redis stands, and for the beginning of the record under a key.
+impl RecordStart {
+    /// Returns true if this is all of the record.
+    pub(super) const fn is_whole(&self) -> bool {
+        (self.bytes.len() as u64) < BEGINNING
+    }
+}
+
+/// Asks where Redis stands, and for the beginning of the record under a key: two commands, and neither writes.
+///
+/// Barriers without a generation say nothing about what is stored: they were lost, and the purges with them. Whoever writes next,
+/// the heartbeat or [`list`], begins a generation; until then the version counts as not listed.
 pub(super) async fn lookup(
     connection: &mut Connection,
     barriers: &str,
@@ -62,26 +72,23 @@ pub(super) async fn lookup(
     let mut fields: Vec<&[u8]> = vec![b"v", b"g", b"s", b"f", version.as_bytes()];
     fields.extend(names.iter().map(|name| &name.as_bytes()[..]));
     let mut pipeline = redis::pipe();
-    pipeline.hset_nx(barriers, "g", connection.mark().new_generation()).ignore();
     pipeline.cmd("HMGET").arg(barriers).arg(&fields);
-    let (fields, record): (Vec<Option<Bytes>>, RecordStart) = match (connection.both(), record) {
+    let (fields, bytes): (Vec<Option<Bytes>>, Bytes) = match (connection.both(), record) {
         ((counting, _), None) => {
             let (fields,) = pipeline.query_async(counting).await?;
-            (fields, RecordStart::default())
+            (fields, Bytes::new())
         }
         ((counting, None), Some(key)) => {
             ask_for_beginning(&mut pipeline, key);
-            let (fields, bytes, length) = pipeline.query_async(counting).await?;
-            (fields, RecordStart { bytes, length })
+            pipeline.query_async(counting).await?
         }
         // Two servers at the same time. Whichever answers first, both were asked after the request came: a purge that was
         // acknowledged before is among the barriers.
         ((counting, Some(cluster)), Some(key)) => {
             let mut get = redis::pipe();
             ask_for_beginning(&mut get, key);
-            let ((fields,), (bytes, length)) =
-                try_join!(pipeline.query_async(counting), get.query_async(cluster))?;
-            (fields, RecordStart { bytes, length })
+            let ((fields,), (bytes,)) = try_join!(pipeline.query_async(counting), get.query_async(cluster))?;
+            (fields, bytes)
         }
     };
     let mut fields = fields.into_iter();
@@ -89,7 +96,13 @@ pub(super) async fn lookup(
     // A field that is no number was not written by a sidecar, and is taken to cover everything.
     let mut numbers = fields.map(|field| field.map_or(0, |field| number(&field).unwrap_or(u64::MAX)));
     let (generation, order) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    Ok(LookupReply { generation, order, barrier: numbers.max().unwrap_or(0), is_listed, record })
+    Ok(LookupReply {
+        generation,
+        order,
+        barrier: numbers.max().unwrap_or(0),
+        is_listed: is_listed && generation != 0,
+        record: RecordStart { bytes },
+    })
 }
 
 fn number(text: &[u8]) -> Option<u64> {
@@ -131,13 +144,18 @@ pub(super) struct HeartbeatReply {
 pub(super) async fn begin(connection: &mut Connection, key: &str) -> RedisResult<RecordStart> {
     let mut pipeline = redis::pipe();
     ask_for_beginning(&mut pipeline, key);
-    let (bytes, length) = pipeline.query_async(connection).await?;
-    Ok(RecordStart { bytes, length })
+    let (bytes,) = pipeline.query_async(connection).await?;
+    Ok(RecordStart { bytes })
 }
 
 /// A key that is not there has an empty value.
 fn ask_for_beginning(pipeline: &mut Pipeline, key: &str) {
-    pipeline.cmd("GETRANGE").arg(key).arg(0).arg(BEGINNING - 1).cmd("STRLEN").arg(key);
+    pipeline.cmd("GETRANGE").arg(key).arg(0).arg(BEGINNING - 1);
+}
+
+/// The length of the record under a key, in bytes.
+pub(super) async fn length(connection: &mut Connection, key: &str) -> RedisResult<u64> {
+    redis::cmd("STRLEN").arg(key).query_async(connection).await
 }
 
 /// Length of the pieces in which the rest of a record is transferred, in bytes. The client's buffers grow to twice the largest reply,
@@ -147,13 +165,13 @@ const PIECE: u64 = 512 << 10;
 /// Memory that the transfer of a record takes besides the record: a reply and the client's buffer.
 pub(super) const TRANSFER: u64 = 3 * PIECE;
 
-/// The whole of a record that begins so; `None` if another record has taken its place meanwhile.
+/// The whole of a record of this length that begins so; `None` if another record has taken its place meanwhile.
 pub(super) async fn complete(
     connection: &mut Connection,
     key: &str,
-    start: RecordStart,
+    RecordStart { bytes: start }: RecordStart,
+    length: u64,
 ) -> RedisResult<Option<Bytes>> {
-    let RecordStart { bytes: start, length } = start;
     let mut record = BytesMut::with_capacity(usize::try_from(length).unwrap_or_default());
     record.extend_from_slice(&start);
     loop {
@@ -163,7 +181,8 @@ pub(super) async fn complete(
         // After the piece: it belongs to the record that is there then.
         pipeline.cmd("GETRANGE").arg(key).arg(0).arg(codec::IDENTITY - 1).cmd("STRLEN").arg(key);
         let (piece, identity, length_now): (Bytes, Bytes, u64) = pipeline.query_async(connection).await?;
-        if !start.starts_with(&identity) || length_now != length || piece.is_empty() {
+        let is_short = piece.is_empty() && first < length;
+        if !start.starts_with(&identity) || length_now != length || is_short {
             return Ok(None);
         }
         record.extend_from_slice(&piece);

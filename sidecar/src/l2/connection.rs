@@ -1,6 +1,13 @@
 //! Connections to Redis: to one server, to the master that Sentinels name, or to a Cluster.
 
-use std::{fmt, time::Duration};
+use std::{
+    fmt,
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
+    time::Duration,
+};
 
 use anyhow::{Context, anyhow, bail};
 use futures::future::{BoxFuture, select_ok};
@@ -69,6 +76,8 @@ pub(super) struct Connection {
     mark: Mark,
     asker: u64,
     vouched: Vouched,
+    /// When the server was last asked to take a write, and did, in [`boot_ms`](crate::clock::boot_ms).
+    took_write_at: Arc<AtomicU64>,
 }
 
 impl Connection {
@@ -90,6 +99,17 @@ impl Connection {
     /// When the server was last known to be the one that counts purges.
     pub(super) const fn vouched(&self) -> &Vouched {
         &self.vouched
+    }
+
+    /// The server has taken a write that was sent at `asked_at`.
+    pub(super) fn took_write(&self, asked_at: u64) {
+        self.took_write_at.fetch_max(asked_at, Ordering::AcqRel);
+    }
+
+    /// Returns the time until which every purge was known to the server, of a reply to a command that was sent at `asked_at`: no
+    /// purge gets through a server that takes no writes, or that another has taken the place of, although it can be read.
+    pub(super) fn date(&self, asked_at: u64) -> u64 {
+        self.vouched.limit(asked_at).min(self.took_write_at.load(Ordering::Acquire))
     }
 
     /// The name under which other pods acknowledge what is purged over this connection.
@@ -275,7 +295,8 @@ impl<'a> Opener<'a> {
         let mut info = redis::cmd("INFO");
         let info = info.arg("replication").query_async::<InfoDict>(&mut counting);
         let info = timeout(CONNECT_DEADLINE, info).await.context("the server is silent")??;
-        let connection = Connection { counting, cluster, mark: Mark::read(&info)?, asker: random(), vouched };
+        let (mark, took_write_at) = (Mark::read(&info)?, Arc::default());
+        let connection = Connection { counting, cluster, mark, asker: random(), vouched, took_write_at };
         let server = client.get_connection_info();
         let settings = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let bus = self.servers.client(server.clone().set_redis_settings(settings))?;

@@ -268,6 +268,7 @@ impl Connector {
             // Purges of other versions may not have covered what is stored under this one.
             inbox.bus().doubt();
         }
+        connection.took_write(now);
         inbox.vouch(probe);
         if self.state.has_arrived() {
             session.bus.leave(&self.state.name).await?;
@@ -294,6 +295,7 @@ impl Connector {
             .await
             .unwrap_or_else(|_| bail!("it took too long"))
             .context("reading the barriers")?;
+        connection.took_write(asked_at);
         bus.inbox.settle(doubts);
         self.state.barriers.prove(connection.vouched().limit(asked_at));
         self.state.lock_pending().forget(catch_up.pending());

@@ -62,6 +62,7 @@ impl World {
                     catching_up: None,
                     is_acknowledging: false,
                     vouched_at: asked_at,
+                    took_write_at: 0,
                     replied_to: 0,
                 });
                 self.later(pod, REPLY_TIMEOUT * 2, PodEvent::ReplyTimeout(id, 0));
@@ -99,7 +100,7 @@ impl World {
             return self.close(pod);
         }
         let (id, probe) = (session.id, session.bus.probe(now));
-        self.say(pod, Over::Commands, Command::Touch { probe });
+        self.say(pod, Over::Commands, Command::Touch { probe, asked_at: now });
         self.later(pod, REPLY_TIMEOUT, PodEvent::ReplyTimeout(id, probe));
         self.later(pod, HEARTBEAT, PodEvent::Beat(id));
         self.ask_sentinels(pod, now);
@@ -214,6 +215,7 @@ impl World {
         }
         let Pod { session: Some(session), pending, was_connected, .. } = &mut self.pods[pod] else { return };
         session.bus.settle(doubts);
+        session.took_write_at = session.took_write_at.max(asked_at);
         if let Some((catch_up, ..)) = session.catching_up.take() {
             pending.forget(catch_up.pending());
         }
@@ -247,7 +249,7 @@ impl World {
                 self.session(pod).mark = Some(mark);
                 self.say(pod, Over::Bus, Command::Subscribe);
             }
-            Replied::Touched { probe, lost, mark } => {
+            Replied::Touched { probe, asked_at, lost, mark } => {
                 let overtakes = self.broken == Broken::ProbeOvertakes;
                 let session = self.session(pod);
                 session.replied_to = session.replied_to.max(probe);
@@ -255,6 +257,7 @@ impl World {
                     self.close(pod);
                     return Ok(());
                 }
+                session.took_write_at = session.took_write_at.max(asked_at);
                 if lost {
                     session.bus.doubt();
                 }

@@ -44,6 +44,8 @@ pub(super) struct Session {
     pub(super) is_acknowledging: bool,
     /// When the Sentinels last named the server.
     pub(super) vouched_at: u64,
+    /// When the server was last asked to take a write, and did.
+    pub(super) took_write_at: u64,
     pub(super) replied_to: u64,
 }
 

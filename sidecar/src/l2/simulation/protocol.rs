@@ -54,7 +54,7 @@ pub(super) struct Reply {
 pub(super) enum Command {
     Hello,
     Subscribe,
-    Touch { probe: u64 },
+    Touch { probe: u64, asked_at: u64 },
     Snapshot,
     Purge { request: Option<u64>, names: Vec<PurgeName> },
     PurgeEverything(u64),
@@ -97,7 +97,7 @@ pub(super) enum OverBus {
 #[derive(Debug)]
 pub(super) enum Replied {
     Hello(Mark),
-    Touched { probe: u64, lost: bool, mark: Mark },
+    Touched { probe: u64, asked_at: u64, lost: bool, mark: Mark },
     Snapshot(RedisBarriers),
     Purged { request: Option<u64>, generation: u64, order: u64, reached: Vec<PodId> },
     Acknowledged,

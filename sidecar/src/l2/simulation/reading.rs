@@ -64,9 +64,16 @@ impl World {
     ) -> Result<(), String> {
         let now = self.clock(pod);
         let ignored = self.broken == Broken::SentinelsIgnored;
-        let said_at = if ignored { asked_at } else { asked_at.min(self.session(pod).vouched_at) };
+        let took_write_at = self.session(pod).took_write_at;
+        let vouched_at = if ignored { asked_at } else { self.session(pod).vouched_at };
+        let said_at = asked_at.min(vouched_at).min(took_write_at);
         let Pod { barriers, fetches, l1, .. } = &mut self.pods[pod];
         let Some(fetch) = fetches.get_mut(&number).filter(|fetch| !fetch.is_looked_up) else { return Ok(()) };
+        if reply.generation == 0 {
+            // The barriers were lost: the stamp stays as it was before.
+            self.fetch_from_application(pod, number);
+            return Ok(());
+        }
         fetch.stamp = barriers.stamp_at(reply.generation, reply.order, asked_at);
         if let Some(Record { version, generation, order }) = reply.record {
             let stamp = Stamp { generation, order, local: 0, asked_at: said_at };

@@ -53,11 +53,11 @@ impl World {
                 self.servers[id].subscribers.push(from);
                 self.push(from, OverBus::Subscribed);
             }
-            Command::Touch { probe } => {
+            Command::Touch { probe, asked_at } => {
                 let lost = self.servers[id].touch();
                 let mark = self.servers[id].mark;
                 self.publish_to(id, from.asker, OverBus::Probe(probe));
-                self.reply(from, Replied::Touched { probe, lost, mark });
+                self.reply(from, Replied::Touched { probe, asked_at, lost, mark });
             }
             Command::Snapshot => {
                 let snapshot = self.servers[id].snapshot();

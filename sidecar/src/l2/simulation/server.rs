@@ -92,8 +92,7 @@ impl Server {
         Some(PurgeMessage { generation: self.data.generation, ..PurgeMessage::default() })
     }
 
-    pub(super) fn lookup(&mut self, key: usize, names: &[PurgeName]) -> Reply {
-        self.ensure_generation();
+    pub(super) fn lookup(&self, key: usize, names: &[PurgeName]) -> Reply {
         let Data { generation, order, raised, records } = &self.data;
         let barrier = names.iter().filter_map(|name| raised.get(name)).max().copied().unwrap_or(0);
         let record = records.get(&key).copied();

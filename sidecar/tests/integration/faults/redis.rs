@@ -179,6 +179,11 @@ async fn full_redis_counts_as_none() {
     let last_error = near.last_error("redis").await;
     assert!(last_error.contains("OOM"), "{last_error}");
     assert_eq!(near.policy().await["tiers"]["redis"], "down");
+    // The other pod writes nothing: its heartbeat notices.
+    until("redis is down for the other pod", async || {
+        (far.policy().await["tiers"]["redis"] == "down").then_some(())
+    })
+    .await;
     assert_eq!(who(&good(far, "/page/theirs").await), "larder; fwd=uri-miss; fwd-status=200; stored");
     assert!(failures(near, "l2").await > 0.0);
     stand.redis.say(&["CONFIG", "SET", "maxmemory", "0"]).await;

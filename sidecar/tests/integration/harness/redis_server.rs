@@ -112,6 +112,11 @@ impl RedisServer {
         until("redis-server accepts connections", async || connect(&self.client).await.ok()).await
     }
 
+    /// Returns the client that reaches the server.
+    pub(super) const fn client(&self) -> &Client {
+        &self.client
+    }
+
     /// Returns a policy's `spec` with this server in place of the shared one.
     pub(crate) fn serve(&self, spec: &str) -> String {
         let file = format!("{{file: {}}}", self.url_file().display());

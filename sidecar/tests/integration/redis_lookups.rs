@@ -1,0 +1,128 @@
+//! Lookups in Redis: the commands that they send, and what they do not trust.
+
+use super::harness::{Origin, Policy, RedisServer, SeenCommand, Sidecar, reply, two, until, until_shared};
+
+const SPEC: &str = r#"
+l1: {maxSize: 32Mi, maxObjectSize: 1Mi}
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
+invalidation:
+  onWrite:
+  - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
+"#;
+
+/// Commands of the heartbeat and of the list of versions, which pods send once a second whether there are requests or not.
+const BACKGROUND: [&str; 5] = ["HSETNX", "HGET", "INFO", "PUBLISH", "EVALSHA"];
+
+/// Counts the commands of this name.
+fn count(seen: &[SeenCommand], name: &str) -> usize {
+    seen.iter().filter(|command| command.is(name)).count()
+}
+
+/// Asserts that a number of lookups sent two commands each, and none that writes.
+fn assert_only_read(seen: &[SeenCommand], lookups: usize) {
+    assert_eq!((count(seen, "HMGET"), count(seen, "GETRANGE")), (lookups, lookups), "{seen:?}");
+    // Each heartbeat writes once and asks for the role once.
+    let (writes, heartbeats) = (count(seen, "HSETNX"), count(seen, "INFO"));
+    assert!(writes.abs_diff(heartbeats) <= 2, "{writes} writes in {heartbeats} heartbeats: {seen:?}");
+    let is_known = |command: &&SeenCommand| {
+        BACKGROUND.into_iter().chain(["HMGET", "GETRANGE"]).any(|name| command.is(name))
+    };
+    let others: Vec<_> = seen.iter().filter(|command| command.is_larders() && !is_known(command)).collect();
+    assert!(others.is_empty(), "{others:?}");
+}
+
+/// Stores pages through a sidecar.
+async fn store(sidecar: &Sidecar, policy: &Policy, redis: &RedisServer, pages: &[String]) {
+    let mut redis = redis.connection().await;
+    let before = policy.records(&mut redis).await.len();
+    for page in pages {
+        assert_eq!(sidecar.get(page).await.status, 200);
+    }
+    policy.until_stored(&mut redis, before + pages.len()).await;
+}
+
+fn pages(kind: &str, count: usize) -> Vec<String> {
+    (0..count).map(|page| format!("/{kind}-{page}")).collect()
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn lookup_is_two_commands_that_only_read() {
+    let redis = RedisServer::start().await;
+    let policy = Policy::new(&redis.serve(SPEC));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    let [a, b] = &sidecars;
+    until_shared(&sidecars).await;
+    let pages = pages("page", 40);
+    store(a, &policy, &redis, &pages).await;
+    let mut monitor = redis.monitor().await;
+    monitor.seen().await;
+    for page in &pages {
+        assert_eq!(b.get(page).await.hit(), Some("l2"));
+    }
+    assert_only_read(&monitor.seen().await, pages.len());
+    // Nor does one that finds nothing of use.
+    let purged = &pages[..10];
+    for page in purged {
+        assert_eq!(a.put(page).await.status, 200);
+    }
+    monitor.seen().await;
+    for page in purged {
+        assert_eq!(b.get(page).await.hit(), None, "{page}");
+    }
+    let seen = monitor.seen().await;
+    // Whoever gets the lease looks again, because there is a record.
+    let lookups = count(&seen, "HMGET");
+    assert!((10..=20).contains(&lookups), "{seen:?}");
+    assert_eq!((count(&seen, "GETRANGE"), count(&seen, "STRLEN")), (lookups, 0), "{seen:?}");
+    assert!(count(&seen, "HSETNX").abs_diff(count(&seen, "INFO")) <= 2, "{seen:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn barriers_without_a_generation_are_not_trusted() {
+    let redis = RedisServer::start().await;
+    let policy = Policy::new(&redis.serve(SPEC));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    let [a, b] = &sidecars;
+    until_shared(&sidecars).await;
+    let pages = pages("page", 20);
+    store(a, &policy, &redis, &pages).await;
+    let barriers = policy.barriers();
+    redis.say(&["HDEL", &barriers, "g"]).await;
+    for page in &pages {
+        assert_eq!(b.get(page).await.hit(), None, "{page} was stored in a generation that is lost");
+    }
+    until("another generation", async || redis.ask::<bool>(&["HEXISTS", &barriers, "g"]).await.then_some(()))
+        .await;
+    until_shared(&sidecars).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn record_of_any_length_is_read_whole() {
+    const BEGINNING: usize = 64 << 10;
+    let redis = RedisServer::start().await;
+    let policy = Policy::new(&redis.serve(SPEC));
+    let origin = Origin::start(async |seen| {
+        let size = seen.path.rsplit('-').next().unwrap().parse().unwrap();
+        reply(&[], "x".repeat(size))
+    })
+    .await;
+    let sidecars = two(&policy, &origin).await;
+    let [a, b] = &sidecars;
+    a.until_tiers_are("up").await;
+    b.until_tiers_are("up").await;
+    let mut own = redis.connection().await;
+    store(a, &policy, &redis, &["/probe-60000".to_owned()]).await;
+    let record = policy.records(&mut own).await.pop().unwrap();
+    let overhead = redis.ask::<usize>(&["STRLEN", &record]).await - 60_000;
+    let longer = [1, BEGINNING, 10 * BEGINNING, 1 << 20].map(|size| size.min((1 << 20) - overhead));
+    for size in (BEGINNING - 2..=BEGINNING + 2).map(|length| length - overhead).chain(longer) {
+        let page = format!("/page-{size}");
+        store(a, &policy, &redis, std::slice::from_ref(&page)).await;
+        let response = b.get(&page).await;
+        assert_eq!((response.hit(), response.body.len()), (Some("l2"), size));
+    }
+}
