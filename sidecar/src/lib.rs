@@ -27,6 +27,7 @@ pub mod l1;
 pub mod l2;
 pub mod listener;
 pub mod mode;
+pub mod outlive;
 pub mod problem;
 pub mod proxy;
 pub mod purge;

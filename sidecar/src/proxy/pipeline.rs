@@ -10,10 +10,7 @@ use std::{
 };
 
 use larder_flight::Lead;
-use tokio::{
-    sync::oneshot,
-    time::{sleep, timeout},
-};
+use tokio::time::{sleep, timeout};
 use tokio_util::task::AbortOnDropHandle;
 
 use super::{
@@ -24,7 +21,7 @@ use super::{
     refresh::{REFRESH_TIMEOUT, drain},
     request::CacheRequest,
 };
-use crate::{l2::Patience, store::in_flight::FetchOutcome};
+use crate::{l2::Patience, outlive::Outliving, store::in_flight::FetchOutcome};
 
 /// Result of the last stage, which always responds.
 type Last = ControlFlow<Served, Infallible>;
@@ -67,13 +64,10 @@ impl Proxy {
     /// Fetches for several clients: the fetch goes on when the one that began it leaves, until nobody waits for it.
     async fn fetch_detached(self: &Arc<Self>, fetch: Box<Fetch>) -> Served {
         let audience = fetch.lead.as_ref().map(Lead::audience);
-        let (proxy, (mut sender, response)) = (Arc::clone(self), oneshot::channel());
-        let limit = fetch.request.max_body();
-        // A task moves its future several times.
-        let fetching = Box::pin(async move { proxy.fetch(fetch).await });
-        tokio::spawn(async move {
+        let (proxy, limit) = (Arc::clone(self), fetch.request.max_body());
+        let fetching = async move { proxy.fetch(fetch).await };
+        let go_on = move |fetching| async move {
             let abandoned = async {
-                sender.closed().await;
                 loop {
                     // A request that looks again is not in the audience for a moment.
                     sleep(ABANDONED_TIMEOUT).await;
@@ -82,17 +76,16 @@ impl Proxy {
                     }
                 }
             };
-            let served = tokio::select! {
-                served = fetching => served,
-                // The connection to the application ends with the fetch, so that it hears of it.
-                () = abandoned => return tracing::debug!("cancelled a fetch that no client waits for"),
-            };
-            if let Err(Served { response, .. }) = sender.send(served) {
+            tokio::select! {
                 // Those who wait have been told, and need a moment to begin to read.
-                drain(response.into_body(), limit, ABANDONED_TIMEOUT).await;
+                Served { response, .. } = fetching => {
+                    drain(response.into_body(), limit, ABANDONED_TIMEOUT).await;
+                }
+                // The connection to the application ends with the fetch, so that it hears of it.
+                () = abandoned => tracing::debug!("cancelled a fetch that no client waits for"),
             }
-        });
-        response.await.expect("a fetch whose client waits is never cancelled, and its panic is passed on")
+        };
+        Outliving::new(fetching, go_on).await
     }
 
     /// Fetches, from sources that are slow only as long as nothing else may be served.

@@ -24,6 +24,7 @@ use crate::{
     body::{IncomingBody, Paced, Source},
     cache_status::Forward,
     clock::wall_ms,
+    outlive::Outliving,
     purge,
     snapshot::Snapshot,
     upstream::{UpstreamError, WhenRefused},
@@ -44,8 +45,7 @@ impl Proxy {
         let from = client.clone();
         let mut posted = self.posted(&snapshot, &request, &client);
         let (asked, from_client) = protocol.unzip();
-        // A task moves its future several times.
-        let written = tokio::spawn(Box::pin(async move {
+        let written = async move {
             let target = Target::of(request.uri(), request.headers());
             let write = Write { snapshot, writing, target };
             let requested_at = wall_ms();
@@ -76,11 +76,8 @@ impl Proxy {
                 });
             }
             outcome.map(|response| (response, times, posted))
-        }));
-        match written
-            .await
-            .expect("the task is never aborted while it is awaited, and its panic is passed on")
-        {
+        };
+        match Outliving::new(written, |written| async { drop(written.await) }).await {
             Ok((response, times, posted)) => {
                 if response.status() == StatusCode::SWITCHING_PROTOCOLS
                     && let Some(from_client) = from_client
