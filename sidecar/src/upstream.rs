@@ -8,7 +8,7 @@ use std::sync::{
 use http::{
     HeaderMap, HeaderValue, Request, Response, Uri, Version,
     header::{COOKIE, HOST},
-    uri::PathAndQuery,
+    uri::{PathAndQuery, Scheme},
 };
 use http_body_util::{Either, Full};
 use hyper::body::Bytes;
@@ -102,7 +102,9 @@ impl Upstream {
         if request.version() == Version::HTTP_2 && self.http2.is_spoken(refused).await? {
             let host = request.headers_mut().remove(HOST);
             let host = host.as_ref().and_then(|host| host.to_str().ok()).unwrap_or(APPLICATION);
-            *request.uri_mut() = target(request.uri(), host).unwrap_or_else(|| request.uri().clone());
+            if !names(request.uri(), host) {
+                *request.uri_mut() = target(request.uri(), host).unwrap_or_else(|| request.uri().clone());
+            }
             return self.http2.send(request, refused).await;
         }
         if request.version() == Version::HTTP_2 {
@@ -125,6 +127,11 @@ impl Upstream {
     }
 }
 
+/// Returns true if a target is in absolute form, with this host.
+fn names(uri: &Uri, host: &str) -> bool {
+    uri.scheme() == Some(&Scheme::HTTP) && uri.authority().is_some_and(|authority| authority.as_str() == host)
+}
+
 /// Returns the target in absolute form, with the path and query as the client sent them.
 fn target(uri: &Uri, host: &str) -> Option<Uri> {
     let path = uri.path_and_query().cloned().unwrap_or_else(|| PathAndQuery::from_static("/"));
@@ -141,13 +148,12 @@ fn join_crumbs(headers: &mut HeaderMap) {
     }
 }
 
-/// Returns a copy of a request without its body.
+/// Returns a copy of a request without its body and extensions.
 fn head_of(request: &Request<RequestBody>) -> Request<()> {
     let mut head = Request::new(());
     *head.method_mut() = request.method().clone();
     *head.uri_mut() = request.uri().clone();
     *head.version_mut() = request.version();
     *head.headers_mut() = request.headers().clone();
-    *head.extensions_mut() = request.extensions().clone();
     head
 }

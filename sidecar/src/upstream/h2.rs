@@ -64,6 +64,12 @@ struct Http2Connection {
     sender: http2::SendRequest<RequestBody>,
 }
 
+impl Http2Connection {
+    fn is_open(&self) -> bool {
+        !self.sender.is_closed()
+    }
+}
+
 /// A request that may have to be sent again.
 struct Copy {
     head: Request<()>,
@@ -150,7 +156,7 @@ impl Http2 {
     }
 
     fn is_known_to_be_spoken(&self) -> Option<bool> {
-        if self.current().is_some() {
+        if self.link.lock().as_ref().is_some_and(Http2Connection::is_open) {
             return Some(true);
         }
         let refused_at = self.refused_at.load(Ordering::Relaxed);
@@ -173,8 +179,10 @@ impl Http2 {
             None => (self.newer_than(0, refused).await?, false),
         };
         let (mut pauses, mut was_sent) = (RETRY_INTERVALS.into_iter(), false);
+        // hyper has no use for extensions.
+        let abandoned = mem::take(request.extensions_mut()).remove();
         loop {
-            Abandoned::check(request.extensions().get())?;
+            Abandoned::check(abandoned.as_ref())?;
             let copy = Copy::of(&request);
             let mut failed = match link.sender.try_send_request(request).await {
                 Ok(response) => {
@@ -219,7 +227,7 @@ impl Http2 {
 
     fn current(&self) -> Option<Http2Connection> {
         let link = self.link.lock();
-        link.as_ref().filter(|link| !link.sender.is_closed()).cloned()
+        link.as_ref().filter(|link| link.is_open()).cloned()
     }
 
     /// Returns a connection that is newer than the one with this number.
