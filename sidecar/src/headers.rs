@@ -12,7 +12,7 @@ use http::{
 };
 
 /// Hop-by-hop headers besides those that `Connection` names (RFC 9110, section 7.6.1).
-const HOP_BY_HOP: [HeaderName; 7] = [
+static HOP_BY_HOP: [HeaderName; 7] = [
     CONNECTION,
     PROXY_AUTHENTICATE,
     TRANSFER_ENCODING,
@@ -24,7 +24,7 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 
 /// End-to-end fields that `Connection` must not name (section 7.6.1), because they describe the response or restrict
 /// its recipients.
-const END_TO_END: [HeaderName; 9] =
+static END_TO_END: [HeaderName; 9] =
     [CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, EXPIRES, HOST, PRAGMA, SET_COOKIE, VARY];
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
@@ -66,6 +66,10 @@ impl TransferCoding {
 
 /// Removes hop-by-hop fields.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    // Most messages have none of these fields, and to look for one costs as much as to remove it.
+    if !headers.keys().any(|name| *name == TE || HOP_BY_HOP.contains(name)) {
+        return;
+    }
     // The coding delimits the body; a length might mislead the next recipient (RFC 9112, section 6.3).
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);

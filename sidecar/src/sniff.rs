@@ -123,7 +123,23 @@ fn is_white(byte: u8) -> bool {
 
 /// Returns true if a byte may be in a token (RFC 9110, section 5.6.2).
 pub fn is_token(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+    TOKEN[byte as usize]
+}
+
+/// The bytes of tokens, because most bytes of a head's names are looked up here.
+static TOKEN: [bool; 256] = {
+    let mut table = [false; 256];
+    let mut number = 0;
+    while number < 128 {
+        let byte = number as u8;
+        table[number] = byte.is_ascii_alphanumeric() || is_mark(byte);
+        number += 1;
+    }
+    table
+};
+
+const fn is_mark(byte: u8) -> bool {
+    matches!(byte, b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^' | b'_' | b'`' | b'|' | b'~')
 }
 
 /// The rest of the first line of a connection that is passed on because it is presumably not HTTP.

@@ -8,9 +8,9 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
-use memchr::memchr_iter;
+use memchr::{memchr, memchr_iter};
 
-use crate::headers::TransferCoding;
+use crate::{headers::TransferCoding, sniff};
 
 /// Maximum number of header lines of a response.
 pub(crate) const MAX_LINES: usize = 1_000;
@@ -109,7 +109,7 @@ pub(super) fn understand(head: &[u8], to_head: bool) -> Result<ResponseHead<'_>,
     for line in lines {
         count += 1;
         match split(line).filter(|_| is_clean) {
-            Some((name, value)) if is_token(name) && value.iter().all(|&byte| is_text(byte)) => {
+            Some((name, value)) if is_token(name) && is_value(value) => {
                 framing.see(name, value);
             }
             _ => is_clean = false,
@@ -146,6 +146,7 @@ pub(super) fn read(head: &Bytes) -> Result<Response<()>, HeadError> {
         response.extensions_mut().insert(reason);
     }
     let headers = response.headers_mut();
+    headers.reserve(memchr_iter(b'\n', head).count().saturating_sub(2));
     for line in lines {
         let (name, value) = split(line).ok_or(HeadError::Field)?;
         let name = HeaderName::from_bytes(name).map_err(|_| HeadError::Field)?;
@@ -197,27 +198,32 @@ fn repair(head: &[u8], status_line: &StatusLine<'_>) -> Result<(Vec<u8>, Respons
 
 /// Returns the lines of a head, without line ends and the final empty line.
 fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
-    let lines = head.split(|&byte| byte == b'\n').map(|line| line.strip_suffix(b"\r").unwrap_or(line));
+    let mut start = 0;
+    let lines = memchr_iter(b'\n', head).map(move |end| {
+        let line = &head[start..end];
+        start = end + 1;
+        line.strip_suffix(b"\r").unwrap_or(line)
+    });
     lines.enumerate().take_while(|(number, line)| *number == 0 || !line.is_empty()).map(|(_, line)| line)
 }
 
 fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let colon = line.iter().position(|&byte| byte == b':')?;
+    let colon = memchr(b':', line)?;
     Some((&line[..colon], &line[colon + 1..]))
 }
 
 fn is_token(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|&byte| is_token_byte(byte))
+    !name.is_empty() && name.iter().all(|&byte| sniff::is_token(byte))
 }
 
-/// Returns true for a byte of a token (RFC 9110, section 5.6.2).
-fn is_token_byte(byte: u8) -> bool {
-    byte.is_ascii_alphanumeric() || b"!#$%&'*+-.^_`|~".contains(&byte)
+/// Returns true for the bytes of a field value. All of them are looked at, because a loop without an exit is done many at a time.
+fn is_value(bytes: &[u8]) -> bool {
+    bytes.iter().fold(true, |so_far, &byte| so_far & is_text(byte))
 }
 
 /// Returns true for a byte of a field value (RFC 9110, section 5.5).
-fn is_text(byte: u8) -> bool {
-    byte == b'\t' || (byte >= b' ' && byte != 0x7f)
+const fn is_text(byte: u8) -> bool {
+    (byte == b'\t') | (byte >= b' ') & (byte != 0x7f)
 }
 
 /// Returns a value with each control character replaced by a space (RFC 9110, section 5.5).
@@ -234,7 +240,7 @@ fn is_significant(line: &[u8]) -> bool {
     let name = line.split(|&byte| byte == b':').next().unwrap_or_default();
     let name: String = name
         .iter()
-        .filter(|&&byte| is_token_byte(byte))
+        .filter(|&&byte| sniff::is_token(byte))
         .map(|byte| byte.to_ascii_lowercase() as char)
         .collect();
     name.contains(CACHE_CONTROL) || SIGNIFICANT.iter().any(|significant| name.starts_with(significant))
@@ -269,7 +275,7 @@ impl<'a> StatusLine<'a> {
         let is_clean = matches!(version[7], b'0' | b'1')
             && spaces == 1
             && reason.first().is_none_or(|&byte| byte == b' ')
-            && reason.iter().all(|&byte| is_text(byte));
+            && is_value(reason);
         Ok(Self { minor, status, reason, is_clean })
     }
 
