@@ -4,6 +4,7 @@
 run_bench() {
   case ${1:-} in
     hit) bench_hit "${@:2}" ;;
+    paths) bench_paths "${@:2}" ;;
     l1) bench_l1 "${@:2}" ;;
     operator) bench_operator "${@:2}" ;;
     *) usage >&2; exit 2 ;;
@@ -12,6 +13,25 @@ run_bench() {
 
 bench_hit() { # what else `hit --help` has
   local started=$SECONDS scratch
+  need_servers_and_load
+  shown "hits" "the logs of the servers are gone with them: start the one that failed as bench/src/server does" \
+    on_a_network_of_its_own "$CARGO_TARGET_DIR/release/hit" --scratch "$scratch" "$@"
+  took "./dev bench hit" "$started"
+}
+
+bench_paths() { # what else `paths --help` has
+  local started=$SECONDS scratch
+  need redis-server redis-server
+  need redis-benchmark redis-tools
+  need h2load nghttp2-client
+  need_envoy
+  need_servers_and_load
+  shown "paths" "the logs of the servers are gone with them: start the one that failed as bench/src/server does" \
+    on_a_network_of_its_own "$CARGO_TARGET_DIR/release/paths" --scratch "$scratch" --envoy "$envoy" "$@"
+  took "./dev bench paths" "$started"
+}
+
+need_servers_and_load() { # sets scratch
   (($(nproc) >= 2)) || fail "there is one core here" "run it where the servers and the load have a core each"
   PATH=$PATH:/usr/sbin:/sbin # where HAProxy and nginx are, which is not in everybody's PATH
   need taskset util-linux
@@ -24,9 +44,6 @@ bench_hit() { # what else `hit --help` has
   step "cargo build --release -p larder-bench" "see the log" cargo build --release -p larder-bench
   scratch=$(mktemp -d /dev/shm/larder-bench.XXXXXX)
   temporaries+=("$scratch")
-  shown "hits" "the logs of the servers are gone with them: start the one that failed as bench/src/server.rs does" \
-    on_a_network_of_its_own "$CARGO_TARGET_DIR/release/hit" --scratch "$scratch" "$@"
-  took "./dev bench hit" "$started"
 }
 
 bench_l1() { # what else `l1 --help` has

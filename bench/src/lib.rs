@@ -1,5 +1,5 @@
-//! The cost of a hit: caches side by side, in requests per second of their own CPU. The choice of L1: libraries side by
-//! side. The operator at scale.
+//! The cost of a hit, and of every other path of a request: servers side by side, in requests per second of their own CPU.
+//! The choice of L1: libraries side by side. The operator at scale.
 //!
 //! `docs/benchmarks.md` explains how to run and read the results.
 
@@ -9,6 +9,8 @@ pub mod cpu;
 pub mod load;
 pub mod memory;
 pub mod operator;
+pub mod origin;
+pub mod paths;
 pub mod probe;
 pub mod process;
 pub mod serve;

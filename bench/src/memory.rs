@@ -1,6 +1,6 @@
 //! The memory of a cache, in a process of its own.
 
-use std::{fs, thread, time::Duration};
+use std::{fs, process, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
@@ -57,7 +57,7 @@ pub struct Taken {
 /// # Errors
 /// If `/proc` does not report the memory.
 pub fn fill(cache: &dyn Cache, fill: Fill) -> Result<Taken> {
-    let before = resident("VmRSS")?;
+    let before = resident(process::id(), "VmRSS")?;
     let mut random = Random(3);
     let mut number = 0_u32;
     let mut insert = |size: usize| {
@@ -84,7 +84,7 @@ pub fn fill(cache: &dyn Cache, fill: Fill) -> Result<Taken> {
     }
     // What is freed is given back soon, not at once. It is not asked for anything before, which makes some of them tidy up.
     thread::sleep(SETTLED);
-    let (resident, peak) = (resident("VmRSS")?, resident("VmHWM")?);
+    let (resident, peak) = (resident(process::id(), "VmRSS")?, resident(process::id(), "VmHWM")?);
     Ok(Taken {
         resident: resident.saturating_sub(before),
         peak: peak.saturating_sub(before),
@@ -128,9 +128,14 @@ pub fn answer(size: usize) -> Stored {
     Stored::Entry(Entry::new(head, Content::Whole(Bytes::from(vec![b'x'; size]))).into())
 }
 
-fn resident(field: &str) -> Result<u64> {
-    let status = fs::read_to_string("/proc/self/status").context("/proc/self/status")?;
-    parse(&status, field).with_context(|| format!("/proc/self/status has no {field}"))
+/// Returns a field of a process' status, in bytes.
+///
+/// # Errors
+/// If the process is gone, or has no such field.
+pub fn resident(pid: u32, field: &str) -> Result<u64> {
+    let file = format!("/proc/{pid}/status");
+    let status = fs::read_to_string(&file).with_context(|| file.clone())?;
+    parse(&status, field).with_context(|| format!("{file} has no {field}"))
 }
 
 /// proc(5): `VmRSS:      1234 kB`.

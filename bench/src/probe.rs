@@ -6,7 +6,7 @@ use std::{
     time::Duration,
 };
 
-use anyhow::{Context, Result};
+use anyhow::{Result, bail};
 
 /// A response as received.
 #[derive(Debug)]
@@ -23,13 +23,46 @@ pub struct Answer {
 /// # Errors
 /// If it cannot be reached or its response is not HTTP.
 pub fn get(port: u16, path: &str, headers: &[String]) -> Result<Answer> {
-    let mut stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
-    stream.set_read_timeout(Some(Duration::from_secs(5)))?;
-    let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-    write!(stream, "GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{port}\r\nConnection: close\r\n{more}\r\n")?;
-    let mut bytes = Vec::new();
-    stream.read_to_end(&mut bytes)?;
-    Answer::parse(&bytes).with_context(|| format!("not an answer: {}", String::from_utf8_lossy(&bytes)))
+    Connection::open(port, Duration::from_secs(5))?.get(path, headers)
+}
+
+/// A connection for one request after another.
+pub struct Connection {
+    stream: TcpStream,
+    port: u16,
+}
+
+impl Connection {
+    /// Connects to a server on the loopback interface, of which each response may take so long.
+    ///
+    /// # Errors
+    /// If it cannot be reached.
+    pub fn open(port: u16, timeout: Duration) -> Result<Self> {
+        let stream = TcpStream::connect((Ipv4Addr::LOCALHOST, port))?;
+        stream.set_read_timeout(Some(timeout))?;
+        stream.set_nodelay(true)?;
+        Ok(Self { stream, port })
+    }
+
+    /// Sends a request, and waits for the whole response.
+    ///
+    /// # Errors
+    /// If there is none, or it is not HTTP with a `Content-Length`.
+    pub fn get(&mut self, path: &str, headers: &[String]) -> Result<Answer> {
+        let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
+        let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\n{more}\r\n", self.port);
+        self.stream.write_all(request.as_bytes())?;
+        let (mut bytes, mut piece) = (Vec::new(), [0; 16 << 10]);
+        loop {
+            let read = self.stream.read(&mut piece)?;
+            bytes.extend_from_slice(&piece[..read]);
+            match Answer::parse(&bytes) {
+                Some(answer) if answer.is_whole() => return Ok(answer),
+                _ if read == 0 => bail!("not an answer: {}", String::from_utf8_lossy(&bytes)),
+                _ => {}
+            }
+        }
+    }
 }
 
 impl Answer {
@@ -38,6 +71,11 @@ impl Answer {
         let head = std::str::from_utf8(&bytes[..end]).ok()?.to_owned();
         let status = head.split(' ').nth(1)?.parse().ok()?;
         Some(Self { status, head, length: bytes.len() - end - 4 })
+    }
+
+    fn is_whole(&self) -> bool {
+        let expected = self.header("content-length").and_then(|length| length.parse().ok());
+        self.status == 304 || expected == Some(self.length)
     }
 
     /// Returns the value of a header.
@@ -72,5 +110,6 @@ mod tests {
         assert!(answer("Cache-Status: larder; hit; detail=l1\r\n").says_hit());
         assert!(!answer("Age: 0\r\nCache-Status: larder; fwd=miss; stored\r\n").says_hit());
         assert!(Answer::parse(b"HTTP/1.1 200 OK\r\n").is_none());
+        assert!(answer("Content-Length: 3\r\n").is_whole() && !answer("Content-Length: 4\r\n").is_whole());
     }
 }

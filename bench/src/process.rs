@@ -12,7 +12,8 @@ use std::{
 use anyhow::{Context, Result, bail};
 use rustix::process::{Pid, Signal, kill_process};
 
-const START: Duration = Duration::from_secs(10);
+/// Maximum time until a server listens, under valgrind too.
+const START: Duration = Duration::from_secs(60);
 const STOP: Duration = Duration::from_secs(3);
 
 /// A running server.
@@ -22,23 +23,37 @@ pub struct Process {
 }
 
 impl Process {
-    /// Starts `command` on `core`, with what it prints in `log`, and waits until it listens on `port`.
+    /// Starts `command` on `cores`, such as `0-3,7`, with what it prints in `log`, and waits until it listens on `port`.
     ///
     /// # Errors
-    /// If it can't be started, ends, or does not listen within ten seconds; the end of its log is in the message.
-    pub fn start(core: usize, command: &[String], log: PathBuf, port: u16) -> Result<Self> {
+    /// If it can't be started, ends, or does not listen in time; the end of its log is in the message.
+    pub fn start(cores: &str, command: &[String], log: PathBuf, port: u16) -> Result<Self> {
+        let mut process = Self::begin(cores, command, log)?;
+        process.wait_for(port).with_context(|| command.join(" "))?;
+        Ok(process)
+    }
+
+    /// Starts a process that keeps `core` from sleeping and gives way to every other: on a virtual machine, waking a core
+    /// takes longer than serving a request.
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub fn keep_awake(core: usize, log: PathBuf) -> Result<Self> {
+        let command = ["chrt", "--idle", "0", "sh", "-c", "while :; do :; done"];
+        Self::begin(&core.to_string(), &command.map(str::to_owned), log)
+    }
+
+    fn begin(cores: &str, command: &[String], log: PathBuf) -> Result<Self> {
         let output = File::create(&log).with_context(|| log.display().to_string())?;
         let child = Command::new("taskset")
             // Whoever kills us leaves nothing behind.
-            .args(["-c", &core.to_string(), "setpriv", "--pdeathsig", "TERM", "--"])
+            .args(["-c", cores, "setpriv", "--pdeathsig", "TERM", "--"])
             .args(command)
             .stdout(output.try_clone()?)
             .stderr(output)
             .spawn()
             .context("taskset")?;
-        let mut process = Self { child, log };
-        process.wait_for(port).with_context(|| command.join(" "))?;
-        Ok(process)
+        Ok(Self { child, log })
     }
 
     fn wait_for(&mut self, port: u16) -> Result<()> {

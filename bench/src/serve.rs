@@ -1,18 +1,22 @@
-//! An HTTP/1.1 server with nothing around it: hyper on one thread.
+//! An HTTP server with nothing around it: hyper on one thread.
 
 use std::{convert::Infallible, future, net::SocketAddr, sync::Arc};
 
 use bytes::Bytes;
 use http_body_util::Full;
-use hyper::{Response, server::conn::http1, service::service_fn};
-use hyper_util::rt::TokioIo;
+use hyper::{
+    Response,
+    server::conn::{http1, http2},
+    service::service_fn,
+};
+use hyper_util::rt::{TokioExecutor, TokioIo};
 use tokio::net::TcpListener;
 
-/// Serves each path by `answer`, until the process ends.
+/// Serves each path by `answer`, over HTTP/1.1 or over HTTP/2, until the process ends.
 ///
 /// # Errors
 /// If it cannot listen on the address.
-pub fn forever<F>(listen: SocketAddr, answer: F) -> anyhow::Result<()>
+pub fn forever<F>(listen: SocketAddr, is_http2: bool, answer: F) -> anyhow::Result<()>
 where
     F: Fn(&str) -> Response<Full<Bytes>> + Send + Sync + 'static,
 {
@@ -29,8 +33,13 @@ where
                     let request: hyper::Request<hyper::body::Incoming> = request;
                     future::ready(Ok::<_, Infallible>(answer(request.uri().path())))
                 });
+                let stream = TokioIo::new(stream);
                 // A client that goes away ends its connection, and nobody asks how.
-                let _ = http1::Builder::new().serve_connection(TokioIo::new(stream), service).await;
+                let _ = if is_http2 {
+                    http2::Builder::new(TokioExecutor::new()).serve_connection(stream, service).await
+                } else {
+                    http1::Builder::new().serve_connection(stream, service).await
+                };
             });
         }
     })

@@ -1,47 +1,69 @@
 //! The servers that are measured, each at its best honest configuration.
 
-use std::{
-    fs,
-    path::{Path, PathBuf},
-    process::Command,
-};
+use std::{fs, path::Path, process::Command};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use clap::ValueEnum;
 
 use crate::process::{Process, free_ports};
 
+mod envoy;
+mod haproxy;
+mod larder;
+mod nginx;
+mod place;
+
+pub use place::{Place, Places};
+
 /// A measured server.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, ValueEnum)]
 pub enum Server {
-    /// The sidecar without a policy.
+    /// The sidecar.
     Larder,
-    /// HAProxy's cache.
+    /// HAProxy.
     Haproxy,
-    /// nginx's proxy_cache.
+    /// nginx.
     Nginx,
+    /// Envoy.
+    Envoy,
     /// hyper and a map.
     Ceiling,
 }
 
-/// Locations of the programs and their files.
-pub struct Place {
-    /// The folder of this crate's programs.
-    pub programs: PathBuf,
-    /// The sidecar.
-    pub larder: PathBuf,
-    /// A folder on tmpfs.
-    pub scratch: PathBuf,
-    /// The core of the servers.
-    pub core: usize,
+/// Task of a server.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+pub enum Role {
+    /// Caches what the origin's `Cache-Control` permits.
+    Cache,
+    /// Does the same, for clients that speak HTTP/2.
+    Http2Cache,
+    /// Passes every request on.
+    Pass,
+    /// Passes every request on to an origin on the servers' core.
+    Near,
+    /// Passes gRPC calls on.
+    Calls,
+    /// Finds responses in Redis.
+    Shared,
+}
+
+/// Servers behind the measured ones, by their loopback ports.
+#[derive(Clone, Copy, Debug)]
+pub struct Behind {
+    /// The origin.
+    pub origin: u16,
+    /// The origin on the servers' core.
+    pub near: u16,
+    /// The server of gRPC calls.
+    pub calls: u16,
+    /// Redis.
+    pub redis: u16,
 }
 
 /// A server that listens.
 pub struct Running {
     /// The server.
     pub server: Server,
-    /// Name and version.
-    pub name: String,
     /// The process.
     pub process: Process,
     /// The port.
@@ -50,7 +72,7 @@ pub struct Running {
 
 impl Server {
     /// All servers, in the order of the table.
-    pub const ALL: [Self; 4] = [Self::Larder, Self::Haproxy, Self::Nginx, Self::Ceiling];
+    pub const ALL: [Self; 5] = [Self::Larder, Self::Haproxy, Self::Nginx, Self::Envoy, Self::Ceiling];
 
     /// Returns the name in files.
     pub fn as_str(self) -> &'static str {
@@ -58,6 +80,7 @@ impl Server {
             Self::Larder => "larder",
             Self::Haproxy => "haproxy",
             Self::Nginx => "nginx",
+            Self::Envoy => "envoy",
             Self::Ceiling => "ceiling",
         }
     }
@@ -67,140 +90,112 @@ impl Server {
         matches!(self, Self::Larder | Self::Haproxy)
     }
 
-    /// Starts the server in front of the origin.
+    /// Returns true if the server can take the role.
+    pub fn takes(self, role: Role) -> bool {
+        match role {
+            Role::Cache | Role::Http2Cache => self != Self::Envoy,
+            Role::Pass | Role::Near | Role::Calls => self != Self::Ceiling,
+            Role::Shared => self == Self::Larder,
+        }
+    }
+
+    /// Starts the server in a role. The ceiling has responses for `paths`.
     ///
     /// # Errors
     /// If it does not start to listen.
-    pub fn start(self, place: &Place, origin: u16, path: &str) -> Result<Running> {
+    pub fn start(self, role: Role, place: &Place, behind: Behind, paths: &[String]) -> Result<Running> {
+        ensure!(self.takes(role), "{} has no role as {}", self.as_str(), role.as_str());
         let ports = free_ports(2)?;
         let (port, admin) = (ports[0], ports[1]);
+        let name = format!("{}-{}-{}", self.as_str(), role.as_str(), place.threads);
+        let folder = place.scratch.join(&name);
+        fs::create_dir_all(&folder)?;
         let command = match self {
-            Self::Larder => vec![
-                display(&place.larder),
-                "--threads=1".into(),
-                format!("--listen=127.0.0.1:{port}"),
-                format!("--admin-listen=127.0.0.1:{admin}"),
-                format!("--upstream=http://127.0.0.1:{origin}"),
-            ],
+            Self::Larder => larder::command(role, place, (port, admin), behind, &folder)?,
             Self::Haproxy => {
-                let file = place.scratch.join("haproxy.cfg");
-                write(&file, &haproxy(port, origin))?;
+                let file = folder.join("haproxy.cfg");
+                write(&file, &haproxy::configuration(role, port, behind))?;
                 vec!["haproxy".into(), "-db".into(), "-f".into(), display(&file)]
             }
             Self::Nginx => {
-                let folder = place.scratch.join("nginx");
-                fs::create_dir_all(&folder)?;
                 let file = folder.join("nginx.conf");
-                write(&file, &nginx(port, origin, &folder))?;
+                write(&file, &nginx::configuration(role, port, behind, &folder))?;
                 let prefix = display(&folder);
                 ["nginx", "-e", "stderr", "-p", &prefix, "-c", &display(&file)].map(str::to_owned).into()
             }
-            Self::Ceiling => vec![
-                display(&place.programs.join("ceiling")),
-                format!("--listen=127.0.0.1:{port}"),
-                format!("--path={path}"),
-            ],
+            Self::Envoy => {
+                let program = place.envoy.as_ref().context("there is no Envoy: give --envoy")?;
+                let file = folder.join("envoy.yaml");
+                write(&file, &envoy::configuration(role, port, behind))?;
+                envoy::command(program, &file)
+            }
+            Self::Ceiling => {
+                let mut command =
+                    vec![display(&place.programs.join("ceiling")), format!("--listen=127.0.0.1:{port}")];
+                command.extend(paths.iter().map(|path| format!("--path={path}")));
+                command.extend((role == Role::Http2Cache).then(|| "--http2".to_owned()));
+                command
+            }
         };
-        let log = place.scratch.join(format!("{}.log", self.as_str()));
-        let process = Process::start(place.core, &command, log, port)?;
-        Ok(Running { server: self, name: self.name(place)?, process, port })
+        let log = place.scratch.join(format!("{name}.log"));
+        let process = Process::start(&place.cores, &command, log, port)?;
+        Ok(Running { server: self, process, port })
     }
 
-    fn name(self, place: &Place) -> Result<String> {
+    /// Returns name and version.
+    ///
+    /// # Errors
+    /// If the program does not run.
+    pub fn name(self, place: &Place) -> Result<String> {
         Ok(match self {
-            Self::Larder => format!("Larder {}", version(&display(&place.larder), "--version")?),
-            Self::Haproxy => format!("HAProxy {} cache", version("haproxy", "-v")?),
-            Self::Nginx => format!("nginx {} proxy_cache", version("nginx", "-v")?),
+            Self::Larder => {
+                let program = place.larder.last().context("the sidecar has no command")?;
+                format!("Larder {}", version(program, "--version")?)
+            }
+            Self::Haproxy => format!("HAProxy {}", version("haproxy", "-v")?),
+            Self::Nginx => format!("nginx {}", version("nginx", "-v")?),
+            Self::Envoy => {
+                let program = place.envoy.as_ref().context("there is no Envoy: give --envoy")?;
+                format!("Envoy {}", version(&display(program), "--version")?)
+            }
             Self::Ceiling => "hyper and a map".into(),
         })
     }
 }
 
-/// No logs, no statistics, no header of its own but `Age`. Answers leave at once and the kernel's events are
-/// edge-triggered: both together did best of what it has to tune; `tune.sched.low-latency`, `tune.maxpollevents` and
-/// `tune.runqueue-depth` changed nothing that could be told from noise.
-fn haproxy(port: u16, origin: u16) -> String {
-    format!(
-        "global
-    nbthread 1
-    maxconn 4096
-    expose-experimental-directives
-    tune.fd.edge-triggered on
+impl Role {
+    /// Returns the name in files.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Cache => "cache",
+            Self::Http2Cache => "http2-cache",
+            Self::Pass => "pass",
+            Self::Near => "near",
+            Self::Calls => "calls",
+            Self::Shared => "shared",
+        }
+    }
 
-defaults
-    mode http
-    option http-no-delay
-    timeout connect 10s
-    timeout client 600s
-    timeout server 600s
-    timeout http-keep-alive 600s
-
-cache objects
-    total-max-size 64
-    max-object-size 1048576
-    max-age 3600
-
-listen bench
-    bind 127.0.0.1:{port}
-    http-request cache-use objects
-    http-response cache-store objects
-    server origin 127.0.0.1:{origin}
-"
-    )
-}
-
-/// One worker, no logs, the cache on tmpfs with its files kept open, and bodies read rather than sent by `sendfile`,
-/// which is slower for small ones.
-fn nginx(port: u16, origin: u16, folder: &Path) -> String {
-    let folder = display(folder);
-    // Started as root, a worker would become somebody who may not enter the folder.
-    let user = if rustix::process::getuid().is_root() { "user root;" } else { "" };
-    format!(
-        "{user}
-daemon off;
-worker_processes 1;
-error_log stderr error;
-pid {folder}/pid;
-events {{
-    worker_connections 4096;
-    multi_accept on;
-}}
-http {{
-    access_log off;
-    sendfile off;
-    tcp_nodelay on;
-    server_tokens off;
-    keepalive_timeout 600s;
-    keepalive_requests 1000000000;
-    open_file_cache max=1000 inactive=600s;
-    open_file_cache_valid 600s;
-    client_body_temp_path {folder}/client;
-    proxy_temp_path {folder}/proxy;
-    fastcgi_temp_path {folder}/fastcgi;
-    uwsgi_temp_path {folder}/uwsgi;
-    scgi_temp_path {folder}/scgi;
-    proxy_cache_path {folder}/cache keys_zone=objects:16m inactive=1h max_size=64m use_temp_path=off;
-    server {{
-        listen 127.0.0.1:{port} backlog=4096;
-        location / {{
-            proxy_pass http://127.0.0.1:{origin};
-            proxy_cache objects;
-        }}
-    }}
-}}
-"
-    )
+    /// Returns the port of the origin.
+    fn origin(self, behind: Behind) -> u16 {
+        match self {
+            Self::Calls => behind.calls,
+            Self::Near => behind.near,
+            Self::Cache | Self::Http2Cache | Self::Pass | Self::Shared => behind.origin,
+        }
+    }
 }
 
 fn write(file: &Path, text: &str) -> Result<()> {
     fs::write(file, text).with_context(|| display(file))
 }
 
-fn display(path: &Path) -> String {
+pub(crate) fn display(path: &Path) -> String {
     path.display().to_string()
 }
 
-/// Returns the first word that starts with a digit in a program's version output, up to a distribution's suffix.
+/// Returns the first word that starts with a digit and has a dot in a program's version output, up to a distribution's
+/// suffix.
 fn version(program: &str, flag: &str) -> Result<String> {
     let output = Command::new(program).arg(flag).output().with_context(|| program.to_owned())?;
     let text = [output.stdout, output.stderr].concat();
@@ -210,7 +205,7 @@ fn version(program: &str, flag: &str) -> Result<String> {
 
 fn find_version(text: &str) -> Option<&str> {
     text.split(|c: char| c.is_whitespace() || "/-".contains(c))
-        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()))
+        .find(|word| word.starts_with(|c: char| c.is_ascii_digit()) && word.contains('.'))
 }
 
 #[cfg(test)]
@@ -222,6 +217,7 @@ mod tests {
         assert_eq!(find_version("HAProxy version 2.6.12-1+deb12u4 2026/10/17 - https://x"), Some("2.6.12"));
         assert_eq!(find_version("nginx version: nginx/1.22.1\n"), Some("1.22.1"));
         assert_eq!(find_version("larder-sidecar 0.1.0\n"), Some("0.1.0"));
+        assert_eq!(find_version("envoy  version: 7e95/1.40.0/Clean/RELEASE"), Some("1.40.0"));
         assert_eq!(find_version("nothing"), None);
     }
 }

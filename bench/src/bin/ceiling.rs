@@ -15,6 +15,10 @@ struct Arguments {
     /// Paths in the map; each requests its number of bytes.
     #[arg(long, default_value = "/1024")]
     path: Vec<String>,
+
+    /// Serve over HTTP/2.
+    #[arg(long)]
+    http2: bool,
 }
 
 fn main() -> anyhow::Result<()> {
@@ -28,5 +32,5 @@ fn main() -> anyhow::Result<()> {
         })
         .collect();
     let missing = answer::at("");
-    serve::forever(arguments.listen, move |path| ready.get(path).unwrap_or(&missing).clone())
+    serve::forever(arguments.listen, arguments.http2, move |path| ready.get(path).unwrap_or(&missing).clone())
 }

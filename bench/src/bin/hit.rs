@@ -1,7 +1,6 @@
 //! `./dev bench hit`: the CPU time of a hit in each server, in interleaved rounds.
 
 use std::{
-    env,
     io::{self, Write as _},
     path::PathBuf,
     thread,
@@ -11,11 +10,11 @@ use std::{
 use anyhow::{Context, Result, ensure};
 use clap::Parser;
 use larder_bench::{
-    answer, cpu,
-    load::Load,
+    answer,
+    load::{Expected, Load, Request},
     probe,
     process::{Process, free_ports},
-    server::{Place, Running, Server},
+    server::{Behind, Place, Places, Role, Running, Server},
     table::{self, Row, Sample},
 };
 
@@ -33,8 +32,8 @@ struct Arguments {
     rounds: usize,
 
     /// Seconds for which each server is measured in a round.
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u64).range(1..))]
-    seconds: u64,
+    #[arg(long, default_value_t = 4.0)]
+    seconds: f64,
 
     /// Number of connections, each with one request at a time.
     #[arg(long, default_value_t = 64)]
@@ -42,7 +41,7 @@ struct Arguments {
 
     /// Size of the object in bytes.
     #[arg(long, default_value_t = 1024)]
-    size: u64,
+    size: usize,
 
     /// A further header of each request, such as "Accept: */*".
     #[arg(long)]
@@ -56,49 +55,27 @@ struct Arguments {
     #[arg(long, value_name = "FILE")]
     markdown: Option<PathBuf>,
 
-    /// The sidecar [default: beside this program].
-    #[arg(long, value_name = "FILE")]
-    larder: Option<PathBuf>,
-
-    /// A folder on tmpfs for configurations, logs and nginx's cache; its creator removes it.
-    #[arg(long, value_name = "FOLDER")]
-    scratch: PathBuf,
-
-    /// The core of the servers.
-    #[arg(long, default_value_t = 0)]
-    server_core: usize,
-
-    /// The core of the load and the origin.
-    #[arg(long, default_value_t = 1)]
-    load_core: usize,
+    #[command(flatten)]
+    places: Places,
 }
 
 fn main() -> Result<()> {
     let arguments = Arguments::parse();
-    ensure!(
-        arguments.server_core != arguments.load_core,
-        "the load would take CPU from the servers on the same core"
-    );
-    let programs = env::current_exe()?.parent().context("a program is in a folder")?.to_owned();
-    let place = Place {
-        larder: arguments.larder.clone().unwrap_or_else(|| programs.join("larder-sidecar")),
-        programs,
-        scratch: arguments.scratch.canonicalize().context("--scratch")?,
-        core: arguments.server_core,
-    };
+    let place = arguments.places.of_servers(None)?;
     let path = format!("/{}", arguments.size);
     ensure!(answer::size_of(&path).is_some(), "the origin has no object of {} bytes", arguments.size);
 
     let servers = start(&arguments, &place, &path)?;
     let load = Load {
         program: place.programs.join("load"),
-        core: arguments.load_core,
-        size: arguments.size,
+        core: arguments.places.load_core,
+        server_core: arguments.places.server_core,
         connections: arguments.connections,
         seconds: arguments.seconds,
-        headers: arguments.header.clone(),
+        request: Request { headers: arguments.header.clone(), ..Request::get(&*path) },
+        expected: Expected::whole(arguments.size),
     };
-    let rows = measure(&arguments, &load, &servers)?;
+    let rows = measure(&arguments, &place, &load, &servers)?;
     drop(servers);
     publish(&arguments, &rows)
 }
@@ -108,19 +85,26 @@ fn start(arguments: &Arguments, place: &Place, path: &str) -> Result<Vec<Running
     let port = free_ports(1)?[0];
     let program = place.programs.join("origin").display().to_string();
     let command = [program, format!("--listen=127.0.0.1:{port}")];
-    let origin = Process::start(arguments.load_core, &command, place.scratch.join("origin.log"), port)?;
+    let origin = Process::start(
+        &arguments.places.load_core.to_string(),
+        &command,
+        place.scratch.join("origin.log"),
+        port,
+    )?;
 
     let mut servers = Vec::new();
-    for server in Server::ALL {
+    let behind = Behind { origin: port, near: 0, calls: 0, redis: 0 };
+    for server in Server::ALL.into_iter().filter(|server| server.takes(Role::Cache)) {
         if arguments.server.is_empty() || arguments.server.contains(&server) {
-            let running = server.start(place, port, path)?;
-            warm(arguments, &running, path).with_context(|| running.name.clone())?;
+            let running = server.start(Role::Cache, place, behind, &[path.to_owned()])?;
+            warm(arguments, &running, path).with_context(|| server.as_str())?;
             servers.push(running);
         }
     }
     drop(origin);
     for running in &servers {
-        check(arguments, running, path).with_context(|| format!("{}, without the origin", running.name))?;
+        let name = running.server.as_str();
+        check(arguments, running, path).with_context(|| format!("{name}, without the origin"))?;
     }
     Ok(servers)
 }
@@ -141,24 +125,29 @@ fn warm(arguments: &Arguments, running: &Running, path: &str) -> Result<()> {
 
 fn check(arguments: &Arguments, running: &Running, path: &str) -> Result<probe::Answer> {
     let answer = probe::get(running.port, path, &arguments.header)?;
-    ensure!(answer.status == 200 && answer.length as u64 == arguments.size, "not the object: {answer:?}");
+    ensure!(answer.status == 200 && answer.length == arguments.size, "not the object: {answer:?}");
     Ok(answer)
 }
 
-fn measure(arguments: &Arguments, load: &Load, servers: &[Running]) -> Result<Vec<Row>> {
-    let mut rows: Vec<Row> = servers
-        .iter()
-        .map(|running| Row { server: running.server, name: running.name.clone(), samples: Vec::new() })
-        .collect();
+fn measure(arguments: &Arguments, place: &Place, load: &Load, servers: &[Running]) -> Result<Vec<Row>> {
+    let rows = servers.iter().map(|Running { server, .. }| {
+        let cache = match server {
+            Server::Haproxy => " cache",
+            Server::Nginx => " proxy_cache",
+            Server::Larder | Server::Envoy | Server::Ceiling => "",
+        };
+        let name = server.name(place)? + cache;
+        Ok(Row { server: *server, name, samples: Vec::new() })
+    });
+    let mut rows: Vec<Row> = rows.collect::<Result<_>>()?;
     for round in 0..=arguments.rounds {
         let title =
             if round == 0 { "warm-up".to_owned() } else { format!("round {round} of {}", arguments.rounds) };
         for (running, row) in servers.iter().zip(&mut rows) {
-            let sample =
-                sample(load, arguments.server_core, running).with_context(|| running.name.clone())?;
+            let sample = sample(load, running).with_context(|| row.name.clone())?;
             say(&format!(
                 "{title}: {}: {:.0} req/CPU-s; its core: {:.0} % its own, {:.0} % idle; the load: {:.0} req/CPU-s",
-                running.name,
+                row.name,
                 sample.per_cpu_second,
                 sample.busy * 100.0,
                 sample.idle * 100.0,
@@ -172,21 +161,18 @@ fn measure(arguments: &Arguments, load: &Load, servers: &[Running]) -> Result<Ve
     Ok(rows)
 }
 
-fn sample(load: &Load, core: usize, running: &Running) -> Result<Sample> {
-    let (cpu_before, idle_before) = (cpu::time_of_tree(running.process.id()), cpu::idle_time(core)?);
-    let report = load.run(running.port)?;
-    let idle = cpu::idle_time(core)?.saturating_sub(idle_before).as_secs_f64();
-    let cpu = cpu::time_of_tree(running.process.id()).saturating_sub(cpu_before).as_secs_f64();
-    ensure!(cpu > 0.0, "it used no CPU time that /proc shows");
-    let (requests, seconds) = (report.requests as f64, report.micros as f64 / 1e6);
+fn sample(load: &Load, running: &Running) -> Result<Sample> {
+    let report = load.run(running.port, running.process.id())?;
+    let seconds = |nanos: u64| nanos as f64 / 1e9;
+    let (requests, time) = (report.requests as f64, seconds(report.time));
     Ok(Sample {
-        per_cpu_second: requests / cpu,
-        per_second: requests / seconds,
-        busy: cpu / seconds,
-        idle: idle / seconds,
-        load_per_cpu_second: requests * 1e6 / report.cpu_micros as f64,
-        p50: report.p50 as f64 / 1000.0,
-        p99: report.p99 as f64 / 1000.0,
+        per_cpu_second: requests / seconds(report.server),
+        per_second: requests / time,
+        busy: seconds(report.server) / time,
+        idle: seconds(report.idle) / time,
+        load_per_cpu_second: requests / seconds(report.load),
+        p50: report.p50 as f64 / 1e6,
+        p99: report.p99 as f64 / 1e6,
     })
 }
 
