@@ -5,6 +5,7 @@ run_bench() {
   case ${1:-} in
     hit) bench_hit "${@:2}" ;;
     paths) bench_paths "${@:2}" ;;
+    instructions) bench_instructions "${@:2}" ;;
     l1) bench_l1 "${@:2}" ;;
     operator) bench_operator "${@:2}" ;;
     *) usage >&2; exit 2 ;;
@@ -29,6 +30,32 @@ bench_paths() { # what else `paths --help` has
   shown "paths" "the logs of the servers are gone with them: start the one that failed as bench/src/server does" \
     on_a_network_of_its_own "$CARGO_TARGET_DIR/release/paths" --scratch "$scratch" --envoy "$envoy" "$@"
   took "./dev bench paths" "$started"
+}
+
+counting_remedy="see which functions rose; if they are meant to, \`./dev bench instructions --update\`, and say why in the commit"
+
+bench_instructions() { # what else `instructions --help` has
+  local started=$SECONDS
+  counts_here || return 0
+  need_counting
+  shown "instructions" "$counting_remedy" "${counting[@]}" "$@"
+  took "./dev bench instructions" "$started"
+}
+
+counts_here() {
+  [[ $(uname -m) == x86_64 ]] || { say "instructions: those on record are of x86-64, and this is $(uname -m)"; false; }
+}
+
+need_counting() { # sets counting, the command
+  local scratch
+  need valgrind "valgrind libc6-dbg"
+  need redis-server redis-server
+  need taskset util-linux
+  need setpriv util-linux
+  build_programs instructions
+  build_sidecar
+  temporary_folder scratch
+  counting=("$CARGO_TARGET_DIR/debug/instructions" --larder "$CARGO_TARGET_DIR/release/larder-sidecar" --scratch "$scratch")
 }
 
 need_servers_and_load() { # sets scratch

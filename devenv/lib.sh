@@ -10,6 +10,7 @@ export PATH=$PATH:$cache/bin
 
 child=        # the step that runs now
 services=()   # processes of ours that end with us
+declare -A beside=() # steps that run beside others, by their titles
 temporaries=()
 
 say() { printf '==> %s\n' "$*"; }
@@ -40,6 +41,9 @@ clean_up() {
   local status=$? pid
   trap - EXIT INT TERM
   [[ -z $child ]] || end_of_process "$child"
+  for pid in "${beside[@]}"; do
+    end_of_process "$pid"
+  done
   for pid in "${services[@]:+${services[@]}}"; do
     end_of_service "$pid"
   done
@@ -58,11 +62,35 @@ temporary_folder() { # VARIABLE: names it a folder that ends with us
 
 took() { say "$1 … $((SECONDS - $2)) s"; }
 
+log_of() { # TITLE
+  echo "$logs/${1//[^A-Za-z0-9.-]/-}.log"
+}
+
+# begin TITLE COMMAND...: runs a program beside the steps that follow, in the CPU time that they leave, until `await TITLE`.
+begin() {
+  local title=$1
+  shift
+  say "$title, beside other steps"
+  nice -n 19 "$@" >"$(log_of "$title")" 2>&1 </dev/null &
+  beside[$title]=$!
+}
+
+# await TITLE REMEDY: shows what it printed.
+await() {
+  local title=$1 remedy=$2 status=0 started=$SECONDS
+  wait "${beside[$title]}" || status=$?
+  unset "beside[$title]"
+  cat "$(log_of "$title")"
+  ((status == 0)) || fail "$title (its output is above)" "$remedy"
+  took "$title, waited for" "$started"
+}
+
 # step TITLE REMEDY COMMAND...: runs it with its output in a log, with a sign of life every 30 s.
 step() {
   local title=$1 remedy=$2 started=$SECONDS said=$SECONDS
   shift 2
-  local log=$logs/${title//[^A-Za-z0-9.-]/-}.log
+  local log
+  log=$(log_of "$title")
   say "$title"
   ("$@") >"$log" 2>&1 </dev/null &
   child=$!

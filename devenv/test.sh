@@ -31,13 +31,16 @@ run_tests() {
       test_unit
       test_integration
       test_api
+      begin_counting
       test_e2e
+      await_counting
       test_dependencies
       ;;
     style) test_style ;;
     unit) test_unit ;;
     integration) test_integration ;;
     api) test_api ;;
+    instructions) bench_instructions ;;
     e2e) test_e2e "${2:-}" ;;
     deny) test_dependencies "${@:2}" ;;
     *) usage >&2; exit 2 ;;
@@ -97,6 +100,17 @@ test_integration() {
   # A test waits for more than half of its time: three of them keep two cores busy.
   shown "integration tests" "run one by \`./dev test integration\`; they ask for $LARDER_TEST_REDIS_URL and $LARDER_TEST_POSTGRES_URL" \
     cargo test --workspace --test integration --test allocations -- --test-threads=3
+}
+
+# End-to-end tests take the release build, too, and leave most of a core to others.
+begin_counting() {
+  counts_here || return 0
+  need_counting
+  begin instructions "${counting[@]}"
+}
+
+await_counting() {
+  [[ -z ${beside[instructions]:-} ]] || await instructions "$counting_remedy"
 }
 
 e2e_variables() {

@@ -1,11 +1,12 @@
 //! The cost of a hit, and of every other path of a request: servers side by side, in requests per second of their own CPU.
-//! The choice of L1: libraries side by side. The operator at scale.
+//! Instructions for each request beside those on record. The choice of L1: libraries side by side. The operator at scale.
 //!
 //! `docs/benchmarks.md` explains how to run and read the results.
 
 pub mod answer;
 pub mod candidates;
 pub mod cpu;
+pub mod instructions;
 pub mod load;
 pub mod memory;
 pub mod operator;
