@@ -47,6 +47,7 @@ mod relay;
 #[cfg(test)]
 mod simulation;
 mod subscription;
+mod thread_connection;
 mod versions;
 
 use commands::{PurgeCommand, RecordStart};

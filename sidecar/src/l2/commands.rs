@@ -21,6 +21,7 @@ use self::{
 use super::{
     connection::{CONNECT_DEADLINE, Connection},
     message::PROBE,
+    thread_connection::{Expected, command},
 };
 use crate::{barriers::RedisBarriers, entry::codec};
 
@@ -43,7 +44,9 @@ pub(super) struct LookupReply {
 }
 
 /// Length of the part of a record that a lookup transfers, in bytes. Most records are shorter.
-const BEGINNING: u64 = 64 << 10;
+pub(super) const MAX_BEGINNING: usize = 64 << 10;
+/// Places of its first and last byte.
+const BEGINNING: [&[u8]; 2] = [b"0", b"65535"];
 
 /// The beginning of a record; nothing, if there is no record.
 #[derive(Default)]
@@ -54,7 +57,43 @@ pub(super) struct RecordStart {
 impl RecordStart {
     /// Returns true if this is all of the record.
     pub(super) const fn is_whole(&self) -> bool {
-        (self.bytes.len() as u64) < BEGINNING
+        self.bytes.len() < MAX_BEGINNING
+    }
+}
+
+/// Fields of the barriers that a lookup asks for, before those of names.
+const POSITION: [&[u8]; 4] = [b"v", b"g", b"s", b"f"];
+
+/// Where Redis stands, as the fields of the barriers say one after another.
+#[derive(Default)]
+pub(super) struct Position {
+    /// Number of fields so far.
+    count: usize,
+    generation: u64,
+    order: u64,
+    barrier: u64,
+    is_listed: bool,
+}
+
+impl Position {
+    /// Takes the next field.
+    pub(super) fn take(&mut self, field: Option<&[u8]>, version: PurgeName) {
+        // A field that is no number was not written by a sidecar, and is taken to cover everything.
+        let number = |field: &[u8]| number(field).unwrap_or(u64::MAX);
+        match (self.count, field) {
+            (_, None) => {}
+            (0, Some(listed)) => self.is_listed = is_in_list(listed, version),
+            (1, Some(generation)) => self.generation = number(generation),
+            (2, Some(order)) => self.order = number(order),
+            (_, Some(barrier)) => self.barrier = self.barrier.max(number(barrier)),
+        }
+        self.count += 1;
+    }
+
+    /// The reply that this and a record are.
+    pub(super) const fn with(self, record: RecordStart) -> LookupReply {
+        let Self { generation, order, barrier, is_listed, .. } = self;
+        LookupReply { generation, order, barrier, is_listed: is_listed && generation != 0, record }
     }
 }
 
@@ -69,8 +108,13 @@ pub(super) async fn lookup(
     names: &[PurgeName],
     record: Option<&str>,
 ) -> RedisResult<LookupReply> {
-    let mut fields: Vec<&[u8]> = vec![b"v", b"g", b"s", b"f", version.as_bytes()];
-    fields.extend(names.iter().map(|name| &name.as_bytes()[..]));
+    if let Some(own) = connection.of_this_thread() {
+        let expected = Expected { version: Some(version), record: record.is_some() };
+        return own.ask(expected, |out| write_lookup(out, barriers, version, names, record)).await;
+    }
+    let mut fields: Vec<&[u8]> = Vec::with_capacity(POSITION.len() + 1 + names.len());
+    fields.extend(POSITION);
+    fields.extend([&version].into_iter().chain(names).map(|name| &name.as_bytes()[..]));
     let mut pipeline = redis::pipe();
     pipeline.cmd("HMGET").arg(barriers).arg(&fields);
     let (fields, bytes): (Vec<Option<Bytes>>, Bytes) = match (connection.both(), record) {
@@ -91,18 +135,28 @@ pub(super) async fn lookup(
             (fields, bytes)
         }
     };
-    let mut fields = fields.into_iter();
-    let is_listed = fields.next().flatten().is_some_and(|listed| is_in_list(&listed, version));
-    // A field that is no number was not written by a sidecar, and is taken to cover everything.
-    let mut numbers = fields.map(|field| field.map_or(0, |field| number(&field).unwrap_or(u64::MAX)));
-    let (generation, order) = (numbers.next().unwrap_or(0), numbers.next().unwrap_or(0));
-    Ok(LookupReply {
-        generation,
-        order,
-        barrier: numbers.max().unwrap_or(0),
-        is_listed: is_listed && generation != 0,
-        record: RecordStart { bytes },
-    })
+    let mut position = Position::default();
+    fields.iter().for_each(|field| position.take(field.as_deref(), version));
+    Ok(position.with(RecordStart { bytes }))
+}
+
+/// Writes the commands of a lookup.
+pub(super) fn write_lookup(
+    out: &mut Vec<u8>,
+    barriers: &str,
+    version: PurgeName,
+    names: &[PurgeName],
+    record: Option<&str>,
+) {
+    let names = [&version].into_iter().chain(names).map(|name| &name.as_bytes()[..]);
+    command(out, [b"HMGET", barriers.as_bytes()].into_iter().chain(POSITION).chain(names));
+    if let Some(key) = record {
+        write_beginning(out, key);
+    }
+}
+
+fn write_beginning(out: &mut Vec<u8>, key: &str) {
+    command(out, [b"GETRANGE", key.as_bytes()].into_iter().chain(BEGINNING));
 }
 
 fn number(text: &[u8]) -> Option<u64> {
@@ -142,6 +196,10 @@ pub(super) struct HeartbeatReply {
 
 /// The beginning of the record under a key.
 pub(super) async fn begin(connection: &mut Connection, key: &str) -> RedisResult<RecordStart> {
+    if let Some(own) = connection.of_this_thread() {
+        let expected = Expected { version: None, record: true };
+        return Ok(own.ask(expected, |out| write_beginning(out, key)).await?.record);
+    }
     let mut pipeline = redis::pipe();
     ask_for_beginning(&mut pipeline, key);
     let (bytes,) = pipeline.query_async(connection).await?;
@@ -150,7 +208,7 @@ pub(super) async fn begin(connection: &mut Connection, key: &str) -> RedisResult
 
 /// A key that is not there has an empty value.
 fn ask_for_beginning(pipeline: &mut Pipeline, key: &str) {
-    pipeline.cmd("GETRANGE").arg(key).arg(0).arg(BEGINNING - 1);
+    pipeline.cmd("GETRANGE").arg(key).arg(&BEGINNING);
 }
 
 /// The length of the record under a key, in bytes.

@@ -26,7 +26,10 @@ use self::{
     address::{Servers, redirected},
     sentinels::{Sentinels, never},
 };
-use super::generation::{Mark, random};
+use super::{
+    generation::{Mark, random},
+    thread_connection::{Endpoint, ThreadConnection, ThreadConnections},
+};
 use crate::{resolver::Resolver, secret::Secrets};
 
 mod address;
@@ -76,6 +79,8 @@ pub(super) struct Connection {
     mark: Mark,
     asker: u64,
     vouched: Vouched,
+    /// Those of serving threads for lookups, where one server has everything.
+    of_threads: Option<Arc<ThreadConnections>>,
     /// When the server was last asked to take a write, and did, in [`boot_ms`](crate::clock::boot_ms).
     took_write_at: Arc<AtomicU64>,
 }
@@ -89,6 +94,11 @@ impl Connection {
     /// To the server that counts purges and, where they are others, to those that hold entries.
     pub(super) const fn both(&mut self) -> (&mut MultiplexedConnection, Option<&mut ClusterConnection>) {
         (&mut self.counting, self.cluster.as_mut())
+    }
+
+    /// The connection of this thread's own for lookups, if it is open.
+    pub(super) fn of_this_thread(&self) -> Option<Arc<ThreadConnection>> {
+        self.of_threads.as_ref()?.of_this_thread()
     }
 
     /// Returns the mark of the server that counts purges.
@@ -296,8 +306,15 @@ impl<'a> Opener<'a> {
         let info = info.arg("replication").query_async::<InfoDict>(&mut counting);
         let info = timeout(CONNECT_DEADLINE, info).await.context("the server is silent")??;
         let (mark, took_write_at) = (Mark::read(&info)?, Arc::default());
-        let connection = Connection { counting, cluster, mark, asker: random(), vouched, took_write_at };
         let server = client.get_connection_info();
+        let patience = CONNECT_DEADLINE.max(self.spec.hard_timeout().0);
+        let endpoint = match cluster {
+            None => Endpoint::new(server, self.servers.tls.clone(), self.resolver, mark, patience),
+            // A record may be at another server, and move: the client library knows where.
+            Some(_) => None,
+        };
+        let (of_threads, asker) = (endpoint.map(ThreadConnections::new), random());
+        let connection = Connection { counting, cluster, mark, asker, vouched, of_threads, took_write_at };
         let settings = server.redis_settings().clone().set_protocol(ProtocolVersion::RESP3);
         let bus = self.servers.client(server.clone().set_redis_settings(settings))?;
         Ok(OpenConnection { connection, bus, superseded })

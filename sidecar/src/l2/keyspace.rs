@@ -14,7 +14,8 @@ const PREFIX: &str = "larder";
 #[derive(Clone, Debug)]
 pub struct Keyspace {
     policy: String,
-    uid: String,
+    /// Beginning of the text that is hashed: the policy's uid and the version of records.
+    hashed: String,
     barriers: String,
 }
 
@@ -27,7 +28,7 @@ impl Keyspace {
         let Metadata { name, namespace, uid } = policy;
         let policy = format!("{PREFIX}:{namespace}/{name}");
         let barriers = format!("{policy}:barriers:{uid}");
-        Self { policy, uid: uid.clone(), barriers }
+        Self { policy, hashed: format!("{uid} {} ", codec::VERSION), barriers }
     }
 
     /// The hash that holds the barriers, and the channel on which purges are told.
@@ -37,12 +38,12 @@ impl Keyspace {
 
     /// The primary record of a key.
     pub fn primary(&self, scope: &str, key: &str) -> String {
-        format!("{}:{{{}}}:entry", self.policy, self.hash(scope, key))
+        self.in_slot(&self.hash(scope, key), &["entry"])
     }
 
     /// One variant of a key.
     pub fn variant(&self, scope: &str, key: &str, variant: &str) -> String {
-        format!("{}:{{{}}}:variant:{}", self.policy, self.hash(scope, key), short(variant))
+        self.in_slot(&self.hash(scope, key), &["variant:", &short(variant)])
     }
 
     /// The lease of a key since the last purge of it, or of one variant of it where those are known, and who waits for it: who comes
@@ -50,11 +51,23 @@ impl Keyspace {
     pub fn lease(&self, scope: &str, key: &str, variant: &str, purge: u64) -> [String; 2] {
         let hash = self.hash(scope, key);
         let variant = if variant.is_empty() { String::new() } else { format!(":{}", short(variant)) };
-        ["lease", "waiting"].map(|kind| format!("{}:{{{hash}}}:{kind}{variant}:{purge}", self.policy))
+        ["lease", "waiting"].map(|kind| self.in_slot(&hash, &[kind, &variant, ":", &purge.to_string()]))
     }
 
     fn hash(&self, scope: &str, key: &str) -> blake3::Hash {
-        blake3::hash(format!("{} {} {scope} {key}", self.uid, codec::VERSION).as_bytes())
+        blake3::hash([&*self.hashed, scope, " ", key].concat().as_bytes())
+    }
+
+    /// The name of a key in the slot of a hash. Lookups make one each, so it is put together without formatting.
+    fn in_slot(&self, hash: &blake3::Hash, kind: &[&str]) -> String {
+        let hex = hash.to_hex();
+        let length =
+            self.policy.len() + hex.len() + ":{}:".len() + kind.iter().map(|part| part.len()).sum::<usize>();
+        let mut name = String::with_capacity(length);
+        for part in [&*self.policy, ":{", &*hex, "}:"].iter().chain(kind) {
+            name.push_str(part);
+        }
+        name
     }
 }
 
@@ -66,6 +79,19 @@ fn short(variant: &str) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn names_of_keys_stay_as_they_are() {
+        let keys = Keyspace::new(&Metadata { name: "a".into(), namespace: "shop".into(), uid: "u-1".into() });
+        let hash = blake3::hash(format!("u-1 {} s k", codec::VERSION).as_bytes());
+        assert_eq!(keys.primary("s", "k"), format!("larder:shop/a:{{{hash}}}:entry"));
+        assert_eq!(keys.variant("s", "k", "v"), format!("larder:shop/a:{{{hash}}}:variant:{}", short("v")));
+        let [lease, waiting] = keys.lease("s", "k", "", 7);
+        assert_eq!(lease, format!("larder:shop/a:{{{hash}}}:lease:7"));
+        assert_eq!(waiting, format!("larder:shop/a:{{{hash}}}:waiting:7"));
+        let [lease, _] = keys.lease("s", "k", "v", 7);
+        assert_eq!(lease, format!("larder:shop/a:{{{hash}}}:lease:{}:7", short("v")));
+    }
 
     #[test]
     fn policies_never_meet_and_variants_share_a_slot() {

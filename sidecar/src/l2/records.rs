@@ -115,7 +115,7 @@ impl Seal {
     /// The part of keys in Redis that keeps records apart that are authenticated differently, and policies of different shapes.
     pub(super) fn scope(&self, shape: &str) -> String {
         match &*self.0 {
-            State::On(key) => format!("{shape}+{}", key.name()),
+            State::On(key) => [shape, "+", key.name()].concat(),
             State::Off | State::Unavailable(_) => shape.to_owned(),
         }
     }

@@ -1,5 +1,7 @@
 //! Lookups in Redis: the commands that they send, and what they do not trust.
 
+use std::{collections::BTreeSet, time::Duration};
+
 use super::harness::{Origin, Policy, RedisServer, SeenCommand, Sidecar, reply, two, until, until_shared};
 
 const SPEC: &str = r#"
@@ -13,19 +15,24 @@ invalidation:
 "#;
 
 /// Commands of the heartbeat and of the list of versions, which pods send once a second whether there are requests or not.
-const BACKGROUND: [&str; 5] = ["HSETNX", "HGET", "INFO", "PUBLISH", "EVALSHA"];
+const BACKGROUND: [&str; 4] = ["HSETNX", "HGET", "PUBLISH", "EVALSHA"];
 
 /// Counts the commands of this name.
 fn count(seen: &[SeenCommand], name: &str) -> usize {
     seen.iter().filter(|command| command.is(name)).count()
 }
 
+/// Asserts that nothing but heartbeats, which ask for one field each, ensured a generation.
+fn assert_only_heartbeats_write(seen: &[SeenCommand]) {
+    let (writes, heartbeats) = (count(seen, "HSETNX"), count(seen, "HGET"));
+    // One may be at work when the commands are counted.
+    assert!(writes.abs_diff(heartbeats) <= 1, "{writes} writes in {heartbeats} heartbeats: {seen:?}");
+}
+
 /// Asserts that a number of lookups sent two commands each, and none that writes.
 fn assert_only_read(seen: &[SeenCommand], lookups: usize) {
     assert_eq!((count(seen, "HMGET"), count(seen, "GETRANGE")), (lookups, lookups), "{seen:?}");
-    // Each heartbeat writes once and asks for the role once.
-    let (writes, heartbeats) = (count(seen, "HSETNX"), count(seen, "INFO"));
-    assert!(writes.abs_diff(heartbeats) <= 2, "{writes} writes in {heartbeats} heartbeats: {seen:?}");
+    assert_only_heartbeats_write(seen);
     let is_known = |command: &&SeenCommand| {
         BACKGROUND.into_iter().chain(["HMGET", "GETRANGE"]).any(|name| command.is(name))
     };
@@ -77,7 +84,64 @@ async fn lookup_is_two_commands_that_only_read() {
     let lookups = count(&seen, "HMGET");
     assert!((10..=20).contains(&lookups), "{seen:?}");
     assert_eq!((count(&seen, "GETRANGE"), count(&seen, "STRLEN")), (lookups, 0), "{seen:?}");
-    assert!(count(&seen, "HSETNX").abs_diff(count(&seen, "INFO")) <= 2, "{seen:?}");
+    assert_only_heartbeats_write(&seen);
+}
+
+/// Returns the addresses of the clients that sent commands of this name.
+fn clients<'a>(seen: &'a [SeenCommand], name: &str) -> BTreeSet<&'a str> {
+    seen.iter().filter(|command| command.is(name)).map(|command| &*command.client).collect()
+}
+
+/// Asserts that lookups use other connections than heartbeats, once these are open, and that they are opened again.
+async fn assert_lookups_have_their_own_connections(redis: &RedisServer, spec: &str) {
+    let policy = Policy::new(&redis.serve(spec));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    let [a, b] = &sidecars;
+    until_shared(&sidecars).await;
+    let mut monitor = redis.monitor().await;
+    let mut page = 0;
+    for round in ["first", "after the end of the connections"] {
+        until("lookups over connections of their own", async || {
+            page += 1;
+            let path = format!("/own-{page}");
+            assert_eq!([a.get(&path).await.status, b.get(&path).await.status], [200, 200], "{round}");
+            // Long enough for a heartbeat of each.
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            let seen = monitor.seen().await;
+            let (lookups, others) = (clients(&seen, "HMGET"), clients(&seen, "HSETNX"));
+            (!lookups.is_empty() && !others.is_empty() && lookups.is_disjoint(&others)).then_some(())
+        })
+        .await;
+        assert_eq!(b.get(&format!("/own-{page}")).await.status, 200);
+        let seen = monitor.seen().await;
+        for client in clients(&seen, "HMGET") {
+            redis.say(&["CLIENT", "KILL", "ADDR", client]).await;
+        }
+    }
+    until_shared(&sidecars).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_have_connections_of_their_own_for_lookups() {
+    assert_lookups_have_their_own_connections(&RedisServer::start().await, SPEC).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_have_connections_of_their_own_with_a_login_and_a_database() {
+    let user = ["--user", "larder", "on", ">p/w", "~larder:*", "&larder:*", "+@all"];
+    let redis = RedisServer::start_with(&user).await;
+    redis.set_url(&format!("redis://larder:p%2Fw@127.0.0.1:{}/3", redis.port));
+    assert_lookups_have_their_own_connections(&redis, SPEC).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn threads_have_connections_of_their_own_over_tls() {
+    let redis = RedisServer::start_with_tls("secret").await;
+    let spec = "redis: {";
+    assert!(SPEC.contains(spec));
+    let ca = format!("redis: {{caFrom: {{file: {}}}, ", redis.file("ca.pem").display());
+    assert_lookups_have_their_own_connections(&redis, &SPEC.replace(spec, &ca)).await;
 }
 
 #[tokio::test(flavor = "multi_thread")]

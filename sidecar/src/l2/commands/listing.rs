@@ -54,13 +54,44 @@ pub(in crate::l2) async fn list(
 
 /// Returns true if a list of versions has this one in it.
 pub(super) fn is_in_list(listed: &[u8], version: PurgeName) -> bool {
-    let hex = hex(version);
-    listed
-        .split(|byte| *byte == b' ')
-        .any(|one| one.split(|byte| *byte == b'=').next() == Some(hex.as_bytes()))
+    let is_version = |one: &[u8]| {
+        let Some((hex, [b'=', ..])) = one.split_at_checked(2 * version.as_bytes().len()) else {
+            return false;
+        };
+        let digit = |digit: u8| char::from(digit).to_digit(16);
+        hex.chunks_exact(2).zip(version.as_bytes()).all(|(digits, byte)| {
+            digit(digits[0]) == Some(u32::from(byte >> 4)) && digit(digits[1]) == Some(u32::from(byte & 15))
+        })
+    };
+    listed.split(|byte| *byte == b' ').any(is_version)
 }
 
 /// The name of a version as the list has it.
 fn hex(version: PurgeName) -> String {
     format!("{version:?}")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn version_is_in_a_list_by_its_whole_name() {
+        let [one, other] = ["one", "other"].map(PurgeName::version);
+        let list = |name: PurgeName| format!("{}=170", hex(name));
+        for (listed, is_listed) in [
+            (list(one), true),
+            (format!("{} {}", list(other), list(one)), true),
+            (format!("{} {}", list(one), list(other)), true),
+            (list(other), false),
+            (hex(one), false),
+            (format!("{}0=170", hex(one)), false),
+            (format!("0{}", list(one)), false),
+            (list(one)[2..].to_owned(), false),
+            (format!("x={}", list(one)), false),
+            (String::new(), false),
+        ] {
+            assert_eq!(is_in_list(listed.as_bytes(), one), is_listed, "{listed}");
+        }
+    }
 }

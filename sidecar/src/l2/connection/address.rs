@@ -1,7 +1,10 @@
 //! Where Redis is, as a URL says it.
 
+use std::sync::Arc;
+
 use anyhow::{Context, bail, ensure};
 use redis::{Client, ConnectionAddr, ConnectionInfo, IntoConnectionInfo, TlsCertificates};
+use rustls::ClientConfig;
 
 use crate::{secret::Secrets, tls};
 
@@ -11,6 +14,8 @@ pub(super) struct Servers {
     pub(super) nodes: Vec<ConnectionInfo>,
     /// Whom to trust in place of the system's roots; `None` without TLS.
     pub(super) certificates: Option<TlsCertificates>,
+    /// The same for connections without the client library; `None` without TLS, or without anybody to trust.
+    pub(super) tls: Option<Arc<ClientConfig>>,
     /// Secrets that no message may contain.
     hidden: Vec<String>,
 }
@@ -37,18 +42,20 @@ impl Servers {
             .collect::<Result<Vec<_>, _>>()
             .context("the URL can't be used")?;
         let is_tls = nodes.iter().any(|node| matches!(node.addr(), ConnectionAddr::TcpTls { .. }));
-        let certificates = match ca {
+        let (certificates, tls) = match ca {
             Some(_) if !is_tls => bail!("caFrom is for TLS: write rediss:// in the URL"),
             Some(pem) => {
-                tls::client_config(Some(pem))?;
-                Some(TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) })
+                let config = tls::client_config(Some(pem))?;
+                (Some(TlsCertificates { client_tls: None, root_cert: Some(pem.clone()) }), Some(config))
             }
-            None => None,
+            // The client library says why, if the system trusts nobody.
+            None if is_tls => (None, tls::client_config(None).ok()),
+            None => (None, None),
         };
         let encoded = login.split_once(':').map(|(_, password)| password.to_owned());
         let decoded = nodes.iter().find_map(|node| node.redis_settings().password()).map(str::to_owned);
         let hidden = encoded.into_iter().chain(decoded).filter(|password| !password.is_empty()).collect();
-        Ok(Self { nodes, certificates, hidden })
+        Ok(Self { nodes, certificates, tls, hidden })
     }
 
     /// A client of one of the servers, or of another that is spoken to in the same way.

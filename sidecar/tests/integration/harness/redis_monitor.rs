@@ -15,6 +15,8 @@ pub(crate) struct RedisMonitor<'a> {
 /// A command that a client sent.
 #[derive(Clone, Debug)]
 pub(crate) struct SeenCommand {
+    /// Address of the client.
+    pub(crate) client: String,
     words: Vec<String>,
 }
 
@@ -38,9 +40,10 @@ impl RedisMonitor<'_> {
             }
             // `1700000000.123456 [0 127.0.0.1:50000] "GET" "key"`
             let (source, words) = line.split_once("] ").unwrap();
-            if !source.ends_with(" lua") {
+            let client = source.rsplit_once(' ').unwrap().1.to_owned();
+            if client != "lua" {
                 let words = words.trim_matches('"').split("\" \"").map(str::to_owned).collect();
-                seen.push(SeenCommand { words });
+                seen.push(SeenCommand { client, words });
             }
         }
     }
