@@ -171,4 +171,38 @@ fn generated_304_describes_no_body() {
     ]);
     assert_eq!(not_modified_headers(&stored), expected);
     assert_eq!(not_modified_headers(&headers(&[MODIFIED])), headers(&[MODIFIED]));
+    for name in DESCRIBED {
+        let described = headers(&[TAG, (name, "x"), ("x", "y"), ("x", "z")]);
+        assert_eq!(not_modified_headers(&described), headers(&[TAG, ("x", "y"), ("x", "z")]), "{name}");
+    }
+}
+
+/// Fields that describe a body.
+const DESCRIBED: [&str; 9] = [
+    "content-encoding",
+    "content-language",
+    "content-length",
+    "content-range",
+    "content-type",
+    "content-digest",
+    "content-md5",
+    "digest",
+    "repr-digest",
+];
+
+#[test]
+fn lines_of_a_304_are_those_of_its_headers() {
+    let mut lines = vec![MODIFIED, ("vary", "x"), ("vary", "y"), ("age", "1"), ("date", "x"), ("link", "x")];
+    lines.extend(DESCRIBED.map(|name| (name, "x")));
+    for has_tag in [false, true] {
+        lines.extend(has_tag.then_some(TAG));
+        let stored = headers(&lines);
+        let expected = not_modified_headers(&stored);
+        let expected: Vec<_> = expected.lines().collect();
+        assert_eq!(not_modified_lines(&stored).collect::<Vec<_>>(), expected);
+        // Names are equal in any case.
+        let upper: Vec<_> = lines.iter().map(|(name, value)| (name.to_uppercase(), *value)).collect();
+        let upper: Vec<_> = upper.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        assert_eq!(not_modified_lines(upper.as_slice()).count(), expected.len());
+    }
 }

@@ -9,15 +9,19 @@ use http::{
 };
 
 use super::{is_weak, strong_match, weak_match};
-use crate::{cache_control::members, storing::is_for_proxies};
+use crate::{cache_control::members, fields::Fields, storing::is_for_proxies};
 
 /// Digests of a body, or of the representation that it is a part of (RFC 9530; RFC 1864).
-const DIGESTS: [HeaderName; 4] = [
+static DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("content-digest"),
     HeaderName::from_static("content-md5"),
     HeaderName::from_static("digest"),
     HeaderName::from_static("repr-digest"),
 ];
+
+/// Other fields that describe a body.
+static OF_THE_BODY: [HeaderName; 5] =
+    [CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE];
 
 /// Fields of the connection (RFC 9110, section 7.6.1), which are never stored (RFC 9111, section 3.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -90,16 +94,33 @@ fn replaces(name: &HeaderName, stored: &HeaderMap, newer: &HeaderMap) -> bool {
     !of_the_bytes && !of_the_connection && !refused && !DIGESTS.contains(name) && !is_for_proxies(name)
 }
 
-/// Returns the headers of a 304 for a stored response (RFC 9110, section 15.4.5): all but those that describe the
-/// absent body. Of these, `Content-Location` and `ETag` stay, and `Last-Modified` if there is no `ETag`.
-pub fn not_modified_headers(stored: &HeaderMap) -> HeaderMap {
-    let mut headers = stored.clone();
-    let described = [CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE];
-    for name in described.iter().chain(&DIGESTS) {
-        headers.remove(name);
+/// Returns true if a 304 for a stored response has the field of this name (RFC 9110, section 15.4.5): all but those that
+/// describe the absent body. Of these, `Content-Location` and `ETag` stay, and `Last-Modified` if there is no `ETag`.
+fn is_in_not_modified(name: &[u8], has_tag: bool) -> bool {
+    // The first letter tells of most other fields.
+    match name.first().map(u8::to_ascii_lowercase) {
+        Some(b'c' | b'd' | b'r') => {
+            let mut described = OF_THE_BODY.iter().chain(&DIGESTS);
+            !described.any(|known| known.as_str().as_bytes().eq_ignore_ascii_case(name))
+        }
+        Some(b'l') => !(has_tag && name.eq_ignore_ascii_case(LAST_MODIFIED.as_str().as_bytes())),
+        _ => true,
     }
-    if headers.contains_key(ETAG) {
-        headers.remove(LAST_MODIFIED);
+}
+
+/// Returns the field lines of a 304 for a stored response.
+pub fn not_modified_lines(stored: &(impl Fields + ?Sized)) -> impl Iterator<Item = (&[u8], &[u8])> {
+    let has_tag = stored.has(ETAG.as_str());
+    stored.lines().filter(move |(name, _)| is_in_not_modified(name, has_tag))
+}
+
+/// Returns the headers of a 304 for a stored response.
+pub fn not_modified_headers(stored: &HeaderMap) -> HeaderMap {
+    let has_tag = stored.contains_key(ETAG);
+    let lines = stored.iter().filter(|(name, _)| is_in_not_modified(name.as_str().as_bytes(), has_tag));
+    let mut headers = HeaderMap::with_capacity(stored.len());
+    for (name, value) in lines {
+        headers.append(name, value.clone());
     }
     headers
 }

@@ -221,8 +221,25 @@ impl Head<'_> {
     }
 }
 
+/// The bytes of a host: every request has one.
+const IN_HOST: [bool; 256] = {
+    let (mut in_host, others) = ([false; 256], b"\"#/<>?@\\^`{|}");
+    let mut byte = b'!';
+    while byte <= b'~' {
+        in_host[byte as usize] = true;
+        byte += 1;
+    }
+    let mut at = 0;
+    while at < others.len() {
+        in_host[others[at] as usize] = false;
+        at += 1;
+    }
+    in_host
+};
+
+/// Returns true for a visible character of ASCII that may be in a host.
 pub(super) fn in_host(byte: u8) -> bool {
-    byte.is_ascii_graphic() && !b"\"#/<>?@\\^`{|}".contains(&byte)
+    IN_HOST[usize::from(byte)]
 }
 
 pub(super) fn content_length(text: &[u8]) -> Result<u64, RequestError> {
@@ -243,6 +260,14 @@ mod tests {
             }
             Scan::Refused(error) => Err(error),
             Scan::Incomplete => panic!("incomplete: {text:?}"),
+        }
+    }
+
+    #[test]
+    fn bytes_of_a_host_are_visible_and_delimit_no_other_part_of_a_uri() {
+        for byte in 0..=u8::MAX {
+            let is_other = b"\"#/<>?@\\^`{|}".contains(&byte);
+            assert_eq!(in_host(byte), byte.is_ascii_graphic() && !is_other, "{byte}");
         }
     }
 

@@ -1,4 +1,4 @@
-//! The fast path: hits in memory for plain GETs, without the machinery of a request.
+//! The fast path: hits in memory for plain GETs and HEADs, without the machinery of a request.
 
 use std::sync::Arc;
 
@@ -9,6 +9,7 @@ use larder_policy::{
     freshness::State, key::KeyParts, writing,
 };
 
+use self::reply::Reply;
 use super::{
     Proxy,
     classify::{not_for_the_cache, path_in_admin},
@@ -20,13 +21,14 @@ use crate::{
     stats::Outcome,
 };
 
+mod reply;
 #[cfg(test)]
 mod tests;
 
 /// Maximum length of a body that is copied behind its head, in bytes.
 const MAX_COPIED: usize = 4 << 10;
 
-/// Responds to plain GETs for whole, fresh responses in memory. Every other request takes the slow path.
+/// Responds to plain GETs and HEADs from whole, fresh responses in memory. Every other request takes the slow path.
 #[derive(Debug)]
 pub struct FastPath {
     proxy: Arc<Proxy>,
@@ -41,19 +43,17 @@ impl FastPath {
     }
 
     fn find(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
-        if head.method != "GET"
-            || !head.is_http11
-            || !head.target.starts_with('/')
-            || self.proxy.drain.is_on()
-        {
+        let method = match head.method {
+            "GET" => Method::GET,
+            "HEAD" => Method::HEAD,
+            _ => return None,
+        };
+        if !head.is_http11 || !head.target.starts_with('/') || self.proxy.drain.is_on() {
             return None;
         }
         let snapshot = self.proxy.config.snapshot_guard();
         let kinds = HeaderKinds::under(&head.lines, snapshot.policy().identity_headers());
-        let is_plain = !(kinds.has_content()
-            || kinds.has_range()
-            || kinds.is_conditional()
-            || kinds.has_connection() && !only_keeps_alive(head));
+        let is_plain = !(kinds.has_content() || kinds.has_connection() && !only_keeps_alive(head));
         if snapshot.mode() != Mode::Serving || !is_plain {
             return None;
         }
@@ -69,7 +69,7 @@ impl FastPath {
         if path_in_admin(snapshot.policy(), &path).is_some() {
             return None;
         }
-        let found = snapshot.policy().route(&Method::GET, &path, &head.lines)?;
+        let found = snapshot.policy().route(&method, &path, &head.lines)?;
         let route = found.route;
         if route.envelope {
             return None;
@@ -83,6 +83,7 @@ impl FastPath {
         {
             return None;
         }
+        // The response to GET is also that to HEAD.
         let parts = KeyParts {
             method: &Method::GET,
             target: self.proxy.target,
@@ -113,9 +114,12 @@ impl FastPath {
             entry.ask_for_renewal();
             return None;
         }
+        let stored = &entry.head;
+        let reply = Reply::of(&method, &head.lines, kinds, stored, body)?;
+        let bytes = reply.bytes(body);
         let mut number = itoa::Buffer::new();
-        output.reserve(rendered.len() + 96 + body.len().min(MAX_COPIED));
-        output.extend_from_slice(rendered);
+        output.reserve(rendered.len() + 160 + bytes.len().min(MAX_COPIED));
+        reply.write_head(stored, rendered, body, output);
         output.extend_from_slice(b"age: ");
         output.extend_from_slice(number.format(freshness.age.as_secs()).as_bytes());
         output.extend_from_slice(b"\r\ncache-status: larder; hit; ttl=");
@@ -123,11 +127,12 @@ impl FastPath {
         output.extend_from_slice(b"; detail=l1\r\n\r\n");
         snapshot.route_stats(Some(route)).answered(Outcome::Hit, Tier::L1);
         tracing::debug!(method = head.method, uri = head.target, "request");
-        tracing::debug!(route = route.name, tier = "l1", status = entry.head.status.as_u16(), "hit");
-        if body.len() > MAX_COPIED {
-            return Some(body.clone());
+        let status = reply.status(stored.status).as_u16();
+        tracing::debug!(route = route.name, tier = "l1", status, "hit");
+        if bytes.len() > MAX_COPIED {
+            return Some(body.slice(bytes));
         }
-        output.extend_from_slice(body);
+        output.extend_from_slice(&body[bytes]);
         Some(Bytes::new())
     }
 }

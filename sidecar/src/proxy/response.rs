@@ -8,6 +8,7 @@ use http::{
     header::{AGE, CONTENT_LENGTH, CONTENT_RANGE},
 };
 use larder_policy::{
+    Fields,
     freshness::{Freshness, State},
     range::{self, ContentRange, RangeRequest},
     validation::{self, Precondition},
@@ -89,25 +90,38 @@ impl CacheRequest {
         }
     }
 
-    /// Returns true if the client's own copy is still valid (RFC 9110, section 13.2.2).
+    /// Returns true if the client's own copy is still valid.
     pub(super) fn has_it_already(&self, head: &Head) -> bool {
-        let precondition =
-            validation::evaluate(&self.headers, head.status, &head.headers, head.times.received_at);
-        matches!(precondition, Precondition::NotModified)
+        has_it_already(&self.headers, head)
     }
 
-    /// Returns the part of a body that the request asks for, or `None` for all of it.
-    ///
-    /// # Errors
-    /// If the body does not have that part.
     fn range_of(&self, head: &Head, length: u64) -> Option<Result<Range<u64>, ()>> {
-        let RangeRequest::One(spec) = &self.range else { return None };
-        let is_part = matches!(head.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
-        if !is_part || !range::if_range_holds(&self.headers, &head.headers) {
-            return None;
-        }
-        Some(spec.resolve(length).ok_or(()))
+        range_of(self.range, &self.headers, head, length)
     }
+}
+
+/// Returns true if the copy of a client that sent these fields is still valid (RFC 9110, section 13.2.2).
+pub(super) fn has_it_already(fields: &impl Fields, head: &Head) -> bool {
+    let precondition = validation::evaluate(fields, head.status, &head.headers, head.times.received_at);
+    matches!(precondition, Precondition::NotModified)
+}
+
+/// Returns the part of a body that a request with these fields asks for, or `None` for all of it.
+///
+/// # Errors
+/// If the body does not have that part.
+pub(super) fn range_of(
+    range: RangeRequest,
+    fields: &impl Fields,
+    head: &Head,
+    length: u64,
+) -> Option<Result<Range<u64>, ()>> {
+    let RangeRequest::One(spec) = range else { return None };
+    let is_part = matches!(head.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
+    if !is_part || !range::if_range_holds(fields, &head.headers) {
+        return None;
+    }
+    Some(spec.resolve(length).ok_or(()))
 }
 
 fn with_head(status: StatusCode, headers: HeaderMap) -> Response<Body> {

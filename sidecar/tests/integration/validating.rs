@@ -3,7 +3,7 @@
 use http::{Response, StatusCode};
 use http_body_util::Full;
 
-use super::harness::{Origin, Policy, Sidecar, reply, until};
+use super::harness::{Origin, Policy, Sidecar, Wire, reply, until};
 
 const MODIFIED: &str = "Sat, 21 Nov 2020 10:00:00 GMT";
 
@@ -93,6 +93,58 @@ async fn client_condition_is_evaluated_against_the_stored_response() {
         assert_eq!((answer.status.as_u16(), answer.hit()), (status, Some("l1")), "{conditions:?}");
         assert_eq!(answer.body, if status == 304 { "" } else { "1" });
         assert_eq!((answer.header("etag"), answer.header("cache-control")), ("\"a\"", "max-age=60"));
+    }
+    assert_eq!(origin.calls(), 1);
+}
+
+/// Returns a response without what may tick between two of them.
+async fn reply_to(wire: &mut Wire, request: &str) -> (Vec<String>, String) {
+    wire.say(format!("{request}\r\nHost: shop.test\r\n\r\n")).await;
+    let is_head = request.starts_with("HEAD");
+    let (head, body) = if is_head { (wire.head().await, String::new()) } else { wire.answer().await };
+    let mut lines: Vec<_> =
+        head.lines().filter(|line| !line.starts_with("age: ")).map(str::to_owned).collect();
+    for line in lines.iter_mut().filter(|line| line.starts_with("cache-status: larder; hit; ttl=")) {
+        let members: Vec<_> = line.split("; ").filter(|member| !member.starts_with("ttl=")).collect();
+        *line = members.join("; ");
+    }
+    lines[1..].sort_unstable();
+    (lines, body)
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn hit_has_the_same_bytes_with_the_connection_options_that_hyper_must_see() {
+    let origin = Origin::numbered(&[
+        ("etag", "\"a\""),
+        ("last-modified", MODIFIED),
+        ("cache-control", "max-age=60"),
+        ("content-type", "text/plain"),
+        ("content-language", "de"),
+        ("vary", "x"),
+        ("cache-status", "outer; hit"),
+    ])
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    sidecar.get("/").await;
+    let mut wire = Wire::to(sidecar.address).await;
+    for (request, status) in [
+        ("GET / HTTP/1.1", "200"),
+        ("HEAD / HTTP/1.1", "200"),
+        ("GET / HTTP/1.1\r\nIf-None-Match: W/\"a\"", "304"),
+        ("HEAD / HTTP/1.1\r\nIf-None-Match: W/\"a\"", "304"),
+        ("GET / HTTP/1.1\r\nIf-None-Match: \"b\"", "200"),
+        ("GET / HTTP/1.1\r\nIf-Modified-Since: Sat, 21 Nov 2020 10:00:00 GMT", "304"),
+        ("GET / HTTP/1.1\r\nRange: bytes=0-0", "206"),
+        ("GET / HTTP/1.1\r\nRange: bytes=0-0\r\nIf-Range: \"b\"", "200"),
+        ("GET / HTTP/1.1\r\nRange: bytes=7-", "416"),
+        ("GET / HTTP/1.1\r\nRange: bytes=0-0\r\nIf-None-Match: *", "304"),
+    ] {
+        let (lines, body) = reply_to(&mut wire, request).await;
+        assert!(lines[0].starts_with(&format!("http/1.1 {status} ")), "{request}: {lines:?}");
+        assert!(lines.contains(&"cache-status: larder; hit; detail=l1".to_owned()), "{request}: {lines:?}");
+        // The guard leaves such requests to hyper.
+        let slow = reply_to(&mut wire, &format!("{request}\r\nConnection: te\r\nTE: trailers")).await;
+        assert_eq!((lines, body), slow, "{request}");
     }
     assert_eq!(origin.calls(), 1);
 }

@@ -1,6 +1,6 @@
 //! The fast path is bound to the classifier and to the slow path: it responds to nothing else, and with nothing else.
 
-use std::{collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{cell::RefCell, collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use axum::Router;
 use bytes::Bytes;
@@ -10,7 +10,11 @@ use larder_policy::{
     Policy,
     response_meta::{ResponseMeta, Times},
 };
-use proptest::{prelude::*, sample::subsequence, test_runner::TestRunner};
+use proptest::{
+    prelude::*,
+    sample::{select, subsequence},
+    test_runner::TestRunner,
+};
 
 use super::*;
 use crate::{
@@ -60,7 +64,7 @@ const PATHS: [&str; 14] = [
 
 const QUERIES: [&str; 6] = ["", "?", "?a=1", "?preview=1", "?utm=2&a=1", "?_method=DELETE"];
 
-const LINES: [(&str, &str); 28] = [
+const LINES: [(&str, &str); 26] = [
     ("accept-language", "de"),
     ("accept-encoding", "gzip, br"),
     ("accept", "*/*"),
@@ -74,10 +78,8 @@ const LINES: [(&str, &str); 28] = [
     ("cache-control", "max-age=60"),
     ("cache-control", "only-if-cached"),
     ("pragma", "no-cache"),
-    ("if-none-match", "\"1\""),
     ("if-match", "\"1\""),
-    ("if-modified-since", "Thu, 01 Jan 2026 00:00:00 GMT"),
-    ("range", "bytes=0-1"),
+    ("if-unmodified-since", MODIFIED),
     ("x-http-method-override", "DELETE"),
     ("x-http-method-override", "GET"),
     ("max-forwards", "0"),
@@ -91,17 +93,81 @@ const LINES: [(&str, &str); 28] = [
     ("forwarded", "for=1.2.3.4"),
 ];
 
+/// Lines of requests that have a part of a response already, or want a part of it.
+const CONDITIONS: [(&str, &str); 20] = [
+    ("if-none-match", "\"1\""),
+    ("if-none-match", "W/\"1\""),
+    ("if-none-match", "\"0, 1\", W/\"2\",\"1\""),
+    ("if-none-match", "\"2\""),
+    ("if-none-match", "*"),
+    ("if-none-match", ""),
+    ("if-modified-since", BEFORE),
+    ("if-modified-since", MODIFIED),
+    ("if-modified-since", DATE),
+    ("if-modified-since", "Friday, 28-Nov-25 10:00:00 GMT"),
+    ("if-modified-since", "yesterday"),
+    ("range", "bytes=0-1"),
+    ("range", "bytes=4-"),
+    ("range", "bytes=-5"),
+    ("range", "bytes=9000-"),
+    ("range", "bytes=0-1, 3-4"),
+    ("range", "lines=0-1"),
+    ("if-range", "\"1\""),
+    ("if-range", "W/\"1\""),
+    ("if-range", MODIFIED),
+];
+
+const BEFORE: &str = "Thu, 27 Nov 2025 10:00:00 GMT";
+const MODIFIED: &str = "Fri, 28 Nov 2025 10:00:00 GMT";
+const DATE: &str = "Thu, 01 Jan 2026 00:00:00 GMT";
+
+/// Lines of stored responses.
+const STORED: [(&str, &str); 14] = [
+    ("etag", "\"1\""),
+    ("etag", "W/\"1\""),
+    ("last-modified", MODIFIED),
+    ("last-modified", "yesterday"),
+    ("content-encoding", "gzip"),
+    ("content-language", "de"),
+    ("content-location", "/1"),
+    ("content-range", "bytes 0-1/7"),
+    ("repr-digest", "sha-256=:1:"),
+    ("age", "7"),
+    ("cache-status", "outer; hit"),
+    ("cache-status", "inner; hit"),
+    ("link", "</a>"),
+    ("x-large", "0123456789012345678901234567890123456789012345678901234567890123456789"),
+];
+
+type Lines = Vec<(&'static str, &'static str)>;
+
 #[derive(Clone, Debug)]
 struct Case {
+    method: &'static str,
     target: String,
-    lines: Vec<(&'static str, &'static str)>,
+    lines: Lines,
+    /// The stored response.
+    status: u16,
+    stored: Lines,
+    length: usize,
 }
 
 fn case() -> impl Strategy<Value = Case> {
     // Half of the requests have few lines, so that the fast path responds to a good part of them.
     let lines = prop_oneof![subsequence(LINES.to_vec(), 0..2), subsequence(LINES.to_vec(), 0..6)];
-    (0..PATHS.len(), 0..QUERIES.len(), lines)
-        .prop_map(|(path, query, lines)| Case { target: format!("{}{}", PATHS[path], QUERIES[query]), lines })
+    let conditions = prop_oneof![Just(vec![]), subsequence(CONDITIONS.to_vec(), 1..4)];
+    let method = prop_oneof![4 => Just("GET"), 1 => Just("HEAD")];
+    let target = (select(&PATHS), select(&QUERIES)).prop_map(|(path, query)| format!("{path}{query}"));
+    let status = prop_oneof![6 => Just(200), 1 => Just(404), 1 => Just(204), 1 => Just(203)];
+    let length = prop_oneof![1 => Just(0), 4 => 1..40_usize, 1 => Just(MAX_COPIED), 1 => Just(10_000)];
+    let stored = subsequence(STORED.to_vec(), 0..7);
+    (method, target, lines, conditions, status, stored, length).prop_map(
+        |(method, target, mut lines, conditions, status, stored, length)| {
+            lines.extend(conditions);
+            let length = if status == 204 { 0 } else { length };
+            Case { method, target, lines, status, stored, length }
+        },
+    )
 }
 
 struct Fixture {
@@ -130,7 +196,8 @@ impl Fixture {
 
     /// Returns the request as the slow path classifies it, if it is one of a route, and the reason why it is bypassed.
     fn classified(&self, case: &Case) -> Option<(CacheRequest, bool)> {
-        let mut request = Request::builder().uri(&case.target).header("host", "shop").body(()).unwrap();
+        let mut request =
+            Request::builder().method(case.method).uri(&case.target).header("host", "shop").body(()).unwrap();
         for (name, value) in &case.lines {
             request.headers_mut().append(*name, HeaderValue::from_static(value));
         }
@@ -145,23 +212,31 @@ impl Fixture {
         Some((CacheRequest::new(&self.snapshot, &routed, None, request, client), is_bypassed))
     }
 
-    /// Stores a response that the request would get, even if the request must not get it.
-    fn store_for(&self, request: &CacheRequest) {
-        let headers = HeaderMap::from_iter([
+    /// Stores the case's response for its request, or for the same with GET, even if the request must not get it.
+    fn store_for(&self, request: &CacheRequest, case: &Case) {
+        let mut headers = HeaderMap::from_iter([
             (header::CONTENT_TYPE, HeaderValue::from_static("text/plain")),
-            (header::DATE, HeaderValue::from_static("Thu, 01 Jan 2026 00:00:00 GMT")),
+            (header::DATE, HeaderValue::from_static(DATE)),
         ]);
+        for (name, value) in &case.stored {
+            headers.append(*name, HeaderValue::from_static(value));
+        }
+        let status = StatusCode::from_u16(case.status).unwrap();
         let times = Times { requested_at: wall_ms(), received_at: wall_ms() };
-        let meta = ResponseMeta::read(StatusCode::OK, &headers, times, &[]);
+        let meta = ResponseMeta::read(status, &headers, times, &[]);
+        let request = request.without_its_client();
         let (stamp, names) = (request.store().barriers.stamp(), request.names().into());
-        let head = StoredHead { status: StatusCode::OK, headers, times, meta, stamp, names };
-        let body = Content::Whole(Bytes::from(request.key.as_str().to_owned()));
+        let head = StoredHead { status, headers, times, meta, stamp, names };
+        // Each key has a body of its own.
+        let mut body = request.key.as_str().as_bytes().repeat(case.length);
+        body.truncate(case.length);
+        let body = Content::Whole(Bytes::from(body));
         request.slot(vec![]).store(Arc::new(Entry::new(head, body)), None);
     }
 
     /// Returns the response of the fast path, if it responds and the head is valid.
     fn fast(&self, case: &Case) -> Option<Vec<u8>> {
-        let mut text = format!("GET {} HTTP/1.1\r\nhost: shop\r\n", case.target);
+        let mut text = format!("{} {} HTTP/1.1\r\nhost: shop\r\n", case.method, case.target);
         for (name, value) in &case.lines {
             text.push_str(&format!("{name}: {value}\r\n"));
         }
@@ -174,23 +249,46 @@ impl Fixture {
     }
 }
 
-/// Reads a response as it is written to an HTTP/1 connection; `Age` may tick between two of them.
-fn parse(bytes: &[u8]) -> (u16, BTreeMap<String, String>, Vec<u8>) {
+/// Fields in the order of their names.
+type Fields = BTreeMap<String, Vec<String>>;
+
+fn fields<'a>(lines: impl Iterator<Item = (&'a str, &'a [u8])>) -> Fields {
+    let mut fields = Fields::new();
+    for (name, value) in lines {
+        let value = String::from_utf8(value.to_vec()).unwrap();
+        fields.entry(name.to_owned()).or_default().push(value);
+    }
+    fields
+}
+
+/// Reads a response as it is written to an HTTP/1 connection.
+fn parse(bytes: &[u8]) -> (u16, Fields, Vec<u8>) {
     let mut lines = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut lines);
     let httparse::Status::Complete(length) = response.parse(bytes).unwrap() else { panic!("a whole head") };
-    let fields = response
-        .headers
-        .iter()
-        .map(|line| (line.name.to_owned(), String::from_utf8(line.value.to_vec()).unwrap()));
-    (response.code.unwrap(), fields.collect(), bytes[length..].to_vec())
+    let fields = fields(response.headers.iter().map(|line| (line.name, line.value)));
+    (response.code.unwrap(), fields, bytes[length..].to_vec())
 }
 
-fn without_time(mut fields: BTreeMap<String, String>) -> BTreeMap<String, String> {
-    fields.remove("age").expect("every hit has an age");
-    fields.remove("content-length");
-    let status = fields.get_mut("cache-status").unwrap();
-    *status = status.split("; ").filter(|member| !member.starts_with("ttl=")).collect::<Vec<_>>().join("; ");
+/// Removes what may tick between two responses.
+fn without_time(mut fields: Fields) -> Fields {
+    let age = fields.remove("age").expect("every hit has an age");
+    assert_eq!(age.len(), 1);
+    for status in fields.get_mut("cache-status").unwrap() {
+        let members: Vec<_> = status.split("; ").filter(|member| !member.starts_with("ttl=")).collect();
+        *status = members.join("; ");
+    }
+    fields
+}
+
+/// Returns the fields of the slow path's response as hyper sends them.
+fn as_sent(case: &Case, head: &http::response::Parts, body: &[u8]) -> Fields {
+    let mut fields = fields(head.headers.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
+    let has_body = !matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    if has_body && case.method == "GET" {
+        let before = fields.insert("content-length".to_owned(), vec![body.len().to_string()]);
+        assert_eq!(before, None);
+    }
     fields
 }
 
@@ -199,40 +297,46 @@ fn fast_path_responds_only_to_routed_requests_and_as_the_slow_path() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
     let fixture = Fixture::new();
-    let (mut responded, mut declined) = (0, 0);
     let mut runner =
-        TestRunner::new(ProptestConfig { cases: 4_000, failure_persistence: None, ..Default::default() });
-    let cases = std::cell::RefCell::new((&mut responded, &mut declined));
+        TestRunner::new(ProptestConfig { cases: 8_000, failure_persistence: None, ..Default::default() });
+    let responses = RefCell::new(BTreeMap::<_, usize>::new());
     runner
         .run(&case(), |case| {
             let classified = fixture.classified(&case);
             if let Some((request, _)) = &classified {
-                fixture.store_for(request);
+                fixture.store_for(request, &case);
             }
             let Some(fast) = fixture.fast(&case) else {
-                *cases.borrow_mut().1 += 1;
+                *responses.borrow_mut().entry(("declined", 0)).or_default() += 1;
                 return Ok(());
             };
-            *cases.borrow_mut().0 += 1;
+            let (status, fields, body) = parse(&fast);
+            *responses.borrow_mut().entry((case.method, status)).or_default() += 1;
             let Some((request, false)) = classified else {
                 return Err(TestCaseError::fail("the classifier passes or bypasses it"));
             };
-            let slow = runtime.block_on(async {
+            let (slow, slow_body) = runtime.block_on(async {
                 let response = fixture.proxy.respond(Box::new(request)).await.response;
                 let (head, body) = response.into_parts();
                 (head, body.collect().await.unwrap().to_bytes())
             });
-            let (status, fields, body) = parse(&fast);
-            let slow_fields = slow
-                .0
-                .headers
-                .iter()
-                .map(|(name, value)| (name.as_str().to_owned(), value.to_str().unwrap().to_owned()));
-            prop_assert_eq!(status, slow.0.status.as_u16());
-            prop_assert_eq!(without_time(fields), without_time(slow_fields.collect()));
-            prop_assert_eq!(&body, &slow.1);
+            prop_assert_eq!(status, slow.status.as_u16());
+            let slow_fields = as_sent(&case, &slow, &slow_body);
+            prop_assert_eq!(without_time(fields), without_time(slow_fields));
+            prop_assert_eq!(&body, &slow_body);
             Ok(())
         })
         .unwrap();
-    assert!(responded > 400 && declined > 400, "{responded} responses, {declined} declined");
+    let responses = responses.into_inner();
+    for (kind, least) in [
+        (("declined", 0), 800),
+        (("GET", 200), 400),
+        (("GET", 206), 20),
+        (("GET", 304), 50),
+        (("GET", 404), 20),
+        (("HEAD", 200), 50),
+        (("HEAD", 304), 10),
+    ] {
+        assert!(responses.get(&kind).is_some_and(|count| *count >= least), "{kind:?} in {responses:?}");
+    }
 }

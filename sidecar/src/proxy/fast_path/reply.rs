@@ -1,0 +1,110 @@
+//! Replies with a whole stored response: all of it, or what a condition, a range or HEAD leaves of it.
+
+use std::{io::Write as _, ops::Range};
+
+use http::{
+    Method, StatusCode,
+    header::{AGE, CONTENT_LENGTH, CONTENT_RANGE},
+};
+use larder_policy::{
+    Fields, HeaderKinds,
+    range::{ContentRange, RangeRequest},
+    validation,
+};
+
+use crate::{
+    entry::Head,
+    proxy::response::{has_it_already, range_of},
+};
+
+/// The part of a stored response that a client gets.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Reply {
+    /// All of it.
+    Whole,
+    /// Its head: the request is a HEAD.
+    Head,
+    /// A 304: the client's own copy is still valid.
+    NotModified,
+    /// These bytes of its body.
+    Part(Range<usize>),
+}
+
+impl Reply {
+    /// Returns the reply to a request, in the order of RFC 9110, section 13.2.2; `None` if the slow path has to reply.
+    pub(super) fn of(
+        method: &Method,
+        fields: &impl Fields,
+        kinds: HeaderKinds,
+        head: &Head,
+        body: &[u8],
+    ) -> Option<Self> {
+        if kinds.is_conditional() && has_it_already(fields, head) {
+            return Some(Self::NotModified);
+        }
+        if *method == Method::HEAD {
+            // The slow path does not state the length of an empty body.
+            return (!body.is_empty()).then_some(Self::Head);
+        }
+        let range = if kinds.has_range() { RangeRequest::of(fields) } else { RangeRequest::Whole };
+        match range_of(range, fields, head, body.len() as u64) {
+            None => Some(Self::Whole),
+            Some(Ok(range)) => Some(Self::Part(range.start.try_into().ok()?..range.end.try_into().ok()?)),
+            Some(Err(())) => None,
+        }
+    }
+
+    /// Returns its status.
+    pub(super) fn status(&self, stored: StatusCode) -> StatusCode {
+        match self {
+            Self::Whole | Self::Head => stored,
+            Self::NotModified => StatusCode::NOT_MODIFIED,
+            Self::Part(_) => StatusCode::PARTIAL_CONTENT,
+        }
+    }
+
+    /// Returns the bytes of the stored body that it contains.
+    pub(super) fn bytes(&self, body: &[u8]) -> Range<usize> {
+        match self {
+            Self::Whole => 0..body.len(),
+            Self::Head | Self::NotModified => 0..0,
+            Self::Part(range) => range.clone(),
+        }
+    }
+
+    /// Writes its status line and constant fields. `rendered` are those of the stored response.
+    pub(super) fn write_head(&self, head: &Head, rendered: &[u8], body: &[u8], output: &mut Vec<u8>) {
+        match self {
+            Self::Whole | Self::Head => output.extend_from_slice(rendered),
+            Self::NotModified => {
+                output.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n");
+                write_lines(validation::not_modified_lines(&head.headers), output);
+            }
+            Self::Part(range) => {
+                output.extend_from_slice(b"HTTP/1.1 206 Partial Content\r\n");
+                let of_the_body = [CONTENT_LENGTH, CONTENT_RANGE];
+                let lines = head.headers.lines();
+                let is_kept = |name: &[u8]| of_the_body.iter().all(|known| known.as_str().as_bytes() != name);
+                write_lines(lines.filter(|(name, _)| is_kept(name)), output);
+                let place = ContentRange {
+                    first: range.start as u64,
+                    last: range.end as u64 - 1,
+                    total: Some(body.len() as u64),
+                };
+                write!(output, "content-range: {place}\r\ncontent-length: {}\r\n", range.len())
+                    .expect("a buffer takes any write");
+            }
+        }
+    }
+}
+
+/// Writes field lines, but not `Age`, which changes.
+fn write_lines<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>, output: &mut Vec<u8>) {
+    for (name, value) in lines.filter(|(name, _)| *name != AGE.as_str().as_bytes()) {
+        output.reserve(name.len() + value.len() + 4);
+        output.extend_from_slice(name);
+        output.extend_from_slice(b": ");
+        output.extend_from_slice(value);
+        output.extend_from_slice(b"\r\n");
+    }
+}
