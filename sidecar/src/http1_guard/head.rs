@@ -221,26 +221,23 @@ impl Head<'_> {
     }
 }
 
-/// The bytes of a host: every request has one.
-const IN_HOST: [bool; 256] = {
-    let (mut in_host, others) = ([false; 256], b"\"#/<>?@\\^`{|}");
-    let mut byte = b'!';
-    while byte <= b'~' {
-        in_host[byte as usize] = true;
+pub(super) fn in_host(byte: u8) -> bool {
+    HOST[byte as usize]
+}
+
+/// The bytes of a host with a port.
+const HOST: [bool; 256] = {
+    let (mut table, mut byte) = ([false; 256], 0);
+    while byte < table.len() {
+        let is_excluded = matches!(
+            byte as u8,
+            b'"' | b'#' | b'/' | b'<' | b'>' | b'?' | b'@' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'
+        );
+        table[byte] = (byte as u8).is_ascii_graphic() && !is_excluded;
         byte += 1;
     }
-    let mut at = 0;
-    while at < others.len() {
-        in_host[others[at] as usize] = false;
-        at += 1;
-    }
-    in_host
+    table
 };
-
-/// Returns true for a visible character of ASCII that may be in a host.
-pub(super) fn in_host(byte: u8) -> bool {
-    IN_HOST[usize::from(byte)]
-}
 
 pub(super) fn content_length(text: &[u8]) -> Result<u64, RequestError> {
     let digits = !text.is_empty() && text.iter().all(u8::is_ascii_digit);

@@ -20,13 +20,13 @@ use crate::{
 /// The part of a stored response that a client gets.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) enum Reply {
-    /// All of it.
+    /// The whole response.
     Whole,
-    /// Its head: the request is a HEAD.
+    /// The head alone, for HEAD.
     Head,
     /// A 304: the client's own copy is still valid.
     NotModified,
-    /// These bytes of its body.
+    /// A 206 with these bytes of the body.
     Part(Range<usize>),
 }
 
@@ -54,7 +54,7 @@ impl Reply {
         }
     }
 
-    /// Returns its status.
+    /// Returns the status of the reply.
     pub(super) fn status(&self, stored: StatusCode) -> StatusCode {
         match self {
             Self::Whole | Self::Head => stored,
@@ -63,7 +63,7 @@ impl Reply {
         }
     }
 
-    /// Returns the bytes of the stored body that it contains.
+    /// Returns the bytes of the stored body that the reply contains.
     pub(super) fn bytes(&self, body: &[u8]) -> Range<usize> {
         match self {
             Self::Whole => 0..body.len(),
@@ -72,7 +72,7 @@ impl Reply {
         }
     }
 
-    /// Writes its status line and constant fields. `rendered` are those of the stored response.
+    /// Writes the status line and the constant fields. `rendered` are those of the stored response.
     pub(super) fn write_head(&self, head: &Head, rendered: &[u8], body: &[u8], output: &mut Vec<u8>) {
         match self {
             Self::Whole | Self::Head => output.extend_from_slice(rendered),
