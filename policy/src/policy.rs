@@ -333,6 +333,13 @@ pub struct Purges {
     pub paths: Vec<String>,
 }
 
+impl Purges {
+    /// Returns true if the write invalidates nothing.
+    pub fn is_empty(&self) -> bool {
+        self.tags.is_empty() && self.paths.is_empty()
+    }
+}
+
 fn sorted<T: Ord>(mut list: Vec<T>) -> Vec<T> {
     list.sort();
     list.dedup();

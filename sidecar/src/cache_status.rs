@@ -189,12 +189,26 @@ impl CacheStatus {
         headers.append(CACHE_STATUS, self.value());
     }
 
+    /// Writes this cache's entry on a line of its own.
+    pub fn write_to(self, output: &mut Vec<u8>) {
+        output.extend_from_slice(b"cache-status: ");
+        match self.ready() {
+            Some(value) => output.extend_from_slice(value.as_bytes()),
+            None => output.extend_from_slice(self.text().as_bytes()),
+        }
+        output.extend_from_slice(b"\r\n");
+    }
+
     fn value(self) -> HeaderValue {
+        self.ready().cloned().unwrap_or_else(|| self.written())
+    }
+
+    fn ready(self) -> Option<&'static HeaderValue> {
         match self {
             Self::Forwarded { reason, status: Some(StatusCode::OK), tier: Tier::Application, answer } => {
-                READY[reason.index()][answer as usize].clone()
+                Some(&READY[reason.index()][answer as usize])
             }
-            other => other.written(),
+            _ => None,
         }
     }
 

@@ -70,6 +70,10 @@ pub struct Serve {
     /// Number of threads that serve requests [default: one per core]
     #[arg(long, value_name = "N")]
     pub threads: Option<NonZeroUsize>,
+
+    /// Relay nothing without the general path of requests, so that tests cover both.
+    #[arg(long, env = "LARDER_GENERAL_PATH", hide = true)]
+    pub general_path: bool,
 }
 
 impl Serve {

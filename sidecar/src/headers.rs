@@ -10,6 +10,7 @@ use http::{
         TRANSFER_ENCODING, UPGRADE, VARY, VIA,
     },
 };
+use larder_policy::Fields;
 
 /// Hop-by-hop headers besides those that `Connection` names (RFC 9110, section 7.6.1).
 static HOP_BY_HOP: [HeaderName; 7] = [
@@ -100,11 +101,11 @@ pub fn count_forward<B>(request: &mut Request<B>) {
 
 /// Returns the number of times that a request may still be forwarded, this time included (RFC 9110, section 7.6.2).
 /// `None` means without a limit, and 0 that the recipient must respond.
-pub fn forwards_left(method: &Method, headers: &HeaderMap) -> Option<u64> {
+pub fn forwards_left(method: &Method, fields: &impl Fields) -> Option<u64> {
     if *method != Method::OPTIONS && *method != Method::TRACE {
         return None;
     }
-    let value = headers.get(MAX_FORWARDS)?.as_bytes();
+    let value = fields.values(MAX_FORWARDS.as_str()).next()?;
     if value.is_empty() || !value.iter().all(u8::is_ascii_digit) {
         return None;
     }
@@ -118,11 +119,11 @@ pub fn forwards_left(method: &Method, headers: &HeaderMap) -> Option<u64> {
 pub fn announce(headers: &mut HeaderMap, client: IpAddr, version: Version) {
     append_to_list(headers, X_FORWARDED_FOR, address(client));
     if headers.contains_key(FORWARDED) {
-        let node = match client {
-            IpAddr::V4(ip) => format!("for={ip}"),
-            IpAddr::V6(ip) => format!("for=\"[{ip}]\""),
-        };
-        append_to_list(headers, FORWARDED, HeaderValue::try_from(node).expect(ADDRESS_IS_ASCII));
+        append_to_list(
+            headers,
+            FORWARDED,
+            HeaderValue::try_from(forwarded_node(client)).expect(ADDRESS_IS_ASCII),
+        );
     }
     let via = match version {
         Version::HTTP_2 => const { HeaderValue::from_static("2 larder") },
@@ -130,6 +131,14 @@ pub fn announce(headers: &mut HeaderMap, client: IpAddr, version: Version) {
         _ => const { HeaderValue::from_static("1.1 larder") },
     };
     append_to_list(headers, VIA, via);
+}
+
+/// Returns the client in `Forwarded` (RFC 7239).
+pub fn forwarded_node(client: IpAddr) -> String {
+    match client {
+        IpAddr::V4(ip) => format!("for={ip}"),
+        IpAddr::V6(ip) => format!("for=\"[{ip}]\""),
+    }
 }
 
 const ADDRESS_IS_ASCII: &str = "an IP address is visible ASCII";

@@ -3,6 +3,7 @@
 //! hyper serves the connection; the guard stands between it and the socket, and reads each head first:
 //! - malformed and ambiguous requests are rejected ([`head`], [`framing`]),
 //! - responses in memory are sent immediately, and hyper never sees their requests ([`ImmediateResponder`]),
+//! - plain exchanges with the application are driven from here, over bytes ([`Exchange`]): hyper takes the connection for idle,
 //! - everything else is handed to hyper, one whole request at a time.
 //!
 //! # Guarantees
@@ -32,7 +33,10 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+use crate::budget::UNREAD;
+
 mod aside;
+mod exchange;
 mod framing;
 mod handoff;
 mod head;
@@ -45,12 +49,15 @@ mod tests;
 
 pub use aside::RawTarget;
 use aside::{Aside, Respelled};
+use exchange::InExchange;
+pub use exchange::{Exchange, Part};
+pub use framing::BodyKind;
 use framing::Framing;
-pub use handoff::{Handoff, ReleasingBody};
-use head::Scan;
+pub use handoff::{Handoff, ReleasingBody, write_fields, write_interim};
 #[cfg(test)]
 pub(crate) use head::with_valid_head;
 pub use head::{Head, Lines};
+use head::{Rewritten, Scan};
 pub use http2::check_http2;
 pub use request_error::RequestError;
 use room::Room;
@@ -113,14 +120,30 @@ fn is_of_target<T>(scanned: &Scan<Result<T, RequestError>>) -> bool {
 
 /// Responds to requests without hyper.
 pub trait ImmediateResponder {
+    /// An exchange with the application.
+    type Exchange: Exchange;
+
     /// Writes the whole response to a request without a body, and returns the part of its body that follows: a large one
     /// is not copied. Writes nothing and returns `None` if the request is for hyper.
     fn respond(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes>;
+
+    /// Begins the exchange of a valid request with such a body, or returns `None` if the request is for hyper.
+    fn exchange(&mut self, head: &Head<'_>, body: BodyKind) -> Option<Self::Exchange>;
+}
+
+/// A way to respond to a request.
+enum Treatment<E> {
+    /// The response was written, but for this part of its body.
+    Responded(Bytes),
+    /// An exchange with the application.
+    Exchange(E, Framing),
+    /// hyper.
+    Hyper(Framing, Option<Rewritten>),
 }
 
 /// An HTTP/1 connection, as hyper sees it.
 #[derive(Debug)]
-pub struct Http1Guard<IO, A> {
+pub struct Http1Guard<IO, A: ImmediateResponder> {
     stream: IO,
     responder: A,
     handoff: Arc<Handoff>,
@@ -133,7 +156,7 @@ pub struct Http1Guard<IO, A> {
     output: Vec<u8>,
     written: usize,
     output_body: Bytes,
-    turn: Turn,
+    turn: Turn<A::Exchange>,
     /// True if everything that hyper wrote is flushed.
     flushed: bool,
     timer: Option<Pin<Box<Sleep>>>,
@@ -145,7 +168,7 @@ pub struct Http1Guard<IO, A> {
 
 /// The side that acts next.
 #[derive(Debug)]
-enum Turn {
+enum Turn<E> {
     /// The client: a head is next.
     Head,
     /// hyper: the rest of a head, of this length, then the body.
@@ -154,6 +177,8 @@ enum Turn {
     Body(Framing),
     /// hyper: the response to a request that it has completely.
     Answering,
+    /// Neither: the guard itself relays a request and its response.
+    Exchange(InExchange<E>),
     /// Neither: the protocol has changed, and all bytes pass.
     Raw,
     /// Neither: the client was rejected, and up to this many bytes of it are dropped.
@@ -251,7 +276,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
     }
 
     /// Reads the head at the beginning of `input`, and responds immediately if possible.
-    fn next_head(&mut self) -> Scan<Turn> {
+    fn next_head(&mut self) -> Scan<Turn<A::Exchange>> {
         while let Some(length) = head::empty_line(&self.input) {
             self.input.advance(length);
             self.searched = 0;
@@ -271,9 +296,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         let mut scanned = head::scan(&self.input, |head| {
             head.check_first()?;
             if let Some(body) = responder.respond(head, output) {
-                return Ok(Err(body));
+                return Ok(Treatment::Responded(body));
             }
-            head.check_rest().map(|framing| Ok((framing, head.rewritten())))
+            let framing = head.check_rest()?;
+            Ok(match responder.exchange(head, framing.kind()) {
+                Some(exchange) => Treatment::Exchange(exchange, framing),
+                None => Treatment::Hyper(framing, head.rewritten()),
+            })
         });
         let mut raw_target = None;
         if is_of_target(&scanned)
@@ -281,11 +310,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         {
             raw_target = Some(raw);
             self.replace(place, &spelled);
-            scanned =
-                head::scan(&self.input, |head| head.check().map(|framing| Ok((framing, head.rewritten()))));
+            scanned = head::scan(&self.input, |head| {
+                head.check().map(|framing| Treatment::Hyper(framing, head.rewritten()))
+            });
         }
         match scanned {
-            Scan::Head(mut length, Ok(Ok((framing, rewritten)))) => {
+            Scan::Head(mut length, Ok(Treatment::Hyper(framing, rewritten))) => {
                 let mut expectations = Vec::new();
                 if let Some(rewritten) = rewritten {
                     self.replace(0..length, &rewritten.head);
@@ -294,10 +324,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
                 self.handoff.begin(Aside { target: raw_target, expectations });
                 Scan::Head(length, Turn::Giving(length, framing))
             }
-            Scan::Head(length, Ok(Err(body))) => {
+            Scan::Head(length, Ok(Treatment::Responded(body))) => {
                 self.input.advance(length);
                 self.output_body = body;
                 Scan::Head(length, Turn::Head)
+            }
+            Scan::Head(length, Ok(Treatment::Exchange(exchange, framing))) => {
+                self.input.advance(length);
+                self.handoff.begins_exchange();
+                Scan::Head(length, Turn::Exchange(InExchange::new(exchange, framing)))
             }
             Scan::Head(_, Err(error)) | Scan::Refused(error) => Scan::Refused(error),
             Scan::Incomplete => Scan::Refused(RequestError::Syntax),
@@ -313,7 +348,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
     }
 
     /// Waits for the client's next head.
-    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn>>> {
+    fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn<A::Exchange>>>> {
         loop {
             let error = match self.next_head() {
                 Scan::Head(_, Turn::Head) => {
@@ -359,7 +394,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
 
     /// Waits for hyper's response. Until then the client may only end the connection, or send its next request too
     /// early.
-    fn poll_answering(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn>>> {
+    fn poll_answering(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn<A::Exchange>>>> {
         if self.handoff.has_changed_protocol() {
             return Poll::Ready(Ok(Some(Turn::Raw)));
         }
@@ -395,9 +430,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
     /// Writes `output` and `output_body`.
     fn poll_write_own(&mut self, context: &mut Context<'_>) -> Poll<io::Result<()>> {
         self.handoff.take_interim(&mut self.output);
-        if self.output.is_empty() {
+        if self.output.is_empty() && self.output_body.is_empty() {
             return Poll::Ready(Ok(()));
         }
+        let unread = if self.handoff.is_in_exchange() { UNREAD } else { 0 };
         while self.written < self.output.len() || !self.output_body.is_empty() {
             let (stream, own) = (Pin::new(&mut self.stream), &self.output[self.written..]);
             let written = if self.output_body.is_empty() {
@@ -407,7 +443,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
                 stream.poll_write_vectored(context, &slices)
             };
             let own = own.len();
-            let written = ready!(self.watched(written, 0))?;
+            let written = ready!(self.watched(written, unread))?;
             if written == 0 {
                 return Poll::Ready(Err(io::ErrorKind::WriteZero.into()));
             }

@@ -33,7 +33,7 @@ use crate::{
     http1_guard::{Handoff, Http1Guard, ReleasingBody, RequestError},
     in_progress::InProgress,
     problem::Problem,
-    proxy::{Client, FastPath, Proxy},
+    proxy::{Client, Direct, Proxy},
     work::Work,
 };
 
@@ -222,8 +222,9 @@ async fn serve_http1(
     Peer { address: client, proxy, shutdown, place }: Peer<'_>,
 ) -> anyhow::Result<()> {
     let handoff = Arc::new(Handoff::new(&proxy.telemetry().stats.budget, place));
-    let guard = Http1Guard::new(stream, beginning, FastPath::new(Arc::clone(proxy)), Arc::clone(&handoff));
     let in_progress = Arc::<InProgress>::default();
+    let responder = Direct::new(proxy, client, &in_progress);
+    let guard = Http1Guard::new(stream, beginning, responder, Arc::clone(&handoff));
     let service = service_fn(|request| {
         let (proxy, handoff) = (Arc::clone(proxy), Arc::clone(&handoff));
         let work = Work::begin(&proxy.telemetry().stats.budget, &in_progress);
@@ -237,15 +238,21 @@ async fn serve_http1(
         .serve_connection(guard, service);
     let mut connection = std::pin::pin!(connection.with_upgrades());
     let mut cancelled = std::pin::pin!(shutdown.cancelled());
-    let mut listens = false;
+    let (mut listens, mut is_cancelled) = (false, false);
     let ended = poll_fn(|context| {
         // `cancelled` takes a lock that all connections share: poll it once to register, and again only when the proxy
         // is ending.
         let learns = !mem::replace(&mut listens, true) || proxy.is_ending();
-        if learns && cancelled.as_mut().poll(context).is_ready() {
+        is_cancelled = is_cancelled || learns && cancelled.as_mut().poll(context).is_ready();
+        // hyper would end an exchange of which it does not know.
+        if is_cancelled && !handoff.is_in_exchange() {
             return Poll::Ready(None);
         }
-        connection.as_mut().poll(context).map(Some)
+        let polled = connection.as_mut().poll(context).map(Some);
+        if polled.is_pending() && is_cancelled && !handoff.is_in_exchange() {
+            return Poll::Ready(None);
+        }
+        polled
     });
     let outcome = match ended.await {
         Some(outcome) => outcome,

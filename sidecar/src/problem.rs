@@ -72,13 +72,22 @@ impl Problem {
         response
     }
 
-    /// Returns the response. It has no `Cache-Status`, because no cache took part in it.
-    pub fn response(self) -> Response<Body> {
+    /// Returns the content of the response, as JSON.
+    pub fn content(self) -> Bytes {
         let status = self.status();
         let text =
             json!({"title": status.canonical_reason(), "status": status.as_u16(), "detail": self.detail()});
-        let body = Body::full(Bytes::from(text.to_string()));
-        let mut response = self.response_without_content().map(|()| body);
+        text.to_string().into()
+    }
+
+    /// Returns the response. It has no `Cache-Status`, because no cache took part in it.
+    pub fn response(self) -> Response<Body> {
+        self.head().map(|()| Body::full(self.content()))
+    }
+
+    /// Returns the head of the response.
+    pub fn head(self) -> Response<()> {
+        let mut response = self.response_without_content();
         response
             .headers_mut()
             .insert(header::CONTENT_TYPE, HeaderValue::from_static("application/problem+json"));

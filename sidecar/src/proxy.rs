@@ -40,6 +40,7 @@ mod classify;
 mod collapse;
 mod deadline;
 mod deliver;
+mod direct;
 mod envelope;
 pub mod explain;
 mod fallback;
@@ -62,6 +63,7 @@ mod tunnel;
 mod write;
 
 use classify::{Disposition, EndsHere, classify};
+pub use direct::Direct;
 pub use fast_path::FastPath;
 use fetch::{Fetch, Purpose};
 use request::{CacheRequest, Routed};
@@ -81,6 +83,8 @@ pub struct Proxy {
     pub drain: Arc<Drain>,
     /// Admin API, for policies that put it under the application's address.
     pub admin: Router,
+    /// True if plain exchanges are relayed without the general path.
+    pub relays: bool,
 }
 
 /// Client of a request.
@@ -159,13 +163,7 @@ impl Proxy {
         tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
         let Served { mut response, route, outcome, tier, life: _ } =
             self.answer(&snapshot, request, client).await;
-        let stats = snapshot.route_stats(route.as_deref());
-        stats.answered(outcome, tier);
-        let took = started.elapsed();
-        self.telemetry.answered(stats, outcome, took);
-        let name = route.as_ref().map_or(NO_ROUTE, |route| &route.name);
-        let (status, milliseconds) = (response.status().as_u16(), took.as_secs_f64() * 1000.0);
-        tracing::debug!(route = name, tier = tier.as_str(), status, milliseconds, "{}", outcome.as_str());
+        self.record(&snapshot, route.as_deref(), outcome, tier, response.status(), started);
         let room = head_room::make(&mut response, &self.telemetry.stats.budget);
         if room == AtClient::NoRoom {
             response = Problem::Overloaded.response();
@@ -175,11 +173,35 @@ impl Proxy {
             *response.version_mut() = Version::HTTP_11;
         }
         // hyper retains the buffer that it has written a large head to.
-        let asks_to_close = self.drain.is_on() || self.upstream.is_gone() || room == AtClient::Large;
+        let asks_to_close = self.asks_to_close() || room == AtClient::Large;
         if asks_to_close && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
+    }
+
+    /// Counts and logs a response whose head is ready.
+    fn record(
+        &self,
+        snapshot: &Snapshot,
+        route: Option<&Route>,
+        outcome: Outcome,
+        tier: Tier,
+        status: StatusCode,
+        started: Instant,
+    ) {
+        let stats = snapshot.route_stats(route);
+        stats.answered(outcome, tier);
+        let took = started.elapsed();
+        self.telemetry.answered(stats, outcome, took);
+        let name = route.map_or(NO_ROUTE, |route| &route.name);
+        let (status, milliseconds) = (status.as_u16(), took.as_secs_f64() * 1000.0);
+        tracing::debug!(route = name, tier = tier.as_str(), status, milliseconds, "{}", outcome.as_str());
+    }
+
+    /// Returns true while clients are asked to close their connections.
+    fn asks_to_close(&self) -> bool {
+        self.drain.is_on() || self.upstream.is_gone()
     }
 
     /// Responds to a request. Each disposition has a future of its own on the heap, so that none takes the memory, or is moved at the
@@ -229,12 +251,9 @@ impl Proxy {
         client: Client,
         routed: Routed,
     ) -> BoxFuture<'a, Served> {
-        let Routed { route, bypass, .. } = &routed;
+        let route = &routed.route;
         let has_content = !request.body().is_end_stream();
-        // A source's response depends on path and query alone, so a bypass does not need the application, which may not have the path
-        // at all. If it has, it gets the body that came with the request.
-        let is_for_application = route.sources.is_empty() || route.asks_application && has_content;
-        if let Some(bypass) = bypass.filter(|_| is_for_application) {
+        if let Some(bypass) = routed.passes(has_content) {
             return Box::pin(self.bypass(request, client, bypass, routed.route));
         }
         if let Some(limit) = route.body_limit().filter(|_| *request.method() == Method::POST) {

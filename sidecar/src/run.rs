@@ -38,8 +38,17 @@ const DRAIN_TIMEOUT: Duration = Duration::from_secs(10);
 /// # Errors
 /// If an address can't be listened on.
 pub async fn serve(args: Serve) -> anyhow::Result<()> {
-    let Serve { listen, upstream, admin_listen, admin_token_file, policy, pod_ip, memory_limit, .. } =
-        args.clone();
+    let Serve {
+        listen,
+        upstream,
+        admin_listen,
+        admin_token_file,
+        policy,
+        pod_ip,
+        memory_limit,
+        general_path,
+        ..
+    } = args.clone();
     let threads = args.threads();
     let told_to_end = told_to_end()?;
     log_json();
@@ -96,7 +105,15 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
                 let (config, telemetry, drain) =
                     (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
                 let admin = admin_mount.clone();
-                Arc::new(Proxy { config, upstream, target: *target, telemetry, drain, admin })
+                Arc::new(Proxy {
+                    config,
+                    upstream,
+                    target: *target,
+                    telemetry,
+                    drain,
+                    admin,
+                    relays: !general_path,
+                })
             }
         };
         let (shutdown, tasks) = (shutdown.clone(), tasks.clone());

@@ -30,10 +30,10 @@ pub use dial::{Dialer, WhenRefused};
 pub use error::{ExchangeError, UpstreamError, UpstreamReason};
 pub(crate) use error::{blames_transfer_coding, may_have_been_dead};
 use h2::Http2;
-pub use head::HeadError;
+pub use head::{BodyFraming, HeadError};
 pub(crate) use head::{MAX_HEAD, MAX_LINES};
 use http1::Http1;
-pub use http1::{OnInterim, SwitchedConnection, WireBody};
+pub use http1::{OnInterim, RawExchange, RawHead, SwitchedConnection, WireBody, ends_connection};
 pub(crate) use stream::ResponseStream;
 pub use upload::{Progress, Upload};
 

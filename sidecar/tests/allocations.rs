@@ -68,6 +68,7 @@ async fn a_hit_allocates_next_to_nothing() {
     let telemetry = Arc::new(Telemetry::new().unwrap());
     let config = Arc::new(ConfigWatcher::load(None, None, Arc::clone(&telemetry)).await);
     let proxy = Proxy {
+        relays: true,
         config,
         upstream: Upstream::new(Arc::new(Dialer::new(&url, None)), Arc::clone(&telemetry.stats.budget)),
         target: None,

@@ -51,6 +51,7 @@ mod integration {
     mod redis_secrets;
     mod redis_topologies;
     mod refused;
+    mod relaying;
     mod routes;
     mod sharing;
     mod slow_application;

@@ -18,6 +18,17 @@ pub(super) enum Framing {
     Chunked(Chunks),
 }
 
+/// Kind of a request's body.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum BodyKind {
+    /// No body.
+    None,
+    /// A body with the length that the head states.
+    Length,
+    /// A chunked body.
+    Chunked,
+}
+
 impl Framing {
     pub(super) fn chunked() -> Self {
         Self::Chunked(Chunks { expecting: Expecting::Size { digits: 0, size: 0 }, length: 0 })
@@ -29,6 +40,26 @@ impl Framing {
             Self::None | Self::Length(0) => true,
             Self::Length(_) => false,
             Self::Chunked(chunks) => chunks.expecting == Expecting::Nothing,
+        }
+    }
+
+    /// Returns the kind of body.
+    pub(super) fn kind(&self) -> BodyKind {
+        match self {
+            Self::None | Self::Length(0) => BodyKind::None,
+            Self::Length(_) => BodyKind::Length,
+            Self::Chunked(_) => BodyKind::Chunked,
+        }
+    }
+
+    /// Returns the number of these bytes that frame the body, and of those behind them that are its data. There may be more of both.
+    pub(super) fn next(&mut self, bytes: &[u8]) -> Result<(usize, usize), RequestError> {
+        match self {
+            Self::Chunked(chunks) => {
+                let framing = chunks.take_framing(bytes)?;
+                Ok((framing, chunks.take_data(&bytes[framing..])))
+            }
+            Self::None | Self::Length(_) => Ok((0, self.take(bytes)?)),
         }
     }
 
@@ -91,17 +122,29 @@ impl Chunks {
     fn take(&mut self, bytes: &[u8]) -> Result<usize, RequestError> {
         let mut at = 0;
         while at < bytes.len() && self.expecting != Expecting::Nothing {
-            if let Expecting::Data { left } = self.expecting {
-                let taken = (bytes.len() - at).min(usize::try_from(left).unwrap_or(usize::MAX));
-                at += taken;
-                let left = left - taken as u64;
-                self.expecting = if left == 0 { Expecting::DataCr } else { Expecting::Data { left } };
-            } else {
-                self.expecting = self.after(bytes[at]).ok_or(RequestError::Chunking)?;
-                at += 1;
-            }
+            at += self.take_framing(&bytes[at..])?;
+            at += self.take_data(&bytes[at..]);
         }
         Ok(at)
+    }
+
+    /// Takes bytes up to the next data.
+    fn take_framing(&mut self, bytes: &[u8]) -> Result<usize, RequestError> {
+        let mut at = 0;
+        while at < bytes.len() && !matches!(self.expecting, Expecting::Data { .. } | Expecting::Nothing) {
+            self.expecting = self.after(bytes[at]).ok_or(RequestError::Chunking)?;
+            at += 1;
+        }
+        Ok(at)
+    }
+
+    /// Takes data up to the end of its chunk.
+    fn take_data(&mut self, bytes: &[u8]) -> usize {
+        let Expecting::Data { left } = self.expecting else { return 0 };
+        let taken = bytes.len().min(usize::try_from(left).unwrap_or(usize::MAX));
+        let left = left - taken as u64;
+        self.expecting = if left == 0 { Expecting::DataCr } else { Expecting::Data { left } };
+        taken
     }
 
     fn after(&mut self, byte: u8) -> Option<Expecting> {

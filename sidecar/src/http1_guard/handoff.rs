@@ -34,6 +34,8 @@ pub struct Handoff {
     has_aside: AtomicBool,
     aside: Mutex<Aside>,
     waker: AtomicWaker,
+    /// True while the guard drives an exchange itself, of which hyper does not know.
+    in_exchange: AtomicBool,
     /// The index of the last error plus one; 0 without an error.
     refused: AtomicU8,
     pub(super) budget: Arc<Budget>,
@@ -58,6 +60,21 @@ impl Handoff {
         self.told_to_go_on.store(false, Ordering::Relaxed);
         self.answered.store(false, Ordering::Release);
         self.connection.serves();
+    }
+
+    /// Begins an exchange that the guard drives itself.
+    pub(super) fn begins_exchange(&self) {
+        self.in_exchange.store(true, Ordering::Relaxed);
+        self.connection.serves();
+    }
+
+    pub(super) fn ends_exchange(&self) {
+        self.in_exchange.store(false, Ordering::Relaxed);
+    }
+
+    /// Returns true while the guard drives an exchange itself: hyper takes the connection for idle.
+    pub fn is_in_exchange(&self) -> bool {
+        self.in_exchange.load(Ordering::Relaxed)
     }
 
     /// Restores the parts of the current request that were set aside.
@@ -102,21 +119,9 @@ impl Handoff {
         RequestError::ALL.get(usize::from(index)).copied()
     }
 
-    /// Sends an interim response (RFC 9110, section 15.2) ahead of the current response, without hop-by-hop fields and
-    /// without `Content-Length`, which it must not have (section 8.6).
+    /// Sends an interim response (RFC 9110, section 15.2) ahead of the current response.
     pub fn send_interim(&self, status: StatusCode, headers: &HeaderMap) {
-        let mut headers = headers.clone();
-        remove_hop_by_hop(&mut headers);
-        headers.remove(CONTENT_LENGTH);
-        let mut text = format!("HTTP/1.1 {status}\r\n").into_bytes();
-        for (name, value) in &headers {
-            text.extend_from_slice(name.as_str().as_bytes());
-            text.extend_from_slice(b": ");
-            text.extend_from_slice(value.as_bytes());
-            text.extend_from_slice(b"\r\n");
-        }
-        text.extend_from_slice(b"\r\n");
-        self.interim.lock().extend_from_slice(&text);
+        write_interim(&mut self.interim.lock(), status, headers.clone());
         self.has_interim.store(true, Ordering::Release);
         self.waker.wake();
     }
@@ -136,6 +141,25 @@ impl Handoff {
     /// Returns a response body that releases the connection for its next request when hyper drops it.
     pub fn releasing<B>(self: Arc<Self>, body: B) -> ReleasingBody<B> {
         Held::new(body, ReleaseOnDrop(self))
+    }
+}
+
+/// Writes an interim response (RFC 9110, section 15.2) without hop-by-hop fields and without `Content-Length`, which it must not
+/// have (section 8.6).
+pub fn write_interim(output: &mut Vec<u8>, status: StatusCode, mut headers: HeaderMap) {
+    remove_hop_by_hop(&mut headers);
+    headers.remove(CONTENT_LENGTH);
+    output.extend_from_slice(format!("HTTP/1.1 {status}\r\n").as_bytes());
+    write_fields(output, &headers);
+    output.extend_from_slice(b"\r\n");
+}
+
+/// Writes header fields, each on a line.
+pub fn write_fields(output: &mut Vec<u8>, headers: &HeaderMap) {
+    for (name, value) in headers {
+        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
+            output.extend_from_slice(part);
+        }
     }
 }
 

@@ -22,8 +22,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::r
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            ready!(this.poll_write_own(context))?;
+            if !matches!(this.turn, Turn::Exchange(_)) {
+                ready!(this.poll_write_own(context))?;
+            }
             let next = match &mut this.turn {
+                Turn::Exchange(_) => ready!(this.poll_exchange(context))?,
                 Turn::Head => ready!(this.poll_head(context))?,
                 Turn::Giving(head, framing) => {
                     let (head, framing) = (*head, framing.clone());

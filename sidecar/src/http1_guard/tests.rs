@@ -17,7 +17,47 @@ use super::*;
 /// Responds immediately to targets that begin with `/now`, and returns large bodies separately.
 struct Now;
 
+/// No exchange: those are tested against real applications.
+#[derive(Debug)]
+enum Never {}
+
+impl Exchange for Never {
+    fn has_room(&self) -> bool {
+        match *self {}
+    }
+
+    fn add(&mut self, _: &[u8]) {
+        match *self {}
+    }
+
+    fn complete(&mut self) {
+        match *self {}
+    }
+
+    fn reject(&mut self, _: RequestError) {
+        match *self {}
+    }
+
+    fn send(&mut self, _: &mut Context<'_>) {
+        match *self {}
+    }
+
+    fn has_sent(&self) -> bool {
+        match *self {}
+    }
+
+    fn poll(&mut self, _: &mut Context<'_>, _: &mut Vec<u8>) -> Poll<io::Result<Part>> {
+        match *self {}
+    }
+}
+
 impl ImmediateResponder for Now {
+    type Exchange = Never;
+
+    fn exchange(&mut self, _: &Head<'_>, _: BodyKind) -> Option<Never> {
+        None
+    }
+
     fn respond(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
         if !head.target.starts_with("/now") {
             return None;

@@ -181,7 +181,15 @@ mod tests {
         let dialer = Arc::new(Dialer::new(&"http://127.0.0.1:1".parse().unwrap(), None));
         let upstream = Upstream::new(dialer, Arc::clone(&telemetry.stats.budget));
         let drain = Arc::new(Drain::default());
-        Arc::new(Proxy { config, upstream, target: None, telemetry, drain, admin: Router::new() })
+        Arc::new(Proxy {
+            config,
+            upstream,
+            target: None,
+            telemetry,
+            drain,
+            admin: Router::new(),
+            relays: true,
+        })
     }
 
     #[tokio::test]

@@ -5,12 +5,12 @@
 
 use std::sync::Arc;
 
-use http::{HeaderMap, HeaderValue, Method, Request, header::AUTHORIZATION};
+use http::{HeaderValue, Method, header::AUTHORIZATION};
 use larder_policy::{
     Fields, HeaderKinds, NormalPath, Policy, Route, Writing, credentials, range::RangeRequest, writing,
 };
 
-use super::{request::Routed, write::writing_of};
+use super::request::Routed;
 use crate::{
     cache_status::{Bypass, Forward},
     headers,
@@ -55,31 +55,59 @@ impl EndsHere {
     }
 }
 
+/// A request as it is classified, without the fields of its connection.
+pub(super) struct Request<'a, F> {
+    pub(super) method: &'a Method,
+    pub(super) path: &'a str,
+    pub(super) query: Option<&'a str>,
+    pub(super) fields: &'a F,
+    /// True if it has a body that is not known to be empty.
+    pub(super) has_content: bool,
+    /// True if its target has bytes that RFC 3986 does not allow.
+    pub(super) has_raw_target: bool,
+    /// The protocol that it asked to change to.
+    pub(super) upgrade: Option<HeaderValue>,
+}
+
 /// Classifies a request from which the fields of its connection were removed. `upgrade` is the protocol that those asked for.
 pub(super) fn classify<B>(
     snapshot: &Snapshot,
-    request: &Request<B>,
+    request: &http::Request<B>,
     upgrade: Option<HeaderValue>,
     has_content: bool,
 ) -> Disposition {
-    let (method, fields) = (request.method(), request.headers());
+    let request = Request {
+        method: request.method(),
+        path: request.uri().path(),
+        query: request.uri().query(),
+        fields: request.headers(),
+        has_content,
+        has_raw_target: request.extensions().get::<RawTarget>().is_some(),
+        upgrade,
+    };
+    classify_fields(snapshot, request)
+}
+
+/// Classifies a request in any representation.
+pub(super) fn classify_fields<F: Fields>(snapshot: &Snapshot, request: Request<'_, F>) -> Disposition {
+    let Request { method, query, fields, .. } = request;
     if *method == Method::CONNECT {
         return Disposition::End(EndsHere::Connect);
     }
-    let path = NormalPath::new(request.uri().path());
+    let path = NormalPath::new(request.path);
     if path_in_admin(snapshot.policy(), &path).is_some() {
         return Disposition::End(EndsHere::Admin);
     }
     let found = snapshot.policy().route(method, &path, fields);
     let protocol =
-        upgrade.filter(|protocol| is_taken_at_its_word(snapshot.policy(), protocol, found.is_some()));
+        request.upgrade.filter(|protocol| is_taken_at_its_word(snapshot.policy(), protocol, found.is_some()));
     if let Some(protocol) = protocol.as_ref().filter(|_| writing::is_safe(method)) {
         return Disposition::Upgrade(protocol.clone());
     }
     if headers::forwards_left(method, fields) == Some(0) {
         return Disposition::End(EndsHere::MaxForwards);
     }
-    if let Some(writing) = writing_of(request)
+    if let Some(writing) = Writing::of(method, request.path, query, fields)
         && (found.is_none() || writing.is_disguised())
     {
         return Disposition::Write { writing, protocol };
@@ -91,9 +119,14 @@ pub(super) fn classify<B>(
         return Disposition::Pass(without_route(method, &path));
     };
     let kinds = HeaderKinds::under(fields, snapshot.policy().identity_headers());
-    let bypass = match request.extensions().get::<RawTarget>() {
-        Some(_) => Some(Bypass::Target),
-        None => bypass_of(snapshot, found.route, request, &kinds, has_content),
+    let bypass = if request.has_raw_target {
+        Some(Bypass::Target)
+    } else {
+        let (route, is_post) = (found.route, *method == Method::POST);
+        not_for_the_cache(snapshot, route, query, fields, &kinds)
+            .or((is_post && kinds.is_conditional()).then_some(Bypass::Precondition))
+            .or((!(is_post && route.body_limit().is_some()) && request.has_content)
+                .then_some(Bypass::Content))
     };
     Disposition::Route(Routed { route: Arc::clone(found.route), kinds, bypass })
 }
@@ -120,21 +153,6 @@ fn without_route(method: &Method, path: &NormalPath<'_>) -> Forward {
         Method::GET | Method::HEAD => Forward::Bypass(Bypass::NoRoute),
         _ => Forward::Method,
     }
-}
-
-/// Returns the reason why a request of a route is neither looked up nor stored.
-fn bypass_of<B>(
-    snapshot: &Snapshot,
-    route: &Route,
-    request: &Request<B>,
-    kinds: &HeaderKinds,
-    has_content: bool,
-) -> Option<Bypass> {
-    let is_post = *request.method() == Method::POST;
-    let fields: &HeaderMap = request.headers();
-    not_for_the_cache(snapshot, route, request.uri().query(), fields, kinds)
-        .or((is_post && kinds.is_conditional()).then_some(Bypass::Precondition))
-        .or((!(is_post && route.body_limit().is_some()) && has_content).then_some(Bypass::Content))
 }
 
 /// Returns the reason why a request of a route is neither looked up nor stored, whatever its content.

@@ -3,7 +3,7 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use http::{HeaderMap, Request, Response, StatusCode, header::CONTENT_TYPE, response::Parts};
+use http::{Request, Response, StatusCode, header::CONTENT_TYPE, response::Parts};
 use http_body_util::Either;
 use tokio::time::{sleep, timeout};
 
@@ -82,13 +82,16 @@ impl Exchange {
 
 /// Returns true if the body of a response may be silent for any time: an event stream, gRPC, or another protocol.
 pub(super) fn may_be_silent(head: &Parts) -> bool {
-    head.status == StatusCode::SWITCHING_PROTOCOLS || is_stream(&head.headers)
+    head.status == StatusCode::SWITCHING_PROTOCOLS
+        || head.headers.get(CONTENT_TYPE).is_some_and(|content_type| is_stream(content_type.as_bytes()))
 }
 
-fn is_stream(headers: &HeaderMap) -> bool {
-    let Some(content_type) = headers.get(CONTENT_TYPE) else { return false };
-    let content_type = content_type.as_bytes().to_ascii_lowercase();
-    [&b"text/event-stream"[..], b"application/grpc"].iter().any(|kind| content_type.starts_with(kind))
+/// Returns true if a body of this type may be silent for any time.
+pub(super) fn is_stream(content_type: &[u8]) -> bool {
+    let kinds = [&b"text/event-stream"[..], b"application/grpc"];
+    kinds
+        .iter()
+        .any(|kind| content_type.get(..kind.len()).is_some_and(|begins| begins.eq_ignore_ascii_case(kind)))
 }
 
 #[cfg(test)]

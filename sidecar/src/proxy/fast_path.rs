@@ -16,7 +16,7 @@ use super::{
 };
 use crate::{
     cache_status::{Tier, ttl_seconds},
-    http1_guard::{Head, ImmediateResponder},
+    http1_guard::Head,
     mode::Mode,
     stats::Outcome,
 };
@@ -42,7 +42,8 @@ impl FastPath {
         Self { proxy, key: String::new() }
     }
 
-    fn find(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
+    /// Writes the whole response, and returns the part of its body that follows.
+    pub(super) fn find(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
         let method = match head.method {
             "GET" => Method::GET,
             "HEAD" => Method::HEAD,
@@ -134,12 +135,6 @@ impl FastPath {
         }
         output.extend_from_slice(&body[bytes]);
         Some(Bytes::new())
-    }
-}
-
-impl ImmediateResponder for FastPath {
-    fn respond(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
-        self.find(head, output)
     }
 }
 

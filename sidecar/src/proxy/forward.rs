@@ -133,7 +133,7 @@ pub(super) fn passed_body(body: Incoming) -> RequestBody {
 }
 
 /// Returns a request as the application gets it.
-fn outgoing(request: Request<RequestBody>, client: IpAddr) -> Request<RequestBody> {
+pub(super) fn outgoing(request: Request<RequestBody>, client: IpAddr) -> Request<RequestBody> {
     let (mut head, body) = request.into_parts();
     headers::remove_hop_by_hop(&mut head.headers);
     headers::announce(&mut head.headers, client, head.version);

@@ -32,6 +32,17 @@ pub(super) struct Routed {
     pub(super) bypass: Option<Bypass>,
 }
 
+impl Routed {
+    /// Returns the reason why the request passes to the application, if it does.
+    ///
+    /// A source's response depends on path and query alone, so a bypass does not need the application, which may not have the path
+    /// at all. If it has, it gets the body that came with the request.
+    pub(super) fn passes(&self, has_content: bool) -> Option<Bypass> {
+        let is_for_application = self.route.sources.is_empty() || self.route.asks_application && has_content;
+        self.bypass.filter(|_| is_for_application)
+    }
+}
+
 /// A request that may be served from the cache.
 #[derive(Clone, Debug)]
 pub(super) struct CacheRequest {

@@ -122,12 +122,6 @@ impl Proxy {
     }
 }
 
-/// Returns the write that a request is or may be, by every reading of it.
-pub(super) fn writing_of<B>(request: &Request<B>) -> Option<Writing> {
-    let uri = request.uri();
-    Writing::of(request.method(), uri.path(), uri.query(), request.headers())
-}
-
 /// Returns the tags and paths that a successful write invalidates, except for those that its response points to.
 pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> Purges {
     let mut purges =
@@ -205,15 +199,16 @@ impl Posted {
 }
 
 /// A write that was sent, with everything on which its purge depends.
-struct Write {
-    snapshot: Arc<Snapshot>,
-    writing: Writing,
-    target: Target,
+#[derive(Debug)]
+pub(super) struct Write {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) writing: Writing,
+    pub(super) target: Target,
 }
 
 impl Write {
     /// Purges the names that the response invalidates. Without a response, the application may have written all the same.
-    async fn purge<B>(&self, proxy: &Proxy, response: Option<&Response<B>>) {
+    pub(super) async fn purge<B>(&self, proxy: &Proxy, response: Option<&Response<B>>) {
         let Self { snapshot, writing, .. } = self;
         let may_have_changed = response.is_none_or(|response| !changed_nothing(response.status()));
         let names = match response {
@@ -259,12 +254,18 @@ fn changed_nothing(status: StatusCode) -> bool {
 }
 
 /// Target of a write.
-struct Target {
+#[derive(Debug)]
+pub(super) struct Target {
     uri: Uri,
     host: String,
 }
 
 impl Target {
+    /// Returns the target at a path and query of a host.
+    pub(super) fn at(path_and_query: &str, host: &str) -> Self {
+        Self { uri: path_and_query.parse().unwrap_or_default(), host: host.to_owned() }
+    }
+
     fn of(uri: &Uri, headers: &HeaderMap) -> Self {
         let uri = uri.clone();
         let host = match uri.authority() {

@@ -68,9 +68,10 @@ pub(super) struct ResponseHead<'a> {
 
 /// Framing of a response's body (RFC 9112, section 6.3).
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) enum BodyFraming {
+pub enum BodyFraming {
     /// A number of bytes, 0 if there is no body.
     Length(u64),
+    /// Chunks.
     Chunked,
     /// All bytes until the connection ends.
     UntilClose,

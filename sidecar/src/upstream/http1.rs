@@ -28,14 +28,17 @@ mod chunks;
 mod connection;
 mod incoming;
 mod outgoing;
+mod raw;
 #[cfg(test)]
 mod tests;
 
 pub use body::WireBody;
 use connection::Connection;
 use incoming::{IncomingHead, Received};
+pub use incoming::{RawHead, ends_connection};
 pub use outgoing::OnInterim;
 use outgoing::Outgoing;
+pub use raw::RawExchange;
 
 /// Maximum idle time: shorter than the keep-alive of common servers (Node.js 5 s, Gunicorn 2 s with threads, nginx 75 s), so that
 /// an idle connection is closed here before the application closes it.
@@ -206,7 +209,7 @@ fn poll_exchange(
     context: &mut Context<'_>,
     connection: &mut Connection,
     outgoing: &mut Outgoing,
-    head: &mut IncomingHead<'_>,
+    head: &mut IncomingHead,
 ) -> Poll<Result<Received, ExchangeError>> {
     if let Some(writer) = &mut connection.writer
         && let Poll::Ready(Err(error)) = outgoing.poll_send(context, writer)

@@ -1,6 +1,7 @@
 //! Heads of responses as they arrive.
 
 use std::{
+    borrow::Cow,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -9,7 +10,7 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use http::{
-    HeaderMap, Response, Version,
+    HeaderMap, Response,
     header::{CONNECTION, CONTENT_LENGTH},
 };
 use tokio::time::{Instant, Sleep, sleep};
@@ -18,9 +19,10 @@ use super::connection::Connection;
 use crate::{
     budget::{Budget, Reservation},
     head_room::{self, HeadRoom},
+    headers::TransferCoding,
     upstream::{
         ExchangeError,
-        head::{self, BodyFraming, HeadError, MAX_HEAD},
+        head::{self, BodyFraming, HeadError, MAX_HEAD, ResponseHead},
     },
 };
 
@@ -32,8 +34,8 @@ const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 const ROOM_INTERVAL: Duration = Duration::from_millis(20);
 
 /// The head of a response that is awaited.
-pub(super) struct IncomingHead<'a> {
-    budget: &'a Arc<Budget>,
+pub(super) struct IncomingHead {
+    budget: Arc<Budget>,
     to_head: bool,
     /// Number of bytes that do not contain the end of the head.
     searched: usize,
@@ -51,13 +53,13 @@ pub(super) struct Received {
     pub(super) is_kept_alive: bool,
 }
 
-impl<'a> IncomingHead<'a> {
+impl IncomingHead {
     /// Creates the head of a response to a HEAD request, or to another. A large one takes memory from `budget`.
-    pub(super) fn new(budget: &'a Arc<Budget>, to_head: bool) -> Self {
-        Self { budget, to_head, searched: 0, room: None, waiting: None }
+    pub(super) fn new(budget: &Arc<Budget>, to_head: bool) -> Self {
+        Self { budget: Arc::clone(budget), to_head, searched: 0, room: None, waiting: None }
     }
 
-    /// Reads the next head.
+    /// Reads the next head, and its fields.
     ///
     /// # Errors
     /// If the connection ends or fails before, or the head is ambiguous or too large.
@@ -66,6 +68,19 @@ impl<'a> IncomingHead<'a> {
         context: &mut Context<'_>,
         connection: &mut Connection,
     ) -> Poll<Result<Received, ExchangeError>> {
+        let head = ready!(self.poll_raw(context, connection))?;
+        Poll::Ready(head.read().map_err(Into::into))
+    }
+
+    /// Reads the next head.
+    ///
+    /// # Errors
+    /// If the connection ends or fails before, or the head is ambiguous or too large.
+    pub(super) fn poll_raw(
+        &mut self,
+        context: &mut Context<'_>,
+        connection: &mut Connection,
+    ) -> Poll<Result<RawHead, ExchangeError>> {
         loop {
             let input = &mut connection.input;
             if self.searched == 0 {
@@ -85,7 +100,7 @@ impl<'a> IncomingHead<'a> {
                 return Poll::Ready(Err(HeadError::TooLarge.into()));
             }
             if input.len() > head_room::SMALL && self.room.is_none() {
-                self.room = Some(ready!(poll_room(self.budget, &mut self.waiting, context))?);
+                self.room = Some(ready!(poll_room(&self.budget, &mut self.waiting, context))?);
             }
             if ready!(connection.poll_read(context, READ_SIZE))? == 0 {
                 return Poll::Ready(Err(ExchangeError::Closed));
@@ -93,34 +108,84 @@ impl<'a> IncomingHead<'a> {
         }
     }
 
-    fn received(&mut self, head: Bytes) -> Result<Received, ExchangeError> {
+    fn received(&mut self, head: Bytes) -> Result<RawHead, ExchangeError> {
         let room = self.room.take().map(|room| HeadRoom::of(room, head.len()));
-        let understood = head::understand(&head, self.to_head)?;
-        let framing = understood.framing;
-        let repaired = match understood.bytes {
-            std::borrow::Cow::Borrowed(_) => None,
-            std::borrow::Cow::Owned(repaired) => Some(Bytes::from(repaired)),
+        let head = RawHead::of(head, self.to_head)?;
+        Ok(RawHead { room, ..head })
+    }
+}
+/// A head that was understood, as text.
+#[derive(Debug)]
+pub struct RawHead {
+    pub(super) status: u16,
+    pub(super) framing: BodyFraming,
+    bytes: Bytes,
+    /// Memory reserved for a large head. The input has grown with it, so its connection is closed after the body.
+    room: Option<HeadRoom>,
+}
+
+impl RawHead {
+    /// Understands a complete head. `to_head` is true for the response to a HEAD request.
+    ///
+    /// # Errors
+    /// If the head is ambiguous or has too many lines.
+    pub(crate) fn of(head: Bytes, to_head: bool) -> Result<Self, HeadError> {
+        let ResponseHead { status, framing, bytes } = head::understand(&head, to_head)?;
+        let repaired = match bytes {
+            Cow::Borrowed(_) => None,
+            Cow::Owned(repaired) => Some(Bytes::from(repaired)),
         };
-        let mut response = head::read(&repaired.unwrap_or(head))?;
-        // Nothing follows a body that others would delimit by its length (RFC 9112, section 6.3). The input has grown with a large head, so
-        // its connection is closed after the body, too.
-        let is_doubtful = framing == BodyFraming::Chunked && response.headers().contains_key(CONTENT_LENGTH);
-        let is_kept_alive = response.version() == Version::HTTP_11
-            && framing != BodyFraming::UntilClose
-            && !is_doubtful
-            && !says_close(response.headers())
-            && room.is_none();
-        room.into_iter().for_each(|room| drop(response.extensions_mut().insert(room)));
-        Ok(Received { response, framing, is_kept_alive })
+        Ok(Self { status, framing, bytes: repaired.unwrap_or(head), room: None })
+    }
+
+    /// Returns the status.
+    pub fn status(&self) -> u16 {
+        self.status
+    }
+
+    /// Returns the framing of the body.
+    pub fn framing(&self) -> BodyFraming {
+        self.framing
+    }
+
+    /// Returns the head, which is valid.
+    pub fn bytes(&self) -> &[u8] {
+        &self.bytes
+    }
+
+    /// Reads the status line and the fields.
+    ///
+    /// # Errors
+    /// If a name is too long.
+    pub fn response(&self) -> Result<Response<()>, HeadError> {
+        let mut response = head::read(&self.bytes)?;
+        self.room.iter().for_each(|room| drop(response.extensions_mut().insert(room.clone())));
+        Ok(response)
+    }
+
+    fn read(self) -> Result<Received, HeadError> {
+        let response = self.response()?;
+        let is_kept_alive = self.may_be_kept_alive() && !ends_connection(response.headers());
+        Ok(Received { response, framing: self.framing, is_kept_alive })
+    }
+
+    /// Returns true if another request may follow on the connection, unless a field says that it ends.
+    pub(super) fn may_be_kept_alive(&self) -> bool {
+        self.bytes.get(7) != Some(&b'0') && self.framing != BodyFraming::UntilClose && self.room.is_none()
     }
 }
 
-fn says_close(headers: &HeaderMap) -> bool {
-    headers.get_all(CONNECTION).iter().any(|line| {
-        line.as_bytes()
-            .split(|&byte| byte == b',')
-            .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"close"))
-    })
+/// Returns true if the connection ends after a response with these fields: one says so, or others would delimit the body by its length
+/// (RFC 9112, section 6.3).
+pub fn ends_connection(headers: &HeaderMap) -> bool {
+    let is_doubtful =
+        headers.contains_key(CONTENT_LENGTH) && TransferCoding::of(headers) == TransferCoding::Chunked;
+    is_doubtful
+        || headers.get_all(CONNECTION).iter().any(|line| {
+            line.as_bytes()
+                .split(|&byte| byte == b',')
+                .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"close"))
+        })
 }
 
 /// Reserves memory for a head, or waits for it without reading any further.

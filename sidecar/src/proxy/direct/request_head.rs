@@ -1,0 +1,134 @@
+//! Heads of clients' requests, as the application gets them.
+
+use std::net::IpAddr;
+
+use larder_policy::Fields;
+
+use crate::{headers, http1_guard::Head};
+
+/// Maximum length of a head that is copied, in bytes.
+const MAX_HEAD: usize = 16 << 10;
+
+/// Facts about a head whose lines can be copied.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct Plain {
+    /// Length of the head, or a little more.
+    length: usize,
+    /// True if the client's connection ends after the response.
+    pub(super) ends: bool,
+}
+
+impl Plain {
+    /// Returns the facts about a head; `None` if it is large, or has a field that means more to a proxy than that its line is left out.
+    pub(super) fn of(head: &Head<'_>) -> Option<Self> {
+        if !head.is_http11 || !head.target.starts_with('/') {
+            return None;
+        }
+        let (mut length, mut ends) = (head.method.len() + head.target.len() + 12, false);
+        for (name, value) in head.lines.lines() {
+            length += name.len() + value.len() + 4;
+            let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+            match name.len() {
+                2 if is("te") => return None,
+                6 if is("expect") => return None,
+                7 if is("upgrade") || is("trailer") => return None,
+                10 if is("keep-alive") => return None,
+                10 if is("connection") => {
+                    for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+                        match option {
+                            _ if option.eq_ignore_ascii_case(b"close") => ends = true,
+                            _ if option.eq_ignore_ascii_case(b"keep-alive") => {}
+                            _ => return None,
+                        }
+                    }
+                }
+                12 if is("max-forwards") => return None,
+                // Copied as it is, so it must be as it would be written.
+                14 if is("content-length") && value.len() > 1 && value.starts_with(b"0") => return None,
+                14 if is("http2-settings") => return None,
+                16 if is("proxy-connection") => return None,
+                18 if is("proxy-authenticate") => return None,
+                _ => {}
+            }
+        }
+        (length <= MAX_HEAD).then_some(Self { length, ends })
+    }
+
+    /// Returns the head for the application, with room for a little of the body.
+    pub(super) fn for_application(&self, head: &Head<'_>, client: &Peer) -> Vec<u8> {
+        let mut text = Vec::with_capacity(self.length + 128);
+        for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
+            text.extend_from_slice(part.as_bytes());
+        }
+        let mut announced = Announced::default();
+        for (name, value) in head.lines.lines() {
+            let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+            let appended = match name.len() {
+                10 if is("connection") => continue,
+                3 if is("via") => &mut announced.via,
+                9 if is("forwarded") => &mut announced.forwarded,
+                15 if is("x-forwarded-for") => &mut announced.forwarded_for,
+                _ => {
+                    for part in [name, b": ", value, b"\r\n"] {
+                        text.extend_from_slice(part);
+                    }
+                    continue;
+                }
+            };
+            if std::mem::replace(appended, true) {
+                continue;
+            }
+            text.extend_from_slice(name);
+            text.extend_from_slice(b": ");
+            // On one line, because not every application reads several.
+            for value in std::str::from_utf8(name).into_iter().flat_map(|name| head.lines.values(name)) {
+                text.extend_from_slice(value);
+                text.extend_from_slice(b", ");
+            }
+            let item = match name.len() {
+                3 => VIA.to_owned(),
+                9 => headers::forwarded_node(client.address),
+                _ => client.text.clone(),
+            };
+            text.extend_from_slice(item.as_bytes());
+            text.extend_from_slice(b"\r\n");
+        }
+        if !announced.forwarded_for {
+            text.extend_from_slice(b"x-forwarded-for: ");
+            text.extend_from_slice(client.text.as_bytes());
+            text.extend_from_slice(b"\r\n");
+        }
+        if !announced.via {
+            for part in ["via: ", VIA, "\r\n"] {
+                text.extend_from_slice(part.as_bytes());
+            }
+        }
+        text.extend_from_slice(b"\r\n");
+        text
+    }
+}
+
+/// The client of a connection.
+#[derive(Debug)]
+pub(super) struct Peer {
+    address: IpAddr,
+    /// Text of the address.
+    text: String,
+}
+
+impl Peer {
+    pub(super) fn new(address: IpAddr) -> Self {
+        Self { address, text: address.to_string() }
+    }
+}
+
+/// This proxy in `Via`, for requests over HTTP/1.1.
+const VIA: &str = "1.1 larder";
+
+/// The fields to which the client or this proxy was appended.
+#[derive(Default)]
+struct Announced {
+    forwarded_for: bool,
+    forwarded: bool,
+    via: bool,
+}

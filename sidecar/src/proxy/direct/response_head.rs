@@ -1,0 +1,201 @@
+//! Heads of the application's responses, as the client gets them.
+
+use std::mem;
+
+use http::{
+    HeaderValue, Response, StatusCode,
+    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TRAILER, TRANSFER_ENCODING},
+};
+use hyper::ext::ReasonPhrase;
+use larder_policy::date;
+use memchr::memchr;
+
+use crate::{
+    cache_status::CacheStatus,
+    clock::wall_ms,
+    head_room, headers,
+    http1_guard::write_fields,
+    proxy::{deadline::is_stream, origin::date_if_missing},
+    upstream::{BodyFraming, RawHead, ends_connection},
+};
+
+/// Facts that the head of a response states besides.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(super) struct Stated {
+    /// True if the application's connection ends after the response.
+    pub(super) ends: bool,
+    /// True if the body may be silent for any time.
+    pub(super) may_be_silent: bool,
+}
+
+/// Writes the head of a response, if that needs no more than to leave some of its lines out. Otherwise nothing is written.
+///
+/// Lines that remain are copied as they are, so that the case and order of their names survive.
+pub(super) fn write_lines(
+    output: &mut Vec<u8>,
+    head: &RawHead,
+    is_head: bool,
+    status: CacheStatus,
+    closes: bool,
+) -> Option<Stated> {
+    let start = output.len();
+    let stated = copy_lines(output, head, is_head);
+    if stated.is_none() {
+        output.truncate(start);
+        return None;
+    }
+    status.write_to(output);
+    if closes {
+        output.extend_from_slice(b"connection: close\r\n");
+    }
+    output.extend_from_slice(b"\r\n");
+    stated
+}
+
+fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Stated> {
+    let bytes = head.bytes();
+    let (framing, status) = (head.framing(), head.status());
+    let is_chunked = matches!(framing, BodyFraming::Chunked | BodyFraming::UntilClose);
+    let has_length = !matches!(status, 204 | 304);
+    let mut stated = Stated::default();
+    let (mut has_date, mut has_type, mut lengths, mut codings) = (false, false, 0, 0);
+    output.reserve(bytes.len() + 192);
+    // The version is that of this connection (RFC 9110, section 2.5).
+    output.extend_from_slice(b"HTTP/1.1");
+    let mut line = memchr(b'\n', bytes)? + 1;
+    // The space before a reason stays even if that is empty.
+    if bytes.len() > head_room::SMALL || bytes.get(12) != Some(&b' ') || bytes[line - 2] != b'\r' {
+        return None;
+    }
+    // The lines from here on are copied.
+    let mut copied = 8;
+    loop {
+        let rest = &bytes[line..];
+        let end = memchr(b'\n', rest)?;
+        let text = rest[..end].strip_suffix(b"\r")?;
+        if text.is_empty() {
+            output.extend_from_slice(&bytes[copied..line]);
+            break;
+        }
+        let (name, value) = text.split_at(memchr(b':', text)?);
+        let value = value[1..].trim_ascii();
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        let is_dropped = match name.len() {
+            2 if is("te") => return None,
+            4 => {
+                has_date |= is("date");
+                false
+            }
+            7 if is("trailer") => return None,
+            7 => is("upgrade"),
+            10 if is("connection") => {
+                for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+                    match option {
+                        _ if option.eq_ignore_ascii_case(b"close") => stated.ends = true,
+                        _ if option.eq_ignore_ascii_case(b"keep-alive") => {}
+                        _ => return None,
+                    }
+                }
+                true
+            }
+            10 => is("keep-alive"),
+            12 if is("content-type") => {
+                if mem::replace(&mut has_type, true) {
+                    return None;
+                }
+                stated.may_be_silent = is_stream(value);
+                false
+            }
+            14 if is("content-length") => {
+                lengths += 1;
+                let is_written_so =
+                    value.iter().all(u8::is_ascii_digit) && (value == b"0" || !value.starts_with(b"0"));
+                if lengths > 1 || codings > 0 || !has_length || !is_written_so {
+                    return None;
+                }
+                false
+            }
+            14 => is("http2-settings"),
+            16 => is("proxy-connection"),
+            17 if is("transfer-encoding") => {
+                codings += 1;
+                if !is_chunked || lengths > 0 {
+                    return None;
+                }
+                true
+            }
+            18 => is("proxy-authenticate"),
+            _ => false,
+        };
+        let next = line + end + 1;
+        if is_dropped {
+            output.extend_from_slice(&bytes[copied..line]);
+            copied = next;
+        }
+        line = next;
+    }
+    if is_chunked {
+        output.extend_from_slice(b"transfer-encoding: chunked\r\n");
+    } else if lengths == 0 && has_length && !is_head {
+        return None;
+    }
+    if !has_date {
+        output.extend_from_slice(b"date: ");
+        output.extend_from_slice(&date::format(wall_ms() / 1000));
+        output.extend_from_slice(b"\r\n");
+    }
+    Some(stated)
+}
+
+/// Removes the fields of the application's connection from a response, and returns what they and others state.
+pub(super) fn clean<B>(response: &mut Response<B>) -> Stated {
+    let ends = ends_connection(response.headers());
+    headers::remove_hop_by_hop(response.headers_mut());
+    let may_be_silent =
+        response.headers().get(CONTENT_TYPE).is_some_and(|content_type| is_stream(content_type.as_bytes()));
+    Stated { ends, may_be_silent }
+}
+
+/// Writes the head of any response, with the fields that frame its body.
+pub(super) fn write(
+    output: &mut Vec<u8>,
+    mut response: Response<()>,
+    framing: BodyFraming,
+    is_head: bool,
+    closes: bool,
+) {
+    let status = response.status();
+    let reason = response.extensions_mut().remove::<ReasonPhrase>();
+    let reason = match &reason {
+        Some(reason) => reason.as_bytes(),
+        None => status.canonical_reason().unwrap_or_default().as_bytes(),
+    };
+    for part in [b"HTTP/1.1 ", status.as_str().as_bytes(), b" ", reason, b"\r\n"] {
+        output.extend_from_slice(part);
+    }
+    let has_length = !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+    let headers = response.headers_mut();
+    match framing {
+        // The length of the response to GET, if it is known.
+        BodyFraming::Length(0) if is_head => {
+            if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
+                headers.remove(CONTENT_LENGTH);
+            }
+        }
+        BodyFraming::Length(_) if !has_length => drop(headers.remove(CONTENT_LENGTH)),
+        BodyFraming::Length(length) => drop(headers.insert(CONTENT_LENGTH, length.into())),
+        BodyFraming::Chunked | BodyFraming::UntilClose => {
+            headers.remove(CONTENT_LENGTH);
+            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+        }
+    }
+    if is_head || !has_length {
+        headers.remove(TRAILER);
+    }
+    if closes {
+        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+    }
+    date_if_missing(headers, wall_ms());
+    write_fields(output, headers);
+    output.extend_from_slice(b"\r\n");
+}

@@ -1,0 +1,301 @@
+//! Exchanges whose request is written, and whose response's head is read, as text.
+
+use std::{
+    fmt,
+    io::{self, Write as _},
+    mem,
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+};
+
+use bytes::Bytes;
+use futures::future::BoxFuture;
+use http_body::{Body as _, Frame};
+use tokio::{io::AsyncWrite, net::tcp::OwnedWriteHalf};
+
+use super::{
+    Http1,
+    body::WireBody,
+    connection::Connection,
+    incoming::{IncomingHead, RawHead},
+};
+use crate::{
+    http1_guard::BodyKind,
+    upstream::{ExchangeError, Upstream, UpstreamError, WhenRefused},
+};
+
+/// Number of unwritten bytes from which no more of a body is taken from the client.
+const MAX_UNWRITTEN: usize = 8 << 10;
+
+/// A request on its way to the application, then its response.
+///
+/// # Guarantees
+/// - Dropping it ends the connection, unless both have ended.
+/// - Nothing of the response is read unless a reader waits for it.
+pub struct RawExchange {
+    http1: Arc<Http1>,
+    stage: Stage,
+    /// The request as far as it is not written, and what was written of it if it may be sent again.
+    text: Vec<u8>,
+    written: usize,
+    body: BodyKind,
+    /// True once all of the request is in `text`.
+    is_complete: bool,
+    /// True once any byte was written to the current connection.
+    has_begun: bool,
+    /// Failure of the connection, after which nothing more is written.
+    failure: Option<io::Error>,
+    /// True for a request that may be sent twice: an idempotent one without a body (RFC 9110, section 9.2.2).
+    may_be_repeated: bool,
+    is_repetition: bool,
+    /// True if the connection was made for the request.
+    is_new: bool,
+    /// True while a new connection may fail before anything was written.
+    may_fail_new: bool,
+    head: IncomingHead,
+}
+
+enum Stage {
+    Unconnected,
+    Connecting(BoxFuture<'static, Result<Box<Connection>, UpstreamError>>),
+    /// The head of the response is awaited.
+    Awaiting(Box<Connection>),
+    /// The response has begun. The rest of the request may still be written.
+    Responding(WireBody, Option<OwnedWriteHalf>),
+    Failed,
+}
+
+impl fmt::Debug for RawExchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("RawExchange").field("written", &self.written).finish_non_exhaustive()
+    }
+}
+
+impl RawExchange {
+    /// Creates the exchange of a request with this head. `is_head` is true for HEAD, `is_idempotent` for a method that may be repeated.
+    pub fn new(
+        upstream: &Upstream,
+        head: Vec<u8>,
+        body: BodyKind,
+        is_head: bool,
+        is_idempotent: bool,
+    ) -> Self {
+        let http1 = Arc::clone(&upstream.http1);
+        let incoming = IncomingHead::new(&http1.budget, is_head);
+        let is_complete = body == BodyKind::None;
+        Self {
+            http1,
+            stage: Stage::Unconnected,
+            text: head,
+            written: 0,
+            body,
+            is_complete,
+            has_begun: false,
+            failure: None,
+            may_be_repeated: is_complete && is_idempotent,
+            is_repetition: false,
+            is_new: false,
+            may_fail_new: true,
+            head: incoming,
+        }
+    }
+
+    /// Returns true if more of the body may be added.
+    pub fn has_room(&self) -> bool {
+        self.failure.is_some() || self.text.len() - self.written < MAX_UNWRITTEN
+    }
+
+    /// Returns true if all of the request was written, or can't be.
+    pub fn has_sent(&self) -> bool {
+        self.failure.is_some() || self.is_complete && self.written == self.text.len()
+    }
+
+    /// Returns true if the whole body was added.
+    pub fn is_complete(&self) -> bool {
+        self.is_complete
+    }
+
+    /// Returns true if the application waits for the client to send more of the body.
+    pub fn waits_for_client(&self) -> bool {
+        self.failure.is_none() && !self.is_complete && self.written == self.text.len()
+    }
+
+    /// Returns true if the application may have seen a part of the request.
+    pub fn was_sent(&self) -> bool {
+        self.has_begun || self.is_repetition
+    }
+
+    /// Adds a piece of the body.
+    pub fn add(&mut self, piece: &[u8]) {
+        if self.failure.is_some() || piece.is_empty() {
+            return;
+        }
+        if self.body == BodyKind::Chunked {
+            let _ = write!(self.text, "{:x}\r\n", piece.len());
+        }
+        self.text.extend_from_slice(piece);
+        if self.body == BodyKind::Chunked {
+            self.text.extend_from_slice(b"\r\n");
+        }
+    }
+
+    /// Ends the body.
+    pub fn complete(&mut self) {
+        if !mem::replace(&mut self.is_complete, true) && self.body == BodyKind::Chunked {
+            self.text.extend_from_slice(b"0\r\n\r\n");
+        }
+    }
+
+    /// Writes as much of the request as there is. A failure is found by waiting for the head.
+    pub fn poll_send(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        let Self { stage, text, written, .. } = self;
+        let writer = match stage {
+            Stage::Awaiting(connection) => connection.writer.as_mut(),
+            Stage::Responding(_, writer) => writer.as_mut(),
+            Stage::Unconnected | Stage::Connecting(_) | Stage::Failed => None,
+        };
+        let Some(writer) = writer.filter(|_| self.failure.is_none()) else { return Poll::Pending };
+        while *written < text.len() {
+            match ready!(Pin::new(&mut *writer).poll_write(context, &text[*written..])) {
+                Ok(count @ 1..) => {
+                    self.has_begun = true;
+                    *written += count;
+                }
+                Ok(0) => self.failure = Some(io::ErrorKind::WriteZero.into()),
+                Err(error) => self.failure = Some(error),
+            }
+            if self.failure.is_some() {
+                return Poll::Ready(());
+            }
+        }
+        if !self.is_complete {
+            text.clear();
+            *written = 0;
+        }
+        Poll::Ready(())
+    }
+
+    /// Waits for the next head, of an interim or the final response, and sends the request meanwhile. One that failed on a connection
+    /// which may have been closed is sent once more, over a new connection, if it may be.
+    ///
+    /// # Errors
+    /// If the application refused or closed the connection, or sent a malformed response.
+    pub fn poll_head(&mut self, context: &mut Context<'_>) -> Poll<Result<RawHead, UpstreamError>> {
+        loop {
+            match ready!(self.poll_attempt(context)) {
+                Err(UpstreamError::Exchange { source, .. })
+                    if self.may_be_repeated && !self.is_repetition && source.may_have_been_dead() =>
+                {
+                    (self.stage, self.written, self.has_begun) = (Stage::Unconnected, 0, false);
+                    (self.is_repetition, self.may_fail_new) = (true, true);
+                }
+                Err(error) => {
+                    self.stage = Stage::Failed;
+                    let is_repetition = self.is_repetition;
+                    return Poll::Ready(Err(if is_repetition { error.of_repetition() } else { error }));
+                }
+                Ok(head) => return Poll::Ready(Ok(head)),
+            }
+        }
+    }
+
+    /// Sends the request over an idle connection or a new one. A request of which nothing could be written is sent over another one.
+    fn poll_attempt(&mut self, context: &mut Context<'_>) -> Poll<Result<RawHead, UpstreamError>> {
+        loop {
+            match &mut self.stage {
+                Stage::Unconnected => {
+                    // An application that ends has closed the idle connections, or is about to.
+                    let may_be_idle = !self.is_repetition;
+                    let idle = may_be_idle.then(|| self.http1.take_idle(self.may_be_repeated)).flatten();
+                    self.is_new = idle.is_none();
+                    self.stage = match idle {
+                        Some(connection) => Stage::Awaiting(connection),
+                        None => {
+                            let http1 = Arc::clone(&self.http1);
+                            Stage::Connecting(Box::pin(
+                                async move { http1.connect(WhenRefused::Retry).await },
+                            ))
+                        }
+                    };
+                }
+                Stage::Connecting(connecting) => {
+                    self.stage = Stage::Awaiting(ready!(connecting.as_mut().poll(context))?);
+                }
+                Stage::Awaiting(_) => match ready!(self.poll_exchange(context)) {
+                    Ok(head) => return Poll::Ready(Ok(head)),
+                    Err(ExchangeError::Io(_))
+                        if !self.has_begun && (!self.is_new || mem::take(&mut self.may_fail_new)) =>
+                    {
+                        self.stage = Stage::Unconnected;
+                    }
+                    Err(source) => {
+                        let was_sent = self.has_begun;
+                        return Poll::Ready(Err(UpstreamError::Exchange { source, was_sent }));
+                    }
+                },
+                Stage::Responding(..) | Stage::Failed => return Poll::Pending,
+            }
+        }
+    }
+
+    fn poll_exchange(&mut self, context: &mut Context<'_>) -> Poll<Result<RawHead, ExchangeError>> {
+        let _ = self.poll_send(context);
+        if !self.has_begun {
+            // Bytes before the request are no response.
+            return match self.failure.take() {
+                Some(error) => Poll::Ready(Err(error.into())),
+                None => Poll::Pending,
+            };
+        }
+        let Stage::Awaiting(connection) = &mut self.stage else { return Poll::Pending };
+        match ready!(self.head.poll_raw(context, connection)) {
+            // The reason why the request could not be written tells more than the end of the connection.
+            Err(ExchangeError::Closed) => {
+                let failure = self.failure.take();
+                Poll::Ready(Err(failure.map_or(ExchangeError::Closed, ExchangeError::Io)))
+            }
+            outcome => Poll::Ready(outcome),
+        }
+    }
+
+    /// Leaves a failed exchange behind, and returns this one.
+    pub fn detach(&mut self) -> Self {
+        let failed = Self {
+            http1: Arc::clone(&self.http1),
+            stage: Stage::Failed,
+            text: Vec::new(),
+            written: 0,
+            head: IncomingHead::new(&self.http1.budget, false),
+            failure: Some(io::ErrorKind::Interrupted.into()),
+            ..*self
+        };
+        mem::replace(self, failed)
+    }
+
+    /// Begins to read the body of the final response. `ends` is true if a field of its head says that its connection ends.
+    pub fn begin_body(&mut self, head: &RawHead, ends: bool) {
+        let Stage::Awaiting(mut connection) = mem::replace(&mut self.stage, Stage::Failed) else { return };
+        let was_written = self.failure.is_none() && self.has_sent();
+        let pool = (was_written && head.may_be_kept_alive() && !ends).then(|| Arc::clone(&self.http1));
+        let writer = if self.has_sent() { None } else { connection.writer.take() };
+        let body = WireBody::new(connection, head.framing, pool, None);
+        self.stage = Stage::Responding(body, writer);
+    }
+
+    /// Returns true if the body of the response has ended.
+    pub fn has_ended(&self) -> bool {
+        matches!(&self.stage, Stage::Responding(body, _) if body.is_end_stream())
+    }
+
+    /// Reads the next piece of the body; `None` at its end.
+    pub fn poll_piece(
+        &mut self,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
+        match &mut self.stage {
+            Stage::Responding(body, _) => Pin::new(body).poll_frame(context),
+            _ => Poll::Ready(None),
+        }
+    }
+}
