@@ -61,8 +61,8 @@ impl Record {
     pub fn write(&self, file: &Path) -> Result<()> {
         let mut short = self.clone();
         for counts in short.0.values_mut() {
-            let least = counts.total as f64 * MIN_SHARE;
-            counts.functions.retain(|_, count| *count as f64 >= least);
+            let least = counts.least();
+            counts.functions.retain(|_, count| *count >= least);
         }
         let text = "# Instructions for each request of a path, and of the functions in it: written by `./dev bench instructions --update`.\n";
         let text = text.to_owned() + &serde_yaml::to_string(&short)?;
@@ -71,6 +71,11 @@ impl Record {
 }
 
 impl Counts {
+    /// Returns the count below which a function is not on record.
+    fn least(&self) -> u64 {
+        (self.total as f64 * MIN_SHARE).round() as u64
+    }
+
     fn rise_since(&self, old: &Self) -> f64 {
         (self.total as f64 - old.total as f64) / old.total as f64
     }
@@ -110,15 +115,16 @@ pub fn compare(record: &Record, measured: &Record) -> Vec<Finding> {
 
 /// Returns the functions that rose most, a line for each. One that is not on record was below [`MIN_SHARE`].
 fn risen(old: &Counts, new: &Counts) -> String {
+    let unknown = old.least();
     let rise = |(name, count): (&String, &u64)| {
         let before = old.functions.get(name).copied();
-        (count.saturating_sub(before.unwrap_or_default()), before, *count, name.clone())
+        (count.saturating_sub(before.unwrap_or(unknown)), before, *count, name.clone())
     };
     let mut risen: Vec<_> = new.functions.iter().map(rise).filter(|(rise, ..)| *rise > 0).collect();
     risen.sort_by(|one, other| other.0.cmp(&one.0).then_with(|| one.3.cmp(&other.3)));
     let mut text = String::new();
     for (rise, before, count, name) in risen.into_iter().take(NAMED) {
-        let before = before.map_or("few".to_owned(), |before| before.to_string());
+        let before = before.map_or(format!("at most {unknown}"), |before| before.to_string());
         let _ = write!(text, "\n  +{rise} ({before} to {count}) {name}");
     }
     text
@@ -143,8 +149,7 @@ mod tests {
         let old = record([("hit", counts(1000, &[("parse", 600), ("write", 400)]))]);
         let new = record([("hit", counts(1060, &[("parse", 630), ("write", 390), ("count", 40)]))]);
         let [Finding::Worse(text)] = &compare(&old, &new)[..] else { panic!("one finding") };
-        let expected =
-            "hit: 1060 instructions, 6.0 % more than 1000\n  +40 (few to 40) count\n  +30 (600 to 630) parse";
+        let expected = "hit: 1060 instructions, 6.0 % more than 1000\n  +36 (at most 4 to 40) count\n  +30 (600 to 630) parse";
         assert_eq!(text, expected);
     }
 
