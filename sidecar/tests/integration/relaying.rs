@@ -195,6 +195,7 @@ async fn relayed_exchanges_are_those_of_the_general_path() {
         (format!("HTTP/1.1 103 Early Hints\r\nLink: </a>\r\nConnection: x\r\n\r\nHTTP/1.1 100 Continue\r\n\r\n{OK}"), false),
         (format!("HTTP/1.1 200 OK\r\nX-Large: {}\r\nContent-Length: 2\r\n\r\nok", "y".repeat(20_000)), false),
         ("nonsense\r\n\r\n".to_owned(), true),
+        ("HTTP/1.1 200 OK\r\nContent-".to_owned(), true),
         ("HTTP/1.1 200 OK\r\nContent-Length: 2\r\nContent-Length: 3\r\n\r\nok".to_owned(), true),
         ("HTTP/1.1 101 On\r\nConnection: upgrade\r\nUpgrade: x\r\n\r\n".to_owned(), true),
         ("HTTP/1.1 200 OK\r\nContent-Length: 9\r\n\r\nok".to_owned(), true),

@@ -59,6 +59,11 @@ impl IncomingHead {
         Self { budget: Arc::clone(budget), to_head, searched: 0, room: None, waiting: None }
     }
 
+    /// Goes back to the beginning, for another connection.
+    pub(super) fn restart(&mut self) {
+        (self.searched, self.room, self.waiting) = (0, None, None);
+    }
+
     /// Reads the next head, and its fields.
     ///
     /// # Errors

@@ -189,6 +189,7 @@ impl RawExchange {
                 {
                     (self.stage, self.written, self.has_begun) = (Stage::Unconnected, 0, false);
                     (self.is_repetition, self.may_fail_new) = (true, true);
+                    self.head.restart();
                 }
                 Err(error) => {
                     self.stage = Stage::Failed;
