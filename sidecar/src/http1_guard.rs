@@ -57,6 +57,7 @@ pub use handoff::{Handoff, ReleasingBody, write_fields, write_interim};
 #[cfg(test)]
 pub(crate) use head::with_valid_head;
 pub use head::{Head, Lines};
+pub(crate) use head::{MAX_LINES, MAX_TARGET, in_host};
 use head::{Rewritten, Scan};
 pub use http2::check_http2;
 pub use request_error::RequestError;

@@ -22,6 +22,7 @@ pub mod head_room;
 pub mod headers;
 pub mod held;
 pub mod http1_guard;
+pub mod http2_guard;
 pub mod in_progress;
 pub mod l1;
 pub mod l2;

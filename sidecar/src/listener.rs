@@ -37,12 +37,10 @@ use crate::{
     work::Work,
 };
 
-mod calm;
 mod detect;
 mod http2;
 mod idle;
 mod peer;
-mod prefixed;
 mod requests;
 mod resets;
 mod splice;
@@ -51,7 +49,6 @@ use detect::{Detected, Other, detect};
 use http2::serve_http2;
 pub use idle::end_idle;
 use peer::Peer;
-use prefixed::Prefixed;
 use splice::{Spliced, splice};
 
 /// Maximum time, and number of bytes, for which a rejected client's data is read and dropped, so that it can read the
@@ -149,7 +146,7 @@ async fn serve_to_its_end(
     let peer = Peer { address: ip, proxy, shutdown, place };
     let outcome = match detect(&mut stream, proxy, shutdown).await {
         Ok(Detected::Http1(beginning)) => serve_http1(stream, &beginning, peer).await,
-        Ok(Detected::Http2(beginning)) => serve_http2(Prefixed::new(beginning, stream), peer).await,
+        Ok(Detected::Http2(beginning)) => serve_http2(stream, &beginning, peer).await,
         Ok(Detected::Other(other)) => {
             place.connection().serves();
             serve_other(stream, other, ip, proxy).await.map_err(Into::into)

@@ -64,7 +64,7 @@ mod write;
 
 use classify::{Disposition, EndsHere, classify};
 pub use direct::Direct;
-pub use fast_path::FastPath;
+pub use fast_path::{FastPath, FastPath2};
 use fetch::{Fetch, Purpose};
 use request::{CacheRequest, Routed};
 

@@ -27,6 +27,7 @@ mod integration {
     mod hanging;
     mod heads;
     mod http2;
+    mod http2_hits;
     mod http_source;
     mod identities;
     mod interim;

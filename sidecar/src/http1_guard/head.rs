@@ -13,9 +13,9 @@ use super::{framing::Framing, request_error::RequestError};
 /// Maximum length of a head in bytes.
 pub(super) const MAX_HEAD_BYTES: usize = 64 << 10;
 /// Maximum length of a request target in bytes.
-pub(super) const MAX_TARGET: usize = 32 << 10;
+pub(crate) const MAX_TARGET: usize = 32 << 10;
 /// Maximum number of field lines.
-pub(super) const MAX_LINES: usize = 100;
+pub(crate) const MAX_LINES: usize = 100;
 
 /// The field lines of a head, in the buffer that they were read into.
 #[derive(Debug)]
@@ -221,7 +221,7 @@ impl Head<'_> {
     }
 }
 
-pub(super) fn in_host(byte: u8) -> bool {
+pub(crate) fn in_host(byte: u8) -> bool {
     HOST[byte as usize]
 }
 

@@ -22,22 +22,23 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{calm::FrameWriter, peer::Peer, requests::Requests, resets::Resets};
+use super::{peer::Peer, requests::Requests, resets::Resets};
 use crate::{
     connections::Admitted,
     head_room,
     held::Held,
     http1_guard::{RequestError, check_http2},
+    http2_guard::{ErrorCode, Http2Guard, MAX_LIST, Shared},
     in_progress::InProgress,
     problem::Problem,
-    proxy::Client,
+    proxy::{Client, FastPath2},
     work::Work,
 };
 
 /// Interval of pings on a quiet connection.
 const PING_INTERVAL: Duration = Duration::from_secs(30);
-/// Maximum size of a header list, as over HTTP/1.
-const MAX_HEADER_LIST: u32 = 64 << 10;
+/// Maximum size of a header list, which the guard enforces, too.
+const MAX_HEADER_LIST: u32 = MAX_LIST as u32;
 /// Maximum number of body bytes that are received before they are read, per request and per connection. These are the
 /// initial windows of every connection (RFC 9113, section 6.9.2), and do not grow.
 const STREAM_WINDOW: u32 = (64 << 10) - 1;
@@ -55,13 +56,15 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 /// Serves a connection until it ends, the process ends, it is idle for too long, or gives up too many streams.
 pub(super) async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin>(
     stream: IO,
+    beginning: &[u8],
     peer: Peer<'_>,
 ) -> anyhow::Result<()> {
-    serve_until_idle(stream, peer, IDLE_INTERVAL).await
+    serve_until_idle(stream, beginning, peer, IDLE_INTERVAL).await
 }
 
 async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
     stream: IO,
+    beginning: &[u8],
     Peer { address: client, proxy, shutdown, place }: Peer<'_>,
     idle_interval: Duration,
 ) -> anyhow::Result<()> {
@@ -108,7 +111,14 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
             Ok::<_, std::convert::Infallible>(response)
         }))
     });
-    let mut writer = FrameWriter::new(stream, place);
+    let budget = &proxy.telemetry().stats.budget;
+    let shared = Shared {
+        place: Arc::clone(place),
+        in_progress: Arc::clone(&in_progress),
+        is_used: Arc::clone(&is_used),
+    };
+    let responder = FastPath2::new(Arc::clone(proxy));
+    let mut guard = Http2Guard::new(stream, beginning, responder, budget, shared);
     let ended = {
         let connection = http2::Builder::new(TokioExecutor::new())
             .timer(TokioTimer::new())
@@ -119,7 +129,7 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
             .initial_stream_window_size(STREAM_WINDOW)
             .initial_connection_window_size(CONNECTION_WINDOW)
             .max_send_buf_size(SEND_BUFFER)
-            .serve_connection(TokioIo::new(&mut writer), service);
+            .serve_connection(TokioIo::new(&mut guard), service);
         let mut connection = pin!(connection);
         let mut looks = interval(idle_interval);
         looks.set_missed_tick_behavior(MissedTickBehavior::Delay);
@@ -144,11 +154,16 @@ async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
             }
         }
     };
-    match ended {
-        Some(ended) => Ok(ended?),
-        None => {
+    match (guard.failure(), ended) {
+        (Some(failure), ended) => {
+            guard.end(failure).await?;
+            ended.transpose()?;
+            Ok(())
+        }
+        (None, Some(ended)) => Ok(ended?),
+        (None, None) => {
             proxy.telemetry().refused(RequestError::Resets, client);
-            Ok(writer.send_calm().await?)
+            Ok(guard.end(ErrorCode::EnhanceYourCalm).await?)
         }
     }
 }
@@ -200,7 +215,7 @@ mod tests {
         let begun = Instant::now();
         let (client, idle) = (Ipv4Addr::LOCALHOST.into(), Duration::from_millis(50));
         let peer = Peer { address: client, proxy: &proxy, shutdown: &shutdown, place: &place };
-        let served = serve_until_idle(theirs, peer, idle);
+        let served = serve_until_idle(theirs, b"", peer, idle);
         let asked = async {
             let (sender, connection) = h2::client::handshake(ours).await.unwrap();
             let _open: h2::client::SendRequest<Bytes> = sender;

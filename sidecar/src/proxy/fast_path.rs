@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 use larder_policy::{
-    Fields as _, HeaderKinds, Key, NormalPath, cache_control::RequestDirectives, credentials,
-    freshness::State, key::KeyParts, writing,
+    Fields, HeaderKinds, Key, NormalPath, cache_control::RequestDirectives, credentials, freshness::State,
+    key::KeyParts, writing,
 };
 
 use self::reply::Reply;
@@ -21,12 +21,30 @@ use crate::{
     stats::Outcome,
 };
 
+mod http2;
 mod reply;
 #[cfg(test)]
 mod tests;
 
+pub use http2::FastPath2;
+
 /// Maximum length of a body that is copied behind its head, in bytes.
 const MAX_COPIED: usize = 4 << 10;
+
+/// A request, and the room for its response.
+#[derive(Debug)]
+struct Asked<'a, L> {
+    method: &'a str,
+    target: &'a str,
+    /// The host beside the field lines, over HTTP/2.
+    uri_host: Option<&'a str>,
+    lines: &'a L,
+    /// Maximum lengths of a stored head in HTTP/1 form, and of a body.
+    max_head: usize,
+    max_body: usize,
+    /// Maximum length of a body that is copied behind its head.
+    max_copied: usize,
+}
 
 /// Responds to plain GETs and HEADs from whole, fresh responses in memory. Every other request takes the slow path.
 #[derive(Debug)]
@@ -44,23 +62,37 @@ impl FastPath {
 
     /// Writes the whole response, and returns the part of its body that follows.
     pub(super) fn find(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
-        let method = match head.method {
+        let Head { method, target, lines, is_http11 } = head;
+        let asked = Asked {
+            method,
+            target,
+            uri_host: None,
+            lines,
+            max_head: usize::MAX,
+            max_body: usize::MAX,
+            max_copied: MAX_COPIED,
+        };
+        is_http11.then(|| self.respond_to(&asked, output)).flatten()
+    }
+
+    fn respond_to(&mut self, asked: &Asked<'_, impl Fields>, output: &mut Vec<u8>) -> Option<Bytes> {
+        let method = match asked.method {
             "GET" => Method::GET,
             "HEAD" => Method::HEAD,
             _ => return None,
         };
-        if !head.is_http11 || !head.target.starts_with('/') || self.proxy.drain.is_on() {
+        if !asked.target.starts_with('/') || self.proxy.drain.is_on() {
             return None;
         }
         let snapshot = self.proxy.config.snapshot_guard();
-        let kinds = HeaderKinds::under(&head.lines, snapshot.policy().identity_headers());
-        let is_plain = !(kinds.has_content() || kinds.has_connection() && !only_keeps_alive(head));
+        let kinds = HeaderKinds::under(asked.lines, snapshot.policy().identity_headers());
+        let is_plain = !(kinds.has_content() || kinds.has_connection() && !only_keeps_alive(asked.lines));
         if snapshot.mode() != Mode::Serving || !is_plain {
             return None;
         }
-        let (path, query) = match head.target.split_once('?') {
+        let (path, query) = match asked.target.split_once('?') {
             Some((path, query)) => (path, Some(query)),
-            None => (head.target, None),
+            None => (asked.target, None),
         };
         // The key may leave the parameter out.
         if query.is_some_and(writing::is_disguised_by) {
@@ -70,7 +102,7 @@ impl FastPath {
         if path_in_admin(snapshot.policy(), &path).is_some() {
             return None;
         }
-        let found = snapshot.policy().route(&method, &path, &head.lines)?;
+        let found = snapshot.policy().route(&method, &path, asked.lines)?;
         let route = found.route;
         if route.envelope {
             return None;
@@ -80,7 +112,7 @@ impl FastPath {
         let authorizes = kinds.has_authorization() && !credentials::is_settled("authorization", &route.key);
         if asks_caches
             || authorizes && !snapshot.policy().is_bare()
-            || not_for_the_cache(&snapshot, route, query, &head.lines, &kinds).is_some()
+            || not_for_the_cache(&snapshot, route, query, asked.lines, &kinds).is_some()
         {
             return None;
         }
@@ -88,14 +120,14 @@ impl FastPath {
         let parts = KeyParts {
             method: &Method::GET,
             target: self.proxy.target,
-            uri_host: None,
+            uri_host: asked.uri_host,
             path: &path,
             query,
             body: None,
         };
         self.key.clear();
-        Key::write(&mut self.key, &parts, &head.lines, &kinds, &route.key);
-        let entry = snapshot.store.find(&mut self.key, &head.lines).ok()?;
+        Key::write(&mut self.key, &parts, asked.lines, &kinds, &route.key);
+        let entry = snapshot.store.find(&mut self.key, asked.lines).ok()?;
         let (rendered, body) = entry.rendered()?;
         if entry.is_purged(&snapshot.store.barriers) {
             return None;
@@ -116,10 +148,13 @@ impl FastPath {
             return None;
         }
         let stored = &entry.head;
-        let reply = Reply::of(&method, &head.lines, kinds, stored, body)?;
+        let reply = Reply::of(&method, asked.lines, kinds, stored, body)?;
         let bytes = reply.bytes(body);
+        if rendered.len() > asked.max_head || bytes.len() > asked.max_body {
+            return None;
+        }
         let mut number = itoa::Buffer::new();
-        output.reserve(rendered.len() + 160 + bytes.len().min(MAX_COPIED));
+        output.reserve(rendered.len() + 160 + bytes.len().min(asked.max_copied));
         reply.write_head(stored, rendered, body, output);
         output.extend_from_slice(b"age: ");
         output.extend_from_slice(number.format(freshness.age.as_secs()).as_bytes());
@@ -127,10 +162,10 @@ impl FastPath {
         output.extend_from_slice(number.format(ttl_seconds(freshness.state)).as_bytes());
         output.extend_from_slice(b"; detail=l1\r\n\r\n");
         snapshot.route_stats(Some(route)).answered(Outcome::Hit, Tier::L1);
-        tracing::debug!(method = head.method, uri = head.target, "request");
+        tracing::debug!(method = asked.method, uri = asked.target, "request");
         let status = reply.status(stored.status).as_u16();
         tracing::debug!(route = route.name, tier = "l1", status, "hit");
-        if bytes.len() > MAX_COPIED {
+        if bytes.len() > asked.max_copied {
             return Some(body.slice(bytes));
         }
         output.extend_from_slice(&body[bytes]);
@@ -139,8 +174,8 @@ impl FastPath {
 }
 
 /// Returns true if the connection's own header fields only keep it alive.
-fn only_keeps_alive(head: &Head<'_>) -> bool {
+fn only_keeps_alive(lines: &impl Fields) -> bool {
     let others = ["upgrade", "te", "expect", "keep-alive", "proxy-connection"];
-    head.lines.values("connection").all(|value| value.eq_ignore_ascii_case(b"keep-alive"))
-        && !others.iter().any(|name| head.lines.has(name))
+    lines.values("connection").all(|value| value.eq_ignore_ascii_case(b"keep-alive"))
+        && !others.iter().any(|name| lines.has(name))
 }

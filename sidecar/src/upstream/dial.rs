@@ -113,9 +113,12 @@ impl Dialer {
     /// Returns the time for which the application has refused every connection, if it refused one within the last second.
     pub fn refused_for(&self) -> Option<Duration> {
         let since = self.refused_since.load(Ordering::Relaxed);
+        if since == 0 {
+            return None;
+        }
         let now = monotonic_ms();
         let is_recent = now.saturating_sub(self.refused_last.load(Ordering::Relaxed)) < GONE_INTERVAL_MS;
-        (since != 0 && is_recent).then(|| Duration::from_millis(now.saturating_sub(since)))
+        is_recent.then(|| Duration::from_millis(now.saturating_sub(since)))
     }
 
     /// Waits until the application has refused a connection.

@@ -4,7 +4,7 @@ use std::{cell::RefCell, collections::BTreeMap, net::Ipv4Addr, sync::Arc};
 
 use axum::Router;
 use bytes::Bytes;
-use http::{HeaderMap, HeaderValue, Request, StatusCode, header};
+use http::{HeaderMap, HeaderValue, Request, StatusCode, Version, header};
 use http_body_util::BodyExt as _;
 use larder_policy::{
     Policy,
@@ -23,6 +23,7 @@ use crate::{
     entry::{Content, Entry, Head as StoredHead},
     headers,
     http1_guard::with_valid_head,
+    http2_guard::{Http2Responder as _, fields_of, with_plain_request},
     proxy::{
         Client,
         classify::{Disposition, classify},
@@ -195,9 +196,13 @@ impl Fixture {
     }
 
     /// Returns the request as the slow path classifies it, if it is one of a route, and the reason why it is bypassed.
-    fn classified(&self, case: &Case) -> Option<(CacheRequest, bool)> {
-        let mut request =
-            Request::builder().method(case.method).uri(&case.target).header("host", "shop").body(()).unwrap();
+    fn classified(&self, case: &Case, version: Version) -> Option<(CacheRequest, bool)> {
+        let request = Request::builder().method(case.method);
+        let request = match version {
+            Version::HTTP_2 => request.uri(format!("http://shop{}", case.target)),
+            _ => request.uri(&case.target).header("host", "shop"),
+        };
+        let mut request = request.body(()).unwrap();
         for (name, value) in &case.lines {
             request.headers_mut().append(*name, HeaderValue::from_static(value));
         }
@@ -235,7 +240,7 @@ impl Fixture {
     }
 
     /// Returns the response of the fast path, if it responds and the head is valid.
-    fn fast(&self, case: &Case) -> Option<Vec<u8>> {
+    fn fast(&self, case: &Case) -> Option<Parsed> {
         let mut text = format!("{} {} HTTP/1.1\r\nhost: shop\r\n", case.method, case.target);
         for (name, value) in &case.lines {
             text.push_str(&format!("{name}: {value}\r\n"));
@@ -245,12 +250,31 @@ impl Fixture {
         let mut output = vec![];
         let rest = with_valid_head(text.as_bytes(), |head| path.find(head, &mut output))??;
         output.extend_from_slice(&rest);
-        Some(output)
+        Some(parse(&output))
+    }
+
+    /// Returns the response of the fast path over HTTP/2, if it responds and the request is plain.
+    fn fast_over_http2(&self, case: &Case) -> Option<Parsed> {
+        let pseudo =
+            [(":method", case.method), (":scheme", "http"), (":authority", "shop"), (":path", &*case.target)];
+        let mut path = FastPath2::new(Arc::clone(&self.proxy));
+        let mut block = vec![];
+        let body = with_plain_request(&[&pseudo[..], &case.lines].concat(), |request| {
+            let without_room = path.respond(request, 0, &mut vec![]);
+            assert!(without_room.is_none_or(|body| body.is_empty()));
+            path.respond(request, usize::MAX, &mut block)
+        })??;
+        let block = fields_of(&block);
+        let mut fields = fields(block.iter().map(|(name, value)| (name.as_str(), value.as_bytes())));
+        let status = fields.remove(":status").unwrap().concat().parse().unwrap();
+        Some((status, fields, body.to_vec()))
     }
 }
 
 /// Fields in the order of their names.
 type Fields = BTreeMap<String, Vec<String>>;
+/// A status, the fields and the body.
+type Parsed = (u16, Fields, Vec<u8>);
 
 fn fields<'a>(lines: impl Iterator<Item = (&'a str, &'a [u8])>) -> Fields {
     let mut fields = Fields::new();
@@ -262,7 +286,7 @@ fn fields<'a>(lines: impl Iterator<Item = (&'a str, &'a [u8])>) -> Fields {
 }
 
 /// Reads a response as it is written to an HTTP/1 connection.
-fn parse(bytes: &[u8]) -> (u16, Fields, Vec<u8>) {
+fn parse(bytes: &[u8]) -> Parsed {
     let mut lines = [httparse::EMPTY_HEADER; 32];
     let mut response = httparse::Response::new(&mut lines);
     let httparse::Status::Complete(length) = response.parse(bytes).unwrap() else { panic!("a whole head") };
@@ -292,8 +316,13 @@ fn as_sent(case: &Case, head: &http::response::Parts, body: &[u8]) -> Fields {
     fields
 }
 
-#[test]
-fn fast_path_responds_only_to_routed_requests_and_as_the_slow_path() {
+/// Expects the fast path to respond only to routed requests, as the slow path does, and to so many of each method and
+/// status at least.
+fn check(
+    version: Version,
+    fast: impl Fn(&Fixture, &Case) -> Option<Parsed>,
+    least: &[((&'static str, u16), usize)],
+) {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
     let fixture = Fixture::new();
@@ -302,15 +331,18 @@ fn fast_path_responds_only_to_routed_requests_and_as_the_slow_path() {
     let responses = RefCell::new(BTreeMap::<_, usize>::new());
     runner
         .run(&case(), |case| {
-            let classified = fixture.classified(&case);
+            // An absolute target is one of HTTP/1.
+            if version == Version::HTTP_2 && !case.target.starts_with('/') {
+                return Ok(());
+            }
+            let classified = fixture.classified(&case, version);
             if let Some((request, _)) = &classified {
                 fixture.store_for(request, &case);
             }
-            let Some(fast) = fixture.fast(&case) else {
+            let Some((status, fields, body)) = fast(&fixture, &case) else {
                 *responses.borrow_mut().entry(("declined", 0)).or_default() += 1;
                 return Ok(());
             };
-            let (status, fields, body) = parse(&fast);
             *responses.borrow_mut().entry((case.method, status)).or_default() += 1;
             let Some((request, false)) = classified else {
                 return Err(TestCaseError::fail("the classifier passes or bypasses it"));
@@ -328,15 +360,22 @@ fn fast_path_responds_only_to_routed_requests_and_as_the_slow_path() {
         })
         .unwrap();
     let responses = responses.into_inner();
-    for (kind, least) in [
-        (("declined", 0), 800),
-        (("GET", 200), 400),
-        (("GET", 206), 20),
-        (("GET", 304), 50),
-        (("GET", 404), 20),
-        (("HEAD", 200), 50),
-        (("HEAD", 304), 10),
-    ] {
-        assert!(responses.get(&kind).is_some_and(|count| *count >= least), "{kind:?} in {responses:?}");
+    for (kind, least) in least {
+        assert!(responses.get(kind).is_some_and(|count| count >= least), "{kind:?} in {responses:?}");
     }
+}
+
+/// Least numbers of responses to GETs, by status.
+const OF_GET: [((&str, u16), usize); 5] =
+    [(("declined", 0), 800), (("GET", 200), 400), (("GET", 206), 20), (("GET", 304), 50), (("GET", 404), 20)];
+
+#[test]
+fn fast_path_responds_only_to_routed_requests_and_as_the_slow_path() {
+    let least = [&OF_GET[..], &[(("HEAD", 200), 50), (("HEAD", 304), 10)]].concat();
+    check(Version::HTTP_11, Fixture::fast, &least);
+}
+
+#[test]
+fn fast_path_of_http_2_responds_only_to_routed_requests_and_as_the_slow_path() {
+    check(Version::HTTP_2, Fixture::fast_over_http2, &OF_GET);
 }
