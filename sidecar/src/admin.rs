@@ -6,13 +6,10 @@ use std::{
 };
 
 use aide::{
-    axum::{
-        ApiRouter,
-        routing::{delete_with, get_with, post_with},
-    },
+    axum::{ApiRouter, routing as documented},
     openapi::OpenApi,
 };
-use axum::{Router, middleware};
+use axum::{Router, middleware, routing};
 use http::{Method, StatusCode, Uri};
 use larder_api::admin::path;
 
@@ -75,7 +72,7 @@ pub fn router(admin: Arc<Admin>, endpoint: AdminEndpoint) -> Router {
             format!("{method} is not allowed here: use one of the methods in Allow"),
         )
     };
-    let router: Router<Arc<Admin>> = routes(endpoint).into();
+    let router = routes(endpoint);
     let router = match endpoint {
         AdminEndpoint::Own => router,
         // Whoever reaches the application reaches this, too.
@@ -86,31 +83,55 @@ pub fn router(admin: Arc<Admin>, endpoint: AdminEndpoint) -> Router {
     router.fallback(no_such_path).method_not_allowed_fallback(no_such_method).with_state(admin)
 }
 
-/// The document of the admin API (OpenAPI 3.1), as `openapi.json` has it.
-pub fn document() -> String {
-    let mut document = document::start();
-    let _: Router<Arc<Admin>> = routes(AdminEndpoint::Own).finish_api_with(&mut document, document::finish);
-    let text = serde_json::to_string_pretty::<OpenApi>(&document);
-    text.expect("the document has only string keys, which JSON can represent") + "\n"
+/// Lists the routes for a macro: the path, axum's method, aide's, the handler, and its description.
+macro_rules! for_all_routes {
+    ($add:ident) => {
+        $add!(path::LIVEZ, get, get_with, health::livez, health::about_livez);
+        $add!(path::READYZ, get, get_with, health::readyz, health::about_readyz);
+        $add!(path::METRICS, get, get_with, health::metrics, health::about_metrics);
+        $add!(path::POLICY, get, get_with, health::policy, health::about_policy);
+        $add!(path::STATS, get, get_with, stats::stats, stats::about);
+        $add!(&entries_path(), get, get_with, entries::entries, entries::about);
+        $add!(&entries_path(), delete, delete_with, purging::delete_entry, purging::about_delete);
+        $add!(path::PURGE, post, post_with, purging::purge, purging::about_purge);
+        $add!(path::EXPLAIN, post, post_with, explain::explained, explain::about);
+        $add!(path::OPENAPI, get, get_with, pages::openapi, pages::about_openapi);
+        $add!(path::DOCS, get, get_with, pages::docs, pages::about_docs);
+        $add!(path::REDOC, get, get_with, pages::redoc, pages::about_redoc);
+    };
 }
 
-fn routes(endpoint: AdminEndpoint) -> ApiRouter<Arc<Admin>> {
-    let entries = format!("{}{{*key}}", path::ENTRIES);
-    let routes = ApiRouter::new()
-        .api_route(path::LIVEZ, get_with(health::livez, health::about_livez))
-        .api_route(path::READYZ, get_with(health::readyz, health::about_readyz))
-        .api_route(path::METRICS, get_with(health::metrics, health::about_metrics))
-        .api_route(path::POLICY, get_with(health::policy, health::about_policy))
-        .api_route(path::STATS, get_with(stats::stats, stats::about))
-        .api_route(&entries, get_with(entries::entries, entries::about))
-        .api_route(&entries, delete_with(purging::delete_entry, purging::about_delete))
-        .api_route(path::PURGE, post_with(purging::purge, purging::about_purge))
-        .api_route(path::EXPLAIN, post_with(explain::explained, explain::about))
-        .api_route(path::OPENAPI, get_with(pages::openapi, pages::about_openapi))
-        .api_route(path::DOCS, get_with(pages::docs, pages::about_docs))
-        .api_route(path::REDOC, get_with(pages::redoc, pages::about_redoc));
-    match endpoint {
-        AdminEndpoint::Own => routes.api_route(path::DRAIN, post_with(health::drain, health::about_drain)),
-        AdminEndpoint::Application => routes,
+fn entries_path() -> String {
+    format!("{}{{*key}}", path::ENTRIES)
+}
+
+fn routes(endpoint: AdminEndpoint) -> Router<Arc<Admin>> {
+    let mut router = Router::new();
+    macro_rules! add {
+        ($path:expr, $method:ident, $with:ident, $handler:expr, $about:expr) => {
+            router = router.route($path, routing::$method($handler));
+        };
     }
+    for_all_routes!(add);
+    match endpoint {
+        AdminEndpoint::Own => router.route(path::DRAIN, routing::post(health::drain)),
+        AdminEndpoint::Application => router,
+    }
+}
+
+/// The document of the admin API (OpenAPI 3.1), which `openapi.json` has and the sidecar serves from there: what makes it
+/// would be a megabyte of a running sidecar's memory.
+pub fn document() -> String {
+    let mut router = ApiRouter::<Arc<Admin>>::new();
+    macro_rules! add {
+        ($path:expr, $method:ident, $with:ident, $handler:expr, $about:expr) => {
+            router = router.api_route($path, documented::$with($handler, $about));
+        };
+    }
+    for_all_routes!(add);
+    add!(path::DRAIN, post, post_with, health::drain, health::about_drain);
+    let mut document = document::start();
+    let _: Router<Arc<Admin>> = router.finish_api_with(&mut document, document::finish);
+    let text = serde_json::to_string_pretty::<OpenApi>(&document);
+    text.expect("the document has only string keys, which JSON can represent") + "\n"
 }

@@ -1,11 +1,8 @@
 //! The document of the admin API, and pages to read it by.
 
-use std::sync::LazyLock;
-
 use aide::{redoc::Redoc, swagger::Swagger, transform::TransformOperation};
 use axum::{
     Json,
-    body::Bytes,
     response::{Html, IntoResponse, Response},
 };
 use http::header;
@@ -13,6 +10,9 @@ use serde_json::Value;
 
 /// Where the document is, seen from the pages: they may be under a prefix.
 const DOCUMENT: &str = "openapi.json";
+
+/// The document, which `./dev generate` makes of the routes.
+const OPENAPI: &str = include_str!(concat!(env!("CARGO_MANIFEST_DIR"), "/openapi.json"));
 
 /// The pages bring all that they need and load nothing from elsewhere, which browsers are told to enforce. They are made of
 /// inline scripts, which may compile what they read, and Redoc searches in a worker.
@@ -25,9 +25,7 @@ const REDOC_LOGO: &str = "https://cdn.redoc.ly/redoc/logo-mini.svg";
 const NO_IMAGE: &str = "data:image/svg+xml,%3Csvg xmlns='http://www.w3.org/2000/svg'/%3E";
 
 pub(super) async fn openapi() -> Response {
-    static TEXT: LazyLock<Bytes> = LazyLock::new(|| super::document().into());
-    let document = TEXT.clone();
-    ([(header::CONTENT_TYPE, "application/json")], document).into_response()
+    ([(header::CONTENT_TYPE, "application/json")], OPENAPI).into_response()
 }
 
 pub(super) fn about_openapi(operation: TransformOperation<'_>) -> TransformOperation<'_> {
