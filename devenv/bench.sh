@@ -7,6 +7,7 @@ run_bench() {
     paths) bench_paths "${@:2}" ;;
     instructions) bench_instructions "${@:2}" ;;
     l1) bench_l1 "${@:2}" ;;
+    soak) bench_soak "${@:2}" ;;
     operator) bench_operator "${@:2}" ;;
     *) usage >&2; exit 2 ;;
   esac
@@ -79,6 +80,17 @@ bench_l1() { # what else `l1 --help` has
   step "cargo build --release" "see the log" cargo build --release -p larder-bench --bin l1
   shown "caches in memory" "run $CARGO_TARGET_DIR/release/l1 by hand" "$CARGO_TARGET_DIR/release/l1" "$@"
   took "./dev bench l1" "$started"
+}
+
+bench_soak() { # what else `soak --help` has
+  local started=$SECONDS
+  need taskset util-linux
+  need setpriv util-linux
+  need_rust
+  build_sidecar
+  step "cargo build --release" "see the log" cargo build --release -p larder-bench --bin soak
+  shown "memory under churn" "run $CARGO_TARGET_DIR/release/soak by hand" "$CARGO_TARGET_DIR/release/soak" "$@"
+  took "./dev bench soak" "$started"
 }
 
 bench_operator() { # what else `operator --help` has

@@ -1,5 +1,6 @@
 //! The cost of a hit, and of every other path of a request: servers side by side, in requests per second of their own CPU.
-//! Instructions for each request beside those on record. The choice of L1: libraries side by side. The operator at scale.
+//! Instructions for each request beside those on record. The choice of L1: libraries side by side. The
+//! memory of a sidecar under churn. The operator at scale.
 //!
 //! `docs/benchmarks.md` explains how to run and read the results.
 
@@ -16,5 +17,6 @@ pub mod probe;
 pub mod process;
 pub mod serve;
 pub mod server;
+pub mod soak;
 pub mod table;
 pub mod traces;

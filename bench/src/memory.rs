@@ -61,7 +61,8 @@ pub fn fill(cache: &dyn Cache, fill: Fill) -> Result<Taken> {
     let mut random = Random(3);
     let mut number = 0_u32;
     let mut insert = |size: usize| {
-        cache.insert(&key(number), answer(size));
+        let key = key(number);
+        cache.insert(&key, answer(&key, size));
         number += 1;
     };
     match fill {
@@ -110,8 +111,8 @@ pub fn key(number: u32) -> String {
     format!("GET http shop.example /api/products/{number}?lang=en")
 }
 
-/// Returns a response with a body of this size.
-pub fn answer(size: usize) -> Stored {
+/// Returns a response with a body of this size, which is stored under `key`.
+pub fn answer(key: &str, size: usize) -> Stored {
     let headers: HeaderMap = [
         (header::CONTENT_TYPE, "application/json"),
         (header::CACHE_CONTROL, "max-age=60"),
@@ -123,9 +124,10 @@ pub fn answer(size: usize) -> Stored {
     .collect();
     let times = Times { requested_at: 0, received_at: 0 };
     let meta = ResponseMeta::read(StatusCode::OK, &headers, times, &[]);
-    let names = Box::new([PurgeName::path("/api/products")]);
-    let head = Head { status: StatusCode::OK, headers, times, meta, stamp: Stamp::default(), names };
-    Stored::Entry(Entry::new(head, Content::Whole(Bytes::from(vec![b'x'; size]))).into())
+    // As many as a request without tags has.
+    let names = [PurgeName::key(key), PurgeName::key("GET:/api/products"), PurgeName::path("/api/products")];
+    let head = Head { headers, meta, stamp: Stamp::default(), names: names.into() };
+    Stored::Entry(Entry::new(key, &head, Content::Whole(Bytes::from(vec![b'x'; size]))).into())
 }
 
 /// Returns a field of a process' status, in bytes.

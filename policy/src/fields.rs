@@ -14,9 +14,14 @@ pub trait Fields {
             .map(|(_, value)| value)
     }
 
+    /// Returns the value of the first line of a field.
+    fn value<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
+        self.values(name).next()
+    }
+
     /// Returns true if the field has at least one line.
     fn has(&self, name: &str) -> bool {
-        self.values(name).next().is_some()
+        self.value(name).is_some()
     }
 }
 
@@ -27,6 +32,10 @@ impl Fields for HeaderMap {
 
     fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.get_all(name).iter().map(|value| value.as_bytes())
+    }
+
+    fn value<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
+        self.get(name).map(|value| value.as_bytes())
     }
 
     fn has(&self, name: &str) -> bool {

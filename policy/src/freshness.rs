@@ -2,15 +2,11 @@
 
 use std::time::Duration;
 
-use crate::{
-    cache_control::{RequestDirectives, ResponseDirectives},
-    lifetimes::Lifetimes,
-    response_meta::ResponseMeta,
-};
+use crate::{cache_control::RequestDirectives, lifetimes::Lifetimes, response_meta::ResponseMeta};
 
 mod window;
 
-use window::{Windows, forbids_stale};
+use window::Windows;
 
 /// The age of a stored response and its permitted use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -84,7 +80,7 @@ pub fn evaluate(
     resident: Duration,
     asked: &RequestDirectives,
 ) -> Freshness {
-    let age = meta.initial_age.saturating_add(resident);
+    let age = meta.initial_age().saturating_add(resident);
     let ttl = ttl(meta, lifetimes);
     let left = match life(meta, lifetimes, ttl, resident) {
         Ok(_) if never_unasked(meta, ttl) => Err(Duration::ZERO),
@@ -108,7 +104,7 @@ pub fn evaluate(
 /// Returns true for `no-cache`, which forbids serving even a response within its lifetime (section 5.2.2.4), unless a
 /// TTL replaces it.
 fn never_unasked(meta: &ResponseMeta, ttl: Option<Duration>) -> bool {
-    meta.directives.no_cache && ttl.is_none()
+    meta.is_no_cache() && ttl.is_none()
 }
 
 /// Returns the remaining lifetime, or the time since it ended: a response is fresh while it is younger than its
@@ -122,8 +118,8 @@ fn life(
     if let Some(ttl) = ttl {
         return left(ttl, resident);
     }
-    let age = meta.initial_age.saturating_add(resident);
-    let own = left(meta.lifetime.unwrap_or_default(), age);
+    let age = meta.initial_age().saturating_add(resident);
+    let own = left(meta.lifetime().unwrap_or_default(), age);
     // What the route caps is the time in this cache, whatever the answer did before it came.
     match (own, lifetimes.max_ttl.map(|most| left(most, resident))) {
         (own, None) => own,
@@ -140,7 +136,7 @@ fn left(life: Duration, used: Duration) -> Result<Duration, Duration> {
 /// Returns the TTL that replaces the response's own lifetime.
 pub(crate) fn ttl(meta: &ResponseMeta, lifetimes: &Lifetimes) -> Option<Duration> {
     let given = meta.ttl_from_response().filter(|_| lifetimes.ttl_from.is_some());
-    let ttl = given.or_else(|| lifetimes.ttl_of(crate::lifetimes::counted_as(meta.status)));
+    let ttl = given.or_else(|| lifetimes.ttl_of(crate::lifetimes::counted_as(meta.status())));
     ttl.map(|ttl| meta.jittered(ttl, lifetimes.jitter_percent))
 }
 
@@ -185,7 +181,7 @@ pub fn keep_for(meta: &ResponseMeta, lifetimes: &Lifetimes) -> Duration {
 /// Returns true if a response may be served stale at all: not with `no-cache`, `must-revalidate` or `proxy-revalidate`,
 /// unless a TTL replaces them (RFC 9111, section 4.2.4).
 pub fn may_be_stale(meta: &ResponseMeta, lifetimes: &Lifetimes) -> bool {
-    ttl(meta, lifetimes).is_some() || !forbids_stale(&meta.directives)
+    ttl(meta, lifetimes).is_some() || !meta.forbids_stale()
 }
 
 /// Returns true if a response that just arrived is fresh for a moment, or may be served stale.

@@ -112,10 +112,10 @@ pub struct ContentRange {
 
 impl ContentRange {
     /// Reads the header of a response, if it has exactly one line.
-    pub fn of(headers: &HeaderMap) -> Option<Self> {
-        let mut lines = headers.get_all(CONTENT_RANGE).iter();
+    pub fn of(fields: &(impl Fields + ?Sized)) -> Option<Self> {
+        let mut lines = fields.values(CONTENT_RANGE.as_str());
         let line = lines.next().filter(|_| lines.next().is_none())?;
-        Self::parse(line.as_bytes())
+        Self::parse(line)
     }
 
     /// Parses a value such as `bytes 0-99/1000`. Returns `None` if it contradicts itself.
@@ -162,15 +162,15 @@ impl fmt::Display for ContentRange {
 
 /// Returns true if `If-Range` is absent or holds for a stored response, so that `Range` applies (section 13.1.5): by
 /// strong comparison of entity tags, or an exact match of a `Last-Modified` that is strong.
-pub fn if_range_holds(fields: &(impl Fields + ?Sized), stored: &HeaderMap) -> bool {
+pub fn if_range_holds(fields: &(impl Fields + ?Sized), stored: &(impl Fields + ?Sized)) -> bool {
     let mut lines = fields.values("if-range");
     match (lines.next(), lines.next()) {
         (None, _) => true,
         (Some(asked), None) if validation::is_tag(asked) => {
-            stored.get(ETAG).is_some_and(|tag| validation::strong_match(asked, tag.as_bytes()))
+            stored.value(ETAG.as_str()).is_some_and(|tag| validation::strong_match(asked, tag))
         }
         (Some(asked), None) => {
-            let same = stored.get(LAST_MODIFIED).is_some_and(|date| date.as_bytes() == asked);
+            let same = stored.value(LAST_MODIFIED.as_str()) == Some(asked);
             same && validation::has_strong_date(stored)
         }
         _ => false,
@@ -179,12 +179,14 @@ pub fn if_range_holds(fields: &(impl Fields + ?Sized), stored: &HeaderMap) -> bo
 
 /// Returns true if parts with these headers belong to the same body and may be combined (RFC 9110, section 15.3.7.3):
 /// they share a strong validator.
-pub fn may_combine(stored: &HeaderMap, newer: &HeaderMap) -> bool {
-    match (stored.get(ETAG), newer.get(ETAG)) {
-        (Some(stored), Some(newer)) => validation::strong_match(stored.as_bytes(), newer.as_bytes()),
+pub fn may_combine(stored: &(impl Fields + ?Sized), newer: &HeaderMap) -> bool {
+    match (stored.value(ETAG.as_str()), newer.value(ETAG.as_str())) {
+        (Some(stored), Some(newer)) => validation::strong_match(stored, newer),
         (None, None) => {
-            let date = stored.get(LAST_MODIFIED);
-            date.is_some() && date == newer.get(LAST_MODIFIED) && validation::has_strong_date(stored)
+            let date = stored.value(LAST_MODIFIED.as_str());
+            date.is_some()
+                && date == newer.value(LAST_MODIFIED.as_str())
+                && validation::has_strong_date(stored)
         }
         _ => false,
     }

@@ -3,13 +3,15 @@
 use std::time::Duration;
 
 use http::{
-    HeaderMap, HeaderName, StatusCode,
+    HeaderName, StatusCode,
     header::{AGE, DATE, ETAG, EXPIRES, LAST_MODIFIED},
 };
 
 use crate::{
     cache_control::{ResponseDirectives, delta_seconds, members},
-    date, targeted,
+    date,
+    fields::Fields,
+    targeted,
 };
 
 /// Maximum heuristic freshness lifetime.
@@ -34,26 +36,79 @@ impl Times {
     }
 }
 
-/// The cache metadata of a response.
+/// The cache metadata of a response, in 64 bytes: each stored response has its own.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct ResponseMeta {
-    pub(crate) status: StatusCode,
-    pub(crate) directives: ResponseDirectives,
-    /// Freshness lifetime from the moment when the origin generated the response; `None` if it is neither explicit nor
+    times: Times,
+    /// Freshness lifetime from the moment when the origin generated the response; none if it is neither explicit nor
     /// can be derived heuristically.
-    pub(crate) lifetime: Option<Duration>,
-    pub(crate) initial_age: Duration,
-    pub(crate) explicit: bool,
-    pub(crate) validator: bool,
-    pub(crate) ttl_from_response: Option<Duration>,
-    pub(crate) delay: Duration,
+    lifetime: Millis,
+    initial_age: Millis,
+    ttl_from_response: Millis,
+    max_age: Seconds,
+    s_maxage: Seconds,
+    stale_while_revalidate: Seconds,
+    stale_if_error: Seconds,
+    status: StatusCode,
+    flags: u16,
     pub(crate) spread: u16,
 }
+
+/// Milliseconds; the largest number stands for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Millis(u64);
+
+impl Millis {
+    fn new(duration: Option<Duration>) -> Self {
+        let most = u64::MAX - 1;
+        Self(
+            duration
+                .map_or(u64::MAX, |duration| u64::try_from(duration.as_millis()).unwrap_or(most).min(most)),
+        )
+    }
+
+    fn get(self) -> Option<Duration> {
+        (self.0 != u64::MAX).then(|| Duration::from_millis(self.0))
+    }
+}
+
+/// Whole seconds, as directives have them; the largest number stands for none.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+struct Seconds(u32);
+
+impl Seconds {
+    fn new(duration: Option<Duration>) -> Self {
+        let most = u32::MAX - 1;
+        Self(
+            duration.map_or(u32::MAX, |duration| u32::try_from(duration.as_secs()).unwrap_or(most).min(most)),
+        )
+    }
+
+    fn get(self) -> Option<Duration> {
+        (self.0 != u32::MAX).then(|| Duration::from_secs(self.0.into()))
+    }
+}
+
+// Directives without an argument, and what else is true or false of a response.
+const NO_STORE: u16 = 1;
+const PRIVATE: u16 = 1 << 1;
+const NO_CACHE: u16 = 1 << 2;
+const MUST_REVALIDATE: u16 = 1 << 3;
+const PROXY_REVALIDATE: u16 = 1 << 4;
+const MUST_UNDERSTAND: u16 = 1 << 5;
+const PUBLIC: u16 = 1 << 6;
+const EXPLICIT: u16 = 1 << 7;
+const VALIDATOR: u16 = 1 << 8;
 
 impl ResponseMeta {
     /// Reads the end-to-end headers of a response. `targets` are the fields that take precedence over `Cache-Control`
     /// (RFC 9213).
-    pub fn read(status: StatusCode, headers: &HeaderMap, times: Times, targets: &[HeaderName]) -> Self {
+    pub fn read(
+        status: StatusCode,
+        headers: &(impl Fields + ?Sized),
+        times: Times,
+        targets: &[HeaderName],
+    ) -> Self {
         let targeted = targeted::directives(headers, targets);
         let directives = targeted.unwrap_or_else(|| ResponseDirectives::parse(headers));
         let now = times.received_second();
@@ -65,22 +120,47 @@ impl ResponseMeta {
             .or_else(|| expires(headers, made_at.unwrap_or(now), now).filter(|_| targeted.is_none()));
         let may_guess = is_heuristically_cacheable(status) || directives.public;
         let guess = || guess(headers, made_at.unwrap_or(now), now).filter(|_| may_guess);
+        let has_validator = headers.has(ETAG.as_str()) || date_of(headers, &LAST_MODIFIED, now).is_some();
+        let flags = [(EXPLICIT, explicit.is_some()), (VALIDATOR, has_validator)];
+        let lifetime = explicit.or_else(guess);
+        let read = Self::of(status, &directives, lifetime, initial_age(headers, made_at, times));
+        Self { times, flags: read.flags | sum(&flags), ..read }
+    }
+
+    /// Returns the metadata of a response that came at once.
+    pub(crate) fn of(
+        status: StatusCode,
+        directives: &ResponseDirectives,
+        lifetime: Option<Duration>,
+        initial_age: Duration,
+    ) -> Self {
+        let flags = [
+            (NO_STORE, directives.no_store),
+            (PRIVATE, directives.private),
+            (NO_CACHE, directives.no_cache),
+            (MUST_REVALIDATE, directives.must_revalidate),
+            (PROXY_REVALIDATE, directives.proxy_revalidate),
+            (MUST_UNDERSTAND, directives.must_understand),
+            (PUBLIC, directives.public),
+        ];
         Self {
+            times: Times { requested_at: 0, received_at: 0 },
+            lifetime: Millis::new(lifetime),
+            initial_age: Millis::new(Some(initial_age)),
+            ttl_from_response: Millis::new(None),
+            max_age: Seconds::new(directives.max_age),
+            s_maxage: Seconds::new(directives.s_maxage),
+            stale_while_revalidate: Seconds::new(directives.stale_while_revalidate),
+            stale_if_error: Seconds::new(directives.stale_if_error),
             status,
-            directives,
-            lifetime: explicit.or_else(guess),
-            initial_age: initial_age(headers, made_at, times),
-            explicit: explicit.is_some(),
-            validator: headers.contains_key(ETAG) || date_of(headers, &LAST_MODIFIED, now).is_some(),
-            ttl_from_response: None,
-            delay: times.delay(),
+            flags: sum(&flags),
             spread: 0,
         }
     }
 
     /// Adds the TTL that the response states where its route looks for one.
     pub fn with_ttl_from_response(self, ttl_from_response: Option<Duration>) -> Self {
-        Self { ttl_from_response, ..self }
+        Self { ttl_from_response: Millis::new(ttl_from_response), ..self }
     }
 
     /// Adds the response's position among responses whose TTLs are to end at different times.
@@ -90,12 +170,12 @@ impl ResponseMeta {
 
     /// Returns the TTL that the response states where its route looks for one.
     pub fn ttl_from_response(&self) -> Option<Duration> {
-        self.ttl_from_response
+        self.ttl_from_response.get()
     }
 
     /// Returns the time from the request to the response's head.
     pub fn delay(&self) -> Duration {
-        self.delay
+        self.times.delay()
     }
 
     /// Shortens a TTL by up to this many percent, by a fraction that is specific to the response.
@@ -109,27 +189,72 @@ impl ResponseMeta {
         self.status
     }
 
+    /// Returns the times of the request and of the response.
+    pub fn times(&self) -> Times {
+        self.times
+    }
+
     /// Returns the effective directives: those of a targeted field, otherwise of `Cache-Control`.
-    pub fn directives(&self) -> &ResponseDirectives {
-        &self.directives
+    pub fn directives(&self) -> ResponseDirectives {
+        ResponseDirectives {
+            no_store: self.is(NO_STORE),
+            private: self.is(PRIVATE),
+            no_cache: self.is(NO_CACHE),
+            must_revalidate: self.is(MUST_REVALIDATE),
+            proxy_revalidate: self.is(PROXY_REVALIDATE),
+            must_understand: self.is(MUST_UNDERSTAND),
+            public: self.is(PUBLIC),
+            max_age: self.max_age.get(),
+            s_maxage: self.s_maxage.get(),
+            stale_while_revalidate: self.stale_while_revalidate.get(),
+            stale_if_error: self.stale_if_error.get(),
+        }
+    }
+
+    fn is(&self, flag: u16) -> bool {
+        self.flags & flag != 0
+    }
+
+    /// Returns true if the response must never be served stale (RFC 9111, section 4.2.4).
+    ///
+    /// `s-maxage` does not count here. It implies `proxy-revalidate` (section 5.2.2.10), and so overrules a client's
+    /// directives; but a stale window beside it, in the response or the route, would mean nothing if it did.
+    pub(crate) fn forbids_stale(&self) -> bool {
+        self.is(NO_CACHE | MUST_REVALIDATE | PROXY_REVALIDATE)
+    }
+
+    /// Returns true if the directive `no-cache` is set.
+    pub(crate) fn is_no_cache(&self) -> bool {
+        self.is(NO_CACHE)
+    }
+
+    /// Returns the freshness lifetime from the moment when the origin generated the response; `None` if it is neither
+    /// explicit nor can be derived heuristically.
+    pub(crate) fn lifetime(&self) -> Option<Duration> {
+        self.lifetime.get()
     }
 
     /// Returns the age of the response on arrival: `corrected_initial_age` (RFC 9111, section 4.2.3).
     pub fn initial_age(&self) -> Duration {
-        self.initial_age
+        self.initial_age.get().unwrap_or_default()
     }
 
     /// Returns true if the response can be validated: an `ETag`, or a `Last-Modified` that is a date (RFC 9111, section
     /// 4.3.1).
     pub fn has_validator(&self) -> bool {
-        self.validator
+        self.is(VALIDATOR)
     }
 
     /// Returns true if the response declares its freshness: `s-maxage`, `max-age` or `Expires` (RFC 9111, section
     /// 4.2.1).
     pub fn is_explicit(&self) -> bool {
-        self.explicit
+        self.is(EXPLICIT)
     }
+}
+
+/// Returns the flags that are set.
+fn sum(flags: &[(u16, bool)]) -> u16 {
+    flags.iter().filter(|(_, is_set)| *is_set).map(|(flag, _)| flag).sum()
 }
 
 /// Returns true for the statuses that are heuristically cacheable (RFC 9110, section 15.1).
@@ -138,10 +263,10 @@ pub(crate) fn is_heuristically_cacheable(status: StatusCode) -> bool {
 }
 
 /// Parses a date field that has exactly one line.
-fn date_of(headers: &HeaderMap, name: &HeaderName, now: i64) -> Option<i64> {
-    let mut lines = headers.get_all(name).iter();
+fn date_of(headers: &(impl Fields + ?Sized), name: &HeaderName, now: i64) -> Option<i64> {
+    let mut lines = headers.values(name.as_str());
     let value = lines.next().filter(|_| lines.next().is_none())?;
-    date::parse(value.as_bytes(), now)
+    date::parse(value, now)
 }
 
 /// Returns the time from one date to a later one, zero if it is not later.
@@ -150,31 +275,35 @@ fn between(from: i64, to: i64) -> Duration {
 }
 
 /// Returns `Expires` minus `Date` (RFC 9111, sections 4.2.1 and 5.3): an invalid date, or several, counts as past.
-fn expires(headers: &HeaderMap, made_at: i64, now: i64) -> Option<Duration> {
+fn expires(headers: &(impl Fields + ?Sized), made_at: i64, now: i64) -> Option<Duration> {
     headers
-        .contains_key(EXPIRES)
+        .has(EXPIRES.as_str())
         .then(|| date_of(headers, &EXPIRES, now).map_or(Duration::ZERO, |expires| between(made_at, expires)))
 }
 
 /// Returns the heuristic lifetime of RFC 9111, section 4.2.2: a tenth of the time since the last modification, at most
 /// a day.
-fn guess(headers: &HeaderMap, made_at: i64, now: i64) -> Option<Duration> {
+fn guess(headers: &(impl Fields + ?Sized), made_at: i64, now: i64) -> Option<Duration> {
     let modified = date_of(headers, &LAST_MODIFIED, now)?;
     Some((between(modified, made_at) / 10).min(MAX_HEURISTIC_TTL))
 }
 
 /// Computes `corrected_initial_age` (RFC 9111, section 4.2.3). Dates are whole seconds, and so is `apparent_age`: the
 /// fraction of the second in which the response was received must not age it.
-fn initial_age(headers: &HeaderMap, made_at: Option<i64>, times: Times) -> Duration {
+fn initial_age(headers: &(impl Fields + ?Sized), made_at: Option<i64>, times: Times) -> Duration {
     let apparent = made_at.map_or(Duration::ZERO, |made_at| between(made_at, times.received_second()));
     apparent.max(age(headers).saturating_add(times.delay()))
 }
 
 /// Returns the `Age` that a response arrived with (RFC 9111, section 5.1): of several values the first counts, an
 /// invalid one is ignored.
-pub fn age(headers: &HeaderMap) -> Duration {
-    let first = headers.get(AGE).and_then(|line| members(line.as_bytes()).next());
-    first.and_then(delta_seconds).unwrap_or_default()
+pub fn age(headers: &(impl Fields + ?Sized)) -> Duration {
+    stated_age(headers).unwrap_or_default()
+}
+
+/// Returns the `Age` that a response states, if it is a valid one.
+pub fn stated_age(headers: &(impl Fields + ?Sized)) -> Option<Duration> {
+    headers.value(AGE.as_str()).and_then(|line| members(line).next()).and_then(delta_seconds)
 }
 
 #[cfg(test)]
@@ -198,7 +327,7 @@ mod tests {
     }
 
     fn lifetime(lines: &[(&str, &str)]) -> Option<u64> {
-        read(200, lines).lifetime.map(|life| life.as_secs())
+        read(200, lines).lifetime().map(|life| life.as_secs())
     }
 
     #[test]
@@ -234,8 +363,8 @@ mod tests {
         for (status, guessed) in
             [(203, true), (404, true), (501, true), (201, false), (302, false), (503, false)]
         {
-            assert_eq!(read(status, &[MODIFIED]).lifetime.is_some(), guessed, "{status}");
-            assert!(read(status, &[MODIFIED, ("cache-control", "public")]).lifetime.is_some(), "{status}");
+            assert_eq!(read(status, &[MODIFIED]).lifetime().is_some(), guessed, "{status}");
+            assert!(read(status, &[MODIFIED, ("cache-control", "public")]).lifetime().is_some(), "{status}");
         }
     }
 

@@ -6,6 +6,7 @@ use http::{
 };
 
 use crate::{
+    fields::Fields,
     freshness,
     lifetimes::{Lifetimes, counted_as},
     range::ContentRange,
@@ -42,7 +43,7 @@ pub struct RequestFacts {
 pub fn storable(
     facts: &RequestFacts,
     status: StatusCode,
-    headers: &HeaderMap,
+    headers: &impl Fields,
     meta: &ResponseMeta,
     lifetimes: &Lifetimes,
 ) -> Result<Vec<HeaderName>, NotStored> {
@@ -70,7 +71,7 @@ pub fn storable(
     if facts.authorization && !for_everybody {
         return Err(NotStored::Authorization);
     }
-    if headers.contains_key(SET_COOKIE) && !despite.set_cookie {
+    if headers.has(SET_COOKIE.as_str()) && !despite.set_cookie {
         return Err(NotStored::SetCookie);
     }
     let vary = match vary::names(headers) {
@@ -122,12 +123,10 @@ fn is_understood(status: StatusCode) -> bool {
 
 /// Checks that a part states its position in the whole (section 3.3; RFC 9110, section 15.3.7.1), and is itself
 /// complete. A response with several parts states this inside the body, which is not parsed.
-fn check_part(facts: &RequestFacts, headers: &HeaderMap) -> Result<(), NotStored> {
+fn check_part(facts: &RequestFacts, headers: &impl Fields) -> Result<(), NotStored> {
     let range = ContentRange::of(headers).filter(|range| range.total.is_some());
-    let mut lengths = headers.get_all(CONTENT_LENGTH).iter();
-    let fits = |range: ContentRange| {
-        lengths.all(|length| length.as_bytes() == range.length().to_string().as_bytes())
-    };
+    let mut lengths = headers.values(CONTENT_LENGTH.as_str());
+    let fits = |range: ContentRange| lengths.all(|length| length == range.length().to_string().as_bytes());
     if facts.method == Method::GET && range.is_some_and(fits) { Ok(()) } else { Err(NotStored::ContentRange) }
 }
 

@@ -2,17 +2,20 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use sfv::{BareItem, Dictionary, ListEntry, Parser, Version};
 
-use crate::cache_control::{ResponseDirectives, delta_seconds};
+use crate::{
+    cache_control::{ResponseDirectives, delta_seconds},
+    fields::Fields,
+};
 
 /// Returns the directives of the first field of a target list that is present, valid and not empty (section 2.2). If
 /// there is one, `Cache-Control` and `Expires` are ignored.
-pub fn directives(headers: &HeaderMap, targets: &[HeaderName]) -> Option<ResponseDirectives> {
-    targets.iter().filter(|name| headers.contains_key(*name)).find_map(|name| {
+pub fn directives(fields: &(impl Fields + ?Sized), targets: &[HeaderName]) -> Option<ResponseDirectives> {
+    targets.iter().filter(|name| fields.has(name.as_str())).find_map(|name| {
         // Several lines are one Structured Field (RFC 9651, section 4.2).
-        let lines: Vec<&[u8]> = headers.get_all(name).iter().map(http::HeaderValue::as_bytes).collect();
+        let lines: Vec<&[u8]> = fields.values(name.as_str()).collect();
         parse(&lines.join(&b", "[..]))
     })
 }

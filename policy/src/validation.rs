@@ -1,7 +1,7 @@
 //! Validation (RFC 9111, section 4.3; RFC 9110, sections 8.8 and 13).
 
 use http::{
-    HeaderMap, HeaderValue, StatusCode,
+    HeaderValue, StatusCode,
     header::{DATE, ETAG, IF_MATCH, IF_UNMODIFIED_SINCE, LAST_MODIFIED},
 };
 
@@ -30,7 +30,7 @@ pub enum Precondition {
 pub fn evaluate(
     fields: &(impl Fields + ?Sized),
     status: StatusCode,
-    stored: &HeaderMap,
+    stored: &(impl Fields + ?Sized),
     received_at_ms: u64,
 ) -> Precondition {
     if fields.has(IF_MATCH.as_str()) || fields.has(IF_UNMODIFIED_SINCE.as_str()) {
@@ -41,7 +41,7 @@ pub fn evaluate(
         return Precondition::None;
     }
     let unmodified = if fields.has("if-none-match") {
-        matches_any(fields, stored.get(ETAG))
+        matches_any(fields, stored.value(ETAG.as_str()))
     } else {
         let now = i64::try_from(received_at_ms / 1000).unwrap_or(i64::MAX);
         let Some(since) = only_date(fields, "if-modified-since", now) else {
@@ -54,11 +54,11 @@ pub fn evaluate(
 }
 
 /// Returns true if `If-None-Match` lists the stored tag, by weak comparison, or is `*` (RFC 9110, section 13.1.2).
-fn matches_any(fields: &(impl Fields + ?Sized), stored: Option<&HeaderValue>) -> bool {
+fn matches_any(fields: &(impl Fields + ?Sized), stored: Option<&[u8]>) -> bool {
     let mut lines = fields.values("if-none-match");
     lines.any(|line| {
         line.trim_ascii() == b"*"
-            || stored.is_some_and(|stored| tags(line).any(|tag| weak_match(tag, stored.as_bytes())))
+            || stored.is_some_and(|stored| tags(line).any(|tag| weak_match(tag, stored)))
     })
 }
 
@@ -101,9 +101,9 @@ pub(crate) fn strong_match(one: &[u8], other: &[u8]) -> bool {
 
 /// Returns true if `Last-Modified` is a strong validator: two changes within one second have the same date, unless the
 /// response was generated later than in that second (RFC 9110, section 8.8.2.2).
-pub(crate) fn has_strong_date(headers: &HeaderMap) -> bool {
+pub(crate) fn has_strong_date(fields: &(impl Fields + ?Sized)) -> bool {
     // The century of a two-digit year does not matter for the difference of two dates of one answer.
-    let date_of = |name: &str| only_date(headers, name, 0);
+    let date_of = |name: &str| only_date(fields, name, 0);
     let (modified, made) = (date_of(LAST_MODIFIED.as_str()), date_of(DATE.as_str()));
     modified.zip(made).is_some_and(|(modified, made)| modified < made)
 }
@@ -118,13 +118,14 @@ pub struct Validators {
 }
 
 /// Returns the validators of a stored response; `None` if it has none.
-pub fn validators(stored: &HeaderMap) -> Option<Validators> {
+pub fn validators(stored: &(impl Fields + ?Sized)) -> Option<Validators> {
+    let value = |value: &[u8]| HeaderValue::from_bytes(value).ok();
     let validators = Validators {
-        if_none_match: stored.get(ETAG).cloned(),
+        if_none_match: stored.value(ETAG.as_str()).and_then(value),
         if_modified_since: stored
-            .get(LAST_MODIFIED)
-            .filter(|date| date::parse(date.as_bytes(), 0).is_some())
-            .cloned(),
+            .value(LAST_MODIFIED.as_str())
+            .filter(|date| date::parse(date, 0).is_some())
+            .and_then(value),
     };
     (validators.if_none_match.is_some() || validators.if_modified_since.is_some()).then_some(validators)
 }

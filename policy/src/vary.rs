@@ -3,7 +3,7 @@
 use std::fmt::Write;
 
 use http::{
-    HeaderMap, HeaderName,
+    HeaderName,
     header::{ACCEPT_ENCODING, ACCEPT_LANGUAGE, CONTENT_ENCODING, COOKIE, FORWARDED, VARY, VIA},
 };
 use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
@@ -45,36 +45,38 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 /// a `Content-Encoding` is treated as varying by `Accept-Encoding`, because not every application that compresses
 /// declares it. `None`: the response matches no other request, because one of the names is `*`, is invalid, or is a
 /// header that changes here.
-pub fn names(headers: &HeaderMap) -> Option<Vec<HeaderName>> {
+pub fn names(headers: &(impl Fields + ?Sized)) -> Option<Vec<HeaderName>> {
     let names: Option<Vec<HeaderName>> = listed(headers).collect();
     names.map(sorted).filter(|names| !names.iter().any(|name| CHANGED_HERE.contains(name)))
 }
 
 /// Returns the names under which a storable response is stored: all, or the distinguishable ones if its route overrides
 /// the others.
-pub fn names_to_store(headers: &HeaderMap) -> Vec<HeaderName> {
+pub fn names_to_store(headers: &(impl Fields + ?Sized)) -> Vec<HeaderName> {
     names(headers).unwrap_or_else(|| usable_names(headers))
 }
 
 /// Returns the names by which requests can be distinguished, for a route that overrides the others.
-pub(crate) fn usable_names(headers: &HeaderMap) -> Vec<HeaderName> {
+pub(crate) fn usable_names(headers: &(impl Fields + ?Sized)) -> Vec<HeaderName> {
     sorted(listed(headers).flatten().filter(|name| !CHANGED_HERE.contains(name)).collect())
 }
 
-fn listed(headers: &HeaderMap) -> impl Iterator<Item = Option<HeaderName>> {
-    let lines = headers.get_all(VARY).iter();
+fn listed(headers: &(impl Fields + ?Sized)) -> impl Iterator<Item = Option<HeaderName>> {
+    let lines = headers.values(VARY.as_str());
     // `*` is a token, and so a name that the parser takes.
     let by_coding = is_encoded(headers).then_some(Some(ACCEPT_ENCODING));
     lines
-        .flat_map(|line| members(line.as_bytes()))
+        .flat_map(members)
         .map(|name| HeaderName::from_bytes(name).ok().filter(|_| name != b"*"))
         .chain(by_coding)
 }
 
 /// Returns true if the body has a coding that a client may not know (RFC 9110, section 8.4).
-fn is_encoded(headers: &HeaderMap) -> bool {
-    let lines = headers.get_all(CONTENT_ENCODING).iter();
-    lines.flat_map(|line| members(line.as_bytes())).any(|coding| !coding.eq_ignore_ascii_case(b"identity"))
+fn is_encoded(headers: &(impl Fields + ?Sized)) -> bool {
+    headers
+        .values(CONTENT_ENCODING.as_str())
+        .flat_map(members)
+        .any(|coding| !coding.eq_ignore_ascii_case(b"identity"))
 }
 
 fn sorted(mut names: Vec<HeaderName>) -> Vec<HeaderName> {

@@ -185,13 +185,13 @@ impl Barriers {
     }
 
     /// Returns true if a purge made entries stale that bear these names and were filled at `stamp`.
-    pub fn covers(&self, names: &[PurgeName], stamp: Stamp) -> bool {
+    pub fn covers(&self, names: impl IntoIterator<Item = PurgeName>, stamp: Stamp) -> bool {
         self.read(|table| {
             stamp.generation != table.generation
                 || table.floor.is_after(stamp)
                 || names
-                    .iter()
-                    .any(|name| table.raised.get(name).is_some_and(|barrier| barrier.is_after(stamp)))
+                    .into_iter()
+                    .any(|name| table.raised.get(&name).is_some_and(|barrier| barrier.is_after(stamp)))
         })
     }
 
@@ -384,9 +384,9 @@ mod tests {
         let filled = barriers.stamp();
         assert!(!barriers.are_current());
         barriers.resync(&RedisBarriers { generation: 7, order: 4, floor: 0, raised: vec![(tag("a"), 4)] });
-        assert!(barriers.covers(&[tag("a")], filled) && !barriers.covers(&[tag("b")], filled));
+        assert!(barriers.covers([tag("a")], filled) && !barriers.covers([tag("b")], filled));
         barriers.resync(&RedisBarriers { generation: 8, ..RedisBarriers::default() });
-        assert!(barriers.covers(&[tag("b")], filled));
+        assert!(barriers.covers([tag("b")], filled));
     }
 
     #[test]
@@ -394,9 +394,9 @@ mod tests {
         let barriers = Barriers::alone();
         let before = barriers.stamp();
         barriers.raise_locally(&[tag("a")]);
-        assert!(barriers.covers(&[tag("x"), tag("a")], before));
-        assert!(!barriers.covers(&[tag("x")], before));
-        assert!(!barriers.covers(&[tag("a")], barriers.stamp()));
+        assert!(barriers.covers([tag("x"), tag("a")], before));
+        assert!(!barriers.covers([tag("x")], before));
+        assert!(!barriers.covers([tag("a")], barriers.stamp()));
     }
 
     #[test]
@@ -404,13 +404,13 @@ mod tests {
         let barriers = Barriers::shared(Duration::from_secs(5));
         barriers.resync(&RedisBarriers { generation: 7, order: 3, floor: 1, raised: vec![(tag("a"), 3)] });
         let stamp = |order| Stamp { generation: 7, order, ..Stamp::default() };
-        assert!(barriers.covers(&[tag("a")], stamp(2)));
-        assert!(!barriers.covers(&[tag("a")], stamp(3)));
-        assert!(barriers.covers(&[tag("b")], stamp(0)), "below the floor");
+        assert!(barriers.covers([tag("a")], stamp(2)));
+        assert!(!barriers.covers([tag("a")], stamp(3)));
+        assert!(barriers.covers([tag("b")], stamp(0)), "below the floor");
         assert_eq!(barriers.heard(7, 4, &[tag("b")]), Heard::InOrder);
-        assert!(barriers.covers(&[tag("b")], stamp(3)));
+        assert!(barriers.covers([tag("b")], stamp(3)));
         assert_eq!(barriers.heard(7, 6, &[tag("c")]), Heard::AfterGap, "5 was missed");
-        assert!(barriers.covers(&[tag("c")], stamp(5)));
+        assert!(barriers.covers([tag("c")], stamp(5)));
         assert_eq!(barriers.heard(8, 1, &[]), Heard::OtherGeneration);
     }
 
@@ -420,8 +420,8 @@ mod tests {
         barriers.resync(&RedisBarriers { generation: 7, order: 9, ..RedisBarriers::default() });
         let old = barriers.stamp();
         barriers.resync(&RedisBarriers { generation: 8, ..RedisBarriers::default() });
-        assert!(barriers.covers(&[tag("a")], old));
-        assert!(!barriers.covers(&[tag("a")], barriers.stamp()));
+        assert!(barriers.covers([tag("a")], old));
+        assert!(!barriers.covers([tag("a")], barriers.stamp()));
     }
 
     #[test]
@@ -430,12 +430,12 @@ mod tests {
         barriers.resync(&RedisBarriers { generation: 7, order: 1, ..RedisBarriers::default() });
         let in_redis = Stamp { generation: 7, order: 1, ..Stamp::default() };
         let local = barriers.raise_locally(&[tag("a")]);
-        assert!(barriers.covers(&[tag("a")], in_redis));
+        assert!(barriers.covers([tag("a")], in_redis));
         assert_eq!(barriers.heard(7, 2, &[tag("a")]), Heard::InOrder);
         barriers.settle(&[tag("a")], local);
-        assert!(barriers.covers(&[tag("a")], in_redis));
+        assert!(barriers.covers([tag("a")], in_redis));
         assert!(
-            !barriers.covers(&[tag("a")], Stamp { generation: 7, order: 2, ..Stamp::default() }),
+            !barriers.covers([tag("a")], Stamp { generation: 7, order: 2, ..Stamp::default() }),
             "filled by another pod since"
         );
     }
@@ -448,8 +448,8 @@ mod tests {
             barriers.raise_locally(&[tag(&number.to_string())]);
         }
         assert!(barriers.read(|table| table.raised.len()) <= MAX_BARRIERS);
-        assert!(barriers.covers(&[tag("never purged")], before));
-        assert!(!barriers.covers(&[tag("0")], barriers.stamp()));
+        assert!(barriers.covers([tag("never purged")], before));
+        assert!(!barriers.covers([tag("0")], barriers.stamp()));
     }
 
     #[test]
@@ -457,7 +457,7 @@ mod tests {
         let barriers = Barriers::shared(Duration::from_secs(5));
         barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
         assert!(barriers.ordered(7, 6, &[tag("own")]), "4 and 5 are on their way");
-        assert!(barriers.covers(&[tag("own")], Stamp { generation: 7, order: 5, ..Stamp::default() }));
+        assert!(barriers.covers([tag("own")], Stamp { generation: 7, order: 5, ..Stamp::default() }));
         assert_eq!(barriers.heard(7, 4, &[]), Heard::InOrder);
         assert_eq!(barriers.heard(7, 6, &[]), Heard::AfterGap, "5 was missed all the same");
         assert!(!barriers.ordered(8, 1, &[]));

@@ -1,19 +1,22 @@
 //! Stored responses.
 
 use std::{
-    sync::atomic::{AtomicBool, AtomicU64, Ordering},
+    sync::atomic::{AtomicU64, Ordering},
     time::Duration,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
 use larder_policy::{
-    Lifetimes, PurgeName,
+    Fields as _, Lifetimes, PurgeName,
     cache_control::RequestDirectives,
     freshness::{self, Freshness, evaluate},
     range::Pieces,
-    response_meta::{ResponseMeta, Times},
+    response_meta::{self, ResponseMeta, Times},
 };
+
+use self::block::Block;
+pub use self::block::StoredFields;
 
 use crate::{
     barriers::{Barriers, Stamp},
@@ -21,37 +24,34 @@ use crate::{
 };
 
 pub mod authentication;
+mod block;
 pub mod codec;
 
 /// A stored response, as received: its own header fields and times. Its freshness is computed when it is read, so that
 /// a changed policy applies to responses that are already stored.
+///
+/// It is two allocations besides its body: itself, and a [`Block`] with everything that differs in length.
 #[derive(Debug)]
 pub struct Entry {
-    /// The response without its body.
-    pub head: Head,
+    meta: ResponseMeta,
+    stamp: Stamp,
+    block: Block,
     /// The body, or parts of it.
     pub content: Content,
-    /// The rendered status line and constant header fields in HTTP/1 form.
-    rendered: Bytes,
     /// Time at which it came into this pod, as [`monotonic_ms`].
     here_since: u64,
     /// Revision of the barriers that it was last checked against.
     checked: AtomicU64,
-    /// Time until which it is served in place of failed responses without another attempt, as [`monotonic_ms`].
+    /// Time until which it is served in place of failed responses without another attempt, as [`monotonic_ms`], twice; and
+    /// [`RENEWAL_IS_DUE`].
     fallback_until: AtomicU64,
-    /// True if a reader found that it is due for an early renewal, but had no time for it.
-    renewal_is_due: AtomicBool,
 }
 
-/// A stored response without its body.
+/// A response without its body that is about to be stored.
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// The status.
-    pub status: StatusCode,
     /// The end-to-end header fields. `Content-Length` is among them only in a response to HEAD.
     pub headers: HeaderMap,
-    /// The times of its request and of its arrival.
-    pub times: Times,
     /// Cache metadata of the response.
     pub meta: ResponseMeta,
     /// The time of its fill in the order of purges.
@@ -60,13 +60,20 @@ pub struct Head {
     pub names: Box<[PurgeName]>,
 }
 
+/// Bit that is set if a reader found that an entry is due for an early renewal, but had no time for it.
+const RENEWAL_IS_DUE: u64 = 1;
+
+/// Length up to which a body is copied where it is stored, and for each reader: a reference would take as much memory
+/// as the copy of a small body takes time.
+pub const MAX_COPIED: usize = 4 << 10;
+
 /// The stored part of a body.
 #[derive(Clone, Debug)]
 pub enum Content {
     /// The whole body.
     Whole(Bytes),
     /// Parts (RFC 9111, section 3.3).
-    Parts(Pieces),
+    Parts(Box<Pieces>),
 }
 
 impl Content {
@@ -77,19 +84,167 @@ impl Content {
             Self::Parts(pieces) => pieces.bytes(),
         }
     }
+
+    /// Returns about as many bytes as it takes in a record.
+    fn encoded(&self) -> usize {
+        match self {
+            Self::Whole(body) => body.len(),
+            Self::Parts(pieces) => pieces.iter().map(|(_, piece)| 16 + piece.len()).sum(),
+        }
+    }
+
+    /// Returns the memory that it takes besides its own size, as the allocator counts it.
+    fn memory(&self) -> usize {
+        // A body that is counted in the budget has an owner, and any that is shared a counter.
+        const SHARED: usize = 64;
+        let memory_of = |bytes: &Bytes| match bytes.len() {
+            0..=MAX_COPIED => allocated(bytes.len()),
+            length => allocated(length) + SHARED,
+        };
+        match self {
+            Self::Whole(body) => memory_of(body),
+            Self::Parts(pieces) => {
+                let of_pieces: usize = pieces.iter().map(|(_, piece)| 40 + memory_of(piece)).sum();
+                allocated(size_of::<Pieces>()) + of_pieces
+            }
+        }
+    }
+}
+
+/// Returns a small body in an allocation of its own, and of its length.
+fn own(body: Bytes) -> Bytes {
+    if body.len() > MAX_COPIED { body } else { Bytes::copy_from_slice(&body) }
+}
+
+/// Returns the bytes of a body for one of its readers.
+pub fn for_reader(body: &Bytes) -> Bytes {
+    if body.len() > MAX_COPIED { body.clone() } else { Bytes::copy_from_slice(body) }
 }
 
 impl Head {
     /// Sets the position among responses that were stored at the same time, by which their TTLs differ. The position is
     /// the same in every pod.
     pub fn spread(self) -> Self {
-        let name = self.names.first().map_or([0; 8], |name| {
-            let mut start = [0; 8];
-            start.copy_from_slice(&name.as_bytes()[..8]);
-            start
-        });
-        let mixed = (u64::from_le_bytes(name) ^ self.times.received_at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
-        Self { meta: self.meta.with_spread((mixed >> 48) as u16), ..self }
+        let meta = spread(self.meta, self.names.first());
+        Self { meta, ..self }
+    }
+
+    /// Returns the freshness for a request now.
+    pub fn freshness(&self, lifetimes: &Lifetimes, asked: &RequestDirectives) -> Freshness {
+        evaluate(&self.meta, lifetimes, resident(&self.meta), asked)
+    }
+
+    /// Returns the age now.
+    pub fn age(&self) -> Duration {
+        self.meta.initial_age() + resident(&self.meta)
+    }
+}
+
+fn spread(meta: ResponseMeta, name: Option<&PurgeName>) -> ResponseMeta {
+    let name = name.map_or([0; 8], |name| {
+        let mut start = [0; 8];
+        start.copy_from_slice(&name.as_bytes()[..8]);
+        start
+    });
+    let mixed = (u64::from_le_bytes(name) ^ meta.times().received_at).wrapping_mul(0x9e37_79b9_7f4a_7c15);
+    meta.with_spread((mixed >> 48) as u16)
+}
+
+/// Returns the time since a response was received.
+fn resident(meta: &ResponseMeta) -> Duration {
+    Duration::from_millis(wall_ms().saturating_sub(meta.times().received_at))
+}
+
+impl Entry {
+    /// Creates an entry that comes into this pod now, and that L1 holds under `key`.
+    pub fn new(key: &str, head: &Head, content: Content) -> Self {
+        let length = match &content {
+            Content::Whole(body) => Some(body.len()),
+            Content::Parts(_) => None,
+        };
+        // The body says how long it is.
+        let is_told = length.is_some_and(|length| length > 0);
+        let lines = || head.headers.iter().filter(|(name, _)| !is_told || *name != CONTENT_LENGTH);
+        let block = Block::new(key, &head.names, response_meta::stated_age(&head.headers), lines);
+        Self::with_block(spread(head.meta.clone(), head.names.first()), head.stamp, block, content)
+    }
+
+    fn with_block(meta: ResponseMeta, stamp: Stamp, block: Block, content: Content) -> Self {
+        let content = match content {
+            Content::Whole(body) => Content::Whole(own(body)),
+            parts @ Content::Parts(_) => parts,
+        };
+        Self {
+            meta,
+            stamp,
+            block,
+            content,
+            here_since: monotonic_ms(),
+            checked: AtomicU64::new(0),
+            fallback_until: AtomicU64::new(0),
+        }
+    }
+
+    /// Returns the same entry for another place in L1.
+    pub fn under(self, key: &str) -> Self {
+        Self { block: self.block.under(key), ..self }
+    }
+
+    /// Sets the time of its fill in the order of purges.
+    pub fn set_stamp(&mut self, stamp: Stamp) {
+        self.stamp = stamp;
+    }
+
+    /// Returns true if this is the key under which L1 holds it.
+    pub fn is_under(&self, key: &str) -> bool {
+        self.block.is_under(key)
+    }
+
+    /// Returns the key under which L1 holds it; empty for one that came from another tier and is not in L1 yet.
+    pub fn key(&self) -> &str {
+        self.block.key()
+    }
+
+    /// Returns the status.
+    pub fn status(&self) -> StatusCode {
+        self.meta.status()
+    }
+
+    /// Returns the cache metadata of the response.
+    pub fn meta(&self) -> &ResponseMeta {
+        &self.meta
+    }
+
+    /// Returns the times of its request and of its arrival.
+    pub fn times(&self) -> Times {
+        self.meta.times()
+    }
+
+    /// Returns the time of its fill in the order of purges.
+    pub fn stamp(&self) -> Stamp {
+        self.stamp
+    }
+
+    /// Returns the names under which it can be purged.
+    pub fn names(&self) -> impl ExactSizeIterator<Item = PurgeName> + Clone + '_ {
+        self.block.names()
+    }
+
+    /// Returns the end-to-end header fields, with lower-case names. `Content-Length` is among them only in a response
+    /// to HEAD.
+    pub fn fields(&self) -> StoredFields<'_> {
+        self.block.fields()
+    }
+
+    /// Returns a map of the end-to-end header fields.
+    pub fn headers(&self) -> HeaderMap {
+        self.fields().to_map()
+    }
+
+    /// Returns a copy of everything besides the body.
+    pub fn to_head(&self) -> Head {
+        let (meta, names) = (self.meta.clone(), self.names().collect());
+        Head { headers: self.headers(), meta, stamp: self.stamp, names }
     }
 
     /// Returns the freshness for a request now.
@@ -99,27 +254,12 @@ impl Head {
 
     /// Returns the time since it was received.
     pub fn resident(&self) -> Duration {
-        Duration::from_millis(wall_ms().saturating_sub(self.times.received_at))
+        resident(&self.meta)
     }
-}
 
-impl Entry {
-    /// Creates an entry that comes into this pod now.
-    pub fn new(head: Head, content: Content) -> Self {
-        let head = head.spread();
-        let rendered = match &content {
-            Content::Whole(body) => render(&head, body.len()),
-            Content::Parts(_) => Bytes::new(),
-        };
-        Self {
-            head,
-            content,
-            rendered,
-            here_since: monotonic_ms(),
-            checked: AtomicU64::new(0),
-            fallback_until: AtomicU64::new(0),
-            renewal_is_due: AtomicBool::new(false),
-        }
+    /// Returns the age now.
+    pub fn age(&self) -> Duration {
+        self.meta.initial_age() + self.resident()
     }
 
     /// Returns the time that it has been in this pod.
@@ -129,43 +269,61 @@ impl Entry {
 
     /// Marks the response as a fallback: for `interval` it is served in place of failed responses without another attempt.
     pub fn mark_fallback_for(&self, interval: Duration) {
-        let until = monotonic_ms().saturating_add(u64::try_from(interval.as_millis()).unwrap_or(u64::MAX));
-        self.fallback_until.store(until, Ordering::Relaxed);
+        let interval = u64::try_from(interval.as_millis()).unwrap_or(u64::MAX);
+        let until = monotonic_ms().saturating_add(interval).min(u64::MAX >> 1);
+        self.fallback_until.store(until << 1, Ordering::Relaxed);
     }
 
     /// Returns true if it is served in place of failed responses without another attempt.
     pub fn is_fallback(&self) -> bool {
-        let until = self.fallback_until.load(Ordering::Relaxed);
+        let until = self.fallback_until.load(Ordering::Relaxed) >> 1;
         until != 0 && monotonic_ms() < until
     }
 
     /// Returns true if it is due for an early renewal by XFetch, although it is fresh for `left`.
     pub fn is_renewed_early(&self, left: Duration) -> bool {
-        freshness::refreshes_early(&self.head.meta, left, self.head.resident(), fastrand::u64(..))
+        freshness::refreshes_early(&self.meta, left, self.resident(), fastrand::u64(..))
     }
 
     /// Leaves an early renewal to the next reader that has time for it.
     pub fn ask_for_renewal(&self) {
-        self.renewal_is_due.store(true, Ordering::Relaxed);
+        self.fallback_until.fetch_or(RENEWAL_IS_DUE, Ordering::Relaxed);
     }
 
     /// Returns true once if a reader left a renewal to others.
     pub fn takes_renewal(&self) -> bool {
-        self.renewal_is_due.load(Ordering::Relaxed) && self.renewal_is_due.swap(false, Ordering::Relaxed)
+        let is_due = |state| state & RENEWAL_IS_DUE != 0;
+        is_due(self.fallback_until.load(Ordering::Relaxed))
+            && is_due(self.fallback_until.fetch_and(!RENEWAL_IS_DUE, Ordering::Relaxed))
     }
 
-    /// Returns the whole body, and the head in HTTP/1 form without its empty last line.
-    pub fn rendered(&self) -> Option<(&Bytes, &Bytes)> {
+    /// Returns the whole body, if it is stored.
+    pub fn body(&self) -> Option<&Bytes> {
         match &self.content {
-            Content::Whole(body) => Some((&self.rendered, body)),
+            Content::Whole(body) => Some(body),
             Content::Parts(_) => None,
         }
+    }
+
+    /// Returns the header fields that a client gets as they are: without `Age` and, but for a response to HEAD,
+    /// `Content-Length`.
+    pub fn sent_fields(&self) -> StoredFields<'_> {
+        self.block.sent_fields()
+    }
+
+    /// Returns the length that the head of a whole response states: none in a 204 (RFC 9110, section 8.6), and none
+    /// beside that of a response to HEAD.
+    pub fn content_length(&self) -> Option<usize> {
+        let length = self.body()?.len();
+        let is_stated =
+            self.status() == StatusCode::NO_CONTENT || length == 0 && self.fields().has("content-length");
+        (!is_stated).then_some(length)
     }
 
     /// Returns true if it was requested so long ago that it is not trusted without proof that all purges since were
     /// heard.
     pub fn is_out_of_touch(&self, barriers: &Barriers) -> bool {
-        !barriers.trusts(self.head.stamp.asked_at)
+        !barriers.trusts(self.stamp.asked_at)
     }
 
     /// Returns true if a purge, or too long a time without hearing of purges, forbids serving it.
@@ -177,59 +335,33 @@ impl Entry {
         if self.checked.load(Ordering::Acquire) == revision {
             return false;
         }
-        let covered = barriers.covers(&self.head.names, self.head.stamp);
+        let covered = barriers.covers(self.names(), self.stamp);
         if !covered {
             self.checked.store(revision, Ordering::Release);
         }
         covered
     }
 
-    /// Returns the approximate number of bytes that it takes.
+    /// Returns the memory that it takes, as the allocator counts it.
     pub fn weight(&self) -> usize {
-        const OVERHEAD: usize = 512;
-        // Memory of a field in a `HeaderMap` besides its text.
-        const PER_HEADER: usize = 104;
-        const PER_PIECE: usize = 48;
-        let headers: usize = self
-            .head
-            .headers
-            .iter()
-            .map(|(name, value)| PER_HEADER + name.as_str().len() + value.len())
-            .sum();
-        let content = match &self.content {
-            Content::Whole(body) => body.len(),
-            Content::Parts(pieces) => pieces.iter().map(|(_, piece)| PER_PIECE + piece.len()).sum(),
-        };
-        OVERHEAD + headers + self.rendered.len() + content + self.head.names.len() * size_of::<PurgeName>()
+        const COUNTERS: usize = 2 * size_of::<usize>();
+        allocated(COUNTERS + size_of::<Self>()) + self.block.memory() + self.content.memory()
     }
 }
 
-fn render(head: &Head, length: usize) -> Bytes {
-    let mut out = BytesMut::with_capacity(128 + head.headers.len() * 48);
-    out.extend_from_slice(b"HTTP/1.1 ");
-    out.extend_from_slice(head.status.as_str().as_bytes());
-    out.extend_from_slice(b" ");
-    out.extend_from_slice(head.status.canonical_reason().unwrap_or_default().as_bytes());
-    out.extend_from_slice(b"\r\n");
-    for (name, value) in &head.headers {
-        if name == http::header::AGE {
-            continue;
-        }
-        out.extend_from_slice(name.as_str().as_bytes());
-        out.extend_from_slice(b": ");
-        out.extend_from_slice(value.as_bytes());
-        out.extend_from_slice(b"\r\n");
+/// Returns the memory that an allocation takes: jemalloc has four sizes for each doubling.
+pub fn allocated(bytes: usize) -> usize {
+    match bytes {
+        0 => 0,
+        1..=8 => 8,
+        9..=128 => bytes.next_multiple_of(16),
+        _ => bytes.next_multiple_of(1 << ((bytes - 1).ilog2() - 2)),
     }
-    // A 204 has no Content-Length (RFC 9110, section 8.6).
-    if head.status != StatusCode::NO_CONTENT && !head.headers.contains_key(CONTENT_LENGTH) {
-        out.extend_from_slice(format!("content-length: {length}\r\n").as_bytes());
-    }
-    Bytes::copy_from_slice(&out)
 }
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use http::{HeaderValue, header};
+    use http::{HeaderName, HeaderValue, header};
 
     use super::*;
 
@@ -241,11 +373,11 @@ pub(crate) mod tests {
         let times = Times { requested_at: received_at, received_at };
         let meta = ResponseMeta::read(StatusCode::OK, &headers, times, &[]);
         let names = Box::new([PurgeName::path("/")]);
-        Head { status: StatusCode::OK, headers, times, meta, stamp: Stamp::default(), names }
+        Head { headers, meta, stamp: Stamp::default(), names }
     }
 
     fn entry() -> Entry {
-        Entry::new(head("max-age=60", Duration::ZERO), Content::Whole(Bytes::from_static(b"body")))
+        Entry::new("key", &head("max-age=60", Duration::ZERO), Content::Whole(Bytes::from_static(b"body")))
     }
 
     #[test]
@@ -260,12 +392,70 @@ pub(crate) mod tests {
     }
 
     #[test]
-    fn head_of_an_entry_is_written_once() {
-        let stored = entry();
-        let (head, body) = stored.rendered().unwrap();
-        assert_eq!(
-            (&head[..], &body[..]),
-            (&b"HTTP/1.1 200 OK\r\ncache-control: max-age=60\r\ncontent-length: 4\r\n"[..], &b"body"[..])
-        );
+    fn fields_are_rendered_once_and_without_age_and_length() {
+        let mut head = head("max-age=60", Duration::ZERO);
+        for (name, value) in
+            [("age", "7"), ("content-length", "4"), ("vary", "a"), ("age", "9"), ("vary", "b")]
+        {
+            head.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+        }
+        let stored = Entry::new("key", &head, Content::Whole(Bytes::from_static(b"body")));
+        assert_eq!(stored.sent_fields().as_bytes(), b"cache-control: max-age=60\r\nvary: a\r\nvary: b\r\n");
+        assert_eq!(stored.content_length(), Some(4));
+        head.headers.remove(CONTENT_LENGTH);
+        head.headers.remove(header::AGE);
+        head.headers.insert(header::AGE, HeaderValue::from_static("7"));
+        assert_eq!(stored.headers(), head.headers, "the first age counts");
+        assert_eq!((stored.key(), stored.names().collect::<Vec<_>>()), ("key", head.names.to_vec()));
+        let moved = stored.under("another key");
+        assert_eq!((moved.key(), moved.headers()), ("another key", head.headers));
+    }
+
+    #[test]
+    fn response_to_head_states_its_own_length() {
+        let mut head = head("max-age=60", Duration::ZERO);
+        head.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("1000"));
+        let stored = Entry::new("key", &head, Content::Whole(Bytes::new()));
+        assert_eq!((stored.content_length(), &stored.headers()), (None, &head.headers));
+        head.headers.remove(CONTENT_LENGTH);
+        let stored = Entry::new("key", &head, Content::Whole(Bytes::new()));
+        assert_eq!(stored.content_length(), Some(0));
+        let times = head.meta.times();
+        head.meta = ResponseMeta::read(StatusCode::NO_CONTENT, &head.headers, times, &[]);
+        assert_eq!(Entry::new("key", &head, Content::Whole(Bytes::new())).content_length(), None);
+    }
+
+    #[test]
+    fn small_body_has_an_allocation_of_its_own() {
+        let received = Bytes::from(vec![b'x'; 64 << 10]);
+        for (length, is_shared) in [(1024, false), (MAX_COPIED, false), (MAX_COPIED + 1, true)] {
+            let body = received.slice(..length);
+            let stored = Entry::new("key", &head("", Duration::ZERO), Content::Whole(body.clone()));
+            let stored = stored.body().unwrap();
+            assert_eq!((stored, stored.as_ptr() == body.as_ptr()), (&body, is_shared), "{length}");
+            assert_eq!(for_reader(stored).as_ptr() == stored.as_ptr(), is_shared, "{length}");
+        }
+    }
+
+    #[test]
+    fn allocation_takes_one_of_four_sizes_for_each_doubling() {
+        for (bytes, takes) in [
+            (0, 0),
+            (1, 8),
+            (8, 8),
+            (9, 16),
+            (17, 32),
+            (128, 128),
+            (129, 160),
+            (176, 192),
+            (257, 320),
+            (1024, 1024),
+            (1025, 1280),
+            (4097, 5120),
+            (100_000, 114_688),
+        ] {
+            assert_eq!(allocated(bytes), takes, "{bytes}");
+        }
+        assert_eq!(allocated(16 + size_of::<Entry>()), 192);
     }
 }

@@ -11,8 +11,8 @@ use std::{
 use http::HeaderName;
 use larder_policy::spec::Eviction;
 
-use self::shard::{Node, Queue, Shard, Step};
-use crate::entry::Entry;
+use self::shard::{Node, Queue, Shard, Step, Value};
+use crate::entry::{Entry, allocated};
 use parking_lot::Mutex;
 
 mod ghosts;
@@ -33,7 +33,7 @@ pub enum Stored {
     /// A stored response.
     Entry(Arc<Entry>),
     /// The names that `Vary` listed.
-    Vary(Arc<[HeaderName]>),
+    Vary(Arc<Vec<HeaderName>>),
     /// The responses under this key can't be shared: requests are not collapsed.
     Unshared {
         /// End of that state, as [`crate::clock::monotonic_ms`].
@@ -42,18 +42,21 @@ pub enum Stored {
 }
 
 impl Stored {
-    /// Returns the approximate number of bytes that it takes, without its key and its place in L1.
+    /// Returns the memory that it takes, without its key and its place in L1.
     pub fn weight(&self) -> usize {
+        // A header name that is not a well-known one has an allocation of its own, and is shared with the key.
+        const PER_NAME: usize = 32;
         match self {
             Self::Entry(entry) => entry.weight(),
             Self::Unshared { .. } => 0,
-            Self::Vary(names) => names.iter().map(|name| PER_NAME + name.as_str().len()).sum(),
+            Self::Vary(names) => {
+                let of_names: usize =
+                    names.iter().map(|name| PER_NAME + allocated(name.as_str().len())).sum();
+                allocated(40) + allocated(names.capacity() * size_of::<HeaderName>()) + of_names
+            }
         }
     }
 }
-
-/// Memory of a header name, with its allocation if it is not a well-known one.
-const PER_NAME: usize = size_of::<HeaderName>() + 16;
 
 /// Limits of L1.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -90,6 +93,7 @@ pub struct Held<'a> {
 pub struct L1 {
     parts: Box<[Part]>,
     hasher: RandomState,
+    eviction: Eviction,
     bounds: Bounds,
     /// Number of the next turn. Grows by two with each entry that is put at the end of a queue, so that later reads
     /// have numbers of their own.
@@ -120,6 +124,7 @@ impl L1 {
         Self {
             parts: (0..SHARDS).map(|_| part()).collect(),
             hasher: RandomState::new(),
+            eviction,
             bounds,
             turn: AtomicU64::new(0),
             bytes: AtomicU64::new(0),
@@ -137,7 +142,8 @@ impl L1 {
 
     /// Stores a value under a key, replacing the previous one. A value larger than the whole cache is not stored.
     pub fn insert(&self, key: &str, stored: Stored) {
-        let bytes = shard::OVERHEAD + (key.len() + stored.weight()) as u64;
+        let value = Value::new(key, stored);
+        let bytes = self.overhead() + value.weight();
         if bytes > self.bounds.max_bytes || self.bounds.max_entries == Some(0) {
             self.remove(key);
             return;
@@ -146,9 +152,9 @@ impl L1 {
         // Replaced and evicted values are freed without the lock.
         let _replaced = self.part(hash).with(|shard| {
             let turn = self.next_turn();
-            let (queue, replaced) = shard.insert(hash, key, stored, bytes, turn);
-            if let Some((_, bytes)) = &replaced {
-                self.discount(queue, *bytes);
+            let (queue, replaced) = shard.insert(hash, key, value, turn);
+            if let Some(value) = &replaced {
+                self.discount(queue, self.overhead() + value.weight());
             }
             self.count(queue, bytes);
             replaced
@@ -161,7 +167,7 @@ impl L1 {
         let hash = self.hasher.hash_one(key);
         let _removed = self.part(hash).with(|shard| {
             let node = shard.remove(hash, key)?;
-            self.discount(node.queue, node.bytes);
+            self.discount(node.queue, self.overhead() + node.value.weight());
             Some(node)
         });
     }
@@ -202,6 +208,11 @@ impl L1 {
         self.evictions.load(Ordering::Relaxed)
     }
 
+    /// Returns the memory of an entry's place.
+    fn overhead(&self) -> u64 {
+        shard::overhead(self.eviction)
+    }
+
     fn part(&self, hash: u64) -> &Part {
         // The table of a shard uses the lowest and the highest bits.
         &self.parts[(hash >> 32) as usize % SHARDS]
@@ -221,12 +232,12 @@ impl L1 {
         let Some((part, queue)) = self.next_to_leave() else { return false };
         let _evicted: Option<Node> = part.with(|shard| match shard.step(queue, || self.next_turn()) {
             Step::Evicted(node) => {
-                self.discount(queue, node.bytes);
+                self.discount(queue, self.overhead() + node.value.weight());
                 self.evictions.fetch_add(1, Ordering::Relaxed);
                 Some(node)
             }
-            Step::Promoted { bytes } => {
-                self.small_bytes.fetch_sub(bytes, Ordering::Relaxed);
+            Step::Promoted { weight } => {
+                self.small_bytes.fetch_sub(self.overhead() + weight, Ordering::Relaxed);
                 None
             }
             Step::Stayed => None,

@@ -19,7 +19,7 @@ use crate::{
     cache_status::Tier,
     clock::boot_ms,
     entry::{
-        Entry, Head,
+        Entry,
         authentication::Authentication,
         codec::{self, MAX_VARY_NAMES, Record, Rules},
     },
@@ -258,10 +258,10 @@ impl L2 {
                 self.link.request_resync();
             }
             let is_purged = |entry: &Entry| {
-                let Head { stamp, names, .. } = &entry.head;
+                let stamp = entry.stamp();
                 stamp.generation != reply.generation
                     || stamp.order < reply.barrier
-                    || self.barriers.covers(names, *stamp)
+                    || self.barriers.covers(entry.names(), stamp)
             };
             let mut variant = String::new();
             let read = |place: &str, record| self.records.read(seal.as_ref()?, place, record, limit, rules);
@@ -469,6 +469,6 @@ impl L2 {
 
 /// An entry that no purge covered until `said_at`, as Redis says.
 fn dated(mut entry: Box<Entry>, said_at: u64) -> Box<Entry> {
-    entry.head.stamp.asked_at = said_at;
+    entry.set_stamp(Stamp { asked_at: said_at, ..entry.stamp() });
     entry
 }

@@ -80,7 +80,7 @@ fn hits(candidates: &[Candidate]) -> Result<String> {
     let mut lines = vec![titles("hits, %", Trace::ALL.map(Trace::name))];
     lines[0].push("Zipf 0.9, sizes".to_owned());
     let traces: Vec<Vec<u32>> = Trace::ALL.map(|trace| trace.keys(HELD)).into();
-    let usual = memory::answer(1024);
+    let usual = memory::answer("", 1024);
     let sizes = sizes();
     for candidate in candidates {
         let mut line = vec![candidate.name().to_owned()];
@@ -105,7 +105,7 @@ fn hits(candidates: &[Candidate]) -> Result<String> {
 /// Entries of several sizes, each once: entries share their bodies where only their weight matters.
 fn sizes() -> Vec<Stored> {
     let mut random = Random(5);
-    (0..499).map(|_| memory::answer((256.0 * (random.share() * 6.0).exp2()) as usize)).collect()
+    (0..499).map(|_| memory::answer("", (256.0 * (random.share() * 6.0).exp2()) as usize)).collect()
 }
 
 fn bounded(candidate: Candidate) -> Box<dyn Cache> {
@@ -115,7 +115,7 @@ fn bounded(candidate: Candidate) -> Box<dyn Cache> {
 /// Returns the weight of an entry of 1 KiB.
 fn usual_bytes() -> u64 {
     let one = Candidate::LarderLru.make(u64::MAX, 1);
-    one.insert(&memory::key(10_000), memory::answer(1024));
+    one.insert(&memory::key(10_000), memory::answer("", 1024));
     one.bytes()
 }
 
@@ -143,7 +143,7 @@ fn speed(arguments: &Arguments, candidates: &[Candidate]) -> Result<String> {
     let mixed: Vec<String> = (0..ASKED).map(|_| memory::key(zipf.next(&mut random))).collect();
     let zipf = Zipf::new(HELD / 2, 0.9);
     let resident: Vec<String> = (0..ASKED).map(|_| memory::key(zipf.next(&mut random))).collect();
-    let usual = memory::answer(1024);
+    let usual = memory::answer("", 1024);
     for round in 0..=arguments.rounds {
         for (candidate, samples) in candidates.iter().zip(&mut samples) {
             for ((only_hits, threads), samples) in cases.into_iter().zip(samples) {

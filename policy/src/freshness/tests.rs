@@ -2,7 +2,11 @@ use http::StatusCode;
 use proptest::prelude::*;
 
 use super::*;
-use crate::{cache_control::MaxStale, response_meta::Times, testing::headers};
+use crate::{
+    cache_control::{MaxStale, ResponseDirectives},
+    response_meta::Times,
+    testing::headers,
+};
 
 const fn seconds(seconds: u64) -> Duration {
     Duration::from_secs(seconds)
@@ -78,7 +82,10 @@ fn a_status_has_a_ttl_of_its_own() {
     let statuses = vec![(StatusCode::NOT_FOUND, Some(seconds(10))), (StatusCode::OK, None)];
     let route = Lifetimes { ttl: Some(seconds(60)), statuses, ..Default::default() };
     for (status, expected) in [(200, fresh(60)), (206, fresh(60)), (404, fresh(10))] {
-        let meta = ResponseMeta { status: StatusCode::from_u16(status).unwrap(), ..meta("max-age=5", 0) };
+        let five = Some(seconds(5));
+        let directives = ResponseDirectives { max_age: five, ..Default::default() };
+        let status = StatusCode::from_u16(status).unwrap();
+        let meta = ResponseMeta::of(status, &directives, five, Duration::ZERO);
         assert_eq!(evaluate(&meta, &route, Duration::ZERO, &asked("")).state, expected, "{status}");
     }
 }
@@ -210,7 +217,7 @@ prop_compose! {
         let directives = ResponseDirectives {
             no_cache, must_revalidate, s_maxage, stale_while_revalidate, stale_if_error, ..Default::default()
         };
-        ResponseMeta { initial_age, lifetime: s_maxage.or(lifetime), directives, ..meta("", 0) }
+        ResponseMeta::of(StatusCode::OK, &directives, s_maxage.or(lifetime), initial_age)
     }
 }
 
@@ -248,15 +255,15 @@ proptest! {
     ) {
         let freshness = evaluate(&meta, &route, resident, &asked);
         keep_for(&meta, &route);
-        prop_assert_eq!(freshness.age, meta.initial_age.saturating_add(resident));
+        prop_assert_eq!(freshness.age, meta.initial_age().saturating_add(resident));
         let State::Fresh { ttl } = freshness.state else { return Ok(()) };
         prop_assert!(ttl > Duration::ZERO);
         prop_assert!(!asked.no_cache && asked.max_age.is_none_or(|most| freshness.age <= most));
         match route.ttl {
             Some(most) => prop_assert!(resident < most),
             None => {
-                prop_assert!(!meta.directives.no_cache);
-                prop_assert!(freshness.age < meta.lifetime.unwrap_or_default());
+                prop_assert!(!meta.directives().no_cache);
+                prop_assert!(freshness.age < meta.lifetime().unwrap_or_default());
                 prop_assert!(route.max_ttl.is_none_or(|most| resident < most));
             }
         }
@@ -293,8 +300,8 @@ proptest! {
     fn must_revalidate_response_is_never_served_stale(
         meta in any_claims(), route in any_route(), asked in any_request(), resident in time(),
     ) {
-        let mut meta = meta;
-        meta.directives.must_revalidate = true;
+        let directives = ResponseDirectives { must_revalidate: true, ..meta.directives() };
+        let meta = ResponseMeta::of(StatusCode::OK, &directives, meta.lifetime(), meta.initial_age());
         let state = evaluate(&meta, &Lifetimes { ttl: None, ..route.clone() }, resident, &asked).state;
         if ttl_left(&meta, &Lifetimes { ttl: None, ..route }, resident).is_zero() {
             prop_assert!(!state.serves_now() && !state.serves_on_error());
@@ -305,7 +312,7 @@ proptest! {
     fn response_past_its_storage_time_is_never_served(meta in any_claims(), route in any_route(), more in time()) {
         let resident = keep_for(&meta, &route).saturating_add(more);
         // At the end of time there is no later.
-        if resident == Duration::MAX || meta.initial_age.checked_add(resident).is_none() {
+        if resident == Duration::MAX || meta.initial_age().checked_add(resident).is_none() {
             return Ok(());
         }
         let state = evaluate(&meta, &route, resident, &RequestDirectives::default()).state;
@@ -336,7 +343,8 @@ fn jittered_ttls_end_at_different_times() {
 #[test]
 fn early_refresh_is_likelier_near_expiry_and_for_slow_sources() {
     let share = |delay: u64, left: u64| {
-        let meta = ResponseMeta { delay: Duration::from_millis(delay), ..meta("", 0) };
+        let times = Times { requested_at: 0, received_at: delay };
+        let meta = ResponseMeta::read(StatusCode::OK, &headers(&[]), times, &[]);
         let (left, resident) = (Duration::from_millis(left), Duration::from_millis(10_000 - left));
         let step = u64::MAX / 1000;
         (0..1000).filter(|n| refreshes_early(&meta, left, resident, n * step)).count()

@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use super::{Lifetimes, RequestDirectives, ResponseDirectives, ResponseMeta, StaleUse};
+use super::{Lifetimes, RequestDirectives, ResponseMeta, StaleUse};
 
 /// The time past its lifetime that a response may be served.
 #[derive(Clone, Copy, Debug)]
@@ -17,13 +17,13 @@ pub(super) struct Windows {
 impl Windows {
     /// Computes the windows of a response, with the `ttl` of its route if it has one.
     pub(super) fn of(meta: &ResponseMeta, lifetimes: &Lifetimes, ttl: Option<Duration>) -> Self {
-        let directives = &meta.directives;
-        if ttl.is_none() && forbids_stale(directives) {
+        if ttl.is_none() && meta.forbids_stale() {
             let none = Duration::ZERO;
             return Self { never: true, clients: false, revalidating: none, on_error: none };
         }
+        let directives = meta.directives();
         // A route's window follows a life; where nothing says or lets us guess one, it must not stand in for it.
-        let has_life = ttl.is_some() || meta.lifetime.is_some();
+        let has_life = ttl.is_some() || meta.lifetime().is_some();
         let route = lifetimes.stale_while_revalidate.filter(|_| has_life);
         Self {
             never: false,
@@ -62,12 +62,4 @@ impl Windows {
     fn clients_on_error(&self, asked: &RequestDirectives) -> Duration {
         asked.stale_if_error.filter(|_| self.clients).unwrap_or_default()
     }
-}
-
-/// Returns true if a response must never be served stale (section 4.2.4).
-///
-/// `s-maxage` does not count here. It implies `proxy-revalidate` (section 5.2.2.10), and so overrules a client's
-/// directives; but a stale window beside it, in the response or the route, would mean nothing if it did.
-pub(super) fn forbids_stale(directives: &ResponseDirectives) -> bool {
-    directives.no_cache || directives.must_revalidate || directives.proxy_revalidate
 }

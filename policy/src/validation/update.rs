@@ -37,11 +37,11 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 /// Returns true if a 304 selects a stored response (RFC 9111, section 4.3.4): its strong validator equals the stored
 /// one; or it has no strong one, and a weak one equals the stored one. A 304 without validators refers to the condition
 /// that was sent, which named only the stored response.
-pub fn selects(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
+pub fn selects(not_modified: &HeaderMap, stored: &(impl Fields + ?Sized)) -> bool {
     if let Some(tag) = not_modified.get(ETAG) {
         let compare = if is_weak(tag.as_bytes()) { weak_match } else { strong_match };
-        return match stored.get(ETAG) {
-            Some(stored) => compare(tag.as_bytes(), stored.as_bytes()),
+        return match stored.value(ETAG.as_str()) {
+            Some(stored) => compare(tag.as_bytes(), stored),
             // Nothing stored has that strong validator; a weak one leaves the date to decide.
             None => is_weak(tag.as_bytes()) && same_date(not_modified, stored),
         };
@@ -49,9 +49,9 @@ pub fn selects(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
     !not_modified.contains_key(LAST_MODIFIED) || same_date(not_modified, stored)
 }
 
-fn same_date(not_modified: &HeaderMap, stored: &HeaderMap) -> bool {
-    let date = stored.get(LAST_MODIFIED);
-    date.is_some() && date == not_modified.get(LAST_MODIFIED)
+fn same_date(not_modified: &HeaderMap, stored: &(impl Fields + ?Sized)) -> bool {
+    let date = stored.value(LAST_MODIFIED.as_str());
+    date.is_some() && date == not_modified.value(LAST_MODIFIED.as_str())
 }
 
 /// Returns the stored headers updated by those of a 304 (RFC 9111, section 3.2). Headers that still share the

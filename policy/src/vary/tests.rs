@@ -162,7 +162,7 @@ fn vec_of_commas() -> impl Strategy<Value = Vec<Vec<u8>>> {
 const KINDS: [&str; 3] = ["accept", "cookie", "x"];
 
 fn text(requested: &[Vec<Vec<u8>>; 3]) -> String {
-    let mut request = HeaderMap::new();
+    let mut request = http::HeaderMap::new();
     for (name, lines) in KINDS.into_iter().zip(requested) {
         for line in lines {
             request.append(name, HeaderValue::from_bytes(line).unwrap());

@@ -31,7 +31,7 @@ pub(super) fn entry_state(entry: &Entry, snapshot: &Snapshot, lifetimes: Option<
     } else if matches!(entry.content, Content::Parts(_)) {
         EntryState::Partial
     } else {
-        match entry.head.freshness(lifetimes, &RequestDirectives::default()).state {
+        match entry.freshness(lifetimes, &RequestDirectives::default()).state {
             State::Fresh { .. } => EntryState::Fresh,
             State::Stale { use_: StaleUse::WhileRevalidating | StaleUse::AsAsked, .. } => {
                 EntryState::StaleWhileRevalidate
@@ -44,38 +44,37 @@ pub(super) fn entry_state(entry: &Entry, snapshot: &Snapshot, lifetimes: Option<
 
 /// Returns a stored response under the rules of its route, without its hits.
 pub(super) fn stored_response(entry: &Entry, lifetimes: Option<&Lifetimes>) -> StoredResponse {
-    let head = &entry.head;
     let mut headers = BTreeMap::<_, Vec<_>>::new();
-    for (name, value) in &head.headers {
-        let value = String::from_utf8_lossy(value.as_bytes()).into_owned();
-        headers.entry(name.as_str().to_owned()).or_default().push(value);
+    for (name, value) in entry.fields().iter() {
+        let [name, value] = [name, value].map(|text| String::from_utf8_lossy(text).into_owned());
+        headers.entry(name).or_default().push(value);
     }
     let (body_bytes, complete) = match &entry.content {
         Content::Whole(body) => (body.len() as u64, true),
         Content::Parts(pieces) => (pieces.iter().map(|(_, piece)| piece.len() as u64).sum(), false),
     };
-    let resident = head.resident();
-    let received = i64::try_from(head.times.received_at).ok();
+    let resident = entry.resident();
+    let received = i64::try_from(entry.times().received_at).ok();
     let stored_at = received.and_then(|at| Timestamp::from_millisecond(at).ok()).unwrap_or_default();
-    let Stamp { generation, order, local, asked_at: _ } = head.stamp;
-    let state = lifetimes.map(|lifetimes| head.freshness(lifetimes, &RequestDirectives::default()).state);
+    let Stamp { generation, order, local, asked_at: _ } = entry.stamp();
+    let state = lifetimes.map(|lifetimes| entry.freshness(lifetimes, &RequestDirectives::default()).state);
     StoredResponse {
-        status: head.status.as_u16(),
+        status: entry.status().as_u16(),
         headers,
         bytes: entry.weight(),
         body_bytes,
         complete,
         hits: None,
         stored_at: stored_at.to_string(),
-        age_seconds: seconds(head.meta.initial_age() + resident),
+        age_seconds: seconds(entry.age()),
         ttl_seconds: state.map(|state| match state {
             State::Fresh { ttl } => seconds(ttl),
             State::Stale { stale_for, .. } => -seconds(stale_for),
         }),
         useful_for_seconds: lifetimes
-            .map(|lifetimes| seconds(keep_for(&head.meta, lifetimes).saturating_sub(resident))),
+            .map(|lifetimes| seconds(keep_for(entry.meta(), lifetimes).saturating_sub(resident))),
         stamp: api::Stamp { generation: format!("{generation:x}"), order, local },
-        purge_names: head.names.len(),
+        purge_names: entry.names().len(),
     }
 }
 

@@ -1,26 +1,23 @@
 //! Encoding of stored responses in Redis.
 //!
-//! A version byte, a kind byte, a random number that no other record has, then the fields in order; integers are big-endian, texts and bodies are preceded by
-//! their length. A record that a sidecar can't read, because it is broken or of a newer version, is a miss.
+//! A version byte, a kind byte, a random number that no other record has, then numbers, the names of purges, the header
+//! fields as HTTP/1 writes them, in lower case, and the body; integers are big-endian, texts and bodies are preceded by
+//! their length. A record that a sidecar can't read, because it is broken or of another version, is a miss.
 
 use std::time::Duration;
 
 use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
-use http::{
-    HeaderMap, HeaderName, HeaderValue, StatusCode,
-    header::{self, CONTENT_LENGTH, SET_COOKIE},
-};
+use http::{HeaderName, StatusCode};
 use larder_policy::{
-    PurgeName,
     range::Pieces,
     response_meta::{ResponseMeta, Times},
 };
 
-use super::{Content, Entry, Head};
+use super::{Block, Content, Entry, StoredFields};
 use crate::{barriers::Stamp, clock::wall_ms};
 
 /// Version of the format. It is part of the keys in Redis, so that releases with different formats never meet.
-pub const VERSION: u8 = 5;
+pub const VERSION: u8 = 6;
 /// Length of the beginning of a record that tells it from every other.
 pub const IDENTITY: usize = 2 + size_of::<u64>();
 /// Value in place of a TTL, if the response stated none.
@@ -73,13 +70,14 @@ pub struct Rules<'a> {
 
 /// Encodes a stored response.
 pub fn encode(entry: &Entry) -> Bytes {
-    let Head { status, headers, times, meta, stamp, names } = &entry.head;
-    let mut out = BytesMut::with_capacity(entry.weight());
-    let kind = match entry.content {
-        Content::Whole(_) => KIND_WHOLE,
-        Content::Parts(_) => KIND_PARTS,
-    };
-    begin(&mut out, kind);
+    let (stamp, times, meta) = (entry.stamp(), entry.times(), entry.meta());
+    let (names, fields) = (entry.block.name_bytes(), entry.fields());
+    // The body says how long it is, and a `Trailer` that no trailer followed is about a connection that is over.
+    let kept = fields.iter().filter(|(name, _)| !is_hop_by_hop(name) && *name != b"content-length");
+    let length: usize = kept.clone().map(|(name, value)| name.len() + value.len() + 4).sum();
+    // Besides a MAC, a body and the lines, a record has some 80 bytes.
+    let mut out = BytesMut::with_capacity(128 + names.len() + length + entry.content.encoded());
+    begin(&mut out, if entry.body().is_some() { KIND_WHOLE } else { KIND_PARTS });
     out.put_u64(stamp.generation);
     out.put_u64(stamp.order);
     out.put_u64(times.requested_at);
@@ -87,15 +85,15 @@ pub fn encode(entry: &Entry) -> Bytes {
     out.put_u64(
         meta.ttl_from_response().map_or(NO_TTL, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(NO_TTL)),
     );
-    out.put_u16(status.as_u16());
-    out.put_u16(count(names.len()));
-    names.iter().for_each(|name| out.put_slice(name.as_bytes()));
-    // The body says how long it is, and a `Trailer` that no trailer followed is about a connection that is over.
-    let kept = || headers.iter().filter(|(name, _)| !HOP_BY_HOP.contains(name) && *name != CONTENT_LENGTH);
-    out.put_u16(count(kept().count()));
-    for (name, value) in kept() {
-        put_text(&mut out, name.as_str().as_bytes());
-        put_text(&mut out, value.as_bytes());
+    out.put_u16(entry.status().as_u16());
+    out.put_u16(count(entry.names().len()));
+    out.put_slice(names);
+    out.put_u32(u32::try_from(length).expect("a head has at most 128 KiB"));
+    for (name, value) in kept {
+        out.put_slice(name);
+        out.put_slice(b": ");
+        out.put_slice(value);
+        out.put_slice(b"\r\n");
     }
     match &entry.content {
         Content::Whole(body) => put_text(&mut out, body),
@@ -129,12 +127,12 @@ fn count(length: usize) -> u16 {
     u16::try_from(length).expect("hyper takes at most 32,768 headers, and tags and parts are fewer")
 }
 
-fn put_text(out: &mut BytesMut, text: &[u8]) {
+fn put_text(out: &mut impl BufMut, text: &[u8]) {
     out.put_u32(u32::try_from(text.len()).expect("a policy's maxObjectSize is 256 MiB at most"));
     out.put_slice(text);
 }
 
-/// Reads a record. Bodies and header values are not copied.
+/// Reads a record. A large body is not copied.
 ///
 /// # Errors
 /// If this version did not write it, it is broken, or it would not be a response of its own: with a status that is never stored,
@@ -147,17 +145,18 @@ pub fn decode(mut bytes: Bytes, rules: Rules<'_>) -> Result<Record, DecodeError>
     let kind = bytes.try_get_u8()?;
     let _identity = bytes.try_get_u64()?;
     let record = match kind {
-        KIND_WHOLE => {
-            let head = take_head(&mut bytes, rules)?;
-            let body = take_text(&mut bytes)?;
-            check_framing(&head, Some(&body))?;
-            Record::Entry(Box::new(Entry::new(head, Content::Whole(body))))
-        }
-        KIND_PARTS => {
-            let head = take_head(&mut bytes, rules)?;
-            let pieces = take_pieces(&mut bytes)?;
-            check_framing(&head, None)?;
-            Record::Entry(Box::new(Entry::new(head, Content::Parts(pieces))))
+        KIND_WHOLE | KIND_PARTS => {
+            let (meta, stamp, block) = take_head(&mut bytes, rules)?;
+            let content = if kind == KIND_WHOLE {
+                Content::Whole(take_text(&mut bytes)?)
+            } else {
+                Content::Parts(Box::new(take_pieces(&mut bytes)?))
+            };
+            let has_no_body = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT].contains(&meta.status());
+            if has_no_body && !matches!(&content, Content::Whole(body) if body.is_empty()) {
+                return Err(DecodeError::Field("body"));
+            }
+            Record::Entry(Box::new(Entry::with_block(meta, stamp, block, content)))
         }
         KIND_VARY => {
             let count = usize::from(bytes.try_get_u16()?);
@@ -177,39 +176,26 @@ fn is_stored_status(status: StatusCode) -> bool {
     (200..600).contains(&status.as_u16()) && status != StatusCode::NOT_MODIFIED
 }
 
-/// Fields that are about one connection (RFC 9110, section 7.6.1), or between a client and a proxy (RFC 9111, section 3.1).
-const HOP_BY_HOP: [HeaderName; 11] = [
-    header::CONNECTION,
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-    HeaderName::from_static("http2-settings"),
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-authentication-info"),
-    HeaderName::from_static("proxy-connection"),
-];
-
-/// Refuses what would make a client, or the next cache, take the body for longer or shorter than it is.
-fn check_framing(head: &Head, body: Option<&Bytes>) -> Result<(), DecodeError> {
-    let has_no_body = [StatusCode::NO_CONTENT, StatusCode::RESET_CONTENT].contains(&head.status);
-    if has_no_body && body.is_none_or(|body| !body.is_empty()) {
-        return Err(DecodeError::Field("body"));
-    }
-    let mut lengths = head.headers.get_all(CONTENT_LENGTH).iter();
-    let fits = |length: &HeaderValue| {
-        body.is_some_and(|body| length.as_bytes() == body.len().to_string().as_bytes())
-    };
-    let is_right = match lengths.next() {
-        None => true,
-        Some(length) => fits(length) && !has_no_body && lengths.next().is_none(),
-    };
-    if is_right { Ok(()) } else { Err(DecodeError::Field("content-length")) }
+/// Returns true for fields that are about one connection (RFC 9110, section 7.6.1), or between a client and a proxy (RFC 9111,
+/// section 3.1).
+fn is_hop_by_hop(name: &[u8]) -> bool {
+    matches!(
+        name,
+        b"connection"
+            | b"http2-settings"
+            | b"keep-alive"
+            | b"proxy-authenticate"
+            | b"proxy-authentication-info"
+            | b"proxy-authorization"
+            | b"proxy-connection"
+            | b"te"
+            | b"trailer"
+            | b"transfer-encoding"
+            | b"upgrade"
+    )
 }
 
-fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<Head, DecodeError> {
+fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<(ResponseMeta, Stamp, Block), DecodeError> {
     let stamp = Stamp { generation: bytes.try_get_u64()?, order: bytes.try_get_u64()?, ..Stamp::default() };
     let times = Times { requested_at: bytes.try_get_u64()?, received_at: bytes.try_get_u64()? };
     let ttl_from_response =
@@ -220,22 +206,22 @@ fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<Head, DecodeError> {
     }
     let status = StatusCode::from_u16(bytes.try_get_u16()?).ok().filter(|status| is_stored_status(*status));
     let status = status.ok_or(DecodeError::Field("status"))?;
-    let names = (0..bytes.try_get_u16()?)
-        .map(|_| PurgeName::from_bytes(&take(bytes, 16)?).ok_or(DecodeError::Field("name")))
-        .collect::<Result<_, _>>()?;
-    let mut headers = HeaderMap::new();
-    for _ in 0..bytes.try_get_u16()? {
-        let name = take_name(bytes)?;
-        if HOP_BY_HOP.contains(&name) || name == SET_COOKIE && !rules.set_cookie {
-            return Err(DecodeError::Field("header"));
-        }
-        let value =
-            HeaderValue::from_maybe_shared(take_text(bytes)?).map_err(|_| DecodeError::Field("header"))?;
-        headers.try_append(name, value).map_err(|_| DecodeError::Field("header"))?;
+    let names = usize::from(bytes.try_get_u16()?) * Block::NAME;
+    let names = take(bytes, names)?;
+    let lines = take_text(bytes)?;
+    let fields = StoredFields::checked(&lines).ok_or(DecodeError::Field("header"))?;
+    // What would make a client, or the next cache, take the body for longer or shorter than it is is never written.
+    let is_refused = |name: &[u8]| {
+        is_hop_by_hop(name) || name == b"content-length" || name == b"set-cookie" && !rules.set_cookie
+    };
+    if fields.iter().any(|(name, _)| is_refused(name)) {
+        return Err(DecodeError::Field("header"));
     }
+    let block = Block::from_parts(&names, fields);
     let meta =
-        ResponseMeta::read(status, &headers, times, rules.targets).with_ttl_from_response(ttl_from_response);
-    Ok(Head { status, headers, times, meta, stamp, names })
+        ResponseMeta::read(status, &fields, times, rules.targets).with_ttl_from_response(ttl_from_response);
+    let meta = super::spread(meta, block.names().next().as_ref());
+    Ok((meta, stamp, block))
 }
 
 fn take_pieces(bytes: &mut Bytes) -> Result<Pieces, DecodeError> {
@@ -264,27 +250,31 @@ fn take_name(bytes: &mut Bytes) -> Result<HeaderName, DecodeError> {
 
 #[cfg(test)]
 mod tests {
-    use http::header;
+    use http::{HeaderValue, header};
     use proptest::prelude::*;
 
     use super::*;
-    use crate::entry::tests::head;
+    use crate::entry::{Head, tests::head};
 
     const RULES: Rules<'_> = Rules { targets: &[], set_cookie: false };
 
-    fn whole() -> Entry {
+    fn whole_head() -> Head {
         let stamp = Stamp { generation: 7, order: 3, local: 9, asked_at: 11 };
         let mut head = Head { stamp, ..head("max-age=60", Duration::from_secs(5)) };
         head.meta = head.meta.with_ttl_from_response(Some(Duration::from_millis(1500)));
         head.headers.append(header::VARY, HeaderValue::from_static("accept"));
         head.headers.append(header::VARY, HeaderValue::from_static("accept-language"));
-        Entry::new(head, Content::Whole(Bytes::from_static(b"body")))
+        head
+    }
+
+    fn whole() -> Entry {
+        Entry::new("", &whole_head(), Content::Whole(Bytes::from_static(b"body")))
     }
 
     fn parts() -> Entry {
         let mut pieces = Pieces::new(100);
         assert!(pieces.insert(10, Bytes::from_static(b"ten")) && pieces.insert(50, Bytes::from_static(b"x")));
-        Entry::new(whole().head, Content::Parts(pieces))
+        Entry::new("", &whole_head(), Content::Parts(Box::new(pieces)))
     }
 
     fn read(bytes: Bytes) -> Entry {
@@ -295,14 +285,34 @@ mod tests {
     #[test]
     fn entry_round_trips() {
         let (written, read) = (whole(), read(encode(&whole())));
-        assert_eq!((read.head.status, &read.head.headers), (written.head.status, &written.head.headers));
-        assert_eq!(read.rendered().map(|(_, body)| &body[..]), Some(&b"body"[..]));
-        assert_eq!(read.head.names, written.head.names);
-        assert_eq!(read.head.meta.ttl_from_response(), Some(Duration::from_millis(1500)));
-        let stamp = Stamp { local: 0, asked_at: 0, ..written.head.stamp };
-        assert_eq!(read.head.stamp, stamp, "a pod's own order and clock mean nothing to another");
+        assert_eq!((read.status(), read.fields()), (written.status(), written.fields()));
+        assert_eq!(read.body().map(|body| &body[..]), Some(&b"body"[..]));
+        assert!(read.names().eq(written.names()) && read.names().len() == 1);
+        assert_eq!(read.meta().ttl_from_response(), Some(Duration::from_millis(1500)));
+        let stamp = Stamp { local: 0, asked_at: 0, ..written.stamp() };
+        assert_eq!(read.stamp(), stamp, "a pod's own order and clock mean nothing to another");
         let names = vec![header::ACCEPT, header::ACCEPT_ENCODING];
         assert!(matches!(decode(encode_vary(&names), RULES).unwrap(), Record::Vary(read) if read == names));
+    }
+
+    #[test]
+    fn age_of_a_response_round_trips() {
+        for (value, age) in [("7", 7), ("7, 9", 7), ("x", 0), ("99999999999999999999", 1 << 31)] {
+            let mut head = head("max-age=60", Duration::ZERO);
+            head.headers.insert(header::AGE, HeaderValue::from_static(value));
+            head.headers.append(header::AGE, HeaderValue::from_static("5"));
+            let times = head.meta.times();
+            head.meta = ResponseMeta::read(StatusCode::OK, &head.headers, times, &[]);
+            let written = Entry::new("", &head, Content::Whole(Bytes::new()));
+            let read = read(encode(&written));
+            assert_eq!(read.meta(), written.meta(), "{value}");
+            assert_eq!(read.meta().initial_age(), Duration::from_secs(age), "{value}");
+            assert_eq!(
+                (read.fields(), read.sent_fields()),
+                (written.fields(), written.sent_fields()),
+                "{value}"
+            );
+        }
     }
 
     #[test]
@@ -325,22 +335,22 @@ mod tests {
     }
 
     /// A record with fields that are never written.
-    fn with(status: u16, fields: &[(&'static str, &'static str)], body: &'static str) -> Bytes {
+    fn with(status: u16, fields: &[(&str, &str)], body: &'static str) -> Bytes {
         let mut head = head("max-age=60", Duration::ZERO);
-        head.status = StatusCode::from_u16(status).unwrap();
-        // Names of the same length stand for them until it is written.
-        let stand_ins = fields.iter().map(|(name, _)| "z".repeat(name.len()));
-        for ((_, value), name) in fields.iter().zip(stand_ins.clone()) {
-            head.headers.append(HeaderName::try_from(name).unwrap(), HeaderValue::from_static(value));
-        }
-        let mut bytes =
-            encode(&Entry::new(head, Content::Whole(Bytes::from_static(body.as_bytes())))).to_vec();
-        // The random number and the times before the fields may hold the bytes of a stand-in, too.
-        let mut after = position(&bytes, b"max-age=60");
-        for ((name, _), stand_in) in fields.iter().zip(stand_ins) {
-            after += position(&bytes[after..], stand_in.as_bytes());
-            bytes[after..after + name.len()].copy_from_slice(name.as_bytes());
-        }
+        let status = StatusCode::from_u16(status).unwrap();
+        head.meta = ResponseMeta::read(status, &head.headers, head.meta.times(), &[]);
+        let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
+        with_lines(&head, &lines, body)
+    }
+
+    /// A record with these lines, well-formed or not, in place of those that are written.
+    fn with_lines(head: &Head, lines: &str, body: &'static str) -> Bytes {
+        let written = encode(&Entry::new("", head, Content::Whole(Bytes::from_static(body.as_bytes()))));
+        let own = b"cache-control: max-age=60\r\n";
+        let at = position(&written, own);
+        let mut bytes = written[..at - 4].to_vec();
+        put_text(&mut bytes, lines.as_bytes());
+        bytes.extend_from_slice(&written[at + own.len()..]);
         bytes.into()
     }
 
@@ -348,6 +358,8 @@ mod tests {
     fn framing_and_hop_by_hop_fields_are_refused() {
         for name in [
             "connection",
+            "content-length",
+            "http2-settings",
             "keep-alive",
             "proxy-connection",
             "proxy-authenticate",
@@ -364,15 +376,7 @@ mod tests {
         }
         let cookies = Rules { set_cookie: true, ..RULES };
         assert!(decode(with(200, &[("set-cookie", "a=b")], "body"), cookies).is_ok());
-        for (fields, is_read) in [
-            (&[("content-length", "4")][..], true),
-            (&[("content-length", "5")], false),
-            (&[("content-length", "+4")], false),
-            (&[("content-length", "4, 4")], false),
-            (&[("content-length", "4"), ("content-length", "4")], false),
-        ] {
-            assert_eq!(decode(with(200, fields, "body"), RULES).is_ok(), is_read, "{fields:?}");
-        }
+        assert!(decode(with(200, &[("vary", "accept")], "body"), RULES).is_ok());
     }
 
     #[test]
@@ -384,24 +388,35 @@ mod tests {
         for status in [204, 205] {
             assert!(decode(with(status, &[], ""), RULES).is_ok());
             assert_eq!(decode(with(status, &[], "x"), RULES).unwrap_err(), DecodeError::Field("body"));
-            assert!(decode(with(status, &[("content-length", "0")], ""), RULES).is_err());
         }
     }
 
     #[test]
-    fn line_ends_in_names_and_values_are_refused() {
-        let written = with(200, &[("x-name", "x-value")], "body");
-        for (text, bad) in
-            [("x-name", b'\n'), ("x-name", b':'), ("x-value", b'\r'), ("x-value", b'\n'), ("x-value", 0)]
-        {
-            let mut bytes = written.to_vec();
-            let at = position(&bytes, text.as_bytes());
-            bytes[at + 1] = bad;
-            assert_eq!(
-                decode(bytes.into(), RULES).unwrap_err(),
-                DecodeError::Field("header"),
-                "{text} {bad}"
-            );
+    fn lines_that_are_not_well_formed_are_refused() {
+        let read =
+            |lines: &str| decode(with_lines(&head("max-age=60", Duration::ZERO), lines, "body"), RULES);
+        for lines in ["", "a: b\r\n", "a: \r\nb: c: d\te\u{e9}\r\n", "age: 7\r\na: b\r\n"] {
+            assert!(read(lines).is_ok(), "{lines:?}");
+        }
+        for lines in [
+            "a",
+            "a: b",
+            "a: b\n",
+            "a:b\r\n",
+            "a\r\n",
+            "a: b\r\n\r\n",
+            ": b\r\n",
+            "a : b\r\n",
+            "A: b\r\n",
+            "a\n: b\r\n",
+            "a\u{e9}: b\r\n",
+            "a: b\rc\r\n",
+            "a: b\0\r\n",
+            "a: b\u{7f}\r\n",
+            "a: b\r\nage: 7\r\n",
+            "age: 7\r\nage: 7\r\n",
+        ] {
+            assert_eq!(read(lines).unwrap_err(), DecodeError::Field("header"), "{lines:?}");
         }
     }
 
@@ -409,8 +424,10 @@ mod tests {
     fn a_response_from_the_future_is_refused() {
         let received_in = |ahead: Duration| {
             let mut head = head("max-age=60", Duration::ZERO);
-            head.times.received_at += ahead.as_millis() as u64;
-            decode(encode(&Entry::new(head, Content::Whole(Bytes::new()))), RULES)
+            let mut times = head.meta.times();
+            times.received_at += ahead.as_millis() as u64;
+            head.meta = ResponseMeta::read(StatusCode::OK, &head.headers, times, &[]);
+            decode(encode(&Entry::new("", &head, Content::Whole(Bytes::new()))), RULES)
         };
         assert!(received_in(MAX_CLOCK_SKEW / 2).is_ok(), "the clocks of pods differ");
         assert_eq!(

@@ -1,15 +1,22 @@
 //! A shard of the cache: a table of its entries, and the order of their eviction.
 
-use std::ops::Range;
+use std::{ops::Range, sync::Arc};
 
 use hashbrown::HashTable;
 use larder_policy::spec::Eviction;
 
 use super::{Held, Stored, ghosts::Ghosts};
+use crate::entry::{Entry, allocated};
 
-/// Memory of an entry besides its key and value: a node, its slot in the table, its ghost, and spare capacity of
-/// vectors and tables.
-pub(super) const OVERHEAD: u64 = 192;
+/// Returns the memory of an entry besides its key and value: a node, its slot in the table, its ghost, and spare
+/// capacity of vectors and tables.
+pub(super) const fn overhead(eviction: Eviction) -> u64 {
+    const NODE: u64 = size_of::<Node>() as u64;
+    match eviction {
+        Eviction::Lru => NODE + NODE / 16 + 8,
+        Eviction::S3Fifo => NODE + NODE / 16 + 8 + 24,
+    }
+}
 
 /// Number of nodes below which memory is not freed.
 const FEW: usize = 64;
@@ -36,14 +43,55 @@ impl Queue {
     }
 }
 
-/// An entry, and its position in a queue.
+/// A key and its value. An entry knows its key.
+#[derive(Debug)]
+pub(super) enum Value {
+    /// An entry under its own key.
+    Entry(Arc<Entry>),
+    /// Another value, with its key.
+    Other(Box<(Box<str>, Stored)>),
+}
+
+impl Value {
+    pub(super) fn new(key: &str, stored: Stored) -> Self {
+        match stored {
+            Stored::Entry(entry) if entry.is_under(key) => Self::Entry(entry),
+            stored => Self::Other(Box::new((key.into(), stored))),
+        }
+    }
+
+    /// Returns the memory that the key and the value take.
+    pub(super) fn weight(&self) -> u64 {
+        let weight = match self {
+            Self::Entry(entry) => entry.weight(),
+            Self::Other(other) => {
+                let (key, stored) = &**other;
+                allocated(size_of_val(&**other)) + allocated(key.len()) + stored.weight()
+            }
+        };
+        weight as u64
+    }
+
+    fn is_under(&self, key: &str) -> bool {
+        match self {
+            Self::Entry(entry) => entry.is_under(key),
+            Self::Other(other) => *other.0 == *key,
+        }
+    }
+
+    fn stored(&self) -> Stored {
+        match self {
+            Self::Entry(entry) => Stored::Entry(Arc::clone(entry)),
+            Self::Other(other) => other.1.clone(),
+        }
+    }
+}
+
+/// A key and its value, and their position in a queue.
 #[derive(Debug)]
 pub(super) struct Node {
-    key: Box<str>,
-    stored: Stored,
+    pub(super) value: Value,
     hash: u64,
-    /// Number of bytes that it counts.
-    pub(super) bytes: u64,
     /// Turn in which it came to its position.
     turn: u64,
     before: u32,
@@ -62,8 +110,8 @@ pub(super) enum Step {
     Evicted(Node),
     /// The entry had a second request, and has moved to the main queue.
     Promoted {
-        /// Number of bytes that it counts.
-        bytes: u64,
+        /// Memory of its key and value.
+        weight: u64,
     },
     /// The entry stays, or there is none.
     Stayed,
@@ -105,42 +153,26 @@ impl Shard {
         self.touch(place, turn);
         let node = &mut self.nodes[place as usize];
         node.hits = node.hits.saturating_add(1);
-        Some(node.stored.clone())
+        Some(node.value.stored())
     }
 
-    /// Stores a value under a key. Returns its queue, and the previous value with the number of bytes that it counted.
-    pub(super) fn insert(
-        &mut self,
-        hash: u64,
-        key: &str,
-        stored: Stored,
-        bytes: u64,
-        turn: u64,
-    ) -> (Queue, Option<(Stored, u64)>) {
+    /// Stores a value under its key. Returns its queue, and the previous value.
+    pub(super) fn insert(&mut self, hash: u64, key: &str, value: Value, turn: u64) -> (Queue, Option<Value>) {
         if let Some(place) = self.find(hash, key) {
             self.touch(place, turn);
             let node = &mut self.nodes[place as usize];
-            let replaced = (std::mem::replace(&mut node.stored, stored), node.bytes);
-            node.bytes = bytes;
-            return (node.queue, Some(replaced));
+            return (node.queue, Some(std::mem::replace(&mut node.value, value)));
         }
         let queue = match self.eviction {
             Eviction::S3Fifo if !self.ghosts.forget(hash) => Queue::Small,
             Eviction::S3Fifo | Eviction::Lru => Queue::Main,
         };
         let place = u32::try_from(self.nodes.len()).expect("billions of entries exceed any memory");
-        self.nodes.push(Node {
-            key: key.into(),
-            stored,
-            hash,
-            bytes,
-            turn,
-            before: NONE,
-            after: NONE,
-            hits: 0,
-            heat: 0,
-            queue,
-        });
+        // Doubling, as a vector grows, would leave a quarter of it unused on average.
+        if self.nodes.len() == self.nodes.capacity() {
+            self.nodes.reserve_exact((self.nodes.len() / 8).max(8));
+        }
+        self.nodes.push(Node { value, hash, turn, before: NONE, after: NONE, hits: 0, heat: 0, queue });
         let nodes = &self.nodes;
         self.table.insert_unique(hash, place, |place| nodes[*place as usize].hash);
         self.link_last(place, queue, turn);
@@ -164,11 +196,11 @@ impl Shard {
             }
             return Step::Evicted(node);
         }
-        let bytes = node.bytes;
+        let weight = node.value.weight();
         node.heat = if queue == Queue::Small { 0 } else { node.heat - 1 };
         self.unlink(place);
         self.link_last(place, Queue::Main, turn());
-        if queue == Queue::Small { Step::Promoted { bytes } } else { Step::Stayed }
+        if queue == Queue::Small { Step::Promoted { weight } } else { Step::Stayed }
     }
 
     /// Returns the turn of the first entry of a queue; `u64::MAX` without one.
@@ -179,14 +211,20 @@ impl Shard {
     /// Shows the entries at these indices; returns true if there are more behind them.
     pub(super) fn show(&self, places: Range<usize>, see: &mut impl FnMut(Held<'_>)) -> bool {
         let end = places.end.min(self.nodes.len());
-        for Node { key, stored, bytes, hits, .. } in self.nodes.get(places.start..end).unwrap_or_default() {
-            see(Held { key, stored, bytes: *bytes, hits: *hits });
+        for Node { value, hits, .. } in self.nodes.get(places.start..end).unwrap_or_default() {
+            let (bytes, hits) = (overhead(self.eviction) + value.weight(), *hits);
+            match value {
+                Value::Entry(entry) => {
+                    see(Held { key: entry.key(), stored: &value.stored(), bytes, hits });
+                }
+                Value::Other(other) => see(Held { key: &other.0, stored: &other.1, bytes, hits }),
+            }
         }
         end < self.nodes.len()
     }
 
     fn find(&self, hash: u64, key: &str) -> Option<u32> {
-        self.table.find(hash, |place| *self.nodes[*place as usize].key == *key).copied()
+        self.table.find(hash, |place| self.nodes[*place as usize].value.is_under(key)).copied()
     }
 
     fn touch(&mut self, place: u32, turn: u64) {

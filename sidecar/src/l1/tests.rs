@@ -6,9 +6,14 @@ use proptest::prelude::*;
 use super::*;
 use crate::entry::{Content, tests::head};
 
-fn stored(size: usize) -> Stored {
+/// Stores a response with a body of this size.
+fn put(l1: &L1, key: &str, size: usize) {
+    l1.insert(key, stored(key, size));
+}
+
+fn stored(key: &str, size: usize) -> Stored {
     let head = head("max-age=60", Duration::ZERO);
-    Stored::Entry(Arc::new(Entry::new(head, Content::Whole(Bytes::from(vec![0; size])))))
+    Stored::Entry(Arc::new(Entry::new(key, &head, Content::Whole(Bytes::from(vec![0; size])))))
 }
 
 fn l1(max_bytes: u64, max_entries: Option<u64>, eviction: Eviction) -> L1 {
@@ -16,9 +21,9 @@ fn l1(max_bytes: u64, max_entries: Option<u64>, eviction: Eviction) -> L1 {
 }
 
 /// Returns the number of bytes that an entry of this size counts under a key of one letter.
-fn cost(size: usize) -> u64 {
-    let l1 = l1(u64::MAX, None, Eviction::Lru);
-    l1.insert("a", stored(size));
+fn cost(eviction: Eviction, size: usize) -> u64 {
+    let l1 = l1(u64::MAX, None, eviction);
+    put(&l1, "a", size);
     l1.bytes()
 }
 
@@ -41,15 +46,15 @@ fn sums(l1: &L1) -> (u64, u64) {
 
 #[test]
 fn the_least_recently_used_makes_room() {
-    let l1 = l1(cost(2500) * 3, None, Eviction::Lru);
+    let l1 = l1(cost(Eviction::Lru, 2500) * 3, None, Eviction::Lru);
     for key in ["a", "b", "c"] {
-        l1.insert(key, stored(2500));
+        put(&l1, key, 2500);
     }
     assert!(l1.get("a").is_some());
-    l1.insert("d", stored(2500));
+    put(&l1, "d", 2500);
     assert_eq!(keys(&l1), ["a", "c", "d"]);
-    l1.insert("c", stored(2500));
-    l1.insert("e", stored(2500));
+    put(&l1, "c", 2500);
+    put(&l1, "e", 2500);
     assert_eq!(keys(&l1), ["c", "d", "e"]);
     assert_eq!((l1.entries(), l1.evictions(), l1.bytes()), (3, 2, l1.max_bytes()));
 }
@@ -57,12 +62,12 @@ fn the_least_recently_used_makes_room() {
 #[test]
 fn a_large_one_takes_the_place_of_several_and_may_fill_the_cache() {
     for eviction in Eviction::ALL {
-        let l1 = l1(cost(10_000), None, eviction);
+        let l1 = l1(cost(eviction, 10_000), None, eviction);
         for key in ["a", "b", "c"] {
-            l1.insert(key, stored(1));
+            put(&l1, key, 1);
         }
-        l1.insert("d", stored(10_000));
-        l1.insert("d", stored(10_000));
+        put(&l1, "d", 10_000);
+        put(&l1, "d", 10_000);
         assert!(l1.bytes() <= l1.max_bytes());
         if eviction == Eviction::Lru {
             assert_eq!(keys(&l1), ["d"]);
@@ -73,10 +78,10 @@ fn a_large_one_takes_the_place_of_several_and_may_fill_the_cache() {
 #[test]
 fn entry_larger_than_the_cache_is_not_stored_and_removes_its_predecessor() {
     for eviction in Eviction::ALL {
-        let l1 = l1(cost(100), None, eviction);
-        l1.insert("a", stored(100));
+        let l1 = l1(cost(eviction, 100), None, eviction);
+        put(&l1, "a", 100);
         assert!(l1.get("a").is_some());
-        l1.insert("a", stored(101));
+        put(&l1, "a", 113);
         assert!(l1.get("a").is_none());
         assert_eq!((l1.bytes(), l1.entries(), l1.evictions()), (0, 0, 0));
     }
@@ -86,11 +91,11 @@ fn entry_larger_than_the_cache_is_not_stored_and_removes_its_predecessor() {
 fn removed_or_replaced_entry_gives_its_bytes_back() {
     for eviction in Eviction::ALL {
         let l1 = l1(1 << 20, None, eviction);
-        l1.insert("a", stored(100));
-        l1.insert("b", stored(100));
+        put(&l1, "a", 100);
+        put(&l1, "b", 100);
         let both = l1.bytes();
-        l1.insert("a", stored(150));
-        assert_eq!((l1.bytes(), l1.entries()), (both + 50, 2));
+        put(&l1, "a", 150);
+        assert_eq!((l1.bytes(), l1.entries()), (both + 48, 2));
         l1.insert("a", Stored::Unshared { until: 1 });
         assert!(matches!(l1.get("a"), Some(Stored::Unshared { until: 1 })));
         l1.remove("a");
@@ -105,17 +110,18 @@ fn removed_or_replaced_entry_gives_its_bytes_back() {
 #[test]
 fn evicted_entry_is_freed_at_once() {
     for eviction in Eviction::ALL {
-        let l1 = l1(cost(100) * 2, None, eviction);
+        let l1 = l1(cost(eviction, 100) * 2, None, eviction);
         let entry = Arc::new(Entry::new(
-            head("max-age=60", Duration::ZERO),
+            "a",
+            &head("max-age=60", Duration::ZERO),
             Content::Whole(Bytes::from(vec![0; 100])),
         ));
         let left = Arc::downgrade(&entry);
         l1.insert("a", Stored::Entry(entry));
-        l1.insert("b", stored(100));
+        put(&l1, "b", 100);
         assert!(left.upgrade().is_some());
-        l1.insert("c", stored(100));
-        l1.insert("d", stored(100));
+        put(&l1, "c", 100);
+        put(&l1, "d", 100);
         assert!(left.upgrade().is_none());
     }
 }
@@ -125,7 +131,7 @@ fn entries_are_bounded_too() {
     for eviction in Eviction::ALL {
         let l1 = l1(1 << 20, Some(10), eviction);
         for number in 0..100 {
-            l1.insert(&number.to_string(), stored(number));
+            put(&l1, &number.to_string(), number);
         }
         assert_eq!((l1.entries(), l1.evictions(), l1.max_entries()), (10, 90, Some(10)));
         assert_eq!(sums(&l1), (l1.bytes(), 10));
@@ -137,14 +143,14 @@ fn entries_are_bounded_too() {
 fn a_scan_takes_the_hot_set_from_an_lru_only() {
     let hot: Vec<String> = (0..50).map(|number| format!("hot-{number}")).collect();
     let kept = |eviction| {
-        let l1 = l1(cost(100) * 100, Some(100), eviction);
+        let l1 = l1(cost(eviction, 100) * 100, Some(100), eviction);
         for key in hot.iter().chain(&hot) {
             if l1.get(key).is_none() {
-                l1.insert(key, stored(90));
+                put(&l1, key, 90);
             }
         }
         for number in 0..1000 {
-            l1.insert(&format!("scan-{number}"), stored(90));
+            put(&l1, &format!("scan-{number}"), 90);
         }
         hot.iter().filter(|key| l1.get(key).is_some()).count()
     };
@@ -157,14 +163,14 @@ fn entry_that_returns_soon_after_eviction_is_retained() {
     let l1 = l1(1 << 20, Some(100), Eviction::S3Fifo);
     let scan = |from: usize| {
         for number in from..from + 99 {
-            l1.insert(&format!("scan-{number}"), stored(1));
+            put(&l1, &format!("scan-{number}"), 1);
         }
     };
-    l1.insert("a", stored(1));
+    put(&l1, "a", 1);
     scan(0);
-    l1.insert("scan-99", stored(1));
+    put(&l1, "scan-99", 1);
     assert!(l1.get("a").is_none());
-    l1.insert("a", stored(1));
+    put(&l1, "a", 1);
     scan(1000);
     scan(2000);
     assert!(l1.get("a").is_some());
@@ -176,7 +182,7 @@ fn hot_entries_leave_once_they_are_not_requested() {
     let l1 = l1(16 << 20, Some(1000), Eviction::S3Fifo);
     let ask = |key: String| {
         if l1.get(&key).is_none() {
-            l1.insert(&key, stored(1));
+            put(&l1, &key, 1);
         }
     };
     for round in 0..20 {
@@ -220,7 +226,7 @@ fn both_bounds_hold_while_many_insert_and_the_sums_are_right_after() {
     const THREADS: u64 = 4;
     for eviction in Eviction::ALL {
         let l1 = l1(200_000, Some(150), eviction);
-        let largest = cost(4000) + 10;
+        let largest = cost(eviction, 4000) + 10;
         thread::scope(|scope| {
             for thread in 0..THREADS {
                 let l1 = &l1;
@@ -234,7 +240,7 @@ fn both_bounds_hold_while_many_insert_and_the_sums_are_right_after() {
                         match (random >> 50) % 8 {
                             0 => l1.remove(&key),
                             1..=3 => drop(l1.get(&key)),
-                            _ => l1.insert(&key, stored((random >> 40) as usize % 4000)),
+                            _ => put(l1, &key, (random >> 40) as usize % 4000),
                         }
                         assert!(l1.bytes() <= l1.max_bytes() + THREADS * largest);
                         assert!(l1.entries() <= 150 + THREADS);
@@ -255,7 +261,7 @@ fn churn_stays_near_the_bound() {
         let l1 = l1(1 << 20, None, eviction);
         let largest = 64 << 10;
         for number in 0..2000_usize {
-            l1.insert(&number.to_string(), stored(number * 7919 % largest));
+            put(&l1, &number.to_string(), number * 7919 % largest);
             assert!(l1.bytes() <= l1.max_bytes());
             if number > 200 {
                 assert!(l1.bytes() + 2 * largest as u64 > l1.max_bytes(), "{} bytes", l1.bytes());
@@ -327,7 +333,7 @@ proptest! {
                     }
                 }
                 Operation::Insert(key, size) => {
-                    l1.insert(&key.to_string(), stored(size));
+                    put(&l1, &key.to_string(), size);
                     last.insert(key, size);
                 }
                 Operation::Remove(key) => {
@@ -353,8 +359,9 @@ proptest! {
         let l1 = L1::new(bounds, Eviction::Lru, Arc::default());
         let mut model = Model::default();
         let insert = |model: &mut Model, key: &str, size| {
-            let entry = stored(size);
-            model.insert(key, shard::OVERHEAD + (key.len() + entry.weight()) as u64, bounds);
+            let entry = stored(key, size);
+            let weight = Value::new(key, entry.clone()).weight();
+            model.insert(key, shard::overhead(Eviction::Lru) + weight, bounds);
             l1.insert(key, entry);
         };
         for operation in operations {

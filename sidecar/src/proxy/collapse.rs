@@ -102,7 +102,7 @@ impl Proxy {
             }
             match outcome {
                 FetchOutcome::InFlight(response) => {
-                    if request.has_it_already(&response.head) {
+                    if request.has_it_already(&response.head.headers, &response.head.meta) {
                         return Break(request.read_along(&response, None, reason));
                     }
                     match response.begun(limit, fetch.began_waiting + patience).await {
@@ -212,7 +212,7 @@ impl InFlight {
     /// Returns true if a purge, or too long a time without proof that there was none, forbids to serve it to a later request.
     fn is_purged(&self, request: &CacheRequest) -> bool {
         let (barriers, Head { names, stamp, .. }) = (&request.store().barriers, &self.head);
-        !barriers.trusts(stamp.asked_at) || barriers.covers(names, *stamp)
+        !barriers.trusts(stamp.asked_at) || barriers.covers(names.iter().copied(), *stamp)
     }
 
     fn is_stalled(&self, limit: Duration) -> bool {
@@ -240,7 +240,7 @@ impl InFlight {
 
 impl CacheRequest {
     fn collapsed(&self, entry: &Entry, reason: Forward, tier: Tier) -> Served {
-        let status = Some(entry.head.status);
+        let status = Some(entry.status());
         let status = CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed };
         self.response_with(entry, status, Outcome::Collapsed, tier)
     }
@@ -250,7 +250,7 @@ impl CacheRequest {
         let InFlight { head, tier, .. } = response;
         let mut response = if let Some(reader) = reader {
             let mut response = Response::new(Body::Fill(reader));
-            *response.status_mut() = head.status;
+            *response.status_mut() = head.meta.status();
             *response.headers_mut() = head.headers.clone();
             response
         } else {
@@ -259,12 +259,12 @@ impl CacheRequest {
             *response.headers_mut() = validation::not_modified_headers(&head.headers);
             response
         };
-        let age = head.meta.initial_age() + head.resident();
+        let age = head.age();
         response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
-        let (status, tier) = (Some(head.status), *tier);
+        let (status, tier) = (Some(head.meta.status()), *tier);
         CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed }
             .append_to(response.headers_mut());
         let served = self.served(response, Outcome::Collapsed, tier);
-        Served { life: Some(self.life_of(head)), ..served }
+        Served { life: Some(self.life_of(&head.meta)), ..served }
     }
 }

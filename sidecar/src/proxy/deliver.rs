@@ -78,7 +78,7 @@ impl Fetch {
                 return self.passed_on(received, head, Body::Stream(source), Became::Passed);
             }
         };
-        let stored = self.stored_head(&head, times, meta);
+        let stored = self.stored_head(&head, meta);
         let slot = self.request.slot(vary);
         if self.request.is_head() {
             self.freshen_response_to_get(&head, times);
@@ -103,7 +103,7 @@ impl Fetch {
             self.finish(FetchOutcome::Unshared);
             return self.passed_on(received, head, Body::Fill(reader), Became::Stored);
         }
-        let has_it_already = self.request.has_it_already(&stored);
+        let has_it_already = self.request.has_it_already(&stored.headers, &stored.meta);
         let guard = InFlightGuard::default();
         let lease = self.lease.take();
         let others_wait = lease.is_some();
@@ -128,13 +128,13 @@ impl Fetch {
             head.headers = validation::not_modified_headers(&head.headers);
             return self.passed_on(received, head, Body::empty(), became);
         }
-        let life = self.request.life_of(&stored);
+        let life = self.request.life_of(&stored.meta);
         let served = self.passed_on(received, head, Body::Fill(reader), became);
         Served { life: Some(life), ..served }
     }
 
     /// Returns the head of a response as it is stored.
-    fn stored_head(&self, head: &Parts, times: Times, meta: ResponseMeta) -> Head {
+    fn stored_head(&self, head: &Parts, meta: ResponseMeta) -> Head {
         let mut headers = storing::kept_headers(&head.headers);
         if !self.request.is_head() {
             headers.remove(CONTENT_LENGTH);
@@ -142,7 +142,7 @@ impl Fetch {
         // A TTL in the body is known when the body is complete.
         let meta = meta.with_ttl_from_response(ttl_from_response(self.request.lifetimes(), &headers, None));
         let names = self.request.names().into();
-        Head { status: head.status, headers, times, meta, stamp: self.known.stamp, names }.spread()
+        Head { headers, meta, stamp: self.known.stamp, names }.spread()
     }
 
     fn passed_on(&self, received: StatusCode, head: Parts, body: Body, answer: Became) -> Served {
@@ -164,13 +164,12 @@ impl Fetch {
         let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
         let is_as_long = length.is_none_or(|length| length.parse() == Ok(body.len()));
         let slot = request.slot_of(&stored);
-        if !is_as_long || !validation::selects(&head.headers, &stored.head.headers) {
+        if !is_as_long || !validation::selects(&head.headers, &stored.fields()) {
             return slot.forget(request.name_of_get());
         }
-        let headers = validation::freshen(&stored.head.headers, &storing::kept_headers(&head.headers));
-        let meta =
-            ResponseMeta::read(stored.head.status, &headers, times, request.snapshot.policy().targets());
-        let head = Head { headers, meta, times, ..stored.head.clone() };
+        let headers = validation::freshen(&stored.headers(), &storing::kept_headers(&head.headers));
+        let meta = ResponseMeta::read(stored.status(), &headers, times, request.snapshot.policy().targets());
+        let head = Head { headers, meta, stamp: stored.stamp(), names: stored.names().collect() };
         store(head, slot, stored.content.clone(), None);
     }
 }

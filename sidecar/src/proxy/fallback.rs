@@ -80,7 +80,9 @@ impl Proxy {
             }
         }
         let entry = fetch.last_known_good().await?;
-        Some(fetch.serve_fallback(Arc::new(entry), status, Tier::LastKnownGood))
+        let slot = fetch.request.slot_of(&entry);
+        let entry = Arc::new(entry.under(slot.key().whole()));
+        Some(fetch.serve_fallback(entry, status, Tier::LastKnownGood))
     }
 }
 
@@ -103,7 +105,7 @@ impl Fetch {
     /// Returns true if the stored response may be served in place of an error.
     pub(super) fn may_serve_stale_if_error(&self) -> bool {
         self.known.stored().is_some_and(|stored| {
-            let freshness = stored.head.freshness(self.request.lifetimes(), &self.request.directives);
+            let freshness = stored.freshness(self.request.lifetimes(), &self.request.directives);
             freshness.state.serves_on_error() && !stored.is_purged(&self.request.store().barriers)
         })
     }
@@ -142,17 +144,17 @@ impl Fetch {
         let Ok(Record::Entry(mut entry)) = codec::decode(record, request.rules()) else {
             return None;
         };
-        if !may_be_stale(&entry.head.meta, request.lifetimes()) || !request.may_receive(&entry) {
+        if !may_be_stale(entry.meta(), request.lifetimes()) || !request.may_receive(&entry) {
             return None;
         }
-        let (own, stamp) = (entry.head.stamp, self.stamp_in(barriers.stamp().generation));
+        let (own, stamp) = (entry.stamp(), self.stamp_in(barriers.stamp().generation));
         // A response of an earlier generation is older than all purges of this one; a pod's own order means nothing to another pod.
         let is_counted = own.generation != 0 && own.generation == stamp.generation;
         let order = if is_counted { own.order } else { 0 };
-        entry.head.stamp = Stamp { order, ..stamp };
+        entry.set_stamp(Stamp { order, ..stamp });
         // The table knows the purges of other versions itself; the barrier on a version that begins anew, as after a flush, is none.
-        let names = entry.head.names.iter().filter(|name| **name != store.version);
-        let is_purged = barriers.covers(&names.copied().collect::<Vec<_>>(), entry.head.stamp);
+        let names = entry.names().filter(|name| *name != store.version);
+        let is_purged = barriers.covers(names, entry.stamp());
         (!is_purged).then_some(*entry)
     }
 

@@ -16,6 +16,7 @@ use super::{
 };
 use crate::{
     cache_status::{Tier, ttl_seconds},
+    entry::MAX_COPIED,
     http1_guard::Head,
     mode::Mode,
     stats::Outcome,
@@ -27,9 +28,6 @@ mod reply;
 mod tests;
 
 pub use http2::FastPath2;
-
-/// Maximum length of a body that is copied behind its head, in bytes.
-const MAX_COPIED: usize = 4 << 10;
 
 /// A request, and the room for its response.
 #[derive(Debug)]
@@ -128,11 +126,11 @@ impl FastPath {
         self.key.clear();
         Key::write(&mut self.key, &parts, asked.lines, &kinds, &route.key);
         let entry = snapshot.store.find(&mut self.key, asked.lines).ok()?;
-        let (rendered, body) = entry.rendered()?;
+        let body = entry.body()?;
         if entry.is_purged(&snapshot.store.barriers) {
             return None;
         }
-        let freshness = entry.head.freshness(&route.lifetimes, &RequestDirectives::default());
+        let freshness = entry.freshness(&route.lifetimes, &RequestDirectives::default());
         let lifetimes = &route.lifetimes;
         if !freshness.state.serves_now()
             || freshness.state.refreshes()
@@ -147,15 +145,15 @@ impl FastPath {
             entry.ask_for_renewal();
             return None;
         }
-        let stored = &entry.head;
-        let reply = Reply::of(&method, asked.lines, kinds, stored, body)?;
+        let reply = Reply::of(&method, asked.lines, kinds, &entry, body)?;
+        let stored = entry.sent_fields().as_bytes().len();
         let bytes = reply.bytes(body);
-        if rendered.len() > asked.max_head || bytes.len() > asked.max_body {
+        if stored > asked.max_head || bytes.len() > asked.max_body {
             return None;
         }
         let mut number = itoa::Buffer::new();
-        output.reserve(rendered.len() + 160 + bytes.len().min(asked.max_copied));
-        reply.write_head(stored, rendered, body, output);
+        output.reserve(stored + 192 + bytes.len().min(asked.max_copied));
+        reply.write_head(&entry, output);
         output.extend_from_slice(b"age: ");
         output.extend_from_slice(number.format(freshness.age.as_secs()).as_bytes());
         output.extend_from_slice(b"\r\ncache-status: larder; hit; ttl=");
@@ -163,7 +161,7 @@ impl FastPath {
         output.extend_from_slice(b"; detail=l1\r\n\r\n");
         snapshot.route_stats(Some(route)).answered(Outcome::Hit, Tier::L1);
         tracing::debug!(method = asked.method, uri = asked.target, "request");
-        let status = reply.status(stored.status).as_u16();
+        let status = reply.status(entry.status()).as_u16();
         tracing::debug!(route = route.name, tier = "l1", status, "hit");
         if bytes.len() > asked.max_copied {
             return Some(body.slice(bytes));

@@ -113,7 +113,7 @@ impl Known {
 
     /// Returns true if a response is newer than the stored one that is to be revalidated.
     pub(super) fn is_outdated_by(&self, entry: &Entry) -> bool {
-        let known = self.stored().map_or(0, |known| known.head.times.received_at);
-        entry.head.times.received_at > known
+        let known = self.stored().map_or(0, |known| known.times().received_at);
+        entry.times().received_at > known
     }
 }

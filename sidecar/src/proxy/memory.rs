@@ -124,7 +124,7 @@ impl CacheRequest {
 
     /// Returns true if a response that replaced an error may still do so: while `staleIfError` or `lastKnownGood` permits it.
     fn may_keep_replacing_errors(&self, entry: &Entry) -> bool {
-        let freshness = entry.head.freshness(self.lifetimes(), &self.directives);
+        let freshness = entry.freshness(self.lifetimes(), &self.directives);
         self.directives.is_empty()
             && (freshness.state.serves_on_error() || self.route.last_known_good.is_some())
     }
@@ -150,7 +150,7 @@ impl CacheRequest {
 
     /// Returns true if a stored response may be served to this client (RFC 9111, section 3.5).
     pub(super) fn may_receive(&self, entry: &Entry) -> bool {
-        let directives = entry.head.meta.directives();
+        let directives = entry.meta().directives();
         let may_be_shared = directives.public || directives.must_revalidate || directives.s_maxage.is_some();
         may_be_shared || !self.is_authorized
     }
@@ -163,14 +163,14 @@ impl CacheRequest {
         if entry.is_purged(&self.store().barriers) {
             return Lookup::Miss(self.why(Forward::Stale));
         }
-        let freshness = entry.head.freshness(self.lifetimes(), &self.directives);
+        let freshness = entry.freshness(self.lifetimes(), &self.directives);
         if let Content::Parts(pieces) = &entry.content {
             let range = match &self.range {
                 RangeRequest::One(spec) => spec.resolve(pieces.total()),
                 _ => None,
             };
             let is_there = range.is_some_and(|range| pieces.slice(range).is_some())
-                && range::if_range_holds(&self.headers, &entry.head.headers);
+                && range::if_range_holds(&self.headers, &entry.fields());
             if !is_there || !freshness.state.serves_now() || self.is_head() {
                 return Lookup::Part(entry);
             }
@@ -178,7 +178,7 @@ impl CacheRequest {
         if freshness.state.serves_now() {
             Lookup::Hit(entry, freshness)
         } else {
-            let without_directives = entry.head.freshness(self.lifetimes(), &Default::default());
+            let without_directives = entry.freshness(self.lifetimes(), &Default::default());
             let reason =
                 if without_directives.state.serves_now() { Forward::Request } else { Forward::Stale };
             Lookup::Revalidate(entry, self.why(reason))

@@ -11,7 +11,7 @@ use std::{
 use bytes::Bytes;
 use http::{
     HeaderMap, HeaderValue, Method, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG},
+    header::{CONTENT_LENGTH, CONTENT_RANGE, DATE},
     response::Parts,
 };
 use http_body::Body as _;
@@ -20,7 +20,7 @@ use larder_policy::{
     range::{self, ContentRange, RangeRequest},
     response_meta::{ResponseMeta, Times},
     storing::{self, NotStored, storable},
-    validation,
+    validation, vary,
 };
 
 use super::{
@@ -30,6 +30,7 @@ use super::{
 };
 use crate::{
     body::{IncomingBody, Source},
+    cache_key::CacheKey,
     cache_status::{Became, CacheStatus, Tier},
     clock::wall_ms,
     entry::{Content, Entry, Head},
@@ -135,38 +136,32 @@ impl Fetch {
     /// Returns the stored response, freshened by a 304 (RFC 9111, section 4.3.4).
     fn freshened(&self, received: &Received) -> Option<Entry> {
         let stored = self.known.stored()?;
-        if !validation::selects(&received.head.headers, &stored.head.headers) {
+        if !validation::selects(&received.head.headers, &stored.fields()) {
             return None;
         }
-        let headers =
-            validation::freshen(&stored.head.headers, &storing::kept_headers(&received.head.headers));
-        let status = stored.head.status;
+        let headers = validation::freshen(&stored.headers(), &storing::kept_headers(&received.head.headers));
+        let status = stored.status();
         let ttl = ttl_from_response(self.request.lifetimes(), &headers, Some(&stored.content));
         let meta =
             ResponseMeta::read(status, &headers, received.times, self.request.snapshot.policy().targets())
                 .with_ttl_from_response(ttl);
-        let head = Head {
-            status,
-            headers,
-            meta,
-            times: received.times,
-            stamp: self.known.stamp,
-            names: self.request.names().into(),
-        };
-        Some(Entry::new(head, stored.content.clone()))
+        let request = &self.request;
+        let key = CacheKey::new(request.key.as_str(), vary::names_to_store(&headers), &request.headers);
+        let head = Head { headers, meta, stamp: self.known.stamp, names: request.names().into() };
+        Some(Entry::new(key.whole(), &head, stored.content.clone()))
     }
 
     /// Responds with a stored response that the application has revalidated.
     fn revalidated(mut self: Box<Self>, entry: Entry) -> Served {
         let entry = Arc::new(entry);
         let request = &self.request;
-        let head = &entry.head;
-        let status = head.status;
+        let status = entry.status();
         let store = request.store();
-        let stored = match storable(&request.facts, status, &head.headers, &head.meta, request.lifetimes()) {
-            Ok(_) if store.barriers.covers(&head.names, head.stamp) => Err(NotStored::Purged),
-            other => other,
-        };
+        let stored =
+            match storable(&request.facts, status, &entry.fields(), entry.meta(), request.lifetimes()) {
+                Ok(_) if store.barriers.covers(entry.names(), entry.stamp()) => Err(NotStored::Purged),
+                other => other,
+            };
         let (became, outcome) = match stored {
             Ok(vary) => {
                 let slot = request.slot(vary);
@@ -196,7 +191,7 @@ impl Fetch {
         let fits = (range.first, range.last + 1) == (missing.start, missing.end)
             && range.total == Some(pieces.total())
             && body.size_hint().exact().is_none_or(|length| length == missing.end - missing.start)
-            && range::may_combine(&stored.head.headers, &head.headers);
+            && range::may_combine(&stored.fields(), &head.headers);
         if !fits {
             return None;
         }
@@ -204,7 +199,7 @@ impl Fetch {
             |range: Range<u64>| if range.is_empty() { Some(Bytes::new()) } else { pieces.slice(range) };
         let (before, after) = (slice(0..missing.start)?, slice(missing.end..pieces.total())?);
         head.status = StatusCode::OK;
-        head.headers = validation::freshen(&stored.head.headers, &head.headers);
+        head.headers = validation::freshen(&stored.headers(), &head.headers);
         head.headers.remove(CONTENT_RANGE);
         head.headers.remove(CONTENT_LENGTH);
         Some(((head, times), Source::between(before, body, missing.end - missing.start, after)))
@@ -216,7 +211,10 @@ impl CacheRequest {
     fn request_for_rest(&self, part: &Entry) -> Option<OriginRequest> {
         let Content::Parts(pieces) = &part.content else { return None };
         let missing = pieces.missing().filter(|_| matches!(self.range, RangeRequest::Whole))?;
-        let if_range = part.head.headers.get(ETAG).filter(|tag| !tag.as_bytes().starts_with(b"W/"))?.clone();
+        let if_range = validation::validators(&part.fields())?.if_none_match?;
+        if if_range.as_bytes().starts_with(b"W/") {
+            return None;
+        }
         let range = format!("bytes={}-{}", missing.start, missing.end - 1);
         Some(OriginRequest::Rest { range: HeaderValue::try_from(range).ok()?, if_range })
     }
@@ -237,7 +235,7 @@ fn is_failure(status: StatusCode) -> bool {
 
 fn validators_of(entry: &Entry) -> Option<validation::Validators> {
     match entry.content {
-        Content::Whole(_) => validation::validators(&entry.head.headers),
+        Content::Whole(_) => validation::validators(&entry.fields()),
         Content::Parts(_) => None,
     }
 }

@@ -51,9 +51,10 @@ impl Proxy {
                 fetch.reason = Forward::Stale;
                 return None;
             }
-            Found::Entry(vary, entry) => (vary, Arc::new(*entry)),
+            Found::Entry(vary, entry) => (vary, entry),
         };
         let slot = CacheSlot::shared(store, &request.route, CacheKey::new(key, vary, &request.headers));
+        let entry = Arc::new(entry.under(slot.key().whole()));
         match request.evaluate(entry) {
             Lookup::Hit(entry, _) if fetch.purpose == Purpose::Refresh && !known.is_outdated_by(&entry) => {
                 None

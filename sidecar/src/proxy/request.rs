@@ -204,8 +204,14 @@ impl CacheRequest {
         create(self.store(), &self.route, key)
     }
 
-    /// Returns the place of a stored response to GET.
+    /// Returns the place of a stored response: to HEAD itself, or to GET, with which a HEAD is answered, too.
     pub(super) fn slot_of(&self, entry: &Entry) -> CacheSlot {
+        if self.is_head() {
+            let own = self.slot(vary::names_to_store(&entry.fields()));
+            if entry.is_under(own.key().whole()) {
+                return own;
+            }
+        }
         self.store().slot_of(&self.route, self.key_with_body().as_str(), entry, &self.headers)
     }
 

@@ -9,8 +9,9 @@ use http::{
 };
 use larder_policy::{
     Fields,
-    freshness::{Freshness, State},
+    freshness::{self, Freshness, State},
     range::{self, ContentRange, RangeRequest},
+    response_meta::ResponseMeta,
     validation::{self, Precondition},
 };
 
@@ -18,7 +19,8 @@ use super::{Life, Served, request::CacheRequest};
 use crate::{
     body::Body,
     cache_status::{CacheStatus, Tier, ttl_seconds},
-    entry::{Content, Entry, Head},
+    clock::wall_ms,
+    entry::{Content, Entry, MAX_COPIED, for_reader},
     stats::Outcome,
 };
 
@@ -38,41 +40,41 @@ impl CacheRequest {
         tier: Tier,
     ) -> Served {
         let mut response = self.response_from(entry);
-        let age = entry.head.meta.initial_age() + entry.head.resident();
-        response.headers_mut().insert(AGE, HeaderValue::from(age.as_secs()));
+        response.headers_mut().insert(AGE, HeaderValue::from(entry.age().as_secs()));
         status.append_to(response.headers_mut());
-        Served { life: Some(self.life_of(&entry.head)), ..self.served(response, outcome, tier) }
+        Served { life: Some(self.life_of(entry.meta())), ..self.served(response, outcome, tier) }
     }
 
     pub(super) fn served(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Served {
         Served { response, route: Some(Arc::clone(&self.route)), outcome, tier, life: None }
     }
 
-    pub(super) fn life_of(&self, head: &Head) -> Life {
-        let left = match head.freshness(self.lifetimes(), &self.directives).state {
+    pub(super) fn life_of(&self, meta: &ResponseMeta) -> Life {
+        let received_at = meta.times().received_at;
+        let resident = Duration::from_millis(wall_ms().saturating_sub(received_at));
+        let left = match freshness::evaluate(meta, self.lifetimes(), resident, &self.directives).state {
             State::Fresh { ttl } => ttl,
             State::Stale { .. } => Duration::ZERO,
         };
-        Life { received_at: head.times.received_at, left }
+        Life { received_at, left }
     }
 
     fn response_from(&self, entry: &Entry) -> Response<Body> {
-        let head = &entry.head;
-        if self.has_it_already(head) {
-            return with_head(StatusCode::NOT_MODIFIED, validation::not_modified_headers(&head.headers));
+        if self.has_it_already(&entry.fields(), entry.meta()) {
+            return with_head(StatusCode::NOT_MODIFIED, validation::not_modified_headers(&entry.headers()));
         }
         match &entry.content {
             Content::Whole(body) => {
-                if let Some(range) = self.range_of(head, body.len() as u64) {
+                if let Some(range) = self.range_of(entry, body.len() as u64) {
                     return match range {
-                        Ok(range) => partial(head, range.clone(), body.len() as u64, slice(body, range)),
+                        Ok(range) => partial(entry, range.clone(), body.len() as u64, slice(body, range)),
                         Err(()) => unsatisfiable(body.len() as u64),
                     };
                 }
-                let mut response = with_head(head.status, head.headers.clone());
+                let mut response = with_head(entry.status(), entry.headers());
                 if !self.is_head() {
-                    *response.body_mut() = Body::full(body.clone());
-                } else if head.status != StatusCode::NO_CONTENT && !body.is_empty() {
+                    *response.body_mut() = Body::full(for_reader(body));
+                } else if entry.status() != StatusCode::NO_CONTENT && !body.is_empty() {
                     // A response to HEAD is stored without a body, with the length that the application declared.
                     response.headers_mut().entry(CONTENT_LENGTH).or_insert_with(|| body.len().into());
                 }
@@ -80,9 +82,9 @@ impl CacheRequest {
             }
             Content::Parts(pieces) => {
                 let total = pieces.total();
-                let range = self.range_of(head, total).and_then(Result::ok);
+                let range = self.range_of(entry, total).and_then(Result::ok);
                 match range.clone().and_then(|range| Some((range.clone(), pieces.slice(range)?))) {
-                    Some((range, piece)) => partial(head, range, total, piece),
+                    Some((range, piece)) => partial(entry, range, total, piece),
                     // Only a request for a stored part comes here.
                     None => unsatisfiable(total),
                 }
@@ -91,18 +93,18 @@ impl CacheRequest {
     }
 
     /// Returns true if the client's own copy is still valid.
-    pub(super) fn has_it_already(&self, head: &Head) -> bool {
-        has_it_already(&self.headers, head)
+    pub(super) fn has_it_already(&self, stored: &impl Fields, meta: &ResponseMeta) -> bool {
+        has_it_already(&self.headers, stored, meta)
     }
 
-    fn range_of(&self, head: &Head, length: u64) -> Option<Result<Range<u64>, ()>> {
-        range_of(self.range, &self.headers, head, length)
+    fn range_of(&self, entry: &Entry, length: u64) -> Option<Result<Range<u64>, ()>> {
+        range_of(self.range, &self.headers, entry, length)
     }
 }
 
 /// Returns true if the copy of a client that sent these fields is still valid (RFC 9110, section 13.2.2).
-pub(super) fn has_it_already(fields: &impl Fields, head: &Head) -> bool {
-    let precondition = validation::evaluate(fields, head.status, &head.headers, head.times.received_at);
+pub(super) fn has_it_already(fields: &impl Fields, stored: &impl Fields, meta: &ResponseMeta) -> bool {
+    let precondition = validation::evaluate(fields, meta.status(), stored, meta.times().received_at);
     matches!(precondition, Precondition::NotModified)
 }
 
@@ -113,12 +115,12 @@ pub(super) fn has_it_already(fields: &impl Fields, head: &Head) -> bool {
 pub(super) fn range_of(
     range: RangeRequest,
     fields: &impl Fields,
-    head: &Head,
+    entry: &Entry,
     length: u64,
 ) -> Option<Result<Range<u64>, ()>> {
     let RangeRequest::One(spec) = range else { return None };
-    let is_part = matches!(head.status, StatusCode::OK | StatusCode::PARTIAL_CONTENT);
-    if !is_part || !range::if_range_holds(fields, &head.headers) {
+    let is_part = matches!(entry.status(), StatusCode::OK | StatusCode::PARTIAL_CONTENT);
+    if !is_part || !range::if_range_holds(fields, &entry.fields()) {
         return None;
     }
     Some(spec.resolve(length).ok_or(()))
@@ -132,8 +134,8 @@ fn with_head(status: StatusCode, headers: HeaderMap) -> Response<Body> {
 }
 
 /// RFC 9110, section 15.3.7.
-fn partial(head: &Head, range: Range<u64>, total: u64, piece: Bytes) -> Response<Body> {
-    let mut response = with_head(StatusCode::PARTIAL_CONTENT, head.headers.clone());
+fn partial(entry: &Entry, range: Range<u64>, total: u64, piece: Bytes) -> Response<Body> {
+    let mut response = with_head(StatusCode::PARTIAL_CONTENT, entry.headers());
     let content_range = ContentRange { first: range.start, last: range.end - 1, total: Some(total) };
     if let Ok(value) = HeaderValue::try_from(content_range.to_string()) {
         response.headers_mut().insert(CONTENT_RANGE, value);
@@ -153,5 +155,6 @@ fn unsatisfiable(total: u64) -> Response<Body> {
 
 fn slice(body: &Bytes, range: Range<u64>) -> Bytes {
     let place = |at: u64| usize::try_from(at).unwrap_or(usize::MAX).min(body.len());
-    body.slice(place(range.start)..place(range.end))
+    let range = place(range.start)..place(range.end);
+    if body.len() > MAX_COPIED { body.slice(range) } else { Bytes::copy_from_slice(&body[range]) }
 }

@@ -164,7 +164,7 @@ impl Posted {
     fn responded(&mut self) {
         let barriers = &self.request.store().barriers;
         let before = std::mem::replace(&mut self.stamp, barriers.stamp());
-        self.is_purged = barriers.covers(&self.names, before);
+        self.is_purged = barriers.covers(self.names.iter().copied(), before);
     }
 
     /// Notes that the write's own purge has been applied.

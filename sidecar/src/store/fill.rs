@@ -142,9 +142,9 @@ impl Observer for PartFill {
         let Some(total) = range.total.filter(|_| body.len() as u64 == range.last - range.first + 1) else {
             return slot.store.not_stored(&slot.route, NotStored::ContentRange);
         };
-        let known = known.filter(|known| may_combine(&known.head.headers, &head.headers));
+        let known = known.filter(|known| may_combine(&known.fields(), &head.headers));
         let mut pieces = match known.as_ref().map(|known| &known.content) {
-            Some(Content::Parts(pieces)) if pieces.total() == total => pieces.clone(),
+            Some(Content::Parts(pieces)) if pieces.total() == total => (**pieces).clone(),
             _ => Pieces::new(total),
         };
         // Those that touch become one, which is a copy.
@@ -160,18 +160,19 @@ impl Observer for PartFill {
             return slot.store.not_stored(&slot.route, NotStored::TooLarge);
         }
         if let Some(known) = &known {
-            head.headers = validation::freshen(&known.head.headers, &head.headers);
+            head.headers = validation::freshen(&known.headers(), &head.headers);
         }
+        let mut status = head.meta.status();
         let content = match pieces.whole() {
             // Section 3.4: as if it had come at once.
             Some(body) => {
-                head.status = StatusCode::OK;
+                status = StatusCode::OK;
                 head.headers.remove(CONTENT_RANGE);
                 Content::Whole(body)
             }
-            None => Content::Parts(pieces),
+            None => Content::Parts(Box::new(pieces)),
         };
-        head.meta = ResponseMeta::read(head.status, &head.headers, head.times, slot.store.policy.targets());
+        head.meta = ResponseMeta::read(status, &head.headers, head.meta.times(), slot.store.policy.targets());
         store(head, slot, content, lease);
     }
 
@@ -182,12 +183,13 @@ impl Observer for PartFill {
 
 /// Stores a response, unless it was purged while it was on its way.
 pub fn store(mut head: Head, slot: CacheSlot, content: Content, lease: Option<Lease>) {
-    if slot.store.barriers.covers(&head.names, head.stamp) {
+    if slot.store.barriers.covers(head.names.iter().copied(), head.stamp) {
         return slot.store.not_stored(&slot.route, NotStored::Purged);
     }
     let ttl = ttl_from_response(&slot.route.lifetimes, &head.headers, Some(&content));
     head.meta = head.meta.with_ttl_from_response(ttl);
-    slot.store(Arc::new(Entry::new(head, content)), lease);
+    let entry = Arc::new(Entry::new(slot.key().whole(), &head, content));
+    slot.store(entry, lease);
 }
 
 /// Returns the TTL that a response declares in the place that its route names (`ttlFrom`).

@@ -74,13 +74,13 @@ impl CacheSlot {
         let l1 = &self.store.l1;
         l1.insert(self.key.whole(), Stored::Entry(Arc::clone(entry)));
         if !self.key.vary().is_empty() {
-            l1.insert(self.key.primary(), Stored::Vary(self.key.vary().into()));
+            l1.insert(self.key.primary(), Stored::Vary(Arc::new(self.key.vary().to_vec())));
         }
     }
 
     /// Stores a response in memory, unless a newer one is there.
     pub fn store_in_memory_unless_newer(&self, entry: &Arc<Entry>) {
-        let is_newer = |known: &Entry| known.head.times.received_at >= entry.head.times.received_at;
+        let is_newer = |known: &Entry| known.times().received_at >= entry.times().received_at;
         match self.store.l1.get(self.key.whole()) {
             Some(Stored::Entry(known)) if is_newer(&known) => {}
             _ => self.store_in_memory(entry),
@@ -90,7 +90,7 @@ impl CacheSlot {
     /// Returns true if memory has the response to a later request: one that hung and has come back to life does not replace it.
     fn has_later(&self, entry: &Entry) -> bool {
         let Some(Stored::Entry(known)) = self.store.l1.get(self.key.whole()) else { return false };
-        let (known_at, requested_at) = (known.head.times.requested_at, entry.head.times.requested_at);
+        let (known_at, requested_at) = (known.times().requested_at, entry.times().requested_at);
         // A time in the future is from before the clock was set back.
         requested_at < known_at && known_at <= wall_ms() && !known.is_purged(&self.store.barriers)
     }
@@ -116,7 +116,7 @@ impl CacheSlot {
         }
         self.persist_as_last_known_good(&entry);
         let lifetimes = self.lifetimes();
-        let left = keep_for(&entry.head.meta, lifetimes).checked_sub(entry.head.resident());
+        let left = keep_for(entry.meta(), lifetimes).checked_sub(entry.resident());
         let left = left.map(|left| lifetimes.l2_ttl.map_or(left, |most| left.min(most)));
         let l2 = self.store.l2.clone().filter(|l2| l2.takes(&entry));
         let (Some(left), Some(l2)) = (left, l2) else { return };
@@ -141,17 +141,18 @@ impl CacheSlot {
     fn persist_as_last_known_good(&self, entry: &Arc<Entry>) {
         let Some(table) = self.store.last_known_good(&self.route).cloned() else { return };
         let is_whole = matches!(entry.content, Content::Whole(_));
-        let may_be_stale = may_be_stale(&entry.head.meta, self.lifetimes());
-        if [StatusCode::NOT_FOUND, StatusCode::GONE].contains(&entry.head.status) {
-            self.store.forget_last_known_good(entry.head.names.get(..1).unwrap_or_default());
+        let may_be_stale = may_be_stale(entry.meta(), self.lifetimes());
+        if [StatusCode::NOT_FOUND, StatusCode::GONE].contains(&entry.status()) {
+            let own: Vec<_> = entry.names().take(1).collect();
+            self.store.forget_last_known_good(&own);
         }
         let varies = !self.key.vary().is_empty();
-        if entry.head.status != StatusCode::OK || !is_whole || varies || !may_be_stale {
+        if entry.status() != StatusCode::OK || !is_whole || varies || !may_be_stale {
             return;
         }
         let id = self.store.last_known_good_id(self.key.primary());
         // Purges are compared with this time: rather too early than too late.
-        let requested_at = entry.head.times.requested_at;
+        let requested_at = entry.times().requested_at;
         let age = Duration::from_millis(wall_ms().saturating_sub(requested_at)) + CLOCK_ERROR_LIMIT;
         let now = Instant::now();
         let Some(room) = self.room_to_write(entry) else { return };
@@ -159,7 +160,8 @@ impl CacheSlot {
         tokio::spawn(async move {
             let requested_at = now.checked_sub(age).unwrap_or(now);
             let record = codec::encode(&entry);
-            if let Err(error) = table.store(id, &entry.head.names, record, requested_at).await {
+            let names: Vec<_> = entry.names().collect();
+            if let Err(error) = table.store(id, &names, record, requested_at).await {
                 tracing::debug!(route = route.name, %error, "a response was not persisted as the last known good one");
             }
             drop(room);
@@ -176,7 +178,7 @@ impl Store {
         entry: &Entry,
         fields: &HeaderMap,
     ) -> CacheSlot {
-        let vary = vary::names_to_store(&entry.head.headers);
+        let vary = vary::names_to_store(&entry.fields());
         CacheSlot::shared(self, route, CacheKey::new(primary, vary, fields))
     }
 

@@ -90,3 +90,28 @@ async fn head_response_without_a_length_gets_none() {
         assert!(!answer.contains("content-length"), "{answer}");
     }
 }
+
+#[tokio::test(flavor = "multi_thread")]
+async fn response_to_head_in_place_of_an_error_is_none_to_get() {
+    let origin = Origin::start(|seen| async move {
+        let lines: &[_] = if seen.number > 1 {
+            &[]
+        } else {
+            &[("cache-control", "max-age=5, stale-if-error=600"), ("age", "15")]
+        };
+        let mut response = reply(lines, "body");
+        if seen.number > 1 {
+            *response.status_mut() = http::StatusCode::SERVICE_UNAVAILABLE;
+        }
+        response
+    })
+    .await;
+    let sidecar = Sidecar::bare(origin.address).await;
+    assert_eq!(head(&sidecar, &[]).await.status, 200);
+    for _ in 0..2 {
+        let stale = head(&sidecar, &[]).await;
+        assert_eq!((stale.status.as_u16(), stale.header("content-length")), (200, "4"));
+        let got = sidecar.get("/a").await;
+        assert_eq!((got.status.as_u16(), got.body.as_str()), (503, "body"), "nothing is stored for GET");
+    }
+}

@@ -14,6 +14,7 @@ use super::harness::{Origin, Policy, Sidecar, Wire, reply};
 
 mod admin;
 mod bodies;
+mod churn;
 mod full;
 mod heads;
 mod parts;

@@ -100,7 +100,7 @@ impl World {
         if broken == Broken::EntryStampedByStore {
             stamp = barriers.stamp_of(stamp.asked_at);
         }
-        if !barriers.covers(&names(key), stamp) {
+        if !barriers.covers(names(key), stamp) {
             l1.insert(key, Entry { version, stamp });
             let Stamp { generation, order, .. } = stamp;
             self.say(pod, Over::Commands, Command::Store(key, Record { version, generation, order }));
@@ -145,5 +145,5 @@ impl World {
 
 /// Returns true if an entry may be served ([`crate::entry::Entry::is_purged`]).
 fn may_serve(barriers: &Barriers, key: usize, stamp: Stamp, now: u64) -> bool {
-    barriers.trusts_at(stamp.asked_at, now) && !barriers.covers(&names(key), stamp)
+    barriers.trusts_at(stamp.asked_at, now) && !barriers.covers(names(key), stamp)
 }

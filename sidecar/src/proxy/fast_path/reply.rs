@@ -4,7 +4,7 @@ use std::{io::Write as _, ops::Range};
 
 use http::{
     Method, StatusCode,
-    header::{AGE, CONTENT_LENGTH, CONTENT_RANGE},
+    header::{CONTENT_LENGTH, CONTENT_RANGE},
 };
 use larder_policy::{
     Fields, HeaderKinds,
@@ -13,7 +13,7 @@ use larder_policy::{
 };
 
 use crate::{
-    entry::Head,
+    entry::Entry,
     proxy::response::{has_it_already, range_of},
 };
 
@@ -36,10 +36,10 @@ impl Reply {
         method: &Method,
         fields: &impl Fields,
         kinds: HeaderKinds,
-        head: &Head,
+        entry: &Entry,
         body: &[u8],
     ) -> Option<Self> {
-        if kinds.is_conditional() && has_it_already(fields, head) {
+        if kinds.is_conditional() && has_it_already(fields, &entry.fields(), entry.meta()) {
             return Some(Self::NotModified);
         }
         if *method == Method::HEAD {
@@ -47,7 +47,7 @@ impl Reply {
             return (!body.is_empty()).then_some(Self::Head);
         }
         let range = if kinds.has_range() { RangeRequest::of(fields) } else { RangeRequest::Whole };
-        match range_of(range, fields, head, body.len() as u64) {
+        match range_of(range, fields, entry, body.len() as u64) {
             None => Some(Self::Whole),
             Some(Ok(range)) => Some(Self::Part(range.start.try_into().ok()?..range.end.try_into().ok()?)),
             Some(Err(())) => None,
@@ -72,24 +72,32 @@ impl Reply {
         }
     }
 
-    /// Writes the status line and the constant fields. `rendered` are those of the stored response.
-    pub(super) fn write_head(&self, head: &Head, rendered: &[u8], body: &[u8], output: &mut Vec<u8>) {
+    /// Writes the status line and the fields that do not change.
+    pub(super) fn write_head(&self, entry: &Entry, output: &mut Vec<u8>) {
+        let fields = entry.sent_fields();
         match self {
-            Self::Whole | Self::Head => output.extend_from_slice(rendered),
+            Self::Whole | Self::Head => {
+                write_status_line(entry.status(), output);
+                output.extend_from_slice(fields.as_bytes());
+                if let Some(length) = entry.content_length() {
+                    output.extend_from_slice(b"content-length: ");
+                    output.extend_from_slice(itoa::Buffer::new().format(length).as_bytes());
+                    output.extend_from_slice(b"\r\n");
+                }
+            }
             Self::NotModified => {
                 output.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n");
-                write_lines(validation::not_modified_lines(&head.headers), output);
+                write_lines(validation::not_modified_lines(&fields), output);
             }
             Self::Part(range) => {
                 output.extend_from_slice(b"HTTP/1.1 206 Partial Content\r\n");
                 let of_the_body = [CONTENT_LENGTH, CONTENT_RANGE];
-                let lines = head.headers.lines();
                 let is_kept = |name: &[u8]| of_the_body.iter().all(|known| known.as_str().as_bytes() != name);
-                write_lines(lines.filter(|(name, _)| is_kept(name)), output);
+                write_lines(fields.iter().filter(|(name, _)| is_kept(name)), output);
                 let place = ContentRange {
                     first: range.start as u64,
                     last: range.end as u64 - 1,
-                    total: Some(body.len() as u64),
+                    total: Some(entry.content.bytes()),
                 };
                 write!(output, "content-range: {place}\r\ncontent-length: {}\r\n", range.len())
                     .expect("a buffer takes any write");
@@ -98,9 +106,17 @@ impl Reply {
     }
 }
 
-/// Writes field lines, but not `Age`, which changes.
+fn write_status_line(status: StatusCode, output: &mut Vec<u8>) {
+    if status == StatusCode::OK {
+        return output.extend_from_slice(b"HTTP/1.1 200 OK\r\n");
+    }
+    for part in ["HTTP/1.1 ", status.as_str(), " ", status.canonical_reason().unwrap_or_default(), "\r\n"] {
+        output.extend_from_slice(part.as_bytes());
+    }
+}
+
 fn write_lines<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>, output: &mut Vec<u8>) {
-    for (name, value) in lines.filter(|(name, _)| *name != AGE.as_str().as_bytes()) {
+    for (name, value) in lines {
         output.reserve(name.len() + value.len() + 4);
         output.extend_from_slice(name);
         output.extend_from_slice(b": ");

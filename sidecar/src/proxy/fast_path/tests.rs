@@ -231,12 +231,14 @@ impl Fixture {
         let meta = ResponseMeta::read(status, &headers, times, &[]);
         let request = request.without_its_client();
         let (stamp, names) = (request.store().barriers.stamp(), request.names().into());
-        let head = StoredHead { status, headers, times, meta, stamp, names };
+        let head = StoredHead { headers, meta, stamp, names };
         // Each key has a body of its own.
         let mut body = request.key.as_str().as_bytes().repeat(case.length);
         body.truncate(case.length);
         let body = Content::Whole(Bytes::from(body));
-        request.slot(vec![]).store(Arc::new(Entry::new(head, body)), None);
+        let slot = request.slot(vec![]);
+        let entry = Arc::new(Entry::new(slot.key().whole(), &head, body));
+        slot.store(entry, None);
     }
 
     /// Returns the response of the fast path, if it responds and the head is valid.

@@ -1,0 +1,212 @@
+//! Everything of a stored response that differs in length, but for its body, as one block of bytes: the key in L1, the
+//! names of purges, and the header fields as HTTP/1 writes them.
+//!
+//! A line is `name: value` and a line end. A value has no line end in it and a name no colon, so that the lines are
+//! their own index.
+
+use std::{fmt, time::Duration};
+
+use bytes::Bytes;
+use http::{HeaderMap, HeaderName, HeaderValue, header::AGE};
+use larder_policy::{Fields, PurgeName};
+use memchr::memchr;
+
+use super::allocated;
+
+/// The block.
+pub(super) struct Block {
+    bytes: Box<[u8]>,
+    /// Length of the key, with which the block begins. The names follow.
+    key: u32,
+    /// Number of the names. The lines follow.
+    names: u16,
+    /// Length of the first line if it is `Age`, of which a client gets another.
+    age: u8,
+}
+
+impl Block {
+    /// Length of a purge name.
+    pub(super) const NAME: usize = 16;
+
+    /// Creates a block. Of the lines those of `Age` are replaced by one with `age`, in seconds.
+    pub(super) fn new<'a, Lines>(
+        key: &str,
+        names: &[PurgeName],
+        age: Option<Duration>,
+        lines: impl Fn() -> Lines,
+    ) -> Self
+    where
+        Lines: Iterator<Item = (&'a HeaderName, &'a HeaderValue)>,
+    {
+        let age = age.map(|age| format!("age: {}\r\n", age.as_secs())).unwrap_or_default();
+        let lines = || lines().filter(|(name, _)| *name != AGE);
+        let length = lines().map(|(name, value)| name.as_str().len() + value.len() + 4).sum::<usize>();
+        let mut bytes = Vec::with_capacity(key.len() + names.len() * Self::NAME + age.len() + length);
+        bytes.extend_from_slice(key.as_bytes());
+        names.iter().for_each(|name| bytes.extend_from_slice(name.as_bytes()));
+        bytes.extend_from_slice(age.as_bytes());
+        for (name, value) in lines() {
+            bytes.extend_from_slice(name.as_str().as_bytes());
+            bytes.extend_from_slice(b": ");
+            bytes.extend_from_slice(value.as_bytes());
+            bytes.extend_from_slice(b"\r\n");
+        }
+        Self {
+            bytes: bytes.into(),
+            key: u32::try_from(key.len()).expect("a request head has less than 4 GiB"),
+            names: u16::try_from(names.len()).expect("a route has at most a few tags"),
+            age: age.len() as u8,
+        }
+    }
+
+    /// Creates a block without a key from names and lines that were once a block's.
+    pub(super) fn from_parts(names: &[u8], lines: StoredFields<'_>) -> Self {
+        let age = lines.age_line() as u8;
+        let count = u16::try_from(names.len() / Self::NAME).expect("a record has at most 65,535 names");
+        Self { bytes: [names, lines.0].concat().into(), key: 0, names: count, age }
+    }
+
+    /// Returns the same block with another key.
+    pub(super) fn under(self, key: &str) -> Self {
+        if self.is_under(key) {
+            return self;
+        }
+        let bytes = [key.as_bytes(), &self.bytes[self.key as usize..]].concat().into();
+        Self { bytes, key: u32::try_from(key.len()).expect("a request head has less than 4 GiB"), ..self }
+    }
+
+    /// Returns true if this is the key.
+    pub(super) fn is_under(&self, key: &str) -> bool {
+        &self.bytes[..self.key as usize] == key.as_bytes()
+    }
+
+    pub(super) fn key(&self) -> &str {
+        str::from_utf8(&self.bytes[..self.key as usize]).expect("it was a text")
+    }
+
+    pub(super) fn names(&self) -> impl ExactSizeIterator<Item = PurgeName> + Clone + '_ {
+        let name = |name: &[u8]| PurgeName::from_bytes(name).expect("it was a name");
+        self.name_bytes().chunks_exact(Self::NAME).map(name)
+    }
+
+    pub(super) fn name_bytes(&self) -> &[u8] {
+        &self.bytes[self.key as usize..self.lines_from()]
+    }
+
+    fn lines_from(&self) -> usize {
+        self.key as usize + usize::from(self.names) * Self::NAME
+    }
+
+    /// Returns the lines, that of `Age` first.
+    pub(super) fn fields(&self) -> StoredFields<'_> {
+        StoredFields(&self.bytes[self.lines_from()..])
+    }
+
+    /// Returns the lines without that of `Age`.
+    pub(super) fn sent_fields(&self) -> StoredFields<'_> {
+        StoredFields(&self.bytes[self.lines_from() + usize::from(self.age)..])
+    }
+
+    pub(super) fn memory(&self) -> usize {
+        allocated(self.bytes.len())
+    }
+}
+
+impl fmt::Debug for Block {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Block")
+            .field("key", &self.key())
+            .field("fields", &String::from_utf8_lossy(self.fields().as_bytes()))
+            .finish_non_exhaustive()
+    }
+}
+
+/// The header fields of a stored response, with lower-case names.
+#[derive(Clone, Copy, PartialEq, Eq)]
+pub struct StoredFields<'a>(&'a [u8]);
+
+impl<'a> StoredFields<'a> {
+    /// Takes lines in HTTP/1 form; `None` if they are not well-formed, or `Age` is among them but not the first.
+    pub(super) fn checked(lines: &'a [u8]) -> Option<Self> {
+        let mut rest = lines;
+        while !rest.is_empty() {
+            let (line, after) = rest.split_at_checked(memchr(b'\n', rest)? + 1)?;
+            let (name, value) = line.split_at_checked(memchr(b':', line)?)?;
+            let value = value.strip_prefix(b": ")?.strip_suffix(b"\r\n")?;
+            let is_whole = !name.is_empty() && name.iter().all(is_in_name) && value.iter().all(is_in_value);
+            // Of the age only a number is written, and in the first line.
+            let is_odd = name == b"age" && (rest.len() < lines.len() || line.len() > u8::MAX.into());
+            if !is_whole || is_odd {
+                return None;
+            }
+            rest = after;
+        }
+        Some(Self(lines))
+    }
+
+    /// Returns the length of the line `Age`, which is the first.
+    pub(super) fn age_line(self) -> usize {
+        match self.iter().next() {
+            Some((b"age", value)) => b"age: \r\n".len() + value.len(),
+            _ => 0,
+        }
+    }
+
+    /// Returns them in HTTP/1 form.
+    pub fn as_bytes(self) -> &'a [u8] {
+        self.0
+    }
+
+    /// Returns each name and value.
+    pub fn iter(self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone {
+        Lines(self.0)
+    }
+
+    /// Returns a map of them, whose values share one copy.
+    pub fn to_map(self) -> HeaderMap {
+        let copy = Bytes::copy_from_slice(self.0);
+        let mut map = HeaderMap::with_capacity(self.iter().count());
+        for (name, value) in Lines(&copy) {
+            let name = HeaderName::from_bytes(name).expect("it was a name");
+            map.append(name, HeaderValue::from_maybe_shared(copy.slice_ref(value)).expect("it was a value"));
+        }
+        map
+    }
+}
+
+impl fmt::Debug for StoredFields<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_tuple("StoredFields").field(&String::from_utf8_lossy(self.0)).finish()
+    }
+}
+
+impl Fields for StoredFields<'_> {
+    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.iter()
+    }
+}
+
+/// Returns true for a character of a name (RFC 9110, section 5.6.2) in lower case.
+fn is_in_name(byte: &u8) -> bool {
+    matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
+}
+
+/// Returns true for a character of a value (RFC 9110, section 5.5).
+fn is_in_value(byte: &u8) -> bool {
+    *byte >= b' ' && *byte != 0x7f || *byte == b'\t'
+}
+
+/// The lines of a text, which is well-formed.
+#[derive(Clone)]
+struct Lines<'a>(&'a [u8]);
+
+impl<'a> Iterator for Lines<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (line, rest) = self.0.split_at_checked(memchr(b'\n', self.0)? + 1)?;
+        self.0 = rest;
+        let colon = memchr(b':', line)?;
+        Some((&line[..colon], &line[colon + 2..line.len() - 2]))
+    }
+}
