@@ -4,7 +4,7 @@ use std::{
     array,
     collections::BTreeMap,
     sync::{
-        Arc,
+        Arc, OnceLock,
         atomic::{AtomicU64, AtomicUsize, Ordering},
     },
 };
@@ -69,15 +69,18 @@ larder_api::labelled! {
 /// Counters of one route.
 #[derive(Debug)]
 pub struct RouteStats {
-    /// Attributes of its responses in metrics, by outcome: each response is recorded with one of them.
-    attributes: [[KeyValue; 2]; Outcome::ALL.len()],
+    name: Box<str>,
+    /// Attributes of its responses in metrics, by outcome: each response is recorded with one of them. Made by the first,
+    /// because most of 1,000 routes are idle in most pods.
+    attributes: OnceLock<Box<[[KeyValue; 2]; Outcome::ALL.len()]>>,
     requests: PerThread<[[AtomicU64; Tier::ALL.len()]; Outcome::ALL.len()]>,
     not_stored: [AtomicU64; NotStored::ALL.len()],
 }
 
-/// Counters with one copy per thread, so that threads do not contend for cache lines.
+/// Counters with one copy per thread, so that threads do not contend for cache lines. A copy is made when its thread first
+/// counts.
 #[derive(Debug, Default)]
-struct PerThread<T>([Padded<T>; THREADS]);
+struct PerThread<T>([OnceLock<Box<Padded<T>>>; THREADS]);
 
 /// Number of copies; further threads share them.
 const THREADS: usize = 8;
@@ -87,27 +90,25 @@ const THREADS: usize = 8;
 #[repr(align(128))]
 struct Padded<T>(T);
 
-impl<T> PerThread<T> {
+impl<T: Default> PerThread<T> {
     fn own(&self) -> &T {
         static NEXT: AtomicUsize = AtomicUsize::new(0);
         thread_local! {
             static PLACE: usize = NEXT.fetch_add(1, Ordering::Relaxed) % THREADS;
         }
-        &self.0[PLACE.with(|place| *place)].0
+        &self.0[PLACE.with(|place| *place)].get_or_init(Box::default).0
     }
 
     fn all(&self) -> impl Iterator<Item = &T> {
-        self.0.iter().map(|padded| &padded.0)
+        self.0.iter().filter_map(OnceLock::get).map(|padded| &padded.0)
     }
 }
 
 impl RouteStats {
     fn new(route: &str) -> Self {
-        let route: Arc<str> = Arc::from(route);
         Self {
-            attributes: Outcome::ALL.map(|outcome| {
-                [KeyValue::new("route", Arc::clone(&route)), KeyValue::new("outcome", outcome.as_str())]
-            }),
+            name: Box::from(route),
+            attributes: OnceLock::new(),
             requests: PerThread::default(),
             not_stored: Default::default(),
         }
@@ -115,7 +116,13 @@ impl RouteStats {
 
     /// Returns the attributes of a response with this outcome in metrics.
     pub fn attributes(&self, outcome: Outcome) -> &[KeyValue] {
-        &self.attributes[outcome as usize]
+        let attributes = self.attributes.get_or_init(|| {
+            let route: Arc<str> = Arc::from(&*self.name);
+            Box::new(Outcome::ALL.map(|outcome| {
+                [KeyValue::new("route", Arc::clone(&route)), KeyValue::new("outcome", outcome.as_str())]
+            }))
+        });
+        &attributes[outcome as usize]
     }
 
     /// Counts a response.
@@ -140,7 +147,24 @@ impl RouteStats {
     pub fn count_not_stored(&self, reason: NotStored) -> u64 {
         self.not_stored[reason as usize].load(Ordering::Relaxed)
     }
+
+    /// Adds the counts of a route that is gone.
+    fn absorb(&self, gone: &Self) {
+        for (outcome, tier) in Outcome::ALL.into_iter().flat_map(|o| Tier::ALL.map(|t| (o, t))) {
+            let own = &self.requests.own()[outcome as usize][tier.index()];
+            own.fetch_add(gone.requests(outcome, tier), Ordering::Relaxed);
+        }
+        for reason in NotStored::ALL {
+            self.not_stored[reason as usize].fetch_add(gone.count_not_stored(reason), Ordering::Relaxed);
+        }
+    }
 }
+
+/// Maximum number of routes with counters of their own, those of earlier policies included. A policy has at most 1,000.
+const MAX_ROUTES: usize = 2_000;
+
+/// Name that counts the requests of routes of earlier policies, once there are more than [`MAX_ROUTES`].
+const REMOVED: &str = "removed";
 
 /// Counters since the process began.
 #[derive(Debug, Default)]
@@ -174,13 +198,24 @@ impl Stats {
         Self { budget, ..Self::default() }
     }
 
-    /// Returns the counters of a route, which survive changes of the policy.
+    /// Returns the counters of a route, which survive changes of the policy. Beyond [`MAX_ROUTES`] those of routes that no
+    /// policy in force has are counted together.
     pub fn route(&self, name: &str) -> Arc<RouteStats> {
         let mut routes = self.routes.lock();
-        Arc::clone(routes.entry(name.to_owned()).or_insert_with(|| Arc::new(RouteStats::new(name))))
+        if routes.len() >= MAX_ROUTES && !routes.contains_key(name) {
+            let removed = entry_of(&mut routes, REMOVED);
+            routes.retain(|_, stats| {
+                let is_in_use = Arc::strong_count(stats) > 1;
+                if !is_in_use {
+                    removed.absorb(stats);
+                }
+                is_in_use
+            });
+        }
+        entry_of(&mut routes, name)
     }
 
-    /// Returns all routes that were ever served, by name.
+    /// Returns all routes that have counters, by name.
     pub fn routes(&self) -> Vec<(String, Arc<RouteStats>)> {
         let routes = self.routes.lock();
         routes.iter().map(|(name, stats)| (name.clone(), Arc::clone(stats))).collect()
@@ -188,7 +223,7 @@ impl Stats {
 
     /// Returns the number of responses of all routes.
     pub fn requests(&self, outcome: Outcome, tier: Tier) -> u64 {
-        self.routes().iter().map(|(_, stats)| stats.requests(outcome, tier)).sum()
+        self.routes.lock().values().map(|stats| stats.requests(outcome, tier)).sum()
     }
 
     /// Counts a purge.
@@ -289,5 +324,38 @@ impl Stats {
     /// Returns the number of changes of the configuration that were applied or rejected.
     pub fn reloads(&self, taken: bool) -> u64 {
         self.reloads[usize::from(taken)].load(Ordering::Relaxed)
+    }
+}
+
+fn entry_of(routes: &mut BTreeMap<String, Arc<RouteStats>>, name: &str) -> Arc<RouteStats> {
+    Arc::clone(routes.entry(name.to_owned()).or_insert_with(|| Arc::new(RouteStats::new(name))))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn routes_of_earlier_policies_are_counted_together_when_they_are_many() {
+        let stats = Stats::default();
+        let kept = stats.route("kept");
+        for number in 0..3 * MAX_ROUTES {
+            let route = stats.route(&format!("route-{number}"));
+            route.answered(Outcome::Hit, Tier::L1);
+            route.not_stored(NotStored::Status);
+        }
+        kept.answered(Outcome::Hit, Tier::L1);
+        let routes = stats.routes();
+        assert!(routes.len() <= MAX_ROUTES, "{}", routes.len());
+        assert!(routes.iter().any(|(name, stats)| name == "kept" && Arc::ptr_eq(stats, &kept)));
+        let hits = u64::try_from(3 * MAX_ROUTES + 1).unwrap();
+        assert_eq!(stats.requests(Outcome::Hit, Tier::L1), hits);
+        let not_stored: u64 = routes.iter().map(|(_, stats)| stats.count_not_stored(NotStored::Status)).sum();
+        assert_eq!(not_stored, hits - 1);
+    }
+
+    #[test]
+    fn route_without_requests_takes_little_memory() {
+        assert!(size_of::<RouteStats>() <= 384, "{}", size_of::<RouteStats>());
     }
 }

@@ -9,7 +9,7 @@ use opentelemetry::{Key, KeyValue, metrics::Histogram};
 use opentelemetry_otlp::{MetricExporter, WithTonicConfig};
 use opentelemetry_sdk::{
     Resource,
-    metrics::{PeriodicReader, SdkMeterProvider},
+    metrics::{Instrument, PeriodicReader, SdkMeterProvider, Stream},
 };
 use prometheus::Registry;
 use tonic::transport::{Channel, Endpoint};
@@ -24,6 +24,9 @@ use crate::{
 };
 
 mod instruments;
+
+/// Maximum number of attribute sets of a counter of routes.
+const MAX_SERIES_OF_ROUTES: usize = 10_000;
 
 const EXPORT_INTERVAL: Duration = Duration::from_secs(10);
 /// Maximum time to connect to the collector, and of an export.
@@ -136,7 +139,8 @@ impl Instruments {
             .with_resource_selector(on_every_series)
             .scope_info_enabled(false)
             .build()?;
-        let mut builder = SdkMeterProvider::builder().with_resource(resource()).with_reader(scrape);
+        let mut builder =
+            SdkMeterProvider::builder().with_resource(resource()).with_reader(scrape).with_view(of_routes);
         let channel = endpoint.as_deref().map(|endpoint| channel(endpoint, &resolver)).transpose()?;
         if let Some(channel) = channel.flatten() {
             let exporter = MetricExporter::builder().with_tonic().with_channel(channel).build()?;
@@ -147,6 +151,15 @@ impl Instruments {
         let (request_duration, tier_duration) = instruments::register(&provider, stats);
         Ok(Self { endpoint, resolver, provider, registry, request_duration, tier_duration })
     }
+}
+
+/// Raises the number of attribute sets of the counters of routes above the SDK's 2,000. The number of routes is bounded by
+/// [`Stats::route`], and each has a few outcomes and tiers.
+fn of_routes(instrument: &Instrument) -> Option<Stream> {
+    let counts_routes = ["larder.requests", "larder.not_stored"].contains(&instrument.name());
+    let stream =
+        counts_routes.then(|| Stream::builder().with_cardinality_limit(MAX_SERIES_OF_ROUTES).build());
+    stream?.ok()
 }
 
 /// Returns a channel to a collector, which connects on first use, and to the addresses that the resolver allows; `None` if it refuses
