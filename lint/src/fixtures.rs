@@ -76,6 +76,20 @@ pub fn edges() -> impl Iterator<Item = Edge> {
     })
 }
 
+/// Returns a policy with so many routes, each with what routes of applications have.
+pub fn with_routes(count: usize) -> String {
+    let route = |number| {
+        format!(
+            "  - name: route-{number}\n    match: {{path: \"/service-{number}/{{id}}/{{*path}}\", methods: [GET]}}\n    \
+             ttl: 60s\n    staleIfError: 1h\n    statuses: [{{code: 200}}, {{code: 404, ttl: 10s}}]\n    \
+             tags: [\"service-{number}:{{id}}\", \"page:{{path}}\"]\n    \
+             key: {{query: {{ignore: [\"utm_*\"]}}, headers: [accept-language], ignoreHeaders: [cookie]}}\n"
+        )
+    };
+    let (head, _) = VALID.split_once("  - name: user").expect("it has a route");
+    head.to_owned() + &(0..count).map(route).collect::<String>()
+}
+
 /// Values of a field that both accept, that both refuse, and that only the API server accepts.
 const EDGES: &[(Field, [&[&str]; 3])] = &[
     (
@@ -146,8 +160,11 @@ const EDGES: &[(Field, [&[&str]; 3])] = &[
     (
         ("/api/users/{id}", "_"),
         [
-            &["/", "/a//b", "/{a}/{b_1}", "/a%20b"],
-            &["", "a", "/{}", "/{1}", "/a{b}", "/a b", "/a?b", "/é"],
+            &["/", "/a//b", "/{a}/{b_1}", "/a%20b", "/{*a}", "/a/{b}/{*c_1}"],
+            &[
+                "", "a", "/{}", "/{1}", "/a{b}", "/a b", "/a?b", "/é", "/*", "/{*}", "/a{*b}", "/{*a}/",
+                "/{*a}/b", "/{a*}", "/{**a}",
+            ],
             &[],
         ],
     ),

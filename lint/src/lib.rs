@@ -88,6 +88,8 @@ pub struct Report {
     pub skipped: Vec<Skipped>,
     /// Errors, in the order of the file.
     pub diagnostics: Vec<Diagnostic>,
+    /// Parts of policies without errors that have no effect, in the order of the file.
+    pub warnings: Vec<Diagnostic>,
 }
 
 /// A policy in a file.
@@ -135,7 +137,11 @@ impl Checker {
             match kind_of(&document.root) {
                 Ok(()) => {
                     report.policies.push(found(&document.root));
-                    report.diagnostics.extend(self.diagnostics(document));
+                    let diagnostics = self.diagnostics(document);
+                    if diagnostics.is_empty() {
+                        report.warnings.extend(meaning::warnings(&document.root));
+                    }
+                    report.diagnostics.extend(diagnostics);
                 }
                 Err(Some(kind)) if is_other_kind(&kind) => {
                     report.skipped.push(Skipped { line: document.mark.line, kind });

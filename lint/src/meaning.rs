@@ -50,6 +50,26 @@ pub(super) fn diagnostics(root: &Node, found: &[Diagnostic]) -> Vec<Diagnostic> 
     diagnostics
 }
 
+/// Returns what has no effect in a policy without errors: routes behind one that takes all of their requests.
+pub(super) fn warnings(root: &Node) -> Vec<Diagnostic> {
+    let Some(spec) = root.get("spec") else { return vec![] };
+    let spec = replaced(spec, "spec", &HashMap::new());
+    let Some(policy) = serde_json::from_value(spec).ok().and_then(|spec| Policy::compile(&spec).ok()) else {
+        return vec![];
+    };
+    let hidden = policy.unreachable_routes().into_iter();
+    let warnings = hidden.map(|(route, earlier)| {
+        let (path, first) = (item("spec.routes", route.index), item("spec.routes", earlier.index));
+        let message = format!(
+            "no request reaches route {:?}, because {:?} ({first}) is tried first and takes all of them: put it above \
+             that one, or take it out",
+            route.name, earlier.name
+        );
+        diagnostic(root, &path, message)
+    });
+    warnings.collect()
+}
+
 fn diagnostic(root: &Node, path: &str, message: impl Into<String>) -> Diagnostic {
     Diagnostic::new(locate(root, path).0, path, message)
 }

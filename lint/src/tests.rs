@@ -47,6 +47,35 @@ fn changed(replaced: &str, by: &str) -> Vec<String> {
 }
 
 #[test]
+fn routes_that_no_request_reaches_are_named_in_warnings() {
+    let site = "  routes:\n  - name: site\n    match: {path: \"/{*path}\"}\n";
+    let hidden = check(&GOOD.replace("  routes:\n", site), Environment::Alone);
+    assert_eq!(hidden.diagnostics, []);
+    let said: Vec<_> =
+        hidden.warnings.iter().map(|one| format!("{}:{}: {}", one.line, one.path, one.message)).collect();
+    let by = "because \"site\" (spec.routes[0]) is tried first and takes all of them: put it above that one, or take it out";
+    assert_eq!(
+        said,
+        [
+            format!("11:spec.routes[1]: no request reaches route \"user\", {by}"),
+            format!("15:spec.routes[2]: no request reaches route \"item\", {by}"),
+        ]
+    );
+    let last = format!("{GOOD}  - name: site\n    match: {{path: \"/{{*path}}\"}}\n");
+    let report = check(&last, Environment::Alone);
+    assert_eq!((report.diagnostics, report.warnings), (vec![], vec![]));
+}
+
+#[test]
+fn a_thousand_routes_are_checked() {
+    let report = check(&fixtures::with_routes(1000), Environment::Cluster);
+    assert_eq!((report.diagnostics, report.warnings), (vec![], vec![]));
+    assert_eq!(report.policies[0].routes, 1000);
+    let more = check(&fixtures::with_routes(1001), Environment::Cluster).diagnostics;
+    assert_eq!(more[0].path, "spec.routes");
+}
+
+#[test]
 fn a_good_policy_is_good() {
     let report = check(GOOD, Environment::Alone);
     assert_eq!(report.diagnostics, []);

@@ -12,6 +12,9 @@ use larder_policy::{
 
 use crate::bounds::Bounds;
 
+/// Maximum size of a document in bytes. A ConfigMap holds 1 MiB, the document's hash and the coverage included.
+const MAX_DOCUMENT: usize = (1 << 20) - (16 << 10);
+
 /// A compiled policy.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Compiled {
@@ -58,7 +61,16 @@ pub fn compile(
     }
     Policy::compile(&spec)
         .map_err(|errors| errors.iter().map(ToString::to_string).collect::<Vec<_>>().join("; "))?;
-    Ok(write(owner, spec, &bounds.destinations))
+    let compiled = write(owner, spec, &bounds.destinations);
+    if compiled.yaml.len() > MAX_DOCUMENT {
+        return Err(format!(
+            "the policy takes {} KiB as a document, and a ConfigMap holds {} KiB: let a prefix such as /static/{{*path}} \
+             stand for several routes, or shorten queries and statements",
+            compiled.yaml.len() >> 10,
+            MAX_DOCUMENT >> 10
+        ));
+    }
+    Ok(compiled)
 }
 
 /// Returns the document with which a policy's sidecars pass everything through.
@@ -181,6 +193,25 @@ mod tests {
         assert_eq!(redis.secret_key_ref, None);
         assert!(!compiled.yaml.contains("secretKeyRef"), "{}", compiled.yaml);
         assert_eq!(secrets(&with_secrets()).len(), 2);
+    }
+
+    #[test]
+    fn document_that_no_config_map_holds_is_refused_with_its_size() {
+        let routes = |count: usize, statement: &str| {
+            let route = |number| {
+                json!({"name": format!("r{number}"), "match": {"path": format!("/service-{number}/{{*path}}")},
+                    "ttl": "1m", "tags": [format!("s{number}:{{path}}")],
+                    "from": [{"postgres": {"source": "catalog", "query": statement}}]})
+            };
+            let secret = json!({"secretKeyRef": {"name": "shop-db", "key": "url"}});
+            let sources = json!([{"name": "catalog", "postgres": {"urlFrom": secret}}]);
+            spec(json!({"sources": sources, "routes": (0..count).map(route).collect::<Vec<_>>()})).cache
+        };
+        let compiled = compile(OWNER, &routes(1000, "select {path}"), &[], &Bounds::default()).unwrap();
+        assert!(compiled.yaml.len() < MAX_DOCUMENT / 2, "{}", compiled.yaml.len());
+        let long = format!("select {{path}} -- {}", "x".repeat(2000));
+        let error = compile(OWNER, &routes(1000, &long), &[], &Bounds::default()).unwrap_err();
+        assert!(error.contains("KiB as a document, and a ConfigMap holds 1008 KiB"), "{error}");
     }
 
     #[test]

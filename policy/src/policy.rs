@@ -2,6 +2,7 @@
 
 mod check;
 mod forwarded;
+mod index;
 mod route;
 #[cfg(test)]
 mod tests;
@@ -10,8 +11,8 @@ use std::{fmt, sync::Arc, time::Duration};
 
 use http::{HeaderName, Method};
 
-use self::check::Check;
 pub use self::route::{BypassBy, HttpSource, Match, QuerySource, Route, SourceRef};
+use self::{check::Check, index::RouteIndex};
 use crate::{
     ByteSize, Fields, IdentityHeaders, NormalPath, PathTemplate, PurgeName, Writing,
     path::Readings,
@@ -48,6 +49,8 @@ pub struct Policy {
     /// Treatment of connections that do not speak HTTP.
     pub other_protocols: OtherProtocols,
     routes: Vec<Arc<Route>>,
+    index: RouteIndex,
+    readings: RouteIndex,
     writes: Vec<WriteRule>,
     targets: Vec<HeaderName>,
     identity: IdentityHeaders,
@@ -89,6 +92,7 @@ impl Policy {
     /// The policy of a sidecar that has none: a plain shared cache. The origin's headers decide, and a client's request
     /// directives are honoured.
     pub fn bare() -> Self {
+        let routes = [Route::bare()];
         Self {
             suspended: false,
             l1: L1::default(),
@@ -98,7 +102,9 @@ impl Policy {
             admin_prefix: None,
             otlp: None,
             other_protocols: OtherProtocols::Pass,
-            routes: vec![Arc::new(Route::bare())],
+            index: RouteIndex::of_paths(routes.iter()),
+            readings: RouteIndex::of_readings(routes.iter()),
+            routes: routes.into_iter().map(Arc::new).collect(),
             writes: vec![],
             targets: vec![OWN_TARGET, HeaderName::from_static("cdn-cache-control")],
             identity: IdentityHeaders::default(),
@@ -108,7 +114,8 @@ impl Policy {
 
     /// The policy of a sidecar whose configuration is missing: everything passes through.
     pub fn absent() -> Self {
-        Self { routes: vec![], bare: false, ..Self::bare() }
+        let none = RouteIndex::of_paths([].iter());
+        Self { routes: vec![], index: none.clone(), readings: none, bare: false, ..Self::bare() }
     }
 
     /// Compiles a policy.
@@ -213,6 +220,8 @@ impl Policy {
             admin_prefix: admin.as_ref().map(|admin| admin.path_prefix.clone()),
             otlp,
             other_protocols: *other_protocols,
+            index: RouteIndex::of_paths(routes.iter()),
+            readings: RouteIndex::of_readings(routes.iter()),
             routes: routes.into_iter().map(Arc::new).collect(),
             writes,
             targets,
@@ -224,6 +233,17 @@ impl Policy {
     /// Returns the routes, in the order in which they are tried.
     pub fn routes(&self) -> &[Arc<Route>] {
         &self.routes
+    }
+
+    /// Returns the routes that no request reaches, each with an earlier route that takes all of its requests.
+    pub fn unreachable_routes(&self) -> Vec<(&Arc<Route>, &Arc<Route>)> {
+        let numbered = (0..).zip(&self.routes);
+        let hidden = numbered.filter_map(|(number, route)| {
+            let takes_all = |earlier: u32| self.routes[earlier as usize].takes_all_of(route);
+            let earlier = self.index.first_wider(route.path.as_ref()?, number, takes_all)?;
+            Some((route, &self.routes[earlier as usize]))
+        });
+        hidden.collect()
     }
 
     /// Returns a hash of everything that decides which responses are stored, which requests share one, how it is purged
@@ -241,6 +261,8 @@ impl Policy {
             otlp: _,
             other_protocols: _,
             routes,
+            index: _,
+            readings: _,
             writes,
             targets,
             identity,
@@ -280,18 +302,20 @@ impl Policy {
         path: &NormalPath<'_>,
         fields: &(impl Fields + ?Sized),
     ) -> Option<Match<'_>> {
-        let route = self.routes.iter().find(|route| route.matches(method, path.as_str(), fields))?;
+        let text = path.as_str();
+        let has_escapes = text.as_bytes().contains(&b'%');
+        let number = self.index.first(text, has_escapes, |number| {
+            let route = &self.routes[number as usize];
+            route.takes(method, fields) && (!has_escapes || route.decodes(text))
+        })?;
+        let route = &self.routes[number as usize];
         (!path.is_ambiguous() || !route.asks_application).then_some(Match { route })
     }
 
     /// Returns true if responses may be stored under a path, as it was sent: a route matches some server's reading of
     /// it, with any method.
     pub fn covers(&self, path: &str) -> bool {
-        let readings = Readings::of(path);
-        self.routes.iter().any(|route| match &route.path {
-            None => true,
-            Some(template) => readings.iter().any(|reading| template.matches_reading(reading).is_some()),
-        })
+        self.readings.covers(&Readings::of(path))
     }
 
     /// Returns the names that a write invalidates, if the policy has a rule for it or, without a policy, for any write
@@ -315,7 +339,9 @@ impl Policy {
                 readings.iter().flat_map(Readings::iter).filter_map(|path| template.matches_reading(path));
             for parameters in found {
                 purges.tags.extend(purge.tags.iter().map(|tag| expand(tag, &parameters)));
-                purges.paths.extend(purge.paths.iter().map(|path| path.expand(&parameters)));
+                purges
+                    .paths
+                    .extend(purge.paths.iter().map(|path| path.expand_with(&parameters, template.rest())));
             }
         }
         purges.tags = sorted(purges.tags);

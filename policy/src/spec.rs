@@ -54,10 +54,10 @@ pub struct CacheSpec {
     #[schemars(length(max = 16), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub sources: Vec<Source>,
 
-    /// Requests that are cached. The first route that matches a request decides; a request that no route matches passes
-    /// through.
+    /// Requests that are cached, at most 1,000 routes. The first route of the list that matches a request decides, whichever
+    /// is more specific: list exceptions first and `/{*path}` last. A request that no route matches passes through.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 64), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
+    #[schemars(length(max = 1000), extend("x-kubernetes-list-type" = "map", "x-kubernetes-list-map-keys" = ["name"]))]
     pub routes: Vec<RouteSpec>,
 
     /// Response headers that carry cache directives for this cache only (RFC 9213), besides `Larder-Cache-Control`,

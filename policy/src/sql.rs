@@ -21,6 +21,9 @@ pub enum QueryError {
         "{{{0}}} has no value: use a parameter of match.path, or one of the query such as {{query.page}}"
     )]
     UnknownParameter(String),
+    /// The query uses the rest of a path as it is written in a path.
+    #[error("{{*{0}}} belongs into match.path: write {{{0}}} here")]
+    Starred(String),
     /// The query has more than one statement.
     #[error("write one statement: take out the ';'")]
     SeveralStatements,
@@ -55,7 +58,10 @@ impl BoundQuery {
                 (None, '{') => {
                     if let Some((name, after)) = rest[1..].split_once('}') {
                         if !known.contains(&name) && query_parameter(name).is_none() {
-                            return Err(QueryError::UnknownParameter(name.to_owned()));
+                            return Err(match name.strip_prefix('*') {
+                                Some(name) => QueryError::Starred(name.to_owned()),
+                                None => QueryError::UnknownParameter(name.to_owned()),
+                            });
                         }
                         let known_at = parameters.iter().position(|parameter| parameter == name);
                         let number = known_at.unwrap_or_else(|| {
@@ -106,6 +112,7 @@ mod tests {
     #[test]
     fn unbindable_query_is_rejected() {
         assert_eq!(BoundQuery::new("select {x}", &["id"]), Err(QueryError::UnknownParameter("x".into())));
+        assert_eq!(BoundQuery::new("select {*id}", &["id"]), Err(QueryError::Starred("id".into())));
         assert_eq!(BoundQuery::new("select 1; drop table t", &[]), Err(QueryError::SeveralStatements));
         assert!(BoundQuery::new("select ';'", &[]).is_ok());
     }

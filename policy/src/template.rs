@@ -1,4 +1,4 @@
-//! Paths with parameters, such as `/api/users/{id}`.
+//! Paths with parameters, such as `/api/users/{id}` and `/static/{*path}`.
 
 use std::{borrow::Cow, fmt};
 
@@ -9,15 +9,15 @@ use serde::{Deserialize, Serialize};
 use crate::path::{NormalPath, fold};
 
 /// The CEL rule by which the API server enforces the format.
-pub const CEL_RULE: &str =
-    r"self.matches('^(/([A-Za-z0-9._~!$&()+,;=:@%-]*|[{][A-Za-z][A-Za-z0-9_]*[}]))+$')";
+pub const CEL_RULE: &str = r"self.matches('^(/([A-Za-z0-9._~!$&()+,;=:@%-]*|[{][A-Za-z][A-Za-z0-9_]*[}]))*/([A-Za-z0-9._~!$&()+,;=:@%-]*|[{][*]?[A-Za-z][A-Za-z0-9_]*[}])$')";
 
 /// Characters to encode: all but the unreserved ones of RFC 3986, section 2.3, so that a value cannot escape from its
 /// tag or path segment.
 const ENCODED: &AsciiSet = &NON_ALPHANUMERIC.remove(b'-').remove(b'.').remove(b'_').remove(b'~');
 
 /// A path whose segments are literal text or one parameter, such as `/api/users/{id}`. A parameter matches one
-/// non-empty segment.
+/// non-empty segment. The last segment may be the rest of the path, as in `/static/{*path}`: it matches any segments,
+/// and none behind the slash.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(try_from = "String", into = "String")]
 pub struct PathTemplate {
@@ -26,19 +26,31 @@ pub struct PathTemplate {
 }
 
 #[derive(Clone, Debug, PartialEq, Eq)]
-enum Segment {
+pub(crate) enum Segment {
     /// The literal, decoded.
     Literal(String),
+    /// The name of a parameter.
     Parameter(String),
+    /// The name of the rest of the path; always the last segment.
+    Rest(String),
 }
 
 /// A text that is not a path template.
 #[derive(Debug, thiserror::Error)]
-#[error(
-    "{0:?} is not a path: start it with '/', and let each segment be literal text or one {{parameter}}, \
-     such as /api/users/{{id}}"
-)]
-pub struct TemplateError(String);
+pub enum TemplateError {
+    /// The text is no path.
+    #[error(
+        "{0:?} is not a path: start it with '/', and let each segment be literal text or one {{parameter}}, \
+         such as /api/users/{{id}}; the last may be {{*rest}}, as in /static/{{*path}}"
+    )]
+    NotAPath(String),
+    /// The rest of the path is not a whole segment, or not the last.
+    #[error(
+        "{0:?} has a '*': put {{*name}} at the end, as a whole segment, as in /static/{{*path}}, where it stands for \
+         the rest of the path"
+    )]
+    MisplacedRest(String),
+}
 
 /// The parameters of a path: names and values, the values percent-decoded.
 pub type Parameters<'a> = Vec<(&'a str, String)>;
@@ -52,9 +64,22 @@ impl PathTemplate {
     /// Returns the names of the parameters, in the order of the path.
     pub fn parameters(&self) -> impl Iterator<Item = &str> {
         self.segments.iter().filter_map(|segment| match segment {
-            Segment::Parameter(name) => Some(name.as_str()),
+            Segment::Parameter(name) | Segment::Rest(name) => Some(name.as_str()),
             Segment::Literal(_) => None,
         })
+    }
+
+    /// Returns the name of the rest of the path, if the template ends with one.
+    pub fn rest(&self) -> Option<&str> {
+        match self.segments.last() {
+            Some(Segment::Rest(name)) => Some(name),
+            _ => None,
+        }
+    }
+
+    /// Returns the segments.
+    pub(crate) fn segments(&self) -> &[Segment] {
+        &self.segments
     }
 
     /// Returns the parameters' values if `path`, an unambiguous one ([`NormalPath::is_ambiguous`]), matches.
@@ -63,9 +88,10 @@ impl PathTemplate {
     /// query.
     pub fn matches(&self, path: &str) -> Option<Parameters<'_>> {
         self.covers(path).then(|| {
-            let segments = path[1..].split('/').zip(&self.segments);
-            let values = segments.filter_map(|(text, segment)| match segment {
-                Segment::Parameter(name) => Some((name.as_str(), decoded(text)?.into_owned())),
+            let values = self.pieces(&path[1..]).filter_map(|(text, segment)| match segment {
+                Segment::Parameter(name) | Segment::Rest(name) => {
+                    Some((name.as_str(), decoded(text)?.into_owned()))
+                }
                 Segment::Literal(_) => None,
             });
             values.collect()
@@ -75,19 +101,26 @@ impl PathTemplate {
     /// Returns the parameters' values if one reading of a path matches, case-insensitively.
     pub(crate) fn matches_reading(&self, reading: &[String]) -> Option<Parameters<'_>> {
         // A reading has no empty segments.
-        let mut segments = self
+        let segments = self
             .segments
             .iter()
             .filter(|segment| !matches!(segment, Segment::Literal(text) if text.is_empty()));
         let mut parameters = Parameters::new();
-        for text in reading {
-            match segments.next()? {
-                Segment::Literal(literal) if fold(literal) == fold(text) => {}
-                Segment::Literal(_) => return None,
-                Segment::Parameter(name) => parameters.push((name, text.clone())),
+        let mut unread = reading;
+        for segment in segments {
+            if let Segment::Rest(name) = segment {
+                parameters.push((name, unread.join("/")));
+                return Some(parameters);
             }
+            let (text, after) = unread.split_first()?;
+            match segment {
+                Segment::Literal(literal) if fold(literal) != fold(text) => return None,
+                Segment::Parameter(name) => parameters.push((name, text.clone())),
+                Segment::Literal(_) | Segment::Rest(_) => {}
+            }
+            unread = after;
         }
-        segments.next().is_none().then_some(parameters)
+        unread.is_empty().then_some(parameters)
     }
 
     /// Returns true if `path`, an unambiguous one, matches. Allocates nothing, unless a parameter's value has escapes.
@@ -97,33 +130,63 @@ impl PathTemplate {
         let fits = |segment: &Segment| match (segment, actual.next()) {
             (Segment::Literal(literal), Some(text)) => stands_for(text, literal),
             (Segment::Parameter(_), Some(text)) => !text.is_empty(),
+            (Segment::Rest(_), Some(_)) => true,
             (_, None) => false,
         };
-        self.segments.iter().all(fits) && actual.next().is_none() && self.decodes(path)
+        self.segments.iter().all(fits)
+            && (self.rest().is_some() || actual.next().is_none())
+            && self.decodes(path)
     }
 
     /// Returns true if some path can match both templates.
     pub(crate) fn overlaps(&self, other: &Self) -> bool {
-        let meet = |pair: (&Segment, &Segment)| match pair {
+        let mut pairs = self.segments.iter().zip(&other.segments);
+        let has_rest = |(one, other): &(&Segment, &Segment)| {
+            matches!(one, Segment::Rest(_)) || matches!(other, Segment::Rest(_))
+        };
+        let meet = |pair: &(&Segment, &Segment)| match pair {
             (Segment::Literal(one), Segment::Literal(other)) => one == other,
             (Segment::Literal(text), Segment::Parameter(_))
             | (Segment::Parameter(_), Segment::Literal(text)) => !text.is_empty(),
-            (Segment::Parameter(_), Segment::Parameter(_)) => true,
+            _ => true,
         };
-        self.segments.len() == other.segments.len() && self.segments.iter().zip(&other.segments).all(meet)
+        match pairs.find(|pair| has_rest(pair) || !meet(pair)) {
+            Some(pair) => has_rest(&pair),
+            None => self.segments.len() == other.segments.len(),
+        }
     }
 
-    fn decodes(&self, path: &str) -> bool {
-        let mut segments = path.split('/').zip(&self.segments);
+    /// Returns true if the values of parameters in `path`, without its first slash, are UTF-8. The path has the
+    /// segments of the template.
+    pub(crate) fn decodes(&self, path: &str) -> bool {
         // An escape is the only way to what is not UTF-8.
         !path.contains('%')
-            || segments
+            || self
+                .pieces(path)
                 .all(|(text, segment)| matches!(segment, Segment::Literal(_)) || decoded(text).is_some())
     }
 
-    /// Returns the path with the parameters' values inserted, each encoded as one segment.
+    /// Returns the parts of a matching path, without its first slash, each with its segment; the last is as much as is
+    /// left.
+    fn pieces<'p>(&self, path: &'p str) -> impl Iterator<Item = (&'p str, &Segment)> {
+        path.splitn(self.segments.len(), '/').zip(&self.segments)
+    }
+
+    /// Returns the path with the parameters' values inserted, each encoded as one segment, and that of its rest as the
+    /// segments that it has.
     pub fn expand(&self, parameters: &Parameters<'_>) -> String {
-        expand(&self.text, parameters)
+        self.expand_with(parameters, self.rest())
+    }
+
+    /// Returns the path with the values of another template's parameters inserted, each encoded as one segment, and that
+    /// of `rest` as the segments that it has.
+    pub(crate) fn expand_with(&self, parameters: &Parameters<'_>, rest: Option<&str>) -> String {
+        let mut expanded = self.text.clone();
+        if let Some((name, value)) = parameters.iter().find(|(name, _)| Some(*name) == rest) {
+            let encoded = encoded_segments(value);
+            expanded = spread(&expanded, name).replace(&format!("{{*{name}}}"), &encoded);
+        }
+        expand(&expanded, parameters)
     }
 }
 
@@ -134,6 +197,17 @@ fn stands_for(text: &str, literal: &str) -> bool {
 
 fn decoded(text: &str) -> Option<Cow<'_, str>> {
     percent_decode_str(text).decode_utf8().ok()
+}
+
+/// Returns `text` with each `{name}` written as `{*name}`, which stands for a value of several segments.
+pub(crate) fn spread(text: &str, name: &str) -> String {
+    text.replace(&format!("{{{name}}}"), &format!("{{*{name}}}"))
+}
+
+/// Returns the value of a rest, each of its segments encoded.
+pub(crate) fn encoded_segments(value: &str) -> String {
+    let segments = value.split('/').map(|segment| utf8_percent_encode(segment, ENCODED).to_string());
+    segments.collect::<Vec<_>>().join("/")
 }
 
 /// Returns `text` with each `{name}` replaced by the parameter's encoded value.
@@ -157,19 +231,28 @@ impl TryFrom<String> for PathTemplate {
     fn try_from(text: String) -> Result<Self, Self::Error> {
         let parsed =
             text.strip_prefix('/').and_then(|path| path.split('/').map(segment).collect::<Option<Vec<_>>>());
+        let is_whole = |segments: &[Segment]| {
+            let (_, before) = segments.split_last().expect("a split has a part");
+            !before.iter().any(|segment| matches!(segment, Segment::Rest(_)))
+        };
         match parsed {
-            Some(segments) if text.len() <= 256 => Ok(Self { text, segments }),
-            _ => Err(TemplateError(text)),
+            Some(segments) if text.len() <= 256 && is_whole(&segments) => Ok(Self { text, segments }),
+            _ if text.contains('*') => Err(TemplateError::MisplacedRest(text)),
+            _ => Err(TemplateError::NotAPath(text)),
         }
     }
 }
 
 fn segment(text: &str) -> Option<Segment> {
     if let Some(name) = text.strip_prefix('{').and_then(|text| text.strip_suffix('}')) {
+        let (name, make): (_, fn(String) -> Segment) = match name.strip_prefix('*') {
+            Some(name) => (name, Segment::Rest),
+            None => (name, Segment::Parameter),
+        };
         let mut characters = name.chars();
         let starts_well = characters.next().is_some_and(|first| first.is_ascii_alphabetic());
         return (starts_well && characters.all(|c| c.is_ascii_alphanumeric() || c == '_'))
-            .then(|| Segment::Parameter(name.to_owned()));
+            .then(|| make(name.to_owned()));
     }
     let allowed = |c: char| c.is_ascii_graphic() && !"{}?#*\\\"'<>^`|".contains(c);
     let literal = decoded(text)?;
@@ -205,7 +288,7 @@ impl JsonSchema for PathTemplate {
             "maxLength": 256,
             "x-kubernetes-validations": [{
                 "rule": CEL_RULE,
-                "message": "start the path with '/', and let each segment be literal text or one {parameter}, such as /api/users/{id}",
+                "message": "start the path with '/', and let each segment be literal text or one {parameter}, such as /api/users/{id}; the last may be {*rest}, as in /static/{*path}",
             }],
         })
     }
@@ -236,6 +319,82 @@ mod tests {
     }
 
     #[test]
+    fn rest_is_any_number_of_segments() {
+        let files = template("/static/{*path}");
+        for (path, value) in [
+            ("/static/a", Some("a")),
+            ("/static/a/b.css", Some("a/b.css")),
+            ("/static/", Some("")),
+            ("/static/a/", Some("a/")),
+            ("/static//a", Some("/a")),
+            ("/static/a%20b/%C3%BC", Some("a b/\u{fc}")),
+            ("/static", None),
+            ("/statics/a", None),
+            ("/Static/a", None),
+            ("/static/a/%FF", None),
+        ] {
+            let expected = value.map(|value| vec![("path", value.to_owned())]);
+            assert_eq!(files.matches(path), expected, "{path}");
+        }
+        let site = template("/{*path}");
+        for path in ["/", "/a", "/a/b/c/", "//"] {
+            assert!(site.covers(path), "{path}");
+        }
+        assert!(!site.covers("*") && !site.covers(""));
+        assert_eq!(files.rest(), Some("path"));
+        assert_eq!(template("/u/{id}/{*of}").parameters().collect::<Vec<_>>(), ["id", "of"]);
+    }
+
+    #[test]
+    fn rest_of_a_reading_has_its_segments() {
+        let files = template("/static/{*path}");
+        let reading = |segments: &[&str]| segments.iter().map(|text| (*text).to_owned()).collect::<Vec<_>>();
+        let value =
+            |segments: &[&str]| files.matches_reading(&reading(segments)).map(|values| values[0].1.clone());
+        assert_eq!(value(&["STATIC", "a", "b"]).as_deref(), Some("a/b"));
+        assert_eq!(value(&["static"]).as_deref(), Some(""), "servers ignore a slash at the end");
+        assert_eq!(value(&["other", "a"]), None);
+        assert!(template("/{*path}").matches_reading(&[]).is_some());
+    }
+
+    #[test]
+    fn rest_is_inserted_into_paths_with_its_slashes_and_into_tags_as_one_value() {
+        let files = template("/static/{*path}");
+        let parameters = files.matches("/static/a%3F/b%7Bid%7D").unwrap();
+        assert_eq!(files.expand(&parameters), "/static/a%3F/b%7Bid%7D");
+        let other = template("/{id}/{path}/x");
+        assert_eq!(other.expand_with(&parameters, files.rest()), "/{id}/a%3F/b%7Bid%7D/x");
+        assert_eq!(expand("file:{path}", &parameters), "file:a%3F%2Fb%7Bid%7D");
+    }
+
+    #[test]
+    fn templates_overlap_if_one_path_fits_both() {
+        for (one, other, overlap) in [
+            ("/a/{*p}", "/a/b/c", true),
+            ("/a/{*p}", "/a/{id}", true),
+            ("/a/{*p}", "/a/", true),
+            ("/a/{*p}", "/{x}/{*q}", true),
+            ("/a/{*p}", "/a", false),
+            ("/a/{*p}", "/b/{*p}", false),
+            ("/{*p}", "/", true),
+            ("/{a}", "/", false),
+            ("/{a}/x", "/y/{b}", true),
+            ("/a", "/a/b", false),
+        ] {
+            let (one, other) = (template(one), template(other));
+            assert_eq!((one.overlaps(&other), other.overlaps(&one)), (overlap, overlap), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn misplaced_rest_is_rejected_with_its_place() {
+        for text in ["/{*a}/b", "/{*a}/", "/a{*b}", "/{*}", "/a/*", "/{*a}/{*b}", "/{**a}", "/{*1}"] {
+            let error = PathTemplate::try_from(text.to_owned()).unwrap_err().to_string();
+            assert!(error.contains("at the end, as a whole segment, as in /static/{*path}"), "{error}");
+        }
+    }
+
+    #[test]
     fn values_are_decoded_on_match_and_encoded_on_expansion() {
         let data = template("/data/{key}");
         let parameters = data.matches("/data/a%2Fb%7D%20c").unwrap();
@@ -248,8 +407,8 @@ mod tests {
     #[test]
     fn invalid_path_is_rejected() {
         for text in [
-            "", "users", "/a/{}", "/a/{id}x", "/a/{1}", "/a?b", "/a#b", "/a/*", "/../a", "/a b", "/a'b",
-            "/a/{id", "/a%2Fb", "/a%5Cb", "/%zz", "/%ff", "/a.",
+            "", "users", "/a/{}", "/a/{id}x", "/a/{1}", "/a?b", "/a#b", "/../a", "/a b", "/a'b", "/a/{id",
+            "/a%2Fb", "/a%5Cb", "/%zz", "/%ff", "/a.",
         ] {
             let error = PathTemplate::try_from(text.to_owned()).unwrap_err().to_string();
             assert!(error.contains("such as /api/users/{id}"), "{error}");

@@ -6,7 +6,7 @@ use percent_encoding::{AsciiSet, NON_ALPHANUMERIC, percent_decode_str, utf8_perc
 
 use crate::{
     names::{name_of, pairs},
-    template::{Parameters, placeholders},
+    template::{Parameters, encoded_segments, placeholders},
 };
 
 /// Characters to encode: all but the unreserved ones of RFC 3986, section 2.3, so that a value is never more than one
@@ -44,8 +44,9 @@ impl Values<'_> {
         of_path.or_else(|| self.body.filter(|_| name == BODY).map(Cow::from))
     }
 
-    /// Expands a path with an optional query: each `{name}` becomes its value as one part of a URL, or nothing. Returns
-    /// `None` if a value in the path is `.` or `..`: however they are written, servers resolve them to another path.
+    /// Expands a path with an optional query: each `{name}` becomes its value as one part of a URL, or nothing, and
+    /// `{*name}` in the path as the segments that it has. Returns `None` if a segment would become `.` or `..`, however
+    /// servers resolve it, or the path would start with two slashes, which some take for a host.
     pub fn expand_url(&self, template: &str) -> Option<String> {
         let mut expanded = String::with_capacity(template.len() + 32);
         let mut rest = template;
@@ -54,16 +55,37 @@ impl Values<'_> {
             .and_then(|(before, rest)| rest.split_once('}').map(|(name, after)| (before, name, after)))
         {
             expanded.push_str(before);
+            let in_path = !expanded.contains('?');
+            let (name, is_spread) = match name.strip_prefix('*') {
+                Some(name) => (name, in_path),
+                None => (name, false),
+            };
             let value = self.get(name).unwrap_or_default();
-            if matches!(&*value, "." | "..") && !expanded.contains('?') {
-                return None;
+            if is_spread {
+                expanded.push_str(&encoded_segments(&value));
+            } else {
+                if matches!(&*value, "." | "..") && in_path {
+                    return None;
+                }
+                expanded.extend(utf8_percent_encode(&value, ENCODED));
             }
-            expanded.extend(utf8_percent_encode(&value, ENCODED));
             rest = after;
         }
         expanded.push_str(rest);
-        Some(expanded)
+        let leaves = dot_segments(&expanded) > dot_segments(template) || is_network_path(&expanded, template);
+        (!leaves).then_some(expanded)
     }
+}
+
+/// Returns the number of dot segments in the path of a URL.
+fn dot_segments(url: &str) -> usize {
+    let path = url.split('?').next().unwrap_or(url);
+    path.split('/').filter(|segment| matches!(*segment, "." | "..")).count()
+}
+
+/// Returns true if values made a network-path reference (RFC 3986, section 4.2) of a path.
+fn is_network_path(expanded: &str, template: &str) -> bool {
+    expanded.starts_with("//") && !template.starts_with("//")
 }
 
 /// Returns the parameter of the query that a name refers to.
@@ -122,6 +144,31 @@ mod tests {
             let values = Values { parameters: vec![("key", value.to_owned())], ..Values::default() };
             assert_eq!(values.expand_url("/a/{key}/b").as_deref(), expanded);
             assert!(values.expand_url("/a?b={key}").is_some());
+        }
+    }
+
+    #[test]
+    fn rest_of_a_path_keeps_its_segments_and_never_leaves_its_place() {
+        for (value, expanded) in [
+            ("a/b c.css", Some("/a/a/b%20c.css?of=a%2Fb%20c.css")),
+            ("", Some("/a/?of=")),
+            ("a/", Some("/a/a/?of=a%2F")),
+            ("x?y#z/%2e%2e/\\", Some("/a/x%3Fy%23z/%252e%252e/%5C?of=x%3Fy%23z%2F%252e%252e%2F%5C")),
+            ("..", None),
+            ("a/../../b", None),
+            ("a/.", None),
+            ("./a", None),
+        ] {
+            let values = Values { parameters: vec![("path", value.to_owned())], ..Values::default() };
+            assert_eq!(values.expand_url("/a/{*path}?of={*path}").as_deref(), expanded, "{value}");
+            assert_eq!(
+                values.expand_url("/a/..{*path}").is_some(),
+                !matches!(value, "" | "a/../../b" | "a/.")
+            );
+        }
+        for (value, expanded) in [("b/c", Some("/b/c")), ("/evil.example/x", None), ("", Some("/"))] {
+            let values = Values { parameters: vec![("path", value.to_owned())], ..Values::default() };
+            assert_eq!(values.expand_url("/{*path}").as_deref(), expanded, "{value}");
         }
     }
 }

@@ -24,12 +24,23 @@ enum CheckOutcome {
     Unreadable = 2,
 }
 
-/// An error and its file.
+/// A finding and its file.
 #[derive(Serialize)]
 struct Line<'a> {
     file: &'a str,
+    severity: Severity,
     #[serde(flatten)]
     diagnostic: &'a Diagnostic,
+}
+
+/// The effect of a finding on the exit code.
+#[derive(Clone, Copy, Serialize)]
+#[serde(rename_all = "lowercase")]
+enum Severity {
+    /// The policy can't be served by.
+    Error,
+    /// A part of the policy has no effect.
+    Warning,
 }
 
 /// Checks files and writes what it finds to standard output: 0 if all is good, 1 if not, 2 if a file can't be read.
@@ -80,7 +91,7 @@ fn name(file: &Path) -> String {
 
 fn as_text(reports: &[(String, Report)], environment: Environment) -> String {
     let mut text = String::new();
-    for (file, Report { policies, skipped, diagnostics }) in reports {
+    for (file, Report { policies, skipped, diagnostics, warnings }) in reports {
         for one in skipped {
             text.push_str(&format!("{file}:{}: skipped {}, which is not a {KIND}\n", one.line, one.kind));
         }
@@ -90,6 +101,9 @@ fn as_text(reports: &[(String, Report)], environment: Environment) -> String {
         for Diagnostic { line, column, path, message, .. } in diagnostics {
             let separator = if path.is_empty() { "" } else { ": " };
             text.push_str(&format!("{file}:{line}:{column}: {path}{separator}{message}\n"));
+        }
+        for Diagnostic { line, column, path, message, .. } in warnings {
+            text.push_str(&format!("{file}:{line}:{column}: warning: {path}: {message}\n"));
         }
         if diagnostics.is_empty() {
             policies.iter().for_each(|found| text.push_str(&format!("{file}: {}\n", summary(found))));
@@ -115,7 +129,9 @@ fn summary(found: &Found) -> String {
 
 fn as_json(reports: &[(String, Report)]) -> String {
     let lines = reports.iter().flat_map(|(file, report)| {
-        report.diagnostics.iter().map(move |diagnostic| Line { file: file.as_str(), diagnostic })
+        let line = |severity| move |diagnostic| Line { file: file.as_str(), severity, diagnostic };
+        let errors = report.diagnostics.iter().map(line(Severity::Error));
+        errors.chain(report.warnings.iter().map(line(Severity::Warning)))
     });
     let lines: Vec<_> = lines.collect();
     let mut text = serde_json::to_string_pretty(&lines).expect("a diagnostic has only strings and numbers");

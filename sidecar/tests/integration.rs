@@ -42,6 +42,7 @@ mod integration {
     mod poisoning;
     mod postgres;
     mod postgres_source;
+    mod prefixes;
     mod protocols;
     mod purging;
     mod ranges;

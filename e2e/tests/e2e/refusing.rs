@@ -129,6 +129,9 @@ async fn the_api_server_and_the_check_agree_on_every_rule() -> anyhow::Result<()
             ensure!(accepted.is_ok() == edge.accepted_by_server, "{edge:?}: {accepted:?}");
             ensure!(diagnostics.is_empty() == edge.accepted_by_check, "{edge:?}: {diagnostics:?}");
         }
+        // What the rules cost for as many routes as a policy may have is within the API server's budget.
+        apply(&fixtures::with_routes(1000)).await?;
+        ensure!(apply(&fixtures::with_routes(1001)).await.is_err(), "a policy has too many routes");
         Ok(())
     })
     .await

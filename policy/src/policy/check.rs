@@ -71,7 +71,13 @@ impl Check {
 
     pub(super) fn placeholders(&mut self, path: &str, text: &str, template: &PathTemplate) {
         for name in placeholders(text).filter(|name| !template.parameters().any(|known| known == *name)) {
-            self.refuse(path, format!("{text:?} uses {{{name}}}, which {template} does not have"));
+            let message = match name.strip_prefix('*') {
+                Some(name) => {
+                    format!("{text:?} has {{*{name}}}, which belongs into match.path: write {{{name}}} here")
+                }
+                None => format!("{text:?} uses {{{name}}}, which {template} does not have"),
+            };
+            self.refuse(path, message);
         }
     }
 

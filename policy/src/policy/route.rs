@@ -90,7 +90,7 @@ pub struct QuerySource {
 pub struct HttpSource {
     /// Name of the source.
     pub source: String,
-    /// Path with an optional query and `{name}` placeholders ([`crate::Values::expand_url`]).
+    /// Path with an optional query and `{name}` and `{*name}` placeholders ([`crate::Values::expand_url`]).
     pub path: String,
     /// The statement that persists the source's responses.
     pub persist: Option<QuerySource>,
@@ -165,17 +165,26 @@ impl Route {
         }
     }
 
-    /// Returns true if a path belongs to this route, whatever else the request is.
-    pub(super) fn covers(&self, path: &str) -> bool {
-        self.path.as_ref().is_none_or(|template| template.covers(path))
+    /// Returns true if the parameters of a path with the segments of this route's have values.
+    pub(super) fn decodes(&self, path: &str) -> bool {
+        self.path.as_ref().is_none_or(|template| template.decodes(path.strip_prefix('/').unwrap_or(path)))
     }
 
-    pub(super) fn matches(&self, method: &Method, path: &str, fields: &(impl Fields + ?Sized)) -> bool {
+    /// Returns true if a request belongs to this route, provided that its path does.
+    pub(super) fn takes(&self, method: &Method, fields: &(impl Fields + ?Sized)) -> bool {
         let has = |(name, wanted): &(String, String)| {
             let mut values = fields.values(name);
             values.next() == Some(wanted.as_bytes()) && values.next().is_none()
         };
-        self.methods.contains(method) && self.covers(path) && self.headers.iter().all(has)
+        self.methods.contains(method) && self.headers.iter().all(has)
+    }
+
+    /// Returns true if all requests of another route belong to this one, provided that their paths do.
+    pub(super) fn takes_all_of(&self, other: &Self) -> bool {
+        let is_wanted = |(name, value): &(String, String)| {
+            other.headers.iter().any(|(known, wanted)| known.eq_ignore_ascii_case(name) && wanted == value)
+        };
+        other.methods.iter().all(|method| self.methods.contains(method)) && self.headers.iter().all(is_wanted)
     }
 
     /// Returns the part of a request that makes it bypass the cache, if there is one. A name or a value that an

@@ -407,3 +407,46 @@ fn source_parameters_are_keyed() {
     let ignored = TIERS.replace("allow: [x]", "ignore: [page]");
     assert!(problems(&ignored)[0].contains("{query.page}, which the key leaves out"));
 }
+
+#[test]
+fn rest_of_a_path_is_usable_where_parameters_are_and_written_without_its_star() {
+    let text = r#"
+sources:
+- {name: api, http: {url: "http://store"}}
+- {name: db, postgres: {urlFrom: {env: URL}}}
+routes:
+- name: file
+  match: {path: "/files/{id}/{*path}"}
+  ttl: 60s
+  tags: ["file:{id}:{path}"]
+  from:
+  - {postgres: {source: db, query: "select {path}"}}
+  - {http: {source: api, path: "/v1/{id}/{path}?of={path}", persist: {source: db, statement: "insert into t values ({path}, {body}) on conflict do nothing"}}}
+invalidation:
+  onWrite:
+  - {match: {path: "/files/{id}/{*path}"}, purge: {tags: ["file:{id}:{path}"], paths: ["/copies/{path}", "/{id}"]}}
+"#;
+    let policy = Policy::compile(&spec(text)).unwrap();
+    let [SourceRef::Postgres(row), SourceRef::Http(request)] = &policy.routes()[0].sources[..] else {
+        panic!("two sources")
+    };
+    assert_eq!(row.query.parameters, ["path"]);
+    assert_eq!(request.path, "/v1/{id}/{*path}?of={*path}");
+    let writing = Writing::of(&Method::PUT, "/Files/7/a%20b//c", None, &HeaderMap::new()).unwrap();
+    let Purges { tags, paths } = policy.purges_of(&writing);
+    assert_eq!(tags, ["file:7:a%20b%2Fc"]);
+    assert_eq!(paths, ["/7", "/copies/a%20b/c"]);
+    for (written, starred) in [
+        ("tags: [\"file:{id}:{path}\"]\n", "tags: [\"{*path}\"]\n"),
+        ("select {path}", "select {*path}"),
+        ("{id}/{path}?of={path}", "{id}/{*path}"),
+        ("values ({path}", "values ({*path}"),
+        ("purge: {tags: [\"file:{id}:{path}\"]", "purge: {tags: [\"{*path}\"]"),
+        ("/copies/{path}", "/copies/{*path}"),
+    ] {
+        assert!(text.contains(written), "{written}");
+        let problems = problems(&text.replace(written, starred));
+        assert_eq!(problems.len(), 1, "{problems:?}");
+        assert!(problems[0].ends_with("belongs into match.path: write {path} here"), "{problems:?}");
+    }
+}

@@ -44,12 +44,12 @@ impl UnseenWrites {
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {
-        "rule": "(has(self.purge.tags) ? self.purge.tags : []).all(t, t.findAll('[{][^}]*[}]').all(p, self.match.path.contains(p)))",
-        "message": "purge.tags may only use parameters that match.path has, such as {id}",
+        "rule": "(has(self.purge.tags) ? self.purge.tags : []).all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
+        "message": "purge.tags may only use parameters that match.path has, such as {id}, and {path} for the value of {*path}",
     },
     {
-        "rule": "(has(self.purge.paths) ? self.purge.paths : []).all(t, t.findAll('[{][^}]*[}]').all(p, self.match.path.contains(p)))",
-        "message": "purge.paths may only use parameters that match.path has, such as {id}",
+        "rule": "(has(self.purge.paths) ? self.purge.paths : []).all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
+        "message": "purge.paths may only use parameters that match.path has, such as {id}, and {path} for the value of {*path}",
     },
 ]))]
 pub struct OnWrite {
@@ -69,7 +69,8 @@ pub struct OnWrite {
     "message": "list methods that write, in capitals, such as PUT, PATCH, POST or DELETE",
 }]))]
 pub struct WriteMatch {
-    /// Template of the whole path; `{id}` stands for one non-empty segment.
+    /// Template of the whole path. `{id}` stands for one non-empty segment, and `{*path}` at the end for the rest of the
+    /// path, as in the `match.path` of a route. Elsewhere in the rule its value is `{path}`.
     pub path: PathTemplate,
 
     /// Methods that count as writes. Default: every method but GET, HEAD, OPTIONS, TRACE and QUERY. A request counts with
@@ -93,7 +94,8 @@ pub struct PurgeSpec {
     #[schemars(length(min = 1, max = 16), inner(length(min = 1, max = 128)))]
     pub tags: Vec<String>,
 
-    /// Paths: every stored response under one of them is invalidated, regardless of host, scheme, query and variant.
+    /// Paths: every stored response under one of them is invalidated, regardless of host, scheme, query and variant. Each is
+    /// a whole path: `{path}` inserts what the `{*path}` of `match.path` matched, and `{*path}` is refused here.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
     pub paths: Vec<PathTemplate>,

@@ -69,8 +69,12 @@ pub struct KeySpec {
         "message": "allow and ignore exclude each other: set one of them",
     },
     {
-        "rule": "(!has(self.allow) || self.allow.all(p, p.matches('^[^*&=#]*[*]?$'))) && (!has(self.ignore) || self.ignore.all(p, p.matches('^[^*&=#]*[*]?$')))",
-        "message": "write the name of a parameter, or its start and a '*', such as utm_*",
+        "rule": "!has(self.allow) || self.allow.all(p, p.matches('^[^*&=#]*[*]?$'))",
+        "message": "write the name of a parameter in allow, or its start and a '*', such as filter_*",
+    },
+    {
+        "rule": "!has(self.ignore) || self.ignore.all(p, p.matches('^[^*&=#]*[*]?$'))",
+        "message": "write the name of a parameter in ignore, or its start and a '*', such as utm_*",
     },
 ]))]
 pub struct KeyQuery {

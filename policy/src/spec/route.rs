@@ -13,8 +13,8 @@ use crate::{Duration, PathTemplate};
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
     {
-        "rule": "!has(self.tags) || self.tags.all(t, t.findAll('[{][^}]*[}]').all(p, self.match.path.contains(p)))",
-        "message": "a tag may only use parameters that match.path has, such as {id}",
+        "rule": "!has(self.tags) || self.tags.all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
+        "message": "a tag may only use parameters that match.path has, such as {id}, and {path} for the value of {*path}",
     },
     {
         "rule": "!(has(self.ttl) && has(self.maxTTL))",
@@ -135,7 +135,8 @@ pub struct RouteSpec {
     #[schemars(extend("default" = "All"))]
     pub forward_headers: ForwardHeaders,
 
-    /// Names by which the route's stored responses can be purged; `{id}` stands for that parameter of the path.
+    /// Names by which the route's stored responses can be purged; `{id}` stands for that parameter of the path, and `{path}`
+    /// for the rest that `{*path}` matches.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
     pub tags: Vec<String>,
@@ -255,7 +256,9 @@ pub struct LastKnownGood {
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 pub struct RouteMatch {
-    /// Template of the whole path; `{id}` stands for one non-empty segment.
+    /// Template of the whole path. `{id}` stands for one non-empty segment, and `{*path}` at the end for the rest of the
+    /// path, however many segments that is: `/static/{*path}` matches `/static/a`, `/static/a/b` and `/static/`, but not
+    /// `/static`; `/{*path}` matches every path, `/` included. Elsewhere in the policy its value is `{path}`.
     pub path: PathTemplate,
 
     /// Methods: GET, HEAD, or POST where `key.body` is set. Default: GET and HEAD. Other methods pass through.

@@ -6,8 +6,9 @@ use serde::{Deserialize, Serialize};
 use super::{ValueFrom, rule};
 use crate::Duration;
 
-/// A statement with `{query.}` outside quotes, as a pattern inside a CEL string.
-const NO_NAME: &str = r#"^([^\x27"]|\x27[^\x27]*\x27|"[^"]*")*[{]query[.][}]"#;
+/// A text without a parameter of the query that has no name. Within quotes it would be no parameter, but a pattern that
+/// knows quotes costs too much for 1,000 routes.
+const NAMES_PARAMETERS: &str = "!self.contains('{query.}')";
 
 /// An origin besides the application that can serve a miss. Set exactly one kind.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -141,7 +142,7 @@ pub struct PostgresQuery {
     /// One SELECT. `{key}` stands for that parameter of the path and `{query.page}` for the first query parameter of
     /// that name, null if there is none. They are bound as text, so cast them: `{key}::int`.
     #[schemars(length(min = 1, max = 4096), extend("x-kubernetes-validations" = rule(
-        &format!("!self.matches('{NO_NAME}')"),
+        NAMES_PARAMETERS,
         "name a parameter of the query, such as {query.page}",
     )))]
     pub query: String,
@@ -157,14 +158,15 @@ pub struct HttpRequest {
     pub source: String,
 
     /// Path with an optional query, such as `/products/{key}?page={query.page}`. Values are encoded, so none of them
-    /// can alter the rest of the URL.
+    /// can alter the rest of the URL. The value of a `{*path}` keeps its slashes in the path; one with dot segments is
+    /// not requested and counts as not found.
     #[schemars(length(min = 1, max = 1024), extend("x-kubernetes-validations" = [
         {
             "rule": r"self.startsWith('/') && !self.contains('#') && !self.matches('[\\s\\pZ]')",
             "message": "start path with a slash, and leave out fragments and spaces",
         },
         {
-            "rule": "!self.contains('{query.}')",
+            "rule": NAMES_PARAMETERS,
             "message": "name a parameter of the query in path, such as {query.page}",
         },
     ]))]
@@ -188,11 +190,7 @@ pub struct Persist {
     /// same meaning as in a query; `{body}` stands for the text of the response body: cast it, such as `{body}::jsonb`.
     #[schemars(length(min = 1, max = 4096), extend("x-kubernetes-validations" = [
         {
-            "rule": "self.lowerAscii().contains('on conflict')",
-            "message": "pods write the same row at the same time: end the statement with a clause such as on conflict do nothing",
-        },
-        {
-            "rule": format!("!self.matches('{NO_NAME}')"),
+            "rule": NAMES_PARAMETERS,
             "message": "name a parameter of the query in the statement, such as {query.page}",
         },
     ]))]

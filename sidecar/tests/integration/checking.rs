@@ -64,10 +64,19 @@ fn each_fault_of_each_file_is_a_line() {
     assert_eq!(
         faults[1],
         serde_json::json!({
-            "file": bad, "line": 9, "column": 5, "path": "spec.routes[0].tgas",
+            "file": bad, "severity": "error", "line": 9, "column": 5, "path": "spec.routes[0].tgas",
             "message": "unknown field: did you mean tags?",
         })
     );
+
+    second
+        .write(&GOOD.replace("  routes:\n", "  routes:\n  - name: site\n    match: {path: \"/{*path}\"}\n"));
+    let (out, _, code) = check(&[&bad], "");
+    let warning = format!("{bad}:8:5: warning: spec.routes[1]: no request reaches route ");
+    assert_eq!((out.starts_with(&warning), code), (true, 0), "{out}");
+    let (out, _, code) = check(&[&bad, "--output", "json"], "");
+    assert!(out.contains("\"severity\": \"warning\"") && code == 0, "{out}");
+    second.write(&GOOD.replace("ttl: 60s", "ttl: 2 minutes\n    tgas: [x]"));
 
     let (out, error, code) = check(&[&good, "/nowhere/shop.yaml", &bad], "");
     assert_eq!((out.lines().count(), code), (3, 2), "the others are checked all the same");

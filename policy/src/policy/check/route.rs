@@ -53,8 +53,7 @@ impl Check {
         let body_limit = self.key(&at, key.as_ref(), methods.contains(&Method::POST));
         let bypass = self.bypass(&format!("{at}.bypass"), bypass.as_ref());
         bypass.query.iter().for_each(|(name, _)| rules.add_query(name));
-        let parameters: Vec<_> = matches.path.parameters().collect();
-        let sources = self.source_refs(&format!("{at}.from"), from, &parameters, known_sources);
+        let sources = self.source_refs(&format!("{at}.from"), from, &matches.path, known_sources);
         for name in from.iter().flat_map(asked_query_parameters) {
             if rules.ignores(name) {
                 self.refuse(

@@ -14,7 +14,7 @@ use crate::{
     },
     spec::{self, FromSpec, HttpRequest, Otlp, Persist, PostgresQuery, Redis, RouteSpec, Topology},
     sql::BoundQuery,
-    template::placeholders,
+    template::{PathTemplate, placeholders, spread},
     values::{BODY, query_parameter, query_parameters},
 };
 
@@ -110,9 +110,10 @@ impl Check {
         &mut self,
         at: &str,
         from: &[FromSpec],
-        parameters: &[&str],
+        template: &PathTemplate,
         sources: &[(String, Source)],
     ) -> Vec<SourceRef> {
+        let parameters: Vec<_> = template.parameters().collect();
         let mut refs = Vec::new();
         for (index, one) in from.iter().enumerate() {
             let at = format!("{at}[{index}]");
@@ -122,7 +123,7 @@ impl Check {
                 (Some(PostgresQuery { source, query }), None, None) => {
                     let at = format!("{at}.postgres");
                     self.postgres_source(&at, source, sources);
-                    match BoundQuery::new(query, parameters) {
+                    match BoundQuery::new(query, &parameters) {
                         Ok(query) => {
                             refs.push(SourceRef::Postgres(QuerySource { source: source.clone(), query }))
                         }
@@ -130,7 +131,7 @@ impl Check {
                     }
                 }
                 (None, Some(request), None) => {
-                    refs.extend(self.http_request(&format!("{at}.http"), request, parameters, sources));
+                    refs.extend(self.http_request(&format!("{at}.http"), request, template, sources));
                 }
                 (None, None, Some(_)) if index + 1 == from.len() => {}
                 (None, None, Some(_)) => {
@@ -152,10 +153,11 @@ impl Check {
         &mut self,
         at: &str,
         request: &HttpRequest,
-        parameters: &[&str],
+        template: &PathTemplate,
         sources: &[(String, Source)],
     ) -> Option<SourceRef> {
         let HttpRequest { source, path, persist } = request;
+        let parameters: Vec<_> = template.parameters().collect();
         match sources.iter().find(|(name, _)| name == source) {
             Some((_, Source::Http(_))) => {}
             Some(_) => self.refuse(&format!("{at}.source"), format!("{source:?} is no HTTP source")),
@@ -166,9 +168,12 @@ impl Check {
         }
         let is_known = |name: &&str| parameters.contains(name) || query_parameter(name).is_some();
         for name in placeholders(path).filter(|name| !is_known(name)) {
-            let message = format!(
-                "{{{name}}} has no value: use a parameter of match.path, or one of the query such as {{query.page}}"
-            );
+            let message = match name.strip_prefix('*') {
+                Some(name) => format!("{{*{name}}} belongs into match.path: write {{{name}}} here"),
+                None => format!(
+                    "{{{name}}} has no value: use a parameter of match.path, or one of the query such as {{query.page}}"
+                ),
+            };
             self.refuse(&format!("{at}.path"), message);
         }
         let persist = persist.as_ref().and_then(|Persist { source, statement }| {
@@ -193,7 +198,8 @@ impl Check {
                 }
             }
         });
-        Some(SourceRef::Http(HttpSource { source: source.clone(), path: path.clone(), persist }))
+        let path = template.rest().map_or_else(|| path.clone(), |rest| spread(path, rest));
+        Some(SourceRef::Http(HttpSource { source: source.clone(), path, persist }))
     }
 
     fn postgres_source(&mut self, at: &str, name: &str, sources: &[(String, Source)]) {

@@ -1,0 +1,165 @@
+//! The index beside a search through the list.
+
+use std::cell::Cell;
+
+use http::Method;
+use proptest::prelude::*;
+use serde_json::{Value, json};
+
+use crate::{NormalPath, Policy, path::Readings, spec::CacheSpec};
+
+/// Field lines of a request.
+type Lines<'a> = [(&'a [u8], &'a [u8])];
+
+fn policy(routes: impl IntoIterator<Item = Value>) -> Policy {
+    let named = routes.into_iter().enumerate().map(|(number, matches)| {
+        let mut matches = matches;
+        if matches.is_string() {
+            matches = json!({ "path": matches });
+        }
+        json!({"name": format!("r{number}"), "match": matches})
+    });
+    let spec: CacheSpec = serde_json::from_value(json!({"routes": named.collect::<Vec<_>>()})).unwrap();
+    Policy::compile(&spec).unwrap()
+}
+
+/// Returns the number of the first route of the list that matches.
+fn first_of_list(
+    policy: &Policy,
+    method: &Method,
+    path: &NormalPath<'_>,
+    lines: &Lines<'_>,
+) -> Option<usize> {
+    let matches = |route: &&std::sync::Arc<crate::Route>| {
+        route.path.as_ref().unwrap().covers(path.as_str()) && route.takes(method, lines)
+    };
+    let found = policy.routes.iter().find(matches)?;
+    (!path.is_ambiguous() || !found.asks_application).then_some(found.index)
+}
+
+fn first_of_index(
+    policy: &Policy,
+    method: &Method,
+    path: &NormalPath<'_>,
+    lines: &Lines<'_>,
+) -> Option<usize> {
+    policy.route(method, path, lines).map(|found| found.route.index)
+}
+
+fn first(policy: &Policy, path: &str) -> Option<usize> {
+    first_of_index(policy, &Method::GET, &NormalPath::new(path), &[])
+}
+
+#[test]
+fn order_of_the_list_decides_and_not_the_shape_of_a_path() {
+    let routes = ["/u/{id}", "/u/me", "/{*all}", "/x", "/u/{id}/a", "/{a}/me/a"].map(Value::from);
+    let policy = policy(routes);
+    for (path, expected) in [
+        ("/u/me", Some(0)),
+        ("/u/7", Some(0)),
+        ("/x", Some(2)),
+        ("/", Some(2)),
+        ("/u/me/a", Some(2)),
+        ("/u/", Some(2)),
+        ("/u", Some(2)),
+        ("*", None),
+    ] {
+        assert_eq!(first(&policy, path), expected, "{path}");
+    }
+    let names: Vec<_> =
+        policy.unreachable_routes().iter().map(|(route, by)| (route.index, by.index)).collect();
+    assert_eq!(names, [(1, 0), (3, 2), (4, 2), (5, 2)]);
+}
+
+#[test]
+fn route_that_takes_only_a_part_hides_nothing() {
+    let policy = policy([
+        json!({"path": "/{*all}", "headers": {"x-v": "1"}}),
+        json!({"path": "/{*all}", "methods": ["HEAD"]}),
+        json!({"path": "/a/{*rest}", "headers": {"X-V": "1", "x-w": "2"}}),
+        json!({"path": "/a"}),
+        json!({"path": "/a/{id}", "methods": ["GET"]}),
+        json!({"path": "/a/{*rest}"}),
+        json!({"path": "/a/b", "methods": ["HEAD"]}),
+        json!({"path": "/a/b", "headers": {"x-w": "2"}}),
+    ]);
+    let names: Vec<_> =
+        policy.unreachable_routes().iter().map(|(route, by)| (route.index, by.index)).collect();
+    assert_eq!(names, [(2, 0), (6, 1), (7, 5)]);
+}
+
+#[test]
+fn a_thousand_routes_offer_as_few_candidates_as_ten() {
+    for count in [10, 1000] {
+        let own = (0..count - 1).map(|number| Value::from(format!("/service-{number}/items/{{id}}")));
+        let policy = policy(own.chain([Value::from("/{*all}")]));
+        let tried = Cell::new(0);
+        for number in 0..count - 1 {
+            tried.set(0);
+            let found = policy.index.first(&format!("/service-{number}/items/7"), false, |_| {
+                tried.set(tried.get() + 1);
+                true
+            });
+            assert_eq!((found, tried.get()), (Some(number), 1));
+        }
+        assert_eq!(policy.index.first("/other", false, |_| true), Some(count - 1));
+    }
+}
+
+fn segment() -> impl Strategy<Value = &'static str> {
+    prop::sample::select(
+        &["a", "b", "C", "", "{x}", "{y}", "a%41", "%61", "a%2541", "@", "%40", "100%25", "%C3%BC", "+"][..],
+    )
+}
+
+fn template() -> impl Strategy<Value = String> {
+    let last = prop_oneof![3 => segment(), 1 => Just("{*rest}")];
+    (prop::collection::vec(segment(), 0..4), last).prop_map(|(segments, last)| {
+        let segments: String = segments.iter().map(|segment| format!("/{segment}")).collect();
+        format!("{segments}/{last}")
+    })
+}
+
+fn route() -> impl Strategy<Value = Value> {
+    let methods =
+        prop::sample::select(vec![json!([]), json!(["GET"]), json!(["HEAD"]), json!(["GET", "HEAD"])]);
+    let headers = prop::sample::select(vec![json!({}), json!({"x-v": "1"}), json!({"X-V": "2"})]);
+    (template(), methods, headers)
+        .prop_map(|(path, methods, headers)| json!({"path": path, "methods": methods, "headers": headers}))
+}
+
+fn path() -> impl Strategy<Value = String> {
+    let sent = &[
+        "a", "b", "c", "C", "", "%61", "a%41", "a%2541", "aA", "@", "%40", "100%", "100%25", "\u{fc}", "%FC",
+        "%FF", "a%2Fb", ".", "..", "+", "b;x",
+    ][..];
+    prop::collection::vec(prop::sample::select(sent), 1..6)
+        .prop_map(|segments| segments.iter().map(|segment| format!("/{segment}")).collect())
+}
+
+proptest! {
+    #[test]
+    fn index_and_list_find_the_same_route(
+        routes in prop::collection::vec(route(), 0..40),
+        paths in prop::collection::vec(path(), 20),
+        version in prop::sample::select(&["1", "2", "3"][..]),
+    ) {
+        let policy = policy(routes);
+        let lines = [(&b"x-v"[..], version.as_bytes())];
+        let hidden: Vec<_> = policy.unreachable_routes().iter().map(|(route, _)| route.index).collect();
+        for path in &paths {
+            let normal = NormalPath::new(path);
+            for method in [Method::GET, Method::HEAD, Method::PUT] {
+                let found = first_of_index(&policy, &method, &normal, &lines);
+                prop_assert_eq!(found, first_of_list(&policy, &method, &normal, &lines), "{} {}", method, path);
+                prop_assert!(found.is_none_or(|found| !hidden.contains(&found)), "{} {}", method, path);
+            }
+            let readings = Readings::of(path);
+            let is_covered = policy.routes.iter().any(|route| {
+                let template = route.path.as_ref().unwrap();
+                readings.iter().any(|reading| template.matches_reading(reading).is_some())
+            });
+            prop_assert_eq!(policy.covers(path), is_covered, "{}", path);
+        }
+    }
+}
