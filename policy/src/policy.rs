@@ -332,6 +332,9 @@ impl Policy {
     /// Returns the tags and paths that the policy names for a write.
     pub fn purges_of(&self, writing: &Writing) -> Purges {
         let mut purges = Purges::default();
+        if self.writes.is_empty() {
+            return purges;
+        }
         let readings: Vec<_> = writing.paths().iter().map(|path| Readings::of(path)).collect();
         let rules = self.writes.iter().filter(|rule| writing.is_one_of(&rule.methods));
         for WriteRule { path: template, methods: _, purge } in rules {

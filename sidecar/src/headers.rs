@@ -68,9 +68,17 @@ impl TransferCoding {
 /// Removes hop-by-hop fields.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
     // Most messages have none of these fields, and to look for one costs as much as to remove it.
-    if !headers.keys().any(|name| *name == TE || HOP_BY_HOP.contains(name)) {
-        return;
+    if headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
+        remove_fields_of_connection(headers);
     }
+    // "trailers" is a promise of the whole chain; it may stay because trailers are passed on.
+    let mut codings = headers.get_all(TE).iter();
+    if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"trailers")) {
+        headers.remove(TE);
+    }
+}
+
+fn remove_fields_of_connection(headers: &mut HeaderMap) {
     // The coding delimits the body; a length might mislead the next recipient (RFC 9112, section 6.3).
     if headers.contains_key(TRANSFER_ENCODING) {
         headers.remove(CONTENT_LENGTH);
@@ -84,11 +92,6 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
         .collect();
     for name in named.iter().filter(|name| !END_TO_END.contains(name)).chain(&HOP_BY_HOP) {
         headers.remove(name);
-    }
-    // "trailers" is a promise of the whole chain; it may stay because trailers are passed on.
-    let keeps_trailers = headers.get(TE).is_some_and(|te| te.as_bytes().eq_ignore_ascii_case(b"trailers"));
-    if !keeps_trailers {
-        headers.remove(TE);
     }
 }
 
@@ -228,6 +231,22 @@ mod tests {
         ]);
         remove_hop_by_hop(&mut map);
         assert_eq!(map, headers(&[("host", "shop"), ("accept", "*/*")]));
+    }
+
+    #[test]
+    fn only_trailers_are_promised_to_the_application() {
+        for (lines, keeps) in [
+            (&["trailers"][..], true),
+            (&["Trailers"], true),
+            (&["gzip"], false),
+            (&["trailers, gzip"], false),
+            (&["trailers", "gzip"], false),
+        ] {
+            let lines: Vec<_> = lines.iter().map(|line| ("te", *line)).collect();
+            let mut map = headers(&lines);
+            remove_hop_by_hop(&mut map);
+            assert_eq!(map.contains_key(TE), keeps, "{lines:?}");
+        }
     }
 
     #[test]
