@@ -145,6 +145,27 @@ async fn threads_have_connections_of_their_own_over_tls() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn threads_that_redis_refuses_look_up_over_the_connection_of_the_pod() {
+    let redis = RedisServer::start().await;
+    let policy = Policy::new(&redis.serve(SPEC));
+    let origin = Origin::numbered(&[]).await;
+    let sidecars = two(&policy, &origin).await;
+    for sidecar in &sidecars {
+        sidecar.until_tiers_are("up").await;
+    }
+    let mut own = redis.connection().await;
+    let mut limit = redis::cmd("CONFIG");
+    limit.arg(&["SET", "maxclients", "1"]).exec_async(&mut own).await.unwrap();
+    let list = redis::cmd("CLIENT").arg("LIST").clone();
+    let before: String = list.query_async(&mut own).await.unwrap();
+    until_shared(&sidecars).await;
+    let after: String = list.query_async(&mut own).await.unwrap();
+    assert!(after.lines().count() <= before.lines().count(), "{before}\n{after}");
+    let info: redis::InfoDict = redis::cmd("INFO").arg("stats").query_async(&mut own).await.unwrap();
+    assert!(info.get::<u64>("rejected_connections").unwrap() > 0, "a thread has tried");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn barriers_without_a_generation_are_not_trusted() {
     let redis = RedisServer::start().await;
     let policy = Policy::new(&redis.serve(SPEC));
