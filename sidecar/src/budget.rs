@@ -35,7 +35,7 @@ const DEFAULT_BESIDE_L1: u64 = 64 << 20;
 /// Memory that an idle connection takes: its task, and the buffers of both parsers.
 pub const CONNECTION: u64 = 16 << 10;
 /// Memory that a request in progress takes: its task, and the buffers of its connection to the application.
-const REQUEST: u64 = 64 << 10;
+const REQUEST: u64 = 32 << 10;
 /// Memory that a response takes while its client over HTTP/1 does not read: the buffers of both parsers, and pieces between them.
 pub const UNREAD: u64 = 112 << 10;
 /// Memory that a connection of HTTP/2 takes besides: the buffers of its frames.

@@ -71,7 +71,7 @@ mod tests {
         let mut shares = Vec::new();
         for _ in 0..8 {
             let connection = Arc::<InProgress>::default();
-            connection.limit_to(100);
+            connection.limit_to(1_000);
             held.extend(iter::from_fn(|| Work::begin(&budget, &connection)));
             shares.push(connection.count());
         }

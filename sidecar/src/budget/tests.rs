@@ -75,14 +75,20 @@ fn the_cap_on_connections_follows_the_budget_and_the_files() {
 #[test]
 fn requests_in_progress_leave_less_for_responses() {
     let budget = budget(134 * MIB, 64 * MIB, MIB);
-    assert_eq!(budget.places(), 240);
-    let works: Vec<_> = (0..240).map(|_| Work::begin(&budget, &Arc::default()).unwrap()).collect();
+    assert_eq!(budget.places(), 480);
+    let works: Vec<_> = (0..480).map(|_| Work::begin(&budget, &Arc::default()).unwrap()).collect();
     assert!(Work::begin(&budget, &Arc::default()).is_none());
     assert!(budget.reserve(Kind::Unread, 16 * MIB).is_none());
     assert!(budget.reserve(Kind::Unread, 15 * MIB).is_some());
     assert!(budget.reserve(Kind::Responses, 1).is_none(), "their clients may read slowly");
     drop(works);
     assert!(budget.reserve(Kind::Responses, 16 * MIB).is_some());
+}
+
+#[test]
+fn memory_of_256_mib_lets_a_thousand_connections_have_a_request_each() {
+    let budget = Budget::new(MemoryLimit { bytes: Some(256 * MIB), files: 1 << 20 });
+    assert_eq!((budget.places(), budget.connections.max()), (1_651, 1_651));
 }
 
 #[test]

@@ -84,8 +84,8 @@ async fn client_that_resets_its_streams_gets_enhance_your_calm() {
 #[tokio::test(flavor = "multi_thread")]
 async fn work_that_goes_on_without_its_client_counts() {
     let (origin, permits, asked) = slow().await;
-    // Half of the least that a budget is, 12 MiB, at 64 KiB each.
-    const MAX: usize = 96;
+    // Half of the least that a budget is, 12 MiB, at 32 KiB each.
+    const MAX: usize = 192;
     let sidecar = Sidecar::launch(origin.address, &["--memory-limit", "16Mi"]).await;
     let (mut connections, mut begun) = (Vec::new(), 0);
     while begun < MAX {
