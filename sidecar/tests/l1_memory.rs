@@ -80,11 +80,10 @@ fn memory(eviction: Eviction, store: impl Fn(&L1, &Arc<Budget>, usize)) -> (f64,
 
 #[test]
 fn stored_json_of_1_kib_takes_at_most_1_5_kib() {
-    let (takes, counted) = memory(Eviction::Lru, |l1, budget, number| {
+    let (takes, _) = memory(Eviction::Lru, |l1, budget, number| {
         let key = key(number);
         l1.insert(&key, Stored::Entry(entry(budget, &key, &USUAL, 1024)));
     });
-    println!("{takes:.0} bytes, counted as {counted:.0}");
     assert!(takes <= 1536.0, "{takes}");
 }
 
@@ -95,7 +94,6 @@ fn counted_bytes_are_those_of_the_allocator() {
             .concat();
     for eviction in Eviction::ALL {
         let check = |what: &str, values: f64, (takes, counted): (f64, f64)| {
-            println!("{what}, {eviction:?}: {takes:.0} bytes, counted as {counted:.0}");
             // Without evictions there are no ghosts, and the room for one counts all the same.
             let ghosts = if eviction == Eviction::S3Fifo { values * 24.0 } else { 0.0 };
             let exact = counted - ghosts;
@@ -153,7 +151,6 @@ fn evicted_entries_leave_nothing() {
             l1.insert(&key, Stored::Entry(entry(&budget, &key, &USUAL, number * 7919 % 10_000)));
         }
         let (takes, counted) = (live.bytes() as f64, l1.bytes() as f64);
-        println!("{eviction:?}: {takes:.0} bytes, counted as {counted:.0}");
         assert!(takes < 1.05 * counted, "{takes} bytes, counted as {counted}");
     }
 }

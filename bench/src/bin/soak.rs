@@ -58,7 +58,7 @@ fn main() -> Result<()> {
     let ports = free_ports(3)?;
     let [origin, port, admin] = ports[..] else { unreachable!("three were asked for") };
     let listen = SocketAddr::from((Ipv4Addr::LOCALHOST, origin));
-    thread::spawn(move || serve::forever(listen, answer::at));
+    thread::spawn(move || serve::forever(listen, false, answer::at));
     let scratch = env::temp_dir().join(format!("larder-soak-{}", std::process::id()));
     fs::create_dir_all(&scratch)?;
     let policy = scratch.join("policy.yaml");
@@ -72,7 +72,7 @@ fn main() -> Result<()> {
         format!("--policy={}", policy.display()),
         format!("--memory-limit={limit}Mi"),
     ];
-    let process = Process::start(0, &command, scratch.join("log"), port)?;
+    let process = Process::start("0", &command, scratch.join("log"), port)?;
     let budget = soak::budget(&metrics(admin)?)?;
     say(&format!(
         "idle: {:.1} MiB resident, {:.1} of them anonymous; L1 {l1} MiB, budget {:.1} MiB, limit {limit} MiB",
