@@ -11,7 +11,6 @@ use clap::Parser;
 use larder_bench::{
     paths::{
         self, Case, Subject,
-        footprint::Footprint,
         measure::Bench,
         report::{self, Results},
         tools,
@@ -78,11 +77,13 @@ fn main() -> Result<()> {
         &cases,
         &arguments.server,
     )?;
-    let footprint = if is_whole { bench.footprint(&arguments.server)? } else { Footprint::default() };
-    let results = measure(&arguments, &mut bench, cases)?;
+    let footprint =
+        if is_whole { bench.footprint(&arguments.server)? } else { paths::footprint::Footprint::default() };
+    let (results, repeated) = measure(&arguments, &mut bench, cases)?;
     let names = names(&bench, &results)?;
     drop(bench);
-    publish(&arguments, &results, &names, &footprint)
+    let text = report::render(&results, &names, &footprint, (arguments.rounds, arguments.seconds));
+    publish(&arguments, &results, &(text + &report::repeated(&repeated)))
 }
 
 /// Returns the cases of these names, and the one that some are compared with.
@@ -97,7 +98,13 @@ fn chosen(names: &[String]) -> Result<Vec<Case>> {
     Ok(all.into_iter().filter(|case| is_chosen(case) || compares && case.name == "hit-1k").collect())
 }
 
-fn measure(arguments: &Arguments, bench: &mut Bench, cases: Vec<Case>) -> Result<Vec<Results>> {
+/// Returns the results, and the reasons why samples were taken a second time.
+fn measure(
+    arguments: &Arguments,
+    bench: &mut Bench,
+    cases: Vec<Case>,
+) -> Result<(Vec<Results>, Vec<String>)> {
+    let mut repeated = Vec::new();
     let results = cases.into_iter().map(|case| {
         let subjects = case.subjects(&arguments.server);
         let rows = subjects.into_iter().map(|subject| (subject, Vec::new())).collect();
@@ -114,8 +121,14 @@ fn measure(arguments: &Arguments, bench: &mut Bench, cases: Vec<Case>) -> Result
             for (subject, samples) in rows {
                 let of_sidecar = case.role == Role::Shared && *subject == Subject::Server(Server::Larder);
                 let before = if of_sidecar { tools::redis_calls(bench.redis())? } else { Vec::new() };
-                let sample = bench.sample(case, *subject, seconds);
-                let sample = sample.with_context(|| format!("{}, {}", case.title, subject.as_str()))?;
+                let place = format!("{}, {}", case.title, subject.as_str());
+                let mut sample = bench.sample(case, *subject, seconds);
+                if let Err(error) = &sample {
+                    say(&format!("{title}: {place}: once more, because {error:#}"))?;
+                    repeated.push(format!("{place}: {error}"));
+                    sample = bench.sample(case, *subject, seconds);
+                }
+                let sample = sample.context(place)?;
                 figures.push(format!("{} {:.1}k", subject.as_str(), sample.per_cpu_second() / 1000.0));
                 if round > 0 {
                     samples.push(sample);
@@ -127,7 +140,7 @@ fn measure(arguments: &Arguments, bench: &mut Bench, cases: Vec<Case>) -> Result
             say(&format!("{title}: {}: {}", case.title, figures.join(", ")))?;
         }
     }
-    Ok(results)
+    Ok((results, repeated))
 }
 
 /// Returns how often Redis saw each command for each lookup, of which each reads the barriers once.
@@ -151,13 +164,7 @@ fn names(bench: &Bench, results: &[Results]) -> Result<Vec<(Server, String)>> {
     there.map(|server| Ok((server, bench.name_of(server)?))).collect()
 }
 
-fn publish(
-    arguments: &Arguments,
-    results: &[Results],
-    names: &[(Server, String)],
-    footprint: &Footprint,
-) -> Result<()> {
-    let text = report::render(results, names, footprint, (arguments.rounds, arguments.seconds));
+fn publish(arguments: &Arguments, results: &[Results], text: &str) -> Result<()> {
     say(&format!("\n{text}"))?;
     if let Some(file) = &arguments.raw {
         write(file, &report::raw(results))?;

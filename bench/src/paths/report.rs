@@ -229,6 +229,15 @@ fn waits(results: &[Results]) -> String {
     )
 }
 
+/// Lists the reasons why samples were taken a second time.
+pub fn repeated(reasons: &[String]) -> String {
+    if reasons.is_empty() {
+        return String::new();
+    }
+    let reasons: String = reasons.iter().map(|reason| format!("- {reason}\n")).collect();
+    format!("\nSamples that were taken a second time, because the first failed:\n\n{reasons}")
+}
+
 /// Returns all samples as CSV.
 pub fn raw(results: &[Results]) -> String {
     let mut text = "path,server,round,requests,seconds,cpu_seconds,idle_share,p50_us,p99_us\n".to_owned();
