@@ -47,10 +47,13 @@ impl Parrot {
                     let mut body = Vec::new();
                     if let Ok(length) = header(&lower, "content-length").parse() {
                         body.resize(length, 0);
-                        stream.read_exact(&mut body).await.unwrap();
+                        if stream.read_exact(&mut body).await.is_err() {
+                            return;
+                        }
                     } else if header(&lower, "transfer-encoding") == "chunked" {
                         while !body.ends_with(b"0\r\n\r\n") {
-                            body.push(stream.read_u8().await.unwrap());
+                            let Ok(byte) = stream.read_u8().await else { return };
+                            body.push(byte);
                         }
                     }
                     let is_last = head.starts_with("GET /last ");
@@ -60,6 +63,8 @@ impl Parrot {
                     }
                     notes.lock().unwrap().push(format!("{} {}", plain(&head), decoded(&body)));
                     let (text, ends) = says.lock().unwrap().clone();
+                    // The end comes in one segment with the last bytes.
+                    socket2::SockRef::from(&stream).set_tcp_cork(ends).unwrap();
                     stream.write_all(text.as_bytes()).await.unwrap();
                     if ends {
                         return;
