@@ -124,6 +124,8 @@ fn parse(stat: &str) -> Option<Stat> {
 
 #[cfg(test)]
 mod tests {
+    use std::process::Command;
+
     use super::*;
 
     #[test]
@@ -135,10 +137,14 @@ mod tests {
     }
 
     #[test]
-    fn own_time_grows() {
-        let tree = Tree::of(std::process::id());
+    fn time_of_a_busy_process_grows() {
+        // Not this process: other tests' threads end in it.
+        let mut busy = Command::new("sh").args(["-c", "while :; do :; done"]).spawn().unwrap();
+        let tree = Tree::of(busy.id());
         let before = tree.time().unwrap();
         while tree.time().unwrap() < before + Duration::from_millis(1) {}
+        busy.kill().unwrap();
+        busy.wait().unwrap();
     }
 
     #[test]
