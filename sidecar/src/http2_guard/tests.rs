@@ -8,7 +8,7 @@ use hyper::{body::Incoming, server::conn::http2, service::service_fn};
 use hyper_util::rt::{TokioExecutor, TokioIo};
 use larder_policy::Fields as _;
 use proptest::{collection::vec, prelude::*};
-use tokio::io::{AsyncReadExt, DuplexStream, duplex};
+use tokio::io::{AsyncReadExt, DuplexStream, ReadHalf, WriteHalf, duplex, split};
 
 use super::*;
 use crate::http2_guard::frame::{END_HEADERS, END_STREAM, PADDED, PRIORITY};
@@ -412,21 +412,18 @@ fn ask() -> impl Strategy<Value = Ask> {
     })
 }
 
-/// A pipe that passes bytes in pieces of this length.
-async fn pieces(mut from: DuplexStream, mut to: DuplexStream, length: usize) {
-    let (mut up, mut down) = (vec![0; length], vec![0; length]);
-    loop {
-        tokio::select! {
-            read = from.read(&mut up) => match read {
-                Ok(1..) if to.write_all(&up[..read.unwrap()]).await.is_ok() => {}
-                _ => return,
-            },
-            read = to.read(&mut down) => match read {
-                Ok(1..) if from.write_all(&down[..read.unwrap()]).await.is_ok() => {}
-                _ => return,
-            },
-        }
-    }
+/// A pipe that passes bytes in pieces of this length. Its directions do not wait for each other.
+async fn pieces(near: DuplexStream, far: DuplexStream, length: usize) {
+    let ((near_out, near_in), (far_out, far_in)) = (split(near), split(far));
+    tokio::join!(pass(near_out, far_in, length), pass(far_out, near_in, length));
+}
+
+async fn pass(mut from: ReadHalf<DuplexStream>, mut to: WriteHalf<DuplexStream>, length: usize) {
+    let mut piece = vec![0; length];
+    while let Ok(read @ 1..) = from.read(&mut piece).await
+        && to.write_all(&piece[..read]).await.is_ok()
+    {}
+    let _ = to.shutdown().await;
 }
 
 async fn exchange(asks: Vec<Ask>, window: u32, piece: usize, at_once: usize) -> Result<usize, TestCaseError> {

@@ -249,7 +249,12 @@ fn relayed_response_heads_are_those_of_the_general_path() {
             status.append_to(response.headers_mut());
             let mut general = vec![];
             response_head::write(&mut general, response, head.framing(), is_head, closes);
-            let ((direct, fields), (general, expected)) = (fields_of(&output[6..]), fields_of(&general));
+            let ((direct, mut fields), (general, mut expected)) =
+                (fields_of(&output[6..]), fields_of(&general));
+            if !lines.iter().any(|line| line.starts_with("Date:")) {
+                // The two may be of different seconds.
+                prop_assert!(fields.remove("date").is_some() && expected.remove("date").is_some());
+            }
             prop_assert_eq!(direct, general);
             prop_assert_eq!(sorted(&fields), sorted(&expected));
             Ok(())
