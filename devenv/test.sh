@@ -99,7 +99,7 @@ test_integration() {
   need_test_applications
   # A test waits for more than half of its time: three of them keep two cores busy.
   shown "integration tests" "run one by \`./dev test integration\`; they ask for $LARDER_TEST_REDIS_URL and $LARDER_TEST_POSTGRES_URL" \
-    cargo test --workspace --test integration --test allocations -- --test-threads=3
+    cargo test --workspace --test integration --test allocations --test l1_memory -- --test-threads=3
 }
 
 # End-to-end tests take the release build, too, and leave most of a core to others.
