@@ -30,7 +30,7 @@ pub mod codec;
 /// A stored response, as received: its own header fields and times. Its freshness is computed when it is read, so that
 /// a changed policy applies to responses that are already stored.
 ///
-/// It is two allocations besides its body: itself, and a [`Block`] with everything that differs in length.
+/// Two allocations besides its body: itself, and a [`Block`] with everything that differs in length.
 #[derive(Debug)]
 pub struct Entry {
     meta: ResponseMeta,

@@ -2,6 +2,7 @@
 
 use std::net::IpAddr;
 
+use bytes::BufMut;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Version,
     header::{
@@ -27,6 +28,9 @@ static HOP_BY_HOP: [HeaderName; 7] = [
 /// its recipients.
 static END_TO_END: [HeaderName; 9] =
     [CACHE_CONTROL, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, EXPIRES, HOST, PRAGMA, SET_COOKIE, VARY];
+
+/// This proxy in `Via`, for requests over HTTP/1.1.
+pub const VIA_HTTP_11: &str = "1.1 larder";
 
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
@@ -63,6 +67,28 @@ impl TransferCoding {
             _ => Self::Unsupported,
         })
     }
+}
+
+/// Writes a field line.
+#[inline]
+pub fn write_line(output: &mut impl BufMut, name: &[u8], value: &[u8]) {
+    for part in [name, b": ", value, b"\r\n"] {
+        output.put_slice(part);
+    }
+}
+
+/// Reads a line of `Connection` that has no other options than `close` and `keep-alive`, and returns true if it has
+/// `close`; `None` if it has others.
+pub fn only_closes_or_keeps_alive(line: &[u8]) -> Option<bool> {
+    let mut closes = false;
+    for option in line.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
+        if option.eq_ignore_ascii_case(b"close") {
+            closes = true;
+        } else if !option.eq_ignore_ascii_case(b"keep-alive") {
+            return None;
+        }
+    }
+    Some(closes)
 }
 
 /// Removes hop-by-hop fields.
@@ -131,7 +157,7 @@ pub fn announce(headers: &mut HeaderMap, client: IpAddr, version: Version) {
     let via = match version {
         Version::HTTP_2 => const { HeaderValue::from_static("2 larder") },
         Version::HTTP_10 => const { HeaderValue::from_static("1.0 larder") },
-        _ => const { HeaderValue::from_static("1.1 larder") },
+        _ => const { HeaderValue::from_static(VIA_HTTP_11) },
     };
     append_to_list(headers, VIA, via);
 }

@@ -37,6 +37,9 @@ pub use http1::{OnInterim, RawExchange, RawHead, SwitchedConnection, WireBody, e
 pub(crate) use stream::ResponseStream;
 pub use upload::{Progress, Upload};
 
+/// Maximum length of a piece of a body that is copied behind the text before it, in bytes.
+pub const MAX_COPIED: usize = 4 << 10;
+
 /// The body of a request to the application: the client's body as it arrives, or one in memory, possibly empty.
 pub type RequestBody = Either<Upload, Full<Bytes>>;
 

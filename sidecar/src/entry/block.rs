@@ -12,6 +12,7 @@ use larder_policy::{Fields, PurgeName};
 use memchr::memchr;
 
 use super::allocated;
+use crate::headers::write_line;
 
 /// The block.
 pub(super) struct Block {
@@ -46,10 +47,7 @@ impl Block {
         names.iter().for_each(|name| bytes.extend_from_slice(name.as_bytes()));
         bytes.extend_from_slice(age.as_bytes());
         for (name, value) in lines() {
-            bytes.extend_from_slice(name.as_str().as_bytes());
-            bytes.extend_from_slice(b": ");
-            bytes.extend_from_slice(value.as_bytes());
-            bytes.extend_from_slice(b"\r\n");
+            write_line(&mut bytes, name.as_str().as_bytes(), value.as_bytes());
         }
         Self {
             bytes: bytes.into(),

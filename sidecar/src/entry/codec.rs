@@ -14,7 +14,7 @@ use larder_policy::{
 };
 
 use super::{Block, Content, Entry, StoredFields};
-use crate::{barriers::Stamp, clock::wall_ms};
+use crate::{barriers::Stamp, clock::wall_ms, headers::write_line};
 
 /// Version of the format. It is part of the keys in Redis, so that releases with different formats never meet.
 pub const VERSION: u8 = 6;
@@ -90,10 +90,7 @@ pub fn encode(entry: &Entry) -> Bytes {
     out.put_slice(names);
     out.put_u32(u32::try_from(length).expect("a head has at most 128 KiB"));
     for (name, value) in kept {
-        out.put_slice(name);
-        out.put_slice(b": ");
-        out.put_slice(value);
-        out.put_slice(b"\r\n");
+        write_line(&mut out, name, value);
     }
     match &entry.content {
         Content::Whole(body) => put_text(&mut out, body),

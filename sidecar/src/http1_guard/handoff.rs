@@ -17,7 +17,7 @@ use super::{RequestError, aside::Aside};
 use crate::{
     budget::Budget,
     connections::{Admitted, Connection},
-    headers::remove_hop_by_hop,
+    headers::{remove_hop_by_hop, write_line},
     held::Held,
 };
 
@@ -157,9 +157,7 @@ pub fn write_interim(output: &mut Vec<u8>, status: StatusCode, mut headers: Head
 /// Writes header fields, each on a line.
 pub fn write_fields(output: &mut Vec<u8>, headers: &HeaderMap) {
     for (name, value) in headers {
-        for part in [name.as_str().as_bytes(), b": ", value.as_bytes(), b"\r\n"] {
-            output.extend_from_slice(part);
-        }
+        write_line(output, name.as_str().as_bytes(), value.as_bytes());
     }
 }
 

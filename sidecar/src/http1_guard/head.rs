@@ -9,6 +9,7 @@ use http::{HeaderValue, Uri, uri::Scheme};
 use larder_policy::Fields;
 
 use super::{framing::Framing, request_error::RequestError};
+use crate::headers::write_line;
 
 /// Maximum length of a head in bytes.
 pub(super) const MAX_HEAD_BYTES: usize = 64 << 10;
@@ -156,9 +157,7 @@ impl Head<'_> {
         for (name, value) in self.lines.lines() {
             let is_said = name.eq_ignore_ascii_case(b"host") && server.is_some();
             if !is_said && !name.eq_ignore_ascii_case(b"expect") {
-                for part in [name, b": ", value, b"\r\n"] {
-                    head.extend_from_slice(part);
-                }
+                write_line(&mut head, name, value);
             }
         }
         head.extend_from_slice(b"\r\n");

@@ -1,6 +1,6 @@
 //! Requests over HTTP/1.1 that the guard of their connection serves itself: hits in memory, and plain exchanges with the application.
 //!
-//! What is relayed is decided by the classifier ([`super::classify`]) and by [`Plain`]: a request with a field that means more to a
+//! The classifier ([`super::classify`]) and [`Plain`] decide what is relayed: a request with a field that means more to a
 //! proxy than that its line is left out takes the general path, and so does every write that purges something.
 
 use std::{net::IpAddr, sync::Arc, time::Instant};

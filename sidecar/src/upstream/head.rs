@@ -77,6 +77,13 @@ pub enum BodyFraming {
     UntilClose,
 }
 
+impl BodyFraming {
+    /// Returns true if the body is chunked where it is passed on over HTTP/1.1, because its length is not known in advance.
+    pub const fn is_chunked_for_client(self) -> bool {
+        matches!(self, Self::Chunked | Self::UntilClose)
+    }
+}
+
 /// Returns the end of a head, after its empty line. The first `searched` bytes were searched before.
 pub(super) fn end(bytes: &[u8], searched: usize) -> Option<usize> {
     let from = searched.saturating_sub(2);

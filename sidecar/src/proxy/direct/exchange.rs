@@ -31,12 +31,10 @@ use crate::{
     proxy::{Proxy, write::Write},
     snapshot::Snapshot,
     stats::Outcome,
-    upstream::{BodyFraming, ExchangeError, RawExchange, RawHead, UpstreamError, UpstreamReason},
+    upstream::{BodyFraming, ExchangeError, MAX_COPIED, RawExchange, RawHead, UpstreamError, UpstreamReason},
     work::Work,
 };
 
-/// Maximum length of a piece that is copied behind the text before it, in bytes.
-const MAX_COPIED: usize = 4 << 10;
 /// Number of bytes of small pieces from which they are passed on.
 const MAX_BATCH: usize = 16 << 10;
 
@@ -206,7 +204,7 @@ impl DirectExchange {
         self.raw.begin_body(head, stated.ends);
         self.limit = self.limit.filter(|_| !stated.may_be_silent);
         self.timer = None;
-        let is_chunked = matches!(head.framing(), BodyFraming::Chunked | BodyFraming::UntilClose);
+        let is_chunked = head.framing().is_chunked_for_client();
         self.stage = Stage::Body(is_chunked);
         let part = match self.poll_pieces(context, output) {
             Poll::Ready(Ok(part)) => part,

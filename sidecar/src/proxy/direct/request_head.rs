@@ -4,7 +4,10 @@ use std::net::IpAddr;
 
 use larder_policy::Fields;
 
-use crate::{headers, http1_guard::Head};
+use crate::{
+    headers::{VIA_HTTP_11, forwarded_node, only_closes_or_keeps_alive, write_line},
+    http1_guard::Head,
+};
 
 /// Maximum length of a head that is copied, in bytes.
 const MAX_HEAD: usize = 16 << 10;
@@ -33,15 +36,7 @@ impl Plain {
                 6 if is("expect") => return None,
                 7 if is("upgrade") || is("trailer") => return None,
                 10 if is("keep-alive") => return None,
-                10 if is("connection") => {
-                    for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
-                        match option {
-                            _ if option.eq_ignore_ascii_case(b"close") => ends = true,
-                            _ if option.eq_ignore_ascii_case(b"keep-alive") => {}
-                            _ => return None,
-                        }
-                    }
-                }
+                10 if is("connection") => ends |= only_closes_or_keeps_alive(value)?,
                 12 if is("max-forwards") => return None,
                 // Copied as it is, so it must be as it would be written.
                 14 if is("content-length") && value.len() > 1 && value.starts_with(b"0") => return None,
@@ -69,9 +64,7 @@ impl Plain {
                 9 if is("forwarded") => &mut announced.forwarded,
                 15 if is("x-forwarded-for") => &mut announced.forwarded_for,
                 _ => {
-                    for part in [name, b": ", value, b"\r\n"] {
-                        text.extend_from_slice(part);
-                    }
+                    write_line(&mut text, name, value);
                     continue;
                 }
             };
@@ -86,22 +79,18 @@ impl Plain {
                 text.extend_from_slice(b", ");
             }
             let item = match name.len() {
-                3 => VIA.to_owned(),
-                9 => headers::forwarded_node(client.address),
-                _ => client.text.clone(),
+                3 => VIA_HTTP_11,
+                9 => &forwarded_node(client.address),
+                _ => &client.text,
             };
             text.extend_from_slice(item.as_bytes());
             text.extend_from_slice(b"\r\n");
         }
         if !announced.forwarded_for {
-            text.extend_from_slice(b"x-forwarded-for: ");
-            text.extend_from_slice(client.text.as_bytes());
-            text.extend_from_slice(b"\r\n");
+            write_line(&mut text, b"x-forwarded-for", client.text.as_bytes());
         }
         if !announced.via {
-            for part in ["via: ", VIA, "\r\n"] {
-                text.extend_from_slice(part.as_bytes());
-            }
+            write_line(&mut text, b"via", VIA_HTTP_11.as_bytes());
         }
         text.extend_from_slice(b"\r\n");
         text
@@ -121,9 +110,6 @@ impl Peer {
         Self { address, text: address.to_string() }
     }
 }
-
-/// This proxy in `Via`, for requests over HTTP/1.1.
-const VIA: &str = "1.1 larder";
 
 /// The fields to which the client or this proxy was appended.
 #[derive(Default)]

@@ -55,7 +55,7 @@ pub(super) fn write_lines(
 fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Stated> {
     let bytes = head.bytes();
     let (framing, status) = (head.framing(), head.status());
-    let is_chunked = matches!(framing, BodyFraming::Chunked | BodyFraming::UntilClose);
+    let is_chunked = framing.is_chunked_for_client();
     let has_length = !matches!(status, 204 | 304);
     let mut stated = Stated::default();
     let (mut has_date, mut has_type, mut lengths, mut codings) = (false, false, 0, 0);
@@ -89,13 +89,7 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Sta
             7 if is("trailer") => return None,
             7 => is("upgrade"),
             10 if is("connection") => {
-                for option in value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii) {
-                    match option {
-                        _ if option.eq_ignore_ascii_case(b"close") => stated.ends = true,
-                        _ if option.eq_ignore_ascii_case(b"keep-alive") => {}
-                        _ => return None,
-                    }
-                }
+                stated.ends |= headers::only_closes_or_keeps_alive(value)?;
                 true
             }
             10 => is("keep-alive"),
@@ -140,9 +134,7 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Sta
         return None;
     }
     if !has_date {
-        output.extend_from_slice(b"date: ");
-        output.extend_from_slice(&date::format(wall_ms() / 1000));
-        output.extend_from_slice(b"\r\n");
+        headers::write_line(output, b"date", &date::format(wall_ms() / 1000));
     }
     Some(stated)
 }

@@ -14,6 +14,7 @@ use larder_policy::{
 
 use crate::{
     entry::Entry,
+    headers::write_line,
     proxy::response::{has_it_already, range_of},
 };
 
@@ -118,9 +119,6 @@ fn write_status_line(status: StatusCode, output: &mut Vec<u8>) {
 fn write_lines<'a>(lines: impl Iterator<Item = (&'a [u8], &'a [u8])>, output: &mut Vec<u8>) {
     for (name, value) in lines {
         output.reserve(name.len() + value.len() + 4);
-        output.extend_from_slice(name);
-        output.extend_from_slice(b": ");
-        output.extend_from_slice(value);
-        output.extend_from_slice(b"\r\n");
+        write_line(output, name, value);
     }
 }

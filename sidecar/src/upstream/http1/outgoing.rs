@@ -21,12 +21,10 @@ use http_body_util::Either;
 use tokio::io::AsyncWrite;
 
 use crate::{
-    http1_guard::RawTarget,
-    upstream::{Abandoned, ExchangeError, RequestBody, UpstreamError},
+    headers::write_line,
+    http1_guard::{RawTarget, write_fields},
+    upstream::{Abandoned, ExchangeError, MAX_COPIED, RequestBody, UpstreamError},
 };
-
-/// Maximum length of a piece of a body that is copied behind the text before it, in bytes.
-const MAX_COPIED: usize = 4 << 10;
 
 /// Trailer fields that are not sent, because they frame, route or describe the message (RFC 9110, section 6.5.1).
 const NO_TRAILERS: [HeaderName; 12] = [
@@ -294,7 +292,9 @@ impl Outgoing {
                 let may_follow = |name: &HeaderName| announced.contains(name) && !NO_TRAILERS.contains(name);
                 let trailers = trailers.unwrap_or_default();
                 let fields = trailers.iter().filter(|(name, _)| may_follow(name));
-                fields.for_each(|(name, value)| write_field(&mut self.text, name, value));
+                fields.for_each(|(name, value)| {
+                    write_line(&mut self.text, name.as_str().as_bytes(), value.as_bytes())
+                });
                 self.text.extend_from_slice(b"\r\n");
             }
         }
@@ -347,16 +347,9 @@ fn text_of(method: &Method, target: &[u8], headers: &HeaderMap) -> Vec<u8> {
     text.push(b' ');
     text.extend_from_slice(target);
     text.extend_from_slice(b" HTTP/1.1\r\n");
-    headers.iter().for_each(|(name, value)| write_field(&mut text, name, value));
+    write_fields(&mut text, headers);
     text.extend_from_slice(b"\r\n");
     text
-}
-
-fn write_field(text: &mut Vec<u8>, name: &HeaderName, value: &HeaderValue) {
-    text.extend_from_slice(name.as_str().as_bytes());
-    text.extend_from_slice(b": ");
-    text.extend_from_slice(value.as_bytes());
-    text.extend_from_slice(b"\r\n");
 }
 
 #[cfg(test)]
