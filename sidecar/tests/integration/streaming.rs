@@ -238,9 +238,10 @@ async fn response_that_begins_before_its_request_ends_stalls_neither() {
             writer.write_all(head.as_bytes()).await.unwrap();
             writer.write_all(&vec![b'x'; LENGTH]).await.unwrap();
         };
-        let mut body = vec![0; LENGTH];
-        let (read, ()) = tokio::join!(reader.read_exact(&mut body), writing);
-        assert_eq!(read.unwrap(), LENGTH);
+        // To close a connection with unread bytes would reset it, and lose what was written and not yet sent.
+        let mut nowhere = tokio::io::sink();
+        let (read, ()) = tokio::join!(tokio::io::copy(&mut reader, &mut nowhere), writing);
+        assert!(read.unwrap() >= LENGTH as u64);
     })
     .await;
     let sidecar = Sidecar::bare(origin.address).await;
