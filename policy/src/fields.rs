@@ -25,21 +25,10 @@ pub trait Fields {
     }
 }
 
+// To hash a name, which must be parsed for it, takes longer than to compare it with those of a usual message.
 impl Fields for HeaderMap {
     fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         self.iter().map(|(name, value)| (name.as_str().as_bytes(), value.as_bytes()))
-    }
-
-    fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
-        self.get_all(name).iter().map(|value| value.as_bytes())
-    }
-
-    fn value<'a>(&'a self, name: &'a str) -> Option<&'a [u8]> {
-        self.get(name).map(|value| value.as_bytes())
-    }
-
-    fn has(&self, name: &str) -> bool {
-        self.contains_key(name)
     }
 }
 

@@ -158,7 +158,7 @@ impl Spans {
         let (method, target) = (&text[..self.method], &text[self.path..self.fragment]);
         [
             PurgeName::key(text),
-            PurgeName::key(&format!("{method}:{target}")),
+            PurgeName::key(&[method, ":", target].concat()),
             PurgeName::path(self.path(text)),
         ]
     }

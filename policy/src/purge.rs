@@ -2,6 +2,7 @@
 
 use std::{borrow::Cow, fmt};
 
+use bytes::BufMut as _;
 use unicode_normalization::UnicodeNormalization as _;
 
 use crate::path::{decode_fully, fold, loose_texts};
@@ -9,6 +10,9 @@ use crate::path::{decode_fully, fold, loose_texts};
 mod key;
 
 pub use self::key::{KeyError, WrittenKey};
+
+/// Length up to which a name is hashed without an allocation, in bytes.
+const MAX_SHORT: usize = 256;
 
 /// One name of a stored response, hashed: a key, a path or a tag. An entry has a few of them; a purge raises a barrier
 /// on one, which invalidates every older entry with that name. Names of different kinds never collide.
@@ -21,6 +25,9 @@ impl PurgeName {
     /// of the host (RFC 3986, section 6.2), have one name.
     pub fn key(key: &str) -> Self {
         let key = with_normal_host(key);
+        if has_one_spelling(&key) {
+            return Self::new("key", &key);
+        }
         let mut text = decode_fully(&key);
         if text.contains('+') {
             text = Cow::Owned(text.replace('+', " "));
@@ -64,11 +71,20 @@ impl PurgeName {
     }
 
     fn new(kind: &str, name: &str) -> Self {
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(kind.as_bytes()).update(b":").update(name.as_bytes());
-        let mut hash = [0; 16];
-        hash.copy_from_slice(&hasher.finalize().as_bytes()[..16]);
-        Self(hash)
+        let parts = [kind.as_bytes(), b":", name.as_bytes()];
+        let length: usize = parts.iter().map(|part| part.len()).sum();
+        let mut room = [0; MAX_SHORT];
+        let hash = match room.get_mut(..length) {
+            // A hasher is two kilobytes.
+            Some(mut rest) => {
+                parts.iter().for_each(|part| rest.put_slice(part));
+                blake3::hash(&room[..length])
+            }
+            None => blake3::hash(&parts.concat()),
+        };
+        let mut name = [0; 16];
+        name.copy_from_slice(&hash.as_bytes()[..16]);
+        Self(name)
     }
 
     /// Returns the wire form of the name: 16 bytes.
@@ -82,15 +98,33 @@ impl PurgeName {
     }
 }
 
+/// Returns true if nothing of a key has another spelling, host and scheme aside.
+fn has_one_spelling(key: &str) -> bool {
+    let mut before = 0;
+    let is_settled = key.bytes().all(|byte| {
+        let is_doubtful = matches!(byte, b'%' | b'+' | 0x80..) || is_separator(byte) && is_separator(before);
+        before = byte;
+        !is_doubtful
+    });
+    is_settled && !is_separator(before)
+}
+
+/// Returns true for the bytes before a pair of the query, and before a fragment.
+fn is_separator(byte: u8) -> bool {
+    matches!(byte, b'?' | b'&' | b'#')
+}
+
 /// Returns a key with its scheme and host in lower case, and the host without the default port of its scheme and
 /// without the root's dot.
 fn with_normal_host(key: &str) -> Cow<'_, str> {
     let Some((method, rest)) = key.split_once(':') else { return Cow::Borrowed(key) };
-    let Some((scheme, rest)) = rest.split_once("://").filter(|(scheme, _)| !scheme.contains(['/', '?', '#']))
-    else {
+    let ends_place = |byte: u8| matches!(byte, b'/' | b'?' | b'#');
+    let place = rest.bytes().position(ends_place).unwrap_or(rest.len());
+    let Some(scheme) = rest[..place].strip_suffix(':').filter(|_| rest[place..].starts_with("//")) else {
         return Cow::Borrowed(key);
     };
-    let (host, rest) = rest.split_at(rest.find(['/', '?', '#']).unwrap_or(rest.len()));
+    let rest = &rest[place + 2..];
+    let (host, rest) = rest.split_at(rest.bytes().position(ends_place).unwrap_or(rest.len()));
     let port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
     let has_capital = |text: &str| text.bytes().any(|byte| byte.is_ascii_uppercase());
     if !(has_capital(scheme) || has_capital(host) || host.ends_with(port) || host.ends_with('.')) {
@@ -105,10 +139,9 @@ fn with_normal_host(key: &str) -> Cow<'_, str> {
 /// Returns a decoded key without the empty pairs of its query and its fragment, and without the separators of those
 /// that have no pair left.
 fn without_empty_pairs(key: &str) -> Cow<'_, str> {
-    let is_separator = |byte: &u8| matches!(byte, b'?' | b'&' | b'#');
     let ends_pair = |next: Option<&u8>| next.is_none_or(|next| matches!(next, b'&' | b'#'));
     let bytes = key.as_bytes();
-    let is_empty_at = |at: usize| is_separator(&bytes[at]) && ends_pair(bytes.get(at + 1));
+    let is_empty_at = |at: usize| is_separator(bytes[at]) && ends_pair(bytes.get(at + 1));
     if !(0..bytes.len()).any(is_empty_at) {
         return Cow::Borrowed(key);
     }

@@ -1,7 +1,7 @@
 //! The rules for storing responses (RFC 9111, section 3).
 
 use http::{
-    HeaderMap, HeaderName, HeaderValue, Method, StatusCode,
+    HeaderMap, HeaderName, Method, StatusCode,
     header::{CONTENT_LENGTH, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE},
 };
 
@@ -145,16 +145,20 @@ fn check_use(facts: &RequestFacts, meta: &ResponseMeta, lifetimes: &Lifetimes) -
 }
 
 /// Returns the headers to store (section 3.1), without those between a client and a proxy; those of one connection are
-/// already gone. Values are copied: received ones share the connection's read buffer, and a stored reference would pin
-/// all of it.
+/// already gone. Values share the connection's read buffer: what is stored for long must be a copy.
 pub fn kept_headers(headers: &HeaderMap) -> HeaderMap {
-    let copy = |value: &HeaderValue| HeaderValue::from_bytes(value.as_bytes()).ok();
-    let kept = headers.iter().filter(|(name, _)| !is_for_proxies(name));
-    kept.filter_map(|(name, value)| Some((name.clone(), copy(value)?))).collect()
+    let mut kept = headers.clone();
+    for name in FOR_PROXIES {
+        kept.remove(name);
+    }
+    kept
 }
+
+/// Fields that a shared cache must not store (section 3.1).
+const FOR_PROXIES: [HeaderName; 3] =
+    [PROXY_AUTHENTICATE, HeaderName::from_static("proxy-authentication-info"), PROXY_AUTHORIZATION];
 
 /// Returns true for fields that a shared cache must not store (section 3.1).
 pub(crate) fn is_for_proxies(name: &HeaderName) -> bool {
-    const AUTHENTICATION_INFO: HeaderName = HeaderName::from_static("proxy-authentication-info");
-    [PROXY_AUTHENTICATE, AUTHENTICATION_INFO, PROXY_AUTHORIZATION].contains(name)
+    FOR_PROXIES.contains(name)
 }

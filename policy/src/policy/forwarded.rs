@@ -37,6 +37,11 @@ const OF_BODY: [HeaderName; 3] = [CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_TYPE
 const AGENT: HeaderValue = HeaderValue::from_static("larder");
 
 impl Route {
+    /// Returns true if all headers are forwarded as they are.
+    pub fn forwards_all(&self) -> bool {
+        !self.forwards_keyed
+    }
+
     /// Returns the headers to forward to the application for a request that may be served from the cache: all, or, with
     /// `forwardHeaders: Keyed`, those in the key and those that change no response.
     pub fn forwarded(&self, fields: &HeaderMap) -> HeaderMap {

@@ -220,6 +220,11 @@ impl Route {
         self.body_limit
     }
 
+    /// Returns true if responses have tags.
+    pub fn has_tags(&self) -> bool {
+        !self.tags.is_empty()
+    }
+
     /// Returns the purge names of the tags of a response.
     pub fn tags(&self, parameters: &Parameters<'_>) -> impl Iterator<Item = PurgeName> {
         self.tag_texts(parameters).map(|tag| PurgeName::tag(&tag))

@@ -54,8 +54,7 @@ fn same_date(not_modified: &HeaderMap, stored: &(impl Fields + ?Sized)) -> bool 
     date.is_some() && date == not_modified.value(LAST_MODIFIED.as_str())
 }
 
-/// Returns the stored headers updated by those of a 304 (RFC 9111, section 3.2). Headers that still share the
-/// connection's memory must be copied (`storing::kept_headers`).
+/// Returns the stored headers updated by those of a 304 (RFC 9111, section 3.2). Values share the memory of both.
 ///
 /// Excluded are:
 /// - `Content-Length`, by name;

@@ -12,23 +12,28 @@ use crate::key::{KeyRules, cookies_in_order};
 
 /// Joins the lines of fields that are lists or in the key (RFC 9110, section 5.3), puts keyed cookies first, removes white
 /// space around the commas of lists, and sorts the members of `Accept-Language` and `Accept-Encoding`. Other fields stay as
-/// they are, because not every application reads several lines as one.
-pub fn canonicalise(headers: &mut HeaderMap, rules: &KeyRules) {
+/// they are, because not every application reads several lines as one. Returns false if all fields are as they were.
+pub fn canonicalise(headers: &mut HeaderMap, rules: &KeyRules) -> bool {
+    let has_several_lines = headers.len() > headers.keys_len();
+    let is_joined = |name: &HeaderName| *name == COOKIE || rules.has_header(name.as_str());
     let changed: Vec<_> = headers
         .keys()
-        .filter(|name| LISTS.contains(&name.as_str()) || *name == COOKIE || rules.has_header(name.as_str()))
+        .filter(|name| LISTS.contains(&name.as_str()) || has_several_lines && is_joined(name))
         .filter_map(|name| canonical(name, headers).map(|value| (name.clone(), value)))
         .collect();
+    let mut is_changed = !changed.is_empty();
     for (name, value) in changed {
         headers.insert(name, value);
     }
     if !rules.cookies.is_empty() && !rules.has_header(COOKIE.as_str()) && headers.contains_key(COOKIE) {
+        is_changed = true;
         let cookies = cookies_in_order(&rules.cookies, headers);
         match cookies.and_then(|cookies| HeaderValue::from_bytes(&cookies).ok()) {
             Some(cookies) => headers.insert(COOKIE, cookies),
             None => headers.remove(COOKIE),
         };
     }
+    is_changed
 }
 
 /// Returns the canonical value of a field, if it differs from the value sent.
@@ -36,7 +41,9 @@ fn canonical(name: &HeaderName, headers: &HeaderMap) -> Option<HeaderValue> {
     let mut lines = headers.get_all(name).iter().map(HeaderValue::as_bytes);
     let is_list = LISTS.contains(&name.as_str());
     let first = lines.next()?;
-    if !is_list && lines.next().is_none() {
+    let is_weighted = [ACCEPT_LANGUAGE, ACCEPT_ENCODING].contains(name);
+    let is_one_member = || !is_weighted && !first.contains(&b',');
+    if (!is_list || is_one_member()) && lines.next().is_none() {
         return None;
     }
     let value = weighted(name, headers).unwrap_or_else(|| {
