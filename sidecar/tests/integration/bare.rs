@@ -61,7 +61,7 @@ async fn sidecar_without_a_policy_is_ready_and_reports_none() {
     let origin = Origin::numbered(&[]).await;
     let sidecar = Sidecar::bare(origin.address).await;
     assert_eq!(sidecar.admin("/livez").await.status, 200);
-    assert_eq!(sidecar.admin("/readyz").await.status, 200);
+    until("readiness", async || (sidecar.admin("/readyz").await.status == 200).then_some(())).await;
     assert!(sidecar.policy().await["hash"].is_null());
 }
 
