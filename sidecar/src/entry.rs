@@ -158,6 +158,11 @@ fn resident(meta: &ResponseMeta) -> Duration {
 impl Entry {
     /// Creates an entry that comes into this pod now, and that L1 holds under `key`.
     pub fn new(key: &str, head: &Head, content: Content) -> Self {
+        Self::with_meta(key, head, head.meta.clone(), content)
+    }
+
+    /// Creates an entry as [`Self::new`] does, with other metadata than those of the head.
+    pub fn with_meta(key: &str, head: &Head, meta: ResponseMeta, content: Content) -> Self {
         let length = match &content {
             Content::Whole(body) => Some(body.len()),
             Content::Parts(_) => None,
@@ -166,7 +171,7 @@ impl Entry {
         let is_told = length.is_some_and(|length| length > 0);
         let lines = || head.headers.iter().filter(|(name, _)| !is_told || *name != CONTENT_LENGTH);
         let block = Block::new(key, &head.names, response_meta::stated_age(&head.headers), lines);
-        Self::with_block(spread(head.meta.clone(), head.names.first()), head.stamp, block, content)
+        Self::with_block(spread(meta, head.names.first()), head.stamp, block, content)
     }
 
     fn with_block(meta: ResponseMeta, stamp: Stamp, block: Block, content: Content) -> Self {

@@ -220,7 +220,7 @@ async fn serve_http1(
 ) -> anyhow::Result<()> {
     let handoff = Arc::new(Handoff::new(&proxy.telemetry().stats.budget, place));
     let in_progress = Arc::<InProgress>::default();
-    let responder = Direct::new(proxy, client, &in_progress);
+    let responder = Direct::new(proxy, client, &in_progress, &handoff);
     let guard = Http1Guard::new(stream, beginning, responder, Arc::clone(&handoff));
     let service = service_fn(|request| {
         let (proxy, handoff) = (Arc::clone(proxy), Arc::clone(&handoff));

@@ -116,7 +116,7 @@ struct Served {
     route: Option<Arc<Route>>,
     outcome: Outcome,
     tier: Tier,
-    /// Lifetime of the stored response that it was made from.
+    /// Lifetime of the stored response that it was made from, if its envelope states it.
     life: Option<Life>,
 }
 
@@ -161,9 +161,18 @@ impl Proxy {
         let snapshot = self.config.snapshot();
         let is_http2 = request.version() == Version::HTTP_2;
         tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
-        let Served { mut response, route, outcome, tier, life: _ } =
-            self.answer(&snapshot, request, client).await;
-        self.record(&snapshot, route.as_deref(), outcome, tier, response.status(), started);
+        let served = self.answer(&snapshot, request, client).await;
+        let (mut response, asks_to_close) = self.finish(&snapshot, served, started);
+        if asks_to_close && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
+        }
+        response
+    }
+
+    /// Counts a response and makes room for its head. Returns true beside it if its client is asked to close the connection.
+    fn finish(&self, snapshot: &Snapshot, served: Served, started: Instant) -> (Response<Body>, bool) {
+        let Served { mut response, route, outcome, tier, life: _ } = served;
+        self.record(snapshot, route.as_deref(), outcome, tier, response.status(), started);
         let room = head_room::make(&mut response, &self.telemetry.stats.budget);
         if room == AtClient::NoRoom {
             response = Problem::Overloaded.response();
@@ -173,11 +182,7 @@ impl Proxy {
             *response.version_mut() = Version::HTTP_11;
         }
         // hyper retains the buffer that it has written a large head to.
-        let asks_to_close = self.asks_to_close() || room == AtClient::Large;
-        if asks_to_close && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-        }
-        response
+        (response, self.asks_to_close() || room == AtClient::Large)
     }
 
     /// Counts and logs a response whose head is ready.
@@ -260,7 +265,7 @@ impl Proxy {
             return Box::pin(self.serve_with_content(snapshot, request, client, routed, limit));
         }
         let (head, body) = request.into_parts();
-        let served = self.look_up(snapshot, Request::from_parts(head, Bytes::new()), client, &routed);
+        let served = self.look_up(snapshot, Request::from_parts(head, Bytes::new()), None, client, &routed);
         if !has_content {
             return served;
         }
@@ -293,7 +298,9 @@ impl Proxy {
         let (mut head, body) = request.into_parts();
         let budget = &snapshot.store.budget;
         match read_at_most(limit, body, budget, &mut head.headers, &client).await {
-            Ok(content) => self.look_up(snapshot, Request::from_parts(head, content), client, &routed).await,
+            Ok(content) => {
+                self.look_up(snapshot, Request::from_parts(head, content), None, client, &routed).await
+            }
             Err(Unread::TooLong(body)) => {
                 self.bypass(Request::from_parts(head, body), client, Bypass::Content, routed.route).await
             }
@@ -301,19 +308,22 @@ impl Proxy {
         }
     }
 
-    fn look_up<'a>(
-        self: &'a Arc<Self>,
+    fn look_up(
+        self: &Arc<Self>,
         snapshot: &Arc<Snapshot>,
         request: Request<Bytes>,
+        text: Option<Bytes>,
         client: Client,
         routed: &Routed,
-    ) -> BoxFuture<'a, Served> {
-        let request = Box::new(CacheRequest::new(snapshot, routed, self.target, request, client));
+    ) -> BoxFuture<'static, Served> {
+        let request = CacheRequest::new(snapshot, routed, self.target, request, client).with_text(text);
+        let request = Box::new(request);
+        let proxy = Arc::clone(self);
         match routed.bypass {
-            None => Box::pin(self.respond(request)),
+            None => Box::pin(async move { proxy.respond(request).await }),
             Some(bypass) => {
                 let fetch = Fetch::new(request, Purpose::Bypass, Forward::Bypass(bypass));
-                Box::pin(self.fetch_from_origins(fetch))
+                Box::pin(async move { proxy.fetch_from_origins(fetch).await })
             }
         }
     }

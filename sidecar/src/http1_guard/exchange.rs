@@ -36,6 +36,9 @@ pub trait Exchange: fmt::Debug + Unpin {
     /// Returns true if all of the request was sent, or can't be.
     fn has_sent(&self) -> bool;
 
+    /// Goes on while earlier responses are unwritten: with what needs no room in the output, and for which others may wait.
+    fn prepare(&mut self, _context: &mut Context<'_>) {}
+
     /// Appends the next part of the response to `output`, and returns what follows that: a large piece is not copied.
     ///
     /// # Errors
@@ -133,6 +136,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
                     Poll::Pending if !self.output.is_empty() => continue,
                     Poll::Pending => {}
                 }
+            } else {
+                current.exchange.prepare(context);
             }
             return if current.framing.has_ended() { self.poll_gone(context) } else { Poll::Pending };
         }

@@ -126,11 +126,13 @@ impl Handoff {
         self.waker.wake();
     }
 
-    pub(super) fn wake_for_interim(&self, waker: &Waker) {
+    /// Wakes a task when there is an interim response.
+    pub fn wake_for_interim(&self, waker: &Waker) {
         self.waker.register(waker);
     }
 
-    pub(super) fn take_interim(&self, output: &mut Vec<u8>) {
+    /// Appends the interim responses to `output`.
+    pub fn take_interim(&self, output: &mut Vec<u8>) {
         if self.has_interim.load(Ordering::Relaxed) && self.has_interim.swap(false, Ordering::Acquire) {
             let mut interim = self.interim.lock();
             output.extend_from_slice(&interim);

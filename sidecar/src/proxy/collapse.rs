@@ -211,7 +211,7 @@ enum BodyStart {
 impl InFlight {
     /// Returns true if a purge, or too long a time without proof that there was none, forbids to serve it to a later request.
     fn is_purged(&self, request: &CacheRequest) -> bool {
-        let (barriers, Head { names, stamp, .. }) = (&request.store().barriers, &self.head);
+        let (barriers, Head { names, stamp, .. }) = (&request.store().barriers, &*self.head);
         !barriers.trusts(stamp.asked_at) || barriers.covers(names.iter().copied(), *stamp)
     }
 
@@ -265,6 +265,6 @@ impl CacheRequest {
         CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed }
             .append_to(response.headers_mut());
         let served = self.served(response, Outcome::Collapsed, tier);
-        Served { life: Some(self.life_of(&head.meta)), ..served }
+        Served { life: self.life_of(&head.meta), ..served }
     }
 }

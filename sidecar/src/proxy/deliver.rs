@@ -82,7 +82,7 @@ impl Fetch {
         let slot = self.request.slot(vary);
         if self.request.is_head() {
             self.freshen_response_to_get(&head, times);
-            store(stored, slot, Content::Whole(Bytes::new()), None);
+            store(&stored, slot, Content::Whole(Bytes::new()), None);
             self.finish(FetchOutcome::Unshared);
             return self.passed_on(received, head, Body::Stream(source), Became::Stored);
         }
@@ -103,6 +103,7 @@ impl Fetch {
             self.finish(FetchOutcome::Unshared);
             return self.passed_on(received, head, Body::Fill(reader), Became::Stored);
         }
+        let stored = Arc::new(stored);
         let has_it_already = self.request.has_it_already(&stored.headers, &stored.meta);
         let guard = InFlightGuard::default();
         let lease = self.lease.take();
@@ -111,7 +112,7 @@ impl Fetch {
         let ahead = if has_length { limit } else { limit.min(MAX_AHEAD) };
         // A body of unknown length may turn out to be too large, so it is not said to be stored.
         let became = if has_length { Became::Stored } else { Became::Passed };
-        let observer = WholeFill::new(stored.clone(), slot.clone(), guard.clone(), lease);
+        let observer = WholeFill::new(Arc::clone(&stored), slot.clone(), guard.clone(), lease);
         let room = Box::new(LagRoom::new(&cache.budget));
         let (fill, reader) = larder_flight::fill_within(room, source, limit, Box::new(observer));
         // Other pods get the complete body, which must not take as long as this client takes to read it.
@@ -119,7 +120,7 @@ impl Fetch {
             tokio::spawn(drain_ahead(fill.clone(), reader, ahead));
         }
         if let Some(lead) = self.lead.take() {
-            let response = InFlight { head: stored.clone(), slot, fill, tier };
+            let response = InFlight { head: Arc::clone(&stored), slot, fill, tier };
             guard.hold(lead.land(FetchOutcome::InFlight(Arc::new(response))));
         }
         if has_it_already {
@@ -130,7 +131,7 @@ impl Fetch {
         }
         let life = self.request.life_of(&stored.meta);
         let served = self.passed_on(received, head, Body::Fill(reader), became);
-        Served { life: Some(life), ..served }
+        Served { life, ..served }
     }
 
     /// Returns the head of a response as it is stored.
@@ -170,7 +171,7 @@ impl Fetch {
         let headers = validation::freshen(&stored.headers(), &storing::kept_headers(&head.headers));
         let meta = ResponseMeta::read(stored.status(), &headers, times, request.snapshot.policy().targets());
         let head = Head { headers, meta, stamp: stored.stamp(), names: stored.names().collect() };
-        store(head, slot, stored.content.clone(), None);
+        store(&head, slot, stored.content.clone(), None);
     }
 }
 

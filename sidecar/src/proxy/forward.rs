@@ -1,12 +1,13 @@
 //! Forwarding of requests to the application, whatever is stored.
 
-use std::{net::IpAddr, sync::Arc};
+use std::{future::poll_fn, net::IpAddr, sync::Arc};
 
-use http::{HeaderValue, Request, Response, StatusCode, Version, header::HOST};
+use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST};
 use http_body::Body as _;
 use http_body_util::Either;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::Route;
+use tokio::time::timeout;
 
 use super::{
     Client, Proxy, Served,
@@ -17,12 +18,12 @@ use crate::{
     body::{Begun, Body, Paced},
     cache_status::{Became, Bypass, CacheStatus, Forward, Tier},
     headers,
-    http1_guard::Handoff,
+    http1_guard::{BodyKind, Handoff},
     problem::Problem,
     stats::Outcome,
     upstream::{
-        Abandoned, ApplicationBody, OnInterim, RequestBody, SwitchedConnection, Upload, UpstreamError,
-        WhenRefused, no_body,
+        Abandoned, ApplicationBody, HeadError, OnInterim, RawExchange, RequestBody, SwitchedConnection,
+        Upload, UpstreamError, WhenRefused, ends_connection, no_body,
     },
 };
 
@@ -101,6 +102,29 @@ impl Proxy {
         Ok(Response::from_parts(head, Paced::new(body, limit, &self.telemetry.stats)))
     }
 
+    /// Sends a request without a body that is text already, as [`Self::forward`] sends others.
+    pub(super) async fn forward_text(
+        &self,
+        text: &[u8],
+        method: &Method,
+        client: &Client,
+    ) -> Result<Response<Paced>, UpstreamError> {
+        let (is_head, is_idempotent) = (*method == Method::HEAD, method.is_idempotent());
+        let raw = RawExchange::new(&self.upstream, text.to_vec(), BodyKind::None, is_head, is_idempotent);
+        let limit = self.application_timeout();
+        let response = response_to_text(raw, client);
+        let outcome = match limit {
+            Some(limit) => timeout(limit, response).await.unwrap_or(Err(UpstreamError::Timeout(limit))),
+            None => response.await,
+        };
+        let mut response =
+            outcome.inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
+        headers::remove_hop_by_hop(response.headers_mut());
+        let (head, body) = response.into_parts();
+        let limit = limit.filter(|_| !deadline::may_be_silent(&head));
+        Ok(Response::from_parts(head, Paced::new(body, limit, &self.telemetry.stats)))
+    }
+
     pub(super) async fn upgrade(
         &self,
         request: Request<Incoming>,
@@ -125,6 +149,35 @@ async fn begun(
     let (head, body) = response.into_parts();
     let body = Begun::read(body).await.map_err(UpstreamError::Body)?;
     Ok(Response::from_parts(head, body))
+}
+
+/// Waits for the final response, and passes interim responses on.
+async fn response_to_text(
+    mut raw: RawExchange,
+    client: &Client,
+) -> Result<Response<Begun<ApplicationBody>>, UpstreamError> {
+    loop {
+        let head = poll_fn(|context| raw.poll_head(context)).await?;
+        let read = || {
+            let malformed =
+                |error: HeadError| UpstreamError::Exchange { source: error.into(), was_sent: true };
+            head.response().map_err(malformed)
+        };
+        match head.status() {
+            101 => return Err(UpstreamError::UnexpectedUpgrade),
+            100 => {}
+            102..200 => {
+                if let (Some(handoff), Ok(response)) = (&client.handoff, read()) {
+                    handoff.send_interim(response.status(), response.headers());
+                }
+            }
+            _ => {
+                let response = read()?;
+                let ends = ends_connection(response.headers());
+                return begun(response.map(|()| raw.into_body(&head, ends))).await;
+            }
+        }
+    }
 }
 
 /// Returns the body that is sent on of a client's request.

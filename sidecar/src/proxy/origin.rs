@@ -107,7 +107,12 @@ impl Proxy {
         refused: WhenRefused,
     ) -> Result<Received, UpstreamError> {
         let requested_at = wall_ms();
-        let response = self.forward(request.outgoing(kind), &request.client, None, refused).await?;
+        let response = match request.text(kind) {
+            Some(text) if refused == WhenRefused::Retry => {
+                self.forward_text(text, &request.method, &request.client).await?
+            }
+            _ => self.forward(request.outgoing(kind), &request.client, None, refused).await?,
+        };
         let times = Times { requested_at, received_at: wall_ms() };
         let (mut head, body) = response.into_parts();
         date_if_missing(&mut head.headers, times.received_at);

@@ -22,6 +22,10 @@ use crate::{
     upstream::RequestBody,
 };
 
+/// Fields by which a client asks for less than the whole response, because it has a response or a part of one.
+const OF_STORED_RESPONSES: [HeaderName; 4] =
+    [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE];
+
 /// Request that a route takes.
 #[derive(Debug)]
 pub(super) struct Routed {
@@ -55,6 +59,10 @@ pub(super) struct CacheRequest {
     /// The client's end-to-end headers as they are sent, before any of the sidecar's are added.
     pub(super) headers: HeaderMap,
     content: Bytes,
+    /// The client's own request as text for the application.
+    text: Option<Bytes>,
+    /// True if target and headers are sent as the client sent them.
+    is_sent_as_it_came: bool,
     pub(super) client: Client,
     pub(super) key: Key,
     /// Key of the same request with GET, if this one is a HEAD.
@@ -111,9 +119,10 @@ impl CacheRequest {
         };
         let (key, key_of_get) = (key(&head.method), (head.method == Method::HEAD).then(|| key(&Method::GET)));
         let uri = head.uri.query().and_then(|query| route.key.query_to_send(query));
-        let uri = uri.and_then(|query| with_query(&head.uri, &query)).unwrap_or_else(|| head.uri.clone());
+        let uri = uri.and_then(|query| with_query(&head.uri, &query));
         let mut headers = head.headers;
-        vary::canonicalise(&mut headers, &route.key);
+        let is_changed = vary::canonicalise(&mut headers, &route.key) || uri.is_some();
+        let uri = uri.unwrap_or(head.uri);
         Self {
             key,
             key_of_get,
@@ -129,12 +138,19 @@ impl CacheRequest {
             version: head.version,
             headers,
             content,
+            text: None,
+            is_sent_as_it_came: !is_changed && route.forwards_all(),
             client,
             directives,
             facts,
             is_authorized: authorizes && !snapshot.policy().is_bare(),
             names: OnceLock::new(),
         }
+    }
+
+    /// Adds the client's own request as text for the application.
+    pub(super) fn with_text(self, text: Option<Bytes>) -> Self {
+        Self { text: text.filter(|_| self.is_sent_as_it_came), ..self }
     }
 
     pub(super) fn store(&self) -> &Arc<Store> {
@@ -183,13 +199,19 @@ impl CacheRequest {
     }
 
     fn find_names(&self) -> Box<[PurgeName]> {
-        let tags = self.matched().map(|found| {
+        let tags = self.matched().filter(|_| self.route.has_tags()).map(|found| {
             let parameters = found.parameters(&self.path());
             found.route.tags(&parameters).collect::<Vec<_>>()
         });
         let store = self.store();
         let version = store.l2.is_some().then_some(store.version);
-        self.key.purge_names().into_iter().chain(tags.into_iter().flatten()).chain(version).collect()
+        let tags = tags.into_iter().flatten();
+        // As many as there are, so that they are not moved.
+        let mut names = Vec::with_capacity(3 + tags.size_hint().0 + usize::from(version.is_some()));
+        names.extend(self.key.purge_names());
+        names.extend(tags);
+        names.extend(version);
+        names.into()
     }
 
     /// Returns the key under which a response with a body is stored: of a HEAD, that of GET.
@@ -224,7 +246,7 @@ impl CacheRequest {
     /// Returns the name of fetches for a key that began after the last purge: a request after a purge does not wait for a fetch
     /// that began before it.
     pub(super) fn flight_key(&self, key: &str) -> String {
-        format!("{} {key}", self.store().barriers.revision())
+        [itoa::Buffer::new().format(self.store().barriers.revision()), " ", key].concat()
     }
 
     /// Returns true if a body of this length may be stored.
@@ -234,6 +256,16 @@ impl CacheRequest {
 
     pub(super) fn is_head(&self) -> bool {
         self.method == Method::HEAD
+    }
+
+    /// Returns the request to the application as text, if that is its client's own.
+    pub(super) fn text(&self, kind: &OriginRequest) -> Option<&Bytes> {
+        let is_own = match kind {
+            OriginRequest::Unchanged => true,
+            OriginRequest::Whole => !OF_STORED_RESPONSES.iter().any(|name| self.headers.contains_key(name)),
+            OriginRequest::Revalidation(_) | OriginRequest::Rest { .. } => false,
+        };
+        self.text.as_ref().filter(|_| is_own)
     }
 
     /// Returns the request to the application: the client's own, or one with the preconditions that `kind` needs.
@@ -247,7 +279,7 @@ impl CacheRequest {
         if matches!(kind, OriginRequest::Unchanged) {
             return request;
         }
-        for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
+        for name in OF_STORED_RESPONSES {
             headers.remove(name);
         }
         match kind {
@@ -274,9 +306,10 @@ impl CacheRequest {
         let mut request = Box::new(self.clone());
         // They depend on method and headers.
         request.names = OnceLock::new();
-        for name in [header::IF_NONE_MATCH, header::IF_MODIFIED_SINCE, header::IF_RANGE, header::RANGE] {
+        for name in OF_STORED_RESPONSES {
             request.headers.remove(name);
         }
+        request.text = None;
         request.client.handoff = None;
         request.range = RangeRequest::Whole;
         request.directives = RequestDirectives::default();

@@ -42,21 +42,25 @@ impl CacheRequest {
         let mut response = self.response_from(entry);
         response.headers_mut().insert(AGE, HeaderValue::from(entry.age().as_secs()));
         status.append_to(response.headers_mut());
-        Served { life: Some(self.life_of(entry.meta())), ..self.served(response, outcome, tier) }
+        Served { life: self.life_of(entry.meta()), ..self.served(response, outcome, tier) }
     }
 
     pub(super) fn served(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Served {
         Served { response, route: Some(Arc::clone(&self.route)), outcome, tier, life: None }
     }
 
-    pub(super) fn life_of(&self, meta: &ResponseMeta) -> Life {
+    /// Returns the lifetime of a stored response, for a route whose envelope states it.
+    pub(super) fn life_of(&self, meta: &ResponseMeta) -> Option<Life> {
+        if !self.route.envelope {
+            return None;
+        }
         let received_at = meta.times().received_at;
         let resident = Duration::from_millis(wall_ms().saturating_sub(received_at));
         let left = match freshness::evaluate(meta, self.lifetimes(), resident, &self.directives).state {
             State::Fresh { ttl } => ttl,
             State::Stale { .. } => Duration::ZERO,
         };
-        Life { received_at, left }
+        Some(Life { received_at, left })
     }
 
     fn response_from(&self, entry: &Entry) -> Response<Body> {

@@ -23,7 +23,7 @@ use crate::{
 
 /// Stores a response when its body is complete. Until then the guard holds it for requests for the same.
 pub struct WholeFill {
-    head: Head,
+    head: Arc<Head>,
     slot: CacheSlot,
     guard: InFlightGuard,
     room: Room,
@@ -32,7 +32,7 @@ pub struct WholeFill {
 
 impl WholeFill {
     /// Creates the observer of a response that will be stored in `slot`, and under the lease if this pod has it.
-    pub fn new(head: Head, slot: CacheSlot, guard: InFlightGuard, lease: Option<Lease>) -> Self {
+    pub fn new(head: Arc<Head>, slot: CacheSlot, guard: InFlightGuard, lease: Option<Lease>) -> Self {
         let room = Room::in_memory_of(&slot);
         Self { head, slot, guard, room, lease }
     }
@@ -93,7 +93,7 @@ impl Observer for WholeFill {
     }
 
     fn complete(self: Box<Self>, body: Bytes) {
-        store(self.head, self.slot, Content::Whole(body), self.lease);
+        store(&self.head, self.slot, Content::Whole(body), self.lease);
         self.guard.release();
     }
 
@@ -173,7 +173,7 @@ impl Observer for PartFill {
             None => Content::Parts(Box::new(pieces)),
         };
         head.meta = ResponseMeta::read(status, &head.headers, head.meta.times(), slot.store.policy.targets());
-        store(head, slot, content, lease);
+        store(&head, slot, content, lease);
     }
 
     fn given_up(self: Box<Self>, why: GivenUp) {
@@ -182,13 +182,13 @@ impl Observer for PartFill {
 }
 
 /// Stores a response, unless it was purged while it was on its way.
-pub fn store(mut head: Head, slot: CacheSlot, content: Content, lease: Option<Lease>) {
+pub fn store(head: &Head, slot: CacheSlot, content: Content, lease: Option<Lease>) {
     if slot.store.barriers.covers(head.names.iter().copied(), head.stamp) {
         return slot.store.not_stored(&slot.route, NotStored::Purged);
     }
     let ttl = ttl_from_response(&slot.route.lifetimes, &head.headers, Some(&content));
-    head.meta = head.meta.with_ttl_from_response(ttl);
-    let entry = Arc::new(Entry::new(slot.key().whole(), &head, content));
+    let meta = head.meta.clone().with_ttl_from_response(ttl);
+    let entry = Arc::new(Entry::with_meta(slot.key().whole(), head, meta, content));
     slot.store(entry, lease);
 }
 

@@ -43,7 +43,7 @@ impl FetchOutcome {
 #[derive(Debug)]
 pub struct InFlight {
     /// Head of the response.
-    pub head: Head,
+    pub head: Arc<Head>,
     /// Place where the response will be stored.
     pub slot: CacheSlot,
     /// Body of the response, for several readers.

@@ -154,7 +154,8 @@ pub(super) fn read(head: &Bytes) -> Result<Response<()>, HeadError> {
         response.extensions_mut().insert(reason);
     }
     let headers = response.headers_mut();
-    headers.reserve(memchr_iter(b'\n', head).count().saturating_sub(2));
+    // Two more than there are fields: what is stored and served gets some.
+    headers.reserve(memchr_iter(b'\n', head).count());
     for line in lines {
         let (name, value) = split(line).ok_or(HeadError::Field)?;
         let name = HeaderName::from_bytes(name).map_err(|_| HeadError::Field)?;

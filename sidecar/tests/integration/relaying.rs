@@ -1,4 +1,4 @@
-//! Plain exchanges, which are relayed by the guard of their connection: the same bytes on both sides as on the general path.
+//! Plain exchanges, which the guard of their connection serves: the same bytes on both sides as on the general path.
 
 use std::{
     sync::{Arc, Mutex},
@@ -15,7 +15,13 @@ routes: [{name: other, match: {path: "/other"}, ttl: 60s}]
 application: {timeout: 1s}
 "#;
 
-/// Everything passes, as far as possible without the general path.
+/// A route takes what the requests ask for.
+const ROUTED: &str = r#"
+routes: [{name: all, match: {path: "/routed/{id}"}, ttl: 60s}]
+application: {timeout: 1s}
+"#;
+
+/// Everything is served without the general path, as far as possible.
 async fn direct(policy: &Policy, origin: std::net::SocketAddr) -> Sidecar {
     Sidecar::start(policy, origin).await
 }
@@ -92,14 +98,18 @@ impl Parrot {
     }
 }
 
-/// Returns a head without what may differ: the order and the case of names, dates, and the bytes of lengths.
+/// Returns a head without what may differ: the order and the case of names, times, and the bytes of lengths.
 fn plain(head: &str) -> String {
     let mut lines = head.trim_end().lines();
     let first = lines.next().unwrap_or_default().to_owned();
     let mut fields: Vec<_> = lines
         .filter_map(|line| line.split_once(':'))
-        .map(|(name, value)| format!("{}: {}", name.to_lowercase(), value.trim()))
-        .filter(|line| !line.starts_with("date: "))
+        .map(|(name, value)| (name.to_lowercase(), value.trim()))
+        .filter(|(name, _)| name != "date" && name != "age")
+        .map(|(name, value)| {
+            let members = value.split("; ").filter(|member| !member.starts_with("ttl="));
+            format!("{name}: {}", members.collect::<Vec<_>>().join("; "))
+        })
         .collect();
     fields.sort();
     format!("{first} {fields:?}")
@@ -149,10 +159,31 @@ const OK: &str = "HTTP/1.1 200 OK\r\nContent-Length: 2\r\n\r\nok";
 
 #[tokio::test(flavor = "multi_thread")]
 async fn relayed_exchanges_are_those_of_the_general_path() {
-    let policy = Policy::new(SPEC);
+    both_ways(SPEC, |_| "/a".to_owned()).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn fetches_of_a_route_are_those_of_the_general_path() {
+    both_ways(ROUTED, |number| format!("/routed/{number}")).await;
+}
+
+/// Sends requests and responses of every form through a sidecar and through one with the general path alone; each case has a path of
+/// its own, by its number, and is repeated, because the response may be stored.
+async fn both_ways(spec: &str, path: fn(usize) -> String) {
+    let policy = Policy::new(spec);
     let parrots = [Parrot::new().await, Parrot::new().await];
     let sidecars =
         [direct(&policy, parrots[0].origin.address).await, general(&policy, parrots[1].origin.address).await];
+    let mut number = 0;
+    let mut compare = async |request: &str, said: &str, ends| {
+        number += 1;
+        let request = request.replace("/a", &path(number));
+        for _ in 0..2 {
+            let [direct, general] =
+                [0, 1].map(|way| parrots[way].exchange(&sidecars[way], &request, said, ends));
+            assert_eq!(direct.await, general.await, "{request:.300} {said:.300}");
+        }
+    };
     let large = "x".repeat(200_000);
     let large_body = format!("Content-Length: {}\r\n\r\n{large}", large.len());
     let get = |lines: &str| format!("GET /a?b=c HTTP/1.1\r\nHost: shop\r\n{lines}\r\n");
@@ -163,6 +194,9 @@ async fn relayed_exchanges_are_those_of_the_general_path() {
         get("X-Forwarded-For: 192.0.2.1\r\nForwarded: for=192.0.2.1\r\nx-forwarded-for: 192.0.2.2\r\n"),
         get("Connection: close, X-Own\r\nX-Own: 1\r\n"),
         get("TE: trailers\r\n"),
+        get("If-None-Match: \"a\"\r\nAccept-Encoding: gzip,br;q=0.5\r\nAccept: text/html, */*\r\n"),
+        get("Range: bytes=1-1\r\n"),
+        get("Cache-Control: no-cache\r\nAuthorization: Basic YTpi\r\n"),
         get("Content-Length: 2\r\n\r\nok").trim_end().to_owned(),
         "HEAD /a HTTP/1.1\r\nHost: shop\r\n\r\n".to_owned(),
         "OPTIONS * HTTP/1.1\r\nHost: shop\r\n\r\n".to_owned(),
@@ -178,14 +212,17 @@ async fn relayed_exchanges_are_those_of_the_general_path() {
         post(&large_body),
     ];
     for request in &requests {
-        let [direct, general] = [0, 1].map(|way| parrots[way].exchange(&sidecars[way], request, OK, false));
-        assert_eq!(direct.await, general.await, "{request:.300}");
+        compare(request, OK, false).await;
     }
     let chunked = "HTTP/1.1 200 OK\r\nTransfer-Encoding: chunked\r\n";
     for (said, ends) in [
         (OK.to_owned(), true),
         ("HTTP/1.1 404 Nothing Here\r\nContent-Length: 0\r\n\r\n".to_owned(), false),
         ("HTTP/1.1 204 No Content\r\nX: y\r\n\r\n".to_owned(), false),
+        ("HTTP/1.1 200 OK\r\nETag: \"a\"\r\nCache-Control: max-age=0\r\nContent-Length: 2\r\n\r\nok".to_owned(), false),
+        ("HTTP/1.1 200 OK\r\nSet-Cookie: a=b\r\nVary: Accept\r\nContent-Length: 2\r\n\r\nok".to_owned(), false),
+        ("HTTP/1.1 206 Part\r\nContent-Range: bytes 1-1/2\r\nContent-Length: 1\r\n\r\nk".to_owned(), false),
+        ("HTTP/1.1 500 Oh\r\nContent-Length: 2\r\n\r\noh".to_owned(), false),
         ("HTTP/1.1 304 Not Modified\r\nETag: \"a\"\r\nContent-Length: 9\r\n\r\n".to_owned(), false),
         (format!("HTTP/1.1 200 OK\r\n{large_body}"), false),
         (format!("{chunked}\r\n2;a=b\r\nok\r\n3\r\nabc\r\n0\r\n\r\n"), false),
@@ -212,8 +249,7 @@ async fn relayed_exchanges_are_those_of_the_general_path() {
             if request.starts_with("HEAD") && said.contains("Content-Length: 3") {
                 continue;
             }
-            let [direct, general] = [0, 1].map(|way| parrots[way].exchange(&sidecars[way], request, &said, ends));
-            assert_eq!(direct.await, general.await, "{request} {said:.300}");
+            compare(request, &said, ends).await;
         }
     }
 }

@@ -105,7 +105,7 @@ fn fields_of(text: &[u8]) -> (String, HeaderMap) {
 }
 
 #[test]
-fn relayed_requests_are_classified_and_written_as_on_the_general_path() {
+fn requests_are_classified_and_written_as_on_the_general_path() {
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _entered = runtime.enter();
     let policy = larder_policy::Policy::compile(&serde_yaml::from_str(POLICY).unwrap()).unwrap();
@@ -114,7 +114,7 @@ fn relayed_requests_are_classified_and_written_as_on_the_general_path() {
     let telemetry = Arc::new(crate::telemetry::Telemetry::new().unwrap());
     let snapshot = crate::config::ConfigWatcher::of(configuration, None, telemetry).snapshot();
     let client: IpAddr = "2001:db8::1".parse().unwrap();
-    let relayed = Cell::new(0);
+    let (relayed, served) = (Cell::new(0), Cell::new(0));
     let mut runner =
         TestRunner::new(ProptestConfig { cases: 4_000, failure_persistence: None, ..Default::default() });
     let lines = prop_oneof![vec(select(&REQUEST_LINES[..]), 0..2), vec(select(&REQUEST_LINES[..]), 0..6)];
@@ -137,15 +137,30 @@ fn relayed_requests_are_classified_and_written_as_on_the_general_path() {
             let method = Method::from_bytes(method.as_bytes()).unwrap();
             let direct = with_valid_head(text.as_bytes(), |head| {
                 let plain = Plain::of(head)?;
-                let plan = plan(&snapshot, head, &method, kind)?;
-                Some((plan, plain.for_application(head, &Peer::new(client))))
+                let treatment = treatment(&snapshot, head, &method, kind)?;
+                let written = plain.for_application(head, &Peer::new(client));
+                Some((treatment, written, request_of(method.clone(), head)))
             });
-            let Some((plan, written)) = direct.flatten() else { return Ok(()) };
-            relayed.set(relayed.get() + 1);
+            let Some((treatment, written, looked_up)) = direct.flatten() else { return Ok(()) };
             let upgrade = headers::upgrade(request.headers());
             headers::remove_hop_by_hop(request.headers_mut());
             let disposition = classify(&snapshot, &request, upgrade, has_content);
             headers::count_forward(&mut request);
+            let (plan, disposition) = match (treatment, disposition) {
+                (Treatment::Relay(plan), disposition) => (plan, disposition),
+                (Treatment::LookUp(own), Disposition::Route(general)) => {
+                    served.set(served.get() + 1);
+                    prop_assert!(!own.route.envelope && own.passes(has_content).is_none());
+                    let plan = |routed: Routed| (routed.route.index, routed.bypass);
+                    prop_assert_eq!(plan(own), plan(general));
+                    let looked_up = looked_up.expect("a request");
+                    prop_assert_eq!((looked_up.method(), looked_up.uri()), (request.method(), request.uri()));
+                    prop_assert_eq!(sorted(looked_up.headers()), sorted(request.headers()));
+                    return Ok(());
+                }
+                other => return Err(TestCaseError::fail(format!("{other:?}"))),
+            };
+            relayed.set(relayed.get() + 1);
             match disposition {
                 Disposition::Pass(reason) => {
                     prop_assert_eq!(
@@ -170,7 +185,8 @@ fn relayed_requests_are_classified_and_written_as_on_the_general_path() {
             Ok(())
         })
         .unwrap();
-    assert!(relayed.get() > 800, "{} relayed", relayed.get());
+    let (relayed, served) = (relayed.get(), served.get());
+    assert!(relayed > 800 && served > 40, "{relayed} relayed, {served} served");
 }
 
 const RESPONSE_LINES: [&str; 27] = [

@@ -22,7 +22,7 @@ use super::{
 };
 use crate::{
     http1_guard::BodyKind,
-    upstream::{ExchangeError, Upstream, UpstreamError, WhenRefused},
+    upstream::{ApplicationBody, ExchangeError, Upstream, UpstreamError, WhenRefused},
 };
 
 /// Number of unwritten bytes from which no more of a body is taken from the client.
@@ -282,6 +282,15 @@ impl RawExchange {
         let writer = if self.has_sent() { None } else { connection.writer.take() };
         let body = WireBody::new(connection, head.framing, pool, None);
         self.stage = Stage::Responding(body, writer);
+    }
+
+    /// Returns the body of the final response, as [`Self::begin_body`] begins it. The request must have no body.
+    pub fn into_body(mut self, head: &RawHead, ends: bool) -> ApplicationBody {
+        self.begin_body(head, ends);
+        match self.stage {
+            Stage::Responding(body, _) => ApplicationBody::Http1(body),
+            _ => ApplicationBody::Http1(WireBody::none()),
+        }
     }
 
     /// Returns true if the body of the response has ended.

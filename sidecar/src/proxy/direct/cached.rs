@@ -1,0 +1,234 @@
+//! A request of a route that the guard serves: from memory, Redis, a source or the application, through the stages of the general
+//! path.
+
+use std::{
+    fmt,
+    io::{self, Write as _},
+    pin::Pin,
+    sync::Arc,
+    task::{Context, Poll, ready},
+    time::Instant,
+};
+
+use bytes::{Bytes, BytesMut};
+use futures::future::BoxFuture;
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header::CONNECTION};
+use http_body::Body as _;
+use larder_policy::Fields as _;
+
+use super::response_head;
+use crate::{
+    body::Body,
+    head_room::{self, HeadRoom},
+    http1_guard::{Exchange, Handoff, Head, Part, RequestError},
+    proxy::{Proxy, Served},
+    snapshot::Snapshot,
+    upstream::{BodyFraming, MAX_COPIED},
+    work::Work,
+};
+
+/// Number of bytes of small pieces from which they are passed on.
+const MAX_BATCH: usize = 16 << 10;
+
+/// An exchange whose response comes from the stages of a route.
+pub struct CachedExchange {
+    proxy: Arc<Proxy>,
+    snapshot: Arc<Snapshot>,
+    handoff: Arc<Handoff>,
+    stage: Stage,
+    is_head: bool,
+    /// True if the client's connection ends after the response.
+    ends: bool,
+    started: Instant,
+    _work: Work,
+    /// Memory of a large head.
+    _room: Option<HeadRoom>,
+}
+
+enum Stage {
+    /// The response is awaited.
+    Serving(BoxFuture<'static, Served>),
+    /// The response is there, and nothing of it was written.
+    Served(Box<Served>),
+    /// The body, and the number of bytes that are left of it; chunked if that is not known.
+    Body(Body, Option<u64>),
+    Ended,
+}
+
+impl fmt::Debug for CachedExchange {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let stage = match self.stage {
+            Stage::Serving(_) => "Serving",
+            Stage::Served(_) => "Served",
+            Stage::Body(..) => "Body",
+            Stage::Ended => "Ended",
+        };
+        f.debug_struct("CachedExchange").field("stage", &stage).finish_non_exhaustive()
+    }
+}
+
+/// A request that is served.
+pub(super) struct Asked {
+    pub(super) served: BoxFuture<'static, Served>,
+    pub(super) is_head: bool,
+    /// True if the client's connection ends after the response.
+    pub(super) ends: bool,
+    pub(super) started: Instant,
+    pub(super) work: Work,
+}
+
+impl CachedExchange {
+    pub(super) fn new(
+        proxy: &Arc<Proxy>,
+        snapshot: Arc<Snapshot>,
+        handoff: &Arc<Handoff>,
+        asked: Asked,
+    ) -> Self {
+        let Asked { served, is_head, ends, started, work } = asked;
+        let (proxy, handoff) = (Arc::clone(proxy), Arc::clone(handoff));
+        let stage = Stage::Serving(served);
+        Self { proxy, snapshot, handoff, stage, is_head, ends, started, _work: work, _room: None }
+    }
+
+    /// Waits for the response.
+    fn poll_served(&mut self, context: &mut Context<'_>) -> Poll<()> {
+        if let Stage::Serving(serving) = &mut self.stage {
+            self.stage = Stage::Served(Box::new(ready!(serving.as_mut().poll(context))));
+        }
+        Poll::Ready(())
+    }
+
+    /// Writes the head of the response.
+    fn begin_response(&mut self, output: &mut Vec<u8>, served: Served) {
+        let (mut response, closes) = self.proxy.finish(&self.snapshot, served, self.started);
+        self.ends |= closes;
+        self._room = head_room::take(&mut response);
+        let (head, body) = response.into_parts();
+        let length = if self.is_head { Some(0) } else { body.size_hint().exact() };
+        let framing = length.map_or(BodyFraming::Chunked, BodyFraming::Length);
+        let head = http::Response::from_parts(head, ());
+        response_head::write(output, head, framing, self.is_head, self.ends);
+        self.stage = Stage::Body(body, length);
+    }
+
+    /// Appends the pieces of the body that are at hand.
+    fn poll_pieces(&mut self, context: &mut Context<'_>, output: &mut Vec<u8>) -> Poll<io::Result<Part>> {
+        let Stage::Body(body, left) = &mut self.stage else { return Poll::Pending };
+        let start = output.len();
+        loop {
+            if *left == Some(0) || body.is_end_stream() {
+                return Poll::Ready(self.end(output));
+            }
+            let frame = match Pin::new(&mut *body).poll_frame(context) {
+                Poll::Ready(Some(frame)) => frame.map_err(broken_off)?,
+                Poll::Ready(None) => return Poll::Ready(self.end(output)),
+                Poll::Pending if output.len() > start => return Poll::Ready(Ok(Part::More(Bytes::new()))),
+                Poll::Pending => return Poll::Pending,
+            };
+            // The client did not ask for trailers.
+            let Some(piece) = frame.into_data().ok().filter(|piece| !piece.is_empty()) else { continue };
+            let Some(left) = left else {
+                write!(output, "{:x}\r\n", piece.len())?;
+                output.extend_from_slice(&piece);
+                output.extend_from_slice(b"\r\n");
+                if output.len() - start >= MAX_BATCH {
+                    return Poll::Ready(Ok(Part::More(Bytes::new())));
+                }
+                continue;
+            };
+            *left = left.checked_sub(piece.len() as u64).ok_or_else(|| broken_off("it is too long"))?;
+            if piece.len() > MAX_COPIED {
+                let is_last = *left == 0;
+                return Poll::Ready(Ok(if is_last { self.last(piece) } else { Part::More(piece) }));
+            }
+            output.extend_from_slice(&piece);
+            if output.len() - start >= MAX_BATCH && *left > 0 {
+                return Poll::Ready(Ok(Part::More(Bytes::new())));
+            }
+        }
+    }
+
+    fn end(&mut self, output: &mut Vec<u8>) -> io::Result<Part> {
+        match self.stage {
+            Stage::Body(_, Some(1..)) => return Err(broken_off("it is too short")),
+            Stage::Body(_, None) => output.extend_from_slice(b"0\r\n\r\n"),
+            _ => {}
+        }
+        Ok(self.last(Bytes::new()))
+    }
+
+    fn last(&mut self, piece: Bytes) -> Part {
+        self.stage = Stage::Ended;
+        Part::Last(piece, self.ends)
+    }
+}
+
+fn broken_off(error: impl ToString) -> io::Error {
+    io::Error::new(io::ErrorKind::UnexpectedEof, error.to_string())
+}
+
+impl Exchange for Box<CachedExchange> {
+    fn has_room(&self) -> bool {
+        true
+    }
+
+    fn add(&mut self, _piece: &[u8]) {}
+
+    fn complete(&mut self) {}
+
+    fn reject(&mut self, _error: RequestError) {}
+
+    fn send(&mut self, _context: &mut Context<'_>) {}
+
+    fn has_sent(&self) -> bool {
+        true
+    }
+
+    fn prepare(&mut self, context: &mut Context<'_>) {
+        let _ = self.poll_served(context);
+    }
+
+    fn poll(&mut self, context: &mut Context<'_>, output: &mut Vec<u8>) -> Poll<io::Result<Part>> {
+        let is_served = self.poll_served(context).is_ready();
+        if !is_served {
+            self.handoff.wake_for_interim(context.waker());
+        }
+        self.handoff.take_interim(output);
+        if !is_served {
+            return Poll::Pending;
+        }
+        if !matches!(self.stage, Stage::Served(_)) {
+            return self.poll_pieces(context, output);
+        }
+        if let Stage::Served(served) = std::mem::replace(&mut self.stage, Stage::Ended) {
+            self.begin_response(output, *served);
+        }
+        match self.poll_pieces(context, output)? {
+            Poll::Ready(part) => Poll::Ready(Ok(part)),
+            Poll::Pending => Poll::Ready(Ok(Part::More(Bytes::new()))),
+        }
+    }
+}
+
+/// Returns a request as the stages read it, without the fields of its connection; `None` if it has a value or a target that they can't.
+pub(super) fn request_of(method: Method, head: &Head<'_>) -> Option<Request<Bytes>> {
+    let length = head.target.len() + head.lines.lines().map(|(_, value)| value.len()).sum::<usize>();
+    // One allocation for all values.
+    let mut text = BytesMut::with_capacity(length);
+    let mut copied = |part: &[u8]| {
+        text.extend_from_slice(part);
+        text.split().freeze()
+    };
+    let mut request = Request::new(Bytes::new());
+    *request.method_mut() = method;
+    *request.uri_mut() = Uri::from_maybe_shared(copied(head.target.as_bytes())).ok()?;
+    let mut fields = HeaderMap::with_capacity(head.lines.lines().count());
+    for (name, value) in head.lines.lines() {
+        let name = HeaderName::from_bytes(name).ok()?;
+        if name != CONNECTION {
+            fields.append(name, HeaderValue::from_maybe_shared(copied(value)).ok()?);
+        }
+    }
+    *request.headers_mut() = fields;
+    Some(request)
+}
