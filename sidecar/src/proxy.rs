@@ -64,6 +64,7 @@ mod write;
 
 use classify::{Disposition, EndsHere, classify};
 pub use direct::Direct;
+use fast_path::StoredReply;
 pub use fast_path::{FastPath, FastPath2};
 use fetch::{Fetch, Purpose};
 use request::{CacheRequest, Routed};
@@ -112,7 +113,10 @@ impl Client {
 
 /// A response, and the labels under which it is counted.
 struct Served {
+    /// The response; of one that is `stored`, the status alone.
     response: Response<Body>,
+    /// The stored response that the guard writes.
+    stored: Option<StoredReply>,
     route: Option<Arc<Route>>,
     outcome: Outcome,
     tier: Tier,
@@ -171,7 +175,7 @@ impl Proxy {
 
     /// Counts a response and makes room for its head. Returns true beside it if its client is asked to close the connection.
     fn finish(&self, snapshot: &Snapshot, served: Served, started: Instant) -> (Response<Body>, bool) {
-        let Served { mut response, route, outcome, tier, life: _ } = served;
+        let Served { mut response, stored: _, route, outcome, tier, life: _ } = served;
         self.record(snapshot, route.as_deref(), outcome, tier, response.status(), started);
         let room = head_room::make(&mut response, &self.telemetry.stats.budget);
         if room == AtClient::NoRoom {
@@ -308,6 +312,7 @@ impl Proxy {
         }
     }
 
+    /// Serves a request of a route. One with the text for the application is the guard's.
     fn look_up(
         self: &Arc<Self>,
         snapshot: &Arc<Snapshot>,
@@ -316,8 +321,11 @@ impl Proxy {
         client: Client,
         routed: &Routed,
     ) -> BoxFuture<'static, Served> {
-        let request = CacheRequest::new(snapshot, routed, self.target, request, client).with_text(text);
-        let request = Box::new(request);
+        let request = CacheRequest::new(snapshot, routed, self.target, request, client);
+        let request = Box::new(match text {
+            Some(text) => request.of_guard(text, routed.kinds),
+            None => request,
+        });
         let proxy = Arc::clone(self);
         match routed.bypass {
             None => Box::pin(async move { proxy.respond(request).await }),
@@ -333,7 +341,8 @@ impl Served {
     /// Returns an error of the sidecar's own.
     fn problem(problem: Problem, route: Option<&Arc<Route>>) -> Self {
         let route = route.cloned();
-        Self { response: problem.response(), route, outcome: Outcome::Error, tier: Tier::Nowhere, life: None }
+        let (response, outcome, tier) = (problem.response(), Outcome::Error, Tier::Nowhere);
+        Self { response, stored: None, route, outcome, tier, life: None }
     }
 }
 

@@ -239,7 +239,7 @@ impl InFlight {
 }
 
 impl CacheRequest {
-    fn collapsed(&self, entry: &Entry, reason: Forward, tier: Tier) -> Served {
+    fn collapsed(&self, entry: &Arc<Entry>, reason: Forward, tier: Tier) -> Served {
         let status = Some(entry.status());
         let status = CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed };
         self.response_with(entry, status, Outcome::Collapsed, tier)

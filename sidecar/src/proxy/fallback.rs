@@ -188,7 +188,7 @@ impl CacheRequest {
     /// Returns a stored response in place of one that failed.
     pub(super) fn fallback_response(
         &self,
-        stored: &Entry,
+        stored: &Arc<Entry>,
         reason: Forward,
         status: Option<StatusCode>,
         tier: Tier,

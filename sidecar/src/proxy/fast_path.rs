@@ -28,6 +28,7 @@ mod reply;
 mod tests;
 
 pub use http2::FastPath2;
+pub(super) use reply::StoredReply;
 
 /// A request, and the room for its response.
 #[derive(Debug)]

@@ -229,7 +229,7 @@ pub(super) fn changed_protocol(
         tokio::spawn(tunnel::join(from_client, application, client.handoff.clone()));
     }
     let response = response.map(Body::stream);
-    Served { response, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
+    Served { response, stored: None, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
 }
 
 /// Returns the application's response to a request that was passed on.
@@ -239,7 +239,7 @@ pub(super) fn passed(response: Response<Paced>, reason: Forward, route: Option<&
     CacheStatus::Forwarded { reason, status, tier: Tier::Application, answer: Became::Passed }
         .append_to(response.headers_mut());
     let outcome = if route.is_some() { Outcome::Bypass } else { Outcome::Pass };
-    Served { response, route: route.cloned(), outcome, tier: Tier::Application, life: None }
+    Served { response, stored: None, route: route.cloned(), outcome, tier: Tier::Application, life: None }
 }
 
 /// Returns the problem of a request without a response: the application's, or the client's if its request broke off.

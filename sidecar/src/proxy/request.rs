@@ -61,6 +61,8 @@ pub(super) struct CacheRequest {
     content: Bytes,
     /// The client's own request as text for the application.
     text: Option<Bytes>,
+    /// Kinds of the header fields of a request that the guard of its connection serves.
+    pub(super) kinds_of_guard: Option<HeaderKinds>,
     /// True if target and headers are sent as the client sent them.
     is_sent_as_it_came: bool,
     pub(super) client: Client,
@@ -139,6 +141,7 @@ impl CacheRequest {
             headers,
             content,
             text: None,
+            kinds_of_guard: None,
             is_sent_as_it_came: !is_changed && route.forwards_all(),
             client,
             directives,
@@ -148,9 +151,10 @@ impl CacheRequest {
         }
     }
 
-    /// Adds the client's own request as text for the application.
-    pub(super) fn with_text(self, text: Option<Bytes>) -> Self {
-        Self { text: text.filter(|_| self.is_sent_as_it_came), ..self }
+    /// Marks a request that the guard serves, of which this is the text for the application.
+    pub(super) fn of_guard(self, text: Bytes, kinds: HeaderKinds) -> Self {
+        let text = Some(text).filter(|_| self.is_sent_as_it_came);
+        Self { text, kinds_of_guard: Some(kinds), ..self }
     }
 
     pub(super) fn store(&self) -> &Arc<Store> {
@@ -309,7 +313,7 @@ impl CacheRequest {
         for name in OF_STORED_RESPONSES {
             request.headers.remove(name);
         }
-        request.text = None;
+        (request.text, request.kinds_of_guard) = (None, None);
         request.client.handoff = None;
         request.range = RangeRequest::Whole;
         request.directives = RequestDirectives::default();

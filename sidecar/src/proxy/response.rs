@@ -15,7 +15,7 @@ use larder_policy::{
     validation::{self, Precondition},
 };
 
-use super::{Life, Served, request::CacheRequest};
+use super::{Life, Served, StoredReply, request::CacheRequest};
 use crate::{
     body::Body,
     cache_status::{CacheStatus, Tier, ttl_seconds},
@@ -26,7 +26,7 @@ use crate::{
 
 impl CacheRequest {
     /// Returns a hit.
-    pub(super) fn hit(&self, entry: &Entry, freshness: &Freshness, tier: Tier) -> Served {
+    pub(super) fn hit(&self, entry: &Arc<Entry>, freshness: &Freshness, tier: Tier) -> Served {
         let status = CacheStatus::Hit { tier, ttl: ttl_seconds(freshness.state) };
         self.response_with(entry, status, Outcome::Hit, tier)
     }
@@ -34,11 +34,16 @@ impl CacheRequest {
     /// Returns a stored response with this `Cache-Status`.
     pub(super) fn response_with(
         &self,
-        entry: &Entry,
+        entry: &Arc<Entry>,
         status: CacheStatus,
         outcome: Outcome,
         tier: Tier,
     ) -> Served {
+        if let Some(stored) = self.stored_reply(entry, status) {
+            let mut response = Response::new(Body::empty());
+            *response.status_mut() = stored.status();
+            return Served { stored: Some(stored), ..self.served(response, outcome, tier) };
+        }
         let mut response = self.response_from(entry);
         response.headers_mut().insert(AGE, HeaderValue::from(entry.age().as_secs()));
         status.append_to(response.headers_mut());
@@ -46,7 +51,7 @@ impl CacheRequest {
     }
 
     pub(super) fn served(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Served {
-        Served { response, route: Some(Arc::clone(&self.route)), outcome, tier, life: None }
+        Served { response, stored: None, route: Some(Arc::clone(&self.route)), outcome, tier, life: None }
     }
 
     /// Returns the lifetime of a stored response, for a route whose envelope states it.
@@ -61,6 +66,11 @@ impl CacheRequest {
             State::Stale { .. } => Duration::ZERO,
         };
         Some(Life { received_at, left })
+    }
+
+    /// Returns a stored response that is written without a header map, for a request of the guard.
+    fn stored_reply(&self, entry: &Arc<Entry>, status: CacheStatus) -> Option<StoredReply> {
+        StoredReply::of(&self.method, &self.headers, self.kinds_of_guard?, entry, status)
     }
 
     fn response_from(&self, entry: &Entry) -> Response<Body> {

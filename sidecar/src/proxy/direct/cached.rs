@@ -99,9 +99,16 @@ impl CachedExchange {
     }
 
     /// Writes the head of the response.
-    fn begin_response(&mut self, output: &mut Vec<u8>, served: Served) {
+    fn begin_response(&mut self, output: &mut Vec<u8>, mut served: Served) {
+        let stored = served.stored.take();
         let (mut response, closes) = self.proxy.finish(&self.snapshot, served, self.started);
         self.ends |= closes;
+        if let Some(stored) = stored {
+            let rest = stored.write(output, self.ends);
+            let length = rest.len() as u64;
+            self.stage = Stage::Body(Body::full(rest), Some(length));
+            return;
+        }
         self._room = head_room::take(&mut response);
         let (head, body) = response.into_parts();
         let length = if self.is_head { Some(0) } else { body.size_hint().exact() };

@@ -1,7 +1,8 @@
 //! Replies with a whole stored response: all of it, or what a condition, a range or HEAD leaves of it.
 
-use std::{io::Write as _, ops::Range};
+use std::{io::Write as _, ops::Range, sync::Arc};
 
+use bytes::Bytes;
 use http::{
     Method, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_RANGE},
@@ -13,7 +14,8 @@ use larder_policy::{
 };
 
 use crate::{
-    entry::Entry,
+    cache_status::CacheStatus,
+    entry::{Entry, MAX_COPIED},
     headers::write_line,
     proxy::response::{has_it_already, range_of},
 };
@@ -104,6 +106,52 @@ impl Reply {
                     .expect("a buffer takes any write");
             }
         }
+    }
+}
+
+/// A stored response for a client, written as the fast path writes hits.
+#[derive(Debug)]
+pub(in crate::proxy) struct StoredReply {
+    entry: Arc<Entry>,
+    reply: Reply,
+    cache_status: CacheStatus,
+}
+
+impl StoredReply {
+    /// Returns the reply to a request with these fields; `None` if it can't be written so.
+    pub(in crate::proxy) fn of(
+        method: &Method,
+        fields: &impl Fields,
+        kinds: HeaderKinds,
+        entry: &Arc<Entry>,
+        cache_status: CacheStatus,
+    ) -> Option<Self> {
+        let reply = Reply::of(method, fields, kinds, entry, entry.body()?)?;
+        Some(Self { entry: Arc::clone(entry), reply, cache_status })
+    }
+
+    /// Returns the status.
+    pub(in crate::proxy) fn status(&self) -> StatusCode {
+        self.reply.status(self.entry.status())
+    }
+
+    /// Writes the head, and the body if that is small; returns what is left of the body.
+    pub(in crate::proxy) fn write(&self, output: &mut Vec<u8>, closes: bool) -> Bytes {
+        let Self { entry, reply, cache_status } = self;
+        reply.write_head(entry, output);
+        write_line(output, b"age", itoa::Buffer::new().format(entry.age().as_secs()).as_bytes());
+        cache_status.write_to(output);
+        if closes {
+            output.extend_from_slice(b"connection: close\r\n");
+        }
+        output.extend_from_slice(b"\r\n");
+        let Some(body) = entry.body() else { return Bytes::new() };
+        let bytes = reply.bytes(body);
+        if bytes.len() > MAX_COPIED {
+            return body.slice(bytes);
+        }
+        output.extend_from_slice(&body[bytes]);
+        Bytes::new()
     }
 }
 
