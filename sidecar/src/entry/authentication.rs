@@ -1,10 +1,14 @@
 //! Authentication of the records in Redis.
 //!
 //! Redis is a trust boundary: write access to it must not suffice to make a sidecar serve a forged response. Each
-//! record carries a MAC (BLAKE3, keyed) over the record and the name of its Redis key, so that a record can be neither
+//! record ends with a MAC over the record and the name of its Redis key, so that a record can be neither
 //! forged nor moved to another key.
 //!
-//! The key is derived from the token of the admin API, which all pods of a policy share. A sidecar without
+//! The MAC is a nonce and a tag: Poly1305 (RFC 8439, section 2.8, with the record as associated data and an empty text) under a key
+//! that is used once. That key is a keyed hash (BLAKE3) of the nonce and the name of the Redis key. The nonce is a keyed hash of what is
+//! authenticated, so that two records have different ones without a source of random numbers that could fail.
+//!
+//! The keys of both hashes are derived from the token of the admin API, which all pods of a policy share. A sidecar without
 //! `--admin-token-file` writes and reads records without a MAC.
 //!
 //! # Guarantees
@@ -20,12 +24,21 @@ use std::{io, path::PathBuf, sync::Arc};
 
 use arc_swap::ArcSwap;
 use bytes::{Bytes, BytesMut};
+use ring::aead::{Aad, CHACHA20_POLY1305, LessSafeKey, Nonce, UnboundKey};
+
+/// Length in bytes of the nonce, with which a MAC begins: no two records under one Redis key have the same.
+const NONCE_LENGTH: usize = 16;
+
+/// Length in bytes of the tag, with which a MAC ends.
+const TAG_LENGTH: usize = 16;
 
 /// Length in bytes of the MAC at the end of a record.
-pub const MAC_LENGTH: usize = blake3::OUT_LEN;
+pub const MAC_LENGTH: usize = NONCE_LENGTH + TAG_LENGTH;
 
-const MAC_CONTEXT: &str = "larder 2026-11-26 MAC of a record in Redis";
-const NAME_CONTEXT: &str = "larder 2026-11-26 name of the MAC key of records in Redis";
+const NONCE_CONTEXT: &str = "larder 2026-11-27 nonces of records in Redis";
+const TAG_CONTEXT: &str = "larder 2026-11-27 keys of tags of records in Redis";
+/// Another way to authenticate has another name: releases that differ in it share no record.
+const NAME_CONTEXT: &str = "larder 2026-11-27 name of the keys that authenticate records in Redis";
 
 /// The key that authenticates records, read again when its file changes.
 #[derive(Debug)]
@@ -48,7 +61,8 @@ pub enum State {
 /// A key that authenticates records.
 #[derive(Clone)]
 pub struct RecordKey {
-    mac: [u8; blake3::KEY_LEN],
+    nonces: [u8; blake3::KEY_LEN],
+    tags: [u8; blake3::KEY_LEN],
     name: String,
 }
 
@@ -68,7 +82,7 @@ impl Authentication {
         });
         let current = self.current.load();
         match (read, &**current) {
-            (Ok(key), State::On(known)) if known.mac == key.mac => {}
+            (Ok(key), State::On(known)) if known.tags == key.tags => {}
             (Ok(key), _) => self.current.store(Arc::new(State::On(key))),
             (Err(_), State::On(_)) => {}
             (Err(error), _) => {
@@ -88,8 +102,11 @@ impl RecordKey {
     /// Derives the key from a token without its surrounding white space; `None` for an empty one.
     pub fn from_token(token: &[u8]) -> Option<Self> {
         let token = token.trim_ascii();
-        let name = || larder_policy::digest::short(&blake3::derive_key(NAME_CONTEXT, token).into());
-        (!token.is_empty()).then(|| Self { mac: blake3::derive_key(MAC_CONTEXT, token), name: name() })
+        (!token.is_empty()).then(|| Self {
+            nonces: blake3::derive_key(NONCE_CONTEXT, token),
+            tags: blake3::derive_key(TAG_CONTEXT, token),
+            name: larder_policy::digest::short(&blake3::derive_key(NAME_CONTEXT, token).into()),
+        })
     }
 
     /// Returns the public name of the key, which reveals nothing about the key.
@@ -99,27 +116,48 @@ impl RecordKey {
 
     /// Appends the MAC of a record that is stored under `place`.
     pub fn seal(&self, place: &str, record: &[u8]) -> Bytes {
+        let nonce = self.nonce(place, record);
+        let key = self.key_of_tag(place, &nonce);
+        let tag = key.seal_in_place_separate_tag(used_once(), Aad::from(record), &mut []);
+        let tag = tag.expect("a record is shorter than ChaCha20-Poly1305 takes");
         let mut sealed = BytesMut::with_capacity(record.len() + MAC_LENGTH);
         sealed.extend_from_slice(record);
-        sealed.extend_from_slice(self.mac(place, record).as_bytes());
+        sealed.extend_from_slice(&nonce);
+        sealed.extend_from_slice(tag.as_ref());
         sealed.freeze()
     }
 
     /// Returns the record without its MAC; `None` if the MAC does not match the record and `place`.
     pub fn open(&self, place: &str, mut sealed: Bytes) -> Option<Bytes> {
         let mac = sealed.split_off(sealed.len().checked_sub(MAC_LENGTH)?);
-        let mac: [u8; MAC_LENGTH] = mac[..].try_into().ok()?;
-        // Hashes are compared in constant time.
-        (self.mac(place, &sealed) == blake3::Hash::from(mac)).then_some(sealed)
+        let (nonce, tag) = mac.split_first_chunk::<NONCE_LENGTH>()?;
+        let mut tag: [u8; TAG_LENGTH] = tag.try_into().ok()?;
+        // Tags are compared in constant time.
+        let opened = self.key_of_tag(place, nonce).open_in_place(used_once(), Aad::from(&sealed), &mut tag);
+        opened.is_ok().then_some(sealed)
     }
 
-    fn mac(&self, place: &str, record: &[u8]) -> blake3::Hash {
-        let mut hasher = blake3::Hasher::new_keyed(&self.mac);
+    fn nonce(&self, place: &str, record: &[u8]) -> [u8; NONCE_LENGTH] {
+        let mut hasher = blake3::Hasher::new_keyed(&self.nonces);
         hasher.update(&(place.len() as u64).to_be_bytes());
         hasher.update(place.as_bytes());
         hasher.update(record);
-        hasher.finalize()
+        let mut nonce = [0; NONCE_LENGTH];
+        nonce.copy_from_slice(&hasher.finalize().as_bytes()[..NONCE_LENGTH]);
+        nonce
     }
+
+    /// Returns the key of the tag of one record.
+    fn key_of_tag(&self, place: &str, nonce: &[u8; NONCE_LENGTH]) -> LessSafeKey {
+        let key = blake3::keyed_hash(&self.tags, &[nonce, place.as_bytes()].concat());
+        let key = UnboundKey::new(&CHACHA20_POLY1305, key.as_bytes());
+        LessSafeKey::new(key.expect("a hash is as long as a key"))
+    }
+}
+
+/// Returns the nonce of a key that is used once.
+fn used_once() -> Nonce {
+    Nonce::assume_unique_for_key([0; ring::aead::NONCE_LEN])
 }
 
 impl std::fmt::Debug for RecordKey {
