@@ -39,19 +39,24 @@ impl ResponseDirectives {
     /// Reads all `Cache-Control` field lines.
     pub fn parse(fields: &(impl Fields + ?Sized)) -> Self {
         let mut parsed = Self::default();
-        for Directive { name, value } in fields.values("cache-control").flat_map(directives) {
-            if let Some(flag) = parsed.flag(name) {
+        fields.values("cache-control").for_each(|line| parsed.add(line));
+        parsed
+    }
+
+    /// Adds a `Cache-Control` field line.
+    pub(crate) fn add(&mut self, line: &[u8]) {
+        for Directive { name, value } in directives(line) {
+            if let Some(flag) = self.flag(name) {
                 *flag = true;
-            } else if let Some(time) = parsed.time(name) {
+            } else if let Some(time) = self.time(name) {
                 shorten(time, value.seconds().unwrap_or_default());
             }
         }
-        for word in fields.values("cache-control").flat_map(members).flat_map(stray_words) {
-            if let Some(flag) = parsed.restriction(word) {
+        for word in members(line).flat_map(stray_words) {
+            if let Some(flag) = self.restriction(word) {
                 *flag = true;
             }
         }
-        parsed
     }
 
     /// Returns the directive of this name, if it is a restriction without an argument.
@@ -210,8 +215,8 @@ fn stray_words(member: &[u8]) -> impl Iterator<Item = &[u8]> {
             _ => {}
         }
     }
-    let words = member.split(|byte| b";, \t\"=".contains(byte));
-    words.filter(move |word| (is_stray || quoted) && !word.is_empty())
+    let words = (is_stray || quoted).then(|| member.split(|byte| b";, \t\"=".contains(byte)));
+    words.into_iter().flatten().filter(|word| !word.is_empty())
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

@@ -2,10 +2,7 @@
 
 use std::time::Duration;
 
-use http::{
-    HeaderName, StatusCode,
-    header::{AGE, DATE, ETAG, EXPIRES, LAST_MODIFIED},
-};
+use http::{HeaderName, StatusCode, header::AGE};
 
 use crate::{
     cache_control::{ResponseDirectives, delta_seconds, members},
@@ -109,21 +106,21 @@ impl ResponseMeta {
         times: Times,
         targets: &[HeaderName],
     ) -> Self {
-        let targeted = targeted::directives(headers, targets);
-        let directives = targeted.unwrap_or_else(|| ResponseDirectives::parse(headers));
+        let lines = Lines::find(headers, targets);
+        let targeted = lines.has_target.then(|| targeted::directives(headers, targets)).flatten();
+        let directives = targeted.unwrap_or(lines.directives);
         let now = times.received_second();
         // An invalid Date is none, and what has none was made when it came (RFC 9110, section 6.6.1).
-        let made_at = date_of(headers, &DATE, now);
-        let explicit = directives
-            .s_maxage
-            .or(directives.max_age)
-            .or_else(|| expires(headers, made_at.unwrap_or(now), now).filter(|_| targeted.is_none()));
+        let made_at = lines.date.parse(now);
+        let explicit = directives.s_maxage.or(directives.max_age).or_else(|| {
+            lines.lifetime_by_expires(made_at.unwrap_or(now), now).filter(|_| targeted.is_none())
+        });
         let may_guess = is_heuristically_cacheable(status) || directives.public;
-        let guess = || guess(headers, made_at.unwrap_or(now), now).filter(|_| may_guess);
-        let has_validator = headers.has(ETAG.as_str()) || date_of(headers, &LAST_MODIFIED, now).is_some();
+        let guess = || lines.guess(made_at.unwrap_or(now), now).filter(|_| may_guess);
+        let has_validator = lines.has_etag || lines.last_modified.parse(now).is_some();
         let flags = [(EXPLICIT, explicit.is_some()), (VALIDATOR, has_validator)];
         let lifetime = explicit.or_else(guess);
-        let read = Self::of(status, &directives, lifetime, initial_age(headers, made_at, times));
+        let read = Self::of(status, &directives, lifetime, lines.initial_age(made_at, times));
         Self { times, flags: read.flags | sum(&flags), ..read }
     }
 
@@ -262,11 +259,83 @@ pub(crate) fn is_heuristically_cacheable(status: StatusCode) -> bool {
     matches!(status.as_u16(), 200 | 203 | 204 | 206 | 300 | 301 | 308 | 404 | 405 | 410 | 414 | 501)
 }
 
-/// Parses a date field that has exactly one line.
-fn date_of(headers: &(impl Fields + ?Sized), name: &HeaderName, now: i64) -> Option<i64> {
-    let mut lines = headers.values(name.as_str());
-    let value = lines.next().filter(|_| lines.next().is_none())?;
-    date::parse(value, now)
+/// The lines that the metadata is read from, found in one pass.
+#[derive(Default)]
+struct Lines<'a> {
+    /// The directives of `Cache-Control`.
+    directives: ResponseDirectives,
+    age: Option<&'a [u8]>,
+    date: DateField<'a>,
+    expires: DateField<'a>,
+    last_modified: DateField<'a>,
+    has_etag: bool,
+    /// True if there is a field of targeted cache control.
+    has_target: bool,
+}
+
+impl<'a> Lines<'a> {
+    fn find(headers: &'a (impl Fields + ?Sized), targets: &[HeaderName]) -> Self {
+        let mut found = Self::default();
+        for (name, value) in headers.lines() {
+            let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+            found.has_target |= targets.iter().any(|target| is(target.as_str()));
+            // By the length first: most lines are none of these.
+            match name.len() {
+                3 if is("age") => _ = found.age.get_or_insert(value),
+                4 if is("date") => found.date.add(value),
+                4 if is("etag") => found.has_etag = true,
+                7 if is("expires") => found.expires.add(value),
+                13 if is("cache-control") => found.directives.add(value),
+                13 if is("last-modified") => found.last_modified.add(value),
+                _ => {}
+            }
+        }
+        found
+    }
+
+    /// Returns `Expires` minus `Date` (RFC 9111, sections 4.2.1 and 5.3): an invalid date, or several, counts as past.
+    fn lifetime_by_expires(&self, made_at: i64, now: i64) -> Option<Duration> {
+        let is_there = !matches!(self.expires, DateField::Absent);
+        is_there.then(|| self.expires.parse(now).map_or(Duration::ZERO, |expires| between(made_at, expires)))
+    }
+
+    /// Returns the heuristic lifetime of RFC 9111, section 4.2.2: a tenth of the time since the last modification, at most
+    /// a day.
+    fn guess(&self, made_at: i64, now: i64) -> Option<Duration> {
+        let modified = self.last_modified.parse(now)?;
+        Some((between(modified, made_at) / 10).min(MAX_HEURISTIC_TTL))
+    }
+
+    /// Computes `corrected_initial_age` (RFC 9111, section 4.2.3). Dates are whole seconds, and so is `apparent_age`: the
+    /// fraction of the second in which the response was received must not age it.
+    fn initial_age(&self, made_at: Option<i64>, times: Times) -> Duration {
+        let apparent = made_at.map_or(Duration::ZERO, |made_at| between(made_at, times.received_second()));
+        let stated = self.age.and_then(seconds_of_age).unwrap_or_default();
+        apparent.max(stated.saturating_add(times.delay()))
+    }
+}
+
+/// A field with a date, of which a message has one line.
+#[derive(Clone, Copy, Default)]
+enum DateField<'a> {
+    #[default]
+    Absent,
+    Once(&'a [u8]),
+    Repeated,
+}
+
+impl<'a> DateField<'a> {
+    fn add(&mut self, value: &'a [u8]) {
+        *self = if matches!(self, Self::Absent) { Self::Once(value) } else { Self::Repeated };
+    }
+
+    /// Returns the date, if there is one line and it is valid.
+    fn parse(self, now: i64) -> Option<i64> {
+        match self {
+            Self::Once(value) => date::parse(value, now),
+            Self::Absent | Self::Repeated => None,
+        }
+    }
 }
 
 /// Returns the time from one date to a later one, zero if it is not later.
@@ -274,36 +343,14 @@ fn between(from: i64, to: i64) -> Duration {
     Duration::from_secs(u64::try_from(to.saturating_sub(from)).unwrap_or(0))
 }
 
-/// Returns `Expires` minus `Date` (RFC 9111, sections 4.2.1 and 5.3): an invalid date, or several, counts as past.
-fn expires(headers: &(impl Fields + ?Sized), made_at: i64, now: i64) -> Option<Duration> {
-    headers
-        .has(EXPIRES.as_str())
-        .then(|| date_of(headers, &EXPIRES, now).map_or(Duration::ZERO, |expires| between(made_at, expires)))
-}
-
-/// Returns the heuristic lifetime of RFC 9111, section 4.2.2: a tenth of the time since the last modification, at most
-/// a day.
-fn guess(headers: &(impl Fields + ?Sized), made_at: i64, now: i64) -> Option<Duration> {
-    let modified = date_of(headers, &LAST_MODIFIED, now)?;
-    Some((between(modified, made_at) / 10).min(MAX_HEURISTIC_TTL))
-}
-
-/// Computes `corrected_initial_age` (RFC 9111, section 4.2.3). Dates are whole seconds, and so is `apparent_age`: the
-/// fraction of the second in which the response was received must not age it.
-fn initial_age(headers: &(impl Fields + ?Sized), made_at: Option<i64>, times: Times) -> Duration {
-    let apparent = made_at.map_or(Duration::ZERO, |made_at| between(made_at, times.received_second()));
-    apparent.max(age(headers).saturating_add(times.delay()))
-}
-
-/// Returns the `Age` that a response arrived with (RFC 9111, section 5.1): of several values the first counts, an
-/// invalid one is ignored.
-pub fn age(headers: &(impl Fields + ?Sized)) -> Duration {
-    stated_age(headers).unwrap_or_default()
-}
-
-/// Returns the `Age` that a response states, if it is a valid one.
+/// Returns the `Age` that a response arrived with (RFC 9111, section 5.1), if it is a valid one: of several values the first
+/// counts.
 pub fn stated_age(headers: &(impl Fields + ?Sized)) -> Option<Duration> {
-    headers.value(AGE.as_str()).and_then(|line| members(line).next()).and_then(delta_seconds)
+    headers.value(AGE.as_str()).and_then(seconds_of_age)
+}
+
+fn seconds_of_age(line: &[u8]) -> Option<Duration> {
+    members(line).next().and_then(delta_seconds)
 }
 
 #[cfg(test)]
