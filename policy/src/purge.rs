@@ -1,6 +1,10 @@
 //! The names under which stored responses are purged.
 
-use std::{borrow::Cow, fmt};
+use std::{
+    borrow::Cow,
+    fmt,
+    hash::{Hash, Hasher},
+};
 
 use bytes::BufMut as _;
 use unicode_normalization::UnicodeNormalization as _;
@@ -16,8 +20,16 @@ const MAX_SHORT: usize = 256;
 
 /// One name of a stored response, hashed: a key, a path or a tag. An entry has a few of them; a purge raises a barrier
 /// on one, which invalidates every older entry with that name. Names of different kinds never collide.
-#[derive(Clone, Copy, PartialEq, Eq, Hash, PartialOrd, Ord)]
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub struct PurgeName([u8; 16]);
+
+impl Hash for PurgeName {
+    /// Hashes half of the bytes, which suffice to spread names in a table.
+    fn hash<H: Hasher>(&self, state: &mut H) {
+        let (half, _) = self.0.split_first_chunk().expect("a name has 16 bytes");
+        state.write_u64(u64::from_ne_bytes(*half));
+    }
+}
 
 impl PurgeName {
     /// The name of a key, with or without scheme and host. Keys that differ only in escapes, in compatible characters
@@ -25,17 +37,7 @@ impl PurgeName {
     /// of the host (RFC 3986, section 6.2), have one name.
     pub fn key(key: &str) -> Self {
         let key = with_normal_host(key);
-        if has_one_spelling(&key) {
-            return Self::new("key", &key);
-        }
-        let mut text = decode_fully(&key);
-        if text.contains('+') {
-            text = Cow::Owned(text.replace('+', " "));
-        }
-        if !text.is_ascii() {
-            text = Cow::Owned(text.nfkc().collect());
-        }
-        Self::new("key", &without_empty_pairs(&text))
+        Self::new("key", &if has_one_spelling(&key) { key } else { Cow::Owned(respelled(&key)) })
     }
 
     /// The name of a path, regardless of host, scheme, query and variant. Spellings that an application may treat as
@@ -98,33 +100,15 @@ impl PurgeName {
     }
 }
 
-/// Returns true if nothing of a key has another spelling, host and scheme aside.
-fn has_one_spelling(key: &str) -> bool {
-    let mut before = 0;
-    let is_settled = key.bytes().all(|byte| {
-        let is_doubtful = matches!(byte, b'%' | b'+' | 0x80..) || is_separator(byte) && is_separator(before);
-        before = byte;
-        !is_doubtful
-    });
-    is_settled && !is_separator(before)
-}
-
-/// Returns true for the bytes before a pair of the query, and before a fragment.
-fn is_separator(byte: u8) -> bool {
-    matches!(byte, b'?' | b'&' | b'#')
-}
-
 /// Returns a key with its scheme and host in lower case, and the host without the default port of its scheme and
 /// without the root's dot.
 fn with_normal_host(key: &str) -> Cow<'_, str> {
     let Some((method, rest)) = key.split_once(':') else { return Cow::Borrowed(key) };
-    let ends_place = |byte: u8| matches!(byte, b'/' | b'?' | b'#');
-    let place = rest.bytes().position(ends_place).unwrap_or(rest.len());
-    let Some(scheme) = rest[..place].strip_suffix(':').filter(|_| rest[place..].starts_with("//")) else {
+    let (scheme, rest) = split_before_part(rest);
+    let (Some(scheme), Some(rest)) = (scheme.strip_suffix(':'), rest.strip_prefix("//")) else {
         return Cow::Borrowed(key);
     };
-    let rest = &rest[place + 2..];
-    let (host, rest) = rest.split_at(rest.bytes().position(ends_place).unwrap_or(rest.len()));
+    let (host, rest) = split_before_part(rest);
     let port = if scheme.eq_ignore_ascii_case("https") { ":443" } else { ":80" };
     let has_capital = |text: &str| text.bytes().any(|byte| byte.is_ascii_uppercase());
     if !(has_capital(scheme) || has_capital(host) || host.ends_with(port) || host.ends_with('.')) {
@@ -136,12 +120,71 @@ fn with_normal_host(key: &str) -> Cow<'_, str> {
     Cow::Owned(format!("{method}:{scheme}://{host}{rest}"))
 }
 
+/// Splits a text before the first character that begins a path, a query or a fragment.
+fn split_before_part(text: &str) -> (&str, &str) {
+    let begins_part = |byte| matches!(byte, b'/' | b'?' | b'#');
+    text.split_at(text.bytes().position(begins_part).unwrap_or(text.len()))
+}
+
+/// Returns true if a key, apart from its host, has no other spelling, as most have not: it has no escape, no `+`, no empty pair, and is
+/// ASCII. Its name is that of the key as it is.
+fn has_one_spelling(key: &str) -> bool {
+    let mut before = Character::Plain;
+    let has_no_other = key.bytes().all(|byte| {
+        let (last, this) = (before, CHARACTERS[usize::from(byte)]);
+        before = this;
+        match this {
+            Character::Plain => true,
+            Character::Separator => last == Character::Plain || byte == b'?',
+            Character::Respelled => false,
+        }
+    });
+    has_no_other && before == Character::Plain
+}
+
+/// Meaning of a byte for the spellings of a key.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Character {
+    Plain,
+    /// Precedes a pair of the query or of the fragment.
+    Separator,
+    /// Has another spelling, or is part of one.
+    Respelled,
+}
+
+const CHARACTERS: [Character; 256] = {
+    let mut characters = [Character::Plain; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        characters[byte] = match byte as u8 {
+            b'?' | b'&' | b'#' => Character::Separator,
+            b'%' | b'+' | 0x80.. => Character::Respelled,
+            _ => Character::Plain,
+        };
+        byte += 1;
+    }
+    characters
+};
+
+/// Returns the spelling by which all of a key have one name.
+fn respelled(key: &str) -> String {
+    let mut text = decode_fully(key);
+    if text.contains('+') {
+        text = Cow::Owned(text.replace('+', " "));
+    }
+    if !text.is_ascii() {
+        text = Cow::Owned(text.nfkc().collect());
+    }
+    without_empty_pairs(&text).into_owned()
+}
+
 /// Returns a decoded key without the empty pairs of its query and its fragment, and without the separators of those
 /// that have no pair left.
 fn without_empty_pairs(key: &str) -> Cow<'_, str> {
+    let is_separator = |byte: &u8| matches!(byte, b'?' | b'&' | b'#');
     let ends_pair = |next: Option<&u8>| next.is_none_or(|next| matches!(next, b'&' | b'#'));
     let bytes = key.as_bytes();
-    let is_empty_at = |at: usize| is_separator(bytes[at]) && ends_pair(bytes.get(at + 1));
+    let is_empty_at = |at: usize| is_separator(&bytes[at]) && ends_pair(bytes.get(at + 1));
     if !(0..bytes.len()).any(is_empty_at) {
         return Cow::Borrowed(key);
     }
@@ -166,6 +209,8 @@ impl fmt::Debug for PurgeName {
 
 #[cfg(test)]
 mod tests {
+    use proptest::prelude::*;
+
     use super::*;
 
     #[test]
@@ -176,6 +221,15 @@ mod tests {
         let name = PurgeName::tag("user:42");
         assert_eq!(PurgeName::from_bytes(name.as_bytes()), Some(name));
         assert_eq!(PurgeName::from_bytes(b"short"), None);
+    }
+
+    #[test]
+    fn name_is_a_hash_of_its_kind_and_text_whatever_its_length() {
+        for length in [0, 1, MAX_SHORT - 4, MAX_SHORT - 3, 1000] {
+            let tag = "a".repeat(length);
+            let hash = blake3::hash(format!("tag:{tag}").as_bytes());
+            assert_eq!(PurgeName::tag(&tag).as_bytes()[..], hash.as_bytes()[..16], "{length}");
+        }
     }
 
     #[test]
@@ -234,6 +288,13 @@ mod tests {
                 assert_eq!(PurgeName::key(spelling), name, "{spelling}");
             }
             assert_ne!(PurgeName::key(other), name, "{other}");
+        }
+    }
+
+    proptest! {
+        #[test]
+        fn key_with_one_spelling_is_the_one_that_others_are_turned_into(key in "[a%2B+?&#=/ \u{e9}]{0,12}") {
+            prop_assert!(!has_one_spelling(&key) || respelled(&key) == key);
         }
     }
 

@@ -136,8 +136,7 @@ pub struct Match<'a> {
 impl<'a> Match<'a> {
     /// Returns the values of the path's parameters, where `path` is the one that matched.
     pub fn parameters(&self, path: &NormalPath<'_>) -> Parameters<'a> {
-        let template = self.route.path.as_ref();
-        template.and_then(|template| template.matches(path.as_str())).unwrap_or_default()
+        self.route.parameters(path)
     }
 }
 
@@ -220,14 +219,16 @@ impl Route {
         self.body_limit
     }
 
-    /// Returns true if responses have tags.
-    pub fn has_tags(&self) -> bool {
-        !self.tags.is_empty()
+    /// Returns the values of the path's parameters, where `path` is one that the route takes.
+    fn parameters(&self, path: &NormalPath<'_>) -> Parameters<'_> {
+        let template = self.path.as_ref();
+        template.and_then(|template| template.matches(path.as_str())).unwrap_or_default()
     }
 
-    /// Returns the purge names of the tags of a response.
-    pub fn tags(&self, parameters: &Parameters<'_>) -> impl Iterator<Item = PurgeName> {
-        self.tag_texts(parameters).map(|tag| PurgeName::tag(&tag))
+    /// Returns the purge names of the tags of a response, where `path` is one that the route takes.
+    pub fn tags(&self, path: &NormalPath<'_>) -> impl Iterator<Item = PurgeName> {
+        let parameters = if self.tags.is_empty() { Parameters::default() } else { self.parameters(path) };
+        self.tags.iter().map(move |tag| PurgeName::tag(&expand(tag, &parameters)))
     }
 
     /// Returns the tags of a response, with the parameters' values inserted.

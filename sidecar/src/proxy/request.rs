@@ -203,13 +203,10 @@ impl CacheRequest {
     }
 
     fn find_names(&self) -> Box<[PurgeName]> {
-        let tags = self.matched().filter(|_| self.route.has_tags()).map(|found| {
-            let parameters = found.parameters(&self.path());
-            found.route.tags(&parameters).collect::<Vec<_>>()
-        });
         let store = self.store();
         let version = store.l2.is_some().then_some(store.version);
-        let tags = tags.into_iter().flatten();
+        let path = self.path();
+        let tags = self.route.tags(&path);
         // As many as there are, so that they are not moved.
         let mut names = Vec::with_capacity(3 + tags.size_hint().0 + usize::from(version.is_some()));
         names.extend(self.key.purge_names());
@@ -308,7 +305,7 @@ impl CacheRequest {
     /// Returns the same request without its client's preconditions, range and directives, and with GET in place of HEAD.
     pub(super) fn without_its_client(&self) -> Box<Self> {
         let mut request = Box::new(self.clone());
-        // They depend on method and headers.
+        // They depend on the key.
         request.names = OnceLock::new();
         for name in OF_STORED_RESPONSES {
             request.headers.remove(name);
