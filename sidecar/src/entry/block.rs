@@ -119,22 +119,24 @@ impl fmt::Debug for Block {
     }
 }
 
+/// Maximum length of the value of `Age`, so that the length of its line fits into a byte.
+const MAX_AGE_LENGTH: usize = u8::MAX as usize - b"age: \r\n".len();
+
 /// The header fields of a stored response, with lower-case names.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct StoredFields<'a>(&'a [u8]);
 
 impl<'a> StoredFields<'a> {
-    /// Takes lines in HTTP/1 form; `None` if they are not well-formed, or `Age` is among them but not the first.
-    pub(super) fn checked(lines: &'a [u8]) -> Option<Self> {
+    /// Takes lines in HTTP/1 form; `None` if they are not well-formed, a name is refused, or `Age` is among them but not the first.
+    pub(super) fn checked(lines: &'a [u8], is_refused: impl Fn(&[u8]) -> bool) -> Option<Self> {
         let mut rest = lines;
         while !rest.is_empty() {
-            let (line, after) = rest.split_at_checked(memchr(b'\n', rest)? + 1)?;
-            let (name, value) = line.split_at_checked(memchr(b':', line)?)?;
-            let value = value.strip_prefix(b": ")?.strip_suffix(b"\r\n")?;
-            let is_whole = !name.is_empty() && name.iter().all(is_in_name) && value.iter().all(is_in_value);
+            let (name, after) = split_while(rest, |byte| IS_IN_NAME[usize::from(byte)]);
+            let (value, after) = split_while(after.strip_prefix(b": ")?, is_in_value);
+            let after = after.strip_prefix(b"\r\n")?;
             // Of the age only a number is written, and in the first line.
-            let is_odd = name == b"age" && (rest.len() < lines.len() || line.len() > u8::MAX.into());
-            if !is_whole || is_odd {
+            let is_odd = name == b"age" && (rest.len() < lines.len() || value.len() > MAX_AGE_LENGTH);
+            if name.is_empty() || is_odd || is_refused(name) {
                 return None;
             }
             rest = after;
@@ -184,14 +186,28 @@ impl Fields for StoredFields<'_> {
     }
 }
 
-/// Returns true for a character of a name (RFC 9110, section 5.6.2) in lower case.
-fn is_in_name(byte: &u8) -> bool {
-    matches!(byte, b'a'..=b'z' | b'0'..=b'9' | b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~')
-}
+/// Characters of a name (RFC 9110, section 5.6.2) in lower case.
+const IS_IN_NAME: [bool; 256] = {
+    let mut is_in_name = [false; 256];
+    let mut byte = 0;
+    while byte < 256 {
+        is_in_name[byte] = matches!(
+            byte as u8,
+            b'a'..=b'z' | b'0'..=b'9' | b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~'
+        );
+        byte += 1;
+    }
+    is_in_name
+};
 
 /// Returns true for a character of a value (RFC 9110, section 5.5).
-fn is_in_value(byte: &u8) -> bool {
-    *byte >= b' ' && *byte != 0x7f || *byte == b'\t'
+const fn is_in_value(byte: u8) -> bool {
+    byte >= b' ' && byte != 0x7f || byte == b'\t'
+}
+
+/// Splits bytes before the first one that is not such.
+fn split_while(bytes: &[u8], is_such: impl Fn(u8) -> bool) -> (&[u8], &[u8]) {
+    bytes.split_at(bytes.iter().position(|byte| !is_such(*byte)).unwrap_or(bytes.len()))
 }
 
 /// The lines of a text, which is well-formed.

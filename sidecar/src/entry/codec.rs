@@ -206,14 +206,11 @@ fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<(ResponseMeta, Stamp
     let names = usize::from(bytes.try_get_u16()?) * Block::NAME;
     let names = take(bytes, names)?;
     let lines = take_text(bytes)?;
-    let fields = StoredFields::checked(&lines).ok_or(DecodeError::Field("header"))?;
     // What would make a client, or the next cache, take the body for longer or shorter than it is is never written.
     let is_refused = |name: &[u8]| {
         is_hop_by_hop(name) || name == b"content-length" || name == b"set-cookie" && !rules.set_cookie
     };
-    if fields.iter().any(|(name, _)| is_refused(name)) {
-        return Err(DecodeError::Field("header"));
-    }
+    let fields = StoredFields::checked(&lines, is_refused).ok_or(DecodeError::Field("header"))?;
     let block = Block::from_parts(&names, fields);
     let meta =
         ResponseMeta::read(status, &fields, times, rules.targets).with_ttl_from_response(ttl_from_response);
