@@ -198,6 +198,7 @@ impl Entry {
     /// Sets the time of its fill in the order of purges.
     pub fn set_stamp(&mut self, stamp: Stamp) {
         self.stamp = stamp;
+        *self.checked.get_mut() = 0;
     }
 
     /// Returns true if this is the key under which L1 holds it.
@@ -333,9 +334,11 @@ impl Entry {
 
     /// Returns true if a purge, or too long a time without hearing of purges, forbids serving it.
     pub fn is_purged(&self, barriers: &Barriers) -> bool {
-        if self.is_out_of_touch(barriers) {
-            return true;
-        }
+        self.is_out_of_touch(barriers) || self.is_covered(barriers)
+    }
+
+    /// Returns true if a purge that this pod knows of forbids serving it.
+    pub fn is_covered(&self, barriers: &Barriers) -> bool {
         let revision = barriers.revision();
         if self.checked.load(Ordering::Acquire) == revision {
             return false;
@@ -394,6 +397,18 @@ pub(crate) mod tests {
         assert!(!stored.is_purged(&barriers));
         barriers.raise_locally(&[PurgeName::path("/")]);
         assert!(stored.is_purged(&barriers));
+    }
+
+    #[test]
+    fn entry_with_another_stamp_is_checked_again() {
+        let barriers = Barriers::alone();
+        let local = barriers.raise_locally(&[PurgeName::path("/")]);
+        let mut stored = entry();
+        let before = stored.stamp();
+        stored.set_stamp(Stamp { local, ..before });
+        assert!(!stored.is_covered(&barriers));
+        stored.set_stamp(before);
+        assert!(stored.is_covered(&barriers));
     }
 
     #[test]

@@ -232,9 +232,14 @@ impl L2 {
             return Err(L2Error::Down);
         }
         let deadline = self.deadline(patience);
-        // Until the first attempt to connect has ended nothing in memory is trusted: it is worth a moment, and no fault of Redis.
-        let connection = tokio::time::timeout(deadline, self.link.first_connection()).await;
-        let mut connection = connection.ok().flatten().ok_or(L2Error::Down)?;
+        let mut connection = match self.link.connection() {
+            Some(connection) => connection,
+            // Until the first attempt to connect has ended nothing in memory is trusted: it is worth a moment, and no fault of Redis.
+            None => {
+                let connection = tokio::time::timeout(deadline, self.link.first_connection()).await;
+                connection.ok().flatten().ok_or(L2Error::Down)?
+            }
+        };
         self.attempt("lookup", deadline, async {
             // Without authentication nothing is read, and the order of purges is learned all the same.
             let seal = self.records.seal();
@@ -261,15 +266,22 @@ impl L2 {
                 let stamp = entry.stamp();
                 stamp.generation != reply.generation
                     || stamp.order < reply.barrier
-                    || self.barriers.covers(entry.names(), stamp)
+                    || entry.is_covered(&self.barriers)
             };
             let mut variant = String::new();
-            let read = |place: &str, record| self.records.read(seal.as_ref()?, place, record, limit, rules);
+            let read = |place: &str, record| {
+                let mut record = self.records.read(seal.as_ref()?, place, record, limit, rules)?;
+                if let Record::Entry(entry) = &mut record {
+                    // No purge covered it until then, as Redis says.
+                    entry.set_stamp(Stamp { asked_at: said_at, ..entry.stamp() });
+                }
+                Some(record)
+            };
             let record = self.whole(&mut connection, &primary, reply.record, limit).await?;
             let found = match read(&primary, record) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
-                Some(Record::Entry(entry)) => Found::Entry(vec![], dated(entry, said_at)),
+                Some(Record::Entry(entry)) => Found::Entry(vec![], entry),
                 Some(Record::Vary(names)) => {
                     vary::write_variant(&mut variant, &names, request);
                     let own = self.keys.variant(&scope, key, &variant);
@@ -277,7 +289,7 @@ impl L2 {
                     let record = self.whole(&mut connection, &own, beginning, limit).await?;
                     match read(&own, record) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
-                        Some(Record::Entry(entry)) => Found::Entry(names, dated(entry, said_at)),
+                        Some(Record::Entry(entry)) => Found::Entry(names, entry),
                         _ => Found::OtherVariants,
                     }
                 }
@@ -450,11 +462,12 @@ impl L2 {
         let outcome = tokio::time::timeout(deadline, work).await.unwrap_or(Err(L2Error::Deadline(deadline)));
         match &outcome {
             Ok(_) => {
+                let elapsed = started.elapsed();
                 // One that is quick enough for what nobody waits for may be too slow for requests.
-                if started.elapsed() <= self.timeout {
+                if elapsed <= self.timeout {
                     self.breaker.succeeded();
                 }
-                self.telemetry.tier_answered(Tier::L2, started.elapsed());
+                self.telemetry.tier_answered(Tier::L2, elapsed);
             }
             Err(L2Error::Down | L2Error::Unproven | L2Error::TooLarge) => {}
             Err(error) => {
@@ -465,10 +478,4 @@ impl L2 {
         }
         outcome
     }
-}
-
-/// An entry that no purge covered until `said_at`, as Redis says.
-fn dated(mut entry: Box<Entry>, said_at: u64) -> Box<Entry> {
-    entry.set_stamp(Stamp { asked_at: said_at, ..entry.stamp() });
-    entry
 }

@@ -189,6 +189,18 @@ mod tests {
         assert!(RecordKey::from_token(b" \n").is_none());
     }
 
+    #[test]
+    fn each_record_and_place_has_a_nonce_of_its_own() {
+        let nonce = |place: &str, record: &[u8]| {
+            let sealed = key("a").seal(place, record);
+            sealed[record.len()..][..NONCE_LENGTH].to_vec()
+        };
+        let nonces = [("place", "record"), ("place", "other"), ("other", "record"), ("plac", "erecord")]
+            .map(|(place, record)| nonce(place, record.as_bytes()));
+        assert_eq!(nonces.iter().collect::<std::collections::HashSet<_>>().len(), nonces.len());
+        assert_eq!(nonces[0], nonce("place", b"record"), "no number that could fail to be random");
+    }
+
     proptest! {
         #[test]
         fn every_changed_byte_is_noticed(record in proptest::collection::vec(any::<u8>(), 0..64), at in any::<prop::sample::Index>(), by in 1..=255_u8) {
