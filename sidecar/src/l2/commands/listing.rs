@@ -54,16 +54,12 @@ pub(in crate::l2) async fn list(
 
 /// Returns true if a list of versions has this one in it.
 pub(super) fn is_in_list(listed: &[u8], version: PurgeName) -> bool {
-    let is_version = |one: &[u8]| {
-        let Some((hex, [b'=', ..])) = one.split_at_checked(2 * version.as_bytes().len()) else {
-            return false;
-        };
-        let digit = |digit: u8| char::from(digit).to_digit(16);
-        hex.chunks_exact(2).zip(version.as_bytes()).all(|(digits, byte)| {
-            digit(digits[0]) == Some(u32::from(byte >> 4)) && digit(digits[1]) == Some(u32::from(byte & 15))
-        })
-    };
-    listed.split(|byte| *byte == b' ').any(is_version)
+    let mut wanted = [b'='; 33];
+    for (digits, byte) in wanted.chunks_exact_mut(2).zip(version.as_bytes()) {
+        let digit = |number: u8| b"0123456789abcdef"[usize::from(number)];
+        digits.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
+    }
+    listed.split(|byte| *byte == b' ').any(|one| one.starts_with(&wanted))
 }
 
 /// The name of a version as the list has it.

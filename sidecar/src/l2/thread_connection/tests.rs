@@ -37,6 +37,15 @@ async fn until_owed(connection: &ThreadConnection, count: usize) {
     }
 }
 
+#[test]
+fn command_states_the_length_of_each_word() {
+    for length in [0, 9, 10, 99, 100, 12_345] {
+        let (word, mut out) = ("x".repeat(length), Vec::new());
+        command(&mut out, [b"GET", word.as_bytes()]);
+        assert_eq!(String::from_utf8(out).unwrap(), format!("*2\r\n$3\r\nGET\r\n${length}\r\n{word}\r\n"));
+    }
+}
+
 #[tokio::test]
 async fn replies_come_in_order_past_requests_that_were_dropped() {
     let (connection, mut far, _task) = open(CONNECT_DEADLINE);
