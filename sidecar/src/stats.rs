@@ -11,7 +11,10 @@ use std::{
 
 use arc_swap::ArcSwapOption;
 use larder_policy::storing::NotStored;
-use opentelemetry::KeyValue;
+use opentelemetry::{
+    KeyValue,
+    metrics::{BoundHistogram, Histogram},
+};
 
 use crate::{
     barriers::Barriers, budget::Budget, cache_status::Tier, http1_guard::RequestError, l1::L1, mode::Mode,
@@ -70,9 +73,8 @@ larder_api::labelled! {
 #[derive(Debug)]
 pub struct RouteStats {
     name: Box<str>,
-    /// Attributes of its responses in metrics, by outcome: each response is recorded with one of them. Made by the first,
-    /// because most of 1,000 routes are idle in most pods.
-    attributes: OnceLock<Box<[[KeyValue; 2]; Outcome::ALL.len()]>>,
+    /// Histograms of its responses. Made by the first, because most of 1,000 routes are idle in most pods.
+    durations: ArcSwapOption<Durations>,
     requests: PerThread<[[AtomicU64; Tier::ALL.len()]; Outcome::ALL.len()]>,
     not_stored: [AtomicU64; NotStored::ALL.len()],
 }
@@ -104,25 +106,46 @@ impl<T: Default> PerThread<T> {
     }
 }
 
+/// The histograms of a route's responses by outcome, bound to their attributes: to look for these takes longer than to record.
+#[derive(Debug)]
+struct Durations {
+    /// The instruments that the histograms belong to.
+    generation: u64,
+    by_outcome: [OnceLock<BoundHistogram<f64>>; Outcome::ALL.len()],
+}
+
+impl Durations {
+    fn record(&self, outcome: Outcome, seconds: f64, route: &str, histogram: &Histogram<f64>) {
+        let bound = self.by_outcome[outcome as usize].get_or_init(|| {
+            let attributes =
+                [KeyValue::new("route", route.to_owned()), KeyValue::new("outcome", outcome.as_str())];
+            histogram.bind(&attributes)
+        });
+        bound.record(seconds);
+    }
+}
+
 impl RouteStats {
     fn new(route: &str) -> Self {
         Self {
             name: Box::from(route),
-            attributes: OnceLock::new(),
+            durations: ArcSwapOption::empty(),
             requests: PerThread::default(),
             not_stored: Default::default(),
         }
     }
 
-    /// Returns the attributes of a response with this outcome in metrics.
-    pub fn attributes(&self, outcome: Outcome) -> &[KeyValue] {
-        let attributes = self.attributes.get_or_init(|| {
-            let route: Arc<str> = Arc::from(&*self.name);
-            Box::new(Outcome::ALL.map(|outcome| {
-                [KeyValue::new("route", Arc::clone(&route)), KeyValue::new("outcome", outcome.as_str())]
-            }))
-        });
-        &attributes[outcome as usize]
+    /// Records the time until the head of a response was ready in one of the histograms of this generation.
+    pub fn took(&self, outcome: Outcome, seconds: f64, generation: u64, histogram: &Histogram<f64>) {
+        let durations = self.durations.load();
+        match durations.as_ref().filter(|durations| durations.generation == generation) {
+            Some(durations) => durations.record(outcome, seconds, &self.name, histogram),
+            None => {
+                let durations = Arc::new(Durations { generation, by_outcome: Default::default() });
+                durations.record(outcome, seconds, &self.name, histogram);
+                self.durations.store(Some(durations));
+            }
+        }
     }
 
     /// Counts a response.

@@ -44,6 +44,8 @@ pub struct Telemetry {
 
 #[derive(Debug)]
 struct Instruments {
+    /// Number of instruments before these.
+    generation: u64,
     endpoint: Option<String>,
     resolver: Resolver,
     provider: SdkMeterProvider,
@@ -67,7 +69,7 @@ impl Telemetry {
     /// If an instrument can't be created.
     pub fn within(budget: Arc<Budget>) -> anyhow::Result<Self> {
         let stats = Arc::new(Stats::within(budget));
-        let instruments = ArcSwap::from_pointee(Instruments::new(None, Resolver::default(), &stats)?);
+        let instruments = ArcSwap::from_pointee(Instruments::new(0, None, Resolver::default(), &stats)?);
         Ok(Self { stats, errors: RequestErrorLog::default(), instruments })
     }
 
@@ -88,9 +90,10 @@ impl Telemetry {
         {
             return Ok(());
         }
+        let generation = before.generation + 1;
         drop(before);
-        let resolver = Resolver::within(destinations);
-        let instruments = Arc::new(Instruments::new(endpoint.map(str::to_owned), resolver, &self.stats)?);
+        let (endpoint, resolver) = (endpoint.map(str::to_owned), Resolver::within(destinations));
+        let instruments = Arc::new(Instruments::new(generation, endpoint, resolver, &self.stats)?);
         let previous = self.instruments.swap(instruments);
         // The last push to the old collector may block.
         tokio::task::spawn_blocking(move || previous.provider.shutdown());
@@ -118,8 +121,9 @@ impl Telemetry {
 
     /// Records the time until the head of a response of a route was ready.
     pub fn answered(&self, route: &RouteStats, outcome: Outcome, elapsed: Duration) {
-        let attributes = route.attributes(outcome);
-        self.instruments.load().request_duration.record(elapsed.as_secs_f64(), attributes);
+        let instruments = self.instruments.load();
+        let Instruments { generation, request_duration, .. } = &**instruments;
+        route.took(outcome, elapsed.as_secs_f64(), *generation, request_duration);
     }
 
     /// Records the duration of a request to a tier.
@@ -130,7 +134,12 @@ impl Telemetry {
 }
 
 impl Instruments {
-    fn new(endpoint: Option<String>, resolver: Resolver, stats: &Arc<Stats>) -> anyhow::Result<Self> {
+    fn new(
+        generation: u64,
+        endpoint: Option<String>,
+        resolver: Resolver,
+        stats: &Arc<Stats>,
+    ) -> anyhow::Result<Self> {
         let registry = Registry::new();
         // A collector can copy these labels to every series, too, so that a dashboard works with either.
         let on_every_series: HashSet<_> = IDENTITY.iter().map(|(name, _)| Key::new(*name)).collect();
@@ -149,7 +158,7 @@ impl Instruments {
         }
         let provider = builder.build();
         let (request_duration, tier_duration) = instruments::register(&provider, stats);
-        Ok(Self { endpoint, resolver, provider, registry, request_duration, tier_duration })
+        Ok(Self { generation, endpoint, resolver, provider, registry, request_duration, tier_duration })
     }
 }
 
