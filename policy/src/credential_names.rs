@@ -4,7 +4,7 @@
 //! therefore treated as one if it contains a telltale word. A false positive costs hits, is visible in `Cache-Status`
 //! and can be settled by `key.ignoreHeaders`; a false negative costs a user's privacy.
 
-use crate::names::is_alike;
+use crate::{is_named, names::is_alike};
 
 /// Words that indicate a user, or a user's possessions, anywhere in a name. Indexed by first letter.
 const TELLING: [(u8, &[&str]); 18] = [
@@ -152,25 +152,42 @@ pub fn names_credentials(name: &[u8]) -> bool {
 
 /// Returns true for names that most requests have, by length: those of browsers, of common clients and of tracing.
 pub(crate) fn is_common(name: &[u8]) -> bool {
-    let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
     match name.len() {
         _ if name.get(..4).is_some_and(|start| start.eq_ignore_ascii_case(b"sec-")) => true,
-        3 => is("dnt"),
-        4 => is("host") || is("date") || is("from"),
-        5 => is("range"),
-        6 => is("accept") || is("origin") || is("pragma") || is("expect"),
-        7 => is("referer") || is("upgrade"),
-        8 => is("priority") || is("if-match") || is("if-range"),
-        9 => is("x-real-ip"),
-        10 => is("user-agent") || is("connection") || is("keep-alive") || is("tracestate"),
-        11 => is("traceparent"),
-        12 => is("content-type") || is("x-request-id"),
-        13 => is("cache-control") || is("if-none-match"),
-        14 => is("content-length"),
-        15 => is("accept-encoding") || is("accept-language") || is("x-forwarded-for"),
-        16 => is("x-forwarded-host") || is("x-correlation-id"),
-        17 => is("x-forwarded-proto") || is("if-modified-since") || is("transfer-encoding"),
-        25 => is("upgrade-insecure-requests"),
+        3 => is_named(name, b"dnt"),
+        4 => is_named(name, b"host") || is_named(name, b"date") || is_named(name, b"from"),
+        5 => is_named(name, b"range"),
+        6 => {
+            is_named(name, b"accept")
+                || is_named(name, b"origin")
+                || is_named(name, b"pragma")
+                || is_named(name, b"expect")
+        }
+        7 => is_named(name, b"referer") || is_named(name, b"upgrade"),
+        8 => is_named(name, b"priority") || is_named(name, b"if-match") || is_named(name, b"if-range"),
+        9 => is_named(name, b"x-real-ip"),
+        10 => {
+            is_named(name, b"user-agent")
+                || is_named(name, b"connection")
+                || is_named(name, b"keep-alive")
+                || is_named(name, b"tracestate")
+        }
+        11 => is_named(name, b"traceparent"),
+        12 => is_named(name, b"content-type") || is_named(name, b"x-request-id"),
+        13 => is_named(name, b"cache-control") || is_named(name, b"if-none-match"),
+        14 => is_named(name, b"content-length"),
+        15 => {
+            is_named(name, b"accept-encoding")
+                || is_named(name, b"accept-language")
+                || is_named(name, b"x-forwarded-for")
+        }
+        16 => is_named(name, b"x-forwarded-host") || is_named(name, b"x-correlation-id"),
+        17 => {
+            is_named(name, b"x-forwarded-proto")
+                || is_named(name, b"if-modified-since")
+                || is_named(name, b"transfer-encoding")
+        }
+        25 => is_named(name, b"upgrade-insecure-requests"),
         _ => false,
     }
 }

@@ -3,6 +3,7 @@
 use crate::{
     Fields, IdentityHeaders, credentials,
     forwarding::{self, Forwarding},
+    is_named,
     tailoring::{is_hint, is_tailoring},
     writing::names_a_method,
 };
@@ -145,28 +146,27 @@ enum Kinds {
 
 fn kinds_of(name: &[u8]) -> Kinds {
     let Some(first) = name.first().map(u8::to_ascii_lowercase) else { return Kinds::Of(0) };
-    let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
     Kinds::Of(match (first, name.len()) {
-        (b'a', 13) if is("authorization") => AUTHORIZATION | CREDENTIALS,
-        (b'c', 6) if is("cookie") => COOKIE | CREDENTIALS,
-        (b'c', 10) if is("connection") => CONNECTION,
-        (b'c', 13) if is("cache-control") => DIRECTIVES,
-        (b'c', 14) if is("content-length") => CONTENT,
-        (b'e', 6) if is("expect") => CONNECTION,
-        (b'f', 9) if is("forwarded") => FORWARDING,
+        (b'a', 13) if is_named(name, b"authorization") => AUTHORIZATION | CREDENTIALS,
+        (b'c', 6) if is_named(name, b"cookie") => COOKIE | CREDENTIALS,
+        (b'c', 10) if is_named(name, b"connection") => CONNECTION,
+        (b'c', 13) if is_named(name, b"cache-control") => DIRECTIVES,
+        (b'c', 14) if is_named(name, b"content-length") => CONTENT,
+        (b'e', 6) if is_named(name, b"expect") => CONNECTION,
+        (b'f', 9) if is_named(name, b"forwarded") => FORWARDING,
         (b'i', _) if name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"if-")) => CONDITIONAL,
         // Shorter ones, such as Host, are none, and every request has those.
         (b'h' | b'm' | b'v' | b'_', 6..) if names_a_method(name) => OVERRIDE,
-        (b'k', 10) if is("keep-alive") => CONNECTION,
-        (b'p', 6) if is("pragma") => DIRECTIVES,
-        (b'p', 16) if is("proxy-connection") => CONNECTION,
-        (b'r', 5) if is("range") => RANGE,
+        (b'k', 10) if is_named(name, b"keep-alive") => CONNECTION,
+        (b'p', 6) if is_named(name, b"pragma") => DIRECTIVES,
+        (b'p', 16) if is_named(name, b"proxy-connection") => CONNECTION,
+        (b'r', 5) if is_named(name, b"range") => RANGE,
         (b's', 8..) if is_hint(name) => TAILORING,
-        (b't', 2) if is("te") => CONNECTION,
-        (b't', 17) if is("transfer-encoding") => CONTENT,
-        (b'u', 7) if is("upgrade") => CONNECTION,
-        (b'x', 16) if is("x-forwarded-host") => FORWARDING,
-        (b'x', 17) if is("x-forwarded-proto") => FORWARDING,
+        (b't', 2) if is_named(name, b"te") => CONNECTION,
+        (b't', 17) if is_named(name, b"transfer-encoding") => CONTENT,
+        (b'u', 7) if is_named(name, b"upgrade") => CONNECTION,
+        (b'x', 16) if is_named(name, b"x-forwarded-host") => FORWARDING,
+        (b'x', 17) if is_named(name, b"x-forwarded-proto") => FORWARDING,
         _ if credentials::is_common(name) => 0,
         _ => return of_others(name),
     })

@@ -46,7 +46,7 @@ pub use credentials::IdentityHeaders;
 pub use destinations::Destinations;
 pub use document::{Document, Metadata};
 pub use duration::Duration;
-pub use fields::Fields;
+pub use fields::{Fields, is_named};
 pub use header_kinds::HeaderKinds;
 pub use key::Key;
 pub use lifetimes::Lifetimes;

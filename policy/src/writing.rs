@@ -61,9 +61,10 @@ impl Writing {
         query: Option<&str>,
         fields: &(impl Fields + ?Sized),
     ) -> Option<Self> {
-        let said: Vec<Method> = overrides(query, fields).collect();
-        let disguised = !said.is_empty();
-        let mut methods: Vec<Method> = said;
+        let may_be_disguised = query.is_some() || fields.lines().any(|(name, _)| names_a_method(name));
+        let mut methods: Vec<Method> =
+            if may_be_disguised { overrides(query, fields).collect() } else { Vec::new() };
+        let disguised = !methods.is_empty();
         if !is_safe(method) {
             methods.insert(0, method.clone());
         }
@@ -114,7 +115,9 @@ pub fn is_safe(method: &Method) -> bool {
 /// Returns true if some application may read a method in a header field of this name. CGI and its descendants read `_`
 /// as `-`.
 pub(crate) fn names_a_method(name: &[u8]) -> bool {
-    if name.len() > MAX_NAME {
+    // Each of the known names has an m or a v, and most fields of requests have neither.
+    let may_be_known = name.iter().any(|byte| matches!(byte | 0x20, b'm' | b'v'));
+    if !may_be_known || name.len() > MAX_NAME {
         return false;
     }
     let mut letters = [0; MAX_NAME];
