@@ -30,7 +30,7 @@ pub use dial::{Dialer, WhenRefused};
 pub use error::{ExchangeError, UpstreamError, UpstreamReason};
 pub(crate) use error::{blames_transfer_coding, may_have_been_dead};
 use h2::Http2;
-pub use head::{BodyFraming, HeadError};
+pub use head::{BodyFraming, FieldLine, HeadError};
 pub(crate) use head::{MAX_HEAD, MAX_LINES};
 use http1::Http1;
 pub use http1::{OnInterim, RawExchange, RawHead, SwitchedConnection, WireBody, ends_connection};

@@ -8,29 +8,23 @@ use std::borrow::Cow;
 use bytes::Bytes;
 use http::{HeaderName, HeaderValue, Response, StatusCode, Version};
 use hyper::ext::ReasonPhrase;
-use memchr::{memchr, memchr_iter};
+use larder_policy::is_named;
+use memchr::memchr_iter;
 
-use crate::{headers::TransferCoding, sniff};
+use crate::headers::TransferCoding;
+
+mod clean;
+mod repair;
+
+use clean::Clean;
+pub use clean::FieldLine;
+pub(super) use clean::Lines;
+use repair::repair;
 
 /// Maximum number of header lines of a response.
 pub(crate) const MAX_LINES: usize = 1_000;
 /// Maximum size of the head of a response, in bytes.
 pub(crate) const MAX_HEAD: usize = 128 << 10;
-
-/// Prefixes of field names whose lines must not be lost, because they frame the body, describe it or limit who may receive it.
-const SIGNIFICANT: [&str; 10] = [
-    "content-length",
-    "transfer-encoding",
-    "connection",
-    "content-encoding",
-    "content-range",
-    "expires",
-    "pragma",
-    "set-cookie",
-    "surrogate-control",
-    "vary",
-];
-const CACHE_CONTROL: &str = "cache-control";
 
 /// Reason why a response head is rejected.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, thiserror::Error)]
@@ -64,6 +58,7 @@ pub(super) struct ResponseHead<'a> {
     pub(super) status: u16,
     pub(super) framing: BodyFraming,
     pub(super) bytes: Cow<'a, [u8]>,
+    pub(super) lines: Lines,
 }
 
 /// Framing of a response's body (RFC 9112, section 6.3).
@@ -104,46 +99,46 @@ pub(super) fn may_begin(bytes: &[u8]) -> bool {
     bytes[..seen] == VERSION[..seen]
 }
 
+/// Parses the head at the beginning of `bytes`, if it is complete and needs no repair. `to_head` is true for the response to a HEAD
+/// request, which has no body.
+pub(super) fn clean(bytes: &[u8], to_head: bool) -> Option<Result<ResponseHead<'_>, HeadError>> {
+    let Clean { status_line, framing, lines, length } = Clean::read(bytes)?;
+    if lines.len() > MAX_LINES || framing.coding == TransferCoding::Identity {
+        return None;
+    }
+    let framing = framing.of_body(&status_line, to_head);
+    Some(framing.map(|framing| ResponseHead {
+        status: status_line.status,
+        framing,
+        bytes: Cow::Borrowed(&bytes[..length]),
+        lines,
+    }))
+}
+
 /// Parses a complete head, and repairs it if necessary. `to_head` is true for the response to a HEAD request, which has no body.
 ///
 /// # Errors
 /// If the head is ambiguous or has too many lines.
 pub(super) fn understand(head: &[u8], to_head: bool) -> Result<ResponseHead<'_>, HeadError> {
-    let mut lines = lines(head);
-    let first = lines.next().unwrap_or_default();
-    let status_line = StatusLine::parse(first)?;
-    let (mut count, mut is_clean) = (0, status_line.is_clean);
-    let mut framing = ResponseFraming::default();
-    for line in lines {
-        count += 1;
-        match split(line).filter(|_| is_clean) {
-            Some((name, value)) if is_token(name) && is_value(value) => {
-                framing.see(name, value);
-            }
-            _ => is_clean = false,
-        }
+    if let Some(head) = clean(head, to_head) {
+        return head;
     }
-    if count > MAX_LINES {
+    let status_line = StatusLine::parse(lines(head).next().unwrap_or_default())?;
+    if lines(head).skip(1).count() > MAX_LINES {
         return Err(HeadError::TooManyLines);
     }
-    let has_body = !to_head && !matches!(status_line.status, 100..=199 | 204 | 304);
-    let (bytes, framing) = if is_clean && framing.coding != TransferCoding::Identity {
-        (Cow::Borrowed(head), framing)
-    } else {
-        let (repaired, framing) = repair(head, &status_line)?;
-        (Cow::Owned(repaired), framing)
-    };
-    let framing = if has_body { framing.check(status_line.minor)? } else { BodyFraming::Length(0) };
-    Ok(ResponseHead { status: status_line.status, framing, bytes })
+    let (repaired, framing) = repair(head, &status_line)?;
+    let framing = framing.of_body(&status_line, to_head)?;
+    let lines = Clean::read(&repaired).ok_or(HeadError::Field)?.lines;
+    Ok(ResponseHead { status: status_line.status, framing, bytes: Cow::Owned(repaired), lines })
 }
 
 /// Reads the status line and the fields of a head that was understood. Values share its memory.
 ///
 /// # Errors
 /// If a name is too long.
-pub(super) fn read(head: &Bytes) -> Result<Response<()>, HeadError> {
-    let mut lines = lines(head);
-    let StatusLine { minor, status, reason, .. } = StatusLine::parse(lines.next().unwrap_or_default())?;
+pub(super) fn read(head: &Bytes, field_lines: &Lines) -> Result<Response<()>, HeadError> {
+    let StatusLine { minor, status, reason, .. } = StatusLine::parse(lines(head).next().unwrap_or_default())?;
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(status).map_err(|_| HeadError::StatusLine)?;
     *response.version_mut() = if minor == 0 { Version::HTTP_10 } else { Version::HTTP_11 };
@@ -154,55 +149,14 @@ pub(super) fn read(head: &Bytes) -> Result<Response<()>, HeadError> {
         response.extensions_mut().insert(reason);
     }
     let headers = response.headers_mut();
-    // Two more than there are fields: what is stored and served gets some.
-    headers.reserve(memchr_iter(b'\n', head).count());
-    for line in lines {
-        let (name, value) = split(line).ok_or(HeadError::Field)?;
+    // More than there are fields: what is stored and served gets some.
+    headers.reserve(field_lines.len() + 2);
+    for FieldLine { name, value, .. } in field_lines.of(head) {
         let name = HeaderName::from_bytes(name).map_err(|_| HeadError::Field)?;
-        let value = head.slice_ref(value.trim_ascii());
+        let value = head.slice_ref(value);
         headers.append(name, HeaderValue::from_maybe_shared(value).map_err(|_| HeadError::Field)?);
     }
     Ok(response)
-}
-
-/// Rewrites a head: one line for each field, without lines that have no name, and with a space for each control character.
-fn repair(head: &[u8], status_line: &StatusLine<'_>) -> Result<(Vec<u8>, ResponseFraming), HeadError> {
-    let mut fields: Vec<(&[u8], Vec<u8>)> = Vec::new();
-    // True while a continuation line belongs to a retained field (RFC 9112, section 5.2).
-    let mut is_kept = false;
-    let mut is_doubtful = false;
-    for line in lines(head).skip(1) {
-        if matches!(line.first(), Some(b' ' | b'\t')) && !fields.is_empty() {
-            if is_kept && let Some((_, value)) = fields.last_mut() {
-                value.push(b' ');
-                value.extend(printable(line)?);
-            }
-            continue;
-        }
-        let named = split(line).map(|(name, value)| (name.trim_ascii_end(), value));
-        is_kept = named.is_some_and(|(name, _)| is_token(name));
-        match named.filter(|_| is_kept) {
-            Some((name, value)) => fields.push((name, printable(value)?)),
-            None if is_significant(line) => return Err(HeadError::Field),
-            None => is_doubtful = true,
-        }
-    }
-    let mut framing = ResponseFraming::default();
-    fields.iter().for_each(|(name, value)| framing.see(name, value));
-    let mut repaired = status_line.written()?;
-    for (name, value) in fields {
-        let is_coding = name.eq_ignore_ascii_case(b"transfer-encoding");
-        is_doubtful |= is_coding || name.eq_ignore_ascii_case(b"content-length");
-        if !is_coding || framing.coding != TransferCoding::Identity {
-            repaired.extend([name, b": ", value.trim_ascii(), b"\r\n"].concat());
-        }
-    }
-    // The application may have meant something else, so this connection is not read any further.
-    if is_doubtful && status_line.status >= 200 {
-        repaired.extend(b"Connection: close\r\n");
-    }
-    repaired.extend(b"\r\n");
-    Ok((repaired, framing))
 }
 
 /// Returns the lines of a head, without line ends and the final empty line.
@@ -214,15 +168,6 @@ fn lines(head: &[u8]) -> impl Iterator<Item = &[u8]> {
         line.strip_suffix(b"\r").unwrap_or(line)
     });
     lines.enumerate().take_while(|(number, line)| *number == 0 || !line.is_empty()).map(|(_, line)| line)
-}
-
-fn split(line: &[u8]) -> Option<(&[u8], &[u8])> {
-    let colon = memchr(b':', line)?;
-    Some((&line[..colon], &line[colon + 1..]))
-}
-
-fn is_token(name: &[u8]) -> bool {
-    !name.is_empty() && name.iter().all(|&byte| sniff::is_token(byte))
 }
 
 /// Returns true for the bytes of a field value. All of them are looked at, because a loop without an exit is done many at a time.
@@ -242,17 +187,6 @@ fn printable(value: &[u8]) -> Result<Vec<u8>, HeadError> {
     }
     let spaced = value.trim_ascii().iter().map(|&byte| if is_text(byte) { byte } else { b' ' });
     Ok(spaced.collect())
-}
-
-/// Returns true if a line with an invalid name would be significant without the invalid characters.
-fn is_significant(line: &[u8]) -> bool {
-    let name = line.split(|&byte| byte == b':').next().unwrap_or_default();
-    let name: String = name
-        .iter()
-        .filter(|&&byte| sniff::is_token(byte))
-        .map(|byte| byte.to_ascii_lowercase() as char)
-        .collect();
-    name.contains(CACHE_CONTROL) || SIGNIFICANT.iter().any(|significant| name.starts_with(significant))
 }
 
 /// The status line of a response.
@@ -312,10 +246,15 @@ enum Length {
 }
 
 impl ResponseFraming {
+    /// Returns true if a name of this length may be one that frames the body.
+    const fn may_see(length: usize) -> bool {
+        matches!(length, 14 | 17)
+    }
+
     fn see(&mut self, name: &[u8], value: &[u8]) {
-        if name.eq_ignore_ascii_case(b"transfer-encoding") {
+        if is_named(name, b"transfer-encoding") {
             self.coding = self.coding.followed_by(value);
-        } else if name.eq_ignore_ascii_case(b"content-length") {
+        } else if is_named(name, b"content-length") {
             for item in value.split(|&byte| byte == b',') {
                 self.length = match (&self.length, number(item.trim_ascii())) {
                     (Length::Unknown, Some(length)) => Length::Known(length),
@@ -324,6 +263,12 @@ impl ResponseFraming {
                 };
             }
         }
+    }
+
+    /// Returns the framing of the body of a response, which the one to a HEAD request and some others do not have.
+    fn of_body(&self, status_line: &StatusLine<'_>, to_head: bool) -> Result<BodyFraming, HeadError> {
+        let has_body = !to_head && !matches!(status_line.status, 100..=199 | 204 | 304);
+        if has_body { self.check(status_line.minor) } else { Ok(BodyFraming::Length(0)) }
     }
 
     fn check(&self, minor: u8) -> Result<BodyFraming, HeadError> {
@@ -340,8 +285,12 @@ impl ResponseFraming {
 }
 
 fn number(digits: &[u8]) -> Option<u64> {
-    let is_number = !digits.is_empty() && digits.iter().all(u8::is_ascii_digit);
-    std::str::from_utf8(digits).ok().filter(|_| is_number)?.parse().ok()
+    let more = |number: u64, digit: &u8| {
+        digit.is_ascii_digit().then_some(())?;
+        number.checked_mul(10)?.checked_add(u64::from(digit - b'0'))
+    };
+    digits.first()?;
+    digits.iter().try_fold(0, more)
 }
 
 #[cfg(test)]
@@ -426,7 +375,7 @@ mod tests {
         ] {
             let understood = understand(head.as_bytes(), false).unwrap();
             assert_eq!(understood.framing, framing, "{head:?}");
-            let response = read(&understood.bytes.into_owned().into()).unwrap();
+            let response = read(&understood.bytes.into_owned().into(), &understood.lines).unwrap();
             let is_old = head.starts_with("HTTP/1.0");
             assert_eq!(response.version() == Version::HTTP_10, is_old, "{head:?}");
             assert_eq!(response.headers()["a"], "b", "{head:?}");

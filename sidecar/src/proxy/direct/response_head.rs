@@ -7,8 +7,7 @@ use http::{
     header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TRAILER, TRANSFER_ENCODING},
 };
 use hyper::ext::ReasonPhrase;
-use larder_policy::date;
-use memchr::memchr;
+use larder_policy::{date, is_named};
 
 use crate::{
     cache_status::CacheStatus,
@@ -16,7 +15,7 @@ use crate::{
     head_room, headers,
     http1_guard::write_fields,
     proxy::{deadline::is_stream, origin::date_if_missing},
-    upstream::{BodyFraming, RawHead, ends_connection},
+    upstream::{BodyFraming, FieldLine, RawHead, ends_connection},
 };
 
 /// Facts that the head of a response states besides.
@@ -62,45 +61,34 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Sta
     output.reserve(bytes.len() + 192);
     // The version is that of this connection (RFC 9110, section 2.5).
     output.extend_from_slice(b"HTTP/1.1");
-    let mut line = memchr(b'\n', bytes)? + 1;
     // The space before a reason stays even if that is empty.
-    if bytes.len() > head_room::SMALL || bytes.get(12) != Some(&b' ') || bytes[line - 2] != b'\r' {
+    if bytes.len() > head_room::SMALL || bytes.get(12) != Some(&b' ') || !head.has_usual_breaks() {
         return None;
     }
     // The lines from here on are copied.
     let mut copied = 8;
-    loop {
-        let rest = &bytes[line..];
-        let end = memchr(b'\n', rest)?;
-        let text = rest[..end].strip_suffix(b"\r")?;
-        if text.is_empty() {
-            output.extend_from_slice(&bytes[copied..line]);
-            break;
-        }
-        let (name, value) = text.split_at(memchr(b':', text)?);
-        let value = value[1..].trim_ascii();
-        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+    for FieldLine { name, value, start, end } in head.lines() {
         let is_dropped = match name.len() {
-            2 if is("te") => return None,
+            2 if is_named(name, b"te") => return None,
             4 => {
-                has_date |= is("date");
+                has_date |= is_named(name, b"date");
                 false
             }
-            7 if is("trailer") => return None,
-            7 => is("upgrade"),
-            10 if is("connection") => {
+            7 if is_named(name, b"trailer") => return None,
+            7 => is_named(name, b"upgrade"),
+            10 if is_named(name, b"connection") => {
                 stated.ends |= headers::only_closes_or_keeps_alive(value)?;
                 true
             }
-            10 => is("keep-alive"),
-            12 if is("content-type") => {
+            10 => is_named(name, b"keep-alive"),
+            12 if is_named(name, b"content-type") => {
                 if mem::replace(&mut has_type, true) {
                     return None;
                 }
                 stated.may_be_silent = is_stream(value);
                 false
             }
-            14 if is("content-length") => {
+            14 if is_named(name, b"content-length") => {
                 lengths += 1;
                 let is_written_so =
                     value.iter().all(u8::is_ascii_digit) && (value == b"0" || !value.starts_with(b"0"));
@@ -109,25 +97,24 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Sta
                 }
                 false
             }
-            14 => is("http2-settings"),
-            16 => is("proxy-connection"),
-            17 if is("transfer-encoding") => {
+            14 => is_named(name, b"http2-settings"),
+            16 => is_named(name, b"proxy-connection"),
+            17 if is_named(name, b"transfer-encoding") => {
                 codings += 1;
                 if !is_chunked || lengths > 0 {
                     return None;
                 }
                 true
             }
-            18 => is("proxy-authenticate"),
+            18 => is_named(name, b"proxy-authenticate"),
             _ => false,
         };
-        let next = line + end + 1;
         if is_dropped {
-            output.extend_from_slice(&bytes[copied..line]);
-            copied = next;
+            output.extend_from_slice(&bytes[copied..start]);
+            copied = end;
         }
-        line = next;
     }
+    output.extend_from_slice(&bytes[copied..bytes.len() - 2]);
     if is_chunked {
         output.extend_from_slice(b"transfer-encoding: chunked\r\n");
     } else if lengths == 0 && has_length && !is_head {

@@ -2,7 +2,6 @@
 
 use std::{cell::Cell, net::IpAddr};
 
-use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue, Request, StatusCode};
 use proptest::{collection::vec, prelude::*, sample::select, test_runner::TestRunner};
 
@@ -246,7 +245,7 @@ fn relayed_response_heads_are_those_of_the_general_path() {
                 .chain(lines.iter().copied())
                 .map(|line| format!("{line}{end}"))
                 .collect();
-            let Ok(head) = RawHead::of(Bytes::from(format!("{text}{end}")), is_head) else { return Ok(()) };
+            let Ok(head) = RawHead::of(format!("{text}{end}").as_bytes(), is_head) else { return Ok(()) };
             let status = Some(StatusCode::from_u16(head.status()).unwrap());
             let status = CacheStatus::Forwarded {
                 reason: Forward::Method,
@@ -289,7 +288,7 @@ fn case_and_order_of_names_survive_being_relayed() {
     let expected = "GET /a HTTP/1.1\r\nHOST: shop\r\nx-B: 1\r\nX-Forwarded-For: 192.0.2.1, 192.0.2.2\r\nA: 2\r\nvia: 1.1 larder\r\n\r\n";
     assert_eq!(String::from_utf8(written).unwrap(), expected);
     let text = "HTTP/1.1 200 Fine\r\nX-b: 1\r\nConnection: Keep-Alive\r\nDATE: today\r\nContent-Length: 0\r\nA: 2\r\n\r\n";
-    let head = RawHead::of(Bytes::from(text), false).unwrap();
+    let head = RawHead::of(text.as_bytes(), false).unwrap();
     let status = CacheStatus::Forwarded {
         reason: Forward::Method,
         status: None,

@@ -22,7 +22,7 @@ use crate::{
     headers::TransferCoding,
     upstream::{
         ExchangeError,
-        head::{self, BodyFraming, HeadError, MAX_HEAD, ResponseHead},
+        head::{self, BodyFraming, FieldLine, HeadError, Lines, MAX_HEAD, ResponseHead},
     },
 };
 
@@ -92,10 +92,20 @@ impl IncomingHead {
                 let empty_lines = input.iter().take_while(|byte| matches!(byte, b'\r' | b'\n')).count();
                 input.advance(empty_lines);
             }
+            // Most heads arrive at once, without a fault.
+            if self.searched == 0
+                && let Some(clean) = head::clean(input, self.to_head)
+            {
+                let head = clean?;
+                let length = head.bytes.len();
+                let head = RawHead::from(head);
+                input.advance(length);
+                return Poll::Ready(Ok(head));
+            }
             if let Some(end) = head::end(input, self.searched) {
                 self.searched = 0;
-                let head = input.split_to(end).freeze();
-                return Poll::Ready(self.received(head));
+                let head = input.split_to(end);
+                return Poll::Ready(self.received(&head));
             }
             if !head::may_begin(input) {
                 return Poll::Ready(Err(HeadError::StatusLine.into()));
@@ -113,7 +123,7 @@ impl IncomingHead {
         }
     }
 
-    fn received(&mut self, head: Bytes) -> Result<RawHead, ExchangeError> {
+    fn received(&mut self, head: &[u8]) -> Result<RawHead, ExchangeError> {
         let room = self.room.take().map(|room| HeadRoom::of(room, head.len()));
         let head = RawHead::of(head, self.to_head)?;
         Ok(RawHead { room, ..head })
@@ -125,6 +135,7 @@ pub struct RawHead {
     pub(super) status: u16,
     pub(super) framing: BodyFraming,
     bytes: Bytes,
+    lines: Lines,
     /// Memory reserved for a large head. The input has grown with it, so its connection is closed after the body.
     room: Option<HeadRoom>,
 }
@@ -134,13 +145,8 @@ impl RawHead {
     ///
     /// # Errors
     /// If the head is ambiguous or has too many lines.
-    pub(crate) fn of(head: Bytes, to_head: bool) -> Result<Self, HeadError> {
-        let ResponseHead { status, framing, bytes } = head::understand(&head, to_head)?;
-        let repaired = match bytes {
-            Cow::Borrowed(_) => None,
-            Cow::Owned(repaired) => Some(Bytes::from(repaired)),
-        };
-        Ok(Self { status, framing, bytes: repaired.unwrap_or(head), room: None })
+    pub(crate) fn of(head: &[u8], to_head: bool) -> Result<Self, HeadError> {
+        head::understand(head, to_head).map(Self::from)
     }
 
     /// Returns the status.
@@ -158,12 +164,23 @@ impl RawHead {
         &self.bytes
     }
 
+    /// Returns the field lines.
+    #[inline]
+    pub fn lines(&self) -> impl Iterator<Item = FieldLine<'_>> {
+        self.lines.of(&self.bytes)
+    }
+
+    /// Returns true if each line ends with CRLF.
+    pub fn has_usual_breaks(&self) -> bool {
+        self.lines.have_usual_breaks()
+    }
+
     /// Reads the status line and the fields.
     ///
     /// # Errors
     /// If a name is too long.
     pub fn response(&self) -> Result<Response<()>, HeadError> {
-        let mut response = head::read(&self.bytes)?;
+        let mut response = head::read(&self.bytes, &self.lines)?;
         self.room.iter().for_each(|room| drop(response.extensions_mut().insert(room.clone())));
         Ok(response)
     }
@@ -177,6 +194,18 @@ impl RawHead {
     /// Returns true if another request may follow on the connection, unless a field says that it ends.
     pub(super) fn may_be_kept_alive(&self) -> bool {
         self.bytes.get(7) != Some(&b'0') && self.framing != BodyFraming::UntilClose && self.room.is_none()
+    }
+}
+
+impl From<ResponseHead<'_>> for RawHead {
+    /// Copies the head, because its connection's input serves on.
+    fn from(head: ResponseHead<'_>) -> Self {
+        let ResponseHead { status, framing, bytes, lines } = head;
+        let bytes = match bytes {
+            Cow::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
+            Cow::Owned(repaired) => Bytes::from(repaired),
+        };
+        Self { status, framing, bytes, lines, room: None }
     }
 }
 
