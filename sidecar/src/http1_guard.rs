@@ -283,16 +283,9 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             self.searched = 0;
             self.timer = None;
         }
-        if head::end(&self.input, self.searched).is_none() {
-            self.searched = self.input.len();
-            return if self.input.len() > head::MAX_HEAD_BYTES {
-                Scan::Refused(RequestError::HeadTooLarge)
-            } else {
-                Scan::Incomplete
-            };
+        if self.input.is_empty() || self.searched > 0 && head::end(&self.input, self.searched).is_none() {
+            return self.incomplete_head();
         }
-        self.searched = 0;
-        self.used = true;
         let (responder, output) = (&mut self.responder, &mut self.output);
         let mut scanned = head::scan(&self.input, |head| {
             head.check_first()?;
@@ -305,6 +298,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
                 None => Treatment::Hyper(framing, head.rewritten()),
             })
         });
+        // Most heads arrive at once: the end of one is looked for only if it is not found by reading it.
+        if !matches!(scanned, Scan::Head(..)) && self.searched == 0 && head::end(&self.input, 0).is_none() {
+            return self.incomplete_head();
+        }
+        self.searched = 0;
+        self.used = true;
         let mut raw_target = None;
         if is_of_target(&scanned)
             && let Some(Respelled { place, spelled, raw }) = aside::spelled_for_hyper(&self.input)
@@ -337,6 +336,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             }
             Scan::Head(_, Err(error)) | Scan::Refused(error) => Scan::Refused(error),
             Scan::Incomplete => Scan::Refused(RequestError::Syntax),
+        }
+    }
+
+    /// Records that the input has no end of a head.
+    fn incomplete_head<T>(&mut self) -> Scan<T> {
+        self.searched = self.input.len();
+        match self.searched > head::MAX_HEAD_BYTES {
+            true => Scan::Refused(RequestError::HeadTooLarge),
+            false => Scan::Incomplete,
         }
     }
 

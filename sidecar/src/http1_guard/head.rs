@@ -6,7 +6,7 @@
 use std::mem::MaybeUninit;
 
 use http::{HeaderValue, Uri, uri::Scheme};
-use larder_policy::Fields;
+use larder_policy::{Fields, is_named};
 
 use super::{framing::Framing, request_error::RequestError};
 use crate::headers::write_line;
@@ -39,6 +39,42 @@ pub struct Head<'a> {
     pub lines: Lines<'a>,
     /// True for HTTP/1.1, where connections are persistent by default.
     pub is_http11: bool,
+    /// All of it.
+    text: &'a [u8],
+    decisive: Decisive<'a>,
+}
+
+/// The lines that decide how a request is read, found in one pass.
+#[derive(Debug, Default)]
+struct Decisive<'a> {
+    hosts: Values<'a>,
+    codings: Values<'a>,
+    lengths: Values<'a>,
+}
+
+/// The values of a field.
+#[derive(Debug, Default)]
+struct Values<'a> {
+    first: Option<&'a [u8]>,
+    has_more: bool,
+}
+
+impl<'a> Decisive<'a> {
+    fn of(lines: &[httparse::Header<'a>]) -> Self {
+        let mut decisive = Self::default();
+        for line in lines {
+            let name = line.name.as_bytes();
+            let values = match name.len() {
+                4 if is_named(name, b"host") => &mut decisive.hosts,
+                14 if is_named(name, b"content-length") => &mut decisive.lengths,
+                17 if is_named(name, b"transfer-encoding") => &mut decisive.codings,
+                _ => continue,
+            };
+            values.has_more = values.first.is_some();
+            values.first = values.first.or(Some(line.value));
+        }
+        decisive
+    }
 }
 
 /// A rewritten head, and the values of `Expect` that were removed from it.
@@ -96,7 +132,9 @@ pub(super) fn scan<T>(buffer: &[u8], use_it: impl FnOnce(&Head<'_>) -> T) -> Sca
     };
     match request {
         httparse::Request { method: Some(method), path: Some(target), version: Some(version), headers } => {
-            let head = Head { method, target, lines: Lines(headers), is_http11: version == 1 };
+            let (decisive, is_http11) = (Decisive::of(headers), version == 1);
+            let text = &buffer[..length];
+            let head = Head { method, target, lines: Lines(headers), is_http11, text, decisive };
             Scan::Head(length, use_it(&head))
         }
         _ => Scan::Refused(RequestError::Syntax),
@@ -138,6 +176,18 @@ impl Head<'_> {
         self.framing()
     }
 
+    /// Returns the text without its empty line, if it is written as a proxy would write it: each line with one space behind the
+    /// colon and CRLF at its end.
+    pub fn usual_text(&self) -> Option<&[u8]> {
+        let request_line = [self.method, self.target, "HTTP/1.1"].map(str::len).iter().sum::<usize>() + 2;
+        let mut rest = self.text.get(request_line..)?.strip_prefix(b"\r\n")?;
+        for (name, value) in self.lines.lines() {
+            rest = rest.get(name.len()..)?.strip_prefix(b": ")?;
+            rest = rest.get(value.len()..)?.strip_prefix(b"\r\n")?;
+        }
+        self.text.strip_suffix(b"\r\n").filter(|_| rest == b"\r\n")
+    }
+
     /// Returns the head as hyper must get it, if it has to differ:
     /// - an absolute target without a path, in a request about the server itself, becomes `*` (RFC 9112, section
     ///   3.2.4),
@@ -177,6 +227,9 @@ impl Head<'_> {
     /// Accepts a path, an HTTP URI, `*`, or, for CONNECT, an authority (RFC 9112, section 3.2). Servers use the path of
     /// any other URI as that of a request.
     fn check_target(&self) -> Result<(), RequestError> {
+        if self.target.starts_with('/') && self.target.bytes().all(|byte| USUAL[byte as usize]) {
+            return Ok(());
+        }
         let target = Uri::try_from(self.target).map_err(|_| RequestError::Target)?;
         let has_form = match target.scheme() {
             Some(scheme) => *scheme == Scheme::HTTP || *scheme == Scheme::HTTPS,
@@ -194,28 +247,28 @@ impl Head<'_> {
 
     /// Requires exactly one `Host` for HTTP/1.1 (RFC 9112, section 3.2).
     fn check_host(&self) -> Result<(), RequestError> {
-        let mut hosts = self.lines.values("host");
-        match (hosts.next(), hosts.next()) {
-            (None, _) if self.is_http11 => Err(RequestError::Host),
-            (_, Some(_)) => Err(RequestError::Host),
-            (Some(host), None) if !host.iter().copied().all(in_host) => Err(RequestError::Host),
-            _ => Ok(()),
+        match &self.decisive.hosts {
+            Values { first: None, .. } if self.is_http11 => Err(RequestError::Host),
+            Values { has_more: true, .. } => Err(RequestError::Host),
+            Values { first: Some(host), .. } if !host.iter().copied().all(in_host) => Err(RequestError::Host),
+            Values { .. } => Ok(()),
         }
     }
 
     /// Determines the framing by RFC 9112, section 6.3, without its optional leniency.
     fn framing(&self) -> Result<Framing, RequestError> {
-        let mut codings = self.lines.values("transfer-encoding");
-        let mut lengths = self.lines.values("content-length");
-        match (codings.next(), codings.next(), lengths.next(), lengths.next()) {
-            (None, _, None, _) => Ok(Framing::None),
-            (None, _, Some(length), None) => content_length(length).map(Framing::Length),
-            (None, _, Some(_), Some(_)) => Err(RequestError::ContentLength),
-            (Some(_), _, Some(_), _) => Err(RequestError::TwoLengths),
-            (Some(coding), None, None, _) if self.is_http11 && coding.eq_ignore_ascii_case(b"chunked") => {
+        let Decisive { codings, lengths, .. } = &self.decisive;
+        match (codings.first, lengths.first) {
+            (None, None) => Ok(Framing::None),
+            (None, Some(_)) if lengths.has_more => Err(RequestError::ContentLength),
+            (None, Some(length)) => content_length(length).map(Framing::Length),
+            (Some(_), Some(_)) => Err(RequestError::TwoLengths),
+            (Some(coding), None)
+                if self.is_http11 && !codings.has_more && coding.eq_ignore_ascii_case(b"chunked") =>
+            {
                 Ok(Framing::chunked())
             }
-            (Some(_), _, None, _) => Err(RequestError::TransferCoding),
+            (Some(_), None) => Err(RequestError::TransferCoding),
         }
     }
 }
@@ -233,6 +286,20 @@ const HOST: [bool; 256] = {
             b'"' | b'#' | b'/' | b'<' | b'>' | b'?' | b'@' | b'\\' | b'^' | b'`' | b'{' | b'|' | b'}'
         );
         table[byte] = (byte as u8).is_ascii_graphic() && !is_excluded;
+        byte += 1;
+    }
+    table
+};
+
+/// The bytes of usual targets, each of which may be anywhere in a path and its query.
+const USUAL: [bool; 256] = {
+    let (mut table, mut byte) = ([false; 256], 0);
+    while byte < table.len() {
+        let is_mark = matches!(
+            byte as u8,
+            b'-' | b'.' | b'_' | b'~' | b'/' | b'?' | b'&' | b'=' | b'%' | b'+' | b',' | b':'
+        );
+        table[byte] = is_mark || (byte as u8).is_ascii_alphanumeric();
         byte += 1;
     }
     table
@@ -264,6 +331,45 @@ mod tests {
         for byte in 0..=u8::MAX {
             let is_other = b"\"#/<>?@\\^`{|}".contains(&byte);
             assert_eq!(in_host(byte), byte.is_ascii_graphic() && !is_other, "{byte}");
+        }
+    }
+
+    #[test]
+    fn usual_bytes_of_a_target_are_valid_anywhere() {
+        for byte in (0..128).filter(|&byte| USUAL[byte as usize]).map(char::from) {
+            for target in [format!("/{byte}"), format!("/a{byte}b"), format!("/a?{byte}b{byte}")] {
+                let target = Uri::try_from(target).unwrap();
+                assert!(target.scheme().is_none() && target.authority().is_none(), "{target}");
+            }
+        }
+        assert!(USUAL[128..].iter().all(|is_usual| !is_usual));
+    }
+
+    #[test]
+    fn only_text_in_the_usual_form_is_copied() {
+        for (line, is_usual) in [
+            ("A: b\r\n", true),
+            ("", true),
+            ("A: \r\n", true),
+            ("A: b: c \t d\r\nE: f\r\n", true),
+            ("A:\r\n", false),
+            ("A:b\r\n", false),
+            ("A:  b\r\n", false),
+            ("A:\tb\r\n", false),
+            ("A: b \r\n", false),
+            ("A: b\n", false),
+            ("A:  b\nC:d\r\n", false),
+        ] {
+            let head = format!("GET /a HTTP/1.1\r\nHost: shop\r\n{line}");
+            let text = format!("{head}\r\nmore");
+            let Scan::Head(_, usual) = scan(text.as_bytes(), |head| head.usual_text().map(<[u8]>::to_vec))
+            else {
+                panic!("{text:?}")
+            };
+            assert_eq!(usual, is_usual.then(|| head.into_bytes()), "{text:?}");
+        }
+        for text in ["GET /a HTTP/1.1\nHost: shop\r\n\r\n", "GET /a HTTP/1.1\r\nHost: shop\r\n\n"] {
+            assert!(matches!(scan(text.as_bytes(), |head| head.usual_text().is_none()), Scan::Head(_, true)));
         }
     }
 

@@ -131,6 +131,14 @@ pub(super) fn classify_fields<F: Fields>(snapshot: &Snapshot, request: Request<'
     Disposition::Route(Routed { route: Arc::clone(found.route), kinds, bypass })
 }
 
+/// Returns the path of a request's target, and the query behind it.
+pub(super) fn path_and_query(target: &str) -> (&str, Option<&str>) {
+    match memchr::memchr(b'?', target.as_bytes()) {
+        Some(end) => (&target[..end], Some(&target[end + 1..])),
+        None => (target, None),
+    }
+}
+
 /// Returns the path of a request within the admin API if the policy puts that under the application's address.
 pub(super) fn path_in_admin<'p>(policy: &Policy, path: &'p NormalPath<'_>) -> Option<&'p str> {
     let rest = path.as_str().strip_prefix(policy.admin_prefix.as_deref()?)?;

@@ -18,7 +18,7 @@ use larder_policy::{Fields as _, Route, Writing};
 
 use super::{
     Client, FastPath, Proxy, Routed,
-    classify::{self, Disposition, classify_fields},
+    classify::{self, Disposition, classify_fields, path_and_query},
     write::{Target, Write, purges_of},
 };
 use crate::{
@@ -149,10 +149,7 @@ fn treatment(
     method: &Method,
     body: BodyKind,
 ) -> Option<Treatment> {
-    let (path, query) = match head.target.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
-        None => (head.target, None),
-    };
+    let (path, query) = path_and_query(head.target);
     let has_content = body != BodyKind::None;
     let request = classify::Request {
         method,

@@ -12,7 +12,7 @@ use larder_policy::{
 use self::reply::Reply;
 use super::{
     Proxy,
-    classify::{not_for_the_cache, path_in_admin},
+    classify::{not_for_the_cache, path_and_query, path_in_admin},
 };
 use crate::{
     cache_status::{Tier, ttl_seconds},
@@ -61,7 +61,7 @@ impl FastPath {
 
     /// Writes the whole response, and returns the part of its body that follows.
     pub(super) fn find(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
-        let Head { method, target, lines, is_http11 } = head;
+        let Head { method, target, lines, is_http11, .. } = head;
         let asked = Asked {
             method,
             target,
@@ -89,10 +89,7 @@ impl FastPath {
         if snapshot.mode() != Mode::Serving || !is_plain {
             return None;
         }
-        let (path, query) = match asked.target.split_once('?') {
-            Some((path, query)) => (path, Some(query)),
-            None => (asked.target, None),
-        };
+        let (path, query) = path_and_query(asked.target);
         // The key may leave the parameter out.
         if query.is_some_and(writing::is_disguised_by) {
             return None;

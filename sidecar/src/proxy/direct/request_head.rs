@@ -2,7 +2,7 @@
 
 use std::net::IpAddr;
 
-use larder_policy::Fields;
+use larder_policy::{Fields, is_named};
 
 use crate::{
     headers::{VIA_HTTP_11, forwarded_node, only_closes_or_keeps_alive, write_line},
@@ -19,6 +19,8 @@ pub(super) struct Plain {
     length: usize,
     /// True if the client's connection ends after the response.
     pub(super) ends: bool,
+    /// True if every line is copied as it is.
+    is_copied: bool,
 }
 
 impl Plain {
@@ -28,64 +30,45 @@ impl Plain {
             return None;
         }
         let (mut length, mut ends) = (head.method.len() + head.target.len() + 12, false);
+        let mut is_copied = true;
         for (name, value) in head.lines.lines() {
             length += name.len() + value.len() + 4;
-            let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
             match name.len() {
-                2 if is("te") => return None,
-                6 if is("expect") => return None,
-                7 if is("upgrade") || is("trailer") => return None,
-                10 if is("keep-alive") => return None,
-                10 if is("connection") => ends |= only_closes_or_keeps_alive(value)?,
-                12 if is("max-forwards") => return None,
+                2 if is_named(name, b"te") => return None,
+                6 if is_named(name, b"expect") => return None,
+                7 if is_named(name, b"upgrade") || is_named(name, b"trailer") => return None,
+                10 if is_named(name, b"keep-alive") => return None,
+                10 if is_named(name, b"connection") => {
+                    ends |= only_closes_or_keeps_alive(value)?;
+                    is_copied = false;
+                }
+                3 if is_named(name, b"via") => is_copied = false,
+                9 if is_named(name, b"forwarded") => is_copied = false,
+                15 if is_named(name, b"x-forwarded-for") => is_copied = false,
+                12 if is_named(name, b"max-forwards") => return None,
                 // Copied as it is, so it must be as it would be written.
-                14 if is("content-length") && value.len() > 1 && value.starts_with(b"0") => return None,
-                14 if is("http2-settings") => return None,
-                16 if is("proxy-connection") => return None,
-                18 if is("proxy-authenticate") => return None,
+                14 if is_named(name, b"content-length") && value.len() > 1 && value.starts_with(b"0") => {
+                    return None;
+                }
+                14 if is_named(name, b"http2-settings") => return None,
+                16 if is_named(name, b"proxy-connection") => return None,
+                18 if is_named(name, b"proxy-authenticate") => return None,
                 _ => {}
             }
         }
-        (length <= MAX_HEAD).then_some(Self { length, ends })
+        (length <= MAX_HEAD).then_some(Self { length, ends, is_copied })
     }
 
     /// Returns the head for the application, with room for a little of the body.
     pub(super) fn for_application(&self, head: &Head<'_>, client: &Peer) -> Vec<u8> {
         let mut text = Vec::with_capacity(self.length + 128);
-        for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
-            text.extend_from_slice(part.as_bytes());
-        }
-        let mut announced = Announced::default();
-        for (name, value) in head.lines.lines() {
-            let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-            let appended = match name.len() {
-                10 if is("connection") => continue,
-                3 if is("via") => &mut announced.via,
-                9 if is("forwarded") => &mut announced.forwarded,
-                15 if is("x-forwarded-for") => &mut announced.forwarded_for,
-                _ => {
-                    write_line(&mut text, name, value);
-                    continue;
-                }
-            };
-            if std::mem::replace(appended, true) {
-                continue;
+        let announced = match head.usual_text().filter(|_| self.is_copied) {
+            Some(usual) => {
+                text.extend_from_slice(usual);
+                Announced::default()
             }
-            text.extend_from_slice(name);
-            text.extend_from_slice(b": ");
-            // On one line, because not every application reads several.
-            for value in std::str::from_utf8(name).into_iter().flat_map(|name| head.lines.values(name)) {
-                text.extend_from_slice(value);
-                text.extend_from_slice(b", ");
-            }
-            let item = match name.len() {
-                3 => VIA_HTTP_11,
-                9 => &forwarded_node(client.address),
-                _ => &client.text,
-            };
-            text.extend_from_slice(item.as_bytes());
-            text.extend_from_slice(b"\r\n");
-        }
+            None => copy_and_announce(&mut text, head, client),
+        };
         if !announced.forwarded_for {
             write_line(&mut text, b"x-forwarded-for", client.text.as_bytes());
         }
@@ -95,6 +78,44 @@ impl Plain {
         text.extend_from_slice(b"\r\n");
         text
     }
+}
+
+/// Copies the lines of a head one by one, and appends the client and this proxy where they belong.
+fn copy_and_announce(text: &mut Vec<u8>, head: &Head<'_>, client: &Peer) -> Announced {
+    for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
+        text.extend_from_slice(part.as_bytes());
+    }
+    let mut announced = Announced::default();
+    for (name, value) in head.lines.lines() {
+        let appended = match name.len() {
+            10 if is_named(name, b"connection") => continue,
+            3 if is_named(name, b"via") => &mut announced.via,
+            9 if is_named(name, b"forwarded") => &mut announced.forwarded,
+            15 if is_named(name, b"x-forwarded-for") => &mut announced.forwarded_for,
+            _ => {
+                write_line(text, name, value);
+                continue;
+            }
+        };
+        if std::mem::replace(appended, true) {
+            continue;
+        }
+        text.extend_from_slice(name);
+        text.extend_from_slice(b": ");
+        // On one line, because not every application reads several.
+        for value in std::str::from_utf8(name).into_iter().flat_map(|name| head.lines.values(name)) {
+            text.extend_from_slice(value);
+            text.extend_from_slice(b", ");
+        }
+        let item = match name.len() {
+            3 => VIA_HTTP_11,
+            9 => &forwarded_node(client.address),
+            _ => &client.text,
+        };
+        text.extend_from_slice(item.as_bytes());
+        text.extend_from_slice(b"\r\n");
+    }
+    announced
 }
 
 /// The client of a connection.
