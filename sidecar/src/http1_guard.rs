@@ -462,7 +462,10 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         }
         (self.written, self.output_body) = (0, Bytes::new());
         self.output.clear();
-        self.output.shrink_to(MAX_KEPT_BYTES);
+        // An exchange may have more to write.
+        if !self.handoff.is_in_exchange() {
+            self.output.shrink_to(MAX_KEPT_BYTES);
+        }
         Poll::Ready(Ok(()))
     }
 

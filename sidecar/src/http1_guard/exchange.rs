@@ -12,8 +12,8 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    BODY_TIMEOUT, Http1Guard, ImmediateResponder, MAX_EARLY, MAX_LINGER_BYTES, RequestError, Turn,
-    framing::Framing,
+    BODY_TIMEOUT, Http1Guard, ImmediateResponder, MAX_EARLY, MAX_KEPT_BYTES, MAX_LINGER_BYTES, RequestError,
+    Turn, framing::Framing,
 };
 
 /// A request on its way to the application, and the response on its way back. Dropped when its client has left.
@@ -96,6 +96,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             return Poll::Pending;
         };
         self.handoff.ends_exchange();
+        self.output.shrink_to(MAX_KEPT_BYTES);
         self.timer = None;
         Poll::Ready(outcome)
     }
@@ -134,7 +135,8 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
                     }
                     // Interim responses do not wait for the final one.
                     Poll::Pending if !self.output.is_empty() => continue,
-                    Poll::Pending => {}
+                    // No large buffer is held while the application takes its time.
+                    Poll::Pending => self.output.shrink_to(MAX_KEPT_BYTES),
                 }
             } else {
                 current.exchange.prepare(context);

@@ -5,11 +5,12 @@ use std::{sync::Arc, time::Duration};
 use futures::future::BoxFuture;
 use http::{Request, Response, StatusCode, header::CONTENT_TYPE, response::Parts};
 use http_body_util::Either;
+use larder_policy::is_named;
 use tokio::time::{sleep, timeout};
 
-use super::Proxy;
 use crate::{
     mode::Mode,
+    snapshot::Snapshot,
     upstream::{Abandoned, ApplicationBody, Progress, RequestBody, Upstream, UpstreamError, WhenRefused},
 };
 
@@ -24,12 +25,9 @@ pub(super) struct Exchange {
     limit: Option<Duration>,
 }
 
-impl Proxy {
-    /// Returns the time for which the application may be silent, if the policy in force limits it.
-    pub(super) fn application_timeout(&self) -> Option<Duration> {
-        let snapshot = self.config.snapshot_guard();
-        snapshot.policy().application_timeout.filter(|_| snapshot.mode() == Mode::Serving)
-    }
+/// Returns the time for which the application may be silent, if the policy in force limits it.
+pub(super) fn application_timeout(snapshot: &Snapshot) -> Option<Duration> {
+    snapshot.policy().application_timeout.filter(|_| snapshot.mode() == Mode::Serving)
 }
 
 impl Exchange {
@@ -88,10 +86,10 @@ pub(super) fn may_be_silent(head: &Parts) -> bool {
 
 /// Returns true if a body of this type may be silent for any time.
 pub(super) fn is_stream(content_type: &[u8]) -> bool {
-    let kinds = [&b"text/event-stream"[..], b"application/grpc"];
-    kinds
-        .iter()
-        .any(|kind| content_type.get(..kind.len()).is_some_and(|begins| begins.eq_ignore_ascii_case(kind)))
+    fn begins<const N: usize>(content_type: &[u8], kind: &[u8; N]) -> bool {
+        content_type.first_chunk::<N>().is_some_and(|begins| is_named(begins, kind))
+    }
+    begins(content_type, b"text/event-stream") || begins(content_type, b"application/grpc")
 }
 
 #[cfg(test)]

@@ -2,7 +2,7 @@
 
 use std::{future::poll_fn, net::IpAddr, sync::Arc};
 
-use http::{HeaderValue, Method, Request, Response, StatusCode, Version, header::HOST};
+use http::{HeaderValue, Request, Response, StatusCode, Version, header::HOST};
 use http_body::Body as _;
 use http_body_util::Either;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
@@ -11,7 +11,8 @@ use tokio::time::timeout;
 
 use super::{
     Client, Proxy, Served,
-    deadline::{self, Exchange},
+    deadline::{self, Exchange, application_timeout},
+    request::CacheRequest,
     tunnel,
 };
 use crate::{
@@ -76,7 +77,8 @@ impl Proxy {
                 at_hand => at_hand,
             });
         }
-        Exchange::new(self.upstream.clone(), request, refused, abandoned, self.application_timeout())
+        let limit = application_timeout(&self.config.snapshot_guard());
+        Exchange::new(self.upstream.clone(), request, refused, abandoned, limit)
     }
 
     /// Waits for the response to a request, up to the policy's `application.timeout`.
@@ -102,17 +104,16 @@ impl Proxy {
         Ok(Response::from_parts(head, Paced::new(body, limit, &self.telemetry.stats)))
     }
 
-    /// Sends a request without a body that is text already, as [`Self::forward`] sends others.
+    /// Sends a request without a body whose text this is, as [`Self::forward`] sends others.
     pub(super) async fn forward_text(
         &self,
+        request: &CacheRequest,
         text: &[u8],
-        method: &Method,
-        client: &Client,
     ) -> Result<Response<Paced>, UpstreamError> {
-        let (is_head, is_idempotent) = (*method == Method::HEAD, method.is_idempotent());
+        let (is_head, is_idempotent) = (request.is_head(), request.method.is_idempotent());
         let raw = RawExchange::new(&self.upstream, text.to_vec(), BodyKind::None, is_head, is_idempotent);
-        let limit = self.application_timeout();
-        let response = response_to_text(raw, client);
+        let limit = application_timeout(&request.snapshot);
+        let response = response_to_text(raw, &request.client);
         let outcome = match limit {
             Some(limit) => timeout(limit, response).await.unwrap_or(Err(UpstreamError::Timeout(limit))),
             None => response.await,
@@ -229,7 +230,14 @@ pub(super) fn changed_protocol(
         tokio::spawn(tunnel::join(from_client, application, client.handoff.clone()));
     }
     let response = response.map(Body::stream);
-    Served { response, stored: None, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
+    Served {
+        response,
+        stored: None,
+        route: None,
+        outcome: Outcome::Pass,
+        tier: Tier::Application,
+        life: None,
+    }
 }
 
 /// Returns the application's response to a request that was passed on.

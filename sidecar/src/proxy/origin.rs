@@ -108,9 +108,7 @@ impl Proxy {
     ) -> Result<Received, UpstreamError> {
         let requested_at = wall_ms();
         let response = match request.text(kind) {
-            Some(text) if refused == WhenRefused::Retry => {
-                self.forward_text(text, &request.method, &request.client).await?
-            }
+            Some(text) if refused == WhenRefused::Retry => self.forward_text(request, text).await?,
             _ => self.forward(request.outgoing(kind), &request.client, None, refused).await?,
         };
         let times = Times { requested_at, received_at: wall_ms() };

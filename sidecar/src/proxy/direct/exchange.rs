@@ -28,15 +28,18 @@ use crate::{
     head_room::{self, AtClient},
     http1_guard::{Exchange, Part, RequestError, write_interim},
     problem::Problem,
-    proxy::{Proxy, write::Write},
+    proxy::{Proxy, deadline::application_timeout, write::Write},
     snapshot::Snapshot,
     stats::Outcome,
-    upstream::{BodyFraming, ExchangeError, MAX_COPIED, RawExchange, RawHead, UpstreamError, UpstreamReason},
+    upstream::{BodyFraming, ExchangeError, RawExchange, RawHead, UpstreamError, UpstreamReason},
     work::Work,
 };
 
-/// Number of bytes of small pieces from which they are passed on.
+/// Number of bytes of chunks from which they are passed on.
 const MAX_BATCH: usize = 16 << 10;
+
+/// Maximum number of bytes of a body with a length that are passed on at once. A client that does not read blocks so many.
+const MAX_PLAIN_BATCH: usize = 32 << 10;
 
 /// Facts about a request that is relayed.
 #[derive(Debug)]
@@ -88,6 +91,7 @@ impl std::fmt::Debug for Stage {
 }
 
 impl DirectExchange {
+    #[inline]
     pub(super) fn new(
         proxy: Arc<Proxy>,
         snapshot: Arc<Snapshot>,
@@ -96,7 +100,7 @@ impl DirectExchange {
         facts: Facts,
         write: Option<Write>,
     ) -> Self {
-        let limit = proxy.application_timeout();
+        let limit = application_timeout(&snapshot);
         let waits_since = facts.started;
         let (stage, rejected, timer) = (Stage::Head, None, None);
         Self { proxy, snapshot, facts, stage, raw, write, rejected, limit, timer, waits_since, work }
@@ -283,42 +287,44 @@ impl DirectExchange {
     ) -> Poll<Result<Part, ExchangeError>> {
         let Stage::Body(is_chunked) = self.stage else { return Poll::Pending };
         let start = output.len();
-        loop {
-            if self.raw.has_ended() {
-                return Poll::Ready(Ok(self.last(output, is_chunked)));
-            }
-            let piece = match self.raw.poll_piece(context) {
-                Poll::Ready(Some(frame)) => frame?.into_data().ok(),
-                Poll::Ready(None) => None,
-                Poll::Pending if output.len() > start => return Poll::Ready(Ok(Part::More(Bytes::new()))),
-                Poll::Pending => return Poll::Pending,
-            };
-            self.timer = None;
-            // Trailers end the body; the client did not ask for them.
-            let Some(piece) = piece else { return Poll::Ready(Ok(self.last(output, is_chunked))) };
-            if is_chunked {
-                let _ = write!(output, "{:x}\r\n", piece.len());
-            }
-            if !is_chunked && piece.len() > MAX_COPIED {
-                let ends = self.facts.ends;
-                let has_ended = self.raw.has_ended();
-                return Poll::Ready(Ok(if has_ended { Part::Last(piece, ends) } else { Part::More(piece) }));
-            }
-            output.extend_from_slice(&piece);
-            if is_chunked {
-                output.extend_from_slice(b"\r\n");
-            }
-            if output.len() - start >= MAX_BATCH {
+        let most = if is_chunked { MAX_BATCH } else { MAX_PLAIN_BATCH };
+        while !self.raw.has_ended() {
+            let left = most.saturating_sub(output.len() - start);
+            if left == 0 {
                 return Poll::Ready(Ok(Part::More(Bytes::new())));
             }
+            let polled = match is_chunked {
+                true => self.poll_chunk(context, output),
+                false => self.raw.poll_append(context, output, left),
+            };
+            match polled {
+                Poll::Ready(appended) => appended?,
+                Poll::Pending if output.len() > start => return Poll::Ready(Ok(Part::More(Bytes::new()))),
+                Poll::Pending => return Poll::Pending,
+            }
+            self.timer = None;
         }
-    }
-
-    fn last(&self, output: &mut Vec<u8>, is_chunked: bool) -> Part {
         if is_chunked {
             output.extend_from_slice(b"0\r\n\r\n");
         }
-        Part::Last(Bytes::new(), self.facts.ends)
+        Poll::Ready(Ok(Part::Last(Bytes::new(), self.facts.ends)))
+    }
+
+    /// Appends the next piece of a body as a chunk. Trailers are left out: the client did not ask for them.
+    fn poll_chunk(
+        &mut self,
+        context: &mut Context<'_>,
+        output: &mut Vec<u8>,
+    ) -> Poll<Result<(), ExchangeError>> {
+        let Some(frame) = ready!(self.raw.poll_piece(context)) else {
+            return Poll::Ready(if self.raw.has_ended() { Ok(()) } else { Err(ExchangeError::ClosedInBody) });
+        };
+        if let Ok(piece) = frame?.into_data() {
+            let _ = write!(output, "{:x}\r\n", piece.len());
+            output.extend_from_slice(&piece);
+            output.extend_from_slice(b"\r\n");
+        }
+        Poll::Ready(Ok(()))
     }
 
     /// Counts and logs a body that broke off: the client can't be told.

@@ -87,6 +87,35 @@ impl WireBody {
         }
     }
 
+    /// Appends at most so many bytes of a body with a length to `output`.
+    pub(super) fn poll_append(
+        &mut self,
+        context: &mut Context<'_>,
+        output: &mut Vec<u8>,
+        most: usize,
+    ) -> Poll<Result<(), ExchangeError>> {
+        let (Some(connection), Framing::Length(left)) = (&mut self.connection, &mut self.framing) else {
+            return Poll::Ready(Err(ExchangeError::ClosedInBody));
+        };
+        let most = most.min(usize::try_from(*left).unwrap_or(usize::MAX));
+        let appended = match ready!(connection.poll_append(context, output, most)) {
+            Ok(0) => Err(ExchangeError::ClosedInBody),
+            Ok(appended) => Ok(appended),
+            Err(error) => Err(error.into()),
+        };
+        match appended {
+            Ok(appended) => *left -= appended as u64,
+            Err(error) => {
+                (self.connection, self.upload) = (None, None);
+                return Poll::Ready(Err(error));
+            }
+        }
+        if self.framing.has_ended() {
+            self.end();
+        }
+        Poll::Ready(Ok(()))
+    }
+
     fn fail(&mut self, error: ExchangeError) -> Poll<Option<Result<Frame<Bytes>, ExchangeError>>> {
         (self.connection, self.upload) = (None, None);
         Poll::Ready(Some(Err(error)))

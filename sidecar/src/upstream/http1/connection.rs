@@ -6,7 +6,7 @@ use std::{
     task::{Context, Poll, ready},
 };
 
-use bytes::BytesMut;
+use bytes::{Buf, BufMut, BytesMut};
 use socket2::SockRef;
 use tokio::{
     net::{
@@ -37,10 +37,33 @@ impl Connection {
 
     /// Reads into the input, which gets room for so many bytes once there are any. Returns 0 at the end of the stream.
     pub(super) fn poll_read(&mut self, context: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
-        // No buffer is held while the application takes its time.
-        ready!(self.reader.as_ref().poll_read_ready(context))?;
-        self.input.reserve(room);
+        // No buffer is made while the application takes its time.
+        if !self.input.try_reclaim(room) {
+            ready!(self.reader.as_ref().poll_read_ready(context))?;
+            self.input.reserve(room);
+        }
         poll_read_buf(Pin::new(&mut self.reader), context, &mut self.input)
+    }
+
+    /// Appends at most so many bytes to `output`, without a copy of those that have not been received yet. Returns 0 at the end of the
+    /// stream.
+    pub(super) fn poll_append(
+        &mut self,
+        context: &mut Context<'_>,
+        output: &mut Vec<u8>,
+        most: usize,
+    ) -> Poll<io::Result<usize>> {
+        if !self.input.is_empty() {
+            let count = self.input.len().min(most);
+            output.extend_from_slice(&self.input[..count]);
+            self.input.advance(count);
+            return Poll::Ready(Ok(count));
+        }
+        if output.capacity() - output.len() < most {
+            ready!(self.reader.as_ref().poll_read_ready(context))?;
+            output.reserve_exact(most);
+        }
+        poll_read_buf(Pin::new(&mut self.reader), context, &mut output.limit(most))
     }
 
     /// Returns true if an idle connection is open and has received nothing, as far as the runtime has heard. With `asks_kernel`, the

@@ -298,6 +298,19 @@ impl RawExchange {
         matches!(&self.stage, Stage::Responding(body, _) if body.is_end_stream())
     }
 
+    /// Appends at most so many bytes of a body with a length, which has not ended, to `output`.
+    pub fn poll_append(
+        &mut self,
+        context: &mut Context<'_>,
+        output: &mut Vec<u8>,
+        most: usize,
+    ) -> Poll<Result<(), ExchangeError>> {
+        match &mut self.stage {
+            Stage::Responding(body, _) => body.poll_append(context, output, most),
+            _ => Poll::Ready(Err(ExchangeError::ClosedInBody)),
+        }
+    }
+
     /// Reads the next piece of the body; `None` at its end.
     pub fn poll_piece(
         &mut self,
