@@ -44,8 +44,11 @@ pub use raw::RawExchange;
 /// an idle connection is closed here before the application closes it.
 const IDLE_TIMEOUT: Duration = Duration::from_millis(1500);
 
-/// Maximum idle time of a connection for a request that can't be sent twice: no server closes one so soon.
-const IDLE_LIMIT_FOR_ONCE: Duration = Duration::from_millis(10);
+/// Maximum idle time of a connection for a request that can't be sent twice: no server's keep-alive is so short.
+const IDLE_LIMIT_FOR_ONCE: Duration = Duration::from_millis(500);
+
+/// Maximum time since the application's last response, over any connection, for the same: a longer silence may be that of one that ends.
+const SILENCE_LIMIT_FOR_ONCE: Duration = Duration::from_millis(50);
 
 /// Idle time for which only what the runtime has heard of a connection counts, if the request can be sent twice.
 const IDLE_UNASKED: Duration = Duration::from_millis(1);
@@ -58,11 +61,13 @@ pub(super) struct Http1 {
     idle: Mutex<Idle>,
 }
 
-#[derive(Debug, Default)]
+#[derive(Debug)]
 struct Idle {
     /// Idle connections, the most recently used last. They move between the pool and bodies, so each has a place of its own.
     #[expect(clippy::vec_box, reason = "a connection keeps its allocation while it serves requests")]
     connections: Vec<Box<Connection>>,
+    /// Time at which the last connection became idle, after a whole response.
+    heard: Instant,
     /// True while a task closes connections that stay idle.
     is_watched: bool,
 }
@@ -80,7 +85,8 @@ impl SwitchedConnection {
 
 impl Http1 {
     pub(super) fn new(dialer: Arc<Dialer>, budget: Arc<Budget>) -> Self {
-        Self { dialer, budget, idle: Mutex::default() }
+        let idle = Idle { connections: Vec::new(), heard: Instant::now(), is_watched: false };
+        Self { dialer, budget, idle: Mutex::new(idle) }
     }
 
     /// Sends a request. One that failed on a connection which may have been closed is sent once more, over a new connection, if its body
@@ -160,15 +166,22 @@ impl Http1 {
         Ok(Box::new(Connection::new(stream)))
     }
 
-    /// Takes the most recently used connection, if it was idle for a shorter time than such a request permits. An older one is closed
+    /// Takes the most recently used connection, if such a request may have it. One that was idle for too long is closed
     /// and replaced, so that there are never more connections than concurrent requests.
     fn take_idle(&self, may_be_repeated: bool) -> Option<Box<Connection>> {
-        let limit = if may_be_repeated { IDLE_TIMEOUT } else { IDLE_LIMIT_FOR_ONCE };
         loop {
-            let connection = self.idle.lock().connections.pop()?;
-            let idle_for = connection.since.elapsed();
+            let (connection, heard) = {
+                let mut idle = self.idle.lock();
+                (idle.connections.pop()?, idle.heard)
+            };
+            let now = Instant::now();
+            let idle_for = now - connection.since;
             if connection.is_quiet(!may_be_repeated || idle_for > IDLE_UNASKED) {
-                return (idle_for < limit).then_some(connection);
+                let is_fresh = match may_be_repeated {
+                    true => idle_for < IDLE_TIMEOUT,
+                    false => idle_for < IDLE_LIMIT_FOR_ONCE && now - heard < SILENCE_LIMIT_FOR_ONCE,
+                };
+                return is_fresh.then_some(connection);
             }
         }
     }
@@ -177,6 +190,7 @@ impl Http1 {
     fn keep(self: &Arc<Self>, mut connection: Box<Connection>) {
         connection.since = Instant::now();
         let mut idle = self.idle.lock();
+        idle.heard = connection.since;
         idle.connections.push(connection);
         if !mem::replace(&mut idle.is_watched, true) {
             tokio::spawn(Arc::clone(self).end_idle());

@@ -193,7 +193,7 @@ async fn a_write_is_not_put_on_a_connection_that_the_application_has_closed() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_aimed_at_the_end_of_idle_connections_arrive() {
-    const KEEPALIVE: Duration = Duration::from_millis(20);
+    const KEEPALIVE: Duration = Duration::from_millis(60);
     let origin = RawOrigin::start(|mut stream| async move {
         while let Ok(head) = tokio::time::timeout(KEEPALIVE, read_head(&mut stream)).await {
             if head.is_empty() {
@@ -205,7 +205,7 @@ async fn writes_aimed_at_the_end_of_idle_connections_arrive() {
     .await;
     let sidecar = Sidecar::bare(origin.address).await;
     let mut client = Wire::to(sidecar.address).await;
-    for number in 0..75 {
+    for number in 0..50 {
         client.say("POST /a HTTP/1.1\r\nHost: shop.test\r\nContent-Length: 0\r\n\r\n").await;
         let (head, body) = client.answer().await;
         assert!(head.starts_with("http/1.1 200"), "{number}: {head}{body}");

@@ -242,6 +242,24 @@ async fn only_idempotent_requests_are_sent_again_over_a_closed_connection() {
 }
 
 #[tokio::test]
+async fn request_that_is_sent_once_takes_no_idle_connection_of_a_silent_application() {
+    let server = Server::saying(&[OK; 2]).await;
+    let ago = |millis| Instant::now() - Duration::from_millis(millis);
+    for (idle_for, silent_for, is_taken) in [(5, 5, true), (200, 5, true), (200, 200, false), (900, 5, false)]
+    {
+        server.get().await.1.unwrap();
+        let (since, heard) = (ago(idle_for), ago(silent_for));
+        {
+            let mut idle = server.client.idle.lock();
+            idle.connections[0].since = since;
+            idle.heard = heard;
+        }
+        assert_eq!(server.client.take_idle(false).is_some(), is_taken, "{idle_for} ms, {silent_for} ms");
+        assert_eq!(server.idle(), 0);
+    }
+}
+
+#[tokio::test]
 async fn request_is_sent_again_over_a_new_connection() {
     // Each connection ends with its second request.
     let server = Server::saying(&[OK, ""]).await;
