@@ -7,6 +7,7 @@ pub mod cache_control;
 pub mod checking;
 pub mod entry;
 pub mod freshness;
+pub mod http2;
 mod input;
 pub mod key;
 pub mod path;
@@ -21,11 +22,12 @@ mod tests {
 
     type Check = fn(&[u8]);
 
-    const TARGETS: [(&str, Check); 10] = [
+    const TARGETS: [(&str, Check); 11] = [
         ("cache_control", crate::cache_control::check),
         ("checking", crate::checking::check),
         ("entry", crate::entry::check),
         ("freshness", crate::freshness::check),
+        ("http2", crate::http2::check),
         ("key", crate::key::check),
         ("path", crate::path::check),
         ("policy", crate::policy::check),
