@@ -3,9 +3,13 @@
 use std::fmt::Write as _;
 
 /// Width of the names, of the bars and of all, in pixels.
-const NAMES: f64 = 300.0;
+const NAMES: f64 = 340.0;
 const BARS: f64 = 440.0;
 const WIDTH: f64 = NAMES + BARS + 60.0;
+
+/// Width of a figure, and the gap on either side of it.
+const FIGURE: f64 = 28.0;
+const GAP: f64 = 6.0;
 
 /// Height of a line, and that of the lines above and below the bars.
 const LINE: f64 = 22.0;
@@ -28,6 +32,11 @@ pub fn svg(title: &str, bars: &[(String, f64)]) -> String {
     let longest = bars.iter().map(|(_, ratio)| *ratio).fold(MIN_END, f64::max);
     let end = (longest * 2.0).ceil() / 2.0;
     let at = |ratio: f64| NAMES + ratio / end * BARS;
+    let figure_at = |ratio: f64| {
+        let (place, line) = (at(ratio) + GAP, at(1.0));
+        // The line would go through it.
+        if place < line + GAP && place + FIGURE + GAP > line { line + GAP } else { place }
+    };
     let bottom = ABOVE + bars.len() as f64 * LINE;
     let height = bottom + BELOW;
     let mut text = format!(
@@ -56,7 +65,7 @@ pub fn svg(title: &str, bars: &[(String, f64)]) -> String {
             top + 3.0,
             at(*ratio) - NAMES,
             LINE - 6.0,
-            at(*ratio) + 6.0,
+            figure_at(*ratio),
             baseline = top + 16.0,
         );
     }
@@ -76,9 +85,17 @@ mod tests {
     #[test]
     fn bar_is_as_long_as_its_ratio() {
         let chart = svg("A title", &[("one".into(), 1.0), ("half".into(), 0.5)]);
-        assert!(chart.contains("class=\"better\" x=\"300\" y=\"49.0\" width=\"220.0\""), "{chart}");
-        assert!(chart.contains("class=\"worse\" x=\"300\" y=\"71.0\" width=\"110.0\""), "{chart}");
-        assert!(chart.contains("class=\"line\" x1=\"520.0\""), "{chart}");
+        assert!(chart.contains("class=\"better\" x=\"340\" y=\"49.0\" width=\"220.0\""), "{chart}");
+        assert!(chart.contains("class=\"worse\" x=\"340\" y=\"71.0\" width=\"110.0\""), "{chart}");
+        assert!(chart.contains("class=\"line\" x1=\"560.0\""), "{chart}");
         assert!(chart.contains(">0.50</text>") && chart.contains(">half</text>"), "{chart}");
+    }
+
+    #[test]
+    fn figure_stands_behind_its_bar_but_never_on_the_line() {
+        for (ratio, place) in [(0.5, 456.0), (0.9, 566.0), (0.99, 566.0), (1.0, 566.0), (1.1, 588.0)] {
+            let chart = svg("A title", &[("one".into(), ratio)]);
+            assert!(chart.contains(&format!("<text x=\"{place:.1}\" y=\"62.0\">{ratio:.2}<")), "{chart}");
+        }
     }
 }
