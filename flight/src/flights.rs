@@ -7,7 +7,6 @@
 #[cfg(not(feature = "shuttle"))]
 mod tests;
 
-use std::collections::HashMap;
 use std::fmt;
 use std::hash::BuildHasher;
 use std::pin::Pin;
@@ -15,6 +14,7 @@ use std::sync::Arc;
 use std::task::{Context, Poll};
 use std::time::Instant;
 
+use hashbrown::HashTable;
 use slab::Slab;
 
 use crate::sync::{Hasher, Mutex};
@@ -23,7 +23,7 @@ use crate::wakes::{Bell, Wakes};
 /// Locks that the keys are spread over; a power of two.
 const SHARDS: usize = 16;
 
-type Shard<T> = Mutex<HashMap<Arc<str>, Arc<Flight<T>>, Hasher>>;
+type Shard<T> = Mutex<HashTable<Arc<Flight<T>>>>;
 
 /// The flights in progress, by key.
 ///
@@ -48,6 +48,8 @@ struct Table<T> {
 
 struct Flight<T> {
     key: Arc<str>,
+    /// Hash of the key, which is hashed once.
+    hash: u64,
     shared: Mutex<Shared<T>>,
 }
 
@@ -81,18 +83,18 @@ pub enum Joined<T: Clone + Send> {
 impl<T: Clone + Send> Flights<T> {
     /// Creates a map without flights.
     pub fn new() -> Self {
-        let hasher = Hasher::default();
-        let shards = std::array::from_fn(|_| Mutex::new(HashMap::with_hasher(hasher.clone())));
-        Self { table: Arc::new(Table { hasher, shards }) }
+        let shards = std::array::from_fn(|_| Mutex::new(HashTable::new()));
+        Self { table: Arc::new(Table { hasher: Hasher::default(), shards }) }
     }
 
     /// Leads for `key` or waits for its current lead.
     pub fn join(&self, key: &str) -> Joined<T> {
-        let mut shard = self.table.shard(key).lock();
-        if let Some(flight) = shard.get(key) {
+        let hash = self.table.hasher.hash_one(key);
+        let mut shard = self.table.shard(hash).lock();
+        if let Some(flight) = shard.find(hash, |flight| *flight.key == *key) {
             return Joined::Wait(Wait::new(flight));
         }
-        Joined::Lead(self.lead(&mut shard, key.into()))
+        Joined::Lead(self.lead(&mut shard, Flight::new(key.into(), hash)))
     }
 
     /// Leads in place of the flight that `overdue` waits for, which can no longer be joined: its remaining waiters are
@@ -101,22 +103,26 @@ impl<T: Clone + Send> Flights<T> {
     /// A flight that has landed may be overtaken, too: those who joined it get its outcome all the same.
     pub fn overtake(&self, overdue: Wait<T>) -> Joined<T> {
         let flight = &overdue.flight;
+        let next = Flight::new(Arc::clone(&flight.key), flight.hash);
         let lead = {
-            let mut shard = self.table.shard(&flight.key).lock();
-            match shard.get(&flight.key) {
-                Some(current) if !Arc::ptr_eq(current, flight) => return Joined::Wait(Wait::new(current)),
-                _ => self.lead(&mut shard, Arc::clone(&flight.key)),
+            let mut shard = self.table.shard(flight.hash).lock();
+            if let Ok(current) = shard.find_entry(flight.hash, |known| known.key == flight.key) {
+                if !Arc::ptr_eq(current.get(), flight) {
+                    return Joined::Wait(Wait::new(current.get()));
+                }
+                current.remove();
             }
+            self.lead(&mut shard, next)
         };
         // After the key: those who are woken must find the new lead when they join again.
         flight.end(State::Lost);
         Joined::Lead(lead)
     }
 
-    /// Begins a flight, in place of any that is there.
-    fn lead(&self, shard: &mut HashMap<Arc<str>, Arc<Flight<T>>, Hasher>, key: Arc<str>) -> Lead<T> {
-        let flight = Arc::new(Flight::new(Arc::clone(&key)));
-        shard.insert(key, Arc::clone(&flight));
+    /// Begins a flight whose key is free.
+    fn lead(&self, shard: &mut HashTable<Arc<Flight<T>>>, flight: Flight<T>) -> Lead<T> {
+        let flight = Arc::new(flight);
+        shard.insert_unique(flight.hash, Arc::clone(&flight), |flight| flight.hash);
         Lead(Entry { table: Arc::clone(&self.table), flight })
     }
 
@@ -132,16 +138,16 @@ impl<T: Clone + Send> Flights<T> {
 }
 
 impl<T> Table<T> {
-    fn shard(&self, key: &str) -> &Shard<T> {
-        // Not the low bits, which choose the place within the map.
-        &self.shards[(self.hasher.hash_one(key) >> 32) as usize % SHARDS]
+    fn shard(&self, hash: u64) -> &Shard<T> {
+        // Not the low bits, which choose the place within the shard.
+        &self.shards[(hash >> 32) as usize % SHARDS]
     }
 }
 
 impl<T> Flight<T> {
-    fn new(key: Arc<str>) -> Self {
+    fn new(key: Arc<str>, hash: u64) -> Self {
         let state = State::Flying(Slab::new());
-        Self { key, shared: Mutex::new(Shared { state, since: Instant::now(), waits: 0, releases: 0 }) }
+        Self { key, hash, shared: Mutex::new(Shared { state, since: Instant::now(), waits: 0, releases: 0 }) }
     }
 
     /// Ends the flight and wakes its waiters.
@@ -192,11 +198,12 @@ impl<T> Drop for Entry<T> {
     fn drop(&mut self) {
         // First the key, then the waiters: one of them must find it free when it joins again.
         let (removed, successor) = {
-            let key = &self.flight.key;
-            let mut shard = self.table.shard(key).lock();
-            match shard.get(key) {
-                Some(flight) if Arc::ptr_eq(flight, &self.flight) => (shard.remove_entry(key), None),
-                other => (None, other.cloned()),
+            let Flight { key, hash, .. } = &*self.flight;
+            let mut shard = self.table.shard(*hash).lock();
+            match shard.find_entry(*hash, |flight| flight.key == *key) {
+                Ok(entry) if Arc::ptr_eq(entry.get(), &self.flight) => (Some(entry.remove().0), None),
+                Ok(entry) => (None, Some(Arc::clone(entry.get()))),
+                Err(_) => (None, None),
             }
         };
         self.flight.end(State::Lost);
