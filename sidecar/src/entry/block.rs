@@ -131,8 +131,8 @@ impl<'a> StoredFields<'a> {
     pub(super) fn checked(lines: &'a [u8], is_refused: impl Fn(&[u8]) -> bool) -> Option<Self> {
         let mut rest = lines;
         while !rest.is_empty() {
-            let (name, after) = split_while(rest, |byte| IS_IN_NAME[usize::from(byte)]);
-            let (value, after) = split_while(after.strip_prefix(b": ")?, is_in_value);
+            let (name, after) = split_while(rest, IN_NAME);
+            let (value, after) = split_while(after.strip_prefix(b": ")?, IN_VALUE);
             let after = after.strip_prefix(b"\r\n")?;
             // Of the age only a number is written, and in the first line.
             let is_odd = name == b"age" && (rest.len() < lines.len() || value.len() > MAX_AGE_LENGTH);
@@ -186,28 +186,41 @@ impl Fields for StoredFields<'_> {
     }
 }
 
-/// Characters of a name (RFC 9110, section 5.6.2) in lower case.
-const IS_IN_NAME: [bool; 256] = {
-    let mut is_in_name = [false; 256];
+/// Bit of a character of a name (RFC 9110, section 5.6.2) in lower case.
+const IN_NAME: u8 = 1;
+
+/// Bit of a character of a value (RFC 9110, section 5.5).
+const IN_VALUE: u8 = 1 << 1;
+
+/// The bits of each character.
+const CHARACTERS: [u8; 256] = {
+    let mut characters = [0; 256];
     let mut byte = 0;
     while byte < 256 {
-        is_in_name[byte] = matches!(
-            byte as u8,
-            b'a'..=b'z' | b'0'..=b'9' | b'!' | b'#'..=b'\'' | b'*' | b'+' | b'-' | b'.' | b'^'..=b'`' | b'|' | b'~'
-        );
+        characters[byte] = match byte as u8 {
+            b'a'..=b'z'
+            | b'0'..=b'9'
+            | b'!'
+            | b'#'..=b'\''
+            | b'*'
+            | b'+'
+            | b'-'
+            | b'.'
+            | b'^'..=b'`'
+            | b'|'
+            | b'~' => IN_NAME | IN_VALUE,
+            b'\t' | b' '..=b'~' | 0x80.. => IN_VALUE,
+            _ => 0,
+        };
         byte += 1;
     }
-    is_in_name
+    characters
 };
 
-/// Returns true for a character of a value (RFC 9110, section 5.5).
-const fn is_in_value(byte: u8) -> bool {
-    byte >= b' ' && byte != 0x7f || byte == b'\t'
-}
-
-/// Splits bytes before the first one that is not such.
-fn split_while(bytes: &[u8], is_such: impl Fn(u8) -> bool) -> (&[u8], &[u8]) {
-    bytes.split_at(bytes.iter().position(|byte| !is_such(*byte)).unwrap_or(bytes.len()))
+/// Splits bytes before the first one that does not have this bit.
+fn split_while(bytes: &[u8], bit: u8) -> (&[u8], &[u8]) {
+    let end = bytes.iter().position(|byte| CHARACTERS[usize::from(*byte)] & bit == 0);
+    bytes.split_at(end.unwrap_or(bytes.len()))
 }
 
 /// The lines of a text, which is well-formed.
