@@ -59,7 +59,14 @@ pub(super) fn is_in_list(listed: &[u8], version: PurgeName) -> bool {
         let digit = |number: u8| b"0123456789abcdef"[usize::from(number)];
         digits.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
     }
-    listed.split(|byte| *byte == b' ').any(|one| one.starts_with(&wanted))
+    let mut versions = Some(listed);
+    while let Some(rest) = versions {
+        if rest.starts_with(&wanted) {
+            return true;
+        }
+        versions = memchr::memchr(b' ', rest).map(|space| &rest[space + 1..]);
+    }
+    false
 }
 
 /// The name of a version as the list has it.
