@@ -37,18 +37,18 @@ use crate::{
     work::Work,
 };
 
+mod accepted;
 mod detect;
 mod http2;
 mod idle;
-mod peer;
 mod requests;
 mod resets;
 mod splice;
 
+use accepted::Accepted;
 use detect::{Detected, Other, detect};
 use http2::serve_http2;
 pub use idle::end_idle;
-use peer::Peer;
 use splice::{Spliced, splice};
 
 /// Maximum time, and number of bytes, for which a rejected client's data is read and dropped, so that it can read the
@@ -143,10 +143,10 @@ async fn serve_to_its_end(
     let _ = SockRef::from(&stream).set_tcp_user_timeout(Some(UNREAD_TIMEOUT));
     let ip = client.ip().to_canonical();
     let (proxy, shutdown) = (&proxy, &shutdown);
-    let peer = Peer { address: ip, proxy, shutdown, place };
+    let accepted = Accepted { address: ip, proxy, shutdown, place };
     let outcome = match detect(&mut stream, proxy, shutdown).await {
-        Ok(Detected::Http1(beginning)) => serve_http1(stream, &beginning, peer).await,
-        Ok(Detected::Http2(beginning)) => serve_http2(stream, &beginning, peer).await,
+        Ok(Detected::Http1(beginning)) => serve_http1(stream, &beginning, accepted).await,
+        Ok(Detected::Http2(beginning)) => serve_http2(stream, &beginning, accepted).await,
         Ok(Detected::Other(other)) => {
             place.connection().serves();
             serve_other(stream, other, ip, proxy).await.map_err(Into::into)
@@ -216,7 +216,7 @@ async fn respond(
 async fn serve_http1(
     stream: TcpStream,
     beginning: &[u8],
-    Peer { address: client, proxy, shutdown, place }: Peer<'_>,
+    Accepted { address: client, proxy, shutdown, place }: Accepted<'_>,
 ) -> anyhow::Result<()> {
     let handoff = Arc::new(Handoff::new(&proxy.telemetry().stats.budget, place));
     let in_progress = Arc::<InProgress>::default();

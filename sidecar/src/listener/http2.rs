@@ -22,7 +22,7 @@ use tokio::{
 };
 use tokio_util::sync::CancellationToken;
 
-use super::{peer::Peer, requests::Requests, resets::Resets};
+use super::{accepted::Accepted, requests::Requests, resets::Resets};
 use crate::{
     connections::Admitted,
     head_room,
@@ -57,15 +57,15 @@ const IDLE_INTERVAL: Duration = Duration::from_secs(10 * 60);
 pub(super) async fn serve_http2<IO: AsyncRead + AsyncWrite + Unpin>(
     stream: IO,
     beginning: &[u8],
-    peer: Peer<'_>,
+    accepted: Accepted<'_>,
 ) -> anyhow::Result<()> {
-    serve_until_idle(stream, beginning, peer, IDLE_INTERVAL).await
+    serve_until_idle(stream, beginning, accepted, IDLE_INTERVAL).await
 }
 
 async fn serve_until_idle<IO: AsyncRead + AsyncWrite + Unpin>(
     stream: IO,
     beginning: &[u8],
-    Peer { address: client, proxy, shutdown, place }: Peer<'_>,
+    Accepted { address: client, proxy, shutdown, place }: Accepted<'_>,
     idle_interval: Duration,
 ) -> anyhow::Result<()> {
     // Cancelled when the client should turn to another pod.
@@ -214,8 +214,8 @@ mod tests {
         let (ours, theirs) = tokio::io::duplex(1 << 16);
         let begun = Instant::now();
         let (client, idle) = (Ipv4Addr::LOCALHOST.into(), Duration::from_millis(50));
-        let peer = Peer { address: client, proxy: &proxy, shutdown: &shutdown, place: &place };
-        let served = serve_until_idle(theirs, b"", peer, idle);
+        let accepted = Accepted { address: client, proxy: &proxy, shutdown: &shutdown, place: &place };
+        let served = serve_until_idle(theirs, b"", accepted, idle);
         let asked = async {
             let (sender, connection) = h2::client::handshake(ours).await.unwrap();
             let _open: h2::client::SendRequest<Bytes> = sender;
