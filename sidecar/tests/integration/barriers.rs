@@ -4,16 +4,9 @@ use std::{sync::Arc, time::Duration};
 
 use tokio::sync::Semaphore;
 
-use super::harness::{Origin, Policy, RedisServer, Sidecar, reply, until};
+use super::harness::{Origin, Policy, RedisServer, Sidecar, reply, tagged_pages, until};
 
-const TAGGED: &str = r#"
-l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
-routes:
-- {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
-invalidation:
-  onWrite:
-  - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
-"#;
+const TAGGED: &str = tagged_pages!("l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}");
 
 /// An application that responds with a request's number when it gets a permit.
 async fn held() -> (Origin, Arc<Semaphore>) {

@@ -42,6 +42,22 @@ pub(super) use sidecar::{Answer, Sidecar, TOKEN, exchange};
 pub(super) use steps::Steps;
 pub(super) use wire::{Wire, header};
 
+/// The spec of a policy with these lines, and with pages that are purged by a tag of their own and by writes.
+macro_rules! tagged_pages {
+    ($($line:literal),*) => {
+        concat!(
+            $($line, "\n",)*
+            r#"routes:
+- {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
+invalidation:
+  onWrite:
+  - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
+"#
+        )
+    };
+}
+pub(super) use tagged_pages;
+
 /// Timeout for anything that must happen.
 const TEST_TIMEOUT: Duration = Duration::from_secs(15);
 

@@ -2,17 +2,12 @@
 
 use std::time::{Duration, Instant};
 
-use super::harness::{Origin, Policy, RedisServer, Sidecar, until};
+use super::harness::{Origin, Policy, RedisServer, Sidecar, tagged_pages, until};
 
-const BRIEF: &str = r#"
-l1: {busGrace: 500ms}
-l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 200ms}}
-routes:
-- {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
-invalidation:
-  onWrite:
-  - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
-"#;
+const BRIEF: &str = tagged_pages!(
+    "l1: {busGrace: 500ms}",
+    "l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 200ms}}"
+);
 
 const GRACE: Duration = Duration::from_millis(500);
 /// Tolerance for a busy machine in a time measured from outside.

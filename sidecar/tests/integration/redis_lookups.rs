@@ -2,17 +2,14 @@
 
 use std::{collections::BTreeSet, time::Duration};
 
-use super::harness::{Origin, Policy, RedisServer, SeenCommand, Sidecar, reply, two, until, until_shared};
+use super::harness::{
+    Origin, Policy, RedisServer, SeenCommand, Sidecar, reply, tagged_pages, two, until, until_shared,
+};
 
-const SPEC: &str = r#"
-l1: {maxSize: 32Mi, maxObjectSize: 1Mi}
-l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
-routes:
-- {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
-invalidation:
-  onWrite:
-  - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
-"#;
+const SPEC: &str = tagged_pages!(
+    "l1: {maxSize: 32Mi, maxObjectSize: 1Mi}",
+    "l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}"
+);
 
 /// Commands of the heartbeat and of the list of versions, which pods send once a second whether there are requests or not.
 const BACKGROUND: [&str; 4] = ["HSETNX", "HGET", "PUBLISH", "EVALSHA"];

@@ -2,17 +2,12 @@
 
 use redis::{AsyncCommands, aio::MultiplexedConnection};
 
-use super::harness::{Origin, Policy, RedisServer, Sidecar, reply, two, until, until_shared};
+use super::harness::{Origin, Policy, RedisServer, Sidecar, reply, tagged_pages, two, until, until_shared};
 
-const SPEC: &str = r#"
-l1: {maxSize: 32Mi, maxObjectSize: 1Mi}
-l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 500ms}}
-routes:
-- {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
-invalidation:
-  onWrite:
-  - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
-"#;
+const SPEC: &str = tagged_pages!(
+    "l1: {maxSize: 32Mi, maxObjectSize: 1Mi}",
+    "l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 500ms}}"
+);
 
 async fn refused(sidecar: &Sidecar, reason: &str) -> f64 {
     sidecar.metric("larder_l2_refused_records_total", &[&format!("reason=\"{reason}\"")]).await

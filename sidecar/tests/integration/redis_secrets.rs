@@ -1,12 +1,8 @@
 //! TLS, users and passwords of Redis, and URLs that change while they are used.
 
-use super::harness::{Origin, Policy, RedisServer, Sidecar, two, until, until_shared};
+use super::harness::{Origin, Policy, RedisServer, Sidecar, tagged_pages, two, until, until_shared};
 
-const TAGGED: &str = r#"
-l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 500ms}}
-routes:
-- {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
-"#;
+const TAGGED: &str = tagged_pages!("l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 500ms}}");
 const PASSWORD: &str = "hunter2";
 
 async fn assert_a_purge_holds([a, b]: &[Sidecar; 2]) {

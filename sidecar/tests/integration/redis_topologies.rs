@@ -3,18 +3,14 @@
 use std::time::{Duration, Instant};
 
 use super::harness::{
-    Cluster, Fault, Folder, Origin, Policy, RedisServer, Relay, Sentinels, Sidecar, two, until, until_shared,
+    Cluster, Fault, Folder, Origin, Policy, RedisServer, Relay, Sentinels, Sidecar, tagged_pages, two, until,
+    until_shared,
 };
 
-const TAGGED: &str = r#"
-l1: {busGrace: 2s}
-l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 500ms}}
-routes:
-- {name: page, match: {path: "/{page}"}, ttl: 60s, tags: ["page:{page}"]}
-invalidation:
-  onWrite:
-  - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
-"#;
+const TAGGED: &str = tagged_pages!(
+    "l1: {busGrace: 2s}",
+    "l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 500ms}}"
+);
 
 /// Asserts that after each purge in one sidecar no sidecar has the old response.
 async fn assert_purges_hold(sidecars: &[Sidecar; 2], origin: &Origin, rounds: usize) {
