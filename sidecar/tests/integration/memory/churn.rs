@@ -12,6 +12,8 @@ const SPAN: Duration = Duration::from_secs(12);
 /// Time after which the sizes change.
 const PHASE: Duration = Duration::from_secs(2);
 const CLIENTS: u64 = 24;
+/// Memory that was freed and that the allocator has not given back yet: its thread looks every 100 ms, or later on a busy machine.
+const UNRETURNED: u64 = 4 << 20;
 
 /// Returns the length of the object of this number: of all orders of magnitude, small, or large.
 fn length(phase: u64, number: u64) -> u64 {
@@ -54,5 +56,6 @@ async fn churn_of_all_sizes_stays_within_l1_and_the_budget() {
     join_all((0..CLIENTS).map(ask)).await;
     assert!(sidecar.metric("larder_l1_evictions_total", &[]).await > 0.0);
     let taken = peak.bytes().saturating_sub(before);
-    assert!(taken <= MAX_SIZE + budget, "{} MiB of {}", taken >> 20, (MAX_SIZE + budget) >> 20);
+    let most = MAX_SIZE + budget + UNRETURNED;
+    assert!(taken <= most, "{} MiB of {}", taken >> 20, most >> 20);
 }
