@@ -224,7 +224,7 @@ mod tests {
     }
 
     #[test]
-    fn name_is_a_hash_of_its_kind_and_text_whatever_its_length() {
+    fn purge_name_is_a_hash_of_kind_and_text_at_any_length() {
         for length in [0, 1, MAX_SHORT - 4, MAX_SHORT - 3, 1000] {
             let tag = "a".repeat(length);
             let hash = blake3::hash(format!("tag:{tag}").as_bytes());
