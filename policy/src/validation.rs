@@ -9,7 +9,7 @@ use crate::{date, fields::Fields};
 
 mod update;
 
-pub use update::{freshen, not_modified_headers, not_modified_lines, selects};
+pub use update::{freshen, is_in_not_modified, not_modified_headers, not_modified_lines, selects};
 
 /// The effect of a request's conditions on a stored response.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

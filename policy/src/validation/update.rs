@@ -95,7 +95,7 @@ fn replaces(name: &HeaderName, stored: &HeaderMap, newer: &HeaderMap) -> bool {
 
 /// Returns true if a 304 for a stored response has the field of this name (RFC 9110, section 15.4.5): all but those that
 /// describe the absent body. Of these, `Content-Location` and `ETag` stay, and `Last-Modified` if there is no `ETag`.
-fn is_in_not_modified(name: &[u8], has_tag: bool) -> bool {
+pub fn is_in_not_modified(name: &[u8], has_tag: bool) -> bool {
     // The first letter tells of most other fields.
     match name.first().map(u8::to_ascii_lowercase) {
         Some(b'c' | b'd' | b'r') => {

@@ -7,9 +7,12 @@
 use std::{fmt, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, header::AGE};
-use larder_policy::{Fields, PurgeName};
-use memchr::memchr;
+use http::{
+    HeaderMap, HeaderName, HeaderValue,
+    header::{AGE, ETAG},
+};
+use larder_policy::{Fields, PurgeName, validation::is_in_not_modified};
+use memchr::{memchr, memrchr};
 
 use super::allocated;
 use crate::headers::write_line;
@@ -23,13 +26,19 @@ pub(super) struct Block {
     names: u16,
     /// Length of the first line if it is `Age`, of which a client gets another.
     age: u8,
+    /// Number of the lines that a 304 does not have, which are the last ones, or [`UNCOUNTED`].
+    not_in_304: u8,
 }
+
+/// Value for lines in any order.
+const UNCOUNTED: u8 = u8::MAX;
 
 impl Block {
     /// Length of a purge name.
     pub(super) const NAME: usize = 16;
 
-    /// Creates a block. Of the lines those of `Age` are replaced by one with `age`, in seconds.
+    /// Creates a block. Of the lines those of `Age` are replaced by one with `age`, in seconds, and those that a 304 does not have
+    /// become the last ones.
     pub(super) fn new<'a, Lines>(
         key: &str,
         names: &[PurgeName],
@@ -46,14 +55,21 @@ impl Block {
         bytes.extend_from_slice(key.as_bytes());
         names.iter().for_each(|name| bytes.extend_from_slice(name.as_bytes()));
         bytes.extend_from_slice(age.as_bytes());
-        for (name, value) in lines() {
-            write_line(&mut bytes, name.as_str().as_bytes(), value.as_bytes());
+        let (has_tag, mut not_in_304) = (lines().any(|(name, _)| *name == ETAG), 0_u8);
+        for is_in_304 in [true, false] {
+            let is_next =
+                |name: &HeaderName| is_in_not_modified(name.as_str().as_bytes(), has_tag) == is_in_304;
+            for (name, value) in lines().filter(|(name, _)| is_next(name)) {
+                write_line(&mut bytes, name.as_str().as_bytes(), value.as_bytes());
+                not_in_304 = not_in_304.saturating_add(u8::from(!is_in_304));
+            }
         }
         Self {
             bytes: bytes.into(),
             key: u32::try_from(key.len()).expect("a request head has less than 4 GiB"),
             names: u16::try_from(names.len()).expect("a route has at most a few tags"),
             age: age.len() as u8,
+            not_in_304,
         }
     }
 
@@ -61,7 +77,7 @@ impl Block {
     pub(super) fn from_parts(names: &[u8], lines: StoredFields<'_>) -> Self {
         let age = lines.age_line() as u8;
         let count = u16::try_from(names.len() / Self::NAME).expect("a record has at most 65,535 names");
-        Self { bytes: [names, lines.0].concat().into(), key: 0, names: count, age }
+        Self { bytes: [names, lines.0].concat().into(), key: 0, names: count, age, not_in_304: UNCOUNTED }
     }
 
     /// Returns the same block with another key.
@@ -103,6 +119,17 @@ impl Block {
     /// Returns the lines without that of `Age`.
     pub(super) fn sent_fields(&self) -> StoredFields<'_> {
         StoredFields(&self.bytes[self.lines_from() + usize::from(self.age)..])
+    }
+
+    /// Returns the lines of a 304 without that of `Age`, if it is known which they are.
+    pub(super) fn fields_of_304(&self) -> Option<StoredFields<'_>> {
+        let mut lines = self.sent_fields().0;
+        let others = Some(self.not_in_304).filter(|others| *others != UNCOUNTED)?;
+        for _ in 0..others {
+            let (_, before) = lines.split_last()?;
+            lines = &before[..memrchr(b'\n', before).map_or(0, |line_end| line_end + 1)];
+        }
+        Some(StoredFields(lines))
     }
 
     pub(super) fn memory(&self) -> usize {

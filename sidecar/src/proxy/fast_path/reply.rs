@@ -90,7 +90,11 @@ impl Reply {
             }
             Self::NotModified => {
                 output.extend_from_slice(b"HTTP/1.1 304 Not Modified\r\n");
-                write_lines(validation::not_modified_lines(&fields), output);
+                match entry.fields_of_304() {
+                    Some(fields) => output.extend_from_slice(fields.as_bytes()),
+                    // It came from Redis.
+                    None => write_lines(validation::not_modified_lines(&fields), output),
+                }
             }
             Self::Part(range) => {
                 output.extend_from_slice(b"HTTP/1.1 206 Partial Content\r\n");
