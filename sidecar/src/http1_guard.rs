@@ -3,7 +3,7 @@
 //! hyper serves the connection; the guard stands between it and the socket, and reads each head first:
 //! - malformed and ambiguous requests are rejected ([`head`], [`framing`]),
 //! - responses in memory are sent immediately, and hyper never sees their requests ([`ImmediateResponder`]),
-//! - plain exchanges with the application are driven from here, over bytes ([`Exchange`]): hyper takes the connection for idle,
+//! - other plain requests and their responses are driven from here ([`Exchange`]): hyper takes the connection for idle,
 //! - everything else is handed to hyper, one whole request at a time.
 //!
 //! # Guarantees
@@ -121,7 +121,7 @@ fn is_of_target<T>(scanned: &Scan<Result<T, RequestError>>) -> bool {
 
 /// Responds to requests without hyper.
 pub trait ImmediateResponder {
-    /// An exchange with the application.
+    /// An exchange that the guard drives.
     type Exchange: Exchange;
 
     /// Writes the whole response to a request without a body, and returns the part of its body that follows: a large one
@@ -136,7 +136,7 @@ pub trait ImmediateResponder {
 enum Treatment<E> {
     /// The response was written, but for this part of its body.
     Responded(Bytes),
-    /// An exchange with the application.
+    /// An exchange that the guard drives.
     Exchange(E, Framing),
     /// hyper.
     Hyper(Framing, Option<Rewritten>),
@@ -178,7 +178,7 @@ enum Turn<E> {
     Body(Framing),
     /// hyper: the response to a request that it has completely.
     Answering,
-    /// Neither: the guard itself relays a request and its response.
+    /// Neither: the guard itself drives a request and its response.
     Exchange(InExchange<E>),
     /// Neither: the protocol has changed, and all bytes pass.
     Raw,

@@ -84,7 +84,7 @@ pub struct Proxy {
     pub drain: Arc<Drain>,
     /// Admin API, for policies that put it under the application's address.
     pub admin: Router,
-    /// True if plain exchanges are relayed without the general path.
+    /// True if plain requests are served by the guards of their connections, without the general path.
     pub relays: bool,
 }
 

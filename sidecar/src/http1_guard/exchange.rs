@@ -1,4 +1,4 @@
-//! Exchanges with the application that the guard drives itself, without hyper.
+//! Exchanges that the guard drives itself, without hyper: a request and its response.
 //!
 //! Both directions go on by themselves: a client may read nothing before it has sent its request, and an application may respond
 //! before it has read the request.
@@ -16,25 +16,31 @@ use super::{
     Turn, framing::Framing,
 };
 
-/// A request on its way to the application, and the response on its way back. Dropped when its client has left.
+/// A request and its response, which comes from the application or from elsewhere. Dropped when its client has left.
+///
+/// The methods for the request's body and for sending it need no code where requests have no body and are not sent as they are.
 pub trait Exchange: fmt::Debug + Unpin {
     /// Returns true if more of the request's body may be added.
-    fn has_room(&self) -> bool;
+    fn has_room(&self) -> bool {
+        true
+    }
 
     /// Adds a piece of the request's body.
-    fn add(&mut self, piece: &[u8]);
+    fn add(&mut self, _piece: &[u8]) {}
 
     /// Ends the request's body.
-    fn complete(&mut self);
+    fn complete(&mut self) {}
 
     /// Ends a request whose body was rejected.
-    fn reject(&mut self, error: RequestError);
+    fn reject(&mut self, _error: RequestError) {}
 
     /// Sends as much of the request as there is.
-    fn send(&mut self, context: &mut Context<'_>);
+    fn send(&mut self, _context: &mut Context<'_>) {}
 
     /// Returns true if all of the request was sent, or can't be.
-    fn has_sent(&self) -> bool;
+    fn has_sent(&self) -> bool {
+        true
+    }
 
     /// Goes on while earlier responses are unwritten: with what needs no room in the output, and for which others may wait.
     fn prepare(&mut self, _context: &mut Context<'_>) {}

@@ -25,7 +25,7 @@ pub(super) struct Exchange {
     limit: Option<Duration>,
 }
 
-/// Returns the time for which the application may be silent, if the policy in force limits it.
+/// Returns the time for which the application may be silent, if the snapshot's policy limits it.
 pub(super) fn application_timeout(snapshot: &Snapshot) -> Option<Duration> {
     snapshot.policy().application_timeout.filter(|_| snapshot.mode() == Mode::Serving)
 }

@@ -1,4 +1,5 @@
-//! Requests over HTTP/1.1 that the guard of their connection serves itself: hits in memory, and plain exchanges with the application.
+//! Requests over HTTP/1.1 that the guard of their connection serves itself: hits in memory, plain exchanges with the application, and
+//! plain requests of routes.
 //!
 //! The classifier ([`super::classify`]) and [`Plain`] decide what the guard serves: a request with a field that means more to a
 //! proxy than that its line is left out takes the general path, and so does every write that purges something. Requests that pass
@@ -55,7 +56,7 @@ pub struct Direct {
     handoff: Arc<Handoff>,
 }
 
-/// An exchange of a request for which nothing in memory was found.
+/// An exchange that the guard drives.
 #[derive(Debug)]
 pub enum GuardedExchange {
     /// Relayed as bytes.

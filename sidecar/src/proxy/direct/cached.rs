@@ -12,7 +12,7 @@ use std::{
 
 use bytes::{Bytes, BytesMut};
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Uri, header::CONNECTION};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header::CONNECTION};
 use http_body::Body as _;
 use larder_policy::Fields as _;
 
@@ -20,7 +20,7 @@ use super::response_head;
 use crate::{
     body::Body,
     head_room::{self, HeadRoom},
-    http1_guard::{Exchange, Handoff, Head, Part, RequestError},
+    http1_guard::{Exchange, Handoff, Head, Part},
     proxy::{Proxy, Served},
     snapshot::Snapshot,
     upstream::{BodyFraming, MAX_COPIED},
@@ -111,11 +111,17 @@ impl CachedExchange {
         }
         self._room = head_room::take(&mut response);
         let (head, body) = response.into_parts();
-        let length = if self.is_head { Some(0) } else { body.size_hint().exact() };
-        let framing = length.map_or(BodyFraming::Chunked, BodyFraming::Length);
+        let length = body.size_hint().exact();
+        let has_no_body =
+            self.is_head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+        let framing = match length {
+            Some(length) => BodyFraming::Length(length),
+            None if has_no_body => BodyFraming::Length(0),
+            None => BodyFraming::Chunked,
+        };
         let head = http::Response::from_parts(head, ());
         response_head::write(output, head, framing, self.is_head, self.ends);
-        self.stage = Stage::Body(body, length);
+        self.stage = Stage::Body(body, if has_no_body { Some(0) } else { length });
     }
 
     /// Appends the pieces of the body that are at hand.
@@ -175,27 +181,14 @@ fn broken_off(error: impl ToString) -> io::Error {
 }
 
 impl Exchange for Box<CachedExchange> {
-    fn has_room(&self) -> bool {
-        true
-    }
-
-    fn add(&mut self, _piece: &[u8]) {}
-
-    fn complete(&mut self) {}
-
-    fn reject(&mut self, _error: RequestError) {}
-
-    fn send(&mut self, _context: &mut Context<'_>) {}
-
-    fn has_sent(&self) -> bool {
-        true
-    }
-
     fn prepare(&mut self, context: &mut Context<'_>) {
         let _ = self.poll_served(context);
     }
 
     fn poll(&mut self, context: &mut Context<'_>, output: &mut Vec<u8>) -> Poll<io::Result<Part>> {
+        if matches!(self.stage, Stage::Body(..) | Stage::Ended) {
+            return self.poll_pieces(context, output);
+        }
         let is_served = self.poll_served(context).is_ready();
         if !is_served {
             self.handoff.wake_for_interim(context.waker());
@@ -203,9 +196,6 @@ impl Exchange for Box<CachedExchange> {
         self.handoff.take_interim(output);
         if !is_served {
             return Poll::Pending;
-        }
-        if !matches!(self.stage, Stage::Served(_)) {
-            return self.poll_pieces(context, output);
         }
         if let Stage::Served(served) = std::mem::replace(&mut self.stage, Stage::Ended) {
             self.begin_response(output, *served);

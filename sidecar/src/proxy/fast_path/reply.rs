@@ -16,6 +16,7 @@ use larder_policy::{
 use crate::{
     cache_status::CacheStatus,
     entry::{Entry, MAX_COPIED},
+    head_room,
     headers::write_line,
     proxy::response::{has_it_already, range_of},
 };
@@ -42,6 +43,9 @@ impl Reply {
         entry: &Entry,
         body: &[u8],
     ) -> Option<Self> {
+        if entry.status() == StatusCode::NO_CONTENT && !body.is_empty() {
+            return None;
+        }
         if kinds.is_conditional() && has_it_already(fields, &entry.fields(), entry.meta()) {
             return Some(Self::NotModified);
         }
@@ -130,6 +134,10 @@ impl StoredReply {
         entry: &Arc<Entry>,
         cache_status: CacheStatus,
     ) -> Option<Self> {
+        // A large head has its own room.
+        if entry.sent_fields().as_bytes().len() > head_room::SMALL {
+            return None;
+        }
         let reply = Reply::of(method, fields, kinds, entry, entry.body()?)?;
         Some(Self { entry: Arc::clone(entry), reply, cache_status })
     }
@@ -142,6 +150,7 @@ impl StoredReply {
     /// Writes the head, and the body if that is small; returns what is left of the body.
     pub(in crate::proxy) fn write(&self, output: &mut Vec<u8>, closes: bool) -> Bytes {
         let Self { entry, reply, cache_status } = self;
+        output.reserve(entry.sent_fields().as_bytes().len() + 192);
         reply.write_head(entry, output);
         write_line(output, b"age", itoa::Buffer::new().format(entry.age().as_secs()).as_bytes());
         cache_status.write_to(output);
