@@ -100,11 +100,13 @@ impl Proxy {
     /// all the same.
     async fn fetch_unless_slow(
         self: &Arc<Self>,
-        fetch: Box<Fetch>,
+        mut fetch: Box<Fetch>,
         soft: Duration,
         stale: StaleWhenSlow,
     ) -> Served {
         let limit = fetch.request.max_body();
+        // An interim response might come after the stale one has begun.
+        fetch.request.client.handoff = None;
         let proxy = Arc::clone(self);
         let fetching = Box::pin(async move { proxy.fetch_from_origins(fetch).await });
         let mut fetching = AbortOnDropHandle::new(tokio::spawn(fetching));

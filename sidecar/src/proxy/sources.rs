@@ -13,7 +13,7 @@ use larder_policy::{policy::SourceRef, response_meta::Times};
 use super::{
     Proxy,
     fetch::{Fetch, Step},
-    origin::Received,
+    origin::{Received, date_if_missing},
     persist::Persisting,
     request::CacheRequest,
 };
@@ -72,6 +72,7 @@ impl Proxy {
         head.headers.remove(CONTENT_LENGTH);
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let times = Times { requested_at, received_at: wall_ms() };
+        date_if_missing(&mut head.headers, times.received_at);
         Break(fetch.deliver_received(Received { head, body: IncomingBody::text(body), times }))
     }
 }
@@ -90,6 +91,7 @@ impl Fetch {
             None => body,
         };
         let times = Times { requested_at, received_at: wall_ms() };
+        date_if_missing(&mut head.headers, times.received_at);
         self.deliver_received(Received { head, body, times })
     }
 }

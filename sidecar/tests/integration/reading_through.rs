@@ -68,6 +68,9 @@ async fn concurrent_requests_persist_one_row_and_read_it_from_postgres_then() {
     let another = Sidecar::start(&policy, origin.address).await;
     let answer = another.get("/data/pen").await;
     assert_eq!(answer.body, r#"{"value": {"asked": "/v1/products/pen?page="}}"#);
+    let hit = another.get("/data/pen").await;
+    assert_eq!((hit.hit(), &hit.body), (Some("l1"), &answer.body));
+    assert!(hit.header("date").ends_with(" GMT"), "what a source responded has the time at which it came");
     assert!(answer.cache_status().ends_with("detail=postgres"), "{}", answer.cache_status());
     assert_eq!((store.calls(), origin.calls()), (asked, 0));
     assert_eq!(database.number("select count(*) from items").await, 1);
