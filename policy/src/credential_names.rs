@@ -157,21 +157,13 @@ pub(crate) fn is_common(name: &[u8]) -> bool {
         3 => is_named(name, b"dnt"),
         4 => is_named(name, b"host") || is_named(name, b"date") || is_named(name, b"from"),
         5 => is_named(name, b"range"),
-        6 => {
-            is_named(name, b"accept")
-                || is_named(name, b"origin")
-                || is_named(name, b"pragma")
-                || is_named(name, b"expect")
-        }
+        6 => [b"accept", b"origin", b"pragma", b"expect"].iter().any(|known| is_named(name, known)),
         7 => is_named(name, b"referer") || is_named(name, b"upgrade"),
         8 => is_named(name, b"priority") || is_named(name, b"if-match") || is_named(name, b"if-range"),
         9 => is_named(name, b"x-real-ip"),
-        10 => {
-            is_named(name, b"user-agent")
-                || is_named(name, b"connection")
-                || is_named(name, b"keep-alive")
-                || is_named(name, b"tracestate")
-        }
+        10 => [b"user-agent", b"connection", b"keep-alive", b"tracestate"]
+            .iter()
+            .any(|known| is_named(name, known)),
         11 => is_named(name, b"traceparent"),
         12 => is_named(name, b"content-type") || is_named(name, b"x-request-id"),
         13 => is_named(name, b"cache-control") || is_named(name, b"if-none-match"),

@@ -375,7 +375,6 @@ pub fn allocated(bytes: usize) -> usize {
 #[cfg(test)]
 pub(crate) mod tests {
     use http::{HeaderName, HeaderValue, header};
-    use larder_policy::validation;
 
     use super::*;
 
@@ -435,42 +434,6 @@ pub(crate) mod tests {
         assert_eq!((stored.key(), stored.names().collect::<Vec<_>>()), ("key", head.names.to_vec()));
         let moved = stored.under("another key");
         assert_eq!((moved.key(), moved.headers()), ("another key", head.headers));
-    }
-
-    #[test]
-    fn lines_of_a_304_come_before_the_others() {
-        let fields = [
-            ("content-type", "a"),
-            ("etag", "\"a\""),
-            ("last-modified", "b"),
-            ("content-encoding", "c"),
-            ("x", "d"),
-            ("age", "7"),
-            ("content-type", "e"),
-            ("vary", "f"),
-        ];
-        for set in 0_u32..1 << fields.len() {
-            let mut head = head("max-age=60", Duration::ZERO);
-            for (number, (name, value)) in fields.into_iter().enumerate() {
-                if set & 1 << number != 0 {
-                    head.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
-                }
-            }
-            let stored = Entry::new("key", &head, Content::Whole(Bytes::from_static(b"body")));
-            let found: Vec<_> = stored.fields_of_304().unwrap().iter().collect();
-            let (sent, headers) = (stored.sent_fields(), stored.headers());
-            assert_eq!(found, validation::not_modified_lines(&sent).collect::<Vec<_>>());
-            assert!(
-                headers.iter().all(|(name, value)| head.headers.get_all(name).iter().any(|own| own == value))
-            );
-            assert_eq!(headers.len(), head.headers.len());
-        }
-        let mut head = head("max-age=60", Duration::ZERO);
-        for _ in 0..300 {
-            head.headers.append(header::CONTENT_LANGUAGE, HeaderValue::from_static("de"));
-        }
-        let stored = Entry::new("key", &head, Content::Whole(Bytes::new()));
-        assert!(stored.fields_of_304().is_none(), "too many to count");
     }
 
     #[test]
