@@ -43,6 +43,9 @@ use cached::{Asked, CachedExchange, request_of};
 use exchange::DirectExchange;
 use request_head::{Peer, Plain};
 
+/// Number of bytes of small pieces, or of chunks, from which they are passed on.
+const MAX_BATCH: usize = 16 << 10;
+
 /// Serves the requests of one connection that need no more than this.
 #[derive(Debug)]
 pub struct Direct {

@@ -1,6 +1,6 @@
 //! Forwarding of requests to the application, whatever is stored.
 
-use std::{future::poll_fn, net::IpAddr, sync::Arc};
+use std::{future::poll_fn, net::IpAddr, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::HOST};
 use http_body::Body as _;
@@ -94,14 +94,7 @@ impl Proxy {
             Ok(response) => begun(response).await,
             Err(error) => Err(error),
         };
-        let mut response =
-            outcome.inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            headers::remove_hop_by_hop(response.headers_mut());
-        }
-        let (head, body) = response.into_parts();
-        let limit = exchange.limit().filter(|_| !deadline::may_be_silent(&head));
-        Ok(Response::from_parts(head, Paced::new(body, limit, &self.telemetry.stats)))
+        self.received(outcome, exchange.limit())
     }
 
     /// Sends a request without a body whose text this is, as [`Self::forward`] sends others.
@@ -118,9 +111,20 @@ impl Proxy {
             Some(limit) => timeout(limit, response).await.unwrap_or(Err(UpstreamError::Timeout(limit))),
             None => response.await,
         };
+        self.received(outcome, limit)
+    }
+
+    /// Returns a response without the fields of its connection, whose body may pause for `limit`, or counts its failure.
+    fn received(
+        &self,
+        outcome: Result<Response<Begun<ApplicationBody>>, UpstreamError>,
+        limit: Option<Duration>,
+    ) -> Result<Response<Paced>, UpstreamError> {
         let mut response =
             outcome.inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
-        headers::remove_hop_by_hop(response.headers_mut());
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            headers::remove_hop_by_hop(response.headers_mut());
+        }
         let (head, body) = response.into_parts();
         let limit = limit.filter(|_| !deadline::may_be_silent(&head));
         Ok(Response::from_parts(head, Paced::new(body, limit, &self.telemetry.stats)))

@@ -33,6 +33,7 @@ mod raw;
 mod tests;
 
 pub use body::WireBody;
+pub use chunks::{LAST_CHUNK, write_chunk};
 use connection::Connection;
 use incoming::{IncomingHead, Received};
 pub use incoming::{RawHead, ends_connection};

@@ -2,8 +2,7 @@
 //! path.
 
 use std::{
-    fmt,
-    io::{self, Write as _},
+    fmt, io,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -16,19 +15,16 @@ use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri,
 use http_body::Body as _;
 use larder_policy::Fields as _;
 
-use super::response_head;
+use super::{MAX_BATCH, response_head};
 use crate::{
     body::Body,
     head_room::{self, HeadRoom},
     http1_guard::{Exchange, Handoff, Head, Part},
     proxy::{Proxy, Served},
     snapshot::Snapshot,
-    upstream::{BodyFraming, MAX_COPIED},
+    upstream::{BodyFraming, LAST_CHUNK, MAX_COPIED, write_chunk},
     work::Work,
 };
-
-/// Number of bytes of small pieces from which they are passed on.
-const MAX_BATCH: usize = 16 << 10;
 
 /// An exchange whose response comes from the stages of a route.
 pub struct CachedExchange {
@@ -141,9 +137,7 @@ impl CachedExchange {
             // The client did not ask for trailers.
             let Some(piece) = frame.into_data().ok().filter(|piece| !piece.is_empty()) else { continue };
             let Some(left) = left else {
-                write!(output, "{:x}\r\n", piece.len())?;
-                output.extend_from_slice(&piece);
-                output.extend_from_slice(b"\r\n");
+                write_chunk(output, &piece);
                 if output.len() - start >= MAX_BATCH {
                     return Poll::Ready(Ok(Part::More(Bytes::new())));
                 }
@@ -164,7 +158,7 @@ impl CachedExchange {
     fn end(&mut self, output: &mut Vec<u8>) -> io::Result<Part> {
         match self.stage {
             Stage::Body(_, Some(1..)) => return Err(broken_off("it is too short")),
-            Stage::Body(_, None) => output.extend_from_slice(b"0\r\n\r\n"),
+            Stage::Body(_, None) => output.extend_from_slice(LAST_CHUNK),
             _ => {}
         }
         Ok(self.last(Bytes::new()))

@@ -1,8 +1,7 @@
 //! An exchange with the application that is relayed over bytes.
 
 use std::{
-    io::{self, Write as _},
-    mem,
+    io, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -19,6 +18,7 @@ use tokio::{
 };
 
 use super::{
+    MAX_BATCH,
     response_head::{self, Stated},
     unattended::{Unattended, response_of_write},
 };
@@ -31,12 +31,12 @@ use crate::{
     proxy::{Proxy, deadline::application_timeout, write::Write},
     snapshot::Snapshot,
     stats::Outcome,
-    upstream::{BodyFraming, ExchangeError, RawExchange, RawHead, UpstreamError, UpstreamReason},
+    upstream::{
+        BodyFraming, ExchangeError, LAST_CHUNK, RawExchange, RawHead, UpstreamError, UpstreamReason,
+        write_chunk,
+    },
     work::Work,
 };
-
-/// Number of bytes of chunks from which they are passed on.
-const MAX_BATCH: usize = 16 << 10;
 
 /// Maximum number of bytes of a body with a length that are passed on at once. A client that does not read blocks so many.
 const MAX_PLAIN_BATCH: usize = 32 << 10;
@@ -305,7 +305,7 @@ impl DirectExchange {
             self.timer = None;
         }
         if is_chunked {
-            output.extend_from_slice(b"0\r\n\r\n");
+            output.extend_from_slice(LAST_CHUNK);
         }
         Poll::Ready(Ok(Part::Last(Bytes::new(), self.facts.ends)))
     }
@@ -320,9 +320,7 @@ impl DirectExchange {
             return Poll::Ready(if self.raw.has_ended() { Ok(()) } else { Err(ExchangeError::ClosedInBody) });
         };
         if let Ok(piece) = frame?.into_data() {
-            let _ = write!(output, "{:x}\r\n", piece.len());
-            output.extend_from_slice(&piece);
-            output.extend_from_slice(b"\r\n");
+            write_chunk(output, &piece);
         }
         Poll::Ready(Ok(()))
     }

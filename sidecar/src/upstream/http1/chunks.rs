@@ -1,4 +1,6 @@
-//! Chunked bodies of responses (RFC 9112, section 7.1).
+//! Chunked bodies (RFC 9112, section 7.1): those of responses are read, others are written.
+
+use std::io::Write as _;
 
 use bytes::{Buf, Bytes, BytesMut};
 use http::{HeaderMap, HeaderName, HeaderValue};
@@ -10,6 +12,16 @@ use crate::upstream::head::MAX_LINES;
 /// Maximum length of a line with a chunk's size and extensions, and of the trailer section.
 const MAX_LINE_BYTES: usize = 4 << 10;
 const MAX_TRAILER_BYTES: usize = 16 << 10;
+
+/// The end of a chunked body without trailers.
+pub const LAST_CHUNK: &[u8] = b"0\r\n\r\n";
+
+/// Writes a piece of a body, which is not empty, as a chunk.
+pub fn write_chunk(output: &mut Vec<u8>, piece: &[u8]) {
+    let _ = write!(output, "{:x}\r\n", piece.len());
+    output.extend_from_slice(piece);
+    output.extend_from_slice(b"\r\n");
+}
 
 /// A position in a chunked body. CRLF ends a line, sizes are hexadecimal digits, and only white space and extensions follow a size.
 #[derive(Debug)]

@@ -1,9 +1,7 @@
 //! Exchanges whose request is written, and whose response's head is read, as text.
 
 use std::{
-    fmt,
-    io::{self, Write as _},
-    mem,
+    fmt, io, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -17,6 +15,7 @@ use tokio::{io::AsyncWrite, net::tcp::OwnedWriteHalf};
 use super::{
     Http1,
     body::WireBody,
+    chunks::{LAST_CHUNK, write_chunk},
     connection::Connection,
     incoming::{IncomingHead, RawHead},
 };
@@ -131,19 +130,16 @@ impl RawExchange {
         if self.failure.is_some() || piece.is_empty() {
             return;
         }
-        if self.body == BodyKind::Chunked {
-            let _ = write!(self.text, "{:x}\r\n", piece.len());
-        }
-        self.text.extend_from_slice(piece);
-        if self.body == BodyKind::Chunked {
-            self.text.extend_from_slice(b"\r\n");
+        match self.body {
+            BodyKind::Chunked => write_chunk(&mut self.text, piece),
+            BodyKind::None | BodyKind::Length => self.text.extend_from_slice(piece),
         }
     }
 
     /// Ends the body.
     pub fn complete(&mut self) {
         if !mem::replace(&mut self.is_complete, true) && self.body == BodyKind::Chunked {
-            self.text.extend_from_slice(b"0\r\n\r\n");
+            self.text.extend_from_slice(LAST_CHUNK);
         }
     }
 
