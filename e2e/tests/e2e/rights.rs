@@ -305,10 +305,11 @@ async fn try_all(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
     // The webhooks are looked at every 10 s.
     let also = [("get", "mutatingwebhookconfigurations")];
     watcher.lacks(&[&RESTARTS[..], &also].concat(), async |_| Ok(())).await?;
+    // No pod is replaced while restarts are not granted.
+    let pods = i32::try_from(sandbox.pods("app").await?.len())?;
     watcher.besides = &[];
     watcher.roles.grant_all_but(&[]).await?;
     let policy = Policy::of(sandbox, "cache");
-    let pods = i32::try_from(sandbox.pods("app").await?.len())?;
     policy.serves(pods).await?;
     let left = configurations.get_opt(names::FORMER_WEBHOOK_CONFIGURATION).await?;
     ensure!(left.is_none(), "the webhook configuration of an earlier version is left");
