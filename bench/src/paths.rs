@@ -280,7 +280,7 @@ mod tests {
         assert_eq!(servers("hit-1k"), "larder haproxy nginx ceiling larder-2");
         assert_eq!(servers("304"), "larder haproxy nginx");
         assert_eq!(servers("miss-1"), "larder haproxy nginx");
-        assert_eq!(servers("pass-1k-1"), "direct larder haproxy nginx envoy");
+        assert_eq!(servers("pass-1k-1"), "direct larder haproxy nginx envoy relay");
         assert_eq!(servers("l2"), "redis-benchmark larder larder-2");
     }
 }

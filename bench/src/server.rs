@@ -28,6 +28,8 @@ pub enum Server {
     Envoy,
     /// hyper and a map.
     Ceiling,
+    /// Bytes that are moved and not looked at.
+    Relay,
 }
 
 /// Task of a server.
@@ -72,7 +74,8 @@ pub struct Running {
 
 impl Server {
     /// All servers, in the order of the table.
-    pub const ALL: [Self; 5] = [Self::Larder, Self::Haproxy, Self::Nginx, Self::Envoy, Self::Ceiling];
+    pub const ALL: [Self; 6] =
+        [Self::Larder, Self::Haproxy, Self::Nginx, Self::Envoy, Self::Ceiling, Self::Relay];
 
     /// Returns the name in files.
     pub fn as_str(self) -> &'static str {
@@ -82,6 +85,7 @@ impl Server {
             Self::Nginx => "nginx",
             Self::Envoy => "envoy",
             Self::Ceiling => "ceiling",
+            Self::Relay => "relay",
         }
     }
 
@@ -93,8 +97,9 @@ impl Server {
     /// Returns true if the server can take the role.
     pub fn takes(self, role: Role) -> bool {
         match role {
-            Role::Cache | Role::Http2Cache => self != Self::Envoy,
-            Role::Pass | Role::Near | Role::Calls => self != Self::Ceiling,
+            Role::Cache | Role::Http2Cache => !matches!(self, Self::Envoy | Self::Relay),
+            Role::Pass | Role::Near => self != Self::Ceiling,
+            Role::Calls => !matches!(self, Self::Ceiling | Self::Relay),
             Role::Shared => self == Self::Larder,
         }
     }
@@ -136,6 +141,11 @@ impl Server {
                 command.extend((role == Role::Http2Cache).then(|| "--http2".to_owned()));
                 command
             }
+            Self::Relay => vec![
+                display(&place.programs.join("relay")),
+                format!("--listen=127.0.0.1:{port}"),
+                format!("--origin=127.0.0.1:{}", role.origin(behind)),
+            ],
         };
         let log = place.scratch.join(format!("{name}.log"));
         let process = Process::start(&place.cores, &command, log, port)?;
@@ -159,6 +169,7 @@ impl Server {
                 format!("Envoy {}", version(&display(program), "--version")?)
             }
             Self::Ceiling => "hyper and a map".into(),
+            Self::Relay => "bare relay".into(),
         })
     }
 }

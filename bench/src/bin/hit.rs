@@ -134,7 +134,7 @@ fn measure(arguments: &Arguments, place: &Place, load: &Load, servers: &[Running
         let cache = match server {
             Server::Haproxy => " cache",
             Server::Nginx => " proxy_cache",
-            Server::Larder | Server::Envoy | Server::Ceiling => "",
+            Server::Larder | Server::Envoy | Server::Ceiling | Server::Relay => "",
         };
         let name = server.name(place)? + cache;
         Ok(Row { server: *server, name, samples: Vec::new() })

@@ -44,7 +44,7 @@ pub fn measure(
     load: &dyn Fn(&Running, Request) -> Result<Report>,
 ) -> Result<Footprint> {
     let mut footprint = Footprint::default();
-    let servers = Server::ALL.into_iter().filter(|server| *server != Server::Ceiling);
+    let servers = Server::ALL.into_iter().filter(|server| !matches!(server, Server::Ceiling | Server::Relay));
     for server in servers.filter(|server| wanted.contains(server)) {
         let role = if server.takes(Role::Cache) { Role::Cache } else { Role::Pass };
         let running = server.start(role, place, behind, &[])?;
