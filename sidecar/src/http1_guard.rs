@@ -1,10 +1,13 @@
 //! Guard of an HTTP/1 connection: reads each request's head before hyper does.
 //!
-//! hyper serves the connection; the guard stands between it and the socket, and reads each head first:
+//! The guard serves the connection by itself as long as it can ([`Http1Guard::poll_alone`]):
 //! - malformed and ambiguous requests are rejected ([`head`], [`framing`]),
-//! - responses in memory are sent immediately, and hyper never sees their requests ([`ImmediateResponder`]),
-//! - other plain requests and their responses are driven from here ([`Exchange`]): hyper takes the connection for idle,
-//! - everything else is handed to hyper, one whole request at a time.
+//! - responses in memory are sent immediately ([`ImmediateResponder`]),
+//! - other plain requests and their responses are driven from here ([`Exchange`]).
+//!
+//! From the first request on that is none of these, hyper serves the connection, and the guard stands between it and the socket:
+//! the same requests are still the guard's, for which hyper takes the connection for idle; everything else is handed to hyper, one
+//! whole request at a time.
 //!
 //! # Guarantees
 //! - Responses leave in the order of their requests: nothing is sent immediately while hyper has a request whose
@@ -35,6 +38,7 @@ use tokio_util::io::poll_read_buf;
 
 use crate::budget::UNREAD;
 
+mod alone;
 mod aside;
 mod exchange;
 mod framing;
@@ -47,6 +51,7 @@ mod room;
 #[cfg(test)]
 mod tests;
 
+pub use alone::Alone;
 pub use aside::RawTarget;
 use aside::{Aside, Respelled};
 use exchange::InExchange;

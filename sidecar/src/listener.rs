@@ -1,7 +1,6 @@
 //! Client connections.
 
 use std::{
-    convert::Infallible,
     future::poll_fn,
     io, mem,
     net::{IpAddr, SocketAddr},
@@ -12,9 +11,6 @@ use std::{
 };
 
 use futures::future::select;
-use http::{HeaderValue, Request, Response, StatusCode, header::CONNECTION};
-use http_body_util::Either;
-use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use larder_api::ListenAddress;
 use socket2::{SockRef, TcpKeepalive};
 use tokio::{
@@ -25,20 +21,14 @@ use tokio::{
 use tokio_util::{sync::CancellationToken, task::TaskTracker};
 
 use crate::{
-    body::Body,
     connections::{Admitted, turn_away},
-    head_room::{self, HeadRoom},
-    headers,
-    held::Held,
-    http1_guard::{Handoff, Http1Guard, ReleasingBody, RequestError},
-    in_progress::InProgress,
-    problem::Problem,
-    proxy::{Client, Direct, Proxy},
-    work::Work,
+    http1_guard::RequestError,
+    proxy::Proxy,
 };
 
 mod accepted;
 mod detect;
+mod http1;
 mod http2;
 mod idle;
 mod requests;
@@ -47,6 +37,7 @@ mod splice;
 
 use accepted::Accepted;
 use detect::{Detected, Other, detect};
+use http1::serve_http1;
 use http2::serve_http2;
 pub use idle::end_idle;
 use splice::{Spliced, splice};
@@ -61,14 +52,8 @@ const KEEPALIVE_IDLE: Duration = Duration::from_secs(60);
 const KEEPALIVE_INTERVAL: Duration = Duration::from_secs(15);
 /// Maximum time for which a client may read nothing of its response.
 const UNREAD_TIMEOUT: Duration = Duration::from_secs(5 * 60);
-/// Maximum number of bytes of an HTTP/1 response that are buffered for a slow client. A request's head must fit in,
-/// too.
-const MAX_BUFFER: usize = 80 << 10;
 /// Pause after a connection could not be accepted, because too many files are open.
 pub(crate) const ACCEPT_RETRY_INTERVAL: Duration = Duration::from_millis(50);
-
-/// Body of a response over HTTP/1, which holds the request's place.
-type Http1Body = ReleasingBody<Either<Body, Held<Body, (Work, Option<HeadRoom>)>>>;
 
 /// Binds a listen address.
 ///
@@ -185,96 +170,5 @@ async fn serve_other(mut stream: TcpStream, other: Other, client: IpAddr, proxy:
             proxy.telemetry().refused(RequestError::Syntax, client);
             refuse(&mut stream, RequestError::Syntax).await
         }
-    }
-}
-
-/// Responds to a request over HTTP/1, for which there may be no place.
-async fn respond(
-    proxy: Arc<Proxy>,
-    handoff: Arc<Handoff>,
-    mut request: Request<Incoming>,
-    client: IpAddr,
-    work: Option<Work>,
-) -> Result<Response<Http1Body>, Infallible> {
-    handoff.restore(&mut request);
-    let expects = headers::expects_to_go_on(request.headers());
-    let Some(work) = work else {
-        proxy.telemetry().refused(RequestError::Overloaded, client);
-        return Ok(Problem::Overloaded.response().map(|body| handoff.releasing(Either::Left(body))));
-    };
-    let (handoff_of_client, work_of_client) = (Some(Arc::clone(&handoff)), Some(work.clone()));
-    let client = Client { address: client, handoff: handoff_of_client, work: work_of_client };
-    let mut response = proxy.handle(request, client).await;
-    if expects && !handoff.has_told_to_go_on() && response.status() != StatusCode::SWITCHING_PROTOCOLS {
-        // Only the client knows whether it sends its body all the same (RFC 9110, section 10.1.1).
-        response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
-    }
-    let room = head_room::take(&mut response);
-    Ok(response.map(|body| handoff.releasing(Either::Right(Held::new(body, (work, room))))))
-}
-
-async fn serve_http1(
-    stream: TcpStream,
-    beginning: &[u8],
-    Accepted { address: client, proxy, shutdown, place }: Accepted<'_>,
-) -> anyhow::Result<()> {
-    let handoff = Arc::new(Handoff::new(&proxy.telemetry().stats.budget, place));
-    let in_progress = Arc::<InProgress>::default();
-    let responder = Direct::new(proxy, client, &in_progress, &handoff);
-    let guard = Http1Guard::new(stream, beginning, responder, Arc::clone(&handoff));
-    let service = service_fn(|request| {
-        let (proxy, handoff) = (Arc::clone(proxy), Arc::clone(&handoff));
-        let work = Work::begin(&proxy.telemetry().stats.budget, &in_progress);
-        // Boxed, so that an idle connection does not hold a request's memory.
-        Box::pin(respond(proxy, handoff, request, client, work))
-    });
-    // The guard times heads that arrive in pieces.
-    let connection = http1::Builder::new()
-        .header_read_timeout(None)
-        .max_buf_size(MAX_BUFFER)
-        .serve_connection(guard, service);
-    let mut connection = std::pin::pin!(connection.with_upgrades());
-    let mut cancelled = std::pin::pin!(shutdown.cancelled());
-    let (mut listens, mut is_cancelled) = (false, false);
-    let ended = poll_fn(|context| {
-        // `cancelled` takes a lock that all connections share: poll it once to register, and again only when the proxy
-        // is ending.
-        let learns = !mem::replace(&mut listens, true) || proxy.is_ending();
-        is_cancelled = is_cancelled || learns && cancelled.as_mut().poll(context).is_ready();
-        // hyper would end an exchange of which it does not know.
-        if is_cancelled && !handoff.is_in_exchange() {
-            return Poll::Ready(None);
-        }
-        let polled = connection.as_mut().poll(context).map(Some);
-        if polled.is_pending() && is_cancelled && !handoff.is_in_exchange() {
-            return Poll::Ready(None);
-        }
-        polled
-    });
-    let outcome = match ended.await {
-        Some(outcome) => outcome,
-        None => {
-            connection.as_mut().graceful_shutdown();
-            connection.await
-        }
-    };
-    if let Some(error) = handoff.error() {
-        proxy.telemetry().refused(error, client);
-    }
-    Ok(outcome?)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    /// hyper moves the future of a request to the heap, and the request holds it until it ends.
-    #[test]
-    fn future_of_a_request_is_small() {
-        fn size_of_future<A, B, C, D, E, F>(_: impl FnOnce(A, B, C, D, E) -> F) -> usize {
-            size_of::<F>()
-        }
-        let size = size_of_future(respond);
-        assert!(size <= 1_536, "{size}");
     }
 }

@@ -9,7 +9,7 @@ use std::{
 use hyper::rt::ReadBufCursor;
 use tokio::io::{AsyncRead, AsyncWrite};
 
-use super::{BODY_TIMEOUT, Http1Guard, ImmediateResponder, RequestError, Turn};
+use super::{Alone, BODY_TIMEOUT, Http1Guard, ImmediateResponder, RequestError, Turn};
 use crate::budget::UNREAD;
 
 impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::rt::Read
@@ -22,12 +22,12 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::r
     ) -> Poll<io::Result<()>> {
         let this = self.get_mut();
         loop {
-            if !matches!(this.turn, Turn::Exchange(_)) {
-                ready!(this.poll_write_own(context))?;
+            if let Alone::Ended = ready!(this.poll_alone(context))? {
+                return Poll::Ready(Ok(()));
             }
+            ready!(this.poll_write_own(context))?;
             let next = match &mut this.turn {
-                Turn::Exchange(_) => ready!(this.poll_exchange(context))?,
-                Turn::Head => ready!(this.poll_head(context))?,
+                Turn::Head | Turn::Exchange(_) | Turn::Refused(_) => continue,
                 Turn::Giving(head, framing) => {
                     let (head, framing) = (*head, framing.clone());
                     let given = this.give(head, &mut cursor);
@@ -75,10 +75,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::r
                     }
                     this.give(this.input.len(), &mut cursor);
                     return Poll::Ready(Ok(()));
-                }
-                Turn::Refused(left) => {
-                    let left = *left;
-                    return this.poll_linger(left, context);
                 }
             };
             match next {

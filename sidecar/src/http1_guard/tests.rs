@@ -1,6 +1,6 @@
 //! hyper on top of the guard, over a pipe.
 
-use std::{convert::Infallible, sync::Arc, time::Duration};
+use std::{convert::Infallible, future::poll_fn, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::{Request, Response, StatusCode};
@@ -8,7 +8,7 @@ use http_body_util::{BodyExt, Full};
 use hyper::{body::Incoming, server::conn::http1, service::service_fn};
 use proptest::{collection::vec, prelude::*};
 use tokio::{
-    io::{AsyncReadExt, AsyncWriteExt},
+    io::{AsyncReadExt, AsyncWriteExt, DuplexStream},
     task::yield_now,
 };
 
@@ -146,14 +146,21 @@ async fn answer(
     Ok(Response::new(handoff.releasing(Full::new(body))))
 }
 
+/// Serves a connection to its end, by the guard alone and then through hyper.
+async fn serve(mut guard: Http1Guard<DuplexStream, Now>, handoff: Arc<Handoff>) -> hyper::Result<()> {
+    if let Ok(Alone::NeedsHyper) = poll_fn(|context| guard.poll_alone(context)).await {
+        let service = service_fn(move |request| answer(request, Arc::clone(&handoff)));
+        http1::Builder::new().header_read_timeout(None).serve_connection(guard, service).await?;
+    }
+    Ok(())
+}
+
 /// Sends `pieces` through a pipe of `room` bytes, and reads to the end of the connection.
 async fn exchange(pieces: Vec<Vec<u8>>, room: usize) -> String {
     let (client, server) = tokio::io::duplex(room);
     let handoff = Arc::<Handoff>::default();
     let guard = Http1Guard::new(server, &[], Now, Arc::clone(&handoff));
-    let service = service_fn(move |request| answer(request, Arc::clone(&handoff)));
-    let serving =
-        async { http1::Builder::new().header_read_timeout(None).serve_connection(guard, service).await };
+    let serving = serve(guard, handoff);
     let (mut reader, mut writer) = tokio::io::split(client);
     let sending = async {
         for piece in pieces {
@@ -280,8 +287,7 @@ fn an_idle_connection_ends() {
         let handoff = Arc::<Handoff>::default();
         let mut guard = Http1Guard::new(server, &[], Now, Arc::clone(&handoff));
         guard.idle_step = Duration::from_millis(1);
-        let service = service_fn(move |request| answer(request, Arc::clone(&handoff)));
-        let serving = http1::Builder::new().header_read_timeout(None).serve_connection(guard, service);
+        let serving = serve(guard, handoff);
         let asks = [Ask::Now(3), Ask::Later(3, 3, 0)].map(|ask| ask.text()).concat();
         client.write_all(asks.as_bytes()).await.unwrap();
         let mut text = String::new();

@@ -1,0 +1,50 @@
+//! Connections that the guard serves by itself.
+
+use std::{
+    io,
+    task::{Context, Poll, ready},
+};
+
+use tokio::io::{AsyncRead, AsyncWrite};
+
+use super::{Http1Guard, ImmediateResponder, Turn};
+
+/// The end of what a guard can do by itself.
+#[derive(Debug)]
+pub enum Alone {
+    /// The next step is hyper's.
+    NeedsHyper,
+    /// The connection has ended.
+    Ended,
+}
+
+impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Guard<IO, A> {
+    /// Serves the connection until hyper is needed, if ever: it takes memory, and time at each wake-up.
+    ///
+    /// # Errors
+    /// If the client's connection fails or must be cut.
+    pub fn poll_alone(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Alone>> {
+        loop {
+            let next = match &mut self.turn {
+                Turn::Exchange(_) => ready!(self.poll_exchange(context))?,
+                Turn::Head => {
+                    ready!(self.poll_write_own(context))?;
+                    ready!(self.poll_head(context))?
+                }
+                Turn::Refused(left) => {
+                    let left = *left;
+                    ready!(self.poll_write_own(context))?;
+                    ready!(self.poll_linger(left, context))?;
+                    None
+                }
+                Turn::Giving(..) | Turn::Body(_) | Turn::Answering | Turn::Raw => {
+                    return Poll::Ready(Ok(Alone::NeedsHyper));
+                }
+            };
+            match next {
+                Some(turn) => self.turn = turn,
+                None => return Poll::Ready(Ok(Alone::Ended)),
+            }
+        }
+    }
+}
