@@ -1,11 +1,11 @@
 //! The memory of a cache, in a process of its own.
 
-use std::{fs, process, thread, time::Duration};
+use std::{fs, process, sync::Arc, thread, time::Duration};
 
 use anyhow::{Context, Result};
 use bytes::Bytes;
 use clap::ValueEnum;
-use http::{HeaderMap, HeaderValue, StatusCode, header};
+use http::{StatusCode, header};
 use larder_policy::{
     PurgeName,
     response_meta::{ResponseMeta, Times},
@@ -13,6 +13,7 @@ use larder_policy::{
 use larder_sidecar::{
     barriers::Stamp,
     entry::{Content, Entry, Head},
+    headers::FieldLines,
     l1::Stored,
 };
 use serde::{Deserialize, Serialize};
@@ -113,20 +114,20 @@ pub fn key(number: u32) -> String {
 
 /// Returns a response with a body of this size, which is stored under `key`.
 pub fn answer(key: &str, size: usize) -> Stored {
-    let headers: HeaderMap = [
+    let lines = [
         (header::CONTENT_TYPE, "application/json"),
         (header::CACHE_CONTROL, "max-age=60"),
         (header::ETAG, "\"33a64df551425fcc55e4d42a148795d9f25f89d4\""),
         (header::DATE, "Wed, 21 Oct 2015 07:28:00 GMT"),
     ]
-    .map(|(name, value)| (name, HeaderValue::from_static(value)))
-    .into_iter()
-    .collect();
+    .map(|(name, value)| (name, value.as_bytes()));
+    let fields: FieldLines = lines.iter().map(|(name, value)| (name.as_str().as_bytes(), *value)).collect();
     let times = Times { requested_at: 0, received_at: 0 };
-    let meta = ResponseMeta::read(StatusCode::OK, &headers, times, &[]);
+    let meta = ResponseMeta::read(StatusCode::OK, &fields, times, &[]);
     // As many as a request without tags has.
     let names = [PurgeName::key(key), PurgeName::key("GET:/api/products"), PurgeName::path("/api/products")];
-    let head = Head { headers, meta, stamp: Stamp::default(), names: names.into() };
+    let (fields, stamp, names) = (Arc::new(fields), Stamp::default(), names.into());
+    let head = Head { fields, is_to_head: false, meta, stamp, names };
     Stored::Entry(Entry::new(key, &head, Content::Whole(Bytes::from(vec![b'x'; size]))).into())
 }
 

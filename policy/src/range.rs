@@ -2,10 +2,7 @@
 
 use std::{fmt, ops::Range};
 
-use http::{
-    HeaderMap,
-    header::{CONTENT_RANGE, ETAG, LAST_MODIFIED},
-};
+use http::header::{CONTENT_RANGE, ETAG, LAST_MODIFIED};
 
 use crate::{cache_control::members, fields::Fields, validation};
 
@@ -179,7 +176,7 @@ pub fn if_range_holds(fields: &(impl Fields + ?Sized), stored: &(impl Fields + ?
 
 /// Returns true if parts with these headers belong to the same body and may be combined (RFC 9110, section 15.3.7.3):
 /// they share a strong validator.
-pub fn may_combine(stored: &(impl Fields + ?Sized), newer: &HeaderMap) -> bool {
+pub fn may_combine(stored: &(impl Fields + ?Sized), newer: &(impl Fields + ?Sized)) -> bool {
     match (stored.value(ETAG.as_str()), newer.value(ETAG.as_str())) {
         (Some(stored), Some(newer)) => validation::strong_match(stored, newer),
         (None, None) => {

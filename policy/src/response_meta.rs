@@ -7,7 +7,7 @@ use http::{HeaderName, StatusCode, header::AGE};
 use crate::{
     cache_control::{ResponseDirectives, delta_seconds, members},
     date,
-    fields::Fields,
+    fields::{Fields, is_named},
     targeted,
 };
 
@@ -277,16 +277,16 @@ impl<'a> Lines<'a> {
     fn find(headers: &'a (impl Fields + ?Sized), targets: &[HeaderName]) -> Self {
         let mut found = Self::default();
         for (name, value) in headers.lines() {
-            let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-            found.has_target |= targets.iter().any(|target| is(target.as_str()));
+            let is_named_as = |target: &HeaderName| target.as_str().as_bytes().eq_ignore_ascii_case(name);
+            found.has_target |= targets.iter().any(is_named_as);
             // By the length first: most lines are none of these.
             match name.len() {
-                3 if is("age") => _ = found.age.get_or_insert(value),
-                4 if is("date") => found.date.add(value),
-                4 if is("etag") => found.has_etag = true,
-                7 if is("expires") => found.expires.add(value),
-                13 if is("cache-control") => found.directives.add(value),
-                13 if is("last-modified") => found.last_modified.add(value),
+                3 if is_named(name, b"age") => _ = found.age.get_or_insert(value),
+                4 if is_named(name, b"date") => found.date.add(value),
+                4 if is_named(name, b"etag") => found.has_etag = true,
+                7 if is_named(name, b"expires") => found.expires.add(value),
+                13 if is_named(name, b"cache-control") => found.directives.add(value),
+                13 if is_named(name, b"last-modified") => found.last_modified.add(value),
                 _ => {}
             }
         }

@@ -1,12 +1,12 @@
 //! The rules for storing responses (RFC 9111, section 3).
 
 use http::{
-    HeaderMap, HeaderName, Method, StatusCode,
-    header::{CONTENT_LENGTH, PROXY_AUTHENTICATE, PROXY_AUTHORIZATION, SET_COOKIE},
+    HeaderName, Method, StatusCode,
+    header::{CONTENT_LENGTH, SET_COOKIE},
 };
 
 use crate::{
-    fields::Fields,
+    fields::{Fields, is_named},
     freshness,
     lifetimes::{Lifetimes, counted_as},
     range::ContentRange,
@@ -144,21 +144,13 @@ fn check_use(facts: &RequestFacts, meta: &ResponseMeta, lifetimes: &Lifetimes) -
     }
 }
 
-/// Returns the headers to store (section 3.1), without those between a client and a proxy; those of one connection are
-/// already gone. Values share the connection's read buffer: what is stored for long must be a copy.
-pub fn kept_headers(headers: &HeaderMap) -> HeaderMap {
-    let mut kept = headers.clone();
-    for name in FOR_PROXIES {
-        kept.remove(name);
+/// Returns true for fields that a shared cache stores (section 3.1): all but those between a client and a proxy. Those of one
+/// connection are already gone.
+pub fn is_kept(name: &[u8]) -> bool {
+    match name.len() {
+        18 => !is_named(name, b"proxy-authenticate"),
+        19 => !is_named(name, b"proxy-authorization"),
+        25 => !is_named(name, b"proxy-authentication-info"),
+        _ => true,
     }
-    kept
-}
-
-/// Fields that a shared cache must not store (section 3.1).
-const FOR_PROXIES: [HeaderName; 3] =
-    [PROXY_AUTHENTICATE, HeaderName::from_static("proxy-authentication-info"), PROXY_AUTHORIZATION];
-
-/// Returns true for fields that a shared cache must not store (section 3.1).
-pub(crate) fn is_for_proxies(name: &HeaderName) -> bool {
-    FOR_PROXIES.contains(name)
 }

@@ -2,18 +2,20 @@
 
 use std::time::Duration;
 
-use http::{HeaderMap, HeaderName};
+use http::HeaderName;
 use serde_json::Value;
+
+use crate::fields::Fields;
 
 /// Maximum TTL that a response can state.
 const MAX_TTL: Duration = Duration::from_secs(365 * 24 * 60 * 60);
 
 /// Returns the TTL in a header: a number of seconds, or a duration such as `5m`. A negative number is 0. `None` if
 /// there is not exactly one, or it is neither.
-pub fn of_header(headers: &HeaderMap, name: &HeaderName) -> Option<Duration> {
-    let mut lines = headers.get_all(name).iter();
+pub fn of_header(headers: &impl Fields, name: &HeaderName) -> Option<Duration> {
+    let mut lines = headers.values(name.as_str());
     let line = lines.next().filter(|_| lines.next().is_none())?;
-    of_text(line.to_str().ok()?.trim())
+    of_text(str::from_utf8(line).ok()?.trim())
 }
 
 /// Returns the TTL at a JSON pointer (RFC 6901) in a body: a number of seconds, or a duration such as `"5m"`. A

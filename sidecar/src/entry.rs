@@ -1,7 +1,10 @@
 //! Stored responses.
 
 use std::{
-    sync::atomic::{AtomicU64, Ordering},
+    sync::{
+        Arc,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -13,6 +16,7 @@ use larder_policy::{
     freshness::{self, Freshness, evaluate},
     range::Pieces,
     response_meta::{self, ResponseMeta, Times},
+    storing::is_kept,
 };
 
 use self::block::Block;
@@ -21,6 +25,7 @@ pub use self::block::StoredFields;
 use crate::{
     barriers::{Barriers, Stamp},
     clock::{monotonic_ms, wall_ms},
+    headers::FieldLines,
 };
 
 pub mod authentication;
@@ -50,8 +55,10 @@ pub struct Entry {
 /// A response without its body that is about to be stored.
 #[derive(Clone, Debug)]
 pub struct Head {
-    /// The end-to-end header fields. `Content-Length` is among them only in a response to HEAD.
-    pub headers: HeaderMap,
+    /// The end-to-end header fields, most of which are stored.
+    pub fields: Arc<FieldLines>,
+    /// True for a response to HEAD, whose `Content-Length` is stored: nothing else says how long the response to GET is.
+    pub is_to_head: bool,
     /// Cache metadata of the response.
     pub meta: ResponseMeta,
     /// The time of its fill in the order of purges.
@@ -122,6 +129,21 @@ pub fn for_reader(body: &Bytes) -> Bytes {
 }
 
 impl Head {
+    /// Returns the name of each header field that is stored, and its line with its end.
+    fn stored_lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.fields.named().filter(|(name, _)| self.stores(name))
+    }
+
+    /// Returns a map of the header fields that are stored.
+    pub fn headers(&self) -> HeaderMap {
+        let stored = self.fields.lines().filter(|(name, _)| self.stores(name));
+        stored.collect::<FieldLines>().to_map()
+    }
+
+    fn stores(&self, name: &[u8]) -> bool {
+        is_kept(name) && (self.is_to_head || name != b"content-length")
+    }
+
     /// Sets the position among responses that were stored at the same time, by which their TTLs differ. The position is
     /// the same in every pod.
     pub fn spread(self) -> Self {
@@ -169,8 +191,8 @@ impl Entry {
         };
         // The body says how long it is.
         let is_told = length.is_some_and(|length| length > 0);
-        let lines = || head.headers.iter().filter(|(name, _)| !is_told || *name != CONTENT_LENGTH);
-        let block = Block::new(key, &head.names, response_meta::stated_age(&head.headers), lines);
+        let lines = || head.stored_lines().filter(|(name, _)| !is_told || *name != b"content-length");
+        let block = Block::new(key, &head.names, response_meta::stated_age(&*head.fields), lines);
         Self::with_block(spread(meta, head.names.first()), head.stamp, block, content)
     }
 
@@ -250,7 +272,9 @@ impl Entry {
     /// Returns a copy of everything besides the body.
     pub fn to_head(&self) -> Head {
         let (meta, names) = (self.meta.clone(), self.names().collect());
-        Head { headers: self.headers(), meta, stamp: self.stamp, names }
+        let fields: FieldLines = self.fields().iter().collect();
+        let is_to_head = fields.has(CONTENT_LENGTH.as_str());
+        Head { fields: Arc::new(fields), is_to_head, meta, stamp: self.stamp, names }
     }
 
     /// Returns the freshness for a request now.
@@ -374,7 +398,7 @@ pub fn allocated(bytes: usize) -> usize {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use http::{HeaderName, HeaderValue, header};
+    use http::{HeaderValue, header};
 
     use super::*;
 
@@ -385,8 +409,15 @@ pub(crate) mod tests {
         let received_at = wall_ms() - u64::try_from(received_ago.as_millis()).unwrap();
         let times = Times { requested_at: received_at, received_at };
         let meta = ResponseMeta::read(StatusCode::OK, &headers, times, &[]);
-        let names = Box::new([PurgeName::path("/")]);
-        Head { headers, meta, stamp: Stamp::default(), names }
+        let (fields, names) = (Arc::new(FieldLines::from(&headers)), Box::new([PurgeName::path("/")]));
+        Head { fields, is_to_head: false, meta, stamp: Stamp::default(), names }
+    }
+
+    impl Head {
+        /// Adds a field.
+        pub(crate) fn append(&mut self, name: &'static str, value: &'static str) {
+            Arc::make_mut(&mut self.fields).push(name.as_bytes(), value.as_bytes());
+        }
     }
 
     fn entry() -> Entry {
@@ -422,31 +453,31 @@ pub(crate) mod tests {
         for (name, value) in
             [("age", "7"), ("content-length", "4"), ("vary", "a"), ("age", "9"), ("vary", "b")]
         {
-            head.headers.append(HeaderName::from_static(name), HeaderValue::from_static(value));
+            head.append(name, value);
         }
         let stored = Entry::new("key", &head, Content::Whole(Bytes::from_static(b"body")));
         assert_eq!(stored.sent_fields().as_bytes(), b"cache-control: max-age=60\r\nvary: a\r\nvary: b\r\n");
         assert_eq!(stored.content_length(), Some(4));
-        head.headers.remove(CONTENT_LENGTH);
-        head.headers.remove(header::AGE);
-        head.headers.insert(header::AGE, HeaderValue::from_static("7"));
-        assert_eq!(stored.headers(), head.headers, "the first age counts");
+        let mut headers = head.headers();
+        headers.insert(header::AGE, HeaderValue::from_static("7"));
+        assert_eq!(stored.headers(), headers, "the first age counts");
         assert_eq!((stored.key(), stored.names().collect::<Vec<_>>()), ("key", head.names.to_vec()));
         let moved = stored.under("another key");
-        assert_eq!((moved.key(), moved.headers()), ("another key", head.headers));
+        assert_eq!((moved.key(), moved.headers()), ("another key", headers));
     }
 
     #[test]
     fn response_to_head_states_its_own_length() {
         let mut head = head("max-age=60", Duration::ZERO);
-        head.headers.insert(CONTENT_LENGTH, HeaderValue::from_static("1000"));
+        head.append("content-length", "1000");
+        head.is_to_head = true;
         let stored = Entry::new("key", &head, Content::Whole(Bytes::new()));
-        assert_eq!((stored.content_length(), &stored.headers()), (None, &head.headers));
-        head.headers.remove(CONTENT_LENGTH);
+        assert_eq!((stored.content_length(), stored.headers()), (None, head.headers()));
+        head.is_to_head = false;
         let stored = Entry::new("key", &head, Content::Whole(Bytes::new()));
         assert_eq!(stored.content_length(), Some(0));
         let times = head.meta.times();
-        head.meta = ResponseMeta::read(StatusCode::NO_CONTENT, &head.headers, times, &[]);
+        head.meta = ResponseMeta::read(StatusCode::NO_CONTENT, &*head.fields, times, &[]);
         assert_eq!(Entry::new("key", &head, Content::Whole(Bytes::new())).content_length(), None);
     }
 

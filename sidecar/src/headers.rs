@@ -6,23 +6,15 @@ use bytes::BufMut;
 use http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Version,
     header::{
-        CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE, EXPECT,
-        EXPIRES, FORWARDED, HOST, MAX_FORWARDS, PRAGMA, PROXY_AUTHENTICATE, SET_COOKIE, TE,
-        TRANSFER_ENCODING, UPGRADE, VARY, VIA,
+        CACHE_CONTROL, CONNECTION, CONTENT_ENCODING, CONTENT_RANGE, CONTENT_TYPE, EXPECT, EXPIRES, FORWARDED,
+        HOST, MAX_FORWARDS, PRAGMA, SET_COOKIE, TRANSFER_ENCODING, UPGRADE, VARY, VIA,
     },
 };
-use larder_policy::Fields;
+use larder_policy::{Fields, is_named};
 
-/// Hop-by-hop headers besides those that `Connection` names (RFC 9110, section 7.6.1).
-static HOP_BY_HOP: [HeaderName; 7] = [
-    CONNECTION,
-    PROXY_AUTHENTICATE,
-    TRANSFER_ENCODING,
-    UPGRADE,
-    HeaderName::from_static("http2-settings"),
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-];
+mod lines;
+
+pub use lines::FieldLines;
 
 /// End-to-end fields that `Connection` must not name (section 7.6.1), because they describe the response or restrict
 /// its recipients.
@@ -50,11 +42,8 @@ pub enum TransferCoding {
 
 impl TransferCoding {
     /// Returns the transfer codings of a message.
-    pub fn of(headers: &HeaderMap) -> Self {
-        headers
-            .get_all(TRANSFER_ENCODING)
-            .iter()
-            .fold(Self::None, |coding, line| coding.followed_by(line.as_bytes()))
+    pub fn of(fields: &impl Fields) -> Self {
+        fields.values(TRANSFER_ENCODING.as_str()).fold(Self::None, Self::followed_by)
     }
 
     /// Returns these codings followed by those of a further line.
@@ -93,32 +82,74 @@ pub fn only_closes_or_keeps_alive(line: &[u8]) -> Option<bool> {
 
 /// Removes hop-by-hop fields.
 pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    // Most messages have none of these fields, and to look for one costs as much as to remove it.
-    if headers.keys().any(|name| HOP_BY_HOP.contains(name)) {
-        remove_fields_of_connection(headers);
-    }
-    // "trailers" is a promise of the whole chain; it may stay because trailers are passed on.
-    let mut codings = headers.get_all(TE).iter();
-    if codings.any(|coding| !coding.as_bytes().eq_ignore_ascii_case(b"trailers")) {
-        headers.remove(TE);
+    let Some(hop_by_hop) = HopByHop::of(headers) else { return };
+    let is_removed = |name: &&HeaderName| hop_by_hop.covers(name.as_str().as_bytes());
+    let removed: Vec<_> = headers.keys().filter(is_removed).cloned().collect();
+    for name in removed {
+        headers.remove(name);
     }
 }
 
-fn remove_fields_of_connection(headers: &mut HeaderMap) {
-    // The coding delimits the body; a length might mislead the next recipient (RFC 9112, section 6.3).
-    if headers.contains_key(TRANSFER_ENCODING) {
-        headers.remove(CONTENT_LENGTH);
+/// Returns the fields of a message without the hop-by-hop ones.
+pub fn end_to_end(fields: &impl Fields) -> FieldLines {
+    match HopByHop::of(fields) {
+        None => fields.lines().collect(),
+        Some(hop_by_hop) => fields.lines().filter(|(name, _)| !hop_by_hop.covers(name)).collect(),
     }
-    let named: Vec<HeaderName> = headers
-        .get_all(CONNECTION)
-        .iter()
-        .filter_map(|line| line.to_str().ok())
-        .flat_map(|line| line.split(','))
-        .filter_map(|name| name.trim().parse().ok())
-        .collect();
-    for name in named.iter().filter(|name| !END_TO_END.contains(name)).chain(&HOP_BY_HOP) {
-        headers.remove(name);
+}
+
+/// The fields of a message that are not passed on (RFC 9110, section 7.6.1).
+#[derive(Default)]
+struct HopByHop<'a> {
+    /// The options of `Connection`.
+    options: Vec<&'a [u8]>,
+    has_transfer_encoding: bool,
+    /// True if `TE` has more than "trailers". That is a promise of the whole chain; it may stay because trailers are passed on.
+    has_codings: bool,
+}
+
+impl<'a> HopByHop<'a> {
+    /// Returns the fields of a message that are not passed on. Most messages have none.
+    fn of(fields: &'a impl Fields) -> Option<Self> {
+        let mut found = None::<Self>;
+        for (name, value) in fields.lines() {
+            if is_hop_by_hop(name) {
+                let found = found.get_or_insert_default();
+                found.has_transfer_encoding |= is_named(name, b"transfer-encoding");
+                if is_named(name, b"connection") {
+                    found.options.extend(value.split(|&byte| byte == b',').map(<[u8]>::trim_ascii));
+                }
+            } else if is_named(name, b"te") && !value.eq_ignore_ascii_case(b"trailers") {
+                found.get_or_insert_default().has_codings = true;
+            }
+        }
+        found
     }
+
+    fn covers(&self, name: &[u8]) -> bool {
+        is_hop_by_hop(name)
+            || self.has_codings && is_named(name, b"te")
+            // The coding delimits the body; a length might mislead the next recipient (RFC 9112, section 6.3).
+            || self.has_transfer_encoding && is_named(name, b"content-length")
+            || self.options.iter().any(|option| option.eq_ignore_ascii_case(name)) && !is_end_to_end(name)
+    }
+}
+
+/// Returns true for hop-by-hop fields besides those that `Connection` names, and `TE`.
+fn is_hop_by_hop(name: &[u8]) -> bool {
+    match name.len() {
+        7 => is_named(name, b"upgrade"),
+        10 => is_named(name, b"connection") || is_named(name, b"keep-alive"),
+        14 => is_named(name, b"http2-settings"),
+        16 => is_named(name, b"proxy-connection"),
+        17 => is_named(name, b"transfer-encoding"),
+        18 => is_named(name, b"proxy-authenticate"),
+        _ => false,
+    }
+}
+
+fn is_end_to_end(name: &[u8]) -> bool {
+    END_TO_END.iter().any(|known| known.as_str().as_bytes().eq_ignore_ascii_case(name))
 }
 
 /// Decrements `Max-Forwards`.
@@ -271,7 +302,7 @@ mod tests {
             let lines: Vec<_> = lines.iter().map(|line| ("te", *line)).collect();
             let mut map = headers(&lines);
             remove_hop_by_hop(&mut map);
-            assert_eq!(map.contains_key(TE), keeps, "{lines:?}");
+            assert_eq!(map.contains_key("te"), keeps, "{lines:?}");
         }
     }
 

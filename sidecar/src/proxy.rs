@@ -52,6 +52,7 @@ mod memory;
 mod origin;
 mod persist;
 mod pipeline;
+mod received;
 mod redis;
 mod refresh;
 mod request;
@@ -67,6 +68,7 @@ pub use direct::Direct;
 use fast_path::StoredReply;
 pub use fast_path::{FastPath, FastPath2};
 use fetch::{Fetch, Purpose};
+use received::ReceivedReply;
 use request::{CacheRequest, Routed};
 
 /// Serves requests from the cache, from the route's sources, or from the application.
@@ -113,15 +115,22 @@ impl Client {
 
 /// A response, and the labels under which it is counted.
 struct Served {
-    /// The response; of one that is `stored`, the status alone.
+    /// The response, without what is in `reply`.
     response: Response<Body>,
-    /// The stored response that the guard writes.
-    stored: Option<StoredReply>,
+    reply: Option<GuardReply>,
     route: Option<Arc<Route>>,
     outcome: Outcome,
     tier: Tier,
     /// Lifetime of the stored response that it was made from, if its envelope states it.
     life: Option<Life>,
+}
+
+/// The part of a response that the guard of the client's connection writes without a header map.
+enum GuardReply {
+    /// All of a stored response.
+    Stored(StoredReply),
+    /// The fields of a response that has just come.
+    Received(ReceivedReply),
 }
 
 /// Lifetime of a stored response.
@@ -175,7 +184,7 @@ impl Proxy {
 
     /// Counts a response and makes room for its head. Returns true beside it if its client is asked to close the connection.
     fn finish(&self, snapshot: &Snapshot, served: Served, started: Instant) -> (Response<Body>, bool) {
-        let Served { mut response, stored: _, route, outcome, tier, life: _ } = served;
+        let Served { mut response, reply: _, route, outcome, tier, life: _ } = served;
         self.record(snapshot, route.as_deref(), outcome, tier, response.status(), started);
         let room = head_room::make(&mut response, &self.telemetry.stats.budget);
         if room == AtClient::NoRoom {
@@ -342,7 +351,7 @@ impl Served {
     fn problem(problem: Problem, route: Option<&Arc<Route>>) -> Self {
         let route = route.cloned();
         let (response, outcome, tier) = (problem.response(), Outcome::Error, Tier::Nowhere);
-        Self { response, stored: None, route, outcome, tier, life: None }
+        Self { response, reply: None, route, outcome, tier, life: None }
     }
 }
 

@@ -6,7 +6,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, HeaderValue, StatusCode};
+use http::{HeaderName, StatusCode};
 use larder_policy::{
     PurgeName,
     response_meta::{ResponseMeta, Times},
@@ -16,6 +16,7 @@ use larder_sidecar::{
     barriers::Stamp,
     budget::Budget,
     entry::{Content, Entry, Head},
+    headers::FieldLines,
     l1::{Bounds, L1, Stored},
 };
 use tikv_jemalloc_ctl::thread::{ThreadLocal, allocatedp, deallocatedp};
@@ -57,13 +58,11 @@ fn key(number: usize) -> String {
 
 /// An entry as the request path stores it, with the names of a route without tags.
 fn entry(budget: &Arc<Budget>, key: &str, lines: &[(&'static str, &'static str)], body: usize) -> Arc<Entry> {
-    let line = |(name, value): &(&'static str, &'static str)| {
-        (HeaderName::from_static(name), HeaderValue::from_static(value))
-    };
-    let headers: HeaderMap = lines.iter().map(line).collect();
-    let meta = ResponseMeta::read(StatusCode::OK, &headers, Times { requested_at: 0, received_at: 0 }, &[]);
+    let fields: FieldLines = lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+    let meta = ResponseMeta::read(StatusCode::OK, &fields, Times { requested_at: 0, received_at: 0 }, &[]);
     let names = ["key", "target", "path"].map(|kind| PurgeName::key(&format!("{kind} {key}")));
-    let head = Head { headers, meta, stamp: Stamp::default(), names: names.into() };
+    let fields = Arc::new(fields);
+    let head = Head { fields, is_to_head: false, meta, stamp: Stamp::default(), names: names.into() };
     let body = budget.counted(Bytes::from(vec![b'x'; body]));
     Arc::new(Entry::new(key, &head, Content::Whole(body)))
 }

@@ -1,10 +1,12 @@
 //! Stored entries. The input is a record as Redis holds it; and, read in another way, numbers (status, generation,
 //! order, times of the request and of the response), field lines, and a body.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, StatusCode, header};
 use larder_policy::{
-    PurgeName,
+    Fields as _, PurgeName,
     range::Pieces,
     response_meta::{ResponseMeta, Times},
 };
@@ -15,6 +17,7 @@ use larder_sidecar::{
         authentication::RecordKey,
         codec::{DecodeError, IDENTITY, MAX_VARY_NAMES, Record, Rules, decode, encode, encode_vary},
     },
+    headers::FieldLines,
 };
 
 use crate::input::{Message, blocks, numbers};
@@ -116,9 +119,8 @@ fn check_cuts(written: &Bytes) {
 
 fn check_written(mut head: Head, content: Content) {
     // Neither is written.
-    for name in ["content-length", "trailer"] {
-        head.headers.remove(name);
-    }
+    let written = head.fields.lines().filter(|(name, _)| !matches!(*name, b"content-length" | b"trailer"));
+    head.fields = Arc::new(written.collect());
     let entry = Entry::new("", &head, content);
     let times = entry.times();
     // The time of day is not known here: whatever is between is not checked.
@@ -145,7 +147,9 @@ fn written(data: &[u8]) {
     let names = headers.get_all(header::LINK).iter();
     let names = names.map(|name| PurgeName::key(&String::from_utf8_lossy(name.as_bytes()))).collect();
     let listed: Vec<_> = headers.keys().cloned().collect();
-    let head = Head { headers, meta, stamp: Stamp { generation, order, local: 1, asked_at: 1 }, names };
+    let (fields, stamp) =
+        (Arc::new(FieldLines::from(&headers)), Stamp { generation, order, local: 1, asked_at: 1 });
+    let head = Head { fields, is_to_head: true, meta, stamp, names };
     let body = Bytes::copy_from_slice(body);
     let mut pieces = Pieces::new(total);
     pieces.insert(first, body.clone());

@@ -233,7 +233,8 @@ fn proxy_headers_are_not_stored() {
         ("x", "1"),
         ("x", "2"),
     ]);
-    assert_eq!(kept_headers(&all), headers(&[("x", "1"), ("x", "2")]));
+    let kept: Vec<_> = all.lines().filter(|(name, _)| is_kept(name)).map(|(_, value)| value).collect();
+    assert_eq!(kept, [b"1", b"2"]);
 }
 
 #[test]

@@ -3,13 +3,17 @@
 use http::{
     HeaderMap, HeaderName,
     header::{
-        AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE,
-        DATE, ETAG, LAST_MODIFIED, SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
+        AGE, CONNECTION, CONTENT_ENCODING, CONTENT_LENGTH, CONTENT_RANGE, DATE, ETAG, LAST_MODIFIED,
+        SET_COOKIE, TE, TRAILER, TRANSFER_ENCODING, UPGRADE,
     },
 };
 
 use super::{is_weak, strong_match, weak_match};
-use crate::{cache_control::members, fields::Fields, storing::is_for_proxies};
+use crate::{
+    cache_control::members,
+    fields::{Fields, is_named},
+    storing::is_kept,
+};
 
 /// Digests of a body, or of the representation that it is a part of (RFC 9530; RFC 1864).
 static DIGESTS: [HeaderName; 4] = [
@@ -18,10 +22,6 @@ static DIGESTS: [HeaderName; 4] = [
     HeaderName::from_static("digest"),
     HeaderName::from_static("repr-digest"),
 ];
-
-/// Other fields that describe a body.
-static OF_THE_BODY: [HeaderName; 5] =
-    [CONTENT_ENCODING, CONTENT_LANGUAGE, CONTENT_LENGTH, CONTENT_RANGE, CONTENT_TYPE];
 
 /// Fields of the connection (RFC 9110, section 7.6.1), which are never stored (RFC 9111, section 3.1).
 const HOP_BY_HOP: [HeaderName; 7] = [
@@ -37,19 +37,19 @@ const HOP_BY_HOP: [HeaderName; 7] = [
 /// Returns true if a 304 selects a stored response (RFC 9111, section 4.3.4): its strong validator equals the stored
 /// one; or it has no strong one, and a weak one equals the stored one. A 304 without validators refers to the condition
 /// that was sent, which named only the stored response.
-pub fn selects(not_modified: &HeaderMap, stored: &(impl Fields + ?Sized)) -> bool {
-    if let Some(tag) = not_modified.get(ETAG) {
-        let compare = if is_weak(tag.as_bytes()) { weak_match } else { strong_match };
+pub fn selects(not_modified: &impl Fields, stored: &(impl Fields + ?Sized)) -> bool {
+    if let Some(tag) = not_modified.value(ETAG.as_str()) {
+        let compare = if is_weak(tag) { weak_match } else { strong_match };
         return match stored.value(ETAG.as_str()) {
-            Some(stored) => compare(tag.as_bytes(), stored),
+            Some(stored) => compare(tag, stored),
             // Nothing stored has that strong validator; a weak one leaves the date to decide.
-            None => is_weak(tag.as_bytes()) && same_date(not_modified, stored),
+            None => is_weak(tag) && same_date(not_modified, stored),
         };
     }
-    !not_modified.contains_key(LAST_MODIFIED) || same_date(not_modified, stored)
+    !not_modified.has(LAST_MODIFIED.as_str()) || same_date(not_modified, stored)
 }
 
-fn same_date(not_modified: &HeaderMap, stored: &(impl Fields + ?Sized)) -> bool {
+fn same_date(not_modified: &impl Fields, stored: &(impl Fields + ?Sized)) -> bool {
     let date = stored.value(LAST_MODIFIED.as_str());
     date.is_some() && date == not_modified.value(LAST_MODIFIED.as_str())
 }
@@ -90,20 +90,25 @@ fn replaces(name: &HeaderName, stored: &HeaderMap, newer: &HeaderMap) -> bool {
         SET_COOKIE => !stored.contains_key(SET_COOKIE),
         _ => false,
     };
-    !of_the_bytes && !of_the_connection && !refused && !DIGESTS.contains(name) && !is_for_proxies(name)
+    !of_the_bytes
+        && !of_the_connection
+        && !refused
+        && !DIGESTS.contains(name)
+        && is_kept(name.as_str().as_bytes())
 }
 
 /// Returns true if a 304 for a stored response has the field of this name (RFC 9110, section 15.4.5): all but those that
 /// describe the absent body. Of these, `Content-Location` and `ETag` stay, and `Last-Modified` if there is no `ETag`.
 pub fn is_in_not_modified(name: &[u8], has_tag: bool) -> bool {
-    // The first letter tells of most other fields.
-    match name.first().map(u8::to_ascii_lowercase) {
-        Some(b'c' | b'd' | b'r') => {
-            let mut described = OF_THE_BODY.iter().chain(&DIGESTS);
-            !described.any(|known| known.as_str().as_bytes().eq_ignore_ascii_case(name))
-        }
-        Some(b'l') => !(has_tag && name.eq_ignore_ascii_case(LAST_MODIFIED.as_str().as_bytes())),
-        _ => true,
+    // The length tells of most other fields.
+    !match name.len() {
+        6 => is_named(name, b"digest"),
+        11 => is_named(name, b"content-md5") || is_named(name, b"repr-digest"),
+        12 => is_named(name, b"content-type"),
+        13 => is_named(name, b"content-range") || has_tag && is_named(name, b"last-modified"),
+        14 => is_named(name, b"content-length") || is_named(name, b"content-digest"),
+        16 => is_named(name, b"content-encoding") || is_named(name, b"content-language"),
+        _ => false,
     }
 }
 

@@ -244,7 +244,7 @@ fn take_name(bytes: &mut Bytes) -> Result<HeaderName, DecodeError> {
 
 #[cfg(test)]
 mod tests {
-    use http::{HeaderValue, header};
+    use http::header;
     use proptest::prelude::*;
 
     use super::*;
@@ -256,8 +256,8 @@ mod tests {
         let stamp = Stamp { generation: 7, order: 3, local: 9, asked_at: 11 };
         let mut head = Head { stamp, ..head("max-age=60", Duration::from_secs(5)) };
         head.meta = head.meta.with_ttl_from_response(Some(Duration::from_millis(1500)));
-        head.headers.append(header::VARY, HeaderValue::from_static("accept"));
-        head.headers.append(header::VARY, HeaderValue::from_static("accept-language"));
+        head.append("vary", "accept");
+        head.append("vary", "accept-language");
         head
     }
 
@@ -293,10 +293,10 @@ mod tests {
     fn age_of_a_response_round_trips() {
         for (value, age) in [("7", 7), ("7, 9", 7), ("x", 0), ("99999999999999999999", 1 << 31)] {
             let mut head = head("max-age=60", Duration::ZERO);
-            head.headers.insert(header::AGE, HeaderValue::from_static(value));
-            head.headers.append(header::AGE, HeaderValue::from_static("5"));
+            head.append("age", value);
+            head.append("age", "5");
             let times = head.meta.times();
-            head.meta = ResponseMeta::read(StatusCode::OK, &head.headers, times, &[]);
+            head.meta = ResponseMeta::read(StatusCode::OK, &*head.fields, times, &[]);
             let written = Entry::new("", &head, Content::Whole(Bytes::new()));
             let read = read(encode(&written));
             assert_eq!(read.meta(), written.meta(), "{value}");
@@ -332,7 +332,7 @@ mod tests {
     fn with(status: u16, fields: &[(&str, &str)], body: &'static str) -> Bytes {
         let mut head = head("max-age=60", Duration::ZERO);
         let status = StatusCode::from_u16(status).unwrap();
-        head.meta = ResponseMeta::read(status, &head.headers, head.meta.times(), &[]);
+        head.meta = ResponseMeta::read(status, &*head.fields, head.meta.times(), &[]);
         let lines: String = fields.iter().map(|(name, value)| format!("{name}: {value}\r\n")).collect();
         with_lines(&head, &lines, body)
     }
@@ -420,7 +420,7 @@ mod tests {
             let mut head = head("max-age=60", Duration::ZERO);
             let mut times = head.meta.times();
             times.received_at += ahead.as_millis() as u64;
-            head.meta = ResponseMeta::read(StatusCode::OK, &head.headers, times, &[]);
+            head.meta = ResponseMeta::read(StatusCode::OK, &*head.fields, times, &[]);
             decode(encode(&Entry::new("", &head, Content::Whole(Bytes::new()))), RULES)
         };
         assert!(received_in(MAX_CLOCK_SKEW / 2).is_ok(), "the clocks of pods differ");

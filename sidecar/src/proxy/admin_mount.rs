@@ -35,13 +35,6 @@ impl Proxy {
         let (head, body) = response.into_parts();
         let Ok(body) = body.collect().await else { return Served::problem(Problem::BrokenOff, None) };
         let response = http::Response::from_parts(head, Body::full(body.to_bytes()));
-        Served {
-            response,
-            stored: None,
-            route: None,
-            outcome: Outcome::Pass,
-            tier: Tier::Nowhere,
-            life: None,
-        }
+        Served { response, reply: None, route: None, outcome: Outcome::Pass, tier: Tier::Nowhere, life: None }
     }
 }

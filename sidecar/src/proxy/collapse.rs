@@ -102,7 +102,7 @@ impl Proxy {
             }
             match outcome {
                 FetchOutcome::InFlight(response) => {
-                    if request.has_it_already(&response.head.headers, &response.head.meta) {
+                    if request.has_it_already(&*response.head.fields, &response.head.meta) {
                         return Break(request.read_along(&response, None, reason));
                     }
                     match response.begun(limit, fetch.began_waiting + patience).await {
@@ -251,12 +251,12 @@ impl CacheRequest {
         let mut response = if let Some(reader) = reader {
             let mut response = Response::new(Body::Fill(reader));
             *response.status_mut() = head.meta.status();
-            *response.headers_mut() = head.headers.clone();
+            *response.headers_mut() = head.headers();
             response
         } else {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = http::StatusCode::NOT_MODIFIED;
-            *response.headers_mut() = validation::not_modified_headers(&head.headers);
+            *response.headers_mut() = validation::not_modified_headers(&head.headers());
             response
         };
         let age = head.age();

@@ -3,9 +3,9 @@
 use std::{sync::Arc, time::Duration};
 
 use futures::future::BoxFuture;
-use http::{Request, Response, StatusCode, header::CONTENT_TYPE, response::Parts};
+use http::{Request, Response, StatusCode, header::CONTENT_TYPE};
 use http_body_util::Either;
-use larder_policy::is_named;
+use larder_policy::{Fields, is_named};
 use tokio::time::{sleep, timeout};
 
 use crate::{
@@ -79,9 +79,8 @@ impl Exchange {
 }
 
 /// Returns true if the body of a response may be silent for any time: an event stream, gRPC, or another protocol.
-pub(super) fn may_be_silent(head: &Parts) -> bool {
-    head.status == StatusCode::SWITCHING_PROTOCOLS
-        || head.headers.get(CONTENT_TYPE).is_some_and(|content_type| is_stream(content_type.as_bytes()))
+pub(super) fn may_be_silent(status: StatusCode, fields: &impl Fields) -> bool {
+    status == StatusCode::SWITCHING_PROTOCOLS || fields.value(CONTENT_TYPE.as_str()).is_some_and(is_stream)
 }
 
 /// Returns true if a body of this type may be silent for any time.

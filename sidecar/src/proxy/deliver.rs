@@ -4,29 +4,29 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use http::{
-    Response, StatusCode,
+    StatusCode,
     header::{CONTENT_LENGTH, IF_RANGE},
-    response::Parts,
 };
 use http_body::Body as _;
 use larder_policy::{
-    PurgeName,
+    Fields as _, PurgeName,
     range::ContentRange,
     response_meta::{ResponseMeta, Times},
-    storing::{self, NotStored, storable},
+    storing::{NotStored, storable},
     validation,
 };
 
 use super::{
-    Served,
+    GuardReply, Served,
     fetch::{Fetch, Purpose},
-    origin::Received,
+    received::{Received, ReceivedHead},
     refresh::{REFRESH_TIMEOUT, drain, drain_ahead},
 };
 use crate::{
     body::{Body, Source},
     cache_status::{Became, CacheStatus},
     entry::{Content, Head},
+    headers::FieldLines,
     stats::Outcome,
     store::{
         fill::{LagRoom, PartFill, WholeFill, store, ttl_from_response},
@@ -50,7 +50,7 @@ impl Fetch {
     pub(super) fn deliver(
         mut self: Box<Self>,
         received: StatusCode,
-        mut head: Parts,
+        head: ReceivedHead,
         source: Source,
         times: Times,
     ) -> Served {
@@ -59,8 +59,8 @@ impl Fetch {
         }
         let request = &self.request;
         let (cache, tier) = (Arc::clone(request.store()), self.tier);
-        let meta = ResponseMeta::read(head.status, &head.headers, times, cache.policy.targets());
-        let storable = storable(&request.facts, head.status, &head.headers, &meta, request.lifetimes())
+        let meta = ResponseMeta::read(head.status, &*head.fields, times, cache.policy.targets());
+        let storable = storable(&request.facts, head.status, &*head.fields, &meta, request.lifetimes())
             .and_then(|vary| {
                 if request.fits(source.size_hint().lower()) { Ok(vary) } else { Err(NotStored::TooLarge) }
             });
@@ -88,7 +88,7 @@ impl Fetch {
         }
         let limit = self.request.max_body();
         if head.status == StatusCode::PARTIAL_CONTENT {
-            let Some(range) = ContentRange::of(&head.headers) else {
+            let Some(range) = ContentRange::of(&*head.fields) else {
                 return self.passed_on(received, head, Body::Stream(source), Became::Passed);
             };
             let known = self.known.part.take();
@@ -104,7 +104,7 @@ impl Fetch {
             return self.passed_on(received, head, Body::Fill(reader), Became::Stored);
         }
         let stored = Arc::new(stored);
-        let has_it_already = self.request.has_it_already(&stored.headers, &stored.meta);
+        let has_it_already = self.request.has_it_already(&*stored.fields, &stored.meta);
         let guard = InFlightGuard::default();
         let lease = self.lease.take();
         let others_wait = lease.is_some();
@@ -125,8 +125,7 @@ impl Fetch {
         }
         if has_it_already {
             tokio::spawn(drain(Body::Fill(reader), limit, REFRESH_TIMEOUT));
-            head.status = StatusCode::NOT_MODIFIED;
-            head.headers = validation::not_modified_headers(&head.headers);
+            let head = head.into_not_modified();
             return self.passed_on(received, head, Body::empty(), became);
         }
         let life = self.request.life_of(&stored.meta);
@@ -135,42 +134,42 @@ impl Fetch {
     }
 
     /// Returns the head of a response as it is stored.
-    fn stored_head(&self, head: &Parts, meta: ResponseMeta) -> Head {
-        let mut headers = storing::kept_headers(&head.headers);
-        if !self.request.is_head() {
-            headers.remove(CONTENT_LENGTH);
-        }
+    fn stored_head(&self, head: &ReceivedHead, meta: ResponseMeta) -> Head {
+        let (request, fields) = (&self.request, Arc::clone(&head.fields));
         // A TTL in the body is known when the body is complete.
-        let meta = meta.with_ttl_from_response(ttl_from_response(self.request.lifetimes(), &headers, None));
-        let names = self.request.names().into();
-        Head { headers, meta, stamp: self.known.stamp, names }.spread()
+        let meta = meta.with_ttl_from_response(ttl_from_response(request.lifetimes(), &*fields, None));
+        let (is_to_head, names) = (request.is_head(), request.names().into());
+        Head { fields, is_to_head, meta, stamp: self.known.stamp, names }.spread()
     }
 
-    fn passed_on(&self, received: StatusCode, head: Parts, body: Body, answer: Became) -> Served {
-        let status = Some(received);
-        let mut response = Response::from_parts(head, body);
-        CacheStatus::Forwarded { reason: self.reason, status, tier: self.tier, answer }
-            .append_to(response.headers_mut());
-        self.request.served(response, Outcome::Miss, self.tier)
+    fn passed_on(&self, received: StatusCode, head: ReceivedHead, body: Body, answer: Became) -> Served {
+        let (request, tier, status) = (&self.request, self.tier, Some(received));
+        let cache_status = CacheStatus::Forwarded { reason: self.reason, status, tier, answer };
+        let is_for_guard = request.kinds_of_guard.is_some();
+        let (response, reply) = head.into_response(body, cache_status, is_for_guard);
+        let reply = reply.map(GuardReply::Received);
+        Served { reply, ..request.served(response, Outcome::Miss, tier) }
     }
 
     /// Freshens the stored response to GET with one to HEAD, or drops it if that shows another one (RFC 9111, section 4.3.5).
-    fn freshen_response_to_get(&self, head: &Parts, times: Times) {
+    fn freshen_response_to_get(&self, head: &ReceivedHead, times: Times) {
         let request = &self.request;
         let Some(stored) = request.stored_of_get() else { return };
         let Content::Whole(body) = &stored.content else { return };
         if head.status != StatusCode::OK || stored.is_purged(&request.store().barriers) {
             return;
         }
-        let length = head.headers.get(CONTENT_LENGTH).and_then(|length| length.to_str().ok());
+        let length =
+            head.fields.value(CONTENT_LENGTH.as_str()).and_then(|length| str::from_utf8(length).ok());
         let is_as_long = length.is_none_or(|length| length.parse() == Ok(body.len()));
         let slot = request.slot_of(&stored);
-        if !is_as_long || !validation::selects(&head.headers, &stored.fields()) {
+        if !is_as_long || !validation::selects(&*head.fields, &stored.fields()) {
             return slot.forget(request.name_of_get());
         }
-        let headers = validation::freshen(&stored.headers(), &storing::kept_headers(&head.headers));
+        let headers = validation::freshen(&stored.headers(), &head.fields.to_map());
         let meta = ResponseMeta::read(stored.status(), &headers, times, request.snapshot.policy().targets());
-        let head = Head { headers, meta, stamp: stored.stamp(), names: stored.names().collect() };
+        let (fields, names) = (Arc::new(FieldLines::from(&headers)), stored.names().collect());
+        let head = Head { fields, is_to_head: false, meta, stamp: stored.stamp(), names };
         store(&head, slot, stored.content.clone(), None);
     }
 }

@@ -6,7 +6,7 @@ use http::{HeaderValue, Request, Response, StatusCode, Version, header::HOST};
 use http_body::Body as _;
 use http_body_util::Either;
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use larder_policy::Route;
+use larder_policy::{Fields, Route};
 use tokio::time::timeout;
 
 use super::{
@@ -18,7 +18,7 @@ use super::{
 use crate::{
     body::{Begun, Body, Paced},
     cache_status::{Became, Bypass, CacheStatus, Forward, Tier},
-    headers,
+    headers::{self, FieldLines},
     http1_guard::{BodyKind, Handoff},
     problem::Problem,
     stats::Outcome,
@@ -94,15 +94,22 @@ impl Proxy {
             Ok(response) => begun(response).await,
             Err(error) => Err(error),
         };
-        self.received(outcome, exchange.limit())
+        let mut response = self.counted(outcome)?;
+        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
+            headers::remove_hop_by_hop(response.headers_mut());
+        }
+        let (head, body) = response.into_parts();
+        let body = self.paced(body, exchange.limit(), head.status, &head.headers);
+        Ok(Response::from_parts(head, body))
     }
 
-    /// Sends a request without a body whose text this is, as [`Self::forward`] sends others.
+    /// Sends a request without a body whose text this is, as [`Self::forward`] sends others. Returns the end-to-end fields of the
+    /// response beside it.
     pub(super) async fn forward_text(
         &self,
         request: &CacheRequest,
         text: &[u8],
-    ) -> Result<Response<Paced>, UpstreamError> {
+    ) -> Result<(Response<Paced>, FieldLines), UpstreamError> {
         let (is_head, is_idempotent) = (request.is_head(), request.method.is_idempotent());
         let raw = RawExchange::new(&self.upstream, text.to_vec(), BodyKind::None, is_head, is_idempotent);
         let limit = application_timeout(&request.snapshot);
@@ -111,23 +118,25 @@ impl Proxy {
             Some(limit) => timeout(limit, response).await.unwrap_or(Err(UpstreamError::Timeout(limit))),
             None => response.await,
         };
-        self.received(outcome, limit)
+        let (response, fields) = self.counted(outcome)?;
+        let status = response.status();
+        Ok((response.map(|body| self.paced(body, limit, status, &fields)), fields))
     }
 
-    /// Returns a response without the fields of its connection, whose body may pause for `limit`, or counts its failure.
-    fn received(
+    fn counted<T>(&self, outcome: Result<T, UpstreamError>) -> Result<T, UpstreamError> {
+        outcome.inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))
+    }
+
+    /// Returns the body of a response with these fields, which may pause for `limit`.
+    fn paced(
         &self,
-        outcome: Result<Response<Begun<ApplicationBody>>, UpstreamError>,
+        body: Begun<ApplicationBody>,
         limit: Option<Duration>,
-    ) -> Result<Response<Paced>, UpstreamError> {
-        let mut response =
-            outcome.inspect_err(|error| self.telemetry.stats.upstream_failed(error.reason()))?;
-        if response.status() != StatusCode::SWITCHING_PROTOCOLS {
-            headers::remove_hop_by_hop(response.headers_mut());
-        }
-        let (head, body) = response.into_parts();
-        let limit = limit.filter(|_| !deadline::may_be_silent(&head));
-        Ok(Response::from_parts(head, Paced::new(body, limit, &self.telemetry.stats)))
+        status: StatusCode,
+        fields: &impl Fields,
+    ) -> Paced {
+        let limit = limit.filter(|_| !deadline::may_be_silent(status, fields));
+        Paced::new(body, limit, &self.telemetry.stats)
     }
 
     pub(super) async fn upgrade(
@@ -156,30 +165,28 @@ async fn begun(
     Ok(Response::from_parts(head, body))
 }
 
-/// Waits for the final response, and passes interim responses on.
+/// Waits for the final response, whose end-to-end fields are beside it, and passes interim responses on.
 async fn response_to_text(
     mut raw: RawExchange,
     client: &Client,
-) -> Result<Response<Begun<ApplicationBody>>, UpstreamError> {
+) -> Result<(Response<Begun<ApplicationBody>>, FieldLines), UpstreamError> {
     loop {
         let head = poll_fn(|context| raw.poll_head(context)).await?;
-        let read = || {
-            let malformed =
-                |error: HeadError| UpstreamError::Exchange { source: error.into(), was_sent: true };
-            head.response().map_err(malformed)
-        };
         match head.status() {
             101 => return Err(UpstreamError::UnexpectedUpgrade),
             100 => {}
             102..200 => {
-                if let (Some(handoff), Ok(response)) = (&client.handoff, read()) {
+                if let (Some(handoff), Ok(response)) = (&client.handoff, head.response()) {
                     handoff.send_interim(response.status(), response.headers());
                 }
             }
             _ => {
-                let response = read()?;
-                let ends = ends_connection(response.headers());
-                return begun(response.map(|()| raw.into_body(&head, ends))).await;
+                let malformed =
+                    |error: HeadError| UpstreamError::Exchange { source: error.into(), was_sent: true };
+                let (response, fields) = head.response_and_lines().map_err(malformed)?;
+                let ends = ends_connection(&head);
+                let response = begun(response.map(|()| raw.into_body(&head, ends))).await?;
+                return Ok((response, fields));
             }
         }
     }
@@ -234,14 +241,7 @@ pub(super) fn changed_protocol(
         tokio::spawn(tunnel::join(from_client, application, client.handoff.clone()));
     }
     let response = response.map(Body::stream);
-    Served {
-        response,
-        stored: None,
-        route: None,
-        outcome: Outcome::Pass,
-        tier: Tier::Application,
-        life: None,
-    }
+    Served { response, reply: None, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
 }
 
 /// Returns the application's response to a request that was passed on.
@@ -251,7 +251,7 @@ pub(super) fn passed(response: Response<Paced>, reason: Forward, route: Option<&
     CacheStatus::Forwarded { reason, status, tier: Tier::Application, answer: Became::Passed }
         .append_to(response.headers_mut());
     let outcome = if route.is_some() { Outcome::Bypass } else { Outcome::Pass };
-    Served { response, stored: None, route: route.cloned(), outcome, tier: Tier::Application, life: None }
+    Served { response, reply: None, route: route.cloned(), outcome, tier: Tier::Application, life: None }
 }
 
 /// Returns the problem of a request without a response: the application's, or the client's if its request broke off.

@@ -10,22 +10,21 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderMap, HeaderValue, Method, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_RANGE, DATE},
-    response::Parts,
+    HeaderValue, Method, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_RANGE},
 };
 use http_body::Body as _;
 use larder_policy::{
-    date,
     range::{self, ContentRange, RangeRequest},
     response_meta::{ResponseMeta, Times},
-    storing::{self, NotStored, storable},
+    storing::{NotStored, storable},
     validation, vary,
 };
 
 use super::{
     Proxy, Served,
     fetch::Fetch,
+    received::{Received, ReceivedHead},
     request::{CacheRequest, OriginRequest},
 };
 use crate::{
@@ -34,17 +33,11 @@ use crate::{
     cache_status::{Became, CacheStatus, Tier},
     clock::wall_ms,
     entry::{Content, Entry, Head},
+    headers::FieldLines,
     stats::Outcome,
     store::{fill::ttl_from_response, in_flight::FetchOutcome},
     upstream::{UpstreamError, WhenRefused},
 };
-
-/// Response of an origin as it came.
-pub(super) struct Received {
-    pub(super) head: Parts,
-    pub(super) body: IncomingBody,
-    pub(super) times: Times,
-}
 
 /// Failure of the last origin that was asked.
 pub(super) enum Failure {
@@ -107,14 +100,15 @@ impl Proxy {
         refused: WhenRefused,
     ) -> Result<Received, UpstreamError> {
         let requested_at = wall_ms();
-        let response = match request.text(kind) {
-            Some(text) if refused == WhenRefused::Retry => self.forward_text(request, text).await?,
-            _ => self.forward(request.outgoing(kind), &request.client, None, refused).await?,
-        };
-        let times = Times { requested_at, received_at: wall_ms() };
-        let (mut head, body) = response.into_parts();
-        date_if_missing(&mut head.headers, times.received_at);
-        Ok(Received { head, body: IncomingBody::Application(body), times })
+        let times = || Times { requested_at, received_at: wall_ms() };
+        let text = request.text(kind).filter(|_| refused == WhenRefused::Retry);
+        Ok(if let Some(text) = text {
+            let (response, fields) = self.forward_text(request, text).await?;
+            Received::new(response, fields, times(), IncomingBody::Application)
+        } else {
+            let response = self.forward(request.outgoing(kind), &request.client, None, refused).await?;
+            Received::with_map(response, times(), IncomingBody::Application)
+        })
     }
 }
 
@@ -139,10 +133,10 @@ impl Fetch {
     /// Returns the stored response, freshened by a 304 (RFC 9111, section 4.3.4).
     fn freshened(&self, received: &Received) -> Option<Entry> {
         let stored = self.known.stored()?;
-        if !validation::selects(&received.head.headers, &stored.fields()) {
+        if !validation::selects(&*received.head.fields, &stored.fields()) {
             return None;
         }
-        let headers = validation::freshen(&stored.headers(), &storing::kept_headers(&received.head.headers));
+        let headers = validation::freshen(&stored.headers(), &received.head.fields.to_map());
         let status = stored.status();
         let ttl = ttl_from_response(self.request.lifetimes(), &headers, Some(&stored.content));
         let meta =
@@ -150,7 +144,8 @@ impl Fetch {
                 .with_ttl_from_response(ttl);
         let request = &self.request;
         let key = CacheKey::new(request.key.as_str(), vary::names_to_store(&headers), &request.headers);
-        let head = Head { headers, meta, stamp: self.known.stamp, names: request.names().into() };
+        let (fields, names) = (Arc::new(FieldLines::from(&headers)), request.names().into());
+        let head = Head { fields, is_to_head: false, meta, stamp: self.known.stamp, names };
         Some(Entry::new(key.whole(), &head, stored.content.clone()))
     }
 
@@ -185,16 +180,16 @@ impl Fetch {
     }
 
     /// Returns the missing part of a stored response with the stored parts around it.
-    fn completed(&self, received: Received) -> Option<((Parts, Times), Source)> {
+    fn completed(&self, received: Received) -> Option<((ReceivedHead, Times), Source)> {
         let Received { mut head, body, times } = received;
         let stored = self.known.part.as_ref()?;
         let Content::Parts(pieces) = &stored.content else { return None };
         let missing = pieces.missing()?;
-        let range = ContentRange::of(&head.headers)?;
+        let range = ContentRange::of(&*head.fields)?;
         let fits = (range.first, range.last + 1) == (missing.start, missing.end)
             && range.total == Some(pieces.total())
             && body.size_hint().exact().is_none_or(|length| length == missing.end - missing.start)
-            && range::may_combine(&stored.fields(), &head.headers);
+            && range::may_combine(&stored.fields(), &*head.fields);
         if !fits {
             return None;
         }
@@ -202,9 +197,10 @@ impl Fetch {
             |range: Range<u64>| if range.is_empty() { Some(Bytes::new()) } else { pieces.slice(range) };
         let (before, after) = (slice(0..missing.start)?, slice(missing.end..pieces.total())?);
         head.status = StatusCode::OK;
-        head.headers = validation::freshen(&stored.headers(), &head.headers);
-        head.headers.remove(CONTENT_RANGE);
-        head.headers.remove(CONTENT_LENGTH);
+        let mut headers = validation::freshen(&stored.headers(), &head.fields.to_map());
+        headers.remove(CONTENT_RANGE);
+        headers.remove(CONTENT_LENGTH);
+        head.fields = Arc::new(FieldLines::from(&headers));
         Some(((head, times), Source::between(before, body, missing.end - missing.start, after)))
     }
 }
@@ -220,14 +216,6 @@ impl CacheRequest {
         }
         let range = format!("bytes={}-{}", missing.start, missing.end - 1);
         Some(OriginRequest::Rest { range: HeaderValue::try_from(range).ok()?, if_range })
-    }
-}
-
-/// Adds `Date` to a response that has none (RFC 9110, section 6.6.1).
-pub(super) fn date_if_missing(headers: &mut HeaderMap, received_at: u64) {
-    if !headers.contains_key(DATE) {
-        let now = date::format(received_at / 1000);
-        headers.insert(DATE, HeaderValue::from_bytes(&now).expect("an HTTP date is visible ASCII"));
     }
 }
 

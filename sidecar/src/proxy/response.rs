@@ -15,7 +15,7 @@ use larder_policy::{
     validation::{self, Precondition},
 };
 
-use super::{Life, Served, StoredReply, request::CacheRequest};
+use super::{GuardReply, Life, Served, StoredReply, request::CacheRequest};
 use crate::{
     body::Body,
     cache_status::{CacheStatus, Tier, ttl_seconds},
@@ -42,7 +42,10 @@ impl CacheRequest {
         if let Some(stored) = self.stored_reply(entry, status) {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = stored.status();
-            return Served { stored: Some(stored), ..self.served(response, outcome, tier) };
+            return Served {
+                reply: Some(GuardReply::Stored(stored)),
+                ..self.served(response, outcome, tier)
+            };
         }
         let mut response = self.response_from(entry);
         response.headers_mut().insert(AGE, HeaderValue::from(entry.age().as_secs()));
@@ -51,7 +54,7 @@ impl CacheRequest {
     }
 
     pub(super) fn served(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Served {
-        Served { response, stored: None, route: Some(Arc::clone(&self.route)), outcome, tier, life: None }
+        Served { response, reply: None, route: Some(Arc::clone(&self.route)), outcome, tier, life: None }
     }
 
     /// Returns the lifetime of a stored response, for a route whose envelope states it.

@@ -13,8 +13,8 @@ use larder_policy::{policy::SourceRef, response_meta::Times};
 use super::{
     Proxy,
     fetch::{Fetch, Step},
-    origin::{Received, date_if_missing},
     persist::Persisting,
+    received::Received,
     request::CacheRequest,
 };
 use crate::{
@@ -72,27 +72,25 @@ impl Proxy {
         head.headers.remove(CONTENT_LENGTH);
         let body = body.collect().await.map(|body| body.to_bytes()).unwrap_or_default();
         let times = Times { requested_at, received_at: wall_ms() };
-        date_if_missing(&mut head.headers, times.received_at);
-        Break(fetch.deliver_received(Received { head, body: IncomingBody::text(body), times }))
+        let response = Response::from_parts(head, body);
+        Break(fetch.deliver_received(Received::with_map(response, times, IncomingBody::text)))
     }
 }
 
 impl Fetch {
     fn deliver_from_source(
         self: Box<Self>,
-        response: Response<IncomingBody>,
+        mut response: Response<IncomingBody>,
         source_ref: &SourceRef,
         requested_at: u64,
     ) -> super::Served {
-        let (mut head, body) = response.into_parts();
-        head.extensions.clear();
-        let body = match source_ref.persist() {
+        response.extensions_mut().clear();
+        let times = Times { requested_at, received_at: wall_ms() };
+        let received = Received::with_map(response, times, |body| match source_ref.persist() {
             Some(statement) => Persisting::new(&self.request, statement).wrap(body),
             None => body,
-        };
-        let times = Times { requested_at, received_at: wall_ms() };
-        date_if_missing(&mut head.headers, times.received_at);
-        self.deliver_received(Received { head, body, times })
+        });
+        self.deliver_received(received)
     }
 }
 

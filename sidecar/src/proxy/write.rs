@@ -16,12 +16,12 @@ use super::{
     deadline::LATE_WRITE_TIMEOUT,
     fetch::{Fetch, Purpose},
     forward::{changed_protocol, passed, passed_body, unreachable},
-    origin::date_if_missing,
+    received::Received,
     request::{CacheRequest, Routed},
 };
 use crate::{
     barriers::Stamp,
-    body::{IncomingBody, Paced, Source},
+    body::{IncomingBody, Paced},
     cache_status::Forward,
     clock::wall_ms,
     outlive::Outliving,
@@ -190,11 +190,10 @@ impl Posted {
 
     /// Passes the response on and stores it as one to GET, if it declares a lifetime.
     fn deliver_for_get(self, response: Response<Paced>, times: Times) -> Served {
-        let (mut head, body) = response.into_parts();
-        date_if_missing(&mut head.headers, times.received_at);
+        let received = Received::with_map(response, times, IncomingBody::Application);
         let mut fetch = Fetch::new(self.request, Purpose::Serve, Forward::Method);
         (fetch.known.stamp, fetch.known.own_stamp) = (self.stamp, self.stamp);
-        fetch.deliver(head.status, head, Source::new(IncomingBody::Application(body)), times)
+        fetch.deliver_received(received)
     }
 }
 

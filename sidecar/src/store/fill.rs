@@ -3,10 +3,10 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, StatusCode, header::CONTENT_RANGE};
+use http::{StatusCode, header::CONTENT_RANGE};
 use larder_flight::{GivenUp, Observer};
 use larder_policy::{
-    Lifetimes,
+    Fields, Lifetimes,
     lifetimes::TtlFrom,
     range::{ContentRange, Pieces, may_combine},
     response_meta::ResponseMeta,
@@ -18,6 +18,7 @@ use super::{in_flight::InFlightGuard, slot::CacheSlot};
 use crate::{
     budget::{Budget, Kind, Reservation},
     entry::{Content, Entry, Head},
+    headers::FieldLines,
     l2::Lease,
 };
 
@@ -142,7 +143,7 @@ impl Observer for PartFill {
         let Some(total) = range.total.filter(|_| body.len() as u64 == range.last - range.first + 1) else {
             return slot.store.not_stored(&slot.route, NotStored::ContentRange);
         };
-        let known = known.filter(|known| may_combine(&known.fields(), &head.headers));
+        let known = known.filter(|known| may_combine(&known.fields(), &*head.fields));
         let mut pieces = match known.as_ref().map(|known| &known.content) {
             Some(Content::Parts(pieces)) if pieces.total() == total => (**pieces).clone(),
             _ => Pieces::new(total),
@@ -159,20 +160,22 @@ impl Observer for PartFill {
         {
             return slot.store.not_stored(&slot.route, NotStored::TooLarge);
         }
+        let mut headers = head.headers();
         if let Some(known) = &known {
-            head.headers = validation::freshen(&known.headers(), &head.headers);
+            headers = validation::freshen(&known.headers(), &headers);
         }
         let mut status = head.meta.status();
         let content = match pieces.whole() {
             // Section 3.4: as if it had come at once.
             Some(body) => {
                 status = StatusCode::OK;
-                head.headers.remove(CONTENT_RANGE);
+                headers.remove(CONTENT_RANGE);
                 Content::Whole(body)
             }
             None => Content::Parts(Box::new(pieces)),
         };
-        head.meta = ResponseMeta::read(status, &head.headers, head.meta.times(), slot.store.policy.targets());
+        head.meta = ResponseMeta::read(status, &headers, head.meta.times(), slot.store.policy.targets());
+        head.fields = Arc::new(FieldLines::from(&headers));
         store(&head, slot, content, lease);
     }
 
@@ -186,7 +189,7 @@ pub fn store(head: &Head, slot: CacheSlot, content: Content, lease: Option<Lease
     if slot.store.barriers.covers(head.names.iter().copied(), head.stamp) {
         return slot.store.not_stored(&slot.route, NotStored::Purged);
     }
-    let ttl = ttl_from_response(&slot.route.lifetimes, &head.headers, Some(&content));
+    let ttl = ttl_from_response(&slot.route.lifetimes, &*head.fields, Some(&content));
     let meta = head.meta.clone().with_ttl_from_response(ttl);
     let entry = Arc::new(Entry::with_meta(slot.key().whole(), head, meta, content));
     slot.store(entry, lease);
@@ -195,7 +198,7 @@ pub fn store(head: &Head, slot: CacheSlot, content: Content, lease: Option<Lease
 /// Returns the TTL that a response declares in the place that its route names (`ttlFrom`).
 pub fn ttl_from_response(
     lifetimes: &Lifetimes,
-    headers: &HeaderMap,
+    headers: &impl Fields,
     content: Option<&Content>,
 ) -> Option<Duration> {
     match (lifetimes.ttl_from.as_ref()?, content) {

@@ -133,11 +133,11 @@ pub(super) fn understand(head: &[u8], to_head: bool) -> Result<ResponseHead<'_>,
     Ok(ResponseHead { status: status_line.status, framing, bytes: Cow::Owned(repaired), lines })
 }
 
-/// Reads the status line and the fields of a head that was understood. Values share its memory.
+/// Reads the status line of a head that was understood, as a response without fields.
 ///
 /// # Errors
-/// If a name is too long.
-pub(super) fn read(head: &Bytes, field_lines: &Lines) -> Result<Response<()>, HeadError> {
+/// If there is no status line.
+pub(super) fn status_line(head: &[u8]) -> Result<Response<()>, HeadError> {
     let StatusLine { minor, status, reason, .. } = StatusLine::parse(lines(head).next().unwrap_or_default())?;
     let mut response = Response::new(());
     *response.status_mut() = StatusCode::from_u16(status).map_err(|_| HeadError::StatusLine)?;
@@ -148,6 +148,15 @@ pub(super) fn read(head: &Bytes, field_lines: &Lines) -> Result<Response<()>, He
     {
         response.extensions_mut().insert(reason);
     }
+    Ok(response)
+}
+
+/// Reads the status line and the fields of a head that was understood. Values share its memory.
+///
+/// # Errors
+/// If a name is too long.
+pub(super) fn read(head: &Bytes, field_lines: &Lines) -> Result<Response<()>, HeadError> {
+    let mut response = status_line(head)?;
     let headers = response.headers_mut();
     // More than there are fields: what is stored and served gets some.
     headers.reserve(field_lines.len() + 2);

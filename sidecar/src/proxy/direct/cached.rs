@@ -20,7 +20,7 @@ use crate::{
     body::Body,
     head_room::{self, HeadRoom},
     http1_guard::{Exchange, Handoff, Head, Part},
-    proxy::{Proxy, Served},
+    proxy::{GuardReply, Proxy, Served, received::ReceivedReply},
     snapshot::Snapshot,
     upstream::{BodyFraming, LAST_CHUNK, MAX_COPIED, write_chunk},
     work::Work,
@@ -96,10 +96,10 @@ impl CachedExchange {
 
     /// Writes the head of the response.
     fn begin_response(&mut self, output: &mut Vec<u8>, mut served: Served) {
-        let stored = served.stored.take();
+        let reply = served.reply.take();
         let (mut response, closes) = self.proxy.finish(&self.snapshot, served, self.started);
         self.ends |= closes;
-        if let Some(stored) = stored {
+        if let Some(GuardReply::Stored(stored)) = reply {
             let rest = stored.write(output, self.ends);
             let length = rest.len() as u64;
             self.stage = Stage::Body(Body::full(rest), Some(length));
@@ -116,7 +116,14 @@ impl CachedExchange {
             None => BodyFraming::Chunked,
         };
         let head = http::Response::from_parts(head, ());
-        response_head::write(output, head, framing, self.is_head, self.ends);
+        match reply {
+            Some(GuardReply::Received(ReceivedReply { fields, cache_status })) => {
+                response_head::write_fields(output, &head, &*fields, framing, self.is_head, self.ends);
+                cache_status.write_to(output);
+                output.extend_from_slice(b"\r\n");
+            }
+            _ => response_head::write(output, &head, framing, self.is_head, self.ends),
+        }
         self.stage = Stage::Body(body, if has_no_body { Some(0) } else { length });
     }
 

@@ -238,7 +238,7 @@ impl DirectExchange {
             AtClient::Small => {}
         }
         let Facts { is_head, ends, .. } = self.facts;
-        response_head::write(output, response, head.framing(), is_head, ends);
+        response_head::write(output, &response, head.framing(), is_head, ends);
         Ok(Some(stated))
     }
 
@@ -266,7 +266,7 @@ impl DirectExchange {
         let Facts { is_head, .. } = self.facts;
         let ends = self.facts.ends || self.proxy.asks_to_close() || !self.raw.is_complete();
         let framing = BodyFraming::Length(content.len() as u64);
-        response_head::write(output, head, framing, is_head, ends);
+        response_head::write(output, &head, framing, is_head, ends);
         if !is_head {
             output.extend_from_slice(&content);
         }

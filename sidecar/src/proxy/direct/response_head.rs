@@ -3,18 +3,17 @@
 use std::mem;
 
 use http::{
-    HeaderValue, Response, StatusCode,
-    header::{CONNECTION, CONTENT_LENGTH, CONTENT_TYPE, TRAILER, TRANSFER_ENCODING},
+    Response, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 use hyper::ext::ReasonPhrase;
-use larder_policy::{date, is_named};
+use larder_policy::{Fields, date, is_named};
 
 use crate::{
     cache_status::CacheStatus,
     clock::wall_ms,
     head_room, headers,
-    http1_guard::write_fields,
-    proxy::{deadline::is_stream, origin::date_if_missing},
+    proxy::deadline::is_stream,
     upstream::{BodyFraming, FieldLine, RawHead, ends_connection},
 };
 
@@ -138,14 +137,26 @@ pub(super) fn clean<B>(response: &mut Response<B>) -> Stated {
 /// Writes the head of any response, with the fields that frame its body.
 pub(super) fn write(
     output: &mut Vec<u8>,
-    mut response: Response<()>,
+    response: &Response<()>,
+    framing: BodyFraming,
+    is_head: bool,
+    closes: bool,
+) {
+    write_fields(output, response, response.headers(), framing, is_head, closes);
+    output.extend_from_slice(b"\r\n");
+}
+
+/// Writes the head of a response with these fields and those that frame its body, without the empty line at its end.
+pub(super) fn write_fields(
+    output: &mut Vec<u8>,
+    response: &Response<()>,
+    fields: &impl Fields,
     framing: BodyFraming,
     is_head: bool,
     closes: bool,
 ) {
     let status = response.status();
-    let reason = response.extensions_mut().remove::<ReasonPhrase>();
-    let reason = match &reason {
+    let reason = match response.extensions().get::<ReasonPhrase>() {
         Some(reason) => reason.as_bytes(),
         None => status.canonical_reason().unwrap_or_default().as_bytes(),
     };
@@ -153,28 +164,43 @@ pub(super) fn write(
         output.extend_from_slice(part);
     }
     let has_length = !matches!(status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
-    let headers = response.headers_mut();
-    match framing {
-        // The length of the response to GET, if it is known.
-        BodyFraming::Length(0) if is_head => {
-            if headers.get_all(CONTENT_LENGTH).iter().nth(1).is_some() {
-                headers.remove(CONTENT_LENGTH);
+    let is_chunked = framing.is_chunked_for_client();
+    // The length of the response to GET, if it is known.
+    let keeps_length = is_head
+        && framing == BodyFraming::Length(0)
+        && fields.values(CONTENT_LENGTH.as_str()).nth(1).is_none();
+    let mut has_date = false;
+    for (name, value) in fields.lines() {
+        let is_dropped = match name.len() {
+            4 => {
+                has_date |= is_named(name, b"date");
+                false
             }
-        }
-        BodyFraming::Length(_) if !has_length => drop(headers.remove(CONTENT_LENGTH)),
-        BodyFraming::Length(length) => drop(headers.insert(CONTENT_LENGTH, length.into())),
-        BodyFraming::Chunked | BodyFraming::UntilClose => {
-            headers.remove(CONTENT_LENGTH);
-            headers.insert(TRANSFER_ENCODING, HeaderValue::from_static("chunked"));
+            7 => (is_head || !has_length) && is_named(name, b"trailer"),
+            10 => closes && is_named(name, b"connection"),
+            14 => !keeps_length && is_named(name, b"content-length"),
+            17 => is_chunked && is_named(name, b"transfer-encoding"),
+            _ => false,
+        };
+        if !is_dropped {
+            headers::write_line(output, name, value);
         }
     }
-    if is_head || !has_length {
-        headers.remove(TRAILER);
+    match framing {
+        BodyFraming::Length(0) if is_head => {}
+        BodyFraming::Length(length) if has_length => {
+            let mut digits = itoa::Buffer::new();
+            headers::write_line(output, b"content-length", digits.format(length).as_bytes());
+        }
+        BodyFraming::Length(_) => {}
+        BodyFraming::Chunked | BodyFraming::UntilClose => {
+            output.extend_from_slice(b"transfer-encoding: chunked\r\n");
+        }
     }
     if closes {
-        headers.insert(CONNECTION, HeaderValue::from_static("close"));
+        output.extend_from_slice(b"connection: close\r\n");
     }
-    date_if_missing(headers, wall_ms());
-    write_fields(output, headers);
-    output.extend_from_slice(b"\r\n");
+    if !has_date {
+        headers::write_line(output, b"date", &date::format(wall_ms() / 1000));
+    }
 }

@@ -263,7 +263,7 @@ fn relayed_response_heads_are_those_of_the_general_path() {
             prop_assert_eq!(stated, response_head::clean(&mut response));
             status.append_to(response.headers_mut());
             let mut general = vec![];
-            response_head::write(&mut general, response, head.framing(), is_head, closes);
+            response_head::write(&mut general, &response, head.framing(), is_head, closes);
             let ((direct, mut fields), (general, mut expected)) =
                 (fields_of(&output[6..]), fields_of(&general));
             if !lines.iter().any(|line| line.starts_with("Date:")) {

@@ -21,7 +21,7 @@ use crate::{
     clock::wall_ms,
     config::ConfigWatcher,
     entry::{Content, Entry, Head as StoredHead},
-    headers,
+    headers::{self, FieldLines},
     http1_guard::with_valid_head,
     http2_guard::{Http2Responder as _, fields_of, with_plain_request},
     proxy::{
@@ -231,7 +231,8 @@ impl Fixture {
         let meta = ResponseMeta::read(status, &headers, times, &[]);
         let request = request.without_its_client();
         let (stamp, names) = (request.store().barriers.stamp(), request.names().into());
-        let head = StoredHead { headers, meta, stamp, names };
+        let fields = Arc::new(FieldLines::from(&headers));
+        let head = StoredHead { fields, is_to_head: false, meta, stamp, names };
         // Each key has a body of its own.
         let mut body = request.key.as_str().as_bytes().repeat(case.length);
         body.truncate(case.length);

@@ -10,16 +10,17 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use http::{
-    HeaderMap, Response,
+    Response,
     header::{CONNECTION, CONTENT_LENGTH},
 };
+use larder_policy::Fields;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::connection::Connection;
 use crate::{
     budget::{Budget, Reservation},
     head_room::{self, HeadRoom},
-    headers::TransferCoding,
+    headers::{self, FieldLines, TransferCoding},
     upstream::{
         ExchangeError,
         head::{self, BodyFraming, FieldLine, HeadError, Lines, MAX_HEAD, ResponseHead},
@@ -32,6 +33,9 @@ const READ_SIZE: usize = 8 << 10;
 /// Maximum time that a large head waits for memory, and the interval of its attempts.
 const ROOM_TIMEOUT: Duration = Duration::from_secs(1);
 const ROOM_INTERVAL: Duration = Duration::from_millis(20);
+
+/// Maximum length of a name in a header map, in bytes.
+const MAX_NAME: usize = u16::MAX as usize;
 
 /// The head of a response that is awaited.
 pub(super) struct IncomingHead {
@@ -180,9 +184,23 @@ impl RawHead {
     /// # Errors
     /// If a name is too long.
     pub fn response(&self) -> Result<Response<()>, HeadError> {
-        let mut response = head::read(&self.bytes, &self.lines)?;
+        Ok(self.with_room(head::read(&self.bytes, &self.lines)?))
+    }
+
+    /// Reads the status line, and the end-to-end fields as text.
+    ///
+    /// # Errors
+    /// If a name is too long.
+    pub fn response_and_lines(&self) -> Result<(Response<()>, FieldLines), HeadError> {
+        if self.bytes.len() > MAX_NAME && self.lines().any(|line| line.name.len() > MAX_NAME) {
+            return Err(HeadError::Field);
+        }
+        Ok((self.with_room(head::status_line(&self.bytes)?), headers::end_to_end(self)))
+    }
+
+    fn with_room(&self, mut response: Response<()>) -> Response<()> {
         self.room.iter().for_each(|room| drop(response.extensions_mut().insert(room.clone())));
-        Ok(response)
+        response
     }
 
     fn read(self) -> Result<Received, HeadError> {
@@ -194,6 +212,12 @@ impl RawHead {
     /// Returns true if another request may follow on the connection, unless a field says that it ends.
     pub(super) fn may_be_kept_alive(&self) -> bool {
         self.bytes.get(7) != Some(&b'0') && self.framing != BodyFraming::UntilClose && self.room.is_none()
+    }
+}
+
+impl Fields for RawHead {
+    fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
+        self.lines.of(&self.bytes).map(|line| (line.name, line.value))
     }
 }
 
@@ -211,14 +235,12 @@ impl From<ResponseHead<'_>> for RawHead {
 
 /// Returns true if the connection ends after a response with these fields: one says so, or others would delimit the body by its length
 /// (RFC 9112, section 6.3).
-pub fn ends_connection(headers: &HeaderMap) -> bool {
+pub fn ends_connection(fields: &impl Fields) -> bool {
     let is_doubtful =
-        headers.contains_key(CONTENT_LENGTH) && TransferCoding::of(headers) == TransferCoding::Chunked;
+        fields.has(CONTENT_LENGTH.as_str()) && TransferCoding::of(fields) == TransferCoding::Chunked;
     is_doubtful
-        || headers.get_all(CONNECTION).iter().any(|line| {
-            line.as_bytes()
-                .split(|&byte| byte == b',')
-                .any(|name| name.trim_ascii().eq_ignore_ascii_case(b"close"))
+        || fields.values(CONNECTION.as_str()).any(|line| {
+            line.split(|&byte| byte == b',').any(|name| name.trim_ascii().eq_ignore_ascii_case(b"close"))
         })
 }
 

@@ -1,0 +1,91 @@
+//! Responses as they came from an origin.
+
+use std::sync::Arc;
+
+use http::{Extensions, Response, StatusCode, response::Parts};
+use larder_policy::{Fields as _, date, response_meta::Times, validation};
+
+use crate::{
+    body::{Body, IncomingBody},
+    cache_status::CacheStatus,
+    head_room,
+    headers::FieldLines,
+};
+
+/// Response of an origin as it came.
+pub(super) struct Received {
+    pub(super) head: ReceivedHead,
+    pub(super) body: IncomingBody,
+    pub(super) times: Times,
+}
+
+/// Head of a response as it came.
+pub(super) struct ReceivedHead {
+    pub(super) status: StatusCode,
+    /// The end-to-end fields, of which one is `Date`.
+    pub(super) fields: Arc<FieldLines>,
+    /// The unusual reason of the status, and the room of a large head.
+    extensions: Extensions,
+}
+
+/// A received response for a client, whose head the guard writes.
+#[derive(Debug)]
+pub(super) struct ReceivedReply {
+    pub(super) fields: Arc<FieldLines>,
+    pub(super) cache_status: CacheStatus,
+}
+
+impl Received {
+    /// Returns a response with these fields, which has a `Date` from now on (RFC 9110, section 6.6.1).
+    pub(super) fn new<B>(
+        response: Response<B>,
+        mut fields: FieldLines,
+        times: Times,
+        body: impl FnOnce(B) -> IncomingBody,
+    ) -> Self {
+        let (Parts { status, extensions, .. }, content) = response.into_parts();
+        if !fields.has("date") {
+            fields.push(b"date", &date::format(times.received_at / 1000));
+        }
+        let head = ReceivedHead { status, fields: Arc::new(fields), extensions };
+        Self { head, body: body(content), times }
+    }
+
+    /// Returns a response whose end-to-end fields are in a map.
+    pub(super) fn with_map<B>(
+        response: Response<B>,
+        times: Times,
+        body: impl FnOnce(B) -> IncomingBody,
+    ) -> Self {
+        let fields = FieldLines::from(response.headers());
+        Self::new(response, fields, times, body)
+    }
+}
+
+impl ReceivedHead {
+    /// Turns it into a 304.
+    pub(super) fn into_not_modified(self) -> Self {
+        let fields = Arc::new(validation::not_modified_lines(&*self.fields).collect());
+        Self { status: StatusCode::NOT_MODIFIED, fields, ..self }
+    }
+
+    /// Returns the response for a client, and what the guard writes in place of its fields, if the client is the guard's.
+    pub(super) fn into_response(
+        self,
+        body: Body,
+        cache_status: CacheStatus,
+        is_for_guard: bool,
+    ) -> (Response<Body>, Option<ReceivedReply>) {
+        let Self { status, fields, extensions } = self;
+        let mut response = Response::new(body);
+        *response.status_mut() = status;
+        *response.extensions_mut() = extensions;
+        // A large head has its own room.
+        if is_for_guard && fields.as_bytes().len() <= head_room::SMALL {
+            return (response, Some(ReceivedReply { fields, cache_status }));
+        }
+        *response.headers_mut() = fields.to_map();
+        cache_status.append_to(response.headers_mut());
+        (response, None)
+    }
+}
