@@ -2,7 +2,7 @@
 
 use std::time::Duration;
 
-use crate::fields::Fields;
+use crate::fields::{Fields, is_named};
 
 /// The response directives that Larder acts on (RFC 9111, section 5.2.2; RFC 5861).
 ///
@@ -45,35 +45,36 @@ impl ResponseDirectives {
 
     /// Adds a `Cache-Control` field line.
     pub(crate) fn add(&mut self, line: &[u8]) {
-        for Directive { name, value } in directives(line) {
+        for member in members(line) {
+            let Directive { name, value } = Directive::of(member);
             if let Some(flag) = self.flag(name) {
                 *flag = true;
             } else if let Some(time) = self.time(name) {
                 shorten(time, value.seconds().unwrap_or_default());
             }
-        }
-        for word in members(line).flat_map(stray_words) {
-            if let Some(flag) = self.restriction(word) {
-                *flag = true;
+            for word in stray_words(member) {
+                if let Some(flag) = self.restriction(word) {
+                    *flag = true;
+                }
             }
         }
     }
 
     /// Returns the directive of this name, if it is a restriction without an argument.
     fn restriction(&mut self, name: &[u8]) -> Option<&mut bool> {
-        self.flag(name).filter(|_| !is(name, "public") && !is(name, "must-understand"))
+        self.flag(name).filter(|_| !is_named(name, b"public") && !is_named(name, b"must-understand"))
     }
 
     /// Returns the directive of this name, if it is one without an argument.
     pub(crate) fn flag(&mut self, name: &[u8]) -> Option<&mut bool> {
         Some(match name {
-            _ if is(name, "no-store") => &mut self.no_store,
-            _ if is(name, "private") => &mut self.private,
-            _ if is(name, "no-cache") => &mut self.no_cache,
-            _ if is(name, "must-revalidate") => &mut self.must_revalidate,
-            _ if is(name, "proxy-revalidate") => &mut self.proxy_revalidate,
-            _ if is(name, "must-understand") => &mut self.must_understand,
-            _ if is(name, "public") => &mut self.public,
+            _ if is_named(name, b"no-store") => &mut self.no_store,
+            _ if is_named(name, b"private") => &mut self.private,
+            _ if is_named(name, b"no-cache") => &mut self.no_cache,
+            _ if is_named(name, b"must-revalidate") => &mut self.must_revalidate,
+            _ if is_named(name, b"proxy-revalidate") => &mut self.proxy_revalidate,
+            _ if is_named(name, b"must-understand") => &mut self.must_understand,
+            _ if is_named(name, b"public") => &mut self.public,
             _ => return None,
         })
     }
@@ -81,10 +82,10 @@ impl ResponseDirectives {
     /// Returns the directive of this name, if it is one with a number of seconds.
     pub(crate) fn time(&mut self, name: &[u8]) -> Option<&mut Option<Duration>> {
         Some(match name {
-            _ if is(name, "max-age") => &mut self.max_age,
-            _ if is(name, "s-maxage") => &mut self.s_maxage,
-            _ if is(name, "stale-while-revalidate") => &mut self.stale_while_revalidate,
-            _ if is(name, "stale-if-error") => &mut self.stale_if_error,
+            _ if is_named(name, b"max-age") => &mut self.max_age,
+            _ if is_named(name, b"s-maxage") => &mut self.s_maxage,
+            _ if is_named(name, b"stale-while-revalidate") => &mut self.stale_while_revalidate,
+            _ if is_named(name, b"stale-if-error") => &mut self.stale_if_error,
             _ => return None,
         })
     }
@@ -137,11 +138,11 @@ impl RequestDirectives {
     pub fn parse(fields: &(impl Fields + ?Sized)) -> Self {
         let mut parsed = Self::default();
         if !fields.has("cache-control") {
-            let mut pragmas = fields.values("pragma").flat_map(directives);
-            parsed.no_cache = pragmas.any(|pragma| is(pragma.name, "no-cache"));
+            let mut pragmas = fields.values("pragma").flat_map(members).map(Directive::of);
+            parsed.no_cache = pragmas.any(|pragma| is_named(pragma.name, b"no-cache"));
             return parsed;
         }
-        for directive in fields.values("cache-control").flat_map(directives) {
+        for directive in fields.values("cache-control").flat_map(members).map(Directive::of) {
             parsed.add(directive);
         }
         parsed
@@ -150,15 +151,15 @@ impl RequestDirectives {
     fn add(&mut self, Directive { name, value }: Directive<'_>) {
         let seconds = value.seconds();
         match name {
-            _ if is(name, "no-cache") => self.no_cache = true,
-            _ if is(name, "no-store") => self.no_store = true,
-            _ if is(name, "only-if-cached") => self.only_if_cached = true,
-            _ if is(name, "max-age") => shorten(&mut self.max_age, seconds.unwrap_or_default()),
-            _ if is(name, "min-fresh") => self.min_fresh = self.min_fresh.max(seconds),
-            _ if is(name, "stale-if-error") => {
+            _ if is_named(name, b"no-cache") => self.no_cache = true,
+            _ if is_named(name, b"no-store") => self.no_store = true,
+            _ if is_named(name, b"only-if-cached") => self.only_if_cached = true,
+            _ if is_named(name, b"max-age") => shorten(&mut self.max_age, seconds.unwrap_or_default()),
+            _ if is_named(name, b"min-fresh") => self.min_fresh = self.min_fresh.max(seconds),
+            _ if is_named(name, b"stale-if-error") => {
                 shorten(&mut self.stale_if_error, seconds.unwrap_or_default());
             }
-            _ if is(name, "max-stale") => {
+            _ if is_named(name, b"max-stale") => {
                 let new = match (value, seconds) {
                     (Value::None, _) => MaxStale::Any,
                     (_, seconds) => MaxStale::For(seconds.unwrap_or_default()),
@@ -177,10 +178,6 @@ impl RequestDirectives {
     pub fn is_empty(&self) -> bool {
         *self == Self::default()
     }
-}
-
-fn is(name: &[u8], known: &str) -> bool {
-    name.eq_ignore_ascii_case(known.as_bytes())
 }
 
 fn shorten(current: &mut Option<Duration>, new: Duration) {
@@ -243,11 +240,11 @@ impl Value<'_> {
     }
 }
 
-/// The directives of one field line.
-fn directives(line: &[u8]) -> impl Iterator<Item = Directive<'_>> {
-    members(line).map(|member| {
+impl<'a> Directive<'a> {
+    /// Reads a member of a field line.
+    fn of(member: &'a [u8]) -> Self {
         let Some(equals) = member.iter().position(|byte| *byte == b'=') else {
-            return Directive { name: member, value: Value::None };
+            return Self { name: member, value: Value::None };
         };
         let (name, value) = (&member[..equals], &member[equals + 1..]);
         let value = match value {
@@ -255,8 +252,8 @@ fn directives(line: &[u8]) -> impl Iterator<Item = Directive<'_>> {
             [b'"', quoted @ .., b'"'] => Value::Of(quoted),
             _ => Value::Of(value),
         };
-        Directive { name: name.trim_ascii(), value }
-    })
+        Self { name: name.trim_ascii(), value }
+    }
 }
 
 /// The members of a list (RFC 9110, section 5.6.1), without the empty ones.

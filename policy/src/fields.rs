@@ -10,7 +10,10 @@ pub trait Fields {
     /// Returns the values of all lines of a field, in order.
     fn values<'a>(&'a self, name: &'a str) -> impl Iterator<Item = &'a [u8]> {
         self.lines()
-            .filter(move |(known, _)| known.eq_ignore_ascii_case(name.as_bytes()))
+            // By the length first: most names differ in it.
+            .filter(move |(known, _)| {
+                known.len() == name.len() && known.eq_ignore_ascii_case(name.as_bytes())
+            })
             .map(|(_, value)| value)
     }
 

@@ -10,7 +10,7 @@ use percent_encoding::{AsciiSet, CONTROLS, percent_encode};
 
 use crate::{
     cache_control::{members, split_at_commas},
-    fields::Fields,
+    fields::{Fields, is_named},
 };
 
 mod canonical;
@@ -46,6 +46,10 @@ const ESCAPED: &AsciiSet = &CONTROLS.add(b'%');
 /// declares it. `None`: the response matches no other request, because one of the names is `*`, is invalid, or is a
 /// header that changes here.
 pub fn names(headers: &(impl Fields + ?Sized)) -> Option<Vec<HeaderName>> {
+    // Most responses have neither field that is looked at.
+    if !headers.lines().any(|(name, _)| is_named(name, b"vary") || is_named(name, b"content-encoding")) {
+        return Some(vec![]);
+    }
     let names: Option<Vec<HeaderName>> = listed(headers).collect();
     names.map(sorted).filter(|names| !names.iter().any(|name| CHANGED_HERE.contains(name)))
 }

@@ -16,11 +16,10 @@ use larder_policy::{
     freshness::{self, Freshness, evaluate},
     range::Pieces,
     response_meta::{self, ResponseMeta, Times},
-    storing::is_kept,
 };
 
 use self::block::Block;
-pub use self::block::StoredFields;
+pub use self::{block::StoredFields, head::Head};
 
 use crate::{
     barriers::{Barriers, Stamp},
@@ -31,6 +30,7 @@ use crate::{
 pub mod authentication;
 mod block;
 pub mod codec;
+mod head;
 
 /// A stored response, as received: its own header fields and times. Its freshness is computed when it is read, so that
 /// a changed policy applies to responses that are already stored.
@@ -50,21 +50,6 @@ pub struct Entry {
     /// Time until which it is served in place of failed responses without another attempt, as [`monotonic_ms`], twice; and
     /// [`RENEWAL_IS_DUE`].
     fallback_until: AtomicU64,
-}
-
-/// A response without its body that is about to be stored.
-#[derive(Clone, Debug)]
-pub struct Head {
-    /// The end-to-end header fields, most of which are stored.
-    pub fields: Arc<FieldLines>,
-    /// True for a response to HEAD, whose `Content-Length` is stored: nothing else says how long the response to GET is.
-    pub is_to_head: bool,
-    /// Cache metadata of the response.
-    pub meta: ResponseMeta,
-    /// The time of its fill in the order of purges.
-    pub stamp: Stamp,
-    /// The names under which it can be purged.
-    pub names: Box<[PurgeName]>,
 }
 
 /// Bit that is set if a reader found that an entry is due for an early renewal, but had no time for it.
@@ -128,40 +113,6 @@ pub fn for_reader(body: &Bytes) -> Bytes {
     if body.len() > MAX_COPIED { body.clone() } else { Bytes::copy_from_slice(body) }
 }
 
-impl Head {
-    /// Returns the name of each header field that is stored, and its line with its end.
-    fn stored_lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
-        self.fields.named().filter(|(name, _)| self.stores(name))
-    }
-
-    /// Returns a map of the header fields that are stored.
-    pub fn headers(&self) -> HeaderMap {
-        let stored = self.fields.lines().filter(|(name, _)| self.stores(name));
-        stored.collect::<FieldLines>().to_map()
-    }
-
-    fn stores(&self, name: &[u8]) -> bool {
-        is_kept(name) && (self.is_to_head || name != b"content-length")
-    }
-
-    /// Sets the position among responses that were stored at the same time, by which their TTLs differ. The position is
-    /// the same in every pod.
-    pub fn spread(self) -> Self {
-        let meta = spread(self.meta, self.names.first());
-        Self { meta, ..self }
-    }
-
-    /// Returns the freshness for a request now.
-    pub fn freshness(&self, lifetimes: &Lifetimes, asked: &RequestDirectives) -> Freshness {
-        evaluate(&self.meta, lifetimes, resident(&self.meta), asked)
-    }
-
-    /// Returns the age now.
-    pub fn age(&self) -> Duration {
-        self.meta.initial_age() + resident(&self.meta)
-    }
-}
-
 fn spread(meta: ResponseMeta, name: Option<&PurgeName>) -> ResponseMeta {
     let name = name.map_or([0; 8], |name| {
         let mut start = [0; 8];
@@ -191,7 +142,7 @@ impl Entry {
         };
         // The body says how long it is.
         let is_told = length.is_some_and(|length| length > 0);
-        let lines = || head.stored_lines().filter(|(name, _)| !is_told || *name != b"content-length");
+        let lines = head.stored_lines().filter(|(name, _)| !is_told || *name != b"content-length");
         let block = Block::new(key, &head.names, response_meta::stated_age(&*head.fields), lines);
         Self::with_block(spread(meta, head.names.first()), head.stamp, block, content)
     }

@@ -91,7 +91,7 @@ pub fn remove_hop_by_hop(headers: &mut HeaderMap) {
 }
 
 /// Returns the fields of a message without the hop-by-hop ones.
-pub fn end_to_end(fields: &impl Fields) -> FieldLines {
+pub fn end_to_end(fields: &(impl Fields + ?Sized)) -> FieldLines {
     match HopByHop::of(fields) {
         None => fields.lines().collect(),
         Some(hop_by_hop) => fields.lines().filter(|(name, _)| !hop_by_hop.covers(name)).collect(),
@@ -110,7 +110,7 @@ struct HopByHop<'a> {
 
 impl<'a> HopByHop<'a> {
     /// Returns the fields of a message that are not passed on. Most messages have none.
-    fn of(fields: &'a impl Fields) -> Option<Self> {
+    fn of(fields: &'a (impl Fields + ?Sized)) -> Option<Self> {
         let mut found = None::<Self>;
         for (name, value) in fields.lines() {
             if is_hop_by_hop(name) {
@@ -303,6 +303,28 @@ mod tests {
             let mut map = headers(&lines);
             remove_hop_by_hop(&mut map);
             assert_eq!(map.contains_key("te"), keeps, "{lines:?}");
+        }
+    }
+
+    #[test]
+    fn end_to_end_fields_are_those_that_stay_in_a_map() {
+        for lines in [
+            &[("Etag", "a"), ("vary", "b")][..],
+            &[("Connection", "close, X-Own ,Vary"), ("X-OWN", "1"), ("Vary", "b"), ("x-own", "2")],
+            &[
+                ("transfer-encoding", "chunked"),
+                ("content-length", "1"),
+                ("keep-alive", "timeout=5"),
+                ("a", "b"),
+            ],
+            &[("te", "trailers"), ("upgrade", "h2c"), ("proxy-authenticate", "x"), ("trailer", "x-sum")],
+            &[("te", "gzip"), ("http2-settings", "x"), ("proxy-connection", "close")],
+        ] {
+            let mut map = headers(lines);
+            let raw: Vec<_> = lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+            let found = end_to_end(raw.as_slice());
+            remove_hop_by_hop(&mut map);
+            assert_eq!(found.to_map(), map, "{lines:?}");
         }
     }
 

@@ -26,6 +26,9 @@ pub(super) struct Block {
     not_in_304: u8,
 }
 
+/// Number of lines that most responses have at most.
+const USUAL_LINES: usize = 24;
+
 /// Value for lines in any order.
 const UNCOUNTED: u8 = u8::MAX;
 
@@ -35,21 +38,20 @@ impl Block {
 
     /// Creates a block. Of the lines, each of which comes with its name, those of `Age` are replaced by one with `age`, in seconds, and
     /// those that a 304 does not have become the last ones.
-    pub(super) fn new<'a, Lines>(
+    pub(super) fn new<'a>(
         key: &str,
         names: &[PurgeName],
         age: Option<Duration>,
-        lines: impl Fn() -> Lines,
-    ) -> Self
-    where
-        Lines: Iterator<Item = (&'a [u8], &'a [u8])>,
-    {
+        lines: impl Iterator<Item = (&'a [u8], &'a [u8])>,
+    ) -> Self {
         let age = age.map(|age| format!("age: {}\r\n", age.as_secs())).unwrap_or_default();
-        let lines = || lines().filter(|(name, _)| *name != b"age");
-        let (mut length, mut has_tag) = (0, false);
-        for (name, line) in lines() {
-            length += line.len();
-            has_tag |= name == b"etag";
+        let (mut others, mut length, mut has_tag) = (Vec::with_capacity(USUAL_LINES), 0, false);
+        for (name, line) in lines {
+            if name != b"age" {
+                length += line.len();
+                has_tag |= name == b"etag";
+                others.push((name, line));
+            }
         }
         let mut bytes = Vec::with_capacity(key.len() + names.len() * Self::NAME + age.len() + length);
         bytes.extend_from_slice(key.as_bytes());
@@ -57,9 +59,11 @@ impl Block {
         bytes.extend_from_slice(age.as_bytes());
         let mut not_in_304 = 0_u8;
         for is_in_304 in [true, false] {
-            for (_, line) in lines().filter(|(name, _)| is_in_not_modified(name, has_tag) == is_in_304) {
-                bytes.extend_from_slice(line);
-                not_in_304 = not_in_304.saturating_add(u8::from(!is_in_304));
+            for (name, line) in &others {
+                if is_in_not_modified(name, has_tag) == is_in_304 {
+                    bytes.extend_from_slice(line);
+                    not_in_304 = not_in_304.saturating_add(u8::from(!is_in_304));
+                }
             }
         }
         Self {

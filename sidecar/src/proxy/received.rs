@@ -44,7 +44,7 @@ impl Received {
         body: impl FnOnce(B) -> IncomingBody,
     ) -> Self {
         let (Parts { status, extensions, .. }, content) = response.into_parts();
-        if !fields.has("date") {
+        if !fields.lines().any(|(name, _)| name == b"date") {
             fields.push(b"date", &date::format(times.received_at / 1000));
         }
         let head = ReceivedHead { status, fields: Arc::new(fields), extensions };

@@ -8,7 +8,7 @@ use http::{
     header::{AGE, CONTENT_LENGTH, CONTENT_RANGE},
 };
 use larder_policy::{
-    Fields,
+    Fields, HeaderKinds,
     freshness::{self, Freshness, State},
     range::{self, ContentRange, RangeRequest},
     response_meta::ResponseMeta,
@@ -111,7 +111,9 @@ impl CacheRequest {
 
     /// Returns true if the client's own copy is still valid.
     pub(super) fn has_it_already(&self, stored: &impl Fields, meta: &ResponseMeta) -> bool {
-        has_it_already(&self.headers, stored, meta)
+        // The kinds of a guard's request tell at once.
+        self.kinds_of_guard.is_none_or(HeaderKinds::is_conditional)
+            && has_it_already(&self.headers, stored, meta)
     }
 
     fn range_of(&self, entry: &Entry, length: u64) -> Option<Result<Range<u64>, ()>> {

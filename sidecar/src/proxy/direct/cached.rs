@@ -26,6 +26,9 @@ use crate::{
     work::Work,
 };
 
+/// Length of what is written of a head beside its fields, and more.
+const USUAL_ADDED: usize = 192;
+
 /// An exchange whose response comes from the stages of a route.
 pub struct CachedExchange {
     proxy: Arc<Proxy>,
@@ -118,6 +121,7 @@ impl CachedExchange {
         let head = http::Response::from_parts(head, ());
         match reply {
             Some(GuardReply::Received(ReceivedReply { fields, cache_status })) => {
+                output.reserve(fields.as_bytes().len() + USUAL_ADDED);
                 response_head::write_fields(output, &head, &*fields, framing, self.is_head, self.ends);
                 cache_status.write_to(output);
                 output.extend_from_slice(b"\r\n");

@@ -9,11 +9,8 @@ use std::{
 };
 
 use bytes::{Buf, Bytes};
-use http::{
-    Response,
-    header::{CONNECTION, CONTENT_LENGTH},
-};
-use larder_policy::Fields;
+use http::Response;
+use larder_policy::{Fields, is_named};
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::connection::Connection;
@@ -236,12 +233,18 @@ impl From<ResponseHead<'_>> for RawHead {
 /// Returns true if the connection ends after a response with these fields: one says so, or others would delimit the body by its length
 /// (RFC 9112, section 6.3).
 pub fn ends_connection(fields: &impl Fields) -> bool {
-    let is_doubtful =
-        fields.has(CONTENT_LENGTH.as_str()) && TransferCoding::of(fields) == TransferCoding::Chunked;
-    is_doubtful
-        || fields.values(CONNECTION.as_str()).any(|line| {
-            line.split(|&byte| byte == b',').any(|name| name.trim_ascii().eq_ignore_ascii_case(b"close"))
-        })
+    let (mut closes, mut has_length, mut coding) = (false, false, TransferCoding::None);
+    for (name, value) in fields.lines() {
+        if is_named(name, b"connection") {
+            let mut options = value.split(|&byte| byte == b',');
+            closes |= options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
+        } else if is_named(name, b"content-length") {
+            has_length = true;
+        } else if is_named(name, b"transfer-encoding") {
+            coding = coding.followed_by(value);
+        }
+    }
+    closes || has_length && coding == TransferCoding::Chunked
 }
 
 /// Reserves memory for a head, or waits for it without reading any further.

@@ -287,3 +287,13 @@ async fn whole_body_that_came_with_its_head_is_at_hand() {
     assert_eq!(server.idle(), 1, "nothing keeps the connection from its next request");
     assert_eq!(body.collect().await.unwrap().to_bytes(), "ok");
 }
+
+#[test]
+fn name_that_no_map_takes_is_refused_in_lines_too() {
+    for (length, is_read) in [(65_535, true), (65_536, false)] {
+        let head = format!("HTTP/1.1 200 OK\r\nContent-Length: 0\r\n{}: b\r\n\r\n", "a".repeat(length));
+        let head = RawHead::of(head.as_bytes(), false).unwrap();
+        assert_eq!(head.response().is_ok(), is_read, "{length}");
+        assert_eq!(head.response_and_lines().is_ok(), is_read, "{length}");
+    }
+}
