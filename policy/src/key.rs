@@ -156,11 +156,8 @@ impl Spans {
     /// Returns the names under which a purge finds the response stored under the key of this text.
     pub fn purge_names(self, text: &str) -> [PurgeName; 3] {
         let (method, target) = (&text[..self.method], &text[self.path..self.fragment]);
-        [
-            PurgeName::key(text),
-            PurgeName::key(&[method, ":", target].concat()),
-            PurgeName::path(self.path(text)),
-        ]
+        let [key, short] = PurgeName::keys(text, method, target);
+        [key, short, PurgeName::path(self.path(text))]
     }
 
     /// Returns the path in the key of this text.

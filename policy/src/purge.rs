@@ -37,52 +37,64 @@ impl PurgeName {
     /// of the host (RFC 3986, section 6.2), have one name.
     pub fn key(key: &str) -> Self {
         let key = with_normal_host(key);
-        Self::new("key", &if has_one_spelling(&key) { key } else { Cow::Owned(respelled(&key)) })
+        Self::new("key", &[&if has_one_spelling(&key) { key } else { Cow::Owned(respelled(&key)) }])
+    }
+
+    /// The names of a key and of the same without scheme and host: of its method and its target alone.
+    pub(crate) fn keys(key: &str, method: &str, target: &str) -> [Self; 2] {
+        // A part of a key has no more spellings than the whole.
+        let is_usual = target.starts_with('/') && has_one_spelling(key);
+        if is_usual && matches!(with_normal_host(key), Cow::Borrowed(_)) {
+            return [Self::new("key", &[key]), Self::new("key", &[method, ":", target])];
+        }
+        [Self::key(key), Self::key(&[method, ":", target].concat())]
     }
 
     /// The name of a path, regardless of host, scheme, query and variant. Spellings that an application may treat as
     /// one path have one name.
     pub fn path(path: &str) -> Self {
         let text = loose_texts(path).next().expect("a path has a reading");
-        Self::new("path", &text)
+        Self::new("path", &[&text])
     }
 
     /// Returns the names of all paths that a server may read in `path`: those that a purge by that path raises.
     pub fn paths(path: &str) -> impl Iterator<Item = Self> {
-        loose_texts(path).map(|text| Self::new("path", &text))
+        loose_texts(path).map(|text| Self::new("path", &[&text]))
     }
 
     /// The name of a tag. Tags that differ only in escapes, case or compatible characters have one name.
     pub fn tag(tag: &str) -> Self {
-        Self::new("tag", &fold(&decode_fully(tag)))
+        Self::new("tag", &[&fold(&decode_fully(tag))])
     }
 
     /// The name of a policy's version, by its [`crate::Policy::fingerprint`]: shared by everything that is stored under it.
     pub fn version(fingerprint: &str) -> Self {
-        Self::new("version", fingerprint)
+        Self::new("version", &[fingerprint])
     }
 
     /// The name of a write for which a policy names nothing. No stored response has this name.
     pub fn unnamed_write() -> Self {
-        Self::new("write", "")
+        Self::new("write", &[])
     }
 
     /// The name of the fact that a purge was told to the Redis that counts in this generation, too. No stored response has this name.
     pub fn told(generation: u64) -> Self {
-        Self::new("told", &generation.to_string())
+        Self::new("told", &[&generation.to_string()])
     }
 
-    fn new(kind: &str, name: &str) -> Self {
-        let parts = [kind.as_bytes(), b":", name.as_bytes()];
-        let length: usize = parts.iter().map(|part| part.len()).sum();
+    /// Hashes the parts of a text.
+    fn new(kind: &str, parts: &[&str]) -> Self {
+        let length = kind.len() + 1 + parts.iter().map(|part| part.len()).sum::<usize>();
         let mut room = [0; MAX_SHORT];
         let hash = match room.get_mut(..length) {
             // A hasher is two kilobytes.
             Some(mut rest) => {
-                parts.iter().for_each(|part| rest.put_slice(part));
+                rest.put_slice(kind.as_bytes());
+                rest.put_u8(b':');
+                parts.iter().for_each(|part| rest.put_slice(part.as_bytes()));
                 blake3::hash(&room[..length])
             }
-            None => blake3::hash(&parts.concat()),
+            None => blake3::hash([&[kind, ":"], parts].concat().concat().as_bytes()),
         };
         let mut name = [0; 16];
         name.copy_from_slice(&hash.as_bytes()[..16]);
@@ -129,6 +141,11 @@ fn split_before_part(text: &str) -> (&str, &str) {
 /// Returns true if a key, apart from its host, has no other spelling, as most have not: it has no escape, no `+`, no empty pair, and is
 /// ASCII. Its name is that of the key as it is.
 fn has_one_spelling(key: &str) -> bool {
+    // Several bytes at a time.
+    let is_plain = |byte: u8| byte.is_ascii() & !matches!(byte, b'?' | b'&' | b'#' | b'%' | b'+');
+    if key.bytes().fold(true, |all, byte| all & is_plain(byte)) {
+        return true;
+    }
     let mut before = Character::Plain;
     let has_no_other = key.bytes().all(|byte| {
         let (last, this) = (before, CHARACTERS[usize::from(byte)]);
@@ -292,6 +309,17 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn names_of_a_key_and_of_its_target_are_those_of_their_texts(
+            host in "([a-zA-Z]{1,2}:)?(//[aA]{1,2}[.]?(:80)?)?",
+            target in "/?[a%2B+?&=/ \u{e9}]{0,8}",
+            fragment in "(#[a%2B&=\u{e9}]{0,6})?",
+        ) {
+            let names = PurgeName::keys(&format!("GET:{host}{target}{fragment}"), "GET", &target);
+            let texts = [format!("GET:{host}{target}{fragment}"), format!("GET:{target}")];
+            prop_assert_eq!(names, texts.map(|text| PurgeName::key(&text)));
+        }
+
         #[test]
         fn key_with_one_spelling_is_the_one_that_others_are_turned_into(key in "[a%2B+?&#=/ \u{e9}]{0,12}") {
             prop_assert!(!has_one_spelling(&key) || respelled(&key) == key);
