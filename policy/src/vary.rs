@@ -16,7 +16,7 @@ use crate::{
 mod canonical;
 mod weights;
 
-pub use self::canonical::canonicalise;
+pub use self::canonical::{are_canonical, canonicalise};
 
 /// Headers that are extended on the way to the origin, whose value there differs from the client's.
 const CHANGED_HERE: [HeaderName; 3] = [FORWARDED, VIA, HeaderName::from_static("x-forwarded-for")];

@@ -1,7 +1,55 @@
 //! Identity of a stored response.
 
+use std::{
+    hash::{BuildHasher as _, Hasher as _, RandomState},
+    sync::LazyLock,
+};
+
 use http::HeaderName;
-use larder_policy::{Fields, vary};
+use larder_policy::{Fields, Key, PurgeName, vary};
+
+/// Returns the hash of a key for tables in memory. It has a secret of this process, because clients choose the keys.
+pub fn hash_of(key: &str) -> u64 {
+    static SECRET: LazyLock<RandomState> = LazyLock::new(RandomState::new);
+    let mut hasher = SECRET.build_hasher();
+    hasher.write(key.as_bytes());
+    hasher.finish()
+}
+
+/// Primary key of a request, which is hashed once.
+#[derive(Clone, Debug)]
+pub struct PrimaryKey {
+    key: Key,
+    hash: u64,
+}
+
+impl PrimaryKey {
+    /// Hashes a key.
+    pub fn new(key: Key) -> Self {
+        let hash = hash_of(key.as_str());
+        Self { key, hash }
+    }
+
+    /// Takes a key over with its hash.
+    pub fn hashed(key: Key, hash: u64) -> Self {
+        Self { key, hash }
+    }
+
+    /// Returns the key in readable form.
+    pub fn as_str(&self) -> &str {
+        self.key.as_str()
+    }
+
+    /// Returns the hash.
+    pub fn hash(&self) -> u64 {
+        self.hash
+    }
+
+    /// Returns the names under which a purge finds the response stored under this key, tags aside.
+    pub fn purge_names(&self) -> [PurgeName; 3] {
+        self.key.purge_names()
+    }
+}
 
 /// Key of a stored response: the primary key of its request and, where the response has `Vary`, its variant (RFC 9111,
 /// section 4.1).

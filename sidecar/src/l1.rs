@@ -1,18 +1,18 @@
 //! The cache in this pod's memory (L1).
 
-use std::{
-    hash::{BuildHasher, RandomState},
-    sync::{
-        Arc,
-        atomic::{AtomicU64, Ordering},
-    },
+use std::sync::{
+    Arc,
+    atomic::{AtomicU64, Ordering},
 };
 
 use http::HeaderName;
 use larder_policy::spec::Eviction;
 
 use self::shard::{Node, Queue, Shard, Step, Value};
-use crate::entry::{Entry, allocated};
+use crate::{
+    cache_key::hash_of,
+    entry::{Entry, allocated},
+};
 use parking_lot::Mutex;
 
 mod ghosts;
@@ -92,7 +92,6 @@ pub struct Held<'a> {
 #[derive(Debug)]
 pub struct L1 {
     parts: Box<[Part]>,
-    hasher: RandomState,
     eviction: Eviction,
     bounds: Bounds,
     /// Number of the next turn. Grows by two with each entry that is put at the end of a queue, so that later reads
@@ -123,7 +122,6 @@ impl L1 {
         };
         Self {
             parts: (0..SHARDS).map(|_| part()).collect(),
-            hasher: RandomState::new(),
             eviction,
             bounds,
             turn: AtomicU64::new(0),
@@ -136,7 +134,11 @@ impl L1 {
 
     /// Returns the value under a key.
     pub fn get(&self, key: &str) -> Option<Stored> {
-        let hash = self.hasher.hash_one(key);
+        self.get_hashed(hash_of(key), key)
+    }
+
+    /// Returns the value under a key of this [hash](hash_of).
+    pub fn get_hashed(&self, hash: u64, key: &str) -> Option<Stored> {
         self.part(hash).with(|shard| shard.get(hash, key, self.turn.load(Ordering::Relaxed) + 1))
     }
 
@@ -148,7 +150,7 @@ impl L1 {
             self.remove(key);
             return;
         }
-        let hash = self.hasher.hash_one(key);
+        let hash = hash_of(key);
         // Replaced and evicted values are freed without the lock.
         let _replaced = self.part(hash).with(|shard| {
             let turn = self.next_turn();
@@ -164,7 +166,7 @@ impl L1 {
 
     /// Removes a key: its value can't be served any more.
     pub fn remove(&self, key: &str) {
-        let hash = self.hasher.hash_one(key);
+        let hash = hash_of(key);
         let _removed = self.part(hash).with(|shard| {
             let node = shard.remove(hash, key)?;
             self.discount(node.queue, self.overhead() + node.value.weight());

@@ -7,8 +7,8 @@
 use std::{sync::Arc, time::Duration};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName};
-use larder_policy::{PurgeName, spec, vary};
+use http::HeaderName;
+use larder_policy::{Fields, PurgeName, spec, vary};
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
@@ -222,7 +222,7 @@ impl L2 {
     pub async fn lookup(
         &self,
         key: &str,
-        request: &HeaderMap,
+        request: &impl Fields,
         names: &[PurgeName],
         within: Limits<'_>,
         patience: Patience,

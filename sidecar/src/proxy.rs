@@ -37,6 +37,7 @@ use crate::{
 
 mod admin_mount;
 mod classify;
+mod client_fields;
 mod collapse;
 mod deadline;
 mod deliver;
@@ -278,7 +279,9 @@ impl Proxy {
             return Box::pin(self.serve_with_content(snapshot, request, client, routed, limit));
         }
         let (head, body) = request.into_parts();
-        let served = self.look_up(snapshot, Request::from_parts(head, Bytes::new()), None, client, &routed);
+        let request = Request::from_parts(head, Bytes::new());
+        let request = CacheRequest::new(snapshot, &routed, self.target, request, client);
+        let served = self.look_up(request, routed.bypass);
         if !has_content {
             return served;
         }
@@ -312,7 +315,9 @@ impl Proxy {
         let budget = &snapshot.store.budget;
         match read_at_most(limit, body, budget, &mut head.headers, &client).await {
             Ok(content) => {
-                self.look_up(snapshot, Request::from_parts(head, content), None, client, &routed).await
+                let request = Request::from_parts(head, content);
+                let request = CacheRequest::new(snapshot, &routed, self.target, request, client);
+                self.look_up(request, routed.bypass).await
             }
             Err(Unread::TooLong(body)) => {
                 self.bypass(Request::from_parts(head, body), client, Bypass::Content, routed.route).await
@@ -321,22 +326,14 @@ impl Proxy {
         }
     }
 
-    /// Serves a request of a route. One with the text for the application is the guard's.
+    /// Serves a request of a route.
     fn look_up(
         self: &Arc<Self>,
-        snapshot: &Arc<Snapshot>,
-        request: Request<Bytes>,
-        text: Option<Bytes>,
-        client: Client,
-        routed: &Routed,
+        request: CacheRequest,
+        bypass: Option<Bypass>,
     ) -> BoxFuture<'static, Served> {
-        let request = CacheRequest::new(snapshot, routed, self.target, request, client);
-        let request = Box::new(match text {
-            Some(text) => request.of_guard(text, routed.kinds),
-            None => request,
-        });
-        let proxy = Arc::clone(self);
-        match routed.bypass {
+        let (proxy, request) = (Arc::clone(self), Box::new(request));
+        match bypass {
             None => Box::pin(async move { proxy.respond(request).await }),
             Some(bypass) => {
                 let fetch = Fetch::new(request, Purpose::Bypass, Forward::Bypass(bypass));

@@ -75,20 +75,27 @@ pub enum Missing {
 }
 
 impl Store {
-    /// Finds the response under a key in memory, for a request with these fields. Where responses vary, `key` becomes that of the
-    /// selected variant.
+    /// Finds the response under a key of this hash in memory, for a request with these fields. Where responses vary, the key of the
+    /// selected variant is written into `variant`.
     ///
     /// # Errors
     /// The reason why there is none.
-    pub fn find(&self, key: &mut String, fields: &impl Fields) -> Result<Arc<Entry>, Missing> {
-        match self.l1.get(key) {
+    pub fn find(
+        &self,
+        (hash, key): (u64, &str),
+        variant: &mut String,
+        fields: &impl Fields,
+    ) -> Result<Arc<Entry>, Missing> {
+        match self.l1.get_hashed(hash, key) {
             None => Err(Missing::Nothing),
             Some(Stored::Entry(entry)) => Ok(entry),
             Some(Stored::Unshared { until }) if monotonic_ms() < until => Err(Missing::Unshared),
             Some(Stored::Unshared { .. }) => Err(Missing::Nothing),
             Some(Stored::Vary(names)) => {
-                vary::write_variant(key, &names, fields);
-                match self.l1.get(key) {
+                variant.clear();
+                variant.push_str(key);
+                vary::write_variant(variant, &names, fields);
+                match self.l1.get(variant) {
                     Some(Stored::Entry(entry)) => Ok(entry),
                     Some(Stored::Unshared { until }) if monotonic_ms() < until => Err(Missing::Unshared),
                     _ => Err(Missing::OtherVariants),

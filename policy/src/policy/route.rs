@@ -225,9 +225,13 @@ impl Route {
         template.and_then(|template| template.matches(path.as_str())).unwrap_or_default()
     }
 
-    /// Returns the purge names of the tags of a response, where `path` is one that the route takes.
-    pub fn tags(&self, path: &NormalPath<'_>) -> impl Iterator<Item = PurgeName> {
-        let parameters = if self.tags.is_empty() { Parameters::default() } else { self.parameters(path) };
+    /// Returns the purge names of the tags of a response, where `path` is one that the route takes, as it was sent.
+    pub fn tags(&self, path: &str) -> impl Iterator<Item = PurgeName> {
+        let parameters = if self.tags.is_empty() {
+            Parameters::default()
+        } else {
+            self.parameters(&NormalPath::new(path))
+        };
         self.tags.iter().map(move |tag| PurgeName::tag(&expand(tag, &parameters)))
     }
 

@@ -209,7 +209,7 @@ fn names_of(policy: &Policy, path: &str) -> Vec<PurgeName> {
     let path = NormalPath::new(path);
     let found = policy.route(&Method::GET, &path, &HeaderMap::new());
     let found = found.unwrap_or_else(|| panic!("{path:?} has a route"));
-    found.route.tags(&path).chain([PurgeName::path(path.as_sent())]).collect()
+    found.route.tags(path.as_sent()).chain([PurgeName::path(path.as_sent())]).collect()
 }
 
 #[test]

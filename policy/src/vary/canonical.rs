@@ -8,7 +8,27 @@ use http::{
 };
 
 use super::{LISTS, split_at_commas, weights};
-use crate::key::{KeyRules, cookies_in_order};
+use crate::{
+    Fields,
+    key::{KeyRules, cookies_in_order},
+};
+
+/// Returns true if fields are canonical as far as a look at each shows: those of most clients that are programs.
+pub fn are_canonical(fields: &(impl Fields + ?Sized), rules: &KeyRules) -> bool {
+    fields.lines().all(|(name, value)| {
+        let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
+        let is_list = LISTS.iter().any(|known| is(known));
+        let is_one_member = || {
+            let is_weighted = is(ACCEPT_LANGUAGE.as_str()) || is(ACCEPT_ENCODING.as_str());
+            !value.contains(&b',') && (!is_weighted || value.iter().all(u8::is_ascii_lowercase))
+        };
+        let is_only = |known: &str| fields.values(known).nth(1).is_none();
+        !is(COOKIE.as_str())
+            && (!is_list || is_one_member())
+            && (!is_list && !rules.headers.iter().any(|known| is(known))
+                || std::str::from_utf8(name).is_ok_and(is_only))
+    })
+}
 
 /// Joins the lines of fields that are lists or in the key (RFC 9110, section 5.3), puts keyed cookies first, removes white
 /// space around the commas of lists, and sorts the members of `Accept-Language` and `Accept-Encoding`. Other fields stay as
@@ -144,6 +164,25 @@ mod tests {
     }
 
     proptest! {
+        #[test]
+        fn canonical_fields_are_not_changed(
+            lines in prop::collection::vec(
+                (
+                    prop::sample::select(vec!["accept", "Accept-Encoding", "accept-language", "cookie", "x-a", "x-b"]),
+                    "[a-bA]{0,2}(-[a-b]{2})?(, ?b)?(;q=0)?",
+                ),
+                0..4,
+            ),
+        ) {
+            let lines: Vec<_> = lines.iter().map(|(name, value)| (*name, &**value)).collect();
+            let mut headers = headers(&lines);
+            let rules = KeySpec { headers: vec!["x-a".into()], ..KeySpec::default() };
+            let rules = KeyRules::new(Some(&rules));
+            if are_canonical(&headers, &rules) {
+                prop_assert!(!canonicalise(&mut headers, &rules));
+            }
+        }
+
         #[test]
         fn requests_for_one_variant_are_one_request(
             one in lines(),

@@ -62,7 +62,7 @@ impl<'a> KeyText<'a> {
     pub(super) fn purge_names(&self, route: Option<Match<'_>>) -> Vec<PurgeName> {
         let path = NormalPath::new(self.path);
         let own = [PurgeName::key(self.base), PurgeName::key(&self.short()), PurgeName::path(self.path)];
-        let tags = route.map(|found| found.route.tags(&path).collect::<Vec<_>>());
+        let tags = route.map(|found| found.route.tags(path.as_sent()).collect::<Vec<_>>());
         own.into_iter().chain(tags.into_iter().flatten()).collect()
     }
 }

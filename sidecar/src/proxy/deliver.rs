@@ -145,7 +145,7 @@ impl Fetch {
     fn passed_on(&self, received: StatusCode, head: ReceivedHead, body: Body, answer: Became) -> Served {
         let (request, tier, status) = (&self.request, self.tier, Some(received));
         let cache_status = CacheStatus::Forwarded { reason: self.reason, status, tier, answer };
-        let is_for_guard = request.kinds_of_guard.is_some();
+        let is_for_guard = request.is_of_guard;
         let (response, reply) = head.into_response(body, cache_status, is_for_guard);
         let reply = reply.map(GuardReply::Received);
         Served { reply, ..request.served(response, Outcome::Miss, tier) }

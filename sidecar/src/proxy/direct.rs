@@ -18,8 +18,9 @@ use http::Method;
 use larder_policy::{Fields as _, Route, Writing};
 
 use super::{
-    Client, FastPath, Proxy, Routed,
+    CacheRequest, Client, FastPath, Proxy, Routed,
     classify::{self, Disposition, classify_fields, path_and_query},
+    fast_path::Found,
     write::{Target, Write, purges_of},
 };
 use crate::{
@@ -50,6 +51,8 @@ const MAX_BATCH: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Direct {
     hits: FastPath,
+    /// Findings of the fast path about the request that it did not respond to.
+    found: Option<Found>,
     proxy: Arc<Proxy>,
     address: IpAddr,
     /// Set by the first exchange.
@@ -94,6 +97,7 @@ impl Direct {
     ) -> Self {
         Self {
             hits: FastPath::new(Arc::clone(proxy)),
+            found: None,
             proxy: Arc::clone(proxy),
             address,
             client: None,
@@ -103,33 +107,40 @@ impl Direct {
     }
 
     fn begin(&mut self, head: &Head<'_>, body: BodyKind) -> Option<GuardedExchange> {
+        let found = self.found.take();
         if !self.proxy.relays {
             return None;
         }
         let started = Instant::now();
         let plain = Plain::of(head)?;
         let method = Method::from_bytes(head.method.as_bytes()).ok()?;
-        let snapshot = self.proxy.config.snapshot();
-        let treatment = treatment(&snapshot, head, &method, body)?;
+        let (snapshot, treatment, key) = match found {
+            Some(Found { snapshot, routed, key }) => (snapshot, Treatment::LookUp(routed), Some(key)),
+            None => {
+                let snapshot = self.proxy.config.snapshot();
+                let treatment = treatment(&snapshot, head, &method, body)?;
+                (snapshot, treatment, None)
+            }
+        };
         // Refused by the general path.
         let work = Work::begin(&self.proxy.telemetry.stats.budget, &self.in_progress)?;
         let (is_head, ends) = (method == Method::HEAD, plain.ends);
         let client = self.client.get_or_insert_with(|| Peer::new(self.address));
         match treatment {
             Treatment::LookUp(routed) => {
-                let request = request_of(method, head)?;
+                let request = request_of(method, head, plain.for_application(head, client), key)?;
                 tracing::debug!(method = head.method, uri = head.target, "request");
                 let (handoff, work_of_client) = (Some(Arc::clone(&self.handoff)), Some(work.clone()));
-                let text = Some(plain.for_application(head, client).into());
                 let client = Client { address: self.address, handoff, work: work_of_client };
-                let served = self.proxy.look_up(&snapshot, request, text, client, &routed);
+                let request = CacheRequest::of_guard(&snapshot, &routed, self.proxy.target, request, client);
+                let served = self.proxy.look_up(request, routed.bypass);
                 let asked = Asked { served, is_head, ends, started, work };
                 let exchange = CachedExchange::new(&self.proxy, snapshot, &self.handoff, asked);
                 Some(GuardedExchange::Cached(Box::new(exchange)))
             }
             Treatment::Relay(Plan { reason, route, writing }) => {
                 tracing::debug!(method = head.method, uri = head.target, "request");
-                let text = plain.for_application(head, client);
+                let text = plain.for_application(head, client).text;
                 let raw = RawExchange::new(&self.proxy.upstream, text, body, is_head, method.is_idempotent());
                 let write = writing.map(|writing| {
                     let host =
@@ -185,7 +196,8 @@ impl ImmediateResponder for Direct {
     type Exchange = GuardedExchange;
 
     fn respond(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
-        self.hits.find(head, output)
+        let found = self.hits.find(head, output);
+        found.map_err(|found| self.found = found).ok()
     }
 
     fn exchange(&mut self, head: &Head<'_>, body: BodyKind) -> Option<GuardedExchange> {

@@ -5,20 +5,27 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 use larder_policy::{
-    Fields, HeaderKinds, Key, NormalPath, cache_control::RequestDirectives, credentials, freshness::State,
-    key::KeyParts, writing,
+    Fields, HeaderKinds, Key, NormalPath, Route,
+    cache_control::RequestDirectives,
+    credentials,
+    freshness::State,
+    key::{KeyParts, Spans},
+    writing,
 };
 
 use self::reply::Reply;
 use super::{
     Proxy,
     classify::{not_for_the_cache, path_and_query, path_in_admin},
+    request::Routed,
 };
 use crate::{
+    cache_key::{PrimaryKey, hash_of},
     cache_status::{Tier, ttl_seconds},
     entry::MAX_COPIED,
     http1_guard::Head,
     mode::Mode,
+    snapshot::Snapshot,
     stats::Outcome,
 };
 
@@ -45,22 +52,46 @@ struct Asked<'a, L> {
     max_copied: usize,
 }
 
+/// A plain GET that memory could not serve at once: what [`super::classify::classify`] says of it, too, without a bypass, and its key.
+#[derive(Debug)]
+pub(super) struct Found {
+    pub(super) snapshot: Arc<Snapshot>,
+    pub(super) routed: Routed,
+    pub(super) key: PrimaryKey,
+}
+
+/// A plain request of a route.
+#[derive(Debug)]
+struct Plain<'s> {
+    method: Method,
+    route: &'s Arc<Route>,
+    kinds: HeaderKinds,
+    spans: Spans,
+    /// Hash of the key.
+    hash: u64,
+}
+
 /// Responds to plain GETs and HEADs from whole, fresh responses in memory. Every other request takes the slow path.
 #[derive(Debug)]
 pub struct FastPath {
     proxy: Arc<Proxy>,
-    /// Buffer for keys.
+    /// Key of the last plain request.
     key: String,
+    /// Buffer for keys of variants.
+    variant: String,
 }
 
 impl FastPath {
     /// Creates the fast path of one connection.
     pub fn new(proxy: Arc<Proxy>) -> Self {
-        Self { proxy, key: String::new() }
+        Self { proxy, key: String::new(), variant: String::new() }
     }
 
     /// Writes the whole response, and returns the part of its body that follows.
-    pub(super) fn find(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
+    ///
+    /// # Errors
+    /// What was found of the request, if it is a plain one.
+    pub(super) fn find(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Result<Bytes, Option<Found>> {
         let Head { method, target, lines, is_http11, .. } = head;
         let asked = Asked {
             method,
@@ -71,10 +102,30 @@ impl FastPath {
             max_body: usize::MAX,
             max_copied: MAX_COPIED,
         };
-        is_http11.then(|| self.respond_to(&asked, output)).flatten()
+        if !is_http11 {
+            return Err(None);
+        }
+        let snapshot = self.proxy.config.snapshot_guard();
+        let plain = self.plain(&snapshot, &asked).ok_or(None)?;
+        if let Some(body) = self.hit(&snapshot, &asked, &plain, output) {
+            return Ok(body);
+        }
+        let Plain { method, route, kinds, spans, hash } = plain;
+        Err((method == Method::GET).then(|| Found {
+            snapshot: Arc::clone(&snapshot),
+            routed: Routed { route: Arc::clone(route), kinds, bypass: None },
+            key: PrimaryKey::hashed(Key::of(&self.key, spans), hash),
+        }))
     }
 
     fn respond_to(&mut self, asked: &Asked<'_, impl Fields>, output: &mut Vec<u8>) -> Option<Bytes> {
+        let snapshot = self.proxy.config.snapshot_guard();
+        let plain = self.plain(&snapshot, asked)?;
+        self.hit(&snapshot, asked, &plain, output)
+    }
+
+    /// Returns what a request is if it is a plain one, with its key in the buffer.
+    fn plain<'s>(&mut self, snapshot: &'s Snapshot, asked: &Asked<'_, impl Fields>) -> Option<Plain<'s>> {
         let method = match asked.method {
             "GET" => Method::GET,
             "HEAD" => Method::HEAD,
@@ -83,7 +134,6 @@ impl FastPath {
         if !asked.target.starts_with('/') || self.proxy.drain.is_on() {
             return None;
         }
-        let snapshot = self.proxy.config.snapshot_guard();
         let kinds = HeaderKinds::under(asked.lines, snapshot.policy().identity_headers());
         let is_plain = !(kinds.has_content() || kinds.has_connection() && !only_keeps_alive(asked.lines));
         if snapshot.mode() != Mode::Serving || !is_plain {
@@ -108,7 +158,7 @@ impl FastPath {
         let authorizes = kinds.has_authorization() && !credentials::is_settled("authorization", &route.key);
         if asks_caches
             || authorizes && !snapshot.policy().is_bare()
-            || not_for_the_cache(&snapshot, route, query, asked.lines, &kinds).is_some()
+            || not_for_the_cache(snapshot, route, query, asked.lines, &kinds).is_some()
         {
             return None;
         }
@@ -121,9 +171,20 @@ impl FastPath {
             query,
             body: None,
         };
-        self.key.clear();
-        Key::write(&mut self.key, &parts, asked.lines, &kinds, &route.key);
-        let entry = snapshot.store.find(&mut self.key, asked.lines).ok()?;
+        let spans = Key::write(&mut self.key, &parts, asked.lines, &kinds, &route.key);
+        Some(Plain { method, route, kinds, spans, hash: hash_of(&self.key) })
+    }
+
+    /// Responds with a fresh response in memory.
+    fn hit(
+        &mut self,
+        snapshot: &Snapshot,
+        asked: &Asked<'_, impl Fields>,
+        plain: &Plain<'_>,
+        output: &mut Vec<u8>,
+    ) -> Option<Bytes> {
+        let Plain { method, route, kinds, hash, .. } = plain;
+        let entry = snapshot.store.find((*hash, &self.key), &mut self.variant, asked.lines).ok()?;
         let body = entry.body()?;
         if entry.is_purged(&snapshot.store.barriers) {
             return None;
@@ -143,7 +204,7 @@ impl FastPath {
             entry.ask_for_renewal();
             return None;
         }
-        let reply = Reply::of(&method, asked.lines, kinds, &entry, body)?;
+        let reply = Reply::of(method, asked.lines, *kinds, &entry, body)?;
         let stored = entry.sent_fields().as_bytes().len();
         let bytes = reply.bytes(body);
         if stored > asked.max_head || bytes.len() > asked.max_body {

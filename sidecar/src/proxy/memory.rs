@@ -7,7 +7,6 @@ use std::{
 
 use http::Method;
 use larder_policy::{
-    Key,
     freshness::{Freshness, State},
     range::{self, RangeRequest},
 };
@@ -18,6 +17,7 @@ use super::{
     request::CacheRequest,
 };
 use crate::{
+    cache_key::PrimaryKey,
     cache_status::{Bypass, Forward, Tier},
     entry::{Content, Entry},
     l2::Patience,
@@ -95,11 +95,15 @@ impl CacheRequest {
 
     /// Returns the stored response to GET of a HEAD.
     pub(super) fn stored_of_get(&self) -> Option<Arc<Entry>> {
-        self.store().find(&mut self.key_of_get.as_ref()?.as_str().to_owned(), &self.headers).ok()
+        self.find(self.key_of_get.as_ref()?).ok()
     }
 
-    fn lookup_under(&self, key: &Key) -> Lookup {
-        match self.store().find(&mut key.as_str().to_owned(), &self.headers) {
+    fn find(&self, key: &PrimaryKey) -> Result<Arc<Entry>, Missing> {
+        self.store().find((key.hash(), key.as_str()), &mut String::new(), &self.headers)
+    }
+
+    fn lookup_under(&self, key: &PrimaryKey) -> Lookup {
+        match self.find(key) {
             Ok(entry) => match self.evaluate(entry) {
                 Lookup::Revalidate(entry, _)
                     if entry.is_fallback() && self.may_keep_replacing_errors(&entry) =>

@@ -3,7 +3,7 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use http::{HeaderMap, HeaderName, Method, Request, Uri, Version, header};
+use http::{HeaderName, Method, Request, Uri, Version, header};
 use http_body_util::{Either, Full};
 use larder_policy::{
     HeaderKinds, Key, Lifetimes, NormalPath, PurgeName, Route, Values, cache_control::RequestDirectives,
@@ -11,9 +11,9 @@ use larder_policy::{
     validation::Validators, vary,
 };
 
-use super::Client;
+use super::{Client, client_fields::ClientFields};
 use crate::{
-    cache_key::CacheKey,
+    cache_key::{CacheKey, PrimaryKey},
     cache_status::Bypass,
     entry::{Entry, codec::Rules},
     l2::Limits,
@@ -47,6 +47,28 @@ impl Routed {
     }
 }
 
+/// A request that the guard of its connection serves.
+#[derive(Debug)]
+pub(super) struct GuardedRequest {
+    pub(super) method: Method,
+    pub(super) uri: Uri,
+    pub(super) fields: ClientFields,
+    /// The request as text for the application.
+    pub(super) text: Bytes,
+    /// The key, if it is known.
+    pub(super) key: Option<PrimaryKey>,
+}
+
+/// A request as it arrived, without the fields of its connection.
+struct Arrived {
+    method: Method,
+    uri: Uri,
+    version: Version,
+    fields: ClientFields,
+    content: Bytes,
+    key: Option<PrimaryKey>,
+}
+
 /// A request that may be served from the cache.
 #[derive(Clone, Debug)]
 pub(super) struct CacheRequest {
@@ -57,18 +79,20 @@ pub(super) struct CacheRequest {
     uri: Uri,
     version: Version,
     /// The client's end-to-end headers as they are sent, before any of the sidecar's are added.
-    pub(super) headers: HeaderMap,
+    pub(super) headers: ClientFields,
     content: Bytes,
     /// The client's own request as text for the application.
     text: Option<Bytes>,
-    /// Kinds of the header fields of a request that the guard of its connection serves.
-    pub(super) kinds_of_guard: Option<HeaderKinds>,
+    /// Kinds of the header fields.
+    pub(super) kinds: HeaderKinds,
+    /// True if the guard of its connection serves it.
+    pub(super) is_of_guard: bool,
     /// True if target and headers are sent as the client sent them.
     is_sent_as_it_came: bool,
     pub(super) client: Client,
-    pub(super) key: Key,
+    pub(super) key: PrimaryKey,
     /// Key of the same request with GET, if this one is a HEAD.
-    pub(super) key_of_get: Option<Key>,
+    pub(super) key_of_get: Option<PrimaryKey>,
     /// The client's cache directives, if the route honours them.
     pub(super) directives: RequestDirectives,
     pub(super) range: RangeRequest,
@@ -85,63 +109,92 @@ impl CacheRequest {
     /// Creates a request of a route. Its body is the one that is part of the key, or empty.
     pub(super) fn new(
         snapshot: &Arc<Snapshot>,
-        Routed { route, kinds, .. }: &Routed,
+        routed: &Routed,
         target: Option<u16>,
         request: Request<Bytes>,
         client: Client,
     ) -> Self {
         let (head, content) = request.into_parts();
-        let path = NormalPath::new(head.uri.path());
-        let is_keyed = route.body_limit().is_some() && head.method == Method::POST;
+        let (method, uri, version, fields) = (head.method, head.uri, head.version, head.headers.into());
+        let arrived = Arrived { method, uri, version, fields, content, key: None };
+        Self::of_route(snapshot, routed, target, arrived, client)
+    }
+
+    /// Creates a request of a route that the guard serves.
+    pub(super) fn of_guard(
+        snapshot: &Arc<Snapshot>,
+        routed: &Routed,
+        target: Option<u16>,
+        request: GuardedRequest,
+        client: Client,
+    ) -> Self {
+        let GuardedRequest { method, uri, fields, text, key } = request;
+        let (version, content) = (Version::HTTP_11, Bytes::new());
+        let arrived = Arrived { method, uri, version, fields, content, key };
+        let request = Self::of_route(snapshot, routed, target, arrived, client);
+        Self { text: Some(text).filter(|_| request.is_sent_as_it_came), is_of_guard: true, ..request }
+    }
+
+    fn of_route(
+        snapshot: &Arc<Snapshot>,
+        Routed { route, kinds, .. }: &Routed,
+        target: Option<u16>,
+        arrived: Arrived,
+        client: Client,
+    ) -> Self {
+        let Arrived { method, uri, version, mut fields, content, key: known } = arrived;
+        let is_keyed = route.body_limit().is_some() && method == Method::POST;
         let hash = is_keyed.then(|| blake3::hash(&content));
         let key = |method: &Method| {
             let parts = KeyParts {
                 method,
                 target,
-                uri_host: head.uri.authority().map(|authority| authority.as_str()),
-                path: &path,
-                query: head.uri.query(),
+                uri_host: uri.authority().map(|authority| authority.as_str()),
+                path: &NormalPath::new(uri.path()),
+                query: uri.query(),
                 body: hash.as_ref(),
             };
-            Key::new(&parts, &head.headers, kinds, &route.key)
+            PrimaryKey::new(Key::new(&parts, &fields, kinds, &route.key))
         };
         let directives = if route.honor_request_directives && kinds.has_directives() {
-            RequestDirectives::parse(&head.headers)
+            RequestDirectives::parse(&fields)
         } else {
             RequestDirectives::default()
         };
         let authorizes = kinds.has_authorization() && !credentials::is_settled("authorization", &route.key);
         let facts = RequestFacts {
-            method: head.method.clone(),
+            method: method.clone(),
             authorization: authorizes,
             has_credentials: kinds.has_credentials()
-                && credentials::identity_header(&head.headers, &route.key).is_some(),
+                && credentials::identity_header(&fields, &route.key).is_some(),
             no_store: directives.no_store,
             has_range: kinds.has_range(),
         };
-        let (key, key_of_get) = (key(&head.method), (head.method == Method::HEAD).then(|| key(&Method::GET)));
-        let uri = head.uri.query().and_then(|query| route.key.query_to_send(query));
-        let uri = uri.and_then(|query| with_query(&head.uri, &query));
-        let mut headers = head.headers;
-        let is_changed = vary::canonicalise(&mut headers, &route.key) || uri.is_some();
-        let uri = uri.unwrap_or(head.uri);
+        let key_of_get = (method == Method::HEAD).then(|| key(&Method::GET));
+        let key = known.unwrap_or_else(|| key(&method));
+        let sorted = uri.query().and_then(|query| route.key.query_to_send(query));
+        let sorted = sorted.and_then(|query| with_query(&uri, &query));
+        let is_respelled =
+            !vary::are_canonical(&fields, &route.key) && vary::canonicalise(&mut fields, &route.key);
+        let is_changed = is_respelled || sorted.is_some();
         Self {
             key,
             key_of_get,
             snapshot: Arc::clone(snapshot),
             route: Arc::clone(route),
-            range: if head.method == Method::GET && kinds.has_range() {
-                RangeRequest::of(&headers)
+            range: if method == Method::GET && kinds.has_range() {
+                RangeRequest::of(&fields)
             } else {
                 RangeRequest::Whole
             },
-            method: head.method,
-            uri,
-            version: head.version,
-            headers,
+            method,
+            uri: sorted.unwrap_or(uri),
+            version,
+            headers: fields,
             content,
             text: None,
-            kinds_of_guard: None,
+            kinds: *kinds,
+            is_of_guard: false,
             is_sent_as_it_came: !is_changed && route.forwards_all(),
             client,
             directives,
@@ -149,12 +202,6 @@ impl CacheRequest {
             is_authorized: authorizes && !snapshot.policy().is_bare(),
             names: OnceLock::new(),
         }
-    }
-
-    /// Marks a request that the guard serves, of which this is the text for the application.
-    pub(super) fn of_guard(self, text: Bytes, kinds: HeaderKinds) -> Self {
-        let text = Some(text).filter(|_| self.is_sent_as_it_came);
-        Self { text, kinds_of_guard: Some(kinds), ..self }
     }
 
     pub(super) fn store(&self) -> &Arc<Store> {
@@ -205,8 +252,7 @@ impl CacheRequest {
     fn find_names(&self) -> Box<[PurgeName]> {
         let store = self.store();
         let version = store.l2.is_some().then_some(store.version);
-        let path = self.path();
-        let tags = self.route.tags(&path);
+        let tags = self.route.tags(self.uri.path());
         // As many as there are, so that they are not moved.
         let mut names = Vec::with_capacity(3 + tags.size_hint().0 + usize::from(version.is_some()));
         names.extend(self.key.purge_names());
@@ -216,7 +262,7 @@ impl CacheRequest {
     }
 
     /// Returns the key under which a response with a body is stored: of a HEAD, that of GET.
-    pub(super) fn key_with_body(&self) -> &Key {
+    pub(super) fn key_with_body(&self) -> &PrimaryKey {
         self.key_of_get.as_ref().unwrap_or(&self.key)
     }
 
@@ -263,7 +309,7 @@ impl CacheRequest {
     pub(super) fn text(&self, kind: &OriginRequest) -> Option<&Bytes> {
         let is_own = match kind {
             OriginRequest::Unchanged => true,
-            OriginRequest::Whole => !OF_STORED_RESPONSES.iter().any(|name| self.headers.contains_key(name)),
+            OriginRequest::Whole => !self.kinds.is_conditional() && !self.kinds.has_range(),
             OriginRequest::Revalidation(_) | OriginRequest::Rest { .. } => false,
         };
         self.text.as_ref().filter(|_| is_own)
@@ -310,7 +356,7 @@ impl CacheRequest {
         for name in OF_STORED_RESPONSES {
             request.headers.remove(name);
         }
-        (request.text, request.kinds_of_guard) = (None, None);
+        (request.text, request.is_of_guard) = (None, false);
         request.client.handoff = None;
         request.range = RangeRequest::Whole;
         request.directives = RequestDirectives::default();

@@ -8,7 +8,7 @@ use http::{
     header::{AGE, CONTENT_LENGTH, CONTENT_RANGE},
 };
 use larder_policy::{
-    Fields, HeaderKinds,
+    Fields,
     freshness::{self, Freshness, State},
     range::{self, ContentRange, RangeRequest},
     response_meta::ResponseMeta,
@@ -73,7 +73,7 @@ impl CacheRequest {
 
     /// Returns a stored response that is written without a header map, for a request of the guard.
     fn stored_reply(&self, entry: &Arc<Entry>, status: CacheStatus) -> Option<StoredReply> {
-        StoredReply::of(&self.method, &self.headers, self.kinds_of_guard?, entry, status)
+        self.is_of_guard.then(|| StoredReply::of(&self.method, &self.headers, self.kinds, entry, status))?
     }
 
     fn response_from(&self, entry: &Entry) -> Response<Body> {
@@ -111,9 +111,7 @@ impl CacheRequest {
 
     /// Returns true if the client's own copy is still valid.
     pub(super) fn has_it_already(&self, stored: &impl Fields, meta: &ResponseMeta) -> bool {
-        // The kinds of a guard's request tell at once.
-        self.kinds_of_guard.is_none_or(HeaderKinds::is_conditional)
-            && has_it_already(&self.headers, stored, meta)
+        self.kinds.is_conditional() && has_it_already(&self.headers, stored, meta)
     }
 
     fn range_of(&self, entry: &Entry, length: u64) -> Option<Result<Range<u64>, ()>> {

@@ -9,18 +9,22 @@ use std::{
     time::Instant,
 };
 
-use bytes::{Bytes, BytesMut};
+use bytes::Bytes;
 use futures::future::BoxFuture;
-use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, StatusCode, Uri, header::CONNECTION};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, StatusCode, Uri, header::CONNECTION};
 use http_body::Body as _;
 use larder_policy::Fields as _;
 
-use super::{MAX_BATCH, response_head};
+use super::{MAX_BATCH, request_head::ForApplication, response_head};
 use crate::{
     body::Body,
+    cache_key::PrimaryKey,
     head_room::{self, HeadRoom},
     http1_guard::{Exchange, Handoff, Head, Part},
-    proxy::{GuardReply, Proxy, Served, received::ReceivedReply},
+    proxy::{
+        GuardReply, Proxy, Served, client_fields::ClientFields, received::ReceivedReply,
+        request::GuardedRequest,
+    },
     snapshot::Snapshot,
     upstream::{BodyFraming, LAST_CHUNK, MAX_COPIED, write_chunk},
     work::Work,
@@ -213,24 +217,30 @@ impl Exchange for Box<CachedExchange> {
 }
 
 /// Returns a request as the stages read it, without the fields of its connection; `None` if it has a value or a target that they can't.
-pub(super) fn request_of(method: Method, head: &Head<'_>) -> Option<Request<Bytes>> {
-    let length = head.target.len() + head.lines.lines().map(|(_, value)| value.len()).sum::<usize>();
-    // One allocation for all values.
-    let mut text = BytesMut::with_capacity(length);
-    let mut copied = |part: &[u8]| {
-        text.extend_from_slice(part);
-        text.split().freeze()
+pub(super) fn request_of(
+    method: Method,
+    head: &Head<'_>,
+    for_application: ForApplication,
+    key: Option<PrimaryKey>,
+) -> Option<GuardedRequest> {
+    let ForApplication { text, target, lines } = for_application;
+    let text = Bytes::from(text);
+    let uri = Uri::from_maybe_shared(text.slice(target)).ok()?;
+    let fields = match lines {
+        Some(lines) => ClientFields::of_lines(text.slice(lines)),
+        None => map_of(head)?.into(),
     };
-    let mut request = Request::new(Bytes::new());
-    *request.method_mut() = method;
-    *request.uri_mut() = Uri::from_maybe_shared(copied(head.target.as_bytes())).ok()?;
+    Some(GuardedRequest { method, uri, fields, text, key })
+}
+
+/// Returns the lines of a head without `Connection`.
+fn map_of(head: &Head<'_>) -> Option<HeaderMap> {
     let mut fields = HeaderMap::with_capacity(head.lines.lines().count());
     for (name, value) in head.lines.lines() {
         let name = HeaderName::from_bytes(name).ok()?;
         if name != CONNECTION {
-            fields.append(name, HeaderValue::from_maybe_shared(copied(value)).ok()?);
+            fields.append(name, HeaderValue::from_bytes(value).ok()?);
         }
     }
-    *request.headers_mut() = fields;
-    Some(request)
+    Some(fields)
 }

@@ -1,6 +1,6 @@
 //! Heads of clients' requests, as the application gets them.
 
-use std::net::IpAddr;
+use std::{net::IpAddr, ops::Range};
 
 use larder_policy::{Fields, is_named};
 
@@ -11,6 +11,9 @@ use crate::{
 
 /// Maximum length of a head that is copied, in bytes.
 const MAX_HEAD: usize = 16 << 10;
+
+/// The end of a request line.
+const HTTP_11: &str = " HTTP/1.1\r\n";
 
 /// Facts about a head whose lines can be copied.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -60,11 +63,14 @@ impl Plain {
     }
 
     /// Returns the head for the application, with room for a little of the body.
-    pub(super) fn for_application(&self, head: &Head<'_>, client: &Peer) -> Vec<u8> {
+    pub(super) fn for_application(&self, head: &Head<'_>, client: &Peer) -> ForApplication {
         let mut text = Vec::with_capacity(self.length + 128);
+        let target = head.method.len() + 1..head.method.len() + 1 + head.target.len();
+        let mut lines = None;
         let announced = match head.usual_text().filter(|_| self.is_copied) {
             Some(usual) => {
                 text.extend_from_slice(usual);
+                lines = Some(target.end + HTTP_11.len()..text.len());
                 Announced::default()
             }
             None => copy_and_announce(&mut text, head, client),
@@ -76,13 +82,23 @@ impl Plain {
             write_line(&mut text, b"via", VIA_HTTP_11.as_bytes());
         }
         text.extend_from_slice(b"\r\n");
-        text
+        ForApplication { text, target, lines }
     }
+}
+
+/// A head for the application.
+#[derive(Debug)]
+pub(super) struct ForApplication {
+    pub(super) text: Vec<u8>,
+    /// Place of the target.
+    pub(super) target: Range<usize>,
+    /// Place of the client's lines, if all of them are copied, each as `name: value` and CRLF.
+    pub(super) lines: Option<Range<usize>>,
 }
 
 /// Copies the lines of a head one by one, and appends the client and this proxy where they belong.
 fn copy_and_announce(text: &mut Vec<u8>, head: &Head<'_>, client: &Peer) -> Announced {
-    for part in [head.method, " ", head.target, " HTTP/1.1\r\n"] {
+    for part in [head.method, " ", head.target, HTTP_11] {
         text.extend_from_slice(part.as_bytes());
     }
     let mut announced = Announced::default();

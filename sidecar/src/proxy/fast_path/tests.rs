@@ -251,9 +251,28 @@ impl Fixture {
         text.push_str("\r\n");
         let mut path = FastPath::new(Arc::clone(&self.proxy));
         let mut output = vec![];
-        let rest = with_valid_head(text.as_bytes(), |head| path.find(head, &mut output))??;
-        output.extend_from_slice(&rest);
-        Some(parse(&output))
+        match with_valid_head(text.as_bytes(), |head| path.find(head, &mut output))? {
+            Ok(rest) => {
+                output.extend_from_slice(&rest);
+                Some(parse(&output))
+            }
+            Err(found) => {
+                self.check(case, &found?);
+                None
+            }
+        }
+    }
+
+    /// Expects the fast path to find of a request that it does not respond to what the classifier and the slow path do.
+    fn check(&self, case: &Case, Found { routed, key, .. }: &Found) {
+        let (request, is_bypassed) = self.classified(case, Version::HTTP_11).expect("a request of a route");
+        assert!(case.method == "GET" && !is_bypassed && routed.bypass.is_none(), "{case:?}");
+        assert_eq!(routed.route.index, request.route.index, "{case:?}");
+        assert_eq!((key.as_str(), key.hash()), (request.key.as_str(), request.key.hash()), "{case:?}");
+        assert_eq!(key.purge_names(), request.key.purge_names(), "{case:?}");
+        if !routed.kinds.has_connection() {
+            assert_eq!(routed.kinds, request.kinds, "{case:?}");
+        }
     }
 
     /// Returns the response of the fast path over HTTP/2, if it responds and the request is plain.
