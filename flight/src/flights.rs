@@ -8,7 +8,6 @@
 mod tests;
 
 use std::fmt;
-use std::hash::BuildHasher;
 use std::pin::Pin;
 use std::sync::Arc;
 use std::task::{Context, Poll};
@@ -17,7 +16,7 @@ use std::time::Instant;
 use hashbrown::HashTable;
 use slab::Slab;
 
-use crate::sync::{Hasher, Mutex};
+use crate::sync::Mutex;
 use crate::wakes::{Bell, Wakes};
 
 /// Locks that the keys are spread over; a power of two.
@@ -42,14 +41,24 @@ pub struct Flights<T> {
 }
 
 struct Table<T> {
-    hasher: Hasher,
     shards: [Shard<T>; SHARDS],
 }
 
+/// The key of a flight.
+#[derive(Clone, Copy, Debug)]
+pub struct FlightKey<'a> {
+    /// The text.
+    pub text: &'a str,
+    /// Hash of the text, by a hasher with a secret if clients choose the text.
+    pub hash: u64,
+    /// The epoch: flights of different epochs have different keys.
+    pub epoch: u64,
+}
+
 struct Flight<T> {
-    key: Arc<str>,
-    /// Hash of the key, which is hashed once.
+    text: Arc<str>,
     hash: u64,
+    epoch: u64,
     shared: Mutex<Shared<T>>,
 }
 
@@ -84,17 +93,17 @@ impl<T: Clone + Send> Flights<T> {
     /// Creates a map without flights.
     pub fn new() -> Self {
         let shards = std::array::from_fn(|_| Mutex::new(HashTable::new()));
-        Self { table: Arc::new(Table { hasher: Hasher::default(), shards }) }
+        Self { table: Arc::new(Table { shards }) }
     }
 
     /// Leads for `key` or waits for its current lead.
-    pub fn join(&self, key: &str) -> Joined<T> {
-        let hash = self.table.hasher.hash_one(key);
+    pub fn join(&self, key: FlightKey<'_>) -> Joined<T> {
+        let FlightKey { text, hash, epoch } = key;
         let mut shard = self.table.shard(hash).lock();
-        if let Some(flight) = shard.find(hash, |flight| *flight.key == *key) {
+        if let Some(flight) = shard.find(hash, |flight| flight.is_under(text, epoch)) {
             return Joined::Wait(Wait::new(flight));
         }
-        Joined::Lead(self.lead(&mut shard, Flight::new(key.into(), hash)))
+        Joined::Lead(self.lead(&mut shard, Flight::new(text.into(), hash, epoch)))
     }
 
     /// Leads in place of the flight that `overdue` waits for, which can no longer be joined: its remaining waiters are
@@ -103,10 +112,10 @@ impl<T: Clone + Send> Flights<T> {
     /// A flight that has landed may be overtaken, too: those who joined it get its outcome all the same.
     pub fn overtake(&self, overdue: Wait<T>) -> Joined<T> {
         let flight = &overdue.flight;
-        let next = Flight::new(Arc::clone(&flight.key), flight.hash);
+        let next = Flight::new(Arc::clone(&flight.text), flight.hash, flight.epoch);
         let lead = {
             let mut shard = self.table.shard(flight.hash).lock();
-            if let Ok(current) = shard.find_entry(flight.hash, |known| known.key == flight.key) {
+            if let Ok(current) = shard.find_entry(flight.hash, |known| known.has_key_of(flight)) {
                 if !Arc::ptr_eq(current.get(), flight) {
                     return Joined::Wait(Wait::new(current.get()));
                 }
@@ -145,9 +154,18 @@ impl<T> Table<T> {
 }
 
 impl<T> Flight<T> {
-    fn new(key: Arc<str>, hash: u64) -> Self {
+    fn new(text: Arc<str>, hash: u64, epoch: u64) -> Self {
         let state = State::Flying(Slab::new());
-        Self { key, hash, shared: Mutex::new(Shared { state, since: Instant::now(), waits: 0, releases: 0 }) }
+        let shared = Mutex::new(Shared { state, since: Instant::now(), waits: 0, releases: 0 });
+        Self { text, hash, epoch, shared }
+    }
+
+    fn is_under(&self, text: &str, epoch: u64) -> bool {
+        self.epoch == epoch && *self.text == *text
+    }
+
+    fn has_key_of(&self, other: &Self) -> bool {
+        self.is_under(&other.text, other.epoch)
     }
 
     /// Ends the flight and wakes its waiters.
@@ -198,9 +216,9 @@ impl<T> Drop for Entry<T> {
     fn drop(&mut self) {
         // First the key, then the waiters: one of them must find it free when it joins again.
         let (removed, successor) = {
-            let Flight { key, hash, .. } = &*self.flight;
-            let mut shard = self.table.shard(*hash).lock();
-            match shard.find_entry(*hash, |flight| flight.key == *key) {
+            let hash = self.flight.hash;
+            let mut shard = self.table.shard(hash).lock();
+            match shard.find_entry(hash, |flight| flight.has_key_of(&self.flight)) {
                 Ok(entry) if Arc::ptr_eq(entry.get(), &self.flight) => (Some(entry.remove().0), None),
                 Ok(entry) => (None, Some(Arc::clone(entry.get()))),
                 Err(_) => (None, None),
@@ -340,19 +358,19 @@ impl<T> fmt::Debug for Flights<T> {
 
 impl<T> fmt::Debug for Lead<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Lead").field(&self.0.flight.key).finish()
+        f.debug_tuple("Lead").field(&self.0.flight.text).finish()
     }
 }
 
 impl<T> fmt::Debug for Landed<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Landed").field(&self._entry.flight.key).finish()
+        f.debug_tuple("Landed").field(&self._entry.flight.text).finish()
     }
 }
 
 impl<T> fmt::Debug for Audience<T> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_tuple("Audience").field(&self.flight.key).finish()
+        f.debug_tuple("Audience").field(&self.flight.text).finish()
     }
 }
 

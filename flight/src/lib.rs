@@ -13,4 +13,4 @@ mod testing;
 mod wakes;
 
 pub use fill::{Fill, FillError, GivenUp, Observer, Reader, Room, fill, fill_within};
-pub use flights::{Audience, Flights, Joined, Landed, Lead, Wait};
+pub use flights::{Audience, FlightKey, Flights, Joined, Landed, Lead, Wait};

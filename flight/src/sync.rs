@@ -22,11 +22,3 @@ impl<T> Mutex<T> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
-
-/// Hasher of keys, with a secret of this process, because clients choose the keys.
-#[cfg(not(feature = "shuttle"))]
-pub(crate) type Hasher = std::hash::RandomState;
-
-/// Hasher without randomness, so that a schedule can be replayed.
-#[cfg(feature = "shuttle")]
-pub(crate) type Hasher = std::hash::BuildHasherDefault<std::hash::DefaultHasher>;

@@ -5,11 +5,15 @@ use std::pin::Pin;
 use std::sync::{Arc, Mutex};
 use std::task::Poll;
 
-use larder_flight::{Flights, Joined};
+use larder_flight::{FlightKey, Flights, Joined};
 use shuttle::future;
 use shuttle::rand::{Rng as _, thread_rng};
 
 use super::check;
+
+fn key(text: &str) -> FlightKey<'_> {
+    FlightKey { text, hash: text.len() as u64, epoch: 0 }
+}
 
 /// Actions of those who joined a key.
 #[derive(Default)]
@@ -27,7 +31,7 @@ async fn ask(
     leaves: bool,
 ) -> Option<Box<dyn Send>> {
     loop {
-        match flights.join("key") {
+        match flights.join(key("key")) {
             Joined::Wait(mut wait) => {
                 if leaves {
                     let _ = poll_fn(|cx| Poll::Ready(Pin::new(&mut wait).poll(cx))).await;
@@ -85,7 +89,7 @@ fn one_waiter_leads_and_every_waiter_ends() {
 /// Joins until there is an outcome, and overtakes, once, another's flight.
 async fn ask_in_haste(flights: Flights<u8>, log: Arc<Mutex<Log>>, hangs: bool) {
     let mut may_overtake = true;
-    let mut joined = flights.join("key");
+    let mut joined = flights.join(key("key"));
     loop {
         match joined {
             Joined::Lead(lead) => {
@@ -108,7 +112,7 @@ async fn ask_in_haste(flights: Flights<u8>, log: Arc<Mutex<Log>>, hangs: bool) {
                 let polled = poll_fn(|cx| Poll::Ready(Pin::new(&mut wait).poll(cx))).await;
                 match polled {
                     Poll::Ready(Some(_)) => return,
-                    Poll::Ready(None) => joined = flights.join("key"),
+                    Poll::Ready(None) => joined = flights.join(key("key")),
                     Poll::Pending => {
                         may_overtake = false;
                         joined = flights.overtake(wait);
@@ -120,7 +124,7 @@ async fn ask_in_haste(flights: Flights<u8>, log: Arc<Mutex<Log>>, hangs: bool) {
             }
             Joined::Wait(wait) => match wait.await {
                 Some(_) => return,
-                None => joined = flights.join("key"),
+                None => joined = flights.join(key("key")),
             },
         }
     }
@@ -145,9 +149,9 @@ fn a_flight_that_is_overtaken_strands_nobody_and_has_one_successor() {
 fn one_of_several_overtakers_of_a_flight_leads() {
     check(|| {
         let flights = Flights::<u8>::new();
-        let Joined::Lead(hung) = flights.join("key") else { panic!("nobody leads") };
+        let Joined::Lead(hung) = flights.join(key("key")) else { panic!("nobody leads") };
         let waits: Vec<_> = (0..3)
-            .map(|_| match flights.join("key") {
+            .map(|_| match flights.join(key("key")) {
                 Joined::Wait(wait) => wait,
                 Joined::Lead(_) => panic!("somebody leads"),
             })

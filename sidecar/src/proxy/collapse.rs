@@ -9,7 +9,7 @@ use std::{
 use futures::FutureExt as _;
 use http::{HeaderValue, Response, header::AGE};
 use http_body_util::BodyExt as _;
-use larder_flight::{Joined, Lead, Reader, Wait};
+use larder_flight::{FlightKey, Joined, Lead, Reader, Wait};
 use larder_policy::{range::RangeRequest, validation};
 use tokio::time::{Instant, timeout_at};
 
@@ -21,6 +21,7 @@ use super::{
 };
 use crate::{
     body::{Body, Source},
+    cache_key::hash_of,
     cache_status::{Became, CacheStatus, Forward, Tier},
     entry::{Entry, Head},
     stats::Outcome,
@@ -46,18 +47,18 @@ impl Proxy {
         if !fetch.may_wait() {
             return Continue(fetch);
         }
-        let request = &fetch.request;
-        let flight = request.flight_key(request.key.as_str());
-        match request.snapshot.flights.join(&flight) {
+        let flight = fetch.request.flight_key();
+        let epoch = flight.epoch;
+        match fetch.request.snapshot.flights.join(flight) {
             Joined::Lead(lead) => fetch.led_by(lead),
-            Joined::Wait(wait) => Box::pin(self.wait_for_lead(fetch, flight, wait)).await,
+            Joined::Wait(wait) => Box::pin(self.wait_for_lead(fetch, epoch, wait)).await,
         }
     }
 
     async fn wait_for_lead(
         self: &Arc<Self>,
         mut fetch: Box<Fetch>,
-        mut flight: String,
+        mut epoch: u64,
         wait: Wait<FetchOutcome>,
     ) -> Step {
         let limit = fetch.request.route.collapse_timeout;
@@ -65,6 +66,7 @@ impl Proxy {
         let patience = fetch.soft_timeout().map_or(patience, |soft| patience.min(soft));
         let (request, reason) = (&fetch.request, fetch.reason);
         let flights = &request.snapshot.flights;
+        let (mut variant, mut hash) = (None::<String>, request.key.hash());
         let mut joined = Joined::Wait(wait);
         for _ in 0..MAX_JOINS {
             let mut wait = match joined {
@@ -87,15 +89,17 @@ impl Proxy {
                 if matches!(request.lookup(), Lookup::Hit(..) | Lookup::Unshared) {
                     break;
                 }
-                joined = flights.join(&flight);
+                let text = variant.as_deref().unwrap_or(request.key.as_str());
+                joined = flights.join(FlightKey { text, hash, epoch });
                 continue;
             };
             if matches!(&outcome, FetchOutcome::InFlight(response) if response.is_purged(request)) {
                 break;
             }
             if let Some(key) = outcome.slot().and_then(|slot| slot.key().other_variant(&request.headers)) {
-                flight = request.flight_key(&key);
-                joined = flights.join(&flight);
+                (hash, epoch) = (hash_of(&key), request.flight_key().epoch);
+                joined = flights.join(FlightKey { text: &key, hash, epoch });
+                variant = Some(key);
                 // Nothing hung: the request has learned that there are variants.
                 fetch.began_waiting = Instant::now();
                 continue;

@@ -28,7 +28,7 @@ impl Proxy {
     pub(super) fn refresh_in_background(self: &Arc<Self>, request: &CacheRequest, stored: &Arc<Entry>) {
         let request = request.without_its_client();
         let flights = &request.snapshot.flights;
-        let mut joined = flights.join(&request.flight_key(request.key.as_str()));
+        let mut joined = flights.join(request.flight_key());
         if let Joined::Wait(mut wait) = joined {
             if !is_overdue(&mut wait, request.route.collapse_timeout) {
                 return;

@@ -5,6 +5,7 @@ use std::sync::{Arc, OnceLock};
 use bytes::Bytes;
 use http::{HeaderName, Method, Request, Uri, Version, header};
 use http_body_util::{Either, Full};
+use larder_flight::FlightKey;
 use larder_policy::{
     HeaderKinds, Key, Lifetimes, NormalPath, PurgeName, Route, Values, cache_control::RequestDirectives,
     credentials, key::KeyParts, policy::Match, range::RangeRequest, storing::RequestFacts,
@@ -292,8 +293,9 @@ impl CacheRequest {
 
     /// Returns the name of fetches for a key that began after the last purge: a request after a purge does not wait for a fetch
     /// that began before it.
-    pub(super) fn flight_key(&self, key: &str) -> String {
-        [itoa::Buffer::new().format(self.store().barriers.revision()), " ", key].concat()
+    pub(super) fn flight_key(&self) -> FlightKey<'_> {
+        let epoch = self.store().barriers.revision();
+        FlightKey { text: self.key.as_str(), hash: self.key.hash(), epoch }
     }
 
     /// Returns true if a body of this length may be stored.
