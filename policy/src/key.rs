@@ -155,8 +155,8 @@ impl Key {
 impl Spans {
     /// Returns the names under which a purge finds the response stored under the key of this text.
     pub fn purge_names(self, text: &str) -> [PurgeName; 3] {
-        let (method, target) = (&text[..self.method], &text[self.path..self.fragment]);
-        let [key, short] = PurgeName::keys(text, method, target);
+        let (method, origin) = (&text[..self.method], &text[self.method + 1..self.path]);
+        let [key, short] = PurgeName::keys(text, method, origin, &text[self.path..self.fragment]);
         [key, short, PurgeName::path(self.path(text))]
     }
 

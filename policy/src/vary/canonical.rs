@@ -15,18 +15,19 @@ use crate::{
 
 /// Returns true if fields are canonical as far as a look at each shows: those of most clients that are programs.
 pub fn are_canonical(fields: &(impl Fields + ?Sized), rules: &KeyRules) -> bool {
+    let mut lists = [false; LISTS.len()];
     fields.lines().all(|(name, value)| {
         let is = |known: &str| name.eq_ignore_ascii_case(known.as_bytes());
-        let is_list = LISTS.iter().any(|known| is(known));
-        let is_one_member = || {
-            let is_weighted = is(ACCEPT_LANGUAGE.as_str()) || is(ACCEPT_ENCODING.as_str());
-            !value.contains(&b',') && (!is_weighted || value.iter().all(u8::is_ascii_lowercase))
-        };
-        let is_only = |known: &str| fields.values(known).nth(1).is_none();
-        !is(COOKIE.as_str())
-            && (!is_list || is_one_member())
-            && (!is_list && !rules.headers.iter().any(|known| is(known))
-                || std::str::from_utf8(name).is_ok_and(is_only))
+        if let Some(list) = LISTS.iter().position(|known| is(known)) {
+            let is_only_line = !std::mem::replace(&mut lists[list], true);
+            let is_weighted = || is(ACCEPT_LANGUAGE.as_str()) || is(ACCEPT_ENCODING.as_str());
+            let is_one_member = !value.contains(&b',');
+            return is_only_line
+                && is_one_member
+                && (value.iter().all(u8::is_ascii_lowercase) || !is_weighted());
+        }
+        let is_only_line = |known: &String| fields.values(known).nth(1).is_none();
+        !is(COOKIE.as_str()) && rules.headers.iter().filter(|known| is(known)).all(is_only_line)
     })
 }
 

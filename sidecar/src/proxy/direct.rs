@@ -51,8 +51,6 @@ const MAX_BATCH: usize = 16 << 10;
 #[derive(Debug)]
 pub struct Direct {
     hits: FastPath,
-    /// Findings of the fast path about the request that it did not respond to.
-    found: Option<Found>,
     proxy: Arc<Proxy>,
     address: IpAddr,
     /// Set by the first exchange.
@@ -97,7 +95,6 @@ impl Direct {
     ) -> Self {
         Self {
             hits: FastPath::new(Arc::clone(proxy)),
-            found: None,
             proxy: Arc::clone(proxy),
             address,
             client: None,
@@ -107,7 +104,7 @@ impl Direct {
     }
 
     fn begin(&mut self, head: &Head<'_>, body: BodyKind) -> Option<GuardedExchange> {
-        let found = self.found.take();
+        let found = self.hits.take_found();
         if !self.proxy.relays {
             return None;
         }
@@ -196,8 +193,7 @@ impl ImmediateResponder for Direct {
     type Exchange = GuardedExchange;
 
     fn respond(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
-        let found = self.hits.find(head, output);
-        found.map_err(|found| self.found = found).ok()
+        self.hits.find(head, output)
     }
 
     fn exchange(&mut self, head: &Head<'_>, body: BodyKind) -> Option<GuardedExchange> {

@@ -79,19 +79,18 @@ pub struct FastPath {
     key: String,
     /// Buffer for keys of variants.
     variant: String,
+    /// Findings about the last request, if it is plain and got no response.
+    found: Option<Found>,
 }
 
 impl FastPath {
     /// Creates the fast path of one connection.
     pub fn new(proxy: Arc<Proxy>) -> Self {
-        Self { proxy, key: String::new(), variant: String::new() }
+        Self { proxy, key: String::new(), variant: String::new(), found: None }
     }
 
     /// Writes the whole response, and returns the part of its body that follows.
-    ///
-    /// # Errors
-    /// What was found of the request, if it is a plain one.
-    pub(super) fn find(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Result<Bytes, Option<Found>> {
+    pub(super) fn find(&mut self, head: &Head<'_>, output: &mut Vec<u8>) -> Option<Bytes> {
         let Head { method, target, lines, is_http11, .. } = head;
         let asked = Asked {
             method,
@@ -102,20 +101,27 @@ impl FastPath {
             max_body: usize::MAX,
             max_copied: MAX_COPIED,
         };
+        self.found = None;
         if !is_http11 {
-            return Err(None);
+            return None;
         }
         let snapshot = self.proxy.config.snapshot_guard();
-        let plain = self.plain(&snapshot, &asked).ok_or(None)?;
-        if let Some(body) = self.hit(&snapshot, &asked, &plain, output) {
-            return Ok(body);
+        let plain = self.plain(&snapshot, &asked)?;
+        let body = self.hit(&snapshot, &asked, &plain, output);
+        if body.is_none() && plain.method == Method::GET {
+            let Plain { route, kinds, spans, hash, .. } = plain;
+            self.found = Some(Found {
+                snapshot: Arc::clone(&snapshot),
+                routed: Routed { route: Arc::clone(route), kinds, bypass: None },
+                key: PrimaryKey::hashed(Key::of(&self.key, spans), hash),
+            });
         }
-        let Plain { method, route, kinds, spans, hash } = plain;
-        Err((method == Method::GET).then(|| Found {
-            snapshot: Arc::clone(&snapshot),
-            routed: Routed { route: Arc::clone(route), kinds, bypass: None },
-            key: PrimaryKey::hashed(Key::of(&self.key, spans), hash),
-        }))
+        body
+    }
+
+    /// Returns the findings about the last request, if it is plain and got no response.
+    pub(super) fn take_found(&mut self) -> Option<Found> {
+        self.found.take()
     }
 
     fn respond_to(&mut self, asked: &Asked<'_, impl Fields>, output: &mut Vec<u8>) -> Option<Bytes> {

@@ -251,16 +251,14 @@ impl Fixture {
         text.push_str("\r\n");
         let mut path = FastPath::new(Arc::clone(&self.proxy));
         let mut output = vec![];
-        match with_valid_head(text.as_bytes(), |head| path.find(head, &mut output))? {
-            Ok(rest) => {
-                output.extend_from_slice(&rest);
-                Some(parse(&output))
-            }
-            Err(found) => {
-                self.check(case, &found?);
-                None
-            }
+        let rest = with_valid_head(text.as_bytes(), |head| path.find(head, &mut output))?;
+        let found = path.take_found();
+        assert!(found.is_none() || rest.is_none(), "{case:?}");
+        if let Some(found) = found {
+            self.check(case, &found);
         }
+        output.extend_from_slice(&rest?);
+        Some(parse(&output))
     }
 
     /// Expects the fast path to find of a request that it does not respond to what the classifier and the slow path do.
