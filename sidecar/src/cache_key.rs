@@ -57,6 +57,8 @@ impl PrimaryKey {
 pub struct CacheKey {
     /// The primary key, then the variant.
     whole: String,
+    /// Hash of the whole key.
+    hash: u64,
     primary_length: usize,
     vary: Vec<HeaderName>,
 }
@@ -66,7 +68,16 @@ impl CacheKey {
     pub fn new(primary: &str, vary: Vec<HeaderName>, fields: &impl Fields) -> Self {
         let mut whole = primary.to_owned();
         vary::write_variant(&mut whole, &vary, fields);
-        Self { whole, primary_length: primary.len(), vary }
+        Self { hash: hash_of(&whole), whole, primary_length: primary.len(), vary }
+    }
+
+    /// Creates the key of a response with these names in `Vary` to the request of a primary key.
+    pub fn under(primary: &PrimaryKey, vary: Vec<HeaderName>, fields: &impl Fields) -> Self {
+        if !vary.is_empty() {
+            return Self::new(primary.as_str(), vary, fields);
+        }
+        let whole = primary.as_str().to_owned();
+        Self { hash: primary.hash, primary_length: whole.len(), whole, vary }
     }
 
     /// Returns the part that all variants share.
@@ -87,6 +98,11 @@ impl CacheKey {
     /// Returns the whole key as one text.
     pub fn whole(&self) -> &str {
         &self.whole
+    }
+
+    /// Returns the hash of the whole key.
+    pub fn hash(&self) -> u64 {
+        self.hash
     }
 
     /// Returns the whole key of the variant that a request with these fields selects, if it is not this one.
@@ -113,6 +129,7 @@ mod tests {
         assert_eq!(german.other_variant(&request("de")), None);
         assert_eq!(german.other_variant(&request("fr")).unwrap(), french.whole());
         assert!(german.whole().starts_with(german.primary()));
+        assert_eq!((german.hash(), french.hash()), (hash_of(german.whole()), hash_of(french.whole())));
         let plain = CacheKey::new("GET:/a", vec![], &request("de"));
         assert_eq!((plain.variant(), plain.whole()), ("", "GET:/a"));
         assert_eq!(plain.other_variant(&request("fr")), None);

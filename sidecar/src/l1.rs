@@ -144,13 +144,17 @@ impl L1 {
 
     /// Stores a value under a key, replacing the previous one. A value larger than the whole cache is not stored.
     pub fn insert(&self, key: &str, stored: Stored) {
+        self.insert_hashed(hash_of(key), key, stored);
+    }
+
+    /// Stores a value under a key of this [hash](hash_of), as [`Self::insert`] does.
+    pub fn insert_hashed(&self, hash: u64, key: &str, stored: Stored) {
         let value = Value::new(key, stored);
         let bytes = self.overhead() + value.weight();
         if bytes > self.bounds.max_bytes || self.bounds.max_entries == Some(0) {
             self.remove(key);
             return;
         }
-        let hash = hash_of(key);
         // Replaced and evicted values are freed without the lock.
         let _replaced = self.part(hash).with(|shard| {
             let turn = self.next_turn();

@@ -34,8 +34,8 @@ impl Proxy {
         let Fetch { request, known, .. } = fetch;
         let store = request.store();
         let l2 = store.l2.as_ref()?;
-        let (key, names) = (request.key_with_body().as_str(), request.names());
-        let lookup = l2.lookup(key, &request.headers, names, request.limits(), patience).await;
+        let (key, names) = (request.key_with_body(), request.names());
+        let lookup = l2.lookup(key.as_str(), &request.headers, names, request.limits(), patience).await;
         known.redis_is_silent = lookup.is_err();
         let lookup = lookup.ok()?;
         known.stamp = lookup.stamp;
@@ -53,7 +53,7 @@ impl Proxy {
             }
             Found::Entry(vary, entry) => (vary, entry),
         };
-        let slot = CacheSlot::shared(store, &request.route, CacheKey::new(key, vary, &request.headers));
+        let slot = CacheSlot::shared(store, &request.route, CacheKey::under(key, vary, &request.headers));
         let entry = Arc::new(entry.under(slot.key().whole()));
         match request.evaluate(entry) {
             Lookup::Hit(entry, _) if fetch.purpose == Purpose::Refresh && !known.is_outdated_by(&entry) => {

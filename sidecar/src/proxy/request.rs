@@ -269,7 +269,7 @@ impl CacheRequest {
 
     /// Returns the place of the response to this request.
     pub(super) fn slot(&self, vary: Vec<HeaderName>) -> CacheSlot {
-        let key = CacheKey::new(self.key.as_str(), vary, &self.headers);
+        let key = CacheKey::under(&self.key, vary, &self.headers);
         let create = if self.is_head() { CacheSlot::only_here } else { CacheSlot::shared };
         create(self.store(), &self.route, key)
     }

@@ -66,13 +66,13 @@ impl CacheSlot {
 
     /// Notes that the response must not be shared. Other variants are not affected.
     pub fn note_unshared(&self) {
-        self.store.l1.insert(self.key.whole(), unshared_from_now());
+        self.store.l1.insert_hashed(self.key.hash(), self.key.whole(), unshared_from_now());
     }
 
     /// Stores a response in memory.
     pub fn store_in_memory(&self, entry: &Arc<Entry>) {
         let l1 = &self.store.l1;
-        l1.insert(self.key.whole(), Stored::Entry(Arc::clone(entry)));
+        l1.insert_hashed(self.key.hash(), self.key.whole(), Stored::Entry(Arc::clone(entry)));
         if !self.key.vary().is_empty() {
             l1.insert(self.key.primary(), Stored::Vary(Arc::new(self.key.vary().to_vec())));
         }
@@ -81,7 +81,7 @@ impl CacheSlot {
     /// Stores a response in memory, unless a newer one is there.
     pub fn store_in_memory_unless_newer(&self, entry: &Arc<Entry>) {
         let is_newer = |known: &Entry| known.times().received_at >= entry.times().received_at;
-        match self.store.l1.get(self.key.whole()) {
+        match self.store.l1.get_hashed(self.key.hash(), self.key.whole()) {
             Some(Stored::Entry(known)) if is_newer(&known) => {}
             _ => self.store_in_memory(entry),
         }
@@ -89,7 +89,7 @@ impl CacheSlot {
 
     /// Returns true if memory has the response to a later request: one that hung and has come back to life does not replace it.
     fn has_later(&self, entry: &Entry) -> bool {
-        let Some(Stored::Entry(known)) = self.store.l1.get(self.key.whole()) else { return false };
+        let Some(Stored::Entry(known)) = self.store.l1.get_hashed(self.key.hash(), self.key.whole()) else { return false };
         let (known_at, requested_at) = (known.times().requested_at, entry.times().requested_at);
         // A time in the future is from before the clock was set back.
         requested_at < known_at && known_at <= wall_ms() && !known.is_purged(&self.store.barriers)
