@@ -89,7 +89,9 @@ impl CacheSlot {
 
     /// Returns true if memory has the response to a later request: one that hung and has come back to life does not replace it.
     fn has_later(&self, entry: &Entry) -> bool {
-        let Some(Stored::Entry(known)) = self.store.l1.get_hashed(self.key.hash(), self.key.whole()) else { return false };
+        let Some(Stored::Entry(known)) = self.store.l1.get_hashed(self.key.hash(), self.key.whole()) else {
+            return false;
+        };
         let (known_at, requested_at) = (known.times().requested_at, entry.times().requested_at);
         // A time in the future is from before the clock was set back.
         requested_at < known_at && known_at <= wall_ms() && !known.is_purged(&self.store.barriers)
