@@ -50,15 +50,16 @@ mod subscription;
 mod thread_connection;
 mod versions;
 
-use commands::{PurgeCommand, RecordStart};
+use commands::{PurgeCommand, Question, RecordStart};
 use connection::Connection;
 use connector::Connector;
 pub use former::Formers;
 pub use keyspace::Keyspace;
 pub use lease::{Lease, LeaseOutcome};
 pub use leases::{LeaseWait, WakeReason};
+use keyspace::RecordPlace;
 use link::{Link, Ordered, PURGE_DEADLINE};
-use records::Records;
+use records::{Records, Seal};
 use versions::Version;
 
 /// Why Redis did not do what it was asked.
@@ -139,10 +140,9 @@ pub enum Found {
 #[derive(Debug)]
 pub struct L2 {
     keys: Keyspace,
-    /// The policy's shape: what was stored under another is not found.
-    shape: String,
     link: Arc<Link>,
     version: Arc<Version>,
+    question: Question,
     formers: Arc<Formers>,
     _listing: AbortOnDropHandle<()>,
     breaker: Breaker,
@@ -170,7 +170,7 @@ impl L2 {
         let version = Version::new(PurgeName::version(shape), name.clone(), Arc::clone(&barriers));
         let link = Connector::start(
             (spec.clone(), resolver),
-            name,
+            name.clone(),
             Arc::clone(&version),
             Arc::clone(&barriers),
             bus_grace,
@@ -180,9 +180,10 @@ impl L2 {
         let state = Arc::clone(link.state());
         let listing = Arc::clone(&version).keep_listed(move || state.connection());
         Self {
+            records: Records::new(authentication, Arc::clone(&telemetry), keys.clone(), shape),
             keys,
-            shape: shape.to_owned(),
             link,
+            question: Question::new(&name, version.name()),
             version,
             formers: Arc::clone(formers),
             _listing: listing,
@@ -190,7 +191,6 @@ impl L2 {
             timeout: spec.timeout.0,
             hard_timeout: spec.hard_timeout().0,
             max_object_size: spec.max_object_size.map(|size| size.0),
-            records: Records::new(authentication, Arc::clone(&telemetry)),
             barriers,
             telemetry,
         }
@@ -243,14 +243,12 @@ impl L2 {
         self.attempt("lookup", deadline, async {
             // Without authentication nothing is read, and the order of purges is learned all the same.
             let seal = self.records.seal();
-            let scope = seal.as_ref().map_or_else(|| self.shape.clone(), |seal| seal.scope(&self.shape));
             let Limits { rules, max_body } = within;
             let limit = self.limit(max_body);
-            let primary = self.keys.primary(&scope, key);
-            let asked = seal.as_ref().map(|_| &*primary);
-            let (barriers, version) = (self.keys.barriers(), self.version.name());
+            let primary = seal.as_ref().map(|seal| (seal, seal.keys().primary(key)));
+            let asked = primary.as_ref().map(|(_, place)| &*place.name);
             let asked_at = boot_ms();
-            let reply = commands::lookup(&mut connection, barriers, version, names, asked).await?;
+            let reply = commands::lookup(&mut connection, &self.question, names, asked).await?;
             let said_at = connection.date(asked_at);
             if !reply.is_listed {
                 // Purges of other versions do not cover what is stored under this one.
@@ -269,25 +267,28 @@ impl L2 {
                     || entry.is_covered(&self.barriers)
             };
             let mut variant = String::new();
-            let read = |place: &str, record| {
-                let mut record = self.records.read(seal.as_ref()?, place, record, limit, rules)?;
+            let read = |seal: &Seal, place: &RecordPlace, record| {
+                let mut record = self.records.read((seal, place, key), record, limit, rules)?;
                 if let Record::Entry(entry) = &mut record {
                     // No purge covered it until then, as Redis says.
                     entry.set_stamp(Stamp { asked_at: said_at, ..entry.stamp() });
                 }
                 Some(record)
             };
-            let record = self.whole(&mut connection, &primary, reply.record, limit).await?;
-            let found = match read(&primary, record) {
+            let Some((seal, primary)) = &primary else {
+                return Ok(L2Lookup { stamp, variant, purge, found: Found::Nothing });
+            };
+            let record = self.whole(&mut connection, &primary.name, reply.record, limit).await?;
+            let found = match read(seal, primary, record) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                 Some(Record::Entry(entry)) => Found::Entry(vec![], entry),
                 Some(Record::Vary(names)) => {
                     vary::write_variant(&mut variant, &names, request);
-                    let own = self.keys.variant(&scope, key, &variant);
-                    let beginning = commands::begin(&mut connection, &own).await?;
-                    let record = self.whole(&mut connection, &own, beginning, limit).await?;
-                    match read(&own, record) {
+                    let own = seal.keys().variant(key, &variant);
+                    let beginning = commands::begin(&mut connection, &own.name).await?;
+                    let record = self.whole(&mut connection, &own.name, beginning, limit).await?;
+                    match read(seal, &own, record) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                         Some(Record::Entry(entry)) => Found::Entry(names, entry),
                         _ => Found::OtherVariants,
@@ -350,17 +351,17 @@ impl L2 {
         self.timed("store", self.hard_timeout, async {
             let mut connection = self.link.connection().ok_or(L2Error::Down)?;
             let seal = self.records.seal().ok_or(L2Error::Down)?;
-            let scope = seal.scope(&self.shape);
             let mut records = Vec::with_capacity(2);
-            let (primary, vary) = (key.primary(), key.vary());
+            let mut add = |place: RecordPlace, record| {
+                let record = seal.close(&place, record);
+                records.push((place.name, record));
+            };
+            let (keys, primary, vary) = (seal.keys(), key.primary(), key.vary());
             if vary.is_empty() {
-                records.push((self.keys.primary(&scope, primary), codec::encode(entry)));
+                add(keys.primary(primary), codec::encode(entry));
             } else {
-                records.push((self.keys.primary(&scope, primary), codec::encode_vary(vary)));
-                records.push((self.keys.variant(&scope, primary, key.variant()), codec::encode(entry)));
-            }
-            for (place, record) in &mut records {
-                *record = seal.close(place, std::mem::take(record));
+                add(keys.primary(primary), codec::encode_vary(vary));
+                add(keys.variant(primary, key.variant()), codec::encode(entry));
             }
             // A record that would be refused when it is read must not replace another one.
             let limit = self.limit(max_body);

@@ -1,11 +1,20 @@
 //! Metrics, scraped by Prometheus and pushed over OTLP. `docs/metrics.md` lists them.
 
-use std::{collections::HashSet, env, net::IpAddr, sync::Arc, time::Duration};
+use std::{
+    collections::HashSet,
+    env,
+    net::IpAddr,
+    sync::{Arc, OnceLock},
+    time::Duration,
+};
 
 use arc_swap::ArcSwap;
 use hyper_util::client::legacy::connect::HttpConnector;
 use larder_policy::Destinations;
-use opentelemetry::{Key, KeyValue, metrics::Histogram};
+use opentelemetry::{
+    Key, KeyValue,
+    metrics::{BoundHistogram, Histogram},
+};
 use opentelemetry_otlp::{MetricExporter, WithTonicConfig};
 use opentelemetry_sdk::{
     Resource,
@@ -52,6 +61,8 @@ struct Instruments {
     registry: Registry,
     request_duration: Histogram<f64>,
     tier_duration: Histogram<f64>,
+    /// The histogram of each tier, bound to its attribute when it is first used.
+    by_tier: [OnceLock<BoundHistogram<f64>>; Tier::ALL.len()],
 }
 
 impl Telemetry {
@@ -128,8 +139,10 @@ impl Telemetry {
 
     /// Records the duration of a request to a tier.
     pub fn tier_answered(&self, tier: Tier, elapsed: Duration) {
-        let attributes = [KeyValue::new("tier", tier.as_str())];
-        self.instruments.load().tier_duration.record(elapsed.as_secs_f64(), &attributes);
+        let instruments = self.instruments.load();
+        let bound = instruments.by_tier[tier.index()]
+            .get_or_init(|| instruments.tier_duration.bind(&[KeyValue::new("tier", tier.as_str())]));
+        bound.record(elapsed.as_secs_f64());
     }
 }
 
@@ -158,7 +171,17 @@ impl Instruments {
         }
         let provider = builder.build();
         let (request_duration, tier_duration) = instruments::register(&provider, stats);
-        Ok(Self { generation, endpoint, resolver, provider, registry, request_duration, tier_duration })
+        let by_tier = Default::default();
+        Ok(Self {
+            generation,
+            endpoint,
+            resolver,
+            provider,
+            registry,
+            request_duration,
+            tier_duration,
+            by_tier,
+        })
     }
 }
 

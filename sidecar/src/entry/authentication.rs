@@ -1,11 +1,11 @@
 //! Authentication of the records in Redis.
 //!
 //! Redis is a trust boundary: write access to it must not suffice to make a sidecar serve a forged response. Each
-//! record ends with a MAC over the record and the name of its Redis key, so that a record can be neither
-//! forged nor moved to another key.
+//! record ends with a MAC over the record and its [`Place`], so that a record can be neither forged nor moved to another
+//! key.
 //!
 //! The MAC is a nonce and a tag: Poly1305 (RFC 8439, section 2.8, with the record as associated data and an empty text) under a key
-//! that is used once. That key is a keyed hash (BLAKE3) of the nonce and the name of the Redis key. The nonce is a keyed hash of what is
+//! that is used once. That key is a keyed hash (BLAKE3) of the nonce and the place. The nonce is a keyed hash of what is
 //! authenticated, so that two records have different ones without a source of random numbers that could fail.
 //!
 //! The keys of both hashes are derived from the token of the admin API, which all pods of a policy share. A sidecar without
@@ -35,10 +35,16 @@ const TAG_LENGTH: usize = 16;
 /// Length in bytes of the MAC at the end of a record.
 pub const MAC_LENGTH: usize = NONCE_LENGTH + TAG_LENGTH;
 
-const NONCE_CONTEXT: &str = "larder 2026-11-27 nonces of records in Redis";
-const TAG_CONTEXT: &str = "larder 2026-11-27 keys of tags of records in Redis";
+/// Length in bytes of a [`Place`]: with a nonce it is one block of BLAKE3.
+pub const PLACE_LENGTH: usize = 48;
+
+/// Identity of a key in Redis: a hash that no two keys have in common.
+pub type Place = [u8; PLACE_LENGTH];
+
+const NONCE_CONTEXT: &str = "larder 2026-11-28 nonces of records in Redis";
+const TAG_CONTEXT: &str = "larder 2026-11-28 keys of tags of records in Redis";
 /// Another way to authenticate has another name: releases that differ in it share no record.
-const NAME_CONTEXT: &str = "larder 2026-11-27 name of the keys that authenticate records in Redis";
+const NAME_CONTEXT: &str = "larder 2026-11-28 name of the keys that authenticate records in Redis";
 
 /// The key that authenticates records, read again when its file changes.
 #[derive(Debug)]
@@ -115,7 +121,7 @@ impl RecordKey {
     }
 
     /// Appends the MAC of a record that is stored under `place`.
-    pub fn seal(&self, place: &str, record: &[u8]) -> Bytes {
+    pub fn seal(&self, place: &Place, record: &[u8]) -> Bytes {
         let nonce = self.nonce(place, record);
         let key = self.key_of_tag(place, &nonce);
         let tag = key.seal_in_place_separate_tag(used_once(), Aad::from(record), &mut []);
@@ -128,7 +134,7 @@ impl RecordKey {
     }
 
     /// Returns the record without its MAC; `None` if the MAC does not match the record and `place`.
-    pub fn open(&self, place: &str, mut sealed: Bytes) -> Option<Bytes> {
+    pub fn open(&self, place: &Place, mut sealed: Bytes) -> Option<Bytes> {
         let mac = sealed.split_off(sealed.len().checked_sub(MAC_LENGTH)?);
         let (nonce, tag) = mac.split_first_chunk::<NONCE_LENGTH>()?;
         let mut tag: [u8; TAG_LENGTH] = tag.try_into().ok()?;
@@ -137,10 +143,9 @@ impl RecordKey {
         opened.is_ok().then_some(sealed)
     }
 
-    fn nonce(&self, place: &str, record: &[u8]) -> [u8; NONCE_LENGTH] {
+    fn nonce(&self, place: &Place, record: &[u8]) -> [u8; NONCE_LENGTH] {
         let mut hasher = blake3::Hasher::new_keyed(&self.nonces);
-        hasher.update(&(place.len() as u64).to_be_bytes());
-        hasher.update(place.as_bytes());
+        hasher.update(place);
         hasher.update(record);
         let mut nonce = [0; NONCE_LENGTH];
         nonce.copy_from_slice(&hasher.finalize().as_bytes()[..NONCE_LENGTH]);
@@ -148,8 +153,11 @@ impl RecordKey {
     }
 
     /// Returns the key of the tag of one record.
-    fn key_of_tag(&self, place: &str, nonce: &[u8; NONCE_LENGTH]) -> LessSafeKey {
-        let key = blake3::keyed_hash(&self.tags, &[nonce, place.as_bytes()].concat());
+    fn key_of_tag(&self, place: &Place, nonce: &[u8; NONCE_LENGTH]) -> LessSafeKey {
+        let mut hashed = [0; NONCE_LENGTH + PLACE_LENGTH];
+        hashed[..NONCE_LENGTH].copy_from_slice(nonce);
+        hashed[NONCE_LENGTH..].copy_from_slice(place);
+        let key = blake3::keyed_hash(&self.tags, &hashed);
         let key = UnboundKey::new(&CHACHA20_POLY1305, key.as_bytes());
         LessSafeKey::new(key.expect("a hash is as long as a key"))
     }
@@ -172,42 +180,49 @@ mod tests {
 
     use super::*;
 
+    const PLACE: Place = [1; PLACE_LENGTH];
+    const OTHER: Place = [2; PLACE_LENGTH];
+
     fn key(token: &str) -> RecordKey {
         RecordKey::from_token(token.as_bytes()).unwrap()
     }
 
     #[test]
     fn only_the_record_itself_under_its_own_key_is_opened() {
-        let sealed = key("a").seal("place", b"record");
-        assert_eq!(key(" a\n").open("place", sealed.clone()).as_deref(), Some(&b"record"[..]));
-        assert_eq!(key("a").open("other", sealed.clone()), None, "moved to another key");
-        assert_eq!(key("b").open("place", sealed.clone()), None, "another token");
-        assert_eq!(key("a").open("placer", key("a").seal("place", b"record")), None);
-        assert_eq!(key("a").open("place", Bytes::from_static(b"record")), None, "no MAC");
-        assert_eq!(key("a").open("place", Bytes::new()), None);
+        let sealed = key("a").seal(&PLACE, b"record");
+        assert_eq!(key(" a\n").open(&PLACE, sealed.clone()).as_deref(), Some(&b"record"[..]));
+        assert_eq!(key("a").open(&OTHER, sealed.clone()), None, "moved to another key");
+        for at in 0..PLACE_LENGTH {
+            let mut place = PLACE;
+            place[at] ^= 1;
+            assert_eq!(key("a").open(&place, sealed.clone()), None, "every byte of the place counts");
+        }
+        assert_eq!(key("b").open(&PLACE, sealed.clone()), None, "another token");
+        assert_eq!(key("a").open(&PLACE, Bytes::from_static(b"record")), None, "no MAC");
+        assert_eq!(key("a").open(&PLACE, Bytes::new()), None);
         assert_ne!(key("a").name(), key("b").name());
         assert!(RecordKey::from_token(b" \n").is_none());
     }
 
     #[test]
     fn each_record_and_place_has_a_nonce_of_its_own() {
-        let nonce = |place: &str, record: &[u8]| {
+        let nonce = |place: &Place, record: &[u8]| {
             let sealed = key("a").seal(place, record);
             sealed[record.len()..][..NONCE_LENGTH].to_vec()
         };
-        let nonces = [("place", "record"), ("place", "other"), ("other", "record"), ("plac", "erecord")]
-            .map(|(place, record)| nonce(place, record.as_bytes()));
+        let nonces = [(PLACE, "record"), (PLACE, "other"), (OTHER, "record"), (OTHER, "other")]
+            .map(|(place, record)| nonce(&place, record.as_bytes()));
         assert_eq!(nonces.iter().collect::<std::collections::HashSet<_>>().len(), nonces.len());
-        assert_eq!(nonces[0], nonce("place", b"record"), "no number that could fail to be random");
+        assert_eq!(nonces[0], nonce(&PLACE, b"record"), "no number that could fail to be random");
     }
 
     proptest! {
         #[test]
         fn every_changed_byte_is_noticed(record in proptest::collection::vec(any::<u8>(), 0..64), at in any::<prop::sample::Index>(), by in 1..=255_u8) {
-            let mut sealed = key("a").seal("place", &record).to_vec();
+            let mut sealed = key("a").seal(&PLACE, &record).to_vec();
             let at = at.index(sealed.len());
             sealed[at] ^= by;
-            prop_assert_eq!(key("a").open("place", sealed.into()), None);
+            prop_assert_eq!(key("a").open(&PLACE, sealed.into()), None);
         }
     }
 

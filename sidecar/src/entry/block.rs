@@ -75,11 +75,13 @@ impl Block {
         }
     }
 
-    /// Creates a block without a key from names and lines that were once a block's.
-    pub(super) fn from_parts(names: &[u8], lines: StoredFields<'_>) -> Self {
+    /// Creates a block from names and lines that were once a block's.
+    pub(super) fn from_parts(key: &str, names: &[u8], lines: StoredFields<'_>) -> Self {
         let age = lines.age_line() as u8;
         let count = u16::try_from(names.len() / Self::NAME).expect("a record has at most 65,535 names");
-        Self { bytes: [names, lines.0].concat().into(), key: 0, names: count, age, not_in_304: UNCOUNTED }
+        let bytes = [key.as_bytes(), names, lines.0].concat().into();
+        let key = u32::try_from(key.len()).expect("a request head has less than 4 GiB");
+        Self { bytes, key, names: count, age, not_in_304: UNCOUNTED }
     }
 
     /// Returns the same block with another key.

@@ -17,7 +17,7 @@ use super::{Block, Content, Entry, StoredFields};
 use crate::{barriers::Stamp, clock::wall_ms, headers::write_line};
 
 /// Version of the format. It is part of the keys in Redis, so that releases with different formats never meet.
-pub const VERSION: u8 = 6;
+pub const VERSION: u8 = 7;
 /// Length of the beginning of a record that tells it from every other.
 pub const IDENTITY: usize = 2 + size_of::<u64>();
 /// Value in place of a TTL, if the response stated none.
@@ -129,12 +129,12 @@ fn put_text(out: &mut impl BufMut, text: &[u8]) {
     out.put_slice(text);
 }
 
-/// Reads a record. A large body is not copied.
+/// Reads a record, of which L1 holds a response under `key`. A large body is not copied.
 ///
 /// # Errors
 /// If this version did not write it, it is broken, or it would not be a response of its own: with a status that is never stored,
 /// with fields that are about one connection (RFC 9110, section 7.6.1) or about framing, or from the future.
-pub fn decode(mut bytes: Bytes, rules: Rules<'_>) -> Result<Record, DecodeError> {
+pub fn decode(mut bytes: Bytes, rules: Rules<'_>, key: &str) -> Result<Record, DecodeError> {
     let version = bytes.try_get_u8()?;
     if version != VERSION {
         return Err(DecodeError::Version(version));
@@ -143,7 +143,7 @@ pub fn decode(mut bytes: Bytes, rules: Rules<'_>) -> Result<Record, DecodeError>
     let _identity = bytes.try_get_u64()?;
     let record = match kind {
         KIND_WHOLE | KIND_PARTS => {
-            let (meta, stamp, block) = take_head(&mut bytes, rules)?;
+            let (meta, stamp, block) = take_head(&mut bytes, rules, key)?;
             let content = if kind == KIND_WHOLE {
                 Content::Whole(take_text(&mut bytes)?)
             } else {
@@ -192,7 +192,11 @@ fn is_hop_by_hop(name: &[u8]) -> bool {
     )
 }
 
-fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<(ResponseMeta, Stamp, Block), DecodeError> {
+fn take_head(
+    bytes: &mut Bytes,
+    rules: Rules<'_>,
+    key: &str,
+) -> Result<(ResponseMeta, Stamp, Block), DecodeError> {
     let stamp = Stamp { generation: bytes.try_get_u64()?, order: bytes.try_get_u64()?, ..Stamp::default() };
     let times = Times { requested_at: bytes.try_get_u64()?, received_at: bytes.try_get_u64()? };
     let ttl_from_response =
@@ -211,7 +215,7 @@ fn take_head(bytes: &mut Bytes, rules: Rules<'_>) -> Result<(ResponseMeta, Stamp
         is_hop_by_hop(name) || name == b"content-length" || name == b"set-cookie" && !rules.set_cookie
     };
     let fields = StoredFields::checked(&lines, is_refused).ok_or(DecodeError::Field("header"))?;
-    let block = Block::from_parts(&names, fields);
+    let block = Block::from_parts(key, &names, fields);
     let meta =
         ResponseMeta::read(status, &fields, times, rules.targets).with_ttl_from_response(ttl_from_response);
     let meta = super::spread(meta, block.names().next().as_ref());
@@ -272,7 +276,7 @@ mod tests {
     }
 
     fn read(bytes: Bytes) -> Entry {
-        let Record::Entry(entry) = decode(bytes, RULES).unwrap() else { panic!("not an entry") };
+        let Record::Entry(entry) = decode(bytes, RULES, "").unwrap() else { panic!("not an entry") };
         *entry
     }
 
@@ -286,7 +290,7 @@ mod tests {
         let stamp = Stamp { local: 0, asked_at: 0, ..written.stamp() };
         assert_eq!(read.stamp(), stamp, "a pod's own order and clock mean nothing to another");
         let names = vec![header::ACCEPT, header::ACCEPT_ENCODING];
-        assert!(matches!(decode(encode_vary(&names), RULES).unwrap(), Record::Vary(read) if read == names));
+        assert!(matches!(decode(encode_vary(&names), RULES, "").unwrap(), Record::Vary(read) if read == names));
     }
 
     #[test]
@@ -320,7 +324,7 @@ mod tests {
     fn record_of_another_version_is_a_miss() {
         let mut bytes = encode(&whole()).to_vec();
         bytes[0] = 2;
-        assert_eq!(decode(bytes.into(), RULES).unwrap_err(), DecodeError::Version(2));
+        assert_eq!(decode(bytes.into(), RULES, "").unwrap_err(), DecodeError::Version(2));
     }
 
     /// Offset of the first occurrence of `wanted`, which must be there.
@@ -365,30 +369,30 @@ mod tests {
             "upgrade",
             "set-cookie",
         ] {
-            let read = decode(with(200, &[(name, "x")], "body"), RULES);
+            let read = decode(with(200, &[(name, "x")], "body"), RULES, "");
             assert_eq!(read.unwrap_err(), DecodeError::Field("header"), "{name}");
         }
         let cookies = Rules { set_cookie: true, ..RULES };
-        assert!(decode(with(200, &[("set-cookie", "a=b")], "body"), cookies).is_ok());
-        assert!(decode(with(200, &[("vary", "accept")], "body"), RULES).is_ok());
+        assert!(decode(with(200, &[("set-cookie", "a=b")], "body"), cookies, "").is_ok());
+        assert!(decode(with(200, &[("vary", "accept")], "body"), RULES, "").is_ok());
     }
 
     #[test]
     fn statuses_that_are_never_stored_are_refused() {
         for status in [100, 101, 103, 199, 304, 600, 999] {
-            let read = decode(with(status, &[], ""), RULES);
+            let read = decode(with(status, &[], ""), RULES, "");
             assert_eq!(read.unwrap_err(), DecodeError::Field("status"), "{status}");
         }
         for status in [204, 205] {
-            assert!(decode(with(status, &[], ""), RULES).is_ok());
-            assert_eq!(decode(with(status, &[], "x"), RULES).unwrap_err(), DecodeError::Field("body"));
+            assert!(decode(with(status, &[], ""), RULES, "").is_ok());
+            assert_eq!(decode(with(status, &[], "x"), RULES, "").unwrap_err(), DecodeError::Field("body"));
         }
     }
 
     #[test]
     fn lines_that_are_not_well_formed_are_refused() {
         let read =
-            |lines: &str| decode(with_lines(&head("max-age=60", Duration::ZERO), lines, "body"), RULES);
+            |lines: &str| decode(with_lines(&head("max-age=60", Duration::ZERO), lines, "body"), RULES, "");
         for lines in ["", "a: b\r\n", "a: \r\nb: c: d\te\u{e9}\r\n", "age: 7\r\na: b\r\n"] {
             assert!(read(lines).is_ok(), "{lines:?}");
         }
@@ -421,7 +425,7 @@ mod tests {
             let mut times = head.meta.times();
             times.received_at += ahead.as_millis() as u64;
             head.meta = ResponseMeta::read(StatusCode::OK, &*head.fields, times, &[]);
-            decode(encode(&Entry::new("", &head, Content::Whole(Bytes::new()))), RULES)
+            decode(encode(&Entry::new("", &head, Content::Whole(Bytes::new()))), RULES, "")
         };
         assert!(received_in(MAX_CLOCK_SKEW / 2).is_ok(), "the clocks of pods differ");
         assert_eq!(
@@ -434,14 +438,14 @@ mod tests {
     #[test]
     fn too_many_names_in_vary_are_refused() {
         let names = |count| encode_vary(&vec![header::ACCEPT; count]);
-        assert!(decode(names(MAX_VARY_NAMES), RULES).is_ok());
-        assert_eq!(decode(names(MAX_VARY_NAMES + 1), RULES).unwrap_err(), DecodeError::Field("vary"));
+        assert!(decode(names(MAX_VARY_NAMES), RULES, "").is_ok());
+        assert_eq!(decode(names(MAX_VARY_NAMES + 1), RULES, "").unwrap_err(), DecodeError::Field("vary"));
     }
 
     proptest! {
         #[test]
         fn broken_bytes_never_panic(noise in proptest::collection::vec(any::<u8>(), 0..64), cut in 0..200_usize, at in 2..100_usize, kind in 0..2) {
-            let _ = decode(Bytes::from(noise.clone()), RULES);
+            let _ = decode(Bytes::from(noise.clone()), RULES, "");
             let mut bytes = encode(&if kind == 0 { whole() } else { parts() }).to_vec();
             for (offset, byte) in noise.iter().enumerate() {
                 if let Some(place) = bytes.get_mut(at + offset) {
@@ -449,14 +453,14 @@ mod tests {
                 }
             }
             bytes.truncate(cut.max(1));
-            let _ = decode(bytes.into(), RULES);
+            let _ = decode(bytes.into(), RULES, "");
         }
 
         #[test]
         fn every_cut_is_noticed(cut in 0..160_usize) {
             for entry in [whole(), parts()] {
                 let bytes = encode(&entry);
-                prop_assert!(cut >= bytes.len() || decode(bytes.slice(..cut), RULES).is_err());
+                prop_assert!(cut >= bytes.len() || decode(bytes.slice(..cut), RULES, "").is_err());
             }
         }
     }

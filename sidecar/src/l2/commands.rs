@@ -21,7 +21,7 @@ use self::{
 use super::{
     connection::{CONNECT_DEADLINE, Connection},
     message::PROBE,
-    thread_connection::{Expected, command},
+    thread_connection::{Expected, header, word},
 };
 use crate::{barriers::RedisBarriers, entry::codec};
 
@@ -97,24 +97,46 @@ impl Position {
     }
 }
 
+/// Question to the barriers in every lookup under one version of a policy.
+#[derive(Debug)]
+pub(super) struct Question {
+    barriers: String,
+    version: PurgeName,
+    /// Words as they are written: those of the command, and the fields before those of names.
+    words: Vec<u8>,
+}
+
+impl Question {
+    /// Number of the words.
+    const WORDS: usize = 3 + POSITION.len();
+
+    /// The question to the barriers under this key.
+    pub(super) fn new(barriers: &str, version: PurgeName) -> Self {
+        let mut words = Vec::new();
+        let fields = POSITION.into_iter().chain([&version.as_bytes()[..]]);
+        [b"HMGET", barriers.as_bytes()].into_iter().chain(fields).for_each(|each| word(&mut words, each));
+        Self { barriers: barriers.to_owned(), version, words }
+    }
+}
+
 /// Asks where Redis stands, and for the beginning of the record under a key: two commands, and neither writes.
 ///
 /// Barriers without a generation say nothing about what is stored: they were lost, and the purges with them. Whoever writes next,
 /// the heartbeat or [`list`], begins a generation; until then the version counts as not listed.
 pub(super) async fn lookup(
     connection: &mut Connection,
-    barriers: &str,
-    version: PurgeName,
+    question: &Question,
     names: &[PurgeName],
     record: Option<&str>,
 ) -> RedisResult<LookupReply> {
+    let Question { barriers, version, .. } = question;
     if let Some(own) = connection.of_this_thread() {
-        let expected = Expected { version: Some(version), record: record.is_some() };
-        return own.ask(expected, |out| write_lookup(out, barriers, version, names, record)).await;
+        let expected = Expected { version: Some(*version), record: record.is_some() };
+        return own.ask(expected, |out| write_lookup(out, question, names, record)).await;
     }
     let mut fields: Vec<&[u8]> = Vec::with_capacity(POSITION.len() + 1 + names.len());
     fields.extend(POSITION);
-    fields.extend([&version].into_iter().chain(names).map(|name| &name.as_bytes()[..]));
+    fields.extend([version].into_iter().chain(names).map(|name| &name.as_bytes()[..]));
     let mut pipeline = redis::pipe();
     pipeline.cmd("HMGET").arg(barriers).arg(&fields);
     let (fields, bytes): (Vec<Option<Bytes>>, Bytes) = match (connection.both(), record) {
@@ -136,31 +158,40 @@ pub(super) async fn lookup(
         }
     };
     let mut position = Position::default();
-    fields.iter().for_each(|field| position.take(field.as_deref(), version));
+    fields.iter().for_each(|field| position.take(field.as_deref(), *version));
     Ok(position.with(RecordStart { bytes }))
 }
 
 /// Writes the commands of a lookup.
 pub(super) fn write_lookup(
     out: &mut Vec<u8>,
-    barriers: &str,
-    version: PurgeName,
+    question: &Question,
     names: &[PurgeName],
     record: Option<&str>,
 ) {
-    let names = [&version].into_iter().chain(names).map(|name| &name.as_bytes()[..]);
-    command(out, [b"HMGET", barriers.as_bytes()].into_iter().chain(POSITION).chain(names));
+    header(out, b'*', Question::WORDS + names.len());
+    out.extend_from_slice(&question.words);
+    for name in names {
+        // A word of 16 bytes, in one piece.
+        let mut word = *b"$16\r\n................\r\n";
+        word[5..21].copy_from_slice(name.as_bytes());
+        out.extend_from_slice(&word);
+    }
     if let Some(key) = record {
         write_beginning(out, key);
     }
 }
 
 fn write_beginning(out: &mut Vec<u8>, key: &str) {
-    command(out, [b"GETRANGE", key.as_bytes()].into_iter().chain(BEGINNING));
+    out.extend_from_slice(b"*4\r\n$8\r\nGETRANGE\r\n");
+    word(out, key.as_bytes());
+    out.extend_from_slice(b"$1\r\n0\r\n$5\r\n65535\r\n");
 }
 
 fn number(text: &[u8]) -> Option<u64> {
-    std::str::from_utf8(text).ok()?.parse().ok()
+    let (first, others) = text.split_first()?;
+    let digit = |byte: &u8| Some(byte.wrapping_sub(b'0')).filter(|digit| *digit < 10).map(u64::from);
+    others.iter().try_fold(digit(first)?, |number, byte| number.checked_mul(10)?.checked_add(digit(byte)?))
 }
 
 /// Writes as a purge would, and says whether the barriers or the version were lost, and what the server is now. Sends a probe after it, which

@@ -68,11 +68,11 @@ impl L2 {
         longest: Duration,
     ) -> Result<LeaseOutcome, L2Error> {
         // Without authentication nothing is stored that another pod could wait for.
-        let scope = self.records.seal().ok_or(L2Error::Down)?.scope(&self.shape);
-        let keys = self.keys.lease(&scope, key, variant, purge);
+        let seal = self.records.seal().ok_or(L2Error::Down)?;
+        let keys = seal.keys().lease(key, variant, purge);
         let entry = match variant {
-            "" => self.keys.primary(&scope, key),
-            variant => self.keys.variant(&scope, key, variant),
+            "" => seal.keys().primary(key).name,
+            variant => seal.keys().variant(key, variant).name,
         };
         // Before it is asked for: it may be given back at once.
         let mut waiting = self.link.leases().register(&keys[0]);

@@ -9,8 +9,10 @@ use std::{
     time::Duration,
 };
 
+use arc_swap::ArcSwapOption;
 use bytes::Bytes;
 
+use super::keyspace::{Keyspace, RecordPlace, ScopedKeys};
 use crate::{
     clock::monotonic_ms,
     entry::{
@@ -31,22 +33,48 @@ const WARNING_INTERVAL: Duration = Duration::from_secs(60);
 pub(super) struct Records {
     authentication: Arc<Authentication>,
     telemetry: Arc<Telemetry>,
+    keys: Keyspace,
+    /// The policy's shape: what was stored under another is not found.
+    shape: String,
+    /// The last seal that was asked for.
+    seal: ArcSwapOption<Seal>,
     /// When the next refused record may be in the log, in [`monotonic_ms`].
     warns_at: AtomicU64,
 }
 
-/// Authentication of records during one operation, even if the token is replaced meanwhile.
-pub(super) struct Seal(Arc<State>);
+/// Authentication of records, and their keys, during one operation, even if the token is replaced meanwhile.
+#[derive(Debug)]
+pub(super) struct Seal {
+    state: Arc<State>,
+    keys: ScopedKeys,
+}
 
 impl Records {
-    pub(super) fn new(authentication: Arc<Authentication>, telemetry: Arc<Telemetry>) -> Self {
-        Self { authentication, telemetry, warns_at: AtomicU64::new(0) }
+    /// The records of a policy of this shape.
+    pub(super) fn new(
+        authentication: Arc<Authentication>,
+        telemetry: Arc<Telemetry>,
+        keys: Keyspace,
+        shape: &str,
+    ) -> Self {
+        let (shape, seal, warns_at) = (shape.to_owned(), ArcSwapOption::empty(), AtomicU64::new(0));
+        Self { authentication, telemetry, keys, shape, seal, warns_at }
     }
 
     /// Returns the current authentication of records; `None` while the token cannot be read.
-    pub(super) fn seal(&self) -> Option<Seal> {
+    pub(super) fn seal(&self) -> Option<Arc<Seal>> {
         let state = self.authentication.state();
-        (!matches!(*state, State::Unavailable(_))).then_some(Seal(state))
+        if let Some(seal) = self.seal.load_full().filter(|seal| Arc::ptr_eq(&seal.state, &state)) {
+            return Some(seal);
+        }
+        let keys = match &*state {
+            State::Unavailable(_) => return None,
+            State::Off => self.keys.within(&self.shape),
+            State::On(key) => self.keys.within(&[&*self.shape, "+", key.name()].concat()),
+        };
+        let seal = Arc::new(Seal { state, keys });
+        self.seal.store(Some(Arc::clone(&seal)));
+        Some(seal)
     }
 
     /// Why no record can be written or read.
@@ -57,42 +85,41 @@ impl Records {
         }
     }
 
-    /// The record that was found under `place`. A record that is refused counts as none.
+    /// The record that was found under `place`; L1 holds a response under `key`. A record that is refused counts as none.
     pub(super) fn read(
         &self,
-        seal: &Seal,
-        place: &str,
+        (seal, place, key): (&Seal, &RecordPlace, &str),
         found: Option<Bytes>,
         limit: u64,
         rules: Rules<'_>,
     ) -> Option<Record> {
         let found = found?;
-        if self.is_too_large(place, found.len() as u64, limit) {
+        if self.is_too_large(&place.name, found.len() as u64, limit) {
             return None;
         }
-        let opened = match &*seal.0 {
-            State::On(key) => key.open(place, found),
+        let opened = match &*seal.state {
+            State::On(key) => key.open(&place.identity, found),
             State::Off | State::Unavailable(_) => Some(found),
         };
         let Some(record) = opened else {
             let why = "no sidecar with this token wrote it under this key".to_owned();
-            return self.refuse(RecordError::Unauthentic, place, why);
+            return self.refuse(RecordError::Unauthentic, &place.name, why);
         };
-        match codec::decode(record, rules) {
+        match codec::decode(record, rules, key) {
             Ok(record) => Some(record),
-            Err(error) => self.refuse(RecordError::Malformed, place, error.to_string()),
+            Err(error) => self.refuse(RecordError::Malformed, &place.name, error.to_string()),
         }
     }
 
-    /// Returns true if a record is longer than the policy allows, which refuses it.
-    pub(super) fn is_too_large(&self, place: &str, length: u64, limit: u64) -> bool {
+    /// Returns true if the record under a key is longer than the policy allows, which refuses it.
+    pub(super) fn is_too_large(&self, key: &str, length: u64, limit: u64) -> bool {
         if length > limit {
-            self.refuse(RecordError::TooLarge, place, format!("it has more than {limit} bytes"));
+            self.refuse(RecordError::TooLarge, key, format!("it has more than {limit} bytes"));
         }
         length > limit
     }
 
-    fn refuse(&self, reason: RecordError, place: &str, why: String) -> Option<Record> {
+    fn refuse(&self, reason: RecordError, key: &str, why: String) -> Option<Record> {
         self.telemetry.stats.refused_record(reason);
         let (now, next) = (monotonic_ms(), self.warns_at.load(Ordering::Relaxed));
         let then = now + WARNING_INTERVAL.as_millis() as u64;
@@ -102,7 +129,7 @@ impl Records {
             let reason = reason.as_str();
             tracing::warn!(
                 reason,
-                key = place,
+                key,
                 why,
                 "a record in redis is refused; further ones are counted"
             );
@@ -112,18 +139,15 @@ impl Records {
 }
 
 impl Seal {
-    /// The part of keys in Redis that keeps records apart that are authenticated differently, and policies of different shapes.
-    pub(super) fn scope(&self, shape: &str) -> String {
-        match &*self.0 {
-            State::On(key) => [shape, "+", key.name()].concat(),
-            State::Off | State::Unavailable(_) => shape.to_owned(),
-        }
+    /// The keys of records, which keep those apart that are authenticated differently, and policies of different shapes.
+    pub(super) const fn keys(&self) -> &ScopedKeys {
+        &self.keys
     }
 
     /// The record as it is stored under `place`.
-    pub(super) fn close(&self, place: &str, record: Bytes) -> Bytes {
-        match &*self.0 {
-            State::On(key) => key.seal(place, &record),
+    pub(super) fn close(&self, place: &RecordPlace, record: Bytes) -> Bytes {
+        match &*self.state {
+            State::On(key) => key.seal(&place.identity, &record),
             State::Off | State::Unavailable(_) => record,
         }
     }

@@ -253,17 +253,21 @@ fn broken() -> RedisError {
 }
 
 /// Writes a command of these words.
-pub(super) fn command<'a>(out: &mut Vec<u8>, words: impl IntoIterator<Item = &'a [u8], IntoIter: Clone>) {
+fn command<'a>(out: &mut Vec<u8>, words: impl IntoIterator<Item = &'a [u8], IntoIter: Clone>) {
     let words = words.into_iter();
     header(out, b'*', words.clone().count());
-    for word in words {
-        header(out, b'$', word.len());
-        out.extend_from_slice(word);
-        out.extend_from_slice(b"\r\n");
-    }
+    words.for_each(|each| word(out, each));
 }
 
-fn header(out: &mut Vec<u8>, kind: u8, number: usize) {
+/// Writes a word of a command.
+pub(super) fn word(out: &mut Vec<u8>, word: &[u8]) {
+    header(out, b'$', word.len());
+    out.extend_from_slice(word);
+    out.extend_from_slice(b"\r\n");
+}
+
+/// Writes the number of the words of a command, or of the bytes of a word.
+pub(super) fn header(out: &mut Vec<u8>, kind: u8, number: usize) {
     // Most words are short, so most numbers have one digit or two.
     match number {
         0..10 => out.extend_from_slice(&[kind, b'0' + number as u8, b'\r', b'\n']),

@@ -55,10 +55,7 @@ pub(in crate::l2) async fn list(
 /// Returns true if a list of versions has this one in it.
 pub(super) fn is_in_list(listed: &[u8], version: PurgeName) -> bool {
     let mut wanted = [b'='; 33];
-    for (digits, byte) in wanted.chunks_exact_mut(2).zip(version.as_bytes()) {
-        let digit = |number: u8| b"0123456789abcdef"[usize::from(number)];
-        digits.copy_from_slice(&[digit(byte >> 4), digit(byte & 15)]);
-    }
+    wanted[..32].copy_from_slice(&larder_policy::digest::hex::<16, 32>(version.as_bytes()));
     let mut versions = Some(listed);
     while let Some(rest) = versions {
         if rest.starts_with(&wanted) {

@@ -5,6 +5,7 @@ use tokio::{
 };
 
 use super::{driver::Ended, *};
+use crate::l2::commands::{Question, write_lookup};
 
 const RECORD: Expected = Expected { version: None, record: true };
 
@@ -242,7 +243,8 @@ mod opening {
 async fn lookups_ask_for_fields_and_record() {
     let mut out = Vec::new();
     let (version, name) = (PurgeName::version("shape"), PurgeName::tag("a"));
-    crate::l2::commands::write_lookup(&mut out, "larder:ns/p:barriers:", version, &[name], Some("key"));
+    let question = Question::new("larder:ns/p:barriers:", version);
+    write_lookup(&mut out, &question, &[name], Some("key"));
     let mut expected =
         b"*8\r\n$5\r\nHMGET\r\n$21\r\nlarder:ns/p:barriers:\r\n$1\r\nv\r\n$1\r\ng\r\n$1\r\ns\r\n$1\r\nf\r\n"
             .to_vec();
