@@ -21,6 +21,7 @@ use std::{
     time::Duration,
 };
 
+use foldhash::fast::RandomState;
 use larder_policy::PurgeName;
 use parking_lot::RwLock;
 
@@ -62,7 +63,8 @@ struct Table {
     local: u64,
     /// The barrier on every name.
     floor: Barrier,
-    raised: HashMap<PurgeName, Barrier>,
+    /// By a quick hash, since names are hashes already.
+    raised: HashMap<PurgeName, Barrier, RandomState>,
 }
 
 /// The barriers that a pod knows of. Unrelated to `std::sync::Barrier`.
