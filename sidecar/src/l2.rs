@@ -9,6 +9,7 @@ use std::{sync::Arc, time::Duration};
 use bytes::Bytes;
 use http::HeaderName;
 use larder_policy::{Fields, PurgeName, spec, vary};
+use tokio::time::Instant;
 use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
@@ -55,9 +56,9 @@ use connection::Connection;
 use connector::Connector;
 pub use former::Formers;
 pub use keyspace::Keyspace;
+use keyspace::RecordPlace;
 pub use lease::{Lease, LeaseOutcome};
 pub use leases::{LeaseWait, WakeReason};
-use keyspace::RecordPlace;
 use link::{Link, Ordered, PURGE_DEADLINE};
 use records::{Records, Seal};
 use versions::Version;
@@ -231,16 +232,19 @@ impl L2 {
         if patience == Patience::Soft && !self.breaker.allows() {
             return Err(L2Error::Down);
         }
-        let deadline = self.deadline(patience);
-        let mut connection = match self.link.connection() {
+        let timeout = self.deadline(patience);
+        let connection = match self.link.shared_connection() {
             Some(connection) => connection,
             // Until the first attempt to connect has ended nothing in memory is trusted: it is worth a moment, and no fault of Redis.
             None => {
-                let connection = tokio::time::timeout(deadline, self.link.first_connection()).await;
-                connection.ok().flatten().ok_or(L2Error::Down)?
+                let connection = tokio::time::timeout(timeout, self.link.first_connection()).await;
+                Arc::new(connection.ok().flatten().ok_or(L2Error::Down)?)
             }
         };
-        self.attempt("lookup", deadline, async {
+        // No timer of its own: whoever waits for a reply does so until the deadline.
+        let started = Instant::now();
+        let deadline = started + timeout;
+        let outcome = async {
             // Without authentication nothing is read, and the order of purges is learned all the same.
             let seal = self.records.seal();
             let Limits { rules, max_body } = within;
@@ -248,7 +252,7 @@ impl L2 {
             let primary = seal.as_ref().map(|seal| (seal, seal.keys().primary(key)));
             let asked = primary.as_ref().map(|(_, place)| &*place.name);
             let asked_at = boot_ms();
-            let reply = commands::lookup(&mut connection, &self.question, names, asked).await?;
+            let reply = commands::lookup(&connection, deadline, &self.question, names, asked).await?;
             let said_at = connection.date(asked_at);
             if !reply.is_listed {
                 // Purges of other versions do not cover what is stored under this one.
@@ -278,7 +282,7 @@ impl L2 {
             let Some((seal, primary)) = &primary else {
                 return Ok(L2Lookup { stamp, variant, purge, found: Found::Nothing });
             };
-            let record = self.whole(&mut connection, &primary.name, reply.record, limit).await?;
+            let record = self.whole((&connection, deadline), &primary.name, reply.record, limit).await?;
             let found = match read(seal, primary, record) {
                 None => Found::Nothing,
                 Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
@@ -286,8 +290,8 @@ impl L2 {
                 Some(Record::Vary(names)) => {
                     vary::write_variant(&mut variant, &names, request);
                     let own = seal.keys().variant(key, &variant);
-                    let beginning = commands::begin(&mut connection, &own.name).await?;
-                    let record = self.whole(&mut connection, &own.name, beginning, limit).await?;
+                    let beginning = commands::begin(&connection, deadline, &own.name).await?;
+                    let record = self.whole((&connection, deadline), &own.name, beginning, limit).await?;
                     match read(seal, &own, record) {
                         Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
                         Some(Record::Entry(entry)) => Found::Entry(names, entry),
@@ -296,14 +300,19 @@ impl L2 {
                 }
             };
             Ok(L2Lookup { stamp, variant, purge, found })
-        })
-        .await
+        };
+        let outcome = outcome.await.map_err(|error| match error {
+            L2Error::Redis(error) if error.is_timeout() => L2Error::Deadline(timeout),
+            error => error,
+        });
+        self.judge("lookup", started, &outcome);
+        outcome
     }
 
     /// The record that begins so. A long one is transferred only where there is room for it: without, it counts as none.
     async fn whole(
         &self,
-        connection: &mut Connection,
+        (connection, deadline): (&Connection, Instant),
         key: &str,
         beginning: RecordStart,
         limit: u64,
@@ -314,14 +323,15 @@ impl L2 {
                 .filter(|bytes| !bytes.is_empty())
                 .map(|bytes| budget.counted(bytes)));
         }
-        let length = commands::length(connection, key).await?;
+        let length = commands::in_time(deadline, commands::length(connection, key)).await?;
         if self.records.is_too_large(key, length, limit) {
             return Ok(None);
         }
         let Some(_room) = budget.reserve(Kind::Responses, length + commands::TRANSFER) else {
             return Ok(None);
         };
-        let record = commands::complete(connection, key, beginning, length).await?;
+        let rest = commands::complete(connection, key, beginning, length);
+        let record = commands::in_time(deadline, rest).await?;
         // Counted before the room is given back.
         Ok(record.map(|record| budget.counted(record)))
     }
@@ -459,9 +469,15 @@ impl L2 {
         deadline: Duration,
         work: impl Future<Output = Result<T, L2Error>>,
     ) -> Result<T, L2Error> {
-        let started = std::time::Instant::now();
+        let started = Instant::now();
         let outcome = tokio::time::timeout(deadline, work).await.unwrap_or(Err(L2Error::Deadline(deadline)));
-        match &outcome {
+        self.judge(operation, started, &outcome);
+        outcome
+    }
+
+    /// Counts the outcome of an operation, and tells the breaker of it.
+    fn judge<T>(&self, operation: &'static str, started: Instant, outcome: &Result<T, L2Error>) {
+        match outcome {
             Ok(_) => {
                 let elapsed = started.elapsed();
                 // One that is quick enough for what nobody waits for may be too slow for requests.
@@ -477,6 +493,5 @@ impl L2 {
                 tracing::debug!(operation, %error, "redis failed");
             }
         }
-        outcome
     }
 }

@@ -12,7 +12,7 @@ use bytes::{Bytes, BytesMut};
 use futures::try_join;
 use larder_policy::PurgeName;
 use redis::{InfoDict, Pipeline, RedisResult, Script};
-use tokio::time::timeout;
+use tokio::time::{Instant, timeout, timeout_at};
 
 use self::{
     listing::is_in_list,
@@ -21,7 +21,7 @@ use self::{
 use super::{
     connection::{CONNECT_DEADLINE, Connection},
     message::PROBE,
-    thread_connection::{Expected, header, word},
+    thread_connection::{Expected, header, late, word},
 };
 use crate::{barriers::RedisBarriers, entry::codec};
 
@@ -124,16 +124,26 @@ impl Question {
 /// Barriers without a generation say nothing about what is stored: they were lost, and the purges with them. Whoever writes next,
 /// the heartbeat or [`list`], begins a generation; until then the version counts as not listed.
 pub(super) async fn lookup(
-    connection: &mut Connection,
+    connection: &Connection,
+    deadline: Instant,
     question: &Question,
     names: &[PurgeName],
     record: Option<&str>,
 ) -> RedisResult<LookupReply> {
-    let Question { barriers, version, .. } = question;
     if let Some(own) = connection.of_this_thread() {
-        let expected = Expected { version: Some(*version), record: record.is_some() };
-        return own.ask(expected, |out| write_lookup(out, question, names, record)).await;
+        let expected = Expected { version: Some(question.version), record: record.is_some() };
+        return own.ask(expected, deadline, |out| write_lookup(out, question, names, record)).await;
     }
+    in_time(deadline, lookup_shared(connection.clone(), question, names, record)).await
+}
+
+/// Asks over the connection that all threads share.
+async fn lookup_shared(
+    mut connection: Connection,
+    Question { barriers, version, .. }: &Question,
+    names: &[PurgeName],
+    record: Option<&str>,
+) -> RedisResult<LookupReply> {
     let mut fields: Vec<&[u8]> = Vec::with_capacity(POSITION.len() + 1 + names.len());
     fields.extend(POSITION);
     fields.extend([version].into_iter().chain(names).map(|name| &name.as_bytes()[..]));
@@ -226,15 +236,26 @@ pub(super) struct HeartbeatReply {
 }
 
 /// The beginning of the record under a key.
-pub(super) async fn begin(connection: &mut Connection, key: &str) -> RedisResult<RecordStart> {
+pub(super) async fn begin(connection: &Connection, deadline: Instant, key: &str) -> RedisResult<RecordStart> {
     if let Some(own) = connection.of_this_thread() {
         let expected = Expected { version: None, record: true };
-        return Ok(own.ask(expected, |out| write_beginning(out, key)).await?.record);
+        return Ok(own.ask(expected, deadline, |out| write_beginning(out, key)).await?.record);
     }
     let mut pipeline = redis::pipe();
     ask_for_beginning(&mut pipeline, key);
-    let (bytes,) = pipeline.query_async(connection).await?;
+    let (bytes,) = in_time(deadline, pipeline.query_async(&mut connection.clone())).await?;
     Ok(RecordStart { bytes })
+}
+
+/// Waits for a reply until a deadline.
+///
+/// # Errors
+/// That the time is over ([`redis::RedisError::is_timeout`]), or that of the work.
+pub(super) async fn in_time<T>(
+    deadline: Instant,
+    work: impl Future<Output = RedisResult<T>>,
+) -> RedisResult<T> {
+    timeout_at(deadline, work).await.unwrap_or_else(|_| Err(late()))
 }
 
 /// A key that is not there has an empty value.
@@ -243,8 +264,8 @@ fn ask_for_beginning(pipeline: &mut Pipeline, key: &str) {
 }
 
 /// The length of the record under a key, in bytes.
-pub(super) async fn length(connection: &mut Connection, key: &str) -> RedisResult<u64> {
-    redis::cmd("STRLEN").arg(key).query_async(connection).await
+pub(super) async fn length(connection: &Connection, key: &str) -> RedisResult<u64> {
+    redis::cmd("STRLEN").arg(key).query_async(&mut connection.clone()).await
 }
 
 /// Length of the pieces in which the rest of a record is transferred, in bytes. The client's buffers grow to twice the largest reply,
@@ -256,11 +277,12 @@ pub(super) const TRANSFER: u64 = 3 * PIECE;
 
 /// The whole of a record of this length that begins so; `None` if another record has taken its place meanwhile.
 pub(super) async fn complete(
-    connection: &mut Connection,
+    connection: &Connection,
     key: &str,
     RecordStart { bytes: start }: RecordStart,
     length: u64,
 ) -> RedisResult<Option<Bytes>> {
+    let mut connection = connection.clone();
     let mut record = BytesMut::with_capacity(usize::try_from(length).unwrap_or_default());
     record.extend_from_slice(&start);
     loop {
@@ -269,7 +291,8 @@ pub(super) async fn complete(
         pipeline.cmd("GETRANGE").arg(key).arg(first).arg(first + PIECE - 1);
         // After the piece: it belongs to the record that is there then.
         pipeline.cmd("GETRANGE").arg(key).arg(0).arg(codec::IDENTITY - 1).cmd("STRLEN").arg(key);
-        let (piece, identity, length_now): (Bytes, Bytes, u64) = pipeline.query_async(connection).await?;
+        let (piece, identity, length_now): (Bytes, Bytes, u64) =
+            pipeline.query_async(&mut connection).await?;
         let is_short = piece.is_empty() && first < length;
         if !start.starts_with(&identity) || length_now != length || is_short {
             return Ok(None);

@@ -117,6 +117,11 @@ impl Link {
         self.state.connection()
     }
 
+    /// The same connection, without a copy.
+    pub(super) fn shared_connection(&self) -> Option<Arc<Connection>> {
+        self.state.connection.load_full()
+    }
+
     /// The connection, once the first attempt to connect has ended. A policy that has just changed connects anew, and what is
     /// purged meanwhile must be heard of elsewhere before the writer's response leaves.
     pub(super) async fn first_connection(&self) -> Option<Connection> {

@@ -127,12 +127,7 @@ impl Records {
             && self.warns_at.compare_exchange(next, then, Ordering::Relaxed, Ordering::Relaxed).is_ok()
         {
             let reason = reason.as_str();
-            tracing::warn!(
-                reason,
-                key,
-                why,
-                "a record in redis is refused; further ones are counted"
-            );
+            tracing::warn!(reason, key, why, "a record in redis is refused; further ones are counted");
         }
         None
     }

@@ -6,6 +6,7 @@
 //!
 //! # Guarantees
 //! - Replies are handed out in the order of commands. A lookup that was given up keeps its place.
+//! - Each lookup is given up at its deadline, by the one timer of its connection.
 //! - When the connection ends, for whatever reason, each lookup that waits gets an error at once, and none begins to wait.
 //! - It leads to the server with the mark of the connection that hears of purges, or nowhere. It ends with that one.
 //! - A server that owes a reply and is silent is given up, and so is one that replies to what nobody asked.
@@ -22,7 +23,7 @@ use thread_local::ThreadLocal;
 use tokio::{
     runtime::{Handle, RuntimeFlavor},
     sync::oneshot,
-    time::timeout,
+    time::{Instant, timeout},
 };
 use tokio_util::task::AbortOnDropHandle;
 
@@ -68,6 +69,8 @@ struct State {
     /// Commands that were not written yet.
     output: Vec<u8>,
     owed: VecDeque<Owed>,
+    /// No lookup is to be given up before this time; `None`: none waits.
+    first_deadline: Option<Instant>,
     /// The task that drives the connection, unless it has been woken since it last looked.
     driver: Option<Waker>,
 }
@@ -85,7 +88,9 @@ enum Phase {
 /// A reply that the server owes.
 struct Owed {
     expected: Expected,
-    waiting: oneshot::Sender<RedisResult<LookupReply>>,
+    /// The lookup that waits for it, until it is given up.
+    waiting: Option<oneshot::Sender<RedisResult<LookupReply>>>,
+    deadline: Instant,
 }
 
 /// Ends the connection when the task that drives it does, however it does.
@@ -156,7 +161,13 @@ impl Running {
 
 impl State {
     const fn new() -> Self {
-        Self { phase: Phase::Opening, output: Vec::new(), owed: VecDeque::new(), driver: None }
+        Self {
+            phase: Phase::Opening,
+            output: Vec::new(),
+            owed: VecDeque::new(),
+            first_deadline: None,
+            driver: None,
+        }
     }
 }
 
@@ -165,10 +176,14 @@ impl ThreadConnection {
         Self { state: Mutex::new(State::new()) }
     }
 
-    /// Sends commands and waits for the replies to them. It may be dropped at any time.
+    /// Sends commands and waits for the replies to them until a deadline. It may be dropped at any time.
+    ///
+    /// # Errors
+    /// That the time is over ([`RedisError::is_timeout`]), that the connection ended, or what the server replied.
     pub(super) async fn ask(
         &self,
         expected: Expected,
+        deadline: Instant,
         write: impl FnOnce(&mut Vec<u8>),
     ) -> RedisResult<LookupReply> {
         let (driver, reply) = {
@@ -178,7 +193,8 @@ impl ThreadConnection {
             }
             write(&mut state.output);
             let (waiting, reply) = oneshot::channel();
-            state.owed.push_back(Owed { expected, waiting });
+            state.owed.push_back(Owed { expected, waiting: Some(waiting), deadline });
+            state.first_deadline = Some(state.first_deadline.map_or(deadline, |first| first.min(deadline)));
             (state.driver.take(), reply)
         };
         if let Some(driver) = driver {
@@ -220,6 +236,29 @@ impl ThreadConnection {
         !into.is_empty()
     }
 
+    /// Returns the time before which no lookup is to be given up; `None`: none waits.
+    fn first_deadline(&self) -> Option<Instant> {
+        self.state.lock().first_deadline
+    }
+
+    /// Gives up the lookups whose deadline has come. The replies to them are still owed.
+    fn give_up(&self, now: Instant) {
+        let mut state = self.state.lock();
+        let mut first: Option<Instant> = None;
+        for owed in &mut state.owed {
+            if owed.waiting.is_none() {
+                continue;
+            }
+            if owed.deadline <= now {
+                let waiting = owed.waiting.take();
+                waiting.map(|waiting| waiting.send(Err(late())));
+            } else {
+                first = Some(first.map_or(owed.deadline, |first| first.min(owed.deadline)));
+            }
+        }
+        state.first_deadline = first;
+    }
+
     /// Returns true if the server owes a reply.
     fn owes(&self) -> bool {
         !self.state.lock().owed.is_empty()
@@ -242,7 +281,7 @@ impl ThreadConnection {
             length += read;
             replies += 1;
             // A lookup that was given up needs none.
-            let _ = waiting.send(reply);
+            waiting.map(|waiting| waiting.send(reply));
         }
     }
 }
@@ -250,6 +289,11 @@ impl ThreadConnection {
 /// The error of a lookup whose connection ends.
 fn broken() -> RedisError {
     io::Error::from(io::ErrorKind::BrokenPipe).into()
+}
+
+/// The error of a lookup whose time is over.
+pub(super) fn late() -> RedisError {
+    io::Error::from(io::ErrorKind::TimedOut).into()
 }
 
 /// Writes a command of these words.

@@ -141,7 +141,9 @@ impl Fetch {
             }
         };
         let barriers = &store.barriers;
-        let Ok(Record::Entry(mut entry)) = codec::decode(record, request.rules(), request.key_with_body().as_str()) else {
+        let Ok(Record::Entry(mut entry)) =
+            codec::decode(record, request.rules(), request.key_with_body().as_str())
+        else {
             return None;
         };
         if !may_be_stale(entry.meta(), request.lifetimes()) || !request.may_receive(&entry) {

@@ -12,7 +12,7 @@ use std::{
 use bytes::{Buf, BytesMut};
 use tokio::{
     io::{AsyncRead, AsyncWrite},
-    time::{Instant, Sleep, sleep},
+    time::{Instant, Sleep, sleep_until},
 };
 use tokio_util::io::poll_read_buf;
 
@@ -50,10 +50,12 @@ pub(super) struct Driver<S> {
     watch: Watch,
 }
 
-/// Looks every so often whether replies come.
+/// Gives up lookups in time, and looks every so often whether replies come.
 struct Watch {
     patience: Duration,
     timer: Pin<Box<Sleep>>,
+    /// When it looks whether replies come.
+    look_at: Instant,
     /// Number of replies.
     replies: u64,
     /// Number of them at the last look, and whether one was owed then.
@@ -64,9 +66,11 @@ struct Watch {
 impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     /// A connection that was opened, and whose server may be silent for so long while it owes a reply.
     pub(super) fn new(connection: Arc<ThreadConnection>, stream: S, patience: Duration) -> Self {
+        let look_at = Instant::now() + patience;
         let watch = Watch {
             patience,
-            timer: Box::pin(sleep(patience)),
+            timer: Box::pin(sleep_until(look_at)),
+            look_at,
             replies: 0,
             seen: (0, false),
             idle_since: Instant::now(),
@@ -137,12 +141,23 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
         }
     }
 
-    /// Ends the connection if the server owes replies and is silent, or if nobody asks it.
+    /// Gives up lookups whose time is over. Ends the connection if the server owes replies and is silent, or if nobody asks it.
     fn watch(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
-        let Watch { patience, timer, replies, seen, idle_since } = &mut self.watch;
-        while timer.as_mut().poll(context).is_ready() {
-            let (is_owed, now) = (self.connection.owes(), Instant::now());
-            let has_replied = *replies != seen.0;
+        let Watch { patience, timer, look_at, replies, seen, idle_since } = &mut self.watch;
+        loop {
+            let first_deadline = self.connection.first_deadline();
+            let next = first_deadline.map_or(*look_at, |first| first.min(*look_at));
+            // One that goes off too early is set again then: most lookups have their replies long before their deadlines.
+            if next < timer.deadline() || timer.is_elapsed() {
+                timer.as_mut().reset(next);
+            }
+            ready!(timer.as_mut().poll(context));
+            let now = Instant::now();
+            self.connection.give_up(now);
+            if now < *look_at {
+                continue;
+            }
+            let (is_owed, has_replied) = (self.connection.owes(), *replies != seen.0);
             if is_owed && seen.1 && !has_replied {
                 return Poll::Ready(Err(Ended::Silent(*patience)));
             }
@@ -152,8 +167,7 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
                 return Poll::Ready(Err(Ended::Idle));
             }
             *seen = (*replies, is_owed);
-            timer.as_mut().reset(now + *patience);
+            *look_at = now + *patience;
         }
-        Poll::Pending
     }
 }

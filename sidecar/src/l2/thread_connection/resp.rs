@@ -9,6 +9,9 @@ use super::super::commands::{LookupReply, MAX_BEGINNING, Position, RecordStart};
 /// Maximum length of a line of a reply in bytes: those of Redis are shorter.
 const MAX_LINE: usize = 16 << 10;
 
+/// A string that is not there.
+const NOTHING: &[u8] = b"$-1\r\n";
+
 /// Bytes that are no reply to what was asked: nothing that follows can be told apart.
 #[derive(Debug, PartialEq, Eq)]
 pub(super) struct Malformed;
@@ -52,6 +55,11 @@ impl<'a> Reader<'a> {
 
     /// Returns the next part; `None` if it has not come whole.
     pub(super) fn next(&mut self) -> Result<Option<Token<'a>>, Malformed> {
+        // Most names were never purged.
+        if let Some(rest) = self.rest.strip_prefix(NOTHING) {
+            self.rest = rest;
+            return Ok(Some(Token::Bulk(None)));
+        }
         // Nearly all lines have a few bytes: a search by vectors would take longer to begin.
         let mut start = self.rest[..self.rest.len().min(MAX_LINE)].iter();
         let Some(end) = start.position(|byte| *byte == b'\n') else {
@@ -60,7 +68,6 @@ impl<'a> Reader<'a> {
         let (line, rest) = self.rest.split_at(end + 1);
         let [kind, text @ .., b'\r', b'\n'] = line else { return Err(Malformed) };
         let token = match kind {
-            b'$' if text == b"-1" => Token::Bulk(None),
             b'$' => {
                 let length = length(text)?;
                 if length > MAX_BEGINNING {

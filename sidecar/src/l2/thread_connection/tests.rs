@@ -26,9 +26,14 @@ fn open(patience: Duration) -> (Arc<ThreadConnection>, DuplexStream, JoinHandle<
 fn get(connection: &Arc<ThreadConnection>, key: &str) -> JoinHandle<RedisResult<String>> {
     let (connection, key) = (Arc::clone(connection), key.to_owned());
     tokio::spawn(async move {
-        let reply = connection.ask(RECORD, |out| command(out, [b"GET", key.as_bytes()])).await?;
+        let reply = connection.ask(RECORD, later(), |out| command(out, [b"GET", key.as_bytes()])).await?;
         Ok(String::from_utf8_lossy(&reply.record.bytes).into_owned())
     })
+}
+
+/// A deadline that no test waits for.
+fn later() -> Instant {
+    Instant::now() + Duration::from_secs(3600)
 }
 
 /// Waits until so many replies are owed.
@@ -130,11 +135,39 @@ async fn server_that_owes_a_reply_and_is_silent_is_given_up() {
 }
 
 #[tokio::test]
+async fn each_lookup_is_given_up_at_its_own_deadline_and_keeps_its_place() {
+    let (connection, mut far, _task) = open(CONNECT_DEADLINE);
+    let ask = |millis| {
+        let (connection, deadline) =
+            (Arc::clone(&connection), Instant::now() + Duration::from_millis(millis));
+        tokio::spawn(async move {
+            let asked = connection.ask(RECORD, deadline, |out| command(out, [&b"GET"[..], b"a"])).await;
+            (asked.map(|reply| reply.record.bytes), Instant::now() >= deadline)
+        })
+    };
+    let patient = get(&connection, "b");
+    until_owed(&connection, 1).await;
+    // The second is asked later and is to be given up earlier.
+    let [late, early] = [120, 40].map(ask);
+    until_owed(&connection, 3).await;
+    for waiting in [early, late] {
+        let (outcome, is_in_time) = timeout(CONNECT_DEADLINE, waiting).await.unwrap().unwrap();
+        assert!(is_in_time && outcome.unwrap_err().is_timeout());
+    }
+    assert_eq!(connection.state.lock().owed.len(), 3);
+    let next = get(&connection, "c");
+    until_owed(&connection, 4).await;
+    far.write_all(b"$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n").await.unwrap();
+    assert_eq!(patient.await.unwrap().unwrap(), "1");
+    assert_eq!(next.await.unwrap().unwrap(), "4", "nobody gets the reply to another");
+}
+
+#[tokio::test]
 async fn silent_server_is_given_up_although_more_and_more_is_asked() {
     let (connection, _far, task) = open(Duration::from_millis(50));
     let given_up = async {
         while !task.is_finished() {
-            let asked = connection.ask(RECORD, |out| command(out, [&b"GET"[..], b"a"]));
+            let asked = connection.ask(RECORD, later(), |out| command(out, [&b"GET"[..], b"a"]));
             let _ = futures::poll!(std::pin::pin!(asked));
             tokio::time::sleep(Duration::from_millis(1)).await;
         }
@@ -147,7 +180,7 @@ async fn silent_server_is_given_up_although_more_and_more_is_asked() {
 async fn replies_that_are_owed_are_bounded() {
     let (connection, _far, _task) = open(CONNECT_DEADLINE);
     for _ in 0..MAX_OWED {
-        let asked = connection.ask(RECORD, |out| command(out, [&b"GET"[..], b"a"]));
+        let asked = connection.ask(RECORD, later(), |out| command(out, [&b"GET"[..], b"a"]));
         // Nobody waits for it.
         assert!(futures::poll!(std::pin::pin!(asked)).is_pending());
     }
