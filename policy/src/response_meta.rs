@@ -2,6 +2,7 @@
 
 use std::time::Duration;
 
+use bytes::{Buf, BufMut};
 use http::{HeaderName, StatusCode, header::AGE};
 
 use crate::{
@@ -96,6 +97,10 @@ const MUST_UNDERSTAND: u16 = 1 << 5;
 const PUBLIC: u16 = 1 << 6;
 const EXPLICIT: u16 = 1 << 7;
 const VALIDATOR: u16 = 1 << 8;
+const ALL_FLAGS: u16 = (VALIDATOR << 1) - 1;
+
+/// Length in bytes of what [`ResponseMeta::write_fields`] writes.
+pub const ENCODED_LENGTH: usize = size_of::<u16>() + 2 * size_of::<u64>() + 4 * size_of::<u32>();
 
 impl ResponseMeta {
     /// Reads the end-to-end headers of a response. `targets` are the fields that take precedence over `Cache-Control`
@@ -153,6 +158,35 @@ impl ResponseMeta {
             flags: sum(&flags),
             spread: 0,
         }
+    }
+
+    /// Writes what was read from the header fields.
+    pub fn write_fields(&self, out: &mut impl BufMut) {
+        out.put_u16(self.flags);
+        [self.lifetime, self.initial_age].iter().for_each(|time| out.put_u64(time.0));
+        [self.max_age, self.s_maxage, self.stale_while_revalidate, self.stale_if_error]
+            .iter()
+            .for_each(|time| out.put_u32(time.0));
+    }
+
+    /// Returns the metadata of a response whose header fields were read before, from what [`Self::write_fields`] wrote; `None` if it
+    /// did not write this.
+    pub fn from_written(status: StatusCode, written: &[u8; ENCODED_LENGTH], times: Times) -> Option<Self> {
+        let mut written = &written[..];
+        let flags = written.get_u16();
+        (flags & !ALL_FLAGS == 0).then(|| Self {
+            times,
+            lifetime: Millis(written.get_u64()),
+            initial_age: Millis(written.get_u64()),
+            ttl_from_response: Millis::new(None),
+            max_age: Seconds(written.get_u32()),
+            s_maxage: Seconds(written.get_u32()),
+            stale_while_revalidate: Seconds(written.get_u32()),
+            stale_if_error: Seconds(written.get_u32()),
+            status,
+            flags,
+            spread: 0,
+        })
     }
 
     /// Adds the TTL that the response states where its route looks for one.
@@ -447,6 +481,26 @@ mod tests {
         assert!(read(200, &[MODIFIED]).has_validator());
         assert!(!read(200, &[("last-modified", "x")]).has_validator());
         assert!(!read(200, &[DATE]).has_validator());
+    }
+
+    #[test]
+    fn metadata_is_read_as_it_was_written() {
+        let all = "private, no-cache, must-revalidate, max-age=1, s-maxage=2, stale-while-revalidate=3, stale-if-error=4";
+        for lines in [
+            &[][..],
+            &[MODIFIED, EARLIER, ("age", "7")],
+            &[("cache-control", all), ("etag", "\"a\"")],
+            &[("cache-control", "no-store, proxy-revalidate, must-understand, public"), EXPIRES],
+            &[("cdn-cache-control", "max-age=5"), ("cache-control", "max-age=60")],
+        ] {
+            let (meta, mut written) = (read(200, lines), Vec::new());
+            meta.write_fields(&mut written);
+            let written = written[..].try_into().unwrap();
+            let again = ResponseMeta::from_written(meta.status(), written, meta.times());
+            assert_eq!(again, Some(meta), "{lines:?}");
+        }
+        let unknown = [0xff; ENCODED_LENGTH];
+        assert_eq!(ResponseMeta::from_written(StatusCode::OK, &unknown, read(200, &[]).times()), None);
     }
 
     proptest! {

@@ -15,7 +15,9 @@ use larder_sidecar::{
     entry::{
         Content, Entry, Head,
         authentication::{PLACE_LENGTH, RecordKey},
-        codec::{DecodeError, IDENTITY, MAX_VARY_NAMES, Record, Rules, decode, encode, encode_vary},
+        codec::{
+            DecodeError, IDENTITY, MAX_VARY_NAMES, MetaFrom, Record, Rules, decode, encode, encode_vary,
+        },
     },
     headers::FieldLines,
 };
@@ -29,7 +31,7 @@ static RULES: Rules<'_> = Rules { targets: &TARGETS, set_cookie: false };
 /// valid response: its head cannot change the length of its body. Nothing that is not authentic is opened.
 pub fn check(data: &[u8]) {
     authentic(data);
-    match decode(Bytes::copy_from_slice(data), RULES, "") {
+    match decode(Bytes::copy_from_slice(data), RULES, "", MetaFrom::Record) {
         Ok(Record::Entry(entry)) => check_entry(&entry),
         Ok(Record::Vary(names)) => check_names(&names),
         Err(error) => {
@@ -42,11 +44,13 @@ pub fn check(data: &[u8]) {
 
 fn check_names(names: &[HeaderName]) {
     if names.len() > MAX_VARY_NAMES {
-        assert!(decode(encode_vary(names), RULES, "").is_err());
+        assert!(decode(encode_vary(names), RULES, "", MetaFrom::Record).is_err());
         return;
     }
     let written = encode_vary(names);
-    assert!(matches!(decode(written.clone(), RULES, ""), Ok(Record::Vary(read)) if read == names));
+    assert!(
+        matches!(decode(written.clone(), RULES, "", MetaFrom::Record), Ok(Record::Vary(read)) if read == names)
+    );
     check_cuts(&written);
 }
 
@@ -92,7 +96,7 @@ fn check_entry(entry: &Entry) {
     let again = Entry::new("key", &entry.to_head(), entry.content.clone());
     assert_eq!((again.fields(), again.meta(), again.key()), (entry.fields(), entry.meta(), "key"));
     let written = encode(&again);
-    let Ok(Record::Entry(read)) = decode(written.clone(), RULES, "") else {
+    let Ok(Record::Entry(read)) = decode(written.clone(), RULES, "", MetaFrom::Record) else {
         panic!("what is written is not read: {entry:?}");
     };
     assert_eq!((read.fields(), read.meta(), read.key()), (entry.fields(), entry.meta(), ""));
@@ -112,10 +116,10 @@ fn check_entry(entry: &Entry) {
 /// Every record that is cut off, or has something after it, is noticed.
 fn check_cuts(written: &Bytes) {
     for cut in (0..written.len()).step_by(1 + written.len() / 16) {
-        assert!(decode(written.slice(..cut), RULES, "").is_err(), "{cut}");
+        assert!(decode(written.slice(..cut), RULES, "", MetaFrom::Record).is_err(), "{cut}");
     }
     let longer = [written, &b"\0"[..]].concat();
-    assert!(decode(longer.into(), RULES, "").is_err());
+    assert!(decode(longer.into(), RULES, "", MetaFrom::Record).is_err());
 }
 
 fn check_written(mut head: Head, content: Content) {
@@ -128,7 +132,7 @@ fn check_written(mut head: Head, content: Content) {
     let latest = times.received_at.max(times.requested_at);
     if is_refused(entry.status(), &entry.headers(), times, entry.body().map(|body| &body[..])) {
         // Fields about a connection are left out when they are written.
-        if let Ok(Record::Entry(read)) = decode(encode(&entry), RULES, "") {
+        if let Ok(Record::Entry(read)) = decode(encode(&entry), RULES, "", MetaFrom::Record) {
             check_entry(&read);
         }
     } else if latest < 1_700_000_000_000 {

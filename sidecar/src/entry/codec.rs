@@ -1,7 +1,7 @@
 //! Encoding of stored responses in Redis.
 //!
-//! A version byte, a kind byte, a random number that no other record has, then numbers, the names of purges, the header
-//! fields as HTTP/1 writes them, in lower case, and the body; integers are big-endian, texts and bodies are preceded by
+//! A version byte, a kind byte, a random number that no other record has, then numbers, what the header fields say about
+//! caching, the names of purges, these fields as HTTP/1 writes them, in lower case, and the body; integers are big-endian, texts and bodies are preceded by
 //! their length. A record that a sidecar can't read, because it is broken or of another version, is a miss.
 
 use std::time::Duration;
@@ -10,13 +10,14 @@ use bytes::{Buf, BufMut, Bytes, BytesMut, TryGetError};
 use http::{HeaderName, StatusCode};
 use larder_policy::{
     range::Pieces,
-    response_meta::{ResponseMeta, Times},
+    response_meta::{ENCODED_LENGTH, ResponseMeta, Times},
 };
 
 use super::{Block, Content, Entry, StoredFields};
 use crate::{barriers::Stamp, clock::wall_ms, headers::write_line};
 
-/// Version of the format. It is part of the keys in Redis, so that releases with different formats never meet.
+/// Version of the format, and of how [`ResponseMeta`] is read from header fields. It is part of the keys in Redis, so that releases
+/// with different ones never meet.
 pub const VERSION: u8 = 7;
 /// Length of the beginning of a record that tells it from every other.
 pub const IDENTITY: usize = 2 + size_of::<u64>();
@@ -62,10 +63,19 @@ impl From<TryGetError> for DecodeError {
 /// The rules that a stored response must obey to be used.
 #[derive(Clone, Copy, Debug)]
 pub struct Rules<'a> {
-    /// The fields of targeted cache control (RFC 9213) that the policy obeys.
+    /// The fields of targeted cache control (RFC 9213) that the policy obeys, for [`MetaFrom::Fields`].
     pub targets: &'a [HeaderName],
     /// True if stored responses may have `Set-Cookie`, because the route stores it.
     pub set_cookie: bool,
+}
+
+/// Source of the metadata of a response that is read.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum MetaFrom {
+    /// The record: it was written under the same policy, by whose rules its header fields were read.
+    Record,
+    /// Header fields, by the rules of the policy in force.
+    Fields,
 }
 
 /// Encodes a stored response.
@@ -75,8 +85,8 @@ pub fn encode(entry: &Entry) -> Bytes {
     // The body says how long it is, and a `Trailer` that no trailer followed is about a connection that is over.
     let kept = fields.iter().filter(|(name, _)| !is_hop_by_hop(name) && *name != b"content-length");
     let length: usize = kept.clone().map(|(name, value)| name.len() + value.len() + 4).sum();
-    // Besides a MAC, a body and the lines, a record has some 80 bytes.
-    let mut out = BytesMut::with_capacity(128 + names.len() + length + entry.content.encoded());
+    // Besides a MAC, a body and the lines, a record has some 110 bytes.
+    let mut out = BytesMut::with_capacity(160 + names.len() + length + entry.content.encoded());
     begin(&mut out, if entry.body().is_some() { KIND_WHOLE } else { KIND_PARTS });
     out.put_u64(stamp.generation);
     out.put_u64(stamp.order);
@@ -86,6 +96,7 @@ pub fn encode(entry: &Entry) -> Bytes {
         meta.ttl_from_response().map_or(NO_TTL, |ttl| u64::try_from(ttl.as_millis()).unwrap_or(NO_TTL)),
     );
     out.put_u16(entry.status().as_u16());
+    meta.write_fields(&mut out);
     out.put_u16(count(entry.names().len()));
     out.put_slice(names);
     out.put_u32(u32::try_from(length).expect("a head has at most 128 KiB"));
@@ -134,7 +145,12 @@ fn put_text(out: &mut impl BufMut, text: &[u8]) {
 /// # Errors
 /// If this version did not write it, it is broken, or it would not be a response of its own: with a status that is never stored,
 /// with fields that are about one connection (RFC 9110, section 7.6.1) or about framing, or from the future.
-pub fn decode(mut bytes: Bytes, rules: Rules<'_>, key: &str) -> Result<Record, DecodeError> {
+pub fn decode(
+    mut bytes: Bytes,
+    rules: Rules<'_>,
+    key: &str,
+    meta_from: MetaFrom,
+) -> Result<Record, DecodeError> {
     let version = bytes.try_get_u8()?;
     if version != VERSION {
         return Err(DecodeError::Version(version));
@@ -143,7 +159,7 @@ pub fn decode(mut bytes: Bytes, rules: Rules<'_>, key: &str) -> Result<Record, D
     let _identity = bytes.try_get_u64()?;
     let record = match kind {
         KIND_WHOLE | KIND_PARTS => {
-            let (meta, stamp, block) = take_head(&mut bytes, rules, key)?;
+            let (meta, stamp, block) = take_head(&mut bytes, rules, key, meta_from)?;
             let content = if kind == KIND_WHOLE {
                 Content::Whole(take_text(&mut bytes)?)
             } else {
@@ -196,6 +212,7 @@ fn take_head(
     bytes: &mut Bytes,
     rules: Rules<'_>,
     key: &str,
+    meta_from: MetaFrom,
 ) -> Result<(ResponseMeta, Stamp, Block), DecodeError> {
     let stamp = Stamp { generation: bytes.try_get_u64()?, order: bytes.try_get_u64()?, ..Stamp::default() };
     let times = Times { requested_at: bytes.try_get_u64()?, received_at: bytes.try_get_u64()? };
@@ -207,6 +224,9 @@ fn take_head(
     }
     let status = StatusCode::from_u16(bytes.try_get_u16()?).ok().filter(|status| is_stored_status(*status));
     let status = status.ok_or(DecodeError::Field("status"))?;
+    let (said, _) = bytes.split_first_chunk().ok_or(DecodeError::Short)?;
+    let written = ResponseMeta::from_written(status, said, times).ok_or(DecodeError::Field("directive"))?;
+    bytes.advance(ENCODED_LENGTH);
     let names = usize::from(bytes.try_get_u16()?) * Block::NAME;
     let names = take(bytes, names)?;
     let lines = take_text(bytes)?;
@@ -216,9 +236,11 @@ fn take_head(
     };
     let fields = StoredFields::checked(&lines, is_refused).ok_or(DecodeError::Field("header"))?;
     let block = Block::from_parts(key, &names, fields);
-    let meta =
-        ResponseMeta::read(status, &fields, times, rules.targets).with_ttl_from_response(ttl_from_response);
-    let meta = super::spread(meta, block.names().next().as_ref());
+    let meta = match meta_from {
+        MetaFrom::Record => written,
+        MetaFrom::Fields => ResponseMeta::read(status, &fields, times, rules.targets),
+    };
+    let meta = super::spread(meta.with_ttl_from_response(ttl_from_response), block.names().next().as_ref());
     Ok((meta, stamp, block))
 }
 
@@ -276,7 +298,9 @@ mod tests {
     }
 
     fn read(bytes: Bytes) -> Entry {
-        let Record::Entry(entry) = decode(bytes, RULES, "").unwrap() else { panic!("not an entry") };
+        let Record::Entry(entry) = decode(bytes, RULES, "", MetaFrom::Record).unwrap() else {
+            panic!("not an entry")
+        };
         *entry
     }
 
@@ -290,7 +314,30 @@ mod tests {
         let stamp = Stamp { local: 0, asked_at: 0, ..written.stamp() };
         assert_eq!(read.stamp(), stamp, "a pod's own order and clock mean nothing to another");
         let names = vec![header::ACCEPT, header::ACCEPT_ENCODING];
-        assert!(matches!(decode(encode_vary(&names), RULES, "").unwrap(), Record::Vary(read) if read == names));
+        assert!(
+            matches!(decode(encode_vary(&names), RULES, "", MetaFrom::Record).unwrap(), Record::Vary(read) if read == names)
+        );
+    }
+
+    #[test]
+    fn fields_are_read_again_for_another_policy() {
+        let mut head = whole_head();
+        head.headers.append("cdn-cache-control", HeaderValue::from_static("max-age=5"));
+        let encoded = encode(&Entry::new("", &head, Content::Whole(Bytes::new())));
+        let targets = [HeaderName::from_static("cdn-cache-control")];
+        let max_age = |meta_from| {
+            let rules = Rules { targets: &targets, ..RULES };
+            let Ok(Record::Entry(entry)) = decode(encoded.clone(), rules, "key", meta_from) else {
+                panic!("not an entry")
+            };
+            assert_eq!(
+                (entry.key(), entry.meta().ttl_from_response()),
+                ("key", head.meta.ttl_from_response())
+            );
+            entry.meta().directives().max_age
+        };
+        assert_eq!(max_age(MetaFrom::Record), Some(Duration::from_secs(60)));
+        assert_eq!(max_age(MetaFrom::Fields), Some(Duration::from_secs(5)));
     }
 
     #[test]
@@ -324,7 +371,7 @@ mod tests {
     fn record_of_another_version_is_a_miss() {
         let mut bytes = encode(&whole()).to_vec();
         bytes[0] = 2;
-        assert_eq!(decode(bytes.into(), RULES, "").unwrap_err(), DecodeError::Version(2));
+        assert_eq!(decode(bytes.into(), RULES, "", MetaFrom::Record).unwrap_err(), DecodeError::Version(2));
     }
 
     /// Offset of the first occurrence of `wanted`, which must be there.
@@ -369,30 +416,39 @@ mod tests {
             "upgrade",
             "set-cookie",
         ] {
-            let read = decode(with(200, &[(name, "x")], "body"), RULES, "");
+            let read = decode(with(200, &[(name, "x")], "body"), RULES, "", MetaFrom::Record);
             assert_eq!(read.unwrap_err(), DecodeError::Field("header"), "{name}");
         }
         let cookies = Rules { set_cookie: true, ..RULES };
-        assert!(decode(with(200, &[("set-cookie", "a=b")], "body"), cookies, "").is_ok());
-        assert!(decode(with(200, &[("vary", "accept")], "body"), RULES, "").is_ok());
+        assert!(decode(with(200, &[("set-cookie", "a=b")], "body"), cookies, "", MetaFrom::Record).is_ok());
+        assert!(decode(with(200, &[("vary", "accept")], "body"), RULES, "", MetaFrom::Record).is_ok());
     }
 
     #[test]
     fn statuses_that_are_never_stored_are_refused() {
         for status in [100, 101, 103, 199, 304, 600, 999] {
-            let read = decode(with(status, &[], ""), RULES, "");
+            let read = decode(with(status, &[], ""), RULES, "", MetaFrom::Record);
             assert_eq!(read.unwrap_err(), DecodeError::Field("status"), "{status}");
         }
         for status in [204, 205] {
-            assert!(decode(with(status, &[], ""), RULES, "").is_ok());
-            assert_eq!(decode(with(status, &[], "x"), RULES, "").unwrap_err(), DecodeError::Field("body"));
+            assert!(decode(with(status, &[], ""), RULES, "", MetaFrom::Record).is_ok());
+            assert_eq!(
+                decode(with(status, &[], "x"), RULES, "", MetaFrom::Record).unwrap_err(),
+                DecodeError::Field("body")
+            );
         }
     }
 
     #[test]
     fn lines_that_are_not_well_formed_are_refused() {
-        let read =
-            |lines: &str| decode(with_lines(&head("max-age=60", Duration::ZERO), lines, "body"), RULES, "");
+        let read = |lines: &str| {
+            decode(
+                with_lines(&head("max-age=60", Duration::ZERO), lines, "body"),
+                RULES,
+                "",
+                MetaFrom::Record,
+            )
+        };
         for lines in ["", "a: b\r\n", "a: \r\nb: c: d\te\u{e9}\r\n", "age: 7\r\na: b\r\n"] {
             assert!(read(lines).is_ok(), "{lines:?}");
         }
@@ -425,7 +481,7 @@ mod tests {
             let mut times = head.meta.times();
             times.received_at += ahead.as_millis() as u64;
             head.meta = ResponseMeta::read(StatusCode::OK, &*head.fields, times, &[]);
-            decode(encode(&Entry::new("", &head, Content::Whole(Bytes::new()))), RULES, "")
+            decode(encode(&Entry::new("", &head, Content::Whole(Bytes::new()))), RULES, "", MetaFrom::Record)
         };
         assert!(received_in(MAX_CLOCK_SKEW / 2).is_ok(), "the clocks of pods differ");
         assert_eq!(
@@ -438,14 +494,17 @@ mod tests {
     #[test]
     fn too_many_names_in_vary_are_refused() {
         let names = |count| encode_vary(&vec![header::ACCEPT; count]);
-        assert!(decode(names(MAX_VARY_NAMES), RULES, "").is_ok());
-        assert_eq!(decode(names(MAX_VARY_NAMES + 1), RULES, "").unwrap_err(), DecodeError::Field("vary"));
+        assert!(decode(names(MAX_VARY_NAMES), RULES, "", MetaFrom::Record).is_ok());
+        assert_eq!(
+            decode(names(MAX_VARY_NAMES + 1), RULES, "", MetaFrom::Record).unwrap_err(),
+            DecodeError::Field("vary")
+        );
     }
 
     proptest! {
         #[test]
-        fn broken_bytes_never_panic(noise in proptest::collection::vec(any::<u8>(), 0..64), cut in 0..200_usize, at in 2..100_usize, kind in 0..2) {
-            let _ = decode(Bytes::from(noise.clone()), RULES, "");
+        fn broken_bytes_never_panic(noise in proptest::collection::vec(any::<u8>(), 0..64), cut in 0..240_usize, at in 2..140_usize, kind in 0..2) {
+            let _ = decode(Bytes::from(noise.clone()), RULES, "", MetaFrom::Record);
             let mut bytes = encode(&if kind == 0 { whole() } else { parts() }).to_vec();
             for (offset, byte) in noise.iter().enumerate() {
                 if let Some(place) = bytes.get_mut(at + offset) {
@@ -453,14 +512,14 @@ mod tests {
                 }
             }
             bytes.truncate(cut.max(1));
-            let _ = decode(bytes.into(), RULES, "");
+            let _ = decode(bytes.into(), RULES, "", MetaFrom::Record);
         }
 
         #[test]
-        fn every_cut_is_noticed(cut in 0..160_usize) {
+        fn every_cut_is_noticed(cut in 0..200_usize) {
             for entry in [whole(), parts()] {
                 let bytes = encode(&entry);
-                prop_assert!(cut >= bytes.len() || decode(bytes.slice(..cut), RULES, "").is_err());
+                prop_assert!(cut >= bytes.len() || decode(bytes.slice(..cut), RULES, "", MetaFrom::Record).is_err());
             }
         }
     }

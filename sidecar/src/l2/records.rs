@@ -17,7 +17,7 @@ use crate::{
     clock::monotonic_ms,
     entry::{
         authentication::{Authentication, MAC_LENGTH, State},
-        codec::{self, Record, Rules},
+        codec::{self, MetaFrom, Record, Rules},
     },
     stats::RecordError,
     telemetry::Telemetry,
@@ -105,7 +105,8 @@ impl Records {
             let why = "no sidecar with this token wrote it under this key".to_owned();
             return self.refuse(RecordError::Unauthentic, &place.name, why);
         };
-        match codec::decode(record, rules, key) {
+        // The policy's shape is part of the key.
+        match codec::decode(record, rules, key, MetaFrom::Record) {
             Ok(record) => Some(record),
             Err(error) => self.refuse(RecordError::Malformed, &place.name, error.to_string()),
         }

@@ -17,7 +17,7 @@ use crate::{
     cache_status::{Became, CacheStatus, Forward, Tier},
     entry::{
         Entry,
-        codec::{self, Record},
+        codec::{self, MetaFrom, Record},
     },
     l2::Patience,
     problem::Problem,
@@ -141,11 +141,10 @@ impl Fetch {
             }
         };
         let barriers = &store.barriers;
-        let Ok(Record::Entry(mut entry)) =
-            codec::decode(record, request.rules(), request.key_with_body().as_str())
-        else {
-            return None;
-        };
+        // Another policy may have been in force when it was stored.
+        let key = request.key_with_body().as_str();
+        let decoded = codec::decode(record, request.rules(), key, MetaFrom::Fields);
+        let Ok(Record::Entry(mut entry)) = decoded else { return None };
         if !may_be_stale(entry.meta(), request.lifetimes()) || !request.may_receive(&entry) {
             return None;
         }
