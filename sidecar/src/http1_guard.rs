@@ -85,10 +85,8 @@ const READ_SIZE: usize = 8 << 10;
 const MAX_EARLY: usize = READ_SIZE - READ_SIZE / 8;
 /// Size of the part of a head that is read without a reservation in the memory budget.
 const MAX_SMALL_HEAD: usize = 2 * READ_SIZE;
-/// Number of bytes of immediate responses after which they are written, and the size of the buffer for them that an
-/// idle connection keeps.
+/// Number of bytes of immediate responses after which they are written.
 const MAX_BATCH: usize = 64 << 10;
-const MAX_KEPT_BYTES: usize = 8 << 10;
 
 /// Returns the length of the request at the beginning of `bytes`, as a connection determines it piece by piece; `None`
 /// if the request is incomplete. For tests.
@@ -237,7 +235,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
     fn may_rest(&mut self) -> bool {
         if self.room.is_taken() || self.handoff.budget.connections.is_crowded() {
             self.room.clear();
-            (self.input, self.output) = (BytesMut::new(), Vec::new());
         }
         let connection = &self.handoff.connection;
         connection.rests();
@@ -467,10 +464,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         }
         (self.written, self.output_body) = (0, Bytes::new());
         self.output.clear();
-        // An exchange may have more to write.
-        if !self.handoff.is_in_exchange() {
-            self.output.shrink_to(MAX_KEPT_BYTES);
-        }
         Poll::Ready(Ok(()))
     }
 

@@ -40,6 +40,7 @@ pub mod secret;
 pub mod snapshot;
 pub mod sniff;
 pub mod sources;
+mod spare;
 pub mod stats;
 pub mod store;
 pub mod telemetry;

@@ -8,6 +8,7 @@ use std::{
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{Http1Guard, ImmediateResponder, Turn};
+use crate::spare;
 
 /// The end of what a guard can do by itself.
 #[derive(Debug)]
@@ -24,6 +25,15 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
     /// # Errors
     /// If the client's connection fails or must be cut.
     pub fn poll_alone(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Alone>> {
+        spare::take(&mut self.input);
+        spare::take(&mut self.output);
+        let polled = self.poll_turns(context);
+        spare::give_back(&mut self.input);
+        spare::give_back(&mut self.output);
+        polled
+    }
+
+    fn poll_turns(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Alone>> {
         loop {
             let next = match &mut self.turn {
                 Turn::Exchange(_) => ready!(self.poll_exchange(context))?,

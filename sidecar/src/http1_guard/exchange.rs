@@ -12,8 +12,8 @@ use bytes::{Buf, Bytes};
 use tokio::io::{AsyncRead, AsyncWrite};
 
 use super::{
-    BODY_TIMEOUT, Http1Guard, ImmediateResponder, MAX_EARLY, MAX_KEPT_BYTES, MAX_LINGER_BYTES, RequestError,
-    Turn, framing::Framing,
+    BODY_TIMEOUT, Http1Guard, ImmediateResponder, MAX_EARLY, MAX_LINGER_BYTES, RequestError, Turn,
+    framing::Framing,
 };
 
 /// A request and its response, which comes from the application or from elsewhere. Dropped when its client has left.
@@ -102,7 +102,6 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             return Poll::Pending;
         };
         self.handoff.ends_exchange();
-        self.output.shrink_to(MAX_KEPT_BYTES);
         self.timer = None;
         Poll::Ready(outcome)
     }
@@ -141,8 +140,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
                     }
                     // Interim responses do not wait for the final one.
                     Poll::Pending if !self.output.is_empty() => continue,
-                    // No large buffer is held while the application takes its time.
-                    Poll::Pending => self.output.shrink_to(MAX_KEPT_BYTES),
+                    Poll::Pending => {}
                 }
             } else {
                 current.exchange.prepare(context);

@@ -189,7 +189,7 @@ impl Http1 {
 
     /// Returns a connection to the pool.
     fn keep(self: &Arc<Self>, mut connection: Box<Connection>) {
-        connection.since = Instant::now();
+        connection.rest();
         let mut idle = self.idle.lock();
         idle.heard = connection.since;
         idle.connections.push(connection);

@@ -17,6 +17,8 @@ use tokio::{
 };
 use tokio_util::io::poll_read_buf;
 
+use crate::spare;
+
 /// A connection that serves one request at a time.
 #[derive(Debug)]
 pub(super) struct Connection {
@@ -40,6 +42,7 @@ impl Connection {
         // No buffer is made while the application takes its time.
         if !self.input.try_reclaim(room) {
             ready!(self.reader.as_ref().poll_read_ready(context))?;
+            spare::take(&mut self.input);
             self.input.reserve(room);
         }
         poll_read_buf(Pin::new(&mut self.reader), context, &mut self.input)
@@ -64,6 +67,12 @@ impl Connection {
             output.reserve_exact(most);
         }
         poll_read_buf(Pin::new(&mut self.reader), context, &mut output.limit(most))
+    }
+
+    /// Begins to be idle.
+    pub(super) fn rest(&mut self) {
+        spare::give_back(&mut self.input);
+        self.since = Instant::now();
     }
 
     /// Returns true if an idle connection is open and has received nothing, as far as the runtime has heard. With `asks_kernel`, the
