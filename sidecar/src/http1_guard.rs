@@ -5,9 +5,9 @@
 //! - responses in memory are sent immediately ([`ImmediateResponder`]),
 //! - other plain requests and their responses are driven from here ([`Exchange`]).
 //!
-//! From the first request on that is none of these, hyper serves the connection, and the guard stands between it and the socket:
-//! the same requests are still the guard's, for which hyper takes the connection for idle; everything else is handed to hyper, one
-//! whole request at a time.
+//! From the first request on that needs hyper, hyper serves the connection, and the guard stands between hyper and the socket. Requests
+//! that the guard can serve are still served by it, while hyper takes the connection for idle; others are handed to hyper, one whole
+//! request at a time.
 //!
 //! # Guarantees
 //! - Responses leave in the order of their requests: nothing is sent immediately while hyper has a request whose
@@ -133,6 +133,9 @@ pub trait ImmediateResponder {
 
     /// Begins the exchange of a valid request with such a body, or returns `None` if the request is for hyper.
     fn exchange(&mut self, head: &Head<'_>, body: BodyKind) -> Option<Self::Exchange>;
+
+    /// Drops what was found out about a request that is for hyper.
+    fn forget(&mut self) {}
 }
 
 /// A way to respond to a request.
@@ -145,7 +148,7 @@ enum Treatment<E> {
     Hyper(Framing, Option<Rewritten>),
 }
 
-/// An HTTP/1 connection, as hyper sees it.
+/// An HTTP/1 connection: served by itself, or the stream that hyper reads and writes.
 #[derive(Debug)]
 pub struct Http1Guard<IO, A: ImmediateResponder> {
     stream: IO,
@@ -323,6 +326,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
                     self.replace(0..length, &rewritten.head);
                     (length, expectations) = (rewritten.head.len(), rewritten.expectations);
                 }
+                self.responder.forget();
                 self.handoff.begin(Aside { target: raw_target, expectations });
                 Scan::Head(length, Turn::Giving(length, framing))
             }

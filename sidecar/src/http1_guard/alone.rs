@@ -20,17 +20,24 @@ pub enum Alone {
 }
 
 impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Guard<IO, A> {
-    /// Serves the connection until hyper is needed, if ever: it takes memory, and time at each wake-up.
+    /// Serves the connection until hyper is needed, which takes memory, and time at each wake-up.
     ///
     /// # Errors
     /// If the client's connection fails or must be cut.
     pub fn poll_alone(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Alone>> {
+        if self.needs_hyper() {
+            return Poll::Ready(Ok(Alone::NeedsHyper));
+        }
         spare::take(&mut self.input);
         spare::take(&mut self.output);
         let polled = self.poll_turns(context);
         spare::give_back(&mut self.input);
         spare::give_back(&mut self.output);
         polled
+    }
+
+    fn needs_hyper(&self) -> bool {
+        matches!(self.turn, Turn::Giving(..) | Turn::Body(_) | Turn::Answering | Turn::Raw)
     }
 
     fn poll_turns(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Alone>> {

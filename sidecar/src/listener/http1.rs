@@ -3,7 +3,7 @@
 use std::{
     convert::Infallible,
     future::{Future, poll_fn},
-    mem,
+    io, mem,
     net::IpAddr,
     pin::{Pin, pin},
     sync::Arc,
@@ -51,16 +51,22 @@ pub(super) async fn serve_http1(
     let alone = poll_fn(|context| end.poll_before(context, |context| guard.poll_alone(context))).await;
     let outcome = match alone {
         Some(Ok(Alone::NeedsHyper)) => serve_through_hyper(guard, client, &in_progress, end).await,
-        Some(Ok(Alone::Ended)) | None => {
-            let shut = poll_fn(|context| Pin::new(&mut guard).poll_shutdown(context));
-            shut.await.map_err(Into::into)
+        Some(Ok(Alone::Ended)) | None => shut(&mut guard).await.map_err(Into::into),
+        Some(Err(error)) => {
+            // The client gets what there is of a response that breaks off.
+            let _ = shut(&mut guard).await;
+            Err(error.into())
         }
-        Some(Err(error)) => Err(error.into()),
     };
     if let Some(error) = handoff.error() {
         proxy.telemetry().refused(error, client);
     }
     outcome
+}
+
+/// Writes what is left to write, and ends the connection.
+async fn shut(guard: &mut Http1Guard<TcpStream, Direct>) -> io::Result<()> {
+    poll_fn(|context| Pin::new(&mut *guard).poll_shutdown(context)).await
 }
 
 /// Serves a connection from its first request for hyper on.
@@ -95,7 +101,7 @@ async fn serve_through_hyper(
     Ok(())
 }
 
-/// The end of the process, as a connection learns of it.
+/// The end of the process.
 struct End<'a, 'b> {
     proxy: &'a Arc<Proxy>,
     handoff: &'a Arc<Handoff>,
@@ -105,8 +111,8 @@ struct End<'a, 'b> {
 }
 
 impl End<'_, '_> {
-    /// Polls a connection; `None` as soon as the process ends and the guard drives no exchange, of which hyper does not
-    /// know.
+    /// Polls a connection. Returns `None` once the process ends and the guard drives no exchange: hyper can end gracefully what it
+    /// has begun, of which it learns by being polled, but knows nothing of exchanges.
     fn poll_before<T>(
         &mut self,
         context: &mut Context<'_>,
@@ -116,9 +122,6 @@ impl End<'_, '_> {
         // is ending.
         let learns = !mem::replace(&mut self.listens, true) || self.proxy.is_ending();
         self.is_cancelled = self.is_cancelled || learns && self.cancelled.as_mut().poll(context).is_ready();
-        if self.is_cancelled && !self.handoff.is_in_exchange() {
-            return Poll::Ready(None);
-        }
         let polled = poll(context).map(Some);
         if polled.is_pending() && self.is_cancelled && !self.handoff.is_in_exchange() {
             return Poll::Ready(None);

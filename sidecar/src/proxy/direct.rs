@@ -199,6 +199,10 @@ impl ImmediateResponder for Direct {
     fn exchange(&mut self, head: &Head<'_>, body: BodyKind) -> Option<GuardedExchange> {
         self.begin(head, body)
     }
+
+    fn forget(&mut self) {
+        drop(self.hits.take_found());
+    }
 }
 
 /// Calls a method of either exchange.

@@ -130,7 +130,7 @@ impl FastPath {
         self.hit(&snapshot, asked, &plain, output)
     }
 
-    /// Returns what a request is if it is a plain one, with its key in the buffer.
+    /// Classifies a plain request, and writes its key into the buffer. Returns `None` for any other.
     fn plain<'s>(&mut self, snapshot: &'s Snapshot, asked: &Asked<'_, impl Fields>) -> Option<Plain<'s>> {
         let method = match asked.method {
             "GET" => Method::GET,

@@ -298,6 +298,23 @@ async fn relayed_body_that_breaks_off_is_cut_counted_and_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn beginning_of_a_response_that_breaks_off_at_once_reaches_the_client() {
+    let policy = Policy::new(SPEC);
+    for (target, framing) in [
+        ("/a", "Content-Length: 9\r\n\r\nok"),
+        ("/a", "Transfer-Encoding: chunked\r\n\r\n2\r\nok\r\n"),
+        ("/other", "Content-Length: 9\r\nCache-Control: max-age=60\r\n\r\nok"),
+    ] {
+        let origin = Steps::new(&[&format!("HTTP/1.1 200 OK\r\n{framing}")], true).await;
+        let sidecar = direct(&policy, origin.address).await;
+        let mut wire = Wire::asking(sidecar.address, target).await;
+        let got = String::from_utf8(wire.rest().await).unwrap();
+        assert!(got.starts_with("HTTP/1.1 200 OK\r\n") && got.contains("\r\n\r\n"), "{framing:?}: {got}");
+        assert!(got.contains("ok") && !got.ends_with("0\r\n\r\n"), "{framing:?}: {got}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn relayed_application_that_is_silent_is_given_up() {
     let policy = Policy::new(SPEC);
     let origin = Steps::new(&["", OK], false).await;
