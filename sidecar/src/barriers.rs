@@ -63,7 +63,7 @@ struct Table {
     local: u64,
     /// The barrier on every name.
     floor: Barrier,
-    /// By a quick hash, since names are hashes already.
+    /// Barriers on names. Names are hashes already, so that a quick hash of them does.
     raised: HashMap<PurgeName, Barrier, RandomState>,
 }
 

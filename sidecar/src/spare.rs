@@ -8,10 +8,10 @@ use std::{cell::RefCell, mem, ops::Deref, thread::LocalKey};
 use bytes::BytesMut;
 
 /// Maximum number of spare buffers of a kind, for each thread. One connection uses two of a kind: one for its client, one for the application.
-const MAX_SPARE: usize = 4;
+const MAX_SPARE: usize = 2;
 
-/// Maximum capacity of a spare buffer, in bytes.
-const MAX_CAPACITY: usize = 128 << 10;
+/// Maximum capacity of a spare buffer, in bytes. All of a thread are a quarter of a MiB, which the process takes by itself.
+const MAX_CAPACITY: usize = 64 << 10;
 
 /// A buffer of which threads have spare ones.
 pub(crate) trait Buffer: Default + Deref<Target = [u8]> + 'static {

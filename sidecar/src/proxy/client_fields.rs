@@ -27,7 +27,7 @@ impl ClientFields {
 
     fn map(&self) -> &HeaderMap {
         self.map.get_or_init(|| {
-            // The guard's parser takes no name and no value that these do not.
+            // The guard's parser takes no name and no value that `http` refuses.
             let line = |(name, value)| {
                 Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?))
             };

@@ -52,7 +52,7 @@ struct Asked<'a, L> {
     max_copied: usize,
 }
 
-/// A plain GET that memory could not serve at once: what [`super::classify::classify`] says of it, too, without a bypass, and its key.
+/// A plain GET that memory could not serve at once: its route, as [`super::classify::classify`] finds it, and its key.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) snapshot: Arc<Snapshot>,

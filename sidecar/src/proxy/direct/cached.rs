@@ -30,7 +30,7 @@ use crate::{
     work::Work,
 };
 
-/// Length of what is written of a head beside its fields, and more.
+/// Room for the status line and the fields that are added to a response's own.
 const USUAL_ADDED: usize = 192;
 
 /// An exchange whose response comes from the stages of a route.
