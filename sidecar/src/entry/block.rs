@@ -153,6 +153,11 @@ impl fmt::Debug for Block {
 /// Maximum length of the value of `Age`, so that the length of its line fits into a byte.
 const MAX_AGE_LENGTH: usize = u8::MAX as usize - b"age: \r\n".len();
 
+/// Maximum number of header fields, more than are read from an application, and maximum length of a name: a header map takes no
+/// more.
+const MAX_LINES: usize = 4 << 10;
+const MAX_NAME: usize = (1 << 16) - 1;
+
 /// The header fields of a stored response, with lower-case names.
 #[derive(Clone, Copy, PartialEq, Eq)]
 pub struct StoredFields<'a>(&'a [u8]);
@@ -160,14 +165,15 @@ pub struct StoredFields<'a>(&'a [u8]);
 impl<'a> StoredFields<'a> {
     /// Takes lines in HTTP/1 form; `None` if they are not well-formed, a name is refused, or `Age` is among them but not the first.
     pub(super) fn checked(lines: &'a [u8], is_refused: impl Fn(&[u8]) -> bool) -> Option<Self> {
-        let mut rest = lines;
+        let (mut rest, mut count) = (lines, 0);
         while !rest.is_empty() {
             let (name, after) = split_while(rest, IN_NAME);
             let (value, after) = split_while(after.strip_prefix(b": ")?, IN_VALUE);
             let after = after.strip_prefix(b"\r\n")?;
             // Of the age only a number is written, and in the first line.
             let is_odd = name == b"age" && (rest.len() < lines.len() || value.len() > MAX_AGE_LENGTH);
-            if name.is_empty() || is_odd || is_refused(name) {
+            count += 1;
+            if name.is_empty() || name.len() > MAX_NAME || count > MAX_LINES || is_odd || is_refused(name) {
                 return None;
             }
             rest = after;

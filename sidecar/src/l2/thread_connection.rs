@@ -169,6 +169,13 @@ impl State {
             driver: None,
         }
     }
+
+    /// Has a task woken by the next lookup.
+    fn will_wake(&mut self, driver: &Waker) {
+        if self.driver.as_ref().is_none_or(|known| !known.will_wake(driver)) {
+            self.driver = Some(driver.clone());
+        }
+    }
 }
 
 impl ThreadConnection {
@@ -230,15 +237,15 @@ impl ThreadConnection {
     fn take_output(&self, into: &mut Vec<u8>, driver: &Waker) -> bool {
         let mut state = self.state.lock();
         std::mem::swap(&mut state.output, into);
-        if state.driver.as_ref().is_none_or(|known| !known.will_wake(driver)) {
-            state.driver = Some(driver.clone());
-        }
+        state.will_wake(driver);
         !into.is_empty()
     }
 
-    /// Returns the time before which no lookup is to be given up; `None`: none waits.
-    fn first_deadline(&self) -> Option<Instant> {
-        self.state.lock().first_deadline
+    /// Returns the time before which no lookup is to be given up; `None`: none waits. The task is woken when there is an earlier one.
+    fn first_deadline(&self, driver: &Waker) -> Option<Instant> {
+        let mut state = self.state.lock();
+        state.will_wake(driver);
+        state.first_deadline
     }
 
     /// Gives up the lookups whose deadline has come. The replies to them are still owed.

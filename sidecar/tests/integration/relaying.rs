@@ -298,7 +298,7 @@ async fn relayed_body_that_breaks_off_is_cut_counted_and_logged() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-async fn beginning_of_a_response_that_breaks_off_at_once_reaches_the_client() {
+async fn response_that_breaks_off_at_once_is_cut_or_a_502() {
     let policy = Policy::new(SPEC);
     for (target, framing) in [
         ("/a", "Content-Length: 9\r\n\r\nok"),
@@ -308,9 +308,13 @@ async fn beginning_of_a_response_that_breaks_off_at_once_reaches_the_client() {
         let origin = Steps::new(&[&format!("HTTP/1.1 200 OK\r\n{framing}")], true).await;
         let sidecar = direct(&policy, origin.address).await;
         let mut wire = Wire::asking(sidecar.address, target).await;
-        let got = String::from_utf8(wire.rest().await).unwrap();
-        assert!(got.starts_with("HTTP/1.1 200 OK\r\n") && got.contains("\r\n\r\n"), "{framing:?}: {got}");
-        assert!(got.contains("ok") && !got.ends_with("0\r\n\r\n"), "{framing:?}: {got}");
+        // The end may be known before anything was written.
+        let head = wire.head().await;
+        if !head.starts_with("http/1.1 502 ") {
+            assert!(head.starts_with("http/1.1 200 "), "{framing:?}: {head}");
+            let body = String::from_utf8(wire.rest().await).unwrap();
+            assert!(body.contains("ok") && !body.ends_with("0\r\n\r\n"), "{framing:?}: {body}");
+        }
     }
 }
 

@@ -168,6 +168,9 @@ fn lines_that_are_not_well_formed_are_refused() {
     for lines in ["", "a: b\r\n", "a: \r\nb: c: d\te\u{e9}\r\n", "age: 7\r\na: b\r\n"] {
         assert!(read(lines).is_ok(), "{lines:?}");
     }
+    for lines in ["a: \r\n".repeat(5_000), format!("{}: b\r\n", "a".repeat(1 << 16))] {
+        assert!(read(&lines).is_err(), "a header map takes no more");
+    }
     for lines in [
         "a",
         "a: b",

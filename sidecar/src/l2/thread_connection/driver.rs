@@ -145,9 +145,9 @@ impl<S: AsyncRead + AsyncWrite + Unpin> Driver<S> {
     fn watch(&mut self, context: &mut Context<'_>) -> Poll<Result<(), Ended>> {
         let Watch { patience, timer, look_at, replies, seen, idle_since } = &mut self.watch;
         loop {
-            let first_deadline = self.connection.first_deadline();
+            let first_deadline = self.connection.first_deadline(context.waker());
             let next = first_deadline.map_or(*look_at, |first| first.min(*look_at));
-            // One that goes off too early is set again then: most lookups have their replies long before their deadlines.
+            // A timer that goes off too early is set again then: most lookups have their replies long before their deadlines.
             if next < timer.deadline() || timer.is_elapsed() {
                 timer.as_mut().reset(next);
             }

@@ -11,7 +11,12 @@ const RECORD: Expected = Expected { version: None, record: true };
 
 /// An open connection, and its other end.
 fn open(patience: Duration) -> (Arc<ThreadConnection>, DuplexStream, JoinHandle<String>) {
-    let (near, far) = duplex(1 << 20);
+    open_with(1 << 20, patience)
+}
+
+/// An open connection with room for so many bytes on the way, and its other end.
+fn open_with(room: usize, patience: Duration) -> (Arc<ThreadConnection>, DuplexStream, JoinHandle<String>) {
+    let (near, far) = duplex(room);
     let connection = Arc::new(ThreadConnection::new());
     connection.begin();
     let end = EndOnDrop(Arc::clone(&connection));
@@ -160,6 +165,21 @@ async fn each_lookup_is_given_up_at_its_own_deadline_and_keeps_its_place() {
     far.write_all(b"$1\r\n1\r\n$1\r\n2\r\n$1\r\n3\r\n$1\r\n4\r\n").await.unwrap();
     assert_eq!(patient.await.unwrap().unwrap(), "1");
     assert_eq!(next.await.unwrap().unwrap(), "4", "nobody gets the reply to another");
+}
+
+#[tokio::test]
+async fn lookup_is_given_up_at_its_deadline_while_the_server_reads_nothing() {
+    let (connection, _far, _task) = open_with(16, CONNECT_DEADLINE);
+    let _patient = get(&connection, &"b".repeat(100));
+    until_owed(&connection, 1).await;
+    for millis in [80, 40] {
+        // The driver is stuck in its write.
+        tokio::time::sleep(Duration::from_millis(5)).await;
+        let deadline = Instant::now() + Duration::from_millis(millis);
+        let asked = connection.ask(RECORD, deadline, |out| command(out, [&b"GET"[..], b"a"]));
+        let outcome = timeout(CONNECT_DEADLINE / 2, asked).await.expect("it is given up");
+        assert!(outcome.err().is_some_and(|error| error.is_timeout()));
+    }
 }
 
 #[tokio::test]
