@@ -14,7 +14,10 @@ use larder_policy::{Fields, is_named};
 
 mod lines;
 
-pub use lines::FieldLines;
+pub use lines::{FieldLines, TextLines};
+
+/// Room for the status line and the fields that are added to a response's own, in bytes.
+pub(crate) const USUAL_ADDED: usize = 192;
 
 /// End-to-end fields that `Connection` must not name (section 7.6.1), because they describe the response or restrict
 /// its recipients.

@@ -241,7 +241,7 @@ impl L2 {
                 Arc::new(connection.ok().flatten().ok_or(L2Error::Down)?)
             }
         };
-        // No timer of its own: whoever waits for a reply does so until the deadline.
+        // No timer of its own: each wait for a reply ends at the deadline.
         let started = Instant::now();
         let deadline = started + timeout;
         let outcome = async {

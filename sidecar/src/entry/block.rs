@@ -9,9 +9,10 @@ use std::{fmt, time::Duration};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use larder_policy::{Fields, PurgeName, validation::is_in_not_modified};
-use memchr::{memchr, memrchr};
+use memchr::memrchr;
 
 use super::allocated;
+use crate::headers::TextLines;
 
 /// The block.
 pub(super) struct Block {
@@ -196,14 +197,14 @@ impl<'a> StoredFields<'a> {
 
     /// Returns each name and value.
     pub fn iter(self) -> impl Iterator<Item = (&'a [u8], &'a [u8])> + Clone {
-        Lines(self.0)
+        TextLines(self.0)
     }
 
     /// Returns a map of them, whose values share one copy.
     pub fn to_map(self) -> HeaderMap {
         let copy = Bytes::copy_from_slice(self.0);
         let mut map = HeaderMap::with_capacity(self.iter().count());
-        for (name, value) in Lines(&copy) {
+        for (name, value) in TextLines(&copy) {
             let name = HeaderName::from_bytes(name).expect("it was a name");
             map.append(name, HeaderValue::from_maybe_shared(copy.slice_ref(value)).expect("it was a value"));
         }
@@ -258,21 +259,6 @@ const CHARACTERS: [u8; 256] = {
 fn split_while(bytes: &[u8], bit: u8) -> (&[u8], &[u8]) {
     let end = bytes.iter().position(|byte| CHARACTERS[usize::from(*byte)] & bit == 0);
     bytes.split_at(end.unwrap_or(bytes.len()))
-}
-
-/// The lines of a text, which is well-formed.
-#[derive(Clone)]
-struct Lines<'a>(&'a [u8]);
-
-impl<'a> Iterator for Lines<'a> {
-    type Item = (&'a [u8], &'a [u8]);
-
-    fn next(&mut self) -> Option<Self::Item> {
-        let (line, rest) = self.0.split_at_checked(memchr(b'\n', self.0)? + 1)?;
-        self.0 = rest;
-        let colon = memchr(b':', line)?;
-        Some((&line[..colon], &line[colon + 2..line.len() - 2]))
-    }
 }
 
 #[cfg(test)]

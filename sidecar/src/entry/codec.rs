@@ -230,7 +230,7 @@ fn take_head(
     let names = usize::from(bytes.try_get_u16()?) * Block::NAME;
     let names = take(bytes, names)?;
     let lines = take_text(bytes)?;
-    // What would make a client, or the next cache, take the body for longer or shorter than it is is never written.
+    // Fields that would make a client, or the next cache, mistake the length of the body are never written.
     let is_refused = |name: &[u8]| {
         is_hop_by_hop(name) || name == b"content-length" || name == b"set-cookie" && !rules.set_cookie
     };

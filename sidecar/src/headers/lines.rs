@@ -5,6 +5,7 @@ use std::{fmt, mem, ops::Range};
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use larder_policy::Fields;
+use memchr::memchr;
 
 use super::write_line;
 
@@ -95,6 +96,21 @@ impl<'a> FromIterator<(&'a [u8], &'a [u8])> for FieldLines {
 impl From<&HeaderMap> for FieldLines {
     fn from(headers: &HeaderMap) -> Self {
         headers.lines().collect()
+    }
+}
+
+/// The names and values of a text of lines, each as `name: value` and CRLF.
+#[derive(Clone)]
+pub struct TextLines<'a>(pub &'a [u8]);
+
+impl<'a> Iterator for TextLines<'a> {
+    type Item = (&'a [u8], &'a [u8]);
+
+    fn next(&mut self) -> Option<Self::Item> {
+        let (line, rest) = self.0.split_at_checked(memchr(b'\n', self.0)? + 1)?;
+        self.0 = rest;
+        let colon = memchr(b':', line)?;
+        Some((&line[..colon], &line[colon + 2..line.len() - 2]))
     }
 }
 

@@ -250,7 +250,7 @@ pub(super) async fn begin(connection: &Connection, deadline: Instant, key: &str)
 /// Waits for a reply until a deadline.
 ///
 /// # Errors
-/// That the time is over ([`redis::RedisError::is_timeout`]), or that of the work.
+/// If the time is over ([`redis::RedisError::is_timeout`]), or the work fails.
 pub(super) async fn in_time<T>(
     deadline: Instant,
     work: impl Future<Output = RedisResult<T>>,

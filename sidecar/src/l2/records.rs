@@ -77,7 +77,7 @@ impl Records {
         Some(seal)
     }
 
-    /// Why no record can be written or read.
+    /// Returns the reason for which no record can be written or read.
     pub(super) fn last_error(&self) -> Option<String> {
         match &*self.authentication.state() {
             State::Unavailable(why) => Some(format!("records can't be authenticated: {why}")),

@@ -186,7 +186,7 @@ impl ThreadConnection {
     /// Sends commands and waits for the replies to them until a deadline. It may be dropped at any time.
     ///
     /// # Errors
-    /// That the time is over ([`RedisError::is_timeout`]), that the connection ended, or what the server replied.
+    /// If the time is over ([`RedisError::is_timeout`]), the connection has ended, or the server replied with an error.
     pub(super) async fn ask(
         &self,
         expected: Expected,

@@ -1,7 +1,6 @@
 //! Header fields of a client's request.
 
 use std::{
-    iter::from_fn,
     ops::{Deref, DerefMut},
     sync::OnceLock,
 };
@@ -9,6 +8,8 @@ use std::{
 use bytes::Bytes;
 use http::{HeaderMap, HeaderName, HeaderValue};
 use larder_policy::Fields;
+
+use crate::headers::TextLines;
 
 /// The end-to-end header fields of a client, as a map once one is asked for: a response that is fetched and stored seldom needs one,
 /// because the client's own lines are sent to the application.
@@ -32,7 +33,7 @@ impl ClientFields {
                 Some((HeaderName::from_bytes(name).ok()?, HeaderValue::from_bytes(value).ok()?))
             };
             let mut map = HeaderMap::new();
-            for (name, value) in parse(&self.lines).filter_map(line) {
+            for (name, value) in TextLines(&self.lines).filter_map(line) {
                 map.append(name, value);
             }
             map
@@ -65,19 +66,8 @@ impl Fields for ClientFields {
     fn lines(&self) -> impl Iterator<Item = (&[u8], &[u8])> {
         let map = self.map.get();
         let lines = if map.is_some() { &[][..] } else { &self.lines };
-        map.into_iter().flat_map(Fields::lines).chain(parse(lines))
+        map.into_iter().flat_map(Fields::lines).chain(TextLines(lines))
     }
-}
-
-/// Returns the names and the values of lines.
-fn parse(mut lines: &[u8]) -> impl Iterator<Item = (&[u8], &[u8])> {
-    from_fn(move || {
-        let end = memchr::memchr(b'\n', lines)?;
-        let (line, rest) = (&lines[..end - 1], &lines[end + 1..]);
-        lines = rest;
-        let colon = line.iter().position(|&byte| byte == b':')?;
-        Some((&line[..colon], &line[colon + 2..]))
-    })
 }
 
 #[cfg(test)]

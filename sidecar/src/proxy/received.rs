@@ -80,7 +80,7 @@ impl ReceivedHead {
         let mut response = Response::new(body);
         *response.status_mut() = status;
         *response.extensions_mut() = extensions;
-        // A large head has its own room.
+        // The reservation of a large head is in the extensions, and its fields go through the map.
         if is_for_guard && fields.as_bytes().len() <= head_room::SMALL {
             return (response, Some(ReceivedReply { fields, cache_status }));
         }

@@ -25,7 +25,7 @@ const MAX_IDLE_CAPACITY: usize = 128 << 10;
 /// Time without a lookup after which a connection is closed: one that a network forgot in silence would cost the next lookup its time.
 const IDLE_TIMEOUT: Duration = Duration::from_secs(60);
 
-/// Why a connection ended.
+/// Reason for which a connection ended.
 #[derive(Debug, thiserror::Error)]
 pub(super) enum Ended {
     #[error("{0}")]
@@ -54,7 +54,7 @@ pub(super) struct Driver<S> {
 struct Watch {
     patience: Duration,
     timer: Pin<Box<Sleep>>,
-    /// When it looks whether replies come.
+    /// Time of the next look for replies.
     look_at: Instant,
     /// Number of replies.
     replies: u64,

@@ -20,6 +20,7 @@ use crate::{
     body::Body,
     cache_key::PrimaryKey,
     head_room::{self, HeadRoom},
+    headers,
     http1_guard::{Exchange, Handoff, Head, Part},
     proxy::{
         GuardReply, Proxy, Served, client_fields::ClientFields, received::ReceivedReply,
@@ -29,9 +30,6 @@ use crate::{
     upstream::{BodyFraming, LAST_CHUNK, MAX_COPIED, write_chunk},
     work::Work,
 };
-
-/// Room for the status line and the fields that are added to a response's own.
-const USUAL_ADDED: usize = 192;
 
 /// An exchange whose response comes from the stages of a route.
 pub struct CachedExchange {
@@ -125,7 +123,7 @@ impl CachedExchange {
         let head = http::Response::from_parts(head, ());
         match reply {
             Some(GuardReply::Received(ReceivedReply { fields, cache_status })) => {
-                output.reserve(fields.as_bytes().len() + USUAL_ADDED);
+                output.reserve(fields.as_bytes().len() + headers::USUAL_ADDED);
                 response_head::write_fields(output, &head, &*fields, framing, self.is_head, self.ends);
                 cache_status.write_to(output);
                 output.extend_from_slice(b"\r\n");

@@ -57,7 +57,7 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Sta
     let has_length = !matches!(status, 204 | 304);
     let mut stated = Stated::default();
     let (mut has_date, mut has_type, mut lengths, mut codings) = (false, false, 0, 0);
-    output.reserve(bytes.len() + 192);
+    output.reserve(bytes.len() + headers::USUAL_ADDED);
     // The version is that of this connection (RFC 9110, section 2.5).
     output.extend_from_slice(b"HTTP/1.1");
     // The space before a reason stays even if that is empty.

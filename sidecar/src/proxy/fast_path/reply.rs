@@ -17,7 +17,7 @@ use crate::{
     cache_status::CacheStatus,
     entry::{Entry, MAX_COPIED},
     head_room,
-    headers::write_line,
+    headers::{USUAL_ADDED, write_line},
     proxy::response::{has_it_already, range_of},
 };
 
@@ -150,7 +150,7 @@ impl StoredReply {
     /// Writes the head, and the body if that is small; returns what is left of the body.
     pub(in crate::proxy) fn write(&self, output: &mut Vec<u8>, closes: bool) -> Bytes {
         let Self { entry, reply, cache_status } = self;
-        output.reserve(entry.sent_fields().as_bytes().len() + 192);
+        output.reserve(entry.sent_fields().as_bytes().len() + USUAL_ADDED);
         reply.write_head(entry, output);
         write_line(output, b"age", itoa::Buffer::new().format(entry.age().as_secs()).as_bytes());
         cache_status.write_to(output);
