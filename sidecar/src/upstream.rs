@@ -33,9 +33,7 @@ use h2::Http2;
 pub use head::{BodyFraming, FieldLine, HeadError};
 pub(crate) use head::{MAX_HEAD, MAX_LINES};
 use http1::Http1;
-pub use http1::{
-    LAST_CHUNK, OnInterim, RawExchange, RawHead, SwitchedConnection, WireBody, ends_connection, write_chunk,
-};
+pub use http1::{LAST_CHUNK, OnInterim, RawExchange, RawHead, SwitchedConnection, WireBody, write_chunk};
 pub(crate) use stream::ResponseStream;
 pub use upload::{Progress, Upload};
 

@@ -1,7 +1,6 @@
 //! Bodies of which the beginning is at hand.
 
 use std::{
-    collections::VecDeque,
     future::poll_fn,
     pin::Pin,
     task::{Context, Poll},
@@ -25,8 +24,8 @@ const LARGE: usize = 8 << 10;
 ///   told.
 #[derive(Debug)]
 pub struct Begun<B> {
-    #[expect(clippy::box_collection, reason = "the enums that hold bodies must not grow")]
-    at_hand: Box<VecDeque<Frame<Bytes>>>,
+    /// The frames, on the heap because the enums that hold bodies must not grow.
+    at_hand: Box<[Option<Frame<Bytes>>; MAX_FRAMES]>,
     /// The rest of the body, until it has ended.
     rest: Option<B>,
 }
@@ -37,20 +36,23 @@ impl<B: Body<Data = Bytes> + Unpin> Begun<B> {
     /// # Errors
     /// If the body breaks off there.
     pub async fn read(mut body: B) -> Result<Self, B::Error> {
-        let mut at_hand = Box::<VecDeque<_>>::default();
-        while at_hand.len() < MAX_FRAMES && !body.is_end_stream() {
+        let mut at_hand = Box::<[_; MAX_FRAMES]>::default();
+        for place in at_hand.iter_mut() {
+            if body.is_end_stream() {
+                break;
+            }
             let mut frame = poll_now(&mut body).await;
             if frame.is_pending() {
                 // The task of the connection goes on with what it has read, and hears whether the connection has been closed.
                 yield_now().await;
                 frame = poll_now(&mut body).await;
             }
-            match frame {
+            let frame = match frame {
                 Poll::Pending => break,
                 Poll::Ready(None) => return Ok(Self { at_hand, rest: None }),
-                Poll::Ready(Some(frame)) => at_hand.push_back(frame?),
-            }
-            if at_hand.iter().filter_map(Frame::data_ref).any(|piece| piece.len() >= LARGE) {
+                Poll::Ready(Some(frame)) => place.insert(frame?),
+            };
+            if frame.data_ref().is_some_and(|piece| piece.len() >= LARGE) {
                 break;
             }
         }
@@ -77,7 +79,7 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Begun<B> {
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
     ) -> Poll<Option<Result<Frame<Bytes>, B::Error>>> {
-        if let Some(frame) = self.at_hand.pop_front() {
+        if let Some(frame) = self.at_hand.iter_mut().find_map(Option::take) {
             return Poll::Ready(Some(Ok(frame)));
         }
         match &mut self.rest {
@@ -87,13 +89,14 @@ impl<B: Body<Data = Bytes> + Unpin> Body for Begun<B> {
     }
 
     fn is_end_stream(&self) -> bool {
-        self.at_hand.is_empty() && self.rest.as_ref().is_none_or(Body::is_end_stream)
+        self.at_hand.iter().all(Option::is_none) && self.rest.as_ref().is_none_or(Body::is_end_stream)
     }
 
     fn size_hint(&self) -> SizeHint {
         // Without an announced length it stays unknown, as it is where the end comes later.
         let rest = self.rest.as_ref().map_or_else(SizeHint::new, Body::size_hint);
-        let at_hand = self.at_hand.iter().filter_map(Frame::data_ref).map(|piece| piece.len() as u64).sum();
+        let at_hand =
+            self.at_hand.iter().flatten().filter_map(Frame::data_ref).map(|piece| piece.len() as u64).sum();
         super::longer(&rest, at_hand)
     }
 }

@@ -116,7 +116,7 @@ impl Fetch {
         let room = Box::new(LagRoom::new(&cache.budget));
         let (fill, reader) = larder_flight::fill_within(room, source, limit, Box::new(observer));
         // Other pods get the complete body, which must not take as long as this client takes to read it.
-        if let Some(reader) = fill.join().filter(|_| others_wait) {
+        if others_wait && let Some(reader) = fill.join() {
             tokio::spawn(drain_ahead(fill.clone(), reader, ahead));
         }
         if let Some(lead) = self.lead.take() {

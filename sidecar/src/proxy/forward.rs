@@ -1,6 +1,6 @@
 //! Forwarding of requests to the application, whatever is stored.
 
-use std::{future::poll_fn, net::IpAddr, sync::Arc, time::Duration};
+use std::{future::poll_fn, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::HOST};
 use http_body::Body as _;
@@ -24,7 +24,7 @@ use crate::{
     stats::Outcome,
     upstream::{
         Abandoned, ApplicationBody, HeadError, OnInterim, RawExchange, RequestBody, SwitchedConnection,
-        Upload, UpstreamError, WhenRefused, ends_connection, no_body,
+        Upload, UpstreamError, WhenRefused, no_body,
     },
 };
 
@@ -110,10 +110,9 @@ impl Proxy {
         request: &CacheRequest,
         text: &[u8],
     ) -> Result<(Response<Paced>, FieldLines), UpstreamError> {
-        let (is_head, is_idempotent) = (request.is_head(), request.method.is_idempotent());
-        let raw = RawExchange::new(&self.upstream, text.to_vec(), BodyKind::None, is_head, is_idempotent);
         let limit = application_timeout(&request.snapshot);
-        let response = response_to_text(raw, &request.client);
+        // Pinned here, so that the future has room for one of it and not for one in each arm.
+        let response = pin!(self.response_to_text(request, text));
         let outcome = match limit {
             Some(limit) => timeout(limit, response).await.unwrap_or(Err(UpstreamError::Timeout(limit))),
             None => response.await,
@@ -121,6 +120,35 @@ impl Proxy {
         let (response, fields) = self.counted(outcome)?;
         let status = response.status();
         Ok((response.map(|body| self.paced(body, limit, status, &fields)), fields))
+    }
+
+    /// Waits for the final response to a text, whose end-to-end fields are beside it, and passes interim responses on.
+    async fn response_to_text(
+        &self,
+        request: &CacheRequest,
+        text: &[u8],
+    ) -> Result<(Response<Begun<ApplicationBody>>, FieldLines), UpstreamError> {
+        let (is_head, is_idempotent) = (request.is_head(), request.method.is_idempotent());
+        let mut raw = RawExchange::new(&self.upstream, text.to_vec(), BodyKind::None, is_head, is_idempotent);
+        loop {
+            let head = poll_fn(|context| raw.poll_head(context)).await?;
+            match head.status() {
+                101 => return Err(UpstreamError::UnexpectedUpgrade),
+                100 => {}
+                102..200 => {
+                    if let (Some(handoff), Ok(response)) = (&request.client.handoff, head.response()) {
+                        handoff.send_interim(response.status(), response.headers());
+                    }
+                }
+                _ => {
+                    let malformed =
+                        |error: HeadError| UpstreamError::Exchange { source: error.into(), was_sent: true };
+                    let (response, fields) = head.response_and_lines().map_err(malformed)?;
+                    let response = begun(response.map(|()| raw.into_body(&head))).await?;
+                    return Ok((response, fields));
+                }
+            }
+        }
     }
 
     fn counted<T>(&self, outcome: Result<T, UpstreamError>) -> Result<T, UpstreamError> {
@@ -163,33 +191,6 @@ async fn begun(
     let (head, body) = response.into_parts();
     let body = Begun::read(body).await.map_err(UpstreamError::Body)?;
     Ok(Response::from_parts(head, body))
-}
-
-/// Waits for the final response, whose end-to-end fields are beside it, and passes interim responses on.
-async fn response_to_text(
-    mut raw: RawExchange,
-    client: &Client,
-) -> Result<(Response<Begun<ApplicationBody>>, FieldLines), UpstreamError> {
-    loop {
-        let head = poll_fn(|context| raw.poll_head(context)).await?;
-        match head.status() {
-            101 => return Err(UpstreamError::UnexpectedUpgrade),
-            100 => {}
-            102..200 => {
-                if let (Some(handoff), Ok(response)) = (&client.handoff, head.response()) {
-                    handoff.send_interim(response.status(), response.headers());
-                }
-            }
-            _ => {
-                let malformed =
-                    |error: HeadError| UpstreamError::Exchange { source: error.into(), was_sent: true };
-                let (response, fields) = head.response_and_lines().map_err(malformed)?;
-                let ends = ends_connection(&head);
-                let response = begun(response.map(|()| raw.into_body(&head, ends))).await?;
-                return Ok((response, fields));
-            }
-        }
-    }
 }
 
 /// Returns the body that is sent on of a client's request.

@@ -106,7 +106,9 @@ impl Proxy {
             let (response, fields) = self.forward_text(request, text).await?;
             Received::new(response, fields, times(), IncomingBody::Application)
         } else {
-            let response = self.forward(request.outgoing(kind), &request.client, None, refused).await?;
+            // On the heap, so that requests which are sent as text have no room for it.
+            let response =
+                Box::pin(self.forward(request.outgoing(kind), &request.client, None, refused)).await?;
             Received::with_map(response, times(), IncomingBody::Application)
         })
     }

@@ -57,6 +57,8 @@ pub enum HeadError {
 pub(super) struct ResponseHead<'a> {
     pub(super) status: u16,
     pub(super) framing: BodyFraming,
+    /// True if a field says that the connection ends.
+    pub(super) ends: bool,
     pub(super) bytes: Cow<'a, [u8]>,
     pub(super) lines: Lines,
 }
@@ -106,10 +108,12 @@ pub(super) fn clean(bytes: &[u8], to_head: bool) -> Option<Result<ResponseHead<'
     if lines.len() > MAX_LINES || framing.coding == TransferCoding::Identity {
         return None;
     }
+    let ends = framing.ends_connection();
     let framing = framing.of_body(&status_line, to_head);
     Some(framing.map(|framing| ResponseHead {
         status: status_line.status,
         framing,
+        ends,
         bytes: Cow::Borrowed(&bytes[..length]),
         lines,
     }))
@@ -129,8 +133,10 @@ pub(super) fn understand(head: &[u8], to_head: bool) -> Result<ResponseHead<'_>,
     }
     let (repaired, framing) = repair(head, &status_line)?;
     let framing = framing.of_body(&status_line, to_head)?;
-    let lines = Clean::read(&repaired).ok_or(HeadError::Field)?.lines;
-    Ok(ResponseHead { status: status_line.status, framing, bytes: Cow::Owned(repaired), lines })
+    // The repair may have added a field which says that the connection ends.
+    let Clean { framing: stated, lines, .. } = Clean::read(&repaired).ok_or(HeadError::Field)?;
+    let (status, ends) = (status_line.status, stated.ends_connection());
+    Ok(ResponseHead { status, framing, ends, bytes: Cow::Owned(repaired), lines })
 }
 
 /// Reads the status line of a head that was understood, as a response without fields.
@@ -239,11 +245,13 @@ impl<'a> StatusLine<'a> {
     }
 }
 
-/// Body framing stated by a head (RFC 9112, section 6.3).
+/// Body framing stated by a head (RFC 9112, section 6.3), and the end of its connection.
 #[derive(Default)]
 struct ResponseFraming {
     coding: TransferCoding,
     length: Length,
+    /// True if an option of `Connection` closes it.
+    closes: bool,
 }
 
 #[derive(Default, PartialEq, Eq)]
@@ -255,9 +263,9 @@ enum Length {
 }
 
 impl ResponseFraming {
-    /// Returns true if a name of this length may be one that frames the body.
+    /// Returns true if a name of this length may be one that is seen.
     const fn may_see(length: usize) -> bool {
-        matches!(length, 14 | 17)
+        matches!(length, 10 | 14 | 17)
     }
 
     fn see(&mut self, name: &[u8], value: &[u8]) {
@@ -271,7 +279,16 @@ impl ResponseFraming {
                     _ => Length::Invalid,
                 };
             }
+        } else if is_named(name, b"connection") {
+            let mut options = value.split(|&byte| byte == b',');
+            self.closes |= options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
         }
+    }
+
+    /// Returns true if the connection ends after the response: a field says so, or others would delimit the body by its length
+    /// (RFC 9112, section 6.3).
+    fn ends_connection(&self) -> bool {
+        self.closes || self.length != Length::Unknown && self.coding == TransferCoding::Chunked
     }
 
     /// Returns the framing of the body of a response, which the one to a HEAD request and some others do not have.

@@ -19,7 +19,7 @@ use tokio::{
 
 use super::{
     MAX_BATCH,
-    response_head::{self, Stated},
+    response_head::{self, Pace},
     unattended::{Unattended, response_of_write},
 };
 use crate::{
@@ -198,15 +198,15 @@ impl DirectExchange {
         let (tier, answer) = (Tier::Application, Became::Passed);
         let cache_status = CacheStatus::Forwarded { reason, status: Some(status), tier, answer };
         self.facts.ends |= closes;
-        let stated = match response_head::write_lines(output, head, is_head, cache_status, self.facts.ends) {
-            Some(stated) => stated,
+        let pace = match response_head::write_lines(output, head, is_head, cache_status, self.facts.ends) {
+            Some(pace) => pace,
             None => match self.write_any(output, head, cache_status)? {
-                Some(stated) => stated,
+                Some(pace) => pace,
                 None => return Ok(self.problem(output, Problem::Overloaded)),
             },
         };
-        self.raw.begin_body(head, stated.ends);
-        self.limit = self.limit.filter(|_| !stated.may_be_silent);
+        self.raw.begin_body(head);
+        self.limit = self.limit.filter(|_| pace == Pace::Steady);
         self.timer = None;
         let is_chunked = head.framing().is_chunked_for_client();
         self.stage = Stage::Body(is_chunked);
@@ -226,11 +226,11 @@ impl DirectExchange {
         output: &mut Vec<u8>,
         head: &RawHead,
         cache_status: CacheStatus,
-    ) -> Result<Option<Stated>, UpstreamError> {
+    ) -> Result<Option<Pace>, UpstreamError> {
         let mut response = head
             .response()
             .map_err(|error| UpstreamError::Exchange { source: error.into(), was_sent: true })?;
-        let stated = response_head::clean(&mut response);
+        let pace = response_head::clean(&mut response);
         cache_status.append_to(response.headers_mut());
         match head_room::make(&mut response, &self.proxy.telemetry.stats.budget) {
             AtClient::NoRoom => return Ok(None),
@@ -239,7 +239,7 @@ impl DirectExchange {
         }
         let Facts { is_head, ends, .. } = self.facts;
         response_head::write(output, &response, head.framing(), is_head, ends);
-        Ok(Some(stated))
+        Ok(Some(pace))
     }
 
     /// Responds with the problem of a request without a response.

@@ -1,7 +1,5 @@
 //! Heads of the application's responses, as the client gets them.
 
-use std::mem;
-
 use http::{
     Response, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE},
@@ -14,16 +12,22 @@ use crate::{
     clock::wall_ms,
     head_room, headers,
     proxy::deadline::is_stream,
-    upstream::{BodyFraming, FieldLine, RawHead, ends_connection},
+    upstream::{BodyFraming, FieldLine, RawHead},
 };
 
-/// Facts that the head of a response states besides.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
-pub(super) struct Stated {
-    /// True if the application's connection ends after the response.
-    pub(super) ends: bool,
-    /// True if the body may be silent for any time.
-    pub(super) may_be_silent: bool,
+/// Pace of a body, as its head states it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Pace {
+    /// The body comes without long pauses.
+    Steady,
+    /// The body may be silent for any time.
+    MayBeSilent,
+}
+
+impl Pace {
+    fn of(content_type: &[u8]) -> Self {
+        if is_stream(content_type) { Self::MayBeSilent } else { Self::Steady }
+    }
 }
 
 /// Writes the head of a response, if that needs no more than to leave some of its lines out. Otherwise nothing is written.
@@ -35,10 +39,10 @@ pub(super) fn write_lines(
     is_head: bool,
     status: CacheStatus,
     closes: bool,
-) -> Option<Stated> {
+) -> Option<Pace> {
     let start = output.len();
-    let stated = copy_lines(output, head, is_head);
-    if stated.is_none() {
+    let pace = copy_lines(output, head, is_head);
+    if pace.is_none() {
         output.truncate(start);
         return None;
     }
@@ -47,16 +51,15 @@ pub(super) fn write_lines(
         output.extend_from_slice(b"connection: close\r\n");
     }
     output.extend_from_slice(b"\r\n");
-    stated
+    pace
 }
 
-fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Stated> {
+fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Pace> {
     let bytes = head.bytes();
     let (framing, status) = (head.framing(), head.status());
     let is_chunked = framing.is_chunked_for_client();
     let has_length = !matches!(status, 204 | 304);
-    let mut stated = Stated::default();
-    let (mut has_date, mut has_type, mut lengths, mut codings) = (false, false, 0, 0);
+    let (mut has_date, mut pace, mut lengths, mut codings) = (false, None, 0, 0);
     output.reserve(bytes.len() + headers::USUAL_ADDED);
     // The version is that of this connection (RFC 9110, section 2.5).
     output.extend_from_slice(b"HTTP/1.1");
@@ -76,15 +79,14 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Sta
             7 if is_named(name, b"trailer") => return None,
             7 => is_named(name, b"upgrade"),
             10 if is_named(name, b"connection") => {
-                stated.ends |= headers::only_closes_or_keeps_alive(value)?;
+                headers::only_closes_or_keeps_alive(value)?;
                 true
             }
             10 => is_named(name, b"keep-alive"),
             12 if is_named(name, b"content-type") => {
-                if mem::replace(&mut has_type, true) {
+                if pace.replace(Pace::of(value)).is_some() {
                     return None;
                 }
-                stated.may_be_silent = is_stream(value);
                 false
             }
             14 if is_named(name, b"content-length") => {
@@ -122,16 +124,14 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Sta
     if !has_date {
         headers::write_line(output, b"date", &date::format(wall_ms() / 1000));
     }
-    Some(stated)
+    Some(pace.unwrap_or(Pace::Steady))
 }
 
-/// Removes the fields of the application's connection from a response, and returns what they and others state.
-pub(super) fn clean<B>(response: &mut Response<B>) -> Stated {
-    let ends = ends_connection(response.headers());
+/// Removes the fields of the application's connection from a response, and returns the pace of its body.
+pub(super) fn clean<B>(response: &mut Response<B>) -> Pace {
     headers::remove_hop_by_hop(response.headers_mut());
-    let may_be_silent =
-        response.headers().get(CONTENT_TYPE).is_some_and(|content_type| is_stream(content_type.as_bytes()));
-    Stated { ends, may_be_silent }
+    let content_type = response.headers().get(CONTENT_TYPE);
+    content_type.map_or(Pace::Steady, |content_type| Pace::of(content_type.as_bytes()))
 }
 
 /// Writes the head of any response, with the fields that frame its body.

@@ -257,13 +257,13 @@ fn relayed_response_heads_are_those_of_the_general_path() {
                 answer: Became::Passed,
             };
             let mut output = b"before".to_vec();
-            let Some(stated) = response_head::write_lines(&mut output, &head, is_head, status, closes) else {
+            let Some(pace) = response_head::write_lines(&mut output, &head, is_head, status, closes) else {
                 prop_assert_eq!(output, b"before");
                 return Ok(());
             };
             relayed.set(relayed.get() + 1);
             let mut response = head.response().unwrap();
-            prop_assert_eq!(stated, response_head::clean(&mut response));
+            prop_assert_eq!(pace, response_head::clean(&mut response));
             status.append_to(response.headers_mut());
             let mut general = vec![];
             response_head::write(&mut general, &response, head.framing(), is_head, closes);

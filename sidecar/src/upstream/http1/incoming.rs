@@ -10,14 +10,14 @@ use std::{
 
 use bytes::{Buf, Bytes};
 use http::Response;
-use larder_policy::{Fields, is_named};
+use larder_policy::Fields;
 use tokio::time::{Instant, Sleep, sleep};
 
 use super::connection::Connection;
 use crate::{
     budget::{Budget, Reservation},
     head_room::{self, HeadRoom},
-    headers::{self, FieldLines, TransferCoding},
+    headers::{self, FieldLines},
     upstream::{
         ExchangeError,
         head::{self, BodyFraming, FieldLine, HeadError, Lines, MAX_HEAD, ResponseHead},
@@ -135,6 +135,8 @@ impl IncomingHead {
 pub struct RawHead {
     pub(super) status: u16,
     pub(super) framing: BodyFraming,
+    /// True if a field says that the connection ends.
+    ends: bool,
     bytes: Bytes,
     lines: Lines,
     /// Memory reserved for a large head. The input has grown with it, so its connection is closed after the body.
@@ -202,13 +204,13 @@ impl RawHead {
 
     fn read(self) -> Result<Received, HeadError> {
         let response = self.response()?;
-        let is_kept_alive = self.may_be_kept_alive() && !ends_connection(response.headers());
-        Ok(Received { response, framing: self.framing, is_kept_alive })
+        Ok(Received { response, framing: self.framing, is_kept_alive: self.is_kept_alive() })
     }
 
-    /// Returns true if another request may follow on the connection, unless a field says that it ends.
-    pub(super) fn may_be_kept_alive(&self) -> bool {
-        self.bytes.get(7) != Some(&b'0') && self.framing != BodyFraming::UntilClose && self.room.is_none()
+    /// Returns true if another request may follow on the connection.
+    pub(super) fn is_kept_alive(&self) -> bool {
+        let is_open = !self.ends && self.framing != BodyFraming::UntilClose;
+        is_open && self.bytes.get(7) != Some(&b'0') && self.room.is_none()
     }
 }
 
@@ -221,30 +223,13 @@ impl Fields for RawHead {
 impl From<ResponseHead<'_>> for RawHead {
     /// Copies the head, because its connection's input serves on.
     fn from(head: ResponseHead<'_>) -> Self {
-        let ResponseHead { status, framing, bytes, lines } = head;
+        let ResponseHead { status, framing, ends, bytes, lines } = head;
         let bytes = match bytes {
             Cow::Borrowed(bytes) => Bytes::copy_from_slice(bytes),
             Cow::Owned(repaired) => Bytes::from(repaired),
         };
-        Self { status, framing, bytes, lines, room: None }
+        Self { status, framing, ends, bytes, lines, room: None }
     }
-}
-
-/// Returns true if the connection ends after a response with these fields: one says so, or others would delimit the body by its length
-/// (RFC 9112, section 6.3).
-pub fn ends_connection(fields: &impl Fields) -> bool {
-    let (mut closes, mut has_length, mut coding) = (false, false, TransferCoding::None);
-    for (name, value) in fields.lines() {
-        if is_named(name, b"connection") {
-            let mut options = value.split(|&byte| byte == b',');
-            closes |= options.any(|option| option.trim_ascii().eq_ignore_ascii_case(b"close"));
-        } else if is_named(name, b"content-length") {
-            has_length = true;
-        } else if is_named(name, b"transfer-encoding") {
-            coding = coding.followed_by(value);
-        }
-    }
-    closes || has_length && coding == TransferCoding::Chunked
 }
 
 /// Reserves memory for a head, or waits for it without reading any further.

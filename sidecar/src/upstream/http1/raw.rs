@@ -270,19 +270,19 @@ impl RawExchange {
         mem::replace(self, failed)
     }
 
-    /// Begins to read the body of the final response. `ends` is true if a field of its head says that its connection ends.
-    pub fn begin_body(&mut self, head: &RawHead, ends: bool) {
+    /// Begins to read the body of the final response.
+    pub fn begin_body(&mut self, head: &RawHead) {
         let Stage::Awaiting(mut connection) = mem::replace(&mut self.stage, Stage::Failed) else { return };
         let was_written = self.failure.is_none() && self.has_sent();
-        let pool = (was_written && head.may_be_kept_alive() && !ends).then(|| Arc::clone(&self.http1));
+        let pool = (was_written && head.is_kept_alive()).then(|| Arc::clone(&self.http1));
         let writer = if self.has_sent() { None } else { connection.writer.take() };
         let body = WireBody::new(connection, head.framing, pool, None);
         self.stage = Stage::Responding(body, writer);
     }
 
     /// Returns the body of the final response, as [`Self::begin_body`] begins it. The request must have no body.
-    pub fn into_body(mut self, head: &RawHead, ends: bool) -> ApplicationBody {
-        self.begin_body(head, ends);
+    pub fn into_body(mut self, head: &RawHead) -> ApplicationBody {
+        self.begin_body(head);
         match self.stage {
             Stage::Responding(body, _) => ApplicationBody::Http1(body),
             _ => ApplicationBody::Http1(WireBody::none()),
