@@ -175,28 +175,29 @@ impl Proxy {
         let snapshot = self.config.snapshot();
         let is_http2 = request.version() == Version::HTTP_2;
         tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
-        let served = self.answer(&snapshot, request, client).await;
-        let (mut response, asks_to_close) = self.finish(&snapshot, served, started);
+        let mut served = self.answer(&snapshot, request, client).await;
+        let asks_to_close = self.finish(&snapshot, &mut served, started);
+        let mut response = served.response;
         if asks_to_close && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
         }
         response
     }
 
-    /// Counts a response and makes room for its head. Returns true beside it if its client is asked to close the connection.
-    fn finish(&self, snapshot: &Snapshot, served: Served, started: Instant) -> (Response<Body>, bool) {
-        let Served { mut response, reply: _, route, outcome, tier, life: _ } = served;
-        self.record(snapshot, route.as_deref(), outcome, tier, response.status(), started);
-        let room = head_room::make(&mut response, &self.telemetry.stats.budget);
+    /// Counts a response and makes room for its head. Returns true if its client is asked to close the connection.
+    fn finish(&self, snapshot: &Snapshot, served: &mut Served, started: Instant) -> bool {
+        let Served { response, reply: _, route, outcome, tier, life: _ } = served;
+        self.record(snapshot, route.as_deref(), *outcome, *tier, response.status(), started);
+        let room = head_room::make(response, &self.telemetry.stats.budget);
         if room == AtClient::NoRoom {
-            response = Problem::Overloaded.response();
+            *response = Problem::Overloaded.response();
         }
         // The version is that of the connection which the response leaves on (RFC 9110, section 2.5).
         if response.version() == Version::HTTP_10 {
             *response.version_mut() = Version::HTTP_11;
         }
         // hyper retains the buffer that it has written a large head to.
-        (response, self.asks_to_close() || room == AtClient::Large)
+        self.asks_to_close() || room == AtClient::Large
     }
 
     /// Counts and logs a response whose head is ready.
@@ -329,10 +330,10 @@ impl Proxy {
     /// Serves a request of a route.
     fn look_up(
         self: &Arc<Self>,
-        request: CacheRequest,
+        request: Box<CacheRequest>,
         bypass: Option<Bypass>,
     ) -> BoxFuture<'static, Served> {
-        let (proxy, request) = (Arc::clone(self), Box::new(request));
+        let proxy = Arc::clone(self);
         match bypass {
             None => Box::pin(async move { proxy.respond(request).await }),
             Some(bypass) => {

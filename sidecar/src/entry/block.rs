@@ -58,15 +58,15 @@ impl Block {
         bytes.extend_from_slice(key.as_bytes());
         names.iter().for_each(|name| bytes.extend_from_slice(name.as_bytes()));
         bytes.extend_from_slice(age.as_bytes());
-        let mut not_in_304 = 0_u8;
-        for is_in_304 in [true, false] {
-            for (name, line) in &others {
-                if is_in_not_modified(name, has_tag) == is_in_304 {
-                    bytes.extend_from_slice(line);
-                    not_in_304 = not_in_304.saturating_add(u8::from(!is_in_304));
-                }
+        others.retain(|(name, line)| {
+            let is_in_304 = is_in_not_modified(name, has_tag);
+            if is_in_304 {
+                bytes.extend_from_slice(line);
             }
-        }
+            !is_in_304
+        });
+        let not_in_304 = u8::try_from(others.len()).unwrap_or(UNCOUNTED);
+        others.iter().for_each(|(_, line)| bytes.extend_from_slice(line));
         Self {
             bytes: bytes.into(),
             key: u32::try_from(key.len()).expect("a request head has less than 4 GiB"),

@@ -128,9 +128,9 @@ impl Fetch {
             let head = head.into_not_modified();
             return self.passed_on(received, head, Body::empty(), became);
         }
-        let life = self.request.life_of(&stored.meta);
-        let served = self.passed_on(received, head, Body::Fill(reader), became);
-        Served { life, ..served }
+        let mut served = self.passed_on(received, head, Body::Fill(reader), became);
+        served.life = self.request.life_of(&stored.meta);
+        served
     }
 
     /// Returns the head of a response as it is stored.
@@ -147,8 +147,9 @@ impl Fetch {
         let cache_status = CacheStatus::Forwarded { reason: self.reason, status, tier, answer };
         let is_for_guard = request.is_of_guard;
         let (response, reply) = head.into_response(body, cache_status, is_for_guard);
-        let reply = reply.map(GuardReply::Received);
-        Served { reply, ..request.served(response, Outcome::Miss, tier) }
+        let mut served = request.served(response, Outcome::Miss, tier);
+        served.reply = reply.map(GuardReply::Received);
+        served
     }
 
     /// Freshens the stored response to GET with one to HEAD, or drops it if that shows another one (RFC 9111, section 4.3.5).

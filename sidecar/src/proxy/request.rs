@@ -114,7 +114,7 @@ impl CacheRequest {
         target: Option<u16>,
         request: Request<Bytes>,
         client: Client,
-    ) -> Self {
+    ) -> Box<Self> {
         let (head, content) = request.into_parts();
         let (method, uri, version, fields) = (head.method, head.uri, head.version, head.headers.into());
         let arrived = Arrived { method, uri, version, fields, content, key: None };
@@ -128,12 +128,14 @@ impl CacheRequest {
         target: Option<u16>,
         request: GuardedRequest,
         client: Client,
-    ) -> Self {
+    ) -> Box<Self> {
         let GuardedRequest { method, uri, fields, text, key } = request;
         let (version, content) = (Version::HTTP_11, Bytes::new());
         let arrived = Arrived { method, uri, version, fields, content, key };
-        let request = Self::of_route(snapshot, routed, target, arrived, client);
-        Self { text: Some(text).filter(|_| request.is_sent_as_it_came), is_of_guard: true, ..request }
+        let mut request = Self::of_route(snapshot, routed, target, arrived, client);
+        request.text = Some(text).filter(|_| request.is_sent_as_it_came);
+        request.is_of_guard = true;
+        request
     }
 
     fn of_route(
@@ -142,7 +144,7 @@ impl CacheRequest {
         target: Option<u16>,
         arrived: Arrived,
         client: Client,
-    ) -> Self {
+    ) -> Box<Self> {
         let Arrived { method, uri, version, mut fields, content, key: known } = arrived;
         let is_keyed = route.body_limit().is_some() && method == Method::POST;
         let hash = is_keyed.then(|| blake3::hash(&content));
@@ -178,7 +180,7 @@ impl CacheRequest {
         let is_respelled =
             !vary::are_canonical(&fields, &route.key) && vary::canonicalise(&mut fields, &route.key);
         let is_changed = is_respelled || sorted.is_some();
-        Self {
+        Box::new(Self {
             key,
             key_of_get,
             snapshot: Arc::clone(snapshot),
@@ -202,7 +204,7 @@ impl CacheRequest {
             facts,
             is_authorized: authorizes && !snapshot.policy().is_bare(),
             names: OnceLock::new(),
-        }
+        })
     }
 
     pub(super) fn store(&self) -> &Arc<Store> {

@@ -118,7 +118,7 @@ impl Proxy {
         let mut request = CacheRequest::new(snapshot, &routed, self.target, get, client.clone());
         request.facts.method = Method::POST;
         let (names, stamp) = (request.names().into(), snapshot.store.barriers.stamp());
-        Some(Posted { request: Box::new(request), target, names, stamp, is_purged: false })
+        Some(Posted { request, target, names, stamp, is_purged: false })
     }
 }
 

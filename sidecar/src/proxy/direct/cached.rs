@@ -2,7 +2,7 @@
 //! path.
 
 use std::{
-    fmt, io,
+    fmt, io, mem,
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
@@ -100,35 +100,35 @@ impl CachedExchange {
     }
 
     /// Writes the head of the response.
-    fn begin_response(&mut self, output: &mut Vec<u8>, mut served: Served) {
-        let reply = served.reply.take();
-        let (mut response, closes) = self.proxy.finish(&self.snapshot, served, self.started);
-        self.ends |= closes;
+    fn begin_response(&mut self, output: &mut Vec<u8>, mut served: Box<Served>) {
+        self.ends |= self.proxy.finish(&self.snapshot, &mut served, self.started);
+        let Served { response, reply, .. } = &mut *served;
+        let reply = reply.take();
         if let Some(GuardReply::Stored(stored)) = reply {
             let rest = stored.write(output, self.ends);
             let length = rest.len() as u64;
             self.stage = Stage::Body(Body::full(rest), Some(length));
             return;
         }
-        self._room = head_room::take(&mut response);
-        let (head, body) = response.into_parts();
+        self._room = head_room::take(response);
+        // The rest of the response stays where it is.
+        let body = mem::replace(response.body_mut(), Body::empty());
         let length = body.size_hint().exact();
         let has_no_body =
-            self.is_head || matches!(head.status, StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
+            self.is_head || matches!(response.status(), StatusCode::NO_CONTENT | StatusCode::NOT_MODIFIED);
         let framing = match length {
             Some(length) => BodyFraming::Length(length),
             None if has_no_body => BodyFraming::Length(0),
             None => BodyFraming::Chunked,
         };
-        let head = http::Response::from_parts(head, ());
         match reply {
             Some(GuardReply::Received(ReceivedReply { fields, cache_status })) => {
                 output.reserve(fields.as_bytes().len() + headers::USUAL_ADDED);
-                response_head::write_fields(output, &head, &*fields, framing, self.is_head, self.ends);
+                response_head::write_fields(output, response, &*fields, framing, self.is_head, self.ends);
                 cache_status.write_to(output);
                 output.extend_from_slice(b"\r\n");
             }
-            _ => response_head::write(output, &head, framing, self.is_head, self.ends),
+            _ => response_head::write(output, response, framing, self.is_head, self.ends),
         }
         self.stage = Stage::Body(body, if has_no_body { Some(0) } else { length });
     }
@@ -204,8 +204,8 @@ impl Exchange for Box<CachedExchange> {
         if !is_served {
             return Poll::Pending;
         }
-        if let Stage::Served(served) = std::mem::replace(&mut self.stage, Stage::Ended) {
-            self.begin_response(output, *served);
+        if let Stage::Served(served) = mem::replace(&mut self.stage, Stage::Ended) {
+            self.begin_response(output, served);
         }
         match self.poll_pieces(context, output)? {
             Poll::Ready(part) => Poll::Ready(Ok(part)),

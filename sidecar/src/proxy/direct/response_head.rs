@@ -137,7 +137,7 @@ pub(super) fn clean<B>(response: &mut Response<B>) -> Pace {
 /// Writes the head of any response, with the fields that frame its body.
 pub(super) fn write(
     output: &mut Vec<u8>,
-    response: &Response<()>,
+    response: &Response<impl Sized>,
     framing: BodyFraming,
     is_head: bool,
     closes: bool,
@@ -149,7 +149,7 @@ pub(super) fn write(
 /// Writes the head of a response with these fields and those that frame its body, without the empty line at its end.
 pub(super) fn write_fields(
     output: &mut Vec<u8>,
-    response: &Response<()>,
+    response: &Response<impl Sized>,
     fields: &impl Fields,
     framing: BodyFraming,
     is_head: bool,

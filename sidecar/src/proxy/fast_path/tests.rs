@@ -196,7 +196,7 @@ impl Fixture {
     }
 
     /// Returns the request as the slow path classifies it, if it is one of a route, and the reason why it is bypassed.
-    fn classified(&self, case: &Case, version: Version) -> Option<(CacheRequest, bool)> {
+    fn classified(&self, case: &Case, version: Version) -> Option<(Box<CacheRequest>, bool)> {
         let request = Request::builder().method(case.method);
         let request = match version {
             Version::HTTP_2 => request.uri(format!("http://shop{}", case.target)),
@@ -368,7 +368,7 @@ fn check(
                 return Err(TestCaseError::fail("the classifier passes or bypasses it"));
             };
             let (slow, slow_body) = runtime.block_on(async {
-                let response = fixture.proxy.respond(Box::new(request)).await.response;
+                let response = fixture.proxy.respond(request).await.response;
                 let (head, body) = response.into_parts();
                 (head, body.collect().await.unwrap().to_bytes())
             });
