@@ -114,7 +114,7 @@ impl Client {
     }
 }
 
-/// A response, and the labels under which it is counted.
+/// A response, and the labels under which it is counted. Boxed, because each stage passes it on.
 struct Served {
     /// The response, without what is in `reply`.
     response: Response<Body>,
@@ -231,7 +231,7 @@ impl Proxy {
         snapshot: &'a Arc<Snapshot>,
         mut request: Request<Incoming>,
         client: Client,
-    ) -> BoxFuture<'a, Served> {
+    ) -> BoxFuture<'a, Box<Served>> {
         let (upgrade, has_content) = (headers::upgrade(request.headers()), !request.body().is_end_stream());
         let from_client = hyper::upgrade::on(&mut request);
         // The key must not depend on fields that the application will not see.
@@ -270,7 +270,7 @@ impl Proxy {
         request: Request<Incoming>,
         client: Client,
         routed: Routed,
-    ) -> BoxFuture<'a, Served> {
+    ) -> BoxFuture<'a, Box<Served>> {
         let route = &routed.route;
         let has_content = !request.body().is_end_stream();
         if let Some(bypass) = routed.passes(has_content) {
@@ -299,7 +299,7 @@ impl Proxy {
         client: Client,
         bypass: Bypass,
         route: Arc<Route>,
-    ) -> Served {
+    ) -> Box<Served> {
         self.pass(request, client, Forward::Bypass(bypass), Some(&route)).await
     }
 
@@ -311,7 +311,7 @@ impl Proxy {
         client: Client,
         routed: Routed,
         limit: u64,
-    ) -> Served {
+    ) -> Box<Served> {
         let (mut head, body) = request.into_parts();
         let budget = &snapshot.store.budget;
         match read_at_most(limit, body, budget, &mut head.headers, &client).await {
@@ -332,7 +332,7 @@ impl Proxy {
         self: &Arc<Self>,
         request: Box<CacheRequest>,
         bypass: Option<Bypass>,
-    ) -> BoxFuture<'static, Served> {
+    ) -> BoxFuture<'static, Box<Served>> {
         let proxy = Arc::clone(self);
         match bypass {
             None => Box::pin(async move { proxy.respond(request).await }),
@@ -346,10 +346,10 @@ impl Proxy {
 
 impl Served {
     /// Returns an error of the sidecar's own.
-    fn problem(problem: Problem, route: Option<&Arc<Route>>) -> Self {
+    fn problem(problem: Problem, route: Option<&Arc<Route>>) -> Box<Self> {
         let route = route.cloned();
         let (response, outcome, tier) = (problem.response(), Outcome::Error, Tier::Nowhere);
-        Self { response, reply: None, route, outcome, tier, life: None }
+        Box::new(Self { response, reply: None, route, outcome, tier, life: None })
     }
 }
 

@@ -17,7 +17,7 @@ impl Proxy {
         snapshot: &Snapshot,
         mut request: Request<Incoming>,
         client: Client,
-    ) -> Served {
+    ) -> Box<Served> {
         client.go_on(request.headers_mut());
         let normal = NormalPath::new(request.uri().path());
         let path = path_in_admin(snapshot.policy(), &normal).unwrap_or("/");
@@ -35,6 +35,7 @@ impl Proxy {
         let (head, body) = response.into_parts();
         let Ok(body) = body.collect().await else { return Served::problem(Problem::BrokenOff, None) };
         let response = http::Response::from_parts(head, Body::full(body.to_bytes()));
-        Served { response, reply: None, route: None, outcome: Outcome::Pass, tier: Tier::Nowhere, life: None }
+        let (outcome, tier) = (Outcome::Pass, Tier::Nowhere);
+        Box::new(Served { response, reply: None, route: None, outcome, tier, life: None })
     }
 }

@@ -243,14 +243,19 @@ impl InFlight {
 }
 
 impl CacheRequest {
-    fn collapsed(&self, entry: &Arc<Entry>, reason: Forward, tier: Tier) -> Served {
+    fn collapsed(&self, entry: &Arc<Entry>, reason: Forward, tier: Tier) -> Box<Served> {
         let status = Some(entry.status());
         let status = CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed };
         self.response_with(entry, status, Outcome::Collapsed, tier)
     }
 
     /// Returns a response that is on its way, with the body that `reader` reads; without one, the client has it already.
-    fn read_along(&self, response: &InFlight, reader: Option<Reader<Source>>, reason: Forward) -> Served {
+    fn read_along(
+        &self,
+        response: &InFlight,
+        reader: Option<Reader<Source>>,
+        reason: Forward,
+    ) -> Box<Served> {
         let InFlight { head, tier, .. } = response;
         let mut response = if let Some(reader) = reader {
             let mut response = Response::new(Body::Fill(reader));
@@ -268,7 +273,8 @@ impl CacheRequest {
         let (status, tier) = (Some(head.meta.status()), *tier);
         CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed }
             .append_to(response.headers_mut());
-        let served = self.served(response, Outcome::Collapsed, tier);
-        Served { life: self.life_of(&head.meta), ..served }
+        let mut served = self.served(response, Outcome::Collapsed, tier);
+        served.life = self.life_of(&head.meta);
+        served
     }
 }

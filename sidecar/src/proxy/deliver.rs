@@ -40,7 +40,7 @@ const MAX_AHEAD: u64 = 4 << 20;
 
 impl Fetch {
     /// Delivers a response as its origin sent it.
-    pub(super) fn deliver_received(self: Box<Self>, received: Received) -> Served {
+    pub(super) fn deliver_received(self: Box<Self>, received: Received) -> Box<Served> {
         let Received { head, body, times } = received;
         self.deliver(head.status, head, Source::new(body), times)
     }
@@ -53,7 +53,7 @@ impl Fetch {
         head: ReceivedHead,
         source: Source,
         times: Times,
-    ) -> Served {
+    ) -> Box<Served> {
         if self.purpose == Purpose::Bypass {
             return self.passed_on(received, head, Body::Stream(source), Became::Passed);
         }
@@ -142,7 +142,7 @@ impl Fetch {
         Head { fields, is_to_head, meta, stamp: self.known.stamp, names }.spread()
     }
 
-    fn passed_on(&self, received: StatusCode, head: ReceivedHead, body: Body, answer: Became) -> Served {
+    fn passed_on(&self, received: StatusCode, head: ReceivedHead, body: Body, answer: Became) -> Box<Served> {
         let (request, tier, status) = (&self.request, self.tier, Some(received));
         let cache_status = CacheStatus::Forwarded { reason: self.reason, status, tier, answer };
         let is_for_guard = request.is_of_guard;

@@ -41,7 +41,7 @@ pub(super) fn ask_for_whole(headers: &mut HeaderMap) {
 
 impl Served {
     /// Wraps a 200 whose body is JSON; other responses stay as they are. An empty body becomes `null`.
-    pub(super) fn wrapped(mut self, method: &Method) -> Self {
+    pub(super) fn wrapped(mut self: Box<Self>, method: &Method) -> Box<Self> {
         let (status, headers) = (self.response.status(), self.response.headers_mut());
         if status != StatusCode::OK || !is_json(headers) || headers.contains_key(CONTENT_ENCODING) {
             return self;

@@ -27,7 +27,11 @@ use crate::{
 
 impl Proxy {
     /// Responds to a request whose last origin failed: with a stored response, or with the error.
-    pub(super) async fn handle_failure(self: &Arc<Self>, mut fetch: Box<Fetch>, failure: Failure) -> Served {
+    pub(super) async fn handle_failure(
+        self: &Arc<Self>,
+        mut fetch: Box<Fetch>,
+        failure: Failure,
+    ) -> Box<Served> {
         let status = match &failure {
             Failure::Response(received) => Some(received.head.status),
             Failure::Sources | Failure::NoResponse(_) => None,
@@ -63,7 +67,7 @@ impl Proxy {
         self: &Arc<Self>,
         fetch: &mut Fetch,
         status: Option<StatusCode>,
-    ) -> Option<Served> {
+    ) -> Option<Box<Served>> {
         if fetch.purpose == Purpose::Bypass {
             return None;
         }
@@ -88,12 +92,12 @@ impl Proxy {
 
 impl Fetch {
     /// Returns the stored response in place of an error, if `staleIfError` permits it.
-    pub(super) fn serve_stale_if_error(&mut self, status: Option<StatusCode>) -> Option<Served> {
+    pub(super) fn serve_stale_if_error(&mut self, status: Option<StatusCode>) -> Option<Box<Served>> {
         let (entry, tier) = self.known.stored.clone().filter(|_| self.may_serve_stale_if_error())?;
         Some(self.serve_fallback(entry, status, tier))
     }
 
-    fn serve_fallback(&mut self, entry: Arc<Entry>, status: Option<StatusCode>, tier: Tier) -> Served {
+    fn serve_fallback(&mut self, entry: Arc<Entry>, status: Option<StatusCode>, tier: Tier) -> Box<Served> {
         entry.mark_fallback_for(self.request.lifetimes().retry_interval);
         let slot = self.request.slot_of(&entry);
         slot.store_in_memory_unless_newer(&entry);
@@ -178,7 +182,7 @@ pub(super) struct StaleWhenSlow {
 
 impl StaleWhenSlow {
     /// Returns the response, unless it was purged since.
-    pub(super) fn response(self) -> Option<Served> {
+    pub(super) fn response(self) -> Option<Box<Served>> {
         let Self { request, stored, tier, reason } = self;
         let is_purged = stored.is_purged(&request.store().barriers);
         (!is_purged).then(|| request.fallback_response(&stored, reason, None, tier).0)
@@ -193,7 +197,7 @@ impl CacheRequest {
         reason: Forward,
         status: Option<StatusCode>,
         tier: Tier,
-    ) -> (Served, CacheStatus) {
+    ) -> (Box<Served>, CacheStatus) {
         let cache_status = CacheStatus::Forwarded { reason, status, tier, answer: Became::StaleIfError };
         (self.response_with(stored, cache_status, Outcome::Stale, tier), cache_status)
     }

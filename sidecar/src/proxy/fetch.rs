@@ -15,7 +15,7 @@ use crate::{
 };
 
 /// Result of a stage: a response, or the fetch for the next stage.
-pub(super) type Step = ControlFlow<Served, Box<Fetch>>;
+pub(super) type Step = ControlFlow<Box<Served>, Box<Fetch>>;
 
 /// A request that goes beyond memory, and what its stages have learned. Boxed, because each stage passes it on.
 pub(super) struct Fetch {

@@ -36,7 +36,7 @@ impl Proxy {
         client: Client,
         reason: Forward,
         route: Option<&Arc<Route>>,
-    ) -> Served {
+    ) -> Box<Served> {
         match self.forward(request.map(passed_body), &client, None, WhenRefused::Retry).await {
             Ok(response) => passed(response, reason, route),
             Err(error) => unreachable(&error, &client, route),
@@ -173,7 +173,7 @@ impl Proxy {
         client: Client,
         protocol: HeaderValue,
         from_client: OnUpgrade,
-    ) -> Served {
+    ) -> Box<Served> {
         match self.forward(request.map(passed_body), &client, Some(protocol), WhenRefused::Retry).await {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 changed_protocol(from_client, response, &client)
@@ -234,7 +234,7 @@ pub(super) fn changed_protocol(
     from_client: OnUpgrade,
     mut response: Response<Paced>,
     client: &Client,
-) -> Served {
+) -> Box<Served> {
     if let Some(handoff) = &client.handoff {
         handoff.change_protocol();
     }
@@ -242,21 +242,23 @@ pub(super) fn changed_protocol(
         tokio::spawn(tunnel::join(from_client, application, client.handoff.clone()));
     }
     let response = response.map(Body::stream);
-    Served { response, reply: None, route: None, outcome: Outcome::Pass, tier: Tier::Application, life: None }
+    let (outcome, tier) = (Outcome::Pass, Tier::Application);
+    Box::new(Served { response, reply: None, route: None, outcome, tier, life: None })
 }
 
 /// Returns the application's response to a request that was passed on.
-pub(super) fn passed(response: Response<Paced>, reason: Forward, route: Option<&Arc<Route>>) -> Served {
+pub(super) fn passed(response: Response<Paced>, reason: Forward, route: Option<&Arc<Route>>) -> Box<Served> {
     let mut response = response.map(Body::stream);
     let status = Some(response.status());
     CacheStatus::Forwarded { reason, status, tier: Tier::Application, answer: Became::Passed }
         .append_to(response.headers_mut());
     let outcome = if route.is_some() { Outcome::Bypass } else { Outcome::Pass };
-    Served { response, reply: None, route: route.cloned(), outcome, tier: Tier::Application, life: None }
+    let (route, tier) = (route.cloned(), Tier::Application);
+    Box::new(Served { response, reply: None, route, outcome, tier, life: None })
 }
 
 /// Returns the problem of a request without a response: the application's, or the client's if its request broke off.
-pub(super) fn unreachable(error: &UpstreamError, client: &Client, route: Option<&Arc<Route>>) -> Served {
+pub(super) fn unreachable(error: &UpstreamError, client: &Client, route: Option<&Arc<Route>>) -> Box<Served> {
     if let Some(error) = client.handoff.as_deref().and_then(Handoff::error) {
         return Served::problem(Problem::Refused(error), route);
     }

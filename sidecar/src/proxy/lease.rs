@@ -32,7 +32,7 @@ impl Proxy {
         Continue(fetch)
     }
 
-    async fn wait_for_other_pods(self: &Arc<Self>, fetch: &mut Fetch) -> Option<Served> {
+    async fn wait_for_other_pods(self: &Arc<Self>, fetch: &mut Fetch) -> Option<Box<Served>> {
         let request = &fetch.request;
         let (store, key) = (Arc::clone(request.store()), request.key.clone());
         let l2 = store.l2.as_ref()?;
@@ -84,7 +84,7 @@ impl Proxy {
         deadline: Instant,
         fetch: &mut Fetch,
         patience: Patience,
-    ) -> Option<Served> {
+    ) -> Option<Box<Served>> {
         timeout_at(deadline, self.look_in_redis(fetch, patience)).await.ok().flatten()
     }
 

@@ -72,7 +72,7 @@ impl Proxy {
     }
 
     /// Responds from what is stored (RFC 9111, section 5.2.1.7), which includes Redis.
-    async fn only_if_cached(self: &Arc<Self>, request: Box<CacheRequest>) -> Served {
+    async fn only_if_cached(self: &Arc<Self>, request: Box<CacheRequest>) -> Box<Served> {
         let problem = Served::problem(Problem::OnlyIfCached, Some(&request.route));
         let mut fetch = Fetch::new(request, Purpose::Serve, Forward::UriMiss);
         self.look_in_redis(&mut fetch, Patience::Hard).await.unwrap_or(problem)

@@ -54,7 +54,7 @@ impl Proxy {
     pub(super) async fn ask_application(
         self: &Arc<Self>,
         mut fetch: Box<Fetch>,
-    ) -> ControlFlow<Served, (Box<Fetch>, Failure)> {
+    ) -> ControlFlow<Box<Served>, (Box<Fetch>, Failure)> {
         if !fetch.request.route.asks_application {
             return Continue((fetch, Failure::Sources));
         }
@@ -152,7 +152,7 @@ impl Fetch {
     }
 
     /// Responds with a stored response that the application has revalidated.
-    fn revalidated(mut self: Box<Self>, entry: Entry) -> Served {
+    fn revalidated(mut self: Box<Self>, entry: Entry) -> Box<Served> {
         let entry = Arc::new(entry);
         let request = &self.request;
         let status = entry.status();

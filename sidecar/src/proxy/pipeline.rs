@@ -24,11 +24,11 @@ use super::{
 use crate::{l2::Patience, outlive::Outliving, store::in_flight::FetchOutcome};
 
 /// Result of the last stage, which always responds.
-type Last = ControlFlow<Served, Infallible>;
+type Last = ControlFlow<Box<Served>, Infallible>;
 
 impl Proxy {
     /// Responds to a request of a route.
-    pub(super) async fn respond(self: &Arc<Self>, request: Box<CacheRequest>) -> Served {
+    pub(super) async fn respond(self: &Arc<Self>, request: Box<CacheRequest>) -> Box<Served> {
         let stages = async || -> Last {
             let fetch = self.look_in_memory(request).await?;
             let fetch = self.collapse(fetch).await?;
@@ -41,7 +41,7 @@ impl Proxy {
     }
 
     /// Responds beyond this pod's memory.
-    pub(super) async fn fetch(self: &Arc<Self>, fetch: Box<Fetch>) -> Served {
+    pub(super) async fn fetch(self: &Arc<Self>, fetch: Box<Fetch>) -> Box<Served> {
         let stages = async || -> Last {
             let fetch = self.ask_redis(fetch, Patience::Soft).await?;
             Break(self.within_soft_timeout(fetch).await)
@@ -51,7 +51,7 @@ impl Proxy {
 
     /// Responds from the origins as soon as no other pod asks them for the same: from the route's sources, then from the application,
     /// and in place of an error with what is stored.
-    pub(super) async fn fetch_from_origins(self: &Arc<Self>, fetch: Box<Fetch>) -> Served {
+    pub(super) async fn fetch_from_origins(self: &Arc<Self>, fetch: Box<Fetch>) -> Box<Served> {
         let stages = async || -> Last {
             let fetch = self.wait_for_lease(fetch).await?;
             let fetch = self.ask_sources(fetch).await?;
@@ -62,7 +62,7 @@ impl Proxy {
     }
 
     /// Fetches for several clients: the fetch goes on when the one that began it leaves, until nobody waits for it.
-    async fn fetch_detached(self: &Arc<Self>, fetch: Box<Fetch>) -> Served {
+    async fn fetch_detached(self: &Arc<Self>, fetch: Box<Fetch>) -> Box<Served> {
         let audience = fetch.lead.as_ref().map(Lead::audience);
         let (proxy, limit) = (Arc::clone(self), fetch.request.max_body());
         let fetching = async move { proxy.fetch(fetch).await };
@@ -78,8 +78,9 @@ impl Proxy {
             };
             tokio::select! {
                 // Those who wait have been told, and need a moment to begin to read.
-                Served { response, .. } = fetching => {
-                    drain(response.into_body(), limit, ABANDONED_TIMEOUT).await;
+                fetched = fetching => {
+                    let served: Box<Served> = fetched;
+                    drain(served.response.into_body(), limit, ABANDONED_TIMEOUT).await;
                 }
                 // The connection to the application ends with the fetch, so that it hears of it.
                 () = abandoned => tracing::debug!("cancelled a fetch that no client waits for"),
@@ -89,7 +90,7 @@ impl Proxy {
     }
 
     /// Fetches, from sources that are slow only as long as nothing else may be served.
-    async fn within_soft_timeout(self: &Arc<Self>, fetch: Box<Fetch>) -> Served {
+    async fn within_soft_timeout(self: &Arc<Self>, fetch: Box<Fetch>) -> Box<Served> {
         match fetch.stale_when_slow() {
             None => self.fetch_from_origins(fetch).await,
             Some((soft, stale)) => Box::pin(self.fetch_unless_slow(fetch, soft, stale)).await,
@@ -103,7 +104,7 @@ impl Proxy {
         mut fetch: Box<Fetch>,
         soft: Duration,
         stale: StaleWhenSlow,
-    ) -> Served {
+    ) -> Box<Served> {
         let limit = fetch.request.max_body();
         // An interim response might come after the stale one has begun.
         fetch.request.client.handoff = None;
@@ -115,8 +116,8 @@ impl Proxy {
             Err(_) => {
                 if let Some(served) = stale.response() {
                     tokio::spawn(async move {
-                        if let Ok(Ok(Served { response, .. })) = timeout(REFRESH_TIMEOUT, fetching).await {
-                            drain(response.into_body(), limit, REFRESH_TIMEOUT).await;
+                        if let Ok(Ok(served)) = timeout(REFRESH_TIMEOUT, fetching).await {
+                            drain(served.response.into_body(), limit, REFRESH_TIMEOUT).await;
                         }
                     });
                     return served;
@@ -129,7 +130,7 @@ impl Proxy {
     }
 }
 
-fn response_of(last: Last) -> Served {
+fn response_of(last: Last) -> Box<Served> {
     match last {
         Break(served) => served,
         Continue(never) => match never {},

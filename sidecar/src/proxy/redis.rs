@@ -30,7 +30,7 @@ impl Proxy {
         self: &Arc<Self>,
         fetch: &mut Fetch,
         patience: Patience,
-    ) -> Option<Served> {
+    ) -> Option<Box<Served>> {
         let Fetch { request, known, .. } = fetch;
         let store = request.store();
         let l2 = store.l2.as_ref()?;

@@ -26,7 +26,7 @@ use crate::{
 
 impl CacheRequest {
     /// Returns a hit.
-    pub(super) fn hit(&self, entry: &Arc<Entry>, freshness: &Freshness, tier: Tier) -> Served {
+    pub(super) fn hit(&self, entry: &Arc<Entry>, freshness: &Freshness, tier: Tier) -> Box<Served> {
         let status = CacheStatus::Hit { tier, ttl: ttl_seconds(freshness.state) };
         self.response_with(entry, status, Outcome::Hit, tier)
     }
@@ -38,23 +38,25 @@ impl CacheRequest {
         status: CacheStatus,
         outcome: Outcome,
         tier: Tier,
-    ) -> Served {
+    ) -> Box<Served> {
         if let Some(stored) = self.stored_reply(entry, status) {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = stored.status();
-            return Served {
-                reply: Some(GuardReply::Stored(stored)),
-                ..self.served(response, outcome, tier)
-            };
+            let mut served = self.served(response, outcome, tier);
+            served.reply = Some(GuardReply::Stored(stored));
+            return served;
         }
         let mut response = self.response_from(entry);
         response.headers_mut().insert(AGE, HeaderValue::from(entry.age().as_secs()));
         status.append_to(response.headers_mut());
-        Served { life: self.life_of(entry.meta()), ..self.served(response, outcome, tier) }
+        let mut served = self.served(response, outcome, tier);
+        served.life = self.life_of(entry.meta());
+        served
     }
 
-    pub(super) fn served(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Served {
-        Served { response, reply: None, route: Some(Arc::clone(&self.route)), outcome, tier, life: None }
+    pub(super) fn served(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Box<Served> {
+        let route = Some(Arc::clone(&self.route));
+        Box::new(Served { response, reply: None, route, outcome, tier, life: None })
     }
 
     /// Returns the lifetime of a stored response, for a route whose envelope states it.

@@ -83,7 +83,7 @@ impl Fetch {
         mut response: Response<IncomingBody>,
         source_ref: &SourceRef,
         requested_at: u64,
-    ) -> super::Served {
+    ) -> Box<super::Served> {
         response.extensions_mut().clear();
         let times = Times { requested_at, received_at: wall_ms() };
         let received = Received::with_map(response, times, |body| match source_ref.persist() {

@@ -40,7 +40,7 @@ impl Proxy {
         client: Client,
         writing: Writing,
         protocol: Option<(HeaderValue, OnUpgrade)>,
-    ) -> Served {
+    ) -> Box<Served> {
         let (proxy, snapshot) = (Arc::clone(self), Arc::clone(snapshot));
         let from = client.clone();
         let mut posted = self.posted(&snapshot, &request, &client);
@@ -189,7 +189,7 @@ impl Posted {
     }
 
     /// Passes the response on and stores it as one to GET, if it declares a lifetime.
-    fn deliver_for_get(self, response: Response<Paced>, times: Times) -> Served {
+    fn deliver_for_get(self, response: Response<Paced>, times: Times) -> Box<Served> {
         let received = Received::with_map(response, times, IncomingBody::Application);
         let mut fetch = Fetch::new(self.request, Purpose::Serve, Forward::Method);
         (fetch.known.stamp, fetch.known.own_stamp) = (self.stamp, self.stamp);

@@ -388,6 +388,20 @@ mod tests {
     }
 
     #[test]
+    fn connection_ends_if_a_field_says_so_or_two_frame_the_body() {
+        for (lines, ends) in [
+            ("Content-Length: 3\r\nConnection: keep-alive\r\nX-Own-Name: close", false),
+            ("Transfer-Encoding: chunked", false),
+            ("Connection: x, Close", true),
+            ("Content-Length: 3\r\nTransfer-Encoding: chunked", true),
+            ("Content-Length : 3", true),
+        ] {
+            let head = format!("HTTP/1.1 200 OK\r\n{lines}\r\n\r\n");
+            assert_eq!(understand(head.as_bytes(), false).unwrap().ends, ends, "{lines}");
+        }
+    }
+
+    #[test]
     fn understood_head_is_read_with_its_reason_and_framing() {
         for (head, reason, framing) in [
             ("HTTP/1.1 200 OK\r\nA:\tb \r\nContent-Length: 3\r\n\r\n", None, BodyFraming::Length(3)),

@@ -48,7 +48,7 @@ pub struct CachedExchange {
 
 enum Stage {
     /// The response is awaited.
-    Serving(BoxFuture<'static, Served>),
+    Serving(BoxFuture<'static, Box<Served>>),
     /// The response is there, and nothing of it was written.
     Served(Box<Served>),
     /// The body, and the number of bytes that are left of it; chunked if that is not known.
@@ -70,7 +70,7 @@ impl fmt::Debug for CachedExchange {
 
 /// A request that is served.
 pub(super) struct Asked {
-    pub(super) served: BoxFuture<'static, Served>,
+    pub(super) served: BoxFuture<'static, Box<Served>>,
     pub(super) is_head: bool,
     /// True if the client's connection ends after the response.
     pub(super) ends: bool,
@@ -94,7 +94,7 @@ impl CachedExchange {
     /// Waits for the response.
     fn poll_served(&mut self, context: &mut Context<'_>) -> Poll<()> {
         if let Stage::Serving(serving) = &mut self.stage {
-            self.stage = Stage::Served(Box::new(ready!(serving.as_mut().poll(context))));
+            self.stage = Stage::Served(ready!(serving.as_mut().poll(context)));
         }
         Poll::Ready(())
     }
