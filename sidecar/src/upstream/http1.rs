@@ -51,8 +51,14 @@ const IDLE_LIMIT_FOR_ONCE: Duration = Duration::from_millis(500);
 /// Maximum time since the application's last response, over any connection, for the same: a longer silence may be that of one that ends.
 const SILENCE_LIMIT_FOR_ONCE: Duration = Duration::from_millis(50);
 
-/// Idle time for which only what the runtime has heard of a connection counts, if the request can be sent twice.
-const IDLE_UNASKED: Duration = Duration::from_millis(1);
+/// Maximum idle time for which what the runtime has heard of a connection is enough, if the request can be sent twice.
+const IDLE_UNASKED: Duration = Duration::from_millis(50);
+
+/// Time for which one idle connection that the kernel knew to be open stands for all of them: an application that ends closes all.
+const LOOK_INTERVAL: Duration = Duration::from_micros(100);
+
+/// Time for which each connection is asked about after the application closed one that it had not said to close.
+const CLOSING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The idle connections, and the dialer for new ones.
 #[derive(Debug)]
@@ -69,6 +75,10 @@ struct Idle {
     connections: Vec<Box<Connection>>,
     /// Time at which the last connection became idle, after a whole response.
     heard: Instant,
+    /// Time at which the kernel last knew an idle connection to be open.
+    looked: Option<Instant>,
+    /// Time at which an idle connection was last found closed.
+    ended: Option<Instant>,
     /// True while a task closes connections that stay idle.
     is_watched: bool,
 }
@@ -86,7 +96,13 @@ impl SwitchedConnection {
 
 impl Http1 {
     pub(super) fn new(dialer: Arc<Dialer>, budget: Arc<Budget>) -> Self {
-        let idle = Idle { connections: Vec::new(), heard: Instant::now(), is_watched: false };
+        let idle = Idle {
+            connections: Vec::new(),
+            heard: Instant::now(),
+            looked: None,
+            ended: None,
+            is_watched: false,
+        };
         Self { dialer, budget, idle: Mutex::new(idle) }
     }
 
@@ -136,9 +152,19 @@ impl Http1 {
                 Err(ExchangeError::Io(_))
                     if !outgoing.has_begun() && (!is_new || mem::take(&mut may_fail_new)) => {}
                 Err(source) => {
+                    if !is_new {
+                        self.note_failure(&source);
+                    }
                     return Err(UpstreamError::Exchange { source, was_sent: outgoing.has_begun() });
                 }
             }
+        }
+    }
+
+    /// Records the failure of a connection that was idle before.
+    fn note_failure(&self, error: &ExchangeError) {
+        if error.may_have_been_dead() {
+            self.idle.lock().ended = Some(Instant::now());
         }
     }
 
@@ -171,19 +197,29 @@ impl Http1 {
     /// and replaced, so that there are never more connections than concurrent requests.
     fn take_idle(&self, may_be_repeated: bool) -> Option<Box<Connection>> {
         loop {
-            let (connection, heard) = {
+            let (connection, now, heard, asks_kernel) = {
                 let mut idle = self.idle.lock();
-                (idle.connections.pop()?, idle.heard)
-            };
-            let now = Instant::now();
-            let idle_for = now - connection.since;
-            if connection.is_quiet(!may_be_repeated || idle_for > IDLE_UNASKED) {
-                let is_fresh = match may_be_repeated {
-                    true => idle_for < IDLE_TIMEOUT,
-                    false => idle_for < IDLE_LIMIT_FOR_ONCE && now - heard < SILENCE_LIMIT_FOR_ONCE,
+                let connection = idle.connections.pop()?;
+                let now = Instant::now();
+                let asks_kernel = match may_be_repeated {
+                    true => now - connection.since > IDLE_UNASKED,
+                    false => idle.is_doubtful(now),
                 };
-                return is_fresh.then_some(connection);
+                (connection, now, idle.heard, asks_kernel)
+            };
+            if !connection.is_quiet(asks_kernel) {
+                self.idle.lock().ended = Some(now);
+                continue;
             }
+            if asks_kernel {
+                self.idle.lock().looked = Some(now);
+            }
+            let idle_for = now - connection.since;
+            let is_fresh = match may_be_repeated {
+                true => idle_for < IDLE_TIMEOUT,
+                false => idle_for < IDLE_LIMIT_FOR_ONCE && now - heard < SILENCE_LIMIT_FOR_ONCE,
+            };
+            return is_fresh.then_some(connection);
         }
     }
 
@@ -203,9 +239,15 @@ impl Http1 {
         loop {
             let next = {
                 let mut idle = self.idle.lock();
+                let mut has_ended = false;
                 idle.connections.retain(|connection| {
-                    connection.since.elapsed() < IDLE_TIMEOUT && connection.is_quiet(false)
+                    let is_quiet = connection.is_quiet(false);
+                    has_ended |= !is_quiet;
+                    is_quiet && connection.since.elapsed() < IDLE_TIMEOUT
                 });
+                if has_ended {
+                    idle.ended = Some(Instant::now());
+                }
                 match idle.connections.first() {
                     Some(connection) => connection.since + IDLE_TIMEOUT,
                     None => {
@@ -216,6 +258,14 @@ impl Http1 {
             };
             sleep_until(next).await;
         }
+    }
+}
+
+impl Idle {
+    /// Returns true if an idle connection may have been closed since the runtime last asked for events, and the kernel must be asked.
+    fn is_doubtful(&self, now: Instant) -> bool {
+        self.looked.is_none_or(|looked| now - looked >= LOOK_INTERVAL)
+            || self.ended.is_some_and(|ended| now - ended < CLOSING_INTERVAL)
     }
 }
 

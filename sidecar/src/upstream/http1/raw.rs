@@ -227,6 +227,9 @@ impl RawExchange {
                         self.stage = Stage::Unconnected;
                     }
                     Err(source) => {
+                        if !self.is_new {
+                            self.http1.note_failure(&source);
+                        }
                         let was_sent = self.has_begun;
                         return Poll::Ready(Err(UpstreamError::Exchange { source, was_sent }));
                     }
