@@ -315,7 +315,7 @@ impl Policy {
     /// Returns true if responses may be stored under a path, as it was sent: a route matches some server's reading of
     /// it, with any method.
     pub fn covers(&self, path: &str) -> bool {
-        self.readings.covers(&Readings::of(path))
+        self.readings.covers(path)
     }
 
     /// Returns the names that a write invalidates, if the policy has a rule for it or, without a policy, for any write

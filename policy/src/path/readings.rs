@@ -53,9 +53,15 @@ impl Readings {
     }
 }
 
+/// Returns a path that all servers read alike, with each segment folded; `None` for any other.
+pub(crate) fn only_reading(path: &str) -> Option<Cow<'_, str>> {
+    // Folding leaves the slashes of ASCII.
+    has_one_reading(path).then(|| fold(path))
+}
+
 /// Returns the texts that stand for a path in purge names: one for an unambiguous path, several otherwise.
 pub(crate) fn loose_texts(path: &str) -> impl Iterator<Item = Cow<'_, str>> {
-    let own = has_one_reading(path).then(|| fold(path));
+    let own = only_reading(path);
     let others = if own.is_some() { vec![] } else { loose_paths(path) };
     own.into_iter().chain(others.into_iter().map(|segments| Cow::Owned(text_of_segments(&segments))))
 }

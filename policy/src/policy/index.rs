@@ -17,7 +17,7 @@ use percent_encoding::percent_decode_str;
 use super::Route;
 use crate::{
     PathTemplate,
-    path::{Readings, fold},
+    path::{Readings, fold, only_reading},
     template::Segment,
 };
 
@@ -160,15 +160,25 @@ impl RouteIndex {
         search.result(u32::MAX)
     }
 
-    /// Returns true if the path of a route covers a reading.
-    pub(super) fn covers(&self, readings: &Readings) -> bool {
-        !self.anywhere.is_empty()
-            || readings.iter().any(|reading| {
-                let folded: Vec<_> = reading.iter().map(|segment| fold(segment)).collect();
-                let mut search = Search { fits: |_| true, found: u32::MAX };
-                search.visit(self, 0, folded.iter().map(|segment| Step::Text(segment)));
-                search.result(u32::MAX).is_some()
-            })
+    /// Returns true if the path of a route covers a reading of a path, as it was sent.
+    pub(super) fn covers(&self, path: &str) -> bool {
+        if !self.anywhere.is_empty() {
+            return true;
+        }
+        if let Some(path) = only_reading(path) {
+            return self.covers_reading(path.split('/').filter(|segment| !segment.is_empty()));
+        }
+        Readings::of(path).iter().any(|reading| {
+            let folded: Vec<_> = reading.iter().map(|segment| fold(segment)).collect();
+            self.covers_reading(folded.iter().map(AsRef::as_ref))
+        })
+    }
+
+    /// Returns true if the path of a route covers these segments, which are folded.
+    fn covers_reading<'a>(&self, segments: impl Iterator<Item = &'a str> + Clone) -> bool {
+        let mut search = Search { fits: |_| true, found: u32::MAX };
+        search.visit(self, 0, segments.map(Step::Text));
+        search.result(u32::MAX).is_some()
     }
 
     /// Returns the first route before `bound` whose path covers every path of a template, and that fits otherwise.

@@ -9,7 +9,9 @@ use http::{
     request::Parts,
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
-use larder_policy::{HeaderKinds, NormalPath, PurgeName, Writing, policy::Purges, response_meta::Times};
+use larder_policy::{
+    Fields, HeaderKinds, NormalPath, PurgeName, Writing, policy::Purges, response_meta::Times,
+};
 
 use super::{
     Client, Proxy, Served,
@@ -47,7 +49,7 @@ impl Proxy {
         let (asked, from_client) = protocol.unzip();
         let written = async move {
             let target = Target::of(request.uri(), request.headers());
-            let write = Write { snapshot, writing, target };
+            let write = Write { snapshot, writing, target, is_of_response: false };
             let requested_at = wall_ms();
             let may_change_protocol = asked.is_some();
             let mut exchange = proxy.begin(request.map(passed_body), &from, asked, WhenRefused::Retry);
@@ -203,6 +205,8 @@ pub(super) struct Write {
     pub(super) snapshot: Arc<Snapshot>,
     pub(super) writing: Writing,
     pub(super) target: Target,
+    /// True if [`purges_of`] it is nothing: it invalidates no more than its response points to.
+    pub(super) is_of_response: bool,
 }
 
 impl Write {
@@ -212,7 +216,7 @@ impl Write {
         let may_have_changed = response.is_none_or(|response| !changed_nothing(response.status()));
         let names = match response {
             Some(response) => self.invalidated(response.status(), response.headers()),
-            None => invalidated_by_policy(snapshot, writing),
+            None => self.invalidated_by_policy(),
         };
         if !names.is_empty() || may_have_changed || snapshot.writes_go_unheard() {
             purge::after_write(&proxy.config, snapshot, writing, &names, &proxy.telemetry.stats).await;
@@ -222,14 +226,15 @@ impl Write {
     /// Returns the names that the response to a write invalidates: those of the policy, unless nothing was changed; and, unless it is an
     /// error, the cached ones among the write's own path and those that the response points to on the same host.
     fn invalidated(&self, status: StatusCode, headers: &HeaderMap) -> Vec<PurgeName> {
-        let Self { snapshot, writing, target } = self;
+        let Self { snapshot, writing, target, is_of_response } = self;
         let mut names = Vec::new();
         if !changed_nothing(status) {
-            names.extend(invalidated_by_policy(snapshot, writing));
+            names.extend(self.invalidated_by_policy());
         }
         if status.is_success() || status.is_redirection() {
-            let pointed_to = [LOCATION, CONTENT_LOCATION].map(|name| target.pointed_to(headers, &name));
-            let paths = writing.paths().iter().chain(pointed_to.iter().flatten());
+            let pointed_to = POINTING.map(|name| target.pointed_to(headers, &name));
+            let own = if *is_of_response { &[] } else { writing.paths() };
+            let paths = own.iter().chain(pointed_to.iter().flatten());
             let cached = paths.filter(|path| snapshot.policy().covers(path));
             names.extend(cached.flat_map(|path| PurgeName::paths(path)));
         }
@@ -237,11 +242,29 @@ impl Write {
         names.dedup();
         names
     }
+
+    fn invalidated_by_policy(&self) -> Vec<PurgeName> {
+        let policy = self.snapshot.policy();
+        // A sidecar without a policy goes by the response alone.
+        if self.is_of_response || policy.is_bare() { vec![] } else { policy.purged_by(&self.writing) }
+    }
 }
 
-fn invalidated_by_policy(snapshot: &Snapshot, writing: &Writing) -> Vec<PurgeName> {
-    // A sidecar without a policy goes by the response alone.
-    if snapshot.policy().is_bare() { vec![] } else { snapshot.policy().purged_by(writing) }
+/// The fields of a response that point to what a write changed.
+const POINTING: [HeaderName; 2] = [LOCATION, CONTENT_LOCATION];
+
+/// Returns the parts of a response on which the purge of its write depends.
+pub(super) fn response_of_write(status: u16, fields: &impl Fields) -> Response<()> {
+    let mut response = Response::new(());
+    *response.status_mut() = StatusCode::from_u16(status).unwrap_or_default();
+    for name in POINTING {
+        // The first one counts.
+        let value = fields.values(name.as_str()).next().map(HeaderValue::from_bytes);
+        if let Some(Ok(value)) = value {
+            response.headers_mut().insert(name, value);
+        }
+    }
+    response
 }
 
 /// Returns true if a status shows that a write was refused. The other client errors show that the resource is not in the state that

@@ -6,7 +6,11 @@ use http::Response;
 use tokio::time::timeout;
 
 use crate::{
-    proxy::{Proxy, deadline::LATE_WRITE_TIMEOUT, write::Write},
+    proxy::{
+        Proxy,
+        deadline::LATE_WRITE_TIMEOUT,
+        write::{self, Write},
+    },
     upstream::{ExchangeError, RawExchange, RawHead, UpstreamError, UpstreamReason},
     work::Work,
 };
@@ -69,7 +73,7 @@ async fn final_head(raw: &mut RawExchange) -> Result<Response<()>, UpstreamError
     }
 }
 
-/// Returns the response on which the purge of a write depends.
+/// Returns the parts of a response on which the purge of its write depends.
 pub(super) fn response_of_write(head: &RawHead) -> Response<()> {
-    head.response().unwrap_or_default()
+    write::response_of_write(head.status(), head)
 }
