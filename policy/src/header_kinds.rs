@@ -154,14 +154,14 @@ fn kinds_of(name: &[u8]) -> Kinds {
         (b'c', 14) if is_named(name, b"content-length") => CONTENT,
         (b'e', 6) if is_named(name, b"expect") => CONNECTION,
         (b'f', 9) if is_named(name, b"forwarded") => FORWARDING,
-        (b'i', _) if name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"if-")) => CONDITIONAL,
+        (b'i', _) if is_condition(name) && !names_a_method(name) => CONDITIONAL,
         // Shorter ones, such as Host, are none, and every request has those.
         (b'h' | b'm' | b'v' | b'_', 6..) if names_a_method(name) => OVERRIDE,
         (b'k', 10) if is_named(name, b"keep-alive") => CONNECTION,
         (b'p', 6) if is_named(name, b"pragma") => DIRECTIVES,
         (b'p', 16) if is_named(name, b"proxy-connection") => CONNECTION,
         (b'r', 5) if is_named(name, b"range") => RANGE,
-        (b's', 8..) if is_hint(name) => TAILORING,
+        (b's', 8..) if is_hint(name) && !names_a_method(name) => TAILORING,
         (b't', 2) if is_named(name, b"te") => CONNECTION,
         (b't', 17) if is_named(name, b"transfer-encoding") => CONTENT,
         (b'u', 7) if is_named(name, b"upgrade") => CONNECTION,
@@ -170,6 +170,10 @@ fn kinds_of(name: &[u8]) -> Kinds {
         _ if credentials::is_common(name) => 0,
         _ => return of_others(name),
     })
+}
+
+fn is_condition(name: &[u8]) -> bool {
+    name.get(..3).is_some_and(|start| start.eq_ignore_ascii_case(b"if-"))
 }
 
 /// Returns the kinds of a name that few requests have.

@@ -155,7 +155,7 @@ fn is_taken_at_its_word(policy: &Policy, protocol: &HeaderValue, has_route: bool
 }
 
 /// Returns the reason why a request passes that no route takes.
-fn without_route(method: &Method, path: &NormalPath<'_>) -> Forward {
+pub(super) fn without_route(method: &Method, path: &NormalPath<'_>) -> Forward {
     match *method {
         Method::GET | Method::HEAD if path.is_ambiguous() => Forward::Bypass(Bypass::AmbiguousPath),
         Method::GET | Method::HEAD => Forward::Bypass(Bypass::NoRoute),

@@ -20,7 +20,7 @@ use larder_policy::{Fields as _, Route, Writing};
 use super::{
     CacheRequest, Client, FastPath, Proxy, Routed,
     classify::{self, Disposition, classify_fields, path_and_query},
-    fast_path::Found,
+    fast_path::{Finding, Found},
     write::{Target, Write, purges_of},
 };
 use crate::{
@@ -112,7 +112,12 @@ impl Direct {
         let plain = Plain::of(head)?;
         let method = Method::from_bytes(head.method.as_bytes()).ok()?;
         let (snapshot, treatment, key) = match found {
-            Some(Found { snapshot, routed, key }) => (snapshot, Treatment::LookUp(routed), Some(key)),
+            Some(Found { snapshot, finding: Finding::Route(routed, key) }) => {
+                (snapshot, Treatment::LookUp(routed), Some(key))
+            }
+            Some(Found { snapshot, finding: Finding::Pass(reason) }) => {
+                (snapshot, Treatment::Relay(Plan { reason, route: None, writing: None }), None)
+            }
             None => {
                 let snapshot = self.proxy.config.snapshot();
                 let treatment = treatment(&snapshot, head, &method, body)?;

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::Method;
 use larder_policy::{
-    Fields, HeaderKinds, Key, NormalPath, Route,
+    Fields, HeaderKinds, Key, NormalPath, Route, Writing,
     cache_control::RequestDirectives,
     credentials,
     freshness::State,
@@ -16,12 +16,12 @@ use larder_policy::{
 use self::reply::Reply;
 use super::{
     Proxy,
-    classify::{not_for_the_cache, path_and_query, path_in_admin},
+    classify::{not_for_the_cache, path_and_query, path_in_admin, without_route},
     request::Routed,
 };
 use crate::{
     cache_key::{PrimaryKey, hash_of},
-    cache_status::{Tier, ttl_seconds},
+    cache_status::{Forward, Tier, ttl_seconds},
     entry::MAX_COPIED,
     http1_guard::Head,
     mode::Mode,
@@ -52,12 +52,19 @@ struct Asked<'a, L> {
     max_copied: usize,
 }
 
-/// A plain GET that memory could not serve at once: its route, as [`super::classify::classify`] finds it, and its key.
+/// A plain request that memory could not serve at once, as [`super::classify::classify`] classifies it.
 #[derive(Debug)]
 pub(super) struct Found {
     pub(super) snapshot: Arc<Snapshot>,
-    pub(super) routed: Routed,
-    pub(super) key: PrimaryKey,
+    pub(super) finding: Finding,
+}
+
+#[derive(Debug)]
+pub(super) enum Finding {
+    /// A GET of a route, with its key.
+    Route(Routed, PrimaryKey),
+    /// A request that no route takes.
+    Pass(Forward),
 }
 
 /// A plain request of a route.
@@ -106,15 +113,21 @@ impl FastPath {
             return None;
         }
         let snapshot = self.proxy.config.snapshot_guard();
-        let plain = self.plain(&snapshot, &asked)?;
+        let plain = match self.plain(&snapshot, &asked) {
+            Ok(plain) => plain,
+            Err(passes) => {
+                self.found = passes
+                    .map(|reason| Found { snapshot: Arc::clone(&snapshot), finding: Finding::Pass(reason) });
+                return None;
+            }
+        };
         let body = self.hit(&snapshot, &asked, &plain, output);
         if body.is_none() && plain.method == Method::GET {
             let Plain { route, kinds, spans, hash, .. } = plain;
-            self.found = Some(Found {
-                snapshot: Arc::clone(&snapshot),
-                routed: Routed { route: Arc::clone(route), kinds, bypass: None },
-                key: PrimaryKey::hashed(Key::of(&self.key, spans), hash),
-            });
+            let routed = Routed { route: Arc::clone(route), kinds, bypass: None };
+            let key = PrimaryKey::hashed(Key::of(&self.key, spans), hash);
+            self.found =
+                Some(Found { snapshot: Arc::clone(&snapshot), finding: Finding::Route(routed, key) });
         }
         body
     }
@@ -126,38 +139,49 @@ impl FastPath {
 
     fn respond_to(&mut self, asked: &Asked<'_, impl Fields>, output: &mut Vec<u8>) -> Option<Bytes> {
         let snapshot = self.proxy.config.snapshot_guard();
-        let plain = self.plain(&snapshot, asked)?;
+        let plain = self.plain(&snapshot, asked).ok()?;
         self.hit(&snapshot, asked, &plain, output)
     }
 
-    /// Classifies a plain request, and writes its key into the buffer. Returns `None` for any other.
-    fn plain<'s>(&mut self, snapshot: &'s Snapshot, asked: &Asked<'_, impl Fields>) -> Option<Plain<'s>> {
+    /// Classifies a plain request, and writes its key into the buffer.
+    ///
+    /// # Errors
+    /// The reason why a plain request passes that no route takes; `None` for a request that is not plain.
+    fn plain<'s>(
+        &mut self,
+        snapshot: &'s Snapshot,
+        asked: &Asked<'_, impl Fields>,
+    ) -> Result<Plain<'s>, Option<Forward>> {
         let method = match asked.method {
             "GET" => Method::GET,
             "HEAD" => Method::HEAD,
-            _ => return None,
+            _ => return Err(None),
         };
         if !asked.target.starts_with('/') || self.proxy.drain.is_on() {
-            return None;
+            return Err(None);
         }
         let kinds = HeaderKinds::under(asked.lines, snapshot.policy().identity_headers());
         let is_plain = !(kinds.has_content() || kinds.has_connection() && !only_keeps_alive(asked.lines));
         if snapshot.mode() != Mode::Serving || !is_plain {
-            return None;
+            return Err(None);
         }
         let (path, query) = path_and_query(asked.target);
         // The key may leave the parameter out.
         if query.is_some_and(writing::is_disguised_by) {
-            return None;
+            return Err(None);
         }
-        let path = NormalPath::new(path);
+        let (sent, path) = (path, NormalPath::new(path));
         if path_in_admin(snapshot.policy(), &path).is_some() {
-            return None;
+            return Err(None);
         }
-        let found = snapshot.policy().route(&method, &path, asked.lines)?;
+        let Some(found) = snapshot.policy().route(&method, &path, asked.lines) else {
+            // A field may name another method, which makes the request a write.
+            let is_write = Writing::of(&method, sent, query, asked.lines).is_some();
+            return Err((!is_write).then(|| without_route(&method, &path)));
+        };
         let route = found.route;
         if route.envelope {
-            return None;
+            return Err(None);
         }
         let asks_caches = route.honor_request_directives && kinds.has_directives();
         // RFC 9111, section 3.5, is for the slow path.
@@ -166,7 +190,7 @@ impl FastPath {
             || authorizes && !snapshot.policy().is_bare()
             || not_for_the_cache(snapshot, route, query, asked.lines, &kinds).is_some()
         {
-            return None;
+            return Err(None);
         }
         // The response to GET is also that to HEAD.
         let parts = KeyParts {
@@ -178,7 +202,7 @@ impl FastPath {
             body: None,
         };
         let spans = Key::write(&mut self.key, &parts, asked.lines, &kinds, &route.key);
-        Some(Plain { method, route, kinds, spans, hash: hash_of(&self.key) })
+        Ok(Plain { method, route, kinds, spans, hash: hash_of(&self.key) })
     }
 
     /// Responds with a fresh response in memory.

@@ -1,6 +1,11 @@
 //! The fast path is bound to the classifier and to the slow path: it responds to nothing else, and with nothing else.
 
-use std::{cell::RefCell, collections::BTreeMap, net::Ipv4Addr, sync::Arc};
+use std::{
+    cell::{Cell, RefCell},
+    collections::BTreeMap,
+    net::Ipv4Addr,
+    sync::Arc,
+};
 
 use axum::Router;
 use bytes::Bytes;
@@ -65,7 +70,8 @@ const PATHS: [&str; 14] = [
 
 const QUERIES: [&str; 6] = ["", "?", "?a=1", "?preview=1", "?utm=2&a=1", "?_method=DELETE"];
 
-const LINES: [(&str, &str); 26] = [
+const LINES: [(&str, &str); 27] = [
+    ("if-method-override", "DELETE"),
     ("accept-language", "de"),
     ("accept-encoding", "gzip, br"),
     ("accept", "*/*"),
@@ -174,6 +180,8 @@ fn case() -> impl Strategy<Value = Case> {
 struct Fixture {
     proxy: Arc<Proxy>,
     snapshot: Arc<Snapshot>,
+    /// Number of requests that the fast path found to pass.
+    passes: Cell<u32>,
 }
 
 impl Fixture {
@@ -192,11 +200,11 @@ impl Fixture {
         let upstream = Upstream::new(dialer, Arc::clone(&telemetry.stats.budget));
         let (drain, admin) = (Arc::default(), Router::new());
         let proxy = Proxy { config, upstream, target: None, telemetry, drain, admin, relays: true };
-        Self { proxy: Arc::new(proxy), snapshot }
+        Self { proxy: Arc::new(proxy), snapshot, passes: Cell::new(0) }
     }
 
-    /// Returns the request as the slow path classifies it, if it is one of a route, and the reason why it is bypassed.
-    fn classified(&self, case: &Case, version: Version) -> Option<(Box<CacheRequest>, bool)> {
+    /// Returns the request without the fields of its connection, as the slow path classifies it.
+    fn disposition(&self, case: &Case, version: Version) -> (Request<()>, Disposition) {
         let request = Request::builder().method(case.method);
         let request = match version {
             Version::HTTP_2 => request.uri(format!("http://shop{}", case.target)),
@@ -208,9 +216,13 @@ impl Fixture {
         }
         let upgrade = headers::upgrade(request.headers());
         headers::remove_hop_by_hop(request.headers_mut());
-        let Disposition::Route(routed) = classify(&self.snapshot, &request, upgrade, false) else {
-            return None;
-        };
+        let disposition = classify(&self.snapshot, &request, upgrade, false);
+        (request, disposition)
+    }
+
+    /// Returns the request as the slow path classifies it, if it is one of a route, and true if it is bypassed.
+    fn classified(&self, case: &Case, version: Version) -> Option<(Box<CacheRequest>, bool)> {
+        let (request, Disposition::Route(routed)) = self.disposition(case, version) else { return None };
         let client = Client { address: Ipv4Addr::LOCALHOST.into(), handoff: None, work: None };
         let request = request.map(|()| Bytes::new());
         let is_bypassed = routed.bypass.is_some();
@@ -262,7 +274,17 @@ impl Fixture {
     }
 
     /// Expects the fast path to find of a request that it does not respond to what the classifier and the slow path do.
-    fn check(&self, case: &Case, Found { routed, key, .. }: &Found) {
+    fn check(&self, case: &Case, found: &Found) {
+        let (routed, key) = match &found.finding {
+            Finding::Route(routed, key) => (routed, key),
+            Finding::Pass(reason) => {
+                let (_, disposition) = self.disposition(case, Version::HTTP_11);
+                let Disposition::Pass(expected) = disposition else { panic!("{case:?}: {disposition:?}") };
+                assert_eq!(*reason, expected, "{case:?}");
+                self.passes.set(self.passes.get() + 1);
+                return;
+            }
+        };
         let (request, is_bypassed) = self.classified(case, Version::HTTP_11).expect("a request of a route");
         assert!(case.method == "GET" && !is_bypassed && routed.bypass.is_none(), "{case:?}");
         assert_eq!(routed.route.index, request.route.index, "{case:?}");
@@ -379,6 +401,7 @@ fn check(
             Ok(())
         })
         .unwrap();
+    assert!(version == Version::HTTP_2 || fixture.passes.get() > 100, "{} pass", fixture.passes.get());
     let responses = responses.into_inner();
     for (kind, least) in least {
         assert!(responses.get(kind).is_some_and(|count| count >= least), "{kind:?} in {responses:?}");
