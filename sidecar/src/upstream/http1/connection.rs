@@ -39,13 +39,17 @@ impl Connection {
 
     /// Reads into the input, which gets room for so many bytes once there are any. Returns 0 at the end of the stream.
     pub(super) fn poll_read(&mut self, context: &mut Context<'_>, room: usize) -> Poll<io::Result<usize>> {
+        spare::take(&mut self.input);
         // No buffer is made while the application takes its time.
         if !self.input.try_reclaim(room) {
             ready!(self.reader.as_ref().poll_read_ready(context))?;
-            spare::take(&mut self.input);
             self.input.reserve(room);
         }
-        poll_read_buf(Pin::new(&mut self.reader), context, &mut self.input)
+        let read = poll_read_buf(Pin::new(&mut self.reader), context, &mut self.input);
+        if read.is_pending() {
+            spare::give_back(&mut self.input);
+        }
+        read
     }
 
     /// Appends at most so many bytes to `output`, without a copy of those that have not been received yet. Returns 0 at the end of the
