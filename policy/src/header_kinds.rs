@@ -154,6 +154,9 @@ fn kinds_of(name: &[u8]) -> Kinds {
         (b'c', 14) if is_named(name, b"content-length") => CONTENT,
         (b'e', 6) if is_named(name, b"expect") => CONNECTION,
         (b'f', 9) if is_named(name, b"forwarded") => FORWARDING,
+        // The usual ones are known to name no method.
+        (b'i', 13) if is_named(name, b"if-none-match") => CONDITIONAL,
+        (b'i', 17) if is_named(name, b"if-modified-since") => CONDITIONAL,
         (b'i', _) if is_condition(name) && !names_a_method(name) => CONDITIONAL,
         // Shorter ones, such as Host, are none, and every request has those.
         (b'h' | b'm' | b'v' | b'_', 6..) if names_a_method(name) => OVERRIDE,
