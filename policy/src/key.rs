@@ -152,6 +152,13 @@ impl Key {
     }
 }
 
+/// Returns the path in the text of a key, whatever follows the key there; an empty text if it is none.
+pub fn path_of(text: &str) -> &str {
+    let begins = text.find("://").map_or(text.len(), |scheme| scheme + 3);
+    let target = text[begins..].find('/').map_or("", |path| &text[begins + path..]);
+    &target[..target.find(['?', '#', '\n']).unwrap_or(target.len())]
+}
+
 impl Spans {
     /// Returns the names under which a purge finds the response stored under the key of this text.
     pub fn purge_names(self, text: &str) -> [PurgeName; 3] {

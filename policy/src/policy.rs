@@ -24,7 +24,7 @@ use crate::{
 const MAX_OBJECT_SIZE: ByteSize = ByteSize(256 << 20);
 
 /// Identifies the derivation of purge names: responses with names of another derivation are found by no purge.
-const PURGE_NAMES: &[u8] = b"folded keys\n";
+const PURGE_NAMES: &[u8] = b"folded keys, prefixes\n";
 
 /// Larder's own targeted header (RFC 9213).
 const OWN_TARGET: HeaderName = HeaderName::from_static("larder-cache-control");
@@ -190,15 +190,18 @@ impl Policy {
                 );
                 check.no_reads(&format!("spec.invalidation.onWrite[{index}].match"), &write.matches, &routes);
                 let at = format!("spec.invalidation.onWrite[{index}].purge");
-                let PurgeSpec { tags, paths } = &write.purge;
+                let PurgeSpec { tags, paths, prefixes, everything } = &write.purge;
                 for (index, tag) in tags.iter().enumerate() {
                     check.placeholders(&format!("{at}.tags[{index}]"), tag, &write.matches.path);
                 }
-                for (index, path) in paths.iter().enumerate() {
-                    check.placeholders(&format!("{at}.paths[{index}]"), path.as_str(), &write.matches.path);
+                for (list, paths) in [("paths", paths), ("prefixes", prefixes)] {
+                    for (index, path) in paths.iter().enumerate() {
+                        let at = format!("{at}.{list}[{index}]");
+                        check.placeholders(&at, path.as_str(), &write.matches.path);
+                    }
                 }
-                if tags.is_empty() && paths.is_empty() {
-                    check.refuse(&at, "nothing to purge: set tags, paths or both");
+                if tags.is_empty() && paths.is_empty() && prefixes.is_empty() && !everything {
+                    check.refuse(&at, "nothing to purge: set tags, paths or prefixes, or everything: true");
                 }
                 WriteRule {
                     path: write.matches.path.clone(),
@@ -324,12 +327,10 @@ impl Policy {
         if self.bare {
             return sorted(writing.paths().iter().flat_map(|path| PurgeName::paths(path)).collect());
         }
-        let Purges { tags, paths } = self.purges_of(writing);
-        let tags = tags.iter().map(|tag| PurgeName::tag(tag));
-        sorted(tags.chain(paths.iter().flat_map(|path| PurgeName::paths(path))).collect())
+        self.purges_of(writing).names()
     }
 
-    /// Returns the tags and paths that the policy names for a write.
+    /// Returns everything that the policy names for a write.
     pub fn purges_of(&self, writing: &Writing) -> Purges {
         let mut purges = Purges::default();
         if self.writes.is_empty() {
@@ -342,30 +343,46 @@ impl Policy {
                 readings.iter().flat_map(Readings::iter).filter_map(|path| template.matches_reading(path));
             for parameters in found {
                 purges.tags.extend(purge.tags.iter().map(|tag| expand(tag, &parameters)));
-                purges
-                    .paths
-                    .extend(purge.paths.iter().map(|path| path.expand_with(&parameters, template.rest())));
+                let expanded = |path: &PathTemplate| path.expand_with(&parameters, template.rest());
+                purges.paths.extend(purge.paths.iter().map(expanded));
+                purges.prefixes.extend(purge.prefixes.iter().map(expanded));
+                purges.everything |= purge.everything;
             }
         }
         purges.tags = sorted(purges.tags);
         purges.paths = sorted(purges.paths);
+        purges.prefixes = sorted(purges.prefixes);
         purges
     }
 }
 
-/// The tags and paths that a write invalidates, values encoded.
+/// Stored responses to invalidate, values encoded.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Purges {
     /// Tags.
     pub tags: Vec<String>,
     /// Paths.
     pub paths: Vec<String>,
+    /// Prefixes of paths.
+    pub prefixes: Vec<String>,
+    /// True if every stored response is meant.
+    pub everything: bool,
 }
 
 impl Purges {
-    /// Returns true if the write invalidates nothing.
+    /// Returns true if nothing is invalidated.
     pub fn is_empty(&self) -> bool {
-        self.tags.is_empty() && self.paths.is_empty()
+        *self == Self::default()
+    }
+
+    /// Returns the names to purge.
+    pub fn names(&self) -> Vec<PurgeName> {
+        let Self { tags, paths, prefixes, everything } = self;
+        let of_tags = tags.iter().map(|tag| PurgeName::tag(tag));
+        let of_paths = paths.iter().flat_map(|path| PurgeName::paths(path));
+        // Every path is under the root.
+        let prefixes = prefixes.iter().map(String::as_str).chain(everything.then_some("/"));
+        sorted(of_tags.chain(of_paths).chain(prefixes.flat_map(PurgeName::prefixes)).collect())
     }
 }
 

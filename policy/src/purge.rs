@@ -18,6 +18,9 @@ pub use self::key::{KeyError, WrittenKey};
 /// Length up to which a name is hashed without an allocation, in bytes.
 const MAX_SHORT: usize = 256;
 
+/// Maximum number of segments by which a prefix of paths is told from others.
+pub const MAX_PREFIX_SEGMENTS: usize = 32;
+
 /// One name of a stored response, hashed: a key, a path or a tag. An entry has a few of them; a purge raises a barrier
 /// on one, which invalidates every older entry with that name. Names of different kinds never collide.
 #[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -32,6 +35,9 @@ impl Hash for PurgeName {
 }
 
 impl PurgeName {
+    /// The name of the fact that some prefix was purged. No stored response has this name.
+    pub const ANY_PREFIX: Self = Self(*b"any path prefix\0");
+
     /// The name of a key, with or without scheme and host. Keys that differ only in escapes, in compatible characters
     /// (Unicode's NFKC), in `+` for a space, in empty pairs of the query, such as the one of `/a?`, or in the spelling
     /// of the host (RFC 3986, section 6.2), have one name.
@@ -60,6 +66,25 @@ impl PurgeName {
     /// Returns the names of all paths that a server may read in `path`: those that a purge by that path raises.
     pub fn paths(path: &str) -> impl Iterator<Item = Self> {
         loose_texts(path).map(|text| Self::new("path", &[&text]))
+    }
+
+    /// Returns the names of the prefixes of a path, in segments: `/a` and `/a/b` among those of `/a/b/c`, and `/` and the path itself.
+    /// They are not stored with a response, but found from its path where [`Self::ANY_PREFIX`] has been purged since.
+    pub fn prefixes_of(path: &str) -> Vec<Self> {
+        let text = loose_texts(path).next().expect("a path has a reading");
+        let ends = text.match_indices('/').map(|(at, _)| at).skip(1).chain([text.len()]);
+        let longer = ends.filter(|end| *end > 1).take(MAX_PREFIX_SEGMENTS).map(|end| &text[..end]);
+        ["/"].into_iter().chain(longer).map(|prefix| Self::new("prefix", &[prefix])).collect()
+    }
+
+    /// Returns the names that a purge of all paths under a prefix raises, by every reading of it that a server may have, and
+    /// [`Self::ANY_PREFIX`]. Of more than [`MAX_PREFIX_SEGMENTS`] segments the first ones count.
+    pub fn prefixes(prefix: &str) -> impl Iterator<Item = Self> {
+        let name = |text: Cow<'_, str>| {
+            let end = text.match_indices('/').map(|(at, _)| at).nth(MAX_PREFIX_SEGMENTS);
+            Self::new("prefix", &[&text[..end.unwrap_or(text.len())]])
+        };
+        loose_texts(prefix).map(name).chain([Self::ANY_PREFIX])
     }
 
     /// The name of a tag. Tags that differ only in escapes, case or compatible characters have one name.
@@ -102,7 +127,7 @@ impl PurgeName {
     }
 
     /// Returns the wire form of the name: 16 bytes.
-    pub fn as_bytes(&self) -> &[u8; 16] {
+    pub const fn as_bytes(&self) -> &[u8; 16] {
         &self.0
     }
 
@@ -245,6 +270,41 @@ mod tests {
         let name = PurgeName::tag("user:42");
         assert_eq!(PurgeName::from_bytes(name.as_bytes()), Some(name));
         assert_eq!(PurgeName::from_bytes(b"short"), None);
+    }
+
+    #[test]
+    fn prefix_is_of_whole_segments_in_any_spelling() {
+        let is_under = |path: &str, prefix: &str| {
+            let names = PurgeName::prefixes_of(path);
+            PurgeName::prefixes(prefix).any(|name| names.contains(&name))
+        };
+        for prefix in
+            ["/", "//", "/a", "/a/", "/A", "/%61", "/a/b", "/a/b/", "/a/./b", "/x/../a", "/a/b/c", "/a;v=1/b"]
+        {
+            assert!(is_under("/a/b/c", prefix), "{prefix}");
+        }
+        for prefix in ["/b", "/a/bc", "/a/b/c/d", "/a/b/cd", "/aa", "/a/c", "/c"] {
+            assert!(!is_under("/a/b/c", prefix), "{prefix}");
+        }
+        assert!(is_under("/", "/") && !is_under("/", "/a"));
+        assert!(is_under("/caf%C3%A9/x", "/caf\u{e9}") && is_under("/a%20b/x", "/a+b"));
+        let deep = "/a".repeat(100);
+        assert!(is_under(&deep, &"/a".repeat(32)) && is_under(&deep, &deep) && is_under(&deep, "/a"));
+        assert!(is_under(&"/a".repeat(40), &deep), "beyond 32 segments the first 32 count");
+        assert!(!is_under(&"/a".repeat(31), &deep));
+        assert_eq!(PurgeName::prefixes_of(&deep).len(), 1 + MAX_PREFIX_SEGMENTS);
+        assert_eq!(PurgeName::prefixes("/a/b").last(), Some(PurgeName::ANY_PREFIX));
+        assert!(!is_under("any path prefix", "/a"));
+    }
+
+    proptest! {
+        #[test]
+        fn path_is_under_itself_and_all_before_it(segments in proptest::collection::vec("[a-c%;.+]{1,3}", 1..6)) {
+            let path = format!("/{}", segments.join("/"));
+            // What a purge by this path reaches one by it as a prefix reaches, too.
+            let names = PurgeName::prefixes_of(&path);
+            prop_assert!(PurgeName::prefixes(&path).any(|name| names.contains(&name)), "{}", path);
+        }
     }
 
     #[test]

@@ -47,7 +47,7 @@ pub struct Stamp {
 }
 
 /// A purge's position in both orders; 0 without one.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 struct Barrier {
     order: u64,
     local: u64,
@@ -65,6 +65,8 @@ struct Table {
     floor: Barrier,
     /// Barriers on names. Names are hashes already, so that a quick hash of them does.
     raised: HashMap<PurgeName, Barrier, RandomState>,
+    /// Revision in which the barrier on [`PurgeName::ANY_PREFIX`] changed last.
+    prefixes_changed: u64,
 }
 
 /// The barriers that a pod knows of. Unrelated to `std::sync::Barrier`.
@@ -144,8 +146,12 @@ impl Barriers {
 
     fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
         let mut table = self.table.write();
+        let of_prefixes = table.barrier(PurgeName::ANY_PREFIX);
         let result = change(&mut table);
         table.bound();
+        if table.barrier(PurgeName::ANY_PREFIX) != of_prefixes {
+            table.prefixes_changed = self.revision() + 1;
+        }
         self.revision.fetch_add(1, Ordering::Release);
         result
     }
@@ -186,15 +192,37 @@ impl Barriers {
         self.revision.load(Ordering::Acquire)
     }
 
-    /// Returns true if a purge made entries stale that bear these names and were filled at `stamp`.
-    pub fn covers(&self, names: impl IntoIterator<Item = PurgeName>, stamp: Stamp) -> bool {
-        self.read(|table| {
-            stamp.generation != table.generation
+    /// Returns true if a purge made entries stale that bear these names, are of this path and were filled at `stamp`.
+    pub fn covers(&self, names: impl IntoIterator<Item = PurgeName>, path: &str, stamp: Stamp) -> bool {
+        self.covers_since(0, names, path, stamp)
+    }
+
+    /// Returns the result of [`Barriers::covers`], where that was false in the revision `checked`.
+    pub fn covers_since(
+        &self,
+        checked: u64,
+        names: impl IntoIterator<Item = PurgeName>,
+        path: &str,
+        stamp: Stamp,
+    ) -> bool {
+        let (is_covered, has_later_prefixes) = self.read(|table| {
+            let is_covered = stamp.generation != table.generation
                 || table.floor.is_after(stamp)
-                || names
-                    .into_iter()
-                    .any(|name| table.raised.get(&name).is_some_and(|barrier| barrier.is_after(stamp)))
-        })
+                || names.into_iter().any(|name| table.barrier(name).is_after(stamp));
+            let last_prefix = table.barrier(PurgeName::ANY_PREFIX);
+            (is_covered, last_prefix.is_after(stamp) && table.prefixes_changed > checked)
+        });
+        if is_covered || !has_later_prefixes {
+            return is_covered;
+        }
+        // Their names are hashed without the lock, and only once for each purge of a prefix.
+        let prefixes = PurgeName::prefixes_of(path);
+        self.read(|table| prefixes.into_iter().any(|name| table.barrier(name).is_after(stamp)))
+    }
+
+    /// Returns true if every purge up to one that Redis has ordered is applied here.
+    pub fn know_all_until(&self, generation: u64, order: u64) -> bool {
+        self.read(|table| table.generation == generation && table.complete >= order)
     }
 
     /// Returns true if the response to a request of this pod at `asked_at` ([`boot_ms`]) may be served: without proof
@@ -351,6 +379,11 @@ impl Barrier {
 }
 
 impl Table {
+    /// Returns the barrier on a name, apart from the one on everything.
+    fn barrier(&self, name: PurgeName) -> Barrier {
+        self.raised.get(&name).copied().unwrap_or_default()
+    }
+
     fn raise(&mut self, order: u64, names: &[PurgeName]) {
         self.order = self.order.max(order);
         for name in names {
@@ -375,6 +408,8 @@ impl Table {
 mod tests {
     use super::*;
 
+    const PATH: &str = "/a/b";
+
     fn tag(name: &str) -> PurgeName {
         PurgeName::tag(name)
     }
@@ -386,9 +421,9 @@ mod tests {
         let filled = barriers.stamp();
         assert!(!barriers.are_current());
         barriers.resync(&RedisBarriers { generation: 7, order: 4, floor: 0, raised: vec![(tag("a"), 4)] });
-        assert!(barriers.covers([tag("a")], filled) && !barriers.covers([tag("b")], filled));
+        assert!(barriers.covers([tag("a")], PATH, filled) && !barriers.covers([tag("b")], PATH, filled));
         barriers.resync(&RedisBarriers { generation: 8, ..RedisBarriers::default() });
-        assert!(barriers.covers([tag("b")], filled));
+        assert!(barriers.covers([tag("b")], PATH, filled));
     }
 
     #[test]
@@ -396,9 +431,38 @@ mod tests {
         let barriers = Barriers::alone();
         let before = barriers.stamp();
         barriers.raise_locally(&[tag("a")]);
-        assert!(barriers.covers([tag("x"), tag("a")], before));
-        assert!(!barriers.covers([tag("x")], before));
-        assert!(!barriers.covers([tag("a")], barriers.stamp()));
+        assert!(barriers.covers([tag("x"), tag("a")], PATH, before));
+        assert!(!barriers.covers([tag("x")], PATH, before));
+        assert!(!barriers.covers([tag("a")], PATH, barriers.stamp()));
+    }
+
+    #[test]
+    fn a_purge_of_a_prefix_covers_older_fills_of_its_paths() {
+        let barriers = Barriers::shared(Duration::from_secs(5));
+        barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
+        let (before, names) = (barriers.stamp(), |prefix| PurgeName::prefixes(prefix).collect::<Vec<_>>());
+        let checked = barriers.revision();
+        assert!(!barriers.covers([], PATH, before));
+        assert_eq!(barriers.heard(7, 4, &names("/a")), Heard::InOrder);
+        assert!(barriers.covers([], PATH, before) && barriers.covers_since(checked, [], PATH, before));
+        assert!(!barriers.covers([], "/ab", before) && !barriers.covers([], PATH, barriers.stamp()));
+        let checked = barriers.revision();
+        assert_eq!(barriers.heard(7, 5, &[tag("x")]), Heard::InOrder);
+        assert!(!barriers.covers_since(checked, [], "/ab", before));
+        barriers.raise_locally(&names("/"));
+        assert!(barriers.covers_since(checked, [], "/ab", before));
+        assert!(barriers.know_all_until(7, 5) && !barriers.know_all_until(7, 6));
+        assert!(!barriers.know_all_until(8, 1));
+        let redis = RedisBarriers {
+            generation: 8,
+            order: 2,
+            floor: 0,
+            raised: names("/a").into_iter().map(|name| (name, 2)).collect(),
+        };
+        let other = Barriers::shared(Duration::from_secs(5));
+        other.resync(&redis);
+        let stamp = Stamp { generation: 8, order: 1, ..Stamp::default() };
+        assert!(other.covers([], PATH, stamp) && !other.covers([], "/b", stamp));
     }
 
     #[test]
@@ -406,13 +470,13 @@ mod tests {
         let barriers = Barriers::shared(Duration::from_secs(5));
         barriers.resync(&RedisBarriers { generation: 7, order: 3, floor: 1, raised: vec![(tag("a"), 3)] });
         let stamp = |order| Stamp { generation: 7, order, ..Stamp::default() };
-        assert!(barriers.covers([tag("a")], stamp(2)));
-        assert!(!barriers.covers([tag("a")], stamp(3)));
-        assert!(barriers.covers([tag("b")], stamp(0)), "below the floor");
+        assert!(barriers.covers([tag("a")], PATH, stamp(2)));
+        assert!(!barriers.covers([tag("a")], PATH, stamp(3)));
+        assert!(barriers.covers([tag("b")], PATH, stamp(0)), "below the floor");
         assert_eq!(barriers.heard(7, 4, &[tag("b")]), Heard::InOrder);
-        assert!(barriers.covers([tag("b")], stamp(3)));
+        assert!(barriers.covers([tag("b")], PATH, stamp(3)));
         assert_eq!(barriers.heard(7, 6, &[tag("c")]), Heard::AfterGap, "5 was missed");
-        assert!(barriers.covers([tag("c")], stamp(5)));
+        assert!(barriers.covers([tag("c")], PATH, stamp(5)));
         assert_eq!(barriers.heard(8, 1, &[]), Heard::OtherGeneration);
     }
 
@@ -422,8 +486,8 @@ mod tests {
         barriers.resync(&RedisBarriers { generation: 7, order: 9, ..RedisBarriers::default() });
         let old = barriers.stamp();
         barriers.resync(&RedisBarriers { generation: 8, ..RedisBarriers::default() });
-        assert!(barriers.covers([tag("a")], old));
-        assert!(!barriers.covers([tag("a")], barriers.stamp()));
+        assert!(barriers.covers([tag("a")], PATH, old));
+        assert!(!barriers.covers([tag("a")], PATH, barriers.stamp()));
     }
 
     #[test]
@@ -432,12 +496,12 @@ mod tests {
         barriers.resync(&RedisBarriers { generation: 7, order: 1, ..RedisBarriers::default() });
         let in_redis = Stamp { generation: 7, order: 1, ..Stamp::default() };
         let local = barriers.raise_locally(&[tag("a")]);
-        assert!(barriers.covers([tag("a")], in_redis));
+        assert!(barriers.covers([tag("a")], PATH, in_redis));
         assert_eq!(barriers.heard(7, 2, &[tag("a")]), Heard::InOrder);
         barriers.settle(&[tag("a")], local);
-        assert!(barriers.covers([tag("a")], in_redis));
+        assert!(barriers.covers([tag("a")], PATH, in_redis));
         assert!(
-            !barriers.covers([tag("a")], Stamp { generation: 7, order: 2, ..Stamp::default() }),
+            !barriers.covers([tag("a")], PATH, Stamp { generation: 7, order: 2, ..Stamp::default() }),
             "filled by another pod since"
         );
     }
@@ -450,8 +514,8 @@ mod tests {
             barriers.raise_locally(&[tag(&number.to_string())]);
         }
         assert!(barriers.read(|table| table.raised.len()) <= MAX_BARRIERS);
-        assert!(barriers.covers([tag("never purged")], before));
-        assert!(!barriers.covers([tag("0")], barriers.stamp()));
+        assert!(barriers.covers([tag("never purged")], PATH, before));
+        assert!(!barriers.covers([tag("0")], PATH, barriers.stamp()));
     }
 
     #[test]
@@ -459,7 +523,7 @@ mod tests {
         let barriers = Barriers::shared(Duration::from_secs(5));
         barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
         assert!(barriers.ordered(7, 6, &[tag("own")]), "4 and 5 are on their way");
-        assert!(barriers.covers([tag("own")], Stamp { generation: 7, order: 5, ..Stamp::default() }));
+        assert!(barriers.covers([tag("own")], PATH, Stamp { generation: 7, order: 5, ..Stamp::default() }));
         assert_eq!(barriers.heard(7, 4, &[]), Heard::InOrder);
         assert_eq!(barriers.heard(7, 6, &[]), Heard::AfterGap, "5 was missed all the same");
         assert!(!barriers.ordered(8, 1, &[]));

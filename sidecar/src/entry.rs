@@ -14,6 +14,7 @@ use larder_policy::{
     Fields as _, Lifetimes, PurgeName,
     cache_control::RequestDirectives,
     freshness::{self, Freshness, evaluate},
+    key::path_of,
     range::Pieces,
     response_meta::{self, ResponseMeta, Times},
 };
@@ -184,6 +185,11 @@ impl Entry {
         self.block.key()
     }
 
+    /// Returns the path of its key.
+    pub fn path(&self) -> &str {
+        path_of(self.key())
+    }
+
     /// Returns the status.
     pub fn status(&self) -> StatusCode {
         self.meta.status()
@@ -319,11 +325,11 @@ impl Entry {
 
     /// Returns true if a purge that this pod knows of forbids serving it.
     pub fn is_covered(&self, barriers: &Barriers) -> bool {
-        let revision = barriers.revision();
-        if self.checked.load(Ordering::Acquire) == revision {
+        let (revision, checked) = (barriers.revision(), self.checked.load(Ordering::Acquire));
+        if checked == revision {
             return false;
         }
-        let covered = barriers.covers(self.names(), self.stamp);
+        let covered = barriers.covers_since(checked, self.names(), self.path(), self.stamp);
         if !covered {
             self.checked.store(revision, Ordering::Release);
         }

@@ -259,7 +259,8 @@ impl L2 {
                 self.version.is_missing();
                 return Err(L2Error::Down);
             }
-            let purge = reply.barrier;
+            // Others wait only for a fetch that began after every purge that may concern it.
+            let purge = reply.barrier.max(reply.prefix);
             let stamp = self.barriers.stamp_at(reply.generation, reply.order, asked_at);
             if stamp.generation != self.barriers.stamp().generation {
                 self.link.request_resync();
@@ -269,6 +270,9 @@ impl L2 {
                 stamp.generation != reply.generation
                     || stamp.order < reply.barrier
                     || entry.is_covered(&self.barriers)
+                    // A purge of a prefix that this pod has not heard of yet may be one of its path.
+                    || stamp.order < reply.prefix
+                        && !self.barriers.know_all_until(reply.generation, reply.prefix)
             };
             let mut variant = String::new();
             let read = |seal: &Seal, place: &RecordPlace, record| {

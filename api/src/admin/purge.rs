@@ -19,9 +19,11 @@ pub const KEY_PATTERN: &str = concat!(
     extend("anyOf" = [
         {"required": ["keys"], "properties": {"keys": {"minItems": 1}}},
         {"required": ["paths"], "properties": {"paths": {"minItems": 1}}},
+        {"required": ["prefixes"], "properties": {"prefixes": {"minItems": 1}}},
         {"required": ["tags"], "properties": {"tags": {"minItems": 1}}},
+        {"required": ["everything"], "properties": {"everything": {"const": true}}},
     ]),
-    example = json!({"keys": ["GET:/api/posts/"], "paths": ["/api/users/1"], "tags": ["user:1"]}),
+    example = json!({"keys": ["GET:/api/posts/"], "paths": ["/api/users/1"], "prefixes": ["/static"], "tags": ["user:1"]}),
 )]
 pub struct PurgeRequest {
     /// Whole keys, such as `GET:http://shop/api/posts/#accept-language=de`, or short ones, such as `GET:/api/posts/`.
@@ -32,9 +34,15 @@ pub struct PurgeRequest {
     /// because no pattern is matched: write `%2A` for the character.
     #[schemars(inner(regex(pattern = r"^(/([^/?#*]|[*]+[^/?#*])*)+$")))]
     pub paths: Vec<String>,
+    /// Prefixes of paths, in whole segments: `/static` stands for `/static` and all that is below, but not for `/statics`.
+    /// Written as paths are. Of more than 32 segments the first 32 count.
+    #[schemars(inner(regex(pattern = r"^(/([^/?#*]|[*]+[^/?#*])*)+$")))]
+    pub prefixes: Vec<String>,
     /// Tags that routes give to responses.
     #[schemars(inner(regex(pattern = r"^\S([\s\S]*\S)?$")))]
     pub tags: Vec<String>,
+    /// True to purge everything that the policy has stored.
+    pub everything: bool,
 }
 
 /// A purge and its progress.
@@ -57,12 +65,16 @@ pub struct PurgedNames {
     pub keys: Vec<String>,
     /// Paths.
     pub paths: Vec<String>,
+    /// Prefixes of paths.
+    pub prefixes: Vec<String>,
     /// Tags.
     pub tags: Vec<String>,
+    /// True if everything was purged.
+    pub everything: bool,
 }
 
 impl From<PurgeRequest> for PurgedNames {
-    fn from(PurgeRequest { keys, paths, tags }: PurgeRequest) -> Self {
-        Self { keys, paths, tags }
+    fn from(PurgeRequest { keys, paths, prefixes, tags, everything }: PurgeRequest) -> Self {
+        Self { keys, paths, prefixes, tags, everything }
     }
 }

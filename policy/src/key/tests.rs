@@ -52,6 +52,21 @@ fn key_has_method_scheme_host_path_and_query() {
 }
 
 #[test]
+fn path_of_a_key_is_found_in_its_text() {
+    let odd = [("host", "a/b?c"), ("x-forwarded-proto", "h://x"), ("x-forwarded-host", "d#e")];
+    for (target, path) in
+        [("/", "/"), ("/p/?b=/c", "/p/"), ("/p", "/p"), ("//p//q", "//p//q"), ("/a:://b", "/a:://b")]
+    {
+        for headers in [&[("host", "shop")][..], &[], &odd] {
+            let key = key(target, headers, &rules(&[], &["accept"]));
+            assert_eq!(path_of(key.as_str()), path, "{key:?}");
+            assert_eq!(path_of(&format!("{}\naccept=/x", key.as_str())), path, "{key:?}");
+        }
+    }
+    assert_eq!((path_of(""), path_of("GET:/a"), path_of("GET:http://a")), ("", "", ""));
+}
+
+#[test]
 fn spellings_have_distinct_keys_and_shared_purge_names() {
     let plain = KeyRules::default();
     for [one, other] in [

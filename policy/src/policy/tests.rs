@@ -424,7 +424,7 @@ routes:
   - {http: {source: api, path: "/v1/{id}/{path}?of={path}", persist: {source: db, statement: "insert into t values ({path}, {body}) on conflict do nothing"}}}
 invalidation:
   onWrite:
-  - {match: {path: "/files/{id}/{*path}"}, purge: {tags: ["file:{id}:{path}"], paths: ["/copies/{path}", "/{id}"]}}
+  - {match: {path: "/files/{id}/{*path}"}, purge: {tags: ["file:{id}:{path}"], paths: ["/copies/{path}", "/{id}"], prefixes: ["/dirs/{path}"]}}
 "#;
     let policy = Policy::compile(&spec(text)).unwrap();
     let [SourceRef::Postgres(row), SourceRef::Http(request)] = &policy.routes()[0].sources[..] else {
@@ -433,9 +433,10 @@ invalidation:
     assert_eq!(row.query.parameters, ["path"]);
     assert_eq!(request.path, "/v1/{id}/{*path}?of={*path}");
     let writing = Writing::of(&Method::PUT, "/Files/7/a%20b//c", None, &HeaderMap::new()).unwrap();
-    let Purges { tags, paths } = policy.purges_of(&writing);
+    let Purges { tags, paths, prefixes, everything } = policy.purges_of(&writing);
     assert_eq!(tags, ["file:7:a%20b%2Fc"]);
     assert_eq!(paths, ["/7", "/copies/a%20b/c"]);
+    assert_eq!((prefixes, everything), (vec!["/dirs/a%20b/c".to_owned()], false));
     for (written, starred) in [
         ("tags: [\"file:{id}:{path}\"]\n", "tags: [\"{*path}\"]\n"),
         ("select {path}", "select {*path}"),
@@ -443,6 +444,7 @@ invalidation:
         ("values ({path}", "values ({*path}"),
         ("purge: {tags: [\"file:{id}:{path}\"]", "purge: {tags: [\"{*path}\"]"),
         ("/copies/{path}", "/copies/{*path}"),
+        ("/dirs/{path}", "/dirs/{*path}"),
     ] {
         assert!(text.contains(written), "{written}");
         let problems = problems(&text.replace(written, starred));

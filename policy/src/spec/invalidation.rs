@@ -51,6 +51,10 @@ impl UnseenWrites {
         "rule": "(has(self.purge.paths) ? self.purge.paths : []).all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
         "message": "purge.paths may only use parameters that match.path has, such as {id}, and {path} for the value of {*path}",
     },
+    {
+        "rule": "(has(self.purge.prefixes) ? self.purge.prefixes : []).all(t, t.replace('{', '\\n{').split('\\n', 9).all(p, !p.contains('}') || !p.startsWith('{*') && (self.match.path.contains(p.substring(0, p.indexOf('}') + 1)) || self.match.path.endsWith('{*' + p.substring(1, p.indexOf('}') + 1)))))",
+        "message": "purge.prefixes may only use parameters that match.path has, such as {id}, and {path} for the value of {*path}",
+    },
 ]))]
 pub struct OnWrite {
     /// Requests that count as this write.
@@ -85,8 +89,8 @@ pub struct WriteMatch {
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [{
-    "rule": "has(self.tags) || has(self.paths)",
-    "message": "nothing to purge: set tags, paths or both",
+    "rule": "has(self.tags) || has(self.paths) || has(self.prefixes) || (has(self.everything) && self.everything)",
+    "message": "nothing to purge: set tags, paths or prefixes, or everything: true",
 }]))]
 pub struct PurgeSpec {
     /// Tags: every stored response with one of them is invalidated.
@@ -99,4 +103,14 @@ pub struct PurgeSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(min = 1, max = 16))]
     pub paths: Vec<PathTemplate>,
+
+    /// Prefixes of paths, in whole segments: `/api/users` stands for `/api/users`, `/api/users/7` and all that is below, but
+    /// not for `/api/users2`. Written as `paths` are; of more than 32 segments the first 32 count.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    #[schemars(length(min = 1, max = 16))]
+    pub prefixes: Vec<PathTemplate>,
+
+    /// Invalidates every stored response of the policy.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub everything: bool,
 }

@@ -7,7 +7,7 @@ use axum::{Json, body::Bytes, extract::State};
 use http::{HeaderMap, HeaderName, HeaderValue, Method, Request, header::HOST};
 use larder_api::admin::{
     ExplainRequest, ExplainedLifetimes, ExplainedMemory, ExplainedRoute, ExplainedStatus, Explanation,
-    MAX_HEADERS,
+    MAX_HEADERS, PurgeRequest,
 };
 use larder_policy::{
     Lifetimes, Route,
@@ -128,7 +128,8 @@ fn explanation(snapshot: &Snapshot, found: Found) -> Explanation {
     let lifetimes = route.as_ref().map(|route| &route.lifetimes);
     let purge = key.as_deref().map(|key| {
         let short = KeyText::parse(key).map(|key| key.short());
-        request_for([key.to_owned()].into_iter().chain(short).collect(), vec![path], tags)
+        let keys = [key.to_owned()].into_iter().chain(short).collect();
+        request_for(PurgeRequest { keys, paths: vec![path], tags, ..PurgeRequest::default() })
     });
     Explanation {
         route: route.as_ref().map(|route| shown_route(route, parameters)),
@@ -137,7 +138,9 @@ fn explanation(snapshot: &Snapshot, found: Found) -> Explanation {
             other => other.as_str().to_owned(),
         }),
         ends_here: ends_here.map(|end| end.as_str().to_owned()),
-        on_write: purges.map(|Purges { tags, paths }| request_for(vec![], paths, tags)),
+        on_write: purges.map(|Purges { tags, paths, prefixes, everything }| {
+            request_for(PurgeRequest { keys: vec![], paths, prefixes, tags, everything })
+        }),
         key,
         tiers: asked,
         purge,

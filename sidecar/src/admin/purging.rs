@@ -10,7 +10,7 @@ use axum::{
 };
 use http::StatusCode;
 use larder_api::admin::{PurgeReport, PurgeRequest};
-use larder_policy::{Policy, PurgeName, WrittenKey};
+use larder_policy::{Policy, WrittenKey, policy::Purges};
 
 use super::{
     Admin,
@@ -25,8 +25,7 @@ use crate::purge::{self, Purged};
 const MAX_PATH: usize = 3 * (32 << 10);
 
 /// Returns a request for names as they are stored, of which some may look like patterns.
-pub(super) fn request_for(keys: Vec<String>, paths: Vec<String>, tags: Vec<String>) -> PurgeRequest {
-    // As it is stored, a name may look like a pattern.
+pub(super) fn request_for(names: PurgeRequest) -> PurgeRequest {
     let plain = |names: Vec<String>| {
         let spelled = names.into_iter().map(|name| {
             let is_pattern = name.split(['/', '?', '#']).any(|segment| segment.ends_with('*'));
@@ -34,21 +33,22 @@ pub(super) fn request_for(keys: Vec<String>, paths: Vec<String>, tags: Vec<Strin
         });
         spelled.collect()
     };
-    PurgeRequest { keys: plain(keys), paths: plain(paths), tags }
+    let PurgeRequest { keys, paths, prefixes, tags, everything } = names;
+    PurgeRequest { keys: plain(keys), paths: plain(paths), prefixes: plain(prefixes), tags, everything }
 }
 
 /// Returns the reason that a name can't be that of a stored response: its sender would take it for purged.
 fn names_nothing(request: &PurgeRequest) -> Option<String> {
-    let PurgeRequest { keys, paths, tags } = request;
+    let PurgeRequest { keys, paths, prefixes, tags, everything: _ } = request;
     let of_key =
         keys.iter().find_map(|key| WrittenKey::parse(key).err().map(|reason| format!("{key:?} {reason}")));
     let of_path = || {
-        paths.iter().find_map(|path| {
+        paths.iter().chain(prefixes).find_map(|path| {
             if !path.starts_with('/') || path.contains(['?', '#']) {
                 Some(format!("{path:?} is not a path: start it with '/' and leave out the query"))
             } else if path.split('/').any(|segment| segment.ends_with('*')) {
                 Some(format!(
-                    "{path:?} has a '*', but patterns are not supported: purge a tag to reach several paths, or write %2A for a literal '*'"
+                    "{path:?} has a '*', but patterns are not supported: purge one of prefixes, such as /static, or a tag to reach several paths, or write %2A for a literal '*'"
                 ))
             } else if path.len() > MAX_PATH {
                 Some(format!("the path has {} bytes, more than any request target", path.len()))
@@ -66,7 +66,8 @@ fn names_nothing(request: &PurgeRequest) -> Option<String> {
 }
 
 impl Sent for PurgeRequest {
-    const SHAPE: &'static str = r#"{"keys": [...], "paths": [...], "tags": [...]}"#;
+    const SHAPE: &'static str =
+        r#"{"keys": [...], "paths": [...], "prefixes": [...], "tags": [...], "everything": true}"#;
 }
 
 pub(super) async fn delete_entry(
@@ -94,17 +95,19 @@ pub(super) async fn purge(
 }
 
 async fn raise(admin: &Admin, request: PurgeRequest) -> Result<Response, Refused> {
-    let PurgeRequest { keys, paths, tags } = &request;
+    let PurgeRequest { keys, paths, prefixes, tags, everything } = request.clone();
+    let others = Purges { tags, paths, prefixes, everything }.names();
     let names = |policy: &Policy| -> Vec<_> {
         keys.iter()
             .filter_map(|key| WrittenKey::parse(key).ok())
             .flat_map(|key| key.purge_names(policy))
-            .chain(paths.iter().flat_map(|path| PurgeName::paths(path)))
-            .chain(tags.iter().map(|tag| PurgeName::tag(tag)))
+            .chain(others.iter().copied())
             .collect()
     };
     if names(admin.config.snapshot().policy()).is_empty() {
-        return Err(Refused::malformed("nothing to purge: set keys, paths or tags"));
+        return Err(Refused::malformed(
+            "nothing to purge: set keys, paths, prefixes or tags, or everything to true",
+        ));
     }
     let purged = purge::on_request(&admin.config, names, &admin.telemetry.stats).await;
     let (status, order, pending) = match purged {
@@ -124,9 +127,13 @@ pub(super) fn about_delete(operation: TransformOperation<'_>) -> TransformOperat
 }
 
 pub(super) fn about_purge(operation: TransformOperation<'_>) -> TransformOperation<'_> {
-    let operation = operation.id("purge").tag("cache").summary("Purge keys, paths and tags").description(
-        "Responses that have one of these names and were stored before now are no longer served by any pod.",
-    );
+    let operation = operation
+        .id("purge")
+        .tag("cache")
+        .summary("Purge keys, paths, prefixes, tags or everything")
+        .description(
+            "Responses that match one of these and were stored before now are no longer served by any pod.",
+        );
     let operation = answers(guarded(operation));
     let operation = refuses::<400>(operation, "The body is malformed, or names nothing.");
     refuses::<413>(operation, "The body is longer than 1 MiB.")

@@ -81,5 +81,6 @@ caught! {
     broken_variant_barriers_not_read_is_caught: BarriersNotRead,
     broken_variant_generation_ignored_is_caught: GenerationIgnored,
     broken_variant_sentinels_ignored_is_caught: SentinelsIgnored,
+    broken_variant_unheard_prefixes_ignored_is_caught: UnheardPrefixesIgnored,
     broken_variant_acknowledgements_not_awaited_is_caught: AcknowledgementsNotAwaited,
 }

@@ -10,7 +10,7 @@ use futures::FutureExt as _;
 use http::{HeaderValue, Response, header::AGE};
 use http_body_util::BodyExt as _;
 use larder_flight::{FlightKey, Joined, Lead, Reader, Wait};
-use larder_policy::{range::RangeRequest, validation};
+use larder_policy::{key::path_of, range::RangeRequest, validation};
 use tokio::time::{Instant, timeout_at};
 
 use super::{
@@ -216,7 +216,8 @@ impl InFlight {
     /// Returns true if a purge, or too long a time without proof that there was none, forbids to serve it to a later request.
     fn is_purged(&self, request: &CacheRequest) -> bool {
         let (barriers, Head { names, stamp, .. }) = (&request.store().barriers, &*self.head);
-        !barriers.trusts(stamp.asked_at) || barriers.covers(names.iter().copied(), *stamp)
+        let path = path_of(self.slot.key().primary());
+        !barriers.trusts(stamp.asked_at) || barriers.covers(names.iter().copied(), path, *stamp)
     }
 
     fn is_stalled(&self, limit: Duration) -> bool {

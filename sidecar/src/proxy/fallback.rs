@@ -159,7 +159,7 @@ impl Fetch {
         entry.set_stamp(Stamp { order, ..stamp });
         // The table knows the purges of other versions itself; the barrier on a version that begins anew, as after a flush, is none.
         let names = entry.names().filter(|name| *name != store.version);
-        let is_purged = barriers.covers(names, entry.stamp());
+        let is_purged = barriers.covers(names, entry.path(), entry.stamp());
         (!is_purged).then_some(*entry)
     }
 

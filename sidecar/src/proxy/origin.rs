@@ -159,7 +159,9 @@ impl Fetch {
         let store = request.store();
         let stored =
             match storable(&request.facts, status, &entry.fields(), entry.meta(), request.lifetimes()) {
-                Ok(_) if store.barriers.covers(entry.names(), entry.stamp()) => Err(NotStored::Purged),
+                Ok(_) if store.barriers.covers(entry.names(), entry.path(), entry.stamp()) => {
+                    Err(NotStored::Purged)
+                }
                 other => other,
             };
         let (became, outcome) = match stored {

@@ -10,7 +10,7 @@ use http::{
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::{
-    Fields, HeaderKinds, NormalPath, PurgeName, Writing, policy::Purges, response_meta::Times,
+    Fields, HeaderKinds, NormalPath, PurgeName, Writing, key::path_of, policy::Purges, response_meta::Times,
 };
 
 use super::{
@@ -166,7 +166,8 @@ impl Posted {
     fn responded(&mut self) {
         let barriers = &self.request.store().barriers;
         let before = std::mem::replace(&mut self.stamp, barriers.stamp());
-        self.is_purged = barriers.covers(self.names.iter().copied(), before);
+        let path = path_of(self.request.key.as_str());
+        self.is_purged = barriers.covers(self.names.iter().copied(), path, before);
     }
 
     /// Notes that the write's own purge has been applied.

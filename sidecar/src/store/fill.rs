@@ -7,6 +7,7 @@ use http::{StatusCode, header::CONTENT_RANGE};
 use larder_flight::{GivenUp, Observer};
 use larder_policy::{
     Fields, Lifetimes,
+    key::path_of,
     lifetimes::TtlFrom,
     range::{ContentRange, Pieces, may_combine},
     response_meta::ResponseMeta,
@@ -186,7 +187,8 @@ impl Observer for PartFill {
 
 /// Stores a response, unless it was purged while it was on its way.
 pub fn store(head: &Head, slot: CacheSlot, content: Content, lease: Option<Lease>) {
-    if slot.store.barriers.covers(head.names.iter().copied(), head.stamp) {
+    let path = path_of(slot.key().primary());
+    if slot.store.barriers.covers(head.names.iter().copied(), path, head.stamp) {
         return slot.store.not_stored(&slot.route, NotStored::Purged);
     }
     let ttl = ttl_from_response(&slot.route.lifetimes, &*head.fields, Some(&content));

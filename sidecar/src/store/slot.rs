@@ -162,7 +162,8 @@ impl CacheSlot {
         tokio::spawn(async move {
             let requested_at = now.checked_sub(age).unwrap_or(now);
             let record = codec::encode(&entry);
-            let names: Vec<_> = entry.names().collect();
+            // Postgres finds nothing by a path.
+            let names: Vec<_> = entry.names().chain(PurgeName::prefixes_of(entry.path())).collect();
             if let Err(error) = table.store(id, &names, record, requested_at).await {
                 tracing::debug!(route = route.name, %error, "a response was not persisted as the last known good one");
             }

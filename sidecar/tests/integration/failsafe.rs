@@ -310,6 +310,15 @@ async fn last_good_response_outlives_redis_and_pods_but_no_purge() {
         assert_eq!(pod.get("/a").await.status, 502);
         assert_eq!(pod.get("/b").await.status, 200, "the response was not purged");
     }
+    assert_eq!(third.purge(r#"{"prefixes": ["/c"]}"#).await.status, 200);
+    assert_eq!(second.get("/b").await.status, 200, "the response is under another prefix");
+    assert_eq!(third.purge(r#"{"prefixes": ["/B/"]}"#).await.status, 200);
+    for pod in [&third, &second] {
+        assert_eq!(pod.get("/b").await.status, 502);
+    }
+    redis.say(&["FLUSHALL"]).await;
+    let fourth = Sidecar::start(&policy, address).await;
+    assert_eq!(fourth.get("/b").await.status, 502, "postgres was told");
     database.drop_schema().await;
 }
 

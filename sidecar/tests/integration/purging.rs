@@ -47,6 +47,95 @@ async fn a_purge_by_key_path_or_tag_acts_in_every_sidecar() {
     }
 }
 
+const SITE: &str = r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: site, match: {path: "/{*path}"}, ttl: 60s}
+invalidation:
+  onWrite:
+  - {match: {path: "/write/{id}"}, purge: {prefixes: ["/docs/{id}"]}}
+  - {match: {path: "/reset"}, purge: {everything: true}}
+"#;
+
+/// Stores these paths in both sidecars and in Redis.
+async fn warm_all(policy: &Policy, [a, b]: &[Sidecar; 2], paths: &[&str]) -> Vec<String> {
+    let mut bodies = vec![];
+    for path in paths {
+        bodies.push(a.get(path).await.body);
+    }
+    policy.until_stored(&mut RedisServer::shared().await, paths.len()).await;
+    for (path, body) in paths.iter().zip(&bodies) {
+        assert_eq!(b.get(path).await.body, *body, "{path}");
+    }
+    bodies
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn prefix_is_purged_in_every_sidecar_and_in_redis() {
+    let under = ["/docs/1", "/docs/1/", "/docs/1/a?b=c", "/DOCS/1/a/b", "/docs/%31/c"];
+    let others = ["/docs/12", "/docs/2/1", "/", "/docs", "/x/docs/1/a"];
+    let paths = [&under[..], &others].concat();
+    let by_api = |body| (Method::POST, "/purge", body);
+    for (method, path, body) in [
+        by_api(r#"{"prefixes": ["/docs/1"]}"#),
+        by_api(r#"{"prefixes": ["/docs/1/"]}"#),
+        by_api(r#"{"tags": ["other"], "prefixes": ["/nothing/here", "/Docs/%31"]}"#),
+        (Method::PUT, "/write/1", ""),
+    ] {
+        let origin = Origin::numbered(&[]).await;
+        let policy = Policy::new(SITE);
+        let sidecars = two(&policy, &origin).await;
+        let [a, b] = &sidecars;
+        let before = warm_all(&policy, &sidecars, &paths).await;
+        let late = Sidecar::start(&policy, origin.address).await;
+        let purged = match method {
+            Method::POST => a.purge(body).await,
+            method => a.request(method, path, &[], body).await,
+        };
+        assert_eq!(purged.status, 200, "{path} {body}: {}", purged.body);
+        for sidecar in [&late, b, a] {
+            for (path, before) in paths.iter().zip(&before) {
+                let is_purged = under.contains(path);
+                assert_eq!(sidecar.get(path).await.body != *before, is_purged, "{path} after {body}");
+            }
+        }
+        let again = b.get(under[2]).await;
+        assert_eq!(again.hit(), Some("l1"), "what was filled since is stored");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_purge_of_everything_acts_in_every_sidecar_with_and_without_redis() {
+    let paths = ["/", "/a", "/a/b?c"];
+    for by_write in [false, true] {
+        for policy in [SITE, &SITE.replace("l2: ", "# ")] {
+            let has_redis = policy.starts_with("\nl2");
+            let origin = Origin::numbered(&[]).await;
+            let policy = Policy::new(policy);
+            let sidecar = Sidecar::start(&policy, origin.address).await;
+            let mut before = vec![];
+            for path in paths {
+                before.push(sidecar.get(path).await.body);
+            }
+            if has_redis {
+                policy.until_stored(&mut RedisServer::shared().await, paths.len()).await;
+            }
+            let late = Sidecar::start(&policy, origin.address).await;
+            let purged = match by_write {
+                true => sidecar.request(Method::POST, "/reset", &[], "").await,
+                false => sidecar.purge(r#"{"everything": true}"#).await,
+            };
+            assert_eq!(purged.status, 200, "{}", purged.body);
+            for sidecar in [&late, &sidecar] {
+                for (path, before) in paths.iter().zip(&before) {
+                    assert_ne!(sidecar.get(path).await.body, *before, "{path}");
+                }
+            }
+            assert_eq!(sidecar.get("/a").await.hit(), Some("l1"));
+        }
+    }
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_is_deleted_by_its_exact_key_or_its_short_one() {
     let origin = Origin::numbered(&[]).await;
@@ -112,6 +201,12 @@ async fn purge_that_can_match_nothing_is_refused_with_the_reason() {
         (r#"{"paths": ["/a?x=1"]}"#, "leave out the query"),
         (r#"{"paths": ["/a#b"]}"#, "leave out the query"),
         (r#"{"paths": ["/items/*"]}"#, "patterns are not supported"),
+        (r#"{"prefixes": ["/items/*"]}"#, "patterns are not supported"),
+        (r#"{"prefixes": ["items"]}"#, "start it with '/'"),
+        (r#"{"prefixes": ["/items?page=1"]}"#, "leave out the query"),
+        (r#"{"prefixes": []}"#, "nothing to purge"),
+        (r#"{"everything": false}"#, "nothing to purge"),
+        (r#"{"everything": "yes"}"#, "true"),
         (r#"{"paths": ["/ok", "/items/**/x"]}"#, "patterns are not supported"),
         (r#"{"paths": ["/items/user-*"]}"#, "patterns are not supported"),
         (r#"{"keys": ["/a"]}"#, "start it with the method"),

@@ -26,6 +26,8 @@ pub(super) enum Broken {
     SentinelsIgnored,
     /// A writer does not wait for acknowledgements.
     AcknowledgementsNotAwaited,
+    /// A lookup takes what is older than a purge of a prefix that the pod has not heard of.
+    UnheardPrefixesIgnored,
     /// A purge is acknowledged if the Sentinels named its server within the grace before, whatever they say after it was ordered.
     VouchedWithinGrace,
 }

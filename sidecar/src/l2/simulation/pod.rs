@@ -118,3 +118,16 @@ impl Session {
 pub(super) fn names(key: usize) -> Vec<PurgeName> {
     vec![PurgeName::tag(&key.to_string()), PurgeName::tag("all")]
 }
+
+/// Path of a key.
+pub(super) fn path(key: usize) -> String {
+    format!("/{key}/response")
+}
+
+/// Names that a write of a key purges: its own, or the prefix of its path.
+pub(super) fn purged(key: usize) -> Vec<PurgeName> {
+    match key % 2 {
+        0 => names(key)[..1].to_vec(),
+        _ => PurgeName::prefixes(&format!("/{key}")).collect(),
+    }
+}

@@ -2,7 +2,7 @@
 
 use super::{
     broken::Broken,
-    pod::{Entry, Fetch, Pod, names},
+    pod::{Entry, Fetch, Pod, names, path},
     protocol::{Command, KEYS, Over, PodEvent, PodId, Read, Record, Reply},
     world::World,
 };
@@ -63,7 +63,8 @@ impl World {
         asked_at: u64,
     ) -> Result<(), String> {
         let now = self.clock(pod);
-        let ignored = self.broken == Broken::SentinelsIgnored;
+        let broken = self.broken;
+        let ignored = broken == Broken::SentinelsIgnored;
         let took_write_at = self.session(pod).took_write_at;
         let vouched_at = if ignored { asked_at } else { self.session(pod).vouched_at };
         let said_at = asked_at.min(vouched_at).min(took_write_at);
@@ -77,7 +78,11 @@ impl World {
         fetch.stamp = barriers.stamp_at(reply.generation, reply.order, asked_at);
         if let Some(Record { version, generation, order }) = reply.record {
             let stamp = Stamp { generation, order, local: 0, asked_at: said_at };
-            let is_purged = generation != reply.generation || order < reply.barrier;
+            let may_be_under_prefix =
+                order < reply.prefix && !barriers.know_all_until(reply.generation, reply.prefix);
+            let is_purged = generation != reply.generation
+                || order < reply.barrier
+                || may_be_under_prefix && broken != Broken::UnheardPrefixesIgnored;
             if !is_purged && may_serve(barriers, fetch.key, stamp, now) {
                 l1.insert(fetch.key, Entry { version, stamp });
                 self.oracle.seen.lookups += 1;
@@ -100,7 +105,7 @@ impl World {
         if broken == Broken::EntryStampedByStore {
             stamp = barriers.stamp_of(stamp.asked_at);
         }
-        if !barriers.covers(names(key), stamp) {
+        if !barriers.covers(names(key), &path(key), stamp) {
             l1.insert(key, Entry { version, stamp });
             let Stamp { generation, order, .. } = stamp;
             self.say(pod, Over::Commands, Command::Store(key, Record { version, generation, order }));
@@ -145,5 +150,5 @@ impl World {
 
 /// Returns true if an entry may be served ([`crate::entry::Entry::is_purged`]).
 fn may_serve(barriers: &Barriers, key: usize, stamp: Stamp, now: u64) -> bool {
-    barriers.trusts_at(stamp.asked_at, now) && !barriers.covers(names(key), stamp)
+    barriers.trusts_at(stamp.asked_at, now) && !barriers.covers(names(key), &path(key), stamp)
 }

@@ -5,7 +5,7 @@ use std::cmp::Reverse;
 use super::{
     super::{generation::Mark, message::PurgeMessage},
     broken::Broken,
-    pod::{Write, names},
+    pod::{Write, purged},
     protocol::{Command, Over, OverBus, PodEvent, PodId, Replied, ServerId, Subscriber},
     server::{Data, Server},
     world::{END, Event, PODS, World},
@@ -106,7 +106,7 @@ impl World {
                 let is_silent =
                     self.pods[pod].writes.get(&write).is_some_and(|write| write.ordered.is_none());
                 if is_silent && let Some(Write { key, .. }) = self.pods[pod].writes.remove(&write) {
-                    self.remember(pod, &names(key)[..1]);
+                    self.remember(pod, &purged(key));
                 }
             }
             PodEvent::Impatience(write) => self.acknowledge_write(pod, write, false),

@@ -2,7 +2,7 @@
 
 use super::{
     broken::Broken,
-    pod::{Ordered, Pod, Write, names},
+    pod::{Ordered, Pod, Write, purged},
     protocol::{Command, GRACE, Over, PodEvent, PodId},
     world::World,
 };
@@ -12,14 +12,14 @@ const ACKNOWLEDGEMENT_TIMEOUT: u64 = 100;
 
 impl World {
     pub(super) fn purge(&mut self, pod: PodId, key: usize, version: u64) {
-        let (now, names) = (self.clock(pod), &names(key)[..1]);
-        self.pods[pod].recent.add(names, now);
+        let (now, names) = (self.clock(pod), purged(key));
+        self.pods[pod].recent.add(&names, now);
         if self.pods[pod].session.as_ref().is_none_or(|session| !session.is_ready) {
-            return self.remember(pod, names);
+            return self.remember(pod, &names);
         }
         let write = self.number();
         self.pods[pod].writes.insert(write, Write { key, version, ordered: None });
-        self.say(pod, Over::Commands, Command::Purge { request: Some(write), names: names.to_vec() });
+        self.say(pod, Over::Commands, Command::Purge { request: Some(write), names });
         self.later(pod, PURGE_TIMEOUT, PodEvent::PurgeTimeout(write));
     }
 
@@ -36,9 +36,9 @@ impl World {
         let at = self.clock(pod);
         let Some(Write { key, ordered, .. }) = self.pods[pod].writes.get_mut(&write) else { return };
         *ordered = Some(Ordered { asker, order, reached, server, at });
-        let names = names(*key);
-        if !self.pods[pod].barriers.ordered(generation, order, &names[..1]) {
-            self.remember(pod, &names[..1]);
+        let names = purged(*key);
+        if !self.pods[pod].barriers.ordered(generation, order, &names) {
+            self.remember(pod, &names);
         }
         self.later(pod, ACKNOWLEDGEMENT_TIMEOUT, PodEvent::Impatience(write));
         self.ask_sentinels(pod, at);
