@@ -101,6 +101,19 @@ pub fn evaluate(
     Freshness { age, state }
 }
 
+/// Evaluates a response of this age that would be fresh, but that something is known to have changed since: its lifetime ends
+/// now.
+pub fn outdated(
+    meta: &ResponseMeta,
+    lifetimes: &Lifetimes,
+    age: Duration,
+    asked: &RequestDirectives,
+) -> Freshness {
+    let windows = Windows::of(meta, lifetimes, ttl(meta, lifetimes));
+    let use_ = windows.use_of(age, Duration::ZERO, asked);
+    Freshness { age, state: State::Stale { stale_for: Duration::ZERO, use_ } }
+}
+
 /// Returns true for `no-cache`, which forbids serving even a response within its lifetime (section 5.2.2.4), unless a
 /// TTL replaces it.
 fn never_unasked(meta: &ResponseMeta, ttl: Option<Duration>) -> bool {

@@ -38,6 +38,9 @@ impl PurgeName {
     /// The name of the fact that some prefix was purged. No stored response has this name.
     pub const ANY_PREFIX: Self = Self(*b"any path prefix\0");
 
+    /// The name of the fact that some name was purged softly. No stored response has this name.
+    pub const ANY_SOFT: Self = Self(*b"any soft purging");
+
     /// The name of a key, with or without scheme and host. Keys that differ only in escapes, in compatible characters
     /// (Unicode's NFKC), in `+` for a space, in empty pairs of the query, such as the one of `/a?`, or in the spelling
     /// of the host (RFC 3986, section 6.2), have one name.
@@ -85,6 +88,17 @@ impl PurgeName {
             Self::new("prefix", &[&text[..end.unwrap_or(text.len())]])
         };
         loose_texts(prefix).map(name).chain([Self::ANY_PREFIX])
+    }
+
+    /// The name that a soft purge of this one raises. No stored response has it.
+    #[must_use]
+    pub fn soft(self) -> Self {
+        Self(self.0.map(|byte| !byte))
+    }
+
+    /// Returns the names that a soft purge of these raises.
+    pub fn softly(names: Vec<Self>) -> Vec<Self> {
+        names.into_iter().map(Self::soft).chain([Self::ANY_SOFT]).collect()
     }
 
     /// The name of a tag. Tags that differ only in escapes, case or compatible characters have one name.
@@ -295,6 +309,13 @@ mod tests {
         assert_eq!(PurgeName::prefixes_of(&deep).len(), 1 + MAX_PREFIX_SEGMENTS);
         assert_eq!(PurgeName::prefixes("/a/b").last(), Some(PurgeName::ANY_PREFIX));
         assert!(!is_under("any path prefix", "/a"));
+    }
+
+    #[test]
+    fn soft_purge_raises_names_of_its_own() {
+        let (a, b) = (PurgeName::tag("a"), PurgeName::tag("b"));
+        assert_eq!(PurgeName::softly(vec![a, b]), [a.soft(), b.soft(), PurgeName::ANY_SOFT]);
+        assert!(a.soft() != a && a.soft() != b.soft() && a.soft().soft() == a);
     }
 
     proptest! {

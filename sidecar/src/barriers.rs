@@ -27,6 +27,8 @@ use parking_lot::RwLock;
 
 use crate::clock::boot_ms;
 
+#[cfg(test)]
+mod tests;
 mod unknown;
 
 /// Number of barriers above which they are replaced by one that covers everything.
@@ -65,7 +67,7 @@ struct Table {
     floor: Barrier,
     /// Barriers on names. Names are hashes already, so that a quick hash of them does.
     raised: HashMap<PurgeName, Barrier, RandomState>,
-    /// Revision in which the barrier on [`PurgeName::ANY_PREFIX`] changed last.
+    /// Revision in which the barriers on [`PurgeName::ANY_PREFIX`] changed last.
     prefixes_changed: u64,
 }
 
@@ -89,6 +91,17 @@ struct Bus {
     began_at: u64,
     /// True during the first attempt to subscribe: no other pod waits for this one yet.
     is_joining: AtomicBool,
+}
+
+/// Purges of a stored response since its fill.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Covered {
+    /// None.
+    No,
+    /// A soft one: the response is stale.
+    Softly,
+    /// One that makes the response unusable.
+    Wholly,
 }
 
 /// Position of a purge relative to those heard before.
@@ -146,10 +159,10 @@ impl Barriers {
 
     fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
         let mut table = self.table.write();
-        let of_prefixes = table.barrier(PurgeName::ANY_PREFIX);
+        let on_prefixes = table.on_prefixes();
         let result = change(&mut table);
         table.bound();
-        if table.barrier(PurgeName::ANY_PREFIX) != of_prefixes {
+        if table.on_prefixes() != on_prefixes {
             table.prefixes_changed = self.revision() + 1;
         }
         self.revision.fetch_add(1, Ordering::Release);
@@ -192,32 +205,38 @@ impl Barriers {
         self.revision.load(Ordering::Acquire)
     }
 
-    /// Returns true if a purge made entries stale that bear these names, are of this path and were filled at `stamp`.
-    pub fn covers(&self, names: impl IntoIterator<Item = PurgeName>, path: &str, stamp: Stamp) -> bool {
-        self.covers_since(0, names, path, stamp)
+    /// Returns true if a purge made entries unusable that bear these names, are of this path and were filled at `stamp`.
+    pub fn covers<N>(&self, names: N, path: &str, stamp: Stamp) -> bool
+    where
+        N: IntoIterator<Item = PurgeName, IntoIter: Clone>,
+    {
+        self.coverage(0, names, path, stamp) == Covered::Wholly
     }
 
-    /// Returns the result of [`Barriers::covers`], where that was false in the revision `checked`.
-    pub fn covers_since(
-        &self,
-        checked: u64,
-        names: impl IntoIterator<Item = PurgeName>,
-        path: &str,
-        stamp: Stamp,
-    ) -> bool {
-        let (is_covered, has_later_prefixes) = self.read(|table| {
-            let is_covered = stamp.generation != table.generation
-                || table.floor.is_after(stamp)
-                || names.into_iter().any(|name| table.barrier(name).is_after(stamp));
-            let last_prefix = table.barrier(PurgeName::ANY_PREFIX);
-            (is_covered, last_prefix.is_after(stamp) && table.prefixes_changed > checked)
+    /// Returns the purges of entries that bear these names, are of this path and were filled at `stamp`, where there were none in the
+    /// revision `checked`.
+    pub fn coverage<N>(&self, checked: u64, names: N, path: &str, stamp: Stamp) -> Covered
+    where
+        N: IntoIterator<Item = PurgeName, IntoIter: Clone>,
+    {
+        let names = names.into_iter();
+        let (covered, has_later_prefixes) = self.read(|table| {
+            if stamp.generation != table.generation || table.floor.is_after(stamp) {
+                return (Covered::Wholly, false);
+            }
+            let has_later_prefixes = table.prefixes_changed > checked
+                && table.on_prefixes().iter().any(|barrier| barrier.is_after(stamp));
+            (table.coverage(names, stamp), has_later_prefixes)
         });
-        if is_covered || !has_later_prefixes {
-            return is_covered;
+        if covered == Covered::Wholly || !has_later_prefixes {
+            return covered;
         }
         // Their names are hashed without the lock, and only once for each purge of a prefix.
         let prefixes = PurgeName::prefixes_of(path);
-        self.read(|table| prefixes.into_iter().any(|name| table.barrier(name).is_after(stamp)))
+        match self.read(|table| table.coverage(prefixes.into_iter(), stamp)) {
+            Covered::No => covered,
+            by_prefix => by_prefix,
+        }
     }
 
     /// Returns true if every purge up to one that Redis has ordered is applied here.
@@ -384,6 +403,23 @@ impl Table {
         self.raised.get(&name).copied().unwrap_or_default()
     }
 
+    /// Returns the barriers on the fact that a prefix was purged.
+    fn on_prefixes(&self) -> [Barrier; 2] {
+        [PurgeName::ANY_PREFIX, PurgeName::ANY_PREFIX.soft()].map(|name| self.barrier(name))
+    }
+
+    /// Returns the purges by these names since a fill.
+    fn coverage(&self, names: impl Iterator<Item = PurgeName> + Clone, stamp: Stamp) -> Covered {
+        let is_after = |name| self.barrier(name).is_after(stamp);
+        if names.clone().any(is_after) {
+            Covered::Wholly
+        } else if is_after(PurgeName::ANY_SOFT) && names.map(PurgeName::soft).any(is_after) {
+            Covered::Softly
+        } else {
+            Covered::No
+        }
+    }
+
     fn raise(&mut self, order: u64, names: &[PurgeName]) {
         self.order = self.order.max(order);
         for name in names {
@@ -401,155 +437,5 @@ impl Table {
             self.floor = Barrier { order: self.order, local };
             self.raised.clear();
         }
-    }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    const PATH: &str = "/a/b";
-
-    fn tag(name: &str) -> PurgeName {
-        PurgeName::tag(name)
-    }
-
-    #[test]
-    fn table_that_counts_on_trusts_nothing_and_keeps_fills_until_a_purge_of_them() {
-        let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.count_on_from(Stamp { generation: 7, order: 3, ..Stamp::default() });
-        let filled = barriers.stamp();
-        assert!(!barriers.are_current());
-        barriers.resync(&RedisBarriers { generation: 7, order: 4, floor: 0, raised: vec![(tag("a"), 4)] });
-        assert!(barriers.covers([tag("a")], PATH, filled) && !barriers.covers([tag("b")], PATH, filled));
-        barriers.resync(&RedisBarriers { generation: 8, ..RedisBarriers::default() });
-        assert!(barriers.covers([tag("b")], PATH, filled));
-    }
-
-    #[test]
-    fn a_fill_that_began_before_a_purge_is_stale() {
-        let barriers = Barriers::alone();
-        let before = barriers.stamp();
-        barriers.raise_locally(&[tag("a")]);
-        assert!(barriers.covers([tag("x"), tag("a")], PATH, before));
-        assert!(!barriers.covers([tag("x")], PATH, before));
-        assert!(!barriers.covers([tag("a")], PATH, barriers.stamp()));
-    }
-
-    #[test]
-    fn a_purge_of_a_prefix_covers_older_fills_of_its_paths() {
-        let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
-        let (before, names) = (barriers.stamp(), |prefix| PurgeName::prefixes(prefix).collect::<Vec<_>>());
-        let checked = barriers.revision();
-        assert!(!barriers.covers([], PATH, before));
-        assert_eq!(barriers.heard(7, 4, &names("/a")), Heard::InOrder);
-        assert!(barriers.covers([], PATH, before) && barriers.covers_since(checked, [], PATH, before));
-        assert!(!barriers.covers([], "/ab", before) && !barriers.covers([], PATH, barriers.stamp()));
-        let checked = barriers.revision();
-        assert_eq!(barriers.heard(7, 5, &[tag("x")]), Heard::InOrder);
-        assert!(!barriers.covers_since(checked, [], "/ab", before));
-        barriers.raise_locally(&names("/"));
-        assert!(barriers.covers_since(checked, [], "/ab", before));
-        assert!(barriers.know_all_until(7, 5) && !barriers.know_all_until(7, 6));
-        assert!(!barriers.know_all_until(8, 1));
-        let redis = RedisBarriers {
-            generation: 8,
-            order: 2,
-            floor: 0,
-            raised: names("/a").into_iter().map(|name| (name, 2)).collect(),
-        };
-        let other = Barriers::shared(Duration::from_secs(5));
-        other.resync(&redis);
-        let stamp = Stamp { generation: 8, order: 1, ..Stamp::default() };
-        assert!(other.covers([], PATH, stamp) && !other.covers([], "/b", stamp));
-    }
-
-    #[test]
-    fn order_of_redis_counts_for_purges_of_any_pod() {
-        let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.resync(&RedisBarriers { generation: 7, order: 3, floor: 1, raised: vec![(tag("a"), 3)] });
-        let stamp = |order| Stamp { generation: 7, order, ..Stamp::default() };
-        assert!(barriers.covers([tag("a")], PATH, stamp(2)));
-        assert!(!barriers.covers([tag("a")], PATH, stamp(3)));
-        assert!(barriers.covers([tag("b")], PATH, stamp(0)), "below the floor");
-        assert_eq!(barriers.heard(7, 4, &[tag("b")]), Heard::InOrder);
-        assert!(barriers.covers([tag("b")], PATH, stamp(3)));
-        assert_eq!(barriers.heard(7, 6, &[tag("c")]), Heard::AfterGap, "5 was missed");
-        assert!(barriers.covers([tag("c")], PATH, stamp(5)));
-        assert_eq!(barriers.heard(8, 1, &[]), Heard::OtherGeneration);
-    }
-
-    #[test]
-    fn barriers_that_were_lost_make_everything_older_stale() {
-        let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.resync(&RedisBarriers { generation: 7, order: 9, ..RedisBarriers::default() });
-        let old = barriers.stamp();
-        barriers.resync(&RedisBarriers { generation: 8, ..RedisBarriers::default() });
-        assert!(barriers.covers([tag("a")], PATH, old));
-        assert!(!barriers.covers([tag("a")], PATH, barriers.stamp()));
-    }
-
-    #[test]
-    fn purge_while_redis_is_away_holds_until_redis_has_it() {
-        let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.resync(&RedisBarriers { generation: 7, order: 1, ..RedisBarriers::default() });
-        let in_redis = Stamp { generation: 7, order: 1, ..Stamp::default() };
-        let local = barriers.raise_locally(&[tag("a")]);
-        assert!(barriers.covers([tag("a")], PATH, in_redis));
-        assert_eq!(barriers.heard(7, 2, &[tag("a")]), Heard::InOrder);
-        barriers.settle(&[tag("a")], local);
-        assert!(barriers.covers([tag("a")], PATH, in_redis));
-        assert!(
-            !barriers.covers([tag("a")], PATH, Stamp { generation: 7, order: 2, ..Stamp::default() }),
-            "filled by another pod since"
-        );
-    }
-
-    #[test]
-    fn too_many_barriers_become_one() {
-        let barriers = Barriers::alone();
-        let before = barriers.stamp();
-        for number in 0..=MAX_BARRIERS {
-            barriers.raise_locally(&[tag(&number.to_string())]);
-        }
-        assert!(barriers.read(|table| table.raised.len()) <= MAX_BARRIERS);
-        assert!(barriers.covers([tag("never purged")], PATH, before));
-        assert!(!barriers.covers([tag("0")], PATH, barriers.stamp()));
-    }
-
-    #[test]
-    fn a_purge_of_this_pods_own_hides_no_gap() {
-        let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
-        assert!(barriers.ordered(7, 6, &[tag("own")]), "4 and 5 are on their way");
-        assert!(barriers.covers([tag("own")], PATH, Stamp { generation: 7, order: 5, ..Stamp::default() }));
-        assert_eq!(barriers.heard(7, 4, &[]), Heard::InOrder);
-        assert_eq!(barriers.heard(7, 6, &[]), Heard::AfterGap, "5 was missed all the same");
-        assert!(!barriers.ordered(8, 1, &[]));
-    }
-
-    #[test]
-    fn nothing_is_trusted_without_proof_while_the_first_attempt_to_hear_of_purges_is_under_way() {
-        let barriers = Barriers::shared(Duration::from_secs(5));
-        barriers.set_joining(true);
-        assert!(!barriers.trusts_at(10_000, 10_000));
-        barriers.prove(9_000);
-        assert!(barriers.trusts_at(8_000, 10_000));
-        barriers.set_joining(false);
-        assert!(barriers.trusts_at(20_000, 20_000));
-    }
-
-    #[test]
-    fn without_proof_only_requests_within_the_grace_are_trusted() {
-        let barriers = Barriers::shared(Duration::from_secs(5));
-        assert!(barriers.trusts_at(5_000, 10_000));
-        assert!(!barriers.trusts_at(4_999, 10_000));
-        barriers.prove(6_000);
-        assert!(barriers.trusts_at(0, 11_000));
-        assert!(!barriers.trusts_at(0, 11_001), "it is dated by when it was asked for");
-        barriers.prove(5_000);
-        assert!(barriers.trusts_at(0, 11_000), "an older proof takes nothing away");
-        assert!(Barriers::alone().trusts_at(0, u64::MAX));
     }
 }

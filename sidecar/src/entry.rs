@@ -13,7 +13,7 @@ use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
 use larder_policy::{
     Fields as _, Lifetimes, PurgeName,
     cache_control::RequestDirectives,
-    freshness::{self, Freshness, evaluate},
+    freshness::{self, Freshness, State, evaluate},
     key::path_of,
     range::Pieces,
     response_meta::{self, ResponseMeta, Times},
@@ -23,7 +23,7 @@ use self::block::Block;
 pub use self::{block::StoredFields, head::Head};
 
 use crate::{
-    barriers::{Barriers, Stamp},
+    barriers::{Barriers, Covered, Stamp},
     clock::{monotonic_ms, wall_ms},
     headers::FieldLines,
 };
@@ -234,9 +234,20 @@ impl Entry {
         Head { fields: Arc::new(fields), is_to_head, meta, stamp: self.stamp, names }
     }
 
-    /// Returns the freshness for a request now.
-    pub fn freshness(&self, lifetimes: &Lifetimes, asked: &RequestDirectives) -> Freshness {
-        evaluate(&self.meta, lifetimes, self.resident(), asked)
+    /// Returns the freshness for a request now. After a soft purge it is stale.
+    pub fn freshness(
+        &self,
+        lifetimes: &Lifetimes,
+        asked: &RequestDirectives,
+        barriers: &Barriers,
+    ) -> Freshness {
+        let freshness = evaluate(&self.meta, lifetimes, self.resident(), asked);
+        match freshness.state {
+            State::Fresh { .. } if self.coverage(barriers) == Covered::Softly => {
+                freshness::outdated(&self.meta, lifetimes, freshness.age, asked)
+            }
+            _ => freshness,
+        }
     }
 
     /// Returns the time since it was received.
@@ -325,12 +336,17 @@ impl Entry {
 
     /// Returns true if a purge that this pod knows of forbids serving it.
     pub fn is_covered(&self, barriers: &Barriers) -> bool {
+        self.coverage(barriers) == Covered::Wholly
+    }
+
+    /// Returns the purges of it that this pod knows of.
+    fn coverage(&self, barriers: &Barriers) -> Covered {
         let (revision, checked) = (barriers.revision(), self.checked.load(Ordering::Acquire));
         if checked == revision {
-            return false;
+            return Covered::No;
         }
-        let covered = barriers.covers_since(checked, self.names(), self.path(), self.stamp);
-        if !covered {
+        let covered = barriers.coverage(checked, self.names(), self.path(), self.stamp);
+        if covered == Covered::No {
             self.checked.store(revision, Ordering::Release);
         }
         covered

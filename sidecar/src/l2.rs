@@ -260,7 +260,7 @@ impl L2 {
                 return Err(L2Error::Down);
             }
             // Others wait only for a fetch that began after every purge that may concern it.
-            let purge = reply.barrier.max(reply.prefix);
+            let purge = reply.barrier.max(reply.indirect);
             let stamp = self.barriers.stamp_at(reply.generation, reply.order, asked_at);
             if stamp.generation != self.barriers.stamp().generation {
                 self.link.request_resync();
@@ -270,9 +270,9 @@ impl L2 {
                 stamp.generation != reply.generation
                     || stamp.order < reply.barrier
                     || entry.is_covered(&self.barriers)
-                    // A purge of a prefix that this pod has not heard of yet may be one of its path.
-                    || stamp.order < reply.prefix
-                        && !self.barriers.know_all_until(reply.generation, reply.prefix)
+                    // What this pod has not heard of yet may be about this response.
+                    || stamp.order < reply.indirect
+                        && !self.barriers.know_all_until(reply.generation, reply.indirect)
             };
             let mut variant = String::new();
             let read = |seal: &Seal, place: &RecordPlace, record| {

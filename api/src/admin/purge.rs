@@ -43,6 +43,9 @@ pub struct PurgeRequest {
     pub tags: Vec<String>,
     /// True to purge everything that the policy has stored.
     pub everything: bool,
+    /// True to make responses stale, so that they are served while they are refreshed, and while the application fails, as
+    /// `staleWhileRevalidate` and `staleIfError` allow. Otherwise they are no longer served.
+    pub soft: bool,
 }
 
 /// A purge and its progress.
@@ -71,10 +74,12 @@ pub struct PurgedNames {
     pub tags: Vec<String>,
     /// True if everything was purged.
     pub everything: bool,
+    /// True if responses were made stale.
+    pub soft: bool,
 }
 
 impl From<PurgeRequest> for PurgedNames {
-    fn from(PurgeRequest { keys, paths, prefixes, tags, everything }: PurgeRequest) -> Self {
-        Self { keys, paths, prefixes, tags, everything }
+    fn from(PurgeRequest { keys, paths, prefixes, tags, everything, soft }: PurgeRequest) -> Self {
+        Self { keys, paths, prefixes, tags, everything, soft }
     }
 }

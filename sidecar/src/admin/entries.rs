@@ -108,7 +108,8 @@ fn in_memory(snapshot: &Snapshot, keys: &[String]) -> Vec<Entry> {
                 Stored::Entry(stored) => {
                     let lifetimes = lifetimes(route);
                     let state = entry_state(&stored, snapshot, lifetimes);
-                    let response = StoredResponse { hits: Some(hits), ..stored_response(&stored, lifetimes) };
+                    let response =
+                        StoredResponse { hits: Some(hits), ..stored_response(&stored, snapshot, lifetimes) };
                     entry(&text, Place::L1, route, state, Some(response))
                 }
                 Stored::Vary(names) => {
@@ -144,7 +145,7 @@ async fn in_redis(snapshot: &Snapshot, key: KeyText<'_>) -> Option<Result<Option
             let lifetimes = lifetimes(route);
             let state = entry_state(&stored, snapshot, lifetimes);
             let vary = vary.iter().map(ToString::to_string).collect();
-            Ok(Some(Entry { vary, ..kept(state, Some(stored_response(&stored, lifetimes))) }))
+            Ok(Some(Entry { vary, ..kept(state, Some(stored_response(&stored, snapshot, lifetimes))) }))
         }
     })
 }

@@ -139,7 +139,7 @@ fn explanation(snapshot: &Snapshot, found: Found) -> Explanation {
         }),
         ends_here: ends_here.map(|end| end.as_str().to_owned()),
         on_write: purges.map(|Purges { tags, paths, prefixes, everything }| {
-            request_for(PurgeRequest { keys: vec![], paths, prefixes, tags, everything })
+            request_for(PurgeRequest { keys: vec![], paths, prefixes, tags, everything, soft: false })
         }),
         key,
         tiers: asked,
@@ -148,7 +148,7 @@ fn explanation(snapshot: &Snapshot, found: Found) -> Explanation {
             hit: forward.is_none(),
             forward: forward.map(|reason| reason.as_str().to_owned()),
             state: entry.as_ref().map(|entry| entry_state(entry, snapshot, lifetimes)),
-            response: entry.as_ref().map(|entry| stored_response(entry, lifetimes)),
+            response: entry.as_ref().map(|entry| stored_response(entry, snapshot, lifetimes)),
         }),
     }
 }

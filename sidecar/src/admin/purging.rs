@@ -10,7 +10,7 @@ use axum::{
 };
 use http::StatusCode;
 use larder_api::admin::{PurgeReport, PurgeRequest};
-use larder_policy::{Policy, WrittenKey, policy::Purges};
+use larder_policy::{Policy, PurgeName, WrittenKey, policy::Purges};
 
 use super::{
     Admin,
@@ -33,13 +33,13 @@ pub(super) fn request_for(names: PurgeRequest) -> PurgeRequest {
         });
         spelled.collect()
     };
-    let PurgeRequest { keys, paths, prefixes, tags, everything } = names;
-    PurgeRequest { keys: plain(keys), paths: plain(paths), prefixes: plain(prefixes), tags, everything }
+    let PurgeRequest { keys, paths, prefixes, tags, everything, soft } = names;
+    PurgeRequest { keys: plain(keys), paths: plain(paths), prefixes: plain(prefixes), tags, everything, soft }
 }
 
 /// Returns the reason that a name can't be that of a stored response: its sender would take it for purged.
 fn names_nothing(request: &PurgeRequest) -> Option<String> {
-    let PurgeRequest { keys, paths, prefixes, tags, everything: _ } = request;
+    let PurgeRequest { keys, paths, prefixes, tags, everything: _, soft: _ } = request;
     let of_key =
         keys.iter().find_map(|key| WrittenKey::parse(key).err().map(|reason| format!("{key:?} {reason}")));
     let of_path = || {
@@ -66,8 +66,7 @@ fn names_nothing(request: &PurgeRequest) -> Option<String> {
 }
 
 impl Sent for PurgeRequest {
-    const SHAPE: &'static str =
-        r#"{"keys": [...], "paths": [...], "prefixes": [...], "tags": [...], "everything": true}"#;
+    const SHAPE: &'static str = r#"{"keys": [...], "paths": [...], "prefixes": [...], "tags": [...], "everything": true, "soft": true}"#;
 }
 
 pub(super) async fn delete_entry(
@@ -95,20 +94,18 @@ pub(super) async fn purge(
 }
 
 async fn raise(admin: &Admin, request: PurgeRequest) -> Result<Response, Refused> {
-    let PurgeRequest { keys, paths, prefixes, tags, everything } = request.clone();
+    let PurgeRequest { keys, paths, prefixes, tags, everything, soft } = request.clone();
     let others = Purges { tags, paths, prefixes, everything }.names();
     let names = |policy: &Policy| -> Vec<_> {
-        keys.iter()
-            .filter_map(|key| WrittenKey::parse(key).ok())
-            .flat_map(|key| key.purge_names(policy))
-            .chain(others.iter().copied())
-            .collect()
+        let written = keys.iter().filter_map(|key| WrittenKey::parse(key).ok());
+        written.flat_map(|key| key.purge_names(policy)).chain(others.iter().copied()).collect()
     };
     if names(admin.config.snapshot().policy()).is_empty() {
         return Err(Refused::malformed(
             "nothing to purge: set keys, paths, prefixes or tags, or everything to true",
         ));
     }
+    let names = |policy: &Policy| if soft { PurgeName::softly(names(policy)) } else { names(policy) };
     let purged = purge::on_request(&admin.config, names, &admin.telemetry.stats).await;
     let (status, order, pending) = match purged {
         Purged::Everywhere(order) | Purged::Here(order) => (StatusCode::OK, Some(order), None),
@@ -132,7 +129,7 @@ pub(super) fn about_purge(operation: TransformOperation<'_>) -> TransformOperati
         .tag("cache")
         .summary("Purge keys, paths, prefixes, tags or everything")
         .description(
-            "Responses that match one of these and were stored before now are no longer served by any pod.",
+            "Responses that match one of these and were stored before now are no longer served by any pod or, where the purge is soft, are stale in every pod.",
         );
     let operation = answers(guarded(operation));
     let operation = refuses::<400>(operation, "The body is malformed, or names nothing.");

@@ -31,7 +31,7 @@ pub(super) fn entry_state(entry: &Entry, snapshot: &Snapshot, lifetimes: Option<
     } else if matches!(entry.content, Content::Parts(_)) {
         EntryState::Partial
     } else {
-        match entry.freshness(lifetimes, &RequestDirectives::default()).state {
+        match entry.freshness(lifetimes, &RequestDirectives::default(), &snapshot.store.barriers).state {
             State::Fresh { .. } => EntryState::Fresh,
             State::Stale { use_: StaleUse::WhileRevalidating | StaleUse::AsAsked, .. } => {
                 EntryState::StaleWhileRevalidate
@@ -43,7 +43,11 @@ pub(super) fn entry_state(entry: &Entry, snapshot: &Snapshot, lifetimes: Option<
 }
 
 /// Returns a stored response under the rules of its route, without its hits.
-pub(super) fn stored_response(entry: &Entry, lifetimes: Option<&Lifetimes>) -> StoredResponse {
+pub(super) fn stored_response(
+    entry: &Entry,
+    snapshot: &Snapshot,
+    lifetimes: Option<&Lifetimes>,
+) -> StoredResponse {
     let mut headers = BTreeMap::<_, Vec<_>>::new();
     for (name, value) in entry.fields().iter() {
         let [name, value] = [name, value].map(|text| String::from_utf8_lossy(text).into_owned());
@@ -57,7 +61,9 @@ pub(super) fn stored_response(entry: &Entry, lifetimes: Option<&Lifetimes>) -> S
     let received = i64::try_from(entry.times().received_at).ok();
     let stored_at = received.and_then(|at| Timestamp::from_millisecond(at).ok()).unwrap_or_default();
     let Stamp { generation, order, local, asked_at: _ } = entry.stamp();
-    let state = lifetimes.map(|lifetimes| entry.freshness(lifetimes, &RequestDirectives::default()).state);
+    let state = lifetimes.map(|lifetimes| {
+        entry.freshness(lifetimes, &RequestDirectives::default(), &snapshot.store.barriers).state
+    });
     StoredResponse {
         status: entry.status().as_u16(),
         headers,

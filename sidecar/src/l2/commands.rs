@@ -37,8 +37,8 @@ pub(super) struct LookupReply {
     pub(super) order: u64,
     /// The last purge of any of the names, or of everything.
     pub(super) barrier: u64,
-    /// The last purge of any prefix of paths.
-    pub(super) prefix: u64,
+    /// The last purge of those that none of the names may tell of: of a prefix of paths, or a soft one.
+    pub(super) indirect: u64,
     /// The version of the policy is in the list of those that pods serve by, and there is a generation to count in. Otherwise nothing
     /// in the reply is of use.
     pub(super) is_listed: bool,
@@ -64,7 +64,8 @@ impl RecordStart {
 }
 
 /// Fields of the barriers that a lookup asks for, before those of names.
-const POSITION: [&[u8]; 5] = [b"v", b"g", b"s", b"f", PurgeName::ANY_PREFIX.as_bytes()];
+const POSITION: [&[u8]; 6] =
+    [b"v", b"g", b"s", b"f", PurgeName::ANY_PREFIX.as_bytes(), PurgeName::ANY_SOFT.as_bytes()];
 
 /// Where Redis stands, as the fields of the barriers say one after another.
 #[derive(Default)]
@@ -74,7 +75,7 @@ pub(super) struct Position {
     generation: u64,
     order: u64,
     barrier: u64,
-    prefix: u64,
+    indirect: u64,
     is_listed: bool,
 }
 
@@ -88,7 +89,7 @@ impl Position {
             (0, Some(listed)) => self.is_listed = is_in_list(listed, version),
             (1, Some(generation)) => self.generation = number(generation),
             (2, Some(order)) => self.order = number(order),
-            (4, Some(prefix)) => self.prefix = number(prefix),
+            (4 | 5, Some(barrier)) => self.indirect = self.indirect.max(number(barrier)),
             (_, Some(barrier)) => self.barrier = self.barrier.max(number(barrier)),
         }
         self.count += 1;
@@ -96,8 +97,8 @@ impl Position {
 
     /// The reply that this and a record are.
     pub(super) const fn with(self, record: RecordStart) -> LookupReply {
-        let Self { generation, order, barrier, prefix, is_listed, .. } = self;
-        LookupReply { generation, order, barrier, prefix, is_listed: is_listed && generation != 0, record }
+        let Self { generation, order, barrier, indirect, is_listed, .. } = self;
+        LookupReply { generation, order, barrier, indirect, is_listed: is_listed && generation != 0, record }
     }
 }
 

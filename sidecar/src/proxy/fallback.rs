@@ -109,7 +109,7 @@ impl Fetch {
     /// Returns true if the stored response may be served in place of an error.
     pub(super) fn may_serve_stale_if_error(&self) -> bool {
         self.known.stored().is_some_and(|stored| {
-            let freshness = stored.freshness(self.request.lifetimes(), &self.request.directives);
+            let freshness = self.request.freshness_of(stored);
             freshness.state.serves_on_error() && !stored.is_purged(&self.request.store().barriers)
         })
     }

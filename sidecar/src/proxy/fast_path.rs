@@ -216,10 +216,11 @@ impl FastPath {
         let Plain { method, route, kinds, hash, .. } = plain;
         let entry = snapshot.store.find((*hash, &self.key), &mut self.variant, asked.lines).ok()?;
         let body = entry.body()?;
-        if entry.is_purged(&snapshot.store.barriers) {
+        let barriers = &snapshot.store.barriers;
+        if entry.is_purged(barriers) {
             return None;
         }
-        let freshness = entry.freshness(&route.lifetimes, &RequestDirectives::default());
+        let freshness = entry.freshness(&route.lifetimes, &RequestDirectives::default(), barriers);
         let lifetimes = &route.lifetimes;
         if !freshness.state.serves_now()
             || freshness.state.refreshes()

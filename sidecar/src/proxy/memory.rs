@@ -128,9 +128,14 @@ impl CacheRequest {
 
     /// Returns true if a response that replaced an error may still do so: while `staleIfError` or `lastKnownGood` permits it.
     fn may_keep_replacing_errors(&self, entry: &Entry) -> bool {
-        let freshness = entry.freshness(self.lifetimes(), &self.directives);
+        let freshness = self.freshness_of(entry);
         self.directives.is_empty()
             && (freshness.state.serves_on_error() || self.route.last_known_good.is_some())
+    }
+
+    /// Returns the freshness of a stored response for this request.
+    pub(super) fn freshness_of(&self, entry: &Entry) -> Freshness {
+        entry.freshness(self.lifetimes(), &self.directives, &self.store().barriers)
     }
 
     /// Returns true if a response in memory serves without another look into L2.
@@ -167,7 +172,7 @@ impl CacheRequest {
         if entry.is_purged(&self.store().barriers) {
             return Lookup::Miss(self.why(Forward::Stale));
         }
-        let freshness = entry.freshness(self.lifetimes(), &self.directives);
+        let freshness = self.freshness_of(&entry);
         if let Content::Parts(pieces) = &entry.content {
             let range = match &self.range {
                 RangeRequest::One(spec) => spec.resolve(pieces.total()),
@@ -182,7 +187,8 @@ impl CacheRequest {
         if freshness.state.serves_now() {
             Lookup::Hit(entry, freshness)
         } else {
-            let without_directives = entry.freshness(self.lifetimes(), &Default::default());
+            let without_directives =
+                entry.freshness(self.lifetimes(), &Default::default(), &self.store().barriers);
             let reason =
                 if without_directives.state.serves_now() { Forward::Request } else { Forward::Stale };
             Lookup::Revalidate(entry, self.why(reason))

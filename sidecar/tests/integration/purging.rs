@@ -2,7 +2,9 @@
 
 use http::Method;
 
-use super::harness::{Answer, Origin, Policy, RedisServer, Sidecar, TOKEN, exchange, reply, two};
+use super::harness::{
+    Answer, Origin, Policy, RedisServer, Relay, Sidecar, TOKEN, exchange, reply, two, until,
+};
 
 const TAGGED: &str = r#"
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
@@ -136,6 +138,78 @@ async fn a_purge_of_everything_acts_in_every_sidecar_with_and_without_redis() {
     }
 }
 
+const STALE: &str = r#"
+l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}
+routes:
+- {name: soon, match: {path: "/soon/{page}"}, ttl: 60s, staleWhileRevalidate: 60s, tags: ["page:{page}"]}
+- {name: error, match: {path: "/error/{page}"}, ttl: 60s, staleIfError: 60s, tags: ["page:{page}"]}
+- {name: plain, match: {path: "/plain/{page}"}, ttl: 60s, tags: ["page:{page}"]}
+"#;
+
+#[tokio::test(flavor = "multi_thread")]
+async fn softly_purged_response_is_served_while_it_is_refreshed_and_while_the_application_is_down() {
+    for body in [
+        r#"{"tags": ["page:1"], "soft": true}"#,
+        r#"{"keys": ["GET:/soon/1", "GET:/error/1", "GET:/plain/1"], "soft": true}"#,
+        r#"{"paths": ["/soon/1", "/error/1", "/plain/1"], "soft": true}"#,
+        r#"{"prefixes": ["/soon/1", "/error/1", "/plain/1"], "soft": true}"#,
+    ] {
+        let origin = Origin::numbered(&[("etag", "\"a\"")]).await;
+        let relay = Relay::to(origin.address).await;
+        let address = ([127, 0, 0, 1], relay.port).into();
+        let policy = Policy::new(STALE);
+        let sidecars = [Sidecar::start(&policy, address).await, Sidecar::start(&policy, address).await];
+        let paths = ["/soon/1", "/error/1", "/plain/1", "/soon/2", "/error/2", "/plain/2"];
+        let before = warm_all(&policy, &sidecars, &paths).await;
+        let [a, b] = &sidecars;
+        let late = Sidecar::start(&policy, address).await;
+        let purged = a.purge(body).await;
+        assert_eq!(purged.status, 200, "{body}: {}", purged.body);
+        for (path, before) in paths.iter().zip(&before).skip(3) {
+            let kept = b.get(path).await;
+            assert_eq!((&kept.body, kept.hit()), (before, Some("l1")), "{path} after {body}");
+        }
+        // Served while it is refreshed, and then fresh in every pod.
+        assert_eq!(b.get("/soon/1").await.body, before[0], "{body}");
+        for sidecar in [b, a, &late] {
+            until("the response is refreshed", async || {
+                let now = sidecar.get("/soon/1").await;
+                (now.body != before[0] && now.hit().is_some()).then_some(())
+            })
+            .await;
+        }
+        assert_ne!(a.get("/plain/1").await.body, before[2], "it is stale, and nothing allows to serve it");
+        // Served only while the application is down.
+        drop(relay);
+        for sidecar in [b, &late] {
+            let instead = sidecar.get("/error/1").await;
+            assert_eq!((instead.status.as_u16(), &instead.body), (200, &before[1]), "{body}");
+            assert_eq!(sidecar.get("/error/2").await.body, before[4]);
+        }
+        assert_eq!(a.purge(r#"{"everything": true}"#).await.status, 200);
+        assert_eq!(b.get("/error/1").await.status, 502, "a whole purge leaves nothing to serve");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn softly_purged_response_is_validated_and_fresh_again() {
+    let origin = Origin::start(|seen| async move {
+        let is_known = seen.headers.contains_key("if-none-match");
+        let mut answer = reply(&[("etag", "\"a\"")], if is_known { "" } else { "body" });
+        if is_known {
+            *answer.status_mut() = http::StatusCode::NOT_MODIFIED;
+        }
+        answer
+    })
+    .await;
+    let sidecar = Sidecar::start(&Policy::new(&STALE.replace("l2: ", "# ")), origin.address).await;
+    sidecar.get("/plain/1").await;
+    assert_eq!(sidecar.purge(r#"{"everything": true, "soft": true}"#).await.status, 200);
+    let validated = sidecar.get("/plain/1").await;
+    assert!(validated.header("cache-status").contains("fwd=stale; fwd-status=304"), "{validated:?}");
+    assert_eq!((sidecar.get("/plain/1").await.hit(), &*validated.body), (Some("l1"), "body"));
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn an_entry_is_deleted_by_its_exact_key_or_its_short_one() {
     let origin = Origin::numbered(&[]).await;
@@ -206,6 +280,7 @@ async fn purge_that_can_match_nothing_is_refused_with_the_reason() {
         (r#"{"prefixes": ["/items?page=1"]}"#, "leave out the query"),
         (r#"{"prefixes": []}"#, "nothing to purge"),
         (r#"{"everything": false}"#, "nothing to purge"),
+        (r#"{"soft": true}"#, "nothing to purge"),
         (r#"{"everything": "yes"}"#, "true"),
         (r#"{"paths": ["/ok", "/items/**/x"]}"#, "patterns are not supported"),
         (r#"{"paths": ["/items/user-*"]}"#, "patterns are not supported"),

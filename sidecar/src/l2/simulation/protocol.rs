@@ -46,7 +46,7 @@ pub(super) struct Reply {
     pub(super) generation: u64,
     pub(super) order: u64,
     pub(super) barrier: u64,
-    pub(super) prefix: u64,
+    pub(super) indirect: u64,
     pub(super) record: Option<Record>,
 }
 

@@ -79,7 +79,7 @@ impl World {
         if let Some(Record { version, generation, order }) = reply.record {
             let stamp = Stamp { generation, order, local: 0, asked_at: said_at };
             let may_be_under_prefix =
-                order < reply.prefix && !barriers.know_all_until(reply.generation, reply.prefix);
+                order < reply.indirect && !barriers.know_all_until(reply.generation, reply.indirect);
             let is_purged = generation != reply.generation
                 || order < reply.barrier
                 || may_be_under_prefix && broken != Broken::UnheardPrefixesIgnored;

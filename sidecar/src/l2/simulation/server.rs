@@ -95,9 +95,9 @@ impl Server {
     pub(super) fn lookup(&self, key: usize, names: &[PurgeName]) -> Reply {
         let Data { generation, order, raised, records } = &self.data;
         let barrier = names.iter().filter_map(|name| raised.get(name)).max().copied().unwrap_or(0);
-        let prefix = raised.get(&PurgeName::ANY_PREFIX).copied().unwrap_or(0);
+        let indirect = raised.get(&PurgeName::ANY_PREFIX).copied().unwrap_or(0);
         let record = records.get(&key).copied();
-        Reply { generation: *generation, order: *order, barrier, prefix, record }
+        Reply { generation: *generation, order: *order, barrier, indirect, record }
     }
 
     pub(super) fn store(&mut self, key: usize, record: Record) {

@@ -172,16 +172,16 @@ mod tests {
     fn whole() -> Vec<u8> {
         let listed = bulk(&format!("{:?}=170", VERSION()));
         let fields = ["77", "9"].map(bulk).concat();
-        let names = [&bulk("5"), &bulk("4"), "$-1\r\n", &bulk("8")].concat();
-        format!("*8\r\n{listed}{fields}$-1\r\n{names}{}", bulk("rec\r\nord")).into_bytes()
+        let names = [&bulk("5"), "$-1\r\n", &bulk("4"), "$-1\r\n", &bulk("8")].concat();
+        format!("*9\r\n{listed}{fields}$-1\r\n{names}{}", bulk("rec\r\nord")).into_bytes()
     }
 
     #[test]
     fn reply_to_a_lookup_is_read_in_place() {
         let bytes = [&whole()[..], b"+next"].concat();
         let (length, reply) = read(&bytes, lookup()).unwrap().unwrap();
-        let LookupReply { generation, order, barrier, prefix, is_listed, record } = reply.unwrap();
-        assert_eq!((length, generation, order, barrier, prefix), (bytes.len() - 5, 77, 9, 8, 5));
+        let LookupReply { generation, order, barrier, indirect, is_listed, record } = reply.unwrap();
+        assert_eq!((length, generation, order, barrier, indirect), (bytes.len() - 5, 77, 9, 8, 5));
         assert!(is_listed && record.bytes == "rec\r\nord");
         let only_record = Expected { version: None, record: true };
         assert_eq!(read(b"$1\r\nx\r\n", only_record).unwrap().unwrap().1.unwrap().record.bytes, "x");

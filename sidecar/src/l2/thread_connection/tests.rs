@@ -299,9 +299,9 @@ async fn lookups_ask_for_fields_and_record() {
     let question = Question::new("larder:ns/p:barriers:", version);
     write_lookup(&mut out, &question, &[name], Some("key"));
     let mut expected =
-        b"*9\r\n$5\r\nHMGET\r\n$21\r\nlarder:ns/p:barriers:\r\n$1\r\nv\r\n$1\r\ng\r\n$1\r\ns\r\n$1\r\nf\r\n"
+        b"*10\r\n$5\r\nHMGET\r\n$21\r\nlarder:ns/p:barriers:\r\n$1\r\nv\r\n$1\r\ng\r\n$1\r\ns\r\n$1\r\nf\r\n"
             .to_vec();
-    for name in [PurgeName::ANY_PREFIX, version, name] {
+    for name in [PurgeName::ANY_PREFIX, PurgeName::ANY_SOFT, version, name] {
         expected.extend_from_slice(&[b"$16\r\n", &name.as_bytes()[..], b"\r\n"].concat());
     }
     expected.extend_from_slice(b"*4\r\n$8\r\nGETRANGE\r\n$3\r\nkey\r\n$1\r\n0\r\n$5\r\n65535\r\n");
