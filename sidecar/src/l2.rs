@@ -266,13 +266,12 @@ impl L2 {
                 self.link.request_resync();
             }
             let is_purged = |entry: &Entry| {
-                let stamp = entry.stamp();
-                stamp.generation != reply.generation
-                    || stamp.order < reply.barrier
-                    || entry.is_covered(&self.barriers)
-                    // What this pod has not heard of yet may be about this response.
-                    || stamp.order < reply.indirect
-                        && !self.barriers.know_all_until(reply.generation, reply.indirect)
+                let Stamp { generation, order, .. } = entry.stamp();
+                // What this pod has not heard of yet may be about this response.
+                let may_be_purged =
+                    order < reply.indirect && !self.barriers.know_all_until(reply.generation, reply.indirect);
+                let is_counted = generation == reply.generation && order >= reply.barrier;
+                !is_counted || may_be_purged || entry.is_covered(&self.barriers)
             };
             let mut variant = String::new();
             let read = |seal: &Seal, place: &RecordPlace, record| {

@@ -46,7 +46,7 @@ async fn after_a_write_through_one_pod_the_next_read_in_every_pod_is_fresh() -> 
 }
 
 #[tokio::test]
-async fn keys_paths_and_tags_are_purged_with_the_token() -> anyhow::Result<()> {
+async fn keys_paths_prefixes_tags_and_everything_are_purged_with_the_token() -> anyhow::Result<()> {
     in_a_namespace(async |sandbox| {
         for file in ["secrets.yaml", "redis.yaml"] {
             sandbox.apply(&examples::shop(file, &sandbox.name)?).await?;
@@ -82,6 +82,11 @@ async fn keys_paths_and_tags_are_purged_with_the_token() -> anyhow::Result<()> {
         let tags = post(json!({"tags": ["item:1", "item:3"]}));
         purges(&agent, &pods, &tags, &["/items/1", "/items/1?a=b", "/items/3"], &["/items/2", "/items"])
             .await?;
+
+        let prefixes = post(json!({"prefixes": ["/items/1"]}));
+        purges(&agent, &pods, &prefixes, &["/items/1", "/items/1?a=b"], &["/items/2", "/items/12"]).await?;
+        let everything = post(json!({"everything": true}));
+        purges(&agent, &pods, &everything, &["/items/1", "/items/2", "/items"], &[]).await?;
 
         let nothing = agent.send(&post(json!({}))).await?;
         ensure!(nothing.status == 400, "an empty purge is a mistake: {nothing:?}");

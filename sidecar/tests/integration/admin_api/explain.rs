@@ -54,7 +54,10 @@ async fn explain_predicts_the_handling_of_a_request() {
         json!({
             "keys": ["GET:http://shop.test/api/users/a%40b?x=1#accept-language=de", "GET:/api/users/a%40b?x=1"],
             "paths": ["/api/users/a%40b"],
+            "prefixes": [],
             "tags": ["user:a%40b"],
+            "everything": false,
+            "soft": false,
         })
     );
     assert_eq!((&before["l1"]["hit"], &before["l1"]["forward"]), (&json!(false), &json!("uri-miss")));
@@ -149,9 +152,11 @@ async fn explain_agrees_with_the_sidecar_on_writes_and_local_responses() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(WRITTEN);
     let sidecar = Sidecar::start(&policy, origin.address).await;
-    let users = |id: &str| json!({"keys": [], "paths": ["/api/users", format!("/api/users/{id}")], "tags": [format!("user:{id}")]});
-    let own = json!({"keys": [], "paths": ["/api/users/1"], "tags": []});
-    let nothing = json!({"keys": [], "paths": [], "tags": []});
+    let purge = |paths: Value, tags: Value| json!({"keys": [], "paths": paths, "prefixes": [], "tags": tags, "everything": false, "soft": false});
+    let users =
+        |id: &str| purge(json!(["/api/users", format!("/api/users/{id}")]), json!([format!("user:{id}")]));
+    let own = purge(json!(["/api/users/1"]), json!([]));
+    let nothing = purge(json!([]), json!([]));
     for (method, target, header, ends_here, bypass, on_write) in [
         ("PUT", "/api/users/1", None, Value::Null, json!("method"), users("1")),
         ("DELETE", "/api/users/me@x.com", None, Value::Null, json!("method"), users("me@x.com")),
