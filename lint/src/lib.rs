@@ -7,6 +7,7 @@
 #[cfg(any(test, feature = "fixtures"))]
 pub mod fixtures;
 mod forms;
+mod listing;
 mod locate;
 mod meaning;
 mod path;
@@ -20,6 +21,7 @@ mod tree;
 use larder_api::{API_VERSION, KIND};
 use larder_policy::document::{DESTINATIONS, DocumentError, FOLLOWS_COVERAGE};
 
+pub use self::listing::{Finding, Listing, Outcome, Severity};
 use self::{
     locate::locate,
     rules::Rules,
