@@ -35,6 +35,9 @@ pub fn admin_secret(policy: &str) -> String {
     format!("larder-{policy}-admin")
 }
 
+/// The key of the token in the Secret of [`admin_secret`].
+pub const ADMIN_TOKEN_KEY: &str = "token";
+
 /// Returns the name of the Service beside another, whose callers reach the sidecars.
 pub fn companion(service: &str) -> String {
     format!("{service}-cached")

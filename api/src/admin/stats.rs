@@ -24,7 +24,7 @@ impl Default for StatsQuery {
 }
 
 /// Counters since the process began, and the current contents of memory.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct Stats {
     /// Requests with a stored response.
     pub hits: u64,

@@ -57,7 +57,7 @@ impl Context {
                 }]),
                 ..ObjectMeta::default()
             },
-            string_data: Some(BTreeMap::from([("token".to_owned(), new_token()?)])),
+            string_data: Some(BTreeMap::from([(names::ADMIN_TOKEN_KEY.to_owned(), new_token()?)])),
             ..Secret::default()
         };
         let secrets: Api<Secret> = Api::namespaced(self.dependencies.client.clone(), namespace);

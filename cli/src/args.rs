@@ -1,0 +1,253 @@
+//! The command line.
+
+use std::{
+    ffi::{OsStr, OsString},
+    path::{Path, PathBuf},
+};
+
+use clap::{CommandFactory, Parser, Subcommand};
+use clap_complete::Shell;
+use larder_api::admin::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS};
+
+use crate::output::Format;
+
+/// Start of the name under which kubectl finds the program.
+const PLUGIN_PREFIX: &str = "kubectl-";
+
+const EXIT_CODES: &str = "Exit codes:
+  0  done, and all is well
+  1  lint found errors, a policy or a pod is not well, or a purge is pending
+  2  the command line is wrong, or something can't be reached or read";
+
+/// Policies, sidecars and purges of Larder, the cache in front of an application.
+///
+/// Sidecars are reached by port-forward, with your own rights in the cluster.
+#[derive(Debug, Parser)]
+#[command(name = "larder", version, after_help = EXIT_CODES)]
+pub(crate) struct Args {
+    #[command(flatten)]
+    pub(crate) connection: Connection,
+
+    /// Print data in this format, rather than tables and text.
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
+    pub(crate) output: Option<Format>,
+
+    #[command(subcommand)]
+    pub(crate) command: Command,
+}
+
+/// The cluster, as for kubectl.
+#[derive(Clone, Debug, Default, clap::Args)]
+pub(crate) struct Connection {
+    /// Namespace of the policy [default: that of the context].
+    #[arg(short, long, global = true)]
+    pub(crate) namespace: Option<String>,
+
+    /// Context of the kubeconfig [default: its current one].
+    #[arg(long, global = true)]
+    pub(crate) context: Option<String>,
+
+    /// Kubeconfig [default: $KUBECONFIG, else ~/.kube/config, else the service account of the pod].
+    #[arg(long, global = true, value_name = "FILE")]
+    pub(crate) kubeconfig: Option<PathBuf>,
+}
+
+/// Commands.
+#[derive(Debug, Subcommand)]
+pub(crate) enum Command {
+    /// Find errors in policies with the cluster's rules, without a cluster.
+    Lint(Lint),
+    /// Show policies, their pods, configuration, tiers and hit ratios.
+    Status(Status),
+    /// Show the counters of a policy's sidecars: their sum and each pod's.
+    Stats(Stats),
+    /// Show the treatment of a request: route, key, tiers, stored response, and the names that a write purges.
+    Explain(Explain),
+    /// Purge keys, paths and tags.
+    Purge(Purge),
+    /// Print a completion script for a shell.
+    Completions(Completions),
+    /// Print the manual page, or write one page for each command.
+    Man(Man),
+}
+
+/// Options of `lint`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Lint {
+    /// Files with one CachePolicy each, or several separated by ---; - is standard input.
+    #[arg(value_name = "FILE", required = true)]
+    pub(crate) files: Vec<PathBuf>,
+}
+
+/// Options of `status`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Status {
+    /// Policy [default: all of the namespace].
+    pub(crate) policy: Option<String>,
+
+    /// Show the policies of all namespaces.
+    #[arg(short = 'A', long, conflicts_with_all = ["policy", "namespace"])]
+    pub(crate) all_namespaces: bool,
+}
+
+/// Options of `stats`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Stats {
+    /// Policy.
+    pub(crate) policy: String,
+
+    /// Number of keys with the most hits to list.
+    #[arg(long, value_name = "N", default_value_t = DEFAULT_TOP_KEYS, value_parser = top_keys)]
+    pub(crate) top: usize,
+}
+
+/// Options of `explain`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Explain {
+    /// Policy.
+    pub(crate) policy: String,
+
+    /// Method, such as GET.
+    pub(crate) method: String,
+
+    /// URL as clients have it, such as http://shop/api/users/1.
+    pub(crate) url: String,
+
+    /// Header of the request.
+    #[arg(short = 'H', long = "header", value_name = "NAME: VALUE", value_parser = header)]
+    pub(crate) headers: Vec<(String, String)>,
+
+    /// Body of the request.
+    #[arg(short, long, default_value = "", hide_default_value = true)]
+    pub(crate) data: String,
+
+    /// Port of the application, if the policy has several targets [default: the first].
+    #[arg(long)]
+    pub(crate) port: Option<std::num::NonZeroU16>,
+
+    /// Pod whose memory is looked into [default: a ready one].
+    #[arg(long)]
+    pub(crate) pod: Option<String>,
+}
+
+/// Options of `purge`.
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("names").args(["keys", "paths", "tags"]).required(true).multiple(true)))]
+pub(crate) struct Purge {
+    /// Policy.
+    pub(crate) policy: String,
+
+    /// Key, whole or short, such as GET:/api/posts/.
+    #[arg(long = "key", value_name = "KEY")]
+    pub(crate) keys: Vec<String>,
+
+    /// Path, for every host, query and variant, such as /api/users/1.
+    #[arg(long = "path", value_name = "PATH")]
+    pub(crate) paths: Vec<String>,
+
+    /// Tag, such as user:1.
+    #[arg(long = "tag", value_name = "TAG")]
+    pub(crate) tags: Vec<String>,
+}
+
+/// Options of `completions`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Completions {
+    /// Shell.
+    #[arg(value_enum)]
+    pub(crate) shell: Completed,
+}
+
+/// Shells with completions.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Completed {
+    /// Bash.
+    Bash,
+    /// Zsh.
+    Zsh,
+    /// Fish.
+    Fish,
+}
+
+impl From<Completed> for Shell {
+    fn from(shell: Completed) -> Self {
+        match shell {
+            Completed::Bash => Self::Bash,
+            Completed::Zsh => Self::Zsh,
+            Completed::Fish => Self::Fish,
+        }
+    }
+}
+
+/// Options of `man`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Man {
+    /// Folder for the pages of all commands, such as /usr/local/share/man/man1 [default: print that of larder].
+    #[arg(long, value_name = "FOLDER")]
+    pub(crate) dir: Option<PathBuf>,
+}
+
+/// Returns the command line, whose usage is that of kubectl if the program is called as its plugin.
+pub(crate) fn command(program: Option<&OsString>) -> clap::Command {
+    let name = program.and_then(|program| Path::new(program).file_name()).and_then(OsStr::to_str);
+    match name.and_then(|name| name.strip_prefix(PLUGIN_PREFIX)) {
+        Some(_) => Args::command().bin_name("kubectl larder"),
+        None => Args::command().bin_name("larder"),
+    }
+}
+
+fn top_keys(text: &str) -> Result<usize, String> {
+    let number = text.parse().ok().filter(|number| (1..=MAX_TOP_KEYS).contains(number));
+    number.ok_or_else(|| format!("write a number from 1 to {MAX_TOP_KEYS}"))
+}
+
+fn header(text: &str) -> Result<(String, String), String> {
+    let (name, value) = text.split_once(':').ok_or("write it as 'Name: value'")?;
+    Ok((name.trim().to_ascii_lowercase(), value.trim().to_owned()))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn usage(program: &str) -> String {
+        let program = OsString::from(program);
+        let error = command(Some(&program)).try_get_matches_from([&program, &"purge".into()]).unwrap_err();
+        error.to_string()
+    }
+
+    #[test]
+    fn command_line_is_consistent() {
+        Args::command().debug_assert();
+    }
+
+    #[test]
+    fn usage_is_kubectls_where_kubectl_calls() {
+        assert!(usage("/usr/bin/kubectl-larder").contains("Usage: kubectl larder purge"));
+        assert!(usage("/usr/bin/larder").contains("Usage: larder purge"));
+    }
+
+    #[test]
+    fn purge_without_names_is_a_usage_error() {
+        let parse = |arguments: &[&str]| Args::try_parse_from(arguments).map(|args| args.command);
+        assert_eq!(parse(&["larder", "purge", "shop"]).unwrap_err().exit_code(), 2);
+        let Ok(Command::Purge(purge)) =
+            parse(&["larder", "purge", "shop", "--tag", "a", "--tag", "b", "--path", "/a"])
+        else {
+            panic!("not a purge");
+        };
+        assert_eq!((purge.tags.len(), purge.paths.len(), purge.keys.len()), (2, 1, 0));
+    }
+
+    #[test]
+    fn headers_are_names_and_values() {
+        assert_eq!(header("Accept-Language:  de"), Ok(("accept-language".into(), "de".into())));
+        assert!(header("Accept-Language").is_err());
+    }
+
+    #[test]
+    fn number_of_top_keys_is_bounded() {
+        assert_eq!(top_keys("10"), Ok(10));
+        assert!(top_keys("0").is_err() && top_keys("101").is_err());
+    }
+}

@@ -1,0 +1,105 @@
+//! Errors: each is one sentence with the remedy.
+
+use std::io;
+
+use crate::right::Right;
+
+/// Result of a step.
+pub(crate) type Result<T> = std::result::Result<T, Error>;
+
+/// Reason for which a command could not be carried out.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum Error {
+    #[error("can't read the kubeconfig: {0}; set --kubeconfig and --context as for kubectl")]
+    Kubeconfig(String),
+    #[error("can't reach the API server: {0}; check it by `kubectl version`")]
+    Unreachable(String),
+    #[error("the API server does not accept your credentials: log in as for kubectl")]
+    Unauthorized,
+    #[error("{0}")]
+    Forbidden(Box<Right>),
+    #[error("the API server refuses to {action}: {words}")]
+    Refused { action: String, words: String },
+    #[error("the cluster has no CachePolicy resource: install Larder's chart, or choose another --context")]
+    NotInstalled,
+    #[error(
+        "namespace {namespace} has no policy {name}: `larder status -A` lists the policies of all namespaces"
+    )]
+    NoPolicy { namespace: String, name: String },
+    #[error(
+        "policy {policy} has no token for its sidecars: the operator creates Secret {secret}, is it running?"
+    )]
+    NoToken { policy: String, secret: String },
+    #[error("no sidecar of policy {0} runs: `larder status` says why")]
+    NoSidecar(String),
+    #[error("pod {pod} has no running sidecar of policy {policy}: `larder status` lists those that do")]
+    NoSuchPod { pod: String, policy: String },
+    #[error("can't reach the sidecar in pod {pod}: {reason}")]
+    SidecarUnreachable { pod: String, reason: String },
+    #[error("the sidecar in pod {pod} refuses: {detail}")]
+    SidecarRefused { pod: String, detail: String },
+    #[error("{0}")]
+    Usage(String),
+    #[error("can't write {file}: {error}")]
+    Unwritable { file: String, error: io::Error },
+    #[error("can't start: {0}")]
+    Runtime(io::Error),
+}
+
+impl Error {
+    /// Returns the error of a request to the API server; `action` completes "refuses to".
+    pub(crate) fn of_api(error: kube::Error, action: &str) -> Self {
+        match error {
+            kube::Error::Api(status) if status.code == 401 => Self::Unauthorized,
+            kube::Error::Api(status) if status.code == 403 => match Right::of_refusal(&status.message) {
+                Some(right) => Self::Forbidden(Box::new(right)),
+                None => Self::Refused { action: action.to_owned(), words: status.message.clone() },
+            },
+            kube::Error::Api(status) => {
+                Self::Refused { action: action.to_owned(), words: status.message.clone() }
+            }
+            kube::Error::SerdeError(error) => Self::Refused {
+                action: action.to_owned(),
+                words: format!(
+                    "its response can't be read ({error}); is this program older than the cluster's Larder?"
+                ),
+            },
+            error => Self::Unreachable(innermost(&error)),
+        }
+    }
+}
+
+/// Returns the last cause of an error, which the others only wrap.
+fn innermost(error: &dyn std::error::Error) -> String {
+    let mut cause = error;
+    while let Some(source) = cause.source() {
+        cause = source;
+    }
+    cause.to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use kube::core::Status;
+
+    use super::*;
+
+    fn refused(code: u16, message: &str) -> Error {
+        let status = Status { code, message: message.to_owned(), ..Status::default() };
+        Error::of_api(kube::Error::Api(Box::new(status)), "list pods")
+    }
+
+    #[test]
+    fn refusals_of_rights_name_the_right() {
+        let message = r#"pods is forbidden: User "jane" cannot list resource "pods" in API group "" in the namespace "shop""#;
+        let said = refused(403, message).to_string();
+        assert!(said.starts_with("jane may not list pods in namespace shop"), "{said}");
+    }
+
+    #[test]
+    fn other_refusals_keep_the_servers_words() {
+        let said = refused(403, "admission webhook says no").to_string();
+        assert_eq!(said, "the API server refuses to list pods: admission webhook says no");
+        assert!(matches!(refused(401, "Unauthorized"), Error::Unauthorized));
+    }
+}

@@ -1,0 +1,26 @@
+//! `larder`, also installed as `kubectl-larder`: policies, sidecars and purges from a terminal.
+
+mod args;
+mod cluster;
+mod error;
+mod outcome;
+mod output;
+mod paint;
+mod pods;
+mod right;
+mod run;
+mod sidecar;
+mod table;
+
+mod completions;
+mod explain;
+mod lint;
+mod man;
+mod purge;
+mod stats;
+mod status;
+mod wording;
+
+fn main() -> std::process::ExitCode {
+    run::run(std::env::args_os().collect())
+}

@@ -1,0 +1,48 @@
+//! Output of commands: text for people, or data.
+
+use std::io::{self, Write};
+
+use clap::ValueEnum;
+use serde::Serialize;
+
+use crate::paint::Paint;
+
+/// Format of data.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
+pub(crate) enum Format {
+    /// JSON.
+    Json,
+    /// YAML.
+    Yaml,
+}
+
+/// Destination and form of what a command prints.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Output {
+    format: Option<Format>,
+    paint: Paint,
+}
+
+impl Output {
+    /// Returns the output to standard output, with colors only on a terminal.
+    pub(crate) fn to_terminal(format: Option<Format>) -> Self {
+        Self { format, paint: Paint::for_standard_output() }
+    }
+
+    /// Prints a value as data, or the text for people if no format was asked for.
+    pub(crate) fn print(&self, value: &impl Serialize, text: impl FnOnce(Paint) -> String) {
+        const SERIALIZABLE: &str =
+            "reports have strings as keys and no other serializer than the derived ones";
+        print(&match self.format {
+            None => text(self.paint),
+            Some(Format::Json) => serde_json::to_string_pretty(value).expect(SERIALIZABLE) + "\n",
+            Some(Format::Yaml) => serde_yaml::to_string(value).expect(SERIALIZABLE),
+        });
+    }
+}
+
+/// Writes a text to standard output.
+pub(crate) fn print(text: &str) {
+    // The reader may close the pipe when it has read enough.
+    let _ = io::stdout().write_all(text.as_bytes());
+}

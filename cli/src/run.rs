@@ -1,0 +1,53 @@
+//! The program from its arguments to its exit code.
+
+use std::{ffi::OsString, process::ExitCode};
+
+use clap::FromArgMatches;
+
+use crate::{
+    args::{self, Args, Command},
+    cluster::Cluster,
+    completions,
+    error::{Error, Result},
+    explain, lint, man,
+    outcome::Outcome,
+    output::Output,
+    purge, stats, status,
+};
+
+/// Runs a command; its arguments begin with the program's name.
+pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
+    let mut command = args::command(arguments.first());
+    let parsed = command
+        .try_get_matches_from_mut(arguments)
+        .and_then(|mut matches| Args::from_arg_matches_mut(&mut matches));
+    // Usage errors end the process with 2, and help with 0.
+    let args = parsed.unwrap_or_else(|error| error.format(&mut command).exit());
+    let outcome = perform(args).unwrap_or_else(|error| {
+        eprintln!("error: {error}");
+        Outcome::Failed
+    });
+    ExitCode::from(outcome as u8)
+}
+
+fn perform(args: Args) -> Result<Outcome> {
+    let Args { connection, output, command } = args;
+    let output = Output::to_terminal(output);
+    match command {
+        Command::Lint(args) => return lint::run(&args, &output),
+        Command::Completions(args) => return completions::run(&args),
+        Command::Man(args) => return man::run(&args),
+        _ => {}
+    }
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
+    runtime.map_err(Error::Runtime)?.block_on(async {
+        let cluster = Cluster::connect(&connection).await?;
+        match command {
+            Command::Status(args) => status::run(&args, &cluster, &output).await,
+            Command::Stats(args) => stats::run(&args, &cluster, &output).await,
+            Command::Explain(args) => explain::run(&args, &cluster, &output).await,
+            Command::Purge(args) => purge::run(&args, &cluster, &output).await,
+            Command::Lint(_) | Command::Completions(_) | Command::Man(_) => Ok(Outcome::Good),
+        }
+    })
+}

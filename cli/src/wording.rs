@@ -1,0 +1,64 @@
+//! Numbers and lists in words.
+
+/// Returns a share in percent, rounded down so that 100 % is all; `-` of nothing.
+pub(crate) fn percent(part: u64, whole: u64) -> String {
+    match whole {
+        0 => "-".to_owned(),
+        whole => format!("{}%", u128::from(part) * 100 / u128::from(whole)),
+    }
+}
+
+/// Returns a size in bytes with a binary unit.
+pub(crate) fn bytes(size: u64) -> String {
+    const UNITS: [&str; 4] = ["B", "KiB", "MiB", "GiB"];
+    let (mut size, mut unit) = (size as f64, 0);
+    while size >= 1024.0 && unit + 1 < UNITS.len() {
+        size /= 1024.0;
+        unit += 1;
+    }
+    if unit == 0 { format!("{size} B") } else { format!("{size:.1} {}", UNITS[unit]) }
+}
+
+/// Returns a time in seconds, with a fraction only below ten seconds.
+pub(crate) fn seconds(time: f64) -> String {
+    let precise = (time * 1000.0).round() / 1000.0;
+    if precise.abs() < 10.0 { format!("{precise} s") } else { format!("{} s", time.round()) }
+}
+
+/// Returns a text in one line that changes nothing on a terminal: names and keys come from policies and clients.
+pub(crate) fn one_line(text: &str) -> String {
+    text.replace(char::is_control, " ")
+}
+
+/// Returns names by their kinds, such as `path /a, tag b`.
+pub(crate) fn names(keys: &[String], paths: &[String], tags: &[String]) -> String {
+    let of_kind = |kind, names: &[String]| names.iter().map(|name| format!("{kind} {name}")).collect();
+    let lists: [Vec<_>; 3] = [of_kind("key", keys), of_kind("path", paths), of_kind("tag", tags)];
+    one_line(&lists.concat().join(", "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn shares_are_all_only_if_nothing_is_missing() {
+        assert_eq!([percent(999, 1000), percent(2, 2), percent(0, 0)], ["99%", "100%", "-"]);
+    }
+
+    #[test]
+    fn sizes_and_times_have_units() {
+        assert_eq!([bytes(512), bytes(1536), bytes(3 << 30)], ["512 B", "1.5 KiB", "3.0 GiB"]);
+        assert_eq!([seconds(0.25), seconds(5.0), seconds(119.6)], ["0.25 s", "5 s", "120 s"]);
+    }
+
+    #[test]
+    fn lines_have_no_control_characters() {
+        assert_eq!(one_line("GET:/\naccept=\u{1b}[31m"), "GET:/ accept= [31m");
+    }
+
+    #[test]
+    fn names_have_their_kinds() {
+        assert_eq!(names(&[], &["/a".into()], &["b".into(), "c".into()]), "path /a, tag b, tag c");
+    }
+}
