@@ -119,6 +119,7 @@ KUBECONFIG=$KUBECONFIG
 LARDER_ROOT=$root
 LARDER_HELM=$(command -v helm)
 LARDER_KUBECTL=$(command -v kubectl)
+LARDER_CLI=$CARGO_TARGET_DIR/debug/larder
 LARDER_OPERATOR_IMAGE=$operator_image
 LARDER_SIDECAR_IMAGE=$sidecar_image
 LARDER_SIDECAR_IMAGE_NEXT=$sidecar_image-next
@@ -137,6 +138,7 @@ print_e2e_environment() {
     need_helm
     need_kubectl
     build_images
+    build_programs larder
     need_mesh_image
   } >&2
   e2e_variables | sed 's/^/export /'
@@ -145,6 +147,7 @@ print_e2e_environment() {
 test_e2e() { # [NAME]
   need curl curl # the README's command asks the sidecar with it
   need_larder_on_cluster
+  build_programs larder
   need_mesh_image
   load_archive "$cache/images/mesh-${mesh_image#*:}.tar" "$mesh_image"
   local variable

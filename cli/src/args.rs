@@ -14,6 +14,9 @@ use crate::output::Format;
 /// Start of the name under which kubectl finds the program.
 const PLUGIN_PREFIX: &str = "kubectl-";
 
+/// Heading of the options of every command.
+const GLOBAL: &str = "Global options";
+
 const EXIT_CODES: &str = "Exit codes:
   0  done, and all is well
   1  lint found errors, a policy or a pod is not well, or a purge is pending
@@ -29,7 +32,7 @@ pub(crate) struct Args {
     pub(crate) connection: Connection,
 
     /// Print data in this format, rather than tables and text.
-    #[arg(short, long, global = true, value_enum, value_name = "FORMAT")]
+    #[arg(short, long, global = true, value_enum, value_name = "FORMAT", help_heading = GLOBAL)]
     pub(crate) output: Option<Format>,
 
     #[command(subcommand)]
@@ -40,15 +43,15 @@ pub(crate) struct Args {
 #[derive(Clone, Debug, Default, clap::Args)]
 pub(crate) struct Connection {
     /// Namespace of the policy [default: that of the context].
-    #[arg(short, long, global = true)]
+    #[arg(short, long, global = true, help_heading = GLOBAL)]
     pub(crate) namespace: Option<String>,
 
     /// Context of the kubeconfig [default: its current one].
-    #[arg(long, global = true)]
+    #[arg(long, global = true, help_heading = GLOBAL)]
     pub(crate) context: Option<String>,
 
     /// Kubeconfig [default: $KUBECONFIG, else ~/.kube/config, else the service account of the pod].
-    #[arg(long, global = true, value_name = "FILE")]
+    #[arg(long, global = true, value_name = "FILE", help_heading = GLOBAL)]
     pub(crate) kubeconfig: Option<PathBuf>,
 }
 

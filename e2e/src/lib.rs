@@ -13,6 +13,7 @@ pub mod environment;
 pub mod eventually;
 pub mod examples;
 pub mod exec;
+pub mod larder;
 pub mod load;
 pub mod mesh;
 pub mod policy;

@@ -230,8 +230,10 @@ impl Sandbox {
     /// The token for the admin port of a policy's sidecars.
     pub async fn admin_token(&self, policy: &str) -> anyhow::Result<String> {
         let secret = self.api::<Secret>().get(&names::admin_secret(policy)).await?;
-        let token =
-            secret.data.and_then(|mut data| data.remove("token")).context("the Secret has no token")?;
+        let token = secret
+            .data
+            .and_then(|mut data| data.remove(names::ADMIN_TOKEN_KEY))
+            .context("the Secret has no token")?;
         Ok(String::from_utf8(token.0)?)
     }
 

@@ -6,6 +6,7 @@ mod e2e {
     mod capturing;
     mod changing;
     mod choosing;
+    mod commanding;
     mod common;
     mod companions;
     mod confining;

@@ -1,0 +1,159 @@
+//! `larder`, the program for a terminal, against pods of a policy.
+
+use anyhow::ensure;
+use larder_crds::ConditionType;
+use larder_e2e::{
+    Agent, Sandbox, Workload, cluster, eventually, eventually::SHORT_TIMEOUT, examples, in_a_namespace,
+    larder::Larder, sandbox::RunningPod,
+};
+use serde_json::{Value, json};
+
+use super::common::{IN_MEMORY, ensure_hit, ensure_not_hit, get_from, with_redis};
+
+/// A policy with Redis, before two pods.
+async fn deploy_with_redis(sandbox: &Sandbox) -> anyhow::Result<(Agent, Vec<RunningPod>)> {
+    for file in ["secrets.yaml", "redis.yaml"] {
+        sandbox.apply(&examples::shop(file, &sandbox.name)?).await?;
+    }
+    let (policy, agent) =
+        sandbox.with_policy("cache", &with_redis(), &Workload::deployment("app", 2), 2).await?;
+    sandbox.rolled_out("redis").await?;
+    policy.condition(ConditionType::TiersHealthy, "True").await?;
+    Ok((agent, sandbox.pods("app").await?))
+}
+
+/// Stores a path in every pod's memory.
+async fn fill(agent: &Agent, pods: &[RunningPod], path: &str) -> anyhow::Result<()> {
+    for pod in pods {
+        get_from(agent, pod, path).await?;
+        ensure_hit(&get_from(agent, pod, path).await?)?;
+    }
+    Ok(())
+}
+
+#[tokio::test]
+async fn status_stats_and_explain_describe_each_pod() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (agent, pods) = deploy_with_redis(sandbox).await?;
+        fill(&agent, &pods, "/items/1").await?;
+        let larder = Larder::of(sandbox);
+
+        let status: Value = eventually("the policy is well", SHORT_TIMEOUT, async || {
+            larder.read(0, &["status", "cache"]).await
+        })
+        .await?;
+        let sidecars = status[0]["sidecars"].as_array().map_or(0, Vec::len);
+        ensure!(status[0]["name"] == "cache" && sidecars == 2, "{status}");
+        for sidecar in status[0]["sidecars"].as_array().into_iter().flatten() {
+            ensure!(sidecar["current"] == true && sidecar["report"]["tiers"]["redis"] == "up", "{sidecar}");
+        }
+        ensure!(status[0]["requests"]["hits"].as_u64() >= Some(2), "{status}");
+
+        let stats: Value = larder.read(0, &["stats", "cache"]).await?;
+        let hits = |stats: &Value| stats["hits"].as_u64().unwrap_or_default();
+        let of_pods: u64 =
+            stats["pods"].as_array().into_iter().flatten().map(|pod| hits(&pod["stats"])).sum();
+        ensure!(hits(&stats["total"]) == of_pods && of_pods >= 2, "{stats}");
+
+        let url = "http://app/items/1";
+        let explained: Value =
+            larder.read(0, &["explain", "cache", "GET", url, "--pod", &pods[1].name]).await?;
+        let explanation = &explained["explanation"];
+        ensure!(explained["pod"] == pods[1].name.as_str(), "{explained}");
+        ensure!(explanation["route"]["name"] == "item" && explanation["l1"]["hit"] == true, "{explained}");
+        let text = larder.run(&["explain", "cache", "GET", &format!("{url}?nocache=true")]).await?;
+        ensure!(text.printed.contains("no stored response is used"), "{text:?}");
+
+        let lost = larder.run(&["stats", "nothing"]).await?;
+        ensure!(lost.code == 2 && lost.said.contains("has no policy nothing"), "{lost:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn purge_through_one_pod_holds_in_all_and_is_pending_while_redis_is_away() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (agent, pods) = deploy_with_redis(sandbox).await?;
+        let larder = Larder::of(sandbox);
+        fill(&agent, &pods, "/items/1").await?;
+        let purge = ["purge", "cache", "--tag", "item:1"];
+
+        let purged: Value = larder.read(0, &purge).await?;
+        ensure!(purged["through"] == "redis" && purged["pods"][0]["state"] == "acknowledged", "{purged}");
+        for pod in pods.iter().rev() {
+            let answer = get_from(&agent, pod, "/items/1").await?;
+            ensure!(!answer.cache_status().contains("detail=l1"), "left in {}: {answer:?}", pod.name);
+        }
+
+        let refused = larder.run(&["purge", "cache", "--path", "/items/*"]).await?;
+        ensure!(refused.code == 2 && refused.said.contains("patterns are not supported"), "{refused:?}");
+
+        fill(&agent, &pods, "/items/1").await?;
+        sandbox.scale("redis", 0).await?;
+        eventually("the purge is in every pod, and pending", SHORT_TIMEOUT, async || {
+            let pending: Value = larder.read(1, &purge).await?;
+            let pods = pending["pods"].as_array().into_iter().flatten();
+            let states: Vec<_> = pods.map(|pod| &pod["state"]).collect();
+            ensure!(states == [&json!("pending"), &json!("pending")], "{pending}");
+            Ok(())
+        })
+        .await?;
+        for pod in &pods {
+            ensure_not_hit(&get_from(&agent, pod, "/items/1").await?)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn purge_without_redis_is_made_in_every_pod() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (_, agent) = sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 2), 2).await?;
+        let pods = sandbox.pods("app").await?;
+        for path in ["/items/1", "/items/2"] {
+            fill(&agent, &pods, path).await?;
+        }
+        let purged: Value = Larder::of(sandbox).read(0, &["purge", "cache", "--path", "/items/1"]).await?;
+        let told = purged["pods"].as_array().map_or(0, Vec::len);
+        ensure!(purged["through"] == "everyPod" && told == 2, "{purged}");
+        for pod in &pods {
+            ensure_not_hit(&get_from(&agent, pod, "/items/1").await?)?;
+            ensure_hit(&get_from(&agent, pod, "/items/2").await?)?;
+        }
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn each_missing_right_is_named_with_the_command_that_grants_it() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 1), 1).await?;
+        let larder = Larder::without_rights(sandbox).await?;
+        for right in
+            ["get cachepolicies cache", "list pods", "get secrets larder-cache-admin", "get pods/portforward"]
+        {
+            let refused = larder.run(&["stats", "cache"]).await?;
+            let named = format!("reader may not {right} in namespace {}", sandbox.name);
+            ensure!(refused.code == 2 && refused.said.contains(&named), "not {named:?}: {refused:?}");
+            for command in refused.said.lines().filter_map(|line| line.strip_prefix("  ")) {
+                for command in command.split(" && ") {
+                    let arguments: Vec<_> = command.split(' ').skip(1).collect();
+                    cluster::tool("LARDER_KUBECTL", &arguments).await?;
+                }
+            }
+            eventually("the right is granted", SHORT_TIMEOUT, async || {
+                let run = larder.run(&["stats", "cache"]).await?;
+                ensure!(!run.said.contains(&named), "{run:?}");
+                Ok(())
+            })
+            .await?;
+        }
+        let allowed = larder.run(&["stats", "cache"]).await?;
+        ensure!(allowed.code == 0, "{allowed:?}");
+        Ok(())
+    })
+    .await
+}
