@@ -66,7 +66,7 @@ pub(crate) enum Command {
     Stats(Stats),
     /// Show the treatment of a request: route, key, tiers, stored response, and the names that a write purges.
     Explain(Explain),
-    /// Purge keys, paths and tags.
+    /// Purge keys, paths, prefixes of paths, tags, or everything.
     Purge(Purge),
     /// Print a completion script for a shell.
     Completions(Completions),
@@ -135,7 +135,7 @@ pub(crate) struct Explain {
 
 /// Options of `purge`.
 #[derive(Debug, clap::Args)]
-#[command(group(clap::ArgGroup::new("names").args(["keys", "paths", "tags"]).required(true).multiple(true)))]
+#[command(group(clap::ArgGroup::new("names").args(["keys", "paths", "prefixes", "tags", "everything"]).required(true).multiple(true)))]
 pub(crate) struct Purge {
     /// Policy.
     pub(crate) policy: String,
@@ -148,9 +148,21 @@ pub(crate) struct Purge {
     #[arg(long = "path", value_name = "PATH")]
     pub(crate) paths: Vec<String>,
 
+    /// Prefix of paths, in whole segments, such as /api/users.
+    #[arg(long = "prefix", value_name = "PREFIX")]
+    pub(crate) prefixes: Vec<String>,
+
     /// Tag, such as user:1.
     #[arg(long = "tag", value_name = "TAG")]
     pub(crate) tags: Vec<String>,
+
+    /// Purge everything that the policy has stored.
+    #[arg(long)]
+    pub(crate) everything: bool,
+
+    /// Make responses stale, so that they are served as staleWhileRevalidate and staleIfError of their routes allow.
+    #[arg(long)]
+    pub(crate) soft: bool,
 }
 
 /// Options of `completions`.

@@ -1,8 +1,7 @@
 //! `larder explain`.
 
 use larder_api::admin::{
-    EntryState, ExplainRequest, ExplainedLifetimes, ExplainedMemory, ExplainedRoute, Explanation,
-    PurgeRequest, path,
+    EntryState, ExplainRequest, ExplainedLifetimes, ExplainedMemory, ExplainedRoute, Explanation, path,
 };
 use serde::Serialize;
 
@@ -129,10 +128,10 @@ fn lines(explanation: &Explanation) -> Vec<(&'static str, String)> {
         (Some(route), None) => lines.push(("Stored", lifetime_words(&route.lifetimes))),
         (None, _) => {}
     }
-    if let Some(names) = purge.as_ref().map(names_of).filter(|names| !names.is_empty()) {
+    if let Some(names) = purge.as_ref().map(wording::names).filter(|names| !names.is_empty()) {
         lines.push(("Purged by", names));
     }
-    if let Some(names) = on_write.as_ref().map(names_of) {
+    if let Some(names) = on_write.as_ref().map(wording::names) {
         let names = if names.is_empty() { "nothing".to_owned() } else { names };
         lines.push(("Purges", format!("{names}, once the application has carried it out")));
     }
@@ -206,10 +205,6 @@ fn lifetime_words(lifetimes: &ExplainedLifetimes) -> String {
         words.push(format!("despite {}", lifetimes.store_despite.join(", ")));
     }
     format!("if the response allows: {}", words.join("; "))
-}
-
-fn names_of(PurgeRequest { keys, paths, tags }: &PurgeRequest) -> String {
-    wording::names(keys, paths, tags)
 }
 
 #[cfg(test)]

@@ -66,7 +66,14 @@ enum State {
 
 /// Purges names in all pods of a policy.
 pub(crate) async fn run(args: &args::Purge, cluster: &Cluster, output: &Output) -> Result<Outcome> {
-    let names = PurgeRequest { keys: args.keys.clone(), paths: args.paths.clone(), tags: args.tags.clone() };
+    let names = PurgeRequest {
+        keys: args.keys.clone(),
+        paths: args.paths.clone(),
+        prefixes: args.prefixes.clone(),
+        tags: args.tags.clone(),
+        everything: args.everything,
+        soft: args.soft,
+    };
     let policy = cluster.policy(&args.policy).await?;
     let mut pods = cluster.sidecar_pods(&policy).await?;
     // A sidecar that does not run has nothing in memory.
@@ -157,13 +164,13 @@ fn outcome(report: &Report) -> Outcome {
 }
 
 fn text(report: &Report, paint: Paint) -> String {
-    let PurgeRequest { keys, paths, tags } = &report.names;
     let (word, tone) = match outcome(report) {
+        Outcome::Good if report.names.soft => ("made stale", Tone::Good),
         Outcome::Good => ("purged", Tone::Good),
         Outcome::Faulty => ("pending", Tone::Bad),
         Outcome::Failed => ("not purged everywhere", Tone::Bad),
     };
-    let mut text = format!("{}: {}\n", paint.apply(tone, word), wording::names(keys, paths, tags));
+    let mut text = format!("{}: {}\n", paint.apply(tone, word), wording::names(&report.names));
     for PodReport { pod, state, order, reason } in &report.pods {
         let reason = reason.as_deref().unwrap_or_default();
         let line = match (state, report.through) {

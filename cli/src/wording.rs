@@ -1,5 +1,7 @@
 //! Numbers and lists in words.
 
+use larder_api::admin::PurgeRequest;
+
 /// Returns a share in percent, rounded down so that 100 % is all; `-` of nothing.
 pub(crate) fn percent(part: u64, whole: u64) -> String {
     match whole {
@@ -30,10 +32,15 @@ pub(crate) fn one_line(text: &str) -> String {
     text.replace(char::is_control, " ")
 }
 
-/// Returns names by their kinds, such as `path /a, tag b`.
-pub(crate) fn names(keys: &[String], paths: &[String], tags: &[String]) -> String {
+/// Returns the names of a purge by their kinds, such as `path /a, tag b`.
+pub(crate) fn names(request: &PurgeRequest) -> String {
+    let PurgeRequest { keys, paths, prefixes, tags, everything, soft: _ } = request;
     let of_kind = |kind, names: &[String]| names.iter().map(|name| format!("{kind} {name}")).collect();
-    let lists: [Vec<_>; 3] = [of_kind("key", keys), of_kind("path", paths), of_kind("tag", tags)];
+    let mut lists: Vec<Vec<_>> =
+        vec![of_kind("key", keys), of_kind("path", paths), of_kind("prefix", prefixes), of_kind("tag", tags)];
+    if *everything {
+        lists.push(vec!["everything".to_owned()]);
+    }
     one_line(&lists.concat().join(", "))
 }
 
@@ -59,6 +66,14 @@ mod tests {
 
     #[test]
     fn names_have_their_kinds() {
-        assert_eq!(names(&[], &["/a".into()], &["b".into(), "c".into()]), "path /a, tag b, tag c");
+        let mut request = PurgeRequest {
+            paths: vec!["/a".into()],
+            prefixes: vec!["/p".into()],
+            tags: vec!["b".into(), "c".into()],
+            ..PurgeRequest::default()
+        };
+        assert_eq!(names(&request), "path /a, prefix /p, tag b, tag c");
+        request.everything = true;
+        assert_eq!(names(&request), "path /a, prefix /p, tag b, tag c, everything");
     }
 }
