@@ -1,6 +1,7 @@
 //! Cache keys.
 
 mod cookies;
+mod host;
 mod rules;
 #[cfg(test)]
 mod tests;
@@ -12,8 +13,8 @@ use http::{
 };
 
 pub(crate) use self::cookies::{has as has_cookie, in_order as cookies_in_order, keyed as keyed_cookies};
-pub use self::rules::KeyRules;
 use self::text::{Fragment, first, push_in_url};
+pub use self::{host::host_to_send, rules::KeyRules};
 use crate::{
     Fields, HeaderKinds, NormalPath, PurgeName,
     forwarding::{self, Forwarding},
@@ -23,8 +24,10 @@ use crate::{
 /// `GET:http://shop.example/api/posts/?page=2#accept-language=en`.
 ///
 /// Each part is as the application receives it, byte for byte: two spellings are two keys, because an application may
-/// distinguish them. Purges find both ([`PurgeName`]). Scheme and host are the client's. If `Host` and
-/// `X-Forwarded-Host` differ, both are included, because an application may use either.
+/// distinguish them. Purges find both ([`PurgeName`]). Scheme and host are the client's; the host is in lower case and without the
+/// default port of the scheme, as it is sent ([`host_to_send`]). If `Host` and `X-Forwarded-Host` differ, both are included as they
+/// came, because an application may use either. Where a route ignores the host, a `*` or the pattern that the route matches takes
+/// its place, which no client's host is written as.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     text: String,
@@ -92,14 +95,21 @@ impl Key {
         let forwarded =
             |name| kinds.has_forwarding().then(|| fields.values(name).next()).flatten().map(first);
         let own = own_host(0).unwrap_or_default();
-        let host = forwarded(FORWARDED_HOST).unwrap_or_else(|| first(own));
+        let forwarded_host = forwarded(FORWARDED_HOST).filter(|_| rules.any_host.is_none());
+        let host = forwarded_host.unwrap_or_else(|| first(own));
+        let scheme = forwarded(FORWARDED_PROTO).unwrap_or(PLAIN);
+        let has_several_hosts = own_host(1).is_some() || host != own;
 
         into.clear();
         into.push_str(method.as_str());
         into.push(':');
-        push_in_url(into, forwarded(FORWARDED_PROTO).unwrap_or(PLAIN));
+        push_in_url(into, scheme);
         into.push_str("://");
-        push_in_url(into, host);
+        match &rules.any_host {
+            Some(any) => into.push_str(any),
+            None if has_several_hosts || forwarded_host.is_some() => push_in_url(into, host),
+            None => host::push_normal(into, host, scheme),
+        }
         let path_from = into.len();
         // What is ambiguous is never stored; normalised it has no '?' or '#' that would end it in this text.
         into.push_str(if path.is_ambiguous() { path.as_str() } else { path.as_sent() });
@@ -114,12 +124,12 @@ impl Key {
         if let Some(port) = target {
             fragment.number("target", port);
         }
-        if own_host(1).is_some() || host != own {
+        if has_several_hosts {
             // An absent `Host` is sent as an empty one.
             fragment.lines("host", (0..).map_while(|nth| own_host(nth).or((nth == 0).then_some(own))));
         }
         if kinds.has_forwarding() {
-            push_forwarding(&mut fragment, fields, own, kinds);
+            push_forwarding(&mut fragment, fields, own, kinds, rules.any_host.is_none());
         }
         if kinds.has_tailoring() && !rules.hides_tailoring {
             let is_keyed = |name: &[u8]| HeaderKinds::is_tailoring(name) && rules.keys_tailoring(name);
@@ -179,22 +189,24 @@ const FORWARDED_PROTO: &str = "x-forwarded-proto";
 /// The default scheme, where none is known.
 const PLAIN: &[u8] = b"http";
 
-/// Adds the forwarding headers that are not covered by scheme and host.
+/// Adds the forwarding headers that are not covered by scheme and host, those of hosts only if hosts are in the key.
 fn push_forwarding(
     fragment: &mut Fragment<'_>,
     fields: &(impl Fields + ?Sized),
     own_host: &[u8],
     kinds: &HeaderKinds,
+    has_hosts: bool,
 ) {
     // To say what is so without it may make a difference, as "http" does where a redirect asks for it.
-    for (name, without) in [(FORWARDED_HOST, own_host), (FORWARDED_PROTO, PLAIN)] {
+    let hosts = has_hosts.then_some((FORWARDED_HOST, own_host));
+    for (name, without) in hosts.into_iter().chain([(FORWARDED_PROTO, PLAIN)]) {
         let mut lines = fields.values(name);
         let only = lines.next().filter(|_| lines.next().is_none());
         if only.is_none_or(|line| first(line).len() != line.len() || line == without) {
             fragment.header(name, fields);
         }
     }
-    fragment.forwarded(FORWARDED.as_str(), fields);
+    fragment.forwarded(FORWARDED.as_str(), fields, has_hosts);
     for name in kinds.listed_forwarding() {
         fragment.header(name, fields);
     }

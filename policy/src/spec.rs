@@ -19,7 +19,7 @@ use crate::Duration;
 
 pub use self::{
     invalidation::{Invalidation, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},
-    key::{KeyBody, KeyQuery, KeySpec, QueryOrder},
+    key::{KeyBody, KeyHost, KeyQuery, KeySpec, QueryOrder},
     route::{
         Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, ForwardHeaders, LastKnownGood,
         RouteMatch, RouteSpec, StatusSpec, TtlFrom,

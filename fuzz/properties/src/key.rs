@@ -99,6 +99,10 @@ impl Request {
             (!values.is_empty()).then(|| values.join(&b", "[..]))
         };
         let lower = |value: &[u8]| first(value).to_ascii_lowercase();
+        let without_port = |host: Vec<u8>| {
+            let ports: [&[u8]; 2] = [b":80", b":443"];
+            ports.iter().find_map(|port| host.strip_suffix(*port)).unwrap_or(&host).to_vec()
+        };
         let own = match &self.host {
             Some(host) => host.as_bytes().to_vec(),
             None => joined("host").unwrap_or_default(),
@@ -112,8 +116,10 @@ impl Request {
             method: self.method.clone(),
             path: NormalPath::new(&self.path).as_str().to_owned(),
             query,
-            host: forwarded("x-forwarded-host").unwrap_or_else(|| first(&own).to_ascii_lowercase()),
-            own_host: own.to_ascii_lowercase(),
+            host: without_port(
+                forwarded("x-forwarded-host").unwrap_or_else(|| first(&own).to_ascii_lowercase()),
+            ),
+            own_host: without_port(own.to_ascii_lowercase()),
             scheme: forwarded("x-forwarded-proto").unwrap_or_else(|| b"http".to_vec()),
             prefix: joined("x-forwarded-prefix"),
             headers: spec.headers.iter().map(|name| joined(&name.to_ascii_lowercase())).collect(),

@@ -4,8 +4,11 @@ use super::text::push_escaping_hash;
 use crate::{
     IdentityHeaders, forwarding,
     names::{compare, could_be, is_odd, name_of, pairs},
-    spec::{KeySpec, QueryOrder},
+    spec::{KeyHost, KeySpec, QueryOrder},
 };
+
+/// The text in place of any host. No client's host is written as this.
+const ANY_HOST: &str = "*";
 
 /// A route's compiled key rules.
 #[derive(Clone, Debug, Default)]
@@ -22,6 +25,8 @@ pub struct KeyRules {
     pub(crate) hides_tailoring: bool,
     /// Headers whose effect on responses the route's `bypass` declares.
     pub(crate) bypass_headers: Vec<String>,
+    /// The text in place of the host, where requests for all hosts share a response.
+    pub(crate) any_host: Option<String>,
     allow_query: Vec<String>,
     ignore_query: Vec<String>,
     query_order: QueryOrder,
@@ -30,7 +35,7 @@ pub struct KeyRules {
 impl KeyRules {
     /// Compiles the rules of a route.
     pub fn new(spec: Option<&KeySpec>) -> Self {
-        let Some(KeySpec { query, headers, ignore_headers, cookies, body: _ }) = spec else {
+        let Some(KeySpec { query, host, headers, ignore_headers, cookies, body: _ }) = spec else {
             return Self::default();
         };
         let lower = |names: &[String]| names.iter().map(|name| name.to_ascii_lowercase()).collect();
@@ -42,6 +47,7 @@ impl KeyRules {
             identity: IdentityHeaders::default(),
             hides_tailoring: false,
             bypass_headers: vec![],
+            any_host: (*host == KeyHost::Ignore).then(|| ANY_HOST.to_owned()),
             allow_query: query.allow,
             ignore_query: query.ignore,
             query_order: query.order,

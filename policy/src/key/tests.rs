@@ -1,7 +1,7 @@
 use proptest::prelude::*;
 
 use super::*;
-use crate::spec::{KeyQuery, KeySpec, QueryOrder};
+use crate::spec::{KeyHost, KeyQuery, KeySpec, QueryOrder};
 
 fn key(target: &str, headers: &[(&str, &str)], rules: &KeyRules) -> Key {
     key_with(target, headers, None, rules)
@@ -39,7 +39,7 @@ fn query_rules(allow: &[&str], order: QueryOrder) -> KeyRules {
 #[test]
 fn key_has_method_scheme_host_path_and_query() {
     let plain = KeyRules::default();
-    assert_eq!(key("/p/?b=2&a=1", &[("host", "Shop")], &plain).as_str(), "GET:http://Shop/p/?b=2&a=1");
+    assert_eq!(key("/p/?b=2&a=1", &[("host", "Shop")], &plain).as_str(), "GET:http://shop/p/?b=2&a=1");
     assert_eq!(
         key(
             "/p",
@@ -73,9 +73,9 @@ fn spellings_have_distinct_keys_and_shared_purge_names() {
         [("/users/1", ("host", "shop")), ("/%75sers/1", ("host", "shop"))],
         [("/caf%C3%A9", ("host", "shop")), ("/caf%c3%a9", ("host", "shop"))],
         [("/users/a@b", ("host", "shop")), ("/users/a%40b", ("host", "shop"))],
-        [("/users/1", ("host", "shop")), ("/users/1", ("host", "SHOP"))],
-        [("/users/1", ("host", "shop")), ("/users/1", ("host", "shop:80"))],
         [("/users/1", ("host", "shop")), ("/users/1", ("host", "shop."))],
+        [("/users/1", ("x-forwarded-host", "shop")), ("/users/1", ("x-forwarded-host", "SHOP"))],
+        [("/users/1", ("x-forwarded-host", "shop")), ("/users/1", ("x-forwarded-host", "shop:80"))],
         [("/users/1", ("x-forwarded-proto", "https")), ("/users/1", ("x-forwarded-proto", "HTTPS"))],
     ] {
         let [one, other] = [one, other].map(|(path, line)| key(path, &[line], &plain));
@@ -88,6 +88,67 @@ fn spellings_have_distinct_keys_and_shared_purge_names() {
     }
     let forwarded = |value| key("/p", &[own, ("forwarded", value)], &plain);
     assert_ne!(forwarded("host=\"a;b\""), forwarded("host=\"a;c\""));
+}
+
+#[test]
+fn case_and_default_port_of_a_host_make_no_difference_and_are_not_sent() {
+    let plain = KeyRules::default();
+    let https = ("x-forwarded-proto", "https");
+    for (lines, host, sent) in [
+        (&[("host", "shop")][..], "http://shop", None),
+        (&[("host", "SHOP")], "http://shop", Some("shop")),
+        (&[("host", "Shop:80")], "http://shop", Some("shop")),
+        (&[("host", "shop:443")], "http://shop:443", None),
+        (&[("host", "shop:8080")], "http://shop:8080", None),
+        (&[("host", "[::A]:80")], "http://[::a]", Some("[::a]")),
+        (&[("host", ":80")], "http://:80", None),
+        (&[("host", "shop:443"), https], "https://shop", Some("shop")),
+        (&[("host", "shop:80"), https], "https://shop:80", None),
+        (&[("host", "shop:80"), ("x-forwarded-proto", "HTTP")], "HTTP://shop:80", None),
+        // Several hosts stay as they are.
+        (&[("host", "A"), ("host", "b")], "http://A", None),
+        (&[("host", "A, b")], "http://A", None),
+        (&[("host", "A:80"), ("x-forwarded-host", "A:80")], "http://A:80", None),
+    ] {
+        let key = key("/p", lines, &plain);
+        let end = key.as_str().split('#').next().unwrap();
+        assert_eq!(end, format!("GET:{host}/p"), "{lines:?}");
+        let fields: Vec<_> = lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        let found = host_to_send(None, fields.as_slice(), &plain);
+        assert_eq!(found.as_deref(), sent.map(str::as_bytes), "{lines:?}");
+    }
+    let none: &[(&[u8], &[u8])] = &[];
+    assert_eq!(host_to_send(Some("SHOP:80"), none, &plain).as_deref(), Some(&b"shop"[..]));
+}
+
+#[test]
+fn ignored_hosts_share_a_key_that_no_host_has() {
+    let any = KeyRules::new(Some(&KeySpec { host: KeyHost::Ignore, ..KeySpec::default() }));
+    let expected = key("/p?a=1", &[], &any);
+    assert_eq!(expected.as_str(), "GET:http://*/p?a=1");
+    for lines in [
+        &[("host", "shop")][..],
+        &[("host", "SHOP:80")],
+        &[("host", "shop"), ("x-forwarded-host", "evil")],
+        &[("host", "shop"), ("x-forwarded-host", "a, b")],
+        &[("host", "shop"), ("forwarded", "for=a;host=evil")],
+    ] {
+        assert_eq!(key("/p?a=1", lines, &any), expected, "{lines:?}");
+        let fields: Vec<_> = lines.iter().map(|(name, value)| (name.as_bytes(), value.as_bytes())).collect();
+        assert_eq!(host_to_send(None, fields.as_slice(), &any), None, "{lines:?}");
+    }
+    for lines in [
+        &[("host", "a"), ("host", "b")][..],
+        &[("host", "a, b")],
+        &[("x-forwarded-proto", "https")],
+        &[("x-forwarded-port", "81")],
+        &[("x-host", "evil")],
+        &[("forwarded", "host=\"a;b\"")],
+        &[("forwarded", "host=a;proto=https")],
+    ] {
+        assert_ne!(key("/p?a=1", lines, &any), expected, "{lines:?}");
+    }
+    assert_ne!(key("/p?a=1", &[("host", "*")], &KeyRules::default()), expected);
 }
 
 #[test]
@@ -219,7 +280,7 @@ fn the_port_is_a_number() {
         };
         let none: &[(&[u8], &[u8])] = &[];
         let key = Key::new(&parts, none, &HeaderKinds::default(), &KeyRules::default());
-        assert_eq!(key.as_str(), format!("GET:http://H/#target={port}"));
+        assert_eq!(key.as_str(), format!("GET:http://h/#target={port}"));
     }
 }
 
@@ -249,7 +310,7 @@ fn parts() -> impl Strategy<Value = Parts> {
     let query = prop_oneof!["[a-b&=#%;]{0,5}", "[!-~]{0,10}"];
     (
         any::<bool>(),
-        "[a-z]{0,2}(:80)?",
+        "[a-z]{0,2}(:81)?",
         "(/[a-b]{0,2}){1,2}",
         prop::option::of(query),
         prop::option::of(value()),

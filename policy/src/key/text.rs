@@ -6,8 +6,8 @@ use crate::Fields;
 
 /// Bytes that are encoded in the fragment. Header values follow a `#`, which no request target contains.
 const IN_FRAGMENT: &AsciiSet = &CONTROLS.add(b'%').add(b'#').add(b'&').add(b'=').add(b' ');
-/// Bytes that could end a scheme or a host in the text of a key.
-const IN_URL: &AsciiSet = &CONTROLS.add(b'%').add(b'#').add(b'/').add(b'?').add(b' ');
+/// Bytes that could end a scheme or a host in the text of a key, and the one that stands for any host.
+const IN_URL: &AsciiSet = &CONTROLS.add(b'%').add(b'#').add(b'/').add(b'?').add(b' ').add(b'*');
 
 /// Returns the first member of a list, or the whole value if it is not a list.
 pub(super) fn first(value: &[u8]) -> &[u8] {
@@ -96,11 +96,12 @@ impl<'a> Fragment<'a> {
         }
     }
 
-    /// Adds the lines of `Forwarded` (RFC 7239) without the addresses of clients and proxies; nothing if there is nothing else.
-    /// Everything but a plain `for=` or `by=` counts, because an application may search for `host=` regardless of elements and
-    /// quotes.
-    pub(super) fn forwarded(&mut self, name: &str, fields: &(impl Fields + ?Sized)) {
-        if fields.values(name).flat_map(unquoted_parts).all(|part| node(part).is_some()) {
+    /// Adds the lines of `Forwarded` (RFC 7239) without the addresses of clients and proxies, and without hosts if those do not
+    /// count; nothing if there is nothing else. Everything but a plain `for=` or `by=` counts otherwise, because an application may
+    /// search for `host=` regardless of elements and quotes.
+    pub(super) fn forwarded(&mut self, name: &str, fields: &(impl Fields + ?Sized), has_hosts: bool) {
+        let dropped: &[&[u8]] = if has_hosts { &[b"for", b"by"] } else { &[b"for", b"by", b"host"] };
+        if fields.values(name).flat_map(unquoted_parts).all(|part| without_node(part, dropped).is_some()) {
             return;
         }
         self.name(name, "");
@@ -110,7 +111,7 @@ impl<'a> Fragment<'a> {
             }
             let mut end = 0;
             for part in unquoted_parts(line) {
-                self.value(node(part).unwrap_or(part));
+                self.value(without_node(part, dropped).unwrap_or(part));
                 end += part.len();
                 self.value(line.get(end..=end).unwrap_or_default());
                 end += 1;
@@ -119,14 +120,14 @@ impl<'a> Fragment<'a> {
     }
 }
 
-/// Returns a pair that only identifies a node (RFC 7239, section 6), up to its `=`, without the node.
-fn node(pair: &[u8]) -> Option<&[u8]> {
+/// Returns a pair of one of these names that only identifies a node (RFC 7239, section 6), up to its `=`, without the node.
+fn without_node<'a>(pair: &'a [u8], names: &[&[u8]]) -> Option<&'a [u8]> {
     let equals = pair.iter().position(|&byte| byte == b'=')?;
     let (name, value) = (pair[..equals].trim_ascii_start(), &pair[equals + 1..]);
     let value = value.trim_ascii_end();
     let bare = value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value);
     let is_node = bare.iter().all(|byte| byte.is_ascii_alphanumeric() || b".:[]_-".contains(byte));
-    let is_named = name.eq_ignore_ascii_case(b"for") || name.eq_ignore_ascii_case(b"by");
+    let is_named = names.iter().any(|known| name.eq_ignore_ascii_case(known));
     (is_named && is_node).then(|| &pair[..=equals])
 }
 

@@ -85,7 +85,7 @@ impl<'a> WrittenKey<'a> {
 
     /// Returns the names of everything that may be stored under this key: as it was written, without accidental
     /// trailing characters, and in the form that the routes of a policy give it, which leave out parameters and sort
-    /// them.
+    /// them, and may ignore the host.
     pub fn purge_names(&self, policy: &Policy) -> Vec<PurgeName> {
         let readings = Readings::of(self.path);
         let routes = policy.routes().iter().filter(|route| match &route.path {
@@ -101,9 +101,13 @@ impl<'a> WrittenKey<'a> {
         names
     }
 
-    /// Returns the key as it was written, or with the query that a route's rules make of its own.
+    /// Returns the key as it was written, or with the host and the query that a route's rules make of its own.
     fn text(&self, rules: Option<&KeyRules>) -> String {
-        let mut text = format!("{}{}", self.start, self.path);
+        let before_host = self.start.find("://").map(|at| &self.start[..at + 3]);
+        let mut text = match (before_host, rules.and_then(|rules| rules.any_host.as_deref())) {
+            (Some(start), Some(host)) => [start, host, self.path].concat(),
+            _ => [self.start, self.path].concat(),
+        };
         match (self.query, rules) {
             (None, _) => {}
             (Some(query), None) => text.extend(["?", query]),
@@ -192,6 +196,7 @@ mod tests {
 routes:
 - {name: some, match: {path: \"/some/{id}\"}, ttl: 60s, key: {query: {allow: [page, sort], order: Sorted}}}
 - {name: page, match: {path: \"/{page}\"}, ttl: 60s, key: {query: {ignore: [\"utm_*\"]}}}
+- {name: any, match: {path: /any/host}, ttl: 60s, key: {host: Ignore}}
 ";
         let policy = Policy::compile(&serde_yaml::from_str(policy).unwrap()).unwrap();
         for (stored, written) in [
@@ -207,6 +212,14 @@ routes:
                 &["GET:/caf\u{e9}?q=a b&utm_a=1", "GET:/cafe\u{301}?q=a%20b", "GET:/caf%C3%A9?q=a+b"],
             ),
             ("GET:/a/other?x=1", &["GET:/a/other?x=1"]),
+            (
+                "GET:http://*/any/host?a=1",
+                &[
+                    "GET:http://shop/any/host?a=1",
+                    "GET:HTTP://10.0.0.7:8080/any/host?a=1",
+                    "GET:http://*/any/host?a=1",
+                ],
+            ),
         ] {
             for written in written {
                 let names = WrittenKey::parse(written).unwrap().purge_names(&policy);

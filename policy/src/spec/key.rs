@@ -14,6 +14,11 @@ pub struct KeySpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub query: Option<KeyQuery>,
 
+    /// Significance of the request's host. Default `Include`.
+    #[serde(default, skip_serializing_if = "KeyHost::is_include")]
+    #[schemars(extend("default" = "Include"))]
+    pub host: KeyHost,
+
     /// Request headers whose value is part of the key. A request with credentials in one of them is cached, for that
     /// value only.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -58,6 +63,25 @@ pub struct KeySpec {
     /// such as GraphQL's.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub body: Option<KeyBody>,
+}
+
+/// Significance of the host for the responses of a route.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum KeyHost {
+    /// Each host has its own responses. `shop`, `SHOP` and, over http, `shop:80` are one host, and the application receives `shop`.
+    #[default]
+    Include,
+    /// One stored response serves every host by which the pod is reached, such as `shop`, `shop.shop.svc.cluster.local` and the pod's
+    /// address. `Host`, the host of an absolute target, `X-Forwarded-Host` and `host=` in `Forwarded` are not in the key. The
+    /// application still receives those of the client whose request fills the cache: a response that has them in links or redirects is
+    /// served to everybody, and a client can choose them. Use it only where responses do not depend on the host.
+    Ignore,
+}
+
+impl KeyHost {
+    fn is_include(&self) -> bool {
+        *self == Self::Include
+    }
 }
 
 /// Query parameters that are part of the key.

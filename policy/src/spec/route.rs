@@ -49,6 +49,10 @@ use crate::{Duration, PathTemplate};
         "message": "key.body is for POST: put POST into match.methods, or take key.body out",
     },
     {
+        "rule": "!has(self.key) || !has(self.key.host) || self.key.host != 'Ignore' || !has(self.forwardHeaders) || self.forwardHeaders != 'Keyed'",
+        "message": "forwardHeaders: Keyed sends only what is in the key, and an application needs a Host: set key.host to Include, or forwardHeaders to All",
+    },
+    {
         "rule": "!has(self.ttlJitterPercent) || has(self.ttl)",
         "message": "ttlJitterPercent shortens the ttl of the route: set one beside it",
     },

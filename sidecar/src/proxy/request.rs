@@ -3,13 +3,19 @@
 use std::sync::{Arc, OnceLock};
 
 use bytes::Bytes;
-use http::{HeaderName, Method, Request, Uri, Version, header};
+use http::{HeaderName, HeaderValue, Method, Request, Uri, Version, header, uri::Authority};
 use http_body_util::{Either, Full};
 use larder_flight::FlightKey;
 use larder_policy::{
-    HeaderKinds, Key, Lifetimes, NormalPath, PurgeName, Route, Values, cache_control::RequestDirectives,
-    credentials, key::KeyParts, policy::Match, range::RangeRequest, storing::RequestFacts,
-    validation::Validators, vary,
+    HeaderKinds, Key, Lifetimes, NormalPath, PurgeName, Route, Values,
+    cache_control::RequestDirectives,
+    credentials,
+    key::{KeyParts, host_to_send},
+    policy::Match,
+    range::RangeRequest,
+    storing::RequestFacts,
+    validation::Validators,
+    vary,
 };
 
 use super::{Client, client_fields::ClientFields};
@@ -179,7 +185,15 @@ impl CacheRequest {
         let sorted = sorted.and_then(|query| with_query(&uri, &query));
         let is_respelled =
             !vary::are_canonical(&fields, &route.key) && vary::canonicalise(&mut fields, &route.key);
-        let is_changed = is_respelled || sorted.is_some();
+        let host = host_to_send(uri.authority().map(|authority| authority.as_str()), &fields, &route.key);
+        let is_changed = is_respelled || sorted.is_some() || host.is_some();
+        let mut uri = sorted.unwrap_or(uri);
+        if let Some(host) = host.and_then(|host| HeaderValue::from_bytes(&host).ok()) {
+            match with_host(&uri, &host) {
+                Some(absolute) => uri = absolute,
+                None => _ = fields.insert(header::HOST, host),
+            }
+        }
         Box::new(Self {
             key,
             key_of_get,
@@ -191,7 +205,7 @@ impl CacheRequest {
                 RangeRequest::Whole
             },
             method,
-            uri: sorted.unwrap_or(uri),
+            uri,
             version,
             headers: fields,
             content,
@@ -371,6 +385,14 @@ impl CacheRequest {
         }
         request
     }
+}
+
+/// Returns a target with its host replaced, if it has one.
+fn with_host(uri: &Uri, host: &HeaderValue) -> Option<Uri> {
+    let mut parts = uri.clone().into_parts();
+    parts.authority.as_ref()?;
+    parts.authority = Some(Authority::try_from(host.as_bytes()).ok()?);
+    Uri::from_parts(parts).ok()
 }
 
 /// Returns a target with its query replaced.

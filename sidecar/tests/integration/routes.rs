@@ -2,7 +2,7 @@
 
 use http::Method;
 
-use super::harness::{Origin, Policy, RedisServer, Sidecar, reply};
+use super::harness::{Origin, Policy, RedisServer, Sidecar, Wire, reply};
 
 /// Starts a sidecar under one route, which follows the start of a policy.
 async fn under(origin: &Origin, route: &str) -> (Sidecar, Policy) {
@@ -30,6 +30,71 @@ routes:
     assert!(sidecar.get("/a").await.cache_status().ends_with("detail=no-route"));
     let both = sidecar.get_with("/a", &[("x-api-version", "2"), ("x-api-version", "3")]).await;
     assert!(both.cache_status().ends_with("detail=no-route"));
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn case_and_default_port_of_a_host_share_a_response_and_the_application_sees_one_spelling() {
+    let origin = Origin::numbered(&[]).await;
+    let (sidecar, _policy) = under(&origin, r#"{name: page, match: {path: "/{page}"}, ttl: 60s}"#).await;
+    let mut wire = Wire::to(sidecar.address).await;
+    let mut ask = async |target: &str, fields: &str| {
+        wire.say(format!("GET {target} HTTP/1.1\r\n{fields}\r\n\r\n")).await;
+        wire.answer().await.1
+    };
+    for (number, first) in ["Host: SHOP:80", "Host: Shop", "Host: shop:80", "Host: shop"].iter().enumerate() {
+        let path = format!("/{number}");
+        let body = ask(&path, first).await;
+        assert_eq!(origin.last().headers["host"], "shop", "{first}");
+        for host in ["Host: shop", "Host: sHop", "Host: SHOP:80"] {
+            assert_eq!(ask(&path, host).await, body, "{first}, {host}");
+        }
+        assert_eq!(ask(&format!("http://SHOP:80{path}"), "Host: shop").await, body);
+        for other in [
+            "Host: shop:443",
+            "Host: shop:80\r\nX-Forwarded-Proto: https",
+            "Host: shop.",
+            "Host: shop\r\nX-Forwarded-Host: evil",
+        ] {
+            assert_ne!(ask(&path, other).await, body, "{other}");
+        }
+        let key = format!(r#"{{"keys": ["GET:http://SHOP:80{path}"]}}"#);
+        assert_eq!(sidecar.purge(key.leak()).await.status, 200);
+        assert_ne!(ask(&path, "Host: shop").await, body);
+    }
+    let body = ask("http://CAFE:80/absolute", "Host: cafe").await;
+    assert_eq!(origin.last().headers["host"], "cafe");
+    assert_eq!(ask("/absolute", "Host: cafe").await, body);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn route_that_ignores_the_host_has_one_response_for_all_of_them() {
+    let origin = Origin::numbered(&[]).await;
+    let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {host: Ignore}}"#;
+    let (sidecar, _policy) = under(&origin, route).await;
+    let mut wire = Wire::to(sidecar.address).await;
+    let mut ask = async |target: &str, fields: &str| {
+        wire.say(format!("GET {target} HTTP/1.1\r\n{fields}\r\n\r\n")).await;
+        wire.answer().await.1
+    };
+    let hosts = [
+        "Host: shop",
+        "Host: shop:80",
+        "Host: shop.shop.svc.cluster.local",
+        "Host: 10.0.0.7:8080",
+        "Host: shop\r\nX-Forwarded-Host: shop.example",
+        "Host: shop\r\nForwarded: for=192.0.2.1;host=shop.example",
+    ];
+    let body = ask("/a", hosts[0]).await;
+    for host in hosts {
+        assert_eq!(ask("/a", host).await, body, "{host}");
+    }
+    assert_eq!(ask("http://other/a", "Host: shop").await, body);
+    for other in ["Host: shop\r\nX-Forwarded-Proto: https", "Host: shop\r\nX-Original-Host: evil"] {
+        assert_ne!(ask("/a", other).await, body, "{other}");
+    }
+    let key = r#"{"keys": ["GET:http://shop.shop.svc.cluster.local/a"]}"#;
+    assert_eq!(sidecar.purge(key).await.status, 200);
+    assert_ne!(ask("/a", hosts[0]).await, body);
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -83,6 +83,12 @@ impl Check {
             );
         }
         let forwards_keyed = *forward_headers == ForwardHeaders::Keyed;
+        if forwards_keyed && rules.any_host.is_some() {
+            self.refuse(
+                &format!("{at}.forwardHeaders"),
+                "Keyed sends only what is in the key, and an application needs a Host: set key.host to Include, or this to All",
+            );
+        }
         let asks_application = from.is_empty() || from.iter().any(|from| from.application.is_some());
         rules.bypass_headers = bypass.headers.iter().map(|(name, _)| name.clone()).collect();
         rules.hides_tailoring = forwards_keyed || !asks_application;
@@ -194,7 +200,7 @@ impl Check {
     /// Returns the maximum size of a body that is part of the key.
     fn key(&mut self, at: &str, key: Option<&KeySpec>, has_post: bool) -> Option<u64> {
         let default = KeySpec::default();
-        let KeySpec { query, headers, ignore_headers, cookies, body } = key.unwrap_or(&default);
+        let KeySpec { query, host: _, headers, ignore_headers, cookies, body } = key.unwrap_or(&default);
         self.headers(&format!("{at}.key.headers"), headers);
         self.headers(&format!("{at}.key.ignoreHeaders"), ignore_headers);
         for (index, name) in cookies.iter().enumerate() {
