@@ -13,6 +13,7 @@ use http::{
 };
 
 pub(crate) use self::cookies::{has as has_cookie, in_order as cookies_in_order, keyed as keyed_cookies};
+pub(crate) use self::text::all_forwarded_hosts;
 use self::text::{Fragment, first, push_in_url};
 pub use self::{host::host_to_send, rules::KeyRules};
 use crate::{

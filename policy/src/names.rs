@@ -44,6 +44,22 @@ pub(crate) fn is_odd(name: &[u8]) -> bool {
     percent_decode(name).any(|byte| !byte.is_ascii())
 }
 
+/// Returns true if an application might read `name` as `wanted`, or reads it unpredictably.
+pub(crate) fn could_be_or_is_odd(name: &[u8], wanted: &str) -> bool {
+    could_be(name, wanted) || is_odd(name)
+}
+
+/// Returns true if every application reads a parameter of a query as this value, or as any if that is `*`: the query has it once, by
+/// its own name, and no other that might be taken for it.
+pub(crate) fn certainly_has(query: &str, name: &str, wanted: &str) -> bool {
+    let mut found = pairs(query).filter(|pair| could_be_or_is_odd(name_of(pair).as_bytes(), name));
+    let (Some(pair), None) = (found.next(), found.next()) else { return false };
+    let (own_name, value) = pair.split_once('=').unwrap_or((pair, ""));
+    let has_value = || value == wanted || percent_decode(value.as_bytes()).eq(wanted.bytes());
+    // Some applications take ';' for a separator too.
+    own_name == name && (wanted == "*" || has_value()) && !query.contains(';')
+}
+
 /// Orders names so that those that an application might treat as one are equal.
 pub(crate) fn compare(one: &[u8], other: &[u8]) -> Ordering {
     folded(one).cmp(folded(other))
@@ -97,6 +113,33 @@ mod tests {
             [("page", false), ("%70age", false), ("%u0070age", true), ("p%", true), ("caf%C3%A9", true)]
         {
             assert_eq!(is_odd(name.as_bytes()), odd, "{name}");
+        }
+    }
+
+    #[test]
+    fn parameter_is_certain_if_nothing_else_could_be_it() {
+        for query in ["v=1", "a=2&v=1", "v=%31&a", "&v=1&"] {
+            assert!(certainly_has(query, "v", "1") && certainly_has(query, "v", "*"), "{query}");
+        }
+        for query in [
+            "",
+            "a=1",
+            "v=1&v=1",
+            "v=1&V=2",
+            "v=1&v[]=2",
+            "v=1;v=2",
+            "a=1;v=1",
+            "v=1&%u0076=2",
+            "V=1",
+            "%76=1",
+        ] {
+            assert!(!certainly_has(query, "v", "1") && !certainly_has(query, "v", "*"), "{query}");
+        }
+        for (query, value) in [("v", ""), ("v=a%20b", "a b"), ("v=a=b", "a=b"), ("v=", "")] {
+            assert!(certainly_has(query, "v", value), "{query}");
+        }
+        for query in ["v=2", "v=", "v", "v=11", "v=1%20"] {
+            assert!(!certainly_has(query, "v", "1"), "{query}");
         }
     }
 

@@ -2,6 +2,7 @@
 
 mod check;
 mod forwarded;
+mod hosts;
 mod index;
 mod route;
 #[cfg(test)]
@@ -9,12 +10,12 @@ mod tests;
 
 use std::{fmt, sync::Arc, time::Duration};
 
-use http::{HeaderName, Method};
+use http::HeaderName;
 
-pub use self::route::{BypassBy, HttpSource, Match, QuerySource, Route, SourceRef};
-use self::{check::Check, index::RouteIndex};
+pub use self::route::{BypassBy, HttpSource, Match, QuerySource, RequestLine, Route, SourceRef};
+use self::{check::Check, hosts::NamedHosts, index::RouteIndex};
 use crate::{
-    ByteSize, Fields, IdentityHeaders, NormalPath, PathTemplate, PurgeName, Writing,
+    ByteSize, Fields, IdentityHeaders, PathTemplate, PurgeName, Writing,
     path::Readings,
     spec::{CacheSpec, Http, L1, OtherProtocols, Otlp, Postgres, PurgeSpec, Redis},
     template::expand,
@@ -51,6 +52,7 @@ pub struct Policy {
     routes: Vec<Arc<Route>>,
     index: RouteIndex,
     readings: RouteIndex,
+    matches_hosts: bool,
     writes: Vec<WriteRule>,
     targets: Vec<HeaderName>,
     identity: IdentityHeaders,
@@ -104,6 +106,7 @@ impl Policy {
             other_protocols: OtherProtocols::Pass,
             index: RouteIndex::of_paths(routes.iter()),
             readings: RouteIndex::of_readings(routes.iter()),
+            matches_hosts: false,
             routes: routes.into_iter().map(Arc::new).collect(),
             writes: vec![],
             targets: vec![OWN_TARGET, HeaderName::from_static("cdn-cache-control")],
@@ -176,6 +179,7 @@ impl Policy {
             .enumerate()
             .map(|(index, route)| check.route(index, route, &sources))
             .collect::<Vec<_>>();
+        key_matched_queries(&mut routes);
         let identity = check.identity_headers("spec.identityHeaders", identity_headers);
         for route in &mut routes {
             route.key.identity = identity.clone();
@@ -225,6 +229,7 @@ impl Policy {
             other_protocols: *other_protocols,
             index: RouteIndex::of_paths(routes.iter()),
             readings: RouteIndex::of_readings(routes.iter()),
+            matches_hosts: routes.iter().any(|route| route.host.is_some()),
             routes: routes.into_iter().map(Arc::new).collect(),
             writes,
             targets,
@@ -266,6 +271,7 @@ impl Policy {
             routes,
             index: _,
             readings: _,
+            matches_hosts: _,
             writes,
             targets,
             identity,
@@ -299,17 +305,14 @@ impl Policy {
 
     /// Returns the first route that matches, if the request's path is unambiguous. A route that never involves the
     /// application accepts an ambiguous path too: its sources receive the values of parameters, which are unambiguous.
-    pub fn route(
-        &self,
-        method: &Method,
-        path: &NormalPath<'_>,
-        fields: &(impl Fields + ?Sized),
-    ) -> Option<Match<'_>> {
+    pub fn route(&self, line: &RequestLine<'_>, fields: &(impl Fields + ?Sized)) -> Option<Match<'_>> {
+        let path = line.path;
+        let hosts = self.matches_hosts.then(|| NamedHosts::of(line.uri_host, fields));
         let text = path.as_str();
         let has_escapes = text.as_bytes().contains(&b'%');
         let number = self.index.first(text, has_escapes, |number| {
             let route = &self.routes[number as usize];
-            route.takes(method, fields) && (!has_escapes || route.decodes(text))
+            route.takes(line, hosts.as_ref(), fields) && (!has_escapes || route.decodes(text))
         })?;
         let route = &self.routes[number as usize];
         (!path.is_ambiguous() || !route.asks_application).then_some(Match { route })
@@ -383,6 +386,21 @@ impl Purges {
         // Every path is under the root.
         let prefixes = prefixes.iter().map(String::as_str).chain(everything.then_some("/"));
         sorted(of_tags.chain(of_paths).chain(prefixes.flat_map(PurgeName::prefixes)).collect())
+    }
+}
+
+/// Puts the parameters that a route is matched by into the key of every route that requests for its paths may have.
+fn key_matched_queries(routes: &mut [Route]) {
+    let by_query = routes.iter().filter(|route| !route.query.is_empty());
+    let matched: Vec<_> = by_query.map(|route| (route.path.clone(), route.query.clone())).collect();
+    for (path, query) in &matched {
+        let is_near = |route: &&mut Route| match (path, &route.path) {
+            (Some(path), Some(other)) => path.may_overlap(other),
+            _ => true,
+        };
+        for route in routes.iter_mut().filter(is_near) {
+            query.iter().for_each(|(name, _)| route.key.add_matched_query(name));
+        }
     }
 }
 

@@ -156,6 +156,23 @@ impl PathTemplate {
         }
     }
 
+    /// Returns true if some server may read one path as a match of both templates: in another case, or with other slashes.
+    pub(crate) fn may_overlap(&self, other: &Self) -> bool {
+        let is_full = |segment: &&Segment| !matches!(segment, Segment::Literal(text) if text.is_empty());
+        let mut own = self.segments.iter().filter(is_full);
+        let mut others = other.segments.iter().filter(is_full);
+        loop {
+            match (own.next(), others.next()) {
+                (Some(Segment::Rest(_)), _) | (_, Some(Segment::Rest(_))) | (None, None) => return true,
+                (Some(Segment::Literal(one)), Some(Segment::Literal(other))) if fold(one) != fold(other) => {
+                    return false;
+                }
+                (Some(_), Some(_)) => {}
+                _ => return false,
+            }
+        }
+    }
+
     /// Returns true if the values of parameters in `path`, without its first slash, are UTF-8. The path has the
     /// segments of the template.
     pub(crate) fn decodes(&self, path: &str) -> bool {
@@ -383,6 +400,26 @@ mod tests {
         ] {
             let (one, other) = (template(one), template(other));
             assert_eq!((one.overlaps(&other), other.overlaps(&one)), (overlap, overlap), "{one} {other}");
+        }
+    }
+
+    #[test]
+    fn templates_may_overlap_in_other_spellings() {
+        for (one, other, overlap) in [
+            ("/a/{id}", "/A/b/", true),
+            ("/a/{*p}", "/a", true),
+            ("/a", "/{x}/", true),
+            ("/", "/{*p}", true),
+            ("/a", "/b", false),
+            ("/a/b", "/a", false),
+            ("/", "/{x}", false),
+        ] {
+            let (one, other) = (template(one), template(other));
+            assert_eq!(
+                (one.may_overlap(&other), other.may_overlap(&one)),
+                (overlap, overlap),
+                "{one} {other}"
+            );
         }
     }
 

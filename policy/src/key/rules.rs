@@ -3,7 +3,7 @@
 use super::text::push_escaping_hash;
 use crate::{
     IdentityHeaders, forwarding,
-    names::{compare, could_be, is_odd, name_of, pairs},
+    names::{compare, could_be, could_be_or_is_odd, is_odd, name_of, pairs},
     spec::{KeyHost, KeySpec, QueryOrder},
 };
 
@@ -29,6 +29,8 @@ pub struct KeyRules {
     pub(crate) any_host: Option<String>,
     allow_query: Vec<String>,
     ignore_query: Vec<String>,
+    /// Parameters that routes of the same paths are matched by.
+    matched_query: Vec<String>,
     query_order: QueryOrder,
 }
 
@@ -50,6 +52,7 @@ impl KeyRules {
             any_host: (*host == KeyHost::Ignore).then(|| ANY_HOST.to_owned()),
             allow_query: query.allow,
             ignore_query: query.ignore,
+            matched_query: vec![],
             query_order: query.order,
         }
     }
@@ -85,6 +88,14 @@ impl KeyRules {
         }
     }
 
+    /// Adds a parameter that a route of the same paths is matched by to the key, whatever else is in it: with another value, or twice,
+    /// the request is one of another route.
+    pub(crate) fn add_matched_query(&mut self, name: &str) {
+        if !self.matched_query.iter().any(|known| known == name) {
+            self.matched_query.push(name.to_owned());
+        }
+    }
+
     /// Returns true if a parameter of this name is left out of the key.
     pub(crate) fn ignores(&self, name: &str) -> bool {
         self.allow_query.is_empty() && !self.counts(name)
@@ -96,6 +107,10 @@ impl KeyRules {
             return true;
         }
         let name = name_of(pair);
+        let is_matched = |known: &String| could_be_or_is_odd(name.as_bytes(), known);
+        if self.matched_query.iter().any(is_matched) {
+            return true;
+        }
         if self.allow_query.is_empty() {
             return !self.ignore_query.iter().any(|pattern| match pattern.strip_suffix('*') {
                 Some(prefix) => name.starts_with(prefix),

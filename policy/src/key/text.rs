@@ -120,6 +120,19 @@ impl<'a> Fragment<'a> {
     }
 }
 
+/// Returns true if all hosts in `Forwarded` (RFC 7239) are such, and nothing else in it could be read as one.
+pub(crate) fn all_forwarded_hosts(fields: &(impl Fields + ?Sized), is_such: impl Fn(&[u8]) -> bool) -> bool {
+    fields.values("forwarded").flat_map(unquoted_parts).all(|part| {
+        if let Some(start) = without_node(part, &[b"host"]) {
+            let value = part[start.len()..].trim_ascii_end();
+            return is_such(
+                value.strip_prefix(b"\"").and_then(|value| value.strip_suffix(b"\"")).unwrap_or(value),
+            );
+        }
+        without_node(part, &[b"for", b"by", b"proto"]).is_some()
+    })
+}
+
 /// Returns a pair of one of these names that only identifies a node (RFC 7239, section 6), up to its `=`, without the node.
 fn without_node<'a>(pair: &'a [u8], names: &[&[u8]]) -> Option<&'a [u8]> {
     let equals = pair.iter().position(|&byte| byte == b'=')?;

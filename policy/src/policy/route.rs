@@ -7,7 +7,8 @@ use http::Method;
 use crate::{
     Fields, Lifetimes, NormalPath, PathTemplate, PurgeName,
     key::{KeyRules, has_cookie},
-    names::{could_be, name_of, value_could_be},
+    names::{certainly_has, could_be, name_of, value_could_be},
+    policy::hosts::{HostPattern, NamedHosts},
     sql::BoundQuery,
     template::{Parameters, expand},
 };
@@ -25,7 +26,9 @@ pub struct Route {
     /// Paths that the route applies to; `None` in the one route of a sidecar without a policy.
     pub path: Option<PathTemplate>,
     pub(super) methods: Vec<Method>,
+    pub(super) host: Option<HostPattern>,
     pub(super) headers: Vec<(String, String)>,
+    pub(super) query: Vec<(String, String)>,
     /// Rules on freshness and storing.
     pub lifetimes: Lifetimes,
     /// Rules for the cache key.
@@ -126,6 +129,19 @@ impl BypassBy {
     }
 }
 
+/// The parts of a request that select its route, besides its header fields.
+#[derive(Clone, Copy, Debug)]
+pub struct RequestLine<'a> {
+    /// The method.
+    pub method: &'a Method,
+    /// The host of an absolute target, which takes precedence over `Host` (RFC 9112, section 3.2.2).
+    pub uri_host: Option<&'a str>,
+    /// The path.
+    pub path: &'a NormalPath<'a>,
+    /// The raw query.
+    pub query: Option<&'a str>,
+}
+
 /// A request's route.
 #[derive(Clone, Copy, Debug)]
 pub struct Match<'a> {
@@ -148,7 +164,9 @@ impl Route {
             name: "default".to_owned(),
             path: None,
             methods: vec![Method::GET, Method::HEAD],
+            host: None,
             headers: vec![],
+            query: vec![],
             lifetimes: Lifetimes::default(),
             key: KeyRules::default(),
             body_limit: None,
@@ -170,12 +188,24 @@ impl Route {
     }
 
     /// Returns true if a request belongs to this route, provided that its path does.
-    pub(super) fn takes(&self, method: &Method, fields: &(impl Fields + ?Sized)) -> bool {
+    pub(super) fn takes(
+        &self,
+        line: &RequestLine<'_>,
+        hosts: Option<&NamedHosts<'_>>,
+        fields: &(impl Fields + ?Sized),
+    ) -> bool {
         let has = |(name, wanted): &(String, String)| {
             let mut values = fields.values(name);
             values.next() == Some(wanted.as_bytes()) && values.next().is_none()
         };
-        self.methods.contains(method) && self.headers.iter().all(has)
+        let has_parameter = |(name, wanted): &(String, String)| {
+            line.query.is_some_and(|query| certainly_has(query, name, wanted))
+        };
+        let is_host = |pattern| hosts.is_some_and(|hosts| hosts.all_fit(pattern, fields));
+        self.methods.contains(line.method)
+            && self.host.as_ref().is_none_or(is_host)
+            && self.headers.iter().all(has)
+            && self.query.iter().all(has_parameter)
     }
 
     /// Returns true if all requests of another route belong to this one, provided that their paths do.
@@ -183,7 +213,14 @@ impl Route {
         let is_wanted = |(name, value): &(String, String)| {
             other.headers.iter().any(|(known, wanted)| known.eq_ignore_ascii_case(name) && wanted == value)
         };
-        other.methods.iter().all(|method| self.methods.contains(method)) && self.headers.iter().all(is_wanted)
+        let is_wanted_in_query = |(name, value): &(String, String)| {
+            other.query.iter().any(|(known, wanted)| known == name && (wanted == value || value == "*"))
+        };
+        let has_host = |pattern: &HostPattern| other.host.as_ref().is_some_and(|other| pattern.covers(other));
+        other.methods.iter().all(|method| self.methods.contains(method))
+            && self.host.as_ref().is_none_or(has_host)
+            && self.headers.iter().all(is_wanted)
+            && self.query.iter().all(is_wanted_in_query)
     }
 
     /// Returns the part of a request that makes it bypass the cache, if there is one. A name or a value that an
@@ -247,7 +284,9 @@ impl Route {
             name: _,
             path,
             methods,
+            host,
             headers,
+            query,
             lifetimes,
             key,
             body_limit,
@@ -280,7 +319,7 @@ impl Route {
         let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite);
         let keys_body = body_limit.is_some();
         format!(
-            "{path:?} {methods:?} {headers:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {sources:?} {asks_application} {last_known_good:?}\n"
+            "{path:?} {methods:?} {host:?} {headers:?} {query:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {sources:?} {asks_application} {last_known_good:?}\n"
         )
     }
 }

@@ -1,11 +1,12 @@
 use std::time::Duration;
 
-use http::{HeaderMap, StatusCode};
+use http::{HeaderMap, Method, StatusCode};
 
 use super::*;
-use crate::{HeaderKinds, Key, Lifetimes, key::KeyParts, lifetimes::StoreDespite};
+use crate::{HeaderKinds, Key, Lifetimes, NormalPath, key::KeyParts, lifetimes::StoreDespite};
 
 mod errors;
+mod matching;
 
 const SHOP: &str = r#"
 l2: {redis: {urlFrom: {env: REDIS_URL}}}
@@ -37,8 +38,12 @@ fn problems(text: &str) -> Vec<String> {
     Policy::compile(&spec(text)).unwrap_err().iter().map(ToString::to_string).collect()
 }
 
+fn line<'a>(method: &'a Method, path: &'a NormalPath<'a>) -> RequestLine<'a> {
+    RequestLine { method, uri_host: None, path, query: None }
+}
+
 fn route<'a>(policy: &'a Policy, method: &Method, path: &str) -> Option<Match<'a>> {
-    policy.route(method, &NormalPath::new(path), &HeaderMap::new())
+    policy.route(&line(method, &NormalPath::new(path)), &HeaderMap::new())
 }
 
 #[test]
@@ -73,18 +78,6 @@ fn a_request_bypasses_by_name_and_value() {
     for query in [None, Some("nocache=false"), Some("nocache"), Some("xnocache=true")] {
         assert_eq!(by(query, "x-preview", "2"), None, "{query:?}");
     }
-}
-
-#[test]
-fn headers_that_a_route_matches_are_keyed() {
-    let text = SHOP.replace("id}\"}\n  ttl", "id}\", headers: {X-Api-Version: \"2\"}}\n  ttl");
-    let policy = Policy::compile(&spec(&text)).unwrap();
-    let found = |values: &[&str]| {
-        let fields: Vec<_> = values.iter().map(|value| (&b"x-api-version"[..], value.as_bytes())).collect();
-        policy.route(&Method::GET, &NormalPath::new("/api/users/7"), fields.as_slice()).unwrap().route.index
-    };
-    assert_eq!((found(&["2"]), found(&["1"]), found(&[]), found(&["2", "1"])), (0, 2, 2, 2));
-    assert_eq!(policy.routes()[0].key.headers, ["x-api-version"]);
 }
 
 #[test]
@@ -207,7 +200,7 @@ fn write_purges_the_names_of_its_rule() {
 /// Returns the purge names of the response to GET of a path, without its key.
 fn names_of(policy: &Policy, path: &str) -> Vec<PurgeName> {
     let path = NormalPath::new(path);
-    let found = policy.route(&Method::GET, &path, &HeaderMap::new());
+    let found = policy.route(&line(&Method::GET, &path), &HeaderMap::new());
     let found = found.unwrap_or_else(|| panic!("{path:?} has a route"));
     found.route.tags(path.as_sent()).chain([PurgeName::path(path.as_sent())]).collect()
 }

@@ -270,10 +270,28 @@ pub struct RouteMatch {
     #[schemars(length(max = 3))]
     pub methods: Vec<CacheableMethod>,
 
+    /// Host of the request: a name in lower case such as `shop.example`, or `*.shop.example` for every name that ends with
+    /// `.shop.example`, as in Gateway API. Case, port and a dot at the end do not count. Every host that the request names must
+    /// match: `Host` or that of an absolute target, and, where there are such headers, each in `X-Forwarded-Host` and `Forwarded`. A
+    /// request whose hosts disagree belongs to none of this route's, because the application may use any of them. Default: any host.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    #[schemars(length(min = 1, max = 253), extend("x-kubernetes-validations" = rule(
+        "self.matches('^([*][.])?[a-z0-9]([-a-z0-9]*[a-z0-9])?([.][a-z0-9]([-a-z0-9]*[a-z0-9])?)*$')",
+        "write a host name in lower case without a port, such as shop.example or *.shop.example",
+    )))]
+    pub host: Option<String>,
+
     /// Request headers and the exact value that each must have, such as `x-api-version: "2"`. They are part of the key.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
     pub headers: BTreeMap<String, String>,
+
+    /// Query parameters and the exact value that each must have, such as `view: print`; `"*"` matches any value. A request that has
+    /// the parameter twice, or another that an application might read as it (`VIEW` or `view[]`), does not match. The parameters are
+    /// part of the key whatever `key.query` says, on every route that has paths in common with this one.
+    #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
+    #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
+    pub query: BTreeMap<String, String>,
 }
 
 /// A method whose responses are cached.

@@ -1,7 +1,10 @@
 //! Keys as people write them.
 
-use http::{HeaderMap, HeaderName, HeaderValue, Method};
-use larder_policy::{NormalPath, PurgeName, policy::Match};
+use http::{HeaderMap, HeaderName, HeaderValue, Method, header::HOST};
+use larder_policy::{
+    NormalPath, PurgeName,
+    policy::{Match, RequestLine},
+};
 use percent_encoding::percent_decode_str;
 
 use crate::snapshot::Snapshot;
@@ -10,6 +13,7 @@ use crate::snapshot::Snapshot;
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) struct KeyText<'a> {
     method: &'a str,
+    host: &'a str,
     path: &'a str,
     query: Option<&'a str>,
     /// Headers that the route puts into the key, and what else tells requests apart.
@@ -31,8 +35,8 @@ impl<'a> KeyText<'a> {
             Some((target, query)) => (target, Some(query)),
             None => (rest, None),
         };
-        let path = &target[target.find('/')?..];
-        Some(Self { method, path, query, fragment, variant, base })
+        let (host, path) = target.split_at(target.find('/')?);
+        Some(Self { method, host, path, query, fragment, variant, base })
     }
 
     /// The key of what its variants are of.
@@ -55,7 +59,17 @@ impl<'a> KeyText<'a> {
     /// The route that takes requests of this key.
     pub(super) fn route<'s>(&self, snapshot: &'s Snapshot) -> Option<Match<'s>> {
         let method = Method::from_bytes(self.method.as_bytes()).ok()?;
-        snapshot.policy().route(&method, &NormalPath::new(self.path), &self.headers())
+        let mut headers = self.headers();
+        // A host that the application got beside another is behind the '#'.
+        let uri_host = if headers.contains_key(HOST) {
+            headers.entry("x-forwarded-host").or_insert(HeaderValue::from_str(self.host).ok()?);
+            None
+        } else {
+            Some(self.host)
+        };
+        let path = NormalPath::new(self.path);
+        let line = RequestLine { method: &method, uri_host, path: &path, query: self.query };
+        snapshot.policy().route(&line, &headers)
     }
 
     /// The names under which what is stored under this key can be purged.

@@ -7,7 +7,8 @@ use std::sync::Arc;
 
 use http::{HeaderValue, Method, header::AUTHORIZATION};
 use larder_policy::{
-    Fields, HeaderKinds, NormalPath, Policy, Route, Writing, credentials, range::RangeRequest, writing,
+    Fields, HeaderKinds, NormalPath, Policy, Route, Writing, credentials, policy::RequestLine,
+    range::RangeRequest, writing,
 };
 
 use super::request::Routed;
@@ -58,6 +59,8 @@ impl EndsHere {
 /// A request as it is classified, without the fields of its connection.
 pub(super) struct Request<'a, F> {
     pub(super) method: &'a Method,
+    /// Host of an absolute target.
+    pub(super) uri_host: Option<&'a str>,
     pub(super) path: &'a str,
     pub(super) query: Option<&'a str>,
     pub(super) fields: &'a F,
@@ -78,6 +81,7 @@ pub(super) fn classify<B>(
 ) -> Disposition {
     let request = Request {
         method: request.method(),
+        uri_host: request.uri().authority().map(|authority| authority.as_str()),
         path: request.uri().path(),
         query: request.uri().query(),
         fields: request.headers(),
@@ -90,7 +94,7 @@ pub(super) fn classify<B>(
 
 /// Classifies a request in any representation.
 pub(super) fn classify_fields<F: Fields>(snapshot: &Snapshot, request: Request<'_, F>) -> Disposition {
-    let Request { method, query, fields, .. } = request;
+    let Request { method, uri_host, query, fields, .. } = request;
     if *method == Method::CONNECT {
         return Disposition::End(EndsHere::Connect);
     }
@@ -98,7 +102,7 @@ pub(super) fn classify_fields<F: Fields>(snapshot: &Snapshot, request: Request<'
     if path_in_admin(snapshot.policy(), &path).is_some() {
         return Disposition::End(EndsHere::Admin);
     }
-    let found = snapshot.policy().route(method, &path, fields);
+    let found = snapshot.policy().route(&RequestLine { method, uri_host, path: &path, query }, fields);
     let protocol =
         request.upgrade.filter(|protocol| is_taken_at_its_word(snapshot.policy(), protocol, found.is_some()));
     if let Some(protocol) = protocol.as_ref().filter(|_| writing::is_safe(method)) {

@@ -170,6 +170,7 @@ fn treatment(
     let has_content = body != BodyKind::None;
     let request = classify::Request {
         method,
+        uri_host: None,
         path,
         query,
         fields: &head.lines,

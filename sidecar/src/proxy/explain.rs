@@ -4,7 +4,10 @@ use std::{net::Ipv4Addr, sync::Arc};
 
 use bytes::Bytes;
 use http::Request;
-use larder_policy::{NormalPath, Route, policy::Purges};
+use larder_policy::{
+    NormalPath, Route,
+    policy::{Match, Purges},
+};
 
 pub use super::classify::EndsHere;
 use super::{
@@ -87,11 +90,7 @@ pub fn explain(snapshot: &Arc<Snapshot>, target: Option<u16>, mut request: Reque
         Disposition::Route(routed) => routed,
     };
     let route = &routed.route;
-    let parameters = snapshot
-        .policy()
-        .route(request.method(), &path, request.headers())
-        .map(|found| found.parameters(&path))
-        .unwrap_or_default();
+    let parameters = Match { route }.parameters(&path);
     let is_too_long = route.body_limit().is_some_and(|limit| request.body().len() as u64 > limit);
     let bypass = routed.bypass.or_else(|| is_too_long.then_some(Bypass::Content));
     explanation.route = Some(Arc::clone(route));

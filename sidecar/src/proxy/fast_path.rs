@@ -10,6 +10,7 @@ use larder_policy::{
     credentials,
     freshness::State,
     key::{KeyParts, Spans},
+    policy::RequestLine,
     writing,
 };
 
@@ -174,7 +175,8 @@ impl FastPath {
         if path_in_admin(snapshot.policy(), &path).is_some() {
             return Err(None);
         }
-        let Some(found) = snapshot.policy().route(&method, &path, asked.lines) else {
+        let line = RequestLine { method: &method, uri_host: asked.uri_host, path: &path, query };
+        let Some(found) = snapshot.policy().route(&line, asked.lines) else {
             // A field may name another method, which makes the request a write.
             let is_write = Writing::of(&method, sent, query, asked.lines).is_some();
             return Err((!is_write).then(|| without_route(&method, &path)));

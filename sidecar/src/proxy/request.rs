@@ -249,12 +249,8 @@ impl CacheRequest {
 
     /// Returns the values for the placeholders of a source's query or path.
     pub(super) fn values(&self) -> Values<'_> {
-        let parameters = self.matched().map(|found| found.parameters(&self.path())).unwrap_or_default();
+        let parameters = Match { route: &self.route }.parameters(&self.path());
         Values { parameters, query: self.uri.query(), body: None }
-    }
-
-    fn matched(&self) -> Option<Match<'_>> {
-        self.snapshot.policy().route(&self.method, &self.path(), &self.headers)
     }
 
     fn path(&self) -> NormalPath<'_> {

@@ -10,7 +10,10 @@ use http::{
 };
 use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::{
-    Fields, HeaderKinds, NormalPath, PurgeName, Writing, key::path_of, policy::Purges, response_meta::Times,
+    Fields, HeaderKinds, NormalPath, PurgeName, Writing,
+    key::path_of,
+    policy::{Purges, RequestLine},
+    response_meta::Times,
 };
 
 use super::{
@@ -107,7 +110,13 @@ impl Proxy {
         }
         let mut head = replica(request);
         let path = NormalPath::new(head.uri.path());
-        let found = snapshot.policy().route(&Method::GET, &path, &head.headers)?;
+        let line = RequestLine {
+            method: &Method::GET,
+            uri_host: head.uri.authority().map(|authority| authority.as_str()),
+            path: &path,
+            query: head.uri.query(),
+        };
+        let found = snapshot.policy().route(&line, &head.headers)?;
         let target = Target::of(&head.uri, &head.headers);
         let kinds = HeaderKinds::under(&head.headers, snapshot.policy().identity_headers());
         let routed = Routed { route: Arc::clone(found.route), kinds, bypass: None };

@@ -98,6 +98,83 @@ async fn route_that_ignores_the_host_has_one_response_for_all_of_them() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn route_of_a_host_takes_no_request_whose_hosts_disagree() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(
+        r#"
+routes:
+- {name: shop, match: {path: "/{page}", host: shop.example}, ttl: 60s, tags: [shop]}
+- {name: tenant, match: {path: "/{page}", host: "*.shop.example"}, ttl: 60s}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let mut wire = Wire::to(sidecar.address).await;
+    let mut ask = async |target: &str, fields: &str| {
+        wire.say(format!("GET {target} HTTP/1.1\r\n{fields}\r\n\r\n")).await;
+        wire.answer().await
+    };
+    let (_, shop) = ask("/a", "Host: shop.example").await;
+    for same in ["Host: SHOP.example:80", "Host: shop.example"] {
+        assert_eq!(ask("/a", same).await.1, shop, "{same}");
+    }
+    assert_eq!(ask("http://shop.example/a", "Host: evil").await.1, shop);
+    let (_, tenant) = ask("/a", "Host: a.shop.example").await;
+    assert_eq!(ask("/a", "Host: a.shop.example").await.1, tenant);
+    assert_ne!(ask("/a", "Host: b.shop.example").await.1, tenant);
+    for stored in ["Host: shop.example:8080", "Host: shop.example\r\nX-Forwarded-Host: shop.example"] {
+        let (_, body) = ask("/a", stored).await;
+        assert_ne!(body, shop, "{stored}");
+        assert_eq!(ask("/a", stored).await.1, body, "{stored}");
+    }
+    for other in [
+        "Host: evil",
+        "Host: evil\r\nX-Forwarded-Host: shop.example",
+        "Host: shop.example\r\nX-Forwarded-Host: evil",
+        "Host: shop.example\r\nX-Forwarded-Host: a.shop.example",
+        "Host: shop.example\r\nForwarded: host=evil",
+        "Host: shop.example.evil",
+    ] {
+        let (head, body) = ask("/a", other).await;
+        assert!(head.contains("detail=no-route"), "{other}: {head}");
+        assert_ne!(body, shop, "{other}");
+    }
+    assert!(ask("http://evil/a", "Host: shop.example").await.0.contains("detail=no-route"));
+    assert_eq!(sidecar.purge(r#"{"tags": ["shop"]}"#).await.status, 200);
+    assert_ne!(ask("/a", "Host: shop.example").await.1, shop);
+    assert_eq!(ask("/a", "Host: a.shop.example").await.1, tenant);
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn matched_parameters_are_keyed_even_where_the_query_is_ignored() {
+    let origin = Origin::numbered(&[]).await;
+    let policy = Policy::new(
+        r#"
+routes:
+- {name: print, match: {path: "/{page}", query: {view: print}}, ttl: 60s, key: {query: {ignore: ["*"]}}}
+- {name: view, match: {path: "/{page}", query: {view: "*"}}, ttl: 60s, key: {query: {ignore: ["*"]}}}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for (query, body) in [
+        ("?view=print", "1"),
+        ("?x=1&view=print&y=2", "1"),
+        ("?view=web", "2"),
+        ("?view=web&x=1", "2"),
+        ("?view=", "3"),
+        ("?view=print", "1"),
+    ] {
+        assert_eq!(sidecar.get(&format!("/a{query}")).await.body, body, "{query}");
+    }
+    for query in ["", "?x=1", "?view=print&view=web", "?VIEW=print", "?view=print;x=1", "?view[]=print"] {
+        let response = sidecar.get(&format!("/a{query}")).await;
+        assert!(response.cache_status().ends_with("detail=no-route"), "{query}");
+    }
+    assert_eq!(sidecar.purge(r#"{"keys": ["GET:/a?view=print&x=1"]}"#).await.status, 200);
+    assert_ne!(sidecar.get("/a?view=print").await.body, "1");
+    assert_eq!(sidecar.get("/a?view=web").await.body, "2");
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_keyed_parameters_distinguish_requests() {
     let origin = Origin::numbered(&[]).await;
     let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {query: {allow: [page, "f_*"]}}}"#;

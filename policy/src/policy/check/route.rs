@@ -12,9 +12,11 @@ use crate::{
     ByteSize, Duration, Lifetimes,
     key::KeyRules,
     lifetimes::StoreDespite,
+    names::could_be,
     policy::{
         Source,
         check::tiers::asked_query_parameters,
+        hosts::HostPattern,
         route::{BypassRules, DEFAULT_COLLAPSE_TIMEOUT, Route},
     },
     spec::{
@@ -44,12 +46,17 @@ impl Check {
             self.placeholders(&format!("{at}.tags[{index}]"), tag, &matches.path);
         }
         self.named_values(&format!("{at}.match.headers"), &matches.headers);
+        let host = self.match_host(&format!("{at}.match.host"), matches.host.as_deref());
+        self.match_query(&format!("{at}.match.query"), &matches.query);
         let methods = match matches.methods.as_slice() {
             [] => vec![Method::GET, Method::HEAD],
             some => some.iter().map(|method| method.as_method()).collect(),
         };
         let mut rules = KeyRules::new(key.as_ref());
         matches.headers.keys().for_each(|name| rules.add_header(name));
+        if let (Some(any), Some(host)) = (&mut rules.any_host, &host) {
+            host.as_str().clone_into(any);
+        }
         let body_limit = self.key(&at, key.as_ref(), methods.contains(&Method::POST));
         let bypass = self.bypass(&format!("{at}.bypass"), bypass.as_ref());
         bypass.query.iter().for_each(|(name, _)| rules.add_query(name));
@@ -97,7 +104,9 @@ impl Check {
             name: name.clone(),
             path: Some(matches.path.clone()),
             methods,
+            host,
             headers: matches.headers.clone().into_iter().collect(),
+            query: matches.query.clone().into_iter().collect(),
             lifetimes,
             key: rules,
             body_limit,
@@ -110,6 +119,30 @@ impl Check {
             last_known_good: spec.last_known_good.as_ref().map(|known| known.source.clone()),
             collapse_timeout: spec.collapse_timeout.map_or(DEFAULT_COLLAPSE_TIMEOUT, |timeout| timeout.0),
             envelope: spec.envelope,
+        }
+    }
+
+    fn match_host(&mut self, at: &str, host: Option<&str>) -> Option<HostPattern> {
+        let pattern = HostPattern::parse(host?);
+        if pattern.is_none() {
+            self.refuse(
+                at,
+                "write a host name in lower case without a port, such as shop.example or *.shop.example",
+            );
+        }
+        pattern
+    }
+
+    fn match_query(&mut self, at: &str, query: &BTreeMap<String, String>) {
+        for name in query.keys().filter(|name| name.is_empty() || name.contains(['*', '&', '=', '#', ';'])) {
+            self.refuse(at, format!("{name:?} is not the name of a parameter, such as page"));
+        }
+        let mut seen: Vec<&String> = vec![];
+        for name in query.keys() {
+            if let Some(other) = seen.iter().find(|other| could_be(name.as_bytes(), other)) {
+                self.refuse(at, format!("an application may take {name:?} for {other:?}: name one of them"));
+            }
+            seen.push(name);
         }
     }
 

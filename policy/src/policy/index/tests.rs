@@ -6,7 +6,9 @@ use http::Method;
 use proptest::prelude::*;
 use serde_json::{Value, json};
 
-use crate::{NormalPath, Policy, path::Readings, spec::CacheSpec};
+use crate::{NormalPath, Policy, path::Readings, policy::RequestLine, spec::CacheSpec};
+
+use super::super::hosts::NamedHosts;
 
 /// Field lines of a request.
 type Lines<'a> = [(&'a [u8], &'a [u8])];
@@ -23,6 +25,10 @@ fn policy(routes: impl IntoIterator<Item = Value>) -> Policy {
     Policy::compile(&spec).unwrap()
 }
 
+fn line<'a>(method: &'a Method, path: &'a NormalPath<'a>) -> RequestLine<'a> {
+    RequestLine { method, uri_host: None, path, query: Some("v=1&w=2") }
+}
+
 /// Returns the number of the first route of the list that matches.
 fn first_of_list(
     policy: &Policy,
@@ -30,8 +36,10 @@ fn first_of_list(
     path: &NormalPath<'_>,
     lines: &Lines<'_>,
 ) -> Option<usize> {
+    let hosts = NamedHosts::of(None, lines);
     let matches = |route: &&std::sync::Arc<crate::Route>| {
-        route.path.as_ref().unwrap().covers(path.as_str()) && route.takes(method, lines)
+        route.path.as_ref().unwrap().covers(path.as_str())
+            && route.takes(&line(method, path), Some(&hosts), lines)
     };
     let found = policy.routes.iter().find(matches)?;
     (!path.is_ambiguous() || !found.asks_application).then_some(found.index)
@@ -43,7 +51,7 @@ fn first_of_index(
     path: &NormalPath<'_>,
     lines: &Lines<'_>,
 ) -> Option<usize> {
-    policy.route(method, path, lines).map(|found| found.route.index)
+    policy.route(&line(method, path), lines).map(|found| found.route.index)
 }
 
 fn first(policy: &Policy, path: &str) -> Option<usize> {
@@ -82,10 +90,16 @@ fn route_that_takes_only_a_part_hides_nothing() {
         json!({"path": "/a/{*rest}"}),
         json!({"path": "/a/b", "methods": ["HEAD"]}),
         json!({"path": "/a/b", "headers": {"x-w": "2"}}),
+        json!({"path": "/b", "host": "*.example"}),
+        json!({"path": "/b", "host": "a.example"}),
+        json!({"path": "/b", "query": {"v": "*"}}),
+        json!({"path": "/b", "query": {"v": "1"}, "host": "example"}),
+        json!({"path": "/b"}),
+        json!({"path": "/b", "host": "b"}),
     ]);
     let names: Vec<_> =
         policy.unreachable_routes().iter().map(|(route, by)| (route.index, by.index)).collect();
-    assert_eq!(names, [(2, 0), (6, 1), (7, 5)]);
+    assert_eq!(names, [(2, 0), (6, 1), (7, 5), (9, 8), (11, 10), (13, 12)]);
 }
 
 #[test]
@@ -124,8 +138,12 @@ fn route() -> impl Strategy<Value = Value> {
     let methods =
         prop::sample::select(vec![json!([]), json!(["GET"]), json!(["HEAD"]), json!(["GET", "HEAD"])]);
     let headers = prop::sample::select(vec![json!({}), json!({"x-v": "1"}), json!({"X-V": "2"})]);
-    (template(), methods, headers)
-        .prop_map(|(path, methods, headers)| json!({"path": path, "methods": methods, "headers": headers}))
+    let hosts = prop::sample::select(vec![json!(null), json!("shop"), json!("*.shop"), json!("other")]);
+    let queries =
+        prop::sample::select(vec![json!({}), json!({"v": "1"}), json!({"v": "2"}), json!({"w": "*"})]);
+    (template(), methods, headers, hosts, queries).prop_map(|(path, methods, headers, host, query)| {
+        json!({"path": path, "methods": methods, "headers": headers, "host": host, "query": query})
+    })
 }
 
 fn path() -> impl Strategy<Value = String> {
@@ -143,9 +161,10 @@ proptest! {
         routes in prop::collection::vec(route(), 0..40),
         paths in prop::collection::vec(path(), 20),
         version in prop::sample::select(&["1", "2", "3"][..]),
+        host in prop::sample::select(&["shop", "a.shop:80", "x"][..]),
     ) {
         let policy = policy(routes);
-        let lines = [(&b"x-v"[..], version.as_bytes())];
+        let lines = [(&b"x-v"[..], version.as_bytes()), (b"host", host.as_bytes())];
         let hidden: Vec<_> = policy.unreachable_routes().iter().map(|(route, _)| route.index).collect();
         for path in &paths {
             let normal = NormalPath::new(path);

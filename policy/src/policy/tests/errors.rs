@@ -36,7 +36,7 @@ fn every_route_error_is_reported() {
 targetedCacheControl: [Cache-Control, "a b"]
 routes:
 - name: a
-  match: {path: /a, methods: [POST], headers: {Z: "2", "x y": "1", z: " 2"}}
+  match: {path: /a, methods: [POST], host: "Shop:80", query: {"a*": "1", page: "1", PAGE: "2"}, headers: {Z: "2", "x y": "1", z: " 2"}}
   ttl: 1s
   maxTTL: 0s
   statuses: [{code: 99}, {code: 304}, {code: 404, ttl: 0s}, {code: 404}]
@@ -61,6 +61,9 @@ routes:
             "spec.routes[0].match.headers: \"x y\" is not the name of a header",
             "spec.routes[0].match.headers: \" 2\" is not a value that a header can have",
             "spec.routes[0].match.headers: \"z\" appears twice: header names are case-insensitive",
+            "spec.routes[0].match.host: write a host name in lower case without a port, such as shop.example or *.shop.example",
+            "spec.routes[0].match.query: \"a*\" is not the name of a parameter, such as page",
+            "spec.routes[0].match.query: an application may take \"page\" for \"PAGE\": name one of them",
             "spec.routes[0].key.cookies[0]: \"e f\" is not the name of a cookie",
             "spec.routes[0].key.query: allow and ignore exclude each other: set one of them",
             "spec.routes[0].key.query.allow[0]: \"a*b\" is not the name of a parameter, or its start and a '*', such as utm_*",

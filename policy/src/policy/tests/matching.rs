@@ -1,0 +1,91 @@
+//! Requests that a route matches, and what of them is in the key.
+
+use super::*;
+
+#[test]
+fn headers_that_a_route_matches_are_keyed() {
+    let text = SHOP.replace("id}\"}\n  ttl", "id}\", headers: {X-Api-Version: \"2\"}}\n  ttl");
+    let policy = Policy::compile(&spec(&text)).unwrap();
+    let found = |values: &[&str]| {
+        let fields: Vec<_> = values.iter().map(|value| (&b"x-api-version"[..], value.as_bytes())).collect();
+        let path = NormalPath::new("/api/users/7");
+        policy.route(&line(&Method::GET, &path), fields.as_slice()).unwrap().route.index
+    };
+    assert_eq!((found(&["2"]), found(&["1"]), found(&[]), found(&["2", "1"])), (0, 2, 2, 2));
+    assert_eq!(policy.routes()[0].key.headers, ["x-api-version"]);
+}
+
+#[test]
+fn host_that_a_route_matches_is_in_the_key_even_if_hosts_are_ignored() {
+    let text = "
+routes:
+- {name: one, match: {path: /a, host: shop.example}, ttl: 1s, key: {host: Ignore}}
+- {name: many, match: {path: /a, host: \"*.shop.example\"}, ttl: 1s, key: {host: Ignore}}
+- {name: any, match: {path: /a}, ttl: 1s, key: {host: Ignore}}
+";
+    let policy = Policy::compile(&spec(text)).unwrap();
+    let path = NormalPath::new("/a");
+    for (host, forwarded, expected) in [
+        ("shop.example", None, "GET:http://shop.example/a"),
+        ("Shop.example.:8080", None, "GET:http://shop.example/a"),
+        ("x.shop.example", None, "GET:http://*.shop.example/a"),
+        ("y.shop.example", Some("z.shop.example"), "GET:http://*.shop.example/a"),
+        ("evil", None, "GET:http://*/a"),
+        ("shop.example", Some("evil"), "GET:http://*/a"),
+    ] {
+        let mut fields = HeaderMap::new();
+        fields.insert("host", host.parse().unwrap());
+        forwarded.map(|host: &str| fields.insert("x-forwarded-host", host.parse().unwrap()));
+        let found = policy.route(&line(&Method::GET, &path), &fields).unwrap();
+        let parts = KeyParts {
+            method: &Method::GET,
+            target: None,
+            uri_host: None,
+            path: &path,
+            query: None,
+            body: None,
+        };
+        let key = Key::new(&parts, &fields, &HeaderKinds::of(&fields), &found.route.key);
+        assert_eq!(key.as_str(), expected, "{host} {forwarded:?}");
+    }
+}
+
+#[test]
+fn parameters_that_a_route_matches_are_in_the_key_of_each_route_of_its_paths() {
+    let text = r#"
+routes:
+- {name: print, match: {path: "/a/{id}", query: {view: print}}, ttl: 1s, key: {query: {ignore: ["*"]}}}
+- {name: other, match: {path: "/A/{*rest}"}, ttl: 1s, key: {query: {allow: [page]}}}
+- {name: rest, match: {path: "/{*rest}"}, ttl: 1s, key: {query: {ignore: ["*"]}}}
+- {name: far, match: {path: "/b"}, ttl: 1s, key: {query: {ignore: ["*"]}}}
+"#;
+    let policy = Policy::compile(&spec(text)).unwrap();
+    let found = |query| {
+        let path = NormalPath::new("/a/1");
+        let line = RequestLine { query: Some(query), ..line(&Method::GET, &path) };
+        let route = policy.route(&line, &HeaderMap::new()).unwrap().route;
+        let parts = KeyParts {
+            method: &Method::GET,
+            target: None,
+            uri_host: None,
+            path: &path,
+            query: Some(query),
+            body: None,
+        };
+        let key = Key::new(&parts, &HeaderMap::new(), &HeaderKinds::default(), &route.key);
+        (route.name.clone(), key.as_str()["GET:http:///a/1".len()..].to_owned())
+    };
+    for (query, route, keyed) in [
+        ("view=print&x=1", "print", "?view=print"),
+        ("x=1&view=pr%69nt", "print", "?view=pr%69nt"),
+        ("view=web&x=1", "rest", "?view=web"),
+        ("view=print&VIEW=web", "rest", "?view=print&VIEW=web"),
+        ("view=print&%u0076iew=web", "rest", "?view=print&%u0076iew=web"),
+        ("view=print;view=web", "rest", "?view=print;view=web"),
+        ("x=1", "rest", ""),
+    ] {
+        assert_eq!(found(query), (route.to_owned(), keyed.to_owned()), "{query}");
+    }
+    let keyed = policy.routes().iter().map(|route| !route.key.ignores("view"));
+    assert_eq!(keyed.collect::<Vec<_>>(), [true, true, true, false]);
+}
