@@ -102,7 +102,9 @@ impl Check {
         }
         let reads = |route: &&Route| {
             route.methods.contains(&Method::POST)
-                && route.path.as_ref().is_some_and(|path| path.overlaps(template))
+                && route
+                    .paths()
+                    .any(|path| path.overlaps(template) || route.ignores_case && path.may_overlap(template))
         };
         for route in routes.iter().filter(reads) {
             let message = format!(

@@ -5,6 +5,9 @@
 //! policy's order, whichever of its segments are literal; subtrees whose first route is behind one that was found are
 //! left out.
 //!
+//! A route that ignores the slash at the end is there twice, and literals of one that ignores case are children of their own, in lower
+//! case.
+//!
 //! # Guarantees
 //! - The result is that of a search through the list, as `tests::index_and_list_find_the_same_route` shows.
 //! - A search visits at most the nodes whose literals and parameters fit the path: for a path that fits one route's
@@ -18,7 +21,7 @@ use super::Route;
 use crate::{
     PathTemplate,
     path::{Readings, fold, only_reading},
-    template::Segment,
+    template::{Segment, lowered},
 };
 
 #[cfg(test)]
@@ -47,6 +50,8 @@ struct Node {
     rest: Vec<u32>,
     parameter: Option<u32>,
     literals: Literals,
+    /// Literals of routes that ignore case, in lower case.
+    lowered: Literals,
 }
 
 /// Children of a node by their literals.
@@ -107,26 +112,33 @@ struct Search<F> {
 impl RouteIndex {
     /// Indexes routes by the paths of requests.
     pub(super) fn of_paths<'a>(routes: impl Iterator<Item = &'a Route>) -> Self {
-        Self::build(routes.map(|route| route.path.as_ref()), false)
+        let mut index = Self::new(false);
+        for (number, route) in (0..).zip(routes) {
+            for path in route.paths() {
+                index.insert(number, path, route.ignores_case);
+            }
+            index.anywhere.extend(route.path.is_none().then_some(number));
+        }
+        index
     }
 
     /// Indexes routes by the readings of paths ([`Readings`]).
     pub(super) fn of_readings<'a>(routes: impl Iterator<Item = &'a Route>) -> Self {
-        Self::build(routes.map(|route| route.path.as_ref()), true)
-    }
-
-    fn build<'a>(paths: impl Iterator<Item = Option<&'a PathTemplate>>, is_of_readings: bool) -> Self {
-        let mut index = Self { nodes: vec![Node::new(0)], anywhere: vec![], is_of_readings };
-        for (number, path) in (0..).zip(paths) {
-            match path {
-                Some(path) => index.insert(number, path),
+        let mut index = Self::new(true);
+        for (number, route) in (0..).zip(routes) {
+            match &route.path {
+                Some(path) => index.insert(number, path, false),
                 None => index.anywhere.push(number),
             }
         }
         index
     }
 
-    fn insert(&mut self, number: u32, path: &PathTemplate) {
+    fn new(is_of_readings: bool) -> Self {
+        Self { nodes: vec![Node::new(0)], anywhere: vec![], is_of_readings }
+    }
+
+    fn insert(&mut self, number: u32, path: &PathTemplate, ignores_case: bool) {
         let mut at = 0;
         for segment in path.segments() {
             let next = u32::try_from(self.nodes.len()).expect("a policy has fewer segments");
@@ -138,6 +150,7 @@ impl RouteIndex {
                 }
                 Segment::Literal(text) if self.is_of_readings && text.is_empty() => continue,
                 Segment::Literal(text) if self.is_of_readings => node.literals.child(&fold(text), next),
+                Segment::Literal(text) if ignores_case => node.lowered.child(&lowered(text), next),
                 Segment::Literal(text) => node.literals.child(text, next),
                 Segment::Parameter(_) => *node.parameter.get_or_insert(next),
             };
@@ -231,12 +244,20 @@ impl<F: FnMut(u32) -> bool> Search<F> {
                 Step::Sent(text) if text.contains('%') => node.literals.get_decoded(text),
                 _ => None,
             };
+            let in_any_case = match text {
+                Some(text) if !node.lowered.is_empty() => node.lowered.get_lowered(text, step),
+                _ => None,
+            };
             // Most nodes have one child for a segment: it is followed without a return.
             at = match (literal, decoded, parameter) {
-                (Some(child), None, None) | (None, None, Some(child)) if node.rest.is_empty() => child,
-                (None, None, None) => return self.consider(&node.rest),
+                (Some(child), None, None) | (None, None, Some(child))
+                    if node.rest.is_empty() && in_any_case.is_none() =>
+                {
+                    child
+                }
+                (None, None, None) if in_any_case.is_none() => return self.consider(&node.rest),
                 children => {
-                    for child in [children.0, children.1, children.2].into_iter().flatten() {
+                    for child in [children.0, children.1, children.2, in_any_case].into_iter().flatten() {
                         self.visit(index, child, steps.clone());
                     }
                     return self.consider(&node.rest);
@@ -287,6 +308,18 @@ impl Literals {
             Ok(Cow::Owned(decoded)) => self.get(&decoded),
             _ => None,
         }
+    }
+
+    /// Returns the child of a segment in any case, where the literals are in lower case.
+    fn get_lowered(&self, text: &str, step: Step<'_>) -> Option<u32> {
+        match step {
+            Step::Sent(_) => self.get(&lowered(&percent_decode_str(text).decode_utf8().ok()?)),
+            _ => self.get(&lowered(text)),
+        }
+    }
+
+    fn is_empty(&self) -> bool {
+        matches!(self, Self::Few(children) if children.is_empty())
     }
 
     /// Returns the child of a literal, which becomes `next` if there is none.

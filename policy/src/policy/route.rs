@@ -25,6 +25,10 @@ pub struct Route {
     pub name: String,
     /// Paths that the route applies to; `None` in the one route of a sidecar without a policy.
     pub path: Option<PathTemplate>,
+    /// True if literals of the path match in any case.
+    pub(super) ignores_case: bool,
+    /// The path with the slash at its end that it lacks, or without the one that it has, where it matches as well.
+    pub(super) other_path: Option<PathTemplate>,
     pub(super) methods: Vec<Method>,
     pub(super) host: Option<HostPattern>,
     pub(super) headers: Vec<(String, String)>,
@@ -163,6 +167,8 @@ impl Route {
             index: 0,
             name: "default".to_owned(),
             path: None,
+            ignores_case: false,
+            other_path: None,
             methods: vec![Method::GET, Method::HEAD],
             host: None,
             headers: vec![],
@@ -180,6 +186,19 @@ impl Route {
             collapse_timeout: DEFAULT_COLLAPSE_TIMEOUT,
             envelope: false,
         }
+    }
+
+    /// Returns the path, and the one with another slash at its end if that matches as well.
+    pub(super) fn paths(&self) -> impl Iterator<Item = &PathTemplate> {
+        self.path.iter().chain(&self.other_path)
+    }
+
+    /// Returns true if the paths of the route have every spelling that the main path of another has.
+    fn spells_all_of(&self, other: &Self) -> bool {
+        let has_cases = self.ignores_case || !self.path.as_ref().is_some_and(PathTemplate::has_literals);
+        let has_slashes =
+            self.other_path.is_some() || self.path.as_ref().is_some_and(PathTemplate::matches_all);
+        (has_cases || !other.ignores_case) && (has_slashes || other.other_path.is_none())
     }
 
     /// Returns true if the parameters of a path with the segments of this route's have values.
@@ -217,7 +236,8 @@ impl Route {
             other.query.iter().any(|(known, wanted)| known == name && (wanted == value || value == "*"))
         };
         let has_host = |pattern: &HostPattern| other.host.as_ref().is_some_and(|other| pattern.covers(other));
-        other.methods.iter().all(|method| self.methods.contains(method))
+        self.spells_all_of(other)
+            && other.methods.iter().all(|method| self.methods.contains(method))
             && self.host.as_ref().is_none_or(has_host)
             && self.headers.iter().all(is_wanted)
             && self.query.iter().all(is_wanted_in_query)
@@ -258,8 +278,14 @@ impl Route {
 
     /// Returns the values of the path's parameters, where `path` is one that the route takes.
     fn parameters(&self, path: &NormalPath<'_>) -> Parameters<'_> {
-        let template = self.path.as_ref();
-        template.and_then(|template| template.matches(path.as_str())).unwrap_or_default()
+        let Some(template) = &self.path else { return Parameters::default() };
+        let values_in = |template| PathTemplate::matches_spelled(template, path.as_str(), self.ignores_case);
+        let without_rest = || {
+            let mut values = values_in(self.other_path.as_ref()?)?;
+            values.extend(template.rest().map(|name| (name, String::new())));
+            Some(values)
+        };
+        values_in(template).or_else(without_rest).unwrap_or_default()
     }
 
     /// Returns the purge names of the tags of a response, where `path` is one that the route takes, as it was sent.
@@ -283,6 +309,8 @@ impl Route {
             index: _,
             name: _,
             path,
+            ignores_case,
+            other_path,
             methods,
             host,
             headers,
@@ -319,7 +347,7 @@ impl Route {
         let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite);
         let keys_body = body_limit.is_some();
         format!(
-            "{path:?} {methods:?} {host:?} {headers:?} {query:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {sources:?} {asks_application} {last_known_good:?}\n"
+            "{path:?} {ignores_case} {other_path:?} {methods:?} {host:?} {headers:?} {query:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {sources:?} {asks_application} {last_known_good:?}\n"
         )
     }
 }

@@ -265,6 +265,18 @@ pub struct RouteMatch {
     /// `/static`; `/{*path}` matches every path, `/` included. Elsewhere in the policy its value is `{path}`.
     pub path: PathTemplate,
 
+    /// Default true. With false the literal text of the path matches in any case: `/Shop` for `/shop`. Only for an application that
+    /// treats them alike. The key still has the path as it was sent, so each spelling has a response of its own; a purge by path
+    /// finds all of them.
+    #[serde(default = "yes", skip_serializing_if = "is_yes")]
+    #[schemars(extend("default" = true))]
+    pub case_sensitive: bool,
+
+    /// Significance of a slash at the end of the path. Default `Exact`.
+    #[serde(default, skip_serializing_if = "TrailingSlash::is_exact")]
+    #[schemars(extend("default" = "Exact"))]
+    pub trailing_slash: TrailingSlash,
+
     /// Methods: GET, HEAD, or POST where `key.body` is set. Default: GET and HEAD. Other methods pass through.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 3))]
@@ -292,6 +304,31 @@ pub struct RouteMatch {
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
     pub query: BTreeMap<String, String>,
+}
+
+/// Significance of a slash at the end of a route's path.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum TrailingSlash {
+    /// The path matches with the slash that it has, or without one.
+    #[default]
+    Exact,
+    /// `/shop` and `/shop/` belong to the same route, and so does `/static` to that of `/static/{*path}`, where `{path}` is empty then.
+    /// The key still has the path as it was sent, so each spelling has a response of its own; a purge by path finds both.
+    Ignore,
+}
+
+impl TrailingSlash {
+    fn is_exact(&self) -> bool {
+        *self == Self::Exact
+    }
+}
+
+fn yes() -> bool {
+    true
+}
+
+fn is_yes(is: &bool) -> bool {
+    *is
 }
 
 /// A method whose responses are cached.

@@ -175,6 +175,35 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn spellings_of_a_path_have_one_route_and_a_response_each_and_are_purged_together() {
+    let origin = Origin::numbered(&[]).await;
+    let route = r#"{name: shop, match: {path: "/Shop/{id}", caseSensitive: false, trailingSlash: Ignore}, ttl: 60s, tags: ["shop:{id}"]}"#;
+    let (sidecar, _policy) = under(&origin, route).await;
+    let spellings = ["/shop/1", "/SHOP/1", "/Shop/1/", "/%73hop/1"];
+    let purges = [r#"{"paths": ["/sHOP/1"]}"#, r#"{"paths": ["/shop/1/"]}"#, r#"{"tags": ["shop:1"]}"#];
+    for purge in purges {
+        let mut bodies = vec![];
+        for path in spellings {
+            let body = sidecar.get(path).await.body;
+            assert_eq!(sidecar.get(path).await.body, body, "{path} is stored");
+            bodies.push(body);
+        }
+        assert!(bodies.windows(2).all(|pair| pair[0] != pair[1]), "{bodies:?}");
+        assert_eq!(sidecar.purge(purge).await.status, 200);
+        for (path, body) in spellings.iter().zip(bodies) {
+            assert_ne!(sidecar.get(path).await.body, body, "{path} by {purge}");
+        }
+        assert_eq!(sidecar.purge(r#"{"tags": ["shop:1"]}"#).await.status, 200);
+    }
+    sidecar.get("/SHOP/2/").await;
+    sidecar.put("/shop/2").await;
+    assert_eq!(sidecar.get("/SHOP/2/").await.hit(), None, "a write purges its path in every spelling");
+    for path in ["/shop//1", "/shop/1//", "/shop/"] {
+        assert!(sidecar.get(path).await.cache_status().ends_with("detail=no-route"), "{path}");
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn only_keyed_parameters_distinguish_requests() {
     let origin = Origin::numbered(&[]).await;
     let route = r#"{name: page, match: {path: "/{page}"}, ttl: 60s, key: {query: {allow: [page, "f_*"]}}}"#;

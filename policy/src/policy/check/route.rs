@@ -21,7 +21,7 @@ use crate::{
     },
     spec::{
         Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, ForwardHeaders, KeyQuery, KeySpec,
-        RouteSpec, StatusSpec,
+        RouteSpec, StatusSpec, TrailingSlash,
     },
 };
 
@@ -48,6 +48,8 @@ impl Check {
         self.named_values(&format!("{at}.match.headers"), &matches.headers);
         let host = self.match_host(&format!("{at}.match.host"), matches.host.as_deref());
         self.match_query(&format!("{at}.match.query"), &matches.query);
+        let ignores_slash = matches.trailing_slash == TrailingSlash::Ignore;
+        let other_path = matches.path.with_other_slash().filter(|_| ignores_slash);
         let methods = match matches.methods.as_slice() {
             [] => vec![Method::GET, Method::HEAD],
             some => some.iter().map(|method| method.as_method()).collect(),
@@ -103,6 +105,8 @@ impl Check {
             index,
             name: name.clone(),
             path: Some(matches.path.clone()),
+            ignores_case: !matches.case_sensitive,
+            other_path,
             methods,
             host,
             headers: matches.headers.clone().into_iter().collect(),

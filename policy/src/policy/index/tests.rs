@@ -38,7 +38,7 @@ fn first_of_list(
 ) -> Option<usize> {
     let hosts = NamedHosts::of(None, lines);
     let matches = |route: &&std::sync::Arc<crate::Route>| {
-        route.path.as_ref().unwrap().covers(path.as_str())
+        route.paths().any(|template| template.matches_spelled(path.as_str(), route.ignores_case).is_some())
             && route.takes(&line(method, path), Some(&hosts), lines)
     };
     let found = policy.routes.iter().find(matches)?;
@@ -103,6 +103,41 @@ fn route_that_takes_only_a_part_hides_nothing() {
 }
 
 #[test]
+fn route_that_takes_some_spellings_hides_no_route_of_more() {
+    let route = |path: &str, is_case_sensitive: bool, slash: &str| json!({"path": path, "caseSensitive": is_case_sensitive, "trailingSlash": slash});
+    let policy = policy([
+        route("/a", true, "Exact"),
+        route("/A", false, "Exact"),
+        route("/a", true, "Exact"),
+        route("/a/", true, "Ignore"),
+        route("/a/", false, "Exact"),
+        route("/a", false, "Ignore"),
+        route("/A/", true, "Ignore"),
+        route("/b/{*rest}", true, "Exact"),
+        route("/b/", true, "Ignore"),
+        route("/b/c", true, "Ignore"),
+        route("/{*all}", true, "Exact"),
+        route("/c", false, "Ignore"),
+    ]);
+    let names: Vec<_> =
+        policy.unreachable_routes().iter().map(|(route, by)| (route.index, by.index)).collect();
+    assert_eq!(names, [(2, 0), (6, 5), (11, 10)]);
+    for (path, expected) in [
+        ("/a", 0),
+        ("/%41", 1),
+        ("/a/", 3),
+        ("/A/", 4),
+        ("/b", 8),
+        ("/b/", 7),
+        ("/b/c", 7),
+        ("/b/c/", 7),
+        ("/C/", 10),
+    ] {
+        assert_eq!(first(&policy, path), Some(expected), "{path}");
+    }
+}
+
+#[test]
 fn a_thousand_routes_offer_as_few_candidates_as_ten() {
     for count in [10, 1000] {
         let own = (0..count - 1).map(|number| Value::from(format!("/service-{number}/items/{{id}}")));
@@ -122,7 +157,8 @@ fn a_thousand_routes_offer_as_few_candidates_as_ten() {
 
 fn segment() -> impl Strategy<Value = &'static str> {
     prop::sample::select(
-        &["a", "b", "C", "", "{x}", "{y}", "a%41", "%61", "a%2541", "@", "%40", "100%25", "%C3%BC", "+"][..],
+        &["a", "b", "C", "c", "", "{x}", "{y}", "a%41", "%61", "a%2541", "@", "%40", "100%25", "%C3%BC", "+"]
+            [..],
     )
 }
 
@@ -141,15 +177,22 @@ fn route() -> impl Strategy<Value = Value> {
     let hosts = prop::sample::select(vec![json!(null), json!("shop"), json!("*.shop"), json!("other")]);
     let queries =
         prop::sample::select(vec![json!({}), json!({"v": "1"}), json!({"v": "2"}), json!({"w": "*"})]);
-    (template(), methods, headers, hosts, queries).prop_map(|(path, methods, headers, host, query)| {
-        json!({"path": path, "methods": methods, "headers": headers, "host": host, "query": query})
-    })
+    let slashes = prop::sample::select(&["Exact", "Ignore"][..]);
+    let spelling = (any::<bool>(), slashes);
+    (template(), spelling, methods, headers, hosts, queries).prop_map(
+        |(path, (is_case_sensitive, slash), methods, headers, host, query)| {
+            json!({
+                "path": path, "caseSensitive": is_case_sensitive, "trailingSlash": slash,
+                "methods": methods, "headers": headers, "host": host, "query": query,
+            })
+        },
+    )
 }
 
 fn path() -> impl Strategy<Value = String> {
     let sent = &[
         "a", "b", "c", "C", "", "%61", "a%41", "a%2541", "aA", "@", "%40", "100%", "100%25", "\u{fc}", "%FC",
-        "%FF", "a%2Fb", ".", "..", "+", "b;x",
+        "%FF", "a%2Fb", ".", "..", "+", "b;x", "A", "%41", "%C3%9C", "\u{dc}",
     ][..];
     prop::collection::vec(prop::sample::select(sent), 1..6)
         .prop_map(|segments| segments.iter().map(|segment| format!("/{segment}")).collect())

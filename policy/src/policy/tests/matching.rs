@@ -89,3 +89,47 @@ routes:
     let keyed = policy.routes().iter().map(|route| !route.key.ignores("view"));
     assert_eq!(keyed.collect::<Vec<_>>(), [true, true, true, false]);
 }
+
+#[test]
+fn values_are_found_in_every_spelling_of_a_path() {
+    let text = r#"
+routes:
+- {name: a, match: {path: "/Users/{id}", caseSensitive: false, trailingSlash: Ignore}, ttl: 1s, tags: ["user:{id}"]}
+- {name: b, match: {path: "/static/{*path}", caseSensitive: false, trailingSlash: Ignore}, ttl: 1s, tags: ["file:{path}"]}
+"#;
+    let policy = Policy::compile(&spec(text)).unwrap();
+    for (path, tag) in [
+        ("/Users/7", "user:7"),
+        ("/users/7/", "user:7"),
+        ("/%55SERS/X", "user:X"),
+        ("/static/a/", "file:a%2F"),
+        ("/STATIC/", "file:"),
+        ("/Static", "file:"),
+    ] {
+        let path = NormalPath::new(path);
+        let found = policy.route(&line(&Method::GET, &path), &HeaderMap::new()).unwrap();
+        let tags: Vec<_> = found.route.tag_texts(&found.parameters(&path)).collect();
+        assert_eq!(tags, [tag], "{path:?}");
+    }
+    for path in ["/users/", "/users//7", "/users/7//", "/staticx"] {
+        assert!(
+            policy.route(&line(&Method::GET, &NormalPath::new(path)), &HeaderMap::new()).is_none(),
+            "{path}"
+        );
+    }
+    assert_ne!(
+        policy.fingerprint(),
+        Policy::compile(&spec(&text.replace("false", "true"))).unwrap().fingerprint()
+    );
+}
+
+#[test]
+fn write_rule_for_another_case_of_a_route_that_reads_by_post_is_refused() {
+    let text = r#"
+routes:
+- {name: a, match: {path: /graphql, methods: [POST], caseSensitive: false}, ttl: 1s, key: {body: {}}}
+invalidation: {onWrite: [{match: {path: /GraphQL}, purge: {tags: [a]}}]}
+"#;
+    assert_eq!(problems(text).len(), 1);
+    assert!(Policy::compile(&spec(&text.replace("false", "true"))).is_ok());
+}
