@@ -111,7 +111,7 @@ pub(crate) fn of(name: &[u8]) -> Option<Forwarding> {
     if let Some(index) = LISTED.iter().position(is) {
         return Some(Forwarding::Listed(index));
     }
-    if names_target(name) {
+    if names_target(name) || names_a_method(name) {
         return Some(Forwarding::Override);
     }
     if LISTED.iter().any(|known| is_alike(name, known)) {
@@ -133,7 +133,7 @@ pub(crate) fn of(name: &[u8]) -> Option<Forwarding> {
     }
     let is_forwarded = has(&["forwarded"]);
     let replaces_target = has(&["path", "uri", "url"]) && has(&REPLACED) && !has(&["envoy"]);
-    if names_a_method(name) || has(&["method"]) || replaces_target {
+    if has(&["method"]) || replaces_target {
         Some(Forwarding::Override)
     } else if is_forwarded || has(&PLACES) || starts("x-") && has(&EXTENDED_PLACES) || is(&"proxy") {
         Some(Forwarding::Unlisted)

@@ -159,12 +159,12 @@ fn kinds_of(name: &[u8]) -> Kinds {
         (b'i', 17) if is_named(name, b"if-modified-since") => CONDITIONAL,
         (b'i', _) if is_condition(name) && !names_a_method(name) => CONDITIONAL,
         // Shorter ones, such as Host, are none, and every request has those.
-        (b'h' | b'm' | b'v' | b'_', 6..) if names_a_method(name) => OVERRIDE,
+        (b'h' | b'm' | b'v' | b'_', 6..) | (b's', 8..) | (b'a', 16..) if names_a_method(name) => OVERRIDE,
         (b'k', 10) if is_named(name, b"keep-alive") => CONNECTION,
         (b'p', 6) if is_named(name, b"pragma") => DIRECTIVES,
         (b'p', 16) if is_named(name, b"proxy-connection") => CONNECTION,
         (b'r', 5) if is_named(name, b"range") => RANGE,
-        (b's', 8..) if is_hint(name) && !names_a_method(name) => TAILORING,
+        (b's', 8..) if is_hint(name) => TAILORING,
         (b't', 2) if is_named(name, b"te") => CONNECTION,
         (b't', 17) if is_named(name, b"transfer-encoding") => CONTENT,
         (b'u', 7) if is_named(name, b"upgrade") => CONNECTION,
@@ -198,6 +198,27 @@ mod tests {
 
     fn header_kinds(name: &str) -> HeaderKinds {
         HeaderKinds::of(&[(name.as_bytes(), b"x".as_slice())][..])
+    }
+
+    #[test]
+    fn override_is_found_whatever_else_a_name_says() {
+        for name in [
+            "sec-ch-method-override",
+            "Sec_CH_Method-Override",
+            "sec-http-method",
+            "access-control-method-override",
+            "x-client-http-method",
+            "x-remote-method-override",
+            "x-auth-method-override",
+            "authorization-method-override",
+            "if-method-override",
+            "cookie-http-method",
+            "x-user-http_method",
+        ] {
+            assert!(names_a_method(name.as_bytes()), "{name}");
+            assert!(header_kinds(name).has_override(), "{name}");
+        }
+        assert!(!header_kinds("access-control-request-method").has_override());
     }
 
     #[test]

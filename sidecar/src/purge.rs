@@ -86,7 +86,10 @@ pub async fn after_write(
         if Arc::ptr_eq(&now, &done) {
             return;
         }
-        let names = now.policy().purged_by(writing);
+        let mut names = now.policy().purged_by(writing);
+        // What the response said of it was judged by the policy before, which may have had no route for it.
+        let own = writing.paths().iter().filter(|path| now.policy().covers(path));
+        names.extend(own.flat_map(|path| PurgeName::paths(path)));
         purge_or_tell(&now, &names, stats).await;
         done = now;
     }

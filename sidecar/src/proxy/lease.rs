@@ -23,10 +23,13 @@ impl Proxy {
     /// Waits while another pod holds the lease, and responds with what that pod stored; passes the fetch on once this pod holds it, or
     /// if every pod is to fetch its own.
     pub(super) async fn wait_for_lease(self: &Arc<Self>, mut fetch: Box<Fetch>) -> Step {
-        if fetch.is_for_other_pods() {
-            if let Some(served) = Box::pin(self.wait_for_other_pods(&mut fetch)).await {
-                return Break(served);
-            }
+        if fetch.is_for_other_pods()
+            && let Some(served) = Box::pin(self.wait_for_other_pods(&mut fetch)).await
+        {
+            return Break(served);
+        }
+        // Redis was waited for, here or before.
+        if fetch.request.store().l2.is_some() {
             fetch.shows_progress();
         }
         Continue(fetch)

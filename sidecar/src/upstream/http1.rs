@@ -54,10 +54,10 @@ const SILENCE_LIMIT_FOR_ONCE: Duration = Duration::from_millis(50);
 /// Maximum idle time for which what the runtime has heard of a connection is enough, if the request can be sent twice.
 const IDLE_UNASKED: Duration = Duration::from_millis(50);
 
-/// Time for which one idle connection that the kernel knew to be open stands for all of them: an application that ends closes all.
-const LOOK_INTERVAL: Duration = Duration::from_micros(100);
+/// Maximum idle time for the same if it can't, on a connection that was used again before.
+const IDLE_UNASKED_FOR_ONCE: Duration = Duration::from_micros(100);
 
-/// Time for which each connection is asked about after the application closed one that it had not said to close.
+/// Time for which the kernel is asked before each request that can't be sent twice, after an idle connection had ended or failed.
 const CLOSING_INTERVAL: Duration = Duration::from_secs(10);
 
 /// The idle connections, and the dialer for new ones.
@@ -75,9 +75,7 @@ struct Idle {
     connections: Vec<Box<Connection>>,
     /// Time at which the last connection became idle, after a whole response.
     heard: Instant,
-    /// Time at which the kernel last knew an idle connection to be open.
-    looked: Option<Instant>,
-    /// Time at which an idle connection was last found closed.
+    /// Time at which an idle connection had last ended, or failed with the next request.
     ended: Option<Instant>,
     /// True while a task closes connections that stay idle.
     is_watched: bool,
@@ -96,13 +94,7 @@ impl SwitchedConnection {
 
 impl Http1 {
     pub(super) fn new(dialer: Arc<Dialer>, budget: Arc<Budget>) -> Self {
-        let idle = Idle {
-            connections: Vec::new(),
-            heard: Instant::now(),
-            looked: None,
-            ended: None,
-            is_watched: false,
-        };
+        let idle = Idle { connections: Vec::new(), heard: Instant::now(), ended: None, is_watched: false };
         Self { dialer, budget, idle: Mutex::new(idle) }
     }
 
@@ -149,11 +141,13 @@ impl Http1 {
             let mut head = IncomingHead::new(&self.budget, outgoing.is_head);
             match poll_fn(|context| poll_exchange(context, &mut connection, outgoing, &mut head)).await {
                 Ok(received) => return self.respond(connection, received, outgoing),
-                Err(ExchangeError::Io(_))
-                    if !outgoing.has_begun() && (!is_new || mem::take(&mut may_fail_new)) => {}
                 Err(source) => {
                     if !is_new {
                         self.note_failure(&source);
+                    }
+                    let is_unsent = matches!(source, ExchangeError::Io(_)) && !outgoing.has_begun();
+                    if is_unsent && (!is_new || mem::take(&mut may_fail_new)) {
+                        continue;
                     }
                     return Err(UpstreamError::Exchange { source, was_sent: outgoing.has_begun() });
                 }
@@ -161,7 +155,7 @@ impl Http1 {
         }
     }
 
-    /// Records the failure of a connection that was idle before.
+    /// Records the failure of a connection that was idle before, if that may be because it was closed.
     fn note_failure(&self, error: &ExchangeError) {
         if error.may_have_been_dead() {
             self.idle.lock().ended = Some(Instant::now());
@@ -201,18 +195,18 @@ impl Http1 {
                 let mut idle = self.idle.lock();
                 let connection = idle.connections.pop()?;
                 let now = Instant::now();
+                let idle_for = now - connection.since;
                 let asks_kernel = match may_be_repeated {
-                    true => now - connection.since > IDLE_UNASKED,
-                    false => idle.is_doubtful(now),
+                    true => idle_for > IDLE_UNASKED,
+                    false => {
+                        idle_for > IDLE_UNASKED_FOR_ONCE || !connection.is_proven() || idle.is_doubtful(now)
+                    }
                 };
                 (connection, now, idle.heard, asks_kernel)
             };
             if !connection.is_quiet(asks_kernel) {
                 self.idle.lock().ended = Some(now);
                 continue;
-            }
-            if asks_kernel {
-                self.idle.lock().looked = Some(now);
             }
             let idle_for = now - connection.since;
             let is_fresh = match may_be_repeated {
@@ -262,10 +256,9 @@ impl Http1 {
 }
 
 impl Idle {
-    /// Returns true if an idle connection may have been closed since the runtime last asked for events, and the kernel must be asked.
+    /// Returns true if the application has closed a connection of late that it had not said to close.
     fn is_doubtful(&self, now: Instant) -> bool {
-        self.looked.is_none_or(|looked| now - looked >= LOOK_INTERVAL)
-            || self.ended.is_some_and(|ended| now - ended < CLOSING_INTERVAL)
+        self.ended.is_some_and(|ended| now - ended < CLOSING_INTERVAL)
     }
 }
 

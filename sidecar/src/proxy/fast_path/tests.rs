@@ -70,8 +70,10 @@ const PATHS: [&str; 14] = [
 
 const QUERIES: [&str; 6] = ["", "?", "?a=1", "?preview=1", "?utm=2&a=1", "?_method=DELETE"];
 
-const LINES: [(&str, &str); 27] = [
+const LINES: [(&str, &str); 29] = [
     ("if-method-override", "DELETE"),
+    ("sec-ch-method-override", "DELETE"),
+    ("x-client-http-method", "PUT"),
     ("accept-language", "de"),
     ("accept-encoding", "gzip, br"),
     ("accept", "*/*"),

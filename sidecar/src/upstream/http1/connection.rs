@@ -29,12 +29,14 @@ pub(super) struct Connection {
     pub(super) input: BytesMut,
     /// Time since which the connection has been idle.
     pub(super) since: Instant,
+    /// Number of times that it began to be idle.
+    rests: u32,
 }
 
 impl Connection {
     pub(super) fn new(stream: TcpStream) -> Self {
         let (reader, writer) = stream.into_split();
-        Self { reader, writer: Some(writer), input: BytesMut::new(), since: Instant::now() }
+        Self { reader, writer: Some(writer), input: BytesMut::new(), since: Instant::now(), rests: 0 }
     }
 
     /// Reads into the input, which gets room for so many bytes once there are any. Returns 0 at the end of the stream.
@@ -42,7 +44,11 @@ impl Connection {
         spare::take(&mut self.input);
         // No buffer is made while the application takes its time.
         if !self.input.try_reclaim(room) {
-            ready!(self.reader.as_ref().poll_read_ready(context))?;
+            let readiness = self.reader.as_ref().poll_read_ready(context);
+            if readiness.is_pending() {
+                spare::give_back(&mut self.input);
+            }
+            ready!(readiness)?;
             self.input.reserve(room);
         }
         let read = poll_read_buf(Pin::new(&mut self.reader), context, &mut self.input);
@@ -77,6 +83,12 @@ impl Connection {
     pub(super) fn rest(&mut self) {
         spare::give_back(&mut self.input);
         self.since = Instant::now();
+        self.rests = self.rests.saturating_add(1);
+    }
+
+    /// Returns true if the application has kept the connection open between two requests before.
+    pub(super) fn is_proven(&self) -> bool {
+        self.rests > 1
     }
 
     /// Returns true if an idle connection is open and has received nothing, as far as the runtime has heard. With `asks_kernel`, the

@@ -221,14 +221,14 @@ impl RawExchange {
                 }
                 Stage::Awaiting(_) => match ready!(self.poll_exchange(context)) {
                     Ok(head) => return Poll::Ready(Ok(head)),
-                    Err(ExchangeError::Io(_))
-                        if !self.has_begun && (!self.is_new || mem::take(&mut self.may_fail_new)) =>
-                    {
-                        self.stage = Stage::Unconnected;
-                    }
                     Err(source) => {
                         if !self.is_new {
                             self.http1.note_failure(&source);
+                        }
+                        let is_unsent = matches!(source, ExchangeError::Io(_)) && !self.has_begun;
+                        if is_unsent && (!self.is_new || mem::take(&mut self.may_fail_new)) {
+                            self.stage = Stage::Unconnected;
+                            continue;
                         }
                         let was_sent = self.has_begun;
                         return Poll::Ready(Err(UpstreamError::Exchange { source, was_sent }));

@@ -260,46 +260,36 @@ async fn request_that_is_sent_once_takes_no_idle_connection_of_a_silent_applicat
 }
 
 /// Returns a client with an idle connection that the application has closed, of which the runtime has not heard.
-async fn with_a_closed_connection() -> Arc<Http1> {
+async fn with_a_closed_connection(rests: usize) -> Arc<Http1> {
     let listener = std::net::TcpListener::bind("127.0.0.1:0").unwrap();
     let client = client_of(&format!("http://{}", listener.local_addr().unwrap()));
-    let connection = client.connect(WhenRefused::Fail).await.unwrap();
+    let mut connection = client.connect(WhenRefused::Fail).await.unwrap();
     drop(listener.accept().unwrap());
+    (0..rests).for_each(|_| connection.rest());
     client.idle.lock().connections.push(connection);
     client
 }
 
 #[tokio::test]
-async fn request_that_is_sent_once_takes_no_closed_connection_unless_another_was_open_just_now() {
-    let ago = |time| Some(Instant::now() - time);
+async fn request_that_is_sent_once_takes_no_closed_connection_unless_it_was_used_again_and_just_now() {
+    let ago = |time| Instant::now() - time;
     let seconds = Duration::from_secs;
     // This machine may be too busy for a moment that has passed to be just now.
-    let just_now = Some(Instant::now() + seconds(60));
-    for (looked, ended, is_found) in [
-        (None, None, true),
-        (ago(LOOK_INTERVAL), None, true),
-        (just_now, None, false),
-        (just_now, ago(CLOSING_INTERVAL + seconds(1)), false),
-        (just_now, ago(CLOSING_INTERVAL - seconds(8)), true),
+    let just_now = Instant::now() + seconds(60);
+    for (rests, since, ended, is_found) in [
+        (2, ago(IDLE_UNASKED_FOR_ONCE * 2), None, true),
+        (1, just_now, None, true),
+        (2, just_now, None, false),
+        (2, just_now, Some(ago(CLOSING_INTERVAL + seconds(1))), false),
+        (2, just_now, Some(ago(CLOSING_INTERVAL - seconds(8))), true),
     ] {
-        let client = with_a_closed_connection().await;
+        let client = with_a_closed_connection(rests).await;
         {
             let mut idle = client.idle.lock();
-            (idle.looked, idle.ended) = (looked, ended);
+            (idle.connections[0].since, idle.ended) = (since, ended);
         }
-        assert_eq!(client.take_idle(false).is_none(), is_found, "{looked:?} {ended:?}");
-        assert_eq!(client.idle.lock().ended != ended, is_found, "{looked:?} {ended:?}");
-    }
-}
-
-#[tokio::test]
-async fn open_connection_stands_for_others_for_a_moment() {
-    let server = Server::saying(&[OK; 2]).await;
-    let before = Instant::now();
-    for may_be_repeated in [true, false] {
-        server.get().await.1.unwrap();
-        assert!(server.client.take_idle(may_be_repeated).is_some());
-        assert_eq!(server.client.idle.lock().looked >= Some(before), !may_be_repeated);
+        assert_eq!(client.take_idle(false).is_none(), is_found, "{rests} {since:?} {ended:?}");
+        assert_eq!(client.idle.lock().ended != ended, is_found, "{rests} {since:?} {ended:?}");
     }
 }
 
