@@ -201,7 +201,7 @@ mod tests {
     }
 
     #[test]
-    fn override_is_found_whatever_else_a_name_says() {
+    fn method_override_is_found_in_any_name() {
         for name in [
             "sec-ch-method-override",
             "Sec_CH_Method-Override",

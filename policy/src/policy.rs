@@ -16,7 +16,7 @@ pub use self::route::{BypassBy, HttpSource, Match, QuerySource, RequestLine, Rou
 use self::{check::Check, hosts::NamedHosts, index::RouteIndex};
 use crate::{
     ByteSize, Fields, IdentityHeaders, PathTemplate, PurgeName, Writing,
-    path::Readings,
+    path::{Readings, decode_fully},
     spec::{CacheSpec, Http, L1, OtherProtocols, Otlp, Postgres, PurgeSpec, Redis},
     template::expand,
 };
@@ -348,7 +348,7 @@ impl Policy {
                 purges.tags.extend(purge.tags.iter().map(|tag| expand(tag, &parameters)));
                 let expanded = |path: &PathTemplate| path.expand_with(&parameters, template.rest());
                 purges.paths.extend(purge.paths.iter().map(expanded));
-                purges.prefixes.extend(purge.prefixes.iter().map(expanded));
+                purges.prefixes.extend(purge.prefixes.iter().map(|prefix| within(prefix, expanded(prefix))));
                 purges.everything |= purge.everything;
             }
         }
@@ -357,6 +357,17 @@ impl Policy {
         purges.prefixes = sorted(purges.prefixes);
         purges
     }
+}
+
+/// Returns a prefix that a template was expanded to, or the literal part of the template if a value leads out of it: a write to
+/// `/items/..` is no reason to purge what is above.
+fn within(template: &PathTemplate, prefix: String) -> String {
+    let leads_out = |segment: &str| matches!(&*decode_fully(segment), "." | "..");
+    if !prefix.split('/').any(leads_out) {
+        return prefix;
+    }
+    let literal = template.as_str().split('{').next().unwrap_or_default();
+    literal[..=literal.rfind('/').unwrap_or_default()].to_owned()
 }
 
 /// Stored responses to invalidate, values encoded.

@@ -96,6 +96,11 @@ impl PurgeName {
         Self(self.0.map(|byte| !byte))
     }
 
+    /// The names of facts, by which a response is found to have been purged although none of its names was.
+    pub fn indirect() -> [Self; 3] {
+        [Self::ANY_PREFIX, Self::ANY_PREFIX.soft(), Self::ANY_SOFT]
+    }
+
     /// Returns the names that a soft purge of these raises.
     pub fn softly(names: Vec<Self>) -> Vec<Self> {
         names.into_iter().map(Self::soft).chain([Self::ANY_SOFT]).collect()

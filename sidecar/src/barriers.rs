@@ -4,7 +4,8 @@
 //! searched for or deleted, so a purge costs the same whatever it covers.
 //!
 //! # Guarantees
-//! - A fill that began before a purge is never served after the purge was applied here, wherever the entry came from.
+//! - A fill that began before a purge is never served after the purge was applied here, wherever the entry came from; after a soft purge
+//!   it is stale.
 //! - The order of purges comes from Redis where there is one, never from a pod's clock.
 //! - A Redis that lost its barriers makes everything older stale: the generation they were counted in is gone with them.
 //! - Memory is bounded: when there are too many barriers, one that covers everything takes their place.
@@ -49,7 +50,7 @@ pub struct Stamp {
 }
 
 /// A purge's position in both orders; 0 without one.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, Default)]
 struct Barrier {
     order: u64,
     local: u64,
@@ -60,14 +61,16 @@ struct Table {
     generation: u64,
     /// The last purge that this pod knows of.
     order: u64,
-    /// The last purge up to which this pod knows of all.
+    /// The last purge that was heard in order, or after a gap that is to be filled by reading all barriers.
     complete: u64,
+    /// The last purge up to which all are applied here.
+    contiguous: u64,
     local: u64,
     /// The barrier on every name.
     floor: Barrier,
     /// Barriers on names. Names are hashes already, so that a quick hash of them does.
     raised: HashMap<PurgeName, Barrier, RandomState>,
-    /// Revision in which the barriers on [`PurgeName::ANY_PREFIX`] changed last.
+    /// Revision in which a prefix was purged last, whatever its place in the order; `u64::MAX` until there is that revision.
     prefixes_changed: u64,
 }
 
@@ -128,6 +131,14 @@ pub struct RedisBarriers {
     pub raised: Vec<(PurgeName, u64)>,
 }
 
+impl RedisBarriers {
+    /// Returns the names among them that stand for others: a purge that is passed on later than others may need them.
+    pub fn indirect(&self) -> impl Iterator<Item = PurgeName> + Clone {
+        let is_raised = |any: &PurgeName| self.raised.iter().any(|(name, _)| name == any);
+        PurgeName::indirect().into_iter().filter(is_raised).collect::<Vec<_>>().into_iter()
+    }
+}
+
 impl Barriers {
     /// Creates the barriers of a pod that shares its cache with no other.
     pub fn alone() -> Self {
@@ -159,10 +170,9 @@ impl Barriers {
 
     fn change<T>(&self, change: impl FnOnce(&mut Table) -> T) -> T {
         let mut table = self.table.write();
-        let on_prefixes = table.on_prefixes();
         let result = change(&mut table);
         table.bound();
-        if table.on_prefixes() != on_prefixes {
+        if table.prefixes_changed == u64::MAX {
             table.prefixes_changed = self.revision() + 1;
         }
         self.revision.fetch_add(1, Ordering::Release);
@@ -200,7 +210,7 @@ impl Barriers {
         self.change(|table| (table.generation, table.order) = (generation, order));
     }
 
-    /// Returns the revision of the table, to remember with an entry that [`Barriers::covers`] returned false for.
+    /// Returns the revision of the table, to remember with an entry of which no purge is known ([`Barriers::coverage`]).
     pub fn revision(&self) -> u64 {
         self.revision.load(Ordering::Acquire)
     }
@@ -221,9 +231,6 @@ impl Barriers {
     {
         let names = names.into_iter();
         let (covered, has_later_prefixes) = self.read(|table| {
-            if stamp.generation != table.generation || table.floor.is_after(stamp) {
-                return (Covered::Wholly, false);
-            }
             let has_later_prefixes = table.prefixes_changed > checked
                 && table.on_prefixes().iter().any(|barrier| barrier.is_after(stamp));
             (table.coverage(names, stamp), has_later_prefixes)
@@ -241,7 +248,7 @@ impl Barriers {
 
     /// Returns true if every purge up to one that Redis has ordered is applied here.
     pub fn know_all_until(&self, generation: u64, order: u64) -> bool {
-        self.read(|table| table.generation == generation && table.complete >= order)
+        self.read(|table| table.generation == generation && table.contiguous >= order)
     }
 
     /// Returns true if the response to a request of this pod at `asked_at` ([`boot_ms`]) may be served: without proof
@@ -299,6 +306,7 @@ impl Barriers {
             for name in names {
                 table.raised.entry(*name).or_default().local = local;
             }
+            table.note_prefixes(names);
             local
         })
     }
@@ -323,6 +331,9 @@ impl Barriers {
             let in_order = order <= table.complete.saturating_add(1);
             table.raise(order, names);
             table.complete = table.complete.max(order);
+            if order <= table.contiguous.saturating_add(1) {
+                table.contiguous = table.contiguous.max(order);
+            }
             if in_order { Heard::InOrder } else { Heard::AfterGap }
         })
     }
@@ -347,11 +358,14 @@ impl Barriers {
                 for barrier in table.raised.values_mut().chain([&mut table.floor]) {
                     barrier.order = 0;
                 }
-                (table.order, table.complete) = (0, 0);
+                (table.order, table.complete, table.contiguous) = (0, 0, 0);
             }
             table.generation = redis.generation;
             table.order = table.order.max(redis.order);
             table.complete = table.complete.max(redis.order);
+            table.contiguous = table.contiguous.max(redis.order);
+            // There may be prefixes among them that were missed, under a later purge of another.
+            table.prefixes_changed = u64::MAX;
             table.floor.order = table.floor.order.max(redis.floor);
             for (name, order) in &redis.raised {
                 let barrier = table.raised.entry(*name).or_default();
@@ -364,7 +378,8 @@ impl Barriers {
     /// this pod's own.
     pub fn settle(&self, names: &[PurgeName], up_to: u64) {
         self.change(|table| {
-            for name in names {
+            // What stands for other names may stand for some that Redis does not have.
+            for name in names.iter().filter(|name| !PurgeName::indirect().contains(name)) {
                 if let Some(barrier) = table.raised.get_mut(name).filter(|barrier| barrier.local <= up_to) {
                     barrier.local = 0;
                 }
@@ -408,10 +423,11 @@ impl Table {
         [PurgeName::ANY_PREFIX, PurgeName::ANY_PREFIX.soft()].map(|name| self.barrier(name))
     }
 
-    /// Returns the purges by these names since a fill.
+    /// Returns the purges of everything and by these names since a fill.
     fn coverage(&self, names: impl Iterator<Item = PurgeName> + Clone, stamp: Stamp) -> Covered {
         let is_after = |name| self.barrier(name).is_after(stamp);
-        if names.clone().any(is_after) {
+        let is_over = stamp.generation != self.generation || self.floor.is_after(stamp);
+        if is_over || names.clone().any(is_after) {
             Covered::Wholly
         } else if is_after(PurgeName::ANY_SOFT) && names.map(PurgeName::soft).any(is_after) {
             Covered::Softly
@@ -425,6 +441,14 @@ impl Table {
         for name in names {
             let barrier = self.raised.entry(*name).or_default();
             barrier.order = barrier.order.max(order);
+        }
+        self.note_prefixes(names);
+    }
+
+    /// Notes that prefixes are purged now, if there are any among these names.
+    fn note_prefixes(&mut self, names: &[PurgeName]) {
+        if [PurgeName::ANY_PREFIX, PurgeName::ANY_PREFIX.soft()].iter().any(|any| names.contains(any)) {
+            self.prefixes_changed = u64::MAX;
         }
     }
 

@@ -13,7 +13,7 @@ use http::{HeaderMap, StatusCode, header::CONTENT_LENGTH};
 use larder_policy::{
     Fields as _, Lifetimes, PurgeName,
     cache_control::RequestDirectives,
-    freshness::{self, Freshness, State, evaluate},
+    freshness::{self, Freshness, StaleUse, State, evaluate},
     key::path_of,
     range::Pieces,
     response_meta::{self, ResponseMeta, Times},
@@ -243,7 +243,10 @@ impl Entry {
     ) -> Freshness {
         let freshness = evaluate(&self.meta, lifetimes, self.resident(), asked);
         match freshness.state {
-            State::Fresh { .. } if self.coverage(barriers) == Covered::Softly => {
+            // The client's own directives may be all that makes it stale so far.
+            State::Fresh { .. } | State::Stale { stale_for: Duration::ZERO, use_: StaleUse::OnError }
+                if self.coverage(barriers) == Covered::Softly =>
+            {
                 freshness::outdated(&self.meta, lifetimes, freshness.age, asked)
             }
             _ => freshness,

@@ -430,6 +430,18 @@ invalidation:
     assert_eq!(tags, ["file:7:a%20b%2Fc"]);
     assert_eq!(paths, ["/7", "/copies/a%20b/c"]);
     assert_eq!((prefixes, everything), (vec!["/dirs/a%20b/c".to_owned()], false));
+    for path in ["/files/7/..", "/files/7/%2e%2E/x", "/files/7/a/%252e%252e"] {
+        let writing = Writing::of(&Method::PUT, path, None, &HeaderMap::new()).unwrap();
+        let prefixes = policy.purges_of(&writing).prefixes;
+        assert!(prefixes.iter().all(|prefix| prefix.starts_with("/dirs/")), "{path}: {prefixes:?}");
+        let others = PurgeName::prefixes_of("/other");
+        assert!(
+            !prefixes
+                .iter()
+                .flat_map(|prefix| PurgeName::prefixes(prefix))
+                .any(|name| others.contains(&name))
+        );
+    }
     for (written, starred) in [
         ("tags: [\"file:{id}:{path}\"]\n", "tags: [\"{*path}\"]\n"),
         ("select {path}", "select {*path}"),

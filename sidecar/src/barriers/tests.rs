@@ -60,6 +60,60 @@ fn a_purge_of_a_prefix_covers_older_fills_of_its_paths() {
 }
 
 #[test]
+fn prefix_that_is_heard_of_late_is_looked_for_again() {
+    for is_soft in [false, true] {
+        let names = |prefix| {
+            let names = PurgeName::prefixes(prefix).collect::<Vec<_>>();
+            if is_soft { PurgeName::softly(names) } else { names }
+        };
+        let new = || {
+            let barriers = Barriers::shared(Duration::from_secs(5));
+            barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
+            let before = barriers.stamp();
+            assert!(barriers.ordered(7, 6, &names("/other")), "4 and 5 are on their way");
+            let checked = barriers.revision();
+            assert_eq!(barriers.coverage(0, [], PATH, before), Covered::No);
+            (barriers, before, checked)
+        };
+        let (barriers, before, checked) = new();
+        assert_eq!(barriers.heard(7, 4, &names("/a")), Heard::InOrder);
+        assert_ne!(barriers.coverage(checked, [], PATH, before), Covered::No);
+        let (barriers, before, checked) = new();
+        let raised = [("/a", 4), ("/other", 6)];
+        let raised = raised
+            .into_iter()
+            .flat_map(|(prefix, order)| names(prefix).into_iter().map(move |name| (name, order)));
+        barriers.resync(&RedisBarriers { generation: 7, order: 6, floor: 0, raised: raised.collect() });
+        assert_ne!(barriers.coverage(checked, [], PATH, before), Covered::No);
+    }
+}
+
+#[test]
+fn purges_are_not_all_known_after_a_gap() {
+    let barriers = Barriers::shared(Duration::from_secs(5));
+    barriers.resync(&RedisBarriers { generation: 7, order: 3, ..RedisBarriers::default() });
+    assert_eq!(barriers.heard(7, 5, &[]), Heard::AfterGap);
+    assert_eq!(barriers.heard(7, 6, &[]), Heard::InOrder);
+    assert!(
+        barriers.know_all_until(7, 3) && !barriers.know_all_until(7, 4) && !barriers.know_all_until(7, 6)
+    );
+    barriers.resync(&RedisBarriers { generation: 7, order: 6, ..RedisBarriers::default() });
+    assert!(barriers.know_all_until(7, 6));
+}
+
+#[test]
+fn settled_prefix_leaves_one_that_redis_does_not_have() {
+    let barriers = Barriers::shared(Duration::from_secs(5));
+    let (pending, told) =
+        (PurgeName::prefixes("/a").collect::<Vec<_>>(), PurgeName::prefixes("/b").collect::<Vec<_>>());
+    let before = barriers.stamp();
+    barriers.raise_locally(&pending);
+    let up_to = barriers.raise_locally(&told);
+    barriers.settle(&told, up_to);
+    assert!(barriers.covers([], PATH, before) && !barriers.covers([], "/b", before));
+}
+
+#[test]
 fn soft_purge_covers_softly_and_whole_one_wholly() {
     let barriers = Barriers::alone();
     let (before, path) =

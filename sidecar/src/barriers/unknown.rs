@@ -18,7 +18,11 @@ impl Barriers {
             let known =
                 |name| table.raised.get(name).map_or(0, |barrier| barrier.order).max(table.floor.order);
             let unknown = redis.raised.iter().filter(|(name, order)| *order > known(name));
-            Some(unknown.map(|(name, _)| *name).collect())
+            let mut names: Vec<_> = unknown.map(|(name, _)| *name).collect();
+            if !names.is_empty() {
+                names.extend(redis.indirect().filter(|name| !names.contains(name)).collect::<Vec<_>>());
+            }
+            Some(names)
         })
     }
 }

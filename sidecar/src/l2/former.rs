@@ -182,8 +182,9 @@ impl Formers {
                 for (name, order) in redis.raised.iter().filter(|(name, _)| names.contains(name)) {
                     missed.entry(*order).or_default().push(*name);
                 }
-                for (order, names) in missed {
+                for (order, mut names) in missed {
                     let generation = redis.generation;
+                    names.extend(redis.indirect().filter(|any| !names.contains(any)).collect::<Vec<_>>());
                     self.relay(&PurgeMessage { generation, order, names, ..PurgeMessage::default() });
                 }
             }

@@ -20,6 +20,7 @@ use super::{
     request::CacheRequest,
 };
 use crate::{
+    barriers::Covered,
     body::{Body, Source},
     cache_key::hash_of,
     cache_status::{Became, CacheStatus, Forward, Tier},
@@ -217,7 +218,8 @@ impl InFlight {
     fn is_purged(&self, request: &CacheRequest) -> bool {
         let (barriers, Head { names, stamp, .. }) = (&request.store().barriers, &*self.head);
         let path = path_of(self.slot.key().primary());
-        !barriers.trusts(stamp.asked_at) || barriers.covers(names.iter().copied(), path, *stamp)
+        !barriers.trusts(stamp.asked_at)
+            || barriers.coverage(0, names.iter().copied(), path, *stamp) != Covered::No
     }
 
     fn is_stalled(&self, limit: Duration) -> bool {

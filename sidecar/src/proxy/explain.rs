@@ -35,7 +35,7 @@ pub struct Explanation {
     pub path: String,
     /// Reason why the sidecar responds by itself, if it does.
     pub ends_here: Option<EndsHere>,
-    /// Tags and paths that the request invalidates, if it is a write.
+    /// Stored responses that the request invalidates, if it is a write.
     pub purges: Option<Purges>,
     /// Reason why the request is not looked up, if it is not.
     pub passes: Option<Forward>,

@@ -50,7 +50,7 @@ impl CacheRequest {
         response.headers_mut().insert(AGE, HeaderValue::from(entry.age().as_secs()));
         status.append_to(response.headers_mut());
         let mut served = self.served(response, outcome, tier);
-        served.life = self.life_of(entry.meta());
+        served.life = self.life(entry.meta(), || self.freshness_of(entry).state);
         served
     }
 
@@ -61,16 +61,18 @@ impl CacheRequest {
 
     /// Returns the lifetime of a stored response, for a route whose envelope states it.
     pub(super) fn life_of(&self, meta: &ResponseMeta) -> Option<Life> {
-        if !self.route.envelope {
-            return None;
-        }
-        let received_at = meta.times().received_at;
-        let resident = Duration::from_millis(wall_ms().saturating_sub(received_at));
-        let left = match freshness::evaluate(meta, self.lifetimes(), resident, &self.directives).state {
-            State::Fresh { ttl } => ttl,
-            State::Stale { .. } => Duration::ZERO,
-        };
-        Some(Life { received_at, left })
+        let resident = Duration::from_millis(wall_ms().saturating_sub(meta.times().received_at));
+        self.life(meta, || freshness::evaluate(meta, self.lifetimes(), resident, &self.directives).state)
+    }
+
+    fn life(&self, meta: &ResponseMeta, state: impl FnOnce() -> State) -> Option<Life> {
+        self.route.envelope.then(|| {
+            let left = match state() {
+                State::Fresh { ttl } => ttl,
+                State::Stale { .. } => Duration::ZERO,
+            };
+            Life { received_at: meta.times().received_at, left }
+        })
     }
 
     /// Returns a stored response that is written without a header map, for a request of the guard.

@@ -25,7 +25,7 @@ use super::{
     request::{CacheRequest, Routed},
 };
 use crate::{
-    barriers::Stamp,
+    barriers::{Covered, Stamp},
     body::{IncomingBody, Paced},
     cache_status::Forward,
     clock::wall_ms,
@@ -133,7 +133,7 @@ impl Proxy {
     }
 }
 
-/// Returns the tags and paths that a successful write invalidates, except for those that its response points to.
+/// Returns what a successful write invalidates, except for those that its response points to.
 pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> Purges {
     let mut purges =
         if snapshot.policy().is_bare() { Purges::default() } else { snapshot.policy().purges_of(writing) };
@@ -176,7 +176,7 @@ impl Posted {
         let barriers = &self.request.store().barriers;
         let before = std::mem::replace(&mut self.stamp, barriers.stamp());
         let path = path_of(self.request.key.as_str());
-        self.is_purged = barriers.covers(self.names.iter().copied(), path, before);
+        self.is_purged = barriers.coverage(0, self.names.iter().copied(), path, before) != Covered::No;
     }
 
     /// Notes that the write's own purge has been applied.

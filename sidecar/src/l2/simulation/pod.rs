@@ -12,7 +12,7 @@ use super::{
     },
     protocol::{GRACE, PodId, ServerId, Subscriber},
 };
-use crate::barriers::{Barriers, Stamp};
+use crate::barriers::{Barriers, Covered, Stamp};
 
 /// A pod.
 pub(super) struct Pod {
@@ -53,6 +53,24 @@ pub(super) struct Session {
 pub(super) struct Entry {
     pub(super) version: u64,
     pub(super) stamp: Stamp,
+    /// Revision of the barriers in which no purge of it was known.
+    pub(super) checked: u64,
+}
+
+impl Entry {
+    pub(super) const fn new(version: u64, stamp: Stamp) -> Self {
+        Self { version, stamp, checked: 0 }
+    }
+
+    /// Returns true if the entry may be served ([`crate::entry::Entry::is_purged`]).
+    pub(super) fn may_be_served(&mut self, barriers: &Barriers, key: usize, now: u64) -> bool {
+        let revision = barriers.revision();
+        let covered = barriers.coverage(self.checked, names(key), &path(key), self.stamp);
+        if covered == Covered::No {
+            self.checked = revision;
+        }
+        covered == Covered::No && barriers.trusts_at(self.stamp.asked_at, now)
+    }
 }
 
 #[derive(Debug)]

@@ -6,7 +6,7 @@ use super::{
     protocol::{Command, KEYS, Over, PodEvent, PodId, Read, Record, Reply},
     world::World,
 };
-use crate::barriers::{Barriers, Stamp};
+use crate::barriers::Stamp;
 
 const LOOKUP_TIMEOUT: u64 = 200;
 
@@ -14,8 +14,8 @@ impl World {
     pub(super) fn read(&mut self, pod: PodId, key: usize, began_at: u64) -> Result<(), String> {
         let now = self.clock(pod);
         let Pod { barriers, l1, flights, fetches, .. } = &mut self.pods[pod];
-        if let Some(entry) = l1.get(&key)
-            && may_serve(barriers, key, entry.stamp, now)
+        if let Some(entry) = l1.get_mut(&key)
+            && entry.may_be_served(barriers, key, now)
         {
             let version = entry.version;
             self.oracle.seen.hits += 1;
@@ -83,10 +83,11 @@ impl World {
             let is_purged = generation != reply.generation
                 || order < reply.barrier
                 || may_be_under_prefix && broken != Broken::UnheardPrefixesIgnored;
-            if !is_purged && may_serve(barriers, fetch.key, stamp, now) {
-                l1.insert(fetch.key, Entry { version, stamp });
+            let mut entry = Entry::new(version, stamp);
+            if !is_purged && entry.may_be_served(barriers, fetch.key, now) {
+                l1.insert(fetch.key, entry);
                 self.oracle.seen.lookups += 1;
-                return self.land(pod, number, Entry { version, stamp });
+                return self.land(pod, number, entry);
             }
         }
         self.fetch_from_application(pod, number);
@@ -106,21 +107,21 @@ impl World {
             stamp = barriers.stamp_of(stamp.asked_at);
         }
         if !barriers.covers(names(key), &path(key), stamp) {
-            l1.insert(key, Entry { version, stamp });
+            l1.insert(key, Entry::new(version, stamp));
             let Stamp { generation, order, .. } = stamp;
             self.say(pod, Over::Commands, Command::Store(key, Record { version, generation, order }));
         }
-        self.land(pod, number, Entry { version, stamp })
+        self.land(pod, number, Entry::new(version, stamp))
     }
 
-    pub(super) fn land(&mut self, pod: PodId, number: u64, entry: Entry) -> Result<(), String> {
+    pub(super) fn land(&mut self, pod: PodId, number: u64, mut entry: Entry) -> Result<(), String> {
         let now = self.clock(pod);
         let Pod { barriers, fetches, flights, .. } = &mut self.pods[pod];
         let Some(Fetch { key, flight, reads, .. }) = fetches.remove(&number) else { return Ok(()) };
         if flights.get(&(key, flight)) == Some(&number) {
             flights.remove(&(key, flight));
         }
-        let may_join = may_serve(barriers, key, entry.stamp, now) || self.broken == Broken::JoinersDoNotAsk;
+        let may_join = entry.may_be_served(barriers, key, now) || self.broken == Broken::JoinersDoNotAsk;
         for (place, began_at) in reads.into_iter().enumerate() {
             if place == 0 || may_join {
                 self.oracle.seen.joined += usize::from(place > 0);
@@ -146,9 +147,4 @@ impl World {
         debug_assert!(key < KEYS);
         self.oracle.check(Read { pod, key, began_at, version })
     }
-}
-
-/// Returns true if an entry may be served ([`crate::entry::Entry::is_purged`]).
-fn may_serve(barriers: &Barriers, key: usize, stamp: Stamp, now: u64) -> bool {
-    barriers.trusts_at(stamp.asked_at, now) && !barriers.covers(names(key), &path(key), stamp)
 }
