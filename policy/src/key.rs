@@ -28,7 +28,7 @@ use crate::{
 /// distinguish them. Purges find both ([`PurgeName`]). Scheme and host are the client's; the host is in lower case and without the
 /// default port of the scheme, as it is sent ([`host_to_send`]). If `Host` and `X-Forwarded-Host` differ, both are included as they
 /// came, because an application may use either. Where a route ignores the host, a `*` or the pattern that the route matches takes
-/// its place, which no client's host is written as.
+/// its place.
 #[derive(Clone, Debug, PartialEq, Eq, Hash)]
 pub struct Key {
     text: String,

@@ -55,7 +55,8 @@ pub(crate) fn certainly_has(query: &str, name: &str, wanted: &str) -> bool {
     let mut found = pairs(query).filter(|pair| could_be_or_is_odd(name_of(pair).as_bytes(), name));
     let (Some(pair), None) = (found.next(), found.next()) else { return false };
     let (own_name, value) = pair.split_once('=').unwrap_or((pair, ""));
-    let has_value = || value == wanted || percent_decode(value.as_bytes()).eq(wanted.bytes());
+    // To some applications a '+' is a space.
+    let has_value = || !value.contains('+') && percent_decode(value.as_bytes()).eq(wanted.bytes());
     // Some applications take ';' for a separator too.
     own_name == name && (wanted == "*" || has_value()) && !query.contains(';')
 }
@@ -65,9 +66,10 @@ pub(crate) fn compare(one: &[u8], other: &[u8]) -> Ordering {
     folded(one).cmp(folded(other))
 }
 
-/// Returns the letters and digits of a name, decoded, up to the first bracket.
+/// Returns the letters and digits of a name, decoded, up to the first bracket behind one: to Rack and qs `[page]` is `page`.
 pub(crate) fn folded(name: &[u8]) -> impl Iterator<Item = u8> + '_ {
     percent_decode(name)
+        .skip_while(|byte| matches!(byte, b'[' | b']'))
         .take_while(|byte| !matches!(byte, b'[' | 0))
         .filter(|byte| byte.is_ascii_alphanumeric() || !byte.is_ascii())
         .map(|byte| byte.to_ascii_lowercase())
@@ -96,7 +98,20 @@ mod tests {
 
     #[test]
     fn ambiguous_names_could_be_equal() {
-        for name in ["page", "%70age", "PAGE", "page[]", "page%5B0%5D", "p_age", "pa.ge", "+page"] {
+        for name in [
+            "page",
+            "%70age",
+            "PAGE",
+            "page[]",
+            "page%5B0%5D",
+            "p_age",
+            "pa.ge",
+            "+page",
+            "[page]",
+            "%5Bpage%5D",
+            "]page",
+            "[[page]]",
+        ] {
             assert!(could_be(name.as_bytes(), "page"), "{name}");
         }
         for name in ["pages", "pag", "", "xpage"] {
@@ -127,6 +142,9 @@ mod tests {
             "v=1&v=1",
             "v=1&V=2",
             "v=1&v[]=2",
+            "v=1&[v]=2",
+            "v=1&%5Bv%5D=2",
+            "[v]=1",
             "v=1;v=2",
             "a=1;v=1",
             "v=1&%u0076=2",
@@ -138,6 +156,8 @@ mod tests {
         for (query, value) in [("v", ""), ("v=a%20b", "a b"), ("v=a=b", "a=b"), ("v=", "")] {
             assert!(certainly_has(query, "v", value), "{query}");
         }
+        assert!(certainly_has("v=a%2Bb", "v", "a+b") && !certainly_has("v=a+b", "v", "a+b"));
+        assert!(certainly_has("v=%2541", "v", "%41") && !certainly_has("v=%41", "v", "%41"));
         for query in ["v=2", "v=", "v", "v=11", "v=1%20"] {
             assert!(!certainly_has(query, "v", "1"), "{query}");
         }

@@ -59,6 +59,7 @@ impl Check {
         if let (Some(any), Some(host)) = (&mut rules.any_host, &host) {
             host.as_str().clone_into(any);
         }
+        matches.query.keys().for_each(|name| rules.add_matched_query(name));
         let body_limit = self.key(&at, key.as_ref(), methods.contains(&Method::POST));
         let bypass = self.bypass(&format!("{at}.bypass"), bypass.as_ref());
         bypass.query.iter().for_each(|(name, _)| rules.add_query(name));
