@@ -11,6 +11,9 @@ mod problem;
 mod purge;
 mod stats;
 
+use schemars::Schema;
+use serde_json::Value;
+
 pub use entries::{Entries, Entry, EntryState, Place, RedisLookup, Stamp, StoredResponse};
 pub use explain::{
     ExplainRequest, ExplainedLifetimes, ExplainedMemory, ExplainedRoute, ExplainedStatus, Explanation,
@@ -20,3 +23,14 @@ pub use policy::{CacheState, PolicyReport, RequestCounts, TierState};
 pub use problem::Problem;
 pub use purge::{KEY_PATTERN, PurgeReport, PurgeRequest, PurgedNames};
 pub use stats::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, Stats, StatsQuery, TopKey};
+
+/// Requires all properties of a schema: those of its type have defaults only for reports of earlier versions.
+fn complete(schema: &mut Schema) {
+    let schema = schema.ensure_object();
+    let Some(properties) = schema.get_mut("properties").and_then(Value::as_object_mut) else { return };
+    for property in properties.values_mut().filter_map(Value::as_object_mut) {
+        property.remove("default");
+    }
+    let names: Vec<_> = properties.keys().cloned().collect();
+    schema.insert("required".to_owned(), names.into());
+}

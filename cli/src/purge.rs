@@ -286,7 +286,8 @@ mod tests {
         let asked = runtime.block_on(ask_one(&pods, async |pod| match pod.name.as_str() {
             "a" => Err(Error::SidecarUnreachable { pod: "a".into(), reason: "gone".into() }),
             _ => {
-                let report = PurgeReport { purged: Default::default(), order: Some(1), pending: None };
+                let report =
+                    PurgeReport { purged: Default::default(), order: Some(1), redis: true, pending: None };
                 Ok((StatusCode::OK, report))
             }
         }));

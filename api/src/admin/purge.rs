@@ -1,5 +1,7 @@
 //! `POST /purge` and `DELETE /entries/{key}`.
 
+use std::ops::Not;
+
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 use serde_json::json;
@@ -37,14 +39,17 @@ pub struct PurgeRequest {
     /// Prefixes of paths, in whole segments: `/static` stands for `/static` and all that is below, but not for `/statics`.
     /// Written as paths are. Of more than 32 segments the first 32 count.
     #[schemars(inner(regex(pattern = r"^(/([^/?#*]|[*]+[^/?#*])*)+$")))]
+    #[serde(skip_serializing_if = "Vec::is_empty")]
     pub prefixes: Vec<String>,
     /// Tags that routes give to responses.
     #[schemars(inner(regex(pattern = r"^\S([\s\S]*\S)?$")))]
     pub tags: Vec<String>,
     /// True to purge everything that the policy has stored.
+    #[serde(skip_serializing_if = "Not::not")]
     pub everything: bool,
     /// True to make responses stale, so that they are served while they are refreshed, and while the application fails, as
     /// `staleWhileRevalidate` and `staleIfError` allow. Otherwise they are no longer served.
+    #[serde(skip_serializing_if = "Not::not")]
     pub soft: bool,
 }
 
@@ -55,6 +60,9 @@ pub struct PurgeReport {
     pub purged: PurgedNames,
     /// Place in the order of purges; null while the purge is pending.
     pub order: Option<u64>,
+    /// True if Redis has the purge. False while it is pending, and in a pod whose configuration has no Redis.
+    #[serde(default)]
+    pub redis: bool,
     /// The reason that Redis does not have the purge yet, or may not be the server that pods listen to. This pod repeats
     /// the purge there when it can.
     #[serde(skip_serializing_if = "Option::is_none")]
@@ -63,6 +71,8 @@ pub struct PurgeReport {
 
 /// Names of a purge. `DELETE /entries/{key}` purges both its key as sent and the decoded one.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+#[schemars(transform = super::complete)]
 pub struct PurgedNames {
     /// Keys, whole or short.
     pub keys: Vec<String>,
@@ -81,5 +91,23 @@ pub struct PurgedNames {
 impl From<PurgeRequest> for PurgedNames {
     fn from(PurgeRequest { keys, paths, prefixes, tags, everything, soft }: PurgeRequest) -> Self {
         Self { keys, paths, prefixes, tags, everything, soft }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn requests_for_what_earlier_versions_know_are_readable_by_them() {
+        let request = PurgeRequest { tags: vec!["a".into()], ..PurgeRequest::default() };
+        assert_eq!(serde_json::to_value(request).unwrap(), json!({"keys": [], "paths": [], "tags": ["a"]}));
+    }
+
+    #[test]
+    fn reports_of_earlier_versions_do_not_claim_that_redis_has_the_purge() {
+        let earlier = json!({"purged": {"keys": [], "paths": [], "tags": ["a"]}, "order": 1});
+        let earlier: PurgeReport = serde_json::from_value(earlier).unwrap();
+        assert_eq!((earlier.redis, earlier.purged.tags), (false, vec!["a".to_owned()]));
     }
 }

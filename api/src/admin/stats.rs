@@ -25,6 +25,9 @@ impl Default for StatsQuery {
 
 /// Counters since the process began, and the current contents of memory.
 #[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize, JsonSchema)]
+// Sidecars of an earlier version have fewer counters.
+#[serde(default)]
+#[schemars(transform = super::complete)]
 pub struct Stats {
     /// Requests with a stored response.
     pub hits: u64,

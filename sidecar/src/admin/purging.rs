@@ -107,11 +107,12 @@ async fn raise(admin: &Admin, request: PurgeRequest) -> Result<Response, Refused
     }
     let names = |policy: &Policy| if soft { PurgeName::softly(names(policy)) } else { names(policy) };
     let purged = purge::on_request(&admin.config, names, &admin.telemetry.stats).await;
+    let redis = matches!(purged, Purged::Everywhere(_));
     let (status, order, pending) = match purged {
         Purged::Everywhere(order) | Purged::Here(order) => (StatusCode::OK, Some(order), None),
         Purged::Pending(error) => (StatusCode::ACCEPTED, None, Some(error.to_string())),
     };
-    Ok((status, Json(PurgeReport { purged: request.into(), order, pending })).into_response())
+    Ok((status, Json(PurgeReport { purged: request.into(), order, redis, pending })).into_response())
 }
 
 pub(super) fn about_delete(operation: TransformOperation<'_>) -> TransformOperation<'_> {

@@ -178,7 +178,9 @@ async fn entry_shows_its_tiers_and_the_reason_it_is_served() {
     assert_refused(&entries(&other, "GET:/api/users/1?x=%2F").await, 404, "no response under");
     assert_refused(&entries(&other, "GET:http://shop.test/b").await, 404, "neither does Redis");
     // A purge shows, in memory and in Redis.
-    assert_eq!(sidecar.purge(r#"{"tags": ["user:1"]}"#).await.status, 200);
+    let purged = sidecar.purge(r#"{"tags": ["user:1"]}"#).await;
+    assert_eq!(purged.status, 200);
+    assert_eq!(purged.json()["redis"], true, "{}", purged.body);
     let shown = entries(&sidecar, whole).await.json();
     for kept in shown["entries"].as_array().unwrap() {
         assert_eq!((&kept["state"], &kept["served"]), (&json!("purged"), &json!(false)), "{shown}");

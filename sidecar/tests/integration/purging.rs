@@ -204,7 +204,9 @@ async fn softly_purged_response_is_validated_and_fresh_again() {
     .await;
     let sidecar = Sidecar::start(&Policy::new(&STALE.replace("l2: ", "# ")), origin.address).await;
     sidecar.get("/plain/1").await;
-    assert_eq!(sidecar.purge(r#"{"everything": true, "soft": true}"#).await.status, 200);
+    let purged = sidecar.purge(r#"{"everything": true, "soft": true}"#).await;
+    assert_eq!(purged.status, 200);
+    assert!(purged.body.contains(r#""redis":false"#), "there is none: {}", purged.body);
     let validated = sidecar.get("/plain/1").await;
     assert!(validated.header("cache-status").contains("fwd=stale; fwd-status=304"), "{validated:?}");
     assert_eq!((sidecar.get("/plain/1").await.hit(), &*validated.body), (Some("l1"), "body"));

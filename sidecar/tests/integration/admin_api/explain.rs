@@ -54,10 +54,7 @@ async fn explain_predicts_the_handling_of_a_request() {
         json!({
             "keys": ["GET:http://shop.test/api/users/a%40b?x=1#accept-language=de", "GET:/api/users/a%40b?x=1"],
             "paths": ["/api/users/a%40b"],
-            "prefixes": [],
             "tags": ["user:a%40b"],
-            "everything": false,
-            "soft": false,
         })
     );
     assert_eq!((&before["l1"]["hit"], &before["l1"]["forward"]), (&json!(false), &json!("uri-miss")));
@@ -152,7 +149,7 @@ async fn explain_agrees_with_the_sidecar_on_writes_and_local_responses() {
     let origin = Origin::numbered(&[]).await;
     let policy = Policy::new(WRITTEN);
     let sidecar = Sidecar::start(&policy, origin.address).await;
-    let purge = |paths: Value, tags: Value| json!({"keys": [], "paths": paths, "prefixes": [], "tags": tags, "everything": false, "soft": false});
+    let purge = |paths: Value, tags: Value| json!({"keys": [], "paths": paths, "tags": tags});
     let users =
         |id: &str| purge(json!(["/api/users", format!("/api/users/{id}")]), json!([format!("user:{id}")]));
     let own = purge(json!(["/api/users/1"]), json!([]));
