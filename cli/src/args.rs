@@ -19,7 +19,7 @@ const GLOBAL: &str = "Global options";
 
 const EXIT_CODES: &str = "Exit codes:
   0  done, and all is well
-  1  lint found errors, a policy or a pod is not well, or a purge is pending
+  1  lint found errors, a policy or a pod is not well, or a purge is not in Redis
   2  the command line is wrong, or something can't be reached or read";
 
 /// Policies, sidecars and purges of Larder, the cache in front of an application.
@@ -88,8 +88,8 @@ pub(crate) struct Status {
     /// Policy [default: all of the namespace].
     pub(crate) policy: Option<String>,
 
-    /// Show the policies of all namespaces.
-    #[arg(short = 'A', long, conflicts_with_all = ["policy", "namespace"])]
+    /// Show the policies of all namespaces, whatever --namespace says.
+    #[arg(short = 'A', long, conflicts_with = "policy")]
     pub(crate) all_namespaces: bool,
 }
 
@@ -252,6 +252,13 @@ mod tests {
             panic!("not a purge");
         };
         assert_eq!((purge.tags.len(), purge.paths.len(), purge.keys.len()), (2, 1, 0));
+    }
+
+    #[test]
+    fn all_namespaces_outdo_one() {
+        let parse = |arguments: &[&str]| Args::try_parse_from(arguments);
+        assert!(parse(&["larder", "status", "-n", "shop", "-A"]).is_ok());
+        assert_eq!(parse(&["larder", "status", "shop", "-A"]).unwrap_err().exit_code(), 2);
     }
 
     #[test]

@@ -1,9 +1,13 @@
 //! The cluster, with the rights of the user.
 
+#[cfg(test)]
+pub(crate) mod fake;
+
 use std::{env, time::Duration};
 
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
+    authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
     core::v1::{Pod, Secret},
 };
 use kube::{
@@ -18,6 +22,7 @@ use crate::{
     args::Connection,
     error::{Error, Result},
     pods::SidecarPod,
+    right::Right,
 };
 
 const CONNECT_TIMEOUT: Duration = Duration::from_secs(10);
@@ -39,8 +44,10 @@ impl Cluster {
         let mut config = config(connection).await?;
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(READ_TIMEOUT);
-        let namespace = connection.namespace.clone().unwrap_or_else(|| config.default_namespace.clone());
-        let client = Client::try_from(config).map_err(|error| Error::Kubeconfig(error.to_string()))?;
+        // As for kubectl, an empty namespace is none.
+        let namespace = connection.namespace.clone().filter(|namespace| !namespace.is_empty());
+        let namespace = namespace.unwrap_or_else(|| config.default_namespace.clone());
+        let client = Client::try_from(config).map_err(unusable)?;
         Ok(Self { client, namespace })
     }
 
@@ -50,10 +57,10 @@ impl Cluster {
         match policies.get_opt(name).await {
             Ok(Some(policy)) => Ok(policy),
             // Of a cluster without the resource, a list fails too, and says so.
-            Ok(None) => {
-                self.policies(false).await?;
-                Err(Error::NoPolicy { namespace: self.namespace.clone(), name: name.to_owned() })
-            }
+            Ok(None) => match self.policies(false).await {
+                Err(error @ Error::NotInstalled) => Err(error),
+                _ => Err(Error::NoPolicy { namespace: self.namespace.clone(), name: name.to_owned() }),
+            },
             Err(error) => Err(Error::of_api(error, "get the policy")),
         }
     }
@@ -95,12 +102,30 @@ impl Cluster {
         let found = secrets.get_opt(&secret).await;
         let found = found.map_err(|error| Error::of_api(error, "get the token of the sidecars"))?;
         let token = found.and_then(|secret| secret.data?.remove(names::ADMIN_TOKEN_KEY));
-        let token = token.and_then(|token| String::from_utf8(token.0).ok());
+        let token = token.and_then(|token| Some(String::from_utf8(token.0).ok()?.trim().to_owned()));
+        let token = token.filter(|token| !token.is_empty());
         token.ok_or(Error::NoToken { policy, secret })
     }
 
+    /// Returns the right to forward ports to a namespace's pods by `create`, if the API server says that the user lacks it.
+    pub(crate) async fn lacked_right_to_forward(&self, namespace: &str) -> Option<Right> {
+        let attributes = ResourceAttributes {
+            namespace: Some(namespace.to_owned()),
+            verb: Some("create".to_owned()),
+            resource: Some("pods".to_owned()),
+            subresource: Some("portforward".to_owned()),
+            ..ResourceAttributes::default()
+        };
+        let spec =
+            SelfSubjectAccessReviewSpec { resource_attributes: Some(attributes), ..Default::default() };
+        let review = SelfSubjectAccessReview { spec, ..Default::default() };
+        let reviews: Api<SelfSubjectAccessReview> = Api::all(self.client.clone());
+        let review = reviews.create(&PostParams::default(), &review).await.ok()?;
+        if review.status?.allowed { None } else { Some(Right::to_forward(&self.user().await?, namespace)) }
+    }
+
     /// Returns the name by which the API server knows the user.
-    pub(crate) async fn user(&self) -> Option<String> {
+    async fn user(&self) -> Option<String> {
         let reviews: Api<SelfSubjectReview> = Api::all(self.client.clone());
         let review = reviews.create(&PostParams::default(), &SelfSubjectReview::default()).await.ok()?;
         review.status?.user_info?.username
@@ -125,5 +150,72 @@ async fn config(Connection { context, kubeconfig, .. }: &Connection) -> Result<C
             config.map_err(|error| Error::Kubeconfig(error.to_string()))
         }
         None => Config::infer().await.map_err(|error| Error::Kubeconfig(error.to_string())),
+    }
+}
+
+/// Returns the error of a configuration without the user info of its proxy, which kube shows.
+fn unusable(error: kube::Error) -> Error {
+    match error {
+        kube::Error::ProxyProtocolUnsupported { proxy_url }
+        | kube::Error::ProxyProtocolDisabled { proxy_url, .. } => {
+            Error::Proxy { host: proxy_url.host().unwrap_or_default().to_owned() }
+        }
+        error => Error::Kubeconfig(error.to_string()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use http::Method;
+    use serde_json::{Value, json};
+
+    use super::{fake::*, *};
+
+    fn kubeconfig(proxy: &str) -> Config {
+        let mut config = Config::new("https://cluster.test".parse().unwrap());
+        config.proxy_url = Some(proxy.parse().unwrap());
+        config
+    }
+
+    #[test]
+    fn proxies_are_used_and_their_passwords_never_shown() {
+        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+        let _guard = runtime.enter();
+        for proxy in ["http://jane:secret@proxy.test:1", "socks5://proxy.test:1"] {
+            assert!(Client::try_from(kubeconfig(proxy)).is_ok(), "{proxy}");
+        }
+        let refused =
+            Client::try_from(kubeconfig("ftp://jane:secret@proxy.test:1")).err().map(unusable).unwrap();
+        let said = refused.to_string();
+        assert!(said.contains("proxy proxy.test:") && !said.contains("secret"), "{said}");
+    }
+
+    #[test]
+    fn mistyped_policy_is_told_to_those_who_may_not_list() {
+        let may_not = r#"cachepolicies.larder.dev is forbidden: User "jane" cannot list resource "cachepolicies" in API group "larder.dev" in the namespace "shop""#;
+        let respond = |_: &Method, path: &str| match path.ends_with("/cachepolicies") {
+            true => refusal(403, may_not),
+            false => refusal(404, "not found"),
+        };
+        let error = with_server(respond, async |cluster| cluster.policy("shpo").await.unwrap_err());
+        assert!(matches!(error, Error::NoPolicy { .. }), "{error}");
+    }
+
+    #[test]
+    fn token_has_no_blanks_at_its_ends() {
+        let policy: CachePolicy = serde_json::from_value(json!({
+            "apiVersion": "larder.dev/v1alpha1", "kind": "CachePolicy",
+            "metadata": {"name": "shop", "namespace": "shop"},
+            "spec": {"selector": {"matchLabels": {"app": "shop"}}, "targets": [{"port": "http"}]},
+        }))
+        .unwrap();
+        let secret = |token: &'static str| {
+            move |_: &Method, _: &str| -> Value {
+                json!({"apiVersion": "v1", "kind": "Secret", "metadata": {}, "data": {names::ADMIN_TOKEN_KEY: token}})
+            }
+        };
+        let token = async |cluster: &Cluster| cluster.token(&policy).await;
+        assert_eq!(with_server(secret("YQo="), token).unwrap(), "a");
+        assert!(matches!(with_server(secret("Cg=="), token), Err(Error::NoToken { .. })));
     }
 }

@@ -12,7 +12,7 @@ use crate::{
 
 /// Prints the completion script of a shell.
 pub(crate) fn run(args: &args::Completions) -> Result<Outcome> {
-    output::print(&script(args.shell));
+    output::print(&script(args.shell))?;
     Ok(Outcome::Good)
 }
 

@@ -2,7 +2,7 @@
 
 use std::io;
 
-use crate::right::Right;
+use crate::{right::Right, wording::one_line};
 
 /// Result of a step.
 pub(crate) type Result<T> = std::result::Result<T, Error>;
@@ -12,6 +12,10 @@ pub(crate) type Result<T> = std::result::Result<T, Error>;
 pub(crate) enum Error {
     #[error("can't read the kubeconfig: {0}; set --kubeconfig and --context as for kubectl")]
     Kubeconfig(String),
+    #[error(
+        "can't reach the API server by proxy {host}: set proxy-url or HTTPS_PROXY to a URL of http, https or socks5"
+    )]
+    Proxy { host: String },
     #[error("can't reach the API server: {0}; check it by `kubectl version`")]
     Unreachable(String),
     #[error("the API server does not accept your credentials: log in as for kubectl")]
@@ -51,18 +55,15 @@ impl Error {
     pub(crate) fn of_api(error: kube::Error, action: &str) -> Self {
         match error {
             kube::Error::Api(status) if status.code == 401 => Self::Unauthorized,
-            kube::Error::Api(status) if status.code == 403 => match Right::of_refusal(&status.message) {
-                Some(right) => Self::Forbidden(Box::new(right)),
-                None => Self::Refused { action: action.to_owned(), words: status.message.clone() },
+            kube::Error::Api(status) => match Right::of_refusal(&status.message) {
+                Some(right) if status.code == 403 => Self::Forbidden(Box::new(right)),
+                _ => Self::Refused { action: action.to_owned(), words: one_line(&status.message) },
             },
-            kube::Error::Api(status) => {
-                Self::Refused { action: action.to_owned(), words: status.message.clone() }
-            }
             kube::Error::SerdeError(error) => Self::Refused {
                 action: action.to_owned(),
-                words: format!(
+                words: one_line(&format!(
                     "its response can't be read ({error}); is this program older than the cluster's Larder?"
-                ),
+                )),
             },
             error => Self::Unreachable(innermost(&error)),
         }
@@ -70,12 +71,12 @@ impl Error {
 }
 
 /// Returns the last cause of an error, which the others only wrap.
-fn innermost(error: &dyn std::error::Error) -> String {
+pub(crate) fn innermost(error: &dyn std::error::Error) -> String {
     let mut cause = error;
     while let Some(source) = cause.source() {
         cause = source;
     }
-    cause.to_string()
+    one_line(&cause.to_string())
 }
 
 #[cfg(test)]
@@ -98,7 +99,7 @@ mod tests {
 
     #[test]
     fn other_refusals_keep_the_servers_words() {
-        let said = refused(403, "admission webhook says no").to_string();
+        let said = refused(403, "admission webhook\u{1b}says no").to_string();
         assert_eq!(said, "the API server refuses to list pods: admission webhook says no");
         assert!(matches!(refused(401, "Unauthorized"), Error::Unauthorized));
     }

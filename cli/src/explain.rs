@@ -12,8 +12,7 @@ use crate::{
     outcome::Outcome,
     output::Output,
     paint::{Paint, Tone},
-    pods::SidecarPod,
-    sidecar::Sidecar,
+    sidecar::{Sidecar, ask_one},
     wording,
 };
 
@@ -42,29 +41,16 @@ pub(crate) async fn run(args: &args::Explain, cluster: &Cluster, output: &Output
         });
     }
     let token = cluster.token(&policy).await?;
-    let (pod, explanation) = explained(cluster, &pods, &token, &request).await?;
+    let asked = ask_one(&pods, async |pod| {
+        let sidecar = Sidecar { cluster, pod, token: Some(&token) };
+        sidecar.post::<Explanation>(path::EXPLAIN, &request).await
+    });
+    let (pod, response) = asked.await?.pop().expect("there is a pod, and its response or error");
+    let (pod, (_, explanation)) = (pod.name.clone(), response?);
     let (namespace, policy) = (cluster.namespace.clone(), args.policy.clone());
     let report = Report { namespace, policy, pod, request, explanation };
-    output.print(&report, |paint| text(&report, paint));
+    output.print(&report, |paint| text(&report, paint))?;
     Ok(Outcome::Good)
-}
-
-/// Asks one pod after the other, of at least one, until one responds.
-async fn explained(
-    cluster: &Cluster,
-    pods: &[SidecarPod],
-    token: &str,
-    request: &ExplainRequest,
-) -> Result<(String, Explanation)> {
-    let mut last = None;
-    for pod in pods {
-        match (Sidecar { cluster, pod, token: Some(token) }).post(path::EXPLAIN, request).await {
-            Ok((_, explanation)) => return Ok((pod.name.clone(), explanation)),
-            Err(error @ Error::SidecarUnreachable { .. }) => last = Some(error),
-            Err(error) => return Err(error),
-        }
-    }
-    Err(last.expect("there is a pod, and its error"))
 }
 
 fn request(args: &args::Explain) -> Result<ExplainRequest> {
@@ -94,7 +80,10 @@ fn request(args: &args::Explain) -> Result<ExplainRequest> {
 
 fn text(report: &Report, paint: Paint) -> String {
     let Report { pod, request: ExplainRequest { method, url, .. }, explanation, .. } = report;
-    let mut text = format!("{}, in pod {pod}\n", paint.apply(Tone::Heading, &format!("{method} {url}")));
+    let mut text = format!(
+        "{}, in pod {pod}\n",
+        paint.apply(Tone::Heading, &wording::one_line(&format!("{method} {url}")))
+    );
     for (name, value) in lines(explanation) {
         text.push_str(&format!("  {:<12}{}\n", format!("{name}:"), wording::one_line(&value)));
     }

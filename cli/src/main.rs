@@ -2,6 +2,7 @@
 
 mod args;
 mod cluster;
+mod conditions;
 mod error;
 mod outcome;
 mod output;

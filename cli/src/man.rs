@@ -14,7 +14,7 @@ use crate::{
 /// Prints the manual page of the program, or writes one for each command into a folder.
 pub(crate) fn run(args: &args::Man) -> Result<Outcome> {
     match &args.dir {
-        None => output::print(&page().map_err(|error| unwritable("standard output", error))?),
+        None => output::print(&page().map_err(|error| unwritable("standard output", error))?)?,
         Some(folder) => {
             let written = clap_mangen::generate_to(Args::command(), folder);
             written.map_err(|error| unwritable(&folder.display().to_string(), error))?;

@@ -1,11 +1,14 @@
 //! Output of commands: text for people, or data.
 
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 
 use clap::ValueEnum;
 use serde::Serialize;
 
-use crate::paint::Paint;
+use crate::{
+    error::{Error, Result},
+    paint::Paint,
+};
 
 /// Format of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -30,19 +33,51 @@ impl Output {
     }
 
     /// Prints a value as data, or the text for people if no format was asked for.
-    pub(crate) fn print(&self, value: &impl Serialize, text: impl FnOnce(Paint) -> String) {
+    pub(crate) fn print(&self, value: &impl Serialize, text: impl FnOnce(Paint) -> String) -> Result<()> {
         const SERIALIZABLE: &str =
             "reports have strings as keys and no other serializer than the derived ones";
         print(&match self.format {
             None => text(self.paint),
             Some(Format::Json) => serde_json::to_string_pretty(value).expect(SERIALIZABLE) + "\n",
             Some(Format::Yaml) => serde_yaml::to_string(value).expect(SERIALIZABLE),
-        });
+        })
     }
 }
 
 /// Writes a text to standard output.
-pub(crate) fn print(text: &str) {
-    // The reader may close the pipe when it has read enough.
-    let _ = io::stdout().write_all(text.as_bytes());
+pub(crate) fn print(text: &str) -> Result<()> {
+    write(io::stdout(), text)
+}
+
+fn write(mut output: impl Write, text: &str) -> Result<()> {
+    match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
+        // The reader may close the pipe when it has read enough.
+        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
+            Err(Error::Unwritable { file: "standard output".to_owned(), error })
+        }
+        _ => Ok(()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    struct Failing(ErrorKind);
+
+    impl Write for Failing {
+        fn write(&mut self, _: &[u8]) -> io::Result<usize> {
+            Err(self.0.into())
+        }
+
+        fn flush(&mut self) -> io::Result<()> {
+            Ok(())
+        }
+    }
+
+    #[test]
+    fn output_that_is_lost_is_an_error_unless_nobody_reads_on() {
+        assert!(matches!(write(Failing(ErrorKind::StorageFull), "a"), Err(Error::Unwritable { .. })));
+        assert!(write(Failing(ErrorKind::BrokenPipe), "a").is_ok());
+    }
 }

@@ -8,12 +8,13 @@ use serde::Serialize;
 use crate::{
     args,
     cluster::Cluster,
+    conditions,
     error::{Error, Result},
     outcome::Outcome,
     output::Output,
     paint::{Paint, Tone},
     pods::SidecarPod,
-    sidecar::{Sidecar, ask_all},
+    sidecar::{Sidecar, ask_all, ask_one},
     wording,
 };
 
@@ -25,6 +26,8 @@ struct Report {
     policy: String,
     names: PurgeRequest,
     through: Through,
+    /// True if Redis has the purge.
+    redis: bool,
     pods: Vec<PodReport>,
 }
 
@@ -38,7 +41,7 @@ enum Through {
     EveryPod,
     /// Every pod is told, because not all of them run the policy's current configuration, which has Redis.
     EveryPodWhileConfigurationChanges,
-    /// Every pod is told, because the first one could not tell Redis.
+    /// Every pod is told, because the first ones could not tell Redis.
     EveryPodWhileRedisIsAway,
 }
 
@@ -50,9 +53,14 @@ struct PodReport {
     state: State,
     /// Place in the order of purges.
     order: Option<u64>,
+    /// True if the pod has told Redis.
+    redis: bool,
     /// Reason that the purge is pending or failed.
     reason: Option<String>,
 }
+
+/// Response of a pod to a purge.
+type Response = Result<(StatusCode, PurgeReport)>;
 
 /// State of a purge in a pod.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
@@ -87,49 +95,53 @@ pub(crate) async fn run(args: &args::Purge, cluster: &Cluster, output: &Output) 
         sidecar.post::<PurgeReport>(path::PURGE, &names).await
     };
     let mut through = through(&policy);
+    // Each pod can tell Redis.
     let mut asked = if through == Through::Redis { ask_one(&pods, ask).await? } else { Vec::new() };
-    if asked.iter().any(|(_, response)| is_pending(response)) {
+    if through == Through::Redis && !asked.iter().any(|(_, response)| is_in_redis(response)) {
         through = Through::EveryPodWhileRedisIsAway;
     }
     if through != Through::Redis {
         let rest = pods.iter().filter(|pod| asked.iter().all(|(asked, _)| asked.name != pod.name));
-        let mut responses = ask_all(rest, ask).await?;
-        if responses.iter().all(|(_, response)| is_refused(response)) {
-            responses.pop().map_or(Ok(()), |(_, refused)| refused.map(drop))?;
-        }
-        asked.extend(responses);
+        let rest: Vec<_> = rest.collect();
+        asked.extend(ask_all(rest, ask).await?);
     }
+    if asked.iter().all(|(_, response)| is_refused(response)) {
+        // The purge itself is wrong.
+        asked.pop().map_or(Ok(()), |(_, refused)| refused.map(drop))?;
+    }
+    if asked.iter().any(|(_, response)| is_unreachable(response)) {
+        // Without news of the pods, they count as they were.
+        if let Ok(now) = cluster.sidecar_pods(&policy).await {
+            drop_gone(&mut asked, &now);
+        }
+    }
+    if asked.is_empty() {
+        return Err(Error::NoSidecar(args.policy.clone()));
+    }
+    let redis = asked.iter().any(|(_, response)| is_in_redis(response));
     let pods = asked.into_iter().map(|(pod, response)| pod_report(pod, response)).collect();
-    let report =
-        Report { namespace: cluster.namespace.clone(), policy: args.policy.clone(), names, through, pods };
-    output.print(&report, |paint| text(&report, paint));
+    let (namespace, policy) = (cluster.namespace.clone(), args.policy.clone());
+    let report = Report { namespace, policy, names, through, redis, pods };
+    output.print(&report, |paint| text(&report, paint))?;
     Ok(outcome(&report))
 }
 
-/// Asks one pod after the other until one responds: each can tell Redis.
-async fn ask_one<'a>(
-    pods: &'a [SidecarPod],
-    ask: impl AsyncFn(&'a SidecarPod) -> Result<(StatusCode, PurgeReport)>,
-) -> Result<Vec<(&'a SidecarPod, Result<(StatusCode, PurgeReport)>)>> {
-    let mut asked = Vec::new();
-    for pod in pods {
-        match ask(pod).await {
-            Ok(response) => return Ok(vec![(pod, Ok(response))]),
-            Err(error @ Error::SidecarUnreachable { .. }) => asked.push((pod, Err(error))),
-            Err(error) => return Err(error),
-        }
-    }
-    Ok(asked)
+fn is_in_redis(response: &Response) -> bool {
+    response.as_ref().is_ok_and(|(_, report)| report.redis)
 }
 
-/// Returns true for a purge that is in force in the pod, and not in Redis.
-fn is_pending(response: &Result<(StatusCode, PurgeReport)>) -> bool {
-    matches!(response, Ok((StatusCode::ACCEPTED, _)))
-}
-
-/// Returns true for a purge that a sidecar refuses; if all do, the purge itself is wrong.
-fn is_refused<T>(response: &Result<T>) -> bool {
+fn is_refused(response: &Response) -> bool {
     matches!(response, Err(Error::SidecarRefused { .. }))
+}
+
+fn is_unreachable(response: &Response) -> bool {
+    matches!(response, Err(Error::SidecarUnreachable { .. }))
+}
+
+/// Drops pods that could not be told and no longer run a sidecar: nothing is left in its memory.
+fn drop_gone(asked: &mut Vec<(&SidecarPod, Response)>, now: &[SidecarPod]) {
+    let runs = |pod: &SidecarPod| now.iter().any(|now| now.name == pod.name && now.running);
+    asked.retain(|(pod, response)| !is_unreachable(response) || runs(pod));
 }
 
 /// Returns the pods that are to be told.
@@ -137,21 +149,25 @@ fn through(policy: &CachePolicy) -> Through {
     if policy.spec.cache.l2.is_none() {
         return Through::EveryPod;
     }
-    let status = policy.status.clone().unwrap_or_default();
-    let is_observed = status.observed_generation == policy.metadata.generation;
-    let is_current = status.conditions.iter().any(|condition| {
-        condition.type_ == ConditionType::ConfigCurrent.as_str() && condition.status == "True"
-    });
-    if is_observed && is_current { Through::Redis } else { Through::EveryPodWhileConfigurationChanges }
+    match conditions::holds(policy, ConditionType::ConfigCurrent) {
+        true => Through::Redis,
+        false => Through::EveryPodWhileConfigurationChanges,
+    }
 }
 
-fn pod_report(pod: &SidecarPod, response: Result<(StatusCode, PurgeReport)>) -> PodReport {
+fn pod_report(pod: &SidecarPod, response: Response) -> PodReport {
+    let redis = is_in_redis(&response);
     let (state, order, reason) = match response {
         Ok((StatusCode::ACCEPTED, report)) => (State::Pending, report.order, report.pending),
         Ok((_, report)) => (State::Acknowledged, report.order, None),
         Err(error) => (State::Failed, None, Some(error.to_string())),
     };
-    PodReport { pod: pod.name.clone(), state, order, reason }
+    PodReport { pod: pod.name.clone(), state, order, redis, reason }
+}
+
+/// Returns true if the policy has a Redis which does not have the purge.
+fn lacks_redis(report: &Report) -> bool {
+    report.through != Through::EveryPod && !report.redis
 }
 
 fn outcome(report: &Report) -> Outcome {
@@ -160,24 +176,29 @@ fn outcome(report: &Report) -> Outcome {
         State::Pending => Outcome::Faulty,
         State::Failed => Outcome::Failed,
     });
-    outcomes.max().unwrap_or(Outcome::Failed)
+    let of_redis = if lacks_redis(report) { Outcome::Faulty } else { Outcome::Good };
+    outcomes.fold(of_redis, Outcome::max)
 }
 
 fn text(report: &Report, paint: Paint) -> String {
     let (word, tone) = match outcome(report) {
         Outcome::Good if report.names.soft => ("made stale", Tone::Good),
         Outcome::Good => ("purged", Tone::Good),
-        Outcome::Faulty => ("pending", Tone::Bad),
+        Outcome::Faulty if report.pods.iter().any(|pod| pod.state == State::Pending) => {
+            ("pending", Tone::Bad)
+        }
+        Outcome::Faulty => ("not in Redis", Tone::Bad),
         Outcome::Failed => ("not purged everywhere", Tone::Bad),
     };
     let mut text = format!("{}: {}\n", paint.apply(tone, word), wording::names(&report.names));
-    for PodReport { pod, state, order, reason } in &report.pods {
+    for PodReport { pod, state, order, redis, reason } in &report.pods {
         let reason = reason.as_deref().unwrap_or_default();
         let line = match (state, report.through) {
             (State::Acknowledged, Through::Redis) => {
                 let order = order.map(|order| format!(", as purge {order}")).unwrap_or_default();
                 format!("acknowledged by Redis and the pods that hear it, through pod {pod}{order}")
             }
+            (State::Acknowledged, _) if *redis => format!("acknowledged by pod {pod} and by Redis"),
             (State::Acknowledged, _) => format!("acknowledged by pod {pod}"),
             (State::Pending, _) => {
                 format!(
@@ -186,17 +207,22 @@ fn text(report: &Report, paint: Paint) -> String {
             }
             (State::Failed, _) => format!("{reason}; run the command again"),
         };
-        text.push_str(&format!("  {line}\n"));
+        text.push_str(&format!("  {}\n", wording::one_line(&line)));
     }
     match report.through {
         Through::Redis => {}
         Through::EveryPod => text.push_str("  each pod was told by itself, because the policy has no Redis\n"),
         Through::EveryPodWhileRedisIsAway => {
-            text.push_str("  each pod was told by itself, because Redis can't be; it may still have stale responses\n");
+            text.push_str("  each pod was told by itself, because the first could not tell Redis\n");
         }
         Through::EveryPodWhileConfigurationChanges => text.push_str(
             "  each pod was told by itself, because not every one is known to run the policy's current configuration\n",
         ),
+    }
+    if lacks_redis(report) {
+        text.push_str(
+            "  Redis does not have the purge, and may still have the responses: run the command again\n",
+        );
     }
     text
 }
@@ -218,7 +244,7 @@ mod tests {
             "metadata": {"name": "shop", "namespace": "shop", "generation": 2},
             "spec": spec,
             "status": {"observedGeneration": observed, "conditions": [{
-                "type": "ConfigCurrent", "status": current, "reason": "R", "message": "m",
+                "type": "ConfigCurrent", "status": current, "reason": "R", "message": "m", "observedGeneration": 2,
                 "lastTransitionTime": "2026-01-01T00:00:00Z",
             }]},
         }))
@@ -231,11 +257,22 @@ mod tests {
 
     fn report(through: Through, pods: Vec<PodReport>) -> Report {
         let names = PurgeRequest { tags: vec!["user:1".into()], ..PurgeRequest::default() };
-        Report { namespace: "shop".into(), policy: "shop".into(), names, through, pods }
+        let redis = pods.iter().any(|pod| pod.redis);
+        Report { namespace: "shop".into(), policy: "shop".into(), names, through, redis, pods }
     }
 
     fn pod(state: State, reason: Option<&str>) -> PodReport {
-        PodReport { pod: "shop-1".into(), state, order: Some(7), reason: reason.map(Into::into) }
+        PodReport {
+            pod: "shop-1".into(),
+            state,
+            order: Some(7),
+            redis: false,
+            reason: reason.map(Into::into),
+        }
+    }
+
+    fn pod_with_redis() -> PodReport {
+        PodReport { redis: true, ..pod(State::Acknowledged, None) }
     }
 
     #[test]
@@ -259,7 +296,7 @@ mod tests {
 
     #[test]
     fn acknowledgements_are_told_apart_from_pending_purges() {
-        let said = text(&report(Through::Redis, vec![pod(State::Acknowledged, None)]), Paint::NONE);
+        let said = text(&report(Through::Redis, vec![pod_with_redis()]), Paint::NONE);
         assert_eq!(
             said,
             "purged: tag user:1\n  acknowledged by Redis and the pods that hear it, through pod shop-1, as purge 7\n"
@@ -272,26 +309,47 @@ mod tests {
     }
 
     #[test]
-    fn sidecar_that_is_unreachable_is_passed_over() {
-        let pod = |name: &str| SidecarPod {
+    fn purge_without_redis_is_not_done_where_the_policy_has_one() {
+        for through in [Through::EveryPodWhileRedisIsAway, Through::EveryPodWhileConfigurationChanges] {
+            let without = report(through, vec![pod(State::Acknowledged, None)]);
+            let said = text(&without, Paint::NONE);
+            assert_eq!(outcome(&without), Outcome::Faulty);
+            assert!(said.starts_with("not in Redis: ") && said.contains("Redis does not have"), "{said}");
+            let with = report(through, vec![pod(State::Acknowledged, None), pod_with_redis()]);
+            assert_eq!(outcome(&with), Outcome::Good);
+            assert!(!text(&with, Paint::NONE).contains("Redis does not have"));
+        }
+        let told = report(Through::EveryPod, vec![pod(State::Acknowledged, None)]);
+        assert_eq!(outcome(&told), Outcome::Good);
+    }
+
+    #[test]
+    fn pods_that_are_gone_need_not_be_told() {
+        let pod = |name: &str, running| SidecarPod {
             namespace: "shop".into(),
             name: name.into(),
             port: 1,
-            running: true,
+            running,
             ready: true,
             terminating: false,
         };
-        let pods = [pod("a"), pod("b"), pod("c")];
-        let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
-        let asked = runtime.block_on(ask_one(&pods, async |pod| match pod.name.as_str() {
-            "a" => Err(Error::SidecarUnreachable { pod: "a".into(), reason: "gone".into() }),
-            _ => {
-                let report =
-                    PurgeReport { purged: Default::default(), order: Some(1), redis: true, pending: None };
-                Ok((StatusCode::OK, report))
-            }
-        }));
-        let asked: Vec<_> = asked.unwrap().into_iter().map(|(pod, _)| pod.name.as_str()).collect();
-        assert_eq!(asked, ["b"]);
+        let lost = || Err(Error::SidecarUnreachable { pod: "a".into(), reason: "gone".into() });
+        let refused = Err(Error::SidecarRefused { pod: "d".into(), detail: "no".into() });
+        let pods = ["a", "b", "c", "d"].map(|name| pod(name, true));
+        let mut asked: Vec<_> = pods.iter().zip([lost(), lost(), lost(), refused]).collect();
+        drop_gone(&mut asked, &[pod("b", false), pod("c", true)]);
+        let left: Vec<_> = asked.iter().map(|(pod, _)| pod.name.as_str()).collect();
+        assert_eq!(left, ["c", "d"]);
+    }
+
+    #[test]
+    fn only_a_report_of_redis_counts_as_one() {
+        let response = |redis| {
+            Ok((
+                StatusCode::OK,
+                PurgeReport { purged: Default::default(), order: Some(1), redis, pending: None },
+            ))
+        };
+        assert!(is_in_redis(&response(true)) && !is_in_redis(&response(false)));
     }
 }

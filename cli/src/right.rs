@@ -2,6 +2,8 @@
 
 use std::fmt;
 
+use crate::wording;
+
 /// Start of a service account's user name.
 const SERVICE_ACCOUNT: &str = "system:serviceaccount:";
 
@@ -27,6 +29,7 @@ impl Right {
     /// Reads the words of RBAC's refusal, such as `secrets "a" is forbidden: User "jane" cannot get resource "secrets" in
     /// API group "" in the namespace "shop"`.
     pub(crate) fn of_refusal(words: &str) -> Option<Self> {
+        let words = wording::one_line(words);
         let (object, refusal) = words.split_once(" is forbidden: User ")?;
         let (user, rest) = quoted(refusal)?;
         let (verb, rest) = rest.strip_prefix(" cannot ")?.split_once(" resource ")?;
@@ -50,7 +53,7 @@ impl Right {
     /// word on the right.
     pub(crate) fn to_forward(user: &str, namespace: &str) -> Self {
         Self {
-            user: user.to_owned(),
+            user: wording::one_line(user),
             verb: "create".to_owned(),
             resource: PORT_FORWARD.to_owned(),
             group: String::new(),

@@ -12,7 +12,7 @@ use crate::{
     explain, lint, man,
     outcome::Outcome,
     output::Output,
-    purge, stats, status,
+    purge, stats, status, wording,
 };
 
 /// Runs a command; its arguments begin with the program's name.
@@ -24,7 +24,7 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
     // Usage errors end the process with 2, and help with 0.
     let args = parsed.unwrap_or_else(|error| error.format(&mut command).exit());
     let outcome = perform(args).unwrap_or_else(|error| {
-        eprintln!("error: {error}");
+        eprint!("error: {}", wording::lines(&error.to_string()));
         Outcome::Failed
     });
     ExitCode::from(outcome as u8)

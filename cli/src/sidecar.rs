@@ -12,9 +12,10 @@ use serde::{Serialize, de::DeserializeOwned};
 
 use crate::{
     cluster::Cluster,
-    error::{Error, Result},
+    error::{Error, Result, innermost},
     pods::SidecarPod,
     right::Right,
+    wording,
 };
 
 /// Maximum time of a request, forwarding included.
@@ -22,6 +23,8 @@ const TIMEOUT: Duration = Duration::from_secs(10);
 const MAX_RESPONSE: usize = 4 << 20;
 /// Maximum number of sidecars that are asked at a time.
 const MAX_CONCURRENT: usize = 16;
+/// Maximum number of sidecars that are asked one after the other.
+const MAX_TRIES: usize = 5;
 
 /// A sidecar's admin API.
 pub(crate) struct Sidecar<'a> {
@@ -62,7 +65,8 @@ impl Sidecar<'_> {
                 value.map_err(|error| self.unreachable(format!("its response is not readable ({error})")));
             return Ok((status, value?));
         }
-        let detail = serde_json::from_slice::<Problem>(&body).map(|problem| problem.detail);
+        let detail =
+            serde_json::from_slice::<Problem>(&body).map(|problem| wording::one_line(&problem.detail));
         Err(Error::SidecarRefused {
             pod: self.pod.name.clone(),
             detail: detail.unwrap_or_else(|_| format!("status {status}")),
@@ -121,21 +125,26 @@ impl Sidecar<'_> {
         }
     }
 
+    /// Returns the error of a port-forward. Only a right that is proven to be missing is missing for other pods as well.
     async fn not_forwarded(&self, error: kube::Error) -> Error {
-        let SidecarPod { namespace, name, .. } = self.pod;
-        let is_forbidden = matches!(&error, kube::Error::Api(status) if status.code == 403);
-        match Error::of_api(error, &format!("forward a port of pod {name}")) {
-            Error::Unreachable(reason) => self.unreachable(reason),
-            refused @ Error::Refused { .. } if is_forbidden => match self.cluster.user().await {
-                Some(user) => Error::Forbidden(Box::new(Right::to_forward(&user, namespace))),
-                None => refused,
+        let kube::Error::Api(status) = error else { return self.unreachable(innermost(&error)) };
+        let right = match status.code {
+            403 => match Right::of_refusal(&status.message) {
+                None => self.cluster.lacked_right_to_forward(&self.pod.namespace).await,
+                right => right,
             },
-            error => error,
+            _ => None,
+        };
+        match right {
+            Some(right) => Error::Forbidden(Box::new(right)),
+            None if status.message.is_empty() => self.unreachable(format!("status {}", status.code)),
+            None => self.unreachable(&status.message),
         }
     }
 
     fn unreachable(&self, reason: impl ToString) -> Error {
-        Error::SidecarUnreachable { pod: self.pod.name.clone(), reason: reason.to_string() }
+        let reason = wording::one_line(&reason.to_string());
+        Error::SidecarUnreachable { pod: self.pod.name.clone(), reason }
     }
 }
 
@@ -155,9 +164,93 @@ pub(crate) async fn ask_all<'a, T>(
     let mut kept = Vec::with_capacity(responses.len());
     for (pod, response) in responses {
         match response {
-            Err(error @ (Error::Forbidden(_) | Error::Unauthorized)) => return Err(error),
+            Err(error @ Error::Forbidden(_)) => return Err(error),
             response => kept.push((pod, response)),
         }
     }
     Ok(kept)
+}
+
+/// Asks the sidecars of some pods, one after the other until one responds; returns that response, or the error of each.
+///
+/// # Errors
+/// Errors that are none of a pod's.
+pub(crate) async fn ask_one<'a, T>(
+    pods: &'a [SidecarPod],
+    ask: impl AsyncFn(&'a SidecarPod) -> Result<T>,
+) -> Result<Vec<(&'a SidecarPod, Result<T>)>> {
+    let mut asked = Vec::new();
+    for pod in pods.iter().take(MAX_TRIES) {
+        match ask(pod).await {
+            Ok(response) => return Ok(vec![(pod, Ok(response))]),
+            Err(error @ Error::SidecarUnreachable { .. }) => asked.push((pod, Err(error))),
+            Err(error) => return Err(error),
+        }
+    }
+    Ok(asked)
+}
+
+#[cfg(test)]
+mod tests {
+    use serde_json::{Value, json};
+
+    use super::*;
+    use crate::cluster::fake::{refusal, with_server};
+
+    fn pod(name: &str) -> SidecarPod {
+        SidecarPod {
+            namespace: "shop".into(),
+            name: name.into(),
+            port: 1,
+            running: true,
+            ready: true,
+            terminating: false,
+        }
+    }
+
+    /// Returns the error of a port-forward that is refused, and of which the API server says that the user may it or not.
+    fn refused(code: u16, words: &'static str, allowed: bool) -> Error {
+        let respond = move |_: &Method, path: &str| match path.rsplit('/').next() {
+            Some("selfsubjectaccessreviews") => json!({"spec": {}, "status": {"allowed": allowed}}),
+            Some("selfsubjectreviews") => json!({"status": {"userInfo": {"username": "jane"}}}),
+            _ => refusal(code, words),
+        };
+        with_server(respond, async |cluster| {
+            let (pod, token) = (&pod("shop-1"), None);
+            Sidecar { cluster, pod, token }.get::<Value>("/policy").await.unwrap_err()
+        })
+    }
+
+    #[test]
+    fn only_a_right_that_is_proven_to_be_missing_is_missing_for_all_pods() {
+        let rbac = r#"pods "shop-1" is forbidden: User "jane" cannot get resource "pods/portforward" in API group "" in the namespace "shop""#;
+        assert!(matches!(refused(403, rbac, true), Error::Forbidden(_)));
+        assert!(matches!(refused(403, "", false), Error::Forbidden(_)));
+        let webhook = refused(403, r#"admission webhook "a.test" denied the request: not here"#, true);
+        assert!(
+            matches!(&webhook, Error::SidecarUnreachable { reason, .. } if reason.contains("not here")),
+            "{webhook}"
+        );
+        for (code, words) in [(404, "pods \"shop-1\" not found"), (401, "Unauthorized"), (500, "")] {
+            let error = refused(code, words, false);
+            assert!(matches!(error, Error::SidecarUnreachable { .. }), "{error}");
+        }
+    }
+
+    #[test]
+    fn some_sidecars_are_tried_until_one_responds() {
+        let pods = ["a", "b", "c", "d", "e", "f"].map(pod);
+        let asked = |last: &str| {
+            let runtime = tokio::runtime::Builder::new_current_thread().build().unwrap();
+            let asked = runtime.block_on(ask_one(&pods, async |pod| match pod.name == last {
+                true => Ok(()),
+                false => Err(Error::SidecarUnreachable { pod: pod.name.clone(), reason: "gone".into() }),
+            }));
+            let names = |(pod, response): (&SidecarPod, Result<()>)| (pod.name.clone(), response.is_ok());
+            asked.unwrap().into_iter().map(names).collect::<Vec<_>>()
+        };
+        assert_eq!(asked("b"), [("b".to_owned(), true)]);
+        assert_eq!(asked("f").len(), MAX_TRIES);
+        assert!(asked("f").iter().all(|(_, is_ok)| !is_ok));
+    }
 }

@@ -60,7 +60,7 @@ pub(crate) async fn run(args: &args::Stats, cluster: &Cluster, output: &Output) 
     let pods: Vec<_> = pods.collect();
     let total = sum(pods.iter().filter_map(|pod| pod.stats.as_ref()), args.top);
     let report = Report { namespace: cluster.namespace.clone(), policy: args.policy.clone(), total, pods };
-    output.print(&report, |paint| text(&report, paint));
+    output.print(&report, |paint| text(&report, paint))?;
     let all_responded = report.pods.iter().all(|pod| pod.error.is_none());
     Ok(if all_responded { Outcome::Good } else { Outcome::Failed })
 }
@@ -165,7 +165,7 @@ fn text(report: &Report, paint: Paint) -> String {
     table.push(row("all", &report.total));
     let mut text = table.to_text(paint, "");
     for error in report.pods.iter().filter_map(|pod| pod.error.as_deref()) {
-        text.push_str(&format!("{}\n", paint.apply(Tone::Bad, error)));
+        text.push_str(&format!("{}\n", paint.apply(Tone::Bad, &wording::one_line(error))));
     }
     if !report.total.top_keys.is_empty() {
         let mut table = Table::new(&["HITS", "KEY"]);

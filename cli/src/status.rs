@@ -8,6 +8,7 @@ use serde::Serialize;
 use crate::{
     args,
     cluster::Cluster,
+    conditions,
     error::Result,
     outcome::Outcome,
     output::Output,
@@ -24,6 +25,10 @@ use crate::{
 struct PolicyState {
     namespace: String,
     name: String,
+    /// True if the policy is in force as it is now.
+    ready: bool,
+    /// True if the status is of the policy as it is now.
+    observed: bool,
     /// The resource's status.
     status: CachePolicyStatus,
     /// Sum of the sidecars' requests since their processes began.
@@ -60,7 +65,7 @@ pub(crate) async fn run(args: &args::Status, cluster: &Cluster, output: &Output)
         true if args.all_namespaces => "no policies in any namespace\n".to_owned(),
         true => format!("no policies in namespace {}\n", cluster.namespace),
         false => states.iter().map(|state| text(state, paint)).collect::<Vec<_>>().join("\n"),
-    });
+    })?;
     Ok(if states.iter().all(PolicyState::is_well) { Outcome::Good } else { Outcome::Faulty })
 }
 
@@ -74,7 +79,9 @@ async fn state(cluster: &Cluster, policy: &CachePolicy) -> Result<PolicyState> {
         let sidecar = Sidecar { cluster, pod, token: None };
         sidecar.get::<PolicyReport>(path::POLICY).await.map(Some)
     });
-    let hash = status.config_hash.as_deref();
+    // The hash of the status may be that of an earlier configuration.
+    let is_observed = |kind| conditions::find(policy, kind).is_some();
+    let hash = status.config_hash.as_deref().filter(|_| is_observed(ConditionType::ConfigCurrent));
     let sidecars: Vec<_> =
         reports.await?.into_iter().map(|(pod, report)| SidecarState::new(pod, report, hash)).collect();
     let counts = sidecars.iter().filter_map(|sidecar| sidecar.report.as_ref()?.requests);
@@ -84,18 +91,21 @@ async fn state(cluster: &Cluster, policy: &CachePolicy) -> Result<PolicyState> {
         misses: sum.misses + one.misses,
     });
     let namespace = policy.namespace().unwrap_or_default();
-    Ok(PolicyState { namespace, name: policy.name_any(), status, requests, sidecars })
+    Ok(PolicyState {
+        namespace,
+        name: policy.name_any(),
+        ready: conditions::holds(policy, ConditionType::Ready),
+        observed: is_observed(ConditionType::Ready),
+        status,
+        requests,
+        sidecars,
+    })
 }
 
 impl PolicyState {
     /// Returns true if the policy is in force and no sidecar and no tier is in trouble.
     fn is_well(&self) -> bool {
-        self.is_ready() && self.sidecars.iter().all(SidecarState::is_well)
-    }
-
-    fn is_ready(&self) -> bool {
-        let mut conditions = self.status.conditions.iter();
-        conditions.any(|one| one.type_ == ConditionType::Ready.as_str() && one.status == "True")
+        self.ready && self.sidecars.iter().all(SidecarState::is_well)
     }
 }
 
@@ -187,15 +197,15 @@ const fn state_word(state: CacheState) -> &'static str {
 }
 
 fn text(state: &PolicyState, paint: Paint) -> String {
-    let PolicyState { namespace, name, status, requests, sidecars } = state;
-    let (word, tone) = if state.is_ready() { ("Ready", Tone::Good) } else { ("not Ready", Tone::Bad) };
-    let mut text = paint.apply(Tone::Heading, &format!("{namespace}/{name}"));
+    let PolicyState { namespace, name, ready, observed, status, requests, sidecars } = state;
+    let (word, tone) = if *ready { ("Ready", Tone::Good) } else { ("not Ready", Tone::Bad) };
+    let mut text = paint.apply(Tone::Heading, &wording::one_line(&format!("{namespace}/{name}")));
     text.push_str(&format!(": {}", paint.apply(tone, word)));
     if let Some(capture) = &status.capture {
-        text.push_str(&format!(", captured by {capture}"));
+        text.push_str(&format!(", captured by {}", wording::one_line(capture)));
     }
     if let Some(hash) = &status.config_hash {
-        text.push_str(&format!(", configuration {hash}"));
+        text.push_str(&format!(", configuration {}", wording::one_line(hash)));
     }
     let pods = &status.pods;
     text.push_str(&format!(
@@ -207,9 +217,13 @@ fn text(state: &PolicyState, paint: Paint) -> String {
         "  Requests: {total}, of which {hits} did not reach the application; hit ratio {}\n",
         wording::percent(hits, hits + misses)
     ));
+    if !observed {
+        let line = "the operator has not reported on the policy as it is now";
+        text.push_str(&format!("  {}\n", paint.apply(Tone::Bad, line)));
+    }
     for condition in status.conditions.iter().filter(|condition| condition.status != "True") {
         let line = format!("{} is {}: {}", condition.type_, condition.status, condition.message);
-        text.push_str(&format!("  {}\n", paint.apply(Tone::Bad, &line)));
+        text.push_str(&format!("  {}\n", paint.apply(Tone::Bad, &wording::one_line(&line))));
     }
     if !sidecars.is_empty() {
         let headings = ["POD", "POD STATE", "CONFIGURATION", "CACHE", "TIERS", "REQUESTS", "HITS", "HIT%"];
@@ -218,7 +232,7 @@ fn text(state: &PolicyState, paint: Paint) -> String {
         text.push_str(&table.to_text(paint, "  "));
     }
     for note in sidecars.iter().flat_map(SidecarState::notes) {
-        text.push_str(&format!("  {}\n", paint.apply(Tone::Bad, &note)));
+        text.push_str(&format!("  {}\n", paint.apply(Tone::Bad, &wording::one_line(&note))));
     }
     text
 }
@@ -242,7 +256,7 @@ mod tests {
     }
 
     fn report(redis: &str) -> PolicyReport {
-        let errors = if redis == "up" { json!({}) } else { json!({"redis": "connection refused"}) };
+        let errors = if redis == "up" { json!({}) } else { json!({"redis": "connection\u{1b}refused"}) };
         serde_json::from_value(json!({
             "hash": "h", "state": "serving", "error": null, "tiers": {"redis": redis}, "last_errors": errors,
             "requests": {"total": 12, "hits": 9, "misses": 1},
@@ -261,7 +275,15 @@ mod tests {
         }))
         .unwrap();
         let requests = RequestCounts { total: 12, hits: 9, misses: 1 };
-        PolicyState { namespace: "shop".into(), name: "shop".into(), status, requests, sidecars }
+        PolicyState {
+            namespace: "shop".into(),
+            name: "shop".into(),
+            ready: true,
+            observed: true,
+            status,
+            requests,
+            sidecars,
+        }
     }
 
     #[test]
@@ -276,6 +298,16 @@ shop/shop: Ready, captured by NamedPort, configuration h
   shop-1   Ready       current         serving   redis up   12         9      90%
 ";
         assert_eq!(text(&state, Paint::NONE), expected);
+    }
+
+    #[test]
+    fn policy_that_the_operator_has_not_seen_is_not_well() {
+        let state = PolicyState { ready: false, observed: false, ..policy(vec![]) };
+        let said = text(&state, Paint::NONE);
+        assert!(
+            !state.is_well() && said.contains("not Ready") && said.contains("has not reported"),
+            "{said}"
+        );
     }
 
     #[test]

@@ -27,9 +27,16 @@ pub(crate) fn seconds(time: f64) -> String {
     if precise.abs() < 10.0 { format!("{precise} s") } else { format!("{} s", time.round()) }
 }
 
-/// Returns a text in one line that changes nothing on a terminal: names and keys come from policies and clients.
+/// Returns a text in one line that changes nothing on a terminal: texts come from policies, clients and servers.
 pub(crate) fn one_line(text: &str) -> String {
-    text.replace(char::is_control, " ")
+    // Bidirectional controls show characters in another order (CVE-2021-42574).
+    let is_bidirectional = |c| matches!(c, '\u{202a}'..='\u{202e}' | '\u{2066}'..='\u{2069}');
+    text.replace(|c: char| c.is_control() || is_bidirectional(c), " ")
+}
+
+/// Returns lines that change nothing on a terminal, each with its end.
+pub(crate) fn lines(text: &str) -> String {
+    text.lines().map(|line| one_line(line) + "\n").collect()
 }
 
 /// Returns the names of a purge by their kinds, such as `path /a, tag b`.
@@ -62,6 +69,8 @@ mod tests {
     #[test]
     fn lines_have_no_control_characters() {
         assert_eq!(one_line("GET:/\naccept=\u{1b}[31m"), "GET:/ accept= [31m");
+        assert_eq!(one_line("a\u{202e}b\u{2066}c"), "a b c");
+        assert_eq!(lines("a\u{9b}\nb"), "a \nb\n");
     }
 
     #[test]

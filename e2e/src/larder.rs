@@ -35,7 +35,7 @@ impl<'a> Larder<'a> {
     /// The program with the rights of a new service account, which has none.
     ///
     /// # Errors
-    /// When the account or its kubeconfig can't be made.
+    /// If the account or its kubeconfig can't be made.
     pub async fn without_rights(sandbox: &'a Sandbox) -> anyhow::Result<Self> {
         let kubectl = async |arguments: &[&str]| cluster::tool("LARDER_KUBECTL", arguments).await;
         kubectl(&["create", "serviceaccount", "reader", "-n", &sandbox.name]).await?;
@@ -51,7 +51,7 @@ impl<'a> Larder<'a> {
     /// Runs a command in the namespace.
     ///
     /// # Errors
-    /// When the program can't be run.
+    /// If the program can't be run.
     pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<Run> {
         let mut command = Command::new(environment::variable("LARDER_CLI")?);
         command.args(["--namespace", &self.sandbox.name]).args(arguments).kill_on_drop(true);
@@ -69,7 +69,7 @@ impl<'a> Larder<'a> {
     /// Runs a command and reads the JSON that it prints.
     ///
     /// # Errors
-    /// When it exits with another code, or prints something else.
+    /// If it exits with another code, or prints something else.
     pub async fn read<T: DeserializeOwned>(&self, code: i32, arguments: &[&str]) -> anyhow::Result<T> {
         let run = self.run(&[arguments, &["-o", "json"]].concat()).await?;
         ensure!(run.code == code, "{arguments:?}: {run:?}");
