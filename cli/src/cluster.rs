@@ -3,8 +3,10 @@
 #[cfg(test)]
 pub(crate) mod fake;
 
-use std::{env, time::Duration};
+use std::{env, net::IpAddr, time::Duration};
 
+use http::Uri;
+use hyper_util::client::proxy::matcher::Matcher;
 use k8s_openapi::api::{
     authentication::v1::SelfSubjectReview,
     authorization::v1::{ResourceAttributes, SelfSubjectAccessReview, SelfSubjectAccessReviewSpec},
@@ -42,6 +44,11 @@ impl Cluster {
     /// Reads the kubeconfig. Nothing is sent.
     pub(crate) async fn connect(connection: &Connection) -> Result<Self> {
         let mut config = config(connection).await?;
+        let mut proxies = ["HTTPS_PROXY", "https_proxy"].into_iter().filter_map(|name| env::var(name).ok());
+        let proxy = proxies.find(|proxy| !proxy.is_empty());
+        if is_exempt(&config, proxy.as_deref(), &Matcher::from_env()) {
+            config.proxy_url = None;
+        }
         config.connect_timeout = Some(CONNECT_TIMEOUT);
         config.read_timeout = Some(READ_TIMEOUT);
         // As for kubectl, an empty namespace is none.
@@ -153,6 +160,17 @@ async fn config(Connection { context, kubeconfig, .. }: &Connection) -> Result<C
     }
 }
 
+/// Returns true if the proxy is that of the environment, which says that the cluster is not reached by it: kube compares
+/// `NO_PROXY` with the proxy itself. As for kubectl, this computer is never reached by a proxy of the environment.
+fn is_exempt(config: &Config, proxy_of_environment: Option<&str>, matcher: &Matcher) -> bool {
+    let proxy = proxy_of_environment.and_then(|proxy| proxy.parse::<Uri>().ok());
+    let host = config.cluster_url.host().unwrap_or_default().trim_matches(['[', ']']);
+    let is_local = host == "localhost" || host.parse::<IpAddr>().is_ok_and(|address| address.is_loopback());
+    proxy.is_some()
+        && proxy == config.proxy_url
+        && (is_local || matcher.intercept(&config.cluster_url).is_none())
+}
+
 /// Returns the error of a configuration without the user info of its proxy, which kube shows.
 fn unusable(error: kube::Error) -> Error {
     match error {
@@ -188,6 +206,22 @@ mod tests {
             Client::try_from(kubeconfig("ftp://jane:secret@proxy.test:1")).err().map(unusable).unwrap();
         let said = refused.to_string();
         assert!(said.contains("proxy proxy.test:") && !said.contains("secret"), "{said}");
+    }
+
+    #[test]
+    fn clusters_that_the_environment_exempts_are_reached_without_its_proxy() {
+        let proxy = "http://proxy.test:1";
+        let exempt = |server: &str, of_environment: &str, exempted: &str| {
+            let mut config = kubeconfig(proxy);
+            config.cluster_url = server.parse().unwrap();
+            let matcher = Matcher::builder().https(of_environment).no(exempted).build();
+            is_exempt(&config, Some(of_environment), &matcher)
+        };
+        assert!(!exempt("https://10.1.2.3:6443", proxy, "cluster.test"));
+        assert!(exempt("https://10.1.2.3:6443", proxy, "cluster.test,10.0.0.0/8"));
+        assert!(exempt("https://api.cluster.test", proxy, "cluster.test"));
+        assert!(exempt("https://127.0.0.1:6443", proxy, "") && exempt("https://[::1]:6443", proxy, ""));
+        assert!(!exempt("https://127.0.0.1:6443", "http://another.test:1", ""), "of the kubeconfig");
     }
 
     #[test]
