@@ -225,7 +225,7 @@ mod tests {
     }
 
     #[test]
-    fn mistyped_policy_is_told_to_those_who_may_not_list() {
+    fn mistyped_policy_is_reported_without_the_right_to_list() {
         let may_not = r#"cachepolicies.larder.dev is forbidden: User "jane" cannot list resource "cachepolicies" in API group "larder.dev" in the namespace "shop""#;
         let respond = |_: &Method, path: &str| match path.ends_with("/cachepolicies") {
             true => refusal(403, may_not),

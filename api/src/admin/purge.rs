@@ -99,7 +99,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn requests_for_what_earlier_versions_know_are_readable_by_them() {
+    fn earlier_versions_read_requests_without_new_members() {
         let request = PurgeRequest { tags: vec!["a".into()], ..PurgeRequest::default() };
         assert_eq!(serde_json::to_value(request).unwrap(), json!({"keys": [], "paths": [], "tags": ["a"]}));
     }
