@@ -324,6 +324,14 @@ impl Policy {
         self.readings.covers(path)
     }
 
+    /// Returns the purge names of those of these paths under which responses may be stored, by every reading of them.
+    pub fn names_of_stored<'a>(
+        &self,
+        paths: impl Iterator<Item = &'a String>,
+    ) -> impl Iterator<Item = PurgeName> {
+        paths.filter(|path| self.covers(path)).flat_map(|path| PurgeName::paths(path))
+    }
+
     /// Returns the names that a write invalidates, if the policy has a rule for it or, without a policy, for any write
     /// (RFC 9111, section 4.4), by every reading that an application may have.
     pub fn purged_by(&self, writing: &Writing) -> Vec<PurgeName> {

@@ -72,7 +72,7 @@ impl PurgeName {
     }
 
     /// Returns the names of the prefixes of a path, in segments: `/a` and `/a/b` among those of `/a/b/c`, and `/` and the path itself.
-    /// They are not stored with a response, but found from its path where [`Self::ANY_PREFIX`] has been purged since.
+    /// No response is stored with them: they are found from its path where [`Self::ANY_PREFIX`] has been purged since.
     pub fn prefixes_of(path: &str) -> Vec<Self> {
         let text = loose_texts(path).next().expect("a path has a reading");
         let ends = text.match_indices('/').map(|(at, _)| at).skip(1).chain([text.len()]);

@@ -132,10 +132,14 @@ pub struct RedisBarriers {
 }
 
 impl RedisBarriers {
-    /// Returns the names among them that stand for others: a purge that is passed on later than others may need them.
-    pub fn indirect(&self) -> impl Iterator<Item = PurgeName> + Clone {
+    /// Adds the names among them that stand for others: a purge that is passed on later than others may need them.
+    pub fn add_indirect(&self, names: &mut Vec<PurgeName>) {
         let is_raised = |any: &PurgeName| self.raised.iter().any(|(name, _)| name == any);
-        PurgeName::indirect().into_iter().filter(is_raised).collect::<Vec<_>>().into_iter()
+        for any in PurgeName::indirect().into_iter().filter(is_raised) {
+            if !names.contains(&any) {
+                names.push(any);
+            }
+        }
     }
 }
 

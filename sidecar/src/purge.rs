@@ -88,8 +88,7 @@ pub async fn after_write(
         }
         let mut names = now.policy().purged_by(writing);
         // What the response said of it was judged by the policy before, which may have had no route for it.
-        let own = writing.paths().iter().filter(|path| now.policy().covers(path));
-        names.extend(own.flat_map(|path| PurgeName::paths(path)));
+        names.extend(now.policy().names_of_stored(writing.paths().iter()));
         purge_or_tell(&now, &names, stats).await;
         done = now;
     }

@@ -20,7 +20,7 @@ impl Barriers {
             let unknown = redis.raised.iter().filter(|(name, order)| *order > known(name));
             let mut names: Vec<_> = unknown.map(|(name, _)| *name).collect();
             if !names.is_empty() {
-                names.extend(redis.indirect().filter(|name| !names.contains(name)).collect::<Vec<_>>());
+                redis.add_indirect(&mut names);
             }
             Some(names)
         })

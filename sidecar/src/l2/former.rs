@@ -184,7 +184,7 @@ impl Formers {
                 }
                 for (order, mut names) in missed {
                     let generation = redis.generation;
-                    names.extend(redis.indirect().filter(|any| !names.contains(any)).collect::<Vec<_>>());
+                    redis.add_indirect(&mut names);
                     self.relay(&PurgeMessage { generation, order, names, ..PurgeMessage::default() });
                 }
             }

@@ -245,8 +245,7 @@ impl Write {
             let pointed_to = POINTING.map(|name| target.pointed_to(headers, &name));
             let own = if *is_of_response { &[] } else { writing.paths() };
             let paths = own.iter().chain(pointed_to.iter().flatten());
-            let cached = paths.filter(|path| snapshot.policy().covers(path));
-            names.extend(cached.flat_map(|path| PurgeName::paths(path)));
+            names.extend(snapshot.policy().names_of_stored(paths));
         }
         names.sort();
         names.dedup();
