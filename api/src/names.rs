@@ -1,5 +1,7 @@
 //! Names of the operator's objects, and of the sidecar in a pod.
 
+/// The field selector of pods that have not completed.
+pub const UNFINISHED_PODS: &str = "status.phase!=Succeeded,status.phase!=Failed";
 /// The sidecar's container.
 pub const SIDECAR: &str = "larder-sidecar";
 /// The init container that redirects a pod's ports to the sidecar.

@@ -93,7 +93,7 @@ impl Cluster {
         let namespace = policy.namespace().unwrap_or_default();
         let of_policy = ListParams::default()
             .labels(&format!("{}={}", labels::POLICY, policy.name_any()))
-            .fields("status.phase!=Succeeded,status.phase!=Failed");
+            .fields(names::UNFINISHED_PODS);
         let pods = self.pods(&namespace).list(&of_policy).await;
         let pods = pods.map_err(|error| Error::of_api(error, "list pods"))?;
         let mut pods: Vec<_> = pods.items.iter().filter_map(SidecarPod::of).collect();

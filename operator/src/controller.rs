@@ -49,7 +49,6 @@ use crate::{
     error::Error,
     list::Change,
     metrics::Metrics,
-    pod,
     pod_security::PodSecurity,
     policies::{Guarded, Policies},
     scope,
@@ -126,7 +125,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
     let (wanted, watch_scope) = scope::follow(policies, &config_maps, &dependencies.arguments.namespace);
     // Its own pods and Deployment are among them: they say whether the operator is being upgraded.
     let cluster = &cluster.with(&dependencies.arguments.namespace);
-    let unfinished = everything().fields(pod::UNFINISHED);
+    let unfinished = everything().fields(larder_api::names::UNFINISHED_PODS);
     let (pods, watch_pods) = scoped::watch::<Pod>(cluster, unfinished, metrics, wanted.clone());
     let (replica_sets, watch_replica_sets) =
         scoped::watch::<PartialObjectMeta<ReplicaSet>>(cluster, everything(), metrics, wanted.clone());

@@ -126,9 +126,6 @@ pub fn is_ready_with(pod: &Pod, image: &str) -> bool {
         && sidecars.any(|sidecar| noted().or_else(|| sidecar.image.clone()).as_deref() == Some(image))
 }
 
-/// The field selector of pods that have not completed.
-pub const UNFINISHED: &str = "status.phase!=Succeeded,status.phase!=Failed";
-
 /// Returns true if a pod has completed.
 pub fn is_finished(pod: &Pod) -> bool {
     let phase = pod.status.as_ref().and_then(|status| status.phase.as_deref());
@@ -192,7 +189,8 @@ mod tests {
         for phase in ["Pending", "Running", "Succeeded", "Failed", "Unknown"] {
             let pod: Pod =
                 serde_json::from_value(json!({"metadata": {}, "status": {"phase": phase}})).unwrap();
-            let is_listed = UNFINISHED.split(',').all(|term| term != format!("status.phase!={phase}"));
+            let is_listed =
+                names::UNFINISHED_PODS.split(',').all(|term| term != format!("status.phase!={phase}"));
             assert_eq!(is_listed, !is_finished(&pod), "{phase}");
         }
     }
