@@ -193,6 +193,11 @@ fn lifetime_words(lifetimes: &ExplainedLifetimes) -> String {
     if !lifetimes.store_despite.is_empty() {
         words.push(format!("despite {}", lifetimes.store_despite.join(", ")));
     }
+    match lifetimes.set_cookie.as_str() {
+        "Strip" => words.push("without its cookies".to_owned()),
+        "Store" => words.push("with its cookies".to_owned()),
+        _ => {}
+    }
     format!("if the response allows: {}", words.join("; "))
 }
 
@@ -227,7 +232,7 @@ mod tests {
                     "ttl_seconds": 120.0, "max_ttl_seconds": null, "statuses": [], "ttl_from": null,
                     "jitter_percent": 0, "l1_seconds": null, "l2_seconds": null,
                     "stale_while_revalidate_seconds": 30.0, "stale_if_error_seconds": null,
-                    "early_refresh": false, "store_despite": [], "retry_interval_seconds": 5.0,
+                    "early_refresh": false, "store_despite": [], "set_cookie": "Refuse", "retry_interval_seconds": 5.0,
                 },
                 "collapse_timeout_seconds": 5.0, "envelope": false,
             },

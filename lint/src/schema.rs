@@ -154,8 +154,10 @@ impl Walk {
             && !listed.iter().any(|one| one.as_str() == node.as_text())
         {
             let names = || listed.iter().filter_map(Json::as_str);
-            let meant = suggestion::nearest(node.as_text().unwrap_or_default(), names());
-            let hint = match meant {
+            let written = node.as_text().unwrap_or_default();
+            let hint = match suggestion::nearest(written, names()) {
+                // It is where others look for it.
+                None if written == "SetCookie" => "set setCookie: Store of the route".to_owned(),
                 Some(meant) => format!("did you mean {meant}?"),
                 None => format!("write {}", one_of(names())),
             };

@@ -90,6 +90,11 @@ fn each_fault_has_its_place_and_a_remedy() {
             "ttl: 2 minutes",
             r#"16:10: spec.routes[1].ttl: "2 minutes" is not a duration: write one such as 500ms, 30s, 5m or 1h30m"#,
         ),
+        (
+            "ttl: 120s",
+            "storeDespite: [SetCookie]",
+            r#"11:20: spec.routes[0].storeDespite[0]: "SetCookie" is not known here: set setCookie: Store of the route"#,
+        ),
         ("ttl: 120s", "tll: 120s", "11:5: spec.routes[0].tll: unknown field: did you mean ttl?"),
         ("  sources:", "  zzz: 1\n  sources:", "5:3: spec.zzz: unknown field: take it out"),
         (

@@ -4,6 +4,8 @@ use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
 
+use crate::spec::SetCookie;
+
 /// A route's rules on freshness and storing. With the default, the response's own headers decide (RFC 9111).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub struct Lifetimes {
@@ -20,6 +22,8 @@ pub struct Lifetimes {
     pub stale_if_error: Option<Duration>,
     /// Restrictions in headers that are overridden.
     pub store_despite: StoreDespite,
+    /// Treatment of responses that set a cookie.
+    pub set_cookie: SetCookie,
     /// The part of a response that states its TTL, which takes precedence over [`Lifetimes::ttl`].
     pub ttl_from: Option<TtlFrom>,
     /// Maximum TTL jitter in percent.
@@ -50,8 +54,6 @@ pub struct StoreDespite {
     pub no_store: bool,
     /// `Cache-Control: private`.
     pub private: bool,
-    /// `Set-Cookie`: the cookie is stored with the response and sent to every client.
-    pub set_cookie: bool,
     /// `Vary: *`.
     pub vary_any: bool,
 }

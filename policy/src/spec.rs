@@ -22,7 +22,7 @@ pub use self::{
     key::{KeyBody, KeyHost, KeyQuery, KeySpec, QueryOrder},
     route::{
         Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, ForwardHeaders, LastKnownGood,
-        RouteMatch, RouteSpec, StatusSpec, TrailingSlash, TtlFrom,
+        RouteMatch, RouteSpec, SetCookie, StatusSpec, TrailingSlash, TtlFrom,
     },
     source::{FromSpec, Http, HttpRequest, Persist, Postgres, PostgresQuery, Source, ToApplication},
     tiers::{Eviction, L1, L2, Redis, Topology},

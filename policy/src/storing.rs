@@ -11,6 +11,7 @@ use crate::{
     lifetimes::{Lifetimes, counted_as},
     range::ContentRange,
     response_meta::{ResponseMeta, is_heuristically_cacheable},
+    spec::SetCookie,
     vary,
 };
 
@@ -71,7 +72,7 @@ pub fn storable(
     if facts.authorization && !for_everybody {
         return Err(NotStored::Authorization);
     }
-    if headers.has(SET_COOKIE.as_str()) && !despite.set_cookie {
+    if headers.has(SET_COOKIE.as_str()) && lifetimes.set_cookie == SetCookie::Refuse {
         return Err(NotStored::SetCookie);
     }
     let vary = match vary::names(headers) {

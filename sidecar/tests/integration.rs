@@ -17,6 +17,7 @@ mod integration {
     mod configuration;
     mod connections;
     mod controls;
+    mod cookies;
     mod coverage;
     mod destinations;
     mod documents;

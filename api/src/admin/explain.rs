@@ -121,8 +121,10 @@ pub struct ExplainedLifetimes {
     pub stale_if_error_seconds: Option<f64>,
     /// True if frequently requested responses are renewed before they are stale.
     pub early_refresh: bool,
-    /// Obstacles despite which responses are stored: `NoStore`, `Private`, `SetCookie` or `VaryAny`, as in the policy.
+    /// Obstacles despite which responses are stored: `NoStore`, `Private` or `VaryAny`, as in the policy.
     pub store_despite: Vec<String>,
+    /// Treatment of responses that set a cookie: `Refuse`, `Strip` or `Store`, as in the policy.
+    pub set_cookie: String,
     /// Time for which a substitute for a failed response is served before the origin is tried again.
     pub retry_interval_seconds: f64,
 }

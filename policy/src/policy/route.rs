@@ -335,6 +335,7 @@ impl Route {
             stale_while_revalidate: _,
             stale_if_error: _,
             store_despite,
+            set_cookie,
             ttl_from: _,
             jitter_percent: _,
             l1_ttl: _,
@@ -344,7 +345,7 @@ impl Route {
         } = lifetimes;
         // What a route no longer stores must not live on under the TTL of what it does.
         let codes: Vec<_> = statuses.iter().map(|(code, _)| code.as_u16()).collect();
-        let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite);
+        let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite, set_cookie);
         let keys_body = body_limit.is_some();
         format!(
             "{path:?} {ignores_case} {other_path:?} {methods:?} {host:?} {headers:?} {query:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {sources:?} {asks_application} {last_known_good:?}\n"

@@ -3,7 +3,9 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 
 use super::*;
-use crate::{HeaderKinds, Key, Lifetimes, NormalPath, key::KeyParts, lifetimes::StoreDespite};
+use crate::{
+    HeaderKinds, Key, Lifetimes, NormalPath, key::KeyParts, lifetimes::StoreDespite, spec::SetCookie,
+};
 
 mod errors;
 mod matching;
@@ -82,7 +84,7 @@ fn a_request_bypasses_by_name_and_value() {
 
 #[test]
 fn route_decides_lifetimes_and_client_directives() {
-    let text = SHOP.replace("ttl: 120s", "maxTTL: 1h\n  statuses: [{code: 200}, {code: 404, ttl: 10s}]\n  staleWhileRevalidate: 0s\n  staleIfError: 10m\n  storeDespite: [NoStore, VaryAny]\n  clientDirectives: Honor");
+    let text = SHOP.replace("ttl: 120s", "maxTTL: 1h\n  statuses: [{code: 200}, {code: 404, ttl: 10s}]\n  staleWhileRevalidate: 0s\n  staleIfError: 10m\n  storeDespite: [NoStore, VaryAny]\n  setCookie: Strip\n  clientDirectives: Honor");
     let policy = Policy::compile(&spec(&text)).unwrap();
     let route = &policy.routes()[0];
     let seconds = |seconds| Some(Duration::from_secs(seconds));
@@ -93,6 +95,7 @@ fn route_decides_lifetimes_and_client_directives() {
         stale_while_revalidate: seconds(0),
         stale_if_error: seconds(600),
         store_despite: StoreDespite { no_store: true, vary_any: true, ..StoreDespite::default() },
+        set_cookie: SetCookie::Strip,
         retry_interval: Duration::from_secs(1),
         ..Lifetimes::default()
     };
@@ -296,6 +299,7 @@ fn the_shape_changes_with_keys_tags_and_writes_and_not_with_lifetimes() {
         "key: {query: {allow: [page]}}",
         "key: {query: {order: Sorted}}",
         "storeDespite: [Private]",
+        "setCookie: Strip",
         "statuses: [{code: 404}]",
     ] {
         assert_ne!(

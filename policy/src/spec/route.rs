@@ -87,7 +87,8 @@ pub struct RouteSpec {
     pub matches: RouteMatch,
 
     /// Freshness lifetime of a response. Replaces the lifetime that the response's `Cache-Control` and `Expires`
-    /// declare; never overrides `no-store`, `private`, `Set-Cookie` or `Vary: *`, unless `storeDespite` says so.
+    /// declare; never overrides `no-store`, `private` or `Vary: *`, unless `storeDespite` says so, or `Set-Cookie`, unless
+    /// `setCookie` does.
     /// Default: the response's own headers decide.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub ttl: Option<Duration>,
@@ -116,8 +117,13 @@ pub struct RouteSpec {
     /// Restrictions in response headers that are overridden, so that the response is stored regardless. Many frameworks
     /// send `no-store` by default; first make sure that yours does not mean it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
-    #[schemars(length(max = 4), extend("x-kubernetes-list-type" = "set"))]
+    #[schemars(length(max = 3), extend("x-kubernetes-list-type" = "set"))]
     pub store_despite: Vec<Despite>,
+
+    /// Treatment of responses that set a cookie. Default `Refuse`.
+    #[serde(default, skip_serializing_if = "SetCookie::is_refuse")]
+    #[schemars(extend("default" = "Refuse"))]
+    pub set_cookie: SetCookie,
 
     /// Treatment of `Cache-Control` in requests, which lets a client force a miss. Default `Ignore`.
     #[serde(default, skip_serializing_if = "ClientDirectives::is_ignore")]
@@ -374,10 +380,29 @@ pub enum Despite {
     NoStore,
     /// `Cache-Control: private`.
     Private,
-    /// `Set-Cookie`: the cookie is stored with the response, and every client receives it.
-    SetCookie,
     /// `Vary: *`.
     VaryAny,
+}
+
+/// Treatment of responses that set a cookie (`Set-Cookie`).
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub enum SetCookie {
+    /// Pass the response on, and do not store it.
+    #[default]
+    Refuse,
+    /// Store the response without the cookie, which only the client receives whose request went to the application. For a
+    /// cookie that has nothing to do with the content, such as one of a load balancer or of statistics; where the content
+    /// belongs to the cookie, as a form does that repeats its token, everybody gets the content of one client.
+    Strip,
+    /// Store the response with the cookie: **everybody receives the same cookie**. A cookie that identifies a session puts
+    /// every client into that session.
+    Store,
+}
+
+impl SetCookie {
+    fn is_refuse(&self) -> bool {
+        *self == Self::Refuse
+    }
 }
 
 /// Treatment of `Cache-Control` in requests.

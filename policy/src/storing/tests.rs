@@ -195,8 +195,9 @@ fn a_route_lists_statuses() {
 
 #[test]
 fn route_overrides_the_named_restrictions() {
-    let despite = StoreDespite { no_store: true, private: true, set_cookie: true, vary_any: true };
-    let route = Lifetimes { ttl: MINUTE, store_despite: despite, ..Default::default() };
+    let despite = StoreDespite { no_store: true, private: true, vary_any: true };
+    let set_cookie = SetCookie::Store;
+    let route = Lifetimes { ttl: MINUTE, store_despite: despite, set_cookie, ..Default::default() };
     let lines = [("cache-control", "no-store, private"), ("set-cookie", "a=b"), ("vary", "b, *, via, a")];
     let names = try_store(&anybody(), 200, &lines, &route).unwrap();
     assert_eq!(names, [HeaderName::from_static("a"), HeaderName::from_static("b")]);

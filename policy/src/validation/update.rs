@@ -62,7 +62,7 @@ fn same_date(not_modified: &impl Fields, stored: &(impl Fields + ?Sized)) -> boo
 /// - fields that "the stored response depends upon": `Content-Encoding`, `Content-Range` and digests describe the
 ///   stored bytes, and a 304 changes no byte; a different `ETag`, because the 304 was matched to the stored one
 ///   (section 4.3.4). An `ETag` where there was none is taken;
-/// - `Set-Cookie`, unless one is stored already: only a route with `storeDespite` stores it, and a 304 must not
+/// - `Set-Cookie`, unless one is stored already: only a route with `setCookie: Store` stores it, and a 304 must not
 ///   circumvent that.
 ///
 /// `Age` and `Date` of the stored response are dropped in any case: they state when it was generated, and a 304 resets

@@ -9,7 +9,7 @@ use axum::{
 };
 use http::{StatusCode, request::Parts};
 use larder_api::admin::{Entries, Entry, EntryState, KEY_PATTERN, Place, RedisLookup, StoredResponse};
-use larder_policy::{Lifetimes, policy::Match};
+use larder_policy::{Lifetimes, policy::Match, spec::SetCookie};
 use percent_encoding::percent_decode_str;
 use schemars::JsonSchema;
 use serde::Deserialize;
@@ -131,7 +131,7 @@ async fn in_redis(snapshot: &Snapshot, key: KeyText<'_>) -> Option<Result<Option
     let l2 = snapshot.store.l2.as_ref()?;
     let (route, headers) = (key.route(snapshot), key.headers());
     let names = key.purge_names(route);
-    let set_cookie = lifetimes(route).is_some_and(|lifetimes| lifetimes.store_despite.set_cookie);
+    let set_cookie = lifetimes(route).is_some_and(|lifetimes| lifetimes.set_cookie == SetCookie::Store);
     let rules = Rules { targets: snapshot.policy().targets(), set_cookie };
     let limits = Limits { rules, max_body: snapshot.policy().l1.max_object_size.0 };
     let lookup = l2.lookup(key.base(), &headers, &names, limits, Patience::Hard).await;

@@ -173,6 +173,7 @@ fn shown_lifetimes(lifetimes: &Lifetimes) -> ExplainedLifetimes {
         stale_while_revalidate,
         stale_if_error,
         store_despite,
+        set_cookie,
         ttl_from,
         jitter_percent,
         l1_ttl,
@@ -200,12 +201,13 @@ fn shown_lifetimes(lifetimes: &Lifetimes) -> ExplainedLifetimes {
         stale_if_error_seconds: shown(stale_if_error),
         early_refresh: *early_refresh,
         store_despite: despite(*store_despite),
+        set_cookie: format!("{set_cookie:?}"),
         retry_interval_seconds: seconds(*retry_interval),
     }
 }
 
-fn despite(StoreDespite { no_store, private, set_cookie, vary_any }: StoreDespite) -> Vec<String> {
-    let all = [(no_store, "NoStore"), (private, "Private"), (set_cookie, "SetCookie"), (vary_any, "VaryAny")];
+fn despite(StoreDespite { no_store, private, vary_any }: StoreDespite) -> Vec<String> {
+    let all = [(no_store, "NoStore"), (private, "Private"), (vary_any, "VaryAny")];
     all.into_iter().filter(|(is_listed, _)| *is_listed).map(|(_, name)| name.to_owned()).collect()
 }
 

@@ -5,13 +5,14 @@ use std::sync::Arc;
 use bytes::Bytes;
 use http::{
     StatusCode,
-    header::{CONTENT_LENGTH, IF_RANGE},
+    header::{CONTENT_LENGTH, IF_RANGE, SET_COOKIE},
 };
 use http_body::Body as _;
 use larder_policy::{
     Fields as _, PurgeName,
     range::ContentRange,
     response_meta::{ResponseMeta, Times},
+    spec::SetCookie,
     storing::{NotStored, storable},
     validation,
 };
@@ -133,9 +134,12 @@ impl Fetch {
         served
     }
 
-    /// Returns the head of a response as it is stored.
+    /// Returns the head of a response as it is stored, and as other requests receive it.
     fn stored_head(&self, head: &ReceivedHead, meta: ResponseMeta) -> Head {
-        let (request, fields) = (&self.request, Arc::clone(&head.fields));
+        let request = &self.request;
+        let strips =
+            request.lifetimes().set_cookie == SetCookie::Strip && head.fields.has(SET_COOKIE.as_str());
+        let fields = if strips { Arc::new(without_cookies(&head.fields)) } else { Arc::clone(&head.fields) };
         // A TTL in the body is known when the body is complete.
         let meta = meta.with_ttl_from_response(ttl_from_response(request.lifetimes(), &*fields, None));
         let (is_to_head, names) = (request.is_head(), request.names().into());
@@ -173,6 +177,10 @@ impl Fetch {
         let head = Head { fields, is_to_head: false, meta, stamp: stored.stamp(), names };
         store(&head, slot, stored.content.clone(), None);
     }
+}
+
+fn without_cookies(fields: &FieldLines) -> FieldLines {
+    fields.lines().filter(|(name, _)| *name != SET_COOKIE.as_str().as_bytes()).collect()
 }
 
 /// Returns true if a response that is not stored shows nonetheless that the stored one is outdated, and is not about the client or

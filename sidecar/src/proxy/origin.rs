@@ -10,11 +10,12 @@ use std::{
 
 use bytes::Bytes;
 use http::{
-    HeaderValue, Method, StatusCode,
-    header::{CONTENT_LENGTH, CONTENT_RANGE},
+    HeaderMap, HeaderValue, Method, StatusCode,
+    header::{CONTENT_LENGTH, CONTENT_RANGE, SET_COOKIE},
 };
 use http_body::Body as _;
 use larder_policy::{
+    Fields as _,
     range::{self, ContentRange, RangeRequest},
     response_meta::{ResponseMeta, Times},
     storing::{NotStored, storable},
@@ -71,7 +72,7 @@ impl Proxy {
             match &kind {
                 OriginRequest::Revalidation(_) if status == StatusCode::NOT_MODIFIED => {
                     match fetch.freshened(&received) {
-                        Some(entry) => return Break(fetch.revalidated(entry)),
+                        Some(entry) => return Break(fetch.revalidated(entry, &received)),
                         // The 304 is about another response than the stored one.
                         None => kind = OriginRequest::Whole,
                     }
@@ -151,8 +152,9 @@ impl Fetch {
         Some(Entry::new(key.whole(), &head, stored.content.clone()))
     }
 
-    /// Responds with a stored response that the application has revalidated.
-    fn revalidated(mut self: Box<Self>, entry: Entry) -> Box<Served> {
+    /// Responds with a stored response that the application has revalidated by this 304. A cookie that the 304 sets and that is not
+    /// stored is for this client alone.
+    fn revalidated(mut self: Box<Self>, entry: Entry, by: &Received) -> Box<Served> {
         let entry = Arc::new(entry);
         let request = &self.request;
         let status = entry.status();
@@ -178,7 +180,14 @@ impl Fetch {
         let (reason, tier) = (self.reason, Tier::Application);
         let status = Some(StatusCode::NOT_MODIFIED);
         let status = CacheStatus::Forwarded { reason, status, tier, answer: became };
-        let served = request.response_with(&entry, status, Outcome::Revalidated, tier);
+        let has_cookies = by.head.fields.has(SET_COOKIE.as_str()) && !entry.fields().has(SET_COOKIE.as_str());
+        let served = if has_cookies {
+            let mut served = request.response_in_map(&entry, status, Outcome::Revalidated, tier);
+            append_cookies(served.response.headers_mut(), &by.head.fields);
+            served
+        } else {
+            request.response_with(&entry, status, Outcome::Revalidated, tier)
+        };
         self.finish(outcome);
         served
     }
@@ -204,6 +213,9 @@ impl Fetch {
         let mut headers = validation::freshen(&stored.headers(), &head.fields.to_map());
         headers.remove(CONTENT_RANGE);
         headers.remove(CONTENT_LENGTH);
+        if !headers.contains_key(SET_COOKIE) {
+            append_cookies(&mut headers, &head.fields);
+        }
         head.fields = Arc::new(FieldLines::from(&headers));
         Some(((head, times), Source::between(before, body, missing.end - missing.start, after)))
     }
@@ -220,6 +232,13 @@ impl CacheRequest {
         }
         let range = format!("bytes={}-{}", missing.start, missing.end - 1);
         Some(OriginRequest::Rest { range: HeaderValue::try_from(range).ok()?, if_range })
+    }
+}
+
+fn append_cookies(headers: &mut HeaderMap, from: &FieldLines) {
+    let lines = from.values(SET_COOKIE.as_str());
+    for value in lines.filter_map(|value| HeaderValue::from_bytes(value).ok()) {
+        headers.append(SET_COOKIE, value);
     }
 }
 

@@ -13,6 +13,7 @@ use larder_policy::{
     key::{KeyParts, host_to_send},
     policy::Match,
     range::RangeRequest,
+    spec::SetCookie,
     storing::RequestFacts,
     validation::Validators,
     vary,
@@ -243,7 +244,7 @@ impl CacheRequest {
     pub(super) fn rules(&self) -> Rules<'_> {
         Rules {
             targets: self.snapshot.policy().targets(),
-            set_cookie: self.lifetimes().store_despite.set_cookie,
+            set_cookie: self.lifetimes().set_cookie == SetCookie::Store,
         }
     }
 

@@ -46,6 +46,17 @@ impl CacheRequest {
             served.reply = Some(GuardReply::Stored(stored));
             return served;
         }
+        self.response_in_map(entry, status, outcome, tier)
+    }
+
+    /// Returns a stored response with this `Cache-Status`, whose fields are in a header map.
+    pub(super) fn response_in_map(
+        &self,
+        entry: &Arc<Entry>,
+        status: CacheStatus,
+        outcome: Outcome,
+        tier: Tier,
+    ) -> Box<Served> {
         let mut response = self.response_from(entry);
         response.headers_mut().insert(AGE, HeaderValue::from(entry.age().as_secs()));
         status.append_to(response.headers_mut());

@@ -110,7 +110,7 @@ routes:
 - {name: plain, match: {path: "/plain/{page}"}, ttl: 60s}
 - {name: no-store, match: {path: "/no-store/{page}"}, ttl: 60s, storeDespite: [NoStore]}
 - {name: private, match: {path: "/private/{page}"}, ttl: 60s, storeDespite: [Private]}
-- {name: set-cookie, match: {path: "/set-cookie/{page}"}, ttl: 60s, storeDespite: [SetCookie]}
+- {name: set-cookie, match: {path: "/set-cookie/{page}"}, ttl: 60s, setCookie: Store}
 - {name: vary-any, match: {path: "/vary-any/{page}"}, ttl: 60s, storeDespite: [VaryAny]}
 "#,
     );

@@ -159,6 +159,7 @@ impl Check {
             stale_while_revalidate,
             stale_if_error,
             store_despite,
+            set_cookie,
             ttl_from,
             ttl_jitter_percent,
             l1_ttl,
@@ -198,6 +199,7 @@ impl Check {
             stale_while_revalidate: time(stale_while_revalidate),
             stale_if_error: time(stale_if_error),
             store_despite: despite(store_despite),
+            set_cookie: *set_cookie,
             ttl_from: self.ttl_from(&format!("{at}.ttlFrom"), ttl_from.as_ref(), ttl.is_some()),
             jitter_percent: ttl_jitter_percent.unwrap_or(0),
             l1_ttl: time(l1_ttl),
@@ -328,7 +330,6 @@ fn despite(listed: &[Despite]) -> StoreDespite {
     StoreDespite {
         no_store: has(Despite::NoStore),
         private: has(Despite::Private),
-        set_cookie: has(Despite::SetCookie),
         vary_any: has(Despite::VaryAny),
     }
 }
