@@ -91,7 +91,8 @@ fn text(report: &Report, paint: Paint) -> String {
 }
 
 fn lines(explanation: &Explanation) -> Vec<(&'static str, String)> {
-    let Explanation { route, bypass, ends_here, on_write, key, tiers, purge, l1 } = explanation;
+    let Explanation { route, bypass, ends_here, on_write, on_write_soft, key, tiers, purge, l1 } =
+        explanation;
     let mut lines = Vec::new();
     if let Some(reason) = ends_here {
         lines.push(("Response", format!("the sidecar's own, nothing is forwarded ({reason})")));
@@ -120,8 +121,11 @@ fn lines(explanation: &Explanation) -> Vec<(&'static str, String)> {
     if let Some(names) = purge.as_ref().map(wording::names).filter(|names| !names.is_empty()) {
         lines.push(("Purged by", names));
     }
-    if let Some(names) = on_write.as_ref().map(wording::names) {
-        let names = if names.is_empty() { "nothing".to_owned() } else { names };
+    if let Some(hard) = on_write {
+        let soft = on_write_soft.as_ref().map(|soft| format!("softly {}", wording::names(soft)));
+        let hard = Some(wording::names(hard)).filter(|names| !names.is_empty());
+        let names: Vec<_> = hard.into_iter().chain(soft).collect();
+        let names = if names.is_empty() { "nothing".to_owned() } else { names.join("; ") };
         lines.push(("Purges", format!("{names}, once the application has carried it out")));
     }
     lines
@@ -271,10 +275,12 @@ GET http://shop/api/users/1, in pod shop-1
         let write = json!({
             "route": null, "bypass": null, "ends_here": null,
             "on_write": {"keys": [], "paths": ["/api/users"], "tags": ["user:1"]},
+            "on_write_soft": {"keys": [], "paths": ["/search"], "tags": [], "soft": true},
             "key": null, "tiers": ["app"], "purge": null, "l1": null,
         });
         let said = said(write);
-        assert!(said.contains("Purges:     path /api/users, tag user:1, once"), "{said}");
+        let purges = "Purges:     path /api/users, tag user:1; softly path /search, once";
+        assert!(said.contains(purges), "{said}");
         assert!(said.contains("Route:      none: the request passes through"), "{said}");
     }
 

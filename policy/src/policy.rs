@@ -7,18 +7,18 @@ mod index;
 mod route;
 #[cfg(test)]
 mod tests;
+mod writes;
 
 use std::{fmt, sync::Arc, time::Duration};
 
 use http::HeaderName;
 
 pub use self::route::{BypassBy, HttpSource, Match, QuerySource, RequestLine, Route, SourceRef};
-use self::{check::Check, hosts::NamedHosts, index::RouteIndex};
+pub use self::writes::{Purges, WritePurges};
+use self::{check::Check, hosts::NamedHosts, index::RouteIndex, writes::WriteRule};
 use crate::{
-    ByteSize, Fields, IdentityHeaders, PathTemplate, PurgeName, Writing,
-    path::{Readings, decode_fully},
-    spec::{CacheSpec, Http, L1, OtherProtocols, Otlp, Postgres, PurgeSpec, Redis},
-    template::expand,
+    ByteSize, Fields, IdentityHeaders, PurgeName,
+    spec::{CacheSpec, Http, L1, OtherProtocols, Otlp, Postgres, Redis},
 };
 
 /// Maximum size of a stored body. A value in Redis has at most 512 MiB; a part of that is for the headers.
@@ -66,13 +66,6 @@ pub enum Source {
     Postgres(Postgres),
     /// An HTTP server.
     Http(Http),
-}
-
-#[derive(Clone, Debug)]
-struct WriteRule {
-    path: PathTemplate,
-    methods: Vec<String>,
-    purge: PurgeSpec,
 }
 
 /// One error in a policy: the field, and the remedy.
@@ -187,32 +180,7 @@ impl Policy {
         let targets = check.targets("spec.targetedCacheControl", targeted_cache_control);
         let on_write = invalidation.iter().flat_map(|invalidation| &invalidation.on_write).enumerate();
         let writes = on_write
-            .map(|(index, write)| {
-                check.methods(
-                    &format!("spec.invalidation.onWrite[{index}].match.methods"),
-                    &write.matches.methods,
-                );
-                check.no_reads(&format!("spec.invalidation.onWrite[{index}].match"), &write.matches, &routes);
-                let at = format!("spec.invalidation.onWrite[{index}].purge");
-                let PurgeSpec { tags, paths, prefixes, everything } = &write.purge;
-                for (index, tag) in tags.iter().enumerate() {
-                    check.placeholders(&format!("{at}.tags[{index}]"), tag, &write.matches.path);
-                }
-                for (list, paths) in [("paths", paths), ("prefixes", prefixes)] {
-                    for (index, path) in paths.iter().enumerate() {
-                        let at = format!("{at}.{list}[{index}]");
-                        check.placeholders(&at, path.as_str(), &write.matches.path);
-                    }
-                }
-                if tags.is_empty() && paths.is_empty() && prefixes.is_empty() && !everything {
-                    check.refuse(&at, "nothing to purge: set tags, paths or prefixes, or everything: true");
-                }
-                WriteRule {
-                    path: write.matches.path.clone(),
-                    methods: write.matches.methods.clone(),
-                    purge: write.purge.clone(),
-                }
-            })
+            .map(|(index, write)| check.write(&format!("spec.invalidation.onWrite[{index}]"), write, &routes))
             .collect();
         let otlp = telemetry.as_ref().and_then(|telemetry| telemetry.otlp.clone());
         if let Some(otlp) = &otlp {
@@ -330,81 +298,6 @@ impl Policy {
         paths: impl Iterator<Item = &'a String>,
     ) -> impl Iterator<Item = PurgeName> {
         paths.filter(|path| self.covers(path)).flat_map(|path| PurgeName::paths(path))
-    }
-
-    /// Returns the names that a write invalidates, if the policy has a rule for it or, without a policy, for any write
-    /// (RFC 9111, section 4.4), by every reading that an application may have.
-    pub fn purged_by(&self, writing: &Writing) -> Vec<PurgeName> {
-        if self.bare {
-            return sorted(writing.paths().iter().flat_map(|path| PurgeName::paths(path)).collect());
-        }
-        self.purges_of(writing).names()
-    }
-
-    /// Returns everything that the policy names for a write.
-    pub fn purges_of(&self, writing: &Writing) -> Purges {
-        let mut purges = Purges::default();
-        if self.writes.is_empty() {
-            return purges;
-        }
-        let readings: Vec<_> = writing.paths().iter().map(|path| Readings::of(path)).collect();
-        let rules = self.writes.iter().filter(|rule| writing.is_one_of(&rule.methods));
-        for WriteRule { path: template, methods: _, purge } in rules {
-            let found =
-                readings.iter().flat_map(Readings::iter).filter_map(|path| template.matches_reading(path));
-            for parameters in found {
-                purges.tags.extend(purge.tags.iter().map(|tag| expand(tag, &parameters)));
-                let expanded = |path: &PathTemplate| path.expand_with(&parameters, template.rest());
-                purges.paths.extend(purge.paths.iter().map(expanded));
-                purges.prefixes.extend(purge.prefixes.iter().map(|prefix| within(prefix, expanded(prefix))));
-                purges.everything |= purge.everything;
-            }
-        }
-        purges.tags = sorted(purges.tags);
-        purges.paths = sorted(purges.paths);
-        purges.prefixes = sorted(purges.prefixes);
-        purges
-    }
-}
-
-/// Returns a prefix that a template was expanded to, or the literal part of the template if a value leads out of it: a write to
-/// `/items/..` is no reason to purge what is above.
-fn within(template: &PathTemplate, prefix: String) -> String {
-    let leads_out = |segment: &str| matches!(&*decode_fully(segment), "." | "..");
-    if !prefix.split('/').any(leads_out) {
-        return prefix;
-    }
-    let literal = template.as_str().split('{').next().unwrap_or_default();
-    literal[..=literal.rfind('/').unwrap_or_default()].to_owned()
-}
-
-/// Stored responses to invalidate, values encoded.
-#[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Purges {
-    /// Tags.
-    pub tags: Vec<String>,
-    /// Paths.
-    pub paths: Vec<String>,
-    /// Prefixes of paths.
-    pub prefixes: Vec<String>,
-    /// True if every stored response is meant.
-    pub everything: bool,
-}
-
-impl Purges {
-    /// Returns true if nothing is invalidated.
-    pub fn is_empty(&self) -> bool {
-        *self == Self::default()
-    }
-
-    /// Returns the names to purge.
-    pub fn names(&self) -> Vec<PurgeName> {
-        let Self { tags, paths, prefixes, everything } = self;
-        let of_tags = tags.iter().map(|tag| PurgeName::tag(tag));
-        let of_paths = paths.iter().flat_map(|path| PurgeName::paths(path));
-        // Every path is under the root.
-        let prefixes = prefixes.iter().map(String::as_str).chain(everything.then_some("/"));
-        sorted(of_tags.chain(of_paths).chain(prefixes.flat_map(PurgeName::prefixes)).collect())
     }
 }
 

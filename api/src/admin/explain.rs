@@ -67,6 +67,9 @@ pub struct Explanation {
     /// Of a write: the names that are stale once the application has carried it out, by the rules of `onWrite` and RFC
     /// 9111, section 4.4, as `/purge` takes them. Null of other requests.
     pub on_write: Option<PurgeRequest>,
+    /// Of a write: the names that become stale by rules of `onWrite` that are soft. Null if there are none.
+    #[serde(default)]
+    pub on_write_soft: Option<PurgeRequest>,
     /// Key of the response; null without a route.
     pub key: Option<String>,
     /// Tiers in the order in which they are tried until one responds: `l1`, `l2`, a source such as `postgres/catalog`,

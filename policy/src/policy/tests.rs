@@ -4,7 +4,10 @@ use http::{HeaderMap, Method, StatusCode};
 
 use super::*;
 use crate::{
-    HeaderKinds, Key, Lifetimes, NormalPath, key::KeyParts, lifetimes::StoreDespite, spec::SetCookie,
+    HeaderKinds, Key, Lifetimes, NormalPath, Writing,
+    key::KeyParts,
+    lifetimes::StoreDespite,
+    spec::{PurgeSpec, SetCookie},
 };
 
 mod errors;
@@ -198,6 +201,26 @@ fn write_purges_the_names_of_its_rule() {
     assert_eq!(purged(&policy, &Method::PUT, "/api/users/7"), expected);
     assert!(purged(&policy, &Method::PATCH, "/api/users/7").is_empty());
     assert!(purged(&policy, &Method::GET, "/api/users/7").is_empty());
+}
+
+#[test]
+fn soft_rule_makes_responses_stale_beside_a_hard_one() {
+    let mut with_soft = spec(SHOP);
+    let rules = &mut with_soft.invalidation.as_mut().unwrap().on_write;
+    let mut soft = rules[0].clone();
+    soft.purge = PurgeSpec { tags: vec!["list:{id}".into()], soft: true, ..PurgeSpec::default() };
+    rules.push(soft);
+    let policy = Policy::compile(&with_soft).unwrap();
+    let writing = Writing::of(&Method::PUT, "/api/users/7", None, &HeaderMap::new()).unwrap();
+    let purges = policy.purges_of(&writing);
+    assert_eq!(
+        (&purges.hard.tags[..], &purges.soft.tags[..]),
+        (&["user:7".into()][..], &["list:7".into()][..])
+    );
+    let mut expected = vec![PurgeName::tag("user:7"), PurgeName::path("/api/users")];
+    expected.extend(PurgeName::softly(vec![PurgeName::tag("list:7")]));
+    assert_eq!(purges.names(), super::sorted(expected));
+    assert_ne!(policy.fingerprint(), Policy::compile(&spec(SHOP)).unwrap().fingerprint());
 }
 
 /// Returns the purge names of the response to GET of a path, without its key.
@@ -430,13 +453,13 @@ invalidation:
     assert_eq!(row.query.parameters, ["path"]);
     assert_eq!(request.path, "/v1/{id}/{*path}?of={*path}");
     let writing = Writing::of(&Method::PUT, "/Files/7/a%20b//c", None, &HeaderMap::new()).unwrap();
-    let Purges { tags, paths, prefixes, everything } = policy.purges_of(&writing);
+    let Purges { tags, paths, prefixes, everything } = policy.purges_of(&writing).hard;
     assert_eq!(tags, ["file:7:a%20b%2Fc"]);
     assert_eq!(paths, ["/7", "/copies/a%20b/c"]);
     assert_eq!((prefixes, everything), (vec!["/dirs/a%20b/c".to_owned()], false));
     for path in ["/files/7/..", "/files/7/%2e%2E/x", "/files/7/a/%252e%252e"] {
         let writing = Writing::of(&Method::PUT, path, None, &HeaderMap::new()).unwrap();
-        let prefixes = policy.purges_of(&writing).prefixes;
+        let prefixes = policy.purges_of(&writing).hard.prefixes;
         assert!(prefixes.iter().all(|prefix| prefix.starts_with("/dirs/")), "{path}: {prefixes:?}");
         let others = PurgeName::prefixes_of("/other");
         assert!(

@@ -113,4 +113,10 @@ pub struct PurgeSpec {
     /// Invalidates every stored response of the policy.
     #[serde(default, skip_serializing_if = "std::ops::Not::not")]
     pub everything: bool,
+
+    /// Makes the responses stale instead of unusable: each is served while it is refreshed, and while the application fails, as the
+    /// route's `staleWhileRevalidate` and `staleIfError` allow. The response under the write's own path, and under those that
+    /// `Location` and `Content-Location` of a success name, becomes unusable all the same (RFC 9111, section 4.4).
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub soft: bool,
 }

@@ -12,7 +12,7 @@ use larder_api::admin::{
 use larder_policy::{
     Lifetimes, Route,
     lifetimes::{StoreDespite, TtlFrom},
-    policy::Purges,
+    policy::{Purges, WritePurges},
 };
 use serde_json::Number;
 
@@ -138,9 +138,10 @@ fn explanation(snapshot: &Snapshot, found: Found) -> Explanation {
             other => other.as_str().to_owned(),
         }),
         ends_here: ends_here.map(|end| end.as_str().to_owned()),
-        on_write: purges.map(|Purges { tags, paths, prefixes, everything }| {
-            request_for(PurgeRequest { keys: vec![], paths, prefixes, tags, everything, soft: false })
+        on_write_soft: purges.as_ref().and_then(|WritePurges { soft, .. }| {
+            (!soft.is_empty()).then(|| PurgeRequest { soft: true, ..purge_request(soft.clone()) })
         }),
+        on_write: purges.map(|WritePurges { hard, .. }| purge_request(hard)),
         key,
         tiers: asked,
         purge,
@@ -151,6 +152,10 @@ fn explanation(snapshot: &Snapshot, found: Found) -> Explanation {
             response: entry.as_ref().map(|entry| stored_response(entry, snapshot, lifetimes)),
         }),
     }
+}
+
+fn purge_request(Purges { tags, paths, prefixes, everything }: Purges) -> PurgeRequest {
+    request_for(PurgeRequest { paths, prefixes, tags, everything, ..PurgeRequest::default() })
 }
 
 fn shown_route(route: &Route, parameters: Vec<(String, String)>) -> ExplainedRoute {

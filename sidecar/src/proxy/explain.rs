@@ -6,7 +6,7 @@ use bytes::Bytes;
 use http::Request;
 use larder_policy::{
     NormalPath, Route,
-    policy::{Match, Purges},
+    policy::{Match, WritePurges},
 };
 
 pub use super::classify::EndsHere;
@@ -36,7 +36,7 @@ pub struct Explanation {
     /// Reason why the sidecar responds by itself, if it does.
     pub ends_here: Option<EndsHere>,
     /// Stored responses that the request invalidates, if it is a write.
-    pub purges: Option<Purges>,
+    pub purges: Option<WritePurges>,
     /// Reason why the request is not looked up, if it is not.
     pub passes: Option<Forward>,
     /// Key of the response; `None` without a route.

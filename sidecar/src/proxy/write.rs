@@ -12,7 +12,7 @@ use hyper::{body::Incoming, upgrade::OnUpgrade};
 use larder_policy::{
     Fields, HeaderKinds, NormalPath, PurgeName, Writing,
     key::path_of,
-    policy::{Purges, RequestLine},
+    policy::{RequestLine, WritePurges},
     response_meta::Times,
 };
 
@@ -134,13 +134,16 @@ impl Proxy {
 }
 
 /// Returns what a successful write invalidates, except for those that its response points to.
-pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> Purges {
-    let mut purges =
-        if snapshot.policy().is_bare() { Purges::default() } else { snapshot.policy().purges_of(writing) };
+pub(super) fn purges_of(snapshot: &Snapshot, writing: &Writing) -> WritePurges {
+    let mut purges = if snapshot.policy().is_bare() {
+        WritePurges::default()
+    } else {
+        snapshot.policy().purges_of(writing)
+    };
     let own = writing.paths().iter().filter(|path| snapshot.policy().covers(path));
     for path in own {
-        if !purges.paths.contains(path) {
-            purges.paths.push(path.clone());
+        if !purges.hard.paths.contains(path) {
+            purges.hard.paths.push(path.clone());
         }
     }
     purges

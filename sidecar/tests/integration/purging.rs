@@ -144,6 +144,10 @@ routes:
 - {name: soon, match: {path: "/soon/{page}"}, ttl: 60s, staleWhileRevalidate: 60s, tags: ["page:{page}"]}
 - {name: error, match: {path: "/error/{page}"}, ttl: 60s, staleIfError: 60s, tags: ["page:{page}"]}
 - {name: plain, match: {path: "/plain/{page}"}, ttl: 60s, tags: ["page:{page}"]}
+invalidation:
+  onWrite:
+  - {match: {path: "/write/{page}"}, purge: {tags: ["page:{page}"], soft: true}}
+  - {match: {path: "/error/{page}"}, purge: {tags: ["page:{page}"], soft: true}}
 "#;
 
 #[tokio::test(flavor = "multi_thread")]
@@ -153,6 +157,7 @@ async fn softly_purged_response_is_served_while_it_is_refreshed_and_while_the_ap
         r#"{"keys": ["GET:/soon/1", "GET:/error/1", "GET:/plain/1"], "soft": true}"#,
         r#"{"paths": ["/soon/1", "/error/1", "/plain/1"], "soft": true}"#,
         r#"{"prefixes": ["/soon/1", "/error/1", "/plain/1"], "soft": true}"#,
+        "/write/1",
     ] {
         let origin = Origin::numbered(&[("etag", "\"a\"")]).await;
         let relay = Relay::to(origin.address).await;
@@ -163,7 +168,7 @@ async fn softly_purged_response_is_served_while_it_is_refreshed_and_while_the_ap
         let before = warm_all(&policy, &sidecars, &paths).await;
         let [a, b] = &sidecars;
         let late = Sidecar::start(&policy, address).await;
-        let purged = a.purge(body).await;
+        let purged = if body.starts_with('/') { a.put(body).await } else { a.purge(body).await };
         assert_eq!(purged.status, 200, "{body}: {}", purged.body);
         for (path, before) in paths.iter().zip(&before).skip(3) {
             let kept = b.get(path).await;
@@ -189,6 +194,22 @@ async fn softly_purged_response_is_served_while_it_is_refreshed_and_while_the_ap
         assert_eq!(a.purge(r#"{"everything": true}"#).await.status, 200);
         assert_eq!(b.get("/error/1").await.status, 502, "a whole purge leaves nothing to serve");
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_makes_its_own_path_unusable_although_its_rule_is_soft() {
+    let origin = Origin::numbered(&[]).await;
+    let relay = Relay::to(origin.address).await;
+    let policy = Policy::new(STALE);
+    let sidecar = Sidecar::start(&policy, ([127, 0, 0, 1], relay.port).into()).await;
+    let mut before = vec![];
+    for path in ["/error/1", "/soon/1"] {
+        before.push(sidecar.get(path).await.body);
+    }
+    assert_eq!(sidecar.put("/error/1").await.status, 200);
+    drop(relay);
+    assert_eq!(sidecar.get("/soon/1").await.body, before[1], "it is stale, and served while it is refreshed");
+    assert_eq!(sidecar.get("/error/1").await.status, 502);
 }
 
 #[tokio::test(flavor = "multi_thread")]
