@@ -20,6 +20,10 @@ pub const LEASE: &str = "larder-operator";
 pub const WEBHOOK_SERVICE: &str = "larder-webhook";
 /// The Secret with the webhook's certificates.
 pub const TLS_SECRET: &str = "larder-webhook-tls";
+/// The Secret with the key from which the tokens of policies' admin APIs are derived.
+pub const TOKEN_KEY_SECRET: &str = "larder-token-key";
+/// Name of the member of [`TOKEN_KEY_SECRET`] that holds it.
+pub const TOKEN_KEY: &str = "key";
 /// The operator's own Deployment, ServiceAccount and ClusterRole.
 pub const OPERATOR: &str = "larder-operator";
 /// The `MutatingWebhookConfiguration`, which the chart creates and the operator fills.

@@ -5,7 +5,7 @@ use k8s_openapi::apiextensions_apiserver::pkg::apis::apiextensions::v1::{
 };
 use kube::CustomResourceExt;
 
-use crate::CachePolicy;
+use crate::{CacheInvalidation, CachePolicy};
 
 /// Maximum length of a policy's name, so that names derived from it (`larder-<name>-admin`) and labels that carry it
 /// stay within 63 characters.
@@ -25,6 +25,22 @@ pub fn cache_policies() -> CustomResourceDefinition {
         }
     }
     definition
+}
+
+/// Returns the definition of `CacheInvalidation`.
+pub fn cache_invalidations() -> CustomResourceDefinition {
+    let mut definition = CacheInvalidation::crd();
+    for version in &mut definition.spec.versions {
+        if let Some(schema) = version.schema.as_mut().and_then(|schema| schema.open_api_v3_schema.as_mut()) {
+            tidy(schema);
+        }
+    }
+    definition
+}
+
+/// Returns every definition.
+pub fn all() -> [CustomResourceDefinition; 2] {
+    [cache_policies(), cache_invalidations()]
 }
 
 /// Removes parts of a schema that do not suit an API server. An explicit null then equals an absent field, where
@@ -68,8 +84,10 @@ mod tests {
 
     #[test]
     fn uninstalling_the_chart_keeps_the_definition() {
-        let template = to_chart_template(cache_policies()).unwrap();
-        assert!(template.contains("helm.sh/resource-policy: keep"), "{template}");
+        for definition in all() {
+            let template = to_chart_template(definition).unwrap();
+            assert!(template.contains("helm.sh/resource-policy: keep"), "{template}");
+        }
     }
 
     #[test]
@@ -84,6 +102,6 @@ mod tests {
                 _ => {}
             }
         }
-        check(&serde_json::to_value(cache_policies()).unwrap());
+        check(&serde_json::to_value(all()).unwrap());
     }
 }

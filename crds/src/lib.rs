@@ -4,6 +4,8 @@
 //! `x-kubernetes-validations` are CEL rules; the message of each names the remedy.
 
 #[cfg(feature = "types")]
+pub mod cache_invalidation;
+#[cfg(feature = "types")]
 pub mod cache_policy;
 #[cfg(feature = "types")]
 pub mod definition;
@@ -15,12 +17,16 @@ pub mod selector;
 pub mod status;
 
 #[cfg(feature = "types")]
+pub use cache_invalidation::{
+    CacheInvalidation, CacheInvalidationSpec, CacheInvalidationStatus, MissingPod, PurgeResult,
+};
+#[cfg(feature = "types")]
 pub use cache_policy::{
     CachePolicy, CachePolicySpec, Capture, CaptureMode, Limits, LogLevel, PortFrom, Requests, Resources,
     Rollout, RolloutStrategy, SidecarSpec, Target,
 };
 #[cfg(feature = "types")]
-pub use definition::cache_policies;
+pub use definition::{cache_invalidations, cache_policies};
 #[cfg(feature = "types")]
 pub use status::{CachePolicyStatus, ConditionType, PodCounts, Traffic};
 

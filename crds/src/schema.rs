@@ -105,3 +105,22 @@ pub(crate) fn conditions(_: &mut SchemaGenerator) -> Schema {
         },
     })
 }
+
+/// A time, in the format of RFC 3339.
+pub(crate) fn time(_: &mut SchemaGenerator) -> Schema {
+    json_schema!({"type": "string", "format": "date-time"})
+}
+
+/// Rules for a list of paths to purge.
+pub(crate) fn paths() -> serde_json::Value {
+    serde_json::json!([
+        {
+            "rule": "self.all(p, p.startsWith('/') && !p.contains('?') && !p.contains('#'))",
+            "message": "a path starts with '/', without the query: write one such as /api/users",
+        },
+        {
+            "rule": "self.all(p, !p.matches('[*](/|$)'))",
+            "message": "no pattern is matched: purge one of prefixes, such as /static, or a tag, or write %2A for a literal '*'",
+        },
+    ])
+}

@@ -18,6 +18,7 @@ mod e2e {
     mod examples_two_level;
     mod history;
     mod injecting;
+    mod invalidations;
     mod meshing;
     mod namespaced;
     mod operating;

@@ -1,8 +1,9 @@
-//! The controllers of the leading replica: one reconciles policies, one cleans up after deleted policies.
+//! The controllers of the leading replica: one reconciles policies, one cleans up after deleted policies, one carries out purges.
 
 mod admission;
 mod companion;
 mod covering;
+mod invalidation;
 mod policy;
 mod refused;
 mod requeue;
@@ -39,8 +40,8 @@ use kube::{
     },
 };
 use larder_api::{labels, names};
-use larder_crds::selector;
-use tokio::sync::Mutex;
+use larder_crds::{CacheInvalidation, selector};
+use tokio::sync::{Mutex, OnceCell};
 
 use crate::{
     argo::Rollouts,
@@ -56,6 +57,7 @@ use crate::{
     sidecars::Sidecars,
     stores::Stores,
     throughput::Throughput,
+    token_key::TokenKey,
     watched::{Watched, watch},
     webhook_configuration::Registration,
 };
@@ -112,6 +114,10 @@ struct Context {
     seen_config_maps: Mutex<HashMap<ObjectRef<ConfigMap>, String>>,
     /// The tokens that exist, by the uid of the ConfigMap.
     tokens: Mutex<HashMap<String, token::Token>>,
+    /// The key from which they are derived, once it was needed.
+    token_key: OnceCell<TokenKey>,
+    /// The pods that acknowledged purges in progress.
+    acknowledged: Mutex<invalidation::Acknowledged>,
 }
 
 /// Runs the controllers until it is dropped. Only one replica may run it at a time.
@@ -120,6 +126,7 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
     let everything = watcher::Config::default;
     let labelled = everything().labels(labels::POLICY);
     let (config_maps, watch_config_maps) = watch::<ConfigMap>(cluster, labelled, metrics);
+    let (invalidations, watch_invalidations) = watch::<CacheInvalidation>(cluster, everything(), metrics);
     // Every replica watches these.
     let policies = &dependencies.watched_policies;
     let (wanted, watch_scope) = scope::follow(policies, &config_maps, &dependencies.arguments.namespace);
@@ -171,6 +178,8 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         config_maps: config_maps.store(),
         seen_config_maps: Mutex::default(),
         tokens: Mutex::default(),
+        token_key: OnceCell::new(),
+        acknowledged: Mutex::default(),
     });
 
     let of_pods = |changes: BoxStream<'static, Change>| {
@@ -194,6 +203,9 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         .reconcile_on(of_services)
         .watches_shared_stream(config_maps.subscribe(), of_config_map)
         .run(policy::reconcile, error_policy, context.clone());
+    let purged = Controller::for_shared_stream(invalidations.subscribe(), invalidations.store())
+        .with_config(config.clone())
+        .run(invalidation::reconcile, error_policy, context.clone());
     let taken_back = Controller::for_shared_stream(config_maps.subscribe(), config_maps.store())
         .with_config(config)
         .watches_shared_stream(policies.subscribe(), |policy: Arc<Guarded>| {
@@ -214,6 +226,9 @@ pub async fn lead(dependencies: Arc<Dependencies>) {
         watch_daemon_sets,
         watch_services,
         watch_config_maps,
+        watch_invalidations,
+        context.load_token_key(),
+        count(purged, "invalidation", &dependencies.metrics),
         count(in_force, "policy", &dependencies.metrics),
         count(taken_back, "teardown", &dependencies.metrics),
         dependencies.registration.keep(),

@@ -110,6 +110,16 @@ pub fn has_sidecar(pod: &Pod) -> bool {
         && containers.into_iter().any(|container| container.name == names::SIDECAR)
 }
 
+/// Returns true if a pod's sidecar runs, or may run for all that is known.
+pub fn runs_sidecar(pod: &Pod) -> bool {
+    let statuses = pod.status.iter().flat_map(|status| status.init_container_statuses.iter().flatten());
+    let mut sidecars = statuses.filter(|container| container.name == names::SIDECAR);
+    sidecars
+        .next()
+        .and_then(|sidecar| sidecar.state.as_ref())
+        .is_none_or(|state| state.running.is_some() || state.waiting.is_none() && state.terminated.is_none())
+}
+
 /// Returns true if a pod is ready.
 pub fn is_ready(pod: &Pod) -> bool {
     let mut conditions = pod.status.iter().flat_map(|status| status.conditions.iter().flatten());

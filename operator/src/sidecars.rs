@@ -1,18 +1,24 @@
-//! Reports of the sidecars on their configuration.
+//! Requests to the admin APIs of sidecars.
 
 use std::{collections::BTreeMap, net::IpAddr, sync::Arc, time::Duration};
 
 use futures::{StreamExt, stream};
-use http_body_util::{BodyExt, Empty, Limited};
-use hyper::body::Bytes;
+use http_body_util::{BodyExt, Full, Limited};
+use hyper::{
+    Request, StatusCode,
+    body::Bytes,
+    header::{AUTHORIZATION, CONTENT_TYPE},
+};
 use hyper_util::{
     client::legacy::{Client, connect::HttpConnector},
     rt::{TokioExecutor, TokioTimer},
 };
-use larder_api::admin::{PolicyReport, path};
+use larder_api::admin::{PolicyReport, Problem, PurgeReport, PurgeRequest, path};
 use tokio::sync::Semaphore;
 
 const POLL_TIMEOUT: Duration = Duration::from_secs(1);
+/// Timeout of a purge, longer than a sidecar waits for Redis and for other pods.
+const PURGE_TIMEOUT: Duration = Duration::from_secs(5);
 const MAX_REPORT: usize = 64 << 10;
 /// Maximum number of sidecars of a policy that are polled at a time.
 const MAX_OF_POLICY: usize = 64;
@@ -30,10 +36,21 @@ pub struct Sidecar {
     pub port: u16,
 }
 
-/// Client that polls sidecars over HTTP, without a token.
+/// The reason that a sidecar has not purged.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum PurgeError {
+    /// The sidecar has another token.
+    Unauthorized,
+    /// The purge is wrong, with the sidecar's reason.
+    Refused(String),
+    /// There is no usable response.
+    Failed(String),
+}
+
+/// Client that polls sidecars over HTTP without a token, and has them purge with it.
 #[derive(Clone, Debug)]
 pub struct Sidecars {
-    client: Client<HttpConnector, Empty<Bytes>>,
+    client: Client<HttpConnector, Full<Bytes>>,
     turns: Arc<Semaphore>,
 }
 
@@ -51,30 +68,102 @@ impl Sidecars {
 
     /// Polls all sidecars concurrently; returns, by pod, the response or the error.
     pub async fn ask(&self, sidecars: Vec<Sidecar>) -> BTreeMap<String, Result<PolicyReport, String>> {
-        stream::iter(sidecars)
-            .map(|sidecar| async move {
-                let _turn = self.turns.acquire().await;
-                let answer = tokio::time::timeout(POLL_TIMEOUT, self.ask_one(&sidecar)).await;
-                let answer = answer.unwrap_or_else(|_| Err("no response within 1 s".into()));
-                (sidecar.pod, answer.map_err(|error| error.to_string()))
-            })
-            .buffer_unordered(MAX_OF_POLICY)
-            .collect()
-            .await
+        let request = |sidecar: &Sidecar| Request::get(sidecar.url(path::POLICY)).body(Full::default());
+        let responses = self.send_all(sidecars, POLL_TIMEOUT, request).await;
+        responses.map_each(|(status, body)| {
+            if !status.is_success() {
+                return Err(format!("the response has status {status}"));
+            }
+            serde_json::from_slice(&body).map_err(|error| error.to_string())
+        })
     }
 
-    async fn ask_one(
+    /// Has all sidecars purge, concurrently; returns, by pod, the report or the error.
+    pub async fn purge(
         &self,
-        sidecar: &Sidecar,
-    ) -> Result<PolicyReport, Box<dyn std::error::Error + Send + Sync>> {
-        let address = std::net::SocketAddr::new(sidecar.address, sidecar.port);
-        let response = self.client.get(format!("http://{address}{}", path::POLICY).parse()?).await?;
+        sidecars: Vec<Sidecar>,
+        token: &str,
+        purge: &PurgeRequest,
+    ) -> BTreeMap<String, Result<PurgeReport, PurgeError>> {
+        let body = Bytes::from(serde_json::to_vec(purge).unwrap_or_default());
+        let request = |sidecar: &Sidecar| {
+            Request::post(sidecar.url(path::PURGE))
+                .header(AUTHORIZATION, format!("Bearer {token}"))
+                .header(CONTENT_TYPE, "application/json")
+                .body(Full::new(body.clone()))
+        };
+        self.send_all(sidecars, PURGE_TIMEOUT, request).await.map_each(purge_report)
+    }
+
+    /// Sends a request to each sidecar, concurrently.
+    async fn send_all(
+        &self,
+        sidecars: Vec<Sidecar>,
+        timeout: Duration,
+        request: impl Fn(&Sidecar) -> hyper::http::Result<Request<Full<Bytes>>>,
+    ) -> Responses {
+        let responses = stream::iter(sidecars).map(|sidecar| {
+            let request = request(&sidecar);
+            async move {
+                let _turn = self.turns.acquire().await;
+                let response = tokio::time::timeout(timeout, self.send(request)).await;
+                let response = response
+                    .unwrap_or_else(|_| Err(format!("no response within {} s", timeout.as_secs()).into()));
+                (sidecar.pod, response.map_err(|error| error.to_string()))
+            }
+        });
+        Responses(responses.buffer_unordered(MAX_OF_POLICY).collect().await)
+    }
+
+    async fn send(
+        &self,
+        request: hyper::http::Result<Request<Full<Bytes>>>,
+    ) -> Result<(StatusCode, Bytes), Box<dyn std::error::Error + Send + Sync>> {
+        let response = self.client.request(request?).await?;
         let status = response.status();
-        if !status.is_success() {
-            return Err(format!("the response has status {status}").into());
+        Ok((status, Limited::new(response.into_body(), MAX_REPORT).collect().await?.to_bytes()))
+    }
+}
+
+/// A response, or the reason that there is none.
+type Response = Result<(StatusCode, Bytes), String>;
+
+/// Responses of sidecars, by pod.
+struct Responses(Vec<(String, Response)>);
+
+impl Responses {
+    fn map_each<T, E: From<String>>(
+        self,
+        read: impl Fn((StatusCode, Bytes)) -> Result<T, E>,
+    ) -> BTreeMap<String, Result<T, E>> {
+        let read = |response: Response| response.map_err(E::from).and_then(&read);
+        self.0.into_iter().map(|(pod, response)| (pod, read(response))).collect()
+    }
+}
+
+/// Reads the response to a purge.
+fn purge_report((status, body): (StatusCode, Bytes)) -> Result<PurgeReport, PurgeError> {
+    let unreadable = |error: serde_json::Error| PurgeError::Failed(error.to_string());
+    match status {
+        StatusCode::UNAUTHORIZED => Err(PurgeError::Unauthorized),
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => {
+            let problem: Problem = serde_json::from_slice(&body).map_err(unreadable)?;
+            Err(PurgeError::Refused(problem.detail))
         }
-        let body = Limited::new(response.into_body(), MAX_REPORT).collect().await?.to_bytes();
-        Ok(serde_json::from_slice(&body)?)
+        _ if status.is_success() => serde_json::from_slice(&body).map_err(unreadable),
+        _ => Err(PurgeError::Failed(format!("the response has status {status}"))),
+    }
+}
+
+impl From<String> for PurgeError {
+    fn from(reason: String) -> Self {
+        Self::Failed(reason)
+    }
+}
+
+impl Sidecar {
+    fn url(&self, path: &str) -> String {
+        format!("http://{}{path}", std::net::SocketAddr::new(self.address, self.port))
     }
 }
 

@@ -115,7 +115,7 @@ fn collect(folder: &Path, files: &mut Vec<PathBuf>) {
             if !(name.starts_with('.') || SKIPPED.contains(&&*name)) {
                 collect(&path, files);
             }
-        } else if name.ends_with(".rs") || name == "larder.dev_cachepolicies.yaml" {
+        } else if name.ends_with(".rs") || name.starts_with("larder.dev_") {
             files.push(path);
         }
     }

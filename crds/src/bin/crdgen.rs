@@ -17,12 +17,13 @@ struct Arguments {
 fn main() -> Result<()> {
     let Arguments { check } = Arguments::parse();
     let root = Path::new(env!("CARGO_MANIFEST_DIR")).parent().context("crds/ is in the workspace")?;
-    let policies = definition::cache_policies();
-    let file = "larder.dev_cachepolicies.yaml";
-    let outputs = [
-        (root.join("crds").join(file), definition::to_yaml(&policies)?),
-        (root.join("charts/larder/templates/crds").join(file), definition::to_chart_template(policies)?),
-    ];
+    let mut outputs = Vec::new();
+    for definition in definition::all() {
+        let file = format!("larder.dev_{}.yaml", definition.spec.names.plural);
+        outputs.push((root.join("crds").join(&file), definition::to_yaml(&definition)?));
+        let chart = root.join("charts/larder/templates/crds").join(file);
+        outputs.push((chart, definition::to_chart_template(definition)?));
+    }
     for (path, text) in outputs {
         if check {
             if fs::read_to_string(&path).ok().as_deref() != Some(text.as_str()) {

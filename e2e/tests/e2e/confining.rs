@@ -136,7 +136,7 @@ async fn operators_account_writes_only_its_annotations_and_objects() -> anyhow::
         AsOperator::refused("the deletion of a ConfigMap", tried, foreign)?;
         let tried = operator.patch(("ConfigMap", "larder-settings"), &own("ConfigMap", "larder-settings")).await;
         AsOperator::refused("a change of a ConfigMap", tried, foreign)?;
-        for (kind, name) in [("ConfigMap", "web"), ("ConfigMap", "larder-shop"), ("Secret", "larder-web"), ("Secret", "larder-webhook-tls")] {
+        for (kind, name) in [("ConfigMap", "web"), ("ConfigMap", "larder-shop"), ("Secret", "larder-web"), ("Secret", "larder-webhook-tls"), ("Secret", "larder-token-key")] {
             let tried = operator.create(&own(kind, name), false).await;
             AsOperator::refused(&format!("{kind} {name}"), tried, foreign)?;
         }

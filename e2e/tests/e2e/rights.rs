@@ -237,8 +237,9 @@ fn workloads() -> anyhow::Result<Vec<Value>> {
 }
 
 /// Kinds that are watched, the last one only where redirections are allowed.
-const LISTED: [&str; 10] = [
+const LISTED: [&str; 11] = [
     "cachepolicies",
+    "cacheinvalidations",
     "pods",
     "configmaps",
     "daemonsets",
@@ -281,12 +282,17 @@ async fn try_all(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
     drop(configurations.create(&PostParams::default(), &serde_json::from_value(former)?).await);
 
     // Watches begin with the process. Those of pods, workloads and Services wait for the policies.
-    let first = ["cachepolicies", "configmaps", "networkpolicies", "namespaces"];
+    let first = ["cachepolicies", "cacheinvalidations", "configmaps", "networkpolicies", "namespaces"];
     let (before, after): (Vec<_>, Vec<_>) = listed.iter().partition(|resource| first.contains(resource));
     let all = |verb: &'static str, of: &[&'static str]| of.iter().map(|one| (verb, *one)).collect::<Vec<_>>();
     watcher.lacks(&[all("list", &before), vec![("list", "secrets")]].concat(), restart_operator).await?;
     watcher.lacks(&all("list", &after), restart_operator).await?;
-    let also = [("watch", "secrets"), ("get", "clusterroles"), ("delete", "mutatingwebhookconfigurations")];
+    let also = [
+        ("watch", "secrets"),
+        ("get", "secrets"),
+        ("get", "clusterroles"),
+        ("delete", "mutatingwebhookconfigurations"),
+    ];
     watcher.lacks(&[all("watch", &listed), also.to_vec()].concat(), restart_operator).await?;
 
     // A policy is applied. No workload is restarted before restarts are tried.
@@ -315,6 +321,7 @@ async fn try_all(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
     ensure!(left.is_none(), "the webhook configuration of an earlier version is left");
     stuck_pod(sandbox).await?;
 
+    invalidation(watcher).await?;
     companion(watcher).await?;
     rollout(watcher).await?;
 
@@ -384,6 +391,16 @@ async fn try_all(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
             leases.delete(names::LEASE, &Default::default()).await.map(drop).context("the Lease")
         })
         .await
+}
+
+/// Has a purge end and go.
+async fn invalidation(watcher: &mut Watcher<'_>) -> anyhow::Result<()> {
+    let purge = json!({"apiVersion": "larder.dev/v1alpha1", "kind": "CacheInvalidation", "metadata": {"name": "all"},
+        "spec": {"policy": "cache", "everything": true, "ttlSecondsAfterFinished": 0}});
+    watcher
+        .lacks(&[("patch", "cacheinvalidations/status")], async |sandbox| sandbox.apply(&[purge]).await)
+        .await?;
+    watcher.lacks(&[("delete", "cacheinvalidations")], async |_| Ok(())).await
 }
 
 /// Has a Service get a companion, change and go.

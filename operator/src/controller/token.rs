@@ -1,4 +1,4 @@
-//! The token of a policy's admin API: a Secret that is created and never read.
+//! The token of a policy's admin API: a Secret that is created and never read, because the operator can derive it.
 
 use std::collections::BTreeMap;
 
@@ -12,7 +12,7 @@ use larder_api::{labels, names};
 use tokio::time::{Duration, Instant};
 
 use super::{Context, writes::is_conflict};
-use crate::error::{Error, Result};
+use crate::{error::Result, owner, token_key::TokenKey};
 
 /// Time for which a policy's token is assumed to exist while no sidecar says that it has none. A look costs a write,
 /// because the operator may not read the token.
@@ -28,9 +28,6 @@ pub(super) struct Token {
     seen: Instant,
     until: Instant,
 }
-
-/// Number of random bytes in a token.
-const TOKEN_BYTES: usize = 32;
 
 impl Context {
     /// Creates the Secret with the token for the admin API, if it is missing. The token is never read.
@@ -57,7 +54,7 @@ impl Context {
                 }]),
                 ..ObjectMeta::default()
             },
-            string_data: Some(BTreeMap::from([(names::ADMIN_TOKEN_KEY.to_owned(), new_token()?)])),
+            string_data: Some(BTreeMap::from([(names::ADMIN_TOKEN_KEY.to_owned(), self.token(&uid).await?)])),
             ..Secret::default()
         };
         let secrets: Api<Secret> = Api::namespaced(self.dependencies.client.clone(), namespace);
@@ -70,6 +67,28 @@ impl Context {
         };
         self.tokens.lock().await.insert(uid, Token { seen: now, until: now + trust });
         Ok(())
+    }
+
+    /// Loads the key of the tokens ahead of time: a right that is missing is said at once.
+    pub(super) async fn load_token_key(&self) {
+        if let Err(error) = self.token_key().await {
+            tracing::warn!(%error, secret = names::TOKEN_KEY_SECRET, "could not load the key of the tokens; retrying when one is needed");
+        }
+    }
+
+    /// Returns the token of the policy with this ConfigMap.
+    pub(super) async fn token(&self, config_map_uid: &str) -> Result<String> {
+        Ok(self.token_key().await?.token(config_map_uid))
+    }
+
+    async fn token_key(&self) -> Result<&TokenKey> {
+        let key = self.token_key.get_or_try_init(async || {
+            let arguments = &self.dependencies.arguments;
+            let client = &self.dependencies.client;
+            let owner = owner::find(client, &arguments.cluster_role).await?;
+            TokenKey::load(&Api::namespaced(client.clone(), &arguments.namespace), owner).await
+        });
+        key.await
     }
 
     /// Has the token beside a ConfigMap looked for soon, because a sidecar has none.
@@ -88,13 +107,6 @@ fn found_trust(map: &ConfigMap, now: Timestamp) -> Duration {
     if age.is_some_and(|age| age > MISSING_TOKEN_TRUST) { TOKEN_TRUST } else { FOUND_TOKEN_TRUST }
 }
 
-fn new_token() -> Result<String> {
-    let mut bytes = [0; TOKEN_BYTES];
-    let random = rustls::crypto::ring::default_provider().secure_random;
-    random.fill(&mut bytes).map_err(|_| Error::Random)?;
-    Ok(bytes.iter().map(|byte| format!("{byte:02x}")).collect())
-}
-
 #[cfg(test)]
 mod tests {
     use serde_json::json;
@@ -109,12 +121,5 @@ mod tests {
         assert_eq!(found_trust(&map, "2026-01-01T00:01:00Z".parse().unwrap()), FOUND_TOKEN_TRUST);
         assert_eq!(found_trust(&map, "2026-01-01T01:00:00Z".parse().unwrap()), TOKEN_TRUST);
         assert_eq!(found_trust(&ConfigMap::default(), Timestamp::now()), FOUND_TOKEN_TRUST);
-    }
-
-    #[test]
-    fn tokens_are_64_hex_digits_and_differ() {
-        let token = new_token().unwrap();
-        assert!(token.len() == 64 && token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
-        assert_ne!(token, new_token().unwrap());
     }
 }

@@ -374,7 +374,7 @@ impl Context {
 }
 
 /// Returns the options of a patch under the operator's name, which `kubectl get --show-managed-fields` shows.
-fn managed() -> PatchParams {
+pub(super) fn managed() -> PatchParams {
     PatchParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PatchParams::default() }
 }
 

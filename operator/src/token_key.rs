@@ -1,0 +1,94 @@
+//! The key from which the tokens of policies' admin APIs are derived, in a Secret of the operator's own.
+//!
+//! The operator may not read the Secrets of other namespaces. A token that it derives it knows without reading it, in each replica
+//! and after each restart.
+
+use std::collections::BTreeMap;
+
+use k8s_openapi::{
+    ByteString,
+    api::core::v1::Secret,
+    apimachinery::pkg::apis::meta::v1::{ObjectMeta, OwnerReference},
+};
+use kube::{Api, api::PostParams};
+use larder_api::{labels, names};
+
+use crate::error::{Error, Result};
+
+/// Length of the key in bytes.
+const LENGTH: usize = blake3::KEY_LEN;
+
+/// The key from which tokens are derived.
+#[derive(Clone)]
+pub struct TokenKey([u8; LENGTH]);
+
+impl TokenKey {
+    /// Reads the key, or creates it if there is none.
+    ///
+    /// # Errors
+    /// If the API server rejects a request, or the Secret has no key.
+    pub async fn load(secrets: &Api<Secret>, owner: Option<OwnerReference>) -> Result<Self> {
+        if let Some(secret) = secrets.get_opt(names::TOKEN_KEY_SECRET).await? {
+            return Self::read(&secret);
+        }
+        let mut key = [0; LENGTH];
+        rustls::crypto::ring::default_provider().secure_random.fill(&mut key).map_err(|_| Error::Random)?;
+        let secret = Secret {
+            metadata: ObjectMeta {
+                name: Some(names::TOKEN_KEY_SECRET.into()),
+                labels: Some(BTreeMap::from([(labels::MANAGED_BY.into(), labels::MANAGER.into())])),
+                owner_references: owner.map(|owner| vec![owner]),
+                ..ObjectMeta::default()
+            },
+            data: Some(BTreeMap::from([(names::TOKEN_KEY.into(), ByteString(key.into()))])),
+            ..Secret::default()
+        };
+        let options =
+            PostParams { field_manager: Some(names::FIELD_MANAGER.into()), ..PostParams::default() };
+        match secrets.create(&options, &secret).await {
+            Ok(_) => Ok(Self(key)),
+            // Another replica was faster.
+            Err(kube::Error::Api(status)) if status.code == 409 => {
+                Self::read(&secrets.get(names::TOKEN_KEY_SECRET).await?)
+            }
+            Err(error) => Err(error.into()),
+        }
+    }
+
+    fn read(secret: &Secret) -> Result<Self> {
+        let key = secret.data.as_ref().and_then(|data| data.get(names::TOKEN_KEY));
+        let key = key.and_then(|key| key.0.as_slice().try_into().ok());
+        key.map(Self).ok_or(Error::BadSecret { secret: names::TOKEN_KEY_SECRET, key: names::TOKEN_KEY })
+    }
+
+    /// Returns the token of the policy with this ConfigMap: 64 hexadecimal digits.
+    pub fn token(&self, config_map_uid: &str) -> String {
+        blake3::keyed_hash(&self.0, config_map_uid.as_bytes()).to_hex().to_string()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn token_depends_on_the_key_and_on_the_config_map() {
+        let (key, other) = (TokenKey([1; LENGTH]), TokenKey([2; LENGTH]));
+        let token = key.token("a");
+        assert!(token.len() == 64 && token.bytes().all(|byte| byte.is_ascii_hexdigit()), "{token}");
+        assert_eq!(token, TokenKey([1; LENGTH]).token("a"));
+        assert!(token != key.token("b") && token != other.token("a"));
+    }
+
+    #[test]
+    fn key_of_another_length_is_refused() {
+        let secret = |bytes: &[u8]| Secret {
+            data: Some(BTreeMap::from([(names::TOKEN_KEY.into(), ByteString(bytes.into()))])),
+            ..Secret::default()
+        };
+        assert!(TokenKey::read(&secret(&[0; LENGTH])).is_ok());
+        for secret in [secret(b"short"), Secret::default()] {
+            assert!(TokenKey::read(&secret).is_err());
+        }
+    }
+}
