@@ -140,6 +140,7 @@ impl Bounds {
             let windows = [
                 ("staleWhileRevalidate", route.stale_while_revalidate),
                 ("staleIfError", route.stale_if_error),
+                ("grace", route.grace),
             ];
             let windows = windows.map(|(field, time)| (field.to_owned(), time, ("maxStale", self.max_stale)));
             for (field, time, (name, bound)) in ttls.chain(windows) {
@@ -264,6 +265,8 @@ mod tests {
         let window = route(json!({"ttl": "1h", "staleIfError": "48h"}));
         assert_eq!(exceeded(ttl(), window.clone()), [""; 0]);
         refuses(json!({"maxStale": "24h"}), window, &["staleIfError", "policies.maxStale"]);
+        let window = route(json!({"ttl": "1h", "grace": "48h"}));
+        refuses(json!({"maxStale": "24h"}), window, &["grace", "policies.maxStale"]);
         let mut open = spec(route(json!({}))).cache;
         Bounds::parse(&ttl().to_string()).unwrap().cap(&mut open);
         assert_eq!(open.routes[0].max_ttl.unwrap().0.as_secs(), 86_400);

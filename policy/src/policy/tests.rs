@@ -107,6 +107,23 @@ fn route_decides_lifetimes_and_client_directives() {
 }
 
 #[test]
+fn grace_is_the_window_that_is_not_set_by_itself() {
+    let windows = |fields: &str| {
+        let policy =
+            Policy::compile(&spec(&SHOP.replace("ttl: 120s", &format!("ttl: 120s\n  {fields}")))).unwrap();
+        let Lifetimes { stale_while_revalidate, stale_if_error, retry_interval, .. } =
+            &policy.routes()[0].lifetimes;
+        let seconds = |time: &Option<Duration>| time.map(|time| time.as_secs());
+        (seconds(stale_while_revalidate), seconds(stale_if_error), retry_interval.as_secs())
+    };
+    assert_eq!(windows("grace: 10m"), (Some(600), Some(600), 1));
+    assert_eq!(windows("grace: 1h\n  staleWhileRevalidate: 10s"), (Some(10), Some(3600), 1));
+    assert_eq!(windows("grace: 1h\n  staleIfError: 0s"), (Some(3600), Some(0), 1));
+    assert_eq!(windows("grace: 0s"), (Some(0), Some(0), 1));
+    assert_eq!(windows("staleWhileRevalidate: 10s"), (Some(10), None, 0));
+}
+
+#[test]
 fn posts_are_distinguished_by_body() {
     let text = SHOP.replace("/api/users/{name}\"}", "/graphql\", methods: [POST]}\n  key: {body: {}}");
     let policy = Policy::compile(&spec(&text)).unwrap();

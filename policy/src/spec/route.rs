@@ -17,6 +17,10 @@ use crate::{Duration, PathTemplate};
         "message": "a tag may only use parameters that match.path has, such as {id}, and {path} for the value of {*path}",
     },
     {
+        "rule": "!(has(self.grace) && has(self.staleWhileRevalidate) && has(self.staleIfError))",
+        "message": "grace applies where staleWhileRevalidate or staleIfError is not set, and both are: take one of the three out",
+    },
+    {
         "rule": "!(has(self.ttl) && has(self.maxTTL))",
         "message": "ttl replaces the lifetime that a response declares and maxTTL limits it: set one of them",
     },
@@ -114,6 +118,13 @@ pub struct RouteSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub stale_if_error: Option<Duration>,
 
+    /// Time after its expiry that a stale response is served both while a new one is fetched and when the application fails:
+    /// `staleWhileRevalidate` and `staleIfError` in one. Each of the two that is set as well replaces it:
+    /// `grace: 1h` beside `staleWhileRevalidate: 10s` serves a response for 10s past its expiry from an application that
+    /// works, and for an hour in place of one that fails.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub grace: Option<Duration>,
+
     /// Restrictions in response headers that are overridden, so that the response is stored regardless. Many frameworks
     /// send `no-store` by default; first make sure that yours does not mean it.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -191,8 +202,8 @@ pub struct RouteSpec {
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub last_known_good: Option<LastKnownGood>,
 
-    /// Time that a fallback response (`staleIfError` or `lastKnownGood`) is served before the failed origin is tried
-    /// again. Default: 1s where the route has one of the two.
+    /// Time that a fallback response (`staleIfError`, `grace` or `lastKnownGood`) is served before the failed origin is
+    /// tried again. Default: 1s where the route has one of the three.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub retry_interval: Option<Duration>,
 

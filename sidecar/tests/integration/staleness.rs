@@ -75,6 +75,41 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn grace_allows_stale_responses_while_revalidating_and_on_errors() {
+    let failing = Arc::new(AtomicBool::new(false));
+    let fails = Arc::clone(&failing);
+    let origin = Origin::start(move |seen| {
+        let mut reply = reply(&[], seen.number.to_string());
+        if fails.load(Ordering::SeqCst) {
+            *reply.status_mut() = StatusCode::SERVICE_UNAVAILABLE;
+        }
+        async { reply }
+    })
+    .await;
+    let policy = Policy::new(
+        r#"
+routes:
+- {name: both, match: {path: "/both"}, ttl: 1s, grace: 10m}
+- {name: on-error, match: {path: "/on-error"}, ttl: 1s, grace: 10m, staleWhileRevalidate: 0s}
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for path in ["/both", "/on-error"] {
+        failing.store(false, Ordering::SeqCst);
+        let first = sidecar.get(path).await.body;
+        failing.store(true, Ordering::SeqCst);
+        let stale = until("the response is stale", async || {
+            let answer = sidecar.get(path).await;
+            assert_eq!((answer.status.as_u16(), &answer.body), (200, &first), "{path}");
+            let is_stale = answer.hit().is_none() || answer.ttl().is_some_and(|ttl| ttl < 0);
+            is_stale.then_some(answer)
+        })
+        .await;
+        assert_eq!(stale.hit().is_some(), path == "/both", "{}", stale.cache_status());
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stale_response_from_redis_is_revalidated() {
     let (origin, permits) =
         slow_the_second_time(&[("cache-control", "max-age=5, stale-while-revalidate=600"), ("age", "15")])

@@ -158,6 +158,7 @@ impl Check {
             statuses,
             stale_while_revalidate,
             stale_if_error,
+            grace,
             store_despite,
             set_cookie,
             ttl_from,
@@ -189,6 +190,13 @@ impl Check {
         if ttl_jitter_percent.is_some_and(|percent| !(1..=50).contains(&percent)) {
             self.refuse(&format!("{at}.ttlJitterPercent"), "must be between 1 and 50");
         }
+        if grace.is_some() && stale_while_revalidate.is_some() && stale_if_error.is_some() {
+            self.refuse(
+                &format!("{at}.grace"),
+                "grace applies where staleWhileRevalidate or staleIfError is not set, and both are: take one of the three out",
+            );
+        }
+        let stale_if_error = stale_if_error.or(*grace);
         let time = |duration: &Option<Duration>| duration.map(|duration| duration.0);
         let has_stand_ins = stale_if_error.is_some() || last_known_good.is_some();
         let default_retry = if has_stand_ins { DEFAULT_RETRY_INTERVAL } else { time::Duration::ZERO };
@@ -196,8 +204,8 @@ impl Check {
             ttl: time(ttl),
             max_ttl: time(max_ttl),
             statuses: self.statuses(&format!("{at}.statuses"), statuses),
-            stale_while_revalidate: time(stale_while_revalidate),
-            stale_if_error: time(stale_if_error),
+            stale_while_revalidate: time(&stale_while_revalidate.or(*grace)),
+            stale_if_error: time(&stale_if_error),
             store_despite: despite(store_despite),
             set_cookie: *set_cookie,
             ttl_from: self.ttl_from(&format!("{at}.ttlFrom"), ttl_from.as_ref(), ttl.is_some()),

@@ -39,6 +39,9 @@ routes:
   match: {path: /a, methods: [POST], host: "Shop:80", query: {"a*": "1", page: "1", PAGE: "2"}, headers: {Z: "2", "x y": "1", z: " 2"}}
   ttl: 1s
   maxTTL: 0s
+  grace: 1h
+  staleWhileRevalidate: 1s
+  staleIfError: 1h
   statuses: [{code: 99}, {code: 304}, {code: 404, ttl: 0s}, {code: 404}]
   bypass: {}
   key: {query: {allow: ["a*b"], ignore: ["c=d"]}, cookies: ["e f"]}
@@ -54,6 +57,7 @@ routes:
         [
             "spec.routes[0].maxTTL: must be longer than 0s",
             "spec.routes[0].maxTTL: ttl replaces the lifetime that a response declares and maxTTL limits it: set one of them",
+            "spec.routes[0].grace: grace applies where staleWhileRevalidate or staleIfError is not set, and both are: take one of the three out",
             "spec.routes[0].statuses[0].code: 99 is not a status such as 200 or 404",
             "spec.routes[0].statuses[1].code: a 304 refers to a response that is already stored: list the status of that response, such as 200",
             "spec.routes[0].statuses[2].ttl: must be longer than 0s",
