@@ -8,6 +8,7 @@ run_bench() {
     instructions) bench_instructions "${@:2}" ;;
     l1) bench_l1 "${@:2}" ;;
     soak) bench_soak "${@:2}" ;;
+    invalidation) bench_invalidation "${@:2}" ;;
     operator) bench_operator "${@:2}" ;;
     *) usage >&2; exit 2 ;;
   esac
@@ -91,6 +92,20 @@ bench_soak() { # what else `soak --help` has
   step "cargo build --release" "see the log" cargo build --release -p larder-bench --bin soak
   shown "memory under churn" "run $CARGO_TARGET_DIR/release/soak by hand" "$CARGO_TARGET_DIR/release/soak" "$@"
   took "./dev bench soak" "$started"
+}
+
+bench_invalidation() { # what else `invalidation --help` has
+  local started=$SECONDS scratch
+  need redis-server redis-server
+  need taskset util-linux
+  need setpriv util-linux
+  need_rust
+  build_sidecar
+  step "cargo build --release" "see the log" cargo build --release -p larder-bench --bin invalidation
+  temporary_folder scratch
+  shown "purges" "the logs of the servers are gone with them: run $CARGO_TARGET_DIR/release/invalidation by hand" \
+    on_a_network_of_its_own "$CARGO_TARGET_DIR/release/invalidation" --scratch "$scratch" "$@"
+  took "./dev bench invalidation" "$started"
 }
 
 bench_operator() { # what else `operator --help` has

@@ -1,6 +1,6 @@
 //! The cost of a hit, and of every other path of a request: servers side by side, in requests per second of their own CPU.
 //! Instructions for each request beside those on record. The choice of L1: libraries side by side. The
-//! memory of a sidecar under churn. The operator at scale.
+//! memory of a sidecar under churn. Purges, and the pods that acknowledge them. The operator at scale.
 //!
 //! `docs/benchmarks.md` explains how to run and read the results.
 
@@ -8,6 +8,7 @@ pub mod answer;
 pub mod candidates;
 pub mod cpu;
 pub mod instructions;
+pub mod invalidation;
 pub mod load;
 pub mod memory;
 pub mod operator;

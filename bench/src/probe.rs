@@ -49,9 +49,22 @@ impl Connection {
     /// # Errors
     /// If there is none, or it is not HTTP with a `Content-Length`.
     pub fn get(&mut self, path: &str, headers: &[String]) -> Result<Answer> {
+        self.send("GET", path, headers, &[])
+    }
+
+    /// Sends a POST with content, and waits for the whole response.
+    ///
+    /// # Errors
+    /// If there is none, or it is not HTTP with a `Content-Length`.
+    pub fn post(&mut self, path: &str, headers: &[String], content: &[u8]) -> Result<Answer> {
+        let length = format!("Content-Length: {}", content.len());
+        self.send("POST", path, &[headers, &[length]].concat(), content)
+    }
+
+    fn send(&mut self, method: &str, path: &str, headers: &[String], content: &[u8]) -> Result<Answer> {
         let more: String = headers.iter().map(|header| format!("{header}\r\n")).collect();
-        let request = format!("GET {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\n{more}\r\n", self.port);
-        self.stream.write_all(request.as_bytes())?;
+        let request = format!("{method} {path} HTTP/1.1\r\nHost: 127.0.0.1:{}\r\n{more}\r\n", self.port);
+        self.stream.write_all(&[request.as_bytes(), content].concat())?;
         let (mut bytes, mut piece) = (Vec::new(), [0; 16 << 10]);
         loop {
             let read = self.stream.read(&mut piece)?;
