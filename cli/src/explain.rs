@@ -118,7 +118,9 @@ fn lines(explanation: &Explanation) -> Vec<(&'static str, String)> {
         (Some(route), None) => lines.push(("Stored", lifetime_words(&route.lifetimes))),
         (None, _) => {}
     }
-    if let Some(names) = purge.as_ref().map(wording::names).filter(|names| !names.is_empty()) {
+    if let Some(mut names) = purge.as_ref().map(wording::names).filter(|names| !names.is_empty()) {
+        let headers = route.iter().flat_map(|route| &route.tags_from);
+        headers.for_each(|header| names.push_str(&format!(", tags in {header}")));
         lines.push(("Purged by", names));
     }
     if let Some(hard) = on_write {
@@ -238,7 +240,7 @@ mod tests {
                     "stale_while_revalidate_seconds": 30.0, "stale_if_error_seconds": null,
                     "early_refresh": false, "store_despite": [], "set_cookie": "Refuse", "retry_interval_seconds": 5.0,
                 },
-                "collapse_timeout_seconds": 5.0, "envelope": false,
+                "collapse_timeout_seconds": 5.0, "envelope": false, "tags_from": ["xkey"],
             },
             "bypass": null, "ends_here": null, "on_write": null,
             "key": "GET:http://shop/api/users/1",
@@ -257,7 +259,7 @@ GET http://shop/api/users/1, in pod shop-1
   Tiers:      l1, then l2, then app
   Memory:     no hit (uri-miss)
   Stored:     if the response allows: for 120 s; stale while renewed for 30 s
-  Purged by:  key GET:/api/users/1, path /api/users/1, tag user:1
+  Purged by:  key GET:/api/users/1, path /api/users/1, tag user:1, tags in xkey
 ";
         assert_eq!(said(user()), expected);
     }

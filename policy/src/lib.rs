@@ -30,6 +30,7 @@ pub mod size;
 pub mod spec;
 pub mod sql;
 pub mod storing;
+pub mod tags;
 mod tailoring;
 pub mod targeted;
 pub mod template;

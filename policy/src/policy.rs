@@ -19,6 +19,7 @@ use self::{check::Check, hosts::NamedHosts, index::RouteIndex, writes::WriteRule
 use crate::{
     ByteSize, Fields, IdentityHeaders, PurgeName,
     spec::{CacheSpec, Http, L1, OtherProtocols, Otlp, Postgres, Redis},
+    tags::TagsFrom,
 };
 
 /// Maximum size of a stored body. A value in Redis has at most 512 MiB; a part of that is for the headers.
@@ -55,6 +56,7 @@ pub struct Policy {
     matches_hosts: bool,
     writes: Vec<WriteRule>,
     targets: Vec<HeaderName>,
+    removed_headers: Vec<HeaderName>,
     identity: IdentityHeaders,
     bare: bool,
 }
@@ -103,6 +105,7 @@ impl Policy {
             routes: routes.into_iter().map(Arc::new).collect(),
             writes: vec![],
             targets: vec![OWN_TARGET, HeaderName::from_static("cdn-cache-control")],
+            removed_headers: vec![],
             identity: IdentityHeaders::default(),
             bare: true,
         }
@@ -198,6 +201,7 @@ impl Policy {
             index: RouteIndex::of_paths(routes.iter()),
             readings: RouteIndex::of_readings(routes.iter()),
             matches_hosts: routes.iter().any(|route| route.host.is_some()),
+            removed_headers: removed_headers(&routes),
             routes: routes.into_iter().map(Arc::new).collect(),
             writes,
             targets,
@@ -209,6 +213,11 @@ impl Policy {
     /// Returns the routes, in the order in which they are tried.
     pub fn routes(&self) -> &[Arc<Route>] {
         &self.routes
+    }
+
+    /// Returns the headers that routes take out of responses: they are taken out of those to requests without a route, too.
+    pub fn removed_headers(&self) -> &[HeaderName] {
+        &self.removed_headers
     }
 
     /// Returns the routes that no request reaches, each with an earlier route that takes all of its requests.
@@ -242,6 +251,7 @@ impl Policy {
             matches_hosts: _,
             writes,
             targets,
+            removed_headers: _,
             identity,
             bare,
         } = self;
@@ -299,6 +309,16 @@ impl Policy {
     ) -> impl Iterator<Item = PurgeName> {
         paths.filter(|path| self.covers(path)).flat_map(|path| PurgeName::paths(path))
     }
+}
+
+fn removed_headers(routes: &[Route]) -> Vec<HeaderName> {
+    let mut removed = vec![];
+    for name in routes.iter().flat_map(|route| &route.tags_from).flat_map(TagsFrom::removed) {
+        if !removed.contains(name) {
+            removed.push(name.clone());
+        }
+    }
+    removed
 }
 
 /// Puts the parameters that a route is matched by into the key of every route that requests for its paths may have.

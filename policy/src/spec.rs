@@ -9,6 +9,7 @@ mod invalidation;
 mod key;
 mod route;
 mod source;
+mod tags;
 mod tiers;
 
 use schemars::JsonSchema;
@@ -25,6 +26,7 @@ pub use self::{
         RouteMatch, RouteSpec, SetCookie, StatusSpec, TrailingSlash, TtlFrom,
     },
     source::{FromSpec, Http, HttpRequest, Persist, Postgres, PostgresQuery, Source, ToApplication},
+    tags::TagsFrom,
     tiers::{Eviction, L1, L2, Redis, Topology},
 };
 

@@ -4,7 +4,7 @@
 //! connection is down; if nobody else can answer, as long as `hardTimeout`, whatever the breaker says; who has waited for
 //! another pod waits as long for what that pod stored. [`link`] keeps the connection and hears of purges; [`commands`] is what is said to Redis.
 
-use std::{sync::Arc, time::Duration};
+use std::{mem, sync::Arc, time::Duration};
 
 use bytes::Bytes;
 use http::HeaderName;
@@ -34,6 +34,7 @@ mod catch_up;
 mod commands;
 mod connection;
 mod connector;
+mod coverage;
 mod former;
 mod generation;
 mod keyspace;
@@ -54,6 +55,7 @@ mod versions;
 use commands::{PurgeCommand, Question, RecordStart};
 use connection::Connection;
 use connector::Connector;
+use coverage::Coverage;
 pub use former::Formers;
 pub use keyspace::Keyspace;
 use keyspace::RecordPlace;
@@ -252,7 +254,8 @@ impl L2 {
             let primary = seal.as_ref().map(|seal| (seal, seal.keys().primary(key)));
             let asked = primary.as_ref().map(|(_, place)| &*place.name);
             let asked_at = boot_ms();
-            let reply = commands::lookup(&connection, deadline, &self.question, names, asked).await?;
+            let mut reply = commands::lookup(&connection, deadline, &self.question, names, asked).await?;
+            let start = mem::take(&mut reply.record);
             let said_at = connection.date(asked_at);
             if !reply.is_listed {
                 // Purges of other versions do not cover what is stored under this one.
@@ -265,14 +268,7 @@ impl L2 {
             if stamp.generation != self.barriers.stamp().generation {
                 self.link.request_resync();
             }
-            let is_purged = |entry: &Entry| {
-                let Stamp { generation, order, .. } = entry.stamp();
-                // What this pod has not heard of yet may be about this response.
-                let may_be_purged =
-                    order < reply.indirect && !self.barriers.know_all_until(reply.generation, reply.indirect);
-                let is_counted = generation == reply.generation && order >= reply.barrier;
-                !is_counted || may_be_purged || entry.is_covered(&self.barriers)
-            };
+            let coverage = Coverage { l2: self, at: (&connection, deadline), asked: names, reply: &reply };
             let mut variant = String::new();
             let read = |seal: &Seal, place: &RecordPlace, record| {
                 let mut record = self.records.read((seal, place, key), record, limit, rules)?;
@@ -285,10 +281,10 @@ impl L2 {
             let Some((seal, primary)) = &primary else {
                 return Ok(L2Lookup { stamp, variant, purge, found: Found::Nothing });
             };
-            let record = self.whole((&connection, deadline), &primary.name, reply.record, limit).await?;
+            let record = self.whole((&connection, deadline), &primary.name, start, limit).await?;
             let found = match read(seal, primary, record) {
                 None => Found::Nothing,
-                Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
+                Some(Record::Entry(entry)) if coverage.is_purged(&entry).await? => Found::Purged,
                 Some(Record::Entry(entry)) => Found::Entry(vec![], entry),
                 Some(Record::Vary(names)) => {
                     vary::write_variant(&mut variant, &names, request);
@@ -296,7 +292,7 @@ impl L2 {
                     let beginning = commands::begin(&connection, deadline, &own.name).await?;
                     let record = self.whole((&connection, deadline), &own.name, beginning, limit).await?;
                     match read(seal, &own, record) {
-                        Some(Record::Entry(entry)) if is_purged(&entry) => Found::Purged,
+                        Some(Record::Entry(entry)) if coverage.is_purged(&entry).await? => Found::Purged,
                         Some(Record::Entry(entry)) => Found::Entry(names, entry),
                         _ => Found::OtherVariants,
                     }

@@ -246,12 +246,14 @@ impl Proxy {
                 let problem = if is_trace { Problem::NoTrace } else { Problem::LastForward };
                 Box::pin(ready(Served::problem(problem, None)))
             }
-            Disposition::Upgrade(protocol) => Box::pin(self.upgrade(request, client, protocol, from_client)),
+            Disposition::Upgrade(protocol) => {
+                Box::pin(self.upgrade(snapshot, request, client, protocol, from_client))
+            }
             Disposition::Write { writing, protocol } => {
                 let protocol = protocol.map(|protocol| (protocol, from_client));
                 Box::pin(self.write(snapshot, request, client, writing, protocol))
             }
-            Disposition::Pass(reason) => Box::pin(self.pass(request, client, reason, None)),
+            Disposition::Pass(reason) => Box::pin(self.pass(snapshot, request, client, reason, None)),
             Disposition::Route(routed) => {
                 if !routed.route.envelope {
                     return self.serve_route(snapshot, request, client, routed);
@@ -274,7 +276,7 @@ impl Proxy {
         let route = &routed.route;
         let has_content = !request.body().is_end_stream();
         if let Some(bypass) = routed.passes(has_content) {
-            return Box::pin(self.bypass(request, client, bypass, routed.route));
+            return Box::pin(self.bypass(snapshot, request, client, bypass, routed.route));
         }
         if let Some(limit) = route.body_limit().filter(|_| *request.method() == Method::POST) {
             return Box::pin(self.serve_with_content(snapshot, request, client, routed, limit));
@@ -295,12 +297,13 @@ impl Proxy {
 
     async fn bypass(
         self: &Arc<Self>,
+        snapshot: &Snapshot,
         request: Request<Incoming>,
         client: Client,
         bypass: Bypass,
         route: Arc<Route>,
     ) -> Box<Served> {
-        self.pass(request, client, Forward::Bypass(bypass), Some(&route)).await
+        self.pass(snapshot, request, client, Forward::Bypass(bypass), Some(&route)).await
     }
 
     /// Responds to a request whose body is part of the key, if it has at most `limit` bytes.
@@ -321,7 +324,8 @@ impl Proxy {
                 self.look_up(request, routed.bypass).await
             }
             Err(Unread::TooLong(body)) => {
-                self.bypass(Request::from_parts(head, body), client, Bypass::Content, routed.route).await
+                let request = Request::from_parts(head, body);
+                self.bypass(snapshot, request, client, Bypass::Content, routed.route).await
             }
             Err(Unread::BrokenOff) => Served::problem(Problem::BrokenOff, Some(&routed.route)),
         }

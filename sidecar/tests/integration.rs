@@ -63,6 +63,7 @@ mod integration {
     mod stampede;
     mod storing;
     mod streaming;
+    mod tags;
     mod targets;
     mod upgrades;
     mod upstream_connections;

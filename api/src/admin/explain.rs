@@ -98,6 +98,9 @@ pub struct ExplainedRoute {
     pub collapse_timeout_seconds: f64,
     /// True if responses are wrapped in an envelope that names their origin.
     pub envelope: bool,
+    /// Headers that name further tags of a response, by which it can be purged as well.
+    #[serde(default)]
+    pub tags_from: Vec<String>,
 }
 
 /// Lifetimes of responses. A null is decided by the response's own header fields.

@@ -5,16 +5,44 @@ mod tiers;
 
 use std::{collections::BTreeSet, time};
 
-use http::{HeaderName, Method, header::CACHE_CONTROL};
+use http::{
+    HeaderName, Method,
+    header::{self, CACHE_CONTROL},
+};
 
 use super::{FieldError, OWN_TARGET, Policy, Route};
 use crate::{
     IdentityHeaders, PathTemplate,
     credentials::is_pattern,
-    spec::{SecretKeyRef, ValueFrom, WriteMatch},
+    spec::{self, SecretKeyRef, ValueFrom, WriteMatch},
+    tags::TagsFrom,
     template::placeholders,
     writing::is_safe,
 };
+
+/// Response headers that clients and caches need, so that none of them is for tags.
+const NOT_TAGS: [HeaderName; 20] = [
+    header::AGE,
+    header::CACHE_CONTROL,
+    header::CACHE_STATUS,
+    header::CONNECTION,
+    header::CONTENT_ENCODING,
+    header::CONTENT_LENGTH,
+    header::CONTENT_LOCATION,
+    header::CONTENT_RANGE,
+    header::CONTENT_TYPE,
+    header::DATE,
+    header::ETAG,
+    header::EXPIRES,
+    header::LAST_MODIFIED,
+    header::LOCATION,
+    header::SET_COOKIE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+    header::VARY,
+    header::VIA,
+];
 
 /// Collects errors.
 #[derive(Default)]
@@ -127,6 +155,26 @@ impl Check {
         if HeaderName::from_bytes(name.as_bytes()).is_err() || name.contains('"') {
             self.refuse(path, format!("{name:?} is not the name of a header"));
         }
+    }
+
+    pub(super) fn tags_from(&mut self, path: &str, spec: &spec::TagsFrom) -> TagsFrom {
+        let spec::TagsFrom { headers, remove } = spec;
+        let at = format!("{path}.headers");
+        self.headers(&at, headers);
+        if headers.is_empty() {
+            self.refuse(&at, "list names of headers, such as Surrogate-Key");
+        }
+        let mut names = Vec::with_capacity(headers.len());
+        for (index, name) in headers.iter().enumerate() {
+            let Ok(name) = HeaderName::from_bytes(name.as_bytes()) else { continue };
+            if NOT_TAGS.contains(&name) {
+                let message =
+                    format!("{name} has a meaning of its own: list headers for tags, such as Surrogate-Key");
+                self.refuse(&format!("{at}[{index}]"), message);
+            }
+            names.push(name);
+        }
+        TagsFrom::new(names, *remove)
     }
 
     pub(super) fn identity_headers(&mut self, path: &str, patterns: &[String]) -> IdentityHeaders {

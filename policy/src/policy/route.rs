@@ -10,6 +10,7 @@ use crate::{
     names::{certainly_has, could_be, name_of, value_could_be},
     policy::hosts::{HostPattern, NamedHosts},
     sql::BoundQuery,
+    tags::TagsFrom,
     template::{Parameters, expand},
 };
 
@@ -44,6 +45,8 @@ pub struct Route {
     /// True if only headers in the key, and those that change no response, are forwarded to the application.
     pub(super) forwards_keyed: bool,
     pub(super) tags: Vec<String>,
+    /// Header fields that name further tags.
+    pub tags_from: Option<TagsFrom>,
     /// Origins to try on a miss, the application aside.
     pub sources: Vec<SourceRef>,
     /// True if the application is an origin, after the sources or because there are none.
@@ -180,6 +183,7 @@ impl Route {
             bypass: BypassRules::default(),
             forwards_keyed: false,
             tags: vec![],
+            tags_from: None,
             sources: vec![],
             asks_application: true,
             last_known_good: None,
@@ -322,6 +326,7 @@ impl Route {
             bypass,
             forwards_keyed,
             tags,
+            tags_from,
             sources,
             asks_application,
             last_known_good,
@@ -348,7 +353,7 @@ impl Route {
         let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite, set_cookie);
         let keys_body = body_limit.is_some();
         format!(
-            "{path:?} {ignores_case} {other_path:?} {methods:?} {host:?} {headers:?} {query:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {sources:?} {asks_application} {last_known_good:?}\n"
+            "{path:?} {ignores_case} {other_path:?} {methods:?} {host:?} {headers:?} {query:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {tags_from:?} {sources:?} {asks_application} {last_known_good:?}\n"
         )
     }
 }

@@ -174,6 +174,28 @@ invalidation:
 }
 
 #[test]
+fn headers_that_have_another_meaning_name_no_tags() {
+    let route = |headers: &str| {
+        format!("routes: [{{name: a, match: {{path: /a}}, tagsFrom: {{headers: {headers}}}}}]")
+    };
+    for (headers, says) in [
+        ("[]", "spec.routes[0].tagsFrom.headers: list names of headers"),
+        ("[\"a b\"]", "spec.routes[0].tagsFrom.headers[0]: \"a b\" is not the name of a header"),
+        ("[xkey, ETag]", "spec.routes[0].tagsFrom.headers[1]: etag has a meaning of its own"),
+        ("[Set-Cookie]", "spec.routes[0].tagsFrom.headers[0]: set-cookie has a meaning of its own"),
+    ] {
+        let problems = Policy::compile(&spec(&route(headers))).unwrap_err();
+        assert!(problems[0].to_string().starts_with(says), "{problems:?}");
+    }
+    let compiled = |text: &str| Policy::compile(&spec(text)).unwrap();
+    let (kept, removed) = (compiled(&route("[xkey]")), compiled(&route("[xkey], remove: true")));
+    assert!(kept.removed_headers().is_empty() && removed.removed_headers() == ["xkey"]);
+    let plain = compiled("routes: [{name: a, match: {path: /a}}]");
+    let prints = [&kept, &removed, &plain].map(Policy::fingerprint);
+    assert!(prints[0] != prints[1] && prints[0] != prints[2] && prints[1] != prints[2]);
+}
+
+#[test]
 fn targeted_headers_are_larders_own_and_the_listed_ones() {
     let targets = |text: &str| {
         let policy = Policy::compile(&spec(text)).unwrap();

@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
-use super::{FromSpec, KeySpec, rule};
+use super::{FromSpec, KeySpec, TagsFrom, rule};
 use crate::{Duration, PathTemplate};
 
 /// Requests that are cached in the same way.
@@ -161,6 +161,11 @@ pub struct RouteSpec {
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
     #[schemars(length(max = 8), inner(length(min = 1, max = 128)))]
     pub tags: Vec<String>,
+
+    /// Takes further tags from headers of the response, such as `Surrogate-Key`. They count as those of `tags` do, in any case and
+    /// encoding.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tags_from: Option<TagsFrom>,
 
     /// Origins to try on a miss, in this order. Default: the application.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]

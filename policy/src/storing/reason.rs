@@ -34,6 +34,8 @@ larder_api::labelled! {
         Purged = "purged",
         /// The response has trailers.
         Trailers = "trailers",
+        /// The headers that name tags (`tagsFrom`) name more than are stored.
+        TooManyTags = "too-many-tags",
         /// Too many responses are being stored at this moment.
         Busy = "busy",
     }

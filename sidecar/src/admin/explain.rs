@@ -167,6 +167,7 @@ fn shown_route(route: &Route, parameters: Vec<(String, String)>) -> ExplainedRou
         lifetimes: shown_lifetimes(&route.lifetimes),
         collapse_timeout_seconds: seconds(route.collapse_timeout),
         envelope: route.envelope,
+        tags_from: route.tags_from.iter().flat_map(|from| from.headers()).map(ToString::to_string).collect(),
     }
 }
 

@@ -37,6 +37,14 @@ impl FieldLines {
         self.lines.push(Line { colon: place(colon), end: place(self.text.len()) });
     }
 
+    /// Removes all lines of these fields.
+    pub fn remove(&mut self, names: &[HeaderName]) {
+        let is_removed = |name: &[u8]| names.iter().any(|removed| removed.as_str().as_bytes() == name);
+        if self.lines().any(|(name, _)| is_removed(name)) {
+            *self = self.lines().filter(|(name, _)| !is_removed(name)).collect();
+        }
+    }
+
     /// Returns all lines.
     pub fn as_bytes(&self) -> &[u8] {
         &self.text

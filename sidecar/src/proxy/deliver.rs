@@ -26,7 +26,7 @@ use super::{
 use crate::{
     body::{Body, Source},
     cache_status::{Became, CacheStatus},
-    entry::{Content, Head},
+    entry::{Content, Entry, Head},
     headers::FieldLines,
     stats::Outcome,
     store::{
@@ -64,9 +64,10 @@ impl Fetch {
         let storable = storable(&request.facts, head.status, &*head.fields, &meta, request.lifetimes())
             .and_then(|vary| {
                 if request.fits(source.size_hint().lower()) { Ok(vary) } else { Err(NotStored::TooLarge) }
-            });
-        let vary = match storable {
-            Ok(vary) => vary,
+            })
+            .and_then(|vary| Ok((vary, head.names(request.names(), self.updated_part(received))?)));
+        let (vary, names) = match storable {
+            Ok(found) => found,
             Err(reason) => {
                 cache.not_stored(&request.route, reason);
                 if self.known.stored.is_some() && replaces_the_stored_response(head.status, reason) {
@@ -79,7 +80,7 @@ impl Fetch {
                 return self.passed_on(received, head, Body::Stream(source), Became::Passed);
             }
         };
-        let stored = self.stored_head(&head, meta);
+        let stored = self.stored_head(&head, meta, names);
         let slot = self.request.slot(vary);
         if self.request.is_head() {
             self.freshen_response_to_get(&head, times);
@@ -134,16 +135,20 @@ impl Fetch {
         served
     }
 
+    /// Returns the stored parts of a response that one with this status, as its origin sent it, adds to.
+    fn updated_part(&self, received: StatusCode) -> Option<&Arc<Entry>> {
+        self.known.part.as_ref().filter(|_| received == StatusCode::PARTIAL_CONTENT)
+    }
+
     /// Returns the head of a response as it is stored, and as other requests receive it.
-    fn stored_head(&self, head: &ReceivedHead, meta: ResponseMeta) -> Head {
+    fn stored_head(&self, head: &ReceivedHead, meta: ResponseMeta, names: Box<[PurgeName]>) -> Head {
         let request = &self.request;
         let strips =
             request.lifetimes().set_cookie == SetCookie::Strip && head.fields.has(SET_COOKIE.as_str());
         let fields = if strips { Arc::new(without_cookies(&head.fields)) } else { Arc::clone(&head.fields) };
         // A TTL in the body is known when the body is complete.
         let meta = meta.with_ttl_from_response(ttl_from_response(request.lifetimes(), &*fields, None));
-        let (is_to_head, names) = (request.is_head(), request.names().into());
-        Head { fields, is_to_head, meta, stamp: self.known.stamp, names }.spread()
+        Head { fields, is_to_head: request.is_head(), meta, stamp: self.known.stamp, names }.spread()
     }
 
     fn passed_on(&self, received: StatusCode, head: ReceivedHead, body: Body, answer: Became) -> Box<Served> {
@@ -168,12 +173,15 @@ impl Fetch {
             head.fields.value(CONTENT_LENGTH.as_str()).and_then(|length| str::from_utf8(length).ok());
         let is_as_long = length.is_none_or(|length| length.parse() == Ok(body.len()));
         let slot = request.slot_of(&stored);
-        if !is_as_long || !validation::selects(&*head.fields, &stored.fields()) {
+        let of_get: Vec<_> = stored.names().collect();
+        let names = head.names(&of_get, None).ok();
+        let (true, Some(names)) = (is_as_long && validation::selects(&*head.fields, &stored.fields()), names)
+        else {
             return slot.forget(request.name_of_get());
-        }
+        };
         let headers = validation::freshen(&stored.headers(), &head.fields.to_map());
         let meta = ResponseMeta::read(stored.status(), &headers, times, request.snapshot.policy().targets());
-        let (fields, names) = (Arc::new(FieldLines::from(&headers)), stored.names().collect());
+        let fields = Arc::new(FieldLines::from(&headers));
         let head = Head { fields, is_to_head: false, meta, stamp: stored.stamp(), names };
         store(&head, slot, stored.content.clone(), None);
     }
@@ -199,5 +207,6 @@ fn replaces_the_stored_response(status: StatusCode, reason: NotStored) -> bool {
                 | NotStored::VaryAny
                 | NotStored::NoLifetime
                 | NotStored::Stale
+                | NotStored::TooManyTags
         )
 }

@@ -21,6 +21,7 @@ use crate::{
     headers::{self, FieldLines},
     http1_guard::{BodyKind, Handoff},
     problem::Problem,
+    snapshot::Snapshot,
     stats::Outcome,
     upstream::{
         Abandoned, ApplicationBody, HeadError, OnInterim, RawExchange, RequestBody, SwitchedConnection,
@@ -32,13 +33,14 @@ impl Proxy {
     /// Passes a request on to the application.
     pub(super) async fn pass(
         &self,
+        snapshot: &Snapshot,
         request: Request<Incoming>,
         client: Client,
         reason: Forward,
         route: Option<&Arc<Route>>,
     ) -> Box<Served> {
         match self.forward(request.map(passed_body), &client, None, WhenRefused::Retry).await {
-            Ok(response) => passed(response, reason, route),
+            Ok(response) => passed(snapshot, response, reason, route),
             Err(error) => unreachable(&error, &client, route),
         }
     }
@@ -169,6 +171,7 @@ impl Proxy {
 
     pub(super) async fn upgrade(
         &self,
+        snapshot: &Snapshot,
         request: Request<Incoming>,
         client: Client,
         protocol: HeaderValue,
@@ -178,7 +181,7 @@ impl Proxy {
             Ok(response) if response.status() == StatusCode::SWITCHING_PROTOCOLS => {
                 changed_protocol(from_client, response, &client)
             }
-            Ok(response) => passed(response, Forward::Bypass(Bypass::Upgrade), None),
+            Ok(response) => passed(snapshot, response, Forward::Bypass(Bypass::Upgrade), None),
             Err(error) => unreachable(&error, &client, None),
         }
     }
@@ -246,9 +249,17 @@ pub(super) fn changed_protocol(
     Box::new(Served { response, reply: None, route: None, outcome, tier, life: None })
 }
 
-/// Returns the application's response to a request that was passed on.
-pub(super) fn passed(response: Response<Paced>, reason: Forward, route: Option<&Arc<Route>>) -> Box<Served> {
+/// Returns the application's response to a request that was passed on, without the fields that the policy takes out of responses.
+pub(super) fn passed(
+    snapshot: &Snapshot,
+    response: Response<Paced>,
+    reason: Forward,
+    route: Option<&Arc<Route>>,
+) -> Box<Served> {
     let mut response = response.map(Body::stream);
+    for name in snapshot.policy().removed_headers() {
+        response.headers_mut().remove(name);
+    }
     let status = Some(response.status());
     CacheStatus::Forwarded { reason, status, tier: Tier::Application, answer: Became::Passed }
         .append_to(response.headers_mut());

@@ -73,7 +73,7 @@ impl Proxy {
                 OriginRequest::Revalidation(_) if status == StatusCode::NOT_MODIFIED => {
                     match fetch.freshened(&received) {
                         Some(entry) => return Break(fetch.revalidated(entry, &received)),
-                        // The 304 is about another response than the stored one.
+                        // The 304 is of no use for the stored response.
                         None => kind = OriginRequest::Whole,
                     }
                 }
@@ -105,12 +105,12 @@ impl Proxy {
         let text = request.text(kind).filter(|_| refused == WhenRefused::Retry);
         Ok(if let Some(text) = text {
             let (response, fields) = self.forward_text(request, text).await?;
-            Received::new(response, fields, times(), IncomingBody::Application)
+            Received::new(&request.route, response, fields, times(), IncomingBody::Application)
         } else {
             // On the heap, so that requests which are sent as text have no room for it.
             let response =
                 Box::pin(self.forward(request.outgoing(kind), &request.client, None, refused)).await?;
-            Received::with_map(response, times(), IncomingBody::Application)
+            Received::with_map(&request.route, response, times(), IncomingBody::Application)
         })
     }
 }
@@ -133,12 +133,13 @@ impl Fetch {
         if self.lead.is_some() || stale.is_some() { OriginRequest::Whole } else { OriginRequest::Unchanged }
     }
 
-    /// Returns the stored response, freshened by a 304 (RFC 9111, section 4.3.4).
+    /// Returns the stored response, freshened by a 304 (RFC 9111, section 4.3.4), unless that is about another, or brings too many tags.
     fn freshened(&self, received: &Received) -> Option<Entry> {
         let stored = self.known.stored()?;
         if !validation::selects(&*received.head.fields, &stored.fields()) {
             return None;
         }
+        let names = received.head.names(self.request.names(), Some(stored)).ok()?;
         let headers = validation::freshen(&stored.headers(), &received.head.fields.to_map());
         let status = stored.status();
         let ttl = ttl_from_response(self.request.lifetimes(), &headers, Some(&stored.content));
@@ -147,7 +148,7 @@ impl Fetch {
                 .with_ttl_from_response(ttl);
         let request = &self.request;
         let key = CacheKey::new(request.key.as_str(), vary::names_to_store(&headers), &request.headers);
-        let (fields, names) = (Arc::new(FieldLines::from(&headers)), request.names().into());
+        let fields = Arc::new(FieldLines::from(&headers));
         let head = Head { fields, is_to_head: false, meta, stamp: self.known.stamp, names };
         Some(Entry::new(key.whole(), &head, stored.content.clone()))
     }

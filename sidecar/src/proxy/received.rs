@@ -3,11 +3,15 @@
 use std::sync::Arc;
 
 use http::{Extensions, Response, StatusCode, response::Parts};
-use larder_policy::{Fields as _, date, response_meta::Times, validation};
+use larder_policy::{
+    Fields as _, PurgeName, Route, date, response_meta::Times, storing::NotStored, tags::ResponseTags,
+    validation,
+};
 
 use crate::{
     body::{Body, IncomingBody},
     cache_status::CacheStatus,
+    entry::Entry,
     head_room,
     headers::FieldLines,
 };
@@ -24,6 +28,8 @@ pub(super) struct ReceivedHead {
     pub(super) status: StatusCode,
     /// The end-to-end fields, of which one is `Date`.
     pub(super) fields: Arc<FieldLines>,
+    /// Tags that fields name, if the route takes tags from them.
+    tags: Option<Box<ResponseTags>>,
     /// The unusual reason of the status, and the room of a large head.
     extensions: Extensions,
 }
@@ -36,8 +42,10 @@ pub(super) struct ReceivedReply {
 }
 
 impl Received {
-    /// Returns a response with these fields, which has a `Date` from now on (RFC 9110, section 6.6.1).
+    /// Returns a response with these fields for a request of the route, which has a `Date` from now on (RFC 9110, section 6.6.1), and
+    /// none of the fields that the route removes.
     pub(super) fn new<B>(
+        route: &Route,
         response: Response<B>,
         mut fields: FieldLines,
         times: Times,
@@ -47,22 +55,43 @@ impl Received {
         if !fields.lines().any(|(name, _)| name == b"date") {
             fields.push(b"date", &date::format(times.received_at / 1000));
         }
-        let head = ReceivedHead { status, fields: Arc::new(fields), extensions };
+        let tags = route.tags_from.as_ref().map(|from| {
+            let tags = Box::new(from.read(&fields));
+            fields.remove(from.removed());
+            tags
+        });
+        let head = ReceivedHead { status, fields: Arc::new(fields), tags, extensions };
         Self { head, body: body(content), times }
     }
 
     /// Returns a response whose end-to-end fields are in a map.
     pub(super) fn with_map<B>(
+        route: &Route,
         response: Response<B>,
         times: Times,
         body: impl FnOnce(B) -> IncomingBody,
     ) -> Self {
         let fields = FieldLines::from(response.headers());
-        Self::new(response, fields, times, body)
+        Self::new(route, response, fields, times, body)
     }
 }
 
 impl ReceivedHead {
+    /// Returns the names under which the response can be purged once it is stored, and has updated `stored` if that is given.
+    ///
+    /// # Errors
+    /// If it has more tags than are stored.
+    pub(super) fn names(
+        &self,
+        of_request: &[PurgeName],
+        stored: Option<&Arc<Entry>>,
+    ) -> Result<Box<[PurgeName]>, NotStored> {
+        match &self.tags {
+            None => Ok(of_request.into()),
+            Some(tags) => tags.names(of_request, stored.into_iter().flat_map(|stored| stored.names())),
+        }
+    }
+
     /// Turns it into a 304.
     pub(super) fn into_not_modified(self) -> Self {
         let fields = Arc::new(validation::not_modified_lines(&*self.fields).collect());
@@ -76,7 +105,7 @@ impl ReceivedHead {
         cache_status: CacheStatus,
         is_for_guard: bool,
     ) -> (Response<Body>, Option<ReceivedReply>) {
-        let Self { status, fields, extensions } = self;
+        let Self { status, fields, tags: _, extensions } = self;
         let mut response = Response::new(body);
         *response.status_mut() = status;
         *response.extensions_mut() = extensions;

@@ -16,8 +16,8 @@ macro_rules! size_of_future {
 fn futures_of_the_request_path_are_small() {
     let sizes = [
         ("handle", size_of_future!(Proxy::handle, A B C), 1_024),
-        ("pass", size_of_future!(Proxy::pass, A B C D E), 2_048),
-        ("upgrade", size_of_future!(Proxy::upgrade, A B C D E), 2_048),
+        ("pass", size_of_future!(Proxy::pass, A B C D E F), 2_048),
+        ("upgrade", size_of_future!(Proxy::upgrade, A B C D E F), 2_048),
         ("write", size_of_future!(Proxy::write, A B C D E F), 2_048),
         ("respond", size_of_future!(Proxy::respond, A B), 1_024),
         ("fetch", size_of_future!(Proxy::fetch, A B), 4_096),

@@ -46,13 +46,13 @@ impl Proxy {
         writing: Writing,
         protocol: Option<(HeaderValue, OnUpgrade)>,
     ) -> Box<Served> {
-        let (proxy, snapshot) = (Arc::clone(self), Arc::clone(snapshot));
+        let (proxy, snapshot_then) = (Arc::clone(self), Arc::clone(snapshot));
         let from = client.clone();
-        let mut posted = self.posted(&snapshot, &request, &client);
+        let mut posted = self.posted(snapshot, &request, &client);
         let (asked, from_client) = protocol.unzip();
         let written = async move {
             let target = Target::of(request.uri(), request.headers());
-            let write = Write { snapshot, writing, target, is_of_response: false };
+            let write = Write { snapshot: snapshot_then, writing, target, is_of_response: false };
             let requested_at = wall_ms();
             let may_change_protocol = asked.is_some();
             let mut exchange = proxy.begin(request.map(passed_body), &from, asked, WhenRefused::Retry);
@@ -91,7 +91,7 @@ impl Proxy {
                 }
                 match posted.filter(|posted| posted.may_be_stored(&response)) {
                     Some(posted) => posted.deliver_for_get(response, times),
-                    None => passed(response, Forward::Method, None),
+                    None => passed(snapshot, response, Forward::Method, None),
                 }
             }
             Err(error) => unreachable(&error, &client, None),
@@ -205,7 +205,7 @@ impl Posted {
 
     /// Passes the response on and stores it as one to GET, if it declares a lifetime.
     fn deliver_for_get(self, response: Response<Paced>, times: Times) -> Box<Served> {
-        let received = Received::with_map(response, times, IncomingBody::Application);
+        let received = Received::with_map(&self.request.route, response, times, IncomingBody::Application);
         let mut fetch = Fetch::new(self.request, Purpose::Serve, Forward::Method);
         (fetch.known.stamp, fetch.known.own_stamp) = (self.stamp, self.stamp);
         fetch.deliver_received(received)

@@ -24,6 +24,7 @@ l1: {busGrace: 1s}
 l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 500ms}}
 routes:
 - {name: page, match: {path: "/{page}"}, ttl: 10m, tags: ["page:{page}"]}
+- {name: tagged, match: {path: "/tagged/{page}"}, ttl: 10m, tagsFrom: {headers: [xkey]}}
 invalidation:
   onWrite:
   - {match: {path: "/{page}"}, purge: {tags: ["page:{page}"]}}
@@ -103,7 +104,7 @@ async fn stateful() -> Origin {
     Origin::start(move |seen| {
         let written = usize::from(seen.method == Method::PUT);
         let now = state.fetch_add(written, Ordering::SeqCst) + written;
-        async move { reply(&[], now.to_string()) }
+        async move { reply(&[("xkey", "shared")], now.to_string()) }
     })
     .await
 }
@@ -237,6 +238,18 @@ async fn a_pod_whose_bus_alone_is_gone_serves_nothing_stale_after_the_grace() {
         stand.relay.suffer(Fault::Nothing);
         stand.far.until_tiers_are("up").await;
     }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_pod_whose_bus_is_gone_finds_no_response_in_redis_whose_own_tag_was_purged() {
+    let stand = Stand::new(RedisServer::start().await, stateful().await).await;
+    let old = stand.near.get("/tagged/a").await.body;
+    stand.policy.until_stored(&mut stand.redis.connection().await, 1).await;
+    stand.relay.bus_suffers(Fault::Parted);
+    assert_eq!(stand.near.put("/other").await.status, 200);
+    assert_eq!(stand.near.purge(r#"{"tags": ["shared"]}"#).await.status, 200);
+    let seen = stand.far.get("/tagged/a").await;
+    assert_ne!(seen.body, old, "{}", seen.cache_status());
 }
 
 #[tokio::test(flavor = "multi_thread")]

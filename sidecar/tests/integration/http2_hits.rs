@@ -15,7 +15,7 @@ const TEST_TIMEOUT: Duration = Duration::from_secs(30);
 
 const ITEMS: &str = "routes: [{name: items, match: {path: \"/items/{id}\"}, ttl: 60s}]";
 
-async fn connect(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
+pub(super) async fn connect(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
     let stream = TcpStream::connect(address).await.unwrap();
     let mut builder = h2::client::Builder::new();
     builder.initial_window_size(window).initial_connection_window_size(window);
@@ -24,7 +24,11 @@ async fn connect(address: SocketAddr, window: u32) -> SendRequest<Bytes> {
     sender
 }
 
-async fn ask(client: &SendRequest<Bytes>, method: Method, path: &str) -> (u16, HeaderMap, Vec<u8>) {
+pub(super) async fn ask(
+    client: &SendRequest<Bytes>,
+    method: Method,
+    path: &str,
+) -> (u16, HeaderMap, Vec<u8>) {
     let exchange = async {
         let mut client = client.clone().ready().await.unwrap();
         let request = Request::builder().method(method).uri(format!("http://shop.test{path}"));

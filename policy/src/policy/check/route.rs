@@ -119,6 +119,7 @@ impl Check {
             bypass,
             forwards_keyed,
             tags: tags.clone(),
+            tags_from: spec.tags_from.as_ref().map(|from| self.tags_from(&format!("{at}.tagsFrom"), from)),
             sources,
             asks_application,
             last_known_good: spec.last_known_good.as_ref().map(|known| known.source.clone()),

@@ -198,7 +198,9 @@ impl DirectExchange {
         let (tier, answer) = (Tier::Application, Became::Passed);
         let cache_status = CacheStatus::Forwarded { reason, status: Some(status), tier, answer };
         self.facts.ends |= closes;
-        let pace = match response_head::write_lines(output, head, is_head, cache_status, self.facts.ends) {
+        let removed = self.snapshot.policy().removed_headers();
+        let ends = self.facts.ends;
+        let pace = match response_head::write_lines(output, head, is_head, removed, cache_status, ends) {
             Some(pace) => pace,
             None => match self.write_any(output, head, cache_status)? {
                 Some(pace) => pace,
@@ -230,7 +232,7 @@ impl DirectExchange {
         let mut response = head
             .response()
             .map_err(|error| UpstreamError::Exchange { source: error.into(), was_sent: true })?;
-        let pace = response_head::clean(&mut response);
+        let pace = response_head::clean(&mut response, self.snapshot.policy().removed_headers());
         cache_status.append_to(response.headers_mut());
         match head_room::make(&mut response, &self.proxy.telemetry.stats.budget) {
             AtClient::NoRoom => return Ok(None),

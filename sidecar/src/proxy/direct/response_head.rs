@@ -1,7 +1,7 @@
 //! Heads of the application's responses, as the client gets them.
 
 use http::{
-    Response, StatusCode,
+    HeaderName, Response, StatusCode,
     header::{CONTENT_LENGTH, CONTENT_TYPE},
 };
 use hyper::ext::ReasonPhrase;
@@ -30,18 +30,20 @@ impl Pace {
     }
 }
 
-/// Writes the head of a response, if that needs no more than to leave some of its lines out. Otherwise nothing is written.
+/// Writes the head of a response, if that needs no more than to leave some of its lines out, among them those of the `removed` fields.
+/// Otherwise nothing is written.
 ///
 /// Lines that remain are copied as they are, so that the case and order of their names survive.
 pub(super) fn write_lines(
     output: &mut Vec<u8>,
     head: &RawHead,
     is_head: bool,
+    removed: &[HeaderName],
     status: CacheStatus,
     closes: bool,
 ) -> Option<Pace> {
     let start = output.len();
-    let pace = copy_lines(output, head, is_head);
+    let pace = copy_lines(output, head, is_head, removed);
     if pace.is_none() {
         output.truncate(start);
         return None;
@@ -54,7 +56,7 @@ pub(super) fn write_lines(
     pace
 }
 
-fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Pace> {
+fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool, removed: &[HeaderName]) -> Option<Pace> {
     let bytes = head.bytes();
     let (framing, status) = (head.framing(), head.status());
     let is_chunked = framing.is_chunked_for_client();
@@ -67,6 +69,8 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Pac
     if bytes.len() > head_room::SMALL || bytes.get(12) != Some(&b' ') || !head.has_usual_breaks() {
         return None;
     }
+    let is_removed =
+        |name: &[u8]| removed.iter().any(|removed| name.eq_ignore_ascii_case(removed.as_str().as_bytes()));
     // The lines from here on are copied.
     let mut copied = 8;
     for FieldLine { name, value, start, end } in head.lines() {
@@ -110,7 +114,7 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Pac
             18 => is_named(name, b"proxy-authenticate"),
             _ => false,
         };
-        if is_dropped {
+        if is_dropped || is_removed(name) {
             output.extend_from_slice(&bytes[copied..start]);
             copied = end;
         }
@@ -127,9 +131,12 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool) -> Option<Pac
     Some(pace.unwrap_or(Pace::Steady))
 }
 
-/// Removes the fields of the application's connection from a response, and returns the pace of its body.
-pub(super) fn clean<B>(response: &mut Response<B>) -> Pace {
+/// Removes the fields of the application's connection, and the `removed` ones, from a response, and returns the pace of its body.
+pub(super) fn clean<B>(response: &mut Response<B>, removed: &[HeaderName]) -> Pace {
     headers::remove_hop_by_hop(response.headers_mut());
+    for name in removed {
+        response.headers_mut().remove(name);
+    }
     let content_type = response.headers().get(CONTENT_TYPE);
     content_type.map_or(Pace::Steady, |content_type| Pace::of(content_type.as_bytes()))
 }

@@ -13,6 +13,7 @@ routes:
   retryInterval: 7s
   storeDespite: [NoStore, VaryAny]
   envelope: true
+  tagsFrom: {headers: [xkey, Cache-Tag]}
   bypass: {query: {nocache: "*"}}
 - name: page
   match: {path: "/{page}"}
@@ -84,6 +85,7 @@ async fn explain_names_the_fallbacks_of_a_route() {
     assert_eq!(row["tiers"], json!(["l1", "postgres/db", "last-known-good"]));
     let (route, lifetimes) = (&row["route"], &row["route"]["lifetimes"]);
     assert_eq!(route["envelope"], true);
+    assert_eq!(route["tags_from"], json!(["cache-tag", "xkey"]));
     assert_eq!(lifetimes["store_despite"], json!(["NoStore", "VaryAny"]));
     assert_eq!(lifetimes["retry_interval_seconds"], 7.0);
 

@@ -1,0 +1,29 @@
+//! Tags that responses name themselves, as written in a policy.
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+use super::{TOKEN, rule};
+
+/// Response headers of the application, or of an HTTP source, that name tags.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
+#[serde(rename_all = "camelCase")]
+pub struct TagsFrom {
+    /// Names of the headers. Tags in `Surrogate-Key` are separated by blanks, those in `Cache-Tag` and `Edge-Cache-Tag` by commas,
+    /// and those in every other header, such as `xkey` or `X-Cache-Tags`, by both. A response with more than 1,024 tags, or with more
+    /// than 16 KiB of them, is not stored (`too-many-tags`): a purge would miss it.
+    #[schemars(
+        length(min = 1, max = 8),
+        inner(length(min = 1, max = 128)),
+        extend("x-kubernetes-list-type" = "atomic", "x-kubernetes-validations" = rule(
+            &format!("self.all(h, h.matches('{TOKEN}'))"),
+            "list names of headers, such as Surrogate-Key",
+        ))
+    )]
+    pub headers: Vec<String>,
+
+    /// Removes the headers from every response that a client receives, including those that pass because no route takes their
+    /// request. Default false: clients, and caches in front, receive them.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub remove: bool,
+}
