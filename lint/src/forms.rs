@@ -1,6 +1,6 @@
 //! Texts of a certain form, whose errors the parsers of the sidecar explain better than a CEL rule does.
 
-use larder_policy::{ByteSize, Duration, PathTemplate, duration, size, template};
+use larder_policy::{ByteSize, Duration, PathTemplate, StatusPattern, duration, size, statuses, template};
 use serde_json::Value as Json;
 
 use super::tree::Value;
@@ -32,6 +32,9 @@ pub(super) fn malformed(schema: &Json, value: &Value) -> Option<Malformed> {
         rules.filter_map(|rule| rule["rule"].as_str()).find_map(|rule| match rule {
             duration::CEL_RULE => Some((text.parse::<Duration>().err()?.to_string(), Some("1s"))),
             size::CEL_RULE => Some((text.parse::<ByteSize>().err()?.to_string(), Some("1Ki"))),
+            statuses::CEL_RULE if matches!(value, Value::Text(_)) => {
+                Some((text.parse::<StatusPattern>().err()?.to_string(), Some("2xx")))
+            }
             template::CEL_RULE => Some((PathTemplate::try_from(text.clone()).err()?.to_string(), None)),
             _ => None,
         })?;

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use http::{HeaderName, StatusCode};
 
-use crate::spec::SetCookie;
+use crate::{StatusPattern, spec::SetCookie};
 
 /// A route's rules on freshness and storing. With the default, the response's own headers decide (RFC 9111).
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -13,9 +13,9 @@ pub struct Lifetimes {
     pub ttl: Option<Duration>,
     /// Maximum lifetime that the response's own headers can declare.
     pub max_ttl: Option<Duration>,
-    /// Statuses that are stored, some with a TTL of their own in place of `ttl`. Empty: 200 if there is a `ttl`,
+    /// Statuses and classes of them that are stored, some with a TTL of their own in place of `ttl`. Empty: 200 if there is a `ttl`,
     /// otherwise those that RFC 9111 allows a cache to store.
-    pub statuses: Vec<(StatusCode, Option<Duration>)>,
+    pub statuses: Vec<(StatusPattern, Option<Duration>)>,
     /// Replaces the response's `stale-while-revalidate` (RFC 5861, section 3).
     pub stale_while_revalidate: Option<Duration>,
     /// Replaces the response's `stale-if-error` (RFC 5861, section 4).
@@ -61,10 +61,14 @@ pub struct StoreDespite {
 impl Lifetimes {
     /// Returns the TTL that replaces the lifetime declared by a response of this status.
     pub fn ttl_of(&self, status: StatusCode) -> Option<Duration> {
-        match self.statuses.iter().find(|(listed, _)| *listed == status) {
-            Some((_, own)) => own.or(self.ttl),
-            None => self.ttl,
-        }
+        self.listed(status).flatten().or(self.ttl)
+    }
+
+    /// Returns the TTL of a status that is listed, by itself or by its class, if it has one of its own.
+    pub(crate) fn listed(&self, status: StatusCode) -> Option<Option<Duration>> {
+        let ttl_of =
+            |pattern| self.statuses.iter().find(|(listed, _)| *listed == pattern).map(|(_, ttl)| *ttl);
+        ttl_of(StatusPattern::from(status)).or_else(|| ttl_of(StatusPattern::class_of(status)?))
     }
 
     /// Returns true if responses of this status are stored, headers permitting; `None`: RFC 9111 decides.
@@ -72,7 +76,7 @@ impl Lifetimes {
         match (self.statuses.as_slice(), self.ttl) {
             ([], None) => None,
             ([], Some(_)) => Some(status == StatusCode::OK),
-            (listed, _) => Some(listed.iter().any(|(listed, _)| *listed == status)),
+            _ => Some(self.listed(status).is_some()),
         }
     }
 }

@@ -12,6 +12,7 @@ use crate::{
     range::ContentRange,
     response_meta::{ResponseMeta, is_heuristically_cacheable},
     spec::SetCookie,
+    statuses::is_about_one_request,
     vary,
 };
 
@@ -103,15 +104,6 @@ fn check_status(
     let by_route = lifetimes.stores(counted_as(status)).unwrap_or(true);
     let is_stored = is_final && is_for_all && !stays_unknown && said_so && by_route;
     if is_stored { Ok(()) } else { Err(NotStored::Status) }
-}
-
-/// Returns true for responses to preconditions, a range or an expectation (RFC 9110, sections 15.5.13, 15.5.17 and
-/// 15.5.18), none of which is in a key.
-fn is_about_one_request(status: StatusCode) -> bool {
-    matches!(
-        status,
-        StatusCode::PRECONDITION_FAILED | StatusCode::RANGE_NOT_SATISFIABLE | StatusCode::EXPECTATION_FAILED
-    )
 }
 
 /// Returns true for the final statuses of RFC 9110, section 15, whose meaning for a cache is known.

@@ -135,11 +135,11 @@ pub struct ExplainedLifetimes {
     pub retry_interval_seconds: f64,
 }
 
-/// A status that is stored.
+/// Statuses that are stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 pub struct ExplainedStatus {
-    /// The status.
-    pub status: u16,
+    /// The status, such as `404`, or a class such as `4xx`.
+    pub status: String,
     /// Freshness lifetime; null for that of all statuses.
     pub ttl_seconds: Option<f64>,
 }

@@ -3,6 +3,7 @@ use proptest::prelude::*;
 
 use super::*;
 use crate::{
+    StatusPattern,
     cache_control::{MaxStale, ResponseDirectives},
     response_meta::Times,
     testing::headers,
@@ -79,14 +80,38 @@ fn ttl_replaces_the_declared_lifetime_and_a_cap_does_not() {
 
 #[test]
 fn a_status_has_a_ttl_of_its_own() {
-    let statuses = vec![(StatusCode::NOT_FOUND, Some(seconds(10))), (StatusCode::OK, None)];
+    let statuses = vec![
+        (StatusPattern::Class(4), Some(seconds(7))),
+        (StatusPattern::Code(404), Some(seconds(10))),
+        (StatusPattern::Code(200), None),
+    ];
     let route = Lifetimes { ttl: Some(seconds(60)), statuses, ..Default::default() };
-    for (status, expected) in [(200, fresh(60)), (206, fresh(60)), (404, fresh(10))] {
+    for (status, expected) in [(200, fresh(60)), (206, fresh(60)), (404, fresh(10)), (410, fresh(7))] {
         let five = Some(seconds(5));
         let directives = ResponseDirectives { max_age: five, ..Default::default() };
         let status = StatusCode::from_u16(status).unwrap();
         let meta = ResponseMeta::of(status, &directives, five, Duration::ZERO);
         assert_eq!(evaluate(&meta, &route, Duration::ZERO, &asked("")).state, expected, "{status}");
+    }
+}
+
+#[test]
+fn stale_error_is_not_served_by_the_windows_of_a_route() {
+    let minute = Some(seconds(60));
+    let windows = Lifetimes { stale_while_revalidate: minute, stale_if_error: minute, ..Default::default() };
+    let by_route = Lifetimes { ttl: Some(seconds(5)), ..windows };
+    let unset = Lifetimes { ttl: Some(seconds(5)), ..Default::default() };
+    let directives = ResponseDirectives { stale_while_revalidate: minute, ..Default::default() };
+    for (status, route, expected) in [
+        (200, &by_route, WhileRevalidating),
+        (404, &by_route, WhileRevalidating),
+        (500, &by_route, No),
+        (503, &by_route, No),
+        (503, &unset, WhileRevalidating),
+    ] {
+        let status = StatusCode::from_u16(status).unwrap();
+        let meta = ResponseMeta::of(status, &directives, None, Duration::ZERO);
+        assert_eq!(evaluate(&meta, route, seconds(6), &asked("")).state, stale(1, expected), "{status}");
     }
 }
 

@@ -24,12 +24,16 @@ impl Windows {
         let directives = meta.directives();
         // A route's window follows a life; where nothing says or lets us guess one, it must not stand in for it.
         let has_life = ttl.is_some() || meta.lifetime().is_some();
-        let route = lifetimes.stale_while_revalidate.filter(|_| has_life);
+        // An error must not outlive its cause: a route's windows are for what the application serves when it works.
+        let is_error = meta.status().is_server_error();
+        let by_route =
+            |window: Option<Duration>| window.map(|window| if is_error { Duration::ZERO } else { window });
+        let route = by_route(lifetimes.stale_while_revalidate).filter(|_| has_life);
         Self {
             never: false,
             clients: ttl.is_some() || directives.s_maxage.is_none(),
             revalidating: route.or(directives.stale_while_revalidate).unwrap_or_default(),
-            on_error: lifetimes.stale_if_error.or(directives.stale_if_error).unwrap_or_default(),
+            on_error: by_route(lifetimes.stale_if_error).or(directives.stale_if_error).unwrap_or_default(),
         }
     }
 

@@ -349,7 +349,7 @@ impl Route {
             retry_interval: _,
         } = lifetimes;
         // What a route no longer stores must not live on under the TTL of what it does.
-        let codes: Vec<_> = statuses.iter().map(|(code, _)| code.as_u16()).collect();
+        let codes: Vec<_> = statuses.iter().map(|(code, _)| code).collect();
         let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite, set_cookie);
         let keys_body = body_limit.is_some();
         format!(

@@ -3,14 +3,10 @@ use std::time::Duration;
 use http::{HeaderMap, Method, StatusCode};
 
 use super::*;
-use crate::{
-    HeaderKinds, Key, Lifetimes, NormalPath, Writing,
-    key::KeyParts,
-    lifetimes::StoreDespite,
-    spec::{PurgeSpec, SetCookie},
-};
+use crate::{HeaderKinds, Key, Lifetimes, NormalPath, Writing, key::KeyParts, spec::PurgeSpec};
 
 mod errors;
+mod lifetimes;
 mod matching;
 
 const SHOP: &str = r#"
@@ -83,44 +79,6 @@ fn a_request_bypasses_by_name_and_value() {
     for query in [None, Some("nocache=false"), Some("nocache"), Some("xnocache=true")] {
         assert_eq!(by(query, "x-preview", "2"), None, "{query:?}");
     }
-}
-
-#[test]
-fn route_decides_lifetimes_and_client_directives() {
-    let text = SHOP.replace("ttl: 120s", "maxTTL: 1h\n  statuses: [{code: 200}, {code: 404, ttl: 10s}]\n  staleWhileRevalidate: 0s\n  staleIfError: 10m\n  storeDespite: [NoStore, VaryAny]\n  setCookie: Strip\n  clientDirectives: Honor");
-    let policy = Policy::compile(&spec(&text)).unwrap();
-    let route = &policy.routes()[0];
-    let seconds = |seconds| Some(Duration::from_secs(seconds));
-    let expected = Lifetimes {
-        ttl: None,
-        max_ttl: seconds(3600),
-        statuses: vec![(StatusCode::OK, None), (StatusCode::NOT_FOUND, seconds(10))],
-        stale_while_revalidate: seconds(0),
-        stale_if_error: seconds(600),
-        store_despite: StoreDespite { no_store: true, vary_any: true, ..StoreDespite::default() },
-        set_cookie: SetCookie::Strip,
-        retry_interval: Duration::from_secs(1),
-        ..Lifetimes::default()
-    };
-    assert_eq!(route.lifetimes, expected);
-    assert!(route.honor_request_directives && !policy.routes()[1].honor_request_directives);
-}
-
-#[test]
-fn grace_is_the_window_that_is_not_set_by_itself() {
-    let windows = |fields: &str| {
-        let policy =
-            Policy::compile(&spec(&SHOP.replace("ttl: 120s", &format!("ttl: 120s\n  {fields}")))).unwrap();
-        let Lifetimes { stale_while_revalidate, stale_if_error, retry_interval, .. } =
-            &policy.routes()[0].lifetimes;
-        let seconds = |time: &Option<Duration>| time.map(|time| time.as_secs());
-        (seconds(stale_while_revalidate), seconds(stale_if_error), retry_interval.as_secs())
-    };
-    assert_eq!(windows("grace: 10m"), (Some(600), Some(600), 1));
-    assert_eq!(windows("grace: 1h\n  staleWhileRevalidate: 10s"), (Some(10), Some(3600), 1));
-    assert_eq!(windows("grace: 1h\n  staleIfError: 0s"), (Some(3600), Some(0), 1));
-    assert_eq!(windows("grace: 0s"), (Some(0), Some(0), 1));
-    assert_eq!(windows("staleWhileRevalidate: 10s"), (Some(10), None, 0));
 }
 
 #[test]
@@ -363,6 +321,7 @@ fn the_shape_changes_with_keys_tags_and_writes_and_not_with_lifetimes() {
         "storeDespite: [Private]",
         "setCookie: Strip",
         "statuses: [{code: 404}]",
+        "statuses: [{code: 4xx}]",
     ] {
         assert_ne!(
             fingerprint(SHOP),
@@ -420,7 +379,7 @@ fn tiers_and_sources_are_compiled() {
     let Lifetimes {
         statuses, ttl_from, jitter_percent, l1_ttl, l2_ttl, early_refresh, retry_interval, ..
     } = &route.lifetimes;
-    assert_eq!(statuses[1], (StatusCode::NOT_FOUND, Some(Duration::from_secs(2))));
+    assert_eq!(statuses[1], (StatusCode::NOT_FOUND.into(), Some(Duration::from_secs(2))));
     assert_eq!(*ttl_from, Some(crate::lifetimes::TtlFrom::Json("/ttl".to_owned())));
     assert_eq!((*jitter_percent, *early_refresh), (10, true));
     assert_eq!((*l1_ttl, *l2_ttl), (Some(Duration::from_secs(5)), Some(Duration::from_secs(3600))));

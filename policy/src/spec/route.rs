@@ -6,7 +6,7 @@ use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
 use super::{FromSpec, KeySpec, TagsFrom, rule};
-use crate::{Duration, PathTemplate};
+use crate::{Duration, PathTemplate, StatusPattern};
 
 /// Requests that are cached in the same way.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
@@ -365,23 +365,21 @@ pub enum CacheableMethod {
     Post,
 }
 
-/// A status whose responses are stored.
+/// Statuses whose responses are stored.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize, JsonSchema)]
 #[serde(rename_all = "camelCase")]
 #[schemars(extend("x-kubernetes-validations" = [
-    {
-        "rule": "self.code != 304",
-        "message": "a 304 refers to a response that is already stored: list the status of that response, such as 200",
-    },
     {
         "rule": "!has(self.ttl) || self.ttl.matches('[1-9]')",
         "message": "ttl must be longer than 0s: to store nothing of this status, take it out of statuses",
     },
 ]))]
 pub struct StatusSpec {
-    /// The status, such as 404.
-    #[schemars(range(min = 200, max = 599))]
-    pub code: u16,
+    /// The status, such as 404, or a class of them, such as `4xx`. A status that is listed by itself has its own `ttl`, and
+    /// not that of its class. A class leaves out statuses that are about one client or the form of its request: 400, 401,
+    /// 406 to 408, 411 to 413, 415 to 417, 421, 425, 426, 428, 429, 431, 505 and 511. Stale responses with 5xx are not
+    /// served, whatever `grace`, `staleWhileRevalidate` and `staleIfError` say.
+    pub code: StatusPattern,
 
     /// Freshness lifetime of a response of this status, in place of the route's `ttl` and of the response's own
     /// headers.

@@ -1,7 +1,7 @@
 use std::time::Duration;
 
 use super::*;
-use crate::{lifetimes::StoreDespite, response_meta::Times, testing::headers};
+use crate::{StatusPattern, lifetimes::StoreDespite, response_meta::Times, testing::headers};
 
 const MINUTE: Option<Duration> = Some(Duration::from_secs(60));
 const FRESH: (&str, &str) = ("cache-control", "max-age=60");
@@ -86,14 +86,14 @@ fn status_is_stored_with_an_explicit_directive() {
     }
 }
 
-/// Statuses that refer to the preconditions, the range or the expectation of one request.
+/// Statuses that refer to the preconditions, the range or the expectation of one request, and those that RFC 6585 forbids to store.
 #[test]
 fn response_specific_to_one_request_is_never_stored() {
-    let statuses = [412, 416, 417];
+    let statuses = [412, 416, 417, 428, 429, 431, 511];
     let routes = [
         Lifetimes::default(),
         Lifetimes {
-            statuses: statuses.map(|code| (StatusCode::from_u16(code).unwrap(), MINUTE)).into(),
+            statuses: statuses.map(|code| (StatusPattern::Code(code), MINUTE)).into(),
             ..Default::default()
         },
     ];
@@ -109,7 +109,7 @@ fn response_specific_to_one_request_is_never_stored() {
 fn response_to_a_range_is_stored_if_part_or_whole() {
     let facts = RequestFacts { has_range: true, ..anybody() };
     let part = [FRESH, ("content-range", "bytes 0-9/100")];
-    let statuses = [200, 206, 404].map(|code| (StatusCode::from_u16(code).unwrap(), MINUTE));
+    let statuses = [200, 206, 404].map(|code| (StatusPattern::Code(code), MINUTE));
     let listed = Lifetimes { statuses: statuses.into(), ..Default::default() };
     for route in [&Lifetimes::default(), &listed] {
         assert_eq!(reason(&facts, 200, &[FRESH], route), None);
@@ -181,13 +181,19 @@ fn a_ttl_replaces_lifetimes_and_no_cache_and_nothing_else() {
 
 #[test]
 fn a_route_lists_statuses() {
-    let statuses = vec![(StatusCode::NOT_FOUND, MINUTE), (StatusCode::MOVED_PERMANENTLY, None)];
+    let statuses = vec![
+        (StatusPattern::Code(404), MINUTE),
+        (StatusPattern::Code(301), None),
+        (StatusPattern::Class(5), MINUTE),
+    ];
     let route = Lifetimes { statuses, ..Default::default() };
     for (status, lines, expected) in [
         (404, &[("x", "y")][..], None),
         (301, &[FRESH], None),
         (301, &[("x", "y")], Some(NotStored::NoLifetime)),
         (200, &[FRESH], Some(NotStored::Status)),
+        (503, &[("x", "y")], None),
+        (505, &[FRESH], Some(NotStored::Status)),
     ] {
         assert_eq!(reason(&anybody(), status, lines, &route), expected, "{status}");
     }

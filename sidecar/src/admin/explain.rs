@@ -10,7 +10,7 @@ use larder_api::admin::{
     MAX_HEADERS, PurgeRequest,
 };
 use larder_policy::{
-    Lifetimes, Route,
+    Lifetimes, Route, StatusPattern,
     lifetimes::{StoreDespite, TtlFrom},
     policy::{Purges, WritePurges},
 };
@@ -188,8 +188,8 @@ fn shown_lifetimes(lifetimes: &Lifetimes) -> ExplainedLifetimes {
         retry_interval,
     } = lifetimes;
     let shown = |duration: &Option<Duration>| duration.map(seconds);
-    let status = |(status, ttl): &(http::StatusCode, Option<Duration>)| ExplainedStatus {
-        status: status.as_u16(),
+    let status = |(status, ttl): &(StatusPattern, Option<Duration>)| ExplainedStatus {
+        status: status.to_string(),
         ttl_seconds: shown(ttl),
     };
     ExplainedLifetimes {

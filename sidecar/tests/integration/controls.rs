@@ -202,13 +202,21 @@ routes:
 - name: page
   match: {path: "/{page}"}
   ttl: 100s
-  statuses: [{code: 200}, {code: 404, ttl: 10s}]
+  statuses: [{code: 200}, {code: 404, ttl: 10s}, {code: 4xx, ttl: 50s}, {code: 5xx, ttl: 5s}]
 - {name: capped, match: {path: "/capped/{page}"}, maxTTL: 10s}
 "#,
     );
     let sidecar = Sidecar::start(&policy, origin.address).await;
     let about = |answer: &Answer, ttl: i64| answer.ttl().is_some_and(|left| (ttl - 4..=ttl).contains(&left));
-    for (status, ttl) in [("200", Some(100)), ("404", Some(10)), ("410", None)] {
+    for (status, ttl) in [
+        ("200", Some(100)),
+        ("404", Some(10)),
+        ("410", Some(50)),
+        ("401", None),
+        ("429", None),
+        ("503", Some(5)),
+        ("301", None),
+    ] {
         let request = [("x-status", status)];
         let second = twice(&sidecar, &format!("/{status}"), &[], &request).await;
         let as_long = ttl.map_or(second.hit().is_none(), |ttl| about(&second, ttl));

@@ -110,6 +110,41 @@ routes:
 }
 
 #[tokio::test(flavor = "multi_thread")]
+async fn stored_error_gives_way_to_a_stale_response_and_is_never_stale_itself() {
+    let origin = Origin::obedient().await;
+    let policy = Policy::new(
+        r#"
+routes:
+- name: page
+  match: {path: "/{page}"}
+  ttl: 1s
+  grace: 10m
+  retryInterval: 100ms
+  statuses: [{code: 200}, {code: 5xx, ttl: 1s}]
+"#,
+    );
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let failing = [("x-status", "503")];
+    let first = sidecar.get("/good").await.body;
+    until("many failures", async || {
+        let answer = sidecar.get_with("/good", &failing).await;
+        assert_eq!((answer.status.as_u16(), &answer.body), (200, &first));
+        (origin.calls() >= 4).then_some(())
+    })
+    .await;
+    let error = sidecar.get_with("/bad", &failing).await;
+    assert_eq!(error.status, 503);
+    let stored = sidecar.get("/bad").await;
+    assert_eq!((stored.status.as_u16(), stored.hit(), &stored.body), (503, Some("l1"), &error.body));
+    until("the error is expired", async || {
+        let answer = sidecar.get("/bad").await;
+        assert!(answer.ttl().is_none_or(|ttl| ttl >= 0), "{}", answer.cache_status());
+        (answer.status == 200).then_some(())
+    })
+    .await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
 async fn stale_response_from_redis_is_revalidated() {
     let (origin, permits) =
         slow_the_second_time(&[("cache-control", "max-age=5, stale-while-revalidate=600"), ("age", "15")])

@@ -9,7 +9,7 @@ use http::{HeaderValue, Method, StatusCode};
 
 use super::Check;
 use crate::{
-    ByteSize, Duration, Lifetimes,
+    ByteSize, Duration, Lifetimes, StatusPattern,
     key::KeyRules,
     lifetimes::StoreDespite,
     names::could_be,
@@ -23,6 +23,7 @@ use crate::{
         Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, ForwardHeaders, KeyQuery, KeySpec,
         RouteSpec, StatusSpec, TrailingSlash,
     },
+    statuses::is_about_one_request,
 };
 
 /// Maximum body in a key, because a body is held in memory until its hash is known.
@@ -218,29 +219,23 @@ impl Check {
         }
     }
 
-    fn statuses(&mut self, at: &str, specs: &[StatusSpec]) -> Vec<(StatusCode, Option<time::Duration>)> {
-        let mut statuses: Vec<(StatusCode, _)> = Vec::new();
+    fn statuses(&mut self, at: &str, specs: &[StatusSpec]) -> Vec<(StatusPattern, Option<time::Duration>)> {
+        let mut statuses: Vec<(StatusPattern, _)> = Vec::new();
         for (index, StatusSpec { code, ttl }) in specs.iter().enumerate() {
             let at = format!("{at}[{index}]");
             if let Some(ttl) = ttl {
                 self.positive(&format!("{at}.ttl"), ttl.0);
             }
-            let known = |status: &StatusCode| statuses.iter().any(|(listed, _)| listed == status);
-            match StatusCode::from_u16(*code).ok().filter(|_| (200..600).contains(code)) {
-                None => {
-                    self.refuse(&format!("{at}.code"), format!("{code} is not a status such as 200 or 404"))
-                }
-                Some(StatusCode::NOT_MODIFIED) => self.refuse(
+            let is_known = statuses.iter().any(|(listed, _)| listed == code);
+            if let Some(message) = misfit(*code) {
+                self.refuse(&format!("{at}.code"), message);
+            } else if is_known {
+                self.refuse(
                     &format!("{at}.code"),
-                    "a 304 refers to a response that is already stored: list the status of that response, such as 200",
-                ),
-                Some(status) if known(&status) => {
-                    self.refuse(
-                        &format!("{at}.code"),
-                        format!("{code} is listed already: list each status once"),
-                    );
-                }
-                Some(status) => statuses.push((status, ttl.map(|ttl| ttl.0))),
+                    format!("{code} is listed already: list each status once"),
+                );
+            } else {
+                statuses.push((*code, ttl.map(|ttl| ttl.0)));
             }
         }
         statuses
@@ -331,6 +326,21 @@ impl Check {
         if name.is_empty() || !name.bytes().all(token) {
             self.refuse(at, format!("{name:?} is not the name of a cookie"));
         }
+    }
+}
+
+/// Returns the reason why responses of a status cannot be stored.
+fn misfit(pattern: StatusPattern) -> Option<String> {
+    let StatusPattern::Code(code) = pattern else { return None };
+    match StatusCode::from_u16(code).ok().filter(|_| (200..600).contains(&code)) {
+        None => Some(format!("{code} is not a status such as 200 or 404")),
+        Some(StatusCode::NOT_MODIFIED) => Some(
+            "a 304 refers to a response that is already stored: list the status of that response, such as 200"
+                .to_owned(),
+        ),
+        Some(status) => is_about_one_request(status).then(|| {
+            format!("a {code} is about one request or one client, and is never stored: take it out of statuses")
+        }),
     }
 }
 

@@ -212,8 +212,7 @@ impl Check {
 
     /// Sets the lifetime of the 404 that stands for "not found" from every source.
     pub(super) fn not_found_ttl(&mut self, at: &str, spec: &RouteSpec, lifetimes: &mut Lifetimes) {
-        let listed = |code| lifetimes.statuses.iter().any(|(status, _)| *status == code);
-        if listed(StatusCode::NOT_FOUND) {
+        if lifetimes.listed(StatusCode::NOT_FOUND).is_some() {
             if spec.not_found_ttl.is_some() {
                 let message = "statuses already sets how long a 404 is fresh: set one of them";
                 self.refuse(&format!("{at}.notFoundTTL"), message);
@@ -223,9 +222,9 @@ impl Check {
         let ttl = spec.not_found_ttl.map_or(NOT_FOUND_TTL, |ttl| ttl.0);
         if !ttl.is_zero() {
             if lifetimes.statuses.is_empty() {
-                lifetimes.statuses.push((StatusCode::OK, None));
+                lifetimes.statuses.push((StatusCode::OK.into(), None));
             }
-            lifetimes.statuses.push((StatusCode::NOT_FOUND, Some(ttl)));
+            lifetimes.statuses.push((StatusCode::NOT_FOUND.into(), Some(ttl)));
         }
     }
 

@@ -42,7 +42,7 @@ routes:
   grace: 1h
   staleWhileRevalidate: 1s
   staleIfError: 1h
-  statuses: [{code: 99}, {code: 304}, {code: 404, ttl: 0s}, {code: 404}]
+  statuses: [{code: 99}, {code: 304}, {code: 404, ttl: 0s}, {code: 404}, {code: 5xx}, {code: 5xx}, {code: 429}]
   bypass: {}
   key: {query: {allow: ["a*b"], ignore: ["c=d"]}, cookies: ["e f"]}
 - name: b
@@ -62,6 +62,8 @@ routes:
             "spec.routes[0].statuses[1].code: a 304 refers to a response that is already stored: list the status of that response, such as 200",
             "spec.routes[0].statuses[2].ttl: must be longer than 0s",
             "spec.routes[0].statuses[3].code: 404 is listed already: list each status once",
+            "spec.routes[0].statuses[5].code: 5xx is listed already: list each status once",
+            "spec.routes[0].statuses[6].code: a 429 is about one request or one client, and is never stored: take it out of statuses",
             "spec.routes[0].match.headers: \"x y\" is not the name of a header",
             "spec.routes[0].match.headers: \" 2\" is not a value that a header can have",
             "spec.routes[0].match.headers: \"z\" appears twice: header names are case-insensitive",
