@@ -68,6 +68,8 @@ pub(crate) enum Command {
     Explain(Explain),
     /// Purge keys, paths, prefixes of paths, tags, or everything.
     Purge(Purge),
+    /// Print statements for Postgres.
+    Sql(Sql),
     /// Print a completion script for a shell.
     Completions(Completions),
     /// Print the manual page, or write one page for each command.
@@ -157,6 +159,58 @@ pub(crate) struct Purge {
     pub(crate) tags: Vec<String>,
 
     /// Purge everything that the policy has stored.
+    #[arg(long)]
+    pub(crate) everything: bool,
+
+    /// Make responses stale, so that they are served as staleWhileRevalidate and staleIfError of their routes allow.
+    #[arg(long)]
+    pub(crate) soft: bool,
+}
+
+/// Options of `sql`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Sql {
+    #[command(subcommand)]
+    pub(crate) command: SqlCommand,
+}
+
+/// Commands of `sql`.
+#[derive(Debug, Subcommand)]
+pub(crate) enum SqlCommand {
+    /// Print a trigger that purges when rows of a table change, by `invalidation.notifications` of a policy.
+    ///
+    /// {id} in a name stands for the value of column id, as it was before and as it is after the change.
+    Trigger(Trigger),
+}
+
+/// Options of `sql trigger`.
+#[derive(Debug, clap::Args)]
+#[command(group(clap::ArgGroup::new("purged").args(["tags", "paths", "prefixes", "everything"]).required(true).multiple(true)))]
+pub(crate) struct Trigger {
+    /// Table.
+    pub(crate) table: String,
+
+    /// Schema of the table.
+    #[arg(long, default_value = "public")]
+    pub(crate) schema: String,
+
+    /// Channel, as in invalidation.notifications of the policy.
+    #[arg(long, default_value = "larder")]
+    pub(crate) channel: String,
+
+    /// Tag, such as user:{id}.
+    #[arg(long = "tag", value_name = "TAG")]
+    pub(crate) tags: Vec<String>,
+
+    /// Path, such as /api/users/{id}.
+    #[arg(long = "path", value_name = "PATH")]
+    pub(crate) paths: Vec<String>,
+
+    /// Prefix of paths, in whole segments, such as /api/users/{id}.
+    #[arg(long = "prefix", value_name = "PREFIX")]
+    pub(crate) prefixes: Vec<String>,
+
+    /// Purge everything that the policy has stored, whatever row changes.
     #[arg(long)]
     pub(crate) everything: bool,
 

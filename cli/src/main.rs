@@ -11,6 +11,7 @@ mod pods;
 mod right;
 mod run;
 mod sidecar;
+mod sql;
 mod table;
 
 mod completions;

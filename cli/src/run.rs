@@ -12,7 +12,7 @@ use crate::{
     explain, lint, man,
     outcome::Outcome,
     output::Output,
-    purge, stats, status, wording,
+    purge, sql, stats, status, wording,
 };
 
 /// Runs a command; its arguments begin with the program's name.
@@ -33,12 +33,13 @@ pub(crate) fn run(arguments: Vec<OsString>) -> ExitCode {
 fn perform(args: Args) -> Result<Outcome> {
     let Args { connection, output, command } = args;
     let output = Output::to_terminal(output);
-    match command {
+    let command = match command {
         Command::Lint(args) => return lint::run(&args, &output),
+        Command::Sql(args) => return sql::run(args),
         Command::Completions(args) => return completions::run(&args),
         Command::Man(args) => return man::run(&args),
-        _ => {}
-    }
+        command => command,
+    };
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build();
     runtime.map_err(Error::Runtime)?.block_on(async {
         let cluster = Cluster::connect(&connection).await?;
@@ -47,7 +48,9 @@ fn perform(args: Args) -> Result<Outcome> {
             Command::Stats(args) => stats::run(&args, &cluster, &output).await,
             Command::Explain(args) => explain::run(&args, &cluster, &output).await,
             Command::Purge(args) => purge::run(&args, &cluster, &output).await,
-            Command::Lint(_) | Command::Completions(_) | Command::Man(_) => Ok(Outcome::Good),
+            Command::Lint(_) | Command::Sql(_) | Command::Completions(_) | Command::Man(_) => {
+                Ok(Outcome::Good)
+            }
         }
     })
 }

@@ -37,6 +37,7 @@ pub mod targeted;
 pub mod template;
 #[cfg(test)]
 mod testing;
+pub mod trigger;
 pub mod ttl;
 pub mod validation;
 pub mod values;

@@ -18,7 +18,7 @@ pub use self::writes::{Purges, WritePurges};
 use self::{check::Check, hosts::NamedHosts, index::RouteIndex, writes::WriteRule};
 use crate::{
     ByteSize, Fields, IdentityHeaders, PurgeName,
-    spec::{CacheSpec, Http, L1, OtherProtocols, Otlp, Postgres, Redis},
+    spec::{CacheSpec, Http, L1, Notifications, OtherProtocols, Otlp, Postgres, Redis},
     tags::TagsFrom,
 };
 
@@ -50,6 +50,8 @@ pub struct Policy {
     pub otlp: Option<Otlp>,
     /// Treatment of connections that do not speak HTTP.
     pub other_protocols: OtherProtocols,
+    /// Notifications of Postgres that purge.
+    pub notifications: Option<Notifications>,
     routes: Vec<Arc<Route>>,
     index: RouteIndex,
     readings: RouteIndex,
@@ -99,6 +101,7 @@ impl Policy {
             admin_prefix: None,
             otlp: None,
             other_protocols: OtherProtocols::Pass,
+            notifications: None,
             index: RouteIndex::of_paths(routes.iter()),
             readings: RouteIndex::of_readings(routes.iter()),
             matches_hosts: false,
@@ -185,6 +188,10 @@ impl Policy {
         let writes = on_write
             .map(|(index, write)| check.write(&format!("spec.invalidation.onWrite[{index}]"), write, &routes))
             .collect();
+        let notifications = invalidation.as_ref().and_then(|invalidation| invalidation.notifications.clone());
+        if let Some(notifications) = &notifications {
+            check.notifications("spec.invalidation.notifications", notifications, &sources);
+        }
         let otlp = telemetry.as_ref().and_then(|telemetry| telemetry.otlp.clone());
         if let Some(otlp) = &otlp {
             check.otlp("spec.telemetry.otlp", otlp);
@@ -198,6 +205,7 @@ impl Policy {
             admin_prefix: admin.as_ref().map(|admin| admin.path_prefix.clone()),
             otlp,
             other_protocols: *other_protocols,
+            notifications,
             index: RouteIndex::of_paths(routes.iter()),
             readings: RouteIndex::of_readings(routes.iter()),
             matches_hosts: routes.iter().any(|route| route.host.is_some()),
@@ -245,6 +253,8 @@ impl Policy {
             admin_prefix: _,
             otlp: _,
             other_protocols: _,
+            // What was stored without them is purged when listening begins.
+            notifications: _,
             routes,
             index: _,
             readings: _,

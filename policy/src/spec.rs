@@ -7,6 +7,7 @@
 
 mod invalidation;
 mod key;
+mod notifications;
 mod route;
 mod source;
 mod tags;
@@ -21,6 +22,7 @@ use crate::Duration;
 pub use self::{
     invalidation::{Invalidation, OnWrite, PurgeSpec, UnseenWrites, WriteMatch},
     key::{KeyBody, KeyHost, KeyQuery, KeySpec, QueryOrder},
+    notifications::Notifications,
     route::{
         Bypass, CacheableMethod, ClientDirectives, Despite, EarlyRefresh, ForwardHeaders, LastKnownGood,
         RouteMatch, RouteSpec, SetCookie, StatusSpec, TrailingSlash, TtlFrom,

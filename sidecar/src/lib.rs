@@ -18,6 +18,8 @@ pub mod config;
 pub mod connections;
 pub mod drain;
 pub mod entry;
+pub mod feed;
+pub mod follow;
 pub mod head_room;
 pub mod headers;
 pub mod held;

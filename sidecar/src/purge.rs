@@ -4,6 +4,8 @@ use std::sync::Arc;
 
 use larder_policy::{Policy, PurgeName, Writing};
 
+pub mod document;
+
 use crate::{
     config::ConfigWatcher,
     l2::{L2Error, Proof},
@@ -31,7 +33,7 @@ pub async fn purge(snapshot: &Snapshot, names: &[PurgeName], origin: PurgeOrigin
     stats.purged(origin);
     snapshot.store.forget_last_known_good(names);
     let proof = match origin {
-        PurgeOrigin::Api => Proof::Afterwards,
+        PurgeOrigin::Api | PurgeOrigin::Postgres => Proof::Afterwards,
         PurgeOrigin::Write => Proof::Recent,
     };
     match &snapshot.store.l2 {
@@ -50,16 +52,17 @@ pub async fn purge(snapshot: &Snapshot, names: &[PurgeName], origin: PurgeOrigin
     }
 }
 
-/// Purges on a user's request; `names` returns the purged names under a policy. If the policy changed meanwhile, purges
+/// Purges on request; `names` returns the purged names under a policy. If the policy changed meanwhile, purges
 /// that the previous one could not send to Redis are repeated under the new one.
 pub async fn on_request(
     config: &ConfigWatcher,
     names: impl Fn(&Policy) -> Vec<PurgeName>,
+    origin: PurgeOrigin,
     stats: &Stats,
 ) -> Purged {
     let mut snapshot = config.snapshot();
     loop {
-        let purged = purge(&snapshot, &names(snapshot.policy()), PurgeOrigin::Api, stats).await;
+        let purged = purge(&snapshot, &names(snapshot.policy()), origin, stats).await;
         let now = config.snapshot();
         if matches!(purged, Purged::Everywhere(_)) || Arc::ptr_eq(&now, &snapshot) {
             return purged;

@@ -24,7 +24,7 @@ use crate::{
     cli::{Serve, UpstreamUrl},
     config::ConfigWatcher,
     drain::Drain,
-    listener,
+    follow, listener,
     proxy::Proxy,
     telemetry::Telemetry,
     upstream::{Dialer, Upstream},
@@ -67,6 +67,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     );
     let drain = Arc::new(Drain::default());
     tokio::spawn(Arc::clone(&config).watch(policy));
+    tokio::spawn(follow::follow(Arc::clone(&config), Arc::clone(&telemetry)));
 
     let admin_listener =
         listener::bind(admin_listen).with_context(|| format!("can't listen on {admin_listen}"))?;

@@ -8,6 +8,7 @@ use larder_policy::{ByteSize, Metadata, Policy, PurgeName, Route, policy};
 use crate::{
     barriers::Barriers,
     entry::authentication::Authentication,
+    feed::Feed,
     l1::{Bounds, L1},
     l2::{Formers, Keyspace, L2},
     mode::Mode,
@@ -36,6 +37,8 @@ pub struct Snapshot {
     pub store: Arc<Store>,
     /// Fetches under way, for requests for the same.
     pub flights: Flights<FetchOutcome>,
+    /// Feeds of the policy: Postgres tells of changes.
+    pub feeds: Vec<Arc<Feed>>,
     sources: Vec<(String, Source)>,
     no_route_stats: Arc<RouteStats>,
 }
@@ -84,6 +87,8 @@ impl Snapshot {
             }
         };
         let sources = start_sources(&configuration, unchanged(changes.destinations));
+        let former_feeds = previous.map_or(&[][..], |previous| &previous.feeds);
+        let feeds = Feed::of_policy(policy, metadata, &sources, former_feeds);
         let last_known_good = tables(policy, metadata, version, &sources, previous);
         let missed_writes =
             previous.map_or_else(Arc::default, |previous| Arc::clone(&previous.store.missed_writes));
@@ -106,7 +111,7 @@ impl Snapshot {
         stats.l1.store(Some(Arc::clone(&store.l1)));
         stats.barriers.store(Some(Arc::clone(&store.barriers)));
         let no_route_stats = stats.route(NO_ROUTE);
-        Self { configuration, store: Arc::new(store), flights, sources, no_route_stats }
+        Self { configuration, store: Arc::new(store), flights, feeds, sources, no_route_stats }
     }
 
     /// Returns the policy.
@@ -140,7 +145,8 @@ impl Snapshot {
         let redis = self.store.l2.iter().map(|l2| ("redis".to_owned(), l2.is_up()));
         let sources = self.sources.iter();
         let sources = sources.map(|(name, source)| (format!("{}/{name}", source.label()), source.is_up()));
-        redis.chain(sources).collect()
+        let feeds = self.feeds.iter().map(|feed| (feed.name().to_owned(), feed.is_up()));
+        redis.chain(sources).chain(feeds).collect()
     }
 
     /// Returns each tier that is not connected, or not with the secrets that it is given now, with the error. No text has a secret in
@@ -150,7 +156,8 @@ impl Snapshot {
         let sources = self.sources.iter();
         let sources = sources
             .filter_map(|(name, source)| Some((format!("{}/{name}", source.label()), source.last_error()?)));
-        redis.chain(sources).collect()
+        let feeds = self.feeds.iter().filter_map(|feed| Some((feed.name().to_owned(), feed.last_error()?)));
+        redis.chain(sources).chain(feeds).collect()
     }
 }
 

@@ -53,6 +53,8 @@ larder_api::labelled! {
         Api = "api",
         /// A write through the sidecar.
         Write = "write",
+        /// Postgres, by a notification, or after a gap in which some may have been lost.
+        Postgres = "postgres",
     }
 }
 
@@ -202,6 +204,7 @@ pub struct Stats {
     reloads: [AtomicU64; 2],
     refused: [AtomicU64; RequestError::ALL.len()],
     refused_records: [AtomicU64; RecordError::ALL.len()],
+    malformed_notifications: AtomicU64,
     upstream_errors: [AtomicU64; UpstreamReason::ALL.len()],
     /// Connections in other protocols that were passed on.
     pub spliced: AtomicU64,
@@ -327,6 +330,16 @@ impl Stats {
     /// Returns the number of rejected records in Redis.
     pub fn count_refused_records(&self, reason: RecordError) -> u64 {
         self.refused_records[reason as usize].load(Ordering::Relaxed)
+    }
+
+    /// Counts a notification of Postgres that names nothing.
+    pub fn malformed_notification(&self) {
+        self.malformed_notifications.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Returns the number of notifications of Postgres that named nothing.
+    pub fn malformed_notifications(&self) -> u64 {
+        self.malformed_notifications.load(Ordering::Relaxed)
     }
 
     /// Counts a failure of the application.

@@ -36,6 +36,7 @@ mod integration {
     mod last_known_good;
     mod late_writes;
     mod lifetimes;
+    mod listening;
     mod memory;
     mod metrics;
     mod moving;

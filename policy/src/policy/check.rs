@@ -1,5 +1,6 @@
 //! Errors in a policy, collected while it is compiled.
 
+mod feeds;
 mod route;
 mod tiers;
 

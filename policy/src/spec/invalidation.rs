@@ -3,6 +3,7 @@
 use schemars::JsonSchema;
 use serde::{Deserialize, Serialize};
 
+use super::Notifications;
 use crate::PathTemplate;
 
 /// Events that invalidate stored responses before they expire.
@@ -19,6 +20,10 @@ pub struct Invalidation {
     #[serde(default, skip_serializing_if = "UnseenWrites::is_pass_through")]
     #[schemars(extend("default" = "PassThrough"))]
     pub unseen_writes: UnseenWrites,
+
+    /// Notifications of Postgres (`NOTIFY`) that purge, such as those of the triggers that `larder sql trigger` prints.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub notifications: Option<Notifications>,
 }
 
 /// Behaviour while a pod receives requests without a sidecar.

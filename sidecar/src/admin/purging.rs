@@ -10,7 +10,7 @@ use axum::{
 };
 use http::StatusCode;
 use larder_api::admin::{PurgeReport, PurgeRequest};
-use larder_policy::{Policy, PurgeName, WrittenKey, policy::Purges};
+use larder_policy::{Policy, WrittenKey};
 
 use super::{
     Admin,
@@ -19,10 +19,13 @@ use super::{
     refused::{Refused, refuses},
     token::{Token, guarded},
 };
-use crate::purge::{self, Purged};
-
-/// Maximum length of a path in bytes: that of a request target, 32 KiB, with every byte escaped.
-const MAX_PATH: usize = 3 * (32 << 10);
+use crate::{
+    purge::{
+        self, Purged,
+        document::{self, names_nothing},
+    },
+    stats::PurgeOrigin,
+};
 
 /// Returns a request for names as they are stored, of which some may look like patterns.
 pub(super) fn request_for(names: PurgeRequest) -> PurgeRequest {
@@ -35,34 +38,6 @@ pub(super) fn request_for(names: PurgeRequest) -> PurgeRequest {
     };
     let PurgeRequest { keys, paths, prefixes, tags, everything, soft } = names;
     PurgeRequest { keys: plain(keys), paths: plain(paths), prefixes: plain(prefixes), tags, everything, soft }
-}
-
-/// Returns the reason that a name can't be that of a stored response: its sender would take it for purged.
-fn names_nothing(request: &PurgeRequest) -> Option<String> {
-    let PurgeRequest { keys, paths, prefixes, tags, everything: _, soft: _ } = request;
-    let of_key =
-        keys.iter().find_map(|key| WrittenKey::parse(key).err().map(|reason| format!("{key:?} {reason}")));
-    let of_path = || {
-        paths.iter().chain(prefixes).find_map(|path| {
-            if !path.starts_with('/') || path.contains(['?', '#']) {
-                Some(format!("{path:?} is not a path: start it with '/' and leave out the query"))
-            } else if path.split('/').any(|segment| segment.ends_with('*')) {
-                Some(format!(
-                    "{path:?} has a '*', but patterns are not supported: purge one of prefixes, such as /static, or a tag to reach several paths, or write %2A for a literal '*'"
-                ))
-            } else if path.len() > MAX_PATH {
-                Some(format!("the path has {} bytes, more than any request target", path.len()))
-            } else {
-                None
-            }
-        })
-    };
-    let of_tag = || {
-        tags.iter()
-            .find(|tag| tag.is_empty() || tag.trim() != *tag)
-            .map(|tag| format!("{tag:?} matches no tag: remove the spaces at its ends"))
-    };
-    of_key.or_else(of_path).or_else(of_tag)
 }
 
 impl Sent for PurgeRequest {
@@ -94,19 +69,13 @@ pub(super) async fn purge(
 }
 
 async fn raise(admin: &Admin, request: PurgeRequest) -> Result<Response, Refused> {
-    let PurgeRequest { keys, paths, prefixes, tags, everything, soft } = request.clone();
-    let others = Purges { tags, paths, prefixes, everything }.names();
-    let names = |policy: &Policy| -> Vec<_> {
-        let written = keys.iter().filter_map(|key| WrittenKey::parse(key).ok());
-        written.flat_map(|key| key.purge_names(policy)).chain(others.iter().copied()).collect()
-    };
-    if names(admin.config.snapshot().policy()).is_empty() {
+    if document::names_of(&request, admin.config.snapshot().policy()).is_empty() {
         return Err(Refused::malformed(
             "nothing to purge: set keys, paths, prefixes or tags, or everything to true",
         ));
     }
-    let names = |policy: &Policy| if soft { PurgeName::softly(names(policy)) } else { names(policy) };
-    let purged = purge::on_request(&admin.config, names, &admin.telemetry.stats).await;
+    let names = |policy: &Policy| document::names_of(&request, policy);
+    let purged = purge::on_request(&admin.config, names, PurgeOrigin::Api, &admin.telemetry.stats).await;
     let redis = matches!(purged, Purged::Everywhere(_));
     let (status, order, pending) = match purged {
         Purged::Everywhere(order) | Purged::Here(order) => (StatusCode::OK, Some(order), None),

@@ -14,16 +14,17 @@ use deadpool_postgres::{Object, PoolError};
 use larder_policy::{Values, spec, sql::BoundQuery};
 use tokio::{
     sync::{Semaphore, SemaphorePermit},
-    time::{Instant, MissedTickBehavior, interval, timeout_at},
+    time::{Instant, MissedTickBehavior, interval, timeout, timeout_at},
 };
 use tokio_postgres::{error::SqlState, types::ToSql};
 use tokio_util::task::AbortOnDropHandle;
 
 mod guarded;
 mod pools;
+pub mod session;
 mod url;
 
-use self::pools::Pools;
+use self::{pools::Pools, session::Session};
 use super::blames_certificate;
 use crate::{breaker::Breaker, resolver::Resolver};
 
@@ -113,6 +114,21 @@ impl PostgresSource {
     /// contains the password.
     pub fn last_error(&self) -> Option<String> {
         self.server.pools.last_error()
+    }
+
+    /// Opens a connection to the primary besides those of the pool, for work that goes on.
+    ///
+    /// # Errors
+    /// If there is none within the statement's deadline.
+    pub async fn session(&self) -> anyhow::Result<Session> {
+        let limit = self.server.spec.statement_timeout.0;
+        let opened = timeout(limit, async { Session::open(self.server.pools.primary().await?).await });
+        opened.await.with_context(|| PostgresError::Deadline(limit))?
+    }
+
+    /// Returns true if a session has the URL and the CA that are in use.
+    pub fn is_current(&self, session: &Session) -> bool {
+        self.server.pools.uses(session.secrets())
     }
 
     /// Runs a query: one row is returned as a JSON object, several as an array; no row, or a parameter that the query
@@ -266,11 +282,7 @@ impl PostgresError {
             PoolError::Backend(error) => anyhow::Error::from(error),
             error => error.into(),
         };
-        Self::Failed(if blames_certificate {
-            error.context("no connection; name the CA of its certificate in caFrom, or write sslmode=disable")
-        } else {
-            error.context("no connection")
-        })
+        Self::Failed(error.context(no_connection(blames_certificate)))
     }
 
     fn of_statement(error: tokio_postgres::Error, limit: Duration) -> Self {
@@ -280,6 +292,15 @@ impl PostgresError {
             Some(code) if is_the_statements(code) => Self::Refused(error),
             _ => Self::Failed(anyhow::Error::from(error).context("the statement failed")),
         }
+    }
+}
+
+/// Returns what stands before the reason that there is no connection.
+const fn no_connection(blames_certificate: bool) -> &'static str {
+    if blames_certificate {
+        "no connection; name the CA of its certificate in caFrom, or write sslmode=disable"
+    } else {
+        "no connection"
     }
 }
 

@@ -181,6 +181,12 @@ fn observe_tiers(meter: &Meter, stats: &Arc<Stats>) {
 fn observe_records(meter: &Meter, stats: &Arc<Stats>) {
     let counted = Arc::clone(stats);
     meter
+        .u64_observable_counter("larder.malformed_notifications")
+        .with_description("Notifications of Postgres that named nothing, so that everything was purged.")
+        .with_callback(move |observer| observer.observe(counted.malformed_notifications(), &[]))
+        .build();
+    let counted = Arc::clone(stats);
+    meter
         .u64_observable_counter("larder.l2.refused_records")
         .with_description("Records in Redis that were not used because no sidecar of this policy can have written them, by reason.")
         .with_callback(move |observer| {

@@ -202,7 +202,7 @@ impl Check {
         Some(SourceRef::Http(HttpSource { source: source.clone(), path, persist }))
     }
 
-    fn postgres_source(&mut self, at: &str, name: &str, sources: &[(String, Source)]) {
+    pub(super) fn postgres_source(&mut self, at: &str, name: &str, sources: &[(String, Source)]) {
         match sources.iter().find(|(known, _)| known == name) {
             Some((_, Source::Postgres(_))) => {}
             Some(_) => self.refuse(&format!("{at}.source"), format!("{name:?} is no Postgres source")),

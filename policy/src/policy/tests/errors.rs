@@ -134,3 +134,30 @@ fn every_tier_and_source_error_is_reported() {
         assert!(problems.iter().any(|problem| problem.contains(expected)), "{to}: {problems:?}");
     }
 }
+
+#[test]
+fn notifications_need_a_postgres_source_and_a_channel() {
+    let problems = |source: &str, channel: &str| {
+        let text = format!(
+            "sources: [{{name: web, http: {{url: http://a}}}}, {{name: db, postgres: {{urlFrom: {{env: DB}}}}}}]\n\
+             invalidation: {{notifications: {{source: {source}{channel}}}}}"
+        );
+        let problems = Policy::compile(&spec(&text)).err().unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert_eq!(problems("db", ""), [""; 0]);
+    assert_eq!(
+        problems("none", ""),
+        ["spec.invalidation.notifications.source: spec.sources has no \"none\""]
+    );
+    assert_eq!(
+        problems("web", ""),
+        ["spec.invalidation.notifications.source: \"web\" is no Postgres source"]
+    );
+    assert_eq!(
+        problems("db", ", channel: 'a\"b'"),
+        [
+            "spec.invalidation.notifications.channel: write the name of a channel in letters, digits and _, . or -, such as larder"
+        ]
+    );
+}

@@ -43,7 +43,7 @@ impl<C: Connect> Connect for Guarded<C> {
 }
 
 /// Returns a configuration in which each host has its addresses, those that are allowed.
-async fn with_addresses(resolver: &Resolver, mut config: Config) -> io::Result<Config> {
+pub(super) async fn with_addresses(resolver: &Resolver, mut config: Config) -> io::Result<Config> {
     if resolver.destinations().is_unbounded() {
         return Ok(config);
     }

@@ -11,11 +11,15 @@ use parking_lot::Mutex;
 use tokio::time::{Duration, timeout};
 use tokio_postgres::{
     Config, NoTls,
-    config::{SslMode, SslNegotiation},
+    config::{SslMode, SslNegotiation, TargetSessionAttrs},
 };
 use tokio_postgres_rustls::MakeRustlsConnect;
 
-use super::{PostgresError, guarded::Guarded, url};
+use super::{
+    PostgresError,
+    guarded::{Guarded, with_addresses},
+    url,
+};
 use crate::{
     reload::{Newest, Reload},
     resolver::Resolver,
@@ -100,15 +104,12 @@ impl Pools {
     }
 
     fn connect(&self, secrets: &Secrets) -> anyhow::Result<Pool> {
-        let mut config = url::parse(&secrets.url)?;
-        let timeout = self.spec.statement_timeout.0;
-        let own = format!("-c default_transaction_read_only=on -c statement_timeout={}", timeout.as_millis());
-        let options = config.get_options().map_or_else(|| own.clone(), |theirs| format!("{theirs} {own}"));
-        config.options(options).connect_timeout(timeout);
-        if config.get_application_name().is_none() {
-            config.application_name("larder");
-        }
-        let pool = Pool::builder(self.manager(config, secrets.ca.as_deref())?)
+        let mut config = self.config(secrets, "larder", "-c default_transaction_read_only=on")?;
+        let manager = match encryption(&mut config, secrets.ca.as_deref())? {
+            None => self.manager(config, ConfigConnectImpl { tls: NoTls }),
+            Some(tls) => self.manager(config, ConfigConnectImpl { tls }),
+        };
+        let pool = Pool::builder(manager)
             .max_size(usize::from(self.spec.max_connections_per_pod))
             // The probe of an otherwise idle server uses one connection, and the others age.
             .queue_mode(QueueMode::Lifo)
@@ -116,37 +117,74 @@ impl Pools {
         Ok(pool)
     }
 
-    fn manager(&self, mut config: Config, ca_pem: Option<&[u8]>) -> anyhow::Result<Manager> {
+    fn manager(&self, config: Config, inner: impl Connect + 'static) -> Manager {
         // A broken connection is detected on use: a statement that fails or is late removes it from the pool.
         let recycling = ManagerConfig { recycling_method: RecyclingMethod::Fast };
-        if ca_pem.is_some() {
-            // A configured CA requires TLS.
-            ensure!(
-                config.get_ssl_mode() != SslMode::Disable,
-                "caFrom requires TLS: remove sslmode=disable from the URL, or remove caFrom"
-            );
-            config.ssl_mode(SslMode::Require);
-        }
-        let mode = config.get_ssl_mode();
-        if mode == SslMode::Disable {
-            return Ok(self.connecting(config, ConfigConnectImpl { tls: NoTls }, recycling));
-        }
-        let tls = match client_config(ca_pem) {
-            Ok(tls) => tls,
-            // Without any trusted certificate, no TLS is better than failing TLS.
-            Err(_) if mode == SslMode::Prefer => {
-                return Ok(self.connecting(config, ConfigConnectImpl { tls: NoTls }, recycling));
-            }
-            Err(error) => return Err(error),
-        };
-        let mut tls = Arc::unwrap_or_clone(tls);
-        if config.get_ssl_negotiation() == SslNegotiation::Direct {
-            tls.alpn_protocols = vec![b"postgresql".to_vec()];
-        }
-        Ok(self.connecting(config, ConfigConnectImpl { tls: MakeRustlsConnect::new(tls) }, recycling))
-    }
-
-    fn connecting(&self, config: Config, inner: impl Connect + 'static, recycling: ManagerConfig) -> Manager {
         Manager::from_connect(config, Guarded { inner, resolver: self.resolver.clone() }, recycling)
     }
+
+    /// Returns the settings of connections with this name, unless the URL has one, and with these options besides those of the URL.
+    fn config(&self, secrets: &Secrets, name: &str, options: &str) -> anyhow::Result<Config> {
+        let mut config = url::parse(&secrets.url)?;
+        let timeout = self.spec.statement_timeout.0;
+        let own = format!("{options} -c statement_timeout={}", timeout.as_millis());
+        let options = config.get_options().map_or_else(|| own.clone(), |theirs| format!("{theirs} {own}"));
+        config.options(options).connect_timeout(timeout);
+        if config.get_application_name().is_none() {
+            config.application_name(name);
+        }
+        Ok(config)
+    }
+
+    /// Returns the settings of a connection to the primary with the secrets in use, for which no statement of a pool waits.
+    ///
+    /// # Errors
+    /// If there are none that can be used.
+    pub(super) async fn primary(&self) -> anyhow::Result<Primary> {
+        let secrets = self.reload.in_use().ok_or_else(|| anyhow!(self.last_error().unwrap_or_default()))?;
+        let mut config = self.config(&secrets, "larder-feed", "-c default_transaction_read_only=off")?;
+        let tls = encryption(&mut config, secrets.ca.as_deref())?;
+        config.target_session_attrs(TargetSessionAttrs::ReadWrite);
+        let config = with_addresses(&self.resolver, config).await?;
+        Ok(Primary { secrets, config, tls })
+    }
+
+    /// Returns true if these secrets are the ones in use.
+    pub(super) fn uses(&self, secrets: &Secrets) -> bool {
+        self.reload.in_use().as_ref() == Some(secrets)
+    }
+}
+
+/// Settings of a connection to the primary.
+pub(super) struct Primary {
+    pub(super) secrets: Secrets,
+    pub(super) config: Config,
+    pub(super) tls: Option<MakeRustlsConnect>,
+}
+
+/// Returns the TLS of connections, as their settings and a configured CA have it; `None` for plain text.
+fn encryption(config: &mut Config, ca_pem: Option<&[u8]>) -> anyhow::Result<Option<MakeRustlsConnect>> {
+    if ca_pem.is_some() {
+        // A configured CA requires TLS.
+        ensure!(
+            config.get_ssl_mode() != SslMode::Disable,
+            "caFrom requires TLS: remove sslmode=disable from the URL, or remove caFrom"
+        );
+        config.ssl_mode(SslMode::Require);
+    }
+    let mode = config.get_ssl_mode();
+    if mode == SslMode::Disable {
+        return Ok(None);
+    }
+    let tls = match client_config(ca_pem) {
+        Ok(tls) => tls,
+        // Without any trusted certificate, no TLS is better than failing TLS.
+        Err(_) if mode == SslMode::Prefer => return Ok(None),
+        Err(error) => return Err(error),
+    };
+    let mut tls = Arc::unwrap_or_clone(tls);
+    if config.get_ssl_negotiation() == SslNegotiation::Direct {
+        tls.alpn_protocols = vec![b"postgresql".to_vec()];
+    }
+    Ok(Some(MakeRustlsConnect::new(tls)))
 }

@@ -70,6 +70,8 @@ impl PostgresServer {
                 "fsync=off",
                 "-c",
                 "ssl=on",
+                "-c",
+                "wal_level=logical",
             ])
             .args([
                 "-c",
@@ -88,6 +90,12 @@ impl PostgresServer {
     /// Returns the URL for a user.
     pub(crate) fn url(&self, user: &str, password: &str, mode: &str) -> String {
         format!("postgres://{user}:{password}@127.0.0.1:{}/postgres?sslmode={mode}", self.port)
+    }
+
+    /// Returns the number that a query selects.
+    pub(crate) async fn number(&self, query: &str) -> i64 {
+        let (client, _connection) = self.try_connecting().await.unwrap();
+        client.query_one(query, &[]).await.unwrap().get(0)
     }
 
     /// Runs statements.

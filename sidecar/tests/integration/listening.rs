@@ -1,0 +1,321 @@
+//! Notifications of Postgres, which purge.
+
+use std::{collections::BTreeSet, fs, future::poll_fn, time::Duration};
+
+use larder_policy::trigger::Trigger;
+use serde_json::Value;
+use tokio_postgres::{AsyncMessage, NoTls};
+
+use super::harness::{
+    Authority, Fault, Folder, Origin, Policy, PostgresServer, RedisServer, Relay, Sidecar, two, until,
+};
+
+const SPEC: &str = r#"
+sources: [{name: db, postgres: {urlFrom: DATABASE}}]
+routes:
+- {name: user, match: {path: "/users/{id}"}, ttl: 600s, tags: ["user:{id}"]}
+invalidation: {notifications: {source: db, channel: shop}}
+"#;
+
+const REDIS: &str = "l2: {redis: {urlFrom: {env: LARDER_TEST_REDIS_URL}, timeout: 2s}}\n";
+
+const USERS: &str = "create table users (id text primary key, name text, team text);
+insert into users select number, 'name', 'a' from generate_series(1, 5000) as number;";
+
+/// A Postgres with a table whose trigger notifies, and the file with its URL.
+struct Shop {
+    server: PostgresServer,
+    folder: Folder,
+}
+
+impl Shop {
+    async fn open(trigger: &Trigger) -> Self {
+        let server = PostgresServer::start(&Authority::new().certify("127.0.0.1")).await;
+        let shop = Self { server, folder: Folder::new() };
+        shop.reach_by(&shop.url());
+        shop.server.run(USERS).await;
+        // Twice, because it replaces itself.
+        shop.server.run(&trigger.sql().unwrap()).await;
+        shop.server.run(&trigger.sql().unwrap()).await;
+        shop
+    }
+
+    fn url(&self) -> String {
+        self.server.url("larder", PostgresServer::PASSWORD, "disable")
+    }
+
+    fn reach_by(&self, url: &str) {
+        fs::write(self.folder.join("written"), url).unwrap();
+        fs::rename(self.folder.join("written"), self.folder.join("url")).unwrap();
+    }
+
+    fn spec(&self, head: &str) -> String {
+        let file = format!("{{file: {}}}", self.folder.join("url").display());
+        format!("{head}{}", SPEC.replace("DATABASE", &file))
+    }
+
+    fn policy(&self, head: &str) -> Policy {
+        Policy::new(&self.spec(head))
+    }
+
+    /// Ends the connections that listen.
+    async fn end_connections(&self) -> i64 {
+        let end = "select count(pg_terminate_backend(pid)) from pg_stat_activity where application_name = 'larder-feed'";
+        self.server.number(end).await
+    }
+}
+
+fn trigger() -> Trigger {
+    Trigger {
+        schema: "public".into(),
+        table: "users".into(),
+        channel: "shop".into(),
+        tags: vec!["user:{id}".into()],
+        ..Trigger::default()
+    }
+}
+
+/// Returns the response that a sidecar has stored.
+async fn stored(sidecar: &Sidecar, path: &str) -> String {
+    until("a stored response", async || {
+        let answer = sidecar.get(path).await;
+        (answer.hit() == Some("l1")).then_some(answer.body)
+    })
+    .await
+}
+
+/// Waits until a sidecar no longer serves what it had stored.
+async fn until_new(sidecar: &Sidecar, path: &str, old: &str) {
+    until("a new response", async || (sidecar.get(path).await.body != old).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn write_by_plain_sql_purges_in_every_sidecar() {
+    let shop = Shop::open(&trigger()).await;
+    for head in [REDIS, ""] {
+        let origin = Origin::numbered(&[]).await;
+        let policy = shop.policy(head);
+        let sidecars = two(&policy, &origin).await;
+        let mut kept = vec![];
+        for sidecar in &sidecars {
+            kept.push(stored(sidecar, "/users/2").await);
+        }
+        for write in [
+            "update users set name = 'other' where id = '1'",
+            "delete from users where id = '1'",
+            "insert into users values ('1', 'new')",
+            "update users set id = 'moved' where id = '1'; update users set id = '1' where id = 'moved'",
+        ] {
+            let mut old = vec![];
+            for sidecar in &sidecars {
+                old.push(stored(sidecar, "/users/1").await);
+            }
+            shop.server.run(write).await;
+            for (sidecar, old) in sidecars.iter().zip(&old) {
+                until_new(sidecar, "/users/1", old).await;
+            }
+        }
+        for (sidecar, kept) in sidecars.iter().zip(&kept) {
+            assert_eq!(sidecar.get("/users/2").await.body, *kept, "another user stays stored");
+            assert!(sidecar.metric("larder_malformed_notifications_total", &[]).await == 0.0);
+        }
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn one_of_several_sidecars_listens_and_another_takes_over_when_it_ends() {
+    let shop = Shop::open(&trigger()).await;
+    let origin = Origin::numbered(&[]).await;
+    let policy = shop.policy(REDIS);
+    let [a, b] = two(&policy, &origin).await;
+    let listens = |sidecar: &Sidecar| sidecar.logged("listening for notifications").is_some();
+    until("a listener", async || (listens(&a) || listens(&b)).then_some(())).await;
+    assert!(!(listens(&a) && listens(&b)), "both listen");
+    let (ends, stays) = if listens(&a) { (a, b) } else { (b, a) };
+    let old = stored(&stays, "/users/1").await;
+    drop(ends);
+    shop.server.run("update users set name = 'unheard' where id = '1'").await;
+    until("the other listens", async || listens(&stays).then_some(())).await;
+    until_new(&stays, "/users/1", &old).await;
+    let old = stored(&stays, "/users/1").await;
+    shop.server.run("update users set name = 'heard' where id = '1'").await;
+    until_new(&stays, "/users/1", &old).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn pod_that_can_not_tell_redis_leaves_the_lock() {
+    let shop = Shop::open(&trigger()).await;
+    let origin = Origin::numbered(&[]).await;
+    let redis = RedisServer::start().await;
+    let folder = Folder::new();
+    let head = async |name: &str| {
+        let relay = Relay::to(([127, 0, 0, 1], redis.port).into()).await;
+        fs::write(folder.join(name), format!("redis://127.0.0.1:{}/", relay.port)).unwrap();
+        (format!("l2: {{redis: {{urlFrom: {{file: {}}}}}}}\n", folder.join(name).display()), relay)
+    };
+    let [(one, to_one), (other, to_other)] = [head("one").await, head("other").await];
+    let policy = shop.policy(&one);
+    let a = Sidecar::start(&policy, origin.address).await;
+    let b = Sidecar::start(&policy.twin(&shop.spec(&other)), origin.address).await;
+    let listens = |sidecar: &Sidecar| sidecar.logged("listening for notifications").is_some();
+    until("a listener", async || (listens(&a) || listens(&b)).then_some(())).await;
+    let (stays, relay) = if listens(&a) { (b, to_one) } else { (a, to_other) };
+    let old = stored(&stays, "/users/1").await;
+    relay.suffer(Fault::Cut);
+    shop.server.run("update users set name = 'other' where id = '1'").await;
+    until_new(&stays, "/users/1", &old).await;
+    until("the other listens", async || listens(&stays).then_some(())).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn silent_connection_is_given_up() {
+    let shop = Shop::open(&trigger()).await;
+    let relay = Relay::to(([127, 0, 0, 1], shop.server.port).into()).await;
+    shop.reach_by(&shop.url().replace(&shop.server.port.to_string(), &relay.port.to_string()));
+    let origin = Origin::numbered(&[]).await;
+    let policy = shop.policy("");
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let old = stored(&sidecar, "/users/1").await;
+    relay.suffer(Fault::Silent);
+    let error = sidecar.last_error("notifications/db").await;
+    assert!(error.contains("did not respond"), "{error}");
+    shop.server
+        .run("alter table users disable trigger all; update users set name = 'unheard' where id = '1'")
+        .await;
+    relay.suffer(Fault::Nothing);
+    until_new(&sidecar, "/users/1", &old).await;
+    sidecar.until_no_error().await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn everything_is_purged_after_a_connection_was_lost() {
+    let shop = Shop::open(&trigger()).await;
+    let origin = Origin::numbered(&[]).await;
+    let policy = shop.policy("");
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for _ in 0..3 {
+        let old = stored(&sidecar, "/users/1").await;
+        // Nobody hears of this write: it changes no row by which the trigger would notify.
+        until("a connection to end", async || (shop.end_connections().await > 0).then_some(())).await;
+        until_new(&sidecar, "/users/1", &old).await;
+        sidecar.until_tiers_are("up").await;
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn feed_that_can_not_listen_says_why_until_it_can() {
+    let shop = Shop::open(&trigger()).await;
+    shop.reach_by("postgres://larder@127.0.0.1:1/postgres?sslmode=disable");
+    let origin = Origin::numbered(&[]).await;
+    let policy = shop.policy("");
+    let sidecar = Sidecar::start_at_once(&policy, origin.address).await;
+    let error = sidecar.last_error("notifications/db").await;
+    until("no connection", async || {
+        sidecar.last_error("notifications/db").await.contains("no connection").then_some(())
+    })
+    .await;
+    assert!(sidecar.metric("larder_tier_up", &["notifications/db"]).await == 0.0, "{error}");
+    let old = stored(&sidecar, "/users/1").await;
+    shop.reach_by(&shop.url());
+    sidecar.until_no_error().await;
+    until_new(&sidecar, "/users/1", &old).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn malformed_notification_purges_everything_and_is_counted() {
+    let shop = Shop::open(&trigger()).await;
+    let origin = Origin::numbered(&[]).await;
+    let policy = shop.policy("");
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    for (number, payload) in ["", "user:1", r#"{"tag": ["user:1"]}"#, "{}"].into_iter().enumerate() {
+        let old = stored(&sidecar, "/users/2").await;
+        shop.server.run(&format!("select pg_notify('shop', '{payload}')")).await;
+        until_new(&sidecar, "/users/2", &old).await;
+        let count = sidecar.metric("larder_malformed_notifications_total", &[]).await;
+        assert!((count - (number + 1) as f64).abs() < f64::EPSILON, "{count}");
+    }
+    assert!(sidecar.logged("a notification names nothing").is_some());
+    let old = stored(&sidecar, "/users/2").await;
+    shop.server.run("notify \"SHOP\", 'x'; notify shop, '{\"tags\": [\"user:1\"]}'").await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(sidecar.get("/users/2").await.body, old, "another channel, and another user");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn flood_of_notifications_loses_nothing() {
+    let shop = Shop::open(&trigger()).await;
+    let origin = Origin::numbered(&[]).await;
+    let policy = shop.policy("");
+    let sidecar = Sidecar::start(&policy, origin.address).await;
+    let old = stored(&sidecar, "/users/5").await;
+    shop.server
+        .run("select pg_notify('shop', '{\"tags\": [\"other:' || n || '\"]}') from generate_series(1, 50000) n")
+        .await;
+    shop.server.run("update users set name = 'x' where id = '5'").await;
+    until_new(&sidecar, "/users/5", &old).await;
+    sidecar.until_tiers_are("up").await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn trigger_names_rows_before_and_after_in_payloads_that_postgres_takes() {
+    let trigger = Trigger {
+        tags: vec!["user:{id}".into(), "it's a \"team\\\":{team}".into()],
+        paths: vec!["/api/users/{id}".into()],
+        prefixes: vec!["/teams/{team}".into()],
+        soft: true,
+        ..trigger()
+    };
+    let shop = Shop::open(&trigger).await;
+    let (client, mut connection) = tokio_postgres::connect(&shop.url(), NoTls).await.unwrap();
+    let (sender, mut payloads) = tokio::sync::mpsc::unbounded_channel();
+    tokio::spawn(async move {
+        while let Some(Ok(message)) = poll_fn(|context| connection.poll_message(context)).await {
+            if let AsyncMessage::Notification(notification) = message {
+                sender.send(notification.payload().to_owned()).unwrap();
+            }
+        }
+    });
+    client.batch_execute("listen shop").await.unwrap();
+    let mut names = async |write: &str| {
+        client.batch_execute(write).await.unwrap();
+        client.batch_execute("").await.unwrap();
+        let mut found = BTreeSet::new();
+        while let Ok(payload) = payloads.try_recv() {
+            assert!(payload.len() < 8_000);
+            let payload: Value = serde_json::from_str(&payload).unwrap();
+            assert_eq!(payload["soft"], true);
+            for kind in ["tags", "paths", "prefixes"] {
+                let names = payload[kind].as_array().into_iter().flatten();
+                found.extend(names.map(|name| format!("{kind} {}", name.as_str().unwrap())));
+            }
+            found.extend((payload["everything"] == true).then(|| "everything".to_owned()));
+        }
+        found.into_iter().collect::<Vec<_>>()
+    };
+    assert_eq!(
+        names("update users set team = 'b/ü' where id = '1'").await,
+        [
+            "paths /api/users/1",
+            "prefixes /teams/%622f%c3%bc".replace("%622f", "%62%2f").as_str(),
+            "prefixes /teams/a",
+            "tags it's a \"team\\\":%62%2f%c3%bc",
+            "tags it's a \"team\\\":a",
+            "tags user:1",
+        ]
+    );
+    assert_eq!(
+        names("insert into users (id) values ('new')").await,
+        ["paths /api/users/new", "tags user:new"],
+        "no name has a value that is missing"
+    );
+    assert_eq!(names("update users set name = 'x' where id = 'none'").await, [""; 0]);
+    assert_eq!(
+        names("update users set name = 'y' where id in (select n::text from generate_series(1, 400) as n)")
+            .await
+            .len(),
+        804
+    );
+    assert_eq!(names("update users set name = 'z' where id <> 'new'").await, ["everything"], "too many rows");
+    assert_eq!(names("insert into users values (repeat('x', 5000), 'long')").await, ["everything"]);
+    assert_eq!(names("truncate users").await, ["everything"]);
+}
