@@ -32,10 +32,11 @@ test_api() {
     run_schemathesis "$folder" "$admin" "$token"
 }
 
-run_schemathesis() { # FOLDER PORT TOKEN: it writes into FOLDER
+run_schemathesis() { # FOLDER PORT TOKEN: it writes into FOLDER; /requests has no end
   cd "$1"
   "$schemathesis/bin/python3" -m schemathesis.cli --no-color run --url "http://127.0.0.1:$2" \
     --header "Authorization: Bearer $3" --max-examples "$schemathesis_examples" \
+    --exclude-path /requests \
     --generation-deterministic --continue-on-failure "$root/sidecar/openapi.json"
 }
 

@@ -9,6 +9,7 @@ pub mod path;
 mod policy;
 mod problem;
 mod purge;
+mod requests;
 mod stats;
 
 use schemars::Schema;
@@ -22,6 +23,7 @@ pub use explain::{
 pub use policy::{CacheState, PolicyReport, RequestCounts, TierState};
 pub use problem::Problem;
 pub use purge::{KEY_PATTERN, PurgeReport, PurgeRequest, PurgedNames};
+pub use requests::{InvalidStatus, Outcome, REQUESTS_MEDIA_TYPE, RequestsQuery, ServedRequest, StatusFilter};
 pub use stats::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, Stats, StatsQuery, TopKey};
 
 /// Requires all properties of a schema: those of its type have defaults only for reports of earlier versions.

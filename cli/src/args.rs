@@ -2,12 +2,13 @@
 
 use std::{
     ffi::{OsStr, OsString},
+    num::NonZeroU32,
     path::{Path, PathBuf},
 };
 
-use clap::{CommandFactory, Parser, Subcommand};
+use clap::{CommandFactory, Parser, Subcommand, builder::PossibleValuesParser};
 use clap_complete::Shell;
-use larder_api::admin::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS};
+use larder_api::admin::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, Outcome, StatusFilter};
 
 use crate::output::Format;
 
@@ -64,6 +65,8 @@ pub(crate) enum Command {
     Status(Status),
     /// Show the counters of a policy's sidecars: their sum and each pod's.
     Stats(Stats),
+    /// Show requests as they are served: route, tier, outcome, and why nothing was stored.
+    Tail(Tail),
     /// Show the treatment of a request: route, key, tiers, stored response, and the names that a write purges.
     Explain(Explain),
     /// Purge keys, paths, prefixes of paths, tags, or everything.
@@ -104,6 +107,41 @@ pub(crate) struct Stats {
     /// Number of keys with the most hits to list.
     #[arg(long, value_name = "N", default_value_t = DEFAULT_TOP_KEYS, value_parser = top_keys)]
     pub(crate) top: usize,
+}
+
+/// Options of `tail`.
+#[derive(Debug, clap::Args)]
+pub(crate) struct Tail {
+    /// Policy.
+    pub(crate) policy: String,
+
+    /// Show requests of this route only.
+    #[arg(long)]
+    pub(crate) route: Option<String>,
+
+    /// Show requests with this status, such as 404, or of this class, such as 5xx, only.
+    #[arg(long)]
+    pub(crate) status: Option<StatusFilter>,
+
+    /// Show requests whose path begins so only.
+    #[arg(long, value_name = "PREFIX")]
+    pub(crate) path: Option<String>,
+
+    /// Show requests with this outcome only.
+    #[arg(long, value_parser = PossibleValuesParser::new(Outcome::ALL.map(Outcome::as_str)))]
+    pub(crate) outcome: Option<String>,
+
+    /// Show requests to this pod only.
+    #[arg(long)]
+    pub(crate) pod: Option<String>,
+
+    /// Show one of so many requests of each pod.
+    #[arg(long, value_name = "N", default_value = "1", hide_default_value = true)]
+    pub(crate) sample: NonZeroU32,
+
+    /// Show the values of query parameters, which may be secret.
+    #[arg(long)]
+    pub(crate) query: bool,
 }
 
 /// Options of `explain`.
@@ -306,6 +344,18 @@ mod tests {
             panic!("not a purge");
         };
         assert_eq!((purge.tags.len(), purge.paths.len(), purge.keys.len()), (2, 1, 0));
+    }
+
+    #[test]
+    fn filters_of_requests_are_checked_before_anything_is_asked() {
+        let code = |arguments: &[&str]| {
+            let all = [&["larder", "tail", "shop"], arguments].concat();
+            Args::try_parse_from(all).map_err(|error| error.exit_code()).map(|_| ())
+        };
+        assert_eq!(code(&["--status", "5xx", "--outcome", "hit", "--sample", "10"]), Ok(()));
+        for wrong in [["--status", "5x"], ["--outcome", "maybe"], ["--sample", "0"]] {
+            assert_eq!(code(&wrong), Err(2), "{wrong:?}");
+        }
     }
 
     #[test]

@@ -21,6 +21,7 @@ mod man;
 mod purge;
 mod stats;
 mod status;
+mod tail;
 mod wording;
 
 fn main() -> std::process::ExitCode {

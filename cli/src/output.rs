@@ -1,6 +1,9 @@
 //! Output of commands: text for people, or data.
 
-use std::io::{self, ErrorKind, Write};
+use std::{
+    io::{self, ErrorKind, Write},
+    ops::ControlFlow,
+};
 
 use clap::ValueEnum;
 use serde::Serialize;
@@ -9,6 +12,8 @@ use crate::{
     error::{Error, Result},
     paint::Paint,
 };
+
+const SERIALIZABLE: &str = "reports have strings as keys and no other serializer than the derived ones";
 
 /// Format of data.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum)]
@@ -34,8 +39,6 @@ impl Output {
 
     /// Prints a value as data, or the text for people if no format was asked for.
     pub(crate) fn print(&self, value: &impl Serialize, text: impl FnOnce(Paint) -> String) -> Result<()> {
-        const SERIALIZABLE: &str =
-            "reports have strings as keys and no other serializer than the derived ones";
         print(&match self.format {
             None => text(self.paint),
             Some(Format::Json) => serde_json::to_string_pretty(value).expect(SERIALIZABLE) + "\n",
@@ -44,18 +47,36 @@ impl Output {
     }
 }
 
-/// Writes a text to standard output.
-pub(crate) fn print(text: &str) -> Result<()> {
-    write(io::stdout(), text)
+impl Output {
+    /// Prints a value of a sequence without an end: a line of JSON, a YAML document, or the text for people. Breaks when nobody
+    /// reads any more.
+    pub(crate) fn print_next(
+        &self,
+        value: &impl Serialize,
+        text: impl FnOnce(Paint) -> String,
+    ) -> Result<ControlFlow<()>> {
+        write(
+            io::stdout(),
+            &match self.format {
+                None => text(self.paint),
+                Some(Format::Json) => serde_json::to_string(value).expect(SERIALIZABLE) + "\n",
+                Some(Format::Yaml) => format!("---\n{}", serde_yaml::to_string(value).expect(SERIALIZABLE)),
+            },
+        )
+    }
 }
 
-fn write(mut output: impl Write, text: &str) -> Result<()> {
+/// Writes a text to standard output.
+pub(crate) fn print(text: &str) -> Result<()> {
+    write(io::stdout(), text).map(|_| ())
+}
+
+/// Writes a text. The reader may close the pipe when it has read enough, which breaks.
+fn write(mut output: impl Write, text: &str) -> Result<ControlFlow<()>> {
     match output.write_all(text.as_bytes()).and_then(|()| output.flush()) {
-        // The reader may close the pipe when it has read enough.
-        Err(error) if error.kind() != ErrorKind::BrokenPipe => {
-            Err(Error::Unwritable { file: "standard output".to_owned(), error })
-        }
-        _ => Ok(()),
+        Ok(()) => Ok(ControlFlow::Continue(())),
+        Err(error) if error.kind() == ErrorKind::BrokenPipe => Ok(ControlFlow::Break(())),
+        Err(error) => Err(Error::Unwritable { file: "standard output".to_owned(), error }),
     }
 }
 
@@ -78,6 +99,6 @@ mod tests {
     #[test]
     fn output_that_is_lost_is_an_error_unless_nobody_reads_on() {
         assert!(matches!(write(Failing(ErrorKind::StorageFull), "a"), Err(Error::Unwritable { .. })));
-        assert!(write(Failing(ErrorKind::BrokenPipe), "a").is_ok());
+        assert!(matches!(write(Failing(ErrorKind::BrokenPipe), "a"), Ok(ControlFlow::Break(()))));
     }
 }

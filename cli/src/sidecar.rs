@@ -2,13 +2,19 @@
 
 use std::time::Duration;
 
-use futures::{StreamExt, future, stream};
-use http::{Method, Request, StatusCode, header};
+use futures::{StreamExt, stream};
+use http::{Method, Request, Response, StatusCode, header};
 use http_body_util::{BodyExt, Full, Limited};
-use hyper::{body::Bytes, client::conn::http1};
+use hyper::{
+    body::{Bytes, Incoming},
+    client::conn::http1,
+};
 use hyper_util::rt::TokioIo;
+use kube::api::Portforwarder;
 use larder_api::admin::Problem;
 use serde::{Serialize, de::DeserializeOwned};
+use tokio::time::timeout;
+use tokio_util::task::AbortOnDropHandle;
 
 use crate::{
     cluster::Cluster,
@@ -34,6 +40,30 @@ pub(crate) struct Sidecar<'a> {
     pub(crate) token: Option<&'a str>,
 }
 
+/// The body of a response without an end.
+pub(crate) struct Stream {
+    body: Incoming,
+    _link: Link,
+}
+
+/// A connection over a forwarded port, which ends when this is dropped.
+struct Link {
+    _connection: AbortOnDropHandle<()>,
+    _forwarded: Portforwarder,
+}
+
+impl Stream {
+    /// Returns the next bytes, or none at the end.
+    pub(crate) async fn next(&mut self) -> std::result::Result<Option<Bytes>, hyper::Error> {
+        loop {
+            let Some(frame) = self.body.frame().await.transpose()? else { return Ok(None) };
+            if let Ok(piece) = frame.into_data() {
+                return Ok(Some(piece));
+            }
+        }
+    }
+}
+
 impl Sidecar<'_> {
     /// Sends a GET.
     pub(crate) async fn get<T: DeserializeOwned>(&self, path: &str) -> Result<T> {
@@ -56,7 +86,7 @@ impl Sidecar<'_> {
         path: &str,
         body: Bytes,
     ) -> Result<(StatusCode, T)> {
-        let sent = tokio::time::timeout(TIMEOUT, self.exchange(method, path, body)).await;
+        let sent = timeout(TIMEOUT, self.exchange(method, path, body)).await;
         let (status, body) =
             sent.unwrap_or_else(|_| Err(self.unreachable(format!("no response within {TIMEOUT:?}"))))?;
         if status.is_success() {
@@ -65,15 +95,42 @@ impl Sidecar<'_> {
                 value.map_err(|error| self.unreachable(format!("its response is not readable ({error})")));
             return Ok((status, value?));
         }
-        let detail =
-            serde_json::from_slice::<Problem>(&body).map(|problem| wording::one_line(&problem.detail));
-        Err(Error::SidecarRefused {
-            pod: self.pod.name.clone(),
-            detail: detail.unwrap_or_else(|_| format!("status {status}")),
-        })
+        Err(self.refusal(status, &body))
     }
 
     async fn exchange(&self, method: Method, path: &str, body: Bytes) -> Result<(StatusCode, Bytes)> {
+        let (response, _link) = self.begin(method, path, body).await?;
+        let status = response.status();
+        let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await;
+        Ok((status, body.map_err(|error| self.unreachable(error))?.to_bytes()))
+    }
+
+    /// Sends a GET whose response has no end. Returns its body.
+    pub(crate) async fn open(&self, path: &str) -> Result<Stream> {
+        let begun = timeout(TIMEOUT, self.begin(Method::GET, path, Bytes::new())).await;
+        let (response, link) =
+            begun.unwrap_or_else(|_| Err(self.unreachable(format!("no response within {TIMEOUT:?}"))))?;
+        let status = response.status();
+        let mut body = response.into_body();
+        if status.is_success() {
+            return Ok(Stream { body, _link: link });
+        }
+        let problem = timeout(TIMEOUT, Limited::new(&mut body, MAX_RESPONSE).collect()).await;
+        let problem = problem.ok().and_then(|read| Some(read.ok()?.to_bytes()));
+        Err(self.refusal(status, &problem.unwrap_or_default()))
+    }
+
+    fn refusal(&self, status: StatusCode, body: &[u8]) -> Error {
+        let detail =
+            serde_json::from_slice::<Problem>(body).map(|problem| wording::one_line(&problem.detail));
+        Error::SidecarRefused {
+            pod: self.pod.name.clone(),
+            detail: detail.unwrap_or_else(|_| format!("status {status}")),
+        }
+    }
+
+    /// Sends a request, and returns the response with what it comes over.
+    async fn begin(&self, method: Method, path: &str, body: Bytes) -> Result<(Response<Incoming>, Link)> {
         let SidecarPod { namespace, name, port, .. } = self.pod;
         let forwarded = self.cluster.pods(namespace).portforward(name, &[*port]).await;
         let mut forwarded = match forwarded {
@@ -85,6 +142,10 @@ impl Sidecar<'_> {
         let refusal = forwarded.take_error(*port);
         let response = async {
             let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await?;
+            let connection = AbortOnDropHandle::new(tokio::spawn(async move {
+                // Its error is that of the response as well.
+                let _ = connection.await;
+            }));
             let mut request = Request::builder()
                 .method(method)
                 .uri(path)
@@ -94,30 +155,19 @@ impl Sidecar<'_> {
                 request = request.header(header::AUTHORIZATION, format!("Bearer {token}"));
             }
             let request = request.body(Full::new(body))?;
-            let response = async {
-                let response = sender.send_request(request).await?;
-                let status = response.status();
-                let body = Limited::new(response.into_body(), MAX_RESPONSE).collect().await?.to_bytes();
-                Ok::<_, Box<dyn std::error::Error + Send + Sync>>((status, body))
-            };
-            // The connection ends with the response.
-            tokio::pin!(response);
-            match future::select(response, std::pin::pin!(connection)).await {
-                future::Either::Left((response, _)) => response,
-                future::Either::Right((ended, response)) => {
-                    ended?;
-                    response.await
-                }
-            }
+            Ok::<_, Box<dyn std::error::Error + Send + Sync>>((
+                sender.send_request(request).await?,
+                connection,
+            ))
         };
         match response.await {
-            Ok(response) => Ok(response),
+            Ok((response, connection)) => {
+                Ok((response, Link { _connection: connection, _forwarded: forwarded }))
+            }
             Err(error) => {
                 // The kubelet's own words, if it has any, tell more than the end of the connection.
                 let words = match refusal {
-                    Some(refusal) => {
-                        tokio::time::timeout(Duration::from_millis(100), refusal).await.ok().flatten()
-                    }
+                    Some(refusal) => timeout(Duration::from_millis(100), refusal).await.ok().flatten(),
                     None => None,
                 };
                 Err(self.unreachable(words.unwrap_or_else(|| error.to_string())))

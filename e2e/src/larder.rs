@@ -1,11 +1,14 @@
 //! The program `larder`, run as a person does.
 
-use std::{env, fs, path::PathBuf};
+use std::{env, fs, path::PathBuf, process::Stdio};
 
 use anyhow::{Context, ensure};
 use serde::de::DeserializeOwned;
 use serde_json::{Value, json};
-use tokio::process::Command;
+use tokio::{
+    io::{AsyncBufReadExt, BufReader, Lines},
+    process::{Child, ChildStdout, Command},
+};
 
 use crate::{Sandbox, cluster, environment};
 
@@ -48,17 +51,31 @@ impl<'a> Larder<'a> {
         Ok(Self { sandbox, kubeconfig: Some(file) })
     }
 
-    /// Runs a command in the namespace.
-    ///
-    /// # Errors
-    /// If the program can't be run.
-    pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<Run> {
+    fn command(&self, arguments: &[&str]) -> anyhow::Result<Command> {
         let mut command = Command::new(environment::variable("LARDER_CLI")?);
         command.args(["--namespace", &self.sandbox.name]).args(arguments).kill_on_drop(true);
         if let Some(file) = &self.kubeconfig {
             command.arg("--kubeconfig").arg(file);
         }
-        let output = command.output().await?;
+        Ok(command)
+    }
+
+    /// Starts a command that goes on, and returns the lines that it prints. It ends when it is dropped.
+    ///
+    /// # Errors
+    /// If the program can't be run.
+    pub fn start(&self, arguments: &[&str]) -> anyhow::Result<(Child, Lines<BufReader<ChildStdout>>)> {
+        let mut child = self.command(arguments)?.stdout(Stdio::piped()).spawn()?;
+        let printed = child.stdout.take().context("standard output is not piped")?;
+        Ok((child, BufReader::new(printed).lines()))
+    }
+
+    /// Runs a command in the namespace.
+    ///
+    /// # Errors
+    /// If the program can't be run.
+    pub async fn run(&self, arguments: &[&str]) -> anyhow::Result<Run> {
+        let output = self.command(arguments)?.output().await?;
         Ok(Run {
             code: output.status.code().context("ended by a signal")?,
             printed: String::from_utf8_lossy(&output.stdout).into_owned(),

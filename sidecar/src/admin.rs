@@ -24,6 +24,7 @@ mod key_text;
 mod pages;
 mod purging;
 mod refused;
+mod requests;
 mod server;
 mod stats;
 mod stored;
@@ -114,7 +115,10 @@ fn routes(endpoint: AdminEndpoint) -> Router<Arc<Admin>> {
     }
     for_all_routes!(add);
     match endpoint {
-        AdminEndpoint::Own => router.route(path::DRAIN, routing::post(health::drain)),
+        AdminEndpoint::Own => router
+            .route(path::DRAIN, routing::post(health::drain))
+            .route(path::REQUESTS, routing::get(requests::requests)),
+        // Its responses are short and complete.
         AdminEndpoint::Application => router,
     }
 }
@@ -130,6 +134,7 @@ pub fn document() -> String {
     }
     for_all_routes!(add);
     add!(path::DRAIN, post, post_with, health::drain, health::about_drain);
+    add!(path::REQUESTS, get, get_with, requests::requests, requests::about);
     let mut document = document::start();
     let _: Router<Arc<Admin>> = router.finish_api_with(&mut document, document::finish);
     let text = serde_json::to_string_pretty::<OpenApi>(&document);

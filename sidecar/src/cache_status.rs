@@ -141,6 +141,14 @@ impl Forward {
             Self::Bypass(_) => "bypass",
         }
     }
+
+    /// Returns the reason in one word, such as `uri-miss` or `bypass-cookie`.
+    pub const fn detail(self) -> &'static str {
+        match self {
+            Self::Bypass(bypass) => bypass.as_str(),
+            reason => reason.as_str(),
+        }
+    }
 }
 
 /// The result of a request.
@@ -184,6 +192,14 @@ impl Became {
 }
 
 impl CacheStatus {
+    /// Returns the reason why the request was forwarded, if it was.
+    pub const fn forward(self) -> Option<Forward> {
+        match self {
+            Self::Hit { .. } => None,
+            Self::Forwarded { reason, .. } => Some(reason),
+        }
+    }
+
     /// Appends this cache's entry after those of caches nearer to the origin (RFC 9211, section 2).
     pub fn append_to(self, headers: &mut HeaderMap) {
         headers.append(CACHE_STATUS, self.value());

@@ -45,6 +45,7 @@ pub mod sources;
 mod spare;
 pub mod stats;
 pub mod store;
+pub mod tail;
 pub mod telemetry;
 pub mod tls;
 pub mod upstream;

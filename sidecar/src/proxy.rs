@@ -1,10 +1,6 @@
 //! The path of a request.
 
-use std::{
-    net::IpAddr,
-    sync::Arc,
-    time::{Duration, Instant},
-};
+use std::{net::IpAddr, sync::Arc, time::Duration};
 
 use axum::Router;
 use bytes::Bytes;
@@ -12,11 +8,12 @@ use futures::future::{BoxFuture, ready};
 use http::{
     HeaderMap, HeaderValue, Method, Request, Response, StatusCode, Version,
     header::{CONNECTION, EXPECT},
+    uri::PathAndQuery,
 };
 use http_body::Body as _;
 use http_body_util::BodyExt as _;
 use hyper::body::Incoming;
-use larder_policy::{Route, spec::OtherProtocols};
+use larder_policy::{Route, spec::OtherProtocols, storing::NotStored};
 
 use crate::{
     body::Body,
@@ -29,7 +26,8 @@ use crate::{
     http1_guard::Handoff,
     problem::Problem,
     snapshot::{NO_ROUTE, Snapshot},
-    stats::Outcome,
+    stats::{Outcome, RouteStats},
+    tail::{Answered, Arrival},
     telemetry::Telemetry,
     upstream::Upstream,
     work::Work,
@@ -122,6 +120,10 @@ struct Served {
     route: Option<Arc<Route>>,
     outcome: Outcome,
     tier: Tier,
+    /// Reason why no stored response was used.
+    forward: Option<Forward>,
+    /// Reason why the response is not stored, if its head says so.
+    not_stored: Option<NotStored>,
     /// Lifetime of the stored response that it was made from, if its envelope states it.
     life: Option<Life>,
 }
@@ -171,12 +173,14 @@ impl Proxy {
 
     /// Serves a request. Whatever fails on the way, there is a response.
     pub async fn handle(self: &Arc<Self>, request: Request<Incoming>, client: Client) -> Response<Body> {
-        let started = Instant::now();
+        let target =
+            request.uri().path_and_query().map_or_else(|| request.uri().path(), PathAndQuery::as_str);
+        let arrival = self.telemetry.tails.arrival(request.method().as_str(), target);
         let snapshot = self.config.snapshot();
         let is_http2 = request.version() == Version::HTTP_2;
         tracing::debug!(method = %request.method(), uri = %request.uri(), "request");
         let mut served = self.answer(&snapshot, request, client).await;
-        let asks_to_close = self.finish(&snapshot, &mut served, started);
+        let asks_to_close = self.finish(&snapshot, &mut served, &arrival);
         let mut response = served.response;
         if asks_to_close && !is_http2 && response.status() != StatusCode::SWITCHING_PROTOCOLS {
             response.headers_mut().insert(CONNECTION, HeaderValue::from_static("close"));
@@ -185,9 +189,18 @@ impl Proxy {
     }
 
     /// Counts a response and makes room for its head. Returns true if its client is asked to close the connection.
-    fn finish(&self, snapshot: &Snapshot, served: &mut Served, started: Instant) -> bool {
-        let Served { response, reply: _, route, outcome, tier, life: _ } = served;
-        self.record(snapshot, route.as_deref(), *outcome, *tier, response.status(), started);
+    fn finish(&self, snapshot: &Snapshot, served: &mut Served, arrival: &Arrival) -> bool {
+        let Served { response, reply: _, route, outcome, tier, forward, not_stored, life: _ } = served;
+        let answered = Answered {
+            route: route.as_ref().map(|route| &*route.name),
+            outcome: *outcome,
+            tier: *tier,
+            status: response.status().as_u16(),
+            forward: *forward,
+            not_stored: *not_stored,
+            took: Some(arrival.at.elapsed()),
+        };
+        self.record(snapshot.route_stats(route.as_deref()), arrival, &answered);
         let room = head_room::make(response, &self.telemetry.stats.budget);
         if room == AtClient::NoRoom {
             *response = Problem::Overloaded.response();
@@ -200,22 +213,14 @@ impl Proxy {
         self.asks_to_close() || room == AtClient::Large
     }
 
-    /// Counts and logs a response whose head is ready.
-    fn record(
-        &self,
-        snapshot: &Snapshot,
-        route: Option<&Route>,
-        outcome: Outcome,
-        tier: Tier,
-        status: StatusCode,
-        started: Instant,
-    ) {
-        let stats = snapshot.route_stats(route);
+    /// Counts, logs and shows a response whose head is ready.
+    fn record(&self, stats: &RouteStats, arrival: &Arrival, answered: &Answered<'_>) {
+        let Answered { route, outcome, tier, status, took, .. } = *answered;
         stats.answered(outcome, tier);
-        let took = started.elapsed();
+        let took = took.unwrap_or_default();
         self.telemetry.answered(stats, outcome, took);
-        let name = route.map_or(NO_ROUTE, |route| &route.name);
-        let (status, milliseconds) = (status.as_u16(), took.as_secs_f64() * 1000.0);
+        self.telemetry.tails.show(arrival, answered);
+        let (name, milliseconds) = (route.unwrap_or(NO_ROUTE), took.as_secs_f64() * 1000.0);
         tracing::debug!(route = name, tier = tier.as_str(), status, milliseconds, "{}", outcome.as_str());
     }
 
@@ -351,9 +356,13 @@ impl Proxy {
 impl Served {
     /// Returns an error of the sidecar's own.
     fn problem(problem: Problem, route: Option<&Arc<Route>>) -> Box<Self> {
-        let route = route.cloned();
-        let (response, outcome, tier) = (problem.response(), Outcome::Error, Tier::Nowhere);
-        Box::new(Self { response, reply: None, route, outcome, tier, life: None })
+        Self::new(problem.response(), route.cloned(), Outcome::Error, Tier::Nowhere)
+    }
+
+    /// Returns a response whose head is in its header map.
+    fn new(response: Response<Body>, route: Option<Arc<Route>>, outcome: Outcome, tier: Tier) -> Box<Self> {
+        let (reply, forward, not_stored, life) = (None, None, None, None);
+        Box::new(Self { response, reply, route, outcome, tier, forward, not_stored, life })
     }
 }
 

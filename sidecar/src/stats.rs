@@ -10,6 +10,7 @@ use std::{
 };
 
 use arc_swap::ArcSwapOption;
+pub use larder_api::admin::Outcome;
 use larder_policy::storing::NotStored;
 use opentelemetry::{
     KeyValue,
@@ -21,29 +22,6 @@ use crate::{
     upstream::UpstreamReason,
 };
 use parking_lot::Mutex;
-
-larder_api::labelled! {
-    /// The cache's part in a request.
-    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
-    pub enum Outcome {
-        /// A stored response was served.
-        Hit = "hit",
-        /// No response was stored; a source or the application responded.
-        Miss = "miss",
-        /// The response to another request in progress was served.
-        Collapsed = "collapsed",
-        /// A stored response was served after the application confirmed it.
-        Revalidated = "revalidated",
-        /// A stale response was served because no origin responded.
-        Stale = "stale",
-        /// A route matched, but the request bypassed the cache.
-        Bypass = "bypass",
-        /// No route was used: none matched, the policy is suspended or missing, or the request was a write.
-        Pass = "pass",
-        /// No tier had a response.
-        Error = "error",
-    }
-}
 
 larder_api::labelled! {
     /// The cause of a purge.

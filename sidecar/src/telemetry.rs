@@ -30,6 +30,7 @@ use crate::{
     request_error_log::RequestErrorLog,
     resolver::Resolver,
     stats::{Outcome, RouteStats, Stats},
+    tail::Tails,
 };
 
 mod instruments;
@@ -46,6 +47,8 @@ const EXPORT_TIMEOUT: Duration = Duration::from_secs(10);
 pub struct Telemetry {
     /// Counters since the process began.
     pub stats: Arc<Stats>,
+    /// Readers of requests as they are served.
+    pub tails: Arc<Tails>,
     /// Log of rejected requests.
     errors: RequestErrorLog,
     instruments: ArcSwap<Instruments>,
@@ -81,7 +84,8 @@ impl Telemetry {
     pub fn within(budget: Arc<Budget>) -> anyhow::Result<Self> {
         let stats = Arc::new(Stats::within(budget));
         let instruments = ArcSwap::from_pointee(Instruments::new(0, None, Resolver::default(), &stats)?);
-        Ok(Self { stats, errors: RequestErrorLog::default(), instruments })
+        let tails = Arc::new(Tails::within(Arc::clone(&stats.budget)));
+        Ok(Self { stats, tails, errors: RequestErrorLog::default(), instruments })
     }
 
     /// Counts and logs a rejected request of `client`.

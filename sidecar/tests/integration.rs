@@ -65,6 +65,7 @@ mod integration {
     mod storing;
     mod streaming;
     mod tags;
+    mod tailing;
     mod targets;
     mod upgrades;
     mod upstream_connections;

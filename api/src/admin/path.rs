@@ -16,6 +16,8 @@ pub const ENTRIES: &str = "/entries/";
 pub const PURGE: &str = "/purge";
 /// The treatment of a request ([`super::ExplainRequest`], [`super::Explanation`]). Requires the token.
 pub const EXPLAIN: &str = "/explain";
+/// Requests as they are served ([`super::RequestsQuery`], a [`super::ServedRequest`] on each line). Requires the token.
+pub const REQUESTS: &str = "/requests";
 /// Draining, from the pod itself only.
 pub const DRAIN: &str = "/drain";
 /// The OpenAPI document. Open.

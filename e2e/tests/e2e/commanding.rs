@@ -1,5 +1,7 @@
 //! `larder`, the program for a terminal, against pods of a policy.
 
+use std::time::Duration;
+
 use anyhow::ensure;
 use larder_crds::ConditionType;
 use larder_e2e::{
@@ -7,6 +9,7 @@ use larder_e2e::{
     larder::Larder, sandbox::RunningPod,
 };
 use serde_json::{Value, json};
+use tokio::time::timeout;
 
 use super::common::{IN_MEMORY, ensure_hit, ensure_not_hit, get_from, with_redis};
 
@@ -66,6 +69,32 @@ async fn status_stats_and_explain_describe_each_pod() -> anyhow::Result<()> {
 
         let lost = larder.run(&["stats", "nothing"]).await?;
         ensure!(lost.code == 2 && lost.said.contains("has no policy nothing"), "{lost:?}");
+        Ok(())
+    })
+    .await
+}
+
+#[tokio::test]
+async fn tail_shows_requests_of_every_pod_as_they_are_served() -> anyhow::Result<()> {
+    in_a_namespace(async |sandbox| {
+        let (_, agent) = sandbox.with_policy("cache", IN_MEMORY, &Workload::deployment("app", 2), 2).await?;
+        let pods = sandbox.pods("app").await?;
+        let larder = Larder::of(sandbox);
+        let (_program, mut lines) =
+            larder.start(&["tail", "cache", "--path", "/items", "--outcome", "hit", "-o", "json"])?;
+        for pod in &pods {
+            eventually("a hit of the pod is shown", SHORT_TIMEOUT, async || {
+                get_from(&agent, pod, "/other").await?;
+                get_from(&agent, pod, "/items/1?token=secret").await?;
+                let line = timeout(Duration::from_secs(2), lines.next_line()).await??.unwrap_or_default();
+                let seen: Value = serde_json::from_str(&line)?;
+                ensure!(seen["path"] == "/items/1" && seen["query"] == "token=*", "{seen}");
+                ensure!(seen["outcome"] == "hit" && seen["tier"] == "l1", "{seen}");
+                ensure!(seen["pod"] == pod.name.as_str(), "{seen}");
+                Ok(())
+            })
+            .await?;
+        }
         Ok(())
     })
     .await

@@ -35,7 +35,6 @@ impl Proxy {
         let (head, body) = response.into_parts();
         let Ok(body) = body.collect().await else { return Served::problem(Problem::BrokenOff, None) };
         let response = http::Response::from_parts(head, Body::full(body.to_bytes()));
-        let (outcome, tier) = (Outcome::Pass, Tier::Nowhere);
-        Box::new(Served { response, reply: None, route: None, outcome, tier, life: None })
+        Served::new(response, None, Outcome::Pass, Tier::Nowhere)
     }
 }

@@ -277,7 +277,7 @@ impl CacheRequest {
         CacheStatus::Forwarded { reason, status, tier, answer: Became::Collapsed }
             .append_to(response.headers_mut());
         let mut served = self.served(response, Outcome::Collapsed, tier);
-        served.life = self.life_of(&head.meta);
+        (served.forward, served.life) = (Some(reason), self.life_of(&head.meta));
         served
     }
 }

@@ -77,7 +77,9 @@ impl Fetch {
                     cache.note_unshared(request.key.as_str(), &request.headers);
                 }
                 self.finish(FetchOutcome::Unshared);
-                return self.passed_on(received, head, Body::Stream(source), Became::Passed);
+                let mut served = self.passed_on(received, head, Body::Stream(source), Became::Passed);
+                served.not_stored = Some(reason);
+                return served;
             }
         };
         let stored = self.stored_head(&head, meta, names);
@@ -97,7 +99,9 @@ impl Fetch {
             // A response to `If-Range` may leave out what the client has and this cache has not (RFC 9110, section 15.3.7).
             if known.is_none() && self.request.headers.contains_key(IF_RANGE) {
                 cache.not_stored(&self.request.route, NotStored::ContentRange);
-                return self.passed_on(received, head, Body::Stream(source), Became::Passed);
+                let mut served = self.passed_on(received, head, Body::Stream(source), Became::Passed);
+                served.not_stored = Some(NotStored::ContentRange);
+                return served;
             }
             let observer = PartFill::new(stored, slot, range, known, self.lease.take());
             let room = Box::new(LagRoom::new(&cache.budget));
@@ -157,7 +161,7 @@ impl Fetch {
         let is_for_guard = request.is_of_guard;
         let (response, reply) = head.into_response(body, cache_status, is_for_guard);
         let mut served = request.served(response, Outcome::Miss, tier);
-        served.reply = reply.map(GuardReply::Received);
+        (served.reply, served.forward) = (reply.map(GuardReply::Received), Some(self.reason));
         served
     }
 

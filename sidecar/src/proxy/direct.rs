@@ -10,7 +10,6 @@ use std::{
     net::IpAddr,
     sync::Arc,
     task::{Context, Poll},
-    time::Instant,
 };
 
 use bytes::Bytes;
@@ -108,7 +107,7 @@ impl Direct {
         if !self.proxy.relays {
             return None;
         }
-        let started = Instant::now();
+        let arrival = self.proxy.telemetry.tails.arrival(head.method, head.target);
         let plain = Plain::of(head)?;
         let method = Method::from_bytes(head.method.as_bytes()).ok()?;
         let (snapshot, treatment, key) = match found {
@@ -136,7 +135,7 @@ impl Direct {
                 let client = Client { address: self.address, handoff, work: work_of_client };
                 let request = CacheRequest::of_guard(&snapshot, &routed, self.proxy.target, request, client);
                 let served = self.proxy.look_up(request, routed.bypass);
-                let asked = Asked { served, is_head, ends, started, work };
+                let asked = Asked { served, is_head, ends, arrival, work };
                 let exchange = CachedExchange::new(&self.proxy, snapshot, &self.handoff, asked);
                 Some(GuardedExchange::Cached(Box::new(exchange)))
             }
@@ -150,7 +149,7 @@ impl Direct {
                     let target = Target::at(head.target, host.unwrap_or_default());
                     Write { snapshot: Arc::clone(&snapshot), writing, target, is_of_response: true }
                 });
-                let facts = exchange::Facts { reason, route, is_head, ends, started };
+                let facts = exchange::Facts { reason, route, is_head, ends, arrival };
                 let exchange =
                     DirectExchange::new(Arc::clone(&self.proxy), snapshot, raw, work, facts, write);
                 Some(GuardedExchange::Relayed(Box::new(exchange)))

@@ -28,6 +28,7 @@ use crate::{
     mode::Mode,
     snapshot::Snapshot,
     stats::Outcome,
+    tail::Answered,
 };
 
 mod http2;
@@ -254,6 +255,16 @@ impl FastPath {
         snapshot.route_stats(Some(route)).answered(Outcome::Hit, Tier::L1);
         tracing::debug!(method = asked.method, uri = asked.target, "request");
         let status = reply.status(entry.status()).as_u16();
+        let shown = Answered {
+            route: Some(&route.name),
+            outcome: Outcome::Hit,
+            tier: Tier::L1,
+            status,
+            forward: None,
+            not_stored: None,
+            took: None,
+        };
+        self.proxy.telemetry.tails.show_at_once(asked.method, asked.target, &shown);
         tracing::debug!(route = route.name, tier = "l1", status, "hit");
         if bytes.len() > asked.max_copied {
             return Some(body.slice(bytes));

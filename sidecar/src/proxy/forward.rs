@@ -244,9 +244,9 @@ pub(super) fn changed_protocol(
     if let Some(application) = response.extensions_mut().remove::<SwitchedConnection>() {
         tokio::spawn(tunnel::join(from_client, application, client.handoff.clone()));
     }
-    let response = response.map(Body::stream);
-    let (outcome, tier) = (Outcome::Pass, Tier::Application);
-    Box::new(Served { response, reply: None, route: None, outcome, tier, life: None })
+    let mut served = Served::new(response.map(Body::stream), None, Outcome::Pass, Tier::Application);
+    served.forward = Some(Forward::Bypass(Bypass::Upgrade));
+    served
 }
 
 /// Returns the application's response to a request that was passed on, without the fields that the policy takes out of responses.
@@ -264,8 +264,9 @@ pub(super) fn passed(
     CacheStatus::Forwarded { reason, status, tier: Tier::Application, answer: Became::Passed }
         .append_to(response.headers_mut());
     let outcome = if route.is_some() { Outcome::Bypass } else { Outcome::Pass };
-    let (route, tier) = (route.cloned(), Tier::Application);
-    Box::new(Served { response, reply: None, route, outcome, tier, life: None })
+    let mut served = Served::new(response, route.cloned(), outcome, Tier::Application);
+    served.forward = Some(reason);
+    served
 }
 
 /// Returns the problem of a request without a response: the application's, or the client's if its request broke off.

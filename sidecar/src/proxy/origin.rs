@@ -167,6 +167,7 @@ impl Fetch {
                 }
                 other => other,
             };
+        let not_stored = stored.as_ref().err().copied();
         let (became, outcome) = match stored {
             Ok(vary) => {
                 let slot = request.slot(vary);
@@ -182,13 +183,14 @@ impl Fetch {
         let status = Some(StatusCode::NOT_MODIFIED);
         let status = CacheStatus::Forwarded { reason, status, tier, answer: became };
         let has_cookies = by.head.fields.has(SET_COOKIE.as_str()) && !entry.fields().has(SET_COOKIE.as_str());
-        let served = if has_cookies {
+        let mut served = if has_cookies {
             let mut served = request.response_in_map(&entry, status, Outcome::Revalidated, tier);
             append_cookies(served.response.headers_mut(), &by.head.fields);
             served
         } else {
             request.response_with(&entry, status, Outcome::Revalidated, tier)
         };
+        served.not_stored = not_stored;
         self.finish(outcome);
         served
     }

@@ -43,7 +43,7 @@ impl CacheRequest {
             let mut response = Response::new(Body::empty());
             *response.status_mut() = stored.status();
             let mut served = self.served(response, outcome, tier);
-            served.reply = Some(GuardReply::Stored(stored));
+            (served.reply, served.forward) = (Some(GuardReply::Stored(stored)), status.forward());
             return served;
         }
         self.response_in_map(entry, status, outcome, tier)
@@ -61,13 +61,13 @@ impl CacheRequest {
         response.headers_mut().insert(AGE, HeaderValue::from(entry.age().as_secs()));
         status.append_to(response.headers_mut());
         let mut served = self.served(response, outcome, tier);
+        served.forward = status.forward();
         served.life = self.life(entry.meta(), || self.freshness_of(entry).state);
         served
     }
 
     pub(super) fn served(&self, response: Response<Body>, outcome: Outcome, tier: Tier) -> Box<Served> {
-        let route = Some(Arc::clone(&self.route));
-        Box::new(Served { response, reply: None, route, outcome, tier, life: None })
+        Served::new(response, Some(Arc::clone(&self.route)), outcome, tier)
     }
 
     /// Returns the lifetime of a stored response, for a route whose envelope states it.

@@ -6,7 +6,6 @@ use std::{
     pin::Pin,
     sync::Arc,
     task::{Context, Poll, ready},
-    time::Instant,
 };
 
 use bytes::Bytes;
@@ -27,6 +26,7 @@ use crate::{
         request::GuardedRequest,
     },
     snapshot::Snapshot,
+    tail::Arrival,
     upstream::{BodyFraming, LAST_CHUNK, MAX_COPIED, write_chunk},
     work::Work,
 };
@@ -40,7 +40,7 @@ pub struct CachedExchange {
     is_head: bool,
     /// True if the client's connection ends after the response.
     ends: bool,
-    started: Instant,
+    arrival: Arrival,
     _work: Work,
     /// Memory of a large head.
     _room: Option<HeadRoom>,
@@ -74,7 +74,7 @@ pub(super) struct Asked {
     pub(super) is_head: bool,
     /// True if the client's connection ends after the response.
     pub(super) ends: bool,
-    pub(super) started: Instant,
+    pub(super) arrival: Arrival,
     pub(super) work: Work,
 }
 
@@ -85,10 +85,10 @@ impl CachedExchange {
         handoff: &Arc<Handoff>,
         asked: Asked,
     ) -> Self {
-        let Asked { served, is_head, ends, started, work } = asked;
+        let Asked { served, is_head, ends, arrival, work } = asked;
         let (proxy, handoff) = (Arc::clone(proxy), Arc::clone(handoff));
         let stage = Stage::Serving(served);
-        Self { proxy, snapshot, handoff, stage, is_head, ends, started, _work: work, _room: None }
+        Self { proxy, snapshot, handoff, stage, is_head, ends, arrival, _work: work, _room: None }
     }
 
     /// Waits for the response.
@@ -101,7 +101,7 @@ impl CachedExchange {
 
     /// Writes the head of the response.
     fn begin_response(&mut self, output: &mut Vec<u8>, mut served: Box<Served>) {
-        self.ends |= self.proxy.finish(&self.snapshot, &mut served, self.started);
+        self.ends |= self.proxy.finish(&self.snapshot, &mut served, &self.arrival);
         let Served { response, reply, .. } = &mut *served;
         let reply = reply.take();
         if let Some(GuardReply::Stored(stored)) = reply {

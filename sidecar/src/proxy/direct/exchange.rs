@@ -31,6 +31,7 @@ use crate::{
     proxy::{Proxy, deadline::application_timeout, write::Write},
     snapshot::Snapshot,
     stats::Outcome,
+    tail::{Answered, Arrival},
     upstream::{
         BodyFraming, ExchangeError, LAST_CHUNK, RawExchange, RawHead, UpstreamError, UpstreamReason,
         write_chunk,
@@ -49,7 +50,7 @@ pub(super) struct Facts {
     pub(super) is_head: bool,
     /// True if the client's connection ends after the response.
     pub(super) ends: bool,
-    pub(super) started: Instant,
+    pub(super) arrival: Arrival,
 }
 
 /// An exchange with the application whose bytes are relayed.
@@ -101,7 +102,7 @@ impl DirectExchange {
         write: Option<Write>,
     ) -> Self {
         let limit = application_timeout(&snapshot);
-        let waits_since = facts.started;
+        let waits_since = facts.arrival.at;
         let (stage, rejected, timer) = (Stage::Head, None, None);
         Self { proxy, snapshot, facts, stage, raw, write, rejected, limit, timer, waits_since, work }
     }
@@ -277,8 +278,17 @@ impl DirectExchange {
     }
 
     fn record(&self, outcome: Outcome, tier: Tier, status: StatusCode) {
-        let Facts { route, started, .. } = &self.facts;
-        self.proxy.record(&self.snapshot, route.as_deref(), outcome, tier, status, *started);
+        let Facts { reason, route, arrival, .. } = &self.facts;
+        let answered = Answered {
+            route: route.as_ref().map(|route| &*route.name),
+            outcome,
+            tier,
+            status: status.as_u16(),
+            forward: Some(*reason),
+            not_stored: None,
+            took: Some(arrival.at.elapsed()),
+        };
+        self.proxy.record(self.snapshot.route_stats(route.as_deref()), arrival, &answered);
     }
 
     /// Appends the pieces of the body that are at hand.
