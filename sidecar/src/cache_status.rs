@@ -71,6 +71,8 @@ larder_api::labelled! {
         AmbiguousPath = "ambiguous-path",
         /// A target with bytes that RFC 3986 does not allow: it has no key.
         Target = "target",
+        /// The route has `pass: true`.
+        Route = "bypass-route",
         /// The route's `bypass`, because of a query parameter.
         Query = "bypass-query",
         /// The route's `bypass`, because of a header.
@@ -95,6 +97,7 @@ larder_api::labelled! {
 impl From<BypassBy> for Bypass {
     fn from(by: BypassBy) -> Self {
         match by {
+            BypassBy::Route => Self::Route,
             BypassBy::Query => Self::Query,
             BypassBy::Header => Self::Header,
             BypassBy::Cookie => Self::Cookie,

@@ -42,6 +42,7 @@ mod integration {
     mod moving;
     mod negative;
     mod poisoning;
+    mod policies;
     mod postgres;
     mod postgres_source;
     mod prefixes;

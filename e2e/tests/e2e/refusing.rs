@@ -55,6 +55,10 @@ async fn a_malformed_policy_is_refused_with_its_message() -> anyhow::Result<()> 
                 "ttl replaces the lifetime that a response declares and maxTTL limits it",
             ),
             (
+                route(json!({"name": "a", "match": {"path": "/a"}, "pass": true, "tags": ["a"]})),
+                "pass: true stores nothing",
+            ),
+            (
                 route(json!({"name": "a", "match": {"path": "/a"}, "statuses": [{"code": 304}]})),
                 "a 304 refers to a response that is already stored",
             ),

@@ -123,7 +123,7 @@ impl Check {
     }
 
     /// Rejects a rule that treats a POST under a route's path as a write, although the route distinguishes it by its
-    /// body and so reads by it.
+    /// body and so reads by it. A route that tells its POSTs by a header or a parameter leaves the others to the rule.
     pub(super) fn no_reads(&mut self, path: &str, rule: &WriteMatch, routes: &[Route]) {
         let WriteMatch { path: template, methods } = rule;
         if !methods.is_empty() && !methods.iter().any(|method| method == Method::POST.as_str()) {
@@ -131,6 +131,7 @@ impl Check {
         }
         let reads = |route: &&Route| {
             route.methods.contains(&Method::POST)
+                && !route.tells_by_fields()
                 && route
                     .paths()
                     .any(|path| path.overlaps(template) || route.ignores_case && path.may_overlap(template))
@@ -138,7 +139,7 @@ impl Check {
         for route in routes.iter().filter(reads) {
             let message = format!(
                 "a POST that route {:?} takes is a read, and this rule takes it for a write: \
-                 list match.methods without POST, or take POST out of the route",
+                 list match.methods without POST, take POST out of the route, or tell its POSTs by match.headers or match.query",
                 route.name
             );
             self.refuse(path, message);

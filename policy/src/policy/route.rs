@@ -41,6 +41,8 @@ pub struct Route {
     pub(super) body_limit: Option<u64>,
     /// True if a client's request directives are honoured (RFC 9111, section 5.2.1).
     pub honor_request_directives: bool,
+    /// True if no request of the route is looked up or stored.
+    pub(super) passes: bool,
     pub(super) bypass: BypassRules,
     /// True if only headers in the key, and those that change no response, are forwarded to the application.
     pub(super) forwards_keyed: bool,
@@ -117,6 +119,8 @@ pub(super) struct BypassRules {
 /// The part of a request that makes it bypass the cache.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum BypassBy {
+    /// The route itself.
+    Route,
     /// A parameter of the query.
     Query,
     /// A header.
@@ -129,6 +133,7 @@ impl BypassBy {
     /// Returns the name in logs and metrics.
     pub fn as_str(self) -> &'static str {
         match self {
+            Self::Route => "route",
             Self::Query => "query",
             Self::Header => "header",
             Self::Cookie => "cookie",
@@ -180,6 +185,7 @@ impl Route {
             key: KeyRules::default(),
             body_limit: None,
             honor_request_directives: true,
+            passes: false,
             bypass: BypassRules::default(),
             forwards_keyed: false,
             tags: vec![],
@@ -247,6 +253,11 @@ impl Route {
             && self.query.iter().all(is_wanted_in_query)
     }
 
+    /// Returns true if the route takes a request for its header fields or its query, and not for its path alone.
+    pub(super) fn tells_by_fields(&self) -> bool {
+        !self.headers.is_empty() || !self.query.is_empty()
+    }
+
     /// Returns the part of a request that makes it bypass the cache, if there is one. A name or a value that an
     /// application might read as the bypassing one counts as well.
     pub fn bypass(&self, query: Option<&str>, fields: &(impl Fields + ?Sized)) -> Option<BypassBy> {
@@ -265,7 +276,9 @@ impl Route {
                     || members.any(|member| member == wanted.as_bytes())
             })
         };
-        if by_query.iter().any(in_query) {
+        if self.passes {
+            Some(BypassBy::Route)
+        } else if by_query.iter().any(in_query) {
             Some(BypassBy::Query)
         } else if headers.iter().any(in_headers) {
             Some(BypassBy::Header)
@@ -323,6 +336,7 @@ impl Route {
             key,
             body_limit,
             honor_request_directives: _,
+            passes,
             bypass,
             forwards_keyed,
             tags,
@@ -353,7 +367,7 @@ impl Route {
         let stored = (codes.is_empty() && ttl.is_some(), codes, store_despite, set_cookie);
         let keys_body = body_limit.is_some();
         format!(
-            "{path:?} {ignores_case} {other_path:?} {methods:?} {host:?} {headers:?} {query:?} {stored:?} {key:?} {keys_body} {bypass:?} {forwards_keyed} {tags:?} {tags_from:?} {sources:?} {asks_application} {last_known_good:?}\n"
+            "{path:?} {ignores_case} {other_path:?} {methods:?} {host:?} {headers:?} {query:?} {stored:?} {key:?} {keys_body} {passes} {bypass:?} {forwards_keyed} {tags:?} {tags_from:?} {sources:?} {asks_application} {last_known_good:?}\n"
         )
     }
 }

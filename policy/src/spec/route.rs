@@ -21,6 +21,10 @@ use crate::{Duration, PathTemplate, StatusPattern};
         "message": "grace applies where staleWhileRevalidate or staleIfError is not set, and both are: take one of the three out",
     },
     {
+        "rule": "!has(self.pass) || !self.pass || !(has(self.ttl) || has(self.maxTTL) || has(self.statuses) || has(self.grace) || has(self.staleWhileRevalidate) || has(self.staleIfError) || has(self.storeDespite) || has(self.bypass) || has(self.key) || has(self.tags) || has(self.from) || has(self.ttlFrom) || has(self.l1TTL) || has(self.l2TTL) || has(self.lastKnownGood))",
+        "message": "pass: true stores nothing: take it out, or everything else but name and match",
+    },
+    {
         "rule": "!(has(self.ttl) && has(self.maxTTL))",
         "message": "ttl replaces the lifetime that a response declares and maxTTL limits it: set one of them",
     },
@@ -89,6 +93,11 @@ pub struct RouteSpec {
     /// Requests that the route applies to.
     #[serde(rename = "match")]
     pub matches: RouteMatch,
+
+    /// Sends the route's requests to the application without the cache, as those that no route matches. For a part of what a later route
+    /// takes, such as `/admin/{*path}` before `/{*path}`.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub pass: bool,
 
     /// Freshness lifetime of a response. Replaces the lifetime that the response's `Cache-Control` and `Expires`
     /// declare; never overrides `no-store`, `private` or `Vary: *`, unless `storeDespite` says so, or `Set-Cookie`, unless
@@ -462,7 +471,7 @@ impl ClientDirectives {
 }]))]
 pub struct Bypass {
     /// Query parameters, each with the value that bypasses the cache, such as `nocache: "true"`; `"*"` matches any
-    /// value.
+    /// value. A `*` at the end of a name stands for its rest, as in `preview_*`.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
     pub query: BTreeMap<String, String>,
@@ -472,7 +481,8 @@ pub struct Bypass {
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]
     pub headers: BTreeMap<String, String>,
 
-    /// Cookies, each with the value that bypasses the cache, such as `session: "*"`; `"*"` matches any value. A request
+    /// Cookies, each with the value that bypasses the cache, such as `session: "*"`; `"*"` matches any value. A `*` at the end of a name
+    /// stands for its rest, as in `wordpress_logged_in_*`. A request
     /// with other cookies still passes through unless `key.cookies`, `key.headers` or `key.ignoreHeaders` covers them.
     #[serde(default, skip_serializing_if = "BTreeMap::is_empty")]
     #[schemars(extend("maxProperties" = 16, "additionalProperties" = {"type": "string", "maxLength": 256}))]

@@ -6,6 +6,7 @@ use std::{
 };
 
 use http::{HeaderValue, Method, StatusCode};
+use serde_json::{Map, Value};
 
 use super::Check;
 use crate::{
@@ -62,6 +63,7 @@ impl Check {
         }
         matches.query.keys().for_each(|name| rules.add_matched_query(name));
         let body_limit = self.key(&at, key.as_ref(), methods.contains(&Method::POST));
+        self.pass(&at, spec);
         let bypass = self.bypass(&format!("{at}.bypass"), bypass.as_ref());
         bypass.query.iter().for_each(|(name, _)| rules.add_query(name));
         let sources = self.source_refs(&format!("{at}.from"), from, &matches.path, known_sources);
@@ -117,6 +119,7 @@ impl Check {
             key: rules,
             body_limit,
             honor_request_directives: *client_directives == ClientDirectives::Honor,
+            passes: spec.pass,
             bypass,
             forwards_keyed,
             tags: tags.clone(),
@@ -289,6 +292,21 @@ impl Check {
             _ => {}
         }
         largest.map(|size| size.0)
+    }
+
+    /// Checks that nothing is said of stored responses where none are stored.
+    fn pass(&mut self, at: &str, spec: &RouteSpec) {
+        // Whatever is not at its default is written.
+        let written = serde_json::to_value(spec).unwrap_or_default();
+        let says_more = |written: &Map<String, Value>| {
+            written.keys().any(|name| !["name", "match", "pass"].contains(&name.as_str()))
+        };
+        if spec.pass && written.as_object().is_none_or(says_more) {
+            self.refuse(
+                &format!("{at}.pass"),
+                "stores nothing: take it out, or everything else but name and match",
+            );
+        }
     }
 
     fn bypass(&mut self, at: &str, spec: Option<&Bypass>) -> BypassRules {

@@ -161,3 +161,92 @@ fn notifications_need_a_postgres_source_and_a_channel() {
         ]
     );
 }
+
+#[test]
+fn a_post_is_a_read_or_a_write() {
+    let problems = |path: &str, read: &str, write: &str| {
+        let text = format!(
+            r#"
+routes:
+- {{name: other, match: {{path: "/{{any}}"}}}}
+- {{name: search, match: {{path: {path:?}, methods: {read}}}, key: {{body: {{}}}}}}
+invalidation:
+  onWrite:
+  - {{match: {{path: /where/no/route/is}}, purge: {{tags: [a]}}}}
+  - {{match: {write}, purge: {{tags: [a]}}}}
+"#
+        );
+        let problems = Policy::compile(&spec(&text)).err().unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    let refused = "spec.invalidation.onWrite[1].match: a POST that route \"search\" takes is a read, and this rule takes \
+                   it for a write: list match.methods without POST, take POST out of the route, or tell its POSTs by match.headers or \
+                   match.query";
+    for (path, write) in [
+        ("/search", "{path: /search}"),
+        ("/search", "{path: /search, methods: [PUT, POST]}"),
+        ("/search", "{path: \"/{what}\"}"),
+        ("/{what}", "{path: /search}"),
+        ("/{a}/by/{b}", "{path: \"/posts/{c}/x\", methods: [POST]}"),
+        ("/caf%C3%A9", "{path: /caf%c3%a9}"),
+    ] {
+        assert_eq!(problems(path, "[GET, POST]", write), [refused], "{path} {write}");
+    }
+    for (path, write) in [
+        ("/search", "{path: /search, methods: [PUT, DELETE]}"),
+        ("/search", "{path: /search/}"),
+        ("/search/{id}", "{path: \"/search/\"}"),
+        ("/search", "{path: /find}"),
+        ("/{a}/by/{b}", "{path: \"/posts/on/{c}\"}"),
+        ("/{a}/{b}", "{path: \"/{a}\"}"),
+    ] {
+        assert!(problems(path, "[GET, POST]", write).is_empty(), "{path} {write}");
+    }
+    let told = "[POST], headers: {x-operation: query}";
+    assert!(problems("/search", told, "{path: /search}").is_empty(), "the other POSTs are writes");
+}
+
+#[test]
+fn headers_that_have_another_meaning_name_no_tags() {
+    let route = |headers: &str| {
+        format!("routes: [{{name: a, match: {{path: /a}}, tagsFrom: {{headers: {headers}}}}}]")
+    };
+    for (headers, says) in [
+        ("[]", "spec.routes[0].tagsFrom.headers: list names of headers"),
+        ("[\"a b\"]", "spec.routes[0].tagsFrom.headers[0]: \"a b\" is not the name of a header"),
+        ("[xkey, ETag]", "spec.routes[0].tagsFrom.headers[1]: etag has a meaning of its own"),
+        ("[Set-Cookie]", "spec.routes[0].tagsFrom.headers[0]: set-cookie has a meaning of its own"),
+    ] {
+        let problems = Policy::compile(&spec(&route(headers))).unwrap_err();
+        assert!(problems[0].to_string().starts_with(says), "{problems:?}");
+    }
+    let compiled = |text: &str| Policy::compile(&spec(text)).unwrap();
+    let (kept, removed) = (compiled(&route("[xkey]")), compiled(&route("[xkey], remove: true")));
+    assert!(kept.removed_headers().is_empty() && removed.removed_headers() == ["xkey"]);
+    let plain = compiled("routes: [{name: a, match: {path: /a}}]");
+    let prints = [&kept, &removed, &plain].map(Policy::fingerprint);
+    assert!(prints[0] != prints[1] && prints[0] != prints[2] && prints[1] != prints[2]);
+}
+
+#[test]
+fn route_that_passes_says_nothing_of_stored_responses() {
+    let problems = |more: &str| {
+        let text = format!("routes: [{{name: admin, match: {{path: /admin}}, pass: true{more}}}]");
+        let problems = Policy::compile(&spec(&text)).err().unwrap_or_default();
+        problems.iter().map(ToString::to_string).collect::<Vec<_>>()
+    };
+    assert!(problems("").is_empty());
+    for more in [
+        ", ttl: 1s",
+        ", forwardHeaders: Keyed",
+        ", tags: [a]",
+        ", grace: 1h",
+        ", key: {ignoreHeaders: [cookie]}",
+    ] {
+        assert_eq!(
+            problems(more),
+            ["spec.routes[0].pass: stores nothing: take it out, or everything else but name and match"],
+            "{more}"
+        );
+    }
+}
