@@ -7,7 +7,7 @@ use larder_api::{annotations, config_map, labels, names};
 use larder_crds::RolloutStrategy;
 use larder_policy::{
     Destinations, Document, Metadata, Policy, document,
-    spec::{CacheSpec, SecretKeyRef},
+    spec::{CacheSpec, Invalidation, SecretKeyRef},
 };
 
 use crate::bounds::Bounds;
@@ -84,8 +84,9 @@ fn write(owner: Owner<'_>, spec: CacheSpec, destinations: &Destinations) -> Comp
         namespace: owner.namespace.to_owned(),
         uid: owner.uid.to_owned(),
     };
-    // What is cached may rely on seeing every write only where writes purge by rules.
-    let follows_coverage = spec.invalidation.as_ref().is_some_and(|rules| !rules.on_write.is_empty());
+    // What is cached may rely on seeing every write only where writes, or their responses, purge.
+    let purges = |rules: &Invalidation| !rules.on_write.is_empty() || rules.from_responses;
+    let follows_coverage = spec.invalidation.as_ref().is_some_and(purges);
     let destinations = destinations.clone();
     let yaml = Document { follows_coverage, destinations, ..Document::new(metadata, spec) }.to_yaml();
     let hash = document::hash(&yaml);
@@ -256,6 +257,8 @@ mod tests {
         let without = compile(OWNER, &with_secrets(), &[], &Bounds::default()).unwrap();
         assert!(!without.follows_coverage && !without.yaml.contains("followsCoverage"), "{without:?}");
         assert!(!suspended(OWNER).follows_coverage);
+        let by_responses = spec(json!({"invalidation": {"fromResponses": true}})).cache;
+        assert!(compile(OWNER, &by_responses, &[], &Bounds::default()).unwrap().follows_coverage);
     }
 
     #[test]

@@ -52,6 +52,8 @@ pub struct Policy {
     pub other_protocols: OtherProtocols,
     /// Notifications of Postgres that purge.
     pub notifications: Option<Notifications>,
+    /// True if responses of the application may purge (`Larder-Purge`).
+    pub obeys_responses: bool,
     routes: Vec<Arc<Route>>,
     index: RouteIndex,
     readings: RouteIndex,
@@ -102,6 +104,7 @@ impl Policy {
             otlp: None,
             other_protocols: OtherProtocols::Pass,
             notifications: None,
+            obeys_responses: false,
             index: RouteIndex::of_paths(routes.iter()),
             readings: RouteIndex::of_readings(routes.iter()),
             matches_hosts: false,
@@ -206,6 +209,7 @@ impl Policy {
             otlp,
             other_protocols: *other_protocols,
             notifications,
+            obeys_responses: invalidation.as_ref().is_some_and(|invalidation| invalidation.from_responses),
             index: RouteIndex::of_paths(routes.iter()),
             readings: RouteIndex::of_readings(routes.iter()),
             matches_hosts: routes.iter().any(|route| route.host.is_some()),
@@ -255,6 +259,7 @@ impl Policy {
             other_protocols: _,
             // What was stored without them is purged when listening begins.
             notifications: _,
+            obeys_responses,
             routes,
             index: _,
             readings: _,
@@ -270,7 +275,7 @@ impl Policy {
         for route in routes {
             hasher.update(route.fingerprint().as_bytes());
         }
-        hasher.update(format!("{writes:?} {targets:?} {identity:?} {bare}").as_bytes());
+        hasher.update(format!("{writes:?} {targets:?} {identity:?} {bare} {obeys_responses}").as_bytes());
         crate::digest::short(&hasher.finalize())
     }
 

@@ -27,6 +27,9 @@ static END_TO_END: [HeaderName; 9] =
 /// This proxy in `Via`, for requests over HTTP/1.1.
 pub const VIA_HTTP_11: &str = "1.1 larder";
 
+/// Field by which a response of the application purges.
+pub static LARDER_PURGE: HeaderName = HeaderName::from_static("larder-purge");
+
 const X_FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 
 /// The transfer codings of a message (RFC 9112, section 7).

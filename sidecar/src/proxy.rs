@@ -59,6 +59,7 @@ mod response;
 #[cfg(test)]
 mod sizes;
 mod sources;
+mod told;
 mod tunnel;
 mod write;
 

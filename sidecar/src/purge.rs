@@ -34,7 +34,7 @@ pub async fn purge(snapshot: &Snapshot, names: &[PurgeName], origin: PurgeOrigin
     snapshot.store.forget_last_known_good(names);
     let proof = match origin {
         PurgeOrigin::Api | PurgeOrigin::Postgres => Proof::Afterwards,
-        PurgeOrigin::Write => Proof::Recent,
+        PurgeOrigin::Write | PurgeOrigin::Response => Proof::Recent,
     };
     match &snapshot.store.l2 {
         None => {

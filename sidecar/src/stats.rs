@@ -33,6 +33,19 @@ larder_api::labelled! {
         Write = "write",
         /// Postgres, by a notification, or after a gap in which some may have been lost.
         Postgres = "postgres",
+        /// A response of the application, by `Larder-Purge`.
+        Response = "response",
+    }
+}
+
+larder_api::labelled! {
+    /// Reason not to carry out a purge that a response asks for.
+    #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+    pub enum RefusedPurge {
+        /// The document is malformed, or names nothing.
+        Malformed = "malformed",
+        /// A cache or a proxy passed the response on.
+        Relayed = "relayed",
     }
 }
 
@@ -174,6 +187,7 @@ const REMOVED: &str = "removed";
 pub struct Stats {
     routes: Mutex<BTreeMap<String, Arc<RouteStats>>>,
     purges: [AtomicU64; PurgeOrigin::ALL.len()],
+    refused_purges: [AtomicU64; RefusedPurge::ALL.len()],
     tier_errors: [AtomicU64; Tier::ALL.len()],
     mode: Mutex<Option<Mode>>,
     tiers_up: Mutex<Vec<(String, bool)>>,
@@ -238,6 +252,16 @@ impl Stats {
     /// Returns the number of purges.
     pub fn purges(&self, origin: PurgeOrigin) -> u64 {
         self.purges[origin as usize].load(Ordering::Relaxed)
+    }
+
+    /// Counts a purge that a response asked for in vain. Returns true for the first of its reason.
+    pub fn purge_refused(&self, reason: RefusedPurge) -> bool {
+        self.refused_purges[reason as usize].fetch_add(1, Ordering::Relaxed) == 0
+    }
+
+    /// Returns the number of purges that responses asked for in vain.
+    pub fn refused_purges(&self, reason: RefusedPurge) -> u64 {
+        self.refused_purges[reason as usize].load(Ordering::Relaxed)
     }
 
     /// Counts a failure of a tier.

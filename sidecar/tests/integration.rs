@@ -68,6 +68,7 @@ mod integration {
     mod tags;
     mod tailing;
     mod targets;
+    mod told;
     mod upgrades;
     mod upstream_connections;
     mod upstream_http2;

@@ -15,8 +15,15 @@ pub struct Invalidation {
     #[schemars(length(max = 64))]
     pub on_write: Vec<OnWrite>,
 
+    /// Lets responses of the application purge: `Larder-Purge: {"tags": ["user:7"]}`, the document of `POST /purge`, in a response to
+    /// any method. It holds before the response leaves. The header is taken out of every response, whatever this says. One of an HTTP
+    /// source, or beside `Age`, `Via` or `Cache-Status`, purges nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub from_responses: bool,
+
     /// Behaviour while a pod that the selector matches receives requests without a sidecar: a write through such a pod
-    /// reaches the application and purges nothing. Applies only in a cluster, and only where `onWrite` has rules.
+    /// reaches the application and purges nothing. Applies only in a cluster, and only where `onWrite` has rules or
+    /// `fromResponses` is set.
     #[serde(default, skip_serializing_if = "UnseenWrites::is_pass_through")]
     #[schemars(extend("default" = "PassThrough"))]
     pub unseen_writes: UnseenWrites,

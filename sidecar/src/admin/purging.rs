@@ -41,7 +41,7 @@ pub(super) fn request_for(names: PurgeRequest) -> PurgeRequest {
 }
 
 impl Sent for PurgeRequest {
-    const SHAPE: &'static str = r#"{"keys": [...], "paths": [...], "prefixes": [...], "tags": [...], "everything": true, "soft": true}"#;
+    const SHAPE: &'static str = document::SHAPE;
 }
 
 pub(super) async fn delete_entry(

@@ -17,7 +17,7 @@ use super::{RequestError, aside::Aside};
 use crate::{
     budget::Budget,
     connections::{Admitted, Connection},
-    headers::{remove_hop_by_hop, write_line},
+    headers::{LARDER_PURGE, remove_hop_by_hop, write_line},
     held::Held,
 };
 
@@ -146,11 +146,12 @@ impl Handoff {
     }
 }
 
-/// Writes an interim response (RFC 9110, section 15.2) without hop-by-hop fields and without `Content-Length`, which it must not
-/// have (section 8.6).
+/// Writes an interim response (RFC 9110, section 15.2) without hop-by-hop fields, without `Content-Length`, which it must not have
+/// (section 8.6), and without `Larder-Purge`, which counts in final responses alone.
 pub fn write_interim(output: &mut Vec<u8>, status: StatusCode, mut headers: HeaderMap) {
     remove_hop_by_hop(&mut headers);
     headers.remove(CONTENT_LENGTH);
+    headers.remove(&LARDER_PURGE);
     output.extend_from_slice(format!("HTTP/1.1 {status}\r\n").as_bytes());
     write_fields(output, &headers);
     output.extend_from_slice(b"\r\n");

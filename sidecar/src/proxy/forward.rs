@@ -18,7 +18,7 @@ use super::{
 use crate::{
     body::{Begun, Body, Paced},
     cache_status::{Became, Bypass, CacheStatus, Forward, Tier},
-    headers::{self, FieldLines},
+    headers::{self, FieldLines, LARDER_PURGE},
     http1_guard::{BodyKind, Handoff},
     problem::Problem,
     snapshot::Snapshot,
@@ -83,7 +83,7 @@ impl Proxy {
         Exchange::new(self.upstream.clone(), request, refused, abandoned, limit)
     }
 
-    /// Waits for the response to a request, up to the policy's `application.timeout`.
+    /// Waits for the response to a request, up to the policy's `application.timeout`, and then for the purge that it asks for.
     pub(super) async fn response_to(
         &self,
         exchange: &mut Exchange,
@@ -97,6 +97,10 @@ impl Proxy {
             Err(error) => Err(error),
         };
         let mut response = self.counted(outcome)?;
+        if response.headers().contains_key(&LARDER_PURGE) {
+            self.obey(response.headers()).await;
+            response.headers_mut().remove(&LARDER_PURGE);
+        }
         if response.status() != StatusCode::SWITCHING_PROTOCOLS {
             headers::remove_hop_by_hop(response.headers_mut());
         }
@@ -120,6 +124,9 @@ impl Proxy {
             None => response.await,
         };
         let (response, fields) = self.counted(outcome)?;
+        if request.snapshot.policy().obeys_responses {
+            self.obey(&fields).await;
+        }
         let status = response.status();
         Ok((response.map(|body| self.paced(body, limit, status, &fields)), fields))
     }

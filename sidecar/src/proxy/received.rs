@@ -1,6 +1,6 @@
 //! Responses as they came from an origin.
 
-use std::sync::Arc;
+use std::{slice, sync::Arc};
 
 use http::{Extensions, Response, StatusCode, response::Parts};
 use larder_policy::{
@@ -13,7 +13,7 @@ use crate::{
     cache_status::CacheStatus,
     entry::Entry,
     head_room,
-    headers::FieldLines,
+    headers::{FieldLines, LARDER_PURGE},
 };
 
 /// Response of an origin as it came.
@@ -43,7 +43,7 @@ pub(super) struct ReceivedReply {
 
 impl Received {
     /// Returns a response with these fields for a request of the route, which has a `Date` from now on (RFC 9110, section 6.6.1), and
-    /// none of the fields that the route removes.
+    /// none of the fields that the route removes, nor `Larder-Purge`.
     pub(super) fn new<B>(
         route: &Route,
         response: Response<B>,
@@ -55,6 +55,7 @@ impl Received {
         if !fields.lines().any(|(name, _)| name == b"date") {
             fields.push(b"date", &date::format(times.received_at / 1000));
         }
+        fields.remove(slice::from_ref(&LARDER_PURGE));
         let tags = route.tags_from.as_ref().map(|from| {
             let tags = Box::new(from.read(&fields));
             fields.remove(from.removed());

@@ -23,6 +23,7 @@ use super::{
     forward::{changed_protocol, passed, passed_body, unreachable},
     received::Received,
     request::{CacheRequest, Routed},
+    told,
 };
 use crate::{
     barriers::{Covered, Stamp},
@@ -226,6 +227,9 @@ impl Write {
     /// Purges the names that the response invalidates. Without a response, the application may have written all the same.
     pub(super) async fn purge<B>(&self, proxy: &Proxy, response: Option<&Response<B>>) {
         let Self { snapshot, writing, .. } = self;
+        if let Some(response) = response {
+            proxy.obey(response.headers()).await;
+        }
         let may_have_changed = response.is_none_or(|response| !changed_nothing(response.status()));
         let names = match response {
             Some(response) => self.invalidated(response.status(), response.headers()),
@@ -276,6 +280,7 @@ pub(super) fn response_of_write(status: u16, fields: &impl Fields) -> Response<(
             response.headers_mut().insert(name, value);
         }
     }
+    told::copy(fields, response.headers_mut());
     response
 }
 

@@ -1,7 +1,11 @@
-//! Documents that name what to purge, from the admin API and from Postgres.
+//! Documents that name what to purge, from the admin API, from responses of the application and from Postgres.
 
 use larder_api::admin::PurgeRequest;
 use larder_policy::{Policy, PurgeName, WrittenKey, policy::Purges};
+
+/// Shape of a document.
+pub const SHAPE: &str =
+    r#"{"keys": [...], "paths": [...], "prefixes": [...], "tags": [...], "everything": true, "soft": true}"#;
 
 /// Maximum length of a path in bytes: that of a request target, 32 KiB, with every byte escaped.
 const MAX_PATH: usize = 3 * (32 << 10);

@@ -15,7 +15,7 @@ use crate::{
     cache_status::Tier,
     http1_guard::RequestError,
     mode::Mode,
-    stats::{Outcome, PurgeOrigin, RecordError, Stats},
+    stats::{Outcome, PurgeOrigin, RecordError, RefusedPurge, Stats},
     upstream::UpstreamReason,
 };
 
@@ -95,6 +95,16 @@ fn observe_requests(meter: &Meter, stats: &Arc<Stats>) {
         .with_callback(move |observer| {
             for origin in PurgeOrigin::ALL {
                 observer.observe(counted.purges(origin), &[KeyValue::new("origin", origin.as_str())]);
+            }
+        })
+        .build();
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.refused.purges")
+        .with_description("Purges that responses asked for in Larder-Purge, and that were not carried out.")
+        .with_callback(move |observer| {
+            for reason in RefusedPurge::ALL {
+                observer.observe(counted.refused_purges(reason), &[KeyValue::new("reason", reason.as_str())]);
             }
         })
         .build();

@@ -124,7 +124,8 @@ async fn validation_that_brings_other_tags_replaces_them() {
         .await;
         let spec = SPEC.replace("l2: ", "# ").replace("[Surrogate-Key, Cache-Tag, xkey]", "[xkey]");
         let spec = spec.replace("[xkey]", &format!("[xkey], remove: {remove}"));
-        let sidecar = Sidecar::start(&Policy::new(&spec), origin.address).await;
+        let policy = Policy::new(&spec);
+        let sidecar = Sidecar::start(&policy, origin.address).await;
         sidecar.get("/a").await;
         assert_eq!(sidecar.purge(r#"{"tags": ["old"], "soft": true}"#).await.status, 200);
         let validated = sidecar.get("/a").await;
@@ -143,7 +144,8 @@ async fn removed_headers_reach_no_client() {
     let spec = SPEC
         .replace("xkey]", "xkey], remove: true")
         .replace("  staleWhileRevalidate: 0s", "  bypass: {headers: {x-skip: \"1\"}}");
-    let sidecar = Sidecar::start(&Policy::new(&spec), origin.address).await;
+    let policy = Policy::new(&spec);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let target = "/a?Surrogate-Key=one&x-other=1";
     let is_removed = |headers: &HeaderMap, what: &str| {
         assert!(
@@ -187,7 +189,8 @@ async fn response_with_more_tags_than_are_stored_is_not_stored() {
         reply(&[("cache-tag", &tags.join(","))], seen.number.to_string())
     })
     .await;
-    let sidecar = Sidecar::start(&Policy::new(&SPEC.replace("l2: ", "# ")), origin.address).await;
+    let policy = Policy::new(&SPEC.replace("l2: ", "# "));
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     assert_eq!(sidecar.get("/a").await.body, "1");
     assert_eq!(sidecar.get("/a").await.hit(), Some("l1"), "1,000 are few enough");
     assert_eq!(sidecar.purge(r#"{"tags": ["999"]}"#).await.status, 200);
@@ -213,7 +216,8 @@ routes:
 "#,
         origin.address
     );
-    let sidecar = Sidecar::start(&Policy::new(&spec), origin.address).await;
+    let policy = Policy::new(&spec);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let old = sidecar.get("/items/1").await;
     assert_eq!((old.status.as_u16(), old.header("xkey")), (200, ""));
     assert_eq!(sidecar.get("/items/1").await.body, old.body);

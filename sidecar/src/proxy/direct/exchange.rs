@@ -156,9 +156,11 @@ impl DirectExchange {
         }
     }
 
-    /// Begins the purge that follows a write, if this is one.
+    /// Begins the purge that follows a write, if this is one, or that the response asks for.
     fn purge(&mut self, outcome: &Result<RawHead, UpstreamError>) -> Option<BoxFuture<'static, ()>> {
-        let write = self.write.take()?;
+        let Some(write) = self.write.take() else {
+            return self.told(outcome);
+        };
         if outcome.as_ref().is_err_and(|error| !error.may_have_been_sent()) {
             return None;
         }
@@ -169,6 +171,12 @@ impl DirectExchange {
         }
         let response = outcome.as_ref().ok().map(response_of_write);
         Some(Box::pin(async move { write.purge(&proxy, response.as_ref()).await }))
+    }
+
+    /// Returns the purge that a response asks for.
+    fn told(&self, outcome: &Result<RawHead, UpstreamError>) -> Option<BoxFuture<'static, ()>> {
+        let head = outcome.as_ref().ok().filter(|_| self.snapshot.policy().obeys_responses)?;
+        self.proxy.told(head)
     }
 
     /// Passes the outcome on: the head of the response and what came with it, or a problem.

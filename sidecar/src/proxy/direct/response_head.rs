@@ -10,7 +10,8 @@ use larder_policy::{Fields, date, is_named};
 use crate::{
     cache_status::CacheStatus,
     clock::wall_ms,
-    head_room, headers,
+    head_room,
+    headers::{self, LARDER_PURGE},
     proxy::deadline::is_stream,
     upstream::{BodyFraming, FieldLine, RawHead},
 };
@@ -93,6 +94,7 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool, removed: &[He
                 }
                 false
             }
+            12 => is_named(name, b"larder-purge"),
             14 if is_named(name, b"content-length") => {
                 lengths += 1;
                 let is_written_so =
@@ -131,10 +133,10 @@ fn copy_lines(output: &mut Vec<u8>, head: &RawHead, is_head: bool, removed: &[He
     Some(pace.unwrap_or(Pace::Steady))
 }
 
-/// Removes the fields of the application's connection, and the `removed` ones, from a response, and returns the pace of its body.
+/// Removes the fields of the application's connection, the `removed` ones and `Larder-Purge` from a response, and returns the pace of its body.
 pub(super) fn clean<B>(response: &mut Response<B>, removed: &[HeaderName]) -> Pace {
     headers::remove_hop_by_hop(response.headers_mut());
-    for name in removed {
+    for name in removed.iter().chain([&LARDER_PURGE]) {
         response.headers_mut().remove(name);
     }
     let content_type = response.headers().get(CONTENT_TYPE);

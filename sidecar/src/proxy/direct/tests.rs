@@ -292,7 +292,7 @@ fn case_and_order_of_names_survive_being_relayed() {
             .text;
     let expected = "GET /a HTTP/1.1\r\nHOST: shop\r\nx-B: 1\r\nX-Forwarded-For: 192.0.2.1, 192.0.2.2\r\nA: 2\r\nvia: 1.1 larder\r\n\r\n";
     assert_eq!(String::from_utf8(written).unwrap(), expected);
-    let text = "HTTP/1.1 200 Fine\r\nX-b: 1\r\nConnection: Keep-Alive\r\nDATE: today\r\nContent-Length: 0\r\nXKEY: a\r\nA: 2\r\n\r\n";
+    let text = "HTTP/1.1 200 Fine\r\nX-b: 1\r\nConnection: Keep-Alive\r\nDATE: today\r\nContent-Length: 0\r\nXKEY: a\r\nLarder-Purge: {}\r\nA: 2\r\n\r\n";
     let removed = [HeaderName::from_static("xkey")];
     let head = RawHead::of(text.as_bytes(), false).unwrap();
     let status = CacheStatus::Forwarded {
