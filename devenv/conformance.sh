@@ -1,16 +1,17 @@
 # shellcheck shell=bash
-# `conformance`: the public HTTP cache test suite against the bare sidecar, and against the caches that it is compared with.
+# `conformance`: the public HTTP cache test suite against the bare sidecar, against one under the policy conformance/policy.yaml, and
+# against the caches that they are compared with.
 # The configurations of those are in conformance/peers.
 
 conformance_peers=(varnish nginx haproxy squid trafficserver)
 
-conformance() { # [--peers | CACHE]: the sidecar; it, all others and the table of docs/conformance.md; or one cache
-  local caches=(larder) name files=() failed=
+conformance() { # [--peers | CACHE]: both sidecars; they, all others and the table of docs/conformance.md; or one cache
+  local caches=(larder larder_policy) name files=() failed=
   case ${1:-} in
     --peers) caches+=("${conformance_peers[@]}") ;;
     "") ;;
     *)
-      [[ " larder ${conformance_peers[*]} " == *" $1 "* ]] || { usage >&2; exit 2; }
+      [[ " larder larder_policy ${conformance_peers[*]} " == *" $1 "* ]] || { usage >&2; exit 2; }
       caches=("$1")
       ;;
   esac
@@ -23,13 +24,13 @@ conformance() { # [--peers | CACHE]: the sidecar; it, all others and the table o
     measure_conformance "$name"
     files+=("$cache/conformance/$name.json")
     # What others fail is no failure of ours.
-    node conformance/report.mjs "$suite" summary "$cache/conformance/$name.json" || [[ $name != larder ]] || failed=yes
+    node conformance/report.mjs "$suite" summary "$cache/conformance/$name.json" || [[ $name != larder* ]] || failed=yes
   done
   if [[ ${1:-} == --peers ]]; then
     node conformance/report.mjs "$suite" table docs/conformance.md "${files[@]}"
     say "docs/conformance.md has the table"
   fi
-  [[ -z $failed ]] || fail "required tests fail" "they are listed above, and all results are in $cache/conformance/larder.json"
+  [[ -z $failed ]] || fail "required tests fail" "they are listed above, and all results are in $cache/conformance"
 }
 
 need_suite() { # sets $suite
@@ -51,6 +52,7 @@ need_larder() {
   need_rust
   build_sidecar
 }
+need_larder_policy() { need_larder; }
 need_varnish() { need varnishd varnish; }
 need_nginx() { need nginx nginx; }
 need_haproxy() { need haproxy haproxy; }
@@ -59,7 +61,7 @@ need_trafficserver() { need traffic_server trafficserver; }
 
 version_of() { # CACHE
   case $1 in
-    larder) "$CARGO_TARGET_DIR/release/larder-sidecar" --version ;;
+    larder | larder_policy) "$CARGO_TARGET_DIR/release/larder-sidecar" --version ;;
     varnish) varnishd -V ;;
     nginx) nginx -v ;;
     haproxy) haproxy -v ;;
@@ -71,6 +73,7 @@ version_of() { # CACHE
 title_of() { # CACHE
   case $1 in
     larder) echo Larder ;;
+    larder_policy) echo "Larder, one route" ;;
     varnish) echo Varnish ;;
     nginx) echo nginx ;;
     haproxy) echo HAProxy ;;
@@ -122,13 +125,15 @@ peer_file() { # FILE FOLDER PORT ORIGIN: prints it with its places filled
 
 # start_CACHE PORT ORIGIN FOLDER: the last of $services is the process.
 
-start_larder() {
+start_larder() { # PORT ORIGIN FOLDER [ARGUMENT...]
   local admin
   while admin=$(free_port); do [[ $admin == "$1" ]] || break; done
   "$CARGO_TARGET_DIR/release/larder-sidecar" --listen "127.0.0.1:$1" --admin-listen "127.0.0.1:$admin" \
-    --upstream "http://127.0.0.1:$2" --threads 1 &
+    --upstream "http://127.0.0.1:$2" --threads 1 "${@:4}" &
   services+=($!)
 }
+
+start_larder_policy() { start_larder "$@" --policy conformance/policy.yaml; }
 
 start_varnish() {
   peer_file varnish.vcl "$3" "$1" "$2" >"$3/default.vcl"
