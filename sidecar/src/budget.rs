@@ -366,6 +366,15 @@ impl Reservation {
         fits
     }
 
+    /// Takes so many bytes more, or notes that there is no room.
+    pub fn grow_or_refuse(&mut self, bytes: u64) -> bool {
+        let fits = self.grow(bytes);
+        if !fits {
+            self.refuse();
+        }
+        fits
+    }
+
     /// Notes that something found no room.
     pub fn refuse(&self) {
         self.budget.refuse(self.kind);

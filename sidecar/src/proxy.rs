@@ -11,13 +11,13 @@ use http::{
     uri::PathAndQuery,
 };
 use http_body::Body as _;
-use http_body_util::BodyExt as _;
+use http_body_util::{BodyExt as _, Either};
 use hyper::body::Incoming;
 use larder_policy::{Route, spec::OtherProtocols, storing::NotStored};
 
 use crate::{
     body::Body,
-    budget::{Budget, Kind},
+    budget::{Budget, Kind, Reservation},
     cache_status::{Bypass, Forward, Tier},
     config::ConfigWatcher,
     drain::Drain,
@@ -29,7 +29,7 @@ use crate::{
     stats::{Outcome, RouteStats},
     tail::{Answered, Arrival},
     telemetry::Telemetry,
-    upstream::Upstream,
+    upstream::{RequestBody, Upload, Upstream},
     work::Work,
 };
 
@@ -68,6 +68,7 @@ pub use direct::Direct;
 use fast_path::StoredReply;
 pub use fast_path::{FastPath, FastPath2};
 use fetch::{Fetch, Purpose};
+use forward::passed_body;
 use received::ReceivedReply;
 use request::{CacheRequest, Routed};
 
@@ -259,7 +260,9 @@ impl Proxy {
                 let protocol = protocol.map(|protocol| (protocol, from_client));
                 Box::pin(self.write(snapshot, request, client, writing, protocol))
             }
-            Disposition::Pass(reason) => Box::pin(self.pass(snapshot, request, client, reason, None)),
+            Disposition::Pass(reason) => {
+                Box::pin(self.pass(snapshot, request.map(passed_body), client, reason, None))
+            }
             Disposition::Route(routed) => {
                 if !routed.route.envelope {
                     return self.serve_route(snapshot, request, client, routed);
@@ -282,6 +285,7 @@ impl Proxy {
         let route = &routed.route;
         let has_content = !request.body().is_end_stream();
         if let Some(bypass) = routed.passes(has_content) {
+            let request = request.map(passed_body);
             return Box::pin(self.bypass(snapshot, request, client, bypass, routed.route));
         }
         if let Some(limit) = route.body_limit().filter(|_| *request.method() == Method::POST) {
@@ -304,7 +308,7 @@ impl Proxy {
     async fn bypass(
         self: &Arc<Self>,
         snapshot: &Snapshot,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         client: Client,
         bypass: Bypass,
         route: Arc<Route>,
@@ -370,24 +374,38 @@ impl Served {
 /// Reason why a body was not read into memory.
 enum Unread {
     /// The body is too long, or there is no memory for it.
-    TooLong(Incoming),
+    TooLong(RequestBody),
     /// The client broke the body off.
     BrokenOff,
 }
 
-/// Reads a body of a declared length up to `limit`. A client that waits for a 100 gets one.
+/// Reads a body of at most `limit` bytes. A client that waits for a 100 gets one. Where no length is declared, a body turns out to be
+/// too long after some of it was read, which is passed on before the rest.
 async fn read_at_most(
     limit: u64,
-    body: Incoming,
+    mut body: Incoming,
     budget: &Arc<Budget>,
     headers: &mut HeaderMap,
     client: &Client,
 ) -> Result<Bytes, Unread> {
-    let Some(length) = body.size_hint().upper().filter(|length| *length <= limit) else {
-        return Err(Unread::TooLong(body));
-    };
+    let declared = body.size_hint().exact();
+    let mut room = Reservation::new(budget, Kind::Requests);
     // Twice, because its pieces are copied into one.
-    let Some(room) = budget.reserve(Kind::Requests, 2 * length) else { return Err(Unread::TooLong(body)) };
+    if let Some(length) = declared
+        && (length > limit || !room.grow_or_refuse(2 * length))
+    {
+        return Err(Unread::TooLong(passed_body(body)));
+    }
     client.go_on(headers);
-    body.collect().await.map(|body| room.of(body.to_bytes())).map_err(|_| Unread::BrokenOff)
+    let mut content = Vec::new();
+    while let Some(frame) = body.frame().await {
+        let Ok(piece) = frame.map_err(|_| Unread::BrokenOff)?.into_data() else { continue };
+        content.extend_from_slice(&piece);
+        let fits = content.len() as u64 <= limit
+            && (declared.is_some() || room.grow_or_refuse(2 * piece.len() as u64));
+        if !fits {
+            return Err(Unread::TooLong(Either::Left(Upload::new(room.of(content.into()), body))));
+        }
+    }
+    Ok(room.of(content.into()))
 }

@@ -16,6 +16,7 @@ mod integration {
     mod checking;
     mod configuration;
     mod connections;
+    mod contents;
     mod controls;
     mod cookies;
     mod coverage;

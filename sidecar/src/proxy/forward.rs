@@ -2,6 +2,7 @@
 
 use std::{future::poll_fn, net::IpAddr, pin::pin, sync::Arc, time::Duration};
 
+use bytes::Bytes;
 use http::{HeaderValue, Request, Response, StatusCode, Version, header::HOST};
 use http_body::Body as _;
 use http_body_util::Either;
@@ -34,12 +35,12 @@ impl Proxy {
     pub(super) async fn pass(
         &self,
         snapshot: &Snapshot,
-        request: Request<Incoming>,
+        request: Request<RequestBody>,
         client: Client,
         reason: Forward,
         route: Option<&Arc<Route>>,
     ) -> Box<Served> {
-        match self.forward(request.map(passed_body), &client, None, WhenRefused::Retry).await {
+        match self.forward(request, &client, None, WhenRefused::Retry).await {
             Ok(response) => passed(snapshot, response, reason, route),
             Err(error) => unreachable(&error, &client, route),
         }
@@ -205,7 +206,7 @@ async fn begun(
 
 /// Returns the body that is sent on of a client's request.
 pub(super) fn passed_body(body: Incoming) -> RequestBody {
-    if body.is_end_stream() { no_body() } else { Either::Left(Upload::new(body)) }
+    if body.is_end_stream() { no_body() } else { Either::Left(Upload::new(Bytes::new(), body)) }
 }
 
 /// Returns a request as the application gets it.

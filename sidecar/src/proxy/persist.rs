@@ -48,8 +48,7 @@ impl Persisting {
 
     fn read(&mut self, data: &Bytes) -> bool {
         let fits = self.read.len() + data.len() <= self.limit;
-        if fits && !self.room.grow(WRITTEN_COPIES * data.len() as u64) {
-            self.room.refuse();
+        if fits && !self.room.grow_or_refuse(WRITTEN_COPIES * data.len() as u64) {
             return false;
         }
         if fits {

@@ -1,6 +1,7 @@
 //! Request bodies on their way to the application, with their progress, and bodies that can be sent twice.
 
 use std::{
+    mem,
     pin::Pin,
     sync::{
         Arc,
@@ -33,9 +34,45 @@ pub struct Upload {
 
 #[derive(Debug)]
 enum UploadSource {
-    Once(Incoming),
+    Once(ClientBody),
     /// The number of the reader, and the number of frames that it has taken.
     Retained(Retained, u64, usize),
+}
+
+/// The body of a client's request, the beginning of which may have been read already.
+#[derive(Debug)]
+struct ClientBody {
+    /// What has been read and not yet been passed on.
+    read: Bytes,
+    rest: Incoming,
+}
+
+impl Body for ClientBody {
+    type Data = Bytes;
+    type Error = hyper::Error;
+
+    fn poll_frame(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+    ) -> Poll<Option<Result<Frame<Bytes>, hyper::Error>>> {
+        if !self.read.is_empty() {
+            return Poll::Ready(Some(Ok(Frame::data(mem::take(&mut self.read)))));
+        }
+        Pin::new(&mut self.rest).poll_frame(context)
+    }
+
+    fn is_end_stream(&self) -> bool {
+        self.read.is_empty() && self.rest.is_end_stream()
+    }
+
+    fn size_hint(&self) -> SizeHint {
+        let (mut hint, read) = (self.rest.size_hint(), self.read.len() as u64);
+        if let Some(upper) = hint.upper() {
+            hint.set_upper(upper + read);
+        }
+        hint.set_lower(hint.lower() + read);
+        hint
+    }
 }
 
 /// A body of which everything that was read is retained, as far as memory permits.
@@ -44,7 +81,7 @@ pub(super) struct Retained(Arc<Mutex<Inner>>, Arc<Progress>);
 
 #[derive(Debug)]
 struct Inner {
-    body: Incoming,
+    body: ClientBody,
     /// The frames read so far; `None` once they exceeded the limit.
     taken: Option<Vec<RetainedFrame>>,
     reservation: Reservation,
@@ -77,8 +114,9 @@ pub struct Progress {
 }
 
 impl Upload {
-    /// Wraps the body of a client's request.
-    pub fn new(body: Incoming) -> Self {
+    /// Wraps the body of a client's request, of which `read` has been read already.
+    pub fn new(read: Bytes, rest: Incoming) -> Self {
+        let body = ClientBody { read, rest };
         let progress =
             Progress { taken_at: AtomicU64::new(monotonic_ms()), waits_for_client: AtomicBool::new(false) };
         Self { body: UploadSource::Once(body), progress: Arc::new(progress) }
