@@ -42,6 +42,7 @@ mod alone;
 mod aside;
 mod exchange;
 mod framing;
+mod half_closed;
 mod handoff;
 mod head;
 mod http2;
@@ -166,6 +167,8 @@ pub struct Http1Guard<IO, A: ImmediateResponder> {
     turn: Turn<A::Exchange>,
     /// True if everything that hyper wrote is flushed.
     flushed: bool,
+    /// True once the client has closed its side.
+    is_half_closed: bool,
     timer: Option<Pin<Box<Sleep>>>,
     /// Timer of the current idle step, and whether a head has arrived during it.
     idle: Option<Pin<Box<Sleep>>>,
@@ -207,6 +210,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             output_body: Bytes::new(),
             turn: Turn::Head,
             flushed: true,
+            is_half_closed: false,
             timer: None,
             idle: None,
             used: false,
@@ -407,19 +411,19 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         }
     }
 
-    /// Waits for hyper's response. Until then the client may only end the connection, or send its next request too
-    /// early.
+    /// Waits for hyper's response. Until then the client may only close its side, or send its next request too early.
     fn poll_answering(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<Turn<A::Exchange>>>> {
         if self.handoff.has_changed_protocol() {
             return Poll::Ready(Ok(Some(Turn::Raw)));
         }
         if self.flushed && self.handoff.has_answered() {
+            self.timer = None;
             return Poll::Ready(Ok(Some(Turn::Head)));
         }
         self.handoff.wake_for_interim(context.waker());
         while self.input.len() < MAX_EARLY {
             if ready!(self.poll_fill(context))? == 0 {
-                return Poll::Ready(Ok(None));
+                return self.poll_left(context);
             }
         }
         // The task is woken when the response is flushed.

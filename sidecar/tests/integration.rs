@@ -26,6 +26,7 @@ mod integration {
     mod failsafe;
     mod faults;
     mod floods;
+    mod half_closed;
     mod hanging;
     mod heads;
     mod http2;

@@ -131,7 +131,7 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
             } else if is_written {
                 match current.exchange.poll(context, &mut self.output)? {
                     Poll::Ready(Part::More(body)) => {
-                        self.output_body = body;
+                        (self.output_body, self.timer) = (body, None);
                         continue;
                     }
                     Poll::Ready(Part::Last(body, ends)) => {
@@ -149,11 +149,11 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> Http1Gua
         }
     }
 
-    /// Waits for the client to leave. Its next request is read early, as far as there is room.
+    /// Waits for the client to leave, or to close its side. Its next request is read early, as far as there is room.
     fn poll_gone<T>(&mut self, context: &mut Context<'_>) -> Poll<io::Result<Option<T>>> {
         while self.input.len() < MAX_EARLY {
             if ready!(self.poll_fill(context))? == 0 {
-                return Poll::Ready(Ok(None));
+                return self.poll_left(context);
             }
         }
         Poll::Pending

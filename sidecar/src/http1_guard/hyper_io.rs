@@ -1,7 +1,7 @@
 //! The guarded connection as hyper reads and writes it.
 
 use std::{
-    io,
+    io, mem,
     pin::Pin,
     task::{Context, Poll, ready},
 };
@@ -118,11 +118,13 @@ impl<IO: AsyncRead + AsyncWrite + Unpin, A: ImmediateResponder + Unpin> hyper::r
         let this = self.get_mut();
         ready!(this.poll_write_own(context))?;
         ready!(Pin::new(&mut this.stream).poll_flush(context))?;
-        this.flushed = true;
-        let is_answered = matches!(this.turn, Turn::Answering) && this.handoff.has_answered();
+        let was_flushed = mem::replace(&mut this.flushed, true);
+        let is_answering = matches!(this.turn, Turn::Answering);
+        let is_answered = is_answering && this.handoff.has_answered();
         // hyper waits for the stream to become readable, but the next request may have been read already. Otherwise the
         // connection rests from now on, which only a read records.
-        if is_answered {
+        // Of a client that has closed its side, the time without a response counts from now on.
+        if is_answered || is_answering && this.is_half_closed && !was_flushed {
             context.waker().wake_by_ref();
         }
         Poll::Ready(Ok(()))

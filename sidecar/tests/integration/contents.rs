@@ -18,7 +18,8 @@ const HEAD: &str = "POST /search HTTP/1.1\r\nHost: shop.test\r\n";
 #[tokio::test(flavor = "multi_thread")]
 async fn chunked_post_is_cached_like_one_with_a_length() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let mut wire = Wire::to(sidecar.address).await;
     let chunked = |pieces: &str| format!("{HEAD}Transfer-Encoding: chunked\r\n\r\n{pieces}0\r\n\r\n");
     let length = |body: &str| format!("{HEAD}Content-Length: {}\r\n\r\n{body}", body.len());
@@ -41,7 +42,8 @@ async fn chunked_post_is_cached_like_one_with_a_length() {
 #[tokio::test(flavor = "multi_thread")]
 async fn chunked_post_that_turns_out_too_long_passes_whole() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     for number in 1..=2 {
         let mut wire = Wire::to(sidecar.address).await;
         wire.say(format!("{HEAD}Expect: 100-continue\r\nTransfer-Encoding: chunked\r\n\r\n")).await;
@@ -59,7 +61,8 @@ async fn chunked_post_that_turns_out_too_long_passes_whole() {
 #[tokio::test(flavor = "multi_thread")]
 async fn post_over_http2_needs_no_content_length() {
     let origin = Origin::numbered(&[]).await;
-    let sidecar = Sidecar::start(&Policy::new(SPEC), origin.address).await;
+    let policy = Policy::new(SPEC);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http();
     let ask = async |pieces: &[&'static str]| {
         let frames: Vec<_> =

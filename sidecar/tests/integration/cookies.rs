@@ -49,7 +49,8 @@ async fn stripped_cookie_reaches_only_the_client_of_the_fill() {
 #[tokio::test(flavor = "multi_thread")]
 async fn stripped_cookie_reaches_a_client_over_http2() {
     let origin = Origin::numbered(&[("set-cookie", "a=1")]).await;
-    let sidecar = Sidecar::start(&Policy::new(STRIP), origin.address).await;
+    let policy = Policy::new(STRIP);
+    let sidecar = Sidecar::start(&policy, origin.address).await;
     let client = Client::builder(TokioExecutor::new()).http2_only(true).build_http::<Empty<Bytes>>();
     let ask = async || {
         let request = Request::get(format!("http://{}/a", sidecar.address)).body(Empty::new()).unwrap();

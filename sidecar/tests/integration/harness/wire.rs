@@ -53,6 +53,11 @@ impl Wire {
         let _ = timeout(TEST_TIMEOUT, self.stream.write_all(bytes.as_ref())).await.expect("sent in time");
     }
 
+    /// Closes its side of the connection.
+    pub(crate) async fn close_its_side(&mut self) {
+        self.stream.shutdown().await.unwrap();
+    }
+
     /// Returns true if nothing comes for a while, not even the end.
     pub(crate) async fn is_silent_for(&mut self, time: Duration) -> bool {
         timeout(time, self.stream.fill_buf()).await.is_err()
