@@ -6,6 +6,7 @@
 mod entries;
 mod explain;
 pub mod path;
+mod peers;
 mod policy;
 mod problem;
 mod purge;
@@ -20,9 +21,10 @@ pub use explain::{
     ExplainRequest, ExplainedLifetimes, ExplainedMemory, ExplainedRoute, ExplainedStatus, Explanation,
     MAX_HEADERS,
 };
-pub use policy::{CacheState, PolicyReport, RequestCounts, TierState};
+pub use peers::{PeerPurge, PeerPurges, PeerReply, PeerRequest};
+pub use policy::{CacheState, PeersReport, PolicyReport, RequestCounts, TierState};
 pub use problem::Problem;
-pub use purge::{KEY_PATTERN, PurgeReport, PurgeRequest, PurgedNames};
+pub use purge::{KEY_PATTERN, PeersTold, PurgeReport, PurgeRequest, PurgedNames};
 pub use requests::{InvalidStatus, Outcome, REQUESTS_MEDIA_TYPE, RequestsQuery, ServedRequest, StatusFilter};
 pub use stats::{DEFAULT_TOP_KEYS, MAX_TOP_KEYS, Stats, StatsQuery, TopKey};
 

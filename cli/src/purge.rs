@@ -347,7 +347,7 @@ mod tests {
         let response = |redis| {
             Ok((
                 StatusCode::OK,
-                PurgeReport { purged: Default::default(), order: Some(1), redis, pending: None },
+                PurgeReport { purged: Default::default(), order: Some(1), redis, pending: None, peers: None },
             ))
         };
         assert!(is_in_redis(&response(true)) && !is_in_redis(&response(false)));

@@ -4,6 +4,7 @@ mod admission;
 mod companion;
 mod covering;
 mod invalidation;
+mod peers;
 mod policy;
 mod refused;
 mod requeue;

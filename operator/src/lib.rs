@@ -29,6 +29,7 @@ pub mod list;
 pub mod metrics;
 pub mod owner;
 pub mod pace;
+pub mod peers;
 pub mod pod;
 pub mod pod_security;
 pub mod policies;

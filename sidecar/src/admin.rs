@@ -13,7 +13,7 @@ use axum::{Router, middleware, routing};
 use http::{Method, StatusCode, Uri};
 use larder_api::admin::path;
 
-use crate::{config::ConfigWatcher, drain::Drain, telemetry::Telemetry};
+use crate::{config::ConfigWatcher, drain::Drain, peers::Peers, purge::Purging, telemetry::Telemetry};
 
 mod document;
 mod entries;
@@ -22,6 +22,7 @@ mod health;
 mod json;
 mod key_text;
 mod pages;
+mod peering;
 mod purging;
 mod refused;
 mod requests;
@@ -38,6 +39,8 @@ pub use server::serve;
 pub struct Admin {
     /// The configuration in force.
     pub config: Arc<ConfigWatcher>,
+    /// The other pods, if they can be told of purges directly.
+    pub peers: Option<Arc<Peers>>,
     /// Counters.
     pub telemetry: Arc<Telemetry>,
     /// Draining.
@@ -48,6 +51,13 @@ pub struct Admin {
     pub targets: Vec<u16>,
     /// True once every listener is up.
     pub ready: AtomicBool,
+}
+
+impl Admin {
+    /// Returns the parts of the process that purges go through.
+    fn purging(&self) -> Purging<'_> {
+        Purging { config: &self.config, peers: self.peers.as_deref(), stats: &self.telemetry.stats }
+    }
 }
 
 /// Where the admin API is.
@@ -117,6 +127,7 @@ fn routes(endpoint: AdminEndpoint) -> Router<Arc<Admin>> {
     match endpoint {
         AdminEndpoint::Own => router
             .route(path::DRAIN, routing::post(health::drain))
+            .route(path::PEER_PURGES, routing::post(peering::purges))
             .route(path::REQUESTS, routing::get(requests::requests)),
         // Its responses are short and complete.
         AdminEndpoint::Application => router,
@@ -134,6 +145,7 @@ pub fn document() -> String {
     }
     for_all_routes!(add);
     add!(path::DRAIN, post, post_with, health::drain, health::about_drain);
+    add!(path::PEER_PURGES, post, post_with, peering::purges, peering::about);
     add!(path::REQUESTS, get, get_with, requests::requests, requests::about);
     let mut document = document::start();
     let _: Router<Arc<Admin>> = router.finish_api_with(&mut document, document::finish);

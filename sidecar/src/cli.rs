@@ -62,6 +62,11 @@ pub struct Serve {
     #[arg(long, value_name = "IP")]
     pub pod_ip: Option<IpAddr>,
 
+    /// Host and port of other sidecars' admin addresses, each of which stands for all of its addresses. Purges are told to
+    /// them without Redis, and where Redis can't be told. Requires --admin-token-file, with the same token.
+    #[arg(long, value_name = "HOST:PORT", env = "LARDER_PEERS", value_delimiter = ',')]
+    pub peers: Vec<String>,
+
     /// Memory limit of the process, such as 128Mi [default: the limit of the control group, else l1.maxSize and 64Mi].
     /// The maximum numbers of connections and requests in progress, beyond which clients get a 503, follow from this limit.
     #[arg(long, value_name = "BYTES", env = "LARDER_MEMORY_LIMIT")]

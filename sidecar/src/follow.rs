@@ -18,7 +18,8 @@ use tokio_util::task::AbortOnDropHandle;
 use crate::{
     config::ConfigWatcher,
     feed::{Feed, Kind},
-    purge::{self, Purged},
+    peers::Peers,
+    purge::{Purged, Purging},
     sources::postgres::session::Session,
     stats::PurgeOrigin,
     telemetry::Telemetry,
@@ -33,7 +34,7 @@ const CHECK_INTERVAL: Duration = Duration::from_secs(1);
 const RETRY: [Duration; 2] = [Duration::from_millis(100), Duration::from_secs(5)];
 
 /// Follows the feeds of the policy in force until the process ends.
-pub async fn follow(config: Arc<ConfigWatcher>, telemetry: Arc<Telemetry>) {
+pub async fn follow(config: Arc<ConfigWatcher>, peers: Option<Arc<Peers>>, telemetry: Arc<Telemetry>) {
     let mut ticks = interval(CHECK_INTERVAL);
     ticks.set_missed_tick_behavior(MissedTickBehavior::Delay);
     let mut running: Vec<(Arc<Feed>, AbortOnDropHandle<()>)> = Vec::new();
@@ -47,6 +48,7 @@ pub async fn follow(config: Arc<ConfigWatcher>, telemetry: Arc<Telemetry>) {
                 let follower = Follower {
                     feed: Arc::clone(feed),
                     config: Arc::clone(&config),
+                    peers: peers.clone(),
                     telemetry: Arc::clone(&telemetry),
                 };
                 let task = AbortOnDropHandle::new(tokio::spawn(follower.run()));
@@ -60,6 +62,7 @@ pub async fn follow(config: Arc<ConfigWatcher>, telemetry: Arc<Telemetry>) {
 struct Follower {
     feed: Arc<Feed>,
     config: Arc<ConfigWatcher>,
+    peers: Option<Arc<Peers>>,
     telemetry: Arc<Telemetry>,
 }
 
@@ -118,8 +121,9 @@ impl Follower {
     /// # Errors
     /// If Redis could not be told. This pod tells it later; meanwhile another one, which can, purges what this one could name.
     async fn purge(&self, names: impl Fn(&Policy) -> Vec<PurgeName>) -> anyhow::Result<()> {
-        let stats = &self.telemetry.stats;
-        match purge::on_request(&self.config, names, PurgeOrigin::Postgres, stats).await {
+        let (peers, stats) = (self.peers.as_deref(), &*self.telemetry.stats);
+        let purging = Purging { config: &self.config, peers, stats };
+        match purging.on_request(names, PurgeOrigin::Postgres).await.progress {
             Purged::Everywhere(_) | Purged::Here(_) => Ok(()),
             Purged::Pending(error) => bail!("redis could not be told of a purge: {error}"),
         }

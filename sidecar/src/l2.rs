@@ -42,6 +42,7 @@ mod lease;
 mod leases;
 mod link;
 mod message;
+mod peers;
 mod pending;
 mod recent;
 mod records;
@@ -62,6 +63,8 @@ use keyspace::RecordPlace;
 pub use lease::{Lease, LeaseOutcome};
 pub use leases::{LeaseWait, WakeReason};
 use link::{Link, Ordered, PURGE_DEADLINE};
+use message::Origin;
+pub use peers::Acknowledged;
 use records::{Records, Seal};
 use versions::Version;
 
@@ -201,10 +204,7 @@ impl L2 {
 
     /// Returns true if Redis is connected and trusted to respond, and purges of other pods are heard.
     pub fn is_up(&self) -> bool {
-        self.link.connection().is_some()
-            && self.version.is_listed()
-            && self.breaker.is_closed()
-            && self.barriers.are_current()
+        self.takes_purges() && self.breaker.is_closed()
     }
 
     /// Returns true if there are purges, or writes, that Redis could not be told of, or that a server in its place may not know of.
@@ -387,16 +387,22 @@ impl L2 {
         self.link.raise_on_everything();
     }
 
-    /// Raises barriers for every pod and gives their place in the order; without names, barriers on all that pods of other versions of the
-    /// policy stored, if there are any, and 0 if there are none. When this returns, Redis has them and so has every
-    /// pod that answers at once; when it fails, this pod has them and tells Redis as soon as it can.
+    /// Raises barriers for every pod; without names, barriers on all that pods of other versions of the policy stored, if there are any.
+    /// When this returns, Redis has them and so has every pod that answers at once; when it fails, this pod has them and tells Redis as
+    /// soon as it can. `number` identifies the purge to pods that hear of it in other ways.
     ///
     /// # Errors
     /// If Redis is down, slow or unwilling, or is not proven to be the one that counts purges.
-    pub async fn purge(&self, names: &[PurgeName], proof: Proof) -> Result<u64, L2Error> {
+    pub async fn purge(
+        &self,
+        names: &[PurgeName],
+        proof: Proof,
+        number: Option<u64>,
+    ) -> Result<Acknowledged, L2Error> {
         self.link.will_tell(names);
         let beside = self.link.connection().map(|_| self.barriers.stamp().generation);
-        let origin = self.formers.new_origin();
+        let is_relayed = self.formers.are_told();
+        let origin = number.map(Origin::Pod).or_else(|| is_relayed.then(Origin::new));
         let formers = self.formers.tell_beside(names, self.version.name(), beside, origin);
         // Whatever the breaker says: lookups that were slow are no reason to leave other pods in the dark.
         let purged = self.attempt("purge", PURGE_DEADLINE, async {
@@ -404,7 +410,7 @@ impl L2 {
             let (asker, asked_at) = (connection.asker(), boot_ms());
             let version = self.version.name();
             let elsewhere = self.formers.reached();
-            let purge = PurgeCommand { asker, version, names, elsewhere: &elsewhere, origin };
+            let purge = PurgeCommand { asker, version, names, elsewhere: &elsewhere, origin, is_relayed };
             let ordered = self.link.order(&mut connection, purge).await?;
             let is_named = async {
                 match proof {
@@ -412,28 +418,22 @@ impl L2 {
                     Proof::Afterwards => connection.vouched().is_named().await,
                 }
             };
-            let Some(Ordered { order, pods, .. }) = ordered else { return Ok((0, is_named.await)) };
+            let Some(Ordered { order, pods, .. }) = ordered else {
+                return Ok((Acknowledged { order: 0, by_all: true }, is_named.await));
+            };
             let acknowledged = self.link.acknowledgements().wait_for(asker, order, pods);
-            let ((), is_named) = tokio::join!(acknowledged, is_named);
-            Ok((order, is_named))
+            let (by_all, is_named) = tokio::join!(acknowledged, is_named);
+            Ok((Acknowledged { order, by_all }, is_named))
         });
         let (outcome, ()) = tokio::join!(purged, formers);
         match outcome {
-            Ok((order, true)) => Ok(order),
+            Ok((acknowledged, true)) => Ok(acknowledged),
             // The purge applies here. Another master would be told of every purge since trust was last proven.
             Ok((_, false)) => Err(L2Error::Unproven),
             Err(error) => {
                 self.link.raise_and_remember(names);
                 Err(error)
             }
-        }
-    }
-
-    /// Tells pods of other versions of the policy, if there may be any, of a write for which this version names nothing: what they
-    /// stored before is stale. What Redis can't be told now it is told as soon as it can.
-    pub async fn tell_other_versions(&self) {
-        if let Err(error) = self.purge(&[], Proof::Recent).await {
-            tracing::debug!(%error, "other versions of the policy have not been told of a write yet");
         }
     }
 

@@ -31,6 +31,7 @@ pub mod l2;
 pub mod listener;
 pub mod mode;
 pub mod outlive;
+pub mod peers;
 pub mod problem;
 pub mod proxy;
 pub mod purge;

@@ -24,7 +24,9 @@ use crate::{
     head_room::{self, AtClient},
     headers,
     http1_guard::Handoff,
+    peers::Peers,
     problem::Problem,
+    purge::Purging,
     snapshot::{NO_ROUTE, Snapshot},
     stats::{Outcome, RouteStats},
     tail::{Answered, Arrival},
@@ -77,6 +79,8 @@ use request::{CacheRequest, Routed};
 pub struct Proxy {
     /// The policy in force.
     pub config: Arc<ConfigWatcher>,
+    /// The other pods, if they can be told of purges directly.
+    pub peers: Option<Arc<Peers>>,
     /// The application.
     pub upstream: Upstream,
     /// Port of the application, if the sidecar is in front of several: it keeps their responses apart.
@@ -224,6 +228,12 @@ impl Proxy {
         self.telemetry.tails.show(arrival, answered);
         let (name, milliseconds) = (route.unwrap_or(NO_ROUTE), took.as_secs_f64() * 1000.0);
         tracing::debug!(route = name, tier = tier.as_str(), status, milliseconds, "{}", outcome.as_str());
+    }
+
+    /// Returns the parts of the process that purges go through.
+    fn purging(&self) -> Purging<'_> {
+        let stats = &self.telemetry.stats;
+        Purging { config: &self.config, peers: self.peers.as_deref(), stats }
     }
 
     /// Returns true while clients are asked to close their connections.

@@ -1,7 +1,9 @@
 //! The program: start, serving threads, and shutdown.
 
 use std::{
-    io, net, process,
+    io,
+    net::{self, SocketAddr},
+    process,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -25,6 +27,7 @@ use crate::{
     config::ConfigWatcher,
     drain::Drain,
     follow, listener,
+    peers::{self, Peers},
     proxy::Proxy,
     telemetry::Telemetry,
     upstream::{Dialer, Upstream},
@@ -47,11 +50,16 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         pod_ip,
         memory_limit,
         general_path,
+        peers,
         ..
     } = args.clone();
     let threads = args.threads();
     let told_to_end = told_to_end()?;
     log_json();
+    ensure!(
+        peers.is_empty() || admin_token_file.is_some(),
+        "--peers needs --admin-token-file: pods know one another by their token"
+    );
     ensure!(
         listen.len() == upstream.len(),
         "got {} --listen and {} --upstream: give them in pairs",
@@ -67,13 +75,23 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     );
     let drain = Arc::new(Drain::default());
     tokio::spawn(Arc::clone(&config).watch(policy));
-    tokio::spawn(follow::follow(Arc::clone(&config), Arc::clone(&telemetry)));
 
     let admin_listener =
         listener::bind(admin_listen).with_context(|| format!("can't listen on {admin_listen}"))?;
-    tracing::info!(address = %admin_listener.local_addr()?, "admin API");
+    let admin_address = admin_listener.local_addr()?;
+    tracing::info!(address = %admin_address, "admin API");
+    let peers = match &admin_token_file {
+        Some(token_file) if !peers.is_empty() => {
+            let address = pod_ip.map(|ip| SocketAddr::new(ip, admin_address.port()));
+            let options = peers::Options { names: peers, token_file: token_file.clone(), address };
+            Some(Peers::start(options, Arc::clone(&config) as _, Arc::clone(&telemetry.stats)))
+        }
+        _ => None,
+    };
+    tokio::spawn(follow::follow(Arc::clone(&config), peers.clone(), Arc::clone(&telemetry)));
     let admin = Arc::new(Admin {
         config: Arc::clone(&config),
+        peers: peers.clone(),
         telemetry: Arc::clone(&telemetry),
         drain: Arc::clone(&drain),
         token_file: admin_token_file,
@@ -83,6 +101,9 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     let admin_mount = admin::router(Arc::clone(&admin), AdminEndpoint::Application);
     tokio::spawn(admin::serve(admin_listener, admin::router(Arc::clone(&admin), AdminEndpoint::Own)));
 
+    if let Some(peers) = &peers {
+        peers.join().await;
+    }
     let (shutdown, tasks) = (CancellationToken::new(), TaskTracker::new());
     let several = listen.len() > 1;
     let mut endpoints = Vec::with_capacity(listen.len());
@@ -100,7 +121,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
         let proxy = {
             let (config, telemetry, drain) =
                 (Arc::clone(&config), Arc::clone(&telemetry), Arc::clone(&drain));
-            let admin_mount = admin_mount.clone();
+            let (admin_mount, peers) = (admin_mount.clone(), peers.clone());
             move |Endpoint { dialer, target, .. }: &Endpoint| {
                 let upstream = Upstream::new(Arc::clone(dialer), Arc::clone(&telemetry.stats.budget));
                 let (config, telemetry, drain) =
@@ -108,6 +129,7 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
                 let admin = admin_mount.clone();
                 Arc::new(Proxy {
                     config,
+                    peers: peers.clone(),
                     upstream,
                     target: *target,
                     telemetry,
@@ -135,6 +157,9 @@ pub async fn serve(args: Serve) -> anyhow::Result<()> {
     tasks.close();
     if tokio::time::timeout(DRAIN_TIMEOUT, tasks.wait()).await.is_err() {
         tracing::warn!(connections = tasks.len(), "some connections did not close in time");
+    }
+    if let Some(peers) = &peers {
+        peers.leave().await;
     }
     telemetry.shutdown().await;
     tracing::info!("stopped");

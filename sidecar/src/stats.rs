@@ -23,6 +23,10 @@ use crate::{
 };
 use parking_lot::Mutex;
 
+mod peers;
+
+pub use peers::{PeerOutcome, PeerStats};
+
 larder_api::labelled! {
     /// The cause of a purge.
     #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -206,6 +210,8 @@ pub struct Stats {
     pub l1: ArcSwapOption<L1>,
     /// The barriers in use.
     pub barriers: ArcSwapOption<Barriers>,
+    /// Purges from pod to pod.
+    pub peers: PeerStats,
     /// The memory budget.
     pub budget: Arc<Budget>,
 }

@@ -15,7 +15,7 @@ use crate::{
     clock::monotonic_ms,
     entry::Entry,
     l1::{L1, Stored},
-    l2::{Formers, L2},
+    l2::{Formers, L2, Proof},
     sources::last_known_good::LastKnownGood,
     stats::RouteStats,
 };
@@ -61,6 +61,17 @@ pub struct MissedWrites {
     pub redis: AtomicBool,
     /// True if a write passed while there was no table of last known good responses.
     pub tables: AtomicBool,
+}
+
+/// Knowledge in other pods of a write that was told to Redis.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum TellOutcome {
+    /// Every pod that it concerns and that listens to Redis has acknowledged it.
+    Acknowledged,
+    /// Redis has ordered it, and not every pod has acknowledged it in time.
+    Ordered,
+    /// Redis was not told, or there is none.
+    NotOrdered,
 }
 
 /// Reason why memory has no response under a key.
@@ -176,14 +187,47 @@ impl Store {
     }
 
     /// Tells pods with other versions of the policy of a write for which this version names nothing: responses that were stored
-    /// there before are stale.
-    pub async fn tell_other_versions(&self) {
+    /// there before are stale. `number` identifies the write to pods that hear of it in other ways.
+    pub async fn tell_other_versions(&self, number: Option<u64>) -> TellOutcome {
         for (_, table) in &self.last_known_good {
             table.note_unnamed_write();
         }
+        let Some(l2) = &self.l2 else {
+            self.formers.tell(&[], self.version).await;
+            return TellOutcome::NotOrdered;
+        };
+        match l2.purge(&[], Proof::Recent, number).await {
+            Ok(acknowledged) if acknowledged.by_all => TellOutcome::Acknowledged,
+            Ok(_) => TellOutcome::Ordered,
+            Err(error) => {
+                tracing::debug!(%error, "other versions of the policy have not been told of a write yet");
+                TellOutcome::NotOrdered
+            }
+        }
+    }
+
+    /// Applies a purge that another pod told of directly, under its version of the policy. `redis` is its number in messages of Redis, and
+    /// the generation in which Redis has ordered it.
+    pub fn hear(&self, version: PurgeName, names: &[PurgeName], redis: (u64, u64)) {
         match &self.l2 {
-            Some(l2) => l2.tell_other_versions().await,
-            None => self.formers.tell(&[], self.version).await,
+            Some(l2) => l2.hear(version, names, redis),
+            None => {
+                // Where there is no Redis, nothing that is stored bears the name of its version.
+                if version == self.version {
+                    self.barriers.raise_locally(names);
+                } else {
+                    self.barriers.raise_on_everything();
+                }
+                self.note_write();
+            }
+        }
+    }
+
+    /// Makes everything stale that is stored: purges of other pods were missed.
+    pub fn purge_everything(&self) {
+        match &self.l2 {
+            Some(l2) => l2.purge_everything(),
+            None => self.barriers.raise_on_everything(),
         }
     }
 }

@@ -70,6 +70,7 @@ async fn a_hit_allocates_next_to_nothing() {
     let proxy = Proxy {
         relays: true,
         config,
+        peers: None,
         upstream: Upstream::new(Arc::new(Dialer::new(&url, None)), Arc::clone(&telemetry.stats.budget)),
         target: None,
         telemetry,

@@ -43,6 +43,7 @@ mod integration {
     mod metrics;
     mod moving;
     mod negative;
+    mod peers;
     mod poisoning;
     mod policies;
     mod postgres;

@@ -29,6 +29,21 @@ pub struct PolicyReport {
     #[serde(default)]
     #[schemars(required)]
     pub requests: Option<RequestCounts>,
+    /// The other pods that this pod tells of purges directly; absent if it knows no way to find them.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<PeersReport>,
+}
+
+/// The other pods that a pod tells of purges directly.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PeersReport {
+    /// Number of pods that acknowledge purges.
+    pub reachable: usize,
+    /// The pods that do not, by admin address, with the reason.
+    pub unreachable: BTreeMap<String, String>,
+    /// The reason that pods can't be found at present; absent if they can.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub error: Option<String>,
 }
 
 /// Numbers of requests since the process began.

@@ -63,10 +63,23 @@ pub struct PurgeReport {
     /// True if Redis has the purge. False while it is pending, and in a pod whose configuration has no Redis.
     #[serde(default)]
     pub redis: bool,
-    /// The reason that Redis does not have the purge yet, or may not be the server that pods listen to. This pod repeats
-    /// the purge there when it can.
+    /// The reason that Redis does not have the purge yet, or may not be the server that pods listen to, or that other pods
+    /// may not have the purge. This pod repeats it when it can.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub pending: Option<String>,
+    /// The pods that this pod told directly, because there is no Redis, or it was not told, or not every pod acknowledged
+    /// the purge there. Absent if none was told so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peers: Option<PeersTold>,
+}
+
+/// Pods that were told directly of a purge.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PeersTold {
+    /// Number of pods in which the purge holds, besides the one that was asked for it.
+    pub acknowledged: usize,
+    /// Admin addresses of the pods that did not acknowledge it in time. They are told again until they do.
+    pub missing: Vec<String>,
 }
 
 /// Names of a purge. `DELETE /entries/{key}` purges both its key as sent and the decoded one.

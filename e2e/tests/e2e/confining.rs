@@ -145,7 +145,7 @@ async fn operators_account_writes_only_its_annotations_and_objects() -> anyhow::
         token["metadata"]["annotations"] = json!({"kubernetes.io/service-account.name": "default"});
         AsOperator::refused("a token", operator.create(&token, false).await, "writes Secrets of type Opaque only")?;
 
-        let companions = "writes Services with the label larder.dev/companion-of only";
+        let companions = "writes only Services with the label larder.dev/companion-of and Services larder-<policy>-peers";
         let service = Workload::deployment("app", 0).objects()?.remove(1);
         AsOperator::refused("a Service", operator.create(&service, false).await, companions)?;
         sandbox.apply(&[service]).await?;

@@ -176,7 +176,10 @@ impl Context {
     async fn configure(&self, pass: &mut Pass<'_>, compiled: &Result<Compiled, PolicyError>) -> Option<Held> {
         let compiled = compiled.as_ref().ok()?;
         let held = self.put_config_map(&pass.namespace, &pass.name, compiled, pass.strategy).await;
-        pass.record("could not write the sidecars' configuration", held)
+        let held = pass.record("could not write the sidecars' configuration", held)?;
+        let written = self.put_peers(&pass.namespace, &pass.name, &held).await;
+        pass.record("could not write the Service of the sidecars", written);
+        Some(held)
     }
 
     /// Lists the Argo Rollouts of a namespace that has some.

@@ -64,11 +64,14 @@ pub(super) fn container(
     }));
     let field = |path: &str| json!({ "fieldRef": { "apiVersion": "v1", "fieldPath": path } });
     let admin = |path: &str| json!({ "path": path, "port": settings.admin_port, "scheme": "HTTP" });
+    let peers =
+        format!("{}.{}.svc:{}", names::peers(injection.policy), injection.namespace, settings.admin_port);
     let mut env = vec![
         json!({ "name": "POD_IP", "valueFrom": field("status.podIP") }),
         json!({ "name": "POD_NAME", "valueFrom": field("metadata.name") }),
         json!({ "name": "POD_NAMESPACE", "valueFrom": field("metadata.namespace") }),
         json!({ "name": "LARDER_POLICY", "value": format!("{}/{}", injection.namespace, injection.policy) }),
+        json!({ "name": "LARDER_PEERS", "value": peers }),
     ];
     // The budget for everything but L1 is made from this limit: the container's own, or the policy's where the pod bounds
     // its containers together.

@@ -12,7 +12,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::{StatusCode, header};
-use larder_api::admin::{CacheState, PolicyReport, RequestCounts, TierState};
+use larder_api::admin::{CacheState, PeersReport, PolicyReport, RequestCounts, TierState};
 
 use super::{
     Admin,
@@ -94,6 +94,7 @@ pub(super) async fn policy(State(admin): State<Arc<Admin>>) -> Json<PolicyReport
         last_errors: snapshot.last_errors().into_iter().chain(collector).collect(),
         admin_token: token::can_be_read(&admin).await,
         requests: Some(requests(&admin.telemetry.stats)),
+        peers: admin.peers.as_ref().map(|peers| peers.report()),
     })
 }
 
@@ -116,6 +117,11 @@ pub(super) fn about_policy(operation: TransformOperation<'_>) -> TransformOperat
                     .into(),
                 admin_token: true,
                 requests: Some(RequestCounts { total: 1200, hits: 1000, misses: 150 }),
+                peers: Some(PeersReport {
+                    reachable: 2,
+                    unreachable: [("10.0.0.7:24890".to_owned(), "no reply in time".to_owned())].into(),
+                    error: None,
+                }),
             })
         })
 }

@@ -9,7 +9,7 @@ use axum::{
     response::{IntoResponse, Response},
 };
 use http::StatusCode;
-use larder_api::admin::{PurgeReport, PurgeRequest};
+use larder_api::admin::{PeersTold, PurgeReport, PurgeRequest};
 use larder_policy::{Policy, WrittenKey};
 
 use super::{
@@ -21,7 +21,7 @@ use super::{
 };
 use crate::{
     purge::{
-        self, Purged,
+        Purge, Purged,
         document::{self, names_nothing},
     },
     stats::PurgeOrigin,
@@ -75,13 +75,24 @@ async fn raise(admin: &Admin, request: PurgeRequest) -> Result<Response, Refused
         ));
     }
     let names = |policy: &Policy| document::names_of(&request, policy);
-    let purged = purge::on_request(&admin.config, names, PurgeOrigin::Api, &admin.telemetry.stats).await;
-    let redis = matches!(purged, Purged::Everywhere(_));
-    let (status, order, pending) = match purged {
-        Purged::Everywhere(order) | Purged::Here(order) => (StatusCode::OK, Some(order), None),
+    let Purge { progress, peers } = admin.purging().on_request(names, PurgeOrigin::Api).await;
+    let redis = matches!(progress, Purged::Everywhere(_));
+    let (status, order, pending) = match progress {
+        Purged::Here(order) => match missing(peers.as_ref()) {
+            None => (StatusCode::OK, Some(order), None),
+            missing => (StatusCode::ACCEPTED, Some(order), missing),
+        },
+        Purged::Everywhere(order) => (StatusCode::OK, Some(order), None),
         Purged::Pending(error) => (StatusCode::ACCEPTED, None, Some(error.to_string())),
     };
-    Ok((status, Json(PurgeReport { purged: request.into(), order, redis, pending })).into_response())
+    let report = PurgeReport { purged: request.into(), order, redis, pending, peers };
+    Ok((status, Json(report)).into_response())
+}
+
+/// Returns a text that names the pods which did not acknowledge a purge, if there are any.
+fn missing(told: Option<&PeersTold>) -> Option<String> {
+    let missing = &told?.missing;
+    (!missing.is_empty()).then(|| format!("not acknowledged by {}", missing.join(", ")))
 }
 
 pub(super) fn about_delete(operation: TransformOperation<'_>) -> TransformOperation<'_> {
@@ -110,12 +121,12 @@ fn answers(operation: TransformOperation<'_>) -> TransformOperation<'_> {
     operation
         .response_with::<200, Json<PurgeReport>, _>(|response| {
             response.description(
-                "The purge is in Redis and in every pod that acknowledged it at once. Without Redis: in this pod.",
+                "The purge is in Redis and in every pod that acknowledged it at once. Without Redis: in this pod, and in every pod that this one can find.",
             )
         })
         .response_with::<202, Json<PurgeReport>, _>(|response| {
             response.description(
-                "The purge is in this pod. Redis does not have it yet, or another Redis may have taken over.",
+                "The purge is in this pod, and in those that acknowledged it directly. Redis does not have it yet, or another Redis may have taken over; without Redis, some pods did not acknowledge it.",
             )
         })
 }

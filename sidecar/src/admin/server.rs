@@ -24,8 +24,8 @@ use crate::{
     listener::ACCEPT_RETRY_INTERVAL,
 };
 
-/// Maximum number of connections. The kubelet, Prometheus and the operator need one each.
-const MAX_CONNECTIONS: usize = 64;
+/// Maximum number of connections. The kubelet, Prometheus, the operator and each other pod of the policy need one.
+const MAX_CONNECTIONS: usize = 128;
 /// Maximum size of a request's head, and of what is buffered of a body, in bytes: that of requests to the application, whose keys are
 /// in targets here.
 const MAX_BUFFER: usize = 64 << 10;

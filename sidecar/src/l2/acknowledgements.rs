@@ -53,8 +53,8 @@ impl Acknowledgements {
         self.counted.notify_waiters();
     }
 
-    /// Waits until so many pods have heard of a purge, but not long.
-    pub(super) async fn wait_for(&self, asker: u64, order: u64, pods: usize) {
+    /// Waits until so many pods have heard of a purge, but not long. Returns true if they have.
+    pub(super) async fn wait_for(&self, asker: u64, order: u64, pods: usize) -> bool {
         let heard = async {
             loop {
                 let mut counted = std::pin::pin!(self.counted.notified());
@@ -65,10 +65,12 @@ impl Acknowledgements {
                 counted.await;
             }
         };
-        if timeout(ACKNOWLEDGEMENT_TIMEOUT, heard).await.is_err() {
+        let have_heard = timeout(ACKNOWLEDGEMENT_TIMEOUT, heard).await.is_ok();
+        if !have_heard {
             tracing::debug!(order, pods, "not every pod acknowledged a purge in time");
         }
         self.counts.lock().forget(asker, order);
+        have_heard
     }
 }
 
@@ -86,7 +88,7 @@ mod tests {
         acknowledgements.count(2, &[7]);
         assert!(futures::poll!(waiting.as_mut()).is_pending(), "another purge, and another pod's");
         acknowledgements.count(1, &[6, 7]);
-        waiting.await;
+        assert!(waiting.await);
         assert_eq!(acknowledgements.counts.lock().0.len(), 3, "what was waited for is forgotten");
     }
 

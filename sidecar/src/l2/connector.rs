@@ -16,6 +16,7 @@ use super::{
     former::Formers,
     generation::Mark,
     link::{Link, State, Successor},
+    message::Origin,
     subscription::{Inbox, Subscription},
     versions::Version,
 };
@@ -331,12 +332,14 @@ impl Connector {
                     Step::Read
                 }
                 Step::Purge(names) => {
+                    let is_relayed = self.formers.are_told();
                     let purge = PurgeCommand {
                         asker: 0,
                         version: self.state.version.name(),
                         names: &names,
                         elsewhere: &self.formers.reached(),
-                        origin: self.formers.new_origin(),
+                        origin: is_relayed.then(Origin::new),
+                        is_relayed,
                     };
                     commands::purge(connection, &self.state.name, purge).await?;
                     Step::Read

@@ -202,9 +202,9 @@ impl Formers {
         self.links().iter().any(|link| link.state().generation() == generation)
     }
 
-    /// Returns the origin of a purge that begins here, if it is told to any of them.
-    pub(super) fn new_origin(&self) -> Option<Origin> {
-        (!self.links().is_empty()).then(Origin::new)
+    /// Returns true if there are any, which are told of purges that begin here.
+    pub(super) fn are_told(&self) -> bool {
+        !self.links().is_empty()
     }
 
     fn links(&self) -> Vec<Arc<Link>> {

@@ -135,7 +135,7 @@ impl Inbox {
     fn pass_on(&self, message: &PurgeMessage, is_own: bool) {
         match self.link.successor() {
             // This pod tells both of its own.
-            Some(_) if is_own && message.number.is_some() => {}
+            Some(_) if is_own && !message.elsewhere.is_empty() => {}
             Some(successor) => successor.hear(message),
             None if is_own => {}
             None => self.formers.relay(message),

@@ -198,6 +198,7 @@ mod tests {
         let drain = Arc::new(Drain::default());
         Arc::new(Proxy {
             config,
+            peers: None,
             upstream,
             target: None,
             telemetry,

@@ -16,7 +16,7 @@ use larder_policy::{Fields, Policy};
 use super::Proxy;
 use crate::{
     headers::LARDER_PURGE,
-    purge::{self, document},
+    purge::{Purging, document},
     stats::{PurgeOrigin, RefusedPurge},
 };
 
@@ -54,11 +54,13 @@ impl Proxy {
             return None;
         }
         let (config, telemetry) = (Arc::clone(&self.config), Arc::clone(&self.telemetry));
+        let peers = self.peers.clone();
         Some(Box::pin(async move {
             let names = |policy: &Policy| {
                 requests.iter().flat_map(|request| document::names_of(request, policy)).collect()
             };
-            purge::on_request(&config, names, PurgeOrigin::Response, &telemetry.stats).await;
+            let purging = Purging { config: &config, peers: peers.as_deref(), stats: &telemetry.stats };
+            purging.on_request(names, PurgeOrigin::Response).await;
             config.snapshot().store.note_write();
         }))
     }

@@ -31,7 +31,6 @@ use crate::{
     cache_status::Forward,
     clock::wall_ms,
     outlive::Outliving,
-    purge,
     snapshot::Snapshot,
     upstream::{UpstreamError, WhenRefused},
 };
@@ -236,7 +235,7 @@ impl Write {
             None => self.invalidated_by_policy(),
         };
         if !names.is_empty() || may_have_changed || snapshot.writes_go_unheard() {
-            purge::after_write(&proxy.config, snapshot, writing, &names, &proxy.telemetry.stats).await;
+            proxy.purging().after_write(snapshot, writing, &names).await;
         }
     }
 

@@ -103,7 +103,7 @@ impl CacheSlot {
         self.store.forget_last_known_good(&[name]);
         let Some(l2) = self.store.l2.clone() else { return };
         // The link makes up for a failure, as for every purge.
-        tokio::spawn(async move { l2.purge(&[name], Proof::Recent).await });
+        tokio::spawn(async move { l2.purge(&[name], Proof::Recent, None).await });
     }
 
     /// Stores a response in memory, and in the background in Redis, for which only pods wait that asked for the lease. A response to

@@ -15,7 +15,7 @@ use crate::{
     cache_status::Tier,
     http1_guard::RequestError,
     mode::Mode,
-    stats::{Outcome, PurgeOrigin, RecordError, RefusedPurge, Stats},
+    stats::{Outcome, PeerOutcome, PurgeOrigin, RecordError, RefusedPurge, Stats},
     upstream::UpstreamReason,
 };
 
@@ -105,6 +105,27 @@ fn observe_requests(meter: &Meter, stats: &Arc<Stats>) {
         .with_callback(move |observer| {
             for reason in RefusedPurge::ALL {
                 observer.observe(counted.refused_purges(reason), &[KeyValue::new("reason", reason.as_str())]);
+            }
+        })
+        .build();
+    let counted = Arc::clone(stats);
+    meter
+        .u64_observable_counter("larder.peer.purges")
+        .with_description("Purges that went from pod to pod, once for each other pod, by outcome.")
+        .with_callback(move |observer| {
+            for outcome in PeerOutcome::ALL {
+                let outcome_label = KeyValue::new("outcome", outcome.as_str());
+                observer.observe(counted.peers.purges(outcome), &[outcome_label]);
+            }
+        })
+        .build();
+    let known = Arc::clone(stats);
+    meter
+        .u64_observable_gauge("larder.peers")
+        .with_description("Other pods that are told of purges directly, by state.")
+        .with_callback(move |observer| {
+            for (state, pods) in known.peers.pods() {
+                observer.observe(pods, &[KeyValue::new("state", state)]);
             }
         })
         .build();

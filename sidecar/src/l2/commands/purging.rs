@@ -25,8 +25,10 @@ pub(in crate::l2) struct PurgeCommand<'a> {
     pub(in crate::l2) names: &'a [PurgeName],
     /// Names of other Redis that are told of it, too ([`PurgeName::told`]).
     pub(in crate::l2) elsewhere: &'a [PurgeName],
-    /// Identity of the purge, if other Redis order it, too. One that no pod waits for is not ordered again.
+    /// Identity of the purge, if it may be heard of in other ways, too.
     pub(in crate::l2) origin: Option<Origin>,
+    /// Redis remembers the identity. A purge with it that no pod waits for is not ordered again.
+    pub(in crate::l2) is_relayed: bool,
 }
 
 /// Raises barriers, orders them and tells every pod, at once: on the names, and on each version of the policy but the one whose
@@ -79,7 +81,7 @@ pub(in crate::l2) async fn purge(
     barriers: &str,
     purge: PurgeCommand<'_>,
 ) -> RedisResult<Option<(u64, u64, usize)>> {
-    let PurgeCommand { asker, version, names, elsewhere, origin } = purge;
+    let PurgeCommand { asker, version, names, elsewhere, origin, is_relayed } = purge;
     let trailer = trailer(origin, elsewhere);
     let mut call = PURGE.prepare_invoke();
     call.key(barriers)
@@ -88,7 +90,7 @@ pub(in crate::l2) async fn purge(
         .arg(KEEP_BARRIERS.as_secs())
         .arg(asker)
         .arg(&version.as_bytes()[..])
-        .arg(origin.map_or_else(String::new, |origin| origin.to_string()))
+        .arg(origin.filter(|_| is_relayed).map_or_else(String::new, |origin| origin.to_string()))
         .arg(trailer.len());
     trailer.iter().chain(names.iter().map(PurgeName::as_bytes)).for_each(|bytes| {
         call.arg(&bytes[..]);

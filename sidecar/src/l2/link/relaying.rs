@@ -27,15 +27,30 @@ impl Link {
         let telling = async {
             let mut connection = self.connection()?;
             let asker = connection.asker();
-            let purge = PurgeCommand { asker, version, names, elsewhere, origin };
+            let purge = PurgeCommand { asker, version, names, elsewhere, origin, is_relayed: true };
             if let Some(ordered) = self.order(&mut connection, purge).await.ok()? {
-                self.acknowledgements().wait_for(asker, ordered.order, ordered.pods).await;
+                let _ = self.acknowledgements().wait_for(asker, ordered.order, ordered.pods).await;
             }
             Some(())
         };
         if timeout(PURGE_DEADLINE, telling).await.ok().flatten().is_none() {
             self.state.raise_and_remember(&meant);
         }
+    }
+}
+
+impl Link {
+    /// Applies a purge that another pod told of directly, and tells Redis of it soon, unless that pod had it ordered in `generation` and it
+    /// is heard of here. `version` is that of the policy whose names these are.
+    pub(in crate::l2) fn hear(
+        &self,
+        version: PurgeName,
+        names: &[PurgeName],
+        (number, generation): (u64, u64),
+    ) {
+        let elsewhere = if generation == 0 { vec![] } else { vec![PurgeName::told(generation)] };
+        let (names, number) = (names.to_vec(), Some(number));
+        self.state.relay(&PurgeMessage { names, number, elsewhere, ..PurgeMessage::default() }, version);
     }
 }
 
@@ -152,7 +167,8 @@ impl State {
         let telling = async {
             let mut connection = self.connection()?;
             let (elsewhere, origin) = (&[*elsewhere], Some(*origin));
-            let purge = PurgeCommand { asker: 0, version: *version, names, elsewhere, origin };
+            let version = *version;
+            let purge = PurgeCommand { asker: 0, version, names, elsewhere, origin, is_relayed: true };
             self.order(&mut connection, purge).await.ok()?
         };
         match timeout(PURGE_DEADLINE, telling).await.ok().flatten() {

@@ -105,9 +105,27 @@ impl Sidecar {
         sidecar
     }
 
+    /// Starts a sidecar whose admin API is at a port, and which tells others of purges at these ports, its own possibly among them.
+    /// Tiers are not waited for.
+    pub(crate) async fn among(policy: &Policy, origin: SocketAddr, port: u16, peers: &[u16]) -> Self {
+        let peers: Vec<_> = peers.iter().map(|port| format!("127.0.0.1:{port}")).collect();
+        let (peers, admin, path) = (peers.join(","), format!("127.0.0.1:{port}"), policy.path());
+        let arguments = [
+            ["--policy", path.to_str().unwrap()],
+            ["--peers", &peers],
+            ["--admin-listen", &admin],
+            ["--pod-ip", "127.0.0.1"],
+        ];
+        let arguments = arguments.concat();
+        Self::launch(origin, &arguments).await
+    }
+
     async fn run(folder: Folder, origin: SocketAddr, arguments: &[&str]) -> Self {
+        let admin: &[&str] =
+            if arguments.contains(&"--admin-listen") { &[] } else { &["--admin-listen", "127.0.0.1:0"] };
         let mut child = Command::new(env!("CARGO_BIN_EXE_larder-sidecar"))
-            .args(["--listen", "127.0.0.1:0", "--admin-listen", "127.0.0.1:0", "--threads", "2"])
+            .args(["--listen", "127.0.0.1:0", "--threads", "2"])
+            .args(admin)
             .arg(format!("--upstream=http://127.0.0.1:{}", origin.port()))
             .args(arguments)
             .env_remove("RUST_LOG")
@@ -191,6 +209,17 @@ impl Sidecar {
     ) -> Answer {
         let headers: Vec<_> = [("host", "shop.test")].into_iter().chain(headers.iter().copied()).collect();
         self.send(self.address, method, path, &headers, body).await
+    }
+
+    /// Waits until the sidecar tells this number of others of purges, and knows of none that it can't tell.
+    pub(crate) async fn until_peers(&self, reachable: usize) {
+        until(&format!("{reachable} peers"), async || {
+            let peers = &self.policy().await["peers"];
+            let is_so =
+                peers["reachable"] == reachable && peers["unreachable"].as_object().unwrap().is_empty();
+            is_so.then_some(())
+        })
+        .await;
     }
 
     /// Purges by the admin API.
@@ -278,6 +307,11 @@ impl Sidecar {
     /// Measures peak resident memory from now on.
     pub(crate) fn peak(&self) -> Peak {
         Peak::of(self.child.id().unwrap())
+    }
+
+    /// Ends the process at once, as a lost node does.
+    pub(crate) fn kill(&self) {
+        self.signal(Signal::KILL);
     }
 
     /// Sends SIGTERM.

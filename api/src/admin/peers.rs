@@ -1,0 +1,82 @@
+//! `POST /peer/purges`: what pods of one policy tell each other of purges.
+//!
+//! Both sides may be of different versions: unknown members are ignored in requests, too.
+
+use std::{collections::BTreeMap, net::SocketAddr};
+
+use schemars::JsonSchema;
+use serde::{Deserialize, Serialize};
+
+/// Purges that a sidecar tells another.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct PeerRequest {
+    /// Identity of the sender's process.
+    pub instance: u64,
+    /// Time since the sender's process began, in milliseconds.
+    pub age_ms: u64,
+    /// Address of the sender's admin API, if it knows one that other pods reach.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    #[schemars(with = "Option<String>")]
+    pub address: Option<SocketAddr>,
+    /// True if nothing is stored in the sender yet.
+    #[serde(skip_serializing_if = "std::ops::Not::not")]
+    pub begins: bool,
+    /// Number of the last purge that the sender knows of each process. The reply tells of later ones.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known: Option<BTreeMap<u64, u64>>,
+    /// Purges, by the process through which they were made.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub purges: Vec<PeerPurges>,
+}
+
+/// Reply to a [`PeerRequest`]. The purges in the request hold in the receiver.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+#[serde(default)]
+pub struct PeerReply {
+    /// Identity of the receiver's process.
+    pub instance: u64,
+    /// Time since the receiver's process began, in milliseconds.
+    pub age_ms: u64,
+    /// Number of the last purge through the sender of the request up to which all hold in the receiver.
+    pub acknowledged: u64,
+    /// Number of the last purge that the receiver knows of each process, if the request had its own `known`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub known: Option<BTreeMap<u64, u64>>,
+    /// Purges that the sender of the request does not know.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub purges: Vec<PeerPurges>,
+}
+
+/// All purges through one process from one number to another, apart from those that every pod knows.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PeerPurges {
+    /// Identity of the process.
+    pub origin: u64,
+    /// Number before that of the first purge.
+    pub after: u64,
+    /// Number of the last purge.
+    pub last: u64,
+    /// Time since the last purge, in milliseconds.
+    pub idle_ms: u64,
+    /// True if purges among them are not listed any more: everything counts as purged.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub everything: bool,
+    /// The purges, the first one first.
+    pub purges: Vec<PeerPurge>,
+}
+
+/// A purge through one process.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize, JsonSchema)]
+pub struct PeerPurge {
+    /// Number of the purge, in the order of its process.
+    pub seq: u64,
+    /// Name of the policy's version under which the names have a meaning, as 32 hexadecimal digits.
+    pub version: String,
+    /// The purged names, each as 32 hexadecimal digits.
+    pub names: String,
+    /// Number of the purge in messages of Redis; 0 if it has none.
+    pub number: u64,
+    /// Generation in which the Redis counts that has ordered the purge; 0 if none has.
+    pub generation: u64,
+}

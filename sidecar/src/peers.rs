@@ -1,0 +1,290 @@
+//! Purges from pod to pod, over the admin port: without Redis, and where Redis can't be told.
+//!
+//! # Guarantees
+//! - A purge is applied in a pod before that pod acknowledges it.
+//! - Whoever tells other pods knows which of them have acknowledged, and waits [`ACKNOWLEDGEMENT_TIMEOUT`] at most, once for each pod that
+//!   does not: from then on that pod is told beside, until it acknowledges.
+//! - A purge that one pod has heard of reaches every pod that it can reach, whatever becomes of the pod through which it was made: pods
+//!   compare what they know about each second ([`log`]).
+//! - A pod that begins is known to the others before it stores anything ([`Peers::join`]).
+//! - Nothing here is on the path of a request that is no write.
+//!
+//! # Assumptions
+//! Names resolve to every pod of the policy and to no other. Pods of one policy have one token.
+
+use std::{
+    net::SocketAddr,
+    path::PathBuf,
+    sync::{
+        Arc,
+        atomic::{AtomicBool, Ordering},
+    },
+    time::Duration,
+};
+
+use futures::future::join_all;
+use larder_api::admin::{PeerReply, PeerRequest, PeersReport, PeersTold};
+use larder_policy::PurgeName;
+use parking_lot::Mutex;
+use tokio::time::{Instant, sleep};
+use tokio_util::task::AbortOnDropHandle;
+
+use crate::{
+    clock::boot_ms,
+    stats::{PeerOutcome, Stats},
+};
+
+mod client;
+mod contacts;
+mod log;
+mod members;
+mod message;
+mod telling;
+
+use contacts::Contacts;
+pub use log::Purge;
+use log::{Effect, Log, Segment};
+use members::Members;
+
+/// Maximum time for which a purge waits for other pods, as for those that hear of it by Redis.
+const ACKNOWLEDGEMENT_TIMEOUT: Duration = Duration::from_millis(100);
+/// Maximum time in which a pod that begins finds the others.
+const JOIN_TIMEOUT: Duration = Duration::from_secs(1);
+/// Maximum time in which a pod that ends tells what others have not acknowledged.
+const LEAVE_TIMEOUT: Duration = Duration::from_secs(2);
+/// Time between two comparisons with another pod.
+const COMPARISON_INTERVAL: Duration = Duration::from_secs(1);
+/// Time after which a purge is in Redis if none is pending, in milliseconds: longer than telling Redis takes.
+const SETTLING_MS: u64 = 10_000;
+/// Time for which addresses count as those of all pods, after they were found.
+const FOUND_FOR: Duration = Duration::from_secs(15);
+
+/// The stored responses of this pod, as far as purges of other pods concern them.
+pub trait Purgeable: Send + Sync {
+    /// Applies a purge of another pod.
+    fn purge(&self, purge: &Purge);
+    /// Makes everything stale that is stored.
+    fn purge_everything(&self);
+    /// Returns true if Redis has all purges of this pod and of others; `None` without Redis.
+    fn has_told_redis(&self) -> Option<bool>;
+}
+
+/// Ways to other pods.
+#[derive(Debug)]
+pub struct Options {
+    /// Hosts with ports, each of which stands for all of its addresses.
+    pub names: Vec<String>,
+    /// File with the token that the policy's pods share.
+    pub token_file: PathBuf,
+    /// Address of this pod's admin API, if other pods can reach it.
+    pub address: Option<SocketAddr>,
+}
+
+/// The other pods of the policy, and the purges that they are told.
+pub struct Peers {
+    instance: u64,
+    began_at: u64,
+    options: Options,
+    caches: Arc<dyn Purgeable>,
+    stats: Arc<Stats>,
+    log: Mutex<Log>,
+    contacts: Mutex<Contacts>,
+    members: Members,
+    /// Nothing is stored in this pod yet.
+    is_joining: AtomicBool,
+    /// This pod is about to end.
+    is_leaving: AtomicBool,
+    tasks: Mutex<Vec<AbortOnDropHandle<()>>>,
+}
+
+impl std::fmt::Debug for Peers {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Peers").field("instance", &self.instance).finish_non_exhaustive()
+    }
+}
+
+impl Peers {
+    /// Begins to look for other pods, and to compare purges with them.
+    pub fn start(options: Options, caches: Arc<dyn Purgeable>, stats: Arc<Stats>) -> Arc<Self> {
+        let instance = fastrand::u64(1..);
+        let peers = Arc::new(Self {
+            instance,
+            began_at: boot_ms(),
+            options,
+            caches,
+            stats,
+            log: Mutex::new(Log::new(instance)),
+            contacts: Mutex::default(),
+            members: Members::default(),
+            is_joining: AtomicBool::new(true),
+            is_leaving: AtomicBool::new(false),
+            tasks: Mutex::default(),
+        });
+        let tasks = [
+            tokio::spawn(Arc::clone(&peers).keep_finding()),
+            tokio::spawn(Arc::clone(&peers).keep_comparing()),
+        ];
+        *peers.tasks.lock() = tasks.map(AbortOnDropHandle::new).into();
+        peers
+    }
+
+    /// Waits until the other pods know of this one, but not long. Nothing may be stored before this returns.
+    pub async fn join(&self) {
+        let deadline = Instant::now() + JOIN_TIMEOUT;
+        if tokio::time::timeout_at(deadline, self.members.first_found()).await.is_ok() {
+            join_all(self.members.all().iter().map(|member| member.tried(deadline))).await;
+        }
+        self.is_joining.store(false, Ordering::Release);
+        let PeersReport { reachable, unreachable, error } = self.report();
+        tracing::info!(reachable, unreachable = unreachable.len(), error, "other pods are told of purges");
+    }
+
+    /// Returns a number by which a purge is known that Redis is told of, too.
+    pub fn number(&self) -> u64 {
+        fastrand::u64(1..)
+    }
+
+    /// Tells the other pods of a purge that is applied here, and waits until they have applied it, but not long. `redis` is its number in
+    /// messages of Redis, and the generation in which Redis has ordered it; 0 if it has not.
+    pub async fn tell(&self, version: PurgeName, names: &[PurgeName], redis: (u64, u64)) -> PeersTold {
+        let (number, generation) = redis;
+        let purge = Purge { seq: 0, version, names: names.to_vec(), number, generation };
+        let seq = self.log.lock().append(purge, boot_ms());
+        let told = self.until_acknowledged(seq, Instant::now() + ACKNOWLEDGEMENT_TIMEOUT).await;
+        self.stats.peers.count(PeerOutcome::Acknowledged, told.acknowledged);
+        self.stats.peers.count(PeerOutcome::Missed, told.missing.len());
+        told
+    }
+
+    async fn until_acknowledged(&self, seq: u64, deadline: Instant) -> PeersTold {
+        let members = self.members.all();
+        members.iter().for_each(|member| member.wake());
+        let outcomes = join_all(members.iter().map(|member| member.acknowledges(seq, deadline))).await;
+        let mut told = PeersTold::default();
+        for (member, outcome) in members.iter().zip(outcomes) {
+            match outcome {
+                Some(true) => told.acknowledged += 1,
+                Some(false) => told.missing.push(member.address.to_string()),
+                // It is this pod itself.
+                None => {}
+            }
+        }
+        told
+    }
+
+    /// Returns true if every pod of the policy is known and responds now.
+    pub async fn respond(&self) -> bool {
+        let asked_at = Instant::now();
+        if !self.members.are_found_since(asked_at.checked_sub(FOUND_FOR)) {
+            return false;
+        }
+        let members = self.members.all();
+        members.iter().for_each(|member| member.compare());
+        let deadline = asked_at + ACKNOWLEDGEMENT_TIMEOUT;
+        join_all(members.iter().map(|member| member.responds(asked_at, deadline)))
+            .await
+            .into_iter()
+            .all(|is| is)
+    }
+
+    /// Hands on what the other pods may not know, before this one ends.
+    pub async fn leave(&self) {
+        self.is_leaving.store(true, Ordering::Release);
+        let asked_at = Instant::now();
+        let deadline = asked_at + LEAVE_TIMEOUT;
+        let members = self.members.all();
+        for member in &members {
+            member.compare();
+            member.retry();
+        }
+        let last = self.log.lock().last(self.instance);
+        let told = members.iter().map(async |member| {
+            let has_all = member.has_all(last, deadline).await;
+            // What others told of, too, if it can be reached.
+            member.responds(asked_at, deadline).await;
+            has_all
+        });
+        let has_all = join_all(told).await;
+        let missing = members.iter().zip(has_all).filter(|(_, has_all)| !has_all);
+        let missing: Vec<_> = missing.map(|(member, _)| member.address.to_string()).collect();
+        if !missing.is_empty() {
+            tracing::warn!(missing = missing.join(", "), "some pods were not told of every purge");
+        }
+    }
+
+    /// Takes what another pod tells; `None`: it is malformed.
+    pub fn receive(self: &Arc<Self>, request: PeerRequest) -> Option<PeerReply> {
+        let PeerRequest { instance, age_ms, address, begins, known, purges } = request;
+        let reply = PeerReply { instance: self.instance, age_ms: self.age_ms(), ..PeerReply::default() };
+        if instance == self.instance {
+            return Some(reply);
+        }
+        if let Some(address) = address {
+            self.meet(address, begins);
+        }
+        let segments = purges.into_iter().map(message::segment).collect::<Option<Vec<_>>>()?;
+        self.hear(segments, instance, age_ms);
+        let (now, log) = (boot_ms(), self.log.lock());
+        let acknowledged = log.last(instance);
+        let Some(known) = known else { return Some(PeerReply { acknowledged, ..reply }) };
+        // A pod that begins may find what was purged in Redis alone.
+        let needs_none = begins && self.caches.has_told_redis().is_none();
+        let missing = if needs_none { vec![] } else { log.missing(&known, instance, now) };
+        let purges = missing.into_iter().map(Into::into).collect();
+        Some(PeerReply { acknowledged, known: Some(log.known(now)), purges, ..reply })
+    }
+
+    /// Applies purges that another pod told of.
+    fn hear(&self, segments: Vec<Segment>, instance: u64, age_ms: u64) {
+        if segments.is_empty() {
+            return;
+        }
+        let now = boot_ms();
+        let is_after_gap = self.contacts.lock().is_after_gap(instance, self.age_ms().min(age_ms), now);
+        let mut log = self.log.lock();
+        for segment in segments {
+            log.hear(segment, is_after_gap, now, |effect| {
+                self.stats.peers.count(PeerOutcome::Heard, 1);
+                match effect {
+                    Effect::Purge(purge) => self.caches.purge(purge),
+                    Effect::Everything => {
+                        tracing::warn!("purges of another pod were missed: everything is stale");
+                        self.caches.purge_everything();
+                    }
+                }
+            });
+        }
+    }
+
+    /// Returns the pods that are told, and those that can't be.
+    pub fn report(&self) -> PeersReport {
+        self.members.report()
+    }
+
+    fn age_ms(&self) -> u64 {
+        boot_ms().saturating_sub(self.began_at)
+    }
+
+    /// Has one pod after another compared, and forgets what nobody needs.
+    async fn keep_comparing(self: Arc<Self>) {
+        let mut last = None;
+        loop {
+            sleep(COMPARISON_INTERVAL.mul_f64(0.5 + fastrand::f64())).await;
+            let members = self.members.all();
+            let next = members.iter().find(|member| last.is_none_or(|last| member.address > last));
+            let next = next.or(members.first());
+            last = next.map(|member| member.address);
+            let _ = next.inspect(|member| member.compare());
+            let now = boot_ms();
+            let mut log = self.log.lock();
+            log.forget_old(now);
+            if self.caches.has_told_redis() == Some(true) {
+                log.settle(now.saturating_sub(SETTLING_MS));
+            }
+            drop(log);
+            self.contacts.lock().forget_old(now);
+            let PeersReport { reachable, unreachable, .. } = self.report();
+            self.stats.peers.set_pods(reachable, unreachable.len());
+        }
+    }
+}
